@@ -1,0 +1,185 @@
+//! The agent's one NATS connection: what it listens to and what it may say.
+//!
+//! It listens to the live feed and to its own inboxes, one per kind of answer, and speaks on its own
+//! subjects only; its NATS permissions allow no more (R13).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::connection::State;
+use async_nats::{Client, Subscriber};
+use bytes::Bytes;
+use evictd_core::ids::Identity;
+use evictd_ops::bus::{BusEvent, BusOptions};
+use evictd_ops::readiness::{Condition, Readiness};
+use evictd_wire::lookup::LookupRequest;
+use evictd_wire::subject::{self, Kind, Speaker};
+use tokio::sync::Notify;
+
+use crate::StartError;
+use crate::config::AgentConfig;
+use crate::metrics::Metrics;
+
+/// Messages that a subscription holds while its task is busy; the feed's task only applies.
+const SUBSCRIPTION_CAPACITY: usize = 65_536;
+
+/// How long a message may wait for the client before it is given up: questions are asked again anyway.
+const PUBLISH_LIMIT: Duration = Duration::from_millis(250);
+
+/// Sends on one connection.
+#[derive(Clone, Debug)]
+struct Port {
+    client: Client,
+    speaker: Arc<Speaker>,
+    /// Inboxes of this process: answers to an earlier one find nobody.
+    inbox: Arc<str>,
+}
+
+impl Port {
+    fn inbox(&self, kind: Kind) -> String {
+        format!("{}.{}", self.inbox, kind.token())
+    }
+
+    /// Whether the message was handed to the connection. Nothing is queued for a connection that is
+    /// down: it would arrive late and together.
+    async fn send(&self, subject: String, reply: Option<String>, payload: Bytes) -> bool {
+        if self.client.connection_state() != State::Connected {
+            return false;
+        }
+        let publish = async {
+            match reply {
+                Some(reply) => self.client.publish_with_reply(subject, reply, payload).await,
+                None => self.client.publish(subject, payload).await,
+            }
+        };
+        match tokio::time::timeout(PUBLISH_LIMIT, publish).await {
+            Ok(Ok(())) => true,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "NATS refused a message");
+                false
+            }
+            Err(_) => false,
+        }
+    }
+}
+
+/// Where lookups are asked.
+#[derive(Clone, Debug)]
+pub(crate) struct LookupPort(Port);
+
+impl LookupPort {
+    pub(crate) async fn send(&self, request: &LookupRequest) -> bool {
+        let subject = self.0.speaker.subject(Kind::Lookup);
+        self.0.send(subject, Some(self.0.inbox(Kind::Lookup)), request.encode()).await
+    }
+}
+
+/// What the follow task hears and says.
+#[derive(Debug)]
+pub(crate) struct Feed {
+    pub(crate) live: Subscriber,
+    pub(crate) probe_answers: Subscriber,
+    pub(crate) replay_answers: Subscriber,
+    /// Notified whenever the connection came about.
+    pub(crate) connected: Arc<Notify>,
+    port: Port,
+}
+
+impl Feed {
+    pub(crate) async fn send_probe(&self, payload: Bytes, all: bool) {
+        let speaker = &self.port.speaker;
+        let subject = if all { speaker.probe_any() } else { speaker.subject(Kind::Probe) };
+        self.port.send(subject, Some(self.port.inbox(Kind::Probe)), payload).await;
+    }
+
+    pub(crate) async fn send_replay(&self, payload: Bytes) {
+        let subject = self.port.speaker.subject(Kind::Replay);
+        self.port.send(subject, Some(self.port.inbox(Kind::Replay)), payload).await;
+    }
+
+    pub(crate) async fn announce(&self, payload: Bytes) {
+        self.port.send(self.port.speaker.subject(Kind::Applied), None, payload).await;
+    }
+}
+
+/// The connection with all its subscriptions.
+#[derive(Debug)]
+pub(crate) struct Bus {
+    feed: Feed,
+    lookup_answers: Subscriber,
+}
+
+impl Bus {
+    pub(crate) fn lookups(&self) -> LookupPort {
+        LookupPort(self.feed.port.clone())
+    }
+
+    pub(crate) fn split(self) -> (Feed, Subscriber) {
+        (self.feed, self.lookup_answers)
+    }
+}
+
+/// Connects and subscribes; returns although no server may be reachable yet.
+pub(crate) async fn connect(
+    config: &AgentConfig,
+    identity: &Identity,
+    metrics: &Arc<Metrics>,
+    readiness: &Readiness,
+) -> Result<Bus, StartError> {
+    let speaker = config.speaker();
+    let inbox: Arc<str> = format!("{}.{}", speaker.inbox_prefix(), identity.instance).into();
+    let connected = Arc::new(Notify::new());
+    let options = BusOptions {
+        name: format!("evictd agent {speaker}"),
+        inbox_prefix: Some(speaker.inbox_prefix()),
+        subscription_capacity: SUBSCRIPTION_CAPACITY,
+    };
+    let waiting = format!("a connection to {}", config.nats.urls.join(", "));
+    let on_event = on_event(metrics.clone(), readiness.condition("nats", waiting), connected.clone());
+    let client = evictd_ops::bus::connect(&config.nats, options, on_event).await?;
+    let port = Port { client: client.clone(), speaker: Arc::new(speaker), inbox };
+    let subscribe = async |subject: String| {
+        let action = "subscribe";
+        client.subscribe(subject).await.map_err(|source| StartError::Subscribe { action, source })
+    };
+    // The live feed first: nothing that follows a probe's answer may be missed.
+    let feed = Feed {
+        live: subscribe(subject::LIVE.to_owned()).await?,
+        probe_answers: subscribe(port.inbox(Kind::Probe)).await?,
+        replay_answers: subscribe(port.inbox(Kind::Replay)).await?,
+        connected,
+        port: port.clone(),
+    };
+    let lookup_answers = subscribe(port.inbox(Kind::Lookup)).await?;
+    Ok(Bus { feed, lookup_answers })
+}
+
+fn on_event(
+    metrics: Arc<Metrics>,
+    condition: Condition,
+    connected: Arc<Notify>,
+) -> impl Fn(BusEvent) + Send + Sync + 'static {
+    move |event| match event {
+        BusEvent::Connected => {
+            tracing::info!("connected to NATS");
+            metrics.connected(true);
+            condition.met();
+            connected.notify_one();
+        }
+        BusEvent::Disconnected => {
+            tracing::warn!("the connection to NATS is lost; reconnecting");
+            metrics.connected(false);
+            condition.unmet("a connection to NATS, which was lost");
+        }
+        BusEvent::SlowConsumer => metrics.slow_consumer(),
+        BusEvent::ServerError(error) => {
+            tracing::warn!(%error, "NATS reports an error; are the permissions of this agent's user right?");
+            metrics.server_error();
+        }
+        BusEvent::ClientError(error) => {
+            tracing::debug!(%error, "NATS client");
+            condition.unmet(format!("a connection to NATS: {error}"));
+        }
+        BusEvent::LameDuck | BusEvent::Draining | BusEvent::Closed => {}
+    }
+}

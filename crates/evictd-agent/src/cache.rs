@@ -1,0 +1,140 @@
+//! Records by hash, in moka. The only place that names it.
+//!
+//! moka keeps what is worth keeping and bounds the memory; it decides nothing else. Whether an entry may
+//! be served is decided at each hit, from the floors and the lease (R6, R8). In particular moka's own
+//! invalidation does not stop a load in flight, so an entry is inserted hidden, and shown only after a
+//! look at the floors that follows the insertion (R9).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use evictd_core::floors::Anchors;
+use evictd_core::ids::KeyHash;
+use evictd_core::position::LogPosition;
+use evictd_core::record::Record;
+use evictd_core::time::LeaseTime;
+
+use crate::config::CacheConfig;
+
+/// A record, how new it is, and what it depends on.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) record: Record,
+    /// When the load was sent, less the age of the authority's last fence (R8).
+    pub(crate) read_at: LeaseTime,
+    pub(crate) anchors: Anchors,
+    as_of: AtomicU64,
+    shown: AtomicBool,
+}
+
+impl Entry {
+    pub(crate) fn new(record: Record, as_of: LogPosition, read_at: LeaseTime, anchors: Anchors) -> Self {
+        let as_of = AtomicU64::new(as_of.to_bits());
+        Self { record, read_at, anchors, as_of, shown: AtomicBool::new(false) }
+    }
+
+    pub(crate) fn as_of(&self) -> LogPosition {
+        LogPosition::from_bits(self.as_of.load(Ordering::Acquire))
+    }
+
+    /// After a hit that passed: what was applied before the floors were read is in this entry too (R6).
+    /// So entries in use outlive the horizon.
+    pub(crate) fn lift(&self, applied: LogPosition) {
+        if self.as_of() < applied {
+            self.as_of.fetch_max(applied.to_bits(), Ordering::AcqRel);
+        }
+    }
+
+    pub(crate) fn show(&self) {
+        self.shown.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_shown(&self) -> bool {
+        self.shown.load(Ordering::Acquire)
+    }
+
+    /// Whether it grants nothing by itself: such entries live briefly and in a cache of their own, so
+    /// that guessing keys can't push out good ones.
+    pub(crate) fn is_not_found(&self) -> bool {
+        match &self.record {
+            Record::Absent => true,
+            Record::Key(key) => key.state == evictd_core::record::RecordState::Deleted,
+            Record::RootKey(root) => root.state == evictd_core::record::RecordState::Deleted,
+        }
+    }
+
+    /// Estimated memory, with what moka and the allocator add.
+    fn weight(&self) -> u32 {
+        const OVERHEAD: usize = 350;
+        let variable = match &self.record {
+            Record::Absent => 0,
+            Record::Key(key) => {
+                let text = |text: &Option<Box<str>>| text.as_ref().map_or(0, |text| text.len());
+                key.key_id.as_str().len() + text(&key.name) + text(&key.meta)
+            }
+            Record::RootKey(root) => root.permissions.iter().map(|permission| permission.len() + 16).sum(),
+        };
+        u32::try_from(OVERHEAD + variable).unwrap_or(u32::MAX)
+    }
+}
+
+/// Found and not found, apart.
+#[derive(Debug)]
+pub(crate) struct Cache {
+    found: moka::sync::Cache<KeyHash, Arc<Entry>>,
+    not_found: moka::sync::Cache<KeyHash, Arc<Entry>>,
+    pub(crate) not_found_ttl: std::time::Duration,
+}
+
+impl Cache {
+    pub(crate) fn new(config: &CacheConfig) -> Self {
+        let found = moka::sync::Cache::builder()
+            .name("found")
+            .max_capacity(config.size.0)
+            .weigher(|_, entry: &Arc<Entry>| entry.weight())
+            .build();
+        let not_found =
+            moka::sync::Cache::builder().name("not_found").max_capacity(config.not_found_entries).build();
+        Self { found, not_found, not_found_ttl: config.not_found_ttl.into() }
+    }
+
+    /// One look-up for what is found; two for what is not.
+    pub(crate) fn get(&self, hash: &KeyHash) -> Option<Arc<Entry>> {
+        self.found.get(hash).or_else(|| self.not_found.get(hash)).filter(|entry| entry.is_shown())
+    }
+
+    /// Puts an entry in, hidden until [`Entry::show`].
+    pub(crate) fn insert_hidden(&self, hash: KeyHash, entry: Arc<Entry>) {
+        debug_assert!(!entry.is_shown());
+        let (into, out_of) = if entry.is_not_found() {
+            (&self.not_found, &self.found)
+        } else {
+            (&self.found, &self.not_found)
+        };
+        into.insert(hash, entry);
+        out_of.invalidate(&hash);
+    }
+
+    /// Removes what is cached under `hash`. When this returns, no `get` that starts later sees it.
+    pub(crate) fn evict(&self, hash: &KeyHash) {
+        self.found.invalidate(hash);
+        self.not_found.invalidate(hash);
+    }
+
+    /// Removes everything, as far as memory is concerned: the horizon has ended its life already.
+    pub(crate) fn clear(&self) {
+        self.found.invalidate_all();
+        self.not_found.invalidate_all();
+    }
+
+    /// moka does its housekeeping on its callers; without traffic somebody must.
+    pub(crate) fn run_pending_tasks(&self) {
+        self.found.run_pending_tasks();
+        self.not_found.run_pending_tasks();
+    }
+
+    /// Entries found, entries not found, estimated bytes; as of the last housekeeping.
+    pub(crate) fn size(&self) -> (u64, u64, u64) {
+        (self.found.entry_count(), self.not_found.entry_count(), self.found.weighted_size())
+    }
+}

@@ -1,0 +1,164 @@
+//! The agent's configuration. `deploy/agent.toml` documents every key and holds every default.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use evictd_core::floors::FloorLimits;
+use evictd_core::follower::FollowerConfig;
+use evictd_core::lease::Bound;
+use evictd_ops::bus::BusConfig;
+use evictd_ops::config::{ByteSize, HumanDuration, Validate};
+use evictd_ops::logging::LogFormat;
+use evictd_wire::subject::{Speaker, check_name};
+use serde::Deserialize;
+
+/// The documented default file; the program's own defaults.
+pub const DEFAULTS: &str = include_str!("../../../deploy/agent.toml");
+
+/// All of it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentConfig {
+    /// The region it serves.
+    pub region: String,
+    /// Its name within the region.
+    pub agent: String,
+    /// The verify surface.
+    pub http: HttpConfig,
+    /// The operator's port.
+    pub admin: AdminConfig,
+    /// The bus.
+    pub nats: BusConfig,
+    /// The bound and what keeps it.
+    pub lease: LeaseConfig,
+    /// The cache.
+    pub cache: CacheConfig,
+    /// Questions to the authority.
+    pub loads: LoadsConfig,
+    /// Logging.
+    pub log: LogConfig,
+}
+
+/// The verify surface.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HttpConfig {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Connections at once.
+    pub connections_max: usize,
+}
+
+/// The operator's port.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdminConfig {
+    /// Where it listens.
+    pub listen: SocketAddr,
+}
+
+/// The bound and what keeps it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeaseConfig {
+    /// The promise.
+    pub bound: HumanDuration,
+    /// Kept back of it.
+    pub margin: HumanDuration,
+    /// How often the lease is renewed.
+    pub probe_interval: HumanDuration,
+    /// After which silence a question is repeated.
+    pub request_timeout: HumanDuration,
+    /// How long a gap may take to close by itself.
+    pub gap_patience: HumanDuration,
+}
+
+/// The cache.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CacheConfig {
+    /// Memory for records.
+    pub size: ByteSize,
+    /// How many "not found" are remembered.
+    pub not_found_entries: u64,
+    /// For how long.
+    pub not_found_ttl: HumanDuration,
+}
+
+/// Questions to the authority.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoadsConfig {
+    /// At once.
+    pub concurrent_max: usize,
+    /// After which silence one is repeated.
+    pub timeout: HumanDuration,
+}
+
+/// Logging.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogConfig {
+    /// The form.
+    pub format: LogFormat,
+    /// The filter.
+    pub filter: String,
+}
+
+impl AgentConfig {
+    /// Its subjects. The names were validated.
+    pub fn speaker(&self) -> Speaker {
+        Speaker::new(&self.region, &self.agent).expect("`validate` refuses names that are no subject tokens")
+    }
+
+    /// The bound. Its margin was validated.
+    pub fn bound(&self) -> Bound {
+        Bound::new(self.lease.bound.into(), self.lease.margin.into())
+            .expect("`validate` refuses margins out of proportion")
+    }
+
+    /// What the follower needs.
+    pub fn follower(&self) -> FollowerConfig {
+        FollowerConfig {
+            bound: self.bound(),
+            probe_interval: self.lease.probe_interval.into(),
+            request_timeout: self.lease.request_timeout.into(),
+            gap_patience: self.lease.gap_patience.into(),
+            floors: FloorLimits::default(),
+        }
+    }
+}
+
+impl Validate for AgentConfig {
+    fn validate(&self, problems: &mut Vec<String>) {
+        for (key, name) in [("region", &self.region), ("agent", &self.agent)] {
+            problems.extend(check_name(name).err().map(|error| format!("{key}: {error}")));
+        }
+        let duration = |value: HumanDuration| Duration::from(value);
+        let lease = &self.lease;
+        if let Err(error) = Bound::new(lease.bound.into(), lease.margin.into()) {
+            problems.push(format!("lease.margin: {error} (bound {}, margin {})", lease.bound, lease.margin));
+        } else if duration(lease.probe_interval) * 2 > duration(lease.bound) - duration(lease.margin) {
+            problems.push(format!(
+                "lease.probe_interval: {} leaves no second try within the bound; use at most half of bound - margin",
+                lease.probe_interval
+            ));
+        }
+        for (key, value) in [
+            ("lease.probe_interval", lease.probe_interval),
+            ("lease.request_timeout", lease.request_timeout),
+            ("loads.timeout", self.loads.timeout),
+        ] {
+            if duration(value) < Duration::from_millis(10) {
+                problems.push(format!("{key}: must be at least 10ms"));
+            }
+        }
+        if duration(self.cache.not_found_ttl) > duration(lease.bound) {
+            problems.push("cache.not_found_ttl: must not exceed lease.bound".to_owned());
+        }
+        if self.loads.concurrent_max == 0 {
+            problems.push("loads.concurrent_max: must be at least 1".to_owned());
+        }
+        self.nats.validate(problems);
+    }
+}

@@ -1,0 +1,105 @@
+//! `POST /v2/keys.verifyKey`, in the order of checks that Unkey's clients know.
+
+use evictd_core::record::{KeyRecord, Record, RecordState, RootKeyRecord, Verdict};
+use evictd_ops::http::{Handler, Reply, Request};
+use evictd_ops::rpc::{self, Call};
+use evictd_wire::api::error::{ApiError, ErrorKind};
+use evictd_wire::api::ids::hash;
+use evictd_wire::api::requests::VerifyKey;
+use evictd_wire::api::responses::VerifyKeyData;
+
+use crate::cache::Entry;
+use crate::loads::LoadError;
+use crate::verify::Verifier;
+
+/// Largest body: a key and its tags, all escaped, fit several times.
+pub(crate) const BODY_BYTES_MAX: usize = 256 * 1024;
+
+const VERIFY: &str = "verify_key";
+
+/// The verify surface.
+#[derive(Clone, Debug)]
+pub(crate) struct Surface {
+    verifier: Verifier,
+}
+
+impl Surface {
+    pub(crate) fn new(verifier: Verifier) -> Self {
+        Self { verifier }
+    }
+
+    async fn verify(&self, call: &Call) -> Result<Reply, ApiError> {
+        let token = call.token()?;
+        let request = VerifyKey::parse(&call.body)?;
+        let root_entry = self.load(token).await?;
+        let root = self.authorise(&root_entry)?;
+        let entry = self.load(&request.key).await?;
+        let visible = match &entry.record {
+            Record::Key(key) if may_see(root, key) => Some(key),
+            Record::Key(_) | Record::RootKey(_) | Record::Absent => None,
+        };
+        Ok(match visible {
+            Some(key) => call.success(VerifyKeyData::new(key, self.verifier.judge(key))),
+            None => {
+                self.verifier.metrics.verified(Verdict::NotFound);
+                call.success(VerifyKeyData::not_found())
+            }
+        })
+    }
+
+    async fn load(&self, text: &str) -> Result<std::sync::Arc<Entry>, ApiError> {
+        self.verifier.entry(hash(text)).await.map_err(|error| {
+            self.verifier.metrics.unavailable();
+            unavailable(error)
+        })
+    }
+
+    fn authorise<'a>(&self, entry: &'a Entry) -> Result<&'a RootKeyRecord, ApiError> {
+        let refuse = |kind, detail: &str| Err(ApiError::new(kind, detail));
+        let Record::RootKey(root) = &entry.record else {
+            return refuse(ErrorKind::RootKeyNotFound, "The root key doesn't exist or was revoked");
+        };
+        match root.state {
+            RecordState::Deleted => {
+                refuse(ErrorKind::RootKeyNotFound, "The root key doesn't exist or was revoked")
+            }
+            RecordState::Disabled => refuse(ErrorKind::KeyDisabled, "The root key is disabled"),
+            RecordState::Expired => refuse(ErrorKind::Forbidden, "The root key has expired"),
+            RecordState::Active if self.verifier.root_key_ended(entry) => {
+                refuse(ErrorKind::Forbidden, "The root key has expired")
+            }
+            RecordState::Active => Ok(root),
+        }
+    }
+}
+
+/// Keys of other workspaces, and of APIs that the root key may not verify, don't exist for the caller.
+fn may_see(root: &RootKeyRecord, key: &KeyRecord) -> bool {
+    root.workspace_id == key.workspace_id && root.allows(&key.api_id, VERIFY)
+}
+
+fn unavailable(error: LoadError) -> ApiError {
+    let detail = match error {
+        LoadError::Busy => "Too many records are being loaded at once; try again",
+        LoadError::Unreachable => {
+            "This agent has no record that is fresh enough, and no publisher answered; see its /readyz"
+        }
+        LoadError::Stale => {
+            "The record that could be had is older than a change that is known here; try again"
+        }
+    };
+    ApiError::new(ErrorKind::Stale, detail)
+}
+
+impl Handler for Surface {
+    async fn handle(&self, request: Request) -> Reply {
+        if request.parts.uri.path() != VerifyKey::PATH {
+            return rpc::not_found();
+        }
+        let call = match Call::read(request).await {
+            Ok(call) => call,
+            Err(reply) => return reply,
+        };
+        self.verify(&call).await.unwrap_or_else(|error| call.failure(&error))
+    }
+}

@@ -1,0 +1,69 @@
+//! What the follower knows, where the hot path can read it without a lock.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use evictd_core::floors::FloorCell;
+use evictd_core::follower::Follower;
+use evictd_core::lease::Bound;
+use evictd_core::position::LogPosition;
+use evictd_core::time::{LeaseTime, StoreTime};
+use evictd_ops::clock;
+use parking_lot::Mutex;
+
+/// Shared by the follow task, which writes it, and verifications, which read the atomics only.
+#[derive(Debug)]
+pub(crate) struct Knowledge {
+    /// The protocol state. Loads lock it to anchor what they bring; hits never do.
+    pub(crate) follower: Mutex<Follower>,
+    pub(crate) bound: Bound,
+    pub(crate) horizon: Arc<FloorCell>,
+    applied: AtomicU64,
+    /// Microseconds on the lease clock; 0 before the first proof.
+    proven_at: AtomicU64,
+    /// Upper estimate of the store's clock less this machine's, in microseconds.
+    offset_high_us: AtomicI64,
+}
+
+impl Knowledge {
+    pub(crate) fn new(follower: Follower, bound: Bound) -> Self {
+        let horizon = follower.floors().horizon().clone();
+        Self {
+            follower: Mutex::new(follower),
+            bound,
+            horizon,
+            applied: AtomicU64::new(LogPosition::ZERO.to_bits()),
+            proven_at: AtomicU64::new(0),
+            offset_high_us: AtomicI64::new(0),
+        }
+    }
+
+    /// Contiguously applied, as announced; `ZERO` before the base is known.
+    pub(crate) fn applied(&self) -> LogPosition {
+        LogPosition::from_bits(self.applied.load(Ordering::Acquire))
+    }
+
+    /// Since when nothing can have been missed; the clock's start before the first proof.
+    pub(crate) fn proven_at(&self) -> LeaseTime {
+        LeaseTime(self.proven_at.load(Ordering::Acquire))
+    }
+
+    /// The highest that the store's clock can show now, as far as probes have measured it.
+    pub(crate) fn home_time_high(&self) -> StoreTime {
+        StoreTime(clock::wall_now().0.saturating_add(self.offset_high_us.load(Ordering::Relaxed)))
+    }
+
+    /// To be called after the floors were raised and entries evicted (R9).
+    pub(crate) fn publish_applied(&self, applied: LogPosition) {
+        self.applied.store(applied.to_bits(), Ordering::Release);
+    }
+
+    /// To be called after `applied` was published (R9).
+    pub(crate) fn publish_proven(&self, proven_at: LeaseTime) {
+        self.proven_at.fetch_max(proven_at.0, Ordering::AcqRel);
+    }
+
+    pub(crate) fn publish_offset_high(&self, micros: i64) {
+        self.offset_high_us.store(micros, Ordering::Relaxed);
+    }
+}

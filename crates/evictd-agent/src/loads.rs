@@ -1,0 +1,173 @@
+//! What the cache doesn't have is asked of the origin: one question per hash at a time, few at once.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry as MapEntry;
+use std::sync::Arc;
+
+use evictd_core::follower::Effect;
+use evictd_core::ids::KeyHash;
+use evictd_core::lease::answers;
+use evictd_core::position::LogPosition;
+use evictd_ops::clock;
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, watch};
+
+use crate::cache::{Cache, Entry};
+use crate::config::LoadsConfig;
+use crate::knowledge::Knowledge;
+use crate::metrics::{LoadOutcome, Metrics};
+use crate::origin::{Loaded, Origin};
+
+/// Why there is no fresh record.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub(crate) enum LoadError {
+    /// Too many loads here, or the authority sheds them.
+    #[error("too many records are being loaded")]
+    Busy,
+    /// No publisher answered.
+    #[error("no publisher answered")]
+    Unreachable,
+    /// What arrived is older than what was applied here, twice.
+    #[error("the record that arrived is too old")]
+    Stale,
+}
+
+/// The end of a load, shared by everybody who waited for it.
+#[derive(Clone, Debug)]
+struct Landed {
+    entry: Arc<Entry>,
+    /// How new the load was when it arrived.
+    as_of: LogPosition,
+    /// The highest floor of its scopes when it arrived.
+    floor: LogPosition,
+}
+
+type Flight = watch::Receiver<Option<Result<Landed, LoadError>>>;
+
+/// Loads under way.
+#[derive(Clone, Debug)]
+pub(crate) struct Loads {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    flights: Mutex<HashMap<KeyHash, Flight>>,
+    permits: Arc<Semaphore>,
+    origin: Origin,
+    knowledge: Arc<Knowledge>,
+    cache: Arc<Cache>,
+    metrics: Arc<Metrics>,
+}
+
+impl Loads {
+    pub(crate) fn new(
+        config: &LoadsConfig,
+        origin: Origin,
+        knowledge: Arc<Knowledge>,
+        cache: Arc<Cache>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let permits = Arc::new(Semaphore::new(config.concurrent_max));
+        let flights = Mutex::default();
+        Self { shared: Arc::new(Shared { flights, permits, origin, knowledge, cache, metrics }) }
+    }
+
+    /// Loads `hash` for a verification that began when `joined` was applied here, joining a load that is
+    /// under way already. Such a load may have been sent before something that this verification must
+    /// know; then it is repeated, once (R10).
+    pub(crate) async fn load(&self, hash: KeyHash, joined: LogPosition) -> Result<Arc<Entry>, LoadError> {
+        for _ in 0..2 {
+            let landed = self.join(hash)?.await_landing().await?;
+            let in_time = {
+                let (now, proven_at) = (clock::lease_now(), self.shared.knowledge.proven_at());
+                self.shared.knowledge.bound.allows(now, landed.entry.read_at, proven_at)
+            };
+            if in_time && answers(landed.as_of, landed.floor, joined) {
+                return Ok(landed.entry);
+            }
+        }
+        Err(LoadError::Stale)
+    }
+
+    /// The flight for `hash`: the one under way, or a new one.
+    fn join(&self, hash: KeyHash) -> Result<Waiting, LoadError> {
+        let mut flights = self.shared.flights.lock();
+        match flights.entry(hash) {
+            MapEntry::Occupied(flight) => Ok(Waiting(flight.get().clone())),
+            MapEntry::Vacant(vacant) => {
+                let Ok(permit) = self.shared.permits.clone().try_acquire_owned() else {
+                    self.shared.metrics.loaded(LoadOutcome::Shed);
+                    return Err(LoadError::Busy);
+                };
+                let (landing, flight) = watch::channel(None);
+                vacant.insert(flight.clone());
+                let shared = self.shared.clone();
+                // A task of its own: whoever asked first may give up, the others still want the answer.
+                tokio::spawn(async move {
+                    let _permit = permit;
+                    let result = shared.fly(hash).await;
+                    // Off the list before it lands: who comes later must not join what is already over.
+                    shared.flights.lock().remove(&hash);
+                    landing.send_replace(Some(result));
+                });
+                Ok(Waiting(flight))
+            }
+        }
+    }
+}
+
+struct Waiting(Flight);
+
+impl Waiting {
+    async fn await_landing(mut self) -> Result<Landed, LoadError> {
+        match self.0.wait_for(Option::is_some).await {
+            Ok(landed) => landed.clone().unwrap_or(Err(LoadError::Unreachable)),
+            // The task was dropped with the runtime: the process ends.
+            Err(_) => Err(LoadError::Unreachable),
+        }
+    }
+}
+
+impl Shared {
+    async fn fly(&self, hash: KeyHash) -> Result<Landed, LoadError> {
+        let started = clock::lease_now();
+        let loaded = match self.origin.lookup(hash).await {
+            Ok(loaded) => loaded,
+            Err((outcome, error)) => {
+                self.metrics.loaded(outcome);
+                return Err(error);
+            }
+        };
+        self.metrics.loaded(LoadOutcome::Ok);
+        self.metrics.load_took(clock::lease_now().since(started));
+        Ok(self.land(hash, loaded))
+    }
+
+    /// Inserts hidden, looks at the floors, then shows (R9). An invalidation raises floors before it
+    /// evicts: either this look sees its floor, or its eviction sees this entry.
+    fn land(&self, hash: KeyHash, loaded: Loaded) -> Landed {
+        let Loaded { lookup, read_at } = loaded;
+        let mut effects = Vec::new();
+        let anchors = self.knowledge.follower.lock().anchors(&lookup.record, &mut effects);
+        for effect in &effects {
+            if let Effect::Widened(widened) = effect {
+                self.metrics.floors_merged(widened.floors());
+            }
+        }
+        let as_of = lookup.as_of;
+        let entry = Arc::new(Entry::new(lookup.record, as_of, read_at, anchors));
+        self.cache.insert_hidden(hash, entry.clone());
+        let (admitted, floor) = {
+            let follower = self.knowledge.follower.lock();
+            (follower.admits(&hash, &entry.anchors, as_of), follower.floor(&hash, &entry.anchors))
+        };
+        if admitted {
+            entry.show();
+        } else {
+            self.cache.evict(&hash);
+            self.metrics.stale_loads.increment(1);
+        }
+        Landed { entry, as_of, floor }
+    }
+}

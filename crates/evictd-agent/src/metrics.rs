@@ -1,0 +1,306 @@
+//! Every metric of the agent: declared once, and recorded as events.
+
+use std::time::Duration;
+
+use evictd_core::follower::{FlushReason, RepairCause, Via};
+use evictd_core::invalidation::Scope;
+use evictd_core::lease::Mode;
+use evictd_core::record::Verdict;
+use evictd_ops::metrics::{MetricKind, MetricSpec, Registry};
+use evictd_wire::subject::Kind;
+use metrics::{Counter, Gauge, Histogram, Unit};
+
+/// Edges of propagation lag: 1 ms to the bound, with an exact edge at 30 s.
+const LAG_BUCKETS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 25.0, 30.0,
+    60.0,
+];
+
+const LOAD_BUCKETS: &[f64] =
+    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0];
+
+macro_rules! specs {
+    ($($constant:ident = $name:literal, $kind:expr, $unit:expr, [$($label:literal),*], $help:literal;)*) => {
+        $(const $constant: MetricSpec = MetricSpec {
+            name: $name, kind: $kind, unit: $unit, labels: &[$($label),*], help: $help,
+        };)*
+        /// All metrics of the agent.
+        pub const SPECS: &[MetricSpec] = &[$($constant),*];
+    };
+}
+
+const COUNTER: MetricKind = MetricKind::Counter;
+const GAUGE: MetricKind = MetricKind::Gauge;
+const LAG: MetricKind = MetricKind::Histogram { buckets: LAG_BUCKETS };
+const LOAD: MetricKind = MetricKind::Histogram { buckets: LOAD_BUCKETS };
+const SECONDS: Option<Unit> = Some(Unit::Seconds);
+const COUNT: Option<Unit> = Some(Unit::Count);
+const BYTES: Option<Unit> = Some(Unit::Bytes);
+
+specs! {
+    PROPAGATION_LAG = "evictd_agent_propagation_lag_seconds", LAG, SECONDS, ["scope"],
+        "From the commit of a change at home to its application here, corrected by the measured clock offset.";
+    PROPAGATION_BOUND = "evictd_agent_propagation_bound_seconds", GAUGE, SECONDS, [],
+        "The promise: no answer is based on anything older.";
+    LEASE_REMAINING = "evictd_agent_lease_remaining_seconds", GAUGE, SECONDS, [],
+        "How long cached entries are still trusted without a new proof; 0 when the lease has run out.";
+    MODE = "evictd_agent_mode", GAUGE, None, ["mode"],
+        "1 for the current mode: starting, live or expired.";
+    APPLIED = "evictd_agent_applied_position", GAUGE, None, [],
+        "Everything up to this log position is applied here.";
+    HEAD = "evictd_agent_head_position", GAUGE, None, [],
+        "The highest log position this agent has heard of.";
+    EPOCH = "evictd_agent_epoch", GAUGE, None, [],
+        "The log's epoch; it rises when the home store may have gone back.";
+    CLOCK_OFFSET = "evictd_agent_clock_offset_seconds", GAUGE, SECONDS, [],
+        "The home store's clock less this machine's, as measured by probes. Nothing depends on it but the lag shown.";
+    CLOCK_ERROR = "evictd_agent_clock_offset_error_seconds", GAUGE, SECONDS, [],
+        "By how much the measured clock offset, and with it the lag, may be off in either direction.";
+    FEED_SILENT = "evictd_agent_feed_silent", GAUGE, None, [],
+        "1 when three ticks of the live feed are missing: changes arrive by repair only.";
+    INVALIDATIONS = "evictd_agent_invalidations_total", COUNTER, COUNT, ["via"],
+        "Invalidations applied, by how they arrived: live or replay.";
+    REPAIRS = "evictd_agent_repairs_total", COUNTER, COUNT, ["cause"],
+        "Replays asked for, by what showed the gap.";
+    FLUSHES = "evictd_agent_flushes_total", COUNTER, COUNT, ["reason"],
+        "Times everything cached was forgotten.";
+    FLOORS_MERGED = "evictd_agent_floors_merged_total", COUNTER, COUNT, [],
+        "Floors that were merged into wider ones to bound memory; each costs reloads.";
+    VERIFICATIONS = "evictd_agent_verifications_total", COUNTER, COUNT, ["code"],
+        "Verifications answered, by code; UNAVAILABLE counts those denied because no fresh record could be had.";
+    CACHE_HITS = "evictd_agent_cache_hits_total", COUNTER, COUNT, [],
+        "Records answered from the cache.";
+    CACHE_MISSES = "evictd_agent_cache_misses_total", COUNTER, COUNT, [],
+        "Records that had to be loaded: not cached, below a floor, or too old.";
+    CACHE_ENTRIES = "evictd_agent_cache_entries", GAUGE, COUNT, ["kind"],
+        "Entries in the cache: found and not_found. Entries below a floor count until they are read or replaced.";
+    CACHE_BYTES = "evictd_agent_cache_bytes", GAUGE, BYTES, [],
+        "Estimated memory of the cached records.";
+    LOADS = "evictd_agent_loads_total", COUNTER, COUNT, ["outcome"],
+        "Loads from the authority: ok, busy (shed there), shed (too many here), timeout or unsent.";
+    LOAD_SECONDS = "evictd_agent_load_seconds", LOAD, SECONDS, [],
+        "How long successful loads took.";
+    STALE_LOADS = "evictd_agent_stale_loads_rejected_total", COUNTER, COUNT, [],
+        "Loads that arrived older than a floor that had risen meanwhile, and so were not cached.";
+    IGNORED = "evictd_agent_ignored_messages_total", COUNTER, COUNT, ["subject", "reason"],
+        "Messages from the bus that were ignored: malformed, or unasked (an answer to no open question).";
+    NATS_CONNECTED = "evictd_agent_nats_connected", GAUGE, None, [],
+        "1 while connected to a NATS server.";
+    NATS_CONNECTS = "evictd_agent_nats_connects_total", COUNTER, COUNT, [],
+        "Connections made to NATS servers, reconnects included.";
+    NATS_ERRORS = "evictd_agent_nats_errors_total", COUNTER, COUNT, ["kind"],
+        "Errors of the NATS connection: slow_consumer (messages dropped here) or server (as the server reports, permission violations among them).";
+}
+
+/// The handles, made once.
+#[derive(Debug)]
+pub struct Metrics {
+    lag: [Histogram; 4],
+    bound: Gauge,
+    lease_remaining: Gauge,
+    mode: [Gauge; 3],
+    applied: Gauge,
+    head: Gauge,
+    epoch: Gauge,
+    clock_offset: Gauge,
+    clock_error: Gauge,
+    feed_silent: Gauge,
+    live: Counter,
+    replayed: Counter,
+    repairs: [Counter; 3],
+    flushes: [Counter; 4],
+    floors_merged: Counter,
+    verdicts: [Counter; 4],
+    unavailable: Counter,
+    /// Records answered from the cache.
+    pub(crate) hits: Counter,
+    /// Records that had to be loaded.
+    pub(crate) misses: Counter,
+    entries_found: Gauge,
+    entries_not_found: Gauge,
+    cache_bytes: Gauge,
+    loads: [Counter; 5],
+    load_seconds: Histogram,
+    /// Loads older than a floor that rose meanwhile.
+    pub(crate) stale_loads: Counter,
+    malformed: [Counter; 4],
+    unasked: [Counter; 4],
+    connected: Gauge,
+    connects: Counter,
+    slow_consumer: Counter,
+    server_errors: Counter,
+}
+
+/// What came of a load.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum LoadOutcome {
+    Ok,
+    Busy,
+    Shed,
+    Timeout,
+    Unsent,
+}
+
+/// What an incoming message pretends to be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Incoming {
+    Live,
+    Answer(Kind),
+}
+
+impl Incoming {
+    const LABELS: [&'static str; 4] = ["live", "probe", "replay", "lookup"];
+
+    fn index(self) -> usize {
+        match self {
+            Self::Live | Self::Answer(Kind::Applied) => 0,
+            Self::Answer(Kind::Probe) => 1,
+            Self::Answer(Kind::Replay) => 2,
+            Self::Answer(Kind::Lookup) => 3,
+        }
+    }
+}
+
+impl Metrics {
+    /// Makes the handles.
+    pub fn new(registry: &Registry) -> Self {
+        let counter = |spec: &MetricSpec, label, value| registry.counter(spec, &[(label, value)]);
+        let gauge = |spec: &MetricSpec| registry.gauge(spec, &[]);
+        let ignored = |reason| {
+            Incoming::LABELS
+                .map(|subject| registry.counter(&IGNORED, &[("subject", subject), ("reason", reason)]))
+        };
+        Self {
+            lag: ["key", "api", "workspace", "all"]
+                .map(|scope| registry.histogram(&PROPAGATION_LAG, &[("scope", scope)])),
+            bound: gauge(&PROPAGATION_BOUND),
+            lease_remaining: gauge(&LEASE_REMAINING),
+            mode: Mode::ALL.map(|mode| registry.gauge(&MODE, &[("mode", mode.label())])),
+            applied: gauge(&APPLIED),
+            head: gauge(&HEAD),
+            epoch: gauge(&EPOCH),
+            clock_offset: gauge(&CLOCK_OFFSET),
+            clock_error: gauge(&CLOCK_ERROR),
+            feed_silent: gauge(&FEED_SILENT),
+            live: counter(&INVALIDATIONS, "via", "live"),
+            replayed: counter(&INVALIDATIONS, "via", "replay"),
+            repairs: RepairCause::ALL.map(|cause| counter(&REPAIRS, "cause", cause.label())),
+            flushes: FlushReason::ALL.map(|reason| counter(&FLUSHES, "reason", reason.label())),
+            floors_merged: registry.counter(&FLOORS_MERGED, &[]),
+            verdicts: Verdict::ALL.map(|verdict| counter(&VERIFICATIONS, "code", verdict.code())),
+            unavailable: counter(&VERIFICATIONS, "code", "UNAVAILABLE"),
+            hits: registry.counter(&CACHE_HITS, &[]),
+            misses: registry.counter(&CACHE_MISSES, &[]),
+            entries_found: registry.gauge(&CACHE_ENTRIES, &[("kind", "found")]),
+            entries_not_found: registry.gauge(&CACHE_ENTRIES, &[("kind", "not_found")]),
+            cache_bytes: gauge(&CACHE_BYTES),
+            loads: ["ok", "busy", "shed", "timeout", "unsent"]
+                .map(|outcome| counter(&LOADS, "outcome", outcome)),
+            load_seconds: registry.histogram(&LOAD_SECONDS, &[]),
+            stale_loads: registry.counter(&STALE_LOADS, &[]),
+            malformed: ignored("malformed"),
+            unasked: ignored("unasked"),
+            connected: gauge(&NATS_CONNECTED),
+            connects: registry.counter(&NATS_CONNECTS, &[]),
+            slow_consumer: counter(&NATS_ERRORS, "kind", "slow_consumer"),
+            server_errors: counter(&NATS_ERRORS, "kind", "server"),
+        }
+    }
+
+    pub(crate) fn applied(&self, scope: &Scope, via: Via, lag: Duration) {
+        let index = match scope {
+            Scope::Key { .. } => 0,
+            Scope::Api(_) => 1,
+            Scope::Workspace(_) => 2,
+            Scope::All => 3,
+        };
+        self.lag[index].record(lag.as_secs_f64());
+        match via {
+            Via::Live => self.live.increment(1),
+            Via::Replay => self.replayed.increment(1),
+        }
+    }
+
+    pub(crate) fn flushed(&self, reason: FlushReason) {
+        let index = FlushReason::ALL.iter().position(|known| *known == reason);
+        self.flushes[index.unwrap_or(0)].increment(1);
+    }
+
+    pub(crate) fn repair(&self, cause: RepairCause) {
+        let index = RepairCause::ALL.iter().position(|known| *known == cause);
+        self.repairs[index.unwrap_or(0)].increment(1);
+    }
+
+    pub(crate) fn floors_merged(&self, floors: usize) {
+        self.floors_merged.increment(floors as u64);
+    }
+
+    pub(crate) fn progress(&self, epoch: u32, applied: u64, head: u64) {
+        self.epoch.set(f64::from(epoch));
+        self.applied.set(applied as f64);
+        self.head.set(head as f64);
+    }
+
+    pub(crate) fn lease(&self, bound: Duration, remaining: Duration, mode: Mode) {
+        self.bound.set(bound.as_secs_f64());
+        self.lease_remaining.set(remaining.as_secs_f64());
+        for (gauge, known) in self.mode.iter().zip(Mode::ALL) {
+            gauge.set(if known == mode { 1.0 } else { 0.0 });
+        }
+    }
+
+    pub(crate) fn clock(&self, offset_seconds: f64, error: Duration) {
+        self.clock_offset.set(offset_seconds);
+        self.clock_error.set(error.as_secs_f64());
+    }
+
+    pub(crate) fn feed_silent(&self, silent: bool) {
+        self.feed_silent.set(if silent { 1.0 } else { 0.0 });
+    }
+
+    pub(crate) fn verified(&self, verdict: Verdict) {
+        let index = Verdict::ALL.iter().position(|known| *known == verdict);
+        self.verdicts[index.unwrap_or(0)].increment(1);
+    }
+
+    pub(crate) fn unavailable(&self) {
+        self.unavailable.increment(1);
+    }
+
+    pub(crate) fn cache(&self, found: u64, not_found: u64, bytes: u64) {
+        self.entries_found.set(found as f64);
+        self.entries_not_found.set(not_found as f64);
+        self.cache_bytes.set(bytes as f64);
+    }
+
+    pub(crate) fn loaded(&self, outcome: LoadOutcome) {
+        self.loads[outcome as usize].increment(1);
+    }
+
+    pub(crate) fn load_took(&self, duration: Duration) {
+        self.load_seconds.record(duration.as_secs_f64());
+    }
+
+    pub(crate) fn malformed(&self, incoming: Incoming) {
+        self.malformed[incoming.index()].increment(1);
+    }
+
+    pub(crate) fn unasked(&self, incoming: Incoming) {
+        self.unasked[incoming.index()].increment(1);
+    }
+
+    pub(crate) fn connected(&self, connected: bool) {
+        self.connected.set(if connected { 1.0 } else { 0.0 });
+        if connected {
+            self.connects.increment(1);
+        }
+    }
+
+    pub(crate) fn slow_consumer(&self) {
+        self.slow_consumer.increment(1);
+    }
+
+    pub(crate) fn server_error(&self) {
+        self.server_errors.increment(1);
+    }
+}

@@ -1,0 +1,124 @@
+//! The authority as origin: request and reply over the bus (R10).
+//!
+//! Questions and answers are matched here by number, not by the client's own request support: that one
+//! keeps every unanswered question for ever, and an agent asks most when nobody answers.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_nats::Subscriber;
+use evictd_core::ids::KeyHash;
+use evictd_core::record::Lookup;
+use evictd_core::time::LeaseTime;
+use evictd_ops::clock;
+use evictd_wire::lookup::{LookupAnswer, LookupOutcome, LookupRequest};
+use evictd_wire::subject::Kind;
+use futures_util::StreamExt;
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use crate::bus::LookupPort;
+use crate::loads::LoadError;
+use crate::metrics::{Incoming, LoadOutcome, Metrics};
+
+/// A record as loaded.
+#[derive(Clone, Debug)]
+pub(crate) struct Loaded {
+    pub(crate) lookup: Lookup,
+    /// When the question was sent, less the age of the authority's last fence (R8).
+    pub(crate) read_at: LeaseTime,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Origin {
+    port: LookupPort,
+    timeout: Duration,
+    open: Arc<Mutex<HashMap<u64, Question>>>,
+    next_nonce: Arc<AtomicU64>,
+}
+
+#[derive(Debug)]
+struct Question {
+    hash: KeyHash,
+    answer: oneshot::Sender<LookupOutcome>,
+}
+
+impl Origin {
+    pub(crate) fn new(port: LookupPort, timeout: Duration) -> Self {
+        Self { port, timeout, open: Arc::default(), next_nonce: Arc::new(AtomicU64::new(1)) }
+    }
+
+    /// Asks the authority; once more if it doesn't answer, since core NATS may lose a message.
+    pub(crate) async fn lookup(&self, hash: KeyHash) -> Result<Loaded, (LoadOutcome, LoadError)> {
+        for last_try in [false, true] {
+            match self.ask(hash).await {
+                Err((LoadOutcome::Timeout, _)) if !last_try => {}
+                done => return done,
+            }
+        }
+        Err((LoadOutcome::Timeout, LoadError::Unreachable))
+    }
+
+    async fn ask(&self, hash: KeyHash) -> Result<Loaded, (LoadOutcome, LoadError)> {
+        let nonce = self.next_nonce.fetch_add(1, Ordering::Relaxed);
+        let (answer, answered) = oneshot::channel();
+        self.open.lock().insert(nonce, Question { hash, answer });
+        // Dropped with this future, whoever drops it: open questions can't pile up.
+        let _open = Open { open: &self.open, nonce };
+        let sent_at = clock::lease_now();
+        if !self.port.send(&LookupRequest { nonce, hash }).await {
+            return Err((LoadOutcome::Unsent, LoadError::Unreachable));
+        }
+        match tokio::time::timeout(self.timeout, answered).await {
+            Ok(Ok(LookupOutcome::Found { lookup, fence_age })) => {
+                Ok(Loaded { lookup, read_at: sent_at.before(fence_age) })
+            }
+            Ok(Ok(LookupOutcome::Busy)) => Err((LoadOutcome::Busy, LoadError::Busy)),
+            Ok(Err(_)) | Err(_) => Err((LoadOutcome::Timeout, LoadError::Unreachable)),
+        }
+    }
+
+    /// Hands answers to their questions until `shutdown`.
+    pub(crate) async fn run(
+        self,
+        mut answers: Subscriber,
+        metrics: Arc<Metrics>,
+        shutdown: CancellationToken,
+    ) {
+        let incoming = Incoming::Answer(Kind::Lookup);
+        while let Some(Some(message)) = shutdown.run_until_cancelled(answers.next()).await {
+            let answer = match LookupAnswer::decode(&message.payload) {
+                Ok(answer) => answer,
+                Err(error) => {
+                    tracing::debug!(%error, "ignored a lookup answer");
+                    metrics.malformed(incoming);
+                    continue;
+                }
+            };
+            let question = {
+                let mut open = self.open.lock();
+                let fits = open.get(&answer.nonce).is_some_and(|question| question.hash == answer.hash);
+                if fits { open.remove(&answer.nonce) } else { None }
+            };
+            match question {
+                // The asker may have given up meanwhile.
+                Some(question) => drop(question.answer.send(answer.outcome)),
+                None => metrics.unasked(incoming),
+            }
+        }
+    }
+}
+
+struct Open<'a> {
+    open: &'a Mutex<HashMap<u64, Question>>,
+    nonce: u64,
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.open.lock().remove(&self.nonce);
+    }
+}

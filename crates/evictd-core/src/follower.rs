@@ -1,0 +1,556 @@
+//! The agent's side of the protocol: apply everything, advance contiguously, repair holes, probe, and
+//! say since when nothing can have been missed (R5, R7).
+//!
+//! [`Follower`] takes inputs with the lease clock's reading and appends [`Effect`]s, which its shell
+//! performs in the order given; that order is R9's: floors (already raised inside), eviction, `applied`,
+//! deadline, announcement.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::time::Duration;
+
+use crate::floors::{Anchors, FloorLimits, Floors, Widened};
+use crate::ids::KeyHash;
+use crate::invalidation::{Invalidation, Scope};
+use crate::lease::{Bound, Mode};
+use crate::limits::{PENDING_MAX, PROBES_OUTSTANDING_MAX, REPAIR_SPAN_MAX, REPLAY_BATCH_MAX};
+use crate::position::LogPosition;
+use crate::record::Record;
+use crate::time::LeaseTime;
+
+/// Tunables of a follower. All have a documented default in the agent's configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct FollowerConfig {
+    /// The promise.
+    pub bound: Bound,
+    /// How often the lease is renewed.
+    pub probe_interval: Duration,
+    /// After which silence a probe or a replay is asked again.
+    pub request_timeout: Duration,
+    /// How long a hole may take to close by itself.
+    pub gap_patience: Duration,
+    /// Limits of the floors.
+    pub floors: FloorLimits,
+}
+
+/// How an invalidation arrived.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Via {
+    /// On the live feed.
+    Live,
+    /// In the answer to a replay.
+    Replay,
+}
+
+/// Why everything was forgotten.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum FlushReason {
+    /// The process started: its base position is now known.
+    Start,
+    /// The store may have gone back (R2).
+    NewEpoch,
+    /// The authority couldn't cover what was missed.
+    Refused,
+    /// More was missed than a replay is worth.
+    LongGap,
+}
+
+impl FlushReason {
+    /// All reasons, for metrics.
+    pub const ALL: [Self; 4] = [Self::Start, Self::NewEpoch, Self::Refused, Self::LongGap];
+
+    /// The metric label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::NewEpoch => "new_epoch",
+            Self::Refused => "refused",
+            Self::LongGap => "long_gap",
+        }
+    }
+}
+
+/// What showed that something was missed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum RepairCause {
+    /// A later invalidation.
+    Gap,
+    /// A tick whose head lies above `applied`.
+    Tick,
+    /// A probe's answer whose head lies above `applied`.
+    Probe,
+}
+
+impl RepairCause {
+    /// All causes, for metrics.
+    pub const ALL: [Self; 3] = [Self::Gap, Self::Tick, Self::Probe];
+
+    /// The metric label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Gap => "gap",
+            Self::Tick => "tick",
+            Self::Probe => "probe",
+        }
+    }
+}
+
+/// What the shell has to do, in the order given.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Effect {
+    /// A floor was raised. Evict what is cached under the scope; this is the first sight of it here.
+    Applied {
+        /// The invalidation.
+        invalidation: Invalidation,
+        /// How it arrived.
+        via: Via,
+    },
+    /// Floors were merged to stay within the limits.
+    Widened(Widened),
+    /// Forget everything that is cached.
+    Flush(FlushReason),
+    /// `applied` or the head moved: publish them.
+    Progress {
+        /// Contiguously applied.
+        applied: LogPosition,
+        /// The highest position heard of.
+        head: LogPosition,
+    },
+    /// The agent was complete as of then: extend the deadline.
+    Proven(LeaseTime),
+    /// Tell the publishers now how far this agent is: a deletion was applied, or may have been.
+    Announce,
+    /// Ask for a proof.
+    SendProbe {
+        /// To be repeated by the answer.
+        nonce: u64,
+        /// What was heard of so far; shows the authority a store that went back (R2).
+        seen: LogPosition,
+        /// Ask all publishers instead of the queue group (R14).
+        all: bool,
+    },
+    /// Ask for missed rows.
+    SendReplay {
+        /// To be repeated by the answer.
+        nonce: u64,
+        /// The epoch of both ends.
+        epoch: u32,
+        /// The first missing position.
+        from: u64,
+        /// The last one wanted.
+        to: u64,
+        /// What showed the hole.
+        cause: RepairCause,
+    },
+}
+
+/// What an answer was good for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Accepted {
+    /// It moved something, or could have.
+    Yes,
+    /// It matches no question, or comes from the past: to be counted and ignored.
+    No,
+}
+
+/// The answer to a replay, as decoded.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ReplayAnswer {
+    /// The rows from the first position asked for on, dense.
+    Rows(Vec<Invalidation>),
+    /// The range can't be covered: start over at `head`.
+    Refused {
+        /// The store's head.
+        head: LogPosition,
+    },
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Probe {
+    nonce: u64,
+    sent_at: LeaseTime,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Repair {
+    nonce: u64,
+    sent_at: LeaseTime,
+    epoch: u32,
+    from: u64,
+    to: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Hole {
+    since: LeaseTime,
+    cause: RepairCause,
+}
+
+/// The protocol state of one agent.
+#[derive(Debug)]
+pub struct Follower {
+    config: FollowerConfig,
+    floors: Floors,
+    /// `None` until the first probe's answer gives a base position.
+    applied: Option<LogPosition>,
+    head: LogPosition,
+    /// Applied positions of the current epoch above `applied`.
+    pending: BTreeSet<LogPosition>,
+    hole: Option<Hole>,
+    repair: Option<Repair>,
+    probes: VecDeque<Probe>,
+    probe_due: LeaseTime,
+    unanswered: u32,
+    /// Answers whose head `applied` hasn't reached yet: (probe sent at, head).
+    unproven: VecDeque<(LeaseTime, LogPosition)>,
+    proven_at: Option<LeaseTime>,
+    next_nonce: u64,
+}
+
+impl Follower {
+    /// A follower that knows nothing. `nonce` seeds the question numbers and should be random, so that
+    /// answers meant for an earlier process match nothing.
+    pub fn new(config: FollowerConfig, nonce: u64) -> Self {
+        Self {
+            config,
+            floors: Floors::new(config.floors),
+            applied: None,
+            head: LogPosition::ZERO,
+            pending: BTreeSet::new(),
+            hole: None,
+            repair: None,
+            probes: VecDeque::new(),
+            probe_due: LeaseTime(0),
+            unanswered: 0,
+            unproven: VecDeque::new(),
+            proven_at: None,
+            next_nonce: nonce.max(1),
+        }
+    }
+
+    /// Contiguously applied; `None` before the base is known.
+    pub fn applied(&self) -> Option<LogPosition> {
+        self.applied
+    }
+
+    /// The highest position heard of.
+    pub fn head(&self) -> LogPosition {
+        self.head
+    }
+
+    /// Since when nothing can have been missed.
+    pub fn proven_at(&self) -> Option<LeaseTime> {
+        self.proven_at
+    }
+
+    /// The floors, for their shared cells and their size.
+    pub fn floors(&self) -> &Floors {
+        &self.floors
+    }
+
+    /// When the probe with this number was sent, as long as an answer to it is still accepted.
+    pub fn probe_sent_at(&self, nonce: u64) -> Option<LeaseTime> {
+        self.probes.iter().find(|probe| probe.nonce == nonce).map(|probe| probe.sent_at)
+    }
+
+    /// The mode at `now`.
+    pub fn mode(&self, now: LeaseTime) -> Mode {
+        match self.proven_at {
+            None => Mode::Starting,
+            Some(at) if self.config.bound.remaining(now, at).is_zero() => Mode::Expired,
+            Some(_) => Mode::Live,
+        }
+    }
+
+    /// The shared floors that an entry for `record` depends on.
+    pub fn anchors(&mut self, record: &Record, effects: &mut Vec<Effect>) -> Anchors {
+        let (anchors, widened) = self.floors.anchors(record);
+        effects.extend(widened.map(Effect::Widened));
+        anchors
+    }
+
+    /// The highest floor an entry for `hash` must meet.
+    pub fn floor(&self, hash: &KeyHash, anchors: &Anchors) -> LogPosition {
+        self.floors.floor(hash, anchors)
+    }
+
+    /// Whether a load that is as new as `as_of` may be cached: not before the base position is known,
+    /// because until then the floors are not complete.
+    pub fn admits(&self, hash: &KeyHash, anchors: &Anchors, as_of: LogPosition) -> bool {
+        self.applied.is_some() && as_of >= self.floor(hash, anchors)
+    }
+
+    /// The bus is connected (again): whatever was on the way may be lost, so a proof is due now.
+    pub fn connected(&mut self, now: LeaseTime) {
+        self.probe_due = now;
+        self.unanswered = 0;
+        self.repair = None;
+    }
+
+    /// Invalidations of the live feed, in any order, also old ones.
+    pub fn on_live(&mut self, invalidations: Vec<Invalidation>, now: LeaseTime, effects: &mut Vec<Effect>) {
+        self.track(effects, |this, effects| {
+            for invalidation in invalidations {
+                this.apply(invalidation, Via::Live, now, effects);
+            }
+        });
+    }
+
+    /// A tick of the live feed.
+    pub fn on_tick(&mut self, head: LogPosition, now: LeaseTime, effects: &mut Vec<Effect>) {
+        self.track(effects, |this, effects| {
+            if this.sees_epoch_of(head, effects) {
+                this.raise_head(head, RepairCause::Tick, now);
+            }
+        });
+    }
+
+    /// The answer to a probe: everything that was committed when the probe was sent is at or below `head`.
+    pub fn on_probe_answer(
+        &mut self,
+        nonce: u64,
+        head: LogPosition,
+        now: LeaseTime,
+        effects: &mut Vec<Effect>,
+    ) -> Accepted {
+        let Some(index) = self.probes.iter().position(|probe| probe.nonce == nonce) else {
+            return Accepted::No;
+        };
+        if self.applied.is_some_and(|applied| head.epoch() < applied.epoch()) {
+            return Accepted::No;
+        }
+        let sent_at = self.probes[index].sent_at;
+        // Older questions need no answer any more, and their number stays small.
+        self.probes.drain(..=index);
+        self.unanswered = 0;
+        self.probe_due = sent_at.after(self.config.probe_interval);
+        self.track(effects, |this, effects| {
+            if this.applied.is_none() {
+                this.start_over(head, FlushReason::Start, effects);
+            } else if !this.sees_epoch_of(head, effects) {
+                return;
+            }
+            this.raise_head(head, RepairCause::Probe, now);
+            if this.unproven.len() == PROBES_OUTSTANDING_MAX {
+                this.unproven.pop_back();
+            }
+            this.unproven.push_back((sent_at, head));
+        });
+        Accepted::Yes
+    }
+
+    /// The answer to a replay.
+    pub fn on_replay_answer(
+        &mut self,
+        nonce: u64,
+        answer: ReplayAnswer,
+        now: LeaseTime,
+        effects: &mut Vec<Effect>,
+    ) -> Accepted {
+        let Some(repair) = self.repair.filter(|repair| repair.nonce == nonce) else { return Accepted::No };
+        if !answer_covers(&repair, &answer) {
+            return Accepted::No;
+        }
+        self.repair = None;
+        self.track(effects, |this, effects| match answer {
+            // The rows are dense from the first missing one, so `applied` advances over all of them.
+            ReplayAnswer::Rows(rows) => {
+                for row in rows {
+                    this.apply(row, Via::Replay, now, effects);
+                }
+            }
+            ReplayAnswer::Refused { head } => {
+                let base = head.max(this.applied.unwrap_or(LogPosition::ZERO));
+                this.start_over(base, FlushReason::Refused, effects);
+            }
+        });
+        Accepted::Yes
+    }
+
+    /// Asks what is due. To be called after every input and at [`Follower::wake_at`].
+    pub fn poll(&mut self, now: LeaseTime, effects: &mut Vec<Effect>) {
+        self.poll_probe(now, effects);
+        self.poll_repair(now, effects);
+    }
+
+    /// When [`Follower::poll`] is due next.
+    pub fn wake_at(&self) -> LeaseTime {
+        let repair = match (self.repair, self.hole) {
+            (Some(repair), _) => Some(repair.sent_at.after(self.config.request_timeout)),
+            (None, Some(hole)) => Some(hole.since.after(self.config.gap_patience)),
+            (None, None) => None,
+        };
+        repair.map_or(self.probe_due, |repair| repair.min(self.probe_due))
+    }
+
+    fn poll_probe(&mut self, now: LeaseTime, effects: &mut Vec<Effect>) {
+        if now < self.probe_due {
+            return;
+        }
+        let nonce = self.draw_nonce();
+        if self.probes.len() == PROBES_OUTSTANDING_MAX {
+            self.probes.pop_front();
+        }
+        self.probes.push_back(Probe { nonce, sent_at: now });
+        // Until an answer comes, the next try is a timeout away, and every other one goes to all.
+        let all = self.unanswered % 2 == 1;
+        self.unanswered += 1;
+        self.probe_due = now.after(self.config.request_timeout);
+        let seen = self.applied.map_or(LogPosition::ZERO, |applied| applied.max(self.head));
+        effects.push(Effect::SendProbe { nonce, seen, all });
+    }
+
+    fn poll_repair(&mut self, now: LeaseTime, effects: &mut Vec<Effect>) {
+        let (Some(hole), Some(applied)) = (self.hole, self.applied) else { return };
+        let waiting = self.repair.map_or(hole.since.after(self.config.gap_patience), |r| {
+            r.sent_at.after(self.config.request_timeout)
+        });
+        if now < waiting {
+            return;
+        }
+        if self.head.position() - applied.position() > REPAIR_SPAN_MAX {
+            let head = self.head;
+            self.track(effects, |this, effects| this.start_over(head, FlushReason::LongGap, effects));
+            return;
+        }
+        let nonce = self.draw_nonce();
+        let from = applied.position() + 1;
+        let to = self.head.position().min(applied.position() + REPLAY_BATCH_MAX as u64);
+        let epoch = applied.epoch();
+        self.repair = Some(Repair { nonce, sent_at: now, epoch, from, to });
+        effects.push(Effect::SendReplay { nonce, epoch, from, to, cause: hole.cause });
+    }
+
+    /// Applies one invalidation, whatever its position (R5).
+    fn apply(&mut self, invalidation: Invalidation, via: Via, now: LeaseTime, effects: &mut Vec<Effect>) {
+        let position = invalidation.position;
+        if !self.sees_epoch_of(position, effects) {
+            return;
+        }
+        let first = self.is_news(position);
+        let widened = self.floors.raise(&invalidation.scope, position);
+        if first {
+            effects.push(Effect::Applied { invalidation, via });
+            // Over the limit a live position is forgotten, and its repair brings it again.
+            if self.pending.len() < PENDING_MAX || via == Via::Replay {
+                self.pending.insert(position);
+            }
+        }
+        effects.extend(widened.map(Effect::Widened));
+        self.raise_head(position, RepairCause::Gap, now);
+    }
+
+    fn is_news(&self, position: LogPosition) -> bool {
+        self.applied.is_none_or(|applied| position > applied) && !self.pending.contains(&position)
+    }
+
+    /// Whether `position` belongs to the current epoch; a newer epoch is entered first, with it as base.
+    /// Before the base is known every epoch is taken as it comes.
+    fn sees_epoch_of(&mut self, position: LogPosition, effects: &mut Vec<Effect>) -> bool {
+        let Some(applied) = self.applied else { return true };
+        if position.epoch() > applied.epoch() {
+            self.start_over(position, FlushReason::NewEpoch, effects);
+        }
+        position.epoch() >= applied.epoch()
+    }
+
+    fn raise_head(&mut self, head: LogPosition, cause: RepairCause, now: LeaseTime) {
+        self.head = self.head.max(head);
+        if self.hole.is_none() && self.applied.is_some_and(|applied| self.head > applied) {
+            self.hole = Some(Hole { since: now, cause });
+        }
+    }
+
+    /// Forgets everything and goes on from `base`: what is older than it is below the horizon.
+    fn start_over(&mut self, base: LogPosition, reason: FlushReason, effects: &mut Vec<Effect>) {
+        self.floors.flush(base);
+        self.applied = Some(base);
+        // What is left of an older epoch must not be mistaken for progress in this one.
+        self.head = if self.head.epoch() == base.epoch() { self.head.max(base) } else { base };
+        self.pending.retain(|position| *position > base && position.epoch() == base.epoch());
+        self.unproven.retain(|(_, head)| head.epoch() == base.epoch());
+        self.repair = None;
+        self.hole = None;
+        effects.push(Effect::Flush(reason));
+    }
+
+    /// Runs `step`, then advances over what became contiguous and tells what moved, in R9's order.
+    fn track(&mut self, effects: &mut Vec<Effect>, step: impl FnOnce(&mut Self, &mut Vec<Effect>)) {
+        let (applied_before, head_before) = (self.applied, self.head);
+        let start = effects.len();
+        step(self, effects);
+        self.advance();
+        let Some(applied) = self.applied else { return };
+        if Some(applied) != applied_before || self.head != head_before {
+            effects.push(Effect::Progress { applied, head: self.head });
+        }
+        self.prove(applied, effects);
+        let awaited = |effect: &Effect| match effect {
+            Effect::Applied { invalidation, .. } => invalidation.cause.is_deletion(),
+            Effect::Flush(_) => true,
+            _ => false,
+        };
+        if Some(applied) != applied_before && effects[start..].iter().any(awaited) {
+            effects.push(Effect::Announce);
+        }
+    }
+
+    fn advance(&mut self) {
+        let Some(mut applied) = self.applied else { return };
+        while let Some(next) = applied.next().filter(|next| self.pending.remove(next)) {
+            applied = next;
+        }
+        if Some(applied) != self.applied {
+            self.applied = Some(applied);
+            // A hole further up has had less time to close by itself than this one.
+            self.hole = self.hole.filter(|_| self.head > applied);
+        }
+    }
+
+    fn prove(&mut self, applied: LogPosition, effects: &mut Vec<Effect>) {
+        let mut proven = None;
+        while let Some((sent_at, head)) = self.unproven.front().copied() {
+            if applied < head {
+                break;
+            }
+            proven = Some(sent_at);
+            self.unproven.pop_front();
+        }
+        if let Some(sent_at) = proven.filter(|at| self.proven_at.is_none_or(|before| *at > before)) {
+            self.proven_at = Some(sent_at);
+            effects.push(Effect::Proven(sent_at));
+        }
+    }
+
+    fn draw_nonce(&mut self) -> u64 {
+        let nonce = self.next_nonce;
+        self.next_nonce = self.next_nonce.wrapping_add(1).max(1);
+        nonce
+    }
+}
+
+/// Absent never means nothing: rows count only when they are exactly the first ones asked for, dense.
+fn answer_covers(repair: &Repair, answer: &ReplayAnswer) -> bool {
+    match answer {
+        ReplayAnswer::Rows(rows) => {
+            let asked = LogPosition::new(repair.epoch, repair.from).into_iter();
+            !rows.is_empty()
+                && rows.len() as u64 <= repair.to - repair.from + 1
+                && asked
+                    .flat_map(|first| std::iter::successors(Some(first), |at| at.next()))
+                    .zip(rows)
+                    .all(|(expected, row)| row.position == expected)
+        }
+        ReplayAnswer::Refused { .. } => true,
+    }
+}
+
+/// Whether cached entries below the scope are removed one by one (a key) or die by their floor.
+pub fn evicts_one(scope: &Scope) -> Option<&KeyHash> {
+    match scope {
+        Scope::Key { hash, .. } => Some(hash),
+        Scope::Api(_) | Scope::Workspace(_) | Scope::All => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

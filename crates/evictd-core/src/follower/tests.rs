@@ -1,0 +1,285 @@
+//! The follower against hand-made histories: every effect, in order.
+
+use super::*;
+use crate::ids::ApiId;
+use crate::invalidation::Cause;
+use crate::time::StoreTime;
+
+const TIMEOUT_MS: u64 = 1_000;
+const PATIENCE_MS: u64 = 20;
+
+fn ms(ms: u64) -> LeaseTime {
+    LeaseTime(10_000_000 + ms * 1_000)
+}
+
+fn at(position: u64) -> LogPosition {
+    LogPosition::new(1, position).unwrap()
+}
+
+fn deletion(position: LogPosition) -> Invalidation {
+    let hash = KeyHash([position.position() as u8; 32]);
+    let scope = Scope::Key { hash, key_id: None, api_id: Some(ApiId::new("api_1")) };
+    Invalidation { position, scope, cause: Cause::Deleted, committed_at: StoreTime(0) }
+}
+
+fn applied(position: LogPosition, via: Via) -> Effect {
+    Effect::Applied { invalidation: deletion(position), via }
+}
+
+fn progress(applied: u64, head: u64) -> Effect {
+    Effect::Progress { applied: at(applied), head: at(head) }
+}
+
+fn follower() -> Follower {
+    let bound = Bound::new(Duration::from_secs(30), Duration::from_secs(3)).unwrap();
+    let config = FollowerConfig {
+        bound,
+        probe_interval: Duration::from_secs(5),
+        request_timeout: Duration::from_millis(TIMEOUT_MS),
+        gap_patience: Duration::from_millis(PATIENCE_MS),
+        floors: FloorLimits::default(),
+    };
+    Follower::new(config, 100)
+}
+
+fn effects(step: impl FnOnce(&mut Vec<Effect>)) -> Vec<Effect> {
+    let mut effects = Vec::new();
+    step(&mut effects);
+    effects
+}
+
+/// A follower whose base is `head`, proven at 0 ms.
+fn started(head: u64) -> Follower {
+    let mut follower = follower();
+    let asked = effects(|out| follower.poll(ms(0), out));
+    assert_eq!(asked, [Effect::SendProbe { nonce: 100, seen: LogPosition::ZERO, all: false }]);
+    let mut out = Vec::new();
+    assert_eq!(follower.on_probe_answer(100, at(head), ms(10), &mut out), Accepted::Yes);
+    follower
+}
+
+#[test]
+fn the_first_answer_gives_the_base_and_the_lease_runs_from_the_question() {
+    let mut follower = follower();
+    assert_eq!(follower.mode(ms(0)), Mode::Starting);
+    follower.poll(ms(0), &mut Vec::new());
+    let out = effects(|out| {
+        follower.on_probe_answer(100, at(7), ms(400), out);
+    });
+    assert_eq!(
+        out,
+        [Effect::Flush(FlushReason::Start), progress(7, 7), Effect::Proven(ms(0)), Effect::Announce]
+    );
+    assert_eq!(follower.floors().horizon().get(), at(7));
+    assert_eq!(follower.mode(ms(26_999)), Mode::Live);
+    assert_eq!(follower.mode(ms(27_000)), Mode::Expired);
+}
+
+#[test]
+fn nothing_is_admitted_before_the_base_is_known() {
+    let mut follower = follower();
+    let anchors = follower.anchors(&Record::Absent, &mut Vec::new());
+    let hash = KeyHash([1; 32]);
+    assert!(!follower.admits(&hash, &anchors, at(1_000)));
+    let mut follower = started(7);
+    let anchors = follower.anchors(&Record::Absent, &mut Vec::new());
+    assert!(!follower.admits(&hash, &anchors, at(6)));
+    assert!(follower.admits(&hash, &anchors, at(7)));
+}
+
+#[test]
+fn an_invalidation_in_order_is_applied_then_progress_then_announced() {
+    let mut follower = started(7);
+    let out = effects(|out| follower.on_live(vec![deletion(at(8))], ms(20), out));
+    assert_eq!(out, [applied(at(8), Via::Live), progress(8, 8), Effect::Announce]);
+    assert_eq!(follower.wake_at(), ms(5_000), "no hole, only the next probe");
+}
+
+#[test]
+fn later_invalidations_are_applied_at_once_but_progress_waits_for_the_hole() {
+    let mut follower = started(7);
+    let out = effects(|out| follower.on_live(vec![deletion(at(9))], ms(20), out));
+    assert_eq!(out, [applied(at(9), Via::Live), progress(7, 9)]);
+    let out = effects(|out| follower.on_live(vec![deletion(at(8))], ms(25), out));
+    assert_eq!(out, [applied(at(8), Via::Live), progress(9, 9), Effect::Announce]);
+    assert_eq!(effects(|out| follower.poll(ms(1_000), out)), [], "the hole closed by itself");
+}
+
+#[test]
+fn a_hole_that_stays_is_repaired_by_a_replay() {
+    let mut follower = started(7);
+    follower.on_live(vec![deletion(at(10))], ms(20), &mut Vec::new());
+    assert_eq!(follower.wake_at(), ms(20 + PATIENCE_MS));
+    assert_eq!(effects(|out| follower.poll(ms(39), out)), []);
+    let asked = effects(|out| follower.poll(ms(40), out));
+    assert_eq!(
+        asked,
+        [Effect::SendReplay { nonce: 101, epoch: 1, from: 8, to: 10, cause: RepairCause::Gap }]
+    );
+    let rows = ReplayAnswer::Rows(vec![deletion(at(8)), deletion(at(9)), deletion(at(10))]);
+    let out = effects(|out| assert_eq!(follower.on_replay_answer(101, rows, ms(50), out), Accepted::Yes));
+    assert_eq!(
+        out,
+        [applied(at(8), Via::Replay), applied(at(9), Via::Replay), progress(10, 10), Effect::Announce],
+        "10 was applied when it came live"
+    );
+}
+
+#[test]
+fn the_last_message_lost_is_shown_by_the_tick() {
+    let mut follower = started(7);
+    assert_eq!(effects(|out| follower.on_tick(at(8), ms(20), out)), [progress(7, 8)]);
+    let asked = effects(|out| follower.poll(ms(40), out));
+    assert_eq!(
+        asked,
+        [Effect::SendReplay { nonce: 101, epoch: 1, from: 8, to: 8, cause: RepairCause::Tick }]
+    );
+}
+
+#[test]
+fn a_replay_that_is_not_answered_is_asked_again_with_a_new_number() {
+    let mut follower = started(7);
+    follower.on_tick(at(8), ms(20), &mut Vec::new());
+    follower.poll(ms(40), &mut Vec::new());
+    assert_eq!(effects(|out| follower.poll(ms(40 + TIMEOUT_MS - 1), out)), []);
+    let again = effects(|out| follower.poll(ms(40 + TIMEOUT_MS), out));
+    assert!(matches!(again[..], [Effect::SendReplay { nonce: 102, .. }]), "{again:?}");
+    let late = ReplayAnswer::Rows(vec![deletion(at(8))]);
+    assert_eq!(follower.on_replay_answer(101, late, ms(1_100), &mut Vec::new()), Accepted::No);
+}
+
+#[test]
+fn an_answer_with_a_row_missing_is_not_taken_for_nothing() {
+    let mut follower = started(7);
+    follower.on_tick(at(9), ms(20), &mut Vec::new());
+    follower.poll(ms(40), &mut Vec::new());
+    for rows in [vec![], vec![deletion(at(9))], vec![deletion(at(8)), deletion(at(10))]] {
+        let answer = ReplayAnswer::Rows(rows);
+        assert_eq!(follower.on_replay_answer(101, answer, ms(50), &mut Vec::new()), Accepted::No);
+    }
+    assert_eq!(follower.applied(), Some(at(7)));
+    let prefix = ReplayAnswer::Rows(vec![deletion(at(8))]);
+    assert_eq!(follower.on_replay_answer(101, prefix, ms(60), &mut Vec::new()), Accepted::Yes);
+    let rest = effects(|out| follower.poll(ms(60), out));
+    assert!(matches!(rest[..], [Effect::SendReplay { from: 9, to: 9, .. }]), "{rest:?}");
+}
+
+#[test]
+fn a_refused_replay_flushes_and_goes_on_from_the_head() {
+    let mut follower = started(7);
+    follower.on_tick(at(9), ms(20), &mut Vec::new());
+    follower.poll(ms(40), &mut Vec::new());
+    let out = effects(|out| {
+        follower.on_replay_answer(101, ReplayAnswer::Refused { head: at(12) }, ms(50), out);
+    });
+    assert_eq!(out, [Effect::Flush(FlushReason::Refused), progress(12, 12), Effect::Announce]);
+    assert_eq!(follower.floors().horizon().get(), at(12));
+}
+
+#[test]
+fn a_gap_longer_than_a_replay_is_worth_flushes() {
+    let mut follower = started(7);
+    follower.on_tick(at(8 + REPAIR_SPAN_MAX), ms(20), &mut Vec::new());
+    let out = effects(|out| follower.poll(ms(40), out));
+    let head = 8 + REPAIR_SPAN_MAX;
+    assert_eq!(out, [Effect::Flush(FlushReason::LongGap), progress(head, head), Effect::Announce]);
+}
+
+#[test]
+fn a_proof_waits_until_everything_below_its_head_is_applied() {
+    let mut follower = started(7);
+    let asked = effects(|out| follower.poll(ms(5_000), out));
+    assert_eq!(asked, [Effect::SendProbe { nonce: 101, seen: at(7), all: false }]);
+    let out = effects(|out| {
+        follower.on_probe_answer(101, at(9), ms(5_010), out);
+    });
+    assert_eq!(out, [progress(7, 9)], "8 and 9 are missing: no proof");
+    assert_eq!(follower.proven_at(), Some(ms(0)));
+    let out = effects(|out| follower.on_live(vec![deletion(at(8)), deletion(at(9))], ms(5_015), out));
+    assert_eq!(
+        out,
+        [
+            applied(at(8), Via::Live),
+            applied(at(9), Via::Live),
+            progress(9, 9),
+            Effect::Proven(ms(5_000)),
+            Effect::Announce
+        ]
+    );
+}
+
+#[test]
+fn an_unanswered_probe_is_sent_to_all_and_a_late_answer_proves_its_own_time() {
+    let mut follower = started(7);
+    follower.poll(ms(5_000), &mut Vec::new());
+    let second = effects(|out| follower.poll(ms(5_000 + TIMEOUT_MS), out));
+    assert_eq!(second, [Effect::SendProbe { nonce: 102, seen: at(7), all: true }]);
+    let late = effects(|out| {
+        follower.on_probe_answer(101, at(7), ms(6_100), out);
+    });
+    assert_eq!(late, [Effect::Proven(ms(5_000))]);
+    assert_eq!(follower.on_probe_answer(101, at(7), ms(6_200), &mut Vec::new()), Accepted::No, "used up");
+}
+
+#[test]
+fn an_unknown_nonce_proves_nothing() {
+    let mut follower = started(7);
+    let out = effects(|out| assert_eq!(follower.on_probe_answer(55, at(9), ms(20), out), Accepted::No));
+    assert_eq!(out, []);
+    assert_eq!(follower.head(), at(7));
+}
+
+#[test]
+fn a_new_epoch_flushes_once_and_the_old_one_moves_nothing() {
+    let mut follower = started(7);
+    let new = |position| LogPosition::new(2, position).unwrap();
+    let out = effects(|out| follower.on_tick(new(5), ms(20), out));
+    let moved = Effect::Progress { applied: new(5), head: new(5) };
+    assert_eq!(out, [Effect::Flush(FlushReason::NewEpoch), moved, Effect::Announce]);
+    assert_eq!(effects(|out| follower.on_tick(at(99), ms(30), out)), []);
+    assert_eq!(effects(|out| follower.on_live(vec![deletion(at(8))], ms(30), out)), []);
+    let out = effects(|out| follower.on_live(vec![deletion(new(6))], ms(40), out));
+    let moved = Effect::Progress { applied: new(6), head: new(6) };
+    assert_eq!(out, [applied(new(6), Via::Live), moved, Effect::Announce]);
+}
+
+#[test]
+fn an_answer_from_an_older_epoch_is_ignored() {
+    let mut follower = started(7);
+    follower.on_tick(LogPosition::new(2, 1).unwrap(), ms(20), &mut Vec::new());
+    follower.poll(ms(5_000), &mut Vec::new());
+    assert_eq!(follower.on_probe_answer(101, at(9), ms(5_010), &mut Vec::new()), Accepted::No);
+    assert_eq!(follower.proven_at(), Some(ms(0)));
+}
+
+#[test]
+fn what_came_before_the_base_still_counts_above_it() {
+    let mut follower = follower();
+    follower.poll(ms(0), &mut Vec::new());
+    let out = effects(|out| follower.on_live(vec![deletion(at(8))], ms(5), out));
+    assert_eq!(out, [applied(at(8), Via::Live)]);
+    let out = effects(|out| {
+        follower.on_probe_answer(100, at(7), ms(10), out);
+    });
+    assert_eq!(
+        out,
+        [Effect::Flush(FlushReason::Start), progress(8, 8), Effect::Proven(ms(0)), Effect::Announce]
+    );
+}
+
+#[test]
+fn a_duplicate_is_not_news_but_still_raises_its_floor() {
+    let mut follower = started(7);
+    follower.on_live(vec![deletion(at(8))], ms(20), &mut Vec::new());
+    assert_eq!(effects(|out| follower.on_live(vec![deletion(at(8))], ms(30), out)), []);
+    let anchors = follower.anchors(&Record::Absent, &mut Vec::new());
+    assert_eq!(follower.floor(&KeyHash([8; 32]), &anchors), at(8));
+}
+
+#[test]
+fn a_reconnect_makes_a_proof_due_at_once() {
+    let mut follower = started(7);
+    follower.connected(ms(700));
+    let asked = effects(|out| follower.poll(ms(700), out));
+    assert!(matches!(asked[..], [Effect::SendProbe { all: false, .. }]), "{asked:?}");
+}

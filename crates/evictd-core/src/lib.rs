@@ -1,0 +1,30 @@
+//! The rules of evictd, as values in and values out.
+//!
+//! Nothing here does I/O, reads a clock, draws randomness, logs or counts: time is an argument and
+//! effects are return values, so that the agent, the publisher and a simulator run the same code.
+//!
+//! In reading order:
+//!
+//! * [`limits`]: every bound on a size, and how the bounds relate.
+//! * [`ids`], [`position`], [`time`]: the vocabulary. No bare integer crosses a module border.
+//! * [`record`]: what the store says of a key, and the verdict that follows from it.
+//! * [`invalidation`]: one row of the log, as it travels.
+//! * [`roster`]: agent processes and their policies (R11).
+//! * [`floors`]: what an agent remembers of invalidations (R6).
+//! * [`lease`]: until when a cached answer may be given (R8).
+//! * [`follower`]: the agent's side of the protocol: gaps, repair, probes, proof (R5, R7).
+//! * [`authority`]: the publisher's side: pacing of probe rounds, new epochs (R2, R7, R14).
+//!
+//! The rule numbers are those of ARCHITECTURE.md.
+
+pub mod authority;
+pub mod floors;
+pub mod follower;
+pub mod ids;
+pub mod invalidation;
+pub mod lease;
+pub mod limits;
+pub mod position;
+pub mod record;
+pub mod roster;
+pub mod time;

@@ -1,0 +1,51 @@
+//! Every bound on a size, in one place, with compile-time checks of how they relate.
+
+/// Bits of a [`crate::position::LogPosition`] that hold the position inside its epoch.
+pub const POSITION_BITS: u32 = 44;
+
+/// The highest position inside an epoch: 55 years at 10,000 changes per second.
+pub const POSITION_MAX: u64 = (1 << POSITION_BITS) - 1;
+
+/// The highest epoch. One begins only when a store went back, so this is never reached in earnest.
+pub const EPOCH_MAX: u32 = (1 << (64 - POSITION_BITS)) - 1;
+
+/// Longest id (key, API, workspace, region, agent) in bytes. Unkey's requests allow 255.
+pub const ID_BYTES_MAX: usize = 255;
+
+/// Longest region or agent name in bytes: they become tokens of NATS subjects.
+pub const NAME_BYTES_MAX: usize = 64;
+
+/// Largest `meta` of a key, as JSON text, in bytes.
+pub const META_BYTES_MAX: usize = 16 * 1024;
+
+/// Most invalidations in one live message.
+pub const LIVE_BATCH_MAX: usize = 64;
+
+/// Most invalidations in one replay answer.
+pub const REPLAY_BATCH_MAX: usize = 1024;
+
+/// Longest hole an agent repairs; over a longer one it flushes, which costs less than the replay.
+pub const REPAIR_SPAN_MAX: u64 = 100_000;
+
+/// Out-of-order positions an agent keeps while it waits for a hole to close.
+pub const PENDING_MAX: usize = 16_384;
+
+/// Probes without an answer that an agent still accepts a late answer to.
+pub const PROBES_OUTSTANDING_MAX: usize = 8;
+
+/// Key floors an agent keeps before it merges them into API floors (R6).
+pub const KEY_FLOORS_MAX: usize = 131_072;
+
+/// API and workspace floors an agent keeps before it drops unused ones.
+pub const SCOPE_FLOORS_MAX: usize = 65_536;
+
+/// Largest message evictd sends over NATS, in bytes. The servers' `max_payload` must not be lower.
+pub const PAYLOAD_BYTES_MAX: usize = 512 * 1024;
+
+/// Upper bound of one encoded invalidation: a hash, three ids, and fixed fields.
+pub const INVALIDATION_BYTES_MAX: usize = 3 * ID_BYTES_MAX + 160;
+
+const _: () = assert!(LIVE_BATCH_MAX * INVALIDATION_BYTES_MAX < PAYLOAD_BYTES_MAX);
+const _: () = assert!(REPLAY_BATCH_MAX <= REPAIR_SPAN_MAX as usize);
+const _: () = assert!(PENDING_MAX <= REPAIR_SPAN_MAX as usize);
+const _: () = assert!(META_BYTES_MAX * 2 < PAYLOAD_BYTES_MAX);

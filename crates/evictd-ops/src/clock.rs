@@ -1,0 +1,51 @@
+//! Reads the machine's clocks, so that the rest of the code can take time as an argument.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use evictd_core::time::{LeaseTime, StoreTime};
+use rustix::time::{ClockId, clock_gettime};
+
+/// The lease clock: on Linux it counts the time the machine was suspended.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const LEASE_CLOCK: ClockId = ClockId::Boottime;
+
+/// Weaker: this clock may stand still while the machine sleeps, so an agent on such a system keeps
+/// the bound only as long as the machine stays awake. Good enough to develop on.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+const LEASE_CLOCK: ClockId = ClockId::Monotonic;
+
+/// The lease clock's reading: `CLOCK_BOOTTIME` on Linux, elsewhere `CLOCK_MONOTONIC`, which is
+/// weaker because it may stop while the machine sleeps (R8).
+pub fn lease_now() -> LeaseTime {
+    let now = clock_gettime(LEASE_CLOCK);
+    LeaseTime(now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1_000)
+}
+
+/// The wall clock's reading. It dates things and decides nothing about safety; a clock set to
+/// before 1970 reads as negative.
+pub fn wall_now() -> StoreTime {
+    let micros = |duration: std::time::Duration| i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
+    StoreTime(match SystemTime::now().duration_since(UNIX_EPOCH) {
+        Ok(after) => micros(after),
+        Err(before) => -micros(before.duration()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lease_clock_never_goes_back() {
+        let readings: Vec<LeaseTime> = (0..1_000).map(|_| lease_now()).collect();
+        assert!(readings.is_sorted());
+        assert!(readings[0] > LeaseTime(0));
+    }
+
+    #[test]
+    fn the_wall_clock_is_in_microseconds_since_1970() {
+        let year_2020 = StoreTime(1_577_836_800_000_000);
+        let year_2200 = StoreTime(7_258_118_400_000_000);
+        assert!((year_2020..year_2200).contains(&wall_now()));
+    }
+}

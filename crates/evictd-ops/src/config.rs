@@ -1,0 +1,43 @@
+//! One checked configuration out of four layers: built-in defaults, a file, the environment, flags.
+//!
+//! The documented default file that a daemon includes with `include_str!` *is* its defaults: it names
+//! every key there is, gives each its value and its type, and explains it. Nothing else does. A key
+//! that isn't in it doesn't exist, and a mistake anywhere is an error that names the key, where the
+//! value came from, and what was expected. All mistakes are reported at once.
+//!
+//! The target type should be `#[serde(deny_unknown_fields)]`, so that a key of the default file that
+//! the program doesn't read is found by the first test that loads the defaults.
+
+mod layers;
+mod redact;
+mod reference;
+mod suggest;
+mod text;
+mod units;
+
+pub use layers::{Layers, Loaded};
+pub use redact::print_effective;
+pub use reference::reference;
+pub use units::{ByteSize, HumanDuration, UnitError};
+
+/// What is wrong with a configuration: every problem, one per line.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{}", .problems.join("\n"))]
+pub struct ConfigError {
+    /// Each names the key, where its value came from, and what was expected. Never empty.
+    pub problems: Vec<String>,
+}
+
+/// Checks what types can't say: how values relate, and which exclude each other.
+pub trait Validate {
+    /// Adds a sentence for each problem, which names the keys involved. Sections validate
+    /// themselves; whoever owns them calls each.
+    ///
+    /// A value that couldn't be read stands here with its default.
+    fn validate(&self, problems: &mut Vec<String>);
+}
+
+/// The environment variable of a key: `EVICTD_LEASE_BOUND` of `lease.bound`.
+pub fn env_name(key: &str) -> String {
+    format!("EVICTD_{}", key.replace(['.', '-'], "_").to_ascii_uppercase())
+}

@@ -1,0 +1,186 @@
+//! The thin shell that serves every HTTP surface: hyper, limits, and a drain.
+//!
+//! There is no framework and no router here: the verify hot path is one request type, and each
+//! surface matches on `(method, path)` itself. What this module owns is what every surface needs and
+//! nobody should write twice: how much a client may send and how slowly, how many may come, and how
+//! the last ones leave.
+
+mod serve;
+mod watch;
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::{Body as _, Incoming};
+use tokio::net::TcpListener;
+
+pub use hyper::http::request::Parts;
+pub use hyper::{Method, StatusCode, header};
+pub use serve::{DRAIN_LIMIT, serve};
+
+/// An answer: headers and a body that is already complete.
+pub type Reply = hyper::Response<Full<Bytes>>;
+
+/// Answers requests. Cloned once per connection and once per request, so keep it an `Arc` or two.
+pub trait Handler: Clone + Send + Sync + 'static {
+    /// Answers one request. There is no error: what went wrong is an answer too.
+    fn handle(&self, request: Request) -> impl Future<Output = Reply> + Send;
+}
+
+/// What a client may ask of a server before it is cut off.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HttpLimits {
+    /// From a request's first byte to the end of its headers.
+    pub header_timeout: Duration,
+    /// From the call of [`Request::body`] to the body's end.
+    pub body_timeout: Duration,
+    /// Largest body, in bytes.
+    pub body_bytes_max: usize,
+    /// Most connections at once; more wait in the kernel's queue until one ends.
+    pub connections_max: usize,
+    /// How long a connection may stay open without a request. The client must have taken its last
+    /// answer within this time, too.
+    pub idle_timeout: Duration,
+}
+
+impl Default for HttpLimits {
+    fn default() -> Self {
+        Self {
+            header_timeout: Duration::from_secs(10),
+            body_timeout: Duration::from_secs(20),
+            body_bytes_max: 10 * 1024 * 1024,
+            connections_max: 10_000,
+            idle_timeout: Duration::from_secs(75),
+        }
+    }
+}
+
+/// A request whose headers have arrived, and whose body may still be on its way.
+#[derive(Debug)]
+pub struct Request {
+    /// Method, path, headers.
+    pub parts: Parts,
+    /// Who is at the other end of the connection.
+    pub remote: SocketAddr,
+    body: Incoming,
+    limits: HttpLimits,
+}
+
+/// Why a body couldn't be read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum BodyError {
+    /// It is, or says it will be, larger than allowed.
+    #[error("the request's body is larger than {limit} bytes")]
+    TooLarge {
+        /// Largest body, in bytes.
+        limit: usize,
+    },
+    /// It didn't arrive in time.
+    #[error("the request's body didn't arrive within {after:?}")]
+    TooSlow {
+        /// How long the server waited.
+        after: Duration,
+    },
+    /// The connection ended or its framing is wrong.
+    #[error("the request's body ended early or is malformed")]
+    Broken,
+}
+
+impl BodyError {
+    /// The status that tells the client.
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TooSlow { .. } => StatusCode::REQUEST_TIMEOUT,
+            Self::Broken => StatusCode::BAD_REQUEST,
+        }
+    }
+}
+
+impl Request {
+    /// Reads the whole body. A second call returns nothing more.
+    pub async fn body(&mut self) -> Result<Bytes, BodyError> {
+        let after = self.limits.body_timeout;
+        let body = collect(&mut self.body, self.limits.body_bytes_max);
+        tokio::time::timeout(after, body).await.unwrap_or(Err(BodyError::TooSlow { after }))
+    }
+}
+
+/// Collects a body of at most `limit` bytes. A body of one frame, the usual case, isn't copied.
+async fn collect(body: &mut Incoming, limit: usize) -> Result<Bytes, BodyError> {
+    // Refuse what announces itself as too large before asking the client to send it.
+    if body.size_hint().lower() > limit as u64 {
+        return Err(BodyError::TooLarge { limit });
+    }
+    let mut first = Bytes::new();
+    let mut joined = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| {
+            tracing::debug!(%error, "a request's body broke off");
+            BodyError::Broken
+        })?;
+        let Ok(data) = frame.into_data() else { continue }; // trailers
+        if first.len() + joined.len() + data.len() > limit {
+            return Err(BodyError::TooLarge { limit });
+        }
+        if first.is_empty() && joined.is_empty() {
+            first = data;
+        } else {
+            joined.extend_from_slice(&std::mem::take(&mut first));
+            joined.extend_from_slice(&data);
+        }
+    }
+    Ok(if joined.is_empty() { first } else { joined.freeze() })
+}
+
+/// A plain-text answer.
+pub fn text(status: StatusCode, body: &str) -> Reply {
+    reply(status, "text/plain; charset=utf-8", Bytes::copy_from_slice(body.as_bytes()))
+}
+
+/// A JSON answer of an already encoded body.
+pub fn json(status: StatusCode, body: impl Into<Bytes>) -> Reply {
+    reply(status, "application/json", body.into())
+}
+
+/// An answer of any type of content.
+pub fn reply(status: StatusCode, content_type: &'static str, body: Bytes) -> Reply {
+    let mut reply = Reply::new(Full::new(body));
+    *reply.status_mut() = status;
+    reply.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));
+    reply
+}
+
+/// Why a server can't listen, and what to do about it.
+#[derive(Debug, thiserror::Error)]
+#[error("can't listen on {address}: {source}; {}", advice(.source, .address))]
+pub struct BindError {
+    /// The address that was asked for.
+    pub address: SocketAddr,
+    /// What the system said.
+    pub source: io::Error,
+}
+
+fn advice(error: &io::Error, address: &SocketAddr) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "stop the process that uses it, or configure another port (0 picks a free one)".to_owned()
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            format!("{} isn't an address of this machine; configure one that is", address.ip())
+        }
+        io::ErrorKind::PermissionDenied => {
+            format!("port {} needs privileges; configure a port above 1023", address.port())
+        }
+        _ => "configure another address".to_owned(),
+    }
+}
+
+/// Listens on `address`; port 0 picks a free port, which the listener then names.
+pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
+    TcpListener::bind(address).await.map_err(|source| BindError { address, source })
+}

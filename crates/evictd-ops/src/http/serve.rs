@@ -1,0 +1,381 @@
+//! Accepts connections, serves them, and lets them leave.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::watch::{Watch, WatchedStream};
+use super::{Handler, HttpLimits, Request};
+
+/// How long a server that shuts down waits for requests in flight.
+pub const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+
+/// Most bytes buffered per connection while headers arrive. hyper's default of 400 KiB, times ten
+/// thousand connections, would be a way to exhaust memory.
+const BUFFER_BYTES_MAX: usize = 64 * 1024;
+
+/// First pause after the system refused a connection for lack of something; doubles up to the last.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LAST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Serves `handler` until `shutdown` is cancelled; then stops accepting, lets requests in flight
+/// finish, and returns when the last connection has ended, or after [`DRAIN_LIMIT`].
+///
+/// Dropping the returned future ends all its connections.
+pub async fn serve<H: Handler>(
+    listener: TcpListener,
+    handler: H,
+    limits: HttpLimits,
+    shutdown: CancellationToken,
+) {
+    let mut connections = JoinSet::new();
+    shutdown.run_until_cancelled(accept(&listener, handler, limits, &shutdown, &mut connections)).await;
+    drop(listener);
+    let drained = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(DRAIN_LIMIT, drained).await.is_err() {
+        tracing::warn!(open = connections.len(), "connections were cut off: the drain took too long");
+    }
+    // What is left in the set is aborted as it is dropped.
+}
+
+async fn accept<H: Handler>(
+    listener: &TcpListener,
+    handler: H,
+    limits: HttpLimits,
+    shutdown: &CancellationToken,
+    connections: &mut JoinSet<()>,
+) -> Infallible {
+    let free = Arc::new(Semaphore::new(limits.connections_max));
+    let mut pause = FIRST_PAUSE;
+    loop {
+        // Nobody closes the semaphore, so that an error here can only mean that nobody ever will
+        // be served; waiting for the shutdown is then all that is left.
+        let Ok(permit) = Arc::clone(&free).acquire_owned().await else { std::future::pending().await };
+        while connections.try_join_next().is_some() {}
+        match listener.accept().await {
+            Ok((stream, remote)) => {
+                pause = FIRST_PAUSE;
+                // A token per connection: polling a shared one would make all of them meet at one lock.
+                let connection =
+                    Connection { remote, limits, draining: shutdown.child_token(), _permit: permit };
+                connections.spawn(connection.run(stream, handler.clone()));
+            }
+            Err(error) if is_about_one_connection(&error) => {
+                tracing::debug!(%error, "a connection ended before it was accepted");
+            }
+            Err(error) => {
+                tracing::warn!(%error, ?pause, "can't accept connections; is the limit of open files too low?");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LAST_PAUSE);
+            }
+        }
+    }
+}
+
+/// Whether the next connection may well be accepted at once.
+fn is_about_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+struct Connection {
+    remote: SocketAddr,
+    limits: HttpLimits,
+    draining: CancellationToken,
+    /// Frees the connection's place when it ends, however it ends.
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    async fn run<H: Handler>(self, stream: TcpStream, handler: H) {
+        // Without it, answers would wait for the client's acknowledgement of the ones before.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "can't set TCP_NODELAY");
+        }
+        let Self { remote, limits, .. } = self;
+        let watch = Arc::new(Watch::new());
+        let service = service_fn(|request: hyper::Request<hyper::body::Incoming>| {
+            watch.begin();
+            let (handler, watch) = (handler.clone(), Arc::clone(&watch));
+            async move {
+                let (parts, body) = request.into_parts();
+                let reply = handler.handle(Request { parts, remote, body, limits }).await;
+                watch.finish();
+                Ok::<_, Infallible>(reply)
+            }
+        });
+        let io = TokioIo::new(WatchedStream { stream, watch: Arc::clone(&watch) });
+        let connection = http1::Builder::new()
+            .header_read_timeout(None) // the watch does it
+            .max_buf_size(BUFFER_BYTES_MAX)
+            .serve_connection(io, service);
+        let mut connection = std::pin::pin!(connection);
+        let mut draining = std::pin::pin!(self.draining.cancelled());
+        let mut overstayed = std::pin::pin!(watch.overstayed(&limits));
+        let mut told = false;
+        loop {
+            tokio::select! {
+                biased;
+                ended = &mut connection => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%remote, %error, "a connection ended with an error");
+                    }
+                    return;
+                }
+                () = &mut draining, if !told => {
+                    told = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                () = &mut overstayed => {
+                    tracing::debug!(%remote, "closed a connection that was idle or too slow");
+                    return;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+    use tokio::sync::Notify;
+    use tokio::task::JoinHandle;
+
+    use super::super::{Reply, StatusCode, bind, json, text};
+    use super::*;
+
+    /// Answers `/wait` when told to, and everything else with the length of the body.
+    #[derive(Clone, Default)]
+    struct Echo {
+        served: Arc<AtomicUsize>,
+        waiting: Arc<Notify>,
+        go_on: Arc<Notify>,
+    }
+
+    impl Handler for Echo {
+        async fn handle(&self, mut request: Request) -> Reply {
+            self.served.fetch_add(1, Ordering::SeqCst);
+            if request.parts.uri.path() == "/wait" {
+                self.waiting.notify_one();
+                self.go_on.notified().await;
+            }
+            match request.body().await {
+                Ok(body) => json(StatusCode::OK, body.len().to_string().into_bytes()),
+                Err(error) => text(error.status(), &error.to_string()),
+            }
+        }
+    }
+
+    struct Server {
+        address: SocketAddr,
+        echo: Echo,
+        shutdown: CancellationToken,
+        task: JoinHandle<()>,
+    }
+
+    async fn server(limits: HttpLimits) -> Server {
+        let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (echo, shutdown) = (Echo::default(), CancellationToken::new());
+        let task = tokio::spawn(serve(listener, echo.clone(), limits, shutdown.clone()));
+        Server { address, echo, shutdown, task }
+    }
+
+    struct Client(BufReader<TcpStream>);
+
+    impl Client {
+        async fn connect(address: SocketAddr) -> Self {
+            Self(BufReader::new(TcpStream::connect(address).await.unwrap()))
+        }
+
+        async fn send(&mut self, request: &str) {
+            self.0.write_all(request.as_bytes()).await.unwrap();
+        }
+
+        /// The next answer: its head in one string, and its body.
+        async fn answer(&mut self) -> (String, String) {
+            let mut head = String::new();
+            while !head.ends_with("\r\n\r\n") {
+                assert_ne!(self.0.read_line(&mut head).await.unwrap(), 0, "closed after {head:?}");
+            }
+            let length = head
+                .to_lowercase()
+                .split_once("content-length: ")
+                .map_or(0, |(_, rest)| rest.lines().next().unwrap().parse().unwrap());
+            let mut body = vec![0; length];
+            self.0.read_exact(&mut body).await.unwrap();
+            (head, String::from_utf8(body).unwrap())
+        }
+
+        /// Waits until the server has closed the connection; a reset is a way to close, too.
+        async fn closed(&mut self) {
+            let mut rest = Vec::new();
+            let _ = self.0.read_to_end(&mut rest).await;
+            assert_eq!(rest, b"");
+        }
+    }
+
+    fn post(length: usize, body: &str) -> String {
+        format!("POST / HTTP/1.1\r\nhost: test\r\ncontent-length: {length}\r\n\r\n{body}")
+    }
+
+    const WAIT: &str = "GET /wait HTTP/1.1\r\nhost: test\r\n\r\n";
+
+    #[tokio::test]
+    async fn a_connection_serves_one_request_after_another() {
+        let server = server(HttpLimits::default()).await;
+        let mut client = Client::connect(server.address).await;
+        for body in ["", "four", "seven.."] {
+            client.send(&post(body.len(), body)).await;
+            let (head, answer) = client.answer().await;
+            assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+            assert_eq!(answer, body.len().to_string());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_in_many_pieces_is_put_together() {
+        let server = server(HttpLimits::default()).await;
+        let mut client = Client::connect(server.address).await;
+        client.send("POST / HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n").await;
+        for _ in 0..50 {
+            client.send("4\r\nfour\r\n").await;
+        }
+        client.send("0\r\n\r\n").await;
+        assert_eq!(client.answer().await.1, "200");
+    }
+
+    #[tokio::test]
+    async fn an_oversized_body_is_refused_by_its_announcement() {
+        let server = server(HttpLimits { body_bytes_max: 4, ..HttpLimits::default() }).await;
+        let mut client = Client::connect(server.address).await;
+        client.send(&post(5, "")).await;
+        let (head, body) = client.answer().await;
+        assert!(head.starts_with("HTTP/1.1 413"), "{head}");
+        assert_eq!(body, "the request's body is larger than 4 bytes");
+    }
+
+    #[tokio::test]
+    async fn an_oversized_body_without_announcement_is_refused_too() {
+        let server = server(HttpLimits { body_bytes_max: 4, ..HttpLimits::default() }).await;
+        let mut client = Client::connect(server.address).await;
+        client.send("POST / HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n").await;
+        client.send("3\r\nabc\r\n2\r\nde\r\n").await;
+        assert!(client.answer().await.0.starts_with("HTTP/1.1 413"));
+    }
+
+    #[tokio::test]
+    async fn a_slow_body_is_given_up() {
+        let limits = HttpLimits { body_timeout: Duration::from_millis(20), ..HttpLimits::default() };
+        let server = server(limits).await;
+        let mut client = Client::connect(server.address).await;
+        client.send(&post(100, "the rest never comes")).await;
+        let (head, body) = client.answer().await;
+        assert!(head.starts_with("HTTP/1.1 408"), "{head}");
+        assert_eq!(body, "the request's body didn't arrive within 20ms");
+    }
+
+    #[tokio::test]
+    async fn slow_headers_are_cut_off() {
+        let limits = HttpLimits { header_timeout: Duration::from_millis(20), ..HttpLimits::default() };
+        let server = server(limits).await;
+        let mut client = Client::connect(server.address).await;
+        client.send("GET / HTTP/1.1\r\nhost: te").await;
+        client.closed().await;
+        assert_eq!(server.echo.served.load(Ordering::SeqCst), 0);
+    }
+
+    #[tokio::test]
+    async fn an_idle_connection_is_closed() {
+        let limits = HttpLimits { idle_timeout: Duration::from_millis(20), ..HttpLimits::default() };
+        let server = server(limits).await;
+        let mut client = Client::connect(server.address).await;
+        client.send(&post(0, "")).await;
+        client.answer().await;
+        client.closed().await;
+    }
+
+    #[tokio::test]
+    async fn connections_over_the_limit_wait_for_a_place() {
+        let server = server(HttpLimits { connections_max: 1, ..HttpLimits::default() }).await;
+        let mut first = Client::connect(server.address).await;
+        first.send(&post(0, "")).await;
+        first.answer().await;
+        let mut second = Client::connect(server.address).await;
+        second.send(&post(4, "four")).await;
+        first.send(&post(0, "")).await;
+        first.answer().await;
+        assert_eq!(server.echo.served.load(Ordering::SeqCst), 2, "only the first is served");
+        drop(first);
+        assert_eq!(second.answer().await.1, "4");
+    }
+
+    #[tokio::test]
+    async fn a_shutdown_closes_idle_connections_and_lets_requests_in_flight_finish() {
+        let server = server(HttpLimits::default()).await;
+        let mut idle = Client::connect(server.address).await;
+        idle.send(&post(0, "")).await;
+        idle.answer().await;
+        let mut busy = Client::connect(server.address).await;
+        busy.send(WAIT).await;
+        server.echo.waiting.notified().await;
+
+        server.shutdown.cancel();
+        idle.closed().await;
+        assert!(!server.task.is_finished());
+
+        server.echo.go_on.notify_one();
+        let (head, body) = busy.answer().await;
+        assert!(head.to_lowercase().contains("connection: close"), "{head}");
+        assert_eq!(body, "0");
+        server.task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_request_that_never_ends_is_cut_off_after_the_drain_limit() {
+        let server = server(HttpLimits::default()).await;
+        let mut client = Client::connect(server.address).await;
+        client.send(WAIT).await;
+        server.echo.waiting.notified().await;
+        // From here nothing happens any more but time, so that it may run ahead.
+        tokio::time::pause();
+        server.shutdown.cancel();
+        server.task.await.unwrap();
+        client.closed().await;
+    }
+
+    #[test]
+    fn only_errors_of_one_connection_are_passed_over_without_a_pause() {
+        assert!(is_about_one_connection(&io::ErrorKind::ConnectionAborted.into()));
+        let too_many_open_files = io::Error::from_raw_os_error(24);
+        assert!(!is_about_one_connection(&too_many_open_files));
+    }
+
+    #[tokio::test]
+    async fn a_taken_address_says_what_to_do() {
+        let holder = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+        let taken = holder.local_addr().unwrap();
+        let error = bind(taken).await.unwrap_err().to_string();
+        assert!(error.starts_with(&format!("can't listen on {taken}: ")), "{error}");
+        assert!(error.ends_with("or configure another port (0 picks a free one)"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_foreign_address_says_what_to_do() {
+        let foreign = SocketAddr::from(([203, 0, 113, 1], 0));
+        let error = bind(foreign).await.unwrap_err().to_string();
+        assert!(error.contains("203.0.113.1 isn't an address of this machine"), "{error}");
+    }
+}

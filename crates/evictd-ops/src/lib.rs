@@ -1,0 +1,22 @@
+//! What both daemons of evictd need to be operated, and nothing of what they do.
+//!
+//! In reading order:
+//!
+//! * [`config`]: defaults, file, environment and flags become one checked configuration.
+//! * [`logging`], [`shutdown`]: how a process speaks, and how it is told to end.
+//! * [`clock`]: the two clocks of the protocol, read from the machine.
+//! * [`bus`]: a connection to NATS with the settings the bound needs.
+//! * [`http`]: the thin shell that serves every HTTP surface, the verify hot path included.
+//! * [`rpc`]: calls in Unkey's form on top of it, shared by the control API and the verify surface.
+//! * [`metrics`], [`readiness`], [`admin`]: what an operator sees, served on one port.
+
+pub mod admin;
+pub mod bus;
+pub mod clock;
+pub mod config;
+pub mod http;
+pub mod logging;
+pub mod metrics;
+pub mod readiness;
+pub mod rpc;
+pub mod shutdown;

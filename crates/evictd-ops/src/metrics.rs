@@ -1,0 +1,329 @@
+//! Metrics: declared as data, handed out as handles, rendered in Prometheus' text format.
+//!
+//! Each daemon declares its metrics in one static list of [`MetricSpec`]s; the handles, the scrape
+//! and the reference page all come from that list. A [`Registry`] belongs to one daemon instead of
+//! to the process, so that several daemons in one process (`evictd dev`) don't mix their numbers.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder, SharedString, Unit};
+use metrics_exporter_prometheus::{
+    BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
+};
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+/// One metric: everything there is to say about it.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct MetricSpec {
+    /// The full name, as it stands in a scrape. Counters end in `_total`.
+    pub name: &'static str,
+    /// What kind of number it is.
+    pub kind: MetricKind,
+    /// Its unit; base units only, as the name says (`_seconds`, `_bytes`).
+    pub unit: Option<Unit>,
+    /// The labels every series of it has, in the order in which handles name them.
+    pub labels: &'static [&'static str],
+    /// What it means, in a sentence for the person who reads the graph.
+    pub help: &'static str,
+}
+
+/// The kinds of metrics.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum MetricKind {
+    /// A number that only grows.
+    Counter,
+    /// A number that goes up and down.
+    Gauge,
+    /// A distribution.
+    Histogram {
+        /// Upper edges, ascending, in the metric's unit; `+Inf` comes by itself.
+        buckets: &'static [f64],
+    },
+}
+
+/// Why a [`Registry`] can't be made: the declarations are wrong, which a test should find.
+#[derive(Debug, thiserror::Error)]
+pub enum MetricsError {
+    /// Two declarations share a name.
+    #[error("the metric `{0}` is declared twice")]
+    DeclaredTwice(&'static str),
+    /// The name breaks Prometheus' rules or evictd's.
+    #[error(
+        "the metric name `{0}` must be lower case with underscores; counters, and only they, end in `_total`"
+    )]
+    BadName(&'static str),
+    /// The buckets are unusable.
+    #[error("the histogram `{name}` needs ascending buckets")]
+    BadBuckets {
+        /// Which histogram.
+        name: &'static str,
+        /// What the exporter said, if it was asked.
+        #[source]
+        source: Option<BuildError>,
+    },
+}
+
+/// The metrics of one daemon. Clones share them.
+#[derive(Clone)]
+pub struct Registry {
+    specs: &'static [MetricSpec],
+    recorder: Arc<PrometheusRecorder>,
+    scrape: PrometheusHandle,
+}
+
+/// Nothing filters by target or level here; the exporter's interface wants both.
+const METADATA: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, None);
+
+impl Registry {
+    /// Makes a registry for the metrics in `specs`; every series carries `global_labels`.
+    pub fn new(specs: &'static [MetricSpec], global_labels: &[(&str, String)]) -> Result<Self, MetricsError> {
+        let mut builder = PrometheusBuilder::new();
+        for (label, value) in global_labels {
+            builder = builder.add_global_label(*label, value);
+        }
+        for (index, spec) in specs.iter().enumerate() {
+            check(spec)?;
+            if specs[..index].iter().any(|earlier| earlier.name == spec.name) {
+                return Err(MetricsError::DeclaredTwice(spec.name));
+            }
+            if let MetricKind::Histogram { buckets } = spec.kind {
+                builder = builder
+                    .set_buckets_for_metric(Matcher::Full(spec.name.to_owned()), buckets)
+                    .map_err(|error| MetricsError::BadBuckets { name: spec.name, source: Some(error) })?;
+            }
+        }
+        let recorder = builder.build_recorder();
+        for spec in specs {
+            describe(&recorder, spec);
+        }
+        let scrape = recorder.handle();
+        Ok(Self { specs, recorder: Arc::new(recorder), scrape })
+    }
+
+    /// A handle of one series of a counter. It shows in the scrape from now on, at 0.
+    ///
+    /// Make handles once and keep them: making one costs a hundred times as much as counting.
+    pub fn counter(&self, spec: &MetricSpec, labels: &[(&'static str, &str)]) -> Counter {
+        debug_assert!(matches!(spec.kind, MetricKind::Counter), "`{}` isn't a counter", spec.name);
+        self.recorder.register_counter(&self.key(spec, labels), &METADATA)
+    }
+
+    /// A handle of one series of a gauge. It shows in the scrape from now on, at 0.
+    pub fn gauge(&self, spec: &MetricSpec, labels: &[(&'static str, &str)]) -> Gauge {
+        debug_assert!(matches!(spec.kind, MetricKind::Gauge), "`{}` isn't a gauge", spec.name);
+        self.recorder.register_gauge(&self.key(spec, labels), &METADATA)
+    }
+
+    /// A handle of one series of a histogram. It shows in the scrape from now on, empty.
+    pub fn histogram(&self, spec: &MetricSpec, labels: &[(&'static str, &str)]) -> Histogram {
+        debug_assert!(matches!(spec.kind, MetricKind::Histogram { .. }), "`{}` isn't a histogram", spec.name);
+        self.recorder.register_histogram(&self.key(spec, labels), &METADATA)
+    }
+
+    /// All metrics, in Prometheus' text format.
+    pub fn render(&self) -> String {
+        self.scrape.render()
+    }
+
+    /// Keeps histograms small until `token` is cancelled: the exporter stores every single sample
+    /// until somebody drains it, which may be never if nobody scrapes.
+    pub async fn run_upkeep(&self, token: CancellationToken) {
+        let mut every_second = tokio::time::interval(Duration::from_secs(1));
+        every_second.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let upkeep = async {
+            loop {
+                every_second.tick().await;
+                self.scrape.run_upkeep();
+            }
+        };
+        token.run_until_cancelled(upkeep).await;
+    }
+
+    fn key(&self, spec: &MetricSpec, labels: &[(&'static str, &str)]) -> Key {
+        debug_assert!(
+            self.specs.iter().any(|known| known.name == spec.name),
+            "`{}` is missing from the list the registry was made of",
+            spec.name
+        );
+        debug_assert!(
+            labels.iter().map(|(label, _)| label).eq(spec.labels),
+            "`{}` has the labels {:?}",
+            spec.name,
+            spec.labels
+        );
+        let labels: Vec<Label> =
+            labels.iter().map(|(label, value)| Label::new(*label, (*value).to_owned())).collect();
+        Key::from_parts(spec.name, labels)
+    }
+}
+
+impl std::fmt::Debug for Registry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Registry").field("specs", &self.specs.len()).finish_non_exhaustive()
+    }
+}
+
+fn check(spec: &MetricSpec) -> Result<(), MetricsError> {
+    let spelled_well = spec.name.starts_with(|first: char| first.is_ascii_lowercase())
+        && spec.name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+    let is_counter = matches!(spec.kind, MetricKind::Counter);
+    if !spelled_well || is_counter != spec.name.ends_with("_total") {
+        return Err(MetricsError::BadName(spec.name));
+    }
+    match spec.kind {
+        MetricKind::Histogram { buckets } if !buckets.is_sorted_by(|low, high| low < high) => {
+            Err(MetricsError::BadBuckets { name: spec.name, source: None })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn describe(recorder: &PrometheusRecorder, spec: &MetricSpec) {
+    let help = SharedString::const_str(spec.help);
+    match spec.kind {
+        MetricKind::Counter => recorder.describe_counter(spec.name.into(), spec.unit, help),
+        MetricKind::Gauge => recorder.describe_gauge(spec.name.into(), spec.unit, help),
+        MetricKind::Histogram { .. } => recorder.describe_histogram(spec.name.into(), spec.unit, help),
+    }
+}
+
+/// The reference page of a list of metrics, as Markdown.
+pub fn reference(title: &str, specs: &[MetricSpec]) -> String {
+    let mut page = format!("# {title}\n\n| name | type | labels | what |\n|---|---|---|---|\n");
+    for spec in specs {
+        let labels: Vec<String> = spec.labels.iter().map(|label| format!("`{label}`")).collect();
+        let kind = match spec.kind {
+            MetricKind::Counter => "counter",
+            MetricKind::Gauge => "gauge",
+            MetricKind::Histogram { .. } => "histogram",
+        };
+        let help = spec.help.replace('|', "\\|");
+        // Writing to a String can't fail.
+        let _ = writeln!(page, "| `{}` | {kind} | {} | {help} |", spec.name, labels.join(", "));
+    }
+    page
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EVICTIONS: MetricSpec = MetricSpec {
+        name: "test_evictions_total",
+        kind: MetricKind::Counter,
+        unit: Some(Unit::Count),
+        labels: &["scope"],
+        help: "Entries evicted, by scope | of any size.",
+    };
+    const ENTRIES: MetricSpec = MetricSpec {
+        name: "test_entries",
+        kind: MetricKind::Gauge,
+        unit: None,
+        labels: &[],
+        help: "Entries in the cache.",
+    };
+    const LAG: MetricSpec = MetricSpec {
+        name: "test_lag_seconds",
+        kind: MetricKind::Histogram { buckets: &[0.005, 1.0, 30.0] },
+        unit: Some(Unit::Seconds),
+        labels: &[],
+        help: "From commit to eviction.",
+    };
+    static SPECS: [MetricSpec; 3] = [EVICTIONS, ENTRIES, LAG];
+
+    fn registry() -> Registry {
+        Registry::new(&SPECS, &[("region", "eu".to_owned())]).unwrap()
+    }
+
+    #[test]
+    fn a_registered_series_shows_before_its_first_event() {
+        let registry = registry();
+        let _ = registry.counter(&EVICTIONS, &[("scope", "key")]);
+        let _ = registry.gauge(&ENTRIES, &[]);
+        let _ = registry.histogram(&LAG, &[]);
+        let scrape = registry.render();
+        for line in [
+            "# HELP test_evictions_total Entries evicted, by scope | of any size.",
+            "# TYPE test_evictions_total counter",
+            r#"test_evictions_total{region="eu",scope="key"} 0"#,
+            "# TYPE test_entries gauge",
+            r#"test_entries{region="eu"} 0"#,
+            "# TYPE test_lag_seconds histogram",
+            r#"test_lag_seconds_bucket{region="eu",le="30"} 0"#,
+            r#"test_lag_seconds_count{region="eu"} 0"#,
+        ] {
+            assert!(scrape.lines().any(|found| found == line), "missing {line:?} in\n{scrape}");
+        }
+    }
+
+    #[test]
+    fn a_sample_on_an_edge_counts_in_its_bucket() {
+        let registry = registry();
+        let lag = registry.histogram(&LAG, &[]);
+        lag.record(30.0);
+        lag.record(30.1);
+        let scrape = registry.render();
+        assert!(scrape.contains(r#"le="30"} 1"#), "{scrape}");
+        assert!(scrape.contains(r#"le="+Inf"} 2"#), "{scrape}");
+    }
+
+    #[test]
+    fn two_registries_do_not_mix() {
+        let (one, other) = (registry(), registry());
+        one.counter(&EVICTIONS, &[("scope", "key")]).increment(7);
+        let _ = other.counter(&EVICTIONS, &[("scope", "key")]);
+        assert!(one.render().contains(r#"scope="key"} 7"#));
+        assert!(other.render().contains(r#"scope="key"} 0"#));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn upkeep_ends_with_its_token() {
+        let token = CancellationToken::new();
+        let registry = registry();
+        let upkeep = tokio::spawn({
+            let (registry, token) = (registry.clone(), token.clone());
+            async move { registry.run_upkeep(token).await }
+        });
+        registry.histogram(&LAG, &[]).record(1.0);
+        token.cancel();
+        upkeep.await.unwrap();
+        assert!(registry.render().contains(r#"le="1"} 1"#));
+    }
+
+    #[test]
+    fn wrong_declarations_are_refused() {
+        static TWICE: [MetricSpec; 2] = [ENTRIES, ENTRIES];
+        static BARE_COUNTER: [MetricSpec; 1] = [MetricSpec { name: "test_evictions", ..EVICTIONS }];
+        static NO_BUCKETS: [MetricSpec; 1] =
+            [MetricSpec { kind: MetricKind::Histogram { buckets: &[] }, ..LAG }];
+        static DESCENDING: [MetricSpec; 1] =
+            [MetricSpec { kind: MetricKind::Histogram { buckets: &[2.0, 1.0] }, ..LAG }];
+        let refusal = |specs| Registry::new(specs, &[]).unwrap_err();
+        assert!(matches!(refusal(&TWICE), MetricsError::DeclaredTwice("test_entries")));
+        assert!(matches!(refusal(&BARE_COUNTER), MetricsError::BadName("test_evictions")));
+        assert!(matches!(refusal(&NO_BUCKETS), MetricsError::BadBuckets { source: Some(_), .. }));
+        assert!(matches!(refusal(&DESCENDING), MetricsError::BadBuckets { source: None, .. }));
+    }
+
+    #[test]
+    #[should_panic(expected = "has the labels")]
+    #[cfg(debug_assertions)]
+    fn a_handle_with_the_wrong_labels_is_a_bug() {
+        let _ = registry().counter(&EVICTIONS, &[("region", "eu")]);
+    }
+
+    #[test]
+    fn the_reference_lists_every_metric() {
+        assert_eq!(
+            reference("Metrics of a test", &SPECS),
+            "# Metrics of a test\n\n\
+             | name | type | labels | what |\n|---|---|---|---|\n\
+             | `test_evictions_total` | counter | `scope` | Entries evicted, by scope \\| of any size. |\n\
+             | `test_entries` | gauge |  | Entries in the cache. |\n\
+             | `test_lag_seconds` | histogram |  | From commit to eviction. |\n"
+        );
+    }
+}

@@ -1,0 +1,62 @@
+//! Who calls: root keys, in Unkey's order of checks.
+
+use evictd_core::record::{RecordState, RootKeyRecord};
+use evictd_ops::clock;
+use evictd_store::{HomeStore, StoreError};
+use evictd_wire::api::error::{ApiError, ErrorKind};
+use evictd_wire::api::ids::hash;
+
+/// The root key with this text, if it may act.
+///
+/// It is looked up by its SHA-256 through an index. What timing could tell of that comparison concerns
+/// a hash that the caller can't steer, not the key.
+pub(crate) async fn authenticate(store: &dyn HomeStore, token: &str) -> Result<RootKeyRecord, ApiError> {
+    let unknown = || ApiError::new(ErrorKind::RootKeyNotFound, "The root key doesn't exist or was revoked");
+    let root =
+        store.root_key(hash(token)).await.map_err(|error| store_failed(&error))?.ok_or_else(unknown)?;
+    let expired = || ApiError::new(ErrorKind::Forbidden, "The root key has expired");
+    match root.state {
+        RecordState::Deleted => Err(unknown()),
+        RecordState::Disabled => Err(ApiError::new(ErrorKind::KeyDisabled, "The root key is disabled")),
+        RecordState::Expired => Err(expired()),
+        RecordState::Active if root.expires_at.is_some_and(|end| end <= clock::wall_now()) => Err(expired()),
+        RecordState::Active => Ok(root),
+    }
+}
+
+/// Refuses a root key that may not do `action` on `api` (`*` asks for the right on all).
+pub(crate) fn require(root: &RootKeyRecord, api: &str, action: &str) -> Result<(), ApiError> {
+    let allowed = root
+        .permissions
+        .iter()
+        .any(|permission| evictd_core::record::permission_matches(permission, api, action));
+    if allowed { Ok(()) } else { Err(missing(api, action)) }
+}
+
+/// The error that names what would have sufficed.
+pub(crate) fn missing(api: &str, action: &str) -> ApiError {
+    let mut needed = vec![format!("api.*.{action}")];
+    if api != "*" {
+        needed.push(format!("api.{api}.{action}"));
+    }
+    ApiError::missing_permission(&needed)
+}
+
+/// A store failure as the client sees it; SDKs try again. What happened goes to the log.
+pub(crate) fn store_failed(error: &StoreError) -> ApiError {
+    let mut chain = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        chain.push_str(": ");
+        chain.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    tracing::error!(error = chain, "the home store failed");
+    let detail = match error {
+        StoreError::Unknown { .. } => {
+            "The home store didn't say whether it kept the change; look before you repeat it"
+        }
+        _ => "The home store failed; nothing was changed",
+    };
+    ApiError::new(ErrorKind::ServiceUnavailable, detail)
+}

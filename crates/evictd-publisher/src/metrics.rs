@@ -1,0 +1,295 @@
+//! Every metric of the publisher: declared once, and recorded as events.
+
+use std::time::Duration;
+
+use evictd_core::follower::ReplayAnswer;
+use evictd_core::position::LogPosition;
+use evictd_ops::metrics::{MetricKind, MetricSpec, Registry};
+use evictd_store::log::Backlog;
+use evictd_wire::api::requests::{CreateApi, CreateKey, DeleteApi, DeleteKey, GetKey};
+use evictd_wire::subject::Kind;
+use hyper::StatusCode;
+use metrics::{Counter, Gauge, Histogram, Unit};
+
+const CONFIRMED_BUCKETS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 25.0, 30.0,
+    60.0,
+];
+
+const ROUND_BUCKETS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0];
+
+macro_rules! specs {
+    ($($visibility:vis $constant:ident = $name:literal, $kind:expr, $unit:expr, [$($label:literal),*], $help:literal;)*) => {
+        $($visibility const $constant: MetricSpec = MetricSpec {
+            name: $name, kind: $kind, unit: $unit, labels: &[$($label),*], help: $help,
+        };)*
+        /// All metrics of the publisher.
+        pub const SPECS: &[MetricSpec] = &[$($constant),*];
+    };
+}
+
+const COUNTER: MetricKind = MetricKind::Counter;
+const GAUGE: MetricKind = MetricKind::Gauge;
+const CONFIRMED_KIND: MetricKind = MetricKind::Histogram { buckets: CONFIRMED_BUCKETS };
+const ROUND_KIND: MetricKind = MetricKind::Histogram { buckets: ROUND_BUCKETS };
+const SECONDS: Option<Unit> = Some(Unit::Seconds);
+const COUNT: Option<Unit> = Some(Unit::Count);
+
+specs! {
+    pub(crate) CONFIRMED = "evictd_publisher_confirmed_seconds", CONFIRMED_KIND, SECONDS, ["region"],
+        "From the commit of a deletion to the moment when every live agent of the region had confirmed it, on this machine's clock.";
+    pub(crate) AGENTS = "evictd_publisher_agents", GAUGE, COUNT, ["region", "state"],
+        "Agent processes: live (heard within the bound), silent (not), duplicate (live, under a name that another live one has).";
+    HEAD = "evictd_publisher_head_position", GAUGE, None, [],
+        "The highest log position given.";
+    EPOCH = "evictd_publisher_epoch", GAUGE, None, [],
+        "The log's epoch; it rises when the home store may have gone back.";
+    UNNUMBERED_ROWS = "evictd_publisher_unnumbered_rows", GAUGE, COUNT, [],
+        "Committed changes that have no position yet.";
+    UNNUMBERED_OLDEST = "evictd_publisher_unnumbered_oldest_seconds", GAUGE, SECONDS, [],
+        "The age of the oldest of them.";
+    UNCONFIRMED = "evictd_publisher_unconfirmed_deletions", GAUGE, COUNT, [],
+        "Deletions of the last bound that not every live agent has confirmed.";
+    LIVE_MESSAGES = "evictd_publisher_live_messages_total", COUNTER, COUNT, ["outcome"],
+        "Messages with invalidations for the live feed: sent, or unsent (NATS not connected; agents ask for what they miss).";
+    ROUNDS = "evictd_publisher_rounds_total", COUNTER, COUNT, ["outcome"],
+        "Probe rounds, the store transactions that leases rest on: ok or failed.";
+    ROUND_SECONDS = "evictd_publisher_round_seconds", ROUND_KIND, SECONDS, [],
+        "How long probe rounds took.";
+    PROBES = "evictd_publisher_probes_total", COUNTER, COUNT, [],
+        "Probes that took part in a round.";
+    STALLED = "evictd_publisher_stalled", GAUGE, None, [],
+        "1 while this publisher leaves probes to others because a round doesn't finish.";
+    REPLAYS = "evictd_publisher_replays_total", COUNTER, COUNT, ["outcome"],
+        "Replays answered: rows, or refused (the agent flushes).";
+    LOOKUPS = "evictd_publisher_lookups_total", COUNTER, COUNT, ["outcome"],
+        "Lookups: answered, busy (shed) or failed.";
+    ANNOUNCEMENTS = "evictd_publisher_announcements_total", COUNTER, COUNT, [],
+        "Announcements of progress heard from agents.";
+    REFUSED = "evictd_publisher_refused_messages_total", COUNTER, COUNT, ["subject", "reason"],
+        "Messages from agents that were refused: malformed, reply (the answer would not go into the asker's own inbox), subject, or overload.";
+    REQUESTS = "evictd_publisher_requests_total", COUNTER, COUNT, ["endpoint", "class"],
+        "Control API requests answered, by class of status.";
+    STORE_FAILURES = "evictd_publisher_store_failures_total", COUNTER, COUNT, [],
+        "Times the sequencer found the home store failing.";
+    NATS_CONNECTED = "evictd_publisher_nats_connected", GAUGE, None, [],
+        "1 while connected to a NATS server.";
+    NATS_CONNECTS = "evictd_publisher_nats_connects_total", COUNTER, COUNT, [],
+        "Connections made to NATS servers, reconnects included.";
+    NATS_ERRORS = "evictd_publisher_nats_errors_total", COUNTER, COUNT, ["kind"],
+        "Errors of the NATS connection: slow_consumer (messages dropped here) or server (as the server reports, permission violations among them).";
+}
+
+/// The endpoints of the control API.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Endpoint {
+    CreateApi,
+    DeleteApi,
+    CreateKey,
+    GetKey,
+    DeleteKey,
+}
+
+impl Endpoint {
+    const ALL: [Self; 5] = [Self::CreateApi, Self::DeleteApi, Self::CreateKey, Self::GetKey, Self::DeleteKey];
+
+    fn path(self) -> &'static str {
+        match self {
+            Self::CreateApi => CreateApi::PATH,
+            Self::DeleteApi => DeleteApi::PATH,
+            Self::CreateKey => CreateKey::PATH,
+            Self::GetKey => GetKey::PATH,
+            Self::DeleteKey => DeleteKey::PATH,
+        }
+    }
+
+    pub(crate) fn of(path: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|endpoint| endpoint.path() == path)
+    }
+}
+
+/// Why a message from an agent was refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Refusal {
+    Malformed,
+    Reply,
+    Subject,
+    Overload,
+}
+
+/// How a lookup ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum LookupEnd {
+    Answered,
+    Busy,
+    Failed,
+}
+
+/// How an agent process stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum AgentState {
+    Live,
+    Silent,
+    Duplicate,
+}
+
+impl AgentState {
+    pub(crate) const ALL: [Self; 3] = [Self::Live, Self::Silent, Self::Duplicate];
+
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::Silent => "silent",
+            Self::Duplicate => "duplicate",
+        }
+    }
+}
+
+/// The handles, made once.
+#[derive(Debug)]
+pub struct Metrics {
+    head: Gauge,
+    epoch: Gauge,
+    unnumbered_rows: Gauge,
+    unnumbered_oldest: Gauge,
+    unconfirmed: Gauge,
+    live_sent: Counter,
+    live_unsent: Counter,
+    rounds_ok: Counter,
+    rounds_failed: Counter,
+    round_seconds: Histogram,
+    probes: Counter,
+    stalled: Gauge,
+    replays_rows: Counter,
+    replays_refused: Counter,
+    lookups: [Counter; 3],
+    announcements: Counter,
+    refused: [[Counter; 4]; 4],
+    requests: [[Counter; 3]; 5],
+    store_failures: Counter,
+    connected: Gauge,
+    connects: Counter,
+    slow_consumer: Counter,
+    server_errors: Counter,
+}
+
+impl Metrics {
+    /// Makes the handles.
+    pub fn new(registry: &Registry) -> Self {
+        let counter = |spec: &MetricSpec, label, value| registry.counter(spec, &[(label, value)]);
+        let gauge = |spec: &MetricSpec| registry.gauge(spec, &[]);
+        let refused = |kind: Kind| {
+            ["malformed", "reply", "subject", "overload"]
+                .map(|reason| registry.counter(&REFUSED, &[("subject", kind.token()), ("reason", reason)]))
+        };
+        let requests = |endpoint: Endpoint| {
+            let name = endpoint.path().trim_start_matches("/v2/");
+            ["2xx", "4xx", "5xx"]
+                .map(|class| registry.counter(&REQUESTS, &[("endpoint", name), ("class", class)]))
+        };
+        Self {
+            head: gauge(&HEAD),
+            epoch: gauge(&EPOCH),
+            unnumbered_rows: gauge(&UNNUMBERED_ROWS),
+            unnumbered_oldest: gauge(&UNNUMBERED_OLDEST),
+            unconfirmed: gauge(&UNCONFIRMED),
+            live_sent: counter(&LIVE_MESSAGES, "outcome", "sent"),
+            live_unsent: counter(&LIVE_MESSAGES, "outcome", "unsent"),
+            rounds_ok: counter(&ROUNDS, "outcome", "ok"),
+            rounds_failed: counter(&ROUNDS, "outcome", "failed"),
+            round_seconds: registry.histogram(&ROUND_SECONDS, &[]),
+            probes: registry.counter(&PROBES, &[]),
+            stalled: gauge(&STALLED),
+            replays_rows: counter(&REPLAYS, "outcome", "rows"),
+            replays_refused: counter(&REPLAYS, "outcome", "refused"),
+            lookups: ["answered", "busy", "failed"].map(|outcome| counter(&LOOKUPS, "outcome", outcome)),
+            announcements: registry.counter(&ANNOUNCEMENTS, &[]),
+            refused: Kind::ALL.map(refused),
+            requests: Endpoint::ALL.map(requests),
+            store_failures: registry.counter(&STORE_FAILURES, &[]),
+            connected: gauge(&NATS_CONNECTED),
+            connects: registry.counter(&NATS_CONNECTS, &[]),
+            slow_consumer: counter(&NATS_ERRORS, "kind", "slow_consumer"),
+            server_errors: counter(&NATS_ERRORS, "kind", "server"),
+        }
+    }
+
+    pub(crate) fn head(&self, head: LogPosition) {
+        self.head.set(head.position() as f64);
+        self.epoch.set(f64::from(head.epoch()));
+    }
+
+    pub(crate) fn backlog(&self, backlog: Backlog) {
+        self.unnumbered_rows.set(backlog.rows as f64);
+        self.unnumbered_oldest.set(backlog.oldest.as_secs_f64());
+    }
+
+    pub(crate) fn unconfirmed(&self, deletions: usize) {
+        self.unconfirmed.set(deletions as f64);
+    }
+
+    pub(crate) fn live_message(&self, sent: bool) {
+        if sent { self.live_sent.increment(1) } else { self.live_unsent.increment(1) }
+    }
+
+    pub(crate) fn round(&self, ok: bool, took: Duration, probes: usize) {
+        if ok {
+            self.rounds_ok.increment(1)
+        } else {
+            self.rounds_failed.increment(1)
+        }
+        self.round_seconds.record(took.as_secs_f64());
+        self.probes.increment(probes as u64);
+    }
+
+    pub(crate) fn stalled(&self, stalled: bool) {
+        self.stalled.set(if stalled { 1.0 } else { 0.0 });
+    }
+
+    pub(crate) fn replayed(&self, outcome: &ReplayAnswer) {
+        match outcome {
+            ReplayAnswer::Rows(_) => self.replays_rows.increment(1),
+            ReplayAnswer::Refused { .. } => self.replays_refused.increment(1),
+        }
+    }
+
+    pub(crate) fn looked_up(&self, end: LookupEnd) {
+        self.lookups[end as usize].increment(1);
+    }
+
+    pub(crate) fn announced(&self) {
+        self.announcements.increment(1);
+    }
+
+    pub(crate) fn refused(&self, kind: Kind, refusal: Refusal) {
+        self.refused[kind as usize][refusal as usize].increment(1);
+    }
+
+    pub(crate) fn answered(&self, endpoint: Endpoint, status: StatusCode) {
+        let class = match status.as_u16() {
+            ..400 => 0,
+            400..500 => 1,
+            _ => 2,
+        };
+        self.requests[endpoint as usize][class].increment(1);
+    }
+
+    pub(crate) fn store_failed(&self) {
+        self.store_failures.increment(1);
+    }
+
+    pub(crate) fn connected(&self, connected: bool) {
+        self.connected.set(if connected { 1.0 } else { 0.0 });
+        if connected {
+            self.connects.increment(1);
+        }
+    }
+
+    pub(crate) fn slow_consumer(&self) {
+        self.slow_consumer.increment(1);
+    }
+
+    pub(crate) fn server_error(&self) {
+        self.server_errors.increment(1);
+    }
+}

@@ -1,0 +1,161 @@
+//! Replays and lookups: answered from the store, each kind within limits of its own.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use evictd_core::follower::ReplayAnswer as Outcome;
+use evictd_core::limits::REPLAY_BATCH_MAX;
+use evictd_store::HomeStore;
+use evictd_store::log::Replay;
+use evictd_wire::lookup::{LookupAnswer, LookupOutcome, LookupRequest};
+use evictd_wire::replay::{ReplayAnswer, ReplayRequest};
+use evictd_wire::subject::Speaker;
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::auth::store_failed;
+use crate::authority::Fence;
+use crate::bus::{Bus, Heard, Intake};
+use crate::config::AuthorityConfig;
+use crate::metrics::{LookupEnd, Metrics, Refusal};
+
+#[derive(Clone)]
+pub(crate) struct Questions {
+    store: Arc<dyn HomeStore>,
+    fence: Fence,
+    bus: Bus,
+    metrics: Arc<Metrics>,
+    replays: Arc<Semaphore>,
+    lookups: Arc<Semaphore>,
+    /// Lookups under way, by asker: none may take more than half of what there is.
+    by_speaker: Arc<Mutex<HashMap<Speaker, usize>>>,
+    per_speaker_max: usize,
+}
+
+impl Questions {
+    pub(crate) fn new(
+        config: &AuthorityConfig,
+        store: Arc<dyn HomeStore>,
+        fence: Fence,
+        bus: Bus,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            store,
+            fence,
+            bus,
+            metrics,
+            replays: Arc::new(Semaphore::new(config.replays_max)),
+            lookups: Arc::new(Semaphore::new(config.lookups_max)),
+            by_speaker: Arc::default(),
+            per_speaker_max: config.lookups_max.div_ceil(2),
+        }
+    }
+
+    /// Answers replays until `shutdown`. They wait for their turn instead of being shed: whoever asks is
+    /// about to lose its lease.
+    pub(crate) async fn serve_replays(self, mut intake: Intake, shutdown: CancellationToken) {
+        while let Some(Some(heard)) = shutdown.run_until_cancelled(intake.next()).await {
+            let Ok(request) = ReplayRequest::decode(&heard.payload) else {
+                intake.refuse(Refusal::Malformed);
+                continue;
+            };
+            let Ok(permit) = self.replays.clone().acquire_owned().await else { return };
+            let this = self.clone();
+            tokio::spawn(async move {
+                this.replay(heard, request).await;
+                drop(permit);
+            });
+        }
+    }
+
+    async fn replay(&self, heard: Heard, request: ReplayRequest) {
+        let replay = self.store.replay(request.epoch, request.from, request.to, REPLAY_BATCH_MAX).await;
+        let outcome = match replay {
+            Ok(Replay::Rows(rows)) => Outcome::Rows(rows),
+            Ok(Replay::Refused { head }) => {
+                tracing::warn!(speaker = %heard.speaker, from = request.from, "refused a replay that the store can't cover");
+                Outcome::Refused { head }
+            }
+            // No answer: the agent asks again.
+            Err(error) => return drop(store_failed(&error)),
+        };
+        self.metrics.replayed(&outcome);
+        let answer = ReplayAnswer { nonce: request.nonce, outcome };
+        self.bus.answer(heard.reply, answer.encode(&request)).await;
+    }
+
+    /// Answers lookups until `shutdown`; over the limits with "busy" at once.
+    pub(crate) async fn serve_lookups(self, mut intake: Intake, shutdown: CancellationToken) {
+        while let Some(Some(heard)) = shutdown.run_until_cancelled(intake.next()).await {
+            let Ok(request) = LookupRequest::decode(&heard.payload) else {
+                intake.refuse(Refusal::Malformed);
+                continue;
+            };
+            let permit = self.lookups.clone().try_acquire_owned().ok();
+            let place = permit.and_then(|permit| Some((permit, self.take_place(&heard.speaker)?)));
+            let this = self.clone();
+            tokio::spawn(async move {
+                match place {
+                    Some(place) => {
+                        this.lookup(heard, request).await;
+                        drop(place);
+                    }
+                    None => this.answer_lookup(heard.reply, request, LookupOutcome::Busy).await,
+                }
+            });
+        }
+    }
+
+    fn take_place(&self, speaker: &Speaker) -> Option<Place> {
+        let mut places = self.by_speaker.lock();
+        let taken = places.entry(speaker.clone()).or_default();
+        if *taken >= self.per_speaker_max {
+            return None;
+        }
+        *taken += 1;
+        Some(Place { by_speaker: self.by_speaker.clone(), speaker: speaker.clone() })
+    }
+
+    async fn lookup(&self, heard: Heard, request: LookupRequest) {
+        // Before the read: the fence may rise meanwhile, but this read is no newer for it.
+        let fence_age = self.fence.age();
+        match self.store.lookup(request.hash).await {
+            Ok(lookup) => {
+                let outcome = LookupOutcome::Found { lookup, fence_age };
+                self.answer_lookup(heard.reply, request, outcome).await;
+            }
+            Err(error) => {
+                store_failed(&error);
+                self.metrics.looked_up(LookupEnd::Failed);
+            }
+        }
+    }
+
+    async fn answer_lookup(&self, reply: String, request: LookupRequest, outcome: LookupOutcome) {
+        self.metrics.looked_up(match outcome {
+            LookupOutcome::Found { .. } => LookupEnd::Answered,
+            LookupOutcome::Busy => LookupEnd::Busy,
+        });
+        let answer = LookupAnswer { nonce: request.nonce, hash: request.hash, outcome };
+        self.bus.answer(reply, answer.encode()).await;
+    }
+}
+
+struct Place {
+    by_speaker: Arc<Mutex<HashMap<Speaker, usize>>>,
+    speaker: Speaker,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut places = self.by_speaker.lock();
+        if let Some(taken) = places.get_mut(&self.speaker) {
+            *taken -= 1;
+            if *taken == 0 {
+                places.remove(&self.speaker);
+            }
+        }
+    }
+}

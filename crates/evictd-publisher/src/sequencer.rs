@@ -1,0 +1,168 @@
+//! Gives committed rows their positions and sends them on the live feed; tells the head once a second;
+//! ends what has expired.
+//!
+//! One mechanism for changes of the API, which wake it at once, and for those made past it, which it
+//! finds by polling (R1). What can't be sent is not kept here: the log is in the store, and agents ask.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use evictd_ops::readiness::Condition;
+use evictd_store::{HomeStore, StoreError};
+use tokio::sync::Notify;
+use tokio::time::{Interval, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use crate::auth::store_failed;
+use crate::bus::LiveFeed;
+use crate::config::SequencerConfig;
+use crate::confirmations::Confirmations;
+use crate::metrics::Metrics;
+
+/// Rows numbered in one transaction.
+const BATCH: usize = 1024;
+
+/// Expiries handled in one transaction.
+const EXPIRY_BATCH: usize = 1024;
+
+/// How often triggers and backlog are looked at.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The triggers are checked every so many checks (R3).
+const TRIGGER_CHECK_EVERY: u64 = 60;
+
+/// Tells the sequencer that there is work.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Wake {
+    rows: Arc<Notify>,
+    tick: Arc<Notify>,
+}
+
+impl Wake {
+    /// Something was committed.
+    pub(crate) fn now(&self) {
+        self.rows.notify_one();
+    }
+
+    /// The connection is back: tell the head without waiting for the second.
+    pub(crate) fn tick(&self) {
+        self.tick.notify_one();
+    }
+}
+
+pub(crate) struct Sequencer {
+    pub(crate) config: SequencerConfig,
+    pub(crate) store: Arc<dyn HomeStore>,
+    pub(crate) feed: LiveFeed,
+    pub(crate) confirmations: Arc<Confirmations>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) wake: Wake,
+    pub(crate) condition: Condition,
+}
+
+impl Sequencer {
+    /// Numbers until `shutdown`, and once more then: what was committed before is sent.
+    pub(crate) async fn run(self, shutdown: CancellationToken) {
+        let mut poll = every(self.config.poll_interval.into());
+        let mut tick = every(self.config.tick_interval.into());
+        let mut expiry = every(self.config.expiry_interval.into());
+        let mut check = every(CHECK_INTERVAL);
+        let mut checks = 0_u64;
+        let mut version = None;
+        let mut healthy = Health::default();
+        loop {
+            let done = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => break,
+                () = self.wake.rows.notified() => self.number().await,
+                _ = poll.tick() => self.number_if_changed(&mut version).await,
+                () = self.wake.tick.notified() => self.tick().await,
+                _ = tick.tick() => self.tick().await,
+                _ = expiry.tick() => self.expire().await,
+                _ = check.tick() => {
+                    checks += 1;
+                    self.check(checks).await
+                }
+            };
+            healthy.note(done, &self.condition, &self.metrics);
+        }
+        healthy.note(self.number().await, &self.condition, &self.metrics);
+    }
+
+    async fn number(&self) -> Result<(), StoreError> {
+        loop {
+            let numbered = self.store.number(BATCH).await?;
+            self.feed.send(&numbered.rows).await;
+            self.confirmations.numbered(&numbered.rows);
+            self.metrics.head(numbered.head);
+            if numbered.rows.len() < BATCH {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn number_if_changed(&self, last: &mut Option<i64>) -> Result<(), StoreError> {
+        let version = self.store.version().await?;
+        if *last != Some(version) {
+            self.number().await?;
+            // Only now: a failed attempt must be repeated. Numbering changes the version once more, and
+            // costs one idle look.
+            *last = Some(version);
+        }
+        Ok(())
+    }
+
+    async fn tick(&self) -> Result<(), StoreError> {
+        let head = self.store.head().await?;
+        self.feed.tick(head).await;
+        self.metrics.head(head);
+        Ok(())
+    }
+
+    async fn expire(&self) -> Result<(), StoreError> {
+        if self.store.expire(EXPIRY_BATCH).await? > 0 {
+            self.number().await?;
+        }
+        Ok(())
+    }
+
+    async fn check(&self, checks: u64) -> Result<(), StoreError> {
+        let backlog = self.store.backlog().await?;
+        self.metrics.backlog(backlog);
+        self.confirmations.sweep();
+        self.metrics.unconfirmed(self.confirmations.unconfirmed());
+        if checks.is_multiple_of(TRIGGER_CHECK_EVERY) { self.store.check_triggers().await } else { Ok(()) }
+    }
+}
+
+/// Logs the first failure of a series and its end, and keeps readiness.
+#[derive(Default)]
+struct Health {
+    failing: bool,
+}
+
+impl Health {
+    fn note(&mut self, done: Result<(), StoreError>, condition: &Condition, metrics: &Metrics) {
+        match done {
+            Ok(()) => {
+                if std::mem::take(&mut self.failing) {
+                    tracing::info!("the home store works again");
+                }
+                condition.met();
+            }
+            Err(error) => {
+                metrics.store_failed();
+                condition.unmet(format!("the home store: {error}"));
+                if !std::mem::replace(&mut self.failing, true) {
+                    store_failed(&error);
+                }
+            }
+        }
+    }
+}
+
+fn every(interval: Duration) -> Interval {
+    let mut interval = tokio::time::interval(interval);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
+}

@@ -1,0 +1,275 @@
+//! Numbering, rounds, replays.
+
+use std::time::Duration;
+
+use evictd_core::ids::{ApiId, KeyHash, KeyId, WorkspaceId};
+use evictd_core::invalidation::{Cause, Invalidation, Scope};
+use evictd_core::limits::ID_BYTES_MAX;
+use evictd_core::position::LogPosition;
+use evictd_core::roster::Instance;
+use evictd_core::time::StoreTime;
+use serde_json::{Value, json};
+use sqlx::Row;
+use sqlx::sqlite::{SqlitePool, SqliteRow};
+
+use super::now;
+use super::write::{Write, failed};
+use crate::StoreError;
+use crate::log::{Backlog, Numbered, Replay};
+
+/// A known instance's `last_seen` is at most this old: rounds shouldn't write a row per agent each.
+const ROSTER_REFRESH: Duration = Duration::from_mins(1);
+
+/// Above so many waiting key rows, an API gets one row for all of them: a bulk deletion by direct SQL must
+/// not hold up every agent's proof.
+const MERGE_ABOVE: i64 = 1_000;
+
+/// The head, read alone.
+pub(super) async fn head(readers: &SqlitePool) -> Result<LogPosition, StoreError> {
+    let row = sqlx::query("SELECT epoch, head FROM log_head")
+        .fetch_optional(readers)
+        .await
+        .map_err(failed("read its log's head"))?;
+    head_of(row.as_ref())
+}
+
+/// The head, if no row waits for a position: most calls need no write lock.
+pub(super) async fn head_if_idle(readers: &SqlitePool) -> Result<Option<LogPosition>, StoreError> {
+    let row = sqlx::query(
+        "SELECT epoch, head, EXISTS (SELECT 1 FROM invalidations WHERE position IS NULL) AS waiting
+         FROM log_head",
+    )
+    .fetch_optional(readers)
+    .await
+    .map_err(failed("look for unnumbered rows"))?;
+    let head = head_of(row.as_ref())?;
+    let waiting = row.is_none_or(|row| row.get("waiting"));
+    Ok((!waiting).then_some(head))
+}
+
+/// Reads the columns `epoch` and `head`.
+pub(super) fn head_of(row: Option<&SqliteRow>) -> Result<LogPosition, StoreError> {
+    let Some(row) = row else {
+        return Err(StoreError::Corrupt { what: "log_head", value: "no row".to_owned() });
+    };
+    let read = |column| row.try_get::<i64, _>(column).map_err(failed("read its log's head"));
+    log_position(read("epoch")?, read("head")?)
+}
+
+fn log_position(epoch: i64, position: i64) -> Result<LogPosition, StoreError> {
+    u32::try_from(epoch)
+        .ok()
+        .zip(u64::try_from(position).ok())
+        .and_then(|(epoch, position)| LogPosition::new(epoch, position))
+        .ok_or_else(|| StoreError::Corrupt { what: "log position", value: format!("{epoch}.{position}") })
+}
+
+/// Gives waiting rows the positions after the head, in the order of their ids.
+pub(super) async fn number(write: &mut Write, limit: i64) -> Result<Numbered, StoreError> {
+    merge_crowds(write).await?;
+    let row = write.row(sqlx::query("SELECT epoch, head FROM log_head")).await?;
+    let before = head_of(row.as_ref())?;
+    let numbering = sqlx::query(
+        "UPDATE invalidations SET epoch = ?1, position = ?2 + waiting.place
+         FROM (SELECT id AS row, row_number() OVER (ORDER BY id) AS place FROM invalidations
+               WHERE position IS NULL ORDER BY id LIMIT ?3) AS waiting
+         WHERE id = waiting.row
+         RETURNING epoch, position, scope, key_hash, key_id, api_id, workspace_id, cause, committed_at",
+    )
+    .bind(before.epoch())
+    .bind(before.position() as i64)
+    .bind(limit);
+    let rows = write.rows(numbering).await?;
+    let mut rows = rows.iter().map(invalidation).collect::<Result<Vec<_>, _>>()?;
+    rows.sort_unstable_by_key(|row| row.position); // RETURNING promises no order.
+    let Some(head) = rows.last().map(|last| last.position) else {
+        return Ok(Numbered { head: before, rows });
+    };
+    write.run(sqlx::query("UPDATE log_head SET head = ?1").bind(head.position() as i64)).await?;
+    Ok(Numbered { head, rows })
+}
+
+/// Replaces more than [`MERGE_ABOVE`] waiting key rows of one API by one row for the API, as old as the
+/// oldest of them.
+///
+/// Not those that a request waits for by id; and not new keys: agents may have cached "not found" for
+/// them, which belongs to no API.
+async fn merge_crowds(write: &mut Write) -> Result<(), StoreError> {
+    let crowded = sqlx::query(
+        "SELECT count(*) > ?1 FROM (SELECT 1 FROM invalidations WHERE position IS NULL LIMIT ?1 + 1)",
+    );
+    if write.value(crowded.bind(MERGE_ABOVE)).await? != Some(true) {
+        return Ok(());
+    }
+    let widen = sqlx::query(
+        "INSERT INTO invalidations (scope, api_id, workspace_id, cause, committed_at)
+         SELECT 'api', api_id, max(workspace_id),
+                CASE WHEN min(cause) = max(cause) THEN min(cause) ELSE 'changed' END, min(committed_at)
+         FROM invalidations
+         WHERE position IS NULL AND scope = 'key' AND api_id IS NOT NULL
+           AND cause <> 'created' AND request_id IS NULL
+         GROUP BY api_id HAVING count(*) > ?1
+         RETURNING api_id",
+    );
+    for row in write.rows(widen.bind(MERGE_ABOVE)).await? {
+        let api: &str = row.try_get("api_id").map_err(failed("merge a bulk change"))?;
+        let merged = sqlx::query(
+            "DELETE FROM invalidations
+             WHERE position IS NULL AND scope = 'key' AND api_id = ?1
+               AND cause <> 'created' AND request_id IS NULL",
+        );
+        let rows = write.run(merged.bind(api)).await?;
+        tracing::info!(api, rows, "merged a bulk change of keys into one change of their API");
+    }
+    Ok(())
+}
+
+/// Writes the instances that the roster lacks, or knows differently, or hasn't heard of for a while.
+pub(super) async fn register(
+    write: &mut Write,
+    instances: &[Instance],
+    now: StoreTime,
+) -> Result<(), StoreError> {
+    if instances.is_empty() {
+        return Ok(());
+    }
+    let presented: Vec<Value> = instances
+        .iter()
+        .map(|Instance { identity, policy, bound }| {
+            let bound_ms = i64::try_from(bound.as_millis()).unwrap_or(i64::MAX);
+            let (region, agent) = (identity.region.as_str(), identity.agent.as_str());
+            json!([region, agent, identity.instance.to_string(), policy.label(), bound_ms])
+        })
+        .collect();
+    // One statement however many they are; a known instance costs a lookup and no write.
+    let upsert = sqlx::query(
+        "INSERT INTO roster (region, agent, instance, policy, bound_ms, first_seen, last_seen)
+         SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, ?2, ?2
+         FROM json_each(?1) WHERE true
+         ON CONFLICT (region, agent, instance) DO UPDATE
+         SET policy = excluded.policy, bound_ms = excluded.bound_ms, last_seen = excluded.last_seen
+         WHERE (policy, bound_ms) IS NOT (excluded.policy, excluded.bound_ms)
+            OR abs(excluded.last_seen - last_seen) >= ?3",
+    )
+    .bind(Value::from(presented).to_string())
+    .bind(now.0)
+    .bind(ROSTER_REFRESH.as_micros() as i64);
+    write.run(upsert).await?;
+    Ok(())
+}
+
+/// Raises the fence, and begins a new epoch if `seen` lies above `head`. Returns the head that now holds.
+pub(super) async fn raise_fence(
+    write: &mut Write,
+    head: LogPosition,
+    seen: LogPosition,
+) -> Result<LogPosition, StoreError> {
+    // Somebody has applied what this store doesn't have: it went back. Positions go on from the head.
+    let went_back = seen > head;
+    let began = LogPosition::new(head.epoch().max(seen.epoch()).saturating_add(1), head.position());
+    if went_back && began.is_none() {
+        // Nobody gave out such a position, and following it would use up the epochs.
+        tracing::warn!(%seen, %head, "ignored a claimed position beyond the last possible epoch");
+    }
+    let present = began.filter(|_| went_back).unwrap_or(head);
+    let raise = sqlx::query("UPDATE log_head SET epoch = ?1, fence = fence + 1").bind(present.epoch());
+    write.run(raise).await?;
+    Ok(present)
+}
+
+/// The rows `from..=to` of `epoch`, as many from the first on as there are without a hole, at most `limit`.
+/// Refused when that is none: `epoch` isn't the present one, `from` lies beyond the head, or its row was
+/// purged.
+pub(super) async fn replay(
+    readers: &SqlitePool,
+    epoch: u32,
+    from: u64,
+    to: u64,
+    limit: i64,
+) -> Result<Replay, StoreError> {
+    const ACTION: &str = "replay its log";
+    let bound = |position: u64| i64::try_from(position).unwrap_or(i64::MAX);
+    // One statement, one snapshot: the head and the rows belong together.
+    let found = sqlx::query(
+        "SELECT log_head.epoch, head,
+                position, scope, key_hash, key_id, api_id, workspace_id, cause, committed_at
+         FROM log_head LEFT JOIN
+              (SELECT * FROM invalidations WHERE epoch = ?1 AND position BETWEEN ?2 AND ?3
+               ORDER BY position LIMIT ?4) AS kept
+              ON kept.epoch = log_head.epoch
+         ORDER BY position",
+    )
+    .bind(epoch)
+    .bind(bound(from))
+    .bind(bound(to))
+    .bind(limit)
+    .fetch_all(readers)
+    .await
+    .map_err(failed(ACTION))?;
+    let head = head_of(found.first())?;
+    let mut rows = Vec::with_capacity(found.len());
+    for (expected, row) in (from..=to).zip(&found) {
+        if row.try_get::<Option<i64>, _>("position").map_err(failed(ACTION))? != Some(bound(expected)) {
+            break; // Absent never means nothing (R5).
+        }
+        rows.push(invalidation(row)?);
+    }
+    Ok(if rows.is_empty() { Replay::Refused { head } } else { Replay::Rows(rows) })
+}
+
+/// What waits for a position.
+pub(super) async fn backlog(readers: &SqlitePool) -> Result<Backlog, StoreError> {
+    let (rows, oldest): (i64, Option<i64>) =
+        sqlx::query_as("SELECT count(*), min(committed_at) FROM invalidations WHERE position IS NULL")
+            .fetch_one(readers)
+            .await
+            .map_err(failed("count unnumbered rows"))?;
+    let age = oldest.map_or(0, |oldest| now().0.saturating_sub(oldest));
+    Ok(Backlog {
+        rows: u64::try_from(rows).unwrap_or(0),
+        oldest: Duration::from_micros(u64::try_from(age).unwrap_or(0)),
+    })
+}
+
+/// Reads a numbered row.
+fn invalidation(row: &SqliteRow) -> Result<Invalidation, StoreError> {
+    let read = || -> sqlx::Result<_> {
+        let cause: &str = row.try_get("cause")?;
+        Ok((
+            row.try_get("epoch")?,
+            row.try_get("position")?,
+            scope(row)?,
+            cause,
+            row.try_get("committed_at")?,
+        ))
+    };
+    let (epoch, position, scope, cause, committed_at) = read().map_err(failed("read a row of its log"))?;
+    Ok(Invalidation {
+        position: log_position(epoch, position)?,
+        scope,
+        cause: Cause::from_label(cause).unwrap_or(Cause::Changed),
+        committed_at: StoreTime(committed_at),
+    })
+}
+
+/// What a row makes forgotten. A row that doesn't say it precisely (a blanked hash, an id that wouldn't fit
+/// on the wire) is widened, never dropped: one bad row must neither be lost nor stop the log.
+fn scope(row: &SqliteRow) -> sqlx::Result<Scope> {
+    let scope: &str = row.try_get("scope")?;
+    let hash: Option<&[u8]> = row.try_get("key_hash")?;
+    let hash = hash.and_then(|hash| <[u8; 32]>::try_from(hash).ok()).map(KeyHash);
+    let id = |column| -> sqlx::Result<Option<&str>> {
+        Ok(row.try_get::<Option<&str>, _>(column)?.filter(|id| id.len() <= ID_BYTES_MAX))
+    };
+    let (key_id, api_id, workspace_id) = (id("key_id")?, id("api_id")?, id("workspace_id")?);
+    Ok(match (scope, hash, api_id, workspace_id) {
+        ("key", Some(hash), ..) => {
+            Scope::Key { hash, key_id: key_id.map(KeyId::new), api_id: api_id.map(ApiId::new) }
+        }
+        ("key" | "api", _, Some(api_id), _) => Scope::Api(ApiId::new(api_id)),
+        ("key" | "api" | "workspace", _, _, Some(workspace_id)) => {
+            Scope::Workspace(WorkspaceId::new(workspace_id))
+        }
+        _ => Scope::All,
+    })
+}

@@ -1,0 +1,188 @@
+//! A write transaction, and a COMMIT that a dropped caller can't cancel (R4).
+//!
+//! A caller that goes away before the COMMIT leaves nothing behind: the transaction is rolled back. From
+//! the COMMIT on the outcome no longer depends on the caller, who alone may miss it.
+
+use sqlx::query::Query;
+use sqlx::sqlite::{SqliteArguments, SqlitePool, SqliteRow};
+use sqlx::{Decode, Row, Sqlite, Transaction, Type};
+
+use super::now;
+use crate::StoreError;
+
+// SQLite's primary result codes, as far as they tell us something.
+pub(super) const PERM: i32 = 3;
+pub(super) const BUSY: i32 = 5;
+pub(super) const READONLY: i32 = 8;
+pub(super) const CORRUPT: i32 = 11;
+const FULL: i32 = 13;
+pub(super) const CANTOPEN: i32 = 14;
+const CONSTRAINT: i32 = 19;
+pub(super) const NOTADB: i32 = 26;
+
+/// A statement with its parameters.
+type Statement<'q> = Query<'q, Sqlite, SqliteArguments>;
+
+/// Holds SQLite's one write lock.
+pub(super) struct Write {
+    transaction: Transaction<'static, Sqlite>,
+    /// What for, in error messages.
+    action: &'static str,
+    /// The last row of the log before this transaction; what lies above is its own.
+    log_end: i64,
+}
+
+impl Write {
+    /// Takes the write lock at once: a transaction that only later wants to write could find that
+    /// others wrote in between, and fail.
+    pub(super) async fn begin(writer: &SqlitePool, action: &'static str) -> Result<Self, StoreError> {
+        let mut transaction = writer.begin_with("BEGIN IMMEDIATE").await.map_err(failed(action))?;
+        let log_end = sqlx::query_scalar("SELECT coalesce(max(id), 0) FROM invalidations")
+            .fetch_one(&mut *transaction)
+            .await
+            .map_err(failed(action))?;
+        Ok(Self { transaction, action, log_end })
+    }
+
+    /// Runs a statement. Returns how many rows it changed.
+    pub(super) async fn run(&mut self, statement: Statement<'_>) -> Result<u64, StoreError> {
+        let outcome = statement.execute(&mut *self.transaction).await.map_err(failed(self.action))?;
+        Ok(outcome.rows_affected())
+    }
+
+    /// All rows of a statement.
+    pub(super) async fn rows(&mut self, statement: Statement<'_>) -> Result<Vec<SqliteRow>, StoreError> {
+        statement.fetch_all(&mut *self.transaction).await.map_err(failed(self.action))
+    }
+
+    /// The first row of a statement.
+    pub(super) async fn row(&mut self, statement: Statement<'_>) -> Result<Option<SqliteRow>, StoreError> {
+        statement.fetch_optional(&mut *self.transaction).await.map_err(failed(self.action))
+    }
+
+    /// The first value of a statement's first row.
+    pub(super) async fn value<T>(&mut self, statement: Statement<'_>) -> Result<Option<T>, StoreError>
+    where
+        T: for<'r> Decode<'r, Sqlite> + Type<Sqlite>,
+    {
+        let row = self.row(statement).await?;
+        row.map(|row| row.try_get(0)).transpose().map_err(failed(self.action))
+    }
+
+    /// Dates the log rows of this transaction, and commits. This is the last statement before the COMMIT,
+    /// because the age of a change counts from there.
+    pub(super) async fn commit_change(mut self, request_id: Option<&str>) -> Result<(), StoreError> {
+        let dating = sqlx::query("UPDATE invalidations SET committed_at = ?1, request_id = ?2 WHERE id > ?3")
+            .bind(now().0)
+            .bind(request_id)
+            .bind(self.log_end);
+        self.run(dating).await?;
+        self.commit().await
+    }
+
+    /// Commits in a task of its own. What comes back as an error is [`StoreError::Unknown`], unless it is
+    /// certain that nothing was committed.
+    pub(super) async fn commit(self) -> Result<(), StoreError> {
+        let Self { transaction, action, .. } = self;
+        let outcome = tokio::spawn(transaction.commit()).await;
+        // The task itself is lost only with the runtime.
+        outcome.unwrap_or(Err(sqlx::Error::WorkerCrashed)).map_err(|source| {
+            if matches!(result_code(&source), Some(BUSY | FULL | CONSTRAINT)) {
+                StoreError::Database { action, source }
+            } else {
+                StoreError::Unknown { action, source }
+            }
+        })
+    }
+}
+
+/// Says what failed.
+pub(super) fn failed(action: &'static str) -> impl Fn(sqlx::Error) -> StoreError {
+    move |source| StoreError::Database { action, source }
+}
+
+/// SQLite's primary result code, if the error came from SQLite.
+pub(super) fn result_code(error: &sqlx::Error) -> Option<i32> {
+    let extended: i32 = error.as_database_error()?.code()?.parse().ok()?;
+    Some(extended & 0xff)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{Future, poll_fn};
+    use std::pin::pin;
+    use std::task::Poll;
+
+    use super::*;
+    use crate::HomeStore;
+    use crate::sqlite::SqliteStore;
+
+    async fn add_workspace(write: &mut Write) {
+        write.run(sqlx::query("INSERT INTO workspaces (id) VALUES ('ws_1')")).await.unwrap();
+    }
+
+    async fn workspaces(writer: &SqlitePool) -> i64 {
+        sqlx::query_scalar("SELECT count(*) FROM workspaces").fetch_one(writer).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_caller_that_goes_away_during_the_commit_does_not_cancel_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&directory.path().join("home.db")).await.unwrap();
+        let mut write = Write::begin(&store.writer, "test").await.unwrap();
+        add_workspace(&mut write).await;
+        {
+            let mut commit = pin!(write.commit());
+            poll_fn(|context| {
+                assert!(commit.as_mut().poll(context).is_pending());
+                Poll::Ready(())
+            })
+            .await;
+        }
+        // The writer is free again only when the COMMIT has ended.
+        assert_eq!(workspaces(&store.writer).await, 1);
+    }
+
+    #[tokio::test]
+    async fn a_caller_that_goes_away_before_the_commit_leaves_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&directory.path().join("home.db")).await.unwrap();
+        let mut write = Write::begin(&store.writer, "test").await.unwrap();
+        add_workspace(&mut write).await;
+        drop(write);
+        assert_eq!(workspaces(&store.writer).await, 0);
+    }
+
+    #[tokio::test]
+    async fn a_commit_that_breaks_a_constraint_is_known_to_have_changed_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&directory.path().join("home.db")).await.unwrap();
+        let mut write = Write::begin(&store.writer, "test").await.unwrap();
+        write.run(sqlx::query("PRAGMA defer_foreign_keys = ON")).await.unwrap();
+        let orphan = "INSERT INTO apis (id, workspace_id, name) VALUES ('api_1', 'ws_none', 'orphan')";
+        write.run(sqlx::query(orphan)).await.unwrap();
+        assert!(matches!(write.commit().await, Err(StoreError::Database { .. })));
+        store.head().await.unwrap();
+        drop(Write::begin(&store.writer, "test").await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_leaves_the_store_usable() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&directory.path().join("home.db")).await.unwrap();
+        // Becomes the present size, for this connection only: it ends when the store replaces it.
+        sqlx::query("PRAGMA max_page_count = 1").execute(&store.writer).await.unwrap();
+        let large =
+            "INSERT INTO audit_log (time, workspace_id, event, actor_type, actor_id, targets, description)
+                     VALUES (0, '', '', '', '', '[]', hex(zeroblob(60000)))";
+        let mut write = Write::begin(&store.writer, "test").await.unwrap();
+        let error = write.run(sqlx::query(large)).await.unwrap_err();
+        let StoreError::Database { source, .. } = error else { panic!("{error:?}") };
+        assert_eq!(result_code(&source), Some(FULL));
+        drop(write);
+
+        let mut write = Write::begin(&store.writer, "test").await.unwrap();
+        write.run(sqlx::query(large)).await.unwrap();
+        write.commit().await.unwrap();
+    }
+}

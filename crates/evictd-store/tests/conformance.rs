@@ -1,0 +1,457 @@
+//! One suite for every implementation of [`HomeStore`].
+
+mod fixture;
+
+use std::sync::Mutex;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use evictd_core::ids::{ApiId, KeyHash, KeyId, WorkspaceId};
+use evictd_core::invalidation::{Cause, Scope};
+use evictd_core::limits::EPOCH_MAX;
+use evictd_core::position::LogPosition;
+use evictd_core::record::{Record, RecordState};
+use evictd_core::time::StoreTime;
+use evictd_store::HomeStore;
+use evictd_store::change::{Actor, Api, ChangeError, DeleteMode, NewApi, NewKey};
+use evictd_store::log::Replay;
+
+use fixture::{
+    SqliteFixture, actor, api_id, instance, key, key_scope, new_api, news, populate, root_key, said,
+    workspace,
+};
+
+/// Makes a test of every function of the suite, each on a store of its own.
+macro_rules! conformance {
+    ($($name:ident),* $(,)?) => {
+        mod sqlite {
+            $(
+                #[tokio::test]
+                async fn $name() {
+                    let fixture = super::SqliteFixture::new().await;
+                    super::$name(&fixture.store).await;
+                    fixture.store.close().await;
+                }
+            )*
+        }
+    };
+}
+
+conformance!(
+    a_new_store_is_empty,
+    changes_get_dense_positions_in_the_order_of_their_commits,
+    a_limit_leaves_the_rest_for_the_next_call,
+    callers_that_number_at_once_share_the_positions_without_gap_or_repetition,
+    a_round_numbers_everything_and_stays_in_its_epoch,
+    a_round_begins_an_epoch_only_for_a_position_above_the_head,
+    a_claim_beyond_the_last_epoch_is_not_followed,
+    a_replay_gives_the_range_or_a_prefix_of_it,
+    a_replay_that_cannot_begin_is_refused,
+    a_lookup_knows_every_state_of_a_key,
+    a_lookup_finds_root_keys_and_says_how_new_the_answer_is,
+    an_end_that_has_come_becomes_a_change_once,
+    a_deleted_key_is_not_found_a_second_time,
+    existence_is_judged_before_permission,
+    a_permanently_deleted_key_leaves_room_for_the_same_text_anew,
+    a_soft_deleted_key_keeps_its_hash_taken,
+    a_deleted_api_is_one_row_and_takes_its_keys_along,
+    another_workspace_sees_nothing_and_changes_nothing,
+    a_refused_change_leaves_no_trace_in_the_log,
+    root_keys_are_listed_newest_first_without_deleted_ones,
+    changes_are_dated_by_the_stores_clock,
+    the_version_changes_with_every_commit_and_only_then,
+    the_backlog_counts_what_waits,
+    triggers_are_in_place,
+);
+
+fn at(epoch: u32, position: u64) -> LogPosition {
+    LogPosition::new(epoch, position).unwrap()
+}
+
+fn wall_clock() -> StoreTime {
+    StoreTime(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() as i64)
+}
+
+async fn state(store: &dyn HomeStore, n: u8) -> Option<RecordState> {
+    match store.lookup(KeyHash([n; 32])).await.unwrap().record {
+        Record::Key(key) => Some(key.state),
+        Record::Absent => None,
+        Record::RootKey(root_key) => panic!("a key was expected: {root_key:?}"),
+    }
+}
+
+async fn delete(store: &dyn HomeStore, n: u8, mode: DeleteMode) -> Result<(), ChangeError> {
+    store.delete_key(&actor(), &key(n).id, mode, &|_| true).await
+}
+
+async fn a_new_store_is_empty(store: &dyn HomeStore) {
+    assert_eq!(store.head().await.unwrap(), at(1, 0));
+    assert_eq!(store.number(10).await.unwrap().rows, []);
+    assert_eq!(store.backlog().await.unwrap().rows, 0);
+    assert_eq!(store.root_keys().await.unwrap(), []);
+    let lookup = store.lookup(KeyHash([1; 32])).await.unwrap();
+    assert_eq!((lookup.as_of, lookup.record), (at(1, 0), Record::Absent));
+}
+
+async fn changes_get_dense_positions_in_the_order_of_their_commits(store: &dyn HomeStore) {
+    store.create_root_key(root_key()).await.unwrap();
+    store.create_api(&actor(), new_api()).await.unwrap();
+    store.create_key(&actor(), key(1)).await.unwrap();
+    store.create_key(&actor(), key(2)).await.unwrap();
+    delete(store, 1, DeleteMode::Soft).await.unwrap();
+    let numbered = store.number(100).await.unwrap();
+    let root = Scope::Key { hash: KeyHash([255; 32]), key_id: Some(KeyId::new("root_1")), api_id: None };
+    assert_eq!(
+        said(&numbered.rows),
+        [
+            (root, Cause::Created),
+            (key_scope(1), Cause::Created),
+            (key_scope(2), Cause::Created),
+            (key_scope(1), Cause::Deleted),
+        ]
+    );
+    let positions: Vec<_> = numbered.rows.iter().map(|row| row.position).collect();
+    assert_eq!(positions, [at(1, 1), at(1, 2), at(1, 3), at(1, 4)]);
+    assert_eq!(numbered.head, at(1, 4));
+    assert_eq!(store.head().await.unwrap(), at(1, 4));
+    assert_eq!(store.number(100).await.unwrap().rows, [], "a row is numbered once");
+}
+
+async fn a_limit_leaves_the_rest_for_the_next_call(store: &dyn HomeStore) {
+    populate(store, 0).await;
+    let start = store.head().await.unwrap().position();
+    for n in 1..=5 {
+        store.create_key(&actor(), key(n)).await.unwrap();
+    }
+    let first = store.number(3).await.unwrap();
+    assert_eq!((first.rows.len(), first.head), (3, at(1, start + 3)));
+    assert_eq!(store.backlog().await.unwrap().rows, 2);
+    let second = store.number(3).await.unwrap();
+    assert_eq!((second.rows.len(), second.head), (2, at(1, start + 5)));
+}
+
+async fn callers_that_number_at_once_share_the_positions_without_gap_or_repetition(store: &dyn HomeStore) {
+    populate(store, 0).await;
+    let start = store.head().await.unwrap().position();
+    let positions = Mutex::new(Vec::new());
+    let number = async || {
+        for _ in 0..10 {
+            let rows = store.number(2).await.unwrap().rows;
+            positions.lock().unwrap().extend(rows.iter().map(|row| row.position.position()));
+        }
+    };
+    let change = async || {
+        for n in 1..=20 {
+            store.create_key(&actor(), key(n)).await.unwrap();
+        }
+    };
+    let probe = async || {
+        for _ in 0..5 {
+            let rows = store.round(&[instance(1)], LogPosition::ZERO).await.unwrap().numbered.rows;
+            positions.lock().unwrap().extend(rows.iter().map(|row| row.position.position()));
+        }
+    };
+    tokio::join!(number(), change(), number(), probe(), number());
+    let rest = store.number(usize::MAX).await.unwrap().rows;
+    let mut positions = positions.into_inner().unwrap();
+    positions.extend(rest.iter().map(|row| row.position.position()));
+    positions.sort_unstable();
+    assert_eq!(positions, (start + 1..=start + 20).collect::<Vec<_>>());
+}
+
+async fn a_round_numbers_everything_and_stays_in_its_epoch(store: &dyn HomeStore) {
+    populate(store, 3).await;
+    let head = store.head().await.unwrap();
+    delete(store, 2, DeleteMode::Soft).await.unwrap();
+    let before = wall_clock();
+    let round = store.round(&[instance(1), instance(2)], head).await.unwrap();
+    assert_eq!(said(&round.numbered.rows), [(key_scope(2), Cause::Deleted)]);
+    assert_eq!(round.numbered.head, head.next().unwrap());
+    assert!(!round.epoch_began, "what was seen is not above the head");
+    assert!(before <= round.store_time && round.store_time <= wall_clock());
+    let again = store.round(&[instance(1)], round.numbered.head).await.unwrap();
+    assert_eq!((again.numbered.head, again.epoch_began), (round.numbered.head, false));
+}
+
+async fn a_round_begins_an_epoch_only_for_a_position_above_the_head(store: &dyn HomeStore) {
+    populate(store, 2).await;
+    delete(store, 1, DeleteMode::Soft).await.unwrap();
+    let head = store.head().await.unwrap();
+    let would_be = head.next().unwrap();
+    let round = store.round(&[], would_be).await.unwrap();
+    assert!(!round.epoch_began, "the row that this very round numbers reaches it");
+
+    delete(store, 2, DeleteMode::Soft).await.unwrap();
+    let seen = at(1, 1_000);
+    let round = store.round(&[], seen).await.unwrap();
+    let after = at(1, would_be.position() + 1);
+    assert_eq!(round.numbered.rows.last().unwrap().position, after, "numbered in the old epoch");
+    assert_eq!((round.numbered.head, round.epoch_began), (at(2, after.position()), true));
+
+    let round = store.round(&[], at(7, 1)).await.unwrap();
+    assert_eq!((round.numbered.head, round.epoch_began), (at(8, after.position()), true));
+    let round = store.round(&[], at(7, 1_000_000)).await.unwrap();
+    assert_eq!(
+        (round.numbered.head, round.epoch_began),
+        (at(8, after.position()), false),
+        "older epochs move nothing"
+    );
+
+    store.create_key(&actor(), key(9)).await.unwrap();
+    assert_eq!(store.number(1).await.unwrap().head, at(8, after.position() + 1), "positions go on");
+}
+
+async fn a_claim_beyond_the_last_epoch_is_not_followed(store: &dyn HomeStore) {
+    for absurd in [at(EPOCH_MAX, 0), LogPosition::NEVER] {
+        let round = store.round(&[], absurd).await.unwrap();
+        assert_eq!((round.numbered.head, round.epoch_began), (at(1, 0), false));
+    }
+}
+
+async fn a_replay_gives_the_range_or_a_prefix_of_it(store: &dyn HomeStore) {
+    store.create_root_key(root_key()).await.unwrap();
+    store.create_api(&actor(), new_api()).await.unwrap();
+    for n in 1..=9 {
+        store.create_key(&actor(), key(n)).await.unwrap();
+    }
+    let all = store.number(100).await.unwrap().rows;
+    let rows = |from: usize, to: usize| Replay::Rows(all[from - 1..to].to_vec());
+    assert_eq!(store.replay(1, 1, 10, 100).await.unwrap(), rows(1, 10));
+    assert_eq!(store.replay(1, 4, 6, 100).await.unwrap(), rows(4, 6));
+    assert_eq!(store.replay(1, 4, 10, 2).await.unwrap(), rows(4, 5), "a prefix within the limit");
+    assert_eq!(store.replay(1, 8, u64::MAX, 100).await.unwrap(), rows(8, 10), "a prefix up to the head");
+}
+
+async fn a_replay_that_cannot_begin_is_refused(store: &dyn HomeStore) {
+    populate(store, 3).await;
+    let head = store.head().await.unwrap();
+    let refused = Replay::Refused { head };
+    assert_eq!(store.replay(1, 0, 3, 10).await.unwrap(), refused, "there is no position 0");
+    assert_eq!(store.replay(1, head.position() + 1, head.position() + 2, 10).await.unwrap(), refused);
+    assert_eq!(store.replay(1, u64::MAX, u64::MAX, 10).await.unwrap(), refused);
+    assert_eq!(store.replay(2, 1, 3, 10).await.unwrap(), refused, "an epoch that never began");
+
+    let Replay::Rows(old) = store.replay(1, 1, head.position(), 10).await.unwrap() else {
+        panic!("{refused:?}")
+    };
+    let head = store.round(&[], at(1, 1_000)).await.unwrap().numbered.head;
+    assert_eq!(store.replay(1, 1, 3, 10).await.unwrap(), Replay::Refused { head }, "an epoch that is over");
+    assert_eq!(store.replay(2, 1, 3, 10).await.unwrap(), Replay::Refused { head }, "rows of an older epoch");
+    delete(store, 1, DeleteMode::Soft).await.unwrap();
+    let new = store.number(10).await.unwrap().rows;
+    assert_eq!(new[0].position.position(), old.last().unwrap().position.position() + 1);
+    assert_eq!(store.replay(2, new[0].position.position(), u64::MAX, 10).await.unwrap(), Replay::Rows(new));
+}
+
+async fn a_lookup_knows_every_state_of_a_key(store: &dyn HomeStore) {
+    populate(store, 2).await;
+    let soon = StoreTime(wall_clock().0 + 3_600_000_000);
+    let keys = [
+        NewKey { enabled: false, ..key(3) },
+        NewKey { expires_at: Some(StoreTime::from_millis(1)), ..key(4) },
+        NewKey { expires_at: Some(soon), name: None, meta: None, ..key(5) },
+        NewKey { enabled: false, expires_at: Some(StoreTime::from_millis(1)), ..key(6) },
+    ];
+    for key in keys {
+        store.create_key(&actor(), key).await.unwrap();
+    }
+    delete(store, 2, DeleteMode::Soft).await.unwrap();
+
+    let Record::Key(active) = store.lookup(KeyHash([1; 32])).await.unwrap().record else { panic!("no key") };
+    assert_eq!((active.key_id, active.api_id, active.workspace_id), (key(1).id, api_id(), workspace()));
+    assert_eq!((active.state, active.expires_at), (RecordState::Active, None));
+    assert_eq!(active.name.as_deref(), Some("billing"));
+    assert_eq!(active.meta.as_deref(), Some(r#"{"plan": "pro"}"#), "byte for byte");
+
+    let Record::Key(deleted) = store.lookup(KeyHash([2; 32])).await.unwrap().record else { panic!("no key") };
+    assert_eq!((deleted.state, deleted.name, deleted.meta), (RecordState::Deleted, None, None));
+    assert_eq!((deleted.key_id, deleted.api_id), (key(2).id, api_id()), "floors must reach it");
+
+    assert_eq!(state(store, 3).await, Some(RecordState::Disabled));
+    assert_eq!(state(store, 4).await, Some(RecordState::Expired), "before anybody marked it");
+    assert_eq!(state(store, 5).await, Some(RecordState::Active));
+    assert_eq!(state(store, 6).await, Some(RecordState::Disabled), "disabled comes first");
+    assert_eq!(state(store, 7).await, None);
+
+    let details = store.key(&workspace(), &key(5).id).await.unwrap().unwrap();
+    assert_eq!(details.expires_at.unwrap().as_millis(), soon.as_millis());
+    assert_eq!((details.name, details.updated_at), (None, None));
+}
+
+async fn a_lookup_finds_root_keys_and_says_how_new_the_answer_is(store: &dyn HomeStore) {
+    populate(store, 1).await;
+    let lookup = store.lookup(root_key().hash).await.unwrap();
+    assert_eq!(lookup.as_of, store.head().await.unwrap());
+    let Record::RootKey(record) = lookup.record else { panic!("no root key") };
+    assert_eq!((&record.root_key_id, &record.workspace_id), (&root_key().id, &workspace()));
+    assert_eq!(record.state, RecordState::Active);
+    assert!(record.allows(&api_id(), "delete_key") && !record.allows(&ApiId::new("api_2"), "delete_key"));
+    assert_eq!(store.root_key(root_key().hash).await.unwrap(), Some(record));
+    assert_eq!(store.root_key(KeyHash([1; 32])).await.unwrap(), None, "a key is no root key");
+}
+
+async fn an_end_that_has_come_becomes_a_change_once(store: &dyn HomeStore) {
+    populate(store, 0).await;
+    let past = Some(StoreTime::from_millis(1_000));
+    for n in 1..=3 {
+        store.create_key(&actor(), NewKey { expires_at: past, ..key(n) }).await.unwrap();
+    }
+    store.create_key(&actor(), NewKey { expires_at: Some(StoreTime(i64::MAX)), ..key(4) }).await.unwrap();
+    delete(store, 3, DeleteMode::Soft).await.unwrap();
+    news(store).await;
+
+    assert_eq!(store.expire(1).await.unwrap(), 1);
+    assert_eq!(store.expire(10).await.unwrap(), 1);
+    assert_eq!(store.expire(10).await.unwrap(), 0, "an end comes once, and not for deleted keys");
+    let mut expired = news(store).await;
+    expired.sort_by_key(|(scope, _)| *scope != key_scope(1));
+    assert_eq!(expired, [(key_scope(1), Cause::Expired), (key_scope(2), Cause::Expired)]);
+
+    let ended = evictd_store::change::NewRootKey {
+        id: KeyId::new("root_2"),
+        hash: KeyHash([254; 32]),
+        expires_at: past,
+        ..root_key()
+    };
+    store.create_root_key(ended).await.unwrap();
+    assert_eq!(store.expire(10).await.unwrap(), 1);
+    let record = store.root_key(KeyHash([254; 32])).await.unwrap().unwrap();
+    assert_eq!(record.state, RecordState::Expired);
+}
+
+async fn a_deleted_key_is_not_found_a_second_time(store: &dyn HomeStore) {
+    populate(store, 2).await;
+    delete(store, 1, DeleteMode::Soft).await.unwrap();
+    assert!(matches!(delete(store, 1, DeleteMode::Soft).await, Err(ChangeError::KeyNotFound)));
+    assert!(matches!(delete(store, 1, DeleteMode::Permanent).await, Err(ChangeError::KeyNotFound)));
+    delete(store, 2, DeleteMode::Permanent).await.unwrap();
+    assert!(matches!(delete(store, 2, DeleteMode::Permanent).await, Err(ChangeError::KeyNotFound)));
+    assert_eq!(store.key(&workspace(), &key(1).id).await.unwrap(), None);
+    assert_eq!(news(store).await, [(key_scope(1), Cause::Deleted), (key_scope(2), Cause::Erased)]);
+}
+
+async fn existence_is_judged_before_permission(store: &dyn HomeStore) {
+    populate(store, 2).await;
+    delete(store, 2, DeleteMode::Soft).await.unwrap();
+    let delete =
+        |id: KeyId| async move { store.delete_key(&actor(), &id, DeleteMode::Soft, &|_| false).await };
+    assert!(matches!(delete(KeyId::new("key_none")).await, Err(ChangeError::KeyNotFound)));
+    assert!(matches!(delete(key(2).id).await, Err(ChangeError::KeyNotFound)));
+    assert!(matches!(delete(key(1).id).await, Err(ChangeError::Forbidden { api }) if api == api_id()));
+    assert_eq!(state(store, 1).await, Some(RecordState::Active));
+}
+
+async fn a_permanently_deleted_key_leaves_room_for_the_same_text_anew(store: &dyn HomeStore) {
+    populate(store, 1).await;
+    delete(store, 1, DeleteMode::Permanent).await.unwrap();
+    assert_eq!(state(store, 1).await, None);
+    let anew = NewKey { id: KeyId::new("key_anew"), ..key(1) };
+    store.create_key(&actor(), anew).await.unwrap();
+    assert_eq!(state(store, 1).await, Some(RecordState::Active));
+    let scope =
+        Scope::Key { hash: KeyHash([1; 32]), key_id: Some(KeyId::new("key_anew")), api_id: Some(api_id()) };
+    assert_eq!(news(store).await, [(key_scope(1), Cause::Erased), (scope, Cause::Created)]);
+}
+
+async fn a_soft_deleted_key_keeps_its_hash_taken(store: &dyn HomeStore) {
+    populate(store, 1).await;
+    let same_text = NewKey { id: KeyId::new("key_2"), ..key(1) };
+    assert!(matches!(store.create_key(&actor(), same_text.clone()).await, Err(ChangeError::KeyExists)));
+    delete(store, 1, DeleteMode::Soft).await.unwrap();
+    assert!(matches!(store.create_key(&actor(), same_text).await, Err(ChangeError::KeyExists)));
+}
+
+async fn a_deleted_api_is_one_row_and_takes_its_keys_along(store: &dyn HomeStore) {
+    populate(store, 3).await;
+    assert_eq!(
+        store.api(&workspace(), &api_id()).await.unwrap(),
+        Some(Api { id: api_id(), name: "payments".to_owned() })
+    );
+    store.delete_api(&actor(), &api_id()).await.unwrap();
+    assert_eq!(news(store).await, [(Scope::Api(api_id()), Cause::Deleted)]);
+    assert_eq!(state(store, 1).await, Some(RecordState::Deleted));
+    assert_eq!(store.api(&workspace(), &api_id()).await.unwrap(), None);
+    assert_eq!(store.key(&workspace(), &key(1).id).await.unwrap(), None);
+    assert!(matches!(store.delete_api(&actor(), &api_id()).await, Err(ChangeError::ApiNotFound)));
+    assert!(matches!(delete(store, 1, DeleteMode::Soft).await, Err(ChangeError::KeyNotFound)));
+    assert!(matches!(store.create_key(&actor(), key(9)).await, Err(ChangeError::ApiNotFound)));
+}
+
+async fn another_workspace_sees_nothing_and_changes_nothing(store: &dyn HomeStore) {
+    populate(store, 1).await;
+    let foreign = WorkspaceId::new("ws_2");
+    let stranger = Actor { workspace_id: foreign.clone(), ..actor() };
+    let root = evictd_store::change::NewRootKey {
+        id: KeyId::new("root_2"),
+        workspace_id: foreign.clone(),
+        hash: KeyHash([254; 32]),
+        ..root_key()
+    };
+    store.create_root_key(root).await.unwrap();
+    assert_eq!(store.key(&foreign, &key(1).id).await.unwrap(), None);
+    assert_eq!(store.api(&foreign, &api_id()).await.unwrap(), None);
+    let deletion = store.delete_key(&stranger, &key(1).id, DeleteMode::Permanent, &|_| true).await;
+    assert!(matches!(deletion, Err(ChangeError::KeyNotFound)));
+    assert!(matches!(store.delete_api(&stranger, &api_id()).await, Err(ChangeError::ApiNotFound)));
+    assert!(matches!(store.create_key(&stranger, key(2)).await, Err(ChangeError::ApiNotFound)));
+    assert_eq!(state(store, 1).await, Some(RecordState::Active));
+}
+
+async fn a_refused_change_leaves_no_trace_in_the_log(store: &dyn HomeStore) {
+    populate(store, 1).await;
+    let twice = NewApi { id: api_id(), name: "again".to_owned() };
+    store.create_api(&actor(), twice).await.unwrap_err();
+    store.create_key(&actor(), NewKey { hash: KeyHash([2; 32]), ..key(1) }).await.unwrap_err();
+    store.create_key(&actor(), key(1)).await.unwrap_err();
+    store.delete_key(&actor(), &key(1).id, DeleteMode::Soft, &|_| false).await.unwrap_err();
+    assert_eq!(news(store).await, []);
+}
+
+async fn root_keys_are_listed_newest_first_without_deleted_ones(store: &dyn HomeStore) {
+    store.create_root_key(root_key()).await.unwrap();
+    let listed = store.root_keys().await.unwrap();
+    assert_eq!(listed.len(), 1);
+    assert_eq!((&listed[0].id, &listed[0].start), (&root_key().id, &root_key().start));
+    assert_eq!((&listed[0].name, &listed[0].permissions), (&root_key().name, &root_key().permissions));
+    let second =
+        evictd_store::change::NewRootKey { id: KeyId::new("root_2"), hash: KeyHash([254; 32]), ..root_key() };
+    store.create_root_key(second).await.unwrap();
+    let listed = store.root_keys().await.unwrap();
+    assert_eq!(listed.len(), 2);
+    assert!(listed[0].created_at >= listed[1].created_at);
+}
+
+async fn changes_are_dated_by_the_stores_clock(store: &dyn HomeStore) {
+    populate(store, 1).await;
+    let before = wall_clock();
+    delete(store, 1, DeleteMode::Soft).await.unwrap();
+    let after = wall_clock();
+    let rows = store.number(1).await.unwrap().rows;
+    assert!(before <= rows[0].committed_at && rows[0].committed_at <= after);
+}
+
+async fn the_version_changes_with_every_commit_and_only_then(store: &dyn HomeStore) {
+    populate(store, 1).await;
+    let version = store.version().await.unwrap();
+    store.number(10).await.unwrap();
+    store.expire(10).await.unwrap();
+    store.lookup(KeyHash([1; 32])).await.unwrap();
+    assert_eq!(store.version().await.unwrap(), version, "nothing was committed");
+    delete(store, 1, DeleteMode::Soft).await.unwrap();
+    assert_ne!(store.version().await.unwrap(), version);
+}
+
+async fn the_backlog_counts_what_waits(store: &dyn HomeStore) {
+    populate(store, 2).await;
+    let before = wall_clock();
+    delete(store, 1, DeleteMode::Soft).await.unwrap();
+    delete(store, 2, DeleteMode::Soft).await.unwrap();
+    let backlog = store.backlog().await.unwrap();
+    assert_eq!(backlog.rows, 2);
+    assert!(backlog.oldest.as_micros() as i64 <= wall_clock().0 - before.0);
+    news(store).await;
+    assert_eq!(store.backlog().await.unwrap().rows, 0);
+}
+
+async fn triggers_are_in_place(store: &dyn HomeStore) {
+    store.check_triggers().await.unwrap();
+}

@@ -1,0 +1,473 @@
+//! What only SQLite has: direct SQL from other processes, the file, and its triggers.
+
+mod fixture;
+
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use evictd_core::ids::{ApiId, KeyHash, KeyId, WorkspaceId};
+use evictd_core::invalidation::{Cause, Scope};
+use evictd_core::position::LogPosition;
+use evictd_core::record::{Record, RecordState};
+use evictd_core::roster::{Instance, PartitionPolicy};
+use evictd_store::change::DeleteMode;
+use evictd_store::log::Replay;
+use evictd_store::sqlite::SqliteStore;
+use evictd_store::{HomeStore, StoreError};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
+
+use fixture::{SqliteFixture, actor, api_id, instance, key, key_scope, news, populate, root_key, workspace};
+
+/// A connection as any other program would open it: SQLite's defaults, none of the store's settings.
+async fn stranger(path: &Path) -> SqliteConnection {
+    SqliteConnectOptions::new().filename(path).foreign_keys(false).connect().await.unwrap()
+}
+
+/// Runs `sql` as a stranger, and returns what the log says of it.
+async fn after(fixture: &SqliteFixture, sql: &str) -> Vec<(Scope, Cause)> {
+    let mut connection = stranger(&fixture.path()).await;
+    connection.execute(AssertSqlSafe(sql)).await.unwrap();
+    connection.close().await.unwrap();
+    news(&fixture.store).await
+}
+
+async fn populated(keys: u8) -> SqliteFixture {
+    let fixture = SqliteFixture::new().await;
+    populate(&fixture.store, keys).await;
+    fixture
+}
+
+fn key_in(n: u8, id: &str, api: &str) -> Scope {
+    Scope::Key { hash: KeyHash([n; 32]), key_id: Some(KeyId::new(id)), api_id: Some(ApiId::new(api)) }
+}
+
+fn root_scope(n: u8) -> Scope {
+    Scope::Key { hash: KeyHash([n; 32]), key_id: Some(root_key().id), api_id: None }
+}
+
+/// The hash `n n n ...` as an SQL literal.
+fn hash(n: u8) -> String {
+    format!("x'{}'", format!("{n:02x}").repeat(32))
+}
+
+#[tokio::test]
+async fn direct_sql_on_a_key_lands_in_the_log() {
+    let fixture = populated(1).await;
+    let cases = [
+        ("UPDATE keys SET deleted_at_m = 1", Cause::Deleted),
+        ("UPDATE keys SET deleted_at_m = NULL", Cause::Restored),
+        ("UPDATE keys SET enabled = 0", Cause::Changed),
+        ("UPDATE keys SET enabled = 1, name = 'other'", Cause::Changed),
+        ("UPDATE keys SET meta = NULL", Cause::Changed),
+        ("UPDATE keys SET expires = 1", Cause::Changed),
+        ("UPDATE keys SET expired = 1", Cause::Expired),
+        ("DELETE FROM keys", Cause::Erased),
+    ];
+    for (sql, cause) in cases {
+        assert_eq!(after(&fixture, sql).await, [(key_scope(1), cause)], "{sql}");
+    }
+}
+
+#[tokio::test]
+async fn direct_sql_that_no_verification_notices_is_not_news() {
+    let fixture = populated(1).await;
+    for sql in [
+        "UPDATE keys SET enabled = enabled, name = name, meta = meta, hash = hash",
+        "UPDATE keys SET start = 'x', updated_at_m = 5",
+        "UPDATE apis SET name = 'x', delete_protection = 1",
+        "UPDATE root_keys SET name = 'x'",
+        "INSERT INTO apis (id, workspace_id, name) VALUES ('api_2', 'ws_1', 'new')",
+        "INSERT INTO workspaces (id) VALUES ('ws_2')",
+        "UPDATE keys SET enabled = 0 WHERE id = 'nobody'",
+    ] {
+        assert_eq!(after(&fixture, sql).await, [], "{sql}");
+    }
+}
+
+#[tokio::test]
+async fn a_changed_hash_is_news_under_the_old_and_the_new_one() {
+    let fixture = populated(1).await;
+    let sql = format!("UPDATE keys SET hash = {}", hash(9));
+    assert_eq!(
+        after(&fixture, &sql).await,
+        [(key_scope(1), Cause::Changed), (key_in(9, "key_1", "api_1"), Cause::Created)]
+    );
+}
+
+#[tokio::test]
+async fn a_moved_key_is_news_in_the_old_and_the_new_api() {
+    let fixture = populated(1).await;
+    after(&fixture, "INSERT INTO apis (id, workspace_id, name) VALUES ('api_2', 'ws_1', 'new')").await;
+    assert_eq!(
+        after(&fixture, "UPDATE keys SET api_id = 'api_2'").await,
+        [(key_scope(1), Cause::Changed), (key_in(1, "key_1", "api_2"), Cause::Changed)]
+    );
+}
+
+#[tokio::test]
+async fn a_replaced_key_is_news_under_every_hash_it_had() {
+    let fixture = populated(3).await;
+    // Key 1 gets a new hash; its old one disappears without a delete trigger.
+    let sql = format!(
+        "INSERT OR REPLACE INTO keys (id, api_id, workspace_id, hash, start)
+         VALUES ('key_1', 'api_1', 'ws_1', {}, 'abcd')",
+        hash(9)
+    );
+    assert_eq!(
+        after(&fixture, &sql).await,
+        [(key_scope(1), Cause::Erased), (key_in(9, "key_1", "api_1"), Cause::Created)]
+    );
+    // A row that takes key 2's id and key 3's hash removes both.
+    let sql = format!(
+        "REPLACE INTO keys (id, api_id, workspace_id, hash, start)
+         VALUES ('key_2', 'api_1', 'ws_1', {}, 'abcd')",
+        hash(3)
+    );
+    assert_eq!(
+        after(&fixture, &sql).await,
+        [(key_scope(2), Cause::Erased), (key_in(3, "key_2", "api_1"), Cause::Created)]
+    );
+    // The same hash in another API: floors of keys may have been merged into the old API's.
+    let sql = format!(
+        "REPLACE INTO keys (id, api_id, workspace_id, hash, start)
+         VALUES ('key_2', 'api_2', 'ws_1', {}, 'abcd')",
+        hash(3)
+    );
+    assert_eq!(
+        after(&fixture, &sql).await,
+        [(key_in(3, "key_2", "api_1"), Cause::Erased), (key_in(3, "key_2", "api_2"), Cause::Created)]
+    );
+}
+
+#[tokio::test]
+async fn a_key_that_an_update_replaces_is_news() {
+    let fixture = populated(2).await;
+    assert_eq!(
+        after(&fixture, "UPDATE OR REPLACE keys SET id = 'key_2' WHERE id = 'key_1'").await,
+        [(key_scope(2), Cause::Erased), (key_in(1, "key_2", "api_1"), Cause::Changed)]
+    );
+}
+
+#[tokio::test]
+async fn a_bulk_deletion_is_news_for_each_key() {
+    let fixture = populated(100).await;
+    let rows = after(&fixture, "DELETE FROM keys").await;
+    assert_eq!(rows.len(), 100);
+    assert!((1..=100).all(|n| rows.contains(&(key_scope(n), Cause::Erased))));
+}
+
+#[tokio::test]
+async fn a_huge_bulk_deletion_is_one_change_of_its_api() {
+    let fixture = populated(1).await;
+    let many = "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 1500)
+                INSERT INTO keys (id, api_id, workspace_id, hash, start)
+                SELECT 'bulk_' || n, 'api_1', 'ws_1', randomblob(32), 'abcd' FROM n";
+    let created = after(&fixture, many).await;
+    assert_eq!(created.len(), 1500, "new keys stay apart: what is cached for them belongs to no API");
+    assert!(created.iter().all(|(_, cause)| *cause == Cause::Created));
+
+    fixture.store.delete_key(&actor(), &key(1).id, DeleteMode::Soft, &|_| true).await.unwrap();
+    assert_eq!(
+        after(&fixture, "DELETE FROM keys WHERE id LIKE 'bulk_%'").await,
+        [(key_scope(1), Cause::Deleted), (Scope::Api(api_id()), Cause::Erased)],
+        "and a deletion that a request waits for keeps its own row"
+    );
+}
+
+#[tokio::test]
+async fn direct_sql_on_an_api_is_one_row_however_many_keys_it_has() {
+    let fixture = populated(5).await;
+    let api = Scope::Api(api_id());
+    let cases = [
+        ("UPDATE apis SET deleted_at_m = 1", Cause::Deleted),
+        ("UPDATE apis SET deleted_at_m = 2", Cause::Changed),
+        ("UPDATE apis SET deleted_at_m = NULL", Cause::Restored),
+        ("REPLACE INTO apis (id, workspace_id, name) VALUES ('api_1', 'ws_1', 'x')", Cause::Restored),
+        ("DELETE FROM apis", Cause::Erased),
+    ];
+    for (sql, cause) in cases {
+        assert_eq!(after(&fixture, sql).await, [(api.clone(), cause)], "{sql}");
+    }
+    let lookup = fixture.store.lookup(KeyHash([1; 32])).await.unwrap();
+    assert!(
+        matches!(lookup.record, Record::Key(key) if key.state == RecordState::Deleted),
+        "its keys went along"
+    );
+    let sql = "INSERT INTO apis (id, workspace_id, name) VALUES ('api_1', 'ws_1', 'back')";
+    assert_eq!(after(&fixture, sql).await, [(api, Cause::Restored)], "keys were waiting for it");
+}
+
+#[tokio::test]
+async fn direct_sql_on_a_workspace_reaches_everything_in_it() {
+    let fixture = populated(1).await;
+    let scope = Scope::Workspace(workspace());
+    assert_eq!(after(&fixture, "DELETE FROM workspaces").await, [(scope.clone(), Cause::Erased)]);
+    let lookup = fixture.store.lookup(KeyHash([1; 32])).await.unwrap();
+    assert!(matches!(lookup.record, Record::Key(key) if key.state == RecordState::Deleted));
+    let root = fixture.store.root_key(root_key().hash).await.unwrap().unwrap();
+    assert_eq!(root.state, RecordState::Deleted);
+    let sql = "INSERT INTO workspaces (id) VALUES ('ws_1')";
+    assert_eq!(after(&fixture, sql).await, [(scope.clone(), Cause::Restored)]);
+    assert_eq!(
+        after(&fixture, "UPDATE workspaces SET id = 'ws_2'").await,
+        [(scope, Cause::Erased), (Scope::Workspace(WorkspaceId::new("ws_2")), Cause::Restored)]
+    );
+}
+
+#[tokio::test]
+async fn direct_sql_on_a_root_key_lands_in_the_log() {
+    let fixture = populated(0).await;
+    let cases = [
+        ("UPDATE root_keys SET deleted_at_m = 1", Cause::Deleted),
+        ("UPDATE root_keys SET deleted_at_m = NULL", Cause::Restored),
+        ("UPDATE root_keys SET permissions = '[]'", Cause::Changed),
+        ("UPDATE root_keys SET enabled = 0", Cause::Changed),
+        ("UPDATE root_keys SET expired = 1", Cause::Expired),
+    ];
+    for (sql, cause) in cases {
+        assert_eq!(after(&fixture, sql).await, [(root_scope(255), cause)], "{sql}");
+    }
+    let sql = format!(
+        "REPLACE INTO root_keys (id, workspace_id, hash, start) VALUES ('root_1', 'ws_1', {}, 'unkey_')",
+        hash(254)
+    );
+    assert_eq!(
+        after(&fixture, &sql).await,
+        [(root_scope(255), Cause::Erased), (root_scope(254), Cause::Created)]
+    );
+    assert_eq!(after(&fixture, "DELETE FROM root_keys").await, [(root_scope(254), Cause::Erased)]);
+}
+
+#[tokio::test]
+async fn direct_sql_is_dated_and_noticed() {
+    let fixture = populated(1).await;
+    let version = fixture.store.version().await.unwrap();
+    let micros = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() as i64;
+    let before = micros();
+    let mut connection = stranger(&fixture.path()).await;
+    connection.execute("UPDATE keys SET enabled = 0").await.unwrap();
+    assert_ne!(fixture.store.version().await.unwrap(), version);
+    let committed_at = fixture.store.number(1).await.unwrap().rows[0].committed_at.0;
+    // SQLite's clock counts milliseconds.
+    assert!(before - 1_000 <= committed_at && committed_at <= micros() + 1_000);
+}
+
+#[tokio::test]
+async fn a_row_that_does_not_say_what_it_means_is_widened() {
+    let fixture = populated(1).await;
+    let long = "x".repeat(300);
+    let rows = after(
+        &fixture,
+        &format!(
+            "PRAGMA ignore_check_constraints = ON;
+             INSERT INTO invalidations (scope, api_id, cause) VALUES ('key', 'api_1', 'erased');
+             INSERT INTO invalidations (scope, api_id, workspace_id, cause)
+             VALUES ('api', '{long}', 'ws_1', 'odd');
+             INSERT INTO invalidations (scope, workspace_id, cause) VALUES ('workspace', '{long}', 'erased');
+             INSERT INTO invalidations (scope, workspace_id, cause) VALUES ('galaxy', 'ws_1', 'changed');"
+        ),
+    )
+    .await;
+    assert_eq!(
+        rows,
+        [
+            (Scope::Api(api_id()), Cause::Erased),
+            (Scope::Workspace(workspace()), Cause::Changed),
+            (Scope::All, Cause::Erased),
+            (Scope::All, Cause::Changed),
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_purged_position_is_refused_and_cuts_a_replay_short() {
+    let fixture = populated(5).await;
+    let head = fixture.store.head().await.unwrap();
+    after(&fixture, "DELETE FROM invalidations WHERE position IN (1, 4)").await;
+    assert_eq!(fixture.store.replay(1, 1, 3, 10).await.unwrap(), Replay::Refused { head });
+    let Replay::Rows(rows) = fixture.store.replay(1, 2, 6, 10).await.unwrap() else {
+        panic!("2 and 3 are there")
+    };
+    assert_eq!(rows.iter().map(|row| row.position.position()).collect::<Vec<_>>(), [2, 3]);
+}
+
+#[tokio::test]
+async fn a_round_raises_the_fence_and_writes_the_roster() {
+    let fixture = populated(0).await;
+    let mut connection = stranger(&fixture.path()).await;
+    let stale = Instance { policy: PartitionPolicy::ServeStale, ..instance(1) };
+    fixture.store.round(&[instance(1), instance(u64::MAX)], LogPosition::ZERO).await.unwrap();
+    let roster = "SELECT region, agent, instance, policy, bound_ms FROM roster ORDER BY instance";
+    let rows: Vec<(String, String, String, String, i64)> =
+        sqlx::query_as(roster).fetch_all(&mut connection).await.unwrap();
+    let row = |instance: &str, policy: &str| {
+        ("eu-central-1".to_owned(), "edge".to_owned(), instance.to_owned(), policy.to_owned(), 30_000)
+    };
+    assert_eq!(rows, [row("0000000000000001", "deny"), row("ffffffffffffffff", "deny")]);
+
+    sqlx::query("UPDATE roster SET first_seen = first_seen - 9, last_seen = last_seen - 9")
+        .execute(&mut connection)
+        .await
+        .unwrap();
+    let seen = "SELECT last_seen - first_seen FROM roster ORDER BY instance";
+    fixture.store.round(&[instance(1)], LogPosition::ZERO).await.unwrap();
+    let spans: Vec<i64> = sqlx::query_scalar(seen).fetch_all(&mut connection).await.unwrap();
+    assert_eq!(spans, [0, 0], "known instances cost no write");
+    fixture.store.round(&[stale], LogPosition::ZERO).await.unwrap();
+    let rows: Vec<(String, String, String, String, i64)> =
+        sqlx::query_as(roster).fetch_all(&mut connection).await.unwrap();
+    assert_eq!(rows, [row("0000000000000001", "serve_stale"), row("ffffffffffffffff", "deny")]);
+    sqlx::query("UPDATE roster SET last_seen = first_seen - 60000000")
+        .execute(&mut connection)
+        .await
+        .unwrap();
+    fixture.store.round(&[instance(u64::MAX)], LogPosition::ZERO).await.unwrap();
+    let spans: Vec<i64> = sqlx::query_scalar(seen).fetch_all(&mut connection).await.unwrap();
+    assert!(spans[0] < 0 && spans[1] >= 0, "refreshed when it got old, and only who was there: {spans:?}");
+
+    let fence: i64 =
+        sqlx::query_scalar("SELECT fence FROM log_head").fetch_one(&mut connection).await.unwrap();
+    assert_eq!(fence, 4, "one per round");
+}
+
+#[tokio::test]
+async fn reopening_keeps_everything() {
+    let fixture = populated(2).await;
+    fixture.store.round(&[instance(1)], LogPosition::new(1, 1_000).unwrap()).await.unwrap();
+    fixture.store.delete_key(&actor(), &key(1).id, DeleteMode::Soft, &|_| true).await.unwrap();
+    let head = fixture.store.head().await.unwrap();
+    assert_eq!(head.epoch(), 2);
+    fixture.store.close().await;
+    assert!(matches!(fixture.store.head().await, Err(StoreError::Database { .. })), "closed is closed");
+
+    let store = SqliteStore::open(&fixture.path()).await.unwrap();
+    assert_eq!(store.head().await.unwrap(), head);
+    assert_eq!(store.root_keys().await.unwrap().len(), 1);
+    assert_eq!(news(&store).await, [(key_scope(1), Cause::Deleted)], "what waited still waits");
+    store.check_triggers().await.unwrap();
+    store.close().await;
+}
+
+#[tokio::test]
+async fn two_stores_on_one_file_share_the_log() {
+    let fixture = populated(2).await;
+    let other = SqliteStore::open(&fixture.path()).await.unwrap();
+    other.delete_key(&actor(), &key(1).id, DeleteMode::Soft, &|_| true).await.unwrap();
+    let (here, there) = tokio::join!(fixture.store.number(10), other.number(10));
+    assert_eq!(here.unwrap().rows.len() + there.unwrap().rows.len(), 1);
+    assert_eq!(fixture.store.head().await.unwrap(), other.head().await.unwrap());
+    other.close().await;
+}
+
+#[tokio::test]
+async fn an_altered_or_missing_trigger_is_found() {
+    for sql in [
+        "DROP TRIGGER keys_after_update",
+        "DROP TRIGGER apis_after_delete;
+         CREATE TRIGGER apis_after_delete AFTER DELETE ON apis BEGIN SELECT 1; END",
+        "DROP TABLE root_keys",
+    ] {
+        let fixture = populated(0).await;
+        after(&fixture, sql).await;
+        let error = fixture.store.check_triggers().await.unwrap_err();
+        let StoreError::TriggerMissing { name } = error else { panic!("{sql}: {error:?}") };
+        assert!(["keys_", "apis_", "root_keys_"].iter().any(|table| name.starts_with(table)), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn every_change_has_its_audit_record_with_ids_only() {
+    let fixture = populated(2).await;
+    let store = &fixture.store;
+    store.delete_key(&actor(), &key(1).id, DeleteMode::Soft, &|_| true).await.unwrap();
+    store.delete_key(&actor(), &key(2).id, DeleteMode::Permanent, &|_| true).await.unwrap();
+    store.delete_key(&actor(), &key(2).id, DeleteMode::Permanent, &|_| true).await.unwrap_err();
+    store.delete_api(&actor(), &api_id()).await.unwrap();
+    let rows: Vec<(String, String, String, String, String)> = sqlx::query_as(
+        "SELECT event, description, targets, actor_id || '/' || actor_name, correlation_id
+         FROM audit_log ORDER BY rowid",
+    )
+    .fetch_all(&mut stranger(&fixture.path()).await)
+    .await
+    .unwrap();
+    let told: Vec<_> =
+        rows.iter().map(|(event, description, ..)| (event.as_str(), description.as_str())).collect();
+    assert_eq!(
+        told,
+        [
+            ("api.create", "Created API api_1"),
+            ("key.create", "Created key key_1 in API api_1"),
+            ("key.create", "Created key key_2 in API api_1"),
+            ("key.delete", "Deleted key key_1"),
+            ("key.delete", "Permanently deleted key key_2"),
+            ("api.delete", "Deleted API api_1"),
+        ]
+    );
+    assert_eq!(rows[4].2, r#"[{"id":"key_2","name":"key_2","type":"key"}]"#);
+    assert!(rows.iter().all(|row| row.3 == "root_1/ops" && row.4 == "req_1"));
+}
+
+#[tokio::test]
+async fn a_permanent_deletion_leaves_neither_name_nor_metadata_in_the_file() {
+    let fixture = SqliteFixture::new().await;
+    populate(&fixture.store, 0).await;
+    let mut secret = key(1);
+    secret.name = Some("Jane-Q-Example".to_owned());
+    secret.meta = Some(r#"{"email":"jane@example.com"}"#.to_owned());
+    fixture.store.create_key(&actor(), secret).await.unwrap();
+    fixture.store.delete_key(&actor(), &key(1).id, DeleteMode::Permanent, &|_| true).await.unwrap();
+    fixture.store.close().await;
+    for file in std::fs::read_dir(fixture.directory.path()).unwrap() {
+        let bytes = std::fs::read(file.unwrap().path()).unwrap();
+        for trace in ["Jane-Q-Example", "jane@example.com"] {
+            assert!(
+                !bytes.windows(trace.len()).any(|window| window == trace.as_bytes()),
+                "{trace} is still there"
+            );
+        }
+    }
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_new_file_is_readable_by_its_owner_only() {
+    use std::os::unix::fs::PermissionsExt;
+    let fixture = populated(0).await;
+    for file in std::fs::read_dir(fixture.directory.path()).unwrap() {
+        let file = file.unwrap();
+        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{:?}", file.path());
+    }
+}
+
+#[tokio::test]
+async fn a_missing_directory_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let error = SqliteStore::open(&directory.path().join("none/home.db")).await.unwrap_err().to_string();
+    assert!(error.contains("none/home.db") && error.contains("directory doesn't exist"), "{error}");
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_database_is_named_and_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("home.db");
+    let text = "this is no database, but somebody may need it\n".repeat(100);
+    std::fs::write(&path, &text).unwrap();
+    let error = SqliteStore::open(&path).await.unwrap_err().to_string();
+    assert!(error.contains("home.db") && error.contains("isn't an SQLite database"), "{error}");
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+}
+
+#[tokio::test]
+async fn a_directory_in_the_files_place_is_an_error() {
+    let directory = tempfile::tempdir().unwrap();
+    let error = SqliteStore::open(directory.path()).await.unwrap_err();
+    assert!(matches!(error, StoreError::Open { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn another_schema_version_is_refused() {
+    let fixture = populated(0).await;
+    after(&fixture, "UPDATE _sqlx_migrations SET checksum = x'00'").await;
+    assert!(matches!(SqliteStore::open(&fixture.path()).await, Err(StoreError::Migrate(_))));
+}

@@ -1,0 +1,21 @@
+//! The HTTP wire: JSON over POST, shaped like Unkey's v2 API, shared by publisher, agent and CLI.
+//!
+//! In reading order:
+//!
+//! * [`requests`]: what a caller may send, checked as it is read.
+//! * [`responses`]: what a successful answer holds.
+//! * [`envelope`]: the frame around every answer.
+//! * [`error`]: every way to fail, with its status, title and content type.
+//! * [`ids`]: new ids and keys, and the hash under which a key is known.
+//! * [`secret`]: text that no log may show.
+//!
+//! Status codes, error types and content types follow what Unkey's server and SDKs do, also where its
+//! documentation says otherwise, so that its SDKs raise the same typed errors against evictd.
+
+pub mod envelope;
+pub mod error;
+pub mod ids;
+pub mod requests;
+pub mod responses;
+mod schema;
+pub mod secret;

@@ -1,0 +1,144 @@
+//! New ids and keys, and the hash under which a key is known.
+
+use evictd_core::ids::KeyHash;
+use sha2::{Digest, Sha256};
+
+use super::secret::Secret;
+
+/// Prefix of a key's id.
+pub const KEY: &str = "key";
+/// Prefix of an API's id.
+pub const API: &str = "api";
+/// Prefix of a request's id.
+pub const REQUEST: &str = "req";
+/// Prefix of a workspace's id.
+pub const WORKSPACE: &str = "ws";
+/// Prefix of an audit record's id.
+pub const LOG: &str = "log";
+/// Prefix of a root key's id.
+pub const ROOT_KEY: &str = "root";
+
+/// Characters of an id after its prefix: 95 bits, so that two never meet.
+const ID_CHARS: usize = 16;
+
+/// Characters of a key that may be shown after its prefix.
+const START_CHARS: usize = 4;
+
+/// Random bytes of a root key.
+const ROOT_KEY_BYTES: usize = 16;
+
+const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+
+/// A new id: `<prefix>_` and 16 random characters of `[0-9A-Za-z]`.
+pub fn new_id(prefix: &str) -> String {
+    let mut id = String::with_capacity(prefix.len() + 1 + ID_CHARS);
+    id.push_str(prefix);
+    id.push('_');
+    let full = id.len() + ID_CHARS;
+    loop {
+        // A few more bytes than needed, because some are refused.
+        for byte in random_bytes::<{ ID_CHARS + 4 }>() {
+            if id.len() == full {
+                return id;
+            }
+            if let Some(character) = base62(byte) {
+                id.push(character);
+            }
+        }
+    }
+}
+
+/// A new key, and what of it may be shown: `byte_length` random bytes in base58 behind `<prefix>_`.
+pub fn new_key(prefix: Option<&str>, byte_length: usize) -> (Secret, String) {
+    let mut bytes = vec![0; byte_length];
+    fill(&mut bytes);
+    let prefix = prefix.map(|prefix| format!("{prefix}_")).unwrap_or_default();
+    let random = bs58::encode(&bytes).into_string();
+    let shown: String = random.chars().take(START_CHARS).collect();
+    (Secret::new(format!("{prefix}{random}")), format!("{prefix}{shown}"))
+}
+
+/// A new root key, and what of it may be shown. It starts with `unkey_`, as Unkey's do, so that secret
+/// scanners and people recognise it.
+pub fn new_root_key() -> (Secret, String) {
+    new_key(Some("unkey"), ROOT_KEY_BYTES)
+}
+
+/// SHA-256 over the key's full text, prefix included: what the store, the bus and the caches know it by.
+pub fn hash(key: &str) -> KeyHash {
+    KeyHash(Sha256::digest(key.as_bytes()).into())
+}
+
+/// Every character comes from equally many bytes: those past the last full run of 62 are refused.
+fn base62(byte: u8) -> Option<char> {
+    const ACCEPTED: usize = 256 / BASE62.len() * BASE62.len();
+    let byte = usize::from(byte);
+    (byte < ACCEPTED).then(|| char::from(BASE62[byte % BASE62.len()]))
+}
+
+fn random_bytes<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    fill(&mut bytes);
+    bytes
+}
+
+/// Panics when the kernel has no randomness to give. A running system always has; on one that hasn't, a
+/// key that could be guessed would be worse than none.
+fn fill(bytes: &mut [u8]) {
+    getrandom::fill(bytes).expect("the kernel gives random bytes");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, HashSet};
+
+    use super::*;
+
+    #[test]
+    fn an_id_is_its_prefix_and_sixteen_letters_or_digits() {
+        let ids: HashSet<String> = (0..1000).map(|_| new_id(REQUEST)).collect();
+        assert_eq!(ids.len(), 1000);
+        for id in ids {
+            let random = id.strip_prefix("req_").unwrap();
+            assert_eq!(random.len(), 16);
+            assert!(random.bytes().all(|byte| byte.is_ascii_alphanumeric()));
+        }
+    }
+
+    #[test]
+    fn every_character_comes_from_equally_many_bytes() {
+        let mut bytes_of = BTreeMap::new();
+        for character in (0..=u8::MAX).filter_map(base62) {
+            *bytes_of.entry(character).or_insert(0) += 1;
+        }
+        assert_eq!(bytes_of.len(), 62);
+        assert!(bytes_of.values().all(|&count| count == 4));
+    }
+
+    #[test]
+    fn a_key_carries_its_prefix_and_shows_four_characters() {
+        let (key, start) = new_key(Some("prod"), 16);
+        assert!(key.expose().starts_with(&start));
+        assert_eq!(start.len(), "prod_".len() + 4);
+        let random = bs58::decode(key.expose().strip_prefix("prod_").unwrap()).into_vec().unwrap();
+        assert_eq!(random.len(), 16);
+
+        let (key, start) = new_key(None, 255);
+        assert_eq!(start, &key.expose()[..4]);
+        assert_eq!(bs58::decode(key.expose()).into_vec().unwrap().len(), 255);
+    }
+
+    #[test]
+    fn root_keys_look_like_unkeys() {
+        let (key, start) = new_root_key();
+        assert!(start.starts_with("unkey_"));
+        assert!(key.expose().starts_with(&start));
+    }
+
+    #[test]
+    fn a_key_is_known_by_its_sha256() {
+        // The published test vector.
+        assert_eq!(hash("abc").0[..4], [0xba, 0x78, 0x16, 0xbf]);
+        assert_eq!(hash("abc").0[28..], [0xf2, 0x00, 0x15, 0xad]);
+    }
+}

@@ -1,0 +1,506 @@
+//! Checks a request body against its endpoint's schema and reports every problem at once.
+//!
+//! Locations and messages have the form that Unkey's validator gives them. Values are never repeated in a
+//! message: they may be secrets.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::error::{ApiError, ErrorKind, FieldError};
+
+/// Names that one message lists before it only counts.
+const LISTED_MAX: usize = 8;
+
+/// Characters of a caller's own field name that a message repeats.
+const NAME_SHOWN_MAX: usize = 64;
+
+/// What an endpoint reads. A field it doesn't know is an error.
+pub(super) struct Schema {
+    /// The endpoint.
+    pub(super) path: &'static str,
+    /// What it knows.
+    pub(super) fields: &'static [Field],
+}
+
+/// One known field.
+pub(super) struct Field {
+    name: &'static str,
+    required: bool,
+    rule: Rule,
+}
+
+/// What a field's value must be.
+pub(super) enum Rule {
+    /// Text, its length in characters.
+    Text { min: usize, max: usize, pattern: Option<&'static Pattern> },
+    /// A list of texts.
+    Texts { max_items: usize, min: usize, max: usize },
+    /// `true` or `false`.
+    Flag,
+    /// A whole number.
+    Integer { min: i64, max: i64 },
+    /// Any object, its size in bytes of JSON.
+    Object { max_properties: usize, max_bytes: usize },
+    /// Unkey knows it and evictd leaves it out.
+    Unsupported(Harmless),
+}
+
+/// The value of an unsupported field that asks for nothing, which SDKs send without being told to.
+#[derive(Clone, Copy)]
+pub(super) enum Harmless {
+    Nothing,
+    False,
+    EmptyList,
+}
+
+/// A pattern as the documentation words it, and what checks it.
+pub(super) struct Pattern {
+    text: &'static str,
+    matches: fn(&str) -> bool,
+}
+
+/// What ids are made of.
+pub(super) const ID_PATTERN: Pattern = Pattern { text: "^[a-zA-Z0-9_]+$", matches: is_id };
+
+impl Field {
+    pub(super) const fn required(name: &'static str, rule: Rule) -> Self {
+        Self { name, required: true, rule }
+    }
+
+    pub(super) const fn optional(name: &'static str, rule: Rule) -> Self {
+        Self { name, required: false, rule }
+    }
+
+    pub(super) const fn unsupported(name: &'static str, harmless: Harmless) -> Self {
+        Self { name, required: false, rule: Rule::Unsupported(harmless) }
+    }
+}
+
+impl Schema {
+    /// Finds everything that is wrong with `body`.
+    pub(super) fn check(&self, body: &[u8]) -> Result<(), ApiError> {
+        let problems = match Members::read(body) {
+            Ok(members) => self.problems(&members),
+            Err(problem) => vec![problem],
+        };
+        if problems.is_empty() {
+            return Ok(());
+        }
+        let detail = format!("POST request body for '{}' failed to validate schema", self.path);
+        Err(ApiError { kind: ErrorKind::InvalidInput, detail, errors: problems })
+    }
+
+    fn problems(&self, members: &Members<'_>) -> Vec<FieldError> {
+        let mut problems = Vec::new();
+        if !members.repeated.is_empty() {
+            let names = listed(members.repeated.iter());
+            problems.push(fixable(
+                "body",
+                format!("properties given more than once: {names}"),
+                "send each once",
+            ));
+        }
+        let missing: Vec<_> = self
+            .fields
+            .iter()
+            .filter(|field| field.required && !members.values.contains_key(field.name))
+            .map(|field| field.name)
+            .collect();
+        if !missing.is_empty() {
+            let noun = if missing.len() == 1 { "property" } else { "properties" };
+            problems.push(plain("/required", format!("missing {noun} {}", listed(missing.iter()))));
+        }
+        let unknown: Vec<_> = members
+            .values
+            .keys()
+            .filter(|name| self.fields.iter().all(|field| field.name != name.as_str()))
+            .collect();
+        if !unknown.is_empty() {
+            let message = format!("additional properties {} not allowed", listed(unknown.iter()));
+            problems.push(plain("/additionalProperties", message));
+        }
+        for field in self.fields {
+            if let Some(value) = members.values.get(field.name) {
+                field.check(value, &mut problems);
+            }
+        }
+        problems
+    }
+}
+
+impl Field {
+    fn check(&self, raw: &RawValue, problems: &mut Vec<FieldError>) {
+        let value: Value = match serde_json::from_str(raw.get()) {
+            Ok(value) => value,
+            Err(error) => {
+                return problems.push(plain(self.location(""), format!("not readable as JSON: {error}")));
+            }
+        };
+        match (&self.rule, &value) {
+            (Rule::Text { min, max, pattern }, Value::String(text)) => {
+                self.check_text("", text, *min, *max, problems);
+                if let Some(pattern) = pattern.filter(|pattern| !(pattern.matches)(text)) {
+                    problems.push(plain(
+                        self.location("/pattern"),
+                        format!("does not match pattern '{}'", pattern.text),
+                    ));
+                }
+            }
+            (Rule::Texts { max_items, min, max }, Value::Array(items)) => {
+                if items.len() > *max_items {
+                    problems.push(self.bound("/maxItems", items.len(), *max_items));
+                }
+                for item in items.iter().take(*max_items) {
+                    match item {
+                        Value::String(text) => self.check_text("/items", text, *min, *max, problems),
+                        other => problems.push(self.wrong_type("/items", other, "string")),
+                    }
+                }
+            }
+            (Rule::Integer { min, max }, Value::Number(number)) => {
+                if number.is_f64() {
+                    problems.push(self.wrong_type("", &value, "integer"));
+                } else if number.as_i64().is_some_and(|number| number < *min) {
+                    problems.push(self.bound("/minimum", number, min));
+                } else if number.as_i64().is_none_or(|number| number > *max) {
+                    problems.push(self.bound("/maximum", number, max));
+                }
+            }
+            (Rule::Object { max_properties, max_bytes }, Value::Object(object)) => {
+                if object.len() > *max_properties {
+                    problems.push(self.bound("/maxProperties", object.len(), *max_properties));
+                }
+                let bytes = raw.get().len();
+                if bytes > *max_bytes {
+                    let message = format!("got {bytes} bytes of JSON, want at most {max_bytes}");
+                    problems.push(plain(self.location(""), message));
+                }
+            }
+            (Rule::Unsupported(harmless), value) if !harmless.is(value) => {
+                problems.push(self.unsupported_error(*harmless));
+            }
+            (Rule::Flag, Value::Bool(_)) | (Rule::Unsupported(_), _) => {}
+            (rule, other) => problems.push(self.wrong_type("", other, rule.type_name())),
+        }
+    }
+
+    fn check_text(&self, under: &str, text: &str, min: usize, max: usize, problems: &mut Vec<FieldError>) {
+        let length = text.chars().count();
+        if length < min {
+            problems.push(self.bound(&format!("{under}/minLength"), length, min));
+        } else if length > max {
+            problems.push(self.bound(&format!("{under}/maxLength"), length, max));
+        }
+    }
+
+    fn unsupported_error(&self, harmless: Harmless) -> FieldError {
+        let instead = match harmless {
+            Harmless::Nothing => "leave it out",
+            Harmless::False => "leave it out, or send false",
+            Harmless::EmptyList => "leave it out, or send an empty list",
+        };
+        fixable(&self.location(""), format!("'{}' is not supported by evictd", self.name), instead)
+    }
+
+    fn wrong_type(&self, under: &str, got: &Value, want: &str) -> FieldError {
+        plain(self.location(&format!("{under}/type")), format!("got {}, want {want}", type_name(got)))
+    }
+
+    fn bound(&self, keyword: &str, got: impl fmt::Display, want: impl fmt::Display) -> FieldError {
+        let name = keyword.rsplit('/').next().unwrap_or_default();
+        plain(self.location(keyword), format!("{name}: got {got}, want {want}"))
+    }
+
+    fn location(&self, keyword: &str) -> String {
+        format!("/properties/{}{keyword}", self.name)
+    }
+}
+
+impl Rule {
+    fn type_name(&self) -> &'static str {
+        match self {
+            Self::Text { .. } => "string",
+            Self::Texts { .. } => "array",
+            Self::Flag => "boolean",
+            Self::Integer { .. } => "integer",
+            Self::Object { .. } => "object",
+            Self::Unsupported(_) => "nothing",
+        }
+    }
+}
+
+impl Harmless {
+    fn is(self, value: &Value) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::False => *value == Value::Bool(false),
+            Self::EmptyList => value.as_array().is_some_and(Vec::is_empty),
+        }
+    }
+}
+
+/// The members of a JSON object, their values still as text. Keeps what a JSON map would swallow.
+struct Members<'a> {
+    values: BTreeMap<String, &'a RawValue>,
+    repeated: Vec<String>,
+}
+
+impl<'a> Members<'a> {
+    fn read(body: &'a [u8]) -> Result<Self, FieldError> {
+        const FIX: &str = "send one JSON object as the body";
+        let text = std::str::from_utf8(body)
+            .map_err(|error| fixable("body", format!("the body isn't UTF-8 text: {error}"), FIX))?;
+        if text.trim().is_empty() {
+            return Err(fixable("body", "the body is empty", FIX));
+        }
+        let raw: &RawValue = serde_json::from_str(text)
+            .map_err(|error| fixable("body", format!("the body isn't JSON: {error}"), FIX))?;
+        if !raw.get().starts_with('{') {
+            let other = serde_json::from_str(raw.get()).unwrap_or_default();
+            return Err(plain("/type", format!("got {}, want object", type_name(&other))));
+        }
+        serde_json::from_str(raw.get())
+            .map_err(|error| fixable("body", format!("the body isn't JSON: {error}"), FIX))
+    }
+}
+
+impl<'de> Deserialize<'de> for Members<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(MembersVisitor)
+    }
+}
+
+struct MembersVisitor;
+
+impl<'de> Visitor<'de> for MembersVisitor {
+    type Value = Members<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut members = Members { values: BTreeMap::new(), repeated: Vec::new() };
+        while let Some((name, value)) = map.next_entry::<String, &RawValue>()? {
+            match members.values.entry(name) {
+                Entry::Vacant(free) => {
+                    free.insert(value);
+                }
+                Entry::Occupied(taken) => members.repeated.push(taken.key().clone()),
+            }
+        }
+        Ok(members)
+    }
+}
+
+/// Whether `text` has at least one character and only letters, digits and underscores (of ASCII).
+fn is_id(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
+fn type_name(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
+}
+
+/// `'a', 'b' and 3 more`.
+fn listed(names: impl ExactSizeIterator<Item = impl AsRef<str>>) -> String {
+    let more = names.len().saturating_sub(LISTED_MAX);
+    let shown: Vec<_> = names.take(LISTED_MAX).map(|name| format!("'{}'", clipped(name.as_ref()))).collect();
+    let shown = shown.join(", ");
+    if more == 0 { shown } else { format!("{shown} and {more} more") }
+}
+
+fn clipped(name: &str) -> Cow<'_, str> {
+    match name.char_indices().nth(NAME_SHOWN_MAX) {
+        Some((end, _)) => Cow::Owned(format!("{}...", &name[..end])),
+        None => Cow::Borrowed(name),
+    }
+}
+
+fn plain(location: impl Into<String>, message: impl Into<String>) -> FieldError {
+    FieldError { location: location.into(), message: message.into(), fix: None }
+}
+
+fn fixable(location: &str, message: impl Into<String>, fix: &str) -> FieldError {
+    FieldError { fix: Some(fix.to_owned()), ..plain(location, message) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SCHEMA: Schema = Schema {
+        path: "/v2/test",
+        fields: &[
+            Field::required("id", Rule::Text { min: 3, max: 5, pattern: Some(&ID_PATTERN) }),
+            Field::optional("flag", Rule::Flag),
+            Field::optional("count", Rule::Integer { min: 16, max: 255 }),
+            Field::optional("tags", Rule::Texts { max_items: 2, min: 1, max: 3 }),
+            Field::optional("meta", Rule::Object { max_properties: 1, max_bytes: 20 }),
+            Field::unsupported("roles", Harmless::EmptyList),
+            Field::unsupported("decrypt", Harmless::False),
+            Field::unsupported("credits", Harmless::Nothing),
+        ],
+    };
+
+    /// Each problem as `location: message`.
+    fn problems(body: impl AsRef<[u8]>) -> Vec<String> {
+        match SCHEMA.check(body.as_ref()) {
+            Ok(()) => Vec::new(),
+            Err(error) => {
+                assert_eq!(error.kind, ErrorKind::InvalidInput);
+                assert_eq!(error.detail, "POST request body for '/v2/test' failed to validate schema");
+                error.errors.iter().map(|error| format!("{}: {}", error.location, error.message)).collect()
+            }
+        }
+    }
+
+    #[test]
+    fn a_good_body_passes() {
+        assert_eq!(problems(r#"{"id":"abc"}"#), [""; 0]);
+        let all = r#" {"id":"a_1","flag":true,"count":16,"tags":["a","äöü"],"meta":{"a":{"b":[]}},
+            "roles":[],"decrypt":false} "#;
+        assert_eq!(problems(all), [""; 0]);
+    }
+
+    #[test]
+    fn every_problem_is_reported() {
+        assert_eq!(
+            problems(r#"{"flag":1,"count":2,"tags":["","abcd"],"extra":0,"more":0}"#),
+            [
+                "/required: missing property 'id'",
+                "/additionalProperties: additional properties 'extra', 'more' not allowed",
+                "/properties/flag/type: got number, want boolean",
+                "/properties/count/minimum: minimum: got 2, want 16",
+                "/properties/tags/items/minLength: minLength: got 0, want 1",
+                "/properties/tags/items/maxLength: maxLength: got 4, want 3",
+            ]
+        );
+    }
+
+    #[test]
+    fn text_is_measured_in_characters() {
+        assert_eq!(problems(r#"{"id":"ab"}"#), ["/properties/id/minLength: minLength: got 2, want 3"]);
+        assert_eq!(problems(r#"{"id":"abcdef"}"#), ["/properties/id/maxLength: maxLength: got 6, want 5"]);
+        assert_eq!(problems(r#"{"id":"abcde"}"#), [""; 0]);
+        assert_eq!(
+            problems(r#"{"id":"äöü"}"#),
+            ["/properties/id/pattern: does not match pattern '^[a-zA-Z0-9_]+$'"]
+        );
+    }
+
+    #[test]
+    fn null_is_not_absence() {
+        assert_eq!(
+            problems(r#"{"id":null,"tags":null}"#),
+            ["/properties/id/type: got null, want string", "/properties/tags/type: got null, want array"]
+        );
+    }
+
+    #[test]
+    fn numbers_are_whole_and_in_range() {
+        for (count, problem) in [
+            ("256", "maximum: maximum: got 256, want 255"),
+            ("18446744073709551615", "maximum: maximum: got 18446744073709551615, want 255"),
+            ("-1", "minimum: minimum: got -1, want 16"),
+            ("16.5", "type: got number, want integer"),
+            ("1e2", "type: got number, want integer"),
+            ("\"16\"", "type: got string, want integer"),
+        ] {
+            let body = format!(r#"{{"id":"abc","count":{count}}}"#);
+            assert_eq!(problems(body), [format!("/properties/count/{problem}")]);
+        }
+    }
+
+    #[test]
+    fn lists_and_objects_are_bounded() {
+        assert_eq!(
+            problems(r#"{"id":"abc","tags":["a","b","c"],"meta":{"a":1,"b":2}}"#),
+            [
+                "/properties/tags/maxItems: maxItems: got 3, want 2",
+                "/properties/meta/maxProperties: maxProperties: got 2, want 1"
+            ]
+        );
+        assert_eq!(
+            problems(r#"{"id":"abc","meta":{"a":"0123456789abcdef"}}"#),
+            ["/properties/meta: got 24 bytes of JSON, want at most 20"]
+        );
+        assert_eq!(
+            problems(r#"{"id":"abc","tags":[1]}"#),
+            ["/properties/tags/items/type: got number, want string"]
+        );
+    }
+
+    #[test]
+    fn what_evictd_leaves_out_is_refused_by_name_unless_it_asks_for_nothing() {
+        assert_eq!(
+            problems(r#"{"id":"abc","roles":["a"],"decrypt":true,"credits":{"cost":1}}"#),
+            [
+                "/properties/roles: 'roles' is not supported by evictd",
+                "/properties/decrypt: 'decrypt' is not supported by evictd",
+                "/properties/credits: 'credits' is not supported by evictd"
+            ]
+        );
+        let error = SCHEMA.check(br#"{"id":"abc","decrypt":true}"#).unwrap_err();
+        assert_eq!(error.errors[0].fix.as_deref(), Some("leave it out, or send false"));
+    }
+
+    #[test]
+    fn repeated_properties_are_refused() {
+        assert_eq!(problems(r#"{"id":"abc","id":"abc"}"#), ["body: properties given more than once: 'id'"]);
+        // The same name, spelled with an escape.
+        assert_eq!(
+            problems(r#"{"id":"abc","i\u0064":"abc"}"#),
+            ["body: properties given more than once: 'id'"]
+        );
+    }
+
+    #[test]
+    fn what_isnt_an_object_is_refused() {
+        for (body, problem) in [
+            ("", "body: the body is empty"),
+            (" \n", "body: the body is empty"),
+            ("[]", "/type: got array, want object"),
+            ("null", "/type: got null, want object"),
+            ("\"id\"", "/type: got string, want object"),
+            ("{", "body: the body isn't JSON: EOF while parsing an object at line 1 column 1"),
+            ("{} x", "body: the body isn't JSON: trailing characters at line 1 column 4"),
+            ("{'id':1}", "body: the body isn't JSON: key must be a string at line 1 column 2"),
+        ] {
+            assert_eq!(problems(body), [problem], "{body}");
+        }
+        let problem = &problems(b"{\"id\":\"\xff\"}")[0];
+        assert!(problem.starts_with("body: the body isn't UTF-8 text"), "{problem}");
+    }
+
+    #[test]
+    fn text_that_isnt_unicode_is_refused_wherever_it_hides() {
+        for body in
+            [r#"{"id":"\ud800"}"#, r#"{"id":"abc","meta":{"a":"\ud800"}}"#, r#"{"id":"abc","\ud800":1}"#]
+        {
+            assert_eq!(problems(body).len(), 1, "{body}");
+        }
+    }
+
+    #[test]
+    fn answers_stay_small_however_wrong_the_request() {
+        let long = "x".repeat(10_000);
+        let members: Vec<_> = (0..1000).map(|n| format!(r#""{long}{n}":1"#)).collect();
+        let problems = problems(format!("{{{}}}", members.join(",")));
+        assert!(problems.iter().map(String::len).sum::<usize>() < 1000, "{problems:?}");
+        assert!(problems[1].contains("and 992 more"));
+    }
+}

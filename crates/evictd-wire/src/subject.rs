@@ -1,0 +1,177 @@
+//! Who speaks where on the bus. The only place that knows subjects.
+//!
+//! A request's subject names its asker, so that NATS permissions bind identity (R11, R13); its answer
+//! may only go into that asker's inbox.
+
+use std::fmt;
+
+use evictd_core::ids::{AgentName, Region};
+use evictd_core::limits::NAME_BYTES_MAX;
+
+/// The live feed: publishers send, agents listen.
+pub const LIVE: &str = "evictd.v1.live";
+
+/// The queue group in which publishers share requests.
+pub const AUTHORITY_GROUP: &str = "authority";
+
+/// A request or announcement of an agent.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Kind {
+    /// Asks for a proof.
+    Probe,
+    /// Asks for missed rows.
+    Replay,
+    /// Asks what a hash stands for.
+    Lookup,
+    /// Tells how far it is.
+    Applied,
+}
+
+impl Kind {
+    /// All kinds.
+    pub const ALL: [Self; 4] = [Self::Probe, Self::Replay, Self::Lookup, Self::Applied];
+
+    /// The token in the subject, and the metric label.
+    pub fn token(self) -> &'static str {
+        match self {
+            Self::Probe => "probe",
+            Self::Replay => "replay",
+            Self::Lookup => "lookup",
+            Self::Applied => "applied",
+        }
+    }
+
+    /// What a publisher subscribes to, to hear this kind from every agent.
+    pub fn wildcard(self) -> String {
+        format!("evictd.v1.{}.*.*", self.token())
+    }
+}
+
+/// What a publisher subscribes to besides, without queue group, to hear second tries of probes (R14).
+pub const PROBE_ANY_WILDCARD: &str = "evictd.v1.probe.*.*.any";
+
+/// An agent as its subjects name it.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct Speaker {
+    /// Its region.
+    pub region: Region,
+    /// Its name within the region.
+    pub agent: AgentName,
+}
+
+impl Speaker {
+    /// Refuses names that are not one subject token; see [`check_name`].
+    pub fn new(region: &str, agent: &str) -> Result<Self, NameError> {
+        check_name(region)?;
+        check_name(agent)?;
+        Ok(Self { region: Region::new(region), agent: AgentName::new(agent) })
+    }
+
+    /// The subject on which this agent sends `kind`.
+    pub fn subject(&self, kind: Kind) -> String {
+        format!("evictd.v1.{}.{}.{}", kind.token(), self.region, self.agent)
+    }
+
+    /// The subject of a probe to all publishers.
+    pub fn probe_any(&self) -> String {
+        format!("{}.any", self.subject(Kind::Probe))
+    }
+
+    /// Under this prefix, and nowhere else, are its answers sent.
+    pub fn inbox_prefix(&self) -> String {
+        format!("_INBOX_evictd.{}.{}", self.region, self.agent)
+    }
+
+    /// Whether an answer may be sent to `reply` (R13): NATS checks no permission on reply subjects, and
+    /// the publisher must not become the arm of whoever asks.
+    pub fn owns_inbox(&self, reply: &str) -> bool {
+        reply
+            .strip_prefix(&self.inbox_prefix())
+            .and_then(|rest| rest.strip_prefix('.'))
+            .is_some_and(|rest| !rest.is_empty() && rest.split('.').all(is_token))
+    }
+
+    /// Reads the speaker from a request's subject, as received by a subscription to
+    /// [`Kind::wildcard`] or [`PROBE_ANY_WILDCARD`].
+    pub fn of(subject: &str) -> Option<Self> {
+        let mut tokens = subject.strip_prefix("evictd.v1.")?.split('.');
+        let (_kind, region, agent) = (tokens.next()?, tokens.next()?, tokens.next()?);
+        match (tokens.next(), tokens.next()) {
+            (None | Some("any"), None) => Self::new(region, agent).ok(),
+            _ => None,
+        }
+    }
+}
+
+/// A region or agent name that can't be part of a subject.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the name `{name}` must be 1 to {NAME_BYTES_MAX} characters of a-z, A-Z, 0-9, `-` and `_`")]
+pub struct NameError {
+    name: String,
+}
+
+/// Region and agent names are one subject token each.
+pub fn check_name(name: &str) -> Result<(), NameError> {
+    let fits = (1..=NAME_BYTES_MAX).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_');
+    if fits { Ok(()) } else { Err(NameError { name: name.chars().take(NAME_BYTES_MAX).collect() }) }
+}
+
+impl fmt::Display for Speaker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.region, self.agent)
+    }
+}
+
+fn is_token(token: &str) -> bool {
+    !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'*' && byte != b'>')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn speaker() -> Speaker {
+        Speaker::new("eu-central-1", "a1").unwrap()
+    }
+
+    #[test]
+    fn subjects_name_their_speaker_and_read_back() {
+        assert_eq!(speaker().subject(Kind::Probe), "evictd.v1.probe.eu-central-1.a1");
+        for subject in [speaker().subject(Kind::Lookup), speaker().probe_any()] {
+            assert_eq!(Speaker::of(&subject), Some(speaker()));
+        }
+        for strange in
+            ["evictd.v1.probe.eu", "evictd.v1.probe.eu.a1.b", "evictd.v1.probe.eu.a1.any.x", "x", ""]
+        {
+            assert_eq!(Speaker::of(strange), None, "{strange}");
+        }
+    }
+
+    #[test]
+    fn answers_go_only_into_the_askers_inbox() {
+        assert!(speaker().owns_inbox("_INBOX_evictd.eu-central-1.a1.x9.probe"));
+        for elsewhere in [
+            "_INBOX_evictd.eu-central-1.a1",
+            "_INBOX_evictd.eu-central-1.a1.",
+            "_INBOX_evictd.eu-central-1.a1.x..y",
+            "_INBOX_evictd.eu-central-1.a1.>",
+            "_INBOX_evictd.eu-central-1.a1.*",
+            "_INBOX_evictd.eu-central-1.a11.x",
+            "_INBOX_evictd.us-east-1.a1.x",
+            "evictd.v1.live",
+            "$JS.API.STREAM.DELETE.X",
+            "",
+        ] {
+            assert!(!speaker().owns_inbox(elsewhere), "{elsewhere}");
+        }
+    }
+
+    #[test]
+    fn names_that_would_change_a_subject_are_refused() {
+        for name in ["", "a.b", "*", ">", "a b", "é", &"x".repeat(NAME_BYTES_MAX + 1)] {
+            assert!(Speaker::new(name, "a").is_err(), "{name}");
+            assert!(Speaker::new("r", name).is_err(), "{name}");
+        }
+    }
+}

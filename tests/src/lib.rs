@@ -1,0 +1,31 @@
+//! The harness: real servers and processes, and every way to break them.
+//!
+//! The end-to-end tests and the demo stand on it. It is plain blocking code: a test reads from top to
+//! bottom, and waits only by [`wait::eventually`], never for a fixed time.
+//!
+//! In reading order:
+//!
+//! * [`wait`]: polling with a deadline; the only place that sleeps.
+//! * [`ports`]: loopback ports that nobody else takes.
+//! * [`process`]: [`process::Daemon`], a child that is killed, stopped, paused and restarted, and never
+//!   outlives the test.
+//! * [`nats_server`]: real NATS servers with the configuration of `deploy/nats`.
+//! * [`frames`]: the NATS protocol, cut into frames.
+//! * [`bus`]: a NATS client of a hundred lines, which also says what it may not.
+//! * [`proxy`]: a wire that can be cut, blocked and delayed, and lose chosen messages.
+//! * [`http`], [`metrics`]: what a user sees of the daemons.
+//! * [`topology`]: a whole deployment, as tests and the demo start it.
+
+pub mod bus;
+pub mod frames;
+pub mod http;
+pub mod metrics;
+pub mod nats_server;
+pub mod ports;
+pub mod process;
+pub mod proxy;
+pub mod topology;
+pub mod wait;
+
+#[cfg(test)]
+mod permissions_test;

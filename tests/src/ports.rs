@@ -1,0 +1,84 @@
+//! Loopback ports for servers that tests start, kill and start again.
+//!
+//! A port the kernel hands out for `bind(0)` is not good enough: once its server is killed, any outgoing
+//! connection may be given it, even one that is dialling it (which then talks to itself). These ports
+//! lie below the usual ephemeral range, and a file lock keeps concurrent test processes apart.
+
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::Mutex;
+
+use anyhow::{Context, Result, bail};
+
+/// Below 32768, where Linux begins to number outgoing connections, and above what services use.
+const FIRST: u16 = 20_000;
+const COUNT: u16 = 12_000;
+
+/// The locks of the ports handed out by this process. They live as long as it does, and the kernel
+/// releases them however it ends.
+static TAKEN: Mutex<Vec<File>> = Mutex::new(Vec::new());
+
+/// A free loopback address: handed out only once in this process, and to no other process that asks
+/// here. Nothing listens there.
+pub fn free() -> Result<SocketAddr> {
+    let locks = std::env::temp_dir().join("evictd-test-ports");
+    fs::create_dir_all(&locks).with_context(|| format!("creating {}", locks.display()))?;
+    let start = getrandom::u32().context("drawing a random port")?;
+    for step in 0..u32::from(COUNT) {
+        let offset = (start.wrapping_add(step) % u32::from(COUNT)) as u16;
+        if let Some(address) = take(&locks, FIRST + offset)? {
+            return Ok(address);
+        }
+    }
+    bail!("no free port on 127.0.0.1 between {FIRST} and {}", FIRST + COUNT)
+}
+
+/// Takes `port` unless another process holds its lock or somebody listens on it.
+fn take(locks: &Path, port: u16) -> Result<Option<SocketAddr>> {
+    let path = locks.join(port.to_string());
+    let lock = File::options().create(true).append(true).open(&path);
+    let lock = lock.with_context(|| format!("opening {}", path.display()))?;
+    if lock.try_lock().is_err() {
+        return Ok(None);
+    }
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    if TcpListener::bind(address).is_err() {
+        return Ok(None);
+    }
+    TAKEN.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(lock);
+    Ok(Some(address))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn ports_are_free_and_never_handed_out_twice() -> Result<()> {
+        let mut seen = BTreeSet::new();
+        for _ in 0..100 {
+            let address = free()?;
+            assert!(seen.insert(address), "{address} came twice");
+            TcpListener::bind(address)?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_port_in_use_or_locked_is_passed_over() -> Result<()> {
+        let locks = tempfile::tempdir()?;
+        let in_use = TcpListener::bind("127.0.0.1:0")?;
+        assert_eq!(take(locks.path(), in_use.local_addr()?.port())?, None);
+
+        let address = free()?;
+        let held = File::create(locks.path().join(address.port().to_string()))?;
+        held.lock()?;
+        assert_eq!(take(locks.path(), address.port())?, None);
+        held.unlock()?;
+        assert_eq!(take(locks.path(), address.port())?, Some(address));
+        Ok(())
+    }
+}
