@@ -404,6 +404,7 @@ mod tests {
     use toml::toml;
 
     use super::*;
+    use crate::wait::eventually;
 
     fn login() -> Login {
         Login { user: "u".to_owned(), password: "p".to_owned() }
@@ -458,6 +459,33 @@ mod tests {
         let expected = toml! { bound = "5000ms" probe_interval = "1s" margin = "2s" };
         assert_eq!(agent["lease"], expected.into());
         assert_eq!((agent["region"].as_str(), agent["agent"].as_str()), (Some("eu"), Some("agent-1")));
+        Ok(())
+    }
+
+    #[test]
+    fn a_deployment_starts_and_a_region_can_be_cut_off_and_joined_again() -> Result<()> {
+        for servers in [Servers::Single, Servers::PerRegion] {
+            let dir = tempfile::tempdir()?;
+            let plan = Plan { servers, wires: Wires::Proxied, ..Plan::new(&["eu", "us"]) };
+            let mut deployment = Topology::start(dir.path(), &plan)?;
+            let body = serde_json::json!({"name": "payments"});
+            let answer = deployment.call(&deployment.publisher, "apis.createApi", &body)?;
+            assert_eq!(answer.status, 200, "{}", answer.text);
+            assert_eq!(deployment.agents().count(), 2);
+
+            let eu = &mut deployment.regions[0];
+            eu.set_wires(Mode::Cut)?;
+            let silent =
+                |eu: &RegionSite| eu.agents[0].metrics().ok()?.value("evictd_agent_feed_silent", &[]);
+            eventually("eu to miss the live feed", READY_DEADLINE, || {
+                silent(eu).filter(|silent| *silent > 0.0)
+            })?;
+            eu.set_wires(Mode::Pass)?;
+            eventually("eu to hear the live feed", READY_DEADLINE, || {
+                silent(eu).filter(|silent| *silent == 0.0)
+            })?;
+            eu.agents[0].restart()?;
+        }
         Ok(())
     }
 

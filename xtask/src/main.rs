@@ -1,1 +1,61 @@
-fn main() {}
+//! The scripts of evictd.
+//!
+//! * [`demo`]: a deletion, watched from three regions.
+//! * [`test`]: the whole suite, set-up included.
+//! * [`generate`]: what is checked in and comes from something else.
+//! * [`monitoring`]: the shipped Prometheus files, against a running deployment.
+
+mod demo;
+mod monitoring;
+mod steps;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "The scripts of evictd", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Watch a deletion reach three regions: four NATS servers, a publisher, three agents.
+    Demo(demo::DemoArgs),
+    /// Run all tests, after getting what they need.
+    Test(test::TestArgs),
+    /// Rewrite what is generated: protobuf code, docs/metrics.md, docs/config.md.
+    Generate,
+    /// Check deploy/prometheus with promtool, and have a real Prometheus scrape all targets (Debian: package
+    /// `prometheus`).
+    Monitoring,
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Demo(args) => demo::run(&args),
+        Command::Test(args) => test::run(&args),
+        Command::Generate => generate(),
+        Command::Monitoring => monitoring::run(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The tests that find generated files stale rewrite them when they are told to.
+fn generate() -> anyhow::Result<()> {
+    for package in ["evictd-wire", "evictd"] {
+        steps::cargo(&["test", "--quiet", "--package", package, "up_to_date"])
+            .env("EVICTD_REGENERATE", "1")
+            .run()?;
+    }
+    Ok(())
+}

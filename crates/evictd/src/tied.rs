@@ -43,7 +43,7 @@ fn tie() -> anyhow::Result<()> {
     use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
     let parent = getppid();
-    set_parent_process_death_signal(Some(Signal::TERM)).context("can't tie this process to its parent")?;
+    set_parent_process_death_signal(Some(Signal::KILL)).context("can't tie this process to its parent")?;
     // The parent may have ended before it was asked for.
     anyhow::ensure!(getppid() == parent, "the parent has ended already");
     Ok(())

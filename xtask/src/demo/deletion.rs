@@ -1,0 +1,116 @@
+//! One deletion, watched from every region at once.
+
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use evictd_tests::http::Client;
+use evictd_tests::topology::{Node, Topology};
+use evictd_tests::wait::eventually;
+use serde_json::{Value, json};
+
+use crate::demo::BOUND;
+use crate::demo::keys::{Key, verify};
+
+/// What is deleted.
+pub(crate) enum Target<'a> {
+    Key(&'a Key),
+    Api(&'a str),
+}
+
+impl Target<'_> {
+    fn id(&self) -> &str {
+        match self {
+            Self::Key(key) => &key.id,
+            Self::Api(id) => id,
+        }
+    }
+
+    fn call(&self) -> (&'static str, Value) {
+        match self {
+            Self::Key(key) => ("keys.deleteKey", json!({ "keyId": key.id })),
+            Self::Api(id) => ("apis.deleteApi", json!({ "apiId": id })),
+        }
+    }
+}
+
+/// A deletion, as one region saw it. All times begin when the deletion was requested, but for the
+/// eviction's.
+pub(crate) struct Seen {
+    pub(crate) region: String,
+    /// Until the control API answered.
+    pub(crate) answered_after: Duration,
+    /// From the commit until the agent had applied it, as the agent says.
+    pub(crate) evicted_after: Duration,
+    /// Until a client of this region, which asked without pause, first heard NOT_FOUND.
+    pub(crate) not_found_after: Duration,
+}
+
+/// Deletes `target` while one client per region verifies `watched` without pause.
+pub(crate) fn watch(deployment: &Topology, target: &Target<'_>, watched: &Key) -> anyhow::Result<Vec<Seen>> {
+    let agents: Vec<&Node> = deployment.agents().collect();
+    let ready = Barrier::new(agents.len() + 1);
+    let failed = AtomicBool::new(false);
+    let watcher = |agent: &Node| {
+        let client = Client::new();
+        let first = verify(&client, deployment, agent, watched);
+        ready.wait();
+        anyhow::ensure!(first? == "VALID", "{} is not valid before its deletion", watched.id);
+        let deadline = Instant::now() + BOUND * 2;
+        loop {
+            let code = verify(&client, deployment, agent, watched)?;
+            let now = Instant::now();
+            if code == "NOT_FOUND" {
+                return Ok(now);
+            }
+            if now > deadline || failed.load(Ordering::Relaxed) {
+                bail!("{} is still {code}", watched.id);
+            }
+        }
+    };
+    let (requested, answered, heard) = std::thread::scope(|scope| {
+        let watchers: Vec<_> = agents.iter().map(|agent| scope.spawn(|| watcher(agent))).collect();
+        ready.wait();
+        let (operation, body) = target.call();
+        let requested = Instant::now();
+        let answer = deployment.call(&deployment.publisher, operation, &body);
+        let answered = requested.elapsed();
+        let refused = match answer {
+            Ok(answer) if answer.status == 200 => None,
+            Ok(answer) => Some(anyhow::anyhow!("the deletion was refused: {}", answer.text)),
+            Err(error) => Some(error),
+        };
+        failed.store(refused.is_some(), Ordering::Relaxed);
+        let heard: Vec<_> = watchers
+            .into_iter()
+            .map(|watcher| watcher.join().unwrap_or_else(|_| bail!("a watcher panicked")))
+            .collect();
+        match refused {
+            Some(error) => Err(error),
+            None => Ok((requested, answered, heard)),
+        }
+    })?;
+    let mut seen = Vec::new();
+    for ((site, agent), heard) in deployment.regions.iter().zip(&agents).zip(heard) {
+        seen.push(Seen {
+            region: site.name.clone(),
+            answered_after: answered,
+            evicted_after: evicted_after(agent, target.id())?,
+            not_found_after: heard.with_context(|| site.name.clone())?.duration_since(requested),
+        });
+    }
+    Ok(seen)
+}
+
+/// What the agent's `/status` says of the deletion of `id`.
+fn evicted_after(agent: &Node, id: &str) -> anyhow::Result<Duration> {
+    eventually("the deletion to show in the agent's status", BOUND, || {
+        let status = agent.status().ok()?;
+        let row = status["recent"]
+            .as_array()?
+            .iter()
+            .find(|row| row["id"].as_str() == Some(id) && row["cause"].as_str() == Some("deleted"))?;
+        row["lagMs"].as_f64().map(|lag| Duration::from_secs_f64(lag / 1000.0))
+    })
+}

@@ -1,0 +1,83 @@
+//! `cargo xtask test`: gets what the tests need, runs them all, counts them.
+
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use evictd_tests::nats_server;
+
+use crate::steps;
+
+#[derive(Args)]
+pub(crate) struct TestArgs {
+    /// Passed on to `cargo test`, for example `-p evictd-core` or a test's name.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    rest: Vec<String>,
+}
+
+pub(crate) fn run(args: &TestArgs) -> anyhow::Result<()> {
+    let nats_server = nats_server::find_or_install()?;
+    steps::build_evictd()?;
+    let mut command = vec!["test", "--workspace", "--no-fail-fast"];
+    command.extend(args.rest.iter().map(String::as_str));
+    let (mut command, shown) = steps::cargo(&command).env("EVICTD_NATS_SERVER", nats_server).into_parts();
+    let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("can't run `{shown}`"))?;
+    let stdout = child.stdout.take().context("the tests' output was piped")?;
+    let mut counts = Counts::default();
+    for line in BufReader::new(stdout).lines() {
+        let line = line?;
+        counts.add(&line);
+        println!("{line}");
+    }
+    let status = child.wait()?;
+    println!("{} passed, {} failed", counts.passed, counts.failed);
+    if !status.success() {
+        bail!("`{shown}` failed ({status})");
+    }
+    if counts.passed == 0 {
+        bail!("no test ran");
+    }
+    Ok(())
+}
+
+/// What the test binaries said at their ends.
+#[derive(Default, PartialEq, Eq, Debug)]
+struct Counts {
+    passed: u64,
+    failed: u64,
+}
+
+impl Counts {
+    /// Reads lines such as `test result: ok. 3 passed; 0 failed; 0 ignored; ...`.
+    fn add(&mut self, line: &str) {
+        let Some(result) = line.strip_prefix("test result: ") else { return };
+        let words: Vec<&str> = result.split([' ', ';', '.']).filter(|word| !word.is_empty()).collect();
+        for pair in words.windows(2) {
+            let Ok(number) = pair[0].parse::<u64>() else { continue };
+            match pair[1] {
+                "passed" => self.passed += number,
+                "failed" => self.failed += number,
+                _ => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_of_all_binaries_are_added_up() {
+        let mut counts = Counts::default();
+        counts.add("running 3 tests");
+        counts.add(
+            "test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.1s",
+        );
+        counts.add(
+            "test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 9 filtered out; finished in 2s",
+        );
+        assert_eq!(counts, Counts { passed: 5, failed: 1 });
+    }
+}
