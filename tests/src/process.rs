@@ -107,8 +107,15 @@ impl Launch {
     }
 }
 
+/// `evictd`, to be run to its end, without the settings in this process's environment.
+pub fn evictd_command() -> Result<Command> {
+    let mut command = Command::new(evictd_binary()?);
+    without_settings(&mut command);
+    Ok(command)
+}
+
 /// Hides this process's `EVICTD_*` and `UNKEY_*` from `command`.
-pub(crate) fn without_settings(command: &mut Command) {
+fn without_settings(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
         if text.starts_with("EVICTD_") || text.starts_with("UNKEY_") {
@@ -204,6 +211,12 @@ impl Daemon {
     /// SIGTERM, and waits until it has drained and ended.
     pub fn stop(&mut self, deadline: Duration) -> Result<ExitStatus> {
         self.signal(Signal::TERM)?;
+        self.wait_exit(deadline)
+    }
+
+    /// SIGINT, as Ctrl-C sends it, and waits until it has ended.
+    pub fn interrupt(&mut self, deadline: Duration) -> Result<ExitStatus> {
+        self.signal(Signal::INT)?;
         self.wait_exit(deadline)
     }
 

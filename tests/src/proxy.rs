@@ -1,5 +1,5 @@
 //! [`Proxy`]: a TCP connection's bad day. It stands between a NATS client (or a region's server) and its
-//! server, and can cut, block and delay the wire, and lose, double or swap chosen messages.
+//! server, and can cut, block and delay the wire, and lose, double, swap or hold chosen messages.
 //!
 //! Per connection and direction, one thread reads, applies the rules for messages and queues; another
 //! takes from the queue when the [`Mode`] allows it and writes. Nothing is lost but by a rule or with its
@@ -95,6 +95,13 @@ impl Proxy {
         self.add_rule(subject, how_many, Fate::Lost);
     }
 
+    /// Loses the next `how_many` matching messages whose payload is `chosen`, for subjects that carry
+    /// messages of several kinds.
+    pub fn drop_chosen(&self, subject: &str, how_many: usize, chosen: fn(&[u8]) -> bool) {
+        let rule = Rule { subject: subject.to_owned(), chosen, left: how_many, fate: Fate::Lost };
+        self.shared.lock().rules.push(rule);
+    }
+
     /// Delivers the next `how_many` matching messages twice.
     pub fn duplicate_messages(&self, subject: &str, how_many: usize) {
         self.add_rule(subject, how_many, Fate::Doubled);
@@ -105,9 +112,31 @@ impl Proxy {
         self.add_rule(subject, 2, Fate::Swapped { held: None });
     }
 
-    /// Forgets all rules about messages. One that is held back is lost.
+    /// Holds back all matching messages until [`Proxy::release`]; the others overtake them.
+    pub fn hold_messages(&self, subject: &str) {
+        self.add_rule(subject, usize::MAX, Fate::Held);
+    }
+
+    /// Delivers what [`Proxy::hold_messages`] has held back, in order, and holds back no more.
+    pub fn release(&self) {
+        let mut state = self.shared.lock();
+        state.rules.retain(|rule| !matches!(rule.fate, Fate::Held));
+        for (queue, bytes) in std::mem::take(&mut state.held) {
+            // If nobody takes it, its connection is gone.
+            let _ = queue.send(Parcel::Bytes { arrived: Instant::now(), bytes });
+        }
+    }
+
+    /// How many messages are held back by [`Proxy::hold_messages`].
+    pub fn held(&self) -> usize {
+        self.shared.lock().held.len()
+    }
+
+    /// Forgets all rules about messages. What is held back is lost.
     pub fn clear_rules(&self) {
-        self.shared.lock().rules.clear();
+        let mut state = self.shared.lock();
+        state.rules.clear();
+        state.held.clear();
     }
 
     /// How many messages were lost by [`Proxy::drop_messages`] since the start.
@@ -116,7 +145,8 @@ impl Proxy {
     }
 
     fn add_rule(&self, subject: &str, left: usize, fate: Fate) {
-        self.shared.lock().rules.push(Rule { subject: subject.to_owned(), left, fate });
+        let rule = Rule { subject: subject.to_owned(), chosen: |_| true, left, fate };
+        self.shared.lock().rules.push(rule);
     }
 }
 
@@ -149,18 +179,29 @@ struct State {
     connections: BTreeMap<ConnectionId, [TcpStream; 2]>,
     accepted: ConnectionId,
     rules: Vec<Rule>,
+    /// Messages held back, and where they go when they are released.
+    held: Vec<(Sender<Parcel>, Vec<u8>)>,
     dropped: usize,
 }
 
 impl Default for State {
     fn default() -> Self {
-        let connections = BTreeMap::new();
-        Self { mode: Mode::Pass, over: false, connections, accepted: 0, rules: Vec::new(), dropped: 0 }
+        Self {
+            mode: Mode::Pass,
+            over: false,
+            connections: BTreeMap::new(),
+            accepted: 0,
+            rules: Vec::new(),
+            held: Vec::new(),
+            dropped: 0,
+        }
     }
 }
 
 struct Rule {
     subject: String,
+    /// Of the messages with that subject, it applies to those with such a payload.
+    chosen: fn(&[u8]) -> bool,
     /// How many more messages it applies to.
     left: usize,
     fate: Fate,
@@ -170,6 +211,7 @@ enum Fate {
     Lost,
     Doubled,
     Swapped { held: Option<(ConnectionId, Vec<u8>)> },
+    Held,
 }
 
 /// What a reader hands to its writer.
@@ -224,11 +266,11 @@ impl State {
         }
     }
 
-    /// What becomes of a frame: the bytes to send on, if any.
-    fn apply_rules(&mut self, id: ConnectionId, frame: Frame) -> Vec<u8> {
+    /// What becomes of a frame on its way to `queue`: the bytes to send on, if any.
+    fn apply_rules(&mut self, id: ConnectionId, queue: &Sender<Parcel>, frame: Frame) -> Vec<u8> {
         let rule = frame.subject().and_then(|subject| {
-            let mut rules = self.rules.iter_mut();
-            rules.find(|rule| rule.left > 0 && subject_matches(&rule.subject, subject))
+            let mut rules = self.rules.iter_mut().filter(|rule| rule.left > 0);
+            rules.find(|rule| subject_matches(&rule.subject, subject) && (rule.chosen)(frame.payload()))
         });
         let Some(rule) = rule else { return frame.into_bytes() };
         match &mut rule.fate {
@@ -240,6 +282,10 @@ impl State {
             Fate::Doubled => {
                 rule.left -= 1;
                 frame.bytes().repeat(2)
+            }
+            Fate::Held => {
+                self.held.push((queue.clone(), frame.into_bytes()));
+                Vec::new()
             }
             Fate::Swapped { held } => match held.take() {
                 Some((owner, earlier)) if owner == id => {
@@ -320,7 +366,7 @@ fn read(mut from: TcpStream, queue: &Sender<Parcel>, id: ConnectionId, shared: &
         let mut bytes = Vec::new();
         let mut state = shared.lock();
         while let Some(frame) = parser.next_frame() {
-            bytes.extend(state.apply_rules(id, frame));
+            bytes.extend(state.apply_rules(id, queue, frame));
         }
         drop(state);
         if !bytes.is_empty() && queue.send(Parcel::Bytes { arrived, bytes }).is_err() {
@@ -510,6 +556,38 @@ mod tests {
         assert_eq!(feed(|proxy| proxy.drop_messages("_INBOX.>", 2))?, ["1", "2", "3", "4", "end"]);
         assert_eq!(feed(|proxy| proxy.duplicate_messages("evictd.>", 1))?, ["1", "1", "2", "3", "4", "end"]);
         assert_eq!(feed(|proxy| proxy.swap_messages("evictd.v1.*"))?, ["2", "1", "3", "4", "end"]);
+        Ok(())
+    }
+
+    #[test]
+    fn messages_are_chosen_by_their_payload() -> Result<()> {
+        let chosen = |proxy: &Proxy| proxy.drop_chosen("evictd.v1.live", 9, |payload| payload == b"2");
+        assert_eq!(feed(chosen)?, ["1", "3", "4", "end"]);
+        Ok(())
+    }
+
+    #[test]
+    fn held_messages_are_overtaken_and_come_when_they_are_released() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let server = NatsServer::start_single(dir.path(), Listen::free()?, &[("eu", "a1")])?;
+        let proxy = Proxy::start(server.clients())?;
+        let mut agent = Bus::connect(proxy.address(), server.login(&User::agent("eu", "a1"))?)?;
+        agent.subscribe("evictd.v1.live", None)?;
+        agent.subscribe("_INBOX_evictd.eu.a1.>", None)?;
+        agent.sync()?;
+        proxy.hold_messages("evictd.v1.live");
+        let mut publisher = Bus::connect(server.clients(), server.login(&User::Publisher)?)?;
+        for (subject, payload) in
+            [("evictd.v1.live", "1"), ("evictd.v1.live", "2"), ("_INBOX_evictd.eu.a1.x", "3")]
+        {
+            publisher.publish(subject, None, payload.as_bytes())?;
+        }
+        let mut hear = || Ok::<_, anyhow::Error>(agent.next(DEADLINE)?.context("silence")?.payload);
+        assert_eq!((hear()?, proxy.held()), (b"3".to_vec(), 2));
+        proxy.release();
+        assert_eq!((hear()?, hear()?, proxy.held()), (b"1".to_vec(), b"2".to_vec(), 0));
+        publisher.publish("evictd.v1.live", None, b"4")?;
+        assert_eq!(hear()?, b"4", "nothing is held back any more");
         Ok(())
     }
 

@@ -7,7 +7,6 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -18,7 +17,7 @@ use crate::http::{Client, Response};
 use crate::metrics::Scrape;
 use crate::nats_server::{Listen, Login, NatsServer, User};
 use crate::ports;
-use crate::process::{Daemon, Launch, evictd_binary, without_settings};
+use crate::process::{Daemon, Launch, evictd_binary, evictd_command};
 use crate::proxy::{Mode, Proxy};
 
 /// How long a daemon may take to become ready on a busy machine.
@@ -357,6 +356,10 @@ fn agent_config(
     config.insert("agent".to_owned(), agent.into());
     set(&mut config, "lease", "bound", millis(plan.bound));
     set(&mut config, "lease", "margin", millis(plan.bound / 10));
+    // What depends on the bound, in the proportions of the defaults.
+    set(&mut config, "lease", "probe_interval", millis(plan.bound / 6));
+    set(&mut config, "lease", "request_timeout", millis((plan.bound / 6).min(Duration::from_secs(1))));
+    set(&mut config, "cache", "not_found_ttl", millis(plan.bound / 3));
     lay_over(&mut config, &plan.agents);
     config
 }
@@ -384,9 +387,8 @@ fn lay_over(config: &mut Table, over: &Table) {
 
 /// Asks the command line for a root key, as an operator does.
 fn create_root_key(config: &Path) -> Result<String> {
-    let mut command = Command::new(evictd_binary()?);
+    let mut command = evictd_command()?;
     command.args(["root-key", "create", "--output", "json", "--config"]).arg(config);
-    without_settings(&mut command);
     let output = command.output().context("running `evictd root-key create`")?;
     if !output.status.success() {
         let complaint = String::from_utf8_lossy(&output.stderr);
@@ -456,7 +458,8 @@ mod tests {
         assert_eq!(publisher["http"]["listen"].as_str(), Some("127.0.0.1:7270"));
         assert_eq!(publisher["receipts"]["bound"].as_str(), Some("5000ms"));
         assert_eq!(publisher["log"]["format"].as_str(), Some("json"));
-        let expected = toml! { bound = "5000ms" probe_interval = "1s" margin = "2s" };
+        let expected =
+            toml! { bound = "5000ms" probe_interval = "1s" margin = "2s" request_timeout = "833ms" };
         assert_eq!(agent["lease"], expected.into());
         assert_eq!((agent["region"].as_str(), agent["agent"].as_str()), (Some("eu"), Some("agent-1")));
         Ok(())

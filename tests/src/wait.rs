@@ -33,6 +33,18 @@ pub fn try_eventually<T>(
     }
 }
 
+/// Looks again and again for `duration`, and fails as soon as `check` does: for what must not happen.
+pub fn throughout(duration: Duration, mut check: impl FnMut() -> Result<()>) -> Result<()> {
+    let started = Instant::now();
+    loop {
+        check()?;
+        if started.elapsed() >= duration {
+            return Ok(());
+        }
+        thread::sleep(POLL);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use anyhow::anyhow;
@@ -54,6 +66,22 @@ mod tests {
     fn what_never_comes_true_fails_and_says_what_it_was() {
         let failure = eventually::<()>("a miracle", Duration::from_millis(20), || None).unwrap_err();
         assert!(failure.to_string().contains("a miracle"), "{failure}");
+    }
+
+    #[test]
+    fn what_must_not_happen_is_looked_for_to_the_end() -> Result<()> {
+        let started = Instant::now();
+        let mut looks = 0;
+        throughout(Duration::from_millis(30), || {
+            looks += 1;
+            Ok(())
+        })?;
+        assert!(looks > 1 && started.elapsed() >= Duration::from_millis(30));
+
+        let failure = throughout(Duration::from_mins(10), || bail!("it happened"));
+        assert_eq!(failure.unwrap_err().to_string(), "it happened");
+        assert!(started.elapsed() < Duration::from_mins(1));
+        Ok(())
     }
 
     #[test]
