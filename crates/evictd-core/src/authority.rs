@@ -2,7 +2,15 @@
 
 use std::time::Duration;
 
+use crate::limits::EPOCH_LEAP_MAX;
+use crate::position::LogPosition;
 use crate::time::LeaseTime;
+
+/// Whether an agent may be believed to have seen `seen` of a log that ends at `head`. If so, and it lies
+/// above, the store went back and begins an epoch (R2).
+pub fn is_credible(seen: LogPosition, head: LogPosition) -> bool {
+    seen.epoch() <= head.epoch().saturating_add(EPOCH_LEAP_MAX)
+}
 
 /// Probes that wait for a round. Rounds start at most every `spacing`, one at a time; probes that
 /// arrive meanwhile share the next one, so that the store's cost doesn't grow with the agents.
@@ -82,6 +90,13 @@ mod tests {
 
     fn ms(ms: u64) -> LeaseTime {
         LeaseTime(1_000_000 + ms * 1000)
+    }
+
+    #[test]
+    fn one_agent_cannot_use_up_the_epochs() {
+        let at = |epoch, position| LogPosition::new(epoch, position).unwrap();
+        assert!(is_credible(at(3, 100), at(1, 7)));
+        assert!(!is_credible(at(1_002, 0), at(1, 7)));
     }
 
     #[test]

@@ -9,6 +9,10 @@ pub const POSITION_MAX: u64 = (1 << POSITION_BITS) - 1;
 /// The highest epoch. One begins only when a store went back, so this is never reached in earnest.
 pub const EPOCH_MAX: u32 = (1 << (64 - POSITION_BITS)) - 1;
 
+/// How far an agent's epoch may lie above the store's and still be believed. Each restore begins one
+/// epoch, so a true claim is close; without a limit, one lying agent could use all epochs up.
+pub const EPOCH_LEAP_MAX: u32 = 1_000;
+
 /// Longest id (key, API, workspace, region, agent) in bytes. Unkey's requests allow 255.
 pub const ID_BYTES_MAX: usize = 255;
 

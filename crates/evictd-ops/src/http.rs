@@ -157,7 +157,7 @@ pub fn reply(status: StatusCode, content_type: &'static str, body: Bytes) -> Rep
 
 /// Why a server can't listen, and what to do about it.
 #[derive(Debug, thiserror::Error)]
-#[error("can't listen on {address}: {source}; {}", advice(.source, .address))]
+#[error("can't listen on {address}; {}", advice(.source, .address))]
 pub struct BindError {
     /// The address that was asked for.
     pub address: SocketAddr,

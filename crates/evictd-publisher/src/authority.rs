@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use evictd_core::authority::Rounds;
+use evictd_core::authority::{Rounds, is_credible};
 use evictd_core::ids::Identity;
 use evictd_core::position::LogPosition;
 use evictd_core::roster::Instance;
@@ -114,7 +114,7 @@ impl Authority {
 
     /// The round is a task of its own, so that probes are taken in while it runs.
     fn begin(&self, probes: Vec<Probe>, began: LeaseTime) -> Running {
-        let seen = probes.iter().map(|probe| probe.request.seen).max().unwrap_or(LogPosition::ZERO);
+        let seen: Vec<LogPosition> = probes.iter().map(|probe| probe.request.seen).collect();
         let instances: Vec<Instance> = probes
             .iter()
             .map(|probe| Instance {
@@ -124,7 +124,15 @@ impl Authority {
             })
             .collect();
         let store = self.store.clone();
-        let round = tokio::spawn(async move { store.round(&instances, seen).await });
+        let round = tokio::spawn(async move {
+            let head = store.head().await?;
+            let (credible, incredible): (Vec<_>, Vec<_>) =
+                seen.into_iter().partition(|seen| is_credible(*seen, head));
+            if let Some(seen) = incredible.iter().max() {
+                tracing::warn!(%seen, %head, "an agent claims an epoch that can't be; it is not believed");
+            }
+            store.round(&instances, credible.into_iter().max().unwrap_or(LogPosition::ZERO)).await
+        });
         Running { probes, began, round }
     }
 

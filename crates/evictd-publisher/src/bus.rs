@@ -150,7 +150,7 @@ impl Bus {
         match publish_within(&self.client, subject, payload, PUBLISH_LIMIT).await {
             Ok(()) => true,
             Err(error) => {
-                tracing::warn!(%error, "not sent");
+                tracing::warn!(error = &error as &dyn std::error::Error, "not sent");
                 false
             }
         }

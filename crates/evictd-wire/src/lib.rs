@@ -21,3 +21,6 @@ pub mod replay;
 pub mod subject;
 
 pub use codec::DecodeError;
+
+#[cfg(test)]
+mod tests;

@@ -39,7 +39,9 @@ pub fn encode_tick(head: LogPosition) -> Bytes {
 pub fn decode(payload: &[u8]) -> Result<Live, DecodeError> {
     let live: pb::Live = codec::decode(payload)?;
     match live.event.ok_or(DecodeError::Unknown)? {
-        Event::Invalidations(batch) if batch.invalidations.is_empty() => Err(field("invalidations")),
+        Event::Invalidations(batch) if !(1..=LIVE_BATCH_MAX).contains(&batch.invalidations.len()) => {
+            Err(field("invalidations"))
+        }
         Event::Invalidations(batch) => batch
             .invalidations
             .into_iter()

@@ -54,7 +54,7 @@ impl fmt::Display for Source {
         match self {
             Self::File { path, line } => write!(f, "{path}:{line}"),
             Self::Environment { variable } => f.write_str(variable),
-            Self::Flag { key } => write!(f, "--{key}"),
+            Self::Flag { key } => write!(f, "--set {key}"),
         }
     }
 }
@@ -438,9 +438,9 @@ mod tests {
                 format!("{path}:4: `lease.bound` must be a string, such as \"30s\", not an integer"),
                 format!("{path}:6: unknown key `leese`; did you mean `lease`?"),
                 format!("{path}:1: unknown key `listne`; did you mean `listen`?"),
-                "--cache.enabled: `cache.enabled` must be true or false".to_owned(),
-                "--bound: unknown key `bound`; did you mean `lease.bound`?".to_owned(),
-                "--lease: `lease` is a section; set one of its keys instead".to_owned(),
+                "--set cache.enabled: `cache.enabled` must be true or false".to_owned(),
+                "--set bound: unknown key `bound`; did you mean `lease.bound`?".to_owned(),
+                "--set lease: `lease` is a section; set one of its keys instead".to_owned(),
                 format!(
                     "{path}:5: `lease.margin`: `3 seconds` isn't a duration; write a whole number and a unit, \
                      such as 250ms, 30s, 5m or 1h"
@@ -457,7 +457,7 @@ mod tests {
         assert_eq!(
             problems(layers),
             [
-                "--cache.enabled: `cache.enabled` must be true or false",
+                "--set cache.enabled: `cache.enabled` must be true or false",
                 "`lease.margin` must be less than `lease.bound`"
             ]
         );
@@ -487,7 +487,7 @@ mod tests {
     #[test]
     fn a_secret_that_cannot_be_read_is_not_quoted() {
         let layers = Layers::new(DEFAULTS).set("cache.admin_password", "hunter-two");
-        assert_eq!(problems(layers), ["--cache.admin_password: `cache.admin_password` can't be read"]);
+        assert_eq!(problems(layers), ["--set cache.admin_password: `cache.admin_password` can't be read"]);
     }
 
     #[test]

@@ -368,7 +368,7 @@ mod tests {
         let holder = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
         let taken = holder.local_addr().unwrap();
         let error = bind(taken).await.unwrap_err().to_string();
-        assert!(error.starts_with(&format!("can't listen on {taken}: ")), "{error}");
+        assert!(error.starts_with(&format!("can't listen on {taken}; ")), "{error}");
         assert!(error.ends_with("or configure another port (0 picks a free one)"), "{error}");
     }
 

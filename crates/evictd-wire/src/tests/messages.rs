@@ -1,0 +1,316 @@
+//! Any message, for properties.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use bytes::Bytes;
+use evictd_core::follower::ReplayAnswer as Replayed;
+use evictd_core::ids::{ApiId, InstanceId, KeyHash, KeyId, WorkspaceId};
+use evictd_core::invalidation::{Cause, Invalidation, Scope};
+use evictd_core::limits::{
+    EPOCH_MAX, ID_BYTES_MAX, LIVE_BATCH_MAX, META_BYTES_MAX, POSITION_MAX, REPLAY_BATCH_MAX,
+};
+use evictd_core::position::LogPosition;
+use evictd_core::record::{KeyRecord, Lookup, Record, RecordState, RootKeyRecord};
+use evictd_core::roster::PartitionPolicy;
+use evictd_core::time::StoreTime;
+use proptest::option;
+use proptest::prelude::*;
+
+use crate::applied::Applied;
+use crate::codec::DecodeError;
+use crate::live::{self, Live};
+use crate::lookup::{LookupAnswer, LookupOutcome, LookupRequest};
+use crate::probe::{ProbeAnswer, ProbeRequest};
+use crate::replay::{ReplayAnswer, ReplayRequest};
+
+/// A message of any kind.
+#[derive(Clone, PartialEq, Debug)]
+pub(super) enum Message {
+    Live(Live),
+    ProbeRequest(ProbeRequest),
+    ProbeAnswer(ProbeAnswer),
+    ReplayRequest(ReplayRequest),
+    /// With the request that it answers.
+    ReplayAnswer(ReplayRequest, ReplayAnswer),
+    LookupRequest(LookupRequest),
+    LookupAnswer(LookupAnswer),
+    Applied(Applied),
+}
+
+impl Message {
+    pub(super) fn encode(&self) -> Bytes {
+        match self {
+            Self::Live(Live::Invalidations(rows)) => {
+                let mut payloads = live::encode_invalidations(rows);
+                let payload = payloads.next().expect("there are rows");
+                assert!(payloads.next().is_none(), "more than one batch");
+                payload
+            }
+            Self::Live(Live::Tick(head)) => live::encode_tick(*head),
+            Self::ProbeRequest(request) => request.encode(),
+            Self::ProbeAnswer(answer) => answer.encode(),
+            Self::ReplayRequest(request) => request.encode(),
+            Self::ReplayAnswer(request, answer) => answer.encode(request),
+            Self::LookupRequest(request) => request.encode(),
+            Self::LookupAnswer(answer) => answer.encode(),
+            Self::Applied(applied) => applied.encode(),
+        }
+    }
+
+    /// Reads `payload` as a message of this kind.
+    pub(super) fn decode_same_kind(&self, payload: &[u8]) -> Result<Self, DecodeError> {
+        Ok(match self {
+            Self::Live(_) => Self::Live(live::decode(payload)?),
+            Self::ProbeRequest(_) => Self::ProbeRequest(ProbeRequest::decode(payload)?),
+            Self::ProbeAnswer(_) => Self::ProbeAnswer(ProbeAnswer::decode(payload)?),
+            Self::ReplayRequest(_) => Self::ReplayRequest(ReplayRequest::decode(payload)?),
+            Self::ReplayAnswer(request, _) => Self::ReplayAnswer(*request, ReplayAnswer::decode(payload)?),
+            Self::LookupRequest(_) => Self::LookupRequest(LookupRequest::decode(payload)?),
+            Self::LookupAnswer(_) => Self::LookupAnswer(LookupAnswer::decode(payload)?),
+            Self::Applied(_) => Self::Applied(Applied::decode(payload)?),
+        })
+    }
+
+    /// The answer to a request for exactly these rows.
+    pub(super) fn replay_of(rows: Vec<Invalidation>) -> Self {
+        let (first, last) = (rows[0].position, rows[rows.len() - 1].position);
+        let request =
+            ReplayRequest { nonce: 1, epoch: first.epoch(), from: first.position(), to: last.position() };
+        Self::ReplayAnswer(request, ReplayAnswer { nonce: 1, outcome: Replayed::Rows(rows) })
+    }
+}
+
+/// Reads `payload` as every kind of message; whether that succeeds doesn't matter.
+pub(super) fn decode_as_everything(payload: &[u8]) {
+    for message in smallest() {
+        let _ = message.decode_same_kind(payload);
+    }
+}
+
+/// Each kind, with everything zero or absent that may be.
+pub(super) fn smallest() -> Vec<Message> {
+    let start = LogPosition::new(1, 0).unwrap();
+    let hash = KeyHash([0; 32]);
+    let all = Invalidation {
+        position: LogPosition::new(1, 1).unwrap(),
+        scope: Scope::All,
+        cause: Cause::Changed,
+        committed_at: StoreTime(0),
+    };
+    let request = ReplayRequest { nonce: 1, epoch: 1, from: 1, to: 1 };
+    let refused = ReplayAnswer { nonce: 1, outcome: Replayed::Refused { head: start } };
+    let absent = LookupOutcome::Found {
+        lookup: Lookup { as_of: start, record: Record::Absent },
+        fence_age: Duration::ZERO,
+    };
+    let lookup_answer = |outcome| LookupAnswer { nonce: 1, hash, outcome };
+    vec![
+        Message::Live(Live::Invalidations(vec![all])),
+        Message::Live(Live::Tick(start)),
+        Message::ProbeRequest(ProbeRequest {
+            nonce: 1,
+            instance: InstanceId(1),
+            policy: PartitionPolicy::Deny,
+            bound: Duration::ZERO,
+            seen: LogPosition::ZERO,
+        }),
+        Message::ProbeAnswer(ProbeAnswer {
+            nonce: 1,
+            head: start,
+            store_time: StoreTime(0),
+            held: Duration::ZERO,
+        }),
+        Message::ReplayRequest(request),
+        Message::ReplayAnswer(request, refused),
+        Message::LookupRequest(LookupRequest { nonce: 1, hash }),
+        Message::LookupAnswer(lookup_answer(absent)),
+        Message::LookupAnswer(lookup_answer(LookupOutcome::Busy)),
+        Message::Applied(Applied { instance: InstanceId(1), applied: start }),
+    ]
+}
+
+/// The `n`th of rows that are as long as rows can be.
+pub(super) fn largest_row(n: u64) -> Invalidation {
+    let id = "x".repeat(ID_BYTES_MAX);
+    Invalidation {
+        position: LogPosition::new(EPOCH_MAX, POSITION_MAX - REPLAY_BATCH_MAX as u64 + n).unwrap(),
+        scope: Scope::Key {
+            hash: KeyHash([255; 32]),
+            key_id: Some(KeyId::new(id.as_str())),
+            api_id: Some(ApiId::new(id)),
+        },
+        cause: Cause::Expired,
+        committed_at: StoreTime(-1),
+    }
+}
+
+pub(super) fn any_message() -> impl Strategy<Value = Message> {
+    prop_oneof![
+        any_rows(1..LIVE_BATCH_MAX + 1).prop_map(|rows| Message::Live(Live::Invalidations(rows))),
+        any_position().prop_map(|head| Message::Live(Live::Tick(head))),
+        any_probe_request().prop_map(Message::ProbeRequest),
+        any_probe_answer().prop_map(Message::ProbeAnswer),
+        any_replay_request().prop_map(Message::ReplayRequest),
+        any_rows(1..100).prop_map(Message::replay_of),
+        (any_replay_request(), any_position()).prop_map(|(request, head)| {
+            let outcome = Replayed::Refused { head };
+            Message::ReplayAnswer(request, ReplayAnswer { nonce: request.nonce, outcome })
+        }),
+        (any_nonce(), any_hash())
+            .prop_map(|(nonce, hash)| Message::LookupRequest(LookupRequest { nonce, hash })),
+        (any_nonce(), any_hash(), any_outcome())
+            .prop_map(|(nonce, hash, outcome)| Message::LookupAnswer(LookupAnswer { nonce, hash, outcome })),
+        (any_nonce(), any_position()).prop_map(|(instance, applied)| Message::Applied(Applied {
+            instance: InstanceId(instance),
+            applied
+        })),
+    ]
+}
+
+/// Rows of one epoch, dense and ascending.
+pub(super) fn any_rows(count: Range<usize>) -> impl Strategy<Value = Vec<Invalidation>> {
+    let row = (any_scope(), any_cause(), any::<i64>());
+    let first = (1..=EPOCH_MAX, prop_oneof![1..1000_u64, 1..=POSITION_MAX - 1024]);
+    (first, prop::collection::vec(row, count)).prop_map(|((epoch, first), rows)| {
+        rows.into_iter()
+            .zip(first..)
+            .map(|((scope, cause, committed_at), position)| Invalidation {
+                position: LogPosition::new(epoch, position).unwrap(),
+                scope,
+                cause,
+                committed_at: StoreTime(committed_at),
+            })
+            .collect()
+    })
+}
+
+fn any_scope() -> impl Strategy<Value = Scope> {
+    prop_oneof![
+        6 => (any_hash(), option::of(any_id()), option::of(any_id())).prop_map(|(hash, key, api)| Scope::Key {
+            hash,
+            key_id: key.map(KeyId::new),
+            api_id: api.map(ApiId::new),
+        }),
+        2 => any_id().prop_map(|id| Scope::Api(ApiId::new(id))),
+        1 => any_id().prop_map(|id| Scope::Workspace(WorkspaceId::new(id))),
+        1 => Just(Scope::All),
+    ]
+}
+
+fn any_cause() -> impl Strategy<Value = Cause> {
+    prop::sample::select(vec![
+        Cause::Created,
+        Cause::Changed,
+        Cause::Deleted,
+        Cause::Erased,
+        Cause::Restored,
+        Cause::Expired,
+    ])
+}
+
+fn any_probe_request() -> impl Strategy<Value = ProbeRequest> {
+    let policy = prop::sample::select(vec![PartitionPolicy::Deny, PartitionPolicy::ServeStale]);
+    let seen = prop_oneof![1 => Just(LogPosition::ZERO), 4 => any_position()];
+    (any_nonce(), any_nonce(), policy, any::<u64>(), seen).prop_map(
+        |(nonce, instance, policy, bound, seen)| ProbeRequest {
+            nonce,
+            instance: InstanceId(instance),
+            policy,
+            bound: Duration::from_millis(bound),
+            seen,
+        },
+    )
+}
+
+fn any_probe_answer() -> impl Strategy<Value = ProbeAnswer> {
+    (any_nonce(), any_position(), any::<i64>(), any::<u64>()).prop_map(|(nonce, head, time, held)| {
+        ProbeAnswer { nonce, head, store_time: StoreTime(time), held: Duration::from_micros(held) }
+    })
+}
+
+fn any_replay_request() -> impl Strategy<Value = ReplayRequest> {
+    let span = REPLAY_BATCH_MAX as u64;
+    (any_nonce(), 1..=EPOCH_MAX, 1..=POSITION_MAX - span, 0..span)
+        .prop_map(|(nonce, epoch, from, more)| ReplayRequest { nonce, epoch, from, to: from + more })
+}
+
+fn any_outcome() -> impl Strategy<Value = LookupOutcome> {
+    prop_oneof![
+        6 => (any_position(), any_record(), any::<u64>()).prop_map(|(as_of, record, age)| LookupOutcome::Found {
+            lookup: Lookup { as_of, record },
+            fence_age: Duration::from_micros(age),
+        }),
+        1 => Just(LookupOutcome::Busy),
+    ]
+}
+
+fn any_record() -> impl Strategy<Value = Record> {
+    let ids = (any_id(), any_id(), any_id());
+    let key = (ids, any_state(), option::of(any_text()), option::of(any_meta()), option::of(any_end()));
+    let permissions = prop::collection::vec(any_text(), 0..20);
+    let root_key = ((any_id(), any_id()), any_state(), permissions, option::of(any_end()));
+    prop_oneof![
+        1 => Just(Record::Absent),
+        4 => key.prop_map(|((key, api, workspace), state, name, meta, expires_at)| {
+            Record::Key(KeyRecord {
+                key_id: KeyId::new(key),
+                api_id: ApiId::new(api),
+                workspace_id: WorkspaceId::new(workspace),
+                state,
+                name,
+                meta,
+                expires_at,
+            })
+        }),
+        3 => root_key.prop_map(|((root_key, workspace), state, permissions, expires_at)| {
+            Record::RootKey(RootKeyRecord {
+                root_key_id: KeyId::new(root_key),
+                workspace_id: WorkspaceId::new(workspace),
+                state,
+                permissions,
+                expires_at,
+            })
+        }),
+    ]
+}
+
+fn any_state() -> impl Strategy<Value = RecordState> {
+    prop::sample::select(vec![
+        RecordState::Active,
+        RecordState::Disabled,
+        RecordState::Expired,
+        RecordState::Deleted,
+    ])
+}
+
+/// Zero is the wire's word for "no end".
+fn any_end() -> impl Strategy<Value = StoreTime> {
+    any::<i64>().prop_filter("zero is no end", |micros| *micros != 0).prop_map(StoreTime)
+}
+
+/// The empty text is the wire's word for "none".
+fn any_text() -> impl Strategy<Value = Box<str>> {
+    "\\PC{1,30}".prop_map(String::into_boxed_str)
+}
+
+fn any_meta() -> impl Strategy<Value = Box<str>> {
+    prop_oneof![8 => any_text(), 1 => Just("m".repeat(META_BYTES_MAX).into_boxed_str())]
+}
+
+/// At most 60 characters of at most 4 bytes, or as long as an id can be.
+fn any_id() -> impl Strategy<Value = String> {
+    prop_oneof![8 => "[a-z]{3}_[a-zA-Z0-9]{1,16}", 4 => "\\PC{1,60}", 1 => Just("i".repeat(ID_BYTES_MAX))]
+}
+
+fn any_hash() -> impl Strategy<Value = KeyHash> {
+    any::<[u8; 32]>().prop_map(KeyHash)
+}
+
+fn any_nonce() -> impl Strategy<Value = u64> {
+    1..=u64::MAX
+}
+
+fn any_position() -> impl Strategy<Value = LogPosition> {
+    (1..=EPOCH_MAX, 0..=POSITION_MAX).prop_map(|(epoch, position)| LogPosition::new(epoch, position).unwrap())
+}
