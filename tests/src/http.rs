@@ -104,13 +104,22 @@ fn read(mut answer: http::Response<ureq::Body>, started: Instant) -> Result<Resp
 }
 
 /// Sends `bytes`, however malformed, and returns all that comes back until the server closes. The
-/// server learns that no more is coming.
+/// server learns that no more is coming, and may take that for the client's farewell.
 pub fn raw(server: SocketAddr, bytes: &[u8]) -> Result<Vec<u8>> {
+    exchange(server, bytes, Some(Shutdown::Write))
+}
+
+/// As [`raw`], for a whole request, after which the server closes by itself (`connection: close`).
+pub fn raw_request(server: SocketAddr, bytes: &[u8]) -> Result<Vec<u8>> {
+    exchange(server, bytes, None)
+}
+
+fn exchange(server: SocketAddr, bytes: &[u8], then: Option<Shutdown>) -> Result<Vec<u8>> {
     let mut stream =
         TcpStream::connect_timeout(&server, TIMEOUT).with_context(|| format!("connecting to {server}"))?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     // A server that refuses early may close before it has read all: what it answered still counts.
-    let _ = stream.write_all(bytes).and_then(|()| stream.shutdown(Shutdown::Write));
+    let _ = stream.write_all(bytes).and_then(|()| then.map_or(Ok(()), |how| stream.shutdown(how)));
     let mut answer = Vec::new();
     match stream.read_to_end(&mut answer) {
         Err(error) if answer.is_empty() => Err(error).with_context(|| format!("reading from {server}")),

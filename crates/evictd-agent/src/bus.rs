@@ -4,10 +4,10 @@
 //! subjects only; its NATS permissions allow no more (R13).
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use async_nats::connection::State;
-use async_nats::{Client, Subscriber};
+use async_nats::{Client, Message, StatusCode, Subscriber};
 use bytes::Bytes;
 use evictd_core::ids::Identity;
 use evictd_ops::bus::{BusEvent, BusOptions};
@@ -20,8 +20,8 @@ use crate::StartError;
 use crate::config::AgentConfig;
 use crate::metrics::Metrics;
 
-/// Messages that a subscription holds while its task is busy; the feed's task only applies.
-const SUBSCRIPTION_CAPACITY: usize = 65_536;
+/// Messages that a subscription holds while its task is busy. What is dropped beyond is repaired.
+const SUBSCRIPTION_CAPACITY: usize = 8_192;
 
 /// How long a message may wait for the client before it is given up: questions are asked again anyway.
 const PUBLISH_LIMIT: Duration = Duration::from_millis(250);
@@ -30,6 +30,8 @@ const PUBLISH_LIMIT: Duration = Duration::from_millis(250);
 #[derive(Clone, Debug)]
 struct Port {
     client: Client,
+    /// As the client's events tell; its own state lags behind them, and a probe is due at once.
+    connected: Arc<AtomicBool>,
     speaker: Arc<Speaker>,
     /// Inboxes of this process: answers to an earlier one find nobody.
     inbox: Arc<str>,
@@ -43,7 +45,7 @@ impl Port {
     /// Whether the message was handed to the connection. Nothing is queued for a connection that is
     /// down: it would arrive late and together.
     async fn send(&self, subject: String, reply: Option<String>, payload: Bytes) -> bool {
-        if self.client.connection_state() != State::Connected {
+        if !self.connected.load(Ordering::Acquire) {
             return false;
         }
         let publish = async {
@@ -70,8 +72,19 @@ pub(crate) struct LookupPort(Port);
 impl LookupPort {
     pub(crate) async fn send(&self, request: &LookupRequest) -> bool {
         let subject = self.0.speaker.subject(Kind::Lookup);
-        self.0.send(subject, Some(self.0.inbox(Kind::Lookup)), request.encode()).await
+        let reply = format!("{}.{}", self.0.inbox(Kind::Lookup), request.nonce);
+        self.0.send(subject, Some(reply), request.encode()).await
     }
+}
+
+/// Whether the server answered instead of a publisher: nobody listens to the question.
+pub(crate) fn nobody_listens(message: &Message) -> bool {
+    message.status == Some(StatusCode::NO_RESPONDERS)
+}
+
+/// The question that a lookup's answer came for, by its inbox.
+pub(crate) fn asked(answer: &Message) -> Option<u64> {
+    answer.subject.rsplit('.').next()?.parse().ok()
 }
 
 /// What the follow task hears and says.
@@ -135,9 +148,11 @@ pub(crate) async fn connect(
         subscription_capacity: SUBSCRIPTION_CAPACITY,
     };
     let waiting = format!("a connection to {}", config.nats.urls.join(", "));
-    let on_event = on_event(metrics.clone(), readiness.condition("nats", waiting), connected.clone());
+    let up = Arc::new(AtomicBool::new(false));
+    let on_event =
+        on_event(metrics.clone(), readiness.condition("nats", waiting), connected.clone(), up.clone());
     let client = evictd_ops::bus::connect(&config.nats, options, on_event).await?;
-    let port = Port { client: client.clone(), speaker: Arc::new(speaker), inbox };
+    let port = Port { client: client.clone(), connected: up, speaker: Arc::new(speaker), inbox };
     let subscribe = async |subject: String| {
         let action = "subscribe";
         client.subscribe(subject).await.map_err(|source| StartError::Subscribe { action, source })
@@ -150,7 +165,7 @@ pub(crate) async fn connect(
         connected,
         port: port.clone(),
     };
-    let lookup_answers = subscribe(port.inbox(Kind::Lookup)).await?;
+    let lookup_answers = subscribe(format!("{}.*", port.inbox(Kind::Lookup))).await?;
     Ok(Bus { feed, lookup_answers })
 }
 
@@ -158,17 +173,20 @@ fn on_event(
     metrics: Arc<Metrics>,
     condition: Condition,
     connected: Arc<Notify>,
+    up: Arc<AtomicBool>,
 ) -> impl Fn(BusEvent) + Send + Sync + 'static {
     move |event| match event {
         BusEvent::Connected => {
             tracing::info!("connected to NATS");
             metrics.connected(true);
             condition.met();
+            up.store(true, Ordering::Release);
             connected.notify_one();
         }
         BusEvent::Disconnected => {
             tracing::warn!("the connection to NATS is lost; reconnecting");
             metrics.connected(false);
+            up.store(false, Ordering::Release);
             condition.unmet("a connection to NATS, which was lost");
         }
         BusEvent::SlowConsumer => metrics.slow_consumer(),

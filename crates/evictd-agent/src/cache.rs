@@ -138,3 +138,6 @@ impl Cache {
         (self.found.entry_count(), self.not_found.entry_count(), self.found.weighted_size())
     }
 }
+
+#[cfg(test)]
+mod tests;

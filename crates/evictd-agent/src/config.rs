@@ -143,6 +143,9 @@ impl Validate for AgentConfig {
                 "lease.probe_interval: {} leaves no second try within the bound; use at most half of bound - margin",
                 lease.probe_interval
             ));
+        } else if duration(lease.request_timeout) > duration(lease.bound) {
+            problems
+                .push(format!("lease.request_timeout: {} is longer than the bound", lease.request_timeout));
         }
         for (key, value) in [
             ("lease.probe_interval", lease.probe_interval),
@@ -162,3 +165,6 @@ impl Validate for AgentConfig {
         self.nats.validate(problems);
     }
 }
+
+#[cfg(test)]
+mod tests;

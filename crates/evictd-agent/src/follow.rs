@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_nats::Message;
 use bytes::Bytes;
 use evictd_core::follower::{Accepted, Effect, Via, evicts_one};
 use evictd_core::ids::Identity;
@@ -22,7 +23,7 @@ use futures_util::StreamExt;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use crate::bus::Feed;
+use crate::bus::{Feed, nobody_listens};
 use crate::cache::Cache;
 use crate::knowledge::Knowledge;
 use crate::metrics::{Incoming, Metrics};
@@ -64,8 +65,8 @@ impl Follow {
                 biased;
                 () = shutdown.cancelled() => break,
                 Some(message) = feed.live.next() => task.on_live(&message.payload),
-                Some(message) = feed.probe_answers.next() => task.on_probe_answer(&message.payload),
-                Some(message) = feed.replay_answers.next() => task.on_replay_answer(&message.payload),
+                Some(message) = feed.probe_answers.next() => task.on_probe_answer(&message),
+                Some(message) = feed.replay_answers.next() => task.on_replay_answer(&message),
                 () = feed.connected.notified() => task.on_connected(),
                 () = tokio::time::sleep_until(wake_at) => {}
                 _ = beat.tick() => task.on_beat(&feed).await,
@@ -100,9 +101,12 @@ impl Task {
         self.last_heard = now;
     }
 
-    fn on_probe_answer(&mut self, payload: &Bytes) {
+    fn on_probe_answer(&mut self, message: &Message) {
         let incoming = Incoming::Answer(Kind::Probe);
-        let Ok(answer) = ProbeAnswer::decode(payload) else {
+        if nobody_listens(message) {
+            return;
+        }
+        let Ok(answer) = ProbeAnswer::decode(&message.payload) else {
             return self.follow.metrics.malformed(incoming);
         };
         let now = clock::lease_now();
@@ -120,9 +124,12 @@ impl Task {
         }
     }
 
-    fn on_replay_answer(&mut self, payload: &Bytes) {
+    fn on_replay_answer(&mut self, message: &Message) {
         let incoming = Incoming::Answer(Kind::Replay);
-        let Ok(answer) = ReplayAnswer::decode(payload) else {
+        if nobody_listens(message) {
+            return;
+        }
+        let Ok(answer) = ReplayAnswer::decode(&message.payload) else {
             return self.follow.metrics.malformed(incoming);
         };
         let now = clock::lease_now();
@@ -276,8 +283,13 @@ impl Offset {
     fn measured(&mut self, store_time: StoreTime, received_at: StoreTime, travelled: Duration) {
         let error = travelled / 2;
         self.error = self.error.saturating_add(Self::DRIFT);
-        if error <= self.error {
-            self.micros = store_time.0 + error.as_micros() as i64 - received_at.0;
+        let read_at = store_time.0.saturating_add(error.as_micros() as i64);
+        let micros = read_at.saturating_sub(received_at.0);
+        // Both can't be true: a clock was set in between.
+        let contradicts =
+            u128::from(micros.abs_diff(self.micros)) > (error.saturating_add(self.error)).as_micros();
+        if error <= self.error || contradicts {
+            self.micros = micros;
             self.error = error;
         }
     }
@@ -286,10 +298,14 @@ impl Offset {
     const DRIFT: Duration = Duration::from_micros(500);
 
     fn age_of(&self, committed_at: StoreTime, now: StoreTime) -> Duration {
-        Duration::from_micros((now.0 + self.micros - committed_at.0).max(0) as u64)
+        let home_now = now.0.saturating_add(self.micros);
+        Duration::from_micros(home_now.saturating_sub(committed_at.0).max(0) as u64)
     }
 
     fn high_micros(&self) -> i64 {
         self.micros.saturating_add(i64::try_from(self.error.as_micros()).unwrap_or(i64::MAX))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -103,3 +103,6 @@ impl Handler for Surface {
         self.verify(&call).await.unwrap_or_else(|error| call.failure(&error))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -25,6 +25,15 @@ pub(crate) struct Knowledge {
     offset_high_us: AtomicI64,
 }
 
+/// What was known here when a verification began.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Began {
+    /// Since when nothing could have been missed.
+    pub(crate) proven_at: LeaseTime,
+    /// Applied, and so to be in the answer (G2).
+    pub(crate) applied: LogPosition,
+}
+
 impl Knowledge {
     pub(crate) fn new(follower: Follower, bound: Bound) -> Self {
         let horizon = follower.floors().horizon().clone();
@@ -46,6 +55,11 @@ impl Knowledge {
     /// Since when nothing can have been missed; the clock's start before the first proof.
     pub(crate) fn proven_at(&self) -> LeaseTime {
         LeaseTime(self.proven_at.load(Ordering::Acquire))
+    }
+
+    /// What a verification that begins now may build on.
+    pub(crate) fn begin(&self) -> Began {
+        Began { proven_at: self.proven_at(), applied: self.applied() }
     }
 
     /// The highest that the store's clock can show now, as far as probes have measured it.

@@ -17,6 +17,8 @@
 mod bus;
 mod cache;
 pub mod config;
+#[cfg(test)]
+mod fixture;
 mod follow;
 mod http;
 mod knowledge;
@@ -36,7 +38,7 @@ use evictd_ops::bus::BusError;
 use evictd_ops::http::{BindError, HttpLimits, bind, serve};
 use evictd_ops::metrics::{MetricsError, Registry};
 use evictd_ops::readiness::Readiness;
-use tokio::task::JoinSet;
+use evictd_ops::tasks::{TaskFailed, Tasks};
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::Cache;
@@ -44,7 +46,7 @@ use crate::config::AgentConfig;
 use crate::knowledge::Knowledge;
 use crate::loads::Loads;
 use crate::metrics::Metrics;
-use crate::origin::Origin;
+use crate::origin::Authority;
 use crate::verify::Verifier;
 
 /// Why an agent can't start.
@@ -84,17 +86,14 @@ pub struct Running {
     pub identity: Identity,
     /// Met once it is live.
     pub readiness: Readiness,
-    tasks: JoinSet<()>,
+    tasks: Tasks,
 }
 
 impl Running {
-    /// Waits until everything has ended, requests in flight included.
-    pub async fn ended(mut self) {
-        while let Some(ended) = self.tasks.join_next().await {
-            if let Err(error) = ended {
-                tracing::error!(%error, "a task of the agent failed");
-            }
-        }
+    /// Waits until everything has ended, requests in flight included. An error tells of a part that ended
+    /// by itself, and took the others along.
+    pub async fn ended(self) -> Result<(), TaskFailed> {
+        self.tasks.ended().await
     }
 }
 
@@ -116,8 +115,14 @@ pub async fn start(config: AgentConfig, shutdown: CancellationToken) -> Result<R
     let knowledge = Arc::new(Knowledge::new(follower, config.bound()));
     let cache = Arc::new(Cache::new(&config.cache));
     let bus = bus::connect(&config, &identity, &metrics, &readiness).await?;
-    let origin = Origin::new(bus.lookups(), config.loads.timeout.into());
-    let loads = Loads::new(&config.loads, origin.clone(), knowledge.clone(), cache.clone(), metrics.clone());
+    let origin = Authority::new(bus.lookups(), config.loads.timeout.into());
+    let loads = Loads::new(
+        &config.loads,
+        Arc::new(origin.clone()),
+        knowledge.clone(),
+        cache.clone(),
+        metrics.clone(),
+    );
     let verifier = Verifier::new(knowledge.clone(), cache.clone(), loads, metrics.clone());
     let recent = status::Recent::default();
     let follow = follow::Follow {
@@ -142,13 +147,20 @@ pub async fn start(config: AgentConfig, shutdown: CancellationToken) -> Result<R
         readiness: readiness.clone(),
         status: status::status(&identity, &config, &knowledge, &cache, recent),
     };
-    let mut tasks = JoinSet::new();
     let (feed, lookups) = bus.split();
-    tasks.spawn(origin.run(lookups, metrics.clone(), shutdown.clone()));
-    tasks.spawn(follow.run(feed, shutdown.clone()));
-    tasks.spawn(serve(http_listener, http::Surface::new(verifier), limits, shutdown.clone()));
-    tasks.spawn(serve(admin_listener, admin, HttpLimits::default(), shutdown.clone()));
-    tasks.spawn(async move { registry.run_upkeep(shutdown).await });
+    // Verifications end first: until then they are answered from what is still kept up to date.
+    let drained = CancellationToken::new();
+    let mut tasks = Tasks::new(shutdown.clone());
+    let verify = serve(http_listener, http::Surface::new(verifier), limits, shutdown);
+    let verify_drained = drained.clone();
+    tasks.spawn("verify", async move {
+        verify.await;
+        verify_drained.cancel();
+    });
+    tasks.spawn("lookups", origin.run(lookups, metrics.clone(), drained.clone()));
+    tasks.spawn("follow", follow.run(feed, drained.clone()));
+    tasks.spawn("admin", serve(admin_listener, admin, HttpLimits::default(), drained.clone()));
+    tasks.spawn("metrics", async move { registry.run_upkeep(drained).await });
     tracing::info!(
         region = %identity.region, agent = %identity.agent, instance = %identity.instance,
         http = %running_http, admin = %running_admin, "agent started"

@@ -14,7 +14,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::cache::{Cache, Entry};
 use crate::config::LoadsConfig;
-use crate::knowledge::Knowledge;
+use crate::knowledge::{Began, Knowledge};
 use crate::metrics::{LoadOutcome, Metrics};
 use crate::origin::{Loaded, Origin};
 
@@ -38,8 +38,6 @@ struct Landed {
     entry: Arc<Entry>,
     /// How new the load was when it arrived.
     as_of: LogPosition,
-    /// The highest floor of its scopes when it arrived.
-    floor: LogPosition,
 }
 
 type Flight = watch::Receiver<Option<Result<Landed, LoadError>>>;
@@ -54,7 +52,7 @@ pub(crate) struct Loads {
 struct Shared {
     flights: Mutex<HashMap<KeyHash, Flight>>,
     permits: Arc<Semaphore>,
-    origin: Origin,
+    origin: Arc<dyn Origin>,
     knowledge: Arc<Knowledge>,
     cache: Arc<Cache>,
     metrics: Arc<Metrics>,
@@ -63,7 +61,7 @@ struct Shared {
 impl Loads {
     pub(crate) fn new(
         config: &LoadsConfig,
-        origin: Origin,
+        origin: Arc<dyn Origin>,
         knowledge: Arc<Knowledge>,
         cache: Arc<Cache>,
         metrics: Arc<Metrics>,
@@ -73,17 +71,13 @@ impl Loads {
         Self { shared: Arc::new(Shared { flights, permits, origin, knowledge, cache, metrics }) }
     }
 
-    /// Loads `hash` for a verification that began when `joined` was applied here, joining a load that is
-    /// under way already. Such a load may have been sent before something that this verification must
-    /// know; then it is repeated, once (R10).
-    pub(crate) async fn load(&self, hash: KeyHash, joined: LogPosition) -> Result<Arc<Entry>, LoadError> {
+    /// Loads `hash` for a verification that `began` so, joining a load that is under way already. Such a
+    /// load may have been sent before something that this verification must know; then it is repeated,
+    /// once (R10).
+    pub(crate) async fn load(&self, hash: KeyHash, began: Began) -> Result<Arc<Entry>, LoadError> {
         for _ in 0..2 {
             let landed = self.join(hash)?.await_landing().await?;
-            let in_time = {
-                let (now, proven_at) = (clock::lease_now(), self.shared.knowledge.proven_at());
-                self.shared.knowledge.bound.allows(now, landed.entry.read_at, proven_at)
-            };
-            if in_time && answers(landed.as_of, landed.floor, joined) {
+            if self.shared.answers(hash, &landed, began) {
                 return Ok(landed.entry);
             }
         }
@@ -106,14 +100,28 @@ impl Loads {
                 // A task of its own: whoever asked first may give up, the others still want the answer.
                 tokio::spawn(async move {
                     let _permit = permit;
-                    let result = shared.fly(hash).await;
-                    // Off the list before it lands: who comes later must not join what is already over.
-                    shared.flights.lock().remove(&hash);
+                    let result = {
+                        let _listed = Listed { shared: &shared, hash };
+                        shared.fly(hash).await
+                    };
                     landing.send_replace(Some(result));
                 });
                 Ok(Waiting(flight))
             }
         }
+    }
+}
+
+/// A flight's place on the list. It ends before the flight lands: who comes later must not join what is
+/// already over. And it ends whatever happens to the flight.
+struct Listed<'a> {
+    shared: &'a Shared,
+    hash: KeyHash,
+}
+
+impl Drop for Listed<'_> {
+    fn drop(&mut self) {
+        self.shared.flights.lock().remove(&self.hash);
     }
 }
 
@@ -130,6 +138,19 @@ impl Waiting {
 }
 
 impl Shared {
+    /// Whether what landed answers a verification that `began` so (R8, R10).
+    fn answers(&self, hash: KeyHash, landed: &Landed, began: Began) -> bool {
+        let now = clock::lease_now();
+        // The proof before the floors, as everywhere (R9). And the floors of now, not of the landing: what
+        // rose in between may have been confirmed before this verification began, if it was the last to join.
+        let proven_at = self.knowledge.proven_at();
+        let floor = self.knowledge.follower.lock().floor(&hash, &landed.entry.anchors);
+        // A load that is older than a floor is not what the present proof vouches for.
+        let proof = if landed.as_of >= floor { proven_at } else { began.proven_at };
+        answers(landed.as_of, floor, began.applied)
+            && self.knowledge.bound.allows(now, landed.entry.read_at, proof)
+    }
+
     async fn fly(&self, hash: KeyHash) -> Result<Landed, LoadError> {
         let started = clock::lease_now();
         let loaded = match self.origin.lookup(hash).await {
@@ -158,16 +179,16 @@ impl Shared {
         let as_of = lookup.as_of;
         let entry = Arc::new(Entry::new(lookup.record, as_of, read_at, anchors));
         self.cache.insert_hidden(hash, entry.clone());
-        let (admitted, floor) = {
-            let follower = self.knowledge.follower.lock();
-            (follower.admits(&hash, &entry.anchors, as_of), follower.floor(&hash, &entry.anchors))
-        };
+        let admitted = self.knowledge.follower.lock().admits(&hash, &entry.anchors, as_of);
         if admitted {
             entry.show();
         } else {
             self.cache.evict(&hash);
             self.metrics.stale_loads.increment(1);
         }
-        Landed { entry, as_of, floor }
+        Landed { entry, as_of }
     }
 }
+
+#[cfg(test)]
+mod tests;

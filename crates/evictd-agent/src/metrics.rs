@@ -77,7 +77,7 @@ specs! {
     CACHE_BYTES = "evictd_agent_cache_bytes", GAUGE, BYTES, [],
         "Estimated memory of the cached records.";
     LOADS = "evictd_agent_loads_total", COUNTER, COUNT, ["outcome"],
-        "Loads from the authority: ok, busy (shed there), shed (too many here), timeout or unsent.";
+        "Loads from the authority: ok, busy (shed there), shed (too many here), timeout, unsent (NATS not connected) or no_publisher (nobody listens there).";
     LOAD_SECONDS = "evictd_agent_load_seconds", LOAD, SECONDS, [],
         "How long successful loads took.";
     STALE_LOADS = "evictd_agent_stale_loads_rejected_total", COUNTER, COUNT, [],
@@ -119,7 +119,7 @@ pub struct Metrics {
     entries_found: Gauge,
     entries_not_found: Gauge,
     cache_bytes: Gauge,
-    loads: [Counter; 5],
+    loads: [Counter; 6],
     load_seconds: Histogram,
     /// Loads older than a floor that rose meanwhile.
     pub(crate) stale_loads: Counter,
@@ -139,6 +139,7 @@ pub(crate) enum LoadOutcome {
     Shed,
     Timeout,
     Unsent,
+    NoPublisher,
 }
 
 /// What an incoming message pretends to be.
@@ -194,7 +195,7 @@ impl Metrics {
             entries_found: registry.gauge(&CACHE_ENTRIES, &[("kind", "found")]),
             entries_not_found: registry.gauge(&CACHE_ENTRIES, &[("kind", "not_found")]),
             cache_bytes: gauge(&CACHE_BYTES),
-            loads: ["ok", "busy", "shed", "timeout", "unsent"]
+            loads: ["ok", "busy", "shed", "timeout", "unsent", "no_publisher"]
                 .map(|outcome| counter(&LOADS, "outcome", outcome)),
             load_seconds: registry.histogram(&LOAD_SECONDS, &[]),
             stale_loads: registry.counter(&STALE_LOADS, &[]),

@@ -1,14 +1,16 @@
-//! The authority as origin: request and reply over the bus (R10).
+//! Where records come from: the authority, by request and reply over the bus (R10).
 //!
 //! Questions and answers are matched here by number, not by the client's own request support: that one
 //! keeps every unanswered question for ever, and an agent asks most when nobody answers.
 
 use std::collections::HashMap;
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::Subscriber;
+use async_trait::async_trait;
 use evictd_core::ids::KeyHash;
 use evictd_core::record::Lookup;
 use evictd_core::time::LeaseTime;
@@ -20,7 +22,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use crate::bus::LookupPort;
+use crate::bus::{LookupPort, asked, nobody_listens};
 use crate::loads::LoadError;
 use crate::metrics::{Incoming, LoadOutcome, Metrics};
 
@@ -32,8 +34,16 @@ pub(crate) struct Loaded {
     pub(crate) read_at: LeaseTime,
 }
 
+/// Where records come from.
+#[async_trait]
+pub(crate) trait Origin: Debug + Send + Sync {
+    /// What `hash` stands for, read after the call.
+    async fn lookup(&self, hash: KeyHash) -> Result<Loaded, (LoadOutcome, LoadError)>;
+}
+
+/// The authority, over the bus.
 #[derive(Clone, Debug)]
-pub(crate) struct Origin {
+pub(crate) struct Authority {
     port: LookupPort,
     timeout: Duration,
     open: Arc<Mutex<HashMap<u64, Question>>>,
@@ -43,16 +53,14 @@ pub(crate) struct Origin {
 #[derive(Debug)]
 struct Question {
     hash: KeyHash,
-    answer: oneshot::Sender<LookupOutcome>,
+    /// `None` if nobody listens.
+    answer: oneshot::Sender<Option<LookupOutcome>>,
 }
 
-impl Origin {
-    pub(crate) fn new(port: LookupPort, timeout: Duration) -> Self {
-        Self { port, timeout, open: Arc::default(), next_nonce: Arc::new(AtomicU64::new(1)) }
-    }
-
-    /// Asks the authority; once more if it doesn't answer, since core NATS may lose a message.
-    pub(crate) async fn lookup(&self, hash: KeyHash) -> Result<Loaded, (LoadOutcome, LoadError)> {
+#[async_trait]
+impl Origin for Authority {
+    /// Asks once more if no answer comes, since core NATS may lose a message.
+    async fn lookup(&self, hash: KeyHash) -> Result<Loaded, (LoadOutcome, LoadError)> {
         for last_try in [false, true] {
             match self.ask(hash).await {
                 Err((LoadOutcome::Timeout, _)) if !last_try => {}
@@ -60,6 +68,12 @@ impl Origin {
             }
         }
         Err((LoadOutcome::Timeout, LoadError::Unreachable))
+    }
+}
+
+impl Authority {
+    pub(crate) fn new(port: LookupPort, timeout: Duration) -> Self {
+        Self { port, timeout, open: Arc::default(), next_nonce: Arc::new(AtomicU64::new(1)) }
     }
 
     async fn ask(&self, hash: KeyHash) -> Result<Loaded, (LoadOutcome, LoadError)> {
@@ -73,10 +87,11 @@ impl Origin {
             return Err((LoadOutcome::Unsent, LoadError::Unreachable));
         }
         match tokio::time::timeout(self.timeout, answered).await {
-            Ok(Ok(LookupOutcome::Found { lookup, fence_age })) => {
+            Ok(Ok(Some(LookupOutcome::Found { lookup, fence_age }))) => {
                 Ok(Loaded { lookup, read_at: sent_at.before(fence_age) })
             }
-            Ok(Ok(LookupOutcome::Busy)) => Err((LoadOutcome::Busy, LoadError::Busy)),
+            Ok(Ok(Some(LookupOutcome::Busy))) => Err((LoadOutcome::Busy, LoadError::Busy)),
+            Ok(Ok(None)) => Err((LoadOutcome::NoPublisher, LoadError::Unreachable)),
             Ok(Err(_)) | Err(_) => Err((LoadOutcome::Timeout, LoadError::Unreachable)),
         }
     }
@@ -90,6 +105,12 @@ impl Origin {
     ) {
         let incoming = Incoming::Answer(Kind::Lookup);
         while let Some(Some(message)) = shutdown.run_until_cancelled(answers.next()).await {
+            if nobody_listens(&message) {
+                if let Some(question) = asked(&message).and_then(|nonce| self.open.lock().remove(&nonce)) {
+                    drop(question.answer.send(None));
+                }
+                continue;
+            }
             let answer = match LookupAnswer::decode(&message.payload) {
                 Ok(answer) => answer,
                 Err(error) => {
@@ -105,7 +126,7 @@ impl Origin {
             };
             match question {
                 // The asker may have given up meanwhile.
-                Some(question) => drop(question.answer.send(answer.outcome)),
+                Some(question) => drop(question.answer.send(Some(answer.outcome))),
                 None => metrics.unasked(incoming),
             }
         }

@@ -34,14 +34,13 @@ impl Verifier {
 
     /// An entry that may be answered from: cached, or loaded now.
     pub(crate) async fn entry(&self, hash: KeyHash) -> Result<Arc<Entry>, LoadError> {
-        // What was applied before anything else is read must be in the answer (G2).
-        let joined = self.knowledge.applied();
-        if let Some(entry) = self.cached(&hash, joined) {
+        let began = self.knowledge.begin();
+        if let Some(entry) = self.cached(&hash, began.applied) {
             self.metrics.hits.increment(1);
             return Ok(entry);
         }
         self.metrics.misses.increment(1);
-        self.loads.load(hash, joined).await
+        self.loads.load(hash, began).await
     }
 
     /// Reads clock, deadline, entry and floors, in this order (R9); the follow task writes floors,
@@ -84,3 +83,6 @@ impl Verifier {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,6 +22,7 @@ pub struct Rounds<P> {
     running_since: Option<LeaseTime>,
     last_start: Option<LeaseTime>,
     oldest_waiting: Option<LeaseTime>,
+    failing_since: Option<LeaseTime>,
 }
 
 impl<P> Rounds<P> {
@@ -34,6 +35,7 @@ impl<P> Rounds<P> {
             running_since: None,
             last_start: None,
             oldest_waiting: None,
+            failing_since: None,
         }
     }
 
@@ -60,8 +62,14 @@ impl<P> Rounds<P> {
     }
 
     /// The running round ended, well or badly.
-    pub fn finish(&mut self) {
-        self.running_since = None;
+    pub fn finish(&mut self, well: bool) {
+        let since = self.running_since.take();
+        self.failing_since = if well { None } else { self.failing_since.or(since) };
+    }
+
+    /// The probes that wait.
+    pub fn waiting(&self) -> &[P] {
+        &self.waiting
     }
 
     /// When [`Rounds::start`] would start a round; `None` while one runs or nobody waits.
@@ -72,13 +80,12 @@ impl<P> Rounds<P> {
         Some(self.last_start.map_or(LeaseTime(0), |last| last.after(self.spacing)))
     }
 
-    /// Whether somebody has waited longer than `patience` for a round that doesn't finish: the publisher
-    /// must leave the queue group, or it would swallow its neighbours' probes (R14).
+    /// Whether somebody has waited longer than `patience` for a round that succeeds: the publisher must
+    /// leave the queue group, or it would swallow its neighbours' probes (R14). Probes that go to all still
+    /// come in, and a round that succeeds ends it.
     pub fn stalled(&self, now: LeaseTime, patience: Duration) -> bool {
-        [self.running_since, self.oldest_waiting]
-            .into_iter()
-            .flatten()
-            .any(|since| now.since(since) >= patience)
+        let waits = [self.running_since, self.oldest_waiting, self.failing_since];
+        waits.into_iter().flatten().any(|since| now.since(since) >= patience)
     }
 }
 
@@ -108,10 +115,10 @@ mod tests {
             rounds.add(probe, ms(1)).unwrap();
         }
         assert_eq!(rounds.start(ms(2)), None, "a round is running");
-        rounds.finish();
+        rounds.finish(true);
         assert_eq!(rounds.start(ms(249)), None, "rounds keep their distance");
         assert_eq!(rounds.start(ms(250)).map(|probes| probes.len()), Some(10_000));
-        rounds.finish();
+        rounds.finish(true);
         assert_eq!(rounds.start(ms(900)), None, "nobody waits");
     }
 
@@ -121,7 +128,7 @@ mod tests {
         rounds.add("early", ms(0)).unwrap();
         assert_eq!(rounds.start(ms(0)), Some(vec!["early"]));
         rounds.add("late", ms(1)).unwrap();
-        rounds.finish();
+        rounds.finish(true);
         assert_eq!(rounds.start(ms(250)), Some(vec!["late"]));
     }
 
@@ -141,7 +148,23 @@ mod tests {
         rounds.start(ms(0)).unwrap();
         assert!(!rounds.stalled(ms(1_999), patience));
         assert!(rounds.stalled(ms(2_000), patience));
-        rounds.finish();
+        rounds.finish(true);
         assert!(!rounds.stalled(ms(2_000), patience));
+    }
+
+    #[test]
+    fn rounds_that_fail_fast_count_as_stalled_until_one_succeeds() {
+        let patience = Duration::from_secs(2);
+        let mut rounds = Rounds::new(SPACING, 10);
+        for at in [0, 1_000, 2_000] {
+            rounds.add(1, ms(at)).unwrap();
+            rounds.start(ms(at)).unwrap();
+            rounds.finish(false);
+        }
+        assert!(rounds.stalled(ms(2_000), patience));
+        rounds.add(1, ms(3_000)).unwrap();
+        rounds.start(ms(3_000)).unwrap();
+        rounds.finish(true);
+        assert!(!rounds.stalled(ms(3_000), patience));
     }
 }

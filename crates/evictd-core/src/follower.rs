@@ -12,7 +12,9 @@ use crate::floors::{Anchors, FloorLimits, Floors, Widened};
 use crate::ids::KeyHash;
 use crate::invalidation::{Invalidation, Scope};
 use crate::lease::{Bound, Mode};
-use crate::limits::{PENDING_MAX, PROBES_OUTSTANDING_MAX, REPAIR_SPAN_MAX, REPLAY_BATCH_MAX};
+use crate::limits::{
+    PENDING_MAX, PROBES_OUTSTANDING_MAX, REPAIR_SPAN_MAX, REPAIRS_OUTSTANDING_MAX, REPLAY_BATCH_MAX,
+};
 use crate::position::LogPosition;
 use crate::record::Record;
 use crate::time::LeaseTime;
@@ -196,7 +198,8 @@ pub struct Follower {
     /// Applied positions of the current epoch above `applied`.
     pending: BTreeSet<LogPosition>,
     hole: Option<Hole>,
-    repair: Option<Repair>,
+    /// Replays asked for and not answered, oldest first; empty unless there is a hole.
+    repairs: VecDeque<Repair>,
     probes: VecDeque<Probe>,
     probe_due: LeaseTime,
     unanswered: u32,
@@ -217,7 +220,7 @@ impl Follower {
             head: LogPosition::ZERO,
             pending: BTreeSet::new(),
             hole: None,
-            repair: None,
+            repairs: VecDeque::new(),
             probes: VecDeque::new(),
             probe_due: LeaseTime(0),
             unanswered: 0,
@@ -283,7 +286,7 @@ impl Follower {
     pub fn connected(&mut self, now: LeaseTime) {
         self.probe_due = now;
         self.unanswered = 0;
-        self.repair = None;
+        self.repairs.clear();
     }
 
     /// Invalidations of the live feed, in any order, also old ones.
@@ -346,13 +349,17 @@ impl Follower {
         now: LeaseTime,
         effects: &mut Vec<Effect>,
     ) -> Accepted {
-        let Some(repair) = self.repair.filter(|repair| repair.nonce == nonce) else { return Accepted::No };
-        if !answer_covers(&repair, &answer) {
+        let Some(index) = self.repairs.iter().position(|repair| repair.nonce == nonce) else {
+            return Accepted::No;
+        };
+        if !answer_covers(&self.repairs[index], &answer) {
             return Accepted::No;
         }
-        self.repair = None;
+        // A late answer counts, or a path slower than the timeout would never be repaired. Another one may
+        // have advanced `applied` since it was asked for: rows are idempotent.
+        self.repairs.clear();
         self.track(effects, |this, effects| match answer {
-            // The rows are dense from the first missing one, so `applied` advances over all of them.
+            // The rows are dense from what was the first missing one, so `applied` advances over them.
             ReplayAnswer::Rows(rows) => {
                 for row in rows {
                     this.apply(row, Via::Replay, now, effects);
@@ -374,12 +381,17 @@ impl Follower {
 
     /// When [`Follower::poll`] is due next.
     pub fn wake_at(&self) -> LeaseTime {
-        let repair = match (self.repair, self.hole) {
-            (Some(repair), _) => Some(repair.sent_at.after(self.config.request_timeout)),
-            (None, Some(hole)) => Some(hole.since.after(self.config.gap_patience)),
-            (None, None) => None,
-        };
-        repair.map_or(self.probe_due, |repair| repair.min(self.probe_due))
+        self.repair_due().map_or(self.probe_due, |due| due.min(self.probe_due))
+    }
+
+    /// When the hole, if there is one, is to be repaired (again).
+    fn repair_due(&self) -> Option<LeaseTime> {
+        let hole = self.hole?;
+        Some(match self.repairs.back() {
+            None => hole.since.after(self.config.gap_patience),
+            // Twice as long after each question: an authority that is behind must not be asked faster.
+            Some(last) => last.sent_at.after(self.config.request_timeout * (1 << (self.repairs.len() - 1))),
+        })
     }
 
     fn poll_probe(&mut self, now: LeaseTime, effects: &mut Vec<Effect>) {
@@ -401,10 +413,7 @@ impl Follower {
 
     fn poll_repair(&mut self, now: LeaseTime, effects: &mut Vec<Effect>) {
         let (Some(hole), Some(applied)) = (self.hole, self.applied) else { return };
-        let waiting = self.repair.map_or(hole.since.after(self.config.gap_patience), |r| {
-            r.sent_at.after(self.config.request_timeout)
-        });
-        if now < waiting {
+        if self.repair_due().is_none_or(|due| now < due) {
             return;
         }
         if self.head.position() - applied.position() > REPAIR_SPAN_MAX {
@@ -416,7 +425,10 @@ impl Follower {
         let from = applied.position() + 1;
         let to = self.head.position().min(applied.position() + REPLAY_BATCH_MAX as u64);
         let epoch = applied.epoch();
-        self.repair = Some(Repair { nonce, sent_at: now, epoch, from, to });
+        if self.repairs.len() == REPAIRS_OUTSTANDING_MAX {
+            self.repairs.pop_front();
+        }
+        self.repairs.push_back(Repair { nonce, sent_at: now, epoch, from, to });
         effects.push(Effect::SendReplay { nonce, epoch, from, to, cause: hole.cause });
     }
 
@@ -468,7 +480,7 @@ impl Follower {
         self.head = if self.head.epoch() == base.epoch() { self.head.max(base) } else { base };
         self.pending.retain(|position| *position > base && position.epoch() == base.epoch());
         self.unproven.retain(|(_, head)| head.epoch() == base.epoch());
-        self.repair = None;
+        self.repairs.clear();
         self.hole = None;
         effects.push(Effect::Flush(reason));
     }
@@ -503,6 +515,9 @@ impl Follower {
             self.applied = Some(applied);
             // A hole further up has had less time to close by itself than this one.
             self.hole = self.hole.filter(|_| self.head > applied);
+            if self.hole.is_none() {
+                self.repairs.clear();
+            }
         }
     }
 

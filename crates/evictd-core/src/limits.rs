@@ -11,7 +11,10 @@ pub const EPOCH_MAX: u32 = (1 << (64 - POSITION_BITS)) - 1;
 
 /// How far an agent's epoch may lie above the store's and still be believed. Each restore begins one
 /// epoch, so a true claim is close; without a limit, one lying agent could use all epochs up.
-pub const EPOCH_LEAP_MAX: u32 = 1_000;
+pub const EPOCH_LEAP_MAX: u32 = 16;
+
+/// Probes of one agent that may wait for a round: its retries, and a second process under its name.
+pub const PROBES_WAITING_PER_AGENT_MAX: usize = 4;
 
 /// Longest id (key, API, workspace, region, agent) in bytes. Unkey's requests allow 255.
 pub const ID_BYTES_MAX: usize = 255;
@@ -36,6 +39,10 @@ pub const PENDING_MAX: usize = 16_384;
 
 /// Probes without an answer that an agent still accepts a late answer to.
 pub const PROBES_OUTSTANDING_MAX: usize = 8;
+
+/// Replays without an answer that an agent still accepts a late answer to. The pause before the next
+/// one doubles, so this also bounds it: to eight times the request timeout.
+pub const REPAIRS_OUTSTANDING_MAX: usize = 4;
 
 /// Key floors an agent keeps before it merges them into API floors (R6).
 pub const KEY_FLOORS_MAX: usize = 131_072;

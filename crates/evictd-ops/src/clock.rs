@@ -14,11 +14,15 @@ const LEASE_CLOCK: ClockId = ClockId::Boottime;
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 const LEASE_CLOCK: ClockId = ClockId::Monotonic;
 
+/// Added to each reading: the clock itself starts at boot, and then "never" and "an hour ago" would look
+/// like a moment ago on a machine that has just started. So they lie 35 years back.
+const ORIGIN_US: u64 = 1 << 50;
+
 /// The lease clock's reading: `CLOCK_BOOTTIME` on Linux, elsewhere `CLOCK_MONOTONIC`, which is
 /// weaker because it may stop while the machine sleeps (R8).
 pub fn lease_now() -> LeaseTime {
     let now = clock_gettime(LEASE_CLOCK);
-    LeaseTime(now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1_000)
+    LeaseTime(ORIGIN_US + now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1_000)
 }
 
 /// The wall clock's reading. It dates things and decides nothing about safety; a clock set to
@@ -39,7 +43,12 @@ mod tests {
     fn the_lease_clock_never_goes_back() {
         let readings: Vec<LeaseTime> = (0..1_000).map(|_| lease_now()).collect();
         assert!(readings.is_sorted());
-        assert!(readings[0] > LeaseTime(0));
+    }
+
+    #[test]
+    fn what_never_was_is_long_ago_however_young_the_machine() {
+        let year = std::time::Duration::from_hours(8760);
+        assert!(lease_now().since(LeaseTime(0)) > year * 30);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! In reading order:
 //!
 //! * [`config`]: defaults, file, environment and flags become one checked configuration.
-//! * [`logging`], [`shutdown`]: how a process speaks, and how it is told to end.
+//! * [`logging`], [`shutdown`], [`tasks`]: how a process speaks, is told to end, and holds together.
 //! * [`clock`]: the two clocks of the protocol, read from the machine.
 //! * [`bus`]: a connection to NATS with the settings the bound needs.
 //! * [`http`]: the thin shell that serves every HTTP surface, the verify hot path included.
@@ -20,3 +20,4 @@ pub mod metrics;
 pub mod readiness;
 pub mod rpc;
 pub mod shutdown;
+pub mod tasks;

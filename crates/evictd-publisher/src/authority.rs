@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use evictd_core::authority::{Rounds, is_credible};
+use evictd_core::authority::Rounds;
 use evictd_core::ids::Identity;
+use evictd_core::limits::PROBES_WAITING_PER_AGENT_MAX;
 use evictd_core::position::LogPosition;
 use evictd_core::roster::Instance;
 use evictd_core::time::LeaseTime;
@@ -77,15 +78,20 @@ impl Authority {
             };
             tokio::select! {
                 biased;
-                () = shutdown.cancelled() => return,
+                () = shutdown.cancelled() => break,
                 done = finished(&mut running) => {
-                    rounds.finish();
+                    rounds.finish(done.1.is_some());
                     self.finish(done).await;
                 }
                 Some(heard) = probes.next() => self.add(&mut rounds, heard, &probes),
                 Some(heard) = any.next() => self.add(&mut rounds, heard, &any),
                 () = tokio::time::sleep(wait) => {}
             }
+        }
+        if running.is_some() {
+            // What it numbers is sent by nobody else.
+            let done = finished(&mut running).await;
+            self.finish(done).await;
         }
     }
 
@@ -100,6 +106,10 @@ impl Authority {
         let arrived = clock::lease_now();
         match ProbeRequest::decode(&heard.payload) {
             Ok(request) => {
+                let of_speaker = rounds.waiting().iter().filter(|probe| probe.heard.speaker == heard.speaker);
+                if of_speaker.count() >= PROBES_WAITING_PER_AGENT_MAX {
+                    return intake.refuse(Refusal::Overload);
+                }
                 self.confirmations.probed(&identity(&heard, &request), request.policy);
                 if rounds.add(Probe { heard, request, arrived }, arrived).is_err() {
                     intake.refuse(Refusal::Overload);
@@ -124,46 +134,32 @@ impl Authority {
             })
             .collect();
         let store = self.store.clone();
-        let round = tokio::spawn(async move {
-            let head = store.head().await?;
-            let (credible, incredible): (Vec<_>, Vec<_>) =
-                seen.into_iter().partition(|seen| is_credible(*seen, head));
-            if let Some(seen) = incredible.iter().max() {
-                tracing::warn!(%seen, %head, "an agent claims an epoch that can't be; it is not believed");
-            }
-            store.round(&instances, credible.into_iter().max().unwrap_or(LogPosition::ZERO)).await
-        });
+        let round = tokio::spawn(async move { store.round(&instances, &seen).await });
         Running { probes, began, round }
     }
 
-    async fn finish(&self, (Running { probes, began, .. }, done): (Running, Result<Round, StoreError>)) {
+    async fn finish(&self, (Running { probes, began, .. }, done): (Running, Option<Round>)) {
         let took = clock::lease_now().since(began);
-        let round = match done {
-            Ok(round) => round,
-            Err(error) => {
-                store_failed(&error);
-                // No answer: the agents ask again, and perhaps somebody else.
-                return self.metrics.round(false, took, probes.len());
-            }
-        };
-        self.metrics.round(true, took, probes.len());
+        self.metrics.round(done.is_some(), took, probes.len());
+        // Without a round nobody is answered: the agents ask again, and perhaps somebody else.
+        let Some(round) = done else { return };
         self.fence.raised(began);
+        let head = round.numbered.head;
         if round.epoch_began {
             tracing::warn!(
-                head = %round.numbered.head,
+                %head,
                 "a new epoch began: an agent had seen more of the log than the home store holds; agents flush once"
             );
         }
-        let head = round.numbered.head;
+        // First what the answers speak of, or every agent would find a gap in it.
+        self.feed.send_numbered(&round.numbered.rows, &self.confirmations).await;
+        self.metrics.head(head);
         for probe in probes {
             let held = clock::lease_now().since(probe.arrived);
             let answer =
                 ProbeAnswer { nonce: probe.request.nonce, head, store_time: clock::wall_now(), held };
             self.feed.bus().answer(probe.heard.reply, answer.encode()).await;
         }
-        self.feed.send(&round.numbered.rows).await;
-        self.confirmations.numbered(&round.numbered.rows);
-        self.metrics.head(head);
     }
 }
 
@@ -175,14 +171,25 @@ fn identity(heard: &Heard, request: &ProbeRequest) -> Identity {
     }
 }
 
-/// The running round's end; never, while none runs.
-async fn finished(running: &mut Option<Running>) -> (Running, Result<Round, StoreError>) {
-    let Some(current) = running.as_mut() else { return std::future::pending().await };
-    let done = (&mut current.round).await;
-    match (running.take(), done) {
-        (Some(current), Ok(done)) => (current, done),
-        // The round's task panicked or the runtime ends; neither can be answered for.
-        (_, Err(error)) => std::panic::resume_unwind(error.into_panic()),
-        (None, Ok(_)) => unreachable!("the round was running a moment ago"),
+/// The running round's end, `None` if it failed; never, while none runs.
+async fn finished(running: &mut Option<Running>) -> (Running, Option<Round>) {
+    let done = match running.as_mut() {
+        Some(current) => (&mut current.round).await,
+        None => std::future::pending().await,
+    };
+    let round = match done {
+        Ok(Ok(round)) => Some(round),
+        Ok(Err(error)) => {
+            store_failed(&error);
+            None
+        }
+        Err(error) => {
+            tracing::error!(%error, "a probe round failed");
+            None
+        }
+    };
+    match running.take() {
+        Some(current) => (current, round),
+        None => std::future::pending().await,
     }
 }

@@ -19,10 +19,15 @@ use evictd_wire::subject::{AUTHORITY_GROUP, Kind, LIVE, PROBE_ANY_WILDCARD, Spea
 use futures_util::StreamExt;
 
 use crate::StartError;
+use crate::confirmations::Confirmations;
 use crate::metrics::{Metrics, Refusal};
 use crate::sequencer::Wake;
 
-const SUBSCRIPTION_CAPACITY: usize = 65_536;
+/// Messages that a subscription holds. What is dropped beyond is asked again.
+const SUBSCRIPTION_CAPACITY: usize = 32_768;
+
+/// How long the last messages may take to leave.
+const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 
 /// How long a message may wait for the client. What isn't sent is repaired by whoever misses it.
 const PUBLISH_LIMIT: Duration = Duration::from_millis(250);
@@ -164,7 +169,10 @@ pub(crate) struct LiveFeed {
 }
 
 impl LiveFeed {
-    pub(crate) async fn send(&self, rows: &[Invalidation]) {
+    /// Emits rows that just got their positions. They count as open first, or an agent could confirm one
+    /// before anybody waits for it.
+    pub(crate) async fn send_numbered(&self, rows: &[Invalidation], confirmations: &Confirmations) {
+        confirmations.numbered(rows);
         for payload in encode_invalidations(rows) {
             let sent = self.bus.send(LIVE.to_owned(), payload).await;
             self.bus.metrics.live_message(sent);
@@ -173,6 +181,14 @@ impl LiveFeed {
 
     pub(crate) async fn tick(&self, head: LogPosition) {
         self.bus.send(LIVE.to_owned(), encode_tick(head)).await;
+    }
+
+    /// Waits, but not for long, until what was sent has left this process.
+    pub(crate) async fn flush(&self) {
+        let flushed = tokio::time::timeout(FLUSH_LIMIT, self.bus.client.flush()).await;
+        if !matches!(flushed, Ok(Ok(()))) {
+            tracing::warn!("NATS wasn't reachable at the end; agents will ask for what they missed");
+        }
     }
 
     pub(crate) fn bus(&self) -> &Bus {

@@ -1,6 +1,6 @@
 //! Who has applied what: agents announce, and deletions become confirmed region by region.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +26,9 @@ const OPEN_MAX: usize = 10_000;
 /// Agent processes remembered; each that is silent for three bounds is forgotten.
 const INSTANCES_MAX: usize = 100_000;
 
+/// Regions with series of their own; agents of further ones are served but not watched.
+const REGIONS_MAX: usize = 1_000;
+
 /// Agents, and deletions that not all of them have confirmed.
 pub(crate) struct Confirmations {
     bound: Duration,
@@ -35,27 +38,33 @@ pub(crate) struct Confirmations {
 
 #[derive(Default)]
 struct State {
+    head: LogPosition,
     instances: BTreeMap<Identity, Progress>,
+    regions: BTreeMap<Region, RegionState>,
+    /// By rising position.
     open: VecDeque<Open>,
-    regions: BTreeMap<Region, RegionMetrics>,
 }
 
 #[derive(Clone, Copy)]
 struct Progress {
     applied: LogPosition,
     heard_at: LeaseTime,
+    live: bool,
     policy: Option<PartitionPolicy>,
 }
 
-/// A deletion, and the regions that have confirmed it.
+/// A deletion that not every region has confirmed.
 struct Open {
     position: LogPosition,
     committed_at: StoreTime,
-    confirmed: BTreeSet<Region>,
 }
 
-struct RegionMetrics {
-    confirmed: Histogram,
+struct RegionState {
+    /// How many live processes stand at each position: the first is how far the region is.
+    standing: BTreeMap<LogPosition, usize>,
+    /// Deletions up to here are in the histogram.
+    confirmed: LogPosition,
+    seconds: Histogram,
     agents: [Gauge; 3],
 }
 
@@ -77,16 +86,24 @@ impl Confirmations {
         Self { bound, state: Mutex::default(), registry }
     }
 
-    /// Rows got their positions: deletions among them wait for confirmation from now on.
-    pub(crate) fn numbered(&self, rows: &[Invalidation]) {
-        let deletions = rows.iter().filter(|row| row.cause.is_deletion());
+    /// The log reaches to `head`.
+    pub(crate) fn head(&self, head: LogPosition) {
         let mut state = self.state.lock();
-        for row in deletions {
+        state.head = state.head.max(head);
+    }
+
+    /// Rows got their positions and are about to be sent: deletions among them wait for confirmation.
+    pub(crate) fn numbered(&self, rows: &[Invalidation]) {
+        let Some(last) = rows.last() else { return };
+        let mut state = self.state.lock();
+        state.head = state.head.max(last.position);
+        for Invalidation { position, committed_at, .. } in rows.iter().filter(|row| row.cause.is_deletion()) {
             if state.open.len() == OPEN_MAX {
                 state.open.pop_front();
             }
-            let Invalidation { position, committed_at, .. } = *row;
-            state.open.push_back(Open { position, committed_at, confirmed: BTreeSet::new() });
+            // Two tasks number: what one of them was given first may get here last.
+            let index = state.open.partition_point(|open| open.position < *position);
+            state.open.insert(index, Open { position: *position, committed_at: *committed_at });
         }
     }
 
@@ -97,41 +114,58 @@ impl Confirmations {
         }
     }
 
-    /// An agent process told how far it is.
-    pub(crate) fn applied(&self, identity: &Identity, applied: LogPosition) {
+    /// An agent process told how far it is. `false` if it claims more than there is: that confirms nothing.
+    pub(crate) fn applied(&self, identity: &Identity, applied: LogPosition) -> bool {
         let mut state = self.state.lock();
-        let Some(progress) = self.heard(&mut state, identity) else { return };
-        if applied <= progress.applied {
-            return;
+        if applied > state.head {
+            return false;
         }
-        progress.applied = applied;
-        self.confirm(&mut state, &identity.region);
+        let Some(progress) = self.heard(&mut state, identity) else { return true };
+        if applied > progress.applied {
+            let before = std::mem::replace(&mut progress.applied, applied);
+            if let Some(region) = state.regions.get_mut(&identity.region) {
+                region.leaves(before);
+                region.stands(applied);
+            }
+            state.confirm(&identity.region);
+        }
+        true
     }
 
     /// Gives up on what is over the bound, forgets who fell silent, and refreshes the agent gauges.
     pub(crate) fn sweep(&self) {
         let (now, wall_now) = (clock::lease_now(), clock::wall_now());
-        let mut state = self.state.lock();
         let bound_us = i64::try_from(self.bound.as_micros()).unwrap_or(i64::MAX);
-        state.open.retain(|open| wall_now.0 - open.committed_at.0 < bound_us);
-        state.instances.retain(|_, progress| now.since(progress.heard_at) < self.bound * 3);
-        let State { instances, regions, .. } = &mut *state;
-        for (region, metrics) in regions {
-            let mut live = BTreeMap::<_, u32>::new();
-            let mut silent = 0_u32;
-            for (identity, progress) in instances.iter().filter(|(identity, _)| identity.region == *region) {
-                if now.since(progress.heard_at) < self.bound {
-                    *live.entry(&identity.agent).or_default() += 1;
-                } else {
-                    silent += 1;
+        let mut state = self.state.lock();
+        let State { instances, regions, open, .. } = &mut *state;
+        open.retain(|open| wall_now.0.saturating_sub(open.committed_at.0) < bound_us);
+        for (identity, progress) in &mut *instances {
+            if progress.live && now.since(progress.heard_at) >= self.bound {
+                progress.live = false;
+                if let Some(region) = regions.get_mut(&identity.region) {
+                    region.leaves(progress.applied);
                 }
             }
-            let duplicate: u32 = live.values().filter(|count| **count > 1).sum();
-            let counts = [live.values().sum::<u32>(), silent, duplicate];
-            for (gauge, count) in metrics.agents.iter().zip(counts) {
+        }
+        instances.retain(|_, progress| now.since(progress.heard_at) < self.bound * 3);
+        let mut counts: BTreeMap<&Region, [u32; 3]> = BTreeMap::new();
+        let mut names: BTreeMap<_, u32> = BTreeMap::new();
+        for (identity, progress) in &*instances {
+            let [live, silent, _] = counts.entry(&identity.region).or_default();
+            *if progress.live { live } else { silent } += 1;
+            *names.entry((&identity.region, &identity.agent)).or_default() += u32::from(progress.live);
+        }
+        for ((region, _), processes) in names.into_iter().filter(|(_, processes)| *processes > 1) {
+            counts.entry(region).or_default()[2] += processes;
+        }
+        for (name, region) in &*regions {
+            let counts = counts.get(name).copied().unwrap_or_default();
+            for (gauge, count) in region.agents.iter().zip(counts) {
                 gauge.set(f64::from(count));
             }
         }
+        let names: Vec<Region> = regions.keys().cloned().collect();
+        names.iter().for_each(|region| state.confirm(region));
     }
 
     /// Deletions that not every live agent has confirmed.
@@ -154,43 +188,78 @@ impl Confirmations {
     }
 
     fn heard<'a>(&self, state: &'a mut State, identity: &Identity) -> Option<&'a mut Progress> {
-        if state.instances.len() >= INSTANCES_MAX && !state.instances.contains_key(identity) {
+        let State { instances, regions, .. } = state;
+        let full = instances.len() >= INSTANCES_MAX && !instances.contains_key(identity)
+            || regions.len() >= REGIONS_MAX && !regions.contains_key(&identity.region);
+        if full {
             return None;
         }
-        let registry = &self.registry;
-        state.regions.entry(identity.region.clone()).or_insert_with(|| {
-            let region = identity.region.as_str();
-            RegionMetrics {
-                confirmed: registry.histogram(&CONFIRMED, &[("region", region)]),
-                agents: AgentState::ALL
-                    .map(|state| registry.gauge(&AGENTS, &[("region", region), ("state", state.label())])),
-            }
+        let region =
+            regions.entry(identity.region.clone()).or_insert_with(|| self.new_region(&identity.region));
+        let progress = instances.entry(identity.clone()).or_insert(Progress {
+            applied: LogPosition::ZERO,
+            heard_at: LeaseTime(0),
+            live: false,
+            policy: None,
         });
-        let unheard = Progress { applied: LogPosition::ZERO, heard_at: LeaseTime(0), policy: None };
-        let progress = state.instances.entry(identity.clone()).or_insert(unheard);
         progress.heard_at = clock::lease_now();
+        if !std::mem::replace(&mut progress.live, true) {
+            region.stands(progress.applied);
+        }
         Some(progress)
     }
 
-    /// A region has confirmed a deletion when every live process of it has. A deletion that all regions
-    /// have confirmed is done with.
-    fn confirm(&self, state: &mut State, region: &Region) {
-        let (now, wall_now) = (clock::lease_now(), clock::wall_now());
-        let live = |progress: &Progress| now.since(progress.heard_at) < self.bound;
-        let State { instances, open, regions } = state;
-        let mut slowest = BTreeMap::<&Region, LogPosition>::new();
-        for (identity, progress) in instances.iter().filter(|(_, progress)| live(progress)) {
-            let slowest = slowest.entry(&identity.region).or_insert(progress.applied);
-            *slowest = (*slowest).min(progress.applied);
+    fn new_region(&self, region: &Region) -> RegionState {
+        let region = region.as_str();
+        let agents =
+            |state: AgentState| self.registry.gauge(&AGENTS, &[("region", region), ("state", state.label())]);
+        RegionState {
+            standing: BTreeMap::new(),
+            confirmed: LogPosition::ZERO,
+            seconds: self.registry.histogram(&CONFIRMED, &[("region", region)]),
+            agents: AgentState::ALL.map(agents),
         }
-        let (Some(reached), Some(metrics)) = (slowest.get(region), regions.get(region)) else { return };
-        open.retain_mut(|open| {
-            if open.position <= *reached && open.confirmed.insert(region.clone()) {
-                let micros = (wall_now.0 - open.committed_at.0).max(0);
-                metrics.confirmed.record(micros as f64 / 1e6);
+    }
+}
+
+impl State {
+    /// A region has confirmed a deletion when every live process of it has. A deletion that all regions
+    /// with live processes have confirmed is done with.
+    fn confirm(&mut self, region: &Region) {
+        let wall_now = clock::wall_now();
+        let Some(region) = self.regions.get_mut(region) else { return };
+        if let Some(reached) = region.reached().filter(|reached| *reached > region.confirmed) {
+            let from = self.open.partition_point(|open| open.position <= region.confirmed);
+            let to = self.open.partition_point(|open| open.position <= reached);
+            for open in self.open.range(from..to.max(from)) {
+                let micros = wall_now.0.saturating_sub(open.committed_at.0).max(0);
+                region.seconds.record(micros as f64 / 1e6);
             }
-            !slowest.keys().all(|region| open.confirmed.contains(*region))
-        });
+            region.confirmed = reached;
+        }
+        if let Some(everywhere) = self.regions.values().filter_map(RegionState::reached).min() {
+            let done = self.open.partition_point(|open| open.position <= everywhere);
+            self.open.drain(..done);
+        }
+    }
+}
+
+impl RegionState {
+    fn reached(&self) -> Option<LogPosition> {
+        self.standing.first_key_value().map(|(position, _)| *position)
+    }
+
+    fn stands(&mut self, position: LogPosition) {
+        *self.standing.entry(position).or_default() += 1;
+    }
+
+    fn leaves(&mut self, position: LogPosition) {
+        if let Some(count) = self.standing.get_mut(&position) {
+            *count -= 1;
+            if *count == 0 {
+                self.standing.remove(&position);
+            }
+        }
     }
 }
 
@@ -212,6 +281,9 @@ pub(crate) async fn hear(
             agent: heard.speaker.agent,
             instance: announcement.instance,
         };
-        confirmations.applied(&identity, announcement.applied);
+        if !confirmations.applied(&identity, announcement.applied) {
+            tracing::warn!(region = %identity.region, agent = %identity.agent, applied = %announcement.applied, "an agent claims more than the log holds");
+            intake.refuse(Refusal::Ahead);
+        }
     }
 }

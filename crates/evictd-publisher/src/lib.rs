@@ -32,9 +32,9 @@ use evictd_ops::bus::BusError;
 use evictd_ops::http::{BindError, HttpLimits, bind, serve};
 use evictd_ops::metrics::{MetricsError, Registry};
 use evictd_ops::readiness::Readiness;
+use evictd_ops::tasks::{TaskFailed, Tasks};
 use evictd_store::sqlite::SqliteStore;
 use evictd_store::{HomeStore, StoreError};
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::PublisherConfig;
@@ -79,19 +79,17 @@ pub struct Running {
     pub readiness: Readiness,
     /// Whether anybody can call the control API.
     pub has_root_keys: bool,
-    tasks: JoinSet<()>,
+    tasks: Tasks,
     store: Arc<SqliteStore>,
 }
 
 impl Running {
-    /// Waits until everything has ended, requests in flight included, and closes the store.
-    pub async fn ended(mut self) {
-        while let Some(ended) = self.tasks.join_next().await {
-            if let Err(error) = ended {
-                tracing::error!(%error, "a task of the publisher failed");
-            }
-        }
+    /// Waits until everything has ended, requests in flight included, and closes the store. An error
+    /// tells of a part that ended by itself, and took the others along.
+    pub async fn ended(self) -> Result<(), TaskFailed> {
+        let ended = self.tasks.ended().await;
         self.store.close().await;
+        ended
     }
 }
 
@@ -101,7 +99,7 @@ pub async fn start(config: PublisherConfig, shutdown: CancellationToken) -> Resu
     let sqlite = Arc::new(SqliteStore::open(&config.store.path).await.map_err(store_error)?);
     let store: Arc<dyn HomeStore> = sqlite.clone();
     store.check_triggers().await.map_err(store_error)?;
-    let has_root_keys = !store.root_keys().await.map_err(store_error)?.is_empty();
+    let has_root_keys = store.has_root_keys().await.map_err(store_error)?;
 
     let registry = Registry::new(metrics::SPECS, &[])?;
     let metrics = Arc::new(Metrics::new(&registry));
@@ -120,6 +118,7 @@ pub async fn start(config: PublisherConfig, shutdown: CancellationToken) -> Resu
         metrics: metrics.clone(),
         wake: wake.clone(),
         condition: readiness.condition("store", "the home store to number what was committed"),
+        triggers: readiness.condition("triggers", "the check of the home store's triggers"),
     };
     let fence = authority::Fence::default();
     let running_http = http_listener.local_addr().unwrap_or(config.http.listen);
@@ -132,7 +131,6 @@ pub async fn start(config: PublisherConfig, shutdown: CancellationToken) -> Resu
     };
     let surface = control::Surface::new(store.clone(), wake, metrics.clone());
 
-    let mut tasks = JoinSet::new();
     let intakes = bus.intakes().await?;
     let authority = authority::Authority {
         config: config.authority.clone(),
@@ -143,14 +141,25 @@ pub async fn start(config: PublisherConfig, shutdown: CancellationToken) -> Resu
         fence: fence.clone(),
     };
     let questions = questions::Questions::new(&config.authority, store, fence.clone(), bus, metrics.clone());
-    tasks.spawn(authority.run(intakes.probes, intakes.probes_any, shutdown.clone()));
-    tasks.spawn(questions.clone().serve_replays(intakes.replays, shutdown.clone()));
-    tasks.spawn(questions.serve_lookups(intakes.lookups, shutdown.clone()));
-    tasks.spawn(confirmations::hear(confirmations, intakes.applied, metrics, shutdown.clone()));
-    tasks.spawn(sequencer.run(shutdown.clone()));
-    tasks.spawn(serve(http_listener, surface, limits, shutdown.clone()));
-    tasks.spawn(serve(admin_listener, admin, HttpLimits::default(), shutdown.clone()));
-    tasks.spawn(async move { registry.run_upkeep(shutdown).await });
+    // The API ends first, and only then what numbers and sends the changes that it still answers.
+    let drained = CancellationToken::new();
+    let mut tasks = Tasks::new(shutdown.clone());
+    let api = serve(http_listener, surface, limits, shutdown);
+    let api_drained = drained.clone();
+    tasks.spawn("control API", async move {
+        api.await;
+        api_drained.cancel();
+    });
+    tasks.spawn("authority", authority.run(intakes.probes, intakes.probes_any, drained.clone()));
+    tasks.spawn("replays", questions.clone().serve_replays(intakes.replays, drained.clone()));
+    tasks.spawn("lookups", questions.serve_lookups(intakes.lookups, drained.clone()));
+    tasks.spawn(
+        "confirmations",
+        confirmations::hear(confirmations, intakes.applied, metrics, drained.clone()),
+    );
+    tasks.spawn("sequencer", sequencer.run(drained.clone()));
+    tasks.spawn("admin", serve(admin_listener, admin, HttpLimits::default(), drained.clone()));
+    tasks.spawn("metrics", async move { registry.run_upkeep(drained).await });
     tracing::info!(http = %running_http, admin = %running_admin, store = %config.store.path.display(), "publisher started");
     Ok(Running { http: running_http, admin: running_admin, readiness, has_root_keys, tasks, store: sqlite })
 }

@@ -67,7 +67,7 @@ specs! {
     ANNOUNCEMENTS = "evictd_publisher_announcements_total", COUNTER, COUNT, [],
         "Announcements of progress heard from agents.";
     REFUSED = "evictd_publisher_refused_messages_total", COUNTER, COUNT, ["subject", "reason"],
-        "Messages from agents that were refused: malformed, reply (the answer would not go into the asker's own inbox), subject, or overload.";
+        "Messages from agents that were refused: malformed, reply (the answer would not go into the asker's own inbox), subject, overload (too many of one agent wait), or ahead (it claims to have applied more than the log holds).";
     REQUESTS = "evictd_publisher_requests_total", COUNTER, COUNT, ["endpoint", "class"],
         "Control API requests answered, by class of status.";
     STORE_FAILURES = "evictd_publisher_store_failures_total", COUNTER, COUNT, [],
@@ -115,6 +115,7 @@ pub(crate) enum Refusal {
     Reply,
     Subject,
     Overload,
+    Ahead,
 }
 
 /// How a lookup ended.
@@ -164,7 +165,7 @@ pub struct Metrics {
     replays_refused: Counter,
     lookups: [Counter; 3],
     announcements: Counter,
-    refused: [[Counter; 4]; 4],
+    refused: [[Counter; 5]; 4],
     requests: [[Counter; 3]; 5],
     store_failures: Counter,
     connected: Gauge,
@@ -179,7 +180,7 @@ impl Metrics {
         let counter = |spec: &MetricSpec, label, value| registry.counter(spec, &[(label, value)]);
         let gauge = |spec: &MetricSpec| registry.gauge(spec, &[]);
         let refused = |kind: Kind| {
-            ["malformed", "reply", "subject", "overload"]
+            ["malformed", "reply", "subject", "overload", "ahead"]
                 .map(|reason| registry.counter(&REFUSED, &[("subject", kind.token()), ("reason", reason)]))
         };
         let requests = |endpoint: Endpoint| {

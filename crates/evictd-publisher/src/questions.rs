@@ -27,6 +27,8 @@ pub(crate) struct Questions {
     bus: Bus,
     metrics: Arc<Metrics>,
     replays: Arc<Semaphore>,
+    /// Agents whose turn it is, each with the question that waits for it.
+    replaying: Arc<Mutex<HashMap<Speaker, Option<(Heard, ReplayRequest)>>>>,
     lookups: Arc<Semaphore>,
     /// Lookups under way, by asker: none may take more than half of what there is.
     by_speaker: Arc<Mutex<HashMap<Speaker, usize>>>,
@@ -47,6 +49,7 @@ impl Questions {
             bus,
             metrics,
             replays: Arc::new(Semaphore::new(config.replays_max)),
+            replaying: Arc::default(),
             lookups: Arc::new(Semaphore::new(config.lookups_max)),
             by_speaker: Arc::default(),
             per_speaker_max: config.lookups_max.div_ceil(2),
@@ -54,19 +57,39 @@ impl Questions {
     }
 
     /// Answers replays until `shutdown`. They wait for their turn instead of being shed: whoever asks is
-    /// about to lose its lease.
+    /// about to lose its lease. Each agent has one turn at a time, and its newest question replaces an
+    /// older one that still waits: nobody is interested in that any more.
     pub(crate) async fn serve_replays(self, mut intake: Intake, shutdown: CancellationToken) {
         while let Some(Some(heard)) = shutdown.run_until_cancelled(intake.next()).await {
             let Ok(request) = ReplayRequest::decode(&heard.payload) else {
                 intake.refuse(Refusal::Malformed);
                 continue;
             };
-            let Ok(permit) = self.replays.clone().acquire_owned().await else { return };
-            let this = self.clone();
-            tokio::spawn(async move {
-                this.replay(heard, request).await;
-                drop(permit);
-            });
+            let speaker = heard.speaker.clone();
+            let waiting = self.replaying.lock().insert(speaker.clone(), Some((heard, request)));
+            if waiting.is_none() {
+                let this = self.clone();
+                tokio::spawn(async move { this.take_turns(speaker).await });
+            }
+        }
+    }
+
+    /// Answers what waits for `speaker` until nothing does.
+    async fn take_turns(&self, speaker: Speaker) {
+        loop {
+            let Ok(_permit) = self.replays.acquire().await else { return };
+            let next = {
+                let mut replaying = self.replaying.lock();
+                let next = replaying.get_mut(&speaker).and_then(Option::take);
+                if next.is_none() {
+                    replaying.remove(&speaker);
+                }
+                next
+            };
+            match next {
+                Some((heard, request)) => self.replay(heard, request).await,
+                None => return,
+            }
         }
     }
 

@@ -58,6 +58,7 @@ pub(crate) struct Sequencer {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) wake: Wake,
     pub(crate) condition: Condition,
+    pub(crate) triggers: Condition,
 }
 
 impl Sequencer {
@@ -70,12 +71,12 @@ impl Sequencer {
         let mut checks = 0_u64;
         let mut version = None;
         let mut healthy = Health::default();
+        self.check_triggers().await;
         loop {
+            // What the clock asks for comes before the rows: a steady load of changes must not starve it.
             let done = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
-                () = self.wake.rows.notified() => self.number().await,
-                _ = poll.tick() => self.number_if_changed(&mut version).await,
                 () = self.wake.tick.notified() => self.tick().await,
                 _ = tick.tick() => self.tick().await,
                 _ = expiry.tick() => self.expire().await,
@@ -83,17 +84,19 @@ impl Sequencer {
                     checks += 1;
                     self.check(checks).await
                 }
+                _ = poll.tick() => self.number_if_changed(&mut version).await,
+                () = self.wake.rows.notified() => self.number().await,
             };
             healthy.note(done, &self.condition, &self.metrics);
         }
         healthy.note(self.number().await, &self.condition, &self.metrics);
+        self.feed.flush().await;
     }
 
     async fn number(&self) -> Result<(), StoreError> {
         loop {
             let numbered = self.store.number(BATCH).await?;
-            self.feed.send(&numbered.rows).await;
-            self.confirmations.numbered(&numbered.rows);
+            self.feed.send_numbered(&numbered.rows, &self.confirmations).await;
             self.metrics.head(numbered.head);
             if numbered.rows.len() < BATCH {
                 return Ok(());
@@ -114,6 +117,7 @@ impl Sequencer {
 
     async fn tick(&self) -> Result<(), StoreError> {
         let head = self.store.head().await?;
+        self.confirmations.head(head);
         self.feed.tick(head).await;
         self.metrics.head(head);
         Ok(())
@@ -131,7 +135,21 @@ impl Sequencer {
         self.metrics.backlog(backlog);
         self.confirmations.sweep();
         self.metrics.unconfirmed(self.confirmations.unconfirmed());
-        if checks.is_multiple_of(TRIGGER_CHECK_EVERY) { self.store.check_triggers().await } else { Ok(()) }
+        if checks.is_multiple_of(TRIGGER_CHECK_EVERY) {
+            self.check_triggers().await;
+        }
+        Ok(())
+    }
+
+    /// Keeps a condition of its own: numbering goes on well without triggers, and must not hide it.
+    async fn check_triggers(&self) {
+        match self.store.check_triggers().await {
+            Ok(()) => self.triggers.met(),
+            Err(error) => {
+                store_failed(&error);
+                self.triggers.unmet(format!("the home store's triggers: {error}"));
+            }
+        }
     }
 }
 

@@ -85,9 +85,10 @@ pub trait HomeStore: Send + Sync + 'static {
     async fn number(&self, limit: usize) -> Result<Numbered, StoreError>;
 
     /// One probe round (R7), in one durable transaction: writes `instances` that the roster lacks (R11),
-    /// begins a new epoch if `seen` lies above the head (R2), numbers every committed row, and raises
-    /// the fence, which a demoted primary can't do.
-    async fn round(&self, instances: &[Instance], seen: LogPosition) -> Result<Round, StoreError>;
+    /// numbers every committed row, begins a new epoch if one of `seen` credibly lies above the head (R2),
+    /// and raises the fence, which a demoted primary can't do. It never waits behind the control API's
+    /// changes: leases depend on it.
+    async fn round(&self, instances: &[Instance], seen: &[LogPosition]) -> Result<Round, StoreError>;
 
     /// The rows `from..=to` of `epoch`, or a prefix of at most `limit`; refused when the store can't
     /// cover even the first completely (R5).
@@ -118,6 +119,9 @@ pub trait HomeStore: Send + Sync + 'static {
 
     /// Stores a root key, and the workspace if it is new.
     async fn create_root_key(&self, root_key: NewRootKey) -> Result<(), StoreError>;
+
+    /// Whether anybody can call the control API.
+    async fn has_root_keys(&self) -> Result<bool, StoreError>;
 
     /// All root keys, newest first, without their hashes.
     async fn root_keys(&self) -> Result<Vec<RootKeyInfo>, StoreError>;

@@ -8,10 +8,12 @@
 //!
 //! * `write`: a write transaction, and a COMMIT that a dropped caller can't cancel (R4).
 //! * `log`: numbering, rounds, replays (R1, R2, R5, R7).
+//! * `lineage`: notices that the file was put back (R2).
 //! * `records`: what is read of keys, root keys and APIs (R6).
 //! * `changes`: what the control API changes, and its audit records.
 
 mod changes;
+mod lineage;
 mod log;
 mod records;
 mod write;
@@ -34,7 +36,9 @@ use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
     SqliteSynchronous,
 };
+use tokio::sync::{Semaphore, SemaphorePermit};
 
+use self::lineage::Lineage;
 use self::write::{Write, failed};
 use crate::change::{
     Actor, Api, Authorize, ChangeError, DeleteMode, KeyDetails, NewApi, NewKey, NewRootKey, RootKeyInfo,
@@ -54,11 +58,22 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Read connections: enough for lookups to overlap, few enough to keep each one's page cache warm.
 const READERS: u32 = 4;
 
+/// Read connections for numbering and replays.
+const LOG_READERS: u32 = 2;
+
+/// Changes that may wait for the writer at once. Rounds and numbering wait behind so many, whatever the
+/// control API is asked to do: leases depend on them.
+const CHANGES_WAITING: usize = 16;
+
 /// The home store in one SQLite file. Safe to share; other processes may use the file at the same time.
 #[derive(Debug)]
 pub struct SqliteStore {
     writer: SqlitePool,
     readers: SqlitePool,
+    changes: Semaphore,
+    lineage: Lineage,
+    /// For the log's own questions, which must not wait behind lookups.
+    log_readers: SqlitePool,
     /// Never writes, so that `PRAGMA data_version` reports the writer's commits too.
     watcher: SqlitePool,
     /// The triggers as the migrations create them, by name.
@@ -89,14 +104,50 @@ impl SqliteStore {
         let writer = pool(1).connect_with(writing).await.map_err(refused)?;
         MIGRATIONS.run(&writer).await.map_err(StoreError::Migrate)?;
         let readers = pool(READERS).connect_with(reading.clone()).await.map_err(refused)?;
+        let log_readers = pool(LOG_READERS).connect_with(reading.clone()).await.map_err(refused)?;
         let watcher = pool(1).connect_with(reading).await.map_err(refused)?;
-        Ok(Self { writer, readers, watcher, triggers: intended_triggers().await? })
+        let changes = Semaphore::new(CHANGES_WAITING);
+        let triggers = intended_triggers().await?;
+        let store = Self {
+            writer,
+            readers,
+            changes,
+            lineage: Lineage::beside(&file),
+            log_readers,
+            watcher,
+            triggers,
+        };
+        store.notice_a_restore().await?;
+        Ok(store)
+    }
+
+    /// Begins a new epoch if the log had come further than this file knows.
+    async fn notice_a_restore(&self) -> Result<(), StoreError> {
+        // The note first: it never runs ahead of what is committed.
+        let noted = self.lineage.read();
+        if noted <= self.head().await? {
+            return Ok(());
+        }
+        let round = self.round(&[], &[noted]).await?;
+        tracing::warn!(
+            %noted, head = %round.numbered.head,
+            "the home store is behind its own note: it was put back. A new epoch begins, agents flush once"
+        );
+        Ok(())
+    }
+
+    /// A transaction of the control API's.
+    async fn change(&self, action: &'static str) -> Result<(Write, SemaphorePermit<'_>), StoreError> {
+        let closed = |_| StoreError::Database { action, source: sqlx::Error::PoolClosed };
+        let turn = self.changes.acquire().await.map_err(closed)?;
+        Ok((Write::begin(&self.writer, action).await?, turn))
     }
 
     /// Waits for transactions in flight, then closes the file. Later calls fail. The writer goes last: it
     /// alone can fold the write-ahead log back into the file.
     pub async fn close(&self) {
         self.watcher.close().await;
+        self.log_readers.close().await;
         self.readers.close().await;
         self.writer.close().await;
     }
@@ -185,29 +236,31 @@ fn sql_limit(limit: usize) -> i64 {
 #[async_trait]
 impl HomeStore for SqliteStore {
     async fn number(&self, limit: usize) -> Result<Numbered, StoreError> {
-        if let Some(head) = log::head_if_idle(&self.readers).await? {
+        if let Some(head) = log::head_if_idle(&self.log_readers).await? {
             return Ok(Numbered { head, rows: Vec::new() });
         }
         let mut write = Write::begin(&self.writer, "number its log").await?;
         let numbered = log::number(&mut write, sql_limit(limit)).await?;
         write.commit().await?;
+        self.lineage.note(numbered.head);
         Ok(numbered)
     }
 
-    async fn round(&self, instances: &[Instance], seen: LogPosition) -> Result<Round, StoreError> {
+    async fn round(&self, instances: &[Instance], seen: &[LogPosition]) -> Result<Round, StoreError> {
         let mut write = Write::begin(&self.writer, "commit a probe round").await?;
         let store_time = now();
         log::register(&mut write, instances, store_time).await?;
         let mut numbered = log::number(&mut write, i64::MAX).await?;
         let head = log::raise_fence(&mut write, numbered.head, seen).await?;
         write.commit().await?;
+        self.lineage.note(head);
         let epoch_began = head != numbered.head;
         numbered.head = head;
         Ok(Round { numbered, store_time, epoch_began })
     }
 
     async fn replay(&self, epoch: u32, from: u64, to: u64, limit: usize) -> Result<Replay, StoreError> {
-        log::replay(&self.readers, epoch, from, to, sql_limit(limit)).await
+        log::replay(&self.log_readers, epoch, from, to, sql_limit(limit)).await
     }
 
     async fn lookup(&self, hash: KeyHash) -> Result<Lookup, StoreError> {
@@ -215,11 +268,11 @@ impl HomeStore for SqliteStore {
     }
 
     async fn head(&self) -> Result<LogPosition, StoreError> {
-        log::head(&self.readers).await
+        log::head(&self.log_readers).await
     }
 
     async fn backlog(&self) -> Result<Backlog, StoreError> {
-        log::backlog(&self.readers).await
+        log::backlog(&self.log_readers).await
     }
 
     async fn expire(&self, limit: usize) -> Result<u64, StoreError> {
@@ -227,7 +280,7 @@ impl HomeStore for SqliteStore {
         if !records::any_to_expire(&self.readers, now).await? {
             return Ok(0);
         }
-        let mut write = Write::begin(&self.writer, "expire keys").await?;
+        let (mut write, _turn) = self.change("expire keys").await?;
         let expired = changes::expire(&mut write, now, sql_limit(limit)).await?;
         write.commit_change(None).await?;
         Ok(expired)
@@ -254,9 +307,13 @@ impl HomeStore for SqliteStore {
     }
 
     async fn create_root_key(&self, root_key: NewRootKey) -> Result<(), StoreError> {
-        let mut write = Write::begin(&self.writer, "store a root key").await?;
+        let (mut write, _turn) = self.change("store a root key").await?;
         changes::create_root_key(&mut write, &root_key).await?;
         write.commit_change(None).await
+    }
+
+    async fn has_root_keys(&self) -> Result<bool, StoreError> {
+        records::has_root_keys(&self.readers).await
     }
 
     async fn root_keys(&self) -> Result<Vec<RootKeyInfo>, StoreError> {
@@ -264,7 +321,7 @@ impl HomeStore for SqliteStore {
     }
 
     async fn create_api(&self, actor: &Actor, api: NewApi) -> Result<(), StoreError> {
-        let mut write = Write::begin(&self.writer, "create an API").await?;
+        let (mut write, _turn) = self.change("create an API").await?;
         changes::create_api(&mut write, actor, &api).await?;
         write.commit_change(Some(&actor.request_id)).await
     }
@@ -274,7 +331,7 @@ impl HomeStore for SqliteStore {
     }
 
     async fn create_key(&self, actor: &Actor, key: NewKey) -> Result<(), ChangeError> {
-        let mut write = Write::begin(&self.writer, "create a key").await?;
+        let (mut write, _turn) = self.change("create a key").await?;
         changes::create_key(&mut write, actor, &key).await?;
         Ok(write.commit_change(Some(&actor.request_id)).await?)
     }
@@ -290,13 +347,13 @@ impl HomeStore for SqliteStore {
         mode: DeleteMode,
         authorize: Authorize<'_>,
     ) -> Result<(), ChangeError> {
-        let mut write = Write::begin(&self.writer, "delete a key").await?;
+        let (mut write, _turn) = self.change("delete a key").await?;
         changes::delete_key(&mut write, actor, key, mode, authorize).await?;
         Ok(write.commit_change(Some(&actor.request_id)).await?)
     }
 
     async fn delete_api(&self, actor: &Actor, api: &ApiId) -> Result<(), ChangeError> {
-        let mut write = Write::begin(&self.writer, "delete an API").await?;
+        let (mut write, _turn) = self.change("delete an API").await?;
         changes::delete_api(&mut write, actor, api).await?;
         Ok(write.commit_change(Some(&actor.request_id)).await?)
     }

@@ -146,7 +146,7 @@ async fn callers_that_number_at_once_share_the_positions_without_gap_or_repetiti
     };
     let probe = async || {
         for _ in 0..5 {
-            let rows = store.round(&[instance(1)], LogPosition::ZERO).await.unwrap().numbered.rows;
+            let rows = store.round(&[instance(1)], &[LogPosition::ZERO]).await.unwrap().numbered.rows;
             positions.lock().unwrap().extend(rows.iter().map(|row| row.position.position()));
         }
     };
@@ -163,12 +163,12 @@ async fn a_round_numbers_everything_and_stays_in_its_epoch(store: &dyn HomeStore
     let head = store.head().await.unwrap();
     delete(store, 2, DeleteMode::Soft).await.unwrap();
     let before = wall_clock();
-    let round = store.round(&[instance(1), instance(2)], head).await.unwrap();
+    let round = store.round(&[instance(1), instance(2)], &[head]).await.unwrap();
     assert_eq!(said(&round.numbered.rows), [(key_scope(2), Cause::Deleted)]);
     assert_eq!(round.numbered.head, head.next().unwrap());
     assert!(!round.epoch_began, "what was seen is not above the head");
     assert!(before <= round.store_time && round.store_time <= wall_clock());
-    let again = store.round(&[instance(1)], round.numbered.head).await.unwrap();
+    let again = store.round(&[instance(1)], &[round.numbered.head]).await.unwrap();
     assert_eq!((again.numbered.head, again.epoch_began), (round.numbered.head, false));
 }
 
@@ -177,19 +177,19 @@ async fn a_round_begins_an_epoch_only_for_a_position_above_the_head(store: &dyn 
     delete(store, 1, DeleteMode::Soft).await.unwrap();
     let head = store.head().await.unwrap();
     let would_be = head.next().unwrap();
-    let round = store.round(&[], would_be).await.unwrap();
+    let round = store.round(&[], &[would_be]).await.unwrap();
     assert!(!round.epoch_began, "the row that this very round numbers reaches it");
 
     delete(store, 2, DeleteMode::Soft).await.unwrap();
     let seen = at(1, 1_000);
-    let round = store.round(&[], seen).await.unwrap();
+    let round = store.round(&[], &[seen]).await.unwrap();
     let after = at(1, would_be.position() + 1);
     assert_eq!(round.numbered.rows.last().unwrap().position, after, "numbered in the old epoch");
     assert_eq!((round.numbered.head, round.epoch_began), (at(2, after.position()), true));
 
-    let round = store.round(&[], at(7, 1)).await.unwrap();
+    let round = store.round(&[], &[at(7, 1)]).await.unwrap();
     assert_eq!((round.numbered.head, round.epoch_began), (at(8, after.position()), true));
-    let round = store.round(&[], at(7, 1_000_000)).await.unwrap();
+    let round = store.round(&[], &[at(7, 1_000_000)]).await.unwrap();
     assert_eq!(
         (round.numbered.head, round.epoch_began),
         (at(8, after.position()), false),
@@ -202,7 +202,7 @@ async fn a_round_begins_an_epoch_only_for_a_position_above_the_head(store: &dyn 
 
 async fn a_claim_beyond_the_last_epoch_is_not_followed(store: &dyn HomeStore) {
     for absurd in [at(EPOCH_MAX, 0), LogPosition::NEVER] {
-        let round = store.round(&[], absurd).await.unwrap();
+        let round = store.round(&[], &[absurd]).await.unwrap();
         assert_eq!((round.numbered.head, round.epoch_began), (at(1, 0), false));
     }
 }
@@ -233,7 +233,7 @@ async fn a_replay_that_cannot_begin_is_refused(store: &dyn HomeStore) {
     let Replay::Rows(old) = store.replay(1, 1, head.position(), 10).await.unwrap() else {
         panic!("{refused:?}")
     };
-    let head = store.round(&[], at(1, 1_000)).await.unwrap().numbered.head;
+    let head = store.round(&[], &[at(1, 1_000)]).await.unwrap().numbered.head;
     assert_eq!(store.replay(1, 1, 3, 10).await.unwrap(), Replay::Refused { head }, "an epoch that is over");
     assert_eq!(store.replay(2, 1, 3, 10).await.unwrap(), Replay::Refused { head }, "rows of an older epoch");
     delete(store, 1, DeleteMode::Soft).await.unwrap();

@@ -164,8 +164,7 @@ async fn a_huge_bulk_deletion_is_one_change_of_its_api() {
                 INSERT INTO keys (id, api_id, workspace_id, hash, start)
                 SELECT 'bulk_' || n, 'api_1', 'ws_1', randomblob(32), 'abcd' FROM n";
     let created = after(&fixture, many).await;
-    assert_eq!(created.len(), 1500, "new keys stay apart: what is cached for them belongs to no API");
-    assert!(created.iter().all(|(_, cause)| *cause == Cause::Created));
+    assert_eq!(created, [(Scope::Api(api_id()), Cause::Created)], "an import is one change as well");
 
     fixture.store.delete_key(&actor(), &key(1).id, DeleteMode::Soft, &|_| true).await.unwrap();
     assert_eq!(
@@ -173,6 +172,18 @@ async fn a_huge_bulk_deletion_is_one_change_of_its_api() {
         [(key_scope(1), Cause::Deleted), (Scope::Api(api_id()), Cause::Erased)],
         "and a deletion that a request waits for keeps its own row"
     );
+}
+
+#[tokio::test]
+async fn text_that_is_not_utf8_widens_its_row_and_stops_nothing() {
+    let fixture = populated(2).await;
+    let broken = "UPDATE keys SET api_id = CAST(x'6be979' AS TEXT), enabled = 0 WHERE id = 'key_1'";
+    let rows = after(&fixture, &format!("PRAGMA foreign_keys = OFF; {broken}")).await;
+    assert!(!rows.is_empty());
+    let head = fixture.store.round(&[], &[LogPosition::ZERO]).await.unwrap().numbered.head;
+    assert!(head > LogPosition::ZERO);
+    let ok = after(&fixture, "DELETE FROM keys WHERE id = 'key_2'").await;
+    assert_eq!(ok, [(key_scope(2), Cause::Erased)], "the log goes on");
 }
 
 #[tokio::test]
@@ -297,7 +308,7 @@ async fn a_round_raises_the_fence_and_writes_the_roster() {
     let fixture = populated(0).await;
     let mut connection = stranger(&fixture.path()).await;
     let stale = Instance { policy: PartitionPolicy::ServeStale, ..instance(1) };
-    fixture.store.round(&[instance(1), instance(u64::MAX)], LogPosition::ZERO).await.unwrap();
+    fixture.store.round(&[instance(1), instance(u64::MAX)], &[LogPosition::ZERO]).await.unwrap();
     let roster = "SELECT region, agent, instance, policy, bound_ms FROM roster ORDER BY instance";
     let rows: Vec<(String, String, String, String, i64)> =
         sqlx::query_as(roster).fetch_all(&mut connection).await.unwrap();
@@ -311,10 +322,10 @@ async fn a_round_raises_the_fence_and_writes_the_roster() {
         .await
         .unwrap();
     let seen = "SELECT last_seen - first_seen FROM roster ORDER BY instance";
-    fixture.store.round(&[instance(1)], LogPosition::ZERO).await.unwrap();
+    fixture.store.round(&[instance(1)], &[LogPosition::ZERO]).await.unwrap();
     let spans: Vec<i64> = sqlx::query_scalar(seen).fetch_all(&mut connection).await.unwrap();
     assert_eq!(spans, [0, 0], "known instances cost no write");
-    fixture.store.round(&[stale], LogPosition::ZERO).await.unwrap();
+    fixture.store.round(&[stale], &[LogPosition::ZERO]).await.unwrap();
     let rows: Vec<(String, String, String, String, i64)> =
         sqlx::query_as(roster).fetch_all(&mut connection).await.unwrap();
     assert_eq!(rows, [row("0000000000000001", "serve_stale"), row("ffffffffffffffff", "deny")]);
@@ -322,7 +333,7 @@ async fn a_round_raises_the_fence_and_writes_the_roster() {
         .execute(&mut connection)
         .await
         .unwrap();
-    fixture.store.round(&[instance(u64::MAX)], LogPosition::ZERO).await.unwrap();
+    fixture.store.round(&[instance(u64::MAX)], &[LogPosition::ZERO]).await.unwrap();
     let spans: Vec<i64> = sqlx::query_scalar(seen).fetch_all(&mut connection).await.unwrap();
     assert!(spans[0] < 0 && spans[1] >= 0, "refreshed when it got old, and only who was there: {spans:?}");
 
@@ -334,7 +345,7 @@ async fn a_round_raises_the_fence_and_writes_the_roster() {
 #[tokio::test]
 async fn reopening_keeps_everything() {
     let fixture = populated(2).await;
-    fixture.store.round(&[instance(1)], LogPosition::new(1, 1_000).unwrap()).await.unwrap();
+    fixture.store.round(&[instance(1)], &[LogPosition::new(1, 1_000).unwrap()]).await.unwrap();
     fixture.store.delete_key(&actor(), &key(1).id, DeleteMode::Soft, &|_| true).await.unwrap();
     let head = fixture.store.head().await.unwrap();
     assert_eq!(head.epoch(), 2);
@@ -358,6 +369,30 @@ async fn two_stores_on_one_file_share_the_log() {
     assert_eq!(here.unwrap().rows.len() + there.unwrap().rows.len(), 1);
     assert_eq!(fixture.store.head().await.unwrap(), other.head().await.unwrap());
     other.close().await;
+}
+
+#[tokio::test]
+async fn a_file_that_is_put_back_begins_a_new_epoch_however_far_it_gets_afterwards() {
+    let fixture = populated(2).await;
+    let head = fixture.store.number(100).await.unwrap().head;
+    fixture.store.close().await;
+    let copy = fixture.path().with_extension("copy");
+    std::fs::copy(fixture.path(), &copy).unwrap();
+
+    let store = SqliteStore::open(&fixture.path()).await.unwrap();
+    assert_eq!(store.head().await.unwrap(), head, "nothing was put back");
+    store.delete_key(&actor(), &key(1).id, DeleteMode::Soft, &|_| true).await.unwrap();
+    store.number(100).await.unwrap();
+    store.close().await;
+
+    std::fs::copy(&copy, fixture.path()).unwrap();
+    let store = SqliteStore::open(&fixture.path()).await.unwrap();
+    let began = store.head().await.unwrap();
+    assert_eq!((began.epoch(), began.position()), (head.epoch() + 1, head.position()));
+    store.close().await;
+    let store = SqliteStore::open(&fixture.path()).await.unwrap();
+    assert_eq!(store.head().await.unwrap(), began, "once");
+    store.close().await;
 }
 
 #[tokio::test]

@@ -64,12 +64,13 @@ pub(crate) fn run_publisher(args: &ConfigArgs) -> anyhow::Result<()> {
         let shutdown = shutdown::on_signals();
         let running = evictd_publisher::start(config, shutdown.clone()).await?;
         if !running.has_root_keys {
+            let config = args.config.as_ref().map(|file| format!(" --config {}", file.display()));
             tracing::warn!(
-                "no root key yet, so nobody can call the control API: run `evictd root-key create` with this configuration"
+                "no root key yet, so nobody can call the control API; make one: evictd root-key create{}",
+                config.unwrap_or_default()
             );
         }
-        running.ended().await;
-        Ok(())
+        Ok(running.ended().await?)
     })
 }
 
@@ -78,8 +79,7 @@ pub(crate) fn run_agent(args: &ConfigArgs) -> anyhow::Result<()> {
     logging::init(config.log.format, &config.log.filter);
     runtime()?.block_on(async {
         let running = evictd_agent::start(config, shutdown::on_signals()).await?;
-        running.ended().await;
-        Ok(())
+        Ok(running.ended().await?)
     })
 }
 

@@ -123,10 +123,9 @@ async fn serve(args: &DevArgs, data_dir: &Path, nats_url: &str, json: bool) -> a
     shutdown.cancelled().await;
     let (publisher, agents) = running;
     for agent in agents {
-        agent.ended().await;
+        agent.ended().await?;
     }
-    publisher.ended().await;
-    Ok(())
+    Ok(publisher.ended().await?)
 }
 
 type Running = (evictd_publisher::Running, Vec<evictd_agent::Running>);

@@ -144,8 +144,30 @@ fn a_replay_that_is_not_answered_is_asked_again_with_a_new_number() {
     assert_eq!(effects(|out| follower.poll(ms(40 + TIMEOUT_MS - 1), out)), []);
     let again = effects(|out| follower.poll(ms(40 + TIMEOUT_MS), out));
     assert!(matches!(again[..], [Effect::SendReplay { nonce: 102, .. }]), "{again:?}");
+    assert_eq!(follower.wake_at(), ms(40 + 3 * TIMEOUT_MS), "the pause doubles");
+}
+
+#[test]
+fn a_path_slower_than_the_timeout_is_repaired_by_the_late_answer() {
+    let mut follower = started(7);
+    follower.on_tick(at(8), ms(20), &mut Vec::new());
+    follower.poll(ms(40), &mut Vec::new());
+    follower.poll(ms(40 + TIMEOUT_MS), &mut Vec::new());
     let late = ReplayAnswer::Rows(vec![deletion(at(8))]);
-    assert_eq!(follower.on_replay_answer(101, late, ms(1_100), &mut Vec::new()), Accepted::No);
+    assert_eq!(follower.on_replay_answer(101, late.clone(), ms(1_100), &mut Vec::new()), Accepted::Yes);
+    assert_eq!(follower.applied(), Some(at(8)));
+    assert_eq!(follower.on_replay_answer(102, late, ms(1_200), &mut Vec::new()), Accepted::No, "used up");
+}
+
+#[test]
+fn a_hole_that_closes_by_itself_ends_its_repair() {
+    let mut follower = started(7);
+    follower.on_live(vec![deletion(at(9))], ms(20), &mut Vec::new());
+    let asked = effects(|out| follower.poll(ms(40), out));
+    assert!(matches!(asked[..], [Effect::SendReplay { .. }]), "{asked:?}");
+    follower.on_live(vec![deletion(at(8))], ms(50), &mut Vec::new());
+    assert_eq!(follower.wake_at(), ms(5_000), "only the next probe is due");
+    assert_eq!(effects(|out| follower.poll(ms(4_999), out)), []);
 }
 
 #[test]
@@ -282,4 +304,66 @@ fn a_reconnect_makes_a_proof_due_at_once() {
     follower.connected(ms(700));
     let asked = effects(|out| follower.poll(ms(700), out));
     assert!(matches!(asked[..], [Effect::SendProbe { all: false, .. }]), "{asked:?}");
+}
+
+/// What may come in, at a position near the base.
+#[derive(Clone, Debug)]
+enum Input {
+    Live(u64),
+    Tick(u64),
+    ProbeAnswer { age: u64, head: u64 },
+    ReplayAnswer { age: u64, rows: u64 },
+    Connected,
+}
+
+fn any_input() -> impl proptest::strategy::Strategy<Value = Input> {
+    use proptest::prelude::*;
+    prop_oneof![
+        4 => (1u64..40).prop_map(Input::Live),
+        2 => (1u64..40).prop_map(Input::Tick),
+        3 => (0u64..4, 1u64..40).prop_map(|(age, head)| Input::ProbeAnswer { age, head }),
+        3 => (0u64..4, 1u64..12).prop_map(|(age, rows)| Input::ReplayAnswer { age, rows }),
+        1 => Just(Input::Connected),
+    ]
+}
+
+proptest::proptest! {
+    /// A shell that sleeps until `wake_at` must never spin, whatever came in.
+    #[test]
+    fn after_a_poll_nothing_is_due_yet(
+        history in proptest::collection::vec((any_input(), 0u64..1_500), 1..60),
+    ) {
+        let mut follower = follower();
+        let mut now = 0;
+        let (mut last_probe, mut last_replay) = (0, (0, 0));
+        for (input, pause) in history {
+            now += pause;
+            let mut out = Vec::new();
+            match input {
+                Input::Live(position) => follower.on_live(vec![deletion(at(position))], ms(now), &mut out),
+                Input::Tick(head) => follower.on_tick(at(head), ms(now), &mut out),
+                Input::ProbeAnswer { age, head } => {
+                    follower.on_probe_answer(last_probe - age.min(last_probe), at(head), ms(now), &mut out);
+                }
+                Input::ReplayAnswer { age, rows } => {
+                    let (nonce, from) = last_replay;
+                    let rows = (from..from + rows).filter(|p| *p > 0).map(|p| deletion(at(p))).collect();
+                    follower.on_replay_answer(nonce - age.min(nonce), ReplayAnswer::Rows(rows), ms(now), &mut out);
+                }
+                Input::Connected => follower.connected(ms(now)),
+            }
+            follower.poll(ms(now), &mut out);
+            for effect in &out {
+                match effect {
+                    Effect::SendProbe { nonce, .. } => last_probe = *nonce,
+                    Effect::SendReplay { nonce, from, .. } => last_replay = (*nonce, *from),
+                    _ => {}
+                }
+            }
+            proptest::prop_assert!(follower.wake_at() > ms(now), "due at once after {out:?}");
+            if let Some(applied) = follower.applied() {
+                proptest::prop_assert!(applied <= follower.head());
+            }
+        }
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use evictd_core::authority::is_credible;
 use evictd_core::ids::{ApiId, KeyHash, KeyId, WorkspaceId};
 use evictd_core::invalidation::{Cause, Invalidation, Scope};
 use evictd_core::limits::ID_BYTES_MAX;
@@ -92,8 +93,9 @@ pub(super) async fn number(write: &mut Write, limit: i64) -> Result<Numbered, St
 /// Replaces more than [`MERGE_ABOVE`] waiting key rows of one API by one row for the API, as old as the
 /// oldest of them.
 ///
-/// Not those that a request waits for by id; and not new keys: agents may have cached "not found" for
-/// them, which belongs to no API.
+/// Not those that a request waits for by id. New keys may be among them: a cached "not found" belongs to no
+/// API and so outlives the merged row, for as long as "not found" is remembered; a key that was never
+/// announced loses no right by that.
 async fn merge_crowds(write: &mut Write) -> Result<(), StoreError> {
     let crowded = sqlx::query(
         "SELECT count(*) > ?1 FROM (SELECT 1 FROM invalidations WHERE position IS NULL LIMIT ?1 + 1)",
@@ -106,20 +108,19 @@ async fn merge_crowds(write: &mut Write) -> Result<(), StoreError> {
          SELECT 'api', api_id, max(workspace_id),
                 CASE WHEN min(cause) = max(cause) THEN min(cause) ELSE 'changed' END, min(committed_at)
          FROM invalidations
-         WHERE position IS NULL AND scope = 'key' AND api_id IS NOT NULL
-           AND cause <> 'created' AND request_id IS NULL
+         WHERE position IS NULL AND scope = 'key' AND api_id IS NOT NULL AND request_id IS NULL
          GROUP BY api_id HAVING count(*) > ?1
-         RETURNING api_id",
+         RETURNING CAST(api_id AS BLOB) AS api_id",
     );
     for row in write.rows(widen.bind(MERGE_ABOVE)).await? {
-        let api: &str = row.try_get("api_id").map_err(failed("merge a bulk change"))?;
+        // As bytes: direct SQL can store text that isn't UTF-8, and one such id must not stop the log.
+        let api: &[u8] = row.try_get("api_id").map_err(failed("merge a bulk change"))?;
         let merged = sqlx::query(
             "DELETE FROM invalidations
-             WHERE position IS NULL AND scope = 'key' AND api_id = ?1
-               AND cause <> 'created' AND request_id IS NULL",
+             WHERE position IS NULL AND scope = 'key' AND api_id = CAST(?1 AS TEXT) AND request_id IS NULL",
         );
         let rows = write.run(merged.bind(api)).await?;
-        tracing::info!(api, rows, "merged a bulk change of keys into one change of their API");
+        tracing::info!(api = %String::from_utf8_lossy(api), rows, "merged a bulk change of keys into one change of their API");
     }
     Ok(())
 }
@@ -158,20 +159,22 @@ pub(super) async fn register(
     Ok(())
 }
 
-/// Raises the fence, and begins a new epoch if `seen` lies above `head`. Returns the head that now holds.
+/// Raises the fence, and begins a new epoch if an agent has credibly seen more than `head`. Returns the
+/// head that now holds.
 pub(super) async fn raise_fence(
     write: &mut Write,
     head: LogPosition,
-    seen: LogPosition,
+    seen: &[LogPosition],
 ) -> Result<LogPosition, StoreError> {
-    // Somebody has applied what this store doesn't have: it went back. Positions go on from the head.
-    let went_back = seen > head;
-    let began = LogPosition::new(head.epoch().max(seen.epoch()).saturating_add(1), head.position());
-    if went_back && began.is_none() {
-        // Nobody gave out such a position, and following it would use up the epochs.
-        tracing::warn!(%seen, %head, "ignored a claimed position beyond the last possible epoch");
+    let (credible, incredible): (Vec<_>, Vec<_>) =
+        seen.iter().copied().partition(|seen| is_credible(*seen, head));
+    if let Some(seen) = incredible.iter().max() {
+        tracing::warn!(%seen, %head, "an agent claims to have seen an epoch that can't be; it is not believed");
     }
-    let present = began.filter(|_| went_back).unwrap_or(head);
+    // Somebody has applied what this store doesn't have: it went back. Positions go on from the head.
+    let above = credible.into_iter().filter(|seen| *seen > head).max();
+    let began = above.and_then(|seen| LogPosition::new(seen.epoch().max(head.epoch()) + 1, head.position()));
+    let present = began.unwrap_or(head);
     let raise = sqlx::query("UPDATE log_head SET epoch = ?1, fence = fence + 1").bind(present.epoch());
     write.run(raise).await?;
     Ok(present)
@@ -233,43 +236,33 @@ pub(super) async fn backlog(readers: &SqlitePool) -> Result<Backlog, StoreError>
 
 /// Reads a numbered row.
 fn invalidation(row: &SqliteRow) -> Result<Invalidation, StoreError> {
-    let read = || -> sqlx::Result<_> {
-        let cause: &str = row.try_get("cause")?;
-        Ok((
-            row.try_get("epoch")?,
-            row.try_get("position")?,
-            scope(row)?,
-            cause,
-            row.try_get("committed_at")?,
-        ))
-    };
-    let (epoch, position, scope, cause, committed_at) = read().map_err(failed("read a row of its log"))?;
+    let number = |column| row.try_get::<i64, _>(column).map_err(failed("read a row of its log"));
+    let cause = row.try_get::<&str, _>("cause").ok().and_then(Cause::from_label);
     Ok(Invalidation {
-        position: log_position(epoch, position)?,
-        scope,
-        cause: Cause::from_label(cause).unwrap_or(Cause::Changed),
-        committed_at: StoreTime(committed_at),
+        position: log_position(number("epoch")?, number("position")?)?,
+        scope: scope(row),
+        cause: cause.unwrap_or(Cause::Changed),
+        committed_at: StoreTime(number("committed_at")?),
     })
 }
 
 /// What a row makes forgotten. A row that doesn't say it precisely (a blanked hash, an id that wouldn't fit
-/// on the wire) is widened, never dropped: one bad row must neither be lost nor stop the log.
-fn scope(row: &SqliteRow) -> sqlx::Result<Scope> {
-    let scope: &str = row.try_get("scope")?;
-    let hash: Option<&[u8]> = row.try_get("key_hash")?;
+/// on the wire or isn't UTF-8, which direct SQL can store) is widened, never dropped: one bad row must
+/// neither be lost nor stop the log.
+fn scope(row: &SqliteRow) -> Scope {
+    let text = |column| row.try_get::<Option<&str>, _>(column).ok().flatten();
+    let hash = row.try_get::<Option<&[u8]>, _>("key_hash").ok().flatten();
     let hash = hash.and_then(|hash| <[u8; 32]>::try_from(hash).ok()).map(KeyHash);
-    let id = |column| -> sqlx::Result<Option<&str>> {
-        Ok(row.try_get::<Option<&str>, _>(column)?.filter(|id| id.len() <= ID_BYTES_MAX))
-    };
-    let (key_id, api_id, workspace_id) = (id("key_id")?, id("api_id")?, id("workspace_id")?);
-    Ok(match (scope, hash, api_id, workspace_id) {
-        ("key", Some(hash), ..) => {
+    let id = |column| text(column).filter(|id| (1..=ID_BYTES_MAX).contains(&id.len()));
+    let (key_id, api_id, workspace_id) = (id("key_id"), id("api_id"), id("workspace_id"));
+    match (text("scope"), hash, api_id, workspace_id) {
+        (Some("key"), Some(hash), ..) => {
             Scope::Key { hash, key_id: key_id.map(KeyId::new), api_id: api_id.map(ApiId::new) }
         }
-        ("key" | "api", _, Some(api_id), _) => Scope::Api(ApiId::new(api_id)),
-        ("key" | "api" | "workspace", _, _, Some(workspace_id)) => {
+        (Some("key" | "api"), _, Some(api_id), _) => Scope::Api(ApiId::new(api_id)),
+        (Some("key" | "api" | "workspace"), _, _, Some(workspace_id)) => {
             Scope::Workspace(WorkspaceId::new(workspace_id))
         }
         _ => Scope::All,
-    })
+    }
 }

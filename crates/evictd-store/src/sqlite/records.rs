@@ -131,6 +131,14 @@ pub(super) async fn root_key(
     row.map_or(Ok(None), |row| root_key_record(&row, now()))
 }
 
+/// Whether there is a root key that wasn't revoked.
+pub(super) async fn has_root_keys(readers: &SqlitePool) -> Result<bool, StoreError> {
+    sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM root_keys WHERE deleted_at_m IS NULL)")
+        .fetch_one(readers)
+        .await
+        .map_err(failed("look for root keys"))
+}
+
 /// Root keys that weren't deleted, newest first.
 pub(super) async fn root_keys(readers: &SqlitePool) -> Result<Vec<RootKeyInfo>, StoreError> {
     const ACTION: &str = "list root keys";

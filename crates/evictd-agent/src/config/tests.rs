@@ -1,0 +1,81 @@
+use evictd_ops::config::{ConfigError, Layers};
+
+use super::*;
+
+fn load(settings: &[(&str, &str)]) -> Result<AgentConfig, ConfigError> {
+    let layers = Layers::new(DEFAULTS);
+    let layers = settings.iter().fold(layers, |layers, (key, value)| layers.set(key, value));
+    layers.load().map(|loaded| loaded.config)
+}
+
+/// The keys that the problems name, in their order.
+fn problems(settings: &[(&str, &str)]) -> Vec<String> {
+    let problems = load(settings).unwrap_err().problems;
+    problems.iter().map(|problem| problem.split(": ").next().unwrap_or_default().to_owned()).collect()
+}
+
+#[test]
+fn the_documented_defaults_are_usable() {
+    let config = load(&[]).unwrap();
+    assert_eq!(config.bound().bound(), Duration::from_secs(30));
+    assert_eq!(config.speaker().to_string(), "local/agent-1");
+    assert_eq!(config.follower().bound, config.bound());
+}
+
+#[test]
+fn all_problems_are_reported_together() {
+    let found = problems(&[
+        ("region", "eu.central"),
+        ("agent", "*"),
+        ("lease.margin", "1s"),
+        ("lease.probe_interval", "1ms"),
+        ("lease.request_timeout", "0s"),
+        ("loads.timeout", "9ms"),
+        ("cache.not_found_ttl", "31s"),
+        ("loads.concurrent_max", "0"),
+    ]);
+    let expected = [
+        "region",
+        "agent",
+        "lease.margin",
+        "lease.probe_interval",
+        "lease.request_timeout",
+        "loads.timeout",
+        "cache.not_found_ttl",
+        "loads.concurrent_max",
+    ];
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn a_name_must_be_one_token_of_a_subject() {
+    let longest = "x".repeat(64);
+    assert!(load(&[("region", &longest), ("agent", "A-1_b")]).is_ok());
+    for name in ["", "a b", "a.b", ">", "é", &"x".repeat(65)] {
+        assert_eq!(problems(&[("region", name), ("agent", name)]), ["region", "agent"], "{name}");
+    }
+}
+
+#[test]
+fn the_margin_is_a_tenth_to_a_half_of_the_bound() {
+    for margin in ["3s", "15s"] {
+        assert!(load(&[("lease.margin", margin)]).is_ok(), "{margin}");
+    }
+    for margin in ["0s", "2999ms", "15001ms", "40s"] {
+        assert_eq!(problems(&[("lease.margin", margin)]), ["lease.margin"], "{margin}");
+    }
+}
+
+#[test]
+fn a_lease_can_be_renewed_twice_before_it_ends() {
+    assert!(load(&[("lease.probe_interval", "13500ms")]).is_ok());
+    assert_eq!(problems(&[("lease.probe_interval", "13501ms")]), ["lease.probe_interval"]);
+}
+
+#[test]
+fn durations_beyond_all_reason_are_refused_not_overflowed() {
+    let longest = "5000000000h";
+    for key in ["lease.bound", "lease.margin", "lease.probe_interval"] {
+        assert!(!problems(&[(key, longest)]).is_empty(), "{key}");
+    }
+}

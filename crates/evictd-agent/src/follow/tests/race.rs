@@ -1,0 +1,178 @@
+//! A load, an invalidation and a verification on threads of their own, all of them the real ones (G2).
+//!
+//! The cache's tests show the same for every schedule of the steps as they are meant; this shows that the
+//! code takes those steps.
+
+use std::hint::spin_loop;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+
+use async_trait::async_trait;
+use evictd_core::ids::{ApiId, KeyHash};
+use evictd_core::record::{KeyRecord, Lookup, Record};
+use tokio::runtime::{Builder, Handle};
+
+use super::*;
+use crate::cache::Entry;
+use crate::loads::{LoadError, Loads};
+use crate::metrics::LoadOutcome;
+use crate::origin::{Loaded, Origin};
+use crate::verify::Verifier;
+
+const TRIALS: u64 = 20_000;
+
+/// By how much load and invalidation are shifted against each other, a little differently in each trial.
+const SHIFT_MAX: u64 = 200;
+
+/// A home region with one key that changes all the time: its name is the position as of which it was read.
+#[derive(Debug)]
+struct Home {
+    head: AtomicU64,
+    /// The load of a trial is about to read; later ones are not waited for.
+    expected: AtomicBool,
+    has_read: AtomicBool,
+}
+
+#[async_trait]
+impl Origin for Home {
+    async fn lookup(&self, _: KeyHash) -> Result<Loaded, (LoadOutcome, LoadError)> {
+        let read_at = clock::lease_now();
+        let head = self.head.load(Ordering::SeqCst);
+        if self.expected.swap(false, Ordering::SeqCst) {
+            self.has_read.store(true, Ordering::SeqCst);
+            spin(head * 7 % SHIFT_MAX);
+        }
+        let name = Some(head.to_string().into_boxed_str());
+        let record = Record::Key(KeyRecord { name, ..key("key_1") });
+        Ok(Loaded { lookup: Lookup { as_of: at(head), record }, read_at })
+    }
+}
+
+fn spin(rounds: u64) {
+    (0..rounds).for_each(|_| spin_loop());
+}
+
+fn position_of(entry: &Entry) -> u64 {
+    match &entry.record {
+        Record::Key(key) => key.name.as_deref().unwrap_or_default().parse().unwrap(),
+        other => panic!("not the key: {other:?}"),
+    }
+}
+
+/// How far each of the three threads is. None waits for one that failed.
+#[derive(Default)]
+struct Progress {
+    loads: AtomicU64,
+    invalidations: AtomicU64,
+    verifications: AtomicU64,
+    failed: AtomicBool,
+}
+
+impl Progress {
+    fn wait_until(&self, met: impl Fn() -> bool) {
+        while !met() {
+            assert!(!self.failed.load(Ordering::SeqCst), "another thread failed");
+            thread::yield_now();
+        }
+    }
+
+    /// Runs `each` for the position of each trial, when all are done with the trial before; counts in `own`.
+    fn trials(&self, own: &AtomicU64, mut each: impl FnMut(u64)) {
+        let _attendance = Attendance(self);
+        for done in 0..TRIALS {
+            let all = [&self.loads, &self.invalidations, &self.verifications];
+            self.wait_until(|| all.iter().all(|count| count.load(Ordering::SeqCst) >= done));
+            each(BASE + 1 + done);
+            own.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+}
+
+struct Attendance<'a>(&'a Progress);
+
+impl Drop for Attendance<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.failed.store(true, Ordering::SeqCst);
+        }
+    }
+}
+
+struct Race {
+    agent: Agent,
+    home: Arc<Home>,
+    loads: Loads,
+    verifier: Verifier,
+    progress: Progress,
+}
+
+impl Race {
+    fn new() -> Self {
+        let agent = Agent::live();
+        let home = Arc::new(Home {
+            head: AtomicU64::new(BASE),
+            expected: AtomicBool::new(true),
+            has_read: AtomicBool::new(false),
+        });
+        let Agent { knowledge, cache, metrics, .. } = &agent;
+        let loads =
+            Loads::new(&config(&[]).loads, home.clone(), knowledge.clone(), cache.clone(), metrics.clone());
+        let verifier = Verifier::new(knowledge.clone(), cache.clone(), loads.clone(), metrics.clone());
+        Self { agent, home, loads, verifier, progress: Progress::default() }
+    }
+
+    fn load(&self, runtime: &Handle) {
+        self.progress.trials(&self.progress.loads, |_| {
+            let joined = self.agent.knowledge.applied();
+            runtime.block_on(self.loads.load(hash("alice"), joined)).unwrap();
+        });
+    }
+
+    fn invalidate(&self, feed: &Feed, runtime: &Handle) {
+        let mut task = task(&self.agent);
+        self.progress.trials(&self.progress.invalidations, |position| {
+            // One key is evicted; an API only has a floor, which the hot path must look at.
+            let scope = match position % 2 {
+                0 => key_scope(hash("alice")),
+                _ => Scope::Api(ApiId::new("api_1")),
+            };
+            let payload = live::encode_invalidations(&[row(at(position), scope)]).next().unwrap();
+            self.progress.wait_until(|| self.home.has_read.swap(false, Ordering::SeqCst));
+            spin(position * 11 % SHIFT_MAX);
+            self.home.head.store(position, Ordering::SeqCst);
+            task.on_live(&payload);
+            runtime.block_on(task.poll_and_perform(feed));
+        });
+    }
+
+    /// Counts the verifications that began after a position was confirmed and got an answer from before.
+    fn verify(&self, runtime: &Handle) -> usize {
+        let mut stale = 0;
+        self.progress.trials(&self.progress.verifications, |position| {
+            // Some come while the load is landing, some when it has landed.
+            if position % 4 < 2 {
+                let trial = position - BASE;
+                self.progress.wait_until(|| self.progress.loads.load(Ordering::SeqCst) == trial);
+            }
+            self.progress.wait_until(|| self.agent.knowledge.applied() >= at(position));
+            let entry = runtime.block_on(self.verifier.entry(hash("alice"))).unwrap();
+            stale += usize::from(position_of(&entry) < position);
+            self.home.expected.store(true, Ordering::SeqCst);
+        });
+        stale
+    }
+}
+
+#[test]
+fn a_verification_that_starts_after_the_confirmation_never_gets_the_old_record() {
+    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let (race, handle) = (Race::new(), runtime.handle());
+    let feed = handle.block_on(deaf_feed(&race.agent));
+    let stale = thread::scope(|scope| {
+        scope.spawn(|| race.load(handle));
+        scope.spawn(|| race.invalidate(&feed, handle));
+        scope.spawn(|| race.verify(handle)).join().unwrap()
+    });
+    assert_eq!(stale, 0, "of {TRIALS} trials");
+    assert_eq!(race.agent.knowledge.applied(), at(BASE + TRIALS));
+}

@@ -1,0 +1,212 @@
+use std::future::Future;
+use std::time::Duration;
+
+use evictd_core::ids::ApiId;
+use evictd_core::invalidation::Scope;
+use evictd_core::record::{KeyRecord, Record, RecordState};
+use evictd_wire::api::ids::hash;
+use futures_util::FutureExt;
+
+use super::*;
+use crate::fixture::{Agent, BASE, at, key, key_scope};
+
+/// Loads for a verification that starts now.
+fn load(agent: &Agent, text: &str) -> impl Future<Output = Result<Arc<Entry>, LoadError>> + use<> {
+    let (loads, hash, began) = (agent.loads.clone(), hash(text), agent.knowledge.begin());
+    async move { loads.load(hash, began).await }
+}
+
+fn is_cached(agent: &Agent, text: &str) -> bool {
+    agent.cache.get(&hash(text)).is_some()
+}
+
+fn state(entry: &Entry) -> Option<RecordState> {
+    match &entry.record {
+        Record::Key(key) => Some(key.state),
+        Record::RootKey(_) | Record::Absent => None,
+    }
+}
+
+/// An agent whose home region knows "alice", `key_1` of `api_1`.
+fn agent(settings: &[(&str, &str)]) -> Agent {
+    let agent = Agent::live_with(settings);
+    agent.home.put(hash("alice"), Record::Key(key("key_1")));
+    agent
+}
+
+fn delete_alice(agent: &Agent) -> LogPosition {
+    agent.home.put(hash("alice"), Record::Key(KeyRecord { state: RecordState::Deleted, ..key("key_1") }));
+    agent.invalidate(key_scope(hash("alice")))
+}
+
+#[tokio::test]
+async fn what_was_loaded_is_cached_whether_found_or_not() {
+    let agent = agent(&[]);
+    assert_eq!(state(&load(&agent, "alice").await.unwrap()), Some(RecordState::Active));
+    assert_eq!(load(&agent, "nobody").await.unwrap().record, Record::Absent);
+    assert!(is_cached(&agent, "alice") && is_cached(&agent, "nobody"));
+    assert_eq!(agent.metric(r#"evictd_agent_loads_total{outcome="ok"}"#), 2.0);
+}
+
+#[tokio::test]
+async fn verifications_that_come_together_ask_once() {
+    let agent = agent(&[]);
+    agent.home.hold();
+    let (one, other, ()) = tokio::join!(load(&agent, "alice"), load(&agent, "alice"), async {
+        agent.home.is_asked(1).await;
+        agent.home.release();
+    });
+    assert!(Arc::ptr_eq(&one.unwrap(), &other.unwrap()));
+    assert_eq!(agent.home.asked(), 1);
+}
+
+#[tokio::test]
+async fn who_began_after_a_newer_floor_is_not_answered_by_an_older_load() {
+    let agent = agent(&[]);
+    agent.home.hold();
+    let early = tokio::spawn(load(&agent, "alice"));
+    agent.home.is_asked(1).await;
+
+    let deleted_at = delete_alice(&agent);
+    let mut late = Box::pin(load(&agent, "alice"));
+    assert!(late.as_mut().now_or_never().is_none(), "it joins the load that is under way");
+    agent.home.release();
+
+    let (early, late) = (early.await.unwrap().unwrap(), late.await.unwrap());
+    assert_eq!(state(&early), Some(RecordState::Active), "it began before the deletion was confirmed");
+    assert_eq!(state(&late), Some(RecordState::Deleted));
+    assert_eq!(late.as_of(), deleted_at);
+    assert_eq!(agent.home.asked(), 2);
+    assert_eq!(agent.metric("evictd_agent_stale_loads_rejected_total"), 1.0);
+    assert_eq!(state(&agent.cache.get(&hash("alice")).unwrap()), Some(RecordState::Deleted));
+}
+
+/// Between a landing and the end of its task there is time for a deletion and a verification to begin.
+#[tokio::test]
+async fn who_joins_a_load_that_has_landed_already_is_held_to_the_floors_of_now() {
+    let agent = agent(&[]);
+    let alice = hash("alice");
+    let (landing, flight) = watch::channel(None);
+    agent.loads.shared.flights.lock().insert(alice, flight);
+    let landed = agent.loads.shared.land(alice, agent.home.lookup(alice).await.unwrap());
+
+    delete_alice(&agent);
+    let mut late = Box::pin(load(&agent, "alice"));
+    assert!(late.as_mut().now_or_never().is_none(), "it joins");
+    agent.loads.shared.flights.lock().remove(&alice);
+    landing.send_replace(Some(Ok(landed)));
+    assert_eq!(state(&late.await.unwrap()), Some(RecordState::Deleted));
+}
+
+#[tokio::test]
+async fn a_load_that_arrives_below_a_floor_answers_but_is_not_cached() {
+    let agent = agent(&[]);
+    agent.home.hold();
+    let early = tokio::spawn(load(&agent, "alice"));
+    agent.home.is_asked(1).await;
+    agent.invalidate(Scope::Api(ApiId::new("api_1")));
+    agent.home.release();
+    assert_eq!(state(&early.await.unwrap().unwrap()), Some(RecordState::Active));
+    assert!(!is_cached(&agent, "alice"));
+    assert_eq!(agent.home.asked(), 1);
+}
+
+#[tokio::test]
+async fn a_source_that_lags_is_asked_twice_and_then_not_believed() {
+    let agent = agent(&[]);
+    let ahead = crate::fixture::row(at(BASE + 1), key_scope(hash("alice")));
+    // The agent hears of a position that the source hasn't reached.
+    agent.apply(ahead);
+    assert_eq!(load(&agent, "alice").await.unwrap_err(), LoadError::Stale);
+    assert_eq!(agent.home.asked(), 2);
+    assert!(!is_cached(&agent, "alice"));
+    agent.home.advance();
+    assert!(load(&agent, "alice").await.is_ok());
+}
+
+#[tokio::test]
+async fn a_read_that_may_be_older_than_the_bound_answers_nobody() {
+    let agent = Agent::starting(&[]);
+    agent.home.set_fence_age(Duration::from_secs(27));
+    assert_eq!(load(&agent, "alice").await.unwrap_err(), LoadError::Stale);
+    agent.home.set_fence_age(Duration::from_secs(1));
+    assert!(load(&agent, "alice").await.is_ok());
+}
+
+#[tokio::test]
+async fn before_the_base_position_is_known_loads_answer_but_nothing_is_cached() {
+    let agent = Agent::starting(&[]);
+    assert_eq!(load(&agent, "nobody").await.unwrap().record, Record::Absent);
+    assert!(!is_cached(&agent, "nobody"), "floors that are not known yet can't be met");
+    agent.prove(at(BASE));
+    load(&agent, "nobody").await.unwrap();
+    assert!(is_cached(&agent, "nobody"));
+}
+
+#[tokio::test]
+async fn loads_over_the_limit_are_shed_at_once_and_others_go_on() {
+    let agent = agent(&[("loads.concurrent_max", "1")]);
+    agent.home.hold();
+    let first = tokio::spawn(load(&agent, "alice"));
+    agent.home.is_asked(1).await;
+    let shed = load(&agent, "bob").now_or_never().expect("it doesn't wait");
+    assert_eq!(shed.unwrap_err(), LoadError::Busy);
+    let joiner = load(&agent, "alice");
+    let (joined, ()) = tokio::join!(joiner, async { agent.home.release() });
+    assert!(joined.is_ok(), "who joins needs no place of its own");
+    assert!(first.await.unwrap().is_ok());
+    assert_eq!(agent.metric(r#"evictd_agent_loads_total{outcome="shed"}"#), 1.0);
+    assert!(load(&agent, "bob").await.is_ok(), "the place is free again");
+}
+
+#[tokio::test]
+async fn who_gives_up_takes_nothing_from_the_others() {
+    let agent = agent(&[]);
+    agent.home.hold();
+    let mut first = Box::pin(load(&agent, "alice"));
+    assert!(first.as_mut().now_or_never().is_none());
+    let mut second = Box::pin(load(&agent, "alice"));
+    assert!(second.as_mut().now_or_never().is_none());
+    agent.home.is_asked(1).await;
+    drop(first);
+    agent.home.release();
+    assert!(second.await.is_ok());
+    assert_eq!(agent.home.asked(), 1);
+}
+
+#[tokio::test]
+async fn a_load_that_everybody_gave_up_on_still_lands() {
+    let agent = agent(&[]);
+    agent.home.hold();
+    let mut only = Box::pin(load(&agent, "alice"));
+    assert!(only.as_mut().now_or_never().is_none());
+    agent.home.is_asked(1).await;
+    drop(only);
+    // Joins the same load, or finds it cached: in either case nothing is asked again.
+    agent.home.release();
+    let mut entry = agent.cache.get(&hash("alice"));
+    if entry.is_none() {
+        entry = load(&agent, "alice").await.ok();
+    }
+    assert_eq!(state(&entry.unwrap()), Some(RecordState::Active));
+    assert_eq!(agent.home.asked(), 1);
+}
+
+#[tokio::test]
+async fn a_failure_is_everybodys_and_the_next_load_asks_again() {
+    let agent = agent(&[]);
+    for (outcome, error, label) in [
+        (LoadOutcome::Busy, LoadError::Busy, "busy"),
+        (LoadOutcome::Timeout, LoadError::Unreachable, "timeout"),
+        (LoadOutcome::Unsent, LoadError::Unreachable, "unsent"),
+    ] {
+        let asked = agent.home.asked();
+        agent.home.fail(Some((outcome, error)));
+        let (one, other) = tokio::join!(load(&agent, "alice"), load(&agent, "alice"));
+        assert_eq!((one.unwrap_err(), other.unwrap_err()), (error, error));
+        assert_eq!(agent.home.asked(), asked + 1);
+        assert_eq!(agent.metric(&format!("evictd_agent_loads_total{{outcome=\"{label}\"}}")), 1.0);
+    }
+    agent.home.fail(None);
+    assert!(load(&agent, "alice").await.is_ok());
+}

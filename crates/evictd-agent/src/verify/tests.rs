@@ -1,0 +1,204 @@
+use std::time::Duration;
+
+use evictd_core::ids::{ApiId, WorkspaceId};
+use evictd_core::invalidation::Scope;
+use evictd_core::record::RecordState;
+use evictd_wire::api::ids::hash;
+
+use super::*;
+use crate::fixture::{Agent, BASE, at, ends_in, key, key_scope, root_key, row};
+
+/// What the default bound leaves after its margin.
+const TRUST: Duration = Duration::from_secs(27);
+
+/// What a verification that starts now finds.
+fn cached(agent: &Agent, text: &str) -> Option<Arc<Entry>> {
+    agent.verifier.cached(&hash(text), agent.knowledge.applied())
+}
+
+/// An agent with `key_1` of `api_1` cached under "alice", read just now.
+fn with_alice() -> Agent {
+    let agent = Agent::live();
+    agent.cached(hash("alice"), Record::Key(key("key_1")), at(BASE), clock::lease_now());
+    agent
+}
+
+#[test]
+fn what_is_cached_is_answered() {
+    let agent = with_alice();
+    assert!(cached(&agent, "alice").is_some());
+    assert!(cached(&agent, "bob").is_none());
+}
+
+#[test]
+fn what_is_hidden_is_not_answered() {
+    let agent = Agent::live();
+    let record = Record::Key(key("key_1"));
+    let anchors = agent.knowledge.follower.lock().anchors(&record, &mut Vec::new());
+    let entry = Arc::new(Entry::new(record, at(BASE), clock::lease_now(), anchors));
+    agent.cache.insert_hidden(hash("alice"), entry.clone());
+    assert!(cached(&agent, "alice").is_none());
+    entry.show();
+    assert!(cached(&agent, "alice").is_some());
+}
+
+#[test]
+fn nothing_is_answered_below_the_floor_of_its_key() {
+    let agent = with_alice();
+    agent.invalidate(key_scope(hash("bob")));
+    assert!(cached(&agent, "alice").is_some(), "bob's deletion is none of alice's business");
+    agent.invalidate(key_scope(hash("alice")));
+    assert!(cached(&agent, "alice").is_none());
+}
+
+#[test]
+fn nothing_is_answered_below_the_floor_of_its_api() {
+    let agent = with_alice();
+    agent.invalidate(Scope::Api(ApiId::new("api_2")));
+    assert!(cached(&agent, "alice").is_some());
+    agent.invalidate(Scope::Api(ApiId::new("api_1")));
+    assert!(cached(&agent, "alice").is_none());
+}
+
+#[test]
+fn nothing_is_answered_below_the_floor_of_its_workspace() {
+    let agent = with_alice();
+    let root = Record::RootKey(root_key(&["api.*.verify_key"]));
+    agent.cached(hash("root"), root, at(BASE), clock::lease_now());
+    agent.invalidate(Scope::Workspace(WorkspaceId::new("ws_2")));
+    assert!(cached(&agent, "alice").is_some() && cached(&agent, "root").is_some());
+    agent.invalidate(Scope::Workspace(WorkspaceId::new("ws_1")));
+    assert!(cached(&agent, "alice").is_none());
+    assert!(cached(&agent, "root").is_none());
+}
+
+#[test]
+fn nothing_is_answered_below_the_horizon() {
+    let agent = with_alice();
+    agent.cached(hash("nobody"), Record::Absent, at(BASE), clock::lease_now());
+    agent.invalidate(Scope::All);
+    assert!(cached(&agent, "alice").is_none());
+    assert!(cached(&agent, "nobody").is_none());
+}
+
+#[test]
+fn a_floor_that_rises_out_of_order_counts_at_once() {
+    let agent = with_alice();
+    agent.apply(row(at(BASE + 5), Scope::Api(ApiId::new("api_1"))));
+    assert_eq!(agent.knowledge.applied(), at(BASE), "positions below are missing");
+    assert!(cached(&agent, "alice").is_none());
+}
+
+#[test]
+fn a_new_epoch_ends_everything_that_was_cached() {
+    let agent = with_alice();
+    agent.prove(LogPosition::new(2, 1).unwrap());
+    assert!(cached(&agent, "alice").is_none());
+    agent.cached(hash("alice"), Record::Key(key("key_1")), at(BASE + 9), clock::lease_now());
+    assert!(cached(&agent, "alice").is_none(), "a load of the old epoch is old, whatever its position");
+}
+
+#[test]
+fn the_lease_carries_what_was_read_long_ago() {
+    let agent = Agent::live();
+    let long_ago = clock::lease_now().before(TRUST);
+    agent.cached(hash("alice"), Record::Key(key("key_1")), at(BASE), long_ago);
+    assert!(cached(&agent, "alice").is_some());
+}
+
+#[test]
+fn without_a_lease_an_entry_lives_by_its_own_read() {
+    // It was never proven complete.
+    let agent = Agent::starting(&[]);
+    agent.knowledge.publish_applied(at(BASE));
+    let now = clock::lease_now();
+    agent.cached(hash("fresh"), Record::Key(key("key_1")), at(BASE), now);
+    agent.cached(hash("old"), Record::Key(key("key_2")), at(BASE), now.before(TRUST));
+    assert!(cached(&agent, "fresh").is_some());
+    assert!(cached(&agent, "old").is_none());
+}
+
+#[test]
+fn when_the_lease_has_run_out_too_an_old_entry_is_not_answered() {
+    let agent = Agent::starting(&[]);
+    agent.knowledge.publish_applied(at(BASE));
+    let old = clock::lease_now().before(TRUST);
+    agent.cached(hash("alice"), Record::Key(key("key_1")), at(BASE), old);
+    agent.knowledge.publish_proven(old);
+    assert!(cached(&agent, "alice").is_none());
+    agent.knowledge.publish_proven(clock::lease_now());
+    assert!(cached(&agent, "alice").is_some(), "a proof renews what no floor has reached");
+}
+
+#[test]
+fn not_found_wears_off() {
+    let agent = Agent::live_with(&[("cache.not_found_ttl", "2s")]);
+    let deleted = KeyRecord { state: RecordState::Deleted, ..key("key_1") };
+    let now = clock::lease_now();
+    let worn = now.before(Duration::from_secs(2));
+    agent.cached(hash("young"), Record::Absent, at(BASE), now);
+    agent.cached(hash("worn"), Record::Absent, at(BASE), worn);
+    agent.cached(hash("deleted"), Record::Key(deleted), at(BASE), worn);
+    agent.cached(hash("found"), Record::Key(key("key_2")), at(BASE), worn);
+    assert!(cached(&agent, "young").is_some());
+    assert!(cached(&agent, "worn").is_none());
+    assert!(cached(&agent, "deleted").is_none(), "a deleted key is not found either");
+    assert!(cached(&agent, "found").is_some());
+}
+
+#[test]
+fn an_entry_in_use_outlives_a_horizon_that_it_met() {
+    let agent = with_alice();
+    agent.cached(hash("idle"), Record::Key(key("key_2")), at(BASE), clock::lease_now());
+    let applied = agent.invalidate(key_scope(hash("bob")));
+
+    let entry = cached(&agent, "alice").unwrap();
+    assert_eq!(entry.as_of(), applied, "the hit had met every floor up to here");
+
+    // As when bob's floor is dropped to save memory.
+    agent.knowledge.horizon.raise(applied);
+    assert!(cached(&agent, "alice").is_some());
+    assert!(cached(&agent, "idle").is_none(), "nobody knows whether it met bob's floor");
+
+    agent.invalidate(Scope::All);
+    assert!(cached(&agent, "alice").is_none());
+}
+
+#[test]
+fn a_hit_lifts_no_entry_above_what_was_applied_before_it_looked() {
+    let agent = with_alice();
+    let before = agent.knowledge.applied();
+    let after = agent.invalidate(key_scope(hash("bob")));
+    let entry = agent.verifier.cached(&hash("alice"), before).unwrap();
+    assert!(entry.as_of() < after, "its floors may have been read before that position was applied");
+}
+
+#[tokio::test]
+async fn hits_and_misses_are_counted() {
+    let agent = with_alice();
+    agent.verifier.entry(hash("alice")).await.unwrap();
+    agent.verifier.entry(hash("bob")).await.unwrap();
+    agent.verifier.entry(hash("bob")).await.unwrap();
+    assert_eq!(agent.metric("evictd_agent_cache_hits_total"), 2.0);
+    assert_eq!(agent.metric("evictd_agent_cache_misses_total"), 1.0);
+    assert_eq!(agent.home.asked(), 1);
+}
+
+#[test]
+fn an_end_that_may_have_come_at_home_has_come() {
+    let agent = Agent::live();
+    let soon = KeyRecord { expires_at: Some(ends_in(Duration::from_secs(60))), ..key("key_1") };
+    let root = Record::RootKey(evictd_core::record::RootKeyRecord {
+        expires_at: soon.expires_at,
+        ..root_key(&["api.*.verify_key"])
+    });
+    let root = agent.cached(hash("root"), root, at(BASE), clock::lease_now());
+    assert_eq!(agent.verifier.judge(&soon), Verdict::Valid);
+    assert!(!agent.verifier.root_key_ended(&root));
+
+    // The store's clock may be that far ahead of this machine's.
+    agent.knowledge.publish_offset_high(61_000_000);
+    assert_eq!(agent.verifier.judge(&soon), Verdict::Expired);
+    assert!(agent.verifier.root_key_ended(&root));
+    assert_eq!(agent.metric(r#"evictd_agent_verifications_total{code="EXPIRED"}"#), 1.0);
+}

@@ -1,0 +1,109 @@
+//! The tasks of a daemon: all of them run, or none does.
+//!
+//! A part that panics or ends by itself would leave a daemon behind that looks alive and isn't. So its end
+//! cancels the others, and the process ends with an error that its supervisor sees.
+
+use std::future::Future;
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// A part ended although nobody asked it to.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the part `{name}` failed; see the log")]
+pub struct TaskFailed {
+    /// Which part.
+    pub name: &'static str,
+}
+
+/// The running tasks of one daemon.
+#[derive(Debug)]
+pub struct Tasks {
+    set: JoinSet<Option<&'static str>>,
+    shutdown: CancellationToken,
+}
+
+/// Tells of its task's end, however it comes, also by a panic.
+struct End {
+    name: &'static str,
+    shutdown: CancellationToken,
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        if !self.shutdown.is_cancelled() {
+            tracing::error!(part = self.name, "a part ended by itself; ending the others");
+            self.shutdown.cancel();
+        }
+    }
+}
+
+impl Tasks {
+    /// No tasks. Whichever ends before `shutdown` is cancelled cancels it.
+    pub fn new(shutdown: CancellationToken) -> Self {
+        Self { set: JoinSet::new(), shutdown }
+    }
+
+    /// Starts one.
+    pub fn spawn(&mut self, name: &'static str, part: impl Future<Output = ()> + Send + 'static) {
+        let shutdown = self.shutdown.clone();
+        self.set.spawn(async move {
+            let too_early = {
+                let _end = End { name, shutdown: shutdown.clone() };
+                part.await;
+                !shutdown.is_cancelled()
+            };
+            too_early.then_some(name)
+        });
+    }
+
+    /// Waits until all have ended.
+    pub async fn ended(mut self) -> Result<(), TaskFailed> {
+        let mut failed = None;
+        while let Some(ended) = self.set.join_next().await {
+            let name = match ended {
+                Ok(name) => name,
+                Err(error) => {
+                    tracing::error!(%error, "a part panicked");
+                    Some("see the panic")
+                }
+            };
+            failed = failed.or(name);
+        }
+        failed.map_or(Ok(()), |name| Err(TaskFailed { name }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn tasks_that_are_told_to_end_end_well() {
+        let shutdown = CancellationToken::new();
+        let mut tasks = Tasks::new(shutdown.clone());
+        tasks.spawn("one", shutdown.clone().cancelled_owned());
+        shutdown.cancel();
+        assert_eq!(tasks.ended().await, Ok(()));
+    }
+
+    #[tokio::test]
+    async fn a_part_that_ends_by_itself_ends_the_others() {
+        let shutdown = CancellationToken::new();
+        let mut tasks = Tasks::new(shutdown.clone());
+        tasks.spawn("patient", shutdown.clone().cancelled_owned());
+        tasks.spawn("hasty", async {});
+        assert_eq!(tasks.ended().await, Err(TaskFailed { name: "hasty" }));
+        assert!(shutdown.is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn a_part_that_panics_ends_the_others() {
+        let shutdown = CancellationToken::new();
+        let mut tasks = Tasks::new(shutdown.clone());
+        tasks.spawn("patient", shutdown.clone().cancelled_owned());
+        tasks.spawn("broken", async { panic!("on purpose") });
+        assert!(tasks.ended().await.is_err());
+        assert!(shutdown.is_cancelled());
+    }
+}

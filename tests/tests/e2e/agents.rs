@@ -1,0 +1,125 @@
+//! Several agents of a region, and one that starts before it can be of use.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use evictd_tests::http::Client;
+use evictd_tests::process::{Daemon, Launch, evictd_binary};
+use evictd_tests::topology::{Plan, Topology};
+use evictd_tests::wait::throughout;
+
+use crate::world::{
+    A_WHILE, UNAVAILABLE, World, count, plan, wait_for_count, wait_for_mode, wait_for_readiness,
+};
+
+const CONFIRMED: &str = "evictd_publisher_confirmed_seconds_count";
+
+/// `eu` with two agents.
+fn two_agents() -> Plan {
+    let names = ["agent-1", "agent-2"].map(str::to_owned).to_vec();
+    Plan { regions: vec![("eu".to_owned(), names)], ..plan(&[]) }
+}
+
+/// Failure: a message is given to one agent of a region instead of all, or one of them speaks for the
+/// other.
+#[test]
+fn a_region_has_confirmed_when_all_of_its_agents_have() -> Result<()> {
+    let mut world = World::start(&two_agents())?;
+    let [one, other] = [world.create_key()?, world.create_key()?];
+    world.cache_everywhere(&[&one, &other])?;
+    wait_for_count(world.publisher(), "evictd_publisher_agents", &[("state", "live")], 2)?;
+    let eu = [("region", "eu")];
+
+    world.delete(&one)?;
+    world.assert_gone(&[&one])?;
+    wait_for_count(world.publisher(), CONFIRMED, &eu, 1)?;
+
+    second(&mut world.topology).pause()?;
+    world.delete(&other)?;
+    world.wait_for_code(world.agent(0), &other, "NOT_FOUND")?;
+    throughout(A_WHILE * 5, || {
+        ensure!(count(world.publisher(), CONFIRMED, &eu)? == 1, "one of two agents has confirmed");
+        Ok(())
+    })?;
+    wait_for_count(world.publisher(), "evictd_publisher_unconfirmed_deletions", &[], 1)?;
+    second(&mut world.topology).resume()?;
+    world.assert_gone(&[&other])?;
+    wait_for_count(world.publisher(), CONFIRMED, &eu, 2)?;
+    wait_for_count(world.publisher(), "evictd_publisher_unconfirmed_deletions", &[], 0)
+}
+
+fn second(topology: &mut Topology) -> &mut Daemon {
+    &mut topology.regions[0].agents[1].daemon
+}
+
+/// Failure: a second process under the same name hides that one of them is not up to date.
+#[test]
+fn two_processes_under_one_name_are_reported() -> Result<()> {
+    let world = World::start(&plan(&["eu"]))?;
+    let duplicate = [("region", "eu"), ("state", "duplicate")];
+    wait_for_count(world.publisher(), "evictd_publisher_agents", &[("state", "live")], 1)?;
+    assert_eq!(count(world.publisher(), "evictd_publisher_agents", &duplicate)?, 0);
+
+    let config = world.agent(0).config.to_str().context("a path that is no text")?;
+    let launch = Launch::new("twin", evictd_binary()?, world.dir()).args(["agent", "--config", config]);
+    let _twin = Daemon::start(launch.args([
+        "--set",
+        "http.listen=127.0.0.1:0",
+        "--set",
+        "admin.listen=127.0.0.1:0",
+    ]))?;
+    wait_for_count(world.publisher(), "evictd_publisher_agents", &duplicate, 2)?;
+    world.assert_works()
+}
+
+/// Failure: an agent that starts without NATS ends, or answers something, or never finds it.
+#[test]
+fn an_agent_that_starts_before_nats_says_what_it_waits_for_and_becomes_live_later() -> Result<()> {
+    let mut world = World::start(&plan(&["eu", "us"]))?;
+    let [good, doomed] = [world.create_key()?, world.create_key()?];
+    world.cache_everywhere(&[&good, &doomed])?;
+    world.topology.home.kill()?;
+    world.agent_mut(0).daemon.restart()?;
+
+    let admin = world.agent(0).admin;
+    let client = Client::with_timeout(Duration::from_secs(5));
+    let get = |page: &str| client.get(&format!("http://{admin}/{page}")).ok();
+    let ready =
+        world.agent_mut(0).daemon.wait_until("its admin port", crate::world::SOON, || get("readyz"))?;
+    assert_eq!(ready.status, 503, "{}", ready.text);
+    for reason in ["\"nats\"", "\"lease\"", "first proof"] {
+        assert!(ready.text.contains(reason), "{reason} isn't named: {}", ready.text);
+    }
+    assert_eq!(get("livez").context("no /livez")?.status, 200, "restarting it wouldn't help");
+    assert_eq!(world.agent(0).status()?["mode"], "starting");
+    assert_eq!(world.code(world.agent(0), &good)?, UNAVAILABLE);
+    world.delete(&doomed)?;
+
+    world.topology.home.restart()?;
+    world.agent_mut(0).wait_until_ready()?;
+    wait_for_mode(world.agent(0), "live")?;
+    world.assert_gone(&[&doomed])?;
+    world.wait_for_codes(&[&good], "VALID")
+}
+
+/// Failure: a publisher that starts without NATS can't be used, or never emits what happened meanwhile.
+#[test]
+fn a_publisher_that_starts_before_nats_takes_deletions() -> Result<()> {
+    let mut world = World::start(&plan(&["eu", "us"]))?;
+    let doomed = world.create_key()?;
+    world.cache_everywhere(&[&doomed])?;
+    world.topology.home.kill()?;
+    world.topology.publisher.daemon.restart()?;
+    let admin = world.publisher().admin;
+    let client = Client::with_timeout(Duration::from_secs(5));
+    let ready = || client.get(&format!("http://{admin}/readyz")).ok();
+    let daemon = &mut world.topology.publisher.daemon;
+    let ready = daemon.wait_until("its admin port", crate::world::SOON, ready)?;
+    assert!(ready.status == 503 && ready.text.contains("\"nats\""), "{}", ready.text);
+    world.delete(&doomed)?;
+
+    world.topology.home.restart()?;
+    world.assert_gone(&[&doomed])?;
+    wait_for_readiness(world.publisher(), 200)?;
+    world.assert_works()
+}

@@ -1,0 +1,142 @@
+//! The database is changed behind the publisher's back, and put back to an earlier state.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use evictd_tests::topology::Node;
+use evictd_tests::wait::try_eventually;
+
+use crate::world::{Key, SOON, World, count, flushes, plan, wait_for_count, wait_for_mode};
+
+/// Somebody else's SQL on the key's row.
+fn change(world: &World, key: &Key, what: &str) -> Result<()> {
+    world.sql(&format!("UPDATE keys SET {what} WHERE id = '{}'", key.id)).map(drop)
+}
+
+/// Failure: only what goes through the API is noticed.
+#[test]
+fn what_is_changed_by_sql_is_changed_everywhere() -> Result<()> {
+    let world = World::start(&plan(&["eu", "us"]))?;
+    let [key, erased] = [world.create_key()?, world.create_key()?];
+    world.cache_everywhere(&[&key, &erased])?;
+
+    change(&world, &key, "deleted_at_m = 1")?;
+    world.assert_gone(&[&key])?;
+    change(&world, &key, "deleted_at_m = NULL")?;
+    world.wait_for_codes(&[&key], "VALID")?;
+    change(&world, &key, "enabled = 0")?;
+    world.wait_for_codes(&[&key], "DISABLED")?;
+    change(&world, &key, "enabled = 1")?;
+    world.wait_for_codes(&[&key], "VALID")?;
+    world.sql(&format!("DELETE FROM keys WHERE id = '{}'", erased.id))?;
+    world.assert_gone(&[&erased])?;
+
+    world.sql(&format!("UPDATE apis SET deleted_at_m = 1 WHERE id = '{}'", world.api))?;
+    world.assert_gone(&[&key])?;
+    world.sql(&format!("UPDATE apis SET deleted_at_m = NULL WHERE id = '{}'", world.api))?;
+    world.wait_for_codes(&[&key], "VALID")?;
+    for agent in world.topology.agents() {
+        assert_eq!(flushes(agent)?, 0);
+    }
+    world.assert_works()
+}
+
+/// Failure: a root key that was revoked goes on verifying keys out of the agents' caches.
+#[test]
+fn a_root_key_that_is_revoked_by_sql_verifies_nothing_any_more() -> Result<()> {
+    let world = World::start(&plan(&["eu", "us"]))?;
+    let key = world.create_key()?;
+    world.cache_everywhere(&[&key])?;
+    let revoke = |revoked: &str| world.sql(&format!("UPDATE root_keys SET deleted_at_m = {revoked}"));
+    let wait_for_status = |agent: &Node, status: u16| {
+        let body = serde_json::json!({ "key": key.text });
+        try_eventually(&format!("a verification to be answered {status}"), SOON, || {
+            Ok((world.topology.call(agent, "keys.verifyKey", &body)?.status == status).then_some(()))
+        })
+    };
+    revoke("1")?;
+    world.topology.agents().try_for_each(|agent| wait_for_status(agent, 401))?;
+    revoke("NULL")?;
+    world.topology.agents().try_for_each(|agent| wait_for_status(agent, 200))?;
+    world.assert_works()
+}
+
+/// The store's files, of which only the first must exist.
+fn store_files(store: &Path) -> [PathBuf; 3] {
+    ["", "-wal", "-shm"].map(|suffix| PathBuf::from(format!("{}{suffix}", store.display())))
+}
+
+/// A copy of the store, taken and put back while nobody has it open.
+struct Backup(Vec<(PathBuf, Vec<u8>)>);
+
+impl Backup {
+    fn take(world: &World) -> Result<Self> {
+        let files = store_files(&world.store()).into_iter().filter(|path| path.exists());
+        let files = files.map(|path| Ok((path.clone(), fs::read(&path)?)));
+        Ok(Self(files.collect::<Result<_>>().context("copying the store")?))
+    }
+
+    /// With the write-ahead log, which otherwise would do again what is to be undone.
+    fn put_back(&self, world: &World) -> Result<()> {
+        for path in store_files(&world.store()).into_iter().filter(|path| path.exists()) {
+            fs::remove_file(&path)?;
+        }
+        for (path, bytes) in &self.0 {
+            fs::write(path, bytes).with_context(|| format!("putting back {}", path.display()))?;
+        }
+        Ok(())
+    }
+}
+
+fn stop_publisher(world: &mut World) -> Result<()> {
+    ensure!(world.topology.publisher.daemon.stop(SOON)?.success());
+    Ok(())
+}
+
+fn new_epoch_flushes(agent: &Node) -> Result<u64> {
+    count(agent, "evictd_agent_flushes_total", &[("reason", "new_epoch")])
+}
+
+/// Failure: agents wait for ever for positions that no longer exist, or keep what they learnt in a future
+/// that was undone.
+#[test]
+fn a_store_that_is_put_back_begins_a_new_epoch_and_everybody_flushes_once() -> Result<()> {
+    let mut world = World::start(&plan(&["eu", "us"]))?;
+    let [deleted_before, deleted_after, good] =
+        [world.create_key()?, world.create_key()?, world.create_key()?];
+    world.cache_everywhere(&[&deleted_before, &deleted_after, &good])?;
+    world.delete(&deleted_before)?;
+    world.assert_gone(&[&deleted_before])?;
+    world.wait_until_caught_up()?;
+    stop_publisher(&mut world)?;
+    let backup = Backup::take(&world)?;
+
+    world.topology.publisher.restart()?;
+    let created_after = world.create_key()?;
+    world.cache_everywhere(&[&created_after])?;
+    world.delete(&deleted_after)?;
+    world.assert_gone(&[&deleted_after])?;
+    let undone = world.wait_until_caught_up()?;
+    for agent in world.topology.agents() {
+        assert_eq!((count(agent, "evictd_agent_epoch", &[])?, flushes(agent)?), (1, 0));
+    }
+    stop_publisher(&mut world)?;
+    backup.put_back(&world)?;
+    world.topology.publisher.restart()?;
+
+    for agent in world.topology.agents() {
+        wait_for_count(agent, "evictd_agent_epoch", &[], 2)?;
+        wait_for_mode(agent, "live")?;
+    }
+    let head = world.wait_until_caught_up()?;
+    ensure!(head < undone, "the store was not put back");
+    // What holds is what the store says now.
+    world.assert_gone(&[&deleted_before, &created_after])?;
+    world.wait_for_codes(&[&deleted_after, &good], "VALID")?;
+    world.assert_works()?;
+    for agent in world.topology.agents() {
+        assert_eq!((new_epoch_flushes(agent)?, flushes(agent)?), (1, 1));
+    }
+    Ok(())
+}

@@ -1,0 +1,154 @@
+//! A load is under way while its key is deleted: what it brings was true when it was read, and isn't any
+//! more when it arrives.
+//!
+//! The answer is held back on the wire until the agent has applied the deletion, so the order of events is
+//! the same in every run.
+
+use std::thread::{self, ScopedJoinHandle};
+
+use anyhow::{Context, Result, anyhow};
+use evictd_tests::proxy::Proxy;
+use evictd_tests::topology::Plan;
+use evictd_tests::wait::{eventually, throughout};
+use serde_json::json;
+use toml::toml;
+
+use crate::world::{A_WHILE, Caller, Key, SOON, World, breakable, count, wait_for_count, wait_until_applied};
+
+const MISSES: &str = "evictd_agent_cache_misses_total";
+
+/// One region whose agent waits for its loads as long as it takes.
+fn start() -> Result<World> {
+    World::start(&Plan { agents: toml! { loads = { timeout = "60s" } }, ..breakable(&["eu"]) })
+}
+
+fn wire(world: &World) -> Result<&Proxy> {
+    world.agent(0).wire.as_ref().context("the wire is direct")
+}
+
+/// Holds back what comes of the agent's loads. The root key is cached before, so that only the key's is.
+fn hold_loads(world: &World) -> Result<()> {
+    let other = world.create_key()?;
+    world.cache_everywhere(&[&other])?;
+    wire(world)?.hold_messages("_INBOX_evictd.eu.agent-1.*.lookup.>");
+    Ok(())
+}
+
+fn wait_until_held(world: &World, how_many: usize) -> Result<()> {
+    let wire = wire(world)?;
+    eventually("the load's answer to be held back", SOON, || (wire.held() == how_many).then_some(()))
+}
+
+type Verification<'scope> = ScopedJoinHandle<'scope, Result<String>>;
+
+fn verify<'scope>(
+    scope: &'scope thread::Scope<'scope, '_>,
+    world: &World,
+    key: &Key,
+) -> Verification<'scope> {
+    let (caller, key) = (Caller::new(world, world.agent(0)), key.clone());
+    scope.spawn(move || caller.code(&key))
+}
+
+fn code_of(verification: Verification<'_>) -> Result<String> {
+    verification.join().map_err(|_| anyhow!("a verification panicked"))?
+}
+
+/// `delete` happens while a load of `key` is under way; the load must not bring the key back.
+fn assert_the_load_comes_too_late(delete: impl Fn(&World, &Key) -> Result<()>) -> Result<()> {
+    let world = start()?;
+    let key = world.create_key()?;
+    hold_loads(&world)?;
+    let stale = count(world.agent(0), "evictd_agent_stale_loads_rejected_total", &[])?;
+    let head = world.wait_until_caught_up()?;
+    thread::scope(|scope| {
+        let early = verify(scope, &world, &key);
+        wait_until_held(&world, 1)?;
+        delete(&world, &key)?;
+        assert_eq!(world.wait_until_caught_up()?, head + 1, "one change, and eu has applied it");
+
+        // It finds the load under way, but began after the deletion was applied here.
+        let misses = count(world.agent(0), MISSES, &[])?;
+        let late = verify(scope, &world, &key);
+        wait_for_count(world.agent(0), MISSES, &[], misses + 1)?;
+        wire(&world)?.release();
+
+        // The early one began before the deletion, and may say either.
+        let early = code_of(early)?;
+        assert!(["VALID", "NOT_FOUND"].contains(&early.as_str()), "{early}");
+        assert_eq!(code_of(late)?, "NOT_FOUND");
+        Ok::<_, anyhow::Error>(())
+    })?;
+    let rejected = count(world.agent(0), "evictd_agent_stale_loads_rejected_total", &[])?;
+    assert_eq!(rejected, stale + 1, "the load that was held back was not cached");
+    throughout(A_WHILE, || {
+        assert_eq!(world.code(world.agent(0), &key)?, "NOT_FOUND");
+        Ok(())
+    })
+}
+
+/// Failure: the late load puts the old record into the cache after the invalidation has emptied it.
+#[test]
+fn a_load_that_was_read_before_its_keys_deletion_does_not_bring_it_back() -> Result<()> {
+    assert_the_load_comes_too_late(World::delete)
+}
+
+/// Failure: as above, for a record of which nothing is left to compare with.
+#[test]
+fn a_load_that_was_read_before_its_keys_erasure_does_not_bring_it_back() -> Result<()> {
+    assert_the_load_comes_too_late(World::delete_permanently)
+}
+
+/// Failure: as above, when the deletion names another thing than the load.
+#[test]
+fn a_load_that_was_read_before_its_apis_deletion_does_not_bring_it_back() -> Result<()> {
+    assert_the_load_comes_too_late(|world, _| {
+        world.call("apis.deleteApi", &json!({ "apiId": world.api })).map(drop)
+    })
+}
+
+/// Failure: "not found" is cached over a key that came back meanwhile, and nothing corrects it.
+#[test]
+fn a_load_that_found_nothing_does_not_hide_a_key_that_came_back() -> Result<()> {
+    let world = start()?;
+    let key = world.create_key()?;
+    world.delete(&key)?;
+    hold_loads(&world)?;
+    world.wait_until_caught_up()?;
+    thread::scope(|scope| {
+        let early = verify(scope, &world, &key);
+        wait_until_held(&world, 1)?;
+        world.sql(&format!("UPDATE keys SET deleted_at_m = NULL WHERE id = '{}'", key.id))?;
+        wait_until_applied(world.agent(0), &key.id, "restored")?;
+        wire(&world)?.release();
+        code_of(early)?;
+        Ok::<_, anyhow::Error>(())
+    })?;
+    throughout(A_WHILE, || {
+        assert_eq!(world.code(world.agent(0), &key)?, "VALID");
+        Ok(())
+    })
+}
+
+/// Failure: a thousand requests for a key that isn't cached become a thousand questions.
+#[test]
+fn verifications_of_one_key_share_one_load() -> Result<()> {
+    let world = start()?;
+    let key = world.create_key()?;
+    hold_loads(&world)?;
+    let loads = |outcome| count(world.agent(0), "evictd_agent_loads_total", &[("outcome", outcome)]);
+    let before = loads("ok")?;
+    let misses = count(world.agent(0), MISSES, &[])?;
+    thread::scope(|scope| {
+        let waiting: Vec<_> = (0..20).map(|_| verify(scope, &world, &key)).collect();
+        wait_for_count(world.agent(0), MISSES, &[], misses + 20)?;
+        wait_until_held(&world, 1)?;
+        wire(&world)?.release();
+        for verification in waiting {
+            assert_eq!(code_of(verification)?, "VALID");
+        }
+        Ok::<_, anyhow::Error>(())
+    })?;
+    assert_eq!(loads("ok")?, before + 1);
+    Ok(())
+}

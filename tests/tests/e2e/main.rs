@@ -1,0 +1,30 @@
+//! The end-to-end tests: real NATS servers and real `evictd` processes, asserted on as a user sees them,
+//! through the HTTP APIs, `/status`, `/readyz` and `/metrics`.
+//!
+//! Each test has a deployment of its own. In reading order:
+//!
+//! * [`world`]: the deployment, and sentences about it.
+//! * [`deletions`]: keys and APIs that everybody has cached are gone everywhere.
+//! * [`live_feed`]: messages of the live feed are lost, doubled, swapped.
+//! * [`loads`]: a load that is under way while its key is deleted.
+//! * [`restarts`]: daemons and servers are killed, stopped and started around deletions.
+//! * [`partitions`]: an agent that is cut off, or stands still, for longer than the bound.
+//! * [`agents`]: several agents of a region, and one that starts before it can be of use.
+//! * [`home_store`]: the database is changed, or put back, behind the publisher's back.
+//! * [`malformed_http`], [`malformed_nats`]: what nobody should send.
+//! * [`secrets`]: nothing secret is written anywhere.
+//! * [`command_line`], [`dev`]: `evictd api`, `check-config`, `root-key`, and `evictd dev`.
+
+mod agents;
+mod command_line;
+mod deletions;
+mod dev;
+mod home_store;
+mod live_feed;
+mod loads;
+mod malformed_http;
+mod malformed_nats;
+mod partitions;
+mod restarts;
+mod secrets;
+mod world;

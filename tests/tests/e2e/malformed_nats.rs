@@ -1,0 +1,251 @@
+//! The bus is sent what nobody should send: by an agent that has its own login and bad intentions, and by
+//! somebody who has stolen the publisher's.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use evictd_core::ids::{InstanceId, KeyHash};
+use evictd_core::limits::{EPOCH_MAX, PAYLOAD_BYTES_MAX, POSITION_MAX};
+use evictd_core::position::LogPosition;
+use evictd_core::roster::PartitionPolicy;
+use evictd_tests::bus::Bus;
+use evictd_tests::nats_server::User;
+use evictd_tests::wait::throughout;
+use evictd_wire::applied::Applied;
+use evictd_wire::live;
+use evictd_wire::lookup::{LookupAnswer, LookupOutcome, LookupRequest};
+use evictd_wire::probe::ProbeRequest;
+use evictd_wire::replay::ReplayRequest;
+use evictd_wire::subject::{Kind, LIVE};
+
+use crate::world::{A_WHILE, SOON, World, count, flushes, plan, wait_for_count};
+
+const REFUSED: &str = "evictd_publisher_refused_messages_total";
+const IGNORED: &str = "evictd_agent_ignored_messages_total";
+
+/// Logs in as the first agent of `region`, beside the real one, and listens where it may.
+fn impostor(world: &World, region: &str) -> Result<Bus> {
+    let home = &world.topology.home;
+    let mut bus = Bus::connect(home.clients(), home.login(&User::agent(region, "agent-1"))?)?;
+    bus.subscribe(LIVE, None)?;
+    bus.subscribe(&format!("{}.rogue.>", inbox(region)), None)?;
+    bus.subscribe(&format!("{}.stolen.>", inbox(region)), None)?;
+    settle(&mut bus)?;
+    Ok(bus)
+}
+
+fn inbox(region: &str) -> String {
+    format!("_INBOX_evictd.{region}.agent-1")
+}
+
+/// The server has dealt with all that was sent, and had no complaint.
+fn settle(bus: &mut Bus) -> Result<()> {
+    let complaints = bus.sync()?;
+    ensure!(complaints.is_empty(), "{complaints:?}");
+    Ok(())
+}
+
+fn probe(seen: LogPosition) -> Bytes {
+    let (nonce, instance) = (77, InstanceId(77));
+    let bound = Duration::from_secs(30);
+    ProbeRequest { nonce, instance, policy: PartitionPolicy::Deny, bound, seen }.encode()
+}
+
+/// A question or announcement that a real agent could send.
+fn good(kind: Kind) -> Result<Bytes> {
+    Ok(match kind {
+        Kind::Probe => probe(LogPosition::ZERO),
+        Kind::Replay => ReplayRequest { nonce: 77, epoch: 1, from: 1, to: 1 }.encode(),
+        Kind::Lookup => LookupRequest { nonce: 77, hash: KeyHash([7; 32]) }.encode(),
+        Kind::Applied => {
+            let applied = LogPosition::new(1, 1).context("a position")?;
+            Applied { instance: InstanceId(77), applied }.encode()
+        }
+    })
+}
+
+/// What isn't a message of any kind.
+fn malformed(good: &Bytes) -> Vec<Vec<u8>> {
+    let random: Vec<u8> = (0..200_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    vec![
+        Vec::new(),
+        vec![0],
+        vec![0xff; 64],
+        random,
+        b"{\"nonce\": 77}".to_vec(),
+        good[..good.len() - 1].to_vec(),
+        [&good[..], &[0x0a]].concat(),
+        // A group that never ends, and a field that says it is longer than all memory.
+        vec![0x0b; 300],
+        vec![0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f],
+        vec![0x08; PAYLOAD_BYTES_MAX + 1],
+    ]
+}
+
+fn refused(world: &World, kind: Kind, reason: &str) -> Result<u64> {
+    count(world.publisher(), REFUSED, &[("subject", kind.token()), ("reason", reason)])
+}
+
+fn wait_for_refusals(world: &World, kind: Kind, reason: &str, wanted: u64) -> Result<()> {
+    wait_for_count(world.publisher(), REFUSED, &[("subject", kind.token()), ("reason", reason)], wanted)
+}
+
+/// Failure: a payload that can't be read ends a task of the publisher, or is read as something.
+#[test]
+fn requests_that_cannot_be_read_are_counted_and_not_answered() -> Result<()> {
+    let world = World::start(&plan(&["eu"]))?;
+    let mut rogue = impostor(&world, "eu")?;
+    for kind in Kind::ALL {
+        let subject = format!("evictd.v1.{}.eu.agent-1", kind.token());
+        let reply = format!("{}.rogue.{}", inbox("eu"), kind.token());
+        let reply = Some(reply.as_str()).filter(|_| kind != Kind::Applied);
+        let payloads = malformed(&good(kind)?);
+        for payload in &payloads {
+            rogue.publish(&subject, reply, payload)?;
+        }
+        settle(&mut rogue)?;
+        wait_for_refusals(&world, kind, "malformed", payloads.len() as u64)?;
+
+        // The same subject, the same inbox, a message that can be read: so nothing else was in the way.
+        rogue.publish(&subject, reply, &good(kind)?)?;
+        settle(&mut rogue)?;
+        if kind != Kind::Applied {
+            let answer = next_answer(&mut rogue)?;
+            assert_eq!(Some(answer.as_str()), reply, "the first answer is to the first good question");
+        }
+        assert_eq!(refused(&world, kind, "malformed")?, payloads.len() as u64);
+    }
+
+    // More than the NATS server carries: that ends this connection, and nobody else's.
+    let sent = rogue.publish("evictd.v1.lookup.eu.agent-1", None, &vec![0; 2 << 20]);
+    ensure!(sent.and_then(|()| rogue.sync()).is_err(), "2 MiB were accepted");
+    world.assert_works()
+}
+
+/// The subject of the next message that isn't the live feed's.
+fn next_answer(bus: &mut Bus) -> Result<String> {
+    loop {
+        let message = bus.next(SOON)?.context("no answer came")?;
+        if message.subject != LIVE {
+            return Ok(message.subject);
+        }
+    }
+}
+
+/// Failure: whoever may ask can make the publisher write where the publisher may, and the asker may not.
+/// NATS checks no permission on reply subjects.
+#[test]
+fn answers_go_into_the_askers_own_inbox_or_nowhere() -> Result<()> {
+    let world = World::start(&plan(&["eu", "us"]))?;
+    world.wait_until_caught_up()?;
+    let (mut rogue, mut victim) = (impostor(&world, "eu")?, impostor(&world, "us")?);
+    let stolen = format!("{}.stolen.x", inbox("us"));
+    let elsewhere = [
+        Some(stolen.as_str()),
+        Some(LIVE),
+        Some("evictd.v1.applied.us.agent-1"),
+        Some("_INBOX_evictd.eu.agent-1"),
+        Some("_INBOX_evictd.eu.agent-11.rogue.x"),
+        Some("_INBOX.rogue"),
+        Some("$SYS.REQ.SERVER.PING"),
+        None,
+    ];
+    let asking = [Kind::Probe, Kind::Replay, Kind::Lookup];
+    for kind in asking {
+        for reply in elsewhere {
+            rogue.publish(&format!("evictd.v1.{}.eu.agent-1", kind.token()), reply, &good(kind)?)?;
+        }
+        settle(&mut rogue)?;
+        wait_for_refusals(&world, kind, "reply", elsewhere.len() as u64)?;
+    }
+    for reply in elsewhere {
+        rogue.publish("evictd.v1.probe.eu.agent-1.any", reply, &good(Kind::Probe)?)?;
+    }
+    wait_for_refusals(&world, Kind::Probe, "reply", 2 * elsewhere.len() as u64)?;
+
+    // Into its own inbox the same questions are answered; when that has happened, the others would have
+    // been answered too.
+    for kind in asking {
+        let reply = format!("{}.rogue.{}", inbox("eu"), kind.token());
+        rogue.publish(&format!("evictd.v1.{}.eu.agent-1", kind.token()), Some(&reply), &good(kind)?)?;
+        assert_eq!(next_answer(&mut rogue)?, reply);
+    }
+    // The victim hears the ticks of some seconds, and nothing else.
+    for _ in 0..3 {
+        let message = victim.next(SOON)?.context("the victim hears nothing at all")?;
+        assert_eq!(message.subject, LIVE, "something was written into another's inbox");
+        live::decode(&message.payload).context("something else was written to the live feed")?;
+    }
+    for agent in world.topology.agents() {
+        assert_eq!((count(agent, IGNORED, &[])?, flushes(agent)?), (0, 0));
+    }
+    assert_eq!(count(world.publisher(), "evictd_publisher_nats_errors_total", &[])?, 0);
+    world.assert_works()
+}
+
+/// Failure: an agent that lies about what it has seen stops the log for everybody.
+#[test]
+fn an_agent_that_claims_the_last_position_there_can_be_stops_nobody() -> Result<()> {
+    let world = World::start(&plan(&["eu", "us"]))?;
+    let key = world.create_key()?;
+    world.cache_everywhere(&[&key])?;
+    let mut rogue = impostor(&world, "eu")?;
+    let last = LogPosition::new(EPOCH_MAX, POSITION_MAX).context("the last position")?;
+    let reply = format!("{}.rogue.probe", inbox("eu"));
+    rogue.publish("evictd.v1.probe.eu.agent-1", Some(&reply), &probe(last))?;
+    assert_eq!(next_answer(&mut rogue)?, reply);
+    let applied = Applied { instance: InstanceId(77), applied: last };
+    rogue.publish("evictd.v1.applied.eu.agent-1", None, &applied.encode())?;
+    settle(&mut rogue)?;
+
+    assert_eq!(count(world.publisher(), "evictd_publisher_epoch", &[])?, 1);
+    throughout(A_WHILE, || {
+        for agent in world.topology.agents() {
+            assert_eq!(world.code(agent, &key)?, "VALID");
+        }
+        Ok(())
+    })?;
+    world.assert_works()
+}
+
+/// Failure: a payload that can't be read ends the agent's task that follows the log, or an answer that
+/// nobody asked for is believed.
+#[test]
+fn agents_ignore_what_cannot_be_read_and_what_they_have_not_asked_for() -> Result<()> {
+    let world = World::start(&plan(&["eu"]))?;
+    let key = world.create_key()?;
+    world.cache_everywhere(&[&key])?;
+    let agent = world.agent(0);
+    let instance = agent.status()?["instance"].as_str().context("no instance")?.to_owned();
+    let home = &world.topology.home;
+    let mut thief = Bus::connect(home.clients(), home.login(&User::Publisher)?)?;
+
+    let tick = live::encode_tick(LogPosition::new(1, 1).context("a position")?);
+    let payloads = malformed(&tick);
+    for payload in &payloads {
+        thief.publish(LIVE, None, payload)?;
+    }
+    settle(&mut thief)?;
+    let ignored = |subject, reason| [("subject", subject), ("reason", reason)];
+    wait_for_count(agent, IGNORED, &ignored("live", "malformed"), payloads.len() as u64)?;
+
+    let outcome = LookupOutcome::Busy;
+    let unasked = LookupAnswer { nonce: u64::MAX, hash: KeyHash([7; 32]), outcome }.encode();
+    for (kind, answers) in [(Kind::Probe, "probe"), (Kind::Replay, "replay"), (Kind::Lookup, "lookup.7")] {
+        let subject = format!("{}.{instance}.{answers}", inbox("eu"));
+        let payloads = malformed(&unasked);
+        for payload in &payloads {
+            thief.publish(&subject, None, payload)?;
+        }
+        settle(&mut thief)?;
+        wait_for_count(agent, IGNORED, &ignored(kind.token(), "malformed"), payloads.len() as u64)?;
+    }
+    thief.publish(&format!("{}.{instance}.lookup.7", inbox("eu")), None, &unasked)?;
+    settle(&mut thief)?;
+    wait_for_count(agent, IGNORED, &ignored("lookup", "unasked"), 1)?;
+
+    assert_eq!((agent.status()?["mode"].as_str(), flushes(agent)?), (Some("live"), 0));
+    world.wait_for_codes(&[&key], "VALID")?;
+    world.assert_works()
+}

@@ -1,0 +1,172 @@
+//! An agent that hears nothing, isn't heard, or stands still for longer than the bound.
+//!
+//! The bound is small, except in one test.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow, ensure};
+use evictd_tests::proxy::{Mode, Way};
+use evictd_tests::topology::Node;
+use evictd_tests::wait::throughout;
+
+use crate::world::{
+    Caller, Key, SOON, UNAVAILABLE, World, assert_bounded, breakable, count, flushes, wait_for_mode,
+    wait_for_readiness, with_bound,
+};
+
+const BOUND: Duration = Duration::from_secs(2);
+
+/// What `/readyz` of `node` waits for.
+fn conditions(node: &Node, status: u16) -> Result<Vec<String>> {
+    let body = wait_for_readiness(node, status)?;
+    let waiting = body["waitingFor"].as_array().cloned().unwrap_or_default();
+    for condition in &waiting {
+        ensure!(condition["detail"].as_str().is_some_and(|detail| !detail.is_empty()), "no reason: {body}");
+    }
+    Ok(waiting.iter().filter_map(|condition| Some(condition["condition"].as_str()?.to_owned())).collect())
+}
+
+/// Failure: a region that can't hear of deletions goes on accepting the keys; whichever way it is cut off.
+#[test]
+fn a_region_that_is_cut_off_denies_within_the_bound_and_recovers_without_a_flush() -> Result<()> {
+    let ways = [
+        Mode::Cut,
+        Mode::BlackHole(Way::ToClient),
+        Mode::BlackHole(Way::ToServer),
+        Mode::BlackHole(Way::Both),
+    ];
+    let world = World::start(&with_bound(BOUND, breakable(&["cut", "deaf", "mute", "lost", "near"])))?;
+    let near = world.agent(ways.len());
+    let far = || (0..ways.len()).map(|region| world.agent(region));
+    let [good, doomed] = [world.create_key()?, world.create_key()?];
+    world.cache_everywhere(&[&good, &doomed])?;
+    let head = world.wait_until_caught_up()?;
+
+    for (site, way) in world.topology.regions.iter().zip(ways) {
+        site.set_wires(way)?;
+    }
+    world.delete(&doomed)?;
+    let deleted_at = Instant::now();
+    world.wait_for_code(near, &doomed, "NOT_FOUND")?;
+    throughout(BOUND * 3, || {
+        for agent in far() {
+            let asked_at = Instant::now();
+            assert_bounded(asked_at, deleted_at, BOUND, &world.code(agent, &doomed)?)?;
+        }
+        Ok(())
+    })?;
+    for agent in far() {
+        // Denied for want of proof, not because they have heard of the deletion.
+        assert_eq!(world.code(agent, &good)?, UNAVAILABLE, "{}", agent.daemon.name());
+        assert_eq!(world.code(agent, &doomed)?, UNAVAILABLE, "{}", agent.daemon.name());
+        wait_for_mode(agent, "expired")?;
+        assert_eq!(count(agent, "evictd_agent_lease_remaining_seconds", &[])?, 0);
+        ensure!(count(agent, "evictd_agent_verifications_total", &[("code", UNAVAILABLE)])? > 0);
+        ensure!(conditions(agent, 503)?.contains(&"lease".to_owned()));
+    }
+    ensure!(conditions(world.agent(0), 503)?.contains(&"nats".to_owned()), "the one that was cut");
+    wait_for_mode(near, "live")?;
+    world.wait_for_code(near, &good, "VALID")?;
+
+    for site in &world.topology.regions {
+        site.set_wires(Mode::Pass)?;
+    }
+    for agent in far() {
+        wait_for_mode(agent, "live")?;
+        assert_eq!(conditions(agent, 200)?, Vec::<String>::new());
+    }
+    world.assert_gone(&[&doomed])?;
+    world.wait_for_codes(&[&good], "VALID")?;
+    assert_eq!(world.wait_until_caught_up()?, head + 1);
+    for agent in world.topology.agents() {
+        assert_eq!(flushes(agent)?, 0, "{}: it was only a gap", agent.daemon.name());
+    }
+    Ok(())
+}
+
+/// Failure: a machine that stood still answers its next request as if no time had passed.
+#[test]
+fn an_agent_that_stood_still_longer_than_the_bound_serves_nothing_deleted_meanwhile() -> Result<()> {
+    const REQUESTS: usize = 16;
+    let mut world = World::start(&with_bound(BOUND, breakable(&["eu", "us"])))?;
+    let [good, doomed] = [world.create_key()?, world.create_key()?];
+    world.cache_everywhere(&[&good, &doomed])?;
+    let hits = count(world.agent(0), "evictd_agent_cache_hits_total", &[])?;
+
+    world.agent_mut(0).daemon.pause()?;
+    world.delete(&doomed)?;
+    let deleted_at = Instant::now();
+    throughout(BOUND + BOUND / 4, || world.wait_for_code(world.agent(1), &doomed, "NOT_FOUND"))?;
+    ensure!(deleted_at.elapsed() > BOUND);
+    // These wait in the sockets, and are the first that the agent sees when it goes on.
+    let caller = Caller::new(&world, world.agent(0));
+    let codes: Vec<String> = thread::scope(|scope| {
+        let asking: Vec<_> = (0..REQUESTS).map(|_| scope.spawn(|| caller.clone().code(&doomed))).collect();
+        throughout(Duration::from_millis(200), || Ok(()))?;
+        world.agent_mut(0).daemon.resume()?;
+        let codes = asking.into_iter().map(|thread| thread.join().map_err(|_| anyhow!("a panic"))?);
+        codes.collect::<Result<_>>()
+    })?;
+    assert!(!codes.iter().any(|code| code == "VALID"), "{codes:?}");
+
+    world.assert_gone(&[&doomed])?;
+    world.wait_for_codes(&[&good], "VALID")?;
+    wait_for_mode(world.agent(0), "live")?;
+    assert_eq!(flushes(world.agent(0))?, 0);
+    ensure!(count(world.agent(0), "evictd_agent_cache_hits_total", &[])? > hits);
+    Ok(())
+}
+
+/// Failure: agents go on trusting a publisher that stands still, or never come back from it.
+#[test]
+fn agents_of_a_publisher_that_stands_still_deny_and_recover() -> Result<()> {
+    let mut world = World::start(&with_bound(BOUND, breakable(&["eu", "us"])))?;
+    let good = world.create_key()?;
+    world.cache_everywhere(&[&good])?;
+    world.topology.publisher.daemon.pause()?;
+    for agent in world.topology.agents() {
+        world.wait_for_code(agent, &good, UNAVAILABLE)?;
+        wait_for_mode(agent, "expired")?;
+    }
+    world.topology.publisher.daemon.resume()?;
+    for agent in world.topology.agents() {
+        wait_for_mode(agent, "live")?;
+        assert_eq!(flushes(agent)?, 0);
+    }
+    world.wait_for_codes(&[&good], "VALID")?;
+    world.assert_works()
+}
+
+/// Failure: as in the first test, with everything as it is delivered: the bound of 30 seconds, and the
+/// cache trusted for most of it.
+#[test]
+fn with_the_default_configuration_the_bound_is_30_seconds() -> Result<()> {
+    const DEFAULT_BOUND: Duration = Duration::from_secs(30);
+    let world = World::start(&breakable(&["eu", "us"]))?;
+    let doomed: Key = world.create_key()?;
+    world.cache_everywhere(&[&doomed])?;
+    assert_eq!(count(world.agent(0), "evictd_agent_propagation_bound_seconds", &[])?, 30);
+
+    world.topology.regions[0].set_wires(Mode::BlackHole(Way::Both))?;
+    world.delete(&doomed)?;
+    let deleted_at = Instant::now();
+    world.wait_for_code(world.agent(1), &doomed, "NOT_FOUND")?;
+    let mut last_valid = Duration::ZERO;
+    throughout(DEFAULT_BOUND + SOON / 10, || {
+        let asked_at = Instant::now();
+        let code = world.code(world.agent(0), &doomed)?;
+        if code == "VALID" {
+            last_valid = asked_at.duration_since(deleted_at);
+        }
+        assert_bounded(asked_at, deleted_at, DEFAULT_BOUND, &code)
+    })?;
+    // Probes are 5 s apart and 3 s are kept back, so a lease lasts 22 s at least.
+    ensure!(last_valid > Duration::from_secs(20), "the lease ended after {last_valid:?} already");
+    wait_for_mode(world.agent(0), "expired")?;
+    assert_eq!(world.code(world.agent(0), &doomed)?, UNAVAILABLE);
+
+    world.topology.regions[0].set_wires(Mode::Pass)?;
+    world.assert_gone(&[&doomed])?;
+    wait_for_mode(world.agent(0), "live")
+}

@@ -1,0 +1,265 @@
+//! Daemons and NATS servers are killed, stopped and started again around deletions: before them, while
+//! they are down, and right after.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow, ensure};
+use evictd_tests::process::Daemon;
+use evictd_tests::topology::{Plan, Servers};
+use evictd_tests::wait::{eventually, throughout};
+use serde_json::{Value, json};
+
+use crate::world::{
+    A_WHILE, Caller, Key, SOON, World, assert_bounded, count, flushes, plan, wait_for_count, wait_for_mode,
+    wait_for_readiness, wait_until_applied, with_bound,
+};
+
+/// Ways to end.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    /// SIGKILL.
+    Killed,
+    /// SIGTERM.
+    Stopped,
+}
+
+impl End {
+    const ALL: [Self; 2] = [Self::Killed, Self::Stopped];
+
+    fn bring_to(self, daemon: &mut Daemon) -> Result<()> {
+        match self {
+            Self::Killed => daemon.kill().map(drop),
+            Self::Stopped => {
+                let status = daemon.stop(SOON)?;
+                ensure!(status.success(), "{} ended with {status}\n{}", daemon.name(), daemon.log_tail());
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Failure: an agent that starts trusts a cache, or a position, from before its end.
+#[test]
+fn an_agent_that_comes_back_serves_nothing_that_was_deleted() -> Result<()> {
+    let mut world = World::start(&plan(&["eu", "us"]))?;
+    for end in End::ALL {
+        let [before, meanwhile, after, good] =
+            [world.create_key()?, world.create_key()?, world.create_key()?, world.create_key()?];
+        world.cache_everywhere(&[&before, &meanwhile, &after, &good])?;
+
+        world.delete(&before)?;
+        end.bring_to(&mut world.agent_mut(0).daemon)?;
+        world.delete(&meanwhile)?;
+        world.wait_for_code(world.agent(1), &meanwhile, "NOT_FOUND")?;
+        world.agent_mut(0).restart()?;
+        world.delete(&after)?;
+
+        let code = world.code(world.agent(0), &meanwhile)?;
+        assert_eq!(code, "NOT_FOUND", "deleted while it was down ({end:?})");
+        world.assert_gone(&[&before, &meanwhile, &after])?;
+        world.wait_for_codes(&[&good], "VALID")?;
+        assert_eq!(flushes(world.agent(1))?, 0, "the other region has nothing to do with it");
+    }
+    world.assert_works()
+}
+
+/// Failure: what was committed but not yet numbered, or numbered but not yet emitted, stays behind.
+#[test]
+fn a_deletion_right_before_the_publisher_ends_reaches_every_region() -> Result<()> {
+    let mut world = World::start(&plan(&["eu", "us"]))?;
+    for end in End::ALL {
+        let [numbered, last, unnumbered, after] =
+            [world.create_key()?, world.create_key()?, world.create_key()?, world.create_key()?];
+        let doomed = [&numbered, &last, &unnumbered, &after];
+        world.cache_everywhere(&doomed)?;
+
+        world.delete(&numbered)?;
+        wait_until_applied(world.agent(0), &numbered.id, "deleted")?;
+        world.delete(&last)?;
+        end.bring_to(&mut world.topology.publisher.daemon)?;
+        // What a publisher commits in its last moment looks like this to the next one: a row of the log
+        // without a position.
+        world.sql(&format!("UPDATE keys SET deleted_at_m = 1 WHERE id = '{}'", unnumbered.id))?;
+        ensure!(
+            world.sql("SELECT count(*) FROM invalidations WHERE position IS NULL")? != "0",
+            "nothing is left for the next publisher to number"
+        );
+        world.topology.publisher.restart()?;
+        world.delete(&after)?;
+
+        world.assert_gone(&doomed)?;
+        world.wait_until_caught_up()?;
+        wait_for_count(world.publisher(), "evictd_publisher_unnumbered_rows", &[], 0)?;
+        for agent in world.topology.agents() {
+            assert_eq!(flushes(agent)?, 0, "a publisher that comes back costs nobody its cache ({end:?})");
+        }
+    }
+    world.assert_works()
+}
+
+/// Failure: a deletion that was answered with success is lost when the publisher is killed between its
+/// commit, its number and its message.
+#[test]
+fn every_deletion_that_was_answered_survives_a_kill_in_the_middle_of_many() -> Result<()> {
+    const KEYS: usize = 120;
+    const THREADS: usize = 4;
+    let mut world = World::start(&plan(&["eu", "us"]))?;
+    let keys: Vec<Key> = (0..KEYS).map(|_| world.create_key()).collect::<Result<_>>()?;
+    world.cache_everywhere(&keys.iter().collect::<Vec<_>>())?;
+
+    let caller = Caller::new(&world, world.publisher());
+    let answers = AtomicUsize::new(0);
+    let answered: Vec<Vec<&Key>> = thread::scope(|scope| {
+        let deleting: Vec<_> = keys
+            .chunks(KEYS / THREADS)
+            .map(|keys| {
+                let (caller, answers) = (caller.clone(), &answers);
+                scope.spawn(move || delete_until_it_fails(&caller, keys, answers))
+            })
+            .collect();
+        eventually("deletions to be under way", SOON, || {
+            (answers.load(Ordering::Relaxed) >= KEYS / 4).then_some(())
+        })?;
+        world.topology.publisher.daemon.kill()?;
+        let deleted = deleting.into_iter().map(|thread| thread.join().map_err(|_| anyhow!("a panic")));
+        deleted.collect::<Result<_>>()
+    })?;
+    let answered: Vec<&Key> = answered.into_iter().flatten().collect();
+    ensure!(answered.len() < KEYS, "the publisher was killed too late to interrupt anything");
+
+    world.topology.publisher.restart()?;
+    world.assert_gone(&answered)?;
+    // What wasn't answered has happened or not, but the same everywhere.
+    world.wait_until_caught_up()?;
+    for key in &keys {
+        let [eu, us] = [0, 1].map(|region| world.code(world.agent(region), key));
+        assert_eq!(eu?, us?, "{}", key.id);
+    }
+    world.assert_works()
+}
+
+/// The keys whose deletion was answered with success.
+fn delete_until_it_fails<'k>(caller: &Caller, keys: &'k [Key], answers: &AtomicUsize) -> Vec<&'k Key> {
+    let delete = |key: &&Key| {
+        let answer = caller.call("keys.deleteKey", &json!({ "keyId": key.id }));
+        answers.fetch_add(1, Ordering::Relaxed);
+        answer.is_ok_and(|answer| answer.status == 200)
+    };
+    keys.iter().take_while(delete).collect()
+}
+
+/// Failure: a deletion fails because a message can't be sent, or is forgotten because it wasn't; and a
+/// region that hears nothing goes on trusting its cache.
+#[test]
+fn deletions_succeed_without_nats_and_arrive_when_it_is_back() -> Result<()> {
+    let bound = Duration::from_secs(3);
+    let plan = Plan { servers: Servers::PerRegion, ..plan(&["eu", "us"]) };
+    let mut world = World::start(&with_bound(bound, plan))?;
+    for end in End::ALL {
+        let [before, meanwhile, after, good] =
+            [world.create_key()?, world.create_key()?, world.create_key()?, world.create_key()?];
+        let doomed = [&before, &meanwhile, &after];
+        world.cache_everywhere(&doomed)?;
+        world.cache_everywhere(&[&good])?;
+
+        world.delete(&before)?;
+        match end {
+            End::Killed => world.topology.home.kill()?,
+            End::Stopped => world.topology.home.stop()?,
+        };
+        world.delete(&meanwhile)?;
+        let deleted_at = Instant::now();
+        // The regions' own servers live, so the agents are connected to somebody who knows nothing.
+        throughout(bound * 2, || {
+            for agent in world.topology.agents() {
+                let asked_at = Instant::now();
+                assert_bounded(asked_at, deleted_at, bound, &world.code(agent, &meanwhile)?)?;
+            }
+            Ok(())
+        })?;
+        for agent in world.topology.agents() {
+            wait_for_mode(agent, "expired")?;
+            world.wait_for_code(agent, &good, crate::world::UNAVAILABLE)?;
+        }
+
+        world.topology.home.restart()?;
+        world.delete(&after)?;
+        world.assert_gone(&doomed)?;
+        world.wait_for_codes(&[&good], "VALID")?;
+        for agent in world.topology.agents() {
+            wait_for_mode(agent, "live")?;
+            assert_eq!(flushes(agent)?, 0, "a gap is repaired, it is no reason to forget everything");
+        }
+        wait_for_readiness(world.publisher(), 200)?;
+    }
+    world.assert_works()
+}
+
+/// Failure: one region's server takes others with it, or loses what it should have carried.
+#[test]
+fn a_regions_nats_server_that_comes_back_costs_only_its_own_region() -> Result<()> {
+    let bound = Duration::from_secs(3);
+    let plan = Plan { servers: Servers::PerRegion, ..plan(&["eu", "us"]) };
+    let mut world = World::start(&with_bound(bound, plan))?;
+    for end in End::ALL {
+        let [meanwhile, after, good] = [world.create_key()?, world.create_key()?, world.create_key()?];
+        world.cache_everywhere(&[&meanwhile, &after, &good])?;
+
+        let nats = world.topology.regions[0].nats.as_mut().ok_or_else(|| anyhow!("eu has no server"))?;
+        match end {
+            End::Killed => nats.kill()?,
+            End::Stopped => nats.stop()?,
+        };
+        world.delete(&meanwhile)?;
+        let deleted_at = Instant::now();
+        world.wait_for_code(world.agent(1), &meanwhile, "NOT_FOUND")?;
+        throughout(bound * 2, || {
+            let asked_at = Instant::now();
+            assert_bounded(asked_at, deleted_at, bound, &world.code(world.agent(0), &meanwhile)?)
+        })?;
+        wait_for_mode(world.agent(0), "expired")?;
+        wait_for_mode(world.agent(1), "live")?;
+        world.wait_for_code(world.agent(1), &good, "VALID")?;
+
+        let nats = world.topology.regions[0].nats.as_mut().ok_or_else(|| anyhow!("eu has no server"))?;
+        nats.restart()?;
+        world.delete(&after)?;
+        world.assert_gone(&[&meanwhile, &after])?;
+        wait_for_mode(world.agent(0), "live")?;
+        world.wait_for_codes(&[&good], "VALID")?;
+        assert_eq!(flushes(world.agent(0))?, 0);
+    }
+    world.assert_works()
+}
+
+/// Failure: a single server's restart leaves somebody without subscriptions.
+#[test]
+fn everybody_finds_back_when_the_only_nats_server_was_killed() -> Result<()> {
+    let mut world = World::start(&plan(&["eu", "us"]))?;
+    let [meanwhile, good] = [world.create_key()?, world.create_key()?];
+    world.cache_everywhere(&[&meanwhile, &good])?;
+    world.topology.home.kill()?;
+    world.delete(&meanwhile)?;
+    let waiting = wait_for_readiness(world.publisher(), 503)?;
+    assert_eq!(waiting["waitingFor"][0]["condition"], "nats", "{waiting}");
+    throughout(A_WHILE, || {
+        for agent in world.topology.agents() {
+            // The lease runs on: the default bound is longer than a restart takes.
+            assert_eq!(world.code(agent, &good)?, "VALID");
+        }
+        Ok(())
+    })?;
+
+    world.topology.home.restart()?;
+    world.assert_gone(&[&meanwhile])?;
+    world.wait_for_codes(&[&good], "VALID")?;
+    for agent in world.topology.agents() {
+        wait_for_count(agent, "evictd_agent_nats_connected", &[], 1)?;
+        assert_eq!((count(agent, "evictd_agent_nats_connects_total", &[])?, flushes(agent)?), (2, 0));
+    }
+    let ready: Value = wait_for_readiness(world.publisher(), 200)?;
+    assert_eq!(ready["ready"], true);
+    world.assert_works()
+}

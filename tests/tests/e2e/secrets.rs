@@ -1,0 +1,153 @@
+//! Nothing secret is written anywhere: neither to logs, nor to the database, nor to the bus.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use evictd_tests::bus::Bus;
+use evictd_tests::http::{Client, raw};
+use evictd_tests::nats_server::{Login, User};
+use evictd_tests::topology::Plan;
+use serde_json::json;
+use toml::toml;
+
+use crate::world::{Key, SOON, UNAVAILABLE, World, plan, wait_for_readiness};
+
+const LIVE: &str = "evictd.v1.live";
+
+/// Connections that together hear all that may be heard: requests as a publisher does, the live feed and
+/// answers as the agent does.
+fn eavesdrop(world: &World) -> Result<[Bus; 2]> {
+    let home = &world.topology.home;
+    let mut publisher = Bus::connect(home.clients(), home.login(&User::Publisher)?)?;
+    for kind in ["probe", "replay", "lookup", "applied"] {
+        publisher.subscribe(&format!("evictd.v1.{kind}.>"), None)?;
+    }
+    let mut agent = Bus::connect(home.clients(), home.login(&User::agent("eu", "agent-1"))?)?;
+    agent.subscribe(LIVE, None)?;
+    agent.subscribe("_INBOX_evictd.eu.agent-1.>", None)?;
+    let complaints = [publisher.sync()?, agent.sync()?].concat();
+    ensure!(complaints.is_empty(), "{complaints:?}");
+    Ok([publisher, agent])
+}
+
+/// Everything that was heard so far.
+fn heard(mut bus: Bus) -> Result<(usize, Vec<u8>)> {
+    bus.sync()?;
+    let (mut messages, mut bytes) = (0, Vec::new());
+    while let Some(message) = bus.next(std::time::Duration::ZERO)? {
+        messages += 1;
+        bytes.extend_from_slice(message.subject.as_bytes());
+        bytes.extend(message.payload);
+    }
+    Ok((messages, bytes))
+}
+
+fn assert_absent(secrets: &[(&str, &str)], place: &str, bytes: &[u8]) {
+    for (what, secret) in secrets {
+        let found = bytes.windows(secret.len()).any(|window| window == secret.as_bytes());
+        assert!(!found, "{what} stands in {place}");
+    }
+}
+
+/// What users do and get wrong with secrets in their hands.
+fn use_and_misuse(world: &mut World, keys: &[Key; 3]) -> Result<()> {
+    let [good, deleted, erased] = keys;
+    world.cache_everywhere(&[good, deleted, erased])?;
+    world.delete(deleted)?;
+    world.delete_permanently(erased)?;
+    world.assert_gone(&[deleted, erased])?;
+
+    let root_key = world.topology.root_key();
+    let client = Client::new();
+    for node in [world.publisher(), world.agent(0)] {
+        // A key for an id, a key for a root key, a root key for a key, secrets where nobody expects them.
+        for body in
+            [json!({ "keyId": good.text }), json!({ "key": root_key }), json!({ "secret": good.text })]
+        {
+            for operation in ["keys.deleteKey", "keys.verifyKey"] {
+                world.topology.call(node, operation, &body)?;
+                let url = format!("http://{}/v2/{operation}", node.http);
+                client.post_json(&url, Some(&good.text), &body, &[("x-secret", root_key)])?;
+            }
+        }
+        let garbage =
+            format!("POST /v2/{root_key} HTTP/1.1\r\nauthorization: {root_key}\r\n{root_key}\r\n\r\n");
+        raw(node.http, garbage.as_bytes())?;
+    }
+
+    // The bus goes away, with questions under way.
+    world.topology.home.kill()?;
+    let late = Key { id: String::new(), text: format!("{}x", good.text) };
+    assert_eq!(world.code(world.agent(0), &late)?, UNAVAILABLE);
+    world.topology.home.restart()?;
+    wait_for_readiness(world.agent(0), 200)?;
+    world.assert_works()
+}
+
+/// Failure: a log, a disk or a wire tells what only its owner should know. The daemons log all they can
+/// here, not just what they do by default.
+#[test]
+fn no_key_root_key_or_password_is_written_anywhere() -> Result<()> {
+    let talkative = toml! { log = { filter = "trace" } };
+    let mut world = World::start(&Plan { publisher: talkative.clone(), agents: talkative, ..plan(&["eu"]) })?;
+    let mut buses = eavesdrop(&world)?;
+    // A long key, so that what may be shown of it is a small part.
+    let key = || world.create_key_with(json!({ "prefix": "prod", "byteLength": 32, "name": "ci" }));
+    let keys = [key()?, key()?, key()?];
+    let before: Vec<_> = buses.iter_mut().map(Bus::sync).collect::<Result<_>>()?;
+    assert_eq!(before.concat(), Vec::<String>::new());
+    use_and_misuse(&mut world, &keys).context("using it")?;
+
+    let password = |user| world.topology.home.login(&user).map(|Login { password, .. }| password.clone());
+    let passwords = [password(User::Publisher)?, password(User::agent("eu", "agent-1"))?];
+    // Of a key, the prefix and four characters may be shown.
+    let shown = "prod_1234".len();
+    let mut secrets: Vec<(&str, &str)> = keys.iter().map(|key| ("a key", &key.text[shown..])).collect();
+    secrets.push(("the root key", &world.topology.root_key()["unkey_1234".len()..]));
+    secrets.extend(passwords.iter().map(|password| ("a password", password.as_str())));
+
+    let logs = world.logs()?;
+    ensure!(logs.contains("TRACE") && logs.contains("applied"), "the daemons have logged too little");
+    assert_absent(&secrets, "a log", logs.as_bytes());
+    for node in [world.publisher(), world.agent(0)] {
+        for page in ["status", "metrics", "readyz"] {
+            let text = Client::new().get(&format!("http://{}/{page}", node.admin))?.text;
+            assert_absent(&secrets, &format!("/{page} of {}", node.daemon.name()), text.as_bytes());
+        }
+    }
+    let mut files = 0;
+    for file in fs::read_dir(world.dir())? {
+        let path = file?.path();
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("home.db")) {
+            assert_absent(&secrets, &path.display().to_string(), &fs::read(&path)?);
+            files += 1;
+        }
+    }
+    ensure!(files >= 2, "the database and its write-ahead log");
+    Ok(())
+}
+
+/// Failure: the bus carries keys, for which it would have to be trusted like a password store.
+#[test]
+fn the_bus_knows_keys_by_their_hashes_only() -> Result<()> {
+    let world = World::start(&plan(&["eu"]))?;
+    let buses = eavesdrop(&world)?;
+    let [key, erased] = [world.create_key()?, world.create_key()?];
+    world.cache_everywhere(&[&key, &erased])?;
+    world.delete(&key)?;
+    world.delete_permanently(&erased)?;
+    world.assert_gone(&[&key, &erased])?;
+    evictd_tests::wait::eventually("the confirmation", SOON, || {
+        let confirmed = "evictd_publisher_confirmed_seconds_count";
+        (crate::world::count(world.publisher(), confirmed, &[]).ok()? == 2).then_some(())
+    })?;
+
+    let root_key = &world.topology.root_key()["unkey_".len()..];
+    let secrets = [("a key", key.text.as_str()), ("a key", &erased.text), ("the root key", root_key)];
+    for bus in buses {
+        let (messages, bytes) = heard(bus)?;
+        ensure!(messages > 4, "hardly anything was heard");
+        assert_absent(&secrets, "a message", &bytes);
+    }
+    Ok(())
+}
