@@ -1,8 +1,8 @@
 //! The scripts of evictd.
 //!
 //! * [`demo`]: a deletion, watched from three regions.
-//! * [`test`]: the whole suite, set-up included.
-//! * [`generate`]: what is checked in and comes from something else.
+//! * [`mod@test`]: the whole suite, set-up included.
+//! * [`generate()`]: what is checked in and comes from something else.
 //! * [`monitoring`]: the shipped Prometheus files, against a running deployment.
 
 mod demo;

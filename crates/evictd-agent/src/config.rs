@@ -138,7 +138,7 @@ impl Validate for AgentConfig {
         let lease = &self.lease;
         if let Err(error) = Bound::new(lease.bound.into(), lease.margin.into()) {
             problems.push(format!("lease.margin: {error} (bound {}, margin {})", lease.bound, lease.margin));
-        } else if duration(lease.probe_interval) * 2 > duration(lease.bound) - duration(lease.margin) {
+        } else if duration(lease.probe_interval) * 2 + duration(lease.margin) > duration(lease.bound) {
             problems.push(format!(
                 "lease.probe_interval: {} leaves no second try within the bound; use at most half of bound - margin",
                 lease.probe_interval

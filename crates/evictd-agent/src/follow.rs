@@ -272,7 +272,7 @@ struct Offset {
 
 impl Default for Offset {
     fn default() -> Self {
-        Self { micros: 0, error: Duration::from_secs(3600) }
+        Self { micros: 0, error: Duration::from_hours(1) }
     }
 }
 

@@ -38,13 +38,11 @@ impl Surface {
             Record::Key(key) if may_see(root, key) => Some(key),
             Record::Key(_) | Record::RootKey(_) | Record::Absent => None,
         };
-        Ok(match visible {
-            Some(key) => call.success(VerifyKeyData::new(key, self.verifier.judge(key))),
-            None => {
-                self.verifier.metrics.verified(Verdict::NotFound);
-                call.success(VerifyKeyData::not_found())
-            }
-        })
+        let Some(key) = visible else {
+            self.verifier.metrics.verified(Verdict::NotFound);
+            return Ok(call.success(VerifyKeyData::not_found()));
+        };
+        Ok(call.success(VerifyKeyData::new(key, self.verifier.judge(key))))
     }
 
     async fn load(&self, text: &str) -> Result<std::sync::Arc<Entry>, ApiError> {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use evictd_core::follower::Via;
 use evictd_core::ids::Identity;
 use evictd_core::invalidation::{Invalidation, Scope};
+use evictd_core::position::LogPosition;
 use evictd_ops::clock;
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -92,8 +93,8 @@ pub(crate) fn status(
             "mode": follower.mode(now).label(),
             "bound": lease.bound.to_string(),
             "leaseRemainingMs": millis(remaining),
-            "epoch": applied.map(|applied| applied.epoch()),
-            "appliedPosition": applied.map(|applied| applied.position()),
+            "epoch": applied.map(LogPosition::epoch),
+            "appliedPosition": applied.map(LogPosition::position),
             "headPosition": follower.head().position(),
             "floors": { "keys": key_floors, "scopes": scope_floors },
             "cache": { "found": found, "notFound": not_found, "bytes": bytes },

@@ -165,7 +165,9 @@ impl Confirmations {
             }
         }
         let names: Vec<Region> = regions.keys().cloned().collect();
-        names.iter().for_each(|region| state.confirm(region));
+        for region in &names {
+            state.confirm(region);
+        }
     }
 
     /// Deletions that not every live agent has confirmed.

@@ -230,15 +230,13 @@ impl Metrics {
     }
 
     pub(crate) fn live_message(&self, sent: bool) {
-        if sent { self.live_sent.increment(1) } else { self.live_unsent.increment(1) }
+        let counter = if sent { &self.live_sent } else { &self.live_unsent };
+        counter.increment(1);
     }
 
     pub(crate) fn round(&self, ok: bool, took: Duration, probes: usize) {
-        if ok {
-            self.rounds_ok.increment(1)
-        } else {
-            self.rounds_failed.increment(1)
-        }
+        let counter = if ok { &self.rounds_ok } else { &self.rounds_failed };
+        counter.increment(1);
         self.round_seconds.record(took.as_secs_f64());
         self.probes.increment(probes as u64);
     }

@@ -28,7 +28,7 @@ pub(crate) struct Questions {
     metrics: Arc<Metrics>,
     replays: Arc<Semaphore>,
     /// Agents whose turn it is, each with the question that waits for it.
-    replaying: Arc<Mutex<HashMap<Speaker, Option<(Heard, ReplayRequest)>>>>,
+    replaying: Arc<Mutex<HashMap<Speaker, Option<Waiting>>>>,
     lookups: Arc<Semaphore>,
     /// Lookups under way, by asker: none may take more than half of what there is.
     by_speaker: Arc<Mutex<HashMap<Speaker, usize>>>,
@@ -165,6 +165,9 @@ impl Questions {
         self.bus.answer(reply, answer.encode()).await;
     }
 }
+
+/// A replay that waits for its agent's turn.
+type Waiting = (Heard, ReplayRequest);
 
 struct Place {
     by_speaker: Arc<Mutex<HashMap<Speaker, usize>>>,

@@ -86,7 +86,7 @@ struct AgentPlace {
     place: Place,
 }
 
-pub(crate) fn run(args: DevArgs) -> anyhow::Result<()> {
+pub(crate) fn run(args: &DevArgs) -> anyhow::Result<()> {
     let json = match args.output.as_deref() {
         None | Some("text") => false,
         Some("json") => true,
@@ -99,14 +99,15 @@ pub(crate) fn run(args: DevArgs) -> anyhow::Result<()> {
         Some(url) => Nats::Given(url.clone()),
         None => Nats::start(args.nats_server.as_deref(), data.path())?,
     };
-    let done = runtime()?.block_on(serve(&args, data.path(), nats.url(), json));
+    let done = runtime()?.block_on(serve(args, data.path(), nats.url(), json));
     nats.stop();
     done
 }
 
 async fn serve(args: &DevArgs, data_dir: &Path, nats_url: &str, json: bool) -> anyhow::Result<()> {
     let shutdown = shutdown::on_signals();
-    let started = start(args, data_dir, nats_url, &shutdown);
+    // On the heap: the future of a whole installation is large.
+    let started = Box::pin(start(args, data_dir, nats_url, &shutdown));
     let Some(started) = shutdown.clone().run_until_cancelled(started).await else { return Ok(()) };
     let (installation, running) = match started {
         Ok(started) => started,

@@ -64,7 +64,7 @@ fn main() -> ExitCode {
         Command::Api(args) => return cli::run(args),
         Command::Publisher(args) => daemon::run_publisher(&args),
         Command::Agent(args) => daemon::run_agent(&args),
-        Command::Dev(args) => dev::run(args),
+        Command::Dev(args) => dev::run(&args),
         Command::RootKey(command) => root_key::run(command),
         Command::CheckConfig { daemon, config } => daemon::check_config(daemon, &config),
         Command::ExecTied(args) => tied::exec(&args),

@@ -123,8 +123,8 @@ impl Race {
 
     fn load(&self, runtime: &Handle) {
         self.progress.trials(&self.progress.loads, |_| {
-            let joined = self.agent.knowledge.applied();
-            runtime.block_on(self.loads.load(hash("alice"), joined)).unwrap();
+            let began = self.agent.knowledge.begin();
+            runtime.block_on(self.loads.load(hash("alice"), began)).unwrap();
         });
     }
 
