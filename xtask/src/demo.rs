@@ -7,7 +7,7 @@
 mod deletion;
 mod keys;
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::ensure;
@@ -78,8 +78,9 @@ pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<()> {
     say.line(&format!("none of {} is accepted anywhere", args.keys));
 
     say.line("\nthe agents' own metrics:");
-    let metrics = lag_lines(&deployment)?;
-    metrics.iter().for_each(|line| say.line(line));
+    for line in lag_lines(&deployment)? {
+        say.line(&line);
+    }
     if say.quiet {
         println!("{}", json!({ "key": figures(&one), "api": figures(&all), "keys": args.keys }));
     }
@@ -88,7 +89,7 @@ pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<()> {
     }
     let slowest = one.iter().chain(&all).map(|seen| seen.not_found_after).max().unwrap_or_default();
     say.line(&format!("\nthe slowest region took {} of the {} s bound", share(slowest), BOUND.as_secs()));
-    if args.keep { keep(&deployment, dir.path().to_owned(), &say) } else { Ok(()) }
+    if args.keep { keep(&deployment, dir.path(), &say) } else { Ok(()) }
 }
 
 /// Prints for people, unless a script reads.
@@ -181,7 +182,7 @@ fn lag_lines(deployment: &Topology) -> anyhow::Result<Vec<String>> {
 }
 
 /// Waits for Ctrl-C, which ends this process and with it everything it started.
-fn keep(deployment: &Topology, dir: PathBuf, say: &Say) -> anyhow::Result<()> {
+fn keep(deployment: &Topology, dir: &Path, say: &Say) -> anyhow::Result<()> {
     let key = keys::create(deployment, "yours", 1)?.keys.remove(0);
     let evictd = evictd_tests::process::evictd_binary()?;
     let url = |node: &Node| format!("http://{}", node.http);
