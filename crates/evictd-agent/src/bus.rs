@@ -4,14 +4,13 @@
 //! subjects only; its NATS permissions allow no more (R13).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_nats::{Client, Message, StatusCode, Subscriber};
 use bytes::Bytes;
 use evictd_core::ids::Identity;
-use evictd_ops::bus::{BusEvent, BusOptions};
-use evictd_ops::readiness::{Condition, Readiness};
+use evictd_ops::bus::{BusOptions, Link};
+use evictd_ops::readiness::Readiness;
 use evictd_wire::lookup::LookupRequest;
 use evictd_wire::subject::{self, Kind, Speaker};
 use tokio::sync::Notify;
@@ -30,8 +29,7 @@ const PUBLISH_LIMIT: Duration = Duration::from_millis(250);
 #[derive(Clone, Debug)]
 struct Port {
     client: Client,
-    /// As the client's events tell; its own state lags behind them, and a probe is due at once.
-    connected: Arc<AtomicBool>,
+    link: Link,
     speaker: Arc<Speaker>,
     /// Inboxes of this process: answers to an earlier one find nobody.
     inbox: Arc<str>,
@@ -45,7 +43,7 @@ impl Port {
     /// Whether the message was handed to the connection. Nothing is queued for a connection that is
     /// down: it would arrive late and together.
     async fn send(&self, subject: String, reply: Option<String>, payload: Bytes) -> bool {
-        if !self.connected.load(Ordering::Acquire) {
+        if !self.link.is_up() {
             return false;
         }
         let publish = async {
@@ -148,11 +146,17 @@ pub(crate) async fn connect(
         subscription_capacity: SUBSCRIPTION_CAPACITY,
     };
     let waiting = format!("a connection to {}", config.nats.urls.join(", "));
-    let up = Arc::new(AtomicBool::new(false));
-    let on_event =
-        on_event(metrics.clone(), readiness.condition("nats", waiting), connected.clone(), up.clone());
+    let link = Link::new(metrics.nats.clone(), readiness.condition("nats", waiting));
+    let on_event = {
+        let (link, connected) = (link.clone(), connected.clone());
+        move |event| {
+            if link.note(event) {
+                connected.notify_one();
+            }
+        }
+    };
     let client = evictd_ops::bus::connect(&config.nats, options, on_event).await?;
-    let port = Port { client: client.clone(), connected: up, speaker: Arc::new(speaker), inbox };
+    let port = Port { client: client.clone(), link, speaker: Arc::new(speaker), inbox };
     let subscribe = async |subject: String| {
         let action = "subscribe";
         client.subscribe(subject).await.map_err(|source| StartError::Subscribe { action, source })
@@ -167,37 +171,4 @@ pub(crate) async fn connect(
     };
     let lookup_answers = subscribe(format!("{}.*", port.inbox(Kind::Lookup))).await?;
     Ok(Bus { feed, lookup_answers })
-}
-
-fn on_event(
-    metrics: Arc<Metrics>,
-    condition: Condition,
-    connected: Arc<Notify>,
-    up: Arc<AtomicBool>,
-) -> impl Fn(BusEvent) + Send + Sync + 'static {
-    move |event| match event {
-        BusEvent::Connected => {
-            tracing::info!("connected to NATS");
-            metrics.connected(true);
-            condition.met();
-            up.store(true, Ordering::Release);
-            connected.notify_one();
-        }
-        BusEvent::Disconnected => {
-            tracing::warn!("the connection to NATS is lost; reconnecting");
-            metrics.connected(false);
-            up.store(false, Ordering::Release);
-            condition.unmet("a connection to NATS, which was lost");
-        }
-        BusEvent::SlowConsumer => metrics.slow_consumer(),
-        BusEvent::ServerError(error) => {
-            tracing::warn!(%error, "NATS reports an error; are the permissions of this agent's user right?");
-            metrics.server_error();
-        }
-        BusEvent::ClientError(error) => {
-            tracing::debug!(%error, "NATS client");
-            condition.unmet(format!("a connection to NATS: {error}"));
-        }
-        BusEvent::LameDuck | BusEvent::Draining | BusEvent::Closed => {}
-    }
 }

@@ -1,14 +1,15 @@
 //! The agent's configuration. `deploy/agent.toml` documents every key and holds every default.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use evictd_core::floors::FloorLimits;
 use evictd_core::follower::FollowerConfig;
 use evictd_core::lease::Bound;
+use evictd_ops::admin::AdminConfig;
 use evictd_ops::bus::BusConfig;
 use evictd_ops::config::{ByteSize, HumanDuration, Validate};
-use evictd_ops::logging::LogFormat;
+use evictd_ops::http::HttpConfig;
+use evictd_ops::logging::LogConfig;
 use evictd_wire::subject::{Speaker, check_name};
 use serde::Deserialize;
 
@@ -37,24 +38,6 @@ pub struct AgentConfig {
     pub loads: LoadsConfig,
     /// Logging.
     pub log: LogConfig,
-}
-
-/// The verify surface.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct HttpConfig {
-    /// Where it listens.
-    pub listen: SocketAddr,
-    /// Connections at once.
-    pub connections_max: usize,
-}
-
-/// The operator's port.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AdminConfig {
-    /// Where it listens.
-    pub listen: SocketAddr,
 }
 
 /// The bound and what keeps it.
@@ -93,16 +76,6 @@ pub struct LoadsConfig {
     pub concurrent_max: usize,
     /// After which silence one is repeated.
     pub timeout: HumanDuration,
-}
-
-/// Logging.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LogConfig {
-    /// The form.
-    pub format: LogFormat,
-    /// The filter.
-    pub filter: String,
 }
 
 impl AgentConfig {

@@ -21,8 +21,9 @@ use tokio::sync::watch;
 use crate::cache::{Cache, Entry};
 use crate::config::{self, AgentConfig};
 use crate::knowledge::Knowledge;
-use crate::loads::{LoadError, Loads};
+use crate::loads::Loads;
 use crate::metrics::{self, LoadOutcome, Metrics};
+use crate::origin::LoadError;
 use crate::origin::{Loaded, Origin};
 use crate::verify::Verifier;
 
@@ -259,8 +260,8 @@ impl Agent {
         entry
     }
 
-    /// The value of a counter or gauge, `name{label="value"}`.
-    pub(crate) fn metric(&self, series: &str) -> f64 {
+    /// The value of a counter or gauge, `name{label="value"}`, that holds whole numbers.
+    pub(crate) fn metric(&self, series: &str) -> u64 {
         let scrape = self.registry.render();
         let line = scrape.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         line.unwrap_or_else(|| panic!("no {series} in\n{scrape}")).parse().unwrap()

@@ -9,7 +9,7 @@ use evictd_wire::api::requests::VerifyKey;
 use evictd_wire::api::responses::VerifyKeyData;
 
 use crate::cache::Entry;
-use crate::loads::LoadError;
+use crate::origin::LoadError;
 use crate::verify::Verifier;
 
 /// Largest body: a key and its tags, all escaped, fit several times.

@@ -16,21 +16,7 @@ use crate::cache::{Cache, Entry};
 use crate::config::LoadsConfig;
 use crate::knowledge::{Began, Knowledge};
 use crate::metrics::{LoadOutcome, Metrics};
-use crate::origin::{Loaded, Origin};
-
-/// Why there is no fresh record.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-pub(crate) enum LoadError {
-    /// Too many loads here, or the authority sheds them.
-    #[error("too many records are being loaded")]
-    Busy,
-    /// No publisher answered.
-    #[error("no publisher answered")]
-    Unreachable,
-    /// What arrived is older than what was applied here, twice.
-    #[error("the record that arrived is too old")]
-    Stale,
-}
+use crate::origin::{LoadError, Loaded, Origin};
 
 /// The end of a load, shared by everybody who waited for it.
 #[derive(Clone, Debug)]

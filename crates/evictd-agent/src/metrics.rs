@@ -6,38 +6,21 @@ use evictd_core::follower::{FlushReason, RepairCause, Via};
 use evictd_core::invalidation::Scope;
 use evictd_core::lease::Mode;
 use evictd_core::record::Verdict;
-use evictd_ops::metrics::{MetricKind, MetricSpec, Registry};
+use evictd_ops::bus::BusMetrics;
+use evictd_ops::metric_specs;
+use evictd_ops::metrics::{LATENCY_BUCKETS, MetricKind, MetricSpec, PROPAGATION_BUCKETS, Registry};
 use evictd_wire::subject::Kind;
 use metrics::{Counter, Gauge, Histogram, Unit};
 
-/// Edges of propagation lag: 1 ms to the bound, with an exact edge at 30 s.
-const LAG_BUCKETS: &[f64] = &[
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 25.0, 30.0,
-    60.0,
-];
-
-const LOAD_BUCKETS: &[f64] =
-    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0];
-
-macro_rules! specs {
-    ($($constant:ident = $name:literal, $kind:expr, $unit:expr, [$($label:literal),*], $help:literal;)*) => {
-        $(const $constant: MetricSpec = MetricSpec {
-            name: $name, kind: $kind, unit: $unit, labels: &[$($label),*], help: $help,
-        };)*
-        /// All metrics of the agent.
-        pub const SPECS: &[MetricSpec] = &[$($constant),*];
-    };
-}
-
 const COUNTER: MetricKind = MetricKind::Counter;
 const GAUGE: MetricKind = MetricKind::Gauge;
-const LAG: MetricKind = MetricKind::Histogram { buckets: LAG_BUCKETS };
-const LOAD: MetricKind = MetricKind::Histogram { buckets: LOAD_BUCKETS };
+const LAG: MetricKind = MetricKind::Histogram { buckets: PROPAGATION_BUCKETS };
+const LOAD: MetricKind = MetricKind::Histogram { buckets: LATENCY_BUCKETS };
 const SECONDS: Option<Unit> = Some(Unit::Seconds);
 const COUNT: Option<Unit> = Some(Unit::Count);
 const BYTES: Option<Unit> = Some(Unit::Bytes);
 
-specs! {
+metric_specs! {
     PROPAGATION_LAG = "evictd_agent_propagation_lag_seconds", LAG, SECONDS, ["scope"],
         "From the commit of a change at home to its application here, corrected by the measured clock offset.";
     PROPAGATION_BOUND = "evictd_agent_propagation_bound_seconds", GAUGE, SECONDS, [],
@@ -125,10 +108,7 @@ pub struct Metrics {
     pub(crate) stale_loads: Counter,
     malformed: [Counter; 4],
     unasked: [Counter; 4],
-    connected: Gauge,
-    connects: Counter,
-    slow_consumer: Counter,
-    server_errors: Counter,
+    pub(crate) nats: BusMetrics,
 }
 
 /// What came of a load.
@@ -201,10 +181,12 @@ impl Metrics {
             stale_loads: registry.counter(&STALE_LOADS, &[]),
             malformed: ignored("malformed"),
             unasked: ignored("unasked"),
-            connected: gauge(&NATS_CONNECTED),
-            connects: registry.counter(&NATS_CONNECTS, &[]),
-            slow_consumer: counter(&NATS_ERRORS, "kind", "slow_consumer"),
-            server_errors: counter(&NATS_ERRORS, "kind", "server"),
+            nats: BusMetrics {
+                connected: gauge(&NATS_CONNECTED),
+                connects: registry.counter(&NATS_CONNECTS, &[]),
+                slow_consumer: counter(&NATS_ERRORS, "kind", "slow_consumer"),
+                server_errors: counter(&NATS_ERRORS, "kind", "server"),
+            },
         }
     }
 
@@ -288,20 +270,5 @@ impl Metrics {
 
     pub(crate) fn unasked(&self, incoming: Incoming) {
         self.unasked[incoming.index()].increment(1);
-    }
-
-    pub(crate) fn connected(&self, connected: bool) {
-        self.connected.set(if connected { 1.0 } else { 0.0 });
-        if connected {
-            self.connects.increment(1);
-        }
-    }
-
-    pub(crate) fn slow_consumer(&self) {
-        self.slow_consumer.increment(1);
-    }
-
-    pub(crate) fn server_error(&self) {
-        self.server_errors.increment(1);
     }
 }

@@ -23,7 +23,6 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::bus::{LookupPort, asked, nobody_listens};
-use crate::loads::LoadError;
 use crate::metrics::{Incoming, LoadOutcome, Metrics};
 
 /// A record as loaded.
@@ -32,6 +31,20 @@ pub(crate) struct Loaded {
     pub(crate) lookup: Lookup,
     /// When the question was sent, less the age of the authority's last fence (R8).
     pub(crate) read_at: LeaseTime,
+}
+
+/// Why there is no fresh record.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub(crate) enum LoadError {
+    /// Too many loads here, or the authority sheds them.
+    #[error("too many records are being loaded")]
+    Busy,
+    /// No publisher answered.
+    #[error("no publisher answered")]
+    Unreachable,
+    /// What arrived is older than what was applied here, twice.
+    #[error("the record that arrived is too old")]
+    Stale,
 }
 
 /// Where records come from.

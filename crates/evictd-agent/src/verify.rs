@@ -10,8 +10,9 @@ use evictd_ops::clock;
 
 use crate::cache::{Cache, Entry};
 use crate::knowledge::Knowledge;
-use crate::loads::{LoadError, Loads};
+use crate::loads::Loads;
 use crate::metrics::Metrics;
+use crate::origin::LoadError;
 
 /// Answers from the cache, and loads what it doesn't have.
 #[derive(Clone, Debug)]

@@ -1,14 +1,24 @@
 //! The admin port: what monitoring, an orchestrator and an operator ask a daemon.
 
 use std::future::{Future, ready};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use serde::Deserialize;
 use serde_json::json;
 
 use crate::http::{self, Handler, Method, Reply, Request, StatusCode, header};
 use crate::metrics::Registry;
 use crate::readiness::Readiness;
+
+/// The section of the operator's port.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdminConfig {
+    /// Where it listens.
+    pub listen: SocketAddr,
+}
 
 /// Answers `/metrics`, `/livez`, `/readyz` and `/status`.
 #[derive(Clone)]

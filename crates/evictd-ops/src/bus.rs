@@ -7,14 +7,17 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_nats::{Client, ConnectError, ConnectOptions, Event, PublishError, ServerAddr};
 use bytes::Bytes;
+use metrics::{Counter, Gauge};
 use parking_lot::Mutex;
 use serde::Deserialize;
 
 use crate::config::Validate;
+use crate::readiness::Condition;
 
 /// A silent connection is given up after three pings without an answer: 6 s, well inside the bound.
 const PING_INTERVAL: Duration = Duration::from_secs(2);
@@ -148,6 +151,75 @@ pub enum BusEvent {
     Draining,
     /// The connection has ended and will not come back.
     Closed,
+}
+
+/// Handles of what a daemon counts of its connection.
+#[derive(Clone, Debug)]
+pub struct BusMetrics {
+    /// 1 while connected.
+    pub connected: Gauge,
+    /// Connections made.
+    pub connects: Counter,
+    /// Messages that a full subscription dropped.
+    pub slow_consumer: Counter,
+    /// Complaints of the server.
+    pub server_errors: Counter,
+}
+
+/// What a daemon knows of its connection, as its events tell.
+///
+/// The client's own state lags behind its events, so that what is sent at once on a connection that has
+/// just come about would be held back.
+#[derive(Clone, Debug)]
+pub struct Link {
+    up: Arc<AtomicBool>,
+    metrics: BusMetrics,
+    condition: Condition,
+}
+
+impl Link {
+    /// Not connected yet; `condition` is met while it is.
+    pub fn new(metrics: BusMetrics, condition: Condition) -> Self {
+        Self { up: Arc::default(), metrics, condition }
+    }
+
+    /// Whether what is sent now has a connection to leave by.
+    pub fn is_up(&self) -> bool {
+        self.up.load(Ordering::Acquire)
+    }
+
+    /// Counts, logs, and keeps readiness; tells whether the connection has just come about.
+    pub fn note(&self, event: BusEvent) -> bool {
+        match event {
+            BusEvent::Connected => {
+                tracing::info!("connected to NATS");
+                self.up.store(true, Ordering::Release);
+                self.metrics.connected.set(1.0);
+                self.metrics.connects.increment(1);
+                self.condition.met();
+                return true;
+            }
+            BusEvent::Disconnected => {
+                tracing::warn!("the connection to NATS is lost; reconnecting");
+                self.up.store(false, Ordering::Release);
+                self.metrics.connected.set(0.0);
+                self.condition.unmet("a connection to NATS, which was lost");
+            }
+            BusEvent::SlowConsumer => self.metrics.slow_consumer.increment(1),
+            BusEvent::ServerError(error) => {
+                tracing::warn!(%error, "NATS reports an error; are the permissions of this user right?");
+                self.metrics.server_errors.increment(1);
+            }
+            BusEvent::ClientError(error) => {
+                tracing::debug!(%error, "NATS client");
+                if !self.is_up() {
+                    self.condition.unmet(format!("a connection to NATS: {error}"));
+                }
+            }
+            BusEvent::LameDuck | BusEvent::Draining | BusEvent::Closed => {}
+        }
+        false
+    }
 }
 
 /// Why the bus can't be used.

@@ -16,6 +16,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body as _, Incoming};
+use serde::Deserialize;
 use tokio::net::TcpListener;
 
 pub use hyper::http::request::Parts;
@@ -57,6 +58,16 @@ impl Default for HttpLimits {
             idle_timeout: Duration::from_secs(75),
         }
     }
+}
+
+/// The section of an HTTP surface.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HttpConfig {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Connections at once.
+    pub connections_max: usize,
 }
 
 /// A request whose headers have arrived, and whose body may still be on its way.

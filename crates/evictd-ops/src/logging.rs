@@ -20,6 +20,16 @@ pub enum LogFormat {
 /// What is logged when the given filter can't be read.
 const FALLBACK_FILTER: &str = "info";
 
+/// The section of logging.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogConfig {
+    /// The form.
+    pub format: LogFormat,
+    /// Which events, as `level` or `target=level,...`.
+    pub filter: String,
+}
+
 /// Starts logging to stderr. `filter` is a list of directives such as `info,evictd_agent=debug`.
 ///
 /// A filter that can't be read is replaced by `info` and complained about, because a process that

@@ -30,6 +30,31 @@ pub struct MetricSpec {
     pub help: &'static str,
 }
 
+/// Declares metrics: a constant each, and `SPECS`, the list of all.
+#[macro_export]
+macro_rules! metric_specs {
+    ($(
+        $visibility:vis $constant:ident = $name:literal, $kind:expr, $unit:expr, [$($label:literal),*],
+        $help:literal;
+    )*) => {
+        $($visibility const $constant: $crate::metrics::MetricSpec = $crate::metrics::MetricSpec {
+            name: $name, kind: $kind, unit: $unit, labels: &[$($label),*], help: $help,
+        };)*
+        /// All metrics of this daemon.
+        pub const SPECS: &[$crate::metrics::MetricSpec] = &[$($constant),*];
+    };
+}
+
+/// Edges for the time that a deletion takes: 1 ms to the bound, with an exact edge at 30 s.
+pub const PROPAGATION_BUCKETS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 25.0, 30.0,
+    60.0,
+];
+
+/// Edges for questions and transactions: half a millisecond to 5 s.
+pub const LATENCY_BUCKETS: &[f64] =
+    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0];
+
 /// The kinds of metrics.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum MetricKind {

@@ -18,9 +18,9 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::store_failed;
-use crate::bus::{Heard, Intake, LiveFeed};
+use crate::bus::{Heard, Intake};
 use crate::config::AuthorityConfig;
-use crate::confirmations::Confirmations;
+use crate::live_feed::LiveFeed;
 use crate::metrics::{Metrics, Refusal};
 
 /// When the last successful round began. Lookups carry its age: what they read may come from a primary
@@ -43,7 +43,6 @@ pub(crate) struct Authority {
     pub(crate) config: AuthorityConfig,
     pub(crate) store: Arc<dyn HomeStore>,
     pub(crate) feed: LiveFeed,
-    pub(crate) confirmations: Arc<Confirmations>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) fence: Fence,
 }
@@ -110,7 +109,7 @@ impl Authority {
                 if of_speaker.count() >= PROBES_WAITING_PER_AGENT_MAX {
                     return intake.refuse(Refusal::Overload);
                 }
-                self.confirmations.probed(&identity(&heard, &request), request.policy);
+                self.feed.confirmations.probed(&identity(&heard, &request), request.policy);
                 if rounds.add(Probe { heard, request, arrived }, arrived).is_err() {
                     intake.refuse(Refusal::Overload);
                 }
@@ -152,13 +151,13 @@ impl Authority {
             );
         }
         // First what the answers speak of, or every agent would find a gap in it.
-        self.feed.send_numbered(&round.numbered.rows, &self.confirmations).await;
+        self.feed.send(&round.numbered.rows).await;
         self.metrics.head(head);
         for probe in probes {
             let held = clock::lease_now().since(probe.arrived);
             let answer =
                 ProbeAnswer { nonce: probe.request.nonce, head, store_time: clock::wall_now(), held };
-            self.feed.bus().answer(probe.heard.reply, answer.encode()).await;
+            self.feed.bus.answer(probe.heard.reply, answer.encode()).await;
         }
     }
 }

@@ -7,21 +7,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::connection::State;
 use async_nats::{Client, Message, SubscribeError, Subscriber};
 use bytes::Bytes;
-use evictd_core::invalidation::Invalidation;
-use evictd_core::position::LogPosition;
-use evictd_ops::bus::{BusConfig, BusEvent, BusOptions, publish_within};
-use evictd_ops::readiness::{Condition, Readiness};
-use evictd_wire::live::{encode_invalidations, encode_tick};
-use evictd_wire::subject::{AUTHORITY_GROUP, Kind, LIVE, PROBE_ANY_WILDCARD, Speaker};
+use evictd_ops::bus::{BusConfig, BusOptions, Link, publish_within};
+use evictd_ops::readiness::Readiness;
+use evictd_wire::subject::{AUTHORITY_GROUP, Kind, PROBE_ANY_WILDCARD, Speaker};
 use futures_util::StreamExt;
 
 use crate::StartError;
-use crate::confirmations::Confirmations;
 use crate::metrics::{Metrics, Refusal};
-use crate::sequencer::Wake;
 
 /// Messages that a subscription holds. What is dropped beyond is asked again.
 const SUBSCRIPTION_CAPACITY: usize = 32_768;
@@ -36,6 +30,7 @@ const PUBLISH_LIMIT: Duration = Duration::from_millis(250);
 #[derive(Clone, Debug)]
 pub(crate) struct Bus {
     client: Client,
+    link: Link,
     metrics: Arc<Metrics>,
 }
 
@@ -138,18 +133,22 @@ impl Bus {
         })
     }
 
-    pub(crate) fn live_feed(&self) -> LiveFeed {
-        LiveFeed { bus: self.clone() }
-    }
-
     /// Answers into an inbox that [`Intake`] found to be the asker's.
     pub(crate) async fn answer(&self, reply: String, payload: Bytes) {
         self.send(reply, payload).await;
     }
 
+    /// Waits, but not for long, until what was sent has left this process.
+    pub(crate) async fn flush(&self) {
+        let flushed = tokio::time::timeout(FLUSH_LIMIT, self.client.flush()).await;
+        if !matches!(flushed, Ok(Ok(()))) {
+            tracing::warn!("NATS wasn't reachable at the end; agents will ask for what they missed");
+        }
+    }
+
     /// Nothing is queued for a connection that is down: whoever misses something will ask.
-    async fn send(&self, subject: String, payload: Bytes) -> bool {
-        if self.client.connection_state() != State::Connected {
+    pub(crate) async fn send(&self, subject: String, payload: Bytes) -> bool {
+        if !self.link.is_up() {
             return false;
         }
         match publish_within(&self.client, subject, payload, PUBLISH_LIMIT).await {
@@ -162,46 +161,12 @@ impl Bus {
     }
 }
 
-/// The sending end of the live feed.
-#[derive(Clone, Debug)]
-pub(crate) struct LiveFeed {
-    bus: Bus,
-}
-
-impl LiveFeed {
-    /// Emits rows that just got their positions. They count as open first, or an agent could confirm one
-    /// before anybody waits for it.
-    pub(crate) async fn send_numbered(&self, rows: &[Invalidation], confirmations: &Confirmations) {
-        confirmations.numbered(rows);
-        for payload in encode_invalidations(rows) {
-            let sent = self.bus.send(LIVE.to_owned(), payload).await;
-            self.bus.metrics.live_message(sent);
-        }
-    }
-
-    pub(crate) async fn tick(&self, head: LogPosition) {
-        self.bus.send(LIVE.to_owned(), encode_tick(head)).await;
-    }
-
-    /// Waits, but not for long, until what was sent has left this process.
-    pub(crate) async fn flush(&self) {
-        let flushed = tokio::time::timeout(FLUSH_LIMIT, self.bus.client.flush()).await;
-        if !matches!(flushed, Ok(Ok(()))) {
-            tracing::warn!("NATS wasn't reachable at the end; agents will ask for what they missed");
-        }
-    }
-
-    pub(crate) fn bus(&self) -> &Bus {
-        &self.bus
-    }
-}
-
-/// Connects; returns although no server may be reachable yet.
+/// Connects; returns although no server may be reachable yet. `on_connected` is called at each connection.
 pub(crate) async fn connect(
     config: &BusConfig,
     metrics: &Arc<Metrics>,
     readiness: &Readiness,
-    wake: Wake,
+    on_connected: impl Fn() + Send + Sync + 'static,
 ) -> Result<Bus, StartError> {
     let options = BusOptions {
         name: "evictd publisher".to_owned(),
@@ -209,37 +174,15 @@ pub(crate) async fn connect(
         subscription_capacity: SUBSCRIPTION_CAPACITY,
     };
     let condition = readiness.condition("nats", format!("a connection to {}", config.urls.join(", ")));
-    let on_event = on_event(metrics.clone(), condition, wake);
+    let link = Link::new(metrics.nats.clone(), condition);
+    let on_event = {
+        let link = link.clone();
+        move |event| {
+            if link.note(event) {
+                on_connected();
+            }
+        }
+    };
     let client = evictd_ops::bus::connect(config, options, on_event).await?;
-    Ok(Bus { client, metrics: metrics.clone() })
-}
-
-fn on_event(
-    metrics: Arc<Metrics>,
-    condition: Condition,
-    wake: Wake,
-) -> impl Fn(BusEvent) + Send + Sync + 'static {
-    move |event| match event {
-        BusEvent::Connected => {
-            tracing::info!("connected to NATS");
-            metrics.connected(true);
-            condition.met();
-            wake.tick();
-        }
-        BusEvent::Disconnected => {
-            tracing::warn!("the connection to NATS is lost; changes are kept and agents will ask for them");
-            metrics.connected(false);
-            condition.unmet("a connection to NATS, which was lost");
-        }
-        BusEvent::SlowConsumer => metrics.slow_consumer(),
-        BusEvent::ServerError(error) => {
-            tracing::warn!(%error, "NATS reports an error; are the permissions of the publisher's user right?");
-            metrics.server_error();
-        }
-        BusEvent::ClientError(error) => {
-            tracing::debug!(%error, "NATS client");
-            condition.unmet(format!("a connection to NATS: {error}"));
-        }
-        BusEvent::LameDuck | BusEvent::Draining | BusEvent::Closed => {}
-    }
+    Ok(Bus { client, link, metrics: metrics.clone() })
 }

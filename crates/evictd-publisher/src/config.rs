@@ -1,12 +1,13 @@
 //! The publisher's configuration. `deploy/publisher.toml` documents every key and holds every default.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use evictd_ops::admin::AdminConfig;
 use evictd_ops::bus::BusConfig;
 use evictd_ops::config::{HumanDuration, Validate};
-use evictd_ops::logging::LogFormat;
+use evictd_ops::http::HttpConfig;
+use evictd_ops::logging::LogConfig;
 use serde::Deserialize;
 
 /// The documented default file; the program's own defaults.
@@ -32,24 +33,6 @@ pub struct PublisherConfig {
     pub receipts: ReceiptsConfig,
     /// Logging.
     pub log: LogConfig,
-}
-
-/// The control API.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct HttpConfig {
-    /// Where it listens.
-    pub listen: SocketAddr,
-    /// Connections at once.
-    pub connections_max: usize,
-}
-
-/// The operator's port.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AdminConfig {
-    /// Where it listens.
-    pub listen: SocketAddr,
 }
 
 /// The home store.
@@ -94,16 +77,6 @@ pub struct AuthorityConfig {
 pub struct ReceiptsConfig {
     /// The longest bound of any agent.
     pub bound: HumanDuration,
-}
-
-/// Logging.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LogConfig {
-    /// The form.
-    pub format: LogFormat,
-    /// The filter.
-    pub filter: String,
 }
 
 impl Validate for PublisherConfig {

@@ -7,6 +7,7 @@
 //! * [`config`]: the configuration and its documented defaults.
 //! * [`metrics`]: every metric of the publisher.
 //! * [`control`], [`auth`]: the control API, in Unkey's form.
+//! * [`live_feed`]: what goes out to every agent.
 //! * [`sequencer`]: positions, ticks, ends that come by themselves.
 //! * [`authority`]: probe rounds; replays and lookups in [`questions`].
 //! * [`confirmations`]: who has applied what.
@@ -19,6 +20,7 @@ mod bus;
 pub mod config;
 mod confirmations;
 mod control;
+mod live_feed;
 pub mod metrics;
 mod questions;
 mod sequencer;
@@ -39,6 +41,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::PublisherConfig;
 use crate::confirmations::Confirmations;
+use crate::live_feed::LiveFeed;
 use crate::metrics::Metrics;
 use crate::sequencer::{Sequencer, Wake};
 
@@ -108,13 +111,17 @@ pub async fn start(config: PublisherConfig, shutdown: CancellationToken) -> Resu
     let admin_listener = bind(config.admin.listen).await?;
     let confirmations = Arc::new(Confirmations::new(config.receipts.bound.into(), registry.clone()));
     let wake = Wake::default();
-    let bus = bus::connect(&config.nats, &metrics, &readiness, wake.clone()).await?;
+    let bus = {
+        let wake = wake.clone();
+        // The head at once, without waiting for the second: agents may have missed something.
+        bus::connect(&config.nats, &metrics, &readiness, move || wake.tick()).await?
+    };
+    let feed = LiveFeed { bus: bus.clone(), confirmations: confirmations.clone(), metrics: metrics.clone() };
 
     let sequencer = Sequencer {
         config: config.sequencer.clone(),
         store: store.clone(),
-        feed: bus.live_feed(),
-        confirmations: confirmations.clone(),
+        feed: feed.clone(),
         metrics: metrics.clone(),
         wake: wake.clone(),
         condition: readiness.condition("store", "the home store to number what was committed"),
@@ -135,8 +142,7 @@ pub async fn start(config: PublisherConfig, shutdown: CancellationToken) -> Resu
     let authority = authority::Authority {
         config: config.authority.clone(),
         store: store.clone(),
-        feed: bus.live_feed(),
-        confirmations: confirmations.clone(),
+        feed,
         metrics: metrics.clone(),
         fence: fence.clone(),
     };

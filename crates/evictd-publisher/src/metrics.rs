@@ -4,38 +4,23 @@ use std::time::Duration;
 
 use evictd_core::follower::ReplayAnswer;
 use evictd_core::position::LogPosition;
-use evictd_ops::metrics::{MetricKind, MetricSpec, Registry};
+use evictd_ops::bus::BusMetrics;
+use evictd_ops::metric_specs;
+use evictd_ops::metrics::{LATENCY_BUCKETS, MetricKind, MetricSpec, PROPAGATION_BUCKETS, Registry};
 use evictd_store::log::Backlog;
 use evictd_wire::api::requests::{CreateApi, CreateKey, DeleteApi, DeleteKey, GetKey};
 use evictd_wire::subject::Kind;
 use hyper::StatusCode;
 use metrics::{Counter, Gauge, Histogram, Unit};
 
-const CONFIRMED_BUCKETS: &[f64] = &[
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 25.0, 30.0,
-    60.0,
-];
-
-const ROUND_BUCKETS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0];
-
-macro_rules! specs {
-    ($($visibility:vis $constant:ident = $name:literal, $kind:expr, $unit:expr, [$($label:literal),*], $help:literal;)*) => {
-        $($visibility const $constant: MetricSpec = MetricSpec {
-            name: $name, kind: $kind, unit: $unit, labels: &[$($label),*], help: $help,
-        };)*
-        /// All metrics of the publisher.
-        pub const SPECS: &[MetricSpec] = &[$($constant),*];
-    };
-}
-
 const COUNTER: MetricKind = MetricKind::Counter;
 const GAUGE: MetricKind = MetricKind::Gauge;
-const CONFIRMED_KIND: MetricKind = MetricKind::Histogram { buckets: CONFIRMED_BUCKETS };
-const ROUND_KIND: MetricKind = MetricKind::Histogram { buckets: ROUND_BUCKETS };
+const CONFIRMED_KIND: MetricKind = MetricKind::Histogram { buckets: PROPAGATION_BUCKETS };
+const ROUND_KIND: MetricKind = MetricKind::Histogram { buckets: LATENCY_BUCKETS };
 const SECONDS: Option<Unit> = Some(Unit::Seconds);
 const COUNT: Option<Unit> = Some(Unit::Count);
 
-specs! {
+metric_specs! {
     pub(crate) CONFIRMED = "evictd_publisher_confirmed_seconds", CONFIRMED_KIND, SECONDS, ["region"],
         "From the commit of a deletion to the moment when every live agent of the region had confirmed it, on this machine's clock.";
     pub(crate) AGENTS = "evictd_publisher_agents", GAUGE, COUNT, ["region", "state"],
@@ -168,10 +153,7 @@ pub struct Metrics {
     refused: [[Counter; 5]; 4],
     requests: [[Counter; 3]; 5],
     store_failures: Counter,
-    connected: Gauge,
-    connects: Counter,
-    slow_consumer: Counter,
-    server_errors: Counter,
+    pub(crate) nats: BusMetrics,
 }
 
 impl Metrics {
@@ -208,10 +190,12 @@ impl Metrics {
             refused: Kind::ALL.map(refused),
             requests: Endpoint::ALL.map(requests),
             store_failures: registry.counter(&STORE_FAILURES, &[]),
-            connected: gauge(&NATS_CONNECTED),
-            connects: registry.counter(&NATS_CONNECTS, &[]),
-            slow_consumer: counter(&NATS_ERRORS, "kind", "slow_consumer"),
-            server_errors: counter(&NATS_ERRORS, "kind", "server"),
+            nats: BusMetrics {
+                connected: gauge(&NATS_CONNECTED),
+                connects: registry.counter(&NATS_CONNECTS, &[]),
+                slow_consumer: counter(&NATS_ERRORS, "kind", "slow_consumer"),
+                server_errors: counter(&NATS_ERRORS, "kind", "server"),
+            },
         }
     }
 
@@ -275,20 +259,5 @@ impl Metrics {
 
     pub(crate) fn store_failed(&self) {
         self.store_failures.increment(1);
-    }
-
-    pub(crate) fn connected(&self, connected: bool) {
-        self.connected.set(if connected { 1.0 } else { 0.0 });
-        if connected {
-            self.connects.increment(1);
-        }
-    }
-
-    pub(crate) fn slow_consumer(&self) {
-        self.slow_consumer.increment(1);
-    }
-
-    pub(crate) fn server_error(&self) {
-        self.server_errors.increment(1);
     }
 }

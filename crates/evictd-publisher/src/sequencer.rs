@@ -14,9 +14,8 @@ use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::store_failed;
-use crate::bus::LiveFeed;
 use crate::config::SequencerConfig;
-use crate::confirmations::Confirmations;
+use crate::live_feed::LiveFeed;
 use crate::metrics::Metrics;
 
 /// Rows numbered in one transaction.
@@ -54,7 +53,6 @@ pub(crate) struct Sequencer {
     pub(crate) config: SequencerConfig,
     pub(crate) store: Arc<dyn HomeStore>,
     pub(crate) feed: LiveFeed,
-    pub(crate) confirmations: Arc<Confirmations>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) wake: Wake,
     pub(crate) condition: Condition,
@@ -90,13 +88,13 @@ impl Sequencer {
             healthy.note(done, &self.condition, &self.metrics);
         }
         healthy.note(self.number().await, &self.condition, &self.metrics);
-        self.feed.flush().await;
+        self.feed.bus.flush().await;
     }
 
     async fn number(&self) -> Result<(), StoreError> {
         loop {
             let numbered = self.store.number(BATCH).await?;
-            self.feed.send_numbered(&numbered.rows, &self.confirmations).await;
+            self.feed.send(&numbered.rows).await;
             self.metrics.head(numbered.head);
             if numbered.rows.len() < BATCH {
                 return Ok(());
@@ -117,7 +115,6 @@ impl Sequencer {
 
     async fn tick(&self) -> Result<(), StoreError> {
         let head = self.store.head().await?;
-        self.confirmations.head(head);
         self.feed.tick(head).await;
         self.metrics.head(head);
         Ok(())
@@ -133,8 +130,8 @@ impl Sequencer {
     async fn check(&self, checks: u64) -> Result<(), StoreError> {
         let backlog = self.store.backlog().await?;
         self.metrics.backlog(backlog);
-        self.confirmations.sweep();
-        self.metrics.unconfirmed(self.confirmations.unconfirmed());
+        self.feed.confirmations.sweep();
+        self.metrics.unconfirmed(self.feed.confirmations.unconfirmed());
         if checks.is_multiple_of(TRIGGER_CHECK_EVERY) {
             self.check_triggers().await;
         }

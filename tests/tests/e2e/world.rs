@@ -146,13 +146,15 @@ impl World {
     /// Verifies `keys` everywhere until every agent has answered VALID for all of them out of its cache
     /// alone.
     pub(crate) fn cache_everywhere(&self, keys: &[&Key]) -> Result<()> {
+        // What is cached before its own creation was announced would have to be loaded once more.
+        self.wait_until_caught_up()?;
         for agent in self.topology.agents() {
             self.cache(agent, keys)?;
         }
         Ok(())
     }
 
-    pub(crate) fn cache(&self, agent: &Node, keys: &[&Key]) -> Result<()> {
+    fn cache(&self, agent: &Node, keys: &[&Key]) -> Result<()> {
         let caller = Caller::new(self, agent);
         for key in keys {
             self.wait_for_code(agent, key, "VALID")?;

@@ -73,12 +73,11 @@ impl World {
             Insert => self.cache.insert_hidden(alice, self.entry.clone()),
             Check => self.meets_floors = self.follower.admits(&alice, &self.entry.anchors, at(BASE)),
             Settle if self.meets_floors => self.entry.show(),
-            Settle => self.cache.evict(&alice),
+            Settle | Evict => self.cache.evict(&alice),
             Raise => {
                 let row = row(at(BASE + 1), self.scope.clone());
                 self.follower.on_live(vec![row], clock::lease_now(), &mut Vec::new());
             }
-            Evict => self.cache.evict(&alice),
             Confirm => {}
             Get => self.got = self.cache.found.get(&alice),
             Answer => {
@@ -108,7 +107,9 @@ fn stale(loader: &[Step], invalidation: &[Step], verification: &[Step], scope: &
     assert!(schedules.len() >= 35, "too few to mean anything");
     schedules.retain(|schedule| {
         let mut world = World::new(scope.clone());
-        schedule.iter().for_each(|step| world.take(*step));
+        for step in schedule.iter() {
+            world.take(*step);
+        }
         world.answered
     });
     schedules

@@ -66,8 +66,8 @@ async fn an_invalidation_is_evicted_and_then_counts_as_applied() {
     task.poll_and_perform(&feed).await;
     assert!(agent.cache.get(&hash("alice")).is_none());
     assert_eq!(agent.knowledge.applied(), at(BASE + 1));
-    assert_eq!(agent.metric("evictd_agent_applied_position"), (BASE + 1) as f64);
-    assert_eq!(agent.metric(r#"evictd_agent_invalidations_total{via="live"}"#), 1.0);
+    assert_eq!(agent.metric("evictd_agent_applied_position"), BASE + 1);
+    assert_eq!(agent.metric(r#"evictd_agent_invalidations_total{via="live"}"#), 1);
 }
 
 #[tokio::test]
@@ -98,7 +98,7 @@ async fn what_is_malformed_or_unasked_is_counted_and_changes_nothing() {
     ] {
         let series =
             format!("evictd_agent_ignored_messages_total{{subject=\"{subject}\",reason=\"{reason}\"}}");
-        assert_eq!(agent.metric(&series), 1.0, "{series}");
+        assert_eq!(agent.metric(&series), 1, "{series}");
     }
 }
 
@@ -127,7 +127,7 @@ fn millis(millis: u64) -> Duration {
 #[test]
 fn an_offset_that_was_never_measured_may_be_an_hour_off() {
     let offset = Offset::default();
-    assert_eq!(offset.error, Duration::from_secs(3600));
+    assert_eq!(offset.error, Duration::from_hours(1));
     assert_eq!(offset.age_of(StoreTime(2 * SECOND), StoreTime(5 * SECOND)), Duration::from_secs(3));
 }
 

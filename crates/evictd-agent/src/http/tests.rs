@@ -1,1 +1,323 @@
-//! Tests.
+//! The verify surface over a real listener, its authority in memory.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use evictd_core::ids::{ApiId, WorkspaceId};
+use evictd_core::invalidation::Scope;
+use evictd_ops::http::{HttpLimits, bind, serve};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::*;
+use crate::fixture::{Agent, ends_in, key, key_scope, root_key};
+use crate::metrics::LoadOutcome;
+
+struct Answer {
+    status: u16,
+    content_type: String,
+    body: String,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error} in {}", self.body))
+    }
+
+    /// What a verification says.
+    fn data(&self) -> Value {
+        assert_eq!((self.status, self.content_type.as_str()), (200, "application/json"), "{}", self.body);
+        self.json()["data"].take()
+    }
+
+    /// The status, and the end of the URL that says why.
+    fn refusal(&self) -> (u16, String) {
+        let answer = self.json();
+        let error = &answer["error"];
+        assert_eq!(error["status"], self.status);
+        assert!(answer["meta"]["requestId"].as_str().is_some_and(|id| id.starts_with("req_")), "{answer}");
+        let r#type = error["type"].as_str().unwrap_or_default();
+        (self.status, r#type.trim_start_matches("https://unkey.com/docs/errors/").to_owned())
+    }
+}
+
+/// An agent that serves, whose home region has the root key "root" and the keys "alice" and "bob".
+struct Gateway {
+    agent: Agent,
+    address: SocketAddr,
+    _shutdown: DropGuard,
+}
+
+impl Gateway {
+    async fn new() -> Self {
+        let agent = Agent::live();
+        agent.home.put(hash("root"), Record::RootKey(root_key(&["api.*.verify_key"])));
+        agent.home.put(hash("alice"), Record::Key(key("key_1")));
+        agent.home.put(hash("bob"), Record::Key(key("key_2")));
+        let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let limits = HttpLimits { body_bytes_max: BODY_BYTES_MAX, ..HttpLimits::default() };
+        let shutdown = CancellationToken::new();
+        tokio::spawn(serve(listener, Surface::new(agent.verifier.clone()), limits, shutdown.clone()));
+        Self { agent, address, _shutdown: shutdown.drop_guard() }
+    }
+
+    async fn send(&self, head: &str, body: &str) -> Answer {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        let request = format!("{head}\r\nhost: gateway\r\nconnection: close\r\n\r\n{body}");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let header = |name: &str| {
+            head.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_owned()
+        };
+        Answer {
+            status: head.split(' ').nth(1).unwrap().parse().unwrap(),
+            content_type: header("content-type:"),
+            body: body.to_owned(),
+        }
+    }
+
+    /// Posts `body` with these further header lines.
+    async fn post(&self, headers: &[&str], body: &str) -> Answer {
+        let length = format!("content-length: {}", body.len());
+        let lines = [&["POST /v2/keys.verifyKey HTTP/1.1", &length], headers].concat();
+        self.send(&lines.join("\r\n"), body).await
+    }
+
+    /// Verifies a key as an SDK does.
+    async fn verify_as(&self, root: &str, key: &str) -> Answer {
+        let authorization = format!("authorization: Bearer {root}");
+        self.post(&["accept: application/json", &authorization], &json!({ "key": key }).to_string()).await
+    }
+
+    async fn verify(&self, key: &str) -> Answer {
+        self.verify_as("root", key).await
+    }
+
+    fn verified(&self, code: &str) -> u64 {
+        self.agent.metric(&format!("evictd_agent_verifications_total{{code=\"{code}\"}}"))
+    }
+}
+
+const ROOT: &str = "authorization: Bearer root";
+
+fn not_found() -> Value {
+    json!({ "valid": false, "code": "NOT_FOUND" })
+}
+
+#[tokio::test]
+async fn a_valid_key_comes_with_its_details() {
+    let gateway = Gateway::new().await;
+    let end = ends_in(Duration::from_hours(1));
+    let record = KeyRecord {
+        name: Some("billing".into()),
+        meta: Some(r#"{"plan": "pro"}"#.into()),
+        expires_at: Some(end),
+        ..key("key_3")
+    };
+    gateway.agent.home.put(hash("carol"), Record::Key(record));
+    let answer = gateway.verify("carol").await;
+    assert!(answer.body.contains(r#""meta":{"plan": "pro"}"#), "byte for byte: {}", answer.body);
+    assert_eq!(
+        answer.data(),
+        json!({
+            "valid": true, "code": "VALID", "keyId": "key_3", "name": "billing",
+            "meta": { "plan": "pro" }, "expires": end.as_millis(), "enabled": true,
+        })
+    );
+    assert_eq!(
+        gateway.verify("alice").await.data(),
+        json!({ "valid": true, "code": "VALID", "keyId": "key_1", "enabled": true })
+    );
+    assert_eq!(gateway.verified("VALID"), 2);
+}
+
+#[tokio::test]
+async fn a_key_that_grants_nothing_now_says_why() {
+    let gateway = Gateway::new().await;
+    let now = ends_in(Duration::ZERO);
+    for (record, code, enabled) in [
+        (KeyRecord { state: RecordState::Disabled, ..key("key_3") }, "DISABLED", false),
+        (KeyRecord { state: RecordState::Expired, ..key("key_3") }, "EXPIRED", true),
+        (KeyRecord { expires_at: Some(now), ..key("key_3") }, "EXPIRED", true),
+    ] {
+        gateway.agent.home.put(hash("carol"), Record::Key(record));
+        gateway.agent.invalidate(key_scope(hash("carol")));
+        let data = gateway.verify("carol").await.data();
+        assert_eq!(data["valid"], false);
+        assert_eq!((&data["code"], &data["enabled"]), (&json!(code), &json!(enabled)));
+        assert_eq!(data["keyId"], "key_3");
+    }
+}
+
+#[tokio::test]
+async fn what_the_caller_may_not_see_does_not_exist() {
+    let gateway = Gateway::new().await;
+    let put = |text: &str, record| gateway.agent.home.put(hash(text), record);
+    put("foreign", Record::Key(KeyRecord { workspace_id: WorkspaceId::new("ws_2"), ..key("key_3") }));
+    put("deleted", Record::Key(KeyRecord { state: RecordState::Deleted, ..key("key_4") }));
+    put("other", Record::RootKey(root_key(&["api.*.verify_key"])));
+    for key in ["nobody", "foreign", "deleted", "other", "root"] {
+        assert_eq!(gateway.verify(key).await.data(), not_found(), "{key}");
+    }
+    assert_eq!(gateway.verified("NOT_FOUND"), 5);
+
+    let permissions =
+        [&[][..], &["api.*.delete_key"], &["api.api_2.verify_key"], &["api.*.*"], &["verify_key"]];
+    for permissions in permissions {
+        put("root", Record::RootKey(root_key(permissions)));
+        gateway.agent.invalidate(Scope::Workspace(WorkspaceId::new("ws_1")));
+        assert_eq!(gateway.verify("alice").await.data(), not_found(), "{permissions:?}");
+    }
+    put("root", Record::RootKey(root_key(&["api.api_1.verify_key"])));
+    gateway.agent.invalidate(Scope::Workspace(WorkspaceId::new("ws_1")));
+    assert_eq!(gateway.verify("alice").await.data()["code"], "VALID");
+}
+
+/// Even a key that is disabled or expired must not show that it exists.
+#[tokio::test]
+async fn visibility_comes_before_the_keys_own_state() {
+    let gateway = Gateway::new().await;
+    for state in [RecordState::Disabled, RecordState::Expired] {
+        let record = KeyRecord { state, api_id: ApiId::new("api_2"), ..key("key_3") };
+        gateway.agent.home.put(hash("carol"), Record::Key(record));
+        gateway.agent.home.put(hash("root"), Record::RootKey(root_key(&["api.api_1.verify_key"])));
+        gateway.agent.invalidate(Scope::All);
+        assert_eq!(gateway.verify("carol").await.data(), not_found());
+    }
+}
+
+#[tokio::test]
+async fn a_bad_request_is_refused_before_anybody_is_asked() {
+    let gateway = Gateway::new().await;
+    let unknown = "authorization: Bearer unknown";
+    let long = json!({ "key": "x".repeat(513) }).to_string();
+    for body in [
+        "",
+        "{",
+        "[]",
+        "{}",
+        r#"{"key":""}"#,
+        r#"{"key":7}"#,
+        &long,
+        r#"{"key":"alice","apiId":"api_1"}"#,
+        r#"{"key":"alice","permissions":"a AND b"}"#,
+        r#"{"key":"alice","ratelimits":[{"name":"requests"}]}"#,
+        r#"{"key":"alice","credits":{"cost":1}}"#,
+    ] {
+        let answer = gateway.post(&[unknown, "accept: */*"], body).await;
+        assert_eq!(answer.refusal(), (400, "unkey/application/invalid_input".to_owned()), "{body}");
+        assert_eq!(answer.content_type, "application/json", "as Unkey's validator answers");
+        assert!(!answer.json()["error"]["errors"].as_array().unwrap().is_empty(), "{body}");
+    }
+    for (headers, r#type) in [
+        (&[][..], "unkey/authentication/missing"),
+        (&["authorization: Bearer "], "unkey/authentication/malformed"),
+        (&["authorization: Basic root"], "unkey/authentication/malformed"),
+        (&["authorization: root"], "unkey/authentication/malformed"),
+    ] {
+        let answer = gateway.post(headers, r#"{"key":"alice"}"#).await;
+        assert_eq!(answer.refusal(), (400, r#type.to_owned()));
+    }
+    assert_eq!(gateway.agent.home.asked(), 0);
+}
+
+#[tokio::test]
+async fn a_root_key_that_may_not_act_is_refused_before_the_key_is_looked_up() {
+    let gateway = Gateway::new().await;
+    let root = |state| Record::RootKey(RootKeyRecord { state, ..root_key(&["api.*.verify_key"]) });
+    let ended = RootKeyRecord { expires_at: Some(ends_in(Duration::ZERO)), ..root_key(&[]) };
+    let put = |text: &str, record| gateway.agent.home.put(hash(text), record);
+    put("deleted", root(RecordState::Deleted));
+    put("disabled", root(RecordState::Disabled));
+    put("expired", root(RecordState::Expired));
+    put("ended", Record::RootKey(ended));
+    for (asked, (text, status, r#type)) in [
+        ("unknown", 401, "unkey/authentication/key_not_found"),
+        ("deleted", 401, "unkey/authentication/key_not_found"),
+        // An ordinary key, and the one to be verified at that.
+        ("alice", 401, "unkey/authentication/key_not_found"),
+        ("disabled", 403, "unkey/authorization/key_disabled"),
+        ("expired", 403, "unkey/authorization/forbidden"),
+        ("ended", 403, "unkey/authorization/forbidden"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let answer = gateway.verify_as(text, "bob").await;
+        assert_eq!(answer.refusal(), (status, r#type.to_owned()), "{text}");
+        assert_eq!(gateway.agent.home.asked(), asked + 1, "{text}");
+    }
+    for code in ["VALID", "NOT_FOUND"] {
+        assert_eq!(gateway.verified(code), 0, "{code}");
+    }
+}
+
+#[tokio::test]
+async fn when_nothing_answers_it_denies_and_says_why() {
+    let gateway = Gateway::new().await;
+    gateway.agent.home.fail(Some((LoadOutcome::Timeout, LoadError::Unreachable)));
+    let answer = gateway.verify("alice").await;
+    assert_eq!(answer.refusal(), (503, "unkey/application/service_unavailable".to_owned()));
+    assert_eq!(answer.content_type, "application/json");
+    let mut body = answer.json();
+    body["meta"].take();
+    assert_eq!(
+        body,
+        json!({
+            "meta": null,
+            "error": {
+                "title": "Service Unavailable",
+                "detail": "This agent has no record that is fresh enough, and no publisher answered; see its /readyz",
+                "status": 503,
+                "type": "https://unkey.com/docs/errors/unkey/application/service_unavailable",
+            },
+        })
+    );
+
+    let answer = gateway.post(&[ROOT, "accept: */*"], r#"{"key":"alice"}"#).await;
+    assert_eq!((answer.status, answer.content_type.as_str()), (503, "application/problem+json"));
+    gateway.agent.home.fail(Some((LoadOutcome::Busy, LoadError::Busy)));
+    let answer = gateway.verify("alice").await;
+    assert_eq!(answer.status, 503);
+    assert!(answer.body.contains("try again"), "{}", answer.body);
+    assert_eq!(gateway.verified("UNAVAILABLE"), 3);
+}
+
+#[tokio::test]
+async fn what_is_cached_needs_nobody_and_what_is_not_is_denied() {
+    let gateway = Gateway::new().await;
+    assert_eq!(gateway.verify("alice").await.data()["code"], "VALID");
+    gateway.agent.home.fail(Some((LoadOutcome::Unsent, LoadError::Unreachable)));
+    assert_eq!(gateway.verify("alice").await.data()["code"], "VALID");
+    assert_eq!(gateway.verify("bob").await.status, 503);
+    gateway.agent.invalidate(key_scope(hash("alice")));
+    assert_eq!(gateway.verify("alice").await.status, 503, "it was deleted: what was cached counts no more");
+}
+
+#[tokio::test]
+async fn a_deletion_shows_at_once() {
+    let gateway = Gateway::new().await;
+    assert_eq!(gateway.verify("alice").await.data()["code"], "VALID");
+    let deleted = KeyRecord { state: RecordState::Deleted, ..key("key_1") };
+    gateway.agent.home.put(hash("alice"), Record::Key(deleted));
+    assert_eq!(gateway.verify("alice").await.data()["code"], "VALID", "nobody has told the agent yet");
+    gateway.agent.invalidate(key_scope(hash("alice")));
+    assert_eq!(gateway.verify("alice").await.data(), not_found());
+}
+
+#[tokio::test]
+async fn other_paths_methods_and_sizes_are_refused() {
+    let gateway = Gateway::new().await;
+    let answer = gateway.send("POST /v2/keys.deleteKey HTTP/1.1\r\ncontent-length: 2", "{}").await;
+    assert_eq!((answer.status, answer.body.as_str()), (404, "404 page not found\n"));
+    let answer = gateway.send("GET /v2/keys.verifyKey HTTP/1.1", "").await;
+    assert_eq!(answer.status, 405);
+    let head = format!("POST /v2/keys.verifyKey HTTP/1.1\r\ncontent-length: {}", BODY_BYTES_MAX + 1);
+    let answer = gateway.send(&head, "").await;
+    assert_eq!(answer.refusal(), (413, "user/bad_request/request_body_too_large".to_owned()));
+}

@@ -45,7 +45,7 @@ async fn what_was_loaded_is_cached_whether_found_or_not() {
     assert_eq!(state(&load(&agent, "alice").await.unwrap()), Some(RecordState::Active));
     assert_eq!(load(&agent, "nobody").await.unwrap().record, Record::Absent);
     assert!(is_cached(&agent, "alice") && is_cached(&agent, "nobody"));
-    assert_eq!(agent.metric(r#"evictd_agent_loads_total{outcome="ok"}"#), 2.0);
+    assert_eq!(agent.metric(r#"evictd_agent_loads_total{outcome="ok"}"#), 2);
 }
 
 #[tokio::test]
@@ -77,7 +77,7 @@ async fn who_began_after_a_newer_floor_is_not_answered_by_an_older_load() {
     assert_eq!(state(&late), Some(RecordState::Deleted));
     assert_eq!(late.as_of(), deleted_at);
     assert_eq!(agent.home.asked(), 2);
-    assert_eq!(agent.metric("evictd_agent_stale_loads_rejected_total"), 1.0);
+    assert_eq!(agent.metric("evictd_agent_stale_loads_rejected_total"), 1);
     assert_eq!(state(&agent.cache.get(&hash("alice")).unwrap()), Some(RecordState::Deleted));
 }
 
@@ -155,7 +155,7 @@ async fn loads_over_the_limit_are_shed_at_once_and_others_go_on() {
     let (joined, ()) = tokio::join!(joiner, async { agent.home.release() });
     assert!(joined.is_ok(), "who joins needs no place of its own");
     assert!(first.await.unwrap().is_ok());
-    assert_eq!(agent.metric(r#"evictd_agent_loads_total{outcome="shed"}"#), 1.0);
+    assert_eq!(agent.metric(r#"evictd_agent_loads_total{outcome="shed"}"#), 1);
     assert!(load(&agent, "bob").await.is_ok(), "the place is free again");
 }
 
@@ -205,7 +205,7 @@ async fn a_failure_is_everybodys_and_the_next_load_asks_again() {
         let (one, other) = tokio::join!(load(&agent, "alice"), load(&agent, "alice"));
         assert_eq!((one.unwrap_err(), other.unwrap_err()), (error, error));
         assert_eq!(agent.home.asked(), asked + 1);
-        assert_eq!(agent.metric(&format!("evictd_agent_loads_total{{outcome=\"{label}\"}}")), 1.0);
+        assert_eq!(agent.metric(&format!("evictd_agent_loads_total{{outcome=\"{label}\"}}")), 1);
     }
     agent.home.fail(None);
     assert!(load(&agent, "alice").await.is_ok());

@@ -179,15 +179,15 @@ async fn hits_and_misses_are_counted() {
     agent.verifier.entry(hash("alice")).await.unwrap();
     agent.verifier.entry(hash("bob")).await.unwrap();
     agent.verifier.entry(hash("bob")).await.unwrap();
-    assert_eq!(agent.metric("evictd_agent_cache_hits_total"), 2.0);
-    assert_eq!(agent.metric("evictd_agent_cache_misses_total"), 1.0);
+    assert_eq!(agent.metric("evictd_agent_cache_hits_total"), 2);
+    assert_eq!(agent.metric("evictd_agent_cache_misses_total"), 1);
     assert_eq!(agent.home.asked(), 1);
 }
 
 #[test]
 fn an_end_that_may_have_come_at_home_has_come() {
     let agent = Agent::live();
-    let soon = KeyRecord { expires_at: Some(ends_in(Duration::from_secs(60))), ..key("key_1") };
+    let soon = KeyRecord { expires_at: Some(ends_in(Duration::from_mins(1))), ..key("key_1") };
     let root = Record::RootKey(evictd_core::record::RootKeyRecord {
         expires_at: soon.expires_at,
         ..root_key(&["api.*.verify_key"])
@@ -200,5 +200,5 @@ fn an_end_that_may_have_come_at_home_has_come() {
     agent.knowledge.publish_offset_high(61_000_000);
     assert_eq!(agent.verifier.judge(&soon), Verdict::Expired);
     assert!(agent.verifier.root_key_ended(&root));
-    assert_eq!(agent.metric(r#"evictd_agent_verifications_total{code="EXPIRED"}"#), 1.0);
+    assert_eq!(agent.metric(r#"evictd_agent_verifications_total{code="EXPIRED"}"#), 1);
 }

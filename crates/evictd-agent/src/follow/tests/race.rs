@@ -14,8 +14,9 @@ use tokio::runtime::{Builder, Handle};
 
 use super::*;
 use crate::cache::Entry;
-use crate::loads::{LoadError, Loads};
+use crate::loads::Loads;
 use crate::metrics::LoadOutcome;
+use crate::origin::LoadError;
 use crate::origin::{Loaded, Origin};
 use crate::verify::Verifier;
 
