@@ -29,9 +29,8 @@ impl Surface {
     }
 
     async fn verify(&self, call: &Call) -> Result<Reply, ApiError> {
-        let token = call.token()?;
-        let request = VerifyKey::parse(&call.body)?;
-        let root_entry = self.load(token).await?;
+        let request = call.request(VerifyKey::parse)?;
+        let root_entry = self.load(call.token()?).await?;
         let root = self.authorise(&root_entry)?;
         let entry = self.load(&request.key).await?;
         let visible = match &entry.record {

@@ -40,6 +40,18 @@ impl Call {
         }
     }
 
+    /// The body as `parse` reads it. Unkey's validator looks at the body and for the header, and leaves the
+    /// header's form to what comes later; so do we, in this order.
+    pub fn request<'a, T>(
+        &'a self,
+        parse: impl FnOnce(&'a [u8]) -> Result<T, ApiError>,
+    ) -> Result<T, ApiError> {
+        if !self.headers.contains_key(AUTHORIZATION) {
+            authorization(None)?;
+        }
+        parse(&self.body)
+    }
+
     /// The root key's text. It was given, but nobody has looked it up yet.
     pub fn token(&self) -> Result<&str, ApiError> {
         authorization(self.headers.get(AUTHORIZATION).map(hyper::header::HeaderValue::as_bytes))

@@ -186,3 +186,6 @@ pub(crate) async fn connect(
     let client = evictd_ops::bus::connect(config, options, on_event).await?;
     Ok(Bus { client, link, metrics: metrics.clone() })
 }
+
+#[cfg(test)]
+mod tests;

@@ -105,3 +105,6 @@ impl Validate for PublisherConfig {
         self.nats.validate(problems);
     }
 }
+
+#[cfg(test)]
+mod tests;

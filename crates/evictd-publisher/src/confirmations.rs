@@ -289,3 +289,6 @@ pub(crate) async fn hear(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -37,37 +37,36 @@ impl Surface {
     }
 
     async fn call(&self, endpoint: Endpoint, call: &Call, remote: SocketAddr) -> Result<Reply, ApiError> {
-        let token = call.token()?;
         match endpoint {
             Endpoint::CreateApi => {
-                let request = CreateApi::parse(&call.body)?;
-                let root = self.authenticate(token).await?;
+                let request = call.request(CreateApi::parse)?;
+                let root = self.authenticate(call).await?;
                 self.create_api(&root, &actor(call, &root, remote), request)
                     .await
                     .map(|data| call.success(data))
             }
             Endpoint::DeleteApi => {
-                let request = DeleteApi::parse(&call.body)?;
-                let root = self.authenticate(token).await?;
+                let request = call.request(DeleteApi::parse)?;
+                let root = self.authenticate(call).await?;
                 self.delete_api(&root, &actor(call, &root, remote), request)
                     .await
                     .map(|data| call.success(data))
             }
             Endpoint::CreateKey => {
-                let request = CreateKey::parse(&call.body)?;
-                let root = self.authenticate(token).await?;
+                let request = call.request(CreateKey::parse)?;
+                let root = self.authenticate(call).await?;
                 self.create_key(&root, &actor(call, &root, remote), request)
                     .await
                     .map(|data| call.success(data))
             }
             Endpoint::GetKey => {
-                let request = GetKey::parse(&call.body)?;
-                let root = self.authenticate(token).await?;
+                let request = call.request(GetKey::parse)?;
+                let root = self.authenticate(call).await?;
                 self.get_key(&root, request).await.map(|data| call.success(data))
             }
             Endpoint::DeleteKey => {
-                let request = DeleteKey::parse(&call.body)?;
-                let root = self.authenticate(token).await?;
+                let request = call.request(DeleteKey::parse)?;
+                let root = self.authenticate(call).await?;
                 self.delete_key(&root, &actor(call, &root, remote), request)
                     .await
                     .map(|data| call.success(data))
@@ -75,8 +74,8 @@ impl Surface {
         }
     }
 
-    async fn authenticate(&self, token: &str) -> Result<RootKeyRecord, ApiError> {
-        authenticate(&*self.store, token).await
+    async fn authenticate(&self, call: &Call) -> Result<RootKeyRecord, ApiError> {
+        authenticate(&*self.store, call.token()?).await
     }
 
     async fn create_api(
@@ -218,3 +217,6 @@ fn key_not_found() -> ApiError {
 fn api_not_found() -> ApiError {
     ApiError::new(ErrorKind::ApiNotFound, "The API doesn't exist or was deleted")
 }
+
+#[cfg(test)]
+mod tests;

@@ -102,6 +102,7 @@ pub async fn start(config: PublisherConfig, shutdown: CancellationToken) -> Resu
     let sqlite = Arc::new(SqliteStore::open(&config.store.path).await.map_err(store_error)?);
     let store: Arc<dyn HomeStore> = sqlite.clone();
     store.check_triggers().await.map_err(store_error)?;
+    let head = store.head().await.map_err(store_error)?;
     let has_root_keys = store.has_root_keys().await.map_err(store_error)?;
 
     let registry = Registry::new(metrics::SPECS, &[])?;
@@ -110,6 +111,7 @@ pub async fn start(config: PublisherConfig, shutdown: CancellationToken) -> Resu
     let http_listener = bind(config.http.listen).await?;
     let admin_listener = bind(config.admin.listen).await?;
     let confirmations = Arc::new(Confirmations::new(config.receipts.bound.into(), registry.clone()));
+    confirmations.head(head);
     let wake = Wake::default();
     let bus = {
         let wake = wake.clone();

@@ -85,7 +85,7 @@ pub trait HomeStore: Send + Sync + 'static {
     async fn number(&self, limit: usize) -> Result<Numbered, StoreError>;
 
     /// One probe round (R7), in one durable transaction: writes `instances` that the roster lacks (R11),
-    /// numbers every committed row, begins a new epoch if one of `seen` credibly lies above the head (R2),
+    /// begins a new epoch if one of `seen` credibly lies above the head (R2), numbers every committed row,
     /// and raises the fence, which a demoted primary can't do. It never waits behind the control API's
     /// changes: leases depend on it.
     async fn round(&self, instances: &[Instance], seen: &[LogPosition]) -> Result<Round, StoreError>;

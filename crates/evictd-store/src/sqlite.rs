@@ -250,12 +250,12 @@ impl HomeStore for SqliteStore {
         let mut write = Write::begin(&self.writer, "commit a probe round").await?;
         let store_time = now();
         log::register(&mut write, instances, store_time).await?;
-        let mut numbered = log::number(&mut write, i64::MAX).await?;
-        let head = log::raise_fence(&mut write, numbered.head, seen).await?;
+        // Before anything is numbered: what waits could bring the head above what was seen, and hide that
+        // the store went back.
+        let epoch_began = log::raise_fence(&mut write, seen).await?;
+        let numbered = log::number(&mut write, i64::MAX).await?;
         write.commit().await?;
-        self.lineage.note(head);
-        let epoch_began = head != numbered.head;
-        numbered.head = head;
+        self.lineage.note(numbered.head);
         Ok(Round { numbered, store_time, epoch_began })
     }
 

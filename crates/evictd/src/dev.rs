@@ -12,6 +12,7 @@ use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use evictd_ops::{logging, shutdown};
 use evictd_store::sqlite::SqliteStore;
+use evictd_wire::api::ids;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
@@ -283,8 +284,11 @@ impl Data {
             std::fs::create_dir_all(dir).with_context(|| format!("can't create {}", dir.display()))?;
             return Ok(Self::Kept(dir.canonicalize()?));
         }
-        let dir = std::env::temp_dir().join(format!("evictd-dev-{}", std::process::id()));
-        std::fs::create_dir(&dir).with_context(|| format!("can't create {}", dir.display()))?;
+        // By chance, not by process id: one that was killed leaves its directory, and ids come back.
+        let dir = std::env::temp_dir().join(ids::new_id("evictd-dev"));
+        let private =
+            std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700).create(&dir);
+        private.with_context(|| format!("can't create {}", dir.display()))?;
         Ok(Self::Temporary(dir))
     }
 

@@ -4,10 +4,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use evictd_tests::proxy::Mode;
 use evictd_tests::topology::Node;
 use evictd_tests::wait::try_eventually;
+use evictd_wire::subject::LIVE;
 
-use crate::world::{Key, SOON, World, count, flushes, plan, wait_for_count, wait_for_mode};
+use crate::world::{
+    Key, SOON, World, breakable, count, flushes, plan, wait_for_count, wait_for_mode, wait_for_readiness,
+};
 
 /// Somebody else's SQL on the key's row.
 fn change(world: &World, key: &Key, what: &str) -> Result<()> {
@@ -139,4 +143,38 @@ fn a_store_that_is_put_back_begins_a_new_epoch_and_everybody_flushes_once() -> R
         assert_eq!((new_epoch_flushes(agent)?, flushes(agent)?), (1, 1));
     }
     Ok(())
+}
+/// Failure: the store that was put back gives out the positions a second time, and reaches those that an
+/// agent has applied before that agent could say so. The agent would take the new rows for old news.
+#[test]
+fn a_store_that_is_put_back_and_goes_on_is_not_mistaken_for_the_one_it_was() -> Result<()> {
+    let mut world = World::start(&breakable(&["eu"]))?;
+    let keys: Vec<Key> = (0..4).map(|_| world.create_key()).collect::<Result<_>>()?;
+    let keys: Vec<&Key> = keys.iter().collect();
+    world.cache_everywhere(&keys)?;
+    world.wait_until_caught_up()?;
+    stop_publisher(&mut world)?;
+    let backup = Backup::take(&world)?;
+    world.topology.publisher.restart()?;
+    world.create_key()?;
+    world.create_key()?;
+    world.cache_everywhere(&keys)?;
+    world.wait_until_caught_up()?;
+
+    // Put back, and changed: the four deletions get the two positions of the keys that are undone, and
+    // two more. The agent doesn't hear them, only what it asks for.
+    stop_publisher(&mut world)?;
+    world.topology.regions[0].set_wires(Mode::Cut)?;
+    backup.put_back(&world)?;
+    world.sql("UPDATE keys SET deleted_at_m = 1")?;
+    world.topology.publisher.restart()?;
+    try_eventually("the deletions to be numbered", SOON, || {
+        let unnumbered = world.sql("SELECT count(*) FROM invalidations WHERE position IS NULL")?;
+        Ok((unnumbered == "0").then_some(()))
+    })?;
+    let wire = world.agent(0).wire.as_ref().context("the wire is direct")?;
+    wire.drop_messages(LIVE, 10);
+    world.topology.regions[0].set_wires(Mode::Pass)?;
+    wait_for_readiness(world.agent(0), 200)?;
+    world.assert_gone(&keys)
 }

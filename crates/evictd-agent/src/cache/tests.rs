@@ -107,7 +107,7 @@ fn stale(loader: &[Step], invalidation: &[Step], verification: &[Step], scope: &
     assert!(schedules.len() >= 35, "too few to mean anything");
     schedules.retain(|schedule| {
         let mut world = World::new(scope.clone());
-        for step in schedule.iter() {
+        for step in schedule {
             world.take(*step);
         }
         world.answered

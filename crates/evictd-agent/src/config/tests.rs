@@ -1,3 +1,5 @@
+//! What the configuration accepts.
+
 use evictd_ops::config::{ConfigError, Layers};
 
 use super::*;

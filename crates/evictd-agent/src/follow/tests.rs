@@ -1,3 +1,5 @@
+//! The follow task without a bus, and the arithmetic of the clock offset.
+
 mod race;
 
 use evictd_core::follower::Via;

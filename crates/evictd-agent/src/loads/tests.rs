@@ -1,3 +1,5 @@
+//! Loads of a home region in memory, one step at a time.
+
 use std::future::Future;
 use std::time::Duration;
 

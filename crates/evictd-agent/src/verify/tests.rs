@@ -1,3 +1,5 @@
+//! The hot path: what is answered from the cache, and what is not any more.
+
 use std::time::Duration;
 
 use evictd_core::ids::{ApiId, WorkspaceId};

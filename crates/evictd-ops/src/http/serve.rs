@@ -118,6 +118,8 @@ impl Connection {
         let connection = http1::Builder::new()
             .header_read_timeout(None) // the watch does it
             .max_buf_size(BUFFER_BYTES_MAX)
+            // A client that says "no more from me" after its request still waits for the answer.
+            .half_close(true)
             .serve_connection(io, service);
         let mut connection = std::pin::pin!(connection);
         let mut draining = std::pin::pin!(self.draining.cancelled());
@@ -243,6 +245,15 @@ mod tests {
             assert!(head.starts_with("HTTP/1.1 200"), "{head}");
             assert_eq!(answer, body.len().to_string());
         }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_has_said_all_it_will_say_still_gets_its_answer() {
+        let server = server(HttpLimits::default()).await;
+        let mut client = Client::connect(server.address).await;
+        client.send(&post(4, "four")).await;
+        client.0.get_mut().shutdown().await.unwrap();
+        assert_eq!(client.answer().await.1, "4");
     }
 
     #[tokio::test]

@@ -159,13 +159,11 @@ pub(super) async fn register(
     Ok(())
 }
 
-/// Raises the fence, and begins a new epoch if an agent has credibly seen more than `head`. Returns the
-/// head that now holds.
-pub(super) async fn raise_fence(
-    write: &mut Write,
-    head: LogPosition,
-    seen: &[LogPosition],
-) -> Result<LogPosition, StoreError> {
+/// Raises the fence, and begins a new epoch if somebody has credibly seen more than the head. Tells whether
+/// it did.
+pub(super) async fn raise_fence(write: &mut Write, seen: &[LogPosition]) -> Result<bool, StoreError> {
+    let row = write.row(sqlx::query("SELECT epoch, head FROM log_head")).await?;
+    let head = head_of(row.as_ref())?;
     let (credible, incredible): (Vec<_>, Vec<_>) =
         seen.iter().copied().partition(|seen| is_credible(*seen, head));
     if let Some(seen) = incredible.iter().max() {
@@ -174,10 +172,9 @@ pub(super) async fn raise_fence(
     // Somebody has applied what this store doesn't have: it went back. Positions go on from the head.
     let above = credible.into_iter().filter(|seen| *seen > head).max();
     let began = above.and_then(|seen| LogPosition::new(seen.epoch().max(head.epoch()) + 1, head.position()));
-    let present = began.unwrap_or(head);
-    let raise = sqlx::query("UPDATE log_head SET epoch = ?1, fence = fence + 1").bind(present.epoch());
-    write.run(raise).await?;
-    Ok(present)
+    let epoch = began.unwrap_or(head).epoch();
+    write.run(sqlx::query("UPDATE log_head SET epoch = ?1, fence = fence + 1").bind(epoch)).await?;
+    Ok(began.is_some())
 }
 
 /// The rows `from..=to` of `epoch`, as many from the first on as there are without a hole, at most `limit`.

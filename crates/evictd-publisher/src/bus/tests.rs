@@ -1,0 +1,116 @@
+//! What an intake admits.
+
+use evictd_ops::metrics::Registry;
+
+use super::*;
+use crate::metrics;
+
+const INBOX: &str = "_INBOX_evictd.eu-central-1.edge.00ff.probe";
+
+/// An intake of a publisher whose server can't be reached; messages are put before it by hand.
+async fn intake(kind: Kind) -> (Intake, Registry) {
+    let registry = Registry::new(metrics::SPECS, &[]).unwrap();
+    let metrics = Arc::new(Metrics::new(&registry));
+    let config = BusConfig { urls: vec!["nats://127.0.0.1:1".to_owned()], ..BusConfig::default() };
+    let bus = connect(&config, &metrics, &Readiness::new(), || {}).await.unwrap();
+    (Intake { bus, kind, subject: kind.wildcard(), grouped: true, subscription: None }, registry)
+}
+
+fn message(subject: &str, reply: Option<&str>) -> Message {
+    Message {
+        subject: subject.into(),
+        reply: reply.map(Into::into),
+        payload: Bytes::from_static(b"x"),
+        headers: None,
+        status: None,
+        description: None,
+        length: 1,
+    }
+}
+
+#[tokio::test]
+async fn a_request_is_heard_with_its_asker_and_the_askers_inbox() {
+    for kind in [Kind::Probe, Kind::Replay, Kind::Lookup] {
+        let (intake, _) = intake(kind).await;
+        let subject = format!("evictd.v1.{}.eu-central-1.edge", kind.token());
+        let heard = intake.admit(message(&subject, Some(INBOX))).unwrap();
+        assert_eq!(heard.speaker, Speaker::new("eu-central-1", "edge").unwrap());
+        assert_eq!((heard.reply.as_str(), &heard.payload[..]), (INBOX, &b"x"[..]));
+    }
+}
+
+#[tokio::test]
+async fn a_probe_to_all_publishers_names_its_asker_too() {
+    let (intake, _) = intake(Kind::Probe).await;
+    let heard = intake.admit(message("evictd.v1.probe.eu-central-1.edge.any", Some(INBOX))).unwrap();
+    assert_eq!(heard.speaker, Speaker::new("eu-central-1", "edge").unwrap());
+}
+
+#[tokio::test]
+async fn an_answer_goes_into_the_askers_inbox_or_nowhere() {
+    let (intake, _) = intake(Kind::Lookup).await;
+    for reply in [
+        None,
+        Some(""),
+        Some("_INBOX_evictd.eu-central-1.edge"),
+        Some("_INBOX_evictd.eu-central-1.edge."),
+        Some("_INBOX_evictd.eu-central-1.edge2.x"),
+        Some("_INBOX_evictd.us-east-1.edge.x"),
+        Some("_INBOX_evictd.eu-central-1.edge.>"),
+        Some("_INBOX.x"),
+        Some("evictd.v1.live"),
+        Some("evictd.v1.applied.eu-central-1.edge"),
+        Some("$SYS.REQ.SERVER.PING"),
+    ] {
+        let refused = intake.admit(message("evictd.v1.lookup.eu-central-1.edge", reply)).unwrap_err();
+        assert_eq!(refused, Refusal::Reply, "{reply:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_subject_that_names_nobody_is_refused() {
+    let (intake, _) = intake(Kind::Probe).await;
+    for subject in [
+        "evictd.v1.probe",
+        "evictd.v1.probe.eu",
+        "evictd.v1.probe.eu.a.b",
+        "evictd.v1.probe..a",
+        "probe.eu.a",
+    ] {
+        let refused = intake.admit(message(subject, Some(INBOX))).unwrap_err();
+        assert_eq!(refused, Refusal::Subject, "{subject}");
+    }
+}
+
+#[tokio::test]
+async fn an_announcement_wants_no_answer() {
+    let (intake, _) = intake(Kind::Applied).await;
+    let heard = intake.admit(message("evictd.v1.applied.eu-central-1.edge", None)).unwrap();
+    assert_eq!(heard.reply, "");
+    // Nothing is ever sent there.
+    assert!(intake.admit(message("evictd.v1.applied.eu-central-1.edge", Some("evictd.v1.live"))).is_ok());
+}
+
+#[tokio::test]
+async fn refusals_are_counted_by_kind_and_reason() {
+    let (intake, registry) = intake(Kind::Replay).await;
+    for (refusal, reason) in [
+        (Refusal::Malformed, "malformed"),
+        (Refusal::Reply, "reply"),
+        (Refusal::Subject, "subject"),
+        (Refusal::Overload, "overload"),
+        (Refusal::Ahead, "ahead"),
+    ] {
+        intake.refuse(refusal);
+        let line =
+            format!("evictd_publisher_refused_messages_total{{subject=\"replay\",reason=\"{reason}\"}} 1");
+        let scrape = registry.render();
+        assert!(scrape.lines().any(|found| found == line), "no {line} in\n{scrape}");
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_queued_for_a_connection_that_is_down() {
+    let (intake, _) = intake(Kind::Probe).await;
+    assert!(!intake.bus.send("evictd.v1.live".to_owned(), Bytes::from_static(b"x")).await);
+}
