@@ -297,6 +297,10 @@ async fn a_bad_request_is_refused_before_the_root_key_is_looked_up() {
             answer.refuses(400, "unkey/application/invalid_input");
             assert!(!answer.json()["error"]["errors"].as_array().unwrap().is_empty(), "{path} {body}");
         }
+        // Whether the header is there is looked at before the body, its form after it.
+        home.post_with(path, &[], "{").await.refuses(400, "unkey/authentication/missing");
+        let basic = ["authorization: Basic cm9vdA=="];
+        home.post_with(path, &basic, "{").await.refuses(400, "unkey/application/invalid_input");
         let mut strict = good_body(path);
         strict["unknown"] = json!(1);
         home.call("unknown", path, &strict).await.refuses(400, "unkey/application/invalid_input");
