@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::ensure;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use evictd_tests::nats_server;
 use evictd_tests::topology::{Node, Plan, Topology, Where};
 use serde_json::{Value, json};
@@ -34,12 +34,20 @@ pub(crate) struct DemoArgs {
     #[arg(long)]
     keep: bool,
     /// `json`: print one object with the figures at the end, and nothing else on standard output.
-    #[arg(long, value_name = "FORMAT")]
-    output: Option<String>,
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    output: OutputFormat,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum OutputFormat {
+    /// For people.
+    Text,
+    /// For scripts.
+    Json,
 }
 
 pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<()> {
-    let say = Say { quiet: args.output.as_deref() == Some("json") };
+    let say = Say { quiet: args.output == OutputFormat::Json };
     let server = nats_server::find_or_install()?;
     say.line(&format!("nats-server: {}", server.display()));
     say.line("building evictd ...");
@@ -197,7 +205,8 @@ fn keep(deployment: &Topology, dir: &Path, say: &Say) -> anyhow::Result<()> {
          curl -s {admin}/status\n\
          curl -s {admin}/metrics | grep -E 'lag|lease|mode'\n\
          prometheus --config.file={prometheus} --storage.tsdb.path=/tmp/evictd-tsdb\n\n\
-         Break something: `kill -STOP {pid}` freezes the publisher; the agents go on for {bound} s and then deny.\n\
+         Break something: `kill -STOP {pid}` freezes the publisher; the agents go on for at most {rest} s, the\n\
+         bound less the margin, and then deny.\n\
          Ctrl-C ends everything.",
         dir = dir.display(),
         bin = evictd.parent().unwrap_or(&evictd).display(),
@@ -210,7 +219,8 @@ fn keep(deployment: &Topology, dir: &Path, say: &Say) -> anyhow::Result<()> {
         admin = format_args!("http://{}", deployment.agents().next().map_or(deployment.publisher.admin, |a| a.admin)),
         prometheus = steps::root().join("deploy/prometheus/prometheus.yml").display(),
         pid = deployment.publisher.daemon.pid(),
-        bound = BOUND.as_secs(),
+        // A tenth of the bound is the margin of the demo's agents, as it is by default.
+        rest = (BOUND * 9 / 10).as_secs(),
     ));
     loop {
         std::thread::park();

@@ -19,9 +19,8 @@ pub(crate) struct TestArgs {
 pub(crate) fn run(args: &TestArgs) -> anyhow::Result<()> {
     let nats_server = nats_server::find_or_install()?;
     steps::build_evictd()?;
-    let mut command = vec!["test", "--workspace", "--no-fail-fast"];
-    command.extend(args.rest.iter().map(String::as_str));
-    let (mut command, shown) = steps::cargo(&command).env("EVICTD_NATS_SERVER", nats_server).into_parts();
+    let (mut command, shown) =
+        steps::cargo(&cargo_args(&args.rest)).env("EVICTD_NATS_SERVER", nats_server).into_parts();
     let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("can't run `{shown}`"))?;
     let stdout = child.stdout.take().context("the tests' output was piped")?;
     let mut counts = Counts::default();
@@ -39,6 +38,20 @@ pub(crate) fn run(args: &TestArgs) -> anyhow::Result<()> {
         bail!("no test ran");
     }
     Ok(())
+}
+
+/// Tests the whole workspace, unless packages are chosen.
+fn cargo_args(rest: &[String]) -> Vec<&str> {
+    let rest = rest.iter().map(String::as_str);
+    // What follows `--` is for the test binaries.
+    let chosen = rest.clone().take_while(|arg| *arg != "--").any(chooses_package);
+    let all = (!chosen).then_some("--workspace");
+    ["test", "--no-fail-fast"].into_iter().chain(all).chain(rest).collect()
+}
+
+/// Whether this is `-p NAME` or `--package NAME`, in one argument or the first of two.
+fn chooses_package(arg: &str) -> bool {
+    (arg.starts_with("-p") && !arg.starts_with("--")) || arg == "--package" || arg.starts_with("--package=")
 }
 
 /// What the test binaries said at their ends.
@@ -67,6 +80,24 @@ impl Counts {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_the_chosen_packages_are_tested() {
+        let workspace = |line: &str| {
+            let rest: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+            let args = cargo_args(&rest);
+            assert!(args.ends_with(&rest.iter().map(String::as_str).collect::<Vec<_>>()), "{args:?}");
+            args.contains(&"--workspace")
+        };
+        for chosen in
+            ["-p evictd-core", "-pevictd-core", "--package evictd-core", "--release --package=evictd"]
+        {
+            assert!(!workspace(chosen), "{chosen}");
+        }
+        for all in ["", "a_gap", "--profile ci", "-- -p x", "--release -- --package=x"] {
+            assert!(workspace(all), "{all}");
+        }
+    }
 
     #[test]
     fn results_of_all_binaries_are_added_up() {

@@ -145,8 +145,7 @@ pub(crate) async fn connect(
         inbox_prefix: Some(speaker.inbox_prefix()),
         subscription_capacity: SUBSCRIPTION_CAPACITY,
     };
-    let waiting = format!("a connection to {}", config.nats.urls.join(", "));
-    let link = Link::new(metrics.nats.clone(), readiness.condition("nats", waiting));
+    let link = Link::new(&config.nats, metrics.nats.clone(), readiness);
     let on_event = {
         let (link, connected) = (link.clone(), connected.clone());
         move |event| {

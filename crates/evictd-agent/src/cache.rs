@@ -7,14 +7,18 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use evictd_core::floors::Anchors;
 use evictd_core::ids::KeyHash;
 use evictd_core::position::LogPosition;
 use evictd_core::record::Record;
 use evictd_core::time::LeaseTime;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::CacheConfig;
+use crate::metrics::Metrics;
 
 /// A record, how new it is, and what it depends on.
 #[derive(Debug)]
@@ -83,7 +87,7 @@ impl Entry {
 pub(crate) struct Cache {
     found: moka::sync::Cache<KeyHash, Arc<Entry>>,
     not_found: moka::sync::Cache<KeyHash, Arc<Entry>>,
-    pub(crate) not_found_ttl: std::time::Duration,
+    pub(crate) not_found_ttl: Duration,
 }
 
 impl Cache {
@@ -127,8 +131,7 @@ impl Cache {
         self.not_found.invalidate_all();
     }
 
-    /// moka does its housekeeping on its callers; without traffic somebody must.
-    pub(crate) fn run_pending_tasks(&self) {
+    fn run_pending_tasks(&self) {
         self.found.run_pending_tasks();
         self.not_found.run_pending_tasks();
     }
@@ -136,6 +139,18 @@ impl Cache {
     /// Entries found, entries not found, estimated bytes; as of the last housekeeping.
     pub(crate) fn size(&self) -> (u64, u64, u64) {
         (self.found.entry_count(), self.not_found.entry_count(), self.found.weighted_size())
+    }
+}
+
+/// moka does its housekeeping on its callers; without traffic somebody must. Not the follow task: nothing
+/// may hold up an invalidation.
+pub(crate) async fn keep_house(cache: Arc<Cache>, metrics: Arc<Metrics>, shutdown: CancellationToken) {
+    let mut every_second = tokio::time::interval(Duration::from_secs(1));
+    every_second.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while shutdown.run_until_cancelled(every_second.tick()).await.is_some() {
+        cache.run_pending_tasks();
+        let (found, not_found, bytes) = cache.size();
+        metrics.cache(found, not_found, bytes);
     }
 }
 

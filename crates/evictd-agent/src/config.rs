@@ -7,7 +7,7 @@ use evictd_core::follower::FollowerConfig;
 use evictd_core::lease::Bound;
 use evictd_ops::admin::AdminConfig;
 use evictd_ops::bus::BusConfig;
-use evictd_ops::config::{ByteSize, HumanDuration, Validate};
+use evictd_ops::config::{ByteSize, HumanDuration, Validate, check_count};
 use evictd_ops::http::HttpConfig;
 use evictd_ops::logging::LogConfig;
 use evictd_wire::subject::{Speaker, check_name};
@@ -132,9 +132,9 @@ impl Validate for AgentConfig {
         if duration(self.cache.not_found_ttl) > duration(lease.bound) {
             problems.push("cache.not_found_ttl: must not exceed lease.bound".to_owned());
         }
-        if self.loads.concurrent_max == 0 {
-            problems.push("loads.concurrent_max: must be at least 1".to_owned());
-        }
+        check_count("loads.concurrent_max", self.loads.concurrent_max, problems);
+        self.http.validate(problems);
+        self.log.validate(problems);
         self.nats.validate(problems);
     }
 }

@@ -155,9 +155,6 @@ impl Task {
         metrics.lease(self.follow.bound.bound(), remaining, mode);
         metrics.feed_silent(now.since(self.last_heard) >= FEED_SILENT_AFTER);
         metrics.clock(self.offset.micros as f64 / 1e6, self.offset.error);
-        self.follow.cache.run_pending_tasks();
-        let (found, not_found, bytes) = self.follow.cache.size();
-        metrics.cache(found, not_found, bytes);
         self.announce(feed).await;
     }
 

@@ -72,7 +72,7 @@ impl Surface {
 
 /// Keys of other workspaces, and of APIs that the root key may not verify, don't exist for the caller.
 fn may_see(root: &RootKeyRecord, key: &KeyRecord) -> bool {
-    root.workspace_id == key.workspace_id && root.allows(&key.api_id, VERIFY)
+    root.workspace_id == key.workspace_id && root.allows(key.api_id.as_str(), VERIFY)
 }
 
 fn unavailable(error: LoadError) -> ApiError {

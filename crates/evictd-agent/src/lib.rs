@@ -151,14 +151,17 @@ pub async fn start(config: AgentConfig, shutdown: CancellationToken) -> Result<R
     // Verifications end first: until then they are answered from what is still kept up to date.
     let drained = CancellationToken::new();
     let mut tasks = Tasks::new(shutdown.clone());
+    tasks.spawn("readiness", readiness.unready_at(shutdown.clone()));
     let verify = serve(http_listener, http::Surface::new(verifier), limits, shutdown);
-    let verify_drained = drained.clone();
+    // However it ends, also by a panic.
+    let the_rest = drained.clone().drop_guard();
     tasks.spawn("verify", async move {
+        let _the_rest = the_rest;
         verify.await;
-        verify_drained.cancel();
     });
     tasks.spawn("lookups", origin.run(lookups, metrics.clone(), drained.clone()));
     tasks.spawn("follow", follow.run(feed, drained.clone()));
+    tasks.spawn("cache", cache::keep_house(cache.clone(), metrics.clone(), drained.clone()));
     tasks.spawn("admin", serve(admin_listener, admin, HttpLimits::default(), drained.clone()));
     tasks.spawn("metrics", async move { registry.run_upkeep(drained).await });
     tracing::info!(

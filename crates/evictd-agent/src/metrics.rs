@@ -36,7 +36,7 @@ metric_specs! {
     EPOCH = "evictd_agent_epoch", GAUGE, None, [],
         "The log's epoch; it rises when the home store may have gone back.";
     CLOCK_OFFSET = "evictd_agent_clock_offset_seconds", GAUGE, SECONDS, [],
-        "The home store's clock less this machine's, as measured by probes. Nothing depends on it but the lag shown.";
+        "The home store's clock less this machine's, as measured by probes. It corrects the lag shown, and can end a key that expires early, never late.";
     CLOCK_ERROR = "evictd_agent_clock_offset_error_seconds", GAUGE, SECONDS, [],
         "By how much the measured clock offset, and with it the lag, may be off in either direction.";
     FEED_SILENT = "evictd_agent_feed_silent", GAUGE, None, [],

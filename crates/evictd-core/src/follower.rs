@@ -5,7 +5,7 @@
 //! performs in the order given; that order is R9's: floors (already raised inside), eviction, `applied`,
 //! deadline, announcement.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use crate::floors::{Anchors, FloorLimits, Floors, Widened};
@@ -195,8 +195,8 @@ pub struct Follower {
     /// `None` until the first probe's answer gives a base position.
     applied: Option<LogPosition>,
     head: LogPosition,
-    /// Applied positions of the current epoch above `applied`.
-    pending: BTreeSet<LogPosition>,
+    /// Applied positions above `applied`, and whether somebody waits to hear of them.
+    pending: BTreeMap<LogPosition, bool>,
     hole: Option<Hole>,
     /// Replays asked for and not answered, oldest first; empty unless there is a hole.
     repairs: VecDeque<Repair>,
@@ -218,7 +218,7 @@ impl Follower {
             floors: Floors::new(config.floors),
             applied: None,
             head: LogPosition::ZERO,
-            pending: BTreeSet::new(),
+            pending: BTreeMap::new(),
             hole: None,
             repairs: VecDeque::new(),
             probes: VecDeque::new(),
@@ -441,10 +441,11 @@ impl Follower {
         let first = self.is_news(position);
         let widened = self.floors.raise(&invalidation.scope, position);
         if first {
+            let awaited = invalidation.cause.is_deletion();
             effects.push(Effect::Applied { invalidation, via });
             // Over the limit a live position is forgotten, and its repair brings it again.
             if self.pending.len() < PENDING_MAX || via == Via::Replay {
-                self.pending.insert(position);
+                self.pending.insert(position, awaited);
             }
         }
         effects.extend(widened.map(Effect::Widened));
@@ -452,7 +453,7 @@ impl Follower {
     }
 
     fn is_news(&self, position: LogPosition) -> bool {
-        self.applied.is_none_or(|applied| position > applied) && !self.pending.contains(&position)
+        self.applied.is_none_or(|applied| position > applied) && !self.pending.contains_key(&position)
     }
 
     /// Whether `position` belongs to the current epoch; a newer epoch is entered first, with it as base.
@@ -478,7 +479,7 @@ impl Follower {
         self.applied = Some(base);
         // What is left of an older epoch must not be mistaken for progress in this one.
         self.head = if self.head.epoch() == base.epoch() { self.head.max(base) } else { base };
-        self.pending.retain(|position| *position > base && position.epoch() == base.epoch());
+        self.pending.retain(|position, _| *position > base && position.epoch() == base.epoch());
         self.unproven.retain(|(_, head)| head.epoch() == base.epoch());
         self.repairs.clear();
         self.hole = None;
@@ -490,35 +491,36 @@ impl Follower {
         let (applied_before, head_before) = (self.applied, self.head);
         let start = effects.len();
         step(self, effects);
-        self.advance();
+        let awaited = self.advance();
         let Some(applied) = self.applied else { return };
         if Some(applied) != applied_before || self.head != head_before {
             effects.push(Effect::Progress { applied, head: self.head });
         }
         self.prove(applied, effects);
-        let awaited = |effect: &Effect| match effect {
-            Effect::Applied { invalidation, .. } => invalidation.cause.is_deletion(),
-            Effect::Flush(_) => true,
-            _ => false,
-        };
-        if Some(applied) != applied_before && effects[start..].iter().any(awaited) {
+        // A flush may have covered deletions that were never seen.
+        let flushed = effects[start..].iter().any(|effect| matches!(effect, Effect::Flush(_)));
+        if awaited || flushed {
             effects.push(Effect::Announce);
         }
     }
 
-    fn advance(&mut self) {
-        let Some(mut applied) = self.applied else { return };
-        while let Some(next) = applied.next().filter(|next| self.pending.remove(next)) {
+    /// Advances over what is contiguous; tells whether a deletion was among it.
+    fn advance(&mut self) -> bool {
+        let Some(mut applied) = self.applied else { return false };
+        let mut awaited = false;
+        while let Some((next, deletion)) = applied.next().and_then(|next| self.pending.remove_entry(&next)) {
             applied = next;
+            awaited |= deletion;
         }
         if Some(applied) != self.applied {
             self.applied = Some(applied);
-            // A hole further up has had less time to close by itself than this one.
+            // What is missing further up keeps its age: the next batch of its repair is due at once.
             self.hole = self.hole.filter(|_| self.head > applied);
             if self.hole.is_none() {
                 self.repairs.clear();
             }
         }
+        awaited
     }
 
     fn prove(&mut self, applied: LogPosition, effects: &mut Vec<Effect>) {

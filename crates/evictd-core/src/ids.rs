@@ -48,7 +48,7 @@ macro_rules! id {
 }
 
 id! {
-    /// Names a key without revealing it (`key_...`). All that is left after a permanent deletion.
+    /// Names a key without revealing it (`key_...`). All that is left of its record after a permanent deletion.
     KeyId
 }
 id! {

@@ -53,7 +53,7 @@ pub const SCOPE_FLOORS_MAX: usize = 65_536;
 /// Largest message evictd sends over NATS, in bytes. The servers' `max_payload` must not be lower.
 pub const PAYLOAD_BYTES_MAX: usize = 512 * 1024;
 
-/// Upper bound of one encoded invalidation: a hash, three ids, and fixed fields.
+/// Upper bound of one encoded invalidation: a hash, at most two ids, and fixed fields, with room to spare.
 pub const INVALIDATION_BYTES_MAX: usize = 3 * ID_BYTES_MAX + 160;
 
 const _: () = assert!(LIVE_BATCH_MAX * INVALIDATION_BYTES_MAX < PAYLOAD_BYTES_MAX);

@@ -53,8 +53,8 @@ pub struct RootKeyRecord {
 
 impl RootKeyRecord {
     /// Whether it may do `action` on `api`: `api.*.<action>` or `api.<id>.<action>`, matched literally.
-    pub fn allows(&self, api: &ApiId, action: &str) -> bool {
-        self.permissions.iter().any(|permission| permission_matches(permission, api.as_str(), action))
+    pub fn allows(&self, api: &str, action: &str) -> bool {
+        self.permissions.iter().any(|permission| permission_matches(permission, api, action))
     }
 }
 

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use serde::Deserialize;
 
 use crate::config::Validate;
-use crate::readiness::Condition;
+use crate::readiness::{Condition, Readiness};
 
 /// A silent connection is given up after three pings without an answer: 6 s, well inside the bound.
 const PING_INTERVAL: Duration = Duration::from_secs(2);
@@ -173,14 +173,19 @@ pub struct BusMetrics {
 #[derive(Clone, Debug)]
 pub struct Link {
     up: Arc<AtomicBool>,
+    /// Whether this outage was logged: attempts to reconnect fail many times a second.
+    complained: Arc<AtomicBool>,
+    servers: Arc<str>,
     metrics: BusMetrics,
     condition: Condition,
 }
 
 impl Link {
-    /// Not connected yet; `condition` is met while it is.
-    pub fn new(metrics: BusMetrics, condition: Condition) -> Self {
-        Self { up: Arc::default(), metrics, condition }
+    /// Not connected yet to any of `config`'s servers; the condition `nats` is met while it is.
+    pub fn new(config: &BusConfig, metrics: BusMetrics, readiness: &Readiness) -> Self {
+        let servers: Arc<str> = config.urls.join(", ").into();
+        let condition = readiness.condition("nats", format!("a connection to {servers}"));
+        Self { up: Arc::default(), complained: Arc::default(), servers, metrics, condition }
     }
 
     /// Whether what is sent now has a connection to leave by.
@@ -194,6 +199,7 @@ impl Link {
             BusEvent::Connected => {
                 tracing::info!("connected to NATS");
                 self.up.store(true, Ordering::Release);
+                self.complained.store(false, Ordering::Release);
                 self.metrics.connected.set(1.0);
                 self.metrics.connects.increment(1);
                 self.condition.met();
@@ -203,17 +209,24 @@ impl Link {
                 tracing::warn!("the connection to NATS is lost; reconnecting");
                 self.up.store(false, Ordering::Release);
                 self.metrics.connected.set(0.0);
-                self.condition.unmet("a connection to NATS, which was lost");
+                self.condition.unmet(format!("a connection to {}, which was lost", self.servers));
             }
             BusEvent::SlowConsumer => self.metrics.slow_consumer.increment(1),
             BusEvent::ServerError(error) => {
-                tracing::warn!(%error, "NATS reports an error; are the permissions of this user right?");
+                if error.to_lowercase().contains("permission") {
+                    tracing::warn!(%error, "NATS forbids something; are the permissions of this user those of deploy/nats?");
+                } else {
+                    tracing::warn!(%error, "NATS reports an error");
+                }
                 self.metrics.server_errors.increment(1);
             }
             BusEvent::ClientError(error) => {
                 tracing::debug!(%error, "NATS client");
                 if !self.is_up() {
-                    self.condition.unmet(format!("a connection to NATS: {error}"));
+                    self.condition.unmet(format!("a connection to {}: {error}", self.servers));
+                    if !self.complained.swap(true, Ordering::AcqRel) {
+                        tracing::warn!(servers = %self.servers, %error, "can't connect to NATS; trying on");
+                    }
                 }
             }
             BusEvent::LameDuck | BusEvent::Draining | BusEvent::Closed => {}

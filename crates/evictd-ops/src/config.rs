@@ -18,6 +18,7 @@ mod units;
 pub use layers::{Layers, Loaded};
 pub use redact::print_effective;
 pub use reference::reference;
+pub use suggest::distance;
 pub use units::{ByteSize, HumanDuration, UnitError};
 
 /// What is wrong with a configuration: every problem, one per line.
@@ -40,4 +41,11 @@ pub trait Validate {
 /// The environment variable of a key: `EVICTD_LEASE_BOUND` of `lease.bound`.
 pub fn env_name(key: &str) -> String {
     format!("EVICTD_{}", key.replace(['.', '-'], "_").to_ascii_uppercase())
+}
+
+/// Refuses a number of things at once that is zero, or more than any machine has.
+pub fn check_count(key: &str, count: usize, problems: &mut Vec<String>) {
+    if !(1..=1_000_000).contains(&count) {
+        problems.push(format!("{key}: must be between 1 and 1000000, not {count}"));
+    }
 }

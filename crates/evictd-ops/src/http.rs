@@ -19,6 +19,8 @@ use hyper::body::{Body as _, Incoming};
 use serde::Deserialize;
 use tokio::net::TcpListener;
 
+use crate::config::{Validate, check_count};
+
 pub use hyper::http::request::Parts;
 pub use hyper::{Method, StatusCode, header};
 pub use serve::{DRAIN_LIMIT, serve};
@@ -68,6 +70,12 @@ pub struct HttpConfig {
     pub listen: SocketAddr,
     /// Connections at once.
     pub connections_max: usize,
+}
+
+impl Validate for HttpConfig {
+    fn validate(&self, problems: &mut Vec<String>) {
+        check_count("http.connections_max", self.connections_max, problems);
+    }
 }
 
 /// A request whose headers have arrived, and whose body may still be on its way.

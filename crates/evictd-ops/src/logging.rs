@@ -6,6 +6,8 @@ use serde::Deserialize;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
+use crate::config::Validate;
+
 /// How log lines look.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -28,6 +30,12 @@ pub struct LogConfig {
     pub format: LogFormat,
     /// Which events, as `level` or `target=level,...`.
     pub filter: String,
+}
+
+impl Validate for LogConfig {
+    fn validate(&self, problems: &mut Vec<String>) {
+        problems.extend(check_filter(&self.filter).err().map(|error| format!("log.filter: {error}")));
+    }
 }
 
 /// Starts logging to stderr. `filter` is a list of directives such as `info,evictd_agent=debug`.

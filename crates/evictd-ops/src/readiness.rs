@@ -1,10 +1,12 @@
 //! What a process still waits for before it should get traffic, by name.
 
+use std::future::Future;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 /// The conditions of one daemon. It is ready when all of them are met; without any it is ready.
 ///
@@ -71,6 +73,16 @@ impl Readiness {
         }
     }
 
+    /// Turns the daemon unready when `shutdown` is cancelled, so that it gets no new traffic while it drains.
+    pub fn unready_at(&self, shutdown: CancellationToken) -> impl Future<Output = ()> + Send + 'static {
+        let running = self.condition("running", "its start");
+        running.met();
+        async move {
+            shutdown.cancelled().await;
+            running.end("nothing any more: it is shutting down");
+        }
+    }
+
     /// The conditions that aren't met, in the order in which they were added.
     pub fn waiting_for(&self) -> Vec<Waiting> {
         let entries = self.entries.lock();
@@ -92,12 +104,19 @@ impl Condition {
 
     /// The condition doesn't hold (any more); `detail` says why, in words.
     pub fn unmet(&self, detail: impl Into<String>) {
+        let detail = detail.into();
+        if self.end(&detail) {
+            let condition = self.readiness.entries.lock()[self.index].name;
+            tracing::warn!(condition, detail, "not ready: condition lost");
+        }
+    }
+
+    /// As [`Condition::unmet`] without a word: it was asked for. Tells whether the condition held before.
+    fn end(&self, detail: impl Into<String>) -> bool {
         let mut entries = self.readiness.entries.lock();
         let entry = &mut entries[self.index];
         entry.detail = detail.into();
-        if std::mem::replace(&mut entry.met, false) {
-            tracing::warn!(condition = entry.name, detail = entry.detail, "not ready: condition lost");
-        }
+        std::mem::replace(&mut entry.met, false)
     }
 }
 
@@ -145,6 +164,16 @@ mod tests {
         });
         lease.met();
         waiting.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_shutdown_turns_it_unready() {
+        let (readiness, shutdown) = (Readiness::new(), CancellationToken::new());
+        let unready = readiness.unready_at(shutdown.clone());
+        assert!(readiness.is_ready());
+        shutdown.cancel();
+        unready.await;
+        assert_eq!(readiness.waiting_for()[0].condition, "running");
     }
 
     #[test]

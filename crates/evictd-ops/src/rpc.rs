@@ -11,8 +11,7 @@ use serde::Serialize;
 
 use crate::http::{BodyError, Reply, Request, reply, text};
 
-/// A call that arrived whole, with a root key of the right form.
-#[derive(Debug)]
+/// A call that arrived whole. Not `Debug`: its headers and its body hold keys.
 pub struct Call {
     /// `req_...`, drawn here.
     pub request_id: String,

@@ -3,9 +3,10 @@
 //! A part that panics or ends by itself would leave a daemon behind that looks alive and isn't. So its end
 //! cancels the others, and the process ends with an error that its supervisor sees.
 
+use std::collections::HashMap;
 use std::future::Future;
 
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 /// A part ended although nobody asked it to.
@@ -19,7 +20,8 @@ pub struct TaskFailed {
 /// The running tasks of one daemon.
 #[derive(Debug)]
 pub struct Tasks {
-    set: JoinSet<Option<&'static str>>,
+    set: JoinSet<bool>,
+    names: HashMap<Id, &'static str>,
     shutdown: CancellationToken,
 }
 
@@ -41,34 +43,34 @@ impl Drop for End {
 impl Tasks {
     /// No tasks. Whichever ends before `shutdown` is cancelled cancels it.
     pub fn new(shutdown: CancellationToken) -> Self {
-        Self { set: JoinSet::new(), shutdown }
+        Self { set: JoinSet::new(), names: HashMap::new(), shutdown }
     }
 
     /// Starts one.
     pub fn spawn(&mut self, name: &'static str, part: impl Future<Output = ()> + Send + 'static) {
         let shutdown = self.shutdown.clone();
-        self.set.spawn(async move {
-            let too_early = {
-                let _end = End { name, shutdown: shutdown.clone() };
-                part.await;
-                !shutdown.is_cancelled()
-            };
-            too_early.then_some(name)
+        let task = self.set.spawn(async move {
+            let _end = End { name, shutdown: shutdown.clone() };
+            part.await;
+            shutdown.is_cancelled()
         });
+        self.names.insert(task.id(), name);
     }
 
     /// Waits until all have ended.
     pub async fn ended(mut self) -> Result<(), TaskFailed> {
         let mut failed = None;
-        while let Some(ended) = self.set.join_next().await {
-            let name = match ended {
-                Ok(name) => name,
+        while let Some(ended) = self.set.join_next_with_id().await {
+            let (id, well) = match ended {
+                Ok(ended) => ended,
                 Err(error) => {
                     tracing::error!(%error, "a part panicked");
-                    Some("see the panic")
+                    (error.id(), false)
                 }
             };
-            failed = failed.or(name);
+            if !well {
+                failed = failed.or(self.names.get(&id).copied());
+            }
         }
         failed.map_or(Ok(()), |name| Err(TaskFailed { name }))
     }
@@ -103,7 +105,7 @@ mod tests {
         let mut tasks = Tasks::new(shutdown.clone());
         tasks.spawn("patient", shutdown.clone().cancelled_owned());
         tasks.spawn("broken", async { panic!("on purpose") });
-        assert!(tasks.ended().await.is_err());
+        assert_eq!(tasks.ended().await, Err(TaskFailed { name: "broken" }));
         assert!(shutdown.is_cancelled());
     }
 }

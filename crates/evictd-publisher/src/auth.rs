@@ -26,10 +26,7 @@ pub(crate) async fn authenticate(store: &dyn HomeStore, token: &str) -> Result<R
 
 /// Refuses a root key that may not do `action` on `api` (`*` asks for the right on all).
 pub(crate) fn require(root: &RootKeyRecord, api: &str, action: &str) -> Result<(), ApiError> {
-    let allowed = root
-        .permissions
-        .iter()
-        .any(|permission| evictd_core::record::permission_matches(permission, api, action));
+    let allowed = root.allows(api, action);
     if allowed { Ok(()) } else { Err(missing(api, action)) }
 }
 

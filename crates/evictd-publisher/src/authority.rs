@@ -29,9 +29,14 @@ use crate::metrics::{Metrics, Refusal};
 pub(crate) struct Fence(Arc<AtomicU64>);
 
 impl Fence {
-    /// As long as the machine is up if there was no round yet: nothing is vouched for.
+    /// Decades if there was no round yet: nothing is vouched for.
     pub(crate) fn age(&self) -> Duration {
         clock::lease_now().since(LeaseTime(self.0.load(Ordering::Acquire)))
+    }
+
+    /// `None` if there was no round yet.
+    pub(crate) fn raised_ago(&self) -> Option<Duration> {
+        (self.0.load(Ordering::Acquire) > 0).then(|| self.age())
     }
 
     fn raised(&self, began: LeaseTime) {
@@ -91,6 +96,7 @@ impl Authority {
             // What it numbers is sent by nobody else.
             let done = finished(&mut running).await;
             self.finish(done).await;
+            self.feed.bus.flush().await;
         }
     }
 
@@ -151,12 +157,13 @@ impl Authority {
             );
         }
         // First what the answers speak of, or every agent would find a gap in it.
+        self.feed.confirmations.head(head);
         self.feed.send(&round.numbered.rows).await;
         self.metrics.head(head);
         for probe in probes {
             let held = clock::lease_now().since(probe.arrived);
             let answer =
-                ProbeAnswer { nonce: probe.request.nonce, head, store_time: clock::wall_now(), held };
+                ProbeAnswer { nonce: probe.request.nonce, head, store_time: round.store_time_now(), held };
             self.feed.bus.answer(probe.heard.reply, answer.encode()).await;
         }
     }

@@ -173,8 +173,7 @@ pub(crate) async fn connect(
         inbox_prefix: None,
         subscription_capacity: SUBSCRIPTION_CAPACITY,
     };
-    let condition = readiness.condition("nats", format!("a connection to {}", config.urls.join(", ")));
-    let link = Link::new(metrics.nats.clone(), condition);
+    let link = Link::new(config, metrics.nats.clone(), readiness);
     let on_event = {
         let link = link.clone();
         move |event| {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use evictd_ops::admin::AdminConfig;
 use evictd_ops::bus::BusConfig;
-use evictd_ops::config::{HumanDuration, Validate};
+use evictd_ops::config::{HumanDuration, Validate, check_count};
 use evictd_ops::http::HttpConfig;
 use evictd_ops::logging::LogConfig;
 use serde::Deserialize;
@@ -98,10 +98,10 @@ impl Validate for PublisherConfig {
             ("authority.lookups_max", self.authority.lookups_max),
             ("authority.replays_max", self.authority.replays_max),
         ] {
-            if value == 0 {
-                problems.push(format!("{key}: must be at least 1"));
-            }
+            check_count(key, value, problems);
         }
+        self.http.validate(problems);
+        self.log.validate(problems);
         self.nats.validate(problems);
     }
 }

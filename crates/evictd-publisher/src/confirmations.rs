@@ -1,10 +1,10 @@
 //! Who has applied what: agents announce, and deletions become confirmed region by region.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use evictd_core::ids::{Identity, Region};
+use evictd_core::ids::{AgentName, Identity, Region};
 use evictd_core::invalidation::Invalidation;
 use evictd_core::position::LogPosition;
 use evictd_core::roster::PartitionPolicy;
@@ -43,6 +43,8 @@ struct State {
     regions: BTreeMap<Region, RegionState>,
     /// By rising position.
     open: VecDeque<Open>,
+    /// Names that several live processes bear; each was logged once.
+    duplicate_names: BTreeSet<(Region, AgentName)>,
 }
 
 #[derive(Clone, Copy)]
@@ -92,6 +94,11 @@ impl Confirmations {
         state.head = state.head.max(head);
     }
 
+    /// How far the log reaches, as far as this publisher has seen.
+    pub(crate) fn log_head(&self) -> LogPosition {
+        self.state.lock().head
+    }
+
     /// Rows got their positions and are about to be sent: deletions among them wait for confirmation.
     pub(crate) fn numbered(&self, rows: &[Invalidation]) {
         let Some(last) = rows.last() else { return };
@@ -137,7 +144,7 @@ impl Confirmations {
         let (now, wall_now) = (clock::lease_now(), clock::wall_now());
         let bound_us = i64::try_from(self.bound.as_micros()).unwrap_or(i64::MAX);
         let mut state = self.state.lock();
-        let State { instances, regions, open, .. } = &mut *state;
+        let State { instances, regions, open, duplicate_names, .. } = &mut *state;
         open.retain(|open| wall_now.0.saturating_sub(open.committed_at.0) < bound_us);
         for (identity, progress) in &mut *instances {
             if progress.live && now.since(progress.heard_at) >= self.bound {
@@ -155,9 +162,18 @@ impl Confirmations {
             *if progress.live { live } else { silent } += 1;
             *names.entry((&identity.region, &identity.agent)).or_default() += u32::from(progress.live);
         }
-        for ((region, _), processes) in names.into_iter().filter(|(_, processes)| *processes > 1) {
-            counts.entry(region).or_default()[2] += processes;
+        let duplicates: BTreeSet<_> = names
+            .into_iter()
+            .filter(|(_, processes)| *processes > 1)
+            .map(|((region, agent), processes)| {
+                counts.entry(region).or_default()[2] += processes;
+                (region.clone(), agent.clone())
+            })
+            .collect();
+        for (region, agent) in duplicates.difference(duplicate_names) {
+            tracing::error!(%region, %agent, "several processes run under one agent's name; give each its own");
         }
+        *duplicate_names = duplicates;
         for (name, region) in &*regions {
             let counts = counts.get(name).copied().unwrap_or_default();
             for (gauge, count) in region.agents.iter().zip(counts) {
@@ -284,7 +300,7 @@ pub(crate) async fn hear(
             instance: announcement.instance,
         };
         if !confirmations.applied(&identity, announcement.applied) {
-            tracing::warn!(region = %identity.region, agent = %identity.agent, applied = %announcement.applied, "an agent claims more than the log holds");
+            tracing::debug!(region = %identity.region, agent = %identity.agent, applied = %announcement.applied, "an agent claims more than the log holds");
             intake.refuse(Refusal::Ahead);
         }
     }

@@ -1,4 +1,4 @@
-//! The control API: six endpoints in Unkey's form.
+//! The control API: five endpoints in Unkey's form.
 //!
 //! Each checks header and body first (400), then the root key (401, 403), then does its work. A change
 //! that is answered with success is durable, and its log row with it (G3).
@@ -22,6 +22,9 @@ use hyper::header::USER_AGENT;
 use crate::auth::{authenticate, missing, require, store_failed};
 use crate::metrics::{Endpoint, Metrics};
 use crate::sequencer::Wake;
+
+/// Largest body. The largest valid one, metadata with every character escaped, is a tenth of it.
+pub(crate) const BODY_BYTES_MAX: usize = 1024 * 1024;
 
 /// The control API.
 #[derive(Clone)]
@@ -156,7 +159,7 @@ impl Surface {
     ) -> Result<Empty, ApiError> {
         let mode = if request.permanent { DeleteMode::Permanent } else { DeleteMode::Soft };
         let id = KeyId::new(request.key_id);
-        let authorize = |api: &ApiId| root.allows(api, "delete_key");
+        let authorize = |api: &ApiId| root.allows(api.as_str(), "delete_key");
         let deleted = self.store.delete_key(actor, &id, mode, &authorize).await;
         deleted.map_err(|error| refused(error, "delete_key"))?;
         self.wake.now();
@@ -190,7 +193,10 @@ fn actor(call: &Call, root: &RootKeyRecord, remote: SocketAddr) -> Actor {
         root_key_id: root.root_key_id.clone(),
         workspace_id: root.workspace_id.clone(),
         request_id: call.request_id.clone(),
-        remote_ip: Some(forwarded.map_or_else(|| remote.ip().to_string(), str::to_owned)),
+        // As claimed by whoever forwarded it; addresses are short.
+        remote_ip: Some(
+            forwarded.map_or_else(|| remote.ip().to_string(), |ip| ip.chars().take(64).collect()),
+        ),
         user_agent: header(USER_AGENT.as_str()).map(str::to_owned),
     }
 }

@@ -132,11 +132,15 @@ pub async fn start(config: PublisherConfig, shutdown: CancellationToken) -> Resu
     let fence = authority::Fence::default();
     let running_http = http_listener.local_addr().unwrap_or(config.http.listen);
     let running_admin = admin_listener.local_addr().unwrap_or(config.admin.listen);
-    let limits = HttpLimits { connections_max: config.http.connections_max, ..HttpLimits::default() };
+    let limits = HttpLimits {
+        connections_max: config.http.connections_max,
+        body_bytes_max: control::BODY_BYTES_MAX,
+        ..HttpLimits::default()
+    };
     let admin = Admin {
         metrics: registry.clone(),
         readiness: readiness.clone(),
-        status: status::status(store.clone(), confirmations.clone(), fence.clone(), shutdown.clone()),
+        status: status::status(confirmations.clone(), fence.clone()),
     };
     let surface = control::Surface::new(store.clone(), wake, metrics.clone());
 
@@ -152,11 +156,13 @@ pub async fn start(config: PublisherConfig, shutdown: CancellationToken) -> Resu
     // The API ends first, and only then what numbers and sends the changes that it still answers.
     let drained = CancellationToken::new();
     let mut tasks = Tasks::new(shutdown.clone());
+    tasks.spawn("readiness", readiness.unready_at(shutdown.clone()));
     let api = serve(http_listener, surface, limits, shutdown);
-    let api_drained = drained.clone();
+    // However it ends, also by a panic.
+    let the_rest = drained.clone().drop_guard();
     tasks.spawn("control API", async move {
+        let _the_rest = the_rest;
         api.await;
-        api_drained.cancel();
     });
     tasks.spawn("authority", authority.run(intakes.probes, intakes.probes_any, drained.clone()));
     tasks.spawn("replays", questions.clone().serve_replays(intakes.replays, drained.clone()));

@@ -76,6 +76,8 @@ impl Questions {
 
     /// Answers what waits for `speaker` until nothing does.
     async fn take_turns(&self, speaker: Speaker) {
+        // Should an answer panic, the next question must still find somebody.
+        let mut turn = Turn { replaying: &self.replaying, speaker: Some(&speaker) };
         loop {
             let Ok(_permit) = self.replays.acquire().await else { return };
             let next = {
@@ -83,6 +85,7 @@ impl Questions {
                 let next = replaying.get_mut(&speaker).and_then(Option::take);
                 if next.is_none() {
                     replaying.remove(&speaker);
+                    turn.speaker = None;
                 }
                 next
             };
@@ -117,16 +120,15 @@ impl Questions {
                 continue;
             };
             let permit = self.lookups.clone().try_acquire_owned().ok();
-            let place = permit.and_then(|permit| Some((permit, self.take_place(&heard.speaker)?)));
+            let Some(place) = permit.and_then(|permit| Some((permit, self.take_place(&heard.speaker)?)))
+            else {
+                self.answer_lookup(heard.reply, request, LookupOutcome::Busy).await;
+                continue;
+            };
             let this = self.clone();
             tokio::spawn(async move {
-                match place {
-                    Some(place) => {
-                        this.lookup(heard, request).await;
-                        drop(place);
-                    }
-                    None => this.answer_lookup(heard.reply, request, LookupOutcome::Busy).await,
-                }
+                this.lookup(heard, request).await;
+                drop(place);
             });
         }
     }
@@ -168,6 +170,20 @@ impl Questions {
 
 /// A replay that waits for its agent's turn.
 type Waiting = (Heard, ReplayRequest);
+
+/// An agent's turn, until it is taken off the list.
+struct Turn<'a> {
+    replaying: &'a Mutex<HashMap<Speaker, Option<Waiting>>>,
+    speaker: Option<&'a Speaker>,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        if let Some(speaker) = self.speaker {
+            self.replaying.lock().remove(speaker);
+        }
+    }
+}
 
 struct Place {
     by_speaker: Arc<Mutex<HashMap<Speaker, usize>>>,

@@ -72,22 +72,22 @@ impl Sequencer {
         self.check_triggers().await;
         loop {
             // What the clock asks for comes before the rows: a steady load of changes must not starve it.
-            let done = tokio::select! {
+            let (need, done) = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
-                () = self.wake.tick.notified() => self.tick().await,
-                _ = tick.tick() => self.tick().await,
-                _ = expiry.tick() => self.expire().await,
+                () = self.wake.tick.notified() => (Need::Reads, self.tick().await),
+                _ = tick.tick() => (Need::Reads, self.tick().await),
+                _ = expiry.tick() => (Need::Writes, self.expire().await),
                 _ = check.tick() => {
                     checks += 1;
-                    self.check(checks).await
+                    (Need::Reads, self.check(checks).await)
                 }
-                _ = poll.tick() => self.number_if_changed(&mut version).await,
-                () = self.wake.rows.notified() => self.number().await,
+                _ = poll.tick() => (Need::Writes, self.number_if_changed(&mut version).await),
+                () = self.wake.rows.notified() => (Need::Writes, self.number().await),
             };
-            healthy.note(done, &self.condition, &self.metrics);
+            healthy.note(need, done, &self.condition, &self.metrics);
         }
-        healthy.note(self.number().await, &self.condition, &self.metrics);
+        healthy.note(Need::Writes, self.number().await, &self.condition, &self.metrics);
         self.feed.bus.flush().await;
     }
 
@@ -150,25 +150,34 @@ impl Sequencer {
     }
 }
 
+/// What a duty needs of the store. They fail apart: a full disk still reads well, and must not look well.
+#[derive(Clone, Copy)]
+enum Need {
+    Reads = 0,
+    Writes = 1,
+}
+
 /// Logs the first failure of a series and its end, and keeps readiness.
 #[derive(Default)]
 struct Health {
-    failing: bool,
+    failing: [bool; 2],
 }
 
 impl Health {
-    fn note(&mut self, done: Result<(), StoreError>, condition: &Condition, metrics: &Metrics) {
+    fn note(&mut self, need: Need, done: Result<(), StoreError>, condition: &Condition, metrics: &Metrics) {
+        let was_failing = std::mem::replace(&mut self.failing[need as usize], done.is_err());
         match done {
-            Ok(()) => {
-                if std::mem::take(&mut self.failing) {
+            Ok(()) if self.failing == [false, false] => {
+                if was_failing {
                     tracing::info!("the home store works again");
                 }
                 condition.met();
             }
+            Ok(()) => {}
             Err(error) => {
                 metrics.store_failed();
                 condition.unmet(format!("the home store: {error}"));
-                if !std::mem::replace(&mut self.failing, true) {
+                if !was_failing {
                     store_failed(&error);
                 }
             }

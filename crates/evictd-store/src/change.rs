@@ -55,7 +55,7 @@ pub enum ChangeError {
 pub enum DeleteMode {
     /// The row stays, marked: recoverable by direct SQL.
     Soft,
-    /// Row, hash, name and metadata go; the opaque id remains.
+    /// The row goes, with hash, name and metadata; the opaque id remains, and the hash in the change's log row.
     Permanent,
 }
 

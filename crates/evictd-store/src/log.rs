@@ -1,6 +1,6 @@
 //! Numbered rows, rounds, replays.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use evictd_core::invalidation::Invalidation;
 use evictd_core::position::LogPosition;
@@ -22,8 +22,18 @@ pub struct Round {
     pub numbered: Numbered,
     /// The store's clock, read in the transaction.
     pub store_time: StoreTime,
+    /// When it was read, on this process's clock.
+    pub read_at: Instant,
     /// Whether this round began a new epoch.
     pub epoch_began: bool,
+}
+
+impl Round {
+    /// What the store's clock shows now.
+    pub fn store_time_now(&self) -> StoreTime {
+        let since = i64::try_from(self.read_at.elapsed().as_micros()).unwrap_or(i64::MAX);
+        StoreTime(self.store_time.0.saturating_add(since))
+    }
 }
 
 /// The answer to a repair request.

@@ -22,7 +22,7 @@ use std::collections::HashMap;
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use evictd_core::ids::{ApiId, KeyHash, KeyId, WorkspaceId};
@@ -129,10 +129,12 @@ impl SqliteStore {
             return Ok(());
         }
         let round = self.round(&[], &[noted]).await?;
-        tracing::warn!(
-            %noted, head = %round.numbered.head,
-            "the home store is behind its own note: it was put back. A new epoch begins, agents flush once"
-        );
+        if round.epoch_began {
+            tracing::warn!(
+                %noted, head = %round.numbered.head,
+                "the home store is behind its own note: it was put back. A new epoch begins, agents flush once"
+            );
+        }
         Ok(())
     }
 
@@ -248,7 +250,7 @@ impl HomeStore for SqliteStore {
 
     async fn round(&self, instances: &[Instance], seen: &[LogPosition]) -> Result<Round, StoreError> {
         let mut write = Write::begin(&self.writer, "commit a probe round").await?;
-        let store_time = now();
+        let (store_time, read_at) = (now(), Instant::now());
         log::register(&mut write, instances, store_time).await?;
         // Before anything is numbered: what waits could bring the head above what was seen, and hide that
         // the store went back.
@@ -256,7 +258,7 @@ impl HomeStore for SqliteStore {
         let numbered = log::number(&mut write, i64::MAX).await?;
         write.commit().await?;
         self.lineage.note(numbered.head);
-        Ok(Round { numbered, store_time, epoch_began })
+        Ok(Round { numbered, store_time, read_at, epoch_began })
     }
 
     async fn replay(&self, epoch: u32, from: u64, to: u64, limit: usize) -> Result<Replay, StoreError> {

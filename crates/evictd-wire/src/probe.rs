@@ -33,9 +33,9 @@ pub struct ProbeAnswer {
     pub nonce: u64,
     /// Everything committed before the probe was sent lies at or below.
     pub head: LogPosition,
-    /// The store's clock during the round.
+    /// The store's clock when the answer left.
     pub store_time: StoreTime,
-    /// How long the authority held the probe before it read that clock.
+    /// How long the authority held the probe until then.
     pub held: Duration,
 }
 

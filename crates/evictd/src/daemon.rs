@@ -10,6 +10,10 @@ use evictd_ops::{logging, shutdown};
 use evictd_publisher::config::PublisherConfig;
 use serde::de::DeserializeOwned;
 
+use crate::output_format::print_line;
+
+use crate::variables;
+
 /// Where a configuration comes from.
 #[derive(Args, Debug, Default)]
 pub(crate) struct ConfigArgs {
@@ -53,7 +57,22 @@ impl ConfigArgs {
         for (key, value) in &self.set {
             layers = layers.set(key, value);
         }
-        layers.load().map_err(|problems| anyhow!("the configuration can't be used:\n{problems}"))
+        let mut problems = variables::problems(variables::of_process());
+        match layers.load() {
+            Ok(loaded) if problems.is_empty() => return Ok(loaded),
+            Ok(_) => {}
+            Err(error) => problems.extend(error.problems),
+        }
+        Err(anyhow!("the configuration can't be used:\n{}", problems.join("\n")))
+    }
+
+    /// The flags that lead another command to the same store, each after a space, as a shell takes them.
+    fn naming_the_store(&self) -> String {
+        let config = self.config.iter().map(|file| ("--config", file.display().to_string()));
+        let set = self.set.iter().filter(|(key, _)| key.starts_with("store."));
+        let set = set.map(|(key, value)| ("--set", format!("{key}={value}")));
+        let flags = config.chain(set).map(|(flag, value)| format!(" {flag} {}", shell_word(&value)));
+        flags.collect::<Vec<_>>().concat()
     }
 }
 
@@ -64,10 +83,9 @@ pub(crate) fn run_publisher(args: &ConfigArgs) -> anyhow::Result<()> {
         let shutdown = shutdown::on_signals();
         let running = evictd_publisher::start(config, shutdown.clone()).await?;
         if !running.has_root_keys {
-            let config = args.config.as_ref().map(|file| format!(" --config {}", file.display()));
             tracing::warn!(
                 "no root key yet, so nobody can call the control API; make one: evictd root-key create{}",
-                config.unwrap_or_default()
+                args.naming_the_store()
             );
         }
         Ok(running.ended().await?)
@@ -88,12 +106,22 @@ pub(crate) fn check_config(daemon: Daemon, args: &ConfigArgs) -> anyhow::Result<
         Daemon::Publisher => args.publisher()?.effective,
         Daemon::Agent => args.agent()?.effective,
     };
-    print!("{}", print_effective(&effective));
+    print_line(print_effective(&effective).trim_end());
     Ok(())
 }
 
 pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().context("can't start the async runtime")
+}
+
+/// Quotes what a shell would take apart.
+fn shell_word(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-=:,@%+".contains(&byte);
+    if !text.is_empty() && text.bytes().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {
@@ -137,6 +165,18 @@ mod tests {
     fn the_documented_defaults_are_valid() {
         ConfigArgs::default().publisher().unwrap();
         ConfigArgs::default().agent().unwrap();
+    }
+
+    #[test]
+    fn the_hint_about_root_keys_leads_to_the_same_store() {
+        let args = ConfigArgs { config: Some("/etc/evictd/publisher.toml".into()), set: Vec::new() }
+            .and_set("store.path", "/srv/it's here/evictd.db")
+            .and_set("log.filter", "debug");
+        assert_eq!(
+            args.naming_the_store(),
+            r" --config /etc/evictd/publisher.toml --set 'store.path=/srv/it'\''s here/evictd.db'"
+        );
+        assert_eq!(ConfigArgs::default().naming_the_store(), "");
     }
 
     #[test]

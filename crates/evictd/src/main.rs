@@ -6,13 +6,17 @@
 //! * [`dev`]: `evictd dev`, a whole installation in one process.
 //! * [`root_key`]: `evictd root-key`.
 //! * [`cli`]: `evictd api`.
+//! * [`output_format`]: the flag `--output`.
 //! * [`tied`]: children that end with their parent.
+//! * [`variables`]: environment variables that are no key's.
 
 mod cli;
 mod daemon;
 mod dev;
+mod output_format;
 mod root_key;
 mod tied;
+mod variables;
 
 use std::process::ExitCode;
 

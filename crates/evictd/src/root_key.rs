@@ -1,9 +1,11 @@
 //! `evictd root-key`: who may call the APIs. Works on the home store directly, also beside a running
 //! publisher, so that the first root key needs none.
 
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
 use clap::{Args, Subcommand};
 use evictd_core::ids::{KeyId, WorkspaceId};
-use evictd_publisher::config::PublisherConfig;
 use evictd_store::HomeStore;
 use evictd_store::change::NewRootKey;
 use evictd_store::sqlite::SqliteStore;
@@ -12,6 +14,7 @@ use evictd_wire::api::secret::Secret;
 use serde_json::json;
 
 use crate::daemon::{ConfigArgs, runtime};
+use crate::output_format::{OutputFormat, print_line};
 
 /// The workspace of those who don't ask for one.
 const DEFAULT_WORKSPACE: &str = "ws_default";
@@ -49,8 +52,8 @@ pub(crate) struct CreateArgs {
     #[arg(long, default_value = DEFAULT_WORKSPACE)]
     workspace: String,
     /// `json` for one JSON object.
-    #[arg(long, value_name = "FORMAT")]
-    output: Option<String>,
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    output: OutputFormat,
 }
 
 #[derive(Args, Debug)]
@@ -58,8 +61,8 @@ pub(crate) struct ListArgs {
     #[command(flatten)]
     config: ConfigArgs,
     /// `json` for one JSON array.
-    #[arg(long, value_name = "FORMAT")]
-    output: Option<String>,
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    output: OutputFormat,
 }
 
 pub(crate) fn run(command: RootKeyCommand) -> anyhow::Result<()> {
@@ -106,24 +109,32 @@ fn create(args: CreateArgs) -> anyhow::Result<()> {
         !args.workspace.is_empty() && args.workspace.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'),
         "the workspace must consist of letters, digits and `_`, for example {DEFAULT_WORKSPACE}"
     );
-    let json = wants_json(args.output.as_deref())?;
-    let config = args.config.publisher()?.config;
-    let (id, secret) = with_store(&config, async |store| {
+    let path = store_path(&args.config)?;
+    let (id, secret) = with_store(&path, async |store| {
         create_in(store, &args.workspace, args.name, args.permissions).await
     })?;
-    if json {
-        println!("{}", json!({ "rootKeyId": id.as_str(), "rootKey": secret.expose() }));
-    } else {
-        println!("{}", secret.expose());
+    // A relative path may have led elsewhere than to the publisher's store.
+    eprintln!("stored the root key in {}", path.display());
+    match args.output {
+        OutputFormat::Json => {
+            print_line(&json!({ "rootKeyId": id.as_str(), "rootKey": secret.expose() }).to_string());
+        }
+        OutputFormat::Text => print_line(secret.expose()),
     }
     Ok(())
 }
 
 fn list(args: &ListArgs) -> anyhow::Result<()> {
-    let json = wants_json(args.output.as_deref())?;
-    let config = args.config.publisher()?.config;
-    let keys = with_store(&config, async |store| Ok(store.root_keys().await?))?;
-    if json {
+    let path = store_path(&args.config)?;
+    // Opening would create it, and an empty list would hide that it is the wrong one.
+    anyhow::ensure!(
+        path.try_exists().with_context(|| format!("can't look for the home store {}", path.display()))?,
+        "there is no home store at {}: start the publisher first, or give its configuration (--config FILE or \
+         --set store.path=FILE)",
+        path.display()
+    );
+    let keys = with_store(&path, async |store| Ok(store.root_keys().await?))?;
+    if args.output == OutputFormat::Json {
         let rows: Vec<_> = keys
             .iter()
             .map(|key| {
@@ -135,41 +146,39 @@ fn list(args: &ListArgs) -> anyhow::Result<()> {
                 })
             })
             .collect();
-        println!("{}", serde_json::to_string_pretty(&rows)?);
+        print_line(&serde_json::to_string_pretty(&rows)?);
         return Ok(());
     }
     for key in keys {
         let name = key.name.as_deref().unwrap_or("-");
-        println!(
+        print_line(&format!(
             "{}  {}...  {}  {}  {}",
             key.id,
             key.start,
             key.workspace_id,
             name,
             key.permissions.join(",")
-        );
+        ));
     }
     Ok(())
 }
 
+/// Where the configured store is, whatever directory that was said relative to.
+fn store_path(config: &ConfigArgs) -> anyhow::Result<PathBuf> {
+    let path = config.publisher()?.config.store.path;
+    std::path::absolute(&path).with_context(|| format!("can't find out where {} is", path.display()))
+}
+
 fn with_store<T>(
-    config: &PublisherConfig,
+    path: &Path,
     work: impl AsyncFnOnce(&SqliteStore) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
     runtime()?.block_on(async {
-        let store = SqliteStore::open(&config.store.path).await?;
+        let store = SqliteStore::open(path).await?;
         let done = work(&store).await;
         store.close().await;
         done
     })
-}
-
-fn wants_json(output: Option<&str>) -> anyhow::Result<bool> {
-    match output {
-        None | Some("text") => Ok(false),
-        Some("json") => Ok(true),
-        Some(other) => anyhow::bail!("--output knows `json` and `text`, not `{other}`"),
-    }
 }
 
 fn is_permission(text: &str) -> bool {
@@ -187,6 +196,24 @@ fn is_permission(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn listing_root_keys_creates_no_store() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("evictd.db");
+        let config = || ConfigArgs::default().and_set("store.path", path.display().to_string());
+        let listing = || list(&ListArgs { config: config(), output: OutputFormat::Json });
+
+        let error = listing().unwrap_err().to_string();
+        assert!(
+            error.contains(&path.display().to_string()) && error.contains("start the publisher"),
+            "{error}"
+        );
+        assert!(!path.exists());
+
+        with_store(&path, async |store| create_in(store, DEFAULT_WORKSPACE, None, Vec::new()).await).unwrap();
+        listing().unwrap();
+    }
 
     #[test]
     fn permissions_are_checked_before_they_are_stored() {

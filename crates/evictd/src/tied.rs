@@ -18,11 +18,13 @@ pub(crate) struct TiedArgs {
     command: Vec<OsString>,
 }
 
-/// A command that runs `program` tied to the calling thread.
+/// A command that runs `program` tied to the calling thread, in a process group of its own: Ctrl-C in the
+/// terminal reaches only the parent, which ends the child when it no longer needs it.
 pub(crate) fn command(program: &Path) -> anyhow::Result<Command> {
     let evictd = std::env::current_exe().context("can't find the evictd program itself")?;
     let mut command = Command::new(evictd);
     command.arg("exec-tied").arg("--").arg(program);
+    std::os::unix::process::CommandExt::process_group(&mut command, 0);
     Ok(command)
 }
 

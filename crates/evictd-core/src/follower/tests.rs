@@ -106,6 +106,24 @@ fn later_invalidations_are_applied_at_once_but_progress_waits_for_the_hole() {
 }
 
 #[test]
+fn a_deletion_that_came_too_early_is_announced_when_its_predecessor_arrives() {
+    let mut follower = started(7);
+    follower.on_live(vec![deletion(at(9))], ms(20), &mut Vec::new());
+    let created = Invalidation { cause: Cause::Created, ..deletion(at(8)) };
+    let out = effects(|out| follower.on_live(vec![created.clone()], ms(25), out));
+    let applied = Effect::Applied { invalidation: created, via: Via::Live };
+    assert_eq!(out, [applied, progress(9, 9), Effect::Announce]);
+}
+
+#[test]
+fn what_nobody_waits_for_is_not_announced_at_once() {
+    let mut follower = started(7);
+    let created = Invalidation { cause: Cause::Created, ..deletion(at(8)) };
+    let out = effects(|out| follower.on_live(vec![created], ms(20), out));
+    assert!(!out.contains(&Effect::Announce), "{out:?}");
+}
+
+#[test]
 fn a_hole_that_stays_is_repaired_by_a_replay() {
     let mut follower = started(7);
     follower.on_live(vec![deletion(at(10))], ms(20), &mut Vec::new());

@@ -19,7 +19,7 @@ fn last(key: &str) -> &str {
 }
 
 /// Insertions, deletions and replacements that turn `from` into `to`.
-fn distance(from: &str, to: &str) -> usize {
+pub fn distance(from: &str, to: &str) -> usize {
     let to: Vec<char> = to.chars().collect();
     let mut row: Vec<usize> = (0..=to.len()).collect();
     for (i, a) in from.chars().enumerate() {

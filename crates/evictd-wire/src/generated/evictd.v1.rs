@@ -150,10 +150,10 @@ pub struct ProbeAnswer {
     pub epoch: u32,
     #[prost(uint64, tag = "3")]
     pub head: u64,
-    /// The store's clock during the round.
+    /// The store's clock when the answer left.
     #[prost(int64, tag = "4")]
     pub store_time_unix_us: i64,
-    /// How long the authority held the probe before it read that clock, in microseconds. Rounds are spaced,
+    /// How long the authority held the probe until then, in microseconds. Rounds are spaced,
     /// so without this a waiting probe would look like a clock that is off.
     #[prost(uint64, tag = "5")]
     pub held_us: u64,

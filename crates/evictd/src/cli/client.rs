@@ -95,8 +95,8 @@ pub(super) trait World {
 
 /// Sends, and sends again on 5XX and lost connections, for ten seconds.
 ///
-/// A request that would create a second thing isn't repeated once the server may have received it, unless
-/// the server itself says that it failed.
+/// A request that would create a second thing isn't repeated once the server may have received it. Nor is it
+/// on 5XX: the server, or a proxy before it, may fail after the thing was created.
 pub(super) fn send(world: &mut impl World, call: &Call) -> Sent {
     let mut maybe_done_before = false;
     let mut pause = FIRST_PAUSE;
@@ -107,14 +107,14 @@ pub(super) fn send(world: &mut impl World, call: &Call) -> Sent {
                 (format!("it answered {}", answer.status), Progress::MaybeDone)
             }
             Ok(_) => return Sent { result, maybe_done_before },
-            Err(lost) => match (lost.progress, call.repeat) {
-                (Progress::Impossible, _) | (Progress::MaybeDone, Repeat::Duplicates) => {
-                    return Sent { result, maybe_done_before };
-                }
-                (progress, _) => (lost.why.clone(), progress),
-            },
+            Err(lost) => (lost.why.clone(), lost.progress),
         };
-        if world.elapsed() + pause > RETRY_FOR {
+        let again = match progress {
+            Progress::Impossible => false,
+            Progress::NotSent => true,
+            Progress::MaybeDone => call.repeat != Repeat::Duplicates,
+        };
+        if !again || world.elapsed() + pause > RETRY_FOR {
             return Sent { result, maybe_done_before };
         }
         maybe_done_before |= progress == Progress::MaybeDone;
@@ -279,11 +279,13 @@ mod tests {
 
     #[test]
     fn failures_of_the_server_are_retried_for_ten_seconds() {
-        let mut world = FakeWorld::playing([Ok(500)]);
-        let sent = send(&mut world, &call(Repeat::Duplicates));
-        assert_eq!(sent.result.unwrap().status, 500);
-        assert!(world.now <= RETRY_FOR && world.now + LONGEST_PAUSE > RETRY_FOR, "{:?}", world.now);
-        assert!((14..=18).contains(&world.attempts), "{}", world.attempts);
+        for repeat in [Repeat::Harmless, Repeat::FindsNothing] {
+            let mut world = FakeWorld::playing([Ok(500)]);
+            let sent = send(&mut world, &call(repeat));
+            assert_eq!(sent.result.unwrap().status, 500);
+            assert!(world.now <= RETRY_FOR && world.now + LONGEST_PAUSE > RETRY_FOR, "{:?}", world.now);
+            assert!((14..=18).contains(&world.attempts), "{}", world.attempts);
+        }
     }
 
     #[test]
@@ -308,6 +310,15 @@ mod tests {
         let sent = send(&mut world, &call(Repeat::Duplicates));
         assert_eq!(sent.result.unwrap_err().progress, Progress::MaybeDone);
         assert_eq!(world.attempts, 1);
+    }
+
+    #[test]
+    fn nothing_is_created_twice_because_the_server_failed_after_creating_it() {
+        for status in [500, 502, 503, 504] {
+            let mut world = FakeWorld::playing([Ok(status), Ok(200)]);
+            let sent = send(&mut world, &call(Repeat::Duplicates));
+            assert_eq!((sent.result.unwrap().status, world.attempts), (status, 1));
+        }
     }
 
     #[test]
