@@ -77,7 +77,12 @@ impl Sequencer {
                 () = shutdown.cancelled() => break,
                 () = self.wake.tick.notified() => (Need::Reads, self.tick().await),
                 _ = tick.tick() => (Need::Reads, self.tick().await),
-                _ = expiry.tick() => (Need::Writes, self.expire().await),
+                _ = expiry.tick() => {
+                    let expired = self.expire().await;
+                    // To find nothing to do, no write had to succeed.
+                    let need = if matches!(expired, Ok(0)) { Need::Reads } else { Need::Writes };
+                    (need, expired.map(drop))
+                }
                 _ = check.tick() => {
                     checks += 1;
                     (Need::Reads, self.check(checks).await)
@@ -120,11 +125,12 @@ impl Sequencer {
         Ok(())
     }
 
-    async fn expire(&self) -> Result<(), StoreError> {
-        if self.store.expire(EXPIRY_BATCH).await? > 0 {
+    async fn expire(&self) -> Result<u64, StoreError> {
+        let expired = self.store.expire(EXPIRY_BATCH).await?;
+        if expired > 0 {
             self.number().await?;
         }
-        Ok(())
+        Ok(expired)
     }
 
     async fn check(&self, checks: u64) -> Result<(), StoreError> {
