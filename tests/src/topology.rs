@@ -5,7 +5,7 @@
 //! The daemons' configuration files are written here and nowhere else.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -106,7 +106,15 @@ impl Where {
         let local = |port: u16| SocketAddr::from(([127, 0, 0, 1], port + 100 * index));
         match self {
             Self::FreePorts => Ok((ports::free()?, ports::free()?)),
-            Self::DocumentedPorts => Ok((local(documented.0), local(documented.1))),
+            Self::DocumentedPorts => {
+                let picked = (local(documented.0), local(documented.1));
+                // Somebody else there would answer in our daemon's place, and look ready.
+                for address in [picked.0, picked.1] {
+                    TcpListener::bind(address)
+                        .with_context(|| format!("{address} is in use; stop what listens there"))?;
+                }
+                Ok(picked)
+            }
         }
     }
 }
