@@ -1,12 +1,13 @@
 //! `POST /v2/keys.verifyKey`, in the order of checks that Unkey's clients know.
 
-use evictd_core::record::{KeyRecord, Record, RecordState, RootKeyRecord, Verdict};
+use evictd_core::record::{KeyRecord, Record, RootKeyRecord, Verdict};
 use evictd_ops::http::{Handler, Reply, Request};
 use evictd_ops::rpc::{self, Call};
 use evictd_wire::api::error::{ApiError, ErrorKind};
 use evictd_wire::api::ids::hash;
 use evictd_wire::api::requests::VerifyKey;
 use evictd_wire::api::responses::VerifyKeyData;
+use evictd_wire::api::root_key::acting;
 
 use crate::cache::Entry;
 use crate::origin::LoadError;
@@ -31,7 +32,11 @@ impl Surface {
     async fn verify(&self, call: &Call) -> Result<Reply, ApiError> {
         let request = call.request(VerifyKey::parse)?;
         let root_entry = self.load(call.token()?).await?;
-        let root = self.authorise(&root_entry)?;
+        let root = match &root_entry.record {
+            Record::RootKey(root) => Some(root),
+            Record::Key(_) | Record::Absent => None,
+        };
+        let root = acting(root, self.verifier.home_time())?;
         let entry = self.load(&request.key).await?;
         let visible = match &entry.record {
             Record::Key(key) if may_see(root, key) => Some(key),
@@ -49,24 +54,6 @@ impl Surface {
             self.verifier.metrics.unavailable();
             unavailable(error)
         })
-    }
-
-    fn authorise<'a>(&self, entry: &'a Entry) -> Result<&'a RootKeyRecord, ApiError> {
-        let refuse = |kind, detail: &str| Err(ApiError::new(kind, detail));
-        let Record::RootKey(root) = &entry.record else {
-            return refuse(ErrorKind::RootKeyNotFound, "The root key doesn't exist or was revoked");
-        };
-        match root.state {
-            RecordState::Deleted => {
-                refuse(ErrorKind::RootKeyNotFound, "The root key doesn't exist or was revoked")
-            }
-            RecordState::Disabled => refuse(ErrorKind::KeyDisabled, "The root key is disabled"),
-            RecordState::Expired => refuse(ErrorKind::Forbidden, "The root key has expired"),
-            RecordState::Active if self.verifier.root_key_ended(entry) => {
-                refuse(ErrorKind::Forbidden, "The root key has expired")
-            }
-            RecordState::Active => Ok(root),
-        }
     }
 }
 

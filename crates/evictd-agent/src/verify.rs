@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use evictd_core::ids::KeyHash;
 use evictd_core::position::LogPosition;
-use evictd_core::record::{KeyRecord, Record, Verdict};
-use evictd_core::time::LeaseTime;
+use evictd_core::record::{KeyRecord, Verdict};
+use evictd_core::time::{LeaseTime, StoreTime};
 use evictd_ops::clock;
 
 use crate::cache::{Cache, Entry};
@@ -69,19 +69,14 @@ impl Verifier {
 
     /// The verdict on a key, counted.
     pub(crate) fn judge(&self, key: &KeyRecord) -> Verdict {
-        let verdict = key.verdict(self.knowledge.home_time_high());
+        let verdict = key.verdict(self.home_time());
         self.metrics.verified(verdict);
         verdict
     }
 
-    /// Whether a root key may act now.
-    pub(crate) fn root_key_ended(&self, entry: &Entry) -> bool {
-        match &entry.record {
-            Record::RootKey(root) => {
-                root.expires_at.is_some_and(|end| end <= self.knowledge.home_time_high())
-            }
-            Record::Absent | Record::Key(_) => false,
-        }
+    /// The store's clock, as high as it may be: whatever ends, ends early rather than late.
+    pub(crate) fn home_time(&self) -> StoreTime {
+        self.knowledge.home_time_high()
     }
 }
 

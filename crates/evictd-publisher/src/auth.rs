@@ -1,27 +1,19 @@
 //! Who calls: root keys, in Unkey's order of checks.
 
-use evictd_core::record::{RecordState, RootKeyRecord};
+use evictd_core::record::RootKeyRecord;
 use evictd_ops::clock;
 use evictd_store::{HomeStore, StoreError};
 use evictd_wire::api::error::{ApiError, ErrorKind};
 use evictd_wire::api::ids::hash;
+use evictd_wire::api::root_key::acting;
 
 /// The root key with this text, if it may act.
 ///
 /// It is looked up by its SHA-256 through an index. What timing could tell of that comparison concerns
 /// a hash that the caller can't steer, not the key.
 pub(crate) async fn authenticate(store: &dyn HomeStore, token: &str) -> Result<RootKeyRecord, ApiError> {
-    let unknown = || ApiError::new(ErrorKind::RootKeyNotFound, "The root key doesn't exist or was revoked");
-    let root =
-        store.root_key(hash(token)).await.map_err(|error| store_failed(&error))?.ok_or_else(unknown)?;
-    let expired = || ApiError::new(ErrorKind::Forbidden, "The root key has expired");
-    match root.state {
-        RecordState::Deleted => Err(unknown()),
-        RecordState::Disabled => Err(ApiError::new(ErrorKind::KeyDisabled, "The root key is disabled")),
-        RecordState::Expired => Err(expired()),
-        RecordState::Active if root.expires_at.is_some_and(|end| end <= clock::wall_now()) => Err(expired()),
-        RecordState::Active => Ok(root),
-    }
+    let root = store.root_key(hash(token)).await.map_err(|error| store_failed(&error))?;
+    acting(root.as_ref(), clock::wall_now()).cloned()
 }
 
 /// Refuses a root key that may not do `action` on `api` (`*` asks for the right on all).

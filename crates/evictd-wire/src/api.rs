@@ -6,6 +6,7 @@
 //! * [`responses`]: what a successful answer holds.
 //! * [`envelope`]: the frame around every answer.
 //! * [`error`]: every way to fail, with its status, title and content type.
+//! * [`root_key`]: whether a caller may act at all.
 //! * [`ids`]: new ids and keys, and the hash under which a key is known.
 //! * [`secret`]: text that no log may show.
 //!
@@ -17,5 +18,6 @@ pub mod error;
 pub mod ids;
 pub mod requests;
 pub mod responses;
+pub mod root_key;
 mod schema;
 pub mod secret;

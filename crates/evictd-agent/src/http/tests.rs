@@ -11,6 +11,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use evictd_core::record::RecordState;
+
 use super::*;
 use crate::fixture::{Agent, ends_in, key, key_scope, root_key};
 use crate::metrics::LoadOutcome;

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use evictd_core::ids::{ApiId, WorkspaceId};
 use evictd_core::invalidation::Scope;
-use evictd_core::record::RecordState;
+use evictd_core::record::{Record, RecordState, RootKeyRecord};
 use evictd_wire::api::ids::hash;
+use evictd_wire::api::root_key::acting;
 
 use super::*;
 use crate::fixture::{Agent, BASE, at, ends_in, key, key_scope, root_key, row};
@@ -190,17 +191,14 @@ async fn hits_and_misses_are_counted() {
 fn an_end_that_may_have_come_at_home_has_come() {
     let agent = Agent::live();
     let soon = KeyRecord { expires_at: Some(ends_in(Duration::from_mins(1))), ..key("key_1") };
-    let root = Record::RootKey(evictd_core::record::RootKeyRecord {
-        expires_at: soon.expires_at,
-        ..root_key(&["api.*.verify_key"])
-    });
-    let root = agent.cached(hash("root"), root, at(BASE), clock::lease_now());
+    let root = RootKeyRecord { expires_at: soon.expires_at, ..root_key(&["api.*.verify_key"]) };
+    let acts = || acting(Some(&root), agent.verifier.home_time()).is_ok();
     assert_eq!(agent.verifier.judge(&soon), Verdict::Valid);
-    assert!(!agent.verifier.root_key_ended(&root));
+    assert!(acts());
 
     // The store's clock may be that far ahead of this machine's.
     agent.knowledge.publish_offset_high(61_000_000);
     assert_eq!(agent.verifier.judge(&soon), Verdict::Expired);
-    assert!(agent.verifier.root_key_ended(&root));
+    assert!(!acts());
     assert_eq!(agent.metric(r#"evictd_agent_verifications_total{code="EXPIRED"}"#), 1);
 }
