@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_nats::{Client, Message, StatusCode, Subscriber};
 use bytes::Bytes;
 use evictd_core::ids::Identity;
-use evictd_ops::bus::{BusOptions, Link};
+use evictd_ops::bus::{BusError, BusOptions, Link, publish_within};
 use evictd_ops::readiness::Readiness;
 use evictd_wire::lookup::LookupRequest;
 use evictd_wire::subject::{self, Kind, Speaker};
@@ -46,19 +46,14 @@ impl Port {
         if !self.link.is_up() {
             return false;
         }
-        let publish = async {
-            match reply {
-                Some(reply) => self.client.publish_with_reply(subject, reply, payload).await,
-                None => self.client.publish(subject, payload).await,
-            }
-        };
-        match tokio::time::timeout(PUBLISH_LIMIT, publish).await {
-            Ok(Ok(())) => true,
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "NATS refused a message");
+        match publish_within(&self.client, subject, reply, payload, PUBLISH_LIMIT).await {
+            Ok(()) => true,
+            // The question is asked again anyway.
+            Err(BusError::PublishTimeout { .. }) => false,
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "NATS refused a message");
                 false
             }
-            Err(_) => false,
         }
     }
 }

@@ -345,16 +345,23 @@ impl From<Event> for BusEvent {
     }
 }
 
-/// Publishes, but waits no longer than `limit` for a place in the client's queue. `Ok` means queued:
+/// Publishes, asking for answers at `reply` if there is one, but waits no longer than `limit` for a place in the client's queue. `Ok` means queued:
 /// what is on its way when a connection breaks is lost without a word.
 pub async fn publish_within(
     client: &Client,
     subject: impl Into<String>,
+    reply: Option<String>,
     payload: Bytes,
     limit: Duration,
 ) -> Result<(), BusError> {
     let subject = subject.into();
-    match tokio::time::timeout(limit, client.publish(subject.clone(), payload)).await {
+    let publish = async {
+        match reply {
+            Some(reply) => client.publish_with_reply(subject.clone(), reply, payload).await,
+            None => client.publish(subject.clone(), payload).await,
+        }
+    };
+    match tokio::time::timeout(limit, publish).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(source)) => Err(BusError::Publish { subject, source }),
         Err(_) => Err(BusError::PublishTimeout { subject, after: limit }),
@@ -587,7 +594,7 @@ mod tests {
         let (client, _events) = start(&to(&[&mute])).await;
         let error = loop {
             let limit = Duration::from_millis(20);
-            if let Err(error) = publish_within(&client, "a.subject", Bytes::new(), limit).await {
+            if let Err(error) = publish_within(&client, "a.subject", None, Bytes::new(), limit).await {
                 break error;
             }
         };

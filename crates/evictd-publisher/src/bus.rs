@@ -151,7 +151,7 @@ impl Bus {
         if !self.link.is_up() {
             return false;
         }
-        match publish_within(&self.client, subject, payload, PUBLISH_LIMIT).await {
+        match publish_within(&self.client, subject, None, payload, PUBLISH_LIMIT).await {
             Ok(()) => true,
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "not sent");

@@ -11,10 +11,6 @@ pub const KEY: &str = "key";
 pub const API: &str = "api";
 /// Prefix of a request's id.
 pub const REQUEST: &str = "req";
-/// Prefix of a workspace's id.
-pub const WORKSPACE: &str = "ws";
-/// Prefix of an audit record's id.
-pub const LOG: &str = "log";
 /// Prefix of a root key's id.
 pub const ROOT_KEY: &str = "root";
 
