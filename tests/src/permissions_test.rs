@@ -158,8 +158,12 @@ fn an_agent_may_ask_only_in_its_own_name() -> Result<()> {
         assert_allowed(&mut agent, &[&own], &[])?;
         assert_refused(&mut agent, &[&neighbour, &abroad, &deeper], &[])?;
     }
-    assert_allowed(&mut agent, &["evictd.v1.probe.eu.a1.any"], &[])?;
-    assert_refused(&mut agent, &["evictd.v1.probe.eu.a2.any", "evictd.v1.replay.eu.a1.any"], &[])
+    for kind in ["probe", "replay", "lookup"] {
+        let [own, neighbour] = ["eu.a1.any", "eu.a2.any"].map(|name| format!("evictd.v1.{kind}.{name}"));
+        assert_allowed(&mut agent, &[&own], &[])?;
+        assert_refused(&mut agent, &[&neighbour], &[])?;
+    }
+    assert_refused(&mut agent, &["evictd.v1.applied.eu.a1.any"], &[])
 }
 
 #[test]

@@ -149,6 +149,15 @@ fn spawn_tied(command: Command) -> io::Result<Child> {
     outcome.recv().map_err(|_| gone())?
 }
 
+/// What a process takes of its machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Footprint {
+    /// Memory that is really there.
+    pub resident_bytes: u64,
+    /// Files and sockets.
+    pub open_files: usize,
+}
+
 /// A running child. Dropping it kills it.
 pub struct Daemon {
     launch: Launch,
@@ -170,6 +179,22 @@ impl Daemon {
     /// Its process id, which stays the same through `exec-tied`.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Sets a variable in its environment, from its next start on.
+    pub fn set_env(&mut self, name: impl Into<String>, value: impl Into<String>) {
+        self.launch.env.push((name.into(), value.into()));
+    }
+
+    /// What it takes of the machine now (Linux).
+    pub fn footprint(&self) -> Result<Footprint> {
+        let proc = PathBuf::from(format!("/proc/{}", self.pid()));
+        let what = || format!("looking at what {} takes", self.launch.name);
+        let status = fs::read_to_string(proc.join("status")).with_context(what)?;
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).with_context(what)?;
+        let kibibytes: u64 = resident.trim().trim_end_matches("kB").trim().parse().with_context(what)?;
+        let open_files = fs::read_dir(proc.join("fd")).with_context(what)?.count();
+        Ok(Footprint { resident_bytes: kibibytes * 1024, open_files })
     }
 
     /// How it ended, or `None` while it runs.
@@ -362,6 +387,19 @@ mod tests {
         let settings: Vec<_> =
             daemon.stdout()?.lines().filter(|line| line.starts_with("EVICTD_")).map(str::to_owned).collect();
         assert_eq!(settings, ["EVICTD_X=1"]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_setting_counts_from_the_next_start_on_and_a_footprint_is_seen() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let mut daemon = shell(dir.path(), "echo x=$X; exec sleep 100000")?;
+        wait_for_output(&mut daemon, "x=\n")?;
+        daemon.set_env("X", "1");
+        daemon.restart()?;
+        wait_for_output(&mut daemon, "x=1\n")?;
+        let footprint = daemon.footprint()?;
+        assert!(footprint.resident_bytes > 0 && footprint.open_files >= 3, "{footprint:?}");
         Ok(())
     }
 

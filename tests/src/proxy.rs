@@ -17,6 +17,7 @@ use anyhow::{Context, Result};
 
 use crate::frames::{Frame, FrameParser, subject_matches};
 use crate::ports;
+use crate::random::Random;
 
 /// How long the proxy tries to reach the server behind it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -125,6 +126,16 @@ impl Proxy {
             // If nobody takes it, its connection is gone.
             let _ = queue.send(Parcel::Bytes { arrived: Instant::now(), bytes });
         }
+    }
+
+    /// As [`Proxy::release`], but every message comes twice, and in an order that chance decides.
+    pub fn release_jumbled(&self, random: &mut Random) {
+        let mut state = self.shared.lock();
+        let twice = state.held.clone();
+        state.held.extend(twice);
+        random.shuffle(&mut state.held);
+        drop(state);
+        self.release();
     }
 
     /// How many messages are held back by [`Proxy::hold_messages`].
@@ -588,6 +599,18 @@ mod tests {
         assert_eq!((hear()?, hear()?, proxy.held()), (b"1".to_vec(), b"2".to_vec(), 0));
         publisher.publish("evictd.v1.live", None, b"4")?;
         assert_eq!(hear()?, b"4", "nothing is held back any more");
+
+        proxy.hold_messages("evictd.v1.live");
+        for digit in b'0'..=b'9' {
+            publisher.publish("evictd.v1.live", None, &[digit])?;
+        }
+        eventually("ten to be held back", DEADLINE, || (proxy.held() == 10).then_some(()))?;
+        proxy.release_jumbled(&mut Random::new(1));
+        let mut jumbled = (0..20).map(|_| hear()).collect::<Result<Vec<_>>>()?;
+        assert!(!jumbled.is_sorted());
+        jumbled.sort();
+        let twice: Vec<_> = (b'0'..=b'9').flat_map(|digit| [[digit], [digit]]).collect();
+        assert_eq!(jumbled, twice);
         Ok(())
     }
 

@@ -3,9 +3,11 @@
 //! * [`demo`]: a deletion, watched from three regions.
 //! * [`mod@test`]: the whole suite, set-up included.
 //! * [`generate()`]: what is checked in and comes from something else.
+//! * [`model`]: what is checked to exhaustion.
 //! * [`monitoring`]: the shipped Prometheus files, against a running deployment.
 
 mod demo;
+mod model;
 mod monitoring;
 mod steps;
 mod test;
@@ -29,6 +31,8 @@ enum Command {
     Test(test::TestArgs),
     /// Rewrite what is generated: protobuf code, docs/metrics.md, docs/config.md.
     Generate,
+    /// Check the shared cells and the protocol to exhaustion, or that each missing protection is noticed.
+    Model(model::ModelArgs),
     /// Check deploy/prometheus with promtool, and have a real Prometheus scrape all targets (Debian: package
     /// `prometheus`).
     Monitoring,
@@ -39,6 +43,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Generate => generate(),
+        Command::Model(args) => model::run(&args),
         Command::Monitoring => monitoring::run(),
     };
     match done {

@@ -1,7 +1,8 @@
-//! The agent's one NATS connection: what it listens to and what it may say.
+//! The agent's two NATS connections: what it listens to and what it may say.
 //!
 //! It listens to the live feed and to its own inboxes, one per kind of answer, and speaks on its own
-//! subjects only; its NATS permissions allow no more (R13).
+//! subjects only; its NATS permissions allow no more (R13). Lookups have a connection of their own: however
+//! many wait there, the feed, the probes and the repairs that the lease rests on are not behind them (R10).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +26,9 @@ const SUBSCRIPTION_CAPACITY: usize = 8_192;
 /// How long a message may wait for the client before it is given up: questions are asked again anyway.
 const PUBLISH_LIMIT: Duration = Duration::from_millis(250);
 
+/// How long the last announcement may take to leave.
+const LEAVE_LIMIT: Duration = Duration::from_secs(1);
+
 /// Sends on one connection.
 #[derive(Clone, Debug)]
 struct Port {
@@ -38,6 +42,11 @@ struct Port {
 impl Port {
     fn inbox(&self, kind: Kind) -> String {
         format!("{}.{}", self.inbox, kind.token())
+    }
+
+    /// Where a question goes: to one publisher, or to all of them on a second try (R14).
+    fn subject(&self, kind: Kind, all: bool) -> String {
+        if all { self.speaker.subject_any(kind) } else { self.speaker.subject(kind) }
     }
 
     /// Whether the message was handed to the connection. Nothing is queued for a connection that is
@@ -63,8 +72,8 @@ impl Port {
 pub(crate) struct LookupPort(Port);
 
 impl LookupPort {
-    pub(crate) async fn send(&self, request: &LookupRequest) -> bool {
-        let subject = self.0.speaker.subject(Kind::Lookup);
+    pub(crate) async fn send(&self, request: &LookupRequest, all: bool) -> bool {
+        let subject = self.0.subject(Kind::Lookup, all);
         let reply = format!("{}.{}", self.0.inbox(Kind::Lookup), request.nonce);
         self.0.send(subject, Some(reply), request.encode()).await
     }
@@ -93,31 +102,43 @@ pub(crate) struct Feed {
 
 impl Feed {
     pub(crate) async fn send_probe(&self, payload: Bytes, all: bool) {
-        let speaker = &self.port.speaker;
-        let subject = if all { speaker.probe_any() } else { speaker.subject(Kind::Probe) };
+        let subject = self.port.subject(Kind::Probe, all);
         self.port.send(subject, Some(self.port.inbox(Kind::Probe)), payload).await;
     }
 
-    pub(crate) async fn send_replay(&self, payload: Bytes) {
-        let subject = self.port.speaker.subject(Kind::Replay);
+    pub(crate) async fn send_replay(&self, payload: Bytes, all: bool) {
+        let subject = self.port.subject(Kind::Replay, all);
         self.port.send(subject, Some(self.port.inbox(Kind::Replay)), payload).await;
     }
 
     pub(crate) async fn announce(&self, payload: Bytes) {
-        self.port.send(self.port.speaker.subject(Kind::Applied), None, payload).await;
+        self.port.send(self.port.subject(Kind::Applied, false), None, payload).await;
+    }
+
+    /// Announces for the last time, and sees it off: the process ends next.
+    pub(crate) async fn leave(&self, payload: Bytes) {
+        self.announce(payload).await;
+        if self.port.link.is_up()
+            && !matches!(tokio::time::timeout(LEAVE_LIMIT, self.port.client.flush()).await, Ok(Ok(())))
+        {
+            tracing::info!(
+                "couldn't tell the publishers that this agent leaves; they will notice its silence"
+            );
+        }
     }
 }
 
-/// The connection with all its subscriptions.
+/// The connections with all their subscriptions.
 #[derive(Debug)]
 pub(crate) struct Bus {
     feed: Feed,
+    lookups: LookupPort,
     lookup_answers: Subscriber,
 }
 
 impl Bus {
     pub(crate) fn lookups(&self) -> LookupPort {
-        LookupPort(self.feed.port.clone())
+        self.lookups.clone()
     }
 
     pub(crate) fn split(self) -> (Feed, Subscriber) {
@@ -125,22 +146,25 @@ impl Bus {
     }
 }
 
-/// Connects and subscribes; returns although no server may be reachable yet.
+/// Connects and subscribes; returns although no server may be reachable yet. Readiness waits for both
+/// connections: without the one of the lease nothing is trusted for long, without the other nothing is loaded.
 pub(crate) async fn connect(
     config: &AgentConfig,
     identity: &Identity,
     metrics: &Arc<Metrics>,
     readiness: &Readiness,
 ) -> Result<Bus, StartError> {
-    let speaker = config.speaker();
+    let speaker = Arc::new(config.speaker());
     let inbox: Arc<str> = format!("{}.{}", speaker.inbox_prefix(), identity.instance).into();
-    let connected = Arc::new(Notify::new());
-    let options = BusOptions {
-        name: format!("evictd agent {speaker}"),
+    let options = |name| BusOptions {
+        name,
         inbox_prefix: Some(speaker.inbox_prefix()),
         subscription_capacity: SUBSCRIPTION_CAPACITY,
     };
-    let link = Link::new(&config.nats, metrics.nats.clone(), readiness);
+    let port = |client, link| Port { client, link, speaker: speaker.clone(), inbox: inbox.clone() };
+
+    let connected = Arc::new(Notify::new());
+    let link = Link::new(&config.nats, metrics.nats_lease.clone(), readiness);
     let on_event = {
         let (link, connected) = (link.clone(), connected.clone());
         move |event| {
@@ -149,20 +173,35 @@ pub(crate) async fn connect(
             }
         }
     };
-    let client = evictd_ops::bus::connect(&config.nats, options, on_event).await?;
-    let port = Port { client: client.clone(), link, speaker: Arc::new(speaker), inbox };
-    let subscribe = async |subject: String| {
-        let action = "subscribe";
-        client.subscribe(subject).await.map_err(|source| StartError::Subscribe { action, source })
-    };
+    let client =
+        evictd_ops::bus::connect(&config.nats, options(format!("evictd agent {speaker}")), on_event).await?;
+    let port_of_lease = port(client, link);
     // The live feed first: nothing that follows a probe's answer may be missed.
     let feed = Feed {
-        live: subscribe(subject::LIVE.to_owned()).await?,
-        probe_answers: subscribe(port.inbox(Kind::Probe)).await?,
-        replay_answers: subscribe(port.inbox(Kind::Replay)).await?,
+        live: subscribe(&port_of_lease, subject::LIVE.to_owned()).await?,
+        probe_answers: subscribe(&port_of_lease, port_of_lease.inbox(Kind::Probe)).await?,
+        replay_answers: subscribe(&port_of_lease, port_of_lease.inbox(Kind::Replay)).await?,
         connected,
-        port: port.clone(),
+        port: port_of_lease,
     };
-    let lookup_answers = subscribe(format!("{}.*", port.inbox(Kind::Lookup))).await?;
-    Ok(Bus { feed, lookup_answers })
+
+    let link = Link::named("nats_lookups", &config.nats, metrics.nats_lookups.clone(), readiness);
+    let on_event = {
+        let link = link.clone();
+        move |event| {
+            link.note(event);
+        }
+    };
+    let options = options(format!("evictd agent {speaker} lookups"));
+    let lookups = port(evictd_ops::bus::connect(&config.nats, options, on_event).await?, link);
+    let lookup_answers = subscribe(&lookups, format!("{}.*", lookups.inbox(Kind::Lookup))).await?;
+    Ok(Bus { feed, lookups: LookupPort(lookups), lookup_answers })
 }
+
+async fn subscribe(port: &Port, subject: String) -> Result<Subscriber, StartError> {
+    let action = "subscribe";
+    port.client.subscribe(subject).await.map_err(|source| StartError::Subscribe { action, source })
+}
+
+#[cfg(test)]
+mod tests;

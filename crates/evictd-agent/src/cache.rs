@@ -6,70 +6,41 @@
 //! look at the floors that follows the insertion (R9).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use evictd_core::floors::Anchors;
+use evictd_core::entry::Stamp;
 use evictd_core::ids::KeyHash;
-use evictd_core::position::LogPosition;
-use evictd_core::record::Record;
-use evictd_core::time::LeaseTime;
+use evictd_core::record::{Record, RecordState};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::CacheConfig;
+use crate::exposure::{Answers, Rings};
 use crate::metrics::Metrics;
 
-/// A record, how new it is, and what it depends on.
+/// A record with what decides whether it may be answered from.
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) record: Record,
-    /// When the load was sent, less the age of the authority's last fence (R8).
-    pub(crate) read_at: LeaseTime,
-    pub(crate) anchors: Anchors,
-    as_of: AtomicU64,
-    shown: AtomicBool,
+    pub(crate) stamp: Stamp,
+    /// When it was answered from.
+    pub(crate) answers: Answers,
 }
 
 impl Entry {
-    pub(crate) fn new(record: Record, as_of: LogPosition, read_at: LeaseTime, anchors: Anchors) -> Self {
-        let as_of = AtomicU64::new(as_of.to_bits());
-        Self { record, read_at, anchors, as_of, shown: AtomicBool::new(false) }
-    }
-
-    pub(crate) fn as_of(&self) -> LogPosition {
-        LogPosition::from_bits(self.as_of.load(Ordering::Acquire))
-    }
-
-    /// After a hit that passed: what was applied before the floors were read is in this entry too (R6).
-    /// So entries in use outlive the horizon.
-    pub(crate) fn lift(&self, applied: LogPosition) {
-        if self.as_of() < applied {
-            self.as_of.fetch_max(applied.to_bits(), Ordering::AcqRel);
-        }
-    }
-
-    pub(crate) fn show(&self) {
-        self.shown.store(true, Ordering::Release);
-    }
-
-    pub(crate) fn is_shown(&self) -> bool {
-        self.shown.load(Ordering::Acquire)
-    }
-
     /// Whether it grants nothing by itself: such entries live briefly and in a cache of their own, so
     /// that guessing keys can't push out good ones.
     pub(crate) fn is_not_found(&self) -> bool {
         match &self.record {
             Record::Absent => true,
-            Record::Key(key) => key.state == evictd_core::record::RecordState::Deleted,
-            Record::RootKey(root) => root.state == evictd_core::record::RecordState::Deleted,
+            Record::Key(key) => key.state == RecordState::Deleted,
+            Record::RootKey(root) => root.state == RecordState::Deleted,
         }
     }
 
     /// Estimated memory, with what moka and the allocator add.
     fn weight(&self) -> u32 {
-        const OVERHEAD: usize = 350;
+        const OVERHEAD: usize = 370;
         let variable = match &self.record {
             Record::Absent => 0,
             Record::Key(key) => {
@@ -88,6 +59,8 @@ pub(crate) struct Cache {
     found: moka::sync::Cache<KeyHash, Arc<Entry>>,
     not_found: moka::sync::Cache<KeyHash, Arc<Entry>>,
     pub(crate) not_found_ttl: Duration,
+    /// The answers given from what is or was cached.
+    pub(crate) rings: Rings,
 }
 
 impl Cache {
@@ -99,17 +72,17 @@ impl Cache {
             .build();
         let not_found =
             moka::sync::Cache::builder().name("not_found").max_capacity(config.not_found_entries).build();
-        Self { found, not_found, not_found_ttl: config.not_found_ttl.into() }
+        Self { found, not_found, not_found_ttl: config.not_found_ttl.into(), rings: Rings::new() }
     }
 
-    /// One look-up for what is found; two for what is not.
+    /// One look-up for what is found; two for what is not. The entry may be hidden still.
     pub(crate) fn get(&self, hash: &KeyHash) -> Option<Arc<Entry>> {
-        self.found.get(hash).or_else(|| self.not_found.get(hash)).filter(|entry| entry.is_shown())
+        self.found.get(hash).or_else(|| self.not_found.get(hash))
     }
 
-    /// Puts an entry in, hidden until [`Entry::show`].
+    /// Puts an entry in, hidden until [`Stamp::show`].
     pub(crate) fn insert_hidden(&self, hash: KeyHash, entry: Arc<Entry>) {
-        debug_assert!(!entry.is_shown());
+        debug_assert!(!entry.stamp.is_shown());
         let (into, out_of) = if entry.is_not_found() {
             (&self.not_found, &self.found)
         } else {
@@ -119,10 +92,11 @@ impl Cache {
         out_of.invalidate(&hash);
     }
 
-    /// Removes what is cached under `hash`. When this returns, no `get` that starts later sees it.
-    pub(crate) fn evict(&self, hash: &KeyHash) {
-        self.found.invalidate(hash);
-        self.not_found.invalidate(hash);
+    /// Removes what is cached under `hash`, and returns it. When this returns, no `get` that starts later
+    /// sees it.
+    pub(crate) fn evict(&self, hash: &KeyHash) -> Option<Arc<Entry>> {
+        let (found, not_found) = (self.found.remove(hash), self.not_found.remove(hash));
+        found.or(not_found)
     }
 
     /// Removes everything, as far as memory is concerned: the horizon has ended its life already.

@@ -1,10 +1,13 @@
 //! The agent's configuration. `deploy/agent.toml` documents every key and holds every default.
 
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use evictd_core::floors::FloorLimits;
 use evictd_core::follower::FollowerConfig;
 use evictd_core::lease::Bound;
+use evictd_core::roster::PartitionPolicy;
 use evictd_ops::admin::AdminConfig;
 use evictd_ops::bus::BusConfig;
 use evictd_ops::config::{ByteSize, HumanDuration, Validate, check_count};
@@ -32,6 +35,8 @@ pub struct AgentConfig {
     pub nats: BusConfig,
     /// The bound and what keeps it.
     pub lease: LeaseConfig,
+    /// What is answered without proof.
+    pub partition: PartitionConfig,
     /// The cache.
     pub cache: CacheConfig,
     /// Questions to the authority.
@@ -54,6 +59,36 @@ pub struct LeaseConfig {
     pub request_timeout: HumanDuration,
     /// How long a gap may take to close by itself.
     pub gap_patience: HumanDuration,
+    /// The device that tells whether the machine was stopped; empty to watch none.
+    pub vm_clock: String,
+}
+
+/// What is answered when neither the lease nor the authority vouches for a record.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PartitionConfig {
+    /// Of the agent.
+    pub policy: PolicyName,
+    /// Of single APIs, by id.
+    pub apis: BTreeMap<String, PolicyName>,
+}
+
+/// A [`PartitionPolicy`] as it is configured.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs, reason = "`PartitionPolicy` says what each is")]
+pub enum PolicyName {
+    Deny,
+    ServeStale,
+}
+
+impl From<PolicyName> for PartitionPolicy {
+    fn from(name: PolicyName) -> Self {
+        match name {
+            PolicyName::Deny => Self::Deny,
+            PolicyName::ServeStale => Self::ServeStale,
+        }
+    }
 }
 
 /// The cache.
@@ -88,6 +123,11 @@ impl AgentConfig {
     pub fn bound(&self) -> Bound {
         Bound::new(self.lease.bound.into(), self.lease.margin.into())
             .expect("`validate` refuses margins out of proportion")
+    }
+
+    /// The device that tells whether the machine was stopped, if it is to be watched.
+    pub fn vm_clock(&self) -> Option<&Path> {
+        Some(&*self.lease.vm_clock).filter(|path| !path.is_empty()).map(Path::new)
     }
 
     /// What the follower needs.

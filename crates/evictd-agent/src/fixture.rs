@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use evictd_core::entry::Stamp;
 use evictd_core::follower::{Accepted, Effect, Follower, evicts_one};
 use evictd_core::ids::{ApiId, KeyHash, KeyId, WorkspaceId};
 use evictd_core::invalidation::{Cause, Invalidation, Scope};
@@ -15,6 +16,7 @@ use evictd_core::time::{LeaseTime, StoreTime};
 use evictd_ops::clock;
 use evictd_ops::config::Layers;
 use evictd_ops::metrics::Registry;
+use evictd_ops::readiness::Readiness;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -25,6 +27,7 @@ use crate::loads::Loads;
 use crate::metrics::{self, LoadOutcome, Metrics};
 use crate::origin::LoadError;
 use crate::origin::{Loaded, Origin};
+use crate::policy::Policies;
 use crate::verify::Verifier;
 
 /// Where the log of every test's home region ends at first.
@@ -164,6 +167,8 @@ pub(crate) struct Agent {
     pub(crate) loads: Loads,
     pub(crate) verifier: Verifier,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) policies: Arc<Policies>,
+    pub(crate) readiness: Readiness,
     registry: Registry,
 }
 
@@ -178,8 +183,11 @@ impl Agent {
         let home = Arc::new(MemoryHome::new());
         let loads =
             Loads::new(&config.loads, home.clone(), knowledge.clone(), cache.clone(), metrics.clone());
-        let verifier = Verifier::new(knowledge.clone(), cache.clone(), loads.clone(), metrics.clone());
-        Self { home, knowledge, cache, loads, verifier, metrics, registry }
+        let policies = Arc::new(Policies::new(&config.partition));
+        let verifier =
+            Verifier::new(knowledge.clone(), cache.clone(), loads.clone(), policies.clone(), metrics.clone());
+        let readiness = Readiness::new();
+        Self { home, knowledge, cache, loads, verifier, metrics, policies, readiness, registry }
     }
 
     /// Proven complete up to [`BASE`].
@@ -254,9 +262,10 @@ impl Agent {
         read_at: LeaseTime,
     ) -> Arc<Entry> {
         let anchors = self.knowledge.follower.lock().anchors(&record, &mut Vec::new());
-        let entry = Arc::new(Entry::new(record, as_of, read_at, anchors));
+        let answers = self.cache.rings.answers_of(&record);
+        let entry = Arc::new(Entry { record, stamp: Stamp::new(as_of, read_at, anchors), answers });
         self.cache.insert_hidden(hash, entry.clone());
-        entry.show();
+        entry.stamp.show();
         entry
     }
 

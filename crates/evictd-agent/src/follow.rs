@@ -6,13 +6,17 @@ use std::time::Duration;
 use async_nats::Message;
 use bytes::Bytes;
 use evictd_core::follower::{Accepted, Effect, Via, evicts_one};
-use evictd_core::ids::Identity;
-use evictd_core::invalidation::Invalidation;
+use evictd_core::ids::{Identity, KeyHash};
+use evictd_core::invalidation::{Invalidation, Scope};
 use evictd_core::lease::{Bound, Mode};
+use evictd_core::offset::{Commit, Measurement, Offset};
 use evictd_core::position::LogPosition;
+use evictd_core::receipts::{Exposure, Sighting};
 use evictd_core::roster::PartitionPolicy;
-use evictd_core::time::{LeaseTime, StoreTime};
+use evictd_core::rules::Rule;
+use evictd_core::time::LeaseTime;
 use evictd_ops::clock;
+use evictd_ops::invariants::Invariants;
 use evictd_ops::readiness::Condition;
 use evictd_wire::applied::Applied;
 use evictd_wire::live::{self, Live};
@@ -24,9 +28,12 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::bus::{Feed, nobody_listens};
-use crate::cache::Cache;
+use crate::cache::{Cache, Entry};
+use crate::exposure::Seen;
 use crate::knowledge::Knowledge;
 use crate::metrics::{Incoming, Metrics};
+use crate::policy::Policies;
+use crate::sightings::Sightings;
 use crate::status::Recent;
 
 /// How often gauges are refreshed and progress is announced if nothing asks for it sooner.
@@ -43,20 +50,18 @@ pub(crate) struct Follow {
     pub(crate) knowledge: Arc<Knowledge>,
     pub(crate) cache: Arc<Cache>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) policies: Arc<Policies>,
+    /// Met while the lease runs.
     pub(crate) lease: Condition,
+    /// Met while the live feed is heard.
+    pub(crate) feed: Condition,
     pub(crate) recent: Recent,
 }
 
 impl Follow {
     /// Follows until `shutdown`.
     pub(crate) async fn run(self, mut feed: Feed, shutdown: CancellationToken) {
-        let mut task = Task {
-            follow: self,
-            effects: Vec::new(),
-            offset: Offset::default(),
-            last_heard: clock::lease_now(),
-            mode: Mode::Starting,
-        };
+        let mut task = Task::new(self);
         let mut beat = tokio::time::interval(BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -73,7 +78,10 @@ impl Follow {
             }
             task.poll_and_perform(&feed).await;
         }
-        task.announce(&feed).await;
+        // Verifications have ended by now.
+        if let Some(last) = task.announcement(true) {
+            feed.leave(last).await;
+        }
     }
 }
 
@@ -81,11 +89,23 @@ struct Task {
     follow: Follow,
     effects: Vec<Effect>,
     offset: Offset,
+    sightings: Sightings,
     last_heard: LeaseTime,
     mode: Mode,
 }
 
 impl Task {
+    fn new(follow: Follow) -> Self {
+        Self {
+            follow,
+            effects: Vec::new(),
+            offset: Offset::default(),
+            sightings: Sightings::default(),
+            last_heard: clock::lease_now(),
+            mode: Mode::Starting,
+        }
+    }
+
     fn on_live(&mut self, payload: &Bytes) {
         let now = clock::lease_now();
         let mut follower = self.follow.knowledge.follower.lock();
@@ -115,9 +135,12 @@ impl Task {
         match follower.on_probe_answer(answer.nonce, answer.head, now, &mut self.effects) {
             Accepted::Yes => {
                 if let Some(sent_at) = sent_at {
-                    let travelled = now.since(sent_at).saturating_sub(answer.held);
-                    self.offset.measured(answer.store_time, clock::wall_now(), travelled);
-                    self.follow.knowledge.publish_offset_high(self.offset.high_micros());
+                    let ProbeAnswer { held, store_time, head, .. } = answer;
+                    let received_at = now;
+                    if self.offset.measured(Measurement { sent_at, received_at, held, store_time, head }) {
+                        tracing::warn!("the home store's clock was set; lags are measured anew");
+                    }
+                    self.publish_offset(now);
                 }
             }
             Accepted::No => self.follow.metrics.unasked(incoming),
@@ -145,17 +168,32 @@ impl Task {
 
     async fn on_beat(&mut self, feed: &Feed) {
         let now = clock::lease_now();
+        let Follow { knowledge, metrics, feed: heard, bound, .. } = &self.follow;
         let (mode, remaining) = {
-            let follower = self.follow.knowledge.follower.lock();
-            let proven_at = follower.proven_at();
-            (follower.mode(now), proven_at.map_or(Duration::ZERO, |at| self.follow.bound.remaining(now, at)))
+            let follower = knowledge.follower.lock();
+            (knowledge.mode(&follower, now), knowledge.remaining(&follower, now))
         };
+        let silent = now.since(self.last_heard) >= FEED_SILENT_AFTER;
+        metrics.lease(bound.bound(), remaining, mode);
+        metrics.feed_silent(silent);
+        if silent {
+            heard.unmet("the live feed is silent: changes arrive by repair only; see the NATS permissions");
+        } else {
+            heard.met();
+        }
+        if let Some((low, high)) = self.offset.bounds(now) {
+            let wall_less_lease = clock::wall_now().0.saturating_sub(now.0 as i64);
+            metrics.clock(low.saturating_sub(wall_less_lease), high.saturating_sub(wall_less_lease));
+        }
+        self.publish_offset(now);
         self.enter(mode);
-        let metrics = &self.follow.metrics;
-        metrics.lease(self.follow.bound.bound(), remaining, mode);
-        metrics.feed_silent(now.since(self.last_heard) >= FEED_SILENT_AFTER);
-        metrics.clock(self.offset.micros as f64 / 1e6, self.offset.error);
         self.announce(feed).await;
+    }
+
+    fn publish_offset(&self, now: LeaseTime) {
+        if let Some((_, high)) = self.offset.bounds(now) {
+            self.follow.knowledge.publish_home_offset_high(high);
+        }
     }
 
     fn enter(&mut self, mode: Mode) {
@@ -168,7 +206,7 @@ impl Task {
                 tracing::info!("live: the cache is trusted");
                 self.follow.lease.met();
             }
-            Mode::Starting | Mode::Expired => {
+            Mode::Expired => {
                 tracing::warn!(
                     "expired: no proof within the bound, cached entries live by their own read only"
                 );
@@ -176,6 +214,8 @@ impl Task {
                     .lease
                     .unmet("a proof from a publisher that nothing was missed; the last one is too old");
             }
+            // Where every process begins, and none returns to.
+            Mode::Starting => {}
         }
     }
 
@@ -198,10 +238,12 @@ impl Task {
         let Follow { knowledge, cache, metrics, identity, .. } = &self.follow;
         match effect {
             Effect::Applied { invalidation, via } => {
-                if let Some(hash) = evicts_one(&invalidation.scope) {
-                    cache.evict(hash);
+                let evicted = evicts_one(&invalidation.scope).map(|hash| (hash, cache.evict(hash)));
+                if let Some((hash, _)) = evicted {
+                    self.check_evicted(hash, invalidation.position);
                 }
-                self.applied(&invalidation, via);
+                let entry = evicted.and_then(|(_, entry)| entry);
+                self.applied(&invalidation, via, entry.as_deref());
             }
             Effect::Flush(reason) => {
                 tracing::info!(reason = reason.label(), "everything cached is forgotten");
@@ -213,12 +255,19 @@ impl Task {
                 metrics.floors_merged(widened.floors());
             }
             Effect::Progress { applied, head } => {
+                check_progress(&metrics.invariants, knowledge.applied(), applied);
                 knowledge.publish_applied(applied);
                 metrics.progress(applied.epoch(), applied.position(), head.position());
             }
             Effect::Proven(at) => {
+                let now = clock::lease_now();
+                if at > now {
+                    metrics
+                        .invariants
+                        .violated(Rule::R7, format_args!("a proof from the future: {at:?} at {now:?}"));
+                }
                 knowledge.publish_proven(at);
-                let mode = knowledge.follower.lock().mode(clock::lease_now());
+                let mode = knowledge.mode(&knowledge.follower.lock(), now);
                 self.enter(mode);
             }
             Effect::Announce => self.announce(feed).await,
@@ -226,81 +275,100 @@ impl Task {
                 let probe = ProbeRequest {
                     nonce,
                     instance: identity.instance,
-                    policy: PartitionPolicy::Deny,
+                    policy: self.follow.policies.widest(),
                     bound: self.follow.bound.bound(),
                     seen,
                 };
                 feed.send_probe(probe.encode(), all).await;
             }
-            Effect::SendReplay { nonce, epoch, from, to, cause } => {
+            Effect::SendReplay { nonce, epoch, from, to, cause, all } => {
                 tracing::info!(from, to, cause = cause.label(), "repairing a gap");
                 metrics.repair(cause);
-                feed.send_replay(ReplayRequest { nonce, epoch, from, to }.encode()).await;
+                feed.send_replay(ReplayRequest { nonce, epoch, from, to }.encode(), all).await;
             }
         }
     }
 
-    fn applied(&self, invalidation: &Invalidation, via: Via) {
-        let lag = self.offset.age_of(invalidation.committed_at, clock::wall_now());
-        self.follow.metrics.applied(&invalidation.scope, via, lag);
-        self.follow.recent.push(invalidation, via, lag, self.offset.error);
-        tracing::debug!(
-            position = %invalidation.position, scope = invalidation.scope.label(),
-            cause = invalidation.cause.label(), ?lag, "applied"
-        );
+    /// After an eviction nothing may be left, or have come, that is older than what evicted it (R9).
+    fn check_evicted(&self, hash: &KeyHash, position: LogPosition) {
+        let Follow { cache, metrics, .. } = &self.follow;
+        let left = cache.get(hash).filter(|entry| entry.stamp.is_shown() && entry.stamp.as_of() < position);
+        if let Some(entry) = left {
+            let as_of = entry.stamp.as_of();
+            metrics
+                .invariants
+                .violated(Rule::G2, format_args!("{as_of} is shown after the eviction at {position}"));
+        }
+    }
+
+    /// A change was applied; `evicted` is what was cached under it, if it concerns a single key.
+    fn applied(&mut self, invalidation: &Invalidation, via: Via, evicted: Option<&Entry>) {
+        let now = clock::lease_now();
+        let Invalidation { position, committed_at, cause, ref scope } = *invalidation;
+        let commit = self.offset.commit_of(position, committed_at, now);
+        let sighting = commit.map(|commit| {
+            let lag = commit.age(now);
+            let mut exposure = self.exposure(invalidation, commit, evicted);
+            // Answers are dated a tick late, and end here.
+            exposure.last_after = exposure.last_after.min(lag.high);
+            Sighting { position, lag, exposure }
+        });
+        let lag = sighting.map(|sighting| sighting.lag.middle());
+        self.follow.metrics.applied(scope, via, lag);
+        self.follow.recent.push(invalidation, via, sighting.as_ref());
+        if let Some(sighting) = sighting {
+            self.sightings.push(sighting);
+        }
+        tracing::debug!(%position, scope = scope.label(), cause = cause.label(), ?lag, "applied");
+    }
+
+    fn exposure(&self, invalidation: &Invalidation, commit: Commit, evicted: Option<&Entry>) -> Exposure {
+        let Follow { cache, metrics, bound, policies, .. } = &self.follow;
+        let Invalidation { position, cause, ref scope, .. } = *invalidation;
+        let seen = match evicted {
+            Some(entry) => Seen::of_entry(entry, position, commit),
+            None => cache.rings.exposure(scope, position, commit),
+        };
+        metrics.exposed(cause, seen.exposure);
+        if seen.surely_after > bound.bound() {
+            metrics.breached();
+            let policy = match (evicted, scope) {
+                (Some(entry), _) => policies.of(&entry.record),
+                (None, Scope::Api(api)) => policies.of_api(api),
+                (None, _) => policies.widest(),
+            };
+            if policy == PartitionPolicy::Deny {
+                let after = seen.surely_after;
+                metrics
+                    .invariants
+                    .violated(Rule::G1, format_args!("answered {after:?} after the commit of {position}"));
+            }
+        }
+        seen.exposure
     }
 
     async fn announce(&mut self, feed: &Feed) {
+        if let Some(announcement) = self.announcement(false) {
+            feed.announce(announcement).await;
+        }
+    }
+
+    /// How far this agent is, and what it saw lately; nothing before it knows where it stands.
+    fn announcement(&mut self, leaving: bool) -> Option<Bytes> {
         let applied = self.follow.knowledge.applied();
         if applied == LogPosition::ZERO {
-            return;
+            return None;
         }
-        let announcement = Applied { instance: self.follow.identity.instance, applied };
-        feed.announce(announcement.encode()).await;
+        let (instance, sightings) = (self.follow.identity.instance, self.sightings.told_with(applied));
+        Some(Applied { instance, applied, sightings, leaving }.encode())
     }
 }
 
-/// The store's clock less this machine's, from the best of the last probes.
-#[derive(Debug)]
-struct Offset {
-    micros: i64,
-    error: Duration,
-}
-
-impl Default for Offset {
-    fn default() -> Self {
-        Self { micros: 0, error: Duration::from_hours(1) }
-    }
-}
-
-impl Offset {
-    /// The answer spent `travelled` on the way, there and back: the store's clock was read somewhere
-    /// within. A measurement with a smaller error replaces a larger one; an old one widens with time, as
-    /// clocks drift apart.
-    fn measured(&mut self, store_time: StoreTime, received_at: StoreTime, travelled: Duration) {
-        let error = travelled / 2;
-        self.error = self.error.saturating_add(Self::DRIFT);
-        let read_at = store_time.0.saturating_add(error.as_micros() as i64);
-        let micros = read_at.saturating_sub(received_at.0);
-        // Both can't be true: a clock was set in between.
-        let contradicts =
-            u128::from(micros.abs_diff(self.micros)) > (error.saturating_add(self.error)).as_micros();
-        if error <= self.error || contradicts {
-            self.micros = micros;
-            self.error = error;
-        }
-    }
-
-    /// What two ordinary clocks may drift apart between two probes.
-    const DRIFT: Duration = Duration::from_micros(500);
-
-    fn age_of(&self, committed_at: StoreTime, now: StoreTime) -> Duration {
-        let home_now = now.0.saturating_add(self.micros);
-        Duration::from_micros(home_now.saturating_sub(committed_at.0).max(0) as u64)
-    }
-
-    fn high_micros(&self) -> i64 {
-        self.micros.saturating_add(i64::try_from(self.error.as_micros()).unwrap_or(i64::MAX))
+/// `applied` only grows (R5), and so does its epoch (R2).
+fn check_progress(invariants: &Invariants, before: LogPosition, applied: LogPosition) {
+    if applied < before {
+        let rule = if applied.epoch() < before.epoch() { Rule::R2 } else { Rule::R5 };
+        invariants.violated(rule, format_args!("applied went from {before} back to {applied}"));
     }
 }
 

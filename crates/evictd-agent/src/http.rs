@@ -1,22 +1,28 @@
 //! `POST /v2/keys.verifyKey`, in the order of checks that Unkey's clients know.
 
+use std::time::Duration;
+
 use evictd_core::record::{KeyRecord, Record, RootKeyRecord, Verdict};
-use evictd_ops::http::{Handler, Reply, Request};
+use evictd_ops::http::{Handler, Reply, Request, StatusCode, header, reply};
 use evictd_ops::rpc::{self, Call};
-use evictd_wire::api::error::{ApiError, ErrorKind};
+use evictd_wire::api::envelope::{Meta, Stale, Success};
+use evictd_wire::api::error::{ApiError, ErrorKind, JSON};
 use evictd_wire::api::ids::hash;
 use evictd_wire::api::requests::VerifyKey;
 use evictd_wire::api::responses::VerifyKeyData;
 use evictd_wire::api::root_key::acting;
 
-use crate::cache::Entry;
 use crate::origin::LoadError;
-use crate::verify::Verifier;
+use crate::verify::{Found, Verifier};
 
 /// Largest body: a key and its tags, all escaped, fit several times.
 pub(crate) const BODY_BYTES_MAX: usize = 256 * 1024;
 
 const VERIFY: &str = "verify_key";
+
+/// In answers from records that are older than the bound allows: whole seconds since somebody vouched for
+/// them. Only policy makes such answers.
+const STALE: header::HeaderName = header::HeaderName::from_static("evictd-stale");
 
 /// The verify surface.
 #[derive(Clone, Debug)]
@@ -29,31 +35,39 @@ impl Surface {
         Self { verifier }
     }
 
-    async fn verify(&self, call: &Call) -> Result<Reply, ApiError> {
+    /// `age` becomes that of the oldest record which was looked at, if it is older than it should be.
+    async fn verify(&self, call: &Call, age: &mut Option<Duration>) -> Result<Reply, ApiError> {
         let request = call.request(VerifyKey::parse)?;
-        let root_entry = self.load(call.token()?).await?;
-        let root = match &root_entry.record {
+        let found_root = self.load(call.token()?, age).await?;
+        let root = match &found_root.entry.record {
             Record::RootKey(root) => Some(root),
             Record::Key(_) | Record::Absent => None,
         };
         let root = acting(root, self.verifier.home_time())?;
-        let entry = self.load(&request.key).await?;
-        let visible = match &entry.record {
+        let found = self.load(&request.key, age).await?;
+        let visible = match &found.entry.record {
             Record::Key(key) if may_see(root, key) => Some(key),
             Record::Key(_) | Record::RootKey(_) | Record::Absent => None,
         };
-        let Some(key) = visible else {
-            self.verifier.metrics.verified(Verdict::NotFound);
-            return Ok(call.success(VerifyKeyData::not_found()));
-        };
-        Ok(call.success(VerifyKeyData::new(key, self.verifier.judge(key))))
+        let verdict = visible.map_or(Verdict::NotFound, |key| self.verifier.judge(key));
+        self.verifier.metrics.verified(verdict, age.is_some());
+        let data = visible.map_or_else(VerifyKeyData::not_found, |key| VerifyKeyData::new(key, verdict));
+        let stale = age.map(|age| Stale { age_seconds: age.as_secs() });
+        let meta = Meta { request_id: call.request_id.clone(), stale, ..Meta::default() };
+        Ok(reply(StatusCode::OK, JSON, Success { meta, data }.to_bytes().into()))
     }
 
-    async fn load(&self, text: &str) -> Result<std::sync::Arc<Entry>, ApiError> {
-        self.verifier.entry(hash(text)).await.map_err(|error| {
-            self.verifier.metrics.unavailable();
-            unavailable(error)
-        })
+    async fn load(&self, text: &str, age: &mut Option<Duration>) -> Result<Found, ApiError> {
+        match self.verifier.entry(hash(text)).await {
+            Ok(found) => {
+                *age = (*age).max(found.stale);
+                Ok(found)
+            }
+            Err(error) => {
+                self.verifier.metrics.unavailable();
+                Err(unavailable(error))
+            }
+        }
     }
 }
 
@@ -84,7 +98,13 @@ impl Handler for Surface {
             Ok(call) => call,
             Err(reply) => return reply,
         };
-        self.verify(&call).await.unwrap_or_else(|error| call.failure(&error))
+        let mut age = None;
+        let verified = self.verify(&call, &mut age).await;
+        let mut reply = verified.unwrap_or_else(|error| call.failure(&error));
+        if let Some(age) = age {
+            reply.headers_mut().insert(STALE, age.as_secs().into());
+        }
+        reply
     }
 }
 

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
 
 use evictd_core::floors::FloorCell;
 use evictd_core::follower::Follower;
-use evictd_core::lease::Bound;
+use evictd_core::lease::{Bound, Mode};
 use evictd_core::position::LogPosition;
 use evictd_core::time::{LeaseTime, StoreTime};
 use evictd_ops::clock;
@@ -21,9 +22,12 @@ pub(crate) struct Knowledge {
     applied: AtomicU64,
     /// Microseconds on the lease clock; 0 before the first proof.
     proven_at: AtomicU64,
-    /// Upper estimate of the store's clock less this machine's, in microseconds.
-    offset_high_us: AtomicI64,
+    /// Upper estimate of the store's clock less the lease clock, in microseconds.
+    home_offset_high_us: AtomicI64,
 }
+
+/// Before the first measurement.
+const UNMEASURED: i64 = i64::MIN;
 
 /// What was known here when a verification began.
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +47,7 @@ impl Knowledge {
             horizon,
             applied: AtomicU64::new(LogPosition::ZERO.to_bits()),
             proven_at: AtomicU64::new(0),
-            offset_high_us: AtomicI64::new(0),
+            home_offset_high_us: AtomicI64::new(UNMEASURED),
         }
     }
 
@@ -62,9 +66,36 @@ impl Knowledge {
         Began { proven_at: self.proven_at(), applied: self.applied() }
     }
 
-    /// The highest that the store's clock can show now, as far as probes have measured it.
+    /// The highest that the store's clock can show now, as far as probes have measured it; before the first
+    /// one, this machine's own.
     pub(crate) fn home_time_high(&self) -> StoreTime {
-        StoreTime(clock::wall_now().0.saturating_add(self.offset_high_us.load(Ordering::Relaxed)))
+        match self.home_offset_high_us.load(Ordering::Relaxed) {
+            UNMEASURED => clock::wall_now(),
+            offset => StoreTime(offset.saturating_add(clock::lease_now().0 as i64)),
+        }
+    }
+
+    /// Nothing that was known counts any more, and never will again: the machine stood still without its clock
+    /// knowing (R8). What is cached is void, and loads answer nobody. Only a new process starts over.
+    pub(crate) fn end(&self) {
+        self.horizon.raise(LogPosition::NEVER);
+        self.proven_at.store(0, Ordering::Release);
+    }
+
+    /// Whether [`Self::end`] was called.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.horizon.get() == LogPosition::NEVER
+    }
+
+    /// The mode at `now`; `follower` is this knowledge's own.
+    pub(crate) fn mode(&self, follower: &Follower, now: LeaseTime) -> Mode {
+        if self.has_ended() { Mode::Expired } else { follower.mode(now) }
+    }
+
+    /// What is left of the lease at `now`.
+    pub(crate) fn remaining(&self, follower: &Follower, now: LeaseTime) -> Duration {
+        let proven_at = follower.proven_at().filter(|_| !self.has_ended());
+        proven_at.map_or(Duration::ZERO, |at| self.bound.remaining(now, at))
     }
 
     /// To be called after the floors were raised and entries evicted (R9).
@@ -77,7 +108,8 @@ impl Knowledge {
         self.proven_at.fetch_max(proven_at.0, Ordering::AcqRel);
     }
 
-    pub(crate) fn publish_offset_high(&self, micros: i64) {
-        self.offset_high_us.store(micros, Ordering::Relaxed);
+    /// The highest that the store's clock less the lease clock can be.
+    pub(crate) fn publish_home_offset_high(&self, micros: i64) {
+        self.home_offset_high_us.store(micros.max(UNMEASURED + 1), Ordering::Relaxed);
     }
 }

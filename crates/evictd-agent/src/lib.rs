@@ -8,15 +8,18 @@
 //! * [`metrics`]: every metric of the agent.
 //! * [`knowledge`]: what the follower knows, where the hot path can read it without a lock.
 //! * [`cache`]: records by hash, in moka.
+//! * [`exposure`]: what was answered from the old state before a change was applied here.
+//! * [`policy`]: what is answered when neither the lease nor the authority vouches for an entry.
 //! * [`verify`]: the hot path.
 //! * [`loads`], [`origin`]: what the cache doesn't have, one question at a time.
 //! * [`bus`]: subjects and payloads in and out, everything else counted and ignored.
-//! * [`follow`]: the shell of [`evictd_core::follower`].
+//! * [`follow`]: the shell of [`evictd_core::follower`]; [`sightings`]: what it tells of each change.
 //! * [`http`], [`status`]: what clients and operators see.
 
 mod bus;
 mod cache;
 pub mod config;
+mod exposure;
 #[cfg(test)]
 mod fixture;
 mod follow;
@@ -25,6 +28,8 @@ mod knowledge;
 mod loads;
 pub mod metrics;
 mod origin;
+mod policy;
+mod sightings;
 mod status;
 mod verify;
 
@@ -39,6 +44,7 @@ use evictd_ops::http::{BindError, HttpLimits, bind, serve};
 use evictd_ops::metrics::{MetricsError, Registry};
 use evictd_ops::readiness::Readiness;
 use evictd_ops::tasks::{TaskFailed, Tasks};
+use evictd_ops::vm_clock::{VmClock, VmClockError};
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::Cache;
@@ -47,6 +53,7 @@ use crate::knowledge::Knowledge;
 use crate::loads::Loads;
 use crate::metrics::Metrics;
 use crate::origin::Authority;
+use crate::policy::Policies;
 use crate::verify::Verifier;
 
 /// Why an agent can't start.
@@ -70,6 +77,9 @@ pub enum StartError {
     /// The metric declarations contradict each other.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
+    /// The machine's clock device can't be watched.
+    #[error("can't tell whether this machine is stopped (`lease.vm_clock`)")]
+    VmClock(#[from] VmClockError),
     /// The kernel gave no random numbers.
     #[error("no random numbers for the instance id")]
     Random(#[from] getrandom::Error),
@@ -108,6 +118,7 @@ pub async fn start(config: AgentConfig, shutdown: CancellationToken) -> Result<R
     let registry = Registry::new(metrics::SPECS, &labels)?;
     let metrics = Arc::new(Metrics::new(&registry));
     let readiness = Readiness::new();
+    let vm_clock = config.vm_clock().map(VmClock::open).transpose()?.flatten();
     let http_listener = bind(config.http.listen).await?;
     let admin_listener = bind(config.admin.listen).await?;
 
@@ -115,7 +126,7 @@ pub async fn start(config: AgentConfig, shutdown: CancellationToken) -> Result<R
     let knowledge = Arc::new(Knowledge::new(follower, config.bound()));
     let cache = Arc::new(Cache::new(&config.cache));
     let bus = bus::connect(&config, &identity, &metrics, &readiness).await?;
-    let origin = Authority::new(bus.lookups(), config.loads.timeout.into());
+    let origin = Authority::new(bus.lookups(), identity.instance, config.loads.timeout.into());
     let loads = Loads::new(
         &config.loads,
         Arc::new(origin.clone()),
@@ -123,7 +134,8 @@ pub async fn start(config: AgentConfig, shutdown: CancellationToken) -> Result<R
         cache.clone(),
         metrics.clone(),
     );
-    let verifier = Verifier::new(knowledge.clone(), cache.clone(), loads, metrics.clone());
+    let policies = Arc::new(Policies::new(&config.partition));
+    let verifier = Verifier::new(knowledge.clone(), cache.clone(), loads, policies.clone(), metrics.clone());
     let recent = status::Recent::default();
     let follow = follow::Follow {
         identity: identity.clone(),
@@ -131,7 +143,9 @@ pub async fn start(config: AgentConfig, shutdown: CancellationToken) -> Result<R
         knowledge: knowledge.clone(),
         cache: cache.clone(),
         metrics: metrics.clone(),
+        policies,
         lease: readiness.condition("lease", "the first proof from a publisher that nothing was missed"),
+        feed: readiness.remark("feed"),
         recent: recent.clone(),
     };
 
@@ -145,7 +159,7 @@ pub async fn start(config: AgentConfig, shutdown: CancellationToken) -> Result<R
     let admin = Admin {
         metrics: registry.clone(),
         readiness: readiness.clone(),
-        status: status::status(&identity, &config, &knowledge, &cache, recent),
+        status: status::status(&identity, &config, &knowledge, &cache, recent, vm_clock.is_some()),
     };
     let (feed, lookups) = bus.split();
     // Verifications end first: until then they are answered from what is still kept up to date.
@@ -159,6 +173,9 @@ pub async fn start(config: AgentConfig, shutdown: CancellationToken) -> Result<R
         let _the_rest = the_rest;
         verify.await;
     });
+    if let Some(vm_clock) = vm_clock {
+        tasks.spawn("vm_clock", end_when_disrupted(vm_clock, knowledge, drained.clone()));
+    }
     tasks.spawn("lookups", origin.run(lookups, metrics.clone(), drained.clone()));
     tasks.spawn("follow", follow.run(feed, drained.clone()));
     tasks.spawn("cache", cache::keep_house(cache.clone(), metrics.clone(), drained.clone()));
@@ -170,3 +187,17 @@ pub async fn start(config: AgentConfig, shutdown: CancellationToken) -> Result<R
     );
     Ok(Running { http: running_http, admin: running_admin, identity, readiness, tasks })
 }
+
+/// Ends by itself, and so ends the process with an error, when the lease clock can't be trusted any more (R8).
+/// First of all nothing that is known counts any longer.
+async fn end_when_disrupted(vm_clock: VmClock, knowledge: Arc<Knowledge>, shutdown: CancellationToken) {
+    if let Some(disruption) = shutdown.run_until_cancelled(vm_clock.disrupted()).await {
+        knowledge.end();
+        tracing::error!(
+            "{disruption}: its clock doesn't tell how old the cache is, so everything cached is void and this process ends"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests;

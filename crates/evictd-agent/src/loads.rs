@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry as MapEntry;
 use std::sync::Arc;
 
+use evictd_core::entry::Stamp;
 use evictd_core::follower::Effect;
 use evictd_core::ids::KeyHash;
 use evictd_core::lease::answers;
@@ -130,11 +131,12 @@ impl Shared {
         // The proof before the floors, as everywhere (R9). And the floors of now, not of the landing: what
         // rose in between may have been confirmed before this verification began, if it was the last to join.
         let proven_at = self.knowledge.proven_at();
-        let floor = self.knowledge.follower.lock().floor(&hash, &landed.entry.anchors);
+        let floor = self.knowledge.follower.lock().floor(&hash, &landed.entry.stamp.anchors);
         // A load that is older than a floor is not what the present proof vouches for.
         let proof = if landed.as_of >= floor { proven_at } else { began.proven_at };
         answers(landed.as_of, floor, began.applied)
-            && self.knowledge.bound.allows(now, landed.entry.read_at, proof)
+            && !self.knowledge.has_ended()
+            && self.knowledge.bound.allows(now, landed.entry.stamp.read_at, proof)
     }
 
     async fn fly(&self, hash: KeyHash) -> Result<Landed, LoadError> {
@@ -163,11 +165,13 @@ impl Shared {
             }
         }
         let as_of = lookup.as_of;
-        let entry = Arc::new(Entry::new(lookup.record, as_of, read_at, anchors));
+        let stamp = Stamp::new(as_of, read_at, anchors);
+        let answers = self.cache.rings.answers_of(&lookup.record);
+        let entry = Arc::new(Entry { record: lookup.record, stamp, answers });
         self.cache.insert_hidden(hash, entry.clone());
-        let admitted = self.knowledge.follower.lock().admits(&hash, &entry.anchors, as_of);
+        let admitted = self.knowledge.follower.lock().admits(&hash, &entry.stamp.anchors, as_of);
         if admitted {
-            entry.show();
+            entry.stamp.show();
         } else {
             self.cache.evict(&hash);
             self.metrics.stale_loads.increment(1);

@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use evictd_core::follower::{FlushReason, RepairCause, Via};
-use evictd_core::invalidation::Scope;
+use evictd_core::invalidation::{Cause, Scope};
 use evictd_core::lease::Mode;
+use evictd_core::receipts::Exposure;
 use evictd_core::record::Verdict;
 use evictd_ops::bus::BusMetrics;
+use evictd_ops::invariants::Invariants;
 use evictd_ops::metric_specs;
 use evictd_ops::metrics::{LATENCY_BUCKETS, MetricKind, MetricSpec, PROPAGATION_BUCKETS, Registry};
 use evictd_wire::subject::Kind;
@@ -22,7 +24,13 @@ const BYTES: Option<Unit> = Some(Unit::Bytes);
 
 metric_specs! {
     PROPAGATION_LAG = "evictd_agent_propagation_lag_seconds", LAG, SECONDS, ["scope"],
-        "From the commit of a change at home to its application here, corrected by the measured clock offset.";
+        "From the commit of a change at home to its application here: the middle of the interval in which it lies (see evictd_agent_clock_offset_error_seconds).";
+    EXPOSURE = "evictd_agent_exposure_seconds", LAG, SECONDS, [],
+        "How long after the commit of a change the old state was last answered from, at most; 0 if it never was.";
+    ANSWERS_AFTER_DELETION = "evictd_agent_answers_after_deletion_total", COUNTER, COUNT, [],
+        "Answers given from the old state between the commit of a deletion and its application here, as far as they are known.";
+    BREACHES = "evictd_agent_bound_breaches_total", COUNTER, COUNT, [],
+        "Changes whose old state was answered from for longer than the bound. 0, unless policy serves stale records.";
     PROPAGATION_BOUND = "evictd_agent_propagation_bound_seconds", GAUGE, SECONDS, [],
         "The promise: no answer is based on anything older.";
     LEASE_REMAINING = "evictd_agent_lease_remaining_seconds", GAUGE, SECONDS, [],
@@ -36,7 +44,7 @@ metric_specs! {
     EPOCH = "evictd_agent_epoch", GAUGE, None, [],
         "The log's epoch; it rises when the home store may have gone back.";
     CLOCK_OFFSET = "evictd_agent_clock_offset_seconds", GAUGE, SECONDS, [],
-        "The home store's clock less this machine's, as measured by probes. It corrects the lag shown, and can end a key that expires early, never late.";
+        "The home store's clock less this machine's wall clock, as measured by probes. It can end a key that expires early, never late.";
     CLOCK_ERROR = "evictd_agent_clock_offset_error_seconds", GAUGE, SECONDS, [],
         "By how much the measured clock offset, and with it the lag, may be off in either direction.";
     FEED_SILENT = "evictd_agent_feed_silent", GAUGE, None, [],
@@ -51,6 +59,8 @@ metric_specs! {
         "Floors that were merged into wider ones to bound memory; each costs reloads.";
     VERIFICATIONS = "evictd_agent_verifications_total", COUNTER, COUNT, ["code"],
         "Verifications answered, by code; UNAVAILABLE counts those denied because no fresh record could be had.";
+    STALE_ANSWERS = "evictd_agent_stale_answers_total", COUNTER, COUNT, ["code"],
+        "Verifications answered, by policy, from records that are older than the bound allows; they count in evictd_agent_verifications_total as well.";
     CACHE_HITS = "evictd_agent_cache_hits_total", COUNTER, COUNT, [],
         "Records answered from the cache.";
     CACHE_MISSES = "evictd_agent_cache_misses_total", COUNTER, COUNT, [],
@@ -67,18 +77,21 @@ metric_specs! {
         "Loads that arrived older than a floor that had risen meanwhile, and so were not cached.";
     IGNORED = "evictd_agent_ignored_messages_total", COUNTER, COUNT, ["subject", "reason"],
         "Messages from the bus that were ignored: malformed, or unasked (an answer to no open question).";
-    NATS_CONNECTED = "evictd_agent_nats_connected", GAUGE, None, [],
-        "1 while connected to a NATS server.";
-    NATS_CONNECTS = "evictd_agent_nats_connects_total", COUNTER, COUNT, [],
+    NATS_CONNECTED = "evictd_agent_nats_connected", GAUGE, None, ["connection"],
+        "1 while connected to a NATS server: lease (the live feed, probes, repairs and announcements) and lookups.";
+    NATS_CONNECTS = "evictd_agent_nats_connects_total", COUNTER, COUNT, ["connection"],
         "Connections made to NATS servers, reconnects included.";
-    NATS_ERRORS = "evictd_agent_nats_errors_total", COUNTER, COUNT, ["kind"],
-        "Errors of the NATS connection: slow_consumer (messages dropped here) or server (as the server reports, permission violations among them).";
+    NATS_ERRORS = "evictd_agent_nats_errors_total", COUNTER, COUNT, ["connection", "kind"],
+        "Errors of a NATS connection: slow_consumer (messages dropped here) or server (as the server reports, permission violations among them).";
 }
 
 /// The handles, made once.
 #[derive(Debug)]
 pub struct Metrics {
     lag: [Histogram; 4],
+    exposure: Histogram,
+    answers_after_deletion: Counter,
+    breaches: Counter,
     bound: Gauge,
     lease_remaining: Gauge,
     mode: [Gauge; 3],
@@ -94,6 +107,7 @@ pub struct Metrics {
     flushes: [Counter; 4],
     floors_merged: Counter,
     verdicts: [Counter; 4],
+    stale_answers: [Counter; 4],
     unavailable: Counter,
     /// Records answered from the cache.
     pub(crate) hits: Counter,
@@ -108,7 +122,9 @@ pub struct Metrics {
     pub(crate) stale_loads: Counter,
     malformed: [Counter; 4],
     unasked: [Counter; 4],
-    pub(crate) nats: BusMetrics,
+    pub(crate) nats_lease: BusMetrics,
+    pub(crate) nats_lookups: BusMetrics,
+    pub(crate) invariants: Invariants,
 }
 
 /// What came of a load.
@@ -154,6 +170,9 @@ impl Metrics {
         Self {
             lag: ["key", "api", "workspace", "all"]
                 .map(|scope| registry.histogram(&PROPAGATION_LAG, &[("scope", scope)])),
+            exposure: registry.histogram(&EXPOSURE, &[]),
+            answers_after_deletion: registry.counter(&ANSWERS_AFTER_DELETION, &[]),
+            breaches: registry.counter(&BREACHES, &[]),
             bound: gauge(&PROPAGATION_BOUND),
             lease_remaining: gauge(&LEASE_REMAINING),
             mode: Mode::ALL.map(|mode| registry.gauge(&MODE, &[("mode", mode.label())])),
@@ -169,6 +188,7 @@ impl Metrics {
             flushes: FlushReason::ALL.map(|reason| counter(&FLUSHES, "reason", reason.label())),
             floors_merged: registry.counter(&FLOORS_MERGED, &[]),
             verdicts: Verdict::ALL.map(|verdict| counter(&VERIFICATIONS, "code", verdict.code())),
+            stale_answers: Verdict::ALL.map(|verdict| counter(&STALE_ANSWERS, "code", verdict.code())),
             unavailable: counter(&VERIFICATIONS, "code", "UNAVAILABLE"),
             hits: registry.counter(&CACHE_HITS, &[]),
             misses: registry.counter(&CACHE_MISSES, &[]),
@@ -181,27 +201,40 @@ impl Metrics {
             stale_loads: registry.counter(&STALE_LOADS, &[]),
             malformed: ignored("malformed"),
             unasked: ignored("unasked"),
-            nats: BusMetrics {
-                connected: gauge(&NATS_CONNECTED),
-                connects: registry.counter(&NATS_CONNECTS, &[]),
-                slow_consumer: counter(&NATS_ERRORS, "kind", "slow_consumer"),
-                server_errors: counter(&NATS_ERRORS, "kind", "server"),
-            },
+            nats_lease: bus_metrics(registry, "lease"),
+            nats_lookups: bus_metrics(registry, "lookups"),
+            invariants: Invariants::new(registry),
         }
     }
 
-    pub(crate) fn applied(&self, scope: &Scope, via: Via, lag: Duration) {
+    /// A change was applied; its lag, if it is known.
+    pub(crate) fn applied(&self, scope: &Scope, via: Via, lag: Option<Duration>) {
         let index = match scope {
             Scope::Key { .. } => 0,
             Scope::Api(_) => 1,
             Scope::Workspace(_) => 2,
             Scope::All => 3,
         };
-        self.lag[index].record(lag.as_secs_f64());
+        if let Some(lag) = lag {
+            self.lag[index].record(lag.as_secs_f64());
+        }
         match via {
             Via::Live => self.live.increment(1),
             Via::Replay => self.replayed.increment(1),
         }
+    }
+
+    /// What was answered from the state before a change, after its commit.
+    pub(crate) fn exposed(&self, cause: Cause, exposure: Exposure) {
+        self.exposure.record(exposure.last_after.as_secs_f64());
+        if cause.is_deletion() {
+            self.answers_after_deletion.increment(exposure.answers);
+        }
+    }
+
+    /// Something was answered from a state older than the bound.
+    pub(crate) fn breached(&self) {
+        self.breaches.increment(1);
     }
 
     pub(crate) fn flushed(&self, reason: FlushReason) {
@@ -232,18 +265,23 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn clock(&self, offset_seconds: f64, error: Duration) {
-        self.clock_offset.set(offset_seconds);
-        self.clock_error.set(error.as_secs_f64());
+    /// The lowest and highest that the store's clock less this machine's can be, in microseconds.
+    pub(crate) fn clock(&self, low: i64, high: i64) {
+        let (low, high) = (low as f64 / 1e6, high as f64 / 1e6);
+        self.clock_offset.set(f64::midpoint(low, high));
+        self.clock_error.set((high - low) / 2.0);
     }
 
     pub(crate) fn feed_silent(&self, silent: bool) {
         self.feed_silent.set(if silent { 1.0 } else { 0.0 });
     }
 
-    pub(crate) fn verified(&self, verdict: Verdict) {
-        let index = Verdict::ALL.iter().position(|known| *known == verdict);
-        self.verdicts[index.unwrap_or(0)].increment(1);
+    pub(crate) fn verified(&self, verdict: Verdict, stale: bool) {
+        let index = Verdict::ALL.iter().position(|known| *known == verdict).unwrap_or(0);
+        self.verdicts[index].increment(1);
+        if stale {
+            self.stale_answers[index].increment(1);
+        }
     }
 
     pub(crate) fn unavailable(&self) {
@@ -270,5 +308,16 @@ impl Metrics {
 
     pub(crate) fn unasked(&self, incoming: Incoming) {
         self.unasked[incoming.index()].increment(1);
+    }
+}
+
+/// The handles of one of the connections.
+fn bus_metrics(registry: &Registry, connection: &str) -> BusMetrics {
+    let error = |kind| registry.counter(&NATS_ERRORS, &[("connection", connection), ("kind", kind)]);
+    BusMetrics {
+        connected: registry.gauge(&NATS_CONNECTED, &[("connection", connection)]),
+        connects: registry.counter(&NATS_CONNECTS, &[("connection", connection)]),
+        slow_consumer: error("slow_consumer"),
+        server_errors: error("server"),
     }
 }

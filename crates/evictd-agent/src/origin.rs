@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use async_nats::Subscriber;
+use async_nats::{Message, Subscriber};
 use async_trait::async_trait;
-use evictd_core::ids::KeyHash;
+use evictd_core::ids::{InstanceId, KeyHash};
 use evictd_core::record::Lookup;
 use evictd_core::time::LeaseTime;
 use evictd_ops::clock;
@@ -58,6 +58,7 @@ pub(crate) trait Origin: Debug + Send + Sync {
 #[derive(Clone, Debug)]
 pub(crate) struct Authority {
     port: LookupPort,
+    instance: InstanceId,
     timeout: Duration,
     open: Arc<Mutex<HashMap<u64, Question>>>,
     next_nonce: Arc<AtomicU64>,
@@ -72,11 +73,12 @@ struct Question {
 
 #[async_trait]
 impl Origin for Authority {
-    /// Asks once more if no answer comes, since core NATS may lose a message.
+    /// Asks once more if no answer comes, since core NATS may lose a message; then all publishers, since the
+    /// one that was asked may be frozen (R14). The first answer counts.
     async fn lookup(&self, hash: KeyHash) -> Result<Loaded, (LoadOutcome, LoadError)> {
-        for last_try in [false, true] {
-            match self.ask(hash).await {
-                Err((LoadOutcome::Timeout, _)) if !last_try => {}
+        for all in [false, true] {
+            match self.ask(hash, all).await {
+                Err((LoadOutcome::Timeout, _)) if !all => {}
                 done => return done,
             }
         }
@@ -85,18 +87,19 @@ impl Origin for Authority {
 }
 
 impl Authority {
-    pub(crate) fn new(port: LookupPort, timeout: Duration) -> Self {
-        Self { port, timeout, open: Arc::default(), next_nonce: Arc::new(AtomicU64::new(1)) }
+    pub(crate) fn new(port: LookupPort, instance: InstanceId, timeout: Duration) -> Self {
+        Self { port, instance, timeout, open: Arc::default(), next_nonce: Arc::new(AtomicU64::new(1)) }
     }
 
-    async fn ask(&self, hash: KeyHash) -> Result<Loaded, (LoadOutcome, LoadError)> {
+    async fn ask(&self, hash: KeyHash, all: bool) -> Result<Loaded, (LoadOutcome, LoadError)> {
         let nonce = self.next_nonce.fetch_add(1, Ordering::Relaxed);
         let (answer, answered) = oneshot::channel();
         self.open.lock().insert(nonce, Question { hash, answer });
         // Dropped with this future, whoever drops it: open questions can't pile up.
         let _open = Open { open: &self.open, nonce };
         let sent_at = clock::lease_now();
-        if !self.port.send(&LookupRequest { nonce, hash }).await {
+        let request = LookupRequest { nonce, hash, instance: self.instance };
+        if !self.port.send(&request, all).await {
             return Err((LoadOutcome::Unsent, LoadError::Unreachable));
         }
         match tokio::time::timeout(self.timeout, answered).await {
@@ -116,32 +119,36 @@ impl Authority {
         metrics: Arc<Metrics>,
         shutdown: CancellationToken,
     ) {
-        let incoming = Incoming::Answer(Kind::Lookup);
         while let Some(Some(message)) = shutdown.run_until_cancelled(answers.next()).await {
-            if nobody_listens(&message) {
-                if let Some(question) = asked(&message).and_then(|nonce| self.open.lock().remove(&nonce)) {
-                    drop(question.answer.send(None));
-                }
-                continue;
+            self.on_answer(&message, &metrics);
+        }
+    }
+
+    fn on_answer(&self, message: &Message, metrics: &Metrics) {
+        let incoming = Incoming::Answer(Kind::Lookup);
+        if nobody_listens(message) {
+            if let Some(question) = asked(message).and_then(|nonce| self.open.lock().remove(&nonce)) {
+                drop(question.answer.send(None));
             }
-            let answer = match LookupAnswer::decode(&message.payload) {
-                Ok(answer) => answer,
-                Err(error) => {
-                    tracing::debug!(%error, "ignored a lookup answer");
-                    metrics.malformed(incoming);
-                    continue;
-                }
-            };
-            let question = {
-                let mut open = self.open.lock();
-                let fits = open.get(&answer.nonce).is_some_and(|question| question.hash == answer.hash);
-                if fits { open.remove(&answer.nonce) } else { None }
-            };
-            match question {
-                // The asker may have given up meanwhile.
-                Some(question) => drop(question.answer.send(Some(answer.outcome))),
-                None => metrics.unasked(incoming),
+            return;
+        }
+        let answer = match LookupAnswer::decode(&message.payload) {
+            Ok(answer) => answer,
+            Err(error) => {
+                tracing::debug!(%error, "ignored a lookup answer");
+                return metrics.malformed(incoming);
             }
+        };
+        let question = {
+            let mut open = self.open.lock();
+            let fits = open.get(&answer.nonce).is_some_and(|question| question.hash == answer.hash);
+            if fits { open.remove(&answer.nonce) } else { None }
+        };
+        match question {
+            // The asker may have given up meanwhile.
+            Some(question) => drop(question.answer.send(Some(answer.outcome))),
+            // Late, or another publisher was quicker to answer a second try.
+            None => metrics.unasked(incoming),
         }
     }
 }
@@ -156,3 +163,6 @@ impl Drop for Open<'_> {
         self.open.lock().remove(&self.nonce);
     }
 }
+
+#[cfg(test)]
+mod tests;

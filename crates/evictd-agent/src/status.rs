@@ -8,6 +8,7 @@ use evictd_core::follower::Via;
 use evictd_core::ids::Identity;
 use evictd_core::invalidation::{Invalidation, Scope};
 use evictd_core::position::LogPosition;
+use evictd_core::receipts::Sighting;
 use evictd_ops::clock;
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -16,6 +17,7 @@ use serde_json::{Value, json};
 use crate::cache::Cache;
 use crate::config::AgentConfig;
 use crate::knowledge::Knowledge;
+use crate::policy::Policies;
 
 /// How many applied invalidations are shown.
 const RECENT_MAX: usize = 32;
@@ -34,12 +36,24 @@ struct RecentRow {
     cause: &'static str,
     via: &'static str,
     committed_at_us: i64,
+    /// Absent before the store's clock was ever measured.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    seen: Option<RecentSight>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct RecentSight {
+    /// The best guess, and the interval in which it lies.
     lag_ms: f64,
-    lag_error_ms: f64,
+    lag_low_ms: f64,
+    lag_high_ms: f64,
+    answers_after: u64,
+    last_answer_after_ms: f64,
 }
 
 impl Recent {
-    pub(crate) fn push(&self, invalidation: &Invalidation, via: Via, lag: Duration, error: Duration) {
+    pub(crate) fn push(&self, invalidation: &Invalidation, via: Via, sighting: Option<&Sighting>) {
         let id = match &invalidation.scope {
             Scope::Key { key_id, .. } => key_id.as_ref().map(ToString::to_string),
             Scope::Api(api) => Some(api.to_string()),
@@ -56,8 +70,13 @@ impl Recent {
                 Via::Replay => "replay",
             },
             committed_at_us: invalidation.committed_at.0,
-            lag_ms: millis(lag),
-            lag_error_ms: millis(error),
+            seen: sighting.map(|Sighting { lag, exposure, .. }| RecentSight {
+                lag_ms: millis(lag.middle()),
+                lag_low_ms: millis(lag.low),
+                lag_high_ms: millis(lag.high),
+                answers_after: exposure.answers,
+                last_answer_after_ms: millis(exposure.last_after),
+            }),
         };
         let mut rows = self.0.lock();
         if rows.len() == RECENT_MAX {
@@ -74,14 +93,15 @@ pub(crate) fn status(
     knowledge: &Arc<Knowledge>,
     cache: &Arc<Cache>,
     recent: Recent,
+    vm_clock_watched: bool,
 ) -> Arc<dyn Fn() -> Value + Send + Sync> {
     let (knowledge, cache, identity) = (knowledge.clone(), cache.clone(), identity.clone());
-    let lease = config.lease.clone();
+    let (lease, policies) = (config.lease.clone(), Policies::new(&config.partition));
     Arc::new(move || {
         let now = clock::lease_now();
         let follower = knowledge.follower.lock();
         let applied = follower.applied();
-        let remaining = follower.proven_at().map_or(Duration::ZERO, |at| knowledge.bound.remaining(now, at));
+        let remaining = knowledge.remaining(&follower, now);
         let (key_floors, scope_floors) = follower.floors().counts();
         let (found, not_found, bytes) = cache.size();
         json!({
@@ -90,8 +110,10 @@ pub(crate) fn status(
             "region": identity.region.as_str(),
             "agent": identity.agent.as_str(),
             "instance": identity.instance.to_string(),
-            "mode": follower.mode(now).label(),
+            "mode": knowledge.mode(&follower, now).label(),
             "bound": lease.bound.to_string(),
+            "partitionPolicy": policies.widest().label(),
+            "vmClockWatched": vm_clock_watched,
             "leaseRemainingMs": millis(remaining),
             "epoch": applied.map(LogPosition::epoch),
             "appliedPosition": applied.map(LogPosition::position),
@@ -105,4 +127,29 @@ pub(crate) fn status(
 
 fn millis(duration: Duration) -> f64 {
     duration.as_micros() as f64 / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use evictd_core::receipts::{Exposure, Span};
+
+    use super::*;
+    use crate::fixture::{at, row};
+
+    #[test]
+    fn a_recent_change_shows_its_lag_as_an_interval_and_its_exposure() {
+        let recent = Recent::default();
+        let row = row(at(7), Scope::All);
+        let span = |low, high| Span { low: Duration::from_millis(low), high: Duration::from_millis(high) };
+        let exposure = Exposure { answers: 3, last_after: Duration::from_millis(19) };
+        recent.push(&row, Via::Live, None);
+        recent.push(&row, Via::Live, Some(&Sighting { position: at(7), lag: span(10, 20), exposure }));
+        let shown = serde_json::to_value(&*recent.0.lock()).unwrap();
+        assert_eq!(shown[0].get("lagMs"), None, "the store's clock was not known yet");
+        assert_eq!(shown[0]["position"], 7);
+        let numbers =
+            ["lagMs", "lagLowMs", "lagHighMs", "lastAnswerAfterMs"].map(|name| shown[1][name].as_f64());
+        assert_eq!(numbers, [Some(15.0), Some(10.0), Some(20.0), Some(19.0)]);
+        assert_eq!(shown[1]["answersAfter"], 3);
+    }
 }

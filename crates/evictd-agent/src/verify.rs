@@ -1,10 +1,13 @@
 //! The hot path: what a hash stands for, as of now.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use evictd_core::entry::{Reading, Standing};
 use evictd_core::ids::KeyHash;
 use evictd_core::position::LogPosition;
 use evictd_core::record::{KeyRecord, Verdict};
+use evictd_core::roster::PartitionPolicy;
 use evictd_core::time::{LeaseTime, StoreTime};
 use evictd_ops::clock;
 
@@ -13,6 +16,15 @@ use crate::knowledge::Knowledge;
 use crate::loads::Loads;
 use crate::metrics::Metrics;
 use crate::origin::LoadError;
+use crate::policy::Policies;
+
+/// An entry that is to be answered from.
+#[derive(Clone, Debug)]
+pub(crate) struct Found {
+    pub(crate) entry: Arc<Entry>,
+    /// How long ago somebody vouched for it, if that is too long and policy answers all the same.
+    pub(crate) stale: Option<Duration>,
+}
 
 /// Answers from the cache, and loads what it doesn't have.
 #[derive(Clone, Debug)]
@@ -20,6 +32,7 @@ pub(crate) struct Verifier {
     knowledge: Arc<Knowledge>,
     cache: Arc<Cache>,
     loads: Loads,
+    policies: Arc<Policies>,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -28,50 +41,78 @@ impl Verifier {
         knowledge: Arc<Knowledge>,
         cache: Arc<Cache>,
         loads: Loads,
+        policies: Arc<Policies>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { knowledge, cache, loads, metrics }
+        Self { knowledge, cache, loads, policies, metrics }
     }
 
-    /// An entry that may be answered from: cached, or loaded now.
-    pub(crate) async fn entry(&self, hash: KeyHash) -> Result<Arc<Entry>, LoadError> {
+    /// An entry that may be answered from: cached, or loaded now; an old one, if policy wants that and nobody
+    /// can be reached.
+    pub(crate) async fn entry(&self, hash: KeyHash) -> Result<Found, LoadError> {
         let began = self.knowledge.begin();
         if let Some(entry) = self.cached(&hash, began.applied) {
             self.metrics.hits.increment(1);
-            return Ok(entry);
+            return Ok(Found { entry, stale: None });
         }
         self.metrics.misses.increment(1);
-        self.loads.load(hash, began).await
+        match self.loads.load(hash, began).await {
+            Ok(entry) => {
+                entry.answers.note(clock::lease_now(), entry.stamp.as_of());
+                Ok(Found { entry, stale: None })
+            }
+            Err(LoadError::Unreachable) => self.out_of_time(&hash).ok_or(LoadError::Unreachable),
+            Err(error) => Err(error),
+        }
     }
 
     /// Reads clock, deadline, entry and floors, in this order (R9); the follow task writes floors,
     /// eviction, `applied` and deadline in that one. So whoever sees an extended deadline sees the floors
     /// that were raised before it.
     fn cached(&self, hash: &KeyHash, applied: LogPosition) -> Option<Arc<Entry>> {
-        let now = clock::lease_now();
-        let proven_at = self.knowledge.proven_at();
+        let reading = self.read(applied);
         let entry = self.cache.get(hash)?;
-        let floor = entry.anchors.floor().max(self.knowledge.horizon.get());
-        if entry.as_of() < floor {
+        let standing = entry.stamp.standing(reading, &self.knowledge.horizon, self.knowledge.bound);
+        if standing != Standing::Servable || self.is_worn(&entry, reading.now) {
             return None;
         }
-        let in_time = self.knowledge.bound.allows(now, entry.read_at, proven_at);
-        if !in_time || self.is_worn(&entry, now) {
-            return None;
-        }
-        entry.lift(applied);
+        entry.answers.note(reading.now, entry.stamp.as_of());
+        entry.stamp.lift(applied);
         Some(entry)
     }
 
-    fn is_worn(&self, entry: &Entry, now: LeaseTime) -> bool {
-        entry.is_not_found() && now.since(entry.read_at) >= self.cache.not_found_ttl
+    /// What is cached and old, if that is better than nothing for its API. What something is known to have
+    /// changed is void, and never answered from (G2).
+    fn out_of_time(&self, hash: &KeyHash) -> Option<Found> {
+        let reading = self.read(self.knowledge.applied());
+        let entry = self.cache.get(hash)?;
+        let stale = match entry.stamp.standing(reading, &self.knowledge.horizon, self.knowledge.bound) {
+            // Somebody vouched for it while nobody answered.
+            Standing::Servable => None,
+            Standing::OutOfTime if self.policies.of(&entry.record) == PartitionPolicy::ServeStale => {
+                Some(reading.now.since(entry.stamp.read_at.max(reading.proven_at)))
+            }
+            Standing::OutOfTime | Standing::Void => return None,
+        };
+        if stale.is_none() && self.is_worn(&entry, reading.now) {
+            return None;
+        }
+        entry.answers.note(reading.now, entry.stamp.as_of());
+        Some(Found { entry, stale })
     }
 
-    /// The verdict on a key, counted.
+    fn read(&self, applied: LogPosition) -> Reading {
+        let now = clock::lease_now();
+        Reading { now, proven_at: self.knowledge.proven_at(), applied }
+    }
+
+    fn is_worn(&self, entry: &Entry, now: LeaseTime) -> bool {
+        entry.is_not_found() && now.since(entry.stamp.read_at) >= self.cache.not_found_ttl
+    }
+
+    /// The verdict on a key.
     pub(crate) fn judge(&self, key: &KeyRecord) -> Verdict {
-        let verdict = key.verdict(self.home_time());
-        self.metrics.verified(verdict);
-        verdict
+        key.verdict(self.home_time())
     }
 
     /// The store's clock, as high as it may be: whatever ends, ends early rather than late.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::limits::EPOCH_LEAP_MAX;
 use crate::position::LogPosition;
+use crate::protection::Protection;
 use crate::time::LeaseTime;
 
 /// Whether an agent may be believed to have seen `seen` of a log that ends at `head`. If so, and it lies
@@ -14,7 +15,7 @@ pub fn is_credible(seen: LogPosition, head: LogPosition) -> bool {
 
 /// Probes that wait for a round. Rounds start at most every `spacing`, one at a time; probes that
 /// arrive meanwhile share the next one, so that the store's cost doesn't grow with the agents.
-#[derive(Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Rounds<P> {
     spacing: Duration,
     waiting: Vec<P>,
@@ -85,7 +86,8 @@ impl<P> Rounds<P> {
     /// come in, and a round that succeeds ends it.
     pub fn stalled(&self, now: LeaseTime, patience: Duration) -> bool {
         let waits = [self.running_since, self.oldest_waiting, self.failing_since];
-        waits.into_iter().flatten().any(|since| now.since(since) >= patience)
+        Protection::StalledPublishersKeepSilent.holds()
+            && waits.into_iter().flatten().any(|since| now.since(since) >= patience)
     }
 }
 

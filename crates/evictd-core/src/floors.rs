@@ -10,13 +10,16 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::ids::{ApiId, KeyHash, WorkspaceId};
 use crate::invalidation::Scope;
 use crate::limits;
 use crate::position::LogPosition;
+use crate::protection::Protection;
 use crate::record::Record;
+use crate::sync::{AtomicU64, Ordering};
+
+pub mod fork;
 
 /// One floor that many entries share.
 #[derive(Debug)]
@@ -104,7 +107,7 @@ struct KeyFloor {
     api: Option<ApiId>,
 }
 
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 enum ScopeId {
     Api(ApiId),
     Workspace(WorkspaceId),
@@ -197,7 +200,9 @@ impl Floors {
     }
 
     fn raise_horizon(&self, position: LogPosition) {
-        self.horizon.raise(position);
+        if Protection::ForgottenFloorsLiveOn.holds() {
+            self.horizon.raise(position);
+        }
     }
 
     fn cell(&mut self, id: ScopeId) -> Arc<FloorCell> {
@@ -228,9 +233,11 @@ impl Floors {
                     }
                     !merge
                 });
-                self.cell(ScopeId::Api(api.clone())).raise(highest);
-                // "Not found" has no API and was covered by the floors that just went.
-                self.absent.raise(highest);
+                if Protection::ForgottenFloorsLiveOn.holds() {
+                    self.cell(ScopeId::Api(api.clone())).raise(highest);
+                    // "Not found" has no API and was covered by the floors that just went.
+                    self.absent.raise(highest);
+                }
                 Widened::Api { api, merged }
             }
             _ => self.drop_older_keys(),

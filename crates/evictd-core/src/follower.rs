@@ -16,6 +16,7 @@ use crate::limits::{
     PENDING_MAX, PROBES_OUTSTANDING_MAX, REPAIR_SPAN_MAX, REPAIRS_OUTSTANDING_MAX, REPLAY_BATCH_MAX,
 };
 use crate::position::LogPosition;
+use crate::protection::Protection;
 use crate::record::Record;
 use crate::time::LeaseTime;
 
@@ -142,6 +143,8 @@ pub enum Effect {
         to: u64,
         /// What showed the hole.
         cause: RepairCause,
+        /// Ask all publishers instead of the queue group (R14).
+        all: bool,
     },
 }
 
@@ -279,7 +282,7 @@ impl Follower {
     /// Whether a load that is as new as `as_of` may be cached: not before the base position is known,
     /// because until then the floors are not complete.
     pub fn admits(&self, hash: &KeyHash, anchors: &Anchors, as_of: LogPosition) -> bool {
-        self.applied.is_some() && as_of >= self.floor(hash, anchors)
+        self.applied.is_some() && (as_of >= self.floor(hash, anchors) || !Protection::LoadsMeetFloors.holds())
     }
 
     /// The bus is connected (again): whatever was on the way may be lost, so a proof is due now.
@@ -315,13 +318,17 @@ impl Follower {
         now: LeaseTime,
         effects: &mut Vec<Effect>,
     ) -> Accepted {
-        let Some(index) = self.probes.iter().position(|probe| probe.nonce == nonce) else {
+        let asked = self.probes.iter().position(|probe| probe.nonce == nonce);
+        let Some(index) = asked.or_else(|| Self::unmatched(self.probes.len())) else {
             return Accepted::No;
         };
-        if self.applied.is_some_and(|applied| head.epoch() < applied.epoch()) {
+        if self.applied.is_some_and(|applied| head.epoch() < applied.epoch())
+            && Protection::OlderEpochsMoveNothing.holds()
+        {
             return Accepted::No;
         }
-        let sent_at = self.probes[index].sent_at;
+        let dated = Protection::ProofsDateFromTheQuestion.holds();
+        let sent_at = if dated { self.probes[index].sent_at } else { now };
         // Older questions need no answer any more, and their number stays small.
         self.probes.drain(..=index);
         self.unanswered = 0;
@@ -349,10 +356,11 @@ impl Follower {
         now: LeaseTime,
         effects: &mut Vec<Effect>,
     ) -> Accepted {
-        let Some(index) = self.repairs.iter().position(|repair| repair.nonce == nonce) else {
+        let asked = self.repairs.iter().position(|repair| repair.nonce == nonce);
+        let Some(index) = asked.or_else(|| Self::unmatched(self.repairs.len())) else {
             return Accepted::No;
         };
-        if !answer_covers(&self.repairs[index], &answer) {
+        if !answer_covers(&self.repairs[index], &answer) && Protection::ReplaysAreComplete.holds() {
             return Accepted::No;
         }
         // A late answer counts, or a path slower than the timeout would never be repaired. Another one may
@@ -404,7 +412,7 @@ impl Follower {
         }
         self.probes.push_back(Probe { nonce, sent_at: now });
         // Until an answer comes, the next try is a timeout away, and every other one goes to all.
-        let all = self.unanswered % 2 == 1;
+        let all = self.unanswered % 2 == 1 && Protection::SecondTriesGoToAll.holds();
         self.unanswered += 1;
         self.probe_due = now.after(self.config.request_timeout);
         let seen = self.applied.map_or(LogPosition::ZERO, |applied| applied.max(self.head));
@@ -416,7 +424,7 @@ impl Follower {
         if self.repair_due().is_none_or(|due| now < due) {
             return;
         }
-        if self.head.position() - applied.position() > REPAIR_SPAN_MAX {
+        if self.head.position().saturating_sub(applied.position()) > REPAIR_SPAN_MAX {
             let head = self.head;
             self.track(effects, |this, effects| this.start_over(head, FlushReason::LongGap, effects));
             return;
@@ -425,11 +433,12 @@ impl Follower {
         let from = applied.position() + 1;
         let to = self.head.position().min(applied.position() + REPLAY_BATCH_MAX as u64);
         let epoch = applied.epoch();
+        let all = self.repairs.len() % 2 == 1 && Protection::SecondTriesGoToAll.holds();
         if self.repairs.len() == REPAIRS_OUTSTANDING_MAX {
             self.repairs.pop_front();
         }
         self.repairs.push_back(Repair { nonce, sent_at: now, epoch, from, to });
-        effects.push(Effect::SendReplay { nonce, epoch, from, to, cause: hole.cause });
+        effects.push(Effect::SendReplay { nonce, epoch, from, to, cause: hole.cause, all });
     }
 
     /// Applies one invalidation, whatever its position (R5).
@@ -439,6 +448,9 @@ impl Follower {
             return;
         }
         let first = self.is_news(position);
+        if !first && !Protection::OldPositionsAreApplied.holds() {
+            return;
+        }
         let widened = self.floors.raise(&invalidation.scope, position);
         if first {
             let awaited = invalidation.cause.is_deletion();
@@ -460,10 +472,10 @@ impl Follower {
     /// Before the base is known every epoch is taken as it comes.
     fn sees_epoch_of(&mut self, position: LogPosition, effects: &mut Vec<Effect>) -> bool {
         let Some(applied) = self.applied else { return true };
-        if position.epoch() > applied.epoch() {
+        if position.epoch() > applied.epoch() && Protection::NewerEpochsFlush.holds() {
             self.start_over(position, FlushReason::NewEpoch, effects);
         }
-        position.epoch() >= applied.epoch()
+        position.epoch() >= applied.epoch() || !Protection::OlderEpochsMoveNothing.holds()
     }
 
     fn raise_head(&mut self, head: LogPosition, cause: RepairCause, now: LeaseTime) {
@@ -512,6 +524,10 @@ impl Follower {
             applied = next;
             awaited |= deletion;
         }
+        if !Protection::AppliedIsContiguous.holds() {
+            applied = self.pending.pop_last().map_or(applied, |(last, _)| last.max(applied));
+            self.pending.clear();
+        }
         if Some(applied) != self.applied {
             self.applied = Some(applied);
             // What is missing further up keeps its age: the next batch of its repair is due at once.
@@ -526,7 +542,7 @@ impl Follower {
     fn prove(&mut self, applied: LogPosition, effects: &mut Vec<Effect>) {
         let mut proven = None;
         while let Some((sent_at, head)) = self.unproven.front().copied() {
-            if applied < head {
+            if applied < head && Protection::ProofsWaitForTheirHead.holds() {
                 break;
             }
             proven = Some(sent_at);
@@ -536,6 +552,11 @@ impl Follower {
             self.proven_at = Some(sent_at);
             effects.push(Effect::Proven(sent_at));
         }
+    }
+
+    /// The newest of `open` questions, for an answer that matches none: never, but as a negative control.
+    fn unmatched(open: usize) -> Option<usize> {
+        if Protection::AnswersMatchQuestions.holds() { None } else { open.checked_sub(1) }
     }
 
     fn draw_nonce(&mut self) -> u64 {
@@ -569,5 +590,6 @@ pub fn evicts_one(scope: &Scope) -> Option<&KeyHash> {
     }
 }
 
+mod fork;
 #[cfg(test)]
 mod tests;

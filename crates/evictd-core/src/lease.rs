@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::position::LogPosition;
+use crate::protection::Protection;
 use crate::time::LeaseTime;
 
 /// How old the knowledge behind an answer may be.
@@ -51,7 +52,7 @@ impl Bound {
 
     /// How long knowledge is trusted: the bound less the margin.
     pub fn trust(self) -> Duration {
-        self.trust
+        if Protection::MarginsAreKept.holds() { self.trust } else { self.bound }
     }
 
     /// Whether an answer may be given at `now` from an entry read at `read_at`, by an agent that was
@@ -60,7 +61,7 @@ impl Bound {
     /// `proven_at` alone would forget loads that were sent after the last proof; `read_at` alone would
     /// make evictd a TTL cache. Either one suffices: it is what the agent knew at that moment.
     pub fn allows(self, now: LeaseTime, read_at: LeaseTime, proven_at: LeaseTime) -> bool {
-        now.since(read_at.max(proven_at)) < self.trust()
+        now.since(read_at.max(proven_at)) < self.trust() || !Protection::LeasesRunOut.holds()
     }
 
     /// What is left of a lease proven at `proven_at`.
@@ -99,7 +100,18 @@ impl Mode {
 /// `floor` is the highest floor of its scopes now. Floors that rose after the verification began need
 /// not be met: it could as well have been answered before. What was confirmed before it began must be.
 pub fn answers(as_of: LogPosition, floor: LogPosition, joined: LogPosition) -> bool {
-    as_of >= floor.min(joined)
+    as_of >= floor.min(joined) || !Protection::AnswersMeetWhatWasApplied.holds()
+}
+
+/// Whether a load that was sent at `sent_at` may answer a verification that began at `began_at`, by an agent
+/// that was proven complete as of `proven_at` when the verification began (R10, R12).
+///
+/// Later ones may join it only while a lease runs: receipts don't wait for an agent without one, so what was
+/// read before the verification began may be older than what they already say everywhere.
+pub fn may_join(bound: Bound, sent_at: LeaseTime, began_at: LeaseTime, proven_at: LeaseTime) -> bool {
+    sent_at >= began_at
+        || !bound.remaining(began_at, proven_at).is_zero()
+        || !Protection::LoadsAreJoinedUnderALease.holds()
 }
 
 #[cfg(test)]
@@ -130,6 +142,16 @@ mod tests {
         assert_eq!(try_new(30_000, 15_001), Err(BoundError::MarginTooLarge));
         assert_eq!(try_new(0, 0), Err(BoundError::MarginTooSmall));
         assert!(try_new(30_000, 3_000).is_ok());
+    }
+
+    #[test]
+    fn without_a_lease_a_load_is_only_for_those_who_waited_when_it_was_sent() {
+        let joins = |sent, began, proven| {
+            may_join(bound(), LeaseTime(sent * SECOND), LeaseTime(began * SECOND), LeaseTime(proven * SECOND))
+        };
+        assert!(joins(100, 101, 90), "a lease runs");
+        assert!(!joins(100, 101, 0), "nobody waits for this agent's word");
+        assert!(joins(101, 101, 0), "it was sent for this one");
     }
 
     #[test]

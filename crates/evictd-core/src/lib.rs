@@ -12,19 +12,30 @@
 //! * [`roster`]: agent processes and their policies (R11).
 //! * [`floors`]: what an agent remembers of invalidations (R6).
 //! * [`lease`]: until when a cached answer may be given (R8).
+//! * [`entry`]: the two together, for one cached record (R9).
 //! * [`follower`]: the agent's side of the protocol: gaps, repair, probes, proof (R5, R7).
 //! * [`authority`]: the publisher's side: pacing of probe rounds, new epochs (R2, R7, R14).
+//!
+//! * [`offset`]: when something was committed at home, told on the agent's lease clock.
+//! * [`receipts`]: what is known of each change's way through the regions (R12).
+//! * [`rules`], [`protection`]: the ids of guarantees and rules, and their negative controls.
 //!
 //! The rule numbers are those of ARCHITECTURE.md.
 
 pub mod authority;
+pub mod entry;
 pub mod floors;
 pub mod follower;
 pub mod ids;
 pub mod invalidation;
 pub mod lease;
 pub mod limits;
+pub mod offset;
 pub mod position;
+pub mod protection;
+pub mod receipts;
 pub mod record;
 pub mod roster;
+pub mod rules;
+mod sync;
 pub mod time;

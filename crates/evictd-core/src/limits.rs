@@ -50,6 +50,18 @@ pub const KEY_FLOORS_MAX: usize = 131_072;
 /// API and workspace floors an agent keeps before it drops unused ones.
 pub const SCOPE_FLOORS_MAX: usize = 65_536;
 
+/// Most changes that an announcement tells something about.
+pub const SIGHTINGS_MAX: usize = 64;
+
+/// Changes of one agent whose sighting a publisher remembers to have counted. Each is told three times.
+pub const SIGHTINGS_REMEMBERED_MAX: usize = 4 * SIGHTINGS_MAX;
+
+/// Changes whose sightings a publisher keeps before it has tracked the change itself.
+pub const EARLY_SIGHTINGS_MAX: usize = 256;
+
+/// Most names of agents that didn't confirm that a receipt keeps for each region; it counts the others.
+pub const RECEIPT_NAMES_MAX: usize = 20;
+
 /// Largest message evictd sends over NATS, in bytes. The servers' `max_payload` must not be lower.
 pub const PAYLOAD_BYTES_MAX: usize = 512 * 1024;
 

@@ -66,7 +66,12 @@ impl Admin {
         let waiting_for = self.readiness.waiting_for();
         let ready = waiting_for.is_empty();
         let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-        http::json(status, json!({ "ready": ready, "waitingFor": waiting_for }).to_string())
+        let mut body = json!({ "ready": ready, "waitingFor": waiting_for });
+        let remarks = self.readiness.remarks();
+        if !remarks.is_empty() {
+            body["remarks"] = json!(remarks);
+        }
+        http::json(status, body.to_string())
     }
 
     fn status(&self) -> Reply {
@@ -136,6 +141,10 @@ mod tests {
         bus.met();
         let (status, _, body) = get(&admin, "/readyz").await;
         assert_eq!((status, body.as_str()), (StatusCode::OK, r#"{"ready":true,"waitingFor":[]}"#));
+        admin.readiness.remark("feed").unmet("silent");
+        let (status, _, body) = get(&admin, "/readyz").await;
+        let remarked = r#"{"ready":true,"remarks":[{"condition":"feed","detail":"silent"}],"waitingFor":[]}"#;
+        assert_eq!((status, body.as_str()), (StatusCode::OK, remarked));
     }
 
     #[tokio::test]

@@ -22,9 +22,14 @@ use crate::readiness::{Condition, Readiness};
 /// A silent connection is given up after three pings without an answer: 6 s, well inside the bound.
 const PING_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Bounds of the pause before an attempt to connect. It doubles from one to the other.
+/// Bounds of the pause before an attempt to connect. It doubles from one to the other, which is short enough
+/// to be back within a second after a network is.
 const FIRST_RETRY: Duration = Duration::from_millis(50);
-const LAST_RETRY: Duration = Duration::from_secs(1);
+const LAST_RETRY: Duration = Duration::from_millis(500);
+
+/// How long an attempt may take. One that began in a network that swallows everything is worth no waiting
+/// for: its next sign of life comes later and later, and another attempt's comes at once.
+const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 
 /// How long leaving a server that is about to shut down may take to be queued.
 const LEAVE_LIMIT: Duration = Duration::from_secs(5);
@@ -178,14 +183,21 @@ pub struct Link {
     servers: Arc<str>,
     metrics: BusMetrics,
     condition: Condition,
+    /// Which of several, in the log.
+    name: &'static str,
 }
 
 impl Link {
     /// Not connected yet to any of `config`'s servers; the condition `nats` is met while it is.
     pub fn new(config: &BusConfig, metrics: BusMetrics, readiness: &Readiness) -> Self {
+        Self::named("nats", config, metrics, readiness)
+    }
+
+    /// A further connection, whose condition has a name of its own.
+    pub fn named(name: &'static str, config: &BusConfig, metrics: BusMetrics, readiness: &Readiness) -> Self {
         let servers: Arc<str> = config.urls.join(", ").into();
-        let condition = readiness.condition("nats", format!("a connection to {servers}"));
-        Self { up: Arc::default(), complained: Arc::default(), servers, metrics, condition }
+        let condition = readiness.condition(name, format!("a connection to {servers}"));
+        Self { up: Arc::default(), complained: Arc::default(), servers, metrics, condition, name }
     }
 
     /// Whether what is sent now has a connection to leave by.
@@ -193,11 +205,13 @@ impl Link {
         self.up.load(Ordering::Acquire)
     }
 
-    /// Counts, logs, and keeps readiness; tells whether the connection has just come about.
+    /// Counts, logs, and keeps readiness; tells whether the connection has just come about. Its condition is
+    /// also unmet from when NATS forbids something until the next connection.
     pub fn note(&self, event: BusEvent) -> bool {
+        let connection = self.name;
         match event {
             BusEvent::Connected => {
-                tracing::info!("connected to NATS");
+                tracing::info!(connection, "connected to NATS");
                 self.up.store(true, Ordering::Release);
                 self.complained.store(false, Ordering::Release);
                 self.metrics.connected.set(1.0);
@@ -206,7 +220,7 @@ impl Link {
                 return true;
             }
             BusEvent::Disconnected => {
-                tracing::warn!("the connection to NATS is lost; reconnecting");
+                tracing::warn!(connection, "the connection to NATS is lost; reconnecting");
                 self.up.store(false, Ordering::Release);
                 self.metrics.connected.set(0.0);
                 self.condition.unmet(format!("a connection to {}, which was lost", self.servers));
@@ -214,18 +228,21 @@ impl Link {
             BusEvent::SlowConsumer => self.metrics.slow_consumer.increment(1),
             BusEvent::ServerError(error) => {
                 if error.to_lowercase().contains("permission") {
-                    tracing::warn!(%error, "NATS forbids something; are the permissions of this user those of deploy/nats?");
+                    tracing::warn!(connection, %error, "NATS forbids something; are the permissions of this user those of deploy/nats?");
+                    // Whoever may not do what it is for must not look healthy, even if the rest still works.
+                    // The next connection asks for everything anew.
+                    self.condition.unmet(format!("permissions as those of deploy/nats: {error}"));
                 } else {
-                    tracing::warn!(%error, "NATS reports an error");
+                    tracing::warn!(connection, %error, "NATS reports an error");
                 }
                 self.metrics.server_errors.increment(1);
             }
             BusEvent::ClientError(error) => {
-                tracing::debug!(%error, "NATS client");
+                tracing::debug!(connection, %error, "NATS client");
                 if !self.is_up() {
                     self.condition.unmet(format!("a connection to {}: {error}", self.servers));
                     if !self.complained.swap(true, Ordering::AcqRel) {
-                        tracing::warn!(servers = %self.servers, %error, "can't connect to NATS; trying on");
+                        tracing::warn!(connection, servers = %self.servers, %error, "can't connect to NATS; trying on");
                     }
                 }
             }
@@ -273,8 +290,8 @@ pub enum BusError {
 /// loss, is told through `on_event`, which must not block.
 ///
 /// Compared with the client's defaults: a dead connection is noticed after 6 s instead of 180;
-/// attempts to reconnect are at most 1 s apart and spread by chance, so that a server that comes back
-/// isn't met by everybody at once; only the configured servers are used, in their order, because the
+/// attempts to reconnect are given up after 2 s, begin at most half a second later and are spread by chance,
+/// so that a server that comes back isn't met by everybody at once; only the configured servers are used, in their order, because the
 /// addresses a cluster tells may lie outside the firewall's rules; a server that announces its
 /// shutdown is left at once if there are others.
 ///
@@ -289,6 +306,7 @@ pub async fn connect(
         .name(options.name)
         .subscription_capacity(options.subscription_capacity)
         .ping_interval(PING_INTERVAL)
+        .connection_timeout(CONNECT_LIMIT)
         .reconnect_delay_callback(|attempt| retry_delay(attempt, chance()))
         .ignore_discovered_servers()
         .retain_servers_order()
@@ -522,6 +540,28 @@ mod tests {
         assert!(error.contains("Permissions Violation"), "{error}");
     }
 
+    #[test]
+    fn who_is_forbidden_something_is_not_ready_until_the_next_connection() {
+        let readiness = Readiness::new();
+        let metrics = BusMetrics {
+            connected: Gauge::noop(),
+            connects: Counter::noop(),
+            slow_consumer: Counter::noop(),
+            server_errors: Counter::noop(),
+        };
+        let link = Link::new(&BusConfig::default(), metrics, &readiness);
+        let forbidden = "nats: Permissions Violation for Subscription to \"evictd.v1.live\"";
+        assert!(link.note(BusEvent::Connected) && readiness.is_ready());
+        link.note(BusEvent::ServerError("nats: something else".to_owned()));
+        assert!(readiness.is_ready());
+        link.note(BusEvent::ServerError(forbidden.to_owned()));
+        assert!(link.is_up() && !readiness.is_ready());
+        assert!(readiness.waiting_for()[0].detail.contains(forbidden));
+        link.note(BusEvent::Disconnected);
+        link.note(BusEvent::Connected);
+        assert!(readiness.is_ready());
+    }
+
     #[tokio::test]
     async fn a_server_that_cannot_be_reached_is_an_event_and_not_an_error() {
         // Port 1 is below the ports that tests or systems hand out, and nobody uses it.
@@ -609,8 +649,8 @@ mod tests {
         assert_eq!(retry_delay(1, 0), Duration::from_millis(25));
         assert_eq!(retry_delay(1, u32::MAX), Duration::from_millis(50));
         assert_eq!(retry_delay(3, u32::MAX), Duration::from_millis(200));
-        assert_eq!(retry_delay(1_000_000, 0), Duration::from_millis(500));
-        assert_eq!(retry_delay(usize::MAX, u32::MAX), Duration::from_secs(1));
+        assert_eq!(retry_delay(1_000_000, 0), Duration::from_millis(250));
+        assert_eq!(retry_delay(usize::MAX, u32::MAX), Duration::from_millis(500));
     }
 
     #[test]

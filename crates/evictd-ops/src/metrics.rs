@@ -30,7 +30,8 @@ pub struct MetricSpec {
     pub help: &'static str,
 }
 
-/// Declares metrics: a constant each, and `SPECS`, the list of all.
+/// Declares metrics: a constant each, and `SPECS`, the list of all, with what every daemon has
+/// ([`crate::invariants::SPEC`]) at its end.
 #[macro_export]
 macro_rules! metric_specs {
     ($(
@@ -41,7 +42,7 @@ macro_rules! metric_specs {
             name: $name, kind: $kind, unit: $unit, labels: &[$($label),*], help: $help,
         };)*
         /// All metrics of this daemon.
-        pub const SPECS: &[$crate::metrics::MetricSpec] = &[$($constant),*];
+        pub const SPECS: &[$crate::metrics::MetricSpec] = &[$($constant,)* $crate::invariants::SPEC];
     };
 }
 

@@ -22,6 +22,8 @@ struct Entry {
     name: &'static str,
     detail: String,
     met: bool,
+    /// Not a remark: the daemon waits for it.
+    needed: bool,
 }
 
 /// One condition, held by whoever can tell whether it is met. It starts unmet.
@@ -51,14 +53,24 @@ impl Readiness {
     /// Adds a condition that isn't met; `waiting_for` says in words what is missing.
     #[must_use = "a condition that nobody meets keeps the daemon unready for ever"]
     pub fn condition(&self, name: &'static str, waiting_for: impl Into<String>) -> Condition {
+        self.add(Entry { name, detail: waiting_for.into(), met: false, needed: true })
+    }
+
+    /// Adds a condition that should hold, but that no traffic has to wait for: when it isn't met, `/readyz`
+    /// remarks on it. It starts met.
+    pub fn remark(&self, name: &'static str) -> Condition {
+        self.add(Entry { name, detail: String::new(), met: true, needed: false })
+    }
+
+    fn add(&self, entry: Entry) -> Condition {
         let mut entries = self.entries.lock();
-        entries.push(Entry { name, detail: waiting_for.into(), met: false });
+        entries.push(entry);
         Condition { readiness: self.clone(), index: entries.len() - 1 }
     }
 
     /// Whether all conditions are met.
     pub fn is_ready(&self) -> bool {
-        self.entries.lock().iter().all(|entry| entry.met)
+        self.entries.lock().iter().all(|entry| entry.met || !entry.needed)
     }
 
     /// Waits until all conditions are met at once.
@@ -85,8 +97,17 @@ impl Readiness {
 
     /// The conditions that aren't met, in the order in which they were added.
     pub fn waiting_for(&self) -> Vec<Waiting> {
+        self.unmet(true)
+    }
+
+    /// What isn't as it should be, though the daemon doesn't wait for it.
+    pub fn remarks(&self) -> Vec<Waiting> {
+        self.unmet(false)
+    }
+
+    fn unmet(&self, needed: bool) -> Vec<Waiting> {
         let entries = self.entries.lock();
-        let unmet = entries.iter().filter(|entry| !entry.met);
+        let unmet = entries.iter().filter(|entry| !entry.met && entry.needed == needed);
         unmet.map(|entry| Waiting { condition: entry.name, detail: entry.detail.clone() }).collect()
     }
 }
@@ -97,7 +118,7 @@ impl Condition {
         let mut entries = self.readiness.entries.lock();
         let entry = &mut entries[self.index];
         if !std::mem::replace(&mut entry.met, true) {
-            tracing::info!(condition = entry.name, "ready: condition met");
+            tracing::info!(condition = entry.name, "condition met");
             self.readiness.changed.notify_waiters();
         }
     }
@@ -106,8 +127,10 @@ impl Condition {
     pub fn unmet(&self, detail: impl Into<String>) {
         let detail = detail.into();
         if self.end(&detail) {
-            let condition = self.readiness.entries.lock()[self.index].name;
-            tracing::warn!(condition, detail, "not ready: condition lost");
+            let entries = self.readiness.entries.lock();
+            let Entry { name, needed, .. } = &entries[self.index];
+            let effect = if *needed { "not ready" } else { "still ready" };
+            tracing::warn!(condition = *name, detail, "condition lost: {effect}");
         }
     }
 
@@ -151,6 +174,19 @@ mod tests {
             readiness.waiting_for(),
             [Waiting { condition: "bus", detail: "disconnected".to_owned() }]
         );
+    }
+
+    #[test]
+    fn a_remark_is_told_and_nobody_waits_for_it() {
+        let readiness = Readiness::new();
+        let feed = readiness.remark("feed");
+        assert_eq!(readiness.remarks(), []);
+        feed.unmet("silent");
+        assert!(readiness.is_ready());
+        assert_eq!(readiness.waiting_for(), []);
+        assert_eq!(readiness.remarks(), [Waiting { condition: "feed", detail: "silent".to_owned() }]);
+        feed.met();
+        assert_eq!(readiness.remarks(), []);
     }
 
     #[tokio::test]

@@ -1,5 +1,6 @@
 //! Probe rounds: what an agent's lease rests on (R7, R14).
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,9 +12,11 @@ use evictd_core::position::LogPosition;
 use evictd_core::roster::Instance;
 use evictd_core::time::LeaseTime;
 use evictd_ops::clock;
-use evictd_store::log::Round;
+use evictd_store::log::{Round, RoundRequest};
 use evictd_store::{HomeStore, StoreError};
 use evictd_wire::probe::{ProbeAnswer, ProbeRequest};
+use evictd_wire::subject::Speaker;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -44,12 +47,56 @@ impl Fence {
     }
 }
 
+/// How others ask for a round: there may be nobody who probes here, and yet something that rests on rounds.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct RoundWish(Arc<Notify>);
+
+impl RoundWish {
+    /// A round is wanted; several wishes are one round.
+    pub(crate) fn want(&self) {
+        self.0.notify_one();
+    }
+
+    /// Returns when one is wanted.
+    pub(crate) async fn wanted(&self) {
+        self.0.notified().await;
+    }
+}
+
+/// Whether this publisher takes its share of questions (R14), as those see it who answer them.
+#[derive(Clone, Debug)]
+pub(crate) struct Serving(watch::Receiver<bool>);
+
+impl Serving {
+    /// The next message. Meanwhile the intake leaves and joins its queue group as it is told.
+    pub(crate) async fn next(&mut self, intake: &mut Intake) -> Option<Heard> {
+        loop {
+            let serving = *self.0.borrow_and_update();
+            intake.set_serving(serving).await;
+            tokio::select! {
+                heard = intake.next() => return heard,
+                // Whoever decides it has ended at a shutdown, and then nothing changes any more.
+                Ok(()) = self.0.changed() => {}
+            }
+        }
+    }
+}
+
 pub(crate) struct Authority {
     pub(crate) config: AuthorityConfig,
     pub(crate) store: Arc<dyn HomeStore>,
     pub(crate) feed: LiveFeed,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) fence: Fence,
+    pub(crate) rounds: RoundWish,
+    pub(crate) serving: watch::Sender<bool>,
+}
+
+/// Somebody who waits for a round.
+enum Asker {
+    Agent(Probe),
+    /// This publisher itself; nobody is answered.
+    Publisher,
 }
 
 struct Probe {
@@ -61,22 +108,46 @@ struct Probe {
 struct Running {
     probes: Vec<Probe>,
     began: LeaseTime,
+    /// The head as it was known before.
+    known: LogPosition,
     round: JoinHandle<Result<Round, StoreError>>,
 }
 
+/// Who waits for the next round, and how many of each agent.
+struct Waiting {
+    rounds: Rounds<Asker>,
+    of_agent: HashMap<Speaker, usize>,
+}
+
 impl Authority {
-    /// Runs rounds until `shutdown`. `probes` come through the queue group; `any` to every publisher.
-    pub(crate) async fn run(self, mut probes: Intake, mut any: Intake, shutdown: CancellationToken) {
+    /// The same for those who answer replays and lookups.
+    pub(crate) fn serving(&self) -> Serving {
+        Serving(self.serving.subscribe())
+    }
+
+    /// Runs rounds until `shutdown`.
+    pub(crate) async fn run(self, mut probes: Intake, shutdown: CancellationToken) {
         let patience = Duration::from(self.config.round_patience);
-        let mut rounds = Rounds::new(self.config.round_spacing.into(), self.config.probes_waiting_max);
+        let rounds = Rounds::new(self.config.round_spacing.into(), self.config.probes_waiting_max);
+        let mut waiting = Waiting { rounds, of_agent: HashMap::new() };
         let mut running: Option<Running> = None;
         loop {
             let now = clock::lease_now();
-            if running.is_none() {
-                running = rounds.start(now).map(|probes| self.begin(probes, now));
+            if running.is_none()
+                && let Some(askers) = waiting.rounds.start(now)
+            {
+                waiting.of_agent.clear();
+                running = Some(self.begin(askers, now));
             }
-            self.keep_silent(&mut probes, rounds.stalled(now, patience)).await;
-            let wait = match rounds.start_at() {
+            let stalled = waiting.rounds.stalled(now, patience);
+            self.metrics.stalled(stalled);
+            self.serving.send_if_modified(|serving| std::mem::replace(serving, !stalled) == stalled);
+            probes.set_serving(!stalled).await;
+            if stalled && running.is_none() {
+                // Who left the queue groups may be asked by nobody any more, and must find back by itself.
+                waiting.wish(now);
+            }
+            let wait = match waiting.rounds.start_at() {
                 Some(due) => due.since(now),
                 None => patience,
             };
@@ -84,11 +155,11 @@ impl Authority {
                 biased;
                 () = shutdown.cancelled() => break,
                 done = finished(&mut running) => {
-                    rounds.finish(done.1.is_some());
+                    waiting.rounds.finish(done.1.is_some());
                     self.finish(done).await;
                 }
-                Some(heard) = probes.next() => self.add(&mut rounds, heard, &probes),
-                Some(heard) = any.next() => self.add(&mut rounds, heard, &any),
+                () = self.rounds.wanted() => waiting.wish(clock::lease_now()),
+                Some(heard) = probes.next() => self.add(&mut waiting, heard, &probes),
                 () = tokio::time::sleep(wait) => {}
             }
         }
@@ -100,23 +171,18 @@ impl Authority {
         }
     }
 
-    async fn keep_silent(&self, probes: &mut Intake, stalled: bool) {
-        self.metrics.stalled(stalled);
-        if let Err(error) = probes.set_serving(!stalled).await {
-            tracing::warn!(%error, "couldn't join the queue group of authorities");
-        }
-    }
-
-    fn add(&self, rounds: &mut Rounds<Probe>, heard: Heard, intake: &Intake) {
+    fn add(&self, waiting: &mut Waiting, heard: Heard, intake: &Intake) {
         let arrived = clock::lease_now();
         match ProbeRequest::decode(&heard.payload) {
             Ok(request) => {
-                let of_speaker = rounds.waiting().iter().filter(|probe| probe.heard.speaker == heard.speaker);
-                if of_speaker.count() >= PROBES_WAITING_PER_AGENT_MAX {
+                let of_agent = waiting.of_agent.entry(heard.speaker.clone()).or_default();
+                if *of_agent >= PROBES_WAITING_PER_AGENT_MAX {
                     return intake.refuse(Refusal::Overload);
                 }
-                self.feed.confirmations.probed(&identity(&heard, &request), request.policy);
-                if rounds.add(Probe { heard, request, arrived }, arrived).is_err() {
+                *of_agent += 1;
+                self.feed.receipts.heard(&identity(&heard, &request));
+                let probe = Asker::Agent(Probe { heard, request, arrived });
+                if waiting.rounds.add(probe, arrived).is_err() {
                     intake.refuse(Refusal::Overload);
                 }
             }
@@ -128,8 +194,17 @@ impl Authority {
     }
 
     /// The round is a task of its own, so that probes are taken in while it runs.
-    fn begin(&self, probes: Vec<Probe>, began: LeaseTime) -> Running {
-        let seen: Vec<LogPosition> = probes.iter().map(|probe| probe.request.seen).collect();
+    fn begin(&self, askers: Vec<Asker>, began: LeaseTime) -> Running {
+        let probes: Vec<Probe> = askers
+            .into_iter()
+            .filter_map(|asker| match asker {
+                Asker::Agent(probe) => Some(probe),
+                Asker::Publisher => None,
+            })
+            .collect();
+        let known = self.feed.receipts.log_head();
+        // This publisher has seen something, too: should the store be behind it, it went back (R2).
+        let seen: Vec<LogPosition> = probes.iter().map(|probe| probe.request.seen).chain([known]).collect();
         let instances: Vec<Instance> = probes
             .iter()
             .map(|probe| Instance {
@@ -138,12 +213,15 @@ impl Authority {
                 bound: probe.request.bound,
             })
             .collect();
+        let touched = self.feed.receipts.take_heard();
         let store = self.store.clone();
-        let round = tokio::spawn(async move { store.round(&instances, &seen).await });
-        Running { probes, began, round }
+        let round = tokio::spawn(async move {
+            store.round(RoundRequest { instances: &instances, touched: &touched, seen: &seen }).await
+        });
+        Running { probes, began, known, round }
     }
 
-    async fn finish(&self, (Running { probes, began, .. }, done): (Running, Option<Round>)) {
+    async fn finish(&self, (Running { probes, began, known, .. }, done): (Running, Option<Round>)) {
         let took = clock::lease_now().since(began);
         self.metrics.round(done.is_some(), took, probes.len());
         // Without a round nobody is answered: the agents ask again, and perhaps somebody else.
@@ -153,18 +231,26 @@ impl Authority {
         if round.epoch_began {
             tracing::warn!(
                 %head,
-                "a new epoch began: an agent had seen more of the log than the home store holds; agents flush once"
+                "a new epoch began: more of the log had been seen than the home store holds; agents flush once"
             );
         }
         // First what the answers speak of, or every agent would find a gap in it.
-        self.feed.confirmations.head(head);
-        self.feed.send(&round.numbered.rows).await;
-        self.metrics.head(head);
+        self.feed.send(known, &round.numbered).await;
         for probe in probes {
             let held = clock::lease_now().since(probe.arrived);
             let answer =
                 ProbeAnswer { nonce: probe.request.nonce, head, store_time: round.store_time_now(), held };
             self.feed.bus.answer(probe.heard.reply, answer.encode()).await;
+        }
+    }
+}
+
+impl Waiting {
+    /// This publisher wants a round. One that somebody waits for already will do.
+    fn wish(&mut self, now: LeaseTime) {
+        if self.rounds.waiting().is_empty() {
+            // It is never full when nobody waits.
+            drop(self.rounds.add(Asker::Publisher, now));
         }
     }
 }
@@ -199,3 +285,6 @@ async fn finished(running: &mut Option<Running>) -> (Running, Option<Round>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests;

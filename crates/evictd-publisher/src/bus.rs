@@ -1,4 +1,7 @@
-//! The publisher's NATS connection: what it hears, and where it may speak (R13).
+//! The publisher's NATS connections: what it hears, and where it may speak (R13).
+//!
+//! There are two: lookups come and are answered on one of their own, so that a flood of them holds up no proof,
+//! no repair and no invalidation.
 //!
 //! It speaks on the live feed and into the inboxes of agents, and its NATS permissions allow no more.
 //! NATS checks no permission on reply subjects, so a request names its asker in its subject, and the
@@ -7,12 +10,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::{Client, Message, SubscribeError, Subscriber};
+use async_nats::{Client, Message, SubscribeError};
 use bytes::Bytes;
-use evictd_ops::bus::{BusConfig, BusOptions, Link, publish_within};
+use evictd_ops::bus::{BusConfig, BusMetrics, BusOptions, Link, publish_within};
 use evictd_ops::readiness::Readiness;
-use evictd_wire::subject::{AUTHORITY_GROUP, Kind, PROBE_ANY_WILDCARD, Speaker};
+use evictd_wire::subject::{AUTHORITY_GROUP, Kind, Speaker};
 use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use metrics::Gauge;
 
 use crate::StartError;
 use crate::metrics::{Metrics, Refusal};
@@ -34,22 +39,17 @@ pub(crate) struct Bus {
     metrics: Arc<Metrics>,
 }
 
-/// Everything the publisher hears.
-pub(crate) struct Intakes {
-    pub(crate) probes: Intake,
-    pub(crate) probes_any: Intake,
-    pub(crate) replays: Intake,
-    pub(crate) lookups: Intake,
-    pub(crate) applied: Intake,
-}
-
-/// A subscription to one kind of message, of which unfit ones are counted and dropped.
+/// One kind of message from every agent, of which unfit ones are counted and dropped.
+///
+/// Questions are shared among the publishers of a queue group; an agent's second try goes to all of them. One
+/// that is heard both ways is answered twice, which does no harm.
 pub(crate) struct Intake {
     bus: Bus,
     kind: Kind,
-    subject: String,
-    grouped: bool,
-    subscription: Option<Subscriber>,
+    /// What this publisher shares with others, while it takes part.
+    shared: Option<BoxStream<'static, Message>>,
+    /// What goes to every publisher.
+    to_all: BoxStream<'static, Message>,
 }
 
 /// A message, and who sent it according to its subject.
@@ -62,15 +62,17 @@ pub(crate) struct Heard {
 }
 
 impl Intake {
-    /// The next fit message; `None` when the connection is closed for good. Waits while silent.
+    /// The next fit message; `None` when the connection is closed for good.
     pub(crate) async fn next(&mut self) -> Option<Heard> {
         loop {
-            let Some(subscription) = &mut self.subscription else {
-                std::future::pending::<()>().await;
-                continue;
+            let message = match &mut self.shared {
+                Some(shared) => tokio::select! {
+                    message = shared.next() => message,
+                    message = self.to_all.next() => message,
+                },
+                None => self.to_all.next().await,
             };
-            let message = subscription.next().await?;
-            match self.admit(message) {
+            match self.admit(message?) {
                 Ok(heard) => return Some(heard),
                 Err(refusal) => self.refuse(refusal),
             }
@@ -93,44 +95,36 @@ impl Intake {
     }
 
     /// Leaves the queue group, or joins it again (R14): a member that can't answer swallows questions.
-    pub(crate) async fn set_serving(&mut self, serving: bool) -> Result<(), SubscribeError> {
-        if serving == self.subscription.is_some() {
-            return Ok(());
+    pub(crate) async fn set_serving(&mut self, serving: bool) {
+        if serving == self.shared.is_some() {
+            return;
         }
+        // Dropping a subscription ends it.
+        self.shared = None;
         if serving {
-            self.subscription = Some(self.subscribe().await?);
-        } else if let Some(mut subscription) = self.subscription.take() {
-            // It fails only when the connection is closed, and then nothing is swallowed.
-            drop(subscription.unsubscribe().await);
-        }
-        Ok(())
-    }
-
-    async fn subscribe(&self) -> Result<Subscriber, SubscribeError> {
-        let subject = self.subject.clone();
-        if self.grouped {
-            self.bus.client.queue_subscribe(subject, AUTHORITY_GROUP.to_owned()).await
-        } else {
-            self.bus.client.subscribe(subject).await
+            match self.bus.shared(self.kind).await {
+                Ok(shared) => self.shared = Some(shared),
+                Err(error) => {
+                    tracing::warn!(%error, kind = self.kind.token(), "couldn't join the queue group");
+                }
+            }
         }
     }
 }
 
 impl Bus {
-    /// Subscribes to everything.
-    pub(crate) async fn intakes(&self) -> Result<Intakes, SubscribeError> {
-        let intake = async |kind: Kind, subject: String, grouped| {
-            let mut intake = Intake { bus: self.clone(), kind, subject, grouped, subscription: None };
-            intake.set_serving(true).await?;
-            Ok::<_, SubscribeError>(intake)
+    /// Hears one kind of message from now on.
+    pub(crate) async fn intake(&self, kind: Kind) -> Result<Intake, SubscribeError> {
+        let (shared, to_all) = match kind {
+            Kind::Applied => (None, kind.wildcard()),
+            _ => (Some(self.shared(kind).await?), kind.any_wildcard()),
         };
-        Ok(Intakes {
-            probes: intake(Kind::Probe, Kind::Probe.wildcard(), true).await?,
-            probes_any: intake(Kind::Probe, PROBE_ANY_WILDCARD.to_owned(), false).await?,
-            replays: intake(Kind::Replay, Kind::Replay.wildcard(), true).await?,
-            lookups: intake(Kind::Lookup, Kind::Lookup.wildcard(), true).await?,
-            applied: intake(Kind::Applied, Kind::Applied.wildcard(), false).await?,
-        })
+        let to_all = self.client.subscribe(to_all).await?.boxed();
+        Ok(Intake { bus: self.clone(), kind, shared, to_all })
+    }
+
+    async fn shared(&self, kind: Kind) -> Result<BoxStream<'static, Message>, SubscribeError> {
+        Ok(self.client.queue_subscribe(kind.wildcard(), AUTHORITY_GROUP.to_owned()).await?.boxed())
     }
 
     /// Answers into an inbox that [`Intake`] found to be the asker's.
@@ -168,12 +162,34 @@ pub(crate) async fn connect(
     readiness: &Readiness,
     on_connected: impl Fn() + Send + Sync + 'static,
 ) -> Result<Bus, StartError> {
+    let link = Link::new(config, metrics.nats.clone(), readiness);
+    open("evictd publisher", config, link, metrics, on_connected).await
+}
+
+/// Connects once more, for lookups alone. That it is there counts for readiness too; whether this publisher is
+/// connected at all is the other connection's to show.
+pub(crate) async fn connect_for_lookups(
+    config: &BusConfig,
+    metrics: &Arc<Metrics>,
+    readiness: &Readiness,
+) -> Result<Bus, StartError> {
+    let counted = BusMetrics { connected: Gauge::noop(), ..metrics.nats.clone() };
+    let link = Link::new(config, counted, readiness);
+    open("evictd publisher, lookups", config, link, metrics, || {}).await
+}
+
+async fn open(
+    name: &str,
+    config: &BusConfig,
+    link: Link,
+    metrics: &Arc<Metrics>,
+    on_connected: impl Fn() + Send + Sync + 'static,
+) -> Result<Bus, StartError> {
     let options = BusOptions {
-        name: "evictd publisher".to_owned(),
+        name: name.to_owned(),
         inbox_prefix: None,
         subscription_capacity: SUBSCRIPTION_CAPACITY,
     };
-    let link = Link::new(config, metrics.nats.clone(), readiness);
     let on_event = {
         let link = link.clone();
         move |event| {
@@ -187,4 +203,4 @@ pub(crate) async fn connect(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

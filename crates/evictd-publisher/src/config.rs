@@ -8,6 +8,7 @@ use evictd_ops::bus::BusConfig;
 use evictd_ops::config::{HumanDuration, Validate, check_count};
 use evictd_ops::http::HttpConfig;
 use evictd_ops::logging::LogConfig;
+use evictd_wire::subject::check_name;
 use serde::Deserialize;
 
 /// The documented default file; the program's own defaults.
@@ -29,7 +30,7 @@ pub struct PublisherConfig {
     pub sequencer: SequencerConfig,
     /// Answers to agents.
     pub authority: AuthorityConfig,
-    /// Confirmation.
+    /// Receipts.
     pub receipts: ReceiptsConfig,
     /// Logging.
     pub log: LogConfig,
@@ -71,12 +72,14 @@ pub struct AuthorityConfig {
     pub replays_max: usize,
 }
 
-/// Confirmation.
+/// Receipts.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ReceiptsConfig {
     /// The longest bound of any agent.
     pub bound: HumanDuration,
+    /// Regions that should have agents.
+    pub regions: Vec<String>,
 }
 
 impl Validate for PublisherConfig {
@@ -99,6 +102,11 @@ impl Validate for PublisherConfig {
             ("authority.replays_max", self.authority.replays_max),
         ] {
             check_count(key, value, problems);
+        }
+        for region in &self.receipts.regions {
+            if let Err(error) = check_name(region) {
+                problems.push(format!("receipts.regions: {error}"));
+            }
         }
         self.http.validate(problems);
         self.log.validate(problems);

@@ -1,4 +1,4 @@
-//! The control API: five endpoints in Unkey's form.
+//! The control API: five endpoints in Unkey's form, and what became of a request.
 //!
 //! Each checks header and body first (400), then the root key (401, 403), then does its work. A change
 //! that is answered with success is durable, and its log row with it (G3).
@@ -9,18 +9,21 @@ use std::sync::Arc;
 use evictd_core::ids::{ApiId, KeyId};
 use evictd_core::record::RootKeyRecord;
 use evictd_core::time::StoreTime;
-use evictd_ops::http::{Handler, Reply, Request};
+use evictd_ops::http::{Handler, Reply, Request, StatusCode, reply};
 use evictd_ops::rpc::{self, Call};
 use evictd_store::HomeStore;
 use evictd_store::change::{Actor, ChangeError, DeleteMode, NewApi, NewKey};
-use evictd_wire::api::error::{ApiError, ErrorKind};
-use evictd_wire::api::ids;
-use evictd_wire::api::requests::{CreateApi, CreateKey, DeleteApi, DeleteKey, GetKey};
+use evictd_wire::api::envelope::Success;
+use evictd_wire::api::error::{ApiError, ErrorKind, JSON};
+use evictd_wire::api::requests::{CreateApi, CreateKey, DeleteApi, DeleteKey, GetKey, GetReceipt};
 use evictd_wire::api::responses::{CreateApiData, CreateKeyData, Empty, GetKeyData};
-use hyper::header::USER_AGENT;
+use evictd_wire::api::{ids, prefer};
+use hyper::header::{HeaderValue, USER_AGENT};
+use serde::Serialize;
 
 use crate::auth::{authenticate, missing, require, store_failed};
 use crate::metrics::{Endpoint, Metrics};
+use crate::receipts::{Receipts, Told};
 use crate::sequencer::Wake;
 
 /// Largest body. The largest valid one, metadata with every character escaped, is a tenth of it.
@@ -30,13 +33,19 @@ pub(crate) const BODY_BYTES_MAX: usize = 1024 * 1024;
 #[derive(Clone)]
 pub(crate) struct Surface {
     store: Arc<dyn HomeStore>,
+    receipts: Arc<Receipts>,
     wake: Wake,
     metrics: Arc<Metrics>,
 }
 
 impl Surface {
-    pub(crate) fn new(store: Arc<dyn HomeStore>, wake: Wake, metrics: Arc<Metrics>) -> Self {
-        Self { store, wake, metrics }
+    pub(crate) fn new(
+        store: Arc<dyn HomeStore>,
+        receipts: Arc<Receipts>,
+        wake: Wake,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { store, receipts, wake, metrics }
     }
 
     async fn call(&self, endpoint: Endpoint, call: &Call, remote: SocketAddr) -> Result<Reply, ApiError> {
@@ -44,23 +53,35 @@ impl Surface {
             Endpoint::CreateApi => {
                 let request = call.request(CreateApi::parse)?;
                 let root = self.authenticate(call).await?;
-                self.create_api(&root, &actor(call, &root, remote), request)
-                    .await
-                    .map(|data| call.success(data))
+                self.change(
+                    endpoint,
+                    call,
+                    &root,
+                    self.create_api(&root, &actor(call, &root, remote), request),
+                )
+                .await
             }
             Endpoint::DeleteApi => {
                 let request = call.request(DeleteApi::parse)?;
                 let root = self.authenticate(call).await?;
-                self.delete_api(&root, &actor(call, &root, remote), request)
-                    .await
-                    .map(|data| call.success(data))
+                self.change(
+                    endpoint,
+                    call,
+                    &root,
+                    self.delete_api(&root, &actor(call, &root, remote), request),
+                )
+                .await
             }
             Endpoint::CreateKey => {
                 let request = call.request(CreateKey::parse)?;
                 let root = self.authenticate(call).await?;
-                self.create_key(&root, &actor(call, &root, remote), request)
-                    .await
-                    .map(|data| call.success(data))
+                self.change(
+                    endpoint,
+                    call,
+                    &root,
+                    self.create_key(&root, &actor(call, &root, remote), request),
+                )
+                .await
             }
             Endpoint::GetKey => {
                 let request = call.request(GetKey::parse)?;
@@ -70,11 +91,69 @@ impl Surface {
             Endpoint::DeleteKey => {
                 let request = call.request(DeleteKey::parse)?;
                 let root = self.authenticate(call).await?;
-                self.delete_key(&root, &actor(call, &root, remote), request)
-                    .await
-                    .map(|data| call.success(data))
+                self.change(
+                    endpoint,
+                    call,
+                    &root,
+                    self.delete_key(&root, &actor(call, &root, remote), request),
+                )
+                .await
+            }
+            Endpoint::GetReceipt => {
+                let request = call.request(GetReceipt::parse)?;
+                let root = self.authenticate(call).await?;
+                match self.get_receipt(&root, &request).await? {
+                    Told::Here(propagation) => Ok(call.success(propagation)),
+                    Told::Recorded(body) => Ok(call.success(body)),
+                }
             }
         }
+    }
+
+    /// Carries out a change, and waits for its receipt if the caller prefers that. Once the change is committed,
+    /// nothing that happens to the wait makes the answer a failure.
+    async fn change<T: Serialize>(
+        &self,
+        endpoint: Endpoint,
+        call: &Call,
+        root: &RootKeyRecord,
+        change: impl Future<Output = Result<T, ApiError>>,
+    ) -> Result<Reply, ApiError> {
+        let preferences = call.headers.get_all(prefer::PREFER).iter().map(HeaderValue::as_bytes);
+        let wait = prefer::wait(preferences);
+        let under = self.receipts.under(&call.request_id, wait.is_some());
+        let data = match change.await {
+            Ok(data) => data,
+            Err(error) => {
+                under.refused(&error);
+                return Err(error);
+            }
+        };
+        self.wake.now();
+        let Some(limit) = wait else { return Ok(call.success(data)) };
+        let propagation = match endpoint {
+            // No agent knows of an API before it has a key.
+            Endpoint::CreateApi => under.without_effect(),
+            _ => under.settled(&root.workspace_id, limit).await,
+        };
+        let mut success = Success::new(call.request_id.as_str(), data);
+        success.meta.propagation = Some(Box::new(propagation));
+        let mut reply = reply(StatusCode::OK, JSON, success.to_bytes().into());
+        if let Ok(applied) = HeaderValue::from_str(&prefer::applied(limit)) {
+            reply.headers_mut().insert(prefer::PREFERENCE_APPLIED, applied);
+        }
+        Ok(reply)
+    }
+
+    /// Whoever may act for the workspace may know what became of its requests: a receipt has ids only.
+    async fn get_receipt(&self, root: &RootKeyRecord, request: &GetReceipt) -> Result<Told, ApiError> {
+        let told = self.receipts.tell(&root.workspace_id, &request.request_id).await;
+        told.map_err(|error| store_failed(&error))?.ok_or_else(|| {
+            ApiError::new(
+                ErrorKind::ReceiptNotFound,
+                "This workspace has carried out no request with this id",
+            )
+        })
     }
 
     async fn authenticate(&self, call: &Call) -> Result<RootKeyRecord, ApiError> {
@@ -104,7 +183,6 @@ impl Surface {
         require(root, &request.api_id, "delete_api")?;
         let api = ApiId::new(request.api_id);
         self.store.delete_api(actor, &api).await.map_err(|error| refused(error, "delete_api"))?;
-        self.wake.now();
         Ok(Empty {})
     }
 
@@ -129,7 +207,6 @@ impl Surface {
             expires_at: request.expires.map(StoreTime::from_millis),
         };
         self.store.create_key(actor, new).await.map_err(|error| refused(error, "create_key"))?;
-        self.wake.now();
         Ok(CreateKeyData { key_id: id.to_string(), key })
     }
 
@@ -162,7 +239,6 @@ impl Surface {
         let authorize = |api: &ApiId| root.allows(api.as_str(), "delete_key");
         let deleted = self.store.delete_key(actor, &id, mode, &authorize).await;
         deleted.map_err(|error| refused(error, "delete_key"))?;
-        self.wake.now();
         Ok(Empty {})
     }
 }

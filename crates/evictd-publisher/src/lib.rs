@@ -2,7 +2,8 @@
 //!
 //! A deletion comes in by [`control`], which has the store write it together with its log row; the
 //! [`sequencer`] gives the row its position and sends it on the live feed; the [`authority`] answers
-//! the agents' probes, replays and lookups; [`confirmations`] hears how far each agent is.
+//! the agents' probes, replays and lookups; [`receipts`] hears how far each agent is, and tells what became
+//! of each change.
 //!
 //! * [`config`]: the configuration and its documented defaults.
 //! * [`metrics`]: every metric of the publisher.
@@ -10,7 +11,7 @@
 //! * [`live_feed`]: what goes out to every agent.
 //! * [`sequencer`]: positions, ticks, ends that come by themselves.
 //! * [`authority`]: probe rounds; replays and lookups in [`questions`].
-//! * [`confirmations`]: who has applied what.
+//! * [`receipts`]: who has applied what, and who waits for it.
 //! * [`bus`]: subjects in and out, and where answers may go (R13).
 //! * [`status`]: what operators see.
 
@@ -18,11 +19,11 @@ mod auth;
 mod authority;
 mod bus;
 pub mod config;
-mod confirmations;
 mod control;
 mod live_feed;
 pub mod metrics;
 mod questions;
+mod receipts;
 mod sequencer;
 mod status;
 
@@ -32,17 +33,20 @@ use std::sync::Arc;
 use evictd_ops::admin::Admin;
 use evictd_ops::bus::BusError;
 use evictd_ops::http::{BindError, HttpLimits, bind, serve};
+use evictd_ops::invariants::Invariants;
 use evictd_ops::metrics::{MetricsError, Registry};
 use evictd_ops::readiness::Readiness;
 use evictd_ops::tasks::{TaskFailed, Tasks};
 use evictd_store::sqlite::SqliteStore;
 use evictd_store::{HomeStore, StoreError};
+use evictd_wire::subject::Kind;
 use tokio_util::sync::CancellationToken;
 
+use crate::authority::RoundWish;
 use crate::config::PublisherConfig;
-use crate::confirmations::Confirmations;
 use crate::live_feed::LiveFeed;
 use crate::metrics::Metrics;
+use crate::receipts::Receipts;
 use crate::sequencer::{Sequencer, Wake};
 
 /// Why a publisher can't start.
@@ -99,10 +103,9 @@ impl Running {
 /// Starts a publisher; it runs until `shutdown` is cancelled. Addresses with port 0 get one.
 pub async fn start(config: PublisherConfig, shutdown: CancellationToken) -> Result<Running, StartError> {
     let store_error = |source| StartError::Store { path: config.store.path.display().to_string(), source };
-    let sqlite = Arc::new(SqliteStore::open(&config.store.path).await.map_err(store_error)?);
+    let sqlite = Arc::new(SqliteStore::open_exclusively(&config.store.path).await.map_err(store_error)?);
     let store: Arc<dyn HomeStore> = sqlite.clone();
     store.check_triggers().await.map_err(store_error)?;
-    let head = store.head().await.map_err(store_error)?;
     let has_root_keys = store.has_root_keys().await.map_err(store_error)?;
 
     let registry = Registry::new(metrics::SPECS, &[])?;
@@ -110,15 +113,24 @@ pub async fn start(config: PublisherConfig, shutdown: CancellationToken) -> Resu
     let readiness = Readiness::new();
     let http_listener = bind(config.http.listen).await?;
     let admin_listener = bind(config.admin.listen).await?;
-    let confirmations = Arc::new(Confirmations::new(config.receipts.bound.into(), registry.clone()));
-    confirmations.head(head);
+    let rounds = RoundWish::default();
+    let receipts = Arc::new(Receipts::new(
+        &config.receipts,
+        store.clone(),
+        metrics.clone(),
+        &registry,
+        rounds.clone(),
+        shutdown.clone(),
+    ));
+    receipts.begin().await.map_err(store_error)?;
     let wake = Wake::default();
     let bus = {
         let wake = wake.clone();
         // The head at once, without waiting for the second: agents may have missed something.
         bus::connect(&config.nats, &metrics, &readiness, move || wake.tick()).await?
     };
-    let feed = LiveFeed { bus: bus.clone(), confirmations: confirmations.clone(), metrics: metrics.clone() };
+    let lookup_bus = bus::connect_for_lookups(&config.nats, &metrics, &readiness).await?;
+    let feed = LiveFeed { bus: bus.clone(), receipts: receipts.clone(), metrics: metrics.clone() };
 
     let sequencer = Sequencer {
         config: config.sequencer.clone(),
@@ -128,6 +140,8 @@ pub async fn start(config: PublisherConfig, shutdown: CancellationToken) -> Resu
         wake: wake.clone(),
         condition: readiness.condition("store", "the home store to number what was committed"),
         triggers: readiness.condition("triggers", "the check of the home store's triggers"),
+        rounds: rounds.clone(),
+        invariants: Invariants::new(&registry),
     };
     let fence = authority::Fence::default();
     let running_http = http_listener.local_addr().unwrap_or(config.http.listen);
@@ -140,19 +154,32 @@ pub async fn start(config: PublisherConfig, shutdown: CancellationToken) -> Resu
     let admin = Admin {
         metrics: registry.clone(),
         readiness: readiness.clone(),
-        status: status::status(confirmations.clone(), fence.clone()),
+        status: status::status(receipts.clone(), fence.clone()),
     };
-    let surface = control::Surface::new(store.clone(), wake, metrics.clone());
-
-    let intakes = bus.intakes().await?;
+    let surface = control::Surface::new(store.clone(), receipts.clone(), wake, metrics.clone());
     let authority = authority::Authority {
         config: config.authority.clone(),
         store: store.clone(),
         feed,
         metrics: metrics.clone(),
         fence: fence.clone(),
+        rounds: rounds.clone(),
+        serving: tokio::sync::watch::Sender::new(true),
     };
-    let questions = questions::Questions::new(&config.authority, store, fence.clone(), bus, metrics.clone());
+    let questions = questions::Questions::new(
+        &config.authority,
+        store,
+        receipts.clone(),
+        fence,
+        rounds,
+        [bus.clone(), lookup_bus.clone()],
+        metrics,
+    );
+    let probes = bus.intake(Kind::Probe).await?;
+    let replays = bus.intake(Kind::Replay).await?;
+    let announcements = bus.intake(Kind::Applied).await?;
+    let lookups = lookup_bus.intake(Kind::Lookup).await?;
+
     // The API ends first, and only then what numbers and sends the changes that it still answers.
     let drained = CancellationToken::new();
     let mut tasks = Tasks::new(shutdown.clone());
@@ -164,13 +191,13 @@ pub async fn start(config: PublisherConfig, shutdown: CancellationToken) -> Resu
         let _the_rest = the_rest;
         api.await;
     });
-    tasks.spawn("authority", authority.run(intakes.probes, intakes.probes_any, drained.clone()));
-    tasks.spawn("replays", questions.clone().serve_replays(intakes.replays, drained.clone()));
-    tasks.spawn("lookups", questions.serve_lookups(intakes.lookups, drained.clone()));
-    tasks.spawn(
-        "confirmations",
-        confirmations::hear(confirmations, intakes.applied, metrics, drained.clone()),
-    );
+    let (replaying, looking_up) = (authority.serving(), authority.serving());
+    tasks.spawn("authority", authority.run(probes, drained.clone()));
+    tasks.spawn("replays", questions.clone().serve_replays(replays, replaying, drained.clone()));
+    tasks.spawn("lookups", questions.serve_lookups(lookups, looking_up, drained.clone()));
+    tasks.spawn("announcements", receipts.clone().hear(announcements, drained.clone()));
+    tasks.spawn("bounds", receipts.clone().keep_time(drained.clone()));
+    tasks.spawn("receipts", receipts.keep(drained.clone()));
     tasks.spawn("sequencer", sequencer.run(drained.clone()));
     tasks.spawn("admin", serve(admin_listener, admin, HttpLimits::default(), drained.clone()));
     tasks.spawn("metrics", async move { registry.run_upkeep(drained).await });

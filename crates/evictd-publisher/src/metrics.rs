@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use evictd_core::follower::ReplayAnswer;
 use evictd_core::position::LogPosition;
+use evictd_core::receipts::RegionState;
 use evictd_ops::bus::BusMetrics;
 use evictd_ops::metric_specs;
 use evictd_ops::metrics::{LATENCY_BUCKETS, MetricKind, MetricSpec, PROPAGATION_BUCKETS, Registry};
 use evictd_store::log::Backlog;
-use evictd_wire::api::requests::{CreateApi, CreateKey, DeleteApi, DeleteKey, GetKey};
+use evictd_wire::api::requests::{CreateApi, CreateKey, DeleteApi, DeleteKey, GetKey, GetReceipt};
 use evictd_wire::subject::Kind;
 use hyper::StatusCode;
 use metrics::{Counter, Gauge, Histogram, Unit};
@@ -22,9 +23,11 @@ const COUNT: Option<Unit> = Some(Unit::Count);
 
 metric_specs! {
     pub(crate) CONFIRMED = "evictd_publisher_confirmed_seconds", CONFIRMED_KIND, SECONDS, ["region"],
-        "From the commit of a deletion to the moment when every live agent of the region had confirmed it, on this machine's clock.";
+        "From the request of a deletion to the moment when every agent of the region had confirmed it, on this machine's clock; from when it was first seen, for what was deleted past the API.";
     pub(crate) AGENTS = "evictd_publisher_agents", GAUGE, COUNT, ["region", "state"],
-        "Agent processes: live (heard within the bound), silent (not), duplicate (live, under a name that another live one has).";
+        "Agent processes in the roster: live (heard within the bound), silent (not), duplicate (live, under a name that another live one has); absent is 1 for a configured region without any.";
+    RECEIPTS = "evictd_publisher_receipts_total", COUNTER, COUNT, ["state"],
+        "Receipts that became final: confirmed by every agent, fenced (not by all, and the bound has passed), or unproven (the same, with an agent that serves stale records).";
     HEAD = "evictd_publisher_head_position", GAUGE, None, [],
         "The highest log position given.";
     EPOCH = "evictd_publisher_epoch", GAUGE, None, [],
@@ -34,7 +37,7 @@ metric_specs! {
     UNNUMBERED_OLDEST = "evictd_publisher_unnumbered_oldest_seconds", GAUGE, SECONDS, [],
         "The age of the oldest of them.";
     UNCONFIRMED = "evictd_publisher_unconfirmed_deletions", GAUGE, COUNT, [],
-        "Deletions of the last bound that not every live agent has confirmed.";
+        "Deletions of the last bound that not every agent has confirmed.";
     LIVE_MESSAGES = "evictd_publisher_live_messages_total", COUNTER, COUNT, ["outcome"],
         "Messages with invalidations for the live feed: sent, or unsent (NATS not connected; agents ask for what they miss).";
     ROUNDS = "evictd_publisher_rounds_total", COUNTER, COUNT, ["outcome"],
@@ -44,7 +47,7 @@ metric_specs! {
     PROBES = "evictd_publisher_probes_total", COUNTER, COUNT, [],
         "Probes that took part in a round.";
     STALLED = "evictd_publisher_stalled", GAUGE, None, [],
-        "1 while this publisher leaves probes to others because a round doesn't finish.";
+        "1 while this publisher leaves questions to others because a round doesn't finish.";
     REPLAYS = "evictd_publisher_replays_total", COUNTER, COUNT, ["outcome"],
         "Replays answered: rows, or refused (the agent flushes).";
     LOOKUPS = "evictd_publisher_lookups_total", COUNTER, COUNT, ["outcome"],
@@ -65,6 +68,9 @@ metric_specs! {
         "Errors of the NATS connection: slow_consumer (messages dropped here) or server (as the server reports, permission violations among them).";
 }
 
+/// How receipts end.
+const FINAL_STATES: [RegionState; 3] = [RegionState::Confirmed, RegionState::Fenced, RegionState::Unproven];
+
 /// The endpoints of the control API.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Endpoint {
@@ -73,10 +79,12 @@ pub(crate) enum Endpoint {
     CreateKey,
     GetKey,
     DeleteKey,
+    GetReceipt,
 }
 
 impl Endpoint {
-    const ALL: [Self; 5] = [Self::CreateApi, Self::DeleteApi, Self::CreateKey, Self::GetKey, Self::DeleteKey];
+    const ALL: [Self; 6] =
+        [Self::CreateApi, Self::DeleteApi, Self::CreateKey, Self::GetKey, Self::DeleteKey, Self::GetReceipt];
 
     fn path(self) -> &'static str {
         match self {
@@ -85,6 +93,7 @@ impl Endpoint {
             Self::CreateKey => CreateKey::PATH,
             Self::GetKey => GetKey::PATH,
             Self::DeleteKey => DeleteKey::PATH,
+            Self::GetReceipt => GetReceipt::PATH,
         }
     }
 
@@ -117,16 +126,18 @@ pub(crate) enum AgentState {
     Live,
     Silent,
     Duplicate,
+    Absent,
 }
 
 impl AgentState {
-    pub(crate) const ALL: [Self; 3] = [Self::Live, Self::Silent, Self::Duplicate];
+    pub(crate) const ALL: [Self; 4] = [Self::Live, Self::Silent, Self::Duplicate, Self::Absent];
 
     pub(crate) fn label(self) -> &'static str {
         match self {
             Self::Live => "live",
             Self::Silent => "silent",
             Self::Duplicate => "duplicate",
+            Self::Absent => "absent",
         }
     }
 }
@@ -151,7 +162,8 @@ pub struct Metrics {
     lookups: [Counter; 3],
     announcements: Counter,
     refused: [[Counter; 5]; 4],
-    requests: [[Counter; 3]; 5],
+    requests: [[Counter; 3]; 6],
+    receipts: [Counter; 3],
     store_failures: Counter,
     pub(crate) nats: BusMetrics,
 }
@@ -189,6 +201,7 @@ impl Metrics {
             announcements: registry.counter(&ANNOUNCEMENTS, &[]),
             refused: Kind::ALL.map(refused),
             requests: Endpoint::ALL.map(requests),
+            receipts: FINAL_STATES.map(|state| counter(&RECEIPTS, "state", state.label())),
             store_failures: registry.counter(&STORE_FAILURES, &[]),
             nats: BusMetrics {
                 connected: gauge(&NATS_CONNECTED),
@@ -211,6 +224,13 @@ impl Metrics {
 
     pub(crate) fn unconfirmed(&self, deletions: usize) {
         self.unconfirmed.set(deletions as f64);
+    }
+
+    /// A receipt became final.
+    pub(crate) fn receipt(&self, state: RegionState) {
+        if let Some(index) = FINAL_STATES.iter().position(|candidate| *candidate == state) {
+            self.receipts[index].increment(1);
+        }
     }
 
     pub(crate) fn live_message(&self, sent: bool) {

@@ -2,8 +2,10 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use evictd_core::follower::ReplayAnswer as Outcome;
+use evictd_core::ids::Identity;
 use evictd_core::limits::REPLAY_BATCH_MAX;
 use evictd_store::HomeStore;
 use evictd_store::log::Replay;
@@ -15,16 +17,23 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::store_failed;
-use crate::authority::Fence;
+use crate::authority::{Fence, RoundWish, Serving};
 use crate::bus::{Bus, Heard, Intake};
 use crate::config::AuthorityConfig;
 use crate::metrics::{LookupEnd, Metrics, Refusal};
+use crate::receipts::Receipts;
+
+/// A lookup starts a round if the last one is older: what isn't vouched for anew is soon worth nothing.
+const FENCE_AGE_MAX: Duration = Duration::from_secs(1);
 
 #[derive(Clone)]
 pub(crate) struct Questions {
     store: Arc<dyn HomeStore>,
+    receipts: Arc<Receipts>,
     fence: Fence,
-    bus: Bus,
+    rounds: RoundWish,
+    replay_bus: Bus,
+    lookup_bus: Bus,
     metrics: Arc<Metrics>,
     replays: Arc<Semaphore>,
     /// Agents whose turn it is, each with the question that waits for it.
@@ -39,14 +48,19 @@ impl Questions {
     pub(crate) fn new(
         config: &AuthorityConfig,
         store: Arc<dyn HomeStore>,
+        receipts: Arc<Receipts>,
         fence: Fence,
-        bus: Bus,
+        rounds: RoundWish,
+        [replay_bus, lookup_bus]: [Bus; 2],
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
             store,
+            receipts,
             fence,
-            bus,
+            rounds,
+            replay_bus,
+            lookup_bus,
             metrics,
             replays: Arc::new(Semaphore::new(config.replays_max)),
             replaying: Arc::default(),
@@ -59,8 +73,13 @@ impl Questions {
     /// Answers replays until `shutdown`. They wait for their turn instead of being shed: whoever asks is
     /// about to lose its lease. Each agent has one turn at a time, and its newest question replaces an
     /// older one that still waits: nobody is interested in that any more.
-    pub(crate) async fn serve_replays(self, mut intake: Intake, shutdown: CancellationToken) {
-        while let Some(Some(heard)) = shutdown.run_until_cancelled(intake.next()).await {
+    pub(crate) async fn serve_replays(
+        self,
+        mut intake: Intake,
+        mut serving: Serving,
+        shutdown: CancellationToken,
+    ) {
+        while let Some(Some(heard)) = shutdown.run_until_cancelled(serving.next(&mut intake)).await {
             let Ok(request) = ReplayRequest::decode(&heard.payload) else {
                 intake.refuse(Refusal::Malformed);
                 continue;
@@ -109,12 +128,17 @@ impl Questions {
         };
         self.metrics.replayed(&outcome);
         let answer = ReplayAnswer { nonce: request.nonce, outcome };
-        self.bus.answer(heard.reply, answer.encode(&request)).await;
+        self.replay_bus.answer(heard.reply, answer.encode(&request)).await;
     }
 
     /// Answers lookups until `shutdown`; over the limits with "busy" at once.
-    pub(crate) async fn serve_lookups(self, mut intake: Intake, shutdown: CancellationToken) {
-        while let Some(Some(heard)) = shutdown.run_until_cancelled(intake.next()).await {
+    pub(crate) async fn serve_lookups(
+        self,
+        mut intake: Intake,
+        mut serving: Serving,
+        shutdown: CancellationToken,
+    ) {
+        while let Some(Some(heard)) = shutdown.run_until_cancelled(serving.next(&mut intake)).await {
             let Ok(request) = LookupRequest::decode(&heard.payload) else {
                 intake.refuse(Refusal::Malformed);
                 continue;
@@ -144,8 +168,21 @@ impl Questions {
     }
 
     async fn lookup(&self, heard: Heard, request: LookupRequest) {
+        let identity = Identity {
+            region: heard.speaker.region.clone(),
+            agent: heard.speaker.agent.clone(),
+            instance: request.instance,
+        };
+        // Whoever loads may answer from what it loaded. So it is kept in the roster; and one that the roster has
+        // forgotten gets nothing vouched for until it has probed, or receipts would not wait for it (R11).
+        let is_waited_for = self.receipts.waits_for(&identity).await;
+        self.receipts.heard(&identity);
         // Before the read: the fence may rise meanwhile, but this read is no newer for it.
-        let fence_age = self.fence.age();
+        let fence_age = if is_waited_for { self.fence.age() } else { Duration::MAX };
+        if self.fence.age() > FENCE_AGE_MAX {
+            // Probes may all go to other publishers, and then nothing else raises this one's fence (R8).
+            self.rounds.want();
+        }
         match self.store.lookup(request.hash).await {
             Ok(lookup) => {
                 let outcome = LookupOutcome::Found { lookup, fence_age };
@@ -164,7 +201,7 @@ impl Questions {
             LookupOutcome::Busy => LookupEnd::Busy,
         });
         let answer = LookupAnswer { nonce: request.nonce, hash: request.hash, outcome };
-        self.bus.answer(reply, answer.encode()).await;
+        self.lookup_bus.answer(reply, answer.encode()).await;
     }
 }
 

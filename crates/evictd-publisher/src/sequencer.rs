@@ -7,6 +7,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use evictd_core::rules::Rule;
+use evictd_ops::invariants::Invariants;
 use evictd_ops::readiness::Condition;
 use evictd_store::{HomeStore, StoreError};
 use tokio::sync::Notify;
@@ -14,6 +16,7 @@ use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::store_failed;
+use crate::authority::RoundWish;
 use crate::config::SequencerConfig;
 use crate::live_feed::LiveFeed;
 use crate::metrics::Metrics;
@@ -57,6 +60,8 @@ pub(crate) struct Sequencer {
     pub(crate) wake: Wake,
     pub(crate) condition: Condition,
     pub(crate) triggers: Condition,
+    pub(crate) rounds: RoundWish,
+    pub(crate) invariants: Invariants,
 }
 
 impl Sequencer {
@@ -98,9 +103,9 @@ impl Sequencer {
 
     async fn number(&self) -> Result<(), StoreError> {
         loop {
+            let known = self.feed.receipts.log_head();
             let numbered = self.store.number(BATCH).await?;
-            self.feed.send(&numbered.rows).await;
-            self.metrics.head(numbered.head);
+            self.feed.send(known, &numbered).await;
             if numbered.rows.len() < BATCH {
                 return Ok(());
             }
@@ -119,9 +124,14 @@ impl Sequencer {
     }
 
     async fn tick(&self) -> Result<(), StoreError> {
+        let known = self.feed.receipts.log_head();
         let head = self.store.head().await?;
+        if head < known {
+            // The store was put back under this publisher: a round begins a new epoch (R2).
+            tracing::warn!(%head, %known, "the home store is behind what it was; a round will begin a new epoch");
+            self.rounds.want();
+        }
         self.feed.tick(head).await;
-        self.metrics.head(head);
         Ok(())
     }
 
@@ -136,8 +146,6 @@ impl Sequencer {
     async fn check(&self, checks: u64) -> Result<(), StoreError> {
         let backlog = self.store.backlog().await?;
         self.metrics.backlog(backlog);
-        self.feed.confirmations.sweep();
-        self.metrics.unconfirmed(self.feed.confirmations.unconfirmed());
         if checks.is_multiple_of(TRIGGER_CHECK_EVERY) {
             self.check_triggers().await;
         }
@@ -149,6 +157,9 @@ impl Sequencer {
         match self.store.check_triggers().await {
             Ok(()) => self.triggers.met(),
             Err(error) => {
+                if matches!(error, StoreError::TriggerMissing { .. }) {
+                    self.invariants.violated(Rule::R3, &error);
+                }
                 store_failed(&error);
                 self.triggers.unmet(format!("the home store's triggers: {error}"));
             }

@@ -6,24 +6,30 @@
 //! * [`HomeStore`]: what the publisher needs of a store.
 //! * [`change`]: the changes of the control API, and why one is refused.
 //! * [`log`]: numbered rows, rounds, replays.
+//! * [`roster`]: which agents there are.
+//! * [`receipt`]: what became of a request.
 //! * [`sqlite`]: the embedded store.
 
 pub mod change;
 pub mod log;
+pub mod receipt;
+pub mod roster;
 pub mod sqlite;
 
 use std::path::PathBuf;
 
 use async_trait::async_trait;
-use evictd_core::ids::{ApiId, KeyHash, KeyId, WorkspaceId};
+use evictd_core::ids::{ApiId, Identity, KeyHash, KeyId, WorkspaceId};
 use evictd_core::position::LogPosition;
 use evictd_core::record::{Lookup, RootKeyRecord};
-use evictd_core::roster::Instance;
+use evictd_core::time::StoreTime;
 
 use crate::change::{
     Actor, Api, Authorize, ChangeError, DeleteMode, KeyDetails, NewApi, NewKey, NewRootKey, RootKeyInfo,
 };
-use crate::log::{Backlog, Numbered, Replay, Round};
+use crate::log::{Backlog, Numbered, NumberedRequest, Replay, Round, RoundRequest};
+use crate::receipt::{FinalReceipt, Recorded};
+use crate::roster::Roster;
 
 /// The database refused, broke or couldn't be reached. Nothing was changed, unless `unknown`.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +44,15 @@ pub enum StoreError {
         /// What the system or the driver said.
         #[source]
         source: sqlx::Error,
+    },
+    /// Another publisher has it open.
+    #[error(
+        "another publisher uses the home store {}: stop that one first, or give this one a store of its own (`store.path`)",
+        path.display()
+    )]
+    InUse {
+        /// Where it is.
+        path: PathBuf,
     },
     /// The database said no, or didn't answer.
     #[error("the home store failed to {action}")]
@@ -68,6 +83,9 @@ pub enum StoreError {
         /// The offending value; never a secret.
         value: String,
     },
+    /// The last epoch has begun already.
+    #[error("the home store has used up its epochs; move its records to a new store")]
+    EpochsUsedUp,
     /// The triggers that feed the log (R3) are missing or were altered.
     #[error(
         "the home store lacks the trigger {name}: a change past the API would go unpublished; run `evictd publisher` on an intact schema"
@@ -81,14 +99,30 @@ pub enum StoreError {
 /// What the publisher needs of a home store. One conformance suite holds for every implementation.
 #[async_trait]
 pub trait HomeStore: Send + Sync + 'static {
+    /// Whether no other publisher can use it meanwhile.
+    fn is_exclusive(&self) -> bool;
+
     /// Gives every committed row without a position the next ones, at most `limit` (R1).
     async fn number(&self, limit: usize) -> Result<Numbered, StoreError>;
 
     /// One probe round (R7), in one durable transaction: writes `instances` that the roster lacks (R11),
     /// begins a new epoch if one of `seen` credibly lies above the head (R2), numbers every committed row,
     /// and raises the fence, which a demoted primary can't do. It never waits behind the control API's
-    /// changes: leases depend on it.
-    async fn round(&self, instances: &[Instance], seen: &[LogPosition]) -> Result<Round, StoreError>;
+    /// changes, beyond the one under way: leases depend on it.
+    async fn round(&self, request: RoundRequest<'_>) -> Result<Round, StoreError>;
+
+    /// Begins a new epoch because an operator says that the store may have gone back (R2). All agents flush
+    /// once. Returns the new head: its position goes on.
+    async fn begin_epoch(&self) -> Result<LogPosition, StoreError>;
+
+    /// What the roster gained or changed after revision `since`; all of it for 0. Cheap when that is nothing.
+    /// Who was forgotten isn't told.
+    async fn roster(&self, since: u64) -> Result<Roster, StoreError>;
+
+    /// Deletes roster rows, each only if it was last seen when `gone` says: whoever was heard meanwhile stays.
+    /// The roster's time may be a minute old, so an instance that was seen less than its bound and a minute
+    /// ago may still hold a lease.
+    async fn forget_instances(&self, gone: &[(Identity, StoreTime)]) -> Result<(), StoreError>;
 
     /// The rows `from..=to` of `epoch`, or a prefix of at most `limit`; refused when the store can't
     /// cover even the first completely (R5).
@@ -119,6 +153,27 @@ pub trait HomeStore: Send + Sync + 'static {
 
     /// Stores a root key, and the workspace if it is new.
     async fn create_root_key(&self, root_key: NewRootKey) -> Result<(), StoreError>;
+
+    /// Keeps final receipts, all or none. The first one of a request stays: several publishers may have
+    /// finished the same, and what was answered once is answered again. Rounds wait for it meanwhile: a
+    /// thousand at once are well, a hundred thousand aren't.
+    async fn record_receipts(&self, receipts: &[FinalReceipt]) -> Result<(), StoreError>;
+
+    /// What became of a request of this workspace; `None` if it carried out no such request.
+    async fn receipt(
+        &self,
+        workspace: &WorkspaceId,
+        request_id: &str,
+    ) -> Result<Option<Recorded>, StoreError>;
+
+    /// The numbered rows of requests without a final receipt, after a position, at most `limit`, in order of
+    /// position: what a publisher has to go on with that starts, or stands in for another. Cheap however long
+    /// the log is.
+    async fn open_requests(
+        &self,
+        after: LogPosition,
+        limit: usize,
+    ) -> Result<Vec<NumberedRequest>, StoreError>;
 
     /// Whether anybody can call the control API.
     async fn has_root_keys(&self) -> Result<bool, StoreError>;

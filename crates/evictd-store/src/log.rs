@@ -2,8 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use evictd_core::invalidation::Invalidation;
+use evictd_core::ids::{Identity, WorkspaceId};
+use evictd_core::invalidation::{Cause, Invalidation};
 use evictd_core::position::LogPosition;
+use evictd_core::roster::Instance;
 use evictd_core::time::StoreTime;
 
 /// Rows that just got their positions, in order. They have not been sent yet.
@@ -13,6 +15,35 @@ pub struct Numbered {
     pub head: LogPosition,
     /// The rows, dense and ascending, ending at `head` unless there are none.
     pub rows: Vec<Invalidation>,
+    /// Which of them requests of the control API wrote, in the same order: receipts are due for these.
+    pub requests: Vec<NumberedRequest>,
+}
+
+/// A numbered row that a request of the control API wrote.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NumberedRequest {
+    /// The request, `req_...`.
+    pub request_id: String,
+    /// The workspace it acted for.
+    pub workspace_id: WorkspaceId,
+    /// The row's place in the log.
+    pub position: LogPosition,
+    /// Why the row was written.
+    pub cause: Cause,
+    /// When it was committed, on the store's clock.
+    pub committed_at: StoreTime,
+}
+
+/// What a probe round is about.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct RoundRequest<'a> {
+    /// Who asked for it. They get into the roster before their lease (R11).
+    pub instances: &'a [Instance],
+    /// Who was heard otherwise since the last round (announcements, lookups). The roster's note of when they
+    /// were last seen is kept up; those that it doesn't hold stay out.
+    pub touched: &'a [Identity],
+    /// How much of the log the askers have seen (R2).
+    pub seen: &'a [LogPosition],
 }
 
 /// The outcome of a probe round.

@@ -1,122 +1,94 @@
 //! The embedded store, on SQLite.
 //!
 //! One connection writes: every change is a `BEGIN IMMEDIATE` transaction on it, so that "the rows of
-//! this transaction" and "the order of commits" are exact. A few read-only connections answer everything
-//! else from WAL snapshots and never wait for the writer. One more is kept for [`HomeStore::version`].
+//! this transaction" and "the order of commits" are exact. Read-only connections answer everything else from
+//! WAL snapshots and never wait for the writer.
 //!
 //! The schema and its triggers are in `migrations/sqlite`. In reading order:
 //!
+//! * `connections`: which there are, and who may hold up whom (R10).
+//! * `exclusive`: one publisher per file.
 //! * `write`: a write transaction, and a COMMIT that a dropped caller can't cancel (R4).
-//! * `log`: numbering, rounds, replays (R1, R2, R5, R7).
+//! * `log`: numbering, rounds, replays, epochs (R1, R2, R5, R7).
 //! * `lineage`: notices that the file was put back (R2).
+//! * `roster`: who may hold a lease (R11).
+//! * `receipts`: what became of a request, and which requests are open (R12).
 //! * `records`: what is read of keys, root keys and APIs (R6).
 //! * `changes`: what the control API changes, and its audit records.
 
 mod changes;
+mod connections;
+mod exclusive;
 mod lineage;
 mod log;
+mod receipts;
 mod records;
+mod roster;
 mod write;
 
 use std::collections::HashMap;
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
-use std::path::Path;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::path::{Path, PathBuf};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
-use evictd_core::ids::{ApiId, KeyHash, KeyId, WorkspaceId};
+use evictd_core::ids::{ApiId, Identity, KeyHash, KeyId, WorkspaceId};
 use evictd_core::position::LogPosition;
 use evictd_core::record::{Lookup, RootKeyRecord};
-use evictd_core::roster::Instance;
 use evictd_core::time::StoreTime;
 use sqlx::Connection;
 use sqlx::migrate::Migrator;
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
-    SqliteSynchronous,
-};
-use tokio::sync::{Semaphore, SemaphorePermit};
+use sqlx::sqlite::{SqliteConnection, SqlitePool};
 
+use self::connections::Connections;
+use self::exclusive::Exclusive;
 use self::lineage::Lineage;
 use self::write::{Write, failed};
 use crate::change::{
     Actor, Api, Authorize, ChangeError, DeleteMode, KeyDetails, NewApi, NewKey, NewRootKey, RootKeyInfo,
 };
-use crate::log::{Backlog, Numbered, Replay, Round};
+use crate::log::{Backlog, Numbered, NumberedRequest, Replay, Round, RoundRequest};
+use crate::receipt::{FinalReceipt, Recorded};
+use crate::roster::Roster;
 use crate::{HomeStore, StoreError};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
-/// How long a statement waits for another process's write.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How long a caller waits for a connection: longer than [`BUSY_TIMEOUT`], so that a busy database is
-/// reported as such.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Read connections: enough for lookups to overlap, few enough to keep each one's page cache warm.
-const READERS: u32 = 4;
-
-/// Read connections for numbering and replays.
-const LOG_READERS: u32 = 2;
-
-/// Changes that may wait for the writer at once. Rounds and numbering wait behind so many, whatever the
-/// control API is asked to do: leases depend on them.
-const CHANGES_WAITING: usize = 16;
-
 /// The home store in one SQLite file. Safe to share; other processes may use the file at the same time.
 #[derive(Debug)]
 pub struct SqliteStore {
-    writer: SqlitePool,
-    readers: SqlitePool,
-    changes: Semaphore,
+    connections: Connections,
     lineage: Lineage,
-    /// For the log's own questions, which must not wait behind lookups.
-    log_readers: SqlitePool,
-    /// Never writes, so that `PRAGMA data_version` reports the writer's commits too.
-    watcher: SqlitePool,
     /// The triggers as the migrations create them, by name.
     triggers: HashMap<String, String>,
+    exclusive: Option<Exclusive>,
 }
 
 impl SqliteStore {
-    /// Opens the store at `path`, creates the file (readable by its owner only) where there is none, and
-    /// brings its schema up to date. The directory must exist and be writable: SQLite keeps its log
-    /// beside the file.
+    /// Opens the store at `path` for a tool, whoever else uses it: for all that doesn't number the log.
+    ///
+    /// Creates the file (readable by its owner only) where there is none, and brings its schema up to date.
+    /// The directory must exist and be writable: SQLite keeps its log beside the file.
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
-        let refused = |source| StoreError::Open { path: path.to_owned(), advice: advice(&source), source };
-        // Made absolute, because SQLite takes ":memory:" and "file:..." for something else than names.
-        let file = std::path::absolute(path).map_err(|source| refused(source.into()))?;
-        create_private(&file).map_err(|source| refused(source.into()))?;
+        let file = existing(path)?;
+        Self::connect(path, &file, None).await
+    }
 
-        let options =
-            SqliteConnectOptions::new().filename(&file).busy_timeout(BUSY_TIMEOUT).foreign_keys(true);
-        let writing = options
-            .clone()
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .pragma("recursive_triggers", "ON")
-            // What is erased is overwritten, not only unlinked.
-            .pragma("secure_delete", "ON");
-        let reading = options.read_only(true).pragma("query_only", "ON");
+    /// As [`SqliteStore::open`], for a publisher: [`StoreError::InUse`] while another one has it open, until
+    /// [`SqliteStore::close`] or the end of that process.
+    pub async fn open_exclusively(path: &Path) -> Result<Self, StoreError> {
+        let file = existing(path)?;
+        let exclusive = Exclusive::take(&file).map_err(|source| refused(path)(source.into()))?;
+        let exclusive = exclusive.ok_or_else(|| StoreError::InUse { path: path.to_owned() })?;
+        Self::connect(path, &file, Some(exclusive)).await
+    }
 
-        let writer = pool(1).connect_with(writing).await.map_err(refused)?;
-        MIGRATIONS.run(&writer).await.map_err(StoreError::Migrate)?;
-        let readers = pool(READERS).connect_with(reading.clone()).await.map_err(refused)?;
-        let log_readers = pool(LOG_READERS).connect_with(reading.clone()).await.map_err(refused)?;
-        let watcher = pool(1).connect_with(reading).await.map_err(refused)?;
-        let changes = Semaphore::new(CHANGES_WAITING);
+    async fn connect(path: &Path, file: &Path, exclusive: Option<Exclusive>) -> Result<Self, StoreError> {
+        let connections = Connections::open(file).await.map_err(refused(path))?;
+        migrate(&connections.writer, path).await?;
         let triggers = intended_triggers().await?;
-        let store = Self {
-            writer,
-            readers,
-            changes,
-            lineage: Lineage::beside(&file),
-            log_readers,
-            watcher,
-            triggers,
-        };
+        let store = Self { connections, lineage: Lineage::beside(file), triggers, exclusive };
         store.notice_a_restore().await?;
         Ok(store)
     }
@@ -128,47 +100,43 @@ impl SqliteStore {
         if noted <= self.head().await? {
             return Ok(());
         }
-        let round = self.round(&[], &[noted]).await?;
-        if round.epoch_began {
+        let mut write = Write::begin(&self.connections.writer, "begin a new epoch").await?;
+        let began = log::begin_epoch_above(&mut write, &[noted]).await?;
+        write.commit().await?;
+        if let Some(head) = began {
+            self.lineage.note(head);
             tracing::warn!(
-                %noted, head = %round.numbered.head,
+                %noted, %head,
                 "the home store is behind its own note: it was put back. A new epoch begins, agents flush once"
             );
         }
         Ok(())
     }
 
-    /// A transaction of the control API's.
-    async fn change(&self, action: &'static str) -> Result<(Write, SemaphorePermit<'_>), StoreError> {
-        let closed = |_| StoreError::Database { action, source: sqlx::Error::PoolClosed };
-        let turn = self.changes.acquire().await.map_err(closed)?;
-        Ok((Write::begin(&self.writer, action).await?, turn))
-    }
-
-    /// Waits for transactions in flight, then closes the file. Later calls fail. The writer goes last: it
-    /// alone can fold the write-ahead log back into the file.
+    /// Waits for transactions in flight, then closes the file and lets the next publisher have it. Later
+    /// calls fail.
     pub async fn close(&self) {
-        self.watcher.close().await;
-        self.log_readers.close().await;
-        self.readers.close().await;
-        self.writer.close().await;
+        self.connections.close().await;
+        if let Some(exclusive) = &self.exclusive {
+            exclusive.release();
+        }
     }
 }
 
-/// Connections that live as long as the store.
-fn pool(size: u32) -> SqlitePoolOptions {
-    SqlitePoolOptions::new()
-        .max_connections(size)
-        .acquire_timeout(ACQUIRE_TIMEOUT)
-        .idle_timeout(None)
-        .max_lifetime(None)
-        .test_before_acquire(false)
-        // After some failures (a full disk) SQLite has rolled back by itself, while the driver still counts
-        // an open transaction. Such a connection is replaced.
-        .before_acquire(|connection, _| {
-            let clean = !connection.is_in_transaction();
-            Box::pin(async move { Ok(clean) })
-        })
+/// The store couldn't be opened.
+fn refused(path: &Path) -> impl Fn(sqlx::Error) -> StoreError {
+    move |source| StoreError::Open { path: path.to_owned(), advice: advice(&source), source }
+}
+
+/// The file at `path`, created where there is none. Made absolute, because SQLite takes ":memory:" and
+/// "file:..." for something else than names.
+fn existing(path: &Path) -> Result<PathBuf, StoreError> {
+    let create = || {
+        let file = std::path::absolute(path)?;
+        create_private(&file)?;
+        Ok(file)
+    };
+    create().map_err(|source: std::io::Error| refused(path)(source.into()))
 }
 
 /// Creates the file with its final permissions, before SQLite could create it with the process's own.
@@ -205,6 +173,14 @@ fn advice(error: &sqlx::Error) -> &'static str {
     }
 }
 
+/// Brings the schema up to date, in one transaction: of two processes that open a new file or an older one, one
+/// does it and the other finds it done.
+async fn migrate(writer: &SqlitePool, path: &Path) -> Result<(), StoreError> {
+    let mut whole = writer.begin_with("BEGIN IMMEDIATE").await.map_err(refused(path))?;
+    MIGRATIONS.run(&mut *whole).await.map_err(StoreError::Migrate)?;
+    whole.commit().await.map_err(refused(path))
+}
+
 /// What the triggers should look like: what the migrations make in an empty database.
 async fn intended_triggers() -> Result<HashMap<String, String>, StoreError> {
     let mut scratch =
@@ -237,52 +213,82 @@ fn sql_limit(limit: usize) -> i64 {
 
 #[async_trait]
 impl HomeStore for SqliteStore {
+    fn is_exclusive(&self) -> bool {
+        self.exclusive.is_some()
+    }
+
     async fn number(&self, limit: usize) -> Result<Numbered, StoreError> {
-        if let Some(head) = log::head_if_idle(&self.log_readers).await? {
-            return Ok(Numbered { head, rows: Vec::new() });
+        if let Some(head) = log::head_if_idle(&self.connections.log).await? {
+            return Ok(Numbered { head, rows: Vec::new(), requests: Vec::new() });
         }
-        let mut write = Write::begin(&self.writer, "number its log").await?;
+        let mut write = Write::begin(&self.connections.writer, "number its log").await?;
         let numbered = log::number(&mut write, sql_limit(limit)).await?;
         write.commit().await?;
         self.lineage.note(numbered.head);
         Ok(numbered)
     }
 
-    async fn round(&self, instances: &[Instance], seen: &[LogPosition]) -> Result<Round, StoreError> {
-        let mut write = Write::begin(&self.writer, "commit a probe round").await?;
+    async fn round(&self, request: RoundRequest<'_>) -> Result<Round, StoreError> {
+        let RoundRequest { instances, touched, seen } = request;
+        let mut write = Write::begin(&self.connections.writer, "commit a probe round").await?;
         let (store_time, read_at) = (now(), Instant::now());
-        log::register(&mut write, instances, store_time).await?;
+        roster::register(&mut write, instances, store_time).await?;
+        roster::touch(&mut write, touched, store_time).await?;
+        log::raise_fence(&mut write).await?;
         // Before anything is numbered: what waits could bring the head above what was seen, and hide that
         // the store went back.
-        let epoch_began = log::raise_fence(&mut write, seen).await?;
+        let epoch_began = log::begin_epoch_above(&mut write, seen).await?.is_some();
         let numbered = log::number(&mut write, i64::MAX).await?;
         write.commit().await?;
         self.lineage.note(numbered.head);
         Ok(Round { numbered, store_time, read_at, epoch_began })
     }
 
+    async fn begin_epoch(&self) -> Result<LogPosition, StoreError> {
+        let mut write = Write::begin(&self.connections.writer, "begin a new epoch").await?;
+        let head = log::begin_epoch(&mut write).await?;
+        write.commit().await?;
+        self.lineage.note(head);
+        tracing::warn!(%head, "a new epoch begins because an operator said so; agents flush once");
+        Ok(head)
+    }
+
+    async fn roster(&self, since: u64) -> Result<Roster, StoreError> {
+        roster::changed(&self.connections.log, since).await
+    }
+
+    async fn forget_instances(&self, gone: &[(Identity, StoreTime)]) -> Result<(), StoreError> {
+        if gone.is_empty() {
+            return Ok(());
+        }
+        let mut write = Write::begin(&self.connections.writer, "forget instances").await?;
+        roster::forget(&mut write, gone).await?;
+        write.commit().await
+    }
+
     async fn replay(&self, epoch: u32, from: u64, to: u64, limit: usize) -> Result<Replay, StoreError> {
-        log::replay(&self.log_readers, epoch, from, to, sql_limit(limit)).await
+        log::replay(&self.connections.replays, epoch, from, to, sql_limit(limit)).await
     }
 
     async fn lookup(&self, hash: KeyHash) -> Result<Lookup, StoreError> {
-        records::lookup(&self.readers, hash).await
+        records::lookup(&self.connections.lookups, hash).await
     }
 
     async fn head(&self) -> Result<LogPosition, StoreError> {
-        log::head(&self.log_readers).await
+        log::head(&self.connections.log).await
     }
 
     async fn backlog(&self) -> Result<Backlog, StoreError> {
-        log::backlog(&self.log_readers).await
+        log::backlog(&self.connections.log).await
     }
 
     async fn expire(&self, limit: usize) -> Result<u64, StoreError> {
         let now = now();
-        if !records::any_to_expire(&self.readers, now).await? {
+        if !records::any_to_expire(&self.connections.log, now).await? {
             return Ok(0);
         }
-        let (mut write, _turn) = self.change("expire keys").await?;
+        // Not in turn with the control API: the sequencer waits for it.
+        let mut write = Write::begin(&self.connections.writer, "expire keys").await?;
         let expired = changes::expire(&mut write, now, sql_limit(limit)).await?;
         write.commit_change(None).await?;
         Ok(expired)
@@ -290,13 +296,13 @@ impl HomeStore for SqliteStore {
 
     async fn version(&self) -> Result<i64, StoreError> {
         sqlx::query_scalar("PRAGMA data_version")
-            .fetch_one(&self.watcher)
+            .fetch_one(&self.connections.watcher)
             .await
             .map_err(failed("tell whether it changed"))
     }
 
     async fn check_triggers(&self) -> Result<(), StoreError> {
-        let mut reader = self.readers.acquire().await.map_err(failed("read its triggers"))?;
+        let mut reader = self.connections.log.acquire().await.map_err(failed("read its triggers"))?;
         let found = triggers(&mut reader).await?;
         match self.triggers.iter().find(|(name, sql)| found.get(*name) != Some(*sql)) {
             Some((name, _)) => Err(StoreError::TriggerMissing { name: name.clone() }),
@@ -305,41 +311,66 @@ impl HomeStore for SqliteStore {
     }
 
     async fn root_key(&self, hash: KeyHash) -> Result<Option<RootKeyRecord>, StoreError> {
-        records::root_key(&self.readers, hash).await
+        records::root_key(&self.connections.records, hash).await
     }
 
     async fn create_root_key(&self, root_key: NewRootKey) -> Result<(), StoreError> {
-        let (mut write, _turn) = self.change("store a root key").await?;
+        let (mut write, _turn) = self.connections.change("store a root key").await?;
         changes::create_root_key(&mut write, &root_key).await?;
         write.commit_change(None).await
     }
 
+    async fn record_receipts(&self, receipts: &[FinalReceipt]) -> Result<(), StoreError> {
+        if receipts.is_empty() {
+            return Ok(());
+        }
+        let mut write = Write::begin(&self.connections.writer, "record receipts").await?;
+        receipts::record(&mut write, receipts).await?;
+        write.commit().await
+    }
+
+    async fn receipt(
+        &self,
+        workspace: &WorkspaceId,
+        request_id: &str,
+    ) -> Result<Option<Recorded>, StoreError> {
+        receipts::receipt(&self.connections.records, workspace, request_id).await
+    }
+
+    async fn open_requests(
+        &self,
+        after: LogPosition,
+        limit: usize,
+    ) -> Result<Vec<NumberedRequest>, StoreError> {
+        receipts::open_requests(&self.connections.log, after, sql_limit(limit)).await
+    }
+
     async fn has_root_keys(&self) -> Result<bool, StoreError> {
-        records::has_root_keys(&self.readers).await
+        records::has_root_keys(&self.connections.records).await
     }
 
     async fn root_keys(&self) -> Result<Vec<RootKeyInfo>, StoreError> {
-        records::root_keys(&self.readers).await
+        records::root_keys(&self.connections.records).await
     }
 
     async fn create_api(&self, actor: &Actor, api: NewApi) -> Result<(), StoreError> {
-        let (mut write, _turn) = self.change("create an API").await?;
+        let (mut write, _turn) = self.connections.change("create an API").await?;
         changes::create_api(&mut write, actor, &api).await?;
         write.commit_change(Some(&actor.request_id)).await
     }
 
     async fn api(&self, workspace: &WorkspaceId, api: &ApiId) -> Result<Option<Api>, StoreError> {
-        records::api(&self.readers, workspace, api).await
+        records::api(&self.connections.records, workspace, api).await
     }
 
     async fn create_key(&self, actor: &Actor, key: NewKey) -> Result<(), ChangeError> {
-        let (mut write, _turn) = self.change("create a key").await?;
+        let (mut write, _turn) = self.connections.change("create a key").await?;
         changes::create_key(&mut write, actor, &key).await?;
         Ok(write.commit_change(Some(&actor.request_id)).await?)
     }
 
     async fn key(&self, workspace: &WorkspaceId, key: &KeyId) -> Result<Option<KeyDetails>, StoreError> {
-        records::key(&self.readers, workspace, key).await
+        records::key(&self.connections.records, workspace, key).await
     }
 
     async fn delete_key(
@@ -349,13 +380,13 @@ impl HomeStore for SqliteStore {
         mode: DeleteMode,
         authorize: Authorize<'_>,
     ) -> Result<(), ChangeError> {
-        let (mut write, _turn) = self.change("delete a key").await?;
+        let (mut write, _turn) = self.connections.change("delete a key").await?;
         changes::delete_key(&mut write, actor, key, mode, authorize).await?;
         Ok(write.commit_change(Some(&actor.request_id)).await?)
     }
 
     async fn delete_api(&self, actor: &Actor, api: &ApiId) -> Result<(), ChangeError> {
-        let (mut write, _turn) = self.change("delete an API").await?;
+        let (mut write, _turn) = self.connections.change("delete an API").await?;
         changes::delete_api(&mut write, actor, api).await?;
         Ok(write.commit_change(Some(&actor.request_id)).await?)
     }
@@ -363,7 +394,109 @@ impl HomeStore for SqliteStore {
 
 #[cfg(test)]
 mod tests {
+    use std::future::{Future, poll_fn};
+    use std::pin::{Pin, pin};
+    use std::sync::Arc;
+    use std::task::Poll;
+
     use super::*;
+
+    /// Takes all connections of a pool, as if each were busy.
+    async fn occupy(pool: &SqlitePool) -> Vec<sqlx::pool::PoolConnection<sqlx::Sqlite>> {
+        let mut taken = Vec::new();
+        for _ in 0..pool.options().get_max_connections() {
+            taken.push(pool.acquire().await.unwrap());
+        }
+        taken
+    }
+
+    /// Goes as far as it can without anybody else doing something.
+    async fn waits(future: &mut (impl Future + Unpin)) -> bool {
+        poll_fn(|context| Poll::Ready(Pin::new(&mut *future).poll(context).is_pending())).await
+    }
+
+    fn root_key(n: u8) -> NewRootKey {
+        NewRootKey {
+            id: KeyId::new(format!("root_{n}")),
+            workspace_id: WorkspaceId::new("ws_1"),
+            hash: KeyHash([n; 32]),
+            start: "unkey_".to_owned(),
+            name: None,
+            permissions: Vec::new(),
+            expires_at: None,
+        }
+    }
+
+    async fn new_store() -> (tempfile::TempDir, Arc<SqliteStore>) {
+        let directory = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&directory.path().join("home.db")).await.unwrap();
+        (directory, Arc::new(store))
+    }
+
+    #[tokio::test]
+    async fn when_lookups_are_stuck_everything_else_goes_on() {
+        let (_directory, store) = new_store().await;
+        let _stuck = occupy(&store.connections.lookups).await;
+        let mut lookup = pin!(store.lookup(KeyHash([1; 32])));
+        assert!(waits(&mut lookup).await);
+
+        store.create_root_key(root_key(1)).await.unwrap();
+        assert!(store.root_key(KeyHash([1; 32])).await.unwrap().is_some());
+        assert_eq!(store.number(10).await.unwrap().rows.len(), 1);
+        store.round(RoundRequest::default()).await.unwrap();
+        assert!(matches!(store.replay(1, 1, 1, 10).await.unwrap(), Replay::Rows(rows) if rows.len() == 1));
+    }
+
+    #[tokio::test]
+    async fn when_lookups_and_the_control_api_are_stuck_replays_and_the_log_go_on() {
+        let (_directory, store) = new_store().await;
+        store.create_root_key(root_key(1)).await.unwrap();
+        store.number(10).await.unwrap();
+        let connections = &store.connections;
+        let _stuck = (occupy(&connections.lookups).await, occupy(&connections.records).await);
+        let _change = connections.change("test").await.unwrap();
+        assert!(waits(&mut pin!(store.root_key(KeyHash([1; 32])))).await);
+        assert!(waits(&mut pin!(store.create_root_key(root_key(2)))).await);
+
+        assert!(matches!(store.replay(1, 1, 1, 10).await.unwrap(), Replay::Rows(rows) if rows.len() == 1));
+        assert_eq!(store.number(10).await.unwrap().head, store.head().await.unwrap());
+        assert_eq!(store.roster(0).await.unwrap().entries, []);
+    }
+
+    #[tokio::test]
+    async fn when_replays_are_stuck_rounds_and_numbering_go_on() {
+        let (_directory, store) = new_store().await;
+        let _stuck = occupy(&store.connections.replays).await;
+        assert!(waits(&mut pin!(store.replay(1, 1, 1, 10))).await);
+        store.create_root_key(root_key(1)).await.unwrap();
+        assert_eq!(store.number(10).await.unwrap().rows.len(), 1);
+        store.round(RoundRequest::default()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_round_waits_for_the_change_under_way_and_for_no_other() {
+        let (_directory, store) = new_store().await;
+        let under_way = store.connections.change("test").await.unwrap();
+        let mut changes: Vec<_> = (1..=20)
+            .map(|n| {
+                let store = store.clone();
+                Box::pin(async move { store.create_root_key(root_key(n)).await })
+            })
+            .collect();
+        for change in &mut changes {
+            assert!(waits(change).await);
+        }
+        let mut round = pin!(store.round(RoundRequest::default()));
+        assert!(waits(&mut round).await);
+
+        let changes: Vec<_> = changes.into_iter().map(tokio::spawn).collect();
+        drop(under_way);
+        assert_eq!(round.await.unwrap().numbered.rows, [], "it came before all that had waited longer");
+        for change in changes {
+            change.await.unwrap().unwrap();
+        }
+        assert_eq!(store.number(100).await.unwrap().rows.len(), 20);
+    }
 
     /// By the error and not by trying: a test that runs as root may write anywhere.
     #[test]

@@ -3,21 +3,24 @@
 mod fixture;
 
 use std::sync::Mutex;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use evictd_core::ids::{KeyHash, KeyId, WorkspaceId};
 use evictd_core::invalidation::{Cause, Scope};
 use evictd_core::limits::EPOCH_MAX;
 use evictd_core::position::LogPosition;
 use evictd_core::record::{Record, RecordState};
+use evictd_core::roster::{Instance, PartitionPolicy};
 use evictd_core::time::StoreTime;
 use evictd_store::HomeStore;
 use evictd_store::change::{Actor, Api, ChangeError, DeleteMode, NewApi, NewKey};
-use evictd_store::log::Replay;
+use evictd_store::log::{NumberedRequest, Replay, RoundRequest};
+use evictd_store::receipt::{FinalReceipt, OpenRow, Recorded};
+use evictd_store::roster::RosterEntry;
 
 use fixture::{
-    SqliteFixture, actor, api_id, instance, key, key_scope, new_api, news, populate, root_key, said,
-    workspace,
+    SqliteFixture, actor, api_id, asking, instance, key, key_scope, new_api, news, populate, receipt,
+    root_key, run_round, said, workspace,
 };
 
 /// Makes a test of every function of the suite, each on a store of its own.
@@ -61,6 +64,17 @@ conformance!(
     the_version_changes_with_every_commit_and_only_then,
     the_backlog_counts_what_waits,
     triggers_are_in_place,
+    the_roster_tells_what_changed_since_a_revision,
+    instances_that_were_only_heard_do_not_enter_the_roster,
+    an_instance_is_forgotten_unless_it_was_heard_since,
+    numbered_rows_say_which_request_wrote_them,
+    a_request_is_open_until_its_receipt_is_recorded,
+    a_request_that_changed_nothing_or_was_refused_is_told_apart,
+    the_first_receipt_of_a_request_stays,
+    receipts_are_recorded_together_or_not_at_all,
+    open_requests_are_those_numbered_and_without_a_receipt,
+    open_requests_go_on_through_a_new_epoch,
+    an_operators_new_epoch_goes_on_from_the_head,
 );
 
 fn at(epoch: u32, position: u64) -> LogPosition {
@@ -146,7 +160,7 @@ async fn callers_that_number_at_once_share_the_positions_without_gap_or_repetiti
     };
     let probe = async || {
         for _ in 0..5 {
-            let rows = store.round(&[instance(1)], &[LogPosition::ZERO]).await.unwrap().numbered.rows;
+            let rows = run_round(store, &[instance(1)], &[LogPosition::ZERO]).await.numbered.rows;
             positions.lock().unwrap().extend(rows.iter().map(|row| row.position.position()));
         }
     };
@@ -163,31 +177,31 @@ async fn a_round_numbers_everything_and_stays_in_its_epoch(store: &dyn HomeStore
     let head = store.head().await.unwrap();
     delete(store, 2, DeleteMode::Soft).await.unwrap();
     let before = wall_clock();
-    let round = store.round(&[instance(1), instance(2)], &[head]).await.unwrap();
+    let round = run_round(store, &[instance(1), instance(2)], &[head]).await;
     assert_eq!(said(&round.numbered.rows), [(key_scope(2), Cause::Deleted)]);
     assert_eq!(round.numbered.head, head.next().unwrap());
     assert!(!round.epoch_began, "what was seen is not above the head");
     assert!(before <= round.store_time && round.store_time <= wall_clock());
-    let again = store.round(&[instance(1)], &[round.numbered.head]).await.unwrap();
+    let again = run_round(store, &[instance(1)], &[round.numbered.head]).await;
     assert_eq!((again.numbered.head, again.epoch_began), (round.numbered.head, false));
 }
 
 async fn a_round_begins_an_epoch_only_for_a_position_above_the_head(store: &dyn HomeStore) {
     populate(store, 2).await;
     let head = store.number(100).await.unwrap().head;
-    let round = store.round(&[], &[head]).await.unwrap();
+    let round = run_round(store, &[], &[head]).await;
     assert!(!round.epoch_began);
 
     // What waits for a position when somebody has seen that position already is not what was seen.
     delete(store, 1, DeleteMode::Soft).await.unwrap();
     let after = at(2, head.position() + 1);
-    let round = store.round(&[], &[head.next().unwrap()]).await.unwrap();
+    let round = run_round(store, &[], &[head.next().unwrap()]).await;
     assert_eq!(round.numbered.rows.last().unwrap().position, after, "numbered in the new epoch");
     assert_eq!((round.numbered.head, round.epoch_began), (after, true));
 
-    let round = store.round(&[], &[at(7, 1)]).await.unwrap();
+    let round = run_round(store, &[], &[at(7, 1)]).await;
     assert_eq!((round.numbered.head, round.epoch_began), (at(8, after.position()), true));
-    let round = store.round(&[], &[at(7, 1_000_000)]).await.unwrap();
+    let round = run_round(store, &[], &[at(7, 1_000_000)]).await;
     assert_eq!(
         (round.numbered.head, round.epoch_began),
         (at(8, after.position()), false),
@@ -200,7 +214,7 @@ async fn a_round_begins_an_epoch_only_for_a_position_above_the_head(store: &dyn 
 
 async fn a_claim_beyond_the_last_epoch_is_not_followed(store: &dyn HomeStore) {
     for absurd in [at(EPOCH_MAX, 0), LogPosition::NEVER] {
-        let round = store.round(&[], &[absurd]).await.unwrap();
+        let round = run_round(store, &[], &[absurd]).await;
         assert_eq!((round.numbered.head, round.epoch_began), (at(1, 0), false));
     }
 }
@@ -231,7 +245,7 @@ async fn a_replay_that_cannot_begin_is_refused(store: &dyn HomeStore) {
     let Replay::Rows(old) = store.replay(1, 1, head.position(), 10).await.unwrap() else {
         panic!("{refused:?}")
     };
-    let head = store.round(&[], &[at(1, 1_000)]).await.unwrap().numbered.head;
+    let head = run_round(store, &[], &[at(1, 1_000)]).await.numbered.head;
     assert_eq!(store.replay(1, 1, 3, 10).await.unwrap(), Replay::Refused { head }, "an epoch that is over");
     assert_eq!(store.replay(2, 1, 3, 10).await.unwrap(), Replay::Refused { head }, "rows of an older epoch");
     delete(store, 1, DeleteMode::Soft).await.unwrap();
@@ -452,4 +466,192 @@ async fn the_backlog_counts_what_waits(store: &dyn HomeStore) {
 
 async fn triggers_are_in_place(store: &dyn HomeStore) {
     store.check_triggers().await.unwrap();
+}
+
+async fn the_roster_tells_what_changed_since_a_revision(store: &dyn HomeStore) {
+    assert_eq!(store.roster(0).await.unwrap().entries, []);
+    let seen = run_round(store, &[instance(1), instance(u64::MAX)], &[]).await.store_time;
+    let entry = |instance: Instance, last_seen| RosterEntry { instance, last_seen };
+    let both = [entry(instance(1), seen), entry(instance(u64::MAX), seen)];
+    let first = store.roster(0).await.unwrap();
+    assert_eq!(first.entries, both);
+
+    run_round(store, &[instance(1)], &[]).await;
+    let same = store.roster(first.revision).await.unwrap();
+    assert_eq!((same.revision, same.entries), (first.revision, vec![]), "known instances are no news");
+
+    let stale = Instance { policy: PartitionPolicy::ServeStale, ..instance(1) };
+    let seen_stale = run_round(store, &[stale.clone(), instance(2)], &[]).await.store_time;
+    let second = store.roster(first.revision).await.unwrap();
+    assert!(second.revision > first.revision);
+    assert_eq!(second.entries, [entry(stale.clone(), seen_stale), entry(instance(2), seen_stale)]);
+
+    let patient = Instance { bound: Duration::from_mins(1), ..stale };
+    run_round(store, std::slice::from_ref(&patient), &[]).await;
+    let third = store.roster(second.revision).await.unwrap();
+    assert_eq!(third.entries.iter().map(|entry| &entry.instance).collect::<Vec<_>>(), [&patient]);
+    assert_eq!(store.roster(third.revision).await.unwrap().entries, []);
+    assert_eq!(store.roster(0).await.unwrap().entries.len(), 3);
+    assert_eq!(store.roster(u64::MAX).await.unwrap().revision, third.revision);
+}
+
+async fn instances_that_were_only_heard_do_not_enter_the_roster(store: &dyn HomeStore) {
+    run_round(store, &[instance(1)], &[]).await;
+    let before = store.roster(0).await.unwrap();
+    let touched = [instance(1).identity, instance(2).identity];
+    store.round(RoundRequest { touched: &touched, ..RoundRequest::default() }).await.unwrap();
+    assert_eq!(store.roster(0).await.unwrap(), before, "nor is what was just noted written again");
+}
+
+async fn an_instance_is_forgotten_unless_it_was_heard_since(store: &dyn HomeStore) {
+    let seen = run_round(store, &[instance(1), instance(2), instance(3)], &[]).await.store_time;
+    let earlier = StoreTime(seen.0 - 1);
+    let gone = [(instance(1).identity, seen), (instance(2).identity, earlier), (instance(9).identity, seen)];
+    store.forget_instances(&gone).await.unwrap();
+    store.forget_instances(&[]).await.unwrap();
+    let left = store.roster(0).await.unwrap();
+    let identities = |entries: &[RosterEntry]| -> Vec<_> {
+        entries.iter().map(|entry| entry.instance.identity.clone()).collect()
+    };
+    assert_eq!(identities(&left.entries), [instance(2).identity, instance(3).identity]);
+
+    run_round(store, &[instance(1)], &[]).await;
+    let back = store.roster(left.revision).await.unwrap();
+    assert_eq!(identities(&back.entries), [instance(1).identity], "who comes back is news");
+}
+
+async fn numbered_rows_say_which_request_wrote_them(store: &dyn HomeStore) {
+    store.create_root_key(root_key()).await.unwrap();
+    store.create_api(&asking("req_api"), new_api()).await.unwrap();
+    store.create_key(&asking("req_b"), key(1)).await.unwrap();
+    store.delete_key(&asking("req_a"), &key(1).id, DeleteMode::Permanent, &|_| true).await.unwrap();
+    let numbered = store.number(100).await.unwrap();
+    let expected = |request: &str, row: usize, cause| NumberedRequest {
+        request_id: request.to_owned(),
+        workspace_id: workspace(),
+        position: numbered.rows[row].position,
+        cause,
+        committed_at: numbered.rows[row].committed_at,
+    };
+    let requests = [expected("req_b", 1, Cause::Created), expected("req_a", 2, Cause::Erased)];
+    assert_eq!(numbered.rows.len(), 3, "the root key came without a request");
+    assert_eq!(numbered.requests, requests);
+    assert_eq!(store.number(100).await.unwrap().requests, []);
+
+    store.delete_api(&asking("req_c"), &api_id()).await.unwrap();
+    let requests = run_round(store, &[], &[]).await.numbered.requests;
+    assert_eq!(requests.iter().map(|request| request.request_id.as_str()).collect::<Vec<_>>(), ["req_c"]);
+}
+
+async fn a_request_is_open_until_its_receipt_is_recorded(store: &dyn HomeStore) {
+    populate(store, 1).await;
+    let recorded = async |request: &str| store.receipt(&workspace(), request).await.unwrap();
+    assert_eq!(recorded("req_d").await, None);
+    store.delete_key(&asking("req_d"), &key(1).id, DeleteMode::Soft, &|_| true).await.unwrap();
+    let Some(Recorded::Open(waiting)) = recorded("req_d").await else { panic!("it is open") };
+    let [OpenRow { position: None, cause: Cause::Deleted, committed_at }] = waiting[..] else {
+        panic!("{waiting:?}")
+    };
+    let row = store.number(100).await.unwrap().requests.remove(0);
+    assert_eq!(row.committed_at, committed_at);
+    let numbered = OpenRow { position: Some(row.position), cause: Cause::Deleted, committed_at };
+    assert_eq!(recorded("req_d").await, Some(Recorded::Open(vec![numbered])));
+
+    let body = "{\"regions\": {\"eu\":  \"confirmed\"}, \"text\": \"\\u0000 \\n ü 🗝\"}";
+    store.record_receipts(&[receipt("req_d", row.position, body)]).await.unwrap();
+    store.record_receipts(&[]).await.unwrap();
+    assert_eq!(recorded("req_d").await, Some(Recorded::Final { body: body.to_owned() }), "byte for byte");
+    assert_eq!(
+        store.receipt(&WorkspaceId::new("ws_2"), "req_d").await.unwrap(),
+        None,
+        "nobody else's business"
+    );
+}
+
+async fn a_request_that_changed_nothing_or_was_refused_is_told_apart(store: &dyn HomeStore) {
+    store.create_root_key(root_key()).await.unwrap();
+    store.create_api(&asking("req_api"), new_api()).await.unwrap();
+    assert_eq!(store.receipt(&workspace(), "req_api").await.unwrap(), Some(Recorded::Nothing));
+    assert_eq!(store.receipt(&WorkspaceId::new("ws_2"), "req_api").await.unwrap(), None);
+    store.delete_key(&asking("req_no"), &key(1).id, DeleteMode::Soft, &|_| true).await.unwrap_err();
+    assert_eq!(store.receipt(&workspace(), "req_no").await.unwrap(), None);
+}
+
+async fn the_first_receipt_of_a_request_stays(store: &dyn HomeStore) {
+    populate(store, 0).await;
+    let head = store.head().await.unwrap();
+    let (first, second) = (receipt("req_1", head, "{\"n\":1}"), receipt("req_1", head, "{\"n\":2}"));
+    store.record_receipts(std::slice::from_ref(&first)).await.unwrap();
+    store.record_receipts(&[second, receipt("req_2", head, "{}")]).await.unwrap();
+    let recorded = async |request: &str| store.receipt(&workspace(), request).await.unwrap();
+    assert_eq!(recorded("req_1").await, Some(Recorded::Final { body: first.body }));
+    assert_eq!(
+        recorded("req_2").await,
+        Some(Recorded::Final { body: "{}".to_owned() }),
+        "the others are kept"
+    );
+}
+
+async fn receipts_are_recorded_together_or_not_at_all(store: &dyn HomeStore) {
+    populate(store, 1).await;
+    store.delete_key(&asking("req_d"), &key(1).id, DeleteMode::Soft, &|_| true).await.unwrap();
+    let position = store.number(10).await.unwrap().head;
+    let half = [receipt("req_d", position, "{}"), receipt("req_e", position, "not JSON")];
+    store.record_receipts(&half).await.unwrap_err();
+    assert!(matches!(store.receipt(&workspace(), "req_d").await.unwrap(), Some(Recorded::Open(_))));
+    assert_eq!(store.open_requests(at(1, position.position() - 1), 10).await.unwrap().len(), 1);
+}
+
+async fn open_requests_are_those_numbered_and_without_a_receipt(store: &dyn HomeStore) {
+    store.create_root_key(root_key()).await.unwrap();
+    store.create_api(&asking("req_api"), new_api()).await.unwrap();
+    for n in 1..=5 {
+        store.create_key(&asking(&format!("req_{n}")), key(n)).await.unwrap();
+    }
+    assert_eq!(
+        store.open_requests(LogPosition::ZERO, 10).await.unwrap(),
+        [],
+        "what waits comes with its number"
+    );
+    let requests = store.number(100).await.unwrap().requests;
+    assert_eq!(requests.len(), 5);
+    assert_eq!(store.open_requests(LogPosition::ZERO, 10).await.unwrap(), requests);
+    assert_eq!(store.open_requests(LogPosition::ZERO, 2).await.unwrap(), requests[..2]);
+    assert_eq!(store.open_requests(requests[1].position, 2).await.unwrap(), requests[2..4]);
+
+    let done: Vec<FinalReceipt> =
+        requests[1..4].iter().map(|row| receipt(&row.request_id, row.position, "{}")).collect();
+    store.record_receipts(&done).await.unwrap();
+    let open = store.open_requests(LogPosition::ZERO, 10).await.unwrap();
+    assert_eq!(open, [requests[0].clone(), requests[4].clone()]);
+    assert_eq!(store.open_requests(LogPosition::NEVER, 10).await.unwrap(), []);
+}
+
+async fn open_requests_go_on_through_a_new_epoch(store: &dyn HomeStore) {
+    populate(store, 2).await;
+    let old = at(1, 1_000); // As far as a publisher got before the store was put back.
+    let head = run_round(store, &[], &[old]).await.numbered.head;
+    store.delete_key(&asking("req_d"), &key(1).id, DeleteMode::Soft, &|_| true).await.unwrap();
+    let requests = store.number(10).await.unwrap().requests;
+    assert!(requests[0].position > head && requests[0].position.position() < old.position());
+    assert_eq!(store.open_requests(old, 10).await.unwrap(), requests);
+}
+
+async fn an_operators_new_epoch_goes_on_from_the_head(store: &dyn HomeStore) {
+    populate(store, 2).await;
+    let head = store.head().await.unwrap();
+    delete(store, 1, DeleteMode::Soft).await.unwrap();
+    let began = store.begin_epoch().await.unwrap();
+    assert_eq!(began, at(2, head.position()));
+    assert_eq!(store.head().await.unwrap(), began);
+    let rows = store.number(10).await.unwrap().rows;
+    assert_eq!(rows[0].position, at(2, head.position() + 1), "what waited belongs to the new epoch");
+    let refused = Replay::Refused { head: rows[0].position };
+    assert_eq!(store.replay(1, 1, 2, 10).await.unwrap(), refused, "agents of the old one start over");
+    assert!(!run_round(store, &[], &[rows[0].position]).await.epoch_began);
+
+    let (here, there) = tokio::join!(store.begin_epoch(), store.begin_epoch());
+    let mut began = [here.unwrap().epoch(), there.unwrap().epoch()];
+    began.sort_unstable();
+    assert_eq!(began, [3, 4], "each operator's command is one epoch");
 }

@@ -2,8 +2,12 @@
 
 mod fixture;
 
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use evictd_core::ids::{ApiId, KeyHash, KeyId, WorkspaceId};
 use evictd_core::invalidation::{Cause, Scope};
@@ -11,13 +15,18 @@ use evictd_core::position::LogPosition;
 use evictd_core::record::{Record, RecordState};
 use evictd_core::roster::{Instance, PartitionPolicy};
 use evictd_store::change::DeleteMode;
-use evictd_store::log::Replay;
+use evictd_store::log::{Replay, RoundRequest};
+use evictd_store::receipt::Recorded;
 use evictd_store::sqlite::SqliteStore;
 use evictd_store::{HomeStore, StoreError};
+use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
 
-use fixture::{SqliteFixture, actor, api_id, instance, key, key_scope, news, populate, root_key, workspace};
+use fixture::{
+    SqliteFixture, actor, api_id, asking, instance, key, key_scope, news, populate, receipt, root_key,
+    run_round, workspace,
+};
 
 /// A connection as any other program would open it: SQLite's defaults, none of the store's settings.
 async fn stranger(path: &Path) -> SqliteConnection {
@@ -44,6 +53,15 @@ fn key_in(n: u8, id: &str, api: &str) -> Scope {
 
 fn root_scope(n: u8) -> Scope {
     Scope::Key { hash: KeyHash([n; 32]), key_id: Some(root_key().id), api_id: None }
+}
+
+/// What a scope is about.
+fn named(scope: &Scope) -> &str {
+    match scope {
+        Scope::Key { key_id: Some(key), .. } => key.as_str(),
+        Scope::Api(api) => api.as_str(),
+        other => panic!("neither a key nor an API: {other:?}"),
+    }
 }
 
 /// The hash `n n n ...` as an SQL literal.
@@ -175,12 +193,77 @@ async fn a_huge_bulk_deletion_is_one_change_of_its_api() {
 }
 
 #[tokio::test]
+async fn one_statement_over_2000_keys_covers_each_of_them_by_its_api_or_itself() {
+    let fixture = populated(0).await;
+    let many = "INSERT INTO apis (id, workspace_id, name) VALUES ('api_2', 'ws_1', 'small');
+                WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 2003)
+                INSERT INTO keys (id, api_id, workspace_id, hash, start)
+                SELECT 'bulk_' || n, iif(n <= 2000, 'api_1', 'api_2'), 'ws_1', randomblob(32), 'abcd' FROM n";
+    after(&fixture, many).await;
+    let cases = [
+        ("UPDATE keys SET deleted_at_m = 1", Cause::Deleted),
+        ("UPDATE keys SET deleted_at_m = NULL", Cause::Restored),
+        ("UPDATE keys SET enabled = 0", Cause::Changed),
+        ("UPDATE keys SET enabled = 1 WHERE id LIKE 'bulk_%'", Cause::Changed),
+        ("UPDATE keys SET expired = 1", Cause::Expired),
+        ("DELETE FROM keys", Cause::Erased),
+    ];
+    for (sql, cause) in cases {
+        let rows = after(&fixture, sql).await;
+        assert!(rows.iter().all(|(_, said)| *said == cause), "{sql}: {rows:?}");
+        let mut covered: Vec<&str> = rows.iter().map(|(scope, _)| named(scope)).collect();
+        covered.sort_unstable();
+        assert_eq!(covered, ["api_1", "bulk_2001", "bulk_2002", "bulk_2003"], "{sql}");
+    }
+}
+
+#[tokio::test]
+async fn one_statement_over_all_apis_is_a_row_for_each() {
+    let fixture = populated(2).await;
+    let more =
+        "INSERT INTO apis (id, workspace_id, name) VALUES ('api_2', 'ws_1', 'b'), ('api_3', 'ws_1', 'c')";
+    after(&fixture, more).await;
+    let cases = [
+        ("UPDATE apis SET deleted_at_m = 1", Cause::Deleted),
+        ("UPDATE apis SET deleted_at_m = NULL", Cause::Restored),
+        ("DELETE FROM apis", Cause::Erased),
+    ];
+    for (sql, cause) in cases {
+        let expected: Vec<_> =
+            ["api_1", "api_2", "api_3"].map(|api| (Scope::Api(ApiId::new(api)), cause)).into();
+        assert_eq!(after(&fixture, sql).await, expected, "{sql}");
+    }
+}
+
+/// Root keys belong to no API, so that there is nothing to merge them into.
+#[tokio::test]
+async fn one_statement_over_2000_root_keys_is_a_row_for_each() {
+    let fixture = populated(0).await;
+    let many = "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 2000)
+                INSERT INTO root_keys (id, workspace_id, hash, start)
+                SELECT 'bulk_' || n, 'ws_1', randomblob(32), 'unkey_' FROM n";
+    assert_eq!(after(&fixture, many).await.len(), 2000);
+    let cases = [
+        ("UPDATE root_keys SET deleted_at_m = 1", Cause::Deleted),
+        ("UPDATE root_keys SET deleted_at_m = NULL", Cause::Restored),
+        ("UPDATE root_keys SET enabled = 0", Cause::Changed),
+        ("DELETE FROM root_keys", Cause::Erased),
+    ];
+    for (sql, cause) in cases {
+        let rows = after(&fixture, sql).await;
+        assert!(rows.iter().all(|(_, said)| *said == cause), "{sql}");
+        let covered: HashSet<&str> = rows.iter().map(|(scope, _)| named(scope)).collect();
+        assert_eq!((rows.len(), covered.len()), (2001, 2001), "{sql}");
+    }
+}
+
+#[tokio::test]
 async fn text_that_is_not_utf8_widens_its_row_and_stops_nothing() {
     let fixture = populated(2).await;
     let broken = "UPDATE keys SET api_id = CAST(x'6be979' AS TEXT), enabled = 0 WHERE id = 'key_1'";
     let rows = after(&fixture, &format!("PRAGMA foreign_keys = OFF; {broken}")).await;
     assert!(!rows.is_empty());
-    let head = fixture.store.round(&[], &[LogPosition::ZERO]).await.unwrap().numbered.head;
+    let head = run_round(&fixture.store, &[], &[LogPosition::ZERO]).await.numbered.head;
     assert!(head > LogPosition::ZERO);
     let ok = after(&fixture, "DELETE FROM keys WHERE id = 'key_2'").await;
     assert_eq!(ok, [(key_scope(2), Cause::Erased)], "the log goes on");
@@ -308,7 +391,7 @@ async fn a_round_raises_the_fence_and_writes_the_roster() {
     let fixture = populated(0).await;
     let mut connection = stranger(&fixture.path()).await;
     let stale = Instance { policy: PartitionPolicy::ServeStale, ..instance(1) };
-    fixture.store.round(&[instance(1), instance(u64::MAX)], &[LogPosition::ZERO]).await.unwrap();
+    run_round(&fixture.store, &[instance(1), instance(u64::MAX)], &[LogPosition::ZERO]).await;
     let roster = "SELECT region, agent, instance, policy, bound_ms FROM roster ORDER BY instance";
     let rows: Vec<(String, String, String, String, i64)> =
         sqlx::query_as(roster).fetch_all(&mut connection).await.unwrap();
@@ -322,10 +405,10 @@ async fn a_round_raises_the_fence_and_writes_the_roster() {
         .await
         .unwrap();
     let seen = "SELECT last_seen - first_seen FROM roster ORDER BY instance";
-    fixture.store.round(&[instance(1)], &[LogPosition::ZERO]).await.unwrap();
+    run_round(&fixture.store, &[instance(1)], &[LogPosition::ZERO]).await;
     let spans: Vec<i64> = sqlx::query_scalar(seen).fetch_all(&mut connection).await.unwrap();
     assert_eq!(spans, [0, 0], "known instances cost no write");
-    fixture.store.round(&[stale], &[LogPosition::ZERO]).await.unwrap();
+    run_round(&fixture.store, &[stale], &[LogPosition::ZERO]).await;
     let rows: Vec<(String, String, String, String, i64)> =
         sqlx::query_as(roster).fetch_all(&mut connection).await.unwrap();
     assert_eq!(rows, [row("0000000000000001", "serve_stale"), row("ffffffffffffffff", "deny")]);
@@ -333,7 +416,7 @@ async fn a_round_raises_the_fence_and_writes_the_roster() {
         .execute(&mut connection)
         .await
         .unwrap();
-    fixture.store.round(&[instance(u64::MAX)], &[LogPosition::ZERO]).await.unwrap();
+    run_round(&fixture.store, &[instance(u64::MAX)], &[LogPosition::ZERO]).await;
     let spans: Vec<i64> = sqlx::query_scalar(seen).fetch_all(&mut connection).await.unwrap();
     assert!(spans[0] < 0 && spans[1] >= 0, "refreshed when it got old, and only who was there: {spans:?}");
 
@@ -343,9 +426,48 @@ async fn a_round_raises_the_fence_and_writes_the_roster() {
 }
 
 #[tokio::test]
+async fn an_instance_that_is_only_heard_is_refreshed_once_a_minute() {
+    let fixture = populated(0).await;
+    run_round(&fixture.store, &[instance(1), instance(2), instance(3)], &[]).await;
+    let before = fixture.store.roster(0).await.unwrap();
+    after(
+        &fixture,
+        "UPDATE roster SET last_seen = last_seen - 59000000 WHERE instance LIKE '%1';
+         UPDATE roster SET last_seen = last_seen - 60000000 WHERE instance NOT LIKE '%1';",
+    )
+    .await;
+    let touched = [instance(1).identity, instance(2).identity];
+    let round =
+        fixture.store.round(RoundRequest { touched: &touched, ..RoundRequest::default() }).await.unwrap();
+    let ages: Vec<i64> = fixture
+        .store
+        .roster(0)
+        .await
+        .unwrap()
+        .entries
+        .iter()
+        .map(|entry| round.store_time.0 - entry.last_seen.0)
+        .collect();
+    assert!(ages[0] >= 59_000_000 && ages[1] == 0 && ages[2] >= 60_000_000, "{ages:?}");
+    assert_eq!(fixture.store.roster(before.revision).await.unwrap().entries, [], "that is no news");
+}
+
+#[tokio::test]
+async fn an_instance_that_makes_no_sense_is_an_error_and_not_left_out() {
+    let fixture = populated(0).await;
+    for sql in ["UPDATE roster SET instance = 'x'", "UPDATE roster SET bound_ms = -1"] {
+        run_round(&fixture.store, &[instance(1)], &[]).await;
+        after(&fixture, sql).await;
+        let error = fixture.store.roster(0).await.unwrap_err();
+        assert!(matches!(error, StoreError::Corrupt { .. }), "{error:?}");
+        after(&fixture, "DELETE FROM roster").await;
+    }
+}
+
+#[tokio::test]
 async fn reopening_keeps_everything() {
     let fixture = populated(2).await;
-    fixture.store.round(&[instance(1)], &[LogPosition::new(1, 1_000).unwrap()]).await.unwrap();
+    run_round(&fixture.store, &[instance(1)], &[LogPosition::new(1, 1_000).unwrap()]).await;
     fixture.store.delete_key(&actor(), &key(1).id, DeleteMode::Soft, &|_| true).await.unwrap();
     let head = fixture.store.head().await.unwrap();
     assert_eq!(head.epoch(), 2);
@@ -392,6 +514,83 @@ async fn a_file_that_is_put_back_begins_a_new_epoch_however_far_it_gets_afterwar
     store.close().await;
     let store = SqliteStore::open(&fixture.path()).await.unwrap();
     assert_eq!(store.head().await.unwrap(), began, "once");
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_file_that_is_put_back_behind_an_operators_epoch_begins_one_above_it() {
+    let fixture = populated(2).await;
+    fixture.store.close().await;
+    let copy = fixture.path().with_extension("copy");
+    std::fs::copy(fixture.path(), &copy).unwrap();
+
+    let store = SqliteStore::open(&fixture.path()).await.unwrap();
+    let began = store.begin_epoch().await.unwrap();
+    store.close().await;
+    let store = SqliteStore::open(&fixture.path()).await.unwrap();
+    assert_eq!(store.head().await.unwrap(), began, "its own epoch is no sign of a restore");
+    store.close().await;
+
+    std::fs::copy(&copy, fixture.path()).unwrap();
+    let store = SqliteStore::open(&fixture.path()).await.unwrap();
+    assert_eq!(store.head().await.unwrap(), LogPosition::new(began.epoch() + 1, began.position()).unwrap());
+    store.close().await;
+}
+
+#[tokio::test]
+async fn everybody_who_opens_a_file_that_was_put_back_begins_one_epoch_together() {
+    let fixture = populated(2).await;
+    fixture.store.delete_key(&actor(), &key(1).id, DeleteMode::Soft, &|_| true).await.unwrap();
+    let head = fixture.store.head().await.unwrap();
+    fixture.store.close().await;
+    std::fs::write(fixture.directory.path().join("home.db-lineage"), "3.1000000").unwrap();
+
+    let open = || async { SqliteStore::open(&fixture.path()).await.unwrap() };
+    let (publisher, tool) = tokio::join!(open(), open());
+    let began = LogPosition::new(4, head.position()).unwrap();
+    assert_eq!((publisher.head().await.unwrap(), tool.head().await.unwrap()), (began, began));
+    assert_eq!(news(&publisher).await, [(key_scope(1), Cause::Deleted)], "opening numbers nothing");
+    publisher.close().await;
+    tool.close().await;
+}
+
+#[tokio::test]
+async fn the_last_epoch_is_not_exceeded() {
+    let fixture = populated(0).await;
+    after(&fixture, "UPDATE log_head SET epoch = 1048575").await;
+    let error = fixture.store.begin_epoch().await.unwrap_err();
+    assert!(matches!(error, StoreError::EpochsUsedUp), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_store_of_the_first_schema_is_brought_up_to_date() {
+    let directory = tempfile::tempdir().unwrap();
+    let first = "0001_home_store.sql";
+    let migrations = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations/sqlite");
+    std::fs::copy(migrations.join(first), directory.path().join(first)).unwrap();
+    let path = directory.path().join("home.db");
+    std::fs::write(&path, "").unwrap();
+    let mut old = stranger(&path).await;
+    Migrator::new(directory.path()).await.unwrap().run(&mut old).await.unwrap();
+    old.execute(
+        "INSERT INTO roster VALUES ('eu-central-1', 'edge', '0000000000000001', 'deny', 30000, 7, 8);
+         INSERT INTO invalidations (epoch, position, scope, workspace_id, cause, request_id)
+         VALUES (1, 1, 'workspace', 'ws_1', 'changed', 'req_old');
+         UPDATE log_head SET head = 1;",
+    )
+    .await
+    .unwrap();
+    old.close().await.unwrap();
+
+    let store = SqliteStore::open(&path).await.unwrap();
+    let roster = store.roster(0).await.unwrap();
+    assert_eq!(roster.entries.len(), 1, "known instances go on being waited for");
+    run_round(&store, &[instance(1), instance(2)], &[]).await;
+    let news = store.roster(roster.revision).await.unwrap().entries;
+    assert_eq!(news.iter().map(|entry| &entry.instance).collect::<Vec<_>>(), [&instance(2)]);
+    let open = store.open_requests(LogPosition::ZERO, 10).await.unwrap();
+    assert_eq!(open.iter().map(|row| row.request_id.as_str()).collect::<Vec<_>>(), ["req_old"]);
+    store.check_triggers().await.unwrap();
     store.close().await;
 }
 
@@ -451,7 +650,12 @@ async fn a_permanent_deletion_leaves_neither_name_nor_metadata_in_the_file() {
     secret.name = Some("Jane-Q-Example".to_owned());
     secret.meta = Some(r#"{"email":"jane@example.com"}"#.to_owned());
     fixture.store.create_key(&actor(), secret).await.unwrap();
-    fixture.store.delete_key(&actor(), &key(1).id, DeleteMode::Permanent, &|_| true).await.unwrap();
+    fixture.store.delete_key(&asking("req_d"), &key(1).id, DeleteMode::Permanent, &|_| true).await.unwrap();
+    let position = fixture.store.number(10).await.unwrap().head;
+    let body = r#"{"keyId":"key_1"}"#;
+    fixture.store.record_receipts(&[receipt("req_d", position, body)]).await.unwrap();
+    let kept = fixture.store.receipt(&workspace(), "req_d").await.unwrap();
+    assert_eq!(kept, Some(Recorded::Final { body: body.to_owned() }), "what is left of it");
     fixture.store.close().await;
     for file in std::fs::read_dir(fixture.directory.path()).unwrap() {
         let bytes = std::fs::read(file.unwrap().path()).unwrap();
@@ -505,4 +709,118 @@ async fn another_schema_version_is_refused() {
     let fixture = populated(0).await;
     after(&fixture, "UPDATE _sqlx_migrations SET checksum = x'00'").await;
     assert!(matches!(SqliteStore::open(&fixture.path()).await, Err(StoreError::Migrate(_))));
+}
+
+/// In a process that a test started: the store that it is about.
+const STORE_OF_OTHER_PROCESS: &str = "EVICTD_STORE_TEST_OTHER_PROCESS";
+
+/// The path, in the other process.
+fn as_other_process() -> Option<OsString> {
+    std::env::var_os(STORE_OF_OTHER_PROCESS)
+}
+
+/// Runs `test` once more, in a process of its own, which ends at the latest when its input does.
+fn in_another_process(test: &str, path: &Path) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env(STORE_OF_OTHER_PROCESS, path)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+/// Blocks the other process until it is told to go on, or its parent is gone.
+fn wait_for_end_of_input() {
+    std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
+}
+
+#[tokio::test]
+async fn a_second_publisher_is_refused_until_the_first_one_is_gone_even_by_kill() {
+    if let Some(path) = as_other_process() {
+        let _store = SqliteStore::open_exclusively(Path::new(&path)).await.unwrap();
+        println!("\nit is open");
+        return wait_for_end_of_input();
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("home.db");
+    let name = "a_second_publisher_is_refused_until_the_first_one_is_gone_even_by_kill";
+    let mut first = in_another_process(name, &path);
+    let mut output = BufReader::new(first.stdout.take().unwrap()).lines();
+    assert!(output.any(|line| line.unwrap() == "it is open"));
+
+    let error = SqliteStore::open_exclusively(&path).await.unwrap_err();
+    assert!(matches!(error, StoreError::InUse { .. }), "{error:?}");
+    let error = error.to_string();
+    assert!(error.contains("home.db: stop that one first") && error.contains("store.path"), "{error}");
+
+    let tool = SqliteStore::open(&path).await.unwrap();
+    tool.create_root_key(root_key()).await.unwrap();
+    tool.close().await;
+    stranger(&path).await.execute("UPDATE root_keys SET enabled = 0").await.unwrap();
+
+    first.kill().unwrap();
+    first.wait().unwrap();
+    let next = SqliteStore::open_exclusively(&path).await.unwrap();
+    assert_eq!(news(&next).await, [(root_scope(255), Cause::Created), (root_scope(255), Cause::Changed)]);
+    next.close().await;
+}
+
+#[tokio::test]
+async fn a_closed_store_is_free_for_the_next_publisher_whatever_its_path() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, link) = (directory.path().join("home.db"), directory.path().join("link.db"));
+    let first = SqliteStore::open_exclusively(&path).await.unwrap();
+    std::os::unix::fs::symlink(&path, &link).unwrap();
+    assert!(matches!(SqliteStore::open_exclusively(&link).await, Err(StoreError::InUse { .. })));
+    first.close().await;
+    let second = SqliteStore::open_exclusively(&link).await.unwrap();
+    assert!(matches!(SqliteStore::open_exclusively(&path).await, Err(StoreError::InUse { .. })));
+    drop(first);
+    assert!(matches!(SqliteStore::open_exclusively(&path).await, Err(StoreError::InUse { .. })));
+    second.close().await;
+}
+
+#[tokio::test]
+async fn a_new_file_that_somebody_else_is_writing_is_waited_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("home.db");
+    std::fs::write(&path, "").unwrap();
+    let mut other = stranger(&path).await;
+    other.execute("BEGIN IMMEDIATE").await.unwrap();
+    let mut opening = Box::pin(SqliteStore::open(&path));
+    let early = tokio::time::timeout(Duration::from_millis(200), &mut opening).await;
+    assert!(early.is_err(), "it was refused instead: {early:?}");
+    other.execute("COMMIT").await.unwrap();
+    opening.await.unwrap().close().await;
+}
+
+#[tokio::test]
+async fn processes_that_create_a_store_at_once_all_get_it() {
+    const STORES: usize = 30;
+    if let Some(path) = as_other_process() {
+        for line in std::io::stdin().lines() {
+            let store = SqliteStore::open(&Path::new(&path).join(line.unwrap())).await.unwrap();
+            store.check_triggers().await.unwrap();
+            store.close().await;
+            println!("\ndone");
+        }
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let name = "processes_that_create_a_store_at_once_all_get_it";
+    let mut processes: Vec<Child> = (0..3).map(|_| in_another_process(name, directory.path())).collect();
+    let mut outputs: Vec<_> =
+        processes.iter_mut().map(|process| BufReader::new(process.stdout.take().unwrap()).lines()).collect();
+    for n in 0..STORES {
+        for process in &mut processes {
+            writeln!(process.stdin.as_ref().unwrap(), "{n}").unwrap();
+        }
+        for output in &mut outputs {
+            assert!(output.any(|line| line.unwrap() == "done"), "it gave up at store {n}");
+        }
+    }
+    for mut process in processes {
+        assert!(process.wait().unwrap().success());
+    }
 }

@@ -5,6 +5,8 @@
 //! * [`requests`]: what a caller may send, checked as it is read.
 //! * [`responses`]: what a successful answer holds.
 //! * [`envelope`]: the frame around every answer.
+//! * [`propagation`]: how far a change has come, where the caller asked.
+//! * [`prefer`]: how the caller asks for it.
 //! * [`error`]: every way to fail, with its status, title and content type.
 //! * [`root_key`]: whether a caller may act at all.
 //! * [`ids`]: new ids and keys, and the hash under which a key is known.
@@ -16,6 +18,8 @@
 pub mod envelope;
 pub mod error;
 pub mod ids;
+pub mod prefer;
+pub mod propagation;
 pub mod requests;
 pub mod responses;
 pub mod root_key;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use evictd_core::ids::{ApiId, KeyHash, KeyId, WorkspaceId};
+use evictd_core::ids::{ApiId, InstanceId, KeyHash, KeyId, WorkspaceId};
 use evictd_core::limits::META_BYTES_MAX;
 use evictd_core::record::{KeyRecord, Lookup, Record, RecordState, RootKeyRecord};
 use evictd_core::time::StoreTime;
@@ -20,6 +20,8 @@ pub struct LookupRequest {
     pub nonce: u64,
     /// The hash.
     pub hash: KeyHash,
+    /// The process that asks.
+    pub instance: InstanceId,
 }
 
 /// What a hash stands for, or that there was no capacity to find out.
@@ -51,13 +53,18 @@ pub enum LookupOutcome {
 impl LookupRequest {
     /// As bytes.
     pub fn encode(&self) -> Bytes {
-        codec::encode(&pb::LookupRequest { nonce: self.nonce, hash: self.hash.0.to_vec() })
+        let hash = self.hash.0.to_vec();
+        codec::encode(&pb::LookupRequest { nonce: self.nonce, hash, instance: self.instance.0 })
     }
 
     /// From bytes.
     pub fn decode(payload: &[u8]) -> Result<Self, DecodeError> {
         let request: pb::LookupRequest = codec::decode(payload)?;
-        Ok(Self { nonce: codec::nonce(request.nonce)?, hash: codec::hash(&request.hash)? })
+        if request.instance == 0 {
+            return Err(field("instance"));
+        }
+        let instance = InstanceId(request.instance);
+        Ok(Self { nonce: codec::nonce(request.nonce)?, hash: codec::hash(&request.hash)?, instance })
     }
 }
 

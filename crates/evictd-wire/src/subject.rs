@@ -45,10 +45,12 @@ impl Kind {
     pub fn wildcard(self) -> String {
         format!("evictd.v1.{}.*.*", self.token())
     }
-}
 
-/// What a publisher subscribes to besides, without queue group, to hear second tries of probes (R14).
-pub const PROBE_ANY_WILDCARD: &str = "evictd.v1.probe.*.*.any";
+    /// What a publisher subscribes to besides, without queue group, to hear second tries (R14).
+    pub fn any_wildcard(self) -> String {
+        format!("{}.any", self.wildcard())
+    }
+}
 
 /// An agent as its subjects name it.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -72,9 +74,9 @@ impl Speaker {
         format!("evictd.v1.{}.{}.{}", kind.token(), self.region, self.agent)
     }
 
-    /// The subject of a probe to all publishers.
-    pub fn probe_any(&self) -> String {
-        format!("{}.any", self.subject(Kind::Probe))
+    /// The subject on which it asks all publishers (R14).
+    pub fn subject_any(&self, kind: Kind) -> String {
+        format!("{}.any", self.subject(kind))
     }
 
     /// Under this prefix, and nowhere else, are its answers sent.
@@ -92,7 +94,7 @@ impl Speaker {
     }
 
     /// Reads the speaker from a request's subject, as received by a subscription to
-    /// [`Kind::wildcard`] or [`PROBE_ANY_WILDCARD`].
+    /// [`Kind::wildcard`] or [`Kind::any_wildcard`].
     pub fn of(subject: &str) -> Option<Self> {
         let mut tokens = subject.strip_prefix("evictd.v1.")?.split('.');
         let (_kind, region, agent) = (tokens.next()?, tokens.next()?, tokens.next()?);
@@ -138,7 +140,7 @@ mod tests {
     #[test]
     fn subjects_name_their_speaker_and_read_back() {
         assert_eq!(speaker().subject(Kind::Probe), "evictd.v1.probe.eu-central-1.a1");
-        for subject in [speaker().subject(Kind::Lookup), speaker().probe_any()] {
+        for subject in [speaker().subject(Kind::Lookup), speaker().subject_any(Kind::Probe)] {
             assert_eq!(Speaker::of(&subject), Some(speaker()));
         }
         for strange in

@@ -158,6 +158,7 @@ async fn start(
         .and_set("nats.urls", nats_url)
         .and_set("store.path", store.display().to_string())
         .and_set("receipts.bound", &args.bound)
+        .and_set("receipts.regions", args.regions.join(","))
         .and_set("http.listen", listen(7070))
         .and_set("admin.listen", listen(7079));
     let publisher = evictd_publisher::start(config.publisher()?.config, shutdown.clone()).await?;

@@ -5,6 +5,8 @@
 //! * [`daemon`]: `evictd publisher` and `evictd agent`.
 //! * [`dev`]: `evictd dev`, a whole installation in one process.
 //! * [`root_key`]: `evictd root-key`.
+//! * [`new_epoch`]: `evictd new-epoch`.
+//! * [`home_store`]: what these two work on.
 //! * [`cli`]: `evictd api`.
 //! * [`output_format`]: the flag `--output`.
 //! * [`tied`]: children that end with their parent.
@@ -13,6 +15,8 @@
 mod cli;
 mod daemon;
 mod dev;
+mod home_store;
+mod new_epoch;
 mod output_format;
 mod root_key;
 mod tied;
@@ -43,6 +47,8 @@ enum Command {
     /// Create and list root keys, directly in the home store.
     #[command(subcommand)]
     RootKey(root_key::RootKeyCommand),
+    /// Begin a new epoch, directly in the home store: after it was put back to an older state.
+    NewEpoch(new_epoch::NewEpochArgs),
     /// Check a configuration, and print what would be in force; secrets are redacted.
     CheckConfig {
         /// Which daemon's.
@@ -70,6 +76,7 @@ fn main() -> ExitCode {
         Command::Agent(args) => daemon::run_agent(&args),
         Command::Dev(args) => dev::run(&args),
         Command::RootKey(command) => root_key::run(command),
+        Command::NewEpoch(args) => new_epoch::run(&args),
         Command::CheckConfig { daemon, config } => daemon::check_config(daemon, &config),
         Command::ExecTied(args) => tied::exec(&args),
     };

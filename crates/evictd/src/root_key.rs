@@ -1,9 +1,6 @@
 //! `evictd root-key`: who may call the APIs. Works on the home store directly, also beside a running
 //! publisher, so that the first root key needs none.
 
-use std::path::{Path, PathBuf};
-
-use anyhow::Context;
 use clap::{Args, Subcommand};
 use evictd_core::ids::{KeyId, WorkspaceId};
 use evictd_store::HomeStore;
@@ -13,7 +10,8 @@ use evictd_wire::api::ids;
 use evictd_wire::api::secret::Secret;
 use serde_json::json;
 
-use crate::daemon::{ConfigArgs, runtime};
+use crate::daemon::ConfigArgs;
+use crate::home_store;
 use crate::output_format::{OutputFormat, print_line};
 
 /// The workspace of those who don't ask for one.
@@ -109,8 +107,8 @@ fn create(args: CreateArgs) -> anyhow::Result<()> {
         !args.workspace.is_empty() && args.workspace.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'),
         "the workspace must consist of letters, digits and `_`, for example {DEFAULT_WORKSPACE}"
     );
-    let path = store_path(&args.config)?;
-    let (id, secret) = with_store(&path, async |store| {
+    let path = home_store::path(&args.config)?;
+    let (id, secret) = home_store::with(&path, async |store| {
         create_in(store, &args.workspace, args.name, args.permissions).await
     })?;
     // A relative path may have led elsewhere than to the publisher's store.
@@ -125,15 +123,8 @@ fn create(args: CreateArgs) -> anyhow::Result<()> {
 }
 
 fn list(args: &ListArgs) -> anyhow::Result<()> {
-    let path = store_path(&args.config)?;
-    // Opening would create it, and an empty list would hide that it is the wrong one.
-    anyhow::ensure!(
-        path.try_exists().with_context(|| format!("can't look for the home store {}", path.display()))?,
-        "there is no home store at {}: start the publisher first, or give its configuration (--config FILE or \
-         --set store.path=FILE)",
-        path.display()
-    );
-    let keys = with_store(&path, async |store| Ok(store.root_keys().await?))?;
+    let path = home_store::existing_path(&args.config)?;
+    let keys = home_store::with(&path, async |store| Ok(store.root_keys().await?))?;
     if args.output == OutputFormat::Json {
         let rows: Vec<_> = keys
             .iter()
@@ -161,24 +152,6 @@ fn list(args: &ListArgs) -> anyhow::Result<()> {
         ));
     }
     Ok(())
-}
-
-/// Where the configured store is, whatever directory that was said relative to.
-fn store_path(config: &ConfigArgs) -> anyhow::Result<PathBuf> {
-    let path = config.publisher()?.config.store.path;
-    std::path::absolute(&path).with_context(|| format!("can't find out where {} is", path.display()))
-}
-
-fn with_store<T>(
-    path: &Path,
-    work: impl AsyncFnOnce(&SqliteStore) -> anyhow::Result<T>,
-) -> anyhow::Result<T> {
-    runtime()?.block_on(async {
-        let store = SqliteStore::open(path).await?;
-        let done = work(&store).await;
-        store.close().await;
-        done
-    })
 }
 
 fn is_permission(text: &str) -> bool {
@@ -211,7 +184,8 @@ mod tests {
         );
         assert!(!path.exists());
 
-        with_store(&path, async |store| create_in(store, DEFAULT_WORKSPACE, None, Vec::new()).await).unwrap();
+        home_store::with(&path, async |store| create_in(store, DEFAULT_WORKSPACE, None, Vec::new()).await)
+            .unwrap();
         listing().unwrap();
     }
 

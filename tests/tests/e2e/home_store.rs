@@ -144,6 +144,39 @@ fn a_store_that_is_put_back_begins_a_new_epoch_and_everybody_flushes_once() -> R
     }
     Ok(())
 }
+
+/// Failure: positions that an agent remembers, and a broker doesn't, are taken for those of another log.
+#[test]
+fn nats_that_was_wiped_and_a_store_that_was_put_back_at_once_cost_one_flush() -> Result<()> {
+    let mut world = World::start(&plan(&["eu", "us"]))?;
+    let [deleted_before, deleted_after, good] =
+        [world.create_key()?, world.create_key()?, world.create_key()?];
+    world.cache_everywhere(&[&deleted_before, &deleted_after, &good])?;
+    stop_publisher(&mut world)?;
+    let backup = Backup::take(&world)?;
+    world.topology.publisher.restart()?;
+    world.delete(&deleted_after)?;
+    world.assert_gone(&[&deleted_after])?;
+
+    // With all of it gone at once, nobody is left who could tell but the agents.
+    stop_publisher(&mut world)?;
+    world.topology.home.wipe()?;
+    backup.put_back(&world)?;
+    world.topology.home.restart()?;
+    world.topology.publisher.restart()?;
+    world.delete(&deleted_before)?;
+    for agent in world.topology.agents() {
+        wait_for_count(agent, "evictd_agent_epoch", &[], 2)?;
+        wait_for_mode(agent, "live")?;
+    }
+    world.assert_gone(&[&deleted_before])?;
+    world.wait_for_codes(&[&deleted_after, &good], "VALID")?;
+    for agent in world.topology.agents() {
+        assert_eq!((new_epoch_flushes(agent)?, flushes(agent)?), (1, 1));
+    }
+    world.assert_works()
+}
+
 /// Failure: the store that was put back gives out the positions a second time, and reaches those that an
 /// agent has applied before that agent could say so. The agent would take the new rows for old news.
 #[test]

@@ -6,12 +6,13 @@
 
 use anyhow::{Context, Result, ensure};
 use evictd_tests::proxy::Proxy;
-use evictd_tests::topology::Plan;
+use evictd_tests::random::Random;
+use evictd_tests::topology::{Node, Plan};
 use evictd_tests::wait::throughout;
 use evictd_wire::live::{self, Live};
 use toml::{Table, toml};
 
-use crate::world::{A_WHILE, World, breakable, count, flushes, repairs, wait_for_count};
+use crate::world::{A_WHILE, Caller, Key, World, breakable, count, flushes, repairs, wait_for_count};
 
 const LIVE: &str = "evictd.v1.live";
 
@@ -158,6 +159,80 @@ fn messages_that_come_in_the_wrong_order_change_nothing() -> Result<()> {
     world.delete(keys[1])?;
     world.assert_gone(&keys)?;
     world.wait_until_caught_up()?;
+    assert_eq!(count(world.agent(0), "evictd_agent_repairs_total", &[])?, 0);
+    assert_eq!(flushes(world.agent(0))?, 0);
+    Ok(())
+}
+
+/// Failure: few misses are taken for none, or one costs more than it is.
+#[test]
+fn one_lost_message_among_two_thousand_deletions_is_repaired_and_nothing_else_is() -> Result<()> {
+    const KEYS: usize = 2_000;
+    let mut world = start("200ms", Table::new())?;
+    let keys = world.create_keys(KEYS)?;
+    world.wait_until_caught_up()?;
+    for agent in world.topology.agents() {
+        let caller = Caller::new(&world, agent);
+        for key in &keys {
+            ensure!(caller.code(key)? == "VALID", "{}", key.id);
+        }
+    }
+    lose_probe_answers(&world)?;
+    let news = |agent: &Node, via| count(agent, "evictd_agent_invalidations_total", &[("via", via)]);
+    let before = [news(world.agent(0), "live")?, news(world.agent(1), "live")?];
+
+    world.delete_all(&keys[..KEYS / 2])?;
+    lose_invalidations(&world, 1)?;
+    world.delete_all(&keys[KEYS / 2..])?;
+    world.wait_until_caught_up()?;
+    for agent in world.topology.agents() {
+        let caller = Caller::new(&world, agent);
+        for key in &keys {
+            ensure!(caller.code(key)? == "NOT_FOUND", "{}", key.id);
+        }
+    }
+    // Each deletion was news once, and only those of the lost message had to be asked for.
+    let (live, replayed) = (news(world.agent(0), "live")? - before[0], news(world.agent(0), "replay")?);
+    assert_eq!(live + replayed, KEYS as u64);
+    ensure!((1..=64).contains(&replayed), "{replayed} were replayed");
+    assert_eq!(news(world.agent(1), "live")? - before[1], KEYS as u64);
+    assert_eq!((repairs(world.agent(1), "gap")?, flushes(world.agent(0))?), (0, 0));
+
+    // Whoever joins now begins at the end of the log, and asks for nothing of it.
+    wire(&world)?.clear_rules();
+    let head = world.wait_until_caught_up()?;
+    world.agent_mut(0).restart()?;
+    assert_eq!(world.agent(0).status()?["appliedPosition"], head);
+    assert_eq!(count(world.agent(0), "evictd_agent_repairs_total", &[])?, 0);
+    assert_eq!(count(world.agent(0), "evictd_agent_invalidations_total", &[])?, 0);
+    ensure!(head > 2 * KEYS as u64);
+    world.assert_works()
+}
+
+/// Failure: disorder and repetition are each harmless, and together they aren't.
+#[test]
+fn messages_that_are_doubled_and_jumbled_at_once_change_nothing() -> Result<()> {
+    const KEYS: usize = 100;
+    let world = start("200ms", toml! { lease = { gap_patience = "20s" } })?;
+    let mut random = Random::draw()?;
+    let repeat = random.how_to_repeat();
+    let keys = world.create_keys(KEYS)?;
+    let keys: Vec<&Key> = keys.iter().collect();
+    world.cache_everywhere(&keys)?;
+    world.wait_until_caught_up()?;
+    let applied = count(world.agent(0), "evictd_agent_invalidations_total", &[])?;
+    lose_probe_answers(&world)?;
+    wire(&world)?.hold_messages(LIVE);
+
+    for key in &keys {
+        world.delete(key)?;
+    }
+    world.wait_for_code(world.agent(1), keys[KEYS - 1], "NOT_FOUND")?;
+    ensure!(wire(&world)?.held() > 10, "too few messages to be jumbled");
+    wire(&world)?.release_jumbled(&mut random);
+    world.wait_until_caught_up().context(repeat)?;
+    world.assert_gone(&keys)?;
+    assert_eq!(count(world.agent(0), "evictd_agent_invalidations_total", &[])?, applied + KEYS as u64);
     assert_eq!(count(world.agent(0), "evictd_agent_repairs_total", &[])?, 0);
     assert_eq!(flushes(world.agent(0))?, 0);
     Ok(())

@@ -6,7 +6,8 @@
 
 use std::thread::{self, ScopedJoinHandle};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
+use evictd_tests::http::Client;
 use evictd_tests::proxy::Proxy;
 use evictd_tests::topology::Plan;
 use evictd_tests::wait::{eventually, throughout};
@@ -105,6 +106,53 @@ fn a_load_that_was_read_before_its_apis_deletion_does_not_bring_it_back() -> Res
     assert_the_load_comes_too_late(|world, _| {
         world.call("apis.deleteApi", &json!({ "apiId": world.api })).map(drop)
     })
+}
+
+/// Failure: a load whose asker has given up is nobody's, and what it brings is believed.
+#[test]
+fn a_load_that_nobody_waits_for_any_more_does_not_bring_its_key_back() -> Result<()> {
+    let world = start()?;
+    let key = world.create_key()?;
+    hold_loads(&world)?;
+    world.wait_until_caught_up()?;
+    let impatient = Client::with_timeout(A_WHILE);
+    let url = format!("http://{}/v2/keys.verifyKey", world.agent(0).http);
+    let given_up =
+        impatient.post_json(&url, Some(world.topology.root_key()), &json!({ "key": key.text }), &[]);
+    ensure!(given_up.is_err(), "it was answered although the load was held back");
+    wait_until_held(&world, 1)?;
+    world.delete(&key)?;
+    wait_until_applied(world.agent(0), &key.id, "deleted")?;
+    wire(&world)?.release();
+    wait_for_count(world.agent(0), "evictd_agent_stale_loads_rejected_total", &[], 1)?;
+    throughout(A_WHILE, || {
+        assert_eq!(world.code(world.agent(0), &key)?, "NOT_FOUND");
+        Ok(())
+    })
+}
+
+/// Failure: a load that is asked for a second time, because the first answer was lost, is older than the
+/// deletion that came between.
+#[test]
+fn a_load_whose_answer_is_lost_is_repeated_and_is_no_older_for_it() -> Result<()> {
+    let agents = toml! { loads = { timeout = "500ms" } };
+    let world = World::start(&Plan { agents, ..breakable(&["eu"]) })?;
+    let [other, key] = [world.create_key()?, world.create_key()?];
+    world.cache_everywhere(&[&other])?;
+    world.wait_until_caught_up()?;
+    wire(&world)?.drop_messages("_INBOX_evictd.eu.agent-1.*.lookup.>", 1);
+    let lost = wire(&world)?.dropped();
+    thread::scope(|scope| {
+        let early = verify(scope, &world, &key);
+        eventually("the answer to be lost", SOON, || {
+            wire(&world).is_ok_and(|wire| wire.dropped() > lost).then_some(())
+        })?;
+        world.delete(&key)?;
+        let early = code_of(early)?;
+        assert!(["VALID", "NOT_FOUND"].contains(&early.as_str()), "{early}");
+        Ok::<_, anyhow::Error>(())
+    })?;
+    world.assert_gone(&[&key])
 }
 
 /// Failure: "not found" is cached over a key that came back meanwhile, and nothing corrects it.

@@ -3,28 +3,42 @@
 //!
 //! Each test has a deployment of its own. In reading order:
 //!
+//! * [`failure_modes`]: how such caches fail, and which test shows that this one doesn't.
 //! * [`world`]: the deployment, and sentences about it.
 //! * [`deletions`]: keys and APIs that everybody has cached are gone everywhere.
-//! * [`live_feed`]: messages of the live feed are lost, doubled, swapped.
+//! * [`live_feed`]: messages of the live feed are lost, doubled, swapped, jumbled.
 //! * [`loads`]: a load that is under way while its key is deleted.
 //! * [`restarts`]: daemons and servers are killed, stopped and started around deletions.
 //! * [`partitions`]: an agent that is cut off, or stands still, for longer than the bound.
+//! * [`half_alive`]: some things pass on a wire and others don't.
+//! * [`clocks`]: wall clocks that are wrong, and that are set.
+//! * [`storms`]: many agents at once, and caches that are empty all of a sudden.
+//! * [`crashes`]: everything is killed in any order.
+//! * [`misconfigured`]: permissions that are wrong from the start.
 //! * [`agents`]: several agents of a region, and one that starts before it can be of use.
+//! * [`receipts`]: what deletions are said to have become, and what clients see.
 //! * [`home_store`]: the database is changed, or put back, behind the publisher's back.
 //! * [`malformed_http`], [`malformed_nats`]: what nobody should send.
 //! * [`secrets`]: nothing secret is written anywhere.
 //! * [`command_line`], [`dev`]: `evictd api`, `check-config`, `root-key`, and `evictd dev`.
 
 mod agents;
+mod clocks;
 mod command_line;
+mod crashes;
 mod deletions;
 mod dev;
+mod failure_modes;
+mod half_alive;
 mod home_store;
 mod live_feed;
 mod loads;
 mod malformed_http;
 mod malformed_nats;
+mod misconfigured;
 mod partitions;
+mod receipts;
 mod restarts;
 mod secrets;
+mod storms;
 mod world;

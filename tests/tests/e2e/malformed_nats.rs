@@ -57,10 +57,12 @@ fn good(kind: Kind) -> Result<Bytes> {
     Ok(match kind {
         Kind::Probe => probe(LogPosition::ZERO),
         Kind::Replay => ReplayRequest { nonce: 77, epoch: 1, from: 1, to: 1 }.encode(),
-        Kind::Lookup => LookupRequest { nonce: 77, hash: KeyHash([7; 32]) }.encode(),
+        Kind::Lookup => {
+            LookupRequest { nonce: 77, hash: KeyHash([7; 32]), instance: InstanceId(77) }.encode()
+        }
         Kind::Applied => {
             let applied = LogPosition::new(1, 1).context("a position")?;
-            Applied { instance: InstanceId(77), applied }.encode()
+            Applied { instance: InstanceId(77), applied, sightings: Vec::new(), leaving: false }.encode()
         }
     })
 }
@@ -195,7 +197,7 @@ fn an_agent_that_claims_the_last_position_there_can_be_stops_nobody() -> Result<
     let reply = format!("{}.rogue.probe", inbox("eu"));
     rogue.publish("evictd.v1.probe.eu.agent-1", Some(&reply), &probe(last))?;
     assert_eq!(next_answer(&mut rogue)?, reply);
-    let applied = Applied { instance: InstanceId(77), applied: last };
+    let applied = Applied { instance: InstanceId(77), applied: last, sightings: Vec::new(), leaving: false };
     rogue.publish("evictd.v1.applied.eu.agent-1", None, &applied.encode())?;
     settle(&mut rogue)?;
 

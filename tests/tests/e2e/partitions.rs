@@ -6,14 +6,14 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use evictd_tests::proxy::{Mode, Way};
-use evictd_tests::topology::Node;
-use evictd_tests::wait::throughout;
+use evictd_tests::topology::{Node, Plan, Servers};
+use evictd_tests::wait::{throughout, try_eventually};
 use serde_json::json;
 
 use crate::world::{
-    Key, SOON, UNAVAILABLE, World, assert_bounded, breakable, count, flushes, wait_for_mode,
+    Key, SOON, UNAVAILABLE, World, assert_bounded, breakable, connects, count, flushes, wait_for_mode,
     wait_for_readiness, with_bound,
 };
 
@@ -74,6 +74,7 @@ fn a_region_that_is_cut_off_denies_within_the_bound_and_recovers_without_a_flush
     for site in &world.topology.regions {
         site.set_wires(Mode::Pass)?;
     }
+    assert_recovers_quickly(&world)?;
     for agent in far() {
         wait_for_mode(agent, "live")?;
         assert_eq!(conditions(agent, 200)?, Vec::<String>::new());
@@ -84,6 +85,94 @@ fn a_region_that_is_cut_off_denies_within_the_bound_and_recovers_without_a_flush
     for agent in world.topology.agents() {
         assert_eq!(flushes(agent)?, 0, "{}: it was only a gap", agent.daemon.name());
     }
+    Ok(())
+}
+
+/// Failure: a region whose server is cut off from home, while its agents are well connected to it, doesn't
+/// notice; or finds back late.
+#[test]
+fn a_region_whose_server_is_cut_off_from_home_denies_and_recovers_without_a_flush() -> Result<()> {
+    let ways = [Mode::Cut, Mode::BlackHole(Way::Both)];
+    let plan = Plan { servers: Servers::PerRegion, ..breakable(&["cut", "lost", "near"]) };
+    let world = World::start(&with_bound(BOUND, plan))?;
+    let near = world.agent(ways.len());
+    let [good, doomed] = [world.create_key()?, world.create_key()?];
+    world.cache_everywhere(&[&good, &doomed])?;
+    for (site, way) in world.topology.regions.iter().zip(ways) {
+        site.set_wires(way)?;
+    }
+    world.delete(&doomed)?;
+    let deleted_at = Instant::now();
+    world.wait_for_code(near, &doomed, "NOT_FOUND")?;
+    throughout(BOUND * 3, || {
+        for region in 0..ways.len() {
+            let asked_at = Instant::now();
+            assert_bounded(asked_at, deleted_at, BOUND, &world.code(world.agent(region), &doomed)?)?;
+        }
+        Ok(())
+    })?;
+    for region in 0..ways.len() {
+        wait_for_mode(world.agent(region), "expired")?;
+        let connected = count(world.agent(region), "evictd_agent_nats_connected", &[])?;
+        assert_eq!(connected, connects(world.agent(region))?, "it isn't the agent that is cut off");
+    }
+    for site in &world.topology.regions {
+        site.set_wires(Mode::Pass)?;
+    }
+    assert_recovers_quickly(&world)?;
+    world.assert_gone(&[&doomed])?;
+    world.wait_for_codes(&[&good], "VALID")?;
+    for agent in world.topology.agents() {
+        assert_eq!(flushes(agent)?, 0, "{}: it was only a gap", agent.daemon.name());
+    }
+    Ok(())
+}
+
+/// Now that all wires are whole, every agent is live again: on a quiet machine within a second.
+fn assert_recovers_quickly(world: &World) -> Result<()> {
+    const ON_A_BUSY_MACHINE: Duration = Duration::from_secs(5);
+    let healed_at = Instant::now();
+    let mut live: Vec<(String, Duration)> = Vec::new();
+    try_eventually("all agents to be live again", ON_A_BUSY_MACHINE, || {
+        for agent in world.topology.agents() {
+            let name = agent.daemon.name();
+            if live.iter().all(|(other, _)| other != name) && agent.status()?["mode"] == "live" {
+                live.push((name.to_owned(), healed_at.elapsed()));
+            }
+        }
+        Ok((live.len() == world.topology.agents().count()).then_some(()))
+    })
+    .with_context(|| format!("so far: {live:?}"))?;
+    println!("live again after the heal: {live:?}");
+    Ok(())
+}
+
+/// Failure: a cut that is over before anybody has missed anything is followed by a cache that has.
+#[test]
+fn cuts_that_are_too_short_for_a_heartbeat_lose_nothing() -> Result<()> {
+    const CUTS: usize = 20;
+    let bound = Duration::from_secs(30);
+    let world = World::start(&breakable(&["eu", "us"]))?;
+    let keys = world.create_keys(CUTS)?;
+    world.cache_everywhere(&keys.iter().collect::<Vec<_>>())?;
+    let eu = &world.topology.regions[0];
+    let connected = connects(world.agent(0))?;
+    let mut slowest = Duration::ZERO;
+    for key in &keys {
+        eu.set_wires(Mode::Cut)?;
+        world.delete(key)?;
+        world.wait_for_code(world.agent(1), key, "NOT_FOUND")?;
+        assert_eq!(world.code(world.agent(0), key)?, "VALID", "who has told eu?");
+        eu.set_wires(Mode::Pass)?;
+        let healed_at = Instant::now();
+        world.wait_for_code(world.agent(0), key, "NOT_FOUND")?;
+        slowest = slowest.max(healed_at.elapsed());
+    }
+    println!("what was missed in a short cut was known {slowest:?} after it, at the latest");
+    ensure!(slowest < bound / 5, "waiting for the next probe would not have been slower: {slowest:?}");
+    world.assert_gone(&keys.iter().collect::<Vec<_>>())?;
+    assert_eq!(flushes(world.agent(0))?, 0);
+    assert_eq!(connects(world.agent(0))?, connected * (CUTS as u64 + 1));
     Ok(())
 }
 

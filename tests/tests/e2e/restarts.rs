@@ -6,14 +6,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, ensure};
+use evictd_tests::bus::Bus;
+use evictd_tests::nats_server::User;
 use evictd_tests::process::Daemon;
-use evictd_tests::topology::{Plan, Servers};
-use evictd_tests::wait::{eventually, throughout};
+use evictd_tests::topology::{Node, Plan, Servers};
+use evictd_tests::wait::{eventually, throughout, try_eventually};
 use serde_json::{Value, json};
 
 use crate::world::{
-    A_WHILE, Caller, Key, SOON, World, assert_bounded, count, flushes, plan, wait_for_count, wait_for_mode,
-    wait_for_readiness, wait_until_applied, with_bound,
+    A_WHILE, Caller, Key, SOON, World, assert_bounded, connects, count, flushes, plan, wait_for_count,
+    wait_for_mode, wait_for_readiness, wait_until_applied, with_bound,
 };
 
 /// Ways to end.
@@ -240,6 +242,7 @@ fn everybody_finds_back_when_the_only_nats_server_was_killed() -> Result<()> {
     let mut world = World::start(&plan(&["eu", "us"]))?;
     let [meanwhile, good] = [world.create_key()?, world.create_key()?];
     world.cache_everywhere(&[&meanwhile, &good])?;
+    let connected: Vec<u64> = world.topology.agents().map(connects).collect::<Result<_>>()?;
     world.topology.home.kill()?;
     world.delete(&meanwhile)?;
     let waiting = wait_for_readiness(world.publisher(), 503)?;
@@ -255,11 +258,76 @@ fn everybody_finds_back_when_the_only_nats_server_was_killed() -> Result<()> {
     world.topology.home.restart()?;
     world.assert_gone(&[&meanwhile])?;
     world.wait_for_codes(&[&good], "VALID")?;
-    for agent in world.topology.agents() {
-        wait_for_count(agent, "evictd_agent_nats_connected", &[], 1)?;
-        assert_eq!((count(agent, "evictd_agent_nats_connects_total", &[])?, flushes(agent)?), (2, 0));
+    for (agent, connected) in world.topology.agents().zip(connected) {
+        wait_for_count(agent, "evictd_agent_nats_connected", &[], connected)?;
+        assert_eq!((connects(agent)?, flushes(agent)?), (2 * connected, 0));
     }
     let ready: Value = wait_for_readiness(world.publisher(), 200)?;
     assert_eq!(ready["ready"], true);
+    world.assert_works()
+}
+
+/// Failure: an agent that wasn't looking when its subscriptions died goes on without them.
+#[test]
+fn an_agent_that_stood_still_while_nats_was_restarted_hears_again() -> Result<()> {
+    let mut world = World::start(&plan(&["eu", "us"]))?;
+    let [meanwhile, after, good] = [world.create_key()?, world.create_key()?, world.create_key()?];
+    world.cache_everywhere(&[&meanwhile, &after, &good])?;
+    world.agent_mut(0).daemon.pause()?;
+    world.topology.home.kill()?;
+    world.topology.home.restart()?;
+    world.delete(&meanwhile)?;
+    world.wait_for_code(world.agent(1), &meanwhile, "NOT_FOUND")?;
+    world.agent_mut(0).daemon.resume()?;
+    world.wait_for_code(world.agent(0), &meanwhile, "NOT_FOUND")?;
+    // By the live feed, and not by what it asked for when it came back.
+    wait_for_count(world.agent(0), "evictd_agent_feed_silent", &[], 0)?;
+    let live = |agent: &Node| count(agent, "evictd_agent_invalidations_total", &[("via", "live")]);
+    let before = live(world.agent(0))?;
+    world.delete(&after)?;
+    world.assert_gone(&[&meanwhile, &after])?;
+    assert_eq!(live(world.agent(0))?, before + 1);
+    world.wait_for_codes(&[&good], "VALID")?;
+    assert_eq!(flushes(world.agent(0))?, 0);
+    world.assert_works()
+}
+
+/// How many connections of the first agent NATS knows.
+fn connections(world: &World) -> Result<usize> {
+    let connections = world.topology.home.connections()?;
+    let names = connections.iter().filter_map(|connection| connection["name"].as_str());
+    Ok(names.filter(|name| name.starts_with("evictd agent eu")).count())
+}
+
+/// Failure: a server that throws out whoever reads too slowly throws away what was on its way to it.
+#[test]
+fn an_agent_that_nats_cuts_off_for_slowness_misses_nothing() -> Result<()> {
+    // More than what a server keeps for one client (64 MiB) and the sockets hold.
+    const MESSAGES: usize = 240;
+    const BYTES: usize = 512 * 1024;
+    let mut world = World::start(&plan(&["eu", "us"]))?;
+    let [doomed, good] = [world.create_key()?, world.create_key()?];
+    world.cache_everywhere(&[&doomed, &good])?;
+    let (connected, connected_to_nats) = (connects(world.agent(0))?, connections(&world)?);
+    world.agent_mut(0).daemon.pause()?;
+    let login = world.topology.home.login(&User::Publisher)?.clone();
+    let mut flood = Bus::connect(world.topology.home.clients(), &login)?;
+    let garbage = vec![b'x'; BYTES];
+    for _ in 0..MESSAGES {
+        flood.publish("evictd.v1.live", None, &garbage)?;
+        // One by one, so that the other region keeps pace.
+        flood.sync()?;
+    }
+    world.delete(&doomed)?;
+    world.wait_for_code(world.agent(1), &doomed, "NOT_FOUND")?;
+    let gone = || Ok((connections(&world)? < connected_to_nats).then_some(()));
+    try_eventually("the server to have enough of the agent", SOON, gone)?;
+
+    world.agent_mut(0).daemon.resume()?;
+    world.assert_gone(&[&doomed])?;
+    world.wait_for_codes(&[&good], "VALID")?;
+    wait_for_mode(world.agent(0), "live")?;
+    // Only the one that hears the live feed was too slow.
+    assert_eq!((connects(world.agent(0))?, flushes(world.agent(0))?), (connected + 1, 0));
     world.assert_works()
 }

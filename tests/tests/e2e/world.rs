@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use evictd_tests::http::{Client, Response};
 use evictd_tests::topology::{Node, Plan, Servers, Topology, Wires};
 use evictd_tests::wait::{throughout, try_eventually};
@@ -107,6 +107,51 @@ impl World {
         let data = self.call("keys.createKey", &body)?;
         let text = |member: &str| data[member].as_str().map(str::to_owned);
         Ok(Key { id: text("keyId").context("no keyId")?, text: text("key").context("no key")? })
+    }
+
+    /// `how_many` keys of the world's API, made by several clients at once.
+    pub(crate) fn create_keys(&self, how_many: usize) -> Result<Vec<Key>> {
+        let made = self.by_all_clients(&vec![(); how_many], |caller, ()| {
+            let answer = caller.call("keys.createKey", &json!({ "apiId": self.api }))?;
+            let text = |member: &str| answer.body["data"][member].as_str().map(str::to_owned);
+            Ok(Key { id: text("keyId").context("no keyId")?, text: text("key").context("no key")? })
+        });
+        made.context("creating keys")
+    }
+
+    /// Deletes `keys` by several clients at once, so in no order.
+    pub(crate) fn delete_all(&self, keys: &[Key]) -> Result<()> {
+        let deleted = self.by_all_clients(keys, |caller, key| {
+            let answer = caller.call("keys.deleteKey", &json!({ "keyId": key.id }))?;
+            ensure!(answer.status == 200, "{} was answered {}: {}", key.id, answer.status, answer.text);
+            Ok(())
+        });
+        deleted.map(drop).context("deleting keys")
+    }
+
+    /// Calls the publisher for each of `items`, shared among some clients; the results in no order.
+    fn by_all_clients<T: Sync, R: Send>(
+        &self,
+        items: &[T],
+        call: impl Fn(&Caller, &T) -> Result<R> + Sync,
+    ) -> Result<Vec<R>> {
+        const CLIENTS: usize = 4;
+        let caller = Caller::new(self, self.publisher());
+        std::thread::scope(|scope| {
+            let clients: Vec<_> = items
+                .chunks(items.len().div_ceil(CLIENTS).max(1))
+                .map(|items| {
+                    let (caller, call) = (caller.clone(), &call);
+                    scope.spawn(move || items.iter().map(|item| call(&caller, item)).collect())
+                })
+                .collect();
+            let mut results = Vec::with_capacity(items.len());
+            for client in clients {
+                let part: Result<Vec<R>> = client.join().map_err(|_| anyhow!("a client panicked"))?;
+                results.extend(part?);
+            }
+            Ok(results)
+        })
     }
 
     pub(crate) fn delete(&self, key: &Key) -> Result<()> {
@@ -345,6 +390,11 @@ fn hits_and_misses(agent: &Node) -> Result<(u64, u64)> {
 pub(crate) fn flushes(agent: &Node) -> Result<u64> {
     let flushes = |labels: &[_]| count(agent, "evictd_agent_flushes_total", labels);
     Ok(flushes(&[])? - flushes(&[("reason", "start")])?)
+}
+
+/// How often an agent has connected to NATS, all of its connections added up.
+pub(crate) fn connects(agent: &Node) -> Result<u64> {
+    count(agent, "evictd_agent_nats_connects_total", &[])
 }
 
 /// How often an agent has asked for what it had missed.

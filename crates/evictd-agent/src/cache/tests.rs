@@ -61,19 +61,20 @@ impl World {
         follower.on_probe_answer(1, at(BASE), now, &mut Vec::new());
         let record = Record::Key(key("key_1"));
         let anchors = follower.anchors(&record, &mut Vec::new());
-        let entry = Arc::new(Entry::new(record, at(BASE), now, anchors));
         let cache = Cache::new(&config.cache);
+        let answers = cache.rings.answers_of(&record);
+        let entry = Arc::new(Entry { record, stamp: Stamp::new(at(BASE), now, anchors), answers });
         Self { cache, follower, scope, entry, meets_floors: true, got: None, answered: false }
     }
 
     fn take(&mut self, step: Step) {
         let alice = hash("alice");
-        let is_shown = |got: &Option<Arc<Entry>>| got.as_ref().is_some_and(|entry| entry.is_shown());
+        let is_shown = |got: &Option<Arc<Entry>>| got.as_ref().is_some_and(|entry| entry.stamp.is_shown());
         match step {
             Insert => self.cache.insert_hidden(alice, self.entry.clone()),
-            Check => self.meets_floors = self.follower.admits(&alice, &self.entry.anchors, at(BASE)),
-            Settle if self.meets_floors => self.entry.show(),
-            Settle | Evict => self.cache.evict(&alice),
+            Check => self.meets_floors = self.follower.admits(&alice, &self.entry.stamp.anchors, at(BASE)),
+            Settle if self.meets_floors => self.entry.stamp.show(),
+            Settle | Evict => drop(self.cache.evict(&alice)),
             Raise => {
                 let row = row(at(BASE + 1), self.scope.clone());
                 self.follower.on_live(vec![row], clock::lease_now(), &mut Vec::new());
@@ -81,7 +82,7 @@ impl World {
             Confirm => {}
             Get => self.got = self.cache.found.get(&alice),
             Answer => {
-                let floor = self.entry.anchors.floor().max(self.follower.floors().horizon().get());
+                let floor = self.entry.stamp.anchors.floor().max(self.follower.floors().horizon().get());
                 self.answered = is_shown(&self.got) && at(BASE) >= floor;
             }
             AnswerBlindly => self.answered = is_shown(&self.got),
@@ -163,16 +164,19 @@ fn a_hit_that_ignored_the_shared_floors_would_bring_it_back() {
 fn entry(record: Record) -> Arc<Entry> {
     let mut follower = Follower::new(config(&[]).follower(), 1);
     let anchors = follower.anchors(&record, &mut Vec::new());
-    let entry = Arc::new(Entry::new(record, at(BASE), clock::lease_now(), anchors));
-    entry.show();
-    entry
+    let stamp = Stamp::new(at(BASE), clock::lease_now(), anchors);
+    stamp.show();
+    let answers = Rings::new().answers_of(&record);
+    Arc::new(Entry { record, stamp, answers })
 }
 
 fn put(cache: &Cache, text: &str, record: Record) {
     let shown = entry(record.clone());
-    let hidden = Arc::new(Entry::new(record, shown.as_of(), shown.read_at, shown.anchors.clone()));
+    let stamp = Stamp::new(shown.stamp.as_of(), shown.stamp.read_at, shown.stamp.anchors.clone());
+    let answers = cache.rings.answers_of(&record);
+    let hidden = Arc::new(Entry { record, stamp, answers });
     cache.insert_hidden(hash(text), hidden.clone());
-    hidden.show();
+    hidden.stamp.show();
 }
 
 #[test]

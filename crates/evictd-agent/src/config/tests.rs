@@ -81,3 +81,19 @@ fn durations_beyond_all_reason_are_refused_not_overflowed() {
         assert!(!problems(&[(key, longest)]).is_empty(), "{key}");
     }
 }
+
+#[test]
+fn policies_are_named_for_the_agent_and_for_single_apis() {
+    let config = load(&[("partition.policy", "serve_stale"), ("partition.apis.api_1", "deny")]).unwrap();
+    assert_eq!(config.partition.policy, PolicyName::ServeStale);
+    assert_eq!(config.partition.apis["api_1"], PolicyName::Deny);
+    let found = load(&[("partition.policy", "allow"), ("partition.apis.api_1", "")]).unwrap_err().problems;
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(found.iter().all(|problem| problem.contains("`deny` or `serve_stale`")), "{found:?}");
+}
+
+#[test]
+fn the_clock_device_can_be_left_alone() {
+    assert_eq!(load(&[]).unwrap().vm_clock(), Some(Path::new(evictd_ops::vm_clock::DEVICE)));
+    assert_eq!(load(&[("lease.vm_clock", "")]).unwrap().vm_clock(), None);
+}

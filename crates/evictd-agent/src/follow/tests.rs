@@ -1,9 +1,11 @@
-//! The follow task without a bus, and the arithmetic of the clock offset.
+//! The follow task without a bus.
 
 mod race;
 
-use evictd_core::follower::Via;
-use evictd_core::invalidation::Scope;
+use evictd_core::ids::ApiId;
+use evictd_core::invalidation::Cause;
+use evictd_core::record::Record;
+use evictd_core::time::StoreTime;
 use evictd_ops::readiness::Readiness;
 use evictd_wire::api::ids::hash;
 
@@ -44,23 +46,19 @@ fn task(agent: &Agent) -> Task {
         knowledge: agent.knowledge.clone(),
         cache: agent.cache.clone(),
         metrics: agent.metrics.clone(),
-        lease: Readiness::new().condition("lease", "a proof"),
+        policies: agent.policies.clone(),
+        lease: agent.readiness.condition("lease", "a proof"),
+        feed: agent.readiness.remark("feed"),
         recent: Recent::default(),
     };
-    Task {
-        follow,
-        effects: Vec::new(),
-        offset: Offset::default(),
-        last_heard: LeaseTime(0),
-        mode: Mode::Starting,
-    }
+    Task::new(follow)
 }
 
 #[tokio::test]
 async fn an_invalidation_is_evicted_and_then_counts_as_applied() {
     let agent = Agent::live();
     let (mut task, feed) = (task(&agent), deaf_feed(&agent).await);
-    let record = evictd_core::record::Record::Key(key("key_1"));
+    let record = Record::Key(key("key_1"));
     agent.cached(hash("alice"), record, at(BASE), clock::lease_now());
 
     let rows = [row(at(BASE + 1), key_scope(hash("alice")))];
@@ -90,7 +88,7 @@ async fn what_is_malformed_or_unasked_is_counted_and_changes_nothing() {
 
     assert_eq!(task.effects, []);
     assert_eq!(agent.knowledge.follower.lock().head(), at(BASE));
-    assert_eq!(task.offset.error, Offset::default().error, "a clock was believed that nobody asked for");
+    assert_eq!(task.offset.bounds(clock::lease_now()), None, "a clock was believed that nobody asked for");
     for (subject, reason) in [
         ("live", "malformed"),
         ("probe", "malformed"),
@@ -104,87 +102,223 @@ async fn what_is_malformed_or_unasked_is_counted_and_changes_nothing() {
     }
 }
 
+/// A probe that was answered `ago` by a store whose clock is that of this machine, and knew of [`BASE`].
+fn measured(task: &mut Task, ago: Duration) {
+    let at_that_time = clock::lease_now().before(ago);
+    let store_time = wall_clock(ago);
+    let (sent_at, received_at, held, head) = (at_that_time, at_that_time, Duration::ZERO, at(BASE));
+    task.offset.measured(Measurement { sent_at, received_at, held, store_time, head });
+}
+
+fn wall_clock(ago: Duration) -> StoreTime {
+    StoreTime(clock::wall_now().0 - i64::try_from(ago.as_micros()).unwrap())
+}
+
+/// The first change, committed `ago`.
+fn change(ago: Duration, scope: Scope) -> Invalidation {
+    Invalidation { position: at(BASE + 1), scope, cause: Cause::Deleted, committed_at: wall_clock(ago) }
+}
+
+/// Takes `row` in from the live feed, as far as applying it; returns what is told of it.
+async fn take_in(task: &mut Task, feed: &Feed, row: Invalidation) -> Option<Sighting> {
+    let position = row.position;
+    task.on_live(&live::encode_invalidations(&[row]).next().unwrap());
+    task.poll_and_perform(feed).await;
+    let told = Applied::decode(&task.announcement(false).unwrap()).unwrap();
+    told.sightings.into_iter().find(|sighting| sighting.position == position)
+}
+
+/// An agent that has just answered from a cached "alice", and whose last probe is a minute old.
+async fn exposed(settings: &[(&str, &str)]) -> (Agent, Task, Feed) {
+    let agent = Agent::live_with(settings);
+    let mut task = task(&agent);
+    let feed = deaf_feed(&agent).await;
+    measured(&mut task, Duration::from_mins(1));
+    agent.cached(hash("alice"), Record::Key(key("key_1")), at(BASE), clock::lease_now());
+    agent.verifier.entry(hash("alice")).await.unwrap();
+    (agent, task, feed)
+}
+
+const BREACHES: &str = "evictd_agent_bound_breaches_total";
+const G1: &str = r#"evictd_invariant_violations_total{id="G1"}"#;
+
+fn both_scopes() -> [Scope; 2] {
+    [key_scope(hash("alice")), Scope::Api(ApiId::new("api_1"))]
+}
+
+#[tokio::test]
+async fn what_was_answered_after_the_commit_is_told_with_the_lag() {
+    for scope in both_scopes() {
+        let (agent, mut task, feed) = exposed(&[]).await;
+        let ago = Duration::from_secs(10);
+        let told = take_in(&mut task, &feed, change(ago, scope)).await.unwrap();
+        assert!((told.lag.low..=told.lag.high + Duration::from_secs(1)).contains(&ago), "{told:?}");
+        assert!(told.exposure.answers >= 1);
+        assert!(told.exposure.last_after + Duration::from_secs(1) > ago, "{told:?}");
+        assert!(told.exposure.last_after <= told.lag.high, "{told:?}");
+        assert!(agent.metric("evictd_agent_answers_after_deletion_total") >= 1);
+        assert_eq!(agent.metric("evictd_agent_exposure_seconds_count"), 1);
+        assert_eq!((agent.metric(BREACHES), agent.metric(G1)), (0, 0), "within the bound");
+    }
+}
+
+#[tokio::test]
+async fn what_was_never_answered_from_or_loaded_since_is_no_exposure() {
+    for scope in both_scopes() {
+        let agent = Agent::live();
+        let (mut task, feed) = (task(&agent), deaf_feed(&agent).await);
+        measured(&mut task, Duration::from_mins(1));
+        // Loaded after the change: it is in there.
+        agent.cached(hash("alice"), Record::Key(key("key_1")), at(BASE + 1), clock::lease_now());
+        agent.verifier.entry(hash("alice")).await.unwrap();
+        agent.cached(hash("bob"), Record::Key(key("key_2")), at(BASE), clock::lease_now());
+        let told = take_in(&mut task, &feed, change(Duration::from_secs(40), scope)).await.unwrap();
+        assert_eq!(told.exposure, Exposure::default());
+        assert_eq!(agent.metric("evictd_agent_answers_after_deletion_total"), 0);
+        assert_eq!((agent.metric(BREACHES), agent.metric(G1)), (0, 0));
+    }
+}
+
+/// The agent's clock says that it was proven just now, and the change is 40 s old: what must not be.
+#[tokio::test]
+async fn an_answer_from_beyond_the_bound_is_a_breach() {
+    for scope in both_scopes() {
+        let (agent, mut task, feed) = exposed(&[]).await;
+        take_in(&mut task, &feed, change(Duration::from_secs(40), scope)).await.unwrap();
+        assert_eq!((agent.metric(BREACHES), agent.metric(G1)), (1, 1));
+    }
+}
+
+#[tokio::test]
+async fn a_breach_that_policy_allows_violates_nothing() {
+    for scope in both_scopes() {
+        let (agent, mut task, feed) = exposed(&[("partition.apis.api_1", "serve_stale")]).await;
+        take_in(&mut task, &feed, change(Duration::from_secs(40), scope)).await.unwrap();
+        assert_eq!((agent.metric(BREACHES), agent.metric(G1)), (1, 0));
+    }
+}
+
+#[tokio::test]
+async fn a_change_applied_late_without_an_answer_is_no_breach() {
+    let agent = Agent::live();
+    let (mut task, feed) = (task(&agent), deaf_feed(&agent).await);
+    measured(&mut task, Duration::from_mins(2));
+    let told = take_in(&mut task, &feed, change(Duration::from_secs(90), key_scope(hash("alice")))).await;
+    assert!(told.unwrap().lag.low > Duration::from_secs(80));
+    assert_eq!((agent.metric(BREACHES), agent.metric(G1)), (0, 0));
+}
+
+#[tokio::test]
+async fn before_the_stores_clock_is_known_nothing_is_said_of_a_lag() {
+    let agent = Agent::live();
+    let (mut task, feed) = (task(&agent), deaf_feed(&agent).await);
+    assert_eq!(take_in(&mut task, &feed, change(Duration::ZERO, Scope::All)).await, None);
+    assert_eq!(agent.metric(r#"evictd_agent_propagation_lag_seconds_count{scope="all"}"#), 0);
+    assert_eq!(agent.metric(r#"evictd_agent_invalidations_total{via="live"}"#), 1);
+}
+
+#[tokio::test]
+async fn the_last_announcement_says_that_the_agent_leaves() {
+    let agent = Agent::live();
+    let mut task = task(&agent);
+    let told = |task: &mut Task, leaving| Applied::decode(&task.announcement(leaving).unwrap()).unwrap();
+    assert!(!told(&mut task, false).leaving);
+    let last = told(&mut task, true);
+    assert!(last.leaving);
+    assert_eq!(last.applied, at(BASE));
+}
+
+#[tokio::test]
+async fn a_silent_feed_is_remarked_on_and_keeps_nobody_unready() {
+    let agent = Agent::live();
+    let (mut task, feed) = (task(&agent), deaf_feed(&agent).await);
+    task.enter(Mode::Live);
+    task.on_beat(&feed).await;
+    assert_eq!(agent.readiness.remarks(), []);
+    task.last_heard = clock::lease_now().before(FEED_SILENT_AFTER);
+    task.on_beat(&feed).await;
+    assert!(agent.readiness.is_ready());
+    assert_eq!(agent.readiness.remarks()[0].condition, "feed");
+    assert_eq!(agent.metric("evictd_agent_feed_silent"), 1);
+    task.on_live(&live::encode_tick(at(BASE)));
+    task.on_beat(&feed).await;
+    assert_eq!(agent.readiness.remarks(), []);
+}
+
+#[tokio::test]
+async fn each_mode_shows_in_metrics_and_readiness() {
+    let shown = |agent: &Agent| {
+        Mode::ALL.map(|mode| agent.metric(&format!("evictd_agent_mode{{mode=\"{}\"}}", mode.label())))
+    };
+    let waits_for_the_lease = |agent: &Agent| !agent.readiness.is_ready();
+
+    let agent = Agent::starting(&[]);
+    let (mut starting, feed) = (task(&agent), deaf_feed(&agent).await);
+    starting.on_beat(&feed).await;
+    assert_eq!((shown(&agent), waits_for_the_lease(&agent)), ([1, 0, 0], true));
+    assert!(agent.readiness.waiting_for()[0].detail.contains("a proof"), "no word of an expiry");
+
+    agent.prove(at(BASE));
+    starting.on_beat(&feed).await;
+    assert_eq!((shown(&agent), waits_for_the_lease(&agent)), ([0, 1, 0], false));
+
+    agent.knowledge.end();
+    starting.on_beat(&feed).await;
+    assert_eq!((shown(&agent), waits_for_the_lease(&agent)), ([0, 0, 1], true));
+    assert_eq!(agent.metric("evictd_agent_lease_remaining_seconds"), 0);
+}
+
+#[tokio::test]
+async fn probes_tell_whether_anything_may_be_answered_stale() {
+    for (settings, policy) in [
+        (&[][..], PartitionPolicy::Deny),
+        (&[("partition.apis.api_9", "serve_stale")], PartitionPolicy::ServeStale),
+        (&[("partition.policy", "serve_stale")], PartitionPolicy::ServeStale),
+    ] {
+        assert_eq!(task(&Agent::live_with(settings)).follow.policies.widest(), policy);
+    }
+}
+
 #[test]
-fn times_out_of_this_world_do_not_stop_the_follower() {
+fn progress_that_goes_back_is_a_violation() {
+    let agent = Agent::live();
+    let invariants = &agent.metrics.invariants;
+    let violations = |id| agent.metric(&format!("evictd_invariant_violations_total{{id=\"{id}\"}}"));
+    let at_epoch = |epoch, position| LogPosition::new(epoch, position).unwrap();
+    check_progress(invariants, at_epoch(1, 5), at_epoch(1, 5));
+    check_progress(invariants, at_epoch(1, 5), at_epoch(2, 1));
+    assert_eq!((violations("R5"), violations("R2")), (0, 0));
+    check_progress(invariants, at_epoch(1, 5), at_epoch(1, 4));
+    check_progress(invariants, at_epoch(2, 1), at_epoch(1, 9));
+    assert_eq!((violations("R5"), violations("R2")), (1, 1));
+}
+
+#[test]
+fn what_an_eviction_left_behind_is_a_violation() {
     let agent = Agent::live();
     let task = task(&agent);
-    for micros in [i64::MIN, i64::MAX] {
-        let mut row = row(at(BASE + 1), Scope::All);
-        row.committed_at = StoreTime(micros);
-        task.applied(&row, Via::Live);
-        let mut offset = Offset::default();
-        offset.measured(StoreTime(micros), StoreTime(0), Duration::ZERO);
-        offset.measured(StoreTime(micros), StoreTime(-micros.saturating_add(1)), Duration::ZERO);
-        offset.high_micros();
-        offset.age_of(StoreTime(-micros.saturating_add(1)), StoreTime(micros));
+    let g2 = r#"evictd_invariant_violations_total{id="G2"}"#;
+    agent.cached(hash("alice"), Record::Key(key("key_1")), at(BASE + 1), clock::lease_now());
+    task.check_evicted(&hash("alice"), at(BASE + 1));
+    task.check_evicted(&hash("nobody"), at(BASE + 1));
+    assert_eq!(agent.metric(g2), 0);
+    task.check_evicted(&hash("alice"), at(BASE + 2));
+    assert_eq!(agent.metric(g2), 1);
+}
+
+/// A flush sends everybody to the origin at once. The feed must not notice.
+#[tokio::test]
+async fn invalidations_are_applied_while_as_many_loads_as_may_be_are_under_way() {
+    let agent = Agent::live_with(&[("loads.concurrent_max", "8")]);
+    let (mut task, feed) = (task(&agent), deaf_feed(&agent).await);
+    agent.home.hold();
+    for n in 0..100 {
+        let verifier = agent.verifier.clone();
+        tokio::spawn(async move { drop(verifier.entry(hash(&format!("key {n}"))).await) });
     }
-}
-
-const SECOND: i64 = 1_000_000;
-
-fn millis(millis: u64) -> Duration {
-    Duration::from_millis(millis)
-}
-
-#[test]
-fn an_offset_that_was_never_measured_may_be_an_hour_off() {
-    let offset = Offset::default();
-    assert_eq!(offset.error, Duration::from_hours(1));
-    assert_eq!(offset.age_of(StoreTime(2 * SECOND), StoreTime(5 * SECOND)), Duration::from_secs(3));
-}
-
-#[test]
-fn a_clock_that_was_read_half_way_is_known_exactly() {
-    let mut offset = Offset::default();
-    // The store is 5 s ahead; its clock was read 10 ms before the answer came.
-    let received_at = StoreTime(100 * SECOND);
-    let store_time = StoreTime(105 * SECOND - 10_000);
-    offset.measured(store_time, received_at, millis(20));
-    assert_eq!((offset.micros, offset.error), (5 * SECOND, millis(10)));
-    assert_eq!(offset.high_micros(), 5 * SECOND + 10_000);
-    assert_eq!(offset.age_of(StoreTime(104 * SECOND), received_at), Duration::from_secs(1));
-}
-
-#[test]
-fn the_true_offset_lies_within_the_error_however_lopsided_the_way() {
-    for true_offset in [-3600 * SECOND, -1, 0, 7, 5 * SECOND] {
-        for back_ms in 0..=40 {
-            let mut offset = Offset::default();
-            let received_at = StoreTime(1_000 * SECOND);
-            let store_time = StoreTime(received_at.0 + true_offset - back_ms * 1000);
-            offset.measured(store_time, received_at, millis(40));
-            let off_by = (offset.micros - true_offset).unsigned_abs();
-            assert!(Duration::from_micros(off_by) <= offset.error, "{true_offset} {back_ms}");
-            assert!(offset.high_micros() >= true_offset);
-        }
-    }
-}
-
-#[test]
-fn a_worse_measurement_does_not_replace_a_better_one_until_that_has_grown_old() {
-    let mut offset = Offset::default();
-    let now = StoreTime(SECOND);
-    offset.measured(StoreTime(2 * SECOND), now, Duration::ZERO);
-    assert_eq!((offset.micros, offset.error), (SECOND, Duration::ZERO));
-    let worse = |offset: &mut Offset| offset.measured(StoreTime(2 * SECOND - 4_000), now, millis(10));
-    for age in 1..10 {
-        worse(&mut offset);
-        assert_eq!((offset.micros, offset.error), (SECOND, Offset::DRIFT * age));
-    }
-    worse(&mut offset);
-    assert_eq!((offset.micros, offset.error), (SECOND + 1_000, millis(5)));
-}
-
-#[test]
-fn a_clock_that_was_set_is_believed_at_once() {
-    let mut offset = Offset::default();
-    let now = StoreTime(SECOND);
-    offset.measured(StoreTime(2 * SECOND), now, Duration::ZERO);
-    offset.measured(StoreTime(9 * SECOND), now, millis(10));
-    assert_eq!((offset.micros, offset.error), (8 * SECOND + 5_000, millis(5)));
-}
-
-#[test]
-fn nothing_is_younger_than_new() {
-    assert_eq!(Offset::default().age_of(StoreTime(9 * SECOND), StoreTime(SECOND)), Duration::ZERO);
+    agent.home.is_asked(8).await;
+    take_in(&mut task, &feed, change(Duration::ZERO, Scope::All)).await;
+    assert_eq!(agent.knowledge.applied(), at(BASE + 1));
+    assert_eq!(agent.home.asked(), 8);
+    agent.home.release();
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use evictd_core::ids::{ApiId, WorkspaceId};
 use evictd_core::invalidation::Scope;
+use evictd_ops::clock;
 use evictd_ops::http::{HttpLimits, bind, serve};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -14,12 +15,15 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use evictd_core::record::RecordState;
 
 use super::*;
-use crate::fixture::{Agent, ends_in, key, key_scope, root_key};
+use crate::fixture::{Agent, BASE, at, ends_in, key, key_scope, root_key};
 use crate::metrics::LoadOutcome;
+use crate::origin::LoadError;
 
 struct Answer {
     status: u16,
     content_type: String,
+    /// The header `Evictd-Stale`, if there is one.
+    stale: String,
     body: String,
 }
 
@@ -54,7 +58,10 @@ struct Gateway {
 
 impl Gateway {
     async fn new() -> Self {
-        let agent = Agent::live();
+        Self::of(Agent::live()).await
+    }
+
+    async fn of(agent: Agent) -> Self {
         agent.home.put(hash("root"), Record::RootKey(root_key(&["api.*.verify_key"])));
         agent.home.put(hash("alice"), Record::Key(key("key_1")));
         agent.home.put(hash("bob"), Record::Key(key("key_2")));
@@ -79,6 +86,7 @@ impl Gateway {
         Answer {
             status: head.split(' ').nth(1).unwrap().parse().unwrap(),
             content_type: header("content-type:"),
+            stale: header("evictd-stale:"),
             body: body.to_owned(),
         }
     }
@@ -322,4 +330,44 @@ async fn other_paths_methods_and_sizes_are_refused() {
     let head = format!("POST /v2/keys.verifyKey HTTP/1.1\r\ncontent-length: {}", BODY_BYTES_MAX + 1);
     let answer = gateway.send(&head, "").await;
     assert_eq!(answer.refusal(), (413, "user/bad_request/request_body_too_large".to_owned()));
+}
+
+#[tokio::test]
+async fn an_answer_that_policy_makes_from_an_old_record_is_marked_and_counted() {
+    let agent = Agent::starting(&[("partition.policy", "serve_stale")]);
+    agent.knowledge.publish_applied(at(BASE));
+    let ago = |seconds| clock::lease_now().before(Duration::from_secs(seconds));
+    let root = Record::RootKey(root_key(&["api.*.verify_key"]));
+    agent.cached(hash("root"), root, at(BASE), ago(1));
+    agent.cached(hash("fresh"), Record::Key(key("key_1")), at(BASE), ago(2));
+    agent.cached(hash("old"), Record::Key(key("key_2")), at(BASE), ago(41));
+    let gateway = Gateway::of(agent).await;
+    gateway.agent.home.fail(Some((LoadOutcome::NoPublisher, LoadError::Unreachable)));
+
+    let fresh = gateway.verify("fresh").await;
+    assert_eq!((fresh.stale.as_str(), &fresh.json()["meta"]["stale"]), ("", &Value::Null));
+    let old = gateway.verify("old").await;
+    assert_eq!((old.stale.as_str(), &old.json()["meta"]["stale"]), ("41", &json!({ "ageSeconds": 41 })));
+    assert!(old.json()["meta"]["requestId"].as_str().is_some_and(|id| id.starts_with("req_")));
+    assert_eq!(old.data(), json!({ "valid": true, "code": "VALID", "keyId": "key_2", "enabled": true }));
+    let stale = r#"evictd_agent_stale_answers_total{code="VALID"}"#;
+    assert_eq!((gateway.verified("VALID"), gateway.agent.metric(stale)), (2, 1));
+    assert_eq!(gateway.verify("nobody").await.status, 503);
+}
+
+#[tokio::test]
+async fn an_old_root_key_makes_every_answer_old_and_every_refusal_too() {
+    let agent = Agent::starting(&[("partition.policy", "serve_stale")]);
+    agent.knowledge.publish_applied(at(BASE));
+    let old = clock::lease_now().before(Duration::from_secs(50));
+    agent.cached(hash("root"), Record::RootKey(root_key(&["api.*.verify_key"])), at(BASE), old);
+    agent.cached(hash("key"), Record::Key(key("key_1")), at(BASE), clock::lease_now());
+    let disabled = RootKeyRecord { state: RecordState::Disabled, ..root_key(&[]) };
+    agent.cached(hash("disabled"), Record::RootKey(disabled), at(BASE), old);
+    let gateway = Gateway::of(agent).await;
+    gateway.agent.home.fail(Some((LoadOutcome::NoPublisher, LoadError::Unreachable)));
+    let answer = gateway.verify("key").await;
+    assert_eq!((answer.status, answer.stale.as_str()), (200, "50"));
+    let refused = gateway.verify_as("disabled", "key").await;
+    assert_eq!((refused.status, refused.stale.as_str()), (403, "50"));
 }

@@ -12,6 +12,13 @@ use futures_util::FutureExt;
 use super::*;
 use crate::fixture::{Agent, BASE, at, key, key_scope};
 
+impl Shared {
+    /// Waits until all places are free again.
+    async fn all_landed(&self, places: usize) {
+        drop(self.permits.acquire_many(u32::try_from(places).unwrap()).await.unwrap());
+    }
+}
+
 /// Loads for a verification that starts now.
 fn load(agent: &Agent, text: &str) -> impl Future<Output = Result<Arc<Entry>, LoadError>> + use<> {
     let (loads, hash, began) = (agent.loads.clone(), hash(text), agent.knowledge.begin());
@@ -77,7 +84,7 @@ async fn who_began_after_a_newer_floor_is_not_answered_by_an_older_load() {
     let (early, late) = (early.await.unwrap().unwrap(), late.await.unwrap());
     assert_eq!(state(&early), Some(RecordState::Active), "it began before the deletion was confirmed");
     assert_eq!(state(&late), Some(RecordState::Deleted));
-    assert_eq!(late.as_of(), deleted_at);
+    assert_eq!(late.stamp.as_of(), deleted_at);
     assert_eq!(agent.home.asked(), 2);
     assert_eq!(agent.metric("evictd_agent_stale_loads_rejected_total"), 1);
     assert_eq!(state(&agent.cache.get(&hash("alice")).unwrap()), Some(RecordState::Deleted));
@@ -211,4 +218,57 @@ async fn a_failure_is_everybodys_and_the_next_load_asks_again() {
     }
     agent.home.fail(None);
     assert!(load(&agent, "alice").await.is_ok());
+}
+
+/// After a flush everybody comes at once, and then again.
+#[tokio::test]
+async fn a_flush_storm_never_has_more_loads_under_way_than_allowed() {
+    const MAX: usize = 4;
+    let agent = agent(&[("loads.concurrent_max", "4")]);
+    for round in 1..=3 {
+        agent.home.hold();
+        let storm: Vec<_> =
+            (0..50).map(|n| tokio::spawn(load(&agent, &format!("key {n} of {round}")))).collect();
+        let shed = r#"evictd_agent_loads_total{outcome="shed"}"#;
+        // Places go by order of arrival; whoever comes later is told at once to come again.
+        agent.home.is_asked(MAX * round).await;
+        let mut storm = storm.into_iter();
+        let first: Vec<_> = storm.by_ref().take(MAX).collect();
+        for shed in storm {
+            assert_eq!(shed.await.unwrap().unwrap_err(), LoadError::Busy);
+        }
+        assert_eq!(agent.metric(shed), (50 - MAX as u64) * round as u64);
+        assert_eq!(agent.home.asked(), MAX * round, "nobody got in beside them");
+        assert_eq!(agent.loads.shared.permits.available_permits(), 0);
+        agent.home.release();
+        for served in first {
+            assert!(served.await.unwrap().is_ok());
+        }
+        agent.loads.shared.all_landed(MAX).await;
+    }
+}
+
+#[derive(Debug)]
+struct BrokenOrigin;
+
+#[async_trait::async_trait]
+impl Origin for BrokenOrigin {
+    async fn lookup(&self, _: KeyHash) -> Result<Loaded, (LoadOutcome, LoadError)> {
+        panic!("on purpose")
+    }
+}
+
+#[tokio::test]
+async fn a_load_that_breaks_gives_its_place_back() {
+    let agent = agent(&[]);
+    let config = crate::fixture::config(&[("loads.concurrent_max", "1")]).loads;
+    let Agent { knowledge, cache, metrics, .. } = &agent;
+    let origin = Arc::new(BrokenOrigin);
+    let loads = Loads::new(&config, origin, knowledge.clone(), cache.clone(), metrics.clone());
+    for _ in 0..3 {
+        let broken = loads.load(hash("alice"), agent.knowledge.begin()).await;
+        assert_eq!(broken.unwrap_err(), LoadError::Unreachable, "not `Busy`: the place is free");
+        loads.shared.all_landed(1).await;
+    }
+    assert!(loads.shared.flights.lock().is_empty());
 }

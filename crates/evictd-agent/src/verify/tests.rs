@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use evictd_core::entry::Stamp;
 use evictd_core::ids::{ApiId, WorkspaceId};
 use evictd_core::invalidation::Scope;
 use evictd_core::record::{Record, RecordState, RootKeyRecord};
@@ -10,6 +11,7 @@ use evictd_wire::api::root_key::acting;
 
 use super::*;
 use crate::fixture::{Agent, BASE, at, ends_in, key, key_scope, root_key, row};
+use crate::metrics::LoadOutcome;
 
 /// What the default bound leaves after its margin.
 const TRUST: Duration = Duration::from_secs(27);
@@ -38,10 +40,12 @@ fn what_is_hidden_is_not_answered() {
     let agent = Agent::live();
     let record = Record::Key(key("key_1"));
     let anchors = agent.knowledge.follower.lock().anchors(&record, &mut Vec::new());
-    let entry = Arc::new(Entry::new(record, at(BASE), clock::lease_now(), anchors));
+    let stamp = Stamp::new(at(BASE), clock::lease_now(), anchors);
+    let answers = agent.cache.rings.answers_of(&record);
+    let entry = Arc::new(Entry { record, stamp, answers });
     agent.cache.insert_hidden(hash("alice"), entry.clone());
     assert!(cached(&agent, "alice").is_none());
-    entry.show();
+    entry.stamp.show();
     assert!(cached(&agent, "alice").is_some());
 }
 
@@ -156,7 +160,7 @@ fn an_entry_in_use_outlives_a_horizon_that_it_met() {
     let applied = agent.invalidate(key_scope(hash("bob")));
 
     let entry = cached(&agent, "alice").unwrap();
-    assert_eq!(entry.as_of(), applied, "the hit had met every floor up to here");
+    assert_eq!(entry.stamp.as_of(), applied, "the hit had met every floor up to here");
 
     // As when bob's floor is dropped to save memory.
     agent.knowledge.horizon.raise(applied);
@@ -173,7 +177,7 @@ fn a_hit_lifts_no_entry_above_what_was_applied_before_it_looked() {
     let before = agent.knowledge.applied();
     let after = agent.invalidate(key_scope(hash("bob")));
     let entry = agent.verifier.cached(&hash("alice"), before).unwrap();
-    assert!(entry.as_of() < after, "its floors may have been read before that position was applied");
+    assert!(entry.stamp.as_of() < after, "its floors may have been read before that position was applied");
 }
 
 #[tokio::test]
@@ -197,8 +201,94 @@ fn an_end_that_may_have_come_at_home_has_come() {
     assert!(acts());
 
     // The store's clock may be that far ahead of this machine's.
-    agent.knowledge.publish_offset_high(61_000_000);
+    let offset = clock::wall_now().0 - clock::lease_now().0 as i64;
+    agent.knowledge.publish_home_offset_high(offset + 61_000_000);
     assert_eq!(agent.verifier.judge(&soon), Verdict::Expired);
     assert!(!acts());
-    assert_eq!(agent.metric(r#"evictd_agent_verifications_total{code="EXPIRED"}"#), 1);
+}
+
+const UNREACHABLE: (LoadOutcome, LoadError) = (LoadOutcome::Timeout, LoadError::Unreachable);
+const STALE: &[(&str, &str)] = &[("partition.policy", "serve_stale")];
+
+/// An agent that was never proven complete and reaches nobody; it has "alice", read so long ago.
+fn cut_off(settings: &[(&str, &str)], read_ago: Duration) -> Agent {
+    let agent = Agent::starting(settings);
+    agent.knowledge.publish_applied(at(BASE));
+    agent.cached(hash("alice"), Record::Key(key("key_1")), at(BASE), clock::lease_now().before(read_ago));
+    agent.home.fail(Some(UNREACHABLE));
+    agent
+}
+
+#[tokio::test]
+async fn what_is_out_of_time_is_answered_only_if_policy_says_so_and_nobody_can_be_reached() {
+    let old = TRUST + Duration::from_secs(10);
+    let deny = cut_off(&[], old);
+    assert_eq!(deny.verifier.entry(hash("alice")).await.unwrap_err(), LoadError::Unreachable);
+
+    let agent = cut_off(STALE, old);
+    let found = agent.verifier.entry(hash("alice")).await.unwrap();
+    assert_eq!(found.stale.map(|age| age.as_secs()), Some(37));
+    assert_eq!(agent.verifier.entry(hash("bob")).await.unwrap_err(), LoadError::Unreachable);
+
+    // Whoever answers that it is busy, or with what is too old, could be reached.
+    for (outcome, error) in [(LoadOutcome::Busy, LoadError::Busy), (LoadOutcome::Ok, LoadError::Stale)] {
+        agent.home.fail(Some((outcome, error)));
+        assert_eq!(agent.verifier.entry(hash("alice")).await.unwrap_err(), error);
+    }
+    agent.home.fail(None);
+    assert_eq!(agent.verifier.entry(hash("alice")).await.unwrap().stale, None, "loaded again");
+}
+
+#[tokio::test]
+async fn what_something_has_changed_is_never_answered_stale() {
+    for scope in [
+        key_scope(hash("alice")),
+        Scope::Api(ApiId::new("api_1")),
+        Scope::Workspace(WorkspaceId::new("ws_1")),
+        Scope::All,
+    ] {
+        let agent = Agent::live_with(STALE);
+        let read_at = clock::lease_now().before(TRUST * 2);
+        agent.cached(hash("alice"), Record::Key(key("key_1")), at(BASE), read_at);
+        agent.home.fail(Some(UNREACHABLE));
+        agent.invalidate(scope.clone());
+        let denied = agent.verifier.entry(hash("alice")).await;
+        assert_eq!(denied.unwrap_err(), LoadError::Unreachable, "{scope:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_api_may_have_a_policy_of_its_own() {
+    let old = TRUST * 2;
+    let agent = cut_off(&[("partition.apis.api_1", "serve_stale")], old);
+    let other = KeyRecord { api_id: ApiId::new("api_2"), ..key("key_2") };
+    let read_at = clock::lease_now().before(old);
+    agent.cached(hash("bob"), Record::Key(other), at(BASE), read_at);
+    agent.cached(hash("root"), Record::RootKey(root_key(&[])), at(BASE), read_at);
+    assert!(agent.verifier.entry(hash("alice")).await.unwrap().stale.is_some());
+    assert!(
+        agent.verifier.entry(hash("root")).await.unwrap().stale.is_some(),
+        "or nobody could act on api_1"
+    );
+    assert_eq!(agent.verifier.entry(hash("bob")).await.unwrap_err(), LoadError::Unreachable);
+}
+
+#[tokio::test]
+async fn a_machine_that_stood_still_answers_from_nothing_it_knew() {
+    let agent = Agent::live_with(STALE);
+    agent.cached(hash("alice"), Record::Key(key("key_1")), at(BASE), clock::lease_now());
+    agent.home.put(hash("bob"), Record::Key(key("key_2")));
+    agent.home.hold();
+    let verifier = agent.verifier.clone();
+    let under_way = tokio::spawn(async move { verifier.entry(hash("bob")).await });
+    agent.home.is_asked(1).await;
+
+    agent.knowledge.end();
+    agent.home.release();
+    assert_eq!(under_way.await.unwrap().unwrap_err(), LoadError::Stale, "its answer may be from before");
+    assert_eq!(agent.verifier.entry(hash("alice")).await.unwrap_err(), LoadError::Stale);
+    agent.prove(at(BASE + 1));
+    assert!(cached(&agent, "alice").is_none() && cached(&agent, "bob").is_none(), "a proof changes nothing");
+    agent.home.fail(Some(UNREACHABLE));
+    assert_eq!(agent.verifier.entry(hash("alice")).await.unwrap_err(), LoadError::Unreachable);
 }

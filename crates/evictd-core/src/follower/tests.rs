@@ -132,7 +132,7 @@ fn a_hole_that_stays_is_repaired_by_a_replay() {
     let asked = effects(|out| follower.poll(ms(40), out));
     assert_eq!(
         asked,
-        [Effect::SendReplay { nonce: 101, epoch: 1, from: 8, to: 10, cause: RepairCause::Gap }]
+        [Effect::SendReplay { nonce: 101, epoch: 1, from: 8, to: 10, cause: RepairCause::Gap, all: false }]
     );
     let rows = ReplayAnswer::Rows(vec![deletion(at(8)), deletion(at(9)), deletion(at(10))]);
     let out = effects(|out| assert_eq!(follower.on_replay_answer(101, rows, ms(50), out), Accepted::Yes));
@@ -150,7 +150,7 @@ fn the_last_message_lost_is_shown_by_the_tick() {
     let asked = effects(|out| follower.poll(ms(40), out));
     assert_eq!(
         asked,
-        [Effect::SendReplay { nonce: 101, epoch: 1, from: 8, to: 8, cause: RepairCause::Tick }]
+        [Effect::SendReplay { nonce: 101, epoch: 1, from: 8, to: 8, cause: RepairCause::Tick, all: false }]
     );
 }
 
@@ -384,4 +384,44 @@ proptest::proptest! {
             }
         }
     }
+
+    /// R5, R6: floors are a join-semilattice, and `applied` doesn't depend on the way either.
+    #[test]
+    fn any_order_repetition_and_batching_of_the_same_rows_ends_in_the_same_state(
+        (rows, shuffled) in shuffled_rows(),
+        batches in proptest::collection::vec(1usize..9, 40),
+    ) {
+        let (mut one, mut other) = (started(7), started(7));
+        for row in rows.clone() {
+            one.on_live(vec![row], ms(20), &mut Vec::new());
+        }
+        let mut left = &shuffled[..];
+        for size in batches {
+            let (batch, rest) = left.split_at(size.min(left.len()));
+            other.on_live(batch.to_vec(), ms(20), &mut Vec::new());
+            left = rest;
+        }
+        other.on_live(left.to_vec(), ms(20), &mut Vec::new());
+        proptest::prop_assert_eq!(one.applied(), Some(at(7 + rows.len() as u64)));
+        proptest::prop_assert_eq!(one.applied(), other.applied());
+        for row in &rows {
+            let Scope::Key { hash, .. } = &row.scope else { unreachable!() };
+            let floor = |follower: &mut Follower| {
+                let anchors = follower.anchors(&Record::Absent, &mut Vec::new());
+                follower.floor(hash, &anchors)
+            };
+            proptest::prop_assert_eq!(floor(&mut one), floor(&mut other));
+            proptest::prop_assert!(floor(&mut one) >= row.position);
+        }
+    }
+}
+
+/// Rows right above position 7, and the same ones in another order, some of them twice.
+fn shuffled_rows() -> impl proptest::strategy::Strategy<Value = (Vec<Invalidation>, Vec<Invalidation>)> {
+    use proptest::prelude::*;
+    (1u64..30, 0usize..10).prop_flat_map(|(count, repeated)| {
+        let rows: Vec<_> = (8..8 + count).map(|position| deletion(at(position))).collect();
+        let doubled: Vec<_> = rows.iter().chain(rows.iter().take(repeated)).cloned().collect();
+        (Just(rows), Just(doubled).prop_shuffle())
+    })
 }

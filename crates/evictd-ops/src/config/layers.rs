@@ -41,6 +41,13 @@ struct Given {
     source: Source,
 }
 
+/// What a name stands for.
+enum Known {
+    Section,
+    /// With its default.
+    Key(Value),
+}
+
 /// Where a value comes from. The order is the order of precedence.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Source {
@@ -149,6 +156,21 @@ impl Layers {
         self.known.iter().filter(|(_, default)| default.is_some()).map(|(key, _)| key.as_str())
     }
 
+    /// What the defaults say of a key. A section that is empty there is open: its keys are the user's own,
+    /// without a variable, and take strings.
+    fn default_of(&self, key: &str) -> Option<Known> {
+        match self.known.get(key) {
+            Some(Some(default)) => return Some(Known::Key(default.clone())),
+            Some(None) => return Some(Known::Section),
+            None => {}
+        }
+        let (section, _) = key.rsplit_once('.')?;
+        let inside = format!("{section}.");
+        let is_open = matches!(self.known.get(section), Some(None))
+            && !self.known.keys().any(|known| known.starts_with(&inside));
+        is_open.then(|| Known::Key(Value::String(String::new())))
+    }
+
     /// `a.b_c` and `a_b.c` would share a variable.
     fn check_variables(&mut self) {
         let mut owners: BTreeMap<String, &str> = BTreeMap::new();
@@ -167,29 +189,31 @@ impl Layers {
             let key = join(path, name.get_ref());
             let source =
                 Source::File { path: file.name.clone(), line: line_of(file.content, name.span().start) };
-            match self.known.get(&key) {
+            match self.default_of(&key) {
                 None => self.unknown(&key, &source),
-                Some(None) => match value.get_ref() {
+                Some(Known::Section) => match value.get_ref() {
                     DeValue::Table(inner) => self.take_table(file, &key, inner),
                     _ => self.problems.push(format!(
                         "{source}: `{key}` is a section; write its keys below a line `[{key}]`"
                     )),
                 },
-                Some(Some(default)) => match plain(value).and_then(|value| text::fit(value, default)) {
-                    Ok(value) => self.given.push(Given { key, value, source }),
-                    Err(expected) => self.wrong_type(&key, &source, &expected),
-                },
+                Some(Known::Key(default)) => {
+                    match plain(value).and_then(|value| text::fit(value, &default)) {
+                        Ok(value) => self.given.push(Given { key, value, source }),
+                        Err(expected) => self.wrong_type(&key, &source, &expected),
+                    }
+                }
             }
         }
     }
 
     fn take_text(&mut self, key: &str, value: &str, source: Source) {
-        match self.known.get(key) {
+        match self.default_of(key) {
             None => self.unknown(key, &source),
-            Some(None) => {
+            Some(Known::Section) => {
                 self.problems.push(format!("{source}: `{key}` is a section; set one of its keys instead"));
             }
-            Some(Some(default)) => match text::parse(value, default) {
+            Some(Known::Key(default)) => match text::parse(value, &default) {
                 Ok(value) => self.given.push(Given { key: key.to_owned(), value, source }),
                 Err(expected) => self.wrong_type(key, &source, &expected),
             },
@@ -241,7 +265,7 @@ fn learn(known: &mut BTreeMap<String, Option<Value>>, path: &str, table: &Table)
 fn put(table: &mut Table, key: &str, value: Value) {
     match key.split_once('.') {
         Some((section, rest)) => {
-            // Known keys lie in known sections, so that the section is there.
+            // Known keys lie in known sections, and an open section has no others in it.
             if let Some(Value::Table(inner)) = table.get_mut(section) {
                 put(inner, rest, value);
             }
@@ -494,6 +518,30 @@ mod tests {
     fn keys_that_share_a_variable_are_found() {
         let problems = problems(Layers::new("[a]\nb_c = 1\n[a_b]\nc = 1\n"));
         assert_eq!(problems[0], "built-in defaults: `a.b_c` and `a_b.c` would share EVICTD_A_B_C");
+    }
+
+    #[test]
+    fn an_empty_section_is_open_to_keys_of_the_users_own() {
+        #[derive(Deserialize, Debug)]
+        struct Open {
+            apis: BTreeMap<String, String>,
+            closed: BTreeMap<String, String>,
+        }
+        impl Validate for Open {
+            fn validate(&self, _: &mut Vec<String>) {}
+        }
+        const DEFAULTS: &str = "[apis]\n[closed]\nkey = 'x'\n";
+        let good = file("[apis]\napi_1 = 'stale'\n");
+        let layers = Layers::new(DEFAULTS).file(good.path()).set("apis.api_2", "deny");
+        let Loaded { config, effective } = layers.load::<Open>().unwrap();
+        assert_eq!((config.apis["api_1"].as_str(), config.apis["api_2"].as_str()), ("stale", "deny"));
+        assert_eq!(config.closed.len(), 1);
+        assert_eq!(effective["apis"]["api_1"].as_str(), Some("stale"));
+
+        let bad = file("[apis]\napi_1 = 1\n'a.b' = 'stale'\n[closed]\nother = 'x'\n");
+        let problems = Layers::new(DEFAULTS).file(bad.path()).load::<Open>().unwrap_err().problems;
+        let keys: Vec<_> = problems.iter().filter_map(|problem| problem.split('`').nth(1)).collect();
+        assert_eq!(keys, ["apis.a.b", "apis.api_1", "closed.other"]);
     }
 
     #[test]

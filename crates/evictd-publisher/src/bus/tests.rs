@@ -1,30 +1,39 @@
 //! What an intake admits.
 
 use evictd_ops::metrics::Registry;
+use tokio::sync::mpsc;
 
 use super::*;
 use crate::metrics;
 
 const INBOX: &str = "_INBOX_evictd.eu-central-1.edge.00ff.probe";
 
-/// An intake of a publisher whose server can't be reached; messages are put before it by hand.
+/// A connection to a server that can't be reached: what is sent is dropped.
+pub(crate) async fn unconnected(metrics: &Arc<Metrics>) -> Bus {
+    let config = BusConfig { urls: vec!["nats://127.0.0.1:1".to_owned()], ..BusConfig::default() };
+    connect(&config, metrics, &Readiness::new(), || {}).await.unwrap()
+}
+
+/// An intake of such a publisher; messages are put before it by hand.
 async fn intake(kind: Kind) -> (Intake, Registry) {
     let registry = Registry::new(metrics::SPECS, &[]).unwrap();
-    let metrics = Arc::new(Metrics::new(&registry));
-    let config = BusConfig { urls: vec!["nats://127.0.0.1:1".to_owned()], ..BusConfig::default() };
-    let bus = connect(&config, &metrics, &Readiness::new(), || {}).await.unwrap();
-    (Intake { bus, kind, subject: kind.wildcard(), grouped: true, subscription: None }, registry)
+    let bus = unconnected(&Arc::new(Metrics::new(&registry))).await;
+    (bus.intake(kind).await.unwrap(), registry)
 }
 
 fn message(subject: &str, reply: Option<&str>) -> Message {
+    carrying(Bytes::from_static(b"x"), subject, reply)
+}
+
+pub(crate) fn carrying(payload: Bytes, subject: &str, reply: Option<&str>) -> Message {
     Message {
         subject: subject.into(),
         reply: reply.map(Into::into),
-        payload: Bytes::from_static(b"x"),
+        length: payload.len(),
+        payload,
         headers: None,
         status: None,
         description: None,
-        length: 1,
     }
 }
 
@@ -40,10 +49,38 @@ async fn a_request_is_heard_with_its_asker_and_the_askers_inbox() {
 }
 
 #[tokio::test]
-async fn a_probe_to_all_publishers_names_its_asker_too() {
-    let (intake, _) = intake(Kind::Probe).await;
-    let heard = intake.admit(message("evictd.v1.probe.eu-central-1.edge.any", Some(INBOX))).unwrap();
-    assert_eq!(heard.speaker, Speaker::new("eu-central-1", "edge").unwrap());
+async fn a_question_to_all_publishers_names_its_asker_too() {
+    for kind in [Kind::Probe, Kind::Replay, Kind::Lookup] {
+        let (intake, _) = intake(kind).await;
+        let subject = format!("evictd.v1.{}.eu-central-1.edge.any", kind.token());
+        let heard = intake.admit(message(&subject, Some(INBOX))).unwrap();
+        assert_eq!(heard.speaker, Speaker::new("eu-central-1", "edge").unwrap());
+    }
+}
+
+/// Feeds an intake by hand: what it shares with other publishers, and what goes to all.
+pub(crate) fn fed(bus: &Bus, kind: Kind) -> (Intake, [mpsc::UnboundedSender<Message>; 2]) {
+    let channel = || {
+        let (sender, mut receiver) = mpsc::unbounded_channel();
+        (sender, futures_util::stream::poll_fn(move |context| receiver.poll_recv(context)).boxed())
+    };
+    let ((share, shared), (tell_all, to_all)) = (channel(), channel());
+    (Intake { bus: bus.clone(), kind, shared: Some(shared), to_all }, [share, tell_all])
+}
+
+#[tokio::test]
+async fn who_has_left_the_queue_group_still_hears_what_goes_to_all() {
+    let (unfed, _) = intake(Kind::Lookup).await;
+    let (mut intake, [share, tell_all]) = fed(&unfed.bus, Kind::Lookup);
+    let subject = "evictd.v1.lookup.eu-central-1.edge";
+    share.send(message(subject, Some(INBOX))).unwrap();
+    assert!(intake.next().await.is_some());
+    intake.set_serving(false).await;
+    assert!(share.is_closed(), "the subscription has ended");
+    tell_all.send(message(&format!("{subject}.any"), Some(INBOX))).unwrap();
+    assert!(intake.next().await.is_some());
+    intake.set_serving(true).await;
+    assert!(intake.shared.is_some());
 }
 
 #[tokio::test]

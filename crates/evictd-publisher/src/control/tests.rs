@@ -1,6 +1,7 @@
 //! The control API over a real listener and a real store.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use evictd_core::ids::WorkspaceId;
 use evictd_core::invalidation::{Cause, Scope};
@@ -18,18 +19,21 @@ use tokio::net::TcpStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::*;
+use crate::authority::RoundWish;
+use crate::config::ReceiptsConfig;
 use crate::metrics;
 
 /// Everything a root key can be allowed here.
 const ALL: [&str; 5] =
     ["api.*.create_api", "api.*.delete_api", "api.*.create_key", "api.*.read_key", "api.*.delete_key"];
 
-const ENDPOINTS: [&str; 5] =
-    [CreateApi::PATH, DeleteApi::PATH, CreateKey::PATH, GetKey::PATH, DeleteKey::PATH];
+const ENDPOINTS: [&str; 6] =
+    [CreateApi::PATH, DeleteApi::PATH, CreateKey::PATH, GetKey::PATH, DeleteKey::PATH, GetReceipt::PATH];
 
 struct Answer {
     status: u16,
     content_type: String,
+    preference_applied: Option<String>,
     body: String,
 }
 
@@ -79,10 +83,14 @@ impl Home {
         let directory = tempfile::tempdir().unwrap();
         let store = Arc::new(SqliteStore::open(&directory.path().join("home.db")).await.unwrap());
         let registry = Registry::new(metrics::SPECS, &[]).unwrap();
-        let surface = Surface::new(store.clone(), Wake::default(), Arc::new(Metrics::new(&registry)));
+        let metrics = Arc::new(Metrics::new(&registry));
+        let config = ReceiptsConfig { bound: Duration::from_secs(30).into(), regions: Vec::new() };
+        let (rounds, shutdown) = (RoundWish::default(), CancellationToken::new());
+        let receipts =
+            Receipts::new(&config, store.clone(), metrics.clone(), &registry, rounds, shutdown.clone());
+        let surface = Surface::new(store.clone(), Arc::new(receipts), Wake::default(), metrics);
         let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let shutdown = CancellationToken::new();
         tokio::spawn(serve(listener, surface, HttpLimits::default(), shutdown.clone()));
         let home = Self { directory, store, registry, address, _shutdown: shutdown.drop_guard() };
         home.root_key("root", "ws_1", &ALL).await;
@@ -128,6 +136,7 @@ impl Home {
         Answer {
             status: head.split(' ').nth(1).unwrap().parse().unwrap(),
             content_type: header("content-type:").unwrap_or_default().trim().to_owned(),
+            preference_applied: header("preference-applied:").map(|value| value.trim().to_owned()),
             body: body.to_owned(),
         }
     }
@@ -183,6 +192,7 @@ fn good_body(path: &str) -> Value {
     match path {
         CreateApi::PATH => json!({ "name": "payments" }),
         DeleteApi::PATH | CreateKey::PATH => json!({ "apiId": "api_none" }),
+        GetReceipt::PATH => json!({ "requestId": "req_none" }),
         _ => json!({ "keyId": "key_none" }),
     }
 }
@@ -565,4 +575,58 @@ async fn answers_are_counted_by_endpoint_and_class() {
             format!("evictd_publisher_requests_total{{endpoint=\"{endpoint}\",class=\"{class}\"}} {count}");
         assert!(scrape.lines().any(|found| found == line), "no {line} in\n{scrape}");
     }
+}
+
+#[tokio::test]
+async fn a_preference_for_waiting_is_honoured_by_every_change_and_changes_nothing_else() {
+    let home = Home::new().await;
+    let prefer = ["authorization: Bearer root", "prefer: respond-async", "prefer: wait=0"];
+    let created = home.post_with(CreateApi::PATH, &prefer, r#"{"name":"payments"}"#).await;
+    assert_eq!(created.preference_applied.as_deref(), Some("wait=0"));
+    let propagation = &created.json()["meta"]["propagation"];
+    assert_eq!((&propagation["state"], &propagation["final"]), (&json!("confirmed"), &json!(true)));
+    let api = created.data()["apiId"].as_str().unwrap().to_owned();
+
+    let body = json!({ "apiId": api }).to_string();
+    let created = home.post_with(CreateKey::PATH, &prefer, &body).await;
+    assert_eq!(created.json()["meta"]["propagation"]["state"], "pending", "nobody has numbered it here");
+    let key = created.data()["keyId"].as_str().unwrap().to_owned();
+    let deletions = [(DeleteKey::PATH, json!({ "keyId": key })), (DeleteApi::PATH, json!({ "apiId": api }))];
+    for (path, body) in deletions {
+        let deleted = home.post_with(path, &prefer, &body.to_string()).await;
+        let meta = &deleted.json()["meta"];
+        assert_eq!(meta["propagation"]["requestId"], meta["requestId"]);
+        assert_eq!((deleted.preference_applied.as_deref(), deleted.data()), (Some("wait=0"), json!({})));
+    }
+}
+
+#[tokio::test]
+async fn who_prefers_nothing_or_nonsense_gets_the_plain_answer() {
+    let home = Home::new().await;
+    for prefer in ["accept: application/json", "prefer: wait=soon", "prefer: return=minimal"] {
+        let headers = ["authorization: Bearer root", prefer];
+        let answer = home.post_with(CreateApi::PATH, &headers, r#"{"name":"payments"}"#).await;
+        assert_eq!((answer.status, &answer.preference_applied), (200, &None), "{prefer}");
+        assert_eq!(answer.json()["meta"].as_object().unwrap().len(), 1, "{}", answer.body);
+    }
+    let refused = home.call("root", DeleteKey::PATH, &json!({ "keyId": "key_none" })).await;
+    refused.refuses(404, "unkey/data/key_not_found");
+}
+
+#[tokio::test]
+async fn a_receipt_is_told_to_its_workspace_alone() {
+    let home = Home::new().await;
+    let answer = home.call("root", CreateApi::PATH, &json!({ "name": "payments" })).await;
+    let request = json!({ "requestId": answer.json()["meta"]["requestId"] });
+    // No permission is needed: whoever may act for the workspace may know.
+    for root in ["root", "poor"] {
+        let told = home.call(root, GetReceipt::PATH, &request).await.data();
+        assert_eq!(
+            (&told["state"], &told["final"], &told["regions"]),
+            (&json!("confirmed"), &json!(true), &json!([]))
+        );
+    }
+    home.call("foreign", GetReceipt::PATH, &request).await.refuses(404, "evictd/data/receipt_not_found");
+    let unknown = json!({ "requestId": "req_unknown" });
+    home.call("root", GetReceipt::PATH, &unknown).await.refuses(404, "evictd/data/receipt_not_found");
 }

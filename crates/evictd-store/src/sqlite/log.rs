@@ -1,4 +1,4 @@
-//! Numbering, rounds, replays.
+//! Numbering, rounds, replays, epochs.
 
 use std::time::Duration;
 
@@ -7,19 +7,14 @@ use evictd_core::ids::{ApiId, KeyHash, KeyId, WorkspaceId};
 use evictd_core::invalidation::{Cause, Invalidation, Scope};
 use evictd_core::limits::ID_BYTES_MAX;
 use evictd_core::position::LogPosition;
-use evictd_core::roster::Instance;
 use evictd_core::time::StoreTime;
-use serde_json::{Value, json};
 use sqlx::Row;
 use sqlx::sqlite::{SqlitePool, SqliteRow};
 
 use super::now;
 use super::write::{Write, failed};
 use crate::StoreError;
-use crate::log::{Backlog, Numbered, Replay};
-
-/// A known instance's `last_seen` is at most this old: rounds shouldn't write a row per agent each.
-const ROSTER_REFRESH: Duration = Duration::from_mins(1);
+use crate::log::{Backlog, Numbered, NumberedRequest, Replay};
 
 /// Above so many waiting key rows, an API gets one row for all of them: a bulk deletion by direct SQL must
 /// not hold up every agent's proof.
@@ -75,19 +70,23 @@ pub(super) async fn number(write: &mut Write, limit: i64) -> Result<Numbered, St
          FROM (SELECT id AS row, row_number() OVER (ORDER BY id) AS place FROM invalidations
                WHERE position IS NULL ORDER BY id LIMIT ?3) AS waiting
          WHERE id = waiting.row
-         RETURNING epoch, position, scope, key_hash, key_id, api_id, workspace_id, cause, committed_at",
+         RETURNING epoch, position, scope, key_hash, key_id, api_id, workspace_id, cause, request_id, committed_at",
     )
     .bind(before.epoch())
     .bind(before.position() as i64)
     .bind(limit);
-    let rows = write.rows(numbering).await?;
-    let mut rows = rows.iter().map(invalidation).collect::<Result<Vec<_>, _>>()?;
-    rows.sort_unstable_by_key(|row| row.position); // RETURNING promises no order.
-    let Some(head) = rows.last().map(|last| last.position) else {
-        return Ok(Numbered { head: before, rows });
-    };
-    write.run(sqlx::query("UPDATE log_head SET head = ?1").bind(head.position() as i64)).await?;
-    Ok(Numbered { head, rows })
+    let numbered = write.rows(numbering).await?;
+    let mut rows = numbered.iter().map(invalidation).collect::<Result<Vec<_>, _>>()?;
+    let requests = numbered.iter().filter_map(|row| request(row).transpose());
+    let mut requests = requests.collect::<Result<Vec<_>, _>>()?;
+    // RETURNING promises no order.
+    rows.sort_unstable_by_key(|row| row.position);
+    requests.sort_unstable_by_key(|request| request.position);
+    let head = rows.last().map_or(before, |last| last.position);
+    if head > before {
+        write.run(sqlx::query("UPDATE log_head SET head = ?1").bind(head.position() as i64)).await?;
+    }
+    Ok(Numbered { head, rows, requests })
 }
 
 /// Replaces more than [`MERGE_ABOVE`] waiting key rows of one API by one row for the API, as old as the
@@ -125,43 +124,18 @@ async fn merge_crowds(write: &mut Write) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Writes the instances that the roster lacks, or knows differently, or hasn't heard of for a while.
-pub(super) async fn register(
-    write: &mut Write,
-    instances: &[Instance],
-    now: StoreTime,
-) -> Result<(), StoreError> {
-    if instances.is_empty() {
-        return Ok(());
-    }
-    let presented: Vec<Value> = instances
-        .iter()
-        .map(|Instance { identity, policy, bound }| {
-            let bound_ms = i64::try_from(bound.as_millis()).unwrap_or(i64::MAX);
-            let (region, agent) = (identity.region.as_str(), identity.agent.as_str());
-            json!([region, agent, identity.instance.to_string(), policy.label(), bound_ms])
-        })
-        .collect();
-    // One statement however many they are; a known instance costs a lookup and no write.
-    let upsert = sqlx::query(
-        "INSERT INTO roster (region, agent, instance, policy, bound_ms, first_seen, last_seen)
-         SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, ?2, ?2
-         FROM json_each(?1) WHERE true
-         ON CONFLICT (region, agent, instance) DO UPDATE
-         SET policy = excluded.policy, bound_ms = excluded.bound_ms, last_seen = excluded.last_seen
-         WHERE (policy, bound_ms) IS NOT (excluded.policy, excluded.bound_ms)
-            OR abs(excluded.last_seen - last_seen) >= ?3",
-    )
-    .bind(Value::from(presented).to_string())
-    .bind(now.0)
-    .bind(ROSTER_REFRESH.as_micros() as i64);
-    write.run(upsert).await?;
+/// Raises the fence, which makes a round a durable write (R7).
+pub(super) async fn raise_fence(write: &mut Write) -> Result<(), StoreError> {
+    write.run(sqlx::query("UPDATE log_head SET fence = fence + 1")).await?;
     Ok(())
 }
 
-/// Raises the fence, and begins a new epoch if somebody has credibly seen more than the head. Tells whether
-/// it did.
-pub(super) async fn raise_fence(write: &mut Write, seen: &[LogPosition]) -> Result<bool, StoreError> {
+/// Begins a new epoch if somebody has credibly seen more than the head: what this store doesn't have, so that
+/// it went back (R2). Returns the new head if so.
+pub(super) async fn begin_epoch_above(
+    write: &mut Write,
+    seen: &[LogPosition],
+) -> Result<Option<LogPosition>, StoreError> {
     let row = write.row(sqlx::query("SELECT epoch, head FROM log_head")).await?;
     let head = head_of(row.as_ref())?;
     let (credible, incredible): (Vec<_>, Vec<_>) =
@@ -169,12 +143,28 @@ pub(super) async fn raise_fence(write: &mut Write, seen: &[LogPosition]) -> Resu
     if let Some(seen) = incredible.iter().max() {
         tracing::warn!(%seen, %head, "an agent claims to have seen an epoch that can't be; it is not believed");
     }
-    // Somebody has applied what this store doesn't have: it went back. Positions go on from the head.
-    let above = credible.into_iter().filter(|seen| *seen > head).max();
-    let began = above.and_then(|seen| LogPosition::new(seen.epoch().max(head.epoch()) + 1, head.position()));
-    let epoch = began.unwrap_or(head).epoch();
-    write.run(sqlx::query("UPDATE log_head SET epoch = ?1, fence = fence + 1").bind(epoch)).await?;
-    Ok(began.is_some())
+    match credible.into_iter().filter(|seen| *seen > head).max() {
+        Some(seen) => set_epoch(write, head, seen.epoch().max(head.epoch()) + 1).await,
+        None => Ok(None),
+    }
+}
+
+/// Begins a new epoch whatever anybody has seen. Returns the new head.
+pub(super) async fn begin_epoch(write: &mut Write) -> Result<LogPosition, StoreError> {
+    let row = write.row(sqlx::query("SELECT epoch, head FROM log_head")).await?;
+    let head = head_of(row.as_ref())?;
+    set_epoch(write, head, head.epoch() + 1).await?.ok_or(StoreError::EpochsUsedUp)
+}
+
+/// Positions go on from the head. `None` if there is no such epoch: the present one goes on as well.
+async fn set_epoch(
+    write: &mut Write,
+    head: LogPosition,
+    epoch: u32,
+) -> Result<Option<LogPosition>, StoreError> {
+    let Some(began) = LogPosition::new(epoch, head.position()) else { return Ok(None) };
+    write.run(sqlx::query("UPDATE log_head SET epoch = ?1").bind(epoch)).await?;
+    Ok(Some(began))
 }
 
 /// The rows `from..=to` of `epoch`, as many from the first on as there are without a hole, at most `limit`.
@@ -233,26 +223,62 @@ pub(super) async fn backlog(readers: &SqlitePool) -> Result<Backlog, StoreError>
 
 /// Reads a numbered row.
 fn invalidation(row: &SqliteRow) -> Result<Invalidation, StoreError> {
-    let number = |column| row.try_get::<i64, _>(column).map_err(failed("read a row of its log"));
-    let cause = row.try_get::<&str, _>("cause").ok().and_then(Cause::from_label);
     Ok(Invalidation {
-        position: log_position(number("epoch")?, number("position")?)?,
+        position: numbered_position_of(row)?,
         scope: scope(row),
-        cause: cause.unwrap_or(Cause::Changed),
-        committed_at: StoreTime(number("committed_at")?),
+        cause: cause_of(row),
+        committed_at: committed_at_of(row)?,
     })
+}
+
+/// Reads which request wrote a numbered row; `None` if none did.
+pub(super) fn request(row: &SqliteRow) -> Result<Option<NumberedRequest>, StoreError> {
+    let (Some(request_id), Some(workspace_id)) = (text(row, "request_id"), text(row, "workspace_id")) else {
+        return Ok(None);
+    };
+    Ok(Some(NumberedRequest {
+        request_id: request_id.to_owned(),
+        workspace_id: WorkspaceId::new(workspace_id),
+        position: numbered_position_of(row)?,
+        cause: cause_of(row),
+        committed_at: committed_at_of(row)?,
+    }))
+}
+
+fn numbered_position_of(row: &SqliteRow) -> Result<LogPosition, StoreError> {
+    let number = |column| row.try_get::<i64, _>(column).map_err(failed("read a row of its log"));
+    log_position(number("epoch")?, number("position")?)
+}
+
+/// Reads the place of a row; `None` if it waits for one.
+pub(super) fn position_of(row: &SqliteRow) -> Result<Option<LogPosition>, StoreError> {
+    let waits = row.try_get::<Option<i64>, _>("position").map_err(failed("read a row of its log"))?.is_none();
+    if waits { Ok(None) } else { numbered_position_of(row).map(Some) }
+}
+
+/// Reads why a row was written. It decides nothing, so that one that nobody knows stops nothing.
+pub(super) fn cause_of(row: &SqliteRow) -> Cause {
+    text(row, "cause").and_then(Cause::from_label).unwrap_or(Cause::Changed)
+}
+
+pub(super) fn committed_at_of(row: &SqliteRow) -> Result<StoreTime, StoreError> {
+    row.try_get("committed_at").map(StoreTime).map_err(failed("read a row of its log"))
+}
+
+/// Text, unless it is absent or isn't any.
+fn text<'r>(row: &'r SqliteRow, column: &str) -> Option<&'r str> {
+    row.try_get::<Option<&str>, _>(column).ok().flatten()
 }
 
 /// What a row makes forgotten. A row that doesn't say it precisely (a blanked hash, an id that wouldn't fit
 /// on the wire or isn't UTF-8, which direct SQL can store) is widened, never dropped: one bad row must
 /// neither be lost nor stop the log.
 fn scope(row: &SqliteRow) -> Scope {
-    let text = |column| row.try_get::<Option<&str>, _>(column).ok().flatten();
     let hash = row.try_get::<Option<&[u8]>, _>("key_hash").ok().flatten();
     let hash = hash.and_then(|hash| <[u8; 32]>::try_from(hash).ok()).map(KeyHash);
-    let id = |column| text(column).filter(|id| (1..=ID_BYTES_MAX).contains(&id.len()));
+    let id = |column| text(row, column).filter(|id| (1..=ID_BYTES_MAX).contains(&id.len()));
     let (key_id, api_id, workspace_id) = (id("key_id"), id("api_id"), id("workspace_id"));
-    match (text("scope"), hash, api_id, workspace_id) {
+    match (text(row, "scope"), hash, api_id, workspace_id) {
         (Some("key"), Some(hash), ..) => {
             Scope::Key { hash, key_id: key_id.map(KeyId::new), api_id: api_id.map(ApiId::new) }
         }

@@ -129,7 +129,7 @@ mod tests {
     async fn a_caller_that_goes_away_during_the_commit_does_not_cancel_it() {
         let directory = tempfile::tempdir().unwrap();
         let store = SqliteStore::open(&directory.path().join("home.db")).await.unwrap();
-        let mut write = Write::begin(&store.writer, "test").await.unwrap();
+        let mut write = Write::begin(&store.connections.writer, "test").await.unwrap();
         add_workspace(&mut write).await;
         {
             let mut commit = pin!(write.commit());
@@ -140,30 +140,30 @@ mod tests {
             .await;
         }
         // The writer is free again only when the COMMIT has ended.
-        assert_eq!(workspaces(&store.writer).await, 1);
+        assert_eq!(workspaces(&store.connections.writer).await, 1);
     }
 
     #[tokio::test]
     async fn a_caller_that_goes_away_before_the_commit_leaves_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let store = SqliteStore::open(&directory.path().join("home.db")).await.unwrap();
-        let mut write = Write::begin(&store.writer, "test").await.unwrap();
+        let mut write = Write::begin(&store.connections.writer, "test").await.unwrap();
         add_workspace(&mut write).await;
         drop(write);
-        assert_eq!(workspaces(&store.writer).await, 0);
+        assert_eq!(workspaces(&store.connections.writer).await, 0);
     }
 
     #[tokio::test]
     async fn a_commit_that_breaks_a_constraint_is_known_to_have_changed_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let store = SqliteStore::open(&directory.path().join("home.db")).await.unwrap();
-        let mut write = Write::begin(&store.writer, "test").await.unwrap();
+        let mut write = Write::begin(&store.connections.writer, "test").await.unwrap();
         write.run(sqlx::query("PRAGMA defer_foreign_keys = ON")).await.unwrap();
         let orphan = "INSERT INTO apis (id, workspace_id, name) VALUES ('api_1', 'ws_none', 'orphan')";
         write.run(sqlx::query(orphan)).await.unwrap();
         assert!(matches!(write.commit().await, Err(StoreError::Database { .. })));
         store.head().await.unwrap();
-        drop(Write::begin(&store.writer, "test").await.unwrap());
+        drop(Write::begin(&store.connections.writer, "test").await.unwrap());
     }
 
     #[tokio::test]
@@ -171,17 +171,17 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let store = SqliteStore::open(&directory.path().join("home.db")).await.unwrap();
         // Becomes the present size, for this connection only: it ends when the store replaces it.
-        sqlx::query("PRAGMA max_page_count = 1").execute(&store.writer).await.unwrap();
+        sqlx::query("PRAGMA max_page_count = 1").execute(&store.connections.writer).await.unwrap();
         let large =
             "INSERT INTO audit_log (time, workspace_id, event, actor_type, actor_id, targets, description)
                      VALUES (0, '', '', '', '', '[]', hex(zeroblob(60000)))";
-        let mut write = Write::begin(&store.writer, "test").await.unwrap();
+        let mut write = Write::begin(&store.connections.writer, "test").await.unwrap();
         let error = write.run(sqlx::query(large)).await.unwrap_err();
         let StoreError::Database { source, .. } = error else { panic!("{error:?}") };
         assert_eq!(result_code(&source), Some(FULL));
         drop(write);
 
-        let mut write = Write::begin(&store.writer, "test").await.unwrap();
+        let mut write = Write::begin(&store.connections.writer, "test").await.unwrap();
         write.run(sqlx::query(large)).await.unwrap();
         write.commit().await.unwrap();
     }

@@ -5,17 +5,33 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use super::error::{ApiError, FieldError};
+use super::propagation::Propagation;
 
 /// About the request, in every answer.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Meta {
     /// Names the request in logs and in the audit (`req_...`).
     pub request_id: String,
+    /// How far the change has come, if the caller asked to wait for it (`Prefer: wait=<seconds>`). Not
+    /// Unkey's; its clients skip it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub propagation: Option<Box<Propagation>>,
+    /// The answer comes from a record that nobody vouches for any more, by policy. Not Unkey's.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub stale: Option<Stale>,
+}
+
+/// By how much an answer is older than it should be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Stale {
+    /// Whole seconds since somebody vouched for the record.
+    pub age_seconds: u64,
 }
 
 /// A successful answer.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Success<T> {
     /// About the request.
     pub meta: Meta,
@@ -26,7 +42,7 @@ pub struct Success<T> {
 impl<T> Success<T> {
     /// Frames `data` as the answer to `request_id`.
     pub fn new(request_id: impl Into<String>, data: T) -> Self {
-        Self { meta: Meta { request_id: request_id.into() }, data }
+        Self { meta: Meta { request_id: request_id.into(), ..Meta::default() }, data }
     }
 }
 
@@ -38,7 +54,7 @@ impl<T: Serialize> Success<T> {
 }
 
 /// A failed answer.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Failure {
     /// About the request.
     pub meta: Meta,
@@ -72,7 +88,7 @@ impl Failure {
             r#type: error.kind.type_url(),
             errors: error.kind.has_errors().then(|| error.errors.clone()),
         };
-        Self { meta: Meta { request_id: request_id.into() }, error }
+        Self { meta: Meta { request_id: request_id.into(), ..Meta::default() }, error }
     }
 
     /// The body.

@@ -35,6 +35,8 @@ pub enum ErrorKind {
     ApiNotFound,
     /// The workspace of the root key is gone.
     WorkspaceNotFound,
+    /// The workspace carried out no request with this id. evictd's own.
+    ReceiptNotFound,
     /// The request took too long.
     RequestTimeout,
     /// A key with this text exists already.
@@ -55,7 +57,7 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// All kinds, for tables and tests.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::InvalidInput,
         Self::AuthenticationMissing,
         Self::AuthenticationMalformed,
@@ -67,6 +69,7 @@ impl ErrorKind {
         Self::KeyNotFound,
         Self::ApiNotFound,
         Self::WorkspaceNotFound,
+        Self::ReceiptNotFound,
         Self::RequestTimeout,
         Self::KeyAlreadyExists,
         Self::ProtectedResource,
@@ -126,6 +129,7 @@ impl ErrorKind {
             Self::KeyNotFound => (404, "Not Found", "unkey/data/key_not_found"),
             Self::ApiNotFound => (404, "Not Found", "unkey/data/api_not_found"),
             Self::WorkspaceNotFound => (404, "Not Found", "unkey/data/workspace_not_found"),
+            Self::ReceiptNotFound => (404, "Not Found", "evictd/data/receipt_not_found"),
             Self::RequestTimeout => (408, "Request Timeout", "user/bad_request/request_timeout"),
             Self::KeyAlreadyExists => (409, "Conflicting Resource", "unkey/data/key_already_exists"),
             Self::ProtectedResource => (412, "Resource is protected", "unkey/application/protected_resource"),

@@ -209,6 +209,26 @@ impl DeleteKey {
     }
 }
 
+/// `propagation.getReceipt`: how far has a change come? evictd's own.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GetReceipt {
+    /// The request that made it, as its answer named it.
+    pub request_id: String,
+}
+
+impl GetReceipt {
+    /// The endpoint.
+    pub const PATH: &'static str = "/v2/propagation.getReceipt";
+
+    const SCHEMA: Schema = Schema { path: Self::PATH, fields: &[Field::required("requestId", id(3))] };
+
+    /// Reads and checks a body; the error names everything that is wrong with it.
+    pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
+        parse(&Self::SCHEMA, body)
+    }
+}
+
 /// `keys.verifyKey`: may this key be used?
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerifyKey<'a> {

@@ -250,6 +250,10 @@ pub struct LookupRequest {
     /// Required, 32 bytes.
     #[prost(bytes = "vec", tag = "2")]
     pub hash: ::prost::alloc::vec::Vec<u8>,
+    /// The process that asks: whoever loads may answer from what it loaded, so the roster keeps it.
+    /// Required, not zero.
+    #[prost(fixed64, tag = "3")]
+    pub instance: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LookupAnswer {
@@ -374,7 +378,7 @@ impl State {
         }
     }
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Applied {
     /// The process that speaks. Required, not zero.
     #[prost(fixed64, tag = "1")]
@@ -384,4 +388,28 @@ pub struct Applied {
     pub epoch: u32,
     #[prost(uint64, tag = "3")]
     pub position: u64,
+    /// What this agent saw of changes that it applied lately; at most 64.
+    #[prost(message, repeated, tag = "4")]
+    pub sightings: ::prost::alloc::vec::Vec<Sighting>,
+    /// The process answers nothing any more, and nobody needs to wait for it.
+    #[prost(bool, tag = "5")]
+    pub leaving: bool,
+}
+/// What an agent saw of one change, by its own clocks. It informs; no correctness depends on it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Sighting {
+    /// Which change, in the epoch of the enclosing message. Required, not zero.
+    #[prost(uint64, tag = "1")]
+    pub position: u64,
+    /// From its commit to its application here: the truth lies within, both ends included.
+    #[prost(uint64, tag = "2")]
+    pub lag_low_us: u64,
+    #[prost(uint64, tag = "3")]
+    pub lag_high_us: u64,
+    /// So many answers, at least, were given from the old state after the commit;
+    #[prost(uint64, tag = "4")]
+    pub answers: u64,
+    /// and the last of them at most so long after it.
+    #[prost(uint64, tag = "5")]
+    pub last_answer_after_us: u64,
 }

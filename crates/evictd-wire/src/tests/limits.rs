@@ -4,7 +4,7 @@ use std::fmt::Debug;
 
 use evictd_core::limits::{
     EPOCH_MAX, ID_BYTES_MAX, INVALIDATION_BYTES_MAX, LIVE_BATCH_MAX, META_BYTES_MAX, PAYLOAD_BYTES_MAX,
-    POSITION_MAX,
+    POSITION_MAX, SIGHTINGS_MAX,
 };
 use prost::Message as _;
 
@@ -112,7 +112,19 @@ fn probe_answer(nonce: u64, epoch: u32, head: u64) -> Result<ProbeAnswer, Decode
 }
 
 fn applied(instance: u64, epoch: u32, position: u64) -> Result<Applied, DecodeError> {
-    Applied::decode(&pb::Applied { instance, epoch, position }.encode_to_vec())
+    Applied::decode(&pb::Applied { instance, epoch, position, ..pb::Applied::default() }.encode_to_vec())
+}
+
+#[test]
+fn sightings_are_limited_and_name_a_change() {
+    let with = |sightings| {
+        let applied = pb::Applied { instance: 1, epoch: 1, position: 9, sightings, leaving: false };
+        Applied::decode(&applied.encode_to_vec())
+    };
+    let sighting = pb::Sighting { position: 1, ..pb::Sighting::default() };
+    assert_refused(with(vec![sighting; SIGHTINGS_MAX + 1]), "sightings");
+    assert_refused(with(vec![pb::Sighting::default()]), "sightings.position");
+    assert_eq!(with(vec![sighting]).unwrap().sightings.len(), 1);
 }
 
 #[test]
@@ -144,7 +156,7 @@ fn a_hash_has_32_bytes() {
     for length in [0, 31, 33] {
         let hash = vec![7; length];
         assert_refused(live_scope(key_scope(&hash, "", "")), "hash");
-        let request = pb::LookupRequest { nonce: 1, hash: hash.clone() };
+        let request = pb::LookupRequest { nonce: 1, hash: hash.clone(), instance: 1 };
         assert_refused(LookupRequest::decode(&request.encode_to_vec()), "hash");
         let outcome = Some(pb::lookup_answer::Outcome::Busy(pb::Busy {}));
         let answer = pb::LookupAnswer { nonce: 1, hash, outcome };
@@ -227,7 +239,7 @@ fn no_nonce_is_zero() {
     let outcome = Some(pb::replay_answer::Outcome::Refused(pb::ReplayRefused { epoch: 1, head: 1 }));
     let answer = pb::ReplayAnswer { nonce: 0, epoch: 1, from: 1, outcome };
     assert_refused(ReplayAnswer::decode(&answer.encode_to_vec()), "nonce");
-    let request = pb::LookupRequest { nonce: 0, hash: HASH.to_vec() };
+    let request = pb::LookupRequest { nonce: 0, hash: HASH.to_vec(), instance: 1 };
     assert_refused(LookupRequest::decode(&request.encode_to_vec()), "nonce");
     let outcome = Some(pb::lookup_answer::Outcome::Busy(pb::Busy {}));
     let answer = pb::LookupAnswer { nonce: 0, hash: HASH.to_vec(), outcome };
@@ -238,6 +250,8 @@ fn no_nonce_is_zero() {
 fn no_instance_is_zero() {
     assert_refused(probe_request(|request| request.instance = 0), "instance");
     assert_refused(applied(0, 1, 1), "instance");
+    let lookup = pb::LookupRequest { nonce: 1, hash: HASH.to_vec(), instance: 0 };
+    assert_refused(LookupRequest::decode(&lookup.encode_to_vec()), "instance");
 }
 
 #[test]

@@ -8,9 +8,10 @@ use evictd_core::follower::ReplayAnswer as Replayed;
 use evictd_core::ids::{ApiId, InstanceId, KeyHash, KeyId, WorkspaceId};
 use evictd_core::invalidation::{Cause, Invalidation, Scope};
 use evictd_core::limits::{
-    EPOCH_MAX, ID_BYTES_MAX, LIVE_BATCH_MAX, META_BYTES_MAX, POSITION_MAX, REPLAY_BATCH_MAX,
+    EPOCH_MAX, ID_BYTES_MAX, LIVE_BATCH_MAX, META_BYTES_MAX, POSITION_MAX, REPLAY_BATCH_MAX, SIGHTINGS_MAX,
 };
 use evictd_core::position::LogPosition;
+use evictd_core::receipts::{Exposure, Sighting, Span};
 use evictd_core::record::{KeyRecord, Lookup, Record, RecordState, RootKeyRecord};
 use evictd_core::roster::PartitionPolicy;
 use evictd_core::time::StoreTime;
@@ -123,10 +124,15 @@ pub(super) fn smallest() -> Vec<Message> {
         }),
         Message::ReplayRequest(request),
         Message::ReplayAnswer(request, refused),
-        Message::LookupRequest(LookupRequest { nonce: 1, hash }),
+        Message::LookupRequest(LookupRequest { nonce: 1, hash, instance: InstanceId(1) }),
         Message::LookupAnswer(lookup_answer(absent)),
         Message::LookupAnswer(lookup_answer(LookupOutcome::Busy)),
-        Message::Applied(Applied { instance: InstanceId(1), applied: start }),
+        Message::Applied(Applied {
+            instance: InstanceId(1),
+            applied: start,
+            sightings: Vec::new(),
+            leaving: false,
+        }),
     ]
 }
 
@@ -157,15 +163,30 @@ pub(super) fn any_message() -> impl Strategy<Value = Message> {
             let outcome = Replayed::Refused { head };
             Message::ReplayAnswer(request, ReplayAnswer { nonce: request.nonce, outcome })
         }),
-        (any_nonce(), any_hash())
-            .prop_map(|(nonce, hash)| Message::LookupRequest(LookupRequest { nonce, hash })),
+        (any_nonce(), any_hash(), any_nonce()).prop_map(|(nonce, hash, instance)| {
+            Message::LookupRequest(LookupRequest { nonce, hash, instance: InstanceId(instance) })
+        }),
         (any_nonce(), any_hash(), any_outcome())
             .prop_map(|(nonce, hash, outcome)| Message::LookupAnswer(LookupAnswer { nonce, hash, outcome })),
-        (any_nonce(), any_position()).prop_map(|(instance, applied)| Message::Applied(Applied {
-            instance: InstanceId(instance),
-            applied
-        })),
+        any_applied().prop_map(Message::Applied),
     ]
+}
+
+fn any_applied() -> impl Strategy<Value = Applied> {
+    let micros = || any::<u64>().prop_map(Duration::from_micros);
+    let sighting = (1..=POSITION_MAX, micros(), micros(), any::<u64>(), micros());
+    let sightings = prop::collection::vec(sighting, 0..=SIGHTINGS_MAX);
+    (any_nonce(), any_position(), sightings, any::<bool>()).prop_map(
+        |(instance, applied, sightings, leaving)| {
+            let sighting = |(position, low, high, answers, last_after)| Sighting {
+                position: LogPosition::new(applied.epoch(), position).unwrap(),
+                lag: Span { low, high },
+                exposure: Exposure { answers, last_after },
+            };
+            let sightings = sightings.into_iter().map(sighting).collect();
+            Applied { instance: InstanceId(instance), applied, sightings, leaving }
+        },
+    )
 }
 
 /// Rows of one epoch, dense and ascending.

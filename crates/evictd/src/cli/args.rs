@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use evictd_wire::api::requests::{CreateApi, CreateKey, DeleteApi, DeleteKey, GetKey, VerifyKey};
+use evictd_ops::config::HumanDuration;
+use evictd_wire::api::requests::{CreateApi, CreateKey, DeleteApi, DeleteKey, GetKey, GetReceipt, VerifyKey};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
@@ -14,7 +15,7 @@ use super::client::{Call, Repeat};
 use super::settings::Server;
 
 /// Flags that are complete without a value, so that the argument after them is never theirs.
-const SWITCHES: [&str; 4] = ["permanent", "enabled", "help", "h"];
+const SWITCHES: [&str; 5] = ["permanent", "enabled", "wait", "help", "h"];
 
 /// Speaks to the control API (publisher) and the verify API (agent).
 #[derive(Args, Debug)]
@@ -31,6 +32,15 @@ enum Group {
     /// APIs, the namespaces of keys: create, delete.
     #[command(subcommand)]
     Apis(Apis),
+    /// Receipts: what became of a change, region by region.
+    #[command(subcommand)]
+    Propagation(Receipts),
+}
+
+#[derive(Subcommand, Debug)]
+enum Receipts {
+    #[command(name = "get-receipt")]
+    Get(GetReceiptArgs),
 }
 
 #[derive(Subcommand, Debug)]
@@ -84,6 +94,8 @@ struct CreateKeyArgs {
           action = clap::ArgAction::Set, value_name = "BOOL")]
     enabled: bool,
     #[command(flatten)]
+    follow: Follow,
+    #[command(flatten)]
     connection: Connection,
 }
 
@@ -131,6 +143,8 @@ struct DeleteKeyArgs {
           action = clap::ArgAction::Set, value_name = "BOOL")]
     permanent: bool,
     #[command(flatten)]
+    follow: Follow,
+    #[command(flatten)]
     connection: Connection,
 }
 
@@ -157,7 +171,31 @@ struct DeleteApiArgs {
     #[arg(long, value_name = "ID")]
     api_id: String,
     #[command(flatten)]
+    follow: Follow,
+    #[command(flatten)]
     connection: Connection,
+}
+
+/// Shows how far a change has come: of each region whether its agents have confirmed it.
+///
+/// Any root key of the same workspace will do.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  evictd api propagation get-receipt --request-id=req_1234abcd")]
+struct GetReceiptArgs {
+    /// The request that made the change, as its answer named it.
+    #[arg(long, value_name = "ID")]
+    request_id: String,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+/// What every change takes.
+#[derive(Args, Debug)]
+struct Follow {
+    /// Shows how the regions forget the old state one by one, for at most this long (30s if not said). Exits with
+    /// 3 if by then not all have confirmed or been fenced, although the change is committed.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "30s", value_name = "DURATION")]
+    wait: Option<HumanDuration>,
 }
 
 /// What every command takes.
@@ -208,7 +246,13 @@ impl ApiArgs {
                     expires: args.expires,
                     enabled: args.enabled,
                 };
-                (call(CreateKey::PATH, &request, Server::Publisher, Repeat::Duplicates), args.connection)
+                (
+                    changing(
+                        call(CreateKey::PATH, &request, Server::Publisher, Repeat::Duplicates),
+                        &args.follow,
+                    ),
+                    args.connection,
+                )
             }
             Group::Keys(Keys::Get(args)) => {
                 let request = GetKey { key_id: args.key_id };
@@ -221,7 +265,17 @@ impl ApiArgs {
             }
             Group::Keys(Keys::Delete(args)) => {
                 let request = DeleteKey { key_id: args.key_id, permanent: args.permanent };
-                (call(DeleteKey::PATH, &request, Server::Publisher, Repeat::FindsNothing), args.connection)
+                (
+                    changing(
+                        call(DeleteKey::PATH, &request, Server::Publisher, Repeat::FindsNothing),
+                        &args.follow,
+                    ),
+                    args.connection,
+                )
+            }
+            Group::Propagation(Receipts::Get(args)) => {
+                let request = GetReceipt { request_id: args.request_id };
+                (call(GetReceipt::PATH, &request, Server::Publisher, Repeat::Harmless), args.connection)
             }
             Group::Apis(Apis::Create(args)) => {
                 let request = CreateApi { name: args.name };
@@ -229,7 +283,13 @@ impl ApiArgs {
             }
             Group::Apis(Apis::Delete(args)) => {
                 let request = DeleteApi { api_id: args.api_id };
-                (call(DeleteApi::PATH, &request, Server::Publisher, Repeat::FindsNothing), args.connection)
+                (
+                    changing(
+                        call(DeleteApi::PATH, &request, Server::Publisher, Repeat::FindsNothing),
+                        &args.follow,
+                    ),
+                    args.connection,
+                )
             }
         };
         Ok((call?, connection))
@@ -242,7 +302,12 @@ fn call(
     server: Server,
     repeat: Repeat,
 ) -> anyhow::Result<Call> {
-    Ok(Call { path, body: serde_json::to_vec(request)?, server, repeat })
+    Ok(Call { path, body: serde_json::to_vec(request)?, server, repeat, wait: None })
+}
+
+/// A change, and whether its way through the regions is to be shown.
+fn changing(call: anyhow::Result<Call>, follow: &Follow) -> anyhow::Result<Call> {
+    call.map(|call| Call { wait: follow.wait.map(Into::into), ..call })
 }
 
 /// Rewrites `-flag` as `--flag`, which Unkey's CLI takes for the same. Apply it to the arguments of
@@ -390,8 +455,23 @@ mod tests {
             ),
             ("apis create-api --name=payments", r#"/v2/apis.createApi {"name":"payments"}"#),
             ("apis delete-api --api-id=a1", r#"/v2/apis.deleteApi {"apiId":"a1"}"#),
+            ("propagation get-receipt --request-id=r1", r#"/v2/propagation.getReceipt {"requestId":"r1"}"#),
         ] {
             assert_eq!(body(line), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_change_can_be_followed_for_a_while() {
+        let wait = |line: &str| parse(line).unwrap().into_call().unwrap().0.wait;
+        for (line, seconds) in [
+            ("keys delete-key --key-id=k1", None),
+            ("keys delete-key --key-id=k1 --wait", Some(30)),
+            ("keys delete-key -wait -key-id k1", Some(30)),
+            ("apis delete-api --wait=5s --api-id=a1", Some(5)),
+            ("keys create-key --api-id=a1 --wait=1m", Some(60)),
+        ] {
+            assert_eq!(wait(line), seconds.map(std::time::Duration::from_secs), "{line}");
         }
     }
 
@@ -405,6 +485,9 @@ mod tests {
             "keys delete-key --key-id=k1 extra",
             "keys delete-key --key-id=k1 --permanent true",
             "keys delete-key --key-id=k1 --permanent=maybe",
+            "keys delete-key --key-id=k1 --wait 5s",
+            "keys delete-key --key-id=k1 --wait=5",
+            "keys get-key --key-id=k1 --wait",
             "keys verify-key --key=k --credits-json={}",
             "keys create-key --api-id=a1 --byte-length=256",
             "apis list-apis",

@@ -4,6 +4,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use evictd_wire::api::error::JSON;
+use evictd_wire::api::prefer::{self, PREFER};
 
 use super::settings::{Server, Settings};
 
@@ -32,6 +33,8 @@ pub(super) struct Call {
     pub(super) server: Server,
     /// What comes of sending it twice.
     pub(super) repeat: Repeat,
+    /// How long to follow the change that it makes.
+    pub(super) wait: Option<Duration>,
 }
 
 /// What comes of sending a request again after it had been carried out.
@@ -89,8 +92,10 @@ pub(super) trait World {
     fn attempt(&mut self, call: &Call) -> Result<Answer, Lost>;
     /// Time since the first attempt.
     fn elapsed(&self) -> Duration;
-    /// Waits before the next attempt.
+    /// Waits before the next attempt, and says why if that goes on for long.
     fn pause(&mut self, pause: Duration, why: &str);
+    /// Waits.
+    fn rest(&mut self, pause: Duration);
 }
 
 /// Sends, and sends again on 5XX and lost connections, for ten seconds.
@@ -151,13 +156,16 @@ impl<'a> Http<'a> {
 
 impl World for Http<'_> {
     fn attempt(&mut self, call: &Call) -> Result<Answer, Lost> {
-        let mut response = self
+        let mut request = self
             .agent
             .post(format!("{}{}", self.settings.url, call.path))
             .header("Content-Type", JSON)
-            .header("Authorization", format!("Bearer {}", self.settings.root_key.expose()))
-            .send(call.body.as_slice())
-            .map_err(|error| lost(&error))?;
+            .header("Authorization", format!("Bearer {}", self.settings.root_key.expose()));
+        if call.wait.is_some() {
+            // What is known at once comes with the answer; the rest is asked for, region by region.
+            request = request.header(PREFER, prefer::applied(Duration::ZERO));
+        }
+        let mut response = request.send(call.body.as_slice()).map_err(|error| lost(&error))?;
         let status = response.status().as_u16();
         let body = response
             .body_mut()
@@ -180,6 +188,10 @@ impl World for Http<'_> {
                 RETRY_FOR.as_secs()
             );
         }
+        self.rest(pause);
+    }
+
+    fn rest(&mut self, pause: Duration) {
         std::thread::sleep(pause);
     }
 }
@@ -257,12 +269,16 @@ mod tests {
         }
 
         fn pause(&mut self, pause: Duration, _: &str) {
+            self.rest(pause);
+        }
+
+        fn rest(&mut self, pause: Duration) {
             self.now += pause;
         }
     }
 
     fn call(repeat: Repeat) -> Call {
-        Call { path: "/v2/test", body: b"{}".to_vec(), server: Server::Publisher, repeat }
+        Call { path: "/v2/test", body: b"{}".to_vec(), server: Server::Publisher, repeat, wait: None }
     }
 
     #[test]

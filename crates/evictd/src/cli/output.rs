@@ -175,7 +175,7 @@ mod tests {
     }
 
     fn call(repeat: Repeat) -> Call {
-        Call { path: "/v2/test", body: b"{}".to_vec(), server: Server::Publisher, repeat }
+        Call { path: "/v2/test", body: b"{}".to_vec(), server: Server::Publisher, repeat, wait: None }
     }
 
     fn answered(status: u16, body: impl Into<Vec<u8>>, maybe_done_before: bool, json: bool) -> Outcome {

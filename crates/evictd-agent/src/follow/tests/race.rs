@@ -118,7 +118,13 @@ impl Race {
         let Agent { knowledge, cache, metrics, .. } = &agent;
         let loads =
             Loads::new(&config(&[]).loads, home.clone(), knowledge.clone(), cache.clone(), metrics.clone());
-        let verifier = Verifier::new(knowledge.clone(), cache.clone(), loads.clone(), metrics.clone());
+        let verifier = Verifier::new(
+            knowledge.clone(),
+            cache.clone(),
+            loads.clone(),
+            agent.policies.clone(),
+            metrics.clone(),
+        );
         Self { agent, home, loads, verifier, progress: Progress::default() }
     }
 
@@ -156,7 +162,7 @@ impl Race {
                 self.progress.wait_until(|| self.progress.loads.load(Ordering::SeqCst) == trial);
             }
             self.progress.wait_until(|| self.agent.knowledge.applied() >= at(position));
-            let entry = runtime.block_on(self.verifier.entry(hash("alice"))).unwrap();
+            let entry = runtime.block_on(self.verifier.entry(hash("alice"))).unwrap().entry;
             stale += usize::from(position_of(&entry) < position);
             self.home.expected.store(true, Ordering::SeqCst);
         });

@@ -1,0 +1,66 @@
+//! The whole agent, without a NATS server.
+
+use std::os::unix::fs::FileExt as _;
+
+use tempfile::NamedTempFile;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use super::*;
+
+/// A device of a hypervisor, as far as it is looked at: its name, and a marker.
+fn clock_device() -> NamedTempFile {
+    let file = NamedTempFile::new().unwrap();
+    let mut bytes = [0; 0x70];
+    bytes[..4].copy_from_slice(b"VCLK");
+    file.as_file().write_all_at(&bytes, 0).unwrap();
+    file
+}
+
+async fn start_with(vm_clock: &str, shutdown: &CancellationToken) -> Result<Running, StartError> {
+    let config = fixture::config(&[
+        ("nats.urls", "nats://127.0.0.1:1"),
+        ("http.listen", "127.0.0.1:0"),
+        ("admin.listen", "127.0.0.1:0"),
+        ("lease.vm_clock", vm_clock),
+    ]);
+    start(config, shutdown.clone()).await
+}
+
+async fn status(running: &Running) -> serde_json::Value {
+    let mut stream = TcpStream::connect(running.admin).await.unwrap();
+    stream.write_all(b"GET /status HTTP/1.1\r\nhost: agent\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
+}
+
+#[tokio::test]
+async fn a_machine_that_was_stopped_ends_the_process_with_an_error() {
+    let device = clock_device();
+    let shutdown = CancellationToken::new();
+    let running = start_with(device.path().to_str().unwrap(), &shutdown).await.unwrap();
+    assert_eq!(status(&running).await["vmClockWatched"], true);
+    device.as_file().write_all_at(&[7], 0x10).unwrap();
+    assert_eq!(running.ended().await, Err(TaskFailed { name: "vm_clock" }));
+    assert!(shutdown.is_cancelled());
+}
+
+#[tokio::test]
+async fn a_machine_without_such_a_device_says_so_and_goes_on() {
+    for vm_clock in ["", "/no/such/vmclock0"] {
+        let shutdown = CancellationToken::new();
+        let running = start_with(vm_clock, &shutdown).await.unwrap();
+        let status = status(&running).await;
+        assert_eq!((&status["vmClockWatched"], &status["mode"]), (&false.into(), &"starting".into()));
+        shutdown.cancel();
+        assert_eq!(running.ended().await, Ok(()));
+    }
+}
+
+#[tokio::test]
+async fn something_else_in_its_place_is_refused() {
+    let file = NamedTempFile::new().unwrap();
+    let refused = start_with(file.path().to_str().unwrap(), &CancellationToken::new()).await;
+    assert!(matches!(refused, Err(StartError::VmClock(VmClockError::Strange { .. }))));
+}

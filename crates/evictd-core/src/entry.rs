@@ -1,0 +1,89 @@
+//! Whether a cached record may be answered from (R6, R8, R9).
+//!
+//! A cache keeps each record with a [`Stamp`]. Three parties meet at it without a lock: the loader that
+//! inserts it, the follower that raises floors, and the verification that reads. It is inserted hidden, and
+//! shown only after a look at the floors that follows the insertion: an invalidation raises floors before it
+//! evicts, so either that look sees the floor, or the eviction sees the entry.
+
+use crate::floors::{Anchors, FloorCell};
+use crate::lease::Bound;
+use crate::position::LogPosition;
+use crate::protection::Protection;
+use crate::sync::{AtomicBool, AtomicU64, Ordering};
+use crate::time::LeaseTime;
+
+/// What a verification read before it looked for the entry, in this order (R9).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Reading {
+    /// The lease clock.
+    pub now: LeaseTime,
+    /// Since when nothing could have been missed.
+    pub proven_at: LeaseTime,
+    /// What was applied; so it is in what passes the floors that are read later.
+    pub applied: LogPosition,
+}
+
+/// How an entry stands towards a verification.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Standing {
+    /// It may be answered from.
+    Servable,
+    /// It meets every floor that is known, but neither its read nor the lease vouches for it any more.
+    OutOfTime,
+    /// Something that it depends on has changed since, or it isn't shown yet.
+    Void,
+}
+
+/// How new a cached record is, and what it depends on.
+#[derive(Debug)]
+pub struct Stamp {
+    /// When the load was sent, less the age of the authority's last fence (R8).
+    pub read_at: LeaseTime,
+    /// The shared floors that it must meet.
+    pub anchors: Anchors,
+    as_of: AtomicU64,
+    shown: AtomicBool,
+}
+
+impl Stamp {
+    /// A stamp that is hidden until [`Stamp::show`].
+    pub fn new(as_of: LogPosition, read_at: LeaseTime, anchors: Anchors) -> Self {
+        let as_of = AtomicU64::new(as_of.to_bits());
+        Self { read_at, anchors, as_of, shown: AtomicBool::new(false) }
+    }
+
+    /// The record includes every change up to here.
+    pub fn as_of(&self) -> LogPosition {
+        LogPosition::from_bits(self.as_of.load(Ordering::Acquire))
+    }
+
+    /// To be called after a look at the floors that followed the insertion.
+    pub fn show(&self) {
+        self.shown.store(true, Ordering::Release);
+    }
+
+    /// Whether hits may see it.
+    pub fn is_shown(&self) -> bool {
+        self.shown.load(Ordering::Acquire)
+    }
+
+    /// Judges the entry for a verification that read `reading` before it found the entry.
+    pub fn standing(&self, reading: Reading, horizon: &FloorCell, bound: Bound) -> Standing {
+        let floor = self.anchors.floor().max(horizon.get());
+        if !self.is_shown() || (self.as_of() < floor && Protection::HitsMeetFloors.holds()) {
+            Standing::Void
+        } else if bound.allows(reading.now, self.read_at, reading.proven_at) {
+            Standing::Servable
+        } else {
+            Standing::OutOfTime
+        }
+    }
+
+    /// After a hit that passed: what was applied before the floors were read is in this entry too (R6).
+    /// So entries in use outlive the horizon.
+    pub fn lift(&self, applied: LogPosition) {
+        if self.as_of() < applied {
+            self.as_of.fetch_max(applied.to_bits(), Ordering::AcqRel);
+        }
+    }
+}

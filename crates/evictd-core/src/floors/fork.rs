@@ -1,0 +1,96 @@
+//! Copies of floors, for checkers that follow one history into several futures.
+
+use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use super::{Anchors, FloorCell, Floors, ScopeId};
+use crate::position::LogPosition;
+
+/// The way from floors to their copy, for the entries that are anchored there.
+#[derive(Debug)]
+pub struct Crossing {
+    /// Each cell and its copy; those that the floors forgot are added as their entries come over.
+    cells: Vec<(Arc<FloorCell>, Arc<FloorCell>)>,
+}
+
+impl Crossing {
+    /// What `anchors` are in the copy.
+    pub fn anchors(&mut self, anchors: &Anchors) -> Anchors {
+        Anchors { api: self.cell(&anchors.api), workspace: self.cell(&anchors.workspace) }
+    }
+
+    fn cell(&mut self, original: &Arc<FloorCell>) -> Arc<FloorCell> {
+        if let Some((_, copy)) = self.cells.iter().find(|(known, _)| Arc::ptr_eq(known, original)) {
+            return copy.clone();
+        }
+        let copy = Arc::new(FloorCell::new(original.get()));
+        self.cells.push((original.clone(), copy.clone()));
+        copy
+    }
+}
+
+impl Floors {
+    /// A copy that shares nothing with the original, and the way over. The copy counts a cell as held once an
+    /// entry has come over that holds it, and the crossing is gone.
+    pub fn fork(&self) -> (Self, Crossing) {
+        let copied = |cell: &Arc<FloorCell>| (cell.clone(), Arc::new(FloorCell::new(cell.get())));
+        let (horizon, absent) = (copied(&self.horizon), copied(&self.absent));
+        let scopes: Vec<_> = self.scopes.iter().map(|(id, cell)| (id.clone(), copied(cell))).collect();
+        let floors = Self {
+            limits: self.limits,
+            horizon: horizon.1.clone(),
+            absent: absent.1.clone(),
+            keys: self.keys.clone(),
+            scopes: scopes.iter().map(|(id, (_, copy))| (id.clone(), copy.clone())).collect(),
+        };
+        let cells = [horizon, absent].into_iter().chain(scopes.into_iter().map(|(_, pair)| pair)).collect();
+        (floors, Crossing { cells })
+    }
+}
+
+/// Everything that decides what they will do, but for their limits and who holds their cells.
+impl Hash for Floors {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.horizon.get(), self.absent.get()).hash(state);
+        let keys: BTreeMap<_, _> =
+            self.keys.iter().map(|(hash, floor)| (hash, (floor.position, &floor.api))).collect();
+        keys.hash(state);
+        let scopes: BTreeMap<&ScopeId, LogPosition> =
+            self.scopes.iter().map(|(id, cell)| (id, cell.get())).collect();
+        scopes.hash(state);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::floors::FloorLimits;
+    use crate::ids::WorkspaceId;
+    use crate::invalidation::Scope;
+    use crate::record::{Record, RecordState, RootKeyRecord};
+
+    #[test]
+    fn what_happens_to_a_copy_reaches_its_own_entries_only() {
+        let workspace = WorkspaceId::new("ws_1");
+        let record = Record::RootKey(RootKeyRecord {
+            root_key_id: crate::ids::KeyId::new("root_1"),
+            workspace_id: workspace.clone(),
+            state: RecordState::Active,
+            permissions: Vec::new(),
+            expires_at: None,
+        });
+        let at = |position| LogPosition::new(1, position).unwrap();
+        let mut original = Floors::new(FloorLimits::default());
+        let (held, _) = original.anchors(&record);
+        let (mut floors, mut crossing) = original.fork();
+        let moved = crossing.anchors(&held);
+        floors.raise(&Scope::Workspace(workspace.clone()), at(3));
+        assert_eq!((held.floor(), moved.floor()), (LogPosition::ZERO, at(3)));
+        original.flush(at(1));
+        let (mut floors, mut crossing) = original.fork();
+        let forgotten = crossing.anchors(&held);
+        floors.raise(&Scope::Workspace(workspace), at(4));
+        assert_eq!(forgotten.floor(), LogPosition::NEVER, "its cell was forgotten, and stays so in the copy");
+    }
+}

@@ -1,0 +1,59 @@
+//! Copies of a follower, for checkers that follow one history into several futures.
+
+use std::hash::{Hash, Hasher};
+
+use super::Follower;
+use crate::floors::fork::Crossing;
+use crate::time::LeaseTime;
+
+impl Follower {
+    /// A copy that shares nothing with the original, and the way over for the entries that are anchored to
+    /// its floors.
+    pub fn fork(&self) -> (Self, Crossing) {
+        let (floors, crossing) = self.floors.fork();
+        let follower = Self {
+            config: self.config,
+            floors,
+            applied: self.applied,
+            head: self.head,
+            pending: self.pending.clone(),
+            hole: self.hole,
+            repairs: self.repairs.clone(),
+            probes: self.probes.clone(),
+            probe_due: self.probe_due,
+            unanswered: self.unanswered,
+            unproven: self.unproven.clone(),
+            proven_at: self.proven_at,
+            next_nonce: self.next_nonce,
+        };
+        (follower, crossing)
+    }
+
+    /// Whether an answer to the question with this number is still accepted.
+    pub fn awaits(&self, nonce: u64) -> bool {
+        self.probes.iter().any(|probe| probe.nonce == nonce)
+            || self.repairs.iter().any(|repair| repair.nonce == nonce)
+    }
+
+    /// How many questions were asked from the one with this number on.
+    pub fn questions_since(&self, nonce: u64) -> u64 {
+        self.next_nonce.wrapping_sub(nonce)
+    }
+
+    /// Hashes everything that decides what it will do from `now` on, but for its configuration, the numbers
+    /// of its questions, the causes of its repairs, and whom it asks next.
+    pub fn digest(&self, now: LeaseTime, state: &mut impl Hasher) {
+        (&self.floors, self.applied, self.head, &self.pending).hash(state);
+        // What is due already is due at any later time.
+        let hole = self.repair_due().map(|due| due.max(now));
+        (hole, self.probe_due.max(now)).hash(state);
+        for repair in &self.repairs {
+            (self.questions_since(repair.nonce), repair.sent_at, repair.epoch, repair.from, repair.to)
+                .hash(state);
+        }
+        for probe in &self.probes {
+            (self.questions_since(probe.nonce), probe.sent_at).hash(state);
+        }
+        (self.repairs.len(), &self.unproven, self.proven_at).hash(state);
+    }
+}

@@ -1,0 +1,366 @@
+//! When something was committed at home, told on this machine's lease clock.
+//!
+//! Changes are dated by the store's clock, which may be wrong by any amount. Each probe's answer brings a
+//! reading of it, taken somewhere on the way: so the store's clock less the lease clock lies in an
+//! interval, and the intervals of several probes together leave a narrower one. This machine's wall clock
+//! has no part in it: whoever sets it changes nothing here.
+//!
+//! What a probe's answer says of the log bounds a commit without any clock: a position above its head was
+//! committed after the probe was sent. Where the two contradict each other, the store's clock was set, and
+//! the log is believed. A step of the store's clock that is smaller than what the interval leaves open can't
+//! be seen, and is off by no more than that.
+//!
+//! It informs. No correctness depends on it, but one direction: a key that ends by itself ends early rather
+//! than late ([`Offset::home_high`]).
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::limits::PROBES_OUTSTANDING_MAX;
+use crate::position::LogPosition;
+use crate::receipts::Span;
+use crate::time::{LeaseTime, StoreTime};
+
+/// The answer to a probe, as far as it tells the time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Measurement {
+    /// When the probe was sent.
+    pub sent_at: LeaseTime,
+    /// When its answer came.
+    pub received_at: LeaseTime,
+    /// How long the authority had it in between.
+    pub held: Duration,
+    /// The store's clock when the answer left.
+    pub store_time: StoreTime,
+    /// Everything that was committed before the probe was sent lies at or below this.
+    pub head: LogPosition,
+}
+
+/// When a change was committed, on this machine's lease clock.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Commit {
+    /// Not earlier.
+    pub earliest: LeaseTime,
+    /// Not later.
+    pub latest: LeaseTime,
+}
+
+impl Commit {
+    /// How long ago that was.
+    pub fn age(&self, now: LeaseTime) -> Span {
+        Span { low: now.since(self.latest), high: now.since(self.earliest) }
+    }
+}
+
+/// The store's clock less this machine's lease clock, in microseconds.
+#[derive(Clone, Copy, Debug)]
+struct Interval {
+    low: i64,
+    high: i64,
+    measured_at: LeaseTime,
+}
+
+/// What probes have told of the store's clock.
+#[derive(Clone, Default, Debug)]
+pub struct Offset {
+    interval: Option<Interval>,
+    /// When probes were sent, and the heads that answered them; rising.
+    heads: VecDeque<(LeaseTime, LogPosition)>,
+}
+
+impl Offset {
+    /// By how much two clocks may drift apart between two probes, at least;
+    pub const DRIFT: Duration = Duration::from_micros(500);
+    /// and over longer times by one part in so many (100 ppm).
+    const DRIFT_PART: u32 = 10_000;
+
+    /// Takes in a probe's answer. Tells whether it contradicts the ones before: a clock was set, and only
+    /// this answer counts.
+    pub fn measured(&mut self, measurement: Measurement) -> bool {
+        let Measurement { sent_at, received_at, held, store_time, head } = measurement;
+        if self.heads.len() == PROBES_OUTSTANDING_MAX {
+            self.heads.pop_front();
+        }
+        self.heads.push_back((sent_at, head));
+        let travelled = received_at.since(sent_at).saturating_sub(held);
+        let low = store_time.0.saturating_sub(signed(received_at));
+        let new = Interval { low, high: low.saturating_add(micros(travelled)), measured_at: received_at };
+        let met = self.at(received_at).map(|old| Interval {
+            low: old.low.max(new.low),
+            high: old.high.min(new.high),
+            measured_at: received_at,
+        });
+        let contradicts = met.is_some_and(|met| met.low > met.high);
+        self.interval = met.filter(|_| !contradicts).or(Some(new));
+        contradicts
+    }
+
+    /// The store's clock less the lease clock at `now`, in microseconds, lowest and highest; `None` before
+    /// the first answer.
+    pub fn bounds(&self, now: LeaseTime) -> Option<(i64, i64)> {
+        self.at(now).map(|interval| (interval.low, interval.high))
+    }
+
+    /// The highest that the store's clock can show at `now`.
+    pub fn home_high(&self, now: LeaseTime) -> Option<StoreTime> {
+        self.at(now).map(|interval| StoreTime(interval.high.saturating_add(signed(now))))
+    }
+
+    /// When the change at `position` was committed, which is known here at `now`; `None` before the first
+    /// answer.
+    pub fn commit_of(
+        &self,
+        position: LogPosition,
+        committed_at: StoreTime,
+        now: LeaseTime,
+    ) -> Option<Commit> {
+        let interval = self.at(now)?;
+        // The last probe that didn't know of it yet. Without one, only the clocks can tell.
+        let unknown_at =
+            self.heads.iter().rev().find(|(_, head)| *head < position).map(|(sent_at, _)| *sent_at);
+        let after = unknown_at.unwrap_or_default();
+        let earliest = unsigned(committed_at.0.saturating_sub(interval.high)).max(after);
+        let latest = unsigned(committed_at.0.saturating_sub(interval.low)).min(now);
+        Some(if earliest <= latest {
+            Commit { earliest, latest }
+        } else {
+            Commit { earliest: after, latest: now }
+        })
+    }
+
+    /// The interval, widened by what the clocks may have drifted since.
+    fn at(&self, now: LeaseTime) -> Option<Interval> {
+        let interval = self.interval?;
+        let drift = micros((now.since(interval.measured_at) / Self::DRIFT_PART).max(Self::DRIFT));
+        let (low, high) = (interval.low.saturating_sub(drift), interval.high.saturating_add(drift));
+        Some(Interval { low, high, ..interval })
+    }
+}
+
+impl Span {
+    /// Its middle: the best guess.
+    pub fn middle(&self) -> Duration {
+        self.low + self.high.saturating_sub(self.low) / 2
+    }
+}
+
+fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}
+
+fn signed(time: LeaseTime) -> i64 {
+    i64::try_from(time.0).unwrap_or(i64::MAX)
+}
+
+fn unsigned(micros: i64) -> LeaseTime {
+    LeaseTime(u64::try_from(micros).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SECOND: u64 = 1_000_000;
+    const HOUR: i64 = 3_600_000_000;
+    /// As the real one, which is never near 0.
+    const START: u64 = 1 << 50;
+
+    fn at(position: u64) -> LogPosition {
+        LogPosition::new(1, position).unwrap()
+    }
+
+    /// Two machines: their clocks differ by `offset`, which the tests change.
+    struct World {
+        now: u64,
+        offset: i64,
+        head: u64,
+        estimate: Offset,
+    }
+
+    impl World {
+        fn new(offset: i64) -> Self {
+            Self { now: START, offset, head: 1, estimate: Offset::default() }
+        }
+
+        fn store_time(&self) -> StoreTime {
+            StoreTime(self.now as i64 + self.offset)
+        }
+
+        /// A probe that takes so many microseconds there, there and back.
+        fn probe(&mut self, there: u64, held: u64, back: u64) -> bool {
+            let sent_at = LeaseTime(self.now);
+            self.now += there + held;
+            let (store_time, head) = (self.store_time(), at(self.head));
+            self.now += back;
+            let held = Duration::from_micros(held);
+            let received_at = LeaseTime(self.now);
+            self.estimate.measured(Measurement { sent_at, received_at, held, store_time, head })
+        }
+
+        /// Commits a change that arrives after `lag`; returns what is said of its lag.
+        fn change(&mut self, lag: u64) -> Span {
+            self.head += 1;
+            let committed_at = self.store_time();
+            self.now += lag;
+            let now = LeaseTime(self.now);
+            self.estimate.commit_of(at(self.head), committed_at, now).unwrap().age(now)
+        }
+    }
+
+    fn holds(span: Span, lag: u64) -> bool {
+        (span.low..=span.high).contains(&Duration::from_micros(lag))
+    }
+
+    #[test]
+    fn before_the_first_probe_nothing_is_known() {
+        let offset = Offset::default();
+        assert_eq!(offset.bounds(LeaseTime(START)), None);
+        assert_eq!(offset.home_high(LeaseTime(START)), None);
+        assert_eq!(offset.commit_of(at(1), StoreTime(0), LeaseTime(START)), None);
+    }
+
+    #[test]
+    fn a_change_after_a_quick_probe_is_dated_to_half_the_way_and_the_drift() {
+        let mut world = World::new(5 * HOUR);
+        world.probe(100, 250_000, 300);
+        let span = world.change(20_000);
+        assert_eq!(span.high, span.low + Duration::from_micros(400) + Offset::DRIFT * 2);
+        assert!(holds(span, 20_000), "{span:?}");
+        assert!((19_000..21_000).contains(&span.middle().as_micros()), "{span:?}");
+    }
+
+    #[test]
+    fn a_slow_probe_does_not_replace_what_a_quick_one_told() {
+        let mut world = World::new(-HOUR);
+        world.probe(100, 0, 100);
+        world.now += 5 * SECOND;
+        world.probe(10, 0, 800_000);
+        let span = world.change(2_000);
+        assert!(span.high < Duration::from_millis(4), "{span:?}");
+        assert!(holds(span, 2_000), "{span:?}");
+    }
+
+    #[test]
+    fn without_probes_the_interval_widens() {
+        let mut world = World::new(0);
+        world.probe(0, 0, 0);
+        world.now += 3600 * SECOND;
+        let (low, high) = world.estimate.bounds(LeaseTime(world.now)).unwrap();
+        assert_eq!((low, high), (-360_000, 360_000));
+    }
+
+    #[test]
+    fn a_clock_of_the_store_that_is_set_is_noticed_at_the_next_probe() {
+        for step in [-HOUR, -2_000_000, 2_000_000, HOUR] {
+            let mut world = World::new(HOUR);
+            world.probe(200, 0, 200);
+            world.now += SECOND;
+            world.offset += step;
+            assert!(world.probe(200, 0, 200), "{step}");
+            assert!(holds(world.change(7_000), 7_000), "{step}");
+            assert!(!world.probe(200, 0, 200), "once");
+        }
+    }
+
+    #[test]
+    fn until_then_the_log_contradicts_the_clock() {
+        for step in [-HOUR, -8_000_000, 8_000_000, HOUR] {
+            let mut world = World::new(HOUR);
+            world.probe(200, 0, 200);
+            world.now += SECOND;
+            world.offset += step;
+            let span = world.change(7_000);
+            assert!(holds(span, 7_000), "{step}: {span:?}");
+            assert!(span.high < Duration::from_secs(2), "{step}: committed after the last probe: {span:?}");
+        }
+    }
+
+    /// A control: the tests would notice a clock that runs away.
+    #[test]
+    fn clocks_that_drift_apart_faster_than_that_are_not_covered() {
+        let mut world = World::new(0);
+        world.probe(0, 0, 0);
+        world.now += SECOND;
+        world.offset += 20_000;
+        assert!(!holds(world.change(100_000), 100_000));
+    }
+
+    #[test]
+    fn times_out_of_this_world_are_survived() {
+        for micros in [i64::MIN, -1, 0, i64::MAX] {
+            for time in [0, u64::MAX] {
+                let mut offset = Offset::default();
+                let (sent_at, received_at) = (LeaseTime(0), LeaseTime(time));
+                let (held, head) = (Duration::MAX, at(1));
+                for store_time in [StoreTime(micros), StoreTime(0)] {
+                    offset.measured(Measurement { sent_at, received_at, held, store_time, head });
+                }
+                let commit = offset.commit_of(at(2), StoreTime(micros), received_at).unwrap();
+                assert!(commit.age(received_at).low <= commit.age(received_at).high);
+                offset.home_high(LeaseTime(u64::MAX));
+            }
+        }
+    }
+
+    /// One step of a history: a pause with drift, a probe, and a change.
+    #[derive(Clone, Debug)]
+    struct Step {
+        pause: u64,
+        drift: i64,
+        probe: (u64, u64, u64),
+        lag: u64,
+    }
+
+    fn any_step() -> impl Strategy<Value = Step> {
+        let way = prop_oneof![0..2_000u64, 0..400_000u64];
+        let probe = (way.clone(), 0..300_000u64, way);
+        // The drift of the whole step, ways and lag included, stays within the limit.
+        (0..4_000_000u64, -250i64..=250, probe, 0..200_000u64).prop_map(|(pause, drift, probe, lag)| Step {
+            pause,
+            drift,
+            probe,
+            lag,
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn the_truth_lies_within_whatever_the_offset_the_ways_and_the_drift(
+            offset in -12 * HOUR..12 * HOUR,
+            steps in prop::collection::vec(any_step(), 1..40),
+        ) {
+            let mut world = World::new(offset);
+            for Step { pause, drift, probe: (there, held, back), lag } in steps {
+                world.now += pause;
+                world.offset += drift;
+                prop_assert!(!world.probe(there, held, back), "nobody set a clock");
+                let (low, high) = world.estimate.bounds(LeaseTime(world.now)).unwrap();
+                prop_assert!((low..=high).contains(&world.offset));
+                prop_assert!(world.estimate.home_high(LeaseTime(world.now)).unwrap() >= world.store_time());
+                world.offset += drift;
+                let span = world.change(lag);
+                prop_assert!(holds(span, lag), "{span:?} {lag}");
+            }
+        }
+
+        #[test]
+        fn after_a_step_and_a_probe_the_truth_lies_within_again(
+            offset in -12 * HOUR..12 * HOUR,
+            step in prop_oneof![-12 * HOUR..-2_000_000, 2_000_000..12 * HOUR],
+            before in prop::collection::vec(any_step(), 1..10),
+            (there, held, back) in (0..400_000u64, 0..300_000u64, 0..400_000u64),
+            lag in 0..200_000u64,
+        ) {
+            let mut world = World::new(offset);
+            for Step { pause, probe: (there, held, back), .. } in before {
+                world.now += pause;
+                world.probe(there, held, back);
+            }
+            world.offset += step;
+            prop_assert!(world.probe(there, held, back), "a step beyond what the ways leave open");
+            prop_assert!(holds(world.change(lag), lag));
+        }
+    }
+}

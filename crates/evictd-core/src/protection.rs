@@ -1,0 +1,149 @@
+//! The protections, one by one, so that each can be missed.
+//!
+//! A checker that doesn't notice a missing protection proves nothing. So a build with
+//! `--cfg evictd_negative_controls` can switch each one off, for the thread that asks; in every other build
+//! [`Protection::holds`] is a constant, and the switch doesn't exist.
+
+use crate::rules::Rule;
+
+/// Something that is done for the sake of one rule, and whose absence breaks a guarantee.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Protection {
+    /// R1: rows are found by "no position yet", not by a cursor that a late commit slips past.
+    LateCommitsAreFound,
+    /// R2: a store that went back begins a new epoch before it numbers anything.
+    RegressionsBeginAnEpoch,
+    /// R2: an epoch whose beginning was lost with other commits is not begun a second time.
+    LostEpochsAreNotRepeated,
+    /// R3: every change writes its row, also one made past the API.
+    EveryChangeWritesItsRow,
+    /// R4: a commit whose outcome is unknown is not answered with success.
+    UnknownIsNotSuccess,
+    /// R5: what arrives at or below `applied` raises its floor all the same.
+    OldPositionsAreApplied,
+    /// R5: `applied` moves over contiguous positions only.
+    AppliedIsContiguous,
+    /// R5: a replay's rows count only if none is missing.
+    ReplaysAreComplete,
+    /// R2: what belongs to an older epoch moves nothing.
+    OlderEpochsMoveNothing,
+    /// R2: a newer epoch makes everything forgotten.
+    NewerEpochsFlush,
+    /// R6: when floors are forgotten, something wider rises in their place.
+    ForgottenFloorsLiveOn,
+    /// R6, R9: each hit meets the floors.
+    HitsMeetFloors,
+    /// R7: a proof counts once its head is applied.
+    ProofsWaitForTheirHead,
+    /// R7: a proof dates from when its probe was sent.
+    ProofsDateFromTheQuestion,
+    /// R7: a round is a durable write, which a demoted primary can't do.
+    RoundsAreWrites,
+    /// R7: a round answers only probes that were seen before it began.
+    RoundsFollowTheirProbes,
+    /// R8: an entry is answered from within the bound only.
+    LeasesRunOut,
+    /// R8: something is kept back of the bound for clock rates and scheduling.
+    MarginsAreKept,
+    /// R8: the lease clock goes on while the machine sleeps.
+    SuspensionCounts,
+    /// R8: a lookup's answer is as old as the authority's last fence.
+    LookupsCarryTheFenceAge,
+    /// R9: an entry is shown only after a look at the floors that follows its insertion.
+    EntriesAppearChecked,
+    /// R9: entries are evicted before `applied` is published and announced.
+    EvictionPrecedesApplied,
+    /// R9: a verification reads the deadline before the entry and its floors.
+    DeadlinePrecedesFloors,
+    /// R10: a load is cached only if it meets the floors after its insertion.
+    LoadsMeetFloors,
+    /// R10: a load answers only those who may have it.
+    AnswersMeetWhatWasApplied,
+    /// R10: without a lease, a load answers only those who waited when it was sent.
+    LoadsAreJoinedUnderALease,
+    /// R12: a receipt is final early only when everybody has confirmed.
+    ReceiptsWaitForAll,
+    /// R12: what isn't confirmed is fenced when the bound has passed, not earlier.
+    FencesWaitForTheBound,
+    /// R11: an instance is in the roster before its probe's head is read.
+    RosterPrecedesHead,
+    /// R11: when the store went back, the roster counts as incomplete for a bound.
+    LostRostersAreDistrusted,
+    /// R13: an answer counts only if it repeats an open question's number.
+    AnswersMatchQuestions,
+    /// R14: a second try goes to every publisher.
+    SecondTriesGoToAll,
+    /// R14: a publisher that stalls leaves the queue group.
+    StalledPublishersKeepSilent,
+}
+
+impl Protection {
+    /// The rule that it serves.
+    pub fn rule(self) -> Rule {
+        match self {
+            Self::LateCommitsAreFound => Rule::R1,
+            Self::RegressionsBeginAnEpoch
+            | Self::LostEpochsAreNotRepeated
+            | Self::OlderEpochsMoveNothing
+            | Self::NewerEpochsFlush => Rule::R2,
+            Self::EveryChangeWritesItsRow => Rule::R3,
+            Self::UnknownIsNotSuccess => Rule::R4,
+            Self::OldPositionsAreApplied | Self::AppliedIsContiguous | Self::ReplaysAreComplete => Rule::R5,
+            Self::ForgottenFloorsLiveOn | Self::HitsMeetFloors => Rule::R6,
+            Self::ProofsWaitForTheirHead
+            | Self::ProofsDateFromTheQuestion
+            | Self::RoundsAreWrites
+            | Self::RoundsFollowTheirProbes => Rule::R7,
+            Self::LeasesRunOut
+            | Self::MarginsAreKept
+            | Self::SuspensionCounts
+            | Self::LookupsCarryTheFenceAge => Rule::R8,
+            Self::EntriesAppearChecked | Self::EvictionPrecedesApplied | Self::DeadlinePrecedesFloors => {
+                Rule::R9
+            }
+            Self::LoadsMeetFloors | Self::AnswersMeetWhatWasApplied | Self::LoadsAreJoinedUnderALease => {
+                Rule::R10
+            }
+            Self::ReceiptsWaitForAll | Self::FencesWaitForTheBound => Rule::R12,
+            Self::RosterPrecedesHead | Self::LostRostersAreDistrusted => Rule::R11,
+            Self::AnswersMatchQuestions => Rule::R13,
+            Self::SecondTriesGoToAll | Self::StalledPublishersKeepSilent => Rule::R14,
+        }
+    }
+
+    /// Whether it is in force: always.
+    #[cfg(not(evictd_negative_controls))]
+    pub const fn holds(self) -> bool {
+        true
+    }
+
+    /// Whether it is in force on this thread.
+    #[cfg(evictd_negative_controls)]
+    pub fn holds(self) -> bool {
+        missing::NOW.with(|now| now.get() & self.bit() == 0)
+    }
+
+    /// Runs `run` without this protection, on this thread, and without those that are missing already.
+    #[cfg(evictd_negative_controls)]
+    pub fn without<T>(self, run: impl FnOnce() -> T) -> T {
+        let before = missing::NOW.with(|now| now.replace(now.get() | self.bit()));
+        let result = run();
+        missing::NOW.with(|now| now.set(before));
+        result
+    }
+
+    #[cfg(evictd_negative_controls)]
+    const fn bit(self) -> u64 {
+        1 << self as u32
+    }
+}
+
+#[cfg(evictd_negative_controls)]
+mod missing {
+    use std::cell::Cell;
+
+    thread_local! {
+        /// One bit each.
+        pub(super) static NOW: Cell<u64> = const { Cell::new(0) };
+    }
+}

@@ -1,0 +1,283 @@
+use super::*;
+use crate::ids::{AgentName, InstanceId};
+
+const BOUND: Duration = Duration::from_secs(30);
+
+fn at(position: u64) -> LogPosition {
+    LogPosition::new(1, position).unwrap()
+}
+
+fn ms(ms: u64) -> LeaseTime {
+    LeaseTime(1_000_000_000 + ms * 1_000)
+}
+
+fn agent(region: &str, agent: &str, instance: u64) -> Instance {
+    Instance {
+        identity: Identity {
+            region: Region::new(region),
+            agent: AgentName::new(agent),
+            instance: InstanceId(instance),
+        },
+        policy: PartitionPolicy::Deny,
+        bound: BOUND,
+    }
+}
+
+fn deletion(position: u64) -> Change {
+    Change {
+        request: Some((format!("req_{position}").into(), WorkspaceId::new("ws"))),
+        position: at(position),
+        cause: Cause::Deleted,
+        committed_at: StoreTime(0),
+    }
+}
+
+/// A book with these agents, each at position 1.
+fn book(agents: &[&Instance]) -> Book {
+    let config = BookConfig { bound: BOUND, heard_elsewhere: BOUND, open_max: 1_000 };
+    let mut book = Book::new(config, []);
+    for agent in agents {
+        book.registered(agent, ms(0));
+        book.applied(&agent.identity, at(1), &[], ms(0));
+    }
+    book
+}
+
+fn track(book: &mut Book, position: u64, now: LeaseTime) {
+    book.track(deletion(position), now, Measured::FromRequest, now);
+}
+
+fn finals(book: &mut Book) -> Vec<Receipt> {
+    let events = book.take_events().into_iter();
+    events.filter_map(|event| if let Event::Final(receipt) = event { Some(receipt) } else { None }).collect()
+}
+
+fn states(receipt: &Receipt) -> Vec<(&str, &str)> {
+    receipt.regions.iter().map(|region| (region.region.as_str(), region.state.label())).collect()
+}
+
+#[test]
+fn a_receipt_is_final_as_soon_as_everybody_has_confirmed() {
+    let (eu, us) = (agent("eu", "a", 1), agent("us", "a", 2));
+    let mut book = book(&[&eu, &us]);
+    track(&mut book, 2, ms(100));
+    book.applied(&eu.identity, at(2), &[], ms(103));
+    assert_eq!(finals(&mut book), []);
+    let pending = book.receipt("req_2", ms(104)).unwrap();
+    assert_eq!(states(&pending), [("eu", "confirmed"), ("us", "pending")]);
+    assert_eq!((pending.state(), pending.is_final), (RegionState::Pending, false));
+    book.applied(&us.identity, at(2), &[], ms(120));
+    let [receipt] = &finals(&mut book)[..] else { panic!("one receipt") };
+    assert_eq!(receipt.state(), RegionState::Confirmed);
+    let after: Vec<_> = receipt.regions.iter().map(|region| region.confirmed_after.unwrap()).collect();
+    assert_eq!(after, [Duration::from_millis(3), Duration::from_millis(20)]);
+    assert_eq!(receipt.final_after, Some(Duration::from_millis(20)));
+    assert_eq!(book.receipt("req_2", ms(121)), None, "it is closed");
+}
+
+#[test]
+fn who_does_not_confirm_is_fenced_when_the_bound_has_passed_and_named() {
+    let (eu, us) = (agent("eu", "a", 1), agent("us", "a", 2));
+    let mut book = book(&[&eu, &us]);
+    track(&mut book, 2, ms(100));
+    book.applied(&eu.identity, at(2), &[], ms(103));
+    assert_eq!(book.wake_at(), Some(ms(30_100)));
+    book.poll(ms(30_099));
+    assert_eq!(finals(&mut book), []);
+    book.poll(ms(30_100));
+    let [receipt] = &finals(&mut book)[..] else { panic!("one receipt") };
+    assert_eq!(states(receipt), [("eu", "confirmed"), ("us", "fenced")]);
+    assert_eq!(receipt.regions[1].missing, [us.identity]);
+    assert_eq!(receipt.state(), RegionState::Fenced);
+}
+
+#[test]
+fn who_serves_stale_records_is_unproven_not_fenced() {
+    let stale = Instance { policy: PartitionPolicy::ServeStale, ..agent("eu", "a", 1) };
+    let mut book = book(&[&stale, &agent("eu", "b", 2)]);
+    track(&mut book, 2, ms(0));
+    book.poll(ms(30_000));
+    assert_eq!(finals(&mut book)[0].state(), RegionState::Unproven);
+}
+
+#[test]
+fn a_longer_bound_of_one_agent_is_waited_for() {
+    let slow = Instance { bound: BOUND * 2, ..agent("eu", "a", 1) };
+    let mut book = book(&[&slow]);
+    track(&mut book, 2, ms(0));
+    book.poll(ms(30_000));
+    assert_eq!(finals(&mut book), []);
+    book.poll(ms(60_000));
+    assert_eq!(finals(&mut book).len(), 1);
+}
+
+#[test]
+fn both_processes_under_one_name_have_to_confirm_and_it_is_said() {
+    let (one, other) = (agent("eu", "a", 1), agent("eu", "a", 2));
+    let mut book = book(&[&one, &other]);
+    track(&mut book, 2, ms(0));
+    book.applied(&one.identity, at(2), &[], ms(1));
+    book.poll(ms(2));
+    let pending = book.receipt("req_2", ms(2)).unwrap();
+    assert_eq!(states(&pending), [("eu", "pending")]);
+    assert_eq!(pending.regions[0].missing, std::slice::from_ref(&other.identity));
+    assert!(pending.regions[0].duplicate_names);
+    book.applied(&other.identity, at(2), &[], ms(3));
+    assert_eq!(finals(&mut book)[0].state(), RegionState::Confirmed);
+}
+
+#[test]
+fn a_configured_region_without_an_agent_is_absent_and_holds_up_nobody() {
+    let config = BookConfig { bound: BOUND, heard_elsewhere: BOUND, open_max: 10 };
+    let mut book = Book::new(config, [Region::new("ap")]);
+    let eu = agent("eu", "a", 1);
+    book.registered(&eu, ms(0));
+    track(&mut book, 2, ms(0));
+    assert_eq!(finals(&mut book), []);
+    book.applied(&eu.identity, at(2), &[], ms(1));
+    assert_eq!(states(&finals(&mut book)[0]), [("ap", "absent"), ("eu", "confirmed")]);
+}
+
+#[test]
+fn a_process_that_vanished_is_waited_for_until_the_bound_and_forgotten_later() {
+    let (here, gone) = (agent("eu", "a", 1), agent("eu", "b", 2));
+    let mut book = book(&[&here, &gone]);
+    track(&mut book, 2, ms(0));
+    book.applied(&here.identity, at(2), &[], ms(1));
+    book.poll(ms(30_000));
+    let receipt = finals(&mut book).remove(0);
+    assert_eq!((receipt.state(), &receipt.regions[0].missing), (RegionState::Fenced, &vec![gone.identity]));
+    // Silent since it was last taken for heard: when the book wasn't polled for 30 s.
+    for second in 31..95 {
+        book.heard(&here.identity, ms(second * 1_000));
+        book.poll(ms(second * 1_000));
+    }
+    assert_eq!(book.instances().count(), 2);
+    book.poll(ms(95_000));
+    assert_eq!(book.instances().count(), 1);
+    track(&mut book, 3, ms(95_001));
+    book.applied(&here.identity, at(3), &[], ms(95_002));
+    assert_eq!(finals(&mut book)[0].state(), RegionState::Confirmed);
+}
+
+#[test]
+fn a_silent_process_that_may_serve_stale_records_is_not_forgotten() {
+    let stale = Instance { policy: PartitionPolicy::ServeStale, ..agent("us", "a", 2) };
+    let mut book = book(&[&stale]);
+    let hour = 3_600;
+    (0..23 * hour).for_each(|second| book.poll(ms(second * 1_000)));
+    track(&mut book, 2, ms(23 * hour * 1_000));
+    (23 * hour..24 * hour).for_each(|second| book.poll(ms(second * 1_000)));
+    assert_eq!(finals(&mut book)[0].state(), RegionState::Unproven);
+    assert_eq!(book.instances().count(), 1);
+    book.poll(ms(24 * hour * 1_000));
+    assert_eq!(book.instances().count(), 0);
+}
+
+#[test]
+fn a_process_that_said_goodbye_is_not_waited_for() {
+    let (here, leaving) = (agent("eu", "a", 1), agent("us", "a", 2));
+    let mut book = book(&[&here, &leaving]);
+    track(&mut book, 2, ms(0));
+    book.applied(&here.identity, at(2), &[], ms(1));
+    book.left(&leaving.identity, ms(2));
+    assert_eq!(states(&finals(&mut book)[0]), [("eu", "confirmed"), ("us", "absent")]);
+}
+
+#[test]
+fn a_process_that_the_roster_does_not_know_confirms_nothing() {
+    let (known, unknown) = (agent("eu", "a", 1), agent("eu", "b", 2));
+    let mut book = book(&[&known]);
+    track(&mut book, 2, ms(0));
+    book.applied(&unknown.identity, at(2), &[], ms(1));
+    assert_eq!(finals(&mut book), []);
+    book.registered(&unknown, ms(2));
+    book.applied(&known.identity, at(2), &[], ms(3));
+    assert_eq!(finals(&mut book), [], "it is waited for until it has spoken");
+    book.applied(&unknown.identity, at(2), &[], ms(4));
+    assert_eq!(finals(&mut book).len(), 1);
+}
+
+#[test]
+fn sightings_are_summed_over_a_region_and_counted_once() {
+    let (one, other) = (agent("eu", "a", 1), agent("eu", "b", 2));
+    let mut book = book(&[&one, &other]);
+    track(&mut book, 2, ms(0));
+    let sighting = |low, high, answers, last| Sighting {
+        position: at(2),
+        lag: Span { low: Duration::from_millis(low), high: Duration::from_millis(high) },
+        exposure: Exposure { answers, last_after: Duration::from_millis(last) },
+    };
+    for _ in 0..3 {
+        book.applied(&one.identity, at(2), &[sighting(1, 3, 7, 2)], ms(3));
+    }
+    book.applied(&other.identity, at(2), &[sighting(2, 9, 1, 8)], ms(9));
+    let receipt = finals(&mut book).remove(0);
+    let Span { low, high } = receipt.regions[0].lag.unwrap();
+    assert_eq!((low.as_millis(), high.as_millis()), (2, 9), "the slowest agent's");
+    let Exposure { answers, last_after } = receipt.regions[0].exposure.unwrap();
+    assert_eq!((answers, last_after.as_millis()), (8, 8));
+}
+
+#[test]
+fn a_change_that_is_tracked_late_is_confirmed_by_what_was_said_before() {
+    let eu = agent("eu", "a", 1);
+    let mut book = book(&[&eu]);
+    book.applied(&eu.identity, at(9), &[], ms(0));
+    track(&mut book, 5, ms(1));
+    assert_eq!(finals(&mut book)[0].state(), RegionState::Confirmed);
+}
+
+#[test]
+fn changes_that_come_out_of_order_are_all_confirmed() {
+    let (eu, us) = (agent("eu", "a", 1), agent("us", "a", 2));
+    let mut book = book(&[&eu, &us]);
+    track(&mut book, 3, ms(0));
+    book.applied(&eu.identity, at(3), &[], ms(1));
+    // Somebody starts there, and has not spoken yet.
+    let late = agent("eu", "b", 3);
+    book.registered(&late, ms(2));
+    track(&mut book, 2, ms(2));
+    for instance in [&late, &us] {
+        book.applied(&instance.identity, at(3), &[], ms(3));
+    }
+    let receipts = finals(&mut book);
+    assert_eq!(receipts.len(), 2);
+    assert!(receipts.iter().all(|receipt| receipt.state() == RegionState::Confirmed), "{receipts:?}");
+}
+
+#[test]
+fn what_a_new_epoch_may_have_lost_is_not_confirmed_from_memory() {
+    let eu = agent("eu", "a", 1);
+    let mut book = book(&[&eu]);
+    track(&mut book, 2, ms(0));
+    book.drop_open();
+    book.applied(&eu.identity, LogPosition::new(2, 1).unwrap(), &[], ms(1));
+    assert_eq!(finals(&mut book), []);
+}
+
+#[test]
+fn nothing_is_final_early_while_the_roster_may_have_forgotten_somebody() {
+    let eu = agent("eu", "a", 1);
+    let mut book = book(&[&eu]);
+    book.distrust_roster(ms(30_000));
+    track(&mut book, 2, ms(10_000));
+    book.applied(&eu.identity, at(2), &[], ms(10_001));
+    book.poll(ms(29_999));
+    assert_eq!(finals(&mut book), []);
+    book.poll(ms(30_000));
+    assert_eq!(finals(&mut book).len(), 1);
+}
+
+#[test]
+fn memory_is_bounded_and_the_oldest_goes_first() {
+    let eu = agent("eu", "a", 1);
+    let config = BookConfig { bound: BOUND, heard_elsewhere: BOUND, open_max: 2 };
+    let mut book = Book::new(config, []);
+    book.registered(&eu, ms(0));
+    for position in 2..=4 {
+        track(&mut book, position, ms(0));
+    }
+    assert_eq!(book.receipt("req_2", ms(0)), None);
+    assert!(book.receipt("req_3", ms(0)).is_some() && book.receipt("req_4", ms(0)).is_some());
+}

@@ -1,0 +1,192 @@
+//! Rounds: what they cost, who begins epochs, and when a publisher keeps silent.
+
+use std::time::Instant;
+
+use async_nats::Message;
+use evictd_core::ids::{InstanceId, KeyHash};
+use evictd_core::roster::PartitionPolicy;
+use evictd_ops::metrics::Registry;
+use evictd_store::sqlite::SqliteStore;
+use evictd_wire::lookup::LookupRequest;
+use evictd_wire::subject::Kind;
+use sqlx::Connection as _;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use tokio::sync::mpsc::UnboundedSender;
+use tokio_util::sync::DropGuard;
+
+use super::*;
+use crate::bus::tests::{carrying, fed, unconnected};
+use crate::config::ReceiptsConfig;
+use crate::metrics;
+use crate::questions::Questions;
+use crate::receipts::Receipts;
+
+/// How long what is bound to happen may take on a busy machine.
+const SOON: Duration = Duration::from_secs(20);
+
+const BOUND: Duration = Duration::from_secs(30);
+
+/// A publisher without NATS: questions are put before it by hand.
+struct Home {
+    store: Arc<SqliteStore>,
+    registry: Registry,
+    probes: [UnboundedSender<Message>; 2],
+    lookups: [UnboundedSender<Message>; 2],
+    _stop: DropGuard,
+}
+
+impl Home {
+    async fn new(store: &std::path::Path, patience: Duration) -> Self {
+        let store = Arc::new(SqliteStore::open(store).await.unwrap());
+        let registry = Registry::new(metrics::SPECS, &[]).unwrap();
+        let metrics = Arc::new(Metrics::new(&registry));
+        let bus = unconnected(&metrics).await;
+        let stop = CancellationToken::new();
+        let rounds = RoundWish::default();
+        let config = ReceiptsConfig { bound: BOUND.into(), regions: Vec::new() };
+        let receipts =
+            Receipts::new(&config, store.clone(), metrics.clone(), &registry, rounds.clone(), stop.clone());
+        receipts.begin().await.unwrap();
+        let receipts = Arc::new(receipts);
+        let config = AuthorityConfig {
+            round_spacing: Duration::from_millis(250).into(),
+            round_patience: patience.into(),
+            probes_waiting_max: 20_000,
+            lookups_max: 256,
+            replays_max: 8,
+        };
+        let fence = Fence::default();
+        let questions = Questions::new(
+            &config,
+            store.clone(),
+            receipts.clone(),
+            fence.clone(),
+            rounds.clone(),
+            [bus.clone(), bus.clone()],
+            metrics.clone(),
+        );
+        let feed = LiveFeed { bus: bus.clone(), receipts, metrics: metrics.clone() };
+        let authority = Authority {
+            config,
+            store: store.clone(),
+            feed,
+            metrics,
+            fence,
+            rounds,
+            serving: watch::Sender::new(true),
+        };
+        let (probe_intake, probes) = fed(&bus, Kind::Probe);
+        let (lookup_intake, lookups) = fed(&bus, Kind::Lookup);
+        tokio::spawn(questions.serve_lookups(lookup_intake, authority.serving(), stop.clone()));
+        tokio::spawn(authority.run(probe_intake, stop.clone()));
+        Self { store, registry, probes, lookups, _stop: stop.drop_guard() }
+    }
+
+    fn metric(&self, series: &str) -> u64 {
+        let scrape = self.registry.render();
+        let line = scrape.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {series} in\n{scrape}")).parse::<f64>().unwrap() as u64
+    }
+
+    fn rounds(&self) -> u64 {
+        self.metric("evictd_publisher_rounds_total{outcome=\"ok\"}")
+    }
+
+    async fn until(&self, what: &str, is_so: impl Fn(&Self) -> bool) {
+        let mut look = tokio::time::interval(Duration::from_millis(5));
+        let looking = async {
+            while !is_so(self) {
+                look.tick().await;
+            }
+        };
+        assert!(tokio::time::timeout(SOON, looking).await.is_ok(), "{what}\n{}", self.registry.render());
+    }
+}
+
+fn probe(agent: u64, seen: LogPosition) -> Message {
+    let request = ProbeRequest {
+        nonce: agent + 1,
+        instance: InstanceId(agent + 1),
+        policy: PartitionPolicy::Deny,
+        bound: BOUND,
+        seen,
+    };
+    let (region, agent) = (agent % 300, agent / 300);
+    let subject = format!("evictd.v1.probe.r{region}.a{agent}");
+    carrying(request.encode(), &subject, Some(&format!("_INBOX_evictd.r{region}.a{agent}.x")))
+}
+
+fn lookup(agent: u64) -> Message {
+    let request = LookupRequest { nonce: 1, hash: KeyHash([7; 32]), instance: InstanceId(agent + 1) };
+    let subject = format!("evictd.v1.lookup.r{agent}.a");
+    carrying(request.encode(), &subject, Some(&format!("_INBOX_evictd.r{agent}.a.x")))
+}
+
+#[tokio::test]
+async fn ten_thousand_agents_cost_no_more_rounds_than_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let home = Home::new(&directory.path().join("home.db"), SOON).await;
+    let began = Instant::now();
+    for times in 1..=3 {
+        for agent in 0..10_000 {
+            home.probes[0].send(probe(agent, LogPosition::ZERO)).unwrap();
+        }
+        home.until("all probes to be answered", |home| {
+            home.metric("evictd_publisher_probes_total") == times * 10_000
+        })
+        .await;
+    }
+    let (rounds, most) = (home.rounds(), began.elapsed().as_secs_f64() * 4.0 + 1.0);
+    assert!(rounds as f64 <= most, "{rounds} rounds in {:?}", began.elapsed());
+    assert_eq!(home.store.roster(0).await.unwrap().entries.len(), 10_000);
+    assert_eq!(
+        home.metric("evictd_publisher_refused_messages_total{subject=\"probe\",reason=\"overload\"}"),
+        0
+    );
+}
+
+#[tokio::test]
+async fn several_publishers_that_hear_of_the_same_loss_begin_one_epoch() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("home.db");
+    let homes = [Home::new(&path, SOON).await, Home::new(&path, SOON).await];
+    let seen = LogPosition::new(1, 50).unwrap();
+    for (agent, home) in (0..).zip(homes.iter().cycle().take(20)) {
+        home.probes[0].send(probe(agent, seen)).unwrap();
+    }
+    for home in &homes {
+        home.until("all probes to be answered", |home| home.metric("evictd_publisher_probes_total") == 10)
+            .await;
+    }
+    assert_eq!(homes[0].store.head().await.unwrap().epoch(), 2);
+}
+
+#[tokio::test]
+async fn a_publisher_that_gets_no_probes_raises_its_own_fence_when_it_is_asked() {
+    let directory = tempfile::tempdir().unwrap();
+    let home = Home::new(&directory.path().join("home.db"), SOON).await;
+    for agent in 0..100 {
+        home.lookups[0].send(lookup(agent)).unwrap();
+    }
+    home.until("the lookups to be answered", |home| {
+        home.metric("evictd_publisher_lookups_total{outcome=\"answered\"}") == 100 && home.rounds() > 0
+    })
+    .await;
+    assert!(home.rounds() <= 2, "they share it: {}", home.rounds());
+}
+
+#[tokio::test]
+async fn a_publisher_whose_rounds_stall_leaves_every_queue_group_and_finds_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("home.db");
+    let home = Home::new(&path, Duration::from_millis(100)).await;
+    let mut other =
+        SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(&path)).await.unwrap();
+    let lock = other.begin_with("BEGIN IMMEDIATE").await.unwrap();
+    home.probes[0].send(probe(1, LogPosition::ZERO)).unwrap();
+    home.until("it to leave", |home| home.probes[0].is_closed() && home.lookups[0].is_closed()).await;
+    assert!(!home.probes[1].is_closed(), "second tries still reach it");
+    assert_eq!(home.metric("evictd_publisher_stalled"), 1);
+    lock.rollback().await.unwrap();
+    home.until("it to find back", |home| home.metric("evictd_publisher_stalled") == 0).await;
+}

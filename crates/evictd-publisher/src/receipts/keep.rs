@@ -1,0 +1,229 @@
+//! Final receipts go to the store; what is open there and not here is taken over.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use evictd_core::ids::WorkspaceId;
+use evictd_core::position::LogPosition;
+use evictd_ops::clock;
+use evictd_store::StoreError;
+use evictd_store::receipt::{self, FinalReceipt};
+use evictd_wire::api::propagation::Propagation;
+use serde_json::value::RawValue;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+use super::{Final, Receipts, State, change};
+use crate::auth::store_failed;
+
+/// Receipts stored in one transaction.
+const BATCH: usize = 256;
+
+/// How long a receipt may wait for others, to be stored with them in one transaction.
+const GATHER: Duration = Duration::from_millis(50);
+
+/// The pause after the store failed.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// How often the store is searched for requests that nobody looks after.
+const ADOPT_EVERY: Duration = Duration::from_secs(5);
+
+/// How often the whole roster is read, for what other publishers heard.
+const ROSTER_EVERY: Duration = Duration::from_secs(15);
+
+/// Open requests read at once.
+const PAGE: usize = 1_024;
+
+/// Stored receipts remembered by name.
+const RECORDED_MAX: usize = 8_192;
+
+/// The requests whose receipts were stored last.
+#[derive(Default)]
+pub(super) struct Recorded {
+    requests: HashSet<Arc<str>>,
+    order: VecDeque<Arc<str>>,
+}
+
+impl Recorded {
+    pub(super) fn contains(&self, request: &str) -> bool {
+        self.requests.contains(request)
+    }
+
+    fn note(&mut self, request: &str) {
+        let request: Arc<str> = request.into();
+        if self.requests.insert(request.clone()) {
+            self.order.push_back(request);
+        }
+        if self.order.len() > RECORDED_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.requests.remove(&oldest);
+        }
+    }
+}
+
+/// What can be told of a request.
+pub(crate) enum Told {
+    /// It is on its way, or was settled a moment ago.
+    Here(Box<Propagation>),
+    /// It was settled before: as recorded, byte for byte.
+    Recorded(Box<RawValue>),
+}
+
+impl Receipts {
+    /// Keeps receipts and the roster until `shutdown`; what is final then is stored still.
+    pub(crate) async fn keep(self: Arc<Self>, shutdown: CancellationToken) {
+        let every = |period| {
+            let mut interval = tokio::time::interval_at(tokio::time::Instant::now() + period, period);
+            interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            interval
+        };
+        let (mut adopt, mut roster) = (every(ADOPT_EVERY), every(ROSTER_EVERY));
+        loop {
+            let done = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => break,
+                _ = roster.tick() => self.read_roster().await,
+                () = self.look_again.notified() => self.look_again().await,
+                _ = adopt.tick() => self.adopt_what_is_open().await,
+                () = self.recorded.notified() => {
+                    shutdown.run_until_cancelled(tokio::time::sleep(GATHER)).await;
+                    self.record().await
+                }
+            };
+            if let Err(error) = done {
+                store_failed(&error);
+                shutdown.run_until_cancelled(tokio::time::sleep(PAUSE)).await;
+                self.recorded.notify_one();
+            }
+        }
+        if let Err(error) = self.record().await {
+            store_failed(&error);
+        }
+    }
+
+    async fn look_again(&self) -> Result<(), StoreError> {
+        self.read_roster().await?;
+        self.adopt_what_is_open().await
+    }
+
+    /// Stores what is final. It stays here until that has succeeded.
+    pub(super) async fn record(&self) -> Result<(), StoreError> {
+        loop {
+            let batch: Vec<Arc<Final>> = self.state.lock().unrecorded.values().take(BATCH).cloned().collect();
+            if batch.is_empty() {
+                return Ok(());
+            }
+            let final_at = clock::wall_now();
+            let receipts: Vec<FinalReceipt> =
+                batch.iter().filter_map(|settled| settled.to_record(final_at)).collect();
+            self.store.record_receipts(&receipts).await?;
+            let mut state = self.state.lock();
+            for settled in &batch {
+                let Some((request, _)) = &settled.receipt.change.request else { continue };
+                // A new epoch may have come between, and with it another receipt of the same request.
+                if state.unrecorded.get(request).is_some_and(|kept| Arc::ptr_eq(kept, settled)) {
+                    state.unrecorded.remove(request);
+                    state.recorded.note(request);
+                }
+            }
+        }
+    }
+
+    /// Takes over the requests that the store has as open and that nobody here looks after.
+    pub(super) async fn adopt_what_is_open(&self) -> Result<(), StoreError> {
+        let mut after = LogPosition::ZERO;
+        loop {
+            let epoch = self.log_head().epoch();
+            let page = self.store.open_requests(after, PAGE).await?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after = last.position;
+            let whole = page.len() == PAGE;
+            let strays = {
+                let state = self.state.lock();
+                page.iter().filter(|request| !state.looks_after(&request.request_id)).map(change).collect()
+            };
+            self.open(epoch, strays).await;
+            if !whole {
+                return Ok(());
+            }
+        }
+    }
+
+    /// What is known of a request of this workspace; `None` if the workspace has carried out no such request.
+    pub(crate) async fn tell(
+        &self,
+        workspace: &WorkspaceId,
+        request: &str,
+    ) -> Result<Option<Told>, StoreError> {
+        if let Some(told) = self.tell_from_memory(workspace, request) {
+            return Ok(Some(told));
+        }
+        let epoch = self.log_head().epoch();
+        let bound = self.state.lock().book.bound();
+        let propagation = match self.store.receipt(workspace, request).await? {
+            None => return Ok(None),
+            Some(receipt::Recorded::Final { body }) => {
+                let corrupt = |_| StoreError::Corrupt { what: "receipt", value: request.to_owned() };
+                return Ok(Some(Told::Recorded(RawValue::from_string(body).map_err(corrupt)?)));
+            }
+            Some(receipt::Recorded::Nothing) => Propagation::nothing(request, bound),
+            Some(receipt::Recorded::Open(rows)) => {
+                let numbered = rows.iter().rev().find_map(|row| Some((row.position?, row)));
+                if let Some((position, row)) = numbered {
+                    // Another publisher numbered it, or this one a moment ago.
+                    let change = evictd_core::receipts::Change {
+                        request: Some((request.into(), workspace.clone())),
+                        position,
+                        cause: row.cause,
+                        committed_at: row.committed_at,
+                    };
+                    self.open(epoch, vec![change]).await;
+                    if let Some(told) = self.tell_from_memory(workspace, request) {
+                        return Ok(Some(told));
+                    }
+                }
+                let committed_at = rows.last().map(|row| row.committed_at);
+                let place = numbered.map(|(position, row)| (position, row.cause));
+                Propagation::waiting(request, place, committed_at, bound)
+            }
+        };
+        Ok(Some(Told::Here(Box::new(propagation))))
+    }
+
+    fn tell_from_memory(&self, workspace: &WorkspaceId, request: &str) -> Option<Told> {
+        let state = self.state.lock();
+        let open = state.book.receipt(request, clock::lease_now());
+        let bound = state.book.bound();
+        let (receipt, bound) = match &open {
+            Some(receipt) => (receipt, bound),
+            None => state.unrecorded.get(request).map(|settled| (&settled.receipt, settled.bound))?,
+        };
+        let of_workspace = receipt.change.request.as_ref().is_some_and(|(_, owner)| owner == workspace);
+        of_workspace.then(|| Propagation::new(receipt, bound).map(Box::new).map(Told::Here)).flatten()
+    }
+}
+
+impl State {
+    pub(super) fn looks_after(&self, request: &str) -> bool {
+        self.book.is_open(request) || self.unrecorded.contains_key(request)
+    }
+}
+
+impl Final {
+    fn to_record(&self, final_at: evictd_core::time::StoreTime) -> Option<FinalReceipt> {
+        let change = &self.receipt.change;
+        let (request, workspace) = change.request.as_ref()?;
+        let propagation = Propagation::new(&self.receipt, self.bound)?;
+        Some(FinalReceipt {
+            request_id: request.to_string(),
+            workspace_id: workspace.clone(),
+            position: change.position,
+            committed_at: change.committed_at,
+            final_at,
+            // It has no map, let alone one with keys that aren't text.
+            body: serde_json::to_string(&propagation).ok()?,
+        })
+    }
+}

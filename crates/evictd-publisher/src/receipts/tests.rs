@@ -1,0 +1,514 @@
+//! Each state is truthful, whoever restarts, falls silent or loses what.
+
+use evictd_core::ids::{AgentName, ApiId, InstanceId, KeyHash, KeyId, WorkspaceId};
+use evictd_core::receipts::{Exposure, Sighting, Span};
+use evictd_core::roster::{Instance, PartitionPolicy};
+use evictd_store::change::{Actor, DeleteMode, NewApi, NewKey, NewRootKey};
+use evictd_store::log::RoundRequest;
+use evictd_store::sqlite::SqliteStore;
+use evictd_wire::api::propagation::RegionPropagation;
+use evictd_wire::applied::Applied;
+use sqlx::Connection as _;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use tokio_util::sync::DropGuard;
+
+use super::hear::Ahead;
+use super::*;
+use crate::metrics;
+
+/// Long enough for a test that must not reach it.
+const LONG: Duration = Duration::from_secs(30);
+
+/// Short enough for a test that waits for it.
+const SHORT: Duration = Duration::from_millis(150);
+
+fn agent(region: &str, name: &str, instance: u64) -> Instance {
+    Instance {
+        identity: Identity {
+            region: Region::new(region),
+            agent: AgentName::new(name),
+            instance: InstanceId(instance),
+        },
+        policy: PartitionPolicy::Deny,
+        bound: SHORT,
+    }
+}
+
+fn workspace() -> WorkspaceId {
+    WorkspaceId::new("ws_1")
+}
+
+/// A home store with an API.
+struct Store {
+    store: Arc<SqliteStore>,
+    directory: tempfile::TempDir,
+}
+
+impl Store {
+    async fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Arc::new(SqliteStore::open(&directory.path().join("home.db")).await.unwrap());
+        let root_key = NewRootKey {
+            id: KeyId::new("root_1"),
+            workspace_id: workspace(),
+            hash: KeyHash([255; 32]),
+            start: "unkey_abcd".to_owned(),
+            name: None,
+            permissions: Vec::new(),
+            expires_at: None,
+        };
+        store.create_root_key(root_key).await.unwrap();
+        let api = NewApi { id: ApiId::new("api_1"), name: "payments".to_owned() };
+        store.create_api(&actor("req_api"), api).await.unwrap();
+        Self { store, directory }
+    }
+
+    async fn publisher(&self, bound: Duration, regions: &[&str]) -> Home {
+        let registry = Registry::new(metrics::SPECS, &[]).unwrap();
+        let config = ReceiptsConfig {
+            bound: bound.into(),
+            regions: regions.iter().map(ToString::to_string).collect(),
+        };
+        let (rounds, draining) = (RoundWish::default(), CancellationToken::new());
+        let counted = Arc::new(Metrics::new(&registry));
+        let receipts =
+            Receipts::new(&config, self.store.clone(), counted, &registry, rounds, draining.clone());
+        receipts.begin().await.unwrap();
+        let receipts = Arc::new(receipts);
+        let stop = CancellationToken::new();
+        tokio::spawn(receipts.clone().keep_time(stop.clone()));
+        Home { store: self.store.clone(), receipts, registry, draining, _stop: stop.drop_guard() }
+    }
+
+    /// Changes something past everybody.
+    async fn sql(&self, statement: &'static str) {
+        let options = SqliteConnectOptions::new().filename(self.directory.path().join("home.db"));
+        let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
+        sqlx::query(statement).execute(&mut connection).await.unwrap();
+    }
+}
+
+fn actor(request: &str) -> Actor {
+    Actor {
+        root_key_id: KeyId::new("root_1"),
+        workspace_id: workspace(),
+        request_id: request.to_owned(),
+        remote_ip: None,
+        user_agent: None,
+    }
+}
+
+/// A publisher's receipts.
+struct Home {
+    store: Arc<SqliteStore>,
+    receipts: Arc<Receipts>,
+    registry: Registry,
+    draining: CancellationToken,
+    _stop: DropGuard,
+}
+
+impl Home {
+    /// Writes agents into the roster, as a round does.
+    async fn round(&self, instances: &[&Instance]) {
+        let instances: Vec<Instance> = instances.iter().copied().cloned().collect();
+        let known = self.receipts.log_head();
+        let request =
+            RoundRequest { instances: &instances, touched: &self.receipts.take_heard(), seen: &[known] };
+        let round = self.store.round(request).await.unwrap();
+        self.receipts.head(round.numbered.head);
+        self.receipts.numbered(known, &round.numbered).await;
+    }
+
+    async fn number(&self) {
+        let known = self.receipts.log_head();
+        let numbered = self.store.number(1_000).await.unwrap();
+        self.receipts.head(numbered.head);
+        self.receipts.numbered(known, &numbered).await;
+    }
+
+    /// Creates a key and deletes it by `request`; nothing of it is numbered yet.
+    async fn delete(&self, request: &str) {
+        let id = KeyId::new(format!("key_{request}"));
+        let key = NewKey {
+            id: id.clone(),
+            api_id: ApiId::new("api_1"),
+            hash: evictd_wire::api::ids::hash(request),
+            start: "abcd".to_owned(),
+            name: None,
+            meta: None,
+            enabled: true,
+            expires_at: None,
+        };
+        self.store.create_key(&actor(&format!("{request}_creation")), key).await.unwrap();
+        let allowed = |_: &ApiId| true;
+        self.store.delete_key(&actor(request), &id, DeleteMode::Soft, &allowed).await.unwrap();
+    }
+
+    /// Deletes a key as the control API does, and returns what it would answer.
+    async fn delete_and_wait(&self, request: &str, limit: Duration) -> Propagation {
+        let under = self.receipts.under(request, true);
+        self.delete(request).await;
+        self.number().await;
+        under.settled(&workspace(), limit).await
+    }
+
+    fn announce(&self, agent: &Instance, applied: LogPosition) -> Result<(), Ahead> {
+        let Identity { instance, .. } = agent.identity;
+        let sighting = Sighting {
+            position: applied,
+            lag: Span { low: Duration::from_millis(1), high: Duration::from_millis(2) },
+            exposure: Exposure { answers: 3, last_after: Duration::from_millis(1) },
+        };
+        let announcement = Applied { instance, applied, sightings: vec![sighting], leaving: false };
+        self.receipts.announced(&agent.identity, &announcement)
+    }
+
+    /// The agent has applied everything that there is.
+    fn applies(&self, agent: &Instance) {
+        self.announce(agent, self.receipts.log_head()).unwrap();
+    }
+
+    async fn told(&self, request: &str) -> Option<Propagation> {
+        match self.receipts.tell(&workspace(), request).await.unwrap()? {
+            Told::Here(propagation) => Some(*propagation),
+            Told::Recorded(body) => Some(serde_json::from_str(body.get()).unwrap()),
+        }
+    }
+
+    fn metric(&self, series: &str) -> u64 {
+        let scrape = self.registry.render();
+        let line = scrape.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {series} in\n{scrape}")).parse::<f64>().unwrap() as u64
+    }
+
+    fn agents(&self, region: &str) -> [u64; 4] {
+        self.receipts.state.lock().count(clock::lease_now());
+        ["live", "silent", "duplicate", "absent"].map(|state| {
+            self.metric(&format!("evictd_publisher_agents{{region=\"{region}\",state=\"{state}\"}}"))
+        })
+    }
+}
+
+fn states(propagation: &Propagation) -> Vec<(&str, &str)> {
+    propagation.regions.iter().map(|region| (&*region.region, &*region.state)).collect()
+}
+
+fn missing(region: &RegionPropagation) -> Vec<&str> {
+    region.missing.iter().map(|missing| missing.agent.as_str()).collect()
+}
+
+#[tokio::test]
+async fn a_wait_ends_as_soon_as_every_region_has_confirmed() {
+    let store = Store::new().await;
+    let home = store.publisher(LONG, &[]).await;
+    let (eu, us) = (agent("eu", "a", 1), agent("us", "a", 2));
+    home.round(&[&eu, &us]).await;
+    let under = home.receipts.under("req_1", true);
+    home.delete("req_1").await;
+    home.number().await;
+    home.applies(&eu);
+    let half_way = home.told("req_1").await.unwrap();
+    assert_eq!(states(&half_way), [("eu", "confirmed"), ("us", "pending")]);
+    assert_eq!((&*half_way.state, half_way.r#final), ("pending", false));
+    home.applies(&us);
+    let settled = under.settled(&workspace(), LONG).await;
+    assert_eq!((&*settled.state, settled.r#final), ("confirmed", true));
+    assert_eq!(
+        (settled.measured_from.as_deref(), settled.cause.as_deref()),
+        (Some("request"), Some("deleted"))
+    );
+    assert_eq!((settled.epoch, settled.position), (Some(1), Some(home.receipts.log_head().position())));
+    let exposure = settled.regions[0].exposure.unwrap();
+    assert_eq!((exposure.answers_at_least, settled.regions[0].lag_ms.unwrap().high), (3, 2.0));
+    assert_eq!(home.metric("evictd_publisher_confirmed_seconds_count{region=\"eu\"}"), 1);
+    assert_eq!(home.metric("evictd_publisher_receipts_total{state=\"confirmed\"}"), 2, "with its creation");
+}
+
+#[tokio::test]
+async fn a_wait_that_runs_out_tells_what_was_reached_and_undoes_nothing() {
+    let store = Store::new().await;
+    let home = store.publisher(LONG, &[]).await;
+    let eu = agent("eu", "a", 1);
+    home.round(&[&eu]).await;
+    let reached = home.delete_and_wait("req_1", Duration::ZERO).await;
+    assert_eq!((&*reached.state, reached.r#final), ("pending", false));
+    home.applies(&eu);
+    assert_eq!(home.told("req_1").await.unwrap().state, "confirmed");
+}
+
+#[tokio::test]
+async fn who_waits_is_answered_when_the_publisher_shuts_down() {
+    let store = Store::new().await;
+    let home = store.publisher(LONG, &[]).await;
+    home.round(&[&agent("eu", "a", 1)]).await;
+    home.draining.cancel();
+    assert_eq!(home.delete_and_wait("req_1", LONG).await.state, "pending");
+}
+
+#[tokio::test]
+async fn a_process_that_vanished_is_fenced_at_the_bound_and_named() {
+    let store = Store::new().await;
+    let home = store.publisher(SHORT, &[]).await;
+    let (here, gone) = (agent("eu", "here", 1), agent("eu", "gone", 2));
+    home.round(&[&here, &gone]).await;
+    let under = home.receipts.under("req_1", true);
+    let asked = std::time::Instant::now();
+    home.delete("req_1").await;
+    home.number().await;
+    home.applies(&here);
+    let settled = under.settled(&workspace(), LONG).await;
+    assert!(asked.elapsed() >= SHORT, "{:?}", asked.elapsed());
+    assert_eq!(states(&settled), [("eu", "fenced")]);
+    assert_eq!((missing(&settled.regions[0]), settled.regions[0].missing_count), (vec!["gone"], 1));
+    assert_eq!(home.metric("evictd_publisher_confirmed_seconds_count{region=\"eu\"}"), 0);
+}
+
+#[tokio::test]
+async fn an_agent_that_serves_stale_records_leaves_it_unproven() {
+    let store = Store::new().await;
+    let home = store.publisher(SHORT, &[]).await;
+    let stale = Instance { policy: PartitionPolicy::ServeStale, ..agent("eu", "a", 1) };
+    home.round(&[&stale]).await;
+    let settled = home.delete_and_wait("req_1", LONG).await;
+    assert_eq!((&*settled.state, settled.r#final), ("unproven", true));
+}
+
+#[tokio::test]
+async fn two_processes_under_one_name_both_have_to_confirm() {
+    let store = Store::new().await;
+    let home = store.publisher(LONG, &[]).await;
+    let (one, other) = (agent("eu", "a", 1), agent("eu", "a", 2));
+    home.round(&[&one, &other]).await;
+    let under = home.receipts.under("req_1", true);
+    home.delete("req_1").await;
+    home.number().await;
+    home.applies(&one);
+    home.receipts.state.lock().book.poll(clock::lease_now());
+    let pending = home.told("req_1").await.unwrap();
+    assert_eq!(states(&pending), [("eu", "pending")]);
+    assert_eq!((missing(&pending.regions[0]), pending.regions[0].duplicate_names), (vec!["a"], true));
+    home.applies(&other);
+    assert_eq!(under.settled(&workspace(), LONG).await.state, "confirmed");
+    assert_eq!(home.agents("eu"), [2, 0, 2, 0]);
+}
+
+#[tokio::test]
+async fn a_configured_region_without_an_agent_is_absent() {
+    let store = Store::new().await;
+    let home = store.publisher(LONG, &["ap", "eu"]).await;
+    let eu = agent("eu", "a", 1);
+    home.round(&[&eu]).await;
+    let under = home.receipts.under("req_1", true);
+    home.delete("req_1").await;
+    home.number().await;
+    home.applies(&eu);
+    let settled = under.settled(&workspace(), LONG).await;
+    assert_eq!(states(&settled), [("ap", "absent"), ("eu", "confirmed")]);
+    assert_eq!(settled.state, "confirmed");
+    assert_eq!((home.agents("ap"), home.agents("eu")), ([0, 0, 0, 1], [1, 0, 0, 0]));
+}
+
+#[tokio::test]
+async fn an_agent_that_another_publisher_registered_is_waited_for() {
+    let store = Store::new().await;
+    let (here, there) = (store.publisher(LONG, &[]).await, store.publisher(LONG, &[]).await);
+    let (eu, us) = (agent("eu", "a", 1), agent("us", "a", 2));
+    here.round(&[&eu]).await;
+    there.round(&[&us]).await;
+    let under = here.receipts.under("req_1", true);
+    here.delete("req_1").await;
+    here.number().await;
+    here.applies(&eu);
+    assert_eq!(states(&here.told("req_1").await.unwrap()), [("eu", "confirmed"), ("us", "pending")]);
+    here.applies(&us);
+    assert_eq!(under.settled(&workspace(), LONG).await.state, "confirmed");
+}
+
+#[tokio::test]
+async fn a_change_that_another_publisher_numbered_is_waited_for_and_told_by_both() {
+    let store = Store::new().await;
+    let (here, there) = (store.publisher(LONG, &[]).await, store.publisher(LONG, &[]).await);
+    let eu = agent("eu", "a", 1);
+    here.round(&[&eu]).await;
+    let under = here.receipts.under("req_1", true);
+    here.delete("req_1").await;
+    there.number().await;
+    for publisher in [&here, &there] {
+        publisher.receipts.head(there.receipts.log_head());
+        publisher.receipts.read_roster_changes().await.unwrap();
+        publisher.applies(&eu);
+    }
+    let settled = under.settled(&workspace(), LONG).await;
+    assert_eq!((&*settled.state, settled.measured_from.as_deref()), ("confirmed", Some("request")));
+    assert_eq!(there.told("req_1").await.unwrap().measured_from.as_deref(), Some("first_sight"));
+    // The first one that is stored is what both tell from then on.
+    there.receipts.record().await.unwrap();
+    here.receipts.record().await.unwrap();
+    assert_eq!(here.told("req_1").await, there.told("req_1").await);
+}
+
+#[tokio::test]
+async fn after_a_restart_open_receipts_are_taken_over_from_the_store() {
+    let store = Store::new().await;
+    let eu = agent("eu", "a", 1);
+    {
+        let before = store.publisher(LONG, &[]).await;
+        before.round(&[&eu]).await;
+        assert_eq!(before.delete_and_wait("req_1", Duration::ZERO).await.state, "pending");
+    }
+    let after = store.publisher(LONG, &[]).await;
+    let open = after.told("req_1").await.unwrap();
+    assert_eq!(
+        (states(&open), open.measured_from.as_deref()),
+        (vec![("eu", "pending")], Some("first_sight"))
+    );
+    after.applies(&eu);
+    assert_eq!(after.told("req_1").await.unwrap().state, "confirmed");
+}
+
+#[tokio::test]
+async fn a_final_receipt_survives_and_is_told_byte_for_byte() {
+    let store = Store::new().await;
+    let eu = agent("eu", "a", 1);
+    let settled = {
+        let before = store.publisher(LONG, &[]).await;
+        before.round(&[&eu]).await;
+        let under = before.receipts.under("req_1", true);
+        before.delete("req_1").await;
+        before.number().await;
+        before.applies(&eu);
+        let settled = under.settled(&workspace(), LONG).await;
+        before.receipts.record().await.unwrap();
+        assert!(before.receipts.state.lock().unrecorded.is_empty());
+        settled
+    };
+    let after = store.publisher(LONG, &[]).await;
+    let Some(Told::Recorded(body)) = after.receipts.tell(&workspace(), "req_1").await.unwrap() else {
+        panic!("it is in the store")
+    };
+    assert_eq!(body.get(), serde_json::to_string(&settled).unwrap());
+    assert_eq!(after.receipts.state.lock().book.open(), 0);
+}
+
+#[tokio::test]
+async fn only_the_workspace_that_asked_for_a_change_is_told_of_it() {
+    let store = Store::new().await;
+    let home = store.publisher(LONG, &[]).await;
+    home.delete_and_wait("req_1", Duration::ZERO).await;
+    assert!(home.told("req_1").await.is_some());
+    assert!(home.receipts.tell(&WorkspaceId::new("ws_2"), "req_1").await.unwrap().is_none());
+    assert!(home.told("req_unknown").await.is_none());
+    let nothing = home.told("req_api").await.unwrap();
+    assert_eq!((&*nothing.state, nothing.r#final, nothing.position), ("confirmed", true, None));
+}
+
+#[tokio::test]
+async fn what_a_store_that_was_put_back_has_lost_is_never_confirmed() {
+    let store = Store::new().await;
+    let home = store.publisher(LONG, &[]).await;
+    let eu = agent("eu", "a", 1);
+    home.round(&[&eu]).await;
+    assert_eq!(home.delete_and_wait("req_lost", Duration::ZERO).await.state, "pending");
+    assert_eq!(home.delete_and_wait("req_kept", Duration::ZERO).await.state, "pending");
+    // As if the last backup had been made before.
+    store.sql("DELETE FROM invalidations WHERE request_id = 'req_lost'").await;
+    store.sql("DELETE FROM audit_log WHERE correlation_id = 'req_lost'").await;
+    let restored = home.store.begin_epoch().await.unwrap();
+    assert_eq!(home.announce(&eu, restored), Err(Ahead), "before the publisher knows, it hears nothing");
+    home.receipts.head(restored);
+    home.announce(&eu, restored).unwrap();
+    home.receipts.adopt_what_is_open().await.unwrap();
+    assert_eq!(home.told("req_lost").await, None);
+    assert_eq!(home.told("req_kept").await.unwrap().state, "confirmed", "the agent has flushed since");
+}
+
+#[tokio::test]
+async fn rows_of_a_store_that_went_back_open_no_receipt_and_ask_for_a_round() {
+    let store = Store::new().await;
+    let home = store.publisher(LONG, &[]).await;
+    let eu = agent("eu", "a", 1);
+    home.round(&[&eu]).await;
+    let further = LogPosition::new(1, 100).unwrap();
+    home.receipts.head(further);
+    home.announce(&eu, further).unwrap();
+    let reached = home.delete_and_wait("req_1", Duration::ZERO).await;
+    assert_eq!(reached.state, "pending", "what the agent applied at that position was another change");
+    home.receipts.rounds.wanted().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_claims_more_than_there_is_confirms_nothing() {
+    let store = Store::new().await;
+    let home = store.publisher(LONG, &[]).await;
+    let eu = agent("eu", "a", 1);
+    home.round(&[&eu]).await;
+    home.delete_and_wait("req_1", Duration::ZERO).await;
+    for ahead in [home.receipts.log_head().next().unwrap(), LogPosition::new(2, 0).unwrap()] {
+        assert_eq!(home.announce(&eu, ahead), Err(Ahead));
+    }
+    assert_eq!(home.told("req_1").await.unwrap().state, "pending");
+}
+
+#[tokio::test]
+async fn a_process_that_said_goodbye_leaves_the_roster_and_is_not_waited_for() {
+    let store = Store::new().await;
+    let home = store.publisher(LONG, &[]).await;
+    let (here, leaving) = (agent("eu", "here", 1), agent("eu", "leaving", 2));
+    home.round(&[&here, &leaving]).await;
+    home.receipts.read_roster().await.unwrap();
+    let goodbye = Applied {
+        instance: leaving.identity.instance,
+        applied: LogPosition::ZERO,
+        sightings: Vec::new(),
+        leaving: true,
+    };
+    home.receipts.announced(&leaving.identity, &goodbye).unwrap();
+    // A probe that was on its way doesn't bring it back.
+    home.receipts.read_roster_changes().await.unwrap();
+    assert!(!home.receipts.waits_for(&leaving.identity).await);
+    home.receipts.read_roster().await.unwrap();
+    let left: Vec<_> = home.store.roster(0).await.unwrap().entries;
+    assert_eq!(left.iter().map(|entry| &entry.instance).collect::<Vec<_>>(), [&here]);
+}
+
+#[tokio::test]
+async fn nobody_is_vouched_for_whom_the_roster_does_not_hold() {
+    let store = Store::new().await;
+    let (home, other) = (store.publisher(LONG, &[]).await, store.publisher(LONG, &[]).await);
+    let eu = agent("eu", "a", 1);
+    assert!(!home.receipts.waits_for(&eu.identity).await);
+    other.round(&[&eu]).await;
+    assert!(home.receipts.waits_for(&eu.identity).await);
+}
+
+#[tokio::test]
+async fn what_was_deleted_past_the_api_is_waited_for_without_a_receipt() {
+    let store = Store::new().await;
+    let home = store.publisher(LONG, &[]).await;
+    let eu = agent("eu", "a", 1);
+    home.round(&[&eu]).await;
+    home.delete("req_1").await;
+    home.number().await;
+    home.applies(&eu);
+    let before = home.metric("evictd_publisher_confirmed_seconds_count{region=\"eu\"}");
+    store.sql("DELETE FROM keys").await;
+    home.number().await;
+    assert_eq!(home.receipts.unconfirmed(), 1);
+    home.applies(&eu);
+    assert_eq!(home.receipts.unconfirmed(), 0);
+    assert_eq!(home.metric("evictd_publisher_confirmed_seconds_count{region=\"eu\"}"), before + 1);
+}
+
+#[tokio::test]
+async fn a_request_that_nobody_waits_for_any_more_costs_nothing() {
+    let store = Store::new().await;
+    let home = store.publisher(LONG, &[]).await;
+    drop(home.receipts.under("req_1", true));
+    assert!(home.receipts.state.lock().waiting.take("req_1").is_none());
+    assert_eq!(home.receipts.places.available_permits(), WAITS_MAX);
+    let waits: Vec<String> = (0..=WAITS_MAX).map(|number| format!("req_{number}")).collect();
+    let all: Vec<_> = waits.iter().map(|request| home.receipts.under(request, true)).collect();
+    assert_eq!(home.receipts.places.available_permits(), 0);
+    drop(all);
+    assert_eq!(home.receipts.places.available_permits(), WAITS_MAX);
+}

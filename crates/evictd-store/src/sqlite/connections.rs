@@ -1,0 +1,140 @@
+//! The connections to the file, and who may hold up whom (R10).
+//!
+//! Whatever an agent's lease depends on waits neither for lookups nor for the control API: when there is too
+//! much to do, lookups are late first, then the control API's changes, and rounds, numbering and replays not
+//! at all. So each kind of reader has connections of its own. Readers never wait for the writer, nor it for
+//! them: that is what the write-ahead log is for.
+//!
+//! There is one writer. Rounds, numbering and receipts queue for it directly, and each has one task; the
+//! control API's changes come to it one at a time (`changing`), so that a round waits for one of them at most.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use sqlx::Connection;
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::{sleep, timeout};
+
+use super::write::{self, Write, failed};
+use crate::StoreError;
+
+/// How long a statement waits for another process's write.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often a new file is tried that another process is creating as well.
+const CREATION_RETRY: Duration = Duration::from_millis(10);
+
+/// How long a caller waits for a connection or its turn: longer than [`BUSY_TIMEOUT`], so that a busy database
+/// is reported as such.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Connections for lookups: enough for them to overlap, few enough to keep each one's page cache warm.
+const LOOKUPS: u32 = 4;
+
+/// Connections for the control API's reads.
+const RECORDS: u32 = 2;
+
+/// Connections for replays.
+const REPLAYS: u32 = 2;
+
+/// Connections for what the sequencer and the receipts ask.
+const LOG: u32 = 2;
+
+/// All connections to one file.
+#[derive(Debug)]
+pub(super) struct Connections {
+    /// The one that writes.
+    pub(super) writer: SqlitePool,
+    /// For lookups.
+    pub(super) lookups: SqlitePool,
+    /// For the control API's reads: they don't wait behind lookups.
+    pub(super) records: SqlitePool,
+    /// For replays: they wait behind nothing but replays.
+    pub(super) replays: SqlitePool,
+    /// For the log's own questions: they don't wait behind replays either.
+    pub(super) log: SqlitePool,
+    /// Never writes, so that `PRAGMA data_version` reports the writer's commits too.
+    pub(super) watcher: SqlitePool,
+    /// The control API's turn at the writer.
+    changing: Semaphore,
+}
+
+impl Connections {
+    /// Opens the file, which must exist, and makes a new one a database.
+    pub(super) async fn open(file: &Path) -> sqlx::Result<Self> {
+        let options =
+            SqliteConnectOptions::new().filename(file).busy_timeout(BUSY_TIMEOUT).foreign_keys(true);
+        let writing = options
+            .clone()
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .pragma("recursive_triggers", "ON")
+            // What is erased is overwritten, not only unlinked.
+            .pragma("secure_delete", "ON");
+        let reading = options.read_only(true).pragma("query_only", "ON");
+        Ok(Self {
+            writer: writer(writing).await?,
+            lookups: pool(LOOKUPS).connect_with(reading.clone()).await?,
+            records: pool(RECORDS).connect_with(reading.clone()).await?,
+            replays: pool(REPLAYS).connect_with(reading.clone()).await?,
+            log: pool(LOG).connect_with(reading.clone()).await?,
+            watcher: pool(1).connect_with(reading).await?,
+            changing: Semaphore::new(1),
+        })
+    }
+
+    /// A transaction of the control API's, when its turn has come. The turn ends with the permit.
+    pub(super) async fn change(
+        &self,
+        action: &'static str,
+    ) -> Result<(Write, SemaphorePermit<'_>), StoreError> {
+        let failed = failed(action);
+        let turn = timeout(ACQUIRE_TIMEOUT, self.changing.acquire())
+            .await
+            .map_err(|_| failed(sqlx::Error::PoolTimedOut))?
+            .map_err(|_| failed(sqlx::Error::PoolClosed))?;
+        Ok((Write::begin(&self.writer, action).await?, turn))
+    }
+
+    /// Waits for transactions in flight, then closes the file. The writer goes last: it alone can fold the
+    /// write-ahead log back into the file.
+    pub(super) async fn close(&self) {
+        for readers in [&self.watcher, &self.log, &self.replays, &self.records, &self.lookups] {
+            readers.close().await;
+        }
+        self.writer.close().await;
+    }
+}
+
+/// Connects the writer. SQLite's own patience doesn't extend to the change of a new file's journal mode, so
+/// that the slower one of two processes that create it is told "locked" at once.
+async fn writer(options: SqliteConnectOptions) -> sqlx::Result<SqlitePool> {
+    let deadline = Instant::now() + BUSY_TIMEOUT;
+    loop {
+        match pool(1).connect_with(options.clone()).await {
+            Err(error) if write::result_code(&error) == Some(write::BUSY) && Instant::now() < deadline => {
+                sleep(CREATION_RETRY).await;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Connections that live as long as the store.
+fn pool(size: u32) -> SqlitePoolOptions {
+    SqlitePoolOptions::new()
+        .max_connections(size)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .test_before_acquire(false)
+        // After some failures (a full disk) SQLite has rolled back by itself, while the driver still counts
+        // an open transaction. Such a connection is replaced.
+        .before_acquire(|connection, _| {
+            let clean = !connection.is_in_transaction();
+            Box::pin(async move { Ok(clean) })
+        })
+}

@@ -1,0 +1,110 @@
+//! Receipts, and the requests that still lack one (R12).
+
+use evictd_core::ids::WorkspaceId;
+use evictd_core::position::LogPosition;
+use serde_json::json;
+use sqlx::sqlite::{SqlitePool, SqliteRow};
+
+use super::log;
+use super::write::{Write, failed};
+use crate::StoreError;
+use crate::log::NumberedRequest;
+use crate::receipt::{FinalReceipt, OpenRow, Recorded};
+
+/// Keeps the receipts of requests that have none, and takes their log rows off the open ones.
+pub(super) async fn record(write: &mut Write, receipts: &[FinalReceipt]) -> Result<(), StoreError> {
+    for FinalReceipt { request_id, workspace_id, position, committed_at, final_at, body } in receipts {
+        let insert = sqlx::query(
+            "INSERT INTO receipts (request_id, workspace_id, epoch, position, committed_at, final_at, body)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT (request_id) DO NOTHING",
+        )
+        .bind(request_id)
+        .bind(workspace_id.as_str())
+        .bind(position.epoch())
+        .bind(position.position() as i64)
+        .bind(committed_at.0)
+        .bind(final_at.0)
+        .bind(body);
+        write.run(insert).await?;
+    }
+    let requests: Vec<&str> = receipts.iter().map(|receipt| receipt.request_id.as_str()).collect();
+    let mark = sqlx::query(
+        "UPDATE invalidations INDEXED BY invalidations_request SET receipted = 1
+         WHERE request_id IN (SELECT value FROM json_each(?1)) AND receipted = 0",
+    );
+    write.run(mark.bind(json!(requests).to_string())).await?;
+    Ok(())
+}
+
+/// What became of a request.
+pub(super) async fn receipt(
+    readers: &SqlitePool,
+    workspace: &WorkspaceId,
+    request_id: &str,
+) -> Result<Option<Recorded>, StoreError> {
+    const ACTION: &str = "read a receipt";
+    // One snapshot, or a request that is receipted meanwhile might be found in no state at all.
+    let mut snapshot = readers.begin().await.map_err(failed(ACTION))?;
+    let body: Option<String> =
+        sqlx::query_scalar("SELECT body FROM receipts WHERE request_id = ?1 AND workspace_id = ?2")
+            .bind(request_id)
+            .bind(workspace.as_str())
+            .fetch_optional(&mut *snapshot)
+            .await
+            .map_err(failed(ACTION))?;
+    if let Some(body) = body {
+        return Ok(Some(Recorded::Final { body }));
+    }
+    let rows = sqlx::query(
+        "SELECT epoch, position, cause, committed_at FROM invalidations
+         WHERE request_id = ?1 AND workspace_id = ?2 ORDER BY id",
+    )
+    .bind(request_id)
+    .bind(workspace.as_str())
+    .fetch_all(&mut *snapshot)
+    .await
+    .map_err(failed(ACTION))?;
+    if !rows.is_empty() {
+        return Ok(Some(Recorded::Open(rows.iter().map(open_row).collect::<Result<_, _>>()?)));
+    }
+    let carried_out: bool = sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM audit_log WHERE correlation_id = ?1 AND workspace_id = ?2)",
+    )
+    .bind(request_id)
+    .bind(workspace.as_str())
+    .fetch_one(&mut *snapshot)
+    .await
+    .map_err(failed(ACTION))?;
+    Ok(carried_out.then_some(Recorded::Nothing))
+}
+
+fn open_row(row: &SqliteRow) -> Result<OpenRow, StoreError> {
+    Ok(OpenRow {
+        position: log::position_of(row)?,
+        cause: log::cause_of(row),
+        committed_at: log::committed_at_of(row)?,
+    })
+}
+
+/// Numbered rows of requests without a receipt. The index holds these alone, and the planner has no choice:
+/// the log may be a million rows long.
+pub(super) async fn open_requests(
+    readers: &SqlitePool,
+    after: LogPosition,
+    limit: i64,
+) -> Result<Vec<NumberedRequest>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT epoch, position, request_id, workspace_id, cause, committed_at
+         FROM invalidations INDEXED BY invalidations_open
+         WHERE (epoch, position) > (?1, ?2)
+           AND position IS NOT NULL AND request_id IS NOT NULL AND receipted = 0
+         ORDER BY epoch, position LIMIT ?3",
+    )
+    .bind(after.epoch())
+    .bind(after.position() as i64)
+    .bind(limit)
+    .fetch_all(readers)
+    .await
+    .map_err(failed("look for requests without a receipt"))?;
+    rows.iter().filter_map(|row| log::request(row).transpose()).collect()
+}

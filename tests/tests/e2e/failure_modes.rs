@@ -1,0 +1,103 @@
+//! Ways in which caches like this one have failed elsewhere, in bug reports and incident reports, and the
+//! tests that show that evictd doesn't. Each row names its tests as `module::test` of this crate.
+//!
+//! 1. *A load that began before a deletion ends after it and brings the old record back.*
+//!    `loads::a_load_that_was_read_before_its_keys_deletion_does_not_bring_it_back`,
+//!    `loads::a_load_that_was_read_before_its_keys_erasure_does_not_bring_it_back`,
+//!    `loads::a_load_that_was_read_before_its_apis_deletion_does_not_bring_it_back`,
+//!    `loads::a_load_that_nobody_waits_for_any_more_does_not_bring_its_key_back`,
+//!    `loads::a_load_whose_answer_is_lost_is_repeated_and_is_no_older_for_it`
+//! 2. *A subscriber comes back and silently keeps what it missed.*
+//!    `partitions::a_region_that_is_cut_off_denies_within_the_bound_and_recovers_without_a_flush`,
+//!    `partitions::a_region_whose_server_is_cut_off_from_home_denies_and_recovers_without_a_flush`,
+//!    `partitions::cuts_that_are_too_short_for_a_heartbeat_lose_nothing`,
+//!    `restarts::deletions_succeed_without_nats_and_arrive_when_it_is_back`,
+//!    `half_alive::on_a_wire_of_150_ms_deletions_take_as_long_and_nothing_flaps`
+//! 3. *A connection is half open: no data, no error, no log.* Each direction for itself, both, and at the
+//!    bound of 30 seconds.
+//!    `partitions::a_region_that_is_cut_off_denies_within_the_bound_and_recovers_without_a_flush`,
+//!    `partitions::with_the_default_configuration_the_bound_is_30_seconds`,
+//!    `half_alive::a_connection_on_which_only_pings_pass_proves_nothing`
+//! 4. *A sign of life isn't tied to what was delivered.* Ticks pass, or proofs, or deletions, and the rest
+//!    doesn't; or everything arrives at an agent that stands still.
+//!    `half_alive::ticks_and_proofs_renew_no_lease_while_what_they_speak_of_is_missing`,
+//!    `half_alive::deletions_that_arrive_are_no_proof_that_all_do`,
+//!    `half_alive::an_expired_agent_whose_lookups_are_answered_is_a_cache_that_lives_for_the_bound`,
+//!    `partitions::an_agent_that_stood_still_longer_than_the_bound_serves_nothing_deleted_meanwhile`
+//! 5. *Few misses are fine; messages repeat and overtake each other; who joins late begins in the middle.*
+//!    `live_feed::one_lost_message_among_two_thousand_deletions_is_repaired_and_nothing_else_is`,
+//!    `live_feed::messages_that_are_doubled_and_jumbled_at_once_change_nothing`,
+//!    `live_feed::messages_that_come_twice_change_nothing`,
+//!    `live_feed::messages_that_come_in_the_wrong_order_change_nothing`
+//! 6. *The log is truncated, the stream begins anew, an acknowledged write is lost.* NATS keeps nothing here,
+//!    and nothing is purged from the log, so no outage can be longer than what is retained.
+//!    `home_store::nats_that_was_wiped_and_a_store_that_was_put_back_at_once_cost_one_flush`,
+//!    `home_store::a_store_that_is_put_back_begins_a_new_epoch_and_everybody_flushes_once`,
+//!    `home_store::a_store_that_is_put_back_and_goes_on_is_not_mistaken_for_the_one_it_was`,
+//!    `restarts::every_deletion_that_was_answered_survives_a_kill_in_the_middle_of_many`
+//! 7. *The wall clock decides.*
+//!    `clocks::agents_whose_wall_clocks_are_an_hour_wrong_keep_every_promise`,
+//!    `clocks::a_publisher_whose_wall_clock_is_an_hour_wrong_keeps_every_promise`,
+//!    `clocks::wall_clocks_that_are_set_all_the_time_change_nothing`
+//! 8. *An older answer replaces a newer one.* There is one store and no replica, so the older one can only be
+//!    late: the tests of row 1, and
+//!    `loads::a_load_that_found_nothing_does_not_hide_a_key_that_came_back`
+//! 9. *A short outage is followed by a storm, or leaves something behind each time.*
+//!    `storms::ten_agents_that_flap_fifty_times_leave_nothing_behind`,
+//!    `storms::a_flush_under_load_is_loaded_again_a_few_at_a_time`,
+//!    `storms::a_cold_start_under_load_is_loaded_a_few_at_a_time`,
+//!    `loads::verifications_of_one_key_share_one_load`
+//! 10. *A subscription dies once, or never lived, and the process stays "healthy".*
+//!     `live_feed::a_feed_that_has_fallen_silent_is_reported_and_costs_no_correctness`,
+//!     `misconfigured::an_agent_that_may_not_hear_the_live_feed_is_not_ready`,
+//!     `misconfigured::an_agent_that_may_not_ask_for_proofs_is_not_ready`,
+//!     `misconfigured::an_agent_that_may_not_load_says_so_and_denies`,
+//!     `misconfigured::a_publisher_that_may_not_speak_on_the_live_feed_is_not_ready`,
+//!     `misconfigured::a_publisher_that_may_not_hear_probes_is_not_ready`,
+//!     `restarts::an_agent_that_stood_still_while_nats_was_restarted_hears_again`
+//!
+//! And besides: a deletion that forgets what hangs on it
+//! (`deletions::an_api_with_500_cached_keys_is_gone_by_one_row_and_one_floor`), a "not found" that outlives
+//! the key's return (`home_store::what_is_changed_by_sql_is_changed_everywhere`), a broker that cuts off who
+//! reads too slowly (`restarts::an_agent_that_nats_cuts_off_for_slowness_misses_nothing`), and several of
+//! these at once (`crashes::everything_is_killed_in_any_order_and_every_promise_is_kept`).
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+
+/// The rows above, as they stand here.
+fn table() -> String {
+    let lines = include_str!("failure_modes.rs").lines();
+    lines.map_while(|line| line.strip_prefix("//!")).collect::<Vec<_>>().join("\n")
+}
+
+/// All that stands between back quotes in `text` and looks like `module::test`.
+fn names(text: &str) -> BTreeSet<&str> {
+    text.split('`').skip(1).step_by(2).filter(|name| name.contains("::") && *name != "module::test").collect()
+}
+
+/// Failure: a test is renamed or removed, and the table goes on promising it.
+#[test]
+fn every_test_that_the_table_names_exists() -> Result<()> {
+    let table = table();
+    let rows: Vec<&str> = table.split("And besides").next().unwrap_or_default().split(". *").collect();
+    assert_eq!(rows.len(), 11, "an introduction and ten rows");
+    for (row, text) in rows.iter().enumerate().skip(1) {
+        ensure!(!names(text).is_empty(), "row {row} names no test");
+    }
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/e2e");
+    let main = fs::read_to_string(dir.join("main.rs"))?;
+    for name in names(&table) {
+        let (module, test) = name.split_once("::").context("no module")?;
+        ensure!(main.contains(&format!("\nmod {module};\n")), "{module} isn't part of this crate");
+        let source = fs::read_to_string(dir.join(format!("{module}.rs")))?;
+        ensure!(
+            source.contains(&format!("#[test]\nfn {test}() -> Result<()> {{\n")),
+            "there is no test {name}"
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,203 @@
+//! A region's wire on which some things pass and others don't. What passes must not stand for what doesn't:
+//! a lease is as good as what was delivered, and not as the connection it came by.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use evictd_tests::proxy::{Mode, Proxy};
+use evictd_tests::topology::{Node, Plan};
+use evictd_tests::wait::throughout;
+use evictd_wire::live::{self, Live};
+use toml::toml;
+
+use crate::world::{
+    Caller, Key, UNAVAILABLE, World, assert_bounded, breakable, connects, count, flushes, repairs,
+    wait_for_count, wait_for_mode, wait_until_applied, with_bound,
+};
+
+const BOUND: Duration = Duration::from_secs(2);
+const LIVE: &str = "evictd.v1.live";
+const PROBE_ANSWERS: &str = "_INBOX_evictd.eu.agent-1.*.probe";
+const REPLAY_ANSWERS: &str = "_INBOX_evictd.eu.agent-1.*.replay";
+
+/// `eu`, whose wire will be half alive, and `us`, which hears everything.
+struct Half {
+    world: World,
+    good: Key,
+    doomed: Key,
+    /// How often `eu` had connected when all was well: once per connection.
+    connects: u64,
+}
+
+impl Half {
+    /// Both keys are cached everywhere.
+    fn start() -> Result<Self> {
+        let world = World::start(&with_bound(BOUND, breakable(&["eu", "us"])))?;
+        let [good, doomed] = [world.create_key()?, world.create_key()?];
+        world.cache_everywhere(&[&good, &doomed])?;
+        world.wait_until_caught_up()?;
+        let connects = connects(world.agent(0))?;
+        Ok(Self { world, good, doomed, connects })
+    }
+
+    fn eu(&self) -> &Node {
+        self.world.agent(0)
+    }
+
+    fn wire(&self) -> Result<&Proxy> {
+        self.eu().wire.as_ref().context("the wire is direct")
+    }
+
+    /// Deletes the doomed key, and watches for some bounds that `eu` keeps to the bound; `good` must be
+    /// answered as `wanted` at the end, and with nothing else than that and VALID until then.
+    fn delete_and_watch(&self, wanted: &str) -> Result<()> {
+        self.world.delete(&self.doomed)?;
+        let deleted_at = Instant::now();
+        self.world.wait_for_code(self.world.agent(1), &self.doomed, "NOT_FOUND")?;
+        let eu = Caller::new(&self.world, self.eu());
+        throughout(BOUND * 3, || {
+            let asked_at = Instant::now();
+            assert_bounded(asked_at, deleted_at, BOUND, &eu.code(&self.doomed)?)?;
+            let code = eu.code(&self.good)?;
+            ensure!(["VALID", wanted].contains(&code.as_str()), "the good key is {code}");
+            Ok(())
+        })?;
+        assert_eq!(eu.code(&self.good)?, wanted);
+        // The connection stood all the time, and proved nothing.
+        assert_eq!(count(self.eu(), "evictd_agent_nats_connected", &[])?, self.connects);
+        Ok(())
+    }
+
+    /// From now on everything passes, and `eu` finds back without a flush.
+    fn assert_recovers(&self) -> Result<()> {
+        self.wire()?.clear_rules();
+        wait_for_mode(self.eu(), "live")?;
+        self.world.wait_until_caught_up()?;
+        self.world.assert_gone(&[&self.doomed])?;
+        self.world.wait_for_codes(&[&self.good], "VALID")?;
+        assert_eq!(connects(self.eu())?, self.connects);
+        assert_eq!(flushes(self.eu())?, 0);
+        self.world.assert_works()
+    }
+}
+
+fn is_invalidation(payload: &[u8]) -> bool {
+    matches!(live::decode(payload), Ok(Live::Invalidations(_)))
+}
+
+fn is_tick(payload: &[u8]) -> bool {
+    matches!(live::decode(payload), Ok(Live::Tick(_)))
+}
+
+/// Failure: a connection that answers pings is taken for one that delivers.
+#[test]
+fn a_connection_on_which_only_pings_pass_proves_nothing() -> Result<()> {
+    let half = Half::start()?;
+    half.wire()?.drop_messages(">", usize::MAX);
+    half.delete_and_watch(UNAVAILABLE)?;
+    wait_for_mode(half.eu(), "expired")?;
+    wait_for_count(half.eu(), "evictd_agent_feed_silent", &[], 1)?;
+    half.assert_recovers()
+}
+
+/// Failure: heartbeats renew the lease of an agent whose follower doesn't get on.
+#[test]
+fn ticks_and_proofs_renew_no_lease_while_what_they_speak_of_is_missing() -> Result<()> {
+    let half = Half::start()?;
+    half.wire()?.drop_chosen(LIVE, usize::MAX, is_invalidation);
+    half.wire()?.drop_messages(REPLAY_ANSWERS, usize::MAX);
+    // Until something is missing, ticks and probes are all there is to hear.
+    throughout(BOUND * 2, || {
+        ensure!(half.eu().status()?["mode"] == "live", "nothing is missing yet");
+        Ok(())
+    })?;
+    half.delete_and_watch("VALID")?;
+    wait_for_mode(half.eu(), "expired")?;
+    assert_eq!(count(half.eu(), "evictd_agent_feed_silent", &[])?, 0, "ticks have come");
+    ensure!(repairs(half.eu(), "tick")? + repairs(half.eu(), "probe")? > 0, "it knows what it misses");
+    half.assert_recovers()
+}
+
+/// Failure: deletions that come in are taken for the proof that none is missing.
+#[test]
+fn deletions_that_arrive_are_no_proof_that_all_do() -> Result<()> {
+    let half = Half::start()?;
+    half.wire()?.drop_chosen(LIVE, usize::MAX, is_tick);
+    half.wire()?.drop_messages(PROBE_ANSWERS, usize::MAX);
+    half.wire()?.drop_messages(REPLAY_ANSWERS, usize::MAX);
+    wait_for_mode(half.eu(), "expired")?;
+    half.delete_and_watch("VALID")?;
+    // The news is no less news for it: it has evicted what its own read still vouched for.
+    wait_until_applied(half.eu(), &half.doomed.id, "deleted")?;
+    wait_for_mode(half.eu(), "expired")?;
+    half.assert_recovers()
+}
+
+/// Failure: without invalidations the agent is worse than a cache with a time to live, or denies although
+/// somebody could be asked.
+#[test]
+fn an_expired_agent_whose_lookups_are_answered_is_a_cache_that_lives_for_the_bound() -> Result<()> {
+    let half = Half::start()?;
+    for subject in [LIVE, PROBE_ANSWERS, REPLAY_ANSWERS] {
+        half.wire()?.drop_messages(subject, usize::MAX);
+    }
+    wait_for_mode(half.eu(), "expired")?;
+    let eu = Caller::new(&half.world, half.eu());
+    // Read by themselves, so that the deletion meets a fresh entry.
+    assert_eq!([eu.code(&half.good)?, eu.code(&half.doomed)?], ["VALID", "VALID"]);
+    let before = (count(half.eu(), "evictd_agent_loads_total", &[("outcome", "ok")])?, Instant::now());
+    half.delete_and_watch("VALID")?;
+    half.world.wait_for_code(half.eu(), &half.doomed, "NOT_FOUND")?;
+    let loads = count(half.eu(), "evictd_agent_loads_total", &[("outcome", "ok")])? - before.0;
+    // The good key, the root key and "not found" (a third of the bound), each time their time is over.
+    let lives = before.1.elapsed().as_secs_f64() / (BOUND * 9 / 10).as_secs_f64();
+    let most = (lives + 1.0) * 2.0 + (lives * 3.0 + 1.0);
+    ensure!(loads >= 4, "only {loads} loads in {lives:.1} lives");
+    ensure!((loads as f64) <= most * 1.5, "{loads} loads in {lives:.1} lives: nothing was cached");
+    wait_for_mode(half.eu(), "expired")?;
+    half.assert_recovers()
+}
+
+/// Failure: what works beside the publisher doesn't on the other side of the world.
+#[test]
+fn on_a_wire_of_150_ms_deletions_take_as_long_and_nothing_flaps() -> Result<()> {
+    const DELAY: Duration = Duration::from_millis(150);
+    const LAG: &str = "evictd_agent_propagation_lag_seconds";
+    let agents = toml! { lease = { probe_interval = "500ms" } };
+    let world = World::start(&Plan { agents, ..breakable(&["far", "near"]) })?;
+    let far = world.agent(0);
+    let connected = connects(far)?;
+    let wire = far.wire.as_ref().context("the wire is direct")?;
+    wire.set(Mode::Delay(DELAY));
+    // Measured on this wire from here on.
+    let keys: Vec<Key> = (0..12).map(|_| world.create_key()).collect::<Result<_>>()?;
+    let (lost, keys) = keys.split_first().context("no keys")?;
+    world.cache_everywhere(&keys.iter().collect::<Vec<_>>())?;
+    world.cache_everywhere(&[lost])?;
+    world.wait_until_caught_up()?;
+    let lag = |agent: &Node| Ok::<_, anyhow::Error>(agent.metrics()?.histogram(LAG, &[]));
+    let before = lag(far)?.context("no lag")?;
+
+    for key in keys {
+        world.delete(key)?;
+        let deleted_at = Instant::now();
+        world.wait_for_code(far, key, "NOT_FOUND")?;
+        // A little was over when the publisher answered.
+        ensure!(deleted_at.elapsed() > DELAY / 2, "{:?} is faster than the wire", deleted_at.elapsed());
+        ensure!(far.status()?["mode"] == "live", "the lease lapsed");
+    }
+    let after = lag(far)?.context("no lag")?;
+    let mean = (after.sum - before.sum) / (after.count - before.count);
+    println!("on a wire of {DELAY:?}, deletions took {:.0} ms", mean * 1e3);
+    assert_eq!((after.count - before.count) as usize, keys.len());
+    ensure!(mean >= DELAY.as_secs_f64() * 0.6, "the lag is said to be {mean} s");
+    ensure!(mean <= DELAY.as_secs_f64() * 4.0, "the lag is {mean} s");
+
+    wire.drop_chosen(LIVE, 1, is_invalidation);
+    world.delete(lost)?;
+    world.assert_gone(&[lost])?;
+    ensure!(count(far, "evictd_agent_repairs_total", &[])? >= 1, "it was replayed");
+    assert_eq!((flushes(far)?, connects(far)?), (0, connected));
+    assert_eq!(count(far, "evictd_agent_loads_total", &[("outcome", "timeout")])?, 0);
+    world.assert_works()
+}

@@ -1,0 +1,137 @@
+//! Permissions that are wrong from the start: whoever may not do what it is for must not look healthy.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use evictd_tests::http::Client;
+use evictd_tests::topology::Node;
+use evictd_tests::wait::{eventually, throughout};
+
+use crate::world::{
+    SOON, UNAVAILABLE, World, plan, wait_for_count, wait_for_mode, wait_for_readiness, with_bound,
+};
+
+const BOUND: Duration = Duration::from_secs(2);
+
+/// `right` in the file of users becomes `wrong`: NATS and then one daemon are started anew, and must say
+/// of itself that it isn't ready. `meanwhile` looks at the rest. After the mistake is mended and NATS
+/// restarted, all is well without anybody touching the daemon.
+fn assert_unready_while(
+    (right, wrong): (&str, &str),
+    who: fn(&mut World) -> &mut Node,
+    meanwhile: impl FnOnce(&World) -> Result<()>,
+) -> Result<()> {
+    let mut world = World::start(&with_bound(BOUND, plan(&["eu"])))?;
+    world.topology.home.edit_users(right, wrong)?;
+    world.topology.home.restart()?;
+    let node = who(&mut world);
+    node.daemon.restart()?;
+    let url = format!("http://{}/readyz", node.admin);
+    let client = Client::with_timeout(Duration::from_secs(5));
+    let errors = |node: &Node| {
+        let metrics = node.metrics().ok()?;
+        let of = |role| metrics.value(&format!("evictd_{role}_nats_errors_total"), &[("kind", "server")]);
+        of("agent").or_else(|| of("publisher")).filter(|errors| *errors > 0.0)
+    };
+    let complained = eventually("NATS to forbid something", SOON, || errors(node));
+    complained.with_context(|| node.daemon.log_tail())?;
+    throughout(BOUND * 2, || {
+        let answer = client.get(&url)?;
+        ensure!(answer.status == 503, "it calls itself ready: {}\n{}", answer.text, node.daemon.log_tail());
+        Ok(())
+    })?;
+    let livez = client.get(&url.replace("readyz", "livez"))?;
+    ensure!(livez.status == 200, "restarting it wouldn't help: {}", livez.text);
+    ensure!(node.daemon.stderr()?.contains("NATS forbids something"), "{}", node.daemon.log_tail());
+    meanwhile(&world)?;
+
+    world.topology.home.edit_users(wrong, right)?;
+    world.topology.home.restart()?;
+    wait_for_readiness(world.publisher(), 200)?;
+    wait_for_readiness(world.agent(0), 200)?;
+    wait_for_mode(world.agent(0), "live")?;
+    world.assert_works()
+}
+
+fn agent(world: &mut World) -> &mut Node {
+    world.agent_mut(0)
+}
+
+fn publisher(world: &mut World) -> &mut Node {
+    &mut world.topology.publisher
+}
+
+/// Failure: an agent that hears nothing of the live feed calls itself ready, because probes still work.
+#[test]
+fn an_agent_that_may_not_hear_the_live_feed_is_not_ready() -> Result<()> {
+    let mistake = (r#"subscribe { allow: ["evictd.v1.live""#, r#"subscribe { allow: ["evictd.v1.feed""#);
+    assert_unready_while(mistake, agent, |world| {
+        // It costs speed, not correctness.
+        let key = world.create_key()?;
+        world.wait_for_code(world.agent(0), &key, "VALID")?;
+        world.delete(&key)?;
+        world.assert_gone(&[&key])?;
+        wait_for_count(world.agent(0), "evictd_agent_feed_silent", &[], 1)
+    })
+}
+
+/// Failure: an agent that can't prove anything answers.
+#[test]
+fn an_agent_that_may_not_ask_for_proofs_is_not_ready() -> Result<()> {
+    let mistake = (r#""evictd.v1.probe.eu.agent-1""#, r#""evictd.v1.prob.eu.agent-1""#);
+    let any = (r#""evictd.v1.probe.eu.agent-1.any""#, r#""evictd.v1.prob.eu.agent-1.any""#);
+    // Both, or the second try would get through.
+    let mistake = (format!("{}, {}", mistake.0, any.0), format!("{}, {}", mistake.1, any.1));
+    assert_unready_while((&mistake.0, &mistake.1), agent, |world| {
+        assert_eq!(world.agent(0).status()?["mode"], "starting");
+        Ok(())
+    })
+}
+
+/// Failure: a publisher whose invalidations NATS throws away calls itself ready.
+#[test]
+fn a_publisher_that_may_not_speak_on_the_live_feed_is_not_ready() -> Result<()> {
+    let mistake = (r#"publish { allow: ["evictd.v1.live""#, r#"publish { allow: ["evictd.v1.feed""#);
+    assert_unready_while(mistake, publisher, |world| {
+        // It costs speed, not correctness: probes show what was missed.
+        let key = world.create_key()?;
+        world.wait_for_code(world.agent(0), &key, "VALID")?;
+        world.delete(&key)?;
+        world.assert_gone(&[&key])?;
+        wait_for_count(world.agent(0), "evictd_agent_feed_silent", &[], 1)
+    })
+}
+
+/// Failure: a publisher that nobody can ask calls itself ready, while all agents expire.
+#[test]
+fn a_publisher_that_may_not_hear_probes_is_not_ready() -> Result<()> {
+    let mistake =
+        (r#""evictd.v1.probe.>", "evictd.v1.replay.>""#, r#""evictd.v1.prob.>", "evictd.v1.replay.>""#);
+    assert_unready_while(mistake, publisher, |world| {
+        wait_for_mode(world.agent(0), "expired")?;
+        wait_for_readiness(world.agent(0), 503)?;
+        Ok(())
+    })
+}
+
+/// Failure: an agent that may not ask for keys calls itself healthy and denies everything.
+#[test]
+fn an_agent_that_may_not_load_says_so_and_denies() -> Result<()> {
+    let mistake = (r#""evictd.v1.lookup.eu.agent-1""#, r#""evictd.v1.lokup.eu.agent-1""#);
+    let mut world = World::start(&with_bound(BOUND, plan(&["eu"])))?;
+    let key = world.create_key()?;
+    world.topology.home.edit_users(mistake.0, mistake.1)?;
+    world.topology.home.restart()?;
+    world.agent_mut(0).daemon.restart()?;
+    let admin = world.agent(0).admin;
+    let client = Client::with_timeout(Duration::from_secs(5));
+    let get = || client.get(&format!("http://{admin}/readyz")).ok();
+    world.agent_mut(0).daemon.wait_until("its admin port", SOON, get)?;
+    // Only the first question finds it out.
+    assert_eq!(world.code(world.agent(0), &key)?, UNAVAILABLE);
+    wait_for_readiness(world.agent(0), 503)?;
+    world.topology.home.edit_users(mistake.1, mistake.0)?;
+    world.topology.home.restart()?;
+    wait_for_readiness(world.agent(0), 200)?;
+    world.assert_works()
+}

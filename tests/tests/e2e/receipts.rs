@@ -1,0 +1,362 @@
+//! Receipts: what a deletion is said to have become, held against what clients see (G4, R12).
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use evictd_tests::process::evictd_command;
+use evictd_tests::proxy::Mode;
+use evictd_tests::random::Random;
+use evictd_tests::topology::Topology;
+use evictd_tests::wait::{throughout, try_eventually};
+use serde_json::{Value, json};
+
+use crate::world::{Caller, Key, SOON, World, breakable, plan, wall_millis, with_bound};
+
+/// Short enough to wait for.
+const BOUND: Duration = Duration::from_secs(3);
+
+const REGIONS: [&str; 2] = ["eu", "us"];
+
+/// Deletes a key and waits for its receipt; the whole answer.
+fn delete_and_wait(world: &World, key: &Key, seconds: u64) -> Result<Value> {
+    let prefer = format!("respond-async, wait={seconds}");
+    let headers = [("Prefer", prefer.as_str())];
+    let body = json!({ "keyId": key.id });
+    let answer = world.topology.call_with(world.publisher(), "keys.deleteKey", &body, &headers)?;
+    ensure!(answer.status == 200, "it was answered {}: {}", answer.status, answer.text);
+    assert_eq!(answer.header("preference-applied"), Some(format!("wait={seconds}").as_str()));
+    assert_eq!(answer.body["data"], json!({}));
+    Ok(answer.body)
+}
+
+fn receipt(world: &World, request: &str) -> Result<Value> {
+    world.call("propagation.getReceipt", &json!({ "requestId": request }))
+}
+
+fn wait_until_final(world: &World, request: &str) -> Result<Value> {
+    try_eventually("the receipt to be final", SOON, || {
+        let receipt = receipt(world, request)?;
+        Ok((receipt["final"] == true).then_some(receipt))
+    })
+}
+
+fn states(receipt: &Value) -> Vec<(String, String)> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let regions = receipt["regions"].as_array().cloned().unwrap_or_default();
+    regions.iter().map(|region| (text(&region["region"]), text(&region["state"]))).collect()
+}
+
+fn pairs(of: [(&str, &str); 2]) -> Vec<(String, String)> {
+    of.map(|(region, state)| (region.to_owned(), state.to_owned())).to_vec()
+}
+
+/// Runs `evictd api <line>`: its exit code and its standard output.
+fn evictd(world: &World, line: &str) -> Result<(Option<i32>, String)> {
+    let mut command = evictd_command()?;
+    command.arg("api").args(line.split_ascii_whitespace()).env("HOME", world.dir());
+    command.env("EVICTD_ROOT_KEY", world.topology.root_key());
+    command.env("EVICTD_API_URL", format!("http://{}", world.publisher().http));
+    let output = command.output().context("running evictd")?;
+    Ok((output.status.code(), String::from_utf8(output.stdout)?))
+}
+
+#[test]
+fn a_deletion_that_is_waited_for_is_answered_when_every_region_has_confirmed() -> Result<()> {
+    let world = World::start(&plan(&REGIONS))?;
+    let key = world.create_key()?;
+    world.cache_everywhere(&[&key])?;
+    let answer = delete_and_wait(&world, &key, 30)?;
+    // From here on, nobody answers VALID any more: that is what it says.
+    world.assert_none_valid(&[&key])?;
+    let (told, request) = (&answer["meta"]["propagation"], answer["meta"]["requestId"].as_str());
+    assert_eq!(states(told), pairs([("eu", "confirmed"), ("us", "confirmed")]));
+    assert_eq!(
+        (&told["state"], &told["final"], &told["measuredFrom"]),
+        (&json!("confirmed"), &json!(true), &json!("request"))
+    );
+    assert_eq!((&told["cause"], &told["boundMs"]), (&json!("deleted"), &json!(30_000)));
+    // The same is told again, also once it is in the store.
+    let request = request.context("no request id")?;
+    assert_eq!(receipt(&world, request)?, *told);
+    let stored = format!("SELECT count(*) FROM receipts WHERE request_id = '{request}'");
+    try_eventually("the receipt to be stored", SOON, || Ok((world.sql(&stored)? == "1").then_some(())))?;
+    assert_eq!(receipt(&world, request)?, *told);
+    Ok(())
+}
+
+#[test]
+fn a_region_that_stands_still_is_fenced_at_the_bound_and_its_agent_named() -> Result<()> {
+    let mut world = World::start(&with_bound(BOUND, plan(&REGIONS)))?;
+    let key = world.create_key()?;
+    world.cache_everywhere(&[&key])?;
+    world.agent_mut(1).daemon.pause()?;
+    let asked = Instant::now();
+    let answer = delete_and_wait(&world, &key, 0)?;
+    assert_eq!(answer["meta"]["propagation"]["state"], "pending");
+    let request = answer["meta"]["requestId"].as_str().context("no request id")?;
+    let told = wait_until_final(&world, request)?;
+    assert!(asked.elapsed() >= BOUND, "{:?}", asked.elapsed());
+    assert_eq!(states(&told), pairs([("eu", "confirmed"), ("us", "fenced")]));
+    assert_eq!(told["regions"][1]["missing"][0]["agent"], "agent-1");
+    // And so it is: whatever it had cached, it answers from it no more.
+    world.agent_mut(1).daemon.resume()?;
+    assert_ne!(world.code(world.agent(1), &key)?, "VALID");
+    Ok(())
+}
+
+#[test]
+fn a_receipt_outlives_the_publisher_that_was_killed_in_between() -> Result<()> {
+    let mut world = World::start(&plan(&REGIONS))?;
+    let key = world.create_key()?;
+    world.cache_everywhere(&[&key])?;
+    world.agent_mut(1).daemon.pause()?;
+    let answer = delete_and_wait(&world, &key, 0)?;
+    let request = answer["meta"]["requestId"].as_str().context("no request id")?.to_owned();
+    world.topology.publisher.restart()?;
+    let told = receipt(&world, &request)?;
+    assert_eq!((&told["final"], &told["measuredFrom"]), (&json!(false), &json!("first_sight")));
+    world.agent_mut(1).daemon.resume()?;
+    let told = wait_until_final(&world, &request)?;
+    assert_eq!(states(&told), pairs([("eu", "confirmed"), ("us", "confirmed")]));
+    world.assert_none_valid(&[&key])
+}
+
+#[test]
+fn without_nats_a_deletion_is_fenced_by_the_bound_alone() -> Result<()> {
+    let mut world = World::start(&with_bound(BOUND, plan(&REGIONS)))?;
+    let key = world.create_key()?;
+    world.cache_everywhere(&[&key])?;
+    world.topology.home.kill()?;
+    let answer = delete_and_wait(&world, &key, 20)?;
+    let told = &answer["meta"]["propagation"];
+    assert_eq!(states(told), pairs([("eu", "fenced"), ("us", "fenced")]));
+    // Nobody told the agents; their leases have run out.
+    world.assert_none_valid(&[&key])
+}
+
+#[test]
+fn the_command_line_shows_each_region_as_it_confirms() -> Result<()> {
+    let mut world = World::start(&plan(&REGIONS))?;
+    let [piped, whole, late] = [world.create_key()?, world.create_key()?, world.create_key()?];
+    world.cache_everywhere(&[&piped, &whole, &late])?;
+
+    let (exit, out) = evictd(&world, &format!("keys delete-key --key-id={} --wait", piped.id))?;
+    assert_eq!(exit, Some(0), "{out}");
+    assert!(!out.contains('\x1b'), "{out}");
+    for region in REGIONS {
+        let lines = out.lines().filter(|line| line.starts_with(&format!("{region}  confirmed  ")));
+        assert_eq!(lines.count(), 1, "{out}");
+    }
+    assert!(out.lines().last().is_some_and(|line| line.starts_with("confirmed after ")), "{out}");
+
+    let (exit, out) =
+        evictd(&world, &format!("keys delete-key --key-id={} --wait=10s --output=json", whole.id))?;
+    let told: Value = serde_json::from_str(&out).with_context(|| out.clone())?;
+    assert_eq!((exit, &told["data"]), (Some(0), &json!({})));
+    assert_eq!(states(&told["meta"]["propagation"]), pairs([("eu", "confirmed"), ("us", "confirmed")]));
+    let request = told["meta"]["requestId"].as_str().context("no request id")?;
+    let (exit, out) = evictd(&world, &format!("propagation get-receipt --request-id={request}"))?;
+    assert!(exit == Some(0) && out.contains("\"state\": \"confirmed\""), "{out}");
+
+    world.agent_mut(1).daemon.pause()?;
+    let (exit, out) = evictd(&world, &format!("keys delete-key --key-id={} --wait=300ms", late.id))?;
+    assert_eq!(exit, Some(3), "committed, but not confirmed everywhere: {out}");
+    assert!(out.contains("eu  confirmed") && !out.contains("us  confirmed"), "{out}");
+    assert!(out.contains("get-receipt --request-id=req_"), "{out}");
+    world.agent_mut(1).daemon.resume()
+}
+
+#[test]
+fn receipts_are_for_those_who_may_act_for_the_workspace() -> Result<()> {
+    let world = World::start(&plan(&["eu"]))?;
+    let unknown = json!({ "requestId": "req_unknown" });
+    let answer = world.topology.call(world.publisher(), "propagation.getReceipt", &unknown)?;
+    let kind = answer.body["error"]["type"].as_str().unwrap_or_default().to_owned();
+    assert_eq!(
+        (answer.status, kind.ends_with("evictd/data/receipt_not_found")),
+        (404, true),
+        "{}",
+        answer.text
+    );
+    let answer =
+        Caller::new(&world, world.publisher()).call("apis.createApi", &json!({ "name": "empty" }))?;
+    let request = answer.body["meta"]["requestId"].as_str().context("no request id")?;
+    let told = receipt(&world, request)?;
+    assert_eq!(
+        (&told["state"], &told["final"], &told["regions"]),
+        (&json!("confirmed"), &json!(true), &json!([]))
+    );
+    Ok(())
+}
+
+/// A deletion as its client saw it.
+struct Deletion {
+    key: Key,
+    request: String,
+    /// When its answer was there.
+    answered: Instant,
+}
+
+/// What clients saw.
+#[derive(Default)]
+struct Story {
+    keys: Mutex<Vec<Key>>,
+    over: AtomicBool,
+}
+
+/// By key, when the last verification began that said VALID.
+type Sightings = HashMap<String, Instant>;
+
+impl Story {
+    /// Verifies the newest keys again and again.
+    fn verify(&self, agent: &Caller) -> Result<Sightings> {
+        let mut sightings = Sightings::new();
+        while !self.over.load(Ordering::Relaxed) {
+            let keys = self.keys.lock().map_err(|_| anyhow!("somebody panicked"))?.clone();
+            for key in keys.iter().rev().take(20) {
+                let started = Instant::now();
+                let Ok(code) = agent.code(key) else { continue };
+                if code == "VALID" {
+                    sightings.insert(key.id.clone(), started);
+                }
+            }
+        }
+        Ok(sightings)
+    }
+
+    /// Creates keys, lets them be cached, and deletes them one by one. A publisher that is dead answers nothing;
+    /// what isn't answered has no receipt that anybody could ask for.
+    fn delete(&self, publisher: &Caller, api: &str) -> Result<Vec<Deletion>> {
+        let mut deletions = Vec::new();
+        while !self.over.load(Ordering::Relaxed) {
+            let Ok(answer) = publisher.call("keys.createKey", &json!({ "apiId": api })) else { continue };
+            let text = |member: &str| answer.body["data"][member].as_str().map(str::to_owned);
+            let (Some(id), Some(text)) = (text("keyId"), text("key")) else { continue };
+            let key = Key { id, text };
+            self.keys.lock().map_err(|_| anyhow!("somebody panicked"))?.push(key.clone());
+            throughout(Duration::from_millis(60), || Ok(()))?;
+            let Ok(answer) = publisher.call("keys.deleteKey", &json!({ "keyId": key.id })) else { continue };
+            let request = answer.body["meta"]["requestId"].as_str().unwrap_or_default().to_owned();
+            if answer.status == 200 {
+                deletions.push(Deletion { key, request, answered: Instant::now() });
+            }
+        }
+        Ok(deletions)
+    }
+}
+
+/// Kills the publisher and agents, and slows wires down, in an order that chance decides.
+fn disturb(topology: &mut Topology, random: &mut Random, events: &mut Vec<String>) -> Result<()> {
+    let started = Instant::now();
+    // A process that was killed is waited for from then on: without these seconds nothing might be confirmed.
+    throughout(Duration::from_secs(2), || Ok(()))?;
+    while started.elapsed() < Duration::from_secs(15) {
+        let region = random.below(2);
+        let what = random.below(4);
+        events.push(format!("{:?} {what} in {region}", started.elapsed()));
+        match what {
+            0 => topology.publisher.restart()?,
+            1 => topology.regions[region].agents[0].restart()?,
+            _ => topology.regions[region].set_wires(Mode::Delay(Duration::from_millis(200)))?,
+        }
+        throughout(Duration::from_millis(300 + random.below(700) as u64), || Ok(()))?;
+        topology.regions[region].set_wires(Mode::Pass)?;
+    }
+    Ok(())
+}
+
+/// Holds a receipt against what clients saw in each region.
+fn hold_against(told: &Value, deletion: &Deletion, seen: &[Sightings; 2]) -> Result<()> {
+    let answered = deletion.answered;
+    for (region, seen) in told["regions"].as_array().context("no regions")?.iter().zip(seen) {
+        let Some(started) = seen.get(&deletion.key.id) else { continue };
+        // G1, whatever the receipt says.
+        ensure!(*started < answered + BOUND, "VALID after the bound: {told}");
+        // Measured from the request, it began before it was answered; otherwise later than anybody knows.
+        if let Some(after) = region["confirmedAfterMs"].as_f64()
+            && told["measuredFrom"] == "request"
+        {
+            let confirmed = answered + Duration::from_secs_f64(after / 1e3);
+            ensure!(*started <= confirmed, "VALID {:?} after it was confirmed: {told}", *started - confirmed);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn receipts_tell_the_truth_while_publisher_and_agents_are_killed() -> Result<()> {
+    let mut random = Random::draw()?;
+    let mut events = Vec::new();
+    let outcome = live_through(&mut random, &mut events);
+    outcome.with_context(|| format!("{}\n{}", events.join("\n"), random.how_to_repeat()))
+}
+
+fn live_through(random: &mut Random, events: &mut Vec<String>) -> Result<()> {
+    let mut world = World::start(&with_bound(BOUND, breakable(&REGIONS)))?;
+    let publisher = Caller::new(&world, world.publisher());
+    let agents = [0, 1].map(|region| Caller::new(&world, world.agent(region)));
+    let (story, api) = (Story::default(), world.api.clone());
+    let (deletions, seen) = thread::scope(|scope| {
+        let deleting = scope.spawn(|| story.delete(&publisher, &api));
+        let verifying = agents.each_ref().map(|agent| scope.spawn(|| story.verify(agent)));
+        let disturbed = disturb(&mut world.topology, random, events);
+        story.over.store(true, Ordering::Relaxed);
+        let deletions = deleting.join().map_err(|_| anyhow!("a client panicked"))??;
+        let [eu, us] = verifying.map(|thread| thread.join().map_err(|_| anyhow!("a client panicked")));
+        disturbed?;
+        Ok::<_, anyhow::Error>((deletions, [eu??, us??]))
+    })?;
+    ensure!(deletions.len() > 20, "only {} deletions were answered", deletions.len());
+    let (mut confirmed, mut exposed) = (0, 0);
+    for deletion in &deletions {
+        let told = wait_until_final(&world, &deletion.request)?;
+        hold_against(&told, deletion, &seen)?;
+        ensure!(told["state"] != "unproven", "{told}");
+        confirmed += usize::from(told["state"] == "confirmed");
+        let answers = |region: &Value| region["exposure"]["answersAtLeast"].as_u64().unwrap_or(0);
+        exposed += told["regions"].as_array().map_or(0, |regions| regions.iter().map(answers).sum());
+    }
+    ensure!(confirmed > 0, "none of {} was confirmed", deletions.len());
+    ensure!(exposed > 0, "nobody was exposed, although wires were slow");
+    Ok(())
+}
+
+/// Failure: the receipt makes the exposure look smaller than clients found it.
+#[test]
+fn the_exposure_is_not_smaller_than_what_clients_saw() -> Result<()> {
+    let world = World::start(&breakable(&["eu"]))?;
+    let agent = Caller::new(&world, world.agent(0));
+    for _ in 0..5 {
+        let key = world.create_key()?;
+        world.cache_everywhere(&[&key])?;
+        world.topology.regions[0].set_wires(Mode::Delay(Duration::from_millis(150)))?;
+        let (answer, last) = thread::scope(|scope| {
+            let deleting = scope.spawn(|| delete_and_wait(&world, &key, 30));
+            let mut last = None;
+            try_eventually("the deletion to arrive", SOON, || {
+                let started = wall_millis()?;
+                let valid = agent.code(&key)? == "VALID";
+                last = if valid { Some(started) } else { last };
+                Ok((!valid).then_some(()))
+            })?;
+            let answer = deleting.join().map_err(|_| anyhow!("a client panicked"))??;
+            Ok::<_, anyhow::Error>((answer, last.context("it was never VALID")?))
+        })?;
+        world.topology.regions[0].set_wires(Mode::Pass)?;
+        let told = &answer["meta"]["propagation"];
+        let exposure = &told["regions"][0]["exposure"];
+        let last_after = exposure["lastAnswerAfterMs"].as_f64().with_context(|| format!("none in {told}"))?;
+        ensure!(exposure["answersAtLeast"].as_u64() > Some(0), "{told}");
+        // The store's clock is this machine's. Both times are whole milliseconds, cut off.
+        let seen_after = last - told["committedAt"].as_i64().context("no time of commit")? - 1;
+        ensure!(
+            last_after >= seen_after as f64,
+            "a client saw VALID {seen_after} ms after the commit: {told}"
+        );
+    }
+    Ok(())
+}
