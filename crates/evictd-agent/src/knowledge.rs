@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
+use evictd_core::entry::Reading;
 use evictd_core::floors::FloorCell;
 use evictd_core::follower::Follower;
 use evictd_core::lease::{Bound, Mode};
@@ -29,15 +30,6 @@ pub(crate) struct Knowledge {
 /// Before the first measurement.
 const UNMEASURED: i64 = i64::MIN;
 
-/// What was known here when a verification began.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Began {
-    /// Since when nothing could have been missed.
-    pub(crate) proven_at: LeaseTime,
-    /// Applied, and so to be in the answer (G2).
-    pub(crate) applied: LogPosition,
-}
-
 impl Knowledge {
     pub(crate) fn new(follower: Follower, bound: Bound) -> Self {
         let horizon = follower.floors().horizon().clone();
@@ -62,8 +54,13 @@ impl Knowledge {
     }
 
     /// What a verification that begins now may build on.
-    pub(crate) fn begin(&self) -> Began {
-        Began { proven_at: self.proven_at(), applied: self.applied() }
+    ///
+    /// The proof is read before `applied`: the other way round, a proof could be seen whose head isn't in that
+    /// `applied`, and a load below it would pass for proven.
+    pub(crate) fn begin(&self) -> Reading {
+        let now = clock::lease_now();
+        let proven_at = self.proven_at();
+        Reading { now, proven_at, applied: self.applied() }
     }
 
     /// The highest that the store's clock can show now, as far as probes have measured it; before the first

@@ -4,18 +4,19 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry as MapEntry;
 use std::sync::Arc;
 
-use evictd_core::entry::Stamp;
+use evictd_core::entry::{Reading, Stamp};
 use evictd_core::follower::Effect;
 use evictd_core::ids::KeyHash;
-use evictd_core::lease::answers;
+use evictd_core::lease::{answers, may_join};
 use evictd_core::position::LogPosition;
+use evictd_core::time::LeaseTime;
 use evictd_ops::clock;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 
 use crate::cache::{Cache, Entry};
 use crate::config::LoadsConfig;
-use crate::knowledge::{Began, Knowledge};
+use crate::knowledge::Knowledge;
 use crate::metrics::{LoadOutcome, Metrics};
 use crate::origin::{LoadError, Loaded, Origin};
 
@@ -25,6 +26,8 @@ struct Landed {
     entry: Arc<Entry>,
     /// How new the load was when it arrived.
     as_of: LogPosition,
+    /// When it was sent, not later.
+    sent_at: LeaseTime,
 }
 
 type Flight = watch::Receiver<Option<Result<Landed, LoadError>>>;
@@ -61,7 +64,7 @@ impl Loads {
     /// Loads `hash` for a verification that `began` so, joining a load that is under way already. Such a
     /// load may have been sent before something that this verification must know; then it is repeated,
     /// once (R10).
-    pub(crate) async fn load(&self, hash: KeyHash, began: Began) -> Result<Arc<Entry>, LoadError> {
+    pub(crate) async fn load(&self, hash: KeyHash, began: Reading) -> Result<Arc<Entry>, LoadError> {
         for _ in 0..2 {
             let landed = self.join(hash)?.await_landing().await?;
             if self.shared.answers(hash, &landed, began) {
@@ -126,7 +129,7 @@ impl Waiting {
 
 impl Shared {
     /// Whether what landed answers a verification that `began` so (R8, R10).
-    fn answers(&self, hash: KeyHash, landed: &Landed, began: Began) -> bool {
+    fn answers(&self, hash: KeyHash, landed: &Landed, began: Reading) -> bool {
         let now = clock::lease_now();
         // The proof before the floors, as everywhere (R9). And the floors of now, not of the landing: what
         // rose in between may have been confirmed before this verification began, if it was the last to join.
@@ -134,13 +137,14 @@ impl Shared {
         let floor = self.knowledge.follower.lock().floor(&hash, &landed.entry.stamp.anchors);
         // A load that is older than a floor is not what the present proof vouches for.
         let proof = if landed.as_of >= floor { proven_at } else { began.proven_at };
-        answers(landed.as_of, floor, began.applied)
+        may_join(self.knowledge.bound, landed.sent_at, began.now, began.proven_at)
+            && answers(landed.as_of, floor, began.applied)
             && !self.knowledge.has_ended()
             && self.knowledge.bound.allows(now, landed.entry.stamp.read_at, proof)
     }
 
     async fn fly(&self, hash: KeyHash) -> Result<Landed, LoadError> {
-        let started = clock::lease_now();
+        let sent_at = clock::lease_now();
         let loaded = match self.origin.lookup(hash).await {
             Ok(loaded) => loaded,
             Err((outcome, error)) => {
@@ -149,13 +153,13 @@ impl Shared {
             }
         };
         self.metrics.loaded(LoadOutcome::Ok);
-        self.metrics.load_took(clock::lease_now().since(started));
-        Ok(self.land(hash, loaded))
+        self.metrics.load_took(clock::lease_now().since(sent_at));
+        Ok(self.land(hash, loaded, sent_at))
     }
 
     /// Inserts hidden, looks at the floors, then shows (R9). An invalidation raises floors before it
     /// evicts: either this look sees its floor, or its eviction sees this entry.
-    fn land(&self, hash: KeyHash, loaded: Loaded) -> Landed {
+    fn land(&self, hash: KeyHash, loaded: Loaded, sent_at: LeaseTime) -> Landed {
         let Loaded { lookup, read_at } = loaded;
         let mut effects = Vec::new();
         let anchors = self.knowledge.follower.lock().anchors(&lookup.record, &mut effects);
@@ -176,7 +180,7 @@ impl Shared {
             self.cache.evict(&hash);
             self.metrics.stale_loads.increment(1);
         }
-        Landed { entry, as_of }
+        Landed { entry, as_of, sent_at }
     }
 }
 

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use evictd_core::entry::{Reading, Standing};
 use evictd_core::ids::KeyHash;
-use evictd_core::position::LogPosition;
 use evictd_core::record::{KeyRecord, Verdict};
 use evictd_core::roster::PartitionPolicy;
 use evictd_core::time::{LeaseTime, StoreTime};
@@ -51,7 +50,7 @@ impl Verifier {
     /// can be reached.
     pub(crate) async fn entry(&self, hash: KeyHash) -> Result<Found, LoadError> {
         let began = self.knowledge.begin();
-        if let Some(entry) = self.cached(&hash, began.applied) {
+        if let Some(entry) = self.cached(&hash, began) {
             self.metrics.hits.increment(1);
             return Ok(Found { entry, stale: None });
         }
@@ -66,25 +65,24 @@ impl Verifier {
         }
     }
 
-    /// Reads clock, deadline, entry and floors, in this order (R9); the follow task writes floors,
+    /// After clock and deadline, which `reading` is, come entry and floors (R9); the follow task writes floors,
     /// eviction, `applied` and deadline in that one. So whoever sees an extended deadline sees the floors
     /// that were raised before it.
-    fn cached(&self, hash: &KeyHash, applied: LogPosition) -> Option<Arc<Entry>> {
-        let reading = self.read(applied);
+    fn cached(&self, hash: &KeyHash, reading: Reading) -> Option<Arc<Entry>> {
         let entry = self.cache.get(hash)?;
         let standing = entry.stamp.standing(reading, &self.knowledge.horizon, self.knowledge.bound);
         if standing != Standing::Servable || self.is_worn(&entry, reading.now) {
             return None;
         }
         entry.answers.note(reading.now, entry.stamp.as_of());
-        entry.stamp.lift(applied);
+        entry.stamp.lift(reading.applied);
         Some(entry)
     }
 
     /// What is cached and old, if that is better than nothing for its API. What something is known to have
     /// changed is void, and never answered from (G2).
     fn out_of_time(&self, hash: &KeyHash) -> Option<Found> {
-        let reading = self.read(self.knowledge.applied());
+        let reading = self.knowledge.begin();
         let entry = self.cache.get(hash)?;
         let stale = match entry.stamp.standing(reading, &self.knowledge.horizon, self.knowledge.bound) {
             // Somebody vouched for it while nobody answered.
@@ -99,11 +97,6 @@ impl Verifier {
         }
         entry.answers.note(reading.now, entry.stamp.as_of());
         Some(Found { entry, stale })
-    }
-
-    fn read(&self, applied: LogPosition) -> Reading {
-        let now = clock::lease_now();
-        Reading { now, proven_at: self.knowledge.proven_at(), applied }
     }
 
     fn is_worn(&self, entry: &Entry, now: LeaseTime) -> bool {

@@ -90,6 +90,24 @@ async fn who_began_after_a_newer_floor_is_not_answered_by_an_older_load() {
     assert_eq!(state(&agent.cache.get(&hash("alice")).unwrap()), Some(RecordState::Deleted));
 }
 
+/// Receipts don't wait for an agent that has no lease yet, so a change may be confirmed everywhere between the
+/// sending of a load and the beginning of a verification (R10, R12).
+#[tokio::test]
+async fn without_a_lease_nobody_joins_a_load_that_was_sent_before_it_began() {
+    let agent = Agent::starting(&[]);
+    agent.home.put(hash("alice"), Record::Key(key("key_1")));
+    agent.home.hold();
+    let early = tokio::spawn(load(&agent, "alice"));
+    agent.home.is_asked(1).await;
+    agent.home.put(hash("alice"), Record::Key(KeyRecord { state: RecordState::Deleted, ..key("key_1") }));
+    let mut late = Box::pin(load(&agent, "alice"));
+    assert!(late.as_mut().now_or_never().is_none());
+    agent.home.release();
+    assert_eq!(state(&early.await.unwrap().unwrap()), Some(RecordState::Active));
+    assert_eq!(state(&late.await.unwrap()), Some(RecordState::Deleted));
+    assert_eq!(agent.home.asked(), 2);
+}
+
 /// Between a landing and the end of its task there is time for a deletion and a verification to begin.
 #[tokio::test]
 async fn who_joins_a_load_that_has_landed_already_is_held_to_the_floors_of_now() {
@@ -97,7 +115,7 @@ async fn who_joins_a_load_that_has_landed_already_is_held_to_the_floors_of_now()
     let alice = hash("alice");
     let (landing, flight) = watch::channel(None);
     agent.loads.shared.flights.lock().insert(alice, flight);
-    let landed = agent.loads.shared.land(alice, agent.home.lookup(alice).await.unwrap());
+    let landed = agent.loads.shared.land(alice, agent.home.lookup(alice).await.unwrap(), clock::lease_now());
 
     delete_alice(&agent);
     let mut late = Box::pin(load(&agent, "alice"));

@@ -5,6 +5,7 @@ use std::time::Duration;
 use evictd_core::entry::Stamp;
 use evictd_core::ids::{ApiId, WorkspaceId};
 use evictd_core::invalidation::Scope;
+use evictd_core::position::LogPosition;
 use evictd_core::record::{Record, RecordState, RootKeyRecord};
 use evictd_wire::api::ids::hash;
 use evictd_wire::api::root_key::acting;
@@ -18,7 +19,7 @@ const TRUST: Duration = Duration::from_secs(27);
 
 /// What a verification that starts now finds.
 fn cached(agent: &Agent, text: &str) -> Option<Arc<Entry>> {
-    agent.verifier.cached(&hash(text), agent.knowledge.applied())
+    agent.verifier.cached(&hash(text), agent.knowledge.begin())
 }
 
 /// An agent with `key_1` of `api_1` cached under "alice", read just now.
@@ -174,7 +175,7 @@ fn an_entry_in_use_outlives_a_horizon_that_it_met() {
 #[test]
 fn a_hit_lifts_no_entry_above_what_was_applied_before_it_looked() {
     let agent = with_alice();
-    let before = agent.knowledge.applied();
+    let before = agent.knowledge.begin();
     let after = agent.invalidate(key_scope(hash("bob")));
     let entry = agent.verifier.cached(&hash("alice"), before).unwrap();
     assert!(entry.stamp.as_of() < after, "its floors may have been read before that position was applied");

@@ -1,0 +1,68 @@
+//! Runs the checker on a world.
+
+use std::time::{Duration, Instant};
+
+use stateright::{Checker, CheckerBuilder, Expectation, HasDiscoveries, Model};
+
+use crate::world::World;
+
+/// What a world's check came to.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Steps taken, to whatever state.
+    pub steps: usize,
+    /// Different states.
+    pub states: usize,
+    /// The length of the longest of the shortest ways.
+    pub depth: usize,
+    /// How long it took.
+    pub took: Duration,
+    /// A property that doesn't hold, by name, and a way to a state in which it doesn't.
+    pub violated: Option<(&'static str, Vec<String>)>,
+    /// What should be possible and never happened: then the world proves too little.
+    pub never: Vec<&'static str>,
+}
+
+/// Visits all states of `world`, on so many threads; ends at a violation.
+pub fn exhaust(world: World, threads: usize) -> Outcome {
+    run(world.checker().threads(threads))
+}
+
+/// Looks for a shortest way to a violation.
+pub fn shortest_violation(world: World) -> Outcome {
+    let started = Instant::now();
+    // The checker goes breadth first, but looks up from its work only now and then.
+    let mut best = run(world.checker());
+    while let Some((_, way)) = &best.violated {
+        // A way of n steps ends at depth n + 1, and a state at the target depth isn't looked at.
+        let shorter = run(world.checker().target_max_depth(way.len() + 1));
+        if shorter.violated.is_none() {
+            break;
+        }
+        best = shorter;
+    }
+    best.took = started.elapsed();
+    best
+}
+
+fn run(checker: CheckerBuilder<World>) -> Outcome {
+    let started = Instant::now();
+    let checker = checker.finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
+    let discoveries = checker.discoveries();
+    let properties = checker.model().properties();
+    let expects = |name: &str, expectation: Expectation| {
+        properties.iter().any(|property| property.name == name && property.expectation == expectation)
+    };
+    let never = properties.iter().filter(|property| expects(property.name, Expectation::Sometimes));
+    let never = never.map(|property| property.name).filter(|name| !discoveries.contains_key(name)).collect();
+    let violated = discoveries.into_iter().filter(|(name, _)| expects(name, Expectation::Always));
+    let violated = violated.map(|(name, path)| (name, path.into_actions())).min_by_key(|(_, way)| way.len());
+    Outcome {
+        steps: checker.state_count(),
+        states: checker.unique_state_count(),
+        depth: checker.max_depth(),
+        took: started.elapsed(),
+        violated: violated.map(|(name, way)| (name, way.iter().map(ToString::to_string).collect())),
+        never,
+    }
+}

@@ -1,0 +1,26 @@
+//! The protocol in small worlds, checked to exhaustion.
+//!
+//! A [`world::World`] is a home store, publishers, one or two agents and a handful of changes, and everything
+//! that can happen to them. The agents are the core's own `Follower`, `Floors` and `Stamp`; the probe rounds
+//! are its `Rounds`. The store and the bus are modelled. The checker visits every state that such a world can
+//! get into, and looks in each whether the guarantees hold ([`laws`]), and whether the agents would find back
+//! if faults stopped ([`heal`]).
+//!
+//! Time is a clock of few ticks that all share. `trust`, the bound less its margin, is one or two of them, and
+//! the laws demand the trust instead of the bound: the margin is there for clocks that drift, and here none
+//! does.
+//!
+//! A build with `--cfg evictd_negative_controls` misses one protection at a time ([`controls`]): then the
+//! checker must find a violation.
+
+pub mod agent;
+pub mod check;
+pub mod controls;
+mod heal;
+mod laws;
+pub mod script;
+pub mod store;
+pub mod world;
+pub mod worlds;
+
+pub use laws::HEALS;

@@ -1,0 +1,174 @@
+//! What happens to the records of a small world: two keys of one API, and the changes that end them.
+
+use std::fmt;
+use std::sync::LazyLock;
+
+use evictd_core::ids::{ApiId, KeyHash, KeyId, WorkspaceId};
+use evictd_core::invalidation::{Cause, Invalidation, Scope};
+use evictd_core::position::LogPosition;
+use evictd_core::record::{KeyRecord, Record, RecordState};
+use evictd_core::time::StoreTime;
+
+/// One of the two keys.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Key {
+    /// The one that most worlds are about.
+    A,
+    /// Its neighbour in the same API.
+    B,
+}
+
+impl Key {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::A, Self::B];
+
+    /// Its place in arrays.
+    pub fn index(self) -> usize {
+        self as usize
+    }
+
+    /// What it is cached under.
+    pub fn key_hash(self) -> KeyHash {
+        KeyHash([self as u8 + 1; 32])
+    }
+}
+
+/// A change of the home store. Each of a script commits once, in the script's order.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Change {
+    /// The key didn't exist before.
+    Create(Key),
+    /// A soft deletion: the record stays, and grants nothing.
+    Delete(Key),
+    /// A permanent deletion: no record is left.
+    Erase(Key),
+    /// The API is deleted, both keys with it.
+    DeleteApi,
+    /// Another API is deleted, none of whose keys is looked at.
+    DeleteOtherApi,
+}
+
+static API: LazyLock<ApiId> = LazyLock::new(|| ApiId::new("api"));
+static OTHER_API: LazyLock<ApiId> = LazyLock::new(|| ApiId::new("other"));
+static WORKSPACE: LazyLock<WorkspaceId> = LazyLock::new(|| WorkspaceId::new("ws"));
+static KEY: LazyLock<KeyId> = LazyLock::new(|| KeyId::new("key"));
+
+impl Change {
+    /// Whether a verification of `key` reads what it changes.
+    pub fn touches(self, key: Key) -> bool {
+        match self {
+            Self::Create(of) | Self::Delete(of) | Self::Erase(of) => of == key,
+            Self::DeleteApi => true,
+            Self::DeleteOtherApi => false,
+        }
+    }
+
+    /// The row of the log that it writes, once it has a position.
+    pub fn row(self, position: LogPosition) -> Invalidation {
+        let (scope, cause) = match self {
+            Self::Create(key) => (key_scope(key), Cause::Created),
+            Self::Delete(key) => (key_scope(key), Cause::Deleted),
+            Self::Erase(key) => (key_scope(key), Cause::Erased),
+            Self::DeleteApi => (Scope::Api(API.clone()), Cause::Deleted),
+            Self::DeleteOtherApi => (Scope::Api(OTHER_API.clone()), Cause::Deleted),
+        };
+        Invalidation { position, scope, cause, committed_at: StoreTime(0) }
+    }
+}
+
+fn key_scope(key: Key) -> Scope {
+    Scope::Key { hash: key.key_hash(), key_id: None, api_id: Some(API.clone()) }
+}
+
+/// The number of a change in its script.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ChangeId(pub u8);
+
+/// A set of changes: those that a snapshot of the store includes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct View(u8);
+
+impl View {
+    /// Whether the snapshot includes `change`.
+    pub fn includes(self, change: ChangeId) -> bool {
+        self.0 & (1 << change.0) != 0
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// What both include.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    /// What this one includes and `other` doesn't.
+    #[must_use]
+    pub fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+}
+
+impl FromIterator<ChangeId> for View {
+    fn from_iter<I: IntoIterator<Item = ChangeId>>(changes: I) -> Self {
+        Self(changes.into_iter().fold(0, |bits, change| bits | 1 << change.0))
+    }
+}
+
+impl fmt::Debug for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries((0..8).filter(|bit| self.0 & (1 << bit) != 0)).finish()
+    }
+}
+
+/// The changes of a world, in the order of their commits.
+#[derive(Clone, Copy, Debug)]
+pub struct Script(pub &'static [Change]);
+
+impl Script {
+    /// The change with this number.
+    pub fn change(self, id: ChangeId) -> Change {
+        self.0[usize::from(id.0)]
+    }
+
+    /// How many there are.
+    pub fn len(self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether nothing happens.
+    pub fn is_empty(self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The changes that touch `key`.
+    pub fn of(self, key: Key) -> View {
+        self.ids().filter(|id| self.change(*id).touches(key)).collect()
+    }
+
+    /// What a snapshot with these changes says of `key`.
+    pub fn record(self, key: Key, view: View) -> Record {
+        let has = |wanted: Change| self.ids().any(|id| self.change(id) == wanted && view.includes(id));
+        let is_created = self.0.contains(&Change::Create(key));
+        if has(Change::Erase(key)) || is_created && !has(Change::Create(key)) {
+            return Record::Absent;
+        }
+        let deleted = has(Change::Delete(key)) || has(Change::DeleteApi);
+        Record::Key(KeyRecord {
+            key_id: KEY.clone(),
+            api_id: API.clone(),
+            workspace_id: WORKSPACE.clone(),
+            state: if deleted { RecordState::Deleted } else { RecordState::Active },
+            name: None,
+            meta: None,
+            expires_at: None,
+        })
+    }
+
+    fn ids(self) -> impl Iterator<Item = ChangeId> {
+        (0..self.0.len() as u8).map(ChangeId)
+    }
+}

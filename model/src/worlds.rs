@@ -1,0 +1,115 @@
+//! The worlds that are checked, each with the faults that meet in it.
+
+use evictd_core::floors::FloorLimits;
+
+use crate::script::Change::{Create, Delete, DeleteApi, DeleteOtherApi};
+use crate::script::Key::{A, B};
+use crate::script::Script;
+use crate::world::World;
+
+/// Small enough for every test run.
+pub const SMALLEST: World = World::plain("one deletion", "loss, repetition, delay", Script(&[Delete(A)]));
+
+/// All of them, cheapest first.
+pub const ALL: &[World] = &[
+    SMALLEST,
+    TWO_CHANGES,
+    World {
+        trust: 2,
+        ticks: 2,
+        ..World::plain("long lease", "a lease outlives the tick of its probe", Script(&[Delete(A)]))
+    },
+    FEW_KEY_FLOORS,
+    FEW_API_FLOORS,
+    RESTART,
+    PURGE,
+    REPLICA,
+    FAIL_OVER,
+    TWO_FAIL_OVERS,
+    DEMOTED,
+    ROUNDS,
+    RECEIPTS,
+];
+
+/// Of a key, then of its API, with loads that arrive late.
+pub const TWO_CHANGES: World = World {
+    loads: 2,
+    ..World::plain(
+        "two changes",
+        "a key's, then its API's; gaps; late loads",
+        Script(&[Delete(A), DeleteApi]),
+    )
+};
+
+/// One floor of a key: a second one makes them the API's.
+pub const FEW_KEY_FLOORS: World = World {
+    floors: FloorLimits { keys: 1, scopes: 8 },
+    ..World::plain("few key floors", "floors are merged", Script(&[Create(A), Delete(B)]))
+};
+
+/// Room for the floors of one entry and no more.
+pub const FEW_API_FLOORS: World = World {
+    floors: FloorLimits { keys: 8, scopes: 2 },
+    ..World::plain("few API floors", "floors are dropped", Script(&[DeleteApi, DeleteOtherApi]))
+};
+
+/// Replays can't be covered, and agents flush.
+pub const PURGE: World = World {
+    purges: true,
+    ticks: 0,
+    ..World::plain("purge", "replays are refused, agents flush", Script(&[Delete(A), Delete(B)]))
+};
+
+/// Loads read from a replica that lags.
+pub const REPLICA: World = World {
+    replica: true,
+    ..World::plain("replica", "loads read from a replica that lags", Script(&[Delete(A)]))
+};
+
+/// A standby that lacks the last transactions takes over. Without a clock: time is the next worlds' business.
+pub const FAIL_OVER: World = World {
+    failovers: 1,
+    ticks: 0,
+    ..World::plain("fail-over", "commits are lost, an epoch begins", Script(&[Delete(B), Delete(A)]))
+};
+
+/// It happens again, and the beginning of the epoch may be lost too.
+pub const TWO_FAIL_OVERS: World = World {
+    failovers: 2,
+    ticks: 0,
+    ..World::plain("two fail-overs", "an epoch's beginning is lost", Script(&[Delete(A)]))
+};
+
+/// After a fail-over, the old primary goes on answering reads.
+pub const DEMOTED: World = World {
+    failovers: 1,
+    demoted: true,
+    // That agents find back is shown without it, too.
+    heals: false,
+    ..World::plain("demoted primary", "the old primary goes on answering loads", Script(&[Delete(A)]))
+};
+
+/// A publisher whose rounds take their time, and who crashes at any moment, beside one that is quick.
+pub const ROUNDS: World = World {
+    rounds: true,
+    // What agents do with their answers is the other worlds' business.
+    heals: false,
+    ..World::plain(
+        "rounds",
+        "a round under way at one publisher, its crash; another one",
+        Script(&[Delete(A)]),
+    )
+};
+
+/// Two agents, and what a publisher may conclude from their announcements.
+pub const RECEIPTS: World = World {
+    agents: 2,
+    ticks: 0,
+    ..World::plain("receipts", "two agents confirm, one may be starting", Script(&[Delete(A)]))
+};
+
+/// An agent restarts; answers to its past arrive.
+pub const RESTART: World = World {
+    restarts: 1,
+    ..World::plain("restart", "an agent restarts, its past goes on", Script(&[Delete(A)]))
+};

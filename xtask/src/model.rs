@@ -1,0 +1,41 @@
+//! `cargo xtask model`: everything that is checked to exhaustion. The cells that hits, loads and invalidations
+//! share, under loom; the protocol in small worlds, under a model checker.
+
+use clap::Args;
+
+use crate::steps;
+
+#[derive(Args)]
+pub(crate) struct ModelArgs {
+    /// Miss each protection in turn instead: a violation must be found without it.
+    #[arg(long)]
+    negative_controls: bool,
+    /// Check only worlds or controls whose name contains this.
+    filter: Option<String>,
+}
+
+pub(crate) fn run(args: &ModelArgs) -> anyhow::Result<()> {
+    if args.negative_controls {
+        return check(
+            "target/model-controls",
+            "--cfg evictd_negative_controls",
+            &["--negative-controls"],
+            args,
+        );
+    }
+    if args.filter.is_none() {
+        // Its own controls are among its tests.
+        let package = ["--package", "evictd-core", "--test", "loom", "--target-dir", "target/loom"];
+        steps::cargo(&[&["test", "--quiet", "--release"][..], &package].concat())
+            .env("RUSTFLAGS", "--cfg loom")
+            .run()?;
+    }
+    check("target/model", "", &[], args)
+}
+
+/// A directory for each kind of build, so that none rebuilds for another.
+fn check(target: &str, rustflags: &str, more: &[&str], args: &ModelArgs) -> anyhow::Result<()> {
+    let filter: Vec<&str> = args.filter.as_deref().into_iter().collect();
+    let run = ["run", "--quiet", "--release", "--package", "evictd-model", "--target-dir", target, "--"];
+    steps::cargo(&[&run[..], more, &filter].concat()).env("RUSTFLAGS", rustflags).run()
+}
