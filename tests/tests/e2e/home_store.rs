@@ -4,10 +4,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use evictd_tests::process::evictd_command;
 use evictd_tests::proxy::Mode;
 use evictd_tests::topology::Node;
 use evictd_tests::wait::try_eventually;
 use evictd_wire::subject::LIVE;
+use serde_json::json;
 
 use crate::world::{
     Key, SOON, World, breakable, count, flushes, plan, wait_for_count, wait_for_mode, wait_for_readiness,
@@ -141,6 +143,54 @@ fn a_store_that_is_put_back_begins_a_new_epoch_and_everybody_flushes_once() -> R
     world.assert_works()?;
     for agent in world.topology.agents() {
         assert_eq!((new_epoch_flushes(agent)?, flushes(agent)?), (1, 1));
+    }
+    Ok(())
+}
+
+/// Failure: whoever restored a whole disk, the note beside the store included, can't tell the agents.
+#[test]
+fn an_operators_new_epoch_makes_everybody_flush_once_and_brings_nothing_back() -> Result<()> {
+    let world = World::start(&plan(&["eu", "us"]))?;
+    let [deleted, good] = [world.create_key()?, world.create_key()?];
+    world.cache_everywhere(&[&deleted, &good])?;
+    world.delete(&deleted)?;
+    world.assert_gone(&[&deleted])?;
+
+    let command = format!("new-epoch --yes --set store.path={}", world.store().display());
+    let output = evictd_command()?.args(command.split(' ')).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for agent in world.topology.agents() {
+        wait_for_count(agent, "evictd_agent_epoch", &[], 2)?;
+        wait_for_mode(agent, "live")?;
+    }
+    world.assert_gone(&[&deleted])?;
+    world.wait_for_codes(&[&good], "VALID")?;
+    world.assert_works()?;
+    for agent in world.topology.agents() {
+        assert_eq!((new_epoch_flushes(agent)?, flushes(agent)?), (1, 1));
+    }
+    Ok(())
+}
+
+/// Failure: one tenant deletes very many keys at once, and everybody's cache is emptied.
+#[test]
+fn a_bulk_deletion_of_one_api_leaves_the_others_cached() -> Result<()> {
+    const MANY: usize = 2_000;
+    let world = World::start(&plan(&["eu", "us"]))?;
+    let crowd = world.create_keys(MANY)?;
+    let other_api = world.create_api()?;
+    let bystander = world.create_key_with(json!({ "apiId": other_api }))?;
+    let [one, another] = [&crowd[0], &crowd[MANY - 1]];
+    world.cache_everywhere(&[one, another, &bystander])?;
+    let loads = |agent: &Node| count(agent, "evictd_agent_loads_total", &[]);
+    let before: Vec<u64> = world.topology.agents().map(loads).collect::<Result<_>>()?;
+
+    world.sql(&format!("UPDATE keys SET deleted_at_m = 1 WHERE api_id = '{}'", world.api))?;
+    world.assert_gone(&[one, another])?;
+    world.wait_for_codes(&[&bystander], "VALID")?;
+    for (agent, before) in world.topology.agents().zip(before) {
+        assert_eq!(loads(agent)? - before, 2, "only the two that were asked for were loaded again");
+        assert_eq!(flushes(agent)?, 0);
     }
     Ok(())
 }

@@ -11,6 +11,7 @@ use evictd_tests::proxy::{Mode, Way};
 use evictd_tests::topology::{Node, Plan, Servers};
 use evictd_tests::wait::{throughout, try_eventually};
 use serde_json::json;
+use toml::toml;
 
 use crate::world::{
     Key, SOON, UNAVAILABLE, World, assert_bounded, breakable, connects, count, flushes, wait_for_mode,
@@ -239,6 +240,46 @@ fn agents_of_a_publisher_that_stands_still_deny_and_recover() -> Result<()> {
     }
     world.wait_for_codes(&[&good], "VALID")?;
     world.assert_works()
+}
+
+/// Failure: a policy that prefers old answers to none gives them unmarked, or to those who didn't ask for it, or
+/// for what is known to be deleted.
+#[test]
+fn old_answers_are_given_where_policy_says_so_and_are_marked() -> Result<()> {
+    let plan = with_bound(BOUND, breakable(&["eu"]));
+    let agents = toml! {
+        loads = { timeout = "300ms" }
+        partition = { policy = "serve_stale" }
+    };
+    let world = World::start(&Plan { agents, ..plan })?;
+    let agent = world.agent(0);
+    let [good, deleted, lost] = [world.create_key()?, world.create_key()?, world.create_key()?];
+    world.cache_everywhere(&[&good, &deleted, &lost])?;
+    world.delete(&deleted)?;
+    world.assert_gone(&[&deleted])?;
+    let fresh = world.topology.call(agent, "keys.verifyKey", &json!({ "key": good.text }))?;
+    ensure!(
+        fresh.body["meta"]["stale"].is_null() && fresh.header("evictd-stale").is_none(),
+        "{}",
+        fresh.text
+    );
+
+    world.topology.regions[0].set_wires(Mode::Cut)?;
+    world.delete(&lost)?;
+    wait_for_mode(agent, "expired")?;
+    for key in [&good, &lost] {
+        let answer = world.topology.call(agent, "keys.verifyKey", &json!({ "key": key.text }))?;
+        assert_eq!(answer.body["data"]["code"], "VALID", "{}", answer.text);
+        let age = answer.body["meta"]["stale"]["ageSeconds"].as_u64();
+        ensure!(age.is_some(), "it is not marked: {}", answer.text);
+        assert_eq!(answer.header("evictd-stale").and_then(|seconds| seconds.parse().ok()), age);
+    }
+    ensure!(world.code(agent, &deleted)? != "VALID", "its deletion had been applied");
+    ensure!(count(agent, "evictd_agent_stale_answers_total", &[("code", "VALID")])? >= 2);
+
+    world.topology.regions[0].set_wires(Mode::Pass)?;
+    world.assert_gone(&[&deleted, &lost])?;
+    world.wait_for_codes(&[&good], "VALID")
 }
 
 /// Failure: as in the first test, with everything as it is delivered: the bound of 30 seconds, and the
