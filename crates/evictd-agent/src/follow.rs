@@ -39,6 +39,9 @@ use crate::status::Recent;
 /// How often gauges are refreshed and progress is announced if nothing asks for it sooner.
 const BEAT: Duration = Duration::from_secs(1);
 
+/// Announcements keep this distance: one speaks for all deletions before it. The first goes at once.
+const ANNOUNCEMENT_SPACING: Duration = Duration::from_millis(10);
+
 /// After so much silence the live feed is called silent: three ticks.
 const FEED_SILENT_AFTER: Duration = Duration::from_secs(3);
 
@@ -78,8 +81,10 @@ impl Follow {
             }
             task.poll_and_perform(&feed).await;
         }
-        // Verifications have ended by now.
-        if let Some(last) = task.announcement(true) {
+        // Verifications have ended by now. But a copy of this machine has the same instance, and goes on.
+        if !task.follow.knowledge.has_ended()
+            && let Some(last) = task.announcement(true)
+        {
             feed.leave(last).await;
         }
     }
@@ -91,6 +96,9 @@ struct Task {
     offset: Offset,
     sightings: Sightings,
     last_heard: LeaseTime,
+    /// When the next announcement may go, and whether somebody waits for it.
+    announce_from: Instant,
+    announcement_due: bool,
     mode: Mode,
 }
 
@@ -102,6 +110,8 @@ impl Task {
             offset: Offset::default(),
             sightings: Sightings::default(),
             last_heard: clock::lease_now(),
+            announce_from: Instant::now(),
+            announcement_due: false,
             mode: Mode::Starting,
         }
     }
@@ -221,7 +231,8 @@ impl Task {
 
     fn wake_at(&self) -> Instant {
         let wake_at = self.follow.knowledge.follower.lock().wake_at();
-        Instant::now() + wake_at.since(clock::lease_now())
+        let wake_at = Instant::now() + wake_at.since(clock::lease_now());
+        if self.announcement_due { wake_at.min(self.announce_from) } else { wake_at }
     }
 
     async fn poll_and_perform(&mut self, feed: &Feed) {
@@ -231,6 +242,9 @@ impl Task {
             self.perform(effect, feed).await;
         }
         self.effects = effects;
+        if self.announcement_due && Instant::now() >= self.announce_from {
+            self.announce(feed).await;
+        }
     }
 
     /// Floors were raised inside the core; what follows is R9's order.
@@ -270,7 +284,8 @@ impl Task {
                 let mode = knowledge.mode(&knowledge.follower.lock(), now);
                 self.enter(mode);
             }
-            Effect::Announce => self.announce(feed).await,
+            // After all other effects (R9).
+            Effect::Announce => self.announcement_due = true,
             Effect::SendProbe { nonce, seen, all } => {
                 let probe = ProbeRequest {
                     nonce,
@@ -348,6 +363,8 @@ impl Task {
     }
 
     async fn announce(&mut self, feed: &Feed) {
+        self.announcement_due = false;
+        self.announce_from = Instant::now() + ANNOUNCEMENT_SPACING;
         if let Some(announcement) = self.announcement(false) {
             feed.announce(announcement).await;
         }

@@ -49,6 +49,11 @@ impl Surface {
             Record::Key(key) if may_see(root, key) => Some(key),
             Record::Key(_) | Record::RootKey(_) | Record::Absent => None,
         };
+        if age.is_some() && visible.is_some_and(|key| !self.verifier.may_be_stale(key)) {
+            // Another API's policy let the old root key pass.
+            self.verifier.metrics.unavailable();
+            return Err(unavailable(LoadError::Unreachable));
+        }
         let verdict = visible.map_or(Verdict::NotFound, |key| self.verifier.judge(key));
         self.verifier.metrics.verified(verdict, age.is_some());
         let data = visible.map_or_else(VerifyKeyData::not_found, |key| VerifyKeyData::new(key, verdict));

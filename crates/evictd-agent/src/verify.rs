@@ -103,6 +103,11 @@ impl Verifier {
         entry.is_not_found() && now.since(entry.stamp.read_at) >= self.cache.not_found_ttl
     }
 
+    /// Whether policy allows old answers about this key.
+    pub(crate) fn may_be_stale(&self, key: &KeyRecord) -> bool {
+        self.policies.of_api(&key.api_id) == PartitionPolicy::ServeStale
+    }
+
     /// The verdict on a key.
     pub(crate) fn judge(&self, key: &KeyRecord) -> Verdict {
         key.verdict(self.home_time())

@@ -16,6 +16,9 @@ pub const EPOCH_LEAP_MAX: u32 = 16;
 /// Probes of one agent that may wait for a round: its retries, and a second process under its name.
 pub const PROBES_WAITING_PER_AGENT_MAX: usize = 4;
 
+/// Processes under one agent's name that may hold leases at once: one, and those that a restart leaves behind.
+pub const NAMESAKES_MAX: usize = 8;
+
 /// Longest id (key, API, workspace, region, agent) in bytes. Unkey's requests allow 255.
 pub const ID_BYTES_MAX: usize = 255;
 

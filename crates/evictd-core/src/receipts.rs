@@ -7,13 +7,13 @@
 //!
 //! Two things are the caller's duty. The roster must have been read after the change was committed, before
 //! the change is tracked: who is written there later starts at a base that covers it. And when a new epoch
-//! began, the open receipts must be looked up in the store again ([`Book::drop_open`]): the store may have
+//! began, the open receipts must be looked up in the store again ([`Book::begin_epoch`]): the store may have
 //! lost the change.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use crate::ids::{Identity, Region, WorkspaceId};
+use crate::ids::{Identity, InstanceId, Region, WorkspaceId};
 use crate::invalidation::Cause;
 use crate::limits::{EARLY_SIGHTINGS_MAX, RECEIPT_NAMES_MAX, SIGHTINGS_REMEMBERED_MAX};
 use crate::position::LogPosition;
@@ -24,12 +24,13 @@ use crate::time::{LeaseTime, StoreTime};
 /// Tunables of a book.
 #[derive(Clone, Copy, Debug)]
 pub struct BookConfig {
-    /// The longest bound that any agent is expected to keep; one that presents a longer one counts.
+    /// The longest bound that any agent may keep: after it a change is fenced. Whoever presents a longer one must
+    /// get no lease.
     pub bound: Duration,
     /// How long other publishers may hear a process before this book learns of it by the roster. A process is
     /// forgotten when it was silent for so long and a bound: then whatever it may hold has run out.
     pub heard_elsewhere: Duration,
-    /// Most receipts open at once. Over it the oldest are dropped, and found again in the store.
+    /// Most receipts open at once. Over it the newest are dropped, and found again in the store.
     pub open_max: usize,
 }
 
@@ -203,8 +204,6 @@ pub enum Event {
 #[derive(Debug)]
 pub struct Book {
     config: BookConfig,
-    /// The longest bound that anybody keeps: a change that is older is fenced.
-    bound: Duration,
     regions: BTreeMap<Region, Standings>,
     /// How many regions with agents have come exactly so far.
     reached: BTreeMap<LogPosition, usize>,
@@ -224,6 +223,8 @@ pub struct Book {
     /// Before this, processes may serve that the roster has forgotten.
     roster_complete_from: LeaseTime,
     polled_at: LeaseTime,
+    /// What was applied in an older one says nothing.
+    epoch: u32,
     events: Vec<Event>,
 }
 
@@ -258,7 +259,6 @@ struct Progress {
     applied: LogPosition,
     heard_at: LeaseTime,
     policy: PartitionPolicy,
-    bound: Duration,
     /// Sightings that were counted already: each is told several times.
     sighted: VecDeque<LogPosition>,
 }
@@ -287,7 +287,6 @@ impl Book {
         let regions = configured.into_iter().map(|region| (region, Standings::default())).collect();
         Self {
             config,
-            bound: config.bound,
             regions,
             reached: BTreeMap::new(),
             furthest: LogPosition::ZERO,
@@ -299,22 +298,22 @@ impl Book {
             early: BTreeMap::new(),
             roster_complete_from: LeaseTime(0),
             polled_at: LeaseTime(0),
+            epoch: 0,
             events: Vec::new(),
         }
     }
 
     /// A process stands in the roster: from now on receipts wait for it.
-    pub fn registered(&mut self, Instance { identity, policy, bound }: &Instance, now: LeaseTime) {
-        self.bound = self.bound.max(*bound);
+    pub fn registered(&mut self, Instance { identity, policy, .. }: &Instance, now: LeaseTime) {
         if let Some(known) = self.instances.get_mut(identity) {
-            (known.policy, known.bound, known.heard_at) = (*policy, *bound, now);
+            (known.policy, known.heard_at) = (*policy, now);
             return;
         }
         let applied = LogPosition::ZERO;
         self.regions.entry(identity.region.clone()).or_default().arrive(identity, applied);
         self.moved(&identity.region, now);
-        let (policy, bound, sighted) = (*policy, *bound, VecDeque::new());
-        self.instances.insert(identity.clone(), Progress { applied, heard_at: now, policy, bound, sighted });
+        let progress = Progress { applied, heard_at: now, policy: *policy, sighted: VecDeque::new() };
+        self.instances.insert(identity.clone(), progress);
     }
 
     /// A process tells how far it has applied, and what it saw of some changes. One that the roster doesn't
@@ -328,6 +327,9 @@ impl Book {
     ) {
         let Some(progress) = self.instances.get_mut(identity) else { return };
         progress.heard_at = now;
+        if applied.epoch() < self.epoch {
+            return;
+        }
         for sighting in sightings.iter().filter(|sighting| sighting.position <= applied) {
             let position = sighting.position;
             let seen = match place_of(&self.open, position) {
@@ -374,7 +376,10 @@ impl Book {
         self.tracked += 1;
         self.newest = self.newest.max(position);
         let sightings = self.early.remove(&position).unwrap_or_default();
-        let open = Open { change, since, measured, first_seen: now, number, sightings };
+        // Whatever lies above was committed no earlier, so this one's bound ends no later than that one's. Thus what
+        // is due first stands first.
+        let first_seen = self.open.get(place).map_or(now, |next| now.min(next.first_seen));
+        let open = Open { change, since, measured, first_seen, number, sightings };
         if position <= self.furthest {
             for (name, standings) in &mut self.regions {
                 if standings.reached().is_some_and(|reached| reached >= position) {
@@ -392,7 +397,9 @@ impl Book {
         }
         self.open.insert(place, open);
         if self.open.len() > self.config.open_max {
-            self.close_oldest();
+            // The newest: whatever is dropped comes back from the store, and the oldest must get done.
+            let newest = self.open.pop_back();
+            self.close(newest);
         }
         self.finish(now);
     }
@@ -405,7 +412,7 @@ impl Book {
             self.instances.values_mut().for_each(|progress| progress.heard_at = now);
         }
         let silent = |progress: &Progress| now.since(progress.heard_at);
-        let run_out = self.bound + self.config.heard_elsewhere + SILENCE_SLACK;
+        let run_out = self.config.bound + self.config.heard_elsewhere + SILENCE_SLACK;
         let is_gone = |progress: &Progress| match progress.policy {
             PartitionPolicy::Deny => silent(progress) >= run_out,
             // Nothing of it runs out by itself.
@@ -420,8 +427,6 @@ impl Book {
         for identity in &gone {
             self.left(identity, now);
         }
-        self.bound =
-            self.instances.values().map(|progress| progress.bound).fold(self.config.bound, Duration::max);
         let mut live_names = BTreeSet::new();
         self.regions.values_mut().for_each(|standings| standings.duplicate_names = false);
         for (identity, _) in self.instances.iter().filter(|(_, progress)| silent(progress) < LIVE_WITHIN) {
@@ -444,14 +449,26 @@ impl Book {
         self.open.front().map(|open| open.first_seen.after(self.fence()))
     }
 
-    /// The longest bound that anybody keeps: after it a change is fenced.
+    /// The longest bound that anybody may keep: after it a change is fenced.
     pub fn bound(&self) -> Duration {
-        self.bound
+        self.config.bound
     }
 
     /// Whether receipts wait for this process: the roster holds it.
     pub fn knows(&self, identity: &Identity) -> bool {
         self.instances.contains_key(identity)
+    }
+
+    /// How many other processes were heard lately under the name of this one.
+    pub fn namesakes(&self, identity: &Identity, now: LeaseTime) -> usize {
+        let first = Identity { instance: InstanceId(0), ..identity.clone() };
+        self.instances
+            .range(first..)
+            .take_while(|(other, _)| other.region == identity.region && other.agent == identity.agent)
+            .filter(|(other, progress)| {
+                *other != identity && now.since(progress.heard_at) < self.config.bound
+            })
+            .count()
     }
 
     /// Whether this request's receipt is open here.
@@ -475,11 +492,25 @@ impl Book {
         self.roster_complete_from = self.roster_complete_from.max(until);
     }
 
-    /// Drops the open receipts: the store has to be asked again which of these changes it has.
-    pub fn drop_open(&mut self) {
+    /// A new epoch began. Open receipts are dropped: the store has to be asked again which of these changes it
+    /// has. And what everybody has applied may be of a history that is no more, so it counts from here on.
+    pub fn begin_epoch(&mut self, epoch: u32, now: LeaseTime) {
+        self.epoch = epoch;
         self.open.clear();
         self.requests.clear();
         self.early.clear();
+        for (identity, progress) in &mut self.instances {
+            let before = std::mem::take(&mut progress.applied);
+            if let Some(standings) = self.regions.get_mut(&identity.region) {
+                standings.leave(identity, before);
+                standings.arrive(identity, LogPosition::ZERO);
+                standings.confirmed = LogPosition::ZERO;
+            }
+        }
+        let regions: Vec<Region> = self.regions.keys().cloned().collect();
+        for region in &regions {
+            self.moved(region, now);
+        }
     }
 
     /// What is known of a request's change, while it is open. Of several changes, the last one counts.
@@ -503,7 +534,8 @@ impl Book {
     /// After this a change is fenced: G1 holds for it, whatever anybody confirmed. Counted from when the
     /// change was seen, so from after its commit.
     fn fence(&self) -> Duration {
-        if Protection::FencesWaitForTheBound.holds() { self.bound } else { self.bound / 2 }
+        let bound = self.config.bound;
+        if Protection::FencesWaitForTheBound.holds() { bound } else { bound / 2 }
     }
 
     fn knows_everybody(&self, now: LeaseTime) -> bool {
@@ -579,12 +611,13 @@ impl Book {
                 let receipt = self.write(open, now, true);
                 self.events.push(Event::Final(receipt));
             }
-            self.close_oldest();
+            let done = self.open.pop_front();
+            self.close(done);
         }
     }
 
-    fn close_oldest(&mut self) {
-        if let Some(Open { change, .. }) = self.open.pop_front()
+    fn close(&mut self, open: Option<Open>) {
+        if let Some(Open { change, .. }) = open
             && let Some((request, _)) = change.request
             && self.requests.get(&request) == Some(&change.position)
         {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use evictd_core::authority::Rounds;
 use evictd_core::ids::Identity;
-use evictd_core::limits::PROBES_WAITING_PER_AGENT_MAX;
+use evictd_core::limits::{NAMESAKES_MAX, PROBES_WAITING_PER_AGENT_MAX};
 use evictd_core::position::LogPosition;
 use evictd_core::roster::Instance;
 use evictd_core::time::LeaseTime;
@@ -175,12 +175,16 @@ impl Authority {
         let arrived = clock::lease_now();
         match ProbeRequest::decode(&heard.payload) {
             Ok(request) => {
+                let instance = instance(&heard, &request);
+                if let Err(refusal) = self.admits(&instance) {
+                    return intake.refuse(refusal);
+                }
                 let of_agent = waiting.of_agent.entry(heard.speaker.clone()).or_default();
                 if *of_agent >= PROBES_WAITING_PER_AGENT_MAX {
                     return intake.refuse(Refusal::Overload);
                 }
                 *of_agent += 1;
-                self.feed.receipts.heard(&identity(&heard, &request));
+                self.feed.receipts.probed(&instance);
                 let probe = Asker::Agent(Probe { heard, request, arrived });
                 if waiting.rounds.add(probe, arrived).is_err() {
                     intake.refuse(Refusal::Overload);
@@ -191,6 +195,27 @@ impl Authority {
                 intake.refuse(Refusal::Malformed);
             }
         }
+    }
+
+    /// Whether this process may have a lease: receipts have to wait for whoever has one.
+    fn admits(&self, instance: &Instance) -> Result<(), Refusal> {
+        let Instance { identity, bound, .. } = instance;
+        let receipts = &self.feed.receipts;
+        if *bound > receipts.bound() {
+            tracing::warn!(
+                region = %identity.region, agent = %identity.agent, ?bound, limit = ?receipts.bound(),
+                "refused an agent whose lease.bound is above this publisher's receipts.bound; make one of them fit"
+            );
+            return Err(Refusal::Bound);
+        }
+        if receipts.namesakes(identity) >= NAMESAKES_MAX {
+            tracing::warn!(
+                region = %identity.region, agent = %identity.agent,
+                "refused a process: too many run under one agent's name; give each its own"
+            );
+            return Err(Refusal::Overload);
+        }
+        Ok(())
     }
 
     /// The round is a task of its own, so that probes are taken in while it runs.
@@ -205,14 +230,8 @@ impl Authority {
         let known = self.feed.receipts.log_head();
         // This publisher has seen something, too: should the store be behind it, it went back (R2).
         let seen: Vec<LogPosition> = probes.iter().map(|probe| probe.request.seen).chain([known]).collect();
-        let instances: Vec<Instance> = probes
-            .iter()
-            .map(|probe| Instance {
-                identity: identity(&probe.heard, &probe.request),
-                policy: probe.request.policy,
-                bound: probe.request.bound,
-            })
-            .collect();
+        let instances: Vec<Instance> =
+            probes.iter().map(|probe| instance(&probe.heard, &probe.request)).collect();
         let touched = self.feed.receipts.take_heard();
         let store = self.store.clone();
         let round = tokio::spawn(async move {
@@ -255,12 +274,13 @@ impl Waiting {
     }
 }
 
-fn identity(heard: &Heard, request: &ProbeRequest) -> Identity {
-    Identity {
+fn instance(heard: &Heard, request: &ProbeRequest) -> Instance {
+    let identity = Identity {
         region: heard.speaker.region.clone(),
         agent: heard.speaker.agent.clone(),
         instance: request.instance,
-    }
+    };
+    Instance { identity, policy: request.policy, bound: request.bound }
 }
 
 /// The running round's end, `None` if it failed; never, while none runs.

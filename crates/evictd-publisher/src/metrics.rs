@@ -55,7 +55,7 @@ metric_specs! {
     ANNOUNCEMENTS = "evictd_publisher_announcements_total", COUNTER, COUNT, [],
         "Announcements of progress heard from agents.";
     REFUSED = "evictd_publisher_refused_messages_total", COUNTER, COUNT, ["subject", "reason"],
-        "Messages from agents that were refused: malformed, reply (the answer would not go into the asker's own inbox), subject, overload (too many of one agent wait), or ahead (it claims to have applied more than the log holds).";
+        "Messages from agents that were refused: malformed, reply (the answer would not go into the asker's own inbox), subject, overload (too many of one agent wait, or run), ahead (it claims to have applied more than the log holds), or bound (it would keep a longer one than receipts.bound).";
     REQUESTS = "evictd_publisher_requests_total", COUNTER, COUNT, ["endpoint", "class"],
         "Control API requests answered, by class of status.";
     STORE_FAILURES = "evictd_publisher_store_failures_total", COUNTER, COUNT, [],
@@ -110,6 +110,7 @@ pub(crate) enum Refusal {
     Subject,
     Overload,
     Ahead,
+    Bound,
 }
 
 /// How a lookup ended.
@@ -161,7 +162,7 @@ pub struct Metrics {
     replays_refused: Counter,
     lookups: [Counter; 3],
     announcements: Counter,
-    refused: [[Counter; 5]; 4],
+    refused: [[Counter; 6]; 4],
     requests: [[Counter; 3]; 6],
     receipts: [Counter; 3],
     store_failures: Counter,
@@ -174,7 +175,7 @@ impl Metrics {
         let counter = |spec: &MetricSpec, label, value| registry.counter(spec, &[(label, value)]);
         let gauge = |spec: &MetricSpec| registry.gauge(spec, &[]);
         let refused = |kind: Kind| {
-            ["malformed", "reply", "subject", "overload", "ahead"]
+            ["malformed", "reply", "subject", "overload", "ahead", "bound"]
                 .map(|reason| registry.counter(&REFUSED, &[("subject", kind.token()), ("reason", reason)]))
         };
         let requests = |endpoint: Endpoint| {

@@ -80,6 +80,8 @@ struct State {
     book: Book,
     head: LogPosition,
     known: BTreeMap<Identity, Known>,
+    /// Until then the roster may lack somebody: an epoch began a while ago.
+    distrusted_until: Option<LeaseTime>,
     /// Processes that said goodbye, and whose row is still in the roster.
     departed: BTreeSet<Identity>,
     /// Heard since the last round.
@@ -117,6 +119,7 @@ impl Receipts {
             book: Book::new(book_config, configured.iter().cloned()),
             head: LogPosition::ZERO,
             known: BTreeMap::new(),
+            distrusted_until: None,
             departed: BTreeSet::new(),
             heard: Vec::new(),
             starts: Starts::default(),
@@ -155,12 +158,19 @@ impl Receipts {
         if began {
             // The store may have lost changes, and the agents' word for the new epoch would confirm them. What it
             // still has is found in it.
-            state.book.drop_open();
+            let now = clock::lease_now();
+            state.book.begin_epoch(head.epoch(), now);
+            state.distrust_roster(now);
             state.unrecorded.clear();
             state.recorded = Recorded::default();
             drop(state);
             self.look_again.notify_one();
         }
+    }
+
+    /// The longest bound that an agent may keep.
+    pub(crate) fn bound(&self) -> Duration {
+        self.state.lock().book.bound()
     }
 
     /// How far the log reaches, as far as this publisher has seen.
@@ -213,11 +223,19 @@ impl Receipts {
         if changes.is_empty() {
             return;
         }
-        if let Err(error) = self.read_roster_changes().await {
-            store_failed(&error);
-            return;
-        }
+        let read = async {
+            self.read_roster_changes().await?;
+            self.store.head().await
+        };
+        let head = match read.await {
+            Ok(head) => head,
+            Err(error) => return drop(store_failed(&error)),
+        };
         let mut state = self.state.lock();
+        if head < state.head {
+            // It went back. What agents have applied of the lost history must not confirm what replaced it.
+            return self.rounds.want();
+        }
         if state.head.epoch() != epoch {
             return;
         }

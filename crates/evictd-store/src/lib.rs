@@ -119,6 +119,9 @@ pub trait HomeStore: Send + Sync + 'static {
     /// Who was forgotten isn't told.
     async fn roster(&self, since: u64) -> Result<Roster, StoreError>;
 
+    /// A bound has passed since `epoch` began, so the roster is complete again.
+    async fn trust_roster(&self, epoch: u32) -> Result<(), StoreError>;
+
     /// Deletes roster rows, each only if it was last seen when `gone` says: whoever was heard meanwhile stays.
     /// The roster's time may be a minute old, so an instance that was seen less than its bound and a minute
     /// ago may still hold a lease.

@@ -8,6 +8,9 @@ use evictd_core::time::StoreTime;
 pub struct Roster {
     /// The revision that this is; to be asked for next time. It grows with the commits of rounds.
     pub revision: u64,
+    /// Whether everybody who may hold a lease stands in it. Not so for a while after an epoch began: the store
+    /// may have gone back, and its roster with it.
+    pub is_complete: bool,
     /// The instances that are new, or present themselves differently.
     pub entries: Vec<RosterEntry>,
 }

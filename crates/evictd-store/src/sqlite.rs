@@ -257,6 +257,12 @@ impl HomeStore for SqliteStore {
         roster::changed(&self.connections.log, since).await
     }
 
+    async fn trust_roster(&self, epoch: u32) -> Result<(), StoreError> {
+        let mut write = Write::begin(&self.connections.writer, "trust its roster").await?;
+        roster::trust(&mut write, epoch).await?;
+        write.commit().await
+    }
+
     async fn forget_instances(&self, gone: &[(Identity, StoreTime)]) -> Result<(), StoreError> {
         if gone.is_empty() {
             return Ok(());

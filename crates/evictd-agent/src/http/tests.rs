@@ -371,3 +371,15 @@ async fn an_old_root_key_makes_every_answer_old_and_every_refusal_too() {
     let refused = gateway.verify_as("disabled", "key").await;
     assert_eq!((refused.status, refused.stale.as_str()), (403, "50"));
 }
+
+#[tokio::test]
+async fn an_old_root_key_that_another_apis_policy_lets_pass_opens_no_api_that_denies() {
+    let agent = Agent::starting(&[("partition.policy", "deny"), ("partition.apis.api_other", "serve_stale")]);
+    agent.knowledge.publish_applied(at(BASE));
+    let old = clock::lease_now().before(Duration::from_secs(50_000));
+    agent.cached(hash("root"), Record::RootKey(root_key(&["api.*.verify_key"])), at(BASE), old);
+    agent.cached(hash("key"), Record::Key(key("key_1")), at(BASE), clock::lease_now());
+    let gateway = Gateway::of(agent).await;
+    gateway.agent.home.fail(Some((LoadOutcome::NoPublisher, LoadError::Unreachable)));
+    assert_eq!(gateway.verify("key").await.status, 503);
+}

@@ -101,17 +101,6 @@ fn who_serves_stale_records_is_unproven_not_fenced() {
 }
 
 #[test]
-fn a_longer_bound_of_one_agent_is_waited_for() {
-    let slow = Instance { bound: BOUND * 2, ..agent("eu", "a", 1) };
-    let mut book = book(&[&slow]);
-    track(&mut book, 2, ms(0));
-    book.poll(ms(30_000));
-    assert_eq!(finals(&mut book), []);
-    book.poll(ms(60_000));
-    assert_eq!(finals(&mut book).len(), 1);
-}
-
-#[test]
 fn both_processes_under_one_name_have_to_confirm_and_it_is_said() {
     let (one, other) = (agent("eu", "a", 1), agent("eu", "a", 2));
     let mut book = book(&[&one, &other]);
@@ -251,7 +240,7 @@ fn what_a_new_epoch_may_have_lost_is_not_confirmed_from_memory() {
     let eu = agent("eu", "a", 1);
     let mut book = book(&[&eu]);
     track(&mut book, 2, ms(0));
-    book.drop_open();
+    book.begin_epoch(2, ms(1));
     book.applied(&eu.identity, LogPosition::new(2, 1).unwrap(), &[], ms(1));
     assert_eq!(finals(&mut book), []);
 }
@@ -270,14 +259,43 @@ fn nothing_is_final_early_while_the_roster_may_have_forgotten_somebody() {
 }
 
 #[test]
-fn memory_is_bounded_and_the_oldest_goes_first() {
+fn what_was_applied_of_a_lost_history_confirms_nothing() {
+    let eu = agent("eu", "a", 1);
+    let mut book = book(&[&eu]);
+    book.applied(&eu.identity, at(9), &[], ms(0));
+    book.begin_epoch(2, ms(1));
+    let again = Change { position: LogPosition::new(2, 5).unwrap(), ..deletion(5) };
+    book.track(Change { position: at(8), ..deletion(8) }, ms(2), Measured::FromFirstSight, ms(2));
+    book.track(again, ms(2), Measured::FromFirstSight, ms(2));
+    book.applied(&eu.identity, at(99), &[], ms(2));
+    assert_eq!(finals(&mut book), []);
+    book.applied(&eu.identity, LogPosition::new(2, 5).unwrap(), &[], ms(3));
+    assert_eq!(finals(&mut book).len(), 2);
+}
+
+#[test]
+fn one_that_is_found_late_holds_up_nobody_behind_it() {
+    let eu = agent("eu", "a", 1);
+    let mut book = book(&[&eu]);
+    track(&mut book, 10, ms(0));
+    track(&mut book, 5, ms(29_000));
+    book.poll(ms(30_000));
+    assert_eq!(
+        finals(&mut book).len(),
+        2,
+        "the lower position was committed before the higher one was numbered"
+    );
+}
+
+#[test]
+fn memory_is_bounded_and_the_oldest_get_done() {
     let eu = agent("eu", "a", 1);
     let config = BookConfig { bound: BOUND, heard_elsewhere: BOUND, open_max: 2 };
     let mut book = Book::new(config, []);
     book.registered(&eu, ms(0));
-    for position in 2..=4 {
+    for position in [3, 4, 2] {
         track(&mut book, position, ms(0));
     }
-    assert_eq!(book.receipt("req_2", ms(0)), None);
-    assert!(book.receipt("req_3", ms(0)).is_some() && book.receipt("req_4", ms(0)).is_some());
+    assert_eq!(book.receipt("req_4", ms(0)), None);
+    assert!(book.receipt("req_2", ms(0)).is_some() && book.receipt("req_3", ms(0)).is_some());
 }

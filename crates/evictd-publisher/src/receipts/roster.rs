@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use evictd_core::ids::Identity;
+use evictd_core::roster::Instance;
 use evictd_core::time::{LeaseTime, StoreTime};
 use evictd_ops::clock;
 use evictd_store::StoreError;
@@ -14,9 +15,15 @@ use super::{Receipts, State};
 /// How often one process's sign of life is taken to the roster. There it changes something once a minute.
 const TOUCH_EVERY: Duration = Duration::from_secs(15);
 
+/// A row whose process nobody heard for so long goes. It is longer than the roster's own time is old, so that
+/// whoever comes back later finds the row gone, or refreshes it first: then it stays.
+const KEEP_ROWS: Duration = Duration::from_mins(5);
+
 /// A row of the roster, as it was read last.
 pub(super) struct Known {
     last_seen: StoreTime,
+    /// Since when the row says so, as far as noticed.
+    since: LeaseTime,
     /// When a sign of life last went with a round.
     touched: Option<LeaseTime>,
 }
@@ -34,6 +41,7 @@ impl Receipts {
         *revision = roster.revision;
         let now = clock::lease_now();
         let mut state = self.state.lock();
+        state.note_completeness(&roster, now);
         for entry in &roster.entries {
             state.register(entry, now);
         }
@@ -46,13 +54,46 @@ impl Receipts {
             let mut revision = self.revision.lock().await;
             let roster = self.store.roster(0).await?;
             *revision = roster.revision;
-            self.state.lock().compare(&roster, clock::lease_now())
+            let (mut state, now) = (self.state.lock(), clock::lease_now());
+            state.note_completeness(&roster, now);
+            state.compare(&roster, now)
         };
+        self.trust_roster_again().await?;
         if gone.is_empty() {
             return Ok(());
         }
         tracing::info!(processes = gone.len(), "forgetting agent processes that are gone");
         self.store.forget_instances(&gone).await
+    }
+
+    /// Tells the store when a bound has passed since the epoch began.
+    async fn trust_roster_again(&self) -> Result<(), StoreError> {
+        let epoch = {
+            let mut state = self.state.lock();
+            if state.distrusted_until.is_none_or(|until| clock::lease_now() < until) {
+                return Ok(());
+            }
+            state.distrusted_until = None;
+            state.head.epoch()
+        };
+        self.store.trust_roster(epoch).await
+    }
+
+    /// A process asks for a proof. From here on receipts wait for it: before the round that writes it into the
+    /// roster, and however long it was silent (R11).
+    pub(crate) fn probed(&self, instance: &Instance) {
+        let now = clock::lease_now();
+        let mut state = self.state.lock();
+        state.departed.remove(&instance.identity);
+        state.book.registered(instance, now);
+        state.series.region(&instance.identity.region);
+        state.touch(&instance.identity, now);
+    }
+
+    /// How many processes were heard lately under this agent's name, besides this one.
+    pub(crate) fn namesakes(&self, identity: &Identity) -> usize {
+        let state = self.state.lock();
+        state.book.namesakes(identity, clock::lease_now())
     }
 
     /// Whether receipts wait for this process. Asks the store before it says no: another publisher may have
@@ -89,14 +130,29 @@ impl State {
         }
     }
 
+    /// Receipts aren't final early while the roster may lack somebody.
+    pub(super) fn distrust_roster(&mut self, now: LeaseTime) {
+        let until = now.after(self.book.bound());
+        self.distrusted_until = Some(until);
+        self.book.distrust_roster(until);
+    }
+
+    fn note_completeness(&mut self, roster: &Roster, now: LeaseTime) {
+        if !roster.is_complete && self.distrusted_until.is_none() {
+            self.distrust_roster(now);
+        }
+    }
+
     fn register(&mut self, entry: &RosterEntry, now: LeaseTime) {
         let identity = &entry.instance.identity;
         if self.departed.contains(identity) {
             return;
         }
         self.book.registered(&entry.instance, now);
-        let touched = self.known.get(identity).and_then(|known| known.touched);
-        self.known.insert(identity.clone(), Known { last_seen: entry.last_seen, touched });
+        let known = self.known.get(identity);
+        let touched = known.and_then(|known| known.touched);
+        let since = known.filter(|known| known.last_seen == entry.last_seen).map_or(now, |known| known.since);
+        self.known.insert(identity.clone(), Known { last_seen: entry.last_seen, since, touched });
         self.series.region(&identity.region);
     }
 
@@ -106,10 +162,11 @@ impl State {
         let mut gone = Vec::new();
         for entry in &roster.entries {
             let identity = &entry.instance.identity;
-            let unchanged = self.known.get(identity).is_some_and(|known| known.last_seen == entry.last_seen);
-            if self.departed.contains(identity) || (unchanged && !self.book.knows(identity)) {
+            let known = self.known.get(identity).filter(|known| known.last_seen == entry.last_seen);
+            let is_old = known.is_some_and(|known| now.since(known.since) >= KEEP_ROWS);
+            if self.departed.contains(identity) || (is_old && !self.book.knows(identity)) {
                 gone.push((identity.clone(), entry.last_seen));
-            } else if !unchanged {
+            } else if known.is_none() {
                 self.register(entry, now);
             }
         }

@@ -108,9 +108,12 @@ struct Home {
 }
 
 impl Home {
-    /// Writes agents into the roster, as a round does.
+    /// Agents probe, and a round writes them into the roster.
     async fn round(&self, instances: &[&Instance]) {
         let instances: Vec<Instance> = instances.iter().copied().cloned().collect();
+        for instance in &instances {
+            self.receipts.probed(instance);
+        }
         let known = self.receipts.log_head();
         let request =
             RoundRequest { instances: &instances, touched: &self.receipts.take_heard(), seen: &[known] };
@@ -419,7 +422,8 @@ async fn what_a_store_that_was_put_back_has_lost_is_never_confirmed() {
     home.announce(&eu, restored).unwrap();
     home.receipts.adopt_what_is_open().await.unwrap();
     assert_eq!(home.told("req_lost").await, None);
-    assert_eq!(home.told("req_kept").await.unwrap().state, "confirmed", "the agent has flushed since");
+    let kept = home.told("req_kept").await.unwrap();
+    assert_eq!((&*kept.regions[0].state, kept.r#final), ("confirmed", false), "the roster may lack somebody");
 }
 
 #[tokio::test]
@@ -511,4 +515,86 @@ async fn a_request_that_nobody_waits_for_any_more_costs_nothing() {
     assert_eq!(home.receipts.places.available_permits(), 0);
     drop(all);
     assert_eq!(home.receipts.places.available_permits(), WAITS_MAX);
+}
+
+/// Who comes back has a row still, so the roster shows nothing new; and the next comparison must not take it
+/// for the row of somebody who is gone.
+#[tokio::test]
+async fn a_process_that_was_forgotten_and_probes_again_is_waited_for() {
+    let store = Store::new().await;
+    let home = store.publisher(LONG, &[]).await;
+    let (eu, us) = (agent("eu", "a", 1), agent("us", "b", 2));
+    home.round(&[&eu, &us]).await;
+    home.receipts.read_roster().await.unwrap();
+    home.receipts.state.lock().book.left(&us.identity, clock::lease_now());
+    home.round(&[&eu, &us]).await;
+    home.receipts.read_roster().await.unwrap();
+    assert_eq!(home.store.roster(0).await.unwrap().entries.len(), 2);
+    home.delete("req_1").await;
+    home.number().await;
+    home.applies(&eu);
+    assert!(!home.told("req_1").await.unwrap().r#final);
+    home.applies(&us);
+    assert_eq!(home.told("req_1").await.unwrap().state, "confirmed");
+}
+
+#[tokio::test]
+async fn a_process_that_probes_after_its_goodbye_is_waited_for() {
+    let store = Store::new().await;
+    let home = store.publisher(LONG, &[]).await;
+    let (eu, us) = (agent("eu", "a", 1), agent("us", "b", 2));
+    home.round(&[&eu, &us]).await;
+    let (instance, applied) = (us.identity.instance, LogPosition::ZERO);
+    let goodbye = Applied { instance, applied, sightings: Vec::new(), leaving: true };
+    home.receipts.announced(&us.identity, &goodbye).unwrap();
+    home.round(&[&eu, &us]).await;
+    home.delete("req_1").await;
+    home.number().await;
+    home.applies(&eu);
+    assert!(!home.told("req_1").await.unwrap().r#final);
+}
+
+/// The store was put back, and has not begun its epoch yet: at these positions the agent applied other changes.
+#[tokio::test]
+async fn a_lost_history_does_not_confirm_what_took_its_place() {
+    let store = Store::new().await;
+    let home = store.publisher(LONG, &[]).await;
+    let eu = agent("eu", "a", 1);
+    home.round(&[&eu]).await;
+    home.receipts.read_roster().await.unwrap();
+    let further = LogPosition::new(1, 100).unwrap();
+    home.receipts.head(further);
+    home.announce(&eu, further).unwrap();
+    assert_eq!(home.delete_and_wait("req_1", Duration::ZERO).await.state, "pending");
+    home.round(&[&eu]).await;
+    assert_eq!(home.receipts.log_head().epoch(), 2);
+    home.receipts.adopt_what_is_open().await.unwrap();
+    assert_eq!(states(&home.told("req_1").await.unwrap()), [("eu", "pending")]);
+    home.announce(&eu, further).unwrap();
+    assert_eq!(states(&home.told("req_1").await.unwrap()), [("eu", "pending")], "it has not flushed yet");
+    home.applies(&eu);
+    assert_eq!(states(&home.told("req_1").await.unwrap()), [("eu", "confirmed")]);
+}
+
+/// The roster went back with the store: somebody who isn't in it may hold a lease for a bound.
+#[tokio::test]
+async fn after_an_epoch_began_nothing_is_final_early_for_a_bound_also_after_a_restart() {
+    let store = Store::new().await;
+    let (eu, us) = (agent("eu", "a", 1), agent("us", "b", 2));
+    store.publisher(LONG, &[]).await.round(&[&eu, &us]).await;
+    store.sql("DELETE FROM roster WHERE region = 'us'").await;
+    store.store.begin_epoch().await.unwrap();
+    for request in ["req_1", "req_2"] {
+        let home = store.publisher(LONG, &[]).await;
+        home.delete(request).await;
+        home.number().await;
+        home.applies(&eu);
+        assert!(!home.told(request).await.unwrap().r#final);
+    }
+    store.store.trust_roster(2).await.unwrap();
+    let home = store.publisher(LONG, &[]).await;
+    home.delete("req_3").await;
+    home.number().await;
+    home.applies(&eu);
+    assert!(home.told("req_3").await.unwrap().r#final);
 }

@@ -24,5 +24,7 @@ CREATE INDEX audit_log_request ON audit_log (correlation_id) WHERE correlation_i
 -- What a publisher knows of the roster (R11) is as old as a revision; what changed since has a higher one.
 -- Rows from before there were revisions are of the first.
 ALTER TABLE log_head ADD COLUMN roster_revision INTEGER NOT NULL DEFAULT 1;
+-- 0 from the beginning of an epoch until a bound later: the store may have gone back, and its roster with it.
+ALTER TABLE log_head ADD COLUMN roster_complete INTEGER NOT NULL DEFAULT 1 CHECK (roster_complete IN (0, 1));
 ALTER TABLE roster ADD COLUMN revision INTEGER NOT NULL DEFAULT 1;
 CREATE INDEX roster_revision ON roster (revision);

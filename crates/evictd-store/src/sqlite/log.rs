@@ -163,7 +163,7 @@ async fn set_epoch(
     epoch: u32,
 ) -> Result<Option<LogPosition>, StoreError> {
     let Some(began) = LogPosition::new(epoch, head.position()) else { return Ok(None) };
-    write.run(sqlx::query("UPDATE log_head SET epoch = ?1").bind(epoch)).await?;
+    write.run(sqlx::query("UPDATE log_head SET epoch = ?1, roster_complete = 0").bind(epoch)).await?;
     Ok(Some(began))
 }
 

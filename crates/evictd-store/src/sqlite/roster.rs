@@ -43,8 +43,7 @@ pub(super) async fn register(
          FROM json_each(?1), log_head WHERE true
          ON CONFLICT (region, agent, instance) DO UPDATE
          SET policy = excluded.policy, bound_ms = excluded.bound_ms, last_seen = excluded.last_seen,
-             revision = iif((policy, bound_ms) IS NOT (excluded.policy, excluded.bound_ms),
-                            excluded.revision, revision)
+             revision = excluded.revision
          WHERE (policy, bound_ms) IS NOT (excluded.policy, excluded.bound_ms)
             OR abs(excluded.last_seen - last_seen) >= ?3",
     )
@@ -78,6 +77,12 @@ pub(super) async fn touch(write: &mut Write, heard: &[Identity], now: StoreTime)
     Ok(())
 }
 
+/// A bound has passed since `epoch` began: whoever holds a lease has been written since.
+pub(super) async fn trust(write: &mut Write, epoch: u32) -> Result<(), StoreError> {
+    let trust = sqlx::query("UPDATE log_head SET roster_complete = 1 WHERE epoch = ?1").bind(epoch);
+    write.run(trust).await.map(drop)
+}
+
 /// Deletes those that haven't been seen since.
 pub(super) async fn forget(write: &mut Write, gone: &[(Identity, StoreTime)]) -> Result<(), StoreError> {
     let gone: Vec<Value> = gone
@@ -104,7 +109,7 @@ fn key(identity: &Identity) -> [String; 3] {
 pub(super) async fn changed(readers: &SqlitePool, since: u64) -> Result<Roster, StoreError> {
     const ACTION: &str = "read its roster";
     let rows = sqlx::query(
-        "SELECT roster_revision, region, agent, instance, policy, bound_ms, last_seen
+        "SELECT roster_revision, roster_complete, region, agent, instance, policy, bound_ms, last_seen
          FROM log_head LEFT JOIN roster ON roster.revision > ?1",
     )
     .bind(i64::try_from(since).unwrap_or(i64::MAX))
@@ -118,6 +123,7 @@ pub(super) async fn changed(readers: &SqlitePool, since: u64) -> Result<Roster, 
     let none = first.try_get::<Option<&str>, _>("instance").map_err(failed(ACTION))?.is_none();
     let rows = if none { &[] } else { &rows[..] };
     Ok(Roster {
+        is_complete: first.try_get("roster_complete").map_err(failed(ACTION))?,
         revision: u64::try_from(revision)
             .map_err(|_| StoreError::Corrupt { what: "roster revision", value: revision.to_string() })?,
         entries: rows.iter().map(entry).collect::<Result<_, _>>()?,
