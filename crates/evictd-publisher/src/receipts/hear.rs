@@ -79,8 +79,10 @@ impl Receipts {
         if announcement.leaving {
             // First what it has applied, and then that it doesn't count any more.
             state.book.applied(identity, announcement.applied, &announcement.sightings, now);
+            // It may be listed by its probe alone: its row in the roster is still to be read, and must not count.
+            let was_listed = state.book.knows(identity);
             state.book.left(identity, now);
-            if state.known.remove(identity).is_some() {
+            if state.known.remove(identity).is_some() || was_listed {
                 state.departed.insert(identity.clone());
                 self.look_again.notify_one();
             }

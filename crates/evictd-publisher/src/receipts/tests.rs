@@ -598,3 +598,18 @@ async fn after_an_epoch_began_nothing_is_final_early_for_a_bound_also_after_a_re
     home.applies(&eu);
     assert!(home.told("req_3").await.unwrap().r#final);
 }
+
+#[tokio::test]
+async fn a_process_that_left_before_its_row_was_read_is_not_waited_for() {
+    let store = Store::new().await;
+    let home = store.publisher(LONG, &[]).await;
+    let (eu, us) = (agent("eu", "a", 1), agent("us", "b", 2));
+    home.round(&[&eu, &us]).await;
+    let (instance, applied) = (us.identity.instance, LogPosition::ZERO);
+    let goodbye = Applied { instance, applied, sightings: Vec::new(), leaving: true };
+    home.receipts.announced(&us.identity, &goodbye).unwrap();
+    home.delete("req_1").await;
+    home.number().await;
+    home.applies(&eu);
+    assert!(home.told("req_1").await.unwrap().r#final);
+}
