@@ -4,11 +4,13 @@
 //! * [`mod@test`]: the whole suite, set-up included.
 //! * [`generate()`]: what is checked in and comes from something else.
 //! * [`model`]: what is checked to exhaustion.
+//! * [`sim`]: the simulator.
 //! * [`monitoring`]: the shipped Prometheus files, against a running deployment.
 
 mod demo;
 mod model;
 mod monitoring;
+mod sim;
 mod steps;
 mod test;
 
@@ -33,6 +35,8 @@ enum Command {
     Generate,
     /// Check the shared cells and the protocol to exhaustion, or that each missing protection is noticed.
     Model(model::ModelArgs),
+    /// Run the cores in a simulated world, and judge every answer (`--help` is the simulator's own).
+    Sim(sim::SimArgs),
     /// Check deploy/prometheus with promtool, and have a real Prometheus scrape all targets (Debian: package
     /// `prometheus`).
     Monitoring,
@@ -44,6 +48,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(&args),
         Command::Generate => generate(),
         Command::Model(args) => model::run(&args),
+        Command::Sim(args) => sim::run(&args),
         Command::Monitoring => monitoring::run(),
     };
     match done {

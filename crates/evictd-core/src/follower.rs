@@ -182,6 +182,8 @@ struct Repair {
     epoch: u32,
     from: u64,
     to: u64,
+    /// Whether it went to all publishers.
+    all: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -433,11 +435,12 @@ impl Follower {
         let from = applied.position() + 1;
         let to = self.head.position().min(applied.position() + REPLAY_BATCH_MAX as u64);
         let epoch = applied.epoch();
-        let all = self.repairs.len() % 2 == 1 && Protection::SecondTriesGoToAll.holds();
+        // Every other one, however many are still remembered.
+        let all = self.repairs.back().is_some_and(|last| !last.all) && Protection::SecondTriesGoToAll.holds();
         if self.repairs.len() == REPAIRS_OUTSTANDING_MAX {
             self.repairs.pop_front();
         }
-        self.repairs.push_back(Repair { nonce, sent_at: now, epoch, from, to });
+        self.repairs.push_back(Repair { nonce, sent_at: now, epoch, from, to, all });
         effects.push(Effect::SendReplay { nonce, epoch, from, to, cause: hole.cause, all });
     }
 

@@ -166,6 +166,22 @@ fn a_replay_that_is_not_answered_is_asked_again_with_a_new_number() {
 }
 
 #[test]
+fn a_replay_that_nobody_answers_goes_to_all_every_other_time_however_often() {
+    let mut follower = started(7);
+    follower.on_tick(at(8), ms(20), &mut Vec::new());
+    let mut asked = Vec::new();
+    while asked.len() < 8 {
+        let now = follower.wake_at();
+        let sent = effects(|out| follower.poll(now, out));
+        asked.extend(sent.iter().filter_map(|effect| match effect {
+            Effect::SendReplay { all, .. } => Some(*all),
+            _ => None,
+        }));
+    }
+    assert_eq!(asked, [false, true, false, true, false, true, false, true]);
+}
+
+#[test]
 fn a_path_slower_than_the_timeout_is_repaired_by_the_late_answer() {
     let mut follower = started(7);
     follower.on_tick(at(8), ms(20), &mut Vec::new());

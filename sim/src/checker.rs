@@ -1,0 +1,361 @@
+//! The truth, and whoever compares it with the answers (G1..G5).
+//!
+//! The checker stands outside: it knows real time and every commit, and sees what agents answer and
+//! announce and what receipts say. It knows nothing of floors, leases or modes but what liveness needs.
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+
+use evictd_core::invalidation::Cause;
+use evictd_core::position::LogPosition;
+use evictd_core::receipts::RegionState;
+use evictd_core::rules::Rule;
+
+use crate::histogram::Histogram;
+use crate::queue::Node;
+use crate::store::{ApiNumber, KeyNumber, Lsn, Size, Target, WorkspaceNumber};
+use crate::time::{Micros, Moment, SECOND};
+
+/// Names a committed change.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ChangeId(u32);
+
+/// A change, as it really was.
+#[derive(Clone, Copy, Debug)]
+struct Change {
+    lsn: Lsn,
+    /// When it became visible to other transactions.
+    at: Moment,
+    /// Its place in the log; of several rows, the first. `ZERO` until it has one.
+    position: LogPosition,
+    /// When a regression undid it.
+    lost_at: Moment,
+    /// When a receipt first said that it was over.
+    final_at: Moment,
+    rows: u8,
+    numbered: u8,
+    /// A regression's own change: it has no row, and the new epoch stands for it.
+    is_reversal: bool,
+}
+
+/// A promise that was broken.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Violation {
+    /// Which.
+    pub rule: Rule,
+    /// When.
+    pub at: Moment,
+    /// How.
+    pub what: String,
+}
+
+/// What was counted.
+#[derive(Clone, Debug, Default)]
+pub struct Counts {
+    /// Changes committed.
+    pub changes: u64,
+    /// Deletions among them.
+    pub deletions: u64,
+    /// Verifications answered from a record.
+    pub answered: u64,
+    /// Verifications denied because nothing vouched for a record.
+    pub denied: u64,
+    /// Answers from a state that wasn't the present one; all within the bound, unless there is a violation.
+    pub behind: u64,
+    /// Everything forgotten, by any agent.
+    pub flushes: u64,
+    /// Epochs begun.
+    pub epochs: u64,
+    /// Regressions of the store.
+    pub regressions: u64,
+    /// Replays asked for.
+    pub repairs: u64,
+    /// Receipts that became final.
+    pub receipts: u64,
+    /// Those among them that the bound ended.
+    pub fenced: u64,
+    /// From a commit to the moment an agent that had the old state could no longer answer it.
+    pub forgotten: Histogram,
+}
+
+/// An answer, and what it was made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Answer {
+    /// Who.
+    pub agent: Node,
+    /// Of what.
+    pub key: KeyNumber,
+    /// When the verification began.
+    pub started: Moment,
+    /// What the agent had confirmed by then.
+    pub confirmed: LogPosition,
+    /// Where the record was read.
+    pub lsn: Lsn,
+    /// The key's API in that snapshot.
+    pub api: Option<ApiNumber>,
+    /// The key's workspace in that snapshot.
+    pub workspace: Option<WorkspaceNumber>,
+}
+
+/// The positions of one epoch: which change has each, from the first on.
+#[derive(Debug)]
+struct Epoch {
+    first: u64,
+    changes: Vec<ChangeId>,
+}
+
+/// The truth and its judges.
+#[derive(Debug)]
+pub struct Checker {
+    bound: Micros,
+    changes: Vec<Change>,
+    keys: Vec<Vec<ChangeId>>,
+    apis: Vec<Vec<ChangeId>>,
+    workspaces: Vec<Vec<ChangeId>>,
+    epochs: BTreeMap<u32, Epoch>,
+    /// Reversals that no epoch stands for yet.
+    unplaced: Vec<ChangeId>,
+    /// What went wrong: the first few.
+    pub violations: Vec<Violation>,
+    /// How often something went wrong.
+    pub violations_total: u64,
+    /// What was counted.
+    pub counts: Counts,
+}
+
+/// Violations kept.
+const VIOLATIONS_MAX: usize = 8;
+
+/// How long a committed row may wait for its position while all is well.
+const NUMBERING_GRACE: Micros = 5 * SECOND;
+
+impl Checker {
+    /// Judges a world of this size by this bound.
+    pub fn new(size: Size, bound: Micros) -> Self {
+        Self {
+            bound,
+            changes: Vec::new(),
+            keys: vec![Vec::new(); size.keys],
+            apis: vec![Vec::new(); size.apis],
+            workspaces: vec![Vec::new(); size.workspaces],
+            epochs: BTreeMap::new(),
+            unplaced: Vec::new(),
+            violations: Vec::new(),
+            violations_total: 0,
+            counts: Counts::default(),
+        }
+    }
+
+    /// Something is wrong.
+    pub fn violated(&mut self, rule: Rule, at: Moment, what: impl FnOnce() -> String) {
+        self.violations_total += 1;
+        if self.violations.len() < VIOLATIONS_MAX {
+            self.violations.push(Violation { rule, at, what: what() });
+        }
+    }
+
+    /// A change became visible.
+    pub fn committed(&mut self, at: Moment, lsn: Lsn, target: Target, cause: Cause, rows: usize) -> ChangeId {
+        self.counts.changes += 1;
+        self.counts.deletions += u64::from(cause.is_deletion());
+        self.add(target, at, lsn, rows as u8, false)
+    }
+
+    fn add(&mut self, target: Target, at: Moment, lsn: Lsn, rows: u8, is_reversal: bool) -> ChangeId {
+        let id = ChangeId(self.changes.len() as u32);
+        self.changes.push(Change {
+            lsn,
+            at,
+            position: LogPosition::ZERO,
+            lost_at: Moment::NEVER,
+            final_at: Moment::NEVER,
+            rows,
+            numbered: 0,
+            is_reversal,
+        });
+        match target {
+            Target::Key(key) => self.keys[key.0].push(id),
+            Target::Api(api) => self.apis[api.0].push(id),
+            Target::Workspace(workspace) => self.workspaces[workspace.0].push(id),
+        }
+        id
+    }
+
+    /// A row got its position (R1): the next one of its epoch, never given before.
+    pub fn numbered(&mut self, now: Moment, change: ChangeId, position: LogPosition) {
+        let epoch = self
+            .epochs
+            .entry(position.epoch())
+            .or_insert_with(|| Epoch { first: position.position(), changes: Vec::new() });
+        let expected = epoch.first + epoch.changes.len() as u64;
+        match position.position().cmp(&expected) {
+            Ordering::Equal => epoch.changes.push(change),
+            Ordering::Less => {
+                self.violated(Rule::R2, now, || format!("position {position} was given a second time"));
+            }
+            Ordering::Greater => {
+                self.violated(Rule::R1, now, || format!("position {position} was given before {expected}"));
+            }
+        }
+        let change = &mut self.changes[change.0 as usize];
+        change.numbered += 1;
+        if change.position == LogPosition::ZERO {
+            change.position = position;
+        }
+        if change.numbered > change.rows {
+            self.violated(Rule::G3, now, || format!("a row got a second position, {position}"));
+        }
+    }
+
+    /// A regression took a row's position back.
+    pub fn unnumbered(&mut self, change: ChangeId) {
+        let change = &mut self.changes[change.0 as usize];
+        change.numbered -= 1;
+        change.position = LogPosition::ZERO;
+    }
+
+    /// A regression undid a change: that is a change as well, at `lsn`.
+    pub fn lost(&mut self, now: Moment, change: ChangeId, lsn: Lsn, target: Target) {
+        let lost = &mut self.changes[change.0 as usize];
+        if lost.lost_at == Moment::NEVER {
+            lost.lost_at = now;
+            let reversal = self.add(target, now, lsn, 0, true);
+            self.unplaced.push(reversal);
+        }
+    }
+
+    /// The store went back.
+    pub fn regressed(&mut self) {
+        self.counts.regressions += 1;
+    }
+
+    /// An epoch began: whoever confirms it has forgotten what a regression undid.
+    pub fn epoch_began(&mut self, now: Moment, base: LogPosition) {
+        self.counts.epochs += 1;
+        if self.counts.epochs > self.counts.regressions {
+            self.violated(Rule::R2, now, || format!("epoch {base} began although nothing went back"));
+        }
+        for change in std::mem::take(&mut self.unplaced) {
+            self.changes[change.0 as usize].position = base;
+        }
+    }
+
+    /// A caller was told that its change succeeded (R4).
+    pub fn told_success(&mut self, now: Moment, change: Option<ChangeId>) {
+        if change.is_none() {
+            self.violated(Rule::G3, now, || "success was answered for a change that isn't there".to_owned());
+        }
+    }
+
+    /// A receipt is final. From now on nobody may answer from before the change, unless the receipt says
+    /// that somebody might.
+    pub fn receipt(&mut self, now: Moment, position: LogPosition, state: RegionState) {
+        self.counts.receipts += 1;
+        self.counts.fenced += u64::from(state == RegionState::Fenced);
+        let index = self.epochs.get(&position.epoch()).and_then(|epoch| {
+            let index = position.position().checked_sub(epoch.first)?;
+            epoch.changes.get(index as usize).copied()
+        });
+        let Some(change) = index else { return };
+        if state == RegionState::Pending {
+            return self
+                .violated(Rule::G4, now, || format!("the receipt of {position} is final, and pending"));
+        }
+        if state == RegionState::Unproven {
+            return;
+        }
+        let change = &mut self.changes[change.0 as usize];
+        change.final_at = change.final_at.min(now);
+    }
+
+    /// Judges an answer: what it lacks must be young, unconfirmed, and without a final receipt.
+    pub fn answered(&mut self, now: Moment, answer: Answer) {
+        self.counts.answered += 1;
+        let Answer { agent, key, started, confirmed, lsn, api, workspace } = answer;
+        let mut broken: Option<(Rule, ChangeId)> = None;
+        let mut behind = false;
+        let api = api.map(|api| &self.apis[api.0]);
+        let workspace = workspace.map(|workspace| &self.workspaces[workspace.0]);
+        let lists = [Some(&self.keys[key.0]), api, workspace];
+        for list in lists.into_iter().flatten() {
+            for id in list.iter().rev() {
+                let change = &self.changes[id.0 as usize];
+                if change.lsn <= lsn {
+                    break;
+                }
+                if change.at >= started || change.lost_at <= started {
+                    continue;
+                }
+                behind = true;
+                let rule = if change.at.after(self.bound) <= started {
+                    Rule::G1
+                } else if change.position != LogPosition::ZERO && change.position <= confirmed {
+                    Rule::G2
+                } else if change.final_at < started {
+                    Rule::G4
+                } else {
+                    continue;
+                };
+                if broken.is_none_or(|(worst, _)| rule < worst) {
+                    broken = Some((rule, *id));
+                }
+            }
+        }
+        self.counts.behind += u64::from(behind);
+        if let Some((rule, id)) = broken {
+            let change = self.changes[id.0 as usize];
+            self.violated(rule, now, || {
+                format!(
+                    "{agent:?} answered {key:?} as of commit {}, without {id:?} (commit {}, position {}, \
+                     visible since {}, final {}); the verification began at {started} and the agent had confirmed {confirmed}",
+                    lsn.0, change.lsn.0, change.position, change.at,
+                    if change.final_at == Moment::NEVER { "never".to_owned() } else { change.final_at.to_string() },
+                )
+            });
+        }
+    }
+
+    /// The first change after `lsn` that such an entry lacks now.
+    pub fn first_lacking(
+        &self,
+        key: KeyNumber,
+        api: Option<ApiNumber>,
+        workspace: Option<WorkspaceNumber>,
+        lsn: Lsn,
+    ) -> Option<Moment> {
+        let api = api.map(|api| &self.apis[api.0]);
+        let workspace = workspace.map(|workspace| &self.workspaces[workspace.0]);
+        let lists = [Some(&self.keys[key.0]), api, workspace];
+        let first = |list: &Vec<ChangeId>| {
+            let index = list.partition_point(|id| self.changes[id.0 as usize].lsn <= lsn);
+            list[index..].first().map(|id| self.changes[id.0 as usize].at)
+        };
+        lists.into_iter().flatten().filter_map(first).min()
+    }
+
+    /// When the change at a position became visible, if that is known.
+    pub fn committed_at(&self, position: LogPosition) -> Option<Moment> {
+        let epoch = self.epochs.get(&position.epoch())?;
+        let index = position.position().checked_sub(epoch.first)?;
+        epoch.changes.get(index as usize).map(|id| self.changes[id.0 as usize].at)
+    }
+
+    /// At the end: every change that is there has its place in the log (G3).
+    pub fn finish(&mut self, now: Moment) {
+        let forgotten = self.changes.iter().position(|change| {
+            !change.is_reversal
+                && change.lost_at == Moment::NEVER
+                && change.numbered < change.rows
+                && now.since(change.at) > NUMBERING_GRACE
+        });
+        if let Some(index) = forgotten {
+            let change = self.changes[index];
+            self.violated(Rule::G3, now, || {
+                format!("commit {} of {} never got its place in the log", change.lsn.0, change.at)
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,54 @@
+//! What every part of the world may use: the time, the future, chance, the network, the checkers.
+
+use evictd_core::rules::Rule;
+
+use crate::agent::Denial;
+use crate::checker::Checker;
+use crate::health::Health;
+use crate::net::Net;
+use crate::queue::{Node, Queue};
+use crate::rng::Dice;
+use crate::scenario::Settings;
+use crate::store::KeyNumber;
+use crate::time::{Micros, Moment, SECOND};
+use crate::trace::Trace;
+
+/// The surroundings of a process.
+#[derive(Debug)]
+pub struct Ctx {
+    /// Real time. Processes look at their own clocks instead.
+    pub now: Moment,
+    /// What is still to happen.
+    pub queue: Queue,
+    /// Chance.
+    pub dice: Dice,
+    /// The network.
+    pub net: Net,
+    /// The truth, and whoever compares it with the answers.
+    pub checker: Checker,
+    /// Who has been well for how long.
+    pub health: Health,
+    /// When something last starved: not everything does at once.
+    pub starved_at: Moment,
+    /// Where lines go.
+    pub trace: Trace,
+    /// How this world was set up.
+    pub settings: Settings,
+}
+
+/// How long everything must have been well before a denial is one too many.
+const DENIAL_GRACE: Micros = 15 * SECOND;
+
+impl Ctx {
+    /// A verification was denied. While all is well, it must not be (G5).
+    pub fn denied(&mut self, agent: Node, key: KeyNumber, why: Denial) {
+        self.checker.counts.denied += 1;
+        let all = [agent].into_iter().chain(self.net.publishers());
+        let well = all.map(|node| self.health.well_for(self.now, node)).min().flatten();
+        if why != Denial::Busy && well.is_some_and(|well| well > DENIAL_GRACE) {
+            self.checker.violated(Rule::G5, self.now, || {
+                format!("{agent:?} denied {key:?} ({why:?}), although nothing was wrong any more")
+            });
+        }
+    }
+}

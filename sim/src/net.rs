@@ -1,0 +1,298 @@
+//! Core NATS as the rest sees it: at-most-once, with queue groups, and with everything that goes wrong.
+//!
+//! Every process has one connection. A message goes through the sender's link and the receiver's; each
+//! can lose, repeat, hold up or swallow it. A link can be dead while its process, or the server, takes it
+//! for working (half-open): questions to a queue group then still go to a member that hears nothing.
+
+use std::rc::Rc;
+
+use evictd_core::follower::ReplayAnswer;
+use evictd_core::invalidation::Invalidation;
+use evictd_core::position::LogPosition;
+
+use crate::ctx::Ctx;
+use crate::queue::{Event, Life, Node};
+use crate::store::{KeyNumber, Snapshot};
+use crate::time::{MS, Micros, Moment};
+use crate::trace::trace;
+
+/// A question's number.
+pub type Nonce = u64;
+
+/// What travels.
+#[derive(Clone, Debug)]
+#[allow(missing_docs, reason = "the fields are those of the wire's messages")]
+pub enum Message {
+    /// Numbered rows, to all agents.
+    Live(Rc<[Invalidation]>),
+    /// How long the log is, to all agents.
+    Tick(LogPosition),
+    /// Asks for a proof.
+    Probe { from: Node, life: Life, nonce: Nonce, seen: LogPosition, all: bool },
+    /// Answers a probe.
+    ProbeAnswer { nonce: Nonce, head: LogPosition },
+    /// Asks for missed rows.
+    Replay { from: Node, life: Life, nonce: Nonce, epoch: u32, first: u64, last: u64 },
+    /// Answers a replay.
+    ReplayAnswer { nonce: Nonce, answer: Box<ReplayAnswer> },
+    /// Asks for a record.
+    Lookup { from: Node, life: Life, nonce: Nonce, key: KeyNumber },
+    /// Answers a lookup.
+    LookupAnswer { nonce: Nonce, key: KeyNumber, found: Box<Found> },
+    /// Tells how far an agent is.
+    Applied { from: Node, life: Life, applied: LogPosition },
+    /// Tells that an agent process ends.
+    Goodbye { from: Node, life: Life },
+    /// The server's word that nobody listens to a question.
+    Nobody { nonce: Nonce, key: Option<KeyNumber> },
+}
+
+/// A record as an answer carries it; where it was read is known to the checker only.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// What was read.
+    pub read: Snapshot,
+    /// The age of the authority's last fence (R8).
+    pub fence_age: std::time::Duration,
+}
+
+/// Kinds of messages, for faults that hit some of them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Kinds(pub u8);
+
+impl Kinds {
+    /// None.
+    pub const NONE: Self = Self(0);
+    /// The live feed without its ticks.
+    pub const LIVE: Self = Self(1);
+    /// Ticks.
+    pub const TICK: Self = Self(2);
+    /// Answers to replays.
+    pub const REPLAY: Self = Self(4);
+    /// Announcements.
+    pub const APPLIED: Self = Self(8);
+
+    fn of(message: &Message) -> Self {
+        match message {
+            Message::Live(_) => Self::LIVE,
+            Message::Tick(_) => Self::TICK,
+            Message::ReplayAnswer { .. } => Self::REPLAY,
+            Message::Applied { .. } => Self::APPLIED,
+            _ => Self::NONE,
+        }
+    }
+
+    /// All of both.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    fn contains(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+}
+
+/// What is wrong with a link now.
+#[derive(Clone, Copy, Debug)]
+pub struct Trouble {
+    /// Messages lost, of 1,000, each way.
+    pub loss: u32,
+    /// Messages that come twice.
+    pub twice: u32,
+    /// Messages that are overtaken, and by how much at most.
+    pub late: (u32, Micros),
+    /// Nothing gets in.
+    pub deaf: bool,
+    /// Nothing gets out.
+    pub mute: bool,
+    /// What is on the way is held until then, and arrives then.
+    pub held_until: Moment,
+    /// Kinds that are lost on the way in or out.
+    pub without: Kinds,
+}
+
+impl Trouble {
+    /// Whether anything is wrong.
+    pub fn is_any(&self) -> bool {
+        let noise = self.loss + self.twice + self.late.0;
+        self.deaf || self.mute || noise > 0 || self.held_until > Moment(0) || self.without != Kinds::NONE
+    }
+}
+
+impl Default for Trouble {
+    fn default() -> Self {
+        Self {
+            loss: 0,
+            twice: 0,
+            late: (0, 0),
+            deaf: false,
+            mute: false,
+            held_until: Moment(0),
+            without: Kinds::NONE,
+        }
+    }
+}
+
+/// One process's connection.
+#[derive(Clone, Debug)]
+pub struct Link {
+    /// What is wrong.
+    pub trouble: Trouble,
+    /// Whether the process takes itself for connected.
+    pub connected: bool,
+    /// Whether the server takes it for a listener.
+    pub listening: bool,
+    /// Whether it is a member of the queue group for probes (R14).
+    pub serving: bool,
+    /// Which run of the process it belongs to.
+    pub life: Life,
+    /// When something was last wrong with it.
+    pub clear_since: Moment,
+    /// Distance to the centre of the network.
+    pub distance: Micros,
+}
+
+/// All links.
+#[derive(Debug)]
+pub struct Net {
+    /// By node.
+    pub links: Vec<Link>,
+    agents: usize,
+    /// The last arrival on each path, so that order is kept where nothing disturbs it.
+    last: Vec<Moment>,
+    /// Messages handed over, for the report.
+    pub sent: u64,
+}
+
+/// Who shall hear a question.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Audience {
+    /// One member of the probes' queue group.
+    Probes,
+    /// One publisher that listens at all.
+    Questions,
+    /// Every publisher that listens.
+    All,
+}
+
+impl Net {
+    /// A network of so many agents, and publishers, at these distances.
+    pub fn new(agents: usize, distances: &[Micros]) -> Self {
+        let link = |distance: &Micros| Link {
+            trouble: Trouble::default(),
+            connected: false,
+            listening: false,
+            serving: false,
+            life: Life::default(),
+            clear_since: Moment(0),
+            distance: *distance,
+        };
+        let nodes = distances.len();
+        Self {
+            links: distances.iter().map(link).collect(),
+            agents,
+            last: vec![Moment(0); nodes * nodes],
+            sent: 0,
+        }
+    }
+
+    /// The nodes of publishers.
+    pub fn publishers(&self) -> impl Iterator<Item = Node> + use<> {
+        (self.agents..self.links.len()).map(Node)
+    }
+
+    /// Publishers that would hear this.
+    fn listeners(&self, audience: Audience) -> impl Iterator<Item = Node> {
+        self.publishers().filter(move |node| {
+            let link = &self.links[node.0];
+            link.listening && (audience != Audience::Probes || link.serving)
+        })
+    }
+
+    /// The nearest of those that would hear this: queue groups prefer their own cluster.
+    fn nearest(&self, from: Node, audience: Audience) -> Option<Node> {
+        let publishers = self.links.len() - self.agents;
+        self.listeners(audience).min_by_key(|node| (node.0 + from.0) % publishers)
+    }
+}
+
+impl Ctx {
+    /// Sends a message from one process to another. Nothing is queued for a connection that is known to be
+    /// down.
+    pub fn send(&mut self, from: Node, to: Node, message: Message) {
+        if self.net.links[from.0].connected {
+            self.carry(from, to, message);
+        }
+    }
+
+    /// Sends to every agent that listens.
+    pub fn broadcast(&mut self, from: Node, message: &Message) {
+        for agent in (0..self.net.agents).map(Node) {
+            if self.net.links[agent.0].listening {
+                self.send(from, agent, message.clone());
+            }
+        }
+    }
+
+    /// Asks publishers. `false` if the connection is known to be down.
+    pub fn ask(&mut self, from: Node, audience: Audience, message: Message) -> bool {
+        if !self.net.links[from.0].connected {
+            return false;
+        }
+        if audience == Audience::All {
+            for publisher in self.net.publishers() {
+                if self.net.links[publisher.0].listening {
+                    self.carry(from, publisher, message.clone());
+                }
+            }
+            return true;
+        }
+        match self.net.nearest(from, audience) {
+            Some(publisher) => self.carry(from, publisher, message),
+            None => self.nobody_listens(from, &message),
+        }
+        true
+    }
+
+    fn nobody_listens(&mut self, to: Node, message: &Message) {
+        let Message::Lookup { nonce, key, .. } = message else { return };
+        let link = &self.net.links[to.0];
+        if !link.trouble.mute && !link.trouble.deaf && link.trouble.held_until <= self.now {
+            let at = self.now.after(2 * link.distance);
+            let nobody = Message::Nobody { nonce: *nonce, key: Some(*key) };
+            let life = link.life;
+            self.queue.push(at, Event::Deliver(to, life, nobody));
+        }
+    }
+
+    fn carry(&mut self, from: Node, to: Node, message: Message) {
+        self.net.sent += 1;
+        let (sender, receiver) = (&self.net.links[from.0], &self.net.links[to.0]);
+        let (out, into) = (sender.trouble, receiver.trouble);
+        let kind = Kinds::of(&message);
+        let blocked = out.without.contains(kind) || into.without.contains(kind);
+        if out.mute || into.deaf || blocked || self.dice.permille(out.loss) || self.dice.permille(into.loss) {
+            trace!(self, "lost {from:?} -> {to:?}: {message:?}");
+            return;
+        }
+        let way = sender.distance + receiver.distance;
+        let life = receiver.life;
+        let way = way + self.dice.span(way.max(100) / 8);
+        let mut at = self.now.after(way).max(out.held_until).max(into.held_until);
+        let path = from.0 * self.net.links.len() + to.0;
+        let overtaken = self.dice.permille(out.late.0.max(into.late.0));
+        if overtaken {
+            let late = out.late.1.max(into.late.1);
+            at = at.after(self.dice.below(late.max(1)));
+        } else {
+            at = at.max(self.net.last[path]);
+            self.net.last[path] = at;
+        }
+        if self.dice.permille(out.twice.max(into.twice)) {
+            let again = at.after(self.dice.span(20 * MS));
+            self.queue.push(again, Event::Deliver(to, life, message.clone()));
+        }
+        self.queue.push(at, Event::Deliver(to, life, message));
+    }
+}

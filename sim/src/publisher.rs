@@ -1,0 +1,479 @@
+//! A publisher: the real rounds and receipts, in a shell that does what evictd-publisher's does.
+//!
+//! Several of them work on one store. Each numbers what was committed, whoever committed it, tells the
+//! head once a second, answers probes by rounds, and answers replays and lookups.
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::time::Duration;
+
+use evictd_core::authority::Rounds;
+use evictd_core::ids::Identity;
+use evictd_core::invalidation::Invalidation;
+use evictd_core::limits::LIVE_BATCH_MAX;
+use evictd_core::position::LogPosition;
+use evictd_core::protection::Protection;
+use evictd_core::receipts::{Book, BookConfig, Change, Event as BookEvent, Measured, Receipt};
+use evictd_core::rules::Rule;
+use evictd_core::time::LeaseTime;
+
+use crate::checker::ChangeId;
+use crate::ctx::Ctx;
+use crate::net::{Found, Message, Nonce};
+use crate::process::Process;
+use crate::queue::{Event, Life, Node};
+use crate::store::{Attached, KeyNumber, Numbered, Plan, RoundInput, Store, instance};
+use crate::time::{MS, Micros, Moment, SECOND};
+use crate::trace::trace;
+
+/// Something inside a publisher process.
+#[derive(Clone, Debug)]
+pub enum PublisherEvent {
+    /// A second went by: tell the head.
+    Tick,
+    /// Look whether something was committed past the API.
+    Poll,
+    /// A round may be due.
+    Round,
+    /// Somebody may have waited too long for a round (R14).
+    Patience,
+    /// A change's transaction ended.
+    Committed {
+        /// Which change it became, in truth.
+        change: Option<ChangeId>,
+        /// Whether the caller is told that it succeeded.
+        success: bool,
+    },
+    /// Numbering ended.
+    Numbered {
+        /// `None` if it failed, or if nobody knows.
+        numbered: Option<Numbered>,
+        /// Whether it was a round.
+        is_round: bool,
+    },
+    /// A lookup's statement runs now.
+    Look {
+        /// Who asks.
+        asker: Asker,
+        /// For what.
+        key: KeyNumber,
+        /// The age of the last fence when the question came in.
+        fence_age: Duration,
+    },
+    /// A replay's statement runs now.
+    Replay {
+        /// Who asks.
+        asker: Asker,
+        /// The epoch of both ends.
+        epoch: u32,
+        /// From.
+        first: u64,
+        /// To.
+        last: u64,
+    },
+    /// The connection pool finds the primary.
+    Attach,
+}
+
+/// Who asks a question: answers go into the inbox of that process (R13).
+#[derive(Clone, Copy, Debug)]
+pub struct Asker {
+    node: Node,
+    life: Life,
+    nonce: Nonce,
+}
+
+/// What the sequencer does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Sequencer {
+    Idle,
+    Numbers,
+    /// More was committed meanwhile.
+    NumbersAgain,
+}
+
+#[derive(Clone, Debug)]
+struct Probe {
+    asker: Asker,
+    seen: LogPosition,
+}
+
+/// How long a round may take before the publisher falls silent.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// By when a publisher that doesn't answer must have left the queue group.
+const SILENT_AFTER: Micros = 4 * SECOND;
+
+/// How often changes made past the API are looked for.
+const POLL_INTERVAL: Micros = 20 * MS;
+
+/// How long rounds keep their distance.
+const ROUND_SPACING: Duration = Duration::from_millis(250);
+
+/// How late a receipt may become final, over the bound: it is looked at once a second.
+const RECEIPT_SLACK: Duration = Duration::from_millis(2_500);
+
+/// A publisher process.
+#[derive(Debug)]
+pub struct Publisher {
+    /// What every process has.
+    pub process: Process,
+    rounds: Rounds<Probe>,
+    running: Option<(LeaseTime, Vec<Probe>)>,
+    fence: LeaseTime,
+    book: Book,
+    head: LogPosition,
+    numbering: Sequencer,
+    /// Who said goodbye: the roster still lists them.
+    departed: BTreeSet<Identity>,
+    poll_due: bool,
+    patience_due: bool,
+    stood_still_at: LeaseTime,
+    /// Since when somebody waits for a round that succeeds: for the checker.
+    unanswered_since: Option<Moment>,
+}
+
+impl Publisher {
+    /// A publisher that was not started yet.
+    pub fn new(process: Process, ctx: &Ctx) -> Self {
+        Self {
+            process,
+            rounds: Rounds::new(ROUND_SPACING, 1_000),
+            running: None,
+            fence: LeaseTime(0),
+            book: book(ctx),
+            head: LogPosition::ZERO,
+            numbering: Sequencer::Idle,
+            departed: BTreeSet::new(),
+            poll_due: false,
+            patience_due: false,
+            stood_still_at: LeaseTime(0),
+            unanswered_since: None,
+        }
+    }
+
+    /// A new process.
+    pub fn start(&mut self, ctx: &mut Ctx, store: &mut Store) {
+        self.process.start(ctx);
+        self.rounds = Rounds::new(ROUND_SPACING, 1_000);
+        (self.running, self.fence, self.head) = (None, LeaseTime(0), LogPosition::ZERO);
+        self.numbering = Sequencer::Idle;
+        (self.poll_due, self.patience_due) = (false, false);
+        self.book = book(ctx);
+        self.departed.clear();
+        self.unanswered_since = None;
+        store.attach(ctx, self.node(), Attached::Primary);
+        trace!(ctx, "{:?} starts its life {}", self.node(), self.process.life.0);
+        let now = self.clock(ctx);
+        for instance in store.roster(ctx, self.node()).unwrap_or_default() {
+            self.book.registered(&instance, now);
+        }
+        self.head = store.head(ctx, self.node()).unwrap_or(LogPosition::ZERO);
+        // The store tells when its epoch began: the roster may lack somebody for a bound from then on.
+        if let Some(age) = store.epoch_age(ctx) {
+            self.book.distrust_roster(now.after(ctx.settings.bound.saturating_sub(age)));
+        }
+        let tick = ctx.now.after(ctx.dice.below(SECOND));
+        self.later(ctx, tick, PublisherEvent::Tick);
+        self.wake(ctx);
+    }
+
+    /// It goes on after it stood still.
+    pub fn thawed(&mut self, ctx: &Ctx) {
+        self.stood_still_at = self.clock(ctx);
+        self.unanswered_since = None;
+    }
+
+    fn node(&self) -> Node {
+        self.process.node
+    }
+
+    fn clock(&self, ctx: &Ctx) -> LeaseTime {
+        self.process.clock.read(ctx.now)
+    }
+
+    fn later(&self, ctx: &mut Ctx, at: Moment, event: PublisherEvent) {
+        ctx.queue.push(at, Event::Publisher(self.node(), self.process.life, event));
+    }
+
+    /// Something was committed by somebody: it will be found by polling.
+    pub fn wake(&mut self, ctx: &mut Ctx) {
+        if !self.poll_due && self.process.is_up() {
+            self.poll_due = true;
+            let at = ctx.now.after(ctx.dice.below(POLL_INTERVAL));
+            self.later(ctx, at, PublisherEvent::Poll);
+        }
+    }
+
+    /// A caller asks for a change, which takes `span`. `false` if it is refused at once.
+    pub fn change(&mut self, ctx: &mut Ctx, store: &mut Store, plan: Plan, span: Micros) -> bool {
+        let possible = self.process.is_up() && store.attached(ctx, self.node()) == Attached::Primary;
+        if possible {
+            store.begin(ctx, plan, Some((self.node(), self.process.life)), span);
+        }
+        possible
+    }
+
+    /// Handles one of its own events.
+    pub fn on_event(&mut self, ctx: &mut Ctx, store: &mut Store, event: PublisherEvent) {
+        match event {
+            PublisherEvent::Tick => self.tick(ctx, store),
+            PublisherEvent::Poll => {
+                self.poll_due = false;
+                if store.has_unnumbered() {
+                    self.number(ctx, store);
+                }
+            }
+            PublisherEvent::Round => self.start_round(ctx, store),
+            PublisherEvent::Patience => {
+                self.patience_due = false;
+                self.keep_silent(ctx);
+            }
+            PublisherEvent::Committed { change, success } => {
+                if success {
+                    ctx.checker.told_success(ctx.now, change);
+                }
+                self.number(ctx, store);
+            }
+            PublisherEvent::Numbered { numbered, is_round: true } => self.finish_round(ctx, store, numbered),
+            PublisherEvent::Numbered { numbered, is_round: false } => {
+                self.finish_numbering(ctx, store, numbered);
+            }
+            PublisherEvent::Look { asker, key, fence_age } => {
+                if let Some(read) = store.read(ctx, self.node(), key) {
+                    let found = Box::new(Found { read, fence_age });
+                    self.reply(ctx, asker, Message::LookupAnswer { nonce: asker.nonce, key, found });
+                }
+            }
+            PublisherEvent::Replay { asker, epoch, first, last } => {
+                if let Some(answer) = store.replay(ctx, self.node(), epoch, first, last) {
+                    let answer = Box::new(answer);
+                    self.reply(ctx, asker, Message::ReplayAnswer { nonce: asker.nonce, answer });
+                }
+            }
+            PublisherEvent::Attach => store.attach(ctx, self.node(), Attached::Primary),
+        }
+    }
+
+    /// Handles a message.
+    pub fn on_message(&mut self, ctx: &mut Ctx, store: &mut Store, message: &Message) {
+        match *message {
+            Message::Probe { from, life, nonce, seen, all } => {
+                let now = self.clock(ctx);
+                self.check_silence(ctx, all);
+                let asker = Asker { node: from, life, nonce };
+                if self.rounds.add(Probe { asker, seen }, now).is_ok() {
+                    self.start_round(ctx, store);
+                }
+            }
+            Message::Replay { from, life, nonce, epoch, first, last } => {
+                let at = ctx.now.after(store.statement(ctx));
+                let asker = Asker { node: from, life, nonce };
+                self.later(ctx, at, PublisherEvent::Replay { asker, epoch, first, last });
+            }
+            Message::Lookup { from, life, nonce, key } => {
+                // Before the read: the fence may rise meanwhile, but this read is no newer for it.
+                let age = self.clock(ctx).since(self.fence);
+                let fence_age =
+                    if Protection::LookupsCarryTheFenceAge.holds() { age } else { Duration::ZERO };
+                let slow = ctx.dice.permille(ctx.settings.slow_loads_permille);
+                let took = store.statement(ctx) + if slow { ctx.dice.below(600 * MS) } else { 0 };
+                let at = ctx.now.after(took);
+                let asker = Asker { node: from, life, nonce };
+                self.later(ctx, at, PublisherEvent::Look { asker, key, fence_age });
+            }
+            Message::Applied { from, life, applied } => {
+                let now = self.clock(ctx);
+                if applied <= self.head {
+                    let identity = instance(from, life, ctx.settings.bound).identity;
+                    self.book.applied(&identity, applied, &[], now);
+                    self.tell_receipts(ctx);
+                }
+            }
+            Message::Goodbye { from, life } => {
+                let now = self.clock(ctx);
+                let identity = instance(from, life, ctx.settings.bound).identity;
+                self.book.left(&identity, now);
+                self.departed.insert(identity);
+                self.tell_receipts(ctx);
+            }
+            _ => {}
+        }
+    }
+
+    fn reply(&self, ctx: &mut Ctx, asker: Asker, message: Message) {
+        // The inbox is that of one process: an answer for an earlier one finds nobody.
+        if ctx.net.links[asker.node.0].life == asker.life {
+            ctx.send(self.node(), asker.node, message);
+        }
+    }
+
+    fn tick(&mut self, ctx: &mut Ctx, store: &Store) {
+        let next = ctx.now.after(SECOND);
+        self.later(ctx, next, PublisherEvent::Tick);
+        if let Some(head) = store.head(ctx, self.node()) {
+            self.note_head(ctx, head);
+            ctx.broadcast(self.node(), &Message::Tick(head));
+        }
+        let now = self.clock(ctx);
+        self.book.poll(now);
+        self.tell_receipts(ctx);
+        self.keep_silent(ctx);
+    }
+
+    fn note_head(&mut self, ctx: &Ctx, head: LogPosition) {
+        if head.epoch() > self.head.epoch() && self.head != LogPosition::ZERO {
+            // The store may have lost changes whose receipts are open.
+            self.book.begin_epoch(head.epoch(), self.clock(ctx));
+            self.book.distrust_roster(self.clock(ctx).after(ctx.settings.bound));
+        }
+        self.head = self.head.max(head);
+    }
+
+    fn number(&mut self, ctx: &mut Ctx, store: &mut Store) {
+        if self.numbering == Sequencer::Idle {
+            self.numbering = Sequencer::Numbers;
+            store.number(ctx, self.node(), self.process.life, None);
+        } else {
+            self.numbering = Sequencer::NumbersAgain;
+        }
+    }
+
+    fn finish_numbering(&mut self, ctx: &mut Ctx, store: &mut Store, numbered: Option<Numbered>) {
+        let before = std::mem::replace(&mut self.numbering, Sequencer::Idle);
+        if let Some(numbered) = numbered {
+            self.emit(ctx, store, &numbered);
+            if before == Sequencer::NumbersAgain {
+                self.number(ctx, store);
+            }
+        } else {
+            self.wake(ctx);
+        }
+    }
+
+    /// Sends what the log gained; receipts are opened first, after a look at the roster (R12).
+    fn emit(&mut self, ctx: &mut Ctx, store: &Store, numbered: &Numbered) {
+        self.note_head(ctx, numbered.head);
+        let rows = &numbered.rows;
+        if !rows.is_empty() {
+            self.track(ctx, store, rows);
+        }
+        if rows.len() <= LIVE_BATCH_MAX {
+            if !rows.is_empty() {
+                ctx.broadcast(self.node(), &Message::Live(rows.clone()));
+            }
+            return;
+        }
+        for batch in rows.chunks(LIVE_BATCH_MAX) {
+            ctx.broadcast(self.node(), &Message::Live(Rc::from(batch)));
+        }
+    }
+
+    fn track(&mut self, ctx: &mut Ctx, store: &Store, rows: &[Invalidation]) {
+        let Some(roster) = store.roster(ctx, self.node()) else { return };
+        let now = self.clock(ctx);
+        for instance in roster.iter().filter(|instance| !self.departed.contains(&instance.identity)) {
+            self.book.registered(instance, now);
+        }
+        for row in rows.iter().filter(|row| row.cause.is_deletion()) {
+            let request: Box<str> = format!("req_{}", row.position).into();
+            let change = Change {
+                request: Some((request, ctx.settings.receipt_workspace.clone())),
+                position: row.position,
+                cause: row.cause,
+                committed_at: row.committed_at,
+            };
+            self.book.track(change, now, Measured::FromFirstSight, now);
+        }
+        self.tell_receipts(ctx);
+    }
+
+    fn tell_receipts(&mut self, ctx: &mut Ctx) {
+        for event in self.book.take_events() {
+            if let BookEvent::Final(receipt) = event {
+                self.tell_receipt(ctx, &receipt);
+            }
+        }
+    }
+
+    fn tell_receipt(&self, ctx: &mut Ctx, receipt: &Receipt) {
+        let position = receipt.change.position;
+        trace!(ctx, "{:?} receipt of {position}: {:?}", self.node(), receipt.state());
+        ctx.checker.receipt(ctx.now, position, receipt.state());
+        let limit = ctx.settings.bound + RECEIPT_SLACK;
+        let after = receipt.final_after.unwrap_or_default();
+        let stood_still = self.clock(ctx).since(self.stood_still_at) < after;
+        if after > limit && !stood_still {
+            ctx.checker.violated(Rule::G4, ctx.now, || format!("the receipt of {position} took {after:?}"));
+        }
+    }
+
+    fn start_round(&mut self, ctx: &mut Ctx, store: &mut Store) {
+        let now = self.clock(ctx);
+        self.keep_silent(ctx);
+        if let Some(probes) = self.rounds.start(now) {
+            let seen = probes.iter().map(|probe| probe.seen).collect();
+            let instances = probes.iter().map(|probe| (probe.asker.node, probe.asker.life)).collect();
+            self.running = Some((now, probes));
+            store.number(ctx, self.node(), self.process.life, Some(RoundInput { seen, instances }));
+        } else if let Some(due) = self.rounds.start_at() {
+            let at = self.process.clock.moment(due).max(ctx.now.after(1));
+            self.later(ctx, at, PublisherEvent::Round);
+        }
+        if !self.patience_due {
+            self.patience_due = true;
+            let at = ctx.now.after(PATIENCE.as_micros() as u64 + 50 * MS);
+            self.later(ctx, at, PublisherEvent::Patience);
+        }
+    }
+
+    fn finish_round(&mut self, ctx: &mut Ctx, store: &mut Store, numbered: Option<Numbered>) {
+        let Some((began, mut probes)) = self.running.take() else { return };
+        self.rounds.finish(numbered.is_some());
+        // Without a round nobody is answered: the agents ask again, and perhaps somebody else.
+        if let Some(numbered) = numbered {
+            self.fence = self.fence.max(began);
+            self.unanswered_since = None;
+            // First what the answers speak of, or every agent would find a gap in it.
+            self.emit(ctx, store, &numbered);
+            if !Protection::RoundsFollowTheirProbes.holds() {
+                probes.extend(self.rounds.waiting().iter().cloned());
+            }
+            for probe in probes {
+                let answer = Message::ProbeAnswer { nonce: probe.asker.nonce, head: numbered.head };
+                self.reply(ctx, probe.asker, answer);
+            }
+        }
+        self.start_round(ctx, store);
+    }
+
+    /// A probe came through the queue group (unless to `all`): has this one any business in it (R14)?
+    fn check_silence(&mut self, ctx: &mut Ctx, all: bool) {
+        let since = *self.unanswered_since.get_or_insert(ctx.now);
+        let node = self.node();
+        let link = &ctx.net.links[node.0];
+        // What is late was routed when this one still answered.
+        let clear = !link.trouble.is_any() && ctx.now.since(link.clear_since) > 2 * SECOND;
+        let member = link.serving && clear;
+        if !all && member && ctx.now.since(since) > SILENT_AFTER {
+            ctx.checker.violated(Rule::R14, ctx.now, || {
+                format!("{node:?} takes probes of its neighbours, and has answered nobody since {since}")
+            });
+        }
+    }
+
+    /// Leaves the queue group of probes while it stalls, and joins it again (R14).
+    fn keep_silent(&mut self, ctx: &mut Ctx) {
+        let now = self.clock(ctx);
+        let serving = !self.rounds.stalled(now, PATIENCE);
+        let link = &mut ctx.net.links[self.process.node.0];
+        if link.connected && !link.trouble.mute {
+            link.serving = serving;
+        }
+    }
+}
+
+fn book(ctx: &Ctx) -> Book {
+    let bound = ctx.settings.bound;
+    Book::new(BookConfig { bound, heard_elsewhere: bound * 2, open_max: 100_000 }, [])
+}

@@ -1,0 +1,329 @@
+//! Scenarios: how a world is set up, and what goes wrong in it. All of it is drawn from the seed.
+
+use std::time::Duration;
+
+use clap::ValueEnum;
+use evictd_core::floors::FloorLimits;
+use evictd_core::follower::FollowerConfig;
+use evictd_core::ids::WorkspaceId;
+use evictd_core::lease::Bound;
+use serde::Serialize;
+
+use crate::fault::{Fault, Scheduled};
+use crate::net::Kinds;
+use crate::queue::Node;
+use crate::rng::Dice;
+use crate::store::Size;
+use crate::time::{MS, Micros, Moment, SECOND};
+
+/// What kind of trouble a world has.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scenario {
+    /// None.
+    Calm,
+    /// Messages are lost and repeated.
+    Loss,
+    /// Messages overtake each other, and are held up for long.
+    Reorder,
+    /// Links carry nothing, in one direction or both.
+    Partition,
+    /// Links are dead, and nobody notices.
+    HalfOpen,
+    /// Processes stand still.
+    Freeze,
+    /// Processes are killed and started again.
+    Crash,
+    /// Another primary takes over, often without the last commits.
+    Failover,
+    /// The store is put back to an older copy.
+    Restore,
+    /// Agents read from replicas that lag.
+    Replica,
+    /// Clocks drift, and machines sleep.
+    Clocks,
+    /// Many keys are deleted at once, and floors are few.
+    Bulk,
+    /// All of it.
+    Everything,
+}
+
+impl Scenario {
+    /// All of them.
+    pub const ALL: [Self; 13] = [
+        Self::Calm,
+        Self::Loss,
+        Self::Reorder,
+        Self::Partition,
+        Self::HalfOpen,
+        Self::Freeze,
+        Self::Crash,
+        Self::Failover,
+        Self::Restore,
+        Self::Replica,
+        Self::Clocks,
+        Self::Bulk,
+        Self::Everything,
+    ];
+
+    /// Its name on the command line.
+    pub fn name(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
+}
+
+/// How a world is set up.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Agent processes: the first nodes.
+    pub agents: usize,
+    /// Publisher processes: the nodes after them.
+    pub publishers: usize,
+    /// The promise.
+    pub bound: Duration,
+    /// Kept back of it.
+    pub margin: Duration,
+    /// How often leases are renewed.
+    pub probe_interval: Duration,
+    /// After which silence a question is repeated.
+    pub request_timeout: Duration,
+    /// How long a hole may take to close by itself.
+    pub gap_patience: Duration,
+    /// How many floors are kept.
+    pub floors: FloorLimits,
+    /// Keys, APIs, workspaces.
+    pub size: Size,
+    /// When the world ends.
+    pub end: Moment,
+    /// Clocks run by at most so many millionths too fast or too slow.
+    pub drift_ppm: u64,
+    /// How far behind replicas are, for agents that read from one.
+    pub replica_lag: Option<Micros>,
+    /// Changes chosen in a second.
+    pub changes_per_second: u64,
+    /// Random verifications in a second, at each agent.
+    pub verifications_per_second: u64,
+    /// How often there is a bulk deletion; zero for never.
+    pub bulk_every: Micros,
+    /// Commits whose outcome nobody hears, of 1,000.
+    pub unknown_permille: u32,
+    /// Transactions that take long, of 1,000.
+    pub long_transactions_permille: u32,
+    /// Lookups that take long, of 1,000.
+    pub slow_loads_permille: u32,
+    /// Verifications, landings and inputs in the midst of which something else runs, of 1,000.
+    pub preempted_permille: u32,
+    /// Pauses, of those, that are long because something starves, of 1,000.
+    pub starved_permille: u32,
+    /// Verifications, of those, that stall for long, of 1,000.
+    pub stalled_verifications_permille: u32,
+    /// Faults that come in pairs, of 1,000.
+    pub paired_permille: u32,
+    /// Whether all that end say goodbye: receipts wait for those who don't.
+    pub polite: bool,
+    /// Rows of the log that are kept.
+    pub retention: usize,
+    /// Loads of one agent at once.
+    pub loads_max: usize,
+    /// Whose receipts these are.
+    pub receipt_workspace: WorkspaceId,
+    /// Distances to the centre of the network, by node.
+    pub distances: Vec<Micros>,
+}
+
+impl Settings {
+    /// The bound with its margin.
+    pub fn bound(&self) -> Bound {
+        // In proportion by construction; a bound that isn't trusts nothing.
+        Bound::new(self.bound, self.margin).unwrap_or_else(|_| unreachable!("a tenth is kept back"))
+    }
+
+    /// What followers need.
+    pub fn follower(&self) -> FollowerConfig {
+        FollowerConfig {
+            bound: self.bound(),
+            probe_interval: self.probe_interval,
+            request_timeout: self.request_timeout,
+            gap_patience: self.gap_patience,
+            floors: self.floors,
+        }
+    }
+
+    fn bound_micros(&self) -> Micros {
+        self.bound.as_micros() as u64
+    }
+
+    /// Draws a world for a scenario.
+    pub fn draw(scenario: Scenario, dice: &mut Dice) -> Self {
+        // The default configuration, or one with a third of all times: it finds the same in less time.
+        let default = dice.permille(250);
+        let scale = |ms: u64| Duration::from_millis(if default { ms } else { ms / 3 });
+        let agents = dice.between(2, 4) as usize;
+        let publishers = dice.between(1, 3) as usize;
+        let bulk = matches!(scenario, Scenario::Bulk | Scenario::Everything);
+        let bound = scale(30_000);
+        let size = Size { keys: dice.between(400, 4_000) as usize, root_keys: 12, apis: 7, workspaces: 2 };
+        let floors = if bulk {
+            FloorLimits { keys: dice.between(20, 400) as usize, scopes: dice.between(3, 20) as usize }
+        } else {
+            FloorLimits::default()
+        };
+        let replica =
+            matches!(scenario, Scenario::Replica) || (scenario == Scenario::Everything && dice.permille(300));
+        let far = dice.permille(500);
+        let distance = |dice: &mut Dice, agent: bool| {
+            if agent { dice.between(200, if far { 40 * MS } else { 2 * MS }) } else { dice.between(100, MS) }
+        };
+        let distances = (0..agents + publishers).map(|node| distance(dice, node < agents)).collect();
+        let troubled = !matches!(scenario, Scenario::Calm | Scenario::Replica | Scenario::Bulk);
+        Self {
+            agents,
+            publishers,
+            bound,
+            margin: scale(3_000),
+            probe_interval: scale(5_000),
+            request_timeout: Duration::from_millis(if default { 1_000 } else { 500 }),
+            gap_patience: Duration::from_millis(20),
+            floors,
+            size,
+            end: Moment(4 * bound.as_micros() as u64 + 20 * SECOND),
+            drift_ppm: if scenario == Scenario::Clocks { 20_000 } else { 200 },
+            replica_lag: replica.then(|| dice.between(10 * MS, 40 * SECOND)),
+            changes_per_second: dice.between(100, 400),
+            verifications_per_second: dice.between(50, 200),
+            bulk_every: if bulk { dice.between(SECOND / 2, 4 * SECOND) } else { 0 },
+            unknown_permille: if troubled { dice.below(10) as u32 } else { 0 },
+            long_transactions_permille: if dice.permille(500) { 20 } else { 0 },
+            slow_loads_permille: if dice.permille(500) { 50 } else { 2 },
+            preempted_permille: dice.pick(&[20, 100, 300]),
+            starved_permille: if troubled { 10 } else { 0 },
+            stalled_verifications_permille: if troubled { 2 } else { 0 },
+            paired_permille: 300,
+            polite: dice.permille(500),
+            retention: if dice.permille(300) { dice.between(200, 2_000) as usize } else { usize::MAX },
+            loads_max: 256,
+            receipt_workspace: WorkspaceId::new("ws"),
+            distances,
+        }
+    }
+}
+
+/// Draws what goes wrong. Faults begin after a first lease and end early enough that all must be well at
+/// the world's end.
+pub fn draw_faults(scenario: Scenario, settings: &Settings, dice: &mut Dice) -> Vec<Scheduled> {
+    let kinds: &[Scenario] = match scenario {
+        Scenario::Everything => &Scenario::ALL[1..12],
+        _ => &[scenario],
+    };
+    let count = match scenario {
+        Scenario::Calm | Scenario::Replica | Scenario::Bulk => 0,
+        Scenario::Failover | Scenario::Restore => dice.between(1, 3),
+        Scenario::Everything => dice.between(3, 12),
+        Scenario::Crash => dice.between(4, 40),
+        _ => dice.between(2, 8),
+    };
+    let bound = settings.bound_micros();
+    let last = Moment(3 * bound);
+    let mut faults = Vec::new();
+    for _ in 0..count {
+        let kind = dice.pick(kinds);
+        let from = Moment(dice.between(bound / 3, 5 * bound / 2));
+        let span = if dice.permille(500) { dice.below(bound / 2) } else { dice.below(3 * bound / 2) };
+        let restarts = kind == Scenario::Crash && dice.permille(700);
+        let until = from.after(if restarts { dice.below(SECOND) } else { span }).min(last);
+        if dice.permille(settings.paired_permille) {
+            faults.extend(draw_pair(kind, settings, from, dice));
+        } else {
+            faults.extend(draw_fault(kind, settings, dice).map(|fault| Scheduled { from, until, fault }));
+        }
+    }
+    for fault in &mut faults {
+        fault.until = fault.until.min(last).max(fault.from.after(MS));
+    }
+    faults.sort_by_key(|fault| fault.from);
+    faults
+}
+
+/// Two faults, of which the second makes the first one matter. What an agent wrongly believes, say, is found
+/// out within milliseconds, unless it is cut off right then.
+fn draw_pair(kind: Scenario, settings: &Settings, from: Moment, dice: &mut Dice) -> Vec<Scheduled> {
+    let bound = settings.bound_micros();
+    let agent = Node(dice.index(settings.agents));
+    let cut = (Fault::Cut { node: agent, deaf: true, mute: false, reconnects: true }, bound + bound / 4);
+    let (first, lasts, (second, second_lasts)) = match kind {
+        Scenario::Reorder => {
+            let late = dice.pick(&[4 * SECOND, 8 * SECOND, 20 * SECOND]);
+            (Fault::Noise { node: agent, loss: 0, twice: 0, late: (500, late) }, 3 * SECOND, cut)
+        }
+        Scenario::Failover => (Fault::Slow { times: dice.between(2_000, 8_000) }, 8 * SECOND, cut),
+        // Nothing else is needed here: a cut for so long is.
+        Scenario::Clocks | Scenario::Partition => {
+            (Fault::Gap { node: agent, kinds: Kinds::NONE }, SECOND, cut)
+        }
+        Scenario::Crash => {
+            let restart = (Fault::Crash { node: agent, goodbye: true }, SECOND / 2);
+            (Fault::Noise { node: agent, loss: 300, twice: 0, late: (0, 0) }, 8 * SECOND, restart)
+        }
+        _ => return Vec::new(),
+    };
+    let then = from.after(dice.below(lasts));
+    vec![
+        Scheduled { from, until: from.after(lasts), fault: first },
+        Scheduled { from: then, until: then.after(second_lasts), fault: second },
+    ]
+}
+
+fn draw_fault(kind: Scenario, settings: &Settings, dice: &mut Dice) -> Option<Fault> {
+    let nodes = settings.agents + settings.publishers;
+    let node = Node(dice.index(nodes));
+    let agent = Node(dice.index(settings.agents));
+    let publisher = Node(settings.agents + dice.index(settings.publishers));
+    Some(match kind {
+        Scenario::Calm | Scenario::Replica | Scenario::Bulk => return None,
+        Scenario::Loss if dice.permille(300) => {
+            let kinds =
+                [Kinds::LIVE, Kinds::REPLAY, Kinds::APPLIED, Kinds::LIVE.and(Kinds::TICK).and(Kinds::REPLAY)];
+            Fault::Gap { node: agent, kinds: dice.pick(&kinds) }
+        }
+        Scenario::Loss => Fault::Noise {
+            node,
+            loss: dice.between(1, 400) as u32,
+            twice: dice.below(200) as u32,
+            late: (dice.below(100) as u32, 100 * MS),
+        },
+        Scenario::Reorder if dice.permille(400) => Fault::Stall { node },
+        Scenario::Reorder => {
+            let late = dice.pick(&[50 * MS, SECOND, 40 * SECOND]);
+            Fault::Noise {
+                node,
+                loss: 0,
+                twice: dice.below(300) as u32,
+                late: (dice.between(20, 500) as u32, late),
+            }
+        }
+        Scenario::Partition if dice.permille(250) => Fault::Disconnect { node },
+        Scenario::Partition => {
+            let (deaf, mute) = dice.pick(&[(true, true), (true, false), (false, true)]);
+            Fault::Cut { node, deaf, mute, reconnects: true }
+        }
+        Scenario::HalfOpen => Fault::Cut { node, deaf: true, mute: true, reconnects: false },
+        Scenario::Freeze => Fault::Freeze { node, suspend: false },
+        Scenario::Clocks if dice.permille(500) => {
+            Fault::Cut { node: agent, deaf: true, mute: true, reconnects: true }
+        }
+        Scenario::Clocks => Fault::Freeze { node, suspend: true },
+        Scenario::Crash => Fault::Crash { node, goodbye: settings.polite || dice.permille(300) },
+        Scenario::Failover => match dice.below(10) {
+            0 => Fault::Slow { times: dice.between(5, 400) },
+            1 => Fault::Down,
+            2 => Fault::Detached { node: publisher },
+            _ => Fault::Failover {
+                lost: if dice.permille(300) { 0 } else { dice.below(2_000) },
+                pause: dice.below(3 * SECOND),
+                lingers: if dice.permille(500) { Micros::MAX } else { dice.below(settings.bound_micros()) },
+            },
+        },
+        Scenario::Restore => Fault::Restore { lost: dice.below(20_000) },
+        Scenario::Everything => return draw_fault(Scenario::Loss, settings, dice),
+    })
+}

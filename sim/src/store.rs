@@ -1,0 +1,733 @@
+//! The home store as the rest sees it: transactions, the log, snapshots, and what can go wrong with them.
+//!
+//! Every commit has a number, and everything keeps its history, so that a replica, a demoted primary or a
+//! restored copy can be read as it was. A regression (a fail-over that lost commits, a restored copy) is a
+//! commit of its own that puts back what the lost ones changed.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use evictd_core::authority::is_credible;
+use evictd_core::follower::ReplayAnswer;
+use evictd_core::ids::{AgentName, ApiId, Identity, InstanceId, KeyHash, KeyId, Region, WorkspaceId};
+use evictd_core::invalidation::{Cause, Invalidation, Scope};
+use evictd_core::limits::REPLAY_BATCH_MAX;
+use evictd_core::position::LogPosition;
+use evictd_core::protection::Protection;
+use evictd_core::record::{KeyRecord, Record, RecordState, RootKeyRecord};
+use evictd_core::roster::{Instance, PartitionPolicy};
+use evictd_core::time::StoreTime;
+
+use crate::checker::ChangeId;
+use crate::ctx::Ctx;
+use crate::publisher::PublisherEvent;
+use crate::queue::{Event, Life, Node};
+use crate::time::{MS, Micros, Moment, SECOND};
+use crate::trace::trace;
+
+/// Names a commit; they follow each other in the order of becoming visible.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Lsn(pub u64);
+
+/// Names a key's text. Deleted and created again, it is the same.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct KeyNumber(pub usize);
+
+/// Names an API.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ApiNumber(pub usize);
+
+/// Names a workspace.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct WorkspaceNumber(pub usize);
+
+/// A key's row.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct KeyRow {
+    /// Where it belongs; means nothing for root keys.
+    pub api: ApiNumber,
+    /// As `RecordState`, without what API and workspace add.
+    pub state: RecordState,
+}
+
+/// What a change changes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Target {
+    /// One key's row.
+    Key(KeyNumber),
+    /// Whether an API is deleted.
+    Api(ApiNumber),
+    /// Whether a workspace is deleted.
+    Workspace(WorkspaceNumber),
+}
+
+/// A change, as planned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Plan {
+    /// Of what.
+    pub target: Target,
+    /// What the row becomes; for APIs and workspaces, `Some` is there and `None` deleted.
+    pub row: Option<KeyRow>,
+    /// Why.
+    pub cause: Cause,
+}
+
+/// A change under way.
+#[derive(Clone, Debug)]
+pub struct Transaction {
+    plan: Plan,
+    /// Drawn when its statement ran: ids don't follow the order of commits.
+    rows: [u64; 2],
+    /// Who waits for the outcome; nobody in direct SQL.
+    asker: Option<(Node, Life)>,
+    generation: u32,
+}
+
+/// Numbering under way: by a sequencer, or as part of a round.
+#[derive(Clone, Debug)]
+pub struct Numbering {
+    publisher: Node,
+    life: Life,
+    /// The statement saw what was visible then.
+    visible: Moment,
+    generation: u32,
+    on_demoted: bool,
+    /// The probes' part, if it is a round.
+    round: Option<RoundInput>,
+}
+
+/// What a round takes along.
+#[derive(Clone, Debug)]
+pub struct RoundInput {
+    /// What agents have seen.
+    pub seen: Vec<LogPosition>,
+    /// Who asks.
+    pub instances: Vec<(Node, Life)>,
+}
+
+/// Something inside the store.
+#[derive(Clone, Debug)]
+pub enum StoreEvent {
+    /// A change's transaction comes to its end.
+    Commit(Box<Transaction>),
+    /// A numbering transaction comes to its end.
+    Number(Box<Numbering>),
+    /// R11's rows, written too late: only without its protection.
+    Register(Vec<(Node, Life)>),
+}
+
+/// Rows that just got their positions.
+#[derive(Clone, Debug)]
+pub struct Numbered {
+    /// The head now.
+    pub head: LogPosition,
+    /// The rows.
+    pub rows: Rc<[Invalidation]>,
+    /// Whether an epoch began.
+    pub epoch_began: bool,
+}
+
+/// A record as read, and from where.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// As the protocol knows it.
+    pub as_of: LogPosition,
+    /// What was found.
+    pub record: Record,
+    /// Where it was read: for the checker.
+    pub lsn: Lsn,
+    /// The key's API in this snapshot: for the checker. Nothing has none.
+    pub api: Option<ApiNumber>,
+    /// Its workspace, likewise.
+    pub workspace: Option<WorkspaceNumber>,
+}
+
+/// What a publisher's connections reach.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Attached {
+    /// The primary.
+    Primary,
+    /// The one that was primary before: it answers reads and can't commit.
+    Demoted,
+    /// Nothing.
+    Nowhere,
+}
+
+#[derive(Debug)]
+struct History<T>(Vec<(Lsn, T)>);
+
+impl<T: Copy> History<T> {
+    fn new(first: T) -> Self {
+        Self(vec![(Lsn(0), first)])
+    }
+
+    fn now(&self) -> T {
+        self.0[self.0.len() - 1].1
+    }
+
+    fn at(&self, lsn: Lsn) -> T {
+        let later = self.0.partition_point(|(of, _)| *of <= lsn);
+        self.0[later.saturating_sub(1)].1
+    }
+
+    fn push(&mut self, lsn: Lsn, value: T) {
+        self.0.push((lsn, value));
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Row {
+    id: u64,
+    change: ChangeId,
+    scope: Scope,
+    cause: Cause,
+    committed: Moment,
+    lsn: Lsn,
+}
+
+#[derive(Clone, Debug)]
+struct NumberedRow {
+    row: Row,
+    position: LogPosition,
+    numbered: Lsn,
+}
+
+#[derive(Clone, Debug)]
+enum Commit {
+    Change(Target, ChangeId),
+    Other,
+}
+
+/// The head and what it depends on: one row.
+#[derive(Clone, Copy, Debug)]
+struct Head {
+    at: LogPosition,
+    /// The timeline that the epoch was begun on (R2).
+    timeline: u32,
+}
+
+/// The home store.
+#[derive(Debug)]
+pub struct Store {
+    lsn: Lsn,
+    keys: Vec<History<Option<KeyRow>>>,
+    apis: Vec<History<bool>>,
+    workspaces: Vec<History<bool>>,
+    head: History<Head>,
+    journal: Vec<(Moment, Commit)>,
+    unnumbered: BTreeMap<u64, Row>,
+    log: Vec<NumberedRow>,
+    roster: BTreeMap<Identity, (Instance, Lsn)>,
+    next_row: u64,
+    highest_numbered_row: u64,
+    /// Changes at each regression: transactions of an earlier one are gone.
+    generation: u32,
+    timeline: u32,
+    /// Where the present branch begins.
+    branch: Lsn,
+    epoch_since: Option<Moment>,
+    lock_free: Moment,
+    demoted: Option<(Lsn, Vec<NumberedRow>)>,
+    /// Nothing is answered until then.
+    pub down_until: Moment,
+    /// Everything takes so many times as long.
+    pub slowness: u64,
+    attached: Vec<Attached>,
+    names: Names,
+}
+
+#[derive(Debug)]
+struct Names {
+    apis: Vec<ApiId>,
+    workspaces: Vec<WorkspaceId>,
+    key: KeyId,
+    root_keys: usize,
+}
+
+/// How big the world is.
+#[derive(Clone, Copy, Debug)]
+pub struct Size {
+    /// Texts of keys, root keys included.
+    pub keys: usize,
+    /// How many of them are root keys: the first ones.
+    pub root_keys: usize,
+    /// APIs.
+    pub apis: usize,
+    /// Workspaces.
+    pub workspaces: usize,
+}
+
+/// However slow the store is, a statement doesn't take longer.
+const STATEMENT_MAX: Micros = 3 * SECOND;
+
+/// Rows numbered in one transaction.
+const BATCH: usize = 1024;
+
+impl Store {
+    /// A store in which every key is active, and `agents` + publishers are numbered as in the network.
+    pub fn new(size: Size, publishers: usize) -> Self {
+        let row = |key: usize| {
+            let api = ApiNumber(key % size.apis);
+            History::new(Some(KeyRow { api, state: RecordState::Active }))
+        };
+        let first = LogPosition::new(1, 0).unwrap_or(LogPosition::ZERO);
+        Self {
+            lsn: Lsn(0),
+            keys: (0..size.keys).map(row).collect(),
+            apis: (0..size.apis).map(|_| History::new(true)).collect(),
+            workspaces: (0..size.workspaces).map(|_| History::new(true)).collect(),
+            head: History::new(Head { at: first, timeline: 1 }),
+            journal: vec![(Moment(0), Commit::Other)],
+            unnumbered: BTreeMap::new(),
+            log: Vec::new(),
+            roster: BTreeMap::new(),
+            next_row: 1,
+            highest_numbered_row: 0,
+            generation: 0,
+            timeline: 1,
+            branch: Lsn(0),
+            epoch_since: None,
+            lock_free: Moment(0),
+            demoted: None,
+            down_until: Moment(0),
+            slowness: 1,
+            attached: vec![Attached::Primary; publishers],
+            names: Names {
+                apis: (0..size.apis).map(|api| ApiId::new(format!("api_{api}"))).collect(),
+                workspaces: (0..size.workspaces).map(|ws| WorkspaceId::new(format!("ws_{ws}"))).collect(),
+                key: KeyId::new("key"),
+                root_keys: size.root_keys,
+            },
+        }
+    }
+
+    /// The present row of a key.
+    pub fn row(&self, key: KeyNumber) -> Option<KeyRow> {
+        self.keys[key.0].now()
+    }
+
+    /// Whether an API is there.
+    pub fn api_is_there(&self, api: ApiNumber) -> bool {
+        self.apis[api.0].now()
+    }
+
+    /// Whether a workspace is there.
+    pub fn workspace_is_there(&self, workspace: WorkspaceNumber) -> bool {
+        self.workspaces[workspace.0].now()
+    }
+
+    /// Whether a key would be answered VALID now.
+    pub fn is_good(&self, key: KeyNumber) -> bool {
+        let snapshot = self.read_at(key, self.lsn);
+        match snapshot.record {
+            Record::Key(record) => record.state == RecordState::Active,
+            Record::RootKey(record) => record.state == RecordState::Active,
+            Record::Absent => false,
+        }
+    }
+
+    /// The last commit.
+    pub fn lsn(&self) -> Lsn {
+        self.lsn
+    }
+
+    /// Whether rows wait for a position.
+    pub fn has_unnumbered(&self) -> bool {
+        !self.unnumbered.is_empty()
+    }
+
+    /// What a publisher's connections reach now.
+    pub fn attached(&self, ctx: &Ctx, publisher: Node) -> Attached {
+        let attached = self.attached[publisher.0 - ctx.settings.agents];
+        if attached == Attached::Primary && ctx.now < self.down_until { Attached::Nowhere } else { attached }
+    }
+
+    /// Changes what a publisher's connections reach.
+    pub fn attach(&mut self, ctx: &Ctx, publisher: Node, attached: Attached) {
+        self.attached[publisher.0 - ctx.settings.agents] = attached;
+    }
+
+    /// When the last numbering that is under way will be over.
+    pub fn busy_until(&self) -> Moment {
+        self.lock_free
+    }
+
+    /// How long a statement takes now.
+    pub fn statement(&self, ctx: &mut Ctx) -> Micros {
+        (ctx.dice.span(MS / 2) * self.slowness).min(STATEMENT_MAX)
+    }
+
+    /// Begins a change; it commits after `span`.
+    pub fn begin(&mut self, ctx: &mut Ctx, plan: Plan, asker: Option<(Node, Life)>, span: Micros) {
+        let rows = [self.next_row, self.next_row + 1];
+        self.next_row += 2;
+        let transaction = Transaction { plan, rows, asker, generation: self.generation };
+        // Changes lock single rows; it is the log's one row that everybody waits for.
+        let at = ctx.now.after(span * self.slowness.min(50));
+        ctx.queue.push(at, Event::Store(StoreEvent::Commit(Box::new(transaction))));
+    }
+
+    /// A change's transaction ends: it commits, unless the primary that it ran on is gone. Tells which
+    /// change it became.
+    pub fn commit(&mut self, ctx: &mut Ctx, transaction: &Transaction) -> Option<ChangeId> {
+        let gone = transaction.generation != self.generation || ctx.now < self.down_until;
+        let change = (!gone).then(|| self.apply(ctx, transaction));
+        if let Some((publisher, life)) = transaction.asker {
+            // A commit that ended badly, or whose end nobody heard, is unknown (R4).
+            let unheard = ctx.settings.unknown_permille;
+            let known = !gone && !ctx.dice.permille(unheard);
+            let success = known || !Protection::UnknownIsNotSuccess.holds();
+            let at = ctx.now.after(ctx.dice.span(MS / 4));
+            ctx.queue
+                .push(at, Event::Publisher(publisher, life, PublisherEvent::Committed { change, success }));
+        }
+        change
+    }
+
+    fn apply(&mut self, ctx: &mut Ctx, transaction: &Transaction) -> ChangeId {
+        let Plan { target, row, cause } = transaction.plan;
+        self.lsn.0 += 1;
+        let lsn = self.lsn;
+        let mut scopes = Vec::with_capacity(2);
+        match target {
+            Target::Key(key) => {
+                let old = self.keys[key.0].now();
+                self.keys[key.0].push(lsn, row);
+                let api = |row: Option<KeyRow>| row.map(|row| row.api);
+                if let (Some(was), Some(is)) = (api(old), api(row))
+                    && was != is
+                {
+                    scopes.push(self.key_scope(key, was));
+                }
+                let api = api(row).or(api(old)).unwrap_or(ApiNumber(0));
+                scopes.push(self.key_scope(key, api));
+            }
+            Target::Api(api) => {
+                self.apis[api.0].push(lsn, row.is_some());
+                scopes.push(Scope::Api(self.names.apis[api.0].clone()));
+            }
+            Target::Workspace(workspace) => {
+                self.workspaces[workspace.0].push(lsn, row.is_some());
+                scopes.push(Scope::Workspace(self.names.workspaces[workspace.0].clone()));
+            }
+        }
+        let change = ctx.checker.committed(ctx.now, lsn, target, cause, scopes.len());
+        self.journal.push((ctx.now, Commit::Change(target, change)));
+        trace!(ctx, "commit {} {target:?} {cause:?} {row:?} ({change:?})", lsn.0);
+        let unseen = transaction.asker.is_none() && !Protection::EveryChangeWritesItsRow.holds();
+        if !unseen {
+            for (id, scope) in transaction.rows.into_iter().zip(scopes) {
+                let committed = ctx.now;
+                self.unnumbered.insert(id, Row { id, change, scope, cause, committed, lsn });
+            }
+        }
+        change
+    }
+
+    fn key_scope(&self, key: KeyNumber, api: ApiNumber) -> Scope {
+        let api_id = (key.0 >= self.names.root_keys).then(|| self.names.apis[api.0].clone());
+        Scope::Key { hash: hash(key), key_id: None, api_id }
+    }
+
+    /// Begins to number, for a sequencer or a round. The outcome comes as [`PublisherEvent::Numbered`].
+    pub fn number(&mut self, ctx: &mut Ctx, publisher: Node, life: Life, round: Option<RoundInput>) {
+        let attached = self.attached(ctx, publisher);
+        if attached == Attached::Nowhere {
+            return fail(ctx, publisher, life, round.is_some(), 200 * MS);
+        }
+        let visible = ctx.now.after(self.statement(ctx)).max(self.lock_free);
+        let at = visible.after(self.statement(ctx));
+        let on_demoted = attached == Attached::Demoted;
+        if !on_demoted {
+            // One row lock: numbering is serial.
+            self.lock_free = at;
+        }
+        let generation = self.generation;
+        let numbering = Numbering { publisher, life, visible, generation, on_demoted, round };
+        ctx.queue.push(at, Event::Store(StoreEvent::Number(Box::new(numbering))));
+    }
+
+    /// A numbering transaction ends.
+    pub fn finish_numbering(&mut self, ctx: &mut Ctx, numbering: Numbering) {
+        let Numbering { publisher, life, visible, generation, on_demoted, round } = numbering;
+        let is_round = round.is_some();
+        let gone = generation != self.generation || ctx.now < self.down_until;
+        if on_demoted || gone {
+            if (on_demoted || gone) && is_round && !Protection::RoundsAreWrites.holds() {
+                return self.vouch_without_writing(ctx, publisher, life);
+            }
+            return fail(ctx, publisher, life, is_round, 0);
+        }
+        let seen = round.as_ref().map_or(&[][..], |round| &round.seen);
+        let epoch_began = self.raise_epoch(ctx, seen);
+        if let Some(round) = &round {
+            if Protection::RosterPrecedesHead.holds() {
+                self.register(ctx, &round.instances);
+            } else {
+                let late = ctx.now.after(ctx.dice.span(100 * MS));
+                let instances = round.instances.clone();
+                ctx.queue.push(late, Event::Store(StoreEvent::Register(instances)));
+            }
+        }
+        let numbered = self.give_positions(ctx, visible, epoch_began, is_round);
+        if ctx.dice.permille(ctx.settings.unknown_permille) {
+            return fail(ctx, publisher, life, is_round, 0); // Committed, and nobody knows.
+        }
+        let at = ctx.now.after(ctx.dice.span(MS / 4));
+        let outcome = PublisherEvent::Numbered { numbered: Some(numbered), is_round };
+        ctx.queue.push(at, Event::Publisher(publisher, life, outcome));
+    }
+
+    /// What a demoted primary would say if nobody asked it to write.
+    fn vouch_without_writing(&self, ctx: &mut Ctx, publisher: Node, life: Life) {
+        let lsn = self.demoted.as_ref().map_or(self.lsn, |(lsn, _)| *lsn);
+        let numbered = Numbered { head: self.head.at(lsn).at, rows: Rc::from([]), epoch_began: false };
+        let outcome = PublisherEvent::Numbered { numbered: Some(numbered), is_round: true };
+        ctx.queue.push(ctx.now, Event::Publisher(publisher, life, outcome));
+    }
+
+    /// Begins an epoch if this store may have gone back (R2).
+    fn raise_epoch(&mut self, ctx: &mut Ctx, seen: &[LogPosition]) -> bool {
+        let head = self.head.now();
+        let above = seen.iter().filter(|seen| is_credible(**seen, head.at) && **seen > head.at).max();
+        let elsewhere = head.timeline != self.timeline;
+        if !(elsewhere || above.is_some()) || !Protection::RegressionsBeginAnEpoch.holds() {
+            return false;
+        }
+        let mut epoch = above.map_or(0, |seen| seen.epoch()).max(head.at.epoch()) + 1;
+        if Protection::LostEpochsAreNotRepeated.holds() {
+            // The commit that began an epoch may be among the lost ones. Timelines are never repeated.
+            epoch = epoch.max(self.timeline);
+        }
+        let Some(at) = LogPosition::new(epoch, head.at.position()) else { return false };
+        self.lsn.0 += 1;
+        self.journal.push((ctx.now, Commit::Other));
+        self.head.push(self.lsn, Head { at, timeline: self.timeline });
+        self.epoch_since = Some(ctx.now);
+        trace!(ctx, "epoch {at} begins");
+        ctx.checker.epoch_began(ctx.now, at);
+        true
+    }
+
+    /// Gives the rows that were visible then the next positions.
+    fn give_positions(&mut self, ctx: &mut Ctx, visible: Moment, epoch_began: bool, all: bool) -> Numbered {
+        let after = if Protection::LateCommitsAreFound.holds() { 0 } else { self.highest_numbered_row + 1 };
+        let limit = if all { usize::MAX } else { BATCH };
+        let found = self.unnumbered.range(after..).filter(|(_, row)| row.committed <= visible);
+        let ids: Vec<u64> = found.map(|(id, _)| *id).take(limit).collect();
+        let mut head = self.head.now();
+        let mut rows = Vec::with_capacity(ids.len());
+        self.lsn.0 += 1;
+        self.journal.push((ctx.now, Commit::Other));
+        for id in ids {
+            let (Some(row), Some(position)) = (self.unnumbered.remove(&id), head.at.next()) else { continue };
+            head.at = position;
+            self.highest_numbered_row = self.highest_numbered_row.max(row.id);
+            ctx.checker.numbered(ctx.now, row.change, position);
+            let numbered = NumberedRow { row, position, numbered: self.lsn };
+            rows.push(numbered.invalidation());
+            self.log.push(numbered);
+        }
+        if !rows.is_empty() {
+            self.head.push(self.lsn, head);
+            trace!(ctx, "numbered {} rows up to {}", rows.len(), head.at);
+        }
+        Numbered { head: head.at, rows: rows.into(), epoch_began }
+    }
+
+    /// Writes instances into the roster (R11).
+    pub fn register(&mut self, ctx: &Ctx, instances: &[(Node, Life)]) {
+        for (node, life) in instances {
+            let instance = instance(*node, *life, ctx.settings.bound);
+            let lsn = self.lsn;
+            self.roster.entry(instance.identity.clone()).or_insert((instance, lsn));
+        }
+    }
+
+    /// The roster, as a publisher reads it; `None` if it can't.
+    pub fn roster(&self, ctx: &Ctx, publisher: Node) -> Option<Vec<Instance>> {
+        let reaches = self.attached(ctx, publisher) == Attached::Primary;
+        reaches.then(|| self.roster.values().map(|(instance, _)| instance.clone()).collect())
+    }
+
+    /// How long ago the present epoch began; `None` for the first one.
+    pub fn epoch_age(&self, ctx: &Ctx) -> Option<Duration> {
+        self.epoch_since.map(|since| Duration::from_micros(ctx.now.since(since)))
+    }
+
+    /// The head, read alone.
+    pub fn head(&self, ctx: &Ctx, publisher: Node) -> Option<LogPosition> {
+        match (self.attached(ctx, publisher), &self.demoted) {
+            (Attached::Primary, _) => Some(self.head.now().at),
+            (Attached::Demoted, Some((lsn, _))) => Some(self.head.at(*lsn).at),
+            _ => None,
+        }
+    }
+
+    /// A lookup, as a publisher's connection sees it.
+    pub fn read(&self, ctx: &Ctx, publisher: Node, key: KeyNumber) -> Option<Snapshot> {
+        match (self.attached(ctx, publisher), &self.demoted) {
+            (Attached::Primary, _) => Some(self.read_at(key, self.lsn)),
+            (Attached::Demoted, Some((lsn, _))) => Some(self.read_at(key, *lsn)),
+            _ => None,
+        }
+    }
+
+    /// A lookup at a replica that is behind by `lag`.
+    pub fn read_replica(&self, now: Moment, lag: Micros, key: KeyNumber) -> Snapshot {
+        let then = Moment(now.0.saturating_sub(lag));
+        let later = self.journal.partition_point(|(at, _)| *at <= then);
+        self.read_at(key, Lsn(later.saturating_sub(1) as u64))
+    }
+
+    fn read_at(&self, key: KeyNumber, lsn: Lsn) -> Snapshot {
+        let row = self.keys[key.0].at(lsn);
+        let as_of = self.head.at(lsn).at;
+        let is_root = key.0 < self.names.root_keys;
+        let api = row.map(|row| row.api).filter(|_| !is_root);
+        let of = if is_root { key.0 } else { row.map_or(0, |row| row.api.0) };
+        let workspace = WorkspaceNumber(of % self.workspaces.len());
+        let gone = api.is_some_and(|api| !self.apis[api.0].at(lsn)) || !self.workspaces[workspace.0].at(lsn);
+        let workspace_id = self.names.workspaces[workspace.0].clone();
+        let state = |row: KeyRow| if gone { RecordState::Deleted } else { row.state };
+        let record = match row {
+            None => Record::Absent,
+            Some(row) if is_root => Record::RootKey(RootKeyRecord {
+                root_key_id: self.names.key.clone(),
+                workspace_id,
+                state: state(row),
+                permissions: Vec::new(),
+                expires_at: None,
+            }),
+            Some(row) => Record::Key(KeyRecord {
+                key_id: self.names.key.clone(),
+                api_id: self.names.apis[row.api.0].clone(),
+                workspace_id,
+                state: state(row),
+                name: None,
+                meta: None,
+                expires_at: None,
+            }),
+        };
+        Snapshot { as_of, record, lsn, api, workspace: row.map(|_| workspace) }
+    }
+
+    /// The answer to a replay; `None` if the store can't be reached.
+    pub fn replay(
+        &self,
+        ctx: &Ctx,
+        publisher: Node,
+        epoch: u32,
+        first: u64,
+        last: u64,
+    ) -> Option<ReplayAnswer> {
+        let head = self.head(ctx, publisher)?;
+        let log = match (self.attached(ctx, publisher), &self.demoted) {
+            (Attached::Demoted, Some((_, log))) => log,
+            _ => &self.log,
+        };
+        // Positions are dense, and begin at 1.
+        let start = usize::try_from(first).unwrap_or(usize::MAX).saturating_sub(1).min(log.len());
+        let wanted = usize::try_from(last.saturating_sub(first) + 1).unwrap_or(usize::MAX);
+        // What is purged is absent, and absent never means nothing (R5).
+        let purged = log.len().saturating_sub(ctx.settings.retention);
+        let is_there = start >= purged || !Protection::ReplaysAreComplete.holds();
+        let rows: Vec<Invalidation> = log[start.max(purged)..]
+            .iter()
+            .take(if is_there { wanted.min(REPLAY_BATCH_MAX) } else { 0 })
+            .take_while(|row| row.position.epoch() == epoch && epoch == head.epoch())
+            .map(NumberedRow::invalidation)
+            .collect();
+        Some(if rows.is_empty() { ReplayAnswer::Refused { head } } else { ReplayAnswer::Rows(rows) })
+    }
+
+    /// The store goes back by `lost` commits: a fail-over to a primary that lacks them, or a restored copy.
+    /// With `demoted`, the old primary still answers reads.
+    pub fn go_back(&mut self, ctx: &mut Ctx, lost: u64, demoted: bool) {
+        let last = self.lsn;
+        // What happened before the last regression can't be lost by another one.
+        let cut = Lsn(last.0.saturating_sub(lost)).max(self.branch);
+        self.demoted = demoted.then(|| (last, self.log.clone()));
+        self.generation += 1;
+        self.timeline += 1;
+        self.lsn.0 += 1;
+        let lsn = self.lsn;
+        let undone: Vec<Commit> =
+            self.journal[cut.0 as usize + 1..].iter().map(|(_, commit)| commit.clone()).collect();
+        self.journal.push((ctx.now, Commit::Other));
+        trace!(ctx, "the store goes back from {} to {}, timeline {}", last.0, cut.0, self.timeline);
+        for commit in undone {
+            let Commit::Change(target, change) = commit else { continue };
+            match target {
+                Target::Key(key) => put_back(&mut self.keys[key.0], cut, lsn),
+                Target::Api(api) => put_back(&mut self.apis[api.0], cut, lsn),
+                Target::Workspace(workspace) => put_back(&mut self.workspaces[workspace.0], cut, lsn),
+            }
+            ctx.checker.lost(ctx.now, change, lsn, target);
+        }
+        self.branch = lsn;
+        put_back(&mut self.head, cut, lsn);
+        self.unnumbered.retain(|_, row| row.lsn <= cut);
+        // Rows whose numbering is among what was lost wait again.
+        let kept = self.log.partition_point(|row| row.numbered <= cut);
+        for numbered in self.log.split_off(kept) {
+            if numbered.row.lsn <= cut {
+                ctx.checker.unnumbered(numbered.row.change);
+                self.unnumbered.insert(numbered.row.id, numbered.row);
+            }
+        }
+        self.roster.retain(|_, (_, registered)| *registered <= cut);
+        ctx.checker.regressed();
+        self.lock_free = ctx.now;
+        self.highest_numbered_row = self.log.last().map_or(0, |row| row.row.id);
+    }
+}
+
+impl NumberedRow {
+    fn invalidation(&self) -> Invalidation {
+        Invalidation {
+            position: self.position,
+            scope: self.row.scope.clone(),
+            cause: self.row.cause,
+            committed_at: StoreTime(self.row.committed.0 as i64),
+        }
+    }
+}
+
+fn put_back<T: Copy>(history: &mut History<T>, cut: Lsn, lsn: Lsn) {
+    let before = history.at(cut);
+    history.push(lsn, before);
+}
+
+fn fail(ctx: &mut Ctx, publisher: Node, life: Life, is_round: bool, after: Micros) {
+    let outcome = PublisherEvent::Numbered { numbered: None, is_round };
+    ctx.queue.push(ctx.now.after(after), Event::Publisher(publisher, life, outcome));
+}
+
+/// The hash under which a key's text is cached.
+pub fn hash(key: KeyNumber) -> KeyHash {
+    let mut bytes = [0; 32];
+    bytes[..4].copy_from_slice(&(key.0 as u32).to_be_bytes());
+    KeyHash(bytes)
+}
+
+/// The key behind a hash.
+pub fn key_of(hash: &KeyHash) -> KeyNumber {
+    let mut bytes = [0; 4];
+    bytes.copy_from_slice(&hash.0[..4]);
+    KeyNumber(u32::from_be_bytes(bytes) as usize)
+}
+
+/// An agent process as it presents itself.
+pub fn instance(node: Node, life: Life, bound: Duration) -> Instance {
+    Instance {
+        identity: Identity {
+            region: Region::new(format!("region-{}", node.0 / 2)),
+            agent: AgentName::new(format!("agent-{}", node.0)),
+            instance: InstanceId(u64::from(life.0) + 1),
+        },
+        policy: PartitionPolicy::Deny,
+        bound,
+    }
+}

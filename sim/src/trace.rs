@@ -1,0 +1,102 @@
+//! What happened, line by line: only when somebody wants to read it.
+
+use std::collections::VecDeque;
+use std::fmt;
+
+use crate::time::Moment;
+
+/// Where lines go.
+#[derive(Debug, Default)]
+pub enum Trace {
+    /// Nowhere: the usual, fast run.
+    #[default]
+    Off,
+    /// The last so many are kept.
+    Last(usize, VecDeque<String>),
+    /// All are printed.
+    Print,
+    /// All go into a digest, to compare runs by.
+    Digest(Box<Digest>),
+}
+
+/// What a whole trace comes down to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Digest {
+    /// How many lines.
+    pub lines: u64,
+    /// How many bytes.
+    pub bytes: u64,
+    state: u64,
+    /// The state after each 4,096 lines, to find where two runs part.
+    marks: Vec<u64>,
+}
+
+impl Default for Digest {
+    fn default() -> Self {
+        Self { lines: 0, bytes: 0, state: 0xcbf2_9ce4_8422_2325, marks: Vec::new() }
+    }
+}
+
+impl Digest {
+    fn add(&mut self, line: &str) {
+        for byte in line.bytes().chain([b'\n']) {
+            self.state = (self.state ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+        self.lines += 1;
+        self.bytes += line.len() as u64 + 1;
+        if self.lines.is_multiple_of(4_096) {
+            self.marks.push(self.state);
+        }
+    }
+
+    /// Before which line the two part at the latest.
+    pub fn parts_before(&self, other: &Self) -> u64 {
+        let same = self.marks.iter().zip(&other.marks).take_while(|(one, other)| one == other).count();
+        (same as u64 + 1) * 4_096
+    }
+}
+
+impl Trace {
+    /// Keeps the last `lines`.
+    pub fn last(lines: usize) -> Self {
+        Self::Last(lines, VecDeque::with_capacity(lines))
+    }
+
+    /// Whether anybody wants lines. To be asked before one is put together.
+    pub fn is_on(&self) -> bool {
+        !matches!(self, Self::Off)
+    }
+
+    /// Takes one line.
+    pub fn line(&mut self, now: Moment, what: fmt::Arguments<'_>) {
+        match self {
+            Self::Off => {}
+            Self::Last(limit, lines) => {
+                if lines.len() == *limit {
+                    lines.pop_front();
+                }
+                lines.push_back(format!("{now} {what}"));
+            }
+            Self::Print => println!("{now} {what}"),
+            Self::Digest(digest) => digest.add(&format!("{now} {what}")),
+        }
+    }
+
+    /// The lines that were kept.
+    pub fn kept(&self) -> Vec<String> {
+        match self {
+            Self::Last(_, lines) => lines.iter().cloned().collect(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// Traces a line, and puts it together only if somebody wants it.
+macro_rules! trace {
+    ($ctx:expr, $($what:tt)*) => {
+        if $ctx.trace.is_on() {
+            $ctx.trace.line($ctx.now, format_args!($($what)*));
+        }
+    };
+}
+pub(crate) use trace;

@@ -1,0 +1,452 @@
+//! The world: all parts, one clock, one queue.
+
+use std::time::Duration;
+
+use evictd_core::lease::Mode;
+use evictd_core::rules::Rule;
+
+use crate::agent::{Agent, AgentEvent};
+use crate::checker::{Checker, Counts, Violation};
+use crate::ctx::Ctx;
+use crate::fault::{Edge, Fault, Scheduled};
+use crate::health::Health;
+use crate::net::{Found, Net};
+use crate::process::{Process, State};
+use crate::publisher::{Publisher, PublisherEvent};
+use crate::queue::{Event, Node, Queue};
+use crate::rng::Dice;
+use crate::scenario::{Scenario, Settings, draw_faults};
+use crate::store::{Attached, Store, StoreEvent};
+use crate::time::{Clock, Micros, Moment, SECOND};
+use crate::trace::{Trace, trace};
+use crate::workload::{self, WorkEvent};
+
+/// How long somebody must have been well before it has to be live.
+const LIVE_GRACE: Micros = 15 * SECOND;
+
+/// One run.
+#[derive(Debug)]
+pub struct World {
+    ctx: Ctx,
+    store: Store,
+    agents: Vec<Agent>,
+    publishers: Vec<Publisher>,
+    faults: Vec<Scheduled>,
+}
+
+/// What became of it.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// What was counted.
+    pub counts: Counts,
+    /// What went wrong: the first few.
+    pub violations: Vec<Violation>,
+    /// How often something went wrong.
+    pub violations_total: u64,
+    /// Virtual time.
+    pub lasted: Micros,
+    /// Events handled.
+    pub events: u64,
+    /// Messages sent.
+    pub messages: u64,
+    /// The trace, if one was wanted.
+    pub trace: Trace,
+}
+
+/// Runs one seed of one scenario, and traces it as wanted. Ends at the first violation.
+pub fn run(scenario: Scenario, seed: u64, trace: Trace) -> Outcome {
+    run_tuned(scenario, seed, trace, |_| {})
+}
+
+/// Runs one seed of one scenario in a world that is set up a little differently.
+pub fn run_tuned(scenario: Scenario, seed: u64, trace: Trace, tune: fn(&mut Settings)) -> Outcome {
+    World::new(scenario, seed, trace, tune).run()
+}
+
+impl World {
+    fn new(scenario: Scenario, seed: u64, trace: Trace, tune: fn(&mut Settings)) -> Self {
+        let mut dice = Dice::new(seed, scenario as u64);
+        let mut settings = Settings::draw(scenario, &mut dice);
+        tune(&mut settings);
+        let faults = draw_faults(scenario, &settings, &mut dice);
+        let nodes = settings.agents + settings.publishers;
+        let bound = settings.bound.as_micros() as u64;
+        let mut ctx = Ctx {
+            now: Moment(0),
+            queue: Queue::default(),
+            net: Net::new(settings.agents, &settings.distances),
+            checker: Checker::new(settings.size, bound),
+            health: Health::new(nodes),
+            starved_at: Moment(0),
+            dice,
+            trace,
+            settings,
+        };
+        trace!(ctx, "{:?}", ctx.settings);
+        for fault in &faults {
+            trace!(ctx, "planned {} .. {}: {:?}", fault.from, fault.until, fault.fault);
+        }
+        let store = Store::new(ctx.settings.size, ctx.settings.publishers);
+        let process = |ctx: &mut Ctx, node: usize| {
+            let most = ctx.settings.drift_ppm as i64;
+            let any = ctx.dice.between(0, 2 * most as u64) as i64 - most;
+            let drift = ctx.dice.pick(&[-most, most, any]);
+            let reading = ctx.dice.between(SECOND, 1_000_000 * SECOND);
+            Process::new(Node(node), Clock::new(reading, drift))
+        };
+        let mut agents = Vec::new();
+        for node in 0..ctx.settings.agents {
+            let process = process(&mut ctx, node);
+            let replica = ctx.settings.replica_lag.filter(|_| ctx.dice.permille(700));
+            agents.push(Agent::new(process, &mut ctx, replica));
+        }
+        let mut publishers = Vec::new();
+        for node in ctx.settings.agents..nodes {
+            let process = process(&mut ctx, node);
+            publishers.push(Publisher::new(process, &ctx));
+        }
+        Self { ctx, store, agents, publishers, faults }
+    }
+
+    fn run(mut self) -> Outcome {
+        let nodes = self.agents.len() + self.publishers.len();
+        // Publishers first: there is somebody to ask.
+        for node in (0..nodes).rev() {
+            self.start(Node(node));
+        }
+        workload::begin(&mut self.ctx);
+        for (index, fault) in self.faults.iter().enumerate() {
+            self.ctx.queue.push(fault.from, Event::Fault(index, Edge::Begin));
+            self.ctx.queue.push(fault.until, Event::Fault(index, Edge::End));
+        }
+        self.ctx.queue.push(Moment(SECOND), Event::Second);
+        let mut events = 0;
+        while let Some((at, event)) = self.ctx.queue.pop() {
+            if at > self.ctx.settings.end {
+                break;
+            }
+            self.ctx.now = at;
+            events += 1;
+            self.handle(event);
+            if self.ctx.checker.violations_total > 0 {
+                break;
+            }
+        }
+        if self.ctx.checker.violations_total == 0 {
+            self.ctx.now = self.ctx.settings.end;
+            self.ctx.checker.finish(self.ctx.now);
+        }
+        let Ctx { now, checker, net, mut trace, .. } = self.ctx;
+        for Violation { rule, at, what } in &checker.violations {
+            if trace.is_on() {
+                trace.line(*at, format_args!("{rule} {what}"));
+            }
+        }
+        Outcome {
+            counts: checker.counts,
+            violations_total: checker.violations_total,
+            violations: checker.violations,
+            lasted: now.0,
+            events,
+            messages: net.sent,
+            trace,
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        let agents = self.agents.len();
+        match event {
+            Event::Deliver(node, life, _) | Event::Agent(node, life, _) if node.0 < agents => {
+                let agent = &mut self.agents[node.0];
+                match agent.process.admit(life, event) {
+                    Some(Event::Deliver(_, _, message)) => agent.on_message(&mut self.ctx, message),
+                    Some(Event::Agent(_, _, AgentEvent::Replica(key, nonce))) => {
+                        let lag = agent.replica_lag.unwrap_or(0);
+                        let read = self.store.read_replica(self.ctx.now, lag, key);
+                        let found = Found { read, fence_age: Duration::ZERO };
+                        agent.on_replica(&mut self.ctx, key, nonce, found);
+                    }
+                    Some(Event::Agent(_, _, event)) => agent.on_event(&mut self.ctx, event),
+                    _ => {}
+                }
+            }
+            Event::Deliver(node, life, _) | Event::Publisher(node, life, _) => {
+                let publisher = &mut self.publishers[node.0 - agents];
+                match publisher.process.admit(life, event) {
+                    Some(Event::Deliver(_, _, message)) => {
+                        publisher.on_message(&mut self.ctx, &mut self.store, &message);
+                    }
+                    Some(Event::Publisher(_, _, event)) => {
+                        publisher.on_event(&mut self.ctx, &mut self.store, event);
+                    }
+                    _ => {}
+                }
+            }
+            Event::Agent(..) => {}
+            Event::Store(event) => self.on_store(event),
+            Event::Work(event) => self.on_work(event),
+            Event::Fault(index, edge) => self.on_fault(index, edge),
+            Event::Restart(node) => self.start(node),
+            Event::Reconnect(node) => self.connection(node, true),
+            Event::Second => self.on_second(),
+        }
+    }
+
+    fn on_store(&mut self, event: StoreEvent) {
+        match event {
+            StoreEvent::Commit(transaction) => {
+                if self.store.commit(&mut self.ctx, &transaction).is_some() {
+                    for publisher in &mut self.publishers {
+                        publisher.wake(&mut self.ctx);
+                    }
+                }
+            }
+            StoreEvent::Number(numbering) => self.store.finish_numbering(&mut self.ctx, *numbering),
+            StoreEvent::Register(instances) => self.store.register(&self.ctx, &instances),
+        }
+    }
+
+    fn on_work(&mut self, event: WorkEvent) {
+        let ctx = &mut self.ctx;
+        match event {
+            WorkEvent::Choose => workload::choose(ctx),
+            WorkEvent::Change(key) => {
+                let plan = workload::plan_key(ctx, &self.store, key);
+                self.change(plan);
+            }
+            WorkEvent::Wide(target) => {
+                let plan = workload::plan_wide(&self.store, target);
+                self.change(plan);
+            }
+            WorkEvent::Bulk => {
+                for key in workload::bulk_keys(ctx) {
+                    let mut plan = workload::plan_key(&mut self.ctx, &self.store, key);
+                    plan.row = None;
+                    plan.cause = evictd_core::invalidation::Cause::Erased;
+                    self.store.begin(&mut self.ctx, plan, None, 1_000);
+                }
+            }
+            WorkEvent::Verify(agent, key) => self.verify(agent, key),
+            WorkEvent::Traffic(agent) => {
+                let key = workload::traffic(ctx, agent);
+                self.verify(agent, key);
+            }
+        }
+    }
+
+    fn verify(&mut self, agent: Node, key: crate::store::KeyNumber) {
+        let agent = &mut self.agents[agent.0];
+        if agent.process.is_up() {
+            agent.verify(&mut self.ctx, key);
+        }
+    }
+
+    /// By one of the publishers, or by direct SQL.
+    fn change(&mut self, plan: crate::store::Plan) {
+        let ctx = &mut self.ctx;
+        let span = workload::transaction_span(ctx);
+        if ctx.dice.permille(300) {
+            self.store.begin(ctx, plan, None, span);
+        } else {
+            let publisher = ctx.dice.index(self.publishers.len());
+            self.publishers[publisher].change(ctx, &mut self.store, plan, span);
+        }
+    }
+
+    fn start(&mut self, node: Node) {
+        let agents = self.agents.len();
+        if node.0 < agents {
+            self.agents[node.0].start(&mut self.ctx);
+        } else if self.ctx.now < self.store.down_until {
+            // It can't open the store, exits, and is started again.
+            self.ctx.queue.push(self.store.down_until, Event::Restart(node));
+        } else if self.process(node).state == State::Down {
+            self.publishers[node.0 - agents].start(&mut self.ctx, &mut self.store);
+        }
+    }
+
+    fn process(&mut self, node: Node) -> &mut Process {
+        let agents = self.agents.len();
+        if node.0 < agents {
+            &mut self.agents[node.0].process
+        } else {
+            &mut self.publishers[node.0 - agents].process
+        }
+    }
+
+    fn on_fault(&mut self, index: usize, edge: Edge) {
+        let Scheduled { fault, until, .. } = self.faults[index].clone();
+        trace!(self.ctx, "{edge:?} {fault:?}");
+        match edge {
+            Edge::Begin => {
+                self.ctx.health.falls_ill(fault.node());
+                self.begin(&fault, until);
+            }
+            Edge::End => {
+                self.end(&fault);
+                let busy_until = self.store.busy_until();
+                if matches!(fault, Fault::Slow { .. }) && busy_until > self.ctx.now {
+                    // What began slowly still blocks the rest.
+                    return self.ctx.queue.push(busy_until, Event::Fault(index, edge));
+                }
+                if let Some(node) = fault.node() {
+                    self.ctx.net.links[node.0].clear_since = self.ctx.now;
+                }
+                self.ctx.health.recovers(self.ctx.now, fault.node());
+            }
+        }
+    }
+
+    fn begin(&mut self, fault: &Fault, until: Moment) {
+        let ctx = &mut self.ctx;
+        match *fault {
+            Fault::Noise { node, loss, twice, late } => {
+                let trouble = &mut ctx.net.links[node.0].trouble;
+                (trouble.loss, trouble.twice, trouble.late) = (loss, twice, late);
+            }
+            Fault::Gap { node, kinds } => ctx.net.links[node.0].trouble.without = kinds,
+            Fault::Cut { node, deaf, mute, .. } => {
+                let trouble = &mut ctx.net.links[node.0].trouble;
+                (trouble.deaf, trouble.mute) = (deaf, mute);
+            }
+            Fault::Stall { node } => ctx.net.links[node.0].trouble.held_until = until,
+            Fault::Disconnect { node } => self.connection(node, false),
+            Fault::Freeze { node, suspend } => {
+                let now = ctx.now;
+                self.process(node).freeze(now);
+                if suspend {
+                    // Nobody answers for a machine that sleeps: the server drops it.
+                    self.connection(node, false);
+                }
+            }
+            Fault::Crash { node, goodbye } => {
+                if goodbye && node.0 < self.agents.len() {
+                    self.agents[node.0].leave(&mut self.ctx);
+                }
+                self.kill(node);
+            }
+            Fault::Failover { lost, pause, lingers } => self.fail_over(lost, pause, lingers),
+            Fault::Restore { lost } => {
+                for node in self.ctx.net.publishers() {
+                    self.kill(node);
+                }
+                self.store.go_back(&mut self.ctx, lost, false);
+                self.store.down_until = until;
+            }
+            Fault::Slow { times } => self.store.slowness = times,
+            Fault::Down => self.store.down_until = until,
+            Fault::Detached { node } => self.store.attach(ctx, node, Attached::Nowhere),
+        }
+    }
+
+    fn end(&mut self, fault: &Fault) {
+        let ctx = &mut self.ctx;
+        match *fault {
+            Fault::Noise { node, .. } => {
+                let trouble = &mut ctx.net.links[node.0].trouble;
+                (trouble.loss, trouble.twice, trouble.late) = (0, 0, (0, 0));
+            }
+            Fault::Gap { node, .. } => ctx.net.links[node.0].trouble.without = crate::net::Kinds::NONE,
+            Fault::Cut { node, reconnects, .. } => {
+                let trouble = &mut ctx.net.links[node.0].trouble;
+                (trouble.deaf, trouble.mute) = (false, false);
+                if reconnects {
+                    self.connection(node, true);
+                }
+            }
+            Fault::Stall { node } => ctx.net.links[node.0].trouble.held_until = Moment(0),
+            Fault::Disconnect { node } => self.connection(node, true),
+            Fault::Freeze { node, suspend } => {
+                self.thaw(node, suspend);
+                if suspend {
+                    let at = within(&mut self.ctx, 3 * SECOND);
+                    self.ctx.queue.push(at, Event::Reconnect(node));
+                }
+            }
+            Fault::Crash { node, .. } => {
+                if self.process(node).state == State::Down {
+                    self.start(node);
+                }
+            }
+            Fault::Failover { .. } => {
+                for node in ctx.net.publishers() {
+                    self.store.attach(ctx, node, Attached::Primary);
+                }
+            }
+            Fault::Restore { .. } => {
+                for node in ctx.net.publishers() {
+                    self.start(node);
+                }
+            }
+            Fault::Slow { .. } => self.store.slowness = 1,
+            Fault::Down => {}
+            Fault::Detached { node } => self.store.attach(ctx, node, Attached::Primary),
+        }
+    }
+
+    fn fail_over(&mut self, lost: u64, pause: Micros, lingers: Micros) {
+        let ctx = &mut self.ctx;
+        self.store.go_back(ctx, lost, true);
+        self.store.down_until = ctx.now.after(pause);
+        for publisher in &self.publishers {
+            let node = publisher.process.node;
+            self.store.attach(ctx, node, Attached::Demoted);
+            if lingers < Micros::MAX {
+                let at = ctx.now.after(ctx.dice.below(lingers + 1));
+                ctx.queue.push(at, Event::Publisher(node, publisher.process.life, PublisherEvent::Attach));
+            }
+        }
+    }
+
+    /// The connection is lost, or new; both ends know.
+    fn connection(&mut self, node: Node, up: bool) {
+        let alive = self.process(node).state != State::Down;
+        let link = &mut self.ctx.net.links[node.0];
+        (link.connected, link.listening) = (up && alive, up && alive);
+        if up && alive && node.0 < self.agents.len() {
+            self.agents[node.0].connected(&mut self.ctx);
+        }
+    }
+
+    fn kill(&mut self, node: Node) {
+        self.process(node).kill();
+        let link = &mut self.ctx.net.links[node.0];
+        (link.connected, link.listening) = (false, false);
+    }
+
+    fn thaw(&mut self, node: Node, suspend: bool) {
+        let agents = self.agents.len();
+        let ctx = &mut self.ctx;
+        let stood = suspend && !evictd_core::protection::Protection::SuspensionCounts.holds();
+        if node.0 < agents {
+            self.agents[node.0].process.thaw(ctx, stood);
+        } else {
+            let publisher = &mut self.publishers[node.0 - agents];
+            publisher.process.thaw(ctx, stood);
+            publisher.thawed(ctx);
+        }
+    }
+
+    /// Whoever could have proved that it is up to date for long enough must be live (G5).
+    fn on_second(&mut self) {
+        let ctx = &mut self.ctx;
+        ctx.queue.push(ctx.now.after(SECOND), Event::Second);
+        let well = |node: Node| ctx.health.well_for(ctx.now, node);
+        let best = ctx.net.publishers().filter_map(well).max();
+        for agent in &self.agents {
+            let node = agent.process.node;
+            let Some(since) = well(node).min(best) else { continue };
+            if since > LIVE_GRACE && ctx.now.0 > LIVE_GRACE && agent.mode(ctx.now) != Mode::Live {
+                let mode = agent.mode(ctx.now);
+                ctx.checker.violated(Rule::G5, ctx.now, || {
+                    format!("{node:?} is {mode:?}, although it and a publisher have been well for long")
+                });
+            }
+        }
+    }
+}
+
+/// A moment within `span` from now.
+fn within(ctx: &mut Ctx, span: Micros) -> Moment {
+    ctx.now.after(ctx.dice.below(span))
+}

@@ -1,0 +1,40 @@
+//! `cargo xtask sim`: builds the simulator with optimisation, and runs it.
+
+use clap::Args;
+
+use crate::steps;
+
+/// Passed on to the simulator; `cargo xtask sim --help` shows its options.
+#[derive(Args)]
+#[command(disable_help_flag = true)]
+pub(crate) struct SimArgs {
+    /// `--seeds N`, `--scenario NAME`, `--seed N --trace`, `--check-determinism`, `--negative-controls`, `--ci`, ...
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    rest: Vec<String>,
+}
+
+const NEGATIVE_CONTROLS: &str = "--negative-controls";
+
+pub(crate) fn run(args: &SimArgs) -> anyhow::Result<()> {
+    let given = |flag: &str| args.rest.iter().any(|arg| arg == flag);
+    if given(NEGATIVE_CONTROLS) {
+        return without_protections(&args.rest);
+    }
+    simulator(&args.rest).run()?;
+    if given("--ci") { without_protections(&[NEGATIVE_CONTROLS.to_owned()]) } else { Ok(()) }
+}
+
+fn simulator(args: &[String]) -> steps::Step {
+    let run = ["run", "--quiet", "--profile", "sim", "--package", "evictd-sim", "--"];
+    let args: Vec<&str> = run.into_iter().chain(args.iter().map(String::as_str)).collect();
+    steps::cargo(&args)
+}
+
+/// A build of its own, which can miss one protection of the core at a time; no other can.
+fn without_protections(args: &[String]) -> anyhow::Result<()> {
+    let flags = std::env::var("RUSTFLAGS").unwrap_or_default();
+    simulator(args)
+        .env("RUSTFLAGS", format!("{flags} --cfg evictd_negative_controls"))
+        .env("CARGO_TARGET_DIR", steps::root().join("target/negative-controls"))
+        .run()
+}
