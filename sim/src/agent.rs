@@ -246,7 +246,7 @@ impl Agent {
                 self.take_in(ctx, Input::ReplayAnswer(nonce, *answer));
             }
             Message::LookupAnswer { nonce, key, found } => self.arrived(ctx, key, nonce, *found),
-            Message::Nobody { nonce, key: Some(key) } => self.unreachable(ctx, key, nonce),
+            Message::Nobody { nonce, key } => self.unreachable(ctx, key, nonce),
             _ => {}
         }
     }

@@ -105,7 +105,7 @@ pub const CONTROLS: &[Control] = {
         breaks(P::DeadlinePrecedesFloors, S::Partition, &[G1], 200).tuned(with_stalled_verifications),
         breaks(P::LoadsMeetFloors, S::Calm, &[G1, G2, G4], 200),
         breaks(P::AnswersMeetWhatWasApplied, S::Calm, &[G2, G4], 200),
-        breaks(P::LoadsAreJoinedUnderALease, S::Crash, &[G4], 200).tuned(with_slow_starts),
+        breaks(P::LoadsAreJoinedUnderALease, S::Crash, &[G4], 400).tuned(with_slow_starts),
         breaks(P::RosterPrecedesHead, S::Crash, &[G4], 200).tuned(with_slow_starts),
         breaks(P::LostRostersAreDistrusted, S::Restore, &[G4], 200),
         breaks(P::ReceiptsWaitForAll, S::Calm, &[G4], 200),

@@ -44,7 +44,7 @@ pub enum Message {
     /// Tells that an agent process ends.
     Goodbye { from: Node, life: Life },
     /// The server's word that nobody listens to a question.
-    Nobody { nonce: Nonce, key: Option<KeyNumber> },
+    Nobody { nonce: Nonce, key: KeyNumber },
 }
 
 /// A record as an answer carries it; where it was read is known to the checker only.
@@ -260,7 +260,7 @@ impl Ctx {
         let link = &self.net.links[to.0];
         if !link.trouble.mute && !link.trouble.deaf && link.trouble.held_until <= self.now {
             let at = self.now.after(2 * link.distance);
-            let nobody = Message::Nobody { nonce: *nonce, key: Some(*key) };
+            let nobody = Message::Nobody { nonce: *nonce, key: *key };
             let life = link.life;
             self.queue.push(at, Event::Deliver(to, life, nobody));
         }
