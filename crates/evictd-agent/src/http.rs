@@ -106,7 +106,8 @@ impl Handler for Surface {
         let mut age = None;
         let verified = self.verify(&call, &mut age).await;
         let mut reply = verified.unwrap_or_else(|error| call.failure(&error));
-        if let Some(age) = age {
+        // A denial for want of a record rests on no old one.
+        if let Some(age) = age.filter(|_| reply.status() != StatusCode::SERVICE_UNAVAILABLE) {
             reply.headers_mut().insert(STALE, age.as_secs().into());
         }
         reply

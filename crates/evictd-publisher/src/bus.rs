@@ -174,7 +174,7 @@ pub(crate) async fn connect_for_lookups(
     readiness: &Readiness,
 ) -> Result<Bus, StartError> {
     let counted = BusMetrics { connected: Gauge::noop(), ..metrics.nats.clone() };
-    let link = Link::new(config, counted, readiness);
+    let link = Link::named("nats_lookups", config, counted, readiness);
     open("evictd publisher, lookups", config, link, metrics, || {}).await
 }
 

@@ -242,7 +242,9 @@ impl Receipts {
         let now = clock::lease_now();
         for change in changes {
             let (request, position) = (change.request.as_ref().map(|(id, _)| id.clone()), change.position);
-            if request.as_deref().is_some_and(|id| state.recorded.contains(id)) {
+            // What is open or final here already is not to be measured once more, from now.
+            let is_known = |id: &str| state.looks_after(id) || state.recorded.contains(id);
+            if request.as_deref().is_some_and(is_known) {
                 continue;
             }
             let started = request.as_deref().and_then(|id| state.starts.take(id));

@@ -14,7 +14,7 @@ use evictd_tests::topology::Topology;
 use evictd_tests::wait::{throughout, try_eventually};
 use serde_json::{Value, json};
 
-use crate::world::{Caller, Key, SOON, World, breakable, plan, wall_millis, with_bound};
+use crate::world::{Caller, Key, SOON, World, breakable, plan, wait_for_mode, wall_millis, with_bound};
 
 /// Short enough to wait for.
 const BOUND: Duration = Duration::from_secs(3);
@@ -105,6 +105,25 @@ fn a_region_that_stands_still_is_fenced_at_the_bound_and_its_agent_named() -> Re
     // And so it is: whatever it had cached, it answers from it no more.
     world.agent_mut(1).daemon.resume()?;
     assert_ne!(world.code(world.agent(1), &key)?, "VALID");
+    Ok(())
+}
+
+/// Failure: who was given up for dead comes back, holds a lease again, and nobody waits for it.
+#[test]
+fn an_agent_that_was_forgotten_and_comes_back_is_waited_for() -> Result<()> {
+    let mut world = World::start(&with_bound(BOUND, plan(&REGIONS)))?;
+    let key = world.create_key()?;
+    world.agent_mut(1).daemon.pause()?;
+    try_eventually("the publisher to forget a silent agent", SOON, || {
+        let status = world.publisher().status()?;
+        Ok((status["agents"].as_array().map(Vec::len) == Some(1)).then_some(()))
+    })?;
+    world.agent_mut(1).daemon.resume()?;
+    wait_for_mode(world.agent(1), "live")?;
+    world.cache_everywhere(&[&key])?;
+    let answer = delete_and_wait(&world, &key, 30)?;
+    assert_ne!(world.code(world.agent(1), &key)?, "VALID");
+    assert_eq!(states(&answer["meta"]["propagation"]), pairs([("eu", "confirmed"), ("us", "confirmed")]));
     Ok(())
 }
 

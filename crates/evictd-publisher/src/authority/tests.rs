@@ -93,7 +93,8 @@ impl Home {
     }
 
     async fn until(&self, what: &str, is_so: impl Fn(&Self) -> bool) {
-        let mut look = tokio::time::interval(Duration::from_millis(5));
+        // Rarely: with 300 regions a look is long.
+        let mut look = tokio::time::interval(Duration::from_millis(100));
         let looking = async {
             while !is_so(self) {
                 look.tick().await;

@@ -87,7 +87,6 @@ impl Receipts {
         state.departed.remove(&instance.identity);
         state.book.registered(instance, now);
         state.series.region(&instance.identity.region);
-        state.touch(&instance.identity, now);
     }
 
     /// How many processes were heard lately under this agent's name, besides this one.

@@ -66,8 +66,8 @@ pub(super) async fn touch(write: &mut Write, heard: &[Identity], now: StoreTime)
     }
     let heard: Vec<Value> = heard.iter().map(|identity| json!(key(identity))).collect();
     let refresh = sqlx::query(
-        "UPDATE roster SET last_seen = ?2 FROM json_each(?1) AS heard
-         WHERE (region, agent, instance) = (heard.value ->> 0, heard.value ->> 1, heard.value ->> 2)
+        "UPDATE roster SET last_seen = ?2
+         WHERE (region, agent, instance) IN (SELECT value ->> 0, value ->> 1, value ->> 2 FROM json_each(?1))
            AND abs(?2 - last_seen) >= ?3",
     )
     .bind(Value::from(heard).to_string())
