@@ -231,11 +231,13 @@ pub fn draw_faults(scenario: Scenario, settings: &Settings, dice: &mut Dice) -> 
         let span = if dice.permille(500) { dice.below(bound / 2) } else { dice.below(3 * bound / 2) };
         let restarts = kind == Scenario::Crash && dice.permille(700);
         let until = from.after(if restarts { dice.below(SECOND) } else { span }).min(last);
-        if dice.permille(settings.paired_permille) {
-            faults.extend(draw_pair(kind, settings, from, dice));
-        } else {
-            faults.extend(draw_fault(kind, settings, dice).map(|fault| Scheduled { from, until, fault }));
+        let pair = dice.permille(settings.paired_permille);
+        let mut drawn = if pair { draw_pair(kind, settings, from, dice) } else { Vec::new() };
+        // Not every kind comes in pairs.
+        if drawn.is_empty() {
+            drawn.extend(draw_fault(kind, settings, dice).map(|fault| Scheduled { from, until, fault }));
         }
+        faults.append(&mut drawn);
     }
     for fault in &mut faults {
         fault.until = fault.until.min(last).max(fault.from.after(MS));
