@@ -164,6 +164,8 @@ impl Script {
             state: if deleted { RecordState::Deleted } else { RecordState::Active },
             name: None,
             meta: None,
+            external_id: None,
+            permissions: Vec::new(),
             expires_at: None,
         })
     }

@@ -607,6 +607,8 @@ impl Store {
                 state: state(row),
                 name: None,
                 meta: None,
+                external_id: None,
+                permissions: Vec::new(),
                 expires_at: None,
             }),
         };

@@ -107,7 +107,10 @@ pub fn plan_key(ctx: &mut Ctx, store: &Store, key: KeyNumber) -> Plan {
                 (with(api, RecordState::Active), Cause::Restored)
             }
         }
-        Some(KeyRow { api, state: RecordState::Disabled | RecordState::Expired }) => {
+        Some(KeyRow {
+            api,
+            state: RecordState::Disabled | RecordState::Expired | RecordState::WorkspaceDisabled,
+        }) => {
             if ctx.dice.permille(400) {
                 (with(api, RecordState::Deleted), Cause::Deleted)
             } else {

@@ -1,11 +1,11 @@
 //! A small blocking HTTP client: every status is an answer, connections are kept alive.
 
 use std::fmt::Display;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use ureq::http;
 
@@ -127,6 +127,135 @@ fn exchange(server: SocketAddr, bytes: &[u8], then: Option<Shutdown>) -> Result<
     }
 }
 
+/// A connection that does exactly what a test says: what [`Client`] hides is what is tested with it.
+pub struct Connection {
+    stream: TcpStream,
+    /// Received, and not read as an answer yet.
+    received: Vec<u8>,
+}
+
+/// An answer as it came over a [`Connection`].
+#[derive(Clone, Debug)]
+pub struct RawAnswer {
+    /// The HTTP status.
+    pub status: u16,
+    /// The status line and the headers.
+    pub head: String,
+    /// The body as JSON; `Null` if it is none.
+    pub body: Value,
+}
+
+impl RawAnswer {
+    /// A header's value.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let fields = self.head.lines().filter_map(|line| line.split_once(':'));
+        fields.filter(|(field, _)| field.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim()).next()
+    }
+}
+
+impl Connection {
+    /// Connects.
+    pub fn open(server: SocketAddr) -> Result<Self> {
+        let stream = TcpStream::connect_timeout(&server, TIMEOUT)
+            .with_context(|| format!("connecting to {server}"))?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream, received: Vec::new() })
+    }
+
+    /// Sends `bytes`, for as long as the server takes them.
+    pub fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.stream.set_write_timeout(Some(TIMEOUT))?;
+        self.stream.write_all(bytes)
+    }
+
+    /// Sends what the server and its system take within `patience`, and tells how many bytes that were.
+    pub fn send_some(&mut self, bytes: &[u8], patience: Duration) -> Result<usize> {
+        self.stream.set_write_timeout(Some(patience))?;
+        match self.stream.write(bytes) {
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => Ok(0),
+            sent => sent.context("sending"),
+        }
+    }
+
+    /// POSTs JSON to `path` with a root key.
+    pub fn post_json(&mut self, path: &str, root_key: &str, body: &Value) -> std::io::Result<()> {
+        let body = body.to_string();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: test\r\nauthorization: Bearer {root_key}\r\n\
+             content-type: application/json\r\naccept: */*\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        self.send(&[head.as_bytes(), body.as_bytes()].concat())
+    }
+
+    /// The next answer, whole; `None` if the server closes the connection instead of giving one. Half an answer
+    /// is an error, and so is none within the time that any may take.
+    pub fn answer(&mut self) -> Result<Option<RawAnswer>> {
+        match self.hear(TIMEOUT)? {
+            Heard::Answer(answer) => Ok(Some(answer)),
+            Heard::Closed => Ok(None),
+            Heard::Nothing => bail!("no answer within {TIMEOUT:?}"),
+        }
+    }
+
+    /// What comes from the server within `patience`.
+    pub fn hear(&mut self, patience: Duration) -> Result<Heard> {
+        let deadline = Instant::now() + patience;
+        loop {
+            if let Some((answer, end)) = parse_answer(&self.received)? {
+                self.received.drain(..end);
+                return Ok(Heard::Answer(answer));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(Heard::Nothing);
+            }
+            self.stream.set_read_timeout(Some(left))?;
+            let mut buffer = [0; 16 * 1024];
+            match self.stream.read(&mut buffer) {
+                Ok(0) if self.received.is_empty() => return Ok(Heard::Closed),
+                Ok(0) => bail!("half an answer: {}", String::from_utf8_lossy(&self.received)),
+                Ok(read) => self.received.extend_from_slice(&buffer[..read]),
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                // A way to close, too.
+                Err(error) if error.kind() == ErrorKind::ConnectionReset && self.received.is_empty() => {
+                    return Ok(Heard::Closed);
+                }
+                Err(error) => return Err(error).context("reading an answer"),
+            }
+        }
+    }
+}
+
+/// What came over a [`Connection`].
+#[derive(Clone, Debug)]
+pub enum Heard {
+    /// A whole answer.
+    Answer(RawAnswer),
+    /// The server has closed the connection.
+    Closed,
+    /// Nothing yet, or not all of it.
+    Nothing,
+}
+
+/// The answer that `bytes` begin with, and where it ends, once they hold all of it.
+fn parse_answer(bytes: &[u8]) -> Result<Option<(RawAnswer, usize)>> {
+    let Some(head_end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else { return Ok(None) };
+    let head = String::from_utf8(bytes[..head_end].to_vec()).context("headers that aren't text")?;
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let status = status.with_context(|| format!("no status: {head}"))?;
+    let mut answer = RawAnswer { status, head, body: Value::Null };
+    let length = match answer.header("content-length") {
+        Some(length) => length.parse().context("the length of a body")?,
+        None if status < 200 => 0,
+        None => bail!("an answer without a length: {}", answer.head),
+    };
+    let end = head_end + 4 + length;
+    let Some(body) = bytes.get(head_end + 4..end) else { return Ok(None) };
+    answer.body = serde_json::from_slice(body).unwrap_or_default();
+    Ok(Some((answer, end)))
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
@@ -170,6 +299,30 @@ mod tests {
         let asked = asked.join().expect("the server");
         assert!(asked.contains("GET /one") && asked.contains("POST /two"), "{asked}");
         assert!(asked.contains("authorization: Bearer k") && asked.contains("x-b: c"), "{asked}");
+        Ok(())
+    }
+
+    #[test]
+    fn a_connection_tells_a_whole_answer_from_half_a_one_and_from_none() -> Result<()> {
+        let (server, asked) = serve(&[
+            "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}HTTP/1.1 204 No Content\r\n",
+            "content-length: 0\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf",
+        ])?;
+        let mut connection = Connection::open(server)?;
+        assert!(matches!(connection.hear(Duration::from_millis(10))?, Heard::Nothing));
+        connection.post_json("/one", "k", &json!({}))?;
+        let answer = connection.answer()?.context("closed")?;
+        assert_eq!(
+            (answer.status, answer.header("connection"), &answer.body),
+            (200, Some("close"), &json!({}))
+        );
+        connection.send(b"more")?;
+        assert_eq!(connection.answer()?.map(|answer| answer.status), Some(204));
+        let failure = connection.answer().unwrap_err().to_string();
+        assert!(failure.contains("half an answer"), "{failure}");
+        assert!(asked.join().expect("the server").contains("authorization: Bearer k"));
+        let (server, _) = serve(&[])?;
+        assert!(Connection::open(server)?.answer()?.is_none());
         Ok(())
     }
 

@@ -14,23 +14,28 @@
 //! * [`bus`]: a NATS client of a hundred lines, which also says what it may not.
 //! * [`proxy`]: a wire that can be cut, blocked and delayed, and lose chosen messages.
 //! * [`wall_clock`]: a daemon's wrong date.
+//! * [`disk`]: disks that are small, and that can no longer be written to.
 //! * [`random`]: chance that can be repeated.
 //! * [`http`], [`metrics`]: what a user sees of the daemons.
 //! * [`topology`]: a whole deployment, as tests and the demo start it.
+//! * [`crash_run`]: many deletions, while publishers are killed.
 
 pub mod bus;
+pub mod crash_run;
+pub mod disk;
 pub mod frames;
 pub mod http;
 pub mod metrics;
 pub mod nats_server;
-pub mod ports;
 pub mod process;
 pub mod proxy;
-mod python_package;
 pub mod random;
 pub mod topology;
-pub mod wait;
 pub mod wall_clock;
+
+// What tests of the store need as well, without the rest.
+use evictd_postgres_server::python_package;
+pub use evictd_postgres_server::{ports, wait};
 
 #[cfg(test)]
 mod permissions_test;

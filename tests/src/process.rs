@@ -16,8 +16,9 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 
+use crate::python_package::profile_dir;
 use crate::wait::{eventually, try_eventually};
 
 /// Lines of a log that an error shows.
@@ -37,14 +38,6 @@ pub fn evictd_binary() -> Result<PathBuf> {
         bail!("{} is missing: run `cargo build -p evictd`, or set EVICTD_BIN", binary.display());
     }
     Ok(binary)
-}
-
-/// Where cargo put this executable's profile, e.g. `target/debug`: tests lie in its `deps`.
-pub(crate) fn profile_dir() -> Result<PathBuf> {
-    let executable = std::env::current_exe().context("asking for the path of this executable")?;
-    let dir = executable.parent().context("this executable lies in no directory")?;
-    let dir = if dir.ends_with("deps") { dir.parent().unwrap_or(dir) } else { dir };
-    Ok(dir.to_owned())
 }
 
 /// What to run, and how to run exactly the same again. Not `Debug`: its environment holds passwords.
@@ -149,6 +142,18 @@ fn spawn_tied(command: Command) -> io::Result<Child> {
     outcome.recv().map_err(|_| gone())?
 }
 
+/// Lets this process have `how_many` files and sockets open, and the children that it starts from then on.
+pub fn allow_open_files(how_many: u64) -> Result<()> {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current.is_none_or(|current| current >= how_many) {
+        return Ok(());
+    }
+    // More than the maximum is for those who may raise that as well.
+    let maximum = maximum.map(|maximum| maximum.max(how_many));
+    setrlimit(Resource::Nofile, Rlimit { current: Some(how_many), maximum })
+        .with_context(|| format!("raising the limit of open files to {how_many}: `ulimit -Hn {how_many}`"))
+}
+
 /// What a process takes of its machine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Footprint {
@@ -237,6 +242,11 @@ impl Daemon {
     pub fn stop(&mut self, deadline: Duration) -> Result<ExitStatus> {
         self.signal(Signal::TERM)?;
         self.wait_exit(deadline)
+    }
+
+    /// SIGTERM, and returns at once: what happens while it drains is for the caller to see.
+    pub fn terminate(&mut self) -> Result<()> {
+        self.signal(Signal::TERM)
     }
 
     /// SIGINT, as Ctrl-C sends it, and waits until it has ended.

@@ -34,6 +34,10 @@ pub struct Plan {
     pub wires: Wires,
     /// Where daemons listen.
     pub listen: Where,
+    /// Where the home store is.
+    pub store: Store,
+    /// How many publishers share it: more than one only on PostgreSQL.
+    pub publishers: usize,
     /// The bound that agents keep and receipts count with.
     pub bound: Duration,
     /// Laid over the publisher's configuration, table by table.
@@ -52,11 +56,22 @@ impl Plan {
             servers: Servers::PerRegion,
             wires: Wires::Direct,
             listen: Where::FreePorts,
+            store: Store::Sqlite,
+            publishers: 1,
             bound: Duration::from_secs(30),
             publisher: Table::new(),
             agents: Table::new(),
         }
     }
+}
+
+/// Where the home store is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Store {
+    /// In a file of the deployment's own.
+    Sqlite,
+    /// In this database.
+    Postgres(String),
 }
 
 /// Which NATS servers there are.
@@ -121,8 +136,10 @@ impl Where {
 
 /// A running deployment. Dropping it kills everything.
 pub struct Topology {
-    /// The publisher.
+    /// The publisher, the first one.
     pub publisher: Node,
+    /// The others.
+    pub more_publishers: Vec<Node>,
     /// The regions, in the order of the plan.
     pub regions: Vec<RegionSite>,
     /// Home's NATS server, or the only one.
@@ -223,9 +240,14 @@ impl Topology {
     /// Starts all of `plan` with its files in `dir`, and returns when every daemon is ready.
     pub fn start(dir: &Path, plan: &Plan) -> Result<Self> {
         let (home, servers) = start_servers(dir, plan)?;
-        let mut publisher = start_publisher(dir, plan, &home)?;
+        let mut publisher = start_publisher(dir, plan, &home, 0)?;
         publisher.wait_until_ready()?;
         let root_key = create_root_key(&publisher.config)?;
+        let more = (1..plan.publishers).map(|index| start_publisher(dir, plan, &home, index));
+        let mut more_publishers = more.collect::<Result<Vec<_>>>()?;
+        for publisher in &mut more_publishers {
+            publisher.wait_until_ready()?;
+        }
 
         let mut sites = Vec::new();
         let mut index = 0;
@@ -242,7 +264,7 @@ impl Topology {
         for agent in sites.iter_mut().flat_map(|site| &mut site.agents) {
             agent.wait_until_ready()?;
         }
-        Ok(Self { publisher, regions: sites, home, root_key, client: Client::new() })
+        Ok(Self { publisher, more_publishers, regions: sites, home, root_key, client: Client::new() })
     }
 
     /// A root key that may do everything.
@@ -265,6 +287,11 @@ impl Topology {
     ) -> Result<Response> {
         let url = format!("http://{}/v2/{operation}", node.http);
         self.client.post_json(&url, Some(&self.root_key), body, headers)
+    }
+
+    /// All publishers.
+    pub fn publishers(&self) -> impl Iterator<Item = &Node> {
+        std::iter::once(&self.publisher).chain(&self.more_publishers)
     }
 
     /// All agents, region by region.
@@ -306,11 +333,15 @@ fn start_servers(dir: &Path, plan: &Plan) -> Result<(NatsServer, Vec<RegionServe
     }
 }
 
-fn start_publisher(dir: &Path, plan: &Plan, home: &NatsServer) -> Result<Node> {
-    let listen = plan.listen.pick((7070, 7079), 0)?;
+fn start_publisher(dir: &Path, plan: &Plan, home: &NatsServer, index: usize) -> Result<Node> {
+    let listen = match index {
+        0 => plan.listen.pick((7070, 7079), 0)?,
+        _ => Where::FreePorts.pick((0, 0), 0)?,
+    };
     let (server, wire) = plan.wires.lay(home.clients())?;
     let config = publisher_config(dir, plan, listen, server, home.login(&User::Publisher)?);
-    Node::start(dir, "publisher", "publisher", &config, listen, wire)
+    let name = if index == 0 { "publisher".to_owned() } else { format!("publisher-{}", index + 1) };
+    Node::start(dir, "publisher", &name, &config, listen, wire)
 }
 
 fn start_agent(
@@ -346,7 +377,10 @@ fn publisher_config(
     login: &Login,
 ) -> Table {
     let mut config = daemon_config(listen, server, login);
-    set(&mut config, "store", "path", dir.join("home.db").to_string_lossy().as_ref());
+    match &plan.store {
+        Store::Sqlite => set(&mut config, "store", "path", dir.join("home.db").to_string_lossy().as_ref()),
+        Store::Postgres(url) => set(&mut config, "store", "url", url.as_str()),
+    }
     set(&mut config, "receipts", "bound", millis(plan.bound));
     lay_over(&mut config, &plan.publisher);
     config

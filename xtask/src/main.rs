@@ -1,5 +1,6 @@
 //! The scripts of evictd.
 //!
+//! * [`crashes`]: many deletions, while publishers are killed.
 //! * [`demo`]: a deletion, watched from three regions.
 //! * [`mod@test`]: the whole suite, set-up included.
 //! * [`generate()`]: what is checked in and comes from something else.
@@ -7,6 +8,7 @@
 //! * [`sim`]: the simulator.
 //! * [`monitoring`]: the shipped Prometheus files, against a running deployment.
 
+mod crashes;
 mod demo;
 mod model;
 mod monitoring;
@@ -29,6 +31,8 @@ struct Cli {
 enum Command {
     /// Watch a deletion reach three regions: four NATS servers, a publisher, three agents.
     Demo(demo::DemoArgs),
+    /// Delete many keys by many clients while publishers are killed every few seconds, and account for each.
+    Crashes(crashes::CrashArgs),
     /// Run all tests, after getting what they need.
     Test(test::TestArgs),
     /// Rewrite what is generated: protobuf code, docs/metrics.md, docs/config.md.
@@ -45,6 +49,7 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Demo(args) => demo::run(&args),
+        Command::Crashes(args) => crashes::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Generate => generate(),
         Command::Model(args) => model::run(&args),

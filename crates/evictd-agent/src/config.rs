@@ -1,6 +1,7 @@
 //! The agent's configuration. `deploy/agent.toml` documents every key and holds every default.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -39,8 +40,10 @@ pub struct AgentConfig {
     pub partition: PartitionConfig,
     /// The cache.
     pub cache: CacheConfig,
-    /// Questions to the authority.
+    /// Where records come from.
     pub loads: LoadsConfig,
+    /// The database, where records may be read from one.
+    pub postgres: PostgresConfig,
     /// Logging.
     pub log: LogConfig,
 }
@@ -103,10 +106,42 @@ pub struct CacheConfig {
     pub not_found_ttl: HumanDuration,
 }
 
-/// Questions to the authority.
+/// Where records come from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OriginName {
+    /// The authority, over the bus.
+    Authority,
+    /// The home database or a replica of it; the authority, when that is too old or fails.
+    Postgres,
+}
+
+/// The database, where records may be read from one.
+#[derive(Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PostgresConfig {
+    /// Where it is: `postgres://user:password@host:port/database?sslmode=verify-full`.
+    pub url: String,
+    /// A file that holds the URL.
+    pub url_file: String,
+    /// Connections at most.
+    pub connections: u32,
+    /// After which silence the authority is asked instead.
+    pub timeout: HumanDuration,
+}
+
+impl fmt::Debug for PostgresConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresConfig").field("connections", &self.connections).finish_non_exhaustive()
+    }
+}
+
+/// Loads.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LoadsConfig {
+    /// Where records come from.
+    pub origin: OriginName,
     /// At once.
     pub concurrent_max: usize,
     /// After which silence one is repeated.
@@ -164,6 +199,7 @@ impl Validate for AgentConfig {
             ("lease.probe_interval", lease.probe_interval),
             ("lease.request_timeout", lease.request_timeout),
             ("loads.timeout", self.loads.timeout),
+            ("postgres.timeout", self.postgres.timeout),
         ] {
             if duration(value) < Duration::from_millis(10) {
                 problems.push(format!("{key}: must be at least 10ms"));
@@ -171,6 +207,18 @@ impl Validate for AgentConfig {
         }
         if duration(self.cache.not_found_ttl) > duration(lease.bound) {
             problems.push("cache.not_found_ttl: must not exceed lease.bound".to_owned());
+        }
+        let database = &self.postgres;
+        match self.loads.origin {
+            OriginName::Postgres if database.url.is_empty() == database.url_file.is_empty() => problems
+                .push("loads.origin: `postgres` needs either postgres.url or postgres.url_file".to_owned()),
+            OriginName::Authority if !(database.url.is_empty() && database.url_file.is_empty()) => {
+                problems.push("postgres.url: is of no use unless loads.origin is `postgres`".to_owned());
+            }
+            _ => {}
+        }
+        if database.connections == 0 {
+            problems.push("postgres.connections: must be above zero".to_owned());
         }
         check_count("loads.concurrent_max", self.loads.concurrent_max, problems);
         self.http.validate(problems);

@@ -46,6 +46,8 @@ pub(crate) fn key(id: &str) -> KeyRecord {
         state: RecordState::Active,
         name: None,
         meta: None,
+        external_id: None,
+        permissions: Vec::new(),
         expires_at: None,
     }
 }
@@ -182,7 +184,7 @@ impl Agent {
         let cache = Arc::new(Cache::new(&config.cache));
         let home = Arc::new(MemoryHome::new());
         let loads =
-            Loads::new(&config.loads, home.clone(), knowledge.clone(), cache.clone(), metrics.clone());
+            Loads::new(&config.loads, None, home.clone(), knowledge.clone(), cache.clone(), metrics.clone());
         let policies = Arc::new(Policies::new(&config.partition));
         let verifier =
             Verifier::new(knowledge.clone(), cache.clone(), loads.clone(), policies.clone(), metrics.clone());

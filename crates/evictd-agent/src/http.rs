@@ -2,23 +2,21 @@
 
 use std::time::Duration;
 
-use evictd_core::record::{KeyRecord, Record, RootKeyRecord, Verdict};
+use evictd_core::record::Record;
 use evictd_ops::http::{Handler, Reply, Request, StatusCode, header, reply};
 use evictd_ops::rpc::{self, Call};
 use evictd_wire::api::envelope::{Meta, Stale, Success};
 use evictd_wire::api::error::{ApiError, ErrorKind, JSON};
 use evictd_wire::api::ids::hash;
 use evictd_wire::api::requests::VerifyKey;
-use evictd_wire::api::responses::VerifyKeyData;
 use evictd_wire::api::root_key::acting;
+use evictd_wire::api::verification::{judge, visible};
 
 use crate::origin::LoadError;
 use crate::verify::{Found, Verifier};
 
 /// Largest body: a key and its tags, all escaped, fit several times.
 pub(crate) const BODY_BYTES_MAX: usize = 256 * 1024;
-
-const VERIFY: &str = "verify_key";
 
 /// In answers from records that are older than the bound allows: whole seconds since somebody vouched for
 /// them. Only policy makes such answers.
@@ -45,18 +43,14 @@ impl Surface {
         };
         let root = acting(root, self.verifier.home_time())?;
         let found = self.load(&request.key, age).await?;
-        let visible = match &found.entry.record {
-            Record::Key(key) if may_see(root, key) => Some(key),
-            Record::Key(_) | Record::RootKey(_) | Record::Absent => None,
-        };
-        if age.is_some() && visible.is_some_and(|key| !self.verifier.may_be_stale(key)) {
+        let key = visible(root, &found.entry.record);
+        if age.is_some() && key.is_some_and(|key| !self.verifier.may_be_stale(key)) {
             // Another API's policy let the old root key pass.
             self.verifier.metrics.unavailable();
             return Err(unavailable(LoadError::Unreachable));
         }
-        let verdict = visible.map_or(Verdict::NotFound, |key| self.verifier.judge(key));
+        let (verdict, data) = judge(key, &request, self.verifier.home_time())?;
         self.verifier.metrics.verified(verdict, age.is_some());
-        let data = visible.map_or_else(VerifyKeyData::not_found, |key| VerifyKeyData::new(key, verdict));
         let stale = age.map(|age| Stale { age_seconds: age.as_secs() });
         let meta = Meta { request_id: call.request_id.clone(), stale, ..Meta::default() };
         Ok(reply(StatusCode::OK, JSON, Success { meta, data }.to_bytes().into()))
@@ -74,11 +68,6 @@ impl Surface {
             }
         }
     }
-}
-
-/// Keys of other workspaces, and of APIs that the root key may not verify, don't exist for the caller.
-fn may_see(root: &RootKeyRecord, key: &KeyRecord) -> bool {
-    root.workspace_id == key.workspace_id && root.allows(key.api_id.as_str(), VERIFY)
 }
 
 fn unavailable(error: LoadError) -> ApiError {

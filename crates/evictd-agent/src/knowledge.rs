@@ -72,6 +72,12 @@ impl Knowledge {
         }
     }
 
+    /// Whether a lease runs, so that what meets the floors may be answered from whoever read it.
+    pub(crate) fn lease_runs(&self) -> bool {
+        let proven_at = self.proven_at();
+        proven_at != LeaseTime::default() && !self.bound.remaining(clock::lease_now(), proven_at).is_zero()
+    }
+
     /// Nothing that was known counts any more, and never will again: the machine stood still without its clock
     /// knowing (R8). What is cached is void, and loads answer nobody. Only a new process starts over.
     pub(crate) fn end(&self) {

@@ -11,7 +11,7 @@
 //! * [`exposure`]: what was answered from the old state before a change was applied here.
 //! * [`policy`]: what is answered when neither the lease nor the authority vouches for an entry.
 //! * [`verify`]: the hot path.
-//! * [`loads`], [`origin`]: what the cache doesn't have, one question at a time.
+//! * [`loads`], [`origin`], [`database`]: what the cache doesn't have, one question at a time.
 //! * [`bus`]: subjects and payloads in and out, everything else counted and ignored.
 //! * [`follow`]: the shell of [`evictd_core::follower`]; [`sightings`]: what it tells of each change.
 //! * [`http`], [`status`]: what clients and operators see.
@@ -19,6 +19,7 @@
 mod bus;
 mod cache;
 pub mod config;
+pub mod database;
 mod exposure;
 #[cfg(test)]
 mod fixture;
@@ -35,6 +36,7 @@ mod verify;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use evictd_core::follower::Follower;
 use evictd_core::ids::{Identity, InstanceId};
@@ -49,6 +51,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cache::Cache;
 use crate::config::AgentConfig;
+use crate::database::{Database, Replica};
 use crate::knowledge::Knowledge;
 use crate::loads::Loads;
 use crate::metrics::Metrics;
@@ -107,8 +110,13 @@ impl Running {
     }
 }
 
-/// Starts an agent; it runs until `shutdown` is cancelled. Addresses with port 0 get one.
-pub async fn start(config: AgentConfig, shutdown: CancellationToken) -> Result<Running, StartError> {
+/// Starts an agent; it runs until `shutdown` is cancelled. Addresses with port 0 get one. `database` is what
+/// `loads.origin` asks for, if that isn't the authority.
+pub async fn start(
+    config: AgentConfig,
+    database: Option<Arc<dyn Database>>,
+    shutdown: CancellationToken,
+) -> Result<Running, StartError> {
     let identity = Identity {
         region: config.speaker().region,
         agent: config.speaker().agent,
@@ -127,8 +135,16 @@ pub async fn start(config: AgentConfig, shutdown: CancellationToken) -> Result<R
     let cache = Arc::new(Cache::new(&config.cache));
     let bus = bus::connect(&config, &identity, &metrics, &readiness).await?;
     let origin = Authority::new(bus.lookups(), identity.instance, config.loads.timeout.into());
+    let replica = database.map(|database| Replica {
+        database,
+        timeout: config.postgres.timeout.into(),
+        metrics: metrics.clone(),
+        remark: readiness.remark("database"),
+        failing: AtomicBool::new(false),
+    });
     let loads = Loads::new(
         &config.loads,
+        replica,
         Arc::new(origin.clone()),
         knowledge.clone(),
         cache.clone(),

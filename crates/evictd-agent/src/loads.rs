@@ -1,4 +1,5 @@
-//! What the cache doesn't have is asked of the origin: one question per hash at a time, few at once.
+//! What the cache doesn't have is asked of the origin: one question per hash at a time, few at once. Where the
+//! agent may read a database, that one is asked first.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as MapEntry;
@@ -16,8 +17,9 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::cache::{Cache, Entry};
 use crate::config::LoadsConfig;
+use crate::database::Replica;
 use crate::knowledge::Knowledge;
-use crate::metrics::{LoadOutcome, Metrics};
+use crate::metrics::{DatabaseOutcome, LoadOutcome, Metrics};
 use crate::origin::{LoadError, Loaded, Origin};
 
 /// The end of a load, shared by everybody who waited for it.
@@ -42,6 +44,8 @@ pub(crate) struct Loads {
 struct Shared {
     flights: Mutex<HashMap<KeyHash, Flight>>,
     permits: Arc<Semaphore>,
+    /// Asked first, while a lease runs.
+    replica: Option<Replica>,
     origin: Arc<dyn Origin>,
     knowledge: Arc<Knowledge>,
     cache: Arc<Cache>,
@@ -51,6 +55,7 @@ struct Shared {
 impl Loads {
     pub(crate) fn new(
         config: &LoadsConfig,
+        replica: Option<Replica>,
         origin: Arc<dyn Origin>,
         knowledge: Arc<Knowledge>,
         cache: Arc<Cache>,
@@ -58,7 +63,7 @@ impl Loads {
     ) -> Self {
         let permits = Arc::new(Semaphore::new(config.concurrent_max));
         let flights = Mutex::default();
-        Self { shared: Arc::new(Shared { flights, permits, origin, knowledge, cache, metrics }) }
+        Self { shared: Arc::new(Shared { flights, permits, replica, origin, knowledge, cache, metrics }) }
     }
 
     /// Loads `hash` for a verification that `began` so, joining a load that is under way already. Such a
@@ -144,6 +149,9 @@ impl Shared {
     }
 
     async fn fly(&self, hash: KeyHash) -> Result<Landed, LoadError> {
+        if let Some(landed) = self.fly_to_the_replica(hash).await {
+            return Ok(landed);
+        }
         let sent_at = clock::lease_now();
         let loaded = match self.origin.lookup(hash).await {
             Ok(loaded) => loaded,
@@ -154,12 +162,24 @@ impl Shared {
         };
         self.metrics.loaded(LoadOutcome::Ok);
         self.metrics.load_took(clock::lease_now().since(sent_at));
-        Ok(self.land(hash, loaded, sent_at))
+        Ok(self.land(hash, loaded, sent_at).0)
+    }
+
+    /// What the replica says, if that may be cached: what is too old is asked of the authority (R10), and so is
+    /// everything when no lease vouches for it.
+    async fn fly_to_the_replica(&self, hash: KeyHash) -> Option<Landed> {
+        let replica = self.replica.as_ref().filter(|_| self.knowledge.lease_runs())?;
+        let sent_at = clock::lease_now();
+        let loaded = replica.lookup(hash).await?;
+        let (landed, admitted) = self.land(hash, loaded, sent_at);
+        let outcome = if admitted { DatabaseOutcome::Ok } else { DatabaseOutcome::TooOld };
+        self.metrics.read_from_database(outcome);
+        admitted.then_some(landed)
     }
 
     /// Inserts hidden, looks at the floors, then shows (R9). An invalidation raises floors before it
-    /// evicts: either this look sees its floor, or its eviction sees this entry.
-    fn land(&self, hash: KeyHash, loaded: Loaded, sent_at: LeaseTime) -> Landed {
+    /// evicts: either this look sees its floor, or its eviction sees this entry. Tells whether it was shown.
+    fn land(&self, hash: KeyHash, loaded: Loaded, sent_at: LeaseTime) -> (Landed, bool) {
         let Loaded { lookup, read_at } = loaded;
         let mut effects = Vec::new();
         let anchors = self.knowledge.follower.lock().anchors(&lookup.record, &mut effects);
@@ -180,7 +200,7 @@ impl Shared {
             self.cache.evict(&hash);
             self.metrics.stale_loads.increment(1);
         }
-        Landed { entry, as_of, sent_at }
+        (Landed { entry, as_of, sent_at }, admitted)
     }
 }
 

@@ -71,6 +71,8 @@ metric_specs! {
         "Estimated memory of the cached records.";
     LOADS = "evictd_agent_loads_total", COUNTER, COUNT, ["outcome"],
         "Loads from the authority: ok, busy (shed there), shed (too many here), timeout, unsent (NATS not connected) or no_publisher (nobody listens there).";
+    DATABASE_READS = "evictd_agent_database_reads_total", COUNTER, COUNT, ["outcome"],
+        "Records read from the database, where the agent may (`loads.origin`): ok, too_old (older than a change known here) or failed. Where it isn't ok, the authority was asked.";
     LOAD_SECONDS = "evictd_agent_load_seconds", LOAD, SECONDS, [],
         "How long successful loads took.";
     STALE_LOADS = "evictd_agent_stale_loads_rejected_total", COUNTER, COUNT, [],
@@ -106,8 +108,8 @@ pub struct Metrics {
     repairs: [Counter; 3],
     flushes: [Counter; 4],
     floors_merged: Counter,
-    verdicts: [Counter; 4],
-    stale_answers: [Counter; 4],
+    verdicts: [Counter; Verdict::ALL.len()],
+    stale_answers: [Counter; Verdict::ALL.len()],
     unavailable: Counter,
     /// Records answered from the cache.
     pub(crate) hits: Counter,
@@ -117,6 +119,7 @@ pub struct Metrics {
     entries_not_found: Gauge,
     cache_bytes: Gauge,
     loads: [Counter; 6],
+    database_reads: [Counter; 3],
     load_seconds: Histogram,
     /// Loads older than a floor that rose meanwhile.
     pub(crate) stale_loads: Counter,
@@ -136,6 +139,14 @@ pub(crate) enum LoadOutcome {
     Timeout,
     Unsent,
     NoPublisher,
+}
+
+/// What came of a read from the database.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum DatabaseOutcome {
+    Ok,
+    TooOld,
+    Failed,
 }
 
 /// What an incoming message pretends to be.
@@ -197,6 +208,8 @@ impl Metrics {
             cache_bytes: gauge(&CACHE_BYTES),
             loads: ["ok", "busy", "shed", "timeout", "unsent", "no_publisher"]
                 .map(|outcome| counter(&LOADS, "outcome", outcome)),
+            database_reads: ["ok", "too_old", "failed"]
+                .map(|outcome| counter(&DATABASE_READS, "outcome", outcome)),
             load_seconds: registry.histogram(&LOAD_SECONDS, &[]),
             stale_loads: registry.counter(&STALE_LOADS, &[]),
             malformed: ignored("malformed"),
@@ -296,6 +309,10 @@ impl Metrics {
 
     pub(crate) fn loaded(&self, outcome: LoadOutcome) {
         self.loads[outcome as usize].increment(1);
+    }
+
+    pub(crate) fn read_from_database(&self, outcome: DatabaseOutcome) {
+        self.database_reads[outcome as usize].increment(1);
     }
 
     pub(crate) fn load_took(&self, duration: Duration) {

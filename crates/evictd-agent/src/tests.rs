@@ -24,7 +24,7 @@ async fn start_with(vm_clock: &str, shutdown: &CancellationToken) -> Result<Runn
         ("admin.listen", "127.0.0.1:0"),
         ("lease.vm_clock", vm_clock),
     ]);
-    start(config, shutdown.clone()).await
+    start(config, None, shutdown.clone()).await
 }
 
 async fn status(running: &Running) -> serde_json::Value {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use evictd_core::entry::{Reading, Standing};
 use evictd_core::ids::KeyHash;
-use evictd_core::record::{KeyRecord, Verdict};
+use evictd_core::record::KeyRecord;
 use evictd_core::roster::PartitionPolicy;
 use evictd_core::time::{LeaseTime, StoreTime};
 use evictd_ops::clock;
@@ -106,11 +106,6 @@ impl Verifier {
     /// Whether policy allows old answers about this key.
     pub(crate) fn may_be_stale(&self, key: &KeyRecord) -> bool {
         self.policies.of_api(&key.api_id) == PartitionPolicy::ServeStale
-    }
-
-    /// The verdict on a key.
-    pub(crate) fn judge(&self, key: &KeyRecord) -> Verdict {
-        key.verdict(self.home_time())
     }
 
     /// The store's clock, as high as it may be: whatever ends, ends early rather than late.

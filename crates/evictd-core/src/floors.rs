@@ -326,6 +326,8 @@ mod tests {
             state: RecordState::Active,
             name: None,
             meta: None,
+            external_id: None,
+            permissions: Vec::new(),
             expires_at: None,
         })
     }

@@ -9,9 +9,14 @@ pub const POSITION_MAX: u64 = (1 << POSITION_BITS) - 1;
 /// The highest epoch. One begins only when a store went back, so this is never reached in earnest.
 pub const EPOCH_MAX: u32 = (1 << (64 - POSITION_BITS)) - 1;
 
+/// Epochs that each timeline of a store has that fails over: a fail-over begins the next timeline, and so leaps over
+/// what is left of the last one's.
+pub const EPOCHS_PER_TIMELINE: u32 = 256;
+
 /// How far an agent's epoch may lie above the store's and still be believed. Each restore begins one
-/// epoch, so a true claim is close; without a limit, one lying agent could use all epochs up.
-pub const EPOCH_LEAP_MAX: u32 = 16;
+/// epoch, so a true claim is close, but for some fail-overs that the store doesn't know of; without a limit, one
+/// lying agent could use all epochs up.
+pub const EPOCH_LEAP_MAX: u32 = 3 * EPOCHS_PER_TIMELINE + 16;
 
 /// Probes of one agent that may wait for a round: its retries, and a second process under its name.
 pub const PROBES_WAITING_PER_AGENT_MAX: usize = 4;
@@ -27,6 +32,15 @@ pub const NAME_BYTES_MAX: usize = 64;
 
 /// Largest `meta` of a key, as JSON text, in bytes.
 pub const META_BYTES_MAX: usize = 16 * 1024;
+
+/// Most permissions of a key.
+pub const PERMISSIONS_MAX: usize = 1_000;
+
+/// Longest permission of a key, in bytes.
+pub const PERMISSION_BYTES_MAX: usize = 128;
+
+/// Longest external id of a key, in bytes.
+pub const EXTERNAL_ID_BYTES_MAX: usize = 255;
 
 /// Most invalidations in one live message.
 pub const LIVE_BATCH_MAX: usize = 64;
@@ -74,4 +88,4 @@ pub const INVALIDATION_BYTES_MAX: usize = 3 * ID_BYTES_MAX + 160;
 const _: () = assert!(LIVE_BATCH_MAX * INVALIDATION_BYTES_MAX < PAYLOAD_BYTES_MAX);
 const _: () = assert!(REPLAY_BATCH_MAX <= REPAIR_SPAN_MAX as usize);
 const _: () = assert!(PENDING_MAX <= REPAIR_SPAN_MAX as usize);
-const _: () = assert!(META_BYTES_MAX * 2 < PAYLOAD_BYTES_MAX);
+const _: () = assert!(META_BYTES_MAX * 2 + PERMISSIONS_MAX * (PERMISSION_BYTES_MAX + 8) < PAYLOAD_BYTES_MAX);

@@ -15,6 +15,8 @@ pub enum RecordState {
     Expired,
     /// It, or the API it belongs to, was deleted; the ids remain so that floors reach the answer.
     Deleted,
+    /// Its workspace was switched off.
+    WorkspaceDisabled,
 }
 
 /// A key, as far as a verification needs it.
@@ -32,6 +34,10 @@ pub struct KeyRecord {
     pub name: Option<Box<str>>,
     /// Its metadata as JSON text, an object, if it has any.
     pub meta: Option<Box<str>>,
+    /// Whom it belongs to in the words of its owner, if that was said.
+    pub external_id: Option<Box<str>>,
+    /// What it may do, in the words of its owner: literal strings, sorted.
+    pub permissions: Vec<Box<str>>,
     /// When it ends, if it does.
     pub expires_at: Option<StoreTime>,
 }
@@ -98,11 +104,22 @@ pub enum Verdict {
     Disabled,
     /// Its end has come.
     Expired,
+    /// Its workspace is switched off.
+    Forbidden,
+    /// It lacks a permission that the caller asked for.
+    InsufficientPermissions,
 }
 
 impl Verdict {
     /// All verdicts, for tables and metrics.
-    pub const ALL: [Self; 4] = [Self::Valid, Self::NotFound, Self::Disabled, Self::Expired];
+    pub const ALL: [Self; 6] = [
+        Self::Valid,
+        Self::NotFound,
+        Self::Disabled,
+        Self::Expired,
+        Self::Forbidden,
+        Self::InsufficientPermissions,
+    ];
 
     /// The `code` on the wire.
     pub fn code(self) -> &'static str {
@@ -111,18 +128,22 @@ impl Verdict {
             Self::NotFound => "NOT_FOUND",
             Self::Disabled => "DISABLED",
             Self::Expired => "EXPIRED",
+            Self::Forbidden => "FORBIDDEN",
+            Self::InsufficientPermissions => "INSUFFICIENT_PERMISSIONS",
         }
     }
 }
 
 impl KeyRecord {
-    /// The verdict at `home_time`, the agent's best upper estimate of the store's clock. The estimate
+    /// The verdict on the key alone at `home_time`; which permissions are asked for is the caller's business.
+    /// `home_time` is the agent's best upper estimate of the store's clock. The estimate
     /// can only end a key early; the store ends it for good (the state becomes `Expired`).
     pub fn verdict(&self, home_time: StoreTime) -> Verdict {
         match self.state {
             RecordState::Deleted => Verdict::NotFound,
             RecordState::Disabled => Verdict::Disabled,
             RecordState::Expired => Verdict::Expired,
+            RecordState::WorkspaceDisabled => Verdict::Forbidden,
             RecordState::Active if self.expires_at.is_some_and(|end| end <= home_time) => Verdict::Expired,
             RecordState::Active => Verdict::Valid,
         }

@@ -65,6 +65,8 @@ fn record(end: End) -> Record {
         state: RecordState::Active,
         name: None,
         meta: None,
+        external_id: None,
+        permissions: Vec::new(),
         expires_at: None,
     })
 }

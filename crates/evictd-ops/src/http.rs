@@ -4,7 +4,12 @@
 //! surface matches on `(method, path)` itself. What this module owns is what every surface needs and
 //! nobody should write twice: how much a client may send and how slowly, how many may come, and how
 //! the last ones leave.
+//!
+//! * `serve`: accepts connections, makes room for them, and lets them leave.
+//! * `watch`: ends connections that send their headers too slowly or nothing at all.
+//! * `body`: what a request carries, read or discarded.
 
+mod body;
 mod serve;
 mod watch;
 
@@ -13,14 +18,15 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::{Body as _, Incoming};
+use bytes::Bytes;
+use http_body_util::Full;
 use serde::Deserialize;
 use tokio::net::TcpListener;
 
+use self::body::Body;
 use crate::config::{Validate, check_count};
 
+pub use self::body::BodyError;
 pub use hyper::http::request::Parts;
 pub use hyper::{Method, StatusCode, header};
 pub use serve::{DRAIN_LIMIT, serve};
@@ -43,11 +49,15 @@ pub struct HttpLimits {
     pub body_timeout: Duration,
     /// Largest body, in bytes.
     pub body_bytes_max: usize,
-    /// Most connections at once; more wait in the kernel's queue until one ends.
+    /// Most connections at once. A further one takes the place of one that waits for nothing but its client;
+    /// where all are being answered, it is told so (503).
     pub connections_max: usize,
     /// How long a connection may stay open without a request. The client must have taken its last
     /// answer within this time, too.
     pub idle_timeout: Duration,
+    /// How long it may be without one before it has to make room for another connection, when there are too
+    /// many.
+    pub spared_idle: Duration,
 }
 
 impl Default for HttpLimits {
@@ -58,6 +68,7 @@ impl Default for HttpLimits {
             body_bytes_max: 10 * 1024 * 1024,
             connections_max: 10_000,
             idle_timeout: Duration::from_secs(75),
+            spared_idle: Duration::from_secs(1),
         }
     }
 }
@@ -85,75 +96,18 @@ pub struct Request {
     pub parts: Parts,
     /// Who is at the other end of the connection.
     pub remote: SocketAddr,
-    body: Incoming,
+    body: Body,
     limits: HttpLimits,
-}
-
-/// Why a body couldn't be read.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum BodyError {
-    /// It is, or says it will be, larger than allowed.
-    #[error("the request's body is larger than {limit} bytes")]
-    TooLarge {
-        /// Largest body, in bytes.
-        limit: usize,
-    },
-    /// It didn't arrive in time.
-    #[error("the request's body didn't arrive within {after:?}")]
-    TooSlow {
-        /// How long the server waited.
-        after: Duration,
-    },
-    /// The connection ended or its framing is wrong.
-    #[error("the request's body ended early or is malformed")]
-    Broken,
-}
-
-impl BodyError {
-    /// The status that tells the client.
-    pub fn status(self) -> StatusCode {
-        match self {
-            Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::TooSlow { .. } => StatusCode::REQUEST_TIMEOUT,
-            Self::Broken => StatusCode::BAD_REQUEST,
-        }
-    }
 }
 
 impl Request {
     /// Reads the whole body. A second call returns nothing more.
+    ///
+    /// What isn't read, because it is refused or because nobody asks for it, is discarded while the answer is on
+    /// its way: a client that is still sending then gets to read it.
     pub async fn body(&mut self) -> Result<Bytes, BodyError> {
-        let after = self.limits.body_timeout;
-        let body = collect(&mut self.body, self.limits.body_bytes_max);
-        tokio::time::timeout(after, body).await.unwrap_or(Err(BodyError::TooSlow { after }))
+        self.body.read(self.limits.body_bytes_max, self.limits.body_timeout).await
     }
-}
-
-/// Collects a body of at most `limit` bytes. A body of one frame, the usual case, isn't copied.
-async fn collect(body: &mut Incoming, limit: usize) -> Result<Bytes, BodyError> {
-    // Refuse what announces itself as too large before asking the client to send it.
-    if body.size_hint().lower() > limit as u64 {
-        return Err(BodyError::TooLarge { limit });
-    }
-    let mut first = Bytes::new();
-    let mut joined = BytesMut::new();
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| {
-            tracing::debug!(%error, "a request's body broke off");
-            BodyError::Broken
-        })?;
-        let Ok(data) = frame.into_data() else { continue }; // trailers
-        if first.len() + joined.len() + data.len() > limit {
-            return Err(BodyError::TooLarge { limit });
-        }
-        if first.is_empty() && joined.is_empty() {
-            first = data;
-        } else {
-            joined.extend_from_slice(&std::mem::take(&mut first));
-            joined.extend_from_slice(&data);
-        }
-    }
-    Ok(if joined.is_empty() { first } else { joined.freeze() })
 }
 
 /// A plain-text answer.

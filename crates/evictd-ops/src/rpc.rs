@@ -2,10 +2,10 @@
 
 use bytes::Bytes;
 use evictd_wire::api::envelope::{Failure, Success};
-use evictd_wire::api::error::{ApiError, ErrorKind, JSON};
+use evictd_wire::api::error::{ApiError, ErrorKind, FieldError, JSON};
 use evictd_wire::api::ids;
 use evictd_wire::api::requests::authorization;
-use hyper::header::{ACCEPT, AUTHORIZATION};
+use hyper::header::{ACCEPT, ALLOW, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use hyper::{HeaderMap, Method, StatusCode};
 use serde::Serialize;
 
@@ -26,7 +26,7 @@ impl Call {
     pub async fn read(mut request: Request) -> Result<Self, Reply> {
         let request_id = ids::new_id(ids::REQUEST);
         if request.parts.method != Method::POST {
-            return Err(text(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n"));
+            return Err(not_allowed("POST"));
         }
         let body = request.body().await;
         let headers = request.parts.headers;
@@ -39,8 +39,13 @@ impl Call {
         }
     }
 
-    /// The body as `parse` reads it. Unkey's validator looks at the body and for the header, and leaves the
-    /// header's form to what comes later; so do we, in this order.
+    /// A call that says everything with its path.
+    pub fn without_body(request: Request) -> Self {
+        Self { request_id: ids::new_id(ids::REQUEST), headers: request.parts.headers, body: Bytes::new() }
+    }
+
+    /// The body as `parse` reads it. Unkey's validator looks for the `Authorization` header and at the body's
+    /// type and content, and leaves the header's form to what comes later; so do we, in this order.
     pub fn request<'a, T>(
         &'a self,
         parse: impl FnOnce(&'a [u8]) -> Result<T, ApiError>,
@@ -48,12 +53,21 @@ impl Call {
         if !self.headers.contains_key(AUTHORIZATION) {
             authorization(None)?;
         }
+        if !self.headers.get_all(CONTENT_TYPE).iter().all(is_json) {
+            return Err(wrong_content_type());
+        }
         parse(&self.body)
     }
 
     /// The root key's text. It was given, but nobody has looked it up yet.
     pub fn token(&self) -> Result<&str, ApiError> {
-        authorization(self.headers.get(AUTHORIZATION).map(hyper::header::HeaderValue::as_bytes))
+        let mut headers = self.headers.get_all(AUTHORIZATION).iter().map(HeaderValue::as_bytes);
+        let first = headers.next();
+        if headers.next().is_some() {
+            let detail = "There are several Authorization headers; send one";
+            return Err(ApiError::new(ErrorKind::AuthenticationMalformed, detail));
+        }
+        authorization(first)
     }
 
     /// The answer of a call that did what it was asked.
@@ -73,6 +87,30 @@ impl Call {
 /// The answer to a path that no endpoint has: plain text, as Unkey's router gives it.
 pub fn not_found() -> Reply {
     text(StatusCode::NOT_FOUND, "404 page not found\n")
+}
+
+/// The answer to a method that an endpoint doesn't have: plain text as well. `allowed` are those that it has.
+pub fn not_allowed(allowed: &'static str) -> Reply {
+    let mut reply = text(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n");
+    reply.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+    reply
+}
+
+/// Whether a `Content-Type` is JSON, whatever its parameters. (Who sends none means JSON: there is nothing else.)
+fn is_json(content_type: &HeaderValue) -> bool {
+    let media_type = content_type.to_str().unwrap_or_default().split(';').next().unwrap_or_default();
+    media_type.trim().eq_ignore_ascii_case(JSON)
+}
+
+fn wrong_content_type() -> ApiError {
+    ApiError {
+        errors: vec![FieldError {
+            location: "/header/Content-Type".to_owned(),
+            message: "the body's type isn't application/json".to_owned(),
+            fix: Some("send `Content-Type: application/json`".to_owned()),
+        }],
+        ..ApiError::new(ErrorKind::InvalidInput, "The Content-Type header must be application/json")
+    }
 }
 
 fn unreadable(error: BodyError) -> ApiError {

@@ -16,12 +16,6 @@ pub(crate) async fn authenticate(store: &dyn HomeStore, token: &str) -> Result<R
     acting(root.as_ref(), clock::wall_now()).cloned()
 }
 
-/// Refuses a root key that may not do `action` on `api` (`*` asks for the right on all).
-pub(crate) fn require(root: &RootKeyRecord, api: &str, action: &str) -> Result<(), ApiError> {
-    let allowed = root.allows(api, action);
-    if allowed { Ok(()) } else { Err(missing(api, action)) }
-}
-
 /// The error that names what would have sufficed.
 pub(crate) fn missing(api: &str, action: &str) -> ApiError {
     let mut needed = vec![format!("api.*.{action}")];

@@ -1,18 +1,32 @@
 //! The publisher's configuration. `deploy/publisher.toml` documents every key and holds every default.
+//!
+//! * [`StoreConfig`], in `store`: which home store.
 
-use std::path::PathBuf;
+mod store;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use evictd_ops::admin::AdminConfig;
 use evictd_ops::bus::BusConfig;
-use evictd_ops::config::{HumanDuration, Validate, check_count};
+use evictd_ops::config::{HumanDuration, UnitError, Validate, check_count};
 use evictd_ops::http::HttpConfig;
 use evictd_ops::logging::LogConfig;
 use evictd_wire::subject::check_name;
 use serde::Deserialize;
 
+pub use self::store::{PostgresUrl, StoreConfig, StoreLocation, StoreUrlError};
+
 /// The documented default file; the program's own defaults.
 pub const DEFAULTS: &str = include_str!("../../../deploy/publisher.toml");
+
+/// The log is kept for at least so long: an agent has to flush for every row that it missed and can't get.
+const LOG_RETENTION_MIN: Duration = Duration::from_hours(1);
+
+/// And for at least so many bounds.
+const LOG_RETENTION_BOUNDS_MIN: u32 = 10;
 
 /// All of it.
 #[derive(Clone, Debug, Deserialize)]
@@ -32,16 +46,12 @@ pub struct PublisherConfig {
     pub authority: AuthorityConfig,
     /// Receipts.
     pub receipts: ReceiptsConfig,
+    /// How many requests a workspace may make.
+    pub rate_limit: RateLimitConfig,
+    /// How long is kept what nobody needs any more.
+    pub retention: RetentionConfig,
     /// Logging.
     pub log: LogConfig,
-}
-
-/// The home store.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct StoreConfig {
-    /// The SQLite file.
-    pub path: PathBuf,
 }
 
 /// Numbering and the live feed.
@@ -82,6 +92,111 @@ pub struct ReceiptsConfig {
     pub regions: Vec<String>,
 }
 
+/// How many requests a workspace may make of the control API.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RateLimitConfig {
+    /// Of each workspace.
+    pub requests_per_minute: RequestLimit,
+    /// Of single workspaces, by id.
+    pub workspaces: BTreeMap<String, RequestLimit>,
+}
+
+/// Requests in a minute: `unlimited` or a number.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(try_from = "String")]
+pub enum RequestLimit {
+    /// As many as one likes.
+    Unlimited,
+    /// So many; none with 0.
+    PerMinute(u32),
+}
+
+/// A text that isn't a limit.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("`{0}` isn't a limit; write a whole number of requests in a minute, or `unlimited`")]
+pub struct LimitError(String);
+
+/// How long is kept what nobody needs any more.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RetentionConfig {
+    /// Rows of the log.
+    pub log: HumanDuration,
+    /// Receipts.
+    pub receipts: HumanDuration,
+    /// Audit records.
+    pub audit: Keep,
+}
+
+/// For how long something is kept: a time or `forever`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(try_from = "String")]
+pub enum Keep {
+    /// It is never deleted.
+    Forever,
+    /// For so long.
+    For(HumanDuration),
+}
+
+impl FromStr for RequestLimit {
+    type Err = LimitError;
+
+    fn from_str(text: &str) -> Result<Self, LimitError> {
+        match text.trim() {
+            "unlimited" => Ok(Self::Unlimited),
+            number => number.parse().map(Self::PerMinute).map_err(|_| LimitError(text.to_owned())),
+        }
+    }
+}
+
+impl TryFrom<String> for RequestLimit {
+    type Error = LimitError;
+
+    fn try_from(text: String) -> Result<Self, LimitError> {
+        text.parse()
+    }
+}
+
+impl TryFrom<String> for Keep {
+    type Error = UnitError;
+
+    fn try_from(text: String) -> Result<Self, UnitError> {
+        if text.trim() == "forever" { Ok(Self::Forever) } else { text.parse().map(Self::For) }
+    }
+}
+
+impl fmt::Display for Keep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Forever => f.write_str("forever"),
+            Self::For(time) => time.fmt(f),
+        }
+    }
+}
+
+impl PublisherConfig {
+    fn check_retention(&self, problems: &mut Vec<String>) {
+        let RetentionConfig { log, receipts, audit } = self.retention;
+        let least = LOG_RETENTION_MIN.max(Duration::from(self.receipts.bound) * LOG_RETENTION_BOUNDS_MIN);
+        if Duration::from(log) < least {
+            problems.push(format!(
+                "retention.log: must be at least {} (an hour, and {LOG_RETENTION_BOUNDS_MIN} times \
+                 receipts.bound), not {log}",
+                HumanDuration::from(least)
+            ));
+        }
+        // A row without its receipt would look like a change whose outcome is still open.
+        if receipts < log {
+            problems
+                .push(format!("retention.receipts: must not be below retention.log ({log}), not {receipts}"));
+        }
+        if matches!(audit, Keep::For(time) if time < log) {
+            problems.push(format!("retention.audit: must not be below retention.log ({log}), not {audit}"));
+        }
+    }
+}
+
 impl Validate for PublisherConfig {
     fn validate(&self, problems: &mut Vec<String>) {
         for (key, value) in [
@@ -103,12 +218,18 @@ impl Validate for PublisherConfig {
         ] {
             check_count(key, value, problems);
         }
+        let mut named = BTreeSet::new();
         for region in &self.receipts.regions {
             if let Err(error) = check_name(region) {
                 problems.push(format!("receipts.regions: {error}"));
             }
+            if !named.insert(region) {
+                problems.push(format!("receipts.regions: `{region}` stands there more than once"));
+            }
         }
+        self.check_retention(problems);
         self.http.validate(problems);
+        self.store.validate(problems);
         self.log.validate(problems);
         self.nats.validate(problems);
     }

@@ -7,11 +7,12 @@
 //!
 //! * [`config`]: the configuration and its documented defaults.
 //! * [`metrics`]: every metric of the publisher.
-//! * [`control`], [`auth`]: the control API, in Unkey's form.
+//! * [`control`], [`auth`], [`rate_limit`]: the control API, in Unkey's form.
 //! * [`live_feed`]: what goes out to every agent.
 //! * [`sequencer`]: positions, ticks, ends that come by themselves.
 //! * [`authority`]: probe rounds; replays and lookups in [`questions`].
 //! * [`receipts`]: who has applied what, and who waits for it.
+//! * [`retention`]: what has been kept long enough goes.
 //! * [`bus`]: subjects in and out, and where answers may go (R13).
 //! * [`status`]: what operators see.
 
@@ -23,7 +24,9 @@ mod control;
 mod live_feed;
 pub mod metrics;
 mod questions;
+mod rate_limit;
 mod receipts;
+mod retention;
 mod sequencer;
 mod status;
 
@@ -43,10 +46,12 @@ use evictd_wire::subject::Kind;
 use tokio_util::sync::CancellationToken;
 
 use crate::authority::RoundWish;
-use crate::config::PublisherConfig;
+use crate::config::{PublisherConfig, StoreLocation, StoreUrlError};
 use crate::live_feed::LiveFeed;
 use crate::metrics::Metrics;
+use crate::rate_limit::RateLimits;
 use crate::receipts::Receipts;
+use crate::retention::Retention;
 use crate::sequencer::{Sequencer, Wake};
 
 /// Why a publisher can't start.
@@ -58,11 +63,20 @@ pub enum StartError {
     /// The connection's settings are unusable; an unreachable server is not an error.
     #[error(transparent)]
     Bus(#[from] BusError),
+    /// The configuration doesn't say where the home store is.
+    #[error("can't tell where the home store is")]
+    Location(#[from] StoreUrlError),
+    /// [`start`] was asked to open a store that only [`start_on`] takes.
+    #[error("the home store {place} must be opened by whoever starts the publisher")]
+    NotOpened {
+        /// Where it is, without its password.
+        place: String,
+    },
     /// The home store can't be used.
-    #[error("can't use the home store {path}")]
+    #[error("can't use the home store {place}")]
     Store {
-        /// Its path.
-        path: String,
+        /// Where it is, without its password.
+        place: String,
         /// Why.
         #[source]
         source: StoreError,
@@ -87,24 +101,45 @@ pub struct Running {
     /// Whether anybody can call the control API.
     pub has_root_keys: bool,
     tasks: Tasks,
-    store: Arc<SqliteStore>,
+    /// To be closed at the end: it was opened here.
+    opened: Option<Arc<SqliteStore>>,
 }
 
 impl Running {
-    /// Waits until everything has ended, requests in flight included, and closes the store. An error
-    /// tells of a part that ended by itself, and took the others along.
+    /// Waits until everything has ended, requests in flight included, and closes the store if [`start`] opened it.
+    /// An error tells of a part that ended by itself, and took the others along.
     pub async fn ended(self) -> Result<(), TaskFailed> {
         let ended = self.tasks.ended().await;
-        self.store.close().await;
+        if let Some(store) = self.opened {
+            store.close().await;
+        }
         ended
     }
 }
 
-/// Starts a publisher; it runs until `shutdown` is cancelled. Addresses with port 0 get one.
+/// Opens the SQLite file that the configuration names, for this process alone, and starts a publisher on it.
 pub async fn start(config: PublisherConfig, shutdown: CancellationToken) -> Result<Running, StartError> {
-    let store_error = |source| StartError::Store { path: config.store.path.display().to_string(), source };
-    let sqlite = Arc::new(SqliteStore::open_exclusively(&config.store.path).await.map_err(store_error)?);
-    let store: Arc<dyn HomeStore> = sqlite.clone();
+    let path = match config.store.location()? {
+        StoreLocation::Sqlite(path) => path,
+        place @ StoreLocation::Postgres(_) => {
+            return Err(StartError::NotOpened { place: place.to_string() });
+        }
+    };
+    let store_error = |source| StartError::Store { place: path.display().to_string(), source };
+    let store = Arc::new(SqliteStore::open_exclusively(&path).await.map_err(store_error)?);
+    let running = start_on(store.clone(), config, shutdown).await?;
+    Ok(Running { opened: Some(store), ..running })
+}
+
+/// Starts a publisher on a store that is open; it runs until `shutdown` is cancelled. The store is to be closed
+/// when it has [ended](Running::ended). Addresses with port 0 get one.
+pub async fn start_on(
+    store: Arc<dyn HomeStore>,
+    config: PublisherConfig,
+    shutdown: CancellationToken,
+) -> Result<Running, StartError> {
+    let place = config.store.location()?.to_string();
+    let store_error = |source| StartError::Store { place: place.clone(), source };
     store.check_triggers().await.map_err(store_error)?;
     let has_root_keys = store.has_root_keys().await.map_err(store_error)?;
 
@@ -156,7 +191,11 @@ pub async fn start(config: PublisherConfig, shutdown: CancellationToken) -> Resu
         readiness: readiness.clone(),
         status: status::status(receipts.clone(), fence.clone()),
     };
-    let surface = control::Surface::new(store.clone(), receipts.clone(), wake, metrics.clone());
+    let limits_of_workspaces = RateLimits::new(&config.rate_limit);
+    let surface =
+        control::Surface::new(store.clone(), receipts.clone(), limits_of_workspaces, wake, metrics.clone());
+    let retention =
+        Retention { config: config.retention.clone(), store: store.clone(), metrics: metrics.clone() };
     let authority = authority::Authority {
         config: config.authority.clone(),
         store: store.clone(),
@@ -199,8 +238,9 @@ pub async fn start(config: PublisherConfig, shutdown: CancellationToken) -> Resu
     tasks.spawn("bounds", receipts.clone().keep_time(drained.clone()));
     tasks.spawn("receipts", receipts.keep(drained.clone()));
     tasks.spawn("sequencer", sequencer.run(drained.clone()));
+    tasks.spawn("retention", retention.run(drained.clone()));
     tasks.spawn("admin", serve(admin_listener, admin, HttpLimits::default(), drained.clone()));
     tasks.spawn("metrics", async move { registry.run_upkeep(drained).await });
-    tracing::info!(http = %running_http, admin = %running_admin, store = %config.store.path.display(), "publisher started");
-    Ok(Running { http: running_http, admin: running_admin, readiness, has_root_keys, tasks, store: sqlite })
+    tracing::info!(http = %running_http, admin = %running_admin, store = place, "publisher started");
+    Ok(Running { http: running_http, admin: running_admin, readiness, has_root_keys, tasks, opened: None })
 }

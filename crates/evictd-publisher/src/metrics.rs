@@ -8,8 +8,9 @@ use evictd_core::receipts::RegionState;
 use evictd_ops::bus::BusMetrics;
 use evictd_ops::metric_specs;
 use evictd_ops::metrics::{LATENCY_BUCKETS, MetricKind, MetricSpec, PROPAGATION_BUCKETS, Registry};
+use evictd_store::audit::Purged;
 use evictd_store::log::Backlog;
-use evictd_wire::api::requests::{CreateApi, CreateKey, DeleteApi, DeleteKey, GetKey, GetReceipt};
+use evictd_wire::api::requests::Endpoint;
 use evictd_wire::subject::Kind;
 use hyper::StatusCode;
 use metrics::{Counter, Gauge, Histogram, Unit};
@@ -58,6 +59,8 @@ metric_specs! {
         "Messages from agents that were refused: malformed, reply (the answer would not go into the asker's own inbox), subject, overload (too many of one agent wait, or run), ahead (it claims to have applied more than the log holds), or bound (it would keep a longer one than receipts.bound).";
     REQUESTS = "evictd_publisher_requests_total", COUNTER, COUNT, ["endpoint", "class"],
         "Control API requests answered, by class of status.";
+    PURGED = "evictd_publisher_purged_rows_total", COUNTER, COUNT, ["kind"],
+        "Rows of the home store that were deleted because they had been kept long enough: log, receipts or audit.";
     STORE_FAILURES = "evictd_publisher_store_failures_total", COUNTER, COUNT, [],
         "Times the sequencer found the home store failing.";
     NATS_CONNECTED = "evictd_publisher_nats_connected", GAUGE, None, [],
@@ -70,37 +73,6 @@ metric_specs! {
 
 /// How receipts end.
 const FINAL_STATES: [RegionState; 3] = [RegionState::Confirmed, RegionState::Fenced, RegionState::Unproven];
-
-/// The endpoints of the control API.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Endpoint {
-    CreateApi,
-    DeleteApi,
-    CreateKey,
-    GetKey,
-    DeleteKey,
-    GetReceipt,
-}
-
-impl Endpoint {
-    const ALL: [Self; 6] =
-        [Self::CreateApi, Self::DeleteApi, Self::CreateKey, Self::GetKey, Self::DeleteKey, Self::GetReceipt];
-
-    fn path(self) -> &'static str {
-        match self {
-            Self::CreateApi => CreateApi::PATH,
-            Self::DeleteApi => DeleteApi::PATH,
-            Self::CreateKey => CreateKey::PATH,
-            Self::GetKey => GetKey::PATH,
-            Self::DeleteKey => DeleteKey::PATH,
-            Self::GetReceipt => GetReceipt::PATH,
-        }
-    }
-
-    pub(crate) fn of(path: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|endpoint| endpoint.path() == path)
-    }
-}
 
 /// Why a message from an agent was refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -163,8 +135,9 @@ pub struct Metrics {
     lookups: [Counter; 3],
     announcements: Counter,
     refused: [[Counter; 6]; 4],
-    requests: [[Counter; 3]; 6],
+    requests: [[Counter; 3]; Endpoint::ALL.len()],
     receipts: [Counter; 3],
+    purged: [Counter; 3],
     store_failures: Counter,
     pub(crate) nats: BusMetrics,
 }
@@ -203,6 +176,7 @@ impl Metrics {
             refused: Kind::ALL.map(refused),
             requests: Endpoint::ALL.map(requests),
             receipts: FINAL_STATES.map(|state| counter(&RECEIPTS, "state", state.label())),
+            purged: ["log", "receipts", "audit"].map(|kind| counter(&PURGED, "kind", kind)),
             store_failures: registry.counter(&STORE_FAILURES, &[]),
             nats: BusMetrics {
                 connected: gauge(&NATS_CONNECTED),
@@ -276,6 +250,12 @@ impl Metrics {
             _ => 2,
         };
         self.requests[endpoint as usize][class].increment(1);
+    }
+
+    pub(crate) fn purged(&self, purged: Purged) {
+        for (counter, rows) in self.purged.iter().zip([purged.log, purged.receipts, purged.audit]) {
+            counter.increment(rows);
+        }
     }
 
     pub(crate) fn store_failed(&self) {

@@ -70,6 +70,8 @@ pub(crate) struct Receipts {
     recorded: Notify,
     /// The roster or the open requests are to be read again, all of them.
     look_again: Notify,
+    /// Other publishers have numbered rows.
+    numbered_elsewhere: Notify,
     rounds: RoundWish,
     places: Arc<Semaphore>,
     /// Those who wait for their receipt shall not wait any longer.
@@ -79,6 +81,8 @@ pub(crate) struct Receipts {
 struct State {
     book: Book,
     head: LogPosition,
+    /// Up to here, every row was numbered by this publisher, or looked for in the store.
+    accounted: LogPosition,
     known: BTreeMap<Identity, Known>,
     /// Until then the roster may lack somebody: an epoch began a while ago.
     distrusted_until: Option<LeaseTime>,
@@ -118,6 +122,7 @@ impl Receipts {
         let state = State {
             book: Book::new(book_config, configured.iter().cloned()),
             head: LogPosition::ZERO,
+            accounted: LogPosition::ZERO,
             known: BTreeMap::new(),
             distrusted_until: None,
             departed: BTreeSet::new(),
@@ -136,6 +141,7 @@ impl Receipts {
             revision: tokio::sync::Mutex::new(0),
             recorded: Notify::new(),
             look_again: Notify::new(),
+            numbered_elsewhere: Notify::new(),
             rounds,
             places: Arc::new(Semaphore::new(WAITS_MAX)),
             draining,
@@ -183,6 +189,7 @@ impl Receipts {
     /// Receipts are opened for them after the roster was read: everybody who may serve from before them stands
     /// there by now (R12).
     pub(crate) async fn numbered(&self, known: LogPosition, numbered: &Numbered) {
+        self.account_for(numbered);
         if numbered.rows.is_empty() {
             return;
         }
@@ -202,6 +209,18 @@ impl Receipts {
             committed_at: row.committed_at,
         }));
         self.open(numbered.head.epoch(), changes).await;
+    }
+
+    /// Notices that other publishers have numbered rows. This publisher's own requests may be among them, and who
+    /// waits for their receipts must not wait until they are found by themselves.
+    fn account_for(&self, numbered: &Numbered) {
+        let mut state = self.state.lock();
+        let begin = numbered.rows.first().map(|row| row.position);
+        if begin.is_some() && begin == state.accounted.next() {
+            state.accounted = numbered.head;
+        } else if numbered.head > state.accounted {
+            self.numbered_elsewhere.notify_one();
+        }
     }
 
     /// R1, as far as it shows here.

@@ -1,8 +1,8 @@
 //! Gives committed rows their positions and sends them on the live feed; tells the head once a second;
 //! ends what has expired.
 //!
-//! One mechanism for changes of the API, which wake it at once, and for those made past it, which it
-//! finds by polling (R1). What can't be sent is not kept here: the log is in the store, and agents ask.
+//! One mechanism for changes of the API, which wake it at once, and for those made past it, which the store
+//! tells of or polling finds (R1). What can't be sent is not kept here: the log is in the store, and agents ask.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -75,6 +75,7 @@ impl Sequencer {
         let mut version = None;
         let mut healthy = Health::default();
         self.check_triggers().await;
+        let mut told = self.store.told_of_a_change();
         loop {
             // What the clock asks for comes before the rows: a steady load of changes must not starve it.
             let (need, done) = tokio::select! {
@@ -94,6 +95,11 @@ impl Sequencer {
                 }
                 _ = poll.tick() => (Need::Writes, self.number_if_changed(&mut version).await),
                 () = self.wake.rows.notified() => (Need::Writes, self.number().await),
+                () = &mut told => {
+                    // Listening again before looking: what is said meanwhile is heard.
+                    told = self.store.told_of_a_change();
+                    (Need::Writes, self.number().await)
+                }
             };
             healthy.note(need, done, &self.condition, &self.metrics);
         }

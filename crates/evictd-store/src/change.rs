@@ -1,11 +1,13 @@
 //! The changes of the control API, and why one is refused.
 
+use std::time::Duration;
+
 use evictd_core::ids::{ApiId, KeyHash, KeyId, WorkspaceId};
 use evictd_core::time::StoreTime;
 
 use crate::StoreError;
 
-/// Who changes something, for the audit record.
+/// Who changes something through the control API, for the audit record.
 #[derive(Clone, Debug)]
 pub struct Actor {
     /// The root key that authorised the change.
@@ -18,6 +20,15 @@ pub struct Actor {
     pub remote_ip: Option<String>,
     /// What the client calls itself.
     pub user_agent: Option<String>,
+}
+
+/// Who changes something with the command line on the store itself, for the audit record.
+#[derive(Clone, Debug)]
+pub struct Operator {
+    /// The user that the system knows.
+    pub name: String,
+    /// Drawn for this change, `req_...`: its receipt can be asked for.
+    pub request_id: String,
 }
 
 /// Asked inside the transaction, after existence and before the change: may the actor do this to a key
@@ -92,10 +103,92 @@ pub struct NewKey {
     pub name: Option<String>,
     /// Its metadata: a JSON object as text.
     pub meta: Option<String>,
+    /// Whom it belongs to, in the words of its owner.
+    pub external_id: Option<String>,
+    /// What it may do, in the words of its owner: sorted, none twice.
+    pub permissions: Vec<String>,
     /// Whether it grants anything from the start.
     pub enabled: bool,
     /// When it ends.
     pub expires_at: Option<StoreTime>,
+}
+
+/// What becomes of an optional property.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub enum Edit<T> {
+    /// It stays as it is.
+    #[default]
+    Keep,
+    /// It is taken away.
+    Clear,
+    /// It becomes this.
+    Set(T),
+}
+
+/// Changes to a key. What isn't said stays.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct KeyUpdate {
+    /// Its name.
+    pub name: Edit<String>,
+    /// Its metadata: a JSON object as text.
+    pub meta: Edit<String>,
+    /// Whom it belongs to, in the words of its owner.
+    pub external_id: Edit<String>,
+    /// When it ends. An end in the future makes an expired key live again.
+    pub expires_at: Edit<StoreTime>,
+    /// Whether it grants anything.
+    pub enabled: Option<bool>,
+    /// What it may do, all of it: sorted, none twice.
+    pub permissions: Option<Vec<String>>,
+}
+
+/// A key that takes another one's place.
+#[derive(Clone, Debug)]
+pub struct Reroll {
+    /// The one that is replaced. Its settings go over to the new one.
+    pub key: KeyId,
+    /// How long the old one goes on, by the store's clock: to the end of the minute in which that is over, unless
+    /// it ends earlier by itself. Zero: it has expired at once.
+    pub grace: Duration,
+    /// The new one's id, drawn by the caller.
+    pub new_id: KeyId,
+    /// SHA-256 of the new one's text.
+    pub hash: KeyHash,
+    /// What of the new one's text may be shown.
+    pub start: String,
+}
+
+/// When a key ends that is replaced at `now`: at once without grace, else with the minute in which it is over.
+pub(crate) fn end_of_grace(now: StoreTime, grace: Duration) -> StoreTime {
+    const MINUTE_MS: i64 = 60_000;
+    if grace.is_zero() {
+        return now;
+    }
+    let grace_ms = i64::try_from(grace.as_millis()).unwrap_or(i64::MAX);
+    let over = now.as_millis().saturating_add(grace_ms);
+    StoreTime::from_millis(over.saturating_add(MINUTE_MS - 1) / MINUTE_MS * MINUTE_MS)
+}
+
+/// Which keys of an API to list.
+#[derive(Clone, Debug)]
+pub struct ListKeys {
+    /// The API.
+    pub api_id: ApiId,
+    /// Only those that belong to this external id.
+    pub external_id: Option<String>,
+    /// From this id on, in ascending order of their bytes.
+    pub from: Option<KeyId>,
+    /// How many at most.
+    pub limit: usize,
+}
+
+/// A part of a list of keys.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct KeyPage {
+    /// In ascending order of ids.
+    pub keys: Vec<KeyDetails>,
+    /// The first one of the next page, if there is one.
+    pub next: Option<KeyId>,
 }
 
 /// A key as stored, without its hash.
@@ -111,6 +204,10 @@ pub struct KeyDetails {
     pub name: Option<String>,
     /// Its metadata: a JSON object as text.
     pub meta: Option<String>,
+    /// Whom it belongs to, in the words of its owner.
+    pub external_id: Option<String>,
+    /// What it may do, in the words of its owner: sorted, none twice.
+    pub permissions: Vec<String>,
     /// Whether it grants anything.
     pub enabled: bool,
     /// When it ends.

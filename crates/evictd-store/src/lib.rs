@@ -8,12 +8,17 @@
 //! * [`log`]: numbered rows, rounds, replays.
 //! * [`roster`]: which agents there are.
 //! * [`receipt`]: what became of a request.
+//! * [`audit`]: who changed what, and what becomes of old rows.
 //! * [`sqlite`]: the embedded store.
+//! * [`postgres`]: the store of several publishers.
 
+pub mod audit;
 pub mod change;
 pub mod log;
+pub mod postgres;
 pub mod receipt;
 pub mod roster;
+mod rows;
 pub mod sqlite;
 
 use std::path::PathBuf;
@@ -24,8 +29,10 @@ use evictd_core::position::LogPosition;
 use evictd_core::record::{Lookup, RootKeyRecord};
 use evictd_core::time::StoreTime;
 
+use crate::audit::{AuditQuery, AuditRecord, Purge, Purged};
 use crate::change::{
-    Actor, Api, Authorize, ChangeError, DeleteMode, KeyDetails, NewApi, NewKey, NewRootKey, RootKeyInfo,
+    Actor, Api, Authorize, ChangeError, DeleteMode, KeyDetails, KeyPage, KeyUpdate, ListKeys, NewApi, NewKey,
+    NewRootKey, Operator, Reroll, RootKeyInfo,
 };
 use crate::log::{Backlog, Numbered, NumberedRequest, Replay, Round, RoundRequest};
 use crate::receipt::{FinalReceipt, Recorded};
@@ -35,10 +42,10 @@ use crate::roster::Roster;
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The database can't be opened or created.
-    #[error("the home store {} can't be opened: {advice}", path.display())]
+    #[error("the home store {place} can't be opened: {advice}")]
     Open {
-        /// Where it should be.
-        path: PathBuf,
+        /// Where it should be: a path, or a URL without its password.
+        place: String,
         /// What to do about it.
         advice: &'static str,
         /// What the system or the driver said.
@@ -72,9 +79,32 @@ pub enum StoreError {
         #[source]
         source: sqlx::Error,
     },
+    /// The file isn't where it was opened. Nothing was changed.
+    #[error(
+        "{} isn't the file that was opened: somebody moved, replaced or removed it; put it back, or restart evictd to go on with what lies there now",
+        path.display()
+    )]
+    Misplaced {
+        /// The store's file, or one that belongs to it.
+        path: PathBuf,
+    },
+    /// The last write has failed, see [`HomeStore::writable`].
+    #[error("the home store can't be written to: {cause}")]
+    Unwritable {
+        /// What the driver said to that write.
+        cause: String,
+    },
     /// The schema couldn't be brought up to date.
     #[error("the home store's schema couldn't be migrated")]
     Migrate(#[source] sqlx::migrate::MigrateError),
+    /// The schema has to be brought up to date, by somebody who may.
+    #[error(
+        "the home store {place} doesn't have this version's schema, and this user may not change it: run `evictd migrate` as the owner of its database"
+    )]
+    NotMigrated {
+        /// Where it is.
+        place: String,
+    },
     /// Something stored can't be read back.
     #[error("the home store holds an invalid {what}: {value}")]
     Corrupt {
@@ -144,9 +174,20 @@ pub trait HomeStore: Send + Sync + 'static {
     /// `limit`; each becomes a row of the log. Returns how many.
     async fn expire(&self, limit: usize) -> Result<u64, StoreError>;
 
+    /// An error if the last write has failed and none has succeeded since, or if the next one is known to fail:
+    /// what reading alone doesn't show. Costs nothing. It turns good again by a write that succeeds, so whoever
+    /// asks has to see to one.
+    fn writable(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     /// A number that changes when any connection commits anything: the sequencer's cue for changes made
     /// past the API.
     async fn version(&self) -> Result<i64, StoreError>;
+
+    /// Returns when the store says by itself that somebody committed something past the API. One that can't
+    /// say never returns; [`HomeStore::version`] must be asked either way, because what is said may be lost.
+    async fn told_of_a_change(&self);
 
     /// Checks that the log's triggers are in place and unaltered (R3).
     async fn check_triggers(&self) -> Result<(), StoreError>;
@@ -155,7 +196,21 @@ pub trait HomeStore: Send + Sync + 'static {
     async fn root_key(&self, hash: KeyHash) -> Result<Option<RootKeyRecord>, StoreError>;
 
     /// Stores a root key, and the workspace if it is new.
-    async fn create_root_key(&self, root_key: NewRootKey) -> Result<(), StoreError>;
+    async fn create_root_key(&self, operator: &Operator, root_key: NewRootKey) -> Result<(), StoreError>;
+
+    /// Marks a root key as deleted, which every agent learns like any other deletion. False if there is no
+    /// such root key, or it was deleted before.
+    async fn revoke_root_key(&self, operator: &Operator, id: &KeyId) -> Result<bool, StoreError>;
+
+    /// Protects a live API from deletion, or lifts that. False if there is no such API.
+    async fn protect_api(&self, operator: &Operator, api: &ApiId, protect: bool) -> Result<bool, StoreError>;
+
+    /// Audit records, newest first.
+    async fn audit(&self, query: &AuditQuery) -> Result<Vec<AuditRecord>, StoreError>;
+
+    /// Deletes what is old enough to go. A prefix of the log in the order of positions: never a row from its
+    /// middle. Called again until it finds nothing.
+    async fn purge(&self, purge: Purge) -> Result<Purged, StoreError>;
 
     /// Keeps final receipts, all or none. The first one of a request stays: several publishers may have
     /// finished the same, and what was answered once is answered again. Rounds wait for it meanwhile: a
@@ -195,6 +250,27 @@ pub trait HomeStore: Send + Sync + 'static {
 
     /// A live key of this workspace, in a live API.
     async fn key(&self, workspace: &WorkspaceId, key: &KeyId) -> Result<Option<KeyDetails>, StoreError>;
+
+    /// Live keys of a live API of this workspace; `None` if there is no such API.
+    async fn list_keys(&self, workspace: &WorkspaceId, list: ListKeys)
+    -> Result<Option<KeyPage>, StoreError>;
+
+    /// Changes a live key. Existence is judged before permission.
+    async fn update_key(
+        &self,
+        actor: &Actor,
+        key: &KeyId,
+        update: KeyUpdate,
+        authorize: Authorize<'_>,
+    ) -> Result<(), ChangeError>;
+
+    /// Replaces a live key by a new one with its settings. Existence is judged before permission.
+    async fn reroll_key(
+        &self,
+        actor: &Actor,
+        reroll: Reroll,
+        authorize: Authorize<'_>,
+    ) -> Result<(), ChangeError>;
 
     /// Deletes a live key. Existence is judged before permission: a foreign or deleted key is
     /// [`ChangeError::KeyNotFound`] even to those who may not delete (unkey-wire contract).

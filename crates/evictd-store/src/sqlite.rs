@@ -8,19 +8,23 @@
 //!
 //! * `connections`: which there are, and who may hold up whom (R10).
 //! * `exclusive`: one publisher per file.
+//! * `place`: notices that the file is no longer where it was opened.
 //! * `write`: a write transaction, and a COMMIT that a dropped caller can't cancel (R4).
 //! * `log`: numbering, rounds, replays, epochs (R1, R2, R5, R7).
 //! * `lineage`: notices that the file was put back (R2).
 //! * `roster`: who may hold a lease (R11).
 //! * `receipts`: what became of a request, and which requests are open (R12).
 //! * `records`: what is read of keys, root keys and APIs (R6).
-//! * `changes`: what the control API changes, and its audit records.
+//! * `changes`: what the control API and operators change, with their audit records.
+//! * `audit`: reading those, and deleting what is old enough to go.
 
+mod audit;
 mod changes;
 mod connections;
 mod exclusive;
 mod lineage;
 mod log;
+mod place;
 mod receipts;
 mod records;
 mod roster;
@@ -30,6 +34,7 @@ use std::collections::HashMap;
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
@@ -44,9 +49,12 @@ use sqlx::sqlite::{SqliteConnection, SqlitePool};
 use self::connections::Connections;
 use self::exclusive::Exclusive;
 use self::lineage::Lineage;
+use self::place::Place;
 use self::write::{Write, failed};
+use crate::audit::{AuditQuery, AuditRecord, Purge, Purged};
 use crate::change::{
-    Actor, Api, Authorize, ChangeError, DeleteMode, KeyDetails, NewApi, NewKey, NewRootKey, RootKeyInfo,
+    Actor, Api, Authorize, ChangeError, DeleteMode, KeyDetails, KeyPage, KeyUpdate, ListKeys, NewApi, NewKey,
+    NewRootKey, Operator, Reroll, RootKeyInfo,
 };
 use crate::log::{Backlog, Numbered, NumberedRequest, Replay, Round, RoundRequest};
 use crate::receipt::{FinalReceipt, Recorded};
@@ -85,8 +93,10 @@ impl SqliteStore {
     }
 
     async fn connect(path: &Path, file: &Path, exclusive: Option<Exclusive>) -> Result<Self, StoreError> {
-        let connections = Connections::open(file).await.map_err(refused(path))?;
-        migrate(&connections.writer, path).await?;
+        let mut connections = Connections::open(file).await.map_err(refused(path))?;
+        migrate(&connections.writer.pool, path).await?;
+        let place = Place::of(file).map_err(|source| refused(path)(source.into()))?;
+        connections.writer.place = Some(Arc::new(place));
         let triggers = intended_triggers().await?;
         let store = Self { connections, lineage: Lineage::beside(file), triggers, exclusive };
         store.notice_a_restore().await?;
@@ -125,7 +135,7 @@ impl SqliteStore {
 
 /// The store couldn't be opened.
 fn refused(path: &Path) -> impl Fn(sqlx::Error) -> StoreError {
-    move |source| StoreError::Open { path: path.to_owned(), advice: advice(&source), source }
+    move |source| StoreError::Open { place: path.display().to_string(), advice: advice(&source), source }
 }
 
 /// The file at `path`, created where there is none. Made absolute, because SQLite takes ":memory:" and
@@ -300,11 +310,19 @@ impl HomeStore for SqliteStore {
         Ok(expired)
     }
 
+    fn writable(&self) -> Result<(), StoreError> {
+        self.connections.writer.check()
+    }
+
     async fn version(&self) -> Result<i64, StoreError> {
         sqlx::query_scalar("PRAGMA data_version")
             .fetch_one(&self.connections.watcher)
             .await
             .map_err(failed("tell whether it changed"))
+    }
+
+    async fn told_of_a_change(&self) {
+        std::future::pending::<()>().await;
     }
 
     async fn check_triggers(&self) -> Result<(), StoreError> {
@@ -320,10 +338,35 @@ impl HomeStore for SqliteStore {
         records::root_key(&self.connections.records, hash).await
     }
 
-    async fn create_root_key(&self, root_key: NewRootKey) -> Result<(), StoreError> {
+    async fn create_root_key(&self, operator: &Operator, root_key: NewRootKey) -> Result<(), StoreError> {
         let (mut write, _turn) = self.connections.change("store a root key").await?;
-        changes::create_root_key(&mut write, &root_key).await?;
-        write.commit_change(None).await
+        changes::create_root_key(&mut write, operator, &root_key).await?;
+        write.commit_change(Some(&operator.request_id)).await
+    }
+
+    async fn revoke_root_key(&self, operator: &Operator, id: &KeyId) -> Result<bool, StoreError> {
+        let (mut write, _turn) = self.connections.change("revoke a root key").await?;
+        let revoked = changes::revoke_root_key(&mut write, operator, id).await?;
+        write.commit_change(Some(&operator.request_id)).await?;
+        Ok(revoked)
+    }
+
+    async fn protect_api(&self, operator: &Operator, api: &ApiId, protect: bool) -> Result<bool, StoreError> {
+        let (mut write, _turn) = self.connections.change("protect an API").await?;
+        let found = changes::protect_api(&mut write, operator, api, protect).await?;
+        write.commit_change(Some(&operator.request_id)).await?;
+        Ok(found)
+    }
+
+    async fn audit(&self, query: &AuditQuery) -> Result<Vec<AuditRecord>, StoreError> {
+        audit::audit(&self.connections.records, query).await
+    }
+
+    async fn purge(&self, purge: Purge) -> Result<Purged, StoreError> {
+        let (mut write, _turn) = self.connections.change("purge old rows").await?;
+        let purged = audit::purge(&mut write, purge).await?;
+        write.commit().await?;
+        Ok(purged)
     }
 
     async fn record_receipts(&self, receipts: &[FinalReceipt]) -> Result<(), StoreError> {
@@ -379,6 +422,37 @@ impl HomeStore for SqliteStore {
         records::key(&self.connections.records, workspace, key).await
     }
 
+    async fn list_keys(
+        &self,
+        workspace: &WorkspaceId,
+        list: ListKeys,
+    ) -> Result<Option<KeyPage>, StoreError> {
+        records::list_keys(&self.connections.records, workspace, &list).await
+    }
+
+    async fn update_key(
+        &self,
+        actor: &Actor,
+        key: &KeyId,
+        update: KeyUpdate,
+        authorize: Authorize<'_>,
+    ) -> Result<(), ChangeError> {
+        let (mut write, _turn) = self.connections.change("update a key").await?;
+        changes::update_key(&mut write, actor, key, &update, authorize).await?;
+        Ok(write.commit_change(Some(&actor.request_id)).await?)
+    }
+
+    async fn reroll_key(
+        &self,
+        actor: &Actor,
+        reroll: Reroll,
+        authorize: Authorize<'_>,
+    ) -> Result<(), ChangeError> {
+        let (mut write, _turn) = self.connections.change("reroll a key").await?;
+        changes::reroll_key(&mut write, actor, &reroll, authorize).await?;
+        Ok(write.commit_change(Some(&actor.request_id)).await?)
+    }
+
     async fn delete_key(
         &self,
         actor: &Actor,
@@ -421,6 +495,10 @@ mod tests {
         poll_fn(|context| Poll::Ready(Pin::new(&mut *future).poll(context).is_pending())).await
     }
 
+    fn operator() -> Operator {
+        Operator { name: "ops".to_owned(), request_id: "req_operator".to_owned() }
+    }
+
     fn root_key(n: u8) -> NewRootKey {
         NewRootKey {
             id: KeyId::new(format!("root_{n}")),
@@ -446,7 +524,7 @@ mod tests {
         let mut lookup = pin!(store.lookup(KeyHash([1; 32])));
         assert!(waits(&mut lookup).await);
 
-        store.create_root_key(root_key(1)).await.unwrap();
+        store.create_root_key(&operator(), root_key(1)).await.unwrap();
         assert!(store.root_key(KeyHash([1; 32])).await.unwrap().is_some());
         assert_eq!(store.number(10).await.unwrap().rows.len(), 1);
         store.round(RoundRequest::default()).await.unwrap();
@@ -456,13 +534,13 @@ mod tests {
     #[tokio::test]
     async fn when_lookups_and_the_control_api_are_stuck_replays_and_the_log_go_on() {
         let (_directory, store) = new_store().await;
-        store.create_root_key(root_key(1)).await.unwrap();
+        store.create_root_key(&operator(), root_key(1)).await.unwrap();
         store.number(10).await.unwrap();
         let connections = &store.connections;
         let _stuck = (occupy(&connections.lookups).await, occupy(&connections.records).await);
         let _change = connections.change("test").await.unwrap();
         assert!(waits(&mut pin!(store.root_key(KeyHash([1; 32])))).await);
-        assert!(waits(&mut pin!(store.create_root_key(root_key(2)))).await);
+        assert!(waits(&mut pin!(store.create_root_key(&operator(), root_key(2)))).await);
 
         assert!(matches!(store.replay(1, 1, 1, 10).await.unwrap(), Replay::Rows(rows) if rows.len() == 1));
         assert_eq!(store.number(10).await.unwrap().head, store.head().await.unwrap());
@@ -474,7 +552,7 @@ mod tests {
         let (_directory, store) = new_store().await;
         let _stuck = occupy(&store.connections.replays).await;
         assert!(waits(&mut pin!(store.replay(1, 1, 1, 10))).await);
-        store.create_root_key(root_key(1)).await.unwrap();
+        store.create_root_key(&operator(), root_key(1)).await.unwrap();
         assert_eq!(store.number(10).await.unwrap().rows.len(), 1);
         store.round(RoundRequest::default()).await.unwrap();
     }
@@ -486,7 +564,7 @@ mod tests {
         let mut changes: Vec<_> = (1..=20)
             .map(|n| {
                 let store = store.clone();
-                Box::pin(async move { store.create_root_key(root_key(n)).await })
+                Box::pin(async move { store.create_root_key(&operator(), root_key(n)).await })
             })
             .collect();
         for change in &mut changes {

@@ -13,14 +13,17 @@ use evictd_core::record::{Record, RecordState};
 use evictd_core::roster::{Instance, PartitionPolicy};
 use evictd_core::time::StoreTime;
 use evictd_store::HomeStore;
-use evictd_store::change::{Actor, Api, ChangeError, DeleteMode, NewApi, NewKey};
+use evictd_store::audit::{AuditQuery, Purge, Purged};
+use evictd_store::change::{
+    Actor, Api, ChangeError, DeleteMode, Edit, KeyDetails, KeyUpdate, ListKeys, NewApi, NewKey, Reroll,
+};
 use evictd_store::log::{NumberedRequest, Replay, RoundRequest};
 use evictd_store::receipt::{FinalReceipt, OpenRow, Recorded};
 use evictd_store::roster::RosterEntry;
 
 use fixture::{
-    SqliteFixture, actor, api_id, asking, instance, key, key_scope, new_api, news, populate, receipt,
-    root_key, run_round, said, workspace,
+    PostgresFixture, SqliteFixture, actor, api_id, asking, instance, key, key_scope, new_api, news, operator,
+    populate, receipt, root_key, run_round, said, workspace,
 };
 
 /// Makes a test of every function of the suite, each on a store of its own.
@@ -31,6 +34,17 @@ macro_rules! conformance {
                 #[tokio::test]
                 async fn $name() {
                     let fixture = super::SqliteFixture::new().await;
+                    super::$name(&fixture.store).await;
+                    fixture.store.close().await;
+                }
+            )*
+        }
+
+        mod postgres {
+            $(
+                #[tokio::test]
+                async fn $name() {
+                    let fixture = super::PostgresFixture::new().await;
                     super::$name(&fixture.store).await;
                     fixture.store.close().await;
                 }
@@ -75,6 +89,19 @@ conformance!(
     open_requests_are_those_numbered_and_without_a_receipt,
     open_requests_go_on_through_a_new_epoch,
     an_operators_new_epoch_goes_on_from_the_head,
+    an_update_changes_what_it_names_and_nothing_else,
+    an_end_in_the_future_makes_an_expired_key_live_again,
+    an_update_that_changes_nothing_is_no_news,
+    a_rerolled_key_expires_and_leaves_its_settings_to_the_new_one,
+    a_rerolled_key_goes_on_to_the_end_of_the_minute_and_no_longer_than_it_would_have,
+    updates_and_rerolls_judge_existence_before_permission,
+    keys_are_listed_page_by_page_without_deleted_ones,
+    a_protected_api_is_not_deleted_until_that_is_lifted,
+    a_revoked_root_key_is_an_invalidation_like_any_other,
+    every_change_has_its_audit_record,
+    audit_records_are_found_by_what_was_changed,
+    old_rows_are_purged_from_the_beginning_of_the_log_only,
+    a_receipt_that_was_purged_is_not_taken_for_none,
 );
 
 fn at(epoch: u32, position: u64) -> LogPosition {
@@ -107,7 +134,7 @@ async fn a_new_store_is_empty(store: &dyn HomeStore) {
 }
 
 async fn changes_get_dense_positions_in_the_order_of_their_commits(store: &dyn HomeStore) {
-    store.create_root_key(root_key()).await.unwrap();
+    store.create_root_key(&operator(), root_key()).await.unwrap();
     store.create_api(&actor(), new_api()).await.unwrap();
     store.create_key(&actor(), key(1)).await.unwrap();
     store.create_key(&actor(), key(2)).await.unwrap();
@@ -220,7 +247,7 @@ async fn a_claim_beyond_the_last_epoch_is_not_followed(store: &dyn HomeStore) {
 }
 
 async fn a_replay_gives_the_range_or_a_prefix_of_it(store: &dyn HomeStore) {
-    store.create_root_key(root_key()).await.unwrap();
+    store.create_root_key(&operator(), root_key()).await.unwrap();
     store.create_api(&actor(), new_api()).await.unwrap();
     for n in 1..=9 {
         store.create_key(&actor(), key(n)).await.unwrap();
@@ -324,7 +351,7 @@ async fn an_end_that_has_come_becomes_a_change_once(store: &dyn HomeStore) {
         expires_at: past,
         ..root_key()
     };
-    store.create_root_key(ended).await.unwrap();
+    store.create_root_key(&operator(), ended).await.unwrap();
     assert_eq!(store.expire(10).await.unwrap(), 1);
     let record = store.root_key(KeyHash([254; 32])).await.unwrap().unwrap();
     assert_eq!(record.state, RecordState::Expired);
@@ -398,7 +425,7 @@ async fn another_workspace_sees_nothing_and_changes_nothing(store: &dyn HomeStor
         hash: KeyHash([254; 32]),
         ..root_key()
     };
-    store.create_root_key(root).await.unwrap();
+    store.create_root_key(&operator(), root).await.unwrap();
     assert_eq!(store.key(&foreign, &key(1).id).await.unwrap(), None);
     assert_eq!(store.api(&foreign, &api_id()).await.unwrap(), None);
     let deletion = store.delete_key(&stranger, &key(1).id, DeleteMode::Permanent, &|_| true).await;
@@ -419,14 +446,14 @@ async fn a_refused_change_leaves_no_trace_in_the_log(store: &dyn HomeStore) {
 }
 
 async fn root_keys_are_listed_newest_first_without_deleted_ones(store: &dyn HomeStore) {
-    store.create_root_key(root_key()).await.unwrap();
+    store.create_root_key(&operator(), root_key()).await.unwrap();
     let listed = store.root_keys().await.unwrap();
     assert_eq!(listed.len(), 1);
     assert_eq!((&listed[0].id, &listed[0].start), (&root_key().id, &root_key().start));
     assert_eq!((&listed[0].name, &listed[0].permissions), (&root_key().name, &root_key().permissions));
     let second =
         evictd_store::change::NewRootKey { id: KeyId::new("root_2"), hash: KeyHash([254; 32]), ..root_key() };
-    store.create_root_key(second).await.unwrap();
+    store.create_root_key(&operator(), second).await.unwrap();
     let listed = store.root_keys().await.unwrap();
     assert_eq!(listed.len(), 2);
     assert!(listed[0].created_at >= listed[1].created_at);
@@ -521,7 +548,7 @@ async fn an_instance_is_forgotten_unless_it_was_heard_since(store: &dyn HomeStor
 }
 
 async fn numbered_rows_say_which_request_wrote_them(store: &dyn HomeStore) {
-    store.create_root_key(root_key()).await.unwrap();
+    store.create_root_key(&operator(), root_key()).await.unwrap();
     store.create_api(&asking("req_api"), new_api()).await.unwrap();
     store.create_key(&asking("req_b"), key(1)).await.unwrap();
     store.delete_key(&asking("req_a"), &key(1).id, DeleteMode::Permanent, &|_| true).await.unwrap();
@@ -533,8 +560,12 @@ async fn numbered_rows_say_which_request_wrote_them(store: &dyn HomeStore) {
         cause,
         committed_at: numbered.rows[row].committed_at,
     };
-    let requests = [expected("req_b", 1, Cause::Created), expected("req_a", 2, Cause::Erased)];
-    assert_eq!(numbered.rows.len(), 3, "the root key came without a request");
+    let requests = [
+        expected("req_operator", 0, Cause::Created),
+        expected("req_b", 1, Cause::Created),
+        expected("req_a", 2, Cause::Erased),
+    ];
+    assert_eq!(numbered.rows.len(), 3);
     assert_eq!(numbered.requests, requests);
     assert_eq!(store.number(100).await.unwrap().requests, []);
 
@@ -569,7 +600,7 @@ async fn a_request_is_open_until_its_receipt_is_recorded(store: &dyn HomeStore) 
 }
 
 async fn a_request_that_changed_nothing_or_was_refused_is_told_apart(store: &dyn HomeStore) {
-    store.create_root_key(root_key()).await.unwrap();
+    store.create_root_key(&operator(), root_key()).await.unwrap();
     store.create_api(&asking("req_api"), new_api()).await.unwrap();
     assert_eq!(store.receipt(&workspace(), "req_api").await.unwrap(), Some(Recorded::Nothing));
     assert_eq!(store.receipt(&WorkspaceId::new("ws_2"), "req_api").await.unwrap(), None);
@@ -603,7 +634,7 @@ async fn receipts_are_recorded_together_or_not_at_all(store: &dyn HomeStore) {
 }
 
 async fn open_requests_are_those_numbered_and_without_a_receipt(store: &dyn HomeStore) {
-    store.create_root_key(root_key()).await.unwrap();
+    store.create_root_key(&operator(), root_key()).await.unwrap();
     store.create_api(&asking("req_api"), new_api()).await.unwrap();
     for n in 1..=5 {
         store.create_key(&asking(&format!("req_{n}")), key(n)).await.unwrap();
@@ -614,7 +645,7 @@ async fn open_requests_are_those_numbered_and_without_a_receipt(store: &dyn Home
         "what waits comes with its number"
     );
     let requests = store.number(100).await.unwrap().requests;
-    assert_eq!(requests.len(), 5);
+    assert_eq!(requests.len(), 6, "the root key's is one");
     assert_eq!(store.open_requests(LogPosition::ZERO, 10).await.unwrap(), requests);
     assert_eq!(store.open_requests(LogPosition::ZERO, 2).await.unwrap(), requests[..2]);
     assert_eq!(store.open_requests(requests[1].position, 2).await.unwrap(), requests[2..4]);
@@ -623,7 +654,7 @@ async fn open_requests_are_those_numbered_and_without_a_receipt(store: &dyn Home
         requests[1..4].iter().map(|row| receipt(&row.request_id, row.position, "{}")).collect();
     store.record_receipts(&done).await.unwrap();
     let open = store.open_requests(LogPosition::ZERO, 10).await.unwrap();
-    assert_eq!(open, [requests[0].clone(), requests[4].clone()]);
+    assert_eq!(open, [requests[0].clone(), requests[4].clone(), requests[5].clone()]);
     assert_eq!(store.open_requests(LogPosition::NEVER, 10).await.unwrap(), []);
 }
 
@@ -654,4 +685,282 @@ async fn an_operators_new_epoch_goes_on_from_the_head(store: &dyn HomeStore) {
     let mut began = [here.unwrap().epoch(), there.unwrap().epoch()];
     began.sort_unstable();
     assert_eq!(began, [3, 4], "each operator's command is one epoch");
+}
+
+/// A key as it should be read back, but for its times.
+async fn details(store: &dyn HomeStore, n: u8) -> KeyDetails {
+    store.key(&workspace(), &key(n).id).await.unwrap().unwrap()
+}
+
+async fn update(store: &dyn HomeStore, n: u8, update: KeyUpdate) -> Result<(), ChangeError> {
+    store.update_key(&actor(), &key(n).id, update, &|_| true).await
+}
+
+async fn an_update_changes_what_it_names_and_nothing_else(store: &dyn HomeStore) {
+    populate(store, 1).await;
+    let before = details(store, 1).await;
+    assert_eq!(before.updated_at, None);
+    let rights = vec!["docs.delete".to_owned()];
+    let change = KeyUpdate {
+        name: Edit::Set("reports".to_owned()),
+        meta: Edit::Clear,
+        permissions: Some(rights.clone()),
+        ..KeyUpdate::default()
+    };
+    update(store, 1, change).await.unwrap();
+    let after = details(store, 1).await;
+    assert!(after.updated_at.is_some());
+    let expected = KeyDetails {
+        name: Some("reports".to_owned()),
+        meta: None,
+        permissions: rights,
+        updated_at: after.updated_at,
+        ..before
+    };
+    assert_eq!(after, expected);
+
+    let change = KeyUpdate {
+        name: Edit::Clear,
+        meta: Edit::Set("{}".to_owned()),
+        external_id: Edit::Clear,
+        enabled: Some(false),
+        ..KeyUpdate::default()
+    };
+    update(store, 1, change).await.unwrap();
+    let after = details(store, 1).await;
+    assert_eq!((after.name, after.meta.as_deref(), after.external_id), (None, Some("{}"), None));
+    assert_eq!(state(store, 1).await, Some(RecordState::Disabled));
+    assert_eq!(news(store).await, [(key_scope(1), Cause::Changed), (key_scope(1), Cause::Changed)]);
+}
+
+async fn an_end_in_the_future_makes_an_expired_key_live_again(store: &dyn HomeStore) {
+    populate(store, 1).await;
+    let ends = |end| KeyUpdate { expires_at: end, ..KeyUpdate::default() };
+    update(store, 1, ends(Edit::Set(StoreTime::from_millis(1)))).await.unwrap();
+    assert_eq!(state(store, 1).await, Some(RecordState::Expired));
+    assert_eq!(store.expire(10).await.unwrap(), 0, "the change said it already");
+    update(store, 1, ends(Edit::Set(StoreTime::from_millis(4_102_444_800_000)))).await.unwrap();
+    assert_eq!(state(store, 1).await, Some(RecordState::Active));
+    update(store, 1, ends(Edit::Set(StoreTime::from_millis(1)))).await.unwrap();
+    update(store, 1, ends(Edit::Clear)).await.unwrap();
+    assert_eq!(state(store, 1).await, Some(RecordState::Active));
+    assert_eq!(details(store, 1).await.expires_at, None);
+}
+
+async fn an_update_that_changes_nothing_is_no_news(store: &dyn HomeStore) {
+    populate(store, 1).await;
+    let same = KeyUpdate { name: Edit::Set("billing".to_owned()), ..KeyUpdate::default() };
+    store.update_key(&asking("req_same"), &key(1).id, same, &|_| true).await.unwrap();
+    assert_eq!(news(store).await, []);
+    assert_eq!(store.receipt(&workspace(), "req_same").await.unwrap(), Some(Recorded::Nothing));
+}
+
+fn reroll(n: u8, grace: Duration) -> Reroll {
+    let NewKey { id, hash, start, .. } = key(n + 100);
+    Reroll { key: key(n).id, grace, new_id: id, hash, start }
+}
+
+async fn a_rerolled_key_expires_and_leaves_its_settings_to_the_new_one(store: &dyn HomeStore) {
+    populate(store, 1).await;
+    let old = details(store, 1).await;
+    store.reroll_key(&actor(), reroll(1, Duration::ZERO), &|_| true).await.unwrap();
+    assert_eq!(state(store, 1).await, Some(RecordState::Expired));
+    assert_eq!(state(store, 101).await, Some(RecordState::Active));
+    let new = details(store, 101).await;
+    let expected = KeyDetails { id: key(101).id, start: key(101).start, created_at: new.created_at, ..old };
+    assert_eq!(new, expected);
+    let mut told = news(store).await;
+    told.sort_by_key(|(_, cause)| cause.label());
+    assert_eq!(told, [(key_scope(101), Cause::Created), (key_scope(1), Cause::Expired)]);
+
+    let taken = Reroll { key: key(101).id, new_id: KeyId::new("key_third"), ..reroll(1, Duration::ZERO) };
+    let refused = store.reroll_key(&actor(), taken, &|_| true).await;
+    assert!(matches!(refused, Err(ChangeError::KeyExists)), "the text is another key's");
+}
+
+async fn a_rerolled_key_goes_on_to_the_end_of_the_minute_and_no_longer_than_it_would_have(
+    store: &dyn HomeStore,
+) {
+    populate(store, 2).await;
+    let grace = Duration::from_secs(3_600);
+    let before = wall_clock();
+    store.reroll_key(&actor(), reroll(1, grace), &|_| true).await.unwrap();
+    let end = details(store, 1).await.expires_at.unwrap();
+    assert_eq!(state(store, 1).await, Some(RecordState::Active));
+    assert_eq!(end.as_millis() % 60_000, 0);
+    let (least, most) = (before.as_millis() + 3_600_000, wall_clock().as_millis() + 3_660_000);
+    assert!((least..=most).contains(&end.as_millis()), "{least} <= {end:?} <= {most}");
+
+    let soon = StoreTime::from_millis(before.as_millis() + 1_800_000);
+    let ends = KeyUpdate { expires_at: Edit::Set(soon), ..KeyUpdate::default() };
+    update(store, 2, ends).await.unwrap();
+    store.reroll_key(&actor(), reroll(2, grace), &|_| true).await.unwrap();
+    assert_eq!(details(store, 2).await.expires_at, Some(soon), "grace takes away and never gives");
+}
+
+async fn updates_and_rerolls_judge_existence_before_permission(store: &dyn HomeStore) {
+    populate(store, 2).await;
+    delete(store, 2, DeleteMode::Soft).await.unwrap();
+    news(store).await;
+    let stranger = Actor { workspace_id: WorkspaceId::new("ws_2"), ..actor() };
+    for (who, n) in [(&stranger, 1), (&actor(), 2), (&actor(), 9)] {
+        let updated = store.update_key(who, &key(n).id, KeyUpdate::default(), &|_| false).await;
+        assert!(matches!(updated, Err(ChangeError::KeyNotFound)), "{n}: {updated:?}");
+        let rerolled = store.reroll_key(who, reroll(n, Duration::ZERO), &|_| false).await;
+        assert!(matches!(rerolled, Err(ChangeError::KeyNotFound)), "{n}: {rerolled:?}");
+    }
+    let updated = store.update_key(&actor(), &key(1).id, KeyUpdate::default(), &|_| false).await;
+    assert!(matches!(updated, Err(ChangeError::Forbidden { .. })));
+    let rerolled = store.reroll_key(&actor(), reroll(1, Duration::ZERO), &|_| false).await;
+    assert!(matches!(rerolled, Err(ChangeError::Forbidden { .. })));
+    assert_eq!(news(store).await, []);
+}
+
+async fn keys_are_listed_page_by_page_without_deleted_ones(store: &dyn HomeStore) {
+    populate(store, 5).await;
+    delete(store, 3, DeleteMode::Soft).await.unwrap();
+    let other = KeyUpdate { external_id: Edit::Set("customer-2".to_owned()), ..KeyUpdate::default() };
+    update(store, 4, other).await.unwrap();
+    let list = async |external_id: Option<&str>, from, limit| {
+        let external_id = external_id.map(str::to_owned);
+        let list = ListKeys { api_id: api_id(), external_id, from, limit };
+        let page = store.list_keys(&workspace(), list).await.unwrap().unwrap();
+        (page.keys.iter().map(|key| key.id.to_string()).collect::<Vec<_>>(), page.next)
+    };
+    let first = list(None, None, 2).await;
+    assert_eq!(first, (vec!["key_1".to_owned(), "key_2".to_owned()], Some(KeyId::new("key_4"))));
+    let second = list(None, first.1, 2).await;
+    assert_eq!(second, (vec!["key_4".to_owned(), "key_5".to_owned()], None));
+    assert_eq!(list(Some("customer-2"), None, 100).await.0, ["key_4"]);
+    assert_eq!(list(Some("nobody"), None, 100).await.0, [""; 0]);
+    let one = ListKeys { api_id: api_id(), external_id: None, from: None, limit: 1 };
+    let page = store.list_keys(&workspace(), one.clone()).await.unwrap().unwrap();
+    assert_eq!(page.keys, [details(store, 1).await]);
+
+    let nowhere = ListKeys { api_id: evictd_core::ids::ApiId::new("api_none"), ..one.clone() };
+    assert_eq!(store.list_keys(&workspace(), nowhere).await.unwrap(), None);
+    assert_eq!(store.list_keys(&WorkspaceId::new("ws_2"), one).await.unwrap(), None);
+}
+
+async fn a_protected_api_is_not_deleted_until_that_is_lifted(store: &dyn HomeStore) {
+    populate(store, 1).await;
+    assert!(store.protect_api(&operator(), &api_id(), true).await.unwrap());
+    assert!(matches!(store.delete_api(&actor(), &api_id()).await, Err(ChangeError::Protected)));
+    assert_eq!(state(store, 1).await, Some(RecordState::Active));
+    delete(store, 1, DeleteMode::Soft).await.unwrap();
+    assert!(store.protect_api(&operator(), &api_id(), false).await.unwrap());
+    store.delete_api(&actor(), &api_id()).await.unwrap();
+    assert!(!store.protect_api(&operator(), &api_id(), true).await.unwrap(), "it is gone");
+}
+
+async fn a_revoked_root_key_is_an_invalidation_like_any_other(store: &dyn HomeStore) {
+    populate(store, 0).await;
+    let root = root_key();
+    assert!(store.revoke_root_key(&operator(), &root.id).await.unwrap());
+    let record = store.root_key(root.hash).await.unwrap().unwrap();
+    assert_eq!(record.state, RecordState::Deleted);
+    let scope = Scope::Key { hash: root.hash, key_id: Some(root.id.clone()), api_id: None };
+    assert_eq!(news(store).await, [(scope, Cause::Deleted)]);
+    assert!(!store.revoke_root_key(&operator(), &root.id).await.unwrap());
+    assert!(!store.revoke_root_key(&operator(), &KeyId::new("root_none")).await.unwrap());
+    assert_eq!(news(store).await, []);
+}
+
+async fn audited(store: &dyn HomeStore, query: AuditQuery) -> Vec<String> {
+    let records = store.audit(&AuditQuery { limit: 100, ..query }).await.unwrap();
+    records.into_iter().rev().map(|record| record.description).collect()
+}
+
+async fn every_change_has_its_audit_record(store: &dyn HomeStore) {
+    populate(store, 3).await;
+    update(store, 1, KeyUpdate { enabled: Some(false), ..KeyUpdate::default() }).await.unwrap();
+    store.reroll_key(&actor(), reroll(2, Duration::ZERO), &|_| true).await.unwrap();
+    delete(store, 1, DeleteMode::Soft).await.unwrap();
+    delete(store, 3, DeleteMode::Permanent).await.unwrap();
+    delete(store, 3, DeleteMode::Permanent).await.unwrap_err();
+    store.protect_api(&operator(), &api_id(), true).await.unwrap();
+    store.delete_api(&actor(), &api_id()).await.unwrap_err();
+    store.protect_api(&operator(), &api_id(), false).await.unwrap();
+    store.delete_api(&actor(), &api_id()).await.unwrap();
+    store.revoke_root_key(&operator(), &root_key().id).await.unwrap();
+    let mut expected = vec!["Created root key root_1", "Created API api_1"];
+    expected.extend(["Created key key_1 in API api_1", "Created key key_2 in API api_1"]);
+    expected.extend(["Created key key_3 in API api_1", "Updated key key_1", "Rerolled key key_2 to key_102"]);
+    expected.extend(["Deleted key key_1", "Permanently deleted key key_3", "Protected API api_1"]);
+    expected.extend(["Lifted the protection of API api_1", "Deleted API api_1", "Revoked root key root_1"]);
+    assert_eq!(audited(store, AuditQuery::default()).await, expected);
+
+    let newest = store.audit(&AuditQuery { limit: 2, ..AuditQuery::default() }).await.unwrap();
+    let [by_operator, by_root_key] = &newest[..] else { panic!("{newest:?}") };
+    assert_eq!((&*by_operator.actor_type, &*by_operator.actor_id), ("system", "ops"));
+    assert_eq!(by_operator.request_id.as_deref(), Some("req_operator"));
+    assert_eq!((&*by_operator.event, &*by_root_key.event), ("root_key.delete", "api.delete"));
+    assert_eq!((&*by_root_key.actor_type, &*by_root_key.actor_id), ("rootkey", "root_1"));
+    assert_eq!(by_root_key.actor_name.as_deref(), Some("ops"));
+    assert_eq!(by_root_key.remote_ip.as_deref(), Some("192.0.2.1"));
+    assert_eq!(by_root_key.user_agent.as_deref(), Some("test"));
+    assert_eq!(by_root_key.workspace_id, workspace());
+    assert!(by_root_key.event_id.starts_with("log_"));
+}
+
+async fn audit_records_are_found_by_what_was_changed(store: &dyn HomeStore) {
+    populate(store, 2).await;
+    store.delete_key(&asking("req_d"), &key(2).id, DeleteMode::Permanent, &|_| true).await.unwrap();
+    let of_key = AuditQuery { target: Some("key_2".to_owned()), ..AuditQuery::default() };
+    let told = ["Created key key_2 in API api_1", "Permanently deleted key key_2"];
+    assert_eq!(audited(store, of_key).await, told);
+    let of_request = AuditQuery { request_id: Some("req_d".to_owned()), ..AuditQuery::default() };
+    assert_eq!(audited(store, of_request).await, told[1..]);
+    let of_another = AuditQuery { workspace_id: Some(WorkspaceId::new("ws_2")), ..AuditQuery::default() };
+    assert_eq!(audited(store, of_another).await, [""; 0]);
+    let later = StoreTime(wall_clock().0 + 60_000_000);
+    assert_eq!(audited(store, AuditQuery { since: Some(later), ..AuditQuery::default() }).await, [""; 0]);
+}
+
+/// Later than everything that a test does.
+fn everything() -> Purge {
+    let later = StoreTime(wall_clock().0 + 60_000_000);
+    Purge { log_before: later, receipts_before: later, audit_before: None, limit: 100 }
+}
+
+async fn old_rows_are_purged_from_the_beginning_of_the_log_only(store: &dyn HomeStore) {
+    populate(store, 2).await;
+    let head = store.number(10).await.unwrap().head;
+    let open = store.open_requests(LogPosition::ZERO, 10).await.unwrap();
+    assert_eq!(open.len() as u64, head.position(), "each change was a request");
+    assert_eq!(store.purge(everything()).await.unwrap(), Purged::default(), "no receipt is final yet");
+
+    let done: Vec<_> = [0, 2].map(|n| receipt(&open[n].request_id, open[n].position, "{}")).into();
+    // The second one belongs to every row that the same request wrote.
+    store.record_receipts(&done[..1]).await.unwrap();
+    let rows = store.open_requests(LogPosition::ZERO, 10).await.unwrap();
+    let gone = store.purge(Purge { receipts_before: StoreTime(0), ..everything() }).await.unwrap();
+    assert_eq!(gone, Purged { log: open.len() as u64 - rows.len() as u64, ..Purged::default() });
+    assert!(gone.log > 0);
+    let replayed = store.replay(1, 1, head.position(), 10).await.unwrap();
+    assert_eq!(replayed, Replay::Refused { head }, "what is gone is never passed over");
+    let rest = store.replay(1, gone.log + 1, head.position(), 10).await.unwrap();
+    assert!(matches!(rest, Replay::Rows(kept) if kept.len() == rows.len()));
+
+    store.delete_key(&asking("req_d"), &key(2).id, DeleteMode::Soft, &|_| true).await.unwrap();
+    assert_eq!(store.backlog().await.unwrap().rows, 1);
+    store.purge(everything()).await.unwrap();
+    assert_eq!(store.backlog().await.unwrap().rows, 1, "what waits for its number stays");
+    let next = store.number(10).await.unwrap();
+    assert_eq!(next.rows[0].position.position(), head.position() + 1);
+}
+
+async fn a_receipt_that_was_purged_is_not_taken_for_none(store: &dyn HomeStore) {
+    populate(store, 1).await;
+    store.delete_key(&asking("req_d"), &key(1).id, DeleteMode::Soft, &|_| true).await.unwrap();
+    let position = store.number(10).await.unwrap().head;
+    store.record_receipts(&[receipt("req_d", position, "{}")]).await.unwrap();
+    assert!(matches!(store.receipt(&workspace(), "req_d").await.unwrap(), Some(Recorded::Final { .. })));
+    let purged = store.purge(everything()).await.unwrap();
+    assert_eq!(purged.receipts, 1);
+    let told = store.receipt(&workspace(), "req_d").await.unwrap();
+    assert!(!matches!(told, Some(Recorded::Nothing)), "{told:?}");
+    assert_eq!(audited(store, AuditQuery::default()).await.len(), 4, "its audit record stays");
+    let all = Purge { audit_before: Some(StoreTime(i64::MAX)), ..everything() };
+    assert_eq!(store.purge(all).await.unwrap().audit, 4);
 }

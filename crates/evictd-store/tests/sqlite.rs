@@ -14,18 +14,19 @@ use evictd_core::invalidation::{Cause, Scope};
 use evictd_core::position::LogPosition;
 use evictd_core::record::{Record, RecordState};
 use evictd_core::roster::{Instance, PartitionPolicy};
-use evictd_store::change::DeleteMode;
+use evictd_core::time::StoreTime;
+use evictd_store::audit::{AuditQuery, Purge};
+use evictd_store::change::{DeleteMode, Edit, KeyUpdate};
 use evictd_store::log::{Replay, RoundRequest};
 use evictd_store::receipt::Recorded;
 use evictd_store::sqlite::SqliteStore;
 use evictd_store::{HomeStore, StoreError};
-use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
 
 use fixture::{
-    SqliteFixture, actor, api_id, asking, instance, key, key_scope, news, populate, receipt, root_key,
-    run_round, workspace,
+    SqliteFixture, actor, api_id, asking, instance, key, key_scope, news, operator, populate, receipt,
+    root_key, run_round, workspace,
 };
 
 /// A connection as any other program would open it: SQLite's defaults, none of the store's settings.
@@ -563,38 +564,6 @@ async fn the_last_epoch_is_not_exceeded() {
 }
 
 #[tokio::test]
-async fn a_store_of_the_first_schema_is_brought_up_to_date() {
-    let directory = tempfile::tempdir().unwrap();
-    let first = "0001_home_store.sql";
-    let migrations = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations/sqlite");
-    std::fs::copy(migrations.join(first), directory.path().join(first)).unwrap();
-    let path = directory.path().join("home.db");
-    std::fs::write(&path, "").unwrap();
-    let mut old = stranger(&path).await;
-    Migrator::new(directory.path()).await.unwrap().run(&mut old).await.unwrap();
-    old.execute(
-        "INSERT INTO roster VALUES ('eu-central-1', 'edge', '0000000000000001', 'deny', 30000, 7, 8);
-         INSERT INTO invalidations (epoch, position, scope, workspace_id, cause, request_id)
-         VALUES (1, 1, 'workspace', 'ws_1', 'changed', 'req_old');
-         UPDATE log_head SET head = 1;",
-    )
-    .await
-    .unwrap();
-    old.close().await.unwrap();
-
-    let store = SqliteStore::open(&path).await.unwrap();
-    let roster = store.roster(0).await.unwrap();
-    assert_eq!(roster.entries.len(), 1, "known instances go on being waited for");
-    run_round(&store, &[instance(2)], &[]).await;
-    let news = store.roster(roster.revision).await.unwrap().entries;
-    assert_eq!(news.iter().map(|entry| &entry.instance).collect::<Vec<_>>(), [&instance(2)]);
-    let open = store.open_requests(LogPosition::ZERO, 10).await.unwrap();
-    assert_eq!(open.iter().map(|row| row.request_id.as_str()).collect::<Vec<_>>(), ["req_old"]);
-    store.check_triggers().await.unwrap();
-    store.close().await;
-}
-
-#[tokio::test]
 async fn an_altered_or_missing_trigger_is_found() {
     for sql in [
         "DROP TRIGGER keys_after_update",
@@ -620,7 +589,7 @@ async fn every_change_has_its_audit_record_with_ids_only() {
     store.delete_api(&actor(), &api_id()).await.unwrap();
     let rows: Vec<(String, String, String, String, String)> = sqlx::query_as(
         "SELECT event, description, targets, actor_id || '/' || actor_name, correlation_id
-         FROM audit_log ORDER BY rowid",
+         FROM audit_log WHERE actor_type = 'rootkey' ORDER BY rowid",
     )
     .fetch_all(&mut stranger(&fixture.path()).await)
     .await
@@ -643,29 +612,65 @@ async fn every_change_has_its_audit_record_with_ids_only() {
 }
 
 #[tokio::test]
-async fn a_permanent_deletion_leaves_neither_name_nor_metadata_in_the_file() {
+async fn of_a_permanently_deleted_key_only_the_id_remains_when_the_retention_ends() {
     let fixture = SqliteFixture::new().await;
-    populate(&fixture.store, 0).await;
+    let store = &fixture.store;
+    populate(store, 0).await;
     let mut secret = key(1);
+    secret.hash = KeyHash(*b"the SHA-256 of a key that leaked");
     secret.name = Some("Jane-Q-Example".to_owned());
     secret.meta = Some(r#"{"email":"jane@example.com"}"#.to_owned());
-    fixture.store.create_key(&actor(), secret).await.unwrap();
-    fixture.store.delete_key(&asking("req_d"), &key(1).id, DeleteMode::Permanent, &|_| true).await.unwrap();
-    let position = fixture.store.number(10).await.unwrap().head;
+    secret.external_id = Some("customer-jane".to_owned());
+    secret.permissions = vec!["jane.may".to_owned()];
+    store.create_key(&asking("req_c"), secret).await.unwrap();
+    let renamed = KeyUpdate { name: Edit::Set("Jane-Renamed".to_owned()), ..KeyUpdate::default() };
+    store.update_key(&asking("req_u"), &key(1).id, renamed, &|_| true).await.unwrap();
+    store.delete_key(&asking("req_d"), &key(1).id, DeleteMode::Permanent, &|_| true).await.unwrap();
+    let rows = store.number(10).await.unwrap().requests;
+    let open = store.open_requests(LogPosition::ZERO, 100).await.unwrap();
     let body = r#"{"keyId":"key_1"}"#;
-    fixture.store.record_receipts(&[receipt("req_d", position, body)]).await.unwrap();
-    let kept = fixture.store.receipt(&workspace(), "req_d").await.unwrap();
-    assert_eq!(kept, Some(Recorded::Final { body: body.to_owned() }), "what is left of it");
-    fixture.store.close().await;
-    for file in std::fs::read_dir(fixture.directory.path()).unwrap() {
-        let bytes = std::fs::read(file.unwrap().path()).unwrap();
-        for trace in ["Jane-Q-Example", "jane@example.com"] {
-            assert!(
-                !bytes.windows(trace.len()).any(|window| window == trace.as_bytes()),
-                "{trace} is still there"
-            );
-        }
-    }
+    let receipts: Vec<_> = open.iter().map(|row| receipt(&row.request_id, row.position, body)).collect();
+    store.record_receipts(&receipts).await.unwrap();
+    assert_eq!(rows.len(), 3);
+    assert_eq!(
+        traces(&fixture).await,
+        ["the SHA-256 of a key that leaked"],
+        "agents that come back must learn of it still"
+    );
+
+    let late = StoreTime(i64::MAX);
+    let purge = Purge { log_before: late, receipts_before: StoreTime(0), audit_before: None, limit: 100 };
+    assert!(store.purge(purge).await.unwrap().log >= 3);
+    assert_eq!(traces(&fixture).await, [""; 0]);
+    let kept = store.receipt(&workspace(), "req_d").await.unwrap();
+    assert_eq!(kept, Some(Recorded::Final { body: body.to_owned() }), "its receipt remains");
+    let of_key = AuditQuery { target: Some("key_1".to_owned()), limit: 10, ..AuditQuery::default() };
+    assert_eq!(store.audit(&of_key).await.unwrap().len(), 3, "and who did what");
+}
+
+/// What of the key can be found in the files, once the write-ahead log was folded back.
+async fn traces(fixture: &SqliteFixture) -> Vec<&'static str> {
+    let (busy, ..): (i64, i64, i64) = sqlx::query_as("PRAGMA wal_checkpoint(TRUNCATE)")
+        .fetch_one(&mut stranger(&fixture.path()).await)
+        .await
+        .unwrap();
+    assert_eq!(busy, 0, "the checkpoint was complete");
+    let files: Vec<Vec<u8>> = std::fs::read_dir(fixture.directory.path())
+        .unwrap()
+        .map(|file| std::fs::read(file.unwrap().path()).unwrap())
+        .collect();
+    let searched = [
+        "the SHA-256 of a key that leaked",
+        "Jane-Q-Example",
+        "Jane-Renamed",
+        "jane@example.com",
+        "customer-jane",
+        "jane.may",
+    ];
+    let holds = |trace: &&str| {
+        files.iter().any(|file| file.windows(trace.len()).any(|window| window == trace.as_bytes()))
+    };
+    searched.into_iter().filter(|trace| holds(trace)).collect()
 }
 
 #[cfg(unix)]
@@ -755,7 +760,7 @@ async fn a_second_publisher_is_refused_until_the_first_one_is_gone_even_by_kill(
     assert!(error.contains("home.db: stop that one first") && error.contains("store.path"), "{error}");
 
     let tool = SqliteStore::open(&path).await.unwrap();
-    tool.create_root_key(root_key()).await.unwrap();
+    tool.create_root_key(&operator(), root_key()).await.unwrap();
     tool.close().await;
     stranger(&path).await.execute("UPDATE root_keys SET enabled = 0").await.unwrap();
 

@@ -9,6 +9,8 @@
 //! * [`prefer`]: how the caller asks for it.
 //! * [`error`]: every way to fail, with its status, title and content type.
 //! * [`root_key`]: whether a caller may act at all.
+//! * [`verification`]: what a verification answers.
+//! * [`permission_query`]: what a verification may ask a key to be allowed to do.
 //! * [`ids`]: new ids and keys, and the hash under which a key is known.
 //! * [`secret`]: text that no log may show.
 //!
@@ -18,6 +20,7 @@
 pub mod envelope;
 pub mod error;
 pub mod ids;
+pub mod permission_query;
 pub mod prefer;
 pub mod propagation;
 pub mod requests;
@@ -25,3 +28,4 @@ pub mod responses;
 pub mod root_key;
 mod schema;
 pub mod secret;
+pub mod verification;

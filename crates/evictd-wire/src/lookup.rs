@@ -112,6 +112,8 @@ fn record_to(record: &Record) -> Option<PbRecord> {
             state: state_to(key.state).into(),
             name: key.name.as_deref().unwrap_or_default().to_owned(),
             meta: key.meta.as_deref().unwrap_or_default().to_owned(),
+            external_id: key.external_id.as_deref().unwrap_or_default().to_owned(),
+            permissions: key.permissions.iter().map(ToString::to_string).collect(),
             expires_at_unix_us: key.expires_at.map_or(0, |at| at.0),
         })),
         Record::RootKey(root) => Some(PbRecord::RootKey(pb::RootKey {
@@ -139,6 +141,8 @@ fn record_from(record: Option<PbRecord>) -> Result<Record, DecodeError> {
                 state,
                 name: text(key.name),
                 meta: text(key.meta),
+                external_id: text(key.external_id),
+                permissions: key.permissions.into_iter().map(String::into_boxed_str).collect(),
                 expires_at: time(key.expires_at_unix_us),
             })
         }
@@ -169,6 +173,7 @@ fn state_to(state: RecordState) -> pb::State {
         RecordState::Disabled => pb::State::Disabled,
         RecordState::Expired => pb::State::Expired,
         RecordState::Deleted => pb::State::Deleted,
+        RecordState::WorkspaceDisabled => pb::State::WorkspaceDisabled,
     }
 }
 
@@ -177,6 +182,7 @@ fn state_from(state: pb::State) -> RecordState {
         pb::State::Active => RecordState::Active,
         pb::State::Disabled => RecordState::Disabled,
         pb::State::Expired => RecordState::Expired,
+        pb::State::WorkspaceDisabled => RecordState::WorkspaceDisabled,
         // Unknown to this version: nothing is granted on its strength.
         pb::State::Deleted | pb::State::Unspecified => RecordState::Deleted,
     }

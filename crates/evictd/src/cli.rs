@@ -5,26 +5,38 @@
 //! that a pipe never takes one for a result. Like Unkey's, it exits with 1 on every failure, wrong usage
 //! included; and with 3 when a change succeeded, but `--wait` didn't see every region confirm it or be fenced.
 //!
-//! * [`args`]: the command tree, and what of Unkey's flag syntax clap has to be taught.
+//! * [`args`]: the command tree.
+//! * [`usage`]: what of Unkey's flag syntax clap has to be taught, and what of Unkey's is left out.
 //! * [`settings`]: where the root key and the URL come from.
+//! * [`login`]: `evictd auth login`, which keeps the root key there.
 //! * [`client`]: sending, and sending again.
 //! * [`output`]: what is printed.
 //! * [`wait`]: `--wait`, the way of a change through the regions.
+//! * [`bulk`]: many deletions at once.
 
 mod args;
+mod bulk;
 mod client;
+mod login;
 mod output;
 mod settings;
+mod usage;
 mod wait;
 
+use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-pub(crate) use args::{ApiArgs, normalise};
 use evictd_wire::api::propagation::Propagation;
+
+pub(crate) use args::ApiArgs;
+use args::Job;
+use client::{Answer, Call, Http};
+pub(crate) use login::AuthCommand;
 use output::Outcome;
-use settings::{Settings, Surroundings};
+use settings::{Server, Settings, Surroundings};
+pub(crate) use usage::normalise;
 use wait::Screen;
 
 /// Carries out one `evictd api` command and prints what came of it.
@@ -38,45 +50,63 @@ pub(crate) fn run(args: ApiArgs) -> ExitCode {
     }
 }
 
-/// Prints what clap found wrong with an `evictd api` command, or the help that was asked for. Exits with 1
-/// on wrong usage, where clap itself would say 2.
-pub(crate) fn usage(error: &clap::Error) -> ExitCode {
+/// Prints what is wrong with an `evictd api` command, or the help that was asked for. Exits with 1 on wrong usage,
+/// where clap itself would say 2.
+pub(crate) fn usage(error: &clap::Error, args: &[OsString]) -> ExitCode {
+    if let Some(explanation) = usage::explained(error, args) {
+        print(io::stderr(), &format!("error: {explanation}\n"));
+        return ExitCode::FAILURE;
+    }
     // Nobody is left to tell when this can't be printed.
     let _ = error.print();
     if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
+/// `evictd auth`: keeps the root key for later commands.
+pub(crate) fn auth(command: AuthCommand) -> anyhow::Result<()> {
+    login::run(command, &Surroundings::of_process())
+}
+
 fn execute(args: ApiArgs, surroundings: &Surroundings<'_>) -> anyhow::Result<ExitCode> {
-    let (call, connection) = args.into_call()?;
-    let settings = Settings::resolve(&connection, call.server, surroundings)?;
-    let started = Instant::now();
-    let mut live = client::Http::new(&settings);
-    let mut sent = client::send(&mut live, &call);
-    let took = started.elapsed();
-    let changed = sent.result.as_ref().ok().filter(|answer| answer.status == 200).cloned();
-    let Some((limit, answer)) = call.wait.zip(changed) else {
-        return Ok(conclude(&output::outcome(&call, &settings, sent, took)));
-    };
-    let mut screen = screen(&settings, surroundings);
-    if !settings.json {
-        // The change is done, whatever the wait shows.
-        let told = output::outcome(&call, &settings, sent, took);
-        let code = conclude(&told);
-        if !told.success {
-            return Ok(code);
+    let (job, connection) = args.into_job()?;
+    match job {
+        Job::Call { call, follow } => {
+            let settings = Settings::resolve(&connection, call.server, surroundings)?;
+            Ok(one(&call, follow, &settings, surroundings))
         }
-        let reached =
-            wait::follow(&mut live, &answer, limit, &mut screen, &mut |text| print(io::stdout(), text));
-        return Ok(waited(reached.as_ref()));
+        Job::DeleteKeys(order) => {
+            bulk::run(&order, &Settings::resolve(&connection, Server::Publisher, surroundings)?)
+        }
     }
-    let reached = wait::follow(&mut live, &answer, limit, &mut screen, &mut |_| {});
-    let code = waited(reached.as_ref());
-    if let Some(body) = reached.and_then(|reached| wait::with_propagation(&answer, reached)) {
-        sent.result = Ok(client::Answer { body, ..answer });
+}
+
+/// Sends one request, prints what came of it, and follows the change that it made.
+fn one(
+    call: &Call,
+    follow: Option<Duration>,
+    settings: &Settings,
+    surroundings: &Surroundings<'_>,
+) -> ExitCode {
+    let started = Instant::now();
+    let mut live = Http::new(settings);
+    let mut sent = client::send(&mut live, call);
+    let took = started.elapsed();
+    let told = output::outcome(call, settings, &sent, took);
+    let answer = sent.result.as_ref().ok().filter(|_| told.success).cloned();
+    let Some((limit, answer)) = follow.zip(answer) else { return conclude(&told) };
+    let mut screen = screen(settings, surroundings);
+    if settings.json {
+        let reached = wait::follow(&mut live, &answer, limit, &mut screen, &mut |_| {});
+        if let Some(body) = reached.as_ref().and_then(|reached| wait::with_propagation(&answer, reached)) {
+            sent.result = Ok(Answer { body, ..answer });
+        }
+        conclude(&output::outcome(call, settings, &sent, took));
+        return waited(reached.as_ref());
     }
-    let outcome = output::outcome(&call, &settings, sent, took);
-    let told = conclude(&outcome);
-    Ok(if outcome.success { code } else { told })
+    // The change is done, whatever the wait shows.
+    conclude(&told);
+    let reached = wait::follow(&mut live, &answer, limit, &mut screen, &mut |text| print(io::stdout(), text));
+    waited(reached.as_ref())
 }
 
 fn conclude(outcome: &Outcome) -> ExitCode {
@@ -86,6 +116,9 @@ fn conclude(outcome: &Outcome) -> ExitCode {
 }
 
 fn waited(reached: Option<&Propagation>) -> ExitCode {
+    if let Some(warning) = reached.and_then(wait::warning) {
+        print(io::stderr(), &warning);
+    }
     if reached.is_some_and(wait::is_proven) { ExitCode::SUCCESS } else { ExitCode::from(wait::UNPROVEN) }
 }
 

@@ -96,7 +96,7 @@ pub(crate) fn run_agent(args: &ConfigArgs) -> anyhow::Result<()> {
     let config = args.agent()?.config;
     logging::init(config.log.format, &config.log.filter);
     runtime()?.block_on(async {
-        let running = evictd_agent::start(config, shutdown::on_signals()).await?;
+        let running = evictd_agent::start(config, None, shutdown::on_signals()).await?;
         Ok(running.ended().await?)
     })
 }

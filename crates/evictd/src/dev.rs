@@ -21,7 +21,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::daemon::{ConfigArgs, runtime};
 use crate::output_format::{OutputFormat, print_line};
-use crate::{root_key, tied};
+use crate::root_key::{self, Wish};
+use crate::{private_file, tied};
 
 /// Agents of one installation listen this far apart.
 const PORT_STEP: u16 = 100;
@@ -173,7 +174,7 @@ async fn start(
             .and_set("nats.urls", nats_url)
             .and_set("http.listen", listen(7080 + step))
             .and_set("admin.listen", listen(7089 + step));
-        agents.push(evictd_agent::start(config.agent()?.config, shutdown.clone()).await?);
+        agents.push(evictd_agent::start(config.agent()?.config, None, shutdown.clone()).await?);
     }
     ready(&publisher, &agents).await?;
     let place = |http, admin| Place { url: format!("http://{http}"), admin: format!("http://{admin}") };
@@ -257,25 +258,9 @@ async fn kept_or_new(file: &Path, store: &SqliteStore) -> anyhow::Result<String>
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error).with_context(|| format!("can't read {}", file.display())),
     }
-    let (_, secret) = root_key::create_in(store, "ws_default", Some("dev".to_owned()), Vec::new()).await?;
-    write_private(file, secret.expose()).with_context(|| format!("can't write {}", file.display()))?;
+    let (_, secret) = root_key::create_in(store, Wish::named("dev")).await?;
+    private_file::write(file, secret.expose()).with_context(|| format!("can't write {}", file.display()))?;
     Ok(secret.expose().to_owned())
-}
-
-/// Writes beside `path` first, so that it never holds half of it.
-fn write_private(path: &Path, text: &str) -> io::Result<()> {
-    use std::io::Write;
-    use std::os::unix::fs::OpenOptionsExt;
-
-    let beside = path.with_added_extension(ids::new_id("new"));
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
-    let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
-    let done = written.and_then(|()| std::fs::rename(&beside, path));
-    if done.is_err() {
-        // The first error is the one to tell.
-        drop(std::fs::remove_file(&beside));
-    }
-    done
 }
 
 impl Installation {
@@ -299,7 +284,7 @@ impl Installation {
              evictd api apis create-api --name=demo\n\
              evictd api keys create-key --api-id=<apiId>\n\
              evictd api keys verify-key --key=<key>\n\
-             evictd api keys delete-key --key-id=<keyId>\n\
+             evictd api keys delete-key --key-id=<keyId> --wait\n\
              evictd api keys verify-key --key=<key>\n\
              curl -s {admin}/metrics | grep propagation_lag\n\n\
              Ctrl-C ends it.",

@@ -6,32 +6,30 @@
 use std::io::{BufRead, IsTerminal, Write};
 
 use clap::Args;
-use evictd_store::HomeStore;
 use serde_json::json;
 
 use crate::daemon::ConfigArgs;
-use crate::home_store;
+use crate::home_store::Place;
 use crate::output_format::{OutputFormat, print_line};
 
 #[derive(Args, Debug)]
 pub(crate) struct NewEpochArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Don't ask.
+    /// Begins without asking.
     #[arg(long)]
     yes: bool,
-    /// `json` for one JSON object.
+    /// `json` prints one JSON object.
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     output: OutputFormat,
 }
 
 pub(crate) fn run(args: &NewEpochArgs) -> anyhow::Result<()> {
-    let path = home_store::existing_path(&args.config)?;
+    let place = Place::existing(&args.config)?;
     eprintln!(
-        "This begins a new epoch in the home store {}.\n\
+        "This begins a new epoch in the home store {place}.\n\
          Every agent then forgets everything that it has cached, once, and loads it again as it is asked for.\n\
-         Do it after the store, or the disk below it, was put back to an older state.",
-        path.display()
+         Do it after the store, or the disk below it, was put back to an older state."
     );
     if !args.yes {
         anyhow::ensure!(
@@ -40,14 +38,20 @@ pub(crate) fn run(args: &NewEpochArgs) -> anyhow::Result<()> {
         );
         anyhow::ensure!(is_confirmed(std::io::stdin().lock())?, "nothing was done");
     }
-    let head = home_store::with(&path, async |store| Ok(store.begin_epoch().await?))
-        .map_err(|error| error.context(format!("couldn't begin a new epoch in {}", path.display())))?;
+    let head = place
+        .with(async |store| Ok(store.begin_epoch().await?))
+        .map_err(|error| error.context(format!("couldn't begin a new epoch in {place}")))?;
     match args.output {
         OutputFormat::Json => {
             print_line(&json!({ "epoch": head.epoch(), "headPosition": head.position() }).to_string());
         }
         OutputFormat::Text => {
             print_line(&format!("epoch {} began at position {}", head.epoch(), head.position()));
+            eprintln!(
+                "Each agent flushes when it hears of it: at once while a publisher runs, and otherwise when one does. \
+                 Until then it answers from its cache for at most the bound. `/status` of an agent shows its epoch, \
+                 evictd_agent_flushes_total{{reason=\"new_epoch\"}} counts."
+            );
         }
     }
     Ok(())
@@ -63,6 +67,7 @@ fn is_confirmed(mut from: impl BufRead) -> anyhow::Result<bool> {
 
 #[cfg(test)]
 mod tests {
+    use evictd_store::HomeStore as _;
     use evictd_store::sqlite::SqliteStore;
 
     use super::*;

@@ -17,12 +17,15 @@
 //! * [`misconfigured`]: permissions that are wrong from the start.
 //! * [`agents`]: several agents of a region, and one that starts before it can be of use.
 //! * [`receipts`]: what deletions are said to have become, and what clients see.
+//! * [`bad_days`]: disks, locks, outages, crowds, slow clients and shutdowns, in the middle of deletions.
 //! * [`home_store`]: the database is changed, or put back, behind the publisher's back.
 //! * [`malformed_http`], [`malformed_nats`]: what nobody should send.
 //! * [`secrets`]: nothing secret is written anywhere.
 //! * [`command_line`], [`dev`]: `evictd api`, `check-config`, `root-key`, and `evictd dev`.
+//! * [`sdk`]: Unkey's own clients.
 
 mod agents;
+mod bad_days;
 mod clocks;
 mod command_line;
 mod crashes;
@@ -39,6 +42,7 @@ mod misconfigured;
 mod partitions;
 mod receipts;
 mod restarts;
+mod sdk;
 mod secrets;
 mod storms;
 mod world;

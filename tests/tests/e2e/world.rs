@@ -49,6 +49,7 @@ pub(crate) struct Key {
 pub(crate) struct World {
     pub(crate) topology: Topology,
     pub(crate) api: String,
+    store: PathBuf,
     dir: TempDir,
 }
 
@@ -56,7 +57,9 @@ impl World {
     pub(crate) fn start(plan: &Plan) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let topology = Topology::start(dir.path(), plan)?;
-        let mut world = Self { topology, api: String::new(), dir };
+        let elsewhere = plan.publisher.get("store").and_then(|store| store.get("path")?.as_str());
+        let store = elsewhere.map_or_else(|| dir.path().join("home.db"), PathBuf::from);
+        let mut world = Self { topology, api: String::new(), store, dir };
         world.api = world.create_api()?;
         Ok(world)
     }
@@ -67,7 +70,7 @@ impl World {
 
     /// The home store's file.
     pub(crate) fn store(&self) -> PathBuf {
-        self.dir.path().join("home.db")
+        self.store.clone()
     }
 
     pub(crate) fn publisher(&self) -> &Node {
@@ -130,10 +133,10 @@ impl World {
     }
 
     /// Calls the publisher for each of `items`, shared among some clients; the results in no order.
-    fn by_all_clients<T: Sync, R: Send>(
+    pub(crate) fn by_all_clients<'i, T: Sync, R: Send>(
         &self,
-        items: &[T],
-        call: impl Fn(&Caller, &T) -> Result<R> + Sync,
+        items: &'i [T],
+        call: impl Fn(&Caller, &'i T) -> Result<R> + Sync,
     ) -> Result<Vec<R>> {
         const CLIENTS: usize = 4;
         let caller = Caller::new(self, self.publisher());

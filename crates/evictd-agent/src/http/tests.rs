@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use evictd_core::record::RecordState;
+use evictd_core::record::{KeyRecord, RecordState, RootKeyRecord};
 
 use super::*;
 use crate::fixture::{Agent, BASE, at, ends_in, key, key_scope, root_key};
@@ -108,6 +108,12 @@ impl Gateway {
         self.verify_as("root", key).await
     }
 
+    /// Verifies a key and asks for permissions.
+    async fn ask(&self, key: &str, query: &str) -> Answer {
+        let body = json!({ "key": key, "permissions": query }).to_string();
+        self.post(&["accept: application/json", ROOT], &body).await
+    }
+
     fn verified(&self, code: &str) -> u64 {
         self.agent.metric(&format!("evictd_agent_verifications_total{{code=\"{code}\"}}"))
     }
@@ -151,15 +157,16 @@ async fn a_key_that_grants_nothing_now_says_why() {
     let gateway = Gateway::new().await;
     let now = ends_in(Duration::ZERO);
     for (record, code, enabled) in [
-        (KeyRecord { state: RecordState::Disabled, ..key("key_3") }, "DISABLED", false),
-        (KeyRecord { state: RecordState::Expired, ..key("key_3") }, "EXPIRED", true),
-        (KeyRecord { expires_at: Some(now), ..key("key_3") }, "EXPIRED", true),
+        (KeyRecord { state: RecordState::Disabled, ..key("key_3") }, "DISABLED", json!(false)),
+        (KeyRecord { state: RecordState::Expired, ..key("key_3") }, "EXPIRED", json!(true)),
+        (KeyRecord { expires_at: Some(now), ..key("key_3") }, "EXPIRED", json!(true)),
+        (KeyRecord { state: RecordState::WorkspaceDisabled, ..key("key_3") }, "FORBIDDEN", json!(null)),
     ] {
         gateway.agent.home.put(hash("carol"), Record::Key(record));
         gateway.agent.invalidate(key_scope(hash("carol")));
         let data = gateway.verify("carol").await.data();
         assert_eq!(data["valid"], false);
-        assert_eq!((&data["code"], &data["enabled"]), (&json!(code), &json!(enabled)));
+        assert_eq!((&data["code"], &data["enabled"]), (&json!(code), &enabled));
         assert_eq!(data["keyId"], "key_3");
     }
 }
@@ -188,6 +195,90 @@ async fn what_the_caller_may_not_see_does_not_exist() {
     assert_eq!(gateway.verify("alice").await.data()["code"], "VALID");
 }
 
+#[tokio::test]
+async fn a_key_says_what_it_may_do_and_whom_it_belongs_to() {
+    let gateway = Gateway::new().await;
+    let record = KeyRecord {
+        external_id: Some("user_1".into()),
+        permissions: vec!["documents.read".into(), "documents.write".into()],
+        ..key("key_3")
+    };
+    gateway.agent.home.put(hash("carol"), Record::Key(record));
+    let details = |valid: bool, code: &str| {
+        json!({
+            "valid": valid, "code": code, "keyId": "key_3", "enabled": true,
+            "permissions": ["documents.read", "documents.write"],
+            "identity": { "id": "id_K3s1UbLXo492JC3ERX7Gte", "externalId": "user_1" },
+        })
+    };
+    assert_eq!(gateway.verify("carol").await.data(), details(true, "VALID"));
+    for met in ["documents.read", "Documents.read or (documents.read AND documents.write)"] {
+        assert_eq!(gateway.ask("carol", met).await.data(), details(true, "VALID"), "{met}");
+    }
+    for lacking in ["documents.*", "Documents.Read", "documents.read AND users.view"] {
+        let data = gateway.ask("carol", lacking).await.data();
+        assert_eq!(data, details(false, "INSUFFICIENT_PERMISSIONS"), "{lacking}");
+    }
+    assert_eq!((gateway.verified("VALID"), gateway.verified("INSUFFICIENT_PERMISSIONS")), (3, 3));
+}
+
+#[tokio::test]
+async fn a_bad_query_about_a_key_that_does_not_exist_for_the_caller_is_not_found() {
+    let gateway = Gateway::new().await;
+    let put = |text: &str, record| gateway.agent.home.put(hash(text), record);
+    put("foreign", Record::Key(KeyRecord { workspace_id: WorkspaceId::new("ws_2"), ..key("key_3") }));
+    put("deleted", Record::Key(KeyRecord { state: RecordState::Deleted, ..key("key_4") }));
+    for key in ["nobody", "foreign", "deleted", "root"] {
+        assert_eq!(gateway.ask(key, "a AND").await.data(), not_found(), "{key}");
+    }
+    put("root", Record::RootKey(root_key(&["api.api_2.verify_key"])));
+    gateway.agent.invalidate(Scope::All);
+    assert_eq!(gateway.ask("alice", "a AND").await.data(), not_found(), "it may not verify this API");
+}
+
+#[tokio::test]
+async fn a_bad_query_about_a_visible_key_is_refused_whatever_its_state() {
+    let gateway = Gateway::new().await;
+    for state in
+        [RecordState::Active, RecordState::Disabled, RecordState::Expired, RecordState::WorkspaceDisabled]
+    {
+        gateway.agent.home.put(hash("carol"), Record::Key(KeyRecord { state, ..key("key_3") }));
+        gateway.agent.invalidate(key_scope(hash("carol")));
+        let answer = gateway.ask("carol", "a AND (b OR").await;
+        let syntax = "user/bad_request/permissions_query_syntax_error";
+        assert_eq!(answer.refusal(), (400, syntax.to_owned()), "{state:?}");
+        assert_eq!(answer.content_type, "application/json");
+        let error = &answer.json()["error"];
+        assert_eq!(error["errors"][0]["location"], "/properties/permissions");
+        let message = "at character 12: expected a permission or '(', found the end";
+        assert_eq!(error["errors"][0]["message"], message);
+    }
+    let body = json!({ "key": "carol", "permissions": "AND" }).to_string();
+    let answer = gateway.post(&[ROOT, "accept: */*"], &body).await;
+    assert_eq!((answer.status, answer.content_type.as_str()), (400, "application/problem+json"));
+    for code in ["VALID", "DISABLED", "EXPIRED", "FORBIDDEN", "INSUFFICIENT_PERMISSIONS"] {
+        assert_eq!(gateway.verified(code), 0, "{code}: a refused request is no verification");
+    }
+}
+
+#[tokio::test]
+async fn the_keys_own_state_comes_before_its_permissions() {
+    let gateway = Gateway::new().await;
+    for (state, code) in [
+        (RecordState::Disabled, "DISABLED"),
+        (RecordState::Expired, "EXPIRED"),
+        (RecordState::WorkspaceDisabled, "FORBIDDEN"),
+    ] {
+        let record = KeyRecord { state, permissions: vec!["a".into()], ..key("key_3") };
+        gateway.agent.home.put(hash("carol"), Record::Key(record));
+        gateway.agent.invalidate(key_scope(hash("carol")));
+        for query in ["a", "b"] {
+            let data = gateway.ask("carol", query).await.data();
+            assert_eq!((&data["code"], &data["valid"]), (&json!(code), &json!(false)), "{query}");
+        }
+    }
+}
+
 /// Even a key that is disabled or expired must not show that it exists.
 #[tokio::test]
 async fn visibility_comes_before_the_keys_own_state() {
@@ -206,6 +297,7 @@ async fn a_bad_request_is_refused_before_anybody_is_asked() {
     let gateway = Gateway::new().await;
     let unknown = "authorization: Bearer unknown";
     let long = json!({ "key": "x".repeat(513) }).to_string();
+    let query = json!({ "key": "alice", "permissions": "x".repeat(1001) }).to_string();
     for body in [
         "",
         "{",
@@ -215,7 +307,9 @@ async fn a_bad_request_is_refused_before_anybody_is_asked() {
         r#"{"key":7}"#,
         &long,
         r#"{"key":"alice","apiId":"api_1"}"#,
-        r#"{"key":"alice","permissions":"a AND b"}"#,
+        r#"{"key":"alice","permissions":""}"#,
+        r#"{"key":"alice","permissions":["a"]}"#,
+        &query,
         r#"{"key":"alice","ratelimits":[{"name":"requests"}]}"#,
         r#"{"key":"alice","credits":{"cost":1}}"#,
     ] {
@@ -244,6 +338,7 @@ async fn a_root_key_that_may_not_act_is_refused_before_the_key_is_looked_up() {
     let put = |text: &str, record| gateway.agent.home.put(hash(text), record);
     put("deleted", root(RecordState::Deleted));
     put("disabled", root(RecordState::Disabled));
+    put("closed", root(RecordState::WorkspaceDisabled));
     put("expired", root(RecordState::Expired));
     put("ended", Record::RootKey(ended));
     for (asked, (text, status, r#type)) in [
@@ -252,6 +347,7 @@ async fn a_root_key_that_may_not_act_is_refused_before_the_key_is_looked_up() {
         // An ordinary key, and the one to be verified at that.
         ("alice", 401, "unkey/authentication/key_not_found"),
         ("disabled", 403, "unkey/authorization/key_disabled"),
+        ("closed", 403, "unkey/authorization/workspace_disabled"),
         ("expired", 403, "unkey/authorization/forbidden"),
         ("ended", 403, "unkey/authorization/forbidden"),
     ]

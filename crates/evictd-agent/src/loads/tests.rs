@@ -1,15 +1,18 @@
 //! Loads of a home region in memory, one step at a time.
 
 use std::future::Future;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use evictd_core::ids::ApiId;
 use evictd_core::invalidation::Scope;
-use evictd_core::record::{KeyRecord, Record, RecordState};
+use evictd_core::record::{KeyRecord, Lookup, Record, RecordState};
 use evictd_wire::api::ids::hash;
 use futures_util::FutureExt;
 
 use super::*;
+use crate::database::Database;
 use crate::fixture::{Agent, BASE, at, key, key_scope};
 
 impl Shared {
@@ -115,7 +118,8 @@ async fn who_joins_a_load_that_has_landed_already_is_held_to_the_floors_of_now()
     let alice = hash("alice");
     let (landing, flight) = watch::channel(None);
     agent.loads.shared.flights.lock().insert(alice, flight);
-    let landed = agent.loads.shared.land(alice, agent.home.lookup(alice).await.unwrap(), clock::lease_now());
+    let loaded = agent.home.lookup(alice).await.unwrap();
+    let (landed, _) = agent.loads.shared.land(alice, loaded, clock::lease_now());
 
     delete_alice(&agent);
     let mut late = Box::pin(load(&agent, "alice"));
@@ -282,11 +286,103 @@ async fn a_load_that_breaks_gives_its_place_back() {
     let config = crate::fixture::config(&[("loads.concurrent_max", "1")]).loads;
     let Agent { knowledge, cache, metrics, .. } = &agent;
     let origin = Arc::new(BrokenOrigin);
-    let loads = Loads::new(&config, origin, knowledge.clone(), cache.clone(), metrics.clone());
+    let loads = Loads::new(&config, None, origin, knowledge.clone(), cache.clone(), metrics.clone());
     for _ in 0..3 {
         let broken = loads.load(hash("alice"), agent.knowledge.begin()).await;
         assert_eq!(broken.unwrap_err(), LoadError::Unreachable, "not `Busy`: the place is free");
         loads.shared.all_landed(1).await;
     }
     assert!(loads.shared.flights.lock().is_empty());
+}
+
+/// A replica, and what it has replayed so far.
+#[derive(Debug)]
+struct MemoryReplica {
+    lookup: Mutex<Option<Lookup>>,
+}
+
+#[async_trait]
+impl Database for MemoryReplica {
+    async fn lookup(&self, _: KeyHash) -> Result<Lookup, Box<dyn std::error::Error + Send + Sync>> {
+        self.lookup.lock().clone().ok_or_else(|| "down for the test".into())
+    }
+}
+
+impl MemoryReplica {
+    fn holds(&self, as_of: LogPosition, record: Record) {
+        *self.lookup.lock() = Some(Lookup { as_of, record });
+    }
+}
+
+/// As `agent`, with loads that ask a replica first: it knows alice as of the base.
+fn with_replica(agent: &mut Agent) -> Arc<MemoryReplica> {
+    let replica = Arc::new(MemoryReplica { lookup: Mutex::default() });
+    replica.holds(at(BASE), Record::Key(key("key_1")));
+    let Agent { home, knowledge, cache, metrics, .. } = &agent;
+    let asked = Replica {
+        database: replica.clone(),
+        timeout: Duration::from_secs(5),
+        metrics: metrics.clone(),
+        remark: agent.readiness.remark("database"),
+        failing: AtomicBool::new(false),
+    };
+    let config = crate::fixture::config(&[]).loads;
+    agent.loads =
+        Loads::new(&config, Some(asked), home.clone(), knowledge.clone(), cache.clone(), metrics.clone());
+    replica
+}
+
+#[tokio::test]
+async fn while_a_lease_runs_the_replica_answers_alone() {
+    let mut agent = agent(&[]);
+    with_replica(&mut agent);
+    let entry = load(&agent, "alice").await.unwrap();
+    assert_eq!((state(&entry), agent.home.asked()), (Some(RecordState::Active), 0));
+    assert!(is_cached(&agent, "alice"));
+    assert_eq!(entry.stamp.read_at, LeaseTime::default(), "the lease alone vouches for it");
+    assert_eq!(agent.metric(r#"evictd_agent_database_reads_total{outcome="ok"}"#), 1);
+}
+
+#[tokio::test]
+async fn a_replica_that_lags_never_brings_a_deleted_key_back() {
+    let mut agent = agent(&[]);
+    let replica = with_replica(&mut agent);
+    let deleted_at = delete_alice(&agent);
+    let entry = load(&agent, "alice").await.unwrap();
+    assert_eq!((state(&entry), agent.home.asked()), (Some(RecordState::Deleted), 1));
+    assert_eq!(entry.stamp.as_of(), deleted_at);
+    assert_eq!(state(&agent.cache.get(&hash("alice")).unwrap()), Some(RecordState::Deleted));
+    assert_eq!(agent.metric(r#"evictd_agent_database_reads_total{outcome="too_old"}"#), 1);
+
+    agent.cache.evict(&hash("alice"));
+    replica.holds(deleted_at, Record::Absent);
+    assert_eq!(load(&agent, "alice").await.unwrap().record, Record::Absent, "it has caught up");
+    assert_eq!(agent.home.asked(), 1);
+}
+
+#[tokio::test]
+async fn without_a_lease_the_replica_is_not_asked() {
+    let mut agent = Agent::starting(&[]);
+    agent.home.put(hash("alice"), Record::Key(key("key_1")));
+    let replica = with_replica(&mut agent);
+    replica.holds(at(BASE), Record::Absent);
+    assert_eq!(state(&load(&agent, "alice").await.unwrap()), Some(RecordState::Active));
+    assert_eq!(agent.home.asked(), 1);
+}
+
+#[tokio::test]
+async fn when_the_database_fails_the_authority_is_asked_and_readiness_remarks_it() {
+    let mut agent = agent(&[]);
+    let replica = with_replica(&mut agent);
+    *replica.lookup.lock() = None;
+    assert_eq!(state(&load(&agent, "alice").await.unwrap()), Some(RecordState::Active));
+    assert_eq!(agent.home.asked(), 1);
+    let remarks = agent.readiness.remarks();
+    assert!(remarks.iter().any(|remark| remark.detail.contains("down for the test")), "{remarks:?}");
+    assert!(agent.readiness.is_ready(), "it is no reason to take the agent out of service");
+
+    replica.holds(at(BASE), Record::Absent);
+    load(&agent, "nobody").await.unwrap();
+    assert!(agent.readiness.remarks().is_empty());
+    assert_eq!(agent.metric(r#"evictd_agent_database_reads_total{outcome="failed"}"#), 1);
 }

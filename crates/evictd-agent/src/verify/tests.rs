@@ -6,7 +6,7 @@ use evictd_core::entry::Stamp;
 use evictd_core::ids::{ApiId, WorkspaceId};
 use evictd_core::invalidation::Scope;
 use evictd_core::position::LogPosition;
-use evictd_core::record::{Record, RecordState, RootKeyRecord};
+use evictd_core::record::{Record, RecordState, RootKeyRecord, Verdict};
 use evictd_wire::api::ids::hash;
 use evictd_wire::api::root_key::acting;
 
@@ -198,13 +198,14 @@ fn an_end_that_may_have_come_at_home_has_come() {
     let soon = KeyRecord { expires_at: Some(ends_in(Duration::from_mins(1))), ..key("key_1") };
     let root = RootKeyRecord { expires_at: soon.expires_at, ..root_key(&["api.*.verify_key"]) };
     let acts = || acting(Some(&root), agent.verifier.home_time()).is_ok();
-    assert_eq!(agent.verifier.judge(&soon), Verdict::Valid);
+    let verdict = || soon.verdict(agent.verifier.home_time());
+    assert_eq!(verdict(), Verdict::Valid);
     assert!(acts());
 
     // The store's clock may be that far ahead of this machine's.
     let offset = clock::wall_now().0 - clock::lease_now().0 as i64;
     agent.knowledge.publish_home_offset_high(offset + 61_000_000);
-    assert_eq!(agent.verifier.judge(&soon), Verdict::Expired);
+    assert_eq!(verdict(), Verdict::Expired);
     assert!(!acts());
 }
 

@@ -1,5 +1,6 @@
-//! Accepts connections, serves them, and lets them leave.
+//! Accepts connections, makes room for them, serves them, and lets them leave.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
@@ -11,11 +12,13 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinSet};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::body::Body;
 use super::watch::{Watch, WatchedStream};
-use super::{Handler, HttpLimits, Request};
+use super::{Handler, HttpLimits, Reply, Request, StatusCode, header, text};
 
 /// How long a server that shuts down waits for requests in flight.
 pub const DRAIN_LIMIT: Duration = Duration::from_secs(10);
@@ -23,6 +26,18 @@ pub const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 /// Most bytes buffered per connection while headers arrive. hyper's default of 400 KiB, times ten
 /// thousand connections, would be a way to exhaust memory.
 const BUFFER_BYTES_MAX: usize = 64 * 1024;
+
+/// Connections at once that are told that there are too many. Further ones are closed without a word.
+const REFUSALS_MAX: usize = 64;
+
+/// How long a connection may take to be told that.
+const REFUSAL_LIMIT: Duration = Duration::from_secs(1);
+
+/// One of so many connections makes room at once, so that a stream of new ones doesn't look for each anew.
+const ROOM_SHARE: usize = 64;
+
+/// How long to wait for a connection that makes room. It has nothing to do but to end.
+const ROOM_LIMIT: Duration = Duration::from_millis(100);
 
 /// First pause after the system refused a connection for lack of something; doubles up to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
@@ -55,30 +70,135 @@ async fn accept<H: Handler>(
     shutdown: &CancellationToken,
     connections: &mut JoinSet<()>,
 ) -> Infallible {
-    let free = Arc::new(Semaphore::new(limits.connections_max));
+    let mut places = Places::new(limits);
     let mut pause = FIRST_PAUSE;
     loop {
-        // Nobody closes the semaphore, so that an error here can only mean that nobody ever will
-        // be served; waiting for the shutdown is then all that is left.
-        let Ok(permit) = Arc::clone(&free).acquire_owned().await else { std::future::pending().await };
-        while connections.try_join_next().is_some() {}
-        match listener.accept().await {
-            Ok((stream, remote)) => {
-                pause = FIRST_PAUSE;
-                // A token per connection: polling a shared one would make all of them meet at one lock.
-                let connection =
-                    Connection { remote, limits, draining: shutdown.child_token(), _permit: permit };
-                connections.spawn(connection.run(stream, handler.clone()));
-            }
+        let (stream, remote) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) if is_about_one_connection(&error) => {
                 tracing::debug!(%error, "a connection ended before it was accepted");
+                continue;
             }
             Err(error) => {
                 tracing::warn!(%error, ?pause, "can't accept connections; is the limit of open files too low?");
+                places.make_room(Instant::now());
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(LAST_PAUSE);
+                continue;
             }
+        };
+        pause = FIRST_PAUSE;
+        while let Some(ended) = connections.try_join_next_with_id() {
+            places.leave(ended.map_or_else(|error| error.id(), |(id, ())| id));
         }
+        let watch = Arc::new(Watch::new());
+        // A token per connection: polling a shared one would make all of them meet at one lock.
+        let draining = shutdown.child_token();
+        let connection = Connection { remote, limits, watch: Arc::clone(&watch), draining };
+        match places.take().await {
+            Place::Free(permit) => {
+                let task = connections.spawn(connection.run(stream, handler.clone(), permit));
+                places.enter(task.id(), watch);
+            }
+            Place::ToBeRefused(permit) => {
+                let limits =
+                    HttpLimits { header_timeout: REFUSAL_LIMIT, idle_timeout: REFUSAL_LIMIT, ..limits };
+                connections.spawn(Connection { limits, ..connection }.run(stream, Refusal, permit));
+            }
+            Place::None => {}
+        }
+    }
+}
+
+/// How many connections there may be, and who could make room.
+struct Places {
+    limits: HttpLimits,
+    free: Arc<Semaphore>,
+    refusals: Arc<Semaphore>,
+    taken: HashMap<Id, Arc<Watch>>,
+    /// That there are too many was logged.
+    complained: bool,
+}
+
+/// Where a new connection goes.
+enum Place {
+    Free(OwnedSemaphorePermit),
+    ToBeRefused(OwnedSemaphorePermit),
+    None,
+}
+
+impl Places {
+    fn new(limits: HttpLimits) -> Self {
+        Self {
+            limits,
+            free: Arc::new(Semaphore::new(limits.connections_max)),
+            refusals: Arc::new(Semaphore::new(REFUSALS_MAX)),
+            taken: HashMap::new(),
+            complained: false,
+        }
+    }
+
+    fn enter(&mut self, connection: Id, watch: Arc<Watch>) {
+        self.taken.insert(connection, watch);
+    }
+
+    fn leave(&mut self, connection: Id) {
+        self.taken.remove(&connection);
+    }
+
+    async fn take(&mut self) -> Place {
+        if let Ok(permit) = Arc::clone(&self.free).try_acquire_owned() {
+            self.complained = false;
+            return Place::Free(permit);
+        }
+        if self.make_room(Instant::now()) > 0
+            && let Ok(Ok(permit)) =
+                tokio::time::timeout(ROOM_LIMIT, Arc::clone(&self.free).acquire_owned()).await
+        {
+            return Place::Free(permit);
+        }
+        if !std::mem::replace(&mut self.complained, true) {
+            tracing::warn!(
+                connections_max = self.limits.connections_max,
+                "all connections are at work; further ones are refused"
+            );
+        }
+        match Arc::clone(&self.refusals).try_acquire_owned() {
+            Ok(permit) => Place::ToBeRefused(permit),
+            Err(_) => Place::None,
+        }
+    }
+
+    /// Asks the connections that have waited longest for a request to end, and tells how many it asked.
+    fn make_room(&self, now: Instant) -> usize {
+        let spared = self.limits.spared_idle;
+        let mut waiting: Vec<(Instant, &Watch)> = self
+            .taken
+            .values()
+            .filter_map(|watch| Some((watch.waiting_since()?, &**watch)))
+            .filter(|(since, _)| now.duration_since(*since) >= spared)
+            .collect();
+        let share = self.limits.connections_max.div_ceil(ROOM_SHARE).min(waiting.len());
+        if share < waiting.len() {
+            waiting.select_nth_unstable_by_key(share, |(since, _)| *since);
+        }
+        for (_, watch) in &waiting[..share] {
+            watch.make_room();
+        }
+        share
+    }
+}
+
+/// Answers whoever came when there was no place.
+#[derive(Clone)]
+struct Refusal;
+
+impl Handler for Refusal {
+    async fn handle(&self, _: Request) -> Reply {
+        let mut reply = text(StatusCode::SERVICE_UNAVAILABLE, "too many connections; try again\n");
+        reply.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
+        reply.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+        reply
     }
 }
 
@@ -91,24 +211,24 @@ fn is_about_one_connection(error: &io::Error) -> bool {
 struct Connection {
     remote: SocketAddr,
     limits: HttpLimits,
+    watch: Arc<Watch>,
     draining: CancellationToken,
-    /// Frees the connection's place when it ends, however it ends.
-    _permit: OwnedSemaphorePermit,
 }
 
 impl Connection {
-    async fn run<H: Handler>(self, stream: TcpStream, handler: H) {
+    /// Serves it to its end. The permit frees its place then, however it ends.
+    async fn run<H: Handler>(self, stream: TcpStream, handler: H, _permit: OwnedSemaphorePermit) {
         // Without it, answers would wait for the client's acknowledgement of the ones before.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "can't set TCP_NODELAY");
         }
-        let Self { remote, limits, .. } = self;
-        let watch = Arc::new(Watch::new());
+        let Self { remote, limits, watch, draining } = self;
         let service = service_fn(|request: hyper::Request<hyper::body::Incoming>| {
             watch.begin();
             let (handler, watch) = (handler.clone(), Arc::clone(&watch));
             async move {
                 let (parts, body) = request.into_parts();
+                let body = Body::new(body, &parts);
                 let reply = handler.handle(Request { parts, remote, body, limits }).await;
                 watch.finish();
                 Ok::<_, Infallible>(reply)
@@ -122,7 +242,7 @@ impl Connection {
             .half_close(true)
             .serve_connection(io, service);
         let mut connection = std::pin::pin!(connection);
-        let mut draining = std::pin::pin!(self.draining.cancelled());
+        let mut draining = std::pin::pin!(draining.cancelled());
         let mut overstayed = std::pin::pin!(watch.overstayed(&limits));
         let mut told = false;
         loop {
@@ -139,7 +259,7 @@ impl Connection {
                     connection.as_mut().graceful_shutdown();
                 }
                 () = &mut overstayed => {
-                    tracing::debug!(%remote, "closed a connection that was idle or too slow");
+                    tracing::debug!(%remote, "closed a connection that was idle or too slow, or made room");
                     return;
                 }
             }
@@ -318,19 +438,109 @@ mod tests {
         client.closed().await;
     }
 
+    /// One place, and connections that are idle make room at once.
+    const ONE: fn() -> HttpLimits =
+        || HttpLimits { connections_max: 1, spared_idle: Duration::ZERO, ..HttpLimits::default() };
+
     #[tokio::test]
-    async fn connections_over_the_limit_wait_for_a_place() {
-        let server = server(HttpLimits { connections_max: 1, ..HttpLimits::default() }).await;
+    async fn a_connection_over_the_limit_takes_the_place_of_an_idle_one() {
+        let server = server(ONE()).await;
+        let mut idle = Client::connect(server.address).await;
+        idle.send(&post(0, "")).await;
+        idle.answer().await;
+        let mut silent = Client::connect(server.address).await;
+        idle.closed().await;
+        let mut half = Client::connect(server.address).await;
+        silent.closed().await;
+        half.send("POST / HTTP/1.1\r\nhost: te").await;
+        let mut last = Client::connect(server.address).await;
+        half.closed().await;
+        last.send(&post(4, "four")).await;
+        assert_eq!(last.answer().await.1, "4");
+    }
+
+    #[tokio::test]
+    async fn a_connection_over_the_limit_is_refused_when_all_are_at_work() {
+        let server = server(ONE()).await;
+        let mut busy = Client::connect(server.address).await;
+        busy.send(WAIT).await;
+        server.echo.waiting.notified().await;
+        for _ in 0..REFUSALS_MAX * 2 {
+            let mut refused = Client::connect(server.address).await;
+            refused.send(&post(4, "four")).await;
+            let (head, body) = refused.answer().await;
+            assert!(head.starts_with("HTTP/1.1 503"), "{head}");
+            assert!(head.contains("retry-after: 1") && head.contains("connection: close"), "{head}");
+            assert_eq!(body, "too many connections; try again\n");
+            refused.closed().await;
+        }
+        server.echo.go_on.notify_one();
+        assert_eq!(busy.answer().await.1, "0");
+        assert_eq!(server.echo.served.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_has_just_come_is_spared() {
+        let server = server(HttpLimits { spared_idle: Duration::from_mins(1), ..ONE() }).await;
         let mut first = Client::connect(server.address).await;
-        first.send(&post(0, "")).await;
-        first.answer().await;
         let mut second = Client::connect(server.address).await;
-        second.send(&post(4, "four")).await;
-        first.send(&post(0, "")).await;
-        first.answer().await;
-        assert_eq!(server.echo.served.load(Ordering::SeqCst), 2, "only the first is served");
-        drop(first);
-        assert_eq!(second.answer().await.1, "4");
+        second.send(&post(0, "")).await;
+        assert!(second.answer().await.0.starts_with("HTTP/1.1 503"));
+        first.send(&post(4, "four")).await;
+        assert_eq!(first.answer().await.1, "4");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_waited_longest_makes_room_first() {
+        let limits = HttpLimits { connections_max: 200, ..HttpLimits::default() };
+        let mut places = Places::new(limits);
+        let watches: Vec<Arc<Watch>> = (0..10).map(|_| Arc::new(Watch::new())).collect();
+        for watch in &watches {
+            places.enter(tokio::spawn(async {}).id(), Arc::clone(watch));
+            // In this order they fall idle, a second apart; the first one is being answered.
+            tokio::time::advance(Duration::from_secs(1)).await;
+            watch.finish();
+        }
+        watches[0].begin();
+        assert_eq!(places.make_room(Instant::now()), 4, "one of 64, rounded up");
+        let mut asked = Vec::new();
+        for (n, watch) in watches.iter().enumerate() {
+            if tokio::time::timeout(Duration::ZERO, watch.overstayed(&limits)).await.is_ok() {
+                asked.push(n);
+            }
+        }
+        assert_eq!(asked, [1, 2, 3, 4]);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_is_still_sending_when_it_is_refused_reads_why() {
+        let server = server(HttpLimits { body_bytes_max: 4, ..HttpLimits::default() }).await;
+        let mut client = Client::connect(server.address).await;
+        // More than the system takes in for a server that doesn't read.
+        let body = "x".repeat(32 << 20);
+        client.send(&post(body.len(), &body)).await;
+        assert!(client.answer().await.0.starts_with("HTTP/1.1 413"));
+        client.send(&post(4, "four")).await;
+        assert_eq!(client.answer().await.1, "4", "the connection is as good as before");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_asks_before_it_sends_is_not_told_to() {
+        let server = server(HttpLimits { body_bytes_max: 4, ..HttpLimits::default() }).await;
+        let mut client = Client::connect(server.address).await;
+        let expect = "POST / HTTP/1.1\r\nhost: test\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n";
+        client.send(expect).await;
+        assert!(client.answer().await.0.starts_with("HTTP/1.1 413"));
+        client.closed().await;
+    }
+
+    #[tokio::test]
+    async fn a_client_that_announces_too_much_and_sends_nothing_is_not_waited_for_long() {
+        let server = server(HttpLimits { body_bytes_max: 4, ..HttpLimits::default() }).await;
+        let mut client = Client::connect(server.address).await;
+        client.send(&post(5, "")).await;
+        assert!(client.answer().await.0.starts_with("HTTP/1.1 413"));
+        tokio::time::timeout(HttpLimits::default().idle_timeout / 2, client.closed()).await.unwrap();
     }
 
     #[tokio::test]

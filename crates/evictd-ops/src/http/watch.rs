@@ -1,4 +1,4 @@
-//! Ends connections that send their headers too slowly or nothing at all.
+//! Ends connections that send their headers too slowly or nothing at all, or whose place others need.
 //!
 //! hyper has a header timeout, but it also runs while a connection is idle (so that it would cut off
 //! kept-alive connections after the time that is meant for headers), and it arms a new timer for each
@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::HttpLimits;
@@ -28,18 +29,31 @@ enum Phase {
     Busy,
 }
 
-/// What a connection is doing, and since when. All who write it live in the connection's own task;
-/// it is atomic only because that task moves between threads.
+/// What a connection is doing, and since when. All who write it live in the connection's own task, and
+/// whoever reads it from outside may see it a moment late.
 #[derive(Debug)]
 pub(super) struct Watch {
     opened: Instant,
     /// Microseconds since `opened`, and the phase in the low two bits.
     state: AtomicU64,
+    /// Somebody else needs the place.
+    wanted: Notify,
 }
 
 impl Watch {
     pub(super) fn new() -> Self {
-        Self { opened: Instant::now(), state: AtomicU64::new(Phase::Idle as u64) }
+        Self { opened: Instant::now(), state: AtomicU64::new(Phase::Idle as u64), wanted: Notify::new() }
+    }
+
+    /// Since when the connection has waited for a whole request; `None` while one is being answered.
+    pub(super) fn waiting_since(&self) -> Option<Instant> {
+        let (phase, since) = self.phase();
+        (phase != Phase::Busy).then_some(since)
+    }
+
+    /// Somebody else needs the place: the connection ends, unless a request has come meanwhile.
+    pub(super) fn make_room(&self) {
+        self.wanted.notify_one();
     }
 
     /// A request's headers are complete.
@@ -74,7 +88,7 @@ impl Watch {
         }
     }
 
-    /// Returns when the connection has overstayed one of `limits`.
+    /// Returns when the connection has overstayed one of `limits`, or waits while somebody else needs its place.
     ///
     /// Never sleeps longer than the header timeout, so that no change of phase is seen too late.
     pub(super) async fn overstayed(&self, limits: &HttpLimits) {
@@ -88,7 +102,14 @@ impl Watch {
             if wake <= now {
                 return;
             }
-            tokio::time::sleep_until(wake.min(now + limits.header_timeout)).await;
+            tokio::select! {
+                () = tokio::time::sleep_until(wake.min(now + limits.header_timeout)) => {}
+                () = self.wanted.notified() => {
+                    if self.waiting_since().is_some() {
+                        return;
+                    }
+                }
+            }
         }
     }
 }
@@ -186,6 +207,27 @@ mod tests {
             }
         });
         assert_eq!(seconds_until_overstayed(&watch).await, 43);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_waits_for_a_request_makes_room_and_whoever_is_answered_does_not() {
+        let watch = Watch::new();
+        watch.make_room();
+        assert_eq!(seconds_until_overstayed(&watch).await, 0);
+        tokio::time::advance(Duration::from_secs(5)).await;
+        watch.received();
+        assert_eq!(watch.waiting_since().unwrap().elapsed().as_secs(), 0);
+        watch.make_room();
+        assert_eq!(seconds_until_overstayed(&watch).await, 0, "half a request is none");
+
+        watch.begin();
+        assert_eq!(watch.waiting_since(), None);
+        watch.make_room();
+        let limits = limits();
+        let answering = tokio::time::timeout(Duration::from_hours(1), watch.overstayed(&limits));
+        assert!(answering.await.is_err());
+        watch.finish();
+        assert_eq!(seconds_until_overstayed(&watch).await, 75, "it was asked then, not now");
     }
 
     #[tokio::test(start_paused = true)]

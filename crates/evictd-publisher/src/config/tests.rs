@@ -16,6 +16,63 @@ fn the_documented_defaults_are_usable() {
     assert_eq!(Duration::from(config.receipts.bound), Duration::from_secs(30));
 }
 
+fn named(settings: &[(&str, &str)]) -> Vec<String> {
+    let problems = load(settings).unwrap_err().problems;
+    problems.iter().map(|problem| problem.split(": ").next().unwrap_or_default().to_owned()).collect()
+}
+
+#[test]
+fn the_log_is_kept_well_beyond_the_longest_bound() {
+    for (bound, log) in [("30s", "1h"), ("6m", "1h"), ("30m", "5h")] {
+        assert!(load(&[("receipts.bound", bound), ("retention.log", log)]).is_ok(), "{bound} {log}");
+    }
+    for (bound, log) in [("30s", "59m"), ("30s", "0s"), ("30m", "4h")] {
+        assert_eq!(named(&[("receipts.bound", bound), ("retention.log", log)]), ["retention.log"]);
+    }
+}
+
+#[test]
+fn receipts_and_audit_records_are_kept_at_least_as_long_as_the_log() {
+    let settings = [("retention.log", "2h"), ("retention.receipts", "1h"), ("retention.audit", "1h")];
+    assert_eq!(named(&settings), ["retention.receipts", "retention.audit"]);
+    let settings = settings.map(|(key, _)| (key, "2h"));
+    assert_eq!(load(&settings).unwrap().retention.audit, Keep::For(Duration::from_hours(2).into()));
+    assert_eq!(load(&[]).unwrap().retention.audit, Keep::Forever);
+}
+
+#[test]
+fn a_limit_is_a_number_or_unlimited() {
+    let config = load(&[
+        ("rate_limit.requests_per_minute", "600"),
+        ("rate_limit.workspaces.ws_1", "unlimited"),
+        ("rate_limit.workspaces.ws_2", "0"),
+    ]);
+    let RateLimitConfig { requests_per_minute, workspaces } = config.unwrap().rate_limit;
+    assert_eq!(requests_per_minute, RequestLimit::PerMinute(600));
+    assert_eq!(workspaces["ws_1"], RequestLimit::Unlimited);
+    assert_eq!(workspaces["ws_2"], RequestLimit::PerMinute(0));
+    assert_eq!(load(&[]).unwrap().rate_limit.requests_per_minute, RequestLimit::Unlimited);
+    for wrong in ["", "-1", "off", "1/s", "4294967296"] {
+        let problems = load(&[("rate_limit.workspaces.ws_1", wrong)]).unwrap_err().problems;
+        assert!(problems[0].contains("write a whole number of requests in a minute"), "{problems:?}");
+    }
+}
+
+#[test]
+fn a_region_is_named_once() {
+    let problems = load(&[("receipts.regions", "eu,us,eu")]).unwrap_err().problems;
+    assert_eq!(problems, ["receipts.regions: `eu` stands there more than once"]);
+}
+
+#[test]
+fn a_checked_configuration_is_printed_without_the_stores_password() {
+    let layers = Layers::new(DEFAULTS).set("store.url", "postgres://evictd:hunter2@db:5432/evictd");
+    let loaded = layers.load::<PublisherConfig>().unwrap();
+    let printed = evictd_ops::config::print_effective(&loaded.effective);
+    assert!(printed.contains("postgres://evictd:[redacted]@db:5432/evictd"), "{printed}");
+    assert!(!format!("{:?}", loaded.config).contains("hunter2"));
+}
+
 #[test]
 fn all_problems_are_reported_together() {
     let keys = [
@@ -29,7 +86,5 @@ fn all_problems_are_reported_together() {
     let limits = ["authority.probes_waiting_max", "authority.lookups_max", "authority.replays_max"];
     let settings: Vec<_> =
         keys.map(|key| (key, "0s")).into_iter().chain(limits.map(|key| (key, "0"))).collect();
-    let problems = load(&settings).unwrap_err().problems;
-    let named: Vec<_> = problems.iter().filter_map(|problem| problem.split(": ").next()).collect();
-    assert_eq!(named, [&keys[..], &limits[..]].concat());
+    assert_eq!(named(&settings), [&keys[..], &limits[..]].concat());
 }

@@ -27,7 +27,7 @@ const GATHER: Duration = Duration::from_millis(50);
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// How often the store is searched for requests that nobody looks after.
-const ADOPT_EVERY: Duration = Duration::from_secs(5);
+pub(super) const ADOPT_EVERY: Duration = Duration::from_secs(5);
 
 /// How often the whole roster is read, for what other publishers heard.
 const ROSTER_EVERY: Duration = Duration::from_secs(15);
@@ -74,6 +74,26 @@ pub(crate) enum Told {
 impl Receipts {
     /// Keeps receipts and the roster until `shutdown`; what is final then is stored still.
     pub(crate) async fn keep(self: Arc<Self>, shutdown: CancellationToken) {
+        // Side by side: who waits for a receipt that another publisher's work decides about doesn't wait for a disk.
+        tokio::join!(self.keep_final_ones(&shutdown), self.keep_up(&shutdown));
+    }
+
+    async fn keep_final_ones(&self, shutdown: &CancellationToken) {
+        while shutdown.run_until_cancelled(self.recorded.notified()).await.is_some() {
+            shutdown.run_until_cancelled(tokio::time::sleep(GATHER)).await;
+            if let Err(error) = self.record().await {
+                store_failed(&error);
+                shutdown.run_until_cancelled(tokio::time::sleep(PAUSE)).await;
+                self.recorded.notify_one();
+            }
+        }
+        if let Err(error) = self.record().await {
+            store_failed(&error);
+        }
+    }
+
+    /// Keeps up with what other publishers do: with the roster, and with the requests that they numbered.
+    async fn keep_up(&self, shutdown: &CancellationToken) {
         let every = |period| {
             let mut interval = tokio::time::interval_at(tokio::time::Instant::now() + period, period);
             interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -83,23 +103,16 @@ impl Receipts {
         loop {
             let done = tokio::select! {
                 biased;
-                () = shutdown.cancelled() => break,
+                () = shutdown.cancelled() => return,
                 _ = roster.tick() => self.read_roster().await,
                 () = self.look_again.notified() => self.look_again().await,
                 _ = adopt.tick() => self.adopt_what_is_open().await,
-                () = self.recorded.notified() => {
-                    shutdown.run_until_cancelled(tokio::time::sleep(GATHER)).await;
-                    self.record().await
-                }
+                () = self.numbered_elsewhere.notified() => self.adopt_from_elsewhere().await,
             };
             if let Err(error) = done {
                 store_failed(&error);
                 shutdown.run_until_cancelled(tokio::time::sleep(PAUSE)).await;
-                self.recorded.notify_one();
             }
-        }
-        if let Err(error) = self.record().await {
-            store_failed(&error);
         }
     }
 
@@ -133,11 +146,22 @@ impl Receipts {
 
     /// Takes over the requests that the store has as open and that nobody here looks after.
     pub(super) async fn adopt_what_is_open(&self) -> Result<(), StoreError> {
-        let mut after = LogPosition::ZERO;
+        self.adopt_after(LogPosition::ZERO).await
+    }
+
+    /// Takes over those that other publishers have numbered lately.
+    pub(super) async fn adopt_from_elsewhere(&self) -> Result<(), StoreError> {
+        let accounted = self.state.lock().accounted;
+        self.adopt_after(accounted).await
+    }
+
+    /// Takes over what is open above a position. From there on, everything up to the head is accounted for.
+    async fn adopt_after(&self, mut after: LogPosition) -> Result<(), StoreError> {
+        let head = self.log_head();
         loop {
             let epoch = self.log_head().epoch();
             let page = self.store.open_requests(after, PAGE).await?;
-            let Some(last) = page.last() else { return Ok(()) };
+            let Some(last) = page.last() else { break };
             after = last.position;
             let whole = page.len() == PAGE;
             let strays = {
@@ -146,9 +170,12 @@ impl Receipts {
             };
             self.open(epoch, strays).await;
             if !whole {
-                return Ok(());
+                break;
             }
         }
+        let mut state = self.state.lock();
+        state.accounted = state.accounted.max(head);
+        Ok(())
     }
 
     /// What is known of a request of this workspace; `None` if the workspace has carried out no such request.

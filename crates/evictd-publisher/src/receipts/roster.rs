@@ -19,6 +19,9 @@ const TOUCH_EVERY: Duration = Duration::from_secs(15);
 /// whoever comes back later finds the row gone, or refreshes it first: then it stays.
 const KEEP_ROWS: Duration = Duration::from_mins(5);
 
+/// Forgotten processes that the log names.
+const NAMES_MAX: usize = 20;
+
 /// A row of the roster, as it was read last.
 pub(super) struct Known {
     last_seen: StoreTime,
@@ -62,7 +65,7 @@ impl Receipts {
         if gone.is_empty() {
             return Ok(());
         }
-        tracing::info!(processes = gone.len(), "forgetting agent processes that are gone");
+        tracing::info!(processes = names(&gone), "forgetting agent processes that are gone");
         self.store.forget_instances(&gone).await
     }
 
@@ -117,6 +120,16 @@ impl Receipts {
     pub(crate) fn take_heard(&self) -> Vec<Identity> {
         std::mem::take(&mut self.state.lock().heard)
     }
+}
+
+/// Names for the log: of the first few, and how many more there are.
+fn names(gone: &[(Identity, StoreTime)]) -> String {
+    let name = |Identity { region, agent, instance }: &Identity| format!("{region}/{agent}/{instance}");
+    let mut names: Vec<String> = gone.iter().take(NAMES_MAX).map(|(identity, _)| name(identity)).collect();
+    if gone.len() > NAMES_MAX {
+        names.push(format!("and {} more", gone.len() - NAMES_MAX));
+    }
+    names.join(", ")
 }
 
 impl State {

@@ -3,11 +3,12 @@
 use evictd_core::ids::{AgentName, ApiId, InstanceId, KeyHash, KeyId, WorkspaceId};
 use evictd_core::receipts::{Exposure, Sighting, Span};
 use evictd_core::roster::{Instance, PartitionPolicy};
-use evictd_store::change::{Actor, DeleteMode, NewApi, NewKey, NewRootKey};
+use evictd_store::change::{Actor, DeleteMode, NewApi, NewKey, NewRootKey, Operator};
 use evictd_store::log::RoundRequest;
 use evictd_store::sqlite::SqliteStore;
 use evictd_wire::api::propagation::RegionPropagation;
 use evictd_wire::applied::Applied;
+use futures_util::FutureExt as _;
 use sqlx::Connection as _;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use tokio_util::sync::DropGuard;
@@ -57,7 +58,7 @@ impl Store {
             permissions: Vec::new(),
             expires_at: None,
         };
-        store.create_root_key(root_key).await.unwrap();
+        store.create_root_key(&operator(), root_key).await.unwrap();
         let api = NewApi { id: ApiId::new("api_1"), name: "payments".to_owned() };
         store.create_api(&actor("req_api"), api).await.unwrap();
         Self { store, directory }
@@ -86,6 +87,10 @@ impl Store {
         let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
         sqlx::query(statement).execute(&mut connection).await.unwrap();
     }
+}
+
+fn operator() -> Operator {
+    Operator { name: "ops".to_owned(), request_id: "req_operator".to_owned() }
 }
 
 fn actor(request: &str) -> Actor {
@@ -139,6 +144,8 @@ impl Home {
             start: "abcd".to_owned(),
             name: None,
             meta: None,
+            external_id: None,
+            permissions: Vec::new(),
             enabled: true,
             expires_at: None,
         };
@@ -348,6 +355,62 @@ async fn a_change_that_another_publisher_numbered_is_waited_for_and_told_by_both
     there.receipts.record().await.unwrap();
     here.receipts.record().await.unwrap();
     assert_eq!(here.told("req_1").await, there.told("req_1").await);
+}
+
+/// Whether this publisher has noticed that others number, too.
+fn noticed(home: &Home) -> bool {
+    home.receipts.numbered_elsewhere.notified().now_or_never().is_some()
+}
+
+#[tokio::test]
+async fn a_publisher_notices_by_its_own_numbering_that_another_one_was_faster() {
+    let store = Store::new().await;
+    let (here, there) = (store.publisher(LONG, &[]).await, store.publisher(LONG, &[]).await);
+    let eu = agent("eu", "a", 1);
+    here.round(&[&eu]).await;
+    here.delete("req_own").await;
+    here.number().await;
+    assert!(!noticed(&here), "that was all its own");
+
+    for (request, between) in [("req_1", false), ("req_2", true)] {
+        let under = here.receipts.under(request, true);
+        here.delete(request).await;
+        there.number().await;
+        if between {
+            here.delete("req_between").await;
+        }
+        here.number().await;
+        assert!(!here.receipts.state.lock().looks_after(request));
+        assert!(noticed(&here));
+        here.receipts.adopt_from_elsewhere().await.unwrap();
+        assert!(here.receipts.state.lock().looks_after(request));
+        here.applies(&eu);
+        let settled = under.settled(&workspace(), LONG).await;
+        assert_eq!((&*settled.state, settled.measured_from.as_deref()), ("confirmed", Some("request")));
+    }
+    here.delete("req_own_again").await;
+    here.number().await;
+    assert!(!noticed(&here), "what was looked for is accounted for");
+}
+
+#[tokio::test]
+async fn what_another_publisher_numbered_is_taken_over_without_waiting_for_the_next_search() {
+    let store = Store::new().await;
+    let (here, there) = (store.publisher(LONG, &[]).await, store.publisher(LONG, &[]).await);
+    let stop = CancellationToken::new();
+    tokio::spawn(here.receipts.clone().keep(stop.clone()));
+    let _stop = stop.drop_guard();
+    // Final receipts wait to be stored together, and must not hold it up.
+    here.round(&[&agent("eu", "a", 1)]).await;
+    here.delete("req_1").await;
+    there.number().await;
+    here.number().await;
+    let taken_over = async {
+        while !here.receipts.state.lock().looks_after("req_1") {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(keep::ADOPT_EVERY / 2, taken_over).await.unwrap();
 }
 
 #[tokio::test]

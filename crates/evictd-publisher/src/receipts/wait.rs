@@ -18,7 +18,9 @@ use crate::auth::store_failed;
 /// Beginnings remembered; a change whose request began before them is measured from its first sight.
 const STARTS_MAX: usize = 65_536;
 
-/// How often somebody who waits looks into the store: another publisher may have numbered the change.
+/// How soon, and then how often, somebody who waits looks into the store for a change that is nobody's here: another
+/// publisher may be done with it already, or it had no effect that any agent could tell.
+const FIRST_LOOK: Duration = Duration::from_millis(50);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// When requests began that may have made a change.
@@ -102,6 +104,7 @@ impl Under<'_> {
         let receipts = self.receipts;
         let over = tokio::time::sleep(limit);
         let mut over = std::pin::pin!(over);
+        let mut pause = FIRST_LOOK;
         loop {
             tokio::select! {
                 biased;
@@ -111,7 +114,8 @@ impl Under<'_> {
                 },
                 () = receipts.draining.cancelled() => return self.reached(workspace).await,
                 () = &mut over => return self.reached(workspace).await,
-                () = tokio::time::sleep(LOOK_EVERY) => {
+                () = tokio::time::sleep(pause) => {
+                    pause = (pause * 2).min(LOOK_EVERY);
                     if !receipts.state.lock().looks_after(self.request) {
                         let reached = self.reached(workspace).await;
                         if reached.r#final {

@@ -12,6 +12,7 @@
 
 CREATE TABLE workspaces (
     id           TEXT    NOT NULL PRIMARY KEY CHECK (length(CAST(id AS BLOB)) BETWEEN 1 AND 255),
+    enabled      INTEGER NOT NULL DEFAULT 1 CHECK (enabled IN (0, 1)),
     created_at_m INTEGER NOT NULL DEFAULT (CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER))
 ) STRICT, WITHOUT ROWID;
 
@@ -52,6 +53,9 @@ CREATE TABLE keys (
     start        TEXT    NOT NULL CHECK (length(CAST(start AS BLOB)) <= 255),
     name         TEXT    CHECK (length(CAST(name AS BLOB)) <= 1024),
     meta         TEXT    CHECK (meta IS NULL OR (length(CAST(meta AS BLOB)) <= 16384 AND json_valid(meta))),
+    external_id  TEXT    CHECK (length(CAST(external_id AS BLOB)) BETWEEN 1 AND 255),
+    -- At most 1,000 of 128 bytes.
+    permissions  TEXT    NOT NULL DEFAULT '[]' CHECK (length(CAST(permissions AS BLOB)) <= 163840 AND json_valid(permissions)),
     enabled      INTEGER NOT NULL DEFAULT 1 CHECK (enabled IN (0, 1)),
     expires      INTEGER,
     -- Set once the end has come, so that it comes for every region alike, whatever their clocks say.
@@ -72,7 +76,13 @@ CREATE TABLE log_head (
     id    INTEGER PRIMARY KEY CHECK (id = 1),
     epoch INTEGER NOT NULL CHECK (epoch BETWEEN 1 AND 1048575),
     head  INTEGER NOT NULL CHECK (head BETWEEN 0 AND 17592186044415),
-    fence INTEGER NOT NULL
+    fence INTEGER NOT NULL,
+    -- What a publisher knows of the roster (R11) is as old as a revision; what changed since has a higher one.
+    roster_revision INTEGER NOT NULL DEFAULT 1,
+    -- 0 from the beginning of an epoch until a bound later: the store may have gone back, and its roster with it.
+    roster_complete INTEGER NOT NULL DEFAULT 1 CHECK (roster_complete IN (0, 1)),
+    -- Receipts of older changes (milliseconds since 1970) may have been purged.
+    receipts_since_m INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
 INSERT INTO log_head (id, epoch, head, fence) VALUES (1, 1, 0, 0);
@@ -93,11 +103,31 @@ CREATE TABLE invalidations (
     request_id   TEXT,
     -- The statement's time for direct SQL; the control API sets it as the last statement of its transaction.
     committed_at INTEGER NOT NULL DEFAULT (CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER) * 1000),
+    -- Set together with the request's receipt (R12).
+    receipted    INTEGER NOT NULL DEFAULT 0 CHECK (receipted IN (0, 1)),
     CHECK ((epoch IS NULL) = (position IS NULL))
 ) STRICT;
 
 CREATE UNIQUE INDEX invalidations_position ON invalidations (position) WHERE position IS NOT NULL;
 CREATE INDEX invalidations_unnumbered ON invalidations (id) WHERE position IS NULL;
+CREATE INDEX invalidations_request ON invalidations (request_id) WHERE request_id IS NOT NULL;
+-- The log may be long, and the requests without a receipt are few: this holds those alone.
+CREATE INDEX invalidations_open ON invalidations (epoch, position)
+    WHERE position IS NOT NULL AND request_id IS NOT NULL AND receipted = 0;
+
+-- What became of a request, once that is final (R12). Ids only, in `body` too: a receipt outlives the record
+-- that a permanent deletion erased.
+CREATE TABLE receipts (
+    request_id   TEXT    NOT NULL PRIMARY KEY,
+    workspace_id TEXT    NOT NULL,
+    epoch        INTEGER NOT NULL,
+    position     INTEGER NOT NULL,
+    committed_at INTEGER NOT NULL, -- microseconds since 1970, as everywhere in the log
+    final_at     INTEGER NOT NULL,
+    body         TEXT    NOT NULL CHECK (json_valid(body))
+) STRICT;
+
+CREATE INDEX receipts_final_at ON receipts (final_at);
 
 -- Every agent process that may hold a lease (R11).
 CREATE TABLE roster (
@@ -108,8 +138,11 @@ CREATE TABLE roster (
     bound_ms   INTEGER NOT NULL,
     first_seen INTEGER NOT NULL,
     last_seen  INTEGER NOT NULL, -- refreshed about once a minute
+    revision   INTEGER NOT NULL DEFAULT 1,
     PRIMARY KEY (region, agent, instance)
 ) STRICT, WITHOUT ROWID;
+
+CREATE INDEX roster_revision ON roster (revision);
 
 -- Who changed what. Ids only: a permanent deletion must not live on here.
 CREATE TABLE audit_log (
@@ -130,7 +163,8 @@ CREATE TABLE audit_log (
     correlation_id TEXT             -- the request
 ) STRICT;
 
-CREATE INDEX audit_log_time ON audit_log (workspace_id, time);
+CREATE INDEX audit_log_time ON audit_log (time);
+CREATE INDEX audit_log_request ON audit_log (correlation_id) WHERE correlation_id IS NOT NULL;
 
 -- ---------------------------------------------------------------------------------------------------
 -- Triggers (R3). One row of the log for every change of something that a verification reads, whoever
@@ -174,8 +208,8 @@ END;
 -- API or workspace: floors of keys may have been merged into one of those (R6). A hash that is new to a
 -- key counts as created: what is cached for it says "not found".
 CREATE TRIGGER keys_after_update AFTER UPDATE ON keys
-WHEN (NEW.hash, NEW.id, NEW.api_id, NEW.workspace_id, NEW.name, NEW.meta, NEW.enabled, NEW.expires, NEW.expired, NEW.deleted_at_m)
-    IS NOT (OLD.hash, OLD.id, OLD.api_id, OLD.workspace_id, OLD.name, OLD.meta, OLD.enabled, OLD.expires, OLD.expired, OLD.deleted_at_m)
+WHEN (NEW.hash, NEW.id, NEW.api_id, NEW.workspace_id, NEW.name, NEW.meta, NEW.external_id, NEW.permissions, NEW.enabled, NEW.expires, NEW.expired, NEW.deleted_at_m)
+    IS NOT (OLD.hash, OLD.id, OLD.api_id, OLD.workspace_id, OLD.name, OLD.meta, OLD.external_id, OLD.permissions, OLD.enabled, OLD.expires, OLD.expired, OLD.deleted_at_m)
 BEGIN
     INSERT INTO invalidations (scope, key_hash, key_id, api_id, workspace_id, cause)
     SELECT 'key', OLD.hash, OLD.id, OLD.api_id, OLD.workspace_id, 'changed'
@@ -279,10 +313,13 @@ BEGIN
 END;
 
 CREATE TRIGGER workspaces_after_update AFTER UPDATE ON workspaces
-WHEN NEW.id IS NOT OLD.id
+WHEN (NEW.id, NEW.enabled) IS NOT (OLD.id, OLD.enabled)
 BEGIN
     INSERT INTO invalidations (scope, workspace_id, cause)
-    VALUES ('workspace', OLD.id, 'erased'), ('workspace', NEW.id, 'restored');
+    SELECT 'workspace', OLD.id, 'erased' WHERE NEW.id IS NOT OLD.id;
+
+    INSERT INTO invalidations (scope, workspace_id, cause)
+    VALUES ('workspace', NEW.id, CASE WHEN NEW.id IS NOT OLD.id THEN 'restored' ELSE 'changed' END);
 END;
 
 CREATE TRIGGER workspaces_after_delete AFTER DELETE ON workspaces

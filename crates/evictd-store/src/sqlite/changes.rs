@@ -1,13 +1,16 @@
 //! What the control API changes, and its audit records. The log rows come from the triggers.
 
-use evictd_core::ids::{ApiId, KeyId};
+use evictd_core::ids::{ApiId, KeyHash, KeyId, WorkspaceId};
 use evictd_core::time::StoreTime;
 use serde_json::{Value, json};
 
 use super::now;
 use super::write::Write;
 use crate::StoreError;
-use crate::change::{Actor, Authorize, ChangeError, DeleteMode, NewApi, NewKey, NewRootKey};
+use crate::change::{
+    Actor, Authorize, ChangeError, DeleteMode, Edit, KeyUpdate, NewApi, NewKey, NewRootKey, Operator, Reroll,
+    end_of_grace,
+};
 
 /// Marks keys and root keys whose end has come, at most `limit` together.
 pub(super) async fn expire(write: &mut Write, now: StoreTime, limit: i64) -> Result<u64, StoreError> {
@@ -27,7 +30,11 @@ pub(super) async fn expire(write: &mut Write, now: StoreTime, limit: i64) -> Res
     Ok(expired + write.run(keys.bind(now.as_millis()).bind(rest)).await?)
 }
 
-pub(super) async fn create_root_key(write: &mut Write, root_key: &NewRootKey) -> Result<(), StoreError> {
+pub(super) async fn create_root_key(
+    write: &mut Write,
+    operator: &Operator,
+    root_key: &NewRootKey,
+) -> Result<(), StoreError> {
     let now = now().as_millis();
     let workspace =
         sqlx::query("INSERT INTO workspaces (id, created_at_m) VALUES (?1, ?2) ON CONFLICT (id) DO NOTHING");
@@ -45,7 +52,42 @@ pub(super) async fn create_root_key(write: &mut Write, root_key: &NewRootKey) ->
     .bind(root_key.expires_at.map(StoreTime::as_millis))
     .bind(now);
     write.run(insert).await?;
-    Ok(())
+    let by = By::Operator(operator, &root_key.workspace_id);
+    let description = format!("Created root key {}", root_key.id);
+    audit(write, by, "root_key.create", &description, &[("rootkey", root_key.id.as_str())]).await
+}
+
+pub(super) async fn revoke_root_key(
+    write: &mut Write,
+    operator: &Operator,
+    id: &KeyId,
+) -> Result<bool, StoreError> {
+    let mark = sqlx::query(
+        "UPDATE root_keys SET deleted_at_m = ?2 WHERE id = ?1 AND deleted_at_m IS NULL RETURNING workspace_id",
+    );
+    let workspace: Option<String> = write.value(mark.bind(id.as_str()).bind(now().as_millis())).await?;
+    let Some(workspace) = workspace.map(WorkspaceId::new) else { return Ok(false) };
+    let description = format!("Revoked root key {id}");
+    let by = By::Operator(operator, &workspace);
+    audit(write, by, "root_key.delete", &description, &[("rootkey", id.as_str())]).await?;
+    Ok(true)
+}
+
+pub(super) async fn protect_api(
+    write: &mut Write,
+    operator: &Operator,
+    api: &ApiId,
+    protect: bool,
+) -> Result<bool, StoreError> {
+    let mark = sqlx::query(
+        "UPDATE apis SET delete_protection = ?2 WHERE id = ?1 AND deleted_at_m IS NULL RETURNING workspace_id",
+    );
+    let workspace: Option<String> = write.value(mark.bind(api.as_str()).bind(protect)).await?;
+    let Some(workspace) = workspace.map(WorkspaceId::new) else { return Ok(false) };
+    let did = if protect { "Protected API" } else { "Lifted the protection of API" };
+    let by = By::Operator(operator, &workspace);
+    audit(write, by, "api.update", &format!("{did} {api}"), &[("api", api.as_str())]).await?;
+    Ok(true)
 }
 
 pub(super) async fn create_api(write: &mut Write, actor: &Actor, api: &NewApi) -> Result<(), StoreError> {
@@ -57,18 +99,16 @@ pub(super) async fn create_api(write: &mut Write, actor: &Actor, api: &NewApi) -
             .bind(now().as_millis());
     write.run(insert).await?;
     let description = format!("Created API {}", api.id);
-    audit(write, actor, "api.create", &description, &[("api", api.id.as_str())]).await
+    audit(write, By::RootKey(actor), "api.create", &description, &[("api", api.id.as_str())]).await
 }
 
 pub(super) async fn create_key(write: &mut Write, actor: &Actor, key: &NewKey) -> Result<(), ChangeError> {
     live_api(write, actor, &key.api_id).await?;
-    let taken = sqlx::query("SELECT 1 FROM keys WHERE hash = ?1").bind(&key.hash.0[..]);
-    if write.row(taken).await?.is_some() {
-        return Err(ChangeError::KeyExists);
-    }
+    free_hash(write, key.hash).await?;
     let insert = sqlx::query(
-        "INSERT INTO keys (id, api_id, workspace_id, hash, start, name, meta, enabled, expires, created_at_m)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+        "INSERT INTO keys (id, api_id, workspace_id, hash, start, name, meta, external_id, permissions,
+                           enabled, expires, created_at_m)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
     )
     .bind(key.id.as_str())
     .bind(key.api_id.as_str())
@@ -77,13 +117,103 @@ pub(super) async fn create_key(write: &mut Write, actor: &Actor, key: &NewKey) -
     .bind(&key.start)
     .bind(key.name.as_deref())
     .bind(key.meta.as_deref())
+    .bind(key.external_id.as_deref())
+    .bind(json!(key.permissions).to_string())
     .bind(key.enabled)
     .bind(key.expires_at.map(StoreTime::as_millis))
     .bind(now().as_millis());
     write.run(insert).await?;
     let description = format!("Created key {} in API {}", key.id, key.api_id);
     let targets = [("key", key.id.as_str()), ("api", key.api_id.as_str())];
-    Ok(audit(write, actor, "key.create", &description, &targets).await?)
+    Ok(audit(write, By::RootKey(actor), "key.create", &description, &targets).await?)
+}
+
+pub(super) async fn update_key(
+    write: &mut Write,
+    actor: &Actor,
+    key: &KeyId,
+    update: &KeyUpdate,
+    authorize: Authorize<'_>,
+) -> Result<(), ChangeError> {
+    let api = live_key(write, actor, key, authorize).await?;
+    let now = now().as_millis();
+    let (sets_name, name) = edit(&update.name);
+    let (sets_meta, meta) = edit(&update.meta);
+    let (sets_external_id, external_id) = edit(&update.external_id);
+    let (sets_expires, expires) = edit(&update.expires_at);
+    let change = sqlx::query(
+        "UPDATE keys SET
+             name = CASE WHEN ?2 THEN ?3 ELSE name END,
+             meta = CASE WHEN ?4 THEN ?5 ELSE meta END,
+             external_id = CASE WHEN ?6 THEN ?7 ELSE external_id END,
+             expires = CASE WHEN ?8 THEN ?9 ELSE expires END,
+             expired = CASE WHEN ?8 THEN ?9 IS NOT NULL AND ?9 <= ?12 ELSE expired END,
+             enabled = coalesce(?10, enabled),
+             permissions = coalesce(?11, permissions),
+             updated_at_m = ?12
+         WHERE id = ?1",
+    )
+    .bind(key.as_str())
+    .bind(sets_name)
+    .bind(name)
+    .bind(sets_meta)
+    .bind(meta)
+    .bind(sets_external_id)
+    .bind(external_id)
+    .bind(sets_expires)
+    .bind(expires.map(|end| end.as_millis()))
+    .bind(update.enabled)
+    .bind(update.permissions.as_ref().map(|permissions| json!(permissions).to_string()))
+    .bind(now);
+    write.run(change).await?;
+    let targets = [("key", key.as_str()), ("api", api.as_str())];
+    Ok(audit(write, By::RootKey(actor), "key.update", &format!("Updated key {key}"), &targets).await?)
+}
+
+/// Whether a property is to be set, and to what.
+fn edit<T>(edit: &Edit<T>) -> (bool, Option<&T>) {
+    match edit {
+        Edit::Keep => (false, None),
+        Edit::Clear => (true, None),
+        Edit::Set(value) => (true, Some(value)),
+    }
+}
+
+pub(super) async fn reroll_key(
+    write: &mut Write,
+    actor: &Actor,
+    reroll: &Reroll,
+    authorize: Authorize<'_>,
+) -> Result<(), ChangeError> {
+    let Reroll { key, grace, new_id, hash, start } = reroll;
+    let api = live_key(write, actor, key, authorize).await?;
+    free_hash(write, *hash).await?;
+    let now = now();
+    let copy = sqlx::query(
+        "INSERT INTO keys (id, api_id, workspace_id, hash, start, name, meta, external_id, permissions,
+                           enabled, expires, expired, created_at_m)
+         SELECT ?2, api_id, workspace_id, ?3, ?4, name, meta, external_id, permissions,
+                enabled, expires, expired, ?5
+         FROM keys WHERE id = ?1",
+    )
+    .bind(key.as_str())
+    .bind(new_id.as_str())
+    .bind(&hash.0[..])
+    .bind(start)
+    .bind(now.as_millis());
+    write.run(copy).await?;
+    let end = sqlx::query(
+        "UPDATE keys SET expires = min(coalesce(expires, ?2), ?2), expired = max(expired, ?2 <= ?3),
+                updated_at_m = ?3
+         WHERE id = ?1",
+    )
+    .bind(key.as_str())
+    .bind(end_of_grace(now, *grace).as_millis())
+    .bind(now.as_millis());
+    write.run(end).await?;
+    let targets = [("key", new_id.as_str()), ("key", key.as_str()), ("api", api.as_str())];
+    let description = format!("Rerolled key {key} to {new_id}");
+    Ok(audit(write, By::RootKey(actor), "key.reroll", &description, &targets).await?)
 }
 
 pub(super) async fn delete_key(
@@ -93,19 +223,7 @@ pub(super) async fn delete_key(
     mode: DeleteMode,
     authorize: Authorize<'_>,
 ) -> Result<(), ChangeError> {
-    let live_key = sqlx::query(
-        "SELECT k.api_id FROM keys k
-         JOIN apis a ON a.id = k.api_id AND a.deleted_at_m IS NULL
-         JOIN workspaces w ON w.id = k.workspace_id
-         WHERE k.id = ?1 AND k.workspace_id = ?2 AND k.deleted_at_m IS NULL",
-    )
-    .bind(key.as_str())
-    .bind(actor.workspace_id.as_str());
-    let api: String = write.value(live_key).await?.ok_or(ChangeError::KeyNotFound)?;
-    let api = ApiId::new(api);
-    if !authorize(&api) {
-        return Err(ChangeError::Forbidden { api });
-    }
+    live_key(write, actor, key, authorize).await?;
     let (delete, done) = match mode {
         DeleteMode::Soft => {
             let mark = sqlx::query("UPDATE keys SET deleted_at_m = ?2 WHERE id = ?1").bind(key.as_str());
@@ -118,7 +236,7 @@ pub(super) async fn delete_key(
     };
     write.run(delete).await?;
     let description = format!("{done} key {key}");
-    Ok(audit(write, actor, "key.delete", &description, &[("key", key.as_str())]).await?)
+    Ok(audit(write, By::RootKey(actor), "key.delete", &description, &[("key", key.as_str())]).await?)
 }
 
 pub(super) async fn delete_api(write: &mut Write, actor: &Actor, api: &ApiId) -> Result<(), ChangeError> {
@@ -129,7 +247,33 @@ pub(super) async fn delete_api(write: &mut Write, actor: &Actor, api: &ApiId) ->
     let mark = sqlx::query("UPDATE apis SET deleted_at_m = ?2 WHERE id = ?1").bind(api.as_str());
     write.run(mark.bind(now().as_millis())).await?;
     let description = format!("Deleted API {api}");
-    Ok(audit(write, actor, "api.delete", &description, &[("api", api.as_str())]).await?)
+    Ok(audit(write, By::RootKey(actor), "api.delete", &description, &[("api", api.as_str())]).await?)
+}
+
+/// Finds a key that lives and is the actor's, and asks whether he may do it. Returns its API.
+async fn live_key(
+    write: &mut Write,
+    actor: &Actor,
+    key: &KeyId,
+    authorize: Authorize<'_>,
+) -> Result<ApiId, ChangeError> {
+    let live_key = sqlx::query(
+        "SELECT k.api_id FROM keys k
+         JOIN apis a ON a.id = k.api_id AND a.deleted_at_m IS NULL
+         JOIN workspaces w ON w.id = k.workspace_id
+         WHERE k.id = ?1 AND k.workspace_id = ?2 AND k.deleted_at_m IS NULL",
+    )
+    .bind(key.as_str())
+    .bind(actor.workspace_id.as_str());
+    let api: String = write.value(live_key).await?.ok_or(ChangeError::KeyNotFound)?;
+    let api = ApiId::new(api);
+    if authorize(&api) { Ok(api) } else { Err(ChangeError::Forbidden { api }) }
+}
+
+/// Makes sure that no key has this text, deleted ones included.
+async fn free_hash(write: &mut Write, hash: KeyHash) -> Result<(), ChangeError> {
+    let taken = sqlx::query("SELECT 1 FROM keys WHERE hash = ?1").bind(hash.0.to_vec());
+    if write.row(taken).await?.is_some() { Err(ChangeError::KeyExists) } else { Ok(()) }
 }
 
 /// Finds an API that lives and is the actor's. Returns whether it is protected from deletion.
@@ -143,33 +287,51 @@ async fn live_api(write: &mut Write, actor: &Actor, api: &ApiId) -> Result<bool,
     write.value(protection).await?.ok_or(ChangeError::ApiNotFound)
 }
 
+/// Who makes a change.
+#[derive(Clone, Copy)]
+enum By<'a> {
+    RootKey(&'a Actor),
+    /// In a workspace that he has no key of.
+    Operator(&'a Operator, &'a WorkspaceId),
+}
+
 /// Writes the audit record. `targets` are (type, id): ids only, because the record outlives a permanent
 /// deletion, and a name might say more than may remain.
 async fn audit(
     write: &mut Write,
-    actor: &Actor,
+    by: By<'_>,
     event: &'static str,
     description: &str,
     targets: &[(&str, &str)],
 ) -> Result<(), StoreError> {
     let targets: Vec<Value> =
         targets.iter().map(|(kind, id)| json!({ "type": kind, "id": id, "name": id })).collect();
+    let (workspace, actor_type, actor_id, request_id) = match by {
+        By::RootKey(actor) => (&actor.workspace_id, "rootkey", actor.root_key_id.as_str(), &actor.request_id),
+        By::Operator(operator, workspace) => (workspace, "system", &*operator.name, &operator.request_id),
+    };
+    let (remote_ip, user_agent) = match by {
+        By::RootKey(actor) => (actor.remote_ip.as_deref(), actor.user_agent.as_deref()),
+        By::Operator(..) => (None, None),
+    };
     let insert = sqlx::query(
         "INSERT INTO audit_log (time, workspace_id, event, description, actor_type, actor_id, actor_name,
                                 remote_ip, user_agent, targets, correlation_id)
-         VALUES (?1, ?2, ?3, ?4, 'rootkey', ?5,
-                 coalesce((SELECT name FROM root_keys WHERE id = ?5), 'root key'),
-                 ?6, substr(?7, 1, 1024), ?8, ?9)",
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6,
+                 CASE WHEN ?5 = 'rootkey'
+                      THEN coalesce((SELECT name FROM root_keys WHERE id = ?6), 'root key') ELSE ?6 END,
+                 ?7, substr(?8, 1, 1024), ?9, ?10)",
     )
     .bind(now().as_millis())
-    .bind(actor.workspace_id.as_str())
+    .bind(workspace.as_str())
     .bind(event)
     .bind(description)
-    .bind(actor.root_key_id.as_str())
-    .bind(actor.remote_ip.as_deref())
-    .bind(actor.user_agent.as_deref())
+    .bind(actor_type)
+    .bind(actor_id)
+    .bind(remote_ip)
+    .bind(user_agent)
     .bind(Value::from(targets).to_string())
-    .bind(&actor.request_id);
+    .bind(request_id);
     write.run(insert).await?;
     Ok(())
 }

@@ -18,7 +18,7 @@ use sqlx::sqlite::{
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{sleep, timeout};
 
-use super::write::{self, Write, failed};
+use super::write::{self, Health, Write, Writer, failed};
 use crate::StoreError;
 
 /// How long a statement waits for another process's write.
@@ -47,7 +47,7 @@ const LOG: u32 = 2;
 #[derive(Debug)]
 pub(super) struct Connections {
     /// The one that writes.
-    pub(super) writer: SqlitePool,
+    pub(super) writer: Writer,
     /// For lookups.
     pub(super) lookups: SqlitePool,
     /// For the control API's reads: they don't wait behind lookups.
@@ -75,8 +75,9 @@ impl Connections {
             // What is erased is overwritten, not only unlinked.
             .pragma("secure_delete", "ON");
         let reading = options.read_only(true).pragma("query_only", "ON");
+        let health = Health::default();
         Ok(Self {
-            writer: writer(writing).await?,
+            writer: Writer { pool: writer(writing, &health).await?, place: None, health },
             lookups: pool(LOOKUPS).connect_with(reading.clone()).await?,
             records: pool(RECORDS).connect_with(reading.clone()).await?,
             replays: pool(REPLAYS).connect_with(reading.clone()).await?,
@@ -105,16 +106,21 @@ impl Connections {
         for readers in [&self.watcher, &self.log, &self.replays, &self.records, &self.lookups] {
             readers.close().await;
         }
-        self.writer.close().await;
+        self.writer.pool.close().await;
     }
 }
 
 /// Connects the writer. SQLite's own patience doesn't extend to the change of a new file's journal mode, so
 /// that the slower one of two processes that create it is told "locked" at once.
-async fn writer(options: SqliteConnectOptions) -> sqlx::Result<SqlitePool> {
+async fn writer(options: SqliteConnectOptions, health: &Health) -> sqlx::Result<SqlitePool> {
     let deadline = Instant::now() + BUSY_TIMEOUT;
     loop {
-        match pool(1).connect_with(options.clone()).await {
+        let health = health.clone();
+        let pool = pool(1).before_acquire(move |connection, _| {
+            let good = !health.take_spoilt() && !connection.is_in_transaction();
+            Box::pin(async move { Ok(good) })
+        });
+        match pool.connect_with(options.clone()).await {
             Err(error) if write::result_code(&error) == Some(write::BUSY) && Instant::now() < deadline => {
                 sleep(CREATION_RETRY).await;
             }

@@ -6,13 +6,14 @@
 use evictd_core::ids::{ApiId, KeyHash, KeyId, WorkspaceId};
 use evictd_core::record::{KeyRecord, Lookup, Record, RecordState, RootKeyRecord};
 use evictd_core::time::StoreTime;
+use serde::Deserialize;
 use sqlx::Row;
 use sqlx::sqlite::{SqlitePool, SqliteRow};
 
 use super::write::failed;
-use super::{log, now};
+use super::{log, now, sql_limit};
 use crate::StoreError;
-use crate::change::{Api, KeyDetails, RootKeyInfo};
+use crate::change::{Api, KeyDetails, KeyPage, ListKeys, RootKeyInfo};
 
 /// What `hash` stands for, and the head: one statement, so one snapshot (R6).
 pub(super) async fn lookup(readers: &SqlitePool, hash: KeyHash) -> Result<Lookup, StoreError> {
@@ -20,10 +21,13 @@ pub(super) async fn lookup(readers: &SqlitePool, hash: KeyHash) -> Result<Lookup
     let row = sqlx::query(
         "SELECT log_head.epoch, log_head.head,
                 k.id AS key_id, k.api_id, k.workspace_id AS key_workspace_id, k.name, k.meta,
+                k.external_id, k.permissions AS key_permissions,
                 k.enabled AS key_enabled, k.expires AS key_expires, k.expired AS key_expired,
+                kw.enabled AS key_workspace_enabled,
                 (k.deleted_at_m IS NOT NULL OR a.id IS NULL OR a.deleted_at_m IS NOT NULL
                  OR kw.id IS NULL) AS key_deleted,
                 r.id, r.workspace_id, r.permissions, r.enabled, r.expires, r.expired,
+                rw.enabled AS workspace_enabled,
                 (r.deleted_at_m IS NOT NULL OR rw.id IS NULL) AS deleted
          FROM log_head
          LEFT JOIN keys k ON k.hash = ?1
@@ -40,7 +44,7 @@ pub(super) async fn lookup(readers: &SqlitePool, hash: KeyHash) -> Result<Lookup
     let mut record = Record::Absent;
     if let Some(row) = row {
         let now = now();
-        if let Some(key) = key_record(&row, now).map_err(failed(ACTION))? {
+        if let Some(key) = key_record(&row, now)? {
             record = Record::Key(key);
         } else if let Some(root_key) = root_key_record(&row, now)? {
             record = Record::RootKey(root_key);
@@ -49,26 +53,38 @@ pub(super) async fn lookup(readers: &SqlitePool, hash: KeyHash) -> Result<Lookup
     Ok(Lookup { as_of, record })
 }
 
-fn key_record(row: &SqliteRow, now: StoreTime) -> sqlx::Result<Option<KeyRecord>> {
-    let Some(key_id) = row.try_get::<Option<&str>, _>("key_id")? else {
+fn key_record(row: &SqliteRow, now: StoreTime) -> Result<Option<KeyRecord>, StoreError> {
+    let failed = failed("look up a key");
+    let Some(key_id) = row.try_get::<Option<&str>, _>("key_id").map_err(&failed)? else {
         return Ok(None);
     };
-    let expires: Option<i64> = row.try_get("key_expires")?;
-    let deleted: bool = row.try_get("key_deleted")?;
-    let state = state(deleted, row.try_get("key_enabled")?, row.try_get("key_expired")?, expires, now);
-    let text = |column| -> sqlx::Result<Option<Box<str>>> {
+    let read = || -> sqlx::Result<_> {
+        let (state, expires_at) = state(row, KEY_STATE, now)?;
         // What was deleted is nobody's business any more; ids remain so that floors reach the answer.
-        Ok(row.try_get::<Option<&str>, _>(column)?.filter(|_| !deleted).map(Box::from))
+        let told = |column| -> sqlx::Result<Option<Box<str>>> {
+            Ok(row
+                .try_get::<Option<&str>, _>(column)?
+                .filter(|_| state != RecordState::Deleted)
+                .map(Box::from))
+        };
+        let (api_id, workspace_id) =
+            (row.try_get::<&str, _>("api_id")?, row.try_get::<&str, _>("key_workspace_id")?);
+        let record = KeyRecord {
+            key_id: KeyId::new(key_id),
+            api_id: ApiId::new(api_id),
+            workspace_id: WorkspaceId::new(workspace_id),
+            state,
+            name: told("name")?,
+            meta: told("meta")?,
+            external_id: told("external_id")?,
+            permissions: Vec::new(),
+            expires_at,
+        };
+        Ok((record, told("key_permissions")?))
     };
-    Ok(Some(KeyRecord {
-        key_id: KeyId::new(key_id),
-        api_id: ApiId::new(row.try_get::<&str, _>("api_id")?),
-        workspace_id: WorkspaceId::new(row.try_get::<&str, _>("key_workspace_id")?),
-        state,
-        name: text("name")?,
-        meta: text("meta")?,
-        expires_at: expires.map(StoreTime::from_millis),
-    }))
+    let (record, permissions) = read().map_err(&failed)?;
+    let permissions = permissions.map_or(Ok(Vec::new()), |list| parse_permissions(key_id, &list))?;
+    Ok(Some(KeyRecord { permissions, ..record }))
 }
 
 /// Reads the columns of a root key that [`lookup`] and [`root_key`] have in common.
@@ -77,12 +93,16 @@ fn root_key_record(row: &SqliteRow, now: StoreTime) -> Result<Option<RootKeyReco
         let Some(id) = row.try_get::<Option<&str>, _>("id")? else {
             return Ok(None);
         };
-        let expires: Option<i64> = row.try_get("expires")?;
-        let state =
-            state(row.try_get("deleted")?, row.try_get("enabled")?, row.try_get("expired")?, expires, now);
-        Ok(Some((id, row.try_get::<&str, _>("workspace_id")?, state, row.try_get("permissions")?, expires)))
+        let (state, expires_at) = state(row, ROOT_KEY_STATE, now)?;
+        Ok(Some((
+            id,
+            row.try_get::<&str, _>("workspace_id")?,
+            state,
+            expires_at,
+            row.try_get("permissions")?,
+        )))
     };
-    let Some((id, workspace, state, permissions, expires)) = read().map_err(failed("read a root key"))?
+    let Some((id, workspace, state, expires_at, permissions)) = read().map_err(failed("read a root key"))?
     else {
         return Ok(None);
     };
@@ -91,27 +111,41 @@ fn root_key_record(row: &SqliteRow, now: StoreTime) -> Result<Option<RootKeyReco
         workspace_id: WorkspaceId::new(workspace),
         state,
         permissions: parse_permissions(id, permissions)?,
-        expires_at: expires.map(StoreTime::from_millis),
+        expires_at,
     }))
 }
 
-fn state(deleted: bool, enabled: bool, expired: bool, expires: Option<i64>, now: StoreTime) -> RecordState {
-    if deleted {
+/// What a key's state follows from, in the order in which [`state`] takes them.
+const KEY_STATE: [&str; 5] =
+    ["key_deleted", "key_workspace_enabled", "key_enabled", "key_expires", "key_expired"];
+
+/// The same of a root key.
+const ROOT_KEY_STATE: [&str; 5] = ["deleted", "workspace_enabled", "enabled", "expires", "expired"];
+
+/// A record's state, and when it ends.
+fn state(
+    row: &SqliteRow,
+    [deleted, workspace_enabled, enabled, expires, expired]: [&str; 5],
+    now: StoreTime,
+) -> sqlx::Result<(RecordState, Option<StoreTime>)> {
+    let end = row.try_get::<Option<i64>, _>(expires)?.map(StoreTime::from_millis);
+    let state = if row.try_get(deleted)? {
         RecordState::Deleted
-    } else if !enabled {
+    } else if !row.try_get::<bool, _>(workspace_enabled)? {
+        RecordState::WorkspaceDisabled
+    } else if !row.try_get::<bool, _>(enabled)? {
         RecordState::Disabled
-    } else if expired || expires.is_some_and(|expires| StoreTime::from_millis(expires) <= now) {
+    } else if row.try_get(expired)? || end.is_some_and(|end| end <= now) {
         RecordState::Expired
     } else {
         RecordState::Active
-    }
+    };
+    Ok((state, end))
 }
 
-fn parse_permissions(root_key: &str, permissions: &str) -> Result<Vec<Box<str>>, StoreError> {
-    serde_json::from_str(permissions).map_err(|_| StoreError::Corrupt {
-        what: "permission list of a root key",
-        value: root_key.to_owned(),
-    })
+fn parse_permissions<T: for<'a> Deserialize<'a>>(id: &str, permissions: &str) -> Result<Vec<T>, StoreError> {
+    serde_json::from_str(permissions)
+        .map_err(|_| StoreError::Corrupt { what: "permission list of a key", value: id.to_owned() })
 }
 
 /// The root key with this hash, whatever its state.
@@ -121,7 +155,7 @@ pub(super) async fn root_key(
 ) -> Result<Option<RootKeyRecord>, StoreError> {
     let row = sqlx::query(
         "SELECT r.id, r.workspace_id, r.permissions, r.enabled, r.expires, r.expired,
-                (r.deleted_at_m IS NOT NULL OR w.id IS NULL) AS deleted
+                w.enabled AS workspace_enabled, (r.deleted_at_m IS NOT NULL OR w.id IS NULL) AS deleted
          FROM root_keys r LEFT JOIN workspaces w ON w.id = r.workspace_id WHERE r.hash = ?1",
     )
     .bind(&hash.0[..])
@@ -157,10 +191,7 @@ pub(super) async fn root_keys(readers: &SqlitePool) -> Result<Vec<RootKeyInfo>, 
             workspace_id: WorkspaceId::new(row.try_get::<&str, _>("workspace_id").map_err(&failed)?),
             start: row.try_get("start").map_err(&failed)?,
             name: row.try_get("name").map_err(&failed)?,
-            permissions: parse_permissions(id, row.try_get("permissions").map_err(&failed)?)?
-                .into_iter()
-                .map(String::from)
-                .collect(),
+            permissions: parse_permissions(id, row.try_get("permissions").map_err(&failed)?)?,
             created_at: StoreTime::from_millis(row.try_get("created_at_m").map_err(&failed)?),
             expires_at: row
                 .try_get::<Option<i64>, _>("expires")
@@ -195,9 +226,9 @@ pub(super) async fn key(
     workspace: &WorkspaceId,
     key: &KeyId,
 ) -> Result<Option<KeyDetails>, StoreError> {
-    const ACTION: &str = "read a key";
     let row = sqlx::query(
-        "SELECT k.api_id, k.start, k.name, k.meta, k.enabled, k.expires, k.created_at_m, k.updated_at_m
+        "SELECT k.id, k.api_id, k.start, k.name, k.meta, k.external_id, k.permissions, k.enabled, k.expires,
+                k.created_at_m, k.updated_at_m
          FROM keys k
          JOIN apis a ON a.id = k.api_id AND a.deleted_at_m IS NULL
          JOIN workspaces w ON w.id = k.workspace_id
@@ -207,21 +238,61 @@ pub(super) async fn key(
     .bind(workspace.as_str())
     .fetch_optional(readers)
     .await
-    .map_err(failed(ACTION))?;
-    let details = |row: &SqliteRow| -> sqlx::Result<KeyDetails> {
-        Ok(KeyDetails {
-            id: key.clone(),
+    .map_err(failed("read a key"))?;
+    row.as_ref().map(key_details).transpose()
+}
+
+/// Live keys of a live API, and which one comes next.
+pub(super) async fn list_keys(
+    readers: &SqlitePool,
+    workspace: &WorkspaceId,
+    list: &ListKeys,
+) -> Result<Option<KeyPage>, StoreError> {
+    if api(readers, workspace, &list.api_id).await?.is_none() {
+        return Ok(None);
+    }
+    let rows = sqlx::query(
+        "SELECT id, api_id, start, name, meta, external_id, permissions, enabled, expires,
+                created_at_m, updated_at_m
+         FROM keys
+         WHERE api_id = ?1 AND workspace_id = ?2 AND deleted_at_m IS NULL AND id >= ?3
+           AND (?4 IS NULL OR external_id = ?4)
+         ORDER BY id LIMIT ?5",
+    )
+    .bind(list.api_id.as_str())
+    .bind(workspace.as_str())
+    .bind(list.from.as_ref().map_or("", KeyId::as_str))
+    .bind(list.external_id.as_deref())
+    .bind(sql_limit(list.limit.saturating_add(1)))
+    .fetch_all(readers)
+    .await
+    .map_err(failed("list keys"))?;
+    let mut keys = rows.iter().map(key_details).collect::<Result<Vec<_>, _>>()?;
+    let next = keys.get(list.limit).map(|key| key.id.clone());
+    keys.truncate(list.limit);
+    Ok(Some(KeyPage { keys, next }))
+}
+
+fn key_details(row: &SqliteRow) -> Result<KeyDetails, StoreError> {
+    let read = || -> sqlx::Result<_> {
+        let millis = |column| row.try_get::<Option<i64>, _>(column);
+        let details = KeyDetails {
+            id: KeyId::new(row.try_get::<&str, _>("id")?),
             api_id: ApiId::new(row.try_get::<&str, _>("api_id")?),
             start: row.try_get("start")?,
             name: row.try_get("name")?,
             meta: row.try_get("meta")?,
+            external_id: row.try_get("external_id")?,
+            permissions: Vec::new(),
             enabled: row.try_get("enabled")?,
-            expires_at: row.try_get::<Option<i64>, _>("expires")?.map(StoreTime::from_millis),
+            expires_at: millis("expires")?.map(StoreTime::from_millis),
             created_at: StoreTime::from_millis(row.try_get("created_at_m")?),
-            updated_at: row.try_get::<Option<i64>, _>("updated_at_m")?.map(StoreTime::from_millis),
-        })
+            updated_at: millis("updated_at_m")?.map(StoreTime::from_millis),
+        };
+        Ok((details, row.try_get::<&str, _>("permissions")?))
     };
-    row.as_ref().map(details).transpose().map_err(failed(ACTION))
+    let (details, permissions) = read().map_err(failed("read a key"))?;
+    Ok(KeyDetails { permissions: parse_permissions(details.id.as_str(), permissions)?, ..details })
 }
 
 /// Whether a key or root key has come to its end and isn't marked yet.

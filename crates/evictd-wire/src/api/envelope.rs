@@ -53,6 +53,43 @@ impl<T: Serialize> Success<T> {
     }
 }
 
+/// A part of a list.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Page<T> {
+    /// About the request.
+    pub meta: Meta,
+    /// The items.
+    pub data: Vec<T>,
+    /// Where it goes on.
+    pub pagination: Pagination,
+}
+
+/// Where a list goes on.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pagination {
+    /// What to send as `cursor` for the next part, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub cursor: Option<String>,
+    /// Whether there is one.
+    pub has_more: bool,
+}
+
+impl<T> Page<T> {
+    /// Frames `data` as the answer to `request_id`; the list goes on at `next`.
+    pub fn new(request_id: impl Into<String>, data: Vec<T>, next: Option<String>) -> Self {
+        let meta = Meta { request_id: request_id.into(), ..Meta::default() };
+        Self { meta, data, pagination: Pagination { has_more: next.is_some(), cursor: next } }
+    }
+}
+
+impl<T: Serialize> Page<T> {
+    /// The body.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        to_json(self)
+    }
+}
+
 /// A failed answer.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Failure {
@@ -116,6 +153,20 @@ mod tests {
     fn an_empty_success_is_the_documented_bytes() {
         let body = text(Success::new("req_1", Empty {}).to_bytes());
         assert_eq!(body, r#"{"meta":{"requestId":"req_1"},"data":{}}"#);
+    }
+
+    #[test]
+    fn a_page_says_where_the_list_goes_on() {
+        let body = text(Page::new("req_1", vec![1, 2], Some("key_3".to_owned())).to_bytes());
+        assert_eq!(
+            body,
+            concat!(
+                r#"{"meta":{"requestId":"req_1"},"data":[1,2],"#,
+                r#""pagination":{"cursor":"key_3","hasMore":true}}"#
+            )
+        );
+        let body = text(Page::<u8>::new("req_1", Vec::new(), None).to_bytes());
+        assert_eq!(body, r#"{"meta":{"requestId":"req_1"},"data":[],"pagination":{"hasMore":false}}"#);
     }
 
     #[test]

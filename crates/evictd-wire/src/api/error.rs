@@ -29,6 +29,10 @@ pub enum ErrorKind {
     InsufficientPermissions,
     /// The root key is switched off.
     KeyDisabled,
+    /// The workspace of the root key is switched off.
+    WorkspaceDisabled,
+    /// A permission query can't be read.
+    PermissionsQuerySyntax,
     /// No live key of the workspace has this id.
     KeyNotFound,
     /// No live API of the workspace has this id.
@@ -57,7 +61,7 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// All kinds, for tables and tests.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::InvalidInput,
         Self::AuthenticationMissing,
         Self::AuthenticationMalformed,
@@ -66,6 +70,8 @@ impl ErrorKind {
         Self::Forbidden,
         Self::InsufficientPermissions,
         Self::KeyDisabled,
+        Self::WorkspaceDisabled,
+        Self::PermissionsQuerySyntax,
         Self::KeyNotFound,
         Self::ApiNotFound,
         Self::WorkspaceNotFound,
@@ -126,6 +132,12 @@ impl ErrorKind {
                 (403, "Insufficient Permissions", "unkey/authorization/insufficient_permissions")
             }
             Self::KeyDisabled => (403, "Key is disabled", "unkey/authorization/key_disabled"),
+            Self::PermissionsQuerySyntax => {
+                (400, "Bad Request", "user/bad_request/permissions_query_syntax_error")
+            }
+            Self::WorkspaceDisabled => {
+                (403, "Workspace is disabled", "unkey/authorization/workspace_disabled")
+            }
             Self::KeyNotFound => (404, "Not Found", "unkey/data/key_not_found"),
             Self::ApiNotFound => (404, "Not Found", "unkey/data/api_not_found"),
             Self::WorkspaceNotFound => (404, "Not Found", "unkey/data/workspace_not_found"),

@@ -1,6 +1,6 @@
 //! New ids and keys, and the hash under which a key is known.
 
-use evictd_core::ids::KeyHash;
+use evictd_core::ids::{KeyHash, WorkspaceId};
 use sha2::{Digest, Sha256};
 
 use super::secret::Secret;
@@ -11,6 +11,8 @@ pub const KEY: &str = "key";
 pub const API: &str = "api";
 /// Prefix of a request's id.
 pub const REQUEST: &str = "req";
+/// Prefix of an identity's id.
+pub const IDENTITY: &str = "id";
 /// Prefix of a root key's id.
 pub const ROOT_KEY: &str = "root";
 
@@ -19,6 +21,9 @@ const ID_CHARS: usize = 16;
 
 /// Characters of a key that may be shown after its prefix.
 const START_CHARS: usize = 4;
+
+/// Bytes of an identity's digest that its id shows: enough that no two of a workspace ever meet.
+const IDENTITY_BYTES: usize = 16;
 
 /// Random bytes of a root key.
 const ROOT_KEY_BYTES: usize = 16;
@@ -63,6 +68,20 @@ pub fn new_root_key() -> (Secret, String) {
 /// SHA-256 over the key's full text, prefix included: what the store, the bus and the caches know it by.
 pub fn hash(key: &str) -> KeyHash {
     KeyHash(Sha256::digest(key.as_bytes()).into())
+}
+
+/// The id of whoever `external_id` names in `workspace`.
+///
+/// evictd keeps no identities as objects, so nothing could store an id for one. This one follows from the two
+/// names: `id_`, and in base58 the first 16 bytes of SHA-256 over the workspace's id, a zero byte and the
+/// external id. (No id holds a zero byte, so no two pairs run into the same text.)
+pub fn identity(workspace: &WorkspaceId, external_id: &str) -> String {
+    let mut digest = Sha256::new();
+    digest.update(workspace.as_str());
+    digest.update([0]);
+    digest.update(external_id);
+    let digest = digest.finalize();
+    format!("{IDENTITY}_{}", bs58::encode(&digest[..IDENTITY_BYTES]).into_string())
 }
 
 /// Every character comes from equally many bytes: those past the last full run of 62 are refused.
@@ -129,6 +148,16 @@ mod tests {
         let (key, start) = new_root_key();
         assert!(start.starts_with("unkey_"));
         assert!(key.expose().starts_with(&start));
+    }
+
+    #[test]
+    fn an_identity_is_named_after_workspace_and_external_id() {
+        let id = |workspace: &str, external_id| identity(&WorkspaceId::new(workspace), external_id);
+        // SHA-256 of "ws_1\0user_1", computed elsewhere.
+        assert_eq!(id("ws_1", "user_1"), "id_K3s1UbLXo492JC3ERX7Gte");
+        assert_ne!(id("ws_1", "user_1"), id("ws_2", "user_1"));
+        assert_ne!(id("ws_1", "user_1"), id("ws_1", "user_2"));
+        assert_ne!(id("ws_1", "1user"), id("ws_11", "user"));
     }
 
     #[test]

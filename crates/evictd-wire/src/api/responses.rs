@@ -2,15 +2,30 @@
 
 use std::borrow::Cow;
 
+use evictd_core::ids::WorkspaceId;
 use evictd_core::record::{KeyRecord, RecordState, Verdict};
+use evictd_core::time::StoreTime;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::ids;
 use super::secret::{Secret, exposed};
 
-/// Of a deletion: it was done, and there is nothing more to say.
+/// Of a deletion and of `keys.updateKey`: it was done, and there is nothing more to say.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Empty {}
+
+/// Of `GET /v2/liveness`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct LivenessData {
+    /// For people.
+    pub message: Cow<'static, str>,
+}
+
+impl LivenessData {
+    /// Somebody is there. The words are those of Unkey's server.
+    pub const ALIVE: Self = Self { message: Cow::Borrowed("we're cooking") };
+}
 
 /// Of `apis.createApi`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -18,6 +33,16 @@ pub struct Empty {}
 pub struct CreateApiData {
     /// The new API's id.
     pub api_id: String,
+}
+
+/// Of `apis.getApi`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GetApiData {
+    /// The API's id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
 }
 
 /// Of `keys.createKey`: the only time that the key is told.
@@ -31,10 +56,36 @@ pub struct CreateKeyData {
     pub key: Secret,
 }
 
-/// Of `keys.getKey`. Times are milliseconds since 1970.
+/// Of `keys.rerollKey`: the same.
+pub type RerollKeyData = CreateKeyData;
+
+/// Whom a key belongs to.
+///
+/// Unkey keeps identities as objects of their own. evictd has only what the keys say, so the id is derived: see
+/// [`ids::identity`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IdentityData<'a> {
+    /// The same for all keys of the workspace that have this external id.
+    pub id: String,
+    /// What the caller named it.
+    pub external_id: Cow<'a, str>,
+}
+
+impl<'a> IdentityData<'a> {
+    /// Whom `external_id` names in `workspace`.
+    pub fn new(workspace: &WorkspaceId, external_id: impl Into<Cow<'a, str>>) -> Self {
+        let external_id = external_id.into();
+        Self { id: ids::identity(workspace, &external_id), external_id }
+    }
+}
+
+/// Of `keys.getKey`, and one item of `apis.listKeys`. Times are milliseconds since 1970.
+///
+/// `lastUsedAt` isn't told, because verifications are not recorded; nor is anything that evictd leaves out.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct GetKeyData {
+pub struct KeyResponseData {
     /// The key's id.
     pub key_id: String,
     /// What of the key may be shown.
@@ -55,6 +106,12 @@ pub struct GetKeyData {
     /// When it ends.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub expires: Option<i64>,
+    /// What it may do, in its owner's words, sorted.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub permissions: Vec<String>,
+    /// Whom it belongs to.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub identity: Option<IdentityData<'static>>,
 }
 
 /// Of `keys.verifyKey`: always a success, whatever the verdict. It borrows from the record it tells of.
@@ -78,9 +135,15 @@ pub struct VerifyKeyData<'a> {
     /// When it ends, in milliseconds since 1970.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub expires: Option<i64>,
-    /// Whether its owner left it switched on.
+    /// Whether its owner left it switched on, where the record tells.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub enabled: Option<bool>,
+    /// What it may do, in its owner's words, sorted.
+    #[serde(skip_serializing_if = "is_empty", default)]
+    pub permissions: Cow<'a, [Box<str>]>,
+    /// Whom it belongs to.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub identity: Option<IdentityData<'a>>,
 }
 
 impl<'a> VerifyKeyData<'a> {
@@ -101,8 +164,13 @@ impl<'a> VerifyKeyData<'a> {
             key_id: Some(record.key_id.as_str().into()),
             name: record.name.as_deref().map(Cow::Borrowed),
             meta: record.meta.as_deref().and_then(|meta| serde_json::from_str(meta).ok()),
-            expires: record.expires_at.map(evictd_core::time::StoreTime::as_millis),
-            enabled: Some(record.state != RecordState::Disabled),
+            expires: record.expires_at.map(StoreTime::as_millis),
+            enabled: enabled(record.state),
+            permissions: Cow::Borrowed(&record.permissions),
+            identity: record
+                .external_id
+                .as_deref()
+                .map(|external_id| IdentityData::new(&record.workspace_id, external_id)),
             ..Self::bare(verdict)
         }
     }
@@ -116,14 +184,24 @@ impl<'a> VerifyKeyData<'a> {
             meta: None,
             expires: None,
             enabled: None,
+            permissions: Cow::Borrowed(&[]),
+            identity: None,
         }
     }
 }
 
+/// A switched-off workspace hides whether the key was switched off, too.
+fn enabled(state: RecordState) -> Option<bool> {
+    (state != RecordState::WorkspaceDisabled).then_some(state != RecordState::Disabled)
+}
+
+fn is_empty(permissions: &[Box<str>]) -> bool {
+    permissions.is_empty()
+}
+
 #[cfg(test)]
 mod tests {
-    use evictd_core::ids::{ApiId, KeyId, WorkspaceId};
-    use evictd_core::time::StoreTime;
+    use evictd_core::ids::{ApiId, KeyId};
 
     use super::*;
 
@@ -135,6 +213,8 @@ mod tests {
             state: RecordState::Active,
             name: Some("ci".into()),
             meta: Some(r#"{"b": 1.50, "a":[ ]}"#.into()),
+            external_id: None,
+            permissions: Vec::new(),
             expires_at: Some(StoreTime::from_millis(7)),
         }
     }
@@ -162,6 +242,80 @@ mod tests {
         let bare = r#"{"valid":false,"code":"NOT_FOUND"}"#;
         assert_eq!(json(&VerifyKeyData::not_found()), bare);
         assert_eq!(json(&VerifyKeyData::new(&record(), Verdict::NotFound)), bare);
+    }
+
+    #[test]
+    fn a_verification_tells_what_the_key_may_do_and_whom_it_belongs_to() {
+        let record = KeyRecord {
+            external_id: Some("user_1".into()),
+            permissions: vec!["a".into(), "b.*".into()],
+            name: None,
+            meta: None,
+            expires_at: None,
+            ..record()
+        };
+        let text = json(&VerifyKeyData::new(&record, Verdict::InsufficientPermissions));
+        assert_eq!(
+            text,
+            concat!(
+                r#"{"valid":false,"code":"INSUFFICIENT_PERMISSIONS","keyId":"key_1","enabled":true,"#,
+                r#""permissions":["a","b.*"],"#,
+                r#""identity":{"id":"id_K3s1UbLXo492JC3ERX7Gte","externalId":"user_1"}}"#
+            )
+        );
+        let back: VerifyKeyData<'_> = serde_json::from_str(&text).unwrap();
+        assert_eq!(back.permissions.as_ref(), record.permissions);
+        assert_eq!(back.identity.unwrap().external_id, "user_1");
+    }
+
+    #[test]
+    fn a_key_of_a_disabled_workspace_is_forbidden_and_doesnt_say_whether_it_is_enabled() {
+        let record = KeyRecord { state: RecordState::WorkspaceDisabled, meta: None, ..record() };
+        assert_eq!(
+            json(&VerifyKeyData::new(&record, Verdict::Forbidden)),
+            r#"{"valid":false,"code":"FORBIDDEN","keyId":"key_1","name":"ci","expires":7}"#
+        );
+    }
+
+    #[test]
+    fn a_key_is_listed_without_what_it_doesnt_have() {
+        let bare = KeyResponseData {
+            key_id: "key_1".into(),
+            start: "prod_abcd".into(),
+            enabled: true,
+            created_at: 1,
+            name: None,
+            meta: None,
+            updated_at: None,
+            expires: None,
+            permissions: Vec::new(),
+            identity: None,
+        };
+        assert_eq!(json(&bare), r#"{"keyId":"key_1","start":"prod_abcd","enabled":true,"createdAt":1}"#);
+        let full = KeyResponseData {
+            name: Some("ci".into()),
+            meta: RawValue::from_string(r#"{"a": 1}"#.into()).ok(),
+            updated_at: Some(2),
+            expires: Some(3),
+            permissions: vec!["a".into()],
+            identity: Some(IdentityData::new(&WorkspaceId::new("ws_1"), "user_1")),
+            ..bare
+        };
+        let text = json(&full);
+        assert_eq!(
+            text,
+            concat!(
+                r#"{"keyId":"key_1","start":"prod_abcd","enabled":true,"createdAt":1,"name":"ci","#,
+                r#""meta":{"a": 1},"updatedAt":2,"expires":3,"permissions":["a"],"#,
+                r#""identity":{"id":"id_K3s1UbLXo492JC3ERX7Gte","externalId":"user_1"}}"#
+            )
+        );
+        assert_eq!(json(&serde_json::from_str::<KeyResponseData>(&text).unwrap()), text);
+    }
+
+    #[test]
+    fn liveness_has_the_words_of_unkeys_server() {
+        assert_eq!(json(&LivenessData::ALIVE), r#"{"message":"we're cooking"}"#);
     }
 
     #[test]

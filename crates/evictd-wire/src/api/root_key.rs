@@ -9,8 +9,9 @@ use crate::api::error::{ApiError, ErrorKind};
 ///
 /// # Errors
 ///
-/// [`ErrorKind::RootKeyNotFound`] (401) when there is none or it was revoked, [`ErrorKind::KeyDisabled`] and
-/// [`ErrorKind::Forbidden`] (403) when it is switched off or has expired.
+/// [`ErrorKind::RootKeyNotFound`] (401) when there is none or it was revoked, [`ErrorKind::KeyDisabled`],
+/// [`ErrorKind::WorkspaceDisabled`] and [`ErrorKind::Forbidden`] (403) when it or its workspace is switched off,
+/// or it has expired.
 pub fn acting(root: Option<&RootKeyRecord>, home_time: StoreTime) -> Result<&RootKeyRecord, ApiError> {
     let unknown = || ApiError::new(ErrorKind::RootKeyNotFound, "The root key doesn't exist or was revoked");
     let expired = || ApiError::new(ErrorKind::Forbidden, "The root key has expired");
@@ -19,6 +20,9 @@ pub fn acting(root: Option<&RootKeyRecord>, home_time: StoreTime) -> Result<&Roo
         RecordState::Deleted => Err(unknown()),
         RecordState::Disabled => Err(ApiError::new(ErrorKind::KeyDisabled, "The root key is disabled")),
         RecordState::Expired => Err(expired()),
+        RecordState::WorkspaceDisabled => {
+            Err(ApiError::new(ErrorKind::WorkspaceDisabled, "The workspace is disabled"))
+        }
         RecordState::Active if root.expires_at.is_some_and(|end| end <= home_time) => Err(expired()),
         RecordState::Active => Ok(root),
     }

@@ -20,18 +20,21 @@ const LISTED_MAX: usize = 8;
 /// Characters of a caller's own field name that a message repeats.
 const NAME_SHOWN_MAX: usize = 64;
 
-/// What an endpoint reads. A field it doesn't know is an error.
+/// What an endpoint reads.
 pub(super) struct Schema {
     /// The endpoint.
     pub(super) path: &'static str,
     /// What it knows.
-    pub(super) fields: &'static [Field],
+    fields: &'static [Field],
+    /// Whether a field that it doesn't know is an error.
+    strict: bool,
 }
 
 /// One known field.
 pub(super) struct Field {
     name: &'static str,
     required: bool,
+    nullable: bool,
     rule: Rule,
 }
 
@@ -39,11 +42,11 @@ pub(super) struct Field {
 pub(super) enum Rule {
     /// Text, its length in characters.
     Text { min: usize, max: usize, pattern: Option<&'static Pattern> },
-    /// A list of texts.
-    Texts { max_items: usize, min: usize, max: usize },
+    /// A list of texts, the length of each in characters.
+    Texts { max_items: usize, min: usize, max: usize, pattern: Option<&'static Pattern> },
     /// `true` or `false`.
     Flag,
-    /// A whole number.
+    /// A whole number, written as one: `1.0` and `1e2` are refused.
     Integer { min: i64, max: i64 },
     /// Any object, its size in bytes of JSON.
     Object { max_properties: usize, max_bytes: usize },
@@ -55,6 +58,7 @@ pub(super) enum Rule {
 #[derive(Clone, Copy)]
 pub(super) enum Harmless {
     Nothing,
+    Null,
     False,
     EmptyList,
 }
@@ -66,23 +70,52 @@ pub(super) struct Pattern {
 }
 
 /// What ids are made of.
-pub(super) const ID_PATTERN: Pattern = Pattern { text: "^[a-zA-Z0-9_]+$", matches: is_id };
+pub(super) const ID_PATTERN: Pattern =
+    Pattern { text: "^[a-zA-Z0-9_]+$", matches: |text| is_made_of(text, b"_") };
+
+/// What external ids are made of.
+pub(super) const EXTERNAL_ID_PATTERN: Pattern =
+    Pattern { text: "^[a-zA-Z0-9_.-]+$", matches: |text| is_made_of(text, b"_.-") };
+
+/// What permissions of keys are made of.
+pub(super) const PERMISSION_PATTERN: Pattern =
+    Pattern { text: r"^[a-zA-Z0-9_:\-\.\*]+$", matches: |text| is_made_of(text, b"_:-.*") };
+
+/// What the store keeps as text: PostgreSQL keeps no NUL.
+pub(super) const STORED_PATTERN: Pattern =
+    Pattern { text: r"^[^\x00]*$", matches: |text| !text.contains('\0') };
 
 impl Field {
     pub(super) const fn required(name: &'static str, rule: Rule) -> Self {
-        Self { name, required: true, rule }
+        Self { required: true, ..Self::optional(name, rule) }
     }
 
+    /// May be absent, but not `null`.
     pub(super) const fn optional(name: &'static str, rule: Rule) -> Self {
-        Self { name, required: false, rule }
+        Self { name, required: false, nullable: false, rule }
+    }
+
+    /// May be absent or `null`.
+    pub(super) const fn nullable(name: &'static str, rule: Rule) -> Self {
+        Self { nullable: true, ..Self::optional(name, rule) }
     }
 
     pub(super) const fn unsupported(name: &'static str, harmless: Harmless) -> Self {
-        Self { name, required: false, rule: Rule::Unsupported(harmless) }
+        Self::optional(name, Rule::Unsupported(harmless))
     }
 }
 
 impl Schema {
+    /// Refuses what it doesn't know.
+    pub(super) const fn strict(path: &'static str, fields: &'static [Field]) -> Self {
+        Self { path, fields, strict: true }
+    }
+
+    /// Ignores what it doesn't know.
+    pub(super) const fn lenient(path: &'static str, fields: &'static [Field]) -> Self {
+        Self { path, fields, strict: false }
+    }
+
     /// Finds everything that is wrong with `body`.
     pub(super) fn check(&self, body: &[u8]) -> Result<(), ApiError> {
         let problems = match Members::read(body) {
@@ -98,8 +131,10 @@ impl Schema {
 
     fn problems(&self, members: &Members<'_>) -> Vec<FieldError> {
         let mut problems = Vec::new();
-        if !members.repeated.is_empty() {
-            let names = listed(members.repeated.iter());
+        let matters = |name: &&String| self.strict || self.knows(name);
+        let repeated: Vec<_> = members.repeated.iter().filter(matters).collect();
+        if !repeated.is_empty() {
+            let names = listed(repeated.iter());
             problems.push(fixable(
                 "body",
                 format!("properties given more than once: {names}"),
@@ -116,12 +151,8 @@ impl Schema {
             let noun = if missing.len() == 1 { "property" } else { "properties" };
             problems.push(plain("/required", format!("missing {noun} {}", listed(missing.iter()))));
         }
-        let unknown: Vec<_> = members
-            .values
-            .keys()
-            .filter(|name| self.fields.iter().all(|field| field.name != name.as_str()))
-            .collect();
-        if !unknown.is_empty() {
+        let unknown: Vec<_> = members.values.keys().filter(|name| !self.knows(name)).collect();
+        if self.strict && !unknown.is_empty() {
             let message = format!("additional properties {} not allowed", listed(unknown.iter()));
             problems.push(plain("/additionalProperties", message));
         }
@@ -131,6 +162,10 @@ impl Schema {
             }
         }
         problems
+    }
+
+    fn knows(&self, name: &str) -> bool {
+        self.fields.iter().any(|field| field.name == name)
     }
 }
 
@@ -143,22 +178,23 @@ impl Field {
             }
         };
         match (&self.rule, &value) {
+            (_, Value::Null) if self.nullable => {}
             (Rule::Text { min, max, pattern }, Value::String(text)) => {
-                self.check_text("", text, *min, *max, problems);
-                if let Some(pattern) = pattern.filter(|pattern| !(pattern.matches)(text)) {
-                    problems.push(plain(
-                        self.location("/pattern"),
-                        format!("does not match pattern '{}'", pattern.text),
-                    ));
-                }
+                self.check_text("", text, (*min, *max), *pattern, problems);
             }
-            (Rule::Texts { max_items, min, max }, Value::Array(items)) => {
+            (Rule::Texts { max_items, min, max, pattern }, Value::Array(items)) => {
                 if items.len() > *max_items {
                     problems.push(self.bound("/maxItems", items.len(), *max_items));
                 }
+                let told_max = problems.len() + LISTED_MAX;
                 for item in items.iter().take(*max_items) {
+                    if problems.len() >= told_max {
+                        break;
+                    }
                     match item {
-                        Value::String(text) => self.check_text("/items", text, *min, *max, problems),
+                        Value::String(text) => {
+                            self.check_text("/items", text, (*min, *max), *pattern, problems);
+                        }
                         other => problems.push(self.wrong_type("/items", other, "string")),
                     }
                 }
@@ -190,18 +226,30 @@ impl Field {
         }
     }
 
-    fn check_text(&self, under: &str, text: &str, min: usize, max: usize, problems: &mut Vec<FieldError>) {
+    fn check_text(
+        &self,
+        under: &str,
+        text: &str,
+        (min, max): (usize, usize),
+        pattern: Option<&Pattern>,
+        problems: &mut Vec<FieldError>,
+    ) {
         let length = text.chars().count();
         if length < min {
             problems.push(self.bound(&format!("{under}/minLength"), length, min));
         } else if length > max {
             problems.push(self.bound(&format!("{under}/maxLength"), length, max));
         }
+        if let Some(pattern) = pattern.filter(|pattern| !(pattern.matches)(text)) {
+            let message = format!("does not match pattern '{}'", pattern.text);
+            problems.push(plain(self.location(&format!("{under}/pattern")), message));
+        }
     }
 
     fn unsupported_error(&self, harmless: Harmless) -> FieldError {
         let instead = match harmless {
             Harmless::Nothing => "leave it out",
+            Harmless::Null => "leave it out, or send null",
             Harmless::False => "leave it out, or send false",
             Harmless::EmptyList => "leave it out, or send an empty list",
         };
@@ -239,6 +287,7 @@ impl Harmless {
     fn is(self, value: &Value) -> bool {
         match self {
             Self::Nothing => false,
+            Self::Null => value.is_null(),
             Self::False => *value == Value::Bool(false),
             Self::EmptyList => value.as_array().is_some_and(Vec::is_empty),
         }
@@ -299,9 +348,9 @@ impl<'de> Visitor<'de> for MembersVisitor {
     }
 }
 
-/// Whether `text` has at least one character and only letters, digits and underscores (of ASCII).
-fn is_id(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+/// Whether `text` has at least one character and only letters and digits of ASCII and those of `others`.
+fn is_made_of(text: &str, others: &[u8]) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || others.contains(&byte))
 }
 
 fn type_name(value: &Value) -> &'static str {
@@ -342,19 +391,19 @@ fn fixable(location: &str, message: impl Into<String>, fix: &str) -> FieldError 
 mod tests {
     use super::*;
 
-    const SCHEMA: Schema = Schema {
-        path: "/v2/test",
-        fields: &[
+    const SCHEMA: Schema = Schema::strict(
+        "/v2/test",
+        &[
             Field::required("id", Rule::Text { min: 3, max: 5, pattern: Some(&ID_PATTERN) }),
             Field::optional("flag", Rule::Flag),
             Field::optional("count", Rule::Integer { min: 16, max: 255 }),
-            Field::optional("tags", Rule::Texts { max_items: 2, min: 1, max: 3 }),
+            Field::optional("tags", Rule::Texts { max_items: 2, min: 1, max: 3, pattern: None }),
             Field::optional("meta", Rule::Object { max_properties: 1, max_bytes: 20 }),
             Field::unsupported("roles", Harmless::EmptyList),
             Field::unsupported("decrypt", Harmless::False),
             Field::unsupported("credits", Harmless::Nothing),
         ],
-    };
+    );
 
     /// Each problem as `location: message`.
     fn problems(body: impl AsRef<[u8]>) -> Vec<String> {
@@ -502,5 +551,20 @@ mod tests {
         let problems = problems(format!("{{{}}}", members.join(",")));
         assert!(problems.iter().map(String::len).sum::<usize>() < 1000, "{problems:?}");
         assert!(problems[1].contains("and 992 more"));
+    }
+
+    #[test]
+    fn of_a_list_full_of_problems_only_the_first_are_told() {
+        const LISTS: Schema = Schema::strict(
+            "/v2/test",
+            &[Field::optional(
+                "list",
+                Rule::Texts { max_items: 1000, min: 1, max: 3, pattern: Some(&ID_PATTERN) },
+            )],
+        );
+        for (item, told) in [("\"-\"", LISTED_MAX), ("7", LISTED_MAX), ("\"\"", LISTED_MAX)] {
+            let body = format!(r#"{{"list":[{}]}}"#, vec![item; 1000].join(","));
+            assert_eq!(LISTS.check(body.as_bytes()).unwrap_err().errors.len(), told, "{item}");
+        }
     }
 }

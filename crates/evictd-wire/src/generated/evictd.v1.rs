@@ -325,6 +325,12 @@ pub struct Key {
     /// Zero: it has no end.
     #[prost(int64, tag = "7")]
     pub expires_at_unix_us: i64,
+    /// Whom it belongs to in the words of its owner. Empty: that wasn't said.
+    #[prost(string, tag = "8")]
+    pub external_id: ::prost::alloc::string::String,
+    /// What it may do in the words of its owner: at most 1,000 literal strings of at most 128 bytes.
+    #[prost(string, repeated, tag = "9")]
+    pub permissions: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RootKey {
@@ -351,6 +357,8 @@ pub enum State {
     Expired = 3,
     /// Deleted, or of a deleted API; only the ids are set.
     Deleted = 4,
+    /// Its workspace was switched off.
+    WorkspaceDisabled = 5,
 }
 impl State {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -364,6 +372,7 @@ impl State {
             Self::Disabled => "STATE_DISABLED",
             Self::Expired => "STATE_EXPIRED",
             Self::Deleted => "STATE_DELETED",
+            Self::WorkspaceDisabled => "STATE_WORKSPACE_DISABLED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -374,6 +383,7 @@ impl State {
             "STATE_DISABLED" => Some(Self::Disabled),
             "STATE_EXPIRED" => Some(Self::Expired),
             "STATE_DELETED" => Some(Self::Deleted),
+            "STATE_WORKSPACE_DISABLED" => Some(Self::WorkspaceDisabled),
             _ => None,
         }
     }

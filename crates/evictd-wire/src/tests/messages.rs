@@ -281,6 +281,8 @@ fn any_record() -> impl Strategy<Value = Record> {
                 state,
                 name,
                 meta,
+                external_id: None,
+                permissions: Vec::new(),
                 expires_at,
             })
         }),

@@ -24,6 +24,7 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(30);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A request, ready to be sent.
+#[derive(Debug)]
 pub(super) struct Call {
     /// The endpoint.
     pub(super) path: &'static str,
@@ -33,8 +34,9 @@ pub(super) struct Call {
     pub(super) server: Server,
     /// What comes of sending it twice.
     pub(super) repeat: Repeat,
-    /// How long to follow the change that it makes.
-    pub(super) wait: Option<Duration>,
+    /// How long the server may hold the answer back until every region has forgotten the old state. With it, the
+    /// answer says how far the change has come.
+    pub(super) prefer: Option<Duration>,
 }
 
 /// What comes of sending a request again after it had been carried out.
@@ -55,6 +57,8 @@ pub(super) struct Answer {
     pub(super) status: u16,
     /// The body.
     pub(super) body: Vec<u8>,
+    /// When to come again, if the server says so.
+    pub(super) retry_after: Option<Duration>,
 }
 
 /// No answer.
@@ -90,12 +94,12 @@ pub(super) struct Sent {
 pub(super) trait World {
     /// Sends once.
     fn attempt(&mut self, call: &Call) -> Result<Answer, Lost>;
-    /// Time since the first attempt.
+    /// Time since some fixed moment before the first attempt.
     fn elapsed(&self) -> Duration;
     /// Waits before the next attempt, and says why if that goes on for long.
     fn pause(&mut self, pause: Duration, why: &str);
-    /// Waits.
-    fn rest(&mut self, pause: Duration);
+    /// Waits. False if that was cut short, because the user wants no more.
+    fn rest(&mut self, pause: Duration) -> bool;
 }
 
 /// Sends, and sends again on 5XX and lost connections, for ten seconds.
@@ -104,7 +108,7 @@ pub(super) trait World {
 /// on 5XX: the server, or a proxy before it, may fail after the thing was created.
 pub(super) fn send(world: &mut impl World, call: &Call) -> Sent {
     let mut maybe_done_before = false;
-    let mut pause = FIRST_PAUSE;
+    let (give_up_at, mut pause) = (world.elapsed() + RETRY_FOR, FIRST_PAUSE);
     loop {
         let result = world.attempt(call);
         let (why, progress) = match &result {
@@ -119,7 +123,7 @@ pub(super) fn send(world: &mut impl World, call: &Call) -> Sent {
             Progress::NotSent => true,
             Progress::MaybeDone => call.repeat != Repeat::Duplicates,
         };
-        if !again || world.elapsed() + pause > RETRY_FOR {
+        if !again || world.elapsed() + pause > give_up_at {
             return Sent { result, maybe_done_before };
         }
         maybe_done_before |= progress == Progress::MaybeDone;
@@ -161,17 +165,18 @@ impl World for Http<'_> {
             .post(format!("{}{}", self.settings.url, call.path))
             .header("Content-Type", JSON)
             .header("Authorization", format!("Bearer {}", self.settings.root_key.expose()));
-        if call.wait.is_some() {
-            // What is known at once comes with the answer; the rest is asked for, region by region.
-            request = request.header(PREFER, prefer::applied(Duration::ZERO));
+        if let Some(prefer) = call.prefer {
+            request = request.header(PREFER, prefer::applied(prefer));
         }
         let mut response = request.send(call.body.as_slice()).map_err(|error| lost(&error))?;
         let status = response.status().as_u16();
+        let retry_after =
+            response.headers().get("retry-after").and_then(|value| seconds(value.to_str().ok()?));
         let body = response
             .body_mut()
             .read_to_vec()
             .map_err(|error| Lost { progress: Progress::MaybeDone, ..lost(&error) })?;
-        Ok(Answer { status, body })
+        Ok(Answer { status, body, retry_after })
     }
 
     fn elapsed(&self) -> Duration {
@@ -191,9 +196,15 @@ impl World for Http<'_> {
         self.rest(pause);
     }
 
-    fn rest(&mut self, pause: Duration) {
+    fn rest(&mut self, pause: Duration) -> bool {
         std::thread::sleep(pause);
+        true
     }
+}
+
+/// The form of `Retry-After` that APIs send; the other one is a date.
+fn seconds(retry_after: &str) -> Option<Duration> {
+    retry_after.trim().parse().ok().map(Duration::from_secs)
 }
 
 fn lost(error: &ureq::Error) -> Lost {
@@ -259,7 +270,7 @@ mod tests {
                 self.outcomes.front().copied()
             };
             match next.unwrap() {
-                Ok(status) => Ok(Answer { status, body: Vec::new() }),
+                Ok(status) => Ok(Answer { status, body: Vec::new(), retry_after: None }),
                 Err(progress) => Err(Lost { progress, why: "lost".into() }),
             }
         }
@@ -272,13 +283,14 @@ mod tests {
             self.rest(pause);
         }
 
-        fn rest(&mut self, pause: Duration) {
+        fn rest(&mut self, pause: Duration) -> bool {
             self.now += pause;
+            true
         }
     }
 
     fn call(repeat: Repeat) -> Call {
-        Call { path: "/v2/test", body: b"{}".to_vec(), server: Server::Publisher, repeat, wait: None }
+        Call { path: "/v2/test", body: b"{}".to_vec(), server: Server::Publisher, repeat, prefer: None }
     }
 
     #[test]
@@ -378,18 +390,35 @@ mod tests {
             }
             let mut body = [0; 2];
             reader.read_exact(&mut body).unwrap();
-            stream.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 3\r\n\r\nabc").unwrap();
+            stream
+                .write_all(
+                    b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 7\r\nContent-Length: 3\r\n\r\nabc",
+                )
+                .unwrap();
             (head.to_ascii_lowercase(), body)
         });
-        let answer = Http::new(&settings).attempt(&call(Repeat::Harmless)).unwrap();
-        assert_eq!(answer, Answer { status: 404, body: b"abc".to_vec() });
+        let held = Call { prefer: Some(Duration::from_secs(5)), ..call(Repeat::Harmless) };
+        let answer = Http::new(&settings).attempt(&held).unwrap();
+        let retry_after = Some(Duration::from_secs(7));
+        assert_eq!(answer, Answer { status: 429, body: b"abc".to_vec(), retry_after });
         let (head, body) = server.join().unwrap();
         assert_eq!(&body, b"{}");
         assert!(head.starts_with("post /v2/test http/1.1\r\n"), "{head}");
-        for header in
-            ["authorization: bearer unkey_1", "content-type: application/json", "accept: application/json"]
-        {
+        for header in [
+            "authorization: bearer unkey_1",
+            "content-type: application/json",
+            "accept: application/json",
+            "prefer: wait=5",
+        ] {
             assert!(head.contains(&format!("\r\n{header}\r\n")), "{head}");
+        }
+    }
+
+    #[test]
+    fn when_to_come_again_is_read_where_it_is_a_number() {
+        assert_eq!(seconds(" 12 "), Some(Duration::from_secs(12)));
+        for other in ["", "-1", "1.5", "Wed, 21 Oct 2026 07:28:00 GMT"] {
+            assert_eq!(seconds(other), None, "{other}");
         }
     }
 

@@ -3,7 +3,8 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use evictd_wire::api::envelope::{Failure, Success};
+use evictd_wire::api::envelope::{Failure, Meta, Pagination};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::client::{Answer, Call, Lost, Progress, Repeat, Sent};
@@ -21,37 +22,57 @@ pub(super) struct Outcome {
 }
 
 /// Words what came of `call`.
-pub(super) fn outcome(call: &Call, settings: &Settings, sent: Sent, took: Duration) -> Outcome {
-    let problem = match sent.result {
-        Ok(answer) if answer.status == 200 => match success(&answer, settings.json, took) {
-            Some(stdout) => return Outcome { stdout, stderr: String::new(), success: true },
-            None => foreign(&answer, settings),
-        },
-        Ok(answer) => {
-            let hint = answer.status == 404 && sent.maybe_done_before && call.repeat == Repeat::FindsNothing;
-            let mut problem = refused(&answer, settings);
-            if hint {
-                problem.push_str(
-                    "\n\nAn earlier attempt got no good answer, but has probably been carried out: \
-                     what you wanted deleted is gone.",
-                );
-            }
-            problem
+pub(super) fn outcome(call: &Call, settings: &Settings, sent: &Sent, took: Duration) -> Outcome {
+    if let Some(problem) = problem(call, settings, sent) {
+        return Outcome { stdout: String::new(), stderr: format!("{problem}\n"), success: false };
+    }
+    let stdout = sent.result.as_ref().ok().and_then(|answer| success(answer, settings.json, took));
+    Outcome { stdout: stdout.unwrap_or_default(), stderr: String::new(), success: true }
+}
+
+/// Words what went wrong, beginning with a line that says it all; `None` if nothing did.
+pub(super) fn problem(call: &Call, settings: &Settings, sent: &Sent) -> Option<String> {
+    let answer = match &sent.result {
+        Ok(answer) if answer.status == 200 => {
+            return framed(answer).is_none().then(|| foreign(answer, settings));
         }
-        Err(lost) => unreachable(call, settings, &lost),
+        Ok(answer) => answer,
+        Err(lost) => return Some(unreachable(call, settings, lost)),
     };
-    Outcome { stdout: String::new(), stderr: format!("{problem}\n"), success: false }
+    let mut problem = refused(answer, settings);
+    if answer.status == 404 && sent.maybe_done_before && call.repeat == Repeat::FindsNothing {
+        problem.push_str(
+            "\n\nAn earlier attempt got no good answer, but has probably been carried out: \
+             what you wanted deleted is gone.",
+        );
+    }
+    Some(problem)
+}
+
+/// What every success holds; a list also says where it goes on.
+#[derive(Deserialize)]
+struct Framed<'a> {
+    meta: Meta,
+    #[serde(borrow)]
+    data: &'a RawValue,
+    #[serde(default)]
+    pagination: Option<Pagination>,
 }
 
 /// `None` if the answer isn't framed as evictd and Unkey do.
+fn framed(answer: &Answer) -> Option<Framed<'_>> {
+    serde_json::from_slice(&answer.body).ok()
+}
+
 fn success(answer: &Answer, whole: bool, took: Duration) -> Option<String> {
-    let body = std::str::from_utf8(&answer.body).ok()?;
-    let framed: Success<&RawValue> = serde_json::from_str(body).ok()?;
+    let framed = framed(answer)?;
     if whole {
-        return Some(format!("{}\n", indented(body)));
+        return std::str::from_utf8(&answer.body).ok().map(|body| format!("{}\n", indented(body)));
     }
     let (id, data) = (framed.meta.request_id, indented(framed.data.get()));
-    Some(format!("{id} (took {}ms)\n\n{data}\n", took.as_millis()))
+    let next =
+        framed.pagination.and_then(|page| page.cursor).map(|cursor| format!("\nmore: --cursor={cursor}\n"));
+    Some(format!("{id} (took {}ms)\n\n{data}\n{}", took.as_millis(), next.unwrap_or_default()))
 }
 
 fn refused(answer: &Answer, settings: &Settings) -> String {
@@ -77,10 +98,17 @@ fn refused(answer: &Answer, settings: &Settings) -> String {
         ),
         403 => format!("Permission denied: {}", error.detail),
         404 => format!("Not found: {}", error.detail),
-        status => format!(
-            "{} ({status}): {}\n  type: {}\n  request: {}",
-            error.title, error.detail, error.r#type, meta.request_id
-        ),
+        status => {
+            let again = answer.retry_after.map(|after| format!("\n\nTry again in {} s.", after.as_secs()));
+            format!(
+                "{} ({status}): {}\n  type: {}\n  request: {}{}",
+                error.title,
+                error.detail,
+                error.r#type,
+                meta.request_id,
+                again.unwrap_or_default()
+            )
+        }
     }
 }
 
@@ -175,12 +203,13 @@ mod tests {
     }
 
     fn call(repeat: Repeat) -> Call {
-        Call { path: "/v2/test", body: b"{}".to_vec(), server: Server::Publisher, repeat, wait: None }
+        Call { path: "/v2/test", body: b"{}".to_vec(), server: Server::Publisher, repeat, prefer: None }
     }
 
     fn answered(status: u16, body: impl Into<Vec<u8>>, maybe_done_before: bool, json: bool) -> Outcome {
-        let sent = Sent { result: Ok(Answer { status, body: body.into() }), maybe_done_before };
-        outcome(&call(Repeat::FindsNothing), &settings(json), sent, Duration::from_micros(45_900))
+        let answer = Answer { status, body: body.into(), retry_after: None };
+        let sent = Sent { result: Ok(answer), maybe_done_before };
+        outcome(&call(Repeat::FindsNothing), &settings(json), &sent, Duration::from_micros(45_900))
     }
 
     /// What is printed on a failure; standard output stays empty.
@@ -206,6 +235,27 @@ mod tests {
         let expected =
             "{\n  \"meta\": {\n    \"requestId\": \"req_2c9a0jf23l4k567\"\n  },\n  \"data\": {}\n}\n";
         assert_eq!(outcome.stdout, expected);
+    }
+
+    #[test]
+    fn a_list_says_how_to_go_on() {
+        let page = |pagination: &str| {
+            let body = format!(r#"{{"meta":{{"requestId":"req_1"}},"data":[1],"pagination":{pagination}}}"#);
+            answered(200, body, false, false).stdout
+        };
+        let more = page(r#"{"cursor":"key_3","hasMore":true}"#);
+        assert_eq!(more, "req_1 (took 45ms)\n\n[\n  1\n]\n\nmore: --cursor=key_3\n");
+        assert_eq!(page(r#"{"hasMore":false}"#), "req_1 (took 45ms)\n\n[\n  1\n]\n");
+    }
+
+    #[test]
+    fn a_limit_says_when_to_come_again() {
+        let body =
+            Failure::new("req_1", &ApiError::new(ErrorKind::WorkspaceRateLimited, "because")).to_bytes();
+        let answer = Answer { status: 429, body, retry_after: Some(Duration::from_secs(12)) };
+        let text = refused(&answer, &settings(false));
+        assert!(text.starts_with("Too Many Requests (429): because\n"), "{text}");
+        assert!(text.ends_with("\n\nTry again in 12 s."), "{text}");
     }
 
     #[test]
@@ -279,7 +329,7 @@ mod tests {
         let lost = |progress, repeat| {
             let sent =
                 Sent { result: Err(Lost { progress, why: "refused".into() }), maybe_done_before: false };
-            outcome(&call(repeat), &settings(false), sent, Duration::ZERO).stderr
+            outcome(&call(repeat), &settings(false), &sent, Duration::ZERO).stderr
         };
         let text = lost(Progress::NotSent, Repeat::Duplicates);
         for part in ["http://127.0.0.1:7070: refused", "`evictd publisher`", "EVICTD_API_URL"] {

@@ -117,6 +117,23 @@ fn checked_url(url: &str) -> anyhow::Result<String> {
     Ok(url.to_owned())
 }
 
+/// The file that was asked for, if one was.
+fn named_file(flag: Option<&Path>, surroundings: &Surroundings<'_>) -> Option<PathBuf> {
+    let variable = || surroundings.first_variable(&["EVICTD_CONFIG", "UNKEY_CONFIG"]).map(PathBuf::from);
+    flag.map(Path::to_owned).or_else(variable)
+}
+
+/// Where else is looked: evictd's file, then Unkey's.
+fn usual_files(surroundings: &Surroundings<'_>) -> Vec<PathBuf> {
+    let home = surroundings.first_variable(&["HOME"]).map(PathBuf::from);
+    home.iter().flat_map(|home| [".evictd", ".unkey"].map(|dir| home.join(dir).join("config.toml"))).collect()
+}
+
+/// The file that counts most, whether it exists or not.
+pub(super) fn first_file(flag: Option<&Path>, surroundings: &Surroundings<'_>) -> Option<PathBuf> {
+    named_file(flag, surroundings).or_else(|| usual_files(surroundings).into_iter().next())
+}
+
 /// The configuration files that exist, the one that counts most first.
 struct Files {
     tables: Vec<(PathBuf, toml::Table)>,
@@ -126,16 +143,9 @@ struct Files {
 impl Files {
     /// A file that was asked for must exist; the usual ones may be absent.
     fn load(flag: Option<&Path>, surroundings: &Surroundings<'_>) -> anyhow::Result<Self> {
-        let named = flag
-            .map(Path::to_owned)
-            .or_else(|| surroundings.first_variable(&["EVICTD_CONFIG", "UNKEY_CONFIG"]).map(PathBuf::from));
+        let named = named_file(flag, surroundings);
         let required = named.is_some();
-        let home = surroundings.first_variable(&["HOME"]).map(PathBuf::from);
-        let looked_in: Vec<PathBuf> = match (named, home) {
-            (Some(path), _) => vec![path],
-            (None, Some(home)) => vec![home.join(".evictd/config.toml"), home.join(".unkey/config.toml")],
-            (None, None) => Vec::new(),
-        };
+        let looked_in = named.map_or_else(|| usual_files(surroundings), |path| vec![path]);
         let mut tables = Vec::new();
         for path in &looked_in {
             match (surroundings.read)(path) {
@@ -171,7 +181,7 @@ impl Files {
             "no root key: give one\n  \
              with the flag --root-key=unkey_...,\n  \
              in the environment variable EVICTD_ROOT_KEY (or UNKEY_ROOT_KEY), or\n  \
-             as root_key = \"unkey_...\" in {files}"
+             as root_key = \"unkey_...\" in {files}, which `evictd auth login` writes"
         )
     }
 }
@@ -240,6 +250,7 @@ mod tests {
             "UNKEY_ROOT_KEY",
             "/home/u/.evictd/config.toml",
             "/home/u/.unkey/",
+            "evictd auth login",
         ] {
             assert!(error.contains(way), "{error}");
         }
@@ -257,6 +268,23 @@ mod tests {
         let files = [("/u.toml", "root_key = 'u'"), ("/e.toml", "root_key = 'e'")];
         let settings = resolve(&flags(None), Server::Publisher, &named, &files).unwrap();
         assert_eq!(settings.root_key.expose(), "e");
+    }
+
+    #[test]
+    fn a_root_key_is_kept_where_it_will_be_found_first() {
+        let first = |flag: Option<&str>, variables: &[(&str, &str)]| {
+            let variable = |name: &str| {
+                variables.iter().find(|(own, _)| *own == name).map(|(_, value)| (*value).to_owned())
+            };
+            let read = |_: &Path| Err(io::ErrorKind::NotFound.into());
+            let surroundings = Surroundings { variable: &variable, read: &read };
+            first_file(flag.map(Path::new), &surroundings).map(|path| path.display().to_string())
+        };
+        let named = [HOME, ("UNKEY_CONFIG", "/u.toml")];
+        assert_eq!(first(Some("/f.toml"), &named).as_deref(), Some("/f.toml"));
+        assert_eq!(first(None, &named).as_deref(), Some("/u.toml"));
+        assert_eq!(first(None, &[HOME]).as_deref(), Some("/home/u/.evictd/config.toml"));
+        assert_eq!(first(None, &[]), None);
     }
 
     #[test]

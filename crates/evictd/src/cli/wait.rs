@@ -88,27 +88,74 @@ impl Screen {
         out
     }
 
-    /// The last line.
+    /// The last lines: of a pipe the regions that it has not heard of yet, and how it ended.
     pub(super) fn conclude(&self, propagation: &Propagation) -> String {
-        if matches!(self, Self::Silent) {
-            return String::new();
-        }
-        let after =
-            propagation.final_after_ms.map(|ms| format!(" after {}", duration(ms))).unwrap_or_default();
-        match &*propagation.state {
-            "confirmed" if propagation.regions.is_empty() => "confirmed: no agent has it cached\n".to_owned(),
-            "confirmed" => format!("confirmed{after}\n"),
-            "fenced" => format!(
-                "fenced{after}: not every agent confirmed, but the bound has passed, and none answers from before\n"
-            ),
-            "unproven" => {
-                format!("unproven{after}: an agent that didn't confirm serves stale records by policy\n")
+        let mut out = String::new();
+        match self {
+            Self::Silent => return out,
+            Self::Lines { settled } => {
+                for region in propagation.regions.iter().filter(|region| !settled.contains(&region.region)) {
+                    let _ = writeln!(out, "{}", line(region, 0));
+                }
             }
-            _ => format!(
-                "pending: it goes on without you; look with\n  evictd api propagation get-receipt --request-id={}\n",
-                propagation.request_id
-            ),
+            Self::Live { .. } => {}
         }
+        out + &ending(propagation)
+    }
+}
+
+/// How it ended, in a sentence.
+fn ending(propagation: &Propagation) -> String {
+    let after = propagation.final_after_ms.map(|ms| format!(" after {}", duration(ms))).unwrap_or_default();
+    match &*propagation.state {
+        "confirmed" if propagation.position.is_none() && propagation.regions.is_empty() => {
+            "confirmed: no agent has it cached\n".to_owned()
+        }
+        "confirmed" if is_unheard(propagation) => {
+            format!("final{after}: there is no agent that could confirm\n")
+        }
+        "confirmed" => format!("confirmed{after}\n"),
+        "fenced" => format!(
+            "fenced{after}: not every agent confirmed, but the bound has passed, and none answers from before\n"
+        ),
+        "unproven" => {
+            format!("unproven{after}: an agent that didn't confirm serves stale records by policy\n")
+        }
+        _ => format!(
+            "pending: it goes on without you; look with\n  evictd api propagation get-receipt --request-id={}\n",
+            propagation.request_id
+        ),
+    }
+}
+
+/// Whether a change has gone through all regions without meeting a single agent.
+fn is_unheard(propagation: &Propagation) -> bool {
+    let nobody = propagation.regions.iter().all(|region| region.instances == 0);
+    propagation.r#final && propagation.position.is_some() && nobody
+}
+
+/// What to tell people besides: a change that met no agent is in force, but that there is none is hardly meant.
+pub(super) fn warning(propagation: &Propagation) -> Option<String> {
+    if !is_unheard(propagation) {
+        return None;
+    }
+    let regions: Vec<_> = propagation.regions.iter().map(|region| region.region.as_str()).collect();
+    let place = match &regions[..] {
+        [] => "anywhere".to_owned(),
+        regions => format!("in {}", regions.join(", ")),
+    };
+    Some(format!(
+        "warning: the publisher has heard of no agent {place}, so nobody has confirmed. If agents should be running, \
+         ask their /readyz what they wait for.\n"
+    ))
+}
+
+/// How it ended, in a word or two.
+pub(super) fn in_brief(propagation: &Propagation) -> String {
+    let after = propagation.final_after_ms.map(|ms| format!(" after {}", duration(ms))).unwrap_or_default();
+    match &*propagation.state {
+        "confirmed" if is_unheard(propagation) => "no agent".to_owned(),
+        state => format!("{state}{after}"),
     }
 }
 
@@ -121,9 +168,12 @@ fn line(region: &RegionPropagation, width: usize) -> String {
     if region.missing_count > 0 && region.state != "confirmed" {
         let names: Vec<_> =
             region.missing.iter().map(|missing| format!("{}/{}", missing.agent, missing.instance)).collect();
-        let more = region.missing_count.saturating_sub(names.len());
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        let _ = write!(text, "  waiting for {}{more}", names.join(", "));
+        let (more, names) = (region.missing_count.saturating_sub(names.len()), names.join(", "));
+        let _ = match (names.is_empty(), more) {
+            (true, _) => write!(text, "  waiting for {more} agents"),
+            (false, 0) => write!(text, "  waiting for {names}"),
+            (false, _) => write!(text, "  waiting for {names} and {more} more"),
+        };
     }
     if region.duplicate_names {
         text.push_str("  (several processes under one name)");
@@ -153,7 +203,7 @@ pub(super) fn follow(
         body,
         server: Server::Publisher,
         repeat: Repeat::Harmless,
-        wait: None,
+        prefer: None,
     };
     let (until, mut pause) = (world.elapsed() + limit, FIRST_PAUSE);
     loop {
@@ -167,13 +217,16 @@ pub(super) fn follow(
         if left.is_zero() {
             break;
         }
-        world.rest(pause.min(left));
+        if !world.rest(pause.min(left)) {
+            break;
+        }
         pause = (pause * 3 / 2).min(LONGEST_PAUSE);
         // A publisher that is being restarted, say, is asked again: the receipt outlives it.
-        if let Ok(answer) = world.attempt(&call)
-            && let Ok(Success { data, .. }) = serde_json::from_slice::<Success<Propagation>>(&answer.body)
-        {
-            known = Some(data);
+        if let Ok(answer) = world.attempt(&call) {
+            if let Ok(Success { data, .. }) = serde_json::from_slice::<Success<Propagation>>(&answer.body) {
+                known = Some(data);
+            }
+            pause = answer.retry_after.unwrap_or(pause);
         }
     }
     if let Some(propagation) = &known {
@@ -188,9 +241,9 @@ pub(super) fn is_proven(propagation: &Propagation) -> bool {
 }
 
 /// The whole answer with what is known now.
-pub(super) fn with_propagation(answer: &Answer, propagation: Propagation) -> Option<Vec<u8>> {
+pub(super) fn with_propagation(answer: &Answer, propagation: &Propagation) -> Option<Vec<u8>> {
     let mut framed: Success<&RawValue> = serde_json::from_slice(&answer.body).ok()?;
-    framed.meta.propagation = Some(Box::new(propagation));
+    framed.meta.propagation = Some(Box::new(propagation.clone()));
     Some(framed.to_bytes())
 }
 
@@ -251,7 +304,7 @@ mod tests {
                 self.receipts.front().cloned()
             };
             match next.unwrap() {
-                Some(receipt) => Ok(Answer { status: 200, body: Success::new("req_2", receipt).to_bytes() }),
+                Some(receipt) => Ok(answer(Success::new("req_2", receipt).to_bytes())),
                 None => Err(Lost { progress: Progress::NotSent, why: "refused".into() }),
             }
         }
@@ -264,15 +317,20 @@ mod tests {
             unreachable!("the publisher has answered");
         }
 
-        fn rest(&mut self, pause: Duration) {
+        fn rest(&mut self, pause: Duration) -> bool {
             self.now += pause;
+            true
         }
+    }
+
+    fn answer(body: Vec<u8>) -> Answer {
+        Answer { status: 200, body, retry_after: None }
     }
 
     fn changed(propagation: Option<Propagation>) -> Answer {
         let mut success = Success::new("req_1", serde_json::json!({}));
         success.meta.propagation = propagation.map(Box::new);
-        Answer { status: 200, body: success.to_bytes() }
+        answer(success.to_bytes())
     }
 
     fn following(world: &mut FakeWorld, screen: &mut Screen, limit: Duration) -> (String, Propagation) {
@@ -317,13 +375,39 @@ mod tests {
 
     #[test]
     fn a_wait_that_runs_out_says_how_to_go_on_and_asks_only_now_and_then() {
-        let mut world = FakeWorld::telling([Some(propagation("pending", &[region("eu", "pending", None)]))]);
+        let mut waiting = region("eu", "pending", None);
+        waiting.missing_count = 2;
+        let settled = region("us", "confirmed", Some(4.0));
+        let mut world = FakeWorld::telling([Some(propagation("pending", &[waiting, settled]))]);
         let mut screen = Screen::Lines { settled: BTreeSet::new() };
         let (printed, reached) = following(&mut world, &mut screen, Duration::from_secs(30));
-        assert!(printed.contains("get-receipt --request-id=req_1"), "{printed}");
+        let expected =
+            "us  confirmed  4.0ms\neu  pending  waiting for 2 agents\npending: it goes on without you";
+        assert!(printed.starts_with(expected), "{printed}");
+        assert!(
+            printed.ends_with("\n  evictd api propagation get-receipt --request-id=req_1\n"),
+            "{printed}"
+        );
         assert!(!is_proven(&reached));
         assert_eq!(world.now, Duration::from_secs(30));
         assert!(world.asked < 45, "{}", world.asked);
+    }
+
+    #[test]
+    fn a_change_that_met_no_agent_does_not_look_confirmed() {
+        let mut absent = region("eu", "absent", None);
+        absent.instances = 0;
+        for (regions, place) in [(vec![absent.clone()], "in eu,"), (Vec::new(), "anywhere,")] {
+            let unheard = Propagation { position: Some(7), ..propagation("confirmed", &regions) };
+            assert!(ending(&unheard).contains("no agent that could confirm"), "{}", ending(&unheard));
+            assert!(warning(&unheard).unwrap().contains(place));
+            assert_eq!(in_brief(&unheard), "no agent");
+            // The change is in force all the same.
+            assert!(is_proven(&unheard));
+        }
+        let heard = [absent, region("us", "confirmed", Some(1.0))];
+        assert_eq!(warning(&Propagation { position: Some(7), ..propagation("confirmed", &heard) }), None);
+        assert_eq!(warning(&propagation("confirmed", &[])), None, "nothing to confirm");
     }
 
     #[test]
@@ -341,7 +425,7 @@ mod tests {
 
     #[test]
     fn the_whole_answer_holds_what_was_reached() {
-        let body = with_propagation(&changed(None), propagation("confirmed", &[])).unwrap();
+        let body = with_propagation(&changed(None), &propagation("confirmed", &[])).unwrap();
         let framed: Success<serde_json::Value> = serde_json::from_slice(&body).unwrap();
         assert_eq!(framed.meta.propagation.unwrap().state, "confirmed");
         assert_eq!((framed.meta.request_id.as_str(), framed.data), ("req_1", serde_json::json!({})));

@@ -116,8 +116,14 @@ impl Race {
             has_read: AtomicBool::new(false),
         });
         let Agent { knowledge, cache, metrics, .. } = &agent;
-        let loads =
-            Loads::new(&config(&[]).loads, home.clone(), knowledge.clone(), cache.clone(), metrics.clone());
+        let loads = Loads::new(
+            &config(&[]).loads,
+            None,
+            home.clone(),
+            knowledge.clone(),
+            cache.clone(),
+            metrics.clone(),
+        );
         let verifier = Verifier::new(
             knowledge.clone(),
             cache.clone(),

@@ -6,20 +6,28 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::process::profile_dir;
-
 /// A package, and the one file in it that is needed.
-pub(crate) struct PythonPackage {
-    pub(crate) name: &'static str,
-    pub(crate) version: &'static str,
+pub struct PythonPackage {
+    /// As `pip install` knows it.
+    pub name: &'static str,
+    /// The one version that is installed: tests run the same everywhere.
+    pub version: &'static str,
     /// Where it goes inside cargo's target directory.
-    pub(crate) dir: &'static str,
+    pub dir: &'static str,
     /// The file that is needed, inside `dir`.
-    pub(crate) file: &'static str,
+    pub file: &'static str,
+}
+
+/// Where cargo put this executable's profile, e.g. `target/debug`: tests lie in its `deps`.
+pub fn profile_dir() -> Result<PathBuf> {
+    let executable = std::env::current_exe().context("asking for the path of this executable")?;
+    let dir = executable.parent().context("this executable lies in no directory")?;
+    let dir = if dir.ends_with("deps") { dir.parent().unwrap_or(dir) } else { dir };
+    Ok(dir.to_owned())
 }
 
 /// The path of the package's file. It is installed once, however many callers come at the same time.
-pub(crate) fn install(package: &PythonPackage) -> Result<PathBuf> {
+pub fn install(package: &PythonPackage) -> Result<PathBuf> {
     let PythonPackage { name, version, dir, file } = package;
     let profile = profile_dir()?;
     let target = profile.parent().unwrap_or(&profile);

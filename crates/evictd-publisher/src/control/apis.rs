@@ -1,0 +1,61 @@
+//! Endpoints about APIs, and about the keys of one.
+
+use evictd_core::ids::{ApiId, KeyId};
+use evictd_ops::http::{Reply, StatusCode, reply};
+use evictd_store::change::{self, NewApi};
+use evictd_wire::api::envelope::Page;
+use evictd_wire::api::error::{ApiError, JSON};
+use evictd_wire::api::ids;
+use evictd_wire::api::requests::{CreateApi, DeleteApi, GetApi, ListKeys};
+use evictd_wire::api::responses::{CreateApiData, Empty, GetApiData, KeyResponseData};
+
+use super::caller::Caller;
+use super::keys::response;
+use super::{api_not_found, refused};
+use crate::auth::store_failed;
+
+pub(super) async fn create(caller: &Caller<'_>, request: CreateApi) -> Result<CreateApiData, ApiError> {
+    caller.require("*", "create_api")?;
+    let id = ApiId::new(ids::new_id(ids::API));
+    let api = NewApi { id: id.clone(), name: request.name };
+    caller.store().create_api(&caller.actor(), api).await.map_err(|error| store_failed(&error))?;
+    Ok(CreateApiData { api_id: id.to_string() })
+}
+
+/// Permission comes before existence: who may not read an API learns nothing about it.
+pub(super) async fn get(caller: &Caller<'_>, request: GetApi) -> Result<Reply, ApiError> {
+    caller.require(&request.api_id, "read_api")?;
+    let id = ApiId::new(request.api_id);
+    let api = caller.store().api(&caller.root.workspace_id, &id).await;
+    let api = api.map_err(|error| store_failed(&error))?.ok_or_else(api_not_found)?;
+    Ok(caller.call.success(GetApiData { id: api.id.to_string(), name: api.name }))
+}
+
+/// Permission comes before existence here, too.
+pub(super) async fn delete(caller: &Caller<'_>, request: DeleteApi) -> Result<Empty, ApiError> {
+    caller.require(&request.api_id, "delete_api")?;
+    let api = ApiId::new(request.api_id);
+    let deleted = caller.store().delete_api(&caller.actor(), &api).await;
+    deleted.map_err(|error| refused(error, "delete_api"))?;
+    Ok(Empty {})
+}
+
+/// It takes two rights. Who lacks one is told that the API doesn't exist.
+pub(super) async fn list_keys(caller: &Caller<'_>, request: ListKeys) -> Result<Reply, ApiError> {
+    for action in ["read_key", "read_api"] {
+        caller.require(&request.api_id, action).map_err(|_| api_not_found())?;
+    }
+    let list = change::ListKeys {
+        api_id: ApiId::new(request.api_id),
+        external_id: request.external_id,
+        from: request.cursor.map(KeyId::new),
+        limit: request.limit.into(),
+    };
+    let workspace = &caller.root.workspace_id;
+    let page = caller.store().list_keys(workspace, list).await;
+    let page = page.map_err(|error| store_failed(&error))?.ok_or_else(api_not_found)?;
+    let keys: Vec<KeyResponseData> = page.keys.into_iter().map(|key| response(workspace, key)).collect();
+    let next = page.next.map(|next| next.to_string());
+    let page = Page::new(caller.call.request_id.as_str(), keys, next);
+    Ok(reply(StatusCode::OK, JSON, page.to_bytes().into()))
+}

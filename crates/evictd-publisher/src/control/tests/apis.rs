@@ -1,0 +1,109 @@
+//! What the endpoints about APIs do.
+
+use evictd_core::record::RecordState;
+
+use super::*;
+
+#[tokio::test]
+async fn deleting_an_api_ends_all_its_keys_with_one_row_of_the_log() {
+    let home = Home::new().await;
+    let api = home.create_api("root").await;
+    let mut keys = Vec::new();
+    for _ in 0..3 {
+        keys.push(home.create_key(&api).await);
+    }
+    home.news().await;
+    assert_eq!(home.delete_api("root", &api).await.data(), json!({}));
+    assert_eq!(home.news().await, [(Scope::Api(ApiId::new(api.as_str())), Cause::Deleted)]);
+    for (id, text) in keys {
+        assert_eq!(home.key_record(&text).await.state, RecordState::Deleted);
+        home.get_key("root", &id).await.refuses(404, "unkey/data/key_not_found");
+        home.delete_key("root", &id).await.refuses(404, "unkey/data/key_not_found");
+    }
+    home.delete_api("root", &api).await.refuses(404, "unkey/data/api_not_found");
+}
+
+#[tokio::test]
+async fn a_protected_api_stays_until_it_is_deleted_past_the_protection() {
+    let home = Home::new().await;
+    let api = home.create_api("root").await;
+    let (_, text) = home.create_key(&api).await;
+    home.sql("UPDATE apis SET delete_protection = 1").await;
+    home.news().await;
+
+    let answer = home.delete_api("root", &api).await;
+    answer.refuses(412, "unkey/application/protected_resource");
+    assert_eq!(answer.json()["error"]["title"], "Resource is protected");
+    assert_eq!(answer.content_type(), "application/json");
+    assert_eq!(home.news().await, []);
+    assert_eq!(home.key_record(&text).await.state, RecordState::Active);
+
+    home.delete_api("poor", &api).await.refuses(403, "unkey/authorization/insufficient_permissions");
+    home.delete_api("foreign", &api).await.refuses(404, "unkey/data/api_not_found");
+    home.sql("UPDATE apis SET deleted_at_m = 1").await;
+    home.delete_api("root", &api).await.refuses(404, "unkey/data/api_not_found");
+}
+
+#[tokio::test]
+async fn an_api_is_told_by_id_and_name() {
+    let home = Home::new().await;
+    let api = home.create_api("root").await;
+    assert!(api.starts_with("api_"), "{api}");
+    let told = home.call("root", GetApi::PATH, &json!({ "apiId": api })).await.data();
+    assert_eq!(told, json!({ "id": api, "name": "payments" }));
+}
+
+/// The keys of a page, and where it goes on.
+async fn page(home: &Home, body: &Value) -> (Vec<String>, Option<String>) {
+    let answer = home.call("root", ListKeys::PATH, body).await;
+    let keys = answer.data();
+    let keys = keys.as_array().unwrap().iter().map(|key| key["keyId"].as_str().unwrap().to_owned());
+    let pagination = answer.json()["pagination"].clone();
+    let cursor = pagination["cursor"].as_str().map(str::to_owned);
+    assert_eq!(pagination["hasMore"], cursor.is_some(), "{pagination}");
+    (keys.collect(), cursor)
+}
+
+#[tokio::test]
+async fn the_keys_of_an_api_are_listed_page_by_page_in_the_order_of_their_ids() {
+    let home = Home::new().await;
+    let (api, other) = (home.create_api("root").await, home.create_api("root").await);
+    let mut ids = Vec::new();
+    for _ in 0..7 {
+        ids.push(home.create_key(&api).await.0);
+    }
+    ids.sort();
+    home.create_key(&other).await;
+    let (deleted, _) = home.create_key(&api).await;
+    home.delete_key("root", &deleted).await.data();
+
+    assert_eq!(page(&home, &json!({ "apiId": api })).await, (ids.clone(), None));
+    let (mut listed, mut cursor) = page(&home, &json!({ "apiId": api, "limit": 3 })).await;
+    assert_eq!(cursor.as_ref(), ids.get(3), "the first key of the next page");
+    while let Some(from) = cursor {
+        let (more, next) = page(&home, &json!({ "apiId": api, "limit": 3, "cursor": from })).await;
+        listed.extend(more);
+        cursor = next;
+    }
+    assert_eq!(listed, ids);
+    let whole = json!({ "apiId": api, "limit": 7, "decrypt": false, "revalidateKeysCache": true });
+    assert_eq!(page(&home, &whole).await, (ids, None), "exactly full is not more");
+}
+
+#[tokio::test]
+async fn a_list_can_be_of_one_owners_keys_and_tells_what_get_key_tells() {
+    let home = Home::new().await;
+    let api = home.create_api("root").await;
+    home.create_key(&api).await;
+    let body = json!({
+        "apiId": api, "externalId": "user_1", "name": "billing", "meta": { "plan": "pro" },
+        "permissions": ["read", "write"], "prefix": "prod",
+    });
+    let (own, text) = home.create_key_with(&body).await;
+    let list = json!({ "apiId": api, "externalId": "user_1" });
+    let answer = home.call("root", ListKeys::PATH, &list).await;
+    assert_eq!(answer.data(), json!([home.get_key("root", &own).await.data()]));
+    assert!(!answer.body.contains(&text[9..]), "the key itself is never told again");
+    let nobody = json!({ "apiId": api, "externalId": "user_2" });
+    assert_eq!(home.call("root", ListKeys::PATH, &nobody).await.data(), json!([]));
+}

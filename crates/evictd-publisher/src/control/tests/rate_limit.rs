@@ -1,0 +1,56 @@
+//! What a workspace may ask for.
+
+use super::*;
+
+const LIMITED: &str = "user/too_many_requests/workspace_rate_limited";
+
+fn told_headers(answer: &Answer) -> [Option<&str>; 4] {
+    ["ratelimit-limit", "ratelimit-remaining", "ratelimit-reset", "retry-after"]
+        .map(|name| answer.header(name))
+}
+
+#[tokio::test]
+async fn a_workspace_over_its_limit_is_refused_whatever_root_key_it_uses() {
+    let home = Home::with(HttpLimits::default(), &[("ws_1", RequestLimit::PerMinute(3))]).await;
+    // What was refused before anybody knew whose it was doesn't count, and is told nothing.
+    for (root, body, status) in [("root", json!({}), 400), ("unknown", json!({ "keyId": "key_none" }), 401)] {
+        let answer = home.call(root, GetKey::PATH, &body).await;
+        assert_eq!((answer.status, told_headers(&answer)), (status, [None; 4]));
+    }
+    // Whatever becomes of them: a success, a missing right, something unknown.
+    let answers = [
+        home.call("root", CreateApi::PATH, &json!({ "name": "payments" })).await,
+        home.call("poor", CreateApi::PATH, &json!({ "name": "payments" })).await,
+        home.get_key("root", "key_none").await,
+    ];
+    for (answer, (status, remaining)) in answers.iter().zip([(200, "2"), (403, "1"), (404, "0")]) {
+        assert_eq!(answer.status, status);
+        let [limit, left, reset, retry] = told_headers(answer);
+        assert_eq!((limit, left, retry), (Some("3"), Some(remaining), None));
+        assert!((1..=60).contains(&reset.unwrap().parse::<u64>().unwrap()), "{reset:?}");
+    }
+    for root in ["root", "poor"] {
+        let answer = home.get_key(root, "key_none").await;
+        answer.refuses(429, LIMITED);
+        // The one error that an SDK understands in this type only.
+        assert_eq!(answer.content_type(), "application/problem+json");
+        let detail = "The workspace exceeded its API rate limit of 3/1m0s";
+        assert_eq!(answer.json()["error"]["detail"], detail);
+        let [limit, left, reset, retry] = told_headers(&answer);
+        assert_eq!((limit, left, reset), (Some("3"), Some("0"), retry));
+        assert!((1..=60).contains(&retry.unwrap().parse::<u64>().unwrap()), "{retry:?}");
+    }
+    let answer = home.get_key("foreign", "key_none").await;
+    assert_eq!((answer.status, told_headers(&answer)), (404, [None; 4]), "another workspace has no limit");
+}
+
+#[tokio::test]
+async fn a_workspace_with_a_limit_of_nothing_is_always_refused() {
+    let home = Home::with(HttpLimits::default(), &[("ws_1", RequestLimit::PerMinute(0))]).await;
+    for path in endpoints() {
+        let answer = home.call("root", path, &good_body(path)).await;
+        answer.refuses(429, LIMITED);
+        assert_eq!(told_headers(&answer), [None; 4]);
+    }
+    assert_eq!(home.send(&format!("GET {LIVENESS_PATH} HTTP/1.1"), &[], "").await.status, 200);
+}

@@ -1,0 +1,67 @@
+//! Verifications at home.
+
+use super::*;
+
+#[tokio::test]
+async fn a_verification_at_home_is_as_new_as_the_store() {
+    let home = Home::new().await;
+    let api = home.create_api("root").await;
+    let body = json!({
+        "apiId": api, "name": "billing", "externalId": "user_1", "meta": { "plan": "pro" }, "permissions": ["read"],
+    });
+    let (id, text) = home.create_key_with(&body).await;
+    let identity = ids::identity(&WorkspaceId::new("ws_1"), "user_1");
+    assert_eq!(
+        home.verify("root", &text).await,
+        json!({
+            "valid": true, "code": "VALID", "keyId": id, "name": "billing", "meta": { "plan": "pro" },
+            "enabled": true, "permissions": ["read"], "identity": { "id": identity, "externalId": "user_1" },
+        })
+    );
+    for (update, code) in [
+        (json!({ "enabled": false }), "DISABLED"),
+        (json!({ "enabled": true, "expires": 1 }), "EXPIRED"),
+        (json!({ "expires": null }), "VALID"),
+    ] {
+        home.update_key("root", &id, update).await.data();
+        let verified = home.verify("root", &text).await;
+        assert_eq!((&verified["code"], &verified["valid"]), (&json!(code), &json!(code == "VALID")));
+    }
+    home.delete_key("root", &id).await.data();
+    assert_eq!(home.verify("root", &text).await, json!({ "valid": false, "code": "NOT_FOUND" }));
+}
+
+#[tokio::test]
+async fn a_permission_query_is_held_against_the_keys_permissions() {
+    let home = Home::new().await;
+    let api = home.create_api("root").await;
+    let (id, text) = home.create_key_with(&json!({ "apiId": api, "permissions": ["read", "docs.*"] })).await;
+    let ask = async |root: &str, key: &str, query: &str| {
+        let body = json!({ "key": key, "permissions": query, "tags": ["route=/pay"] });
+        home.call(root, VerifyKey::PATH, &body).await
+    };
+    for (query, code) in [
+        ("read", "VALID"),
+        ("docs.* AND (write OR read)", "VALID"),
+        ("docs.write", "INSUFFICIENT_PERMISSIONS"),
+        ("read and write", "INSUFFICIENT_PERMISSIONS"),
+    ] {
+        assert_eq!(ask("root", &text, query).await.data()["code"], code, "{query}");
+    }
+    // What is wrong with a query is told to those who may verify the key, and to nobody else.
+    let syntax = "user/bad_request/permissions_query_syntax_error";
+    ask("root", &text, "read AND").await.refuses(400, syntax);
+    let not_found = json!({ "valid": false, "code": "NOT_FOUND" });
+    for (root, key) in [("root", "unknown"), ("poor", &*text), ("foreign", &*text)] {
+        assert_eq!(ask(root, key, "read AND").await.data(), not_found, "{root}");
+    }
+    // And a key that grants nothing says so before it is held against anything.
+    home.update_key("root", &id, json!({ "enabled": false })).await.data();
+    assert_eq!(ask("root", &text, "write").await.data()["code"], "DISABLED");
+}
+
+#[tokio::test]
+async fn a_root_key_is_none_that_can_be_verified() {
+    let home = Home::new().await;
+    assert_eq!(home.verify("root", "root").await, json!({ "valid": false, "code": "NOT_FOUND" }));
+}

@@ -1,0 +1,18 @@
+//! Verifications at home: slower than an agent's, and never older than the store.
+
+use evictd_ops::clock;
+use evictd_ops::http::Reply;
+use evictd_wire::api::error::ApiError;
+use evictd_wire::api::ids::hash;
+use evictd_wire::api::requests::VerifyKey;
+use evictd_wire::api::verification::{judge, visible};
+
+use super::caller::Caller;
+use crate::auth::store_failed;
+
+pub(super) async fn verify(caller: &Caller<'_>, request: VerifyKey<'_>) -> Result<Reply, ApiError> {
+    let found = caller.store().lookup(hash(&request.key)).await.map_err(|error| store_failed(&error))?;
+    let key = visible(&caller.root, &found.record);
+    let (_, data) = judge(key, &request, clock::wall_now())?;
+    Ok(caller.call.success(data))
+}

@@ -1,0 +1,204 @@
+//! How many requests a workspace may make in a minute, whatever root keys it uses.
+//!
+//! A count and the minute in which it holds, for each workspace that has a limit. So the minute is over at a
+//! moment that can be told in advance, and Unkey's headers tell it.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use evictd_core::ids::WorkspaceId;
+use evictd_core::time::LeaseTime;
+use hyper::HeaderMap;
+use hyper::header::{HeaderName, HeaderValue, RETRY_AFTER};
+use parking_lot::Mutex;
+
+use crate::config::{RateLimitConfig, RequestLimit};
+
+/// A workspace's minute begins with its first request.
+const WINDOW: Duration = Duration::from_mins(1);
+
+const LIMIT: HeaderName = HeaderName::from_static("ratelimit-limit");
+const REMAINING: HeaderName = HeaderName::from_static("ratelimit-remaining");
+const RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
+
+/// What each workspace may do, and what it has done.
+pub(crate) struct RateLimits {
+    of_each: RequestLimit,
+    of_workspace: HashMap<WorkspaceId, RequestLimit>,
+    windows: Mutex<Windows>,
+}
+
+#[derive(Default)]
+struct Windows {
+    of_workspace: HashMap<WorkspaceId, Window>,
+    /// When those that are over were forgotten last: there are never more than two minutes' worth.
+    swept: LeaseTime,
+}
+
+struct Window {
+    began: LeaseTime,
+    requests: u32,
+}
+
+/// Whether a request may be carried out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Admission {
+    /// It may, and nobody counts.
+    Unlimited,
+    /// It may.
+    Within(Allowance),
+    /// It must wait.
+    Over(Allowance),
+    /// None may.
+    Closed,
+}
+
+/// What is left of a workspace's minute.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Allowance {
+    limit: u32,
+    remaining: u32,
+    reset: Duration,
+}
+
+impl RateLimits {
+    pub(crate) fn new(config: &RateLimitConfig) -> Self {
+        let limit = |(workspace, limit): (&String, &RequestLimit)| (WorkspaceId::new(&**workspace), *limit);
+        Self {
+            of_each: config.requests_per_minute,
+            of_workspace: config.workspaces.iter().map(limit).collect(),
+            windows: Mutex::default(),
+        }
+    }
+
+    /// Counts a request of this workspace.
+    pub(crate) fn admit(&self, workspace: &WorkspaceId, now: LeaseTime) -> Admission {
+        let limit = match self.of_workspace.get(workspace).unwrap_or(&self.of_each) {
+            RequestLimit::Unlimited => return Admission::Unlimited,
+            RequestLimit::PerMinute(0) => return Admission::Closed,
+            RequestLimit::PerMinute(limit) => *limit,
+        };
+        self.windows.lock().admit(workspace, limit, now)
+    }
+}
+
+impl Windows {
+    fn admit(&mut self, workspace: &WorkspaceId, limit: u32, now: LeaseTime) -> Admission {
+        if now.since(self.swept) >= WINDOW {
+            self.swept = now;
+            self.of_workspace.retain(|_, window| now.since(window.began) < WINDOW);
+        }
+        let window = self.of_workspace.entry(workspace.clone()).or_insert(Window { began: now, requests: 0 });
+        if now.since(window.began) >= WINDOW {
+            *window = Window { began: now, requests: 0 };
+        }
+        let is_within = window.requests < limit;
+        window.requests += u32::from(is_within);
+        let reset = WINDOW.saturating_sub(now.since(window.began));
+        let allowance = Allowance { limit, remaining: limit - window.requests, reset };
+        if is_within { Admission::Within(allowance) } else { Admission::Over(allowance) }
+    }
+}
+
+impl Admission {
+    /// The limit that refuses the request, if one does.
+    pub(crate) fn refused_by(self) -> Option<u32> {
+        match self {
+            Self::Unlimited | Self::Within(_) => None,
+            Self::Over(allowance) => Some(allowance.limit),
+            Self::Closed => Some(0),
+        }
+    }
+
+    /// Tells it in the answer's headers.
+    pub(crate) fn tell(self, headers: &mut HeaderMap) {
+        let (Self::Within(allowance) | Self::Over(allowance)) = self else { return };
+        // Whole seconds, and not a moment too early.
+        let reset = HeaderValue::from(allowance.reset.as_millis().div_ceil(1_000) as u64);
+        if matches!(self, Self::Over(_)) {
+            headers.insert(RETRY_AFTER, reset.clone());
+        }
+        headers.insert(LIMIT, allowance.limit.into());
+        headers.insert(REMAINING, allowance.remaining.into());
+        headers.insert(RESET, reset);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: LeaseTime = LeaseTime(1 << 50);
+
+    fn limits(of_each: RequestLimit, of_workspace: &[(&str, RequestLimit)]) -> RateLimits {
+        let workspaces = of_workspace.iter().map(|(name, limit)| ((*name).to_owned(), *limit)).collect();
+        RateLimits::new(&RateLimitConfig { requests_per_minute: of_each, workspaces })
+    }
+
+    fn ws(name: &str) -> WorkspaceId {
+        WorkspaceId::new(name)
+    }
+
+    fn after(time: Duration) -> LeaseTime {
+        START.after(time)
+    }
+
+    fn within(limit: u32, remaining: u32, reset: u64) -> Admission {
+        Admission::Within(Allowance { limit, remaining, reset: Duration::from_secs(reset) })
+    }
+
+    #[test]
+    fn a_minute_begins_with_the_first_request_and_starts_over_when_it_has_passed() {
+        let limits = limits(RequestLimit::PerMinute(2), &[]);
+        let admit = |seconds| limits.admit(&ws("ws_1"), after(Duration::from_secs(seconds)));
+        assert_eq!(admit(0), within(2, 1, 60));
+        assert_eq!(admit(20), within(2, 0, 40));
+        let over =
+            |reset| Admission::Over(Allowance { limit: 2, remaining: 0, reset: Duration::from_secs(reset) });
+        assert_eq!([admit(20), admit(59)], [over(40), over(1)]);
+        assert_eq!(admit(60), within(2, 1, 60));
+        assert_eq!(admit(200), within(2, 1, 60));
+    }
+
+    #[test]
+    fn each_workspace_has_a_count_and_perhaps_a_limit_of_its_own() {
+        let own = [("ws_free", RequestLimit::Unlimited), ("ws_none", RequestLimit::PerMinute(0))];
+        let limits = limits(RequestLimit::PerMinute(1), &own);
+        for workspace in ["ws_1", "ws_2"] {
+            assert_eq!(limits.admit(&ws(workspace), START), within(1, 0, 60));
+            assert_eq!(limits.admit(&ws(workspace), START).refused_by(), Some(1));
+        }
+        for _ in 0..10 {
+            assert_eq!(limits.admit(&ws("ws_free"), START), Admission::Unlimited);
+            assert_eq!(limits.admit(&ws("ws_none"), START), Admission::Closed);
+        }
+        assert_eq!(Admission::Closed.refused_by(), Some(0));
+    }
+
+    #[test]
+    fn workspaces_that_make_no_requests_any_more_are_forgotten() {
+        let limits = limits(RequestLimit::PerMinute(1), &[]);
+        for second in 0..600 {
+            limits.admit(&ws(&format!("ws_{second}")), after(Duration::from_secs(second)));
+            assert!(limits.windows.lock().of_workspace.len() <= 120);
+        }
+    }
+
+    #[test]
+    fn the_headers_tell_whole_seconds_and_never_too_few() {
+        let allowance = Allowance { limit: 100, remaining: 7, reset: Duration::from_millis(1_001) };
+        let headers = |admission: Admission| {
+            let mut headers = HeaderMap::new();
+            admission.tell(&mut headers);
+            let value = |name: &str| headers.get(name).map(|value| value.to_str().unwrap().to_owned());
+            ["ratelimit-limit", "ratelimit-remaining", "ratelimit-reset", "retry-after"].map(value)
+        };
+        let told = |values: [&str; 4]| values.map(|value| (!value.is_empty()).then(|| value.to_owned()));
+        assert_eq!(headers(Admission::Within(allowance)), told(["100", "7", "2", ""]));
+        let over = Allowance { remaining: 0, ..allowance };
+        assert_eq!(headers(Admission::Over(over)), told(["100", "0", "2", "2"]));
+        for untold in [Admission::Unlimited, Admission::Closed] {
+            assert_eq!(headers(untold), told(["", "", "", ""]));
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Deletes what has been kept long enough: rows of the log, receipts, audit records.
+//!
+//! A little at a time and with pauses, in a task of its own: a probe round waits for one small transaction at
+//! most, and numbering for none of it. No promise rests on what is gone. An agent that asks for a row which is no
+//! longer there is refused, and flushes (R5); so a wall clock that is wrong deletes too early or too late, and
+//! breaks nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use evictd_core::time::StoreTime;
+use evictd_ops::clock;
+use evictd_store::audit::{Purge, Purged};
+use evictd_store::{HomeStore, StoreError};
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+use crate::auth::store_failed;
+use crate::config::{Keep, RetentionConfig};
+use crate::metrics::Metrics;
+
+/// How often it is looked for what is old enough.
+const SWEEP_EVERY: Duration = Duration::from_mins(5);
+
+/// Rows of each kind that are deleted in one transaction: some milliseconds of the store's time.
+const BATCH: usize = 512;
+
+/// Between two of them. Together they delete more than a store of one writer takes in.
+const PAUSE: Duration = Duration::from_millis(100);
+
+pub(crate) struct Retention {
+    pub(crate) config: RetentionConfig,
+    pub(crate) store: Arc<dyn HomeStore>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+impl Retention {
+    /// Sweeps until `shutdown`.
+    pub(crate) async fn run(self, shutdown: CancellationToken) {
+        let mut sweep = tokio::time::interval(SWEEP_EVERY);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let sweeps = async {
+            loop {
+                sweep.tick().await;
+                if let Err(error) = self.sweep(clock::wall_now()).await {
+                    // The next sweep goes on where this one broke off.
+                    store_failed(&error);
+                }
+            }
+        };
+        // The store finishes or undoes a transaction that is under way.
+        shutdown.run_until_cancelled(sweeps).await;
+    }
+
+    /// Deletes everything that is old enough at `now`.
+    async fn sweep(&self, now: StoreTime) -> Result<(), StoreError> {
+        let RetentionConfig { log, receipts, audit } = &self.config;
+        let purge = Purge {
+            log_before: before(now, **log),
+            receipts_before: before(now, **receipts),
+            audit_before: match audit {
+                Keep::Forever => None,
+                Keep::For(time) => Some(before(now, **time)),
+            },
+            limit: BATCH,
+        };
+        let mut whole = Purged::default();
+        loop {
+            let purged = self.store.purge(purge).await?;
+            self.metrics.purged(purged);
+            whole.log += purged.log;
+            whole.receipts += purged.receipts;
+            whole.audit += purged.audit;
+            if [purged.log, purged.receipts, purged.audit].into_iter().all(|rows| rows < BATCH as u64) {
+                break;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        if whole != Purged::default() {
+            tracing::info!(
+                log = whole.log,
+                receipts = whole.receipts,
+                audit = whole.audit,
+                "deleted what was kept long enough"
+            );
+        }
+        Ok(())
+    }
+}
+
+fn before(now: StoreTime, time: Duration) -> StoreTime {
+    StoreTime(now.0.saturating_sub(i64::try_from(time.as_micros()).unwrap_or(i64::MAX)))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,398 @@
+//! The store of several publishers, on PostgreSQL 15 or newer.
+//!
+//! Any number of publishers may use one database, and anybody may change records in it by SQL. Changes run side by
+//! side and commit in any order; one row lock, on the head of the log, orders what needs an order: numbering,
+//! rounds, epochs and the roster (R1, R7).
+//!
+//! Its clock is the server's. Its connection must be one to the server itself, or through a pooler that keeps
+//! sessions together. The server needs a `synchronous_standby_names` if a fail-over is to lose nothing; where it
+//! loses something, a new epoch begins (R2).
+//!
+//! The schema and its triggers are in `migrations/postgres`. The user that publishers connect as needs no more
+//! than SELECT, INSERT, UPDATE and DELETE on its tables; whoever migrates owns them. In reading order:
+//!
+//! * `options`: where the server is.
+//! * `connections`: which there are, and who may hold up whom (R10).
+//! * `write`: a transaction, and a COMMIT that a dropped caller can't cancel (R4).
+//! * `notices`: hears that a COMMIT wasn't replicated (R4).
+//! * `log`: numbering, rounds, replays (R1, R5, R7).
+//! * `lineage`: notices fail-overs, and numbers epochs (R2).
+//! * `roster`: who may hold a lease (R11).
+//! * `receipts`: what became of a request, and which requests are open (R12).
+//! * `records`: what is read of keys, root keys and APIs (R6).
+//! * `changes`: what the control API and operators change, with their audit records.
+//! * `audit`: reading those, and deleting what is old enough to go.
+//! * `triggers`: whether they are in place (R3).
+//! * `listener`: hears of changes past the control API.
+//! * `reader`: lookups for agents, on a standby too.
+
+mod audit;
+mod changes;
+mod connections;
+mod lineage;
+mod listener;
+mod log;
+mod notices;
+mod options;
+mod reader;
+mod receipts;
+mod records;
+mod roster;
+mod triggers;
+mod write;
+
+use std::time::Instant;
+
+use async_trait::async_trait;
+use evictd_core::ids::{ApiId, Identity, KeyHash, KeyId, WorkspaceId};
+use evictd_core::position::LogPosition;
+use evictd_core::record::{Lookup, RootKeyRecord};
+use evictd_core::time::StoreTime;
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::postgres::PgConnection;
+use sqlx::{Connection, Executor};
+
+use self::connections::{Connections, failed};
+use self::listener::Listener;
+use self::write::{Wakes, Write};
+use crate::audit::{AuditQuery, AuditRecord, Purge, Purged};
+use crate::change::{
+    Actor, Api, Authorize, ChangeError, DeleteMode, KeyDetails, KeyPage, KeyUpdate, ListKeys, NewApi, NewKey,
+    NewRootKey, Operator, Reroll, RootKeyInfo,
+};
+use crate::log::{Backlog, Numbered, NumberedRequest, Replay, Round, RoundRequest};
+use crate::receipt::{FinalReceipt, Recorded};
+use crate::roster::Roster;
+use crate::rows::sql_limit;
+use crate::{HomeStore, StoreError};
+
+pub use self::options::PostgresOptions;
+pub use self::reader::PostgresReader;
+
+static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
+
+/// The home store in one PostgreSQL database. Safe to share; other publishers may use the database at the same
+/// time.
+#[derive(Debug)]
+pub struct PostgresStore {
+    options: PostgresOptions,
+    connections: Connections,
+    listener: Listener,
+}
+
+impl PostgresStore {
+    /// Connects, and brings the schema up to date: of several that do so at once, one does it and the others find
+    /// it done. [`StoreError::NotMigrated`] where that is needed and this user may not do it.
+    pub async fn connect(options: PostgresOptions) -> Result<Self, StoreError> {
+        let mut connection = options.open().await?;
+        if !is_current(&mut connection, &options).await? {
+            migrate(&mut connection, &options).await?;
+        }
+        // What it was set to for the migration goes with it.
+        drop(connection.close().await);
+        let connections = Connections::new(options.clone());
+        Ok(Self { options, connections, listener: Listener::default() })
+    }
+
+    /// Waits for what is under way, then disconnects. Later calls fail.
+    pub async fn close(&self) {
+        self.listener.stop();
+        self.connections.close().await;
+    }
+}
+
+/// Whether the database has exactly this version's schema. To look needs no right to change it.
+async fn is_current(connection: &mut PgConnection, options: &PostgresOptions) -> Result<bool, StoreError> {
+    let look = async {
+        let exists: bool = sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL")
+            .fetch_one(&mut *connection)
+            .await?;
+        if !exists {
+            return Ok(false);
+        }
+        let applied: Vec<(i64, Vec<u8>)> =
+            sqlx::query_as("SELECT version, checksum FROM _sqlx_migrations WHERE success ORDER BY version")
+                .fetch_all(connection)
+                .await?;
+        let known = MIGRATIONS.iter().map(|migration| (migration.version, migration.checksum.to_vec()));
+        Ok(known.eq(applied))
+    };
+    let advice = "its table _sqlx_migrations can't be read; GRANT SELECT on it, and USAGE on its schema";
+    look.await.map_err(|source| StoreError::Open { place: options.place(), advice, source })
+}
+
+/// Brings the schema up to date, however long that takes.
+async fn migrate(connection: &mut PgConnection, options: &PostgresOptions) -> Result<(), StoreError> {
+    let unlimited = "SET statement_timeout = 0; SET lock_timeout = 0";
+    connection.execute(unlimited).await.map_err(failed("prepare its migration"))?;
+    MIGRATIONS.run(connection).await.map_err(|error| {
+        let (MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _)) = &error else {
+            return StoreError::Migrate(error);
+        };
+        let code = source.as_database_error().and_then(|error| error.code());
+        // Insufficient privilege; a standby.
+        if code.is_some_and(|code| matches!(&*code, "42501" | "25006")) {
+            StoreError::NotMigrated { place: options.place() }
+        } else {
+            StoreError::Migrate(error)
+        }
+    })
+}
+
+impl PostgresStore {
+    /// A transaction of the publisher's own, in which nobody waits for the control API (R10).
+    async fn log(&self, action: &'static str) -> Result<Write, StoreError> {
+        Write::begin(&self.connections.log, action, Wakes::Caller).await
+    }
+
+    /// A transaction of the control API's.
+    async fn change(&self, action: &'static str) -> Result<Write, StoreError> {
+        Write::begin(&self.connections.changes, action, Wakes::Caller).await
+    }
+
+    /// A transaction of an operator's, whose process is no publisher.
+    async fn command(&self, action: &'static str) -> Result<Write, StoreError> {
+        Write::begin(&self.connections.changes, action, Wakes::Publishers).await
+    }
+}
+
+#[async_trait]
+impl HomeStore for PostgresStore {
+    fn is_exclusive(&self) -> bool {
+        false
+    }
+
+    async fn number(&self, limit: usize) -> Result<Numbered, StoreError> {
+        if let Some(head) = log::head_if_idle(&self.connections.log).await? {
+            return Ok(Numbered { head, rows: Vec::new(), requests: Vec::new() });
+        }
+        let mut write = self.log("number its log").await?;
+        let mut head = log::lock_head(&mut write).await?;
+        head.begin_epoch_if_due(&mut write, &[]).await?;
+        let numbered = head.number(&mut write, sql_limit(limit)).await?;
+        write.commit().await?;
+        Ok(numbered)
+    }
+
+    async fn round(&self, request: RoundRequest<'_>) -> Result<Round, StoreError> {
+        let RoundRequest { instances, touched, seen } = request;
+        let mut write = self.log("commit a probe round").await?;
+        let mut head = log::lock_head(&mut write).await?;
+        // A moment after the server read its clock.
+        let (store_time, read_at) = (head.now, Instant::now());
+        roster::register(&mut write, instances, store_time).await?;
+        roster::touch(&mut write, touched, store_time).await?;
+        // Before anything is numbered: what waits could bring the head above what was seen, and hide that
+        // the store went back.
+        let epoch_began = head.begin_epoch_if_due(&mut write, seen).await?;
+        let numbered = head.number(&mut write, i64::MAX).await?;
+        write.commit().await?;
+        Ok(Round { numbered, store_time, read_at, epoch_began })
+    }
+
+    async fn begin_epoch(&self) -> Result<LogPosition, StoreError> {
+        let mut write = self.log("begin a new epoch").await?;
+        let mut head = log::lock_head(&mut write).await?;
+        head.begin_epoch(&mut write).await?;
+        let head = head.at;
+        write.commit().await?;
+        tracing::warn!(%head, "a new epoch begins because an operator said so; agents flush once");
+        Ok(head)
+    }
+
+    async fn roster(&self, since: u64) -> Result<Roster, StoreError> {
+        roster::changed(&self.connections.log, since).await
+    }
+
+    async fn trust_roster(&self, epoch: u32) -> Result<(), StoreError> {
+        let mut write = self.log("trust its roster").await?;
+        roster::trust(&mut write, epoch).await?;
+        write.commit().await
+    }
+
+    async fn forget_instances(&self, gone: &[(Identity, StoreTime)]) -> Result<(), StoreError> {
+        if gone.is_empty() {
+            return Ok(());
+        }
+        let mut write = self.log("forget instances").await?;
+        log::lock_head(&mut write).await?;
+        roster::forget(&mut write, gone).await?;
+        write.commit().await
+    }
+
+    async fn replay(&self, epoch: u32, from: u64, to: u64, limit: usize) -> Result<Replay, StoreError> {
+        log::replay(&self.connections.replays, epoch, from, to, sql_limit(limit)).await
+    }
+
+    async fn lookup(&self, hash: KeyHash) -> Result<Lookup, StoreError> {
+        records::lookup(&self.connections.lookups, hash).await
+    }
+
+    async fn head(&self) -> Result<LogPosition, StoreError> {
+        log::head(&self.connections.log).await
+    }
+
+    async fn backlog(&self) -> Result<Backlog, StoreError> {
+        log::backlog(&self.connections.log).await
+    }
+
+    async fn expire(&self, limit: usize) -> Result<u64, StoreError> {
+        if !records::any_to_expire(&self.connections.log).await? {
+            return Ok(0);
+        }
+        // Not in turn with the control API: the sequencer waits for it.
+        let mut write = self.log("expire keys").await?;
+        let expired = changes::expire(&mut write, sql_limit(limit)).await?;
+        write.commit_change(None).await?;
+        Ok(expired)
+    }
+
+    async fn version(&self) -> Result<i64, StoreError> {
+        log::version(&self.connections.log).await
+    }
+
+    async fn told_of_a_change(&self) {
+        self.listener.told(&self.options).await;
+    }
+
+    async fn check_triggers(&self) -> Result<(), StoreError> {
+        triggers::check(&self.connections.log).await
+    }
+
+    async fn root_key(&self, hash: KeyHash) -> Result<Option<RootKeyRecord>, StoreError> {
+        records::root_key(&self.connections.records, hash).await
+    }
+
+    async fn create_root_key(&self, operator: &Operator, root_key: NewRootKey) -> Result<(), StoreError> {
+        let mut write = self.command("store a root key").await?;
+        changes::create_root_key(&mut write, operator, &root_key).await?;
+        write.commit_change(Some(&operator.request_id)).await
+    }
+
+    async fn revoke_root_key(&self, operator: &Operator, id: &KeyId) -> Result<bool, StoreError> {
+        let mut write = self.command("revoke a root key").await?;
+        let revoked = changes::revoke_root_key(&mut write, operator, id).await?;
+        write.commit_change(Some(&operator.request_id)).await?;
+        Ok(revoked)
+    }
+
+    async fn protect_api(&self, operator: &Operator, api: &ApiId, protect: bool) -> Result<bool, StoreError> {
+        let mut write = self.command("protect an API").await?;
+        let found = changes::protect_api(&mut write, operator, api, protect).await?;
+        write.commit_change(Some(&operator.request_id)).await?;
+        Ok(found)
+    }
+
+    async fn audit(&self, query: &AuditQuery) -> Result<Vec<AuditRecord>, StoreError> {
+        audit::audit(&self.connections.records, query).await
+    }
+
+    async fn purge(&self, purge: Purge) -> Result<Purged, StoreError> {
+        let mut write = self.change("purge old rows").await?;
+        let purged = audit::purge(&mut write, purge).await?;
+        write.commit().await?;
+        Ok(purged)
+    }
+
+    async fn record_receipts(&self, receipts: &[FinalReceipt]) -> Result<(), StoreError> {
+        if receipts.is_empty() {
+            return Ok(());
+        }
+        let mut write = self.log("record receipts").await?;
+        receipts::record(&mut write, receipts).await?;
+        write.commit().await
+    }
+
+    async fn receipt(
+        &self,
+        workspace: &WorkspaceId,
+        request_id: &str,
+    ) -> Result<Option<Recorded>, StoreError> {
+        receipts::receipt(&self.connections.records, workspace, request_id).await
+    }
+
+    async fn open_requests(
+        &self,
+        after: LogPosition,
+        limit: usize,
+    ) -> Result<Vec<NumberedRequest>, StoreError> {
+        receipts::open_requests(&self.connections.log, after, sql_limit(limit)).await
+    }
+
+    async fn has_root_keys(&self) -> Result<bool, StoreError> {
+        records::has_root_keys(&self.connections.records).await
+    }
+
+    async fn root_keys(&self) -> Result<Vec<RootKeyInfo>, StoreError> {
+        records::root_keys(&self.connections.records).await
+    }
+
+    async fn create_api(&self, actor: &Actor, api: NewApi) -> Result<(), StoreError> {
+        let mut write = self.change("create an API").await?;
+        changes::create_api(&mut write, actor, &api).await?;
+        write.commit_change(Some(&actor.request_id)).await
+    }
+
+    async fn api(&self, workspace: &WorkspaceId, api: &ApiId) -> Result<Option<Api>, StoreError> {
+        records::api(&self.connections.records, workspace, api).await
+    }
+
+    async fn create_key(&self, actor: &Actor, key: NewKey) -> Result<(), ChangeError> {
+        let mut write = self.change("create a key").await?;
+        changes::create_key(&mut write, actor, &key).await?;
+        Ok(write.commit_change(Some(&actor.request_id)).await?)
+    }
+
+    async fn key(&self, workspace: &WorkspaceId, key: &KeyId) -> Result<Option<KeyDetails>, StoreError> {
+        records::key(&self.connections.records, workspace, key).await
+    }
+
+    async fn list_keys(
+        &self,
+        workspace: &WorkspaceId,
+        list: ListKeys,
+    ) -> Result<Option<KeyPage>, StoreError> {
+        records::list_keys(&self.connections.records, workspace, &list).await
+    }
+
+    async fn update_key(
+        &self,
+        actor: &Actor,
+        key: &KeyId,
+        update: KeyUpdate,
+        authorize: Authorize<'_>,
+    ) -> Result<(), ChangeError> {
+        let mut write = self.change("update a key").await?;
+        changes::update_key(&mut write, actor, key, &update, authorize).await?;
+        Ok(write.commit_change(Some(&actor.request_id)).await?)
+    }
+
+    async fn reroll_key(
+        &self,
+        actor: &Actor,
+        reroll: Reroll,
+        authorize: Authorize<'_>,
+    ) -> Result<(), ChangeError> {
+        let mut write = self.change("reroll a key").await?;
+        changes::reroll_key(&mut write, actor, &reroll, authorize).await?;
+        Ok(write.commit_change(Some(&actor.request_id)).await?)
+    }
+
+    async fn delete_key(
+        &self,
+        actor: &Actor,
+        key: &KeyId,
+        mode: DeleteMode,
+        authorize: Authorize<'_>,
+    ) -> Result<(), ChangeError> {
+        let mut write = self.change("delete a key").await?;
+        changes::delete_key(&mut write, actor, key, mode, authorize).await?;
+        Ok(write.commit_change(Some(&actor.request_id)).await?)
+    }
+
+    async fn delete_api(&self, actor: &Actor, api: &ApiId) -> Result<(), ChangeError> {
+        let mut write = self.change("delete an API").await?;
+        changes::delete_api(&mut write, actor, api).await?;
+        Ok(write.commit_change(Some(&actor.request_id)).await?)
+    }
+}

@@ -1,0 +1,325 @@
+//! What the control API and operators change, with their audit records. The log rows come from the triggers.
+//!
+//! Changes run side by side. One that changes a key locks it first, so that of several deletions one finds it and
+//! the others don't; one that creates a key locks its API against being deleted meanwhile.
+
+use evictd_core::ids::{ApiId, KeyHash, KeyId, WorkspaceId};
+use evictd_core::time::StoreTime;
+use serde_json::json;
+use sqlx::Row;
+
+use super::connections::{Statement, failed};
+use super::write::{Write, repeated};
+use crate::StoreError;
+use crate::change::{
+    Actor, Authorize, ChangeError, DeleteMode, KeyUpdate, NewApi, NewKey, NewRootKey, Operator, Reroll,
+    end_of_grace,
+};
+use crate::rows::{Author, audit_targets, edit};
+
+/// Marks keys and root keys whose end has come, at most `limit` together. What somebody is changing right now, or
+/// another publisher is marking, waits for the next time.
+pub(super) async fn expire(write: &mut Write, limit: i64) -> Result<u64, StoreError> {
+    // Root keys first: they may do more, and there are few.
+    let root_keys = sqlx::query(
+        "UPDATE root_keys SET expired = true WHERE id IN
+             (SELECT id FROM root_keys WHERE expires <= (SELECT evictd_now() / 1000) AND NOT expired
+                  AND deleted_at_m IS NULL
+              ORDER BY expires LIMIT $1 FOR UPDATE SKIP LOCKED)",
+    );
+    let expired = write.run(root_keys.bind(limit)).await?;
+    let keys = sqlx::query(
+        "UPDATE keys SET expired = true WHERE id IN
+             (SELECT id FROM keys WHERE expires <= (SELECT evictd_now() / 1000) AND NOT expired
+                  AND deleted_at_m IS NULL
+              ORDER BY expires LIMIT $1 FOR UPDATE SKIP LOCKED)",
+    );
+    let rest = limit.saturating_sub_unsigned(expired);
+    Ok(expired + write.run(keys.bind(rest)).await?)
+}
+
+pub(super) async fn create_root_key(
+    write: &mut Write,
+    operator: &Operator,
+    root_key: &NewRootKey,
+) -> Result<(), StoreError> {
+    let workspace = sqlx::query("INSERT INTO workspaces (id) VALUES ($1) ON CONFLICT (id) DO NOTHING");
+    write.run(workspace.bind(root_key.workspace_id.as_str())).await?;
+    let insert = sqlx::query(
+        "INSERT INTO root_keys (id, workspace_id, hash, start, name, permissions, expires)
+         VALUES ($1, $2, $3, $4, $5, $6, $7)",
+    )
+    .bind(root_key.id.as_str())
+    .bind(root_key.workspace_id.as_str())
+    .bind(&root_key.hash.0[..])
+    .bind(&root_key.start)
+    .bind(root_key.name.as_deref())
+    .bind(json!(root_key.permissions).to_string())
+    .bind(root_key.expires_at.map(StoreTime::as_millis));
+    write.run(insert).await?;
+    let by = Author::operator(operator, &root_key.workspace_id);
+    let description = format!("Created root key {}", root_key.id);
+    audit(write, by, "root_key.create", &description, &[("rootkey", root_key.id.as_str())]).await
+}
+
+pub(super) async fn revoke_root_key(
+    write: &mut Write,
+    operator: &Operator,
+    id: &KeyId,
+) -> Result<bool, StoreError> {
+    let mark = sqlx::query(
+        "UPDATE root_keys SET deleted_at_m = evictd_now() / 1000 WHERE id = $1 AND deleted_at_m IS NULL
+         RETURNING workspace_id",
+    );
+    let workspace: Option<String> = write.value(mark.bind(id.as_str())).await?;
+    let Some(workspace) = workspace.map(WorkspaceId::new) else { return Ok(false) };
+    let description = format!("Revoked root key {id}");
+    let by = Author::operator(operator, &workspace);
+    audit(write, by, "root_key.delete", &description, &[("rootkey", id.as_str())]).await?;
+    Ok(true)
+}
+
+pub(super) async fn protect_api(
+    write: &mut Write,
+    operator: &Operator,
+    api: &ApiId,
+    protect: bool,
+) -> Result<bool, StoreError> {
+    let mark = sqlx::query(
+        "UPDATE apis SET delete_protection = $2 WHERE id = $1 AND deleted_at_m IS NULL RETURNING workspace_id",
+    );
+    let workspace: Option<String> = write.value(mark.bind(api.as_str()).bind(protect)).await?;
+    let Some(workspace) = workspace.map(WorkspaceId::new) else { return Ok(false) };
+    let did = if protect { "Protected API" } else { "Lifted the protection of API" };
+    let by = Author::operator(operator, &workspace);
+    audit(write, by, "api.update", &format!("{did} {api}"), &[("api", api.as_str())]).await?;
+    Ok(true)
+}
+
+pub(super) async fn create_api(write: &mut Write, actor: &Actor, api: &NewApi) -> Result<(), StoreError> {
+    let insert = sqlx::query("INSERT INTO apis (id, workspace_id, name) VALUES ($1, $2, $3)")
+        .bind(api.id.as_str())
+        .bind(actor.workspace_id.as_str())
+        .bind(&api.name);
+    write.run(insert).await?;
+    let description = format!("Created API {}", api.id);
+    audit(write, Author::root_key(actor), "api.create", &description, &[("api", api.id.as_str())]).await
+}
+
+pub(super) async fn create_key(write: &mut Write, actor: &Actor, key: &NewKey) -> Result<(), ChangeError> {
+    // No deletion of this API passes until the key is there.
+    let api = sqlx::query(
+        "SELECT FROM apis a JOIN workspaces w ON w.id = a.workspace_id
+         WHERE a.id = $1 AND a.workspace_id = $2 AND a.deleted_at_m IS NULL FOR SHARE OF a",
+    );
+    let api = api.bind(key.api_id.as_str()).bind(actor.workspace_id.as_str());
+    write.row(api).await?.ok_or(ChangeError::ApiNotFound)?;
+    let insert = sqlx::query(
+        "INSERT INTO keys (id, api_id, workspace_id, hash, start, name, meta, external_id, permissions,
+                           enabled, expires)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+    )
+    .bind(key.id.as_str())
+    .bind(key.api_id.as_str())
+    .bind(actor.workspace_id.as_str())
+    .bind(&key.hash.0[..])
+    .bind(&key.start)
+    .bind(key.name.as_deref())
+    .bind(key.meta.as_deref())
+    .bind(key.external_id.as_deref())
+    .bind(json!(key.permissions).to_string())
+    .bind(key.enabled)
+    .bind(key.expires_at.map(StoreTime::as_millis));
+    insert_key(write, insert).await?;
+    let description = format!("Created key {} in API {}", key.id, key.api_id);
+    let targets = [("key", key.id.as_str()), ("api", key.api_id.as_str())];
+    Ok(audit(write, Author::root_key(actor), "key.create", &description, &targets).await?)
+}
+
+/// Inserts a key, unless one has its text, deleted ones included.
+async fn insert_key(write: &mut Write, insert: Statement) -> Result<(), ChangeError> {
+    match write.try_run(insert).await {
+        Ok(_) => Ok(()),
+        Err(error) if repeated(&error) == Some("keys_hash") => Err(ChangeError::KeyExists),
+        Err(error) => Err(failed("create a key")(error).into()),
+    }
+}
+
+pub(super) async fn update_key(
+    write: &mut Write,
+    actor: &Actor,
+    key: &KeyId,
+    update: &KeyUpdate,
+    authorize: Authorize<'_>,
+) -> Result<(), ChangeError> {
+    let LiveKey { api, now } = live_key(write, actor, key, authorize).await?;
+    let (sets_name, name) = edit(&update.name);
+    let (sets_meta, meta) = edit(&update.meta);
+    let (sets_external_id, external_id) = edit(&update.external_id);
+    let (sets_expires, expires) = edit(&update.expires_at);
+    let change = sqlx::query(
+        "UPDATE keys SET
+             name = CASE WHEN $2 THEN $3 ELSE name END,
+             meta = CASE WHEN $4 THEN $5 ELSE meta END,
+             external_id = CASE WHEN $6 THEN $7 ELSE external_id END,
+             expires = CASE WHEN $8 THEN $9 ELSE expires END,
+             expired = CASE WHEN $8 THEN coalesce($9 <= $12, false) ELSE expired END,
+             enabled = coalesce($10, enabled),
+             permissions = coalesce($11, permissions),
+             updated_at_m = $12
+         WHERE id = $1",
+    )
+    .bind(key.as_str())
+    .bind(sets_name)
+    .bind(name)
+    .bind(sets_meta)
+    .bind(meta)
+    .bind(sets_external_id)
+    .bind(external_id)
+    .bind(sets_expires)
+    .bind(expires.map(|end| end.as_millis()))
+    .bind(update.enabled)
+    .bind(update.permissions.as_ref().map(|permissions| json!(permissions).to_string()))
+    .bind(now.as_millis());
+    write.run(change).await?;
+    let targets = [("key", key.as_str()), ("api", api.as_str())];
+    let description = format!("Updated key {key}");
+    Ok(audit(write, Author::root_key(actor), "key.update", &description, &targets).await?)
+}
+
+pub(super) async fn reroll_key(
+    write: &mut Write,
+    actor: &Actor,
+    reroll: &Reroll,
+    authorize: Authorize<'_>,
+) -> Result<(), ChangeError> {
+    let Reroll { key, grace, new_id, hash: KeyHash(hash), start } = reroll;
+    let LiveKey { api, now } = live_key(write, actor, key, authorize).await?;
+    let copy = sqlx::query(
+        "INSERT INTO keys (id, api_id, workspace_id, hash, start, name, meta, external_id, permissions,
+                           enabled, expires, expired, created_at_m)
+         SELECT $2, api_id, workspace_id, $3, $4, name, meta, external_id, permissions,
+                enabled, expires, expired, $5
+         FROM keys WHERE id = $1",
+    )
+    .bind(key.as_str())
+    .bind(new_id.as_str())
+    .bind(&hash[..])
+    .bind(start)
+    .bind(now.as_millis());
+    insert_key(write, copy).await?;
+    let end = sqlx::query(
+        "UPDATE keys SET expires = least(expires, $2), expired = expired OR $2 <= $3, updated_at_m = $3
+         WHERE id = $1",
+    )
+    .bind(key.as_str())
+    .bind(end_of_grace(now, *grace).as_millis())
+    .bind(now.as_millis());
+    write.run(end).await?;
+    let targets = [("key", new_id.as_str()), ("key", key.as_str()), ("api", api.as_str())];
+    let description = format!("Rerolled key {key} to {new_id}");
+    Ok(audit(write, Author::root_key(actor), "key.reroll", &description, &targets).await?)
+}
+
+pub(super) async fn delete_key(
+    write: &mut Write,
+    actor: &Actor,
+    key: &KeyId,
+    mode: DeleteMode,
+    authorize: Authorize<'_>,
+) -> Result<(), ChangeError> {
+    let LiveKey { now, .. } = live_key(write, actor, key, authorize).await?;
+    let (delete, done) = match mode {
+        DeleteMode::Soft => {
+            let mark = sqlx::query("UPDATE keys SET deleted_at_m = $2 WHERE id = $1").bind(key.as_str());
+            (mark.bind(now.as_millis()), "Deleted")
+        }
+        DeleteMode::Permanent => {
+            let erase = sqlx::query("DELETE FROM keys WHERE id = $1").bind(key.as_str());
+            (erase, "Permanently deleted")
+        }
+    };
+    write.run(delete).await?;
+    let description = format!("{done} key {key}");
+    let targets = [("key", key.as_str())];
+    Ok(audit(write, Author::root_key(actor), "key.delete", &description, &targets).await?)
+}
+
+pub(super) async fn delete_api(write: &mut Write, actor: &Actor, api: &ApiId) -> Result<(), ChangeError> {
+    let protection = sqlx::query(
+        "SELECT a.delete_protection FROM apis a JOIN workspaces w ON w.id = a.workspace_id
+         WHERE a.id = $1 AND a.workspace_id = $2 AND a.deleted_at_m IS NULL FOR UPDATE OF a",
+    );
+    let protection = protection.bind(api.as_str()).bind(actor.workspace_id.as_str());
+    if write.value(protection).await?.ok_or(ChangeError::ApiNotFound)? {
+        return Err(ChangeError::Protected);
+    }
+    let mark = sqlx::query("UPDATE apis SET deleted_at_m = evictd_now() / 1000 WHERE id = $1");
+    write.run(mark.bind(api.as_str())).await?;
+    let description = format!("Deleted API {api}");
+    let targets = [("api", api.as_str())];
+    Ok(audit(write, Author::root_key(actor), "api.delete", &description, &targets).await?)
+}
+
+/// A key that is locked until the transaction ends.
+struct LiveKey {
+    api: ApiId,
+    /// The store's clock.
+    now: StoreTime,
+}
+
+/// Finds a key that lives and is the actor's, locks it, and asks whether he may do it. Who had to wait for the
+/// lock finds what is left of the key. Its API can't be deleted meanwhile, either.
+async fn live_key(
+    write: &mut Write,
+    actor: &Actor,
+    key: &KeyId,
+    authorize: Authorize<'_>,
+) -> Result<LiveKey, ChangeError> {
+    let lock = sqlx::query(
+        "SELECT k.api_id, evictd_now() AS now FROM keys k
+         JOIN apis a ON a.id = k.api_id AND a.deleted_at_m IS NULL
+         JOIN workspaces w ON w.id = k.workspace_id
+         WHERE k.id = $1 AND k.workspace_id = $2 AND k.deleted_at_m IS NULL
+         FOR UPDATE OF k FOR SHARE OF a",
+    );
+    let lock = lock.bind(key.as_str()).bind(actor.workspace_id.as_str());
+    let row = write.row(lock).await?.ok_or(ChangeError::KeyNotFound)?;
+    let read = || Ok((row.try_get::<&str, _>("api_id")?, row.try_get("now")?));
+    let (api, now) = read().map_err(failed("lock a key"))?;
+    let api = ApiId::new(api);
+    if authorize(&api) {
+        Ok(LiveKey { api, now: StoreTime(now) })
+    } else {
+        Err(ChangeError::Forbidden { api })
+    }
+}
+
+/// Writes the audit record. `targets` are (type, id).
+async fn audit(
+    write: &mut Write,
+    by: Author<'_>,
+    event: &'static str,
+    description: &str,
+    targets: &[(&str, &str)],
+) -> Result<(), StoreError> {
+    let insert = sqlx::query(
+        "INSERT INTO audit_log (workspace_id, event, description, actor_type, actor_id, actor_name,
+                                remote_ip, user_agent, targets, correlation_id)
+         VALUES ($1, $2, $3, $4, $5,
+                 CASE WHEN $4 = 'rootkey'
+                      THEN coalesce((SELECT name FROM root_keys WHERE id = $5), 'root key') ELSE $5 END,
+                 $6, left($7, 1024), $8::jsonb, $9)",
+    )
+    .bind(by.workspace.as_str())
+    .bind(event)
+    .bind(description)
+    .bind(by.actor_type)
+    .bind(by.actor_id)
+    .bind(by.remote_ip)
+    .bind(by.user_agent)
+    .bind(audit_targets(targets))
+    .bind(by.request_id);
+    write.run(insert).await?;
+    Ok(())
+}

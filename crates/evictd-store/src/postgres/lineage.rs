@@ -1,0 +1,86 @@
+//! Notices that the server's history branched off (R2), and numbers epochs so that no two histories share one.
+//!
+//! A standby that is promoted may lack the last commits of the primary that it replaces, and would give their
+//! positions out again. PostgreSQL numbers what it writes from then on as a new timeline. The head of the log
+//! keeps the timeline and the system identifier that its last position was given under; a transaction that
+//! finds another one begins a new epoch before it numbers anything.
+//!
+//! It isn't enough to count epochs up: the commit that began one may be among the lost ones. So each timeline has
+//! [`EPOCHS`] of its own, and an epoch's number tells its timeline. `docs/adr/0008` has the reasons.
+
+use evictd_core::limits::{EPOCH_MAX, EPOCHS_PER_TIMELINE};
+use evictd_core::position::LogPosition;
+
+use crate::StoreError;
+
+/// The history that a server writes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Lineage {
+    /// Which branch: a promotion begins one.
+    pub(super) timeline: u32,
+    /// Which cluster: `initdb` draws one.
+    pub(super) system: i64,
+}
+
+impl Lineage {
+    /// What the columns `server_timeline`, as in the name of a WAL file, and `system_identifier` say.
+    pub(super) fn new(timeline: &str, system: i64) -> Result<Self, StoreError> {
+        let corrupt = |_| StoreError::Corrupt { what: "timeline", value: timeline.to_owned() };
+        Ok(Self { timeline: u32::from_str_radix(timeline, 16).map_err(corrupt)?, system })
+    }
+
+    /// The first epoch of this timeline. None is kept for those beyond the 4096th, which count on.
+    pub(super) fn first_epoch(self) -> u32 {
+        let first = self.timeline.saturating_sub(1).saturating_mul(EPOCHS_PER_TIMELINE).saturating_add(1);
+        if first <= EPOCH_MAX { first } else { 1 }
+    }
+
+    /// The epoch that follows the store's own and any that was credibly seen.
+    pub(super) fn epoch_after(self, own: LogPosition, seen: Option<LogPosition>) -> u32 {
+        let highest = seen.map_or(own.epoch(), |seen| seen.epoch().max(own.epoch()));
+        self.first_epoch().max(highest + 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn on(timeline: u32) -> Lineage {
+        Lineage { timeline, system: 1 }
+    }
+
+    fn at(epoch: u32) -> LogPosition {
+        LogPosition::new(epoch, 7).unwrap()
+    }
+
+    #[test]
+    fn an_epoch_follows_the_stores_own_and_any_that_was_seen() {
+        assert_eq!(on(1).epoch_after(at(1), None), 2);
+        assert_eq!(on(1).epoch_after(at(1), Some(at(5))), 6);
+        assert_eq!(on(1).epoch_after(at(5), Some(at(1))), 6);
+    }
+
+    #[test]
+    fn timelines_share_no_epoch() {
+        assert_eq!(on(2).epoch_after(at(1), None), 257);
+        assert_eq!(on(2).epoch_after(at(300), None), 301);
+        assert_eq!(on(3).epoch_after(at(300), Some(at(301))), 513);
+        // An operator's epochs on the first timeline, of which the standby heard nothing.
+        let (lost, begun) = (on(1).epoch_after(at(255), None), on(2).epoch_after(at(1), None));
+        assert!(lost < begun);
+    }
+
+    #[test]
+    fn a_timeline_without_epochs_of_its_own_counts_on() {
+        assert_eq!(on(4096).epoch_after(at(1), None), 4095 * 256 + 1);
+        assert_eq!(on(4097).epoch_after(at(9), None), 10);
+        assert_eq!(on(u32::MAX).epoch_after(at(9), None), 10);
+    }
+
+    #[test]
+    fn a_timeline_is_read_as_wal_files_are_named() {
+        assert_eq!(Lineage::new("0000001A", 3).unwrap(), Lineage { timeline: 26, system: 3 });
+        assert!(Lineage::new("nonsense", 3).is_err());
+    }
+}

@@ -1,0 +1,338 @@
+//! Numbering, rounds, replays, epochs.
+
+use std::time::Duration;
+
+use evictd_core::authority::is_credible;
+use evictd_core::ids::WorkspaceId;
+use evictd_core::invalidation::{Cause, Invalidation};
+use evictd_core::position::LogPosition;
+use evictd_core::time::StoreTime;
+use sqlx::Row;
+use sqlx::postgres::PgRow;
+
+use super::connections::{Lane, failed};
+use super::lineage::Lineage;
+use super::write::Write;
+use crate::StoreError;
+use crate::log::{Backlog, Numbered, NumberedRequest, Replay};
+use crate::rows::{self, MERGE_ABOVE, ScopeColumns, log_position};
+
+/// How long numbering may take when a bulk change by direct SQL waits for it.
+const CROWD_LIMIT: Duration = Duration::from_mins(1);
+
+/// The head, read alone.
+pub(super) async fn head(log: &Lane) -> Result<LogPosition, StoreError> {
+    let row = log.row("read its log's head", || sqlx::query("SELECT epoch, head FROM log_head")).await?;
+    head_of(row.as_ref())
+}
+
+/// The head, if no row waits for a position: most calls need no lock.
+pub(super) async fn head_if_idle(log: &Lane) -> Result<Option<LogPosition>, StoreError> {
+    const ACTION: &str = "look for unnumbered rows";
+    let look = || {
+        sqlx::query(
+            "SELECT epoch, head, EXISTS (SELECT FROM invalidations WHERE position IS NULL) AS waiting
+             FROM log_head",
+        )
+    };
+    let row = log.row(ACTION, look).await?;
+    let head = head_of(row.as_ref())?;
+    let waiting = row.map_or(Ok(true), |row| row.try_get("waiting")).map_err(failed(ACTION))?;
+    Ok((!waiting).then_some(head))
+}
+
+/// Changes with everything that may have to be numbered: while rows wait, it is drawn from the transactions that a
+/// snapshot sees, and else it is the head.
+pub(super) async fn version(log: &Lane) -> Result<i64, StoreError> {
+    const ACTION: &str = "tell whether it changed";
+    let look = || {
+        sqlx::query(
+            "SELECT CASE WHEN EXISTS (SELECT FROM invalidations WHERE position IS NULL)
+                 THEN hashtextextended(pg_current_snapshot()::text, 0) ELSE head END AS version
+             FROM log_head",
+        )
+    };
+    let row = log.row(ACTION, look).await?.ok_or_else(no_head)?;
+    row.try_get("version").map_err(failed(ACTION))
+}
+
+/// Reads the columns `epoch` and `head`.
+pub(super) fn head_of(row: Option<&PgRow>) -> Result<LogPosition, StoreError> {
+    let row = row.ok_or_else(no_head)?;
+    let failed = failed("read its log's head");
+    let epoch: i32 = row.try_get("epoch").map_err(&failed)?;
+    log_position(epoch.into(), row.try_get("head").map_err(&failed)?)
+}
+
+fn no_head() -> StoreError {
+    StoreError::Corrupt { what: "log_head", value: "no row".to_owned() }
+}
+
+/// The head of the log, locked until the transaction ends.
+pub(super) struct LockedHead {
+    /// Where the log ends.
+    pub(super) at: LogPosition,
+    /// The history that this position was given in, and the server's.
+    noted: Lineage,
+    server: Lineage,
+    /// Whether so many rows wait that some may be merged.
+    crowded: bool,
+    /// The store's clock, read under the lock.
+    pub(super) now: StoreTime,
+}
+
+/// Locks the head by raising its fence, which a demoted primary and a standby can't do (R7), and reads under this
+/// lock what all else depends on.
+pub(super) async fn lock_head(write: &mut Write) -> Result<LockedHead, StoreError> {
+    let raise = sqlx::query(
+        "UPDATE log_head SET fence = fence + 1
+         RETURNING epoch, head, evictd_now() AS now, timeline, system_identifier,
+                   left(pg_walfile_name(pg_current_wal_lsn()), 8) AS server_timeline,
+                   (SELECT system_identifier FROM pg_control_system()) AS server_system_identifier,
+                   (SELECT count(*) > $1 FROM
+                       (SELECT FROM invalidations WHERE position IS NULL LIMIT $1 + 1) AS waiting) AS crowded",
+    );
+    let row = write.row(raise.bind(MERGE_ABOVE)).await?.ok_or_else(no_head)?;
+    let at = head_of(Some(&row))?;
+    let read = || -> sqlx::Result<_> {
+        let noted: (i64, i64) = (row.try_get("timeline")?, row.try_get("system_identifier")?);
+        let server: (&str, i64) = (row.try_get("server_timeline")?, row.try_get("server_system_identifier")?);
+        Ok((noted, server, row.try_get("crowded")?, row.try_get("now")?))
+    };
+    let (noted, server, crowded, now) = read().map_err(failed("lock its log's head"))?;
+    let corrupt = |_| StoreError::Corrupt { what: "timeline", value: noted.0.to_string() };
+    let noted = Lineage { timeline: u32::try_from(noted.0).map_err(corrupt)?, system: noted.1 };
+    Ok(LockedHead { at, noted, server: Lineage::new(server.0, server.1)?, crowded, now: StoreTime(now) })
+}
+
+impl LockedHead {
+    /// Begins a new epoch if the store may have gone back (R2): the server's history is another one than that of
+    /// the head, or somebody has credibly seen more than the head. Returns whether it did.
+    pub(super) async fn begin_epoch_if_due(
+        &mut self,
+        write: &mut Write,
+        seen: &[LogPosition],
+    ) -> Result<bool, StoreError> {
+        // A store that just came to a later timeline must believe what was seen on it.
+        let known = LogPosition::new(self.server.first_epoch().max(self.at.epoch()), 0).unwrap_or(self.at);
+        let (credible, incredible): (Vec<_>, Vec<_>) =
+            seen.iter().copied().partition(|seen| is_credible(*seen, known));
+        if let Some(seen) = incredible.iter().max() {
+            tracing::warn!(
+                %seen, head = %self.at,
+                "an agent claims to have seen an epoch that can't be; it is not believed"
+            );
+        }
+        let above = credible.into_iter().filter(|seen| *seen > self.at).max();
+        let branched = self.noted != self.server;
+        if branched {
+            tracing::warn!(
+                head = %self.at, before = ?self.noted, now = ?self.server,
+                "the home store's server writes another history than before: a fail-over or a restore. \
+                 A new epoch begins, agents flush once"
+            );
+        }
+        if branched || above.is_some() {
+            self.set_epoch(write, self.server.epoch_after(self.at, above)).await?;
+        }
+        Ok(branched || above.is_some())
+    }
+
+    /// Begins a new epoch whatever happened.
+    pub(super) async fn begin_epoch(&mut self, write: &mut Write) -> Result<(), StoreError> {
+        self.set_epoch(write, self.server.epoch_after(self.at, None)).await
+    }
+
+    /// Positions go on from the head.
+    async fn set_epoch(&mut self, write: &mut Write, epoch: u32) -> Result<(), StoreError> {
+        let began = LogPosition::new(epoch, self.at.position()).ok_or(StoreError::EpochsUsedUp)?;
+        let set = sqlx::query(
+            "UPDATE log_head SET epoch = $1, roster_complete = false, timeline = $2, system_identifier = $3",
+        );
+        let Lineage { timeline, system } = self.server;
+        write.run(set.bind(began.epoch() as i32).bind(i64::from(timeline)).bind(system)).await?;
+        self.at = began;
+        Ok(())
+    }
+
+    /// Gives waiting rows the positions after the head, in the order of their ids: all that were committed when
+    /// the lock was had, because this statement's snapshot is younger than that (R1).
+    pub(super) async fn number(self, write: &mut Write, limit: i64) -> Result<Numbered, StoreError> {
+        if self.crowded {
+            write.take_time(CROWD_LIMIT).await?;
+            merge_crowds(write).await?;
+        }
+        let before = self.at;
+        let numbering = sqlx::query(
+            "WITH waiting AS (
+                 SELECT id, row_number() OVER (ORDER BY id) AS place
+                 FROM (SELECT id FROM invalidations WHERE position IS NULL ORDER BY id LIMIT $3) AS oldest
+             )
+             UPDATE invalidations AS i SET epoch = $1, position = $2 + waiting.place
+             FROM waiting WHERE i.id = waiting.id
+             RETURNING epoch, position, scope, key_hash, key_id, api_id, workspace_id, cause, request_id,
+                       committed_at",
+        )
+        .bind(before.epoch() as i32)
+        .bind(before.position() as i64)
+        .bind(limit);
+        let numbered = write.rows(numbering).await?;
+        let mut rows = numbered.iter().map(invalidation).collect::<Result<Vec<_>, _>>()?;
+        let requests = numbered.iter().filter_map(|row| request(row).transpose());
+        let mut requests = requests.collect::<Result<Vec<_>, _>>()?;
+        // RETURNING promises no order.
+        rows.sort_unstable_by_key(|row| row.position);
+        requests.sort_unstable_by_key(|request| request.position);
+        let head = rows.last().map_or(before, |last| last.position);
+        if head > before {
+            let advance = sqlx::query("UPDATE log_head SET head = $1");
+            write.run(advance.bind(head.position() as i64)).await?;
+        }
+        Ok(Numbered { head, rows, requests })
+    }
+}
+
+/// Replaces more than [`MERGE_ABOVE`] waiting key rows of one API by one row for the API, as old as the
+/// oldest of them.
+///
+/// Not those that a request waits for by id. New keys may be among them: a cached "not found" belongs to no
+/// API and so outlives the merged row, for as long as "not found" is remembered; a key that was never
+/// announced loses no right by that.
+async fn merge_crowds(write: &mut Write) -> Result<(), StoreError> {
+    // One statement, one snapshot: exactly the rows that are counted go.
+    let merge = sqlx::query(
+        "WITH crowds AS (
+             SELECT api_id, max(workspace_id) AS workspace_id, min(committed_at) AS committed_at, count(*) AS keys,
+                    CASE WHEN min(cause) = max(cause) THEN min(cause) ELSE 'changed' END AS cause
+             FROM invalidations
+             WHERE position IS NULL AND scope = 'key' AND api_id IS NOT NULL AND request_id IS NULL
+             GROUP BY api_id HAVING count(*) > $1
+         ), gone AS (
+             DELETE FROM invalidations AS i USING crowds
+             WHERE i.position IS NULL AND i.scope = 'key' AND i.api_id = crowds.api_id AND i.request_id IS NULL
+         ), merged AS (
+             INSERT INTO invalidations (scope, api_id, workspace_id, cause, committed_at)
+             SELECT 'api', api_id, workspace_id, cause, committed_at FROM crowds
+         )
+         SELECT api_id, keys FROM crowds",
+    );
+    for crowd in write.rows(merge.bind(MERGE_ABOVE)).await? {
+        let read = || Ok((crowd.try_get::<&str, _>("api_id")?, crowd.try_get::<i64, _>("keys")?));
+        let (api, rows) = read().map_err(failed("merge a bulk change"))?;
+        tracing::info!(%api, rows, "merged a bulk change of keys into one change of their API");
+    }
+    Ok(())
+}
+
+/// The rows `from..=to` of `epoch`, as many from the first on as there are without a hole, at most `limit`.
+/// Refused when that is none: `epoch` isn't the present one, `from` lies beyond the head, or its row was
+/// purged.
+pub(super) async fn replay(
+    replays: &Lane,
+    epoch: u32,
+    from: u64,
+    to: u64,
+    limit: i64,
+) -> Result<Replay, StoreError> {
+    const ACTION: &str = "replay its log";
+    let bound = |position: u64| i64::try_from(position).unwrap_or(i64::MAX);
+    // One statement, one snapshot: the head and the rows belong together.
+    let ask = || {
+        sqlx::query(
+            "SELECT log_head.epoch, head,
+                    position, scope, key_hash, key_id, api_id, workspace_id, cause, committed_at
+             FROM log_head LEFT JOIN
+                  (SELECT * FROM invalidations WHERE epoch = $1 AND position BETWEEN $2 AND $3
+                   ORDER BY position LIMIT $4) AS kept
+                  ON kept.epoch = log_head.epoch
+             ORDER BY position",
+        )
+        .bind(i32::try_from(epoch).unwrap_or(i32::MAX))
+        .bind(bound(from))
+        .bind(bound(to))
+        .bind(limit)
+    };
+    let found = replays.rows(ACTION, ask).await?;
+    let head = head_of(found.first())?;
+    let mut rows = Vec::with_capacity(found.len());
+    for (expected, row) in (from..=to).zip(&found) {
+        if row.try_get::<Option<i64>, _>("position").map_err(failed(ACTION))? != Some(bound(expected)) {
+            break; // Absent never means nothing (R5).
+        }
+        rows.push(invalidation(row)?);
+    }
+    Ok(if rows.is_empty() { Replay::Refused { head } } else { Replay::Rows(rows) })
+}
+
+/// What waits for a position.
+pub(super) async fn backlog(log: &Lane) -> Result<Backlog, StoreError> {
+    const ACTION: &str = "count unnumbered rows";
+    let count = || {
+        sqlx::query(
+            "SELECT count(*) AS rows, coalesce(evictd_now() - min(committed_at), 0) AS age
+             FROM invalidations WHERE position IS NULL",
+        )
+    };
+    let row = log.row(ACTION, count).await?;
+    let read = |column| -> Result<u64, StoreError> {
+        let number = row.as_ref().map_or(Ok(0), |row| row.try_get::<i64, _>(column));
+        Ok(u64::try_from(number.map_err(failed(ACTION))?).unwrap_or(0))
+    };
+    Ok(Backlog { rows: read("rows")?, oldest: Duration::from_micros(read("age")?) })
+}
+
+/// Reads a numbered row.
+fn invalidation(row: &PgRow) -> Result<Invalidation, StoreError> {
+    let read = || -> sqlx::Result<_> {
+        Ok(ScopeColumns {
+            scope: row.try_get("scope")?,
+            key_hash: row.try_get("key_hash")?,
+            key_id: row.try_get("key_id")?,
+            api_id: row.try_get("api_id")?,
+            workspace_id: row.try_get("workspace_id")?,
+        })
+    };
+    Ok(Invalidation {
+        position: numbered_position_of(row)?,
+        scope: read().map_err(failed(READ_ROW))?.read(),
+        cause: cause_of(row)?,
+        committed_at: committed_at_of(row)?,
+    })
+}
+
+const READ_ROW: &str = "read a row of its log";
+
+/// Reads which request wrote a numbered row; `None` if none did.
+pub(super) fn request(row: &PgRow) -> Result<Option<NumberedRequest>, StoreError> {
+    let text = |column| row.try_get::<Option<&str>, _>(column).map_err(failed(READ_ROW));
+    let (Some(request_id), Some(workspace_id)) = (text("request_id")?, text("workspace_id")?) else {
+        return Ok(None);
+    };
+    Ok(Some(NumberedRequest {
+        request_id: request_id.to_owned(),
+        workspace_id: WorkspaceId::new(workspace_id),
+        position: numbered_position_of(row)?,
+        cause: cause_of(row)?,
+        committed_at: committed_at_of(row)?,
+    }))
+}
+
+fn numbered_position_of(row: &PgRow) -> Result<LogPosition, StoreError> {
+    let failed = failed(READ_ROW);
+    let epoch: i32 = row.try_get("epoch").map_err(&failed)?;
+    log_position(epoch.into(), row.try_get("position").map_err(&failed)?)
+}
+
+/// Reads the place of a row; `None` if it waits for one.
+pub(super) fn position_of(row: &PgRow) -> Result<Option<LogPosition>, StoreError> {
+    let waits = row.try_get::<Option<i64>, _>("position").map_err(failed(READ_ROW))?.is_none();
+    if waits { Ok(None) } else { numbered_position_of(row).map(Some) }
+}
+
+pub(super) fn cause_of(row: &PgRow) -> Result<Cause, StoreError> {
+    row.try_get("cause").map(rows::cause).map_err(failed(READ_ROW))
+}
+
+pub(super) fn committed_at_of(row: &PgRow) -> Result<StoreTime, StoreError> {
+    row.try_get("committed_at").map(StoreTime).map_err(failed(READ_ROW))
+}

@@ -1,0 +1,213 @@
+//! Where the server is, and what its connections are like.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{ConnectOptions, Executor};
+use tokio::time::timeout;
+
+use super::connections::timed_out;
+use crate::StoreError;
+
+/// The oldest server that has what the schema and the statements use.
+const VERSION_MIN: u32 = 150_000;
+
+/// How long a connection may take to come about.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a server waits for a publisher that went away or froze in the middle of a transaction: the others
+/// wait for its locks meanwhile, and their agents for them.
+const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Connections of a store that isn't told how many: 8 for changes, 4 each for lookups and the log.
+const CONNECTIONS: u32 = 20;
+
+/// What a statement may take that isn't told how long.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a URL may say behind its `?`. Anything else is refused, or a misspelt password would be ignored, and
+/// told in a log.
+const PARAMETERS: [&str; 18] = [
+    "sslmode",
+    "ssl-mode",
+    "sslrootcert",
+    "ssl-root-cert",
+    "ssl-ca",
+    "sslcert",
+    "ssl-cert",
+    "sslkey",
+    "ssl-key",
+    "statement-cache-capacity",
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "password",
+    "application_name",
+    "options",
+];
+
+/// How to reach a home store on PostgreSQL. Shows no password.
+#[derive(Clone)]
+pub struct PostgresOptions {
+    connect: PgConnectOptions,
+    /// How many connections at most, but for the one that listens: at least 9.
+    pub connections: u32,
+    /// How long a statement may take, waiting for locks included. A COMMIT that takes longer is unknown (R4).
+    pub statement_timeout: Duration,
+}
+
+impl fmt::Debug for PostgresOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { connect: _, connections, statement_timeout } = self;
+        f.debug_struct("PostgresOptions")
+            .field("place", &self.place())
+            .field("connections", connections)
+            .field("statement_timeout", statement_timeout)
+            .finish()
+    }
+}
+
+impl PostgresOptions {
+    /// Reads a URL, `postgres://user:password@host:5432/database?sslmode=verify-full`. What it doesn't say comes
+    /// from the environment variables and the password file that psql uses, too.
+    pub fn new(url: &str) -> Result<Self, StoreError> {
+        let refused = |advice, source| StoreError::Open {
+            place: "that PostgreSQL URL names".to_owned(),
+            advice,
+            source,
+        };
+        let parameters = url.split_once('?').map_or("", |(_, parameters)| parameters);
+        let names = parameters.split('&').filter_map(|parameter| parameter.split('=').next());
+        if let Some(unknown) = names.filter(|name| !name.is_empty()).find(|name| !is_known(name)) {
+            let source = sqlx::Error::InvalidArgument(format!("the URL's parameter {unknown:?} is unknown"));
+            return Err(refused("correct the URL's parameters", source));
+        }
+        let connect = PgConnectOptions::from_str(url)
+            .map_err(|source| refused("write it as postgres://user:password@host:5432/database", source))?;
+        let connect = match connect.get_application_name() {
+            Some(_) => connect,
+            None => connect.application_name("evictd"),
+        };
+        Ok(Self { connect, connections: CONNECTIONS, statement_timeout: STATEMENT_TIMEOUT })
+    }
+
+    /// Where the database is, for people; without secrets.
+    pub fn place(&self) -> String {
+        let connect = &self.connect;
+        let host = connect.get_socket().map_or(connect.get_host().into(), |socket| socket.to_string_lossy());
+        let (user, port) = (connect.get_username(), connect.get_port());
+        let database = connect.get_database().unwrap_or(user);
+        format!("postgres://{user}@{host}:{port}/{database}")
+    }
+
+    /// As the driver takes it.
+    pub(super) fn driver(&self) -> &PgConnectOptions {
+        &self.connect
+    }
+
+    /// The first connection, whose failure is explained.
+    pub(super) async fn open(&self) -> Result<PgConnection, StoreError> {
+        let refused = |advice, source| StoreError::Open { place: self.place(), advice, source };
+        let connection = self.connect().await.map_err(|source| refused(advice(&source), source))?;
+        match connection.server_version_num() {
+            Some(version) if version < VERSION_MIN => {
+                let source = sqlx::Error::InvalidArgument(format!("the server's version is {version}"));
+                Err(refused("PostgreSQL 15 or newer is needed", source))
+            }
+            _ => Ok(connection),
+        }
+    }
+
+    /// A connection in bounded time, made ready: each of its statements has a limit, its commits are durable
+    /// (R4, R7: on the synchronous standbys, too, if there are any), and a warning is told.
+    pub(super) async fn connect(&self) -> sqlx::Result<PgConnection> {
+        let connect = async {
+            let mut connection = self.connect.connect().await?;
+            let statement = self.statement_timeout.as_millis();
+            let idle = IDLE_IN_TRANSACTION_TIMEOUT.as_millis();
+            let settings = format!(
+                "SET statement_timeout = {statement}; SET lock_timeout = {statement};
+                 SET idle_in_transaction_session_timeout = {idle};
+                 SET client_min_messages = warning;
+                 SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit')
+                     WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, false)"
+            );
+            connection.execute(sqlx::AssertSqlSafe(settings)).await?;
+            Ok(connection)
+        };
+        timeout(CONNECT_TIMEOUT, connect).await.unwrap_or_else(|_| Err(timed_out()))
+    }
+}
+
+fn is_known(parameter: &str) -> bool {
+    PARAMETERS.contains(&parameter)
+        || parameter.starts_with("options[")
+        || parameter.starts_with("options%5B")
+}
+
+/// What to do about a server that can't be used.
+fn advice(error: &sqlx::Error) -> &'static str {
+    use std::io::ErrorKind;
+    const ELSE: &str = "see the cause";
+    match error {
+        sqlx::Error::Io(error) => match error.kind() {
+            ErrorKind::ConnectionRefused => {
+                "no server listens there; start it, or correct host and port of the URL"
+            }
+            ErrorKind::TimedOut => "the server didn't answer; see whether it and the way to it work",
+            ErrorKind::NotFound => "there is no such socket; start the server, or correct the URL",
+            _ => "the server can't be reached; see the cause",
+        },
+        sqlx::Error::Tls(_) => "TLS failed; see the cause, and sslmode and sslrootcert in the URL",
+        sqlx::Error::Database(error) => match error.code().as_deref() {
+            Some("28P01") => "the password is wrong, or there is no such user",
+            Some("28000") => {
+                "the server's pg_hba.conf admits no such user, address or connection without TLS (sslmode in the URL)"
+            }
+            Some("3D000") => "there is no such database; create it (CREATE DATABASE), or correct the URL",
+            Some("42501") => "the user may not connect to this database; GRANT CONNECT",
+            Some("53300") => {
+                "the server has no connection left; raise its max_connections, or lower the store's connections"
+            }
+            Some("57P03") => "the server is starting or stopping; try again",
+            _ => ELSE,
+        },
+        _ => ELSE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const URL: &str = "postgres://app:hunter2@db.example:6543/home?sslmode=require";
+
+    #[test]
+    fn a_place_and_what_is_printed_for_debugging_show_no_password() {
+        let options = PostgresOptions::new(URL).unwrap();
+        assert_eq!(options.place(), "postgres://app@db.example:6543/home");
+        assert!(!format!("{options:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn a_parameter_that_nobody_knows_is_refused_by_its_name_alone() {
+        let error = PostgresOptions::new("postgres://db/home?passwrd=hunter2").unwrap_err();
+        let told = format!("{error} {error:?}");
+        assert!(told.contains("passwrd") && !told.contains("hunter2"), "{told}");
+        for known in
+            ["options[search_path]=evictd", "options=-c%20search_path%3Devictd", "password=x&sslmode=prefer"]
+        {
+            PostgresOptions::new(&format!("postgres://db/home?{known}")).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_is_no_url_is_refused_without_repeating_it() {
+        let error = PostgresOptions::new("app:hunter2@db").unwrap_err();
+        assert!(!format!("{error} {error:?}").contains("hunter2"), "{error:?}");
+    }
+}

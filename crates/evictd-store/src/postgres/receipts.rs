@@ -1,0 +1,111 @@
+//! Receipts, and the requests that still lack one (R12).
+
+use evictd_core::ids::WorkspaceId;
+use evictd_core::position::LogPosition;
+use sqlx::Row;
+use sqlx::postgres::PgRow;
+
+use super::connections::{Lane, failed};
+use super::log;
+use super::write::Write;
+use crate::StoreError;
+use crate::log::NumberedRequest;
+use crate::receipt::{FinalReceipt, OpenRow, Recorded};
+
+/// Keeps the receipts of requests that have none, and takes their log rows off the open ones. In the order of
+/// requests: publishers that finish the same ones at once wait for each other in one direction.
+pub(super) async fn record(write: &mut Write, receipts: &[FinalReceipt]) -> Result<(), StoreError> {
+    let mut receipts: Vec<&FinalReceipt> = receipts.iter().collect();
+    receipts.sort_unstable_by_key(|receipt| &receipt.request_id);
+    let requests: Vec<&str> = receipts.iter().map(|receipt| receipt.request_id.as_str()).collect();
+    let numbers = |number: fn(&FinalReceipt) -> i64| -> Vec<i64> {
+        receipts.iter().map(|receipt| number(receipt)).collect()
+    };
+    let insert = sqlx::query(
+        "INSERT INTO receipts (request_id, workspace_id, epoch, position, committed_at, final_at, body)
+         SELECT * FROM unnest($1::text[], $2::text[], $3::int[], $4::bigint[], $5::bigint[], $6::bigint[], $7::text[])
+         ON CONFLICT (request_id) DO NOTHING",
+    )
+    .bind(&requests)
+    .bind(receipts.iter().map(|receipt| receipt.workspace_id.as_str()).collect::<Vec<_>>())
+    .bind(receipts.iter().map(|receipt| receipt.position.epoch() as i32).collect::<Vec<_>>())
+    .bind(numbers(|receipt| receipt.position.position() as i64))
+    .bind(numbers(|receipt| receipt.committed_at.0))
+    .bind(numbers(|receipt| receipt.final_at.0))
+    .bind(receipts.iter().map(|receipt| receipt.body.as_str()).collect::<Vec<_>>());
+    write.run(insert).await?;
+    let mark = sqlx::query(
+        "WITH open AS (
+             SELECT id FROM invalidations WHERE request_id = ANY ($1) AND NOT receipted ORDER BY id FOR UPDATE
+         )
+         UPDATE invalidations AS i SET receipted = true FROM open WHERE i.id = open.id",
+    );
+    write.run(mark.bind(&requests)).await?;
+    Ok(())
+}
+
+/// What became of a request. One statement, one snapshot, or a request that is receipted meanwhile might be found
+/// in no state at all.
+pub(super) async fn receipt(
+    records: &Lane,
+    workspace: &WorkspaceId,
+    request_id: &str,
+) -> Result<Option<Recorded>, StoreError> {
+    const ACTION: &str = "read a receipt";
+    let ask = || {
+        // Of a change from before the purge of receipts nobody knows any more whether it had one.
+        sqlx::query(
+            "SELECT receipts.body, i.id, i.epoch, i.position, i.cause, i.committed_at,
+                    EXISTS (SELECT FROM audit_log WHERE correlation_id = asked.request_id
+                            AND workspace_id = asked.workspace_id AND time >= receipts_since_m) AS carried_out
+             FROM (SELECT $1::text AS request_id, $2::text AS workspace_id) AS asked
+             CROSS JOIN log_head
+             LEFT JOIN receipts USING (request_id, workspace_id)
+             LEFT JOIN invalidations AS i USING (request_id, workspace_id)
+             ORDER BY i.id",
+        )
+        .bind(request_id)
+        .bind(workspace.as_str())
+    };
+    let rows = records.rows(ACTION, ask).await?;
+    let Some(first) = rows.first() else { return Ok(None) };
+    let read = || -> sqlx::Result<_> {
+        let written = first.try_get::<Option<i64>, _>("id")?.is_some();
+        Ok((first.try_get::<Option<String>, _>("body")?, written, first.try_get("carried_out")?))
+    };
+    Ok(match read().map_err(failed(ACTION))? {
+        (Some(body), ..) => Some(Recorded::Final { body }),
+        (None, true, _) => Some(Recorded::Open(rows.iter().map(open_row).collect::<Result<_, _>>()?)),
+        (None, false, true) => Some(Recorded::Nothing),
+        (None, false, false) => None,
+    })
+}
+
+fn open_row(row: &PgRow) -> Result<OpenRow, StoreError> {
+    Ok(OpenRow {
+        position: log::position_of(row)?,
+        cause: log::cause_of(row)?,
+        committed_at: log::committed_at_of(row)?,
+    })
+}
+
+/// Numbered rows of requests without a receipt. An index holds these alone: the log may be a million rows long.
+pub(super) async fn open_requests(
+    log: &Lane,
+    after: LogPosition,
+    limit: i64,
+) -> Result<Vec<NumberedRequest>, StoreError> {
+    let ask = || {
+        sqlx::query(
+            "SELECT epoch, position, request_id, workspace_id, cause, committed_at FROM invalidations
+             WHERE (epoch, position) > ($1, $2)
+               AND position IS NOT NULL AND request_id IS NOT NULL AND NOT receipted
+             ORDER BY epoch, position LIMIT $3",
+        )
+        .bind(after.epoch() as i32)
+        .bind(after.position() as i64)
+        .bind(limit)
+    };
+    let rows = log.rows("look for requests without a receipt", ask).await?;
+    rows.iter().filter_map(|row| log::request(row).transpose()).collect()
+}

@@ -1,0 +1,281 @@
+//! What is read of keys, root keys and APIs.
+//!
+//! A record is live only while everything above it is: the API of a key, the workspace of both. Rows whose
+//! API or workspace is gone (direct SQL in a session that checks no foreign keys) count as deleted.
+
+use evictd_core::ids::{ApiId, KeyHash, KeyId, WorkspaceId};
+use evictd_core::record::{KeyRecord, Lookup, Record, RecordState, RootKeyRecord};
+use evictd_core::time::StoreTime;
+use sqlx::Row;
+use sqlx::postgres::PgRow;
+
+use super::connections::{Lane, Statement, failed};
+use super::log;
+use crate::StoreError;
+use crate::change::{Api, KeyDetails, KeyPage, ListKeys, RootKeyInfo};
+use crate::rows::{Standing, permissions, sql_limit};
+
+const LOOK_UP: &str = "look up a key";
+
+/// What `hash` stands for, and the head: one statement, so one snapshot (R6). It works on a standby, too.
+pub(super) async fn lookup(lookups: &Lane, hash: KeyHash) -> Result<Lookup, StoreError> {
+    let ask = || {
+        sqlx::query(
+            "SELECT log_head.epoch, log_head.head, evictd_now() AS now,
+                    k.id AS key_id, k.api_id, k.workspace_id AS key_workspace_id, k.name, k.meta,
+                    k.external_id, k.permissions AS key_permissions,
+                    k.enabled AS key_enabled, k.expires AS key_expires, k.expired AS key_expired,
+                    coalesce(kw.enabled, false) AS key_workspace_enabled,
+                    (k.deleted_at_m IS NOT NULL OR a.id IS NULL OR a.deleted_at_m IS NOT NULL
+                     OR kw.id IS NULL) AS key_deleted,
+                    r.id, r.workspace_id, r.permissions, r.enabled, r.expires, r.expired,
+                    coalesce(rw.enabled, false) AS workspace_enabled,
+                    (r.deleted_at_m IS NOT NULL OR rw.id IS NULL) AS deleted
+             FROM log_head
+             LEFT JOIN keys k ON k.hash = $1
+             LEFT JOIN apis a ON a.id = k.api_id
+             LEFT JOIN workspaces kw ON kw.id = k.workspace_id
+             LEFT JOIN root_keys r ON r.hash = $1
+             LEFT JOIN workspaces rw ON rw.id = r.workspace_id",
+        )
+        .bind(&hash.0[..])
+    };
+    let row = lookups.row(LOOK_UP, ask).await?;
+    let as_of = log::head_of(row.as_ref())?;
+    let mut record = Record::Absent;
+    if let Some(row) = row {
+        if let Some(key) = key_record(&row)? {
+            record = Record::Key(key);
+        } else if let Some(root_key) = root_key_record(&row)? {
+            record = Record::RootKey(root_key);
+        }
+    }
+    Ok(Lookup { as_of, record })
+}
+
+fn key_record(row: &PgRow) -> Result<Option<KeyRecord>, StoreError> {
+    let read = || -> sqlx::Result<_> {
+        let Some(key_id) = row.try_get::<Option<&str>, _>("key_id")? else {
+            return Ok(None);
+        };
+        let standing = Standing {
+            deleted: row.try_get("key_deleted")?,
+            workspace_enabled: row.try_get("key_workspace_enabled")?,
+            enabled: row.try_get("key_enabled")?,
+            expired: row.try_get("key_expired")?,
+            expires_at: time(row, "key_expires")?,
+        };
+        let state = standing.state(StoreTime(row.try_get("now")?));
+        // What was deleted is nobody's business any more; ids remain so that floors reach the answer.
+        let told = |column| -> sqlx::Result<Option<Box<str>>> {
+            let text = row.try_get::<Option<&str>, _>(column)?;
+            Ok(text.filter(|_| state != RecordState::Deleted).map(Box::from))
+        };
+        let record = KeyRecord {
+            key_id: KeyId::new(key_id),
+            api_id: ApiId::new(row.try_get::<&str, _>("api_id")?),
+            workspace_id: WorkspaceId::new(row.try_get::<&str, _>("key_workspace_id")?),
+            state,
+            name: told("name")?,
+            meta: told("meta")?,
+            external_id: told("external_id")?,
+            permissions: Vec::new(),
+            expires_at: standing.expires_at,
+        };
+        Ok(Some((record, told("key_permissions")?)))
+    };
+    let Some((record, list)) = read().map_err(failed(LOOK_UP))? else { return Ok(None) };
+    let permissions = list.map_or(Ok(Vec::new()), |list| permissions(record.key_id.as_str(), &list))?;
+    Ok(Some(KeyRecord { permissions, ..record }))
+}
+
+/// Reads the columns of a root key that [`lookup`] and [`root_key`] have in common.
+fn root_key_record(row: &PgRow) -> Result<Option<RootKeyRecord>, StoreError> {
+    let read = || -> sqlx::Result<_> {
+        let Some(id) = row.try_get::<Option<&str>, _>("id")? else {
+            return Ok(None);
+        };
+        let standing = Standing {
+            deleted: row.try_get("deleted")?,
+            workspace_enabled: row.try_get("workspace_enabled")?,
+            enabled: row.try_get("enabled")?,
+            expired: row.try_get("expired")?,
+            expires_at: time(row, "expires")?,
+        };
+        let record = RootKeyRecord {
+            root_key_id: KeyId::new(id),
+            workspace_id: WorkspaceId::new(row.try_get::<&str, _>("workspace_id")?),
+            state: standing.state(StoreTime(row.try_get("now")?)),
+            permissions: Vec::new(),
+            expires_at: standing.expires_at,
+        };
+        Ok(Some((record, row.try_get::<&str, _>("permissions")?)))
+    };
+    let Some((record, list)) = read().map_err(failed("read a root key"))? else { return Ok(None) };
+    let permissions = permissions(record.root_key_id.as_str(), list)?;
+    Ok(Some(RootKeyRecord { permissions, ..record }))
+}
+
+/// A column of milliseconds.
+fn time(row: &PgRow, column: &str) -> sqlx::Result<Option<StoreTime>> {
+    Ok(row.try_get::<Option<i64>, _>(column)?.map(StoreTime::from_millis))
+}
+
+/// The root key with this hash, whatever its state.
+pub(super) async fn root_key(records: &Lane, hash: KeyHash) -> Result<Option<RootKeyRecord>, StoreError> {
+    let ask = || {
+        sqlx::query(
+            "SELECT evictd_now() AS now, r.id, r.workspace_id, r.permissions, r.enabled, r.expires, r.expired,
+                    coalesce(w.enabled, false) AS workspace_enabled,
+                    (r.deleted_at_m IS NOT NULL OR w.id IS NULL) AS deleted
+             FROM root_keys r LEFT JOIN workspaces w ON w.id = r.workspace_id WHERE r.hash = $1",
+        )
+        .bind(&hash.0[..])
+    };
+    let row = records.row("look up a root key", ask).await?;
+    row.map_or(Ok(None), |row| root_key_record(&row))
+}
+
+/// Whether there is a root key that wasn't revoked.
+pub(super) async fn has_root_keys(records: &Lane) -> Result<bool, StoreError> {
+    let ask = || sqlx::query("SELECT FROM root_keys WHERE deleted_at_m IS NULL LIMIT 1");
+    Ok(records.row("look for root keys", ask).await?.is_some())
+}
+
+/// Root keys that weren't deleted, newest first.
+pub(super) async fn root_keys(records: &Lane) -> Result<Vec<RootKeyInfo>, StoreError> {
+    const ACTION: &str = "list root keys";
+    let ask = || {
+        sqlx::query(
+            "SELECT id, workspace_id, start, name, permissions, created_at_m, expires FROM root_keys
+             WHERE deleted_at_m IS NULL ORDER BY created_at_m DESC, id DESC",
+        )
+    };
+    let rows = records.rows(ACTION, ask).await?;
+    let read = |row: &PgRow| -> sqlx::Result<_> {
+        let info = RootKeyInfo {
+            id: KeyId::new(row.try_get::<&str, _>("id")?),
+            workspace_id: WorkspaceId::new(row.try_get::<&str, _>("workspace_id")?),
+            start: row.try_get("start")?,
+            name: row.try_get("name")?,
+            permissions: Vec::new(),
+            created_at: StoreTime::from_millis(row.try_get("created_at_m")?),
+            expires_at: time(row, "expires")?,
+        };
+        Ok((info, row.try_get::<String, _>("permissions")?))
+    };
+    let info = |row| {
+        let (info, list) = read(row).map_err(failed(ACTION))?;
+        Ok(RootKeyInfo { permissions: permissions(info.id.as_str(), &list)?, ..info })
+    };
+    rows.iter().map(info).collect()
+}
+
+/// A live API of this workspace.
+pub(super) async fn api(
+    records: &Lane,
+    workspace: &WorkspaceId,
+    api: &ApiId,
+) -> Result<Option<Api>, StoreError> {
+    const ACTION: &str = "read an API";
+    let ask = || {
+        sqlx::query(
+            "SELECT a.name FROM apis a JOIN workspaces w ON w.id = a.workspace_id
+             WHERE a.id = $1 AND a.workspace_id = $2 AND a.deleted_at_m IS NULL",
+        )
+        .bind(api.as_str())
+        .bind(workspace.as_str())
+    };
+    let Some(row) = records.row(ACTION, ask).await? else { return Ok(None) };
+    Ok(Some(Api { id: api.clone(), name: row.try_get("name").map_err(failed(ACTION))? }))
+}
+
+/// A live key of this workspace, in a live API.
+pub(super) async fn key(
+    records: &Lane,
+    workspace: &WorkspaceId,
+    key: &KeyId,
+) -> Result<Option<KeyDetails>, StoreError> {
+    let ask = || {
+        sqlx::query(
+            "SELECT k.id, k.api_id, k.start, k.name, k.meta, k.external_id, k.permissions, k.enabled,
+                    k.expires, k.created_at_m, k.updated_at_m
+             FROM keys k
+             JOIN apis a ON a.id = k.api_id AND a.deleted_at_m IS NULL
+             JOIN workspaces w ON w.id = k.workspace_id
+             WHERE k.id = $1 AND k.workspace_id = $2 AND k.deleted_at_m IS NULL",
+        )
+        .bind(key.as_str())
+        .bind(workspace.as_str())
+    };
+    records.row("read a key", ask).await?.as_ref().map(key_details).transpose()
+}
+
+/// Live keys of a live API, and which one comes next.
+pub(super) async fn list_keys(
+    records: &Lane,
+    workspace: &WorkspaceId,
+    list: &ListKeys,
+) -> Result<Option<KeyPage>, StoreError> {
+    if api(records, workspace, &list.api_id).await?.is_none() {
+        return Ok(None);
+    }
+    let rows = records.rows("list keys", || list_statement(workspace, list)).await?;
+    let mut keys = rows.iter().map(key_details).collect::<Result<Vec<_>, _>>()?;
+    let next = keys.get(list.limit).map(|key| key.id.clone());
+    keys.truncate(list.limit);
+    Ok(Some(KeyPage { keys, next }))
+}
+
+fn list_statement(workspace: &WorkspaceId, list: &ListKeys) -> Statement {
+    sqlx::query(
+        "SELECT id, api_id, start, name, meta, external_id, permissions, enabled, expires,
+                created_at_m, updated_at_m
+         FROM keys
+         WHERE api_id = $1 AND workspace_id = $2 AND deleted_at_m IS NULL AND id >= $3
+           AND ($4::text IS NULL OR external_id = $4)
+         ORDER BY id LIMIT $5",
+    )
+    .bind(list.api_id.as_str())
+    .bind(workspace.as_str())
+    .bind(list.from.as_ref().map_or("", KeyId::as_str))
+    .bind(list.external_id.as_deref())
+    .bind(sql_limit(list.limit.saturating_add(1)))
+}
+
+fn key_details(row: &PgRow) -> Result<KeyDetails, StoreError> {
+    let read = || -> sqlx::Result<_> {
+        let details = KeyDetails {
+            id: KeyId::new(row.try_get::<&str, _>("id")?),
+            api_id: ApiId::new(row.try_get::<&str, _>("api_id")?),
+            start: row.try_get("start")?,
+            name: row.try_get("name")?,
+            meta: row.try_get("meta")?,
+            external_id: row.try_get("external_id")?,
+            permissions: Vec::new(),
+            enabled: row.try_get("enabled")?,
+            expires_at: time(row, "expires")?,
+            created_at: StoreTime::from_millis(row.try_get("created_at_m")?),
+            updated_at: time(row, "updated_at_m")?,
+        };
+        Ok((details, row.try_get::<&str, _>("permissions")?))
+    };
+    let (details, list) = read().map_err(failed("read a key"))?;
+    Ok(KeyDetails { permissions: permissions(details.id.as_str(), list)?, ..details })
+}
+
+/// Whether a key or root key has come to its end and isn't marked yet.
+pub(super) async fn any_to_expire(log: &Lane) -> Result<bool, StoreError> {
+    const ACTION: &str = "look for keys to expire";
+    let ask = || {
+        sqlx::query(
+            "SELECT EXISTS (SELECT FROM keys
+                            WHERE expires <= now / 1000 AND NOT expired AND deleted_at_m IS NULL)
+                 OR EXISTS (SELECT FROM root_keys
+                            WHERE expires <= now / 1000 AND NOT expired AND deleted_at_m IS NULL) AS any
+             FROM (SELECT evictd_now() AS now OFFSET 0) AS clock",
+        )
+    };
+    let row = log.row(ACTION, ask).await?;
+    row.map_or(Ok(false), |row| row.try_get("any")).map_err(failed(ACTION))
+}

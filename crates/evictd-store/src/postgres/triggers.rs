@@ -1,0 +1,86 @@
+//! Whether what feeds the log is in place and unaltered (R3).
+//!
+//! What is intended stands in the migrations, which are part of this program: a copy of it in the database could be
+//! altered along with what it should vouch for, or be taken from a database that was altered already. Triggers are
+//! written there as PostgreSQL itself tells them (`pg_get_triggerdef`), in one line; function bodies are kept by
+//! PostgreSQL to the letter. So both compare as text.
+
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
+use sqlx::Row;
+
+use super::MIGRATIONS;
+use super::connections::{Lane, failed};
+use crate::StoreError;
+
+/// Triggers by name, with their definitions; functions by name, with their bodies.
+static INTENDED: LazyLock<BTreeMap<&str, &str>> =
+    LazyLock::new(|| MIGRATIONS.iter().flat_map(|migration| intended(migration.sql.as_str())).collect());
+
+/// Reads a migration.
+fn intended(migration: &str) -> impl Iterator<Item = (&str, &str)> {
+    let triggers = migration.lines().filter_map(|line| {
+        let name = line.strip_prefix("CREATE TRIGGER ")?.split(' ').next()?;
+        Some((name, line.trim_end_matches(';')))
+    });
+    let functions = migration.split("\nCREATE FUNCTION ").skip(1).filter_map(|function| {
+        let (head, rest) = function.split_once("$$")?;
+        let (body, _) = rest.split_once("$$")?;
+        Some((head.split('(').next()?, body))
+    });
+    triggers.chain(functions.filter(|(name, _)| *name != "evictd_now"))
+}
+
+/// Compares the database's with the intended ones. Triggers must be enabled always; functions must be found by
+/// nobody else's search path, and a trigger's must act with the rights of its owner.
+pub(super) async fn check(log: &Lane) -> Result<(), StoreError> {
+    const ACTION: &str = "read its triggers";
+    let ask = || {
+        sqlx::query(
+            "WITH home AS (
+                 SELECT n.oid, n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                 WHERE c.oid = to_regclass('log_head')
+             )
+             SELECT t.tgname::text AS name, pg_get_triggerdef(t.oid, true) AS text, t.tgenabled = 'A' AS in_force
+             FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN home ON c.relnamespace = home.oid
+             WHERE NOT t.tgisinternal
+             UNION ALL
+             SELECT p.proname::text, p.prosrc,
+                    p.proconfig = ARRAY [format('search_path=%I, pg_temp', home.nspname)]
+                    AND p.prosecdef = (p.prorettype = 'trigger'::regtype)
+             FROM pg_proc p JOIN home ON p.pronamespace = home.oid",
+        )
+    };
+    let rows = log.rows(ACTION, ask).await?;
+    let mut found = BTreeMap::new();
+    for row in &rows {
+        let read = || Ok((row.try_get::<&str, _>("name")?, row.try_get::<&str, _>("text")?));
+        let (name, text) = read().map_err(failed(ACTION))?;
+        if row.try_get::<Option<bool>, _>("in_force").map_err(failed(ACTION))? == Some(true) {
+            found.insert(name, text);
+        }
+    }
+    match INTENDED.iter().find(|(name, text)| found.get(*name) != Some(*text)) {
+        Some((name, _)) => Err(StoreError::TriggerMissing { name: (*name).to_owned() }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_migrations_say_what_is_intended() {
+        let tables = ["apis", "keys", "root_keys", "workspaces"];
+        let mut names: Vec<_> = tables.iter().map(|table| format!("{table}_changed")).collect();
+        names.extend(tables.iter().map(|table| format!("{table}_truncated")));
+        names.extend(tables.iter().map(|table| format!("evictd_{table}_changed")));
+        names.extend(["evictd_log", "evictd_truncated"].map(str::to_owned));
+        names.sort_unstable();
+        assert_eq!(INTENDED.keys().copied().collect::<Vec<_>>(), names);
+        assert!(INTENDED["keys_changed"].ends_with("FOR EACH ROW EXECUTE FUNCTION evictd_keys_changed()"));
+        assert!(INTENDED["evictd_log"].contains("INSERT INTO invalidations"));
+    }
+}

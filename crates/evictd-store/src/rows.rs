@@ -1,0 +1,210 @@
+//! What the stores read out of their rows alike, and write alike.
+
+use std::time::Duration;
+
+use evictd_core::ids::{AgentName, ApiId, Identity, InstanceId, KeyHash, KeyId, Region, WorkspaceId};
+use evictd_core::invalidation::{Cause, Scope};
+use evictd_core::limits::ID_BYTES_MAX;
+use evictd_core::position::LogPosition;
+use evictd_core::record::RecordState;
+use evictd_core::roster::{Instance, PartitionPolicy};
+use evictd_core::time::StoreTime;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::StoreError;
+use crate::audit::AuditTarget;
+use crate::change::{Actor, Edit, Operator};
+use crate::roster::RosterEntry;
+
+/// Above so many waiting key rows, an API gets one row for all of them: a bulk deletion by direct SQL must
+/// not hold up every agent's proof.
+pub(crate) const MERGE_ABOVE: i64 = 1_000;
+
+/// An instance's `last_seen` in the roster is at most this old: rounds shouldn't write a row per agent each.
+pub(crate) const ROSTER_REFRESH: Duration = Duration::from_mins(1);
+
+/// For LIMIT, where "as many as there are" is as good as any number that doesn't fit.
+pub(crate) fn sql_limit(limit: usize) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX)
+}
+
+/// A place in the log, out of two columns.
+pub(crate) fn log_position(epoch: i64, position: i64) -> Result<LogPosition, StoreError> {
+    u32::try_from(epoch)
+        .ok()
+        .zip(u64::try_from(position).ok())
+        .and_then(|(epoch, position)| LogPosition::new(epoch, position))
+        .ok_or_else(|| StoreError::Corrupt { what: "log position", value: format!("{epoch}.{position}") })
+}
+
+/// Why a row was written. It decides nothing, so that one that nobody knows stops nothing.
+pub(crate) fn cause(label: Option<&str>) -> Cause {
+    label.and_then(Cause::from_label).unwrap_or(Cause::Changed)
+}
+
+/// The columns of a log row that say what it makes forgotten; `None` for what can't be read.
+pub(crate) struct ScopeColumns<'a> {
+    pub(crate) scope: Option<&'a str>,
+    pub(crate) key_hash: Option<&'a [u8]>,
+    pub(crate) key_id: Option<&'a str>,
+    pub(crate) api_id: Option<&'a str>,
+    pub(crate) workspace_id: Option<&'a str>,
+}
+
+impl ScopeColumns<'_> {
+    /// What the row makes forgotten. A row that doesn't say it precisely (a blanked hash, an id that wouldn't
+    /// fit on the wire) is widened, never dropped: one bad row must neither be lost nor stop the log.
+    pub(crate) fn read(&self) -> Scope {
+        let fits = |id: &&str| (1..=ID_BYTES_MAX).contains(&id.len());
+        let hash = self.key_hash.and_then(|hash| <[u8; 32]>::try_from(hash).ok()).map(KeyHash);
+        let api_id = self.api_id.filter(fits);
+        match (self.scope, hash, api_id, self.workspace_id.filter(fits)) {
+            (Some("key"), Some(hash), ..) => Scope::Key {
+                hash,
+                key_id: self.key_id.filter(fits).map(KeyId::new),
+                api_id: api_id.map(ApiId::new),
+            },
+            (Some("key" | "api"), _, Some(api_id), _) => Scope::Api(ApiId::new(api_id)),
+            (Some("key" | "api" | "workspace"), _, _, Some(workspace_id)) => {
+                Scope::Workspace(WorkspaceId::new(workspace_id))
+            }
+            _ => Scope::All,
+        }
+    }
+}
+
+/// What a record's state follows from.
+#[derive(Clone, Copy)]
+pub(crate) struct Standing {
+    /// It, or what it belongs to, is marked as deleted or gone.
+    pub(crate) deleted: bool,
+    pub(crate) workspace_enabled: bool,
+    pub(crate) enabled: bool,
+    /// Its end was marked as come.
+    pub(crate) expired: bool,
+    pub(crate) expires_at: Option<StoreTime>,
+}
+
+impl Standing {
+    /// The state on the store's clock. What weighs most comes first.
+    pub(crate) fn state(self, now: StoreTime) -> RecordState {
+        if self.deleted {
+            RecordState::Deleted
+        } else if !self.workspace_enabled {
+            RecordState::WorkspaceDisabled
+        } else if !self.enabled {
+            RecordState::Disabled
+        } else if self.expired || self.expires_at.is_some_and(|end| end <= now) {
+            RecordState::Expired
+        } else {
+            RecordState::Active
+        }
+    }
+}
+
+/// The permissions of the key or root key `id`.
+pub(crate) fn permissions<T: for<'a> Deserialize<'a>>(id: &str, list: &str) -> Result<Vec<T>, StoreError> {
+    serde_json::from_str(list)
+        .map_err(|_| StoreError::Corrupt { what: "permission list of a key", value: id.to_owned() })
+}
+
+/// The columns of a roster row.
+pub(crate) struct RosterColumns<'a> {
+    pub(crate) region: &'a str,
+    pub(crate) agent: &'a str,
+    pub(crate) instance: &'a str,
+    pub(crate) policy: &'a str,
+    pub(crate) bound_ms: i64,
+    pub(crate) last_seen: i64,
+}
+
+impl RosterColumns<'_> {
+    /// The instance. A row that makes no sense is an error and not left out: receipts must not do without
+    /// anybody who may hold a lease (G4).
+    pub(crate) fn read(&self) -> Result<RosterEntry, StoreError> {
+        let Self { region, agent, instance, policy, bound_ms, last_seen } = *self;
+        let corrupt = || StoreError::Corrupt { what: "instance in its roster", value: instance.to_owned() };
+        let policies = [PartitionPolicy::Deny, PartitionPolicy::ServeStale];
+        Ok(RosterEntry {
+            instance: Instance {
+                identity: Identity {
+                    region: Region::new(region),
+                    agent: AgentName::new(agent),
+                    instance: InstanceId(u64::from_str_radix(instance, 16).map_err(|_| corrupt())?),
+                },
+                policy: policies.into_iter().find(|p| p.label() == policy).ok_or_else(corrupt)?,
+                bound: Duration::from_millis(u64::try_from(bound_ms).map_err(|_| corrupt())?),
+            },
+            last_seen: StoreTime(last_seen),
+        })
+    }
+}
+
+/// Whether a property is to be set, and to what.
+pub(crate) fn edit<T>(edit: &Edit<T>) -> (bool, Option<&T>) {
+    match edit {
+        Edit::Keep => (false, None),
+        Edit::Clear => (true, None),
+        Edit::Set(value) => (true, Some(value)),
+    }
+}
+
+/// Who makes a change, as an audit record tells it.
+#[derive(Clone, Copy)]
+pub(crate) struct Author<'a> {
+    pub(crate) workspace: &'a WorkspaceId,
+    pub(crate) actor_type: &'static str,
+    pub(crate) actor_id: &'a str,
+    pub(crate) request_id: &'a str,
+    pub(crate) remote_ip: Option<&'a str>,
+    pub(crate) user_agent: Option<&'a str>,
+}
+
+impl<'a> Author<'a> {
+    /// A root key, through the control API.
+    pub(crate) fn root_key(actor: &'a Actor) -> Self {
+        Self {
+            workspace: &actor.workspace_id,
+            actor_type: "rootkey",
+            actor_id: actor.root_key_id.as_str(),
+            request_id: &actor.request_id,
+            remote_ip: actor.remote_ip.as_deref(),
+            user_agent: actor.user_agent.as_deref(),
+        }
+    }
+
+    /// An operator, in a workspace that he has no key of.
+    pub(crate) fn operator(operator: &'a Operator, workspace: &'a WorkspaceId) -> Self {
+        Self {
+            workspace,
+            actor_type: "system",
+            actor_id: &operator.name,
+            request_id: &operator.request_id,
+            remote_ip: None,
+            user_agent: None,
+        }
+    }
+}
+
+/// The targets of an audit record. Ids only, because the record outlives a permanent deletion, and a name might
+/// say more than may remain.
+pub(crate) fn audit_targets(targets: &[(&str, &str)]) -> String {
+    let targets: Vec<Value> =
+        targets.iter().map(|(kind, id)| json!({ "type": kind, "id": id, "name": id })).collect();
+    Value::from(targets).to_string()
+}
+
+/// Reads them back.
+pub(crate) fn parse_audit_targets(event_id: &str, targets: &str) -> Result<Vec<AuditTarget>, StoreError> {
+    #[derive(Deserialize)]
+    struct Target {
+        r#type: String,
+        id: String,
+    }
+    let targets: Vec<Target> = serde_json::from_str(targets).map_err(|_| StoreError::Corrupt {
+        what: "target list of an audit record",
+        value: event_id.to_owned(),
+    })?;
+    Ok(targets.into_iter().map(|Target { r#type, id }| AuditTarget { kind: r#type, id }).collect())
+}

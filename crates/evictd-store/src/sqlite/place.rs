@@ -1,0 +1,103 @@
+//! Notices that the file was moved, replaced or removed while it is open, or what belongs beside it.
+//!
+//! SQLite goes on with the files that it has open, wherever they lie by now. What is committed to them then is
+//! found by nobody who looks where the store belongs, the next start of the publisher among them. So nothing is
+//! committed unless they lie where they were opened.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use crate::StoreError;
+
+/// The database, its write-ahead log, and the index of that, by which processes keep out of each other's way.
+/// They exist for as long as anybody has the store open.
+const SUFFIXES: [&str; 3] = ["", "-wal", "-shm"];
+
+/// Where an open store's files are.
+#[derive(Debug)]
+pub(super) struct Place {
+    files: Vec<(PathBuf, Identity)>,
+}
+
+/// What tells one file from any other that takes its name.
+type Identity = (u64, u64);
+
+impl Place {
+    /// Of the store at `store`, which must be open.
+    pub(super) fn of(store: &Path) -> io::Result<Self> {
+        let path = |suffix: &str| {
+            let mut path = OsString::from(store);
+            path.push(suffix);
+            PathBuf::from(path)
+        };
+        let file = |path: PathBuf| identity(&path).map(|identity| (path, identity));
+        Ok(Self { files: SUFFIXES.map(path).into_iter().map(file).collect::<io::Result<_>>()? })
+    }
+
+    /// [`StoreError::Misplaced`] unless all of it is still there. A few microseconds; a commit takes as many
+    /// milliseconds.
+    pub(super) fn check(&self) -> Result<(), StoreError> {
+        let lost = |(path, opened): &&(PathBuf, Identity)| identity(path).ok() != Some(*opened);
+        match self.files.iter().find(lost) {
+            Some((path, _)) => Err(StoreError::Misplaced { path: path.clone() }),
+            None => Ok(()),
+        }
+    }
+}
+
+fn identity(path: &Path) -> io::Result<Identity> {
+    fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::HomeStore;
+    use crate::log::RoundRequest;
+    use crate::sqlite::SqliteStore;
+
+    fn is_misplaced<T>(outcome: &Result<T, StoreError>) -> bool {
+        matches!(outcome, Err(StoreError::Misplaced { .. }))
+    }
+
+    #[tokio::test]
+    async fn a_store_that_was_moved_away_refuses_changes_until_it_is_back() {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, away) in [("home.db", "away.db"), ("home.db-wal", "wal"), ("home.db-shm", "shm")] {
+            let store = SqliteStore::open(&directory.path().join("home.db")).await.unwrap();
+            let (here, away) = (directory.path().join(name), directory.path().join(away));
+            let fence = store.round(RoundRequest::default()).await.unwrap().numbered.head;
+
+            fs::rename(&here, &away).unwrap();
+            assert!(is_misplaced(&store.round(RoundRequest::default()).await), "{name}");
+            assert!(is_misplaced(&store.writable()), "{name}");
+            assert_eq!(store.head().await.unwrap(), fence, "reading goes on");
+            assert!(!here.exists(), "{name} was created anew");
+
+            // Somebody puts another one in its place.
+            fs::copy(&away, &here).unwrap();
+            assert!(is_misplaced(&store.round(RoundRequest::default()).await), "{name}");
+
+            fs::rename(&away, &here).unwrap();
+            store.writable().unwrap();
+            store.round(RoundRequest::default()).await.unwrap();
+            store.close().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_refused_left_nothing_behind() {
+        let directory = tempfile::tempdir().unwrap();
+        let (here, away) = (directory.path().join("home.db"), directory.path().join("away.db"));
+        let store = SqliteStore::open(&here).await.unwrap();
+        let before = store.begin_epoch().await.unwrap();
+        fs::rename(&here, &away).unwrap();
+        assert!(is_misplaced(&store.begin_epoch().await));
+        fs::rename(&away, &here).unwrap();
+        assert_eq!(store.head().await.unwrap(), before);
+        store.begin_epoch().await.unwrap();
+    }
+}

@@ -1,0 +1,5 @@
+//! The store against real databases.
+
+#[path = "../fixture/mod.rs"]
+mod fixture;
+mod postgres;

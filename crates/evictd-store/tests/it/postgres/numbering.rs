@@ -1,0 +1,152 @@
+//! R1: transactions commit in any order, and positions are dense and given once.
+
+use std::sync::{Arc, Mutex};
+
+use evictd_core::invalidation::{Cause, Scope};
+use evictd_store::HomeStore;
+use evictd_store::change::DeleteMode;
+use evictd_store::log::Replay;
+use sqlx::Executor;
+
+use super::{after, connect, populated, run, stranger, wait_for_waiters};
+use crate::fixture::{actor, api_id, instance, key, key_scope, news, run_round};
+
+#[tokio::test]
+async fn transactions_that_commit_out_of_order_are_numbered_as_they_commit() {
+    let fixture = populated(3).await;
+    let (mut slow, mut slower) = (stranger(&fixture.url).await, stranger(&fixture.url).await);
+    slow.execute("BEGIN; UPDATE keys SET enabled = false WHERE id = 'key_1'").await.unwrap();
+    slower.execute("BEGIN; UPDATE keys SET enabled = false WHERE id = 'key_2'").await.unwrap();
+    assert_eq!(
+        after(&fixture, "UPDATE keys SET enabled = false WHERE id = 'key_3'").await,
+        [(key_scope(3), Cause::Changed)],
+        "it waits for none of those before it"
+    );
+    slower.execute("COMMIT").await.unwrap();
+    assert_eq!(news(&fixture.store).await, [(key_scope(2), Cause::Changed)]);
+    run_round(&fixture.store, &[], &[]).await;
+    slow.execute("COMMIT").await.unwrap();
+    let last = fixture.store.number(10).await.unwrap();
+    let Replay::Rows(all) = fixture.store.replay(1, 1, u64::MAX, 100).await.unwrap() else {
+        panic!("nothing was purged")
+    };
+    assert_eq!(all.last(), last.rows.last());
+    let positions: Vec<_> = all.iter().map(|row| row.position.position()).collect();
+    assert_eq!(positions, (1..=last.head.position()).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_committed_while_numbering_waits_for_its_lock_is_numbered_too() {
+    let fixture = populated(2).await;
+    let server = evictd_postgres_server::shared().unwrap();
+    let mut other_publisher = stranger(&fixture.url).await;
+    other_publisher.execute("BEGIN; SELECT FROM log_head FOR UPDATE").await.unwrap();
+    run(&fixture.url, "UPDATE keys SET enabled = false WHERE id = 'key_1'").await;
+    let store = Arc::new(fixture.store);
+    let numbering = tokio::spawn({
+        let store = store.clone();
+        async move { news(&*store).await }
+    });
+    wait_for_waiters(server, &fixture.url, 1);
+    run(&fixture.url, "UPDATE keys SET enabled = false WHERE id = 'key_2'").await;
+    other_publisher.execute("COMMIT").await.unwrap();
+    assert_eq!(
+        numbering.await.unwrap(),
+        [(key_scope(1), Cause::Changed), (key_scope(2), Cause::Changed)],
+        "its snapshot is younger than its lock"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_publishers_that_number_under_load_share_the_positions() {
+    let fixture = populated(0).await;
+    let start = fixture.store.head().await.unwrap().position();
+    let stores = [Arc::new(fixture.store), Arc::new(connect(&fixture.url).await)];
+    let positions = Arc::new(Mutex::new(Vec::new()));
+    let mut tasks = Vec::new();
+    for (n, store) in stores.iter().enumerate() {
+        for part in 0..4_u8 {
+            let store = store.clone();
+            tasks.push(tokio::spawn(async move {
+                for k in 0..25 {
+                    store.create_key(&actor(), key(n as u8 * 100 + part * 25 + k)).await.unwrap();
+                }
+            }));
+        }
+        let (numbering, rounds) = (store.clone(), store.clone());
+        let (of_numbering, of_rounds) = (positions.clone(), positions.clone());
+        tasks.push(tokio::spawn(async move {
+            for _ in 0..40 {
+                let rows = numbering.number(7).await.unwrap().rows;
+                of_numbering.lock().unwrap().extend(rows.iter().map(|row| row.position.position()));
+            }
+        }));
+        tasks.push(tokio::spawn(async move {
+            for i in 0..10 {
+                let rows = run_round(&*rounds, &[instance(i)], &[]).await.numbered.rows;
+                of_rounds.lock().unwrap().extend(rows.iter().map(|row| row.position.position()));
+            }
+        }));
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
+    let rest = stores[0].number(usize::MAX).await.unwrap().rows;
+    let mut positions = positions.lock().unwrap().clone();
+    positions.extend(rest.iter().map(|row| row.position.position()));
+    positions.sort_unstable();
+    assert_eq!(positions, (start + 1..=start + 200).collect::<Vec<_>>());
+    assert_eq!(stores[0].roster(0).await.unwrap(), stores[1].roster(0).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_huge_bulk_deletion_is_one_change_of_its_api() {
+    let fixture = populated(1).await;
+    let many = "INSERT INTO keys (id, api_id, workspace_id, hash, start)
+                SELECT 'bulk_' || n, 'api_1', 'ws_1', sha256(n::text::bytea), 'abcd'
+                FROM generate_series(1, 1500) AS n";
+    let created = after(&fixture, many).await;
+    assert_eq!(created, [(Scope::Api(api_id()), Cause::Created)], "an import is one change as well");
+
+    fixture.store.delete_key(&actor(), &key(1).id, DeleteMode::Soft, &|_| true).await.unwrap();
+    run(&fixture.url, "DELETE FROM keys WHERE id LIKE 'bulk_%'").await;
+    let round = run_round(&fixture.store, &[], &[]).await.numbered;
+    assert_eq!(
+        crate::fixture::said(&round.rows),
+        [(key_scope(1), Cause::Deleted), (Scope::Api(api_id()), Cause::Erased)],
+        "and a deletion that a request waits for keeps its own row"
+    );
+}
+
+#[tokio::test]
+async fn two_publishers_mark_what_has_expired_once() {
+    let fixture = populated(0).await;
+    let other = connect(&fixture.url).await;
+    for n in 1..=50 {
+        let ended = Some(evictd_core::time::StoreTime::from_millis(1_000));
+        let key = evictd_store::change::NewKey { expires_at: ended, ..key(n) };
+        fixture.store.create_key(&actor(), key).await.unwrap();
+    }
+    news(&fixture.store).await;
+    let (here, there) = tokio::join!(fixture.store.expire(100), other.expire(100));
+    let rest = fixture.store.expire(100).await.unwrap();
+    assert_eq!(here.unwrap() + there.unwrap() + rest, 50);
+    assert_eq!(news(&fixture.store).await.len(), 50);
+}
+
+#[tokio::test]
+async fn a_database_that_reads_all_else_in_old_snapshots_is_numbered_from_new_ones() {
+    let fixture = populated(0).await;
+    let database = super::database(&fixture.url);
+    let sql = format!(
+        "ALTER DATABASE {database} SET default_transaction_isolation = 'serializable';
+         ALTER DATABASE {database} SET synchronous_commit = off"
+    );
+    run(&fixture.url, &sql).await;
+    let (here, there) = (connect(&fixture.url).await, connect(&fixture.url).await);
+    for n in 1..=20 {
+        here.create_key(&actor(), key(n)).await.unwrap();
+        let (one, two) = tokio::join!(here.number(10), there.number(10));
+        assert_eq!(one.unwrap().rows.len() + two.unwrap().rows.len(), 1);
+    }
+}

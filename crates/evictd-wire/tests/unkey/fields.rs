@@ -1,0 +1,400 @@
+//! Requests at the limits of every field.
+
+use evictd_wire::api::error::{ErrorKind, JSON};
+use evictd_wire::api::requests;
+use serde_json::json;
+
+use crate::table::{
+    CREATE_API, CREATE_KEY, Characters, DELETE_API, DELETE_KEY, ENDPOINTS, Endpoint, Field, GET_API, GET_KEY,
+    GET_RECEIPT, LIST_KEYS, REROLL_KEY, Rule, UPDATE_KEY, VERIFY_KEY,
+};
+
+/// Longest text that is tried where there is no limit.
+const LONG: usize = 10_000;
+
+/// The first half of a surrogate pair, alone: no text.
+const HALF_A_CHARACTER: &str = r#""\ud800""#;
+
+/// A value, as JSON, and at which keywords of its field it is refused. None: it is taken.
+type Case = (String, &'static [&'static str]);
+
+impl Endpoint {
+    /// A body of these members; the required ones that aren't among them are added.
+    fn body(&self, members: &[(&str, &str)]) -> Vec<u8> {
+        let given = |field: &&Field| members.iter().any(|(name, _)| *name == field.name);
+        let others = self.fields.iter().filter(|field| field.required && !given(field));
+        let others: Vec<_> = others.map(|field| (field.name, field.rule.fine())).collect();
+        let others = others.iter().map(|(name, value)| (*name, value.as_str()));
+        let members: Vec<_> = others
+            .chain(members.iter().copied())
+            .map(|(name, value)| format!("\"{name}\":{value}"))
+            .collect();
+        format!("{{{}}}", members.join(",")).into_bytes()
+    }
+
+    fn takes(&self, body: &[u8], why: &str) {
+        if let Err(error) = (self.parse)(body) {
+            panic!("{}, {why}: {error:?} in {}", self.path, shown(body));
+        }
+    }
+
+    /// Refused as Unkey's validator does it, at these places.
+    fn refuses(&self, body: &[u8], locations: &[String], why: &str) {
+        let context = || format!("{}, {why}: {}", self.path, shown(body));
+        let error = (self.parse)(body).expect_err(&context());
+        assert_eq!((error.status(), error.kind), (400, ErrorKind::InvalidInput), "{}", context());
+        assert_eq!(
+            error.kind.type_url(),
+            "https://unkey.com/docs/errors/unkey/application/invalid_input",
+            "{}",
+            context()
+        );
+        assert_eq!(error.content_type(Some("*/*")), JSON, "{}", context());
+        assert_eq!(error.detail, format!("POST request body for '{}' failed to validate schema", self.path));
+        let told: Vec<_> = error.errors.iter().map(|error| error.location.clone()).collect();
+        assert_eq!(told, locations, "{}", context());
+    }
+
+    /// Tries each field at each of its limits.
+    fn keeps_its_limits(&self) {
+        for field in self.fields {
+            for (value, keywords) in field.cases() {
+                let body = self.body(&[(field.name, &value)]);
+                if keywords.is_empty() {
+                    self.takes(&body, field.name);
+                } else {
+                    let place = |keyword: &&str| format!("/properties/{}{keyword}", field.name);
+                    let places: Vec<_> = keywords.iter().map(place).collect();
+                    self.refuses(&body, &places, field.name);
+                }
+            }
+        }
+    }
+}
+
+impl Field {
+    fn cases(&self) -> Vec<Case> {
+        let mut cases = self.rule.cases();
+        cases.extend(self.rule.other_types().into_iter().map(|value| (value, &["/type"][..])));
+        if !matches!(self.rule, Rule::LeftOut { .. }) {
+            cases.push(("null".to_owned(), if self.nullable { &[] } else { &["/type"] }));
+        }
+        cases
+    }
+}
+
+impl Rule {
+    /// A value that is taken.
+    fn fine(self) -> String {
+        match self {
+            Self::Text { min, .. } => quoted(&"a".repeat(min.max(1))),
+            Self::List { .. } | Self::LeftOut { .. } => "[]".to_owned(),
+            Self::Integer { min, .. } => min.to_string(),
+            Self::Flag => "true".to_owned(),
+            Self::Object => "{}".to_owned(),
+        }
+    }
+
+    /// Values of its own type, at its limits and beyond.
+    fn cases(self) -> Vec<Case> {
+        match self {
+            Self::Text { min, max, of } => {
+                let mut cases = texts(min, max, of, &TEXT_KEYWORDS);
+                cases.push((HALF_A_CHARACTER.to_owned(), &[""]));
+                cases
+            }
+            Self::List { max_items, min, max, of } => lists(max_items, min, max, of),
+            Self::Integer { min, max } => integers(min, max),
+            Self::Flag => vec![("true".to_owned(), &[]), ("false".to_owned(), &[])],
+            Self::Object => objects(),
+            Self::LeftOut { harmless } => left_out(harmless),
+        }
+    }
+
+    /// One value of each type that it isn't.
+    fn other_types(self) -> Vec<String> {
+        let own = match self {
+            Self::Text { .. } => "\"a\"",
+            Self::List { .. } => "[]",
+            Self::Integer { .. } => "7",
+            Self::Flag => "true",
+            Self::Object => "{}",
+            Self::LeftOut { .. } => return Vec::new(),
+        };
+        let all = ["\"a\"", "[]", "7", "true", "{}"];
+        all.into_iter().filter(|other| *other != own).map(str::to_owned).collect()
+    }
+}
+
+/// How the errors about a text are called.
+struct TextKeywords {
+    min: &'static [&'static str],
+    max: &'static [&'static str],
+    pattern: &'static [&'static str],
+    min_and_pattern: &'static [&'static str],
+}
+
+const TEXT_KEYWORDS: TextKeywords = TextKeywords {
+    min: &["/minLength"],
+    max: &["/maxLength"],
+    pattern: &["/pattern"],
+    min_and_pattern: &["/minLength", "/pattern"],
+};
+
+const ITEM_KEYWORDS: TextKeywords = TextKeywords {
+    min: &["/items/minLength"],
+    max: &["/items/maxLength"],
+    pattern: &["/items/pattern"],
+    min_and_pattern: &["/items/minLength", "/items/pattern"],
+};
+
+fn texts(min: usize, max: usize, of: Characters, keywords: &TextKeywords) -> Vec<Case> {
+    let mut cases: Vec<Case> = vec![(quoted(&"a".repeat(min)), &[])];
+    if min > 0 {
+        // Nothing at all is no character of the pattern's either.
+        let short = if min == 1 && of.is_named() { keywords.min_and_pattern } else { keywords.min };
+        cases.push((quoted(&"a".repeat(min - 1)), short));
+    }
+    // Characters count, not bytes; and an escape is one character.
+    let longest = if of.holds('ä') { "ä" } else { "a" };
+    cases.push((quoted(&longest.repeat(max.min(LONG))), &[]));
+    if max < LONG {
+        cases.push((quoted(&longest.repeat(max + 1)), keywords.max));
+        cases.push((format!("\"{}\"", "\\u0061".repeat(max)), &[]));
+    }
+    let room = "a".repeat(min.max(1));
+    for character in ('\0'..='\u{7f}').chain(['ä', '\u{212a}', '🔑']) {
+        let text = quoted(&format!("{}{character}", &room[1..]));
+        cases.push((text, if of.holds(character) { &[] } else { keywords.pattern }));
+    }
+    cases
+}
+
+fn lists(max_items: usize, min: usize, max: usize, of: Characters) -> Vec<Case> {
+    let list = |items: &[String]| format!("[{}]", items.join(","));
+    let item = quoted(&"a".repeat(max));
+    let mut cases: Vec<Case> = vec![
+        (list(&[]), &[]),
+        (list(&vec![item.clone(); max_items]), &[]),
+        (list(&vec![item.clone(); max_items + 1]), &["/maxItems"]),
+        (list(&[HALF_A_CHARACTER.to_owned()]), &[""]),
+    ];
+    for (text, keywords) in texts(min, max, of, &ITEM_KEYWORDS) {
+        cases.push((list(&[item.clone(), text]), keywords));
+    }
+    for other in ["null", "7", "true", "[]", "{}"] {
+        cases.push((list(&[item.clone(), other.to_owned()]), &["/items/type"]));
+    }
+    cases
+}
+
+fn integers(min: i64, max: i64) -> Vec<Case> {
+    vec![
+        ((min - 1).to_string(), &["/minimum"]),
+        (min.to_string(), &[]),
+        (max.to_string(), &[]),
+        ((max + 1).to_string(), &["/maximum"]),
+        (u64::MAX.to_string(), &["/maximum"]),
+        (i64::MIN.to_string(), &["/minimum"]),
+        (format!("{min}.5"), &["/type"]),
+        // JSON Schema calls these whole; they don't read as an integer.
+        (format!("{min}.0"), &["/type"]),
+        (format!("{min}e0"), &["/type"]),
+        // More than any number type holds.
+        ("1e999".to_owned(), &[""]),
+    ]
+}
+
+fn objects() -> Vec<Case> {
+    let object = |properties: usize| {
+        let members: Vec<_> = (0..properties).map(|n| format!("\"{n}\":[null]")).collect();
+        format!("{{{}}}", members.join(","))
+    };
+    let sized = |bytes: usize| format!(r#"{{"a":"{}"}}"#, "x".repeat(bytes - r#"{"a":""}"#.len()));
+    vec![
+        (object(0), &[]),
+        (object(100), &[]),
+        (object(101), &["/maxProperties"]),
+        (sized(16 * 1024), &[]),
+        (sized(16 * 1024 + 1), &[""]),
+        (format!("{{\"a\":{HALF_A_CHARACTER}}}"), &[""]),
+    ]
+}
+
+/// What is inside doesn't matter: it is refused as a whole.
+fn left_out(harmless: Option<&'static str>) -> Vec<Case> {
+    let values =
+        ["null", "false", "true", "0", "\"a\"", "[]", "{}", "[null]", r#"{"cost":1,"unknown":[{}]}"#];
+    let keywords = |value| if Some(value) == harmless { &[][..] } else { &[""] };
+    values.into_iter().map(|value| (value.to_owned(), keywords(value))).collect()
+}
+
+impl Characters {
+    fn holds(self, character: char) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Stored => character != '\0',
+            Self::LettersDigitsAnd(others) => character.is_ascii_alphanumeric() || others.contains(character),
+        }
+    }
+
+    /// Whether the pattern names what it takes, at least one of it.
+    fn is_named(self) -> bool {
+        matches!(self, Self::LettersDigitsAnd(_))
+    }
+}
+
+fn quoted(text: &str) -> String {
+    json!(text).to_string()
+}
+
+fn shown(body: &[u8]) -> String {
+    String::from_utf8_lossy(body).chars().take(200).collect()
+}
+
+#[test]
+fn create_api_takes_each_field_within_its_limits_and_refuses_it_beyond() {
+    CREATE_API.keeps_its_limits();
+}
+
+#[test]
+fn get_api_takes_each_field_within_its_limits_and_refuses_it_beyond() {
+    GET_API.keeps_its_limits();
+}
+
+#[test]
+fn delete_api_takes_each_field_within_its_limits_and_refuses_it_beyond() {
+    DELETE_API.keeps_its_limits();
+}
+
+#[test]
+fn list_keys_takes_each_field_within_its_limits_and_refuses_it_beyond() {
+    LIST_KEYS.keeps_its_limits();
+}
+
+#[test]
+fn create_key_takes_each_field_within_its_limits_and_refuses_it_beyond() {
+    CREATE_KEY.keeps_its_limits();
+}
+
+#[test]
+fn get_key_takes_each_field_within_its_limits_and_refuses_it_beyond() {
+    GET_KEY.keeps_its_limits();
+}
+
+#[test]
+fn update_key_takes_each_field_within_its_limits_and_refuses_it_beyond() {
+    UPDATE_KEY.keeps_its_limits();
+}
+
+#[test]
+fn reroll_key_takes_each_field_within_its_limits_and_refuses_it_beyond() {
+    REROLL_KEY.keeps_its_limits();
+}
+
+#[test]
+fn delete_key_takes_each_field_within_its_limits_and_refuses_it_beyond() {
+    DELETE_KEY.keeps_its_limits();
+}
+
+#[test]
+fn verify_key_takes_each_field_within_its_limits_and_refuses_it_beyond() {
+    VERIFY_KEY.keeps_its_limits();
+}
+
+#[test]
+fn get_receipt_takes_each_field_within_its_limits_and_refuses_it_beyond() {
+    GET_RECEIPT.keeps_its_limits();
+}
+
+#[test]
+fn every_endpoint_that_reads_a_body_is_in_the_table() {
+    let known = requests::Endpoint::ALL.map(requests::Endpoint::path);
+    let known = known.into_iter().filter(|path| *path != requests::LIVENESS_PATH);
+    assert_eq!(known.collect::<Vec<_>>(), ENDPOINTS.map(|endpoint| endpoint.path));
+}
+
+#[test]
+fn a_required_field_that_is_missing_is_refused() {
+    for endpoint in ENDPOINTS {
+        endpoint.refuses(b"{}", &["/required".to_owned()], "nothing at all");
+        for missing in endpoint.fields.iter().filter(|field| field.required) {
+            let others = endpoint.fields.iter().filter(|field| field.required && field.name != missing.name);
+            let others: Vec<_> =
+                others.map(|field| format!("\"{}\":{}", field.name, field.rule.fine())).collect();
+            let body = format!("{{{}}}", others.join(","));
+            endpoint.refuses(body.as_bytes(), &["/required".to_owned()], missing.name);
+        }
+    }
+}
+
+#[test]
+fn a_field_that_is_not_known_is_refused_except_by_the_one_lenient_endpoint() {
+    for endpoint in ENDPOINTS {
+        for name in ["unknown", "KeyId", "api_id", "", "0"] {
+            let body = endpoint.body(&[(name, "null")]);
+            if endpoint.strict {
+                endpoint.refuses(&body, &["/additionalProperties".to_owned()], name);
+            } else {
+                endpoint.takes(&body, name);
+                endpoint.takes(&endpoint.body(&[(name, "1"), (name, "[{}]")]), name);
+            }
+        }
+    }
+    assert_eq!(ENDPOINTS.iter().filter(|endpoint| !endpoint.strict).count(), 1);
+}
+
+#[test]
+fn a_field_that_is_given_twice_is_refused() {
+    for endpoint in ENDPOINTS {
+        for field in endpoint.fields {
+            let harmless = match field.rule {
+                Rule::LeftOut { harmless } => harmless.map(str::to_owned),
+                rule => Some(rule.fine()),
+            };
+            let Some(value) = harmless else { continue };
+            let body = endpoint.body(&[(field.name, &value), (field.name, &value)]);
+            endpoint.refuses(&body, &["body".to_owned()], field.name);
+            // The same name, its first character spelled as an escape.
+            let escaped = format!("\\u{:04x}{}", u32::from(field.name.as_bytes()[0]), &field.name[1..]);
+            let body = endpoint.body(&[(field.name, &value), (&escaped, &value)]);
+            endpoint.refuses(&body, &["body".to_owned()], field.name);
+        }
+    }
+}
+
+#[test]
+fn a_body_that_is_no_json_object_is_refused() {
+    for endpoint in ENDPOINTS {
+        for (body, location) in [
+            (&b""[..], "body"),
+            (b" \n\t", "body"),
+            (b"{", "body"),
+            (b"{}{}", "body"),
+            (b"{\"a\":1,}", "body"),
+            (b"\xef\xbb\xbf{}", "body"),
+            (b"{\"a\":\"\xff\"}", "body"),
+            (b"null", "/type"),
+            (b"[]", "/type"),
+            (b"\"keyId\"", "/type"),
+            (b"1", "/type"),
+        ] {
+            endpoint.refuses(body, &[location.to_owned()], "no object");
+        }
+    }
+}
+
+#[test]
+fn everything_that_is_wrong_is_told_at_once() {
+    let body = br#"{"apiId":"a","byteLength":15,"permissions":["", "ok", 1],"roles":["x"],"more":1}"#;
+    let places = [
+        "/additionalProperties",
+        "/properties/apiId/minLength",
+        "/properties/byteLength/minimum",
+        "/properties/permissions/items/minLength",
+        "/properties/permissions/items/pattern",
+        "/properties/permissions/items/type",
+        "/properties/roles",
+    ];
+    CREATE_KEY.refuses(body, &places.map(str::to_owned), "seven things");
+}

@@ -1,0 +1,123 @@
+//! docs/unkey-compatibility.md says what the code does, and names tests that exist.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use evictd_core::record::Verdict;
+use evictd_wire::api::error::ErrorKind;
+
+use crate::table::{Characters, ENDPOINTS, Field, Rule};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn page() -> String {
+    fs::read_to_string(root().join("docs/unkey-compatibility.md")).unwrap()
+}
+
+/// What a row begins with that describes `field`.
+fn row(field: &Field) -> String {
+    let need = match (field.required, field.nullable) {
+        (true, _) => "required",
+        (false, false) => "optional",
+        (false, true) => "optional, `null` clears",
+    };
+    format!("| `{}` | {need} | {} |", field.name, taken(field.rule))
+}
+
+fn taken(rule: Rule) -> String {
+    let characters = |of| match of {
+        Characters::Any => String::new(),
+        Characters::Stored => ", no NUL".to_owned(),
+        // A minus between two others would be a range.
+        Characters::LettersDigitsAnd(others) => {
+            let minus = if others.contains('-') { "-" } else { "" };
+            format!(" of `[a-zA-Z0-9{}{minus}]`", others.replace('-', ""))
+        }
+    };
+    match rule {
+        Rule::Text { min, max: usize::MAX, of } => {
+            format!("text, {min} or more characters{}", characters(of))
+        }
+        Rule::Text { min, max, of } => format!("text, {min} to {max} characters{}", characters(of)),
+        Rule::List { max_items, min, max, of } => {
+            format!("list of at most {max_items} texts, each {min} to {max} characters{}", characters(of))
+        }
+        Rule::Integer { min, max } => format!("whole number, {min} to {max}"),
+        Rule::Flag => "`true` or `false`".to_owned(),
+        Rule::Object => "object, at most 100 properties and 16 KiB".to_owned(),
+        Rule::LeftOut { harmless: None } => "left out".to_owned(),
+        Rule::LeftOut { harmless: Some(value) } => format!("left out: only `{value}` is taken"),
+    }
+}
+
+/// The names of tests on the page: in backticks, and long enough to be a sentence.
+fn named_tests(page: &str) -> BTreeSet<&str> {
+    let sentence = |code: &&str| {
+        code.matches('_').count() >= 3
+            && code.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
+    };
+    page.split('`').skip(1).step_by(2).filter(sentence).collect()
+}
+
+/// The names of all functions of the workspace's Rust sources below `folder`.
+fn functions(folder: &Path, names: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            functions(&path, names);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let source = fs::read_to_string(&path).unwrap();
+            let after_fn = source.split("fn ").skip(1);
+            names.extend(after_fn.filter_map(|text| text.split_once('(')).map(|(name, _)| name.to_owned()));
+        }
+    }
+}
+
+#[test]
+fn every_test_that_the_page_names_exists() {
+    let mut existing = BTreeSet::new();
+    for folder in ["crates", "tests/tests"] {
+        functions(&root().join(folder), &mut existing);
+    }
+    let page = page();
+    let named = named_tests(&page);
+    assert!(named.len() > 40, "the page names {} tests only", named.len());
+    let missing: Vec<_> = named.iter().filter(|name| !existing.contains(**name)).collect();
+    assert!(missing.is_empty(), "docs/unkey-compatibility.md names tests that don't exist: {missing:#?}");
+}
+
+#[test]
+fn the_page_has_every_field_with_its_limits() {
+    let page = page();
+    for endpoint in ENDPOINTS {
+        let heading = format!("\n## `POST {}`\n", endpoint.path);
+        let (_, rest) = page.split_once(&heading).unwrap_or_else(|| panic!("no section {heading}"));
+        let section = rest.split("\n## ").next().unwrap_or_default();
+        for field in endpoint.fields {
+            let row = row(field);
+            let has = section.lines().any(|line| line.starts_with(&row));
+            assert!(has, "the section of {} needs a row that begins {row}", endpoint.path);
+        }
+        let rows =
+            section.lines().filter(|line| line.contains("_takes_each_field_within_its_limits")).count();
+        assert_eq!(rows, endpoint.fields.len(), "rows about fields that {} doesn't have", endpoint.path);
+    }
+}
+
+#[test]
+fn the_page_has_every_error_and_every_verdict() {
+    let page = page();
+    for kind in ErrorKind::ALL {
+        let url = kind.type_url();
+        let r#type = url.trim_start_matches("https://unkey.com/docs/errors/");
+        let row = format!("\n| {} | `{type}` |", kind.status());
+        assert!(page.contains(&row), "the page needs a row that begins {row}");
+    }
+    for verdict in Verdict::ALL {
+        let row = format!("\n| `{}` | {} |", verdict.code(), verdict == Verdict::Valid);
+        assert!(page.contains(&row), "the page needs a row that begins {row}");
+    }
+}

@@ -1,0 +1,229 @@
+//! Every field of every endpoint, with its limits: Unkey's, less what evictd leaves out.
+
+use evictd_wire::api::error::ApiError;
+use evictd_wire::api::requests::{
+    CreateApi, CreateKey, DeleteApi, DeleteKey, GetApi, GetKey, GetReceipt, ListKeys, RerollKey, UpdateKey,
+    VerifyKey,
+};
+
+/// What an endpoint reads.
+pub(crate) struct Endpoint {
+    pub(crate) path: &'static str,
+    pub(crate) parse: fn(&[u8]) -> Result<(), ApiError>,
+    /// Whether a field that it doesn't know is an error.
+    pub(crate) strict: bool,
+    pub(crate) fields: &'static [Field],
+}
+
+pub(crate) struct Field {
+    pub(crate) name: &'static str,
+    pub(crate) required: bool,
+    pub(crate) nullable: bool,
+    pub(crate) rule: Rule,
+}
+
+#[derive(Clone, Copy)]
+pub(crate) enum Rule {
+    /// Length in characters.
+    Text {
+        min: usize,
+        max: usize,
+        of: Characters,
+    },
+    /// The items are text.
+    List {
+        max_items: usize,
+        min: usize,
+        max: usize,
+        of: Characters,
+    },
+    Integer {
+        min: i64,
+        max: i64,
+    },
+    Flag,
+    /// At most 100 properties and 16 KiB.
+    Object,
+    /// Refused, unless its value is this JSON.
+    LeftOut {
+        harmless: Option<&'static str>,
+    },
+}
+
+#[derive(Clone, Copy)]
+pub(crate) enum Characters {
+    Any,
+    /// All but NUL.
+    Stored,
+    /// Letters and digits of ASCII, and these.
+    LettersDigitsAnd(&'static str),
+}
+
+use Characters::{Any, LettersDigitsAnd, Stored};
+
+const UNLIMITED: usize = usize::MAX;
+const END_OF_2099: i64 = 4_102_444_800_000;
+
+const fn required(name: &'static str, rule: Rule) -> Field {
+    Field { name, required: true, nullable: false, rule }
+}
+
+const fn optional(name: &'static str, rule: Rule) -> Field {
+    Field { name, required: false, nullable: false, rule }
+}
+
+const fn nullable(name: &'static str, rule: Rule) -> Field {
+    Field { name, required: false, nullable: true, rule }
+}
+
+const fn left_out(name: &'static str, harmless: Option<&'static str>) -> Field {
+    optional(name, Rule::LeftOut { harmless })
+}
+
+const fn id(min: usize, max: usize) -> Rule {
+    Rule::Text { min, max, of: LettersDigitsAnd("_") }
+}
+
+const fn text(min: usize, max: usize, of: Characters) -> Rule {
+    Rule::Text { min, max, of }
+}
+
+const EXTERNAL_ID: Rule = text(1, 255, LettersDigitsAnd("_.-"));
+const PERMISSIONS: Rule = Rule::List { max_items: 1000, min: 1, max: 128, of: LettersDigitsAnd("_:-.*") };
+const TAGS: Rule = Rule::List { max_items: 20, min: 1, max: 512, of: Any };
+const EXPIRES: Rule = Rule::Integer { min: 0, max: END_OF_2099 };
+
+/// All endpoints that read a body.
+pub(crate) const ENDPOINTS: [&Endpoint; 11] = [
+    &CREATE_API,
+    &GET_API,
+    &DELETE_API,
+    &LIST_KEYS,
+    &CREATE_KEY,
+    &GET_KEY,
+    &UPDATE_KEY,
+    &REROLL_KEY,
+    &DELETE_KEY,
+    &VERIFY_KEY,
+    &GET_RECEIPT,
+];
+
+pub(crate) const CREATE_API: Endpoint = Endpoint {
+    path: "/v2/apis.createApi",
+    parse: |body| CreateApi::parse(body).map(drop),
+    strict: true,
+    fields: &[required("name", text(3, 256, Stored))],
+};
+
+pub(crate) const GET_API: Endpoint = Endpoint {
+    path: "/v2/apis.getApi",
+    parse: |body| GetApi::parse(body).map(drop),
+    strict: true,
+    fields: &[required("apiId", id(8, 255))],
+};
+
+pub(crate) const DELETE_API: Endpoint = Endpoint {
+    path: "/v2/apis.deleteApi",
+    parse: |body| DeleteApi::parse(body).map(drop),
+    strict: true,
+    fields: &[required("apiId", id(8, 255))],
+};
+
+pub(crate) const LIST_KEYS: Endpoint = Endpoint {
+    path: "/v2/apis.listKeys",
+    parse: |body| ListKeys::parse(body).map(drop),
+    strict: true,
+    fields: &[
+        required("apiId", id(1, UNLIMITED)),
+        optional("limit", Rule::Integer { min: 1, max: 100 }),
+        optional("cursor", text(0, UNLIMITED, Stored)),
+        optional("externalId", text(1, UNLIMITED, Stored)),
+        optional("revalidateKeysCache", Rule::Flag),
+        left_out("decrypt", Some("false")),
+    ],
+};
+
+pub(crate) const CREATE_KEY: Endpoint = Endpoint {
+    path: "/v2/keys.createKey",
+    parse: |body| CreateKey::parse(body).map(drop),
+    strict: true,
+    fields: &[
+        required("apiId", id(3, 255)),
+        optional("prefix", id(1, 16)),
+        optional("name", text(1, 255, Stored)),
+        optional("byteLength", Rule::Integer { min: 16, max: 255 }),
+        optional("externalId", EXTERNAL_ID),
+        optional("meta", Rule::Object),
+        optional("permissions", PERMISSIONS),
+        optional("expires", EXPIRES),
+        optional("enabled", Rule::Flag),
+        left_out("roles", Some("[]")),
+        left_out("credits", None),
+        left_out("ratelimits", Some("[]")),
+        left_out("recoverable", Some("false")),
+    ],
+};
+
+pub(crate) const GET_KEY: Endpoint = Endpoint {
+    path: "/v2/keys.getKey",
+    parse: |body| GetKey::parse(body).map(drop),
+    strict: true,
+    fields: &[required("keyId", id(3, 255)), left_out("decrypt", Some("false"))],
+};
+
+pub(crate) const UPDATE_KEY: Endpoint = Endpoint {
+    path: "/v2/keys.updateKey",
+    parse: |body| UpdateKey::parse(body).map(drop),
+    strict: true,
+    fields: &[
+        required("keyId", id(3, 255)),
+        nullable("name", text(1, 255, Stored)),
+        nullable("externalId", EXTERNAL_ID),
+        nullable("meta", Rule::Object),
+        nullable("expires", EXPIRES),
+        optional("enabled", Rule::Flag),
+        optional("permissions", PERMISSIONS),
+        left_out("credits", Some("null")),
+        left_out("ratelimits", Some("[]")),
+        left_out("roles", Some("[]")),
+    ],
+};
+
+pub(crate) const REROLL_KEY: Endpoint = Endpoint {
+    path: "/v2/keys.rerollKey",
+    parse: |body| RerollKey::parse(body).map(drop),
+    strict: false,
+    fields: &[
+        required("keyId", id(3, 255)),
+        required("expiration", Rule::Integer { min: 0, max: END_OF_2099 }),
+    ],
+};
+
+pub(crate) const DELETE_KEY: Endpoint = Endpoint {
+    path: "/v2/keys.deleteKey",
+    parse: |body| DeleteKey::parse(body).map(drop),
+    strict: true,
+    fields: &[required("keyId", id(3, 255)), optional("permanent", Rule::Flag)],
+};
+
+pub(crate) const VERIFY_KEY: Endpoint = Endpoint {
+    path: "/v2/keys.verifyKey",
+    parse: |body| VerifyKey::parse(body).map(drop),
+    strict: true,
+    fields: &[
+        required("key", text(1, 512, Any)),
+        optional("tags", TAGS),
+        optional("permissions", text(1, 1000, Any)),
+        left_out("credits", None),
+        left_out("ratelimits", Some("[]")),
+        left_out("migrationId", None),
+        left_out("keyspaces", Some("[]")),
+    ],
+};
+
+pub(crate) const GET_RECEIPT: Endpoint = Endpoint {
+    path: "/v2/propagation.getReceipt",
+    parse: |body| GetReceipt::parse(body).map(drop),
+    strict: true,
+    fields: &[required("requestId", id(3, 255))],
+};

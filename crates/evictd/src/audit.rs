@@ -1,0 +1,198 @@
+//! `evictd audit`: who changed what, read from the home store directly.
+
+use clap::Args;
+use evictd_core::ids::WorkspaceId;
+use evictd_store::audit::{AuditQuery, AuditRecord};
+use serde::Serialize;
+
+use crate::daemon::ConfigArgs;
+use crate::home_store::Place;
+use crate::output_format::{OutputFormat, print_line};
+use crate::when::{self, When};
+
+/// Shows who changed what: every change of a key, an API or a root key, the newest first.
+///
+/// Each record was written together with its change. It names ids, never keys, and outlives a permanent deletion.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Examples:\n  evictd audit --since=24h\n  evictd audit --key-id=key_1234abcd --output=json\n  \
+                        evictd audit --request-id=req_1234abcd"
+)]
+pub(crate) struct AuditArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Shows only what happened to this key.
+    #[arg(long, value_name = "ID", group = "target")]
+    key_id: Option<String>,
+    /// Shows only what happened to this API, and to keys in it where their record names it.
+    #[arg(long, value_name = "ID", group = "target")]
+    api_id: Option<String>,
+    /// Shows only what happened to this root key.
+    #[arg(long, value_name = "ID", group = "target")]
+    root_key_id: Option<String>,
+    /// Shows only what this request changed.
+    #[arg(long, value_name = "ID")]
+    request_id: Option<String>,
+    /// Shows only the changes of this workspace.
+    #[arg(long, value_name = "ID")]
+    workspace: Option<String>,
+    /// Shows only changes since then: 2027-01-31T12:00:00Z, milliseconds since 1970, or a span such as 24h or 7d.
+    #[arg(long, value_name = "TIME")]
+    since: Option<When>,
+    /// Shows at most so many, the newest.
+    #[arg(long, value_name = "NUMBER", default_value_t = 100)]
+    limit: usize,
+    /// `json` prints one JSON object per line, with the names of Unkey's audit log.
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    output: OutputFormat,
+}
+
+/// A record for scripts.
+#[derive(Serialize)]
+struct Line<'a> {
+    event_id: &'a str,
+    time: i64,
+    workspace_id: &'a str,
+    event: &'a str,
+    description: &'a str,
+    actor: Actor<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remote_ip: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user_agent: Option<&'a str>,
+    targets: Vec<Target<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    correlation_id: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Actor<'a> {
+    r#type: &'a str,
+    id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Target<'a> {
+    r#type: &'a str,
+    id: &'a str,
+}
+
+pub(crate) fn run(args: AuditArgs) -> anyhow::Result<()> {
+    let place = Place::existing(&args.config)?;
+    let query = AuditQuery {
+        workspace_id: args.workspace.map(WorkspaceId::new),
+        target: args.key_id.or(args.api_id).or(args.root_key_id),
+        request_id: args.request_id,
+        since: args.since.map(|since| since.before(when::now())),
+        limit: args.limit,
+    };
+    for record in place.with(async |store| Ok(store.audit(&query).await?))? {
+        print_line(&match args.output {
+            OutputFormat::Json => serde_json::to_string(&Line::of(&record))?,
+            OutputFormat::Text => text(&record),
+        });
+    }
+    Ok(())
+}
+
+impl<'a> Line<'a> {
+    fn of(record: &'a AuditRecord) -> Self {
+        let target =
+            |target: &'a evictd_store::audit::AuditTarget| Target { r#type: &target.kind, id: &target.id };
+        Self {
+            event_id: &record.event_id,
+            time: record.time.as_millis(),
+            workspace_id: record.workspace_id.as_str(),
+            event: &record.event,
+            description: &record.description,
+            actor: Actor {
+                r#type: &record.actor_type,
+                id: &record.actor_id,
+                name: record.actor_name.as_deref(),
+            },
+            remote_ip: record.remote_ip.as_deref(),
+            user_agent: record.user_agent.as_deref(),
+            targets: record.targets.iter().map(target).collect(),
+            correlation_id: record.request_id.as_deref(),
+        }
+    }
+}
+
+/// `2026-08-21T12:34:56.789Z  key.delete  Deleted key key_1  by rootkey root_1 (ci) from 10.0.0.1  req_1`
+fn text(record: &AuditRecord) -> String {
+    let mut text = format!(
+        "{}  {:15}  {}  by {} {}",
+        when::written(record.time),
+        record.event,
+        record.description,
+        record.actor_type,
+        shown(&record.actor_id)
+    );
+    if let Some(name) = &record.actor_name {
+        text.push_str(&format!(" ({})", shown(name)));
+    }
+    if let Some(ip) = &record.remote_ip {
+        text.push_str(&format!(" from {}", shown(ip)));
+    }
+    if let Some(request_id) = &record.request_id {
+        text.push_str(&format!("  {request_id}"));
+    }
+    text
+}
+
+/// Others chose these words; on a terminal they are words and nothing else.
+fn shown(words: &str) -> String {
+    words.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use evictd_core::time::StoreTime;
+    use evictd_store::audit::AuditTarget;
+
+    use super::*;
+
+    fn record() -> AuditRecord {
+        AuditRecord {
+            event_id: "log_1".to_owned(),
+            time: StoreTime::from_millis(1_787_315_696_789),
+            workspace_id: WorkspaceId::new("ws_1"),
+            event: "key.delete".to_owned(),
+            description: "Deleted key key_1".to_owned(),
+            actor_type: "rootkey".to_owned(),
+            actor_id: "root_1".to_owned(),
+            actor_name: Some("ci\u{1b}[31m".to_owned()),
+            remote_ip: Some("10.0.0.1".to_owned()),
+            user_agent: Some("evictd/0.1.0".to_owned()),
+            targets: vec![AuditTarget { kind: "key".to_owned(), id: "key_1".to_owned() }],
+            request_id: Some("req_1".to_owned()),
+        }
+    }
+
+    #[test]
+    fn a_record_is_a_line_for_people() {
+        assert_eq!(
+            text(&record()),
+            "2026-08-21T12:34:56.789Z  key.delete       Deleted key key_1  by rootkey root_1 (ci\u{fffd}[31m) from \
+             10.0.0.1  req_1"
+        );
+        let plain = AuditRecord { actor_name: None, remote_ip: None, request_id: None, ..record() };
+        assert!(text(&plain).ends_with("Deleted key key_1  by rootkey root_1"));
+    }
+
+    #[test]
+    fn a_record_is_a_line_for_scripts_in_unkeys_words() {
+        assert_eq!(
+            serde_json::to_string(&Line::of(&record())).unwrap(),
+            concat!(
+                r#"{"event_id":"log_1","time":1787315696789,"workspace_id":"ws_1","event":"key.delete","#,
+                r#""description":"Deleted key key_1","#,
+                r#""actor":{"type":"rootkey","id":"root_1","name":"ci\u001b[31m"},"#,
+                r#""remote_ip":"10.0.0.1","user_agent":"evictd/0.1.0","#,
+                r#""targets":[{"type":"key","id":"key_1"}],"correlation_id":"req_1"}"#
+            )
+        );
+    }
+}

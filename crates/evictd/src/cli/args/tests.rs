@@ -1,0 +1,265 @@
+use std::ffi::OsString;
+
+use clap::{CommandFactory, Parser};
+
+use super::super::usage::{SWITCHES, explained, normalise};
+use super::*;
+
+#[derive(Parser)]
+struct Cli {
+    #[command(flatten)]
+    api: ApiArgs,
+}
+
+fn arguments(line: &str) -> Vec<OsString> {
+    normalise(std::iter::once("api").chain(line.split_whitespace()).map(OsString::from))
+}
+
+/// Parses what stands after `evictd api`.
+fn parse(line: &str) -> Result<ApiArgs, clap::Error> {
+    Cli::try_parse_from(arguments(line)).map(|cli| cli.api)
+}
+
+fn job(line: &str) -> Job {
+    parse(line).unwrap_or_else(|error| panic!("{line}: {error}")).into_job().unwrap().0
+}
+
+fn call(line: &str) -> (Call, Option<Duration>) {
+    match job(line) {
+        Job::Call { call, follow } => (call, follow),
+        Job::DeleteKeys(order) => panic!("{line}: {order:?}"),
+    }
+}
+
+fn body(line: &str) -> String {
+    let (call, _) = call(line);
+    format!("{} {}", call.path, String::from_utf8(call.body).unwrap())
+}
+
+#[test]
+fn the_tree_is_sound() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn switches_are_exactly_the_flags_that_stand_alone() {
+    fn collect(command: &clap::Command, found: &mut Vec<String>) {
+        for arg in command.get_arguments() {
+            if arg.is_require_equals_set() || !arg.get_action().takes_values() {
+                found.extend(arg.get_long().map(str::to_owned));
+            }
+        }
+        command.get_subcommands().for_each(|command| collect(command, found));
+    }
+    let mut command = Cli::command();
+    command.build();
+    let mut found = Vec::new();
+    collect(&command, &mut found);
+    found.sort();
+    found.dedup();
+    let mut switches: Vec<_> = SWITCHES.into_iter().filter(|name| name.len() > 1).collect();
+    switches.sort_unstable();
+    assert_eq!(found, switches);
+}
+
+#[test]
+fn each_command_sends_its_request() {
+    for (line, expected) in [
+        ("keys delete-key --key-id=k1", r#"/v2/keys.deleteKey {"keyId":"k1","permanent":false}"#),
+        ("keys delete-key -key-id k1 -permanent", r#"/v2/keys.deleteKey {"keyId":"k1","permanent":true}"#),
+        (
+            "keys delete-key --permanent=true --key-id k1",
+            r#"/v2/keys.deleteKey {"keyId":"k1","permanent":true}"#,
+        ),
+        (
+            "keys delete-key --permanent=false --key-id k1",
+            r#"/v2/keys.deleteKey {"keyId":"k1","permanent":false}"#,
+        ),
+        ("keys get-key --key-id=k1", r#"/v2/keys.getKey {"keyId":"k1"}"#),
+        ("keys verify-key --key=-abc --tags=a,b", r#"/v2/keys.verifyKey {"key":"-abc","tags":["a","b"]}"#),
+        (
+            "keys verify-key --key=abc --permissions=a.b",
+            r#"/v2/keys.verifyKey {"key":"abc","permissions":"a.b"}"#,
+        ),
+        (
+            "keys create-key --api-id=a1",
+            r#"/v2/keys.createKey {"apiId":"a1","byteLength":16,"enabled":true}"#,
+        ),
+        (
+            r#"keys create-key --api-id=a1 --prefix p --name -n --byte-length 32 --meta-json={"a":1.0} --expires=5 --enabled=false --external-id=-u --permissions=b,a"#,
+            concat!(
+                r#"/v2/keys.createKey {"apiId":"a1","prefix":"p","name":"-n","byteLength":32,"externalId":"-u","#,
+                r#""meta":{"a":1.0},"permissions":["b","a"],"expires":5,"enabled":false}"#
+            ),
+        ),
+        (
+            "keys create-key --api-id=a1 --expires=2027-01-31T12:00:00Z --permissions=",
+            r#"/v2/keys.createKey {"apiId":"a1","byteLength":16,"expires":1801396800000,"enabled":true}"#,
+        ),
+        ("keys reroll-key --key-id=k1 --expiration=0", r#"/v2/keys.rerollKey {"keyId":"k1","expiration":0}"#),
+        (
+            "keys reroll-key --key-id=k1 --expiration=3600000",
+            r#"/v2/keys.rerollKey {"keyId":"k1","expiration":3600000}"#,
+        ),
+        (
+            "keys reroll-key --key-id=k1 --expiration 7d",
+            r#"/v2/keys.rerollKey {"keyId":"k1","expiration":604800000}"#,
+        ),
+        ("apis create-api --name=payments", r#"/v2/apis.createApi {"name":"payments"}"#),
+        ("apis get-api --api-id=a1", r#"/v2/apis.getApi {"apiId":"a1"}"#),
+        ("apis delete-api --api-id=a1", r#"/v2/apis.deleteApi {"apiId":"a1"}"#),
+        ("apis list-keys --api-id=a1", r#"/v2/apis.listKeys {"apiId":"a1","limit":100}"#),
+        (
+            "apis list-keys --api-id=a1 --limit=10 --cursor=key_2 --external-id=u1 --revalidate-keys-cache",
+            r#"/v2/apis.listKeys {"apiId":"a1","limit":10,"cursor":"key_2","externalId":"u1"}"#,
+        ),
+        ("propagation get-receipt --request-id=r1", r#"/v2/propagation.getReceipt {"requestId":"r1"}"#),
+    ] {
+        assert_eq!(body(line), expected, "{line}");
+    }
+}
+
+#[test]
+fn an_update_says_only_what_changes() {
+    let updated = |flags: &str| {
+        let body = body(&format!("keys update-key --key-id=k1 {flags}"));
+        body.strip_prefix(r#"/v2/keys.updateKey {"keyId":"k1","#).unwrap().to_owned()
+    };
+    for (flags, expected) in [
+        ("--name=n", r#""name":"n"}"#),
+        ("--clear-name", r#""name":null}"#),
+        ("--external-id=u", r#""externalId":"u"}"#),
+        ("-clear-external-id", r#""externalId":null}"#),
+        (r#"--meta-json={"a":1.0}"#, r#""meta":{"a":1.0}}"#),
+        ("--meta-json=null", r#""meta":null}"#),
+        ("--clear-meta", r#""meta":null}"#),
+        ("--expires=5", r#""expires":5}"#),
+        ("--clear-expires", r#""expires":null}"#),
+        ("--enabled", r#""enabled":true}"#),
+        ("--enabled=false", r#""enabled":false}"#),
+        ("--permissions=a,b", r#""permissions":["a","b"]}"#),
+        ("--permissions=", r#""permissions":[]}"#),
+        ("--name=n --clear-expires --enabled=false", r#""name":"n","expires":null,"enabled":false}"#),
+    ] {
+        assert_eq!(updated(flags), expected, "{flags}");
+    }
+    let nothing = parse("keys update-key --key-id=k1 --wait").unwrap().into_job().unwrap_err().to_string();
+    assert!(nothing.contains("--clear-name") && nothing.contains("--permissions"), "{nothing}");
+}
+
+#[test]
+fn a_change_can_be_followed_for_a_while() {
+    for (line, seconds) in [
+        ("keys delete-key --key-id=k1", None),
+        ("keys delete-key --key-id=k1 --wait", Some(30)),
+        ("keys delete-key -wait -key-id k1", Some(30)),
+        ("apis delete-api --wait=5s --api-id=a1", Some(5)),
+        ("keys create-key --api-id=a1 --wait=1m", Some(60)),
+        ("keys update-key --key-id=k1 --enabled=false --wait=1m", Some(60)),
+        ("keys reroll-key --key-id=k1 --expiration=0 --wait", Some(30)),
+    ] {
+        let (call, follow) = call(line);
+        assert_eq!(follow, seconds.map(Duration::from_secs), "{line}");
+        assert_eq!(call.prefer, seconds.map(|_| Duration::ZERO), "{line}");
+    }
+}
+
+#[test]
+fn many_keys_are_read_from_standard_input() {
+    let order = |line: &str| match job(line) {
+        Job::DeleteKeys(order) => order,
+        Job::Call { .. } => panic!("{line}"),
+    };
+    let plain = Order { permanent: false, concurrency: 8, strict: false, wait: None };
+    assert_eq!(order("keys delete-key --key-id -"), plain);
+    assert_eq!(order("keys delete-key -key-id=-"), plain);
+    let all = Order { permanent: true, concurrency: 64, strict: true, wait: Some(Duration::from_secs(5)) };
+    assert_eq!(order("keys delete-key --key-id=- --permanent --concurrency=64 --strict --wait=5s"), all);
+    for line in ["keys delete-key --key-id=k1 --strict", "keys delete-key --key-id=k1 --concurrency=2"] {
+        let error = parse(line).unwrap().into_job().unwrap_err().to_string();
+        assert!(error.contains("--key-id=-"), "{error}");
+    }
+}
+
+#[test]
+fn wrong_usage_is_refused() {
+    for line in [
+        "",
+        "keys",
+        "keys delete-key",
+        "keys delete-key k1",
+        "keys delete-key --key-id=k1 extra",
+        "keys delete-key --key-id=k1 --permanent true",
+        "keys delete-key --key-id=k1 --permanent=maybe",
+        "keys delete-key --key-id=k1 --wait 5s",
+        "keys delete-key --key-id=k1 --wait=5",
+        "keys delete-key --key-id=- --concurrency=0",
+        "keys delete-key --key-id=- --concurrency=257",
+        "keys get-key --key-id=k1 --wait",
+        "keys verify-key --key=k --credits-json={}",
+        "keys create-key --api-id=a1 --byte-length=256",
+        "keys create-key --api-id=a1 --expires=tomorrow",
+        "keys update-key --key-id=k1 --name=n --clear-name",
+        "keys update-key --key-id=k1 --expires=5 --clear-expires",
+        "keys reroll-key --key-id=k1",
+        "keys reroll-key --key-id=k1 --expiration=-5",
+        "apis list-keys --api-id=a1 --limit=256",
+        "apis list-apis",
+    ] {
+        assert!(parse(line).is_err(), "{line}");
+    }
+    assert!(parse("keys create-key --api-id=a1 --meta-json={").unwrap().into_job().is_err());
+}
+
+#[test]
+fn what_of_unkeys_is_left_out_is_named() {
+    let explain = |line: &str| explained(&parse(line).unwrap_err(), &arguments(line));
+    for (line, name) in [
+        ("keys create-key --api-id=a1 --roles=admin", "--roles"),
+        ("keys create-key -api-id a1 -roles admin", "--roles"),
+        ("keys update-key --key-id=k1 --credits-json={}", "--credits-json"),
+        ("keys verify-key --key=k --ratelimits-json=[]", "--ratelimits-json"),
+        ("keys update-key --key-id=k1 --refill-interval=daily", "--refill-interval"),
+        ("keys create-key --api-id=a1 --recoverable", "--recoverable"),
+        ("keys verify-key --key=k --migration-id m", "--migration-id"),
+        ("keys get-key --key-id=k1 --decrypt", "--decrypt"),
+        ("apis list-keys --api-id=a1 --decrypt=true", "--decrypt"),
+        ("keys add-permissions --key-id=k1", "add-permissions"),
+        ("keys whoami", "whoami"),
+        ("identities list", "identities"),
+    ] {
+        let text = explain(line).unwrap_or_else(|| panic!("{line}"));
+        assert!(text.starts_with(&format!("evictd leaves out {name}: ")), "{text}");
+    }
+    assert_eq!(explain("keys create-key --api-id=a1 --rolls=admin"), None);
+    assert_eq!(explain("keys create-keys"), None);
+}
+
+#[test]
+fn a_value_that_stands_apart_from_its_switch_is_explained() {
+    let explain = |line: &str| explained(&parse(line).unwrap_err(), &arguments(line));
+    for (line, advice) in [
+        ("keys delete-key --key-id=k1 --wait 5s", "--wait=5s"),
+        ("keys delete-key -wait 5s -key-id=k1", "--wait=5s"),
+        ("keys delete-key --key-id=k1 --permanent true", "--permanent=true"),
+        ("keys update-key --key-id=k1 --enabled false", "--enabled=false"),
+    ] {
+        let text = explain(line).unwrap_or_else(|| panic!("{line}"));
+        assert!(text.contains(advice), "{text}");
+    }
+    assert_eq!(explain("keys delete-key --key-id=k1 extra"), None);
+}
+
+#[test]
+fn only_verifications_go_to_the_agent() {
+    let server = |line: &str| call(line).0.server;
+    assert_eq!(server("keys verify-key --key=k"), Server::Agent);
+    assert_eq!(server("keys get-key --key-id=k"), Server::Publisher);
+    assert_eq!(server("apis delete-api --api-id=a"), Server::Publisher);
+}
+
+#[test]
+fn printing_the_arguments_doesnt_show_the_root_key() {
+    let args = parse("keys get-key --key-id=k --root-key=unkey_hunter2").unwrap();
+    assert!(!format!("{args:?}").contains("hunter2"));
+}

@@ -1,0 +1,96 @@
+//! Everybody deletes the same at once.
+
+use std::collections::BTreeMap;
+use std::sync::Barrier;
+use std::thread;
+
+use anyhow::{Result, anyhow};
+use serde_json::json;
+
+use super::{Asked, Story, Told, check_log, check_receipts};
+use crate::world::{Caller, Key, World, plan};
+
+/// Calls each of `calls` from a thread and a connection of its own, all at the same moment; their answers in
+/// the order of the calls.
+fn at_once<T: Sync, R: Send>(calls: &[T], call: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
+    let start = Barrier::new(calls.len());
+    thread::scope(|scope| {
+        let clients: Vec<_> = calls
+            .iter()
+            .map(|item| {
+                let (call, start) = (&call, &start);
+                scope.spawn(move || {
+                    start.wait();
+                    call(item)
+                })
+            })
+            .collect();
+        clients.into_iter().map(|client| client.join().map_err(|_| anyhow!("a client panicked"))?).collect()
+    })
+}
+
+/// Failure: two of those who delete a key are told that they did it, or the log has it twice.
+#[test]
+fn of_a_hundred_who_delete_the_same_key_one_has_done_it() -> Result<()> {
+    let world = World::start(&plan(&["eu", "us"]))?;
+    let key = world.create_key()?;
+    world.cache_everywhere(&[&key])?;
+    let caller = Caller::new(&world, world.publisher());
+    let story = Story(at_once(&[&key; 100], |key| Asked::of(&caller, key))?);
+    assert_eq!((story.count(Told::Deleted), story.count(Told::NotFound)), (1, 99));
+    let rows =
+        format!("SELECT count(*) FROM invalidations WHERE key_id = '{}' AND cause = 'deleted'", key.id);
+    assert_eq!(world.sql(&rows)?, "1");
+    let records = "SELECT count(*) FROM audit_log WHERE event = 'key.delete'";
+    assert_eq!(world.sql(records)?, "1");
+    story.check(&world)?;
+    world.assert_works()
+}
+
+/// What somebody deletes.
+enum Deletion<'k> {
+    Key(&'k Key),
+    Api,
+}
+
+/// Failure: a key's deletion and that of its API hold each other up, or what only one of them did is told twice
+/// or not at all.
+#[test]
+fn keys_that_are_deleted_together_with_their_api_are_each_gone_once() -> Result<()> {
+    let world = World::start(&plan(&["eu", "us"]))?;
+    let (api, bystander) = (world.create_api()?, world.create_key()?);
+    let keys = (0..50).map(|_| world.create_key_with(json!({ "apiId": api }))).collect::<Result<Vec<_>>>()?;
+    let keys: Vec<&Key> = keys.iter().collect();
+    world.cache_everywhere(&keys)?;
+    let caller = Caller::new(&world, world.publisher());
+    // One after the other, so that neither kind has a start over the other.
+    let deletions: Vec<Deletion> = keys.iter().flat_map(|key| [Deletion::Key(key), Deletion::Api]).collect();
+    let answers = at_once(&deletions, |deletion| match deletion {
+        Deletion::Key(key) => caller.call("keys.deleteKey", &json!({ "keyId": key.id })),
+        Deletion::Api => caller.call("apis.deleteApi", &json!({ "apiId": api })),
+    })?;
+    let (mut of_api, mut of_keys) = (BTreeMap::new(), BTreeMap::new());
+    for (deletion, answer) in deletions.iter().zip(&answers) {
+        let counts = if matches!(deletion, Deletion::Api) { &mut of_api } else { &mut of_keys };
+        *counts.entry(Told::by(answer).map(|told| format!("{told:?}"))?).or_insert(0) += 1;
+    }
+    println!("keys: {of_keys:?}, their API: {of_api:?}");
+    assert_eq!(of_api, BTreeMap::from([("Deleted".to_owned(), 1), ("NotFound".to_owned(), 49)]));
+    assert_eq!(of_keys.values().sum::<i32>(), 50);
+
+    world.assert_gone(&keys)?;
+    world.wait_until_caught_up()?;
+    check_log(&world)?;
+    // One row, one record and one receipt each for whoever was told that he did it, and for nobody else.
+    let done = answers.iter().filter(|answer| answer.status == 200);
+    let done: Vec<&str> = done.filter_map(|answer| answer.body["meta"]["requestId"].as_str()).collect();
+    for request in &done {
+        let rows = format!("SELECT count(*) FROM invalidations WHERE request_id = '{request}'");
+        assert_eq!(world.sql(&rows)?, "1", "{request}");
+    }
+    check_receipts(&world, done.iter().copied())?;
+    let deletions = world.sql("SELECT count(*) FROM invalidations WHERE cause = 'deleted'")?;
+    assert_eq!(deletions, done.len().to_string());
+    world.wait_for_codes(&[&bystander], "VALID")?;
+    world.assert_works()
+}

@@ -1,0 +1,133 @@
+//! Somebody else's transaction locks the store, for a moment or for longer than a change waits.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use evictd_tests::wait::throughout;
+use serde_json::json;
+
+use super::{Asked, Story, Told, wait_for_log};
+use crate::world::{Caller, Key, World, count, plan, wait_for_readiness};
+
+/// How long the publisher waits for somebody else's transaction.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Somebody who has begun to write to the store and doesn't end. Dropping it ends it, with nothing written.
+pub(super) struct Lock(Child);
+
+impl Lock {
+    pub(super) fn take(world: &World) -> Result<Self> {
+        // It ends with its input, and so with this process in any case.
+        const SCRIPT: &str = "import sqlite3, sys\n\
+            store = sqlite3.connect(sys.argv[1], timeout=20, isolation_level=None)\n\
+            store.execute('BEGIN IMMEDIATE')\n\
+            print('locked', flush=True)\n\
+            sys.stdin.read()\n\
+            store.execute('ROLLBACK')";
+        let mut command = Command::new("python3");
+        command.args(["-c", SCRIPT]).arg(world.store()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().context("running python3, which stands for somebody else's SQL")?;
+        let mut line = String::new();
+        if let Some(stdout) = child.stdout.take() {
+            BufReader::new(stdout).read_line(&mut line)?;
+        }
+        let lock = Self(child);
+        ensure!(line == "locked\n", "the store couldn't be locked");
+        Ok(lock)
+    }
+
+    /// Lets go. When this returns, the store is free.
+    pub(super) fn release(mut self) -> Result<()> {
+        drop(self.0.stdin.take());
+        ensure!(self.0.wait()?.success(), "whoever locked the store failed");
+        Ok(())
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let _ = self.0.kill().and_then(|()| self.0.wait());
+    }
+}
+
+/// Deletes `keys`, all at the same time, while `meanwhile` goes on.
+fn delete_while<'k, T>(
+    world: &World,
+    keys: &'k [Key],
+    meanwhile: impl FnOnce() -> Result<T>,
+) -> Result<(Story<'k>, T)> {
+    let caller = Caller::new(world, world.publisher());
+    thread::scope(|scope| {
+        let clients: Vec<_> = keys
+            .iter()
+            .map(|key| (caller.clone(), key))
+            .map(|(caller, key)| scope.spawn(move || Asked::of(&caller, key)))
+            .collect();
+        let outcome = meanwhile();
+        let asked =
+            clients.into_iter().map(|client| client.join().map_err(|_| anyhow!("a client panicked"))?);
+        let story = Story(asked.collect::<Result<_>>()?);
+        Ok((story, outcome?))
+    })
+}
+
+/// Failure: a backup, or somebody's SQL, makes changes fail that could have waited for it.
+#[test]
+fn a_store_that_is_locked_for_a_moment_costs_changes_that_moment() -> Result<()> {
+    let world = World::start(&plan(&["eu", "us"]))?;
+    let keys = world.create_keys(16)?;
+    world.cache_everywhere(&keys.iter().collect::<Vec<_>>())?;
+    let lock = Lock::take(&world)?;
+    let ((story, ()), locked) = {
+        let began = Instant::now();
+        let done = delete_while(&world, &keys, || {
+            throughout(Duration::from_secs(1), || world.wait_for_codes(&[&keys[0]], "VALID"))?;
+            lock.release()
+        })?;
+        (done, began.elapsed())
+    };
+    assert_eq!(story.count(Told::Deleted), 16);
+    ensure!(story.0.iter().all(|asked| asked.took >= Duration::from_millis(900)), "nobody had to wait");
+    println!("locked for {locked:?}");
+    assert_eq!(count(world.publisher(), "evictd_publisher_requests_total", &[("class", "5xx")])?, 0);
+    story.check(&world)?;
+    world.assert_works()
+}
+
+/// Failure: who waits too long for the store is not answered at all, or is told that it was done; what only reads
+/// waits too; the publisher looks well although nothing can be changed.
+#[test]
+fn a_store_that_is_locked_for_long_refuses_changes_and_goes_on_when_it_is_free() -> Result<()> {
+    let world = World::start(&plan(&["eu", "us"]))?;
+    let (keys, uncached) = (world.create_keys(2)?, world.create_key()?);
+    world.cache_everywhere(&keys.iter().collect::<Vec<_>>())?;
+    let lock = Lock::take(&world)?;
+    let (story, ()) = delete_while(&world, &keys, || {
+        // What only reads doesn't wait.
+        world.call("keys.getKey", &json!({ "keyId": uncached.id }))?;
+        world.wait_for_codes(&[&uncached, &keys[0], &keys[1]], "VALID")?;
+        let unready = wait_for_readiness(world.publisher(), 503)?;
+        ensure!(unready["waitingFor"][0]["condition"] == "store", "{unready}");
+        Ok(())
+    })?;
+    assert_eq!(
+        story.count(Told::Unchanged),
+        2,
+        "{:?}",
+        story.0.iter().map(|asked| asked.told).collect::<Vec<_>>()
+    );
+    ensure!(story.0.iter().all(|asked| asked.took >= BUSY_TIMEOUT), "somebody was refused too early");
+    wait_for_log(&world, "database is locked")?;
+    world.wait_for_codes(&[&keys[0], &keys[1]], "VALID")?;
+
+    lock.release()?;
+    let caller = Caller::new(&world, world.publisher());
+    let again = keys.iter().map(|key| Asked::of(&caller, key)).collect::<Result<Vec<_>>>()?;
+    ensure!(again.iter().all(|asked| asked.told == Told::Deleted), "it is free, and somebody was refused");
+    wait_for_readiness(world.publisher(), 200)?;
+    Story(story.0.into_iter().chain(again).collect()).check(&world)?;
+    world.assert_works()
+}

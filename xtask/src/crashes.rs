@@ -1,0 +1,62 @@
+//! `cargo xtask crashes`: [`crash_run`] at any size, on either store.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+use evictd_tests::crash_run::{self, CrashRun};
+use evictd_tests::topology::{Plan, Servers, Store};
+
+use crate::steps;
+
+#[derive(Args, Debug)]
+pub(crate) struct CrashArgs {
+    /// Which home store; on PostgreSQL, three publishers share it.
+    #[arg(long, value_enum, default_value_t = StoreName::Sqlite)]
+    store: StoreName,
+    /// Keys to create; nineteen of twenty are deleted.
+    #[arg(long, default_value_t = 5_000)]
+    keys: usize,
+    /// Clients that delete them.
+    #[arg(long, default_value_t = 16)]
+    clients: usize,
+    /// Seconds between two kills.
+    #[arg(long, default_value_t = 3)]
+    kill_every: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum StoreName {
+    Sqlite,
+    Postgres,
+}
+
+pub(crate) fn run(args: &CrashArgs) -> Result<()> {
+    steps::build_evictd()?;
+    let dir = tempfile::tempdir()?;
+    let postgres = match args.store {
+        StoreName::Sqlite => None,
+        StoreName::Postgres => Some(evictd_postgres_server::Postgres::start()?),
+    };
+    let plan = Plan { servers: Servers::Single, ..Plan::new(&["eu", "us"]) };
+    let plan = match &postgres {
+        None => plan,
+        Some(server) => Plan { store: Store::Postgres(server.url()), publishers: 3, ..plan },
+    };
+    let run =
+        CrashRun { keys: args.keys, clients: args.clients, kill_every: Duration::from_secs(args.kill_every) };
+    let report = crash_run::run(dir.path(), &plan, run)?;
+    println!(
+        "{} keys deleted by {} clients in {:.1} s, {} publishers killed: every one has one audit record, one place \
+         in the log and a final receipt ({} confirmed, {} fenced), no agent accepts it, and every other key is \
+         valid ({} deletions were learned of by asking again)",
+        report.deleted,
+        args.clients,
+        report.deleting.as_secs_f64(),
+        report.kills,
+        report.confirmed,
+        report.deleted - report.confirmed,
+        report.learned_late,
+    );
+    Ok(())
+}
