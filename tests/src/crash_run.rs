@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::http::{Client, Response};
 use crate::process::evictd_command;
-use crate::topology::{Node, Plan, Topology};
+use crate::topology::{Plan, Topology};
 use crate::wait::try_eventually;
 
 /// How long a client tries to get a definite answer about one key.
@@ -65,7 +65,7 @@ pub fn run(dir: &Path, plan: &Plan, run: CrashRun) -> Result<Report> {
     expect_everywhere(&topology, run.clients, doomed.iter().step_by(50), "VALID")?;
 
     let mut report = delete_under_fire(&mut topology, run, &doomed)?;
-    for node in publishers_mut(&mut topology) {
+    for node in topology.publishers_mut() {
         node.wait_until_ready()?;
     }
     expect_everywhere(&topology, run.clients, doomed.iter(), "NOT_FOUND")?;
@@ -79,10 +79,6 @@ pub fn run(dir: &Path, plan: &Plan, run: CrashRun) -> Result<Report> {
 struct Key {
     id: String,
     text: String,
-}
-
-fn publishers_mut(topology: &mut Topology) -> impl Iterator<Item = &mut Node> {
-    std::iter::once(&mut topology.publisher).chain(&mut topology.more_publishers)
 }
 
 /// Does `work` for every item on so many threads; the results come in no order.
@@ -172,7 +168,7 @@ fn kill_in_turn(topology: &mut Topology, every: Duration, over: &AtomicBool) -> 
             std::thread::park_timeout(Duration::from_millis(50));
         }
         let count = topology.publishers().count();
-        let node = publishers_mut(topology).nth(turn % count).context("there is no publisher")?;
+        let node = topology.publishers_mut().nth(turn % count).context("there is no publisher")?;
         // Started at once, and not waited for: another one may be killed before this one is ready.
         node.daemon.restart()?;
         (kills, turn) = (kills + 1, turn + 1);

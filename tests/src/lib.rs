@@ -13,6 +13,7 @@
 //! * [`frames`]: the NATS protocol, cut into frames.
 //! * [`bus`]: a NATS client of a hundred lines, which also says what it may not.
 //! * [`proxy`]: a wire that can be cut, blocked and delayed, and lose chosen messages.
+//! * [`sql`]: somebody else's session on a PostgreSQL server.
 //! * [`wall_clock`]: a daemon's wrong date.
 //! * [`disk`]: disks that are small, and that can no longer be written to.
 //! * [`random`]: chance that can be repeated.
@@ -30,6 +31,7 @@ pub mod nats_server;
 pub mod process;
 pub mod proxy;
 pub mod random;
+pub mod sql;
 pub mod topology;
 pub mod wall_clock;
 

@@ -1,6 +1,9 @@
 //! [`Proxy`]: a TCP connection's bad day. It stands between a NATS client (or a region's server) and its
 //! server, and can cut, block and delay the wire, and lose, double, swap or hold chosen messages.
 //!
+//! It carries any other protocol as well, of which it understands nothing: PostgreSQL's, say, for which it is also
+//! the address that moves to another server ([`Proxy::lead_to`]).
+//!
 //! Per connection and direction, one thread reads, applies the rules for messages and queues; another
 //! takes from the queue when the [`Mode`] allows it and writes. Nothing is lost but by a rule or with its
 //! connection, as in a network.
@@ -58,9 +61,9 @@ impl Proxy {
     pub fn start(server: SocketAddr) -> Result<Self> {
         let listener = TcpListener::bind(ports::free()?).context("binding a proxy")?;
         let address = listener.local_addr()?;
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared::leading_to(server));
         let accepting = Arc::clone(&shared);
-        thread::spawn(move || accept(&listener, server, &accepting));
+        thread::spawn(move || accept(&listener, &accepting));
         Ok(Self { address, shared })
     }
 
@@ -77,6 +80,12 @@ impl Proxy {
             state.close_all();
         }
         self.shared.changed.notify_all();
+    }
+
+    /// From now on connects whoever comes to another server. Connections that stand go on: see
+    /// [`Proxy::reset`].
+    pub fn lead_to(&self, server: SocketAddr) {
+        self.shared.lock().server = server;
     }
 
     /// Closes all connections, with everything that stands still in them. New ones are welcome.
@@ -176,7 +185,6 @@ impl Drop for Proxy {
 /// Names a connection of one proxy.
 type ConnectionId = u64;
 
-#[derive(Default)]
 struct Shared {
     state: Mutex<State>,
     /// The mode changed or connections were closed.
@@ -184,6 +192,8 @@ struct Shared {
 }
 
 struct State {
+    /// Where whoever comes is connected to.
+    server: SocketAddr,
     mode: Mode,
     over: bool,
     /// Both sockets of each connection: the dialler's, and the one to the server.
@@ -193,20 +203,6 @@ struct State {
     /// Messages held back, and where they go when they are released.
     held: Vec<(Sender<Parcel>, Vec<u8>)>,
     dropped: usize,
-}
-
-impl Default for State {
-    fn default() -> Self {
-        Self {
-            mode: Mode::Pass,
-            over: false,
-            connections: BTreeMap::new(),
-            accepted: 0,
-            rules: Vec::new(),
-            held: Vec::new(),
-            dropped: 0,
-        }
-    }
 }
 
 struct Rule {
@@ -238,6 +234,20 @@ enum Parcel {
 }
 
 impl Shared {
+    fn leading_to(server: SocketAddr) -> Self {
+        let state = State {
+            server,
+            mode: Mode::Pass,
+            over: false,
+            connections: BTreeMap::new(),
+            accepted: 0,
+            rules: Vec::new(),
+            held: Vec::new(),
+            dropped: 0,
+        };
+        Self { state: Mutex::new(state), changed: Condvar::new() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -321,13 +331,13 @@ fn close(sockets: &[TcpStream; 2]) {
     }
 }
 
-fn accept(listener: &TcpListener, server: SocketAddr, shared: &Arc<Shared>) {
+fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
     for client in listener.incoming() {
         let state = shared.lock();
         if state.over {
             return;
         }
-        let cut = state.mode == Mode::Cut;
+        let (cut, server) = (state.mode == Mode::Cut, state.server);
         drop(state);
         // A client that is turned away sees its connection closed, as behind a load balancer.
         if let Ok(client) = client
@@ -475,6 +485,32 @@ mod tests {
         let mut line = Line::dial(&proxy)?;
         line.say("b")?;
         assert_eq!(line.hear()?, "b");
+        Ok(())
+    }
+
+    /// Says `name` to whoever comes.
+    fn server_that_says(name: &'static str) -> Result<SocketAddr> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let address = listener.local_addr()?;
+        thread::spawn(move || {
+            let mut clients = Vec::new();
+            for mut client in listener.incoming().map_while(std::io::Result::ok) {
+                let _ = writeln!(client, "{name}");
+                clients.push(client);
+            }
+        });
+        Ok(address)
+    }
+
+    #[test]
+    fn who_comes_after_the_server_was_changed_reaches_the_new_one() -> Result<()> {
+        let proxy = Proxy::start(server_that_says("old")?)?;
+        let mut before = Line::dial(&proxy)?;
+        assert_eq!(before.hear()?, "old");
+        proxy.lead_to(server_that_says("new")?);
+        assert_eq!((Line::dial(&proxy)?.hear()?.as_str(), before.nothing_comes()?), ("new", true));
+        proxy.reset();
+        assert_eq!(before.hear()?, "");
         Ok(())
     }
 

@@ -19,6 +19,7 @@ use crate::nats_server::{Listen, Login, NatsServer, User};
 use crate::ports;
 use crate::process::{Daemon, Launch, evictd_binary, evictd_command};
 use crate::proxy::{Mode, Proxy};
+use crate::sql;
 
 /// How long a daemon may take to become ready on a busy machine.
 const READY_DEADLINE: Duration = Duration::from_mins(1);
@@ -88,7 +89,7 @@ pub enum Servers {
 pub enum Wires {
     /// Directly: for measuring.
     Direct,
-    /// Through a [`Proxy`] each: for breaking.
+    /// Through a [`Proxy`] each: for breaking. So is each publisher's way to PostgreSQL.
     Proxied,
 }
 
@@ -102,6 +103,13 @@ impl Wires {
                 Ok((wire.address(), Some(wire)))
             }
         }
+    }
+
+    /// The store as it is reached, and the wire that leads there.
+    fn lay_to_store(self, store: &Store) -> Result<(Store, Option<Proxy>)> {
+        let Store::Postgres(url) = store else { return Ok((store.clone(), None)) };
+        let (address, wire) = self.lay(sql::server_of(url)?)?;
+        Ok((Store::Postgres(sql::by_way_of(url, address)?), wire))
     }
 }
 
@@ -186,6 +194,8 @@ pub struct Node {
     pub admin: SocketAddr,
     /// The wire to its NATS server, if proxied.
     pub wire: Option<Proxy>,
+    /// A publisher's wire to PostgreSQL, if proxied.
+    pub store_wire: Option<Proxy>,
     /// Its configuration file.
     pub config: PathBuf,
 }
@@ -203,7 +213,7 @@ impl Node {
         let path = dir.join(format!("{name}.toml"));
         fs::write(&path, config.to_string()).with_context(|| format!("writing {}", path.display()))?;
         let launch = Launch::new(name, evictd_binary()?, dir).args([role, "--config"]).args([&path]);
-        Ok(Self { daemon: Daemon::start(launch)?, http, admin, wire, config: path })
+        Ok(Self { daemon: Daemon::start(launch)?, http, admin, wire, store_wire: None, config: path })
     }
 
     /// Waits until `/readyz` says yes; the failure shows what it said instead.
@@ -294,6 +304,11 @@ impl Topology {
         std::iter::once(&self.publisher).chain(&self.more_publishers)
     }
 
+    /// All publishers, to be broken.
+    pub fn publishers_mut(&mut self) -> impl Iterator<Item = &mut Node> {
+        std::iter::once(&mut self.publisher).chain(&mut self.more_publishers)
+    }
+
     /// All agents, region by region.
     pub fn agents(&self) -> impl Iterator<Item = &Node> {
         self.regions.iter().flat_map(|site| &site.agents)
@@ -339,9 +354,11 @@ fn start_publisher(dir: &Path, plan: &Plan, home: &NatsServer, index: usize) -> 
         _ => Where::FreePorts.pick((0, 0), 0)?,
     };
     let (server, wire) = plan.wires.lay(home.clients())?;
+    let (store, store_wire) = plan.wires.lay_to_store(&plan.store)?;
+    let plan = &Plan { store, ..plan.clone() };
     let config = publisher_config(dir, plan, listen, server, home.login(&User::Publisher)?);
     let name = if index == 0 { "publisher".to_owned() } else { format!("publisher-{}", index + 1) };
-    Node::start(dir, "publisher", &name, &config, listen, wire)
+    Ok(Node { store_wire, ..Node::start(dir, "publisher", &name, &config, listen, wire)? })
 }
 
 fn start_agent(

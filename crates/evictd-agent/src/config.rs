@@ -1,8 +1,7 @@
 //! The agent's configuration. `deploy/agent.toml` documents every key and holds every default.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use evictd_core::floors::FloorLimits;
@@ -11,9 +10,10 @@ use evictd_core::lease::Bound;
 use evictd_core::roster::PartitionPolicy;
 use evictd_ops::admin::AdminConfig;
 use evictd_ops::bus::BusConfig;
-use evictd_ops::config::{ByteSize, HumanDuration, Validate, check_count};
+use evictd_ops::config::{ByteSize, HumanDuration, PostgresUrl, PostgresUrlError, Validate, check_count};
 use evictd_ops::http::HttpConfig;
 use evictd_ops::logging::LogConfig;
+use evictd_wire::api::secret::Secret;
 use evictd_wire::subject::{Speaker, check_name};
 use serde::Deserialize;
 
@@ -117,22 +117,22 @@ pub enum OriginName {
 }
 
 /// The database, where records may be read from one.
-#[derive(Clone, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PostgresConfig {
-    /// Where it is: `postgres://user:password@host:port/database?sslmode=verify-full`.
-    pub url: String,
+    /// Where it is.
+    pub url: Secret,
     /// A file that holds the URL.
-    pub url_file: String,
+    pub url_file: PathBuf,
     /// Connections at most.
     pub connections: u32,
     /// After which silence the authority is asked instead.
     pub timeout: HumanDuration,
 }
 
-impl fmt::Debug for PostgresConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PostgresConfig").field("connections", &self.connections).finish_non_exhaustive()
+impl PostgresConfig {
+    fn is_set(&self) -> bool {
+        !(self.url.expose().is_empty() && self.url_file.as_os_str().is_empty())
     }
 }
 
@@ -152,6 +152,11 @@ impl AgentConfig {
     /// Its subjects. The names were validated.
     pub fn speaker(&self) -> Speaker {
         Speaker::new(&self.region, &self.agent).expect("`validate` refuses names that are no subject tokens")
+    }
+
+    /// The database to read records from, if there is one. Reads [`PostgresConfig::url_file`].
+    pub fn database(&self) -> Result<Option<PostgresUrl>, PostgresUrlError> {
+        PostgresUrl::configured(&self.postgres.url, &self.postgres.url_file)
     }
 
     /// The bound. Its margin was validated.
@@ -210,12 +215,19 @@ impl Validate for AgentConfig {
         }
         let database = &self.postgres;
         match self.loads.origin {
-            OriginName::Postgres if database.url.is_empty() == database.url_file.is_empty() => problems
-                .push("loads.origin: `postgres` needs either postgres.url or postgres.url_file".to_owned()),
-            OriginName::Authority if !(database.url.is_empty() && database.url_file.is_empty()) => {
+            OriginName::Postgres if !database.is_set() => {
+                problems.push("loads.origin: `postgres` needs postgres.url or postgres.url_file".to_owned())
+            }
+            OriginName::Authority if database.is_set() => {
                 problems.push("postgres.url: is of no use unless loads.origin is `postgres`".to_owned());
             }
             _ => {}
+        }
+        if let Err(error) = PostgresUrl::configured(&database.url, Path::new("")) {
+            problems.push(format!("postgres.url: {error}"));
+        }
+        if !database.url.expose().is_empty() && !database.url_file.as_os_str().is_empty() {
+            problems.push("postgres.url: excludes postgres.url_file; set one of them".to_owned());
         }
         if database.connections == 0 {
             problems.push("postgres.connections: must be above zero".to_owned());

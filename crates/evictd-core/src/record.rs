@@ -162,6 +162,8 @@ mod tests {
             state,
             name: None,
             meta: None,
+            external_id: None,
+            permissions: Vec::new(),
             expires_at: expires_at.map(StoreTime),
         }
     }

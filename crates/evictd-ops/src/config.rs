@@ -9,6 +9,7 @@
 //! the program doesn't read is found by the first test that loads the defaults.
 
 mod layers;
+mod postgres_url;
 mod redact;
 mod reference;
 mod suggest;
@@ -16,6 +17,7 @@ mod text;
 mod units;
 
 pub use layers::{Layers, Loaded};
+pub use postgres_url::{PostgresUrl, PostgresUrlError};
 pub use redact::print_effective;
 pub use reference::reference;
 pub use suggest::distance;

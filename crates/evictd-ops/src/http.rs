@@ -21,7 +21,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::Full;
 use serde::Deserialize;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 
 use self::body::Body;
 use crate::config::{Validate, check_count};
@@ -30,6 +30,10 @@ pub use self::body::BodyError;
 pub use hyper::http::request::Parts;
 pub use hyper::{Method, StatusCode, header};
 pub use serve::{DRAIN_LIMIT, serve};
+
+/// Connections that wait in the kernel to be accepted. Clients come all at once after a restart, and one that finds
+/// the queue full tries again only a second later. The kernel lowers it to its own limit.
+const BACKLOG: u32 = 4_096;
 
 /// An answer: headers and a body that is already complete.
 pub type Reply = hyper::Response<Full<Bytes>>;
@@ -153,7 +157,15 @@ fn advice(error: &io::Error, address: &SocketAddr) -> String {
     }
 }
 
-/// Listens on `address`; port 0 picks a free port, which the listener then names.
+/// Listens on `address`; port 0 picks a free port, which the listener then names. (It waits for nothing, but needs
+/// the runtime that whoever awaits it runs in.)
 pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
-    TcpListener::bind(address).await.map_err(|source| BindError { address, source })
+    let listen = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        // A restart needn't wait until what the last connections left behind is gone.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    listen().map_err(|source| BindError { address, source })
 }

@@ -17,7 +17,7 @@ use evictd_ops::logging::LogConfig;
 use evictd_wire::subject::check_name;
 use serde::Deserialize;
 
-pub use self::store::{PostgresUrl, StoreConfig, StoreLocation, StoreUrlError};
+pub use self::store::{StoreConfig, StoreLocation};
 
 /// The documented default file; the program's own defaults.
 pub const DEFAULTS: &str = include_str!("../../../deploy/publisher.toml");

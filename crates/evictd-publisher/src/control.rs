@@ -1,7 +1,7 @@
 //! The control API: Unkey's endpoints for keys and APIs, and what became of a request.
 //!
-//! Each checks header and body first (400), then the root key (401, 403) and how much its workspace asks for (429),
-//! then does its work. A change that is answered with success is durable, and its log row with it (G3).
+//! Each checks headers and body first (400), then the root key (401, 403) and how much its workspace asks for
+//! (429), then does its work. A change that is answered with success is durable, and its log row with it (G3).
 //!
 //! * [`caller`]: who asks, and what they may do.
 //! * [`apis`], [`keys`], [`verify`], [`propagation`]: the endpoints.
@@ -123,8 +123,8 @@ impl Surface {
         answer(&caller, request).await
     }
 
-    /// Carries out a change, and waits for its receipt if the caller prefers that. Once the change is committed,
-    /// nothing that happens to the wait makes the answer a failure.
+    /// Carries out a change, and waits for its receipt if the caller prefers that. Once the change is
+    /// committed, nothing that happens to the wait makes the answer a failure.
     async fn change<'c, R, T: Serialize>(
         &self,
         visit: &mut Visit<'c>,

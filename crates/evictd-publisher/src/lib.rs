@@ -35,18 +35,18 @@ use std::sync::Arc;
 
 use evictd_ops::admin::Admin;
 use evictd_ops::bus::BusError;
+use evictd_ops::config::PostgresUrlError;
 use evictd_ops::http::{BindError, HttpLimits, bind, serve};
 use evictd_ops::invariants::Invariants;
 use evictd_ops::metrics::{MetricsError, Registry};
 use evictd_ops::readiness::Readiness;
 use evictd_ops::tasks::{TaskFailed, Tasks};
-use evictd_store::sqlite::SqliteStore;
 use evictd_store::{HomeStore, StoreError};
 use evictd_wire::subject::Kind;
 use tokio_util::sync::CancellationToken;
 
 use crate::authority::RoundWish;
-use crate::config::{PublisherConfig, StoreLocation, StoreUrlError};
+use crate::config::PublisherConfig;
 use crate::live_feed::LiveFeed;
 use crate::metrics::Metrics;
 use crate::rate_limit::RateLimits;
@@ -65,13 +65,7 @@ pub enum StartError {
     Bus(#[from] BusError),
     /// The configuration doesn't say where the home store is.
     #[error("can't tell where the home store is")]
-    Location(#[from] StoreUrlError),
-    /// [`start`] was asked to open a store that only [`start_on`] takes.
-    #[error("the home store {place} must be opened by whoever starts the publisher")]
-    NotOpened {
-        /// Where it is, without its password.
-        place: String,
-    },
+    Location(#[from] PostgresUrlError),
     /// The home store can't be used.
     #[error("can't use the home store {place}")]
     Store {
@@ -101,39 +95,21 @@ pub struct Running {
     /// Whether anybody can call the control API.
     pub has_root_keys: bool,
     tasks: Tasks,
-    /// To be closed at the end: it was opened here.
-    opened: Option<Arc<SqliteStore>>,
+    store: Arc<dyn HomeStore>,
 }
 
 impl Running {
-    /// Waits until everything has ended, requests in flight included, and closes the store if [`start`] opened it.
-    /// An error tells of a part that ended by itself, and took the others along.
+    /// Waits until everything has ended, requests in flight included, and closes the store. An error tells of a part that ended by itself, and took the others along.
     pub async fn ended(self) -> Result<(), TaskFailed> {
         let ended = self.tasks.ended().await;
-        if let Some(store) = self.opened {
-            store.close().await;
-        }
+        self.store.close().await;
         ended
     }
 }
 
-/// Opens the SQLite file that the configuration names, for this process alone, and starts a publisher on it.
-pub async fn start(config: PublisherConfig, shutdown: CancellationToken) -> Result<Running, StartError> {
-    let path = match config.store.location()? {
-        StoreLocation::Sqlite(path) => path,
-        place @ StoreLocation::Postgres(_) => {
-            return Err(StartError::NotOpened { place: place.to_string() });
-        }
-    };
-    let store_error = |source| StartError::Store { place: path.display().to_string(), source };
-    let store = Arc::new(SqliteStore::open_exclusively(&path).await.map_err(store_error)?);
-    let running = start_on(store.clone(), config, shutdown).await?;
-    Ok(Running { opened: Some(store), ..running })
-}
-
-/// Starts a publisher on a store that is open; it runs until `shutdown` is cancelled. The store is to be closed
-/// when it has [ended](Running::ended). Addresses with port 0 get one.
-pub async fn start_on(
+/// Starts a publisher on `store`; it runs until `shutdown` is cancelled, and closes the store at its end.
+/// Addresses with port 0 get one.
+pub async fn start(
     store: Arc<dyn HomeStore>,
     config: PublisherConfig,
     shutdown: CancellationToken,
@@ -207,7 +183,7 @@ pub async fn start_on(
     };
     let questions = questions::Questions::new(
         &config.authority,
-        store,
+        store.clone(),
         receipts.clone(),
         fence,
         rounds,
@@ -242,5 +218,5 @@ pub async fn start_on(
     tasks.spawn("admin", serve(admin_listener, admin, HttpLimits::default(), drained.clone()));
     tasks.spawn("metrics", async move { registry.run_upkeep(drained).await });
     tracing::info!(http = %running_http, admin = %running_admin, store = place, "publisher started");
-    Ok(Running { http: running_http, admin: running_admin, readiness, has_root_keys, tasks, opened: None })
+    Ok(Running { http: running_http, admin: running_admin, readiness, has_root_keys, tasks, store })
 }

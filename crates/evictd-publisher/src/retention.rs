@@ -1,9 +1,9 @@
 //! Deletes what has been kept long enough: rows of the log, receipts, audit records.
 //!
-//! A little at a time and with pauses, in a task of its own: a probe round waits for one small transaction at
-//! most, and numbering for none of it. No promise rests on what is gone. An agent that asks for a row which is no
-//! longer there is refused, and flushes (R5); so a wall clock that is wrong deletes too early or too late, and
-//! breaks nothing.
+//! A little at a time and with pauses, in a task of its own: a probe round and numbering wait for one small
+//! transaction at most. No promise rests on what is gone. An agent that asks for a row which is no longer there
+//! is refused, and flushes (R5); so a wall clock that is wrong deletes too early or too late, and breaks nothing
+//! of G1 and G2.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -2,7 +2,8 @@
 //! ends what has expired.
 //!
 //! One mechanism for changes of the API, which wake it at once, and for those made past it, which the store
-//! tells of or polling finds (R1). What can't be sent is not kept here: the log is in the store, and agents ask.
+//! tells of or polling finds (R1). What can't be sent is not kept here: the log is in the store, and agents
+//! ask.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -128,9 +128,12 @@ pub enum StoreError {
 
 /// What the publisher needs of a home store. One conformance suite holds for every implementation.
 #[async_trait]
-pub trait HomeStore: Send + Sync + 'static {
+pub trait HomeStore: std::fmt::Debug + Send + Sync + 'static {
     /// Whether no other publisher can use it meanwhile.
     fn is_exclusive(&self) -> bool;
+
+    /// Waits for what is under way, and lets go of the database. Later calls fail.
+    async fn close(&self);
 
     /// Gives every committed row without a position the next ones, at most `limit` (R1).
     async fn number(&self, limit: usize) -> Result<Numbered, StoreError>;

@@ -93,12 +93,6 @@ impl PostgresStore {
         let connections = Connections::new(options.clone());
         Ok(Self { options, connections, listener: Listener::default() })
     }
-
-    /// Waits for what is under way, then disconnects. Later calls fail.
-    pub async fn close(&self) {
-        self.listener.stop();
-        self.connections.close().await;
-    }
 }
 
 /// Whether the database has exactly this version's schema. To look needs no right to change it.
@@ -160,6 +154,11 @@ impl PostgresStore {
 impl HomeStore for PostgresStore {
     fn is_exclusive(&self) -> bool {
         false
+    }
+
+    async fn close(&self) {
+        self.listener.stop();
+        self.connections.close().await;
     }
 
     async fn number(&self, limit: usize) -> Result<Numbered, StoreError> {

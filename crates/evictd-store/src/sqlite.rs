@@ -122,15 +122,6 @@ impl SqliteStore {
         }
         Ok(())
     }
-
-    /// Waits for transactions in flight, then closes the file and lets the next publisher have it. Later
-    /// calls fail.
-    pub async fn close(&self) {
-        self.connections.close().await;
-        if let Some(exclusive) = &self.exclusive {
-            exclusive.release();
-        }
-    }
 }
 
 /// The store couldn't be opened.
@@ -225,6 +216,13 @@ fn sql_limit(limit: usize) -> i64 {
 impl HomeStore for SqliteStore {
     fn is_exclusive(&self) -> bool {
         self.exclusive.is_some()
+    }
+
+    async fn close(&self) {
+        self.connections.close().await;
+        if let Some(exclusive) = &self.exclusive {
+            exclusive.release();
+        }
     }
 
     async fn number(&self, limit: usize) -> Result<Numbered, StoreError> {

@@ -1,5 +1,7 @@
 //! `evictd audit`: who changed what, read from the home store directly.
 
+use std::fmt::Write as _;
+
 use clap::Args;
 use evictd_core::ids::WorkspaceId;
 use evictd_store::audit::{AuditQuery, AuditRecord};
@@ -130,14 +132,15 @@ fn text(record: &AuditRecord) -> String {
         record.actor_type,
         shown(&record.actor_id)
     );
+    // Writing to a String can't fail.
     if let Some(name) = &record.actor_name {
-        text.push_str(&format!(" ({})", shown(name)));
+        let _ = write!(text, " ({})", shown(name));
     }
     if let Some(ip) = &record.remote_ip {
-        text.push_str(&format!(" from {}", shown(ip)));
+        let _ = write!(text, " from {}", shown(ip));
     }
     if let Some(request_id) = &record.request_id {
-        text.push_str(&format!("  {request_id}"));
+        let _ = write!(text, "  {request_id}");
     }
     text
 }

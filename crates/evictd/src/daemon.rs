@@ -11,16 +11,15 @@ use evictd_publisher::config::PublisherConfig;
 use serde::de::DeserializeOwned;
 
 use crate::output_format::print_line;
-
-use crate::variables;
+use crate::{home_store, replica, variables};
 
 /// Where a configuration comes from.
 #[derive(Args, Debug, Default)]
 pub(crate) struct ConfigArgs {
-    /// Configuration file (TOML). Without it the documented defaults are in force.
+    /// The daemon's configuration file (TOML). Without it the documented defaults are in force.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Set one key, for example `--set lease.bound=10s`; stronger than file and environment.
+    /// Sets one key of the configuration, stronger than file and environment: `--set lease.bound=10s`.
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
     set: Vec<(String, String)>,
 }
@@ -66,11 +65,15 @@ impl ConfigArgs {
         Err(anyhow!("the configuration can't be used:\n{}", problems.join("\n")))
     }
 
-    /// The flags that lead another command to the same store, each after a space, as a shell takes them.
+    /// The flags that lead another command to the same store, each after a space, as a shell takes them. A URL
+    /// isn't repeated, for it holds a password.
     fn naming_the_store(&self) -> String {
         let config = self.config.iter().map(|file| ("--config", file.display().to_string()));
         let set = self.set.iter().filter(|(key, _)| key.starts_with("store."));
-        let set = set.map(|(key, value)| ("--set", format!("{key}={value}")));
+        let set = set.map(|(key, value)| {
+            let value = if key == "store.url" { "..." } else { value };
+            ("--set", format!("{key}={value}"))
+        });
         let flags = config.chain(set).map(|(flag, value)| format!(" {flag} {}", shell_word(&value)));
         flags.collect::<Vec<_>>().concat()
     }
@@ -81,7 +84,8 @@ pub(crate) fn run_publisher(args: &ConfigArgs) -> anyhow::Result<()> {
     logging::init(config.log.format, &config.log.filter);
     runtime()?.block_on(async {
         let shutdown = shutdown::on_signals();
-        let running = evictd_publisher::start(config, shutdown.clone()).await?;
+        let store = home_store::Place::configured(config.store.clone())?.open_for_publisher().await?;
+        let running = evictd_publisher::start(store, config, shutdown.clone()).await?;
         if !running.has_root_keys {
             tracing::warn!(
                 "no root key yet, so nobody can call the control API; make one: evictd root-key create{}",
@@ -96,7 +100,8 @@ pub(crate) fn run_agent(args: &ConfigArgs) -> anyhow::Result<()> {
     let config = args.agent()?.config;
     logging::init(config.log.format, &config.log.filter);
     runtime()?.block_on(async {
-        let running = evictd_agent::start(config, None, shutdown::on_signals()).await?;
+        let database = replica::configured(&config)?;
+        let running = evictd_agent::start(config, database, shutdown::on_signals()).await?;
         Ok(running.ended().await?)
     })
 }
@@ -177,6 +182,8 @@ mod tests {
             r" --config /etc/evictd/publisher.toml --set 'store.path=/srv/it'\''s here/evictd.db'"
         );
         assert_eq!(ConfigArgs::default().naming_the_store(), "");
+        let database = ConfigArgs::default().and_set("store.url", "postgres://evictd:hunter2@db/evictd");
+        assert_eq!(database.naming_the_store(), " --set store.url=...");
     }
 
     #[test]

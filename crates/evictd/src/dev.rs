@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::daemon::{ConfigArgs, runtime};
 use crate::output_format::{OutputFormat, print_line};
 use crate::root_key::{self, Wish};
-use crate::{private_file, tied};
+use crate::{home_store, private_file, tied};
 
 /// Agents of one installation listen this far apart.
 const PORT_STEP: u16 = 100;
@@ -162,7 +162,9 @@ async fn start(
         .and_set("receipts.regions", args.regions.join(","))
         .and_set("http.listen", listen(7070))
         .and_set("admin.listen", listen(7079));
-    let publisher = evictd_publisher::start(config.publisher()?.config, shutdown.clone()).await?;
+    let config = config.publisher()?.config;
+    let store = home_store::Place::configured(config.store.clone())?.open_for_publisher().await?;
+    let publisher = evictd_publisher::start(store, config, shutdown.clone()).await?;
     let mut agents = Vec::new();
     for (index, region) in args.regions.iter().enumerate() {
         let step = u16::try_from(index).ok().and_then(|index| index.checked_mul(PORT_STEP));

@@ -1,9 +1,14 @@
-//! The configured home store, for commands that work on it directly, also beside a running publisher.
+//! The configured home store: opened for the publisher, and for commands that work on it directly, also beside a
+//! running publisher.
 
+use std::error::Error as _;
 use std::fmt;
+use std::sync::Arc;
 
 use anyhow::Context;
-use evictd_publisher::config::StoreLocation;
+use evictd_ops::config::PostgresUrl;
+use evictd_publisher::config::{StoreConfig, StoreLocation};
+use evictd_store::postgres::{PostgresOptions, PostgresStore};
 use evictd_store::sqlite::SqliteStore;
 use evictd_store::{HomeStore, StoreError};
 
@@ -11,28 +16,32 @@ use crate::daemon::{ConfigArgs, runtime};
 
 /// Where the configured store is. Shown, it is without user and password.
 #[derive(Debug)]
-pub(crate) struct Place(StoreLocation);
+pub(crate) struct Place {
+    config: StoreConfig,
+    location: StoreLocation,
+}
 
 impl Place {
-    /// Where the configuration says, whatever directory that was said relative to.
+    /// Where the publisher's configuration says.
     pub(crate) fn of(config: &ConfigArgs) -> anyhow::Result<Self> {
-        let location = config.publisher()?.config.store.location()?;
-        Ok(Self(match location {
-            StoreLocation::Sqlite(path) => {
-                let absolute = std::path::absolute(&path);
-                let absolute =
-                    absolute.with_context(|| format!("can't find out where {} is", path.display()))?;
-                StoreLocation::Sqlite(absolute)
-            }
-            database @ StoreLocation::Postgres(_) => database,
-        }))
+        Self::configured(config.publisher()?.config.store)
+    }
+
+    /// Where `config` says, whatever directory that was said relative to.
+    pub(crate) fn configured(config: StoreConfig) -> anyhow::Result<Self> {
+        let mut location = config.location()?;
+        if let StoreLocation::Sqlite(path) = &mut location {
+            let absolute = std::path::absolute(&*path);
+            *path = absolute.with_context(|| format!("can't find out where {} is", path.display()))?;
+        }
+        Ok(Self { config, location })
     }
 
     /// As [`Place::of`], of a store that must be there: opening would create the file, and hide that it is the
     /// wrong one.
     pub(crate) fn existing(config: &ConfigArgs) -> anyhow::Result<Self> {
         let place = Self::of(config)?;
-        if let StoreLocation::Sqlite(path) = &place.0 {
+        if let StoreLocation::Sqlite(path) = &place.location {
             anyhow::ensure!(
                 path.try_exists().with_context(|| format!("can't look for the home store {place}"))?,
                 "there is no home store at {place}: start the publisher first, or give its configuration (--config \
@@ -42,37 +51,56 @@ impl Place {
         Ok(place)
     }
 
+    /// Opens the store for a publisher: an SQLite file is this publisher's alone until it is closed.
+    pub(crate) async fn open_for_publisher(&self) -> anyhow::Result<Arc<dyn HomeStore>> {
+        let opened: Result<Arc<dyn HomeStore>, StoreError> = match &self.location {
+            StoreLocation::Sqlite(path) => {
+                SqliteStore::open_exclusively(path).await.map(|store| Arc::new(store) as _)
+            }
+            StoreLocation::Postgres(url) => self.connect(url).await.map(|store| Arc::new(store) as _),
+        };
+        opened.map_err(advised)
+    }
+
     /// Opens the store, works on it, and closes it.
     pub(crate) fn with<T>(
         &self,
         work: impl AsyncFnOnce(&dyn HomeStore) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
-        let done = runtime()?.block_on(async {
-            match &self.0 {
+        runtime()?.block_on(async {
+            let opened: Result<Box<dyn HomeStore>, StoreError> = match &self.location {
                 StoreLocation::Sqlite(path) => {
-                    let store = SqliteStore::open(path).await?;
-                    let done = work(&store).await;
-                    store.close().await;
-                    done
+                    SqliteStore::open(path).await.map(|store| Box::new(store) as _)
                 }
-                StoreLocation::Postgres(_) => anyhow::bail!("not yet"),
-            }
-        });
-        done.map_err(advised)
+                StoreLocation::Postgres(url) => self.connect(url).await.map(|store| Box::new(store) as _),
+            };
+            let store = opened.map_err(advised)?;
+            let done = work(&*store).await;
+            store.close().await;
+            done
+        })
+    }
+
+    async fn connect(&self, url: &PostgresUrl) -> Result<PostgresStore, StoreError> {
+        let mut options = PostgresOptions::new(url.expose())?;
+        options.connections = u32::try_from(self.config.connections).unwrap_or(u32::MAX);
+        options.statement_timeout = self.config.statement_timeout.into();
+        PostgresStore::connect(options).await
     }
 }
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        self.location.fmt(f)
     }
 }
 
 /// Says what to do about a store that another version has made.
-pub(crate) fn advised(error: anyhow::Error) -> anyhow::Error {
-    let foreign =
-        error.chain().any(|cause| matches!(cause.downcast_ref::<StoreError>(), Some(StoreError::Migrate(_))));
-    if !foreign {
+fn advised(error: StoreError) -> anyhow::Error {
+    // The other failures of a migration have a cause of their own, in the database.
+    let is_foreign = matches!(&error, StoreError::Migrate(migration) if migration.source().is_none());
+    let error = anyhow::Error::from(error);
+    if !is_foreign {
         return error;
     }
     error.context(

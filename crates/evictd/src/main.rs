@@ -10,7 +10,7 @@
 //! * [`delete_protection`]: `evictd delete-protection`.
 //! * [`migrate`]: `evictd migrate`.
 //! * [`new_epoch`]: `evictd new-epoch`.
-//! * [`home_store`]: what those five work on.
+//! * [`home_store`]: what those five and the publisher work on; [`replica`]: what an agent may read of it.
 //! * [`documents`]: `evictd completions` and `evictd man`.
 //! * [`output_format`]: the flag `--output`.
 //! * [`when`]: times and spans on the command line.
@@ -29,6 +29,7 @@ mod migrate;
 mod new_epoch;
 mod output_format;
 mod private_file;
+mod replica;
 mod root_key;
 mod tied;
 mod variables;

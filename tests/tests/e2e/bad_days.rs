@@ -37,7 +37,7 @@ use crate::world::{Caller, Key, SOON, World, plan};
 
 /// What the answer to a deletion says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Told {
+pub(crate) enum Told {
     /// 200: it is deleted, durably.
     Deleted,
     /// 404: it doesn't exist, or somebody else has deleted it.
@@ -85,17 +85,17 @@ impl Told {
 }
 
 /// A deletion that was asked for, and its answer.
-struct Asked<'k> {
-    key: &'k Key,
-    told: Told,
+pub(crate) struct Asked<'k> {
+    pub(crate) key: &'k Key,
+    pub(crate) told: Told,
     /// Its id, by which it has a receipt.
-    request: String,
-    took: Duration,
+    pub(crate) request: String,
+    pub(crate) took: Duration,
 }
 
 impl<'k> Asked<'k> {
     /// Deletes `key`. An error is an answer that nobody should get, or none.
-    fn of(publisher: &Caller, key: &'k Key) -> Result<Self> {
+    pub(crate) fn of(publisher: &Caller, key: &'k Key) -> Result<Self> {
         let answer = publisher.call("keys.deleteKey", &json!({ "keyId": key.id }))?;
         let told = Told::by(&answer).with_context(|| format!("deleting {}", key.id))?;
         let request = answer.body["meta"]["requestId"].as_str().unwrap_or_default().to_owned();
@@ -105,21 +105,21 @@ impl<'k> Asked<'k> {
 
 /// All that clients asked for, as it was answered.
 #[derive(Default)]
-struct Story<'k>(Vec<Asked<'k>>);
+pub(crate) struct Story<'k>(pub(crate) Vec<Asked<'k>>);
 
 impl<'k> Story<'k> {
     /// The keys whose deletion was answered like this.
-    fn keys(&self, told: Told) -> Vec<&'k Key> {
+    pub(crate) fn keys(&self, told: Told) -> Vec<&'k Key> {
         self.0.iter().filter(|asked| asked.told == told).map(|asked| asked.key).collect()
     }
 
-    fn count(&self, told: Told) -> usize {
+    pub(crate) fn count(&self, told: Told) -> usize {
         self.0.iter().filter(|asked| asked.told == told).count()
     }
 
     /// Whatever has happened is over: what clients were told is true, at every agent and in the store. A key that
     /// was refused and then deleted stands in it twice.
-    fn check(&self, world: &World) -> Result<()> {
+    pub(crate) fn check(&self, world: &World) -> Result<()> {
         world.wait_until_caught_up()?;
         let deleted = self.keys(Told::Deleted);
         world.assert_gone(&deleted)?;
@@ -130,7 +130,8 @@ impl<'k> Story<'k> {
         unchanged.retain(|key| !is_deleted(key) && !unknown.iter().any(|unknown| unknown.id == key.id));
         world.wait_for_codes(&unchanged, "VALID").context("nothing was changed, it was said")?;
         for key in unknown {
-            let in_store = format!("SELECT deleted_at_m IS NULL FROM keys WHERE id = '{}'", key.id);
+            let in_store =
+                format!("SELECT count(*) FROM keys WHERE id = '{}' AND deleted_at_m IS NULL", key.id);
             let code = if world.sql(&in_store)? == "1" { "VALID" } else { "NOT_FOUND" };
             world.wait_for_codes(&[key], code)?;
         }
@@ -141,10 +142,10 @@ impl<'k> Story<'k> {
 }
 
 /// Every deletion has a final receipt, in the store and for who asks.
-fn check_receipts<'r>(world: &World, requests: impl Iterator<Item = &'r str>) -> Result<()> {
+pub(crate) fn check_receipts<'r>(world: &World, requests: impl Iterator<Item = &'r str>) -> Result<()> {
     const ENOUGH: usize = 200;
     let open = "SELECT count(*) FROM invalidations
-                WHERE request_id IS NOT NULL AND cause = 'deleted' AND receipted = 0";
+                WHERE request_id IS NOT NULL AND cause = 'deleted' AND NOT receipted";
     try_eventually("every deletion's receipt to be stored", SOON, || {
         Ok((world.sql(open)? == "0").then_some(()))
     })?;
@@ -157,15 +158,15 @@ fn check_receipts<'r>(world: &World, requests: impl Iterator<Item = &'r str>) ->
 
 /// The log holds every change once, in dense positions, and nothing that wasn't committed; and so does the
 /// audit log.
-fn check_log(world: &World) -> Result<()> {
+pub(crate) fn check_log(world: &World) -> Result<()> {
     const HOLES: [(&str, &str); 6] = [
         ("rows without a position", "SELECT count(*) FROM invalidations WHERE position IS NULL"),
         ("positions without a row", "SELECT head - (SELECT count(*) FROM invalidations) FROM log_head"),
         (
             "deleted keys without exactly one row",
             "SELECT count(*) FROM keys LEFT JOIN (SELECT key_id, count(*) AS n FROM invalidations
-                WHERE cause = 'deleted' AND scope = 'key' GROUP BY key_id) ON key_id = id
-             WHERE deleted_at_m IS NOT NULL AND n IS NOT 1",
+                WHERE cause = 'deleted' AND scope = 'key' GROUP BY key_id) AS logged ON key_id = id
+             WHERE deleted_at_m IS NOT NULL AND coalesce(n, 0) <> 1",
         ),
         (
             "rows of keys that aren't deleted",
@@ -175,8 +176,9 @@ fn check_log(world: &World) -> Result<()> {
         (
             "deletions without exactly one audit record",
             "SELECT count(*) FROM invalidations LEFT JOIN (SELECT correlation_id, count(*) AS n FROM audit_log
-                WHERE event IN ('key.delete', 'api.delete') GROUP BY correlation_id) ON correlation_id = request_id
-             WHERE cause = 'deleted' AND request_id IS NOT NULL AND n IS NOT 1",
+                WHERE event IN ('key.delete', 'api.delete') GROUP BY correlation_id) AS audited
+                ON correlation_id = request_id
+             WHERE cause = 'deleted' AND request_id IS NOT NULL AND coalesce(n, 0) <> 1",
         ),
         (
             "audit records without a change",

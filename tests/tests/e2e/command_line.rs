@@ -1,6 +1,7 @@
 //! `evictd api` against a real deployment, `evictd root-key`, and `evictd check-config`.
 
 use std::fs;
+use std::process::Command;
 
 use anyhow::{Context, Result};
 use evictd_tests::process::evictd_command;
@@ -9,32 +10,37 @@ use serde_json::Value;
 use crate::world::{World, plan};
 
 /// What a command left behind.
-struct Outcome {
-    exit: Option<i32>,
-    stdout: String,
-    stderr: String,
+pub(crate) struct Outcome {
+    pub(crate) exit: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl Outcome {
-    fn json(&self) -> Result<Value> {
+    pub(crate) fn json(&self) -> Result<Value> {
         serde_json::from_str(&self.stdout).with_context(|| format!("no JSON: {}{}", self.stdout, self.stderr))
     }
 
     /// It failed, said `words` to people, and nothing to pipes.
-    fn assert_failed(&self, words: &str) {
+    pub(crate) fn assert_failed(&self, words: &str) {
         assert_eq!((self.exit, self.stdout.as_str()), (Some(1), ""), "{}", self.stderr);
         assert!(self.stderr.contains(words), "{}", self.stderr);
     }
 }
 
-/// Runs `evictd <line>` with settings in the environment, as a script would.
-fn evictd(world: &World, root_key: &str, line: &str) -> Result<Outcome> {
+/// `evictd <line>` with settings in the environment, as a script would run it.
+pub(crate) fn command(world: &World, root_key: &str, line: &str) -> Result<Command> {
     let mut command = evictd_command()?;
     command.args(line.split_ascii_whitespace()).env("HOME", world.dir());
     command.env("EVICTD_ROOT_KEY", root_key);
     command.env("EVICTD_API_URL", format!("http://{}", world.publisher().http));
     command.env("EVICTD_VERIFY_URL", format!("http://{}", world.agent(0).http));
-    let output = command.output().context("running evictd")?;
+    Ok(command)
+}
+
+/// Runs `evictd <line>` to its end.
+pub(crate) fn evictd(world: &World, root_key: &str, line: &str) -> Result<Outcome> {
+    let output = command(world, root_key, line)?.output().context("running evictd")?;
     Ok(Outcome {
         exit: output.status.code(),
         stdout: String::from_utf8(output.stdout)?,

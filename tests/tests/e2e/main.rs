@@ -22,10 +22,15 @@
 //! * [`malformed_http`], [`malformed_nats`]: what nobody should send.
 //! * [`secrets`]: nothing secret is written anywhere.
 //! * [`command_line`], [`dev`]: `evictd api`, `check-config`, `root-key`, and `evictd dev`.
+//! * [`cli_keys`], [`cli_bulk`], [`cli_operator`]: each call of the APIs, many deletions at once, and what operators
+//!   do on the home store.
 //! * [`sdk`]: Unkey's own clients.
 
 mod agents;
 mod bad_days;
+mod cli_bulk;
+mod cli_keys;
+mod cli_operator;
 mod clocks;
 mod command_line;
 mod crashes;

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use evictd_tests::http::{Client, Response};
-use evictd_tests::topology::{Node, Plan, Servers, Topology, Wires};
+use evictd_tests::sql::Session;
+use evictd_tests::topology::{Node, Plan, Servers, Store, Topology, Wires};
 use evictd_tests::wait::{throughout, try_eventually};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -49,6 +50,8 @@ pub(crate) struct Key {
 pub(crate) struct World {
     pub(crate) topology: Topology,
     pub(crate) api: String,
+    /// The home store's URL, if it is on PostgreSQL.
+    pub(crate) database: Option<String>,
     store: PathBuf,
     dir: TempDir,
 }
@@ -59,7 +62,11 @@ impl World {
         let topology = Topology::start(dir.path(), plan)?;
         let elsewhere = plan.publisher.get("store").and_then(|store| store.get("path")?.as_str());
         let store = elsewhere.map_or_else(|| dir.path().join("home.db"), PathBuf::from);
-        let mut world = Self { topology, api: String::new(), store, dir };
+        let database = match &plan.store {
+            Store::Sqlite => None,
+            Store::Postgres(url) => Some(url.clone()),
+        };
+        let mut world = Self { topology, api: String::new(), database, store, dir };
         world.api = world.create_api()?;
         Ok(world)
     }
@@ -256,6 +263,9 @@ impl World {
     /// Changes or reads the home store as somebody else would, past the publisher: one statement, and the
     /// first value of its result as text.
     pub(crate) fn sql(&self, statement: &str) -> Result<String> {
+        if let Some(url) = &self.database {
+            return Session::connect(url)?.query(statement);
+        }
         const SCRIPT: &str = "import sqlite3, sys\n\
             store = sqlite3.connect(sys.argv[1], timeout=20)\n\
             row = store.execute(sys.argv[2]).fetchone()\n\
@@ -280,7 +290,7 @@ impl World {
 
     /// Everything the daemons have logged.
     pub(crate) fn logs(&self) -> Result<String> {
-        let nodes = self.topology.agents().chain([self.publisher()]);
+        let nodes = self.topology.agents().chain(self.topology.publishers());
         let logs = nodes.map(|node| Ok(node.daemon.stdout()? + &node.daemon.stderr()?));
         logs.collect()
     }

@@ -1,13 +1,9 @@
 //! Which home store: an SQLite file, or a PostgreSQL database.
-//!
-//! The database's URL holds a password, so it is a secret from the moment it is read: no `Debug` output and no
-//! message shows it.
 
 use std::fmt;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use evictd_ops::config::{HumanDuration, Validate, check_count};
+use evictd_ops::config::{HumanDuration, PostgresUrl, PostgresUrlError, Validate, check_count};
 use evictd_wire::api::secret::Secret;
 use serde::Deserialize;
 
@@ -36,82 +32,11 @@ pub enum StoreLocation {
     Postgres(PostgresUrl),
 }
 
-/// The URL of a PostgreSQL database, with its password.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct PostgresUrl(Secret);
-
-/// Why a store's URL can't be used.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreUrlError {
-    /// The file with the URL can't be read.
-    #[error("store.url_file: can't read {}", path.display())]
-    File {
-        /// Which one.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// It isn't one of PostgreSQL.
-    #[error("it must be a PostgreSQL URL, such as postgres://user:password@host:5432/database")]
-    NotPostgres,
-    /// Where the password ends couldn't be told, and a part of it would be shown wherever the URL is.
-    #[error("special characters of its user and password must be percent-encoded (`/` as %2F)")]
-    NotEncoded,
-    /// A password among the parameters would be shown, too.
-    #[error(
-        "its password must stand before the host (postgres://user:password@host), not among the parameters"
-    )]
-    PasswordInParameters,
-}
-
 impl StoreConfig {
     /// Where the store is. Reads [`Self::url_file`], anew each time.
-    pub fn location(&self) -> Result<StoreLocation, StoreUrlError> {
-        let url = if is_set(&self.url_file) {
-            let read = std::fs::read_to_string(&self.url_file);
-            read.map_err(|source| StoreUrlError::File { path: self.url_file.clone(), source })?
-        } else if self.url.expose().is_empty() {
-            return Ok(StoreLocation::Sqlite(self.path.clone()));
-        } else {
-            self.url.expose().to_owned()
-        };
-        PostgresUrl::parse(url.trim()).map(StoreLocation::Postgres)
-    }
-}
-
-fn is_set(path: &Path) -> bool {
-    !path.as_os_str().is_empty()
-}
-
-impl PostgresUrl {
-    /// Checks what matters before anybody connects: that it is one, and that it can be shown without its secret.
-    pub fn parse(url: &str) -> Result<Self, StoreUrlError> {
-        let rest = url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://"));
-        let rest = rest.filter(|rest| !rest.is_empty()).ok_or(StoreUrlError::NotPostgres)?;
-        let authority_ends = rest.find(['/', '?', '#', ' ', ',']).unwrap_or(rest.len());
-        if rest[authority_ends..].contains('@') {
-            return Err(StoreUrlError::NotEncoded);
-        }
-        let parameters = rest.split_once('?').map_or("", |(_, parameters)| parameters);
-        let names = parameters.split('&').map(|parameter| parameter.split('=').next().unwrap_or_default());
-        if names.into_iter().any(|name| name.to_ascii_lowercase().contains("password")) {
-            return Err(StoreUrlError::PasswordInParameters);
-        }
-        Ok(Self(Secret::new(url)))
-    }
-
-    /// All of it. Each call is a place where the password could leak.
-    pub fn expose(&self) -> &str {
-        self.0.expose()
-    }
-}
-
-impl fmt::Display for PostgresUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (_, rest) = self.expose().split_once("://").unwrap_or_default();
-        let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
-        write!(f, "postgres://{}", host.split('?').next().unwrap_or_default())
+    pub fn location(&self) -> Result<StoreLocation, PostgresUrlError> {
+        let url = PostgresUrl::configured(&self.url, &self.url_file)?;
+        Ok(url.map_or_else(|| StoreLocation::Sqlite(self.path.clone()), StoreLocation::Postgres))
     }
 }
 
@@ -127,13 +52,13 @@ impl fmt::Display for StoreLocation {
 impl Validate for StoreConfig {
     fn validate(&self, problems: &mut Vec<String>) {
         let url = self.url.expose();
-        if !url.is_empty() && is_set(&self.url_file) {
+        if !(url.is_empty() || self.url_file.as_os_str().is_empty()) {
             problems.push("store.url: excludes store.url_file; set one of them".to_owned());
         }
         if let Some(error) = (!url.is_empty()).then(|| PostgresUrl::parse(url).err()).flatten() {
             problems.push(format!("store.url: {error}"));
         }
-        if !is_set(&self.path) {
+        if self.path.as_os_str().is_empty() {
             problems.push("store.path: must name a file; with store.url it isn't used".to_owned());
         }
         check_count("store.connections", self.connections, problems);
@@ -189,7 +114,10 @@ mod tests {
         assert_eq!(location.to_string(), SHOWN);
         assert!(matches!(location, StoreLocation::Postgres(url) if url.expose().ends_with("/evictd")));
         let missing = config("", "/nonexistent/url").location().unwrap_err();
-        assert_eq!(missing.to_string(), "store.url_file: can't read /nonexistent/url");
+        assert_eq!(
+            missing.to_string(),
+            "can't read /nonexistent/url, which should hold the URL of a database"
+        );
     }
 
     #[test]

@@ -107,7 +107,7 @@ impl Receipts {
                 _ = roster.tick() => self.read_roster().await,
                 () = self.look_again.notified() => self.look_again().await,
                 _ = adopt.tick() => self.adopt_what_is_open().await,
-                () = self.numbered_elsewhere.notified() => self.adopt_from_elsewhere().await,
+                () = self.numbered_elsewhere.notified() => self.adopt_what_is_waited_for().await,
             };
             if let Err(error) = done {
                 store_failed(&error);
@@ -146,17 +146,31 @@ impl Receipts {
 
     /// Takes over the requests that the store has as open and that nobody here looks after.
     pub(super) async fn adopt_what_is_open(&self) -> Result<(), StoreError> {
-        self.adopt_after(LogPosition::ZERO).await
+        self.adopt(LogPosition::ZERO, |_, _| true).await
     }
 
-    /// Takes over those that other publishers have numbered lately.
-    pub(super) async fn adopt_from_elsewhere(&self) -> Result<(), StoreError> {
-        let accounted = self.state.lock().accounted;
-        self.adopt_after(accounted).await
+    /// Takes over those that somebody waits for here, of what other publishers have numbered lately. The others are
+    /// theirs: two who keep the same receipt do everything twice.
+    pub(super) async fn adopt_what_is_waited_for(&self) -> Result<(), StoreError> {
+        let accounted = {
+            let mut state = self.state.lock();
+            if state.waiting.is_empty() {
+                // Whoever comes to wait later has a change that is numbered later.
+                state.accounted = state.accounted.max(state.head);
+                return Ok(());
+            }
+            state.accounted
+        };
+        self.adopt(accounted, |state, request| state.waiting.contains(request)).await
     }
 
-    /// Takes over what is open above a position. From there on, everything up to the head is accounted for.
-    async fn adopt_after(&self, mut after: LogPosition) -> Result<(), StoreError> {
+    /// Takes over what is open above a position and `wanted`. From there on, everything up to the head is
+    /// accounted for.
+    async fn adopt(
+        &self,
+        mut after: LogPosition,
+        wanted: impl Fn(&State, &str) -> bool,
+    ) -> Result<(), StoreError> {
         let head = self.log_head();
         loop {
             let epoch = self.log_head().epoch();
@@ -166,7 +180,8 @@ impl Receipts {
             let whole = page.len() == PAGE;
             let strays = {
                 let state = self.state.lock();
-                page.iter().filter(|request| !state.looks_after(&request.request_id)).map(change).collect()
+                let is_stray = |id: &str| !state.looks_after(id) && wanted(&state, id);
+                page.iter().filter(|request| is_stray(&request.request_id)).map(change).collect()
             };
             self.open(epoch, strays).await;
             if !whole {

@@ -231,7 +231,11 @@ async fn a_wait_ends_as_soon_as_every_region_has_confirmed() {
     let exposure = settled.regions[0].exposure.unwrap();
     assert_eq!((exposure.answers_at_least, settled.regions[0].lag_ms.unwrap().high), (3, 2.0));
     assert_eq!(home.metric("evictd_publisher_confirmed_seconds_count{region=\"eu\"}"), 1);
-    assert_eq!(home.metric("evictd_publisher_receipts_total{state=\"confirmed\"}"), 2, "with its creation");
+    assert_eq!(
+        home.metric("evictd_publisher_receipts_total{state=\"confirmed\"}"),
+        3,
+        "with its creation and the root key's"
+    );
 }
 
 #[tokio::test]
@@ -382,8 +386,12 @@ async fn a_publisher_notices_by_its_own_numbering_that_another_one_was_faster() 
         here.number().await;
         assert!(!here.receipts.state.lock().looks_after(request));
         assert!(noticed(&here));
-        here.receipts.adopt_from_elsewhere().await.unwrap();
+        here.receipts.adopt_what_is_waited_for().await.unwrap();
         assert!(here.receipts.state.lock().looks_after(request));
+        assert!(
+            !here.receipts.state.lock().looks_after(&format!("{request}_creation")),
+            "nobody waits for it"
+        );
         here.applies(&eu);
         let settled = under.settled(&workspace(), LONG).await;
         assert_eq!((&*settled.state, settled.measured_from.as_deref()), ("confirmed", Some("request")));
@@ -402,6 +410,7 @@ async fn what_another_publisher_numbered_is_taken_over_without_waiting_for_the_n
     let _stop = stop.drop_guard();
     // Final receipts wait to be stored together, and must not hold it up.
     here.round(&[&agent("eu", "a", 1)]).await;
+    let _under = here.receipts.under("req_1", true);
     here.delete("req_1").await;
     there.number().await;
     here.number().await;

@@ -53,6 +53,14 @@ impl Starts {
 pub(super) struct Waiting(HashMap<Box<str>, oneshot::Sender<Propagation>>);
 
 impl Waiting {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn contains(&self, request: &str) -> bool {
+        self.0.contains_key(request)
+    }
+
     pub(super) fn take(&mut self, request: &str) -> Option<oneshot::Sender<Propagation>> {
         self.0.remove(request)
     }

@@ -89,11 +89,16 @@ impl Home {
 #[tokio::test]
 async fn each_kind_of_row_goes_when_its_own_time_is_over() {
     let home = Home::new(Keep::For(Duration::from_hours(3).into())).await;
-    let minute = Duration::from_mins(1);
-    for (hours, left) in [(1, [true, true, true]), (2, [false, true, true]), (3, [false, false, true])] {
-        assert_eq!(home.after(Duration::from_hours(hours) - minute).await, left, "shortly before {hours} h");
+    for (minutes, left) in [
+        (59, [true; 3]),
+        (61, [false, true, true]),
+        (119, [false, true, true]),
+        (121, [false, false, true]),
+        (179, [false, false, true]),
+        (181, [false; 3]),
+    ] {
+        assert_eq!(home.after(Duration::from_mins(minutes)).await, left, "after {minutes} minutes");
     }
-    assert_eq!(home.after(Duration::from_hours(3) + minute).await, [false; 3]);
     assert_eq!(home.purged(), [1; 3]);
 }
 

@@ -1,7 +1,8 @@
 //! The disk under the store is full, and has room again.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use evictd_tests::disk::{SmallDisk, in_private_mounts};
+use evictd_tests::http::Client;
 use evictd_tests::wait::try_eventually;
 use serde_json::json;
 
@@ -22,49 +23,79 @@ fn a_full_disk_refuses_changes_and_nothing_else_until_there_is_room() -> Result<
         world.cache_everywhere(&keys.iter().collect::<Vec<_>>())?;
 
         disk.fill()?;
-        let caller = Caller::new(&world, world.publisher());
-        let story = delete_until_refused(&caller, &keys)?;
+        let refused = use_up_what_room_the_store_has(&world)?;
+        let story = delete_until_it_is_known_to_be_full(&world, &keys)?;
         println!("{} deletions still found room", story.count(Told::Deleted));
         assert_eq!(story.count(Told::Unknown), 0, "a disk without room is known to have kept nothing");
-        let refused =
-            world.topology.call(world.publisher(), "keys.createKey", &json!({ "apiId": world.api }))?;
-        assert_eq!(refused.status, 500, "{}", refused.text);
-        tell_the_truth(&world, &story, &uncached)?;
+        assert_only_changes_suffer(&world, &story, refused, &uncached)?;
 
         disk.make_room()?;
         wait_for_readiness(world.publisher(), 200)?;
         wait_for_log(&world, "the home store works again")?;
-        let mut again = Vec::new();
-        for key in story.keys(Told::Unchanged) {
-            again.push(try_eventually("a deletion to find room", SOON, || {
-                let asked = Asked::of(&caller, key)?;
-                Ok((asked.told == Told::Deleted).then_some(asked))
-            })?);
-        }
-        let story = Story(story.0.into_iter().chain(again).collect());
-        story.check(&world)?;
+        let caller = Caller::new(&world, world.publisher());
+        let again = story.keys(Told::Unchanged).into_iter().map(|key| Asked::of(&caller, key));
+        let again = again.collect::<Result<Vec<_>>>()?;
+        ensure!(
+            again.iter().all(|asked| asked.told == Told::Deleted),
+            "there is room, and somebody was refused"
+        );
+        Story(story.0.into_iter().chain(again).collect()).check(&world)?;
         world.assert_works()
     })
 }
 
-/// Deletes one key after the other until a few were refused in a row: what room was left is used up.
-fn delete_until_refused<'k>(caller: &Caller, keys: &'k [Key]) -> Result<Story<'k>> {
-    let mut story = Story::default();
-    for key in keys {
-        story.0.push(Asked::of(caller, key)?);
-        if story.0.len() > 5 && story.0.iter().rev().take(5).all(|asked| asked.told == Told::Unchanged) {
-            return Ok(story);
+/// The store has room inside of its own files, enough for thousands of deletions. Creates large keys until it has
+/// no more, and tells how many were refused.
+fn use_up_what_room_the_store_has(world: &World) -> Result<u64> {
+    let large = json!({ "apiId": world.api, "meta": { "what": "x".repeat(16_000) } });
+    let mut refused = 0;
+    for _ in 0..2_000 {
+        let answer = world.topology.call(world.publisher(), "keys.createKey", &large)?;
+        refused += u64::from(answer.status == 500);
+        ensure!([200, 500].contains(&answer.status), "{}", answer.text);
+        if refused == 5 {
+            return Ok(refused);
         }
     }
-    anyhow::bail!("{} keys were deleted, and the disk was never full", keys.len())
+    bail!("the disk is never full")
 }
 
-/// While the disk is full: reads go on, and everybody who looks sees what is wrong.
-fn tell_the_truth(world: &World, story: &Story, uncached: &Key) -> Result<()> {
-    let unready = wait_for_readiness(world.publisher(), 503)?;
-    ensure!(unready["waitingFor"][0]["condition"] == "store", "{unready}");
+/// Deletes one key after the other, until a few were refused and the publisher says so of itself. Now and then one
+/// may still find room, and then it says so, too.
+fn delete_until_it_is_known_to_be_full<'k>(world: &World, keys: &'k [Key]) -> Result<Story<'k>> {
+    let (caller, client) = (Caller::new(world, world.publisher()), Client::new());
+    let readyz = format!("http://{}/readyz", world.publisher().admin);
+    let mut left = keys.iter();
+    let mut story = Story::default();
+    try_eventually("the publisher to know that its disk is full", SOON, || {
+        story.0.push(Asked::of(
+            &caller,
+            left.next().with_context(|| {
+                format!(
+                    "never known {} {}\n{}",
+                    story.count(Told::Deleted),
+                    story.count(Told::Unchanged),
+                    { let m = client.get(&format!("http://{}/metrics", world.publisher().admin)).unwrap().text; std::fs::copy(world.dir().join("publisher.stderr"), "/tmp/bd/pub.log").unwrap(); client.get(&readyz).unwrap().text + &m.lines().filter(|l| l.contains("failures_total ") || l.contains("unnumb") || l.contains("rounds_total")).collect::<Vec<_>>().join("\n")}
+                )
+            })?,
+        )?);
+        let unready = client.get(&readyz)?;
+        let known = unready.status == 503 && unready.body["waitingFor"][0]["condition"] == "store";
+        Ok((known && story.count(Told::Unchanged) >= 5).then_some(()))
+    })?;
+    Ok(story)
+}
+
+/// While the disk is full: reads go on, and everybody who looks sees what was wrong.
+fn assert_only_changes_suffer(
+    world: &World,
+    story: &Story,
+    other_refusals: u64,
+    uncached: &Key,
+) -> Result<()> {
     wait_for_log(world, "database or disk is full")?;
-    ensure!(count(world.publisher(), "evictd_publisher_requests_total", &[("class", "5xx")])? > 0);
+    let refused = count(world.publisher(), "evictd_publisher_requests_total", &[("class", "5xx")])?;
+    assert_eq!(refused, other_refusals + story.count(Told::Unchanged) as u64);
     ensure!(count(world.publisher(), "evictd_publisher_store_failures_total", &[])? > 0);
     world.call("keys.getKey", &json!({ "keyId": uncached.id }))?;
     world.wait_for_codes(&[uncached], "VALID")?;

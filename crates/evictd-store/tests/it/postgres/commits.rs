@@ -75,7 +75,8 @@ async fn a_commit_that_takes_too_long_is_unknown_and_the_store_goes_on() {
 async fn commits_wait_for_standbys_where_the_databases_default_is_not_to() {
     let (server, before) = waiting_for_a_standby().await;
     before.close().await;
-    server.query("ALTER DATABASE evictd SET synchronous_commit = 'local'").unwrap();
+    let unreplicated = "SET synchronous_commit = local; ALTER DATABASE evictd SET synchronous_commit = local";
+    server.query(unreplicated).unwrap();
     let store = Arc::new(connect(&server.url()).await);
     let change = tokio::spawn(deletion(store.clone(), 1));
     wait_for(&server, &format!("SELECT count(*) {COMMITTING}"), "1");

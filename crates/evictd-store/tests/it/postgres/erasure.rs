@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use evictd_core::position::LogPosition;
 use evictd_core::time::StoreTime;
 use evictd_postgres_server::Postgres;
 use evictd_store::HomeStore;
@@ -37,12 +38,10 @@ async fn what_was_permanently_deleted_is_gone_from_the_tables_files_once_the_log
     let update = KeyUpdate { name: Edit::Set("John-Q-Example".to_owned()), ..KeyUpdate::default() };
     store.update_key(&actor(), &secret.id, update, &|_| true).await.unwrap();
     store.delete_key(&asking("req_d"), &secret.id, DeleteMode::Permanent, &|_| true).await.unwrap();
-    let numbered = store.number(100).await.unwrap();
-    let receipts: Vec<_> = numbered
-        .requests
-        .iter()
-        .map(|row| receipt(&row.request_id, row.position, r#"{"keyId":"key_1"}"#))
-        .collect();
+    store.number(100).await.unwrap();
+    let open = store.open_requests(LogPosition::ZERO, 100).await.unwrap();
+    let receipts: Vec<_> =
+        open.iter().map(|row| receipt(&row.request_id, row.position, r#"{"keyId":"key_1"}"#)).collect();
     store.record_receipts(&receipts).await.unwrap();
 
     let traces: [&[u8]; 5] =

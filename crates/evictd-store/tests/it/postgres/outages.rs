@@ -95,13 +95,13 @@ async fn calls_to_a_server_that_stands_still_end_and_it_works_again_when_it_goes
 
     for round in 0..2 {
         let began = Instant::now();
-        let calls = (
+        let (actor, id) = (actor(), key(1).id);
+        let (proof, lookup, change, numbered) = tokio::join!(
             store.round(RoundRequest::default()),
             store.lookup(KeyHash([1; 32])),
-            store.delete_key(&actor(), &key(1).id, DeleteMode::Soft, &|_| true),
+            store.delete_key(&actor, &id, DeleteMode::Soft, &|_| true),
             store.number(10),
         );
-        let (proof, lookup, change, numbered) = tokio::join!(calls.0, calls.1, calls.2, calls.3);
         assert!(proof.is_err() && lookup.is_err() && change.is_err() && numbered.is_err());
         // A statement's time and two seconds, or the five that connecting may take.
         assert!(began.elapsed() < Duration::from_secs(8), "attempt {round}: {:?}", began.elapsed());

@@ -99,6 +99,7 @@ pub(super) struct GetKeyArgs {
     after_help = "Examples:\n  evictd api keys update-key --key-id=key_1234abcd --enabled=false --wait\n  \
                         evictd api keys update-key --key-id=key_1234abcd --permissions=files.read,files.write --clear-expires"
 )]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(super) struct UpdateKeyArgs {
     /// The key's id, which createKey returned. Not the key itself.
     #[arg(long, value_name = "ID")]

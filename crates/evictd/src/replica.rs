@@ -1,0 +1,83 @@
+//! The database that an agent reads records from, where `loads.origin` says so.
+
+use std::error::Error;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use evictd_agent::config::AgentConfig;
+use evictd_agent::database::Database;
+use evictd_core::ids::KeyHash;
+use evictd_core::record::Lookup;
+use evictd_store::postgres::{PostgresOptions, PostgresReader};
+use tokio::sync::OnceCell;
+
+/// A replica that may be away when the agent starts: then the authority is asked, and this again at each load.
+#[derive(Debug)]
+struct Replica {
+    options: PostgresOptions,
+    reader: OnceCell<PostgresReader>,
+}
+
+#[async_trait]
+impl Database for Replica {
+    async fn lookup(&self, hash: KeyHash) -> Result<Lookup, Box<dyn Error + Send + Sync>> {
+        let reader = self.reader.get_or_try_init(|| PostgresReader::connect(self.options.clone())).await?;
+        Ok(reader.lookup(hash).await?)
+    }
+}
+
+/// What the configuration says, if records are to be read from a database. Connects at the first load.
+pub(crate) fn configured(config: &AgentConfig) -> anyhow::Result<Option<Arc<dyn Database>>> {
+    let Some(url) = config.database()? else { return Ok(None) };
+    let mut options = PostgresOptions::new(url.expose())?;
+    options.connections = config.postgres.connections;
+    options.statement_timeout = config.postgres.timeout.into();
+    Ok(Some(Arc::new(Replica { options, reader: OnceCell::new() })))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::daemon::ConfigArgs;
+
+    use super::*;
+
+    fn agent(settings: &[(&str, &str)]) -> AgentConfig {
+        let args =
+            settings.iter().fold(ConfigArgs::default(), |args, (key, value)| args.and_set(key, *value));
+        args.agent().unwrap().config
+    }
+
+    #[test]
+    fn an_agent_reads_from_a_database_only_if_it_is_told_to() {
+        assert!(configured(&agent(&[])).unwrap().is_none());
+        let url = ("postgres.url", "postgres://agent:hunter2@db.internal/evictd");
+        let database = configured(&agent(&[("loads.origin", "postgres"), url])).unwrap().unwrap();
+        let shown = format!("{database:?}");
+        assert!(shown.contains("db.internal") && !shown.contains("hunter2"), "{shown}");
+    }
+
+    #[test]
+    fn a_url_that_is_none_is_refused_when_the_agent_starts() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("url");
+        std::fs::write(&file, "mysql://agent:hunter2@db.internal/evictd\n").unwrap();
+        let from_file = [("loads.origin", "postgres"), ("postgres.url_file", file.to_str().unwrap())];
+        let error = format!("{:#}", configured(&agent(&from_file)).unwrap_err());
+        assert!(!error.contains("hunter2"), "{error}");
+        std::fs::remove_file(&file).unwrap();
+        let error = format!("{:#}", configured(&agent(&from_file)).unwrap_err());
+        assert!(error.contains(file.to_str().unwrap()), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_database_that_isnt_there_fails_a_load_and_nothing_else() {
+        let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let url = format!("postgres://agent@{nobody}/evictd");
+        let config = agent(&[("loads.origin", "postgres"), ("postgres.url", &url)]);
+        let database = configured(&config).unwrap().unwrap();
+        for _ in 0..2 {
+            let error = database.lookup(KeyHash([1; 32])).await.unwrap_err().to_string();
+            assert!(error.contains("can't be opened"), "{error}");
+        }
+    }
+}

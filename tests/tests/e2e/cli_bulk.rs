@@ -1,0 +1,247 @@
+//! `delete-key --key-id=-`: many deletions at once, and what may come between.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::process::{Child, ChildStdout, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+use evictd_tests::wait::eventually;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::command_line::command;
+use crate::world::{Key, SOON, World, plan};
+
+/// A run, with a list on its standard input.
+struct Bulk<'a> {
+    world: &'a World,
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+    name: &'static str,
+}
+
+impl<'a> Bulk<'a> {
+    fn start(world: &'a World, name: &'static str, flags: &str, list: &str) -> Result<Self> {
+        let line = format!("api keys delete-key --key-id=- {flags}");
+        let mut child = command(world, world.topology.root_key(), &line)?
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(File::create(world.dir().join(name))?)
+            .spawn()
+            .context("running evictd")?;
+        child.stdin.take().context("stdin")?.write_all(list.as_bytes())?;
+        let stdout = BufReader::new(child.stdout.take().context("stdout")?);
+        Ok(Self { world, child, stdout, name })
+    }
+
+    /// What it has told people so far.
+    fn stderr(&self) -> Result<String> {
+        Ok(std::fs::read_to_string(self.world.dir().join(self.name))?)
+    }
+
+    /// The next line.
+    fn line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        ensure!(self.stdout.read_line(&mut line)? > 0, "it has ended: {}", self.stderr()?);
+        Ok(line.trim_end().to_owned())
+    }
+
+    fn interrupt(&self) -> Result<()> {
+        let pid = i32::try_from(self.child.id())?;
+        Ok(kill_process(Pid::from_raw(pid).context("no process")?, Signal::INT)?)
+    }
+
+    /// Its exit code, the rest of its lines, and what it told people.
+    fn end(mut self) -> Result<(Option<i32>, Vec<String>, String)> {
+        let mut rest = String::new();
+        self.stdout.read_to_string(&mut rest)?;
+        let exit = self.child.wait()?.code();
+        Ok((exit, rest.lines().map(str::to_owned).collect(), self.stderr()?))
+    }
+}
+
+/// Runs to the end.
+fn delete(world: &World, flags: &str, list: &str) -> Result<(Option<i32>, Vec<String>, String)> {
+    Bulk::start(world, "bulk.stderr", flags, list)?.end()
+}
+
+fn list_of(keys: &[Key]) -> String {
+    keys.iter().map(|key| format!("{}\n", key.id)).collect()
+}
+
+/// What became of each key; each has one line.
+fn fates(keys: &[Key], lines: &[String]) -> Result<BTreeMap<String, String>> {
+    let mut fates = BTreeMap::new();
+    for line in lines {
+        let (id, fate) = line.split_once("  ").with_context(|| format!("no fate: {line}"))?;
+        ensure!(fates.insert(id.to_owned(), fate.to_owned()).is_none(), "{id} has two lines");
+    }
+    ensure!(fates.len() == keys.len() && keys.iter().all(|key| fates.contains_key(&key.id)), "{fates:?}");
+    Ok(fates)
+}
+
+fn count(fates: &BTreeMap<String, String>, start: &str) -> usize {
+    fates.values().filter(|fate| fate.starts_with(start)).count()
+}
+
+fn live_keys(world: &World) -> Result<usize> {
+    Ok(world.sql("SELECT count(*) FROM keys WHERE deleted_at_m IS NULL")?.parse()?)
+}
+
+/// Failure: a run that is cut off leaves keys alive, or can't be run again.
+#[test]
+fn five_hundred_keys_are_deleted_by_two_runs_between_which_the_publisher_was_killed() -> Result<()> {
+    let mut world = World::start(&plan(&["eu"]))?;
+    let keys = world.create_keys(500)?;
+    let some: Vec<_> = keys.iter().step_by(25).collect();
+    world.cache_everywhere(&some)?;
+    let list = format!("# leaked\n\n{}{}\n", list_of(&keys), keys[0].id);
+
+    let (exit, lines, stderr) = delete(&world, "", &list)?;
+    let first = fates(&keys, &lines)?;
+    assert_eq!((exit, count(&first, "deleted  req_")), (Some(0), 500), "{stderr}");
+    assert_eq!(stderr, "500 keys: 500 deleted, 0 not found, 0 failed, 0 not started\n");
+    assert_eq!(live_keys(&world)?, 0);
+    world.assert_gone(&some)?;
+
+    world.topology.publisher.restart()?;
+    let (exit, lines, stderr) = delete(&world, "", &list)?;
+    assert_eq!((exit, count(&fates(&keys, &lines)?, "not found")), (Some(0), 500), "{stderr}");
+    assert!(stderr.starts_with("500 keys: 0 deleted, 500 not found, 0 failed, 0 not started\n"), "{stderr}");
+    let (exit, ..) = delete(&world, "--strict", &list)?;
+    assert_eq!(exit, Some(1), "who wants to be sure that all were there is told");
+    world.assert_gone(&some)
+}
+
+/// Failure: keys whose deletion was under way when the publisher was killed are forgotten.
+#[test]
+fn a_run_outlives_a_killed_publisher() -> Result<()> {
+    let mut world = World::start(&plan(&["eu"]))?;
+    let keys = world.create_keys(500)?;
+    let mut bulk = Bulk::start(&world, "bulk.stderr", "--concurrency=4", &list_of(&keys))?;
+    let mut lines = Vec::new();
+    for _ in 0..20 {
+        lines.push(bulk.line()?);
+    }
+    let Bulk { child, stdout, name, .. } = bulk;
+    world.topology.publisher.restart()?;
+    let (exit, rest, stderr) = Bulk { world: &world, child, stdout, name }.end()?;
+    lines.extend(rest);
+    let fates = fates(&keys, &lines)?;
+    // Those whose answer was lost were deleted all the same, or are by now.
+    let lost = count(&fates, "not found  (an earlier attempt got no answer, and may have deleted it)");
+    assert_eq!((exit, count(&fates, "deleted  req_") + lost), (Some(0), 500), "{stderr}");
+    assert!(lost <= 4, "no more than were under way: {lost}");
+    assert_eq!(live_keys(&world)?, 0);
+    Ok(())
+}
+
+#[test]
+fn each_deletion_of_many_is_followed_through_the_regions() -> Result<()> {
+    let world = World::start(&plan(&["eu", "us"]))?;
+    let keys = world.create_keys(40)?;
+    world.cache_everywhere(&keys.iter().collect::<Vec<_>>())?;
+    let (some, others) = keys.split_at(20);
+    let (exit, lines, stderr) = delete(&world, "--wait", &list_of(some))?;
+    let told = fates(some, &lines)?;
+    let confirmed = told.values().filter(|fate| fate.contains("  confirmed after ")).count();
+    assert_eq!((exit, confirmed), (Some(0), 20), "{told:?} {stderr}");
+    // Not a moment later: each was confirmed everywhere.
+    world.assert_none_valid(&some.iter().collect::<Vec<_>>())?;
+
+    let (exit, lines, _) = delete(&world, "--wait=20s --output=json", &list_of(others))?;
+    assert_eq!((exit, lines.len()), (Some(0), 20));
+    for line in &lines {
+        let line: Value = serde_json::from_str(line)?;
+        assert_eq!(
+            (&line["result"], &line["propagation"]["state"]),
+            (&"deleted".into(), &"confirmed".into())
+        );
+        assert!(line["requestId"].as_str().is_some_and(|id| id.starts_with("req_")), "{line}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_wait_that_runs_out_is_told_by_the_exit_code() -> Result<()> {
+    let mut world = World::start(&plan(&["eu"]))?;
+    let keys = world.create_keys(5)?;
+    world.agent_mut(0).daemon.pause()?;
+    let (exit, lines, stderr) = delete(&world, "--wait=300ms", &list_of(&keys))?;
+    world.agent_mut(0).daemon.resume()?;
+    let told = fates(&keys, &lines)?;
+    assert!(told.values().all(|fate| fate.starts_with("deleted") && fate.ends_with("  pending")), "{told:?}");
+    assert_eq!(exit, Some(3), "{stderr}");
+    assert!(stderr.contains("get-receipt"), "{stderr}");
+    Ok(())
+}
+
+/// Failure: a wrong file deletes the keys that it happens to name.
+#[test]
+fn a_list_with_a_wrong_line_deletes_nothing() -> Result<()> {
+    let world = World::start(&plan(&["eu"]))?;
+    let key = world.create_key()?;
+    let (exit, lines, stderr) = delete(&world, "", &format!("{}\nid;name\n\n{}\n-\n", key.id, key.text))?;
+    assert_eq!((exit, lines.len()), (Some(1), 0), "{stderr}");
+    assert!(
+        stderr.starts_with("nothing was deleted: ") && stderr.contains("\n  line 2: id;name"),
+        "{stderr}"
+    );
+    assert!(stderr.contains("\n  line 5: -") && !stderr.contains(&key.text), "{stderr}");
+    assert_eq!(live_keys(&world)?, 1);
+    Ok(())
+}
+
+#[test]
+fn one_missing_permission_fails_those_keys_alone() -> Result<()> {
+    let world = World::start(&plan(&["eu"]))?;
+    let other_api = world.create_api()?;
+    let mine = world.create_key()?;
+    let other = world.create_key_with(serde_json::json!({ "apiId": other_api }))?;
+    let config = world.publisher().config.display().to_string();
+    let line = format!("root-key create --config={config} --permission=api.{}.delete_key", world.api);
+    let limited = crate::command_line::evictd(&world, "", &line)?.stdout;
+    let mut run = command(&world, limited.trim(), "api keys delete-key --key-id=-")?;
+    let mut child = run.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    child.stdin.take().context("stdin")?.write_all(list_of(&[mine.clone(), other.clone()]).as_bytes())?;
+    let output = child.wait_with_output()?;
+    let lines: Vec<_> = String::from_utf8(output.stdout)?.lines().map(str::to_owned).collect();
+    let told = fates(&[mine.clone(), other.clone()], &lines)?;
+    assert!(told[&mine.id].starts_with("deleted  req_"), "{told:?}");
+    assert!(told[&other.id].starts_with("failed: Permission denied: "), "{told:?}");
+    assert_eq!(output.status.code(), Some(1));
+    Ok(())
+}
+
+/// Failure: Ctrl-C leaves it open which keys were deleted.
+#[test]
+fn ctrl_c_finishes_what_is_under_way_and_names_the_rest() -> Result<()> {
+    let mut world = World::start(&plan(&["eu"]))?;
+    let keys = world.create_keys(300)?;
+    let mut bulk = Bulk::start(&world, "bulk.stderr", "--concurrency=2", &list_of(&keys))?;
+    let mut lines = vec![bulk.line()?];
+    let Bulk { child, stdout, name, .. } = bulk;
+    // It can't get to the end before it has heard the signal.
+    world.topology.publisher.daemon.pause()?;
+    let bulk = Bulk { world: &world, child, stdout, name };
+    bulk.interrupt()?;
+    eventually("it to say that it was heard", SOON, || {
+        bulk.stderr().ok().filter(|stderr| stderr.contains("Finishing what is under way.")).map(drop)
+    })?;
+    let Bulk { child, stdout, name, .. } = bulk;
+    world.topology.publisher.daemon.resume()?;
+    let (exit, rest, stderr) = Bulk { world: &world, child, stdout, name }.end()?;
+    lines.extend(rest);
+    let fates = fates(&keys, &lines)?;
+    let (deleted, not_started) = (count(&fates, "deleted  req_"), count(&fates, "not started"));
+    assert_eq!((exit, deleted + not_started), (Some(1), 300), "{stderr}");
+    assert_eq!(live_keys(&world)?, not_started, "each line is true");
+    if not_started == 0 {
+        bail!("it had ended before it could be interrupted");
+    }
+
+    let (exit, _, stderr) = delete(&world, "", &list_of(&keys))?;
+    assert_eq!((exit, live_keys(&world)?), (Some(0), 0), "the same list again finishes it: {stderr}");
+    Ok(())
+}

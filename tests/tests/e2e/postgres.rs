@@ -1,0 +1,133 @@
+//! The home store on PostgreSQL: several publishers, other people's SQL, fail-overs, replicas, and bad days.
+//!
+//! Each test has a server of its own ([`Site`]), and most have more than one publisher. Whatever happens, the same
+//! is held as on SQLite; what is added is that publishers come and go without each other's knowledge, and that the
+//! server itself may be replaced by one that knows less.
+//!
+//! * [`ordinary`]: a deletion, and that it doesn't matter who numbers it.
+//! * [`direct_sql`]: changes past the API are told by NOTIFY, and found without.
+//! * [`transactions`]: those that take long, and commit in another order than they began.
+//! * [`several`]: publishers end, and stand still, at every point of their common work.
+//! * [`failover`]: another server takes over, with everything or with less.
+//! * [`replicas`]: agents that read a replica.
+//! * [`outages`]: the server is gone, silent, locked, or full.
+//! * [`crash_run`]: many deletions under many kills, on both stores.
+
+mod crash_run;
+mod direct_sql;
+mod failover;
+mod ordinary;
+mod outages;
+mod replicas;
+mod several;
+mod transactions;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use evictd_postgres_server::Postgres;
+use evictd_tests::sql::{Session, server_of};
+use evictd_tests::topology::{Node, Plan, Store};
+use evictd_tests::wait::try_eventually;
+use serde_json::{Value, json};
+
+use crate::world::{Key, SOON, World, count};
+
+/// A deployment, and the server of its home store. Dropping it ends both.
+struct Site {
+    world: World,
+    server: Postgres,
+}
+
+impl Site {
+    /// `plan` with so many publishers on a new server.
+    fn start(publishers: usize, plan: Plan) -> Result<Self> {
+        Self::start_on(Postgres::start()?, publishers, plan)
+    }
+
+    fn start_on(server: Postgres, publishers: usize, plan: Plan) -> Result<Self> {
+        let plan = Plan { store: Store::Postgres(server.url()), publishers, ..plan };
+        Ok(Self { world: World::start(&plan)?, server })
+    }
+
+    /// Somebody else's session on the home store.
+    fn session(&self) -> Result<Session> {
+        Session::connect(&self.server.url())
+    }
+
+    fn publisher(&self, index: usize) -> Result<&Node> {
+        self.world.topology.publishers().nth(index).context("there is no such publisher")
+    }
+
+    /// Leads a publisher to another server, as whoever looks after a fail-over does: its connections to the old one
+    /// are cut.
+    fn lead(&self, publisher: usize, server: &Postgres) -> Result<()> {
+        let wire = self.publisher(publisher)?.store_wire.as_ref();
+        let wire = wire.context("the wires are direct: start it with `Wires::Proxied`")?;
+        wire.lead_to(server_of(&server.url())?);
+        wire.reset();
+        Ok(())
+    }
+
+    /// Leads everybody to another server. Returns the old one.
+    fn move_to(&mut self, server: Postgres) -> Result<Postgres> {
+        for publisher in 0..self.world.topology.publishers().count() {
+            self.lead(publisher, &server)?;
+        }
+        self.world.database = Some(server.url());
+        Ok(std::mem::replace(&mut self.server, server))
+    }
+
+    /// Nobody has seen a rule broken, or answered from what was too old.
+    fn assert_no_rule_was_broken(&self) -> Result<()> {
+        for node in self.world.topology.publishers().chain(self.world.topology.agents()) {
+            let broken = count(node, "evictd_invariant_violations_total", &[])?;
+            ensure!(broken == 0, "{} has seen a rule broken\n{}", node.daemon.name(), node.daemon.log_tail());
+        }
+        for agent in self.world.topology.agents() {
+            assert_eq!(count(agent, "evictd_agent_bound_breaches_total", &[])?, 0, "{}", agent.daemon.name());
+        }
+        Ok(())
+    }
+}
+
+/// What a deletion became that was waited for.
+struct Settled {
+    receipt: Value,
+    took: Duration,
+}
+
+impl Settled {
+    /// Deletes `key` at `publisher`, and waits for its receipt.
+    fn of(world: &World, publisher: &Node, key: &Key) -> Result<Self> {
+        let body = json!({ "keyId": key.id });
+        let answer =
+            world.topology.call_with(publisher, "keys.deleteKey", &body, &[("Prefer", "wait=30")])?;
+        ensure!(answer.status == 200, "it was answered {}: {}", answer.status, answer.text);
+        Ok(Self { receipt: answer.body["meta"]["propagation"].clone(), took: answer.elapsed })
+    }
+
+    /// Each region with its state.
+    fn regions(&self) -> Vec<(&str, &str)> {
+        let regions = self.receipt["regions"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let pair = |region: &'_ Value| Some((region["region"].as_str()?, region["state"].as_str()?));
+        regions.iter().filter_map(pair).collect()
+    }
+}
+
+/// Deletes `key` at `publisher`, again and again until that is answered with success; when that was.
+fn delete_as_soon_as_possible(world: &World, publisher: &Node, key: &Key) -> Result<Instant> {
+    let mut last = String::new();
+    let done = try_eventually(&format!("{} to be deleted", key.id), SOON, || {
+        let answer = world.topology.call(publisher, "keys.deleteKey", &json!({ "keyId": key.id }))?;
+        last = answer.text;
+        // 404: an earlier try had worked although that wasn't known.
+        Ok([200, 404].contains(&answer.status).then(Instant::now))
+    });
+    done.with_context(|| format!("the last answer was {last}\n{}", publisher.daemon.log_tail()))
+}
+
+/// The ids of `keys` as SQL takes a list.
+fn list(keys: &[&Key]) -> String {
+    keys.iter().map(|key| format!("'{}'", key.id)).collect::<Vec<_>>().join(", ")
+}

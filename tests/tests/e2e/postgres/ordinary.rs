@@ -1,0 +1,64 @@
+//! A deletion, and that it doesn't matter who numbers it.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use evictd_tests::proxy::Mode;
+use evictd_tests::topology::Node;
+
+use super::{Settled, Site};
+use crate::bad_days::check_log;
+use crate::world::{breakable, count, flushes, plan};
+
+#[test]
+fn a_deletion_is_confirmed_by_three_regions() -> Result<()> {
+    let site = Site::start(1, plan(&["ap", "eu", "us"]))?;
+    let world = &site.world;
+    let [doomed, good] = [world.create_key()?, world.create_key()?];
+    world.cache_everywhere(&[&doomed, &good])?;
+    let settled = Settled::of(world, world.publisher(), &doomed)?;
+    // From here on, nobody answers VALID any more: that is what it says.
+    world.assert_none_valid(&[&doomed])?;
+    assert_eq!(settled.regions(), [("ap", "confirmed"), ("eu", "confirmed"), ("us", "confirmed")]);
+    world.assert_gone(&[&doomed])?;
+    world.wait_for_codes(&[&good], "VALID")?;
+    world.assert_works()?;
+    for agent in world.topology.agents() {
+        assert_eq!(flushes(agent)?, 0);
+    }
+    check_log(world)?;
+    site.assert_no_rule_was_broken()
+}
+
+/// Failure: who waits for its receipt waits until its publisher finds, by itself, what another one has numbered.
+#[test]
+fn a_receipt_comes_as_soon_when_another_publisher_has_numbered_the_change() -> Result<()> {
+    const DELETIONS: usize = 50;
+    // Publishers look for what is open in the store every five seconds.
+    const PROMPT: Duration = Duration::from_secs(2);
+    let site = Site::start(2, breakable(&["eu", "us"]))?;
+    let world = &site.world;
+    let keys = world.create_keys(DELETIONS)?;
+    world.cache_everywhere(&keys.iter().collect::<Vec<_>>())?;
+
+    // The first learns last of its own commits: its neighbour finds and numbers them before.
+    let wire = world.publisher().store_wire.as_ref().context("the wire is direct")?;
+    wire.set(Mode::Delay(Duration::from_millis(15)));
+    let sent = |node: &Node| count(node, "evictd_publisher_live_messages_total", &[]);
+    let neighbour = site.publisher(1)?;
+    let before = sent(neighbour)?;
+    let mut took = Vec::new();
+    for (n, key) in keys.iter().enumerate() {
+        let settled = Settled::of(world, site.publisher(n % 2)?, key)?;
+        world.assert_none_valid(&[key])?;
+        assert_eq!(settled.regions(), [("eu", "confirmed"), ("us", "confirmed")], "{}", settled.receipt);
+        ensure!(settled.took < PROMPT, "the receipt of deletion {n} came after {:?}", settled.took);
+        took.push(settled.took);
+    }
+    took.sort();
+    let numbered = sent(neighbour)? - before;
+    println!("the neighbour has numbered {numbered} of {DELETIONS}; median {:?}, last {:?}", took[DELETIONS / 2], took[DELETIONS - 1]);
+    ensure!(numbered as usize > DELETIONS * 3 / 5, "the neighbour has numbered only {numbered}: its own, mostly");
+    check_log(world)?;
+    site.assert_no_rule_was_broken()
+}

@@ -1,0 +1,414 @@
+//! Publishers end, and stand still, at every point of their common work.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use evictd_tests::http::Client;
+use evictd_tests::proxy::{Mode, Way};
+use evictd_tests::random::Random;
+use evictd_tests::topology::{Node, Plan};
+use evictd_tests::wait::{throughout, try_eventually};
+use serde_json::{Value, json};
+use toml::toml;
+
+use super::{Settled, Site};
+use crate::bad_days::{Asked, Told, check_log, check_receipts};
+use crate::world::{
+    Caller, Key, SOON, World, assert_bounded, breakable, flushes, plan, repairs, wait_for_count, with_bound,
+};
+
+/// Ways to drop out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Out {
+    /// SIGKILL.
+    Killed,
+    /// SIGSTOP: its connections stay open, and whatever it holds on the server stays held.
+    Frozen,
+}
+
+impl Out {
+    const ALL: [Self; 2] = [Self::Killed, Self::Frozen];
+
+    fn drops(self, publisher: &mut Node) -> Result<()> {
+        match self {
+            Self::Killed => publisher.daemon.kill().map(drop),
+            Self::Frozen => publisher.daemon.pause(),
+        }
+    }
+
+    fn returns(self, publisher: &mut Node) -> Result<()> {
+        match self {
+            Self::Killed => publisher.daemon.restart()?,
+            Self::Frozen => publisher.daemon.resume()?,
+        }
+        publisher.wait_until_ready()
+    }
+}
+
+fn wait_until_all_is_numbered(world: &World) -> Result<()> {
+    try_eventually("every row to be numbered", SOON, || {
+        let waiting = world.sql("SELECT count(*) FROM invalidations WHERE position IS NULL")?;
+        Ok((waiting == "0").then_some(()))
+    })
+}
+
+/// Everything is as it should be, also for the publisher that had dropped out.
+fn check(site: &Site, deleted: &[&Key]) -> Result<()> {
+    let world = &site.world;
+    world.wait_until_caught_up()?;
+    world.assert_gone(deleted)?;
+    check_log(world)?;
+    check_receipts(world, std::iter::empty())?;
+    for agent in world.topology.agents() {
+        assert_eq!(flushes(agent)?, 0, "a publisher costs nobody a cache");
+    }
+    world.assert_works()?;
+    site.assert_no_rule_was_broken()
+}
+
+/// Failure: what one publisher has committed waits until that very publisher numbers it. One that stands still while
+/// it waits for the head's lock is even given it, and keeps it.
+#[test]
+fn who_drops_out_between_commit_and_numbering_leaves_that_to_its_neighbours() -> Result<()> {
+    let mut site = Site::start(3, plan(&["eu", "us"]))?;
+    for out in Out::ALL {
+        let keys = site.world.create_keys(24)?;
+        let doomed: Vec<&Key> = keys.iter().collect();
+        site.world.cache_everywhere(&doomed)?;
+        // Nobody gets at the head of the log, but the deletions are committed.
+        let mut lock = site.session()?;
+        lock.query("BEGIN; SELECT FROM log_head FOR UPDATE")?;
+        site.world.delete_all(&keys)?;
+        let waiting = site.world.sql("SELECT count(*) FROM invalidations WHERE position IS NULL")?;
+        ensure!(waiting == "24", "{waiting} rows wait");
+        out.drops(&mut site.world.topology.publisher)?;
+        lock.query("COMMIT")?;
+
+        site.world.assert_gone(&doomed).with_context(|| format!("{out:?}"))?;
+        wait_until_all_is_numbered(&site.world)?;
+        out.returns(&mut site.world.topology.publisher)?;
+        check(&site, &doomed).with_context(|| format!("{out:?}"))?;
+    }
+    Ok(())
+}
+
+/// Failure: what was numbered and never sent is known to nobody but the publisher that had to send it; or it is sent
+/// much later, and taken for news.
+#[test]
+fn who_drops_out_between_numbering_and_sending_is_made_up_for() -> Result<()> {
+    // Only whoever made a change looks for it.
+    let publisher = toml! { sequencer = { poll_interval = "1h" } };
+    let mut site = Site::start(3, Plan { publisher, ..breakable(&["eu", "us"]) })?;
+    for out in Out::ALL {
+        let keys = site.world.create_keys(24)?;
+        let doomed: Vec<&Key> = keys.iter().collect();
+        site.world.cache_everywhere(&doomed)?;
+        let repaired = |world: &World| -> Result<u64> {
+            world.topology.agents().map(|agent| Ok(repairs(agent, "tick")? + repairs(agent, "probe")?)).sum()
+        };
+        let before = repaired(&site.world)?;
+        let wire = site.world.publisher().wire.as_ref().context("the wire is direct")?;
+        wire.set(Mode::BlackHole(Way::ToServer));
+        site.world.delete_all(&keys)?;
+        wait_until_all_is_numbered(&site.world)?;
+        out.drops(&mut site.world.topology.publisher)?;
+
+        site.world.assert_gone(&doomed).with_context(|| format!("{out:?}"))?;
+        ensure!(repaired(&site.world)? > before, "nothing was missing ({out:?})");
+        let wire = site.world.publisher().wire.as_ref().context("the wire is direct")?;
+        if out == Out::Killed {
+            // What it had sent is lost with its connection. Otherwise it comes now.
+            wire.reset();
+        }
+        wire.set(Mode::Pass);
+        out.returns(&mut site.world.topology.publisher)?;
+        check(&site, &doomed).with_context(|| format!("{out:?}"))?;
+    }
+    Ok(())
+}
+
+/// Failure: a client without an answer is taken for a change that didn't happen, or happens twice.
+#[test]
+fn what_was_being_committed_when_its_publisher_was_killed_is_done_once() -> Result<()> {
+    const KEYS: usize = 8;
+    let mut site = Site::start(2, plan(&["eu", "us"]))?;
+    let keys = site.world.create_keys(KEYS)?;
+    let doomed: Vec<&Key> = keys.iter().collect();
+    site.world.cache_everywhere(&doomed)?;
+    site.world.wait_until_caught_up()?;
+    // No COMMIT ends from now on: there is no standby that it could wait for.
+    site.server.set("synchronous_standby_names = '*'")?;
+    let caller = Caller::new(&site.world, site.world.publisher());
+    thread::scope(|scope| {
+        let clients: Vec<_> = doomed
+            .iter()
+            .map(|key| (caller.clone(), key))
+            .map(|(caller, key)| scope.spawn(move || caller.call("keys.deleteKey", &json!({ "keyId": key.id }))))
+            .collect();
+        let committing = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query = 'COMMIT'";
+        let changes = "SELECT count(*) FROM pg_locks WHERE relation = 'keys'::regclass AND mode = 'RowExclusiveLock'";
+        try_eventually("the deletions to be in the middle of their COMMIT", SOON, || {
+            let [committing, changes]: [usize; 2] =
+                [site.server.query(committing)?.parse()?, site.server.query(changes)?.parse()?];
+            Ok((committing >= KEYS && changes >= KEYS).then_some(()))
+        })?;
+        site.world.topology.publisher.daemon.kill()?;
+        for client in clients {
+            let answer = client.join().map_err(|_| anyhow!("a client panicked"))?;
+            ensure!(answer.is_err(), "a client was answered: {answer:?}");
+        }
+        Ok(())
+    })?;
+    site.server.set("synchronous_standby_names = ''")?;
+    site.world.assert_gone(&doomed)?;
+    Out::Killed.returns(&mut site.world.topology.publisher)?;
+    check(&site, &doomed)
+}
+
+/// Failure: questions go to whoever is nearest, and that one answers none of them (R14).
+#[test]
+fn agents_stay_live_beside_a_publisher_that_stands_still() -> Result<()> {
+    // More than the five seconds for which the server waits for a publisher that stopped in the middle of a round.
+    const BOUND: Duration = Duration::from_secs(9);
+    let mut site = Site::start(2, with_bound(BOUND, plan(&["eu", "us"])))?;
+    let keys = site.world.create_keys(5)?;
+    let [meanwhile @ .., good] = &keys[..] else { bail!("no keys") };
+    site.world.cache_everywhere(&keys.iter().collect::<Vec<_>>())?;
+    Out::Frozen.drops(&mut site.world.topology.publisher)?;
+    for key in meanwhile {
+        let settled = Settled::of(&site.world, site.publisher(1)?, key)?;
+        assert_eq!(settled.regions(), [("eu", "confirmed"), ("us", "confirmed")], "{}", settled.receipt);
+    }
+    throughout(BOUND + Duration::from_secs(1), || {
+        for agent in site.world.topology.agents() {
+            ensure!(agent.status()?["mode"] == "live", "{}", agent.daemon.log_tail());
+            assert_eq!(site.world.code(agent, good)?, "VALID");
+        }
+        Ok(())
+    })?;
+    Out::Frozen.returns(&mut site.world.topology.publisher)?;
+    check(&site, &meanwhile.iter().collect::<Vec<_>>())
+}
+
+/// Failure: a publisher that can't reach its database goes on taking its share of the questions; its clients wait for
+/// ever, or are told that nothing has happened.
+#[test]
+fn agents_stay_live_beside_a_publisher_whose_database_is_silent() -> Result<()> {
+    const BOUND: Duration = Duration::from_secs(3);
+    let site = Site::start(2, with_bound(BOUND, breakable(&["eu", "us"])))?;
+    let world = &site.world;
+    let keys = world.create_keys(4)?;
+    let [refused, doomed, uncached, good] = &keys[..] else { bail!("no keys") };
+    world.cache_everywhere(&[refused, doomed, good])?;
+    let wire = world.publisher().store_wire.as_ref().context("the wire is direct")?;
+    wire.set(Mode::BlackHole(Way::Both));
+    let silent = Caller::new(world, world.publisher());
+    thread::scope(|scope| {
+        let client = scope.spawn(|| Asked::of(&silent, refused));
+        throughout(BOUND * 3, || {
+            for agent in world.topology.agents() {
+                ensure!(agent.status()?["mode"] == "live", "{}", agent.daemon.log_tail());
+                assert_eq!(world.code(agent, good)?, "VALID");
+            }
+            Ok(())
+        })?;
+        wait_for_count(world.publisher(), "evictd_publisher_stalled", &[], 1)?;
+        let settled = Settled::of(world, site.publisher(1)?, doomed)?;
+        assert_eq!(settled.regions(), [("eu", "confirmed"), ("us", "confirmed")], "{}", settled.receipt);
+        world.wait_for_codes(&[uncached], "VALID")?;
+        let asked = client.join().map_err(|_| anyhow!("a client panicked"))??;
+        // Its root key wasn't even looked up.
+        assert_eq!(asked.told, Told::Unchanged);
+        ensure!(asked.took < Duration::from_secs(15), "it was answered after {:?}", asked.took);
+        Ok(())
+    })?;
+    wire.set(Mode::Pass);
+    wait_for_count(world.publisher(), "evictd_publisher_stalled", &[], 0)?;
+    world.wait_for_codes(&[refused], "VALID")?;
+    check(&site, &[doomed])
+}
+
+const CHAOS: Duration = Duration::from_secs(9);
+const CHAOS_BOUND: Duration = Duration::from_secs(3);
+
+/// A key, whether somebody has asked for its deletion, and when that was answered.
+#[derive(Clone)]
+struct Fate {
+    key: Key,
+    doomed: bool,
+    deleted_at: Option<Instant>,
+}
+
+/// What clients did.
+struct Story {
+    /// Where publishers are.
+    publishers: Vec<String>,
+    root_key: String,
+    api: String,
+    fates: Mutex<Vec<Fate>>,
+    over: AtomicBool,
+}
+
+impl Story {
+    fn new(world: &World) -> Self {
+        let publishers = world.topology.publishers().map(|node| format!("http://{}/v2", node.http));
+        Self {
+            publishers: publishers.collect(),
+            root_key: world.topology.root_key().to_owned(),
+            api: world.api.clone(),
+            fates: Mutex::default(),
+            over: AtomicBool::new(false),
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
+    }
+
+    fn with_fates<T>(&self, work: impl FnOnce(&mut Vec<Fate>) -> T) -> Result<T> {
+        Ok(work(&mut *self.fates.lock().map_err(|_| anyhow!("somebody panicked"))?))
+    }
+
+    /// Calls the publishers in turn until the answer is definite: its status.
+    fn call(&self, first: usize, operation: &str, body: &Value) -> Result<(u16, Value)> {
+        const PATIENCE: Duration = Duration::from_secs(40);
+        let client = Client::with_timeout(Duration::from_secs(3));
+        let began = Instant::now();
+        for publisher in self.publishers.iter().cycle().skip(first % self.publishers.len()) {
+            let url = format!("{publisher}/{operation}");
+            match client.post_json(&url, Some(&self.root_key), body, &[]) {
+                Ok(answer) if answer.status < 500 => return Ok((answer.status, answer.body)),
+                last if began.elapsed() > PATIENCE => bail!("{operation} found nobody for {PATIENCE:?}: {last:?}"),
+                _ => thread::yield_now(),
+            }
+        }
+        bail!("there is no publisher")
+    }
+
+    /// Creates keys, and deletes all but every fourth of them soon after.
+    fn create_and_delete(&self, client: usize) -> Result<()> {
+        let mut mine = Vec::new();
+        for turn in 0.. {
+            if self.is_over() {
+                break;
+            }
+            let (status, body) = self.call(client + turn, "keys.createKey", &json!({ "apiId": self.api }))?;
+            ensure!(status == 200, "createKey was answered {status}: {body}");
+            let text = |member: &str| body["data"][member].as_str().map(str::to_owned).context("no key");
+            let key = Key { id: text("keyId")?, text: text("key")? };
+            let index = self.with_fates(|fates| {
+                fates.push(Fate { key, doomed: false, deleted_at: None });
+                fates.len() - 1
+            })?;
+            mine.push(index);
+            // The one before the last: agents have had time to cache it.
+            if turn % 4 != 0 && let Some(index) = mine.len().checked_sub(3).map(|at| mine[at]) {
+                self.delete(client + turn, index)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn delete(&self, first: usize, index: usize) -> Result<()> {
+        let id = self.with_fates(|fates| {
+            fates[index].doomed = true;
+            fates[index].key.id.clone()
+        })?;
+        let (status, body) = self.call(first, "keys.deleteKey", &json!({ "keyId": id }))?;
+        // 404: an earlier try had worked although it wasn't answered.
+        ensure!([200, 404].contains(&status), "the deletion of {id} was answered {status}: {body}");
+        self.with_fates(|fates| fates[index].deleted_at = Some(Instant::now()))
+    }
+
+    /// Verifies the newest keys at one agent, again and again, and holds each answer against the promise (G1).
+    fn verify(&self, agent: &Caller) -> Result<usize> {
+        let mut answers = 0;
+        while !self.is_over() {
+            let newest = self.with_fates(|fates| fates.iter().rev().take(60).cloned().collect::<Vec<_>>())?;
+            for fate in newest {
+                let asked_at = Instant::now();
+                let Ok(code) = agent.code(&fate.key) else { continue };
+                answers += 1;
+                if let Some(deleted_at) = fate.deleted_at {
+                    assert_bounded(asked_at, deleted_at, CHAOS_BOUND, &code).context(fate.key.id.clone())?;
+                }
+            }
+        }
+        Ok(answers)
+    }
+}
+
+/// One publisher after the other drops out and returns, until the time is over; sometimes two at once.
+fn drop_in_any_order(site: &mut Site, random: &mut Random, events: &mut Vec<String>) -> Result<()> {
+    let began = Instant::now();
+    let pause = |random: &mut Random| throughout(Duration::from_millis(random.below(700) as u64), || Ok(()));
+    while began.elapsed() < CHAOS {
+        let mut victims = [0, 1, 2];
+        random.shuffle(&mut victims);
+        let victims: Vec<(usize, Out)> =
+            victims[..=random.below(2)].iter().map(|victim| (*victim, Out::ALL[random.below(2)])).collect();
+        for (victim, out) in &victims {
+            events.push(format!("{:?}: {victim} is {out:?}", began.elapsed()));
+            out.drops(site.world.topology.publishers_mut().nth(*victim).context("no publisher")?)?;
+            pause(random)?;
+        }
+        for (victim, out) in &victims {
+            let publisher = site.world.topology.publishers_mut().nth(*victim).context("no publisher")?;
+            events.push(format!("{:?}: {victim} returns", began.elapsed()));
+            // Whether it is of use yet is another matter.
+            match out {
+                Out::Killed => publisher.daemon.restart()?,
+                Out::Frozen => publisher.daemon.resume()?,
+            }
+            pause(random)?;
+        }
+    }
+    Ok(())
+}
+
+/// Failure: two that drop out together undo what each of them alone does not; one that returns undoes what its
+/// neighbours did meanwhile.
+#[test]
+fn publishers_that_drop_out_in_any_order_lose_nothing_and_invent_nothing() -> Result<()> {
+    let mut random = Random::draw()?;
+    let mut events = Vec::new();
+    let outcome = live_through(&mut random, &mut events);
+    outcome.with_context(|| format!("{}\n{}", events.join("\n"), random.how_to_repeat()))
+}
+
+fn live_through(random: &mut Random, events: &mut Vec<String>) -> Result<()> {
+    let mut site = Site::start(3, with_bound(CHAOS_BOUND, plan(&["eu", "us"])))?;
+    let story = Story::new(&site.world);
+    let agents = [0, 1].map(|region| Caller::new(&site.world, site.world.agent(region)));
+    let answers = thread::scope(|scope| {
+        let changing = [0, 1, 2].map(|client| {
+            let story = &story;
+            scope.spawn(move || story.create_and_delete(client))
+        });
+        let verifying = agents.each_ref().map(|agent| scope.spawn(|| story.verify(agent)));
+        let dropped = drop_in_any_order(&mut site, random, events);
+        story.over.store(true, Ordering::Relaxed);
+        let panicked = |_| anyhow!("a client panicked");
+        for client in changing {
+            client.join().map_err(panicked)??;
+        }
+        let mut answers = 0;
+        for client in verifying {
+            answers += client.join().map_err(panicked)??;
+        }
+        dropped.map(|()| answers)
+    })?;
+    for publisher in site.world.topology.publishers_mut() {
+        publisher.wait_until_ready()?;
+    }
+    let fates = story.with_fates(|fates| fates.clone())?;
+    let (doomed, good): (Vec<&Fate>, Vec<&Fate>) = fates.iter().partition(|fate| fate.doomed);
+    println!("{} keys, {} deleted; {answers} answers; {} events", fates.len(), doomed.len(), events.len());
+    ensure!(doomed.len() > 50 && answers > 500, "too little has happened for a test");
+    // Its leases may have lapsed for a moment, but nobody's cache was worth nothing.
+    check(&site, &doomed.iter().map(|fate| &fate.key).collect::<Vec<_>>())?;
+    site.world.wait_for_codes(&good.iter().map(|fate| &fate.key).collect::<Vec<_>>(), "VALID")
+}
