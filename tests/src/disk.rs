@@ -36,7 +36,15 @@ pub fn in_private_mounts(test: &str, body: impl FnOnce() -> Result<()>) -> Resul
     let launch = Launch::new("test", "unshare", dir.path()).args(args).args([std::env::current_exe()?]);
     // Only the end of its output is shown, where what it says matters more than where that came from.
     let launch = launch.args(["--exact", test, "--nocapture"]).env("RUST_LIB_BACKTRACE", "0");
-    let launch = launch.env(INSIDE, "1");
+    let mut launch = launch.env(INSIDE, "1");
+    // What the harness is told by its environment counts inside as well; daemons don't get it, there as here.
+    for (name, value) in std::env::vars_os() {
+        if let (Some(name), Some(value)) = (name.to_str(), value.to_str())
+            && name.starts_with("EVICTD_")
+        {
+            launch = launch.env(name, value);
+        }
+    }
     let mut inside = Daemon::start(launch).context("running the test in mounts of its own")?;
     let ended = inside.wait_exit(TEST_DEADLINE)?;
     ensure!(ended.success(), "it failed in mounts of its own ({ended})\n{}", inside.log_tail());

@@ -24,7 +24,7 @@ use serde::Deserialize;
 use tokio::net::{TcpListener, TcpSocket};
 
 use self::body::Body;
-use crate::config::{Validate, check_count};
+use crate::config::{HumanDuration, Validate, check_count};
 
 pub use self::body::BodyError;
 pub use hyper::http::request::Parts;
@@ -85,11 +85,40 @@ pub struct HttpConfig {
     pub listen: SocketAddr,
     /// Connections at once.
     pub connections_max: usize,
+    /// How long a request's headers may take.
+    pub header_timeout: HumanDuration,
+    /// How long its body may take.
+    pub body_timeout: HumanDuration,
+    /// How long a connection may stay open without a request.
+    pub idle_timeout: HumanDuration,
+}
+
+impl HttpConfig {
+    /// What a client may ask of the surface.
+    pub fn limits(&self, body_bytes_max: usize) -> HttpLimits {
+        HttpLimits {
+            header_timeout: self.header_timeout.into(),
+            body_timeout: self.body_timeout.into(),
+            body_bytes_max,
+            connections_max: self.connections_max,
+            idle_timeout: self.idle_timeout.into(),
+            ..HttpLimits::default()
+        }
+    }
 }
 
 impl Validate for HttpConfig {
     fn validate(&self, problems: &mut Vec<String>) {
         check_count("http.connections_max", self.connections_max, problems);
+        for (key, value) in [
+            ("http.header_timeout", self.header_timeout),
+            ("http.body_timeout", self.body_timeout),
+            ("http.idle_timeout", self.idle_timeout),
+        ] {
+            if value.is_zero() {
+                problems.push(format!("{key}: must be above zero"));
+            }
+        }
     }
 }
 
@@ -157,8 +186,8 @@ fn advice(error: &io::Error, address: &SocketAddr) -> String {
     }
 }
 
-/// Listens on `address`; port 0 picks a free port, which the listener then names. (It waits for nothing, but needs
-/// the runtime that whoever awaits it runs in.)
+/// Listens on `address`; port 0 picks a free port, which the listener then names.
+#[allow(clippy::unused_async, reason = "it needs the runtime that whoever awaits it runs in")]
 pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
     let listen = || {
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;

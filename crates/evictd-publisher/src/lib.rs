@@ -157,11 +157,7 @@ pub async fn start(
     let fence = authority::Fence::default();
     let running_http = http_listener.local_addr().unwrap_or(config.http.listen);
     let running_admin = admin_listener.local_addr().unwrap_or(config.admin.listen);
-    let limits = HttpLimits {
-        connections_max: config.http.connections_max,
-        body_bytes_max: control::BODY_BYTES_MAX,
-        ..HttpLimits::default()
-    };
+    let limits = config.http.limits(control::BODY_BYTES_MAX);
     let admin = Admin {
         metrics: registry.clone(),
         readiness: readiness.clone(),

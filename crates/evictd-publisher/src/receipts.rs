@@ -81,7 +81,7 @@ pub(crate) struct Receipts {
 struct State {
     book: Book,
     head: LogPosition,
-    /// Up to here, every row was numbered by this publisher, or nobody waits for it here that doesn't know.
+    /// Up to here, every row was numbered by this publisher, or looked at for whoever waits here.
     accounted: LogPosition,
     known: BTreeMap<Identity, Known>,
     /// Until then the roster may lack somebody: an epoch began a while ago.

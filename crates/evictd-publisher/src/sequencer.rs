@@ -120,6 +120,8 @@ impl Sequencer {
     }
 
     async fn number_if_changed(&self, last: &mut Option<i64>) -> Result<(), StoreError> {
+        // Idle, it writes nothing, and wouldn't notice that it can't.
+        self.store.writable()?;
         let version = self.store.version().await?;
         if *last != Some(version) {
             self.number().await?;
@@ -153,6 +155,10 @@ impl Sequencer {
     async fn check(&self, checks: u64) -> Result<(), StoreError> {
         let backlog = self.store.backlog().await?;
         self.metrics.backlog(backlog);
+        if self.store.writable().is_err() {
+            // Only a write shows that it can be written to again, and perhaps nobody else tries.
+            self.rounds.want();
+        }
         if checks.is_multiple_of(TRIGGER_CHECK_EVERY) {
             self.check_triggers().await;
         }

@@ -35,7 +35,7 @@ macro_rules! conformance {
                 async fn $name() {
                     let fixture = super::SqliteFixture::new().await;
                     super::$name(&fixture.store).await;
-                    fixture.store.close().await;
+                    super::HomeStore::close(&fixture.store).await;
                 }
             )*
         }
@@ -46,7 +46,7 @@ macro_rules! conformance {
                 async fn $name() {
                     let fixture = super::PostgresFixture::new().await;
                     super::$name(&fixture.store).await;
-                    fixture.store.close().await;
+                    super::HomeStore::close(&fixture.store).await;
                 }
             )*
         }
@@ -79,6 +79,7 @@ conformance!(
     the_backlog_counts_what_waits,
     triggers_are_in_place,
     the_roster_tells_what_changed_since_a_revision,
+    an_instance_that_asks_twice_in_one_round_is_as_it_said_last,
     instances_that_were_only_heard_do_not_enter_the_roster,
     an_instance_is_forgotten_unless_it_was_heard_since,
     numbered_rows_say_which_request_wrote_them,
@@ -520,6 +521,15 @@ async fn the_roster_tells_what_changed_since_a_revision(store: &dyn HomeStore) {
     assert_eq!(store.roster(third.revision).await.unwrap().entries, []);
     assert_eq!(store.roster(0).await.unwrap().entries.len(), 3);
     assert_eq!(store.roster(u64::MAX).await.unwrap().revision, third.revision);
+}
+
+async fn an_instance_that_asks_twice_in_one_round_is_as_it_said_last(store: &dyn HomeStore) {
+    let stale = Instance { policy: PartitionPolicy::ServeStale, ..instance(1) };
+    for presented in [[instance(1), stale.clone()], [stale.clone(), instance(1)]] {
+        run_round(store, &presented, &[]).await;
+        let known = store.roster(0).await.unwrap().entries;
+        assert_eq!(known.iter().map(|entry| &entry.instance).collect::<Vec<_>>(), [&presented[1]]);
+    }
 }
 
 async fn instances_that_were_only_heard_do_not_enter_the_roster(store: &dyn HomeStore) {

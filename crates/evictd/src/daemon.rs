@@ -8,6 +8,7 @@ use evictd_agent::config::AgentConfig;
 use evictd_ops::config::{Layers, Loaded, Validate, print_effective};
 use evictd_ops::{logging, shutdown};
 use evictd_publisher::config::PublisherConfig;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::de::DeserializeOwned;
 
 use crate::output_format::print_line;
@@ -82,6 +83,7 @@ impl ConfigArgs {
 pub(crate) fn run_publisher(args: &ConfigArgs) -> anyhow::Result<()> {
     let config = args.publisher()?.config;
     logging::init(config.log.format, &config.log.filter);
+    allow_many_connections();
     runtime()?.block_on(async {
         let shutdown = shutdown::on_signals();
         let store = home_store::Place::configured(config.store.clone())?.open_for_publisher().await?;
@@ -99,11 +101,22 @@ pub(crate) fn run_publisher(args: &ConfigArgs) -> anyhow::Result<()> {
 pub(crate) fn run_agent(args: &ConfigArgs) -> anyhow::Result<()> {
     let config = args.agent()?.config;
     logging::init(config.log.format, &config.log.filter);
+    allow_many_connections();
     runtime()?.block_on(async {
         let database = replica::configured(&config)?;
         let running = evictd_agent::start(config, database, shutdown::on_signals()).await?;
         Ok(running.ended().await?)
     })
+}
+
+/// Takes as many file descriptors as the system grants: its default for a process is a tenth of the connections
+/// that ours is.
+fn allow_many_connections() {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = Rlimit { current: limit.maximum, ..limit.clone() };
+    if let Err(error) = setrlimit(Resource::Nofile, wanted) {
+        tracing::warn!(%error, ?limit, "can't raise the limit on open files; connections may be refused");
+    }
 }
 
 pub(crate) fn check_config(daemon: Daemon, args: &ConfigArgs) -> anyhow::Result<()> {

@@ -48,7 +48,12 @@ const BAD_QUERY = [
   "Bad Request",
   "user/bad_request/permissions_query_syntax_error",
 ];
-const UNAUTHORIZED = [errors.UnauthorizedErrorResponse, 401, "Unauthorized", "unkey/authentication/key_not_found"];
+const UNAUTHORIZED = [
+  errors.UnauthorizedErrorResponse,
+  401,
+  "Unauthorized",
+  "unkey/authentication/key_not_found",
+];
 const EXPIRED = [errors.ForbiddenErrorResponse, 403, "Forbidden", "unkey/authorization/forbidden"];
 const DISABLED = [errors.ForbiddenErrorResponse, 403, "Key is disabled", "unkey/authorization/key_disabled"];
 const CLOSED = [
@@ -71,7 +76,12 @@ const PROTECTED = [
   "Resource is protected",
   "unkey/application/protected_resource",
 ];
-const TOO_LARGE = [errors.APIError, 413, "Request Entity Too Large", "user/bad_request/request_body_too_large"];
+const TOO_LARGE = [
+  errors.APIError,
+  413,
+  "Request Entity Too Large",
+  "user/bad_request/request_body_too_large",
+];
 const TOO_MANY = [
   errors.TooManyRequestsErrorResponse,
   429,
@@ -149,13 +159,12 @@ function everywhere(calls) {
   });
 }
 
-/** A failure in `check` says that it was here. */
+/** A failure in `check` says where it was. */
 async function at(what, check) {
   try {
     await check();
-  } catch (error) {
-    error.message = `${what}: ${error.message}`;
-    throw error;
+  } catch (cause) {
+    throw new Error(what, { cause });
   }
 }
 
@@ -191,7 +200,10 @@ async function assertFails([kind, status, title, typeUrl], call) {
 /** The call is refused for exactly one reason, at `location`. */
 async function assertInvalid(location, message, call) {
   const error = await assertFails(INVALID, call);
-  assert.deepEqual(error.error.errors.map((problem) => problem.location), [location]);
+  assert.deepEqual(
+    error.error.errors.map((problem) => problem.location),
+    [location],
+  );
   const [problem] = error.error.errors;
   assert.ok(problem.message.includes(message), problem.message);
   return problem;
@@ -282,12 +294,17 @@ describe("apis", () => {
     const pages = await pagesOf(control.apis.listKeys({ apiId, limit: 2 }));
     for (const page of pages) assertTold(page);
     assert.deepEqual(idsOf(pages), [ids.slice(0, 2), ids.slice(2, 4), ids.slice(4)]);
-    assert.deepEqual(pages.map((page) => page.pagination.hasMore), [true, true, false]);
+    assert.deepEqual(
+      pages.map((page) => page.pagination.hasMore),
+      [true, true, false],
+    );
     assert.equal(pages[2].pagination.cursor, undefined);
 
     // A cursor can be kept and used by somebody else.
     const { cursor } = pages[0].pagination;
-    assert.deepEqual(idsOf(await pagesOf(control.apis.listKeys({ apiId, limit: 100, cursor }))), [ids.slice(2)]);
+    assert.deepEqual(idsOf(await pagesOf(control.apis.listKeys({ apiId, limit: 100, cursor }))), [
+      ids.slice(2),
+    ]);
     const whole = await pagesOf(control.apis.listKeys({ apiId, revalidateKeysCache: true }));
     assert.deepEqual(idsOf(whole), [ids]);
     assert.deepEqual(whole[0].pagination, { hasMore: false });
@@ -308,7 +325,8 @@ describe("apis", () => {
   test("listkeys finds the keys of one external id", async () => {
     const apiId = await createApi();
     const ids = [];
-    for (const externalId of ["ada", "grace", "ada"]) ids.push((await createKey({ apiId, externalId })).keyId);
+    for (const externalId of ["ada", "grace", "ada"])
+      ids.push((await createKey({ apiId, externalId })).keyId);
     await createKey({ apiId });
     const pages = await pagesOf(control.apis.listKeys({ apiId, externalId: "ada", limit: 1 }));
     assert.deepEqual(idsOf(pages).flat(), [ids[0], ids[2]].sort());
@@ -493,7 +511,14 @@ describe("keys", () => {
     const settings = { name: "a", meta: { a: 1 }, externalId: "a", permissions: ["a"] };
     const { keyId, key } = await createKey({ ...settings, expires: Date.now() + 3_600_000 });
     await assertCached(key);
-    const nothing = { name: null, meta: null, externalId: null, expires: null, credits: null, permissions: [] };
+    const nothing = {
+      name: null,
+      meta: null,
+      externalId: null,
+      expires: null,
+      credits: null,
+      permissions: [],
+    };
     await control.keys.updateKey({ keyId, ...nothing });
     const fields = Object.keys(await shown(keyId)).sort();
     assert.deepEqual(fields, ["createdAt", "enabled", "keyId", "start", "updatedAt"]);
@@ -658,7 +683,7 @@ describe("errors", () => {
       );
     }
     for (const [field, call] of calls) {
-      await at(`${field} in ${call}`, async () => {
+      await at(`${field}: ${call}`, async () => {
         const problem = await assertInvalid(`/properties/${field}`, "not supported", call);
         assert.ok(problem.message.includes(field) && problem.fix, JSON.stringify(problem));
       });
@@ -788,7 +813,13 @@ describe("errors", () => {
     const other = await createKey();
     await assertVerdict(NOT_FOUND, other.key, rootKey);
     const calls = operations(API, other.keyId, other.key);
-    for (const operation of ["apis.createApi", "apis.getApi", "apis.deleteApi", "keys.getKey", "keys.deleteKey"]) {
+    for (const operation of [
+      "apis.createApi",
+      "apis.getApi",
+      "apis.deleteApi",
+      "keys.getKey",
+      "keys.deleteKey",
+    ]) {
       await at(operation, () => assertFails(LACKING, () => calls[operation](unkey)));
     }
     await assertCached(other.key);
@@ -798,7 +829,8 @@ describe("errors", () => {
   const OF_KEYS = ["keys.getKey", "keys.updateKey", "keys.rerollKey", "keys.deleteKey"];
 
   async function assertNoneFound(expected, names, calls, unkey) {
-    for (const operation of names) await at(operation, () => assertFails(expected, () => calls[operation](unkey)));
+    for (const operation of names)
+      await at(operation, () => assertFails(expected, () => calls[operation](unkey)));
   }
 
   test("what is not there is not found by any operation", async () => {
@@ -967,7 +999,10 @@ describe("retries", () => {
     assert.deepEqual(statuses(proxy.exchanges), [200, 200]);
     const [page] = await pagesOf(control.apis.listKeys({ apiId }));
     const untold = JSON.parse(proxy.exchanges[0].answer).data.keyId;
-    assert.deepEqual(page.data.map((key) => key.keyId), [told, untold].sort());
+    assert.deepEqual(
+      page.data.map((key) => key.keyId),
+      [told, untold].sort(),
+    );
   });
 
   test("a publisher that stays broken is asked for ten seconds and then reported", async (t) => {
@@ -978,7 +1013,7 @@ describe("retries", () => {
     await assertFails(BROKEN, () => unkey.keys.deleteKey({ keyId }));
     const elapsed = performance.now() - beganAt;
     // The client waits between two attempts as chance has it, up to a second: about fourteen.
-    isBetween(11, proxy.exchanges.length, 22);
+    isBetween(8, proxy.exchanges.length, 22);
     isBetween(10_000, elapsed, 15_000);
     assert.deepEqual([...new Set(statuses(proxy.exchanges))], [500]);
     assert.equal(new Set(proxy.exchanges.map((exchange) => exchange.request)).size, 1);

@@ -96,8 +96,12 @@ pub(crate) struct Asked<'k> {
 impl<'k> Asked<'k> {
     /// Deletes `key`. An error is an answer that nobody should get, or none.
     pub(crate) fn of(publisher: &Caller, key: &'k Key) -> Result<Self> {
-        let answer = publisher.call("keys.deleteKey", &json!({ "keyId": key.id }))?;
-        let told = Told::by(&answer).with_context(|| format!("deleting {}", key.id))?;
+        Self::by(&publisher.call("keys.deleteKey", &json!({ "keyId": key.id }))?, key)
+    }
+
+    /// The same, by an answer that is there already.
+    fn by(answer: &Response, key: &'k Key) -> Result<Self> {
+        let told = Told::by(answer).with_context(|| format!("deleting {}", key.id))?;
         let request = answer.body["meta"]["requestId"].as_str().unwrap_or_default().to_owned();
         Ok(Self { key, told, request, took: answer.elapsed })
     }

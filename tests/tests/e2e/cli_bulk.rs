@@ -67,7 +67,7 @@ fn delete(world: &World, flags: &str, list: &str) -> Result<(Option<i32>, Vec<St
 }
 
 fn list_of(keys: &[Key]) -> String {
-    keys.iter().map(|key| format!("{}\n", key.id)).collect()
+    keys.iter().fold(String::new(), |list, key| list + &key.id + "\n")
 }
 
 /// What became of each key; each has one line.
@@ -211,6 +211,26 @@ fn one_missing_permission_fails_those_keys_alone() -> Result<()> {
     assert!(told[&mine.id].starts_with("deleted  req_"), "{told:?}");
     assert!(told[&other.id].starts_with("failed: Permission denied: "), "{told:?}");
     assert_eq!(output.status.code(), Some(1));
+    Ok(())
+}
+
+/// Failure: deletions that the limit of requests refused are given up, or Ctrl-C has to wait for the minute.
+#[test]
+fn the_limit_of_requests_is_waited_for_until_ctrl_c() -> Result<()> {
+    let mut world = World::start(&plan(&["eu"]))?;
+    let keys = world.create_keys(30)?;
+    world.topology.publisher.daemon.set_env("EVICTD_RATE_LIMIT_REQUESTS_PER_MINUTE", "10");
+    world.topology.publisher.restart()?;
+    let bulk = Bulk::start(&world, "bulk.stderr", "", &list_of(&keys))?;
+    eventually("it to say that it waits", SOON, || {
+        bulk.stderr().ok().filter(|stderr| stderr.contains("The limit of requests is reached; going on in "))
+    })?;
+    bulk.interrupt()?;
+    let (exit, lines, stderr) = bulk.end()?;
+    let fates = fates(&keys, &lines)?;
+    let (deleted, not_started) = (count(&fates, "deleted  req_"), count(&fates, "not started"));
+    assert_eq!((exit, deleted, not_started), (Some(1), 10, 20), "{stderr}");
+    assert_eq!(live_keys(&world)?, 20);
     Ok(())
 }
 

@@ -19,6 +19,7 @@
 //! * [`receipts`]: what deletions are said to have become, and what clients see.
 //! * [`bad_days`]: disks, locks, outages, crowds, slow clients and shutdowns, in the middle of deletions.
 //! * [`home_store`]: the database is changed, or put back, behind the publisher's back.
+//! * [`postgres`]: all of that on PostgreSQL, which several publishers share and another server may take over.
 //! * [`malformed_http`], [`malformed_nats`]: what nobody should send.
 //! * [`secrets`]: nothing secret is written anywhere.
 //! * [`command_line`], [`dev`]: `evictd api`, `check-config`, `root-key`, and `evictd dev`.
@@ -45,6 +46,7 @@ mod malformed_http;
 mod malformed_nats;
 mod misconfigured;
 mod partitions;
+mod postgres;
 mod receipts;
 mod restarts;
 mod sdk;

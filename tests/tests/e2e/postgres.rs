@@ -110,8 +110,10 @@ impl Settled {
     /// Each region with its state.
     fn regions(&self) -> Vec<(&str, &str)> {
         let regions = self.receipt["regions"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let pair = |region: &'_ Value| Some((region["region"].as_str()?, region["state"].as_str()?));
-        regions.iter().filter_map(pair).collect()
+        regions
+            .iter()
+            .filter_map(|region| Some((region["region"].as_str()?, region["state"].as_str()?)))
+            .collect()
     }
 }
 

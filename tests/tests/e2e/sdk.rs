@@ -1,7 +1,7 @@
 //! Unkey's own clients, as they are published, against real deployments: `tests/sdk`.
 //!
-//! Each suite is a program in the client's own language. It gets two deployments, one that works and one whose
-//! store is broken. What was done to them is then checked in their stores.
+//! Each suite is a program in the client's own language. It gets two deployments, one that works and one
+//! whose store is broken. What was done to them is then checked in their stores.
 
 use std::collections::BTreeSet;
 use std::collections::hash_map::DefaultHasher;
@@ -162,35 +162,39 @@ impl Stage {
     fn settings(&self) -> Result<Vec<(&'static str, String)>> {
         let Self { working, broken, broken_key, .. } = self;
         let protected = working.create_api()?;
-        working.sql(&format!("UPDATE apis SET delete_protection = 1 WHERE id = '{protected}'"))?;
-        let scoped: Vec<_> = ACTIONS.map(|action| format!("api.{}.{action}", working.api)).into();
+        evictd(working, &["delete-protection", "on", "--api-id", &protected])?;
+        let scoped: Vec<_> =
+            ACTIONS.iter().map(|action| format!("--permission=api.{}.{action}", working.api)).collect();
+        let scoped: Vec<_> = scoped.iter().map(String::as_str).collect();
         let agents: Vec<_> = working.topology.agents().map(url).collect();
-        let almighty = |workspace: &str| root_key(working, workspace, &[]);
-        // Of what is wrong with a root key, one at a time.
-        let spoilt = |change: &str| {
-            let (id, text) = almighty("ws_default")?;
-            working.sql(&format!("UPDATE root_keys SET {change} WHERE id = '{id}'"))?;
-            Ok::<_, anyhow::Error>(text)
-        };
-        let closed = almighty("ws_closed")?.1;
+        let almighty =
+            |workspace: &str| Ok::<_, anyhow::Error>(root_key(working, &["--workspace", workspace])?.1);
+        let (disabled_id, disabled) = root_key(working, &[])?;
+        working.sql(&format!("UPDATE root_keys SET enabled = 0 WHERE id = '{disabled_id}'"))?;
+        let (revoked_id, revoked) = root_key(working, &[])?;
+        evictd(working, &["root-key", "revoke", "--root-key-id", &revoked_id])?;
+        let closed = almighty("ws_closed")?;
         working.sql("UPDATE workspaces SET enabled = 0 WHERE id = 'ws_closed'")?;
         Ok(vec![
             ("EVICTD_PUBLISHER_URL", url(working.publisher())),
             ("EVICTD_AGENT_URLS", agents.join(",")),
             ("EVICTD_ROOT_KEY", working.topology.root_key().to_owned()),
-            ("EVICTD_VERIFIER_ROOT_KEY", permitted(working, &["api.*.verify_key"])?),
-            ("EVICTD_POWERLESS_ROOT_KEY", permitted(working, &["api.api_elsewhere.verify_key"])?),
-            ("EVICTD_SCOPED_ROOT_KEY", root_key(working, "ws_default", &scoped)?.1),
+            ("EVICTD_VERIFIER_ROOT_KEY", root_key(working, &["--permission=api.*.verify_key"])?.1),
+            (
+                "EVICTD_POWERLESS_ROOT_KEY",
+                root_key(working, &["--permission=api.api_elsewhere.verify_key"])?.1,
+            ),
+            ("EVICTD_SCOPED_ROOT_KEY", root_key(working, &scoped)?.1),
             ("EVICTD_SCOPED_API_ID", working.api.clone()),
-            ("EVICTD_STRANGER_ROOT_KEY", almighty("ws_elsewhere")?.1),
-            ("EVICTD_EXPIRED_ROOT_KEY", spoilt("expires = 1")?),
-            ("EVICTD_DISABLED_ROOT_KEY", spoilt("enabled = 0")?),
-            ("EVICTD_REVOKED_ROOT_KEY", spoilt("deleted_at_m = 1")?),
+            ("EVICTD_STRANGER_ROOT_KEY", almighty("ws_elsewhere")?),
+            ("EVICTD_EXPIRED_ROOT_KEY", root_key(working, &["--expires=1ms"])?.1),
+            ("EVICTD_DISABLED_ROOT_KEY", disabled),
+            ("EVICTD_REVOKED_ROOT_KEY", revoked),
             ("EVICTD_CLOSED_ROOT_KEY", closed),
             ("EVICTD_PROTECTED_API_ID", protected),
             ("EVICTD_REQUESTS_PER_MINUTE", REQUESTS_PER_MINUTE.to_owned()),
-            ("EVICTD_LIMITED_ROOT_KEY", almighty("ws_limited")?.1),
-            ("EVICTD_SILENCED_ROOT_KEY", almighty("ws_silenced")?.1),
+            ("EVICTD_LIMITED_ROOT_KEY", almighty("ws_limited")?),
+            ("EVICTD_SILENCED_ROOT_KEY", almighty("ws_silenced")?),
             ("EVICTD_BROKEN_URL", url(broken.publisher())),
             ("EVICTD_BROKEN_AGENT_URL", url(broken.agent(0))),
             ("EVICTD_BROKEN_ROOT_KEY", broken.topology.root_key().to_owned()),
@@ -222,28 +226,25 @@ fn url(node: &Node) -> String {
     format!("http://{}", node.http)
 }
 
-/// A root key of the first workspace that may do only this.
-fn permitted(world: &World, permissions: &[&str]) -> Result<String> {
-    let permissions: Vec<_> = permissions.iter().map(|&permission| permission.to_owned()).collect();
-    Ok(root_key(world, "ws_default", &permissions)?.1)
-}
-
-/// A new root key, as an operator makes it: its id and its text. Without permissions: for everything.
-fn root_key(world: &World, workspace: &str, permissions: &[String]) -> Result<(String, String)> {
-    let mut command = evictd_command()?;
-    command.args(["root-key", "create", "--output=json", "--workspace", workspace, "--config"]);
-    command.arg(&world.publisher().config);
-    command.args(permissions.iter().map(|permission| format!("--permission={permission}")));
-    let output = command.output().context("running `evictd root-key create`")?;
-    ensure!(output.status.success(), "no root key: {}", String::from_utf8_lossy(&output.stderr));
-    let created: Value = serde_json::from_slice(&output.stdout).context("no JSON")?;
+/// A new root key, by default of the first workspace and for everything: its id and its text.
+fn root_key(world: &World, wishes: &[&str]) -> Result<(String, String)> {
+    let created = evictd(world, &[&["root-key", "create"], wishes].concat())?;
     let text =
         |member: &str| created[member].as_str().map(str::to_owned).with_context(|| format!("no {member}"));
     Ok((text("rootKeyId")?, text("rootKey")?))
 }
 
-/// Installs the client of `suite` into cargo's target directory, once for each interpreter and set of packages,
-/// and however many callers come at the same time. Returns where it is.
+/// Runs `evictd <line>` on the store of `world`, as an operator does, and returns what it printed.
+fn evictd(world: &World, line: &[&str]) -> Result<Value> {
+    let mut command = evictd_command()?;
+    command.args(line).args(["--output=json", "--config"]).arg(&world.publisher().config);
+    let output = command.output().with_context(|| format!("running {line:?}"))?;
+    ensure!(output.status.success(), "{line:?} failed: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).with_context(|| format!("{line:?} printed no JSON"))
+}
+
+/// Installs the client of `suite` into cargo's target directory, once for each interpreter and set of
+/// packages, however many callers come at the same time. Returns where it is.
 fn install(suite: &Suite, fill: fn(&Path) -> Command) -> Result<PathBuf> {
     let version = Command::new(suite.interpreter).arg("--version").output();
     let version =

@@ -80,14 +80,23 @@ impl PostgresOptions {
             advice,
             source,
         };
-        let parameters = url.split_once('?').map_or("", |(_, parameters)| parameters);
+        const FORM: &str = "write it as postgres://user:password@host:5432/database, and what is special in a \
+                            password in percent: %40 for @, %2F for /, %3F for ?, %23 for #";
+        let wrong = |what: &str| refused(FORM, sqlx::Error::InvalidArgument(what.to_owned()));
+        let scheme = url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://"));
+        let rest = scheme.ok_or_else(|| wrong("the URL doesn't begin with postgres://"))?;
+        let (path, parameters) = rest.split_once('?').unwrap_or((rest, ""));
+        // What follows a / in a password would be taken for the database, and shown; what follows a #, for nothing.
+        if path.split_once('/').is_some_and(|(_, database)| database.contains('@')) || rest.contains('#') {
+            return Err(wrong("an @ follows the first /, or there is a #"));
+        }
         let names = parameters.split('&').filter_map(|parameter| parameter.split('=').next());
         if let Some(unknown) = names.filter(|name| !name.is_empty()).find(|name| !is_known(name)) {
-            let source = sqlx::Error::InvalidArgument(format!("the URL's parameter {unknown:?} is unknown"));
-            return Err(refused("correct the URL's parameters", source));
+            let is_a_name = unknown.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte));
+            let unknown = if is_a_name { unknown } else { "(not shown)" };
+            return Err(wrong(&format!("there is no parameter {unknown}")));
         }
-        let connect = PgConnectOptions::from_str(url)
-            .map_err(|source| refused("write it as postgres://user:password@host:5432/database", source))?;
+        let connect = PgConnectOptions::from_str(url).map_err(|source| refused(FORM, source))?;
         let connect = match connect.get_application_name() {
             Some(_) => connect,
             None => connect.application_name("evictd"),
@@ -207,7 +216,16 @@ mod tests {
 
     #[test]
     fn what_is_no_url_is_refused_without_repeating_it() {
-        let error = PostgresOptions::new("app:hunter2@db").unwrap_err();
-        assert!(!format!("{error} {error:?}").contains("hunter2"), "{error:?}");
+        for wrong in [
+            "app:hunter2@db",
+            "hunter2",
+            "postgres://app:1/hunter2@db/home",
+            "postgres://app:1?hunter2@db/home",
+            "postgres://app:1#hunter2@db/home",
+            "postgres://app:hunter2@db:port/home",
+        ] {
+            let error = PostgresOptions::new(wrong).unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("hunter2"), "{error:?}");
+        }
     }
 }

@@ -8,6 +8,7 @@ mod notify;
 mod numbering;
 mod opening;
 mod outages;
+mod rows;
 mod triggers;
 
 use evictd_core::invalidation::{Cause, Scope};

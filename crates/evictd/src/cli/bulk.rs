@@ -39,6 +39,9 @@ pub(super) const DEFAULT_CONCURRENCY: usize = 8;
 /// attempt may take. What takes longer is asked for, as it is after a single deletion.
 const HELD_MAX: Duration = Duration::from_secs(20);
 
+/// How long a server that has reached its limit of requests is left alone at least.
+const CLOSED_MIN: Duration = Duration::from_secs(1);
+
 /// The pause between two attempts from which on people are told.
 const NOTED_ABOVE: Duration = Duration::from_millis(500);
 
@@ -246,6 +249,7 @@ impl Worker<'_> {
             match sent.result {
                 // It was refused before it was looked at.
                 Ok(Answer { status: 429, retry_after: Some(pause), .. }) => {
+                    let pause = pause.max(CLOSED_MIN);
                     if self.run.close(pause) {
                         let seconds = pause.as_secs();
                         self.tell(Event::Note(format!(

@@ -1,1 +1,302 @@
-//! TBD
+//! A daemon is told to end while it is busy.
+
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use evictd_tests::http::{Connection, RawAnswer};
+use evictd_tests::process::Daemon;
+use evictd_tests::topology::Plan;
+use evictd_tests::wait::{eventually, try_eventually};
+use serde_json::json;
+use toml::toml;
+
+use super::store_locked::Lock;
+use super::{Asked, Story, Told};
+use crate::world::{Key, SOON, UNAVAILABLE, World, plan, wait_for_readiness};
+
+/// How long a daemon waits for what is under way.
+const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+
+/// Clients at once.
+const CLIENTS: usize = 16;
+
+/// A connection over which `key`'s deletion was asked for and not answered yet.
+fn asking<'k>(world: &World, key: &'k Key) -> Result<(&'k Key, Connection)> {
+    let mut connection = Connection::open(world.publisher().http)?;
+    let body = json!({ "keyId": key.id });
+    connection.post_json("/v2/keys.deleteKey", world.topology.root_key(), &body)?;
+    Ok((key, connection))
+}
+
+/// The answer to a deletion.
+fn asked<'k>(key: &'k Key, answer: &RawAnswer) -> Result<Asked<'k>> {
+    ensure!(answer.status == 200, "{} {}", answer.head, answer.body);
+    let request = answer.body["meta"]["requestId"].as_str().context("no request id")?.to_owned();
+    Ok(Asked { key, told: Told::Deleted, request, took: Duration::ZERO })
+}
+
+/// A deletion whose connection was closed instead of an answer.
+fn unanswered(key: &Key) -> Asked<'_> {
+    Asked { key, told: Told::Unknown, request: String::new(), took: Duration::ZERO }
+}
+
+/// Waits until nobody is let in any more.
+fn wait_until_closed(address: SocketAddr) -> Result<()> {
+    eventually("new connections to be refused", SOON, || TcpStream::connect(address).is_err().then_some(()))
+}
+
+fn assert_ended_well(daemon: &mut Daemon, told_at: Instant) -> Result<()> {
+    let ended = daemon.wait_exit(DRAIN_LIMIT + SOON)?;
+    ensure!(ended.success(), "{} ended with {ended}\n{}", daemon.name(), daemon.log_tail());
+    println!("{} had ended {:?} after it was told to", daemon.name(), told_at.elapsed());
+    Ok(())
+}
+
+/// Failure: what was under way is cut off, perhaps after it was committed; or somebody new is let in, or somebody
+/// who does nothing is waited for.
+#[test]
+fn changes_under_way_at_a_shutdown_are_answered_and_nobody_new_is_let_in() -> Result<()> {
+    let mut world = World::start(&plan(&["eu", "us"]))?;
+    let keys = world.create_keys(CLIENTS)?;
+    world.cache_everywhere(&keys.iter().collect::<Vec<_>>())?;
+    let (http, root_key) = (world.publisher().http, world.topology.root_key().to_owned());
+    let mut idle = Connection::open(http)?;
+    idle.post_json("/v2/keys.getKey", &root_key, &json!({ "keyId": keys[0].id }))?;
+    ensure!(idle.answer()?.is_some_and(|answer| answer.status == 200));
+    let lock = Lock::take(&world)?;
+    let under_way = keys.iter().map(|key| asking(&world, key)).collect::<Result<Vec<_>>>()?;
+    // Whoever comes later and is answered shows that those before were let in.
+    world.call("keys.getKey", &json!({ "keyId": keys[0].id }))?;
+
+    let told_at = Instant::now();
+    world.topology.publisher.daemon.terminate()?;
+    wait_until_closed(http)?;
+    let unready = wait_for_readiness(world.publisher(), 503)?;
+    ensure!(unready["waitingFor"].to_string().contains("shutting down"), "{unready}");
+    ensure!(idle.answer()?.is_none(), "a connection that nobody uses is waited for");
+    lock.release()?;
+    let mut story = Story::default();
+    for (key, mut connection) in under_way {
+        let answer = connection.answer()?.with_context(|| format!("{} was under way: no answer", key.id))?;
+        story.0.push(asked(key, &answer)?);
+        assert_eq!(answer.header("connection"), Some("close"), "{}", answer.head);
+        ensure!(connection.answer()?.is_none(), "it says that it closes, and doesn't");
+    }
+    assert_ended_well(&mut world.topology.publisher.daemon, told_at)?;
+
+    world.topology.publisher.restart()?;
+    story.check(&world)?;
+    world.assert_works()
+}
+
+/// Failure: who waits for a receipt holds up the end, or isn't told that the deletion is done.
+#[test]
+fn whoever_waits_for_a_receipt_at_a_shutdown_is_told_what_is_known() -> Result<()> {
+    let mut world = World::start(&plan(&["eu", "us"]))?;
+    let key = world.create_key()?;
+    world.cache_everywhere(&[&key])?;
+    // So that it can't be confirmed.
+    world.agent_mut(1).daemon.pause()?;
+    let mut waiting = Connection::open(world.publisher().http)?;
+    let body = json!({ "keyId": key.id }).to_string();
+    let request = format!(
+        "POST /v2/keys.deleteKey HTTP/1.1\r\nhost: test\r\nauthorization: Bearer {}\r\nprefer: wait=30\r\n\
+         content-length: {}\r\n\r\n{body}",
+        world.topology.root_key(),
+        body.len()
+    );
+    waiting.send(request.as_bytes())?;
+    try_eventually("the deletion to be committed", SOON, || {
+        let deleted = format!("SELECT deleted_at_m IS NOT NULL FROM keys WHERE id = '{}'", key.id);
+        Ok((world.sql(&deleted)? == "1").then_some(()))
+    })?;
+    let told_at = Instant::now();
+    world.topology.publisher.daemon.terminate()?;
+    let answer = waiting.answer()?.context("a committed deletion was not answered")?;
+    let told = &answer.body["meta"]["propagation"];
+    assert_eq!((&told["final"], &told["state"]), (&json!(false), &json!("pending")), "{told}");
+    assert_ended_well(&mut world.topology.publisher.daemon, told_at)?;
+    ensure!(told_at.elapsed() < DRAIN_LIMIT, "it was waited for");
+
+    world.topology.publisher.restart()?;
+    world.agent_mut(1).daemon.resume()?;
+    Story(vec![asked(&key, &answer)?]).check(&world)?;
+    world.assert_works()
+}
+
+/// Deletes `keys` one after the other over one connection until it is closed.
+fn delete_until_closed<'k>(
+    publisher: SocketAddr,
+    root_key: &str,
+    keys: &'k [Key],
+    answered: &AtomicUsize,
+) -> Result<(Story<'k>, bool)> {
+    let mut connection = Connection::open(publisher)?;
+    let mut story = Story::default();
+    for key in keys {
+        let sent = connection.post_json("/v2/keys.deleteKey", root_key, &json!({ "keyId": key.id }));
+        // Half an answer is an error; none is what becomes of a request that meets its connection's end.
+        let Some(answer) = sent.map_or(Ok(None), |()| connection.answer())? else {
+            story.0.push(unanswered(key));
+            return Ok((story, false));
+        };
+        story.0.push(asked(key, &answer)?);
+        answered.fetch_add(1, Ordering::Relaxed);
+        if answer.header("connection") == Some("close") {
+            ensure!(connection.answer()?.is_none(), "it says that it closes, and doesn't");
+            return Ok((story, true));
+        }
+    }
+    Ok((story, false))
+}
+
+/// Failure: as above, for requests that come at any moment of a shutdown; what isn't answered was carried out.
+#[test]
+fn a_shutdown_under_load_answers_all_that_it_carries_out() -> Result<()> {
+    const KEYS: usize = 60 * CLIENTS;
+    let mut world = World::start(&plan(&["eu", "us"]))?;
+    let keys = world.create_keys(KEYS)?;
+    world.wait_until_caught_up()?;
+    world.cache_everywhere(&keys.iter().step_by(40).collect::<Vec<_>>())?;
+    let (http, root_key) = (world.publisher().http, world.topology.root_key().to_owned());
+    let answered = AtomicUsize::new(0);
+    let told = thread::scope(|scope| {
+        let clients: Vec<_> = keys
+            .chunks(KEYS / CLIENTS)
+            .map(|keys| (keys, &root_key, &answered))
+            .map(|(keys, root_key, answered)| {
+                scope.spawn(move || delete_until_closed(http, root_key, keys, answered))
+            })
+            .collect();
+        eventually("deletions to be under way", SOON, || {
+            (answered.load(Ordering::Relaxed) >= KEYS / 8).then_some(())
+        })?;
+        let told_at = Instant::now();
+        world.topology.publisher.daemon.terminate()?;
+        let told =
+            clients.into_iter().map(|client| client.join().map_err(|_| anyhow!("a client panicked"))?);
+        let told = told.collect::<Result<Vec<_>>>()?;
+        assert_ended_well(&mut world.topology.publisher.daemon, told_at)?;
+        ensure!(told_at.elapsed() < DRAIN_LIMIT, "it was cut off, or waited for nobody");
+        Ok::<_, anyhow::Error>(told)
+    })?;
+    let farewells = told.iter().filter(|(_, farewell)| *farewell).count();
+    let story = Story(told.into_iter().flat_map(|(story, _)| story.0).collect());
+    println!(
+        "{} answered, {farewells} of {CLIENTS} connections ended with a word",
+        story.count(Told::Deleted)
+    );
+    ensure!(story.0.len() < KEYS, "it ended too late to interrupt anything");
+    ensure!(farewells > 0, "nobody was told that the connection closes");
+
+    world.topology.publisher.restart()?;
+    for key in story.keys(Told::Unknown) {
+        world.wait_for_codes(&[key], "VALID").context("it was carried out, and nobody was told")?;
+    }
+    story.check(&world)?;
+    world.assert_works()
+}
+
+/// Failure: a change that takes for ever makes it impossible to end the process, other than by SIGKILL.
+#[test]
+fn a_second_signal_ends_it_at_once() -> Result<()> {
+    let mut world = World::start(&plan(&["eu", "us"]))?;
+    let keys = world.create_keys(4)?;
+    world.cache_everywhere(&keys.iter().collect::<Vec<_>>())?;
+    let lock = Lock::take(&world)?;
+    let under_way = keys.iter().map(|key| asking(&world, key)).collect::<Result<Vec<_>>>()?;
+    let daemon = &mut world.topology.publisher.daemon;
+    daemon.terminate()?;
+    wait_until_closed(world.topology.publisher.http)?;
+    let daemon = &mut world.topology.publisher.daemon;
+    let again_at = Instant::now();
+    daemon.terminate()?;
+    let ended = daemon.wait_exit(SOON)?;
+    assert_eq!(ended.code(), Some(143), "what shells report for SIGTERM");
+    ensure!(again_at.elapsed() < Duration::from_secs(2), "it took {:?}", again_at.elapsed());
+    ensure!(daemon.stderr()?.contains("without waiting for the drain"), "{}", daemon.log_tail());
+    drop(under_way);
+    lock.release()?;
+
+    world.topology.publisher.restart()?;
+    Story(keys.iter().map(unanswered).collect()).check(&world)?;
+    world.assert_works()
+}
+
+/// Failure: a client that never finishes its request keeps the process alive.
+#[test]
+fn a_client_that_never_finishes_holds_up_the_end_for_the_drain_limit_only() -> Result<()> {
+    let mut world = World::start(&plan(&["eu"]))?;
+    let key = world.create_key()?;
+    world.cache_everywhere(&[&key])?;
+    let mut endless = Connection::open(world.publisher().http)?;
+    endless.send(b"POST /v2/keys.deleteKey HTTP/1.1\r\nhost: test\r\ncontent-length: 100\r\n\r\n{")?;
+    world.call("keys.getKey", &json!({ "keyId": key.id }))?;
+    let told_at = Instant::now();
+    world.topology.publisher.daemon.terminate()?;
+    assert_ended_well(&mut world.topology.publisher.daemon, told_at)?;
+    ensure!(told_at.elapsed() >= DRAIN_LIMIT, "what is under way gets its time");
+    let daemon = &world.topology.publisher.daemon;
+    ensure!(daemon.stderr()?.contains("the drain took too long"), "{}", daemon.log_tail());
+    ensure!(endless.answer()?.is_none());
+    world.topology.publisher.restart()?;
+    world.wait_for_codes(&[&key], "VALID")?;
+    world.assert_works()
+}
+
+/// Failure: a gateway that waits for a verdict gets none, and perhaps takes that for a yes.
+#[test]
+fn verifications_under_way_at_an_agents_shutdown_are_answered() -> Result<()> {
+    let agents = toml! { loads = { timeout = "5s" } };
+    let mut world = World::start(&Plan { agents, ..plan(&["eu", "us"]) })?;
+    let (cached, uncached) = (world.create_key()?, world.create_keys(CLIENTS)?);
+    world.cache_everywhere(&[&cached])?;
+    // What isn't cached has to be loaded from somebody who stands still.
+    world.topology.publisher.daemon.pause()?;
+    let (http, root_key) = (world.agent(0).http, world.topology.root_key().to_owned());
+    let verifying = uncached
+        .iter()
+        .map(|key| {
+            let mut connection = Connection::open(http)?;
+            connection.post_json("/v2/keys.verifyKey", &root_key, &json!({ "key": key.text }))?;
+            Ok(connection)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    assert_eq!(world.code(world.agent(0), &cached)?, "VALID", "whoever needn't wait doesn't");
+
+    let told_at = Instant::now();
+    world.agent_mut(0).daemon.terminate()?;
+    wait_until_closed(http)?;
+    world.topology.publisher.daemon.resume()?;
+    for mut connection in verifying {
+        let answer = connection.answer()?.context("a verification that was under way: no answer")?;
+        let told = (answer.status, answer.body["data"]["code"].as_str());
+        assert_eq!(told, (200, Some("VALID")), "{} {}", answer.head, answer.body);
+        assert_eq!(answer.header("connection"), Some("close"), "{}", answer.head);
+    }
+    assert_ended_well(&mut world.agent_mut(0).daemon, told_at)?;
+    world.wait_for_code(world.agent(1), &uncached[0], "VALID")?;
+    world.agent_mut(0).restart()?;
+    world.assert_works()
+}
+
+/// Failure: as above, when nobody answers the agent either.
+#[test]
+fn verifications_that_cannot_be_decided_at_an_agents_shutdown_are_denied() -> Result<()> {
+    let mut world = World::start(&plan(&["eu"]))?;
+    let key = world.create_key()?;
+    world.topology.publisher.daemon.pause()?;
+    let mut connection = Connection::open(world.agent(0).http)?;
+    connection.post_json("/v2/keys.verifyKey", world.topology.root_key(), &json!({ "key": key.text }))?;
+    let told_at = Instant::now();
+    world.agent_mut(0).daemon.terminate()?;
+    let answer = connection.answer()?.context("no answer")?;
+    assert_eq!(answer.status, 503, "{UNAVAILABLE}: {} {}", answer.head, answer.body);
+    assert_ended_well(&mut world.agent_mut(0).daemon, told_at)?;
+    world.topology.publisher.daemon.resume()?;
+    world.agent_mut(0).restart()?;
+    world.assert_works()
+}

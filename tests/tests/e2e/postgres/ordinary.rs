@@ -57,8 +57,15 @@ fn a_receipt_comes_as_soon_when_another_publisher_has_numbered_the_change() -> R
     }
     took.sort();
     let numbered = sent(neighbour)? - before;
-    println!("the neighbour has numbered {numbered} of {DELETIONS}; median {:?}, last {:?}", took[DELETIONS / 2], took[DELETIONS - 1]);
-    ensure!(numbered as usize > DELETIONS * 3 / 5, "the neighbour has numbered only {numbered}: its own, mostly");
+    println!(
+        "the neighbour has numbered {numbered} of {DELETIONS}; median {:?}, last {:?}",
+        took[DELETIONS / 2],
+        took[DELETIONS - 1]
+    );
+    ensure!(
+        numbered as usize > DELETIONS * 3 / 5,
+        "the neighbour has numbered only {numbered}: its own, mostly"
+    );
     check_log(world)?;
     site.assert_no_rule_was_broken()
 }

@@ -146,10 +146,14 @@ fn what_was_being_committed_when_its_publisher_was_killed_is_done_once() -> Resu
         let clients: Vec<_> = doomed
             .iter()
             .map(|key| (caller.clone(), key))
-            .map(|(caller, key)| scope.spawn(move || caller.call("keys.deleteKey", &json!({ "keyId": key.id }))))
+            .map(|(caller, key)| {
+                scope.spawn(move || caller.call("keys.deleteKey", &json!({ "keyId": key.id })))
+            })
             .collect();
-        let committing = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query = 'COMMIT'";
-        let changes = "SELECT count(*) FROM pg_locks WHERE relation = 'keys'::regclass AND mode = 'RowExclusiveLock'";
+        let committing =
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query = 'COMMIT'";
+        let changes =
+            "SELECT count(*) FROM pg_locks WHERE relation = 'keys'::regclass AND mode = 'RowExclusiveLock'";
         try_eventually("the deletions to be in the middle of their COMMIT", SOON, || {
             let [committing, changes]: [usize; 2] =
                 [site.server.query(committing)?.parse()?, site.server.query(changes)?.parse()?];
@@ -281,7 +285,9 @@ impl Story {
             let url = format!("{publisher}/{operation}");
             match client.post_json(&url, Some(&self.root_key), body, &[]) {
                 Ok(answer) if answer.status < 500 => return Ok((answer.status, answer.body)),
-                last if began.elapsed() > PATIENCE => bail!("{operation} found nobody for {PATIENCE:?}: {last:?}"),
+                last if began.elapsed() > PATIENCE => {
+                    bail!("{operation} found nobody for {PATIENCE:?}: {last:?}")
+                }
                 _ => thread::yield_now(),
             }
         }
@@ -305,7 +311,9 @@ impl Story {
             })?;
             mine.push(index);
             // The one before the last: agents have had time to cache it.
-            if turn % 4 != 0 && let Some(index) = mine.len().checked_sub(3).map(|at| mine[at]) {
+            if turn % 4 != 0
+                && let Some(index) = mine.len().checked_sub(3).map(|at| mine[at])
+            {
                 self.delete(client + turn, index)?;
             }
         }

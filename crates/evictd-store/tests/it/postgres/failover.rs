@@ -27,7 +27,7 @@ async fn pair() -> (Postgres, Postgres) {
 }
 
 fn wait_until_received(primary: &Postgres, standby: &Postgres) {
-    let written = primary.query("SELECT pg_current_wal_insert_lsn()").unwrap();
+    let written = primary.query("SELECT pg_current_wal_flush_lsn()").unwrap();
     wait_for(standby, &format!("SELECT pg_last_wal_replay_lsn() >= '{written}'"), "t");
 }
 

@@ -1,0 +1,33 @@
+//! The crash run, small: each deletion is accounted for although publishers are killed every second. `cargo xtask
+//! crashes` does the same at length.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use evictd_postgres_server::Postgres;
+use evictd_tests::crash_run::{CrashRun, run};
+use evictd_tests::topology::{Plan, Store};
+
+use crate::world::plan;
+
+const SMALL: CrashRun = CrashRun { keys: 1_500, clients: 8, kill_every: Duration::from_secs(1) };
+
+fn run_small(plan: &Plan) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let report = run(dir.path(), plan, SMALL)?;
+    println!("{report:?}");
+    ensure!(report.deleted == SMALL.keys * 19 / 20, "{report:?}");
+    ensure!(report.kills >= 2, "too little has happened for a test: {report:?}");
+    Ok(())
+}
+
+#[test]
+fn on_sqlite_every_deletion_is_accounted_for_although_publishers_are_killed() -> Result<()> {
+    run_small(&plan(&["eu", "us"]))
+}
+
+#[test]
+fn on_postgresql_every_deletion_is_accounted_for_although_publishers_are_killed() -> Result<()> {
+    let server = Postgres::start()?;
+    run_small(&Plan { store: Store::Postgres(server.url()), publishers: 3, ..plan(&["eu", "us"]) })
+}

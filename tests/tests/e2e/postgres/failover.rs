@@ -1,0 +1,319 @@
+//! Another server takes over, with everything or with less (R2, R7).
+//!
+//! Publishers reach the server by an address that moves, as HAProxy or a virtual IP provides it: the driver knows
+//! one host.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow, bail, ensure};
+use evictd_postgres_server::Postgres;
+use evictd_tests::topology::Node;
+use evictd_tests::wait::{throughout, try_eventually};
+use evictd_wire::subject::LIVE;
+use serde_json::json;
+
+use super::{Settled, Site, delete_as_soon_as_possible, list};
+use crate::bad_days::{Asked, Told, check_log, check_receipts};
+use crate::world::{
+    Caller, Key, SOON, World, assert_bounded, breakable, count, flushes, wait_for_count, wait_for_mode,
+    wait_for_readiness, with_bound,
+};
+
+const BOUND: Duration = Duration::from_secs(4);
+
+/// Each timeline has so many epochs of its own; a primary that was never promoted is on the first.
+const EPOCHS_PER_TIMELINE: u64 = 256;
+
+/// The first epoch that begins after so many fail-overs.
+fn epoch_after(failovers: u64) -> u64 {
+    failovers * EPOCHS_PER_TIMELINE + 1
+}
+
+fn start() -> Result<Site> {
+    Site::start(2, with_bound(BOUND, breakable(&["eu", "us"])))
+}
+
+/// Waits until a standby has, and shows, all that was written on its primary.
+fn wait_until_received(primary: &Postgres, standby: &Postgres) -> Result<()> {
+    let written = primary.query("SELECT pg_current_wal_insert_lsn()")?;
+    let shown = format!("SELECT pg_last_wal_replay_lsn() >= '{written}'");
+    try_eventually("the standby to have everything", SOON, || {
+        Ok((standby.query(&shown)? == "t").then_some(()))
+    })
+}
+
+/// From now on the standby hears nothing of its primary.
+fn cut_off(standby: &Postgres) -> Result<()> {
+    standby.set("primary_conninfo = ''")?;
+    try_eventually("the standby to be cut off", SOON, || {
+        Ok((standby.query("SELECT count(*) FROM pg_stat_wal_receiver")? == "0").then_some(()))
+    })
+}
+
+/// From now on the standby follows another primary.
+fn follow(standby: &Postgres, primary: &Postgres) -> Result<()> {
+    standby.set(&format!("primary_conninfo = 'host=127.0.0.1 port={} user=evictd'", primary.port()))?;
+    wait_until_received(primary, standby)
+}
+
+fn wait_for_epoch(world: &World, epoch: u64) -> Result<()> {
+    for agent in world.topology.agents() {
+        wait_for_count(agent, "evictd_agent_epoch", &[], epoch)?;
+        wait_for_mode(agent, "live")?;
+    }
+    Ok(())
+}
+
+fn assert_flushed_once(agent: &Node) -> Result<()> {
+    let of_epochs = count(agent, "evictd_agent_flushes_total", &[("reason", "new_epoch")])?;
+    assert_eq!((flushes(agent)?, of_epochs), (1, 1), "{}", agent.daemon.log_tail());
+    Ok(())
+}
+
+/// Until all of `keys` are gone everywhere, nobody answers VALID when they have been so for a bound.
+fn watch_until_gone(world: &World, keys: &[&Key], deleted_at: Instant) -> Result<()> {
+    throughout(BOUND + BOUND / 2, || {
+        for agent in world.topology.agents() {
+            for key in keys {
+                let asked_at = Instant::now();
+                assert_bounded(asked_at, deleted_at, BOUND, &world.code(agent, key)?)?;
+            }
+        }
+        Ok(())
+    })?;
+    world.assert_gone(keys)
+}
+
+/// Failure: who doesn't know that nothing was lost trusts a cache from before, or forgets what was deleted before;
+/// receipts that were open stay so for ever.
+#[test]
+fn a_fail_over_that_loses_nothing_costs_one_flush() -> Result<()> {
+    let mut site = start()?;
+    let standby = site.server.standby()?;
+    let keys = site.world.create_keys(5)?;
+    let [before, open, after, later, good] = &keys[..] else { bail!("no keys") };
+    site.world.cache_everywhere(&keys.iter().collect::<Vec<_>>())?;
+    site.world.delete(before)?;
+    site.world.assert_gone(&[before])?;
+    site.world.agent_mut(1).daemon.pause()?;
+    let asked = Asked::of(&Caller::new(&site.world, site.publisher(1)?), open)?;
+    assert_eq!(asked.told, Told::Deleted);
+    wait_until_received(&site.server, &standby)?;
+
+    site.server.kill()?;
+    standby.promote()?;
+    drop(site.move_to(standby)?);
+    site.world.agent_mut(1).daemon.resume()?;
+    let world = &site.world;
+    let deleted_at = delete_as_soon_as_possible(world, site.publisher(0)?, after)?;
+    watch_until_gone(world, &[after], deleted_at)?;
+    delete_as_soon_as_possible(world, site.publisher(1)?, later)?;
+    wait_for_epoch(world, epoch_after(1))?;
+    world.assert_gone(&[before, open, after, later])?;
+    world.wait_for_codes(&[good], "VALID")?;
+    world.topology.agents().try_for_each(assert_flushed_once)?;
+    world.topology.publishers().try_for_each(|publisher| wait_for_readiness(publisher, 200).map(drop))?;
+    check_receipts(world, [asked.request.as_str()].into_iter())?;
+    check_log(world)?;
+    world.assert_works()?;
+    world.topology.agents().try_for_each(assert_flushed_once)?;
+    site.assert_no_rule_was_broken()
+}
+
+/// Failure: the new primary gives positions out again that agents have applied as something else, and the agents take
+/// what comes for old news.
+#[test]
+fn positions_that_are_given_again_after_lost_commits_are_not_taken_for_the_old_ones() -> Result<()> {
+    let mut site = start()?;
+    let standby = site.server.standby()?;
+    let keys = site.world.create_keys(12)?;
+    let (lost, rest) = keys.split_at(4);
+    let (after, good) = rest.split_at(7);
+    let [lost, after, good]: [Vec<&Key>; 3] = [lost, after, good].map(|keys| keys.iter().collect());
+    site.world.cache_everywhere(&keys.iter().collect::<Vec<_>>())?;
+    site.world.wait_until_caught_up()?;
+    wait_until_received(&site.server, &standby)?;
+    cut_off(&standby)?;
+    for key in &lost {
+        site.world.delete(key)?;
+    }
+    site.world.assert_gone(&lost)?;
+    let seen = site.world.wait_until_caught_up()?;
+
+    site.server.kill()?;
+    standby.promote()?;
+    // More than were lost, before any publisher is there; and what is sent of them is lost as well.
+    standby.query(&format!("UPDATE keys SET deleted_at_m = 1 WHERE id IN ({})", list(&after)))?;
+    let deleted_at = Instant::now();
+    for agent in site.world.topology.agents() {
+        if let Some(wire) = &agent.wire {
+            wire.drop_messages(LIVE, 10);
+        }
+    }
+    drop(site.move_to(standby)?);
+    let world = &site.world;
+    watch_until_gone(world, &after, deleted_at)?;
+    wait_for_epoch(world, epoch_after(1))?;
+    let head = world.wait_until_caught_up()?;
+    assert_eq!(head, seen - lost.len() as u64 + after.len() as u64, "the positions were given again");
+    // What holds is what the store says now.
+    world.wait_for_codes(&lost, "VALID")?;
+    world.wait_for_codes(&good, "VALID")?;
+    world.topology.agents().try_for_each(assert_flushed_once)?;
+    world.assert_works()?;
+    site.assert_no_rule_was_broken()
+}
+
+/// Failure: who still talks to the old primary vouches for what it reads there, or claims that something was done, or
+/// that it wasn't.
+#[test]
+fn a_publisher_that_still_talks_to_the_demoted_primary_falls_silent() -> Result<()> {
+    let mut site = start()?;
+    let standby = site.server.standby()?;
+    // As it has to be, where a fail-over must lose nothing.
+    site.server.set("synchronous_standby_names = '*'")?;
+    let keys = site.world.create_keys(6)?;
+    let [before, unknown, after, later, restarted, good] = &keys[..] else { bail!("no keys") };
+    site.world.cache_everywhere(&keys.iter().collect::<Vec<_>>())?;
+    site.world.delete(before)?;
+    site.world.assert_gone(&[before])?;
+
+    // The old primary isn't told, nor is the first publisher.
+    standby.promote()?;
+    site.lead(1, &standby)?;
+    site.world.database = Some(standby.url());
+    let world = &site.world;
+    let (old, new) = (site.publisher(0)?, site.publisher(1)?);
+    let client_of_the_old_one = Caller::new(world, old);
+    let asked = thread::scope(|scope| {
+        let client = scope.spawn(|| Asked::of(&client_of_the_old_one, unknown));
+        let deleted_at = delete_as_soon_as_possible(world, new, after)?;
+        watch_until_gone(world, &[before, after], deleted_at)?;
+        client.join().map_err(|_| anyhow!("a client panicked"))?
+    })?;
+    assert_eq!(asked.told, Told::Unknown);
+    ensure!(asked.took < Duration::from_secs(12), "it was answered after {:?}", asked.took);
+    wait_for_count(old, "evictd_publisher_stalled", &[], 1)?;
+    wait_for_epoch(world, epoch_after(1))?;
+    // Agents live on what the new one vouches for, and load from it alone.
+    let deleted_at = delete_as_soon_as_possible(world, new, restarted)?;
+    site.world.agent_mut(1).restart()?;
+    let world = &site.world;
+    watch_until_gone(world, &[before, after, restarted], deleted_at)?;
+    world.wait_for_codes(&[good, unknown], "VALID")?;
+    for agent in world.topology.agents() {
+        ensure!(agent.status()?["mode"] == "live", "{}", agent.daemon.log_tail());
+    }
+
+    // In the end it is led to the new one.
+    site.lead(0, &standby)?;
+    let world = &site.world;
+    wait_for_count(site.publisher(0)?, "evictd_publisher_stalled", &[], 0)?;
+    wait_for_readiness(site.publisher(0)?, 200)?;
+    let settled = Settled::of(world, site.publisher(0)?, later)?;
+    assert_eq!(settled.regions(), [("eu", "confirmed"), ("us", "confirmed")], "{}", settled.receipt);
+    world.assert_gone(&[before, after, later])?;
+    world.wait_for_codes(&[good, unknown], "VALID")?;
+    world.assert_works()?;
+    site.assert_no_rule_was_broken()
+}
+
+/// A fail-over to `server`, which has none of `lost`. There `keys` are deleted before any publisher comes, and agents
+/// hear of nothing by themselves. Nobody answers VALID for them after the bound.
+fn fail_over_with_loss(site: &mut Site, server: Postgres, keys: &[&Key]) -> Result<()> {
+    site.server.kill()?;
+    server.promote()?;
+    server.query(&format!("UPDATE keys SET deleted_at_m = 1 WHERE id IN ({})", list(keys)))?;
+    let deleted_at = Instant::now();
+    for agent in site.world.topology.agents() {
+        if let Some(wire) = &agent.wire {
+            wire.drop_messages(LIVE, 10);
+        }
+    }
+    drop(site.move_to(server)?);
+    watch_until_gone(&site.world, keys, deleted_at)?;
+    for agent in site.world.topology.agents() {
+        if let Some(wire) = &agent.wire {
+            wire.clear_rules();
+        }
+    }
+    Ok(())
+}
+
+/// Deletes `keys` where it will be lost, and sees that every agent has learnt of it.
+fn delete_in_vain(site: &Site, keys: &[&Key]) -> Result<()> {
+    for key in keys {
+        site.world.delete(key)?;
+    }
+    site.world.assert_gone(keys)?;
+    site.world.wait_until_caught_up().map(drop)
+}
+
+/// Failure: the second server to take over has not heard that an epoch began, and begins the same one again.
+#[test]
+fn a_second_fail_over_that_lost_the_first_ones_epoch_begins_another() -> Result<()> {
+    let mut site = start()?;
+    let [first, second] = [site.server.standby()?, site.server.standby()?];
+    let keys = site.world.create_keys(16)?;
+    let keys: Vec<&Key> = keys.iter().collect();
+    let (lost, after_first, lost_again, after_second) =
+        (&keys[..3], &keys[3..7], &keys[7..10], &keys[10..15]);
+    site.world.cache_everywhere(&keys)?;
+    for standby in [&first, &second] {
+        wait_until_received(&site.server, standby)?;
+        cut_off(standby)?;
+    }
+    delete_in_vain(&site, lost)?;
+    // The second one follows the first one's timeline, up to a moment before the epoch begins there.
+    site.server.kill()?;
+    first.promote()?;
+    follow(&second, &first)?;
+    cut_off(&second)?;
+    first.query(&format!("UPDATE keys SET deleted_at_m = 1 WHERE id IN ({})", list(after_first)))?;
+    let deleted_at = Instant::now();
+    drop(site.move_to(first)?);
+    watch_until_gone(&site.world, after_first, deleted_at)?;
+    wait_for_epoch(&site.world, epoch_after(1))?;
+    delete_in_vain(&site, lost_again)?;
+
+    fail_over_with_loss(&mut site, second, after_second)?;
+    let world = &site.world;
+    wait_for_epoch(world, epoch_after(2))?;
+    world.wait_for_codes(lost, "VALID")?;
+    world.wait_for_codes(after_first, "VALID")?;
+    world.wait_for_codes(lost_again, "VALID")?;
+    world.wait_for_codes(&keys[15..], "VALID")?;
+    world.assert_works()?;
+    site.assert_no_rule_was_broken()
+}
+
+/// Failure: two servers that were promoted without knowing of each other number their timelines alike.
+#[test]
+fn two_servers_that_took_over_from_the_same_one_are_not_taken_for_one_another() -> Result<()> {
+    let mut site = start()?;
+    let [first, second] = [site.server.standby()?, site.server.standby()?];
+    let keys = site.world.create_keys(16)?;
+    let keys: Vec<&Key> = keys.iter().collect();
+    let (after_first, after_second) = (&keys[..5], &keys[5..15]);
+    site.world.cache_everywhere(&keys)?;
+    site.world.wait_until_caught_up()?;
+    for standby in [&first, &second] {
+        wait_until_received(&site.server, standby)?;
+        cut_off(standby)?;
+    }
+    fail_over_with_loss(&mut site, first, after_first)?;
+    wait_for_epoch(&site.world, epoch_after(1))?;
+    site.world.wait_until_caught_up()?;
+
+    fail_over_with_loss(&mut site, second, after_second)?;
+    let world = &site.world;
+    world.topology.agents().try_for_each(|agent| wait_for_mode(agent, "live"))?;
+    world.wait_for_codes(after_first, "VALID")?;
+    world.wait_for_codes(&keys[15..], "VALID")?;
+    let body = json!({ "keyId": keys[15].id });
+    world.call("keys.deleteKey", &body)?;
+    world.assert_gone(&keys[15..])?;
+    world.assert_works()?;
+    site.assert_no_rule_was_broken()
+}

@@ -1,0 +1,336 @@
+//! The server is gone, silent, locked, or full: clients are told what they can act on, in bounded time; nothing is
+//! lost and nothing invented; and when it is over nobody has to help.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use evictd_postgres_server::{Mode, Postgres};
+use evictd_tests::sql::Session;
+use evictd_tests::wait::{throughout, try_eventually};
+use serde_json::json;
+
+use super::Site;
+use crate::bad_days::{Asked, Story, Told};
+use crate::world::{Caller, Key, SOON, World, count, flushes, plan, wait_for_readiness, with_bound};
+
+/// A statement's five seconds and two of grace, or the five that connecting may take; and a busy machine.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(14);
+
+/// What happens to the server.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Outage {
+    Restarted,
+    Crashed,
+    Killed,
+    Frozen,
+}
+
+impl Outage {
+    fn begins(self, server: &mut Postgres) -> Result<()> {
+        match self {
+            Self::Restarted => server.stop(Mode::Fast),
+            Self::Crashed => server.stop(Mode::Immediate),
+            Self::Killed => server.kill(),
+            Self::Frozen => server.freeze(),
+        }
+    }
+
+    fn ends(self, server: &mut Postgres) -> Result<()> {
+        if self == Self::Frozen { server.thaw() } else { server.start_again() }
+    }
+}
+
+/// Clients that delete one key after the other at all publishers, until they are told to stop or have none left.
+struct Load<'k> {
+    keys: &'k [Key],
+    story: Mutex<Story<'k>>,
+    over: AtomicBool,
+}
+
+impl<'k> Load<'k> {
+    fn new(keys: &'k [Key]) -> Self {
+        Self { keys, story: Mutex::default(), over: AtomicBool::new(false) }
+    }
+
+    fn count(&self, told: Option<Told>) -> Result<usize> {
+        let story = self.story.lock().map_err(|_| anyhow!("a client panicked"))?;
+        Ok(told.map_or(story.0.len(), |told| story.count(told)))
+    }
+
+    /// Waits until so many more were told that their key is deleted.
+    fn wait_for_more(&self, more: usize) -> Result<()> {
+        let before = self.count(Some(Told::Deleted))?;
+        try_eventually("deletions to succeed", SOON, || {
+            Ok((self.count(Some(Told::Deleted))? >= before + more).then_some(()))
+        })
+    }
+
+    /// Runs clients while `meanwhile` goes on, and then until they are through with what they had begun.
+    fn run<T>(&self, world: &World, meanwhile: impl FnOnce() -> Result<T>) -> Result<T> {
+        const CLIENTS: usize = 6;
+        let publishers: Vec<Caller> =
+            world.topology.publishers().map(|node| Caller::new(world, node)).collect();
+        thread::scope(|scope| {
+            let clients: Vec<_> = (0..CLIENTS)
+                .map(|client| {
+                    let publisher = &publishers[client % publishers.len()];
+                    scope
+                        .spawn(move || self.delete(publisher, self.keys.iter().skip(client).step_by(CLIENTS)))
+                })
+                .collect();
+            let outcome = meanwhile();
+            self.over.store(true, Ordering::Relaxed);
+            for client in clients {
+                client.join().map_err(|_| anyhow!("a client panicked"))??;
+            }
+            outcome
+        })
+    }
+
+    fn delete(&self, publisher: &Caller, keys: impl Iterator<Item = &'k Key>) -> Result<()> {
+        for key in keys {
+            if self.over.load(Ordering::Relaxed) {
+                break;
+            }
+            let asked = Asked::of(publisher, key)?;
+            ensure!(asked.took < ANSWERED_WITHIN, "{:?} came after {:?}", asked.told, asked.took);
+            self.story.lock().map_err(|_| anyhow!("a client panicked"))?.0.push(asked);
+        }
+        Ok(())
+    }
+
+    fn told(self) -> Result<Story<'k>> {
+        self.story.into_inner().map_err(|_| anyhow!("a client panicked"))
+    }
+}
+
+/// Two publishers whose clients delete all the time; the server is gone for a while; then all is well.
+fn live_through(outages: &[Outage]) -> Result<()> {
+    let mut site = Site::start(2, plan(&["eu", "us"]))?;
+    let keys = site.world.create_keys(2_000)?;
+    let (good, doomed) = keys.split_first().context("no keys")?;
+    let sample: Vec<&Key> = doomed.iter().step_by(100).chain([good]).collect();
+    site.world.cache_everywhere(&sample)?;
+    let load = Load::new(doomed);
+    let (world, server) = (&site.world, &mut site.server);
+    load.run(world, || {
+        for outage in outages {
+            load.wait_for_more(30)?;
+            outage.begins(server).with_context(|| format!("{outage:?}"))?;
+            let refused = load.count(None)? - load.count(Some(Told::Deleted))?;
+            if *outage != Outage::Frozen {
+                try_eventually("clients to be refused", SOON, || {
+                    let now = load.count(None)? - load.count(Some(Told::Deleted))?;
+                    Ok((now > refused + 6).then_some(()))
+                })?;
+            }
+            // Agents go on, as long as their lease runs.
+            throughout(Duration::from_millis(1_500), || world.wait_for_codes(&[good], "VALID"))?;
+            outage.ends(server).with_context(|| format!("{outage:?}"))?;
+        }
+        load.wait_for_more(30)
+    })?;
+    let story = load.told()?;
+    let counts =
+        [Told::Deleted, Told::Unchanged, Told::Unknown, Told::NotFound].map(|told| story.count(told));
+    println!("deleted, unchanged, unknown, not found: {counts:?}");
+    assert_eq!(counts[3], 0, "nobody else deletes");
+    for publisher in world.topology.publishers() {
+        wait_for_readiness(publisher, 200)?;
+    }
+    story.check(world)?;
+    for agent in world.topology.agents() {
+        assert_eq!(flushes(agent)?, 0);
+    }
+    world.assert_works()?;
+    site.assert_no_rule_was_broken()
+}
+
+/// Failure: who was in the middle of something is told nothing, or something that isn't so; publishers never find back.
+#[test]
+fn a_server_that_is_restarted_or_killed_under_load_loses_and_invents_nothing() -> Result<()> {
+    live_through(&[Outage::Restarted, Outage::Crashed, Outage::Killed])
+}
+
+/// Failure: nobody notices that a server is silent, and everybody waits.
+#[test]
+fn a_server_that_stands_still_under_load_loses_and_invents_nothing() -> Result<()> {
+    live_through(&[Outage::Frozen, Outage::Frozen])
+}
+
+/// Failure: a server that is silent for long is waited for, by clients and by agents, until it speaks.
+#[test]
+fn a_server_that_is_silent_for_long_refuses_its_clients_and_fences_its_agents() -> Result<()> {
+    const BOUND: Duration = Duration::from_secs(3);
+    let site = Site::start(2, with_bound(BOUND, plan(&["eu", "us"])))?;
+    let world = &site.world;
+    let keys = world.create_keys(5)?;
+    let (good, doomed) = keys.split_first().context("no keys")?;
+    world.cache_everywhere(&keys.iter().collect::<Vec<_>>())?;
+    site.server.freeze()?;
+    let frozen = Instant::now();
+    let mut story = Story::default();
+    thread::scope(|scope| {
+        let clients: Vec<_> = doomed
+            .iter()
+            .enumerate()
+            .map(|(n, key)| {
+                let publisher = Caller::new(world, world.topology.publishers().nth(n % 2)?);
+                Some(scope.spawn(move || Asked::of(&publisher, key)))
+            })
+            .collect();
+        for agent in world.topology.agents() {
+            world.wait_for_code(agent, good, crate::world::UNAVAILABLE)?;
+        }
+        for publisher in world.topology.publishers() {
+            wait_for_readiness(publisher, 503)?;
+        }
+        for client in clients.into_iter().flatten() {
+            story.0.push(client.join().map_err(|_| anyhow!("a client panicked"))??);
+        }
+        Ok::<_, anyhow::Error>(())
+    })?;
+    println!("answered after {:?}", frozen.elapsed());
+    for asked in &story.0 {
+        ensure!([Told::Unchanged, Told::Unknown].contains(&asked.told), "{:?}", asked.told);
+        ensure!(asked.took < ANSWERED_WITHIN, "it was answered after {:?}", asked.took);
+    }
+    site.server.thaw()?;
+    for publisher in world.topology.publishers() {
+        wait_for_readiness(publisher, 200)?;
+    }
+    world.wait_for_codes(&[good], "VALID")?;
+    story.check(world)?;
+    world.assert_works()?;
+    site.assert_no_rule_was_broken()
+}
+
+/// Failure: somebody's migration locks a table, and with it the proofs that everybody's lease rests on (R10).
+#[test]
+fn keys_that_are_locked_for_long_refuse_changes_and_leave_agents_live() -> Result<()> {
+    const BOUND: Duration = Duration::from_secs(3);
+    let site = Site::start(2, with_bound(BOUND, plan(&["eu", "us"])))?;
+    let world = &site.world;
+    let keys = world.create_keys(5)?;
+    let (good, doomed) = keys.split_first().context("no keys")?;
+    let other_api = world.create_api()?;
+    let other = world.create_key_with(json!({ "apiId": other_api }))?;
+    world.cache_everywhere(&keys.iter().chain([&other]).collect::<Vec<_>>())?;
+    let mut lock = site.session()?;
+    lock.query("BEGIN; LOCK TABLE keys")?;
+    let mut story = Story::default();
+    thread::scope(|scope| {
+        let clients: Vec<_> = doomed
+            .iter()
+            .enumerate()
+            .map(|(n, key)| {
+                let publisher = Caller::new(world, world.topology.publishers().nth(n % 2)?);
+                Some(scope.spawn(move || Asked::of(&publisher, key)))
+            })
+            .collect();
+        // What was cached is answered from all the while: three bounds are more than any lease.
+        throughout(BOUND * 3, || {
+            for agent in world.topology.agents() {
+                ensure!(agent.status()?["mode"] == "live", "{}", agent.daemon.log_tail());
+                assert_eq!(world.code(agent, good)?, "VALID");
+            }
+            Ok(())
+        })?;
+        for client in clients.into_iter().flatten() {
+            story.0.push(client.join().map_err(|_| anyhow!("a client panicked"))??);
+        }
+        Ok::<_, anyhow::Error>(())
+    })?;
+    for asked in &story.0 {
+        assert_eq!(asked.told, Told::Unchanged);
+        ensure!(asked.took < ANSWERED_WITHIN, "it was answered after {:?}", asked.took);
+    }
+    // What doesn't touch the table goes on.
+    world.call("apis.deleteApi", &json!({ "apiId": other_api }))?;
+    let deleted = Instant::now();
+    try_eventually("the API's deletion to be applied", SOON, || {
+        for agent in world.topology.agents() {
+            let rows = agent.status()?["recent"].as_array().cloned().unwrap_or_default();
+            if !rows.iter().any(|row| row["id"] == other_api.as_str() && row["cause"] == "deleted") {
+                return Ok(None);
+            }
+        }
+        Ok(Some(()))
+    })?;
+    println!("an API's deletion took {:?} meanwhile", deleted.elapsed());
+    ensure!(deleted.elapsed() < BOUND, "an API's deletion took {:?}", deleted.elapsed());
+
+    lock.query("COMMIT")?;
+    world.assert_gone(&[&other])?;
+    let publisher = Caller::new(world, world.publisher());
+    let again = doomed.iter().map(|key| Asked::of(&publisher, key)).collect::<Result<Vec<_>>>()?;
+    ensure!(again.iter().all(|asked| asked.told == Told::Deleted), "it is free, and somebody was refused");
+    for publisher in world.topology.publishers() {
+        wait_for_readiness(publisher, 200)?;
+    }
+    Story(story.0.into_iter().chain(again).collect()).check(world)?;
+    world.assert_works()?;
+    site.assert_no_rule_was_broken()
+}
+
+/// Opens sessions until the server has no place left.
+fn take_every_place(site: &Site) -> Result<Vec<Session>> {
+    let mut sessions = Vec::new();
+    loop {
+        match site.session() {
+            Ok(session) => sessions.push(session),
+            Err(refused) if format!("{refused:#}").contains("53300") => return Ok(sessions),
+            Err(failure) => return Err(failure),
+        }
+        ensure!(sessions.len() < 1_000, "the server takes anybody");
+    }
+}
+
+/// Failure: a server without a place left makes publishers wait for ever; or they need help when there is one again.
+#[test]
+fn a_server_without_connections_left_refuses_clients_until_it_has_some() -> Result<()> {
+    let mut server = Postgres::start()?;
+    server.set("max_connections = 60")?;
+    server.restart(Mode::Fast)?;
+    let site = Site::start_on(server, 2, plan(&["eu", "us"]))?;
+    let world = &site.world;
+    let keys = world.create_keys(30)?;
+    let (good, doomed) = keys.split_first().context("no keys")?;
+    world.cache_everywhere(&keys.iter().collect::<Vec<_>>())?;
+    let mut sessions = take_every_place(&site)?;
+    let Some(somebody) = sessions.first_mut() else { bail!("there was no place from the start") };
+    // Who had a connection goes on with it. Now they lose them, to somebody who is faster.
+    somebody.query(
+        "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE application_name = 'evictd'",
+    )?;
+    sessions.extend(take_every_place(&site)?);
+    let mut story = Story::default();
+    let publishers: Vec<Caller> = world.topology.publishers().map(|node| Caller::new(world, node)).collect();
+    for (n, key) in doomed.iter().take(6).enumerate() {
+        story.0.push(Asked::of(&publishers[n % 2], key)?);
+    }
+    println!("refused: {} of 6", story.count(Told::Unchanged));
+    ensure!(story.count(Told::Unchanged) > 0, "nobody was refused");
+    for asked in &story.0 {
+        ensure!(asked.took < ANSWERED_WITHIN, "it was answered after {:?}", asked.took);
+    }
+    world.wait_for_codes(&[good], "VALID")?;
+    drop(sessions);
+    for (n, key) in doomed.iter().skip(6).enumerate() {
+        let publisher = &publishers[n % 2];
+        story.0.push(try_eventually("a deletion to succeed", SOON, || {
+            let asked = Asked::of(publisher, key)?;
+            Ok((asked.told == Told::Deleted).then_some(asked))
+        })?);
+    }
+    for publisher in world.topology.publishers() {
+        wait_for_readiness(publisher, 200)?;
+        ensure!(count(publisher, "evictd_publisher_store_failures_total", &[])? > 0, "nobody has counted it");
+    }
+    story.check(world)?;
+    world.assert_works()?;
+    site.assert_no_rule_was_broken()
+}

@@ -1,0 +1,214 @@
+//! Agents that read a replica: it answers what it may, and the authority the rest (R6, R8, R10).
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail, ensure};
+use evictd_postgres_server::Postgres;
+use evictd_tests::proxy::Mode;
+use evictd_tests::topology::{Node, Plan};
+use evictd_tests::wait::{throughout, try_eventually};
+use toml::toml;
+
+use super::{Settled, Site};
+use crate::world::{
+    SOON, UNAVAILABLE, World, assert_bounded, breakable, count, flushes, plan, wait_for_mode,
+    wait_until_applied, with_bound,
+};
+
+/// A deployment whose agents read a real streaming replica.
+struct Replicated {
+    site: Site,
+    replica: Postgres,
+}
+
+impl Replicated {
+    fn start(plan: Plan) -> Result<Self> {
+        let server = Postgres::start()?;
+        let replica = server.standby()?;
+        let url = replica.url();
+        let mut agents =
+            toml! { loads = { origin = "postgres", timeout = "300ms" } postgres = { timeout = "300ms" } };
+        if let Some(postgres) = agents.get_mut("postgres").and_then(toml::Value::as_table_mut) {
+            postgres.insert("url".to_owned(), url.into());
+        }
+        let site = Site::start_on(server, 2, Plan { agents, ..plan })?;
+        Ok(Self { site, replica })
+    }
+
+    fn world(&self) -> &World {
+        &self.site.world
+    }
+
+    /// Waits until the replica shows all that was written.
+    fn wait_until_replicated(&self) -> Result<()> {
+        let written = self.site.server.query("SELECT pg_current_wal_insert_lsn()")?;
+        let shown = format!("SELECT pg_last_wal_replay_lsn() >= '{written}'");
+        try_eventually("the replica to show everything", SOON, || {
+            Ok((self.replica.query(&shown)? == "t").then_some(()))
+        })
+    }
+}
+
+/// What an agent's questions to the replica came to.
+fn reads(agent: &Node, outcome: &str) -> Result<u64> {
+    count(agent, "evictd_agent_database_reads_total", &[("outcome", outcome)])
+}
+
+/// How many lookups the publishers have answered.
+fn lookups(world: &World) -> Result<u64> {
+    world.topology.publishers().map(|node| count(node, "evictd_publisher_lookups_total", &[])).sum()
+}
+
+/// Failure: a replica that lags brings back what was deleted; or, because it lags, isn't used for anything.
+#[test]
+fn a_replica_that_lags_brings_nothing_back_and_answers_what_has_not_changed() -> Result<()> {
+    let replicated = Replicated::start(plan(&["eu", "us"]))?;
+    let world = replicated.world();
+    let keys = world.create_keys(24)?;
+    let [doomed, changed, uncached @ ..] = &keys[..] else { bail!("no keys") };
+    world.cache_everywhere(&[doomed, changed])?;
+    world.wait_until_caught_up()?;
+    replicated.wait_until_replicated()?;
+    replicated.replica.pause_replay()?;
+
+    let settled = Settled::of(world, world.publisher(), doomed)?;
+    assert_eq!(settled.regions(), [("eu", "confirmed"), ("us", "confirmed")], "{}", settled.receipt);
+    world.assert_none_valid(&[doomed])?;
+    world.sql(&format!("UPDATE keys SET enabled = false WHERE id = '{}'", changed.id))?;
+    for agent in world.topology.agents() {
+        wait_until_applied(agent, &changed.id, "changed")?;
+        assert_eq!(world.code(agent, changed)?, "DISABLED");
+        ensure!(reads(agent, "too_old")? > 0, "the replica wasn't asked");
+    }
+    let still = replicated
+        .replica
+        .query(&format!("SELECT count(*) FROM keys WHERE id = '{}' AND deleted_at_m IS NULL", doomed.id))?;
+    assert_eq!(still, "1", "the replica doesn't lag");
+
+    let asked_before = lookups(world)?;
+    for agent in world.topology.agents() {
+        let read_before = reads(agent, "ok")?;
+        for key in uncached {
+            assert_eq!(world.code(agent, key)?, "VALID");
+        }
+        assert_eq!(reads(agent, "ok")? - read_before, uncached.len() as u64);
+    }
+    assert_eq!(lookups(world)?, asked_before, "what hasn't changed is the replica's business alone");
+
+    replicated.replica.resume_replay()?;
+    world.assert_gone(&[doomed])?;
+    world.assert_works()?;
+    for agent in world.topology.agents() {
+        assert_eq!(flushes(agent)?, 0);
+    }
+    replicated.site.assert_no_rule_was_broken()
+}
+
+/// Failure: a key that was just created isn't known for as long as the replica lags.
+#[test]
+fn a_created_key_is_valid_at_once_although_the_replica_does_not_know_it() -> Result<()> {
+    let replicated = Replicated::start(plan(&["eu", "us"]))?;
+    let world = replicated.world();
+    replicated.replica.pause_replay()?;
+    for _ in 0..10 {
+        let key = world.create_key()?;
+        // Asked before the creation is known here: "not found" may be remembered, but no longer than until then.
+        let first: Vec<String> =
+            world.topology.agents().map(|agent| world.code(agent, &key)).collect::<Result<_>>()?;
+        ensure!(first.iter().all(|code| ["VALID", "NOT_FOUND"].contains(&code.as_str())), "{first:?}");
+        for agent in world.topology.agents() {
+            wait_until_applied(agent, &key.id, "created")?;
+            assert_eq!(world.code(agent, &key)?, "VALID");
+        }
+    }
+    replicated.site.assert_no_rule_was_broken()
+}
+
+/// Failure: without its replica an agent answers nothing; or never returns to it.
+#[test]
+fn without_its_replica_an_agent_asks_the_authority_until_it_is_back() -> Result<()> {
+    let mut replicated = Replicated::start(plan(&["eu", "us"]))?;
+    let keys = replicated.world().create_keys(12)?;
+    let [without, with] = [&keys[..6], &keys[6..]];
+    replicated.world().wait_until_caught_up()?;
+    replicated.replica.kill()?;
+    for agent in replicated.world().topology.agents() {
+        let failed = reads(agent, "failed")?;
+        for key in without {
+            assert_eq!(replicated.world().code(agent, key)?, "VALID");
+        }
+        ensure!(reads(agent, "failed")? > failed, "the replica wasn't asked");
+    }
+    replicated.replica.start_again()?;
+    replicated.wait_until_replicated()?;
+    let world = replicated.world();
+    for agent in world.topology.agents() {
+        // The first one may still find a connection that has died.
+        let [first, rest @ ..] = with else { bail!("no keys") };
+        world.wait_for_code(agent, first, "VALID")?;
+        let read_before = reads(agent, "ok")?;
+        for key in rest {
+            assert_eq!(world.code(agent, key)?, "VALID");
+        }
+        assert_eq!(reads(agent, "ok")? - read_before, rest.len() as u64);
+    }
+    world.assert_works()?;
+    replicated.site.assert_no_rule_was_broken()
+}
+
+/// Failure: a replica that stands still holds up every load for as long as it may take.
+#[test]
+fn a_replica_that_stands_still_costs_a_load_a_moment_and_no_answer() -> Result<()> {
+    let replicated = Replicated::start(plan(&["eu", "us"]))?;
+    let world = replicated.world();
+    let keys = world.create_keys(4)?;
+    world.wait_until_caught_up()?;
+    replicated.replica.freeze()?;
+    for agent in world.topology.agents() {
+        for key in &keys {
+            let asked = Instant::now();
+            assert_eq!(world.code(agent, key)?, "VALID");
+            ensure!(asked.elapsed() < Duration::from_secs(2), "it took {:?}", asked.elapsed());
+        }
+        assert_eq!(agent.status()?["mode"], "live");
+    }
+    world.delete(&keys[0])?;
+    world.assert_gone(&[&keys[0]])?;
+    replicated.replica.thaw()?;
+    world.assert_works()?;
+    replicated.site.assert_no_rule_was_broken()
+}
+
+/// Failure: an agent that hears nothing any more lives on what its replica says (whose fence nobody has seen).
+#[test]
+fn an_agent_that_is_cut_off_with_its_replica_denies_within_the_bound() -> Result<()> {
+    const BOUND: Duration = Duration::from_secs(2);
+    let replicated = Replicated::start(with_bound(BOUND, breakable(&["eu", "us"])))?;
+    let world = replicated.world();
+    let keys = world.create_keys(3)?;
+    let [doomed, uncached, good] = &keys[..] else { bail!("no keys") };
+    world.cache_everywhere(&[doomed, good])?;
+    replicated.wait_until_replicated()?;
+    // The replica is in the same region, so it hears nothing either.
+    replicated.replica.pause_replay()?;
+    world.topology.regions[0].set_wires(Mode::Cut)?;
+    world.delete(doomed)?;
+    let deleted_at = Instant::now();
+    let eu = world.agent(0);
+    throughout(BOUND * 2, || {
+        for key in [doomed, good] {
+            let asked_at = Instant::now();
+            let code = world.code(eu, key)?;
+            assert_bounded(asked_at, deleted_at, BOUND, &code)?;
+        }
+        Ok(())
+    })?;
+    assert_eq!(world.code(eu, good)?, UNAVAILABLE);
+    assert_eq!(world.code(eu, uncached)?, UNAVAILABLE);
+    wait_for_mode(eu, "expired")?;
+    world.topology.regions[0].set_wires(Mode::Pass)?;
+    wait_for_mode(eu, "live")?;
+    world.assert_gone(&[doomed])?;
+    world.wait_for_codes(&[good, uncached], "VALID")?;
+    replicated.site.assert_no_rule_was_broken()
+}
