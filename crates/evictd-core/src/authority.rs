@@ -94,6 +94,7 @@ impl<P> Rounds<P> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::EPOCHS_PER_TIMELINE;
 
     const SPACING: Duration = Duration::from_millis(250);
 
@@ -106,6 +107,14 @@ mod tests {
         let at = |epoch, position| LogPosition::new(epoch, position).unwrap();
         assert!(is_credible(at(3, 100), at(1, 7)));
         assert!(!is_credible(at(1_002, 0), at(1, 7)));
+    }
+
+    #[test]
+    fn fail_overs_that_the_store_does_not_know_of_are_believed() {
+        let at = |epoch, position| LogPosition::new(epoch, position).unwrap();
+        let third_timeline_after = 1 + 3 * EPOCHS_PER_TIMELINE;
+        assert!(is_credible(at(third_timeline_after, 100), at(1, 7)));
+        assert!(!is_credible(at(third_timeline_after + EPOCHS_PER_TIMELINE, 100), at(1, 7)));
     }
 
     #[test]

@@ -52,7 +52,7 @@ use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection, Executor};
 
-use self::connections::{Connections, failed};
+use self::connections::{Connections, failed, sql_state};
 use self::listener::Listener;
 use self::write::{Wakes, Write};
 use crate::audit::{AuditQuery, AuditRecord, Purge, Purged};
@@ -123,9 +123,8 @@ async fn migrate(connection: &mut PgConnection, options: &PostgresOptions) -> Re
         let (MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _)) = &error else {
             return StoreError::Migrate(error);
         };
-        let code = source.as_database_error().and_then(|error| error.code());
         // Insufficient privilege; a standby.
-        if code.is_some_and(|code| matches!(&*code, "42501" | "25006")) {
+        if sql_state(source).is_some_and(|code| matches!(&*code, "42501" | "25006")) {
             StoreError::NotMigrated { place: options.place() }
         } else {
             StoreError::Migrate(error)

@@ -74,33 +74,26 @@ impl ScopeColumns<'_> {
     }
 }
 
-/// What a record's state follows from.
-#[derive(Clone, Copy)]
-pub(crate) struct Standing {
-    /// It, or what it belongs to, is marked as deleted or gone.
-    pub(crate) deleted: bool,
-    pub(crate) workspace_enabled: bool,
-    pub(crate) enabled: bool,
-    /// Its end was marked as come.
-    pub(crate) expired: bool,
-    pub(crate) expires_at: Option<StoreTime>,
-}
-
-impl Standing {
-    /// The state on the store's clock. What weighs most comes first.
-    pub(crate) fn state(self, now: StoreTime) -> RecordState {
-        if self.deleted {
-            RecordState::Deleted
-        } else if !self.workspace_enabled {
-            RecordState::WorkspaceDisabled
-        } else if !self.enabled {
-            RecordState::Disabled
-        } else if self.expired || self.expires_at.is_some_and(|end| end <= now) {
-            RecordState::Expired
-        } else {
-            RecordState::Active
-        }
-    }
+/// A record's state on the store's clock, out of four columns: whether it, or what it belongs to, is deleted or gone;
+/// whether its workspace and it itself are enabled; whether its end was marked as come. What weighs most comes
+/// first.
+pub(crate) fn record_state(
+    flag: impl Fn(&'static str) -> sqlx::Result<bool>,
+    [deleted, workspace_enabled, enabled, expired]: [&'static str; 4],
+    expires_at: Option<StoreTime>,
+    now: StoreTime,
+) -> sqlx::Result<RecordState> {
+    Ok(if flag(deleted)? {
+        RecordState::Deleted
+    } else if !flag(workspace_enabled)? {
+        RecordState::WorkspaceDisabled
+    } else if !flag(enabled)? {
+        RecordState::Disabled
+    } else if flag(expired)? || expires_at.is_some_and(|end| end <= now) {
+        RecordState::Expired
+    } else {
+        RecordState::Active
+    })
 }
 
 /// The permissions of the key or root key `id`.

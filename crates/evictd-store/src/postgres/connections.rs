@@ -9,6 +9,7 @@
 //! to be waited for. A connection that turns out to be dead when it is used again is replaced without anybody
 //! noticing, where that is safe: for what only reads, and for BEGIN.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -259,7 +260,7 @@ impl Drop for Session {
 /// Whether a connection can't be used any more after this error.
 fn ends_the_connection(error: &sqlx::Error) -> bool {
     match error {
-        sqlx::Error::Database(error) => error.code().is_some_and(|code| {
+        sqlx::Error::Database(_) => sql_state(error).is_some_and(|code| {
             // It was told to go, or its transaction idled for too long, ...
             matches!(&*code, "57P01" | "57P02" | "57P03" | "57P04" | "57P05" | "25P03" | "25P04")
                 || code.starts_with("08")
@@ -269,6 +270,11 @@ fn ends_the_connection(error: &sqlx::Error) -> bool {
         sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) => true,
         _ => false,
     }
+}
+
+/// The code by which the server says what is wrong, if it said so.
+pub(super) fn sql_state(error: &sqlx::Error) -> Option<Cow<'_, str>> {
+    error.as_database_error()?.code()
 }
 
 /// The server didn't answer in time.

@@ -68,6 +68,13 @@ fn no_head() -> StoreError {
     StoreError::Corrupt { what: "log_head", value: "no row".to_owned() }
 }
 
+/// How far above the head an epoch may begin that a fail-over is the cause of. Two standbys that were promoted
+/// from the same primary have the same timeline and would begin the same epoch: what differs is where. So an agent
+/// of the one finds nothing of its own history in the other's log, and flushes, instead of going on in the middle.
+/// It is drawn from so many that two logs of a million rows overlap once in ten thousand such accidents, and there
+/// is room for two thousand fail-overs.
+const BRANCH_LEAP: i64 = 1 << 34;
+
 /// The head of the log, locked until the transaction ends.
 pub(super) struct LockedHead {
     /// Where the log ends.
@@ -133,25 +140,29 @@ impl LockedHead {
             );
         }
         if branched || above.is_some() {
-            self.set_epoch(write, self.server.epoch_after(self.at, above)).await?;
+            let leap = if branched { BRANCH_LEAP } else { 0 };
+            self.set_epoch(write, self.server.epoch_after(self.at, above), leap).await?;
         }
         Ok(branched || above.is_some())
     }
 
     /// Begins a new epoch whatever happened.
     pub(super) async fn begin_epoch(&mut self, write: &mut Write) -> Result<(), StoreError> {
-        self.set_epoch(write, self.server.epoch_after(self.at, None)).await
+        self.set_epoch(write, self.server.epoch_after(self.at, None), 0).await
     }
 
-    /// Positions go on from the head.
-    async fn set_epoch(&mut self, write: &mut Write, epoch: u32) -> Result<(), StoreError> {
-        let began = LogPosition::new(epoch, self.at.position()).ok_or(StoreError::EpochsUsedUp)?;
+    /// Positions go on from the head, or from somewhere up to `leap` above it.
+    async fn set_epoch(&mut self, write: &mut Write, epoch: u32, leap: i64) -> Result<(), StoreError> {
         let set = sqlx::query(
-            "UPDATE log_head SET epoch = $1, roster_complete = false, timeline = $2, system_identifier = $3",
+            "UPDATE log_head SET epoch = $1, roster_complete = false, timeline = $2, system_identifier = $3,
+                                 head = head + floor(random() * $4)::bigint
+             RETURNING epoch, head",
         );
+        let began = LogPosition::new(epoch, self.at.position().saturating_add_signed(leap));
+        let epoch = began.ok_or(StoreError::EpochsUsedUp)?.epoch();
         let Lineage { timeline, system } = self.server;
-        write.run(set.bind(began.epoch() as i32).bind(i64::from(timeline)).bind(system)).await?;
-        self.at = began;
+        let set = set.bind(epoch as i32).bind(i64::from(timeline)).bind(system).bind(leap as f64);
+        self.at = head_of(write.row(set).await?.as_ref())?;
         Ok(())
     }
 

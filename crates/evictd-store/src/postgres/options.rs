@@ -50,6 +50,10 @@ const PARAMETERS: [&str; 18] = [
     "options",
 ];
 
+/// What to do about a URL that can't be read.
+const FORM: &str = "write it as postgres://user:password@host:5432/database, and what is special in a password in \
+                    percent: %40 for @, %2F for /, %3F for ?, %23 for #";
+
 /// How to reach a home store on PostgreSQL. Shows no password.
 #[derive(Clone)]
 pub struct PostgresOptions {
@@ -80,8 +84,6 @@ impl PostgresOptions {
             advice,
             source,
         };
-        const FORM: &str = "write it as postgres://user:password@host:5432/database, and what is special in a \
-                            password in percent: %40 for @, %2F for /, %3F for ?, %23 for #";
         let wrong = |what: &str| refused(FORM, sqlx::Error::InvalidArgument(what.to_owned()));
         let scheme = url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://"));
         let rest = scheme.ok_or_else(|| wrong("the URL doesn't begin with postgres://"))?;

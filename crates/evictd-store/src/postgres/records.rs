@@ -13,7 +13,7 @@ use super::connections::{Lane, Statement, failed};
 use super::log;
 use crate::StoreError;
 use crate::change::{Api, KeyDetails, KeyPage, ListKeys, RootKeyInfo};
-use crate::rows::{Standing, permissions, sql_limit};
+use crate::rows::{permissions, record_state, sql_limit};
 
 const LOOK_UP: &str = "look up a key";
 
@@ -58,14 +58,10 @@ fn key_record(row: &PgRow) -> Result<Option<KeyRecord>, StoreError> {
         let Some(key_id) = row.try_get::<Option<&str>, _>("key_id")? else {
             return Ok(None);
         };
-        let standing = Standing {
-            deleted: row.try_get("key_deleted")?,
-            workspace_enabled: row.try_get("key_workspace_enabled")?,
-            enabled: row.try_get("key_enabled")?,
-            expired: row.try_get("key_expired")?,
-            expires_at: time(row, "key_expires")?,
-        };
-        let state = standing.state(StoreTime(row.try_get("now")?));
+        let expires_at = time(row, "key_expires")?;
+        let flags = ["key_deleted", "key_workspace_enabled", "key_enabled", "key_expired"];
+        let now = StoreTime(row.try_get("now")?);
+        let state = record_state(|column| row.try_get(column), flags, expires_at, now)?;
         // What was deleted is nobody's business any more; ids remain so that floors reach the answer.
         let told = |column| -> sqlx::Result<Option<Box<str>>> {
             let text = row.try_get::<Option<&str>, _>(column)?;
@@ -80,7 +76,7 @@ fn key_record(row: &PgRow) -> Result<Option<KeyRecord>, StoreError> {
             meta: told("meta")?,
             external_id: told("external_id")?,
             permissions: Vec::new(),
-            expires_at: standing.expires_at,
+            expires_at,
         };
         Ok(Some((record, told("key_permissions")?)))
     };
@@ -95,19 +91,15 @@ fn root_key_record(row: &PgRow) -> Result<Option<RootKeyRecord>, StoreError> {
         let Some(id) = row.try_get::<Option<&str>, _>("id")? else {
             return Ok(None);
         };
-        let standing = Standing {
-            deleted: row.try_get("deleted")?,
-            workspace_enabled: row.try_get("workspace_enabled")?,
-            enabled: row.try_get("enabled")?,
-            expired: row.try_get("expired")?,
-            expires_at: time(row, "expires")?,
-        };
+        let expires_at = time(row, "expires")?;
+        let flags = ["deleted", "workspace_enabled", "enabled", "expired"];
+        let now = StoreTime(row.try_get("now")?);
         let record = RootKeyRecord {
             root_key_id: KeyId::new(id),
             workspace_id: WorkspaceId::new(row.try_get::<&str, _>("workspace_id")?),
-            state: standing.state(StoreTime(row.try_get("now")?)),
+            state: record_state(|column| row.try_get(column), flags, expires_at, now)?,
             permissions: Vec::new(),
-            expires_at: standing.expires_at,
+            expires_at,
         };
         Ok(Some((record, row.try_get::<&str, _>("permissions")?)))
     };

@@ -14,7 +14,7 @@ use sqlx::postgres::{PgRow, Postgres};
 use sqlx::{Decode, Row, Type};
 use tokio::runtime::Handle;
 
-use super::connections::{Lane, Session, Statement, failed};
+use super::connections::{Lane, Session, Statement, failed, sql_state};
 use super::notices;
 use crate::StoreError;
 
@@ -148,8 +148,7 @@ impl Drop for Write {
 /// Whether a COMMIT that ended so has certainly changed nothing: a constraint, or a conflict with another
 /// transaction, ended it.
 fn changed_nothing(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(|error| error.code());
-    code.is_some_and(|code| code.starts_with("23") || matches!(&*code, "40001" | "40P01"))
+    sql_state(error).is_some_and(|code| code.starts_with("23") || matches!(&*code, "40001" | "40P01"))
 }
 
 /// The constraint that a statement violated by repeating what must be unique.

@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use evictd_core::authority::is_credible;
-use evictd_core::ids::{ApiId, KeyHash, KeyId, WorkspaceId};
+use evictd_core::ids::WorkspaceId;
 use evictd_core::invalidation::{Cause, Invalidation, Scope};
-use evictd_core::limits::ID_BYTES_MAX;
 use evictd_core::position::LogPosition;
 use evictd_core::time::StoreTime;
 use sqlx::Row;
@@ -15,10 +14,7 @@ use super::now;
 use super::write::{Write, failed};
 use crate::StoreError;
 use crate::log::{Backlog, Numbered, NumberedRequest, Replay};
-
-/// Above so many waiting key rows, an API gets one row for all of them: a bulk deletion by direct SQL must
-/// not hold up every agent's proof.
-const MERGE_ABOVE: i64 = 1_000;
+use crate::rows::{self, MERGE_ABOVE, ScopeColumns, log_position};
 
 /// The head, read alone.
 pub(super) async fn head(readers: &SqlitePool) -> Result<LogPosition, StoreError> {
@@ -50,14 +46,6 @@ pub(super) fn head_of(row: Option<&SqliteRow>) -> Result<LogPosition, StoreError
     };
     let read = |column| row.try_get::<i64, _>(column).map_err(failed("read its log's head"));
     log_position(read("epoch")?, read("head")?)
-}
-
-fn log_position(epoch: i64, position: i64) -> Result<LogPosition, StoreError> {
-    u32::try_from(epoch)
-        .ok()
-        .zip(u64::try_from(position).ok())
-        .and_then(|(epoch, position)| LogPosition::new(epoch, position))
-        .ok_or_else(|| StoreError::Corrupt { what: "log position", value: format!("{epoch}.{position}") })
 }
 
 /// Gives waiting rows the positions after the head, in the order of their ids.
@@ -256,9 +244,8 @@ pub(super) fn position_of(row: &SqliteRow) -> Result<Option<LogPosition>, StoreE
     if waits { Ok(None) } else { numbered_position_of(row).map(Some) }
 }
 
-/// Reads why a row was written. It decides nothing, so that one that nobody knows stops nothing.
 pub(super) fn cause_of(row: &SqliteRow) -> Cause {
-    text(row, "cause").and_then(Cause::from_label).unwrap_or(Cause::Changed)
+    rows::cause(text(row, "cause"))
 }
 
 pub(super) fn committed_at_of(row: &SqliteRow) -> Result<StoreTime, StoreError> {
@@ -270,22 +257,14 @@ fn text<'r>(row: &'r SqliteRow, column: &str) -> Option<&'r str> {
     row.try_get::<Option<&str>, _>(column).ok().flatten()
 }
 
-/// What a row makes forgotten. A row that doesn't say it precisely (a blanked hash, an id that wouldn't fit
-/// on the wire or isn't UTF-8, which direct SQL can store) is widened, never dropped: one bad row must
-/// neither be lost nor stop the log.
+/// What a row makes forgotten. Direct SQL can store text that isn't UTF-8; such a column says nothing.
 fn scope(row: &SqliteRow) -> Scope {
-    let hash = row.try_get::<Option<&[u8]>, _>("key_hash").ok().flatten();
-    let hash = hash.and_then(|hash| <[u8; 32]>::try_from(hash).ok()).map(KeyHash);
-    let id = |column| text(row, column).filter(|id| (1..=ID_BYTES_MAX).contains(&id.len()));
-    let (key_id, api_id, workspace_id) = (id("key_id"), id("api_id"), id("workspace_id"));
-    match (text(row, "scope"), hash, api_id, workspace_id) {
-        (Some("key"), Some(hash), ..) => {
-            Scope::Key { hash, key_id: key_id.map(KeyId::new), api_id: api_id.map(ApiId::new) }
-        }
-        (Some("key" | "api"), _, Some(api_id), _) => Scope::Api(ApiId::new(api_id)),
-        (Some("key" | "api" | "workspace"), _, _, Some(workspace_id)) => {
-            Scope::Workspace(WorkspaceId::new(workspace_id))
-        }
-        _ => Scope::All,
-    }
+    let columns = ScopeColumns {
+        scope: text(row, "scope"),
+        key_hash: row.try_get::<Option<&[u8]>, _>("key_hash").ok().flatten(),
+        key_id: text(row, "key_id"),
+        api_id: text(row, "api_id"),
+        workspace_id: text(row, "workspace_id"),
+    };
+    columns.read()
 }

@@ -13,9 +13,6 @@ use super::write::{Write, failed};
 use crate::StoreError;
 use crate::roster::{Roster, RosterEntry};
 
-/// A known instance's `last_seen` is at most this old: rounds shouldn't write a row per agent each.
-const REFRESH: Duration = Duration::from_mins(1);
-
 /// Writes the instances that the roster lacks, or knows differently, or hasn't heard of for a while.
 ///
 /// What one round changes shares one revision. Rounds have the write lock, so revisions follow commits:
@@ -49,7 +46,7 @@ pub(super) async fn register(
     )
     .bind(Value::from(presented).to_string())
     .bind(now.0)
-    .bind(REFRESH.as_micros() as i64);
+    .bind(ROSTER_REFRESH.as_micros() as i64);
     if write.run(upsert).await? > 0 {
         let revise = sqlx::query(
             "UPDATE log_head SET roster_revision = max(roster_revision, (SELECT max(revision) FROM roster))",
@@ -72,7 +69,7 @@ pub(super) async fn touch(write: &mut Write, heard: &[Identity], now: StoreTime)
     )
     .bind(Value::from(heard).to_string())
     .bind(now.0)
-    .bind(REFRESH.as_micros() as i64);
+    .bind(ROSTER_REFRESH.as_micros() as i64);
     write.run(refresh).await?;
     Ok(())
 }
@@ -130,25 +127,16 @@ pub(super) async fn changed(readers: &SqlitePool, since: u64) -> Result<Roster, 
     })
 }
 
-/// Reads a row. One that makes no sense is an error and not left out: receipts must not do without anybody
-/// who may hold a lease (G4).
 fn entry(row: &SqliteRow) -> Result<RosterEntry, StoreError> {
-    let text = |column| row.try_get::<&str, _>(column).map_err(failed("read its roster"));
-    let number = |column| row.try_get::<i64, _>(column).map_err(failed("read its roster"));
-    let (instance, policy, bound_ms) = (text("instance")?, text("policy")?, number("bound_ms")?);
-    let corrupt =
-        |value: &str| StoreError::Corrupt { what: "instance in its roster", value: value.to_owned() };
-    let policies = [PartitionPolicy::Deny, PartitionPolicy::ServeStale];
-    Ok(RosterEntry {
-        instance: Instance {
-            identity: Identity {
-                region: Region::new(text("region")?),
-                agent: AgentName::new(text("agent")?),
-                instance: InstanceId(u64::from_str_radix(instance, 16).map_err(|_| corrupt(instance))?),
-            },
-            policy: policies.into_iter().find(|p| p.label() == policy).ok_or_else(|| corrupt(instance))?,
-            bound: Duration::from_millis(u64::try_from(bound_ms).map_err(|_| corrupt(instance))?),
-        },
-        last_seen: StoreTime(number("last_seen")?),
-    })
+    let read = || -> sqlx::Result<_> {
+        Ok(RosterColumns {
+            region: row.try_get("region")?,
+            agent: row.try_get("agent")?,
+            instance: row.try_get("instance")?,
+            policy: row.try_get("policy")?,
+            bound_ms: row.try_get("bound_ms")?,
+            last_seen: row.try_get("last_seen")?,
+        })
+    };
+    read().map_err(failed("read its roster"))?.read()
 }

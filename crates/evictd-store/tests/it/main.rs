@@ -1,5 +1,6 @@
 //! The store against real databases.
 
-#[path = "../fixture/mod.rs"]
+mod conformance;
 mod fixture;
 mod postgres;
+mod sqlite;

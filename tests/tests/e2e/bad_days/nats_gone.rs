@@ -1,1 +1,177 @@
-//! TBD
+//! NATS is gone for long, and deletions go on.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use evictd_tests::process::Footprint;
+use evictd_tests::topology::{Node, Plan, Servers};
+use evictd_tests::wait::{throughout, try_eventually};
+
+use super::{Asked, Story, Told, with_store_in};
+use crate::world::{
+    Caller, Key, SOON, UNAVAILABLE, World, assert_bounded, count, flushes, plan, wait_for_count,
+    wait_for_mode, wait_for_readiness, with_bound,
+};
+
+/// Short enough to see what follows it.
+const BOUND: Duration = Duration::from_secs(2);
+
+/// What a daemon may take in addition for an outage.
+const MEMORY_MAX: u64 = 48 << 20;
+
+/// Regions with servers of their own, so that agents stay connected to somebody who knows nothing.
+fn regions() -> Plan {
+    with_bound(BOUND, Plan { servers: Servers::PerRegion, ..plan(&["eu", "us"]) })
+}
+
+fn footprints(world: &World) -> Result<Vec<Footprint>> {
+    let nodes = world.topology.agents().chain([world.publisher()]);
+    nodes.map(|node| node.daemon.footprint()).collect()
+}
+
+fn assert_bounded_memory(before: &[Footprint], world: &World) -> Result<()> {
+    for (before, after) in before.iter().zip(footprints(world)?) {
+        println!("{} KiB before, {} KiB after", before.resident_bytes >> 10, after.resident_bytes >> 10);
+        ensure!(after.resident_bytes < before.resident_bytes + MEMORY_MAX, "{before:?} {after:?}");
+        ensure!(after.open_files <= before.open_files + 8, "{before:?} {after:?}");
+    }
+    Ok(())
+}
+
+/// What was applied by replays since an agent's start.
+fn replayed(agent: &Node) -> Result<u64> {
+    count(agent, "evictd_agent_invalidations_total", &[("via", "replay")])
+}
+
+/// Deletes `keys` one after the other, some fifty a second, until `over`.
+fn delete_steadily<'k>(
+    publisher: &Caller,
+    keys: &'k [Key],
+    deleted: &AtomicUsize,
+    over: &AtomicBool,
+) -> Result<Story<'k>> {
+    let mut story = Story::default();
+    for key in keys.iter().take_while(|_| !over.load(Ordering::Relaxed)) {
+        story.0.push(Asked::of(publisher, key)?);
+        deleted.fetch_add(1, Ordering::Relaxed);
+        throughout(Duration::from_millis(15), || Ok(()))?;
+    }
+    Ok(story)
+}
+
+/// Takes home's server away for three bounds, and gives it back. Whoever hears nothing denies by then.
+fn outage(world: &mut World, [good, doomed]: [&Key; 2]) -> Result<()> {
+    world.topology.home.kill()?;
+    world.delete(doomed)?;
+    let deleted_at = Instant::now();
+    throughout(BOUND * 3, || {
+        for agent in world.topology.agents() {
+            let asked_at = Instant::now();
+            assert_bounded(asked_at, deleted_at, BOUND, &world.code(agent, doomed)?)?;
+        }
+        Ok(())
+    })?;
+    for agent in world.topology.agents() {
+        wait_for_mode(agent, "expired")?;
+        assert_eq!(world.code(agent, good)?, UNAVAILABLE, "{}", agent.daemon.name());
+        wait_for_readiness(agent, 503)?;
+    }
+    let unready = wait_for_readiness(world.publisher(), 503)?;
+    assert_eq!(unready["waitingFor"][0]["condition"], "nats", "{unready}");
+    ensure!(count(world.publisher(), "evictd_publisher_live_messages_total", &[("outcome", "unsent")])? > 0);
+    world.topology.home.restart()
+}
+
+fn median(asked: &[Asked]) -> Result<Duration> {
+    let mut took: Vec<Duration> = asked.iter().map(|asked| asked.took).collect();
+    took.sort_unstable();
+    took.get(took.len() / 2).copied().context("nothing was measured")
+}
+
+/// Failure: deletions get slower, fail or are forgotten while nobody can be told of them; agents trust what nobody
+/// vouches for; receipts stay open until NATS is back.
+#[test]
+fn a_long_outage_of_nats_costs_a_steady_load_of_deletions_nothing() -> Result<()> {
+    let mut world = World::start(&regions())?;
+    let keys = world.import_keys(3_000)?;
+    let (good, doomed) = (world.create_key()?, world.create_key()?);
+    let cached = keys.iter().step_by(50).chain([&good, &doomed]);
+    world.cache_everywhere(&cached.collect::<Vec<_>>())?;
+    let before = footprints(&world)?;
+    let caller = Caller::new(&world, world.publisher());
+    let (deleted, over) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let (story, range) = thread::scope(|scope| {
+        let deleting = scope.spawn(|| delete_steadily(&caller, &keys, &deleted, &over));
+        let outcome = (|| {
+            throughout(BOUND / 2, || Ok(()))?;
+            let from = deleted.load(Ordering::Relaxed);
+            outage(&mut world, [&good, &doomed])?;
+            Ok::<_, anyhow::Error>(from..deleted.load(Ordering::Relaxed))
+        })();
+        over.store(true, Ordering::Relaxed);
+        let story = deleting.join().map_err(|_| anyhow!("a client panicked"))??;
+        Ok::<_, anyhow::Error>((story, outcome?))
+    })?;
+    let (usual, during) = (median(&story.0[..range.start])?, median(&story.0[range.clone()])?);
+    println!("{} deletions during the outage, {during:?} each; {usual:?} before it", range.len());
+    ensure!(range.len() > 100, "too little has happened for a test");
+    assert_eq!(story.count(Told::Deleted), story.0.len(), "somebody was refused");
+    ensure!(during < usual * 3 + Duration::from_millis(50), "{during:?} instead of {usual:?}");
+    ensure!(story.0.iter().all(|asked| asked.took < Duration::from_secs(5)), "somebody had to wait for NATS");
+
+    for agent in world.topology.agents() {
+        wait_for_mode(agent, "live")?;
+    }
+    story.check(&world)?;
+    world.wait_for_codes(&[&good], "VALID")?;
+    for agent in world.topology.agents() {
+        assert_eq!(flushes(agent)?, 0, "what was missed is asked for, and nothing else forgotten");
+    }
+    assert_bounded_memory(&before, &world)?;
+    world.assert_works()
+}
+
+/// Failure: what piles up in an hour without NATS fills somebody's memory, or is more than anybody can catch up
+/// with.
+#[test]
+fn as_many_deletions_as_an_hour_brings_are_caught_up_with_when_nats_is_back() -> Result<()> {
+    // Five or six in each second of an hour.
+    const MANY: usize = 20_000;
+    // In memory: this is about what piles up, and not about how fast a disk is.
+    let dir = tempfile::tempdir_in("/dev/shm").context("a directory in memory")?;
+    let publisher = with_store_in(dir.path())?.publisher;
+    let mut world = World::start(&Plan { publisher, ..regions() })?;
+    let keys = world.import_keys(MANY)?;
+    let good = world.create_key()?;
+    let cached: Vec<&Key> = keys.iter().step_by(200).collect();
+    world.cache_everywhere(&cached)?;
+    world.cache_everywhere(&[&good])?;
+    let before = footprints(&world)?;
+
+    world.topology.home.kill()?;
+    let began = Instant::now();
+    let story = Story(world.by_all_clients(&keys, Asked::of)?);
+    println!("{MANY} deletions took {:?}", began.elapsed());
+    assert_eq!(story.count(Told::Deleted), MANY, "somebody was refused");
+    world.topology.home.restart()?;
+    let back_at = Instant::now();
+    world.wait_until_caught_up()?;
+    println!("everybody had caught up after {:?}", back_at.elapsed());
+    for agent in world.topology.agents() {
+        wait_for_mode(agent, "live")?;
+        println!("{}: {} replayed, {} flushes", agent.daemon.name(), replayed(agent)?, flushes(agent)?);
+    }
+    assert_bounded_memory(&before, &world)?;
+
+    let mut sample: Vec<Asked> = story.0;
+    sample.retain(|asked| cached.iter().any(|key| key.id == asked.key.id));
+    Story(sample).check(&world)?;
+    wait_for_count(world.publisher(), "evictd_publisher_unconfirmed_deletions", &[], 0)?;
+    try_eventually("the good key to be VALID", SOON, || {
+        let codes = world.topology.agents().map(|agent| world.code(agent, &good));
+        Ok(codes.collect::<Result<Vec<_>>>()?.iter().all(|code| code == "VALID").then_some(()))
+    })?;
+    world.assert_works()
+}

@@ -180,7 +180,7 @@ async fn what_leases_depend_on_waits_neither_for_lookups_nor_for_the_control_api
                 match n % 3 {
                     0 => drop(store.lookup(KeyHash([1; 32])).await.unwrap()),
                     1 => drop(store.key(&workspace(), &key(1).id).await.unwrap()),
-                    _ => drop(store.create_key(&actor(), key(n + 10)).await.unwrap()),
+                    _ => store.create_key(&actor(), key(n + 10)).await.unwrap(),
                 }
             })
         })

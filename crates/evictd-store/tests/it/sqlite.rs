@@ -1,7 +1,5 @@
 //! What only SQLite has: direct SQL from other processes, the file, and its triggers.
 
-mod fixture;
-
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -24,7 +22,7 @@ use evictd_store::{HomeStore, StoreError};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
 
-use fixture::{
+use crate::fixture::{
     SqliteFixture, actor, api_id, asking, instance, key, key_scope, news, operator, populate, receipt,
     root_key, run_round, workspace,
 };
@@ -727,7 +725,7 @@ fn as_other_process() -> Option<OsString> {
 /// Runs `test` once more, in a process of its own, which ends at the latest when its input does.
 fn in_another_process(test: &str, path: &Path) -> Child {
     Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture"])
+        .args(["--exact", &format!("sqlite::{test}"), "--nocapture"])
         .env(STORE_OF_OTHER_PROCESS, path)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

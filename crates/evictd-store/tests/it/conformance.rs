@@ -1,7 +1,5 @@
 //! One suite for every implementation of [`HomeStore`].
 
-mod fixture;
-
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -21,7 +19,7 @@ use evictd_store::log::{NumberedRequest, Replay, RoundRequest};
 use evictd_store::receipt::{FinalReceipt, OpenRow, Recorded};
 use evictd_store::roster::RosterEntry;
 
-use fixture::{
+use crate::fixture::{
     PostgresFixture, SqliteFixture, actor, api_id, asking, instance, key, key_scope, new_api, news, operator,
     populate, receipt, root_key, run_round, said, workspace,
 };
@@ -792,7 +790,7 @@ async fn a_rerolled_key_goes_on_to_the_end_of_the_minute_and_no_longer_than_it_w
     store: &dyn HomeStore,
 ) {
     populate(store, 2).await;
-    let grace = Duration::from_secs(3_600);
+    let grace = Duration::from_hours(1);
     let before = wall_clock();
     store.reroll_key(&actor(), reroll(1, grace), &|_| true).await.unwrap();
     let end = details(store, 1).await.expires_at.unwrap();
