@@ -59,6 +59,7 @@ use crate::change::{
 use crate::log::{Backlog, Numbered, NumberedRequest, Replay, Round, RoundRequest};
 use crate::receipt::{FinalReceipt, Recorded};
 use crate::roster::Roster;
+use crate::rows::sql_limit;
 use crate::{HomeStore, StoreError};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
@@ -205,11 +206,6 @@ async fn triggers(connection: &mut SqliteConnection) -> Result<HashMap<String, S
 fn now() -> StoreTime {
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     StoreTime(i64::try_from(since_1970.as_micros()).unwrap_or(i64::MAX))
-}
-
-/// For LIMIT, where "as many as there are" is as good as any number that doesn't fit.
-fn sql_limit(limit: usize) -> i64 {
-    i64::try_from(limit).unwrap_or(i64::MAX)
 }
 
 #[async_trait]

@@ -2,14 +2,13 @@
 
 use evictd_core::ids::WorkspaceId;
 use evictd_core::time::StoreTime;
-use serde_json::Value;
 use sqlx::Row;
 use sqlx::sqlite::{SqlitePool, SqliteRow};
 
-use super::sql_limit;
 use super::write::{Write, failed};
 use crate::StoreError;
-use crate::audit::{AuditQuery, AuditRecord, AuditTarget, Purge, Purged};
+use crate::audit::{AuditQuery, AuditRecord, Purge, Purged};
+use crate::rows::{parse_audit_targets, sql_limit};
 
 /// The newest records that meet the query.
 pub(super) async fn audit(readers: &SqlitePool, query: &AuditQuery) -> Result<Vec<AuditRecord>, StoreError> {
@@ -53,7 +52,7 @@ fn record(row: &SqliteRow) -> Result<AuditRecord, StoreError> {
         Ok((record, row.try_get::<&str, _>("targets")?))
     };
     let (record, targets) = read().map_err(failed("read its audit log"))?;
-    Ok(AuditRecord { targets: AuditTarget::list(&record.event_id, targets)?, ..record })
+    Ok(AuditRecord { targets: parse_audit_targets(&record.event_id, targets)?, ..record })
 }
 
 /// Deletes a prefix of the log, and what else is old.
@@ -86,19 +85,4 @@ pub(super) async fn purge(write: &mut Write, purge: Purge) -> Result<Purged, Sto
         }
     };
     Ok(Purged { log, receipts, audit })
-}
-
-impl AuditTarget {
-    /// Reads the targets of a stored record.
-    pub(crate) fn list(event_id: &str, targets: &str) -> Result<Vec<Self>, StoreError> {
-        let corrupt =
-            || StoreError::Corrupt { what: "target list of an audit record", value: event_id.to_owned() };
-        let targets: Vec<Value> = serde_json::from_str(targets).map_err(|_| corrupt())?;
-        let text = |target: &Value, name: &str| Some(target.get(name)?.as_str()?.to_owned());
-        targets
-            .iter()
-            .map(|target| Some(Self { kind: text(target, "type")?, id: text(target, "id")? }))
-            .collect::<Option<_>>()
-            .ok_or_else(corrupt)
-    }
 }

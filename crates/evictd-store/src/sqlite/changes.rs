@@ -2,15 +2,16 @@
 
 use evictd_core::ids::{ApiId, KeyHash, KeyId, WorkspaceId};
 use evictd_core::time::StoreTime;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::now;
 use super::write::Write;
 use crate::StoreError;
 use crate::change::{
-    Actor, Authorize, ChangeError, DeleteMode, Edit, KeyUpdate, NewApi, NewKey, NewRootKey, Operator, Reroll,
+    Actor, Authorize, ChangeError, DeleteMode, KeyUpdate, NewApi, NewKey, NewRootKey, Operator, Reroll,
     end_of_grace,
 };
+use crate::rows::{Author, audit_targets, edit};
 
 /// Marks keys and root keys whose end has come, at most `limit` together.
 pub(super) async fn expire(write: &mut Write, now: StoreTime, limit: i64) -> Result<u64, StoreError> {
@@ -52,7 +53,7 @@ pub(super) async fn create_root_key(
     .bind(root_key.expires_at.map(StoreTime::as_millis))
     .bind(now);
     write.run(insert).await?;
-    let by = By::Operator(operator, &root_key.workspace_id);
+    let by = Author::operator(operator, &root_key.workspace_id);
     let description = format!("Created root key {}", root_key.id);
     audit(write, by, "root_key.create", &description, &[("rootkey", root_key.id.as_str())]).await
 }
@@ -68,7 +69,7 @@ pub(super) async fn revoke_root_key(
     let workspace: Option<String> = write.value(mark.bind(id.as_str()).bind(now().as_millis())).await?;
     let Some(workspace) = workspace.map(WorkspaceId::new) else { return Ok(false) };
     let description = format!("Revoked root key {id}");
-    let by = By::Operator(operator, &workspace);
+    let by = Author::operator(operator, &workspace);
     audit(write, by, "root_key.delete", &description, &[("rootkey", id.as_str())]).await?;
     Ok(true)
 }
@@ -85,7 +86,7 @@ pub(super) async fn protect_api(
     let workspace: Option<String> = write.value(mark.bind(api.as_str()).bind(protect)).await?;
     let Some(workspace) = workspace.map(WorkspaceId::new) else { return Ok(false) };
     let did = if protect { "Protected API" } else { "Lifted the protection of API" };
-    let by = By::Operator(operator, &workspace);
+    let by = Author::operator(operator, &workspace);
     audit(write, by, "api.update", &format!("{did} {api}"), &[("api", api.as_str())]).await?;
     Ok(true)
 }
@@ -99,7 +100,7 @@ pub(super) async fn create_api(write: &mut Write, actor: &Actor, api: &NewApi) -
             .bind(now().as_millis());
     write.run(insert).await?;
     let description = format!("Created API {}", api.id);
-    audit(write, By::RootKey(actor), "api.create", &description, &[("api", api.id.as_str())]).await
+    audit(write, Author::root_key(actor), "api.create", &description, &[("api", api.id.as_str())]).await
 }
 
 pub(super) async fn create_key(write: &mut Write, actor: &Actor, key: &NewKey) -> Result<(), ChangeError> {
@@ -125,7 +126,7 @@ pub(super) async fn create_key(write: &mut Write, actor: &Actor, key: &NewKey) -
     write.run(insert).await?;
     let description = format!("Created key {} in API {}", key.id, key.api_id);
     let targets = [("key", key.id.as_str()), ("api", key.api_id.as_str())];
-    Ok(audit(write, By::RootKey(actor), "key.create", &description, &targets).await?)
+    Ok(audit(write, Author::root_key(actor), "key.create", &description, &targets).await?)
 }
 
 pub(super) async fn update_key(
@@ -167,16 +168,7 @@ pub(super) async fn update_key(
     .bind(now);
     write.run(change).await?;
     let targets = [("key", key.as_str()), ("api", api.as_str())];
-    Ok(audit(write, By::RootKey(actor), "key.update", &format!("Updated key {key}"), &targets).await?)
-}
-
-/// Whether a property is to be set, and to what.
-fn edit<T>(edit: &Edit<T>) -> (bool, Option<&T>) {
-    match edit {
-        Edit::Keep => (false, None),
-        Edit::Clear => (true, None),
-        Edit::Set(value) => (true, Some(value)),
-    }
+    Ok(audit(write, Author::root_key(actor), "key.update", &format!("Updated key {key}"), &targets).await?)
 }
 
 pub(super) async fn reroll_key(
@@ -213,7 +205,7 @@ pub(super) async fn reroll_key(
     write.run(end).await?;
     let targets = [("key", new_id.as_str()), ("key", key.as_str()), ("api", api.as_str())];
     let description = format!("Rerolled key {key} to {new_id}");
-    Ok(audit(write, By::RootKey(actor), "key.reroll", &description, &targets).await?)
+    Ok(audit(write, Author::root_key(actor), "key.reroll", &description, &targets).await?)
 }
 
 pub(super) async fn delete_key(
@@ -236,7 +228,7 @@ pub(super) async fn delete_key(
     };
     write.run(delete).await?;
     let description = format!("{done} key {key}");
-    Ok(audit(write, By::RootKey(actor), "key.delete", &description, &[("key", key.as_str())]).await?)
+    Ok(audit(write, Author::root_key(actor), "key.delete", &description, &[("key", key.as_str())]).await?)
 }
 
 pub(super) async fn delete_api(write: &mut Write, actor: &Actor, api: &ApiId) -> Result<(), ChangeError> {
@@ -247,7 +239,7 @@ pub(super) async fn delete_api(write: &mut Write, actor: &Actor, api: &ApiId) ->
     let mark = sqlx::query("UPDATE apis SET deleted_at_m = ?2 WHERE id = ?1").bind(api.as_str());
     write.run(mark.bind(now().as_millis())).await?;
     let description = format!("Deleted API {api}");
-    Ok(audit(write, By::RootKey(actor), "api.delete", &description, &[("api", api.as_str())]).await?)
+    Ok(audit(write, Author::root_key(actor), "api.delete", &description, &[("api", api.as_str())]).await?)
 }
 
 /// Finds a key that lives and is the actor's, and asks whether he may do it. Returns its API.
@@ -287,33 +279,14 @@ async fn live_api(write: &mut Write, actor: &Actor, api: &ApiId) -> Result<bool,
     write.value(protection).await?.ok_or(ChangeError::ApiNotFound)
 }
 
-/// Who makes a change.
-#[derive(Clone, Copy)]
-enum By<'a> {
-    RootKey(&'a Actor),
-    /// In a workspace that he has no key of.
-    Operator(&'a Operator, &'a WorkspaceId),
-}
-
-/// Writes the audit record. `targets` are (type, id): ids only, because the record outlives a permanent
-/// deletion, and a name might say more than may remain.
+/// Writes the audit record. `targets` are (type, id).
 async fn audit(
     write: &mut Write,
-    by: By<'_>,
+    by: Author<'_>,
     event: &'static str,
     description: &str,
     targets: &[(&str, &str)],
 ) -> Result<(), StoreError> {
-    let targets: Vec<Value> =
-        targets.iter().map(|(kind, id)| json!({ "type": kind, "id": id, "name": id })).collect();
-    let (workspace, actor_type, actor_id, request_id) = match by {
-        By::RootKey(actor) => (&actor.workspace_id, "rootkey", actor.root_key_id.as_str(), &actor.request_id),
-        By::Operator(operator, workspace) => (workspace, "system", &*operator.name, &operator.request_id),
-    };
-    let (remote_ip, user_agent) = match by {
-        By::RootKey(actor) => (actor.remote_ip.as_deref(), actor.user_agent.as_deref()),
-        By::Operator(..) => (None, None),
-    };
     let insert = sqlx::query(
         "INSERT INTO audit_log (time, workspace_id, event, description, actor_type, actor_id, actor_name,
                                 remote_ip, user_agent, targets, correlation_id)
@@ -323,15 +296,15 @@ async fn audit(
                  ?7, substr(?8, 1, 1024), ?9, ?10)",
     )
     .bind(now().as_millis())
-    .bind(workspace.as_str())
+    .bind(by.workspace.as_str())
     .bind(event)
     .bind(description)
-    .bind(actor_type)
-    .bind(actor_id)
-    .bind(remote_ip)
-    .bind(user_agent)
-    .bind(Value::from(targets).to_string())
-    .bind(request_id);
+    .bind(by.actor_type)
+    .bind(by.actor_id)
+    .bind(by.remote_ip)
+    .bind(by.user_agent)
+    .bind(audit_targets(targets))
+    .bind(by.request_id);
     write.run(insert).await?;
     Ok(())
 }

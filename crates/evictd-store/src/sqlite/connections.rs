@@ -130,9 +130,18 @@ async fn writer(options: SqliteConnectOptions, health: &Health) -> sqlx::Result<
 }
 
 /// Connections that live as long as the store.
+///
+/// All are opened at once, with the write-ahead log, which SQLite leaves until something is read: later another
+/// file may have taken its place, and two connections would read of different stores, or one of a mixture.
 fn pool(size: u32) -> SqlitePoolOptions {
     SqlitePoolOptions::new()
         .max_connections(size)
+        .min_connections(size)
+        .after_connect(|connection, _| {
+            Box::pin(async move {
+                sqlx::query("SELECT count(*) FROM sqlite_master").execute(connection).await.map(drop)
+            })
+        })
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .idle_timeout(None)
         .max_lifetime(None)

@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 
 use crate::StoreError;
 
-/// The database, its write-ahead log, and the index of that, by which processes keep out of each other's way.
-/// They exist for as long as anybody has the store open.
-const SUFFIXES: [&str; 3] = ["", "-wal", "-shm"];
+/// What lies beside the database for as long as anybody has it open: its write-ahead log, and the index of that,
+/// by which processes keep out of each other's way.
+const COMPANIONS: [&str; 2] = ["-wal", "-shm"];
 
 /// Where an open store's files are.
 #[derive(Debug)]
@@ -28,13 +28,16 @@ type Identity = (u64, u64);
 impl Place {
     /// Of the store at `store`, which must be open.
     pub(super) fn of(store: &Path) -> io::Result<Self> {
-        let path = |suffix: &str| {
-            let mut path = OsString::from(store);
+        // SQLite follows a link, and has the other files beside what it leads to.
+        let target = fs::canonicalize(store)?;
+        let beside = |suffix: &str| {
+            let mut path = OsString::from(&target);
             path.push(suffix);
             PathBuf::from(path)
         };
+        let paths = [store.to_owned()].into_iter().chain(COMPANIONS.map(beside));
         let file = |path: PathBuf| identity(&path).map(|identity| (path, identity));
-        Ok(Self { files: SUFFIXES.map(path).into_iter().map(file).collect::<io::Result<_>>()? })
+        Ok(Self { files: paths.map(file).collect::<io::Result<_>>()? })
     }
 
     /// [`StoreError::Misplaced`] unless all of it is still there. A few microseconds; a commit takes as many
@@ -85,6 +88,26 @@ mod tests {
             store.writable().unwrap();
             store.round(RoundRequest::default()).await.unwrap();
             store.close().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_reads_goes_on_with_the_store_that_was_opened() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&directory.path().join("home.db")).await.unwrap();
+        for name in ["home.db", "home.db-wal", "home.db-shm"] {
+            fs::remove_file(directory.path().join(name)).unwrap();
+        }
+        // All connections of a kind at once, so that each of them is asked.
+        let pools = [&store.connections.lookups, &store.connections.records, &store.connections.replays];
+        for pool in pools {
+            let mut connections = Vec::new();
+            for _ in 0..pool.options().get_max_connections() {
+                connections.push(pool.acquire().await.unwrap());
+            }
+            for connection in &mut connections {
+                sqlx::query("SELECT * FROM log_head").fetch_one(&mut **connection).await.unwrap();
+            }
         }
     }
 

@@ -6,14 +6,14 @@
 use evictd_core::ids::{ApiId, KeyHash, KeyId, WorkspaceId};
 use evictd_core::record::{KeyRecord, Lookup, Record, RecordState, RootKeyRecord};
 use evictd_core::time::StoreTime;
-use serde::Deserialize;
 use sqlx::Row;
 use sqlx::sqlite::{SqlitePool, SqliteRow};
 
 use super::write::failed;
-use super::{log, now, sql_limit};
+use super::{log, now};
 use crate::StoreError;
 use crate::change::{Api, KeyDetails, KeyPage, ListKeys, RootKeyInfo};
+use crate::rows::{self, record_state, sql_limit};
 
 /// What `hash` stands for, and the head: one statement, so one snapshot (R6).
 pub(super) async fn lookup(readers: &SqlitePool, hash: KeyHash) -> Result<Lookup, StoreError> {
@@ -59,7 +59,9 @@ fn key_record(row: &SqliteRow, now: StoreTime) -> Result<Option<KeyRecord>, Stor
         return Ok(None);
     };
     let read = || -> sqlx::Result<_> {
-        let (state, expires_at) = state(row, KEY_STATE, now)?;
+        let expires_at = time(row, "key_expires")?;
+        let flags = ["key_deleted", "key_workspace_enabled", "key_enabled", "key_expired"];
+        let state = record_state(|column| row.try_get(column), flags, expires_at, now)?;
         // What was deleted is nobody's business any more; ids remain so that floors reach the answer.
         let told = |column| -> sqlx::Result<Option<Box<str>>> {
             Ok(row
@@ -83,7 +85,7 @@ fn key_record(row: &SqliteRow, now: StoreTime) -> Result<Option<KeyRecord>, Stor
         Ok((record, told("key_permissions")?))
     };
     let (record, permissions) = read().map_err(&failed)?;
-    let permissions = permissions.map_or(Ok(Vec::new()), |list| parse_permissions(key_id, &list))?;
+    let permissions = permissions.map_or(Ok(Vec::new()), |list| rows::permissions(key_id, &list))?;
     Ok(Some(KeyRecord { permissions, ..record }))
 }
 
@@ -93,7 +95,9 @@ fn root_key_record(row: &SqliteRow, now: StoreTime) -> Result<Option<RootKeyReco
         let Some(id) = row.try_get::<Option<&str>, _>("id")? else {
             return Ok(None);
         };
-        let (state, expires_at) = state(row, ROOT_KEY_STATE, now)?;
+        let expires_at = time(row, "expires")?;
+        let flags = ["deleted", "workspace_enabled", "enabled", "expired"];
+        let state = record_state(|column| row.try_get(column), flags, expires_at, now)?;
         Ok(Some((
             id,
             row.try_get::<&str, _>("workspace_id")?,
@@ -110,42 +114,14 @@ fn root_key_record(row: &SqliteRow, now: StoreTime) -> Result<Option<RootKeyReco
         root_key_id: KeyId::new(id),
         workspace_id: WorkspaceId::new(workspace),
         state,
-        permissions: parse_permissions(id, permissions)?,
+        permissions: rows::permissions(id, permissions)?,
         expires_at,
     }))
 }
 
-/// What a key's state follows from, in the order in which [`state`] takes them.
-const KEY_STATE: [&str; 5] =
-    ["key_deleted", "key_workspace_enabled", "key_enabled", "key_expires", "key_expired"];
-
-/// The same of a root key.
-const ROOT_KEY_STATE: [&str; 5] = ["deleted", "workspace_enabled", "enabled", "expires", "expired"];
-
-/// A record's state, and when it ends.
-fn state(
-    row: &SqliteRow,
-    [deleted, workspace_enabled, enabled, expires, expired]: [&str; 5],
-    now: StoreTime,
-) -> sqlx::Result<(RecordState, Option<StoreTime>)> {
-    let end = row.try_get::<Option<i64>, _>(expires)?.map(StoreTime::from_millis);
-    let state = if row.try_get(deleted)? {
-        RecordState::Deleted
-    } else if !row.try_get::<bool, _>(workspace_enabled)? {
-        RecordState::WorkspaceDisabled
-    } else if !row.try_get::<bool, _>(enabled)? {
-        RecordState::Disabled
-    } else if row.try_get(expired)? || end.is_some_and(|end| end <= now) {
-        RecordState::Expired
-    } else {
-        RecordState::Active
-    };
-    Ok((state, end))
-}
-
-fn parse_permissions<T: for<'a> Deserialize<'a>>(id: &str, permissions: &str) -> Result<Vec<T>, StoreError> {
-    serde_json::from_str(permissions)
-        .map_err(|_| StoreError::Corrupt { what: "permission list of a key", value: id.to_owned() })
+/// A column of milliseconds.
+fn time(row: &SqliteRow, column: &str) -> sqlx::Result<Option<StoreTime>> {
+    Ok(row.try_get::<Option<i64>, _>(column)?.map(StoreTime::from_millis))
 }
 
 /// The root key with this hash, whatever its state.
@@ -191,12 +167,9 @@ pub(super) async fn root_keys(readers: &SqlitePool) -> Result<Vec<RootKeyInfo>, 
             workspace_id: WorkspaceId::new(row.try_get::<&str, _>("workspace_id").map_err(&failed)?),
             start: row.try_get("start").map_err(&failed)?,
             name: row.try_get("name").map_err(&failed)?,
-            permissions: parse_permissions(id, row.try_get("permissions").map_err(&failed)?)?,
+            permissions: rows::permissions(id, row.try_get("permissions").map_err(&failed)?)?,
             created_at: StoreTime::from_millis(row.try_get("created_at_m").map_err(&failed)?),
-            expires_at: row
-                .try_get::<Option<i64>, _>("expires")
-                .map_err(&failed)?
-                .map(StoreTime::from_millis),
+            expires_at: time(row, "expires").map_err(&failed)?,
         })
     };
     rows.iter().map(info).collect()
@@ -275,7 +248,6 @@ pub(super) async fn list_keys(
 
 fn key_details(row: &SqliteRow) -> Result<KeyDetails, StoreError> {
     let read = || -> sqlx::Result<_> {
-        let millis = |column| row.try_get::<Option<i64>, _>(column);
         let details = KeyDetails {
             id: KeyId::new(row.try_get::<&str, _>("id")?),
             api_id: ApiId::new(row.try_get::<&str, _>("api_id")?),
@@ -285,14 +257,14 @@ fn key_details(row: &SqliteRow) -> Result<KeyDetails, StoreError> {
             external_id: row.try_get("external_id")?,
             permissions: Vec::new(),
             enabled: row.try_get("enabled")?,
-            expires_at: millis("expires")?.map(StoreTime::from_millis),
+            expires_at: time(row, "expires")?,
             created_at: StoreTime::from_millis(row.try_get("created_at_m")?),
-            updated_at: millis("updated_at_m")?.map(StoreTime::from_millis),
+            updated_at: time(row, "updated_at_m")?,
         };
         Ok((details, row.try_get::<&str, _>("permissions")?))
     };
     let (details, permissions) = read().map_err(failed("read a key"))?;
-    Ok(KeyDetails { permissions: parse_permissions(details.id.as_str(), permissions)?, ..details })
+    Ok(KeyDetails { permissions: rows::permissions(details.id.as_str(), permissions)?, ..details })
 }
 
 /// Whether a key or root key has come to its end and isn't marked yet.

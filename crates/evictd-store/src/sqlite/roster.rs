@@ -1,9 +1,7 @@
 //! The roster: who may hold a lease (R11).
 
-use std::time::Duration;
-
-use evictd_core::ids::{AgentName, Identity, InstanceId, Region};
-use evictd_core::roster::{Instance, PartitionPolicy};
+use evictd_core::ids::Identity;
+use evictd_core::roster::Instance;
 use evictd_core::time::StoreTime;
 use serde_json::{Value, json};
 use sqlx::Row;
@@ -12,6 +10,7 @@ use sqlx::sqlite::{SqlitePool, SqliteRow};
 use super::write::{Write, failed};
 use crate::StoreError;
 use crate::roster::{Roster, RosterEntry};
+use crate::rows::{ROSTER_REFRESH, RosterColumns};
 
 /// Writes the instances that the roster lacks, or knows differently, or hasn't heard of for a while.
 ///

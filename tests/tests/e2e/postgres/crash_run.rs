@@ -1,4 +1,4 @@
-//! The crash run, small: each deletion is accounted for although publishers are killed every second. `cargo xtask
+//! The crash run, small: each deletion is accounted for although publishers are killed all the time. `cargo xtask
 //! crashes` does the same at length.
 
 use std::time::Duration;
@@ -10,7 +10,7 @@ use evictd_tests::topology::{Plan, Store};
 
 use crate::world::plan;
 
-const SMALL: CrashRun = CrashRun { keys: 1_500, clients: 8, kill_every: Duration::from_secs(1) };
+const SMALL: CrashRun = CrashRun { keys: 3_000, clients: 8, kill_every: Duration::from_millis(300) };
 
 fn run_small(plan: &Plan) -> Result<()> {
     let dir = tempfile::tempdir()?;
