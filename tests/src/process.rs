@@ -16,7 +16,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit, setrlimit};
 
 use crate::python_package::profile_dir;
 use crate::wait::{eventually, try_eventually};
@@ -159,6 +159,8 @@ pub fn allow_open_files(how_many: u64) -> Result<()> {
 pub struct Footprint {
     /// Memory that is really there.
     pub resident_bytes: u64,
+    /// The most that there ever was since its start.
+    pub peak_bytes: u64,
     /// Files and sockets.
     pub open_files: usize,
 }
@@ -196,10 +198,22 @@ impl Daemon {
         let proc = PathBuf::from(format!("/proc/{}", self.pid()));
         let what = || format!("looking at what {} takes", self.launch.name);
         let status = fs::read_to_string(proc.join("status")).with_context(what)?;
-        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).with_context(what)?;
-        let kibibytes: u64 = resident.trim().trim_end_matches("kB").trim().parse().with_context(what)?;
+        let bytes = |field: &str| {
+            let amount = status.lines().find_map(|line| line.strip_prefix(field)).with_context(what)?;
+            let kibibytes: u64 = amount.trim().trim_end_matches("kB").trim().parse().with_context(what)?;
+            Ok::<_, anyhow::Error>(kibibytes * 1024)
+        };
         let open_files = fs::read_dir(proc.join("fd")).with_context(what)?.count();
-        Ok(Footprint { resident_bytes: kibibytes * 1024, open_files })
+        Ok(Footprint { resident_bytes: bytes("VmRSS:")?, peak_bytes: bytes("VmHWM:")?, open_files })
+    }
+
+    /// Lets it have `how_many` files and sockets open from now on. Those that it has stay.
+    pub fn limit_open_files(&self, how_many: u64) -> Result<()> {
+        // As much as this process, whose child it is, so that it can be lifted again.
+        let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+        let limit = Rlimit { current: Some(how_many), maximum };
+        let limited = prlimit(Some(Pid::from_child(&self.child)), Resource::Nofile, limit);
+        limited.map(drop).with_context(|| format!("limiting the open files of {}", self.launch.name))
     }
 
     /// How it ended, or `None` while it runs.
@@ -410,6 +424,7 @@ mod tests {
         wait_for_output(&mut daemon, "x=1\n")?;
         let footprint = daemon.footprint()?;
         assert!(footprint.resident_bytes > 0 && footprint.open_files >= 3, "{footprint:?}");
+        assert!(footprint.peak_bytes >= footprint.resident_bytes, "{footprint:?}");
         Ok(())
     }
 

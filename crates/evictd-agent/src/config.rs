@@ -216,7 +216,7 @@ impl Validate for AgentConfig {
         let database = &self.postgres;
         match self.loads.origin {
             OriginName::Postgres if !database.is_set() => {
-                problems.push("loads.origin: `postgres` needs postgres.url or postgres.url_file".to_owned())
+                problems.push("loads.origin: `postgres` needs postgres.url or postgres.url_file".to_owned());
             }
             OriginName::Authority if database.is_set() => {
                 problems.push("postgres.url: is of no use unless loads.origin is `postgres`".to_owned());

@@ -9,9 +9,10 @@
 //! * [`metrics`]: every metric of the publisher.
 //! * [`control`], [`auth`], [`rate_limit`]: the control API, in Unkey's form.
 //! * [`live_feed`]: what goes out to every agent.
-//! * [`sequencer`]: positions, ticks, ends that come by themselves.
+//! * [`sequencer`]: positions and ticks.
 //! * [`authority`]: probe rounds; replays and lookups in [`questions`].
 //! * [`receipts`]: who has applied what, and who waits for it.
+//! * [`expiry`]: ends that come by themselves.
 //! * [`retention`]: what has been kept long enough goes.
 //! * [`bus`]: subjects in and out, and where answers may go (R13).
 //! * [`status`]: what operators see.
@@ -21,6 +22,7 @@ mod authority;
 mod bus;
 pub mod config;
 mod control;
+mod expiry;
 mod live_feed;
 pub mod metrics;
 mod questions;
@@ -47,6 +49,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::authority::RoundWish;
 use crate::config::PublisherConfig;
+use crate::expiry::Expiry;
 use crate::live_feed::LiveFeed;
 use crate::metrics::Metrics;
 use crate::rate_limit::RateLimits;
@@ -154,6 +157,12 @@ pub async fn start(
         rounds: rounds.clone(),
         invariants: Invariants::new(&registry),
     };
+    let expiry = Expiry {
+        interval: config.sequencer.expiry_interval.into(),
+        store: store.clone(),
+        metrics: metrics.clone(),
+        wake: wake.clone(),
+    };
     let fence = authority::Fence::default();
     let running_http = http_listener.local_addr().unwrap_or(config.http.listen);
     let running_admin = admin_listener.local_addr().unwrap_or(config.admin.listen);
@@ -210,6 +219,7 @@ pub async fn start(
     tasks.spawn("bounds", receipts.clone().keep_time(drained.clone()));
     tasks.spawn("receipts", receipts.keep(drained.clone()));
     tasks.spawn("sequencer", sequencer.run(drained.clone()));
+    tasks.spawn("expiry", expiry.run(drained.clone()));
     tasks.spawn("retention", retention.run(drained.clone()));
     tasks.spawn("admin", serve(admin_listener, admin, HttpLimits::default(), drained.clone()));
     tasks.spawn("metrics", async move { registry.run_upkeep(drained).await });

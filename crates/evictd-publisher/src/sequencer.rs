@@ -1,5 +1,4 @@
-//! Gives committed rows their positions and sends them on the live feed; tells the head once a second;
-//! ends what has expired.
+//! Gives committed rows their positions and sends them on the live feed; tells the head once a second.
 //!
 //! One mechanism for changes of the API, which wake it at once, and for those made past it, which the store
 //! tells of or polling finds (R1). What can't be sent is not kept here: the log is in the store, and agents
@@ -24,9 +23,6 @@ use crate::metrics::Metrics;
 
 /// Rows numbered in one transaction.
 const BATCH: usize = 1024;
-
-/// Expiries handled in one transaction.
-const EXPIRY_BATCH: usize = 1024;
 
 /// How often triggers and backlog are looked at.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -70,7 +66,6 @@ impl Sequencer {
     pub(crate) async fn run(self, shutdown: CancellationToken) {
         let mut poll = every(self.config.poll_interval.into());
         let mut tick = every(self.config.tick_interval.into());
-        let mut expiry = every(self.config.expiry_interval.into());
         let mut check = every(CHECK_INTERVAL);
         let mut checks = 0_u64;
         let mut version = None;
@@ -84,12 +79,6 @@ impl Sequencer {
                 () = shutdown.cancelled() => break,
                 () = self.wake.tick.notified() => (Need::Reads, self.tick().await),
                 _ = tick.tick() => (Need::Reads, self.tick().await),
-                _ = expiry.tick() => {
-                    let expired = self.expire().await;
-                    // To find nothing to do, no write had to succeed.
-                    let need = if matches!(expired, Ok(0)) { Need::Reads } else { Need::Writes };
-                    (need, expired.map(drop))
-                }
                 _ = check.tick() => {
                     checks += 1;
                     (Need::Reads, self.check(checks).await)
@@ -142,14 +131,6 @@ impl Sequencer {
         }
         self.feed.tick(head).await;
         Ok(())
-    }
-
-    async fn expire(&self) -> Result<u64, StoreError> {
-        let expired = self.store.expire(EXPIRY_BATCH).await?;
-        if expired > 0 {
-            self.number().await?;
-        }
-        Ok(expired)
     }
 
     async fn check(&self, checks: u64) -> Result<(), StoreError> {

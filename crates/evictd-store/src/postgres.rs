@@ -235,11 +235,10 @@ impl HomeStore for PostgresStore {
     }
 
     async fn expire(&self, limit: usize) -> Result<u64, StoreError> {
-        if !records::any_to_expire(&self.connections.log).await? {
+        if !records::any_to_expire(&self.connections.changes).await? {
             return Ok(0);
         }
-        // Not in turn with the control API: the sequencer waits for it.
-        let mut write = self.log("expire keys").await?;
+        let mut write = self.change("expire keys").await?;
         let expired = changes::expire(&mut write, sql_limit(limit)).await?;
         write.commit_change(None).await?;
         Ok(expired)

@@ -297,8 +297,7 @@ impl HomeStore for SqliteStore {
         if !records::any_to_expire(&self.connections.log, now).await? {
             return Ok(0);
         }
-        // Not in turn with the control API: the sequencer waits for it.
-        let mut write = Write::begin(&self.connections.writer, "expire keys").await?;
+        let (mut write, _turn) = self.connections.change("expire keys").await?;
         let expired = changes::expire(&mut write, now, sql_limit(limit)).await?;
         write.commit_change(None).await?;
         Ok(expired)

@@ -164,16 +164,21 @@ fn is_known(parameter: &str) -> bool {
 fn advice(error: &sqlx::Error) -> &'static str {
     use std::io::ErrorKind;
     const ELSE: &str = "see the cause";
+    const TLS: &str = "TLS failed; see the cause, and sslmode and sslrootcert in the URL";
     match error {
         sqlx::Error::Io(error) => match error.kind() {
             ErrorKind::ConnectionRefused => {
                 "no server listens there; start it, or correct host and port of the URL"
             }
             ErrorKind::TimedOut => "the server didn't answer; see whether it and the way to it work",
-            ErrorKind::NotFound => "there is no such socket; start the server, or correct the URL",
+            ErrorKind::NotFound => {
+                "there is no such socket or certificate file; start the server, or correct the URL"
+            }
+            // What the driver's TLS says is an error of the stream.
+            ErrorKind::InvalidData => TLS,
             _ => "the server can't be reached; see the cause",
         },
-        sqlx::Error::Tls(_) => "TLS failed; see the cause, and sslmode and sslrootcert in the URL",
+        sqlx::Error::Tls(_) => TLS,
         sqlx::Error::Database(error) => match error.code().as_deref() {
             Some("28P01") => "the password is wrong, or there is no such user",
             Some("28000") => {

@@ -1,1 +1,377 @@
-//! TBD
+//! Clients that send too much, too slowly or nothing at all, or never read what they are answered.
+
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use evictd_tests::http::{Connection, Heard, RawAnswer};
+use evictd_tests::process::allow_open_files;
+use evictd_tests::topology::{Node, Plan};
+use evictd_tests::wait::{throughout, try_eventually};
+use serde_json::{Value, json};
+use toml::toml;
+
+use crate::world::{Key, SOON, World, plan, wait_for_readiness};
+
+/// More than anybody else has to wait on a machine that is busy with tests.
+const SOON_ENOUGH: Duration = Duration::from_secs(3);
+
+/// A region, with daemons that have little patience.
+fn impatient() -> Plan {
+    let http = toml! { http = { header_timeout = "1s", body_timeout = "2s", idle_timeout = "3s" } };
+    Plan { publisher: http.clone(), agents: http, ..plan(&["eu"]) }
+}
+
+/// Something that anybody may ask of either daemon: its endpoint and its body.
+fn question(world: &World, node: &Node, key: &Key) -> (&'static str, Value) {
+    if node.http == world.publisher().http {
+        ("/v2/keys.getKey", json!({ "keyId": key.id }))
+    } else {
+        ("/v2/keys.verifyKey", json!({ "key": key.text }))
+    }
+}
+
+/// Asks `node` over a new connection, and tells how long that took. It is answered with 200.
+fn ask(world: &World, node: &Node, key: &Key) -> Result<Duration> {
+    let (path, body) = question(world, node, key);
+    let asked_at = Instant::now();
+    let mut connection = Connection::open(node.http)?;
+    connection.post_json(path, world.topology.root_key(), &body)?;
+    let answer = connection.answer()?.with_context(|| format!("{}: no answer", node.daemon.name()))?;
+    ensure!(answer.status == 200, "{}: {} {}", node.daemon.name(), answer.head, answer.body);
+    Ok(asked_at.elapsed())
+}
+
+/// Asks both daemons again and again while `event` goes on: nobody has to wait for those who misbehave.
+fn beside_others<T>(world: &World, key: &Key, event: impl FnOnce() -> Result<T>) -> Result<T> {
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let asking = [world.publisher(), world.agent(0)].map(|node| {
+            let over = &over;
+            scope.spawn(move || {
+                let mut slowest = Duration::ZERO;
+                while !over.load(Ordering::Relaxed) {
+                    slowest = slowest.max(ask(world, node, key)?);
+                }
+                Ok::<_, anyhow::Error>(slowest)
+            })
+        });
+        let outcome = event();
+        over.store(true, Ordering::Relaxed);
+        for (asking, node) in asking.into_iter().zip([world.publisher(), world.agent(0)]) {
+            let slowest = asking.join().map_err(|_| anyhow!("a client panicked"))??;
+            println!("others waited for {} {slowest:?} at most", node.daemon.name());
+            ensure!(slowest < SOON_ENOUGH, "others waited {slowest:?} for {}", node.daemon.name());
+        }
+        outcome
+    })
+}
+
+/// An error in Unkey's form, of this kind.
+fn assert_error(answer: &RawAnswer, status: u16, kind: &str) -> Result<()> {
+    let error = &answer.body["error"];
+    let told = error["type"].as_str().unwrap_or_default();
+    ensure!(
+        answer.status == status
+            && error["status"] == status
+            && told == format!("https://unkey.com/docs/errors/{kind}")
+            && error["errors"].is_array()
+            && answer.body["meta"]["requestId"].as_str().is_some_and(|id| id.starts_with("req_")),
+        "{} {}",
+        answer.head,
+        answer.body
+    );
+    Ok(())
+}
+
+/// Waits until `node` has no more open than before, but for a few.
+fn wait_until_closed(node: &Node, open_files: usize) -> Result<()> {
+    let what = format!("{} to close its connections", node.daemon.name());
+    try_eventually(&what, SOON, || Ok((node.daemon.footprint()?.open_files <= open_files + 4).then_some(())))
+}
+
+const LARGE: usize = 10 << 20;
+
+/// A request of 10 MiB with its length, and one without.
+fn large_requests(path: &str, root_key: &str) -> [Vec<u8>; 2] {
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: test\r\nauthorization: Bearer {root_key}\r\naccept: application/json\r\n"
+    );
+    let body = vec![b' '; LARGE];
+    let whole = [format!("{head}content-length: {LARGE}\r\n\r\n").as_bytes(), &body].concat();
+    let mut pieces = format!("{head}transfer-encoding: chunked\r\n\r\n").into_bytes();
+    for piece in body.chunks(64 * 1024) {
+        pieces.extend_from_slice(format!("{:x}\r\n", piece.len()).as_bytes());
+        pieces.extend_from_slice(piece);
+        pieces.extend_from_slice(b"\r\n");
+    }
+    pieces.extend_from_slice(b"0\r\n\r\n");
+    [whole, pieces]
+}
+
+/// Failure: who sends too much is cut off before it can read why, or fills the memory; or what is left of its
+/// request is taken for the next one.
+#[test]
+fn a_body_of_10_mib_is_refused_and_its_sender_is_told() -> Result<()> {
+    const SENDERS: usize = 8;
+    let world = World::start(&plan(&["eu"]))?;
+    let key = world.create_key()?;
+    world.cache_everywhere(&[&key])?;
+    for node in [world.publisher(), world.agent(0)] {
+        let before = node.daemon.footprint()?;
+        let (path, good) = question(&world, node, &key);
+        let root_key = world.topology.root_key();
+        let requests = large_requests(path, root_key);
+        beside_others(&world, &key, || {
+            thread::scope(|scope| {
+                let senders: Vec<_> = (0..SENDERS)
+                    .map(|sender| (&requests[sender % requests.len()], &good))
+                    .map(|(request, good)| {
+                        scope.spawn(move || send_large(node, request, path, root_key, good))
+                    })
+                    .collect();
+                senders.into_iter().try_for_each(|sender| sender.join().map_err(|_| anyhow!("a panic"))?)
+            })
+        })?;
+        let after = node.daemon.footprint()?;
+        ensure!(after.peak_bytes < before.peak_bytes + (24 << 20), "{before:?} {after:?}");
+        expect_to_continue(node, path, root_key)?;
+    }
+    world.assert_works()
+}
+
+/// As most clients do: first all is sent, then the answer is read.
+fn send_large(node: &Node, request: &[u8], path: &str, root_key: &str, good: &Value) -> Result<()> {
+    let mut connection = Connection::open(node.http)?;
+    connection.send(request).context("it was cut off while it was still sending")?;
+    let answer = connection.answer()?.context("no answer")?;
+    assert_error(&answer, 413, "user/bad_request/request_body_too_large")?;
+    assert_eq!(answer.header("content-type"), Some("application/json"));
+    if answer.header("connection") == Some("close") {
+        ensure!(connection.answer()?.is_none(), "it says that it closes, and doesn't");
+        return Ok(());
+    }
+    connection.post_json(path, root_key, good)?;
+    let next = connection.answer()?.context("it doesn't say that it closes, and does")?;
+    ensure!(next.status == 200, "{} {}", next.head, next.body);
+    Ok(())
+}
+
+/// Who asks before it sends needn't send at all.
+fn expect_to_continue(node: &Node, path: &str, root_key: &str) -> Result<()> {
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: test\r\nauthorization: Bearer {root_key}\r\nexpect: 100-continue\r\n\
+         accept: application/json\r\ncontent-length: {LARGE}\r\n\r\n"
+    );
+    let mut connection = Connection::open(node.http)?;
+    connection.send(head.as_bytes())?;
+    let answer = connection.answer()?.context("no answer")?;
+    assert_error(&answer, 413, "user/bad_request/request_body_too_large")
+}
+
+/// Sends `bytes` one by one, ten in a second, until something comes back. How long that took, and what came.
+fn trickle(node: &Node, start: &str, bytes: u8) -> Result<(Duration, Heard)> {
+    let mut connection = Connection::open(node.http)?;
+    connection.send(start.as_bytes())?;
+    let began = Instant::now();
+    let heard = (0..200).try_for_each(|_| match connection.hear(Duration::from_millis(100)) {
+        // A connection that was closed a moment ago may still take a byte.
+        Ok(Heard::Nothing) => {
+            connection.send(&[bytes]).map_or(ControlFlow::Continue(()), ControlFlow::Continue)
+        }
+        heard => ControlFlow::Break(heard),
+    });
+    match heard {
+        ControlFlow::Break(heard) => Ok((began.elapsed(), heard?)),
+        ControlFlow::Continue(()) => Ok((began.elapsed(), Heard::Nothing)),
+    }
+}
+
+/// Failure: who sends a byte now and then keeps its connection for ever, and enough of them everybody's.
+#[test]
+fn slow_requests_are_given_up_and_hold_up_nobody() -> Result<()> {
+    const SLOW: usize = 40;
+    let world = World::start(&impatient())?;
+    let key = world.create_key()?;
+    world.cache_everywhere(&[&key])?;
+    let nodes = [world.publisher(), world.agent(0)];
+    let before = nodes.map(|node| node.daemon.footprint());
+    let (heads, bodies) = beside_others(&world, &key, || {
+        thread::scope(|scope| {
+            let slow = nodes.iter().flat_map(|node| (0..SLOW).map(move |n| (*node, n)));
+            let slow = slow.map(|(node, n)| {
+                let path = question(&world, node, &key).0;
+                let head = format!("POST {path} HTTP/1.1\r\nhost: test\r\naccept: application/json\r\n");
+                if n % 2 == 0 {
+                    return (true, scope.spawn(move || trickle(node, &format!("{head}x: "), b'x')));
+                }
+                let start = format!("{head}authorization: Bearer x\r\ncontent-length: 1000\r\n\r\n");
+                (false, scope.spawn(move || trickle(node, &start, b' ')))
+            });
+            let slow: Vec<_> = slow.collect();
+            let (mut heads, mut bodies) = (Vec::new(), Vec::new());
+            for (is_head, slow) in slow {
+                let ended = slow.join().map_err(|_| anyhow!("a client panicked"))??;
+                if is_head { heads.push(ended) } else { bodies.push(ended) }
+            }
+            Ok((heads, bodies))
+        })
+    })?;
+    for (after, heard) in heads {
+        ensure!(matches!(heard, Heard::Closed), "slow headers: {heard:?} after {after:?}");
+        ensure!((1..4).contains(&after.as_secs()), "closed after {after:?} instead of 1 s");
+    }
+    for (after, heard) in bodies {
+        let Heard::Answer(answer) = heard else { anyhow::bail!("a slow body: {heard:?} after {after:?}") };
+        assert_error(&answer, 408, "user/bad_request/request_timeout")?;
+        ensure!((2..5).contains(&after.as_secs()), "answered after {after:?} instead of 2 s");
+    }
+    for (node, before) in nodes.iter().zip(before) {
+        wait_until_closed(node, before?.open_files)?;
+    }
+    world.assert_works()
+}
+
+/// Failure: answers that nobody reads fill the memory, or occupy whoever sends them.
+#[test]
+fn clients_that_never_read_are_given_up_and_cost_little() -> Result<()> {
+    const DEAF: usize = 16;
+    let world = World::start(&impatient())?;
+    // An answer is as large as this.
+    let meta = json!({ "what": "x".repeat(16_000) });
+    let key = world.create_key_with(json!({ "meta": meta }))?;
+    world.cache_everywhere(&[&key])?;
+    for node in [world.publisher(), world.agent(0)] {
+        let before = node.daemon.footprint()?;
+        let (path, body) = question(&world, node, &key);
+        let body = body.to_string();
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nhost: test\r\nauthorization: Bearer {}\r\ncontent-length: {}\r\n\r\n{body}",
+            world.topology.root_key(),
+            body.len()
+        );
+        let deaf = beside_others(&world, &key, || {
+            let deaf = (0..DEAF).map(|_| ask_and_never_read(node, &request.repeat(100)));
+            let deaf = deaf.collect::<Result<Vec<_>>>()?;
+            wait_until_closed(node, before.open_files + 4)?;
+            Ok(deaf)
+        })?;
+        let asked: usize = deaf.iter().map(|(_, sent)| sent / request.len()).sum();
+        let after = node.daemon.footprint()?;
+        println!(
+            "{asked} requests at {}, {} KiB",
+            node.daemon.name(),
+            (after.peak_bytes - before.peak_bytes) >> 10
+        );
+        // Else the sockets' buffers have taken it all.
+        ensure!(asked * 16_000 > DEAF * (8 << 20), "too little was asked to occupy anybody");
+        ensure!(after.peak_bytes < before.peak_bytes + (24 << 20), "{before:?} {after:?}");
+    }
+    world.assert_works()
+}
+
+/// Sends the same requests again and again until nobody takes them any more.
+fn ask_and_never_read(node: &Node, requests: &str) -> Result<(Connection, usize)> {
+    let mut connection = Connection::open(node.http)?;
+    let (mut sent, mut at) = (0, 0);
+    loop {
+        let taken = connection.send_some(&requests.as_bytes()[at..], Duration::from_millis(50))?;
+        if taken == 0 {
+            return Ok((connection, sent));
+        }
+        sent += taken;
+        at = (at + taken) % requests.len();
+    }
+}
+
+/// Held by whoever needs most of the connections that this process may have.
+static CROWD: Mutex<()> = Mutex::new(());
+
+/// Fills all places that `node` has with connections that say nothing. Others are answered all the same, and in the
+/// end they are closed.
+fn crowd(world: &World, node: &Node, key: &Key) -> Result<()> {
+    const PLACES: usize = 10_000;
+    let before = node.daemon.footprint()?;
+    let began = Instant::now();
+    let idle = (0..PLACES).map(|_| Connection::open(node.http)).collect::<Result<Vec<_>>>()?;
+    println!("{PLACES} connections to {} took {:?}", node.daemon.name(), began.elapsed());
+    // Right after they came, there is no saying which of them will be of use.
+    try_eventually("somebody else to be answered", SOON, || Ok(ask(world, node, key).ok()))?;
+    let waited = (0..100).map(|_| ask(world, node, key)).collect::<Result<Vec<_>>>()?;
+    let slowest = waited.iter().max().copied().unwrap_or_default();
+    let after = node.daemon.footprint()?;
+    println!(
+        "others waited {slowest:?} at most; {} files, {} KiB",
+        after.open_files,
+        after.resident_bytes >> 10
+    );
+    ensure!(slowest < SOON_ENOUGH, "others waited {slowest:?}");
+    ensure!(after.open_files > PLACES * 9 / 10, "they are not connected: {after:?}");
+    ensure!(after.open_files < PLACES + before.open_files + 200, "{before:?} {after:?}");
+    ensure!(after.resident_bytes < before.resident_bytes + (256 << 20), "{before:?} {after:?}");
+    wait_for_readiness(node, 200)?;
+    // In the end, although their clients are still there.
+    wait_until_closed(node, before.open_files)?;
+    drop(idle);
+    Ok(())
+}
+
+fn crowded() -> Plan {
+    let http = toml! { http = { idle_timeout = "6s" } };
+    Plan { publisher: http.clone(), agents: http, ..plan(&["eu"]) }
+}
+
+/// Failure: connections that nobody uses lock out everybody else.
+#[test]
+fn ten_thousand_idle_connections_do_not_keep_the_publisher_from_answering_others() -> Result<()> {
+    let _alone = CROWD.lock().unwrap_or_else(PoisonError::into_inner);
+    allow_open_files(12_000)?;
+    let world = World::start(&crowded())?;
+    let key = world.create_key()?;
+    crowd(&world, world.publisher(), &key)?;
+    world.assert_works()
+}
+
+/// Failure: as above.
+#[test]
+fn ten_thousand_idle_connections_do_not_keep_an_agent_from_answering_others() -> Result<()> {
+    let _alone = CROWD.lock().unwrap_or_else(PoisonError::into_inner);
+    allow_open_files(12_000)?;
+    let world = World::start(&crowded())?;
+    let key = world.create_key()?;
+    world.cache_everywhere(&[&key])?;
+    crowd(&world, world.agent(0), &key)?;
+    world.assert_works()
+}
+
+/// Failure: a system that gives no more sockets is taken for a reason to stop, or to spin; connections that nobody
+/// uses are kept for it.
+#[test]
+fn when_there_are_no_more_sockets_idle_connections_make_room() -> Result<()> {
+    let world = World::start(&plan(&["eu"]))?;
+    let key = world.create_key()?;
+    world.cache_everywhere(&[&key])?;
+    for node in [world.publisher(), world.agent(0)] {
+        let before = node.daemon.footprint()?;
+        node.daemon.limit_open_files(before.open_files as u64 + 20)?;
+        let idle = (0..60).map(|_| Connection::open(node.http)).collect::<Result<Vec<_>>>()?;
+        // They came first, and each of them has its second.
+        let first = ask(&world, node, &key)?;
+        println!("the first one waited {first:?} for {}", node.daemon.name());
+        ensure!(first < SOON, "they were waited for");
+        throughout(Duration::from_secs(1), || {
+            let waited = ask(&world, node, &key)?;
+            ensure!(waited < SOON_ENOUGH, "others waited {waited:?}");
+            Ok(())
+        })?;
+        let log = node.daemon.stdout()? + &node.daemon.stderr()?;
+        ensure!(log.contains("limit of open files"), "{}", node.daemon.log_tail());
+        ensure!(log.matches("limit of open files").count() < 100, "it has done nothing but complain");
+        drop(idle);
+        node.daemon.limit_open_files(10_000)?;
+    }
+    world.assert_works()
+}

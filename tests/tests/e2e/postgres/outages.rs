@@ -242,7 +242,11 @@ fn keys_that_are_locked_for_long_refuse_changes_and_leave_agents_live() -> Resul
         // What was cached is answered from all the while: three bounds are more than any lease.
         throughout(BOUND * 3, || {
             for agent in world.topology.agents() {
-                assert_eq!(count(agent, "evictd_agent_feed_silent", &[])?, 0, "publishers tell the head still");
+                assert_eq!(
+                    count(agent, "evictd_agent_feed_silent", &[])?,
+                    0,
+                    "publishers tell the head still"
+                );
                 ensure!(agent.status()?["mode"] == "live", "{}", agent.daemon.log_tail());
                 assert_eq!(world.code(agent, good)?, "VALID");
             }
@@ -337,7 +341,10 @@ fn a_server_without_connections_left_refuses_clients_until_it_has_some() -> Resu
     }
     for publisher in world.topology.publishers() {
         wait_for_readiness(publisher, 200)?;
-        ensure!(count(publisher, "evictd_publisher_requests_total", &[("class", "5xx")])? > 0, "it isn't counted");
+        ensure!(
+            count(publisher, "evictd_publisher_requests_total", &[("class", "5xx")])? > 0,
+            "it isn't counted"
+        );
     }
     story.check(world)?;
     world.assert_works()?;
