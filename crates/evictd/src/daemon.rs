@@ -113,7 +113,7 @@ pub(crate) fn run_agent(args: &ConfigArgs) -> anyhow::Result<()> {
 /// that ours is.
 fn allow_many_connections() {
     let limit = getrlimit(Resource::Nofile);
-    let wanted = Rlimit { current: limit.maximum, ..limit.clone() };
+    let wanted = Rlimit { current: limit.maximum, ..limit };
     if let Err(error) = setrlimit(Resource::Nofile, wanted) {
         tracing::warn!(%error, ?limit, "can't raise the limit on open files; connections may be refused");
     }
