@@ -153,7 +153,7 @@ mod tests {
                 disk.fill()?;
                 assert_eq!(fs::write(&file, "x").unwrap_err().kind(), ErrorKind::StorageFull);
                 disk.make_room()?;
-                fs::write(&file, [0; 100 * 1024])?;
+                fs::write(&file, vec![0; 100 * 1024])?;
                 let mounts = |whose: &str| fs::read_to_string(format!("/proc/{whose}/mounts"));
                 let path = dir.path().to_string_lossy().into_owned();
                 let outside = rustix::process::getppid().context("no parent")?.as_raw_nonzero().to_string();

@@ -471,6 +471,11 @@ impl Book {
             .count()
     }
 
+    /// The last of this request's changes that are open here.
+    pub fn last_of(&self, request: &str) -> Option<LogPosition> {
+        self.requests.get(request).copied()
+    }
+
     /// Whether this request's receipt is open here.
     pub fn is_open(&self, request: &str) -> bool {
         self.requests.contains_key(request)

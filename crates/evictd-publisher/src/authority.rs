@@ -26,6 +26,12 @@ use crate::config::AuthorityConfig;
 use crate::live_feed::LiveFeed;
 use crate::metrics::{Metrics, Refusal};
 
+/// A question starts a round if the last one is older: what isn't vouched for anew is soon worth nothing.
+pub(crate) const FENCE_AGE_MAX: Duration = Duration::from_secs(1);
+
+/// How long a verification at home waits for a round.
+const VOUCHING_PATIENCE: Duration = Duration::from_secs(2);
+
 /// When the last successful round began. Lookups carry its age: what they read may come from a primary
 /// that was demoted since.
 #[derive(Clone, Debug, Default)]
@@ -42,7 +48,7 @@ impl Fence {
         (self.0.load(Ordering::Acquire) > 0).then(|| self.age())
     }
 
-    fn raised(&self, began: LeaseTime) {
+    pub(crate) fn raised(&self, began: LeaseTime) {
         self.0.fetch_max(began.0, Ordering::AcqRel);
     }
 }
@@ -60,6 +66,35 @@ impl RoundWish {
     /// Returns when one is wanted.
     pub(crate) async fn wanted(&self) {
         self.0.notified().await;
+    }
+}
+
+/// What this publisher's own verifications rest on, as an agent's do on its lease: a database that was demoted, or
+/// put back, goes on being readable, and alone doesn't know.
+#[derive(Clone, Debug)]
+pub(crate) struct Vouched {
+    pub(crate) fence: Fence,
+    pub(crate) rounds: RoundWish,
+    /// How old the last round may be.
+    pub(crate) trust: Duration,
+}
+
+impl Vouched {
+    /// Whether a round is young enough to vouch for what is read from now on. Has one made if need be, and waits for
+    /// it a while.
+    pub(crate) async fn is_young(&self) -> bool {
+        if self.fence.age() > FENCE_AGE_MAX {
+            self.rounds.want();
+        }
+        let patience = tokio::time::Instant::now() + VOUCHING_PATIENCE;
+        let mut look = tokio::time::interval(Duration::from_millis(5));
+        while self.fence.age() >= self.trust {
+            if tokio::time::Instant::now() >= patience {
+                return false;
+            }
+            look.tick().await;
+        }
+        true
     }
 }
 

@@ -34,6 +34,7 @@ use serde::Serialize;
 
 use self::caller::Caller;
 use crate::auth::{authenticate, missing, store_failed};
+use crate::authority::Vouched;
 use crate::metrics::Metrics;
 use crate::rate_limit::{Admission, RateLimits};
 use crate::receipts::Receipts;
@@ -57,6 +58,7 @@ pub(crate) struct Surface {
     receipts: Arc<Receipts>,
     limits: Arc<RateLimits>,
     wake: Wake,
+    vouched: Vouched,
     metrics: Arc<Metrics>,
 }
 
@@ -74,9 +76,10 @@ impl Surface {
         receipts: Arc<Receipts>,
         limits: RateLimits,
         wake: Wake,
+        vouched: Vouched,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { store, receipts, limits: Arc::new(limits), wake, metrics }
+        Self { store, receipts, limits: Arc::new(limits), wake, vouched, metrics }
     }
 
     async fn answer(&self, visit: &mut Visit<'_>) -> Result<Reply, ApiError> {

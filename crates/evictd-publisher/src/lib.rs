@@ -34,6 +34,7 @@ mod status;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use evictd_ops::admin::Admin;
 use evictd_ops::bus::BusError;
@@ -173,8 +174,20 @@ pub async fn start(
         status: status::status(receipts.clone(), fence.clone()),
     };
     let limits_of_workspaces = RateLimits::new(&config.rate_limit);
-    let surface =
-        control::Surface::new(store.clone(), receipts.clone(), limits_of_workspaces, wake, metrics.clone());
+    let vouched = authority::Vouched {
+        fence: fence.clone(),
+        rounds: rounds.clone(),
+        // As agents keep a margin back.
+        trust: Duration::from(config.receipts.bound) * 9 / 10,
+    };
+    let surface = control::Surface::new(
+        store.clone(),
+        receipts.clone(),
+        limits_of_workspaces,
+        wake,
+        vouched,
+        metrics.clone(),
+    );
     let retention =
         Retention { config: config.retention.clone(), store: store.clone(), metrics: metrics.clone() };
     let authority = authority::Authority {

@@ -17,14 +17,11 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::store_failed;
-use crate::authority::{Fence, RoundWish, Serving};
+use crate::authority::{FENCE_AGE_MAX, Fence, RoundWish, Serving};
 use crate::bus::{Bus, Heard, Intake};
 use crate::config::AuthorityConfig;
 use crate::metrics::{LookupEnd, Metrics, Refusal};
 use crate::receipts::Receipts;
-
-/// A lookup starts a round if the last one is older: what isn't vouched for anew is soon worth nothing.
-const FENCE_AGE_MAX: Duration = Duration::from_secs(1);
 
 #[derive(Clone)]
 pub(crate) struct Questions {

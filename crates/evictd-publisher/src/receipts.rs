@@ -259,10 +259,14 @@ impl Receipts {
             return;
         }
         let now = clock::lease_now();
-        for change in changes {
+        for change in last_of_each_request(changes) {
             let (request, position) = (change.request.as_ref().map(|(id, _)| id.clone()), change.position);
             // What is open or final here already is not to be measured once more, from now.
-            let is_known = |id: &str| state.looks_after(id) || state.recorded.contains(id);
+            // A later change of an open one is news: pages of the log may take a request's rows apart.
+            let is_known = |id: &str| match state.book.last_of(id) {
+                Some(last) => last >= position,
+                None => state.looks_after(id) || state.recorded.contains(id),
+            };
             if request.as_deref().is_some_and(is_known) {
                 continue;
             }
@@ -331,6 +335,21 @@ impl Receipts {
             }
         }
     }
+}
+
+/// Of several changes that one request made, the last: who has applied that has applied all of them.
+fn last_of_each_request(mut changes: Vec<Change>) -> Vec<Change> {
+    let mut last: HashMap<Box<str>, LogPosition> = HashMap::new();
+    for change in &changes {
+        if let Some((request, _)) = &change.request {
+            let position = last.entry(request.clone()).or_insert(change.position);
+            *position = change.position.max(*position);
+        }
+    }
+    changes.retain(|change| {
+        change.request.as_ref().is_none_or(|(request, _)| last.get(request) == Some(&change.position))
+    });
+    changes
 }
 
 /// How long other publishers may hear a process before this one learns of it.

@@ -135,7 +135,8 @@ pub trait HomeStore: std::fmt::Debug + Send + Sync + 'static {
     /// Waits for what is under way, and lets go of the database. Later calls fail.
     async fn close(&self);
 
-    /// Gives every committed row without a position the next ones, at most `limit` (R1).
+    /// Gives every committed row without a position the next ones, at most `limit` (R1), and a few more where that
+    /// would take a request's rows apart.
     async fn number(&self, limit: usize) -> Result<Numbered, StoreError>;
 
     /// One probe round (R7), in one durable transaction: writes `instances` that the roster lacks (R11),

@@ -54,7 +54,7 @@ use sqlx::{Connection, Executor};
 
 use self::connections::{Connections, failed, sql_state};
 use self::listener::Listener;
-use self::write::{Wakes, Write};
+use self::write::{By, Write};
 use crate::audit::{AuditQuery, AuditRecord, Purge, Purged};
 use crate::change::{
     Actor, Api, Authorize, ChangeError, DeleteMode, KeyDetails, KeyPage, KeyUpdate, ListKeys, NewApi, NewKey,
@@ -135,17 +135,17 @@ async fn migrate(connection: &mut PgConnection, options: &PostgresOptions) -> Re
 impl PostgresStore {
     /// A transaction of the publisher's own, in which nobody waits for the control API (R10).
     async fn log(&self, action: &'static str) -> Result<Write, StoreError> {
-        Write::begin(&self.connections.log, action, Wakes::Caller).await
+        Write::begin(&self.connections.log, action, By::Publisher).await
     }
 
     /// A transaction of the control API's.
-    async fn change(&self, action: &'static str) -> Result<Write, StoreError> {
-        Write::begin(&self.connections.changes, action, Wakes::Caller).await
+    async fn change(&self, action: &'static str, actor: &Actor) -> Result<Write, StoreError> {
+        Write::begin(&self.connections.changes, action, By::Request(&actor.request_id)).await
     }
 
-    /// A transaction of an operator's, whose process is no publisher.
-    async fn command(&self, action: &'static str) -> Result<Write, StoreError> {
-        Write::begin(&self.connections.changes, action, Wakes::Publishers).await
+    /// A transaction of an operator's.
+    async fn command(&self, action: &'static str, operator: &Operator) -> Result<Write, StoreError> {
+        Write::begin(&self.connections.changes, action, By::Operator(&operator.request_id)).await
     }
 }
 
@@ -238,9 +238,9 @@ impl HomeStore for PostgresStore {
         if !records::any_to_expire(&self.connections.changes).await? {
             return Ok(0);
         }
-        let mut write = self.change("expire keys").await?;
+        let mut write = Write::begin(&self.connections.changes, "expire keys", By::Publisher).await?;
         let expired = changes::expire(&mut write, sql_limit(limit)).await?;
-        write.commit_change(None).await?;
+        write.commit_change().await?;
         Ok(expired)
     }
 
@@ -261,22 +261,22 @@ impl HomeStore for PostgresStore {
     }
 
     async fn create_root_key(&self, operator: &Operator, root_key: NewRootKey) -> Result<(), StoreError> {
-        let mut write = self.command("store a root key").await?;
+        let mut write = self.command("store a root key", operator).await?;
         changes::create_root_key(&mut write, operator, &root_key).await?;
-        write.commit_change(Some(&operator.request_id)).await
+        write.commit_change().await
     }
 
     async fn revoke_root_key(&self, operator: &Operator, id: &KeyId) -> Result<bool, StoreError> {
-        let mut write = self.command("revoke a root key").await?;
+        let mut write = self.command("revoke a root key", operator).await?;
         let revoked = changes::revoke_root_key(&mut write, operator, id).await?;
-        write.commit_change(Some(&operator.request_id)).await?;
+        write.commit_change().await?;
         Ok(revoked)
     }
 
     async fn protect_api(&self, operator: &Operator, api: &ApiId, protect: bool) -> Result<bool, StoreError> {
-        let mut write = self.command("protect an API").await?;
+        let mut write = self.command("protect an API", operator).await?;
         let found = changes::protect_api(&mut write, operator, api, protect).await?;
-        write.commit_change(Some(&operator.request_id)).await?;
+        write.commit_change().await?;
         Ok(found)
     }
 
@@ -285,7 +285,7 @@ impl HomeStore for PostgresStore {
     }
 
     async fn purge(&self, purge: Purge) -> Result<Purged, StoreError> {
-        let mut write = self.change("purge old rows").await?;
+        let mut write = Write::begin(&self.connections.changes, "purge old rows", By::Publisher).await?;
         let purged = audit::purge(&mut write, purge).await?;
         write.commit().await?;
         Ok(purged)
@@ -325,9 +325,9 @@ impl HomeStore for PostgresStore {
     }
 
     async fn create_api(&self, actor: &Actor, api: NewApi) -> Result<(), StoreError> {
-        let mut write = self.change("create an API").await?;
+        let mut write = self.change("create an API", actor).await?;
         changes::create_api(&mut write, actor, &api).await?;
-        write.commit_change(Some(&actor.request_id)).await
+        write.commit_change().await
     }
 
     async fn api(&self, workspace: &WorkspaceId, api: &ApiId) -> Result<Option<Api>, StoreError> {
@@ -335,9 +335,9 @@ impl HomeStore for PostgresStore {
     }
 
     async fn create_key(&self, actor: &Actor, key: NewKey) -> Result<(), ChangeError> {
-        let mut write = self.change("create a key").await?;
+        let mut write = self.change("create a key", actor).await?;
         changes::create_key(&mut write, actor, &key).await?;
-        Ok(write.commit_change(Some(&actor.request_id)).await?)
+        Ok(write.commit_change().await?)
     }
 
     async fn key(&self, workspace: &WorkspaceId, key: &KeyId) -> Result<Option<KeyDetails>, StoreError> {
@@ -359,9 +359,9 @@ impl HomeStore for PostgresStore {
         update: KeyUpdate,
         authorize: Authorize<'_>,
     ) -> Result<(), ChangeError> {
-        let mut write = self.change("update a key").await?;
+        let mut write = self.change("update a key", actor).await?;
         changes::update_key(&mut write, actor, key, &update, authorize).await?;
-        Ok(write.commit_change(Some(&actor.request_id)).await?)
+        Ok(write.commit_change().await?)
     }
 
     async fn reroll_key(
@@ -370,9 +370,9 @@ impl HomeStore for PostgresStore {
         reroll: Reroll,
         authorize: Authorize<'_>,
     ) -> Result<(), ChangeError> {
-        let mut write = self.change("reroll a key").await?;
+        let mut write = self.change("reroll a key", actor).await?;
         changes::reroll_key(&mut write, actor, &reroll, authorize).await?;
-        Ok(write.commit_change(Some(&actor.request_id)).await?)
+        Ok(write.commit_change().await?)
     }
 
     async fn delete_key(
@@ -382,14 +382,14 @@ impl HomeStore for PostgresStore {
         mode: DeleteMode,
         authorize: Authorize<'_>,
     ) -> Result<(), ChangeError> {
-        let mut write = self.change("delete a key").await?;
+        let mut write = self.change("delete a key", actor).await?;
         changes::delete_key(&mut write, actor, key, mode, authorize).await?;
-        Ok(write.commit_change(Some(&actor.request_id)).await?)
+        Ok(write.commit_change().await?)
     }
 
     async fn delete_api(&self, actor: &Actor, api: &ApiId) -> Result<(), ChangeError> {
-        let mut write = self.change("delete an API").await?;
+        let mut write = self.change("delete an API", actor).await?;
         changes::delete_api(&mut write, actor, api).await?;
-        Ok(write.commit_change(Some(&actor.request_id)).await?)
+        Ok(write.commit_change().await?)
     }
 }

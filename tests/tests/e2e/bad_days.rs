@@ -163,9 +163,16 @@ pub(crate) fn check_receipts<'r>(world: &World, requests: impl Iterator<Item = &
 /// The log holds every change once, in dense positions, and nothing that wasn't committed; and so does the
 /// audit log.
 pub(crate) fn check_log(world: &World) -> Result<()> {
-    const HOLES: [(&str, &str); 6] = [
+    const HOLES: [(&str, &str); 8] = [
         ("rows without a position", "SELECT count(*) FROM invalidations WHERE position IS NULL"),
-        ("positions without a row", "SELECT head - (SELECT count(*) FROM invalidations) FROM log_head"),
+        (
+            // Each epoch begins somewhere of its own.
+            "positions without a row",
+            "SELECT count(*) FROM (SELECT max(position) - min(position) + 1 - count(*) AS holes FROM invalidations
+                GROUP BY epoch) AS epochs WHERE holes <> 0",
+        ),
+        ("positions before the first row", "SELECT min(position) - 1 FROM invalidations"),
+        ("positions after the last row", "SELECT head - (SELECT max(position) FROM invalidations) FROM log_head"),
         (
             "deleted keys without exactly one row",
             "SELECT count(*) FROM keys LEFT JOIN (SELECT key_id, count(*) AS n FROM invalidations

@@ -276,15 +276,15 @@ impl World {
     /// Changes or reads the home store as somebody else would, past the publisher: one statement, and the
     /// first value of its result as text.
     pub(crate) fn sql(&self, statement: &str) -> Result<String> {
-        if let Some(url) = &self.database {
-            return Session::connect(url)?.query(statement);
-        }
         const SCRIPT: &str = "import hashlib, sqlite3, sys\n\
             store = sqlite3.connect(sys.argv[1], timeout=20)\n\
             store.create_function('sha256', 1, lambda text: hashlib.sha256(text.encode()).digest())\n\
             row = store.execute(sys.argv[2]).fetchone()\n\
             store.commit()\n\
             print('' if row is None else row[0])";
+        if let Some(url) = &self.database {
+            return Session::connect(url)?.query(statement);
+        }
         let output = Command::new("python3").args(["-c", SCRIPT]).arg(self.store()).arg(statement).output();
         let output = output.context("running python3, which stands for somebody else's SQL")?;
         if !output.status.success() {

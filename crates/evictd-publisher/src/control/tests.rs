@@ -33,7 +33,7 @@ use tokio::net::TcpStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::*;
-use crate::authority::RoundWish;
+use crate::authority::{Fence, RoundWish, Vouched};
 use crate::config::{RateLimitConfig, ReceiptsConfig, RequestLimit};
 use crate::metrics;
 
@@ -136,7 +136,11 @@ impl Home {
             workspaces: workspaces.iter().map(|(name, limit)| ((*name).to_owned(), *limit)).collect(),
         };
         let rate_limits = RateLimits::new(&rate_limit);
-        let surface = Surface::new(store.clone(), Arc::new(receipts), rate_limits, Wake::default(), metrics);
+        let vouched =
+            Vouched { fence: Fence::default(), rounds: RoundWish::default(), trust: Duration::from_hours(1) };
+        vouched.fence.raised(clock::lease_now());
+        let surface =
+            Surface::new(store.clone(), Arc::new(receipts), rate_limits, Wake::default(), vouched, metrics);
         let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(serve(listener, surface, limits, shutdown.clone()));

@@ -1,8 +1,8 @@
-//! Verifications at home: slower than an agent's, and never older than the store.
+//! Verifications at home: slower than an agent's, always from the store, and not without a round that vouches for it.
 
 use evictd_ops::clock;
 use evictd_ops::http::Reply;
-use evictd_wire::api::error::ApiError;
+use evictd_wire::api::error::{ApiError, ErrorKind};
 use evictd_wire::api::ids::hash;
 use evictd_wire::api::requests::VerifyKey;
 use evictd_wire::api::verification::{judge, visible};
@@ -11,6 +11,10 @@ use super::caller::Caller;
 use crate::auth::store_failed;
 
 pub(super) async fn verify(caller: &Caller<'_>, request: VerifyKey<'_>) -> Result<Reply, ApiError> {
+    if !caller.surface.vouched.is_young().await {
+        let detail = "This publisher can't prove that its store is up to date; ask an agent, or try again";
+        return Err(ApiError::new(ErrorKind::Stale, detail));
+    }
     let found = caller.store().lookup(hash(&request.key)).await.map_err(|error| store_failed(&error))?;
     let key = visible(&caller.root, &found.record);
     let (_, data) = judge(key, &request, clock::wall_now())?;

@@ -1,8 +1,10 @@
 //! Each state is truthful, whoever restarts, falls silent or loses what.
 
 use evictd_core::ids::{AgentName, ApiId, InstanceId, KeyHash, KeyId, WorkspaceId};
+use evictd_core::invalidation::Cause;
 use evictd_core::receipts::{Exposure, Sighting, Span};
 use evictd_core::roster::{Instance, PartitionPolicy};
+use evictd_core::time::StoreTime;
 use evictd_store::change::{Actor, DeleteMode, NewApi, NewKey, NewRootKey, Operator};
 use evictd_store::log::RoundRequest;
 use evictd_store::sqlite::SqliteStore;
@@ -684,4 +686,17 @@ async fn a_process_that_left_before_its_row_was_read_is_not_waited_for() {
     home.number().await;
     home.applies(&eu);
     assert!(home.told("req_1").await.unwrap().r#final);
+}
+
+#[test]
+fn of_the_rows_of_one_request_the_last_one_counts() {
+    let change = |request: Option<&str>, position| Change {
+        request: request.map(|request| (request.into(), workspace())),
+        position: LogPosition::new(1, position).unwrap(),
+        cause: Cause::Changed,
+        committed_at: StoreTime(0),
+    };
+    let changes = [(Some("reroll"), 1), (Some("reroll"), 2), (None, 3), (Some("other"), 4), (None, 5)];
+    let kept = last_of_each_request(changes.map(|(request, position)| change(request, position)).into());
+    assert_eq!(kept.iter().map(|change| change.position.position()).collect::<Vec<_>>(), [2, 3, 4, 5]);
 }

@@ -72,7 +72,6 @@ CREATE TABLE keys (
 );
 
 CREATE INDEX keys_api ON keys (api_id, id);
-CREATE INDEX keys_workspace ON keys (workspace_id);
 CREATE INDEX keys_to_expire ON keys (expires)
     WHERE expires IS NOT NULL AND NOT expired AND deleted_at_m IS NULL;
 
@@ -115,14 +114,16 @@ CREATE TABLE invalidations (
     api_id       TEXT    COLLATE "C" CHECK (octet_length(api_id) BETWEEN 1 AND 255),
     workspace_id TEXT    COLLATE "C" CHECK (octet_length(workspace_id) BETWEEN 1 AND 255),
     cause        TEXT    COLLATE "C" NOT NULL CHECK (cause IN ('created', 'changed', 'deleted', 'erased', 'restored', 'expired')),
-    -- Which request of the control API wrote it; NULL for direct SQL and for ends that came by themselves.
-    request_id   TEXT    COLLATE "C",
-    -- The statement's time for direct SQL; the control API sets it as the last statement of its transaction.
+    -- Which request of the control API, or of an operator, wrote it: it tells so with SET LOCAL. NULL for direct SQL
+    -- and for ends that came by themselves.
+    request_id   TEXT    COLLATE "C" DEFAULT nullif(current_setting('evictd.request_id', true), ''),
+    -- The statement's time for direct SQL; the control API sets it as the last statement of its transaction. No
+    -- index has it, so that this stays on the row's page.
     committed_at BIGINT  NOT NULL DEFAULT evictd_now(),
     -- Set together with the request's receipt (R12).
     receipted    BOOLEAN NOT NULL DEFAULT false,
     CHECK ((epoch IS NULL) = (position IS NULL))
-) WITH (autovacuum_vacuum_scale_factor = 0.02);
+) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02);
 
 CREATE UNIQUE INDEX invalidations_position ON invalidations (position) WHERE position IS NOT NULL;
 CREATE INDEX invalidations_unnumbered ON invalidations (id) WHERE position IS NULL;

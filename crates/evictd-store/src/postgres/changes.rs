@@ -1,7 +1,8 @@
 //! What the control API and operators change, with their audit records. The log rows come from the triggers.
 //!
 //! Changes run side by side. One that changes a key locks it first, so that of several deletions one finds it and
-//! the others don't; one that creates a key locks its API against being deleted meanwhile.
+//! the others don't. One that creates a key locks its API against being deleted meanwhile, with the lock that the
+//! foreign key takes anyway; a stronger one would make all who create keys write that row in turn.
 
 use evictd_core::ids::{ApiId, KeyHash, KeyId, WorkspaceId};
 use evictd_core::time::StoreTime;
@@ -107,13 +108,9 @@ pub(super) async fn create_api(write: &mut Write, actor: &Actor, api: &NewApi) -
 }
 
 pub(super) async fn create_key(write: &mut Write, actor: &Actor, key: &NewKey) -> Result<(), ChangeError> {
-    // No deletion of this API passes until the key is there.
-    let api = sqlx::query(
-        "SELECT FROM apis a JOIN workspaces w ON w.id = a.workspace_id
-         WHERE a.id = $1 AND a.workspace_id = $2 AND a.deleted_at_m IS NULL FOR SHARE OF a",
-    );
-    let api = api.bind(key.api_id.as_str()).bind(actor.workspace_id.as_str());
-    write.row(api).await?.ok_or(ChangeError::ApiNotFound)?;
+    if !lock_live_api(write, actor, &key.api_id).await? {
+        return Err(ChangeError::ApiNotFound);
+    }
     let insert = sqlx::query(
         "INSERT INTO keys (id, api_id, workspace_id, hash, start, name, meta, external_id, permissions,
                            enabled, expires)
@@ -134,6 +131,16 @@ pub(super) async fn create_key(write: &mut Write, actor: &Actor, key: &NewKey) -
     let description = format!("Created key {} in API {}", key.id, key.api_id);
     let targets = [("key", key.id.as_str()), ("api", key.api_id.as_str())];
     Ok(audit(write, Author::root_key(actor), "key.create", &description, &targets).await?)
+}
+
+/// Whether the API lives and is the actor's. If so, no deletion of it passes until this transaction ends.
+async fn lock_live_api(write: &mut Write, actor: &Actor, api: &ApiId) -> Result<bool, StoreError> {
+    let lock = sqlx::query(
+        "SELECT FROM apis a JOIN workspaces w ON w.id = a.workspace_id
+         WHERE a.id = $1 AND a.workspace_id = $2 AND a.deleted_at_m IS NULL FOR KEY SHARE OF a",
+    );
+    let row = write.row(lock.bind(api.as_str()).bind(actor.workspace_id.as_str())).await?;
+    Ok(row.is_some())
 }
 
 /// Inserts a key, unless one has its text, deleted ones included.
@@ -195,6 +202,9 @@ pub(super) async fn reroll_key(
 ) -> Result<(), ChangeError> {
     let Reroll { key, grace, new_id, hash: KeyHash(hash), start } = reroll;
     let LiveKey { api, now } = live_key(write, actor, key, authorize).await?;
+    if !lock_live_api(write, actor, &api).await? {
+        return Err(ChangeError::KeyNotFound);
+    }
     let copy = sqlx::query(
         "INSERT INTO keys (id, api_id, workspace_id, hash, start, name, meta, external_id, permissions,
                            enabled, expires, expired, created_at_m)
@@ -269,7 +279,7 @@ struct LiveKey {
 }
 
 /// Finds a key that lives and is the actor's, locks it, and asks whether he may do it. Who had to wait for the
-/// lock finds what is left of the key. Its API can't be deleted meanwhile, either.
+/// lock finds what is left of the key.
 async fn live_key(
     write: &mut Write,
     actor: &Actor,
@@ -281,7 +291,7 @@ async fn live_key(
          JOIN apis a ON a.id = k.api_id AND a.deleted_at_m IS NULL
          JOIN workspaces w ON w.id = k.workspace_id
          WHERE k.id = $1 AND k.workspace_id = $2 AND k.deleted_at_m IS NULL
-         FOR UPDATE OF k FOR SHARE OF a",
+         FOR UPDATE OF k",
     );
     let lock = lock.bind(key.as_str()).bind(actor.workspace_id.as_str());
     let row = write.row(lock).await?.ok_or(ChangeError::KeyNotFound)?;

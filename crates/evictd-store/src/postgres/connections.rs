@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::postgres::{PgArguments, PgConnection, PgRow, Postgres};
 use sqlx::query::Query;
-use sqlx::{Connection, Executor};
+use sqlx::{Connection, Executor, SqlSafeStr};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
@@ -199,9 +199,9 @@ impl Session {
     }
 
     /// Runs a command that has neither parameters nor an answer.
-    pub(super) async fn command(&mut self, command: &'static str) -> sqlx::Result<()> {
+    pub(super) async fn command(&mut self, command: impl SqlSafeStr + Send) -> sqlx::Result<()> {
         let mut connection = self.take()?;
-        let outcome = self.bounded(connection.execute(command)).await;
+        let outcome = self.bounded(connection.execute(command.into_sql_str())).await;
         self.keep(connection, outcome).map(drop)
     }
 

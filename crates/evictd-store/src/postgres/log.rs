@@ -140,19 +140,19 @@ impl LockedHead {
             );
         }
         if branched || above.is_some() {
-            let leap = if branched { BRANCH_LEAP } else { 0 };
-            self.set_epoch(write, self.server.epoch_after(self.at, above), leap).await?;
+            self.set_epoch(write, self.server.epoch_after(self.at, above)).await?;
         }
         Ok(branched || above.is_some())
     }
 
     /// Begins a new epoch whatever happened.
     pub(super) async fn begin_epoch(&mut self, write: &mut Write) -> Result<(), StoreError> {
-        self.set_epoch(write, self.server.epoch_after(self.at, None), 0).await
+        self.set_epoch(write, self.server.epoch_after(self.at, None)).await
     }
 
-    /// Positions go on from the head, or from somewhere up to `leap` above it.
-    async fn set_epoch(&mut self, write: &mut Write, epoch: u32, leap: i64) -> Result<(), StoreError> {
+    /// Positions go on from the head; if the server's history is another one, from somewhere above it.
+    async fn set_epoch(&mut self, write: &mut Write, epoch: u32) -> Result<(), StoreError> {
+        let leap = if self.noted == self.server { 0 } else { BRANCH_LEAP };
         let set = sqlx::query(
             "UPDATE log_head SET epoch = $1, roster_complete = false, timeline = $2, system_identifier = $3,
                                  head = head + floor(random() * $4)::bigint
@@ -175,9 +175,14 @@ impl LockedHead {
         }
         let before = self.at;
         let numbering = sqlx::query(
-            "WITH waiting AS (
+            "WITH oldest AS (
+                 SELECT id, request_id FROM invalidations WHERE position IS NULL ORDER BY id LIMIT $3
+             ), waiting AS (
                  SELECT id, row_number() OVER (ORDER BY id) AS place
-                 FROM (SELECT id FROM invalidations WHERE position IS NULL ORDER BY id LIMIT $3) AS oldest
+                 FROM (SELECT id FROM oldest UNION
+                       -- The rows of one request stay together: it is settled with the last of them.
+                       SELECT id FROM invalidations
+                       WHERE position IS NULL AND request_id IN (SELECT request_id FROM oldest)) AS together
              )
              UPDATE invalidations AS i SET epoch = $1, position = $2 + waiting.place
              FROM waiting WHERE i.id = waiting.id
@@ -222,8 +227,8 @@ async fn merge_crowds(write: &mut Write) -> Result<(), StoreError> {
              DELETE FROM invalidations AS i USING crowds
              WHERE i.position IS NULL AND i.scope = 'key' AND i.api_id = crowds.api_id AND i.request_id IS NULL
          ), merged AS (
-             INSERT INTO invalidations (scope, api_id, workspace_id, cause, committed_at)
-             SELECT 'api', api_id, workspace_id, cause, committed_at FROM crowds
+             INSERT INTO invalidations (scope, api_id, workspace_id, cause, request_id, committed_at)
+             SELECT 'api', api_id, workspace_id, cause, NULL, committed_at FROM crowds
          )
          SELECT api_id, keys FROM crowds",
     );

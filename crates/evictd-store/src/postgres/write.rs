@@ -11,20 +11,37 @@ use std::io;
 use std::time::Duration;
 
 use sqlx::postgres::{PgRow, Postgres};
-use sqlx::{Decode, Row, Type};
+use sqlx::{AssertSqlSafe, Decode, Row, Type};
 use tokio::runtime::Handle;
 
 use super::connections::{Lane, Session, Statement, failed, sql_state};
 use super::notices;
 use crate::StoreError;
 
-/// Who learns of a transaction's log rows when it commits.
+/// Who writes.
 #[derive(Clone, Copy)]
-pub(super) enum Wakes {
-    /// The caller wakes its own publisher. The commit is spared the lock that NOTIFY takes.
-    Caller,
-    /// All publishers: the caller may be none.
-    Publishers,
+pub(super) enum By<'a> {
+    /// A publisher, for itself.
+    Publisher,
+    /// A request of the control API, which wakes its own publisher. The commit is spared the lock that NOTIFY takes.
+    Request(&'a str),
+    /// A request of an operator, whose process is no publisher: all of them are told.
+    Operator(&'a str),
+}
+
+impl By<'_> {
+    /// Begins the transaction, and tells the triggers what they don't know.
+    fn begin(self) -> String {
+        const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
+        const UNTOLD: &str = "SET LOCAL evictd.control_api = on";
+        // Whatever standard_conforming_strings says.
+        let literal = |id: &str| format!("E'{}'", id.replace('\\', r"\\").replace('\'', r"\'"));
+        match self {
+            Self::Publisher => format!("{BEGIN}; {UNTOLD}"),
+            Self::Request(id) => format!("{BEGIN}; {UNTOLD}; SET LOCAL evictd.request_id = {}", literal(id)),
+            Self::Operator(id) => format!("{BEGIN}; SET LOCAL evictd.request_id = {}", literal(id)),
+        }
+    }
 }
 
 /// A transaction at the isolation level that numbering rests on: each statement sees what was committed before
@@ -38,14 +55,11 @@ pub(super) struct Write {
 
 impl Write {
     /// Begins a transaction.
-    pub(super) async fn begin(lane: &Lane, action: &'static str, wakes: Wakes) -> Result<Self, StoreError> {
-        let begin = match wakes {
-            Wakes::Caller => "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL evictd.control_api = on",
-            Wakes::Publishers => "BEGIN ISOLATION LEVEL READ COMMITTED",
-        };
+    pub(super) async fn begin(lane: &Lane, action: &'static str, by: By<'_>) -> Result<Self, StoreError> {
+        let begin = by.begin();
         loop {
             let mut session = lane.session().await.map_err(failed(action))?;
-            match session.command(begin).await {
+            match session.command(AssertSqlSafe(begin.clone())).await {
                 Ok(()) => return Ok(Self { session: Some(session), action }),
                 Err(error) if session.was_dead(&error) => {}
                 Err(error) => {
@@ -98,12 +112,12 @@ impl Write {
 
     /// Dates the log rows of this transaction, and commits. This is the last statement before the COMMIT,
     /// because the age of a change counts from there.
-    pub(super) async fn commit_change(mut self, request_id: Option<&str>) -> Result<(), StoreError> {
+    pub(super) async fn commit_change(mut self) -> Result<(), StoreError> {
         let dating = sqlx::query(
-            "UPDATE invalidations SET committed_at = evictd_now(), request_id = $1
+            "UPDATE invalidations SET committed_at = evictd_now()
              WHERE xact = pg_current_xact_id() AND position IS NULL",
         );
-        self.run(dating.bind(request_id)).await?;
+        self.run(dating).await?;
         self.commit().await
     }
 
@@ -155,4 +169,15 @@ fn changed_nothing(error: &sqlx::Error) -> bool {
 pub(super) fn repeated(error: &sqlx::Error) -> Option<&str> {
     let error = error.as_database_error().filter(|error| error.is_unique_violation())?;
     error.constraint()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_told_to_the_triggers_whatever_it_is_called() {
+        let begin = By::Operator(r"it's\ odd").begin();
+        assert!(begin.ends_with(r"SET LOCAL evictd.request_id = E'it\'s\\ odd'"), "{begin}");
+    }
 }

@@ -55,8 +55,13 @@ pub(super) async fn number(write: &mut Write, limit: i64) -> Result<Numbered, St
     let before = head_of(row.as_ref())?;
     let numbering = sqlx::query(
         "UPDATE invalidations SET epoch = ?1, position = ?2 + waiting.place
-         FROM (SELECT id AS row, row_number() OVER (ORDER BY id) AS place FROM invalidations
-               WHERE position IS NULL ORDER BY id LIMIT ?3) AS waiting
+         FROM (WITH oldest AS (SELECT id, request_id FROM invalidations
+                               WHERE position IS NULL ORDER BY id LIMIT ?3)
+               SELECT id AS row, row_number() OVER (ORDER BY id) AS place
+               FROM (SELECT id FROM oldest UNION
+                     -- The rows of one request stay together: it is settled with the last of them.
+                     SELECT id FROM invalidations
+                     WHERE position IS NULL AND request_id IN (SELECT request_id FROM oldest))) AS waiting
          WHERE id = waiting.row
          RETURNING epoch, position, scope, key_hash, key_id, api_id, workspace_id, cause, request_id, committed_at",
     )

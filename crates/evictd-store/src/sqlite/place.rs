@@ -16,6 +16,10 @@ use crate::StoreError;
 /// by which processes keep out of each other's way.
 const COMPANIONS: [&str; 2] = ["-wal", "-shm"];
 
+/// SQLite goes without them where it can't share memory between processes, and commits differently then.
+const NO_COMPANIONS: &str =
+    "SQLite keeps no write-ahead log on this file system; put the home store on a local one";
+
 /// Where an open store's files are.
 #[derive(Debug)]
 pub(super) struct Place {
@@ -35,9 +39,15 @@ impl Place {
             path.push(suffix);
             PathBuf::from(path)
         };
-        let paths = [store.to_owned()].into_iter().chain(COMPANIONS.map(beside));
-        let file = |path: PathBuf| identity(&path).map(|identity| (path, identity));
-        Ok(Self { files: paths.map(file).collect::<io::Result<_>>()? })
+        let mut files = vec![(store.to_owned(), identity(store)?)];
+        for path in COMPANIONS.map(beside) {
+            let identity = identity(&path).map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => io::Error::new(io::ErrorKind::Unsupported, NO_COMPANIONS),
+                _ => error,
+            })?;
+            files.push((path, identity));
+        }
+        Ok(Self { files })
     }
 
     /// [`StoreError::Misplaced`] unless all of it is still there. A few microseconds; a commit takes as many
@@ -109,6 +119,15 @@ mod tests {
                 sqlx::query("SELECT * FROM log_head").fetch_one(&mut **connection).await.unwrap();
             }
         }
+    }
+
+    #[test]
+    fn a_file_system_without_write_ahead_logs_is_explained() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = directory.path().join("home.db");
+        fs::write(&store, "").unwrap();
+        let error = Place::of(&store).unwrap_err();
+        assert!(error.to_string().contains("put the home store on a local one"), "{error}");
     }
 
     #[tokio::test]

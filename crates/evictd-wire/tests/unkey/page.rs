@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use evictd_core::record::Verdict;
 use evictd_wire::api::error::ErrorKind;
+use evictd_wire::api::requests;
 
 use crate::table::{Characters, ENDPOINTS, Field, Rule};
 
@@ -62,6 +63,37 @@ fn named_tests(page: &str) -> BTreeSet<&str> {
     page.split('`').skip(1).step_by(2).filter(sentence).collect()
 }
 
+/// All names that a test can have: of functions in the Rust sources, and of tests with Unkey's Python client (its
+/// TypeScript client is asked the same, which another test sees to).
+fn existing_tests() -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for folder in ["crates", "tests/tests"] {
+        functions(&root().join(folder), &mut names);
+    }
+    let suite = fs::read_to_string(root().join("tests/sdk/python/suite.py")).unwrap();
+    let after_def = suite.split("    def test_").skip(1);
+    names.extend(after_def.filter_map(|text| text.split_once('(')).map(|(name, _)| format!("test_{name}")));
+    names
+}
+
+/// The rows of the tables that name tests in their last two columns, as cells.
+fn rows_with_tests(page: &str) -> Vec<Vec<&str>> {
+    let mut rows = Vec::new();
+    let mut in_table = false;
+    for line in page.lines() {
+        let Some(row) = line.strip_prefix('|').and_then(|line| line.strip_suffix('|')) else {
+            in_table = false;
+            continue;
+        };
+        if row.ends_with(" test | end to end ") {
+            in_table = true;
+        } else if in_table && !row.starts_with("---") {
+            rows.push(row.split('|').map(str::trim).collect());
+        }
+    }
+    rows
+}
+
 /// The names of all functions of the workspace's Rust sources below `folder`.
 fn functions(folder: &Path, names: &mut BTreeSet<String>) {
     for entry in fs::read_dir(folder).unwrap() {
@@ -78,15 +110,34 @@ fn functions(folder: &Path, names: &mut BTreeSet<String>) {
 
 #[test]
 fn every_test_that_the_page_names_exists() {
-    let mut existing = BTreeSet::new();
-    for folder in ["crates", "tests/tests"] {
-        functions(&root().join(folder), &mut existing);
-    }
+    let existing = existing_tests();
     let page = page();
     let named = named_tests(&page);
-    assert!(named.len() > 40, "the page names {} tests only", named.len());
+    assert!(named.len() > 150, "the page names {} tests only", named.len());
     let missing: Vec<_> = named.iter().filter(|name| !existing.contains(**name)).collect();
     assert!(missing.is_empty(), "docs/unkey-compatibility.md names tests that don't exist: {missing:#?}");
+}
+
+#[test]
+fn no_line_is_without_a_test() {
+    let page = page();
+    let rows = rows_with_tests(&page);
+    assert!(rows.len() > 200, "{} lines only name tests", rows.len());
+    for row in rows {
+        let [.., test, end_to_end] = row[..] else { panic!("too few cells: {row:?}") };
+        assert!(!named_tests(test).is_empty(), "no test is named: {row:?}");
+        assert!(end_to_end == "-" || !named_tests(end_to_end).is_empty(), "neither `-` nor a test: {row:?}");
+    }
+}
+
+#[test]
+fn the_page_has_every_endpoint() {
+    let page = page();
+    for endpoint in requests::Endpoint::ALL {
+        let method = if endpoint == requests::Endpoint::Liveness { "GET" } else { "POST" };
+        let heading = format!("\n## `{method} {}`\n", endpoint.path());
+        assert!(page.contains(&heading), "no section {heading}");
+    }
 }
 
 #[test]
@@ -113,8 +164,11 @@ fn the_page_has_every_error_and_every_verdict() {
     for kind in ErrorKind::ALL {
         let url = kind.type_url();
         let r#type = url.trim_start_matches("https://unkey.com/docs/errors/");
-        let row = format!("\n| {} | `{type}` |", kind.status());
-        assert!(page.contains(&row), "the page needs a row that begins {row}");
+        let status = kind.status().to_string();
+        let r#type = format!("`{type}`");
+        let rows = rows_with_tests(&page);
+        let has = rows.iter().any(|row| row[..2] == [status.as_str(), r#type.as_str()]);
+        assert!(has, "the page needs a row that begins | {status} | {type} | and names tests");
     }
     for verdict in Verdict::ALL {
         let row = format!("\n| `{}` | {} |", verdict.code(), verdict == Verdict::Valid);

@@ -174,9 +174,10 @@ fn expect_to_continue(node: &Node, path: &str, root_key: &str) -> Result<()> {
 
 /// Sends `bytes` one by one, ten in a second, until something comes back. How long that took, and what came.
 fn trickle(node: &Node, start: &str, bytes: u8) -> Result<(Duration, Heard)> {
+    // No later than the server's own clock begins.
+    let began = Instant::now();
     let mut connection = Connection::open(node.http)?;
     connection.send(start.as_bytes())?;
-    let began = Instant::now();
     let heard = (0..200).try_for_each(|_| match connection.hear(Duration::from_millis(100)) {
         // A connection that was closed a moment ago may still take a byte.
         Ok(Heard::Nothing) => {

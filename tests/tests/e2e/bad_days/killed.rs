@@ -40,7 +40,7 @@ fn delete_all<'k>(
 fn whenever_it_is_killed_every_committed_deletion_is_announced_and_receipted_once() -> Result<()> {
     const CLIENTS: usize = 8;
     const KILLS: usize = 5;
-    const BETWEEN: usize = 150;
+    const BETWEEN: usize = 80;
     const KEYS: usize = CLIENTS * (KILLS + 1) * BETWEEN / 4;
     let mut world = World::start(&plan(&["eu", "us"]))?;
     let keys = world.create_keys(KEYS)?;

@@ -28,7 +28,7 @@ fn assert_refused<'k>(world: &World, keys: &'k [Key]) -> Result<Story<'k>> {
 }
 
 /// It is back: the publisher goes on by itself, and what it had refused can be done.
-fn assert_healed<'k>(world: &World, story: Story<'k>) -> Result<()> {
+fn assert_healed(world: &World, story: Story<'_>) -> Result<()> {
     wait_for_readiness(world.publisher(), 200)?;
     let caller = Caller::new(world, world.publisher());
     let again = story.keys(Told::Unchanged).into_iter().map(|key| Asked::of(&caller, key));

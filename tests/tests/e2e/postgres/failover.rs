@@ -128,10 +128,10 @@ fn a_fail_over_that_loses_nothing_costs_one_flush() -> Result<()> {
     site.assert_no_rule_was_broken()
 }
 
-/// Failure: the new primary gives positions out again that agents have applied as something else, and the agents take
-/// what comes for old news.
+/// Failure: the new primary numbers from where the lost commits began, and agents that have applied those take what
+/// comes for old news.
 #[test]
-fn positions_that_are_given_again_after_lost_commits_are_not_taken_for_the_old_ones() -> Result<()> {
+fn what_is_committed_in_the_place_of_lost_commits_is_not_taken_for_them() -> Result<()> {
     let mut site = start()?;
     let mut standby = site.server.standby()?;
     let keys = site.world.create_keys(12)?;
@@ -146,7 +146,7 @@ fn positions_that_are_given_again_after_lost_commits_are_not_taken_for_the_old_o
         site.world.delete(key)?;
     }
     site.world.assert_gone(&lost)?;
-    let seen = site.world.wait_until_caught_up()?;
+    site.world.wait_until_caught_up()?;
 
     site.server.kill()?;
     standby.promote()?;
@@ -158,8 +158,7 @@ fn positions_that_are_given_again_after_lost_commits_are_not_taken_for_the_old_o
     let world = &site.world;
     watch_until_gone(world, &after, deleted_at)?;
     wait_for_epoch(world, epoch_after(1))?;
-    let head = world.wait_until_caught_up()?;
-    assert_eq!(head, seen - lost.len() as u64 + after.len() as u64, "the positions were given again");
+    world.wait_until_caught_up()?;
     // What holds is what the store says now.
     world.wait_for_codes(&lost, "VALID")?;
     world.wait_for_codes(&good, "VALID")?;

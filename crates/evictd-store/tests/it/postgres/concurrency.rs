@@ -91,7 +91,7 @@ async fn no_key_is_created_in_an_api_that_is_deleted_meanwhile() {
 
     // And one that waited for the deletion finds none.
     gate.execute("UPDATE apis SET deleted_at_m = NULL").await.unwrap();
-    gate.execute("BEGIN; UPDATE apis SET deleted_at_m = 1").await.unwrap();
+    gate.execute("BEGIN; SELECT FROM apis FOR UPDATE; UPDATE apis SET deleted_at_m = 1").await.unwrap();
     let outcomes = all(3, |n| {
         let store = store.clone();
         let reroll = Reroll {

@@ -37,8 +37,8 @@ pub(super) fn read(mut from: impl Read) -> anyhow::Result<Vec<String>> {
     let more = bad.len().saturating_sub(SHOWN_MAX);
     let more = if more > 0 { format!("\n  and {more} more") } else { String::new() };
     bail!(
-        "nothing was deleted: standard input has lines that are no ids of keys. One id a line, of letters, digits and \
-         `_`, such as key_1234abcd; # begins a comment.{}{more}",
+        "nothing was deleted: standard input has lines that are no ids of keys. One id a line, such as \
+         key_1234abcd; # begins a comment. (Of a key's own text, `evictd api keys verify-key` tells the id.){}{more}",
         lines.concat()
     );
 }
@@ -48,9 +48,12 @@ fn without_comment(line: &str) -> &str {
     line.match_indices('#').find(begins).map_or(line, |(at, _)| &line[..at])
 }
 
-/// What the server takes for the id of a key.
+/// An id of a key as the server draws it. It would take other texts, too, and so the texts of keys themselves: a list
+/// of what leaked would then be answered with "not found", and look done.
 fn is_id(text: &str) -> bool {
-    (3..=255).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+    text.starts_with("key_")
+        && (5..=255).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
 fn shown(text: &str) -> String {
