@@ -20,7 +20,7 @@ pub(crate) struct ConfigArgs {
     /// The daemon's configuration file (TOML). Without it the documented defaults are in force.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Sets one key of the configuration, stronger than file and environment: `--set lease.bound=10s`.
+    /// Sets one key of the configuration, stronger than file and environment: `--set log.format=json`.
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
     set: Vec<(String, String)>,
 }

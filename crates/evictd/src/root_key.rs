@@ -221,6 +221,10 @@ fn row(key: &RootKeyInfo, now: StoreTime) -> String {
 }
 
 fn revoke(args: &RevokeArgs) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        !args.root_key_id.starts_with("unkey_"),
+        "that is a root key and not the id of one (root_...), which `evictd root-key list` tells"
+    );
     let place = Place::existing(&args.config)?;
     let (operator, id) = (operator(), KeyId::new(args.root_key_id.as_str()));
     let found = place.with(async |store| Ok(store.revoke_root_key(&operator, &id).await?))?;

@@ -30,6 +30,7 @@ use evictd_tests::sql::{Session, server_of};
 use evictd_tests::topology::{Node, Plan, Store};
 use evictd_tests::wait::try_eventually;
 use serde_json::{Value, json};
+use toml::{Table, toml};
 
 use crate::world::{Key, SOON, World, count};
 
@@ -48,6 +49,14 @@ impl Site {
     fn start_on(server: Postgres, publishers: usize, plan: Plan) -> Result<Self> {
         let plan = Plan { store: Store::Postgres(server.url()), publishers, ..plan };
         Ok(Self { world: World::start(&plan)?, server })
+    }
+
+    /// With publishers that aren't the owner of the database.
+    fn start_as(user: &str, server: Postgres, publishers: usize, plan: Plan) -> Result<Self> {
+        let plan = Plan { store: Store::Postgres(server.url_as(user)), publishers, ..plan };
+        let mut world = World::start(&plan)?;
+        world.database = Some(server.url());
+        Ok(Self { world, server })
     }
 
     /// Somebody else's session on the home store.
@@ -132,4 +141,12 @@ fn delete_as_soon_as_possible(world: &World, publisher: &Node, key: &Key) -> Res
 /// The ids of `keys` as SQL takes a list.
 fn list(keys: &[&Key]) -> String {
     keys.iter().map(|key| format!("'{}'", key.id)).collect::<Vec<_>>().join(", ")
+}
+
+/// The configuration of agents that read a database.
+fn reading(url: &str) -> Table {
+    let postgres = Table::from_iter([("url", url), ("timeout", "300ms")].map(|(key, value)| (key.to_owned(), value.into())));
+    let mut agents = toml! { loads = { origin = "postgres", timeout = "300ms" } };
+    agents.insert("postgres".to_owned(), postgres.into());
+    agents
 }

@@ -159,12 +159,15 @@ impl Write {
     /// certain that nothing was committed: a store that isn't where it was opened is left as it was.
     pub(super) async fn commit(self) -> Result<(), StoreError> {
         let Self { transaction, place, health, action, .. } = self;
-        place.map_or(Ok(()), |place| place.check())?;
+        let is_in_place = || place.as_ref().map_or(Ok(()), |place| place.check());
+        is_in_place()?;
         let outcome = tokio::spawn(transaction.commit()).await;
         // The task itself is lost only with the runtime.
         let Err(source) = outcome.unwrap_or(Err(sqlx::Error::WorkerCrashed)) else {
             health.state().failure = None;
-            return Ok(());
+            // Moved away while it was committed, perhaps: then nobody will find it where the store belongs.
+            let moved = |error: StoreError| sqlx::Error::Protocol(error.to_string());
+            return is_in_place().map_err(|error| StoreError::Unknown { action, source: moved(error) });
         };
         health.note(&source);
         if matches!(result_code(&source), Some(BUSY | FULL | CONSTRAINT)) {

@@ -55,6 +55,7 @@ conformance!(
     a_new_store_is_empty,
     changes_get_dense_positions_in_the_order_of_their_commits,
     a_limit_leaves_the_rest_for_the_next_call,
+    the_rows_of_one_request_are_numbered_together,
     callers_that_number_at_once_share_the_positions_without_gap_or_repetition,
     a_round_numbers_everything_and_stays_in_its_epoch,
     a_round_begins_an_epoch_only_for_a_position_above_the_head,
@@ -160,13 +161,30 @@ async fn a_limit_leaves_the_rest_for_the_next_call(store: &dyn HomeStore) {
     populate(store, 0).await;
     let start = store.head().await.unwrap().position();
     for n in 1..=5 {
-        store.create_key(&actor(), key(n)).await.unwrap();
+        store.create_key(&asking(&format!("req_{n}")), key(n)).await.unwrap();
     }
     let first = store.number(3).await.unwrap();
     assert_eq!((first.rows.len(), first.head), (3, at(1, start + 3)));
     assert_eq!(store.backlog().await.unwrap().rows, 2);
     let second = store.number(3).await.unwrap();
     assert_eq!((second.rows.len(), second.head), (2, at(1, start + 5)));
+}
+
+async fn the_rows_of_one_request_are_numbered_together(store: &dyn HomeStore) {
+    populate(store, 2).await;
+    let reroll = Reroll {
+        key: key(1).id,
+        grace: Duration::ZERO,
+        new_id: KeyId::new("key_new"),
+        hash: KeyHash([77; 32]),
+        start: "abcd".to_owned(),
+    };
+    store.reroll_key(&asking("req_reroll"), reroll, &|_| true).await.unwrap();
+    store.delete_key(&asking("req_delete"), &key(2).id, DeleteMode::Soft, &|_| true).await.unwrap();
+    let first = store.number(1).await.unwrap().requests;
+    assert_eq!(first.iter().map(|row| &*row.request_id).collect::<Vec<_>>(), ["req_reroll", "req_reroll"]);
+    let second = store.number(1).await.unwrap().requests;
+    assert_eq!(second.iter().map(|row| &*row.request_id).collect::<Vec<_>>(), ["req_delete"]);
 }
 
 async fn callers_that_number_at_once_share_the_positions_without_gap_or_repetition(store: &dyn HomeStore) {

@@ -3,12 +3,14 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use evictd_tests::topology::Plan;
-use evictd_tests::wait::try_eventually;
+use evictd_tests::process::evictd_command;
+use evictd_tests::topology::{Node, Plan};
+use evictd_tests::wait::{throughout, try_eventually};
+use serde_json::json;
 use toml::toml;
 
 use super::Site;
-use crate::world::{Key, SOON, World, flushes, plan, wait_until_applied};
+use crate::world::{Key, SOON, World, count, flushes, plan, wait_until_applied, with_bound};
 
 /// Publishers that look for nothing by themselves, and agents that ask seldom: a round numbers rows as well.
 fn without_polling() -> Plan {
@@ -114,5 +116,64 @@ fn who_was_cut_off_while_it_was_told_looks_as_soon_as_it_listens_again() -> Resu
     }
     ensure!(began.elapsed() < Duration::from_secs(9), "three changes took {:?}", began.elapsed());
     world.assert_gone(&keys.iter().collect::<Vec<_>>())?;
+    site.assert_no_rule_was_broken()
+}
+
+/// Failure: what the command line does past the API is noticed by the next poll.
+#[test]
+fn a_root_key_that_is_revoked_on_the_command_line_verifies_nothing_any_more_at_once() -> Result<()> {
+    let site = Site::start(2, without_polling())?;
+    let world = &site.world;
+    let key = world.create_key()?;
+    world.cache_everywhere(&[&key])?;
+    let id = world.sql("SELECT id FROM root_keys")?;
+    let began = Instant::now();
+    let mut command = evictd_command()?;
+    command.args(["root-key", "revoke", id.as_str(), "--config"]).arg(&world.publisher().config);
+    let output = command.output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    wait_until_applied_everywhere(world, &id, "deleted")?;
+    ensure!(began.elapsed() < Duration::from_secs(4), "it took {:?}", began.elapsed());
+    for agent in world.topology.agents() {
+        let answer = world.topology.call(agent, "keys.verifyKey", &json!({ "key": key.text }))?;
+        assert_eq!(answer.status, 401, "{}", answer.text);
+    }
+    site.assert_no_rule_was_broken()
+}
+
+/// Failure: one tenant's keys are deleted by one statement, all of them, and everybody loses the lease or the cache.
+#[test]
+fn a_bulk_deletion_by_sql_leaves_agents_live_and_the_others_cached() -> Result<()> {
+    const MANY: usize = 20_000;
+    const BOUND: Duration = Duration::from_secs(3);
+    let site = Site::start(2, with_bound(BOUND, plan(&["eu", "us"])))?;
+    let world = &site.world;
+    let bystander = world.create_key_with(json!({ "apiId": world.create_api()? }))?;
+    world.sql(&format!(
+        "INSERT INTO keys (id, api_id, workspace_id, hash, start)
+         SELECT 'bulk_' || n, apis.id, workspace_id, sha256(convert_to('bulk_' || n, 'UTF8')), 'bulk'
+         FROM apis, generate_series(1, {MANY}) AS n WHERE apis.id = '{}'",
+        world.api
+    ))?;
+    let [one, another] = [1, MANY].map(|n| Key { id: format!("bulk_{n}"), text: format!("bulk_{n}") });
+    world.cache_everywhere(&[&one, &another, &bystander])?;
+    let loads = |agent: &Node| count(agent, "evictd_agent_loads_total", &[]);
+    let before: Vec<u64> = world.topology.agents().map(loads).collect::<Result<_>>()?;
+
+    let mut session = site.session()?;
+    session.begin(&format!("UPDATE keys SET deleted_at_m = 1 WHERE api_id = '{}'", world.api))?;
+    throughout(BOUND, || {
+        for agent in world.topology.agents() {
+            ensure!(agent.status()?["mode"] == "live", "{}", agent.daemon.log_tail());
+            assert_eq!(world.code(agent, &bystander)?, "VALID");
+        }
+        Ok(())
+    })?;
+    session.finish()?;
+    world.assert_gone(&[&one, &another])?;
+    for (agent, before) in world.topology.agents().zip(before) {
+        assert_eq!(loads(agent)? - before, 2, "only the two that were asked for were loaded again");
+        assert_eq!(flushes(agent)?, 0);
+    }
     site.assert_no_rule_was_broken()
 }

@@ -222,6 +222,43 @@ fn a_publisher_that_still_talks_to_the_demoted_primary_falls_silent() -> Result<
     site.assert_no_rule_was_broken()
 }
 
+/// Failure: a publisher that was led to a standby looks well there, reads what the standby shows, and vouches for it.
+#[test]
+fn a_publisher_that_is_led_to_a_standby_refuses_its_clients_and_falls_silent() -> Result<()> {
+    let site = start()?;
+    let standby = site.server.standby()?;
+    let world = &site.world;
+    let keys = world.create_keys(4)?;
+    let [refused, doomed, later, good] = &keys[..] else { bail!("no keys") };
+    world.cache_everywhere(&keys.iter().collect::<Vec<_>>())?;
+    wait_until_received(&site.server, &standby)?;
+    site.lead(0, &standby)?;
+    let (misled, other) = (site.publisher(0)?, site.publisher(1)?);
+    let asked = Asked::of(&Caller::new(world, misled), refused)?;
+    assert_eq!(asked.told, Told::Unchanged);
+    ensure!(asked.took < Duration::from_secs(2), "it was answered after {:?}", asked.took);
+    wait_for_count(misled, "evictd_publisher_stalled", &[], 1)?;
+    wait_for_readiness(misled, 503)?;
+    let settled = Settled::of(world, other, doomed)?;
+    assert_eq!(settled.regions(), [("eu", "confirmed"), ("us", "confirmed")], "{}", settled.receipt);
+    throughout(BOUND * 2, || {
+        for agent in world.topology.agents() {
+            ensure!(agent.status()?["mode"] == "live", "{}", agent.daemon.log_tail());
+            assert_eq!(world.code(agent, good)?, "VALID");
+            assert_eq!(world.code(agent, doomed)?, "NOT_FOUND");
+        }
+        Ok(())
+    })?;
+    site.lead(0, &site.server)?;
+    wait_for_count(misled, "evictd_publisher_stalled", &[], 0)?;
+    wait_for_readiness(misled, 200)?;
+    let settled = Settled::of(world, misled, later)?;
+    assert_eq!(settled.regions(), [("eu", "confirmed"), ("us", "confirmed")], "{}", settled.receipt);
+    world.wait_for_codes(&[refused, good], "VALID")?;
+    world.assert_works()?;
+    site.assert_no_rule_was_broken()
+}
+
 /// A fail-over to `server`, which has none of `lost`. There `keys` are deleted before any publisher comes, and agents
 /// hear of nothing by themselves. Nobody answers VALID for them after the bound.
 fn fail_over_with_loss(site: &mut Site, server: Postgres, keys: &[&Key]) -> Result<()> {

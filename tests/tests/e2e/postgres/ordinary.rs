@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use evictd_postgres_server::Postgres;
+use evictd_tests::process::evictd_command;
 use evictd_tests::proxy::Mode;
-use evictd_tests::topology::Node;
+use evictd_tests::sql::Session;
+use evictd_tests::topology::{Node, Plan};
 
-use super::{Settled, Site};
+use super::{Settled, Site, reading};
 use crate::bad_days::check_log;
 use crate::world::{breakable, count, flushes, plan};
 
@@ -67,5 +70,39 @@ fn a_receipt_comes_as_soon_when_another_publisher_has_numbered_the_change() -> R
         "the neighbour has numbered only {numbered}: its own, mostly"
     );
     check_log(world)?;
+    site.assert_no_rule_was_broken()
+}
+
+/// Failure: what works for the owner of a database doesn't for those who have the documented rights.
+#[test]
+fn publishers_and_agents_need_no_more_than_the_documented_rights() -> Result<()> {
+    let server = Postgres::start()?;
+    server.query("CREATE ROLE publisher LOGIN; CREATE ROLE agent LOGIN; CREATE ROLE clerk LOGIN")?;
+    let store = format!("store.url={}", server.url());
+    let migrated = evictd_command()?.args(["migrate", "--set", store.as_str()]).output()?;
+    ensure!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
+    server.query(
+        "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO publisher;
+         GRANT SELECT ON log_head, keys, root_keys, apis, workspaces, _sqlx_migrations TO agent;
+         GRANT SELECT, UPDATE ON keys TO clerk",
+    )?;
+    let agents = reading(&server.url_as("agent"));
+    let mut site = Site::start_as("publisher", server, 2, Plan { agents, ..plan(&["eu", "us"]) })?;
+    let world = &mut site.world;
+    let keys = world.create_keys(4)?;
+    let [doomed, by_clerk, erased, good] = &keys[..] else { bail!("no keys") };
+    world.cache_everywhere(&keys.iter().collect::<Vec<_>>())?;
+    let settled = Settled::of(world, world.publisher(), doomed)?;
+    assert_eq!(settled.regions(), [("eu", "confirmed"), ("us", "confirmed")], "{}", settled.receipt);
+    world.delete_permanently(erased)?;
+    let mut clerk = Session::connect(&site.server.url_as("clerk"))?;
+    clerk.query(&format!("UPDATE keys SET deleted_at_m = 1 WHERE id = '{}'", by_clerk.id))?;
+    world.assert_gone(&[doomed, by_clerk, erased])?;
+    world.wait_for_codes(&[good], "VALID")?;
+    for agent in world.topology.agents() {
+        ensure!(count(agent, "evictd_agent_database_reads_total", &[("outcome", "ok")])? > 0, "it wasn't read");
+        assert_eq!(count(agent, "evictd_agent_database_reads_total", &[("outcome", "failed")])?, 0);
+    }
+    world.assert_works()?;
     site.assert_no_rule_was_broken()
 }

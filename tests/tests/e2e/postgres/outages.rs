@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::Site;
 use crate::bad_days::{Asked, Story, Told};
-use crate::world::{Caller, Key, SOON, World, count, flushes, plan, wait_for_readiness, with_bound};
+use crate::world::{Caller, Key, SOON, UNAVAILABLE, World, count, flushes, plan, wait_for_readiness, with_bound};
 
 /// A statement's five seconds and two of grace, or the five that connecting may take; and a busy machine.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(14);
@@ -191,7 +191,7 @@ fn a_server_that_is_silent_for_long_refuses_its_clients_and_fences_its_agents() 
             })
             .collect();
         for agent in world.topology.agents() {
-            world.wait_for_code(agent, good, crate::world::UNAVAILABLE)?;
+            world.wait_for_code(agent, good, UNAVAILABLE)?;
         }
         for publisher in world.topology.publishers() {
             wait_for_readiness(publisher, 503)?;
@@ -346,6 +346,60 @@ fn a_server_without_connections_left_refuses_clients_until_it_has_some() -> Resu
             "it isn't counted"
         );
     }
+    story.check(world)?;
+    world.assert_works()?;
+    site.assert_no_rule_was_broken()
+}
+
+/// Failure: what only one server has is told as done; or it is told as not done, and happens all the same.
+#[test]
+fn while_the_only_standby_is_gone_changes_are_unknown_and_agents_fenced() -> Result<()> {
+    const BOUND: Duration = Duration::from_secs(3);
+    const COMMITTING: &str = "FROM pg_stat_activity AS a JOIN pg_locks AS l USING (pid)
+        WHERE wait_event = 'SyncRep' AND relation = 'keys'::regclass AND mode = 'RowExclusiveLock'";
+    let server = Postgres::start()?;
+    let mut standby = server.standby()?;
+    server.set("synchronous_standby_names = '*'")?;
+    let site = Site::start_on(server, 2, with_bound(BOUND, plan(&["eu", "us"])))?;
+    let world = &site.world;
+    let keys = world.create_keys(4)?;
+    let (good, doomed) = keys.split_first().context("no keys")?;
+    world.cache_everywhere(&keys.iter().collect::<Vec<_>>())?;
+    standby.kill()?;
+    let mut story = Story::default();
+    thread::scope(|scope| {
+        let clients: Vec<_> = doomed
+            .iter()
+            .enumerate()
+            .map(|(n, key)| {
+                let publisher = Caller::new(world, world.topology.publishers().nth(n % 2)?);
+                Some(scope.spawn(move || Asked::of(&publisher, key)))
+            })
+            .collect();
+        try_eventually("all of them to commit", SOON, || {
+            Ok((site.server.query(&format!("SELECT count(*) {COMMITTING}"))? == "3").then_some(()))
+        })?;
+        // An operator who cancels one doesn't make it durable.
+        site.server.query(&format!("SELECT pg_cancel_backend(pid) {COMMITTING} LIMIT 1"))?;
+        for agent in world.topology.agents() {
+            world.wait_for_code(agent, good, UNAVAILABLE)?;
+        }
+        for client in clients.into_iter().flatten() {
+            story.0.push(client.join().map_err(|_| anyhow!("a client panicked"))??);
+        }
+        Ok::<_, anyhow::Error>(())
+    })?;
+    for asked in &story.0 {
+        assert_eq!(asked.told, Told::Unknown);
+        ensure!(asked.took < ANSWERED_WITHIN, "it was answered after {:?}", asked.took);
+    }
+    ensure!(story.0.iter().any(|asked| asked.took < Duration::from_secs(5)), "nobody noticed that it was cancelled");
+    standby.start_again()?;
+    for publisher in world.topology.publishers() {
+        wait_for_readiness(publisher, 200)?;
+    }
+    world.assert_gone(&doomed.iter().collect::<Vec<_>>())?;
+    world.wait_for_codes(&[good], "VALID")?;
     story.check(world)?;
     world.assert_works()?;
     site.assert_no_rule_was_broken()

@@ -7,9 +7,8 @@ use evictd_postgres_server::Postgres;
 use evictd_tests::proxy::Mode;
 use evictd_tests::topology::{Node, Plan};
 use evictd_tests::wait::{throughout, try_eventually};
-use toml::toml;
 
-use super::{Settled, Site};
+use super::{Settled, Site, reading};
 use crate::world::{
     SOON, UNAVAILABLE, World, assert_bounded, breakable, count, flushes, plan, wait_for_mode,
     wait_until_applied, with_bound,
@@ -25,12 +24,7 @@ impl Replicated {
     fn start(plan: Plan) -> Result<Self> {
         let server = Postgres::start()?;
         let replica = server.standby()?;
-        let url = replica.url();
-        let mut agents =
-            toml! { loads = { origin = "postgres", timeout = "300ms" } postgres = { timeout = "300ms" } };
-        if let Some(postgres) = agents.get_mut("postgres").and_then(toml::Value::as_table_mut) {
-            postgres.insert("url".to_owned(), url.into());
-        }
+        let agents = reading(&replica.url());
         let site = Site::start_on(server, 2, Plan { agents, ..plan })?;
         Ok(Self { site, replica })
     }

@@ -235,6 +235,131 @@ fn agents_stay_live_beside_a_publisher_whose_database_is_silent() -> Result<()> 
     check(&site, &[doomed])
 }
 
+/// Failure: two publishers delete the same key, and both say that they have; or neither does.
+#[test]
+fn a_key_that_is_deleted_at_two_publishers_at_once_is_deleted_once() -> Result<()> {
+    const CLIENTS: usize = 4;
+    let site = Site::start(2, plan(&["eu", "us"]))?;
+    let world = &site.world;
+    let keys = world.create_keys(60)?;
+    let doomed: Vec<&Key> = keys.iter().collect();
+    world.cache_everywhere(&doomed)?;
+    let publishers: Vec<Caller> = world.topology.publishers().map(|node| Caller::new(world, node)).collect();
+    let told = thread::scope(|scope| {
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|client| {
+                let (publisher, keys) = (&publishers[client % publishers.len()], &keys);
+                scope.spawn(move || keys.iter().map(|key| Asked::of(publisher, key)).collect::<Result<Vec<_>>>())
+            })
+            .collect();
+        let told = clients.into_iter().map(|client| client.join().map_err(|_| anyhow!("a client panicked"))?);
+        told.collect::<Result<Vec<_>>>()
+    })?;
+    for (n, key) in keys.iter().enumerate() {
+        let told: Vec<Told> = told.iter().map(|by_client| by_client[n].told).collect();
+        let deleted = told.iter().filter(|told| **told == Told::Deleted).count();
+        let found_none = told.iter().filter(|told| **told == Told::NotFound).count();
+        assert_eq!((deleted, found_none), (1, CLIENTS - 1), "{}: {told:?}", key.id);
+    }
+    check(&site, &doomed)
+}
+
+/// Failure: changes of the same records at several publishers end each other, or leave agents with something else than
+/// the store has.
+#[test]
+fn everybody_changes_the_same_records_at_all_publishers() -> Result<()> {
+    let mut random = Random::draw()?;
+    let site = Site::start(2, plan(&["eu", "us"]))?;
+    let world = &site.world;
+    let pool = Pool { apis: Mutex::new(vec![world.create_api()?, world.create_api()?]), keys: Mutex::default() };
+    let publishers: Vec<Caller> = world.topology.publishers().map(|node| Caller::new(world, node)).collect();
+    let over = Instant::now() + Duration::from_secs(4);
+    let changed = thread::scope(|scope| {
+        let clients: Vec<_> = (0..6)
+            .map(|client| {
+                let (publisher, pool) = (&publishers[client % publishers.len()], &pool);
+                let mut random = Random::new(random.below(usize::MAX) as u64);
+                scope.spawn(move || {
+                    let mut changes = 0;
+                    while Instant::now() < over {
+                        pool.change(publisher, &mut random)?;
+                        changes += 1;
+                    }
+                    Ok(changes)
+                })
+            })
+            .collect();
+        let changed = clients.into_iter().map(|client| client.join().map_err(|_| anyhow!("a client panicked"))?);
+        changed.sum::<Result<usize>>()
+    });
+    let changed = changed.with_context(|| random.how_to_repeat())?;
+    world.wait_until_caught_up()?;
+    let keys = pool.keys.into_inner().map_err(|_| anyhow!("a client panicked"))?;
+    println!("{changed} changes of {} keys", keys.len());
+    for key in keys.iter().rev().take(100) {
+        let in_store = world.sql(&format!(
+            "SELECT CASE WHEN k.deleted_at_m IS NOT NULL OR a.deleted_at_m IS NOT NULL THEN 'NOT_FOUND'
+                    WHEN k.enabled THEN 'VALID' ELSE 'DISABLED' END
+             FROM keys k JOIN apis a ON a.id = k.api_id WHERE k.id = '{}'",
+            key.id
+        ))?;
+        for agent in world.topology.agents() {
+            assert_eq!(world.code(agent, key)?, in_store, "{}", key.id);
+        }
+    }
+    check(&site, &[])
+}
+
+/// A few records that everybody changes.
+struct Pool {
+    apis: Mutex<Vec<String>>,
+    keys: Mutex<Vec<Key>>,
+}
+
+impl Pool {
+    /// One change. Whoever else was faster may have taken its object away; nothing else may hinder it.
+    fn change(&self, publisher: &Caller, random: &mut Random) -> Result<()> {
+        // Of the newest, so that several meet at each.
+        let key = {
+            let keys = self.keys.lock().map_err(|_| anyhow!("a client panicked"))?;
+            keys.iter().rev().nth(random.below(8)).map(|key| key.id.clone())
+        };
+        let api = {
+            let apis = self.apis.lock().map_err(|_| anyhow!("a client panicked"))?;
+            apis[apis.len() - 1 - random.below(2)].clone()
+        };
+        let key = key.unwrap_or_default();
+        let (operation, body) = match random.below(20) {
+            0 => ("apis.deleteApi", json!({ "apiId": api })),
+            1 => ("apis.createApi", json!({ "name": "one more" })),
+            2..5 => ("keys.deleteKey", json!({ "keyId": key })),
+            5..8 => ("keys.rerollKey", json!({ "keyId": key, "expiration": 600_000 })),
+            8..11 => ("keys.updateKey", json!({ "keyId": key, "enabled": random.below(2) == 0 })),
+            _ => ("keys.createKey", json!({ "apiId": api })),
+        };
+        if key.is_empty() && body.get("keyId").is_some() {
+            return Ok(());
+        }
+        let answer = publisher.call(operation, &body)?;
+        let data = &answer.body["data"];
+        let text = |member: &str| data[member].as_str().map(str::to_owned);
+        match answer.status {
+            200 if operation == "apis.createApi" => {
+                let api = text("apiId").context("an API without an id")?;
+                self.apis.lock().map_err(|_| anyhow!("a client panicked"))?.push(api);
+            }
+            200 => {
+                if let Some((id, text)) = text("keyId").zip(text("key")) {
+                    self.keys.lock().map_err(|_| anyhow!("a client panicked"))?.push(Key { id, text });
+                }
+            }
+            404 => {}
+            status => bail!("{operation} was answered {status}: {}", answer.text),
+        }
+        Ok(())
+    }
+}
+
 const CHAOS: Duration = Duration::from_secs(9);
 const CHAOS_BOUND: Duration = Duration::from_secs(3);
 

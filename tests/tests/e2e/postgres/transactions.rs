@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use evictd_tests::wait::throughout;
 
 use super::{Settled, Site};
@@ -69,7 +69,7 @@ fn transactions_are_numbered_in_the_order_in_which_they_become_visible() -> Resu
     let site = Site::start(2, plan(&["eu", "us"]))?;
     let world = &site.world;
     let keys = world.create_keys(OPEN + 1)?;
-    let (rolled_back, doomed) = keys.split_last().map(|(last, rest)| (last, rest)).unwrap_or((&keys[0], &[]));
+    let (rolled_back, doomed) = keys.split_last().context("there are no keys")?;
     world.cache_everywhere(&keys.iter().collect::<Vec<_>>())?;
     let mut sessions = Vec::new();
     for key in &keys {
