@@ -11,6 +11,7 @@ use std::time::Duration;
 use evictd_core::entry::Stamp;
 use evictd_core::ids::KeyHash;
 use evictd_core::record::{Record, RecordState};
+use evictd_core::time::LeaseTime;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +24,8 @@ use crate::metrics::Metrics;
 pub(crate) struct Entry {
     pub(crate) record: Record,
     pub(crate) stamp: Stamp,
+    /// When the load was sent; says nothing about how new it is.
+    pub(crate) loaded_at: LeaseTime,
     /// When it was answered from.
     pub(crate) answers: Answers,
 }

@@ -265,7 +265,12 @@ impl Agent {
     ) -> Arc<Entry> {
         let anchors = self.knowledge.follower.lock().anchors(&record, &mut Vec::new());
         let answers = self.cache.rings.answers_of(&record);
-        let entry = Arc::new(Entry { record, stamp: Stamp::new(as_of, read_at, anchors), answers });
+        let entry = Arc::new(Entry {
+            record,
+            stamp: Stamp::new(as_of, read_at, anchors),
+            loaded_at: read_at,
+            answers,
+        });
         self.cache.insert_hidden(hash, entry.clone());
         entry.stamp.show();
         entry

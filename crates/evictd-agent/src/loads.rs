@@ -191,7 +191,7 @@ impl Shared {
         let as_of = lookup.as_of;
         let stamp = Stamp::new(as_of, read_at, anchors);
         let answers = self.cache.rings.answers_of(&lookup.record);
-        let entry = Arc::new(Entry { record: lookup.record, stamp, answers });
+        let entry = Arc::new(Entry { record: lookup.record, stamp, loaded_at: sent_at, answers });
         self.cache.insert_hidden(hash, entry.clone());
         let admitted = self.knowledge.follower.lock().admits(&hash, &entry.stamp.anchors, as_of);
         if admitted {

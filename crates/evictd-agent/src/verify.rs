@@ -100,7 +100,7 @@ impl Verifier {
     }
 
     fn is_worn(&self, entry: &Entry, now: LeaseTime) -> bool {
-        entry.is_not_found() && now.since(entry.stamp.read_at) >= self.cache.not_found_ttl
+        entry.is_not_found() && now.since(entry.loaded_at) >= self.cache.not_found_ttl
     }
 
     /// Whether policy allows old answers about this key.

@@ -145,7 +145,9 @@ fn list(keys: &[&Key]) -> String {
 
 /// The configuration of agents that read a database.
 fn reading(url: &str) -> Table {
-    let postgres = Table::from_iter([("url", url), ("timeout", "300ms")].map(|(key, value)| (key.to_owned(), value.into())));
+    let postgres = Table::from_iter(
+        [("url", url), ("timeout", "300ms")].map(|(key, value)| (key.to_owned(), value.into())),
+    );
     let mut agents = toml! { loads = { origin = "postgres", timeout = "300ms" } };
     agents.insert("postgres".to_owned(), postgres.into());
     agents

@@ -63,7 +63,8 @@ impl World {
         let anchors = follower.anchors(&record, &mut Vec::new());
         let cache = Cache::new(&config.cache);
         let answers = cache.rings.answers_of(&record);
-        let entry = Arc::new(Entry { record, stamp: Stamp::new(at(BASE), now, anchors), answers });
+        let entry =
+            Arc::new(Entry { record, stamp: Stamp::new(at(BASE), now, anchors), loaded_at: now, answers });
         Self { cache, follower, scope, entry, meets_floors: true, got: None, answered: false }
     }
 
@@ -167,14 +168,14 @@ fn entry(record: Record) -> Arc<Entry> {
     let stamp = Stamp::new(at(BASE), clock::lease_now(), anchors);
     stamp.show();
     let answers = Rings::new().answers_of(&record);
-    Arc::new(Entry { record, stamp, answers })
+    Arc::new(Entry { record, loaded_at: stamp.read_at, stamp, answers })
 }
 
 fn put(cache: &Cache, text: &str, record: Record) {
     let shown = entry(record.clone());
     let stamp = Stamp::new(shown.stamp.as_of(), shown.stamp.read_at, shown.stamp.anchors.clone());
     let answers = cache.rings.answers_of(&record);
-    let hidden = Arc::new(Entry { record, stamp, answers });
+    let hidden = Arc::new(Entry { record, loaded_at: stamp.read_at, stamp, answers });
     cache.insert_hidden(hash(text), hidden.clone());
     hidden.stamp.show();
 }

@@ -386,3 +386,14 @@ async fn when_the_database_fails_the_authority_is_asked_and_readiness_remarks_it
     assert!(agent.readiness.remarks().is_empty());
     assert_eq!(agent.metric(r#"evictd_agent_database_reads_total{outcome="failed"}"#), 1);
 }
+
+#[tokio::test]
+async fn what_the_replica_doesnt_have_is_remembered_for_a_while_as_well() {
+    let mut agent = agent(&[]);
+    let replica = with_replica(&mut agent);
+    replica.holds(at(BASE), Record::Absent);
+    let before = clock::lease_now();
+    let entry = load(&agent, "nobody").await.unwrap();
+    assert!(entry.loaded_at >= before, "from then on it wears, whoever vouches for it");
+    assert!(is_cached(&agent, "nobody"));
+}

@@ -43,7 +43,7 @@ fn what_is_hidden_is_not_answered() {
     let anchors = agent.knowledge.follower.lock().anchors(&record, &mut Vec::new());
     let stamp = Stamp::new(at(BASE), clock::lease_now(), anchors);
     let answers = agent.cache.rings.answers_of(&record);
-    let entry = Arc::new(Entry { record, stamp, answers });
+    let entry = Arc::new(Entry { record, loaded_at: stamp.read_at, stamp, answers });
     agent.cache.insert_hidden(hash("alice"), entry.clone());
     assert!(cached(&agent, "alice").is_none());
     entry.stamp.show();

@@ -133,6 +133,10 @@ CREATE INDEX invalidations_request ON invalidations (request_id) WHERE request_i
 CREATE INDEX invalidations_open ON invalidations (epoch, position)
     WHERE position IS NOT NULL AND request_id IS NOT NULL AND NOT receipted;
 
+-- Rows wait for milliseconds, and the planner's statistics are minutes old: if it counted a backlog, it would go on
+-- for that long to believe that nearly every row waits, and look for one from the beginning of the log.
+ALTER TABLE invalidations ALTER COLUMN position SET STATISTICS 0;
+
 -- What became of a request, once that is final (R12). Ids only, in `body` too: a receipt outlives the record
 -- that a permanent deletion erased.
 CREATE TABLE receipts (

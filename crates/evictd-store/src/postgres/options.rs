@@ -134,7 +134,9 @@ impl PostgresOptions {
     }
 
     /// A connection in bounded time, made ready: each of its statements has a limit, its commits are durable
-    /// (R4, R7: on the synchronous standbys, too, if there are any), and a warning is told.
+    /// (R4, R7: on the synchronous standbys, too, if there are any), and a warning is told. No table is read
+    /// whole where an index can serve, whatever the planner believes of a log that changes all the time; and no
+    /// statement is long enough to be compiled.
     pub(super) async fn connect(&self) -> sqlx::Result<PgConnection> {
         let connect = async {
             let mut connection = self.connect.connect().await?;
@@ -144,6 +146,7 @@ impl PostgresOptions {
                 "SET statement_timeout = {statement}; SET lock_timeout = {statement};
                  SET idle_in_transaction_session_timeout = {idle};
                  SET client_min_messages = warning;
+                 SET enable_seqscan = off; SET jit = off;
                  SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit')
                      WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, false)"
             );

@@ -129,7 +129,9 @@ fn a_root_key_that_is_revoked_on_the_command_line_verifies_nothing_any_more_at_o
     let id = world.sql("SELECT id FROM root_keys")?;
     let began = Instant::now();
     let mut command = evictd_command()?;
-    command.args(["root-key", "revoke", id.as_str(), "--config"]).arg(&world.publisher().config);
+    command
+        .args(["root-key", "revoke", "--root-key-id", id.as_str(), "--config"])
+        .arg(&world.publisher().config);
     let output = command.output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     wait_until_applied_everywhere(world, &id, "deleted")?;

@@ -100,7 +100,10 @@ fn publishers_and_agents_need_no_more_than_the_documented_rights() -> Result<()>
     world.assert_gone(&[doomed, by_clerk, erased])?;
     world.wait_for_codes(&[good], "VALID")?;
     for agent in world.topology.agents() {
-        ensure!(count(agent, "evictd_agent_database_reads_total", &[("outcome", "ok")])? > 0, "it wasn't read");
+        ensure!(
+            count(agent, "evictd_agent_database_reads_total", &[("outcome", "ok")])? > 0,
+            "it wasn't read"
+        );
         assert_eq!(count(agent, "evictd_agent_database_reads_total", &[("outcome", "failed")])?, 0);
     }
     world.assert_works()?;

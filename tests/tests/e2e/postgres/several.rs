@@ -249,10 +249,13 @@ fn a_key_that_is_deleted_at_two_publishers_at_once_is_deleted_once() -> Result<(
         let clients: Vec<_> = (0..CLIENTS)
             .map(|client| {
                 let (publisher, keys) = (&publishers[client % publishers.len()], &keys);
-                scope.spawn(move || keys.iter().map(|key| Asked::of(publisher, key)).collect::<Result<Vec<_>>>())
+                scope.spawn(move || {
+                    keys.iter().map(|key| Asked::of(publisher, key)).collect::<Result<Vec<_>>>()
+                })
             })
             .collect();
-        let told = clients.into_iter().map(|client| client.join().map_err(|_| anyhow!("a client panicked"))?);
+        let told =
+            clients.into_iter().map(|client| client.join().map_err(|_| anyhow!("a client panicked"))?);
         told.collect::<Result<Vec<_>>>()
     })?;
     for (n, key) in keys.iter().enumerate() {
@@ -271,7 +274,8 @@ fn everybody_changes_the_same_records_at_all_publishers() -> Result<()> {
     let mut random = Random::draw()?;
     let site = Site::start(2, plan(&["eu", "us"]))?;
     let world = &site.world;
-    let pool = Pool { apis: Mutex::new(vec![world.create_api()?, world.create_api()?]), keys: Mutex::default() };
+    let pool =
+        Pool { apis: Mutex::new(vec![world.create_api()?, world.create_api()?]), keys: Mutex::default() };
     let publishers: Vec<Caller> = world.topology.publishers().map(|node| Caller::new(world, node)).collect();
     let over = Instant::now() + Duration::from_secs(4);
     let changed = thread::scope(|scope| {
@@ -289,7 +293,8 @@ fn everybody_changes_the_same_records_at_all_publishers() -> Result<()> {
                 })
             })
             .collect();
-        let changed = clients.into_iter().map(|client| client.join().map_err(|_| anyhow!("a client panicked"))?);
+        let changed =
+            clients.into_iter().map(|client| client.join().map_err(|_| anyhow!("a client panicked"))?);
         changed.sum::<Result<usize>>()
     });
     let changed = changed.with_context(|| random.how_to_repeat())?;

@@ -9,7 +9,7 @@ use evictd_store::log::Replay;
 use sqlx::Executor;
 
 use super::{after, connect, populated, run, stranger, wait_for_waiters};
-use crate::fixture::{actor, api_id, instance, key, key_scope, news, run_round};
+use crate::fixture::{actor, api_id, asking, instance, key, key_scope, news, receipt, run_round, workspace};
 
 #[tokio::test]
 async fn transactions_that_commit_out_of_order_are_numbered_as_they_commit() {
@@ -149,4 +149,48 @@ async fn a_database_that_reads_all_else_in_old_snapshots_is_numbered_from_new_on
         let (one, two) = tokio::join!(here.number(10), there.number(10));
         assert_eq!(one.unwrap().rows.len() + two.unwrap().rows.len(), 1);
     }
+}
+
+#[tokio::test]
+async fn a_long_log_is_never_read_whole_whatever_the_planner_believes_of_it() {
+    const ROWS: u64 = 20_000;
+    let fixture = populated(3).await;
+    // Statistics from a moment when nearly all of the log was waiting.
+    run(
+        &fixture.url,
+        "INSERT INTO invalidations (scope, workspace_id, cause)
+         SELECT 'workspace', 'ws_1', 'changed' FROM generate_series(1, 20000)",
+    )
+    .await;
+    run(&fixture.url, "ANALYZE").await;
+    let head = run_round(&fixture.store, &[], &[]).await.numbered.head;
+    assert!(head.position() > ROWS);
+    fixture.store.close().await;
+
+    let rows_read = async || -> i64 {
+        let sql =
+            "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_user_tables WHERE relname = 'invalidations'";
+        sqlx::query_scalar(sql).fetch_one(&mut stranger(&fixture.url).await).await.unwrap()
+    };
+    let before = rows_read().await;
+    let store = connect(&fixture.url).await;
+    for n in 1..=10 {
+        let request = asking(&format!("req_{n}"));
+        store.create_key(&request, key(n + 10)).await.unwrap();
+        store.version().await.unwrap();
+        let numbered = store.number(10).await.unwrap();
+        assert_eq!(numbered.rows.len(), 1);
+        store.number(10).await.unwrap();
+        store.version().await.unwrap();
+        store.backlog().await.unwrap();
+        run_round(&store, &[instance(1)], &[]).await;
+        assert_eq!(store.open_requests(head, 10).await.unwrap().len(), 1);
+        store.record_receipts(&[receipt(&request.request_id, numbered.head, "{}")]).await.unwrap();
+        store.receipt(&workspace(), &request.request_id).await.unwrap();
+        store.replay(1, head.position(), u64::MAX, 10).await.unwrap();
+    }
+    // What a session has read is counted when it ends.
+    store.close().await;
+    let read = rows_read().await - before;
+    assert!(read < 2_000, "{read} of {ROWS} rows, in ten times ten statements");
 }
