@@ -15,7 +15,8 @@ use serde_json::json;
 use super::Site;
 use crate::bad_days::{Asked, Story, Told};
 use crate::world::{
-    Caller, Key, SOON, UNAVAILABLE, World, count, flushes, plan, wait_for_readiness, with_bound,
+    Caller, Key, SOON, UNAVAILABLE, World, count, flushes, plan, wait_for_readiness, wait_until_applied,
+    with_bound,
 };
 
 /// A statement's five seconds and two of grace, or the five that connecting may take; and a busy machine.
