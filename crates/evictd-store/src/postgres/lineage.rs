@@ -6,7 +6,7 @@
 //! finds another one begins a new epoch before it numbers anything.
 //!
 //! It isn't enough to count epochs up: the commit that began one may be among the lost ones. So each timeline has
-//! [`EPOCHS`] of its own, and an epoch's number tells its timeline. `docs/adr/0008` has the reasons.
+//! [`EPOCHS_PER_TIMELINE`] of its own, and an epoch's number tells its timeline. `docs/adr/0008` has the reasons.
 
 use evictd_core::limits::{EPOCH_MAX, EPOCHS_PER_TIMELINE};
 use evictd_core::position::LogPosition;
