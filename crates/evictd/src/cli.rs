@@ -6,7 +6,7 @@
 //! included; and with 3 when a change succeeded, but `--wait` didn't see every region confirm it or be fenced.
 //!
 //! * [`args`]: the command tree.
-//! * [`usage`]: what of Unkey's flag syntax clap has to be taught, and what of Unkey's is left out.
+//! * [`mod@usage`]: what of Unkey's flag syntax clap has to be taught, and what of Unkey's is left out.
 //! * [`settings`]: where the root key and the URL come from.
 //! * [`login`]: `evictd auth login`, which keeps the root key there.
 //! * [`client`]: sending, and sending again.
