@@ -8,6 +8,7 @@
 //! * [`direct_sql`]: changes past the API are told by NOTIFY, and found without.
 //! * [`transactions`]: those that take long, and commit in another order than they began.
 //! * [`several`]: publishers end, and stand still, at every point of their common work.
+//! * [`receipts`]: what is confirmed, with publishers and agents that come and go.
 //! * [`failover`]: another server takes over, with everything or with less.
 //! * [`replicas`]: agents that read a replica.
 //! * [`outages`]: the server is gone, silent, locked, or full.
@@ -18,17 +19,20 @@ mod direct_sql;
 mod failover;
 mod ordinary;
 mod outages;
+mod receipts;
 mod replicas;
 mod several;
 mod transactions;
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use evictd_postgres_server::Postgres;
+use evictd_tests::http::{Client, Response};
 use evictd_tests::sql::{Session, server_of};
 use evictd_tests::topology::{Node, Plan, Store};
-use evictd_tests::wait::try_eventually;
+use evictd_tests::wait::{throughout, try_eventually};
 use serde_json::{Value, json};
 use toml::{Table, toml};
 
@@ -123,6 +127,51 @@ impl Settled {
             .iter()
             .filter_map(|region| Some((region["region"].as_str()?, region["state"].as_str()?)))
             .collect()
+    }
+}
+
+/// All publishers, for clients that go to the next one if one fails.
+#[derive(Clone)]
+struct Publishers {
+    addresses: Vec<SocketAddr>,
+    root_key: String,
+}
+
+impl Publishers {
+    fn of(world: &World) -> Self {
+        let addresses = world.topology.publishers().map(|node| node.http).collect();
+        Self { addresses, root_key: world.topology.root_key().to_owned() }
+    }
+
+    /// Calls one after the other, from the `first` on, until the answer is definite: none that a failure of the server
+    /// explains. Each has some seconds for it.
+    fn call(
+        &self,
+        first: usize,
+        operation: &str,
+        body: &Value,
+        headers: &[(&str, &str)],
+    ) -> Result<Response> {
+        const EACH: Duration = Duration::from_secs(6);
+        const ALL: Duration = Duration::from_secs(45);
+        let client = Client::with_timeout(EACH);
+        let began = Instant::now();
+        for address in self.addresses.iter().cycle().skip(first % self.addresses.len()) {
+            let url = format!("http://{address}/v2/{operation}");
+            match client.post_json(&url, Some(&self.root_key), body, headers) {
+                Ok(answer) if answer.status < 500 => return Ok(answer),
+                last if began.elapsed() > ALL => bail!("{operation} failed everywhere for {ALL:?}: {last:?}"),
+                _ => throughout(Duration::from_millis(5), || Ok(()))?,
+            }
+        }
+        bail!("there is no publisher")
+    }
+
+    fn create_key(&self, first: usize, api: &str) -> Result<Key> {
+        let answer = self.call(first, "keys.createKey", &json!({ "apiId": api }), &[])?;
+        let text = |member: &str| answer.body["data"][member].as_str().map(str::to_owned);
+        let key = text("keyId").zip(text("key")).map(|(id, text)| Key { id, text });
+        key.with_context(|| format!("createKey was answered {}: {}", answer.status, answer.text))
     }
 }
 

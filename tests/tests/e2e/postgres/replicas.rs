@@ -8,7 +8,7 @@ use evictd_tests::proxy::Mode;
 use evictd_tests::topology::{Node, Plan};
 use evictd_tests::wait::{throughout, try_eventually};
 
-use super::{Settled, Site, reading};
+use super::{Settled, Site, delete_as_soon_as_possible, reading};
 use crate::world::{
     SOON, UNAVAILABLE, World, assert_bounded, breakable, count, flushes, plan, wait_for_mode,
     wait_until_applied, with_bound,
@@ -205,4 +205,45 @@ fn an_agent_that_is_cut_off_with_its_replica_denies_within_the_bound() -> Result
     world.assert_gone(&[doomed])?;
     world.wait_for_codes(&[good, uncached], "VALID")?;
     replicated.site.assert_no_rule_was_broken()
+}
+
+/// Failure: an agent reads a primary that was demoted and doesn't know it, and shows what it shows for ever.
+#[test]
+fn an_agent_that_reads_the_demoted_primary_believes_nothing_of_what_changed() -> Result<()> {
+    const BOUND: Duration = Duration::from_secs(3);
+    let server = Postgres::start()?;
+    let standby = server.standby()?;
+    server.set("synchronous_standby_names = '*'")?;
+    let agents = reading(&server.url());
+    let mut site = Site::start_on(server, 2, Plan { agents, bound: BOUND, ..breakable(&["eu", "us"]) })?;
+    let keys = site.world.create_keys(6)?;
+    let [cached, uncached, good, others @ ..] = &keys[..] else { bail!("no keys") };
+    site.world.cache_everywhere(&[cached, good])?;
+    standby.promote()?;
+    let demoted = site.move_to(standby)?;
+    let world = &site.world;
+    let mut deleted_at = Instant::now();
+    for key in [cached, uncached] {
+        deleted_at = delete_as_soon_as_possible(world, site.publisher(1)?, key)?;
+    }
+    throughout(BOUND * 2, || {
+        for agent in world.topology.agents() {
+            for key in [cached, uncached] {
+                let asked_at = Instant::now();
+                assert_bounded(asked_at, deleted_at, BOUND, &world.code(agent, key)?)?;
+            }
+        }
+        Ok(())
+    })?;
+    world.assert_gone(&[cached, uncached])?;
+    let in_the_old_one = demoted.query("SELECT count(*) FROM keys WHERE deleted_at_m IS NULL")?;
+    assert_eq!(in_the_old_one, "6", "it doesn't show what it showed");
+    for key in others.iter().chain([good]) {
+        world.wait_for_codes(&[key], "VALID")?;
+    }
+    for agent in world.topology.agents() {
+        ensure!(reads(agent, "too_old")? > 0, "the demoted primary wasn't asked");
+    }
+    world.assert_works()?;
+    site.assert_no_rule_was_broken()
 }

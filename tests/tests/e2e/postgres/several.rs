@@ -6,15 +6,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use evictd_tests::http::Client;
 use evictd_tests::proxy::{Mode, Way};
 use evictd_tests::random::Random;
 use evictd_tests::topology::{Node, Plan};
 use evictd_tests::wait::{throughout, try_eventually};
-use serde_json::{Value, json};
+use serde_json::json;
 use toml::toml;
 
-use super::{Settled, Site};
+use super::{Publishers, Settled, Site};
 use crate::bad_days::{Asked, Told, check_log, check_receipts};
 use crate::world::{
     Caller, Key, SOON, World, assert_bounded, breakable, flushes, plan, repairs, wait_for_count, with_bound,
@@ -378,9 +377,7 @@ struct Fate {
 
 /// What clients did.
 struct Story {
-    /// Where publishers are.
-    publishers: Vec<String>,
-    root_key: String,
+    publishers: Publishers,
     api: String,
     fates: Mutex<Vec<Fate>>,
     over: AtomicBool,
@@ -388,10 +385,8 @@ struct Story {
 
 impl Story {
     fn new(world: &World) -> Self {
-        let publishers = world.topology.publishers().map(|node| format!("http://{}/v2", node.http));
         Self {
-            publishers: publishers.collect(),
-            root_key: world.topology.root_key().to_owned(),
+            publishers: Publishers::of(world),
             api: world.api.clone(),
             fates: Mutex::default(),
             over: AtomicBool::new(false),
@@ -406,24 +401,6 @@ impl Story {
         Ok(work(&mut *self.fates.lock().map_err(|_| anyhow!("somebody panicked"))?))
     }
 
-    /// Calls the publishers in turn until the answer is definite: its status.
-    fn call(&self, first: usize, operation: &str, body: &Value) -> Result<(u16, Value)> {
-        const PATIENCE: Duration = Duration::from_secs(40);
-        let client = Client::with_timeout(Duration::from_secs(3));
-        let began = Instant::now();
-        for publisher in self.publishers.iter().cycle().skip(first % self.publishers.len()) {
-            let url = format!("{publisher}/{operation}");
-            match client.post_json(&url, Some(&self.root_key), body, &[]) {
-                Ok(answer) if answer.status < 500 => return Ok((answer.status, answer.body)),
-                last if began.elapsed() > PATIENCE => {
-                    bail!("{operation} found nobody for {PATIENCE:?}: {last:?}")
-                }
-                _ => thread::yield_now(),
-            }
-        }
-        bail!("there is no publisher")
-    }
-
     /// Creates keys, and deletes all but every fourth of them soon after.
     fn create_and_delete(&self, client: usize) -> Result<()> {
         let mut mine = Vec::new();
@@ -431,10 +408,7 @@ impl Story {
             if self.is_over() {
                 break;
             }
-            let (status, body) = self.call(client + turn, "keys.createKey", &json!({ "apiId": self.api }))?;
-            ensure!(status == 200, "createKey was answered {status}: {body}");
-            let text = |member: &str| body["data"][member].as_str().map(str::to_owned).context("no key");
-            let key = Key { id: text("keyId")?, text: text("key")? };
+            let key = self.publishers.create_key(client + turn, &self.api)?;
             let index = self.with_fates(|fates| {
                 fates.push(Fate { key, doomed: false, deleted_at: None });
                 fates.len() - 1
@@ -455,9 +429,9 @@ impl Story {
             fates[index].doomed = true;
             fates[index].key.id.clone()
         })?;
-        let (status, body) = self.call(first, "keys.deleteKey", &json!({ "keyId": id }))?;
+        let answer = self.publishers.call(first, "keys.deleteKey", &json!({ "keyId": id }), &[])?;
         // 404: an earlier try had worked although it wasn't answered.
-        ensure!([200, 404].contains(&status), "the deletion of {id} was answered {status}: {body}");
+        ensure!([200, 404].contains(&answer.status), "{id} was answered {}: {}", answer.status, answer.text);
         self.with_fates(|fates| fates[index].deleted_at = Some(Instant::now()))
     }
 

@@ -1,0 +1,129 @@
+//! What is confirmed, with publishers and agents that come and go: nobody answers from it any more, whichever publisher
+//! says so (G2, R11, R12).
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use evictd_tests::random::Random;
+use evictd_tests::topology::Plan;
+use evictd_tests::wait::throughout;
+use serde_json::json;
+
+use super::{Publishers, Site};
+use crate::bad_days::{check_log, check_receipts};
+use crate::world::{Caller, SOON, plan, with_bound};
+
+const BOUND: Duration = Duration::from_secs(3);
+const RUN: Duration = Duration::from_secs(9);
+
+/// What receipts said.
+#[derive(Default, Debug)]
+struct Said {
+    confirmed: usize,
+    fenced: usize,
+    /// Not final when the wait was over, or never heard.
+    open: usize,
+}
+
+/// Creates keys, has all agents cache them, deletes them, and asks every agent as soon as the receipt is final.
+fn hold_receipts_against_agents(
+    publishers: &Publishers,
+    api: &str,
+    agents: &[Caller],
+    mut turn: usize,
+    over: &AtomicBool,
+) -> Result<Said> {
+    let mut said = Said::default();
+    while !over.load(Ordering::Relaxed) {
+        turn += 1;
+        let key = publishers.create_key(turn, api)?;
+        // An agent that isn't there caches nothing.
+        agents.iter().for_each(|agent| drop(agent.code(&key)));
+        let body = json!({ "keyId": key.id });
+        let answer = publishers.call(turn + 1, "keys.deleteKey", &body, &[("Prefer", "wait=5")])?;
+        ensure!([200, 404].contains(&answer.status), "{}: {}", answer.status, answer.text);
+        let told = &answer.body["meta"]["propagation"];
+        match told["state"].as_str() {
+            Some("confirmed") if told["final"] == true => said.confirmed += 1,
+            Some("fenced") if told["final"] == true => said.fenced += 1,
+            _ => {
+                said.open += 1;
+                continue;
+            }
+        }
+        for (n, agent) in agents.iter().enumerate() {
+            if let Ok(code) = agent.code(&key) {
+                ensure!(code != "VALID", "{} is VALID at agent {n}: {told}", key.id);
+            }
+        }
+    }
+    Ok(said)
+}
+
+/// Publishers are killed and stand still, and agents say goodbye and are started anew, until the time is over.
+fn come_and_go(site: &mut Site, random: &mut Random, events: &mut Vec<String>) -> Result<()> {
+    let began = Instant::now();
+    while began.elapsed() < RUN {
+        let (what, publisher) = (random.below(4), random.below(3));
+        events.push(format!("{:?}: {what}, publisher {publisher}", began.elapsed()));
+        let publisher = site.world.topology.publishers_mut().nth(publisher).context("no publisher")?;
+        match what {
+            0 => publisher.daemon.restart()?,
+            1 => {
+                publisher.daemon.pause()?;
+                throughout(Duration::from_millis(300 + random.below(700) as u64), || Ok(()))?;
+                publisher.daemon.resume()?;
+            }
+            _ => {
+                let agent = &mut site.world.topology.regions[0].agents[1].daemon;
+                agent.stop(SOON)?;
+                agent.restart()?;
+            }
+        }
+        throughout(Duration::from_millis(random.below(500) as u64), || Ok(()))?;
+    }
+    Ok(())
+}
+
+/// Failure: an agent that started a moment ago at one publisher's word is unknown to the other, which confirms without
+/// it; or one that a publisher hasn't heard of for a while is forgotten by it, and served by another.
+#[test]
+fn what_is_confirmed_by_any_publisher_is_answered_by_no_agent() -> Result<()> {
+    let mut random = Random::draw()?;
+    let mut events = Vec::new();
+    let outcome = live_through(&mut random, &mut events);
+    outcome.with_context(|| format!("{}\n{}", events.join("\n"), random.how_to_repeat()))
+}
+
+fn live_through(random: &mut Random, events: &mut Vec<String>) -> Result<()> {
+    let mut plan = with_bound(BOUND, plan(&["eu", "us"]));
+    plan.regions[0].1.push("agent-2".to_owned());
+    let mut site = Site::start(3, Plan { ..plan })?;
+    let (publishers, api) = (Publishers::of(&site.world), site.world.api.clone());
+    let agents: Vec<Caller> =
+        site.world.topology.agents().map(|agent| Caller::new(&site.world, agent)).collect();
+    let over = AtomicBool::new(false);
+    let said = thread::scope(|scope| {
+        let clients = [0, 1, 2, 3].map(|turn| {
+            let (publishers, api, agents, over) = (&publishers, &api, &agents, &over);
+            scope.spawn(move || hold_receipts_against_agents(publishers, api, agents, turn, over))
+        });
+        let outcome = come_and_go(&mut site, random, events);
+        over.store(true, Ordering::Relaxed);
+        let said = clients.map(|client| client.join().map_err(|_| anyhow!("a client panicked"))?);
+        outcome?;
+        said.into_iter().collect::<Result<Vec<_>>>()
+    })?;
+    println!("{said:?}");
+    for node in site.world.topology.publishers_mut() {
+        node.wait_until_ready()?;
+    }
+    ensure!(said.iter().map(|said| said.confirmed).sum::<usize>() > 20, "too little was confirmed: {said:?}");
+    site.world.wait_until_caught_up()?;
+    check_log(&site.world)?;
+    check_receipts(&site.world, std::iter::empty())?;
+    site.world.assert_works()?;
+    site.assert_no_rule_was_broken()
+}
