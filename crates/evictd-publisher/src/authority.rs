@@ -12,6 +12,7 @@ use evictd_core::position::LogPosition;
 use evictd_core::roster::Instance;
 use evictd_core::time::LeaseTime;
 use evictd_ops::clock;
+use evictd_ops::readiness::Condition;
 use evictd_store::log::{Round, RoundRequest};
 use evictd_store::{HomeStore, StoreError};
 use evictd_wire::probe::{ProbeAnswer, ProbeRequest};
@@ -125,6 +126,8 @@ pub(crate) struct Authority {
     pub(crate) fence: Fence,
     pub(crate) rounds: RoundWish,
     pub(crate) serving: watch::Sender<bool>,
+    /// Met unless rounds don't succeed: what changes here is refused then, or not announced.
+    pub(crate) condition: Condition,
 }
 
 /// Somebody who waits for a round.
@@ -176,6 +179,11 @@ impl Authority {
             }
             let stalled = waiting.rounds.stalled(now, patience);
             self.metrics.stalled(stalled);
+            if stalled {
+                self.condition.unmet("a probe round that succeeds; see the log for why they fail");
+            } else {
+                self.condition.met();
+            }
             self.serving.send_if_modified(|serving| std::mem::replace(serving, !stalled) == stalled);
             probes.set_serving(!stalled).await;
             if stalled && running.is_none() {

@@ -198,6 +198,7 @@ pub async fn start(
         fence: fence.clone(),
         rounds: rounds.clone(),
         serving: tokio::sync::watch::Sender::new(true),
+        condition: readiness.condition("rounds", "the first look at probes"),
     };
     let questions = questions::Questions::new(
         &config.authority,

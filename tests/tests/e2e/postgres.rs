@@ -4,6 +4,7 @@
 //! is held as on SQLite; what is added is that publishers come and go without each other's knowledge, and that the
 //! server itself may be replaced by one that knows less.
 //!
+//! * [`clients`]: clients that do everything at all publishers and agents, and hold them to the promise.
 //! * [`ordinary`]: a deletion, and that it doesn't matter who numbers it.
 //! * [`direct_sql`]: changes past the API are told by NOTIFY, and found without.
 //! * [`transactions`]: those that take long, and commit in another order than they began.
@@ -14,6 +15,7 @@
 //! * [`outages`]: the server is gone, silent, locked, or full.
 //! * [`crash_run`]: many deletions under many kills, on both stores.
 
+mod clients;
 mod crash_run;
 mod direct_sql;
 mod failover;

@@ -6,6 +6,7 @@ use async_nats::Message;
 use evictd_core::ids::{InstanceId, KeyHash};
 use evictd_core::roster::PartitionPolicy;
 use evictd_ops::metrics::Registry;
+use evictd_ops::readiness::Readiness;
 use evictd_store::sqlite::SqliteStore;
 use evictd_wire::lookup::LookupRequest;
 use evictd_wire::subject::Kind;
@@ -74,6 +75,7 @@ impl Home {
             fence,
             rounds,
             serving: watch::Sender::new(true),
+            condition: Readiness::new().condition("rounds", "the test"),
         };
         let (probe_intake, probes) = fed(&bus, Kind::Probe);
         let (lookup_intake, lookups) = fed(&bus, Kind::Lookup);

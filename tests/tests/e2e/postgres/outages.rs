@@ -376,3 +376,83 @@ fn while_the_only_standby_is_gone_changes_are_unknown_and_agents_fenced() -> Res
     world.assert_works()?;
     site.assert_no_rule_was_broken()
 }
+
+/// Failure: a connection that the server or something in between has given up is noticed by a client.
+#[test]
+fn idle_connections_that_are_cut_again_and_again_are_replaced_unnoticed() -> Result<()> {
+    let site = Site::start(2, plan(&["eu", "us"]))?;
+    let world = &site.world;
+    let keys = world.create_keys(20)?;
+    let doomed: Vec<&Key> = keys.iter().collect();
+    world.cache_everywhere(&doomed)?;
+    site.server.set("idle_session_timeout = '60ms'")?;
+    let publishers: Vec<Caller> = world.topology.publishers().map(|node| Caller::new(world, node)).collect();
+    let mut story = Story::default();
+    for (key, publisher) in keys.iter().zip(publishers.iter().cycle()) {
+        throughout(Duration::from_millis(100), || Ok(()))?;
+        story.0.push(Asked::of(publisher, key)?);
+    }
+    assert_eq!(story.count(Told::Deleted), keys.len());
+    // Who listens is cut off as well, and polls.
+    let by_sql = world.create_key()?;
+    world.cache_everywhere(&[&by_sql])?;
+    world.sql(&format!("UPDATE keys SET deleted_at_m = 1 WHERE id = '{}'", by_sql.id))?;
+    world.assert_gone(&[&by_sql])?;
+    story.check(world)?;
+    for publisher in world.topology.publishers() {
+        assert_eq!(count(publisher, "evictd_publisher_store_failures_total", &[])?, 0);
+        assert_eq!(count(publisher, "evictd_publisher_requests_total", &[("class", "5xx")])?, 0);
+    }
+    world.assert_works()?;
+    site.assert_no_rule_was_broken()
+}
+
+/// Failure: somebody has set something else for all sessions of the database than publishers take for granted.
+#[test]
+fn what_the_database_sets_for_its_sessions_changes_nothing() -> Result<()> {
+    const SETTINGS: [&str; 10] = [
+        "default_transaction_isolation = 'serializable'",
+        "default_transaction_deferrable = on",
+        "synchronous_commit = off",
+        "session_replication_role = 'replica'",
+        "bytea_output = 'escape'",
+        "client_min_messages = 'error'",
+        "lock_timeout = '1ms'",
+        "idle_in_transaction_session_timeout = '1ms'",
+        "extra_float_digits = 0",
+        "plan_cache_mode = 'force_generic_plan'",
+    ];
+    let server = Postgres::start()?;
+    for setting in SETTINGS {
+        server.query(&format!("ALTER DATABASE evictd SET {setting}"))?;
+    }
+    let site = Site::start_on(server, 2, plan(&["eu", "us"]))?;
+    let world = &site.world;
+    let keys = world.create_keys(40)?;
+    let (good, doomed) = keys.split_first().context("no keys")?;
+    world.cache_everywhere(&keys.iter().collect::<Vec<_>>())?;
+    let story = delete_at_once(world, doomed, || Ok(()))?;
+    assert_eq!(story.count(Told::Deleted), doomed.len());
+    world.sql(&format!("UPDATE keys SET enabled = false WHERE id = '{}'", good.id))?;
+    world.wait_for_codes(&[good], "DISABLED")?;
+    story.check(world)?;
+    world.assert_works()?;
+    site.assert_no_rule_was_broken()
+}
+
+/// Failure: a publisher that starts before its server waits for ever without a word, or shows its password.
+#[test]
+fn a_publisher_that_starts_without_its_server_ends_and_says_what_to_do() -> Result<()> {
+    let mut site = Site::start(1, plan(&["eu"]))?;
+    site.server.kill()?;
+    let publisher = &mut site.world.topology.publisher.daemon;
+    publisher.restart()?;
+    let status = publisher.wait_exit(SOON)?;
+    ensure!(!status.success(), "it ended with {status}");
+    let said = publisher.stderr()?;
+    ensure!(said.contains("no server listens there; start it, or correct host and port"), "{said}");
+    site.server.start_again()?;
+    site.world.topology.publisher.restart()?;
+    site.world.assert_works()?;
+    site.assert_no_rule_was_broken()
+}

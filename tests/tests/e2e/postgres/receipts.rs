@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use evictd_tests::random::Random;
-use evictd_tests::topology::Plan;
 use evictd_tests::wait::throughout;
 use serde_json::json;
 
@@ -39,8 +38,10 @@ fn hold_receipts_against_agents(
     while !over.load(Ordering::Relaxed) {
         turn += 1;
         let key = publishers.create_key(turn, api)?;
-        // An agent that isn't there caches nothing.
-        agents.iter().for_each(|agent| drop(agent.code(&key)));
+        for agent in agents {
+            // One that isn't there caches nothing.
+            drop(agent.code(&key));
+        }
         let body = json!({ "keyId": key.id });
         let answer = publishers.call(turn + 1, "keys.deleteKey", &body, &[("Prefer", "wait=5")])?;
         ensure!([200, 404].contains(&answer.status), "{}: {}", answer.status, answer.text);
@@ -100,7 +101,7 @@ fn what_is_confirmed_by_any_publisher_is_answered_by_no_agent() -> Result<()> {
 fn live_through(random: &mut Random, events: &mut Vec<String>) -> Result<()> {
     let mut plan = with_bound(BOUND, plan(&["eu", "us"]));
     plan.regions[0].1.push("agent-2".to_owned());
-    let mut site = Site::start(3, Plan { ..plan })?;
+    let mut site = Site::start(3, plan)?;
     let (publishers, api) = (Publishers::of(&site.world), site.world.api.clone());
     let agents: Vec<Caller> =
         site.world.topology.agents().map(|agent| Caller::new(&site.world, agent)).collect();

@@ -1,7 +1,6 @@
 //! Publishers end, and stand still, at every point of their common work.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,11 +12,10 @@ use evictd_tests::wait::{throughout, try_eventually};
 use serde_json::json;
 use toml::toml;
 
-use super::{Publishers, Settled, Site};
+use super::clients::Clients;
+use super::{Settled, Site};
 use crate::bad_days::{Asked, Told, check_log, check_receipts};
-use crate::world::{
-    Caller, Key, SOON, World, assert_bounded, breakable, flushes, plan, repairs, wait_for_count, with_bound,
-};
+use crate::world::{Caller, Key, SOON, World, breakable, flushes, plan, repairs, wait_for_count, with_bound};
 
 /// Ways to drop out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -367,92 +365,6 @@ impl Pool {
 const CHAOS: Duration = Duration::from_secs(9);
 const CHAOS_BOUND: Duration = Duration::from_secs(3);
 
-/// A key, whether somebody has asked for its deletion, and when that was answered.
-#[derive(Clone)]
-struct Fate {
-    key: Key,
-    doomed: bool,
-    deleted_at: Option<Instant>,
-}
-
-/// What clients did.
-struct Story {
-    publishers: Publishers,
-    api: String,
-    fates: Mutex<Vec<Fate>>,
-    over: AtomicBool,
-}
-
-impl Story {
-    fn new(world: &World) -> Self {
-        Self {
-            publishers: Publishers::of(world),
-            api: world.api.clone(),
-            fates: Mutex::default(),
-            over: AtomicBool::new(false),
-        }
-    }
-
-    fn is_over(&self) -> bool {
-        self.over.load(Ordering::Relaxed)
-    }
-
-    fn with_fates<T>(&self, work: impl FnOnce(&mut Vec<Fate>) -> T) -> Result<T> {
-        Ok(work(&mut *self.fates.lock().map_err(|_| anyhow!("somebody panicked"))?))
-    }
-
-    /// Creates keys, and deletes all but every fourth of them soon after.
-    fn create_and_delete(&self, client: usize) -> Result<()> {
-        let mut mine = Vec::new();
-        for turn in 0.. {
-            if self.is_over() {
-                break;
-            }
-            let key = self.publishers.create_key(client + turn, &self.api)?;
-            let index = self.with_fates(|fates| {
-                fates.push(Fate { key, doomed: false, deleted_at: None });
-                fates.len() - 1
-            })?;
-            mine.push(index);
-            // The one before the last: agents have had time to cache it.
-            if turn % 4 != 0
-                && let Some(index) = mine.len().checked_sub(3).map(|at| mine[at])
-            {
-                self.delete(client + turn, index)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn delete(&self, first: usize, index: usize) -> Result<()> {
-        let id = self.with_fates(|fates| {
-            fates[index].doomed = true;
-            fates[index].key.id.clone()
-        })?;
-        let answer = self.publishers.call(first, "keys.deleteKey", &json!({ "keyId": id }), &[])?;
-        // 404: an earlier try had worked although it wasn't answered.
-        ensure!([200, 404].contains(&answer.status), "{id} was answered {}: {}", answer.status, answer.text);
-        self.with_fates(|fates| fates[index].deleted_at = Some(Instant::now()))
-    }
-
-    /// Verifies the newest keys at one agent, again and again, and holds each answer against the promise (G1).
-    fn verify(&self, agent: &Caller) -> Result<usize> {
-        let mut answers = 0;
-        while !self.is_over() {
-            let newest = self.with_fates(|fates| fates.iter().rev().take(60).cloned().collect::<Vec<_>>())?;
-            for fate in newest {
-                let asked_at = Instant::now();
-                let Ok(code) = agent.code(&fate.key) else { continue };
-                answers += 1;
-                if let Some(deleted_at) = fate.deleted_at {
-                    assert_bounded(asked_at, deleted_at, CHAOS_BOUND, &code).context(fate.key.id.clone())?;
-                }
-            }
-        }
-        Ok(answers)
-    }
-}
-
 /// One publisher after the other drops out and returns, until the time is over; sometimes two at once.
 fn drop_in_any_order(site: &mut Site, random: &mut Random, events: &mut Vec<String>) -> Result<()> {
     let began = Instant::now();
@@ -493,34 +405,13 @@ fn publishers_that_drop_out_in_any_order_lose_nothing_and_invent_nothing() -> Re
 
 fn live_through(random: &mut Random, events: &mut Vec<String>) -> Result<()> {
     let mut site = Site::start(3, with_bound(CHAOS_BOUND, plan(&["eu", "us"])))?;
-    let story = Story::new(&site.world);
-    let agents = [0, 1].map(|region| Caller::new(&site.world, site.world.agent(region)));
-    let answers = thread::scope(|scope| {
-        let changing = [0, 1, 2].map(|client| {
-            let story = &story;
-            scope.spawn(move || story.create_and_delete(client))
-        });
-        let verifying = agents.each_ref().map(|agent| scope.spawn(|| story.verify(agent)));
-        let dropped = drop_in_any_order(&mut site, random, events);
-        story.over.store(true, Ordering::Relaxed);
-        let panicked = |_| anyhow!("a client panicked");
-        for client in changing {
-            client.join().map_err(panicked)??;
-        }
-        let mut answers = 0;
-        for client in verifying {
-            answers += client.join().map_err(panicked)??;
-        }
-        dropped.map(|()| answers)
-    })?;
+    let clients = Clients::new(&site.world, CHAOS_BOUND);
+    clients.work_while(|| drop_in_any_order(&mut site, random, events))?;
     for publisher in site.world.topology.publishers_mut() {
         publisher.wait_until_ready()?;
     }
-    let fates = story.with_fates(|fates| fates.clone())?;
-    let (doomed, good): (Vec<&Fate>, Vec<&Fate>) = fates.iter().partition(|fate| fate.doomed);
-    println!("{} keys, {} deleted; {answers} answers; {} events", fates.len(), doomed.len(), events.len());
-    ensure!(doomed.len() > 50 && answers > 500, "too little has happened for a test");
-    // Its leases may have lapsed for a moment, but nobody's cache was worth nothing.
-    check(&site, &doomed.iter().map(|fate| &fate.key).collect::<Vec<_>>())?;
-    site.world.wait_for_codes(&good.iter().map(|fate| &fate.key).collect::<Vec<_>>(), "VALID")
+    let fates = clients.fates()?;
+    // Leases may have lapsed for a moment, but nobody's cache was worth nothing.
+    check(&site, &fates.doomed())?;
+    site.world.wait_for_codes(&fates.good(), "VALID")
 }
