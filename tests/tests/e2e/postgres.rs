@@ -9,7 +9,6 @@
 //! * [`direct_sql`]: changes past the API are told by NOTIFY, and found without.
 //! * [`transactions`]: those that take long, and commit in another order than they began.
 //! * [`several`]: publishers end, and stand still, at every point of their common work.
-//! * [`receipts`]: what is confirmed, with publishers and agents that come and go.
 //! * [`failover`]: another server takes over, with everything or with less.
 //! * [`replicas`]: agents that read a replica.
 //! * [`outages`]: the server is gone, silent, locked, or full.
@@ -21,7 +20,6 @@ mod direct_sql;
 mod failover;
 mod ordinary;
 mod outages;
-mod receipts;
 mod replicas;
 mod several;
 mod transactions;

@@ -66,6 +66,8 @@ impl Clients {
                 self.agents.iter().map(|agent| scope.spawn(|| self.verify(agent))).collect();
             let outcome = meanwhile();
             self.over.store(true, Ordering::Relaxed);
+            // What went wrong there explains what clients ran into.
+            let outcome = outcome?;
             for client in changing {
                 client.join().map_err(|_| anyhow!("a client panicked"))??;
             }
@@ -73,7 +75,7 @@ impl Clients {
             for client in verifying {
                 answers += client.join().map_err(|_| anyhow!("a client panicked"))??;
             }
-            Ok::<_, anyhow::Error>((outcome?, answers))
+            Ok::<_, anyhow::Error>((outcome, answers))
         })?;
         let fates = self.fates()?;
         let doomed = fates.doomed().len();
