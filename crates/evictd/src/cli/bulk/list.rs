@@ -95,10 +95,17 @@ mod tests {
     }
 
     #[test]
-    fn an_id_is_as_long_as_the_server_takes_it() {
-        for (text, expected) in
-            [("k_1", true), ("k1", false), (&"k".repeat(255), true), (&"k".repeat(256), false)]
-        {
+    fn an_id_begins_as_the_servers_do_and_is_as_long_as_it_takes_them() {
+        let longest = format!("key_{}", "k".repeat(251));
+        for (text, expected) in [
+            ("key_1", true),
+            ("key_", false),
+            ("k_1", false),
+            ("kkey_1", false),
+            ("key-1", false),
+            (longest.as_str(), true),
+            (&format!("{longest}k"), false),
+        ] {
             assert_eq!(is_id(text), expected, "{text}");
         }
     }
