@@ -13,7 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use crate::ids::{Identity, InstanceId, Region, WorkspaceId};
+use crate::ids::{AgentName, Identity, InstanceId, Region, WorkspaceId};
 use crate::invalidation::Cause;
 use crate::limits::{EARLY_SIGHTINGS_MAX, RECEIPT_NAMES_MAX, SIGHTINGS_REMEMBERED_MAX};
 use crate::position::LogPosition;
@@ -74,7 +74,7 @@ const SILENCE_SLACK: Duration = Duration::from_secs(5);
 /// it may be cut off and serving, and nobody can tell that from its death.
 const STALE_SILENCE: Duration = Duration::from_hours(24);
 
-/// Two processes under one name, both heard within this: a restart leaves one behind that is silent.
+/// Who hasn't spoken for so long isn't taken for alive any more, where two bear one name.
 const LIVE_WITHIN: Duration = Duration::from_secs(5);
 
 /// A span of time that is known up to an error: the truth lies within, both ends included.
@@ -257,7 +257,10 @@ struct Stood {
 #[derive(Debug)]
 struct Progress {
     applied: LogPosition,
+    /// By this publisher, or by another one, as the roster tells.
     heard_at: LeaseTime,
+    /// When this publisher heard it first, and last.
+    spoke: Option<(LeaseTime, LeaseTime)>,
     policy: PartitionPolicy,
     /// Sightings that were counted already: each is told several times.
     sighted: VecDeque<LogPosition>,
@@ -312,7 +315,8 @@ impl Book {
         let applied = LogPosition::ZERO;
         self.regions.entry(identity.region.clone()).or_default().arrive(identity, applied);
         self.moved(&identity.region, now);
-        let progress = Progress { applied, heard_at: now, policy: *policy, sighted: VecDeque::new() };
+        let progress =
+            Progress { applied, heard_at: now, spoke: None, policy: *policy, sighted: VecDeque::new() };
         self.instances.insert(identity.clone(), progress);
     }
 
@@ -326,7 +330,7 @@ impl Book {
         now: LeaseTime,
     ) {
         let Some(progress) = self.instances.get_mut(identity) else { return };
-        progress.heard_at = now;
+        progress.speak(now);
         if applied.epoch() < self.epoch {
             return;
         }
@@ -354,10 +358,10 @@ impl Book {
         }
     }
 
-    /// A process was heard, or seen in the roster again.
+    /// A process was heard here.
     pub fn heard(&mut self, identity: &Identity, now: LeaseTime) {
         if let Some(progress) = self.instances.get_mut(identity) {
-            progress.heard_at = now;
+            progress.speak(now);
         }
     }
 
@@ -427,12 +431,9 @@ impl Book {
         for identity in &gone {
             self.left(identity, now);
         }
-        let mut live_names = BTreeSet::new();
         self.regions.values_mut().for_each(|standings| standings.duplicate_names = false);
-        for (identity, _) in self.instances.iter().filter(|(_, progress)| silent(progress) < LIVE_WITHIN) {
-            if !live_names.insert((&identity.region, &identity.agent))
-                && let Some(standings) = self.regions.get_mut(&identity.region)
-            {
+        for (region, _) in self.shared_names(now).into_keys() {
+            if let Some(standings) = self.regions.get_mut(&region) {
                 standings.duplicate_names = true;
             }
         }
@@ -469,6 +470,25 @@ impl Book {
                 *other != identity && now.since(progress.heard_at) < self.config.bound
             })
             .count()
+    }
+
+    /// The names that several processes bear at once, and how many: each has spoken after all of them had begun to. A
+    /// process that was killed and its successor haven't, however soon after the first the second comes.
+    pub fn shared_names(&self, now: LeaseTime) -> BTreeMap<(Region, AgentName), usize> {
+        let live = self.instances.iter().filter_map(|(identity, progress)| {
+            let (first, last) = progress.spoke?;
+            (now.since(last) < LIVE_WITHIN).then_some(((&identity.region, &identity.agent), first, last))
+        });
+        // Instances of one name stand side by side.
+        let live: Vec<_> = live.collect();
+        live.chunk_by(|(one, ..), (other, ..)| one == other)
+            .filter_map(|processes| {
+                let begun = processes.iter().map(|(_, first, _)| *first).max()?;
+                let together = processes.iter().filter(|(.., last)| *last >= begun).count();
+                let ((region, agent), ..) = processes[0];
+                (together > 1).then(|| ((region.clone(), agent.clone()), together))
+            })
+            .collect()
     }
 
     /// The last of this request's changes that are open here.
@@ -705,6 +725,11 @@ impl Seen {
 }
 
 impl Progress {
+    fn speak(&mut self, now: LeaseTime) {
+        let first = self.spoke.map_or(now, |(first, _)| first);
+        (self.heard_at, self.spoke) = (now, Some((first, now)));
+    }
+
     /// Whether this sighting comes for the first time, as far as remembered.
     fn is_first(&mut self, position: LogPosition) -> bool {
         if self.sighted.contains(&position) {

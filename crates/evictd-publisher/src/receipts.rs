@@ -68,6 +68,8 @@ pub(crate) struct Receipts {
     revision: tokio::sync::Mutex<u64>,
     /// Something is to be stored.
     recorded: Notify,
+    /// Somebody waits for it.
+    awaited: Notify,
     /// The roster or the open requests are to be read again, all of them.
     look_again: Notify,
     /// Other publishers have numbered rows.
@@ -140,6 +142,7 @@ impl Receipts {
             state: Mutex::new(state),
             revision: tokio::sync::Mutex::new(0),
             recorded: Notify::new(),
+            awaited: Notify::new(),
             look_again: Notify::new(),
             numbered_elsewhere: Notify::new(),
             rounds,
@@ -291,11 +294,10 @@ impl Receipts {
                 Event::Final(receipt) => {
                     self.metrics.receipt(receipt.state());
                     let Some((request, _)) = &receipt.change.request else { continue };
-                    if let Some(waiting) = state.waiting.take(request)
-                        && let Some(propagation) = Propagation::new(&receipt, bound)
-                    {
-                        // Whoever waits may be gone.
-                        drop(waiting.send(propagation));
+                    // Whoever waits is told when it is stored: what was told as final stays so, whoever is killed
+                    // now, and whatever another publisher has come to.
+                    if state.waiting.contains(request) {
+                        self.awaited.notify_one();
                     }
                     if state.unrecorded.len() < OPEN_MAX {
                         state.unrecorded.insert(request.clone(), Arc::new(Final { receipt, bound }));

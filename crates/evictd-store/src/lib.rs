@@ -21,6 +21,7 @@ pub mod roster;
 mod rows;
 pub mod sqlite;
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
@@ -217,9 +218,9 @@ pub trait HomeStore: std::fmt::Debug + Send + Sync + 'static {
     async fn purge(&self, purge: Purge) -> Result<Purged, StoreError>;
 
     /// Keeps final receipts, all or none. The first one of a request stays: several publishers may have
-    /// finished the same, and what was answered once is answered again. Rounds wait for it meanwhile: a
-    /// thousand at once are well, a hundred thousand aren't.
-    async fn record_receipts(&self, receipts: &[FinalReceipt]) -> Result<(), StoreError>;
+    /// finished the same, and what was answered once is answered again. Returns the requests that had one. Rounds
+    /// wait for it meanwhile: a thousand at once are well, a hundred thousand aren't.
+    async fn record_receipts(&self, receipts: &[FinalReceipt]) -> Result<HashSet<String>, StoreError>;
 
     /// What became of a request of this workspace; `None` if it carried out no such request.
     async fn receipt(

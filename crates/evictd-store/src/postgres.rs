@@ -41,6 +41,7 @@ mod roster;
 mod triggers;
 mod write;
 
+use std::collections::HashSet;
 use std::time::Instant;
 
 use async_trait::async_trait;
@@ -291,13 +292,14 @@ impl HomeStore for PostgresStore {
         Ok(purged)
     }
 
-    async fn record_receipts(&self, receipts: &[FinalReceipt]) -> Result<(), StoreError> {
+    async fn record_receipts(&self, receipts: &[FinalReceipt]) -> Result<HashSet<String>, StoreError> {
         if receipts.is_empty() {
-            return Ok(());
+            return Ok(HashSet::new());
         }
         let mut write = self.log("record receipts").await?;
-        receipts::record(&mut write, receipts).await?;
-        write.commit().await
+        let had_one = receipts::record(&mut write, receipts).await?;
+        write.commit().await?;
+        Ok(had_one)
     }
 
     async fn receipt(

@@ -30,7 +30,7 @@ mod records;
 mod roster;
 mod write;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -362,13 +362,14 @@ impl HomeStore for SqliteStore {
         Ok(purged)
     }
 
-    async fn record_receipts(&self, receipts: &[FinalReceipt]) -> Result<(), StoreError> {
+    async fn record_receipts(&self, receipts: &[FinalReceipt]) -> Result<HashSet<String>, StoreError> {
         if receipts.is_empty() {
-            return Ok(());
+            return Ok(HashSet::new());
         }
         let mut write = Write::begin(&self.connections.writer, "record receipts").await?;
-        receipts::record(&mut write, receipts).await?;
-        write.commit().await
+        let had_one = receipts::record(&mut write, receipts).await?;
+        write.commit().await?;
+        Ok(had_one)
     }
 
     async fn receipt(

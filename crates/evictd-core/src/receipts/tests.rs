@@ -103,14 +103,22 @@ fn who_serves_stale_records_is_unproven_not_fenced() {
 #[test]
 fn both_processes_under_one_name_have_to_confirm_and_it_is_said() {
     let (one, other) = (agent("eu", "a", 1), agent("eu", "a", 2));
-    let mut book = book(&[&one, &other]);
-    track(&mut book, 2, ms(0));
+    let mut book = book(&[&one]);
+    book.registered(&other, ms(1));
+    track(&mut book, 2, ms(1));
+    book.heard(&other.identity, ms(1));
+    book.poll(ms(1));
+    assert!(!book.receipt("req_2", ms(1)).unwrap().regions[0].duplicate_names, "it may be a successor");
     book.applied(&one.identity, at(2), &[], ms(1));
     book.poll(ms(2));
     let pending = book.receipt("req_2", ms(2)).unwrap();
     assert_eq!(states(&pending), [("eu", "pending")]);
     assert_eq!(pending.regions[0].missing, std::slice::from_ref(&other.identity));
     assert!(pending.regions[0].duplicate_names);
+    // What another publisher tells by the roster is old, and no sign of two at once.
+    book.registered(&one, ms(6_000));
+    book.heard(&other.identity, ms(6_000));
+    assert!(book.shared_names(ms(6_000)).is_empty());
     book.applied(&other.identity, at(2), &[], ms(3));
     assert_eq!(finals(&mut book)[0].state(), RegionState::Confirmed);
 }

@@ -93,12 +93,10 @@ impl State {
     pub(super) fn count(&mut self, now: LeaseTime) {
         let bound = self.book.bound();
         let mut counts: BTreeMap<&Region, [u32; AgentState::ALL.len()]> = BTreeMap::new();
-        let mut names: BTreeMap<_, u32> = BTreeMap::new();
         for (identity, _, heard_at, _) in self.book.instances() {
             let live = now.since(heard_at) < bound;
             let counts = counts.entry(&identity.region).or_default();
             counts[if live { AgentState::Live } else { AgentState::Silent } as usize] += 1;
-            *names.entry((&identity.region, &identity.agent)).or_default() += u32::from(live);
         }
         for region in &self.series.configured {
             counts.entry(region).or_insert_with(|| {
@@ -107,14 +105,12 @@ impl State {
                 counts
             });
         }
-        let duplicates: BTreeSet<_> = names
-            .into_iter()
-            .filter(|(_, processes)| *processes > 1)
-            .map(|((region, agent), processes)| {
-                counts.entry(region).or_default()[AgentState::Duplicate as usize] += processes;
-                (region.clone(), agent.clone())
-            })
-            .collect();
+        let shared = self.book.shared_names(now);
+        for ((region, _), processes) in &shared {
+            let processes = u32::try_from(*processes).unwrap_or(u32::MAX);
+            counts.entry(region).or_default()[AgentState::Duplicate as usize] += processes;
+        }
+        let duplicates: BTreeSet<_> = shared.keys().cloned().collect();
         for (region, agent) in duplicates.difference(&self.series.duplicate_names) {
             tracing::error!(%region, %agent, "several processes run under one agent's name; give each its own");
         }

@@ -65,9 +65,9 @@ impl Recorded {
 
 /// What can be told of a request.
 pub(crate) enum Told {
-    /// It is on its way, or was settled a moment ago.
+    /// It is on its way.
     Here(Box<Propagation>),
-    /// It was settled before: as recorded, byte for byte.
+    /// It is settled: as recorded, byte for byte.
     Recorded(Box<RawValue>),
 }
 
@@ -78,9 +78,13 @@ impl Receipts {
         tokio::join!(self.keep_final_ones(&shutdown), self.keep_up(&shutdown));
     }
 
-    async fn keep_final_ones(&self, shutdown: &CancellationToken) {
+    pub(super) async fn keep_final_ones(&self, shutdown: &CancellationToken) {
         while shutdown.run_until_cancelled(self.recorded.notified()).await.is_some() {
-            shutdown.run_until_cancelled(tokio::time::sleep(GATHER)).await;
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = self.awaited.notified() => {}
+                () = tokio::time::sleep(GATHER) => {}
+            }
             if let Err(error) = self.record().await {
                 store_failed(&error);
                 shutdown.run_until_cancelled(tokio::time::sleep(PAUSE)).await;
@@ -121,7 +125,7 @@ impl Receipts {
         self.adopt_what_is_open().await
     }
 
-    /// Stores what is final. It stays here until that has succeeded.
+    /// Stores what is final, and tells those who wait for it. It stays here until that has succeeded.
     pub(super) async fn record(&self) -> Result<(), StoreError> {
         loop {
             let batch: Vec<Arc<Final>> = self.state.lock().unrecorded.values().take(BATCH).cloned().collect();
@@ -131,14 +135,23 @@ impl Receipts {
             let final_at = clock::wall_now();
             let receipts: Vec<FinalReceipt> =
                 batch.iter().filter_map(|settled| settled.to_record(final_at)).collect();
-            self.store.record_receipts(&receipts).await?;
+            let settled_elsewhere = self.store.record_receipts(&receipts).await?;
             let mut state = self.state.lock();
             for settled in &batch {
                 let Some((request, _)) = &settled.receipt.change.request else { continue };
                 // A new epoch may have come between, and with it another receipt of the same request.
-                if state.unrecorded.get(request).is_some_and(|kept| Arc::ptr_eq(kept, settled)) {
-                    state.unrecorded.remove(request);
-                    state.recorded.note(request);
+                if !state.unrecorded.get(request).is_some_and(|kept| Arc::ptr_eq(kept, settled)) {
+                    continue;
+                }
+                state.unrecorded.remove(request);
+                state.recorded.note(request);
+                // Whoever isn't told here looks into the store: another publisher's receipt was there first.
+                if let Some(waiting) = state.waiting.take(request)
+                    && !settled_elsewhere.contains(&**request)
+                    && let Some(propagation) = Propagation::new(&settled.receipt, settled.bound)
+                {
+                    // Whoever waited may be gone.
+                    drop(waiting.send(propagation));
                 }
             }
         }
@@ -202,6 +215,9 @@ impl Receipts {
         if let Some(told) = self.tell_from_memory(workspace, request) {
             return Ok(Some(told));
         }
+        if self.state.lock().unrecorded.contains_key(request) {
+            self.record().await?;
+        }
         let epoch = self.log_head().epoch();
         let bound = self.state.lock().book.bound();
         let propagation = match self.store.receipt(workspace, request).await? {
@@ -234,16 +250,13 @@ impl Receipts {
         Ok(Some(Told::Here(Box::new(propagation))))
     }
 
+    /// What is known of an open receipt.
     fn tell_from_memory(&self, workspace: &WorkspaceId, request: &str) -> Option<Told> {
         let state = self.state.lock();
-        let open = state.book.receipt(request, clock::lease_now());
-        let bound = state.book.bound();
-        let (receipt, bound) = match &open {
-            Some(receipt) => (receipt, bound),
-            None => state.unrecorded.get(request).map(|settled| (&settled.receipt, settled.bound))?,
-        };
+        let receipt = state.book.receipt(request, clock::lease_now())?;
         let of_workspace = receipt.change.request.as_ref().is_some_and(|(_, owner)| owner == workspace);
-        of_workspace.then(|| Propagation::new(receipt, bound).map(Box::new).map(Told::Here)).flatten()
+        let told = of_workspace.then(|| Propagation::new(&receipt, state.book.bound()))??;
+        Some(Told::Here(Box::new(told)))
     }
 }
 

@@ -89,6 +89,7 @@ impl Receipts {
         let mut state = self.state.lock();
         state.departed.remove(&instance.identity);
         state.book.registered(instance, now);
+        state.book.heard(&instance.identity, now);
         state.series.region(&instance.identity.region);
     }
 

@@ -80,6 +80,8 @@ impl Store {
         let receipts = Arc::new(receipts);
         let stop = CancellationToken::new();
         tokio::spawn(receipts.clone().keep_time(stop.clone()));
+        let (keeper, until) = (receipts.clone(), stop.clone());
+        tokio::spawn(async move { keeper.keep_final_ones(&until).await });
         Home { store: self.store.clone(), receipts, registry, draining, _stop: stop.drop_guard() }
     }
 
@@ -355,12 +357,31 @@ async fn a_change_that_another_publisher_numbered_is_waited_for_and_told_by_both
         publisher.applies(&eu);
     }
     let settled = under.settled(&workspace(), LONG).await;
-    assert_eq!((&*settled.state, settled.measured_from.as_deref()), ("confirmed", Some("request")));
-    assert_eq!(there.told("req_1").await.unwrap().measured_from.as_deref(), Some("first_sight"));
-    // The first one that is stored is what both tell from then on.
-    there.receipts.record().await.unwrap();
-    here.receipts.record().await.unwrap();
-    assert_eq!(here.told("req_1").await, there.told("req_1").await);
+    assert_eq!(settled.state, "confirmed");
+    // The first one that is stored is what both tell.
+    assert_eq!(there.told("req_1").await.unwrap(), settled);
+    assert_eq!(here.told("req_1").await.unwrap(), settled);
+}
+
+#[tokio::test]
+async fn who_waits_is_told_what_another_publisher_has_settled_before() {
+    let store = Store::new().await;
+    let (here, there) = (store.publisher(LONG, &[]).await, store.publisher(SHORT, &[]).await);
+    let eu = agent("eu", "a", 1);
+    here.round(&[&eu]).await;
+    let under = here.receipts.under("req_1", true);
+    here.delete("req_1").await;
+    here.number().await;
+    // There, the bound ends it first.
+    there.receipts.head(here.receipts.log_head());
+    there.receipts.adopt_what_is_open().await.unwrap();
+    while !there.told("req_1").await.unwrap().r#final {
+        tokio::task::yield_now().await;
+    }
+    here.applies(&eu);
+    let settled = under.settled(&workspace(), LONG).await;
+    assert_eq!((&*settled.state, settled.r#final), ("fenced", true));
+    assert_eq!(here.told("req_1").await.unwrap(), settled);
 }
 
 /// Whether this publisher has noticed that others number, too.

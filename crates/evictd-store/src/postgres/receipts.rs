@@ -1,5 +1,7 @@
 //! Receipts, and the requests that still lack one (R12).
 
+use std::collections::HashSet;
+
 use evictd_core::ids::WorkspaceId;
 use evictd_core::position::LogPosition;
 use sqlx::Row;
@@ -13,8 +15,11 @@ use crate::log::NumberedRequest;
 use crate::receipt::{FinalReceipt, OpenRow, Recorded};
 
 /// Keeps the receipts of requests that have none, and takes their log rows off the open ones. In the order of
-/// requests: publishers that finish the same ones at once wait for each other in one direction.
-pub(super) async fn record(write: &mut Write, receipts: &[FinalReceipt]) -> Result<(), StoreError> {
+/// requests: publishers that finish the same ones at once wait for each other in one direction. Returns who had one.
+pub(super) async fn record(
+    write: &mut Write,
+    receipts: &[FinalReceipt],
+) -> Result<HashSet<String>, StoreError> {
     let mut receipts: Vec<&FinalReceipt> = receipts.iter().collect();
     receipts.sort_unstable_by_key(|receipt| &receipt.request_id);
     let requests: Vec<&str> = receipts.iter().map(|receipt| receipt.request_id.as_str()).collect();
@@ -24,7 +29,7 @@ pub(super) async fn record(write: &mut Write, receipts: &[FinalReceipt]) -> Resu
     let insert = sqlx::query(
         "INSERT INTO receipts (request_id, workspace_id, epoch, position, committed_at, final_at, body)
          SELECT * FROM unnest($1::text[], $2::text[], $3::int[], $4::bigint[], $5::bigint[], $6::bigint[], $7::text[])
-         ON CONFLICT (request_id) DO NOTHING",
+         ON CONFLICT (request_id) DO NOTHING RETURNING request_id",
     )
     .bind(&requests)
     .bind(receipts.iter().map(|receipt| receipt.workspace_id.as_str()).collect::<Vec<_>>())
@@ -33,7 +38,10 @@ pub(super) async fn record(write: &mut Write, receipts: &[FinalReceipt]) -> Resu
     .bind(numbers(|receipt| receipt.committed_at.0))
     .bind(numbers(|receipt| receipt.final_at.0))
     .bind(receipts.iter().map(|receipt| receipt.body.as_str()).collect::<Vec<_>>());
-    write.run(insert).await?;
+    let mut had_one: HashSet<String> = requests.iter().map(ToString::to_string).collect();
+    for row in write.rows(insert).await? {
+        had_one.remove(row.try_get::<&str, _>("request_id").map_err(failed("record receipts"))?);
+    }
     let mark = sqlx::query(
         "WITH open AS (
              SELECT id FROM invalidations WHERE request_id = ANY ($1) AND NOT receipted ORDER BY id FOR UPDATE
@@ -41,7 +49,7 @@ pub(super) async fn record(write: &mut Write, receipts: &[FinalReceipt]) -> Resu
          UPDATE invalidations AS i SET receipted = true FROM open WHERE i.id = open.id",
     );
     write.run(mark.bind(&requests)).await?;
-    Ok(())
+    Ok(had_one)
 }
 
 /// What became of a request. One statement, one snapshot, or a request that is receipted meanwhile might be found

@@ -1,5 +1,7 @@
 //! Receipts, and the requests that still lack one (R12).
 
+use std::collections::HashSet;
+
 use evictd_core::ids::WorkspaceId;
 use evictd_core::position::LogPosition;
 use serde_json::json;
@@ -11,8 +13,12 @@ use crate::StoreError;
 use crate::log::NumberedRequest;
 use crate::receipt::{FinalReceipt, OpenRow, Recorded};
 
-/// Keeps the receipts of requests that have none, and takes their log rows off the open ones.
-pub(super) async fn record(write: &mut Write, receipts: &[FinalReceipt]) -> Result<(), StoreError> {
+/// Keeps the receipts of requests that have none, and takes their log rows off the open ones. Returns who had one.
+pub(super) async fn record(
+    write: &mut Write,
+    receipts: &[FinalReceipt],
+) -> Result<HashSet<String>, StoreError> {
+    let mut had_one = HashSet::new();
     for FinalReceipt { request_id, workspace_id, position, committed_at, final_at, body } in receipts {
         let insert = sqlx::query(
             "INSERT INTO receipts (request_id, workspace_id, epoch, position, committed_at, final_at, body)
@@ -25,7 +31,9 @@ pub(super) async fn record(write: &mut Write, receipts: &[FinalReceipt]) -> Resu
         .bind(committed_at.0)
         .bind(final_at.0)
         .bind(body);
-        write.run(insert).await?;
+        if write.run(insert).await? == 0 {
+            had_one.insert(request_id.clone());
+        }
     }
     let requests: Vec<&str> = receipts.iter().map(|receipt| receipt.request_id.as_str()).collect();
     let mark = sqlx::query(
@@ -33,7 +41,7 @@ pub(super) async fn record(write: &mut Write, receipts: &[FinalReceipt]) -> Resu
          WHERE request_id IN (SELECT value FROM json_each(?1)) AND receipted = 0",
     );
     write.run(mark.bind(json!(requests).to_string())).await?;
-    Ok(())
+    Ok(had_one)
 }
 
 /// What became of a request.

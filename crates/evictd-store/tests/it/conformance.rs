@@ -1,5 +1,6 @@
 //! One suite for every implementation of [`HomeStore`].
 
+use std::collections::HashSet;
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -638,8 +639,9 @@ async fn the_first_receipt_of_a_request_stays(store: &dyn HomeStore) {
     populate(store, 0).await;
     let head = store.head().await.unwrap();
     let (first, second) = (receipt("req_1", head, "{\"n\":1}"), receipt("req_1", head, "{\"n\":2}"));
-    store.record_receipts(std::slice::from_ref(&first)).await.unwrap();
-    store.record_receipts(&[second, receipt("req_2", head, "{}")]).await.unwrap();
+    assert_eq!(store.record_receipts(std::slice::from_ref(&first)).await.unwrap(), HashSet::new());
+    let had_one = store.record_receipts(&[second, receipt("req_2", head, "{}")]).await.unwrap();
+    assert_eq!(had_one, HashSet::from(["req_1".to_owned()]));
     let recorded = async |request: &str| store.receipt(&workspace(), request).await.unwrap();
     assert_eq!(recorded("req_1").await, Some(Recorded::Final { body: first.body }));
     assert_eq!(
