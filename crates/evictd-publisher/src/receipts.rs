@@ -88,7 +88,7 @@ struct State {
     known: BTreeMap<Identity, Known>,
     /// Until then the roster may lack somebody: an epoch began a while ago.
     distrusted_until: Option<LeaseTime>,
-    /// Processes that said goodbye, and whose row is still in the roster.
+    /// Processes that said goodbye, and whose row in the roster doesn't tell others yet.
     departed: BTreeSet<Identity>,
     /// Heard since the last round.
     heard: Vec<Identity>,

@@ -209,6 +209,16 @@ impl HomeStore for PostgresStore {
         write.commit().await
     }
 
+    async fn part_with_instances(&self, departed: &[Identity]) -> Result<(), StoreError> {
+        if departed.is_empty() {
+            return Ok(());
+        }
+        let mut write = self.log("part with instances").await?;
+        log::lock_head(&mut write).await?;
+        roster::part(&mut write, departed).await?;
+        write.commit().await
+    }
+
     async fn forget_instances(&self, gone: &[(Identity, StoreTime)]) -> Result<(), StoreError> {
         if gone.is_empty() {
             return Ok(());

@@ -11,7 +11,7 @@ pub struct Roster {
     /// Whether everybody who may hold a lease stands in it. Not so for a while after an epoch began: the store
     /// may have gone back, and its roster with it.
     pub is_complete: bool,
-    /// The instances that are new, or present themselves differently.
+    /// The instances that are new, present themselves differently, or have departed.
     pub entries: Vec<RosterEntry>,
 }
 
@@ -23,4 +23,6 @@ pub struct RosterEntry {
     /// When it was last heard, on the store's clock: up to a minute too early, because it isn't written at
     /// every sign of life.
     pub last_seen: StoreTime,
+    /// It said goodbye to some publisher: it holds no lease, and answers nothing any more.
+    pub departed: bool,
 }

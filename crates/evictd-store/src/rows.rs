@@ -110,13 +110,14 @@ pub(crate) struct RosterColumns<'a> {
     pub(crate) policy: &'a str,
     pub(crate) bound_ms: i64,
     pub(crate) last_seen: i64,
+    pub(crate) departed: bool,
 }
 
 impl RosterColumns<'_> {
     /// The instance. A row that makes no sense is an error and not left out: receipts must not do without
     /// anybody who may hold a lease (G4).
     pub(crate) fn read(&self) -> Result<RosterEntry, StoreError> {
-        let Self { region, agent, instance, policy, bound_ms, last_seen } = *self;
+        let Self { region, agent, instance, policy, bound_ms, last_seen, departed } = *self;
         let corrupt = || StoreError::Corrupt { what: "instance in its roster", value: instance.to_owned() };
         let policies = [PartitionPolicy::Deny, PartitionPolicy::ServeStale];
         Ok(RosterEntry {
@@ -130,6 +131,7 @@ impl RosterColumns<'_> {
                 bound: Duration::from_millis(u64::try_from(bound_ms).map_err(|_| corrupt())?),
             },
             last_seen: StoreTime(last_seen),
+            departed,
         })
     }
 }

@@ -267,6 +267,15 @@ impl HomeStore for SqliteStore {
         write.commit().await
     }
 
+    async fn part_with_instances(&self, departed: &[Identity]) -> Result<(), StoreError> {
+        if departed.is_empty() {
+            return Ok(());
+        }
+        let mut write = Write::begin(&self.connections.writer, "part with instances").await?;
+        roster::part(&mut write, departed).await?;
+        write.commit().await
+    }
+
     async fn forget_instances(&self, gone: &[(Identity, StoreTime)]) -> Result<(), StoreError> {
         if gone.is_empty() {
             return Ok(());

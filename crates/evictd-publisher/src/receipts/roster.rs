@@ -31,6 +31,15 @@ pub(super) struct Known {
     touched: Option<LeaseTime>,
 }
 
+/// Rows of the roster whose processes serve nothing any more.
+#[derive(Default)]
+struct Ended {
+    /// They said goodbye, and the roster doesn't tell others yet.
+    departed: Vec<Identity>,
+    /// They can go: nobody has heard of them for so long that they hold nothing any more.
+    gone: Vec<(Identity, StoreTime)>,
+}
+
 impl Receipts {
     /// Reads what the roster gained. Cheap if that is nothing.
     pub(super) async fn read_roster_changes(&self) -> Result<(), StoreError> {
@@ -53,7 +62,7 @@ impl Receipts {
 
     /// Reads all of it: also who was heard by other publishers, and who can be forgotten.
     pub(super) async fn read_roster(&self) -> Result<(), StoreError> {
-        let gone = {
+        let Ended { departed, gone } = {
             let mut revision = self.revision.lock().await;
             let roster = self.store.roster(0).await?;
             *revision = roster.revision;
@@ -62,6 +71,7 @@ impl Receipts {
             state.compare(&roster, now)
         };
         self.trust_roster_again().await?;
+        self.store.part_with_instances(&departed).await?;
         if gone.is_empty() {
             return Ok(());
         }
@@ -161,7 +171,11 @@ impl State {
         if self.departed.contains(identity) {
             return;
         }
-        self.book.registered(&entry.instance, now);
+        if entry.departed {
+            self.book.left(identity, now);
+        } else {
+            self.book.registered(&entry.instance, now);
+        }
         let known = self.known.get(identity);
         let touched = known.and_then(|known| known.touched);
         let since = known.filter(|known| known.last_seen == entry.last_seen).map_or(now, |known| known.since);
@@ -169,16 +183,21 @@ impl State {
         self.series.region(&identity.region);
     }
 
-    /// Compares the whole roster with what was known of it, and returns the rows that can go: of processes that
-    /// said goodbye, and of those that nobody has heard for so long that they hold nothing any more.
-    fn compare(&mut self, roster: &Roster, now: LeaseTime) -> Vec<(Identity, StoreTime)> {
-        let mut gone = Vec::new();
+    /// Compares the whole roster with what was known of it.
+    fn compare(&mut self, roster: &Roster, now: LeaseTime) -> Ended {
+        let mut ended = Ended::default();
         for entry in &roster.entries {
             let identity = &entry.instance.identity;
             let known = self.known.get(identity).filter(|known| known.last_seen == entry.last_seen);
             let is_old = known.is_some_and(|known| now.since(known.since) >= KEEP_ROWS);
-            if self.departed.contains(identity) || (is_old && !self.book.knows(identity)) {
-                gone.push((identity.clone(), entry.last_seen));
+            if is_old && !self.book.knows(identity) {
+                ended.gone.push((identity.clone(), entry.last_seen));
+            } else if self.departed.contains(identity) {
+                if entry.departed {
+                    self.departed.remove(identity);
+                } else {
+                    ended.departed.push(identity.clone());
+                }
             } else if known.is_none() {
                 self.register(entry, now);
             }
@@ -188,6 +207,6 @@ impl State {
         let Self { known, book, departed, .. } = self;
         departed.retain(|identity| listed.contains(identity));
         known.retain(|identity, _| book.knows(identity) || listed.contains(identity));
-        gone
+        ended
     }
 }

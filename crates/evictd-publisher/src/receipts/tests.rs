@@ -549,12 +549,13 @@ async fn an_agent_that_claims_more_than_there_is_confirms_nothing() {
 }
 
 #[tokio::test]
-async fn a_process_that_said_goodbye_leaves_the_roster_and_is_not_waited_for() {
+async fn a_process_that_said_goodbye_is_waited_for_by_no_publisher() {
     let store = Store::new().await;
-    let home = store.publisher(LONG, &[]).await;
+    let (home, other) = (store.publisher(LONG, &[]).await, store.publisher(LONG, &[]).await);
     let (here, leaving) = (agent("eu", "here", 1), agent("eu", "leaving", 2));
     home.round(&[&here, &leaving]).await;
     home.receipts.read_roster().await.unwrap();
+    other.receipts.read_roster().await.unwrap();
     let goodbye = Applied {
         instance: leaving.identity.instance,
         applied: LogPosition::ZERO,
@@ -566,8 +567,21 @@ async fn a_process_that_said_goodbye_leaves_the_roster_and_is_not_waited_for() {
     home.receipts.read_roster_changes().await.unwrap();
     assert!(!home.receipts.waits_for(&leaving.identity).await);
     home.receipts.read_roster().await.unwrap();
-    let left: Vec<_> = home.store.roster(0).await.unwrap().entries;
-    assert_eq!(left.iter().map(|entry| &entry.instance).collect::<Vec<_>>(), [&here]);
+    home.receipts.read_roster().await.unwrap();
+    assert!(home.receipts.state.lock().departed.is_empty(), "the roster tells it now");
+    assert!(!home.receipts.waits_for(&leaving.identity).await);
+    // The other one missed it. It reads what is new in the roster whenever something is to be confirmed.
+    assert!(other.receipts.waits_for(&leaving.identity).await);
+    home.delete("req_1").await;
+    other.number().await;
+    other.applies(&here);
+    assert!(other.told("req_1").await.unwrap().r#final);
+    other.receipts.read_roster().await.unwrap();
+    assert!(!other.receipts.waits_for(&leaving.identity).await);
+    assert!(
+        !store.publisher(LONG, &[]).await.receipts.waits_for(&leaving.identity).await,
+        "nor after a restart"
+    );
 }
 
 #[tokio::test]

@@ -161,6 +161,7 @@ CREATE TABLE roster (
     first_seen BIGINT NOT NULL,
     last_seen  BIGINT NOT NULL, -- refreshed about once a minute
     revision   BIGINT NOT NULL DEFAULT 1,
+    departed   BOOLEAN NOT NULL DEFAULT false, -- it said goodbye, and answers nothing any more
     PRIMARY KEY (region, agent, instance)
 );
 

@@ -139,6 +139,8 @@ CREATE TABLE roster (
     first_seen INTEGER NOT NULL,
     last_seen  INTEGER NOT NULL, -- refreshed about once a minute
     revision   INTEGER NOT NULL DEFAULT 1,
+    -- It said goodbye, and answers nothing any more.
+    departed   INTEGER NOT NULL DEFAULT 0 CHECK (departed IN (0, 1)),
     PRIMARY KEY (region, agent, instance)
 ) STRICT, WITHOUT ROWID;
 

@@ -42,8 +42,8 @@ pub(super) async fn register(
          ORDER BY region, agent, instance, place DESC
          ON CONFLICT (region, agent, instance) DO UPDATE
          SET policy = excluded.policy, bound_ms = excluded.bound_ms, last_seen = excluded.last_seen,
-             revision = excluded.revision
-         WHERE (known.policy, known.bound_ms) <> (excluded.policy, excluded.bound_ms)
+             revision = excluded.revision, departed = false
+         WHERE (known.policy, known.bound_ms, known.departed) <> (excluded.policy, excluded.bound_ms, false)
             OR abs(excluded.last_seen - known.last_seen) >= $7",
     )
     .bind(regions)
@@ -54,7 +54,25 @@ pub(super) async fn register(
     .bind(now.0)
     .bind(ROSTER_REFRESH.as_micros() as i64);
     if write.run(upsert).await? > 0 {
-        write.run(sqlx::query("UPDATE log_head SET roster_revision = roster_revision + 1")).await?;
+        revise(write).await?;
+    }
+    Ok(())
+}
+
+/// The rows that were written above the head's revision are visible from now on.
+async fn revise(write: &mut Write) -> Result<(), StoreError> {
+    write.run(sqlx::query("UPDATE log_head SET roster_revision = roster_revision + 1")).await.map(drop)
+}
+
+/// Notes that instances said goodbye.
+pub(super) async fn part(write: &mut Write, departed: &[Identity]) -> Result<(), StoreError> {
+    let [regions, agents, instances] = columns(departed);
+    let mark = sqlx::query(
+        "UPDATE roster SET departed = true, revision = roster_revision + 1 FROM log_head
+         WHERE (region, agent, instance) IN (SELECT * FROM unnest($1, $2, $3)) AND NOT departed",
+    );
+    if write.run(mark.bind(regions).bind(agents).bind(instances)).await? > 0 {
+        revise(write).await?;
     }
     Ok(())
 }
@@ -112,7 +130,7 @@ pub(super) async fn changed(log: &Lane, since: u64) -> Result<Roster, StoreError
     const ACTION: &str = "read its roster";
     let ask = || {
         sqlx::query(
-            "SELECT roster_revision, roster_complete, region, agent, instance, policy, bound_ms, last_seen
+            "SELECT roster_revision, roster_complete, region, agent, instance, policy, bound_ms, last_seen, departed
              FROM log_head LEFT JOIN roster ON roster.revision > $1
              ORDER BY region, agent, instance",
         )
@@ -142,6 +160,7 @@ fn entry(row: &PgRow) -> Result<RosterEntry, StoreError> {
             policy: row.try_get("policy")?,
             bound_ms: row.try_get("bound_ms")?,
             last_seen: row.try_get("last_seen")?,
+            departed: row.try_get("departed")?,
         })
     };
     read().map_err(failed("read its roster"))?.read()

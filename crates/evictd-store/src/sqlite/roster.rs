@@ -39,18 +39,37 @@ pub(super) async fn register(
          FROM json_each(?1), log_head WHERE true
          ON CONFLICT (region, agent, instance) DO UPDATE
          SET policy = excluded.policy, bound_ms = excluded.bound_ms, last_seen = excluded.last_seen,
-             revision = excluded.revision
-         WHERE (policy, bound_ms) IS NOT (excluded.policy, excluded.bound_ms)
+             revision = excluded.revision, departed = 0
+         WHERE (policy, bound_ms, departed) IS NOT (excluded.policy, excluded.bound_ms, 0)
             OR abs(excluded.last_seen - last_seen) >= ?3",
     )
     .bind(Value::from(presented).to_string())
     .bind(now.0)
     .bind(ROSTER_REFRESH.as_micros() as i64);
     if write.run(upsert).await? > 0 {
-        let revise = sqlx::query(
-            "UPDATE log_head SET roster_revision = max(roster_revision, (SELECT max(revision) FROM roster))",
-        );
-        write.run(revise).await?;
+        revise(write).await?;
+    }
+    Ok(())
+}
+
+/// The head's revision follows those of the rows.
+async fn revise(write: &mut Write) -> Result<(), StoreError> {
+    let revise = sqlx::query(
+        "UPDATE log_head SET roster_revision = max(roster_revision, (SELECT max(revision) FROM roster))",
+    );
+    write.run(revise).await.map(drop)
+}
+
+/// Notes that instances said goodbye.
+pub(super) async fn part(write: &mut Write, departed: &[Identity]) -> Result<(), StoreError> {
+    let departed: Vec<Value> = departed.iter().map(|identity| json!(key(identity))).collect();
+    let mark = sqlx::query(
+        "UPDATE roster SET departed = 1, revision = (SELECT roster_revision + 1 FROM log_head)
+         WHERE (region, agent, instance) IN (SELECT value ->> 0, value ->> 1, value ->> 2 FROM json_each(?1))
+           AND departed = 0",
+    );
+    if write.run(mark.bind(Value::from(departed).to_string())).await? > 0 {
+        revise(write).await?;
     }
     Ok(())
 }
@@ -105,7 +124,7 @@ fn key(identity: &Identity) -> [String; 3] {
 pub(super) async fn changed(readers: &SqlitePool, since: u64) -> Result<Roster, StoreError> {
     const ACTION: &str = "read its roster";
     let rows = sqlx::query(
-        "SELECT roster_revision, roster_complete, region, agent, instance, policy, bound_ms, last_seen
+        "SELECT roster_revision, roster_complete, region, agent, instance, policy, bound_ms, last_seen, departed
          FROM log_head LEFT JOIN roster ON roster.revision > ?1",
     )
     .bind(i64::try_from(since).unwrap_or(i64::MAX))
@@ -135,6 +154,7 @@ fn entry(row: &SqliteRow) -> Result<RosterEntry, StoreError> {
             policy: row.try_get("policy")?,
             bound_ms: row.try_get("bound_ms")?,
             last_seen: row.try_get("last_seen")?,
+            departed: row.try_get("departed")?,
         })
     };
     read().map_err(failed("read its roster"))?.read()

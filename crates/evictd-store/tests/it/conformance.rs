@@ -82,6 +82,7 @@ conformance!(
     an_instance_that_asks_twice_in_one_round_is_as_it_said_last,
     instances_that_were_only_heard_do_not_enter_the_roster,
     an_instance_is_forgotten_unless_it_was_heard_since,
+    a_goodbye_is_told_until_the_instance_comes_back,
     numbered_rows_say_which_request_wrote_them,
     a_request_is_open_until_its_receipt_is_recorded,
     a_request_that_changed_nothing_or_was_refused_is_told_apart,
@@ -516,7 +517,7 @@ async fn triggers_are_in_place(store: &dyn HomeStore) {
 async fn the_roster_tells_what_changed_since_a_revision(store: &dyn HomeStore) {
     assert_eq!(store.roster(0).await.unwrap().entries, []);
     let seen = run_round(store, &[instance(1), instance(u64::MAX)], &[]).await.store_time;
-    let entry = |instance: Instance, last_seen| RosterEntry { instance, last_seen };
+    let entry = |instance: Instance, last_seen| RosterEntry { instance, last_seen, departed: false };
     let both = [entry(instance(1), seen), entry(instance(u64::MAX), seen)];
     let first = store.roster(0).await.unwrap();
     assert_eq!(first.entries, both);
@@ -572,6 +573,25 @@ async fn an_instance_is_forgotten_unless_it_was_heard_since(store: &dyn HomeStor
     run_round(store, &[instance(1)], &[]).await;
     let back = store.roster(left.revision).await.unwrap();
     assert_eq!(identities(&back.entries), [instance(1).identity], "who comes back is news");
+}
+
+async fn a_goodbye_is_told_until_the_instance_comes_back(store: &dyn HomeStore) {
+    run_round(store, &[instance(1), instance(2)], &[]).await;
+    let before = store.roster(0).await.unwrap();
+    store.part_with_instances(&[instance(1).identity, instance(9).identity]).await.unwrap();
+    store.part_with_instances(&[]).await.unwrap();
+    let news = store.roster(before.revision).await.unwrap();
+    let [RosterEntry { instance: gone, departed: true, last_seen }] = &news.entries[..] else {
+        panic!("{news:?}")
+    };
+    assert_eq!((gone, *last_seen), (&instance(1), before.entries[0].last_seen));
+    assert!(news.revision > before.revision);
+    store.part_with_instances(&[instance(1).identity]).await.unwrap();
+    assert_eq!(store.roster(0).await.unwrap().revision, news.revision, "it is known");
+
+    run_round(store, &[instance(1)], &[]).await;
+    let back = store.roster(news.revision).await.unwrap().entries;
+    assert!(matches!(&back[..], [RosterEntry { departed: false, .. }]), "{back:?}");
 }
 
 async fn numbered_rows_say_which_request_wrote_them(store: &dyn HomeStore) {
