@@ -10,6 +10,7 @@
 //! * [`transactions`]: those that take long, and commit in another order than they began.
 //! * [`several`]: publishers end, and stand still, at every point of their common work.
 //! * [`failover`]: another server takes over, with everything or with less.
+//! * [`receipts`]: what is confirmed, while publishers and agents come and go.
 //! * [`replicas`]: agents that read a replica.
 //! * [`outages`]: the server is gone, silent, locked, or full.
 //! * [`crash_run`]: many deletions under many kills, on both stores.
@@ -20,6 +21,7 @@ mod direct_sql;
 mod failover;
 mod ordinary;
 mod outages;
+mod receipts;
 mod replicas;
 mod several;
 mod transactions;

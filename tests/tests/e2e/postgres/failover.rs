@@ -13,6 +13,7 @@ use evictd_tests::topology::Node;
 use evictd_tests::wait::{throughout, try_eventually};
 use evictd_wire::subject::LIVE;
 
+use super::clients::Clients;
 use super::{Settled, Site, delete_as_soon_as_possible, list};
 use crate::bad_days::{Asked, Told, check_log, check_receipts};
 use crate::world::{
@@ -363,6 +364,44 @@ fn two_servers_that_took_over_from_the_same_one_are_not_taken_for_one_another() 
     watch_until_gone(world, after_second, deleted_at)?;
     world.wait_for_codes(after_first, "VALID")?;
     world.wait_for_codes(good, "VALID")?;
+    world.assert_works()?;
+    site.assert_no_rule_was_broken()
+}
+
+/// Failure: with a standby that has every commit, something that was answered is lost all the same when it takes over in
+/// the middle of the work; or an agent outlives its bound on the old server's word.
+#[test]
+fn fail_overs_in_the_middle_of_the_work_lose_nothing_that_was_answered() -> Result<()> {
+    let mut site = start()?;
+    let mut standby = site.server.standby()?;
+    site.server.set("synchronous_standby_names = '*'")?;
+    let clients = Clients::new(&site.world, BOUND);
+    // The last standby stays to the end: without one nothing is committed.
+    let _standby = clients.work_while(|| {
+        for _ in 0..2 {
+            throughout(Duration::from_secs(1), || Ok(()))?;
+            site.server.kill()?;
+            standby.promote()?;
+            drop(site.move_to(standby)?);
+            standby = site.server.standby()?;
+            // From here on it has everything; what was committed before was copied.
+            site.server.set("synchronous_standby_names = '*'")?;
+        }
+        throughout(Duration::from_secs(1), || Ok(()))?;
+        Ok(standby)
+    })?;
+    let world = &site.world;
+    world.topology.publishers().try_for_each(|publisher| wait_for_readiness(publisher, 200).map(drop))?;
+    wait_for_epoch(world, epoch_after(2))?;
+    world.wait_until_caught_up()?;
+    let fates = clients.fates()?;
+    world.assert_gone(&fates.doomed())?;
+    world.wait_for_codes(&fates.good(), "VALID")?;
+    check_log(world)?;
+    check_receipts(world, std::iter::empty())?;
+    for agent in world.topology.agents() {
+        assert_eq!(flushes(agent)?, 2, "one for each fail-over");
+    }
     world.assert_works()?;
     site.assert_no_rule_was_broken()
 }
