@@ -15,6 +15,7 @@
 //! * [`bus`]: subjects and payloads in and out, everything else counted and ignored.
 //! * [`follow`]: the shell of [`evictd_core::follower`]; [`sightings`]: what it tells of each change.
 //! * [`http`], [`status`]: what clients and operators see.
+//! * [`parts`]: how all of them are made.
 
 mod bus;
 mod cache;
@@ -29,6 +30,7 @@ mod knowledge;
 mod loads;
 pub mod metrics;
 mod origin;
+mod parts;
 mod policy;
 mod sightings;
 mod status;
@@ -36,28 +38,23 @@ mod verify;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
-use evictd_core::follower::Follower;
-use evictd_core::ids::{Identity, InstanceId};
-use evictd_ops::admin::Admin;
+use evictd_core::ids::Identity;
 use evictd_ops::bus::BusError;
 use evictd_ops::http::{BindError, HttpLimits, bind, serve};
-use evictd_ops::metrics::{MetricsError, Registry};
+use evictd_ops::metrics::MetricsError;
 use evictd_ops::readiness::Readiness;
 use evictd_ops::tasks::{TaskFailed, Tasks};
 use evictd_ops::vm_clock::{VmClock, VmClockError};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::cache::Cache;
+use crate::bus::Bus;
 use crate::config::AgentConfig;
-use crate::database::{Database, Replica};
+use crate::database::Database;
 use crate::knowledge::Knowledge;
-use crate::loads::Loads;
-use crate::metrics::Metrics;
 use crate::origin::Authority;
-use crate::policy::Policies;
-use crate::verify::Verifier;
+use crate::parts::Common;
 
 /// Why an agent can't start.
 #[derive(Debug, thiserror::Error)]
@@ -117,87 +114,67 @@ pub async fn start(
     database: Option<Arc<dyn Database>>,
     shutdown: CancellationToken,
 ) -> Result<Running, StartError> {
-    let identity = Identity {
-        region: config.speaker().region,
-        agent: config.speaker().agent,
-        instance: InstanceId(getrandom::u64()?.max(1)),
-    };
-    let labels = [("region", config.region.clone()), ("agent", config.agent.clone())];
-    let registry = Registry::new(metrics::SPECS, &labels)?;
-    let metrics = Arc::new(Metrics::new(&registry));
-    let readiness = Readiness::new();
+    let common = Common::new(config)?;
+    let Common { config, identity, metrics, readiness, .. } = &common;
     let vm_clock = config.vm_clock().map(VmClock::open).transpose()?.flatten();
     let http_listener = bind(config.http.listen).await?;
     let admin_listener = bind(config.admin.listen).await?;
-
-    let follower = Follower::new(config.follower(), getrandom::u64()?);
-    let knowledge = Arc::new(Knowledge::new(follower, config.bound()));
-    let cache = Arc::new(Cache::new(&config.cache));
-    let bus = bus::connect(&config, &identity, &metrics, &readiness).await?;
+    let bus = bus::connect(config, identity, metrics, readiness).await?;
     let origin = Authority::new(bus.lookups(), identity.instance, config.loads.timeout.into());
-    let replica = database.map(|database| Replica {
-        database,
-        timeout: config.postgres.timeout.into(),
-        metrics: metrics.clone(),
-        remark: readiness.remark("database"),
-        failing: AtomicBool::new(false),
-    });
-    let loads = Loads::new(
-        &config.loads,
-        replica,
-        Arc::new(origin.clone()),
-        knowledge.clone(),
-        cache.clone(),
-        metrics.clone(),
-    );
-    let policies = Arc::new(Policies::new(&config.partition));
-    let verifier = Verifier::new(knowledge.clone(), cache.clone(), loads, policies.clone(), metrics.clone());
-    let recent = status::Recent::default();
-    let follow = follow::Follow {
-        identity: identity.clone(),
-        bound: config.bound(),
-        knowledge: knowledge.clone(),
-        cache: cache.clone(),
-        metrics: metrics.clone(),
-        policies,
-        lease: readiness.condition("lease", "the first proof from a publisher that nothing was missed"),
-        feed: readiness.remark("feed"),
-        recent: recent.clone(),
-    };
 
-    let running_http = http_listener.local_addr().unwrap_or(config.http.listen);
-    let running_admin = admin_listener.local_addr().unwrap_or(config.admin.listen);
-    let limits = config.http.limits(http::BODY_BYTES_MAX);
-    let admin = Admin {
-        metrics: registry.clone(),
-        readiness: readiness.clone(),
-        status: status::status(&identity, &config, &knowledge, &cache, recent, vm_clock.is_some()),
-    };
-    let (feed, lookups) = bus.split();
-    // Verifications end first: until then they are answered from what is still kept up to date.
-    let drained = CancellationToken::new();
-    let mut tasks = Tasks::new(shutdown.clone());
-    tasks.spawn("readiness", readiness.unready_at(shutdown.clone()));
-    let verify = serve(http_listener, http::Surface::new(verifier), limits, shutdown);
-    // However it ends, also by a panic.
-    let the_rest = drained.clone().drop_guard();
-    tasks.spawn("verify", async move {
-        let _the_rest = the_rest;
-        verify.await;
-    });
-    if let Some(vm_clock) = vm_clock {
-        tasks.spawn("vm_clock", end_when_disrupted(vm_clock, knowledge, drained.clone()));
-    }
-    tasks.spawn("lookups", origin.run(lookups, metrics.clone(), drained.clone()));
-    tasks.spawn("follow", follow.run(feed, drained.clone()));
-    tasks.spawn("cache", cache::keep_house(cache.clone(), metrics.clone(), drained.clone()));
-    tasks.spawn("admin", serve(admin_listener, admin, HttpLimits::default(), drained.clone()));
-    tasks.spawn("metrics", async move { registry.run_upkeep(drained).await });
+    let http = http_listener.local_addr().unwrap_or(config.http.listen);
+    let admin = admin_listener.local_addr().unwrap_or(config.admin.listen);
+    let (identity, readiness) = (identity.clone(), readiness.clone());
+    let parts = Parts { http_listener, admin_listener, vm_clock, bus, origin, database };
+    let tasks = parts.spawn(common, shutdown);
     tracing::info!(
-        region = %identity.region, agent = %identity.agent, instance = %identity.instance,
-        http = %running_http, admin = %running_admin, "agent started"
+        region = %identity.region, agent = %identity.agent, instance = %identity.instance, %http, %admin,
+        "agent started"
     );
-    Ok(Running { http: running_http, admin: running_admin, identity, readiness, tasks })
+    Ok(Running { http, admin, identity, readiness, tasks })
+}
+
+/// What connects an agent with the world, and what it doesn't start without.
+struct Parts {
+    http_listener: TcpListener,
+    admin_listener: TcpListener,
+    vm_clock: Option<VmClock>,
+    bus: Bus,
+    origin: Authority,
+    database: Option<Arc<dyn Database>>,
+}
+
+impl Parts {
+    /// Starts the tasks. Verifications end first: until then they are answered from what is still kept up to date.
+    fn spawn(self, common: Common, shutdown: CancellationToken) -> Tasks {
+        let Self { http_listener, admin_listener, vm_clock, bus, origin, database } = self;
+        let verifier = common.verifier(database, &origin);
+        let follow = common.follow();
+        let admin = common.admin(vm_clock.is_some());
+        let (feed, answers) = bus.split();
+        let Common { config, registry, metrics, readiness, knowledge, cache, .. } = common;
+
+        let drained = CancellationToken::new();
+        let mut tasks = Tasks::new(shutdown.clone());
+        tasks.spawn("readiness", readiness.unready_at(shutdown.clone()));
+        let limits = config.http.limits(http::BODY_BYTES_MAX);
+        let verify = serve(http_listener, http::Surface::new(verifier), limits, shutdown);
+        // However it ends, also by a panic.
+        let the_rest = drained.clone().drop_guard();
+        tasks.spawn("verify", async move {
+            let _the_rest = the_rest;
+            verify.await;
+        });
+        if let Some(vm_clock) = vm_clock {
+            tasks.spawn("vm_clock", end_when_disrupted(vm_clock, knowledge, drained.clone()));
+        }
+        tasks.spawn("lookups", origin.run(answers, metrics.clone(), drained.clone()));
+        tasks.spawn("follow", follow.run(feed, drained.clone()));
+        tasks.spawn("cache", cache::keep_house(cache, metrics, drained.clone()));
+        tasks.spawn("admin", serve(admin_listener, admin, HttpLimits::default(), drained.clone()));
+        tasks.spawn("metrics", async move { registry.run_upkeep(drained).await });
+        tasks
+    }
 }
 
 /// Ends by itself, and so ends the process with an error, when the lease clock can't be trusted any more (R8).

@@ -1,7 +1,6 @@
 //! Loads of a home region in memory, one step at a time.
 
 use std::future::Future;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -316,20 +315,25 @@ impl MemoryReplica {
 
 /// As `agent`, with loads that ask a replica first: it knows alice as of the base.
 fn with_replica(agent: &mut Agent) -> Arc<MemoryReplica> {
+    with_replica_that_may_fail(agent).0
+}
+
+fn with_replica_that_may_fail(agent: &mut Agent) -> (Arc<MemoryReplica>, Replica) {
     let replica = Arc::new(MemoryReplica { lookup: Mutex::default() });
     replica.holds(at(BASE), Record::Key(key("key_1")));
     let Agent { home, knowledge, cache, metrics, .. } = &agent;
-    let asked = Replica {
-        database: replica.clone(),
-        timeout: Duration::from_secs(5),
-        metrics: metrics.clone(),
-        remark: agent.readiness.remark("database"),
-        failing: AtomicBool::new(false),
-    };
+    let remark = agent.readiness.remark("database");
+    let asked = Replica::new(replica.clone(), Duration::from_secs(5), metrics.clone(), remark);
     let config = crate::fixture::config(&[]).loads;
-    agent.loads =
-        Loads::new(&config, Some(asked), home.clone(), knowledge.clone(), cache.clone(), metrics.clone());
-    replica
+    agent.loads = Loads::new(
+        &config,
+        Some(asked.clone()),
+        home.clone(),
+        knowledge.clone(),
+        cache.clone(),
+        metrics.clone(),
+    );
+    (replica, asked)
 }
 
 #[tokio::test]
@@ -381,10 +385,39 @@ async fn when_the_database_fails_the_authority_is_asked_and_readiness_remarks_it
     assert!(remarks.iter().any(|remark| remark.detail.contains("down for the test")), "{remarks:?}");
     assert!(agent.readiness.is_ready(), "it is no reason to take the agent out of service");
 
-    replica.holds(at(BASE), Record::Absent);
-    load(&agent, "nobody").await.unwrap();
-    assert!(agent.readiness.remarks().is_empty());
     assert_eq!(agent.metric(r#"evictd_agent_database_reads_total{outcome="failed"}"#), 1);
+}
+
+/// Failure: each load waits for a database that is silent.
+#[tokio::test]
+async fn a_database_that_failed_is_asked_again_now_and_then_and_nobody_waits_for_it() {
+    let mut agent = agent(&[]);
+    let (replica, asked) = with_replica_that_may_fail(&mut agent);
+    *replica.lookup.lock() = None;
+    let failed = r#"evictd_agent_database_reads_total{outcome="failed"}"#;
+    for key in ["alice", "bob", "carol"] {
+        load(&agent, key).await.unwrap();
+    }
+    assert_eq!((agent.home.asked(), agent.metric(failed)), (3, 1), "one has found it out");
+    asked.be_due();
+    for key in ["dave", "erin"] {
+        load(&agent, key).await.unwrap();
+    }
+    tokio::task::yield_now().await;
+    assert_eq!(
+        (agent.home.asked(), agent.metric(failed)),
+        (5, 2),
+        "one question beside them has found it still"
+    );
+
+    replica.holds(at(BASE), Record::Absent);
+    asked.be_due();
+    load(&agent, "frank").await.unwrap();
+    tokio::task::yield_now().await;
+    assert_eq!(agent.home.asked(), 6);
+    assert!(agent.readiness.remarks().is_empty());
+    load(&agent, "grace").await.unwrap();
+    assert_eq!(agent.home.asked(), 6, "it is trusted again");
 }
 
 #[tokio::test]
