@@ -1,24 +1,29 @@
 //! [`run`]: many deletions by many clients, while publishers are killed every few seconds. In the end each
-//! deletion has exactly one audit record and a final receipt, no agent accepts a deleted key, and whatever
-//! nobody deleted is valid still.
+//! deletion has exactly one audit record, one place in the log and a final receipt that tells it; no agent accepts a
+//! deleted key, and whatever nobody deleted is valid still.
 
 use std::collections::{HashMap, HashSet};
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::{Value, json};
 
+use crate::home_store::{HomeStore, check_plain_log, wait_for_receipts};
 use crate::http::{Client, Response};
 use crate::process::evictd_command;
 use crate::topology::{Plan, Topology};
-use crate::wait::try_eventually;
+use crate::wait::{eventually, try_eventually};
 
 /// How long a client tries to get a definite answer about one key.
 const PATIENCE: Duration = Duration::from_mins(2);
+
+/// How long a receipt that is final may take to be stored.
+const STORED: Duration = Duration::from_secs(20);
 
 /// Of so many keys, one stays: a deletion must not take anything else along.
 const ONE_STAYS_OF: usize = 20;
@@ -35,25 +40,49 @@ pub struct CrashRun {
 }
 
 /// What happened.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Report {
     /// Keys that were deleted.
     pub deleted: usize,
     /// Of these, how many a client learned of only when it asked again and was told that there is no such key.
     pub learned_late: usize,
-    /// Publishers killed.
-    pub kills: usize,
+    /// Deletions that a publisher was asked for, and killed before it answered; carried out or not.
+    pub unanswered: usize,
+    /// How often each publisher was killed.
+    pub kills: Vec<usize>,
+    /// How many deletions each publisher answered with success.
+    pub answered: Vec<usize>,
     /// How long the deletions took.
     pub deleting: Duration,
     /// Receipts that every agent confirmed; all others are final too.
     pub confirmed: usize,
 }
 
+impl Report {
+    /// That nothing was lost says little where little was at stake.
+    fn ensure_enough_happened(&self) -> Result<()> {
+        // Clients and kills take turns, so that publishers get about the same of both.
+        let even_share = self.deleted / self.answered.len();
+        let quiet = if self.kills.contains(&0) {
+            "a publisher was never killed"
+        } else if self.answered.iter().any(|answered| *answered < even_share / 3) {
+            "a publisher has deleted next to nothing"
+        } else if self.unanswered == 0 {
+            "no request met a kill"
+        } else {
+            // Agents aren't killed, so that nothing but a publisher's absence delays a receipt.
+            ensure!(self.confirmed > self.deleted / 2, "few deletions were confirmed: {self:?}");
+            return Ok(());
+        };
+        bail!("{quiet}: take more keys or clients, or kill more often: {self:?}")
+    }
+}
+
 /// Carries out the run on a new deployment of `plan` with its files in `dir`.
 ///
 /// # Errors
 ///
-/// Anything lost, invented or done twice.
+/// Anything lost, invented or done twice; and a run in which too little has happened to show that.
 pub fn run(dir: &Path, plan: &Plan, run: CrashRun) -> Result<Report> {
     let mut topology = Topology::start(dir, plan)?;
     let keys = create_keys(&topology, run)?;
@@ -64,15 +93,23 @@ pub fn run(dir: &Path, plan: &Plan, run: CrashRun) -> Result<Report> {
     // Agents must have something to forget.
     expect_everywhere(&topology, run.clients, doomed.iter().step_by(50), "VALID")?;
 
-    let mut report = delete_under_fire(&mut topology, run, &doomed)?;
+    let mut events = delete_under_fire(&mut topology, run, &doomed)?;
     for node in topology.publishers_mut() {
         node.wait_until_ready()?;
     }
     expect_everywhere(&topology, run.clients, doomed.iter(), "NOT_FOUND")?;
     expect_everywhere(&topology, run.clients, staying.iter(), "VALID")?;
     let requests = audited_deletions(&topology, &doomed)?;
-    report.confirmed = final_receipts(&topology, run.clients, &requests)?;
-    Ok(report)
+    for (key, request) in &events.told {
+        ensure!(requests.get(key) == Some(request), "{request} was told that it deleted {key}, and didn't");
+    }
+    let requests: Vec<String> = requests.into_values().collect();
+    events.report.confirmed = final_receipts(&topology, run.clients, &requests)?;
+    let store = HomeStore::of(&topology.publisher.config)?;
+    wait_for_receipts(STORED, |statement| store.read(statement))?;
+    check_plain_log(|statement| store.read(statement))?;
+    events.report.ensure_enough_happened()?;
+    Ok(events.report)
 }
 
 #[derive(Clone, Debug)]
@@ -81,44 +118,49 @@ struct Key {
     text: String,
 }
 
-/// Does `work` for every item on so many threads; the results come in no order.
-fn shared_among<T: Sync, R: Send>(
+/// Does `work` for every item on so many threads; the results come in no order. `work` is also given a number that
+/// goes up by one from item to item of a thread, and begins elsewhere in each: who takes turns by it asks all servers
+/// alike.
+fn shared_among<'i, T: Sync, R: Send>(
     threads: usize,
-    items: &[T],
-    work: impl Fn(&Client, &T) -> Result<R> + Sync,
+    items: &'i [T],
+    work: impl Fn(&Client, usize, &'i T) -> Result<R> + Sync,
 ) -> Result<Vec<R>> {
     let next = AtomicUsize::new(0);
     let done = Mutex::new(Vec::with_capacity(items.len()));
+    let labour = |first_turn: usize| {
+        let client = Client::with_timeout(Duration::from_secs(10));
+        for turn in first_turn.. {
+            let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
+            let result = work(&client, turn, item)?;
+            done.lock().unwrap_or_else(PoisonError::into_inner).push(result);
+        }
+        Ok(())
+    };
     std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads)
-            .map(|_| {
-                scope.spawn(|| {
-                    let client = Client::with_timeout(Duration::from_secs(10));
-                    while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let result = work(&client, item)?;
-                        done.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(result);
-                    }
-                    Ok(())
-                })
-            })
-            .collect();
+        let workers: Vec<_> = (0..threads).map(|thread| scope.spawn(move || labour(thread))).collect();
         workers.into_iter().try_for_each(|worker| match worker.join() {
             Ok(worked) => worked,
             Err(_) => bail!("a client panicked"),
         })
     })?;
-    Ok(done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))
+    Ok(done.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
 fn post(client: &Client, to: SocketAddr, root_key: &str, operation: &str, body: &Value) -> Result<Response> {
     client.post_json(&format!("http://{to}/v2/{operation}"), Some(root_key), body, &[])
 }
 
+fn publishers(topology: &Topology) -> Vec<SocketAddr> {
+    topology.publishers().map(|node| node.http).collect()
+}
+
 fn create_keys(topology: &Topology, run: CrashRun) -> Result<Vec<Key>> {
-    let publisher = topology.publisher.http;
+    let publishers = publishers(topology);
     let api = topology.call(&topology.publisher, "apis.createApi", &json!({ "name": "crash run" }))?;
     let body = json!({ "apiId": api.body["data"]["apiId"] });
-    shared_among(run.clients, &vec![(); run.keys], |client, ()| {
+    shared_among(run.clients, &vec![(); run.keys], |client, turn, ()| {
+        let publisher = publishers[turn % publishers.len()];
         let answer = post(client, publisher, topology.root_key(), "keys.createKey", &body)?;
         let text = |member: &str| Some(answer.body["data"][member].as_str()?.to_owned());
         let key = text("keyId").zip(text("key")).map(|(id, text)| Key { id, text });
@@ -127,77 +169,112 @@ fn create_keys(topology: &Topology, run: CrashRun) -> Result<Vec<Key>> {
 }
 
 /// How the deletion of one key ended for its client.
-enum Ended {
-    /// It was told so.
-    Told,
-    /// It asked again after an answer that never came or was no definite one, and there was no such key.
-    LearnedLate,
+struct Ended {
+    /// The publisher that answered with success, and the request that it answered. None if the client asked again
+    /// after an answer that never came, or was no definite one, and there was no such key.
+    told: Option<(usize, String)>,
+    /// Requests that got no answer, although there was somebody to ask.
+    unanswered: usize,
+}
+
+/// The deletions and the kills.
+struct Events {
+    report: Report,
+    /// Keys, and the requests that were told to have deleted them.
+    told: Vec<(String, String)>,
 }
 
 /// Deletes `doomed` by all clients, while a publisher is killed and started again every few seconds.
-fn delete_under_fire(topology: &mut Topology, run: CrashRun, doomed: &[Key]) -> Result<Report> {
+fn delete_under_fire(topology: &mut Topology, run: CrashRun, doomed: &[Key]) -> Result<Events> {
     let root_key = topology.root_key().to_owned();
-    let addresses: Vec<SocketAddr> = topology.publishers().map(|node| node.http).collect();
+    let publishers = publishers(topology);
     let over = AtomicBool::new(false);
     let began = Instant::now();
-    std::thread::scope(|scope| {
+    let (ended, deleting, kills) = std::thread::scope(|scope| {
         let deleting = scope.spawn(|| {
-            let ended =
-                shared_among(run.clients, doomed, |client, key| delete(client, &addresses, &root_key, key));
+            let ended = shared_among(run.clients, doomed, |client, turn, key| {
+                let ended = delete(client, &publishers, turn, &root_key, key);
+                ended.with_context(|| format!("deleting {}", key.id)).map(|ended| (key, ended))
+            });
             over.store(true, Ordering::Relaxed);
             ended.map(|ended| (ended, began.elapsed()))
         });
-        let killed = kill_in_turn(topology, run.kill_every, &over);
-        let (ended, deleting) = deleting.join().map_err(|_| anyhow::anyhow!("the clients panicked"))??;
-        Ok(Report {
-            deleted: ended.len(),
-            learned_late: ended.iter().filter(|ended| matches!(ended, Ended::LearnedLate)).count(),
-            kills: killed?,
-            deleting,
-            confirmed: 0,
-        })
-    })
+        let kills = kill_in_turn(topology, run.kill_every, &over);
+        let deleted = deleting.join().map_err(|_| anyhow!("the clients panicked"))?;
+        // A publisher that doesn't start again explains what befalls its clients.
+        let kills = kills?;
+        deleted.map(|(ended, deleting)| (ended, deleting, kills))
+    })?;
+    let mut answered = vec![0; publishers.len()];
+    let mut unanswered = 0;
+    let mut told = Vec::with_capacity(ended.len());
+    let deleted = ended.len();
+    for (key, ended) in ended {
+        unanswered += ended.unanswered;
+        if let Some((publisher, request)) = ended.told {
+            answered[publisher] += 1;
+            told.push((key.id.clone(), request));
+        }
+    }
+    let learned_late = deleted - told.len();
+    let report = Report { deleted, learned_late, unanswered, kills, answered, deleting, confirmed: 0 };
+    Ok(Events { report, told })
 }
 
-fn kill_in_turn(topology: &mut Topology, every: Duration, over: &AtomicBool) -> Result<usize> {
-    let mut kills = 0;
-    let mut turn = 0;
-    while !over.load(Ordering::Relaxed) {
-        let until = Instant::now() + every;
-        while Instant::now() < until && !over.load(Ordering::Relaxed) {
-            std::thread::park_timeout(Duration::from_millis(50));
+/// Kills one publisher after the other until the deletions are `over`. Returns how often each was killed.
+fn kill_in_turn(topology: &mut Topology, every: Duration, over: &AtomicBool) -> Result<Vec<usize>> {
+    let mut kills = vec![0; topology.publishers().count()];
+    let is_over = || over.load(Ordering::Relaxed).then_some(());
+    for victim in (0..kills.len()).cycle() {
+        if eventually("the deletions to be over", every, is_over).is_ok() {
+            break;
         }
-        let count = topology.publishers().count();
-        let node = topology.publishers_mut().nth(turn % count).context("there is no publisher")?;
+        let node = topology.publishers_mut().nth(victim).context("a publisher is missing")?;
         // Started at once, and not waited for: another one may be killed before this one is ready.
         node.daemon.restart()?;
-        (kills, turn) = (kills + 1, turn + 1);
+        kills[victim] += 1;
     }
     Ok(kills)
 }
 
-/// Asks until the answer is definite. What failed may have been done all the same.
-fn delete(client: &Client, addresses: &[SocketAddr], root_key: &str, key: &Key) -> Result<Ended> {
-    let deadline = Instant::now() + PATIENCE;
+/// Asks one publisher after the other until the answer is definite. What failed may have been done all the same.
+fn delete(
+    client: &Client,
+    publishers: &[SocketAddr],
+    turn: usize,
+    root_key: &str,
+    key: &Key,
+) -> Result<Ended> {
     let body = json!({ "keyId": key.id });
-    let mut tries = 0;
-    loop {
-        let address = addresses[(tries + key.id.len()) % addresses.len()];
-        let answer = post(client, address, root_key, "keys.deleteKey", &body);
+    let mut turns = turn..;
+    let (mut unanswered, mut maybe_done) = (0, false);
+    let mut last = String::new();
+    let told = try_eventually("a definite answer", PATIENCE, || {
+        let publisher = turns.next().context("there are no more turns")? % publishers.len();
+        let answer = post(client, publishers[publisher], root_key, "keys.deleteKey", &body);
         match &answer {
-            Ok(answer) if answer.status == 200 => return Ok(Ended::Told),
-            Ok(answer) if answer.status == 404 && tries > 0 => return Ok(Ended::LearnedLate),
-            Ok(answer) if answer.status < 500 => {
-                bail!("the deletion of {} was answered {}: {}", key.id, answer.status, answer.text)
+            Ok(answer) if answer.status == 200 => {
+                let request = answer.body["meta"]["requestId"].as_str().context("an answer without an id")?;
+                return Ok(Some(Some((publisher, request.to_owned()))));
             }
-            _ if Instant::now() > deadline => {
-                bail!("no definite answer about {} within {PATIENCE:?}: {answer:?}", key.id)
-            }
-            _ => {}
+            // Without a request that may have done it, somebody else has.
+            Ok(answer) if answer.status == 404 && maybe_done => return Ok(Some(None)),
+            Ok(answer) if answer.status < 500 => bail!("it was answered {}: {}", answer.status, answer.text),
+            Ok(answer) => maybe_done |= !answer.text.contains("nothing was changed"),
+            Err(failure) if is_refused(failure) => {}
+            Err(_) => (unanswered, maybe_done) = (unanswered + 1, true),
         }
-        tries += 1;
-        std::thread::park_timeout(Duration::from_millis(20));
-    }
+        last = format!("{answer:?}");
+        Ok(None)
+    });
+    let told = told.with_context(|| format!("the last answer was {last}"))?;
+    Ok(Ended { told, unanswered })
+}
+
+/// Nobody listened: the request was never sent.
+fn is_refused(failure: &anyhow::Error) -> bool {
+    let cause = failure.downcast_ref::<ureq::Error>();
+    matches!(cause, Some(ureq::Error::Io(cause)) if cause.kind() == ErrorKind::ConnectionRefused)
 }
 
 /// Waits until every agent says `code` of every key.
@@ -210,7 +287,7 @@ fn expect_everywhere<'a>(
     let agents: Vec<SocketAddr> = topology.agents().map(|agent| agent.http).collect();
     let questions: Vec<(SocketAddr, &Key)> =
         keys.flat_map(|key| agents.iter().map(move |agent| (*agent, key))).collect();
-    let asked = shared_among(threads, &questions, |client, (agent, key)| {
+    let asked = shared_among(threads, &questions, |client, _, (agent, key)| {
         let mut last = String::new();
         let told = try_eventually("the verdict", Duration::from_mins(1), || {
             let body = json!({ "key": key.text });
@@ -223,8 +300,8 @@ fn expect_everywhere<'a>(
     asked.map(drop)
 }
 
-/// The requests that deleted `doomed`: one for each, and none for anything else.
-fn audited_deletions(topology: &Topology, doomed: &[Key]) -> Result<Vec<String>> {
+/// The keys of `doomed` with the requests that deleted them: one for each, and none for anything else.
+fn audited_deletions(topology: &Topology, doomed: &[Key]) -> Result<HashMap<String, String>> {
     let mut command = evictd_command()?;
     command.args(["audit", "--limit", "10000000", "--output", "json", "--config"]);
     let output = command.arg(&topology.publisher.config).output().context("running `evictd audit`")?;
@@ -244,14 +321,14 @@ fn audited_deletions(topology: &Topology, doomed: &[Key]) -> Result<Vec<String>>
     ensure!(requests.len() == doomed.len(), "{} deletions, {} audited", doomed.len(), requests.len());
     let distinct: HashSet<&String> = requests.values().collect();
     ensure!(distinct.len() == requests.len(), "two deletions share a request");
-    Ok(requests.into_values().collect())
+    Ok(requests)
 }
 
 /// Waits until all receipts are final. Returns how many of them every agent confirmed.
 fn final_receipts(topology: &Topology, threads: usize, requests: &[String]) -> Result<usize> {
-    let publishers: Vec<SocketAddr> = topology.publishers().map(|node| node.http).collect();
-    let receipts = shared_among(threads, requests, |client, request| {
-        let address = publishers[request.len() % publishers.len()];
+    let publishers = publishers(topology);
+    let receipts = shared_among(threads, requests, |client, turn, request| {
+        let address = publishers[turn % publishers.len()];
         let mut last = String::new();
         let receipt = try_eventually("the receipt", Duration::from_mins(2), || {
             let body = json!({ "requestId": request });

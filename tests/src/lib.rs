@@ -19,12 +19,14 @@
 //! * [`random`]: chance that can be repeated.
 //! * [`http`], [`metrics`]: what a user sees of the daemons.
 //! * [`topology`]: a whole deployment, as tests and the demo start it.
+//! * [`home_store`]: what holds of the log, the audit log and the receipts, whatever has happened.
 //! * [`crash_run`]: many deletions, while publishers are killed.
 
 pub mod bus;
 pub mod crash_run;
 pub mod disk;
 pub mod frames;
+pub mod home_store;
 pub mod http;
 pub mod metrics;
 pub mod nats_server;

@@ -46,16 +46,19 @@ pub(crate) fn run(args: &CrashArgs) -> Result<()> {
     let run =
         CrashRun { keys: args.keys, clients: args.clients, kill_every: Duration::from_secs(args.kill_every) };
     let report = crash_run::run(dir.path(), &plan, run)?;
+    let each = |counts: &[usize]| counts.iter().map(usize::to_string).collect::<Vec<_>>().join(" + ");
     println!(
-        "{} keys deleted by {} clients in {:.1} s, {} publishers killed: every one has one audit record, one place \
-         in the log and a final receipt ({} confirmed, {} fenced), no agent accepts it, and every other key is \
-         valid ({} deletions were learned of by asking again)",
+        "{} keys deleted by {} clients in {:.1} s ({} by each publisher), publishers killed {} times: every one has \
+         one audit record, one place in the log and a final receipt ({} confirmed, {} fenced), no agent accepts it, \
+         and every other key is valid ({} requests were left unanswered; {} deletions were learned of by asking again)",
         report.deleted,
         args.clients,
         report.deleting.as_secs_f64(),
-        report.kills,
+        each(&report.answered),
+        each(&report.kills),
         report.confirmed,
         report.deleted - report.confirmed,
+        report.unanswered,
         report.learned_late,
     );
     Ok(())

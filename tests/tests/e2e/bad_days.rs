@@ -27,6 +27,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use evictd_tests::home_store;
 use evictd_tests::http::Response;
 use evictd_tests::topology::Plan;
 use evictd_tests::wait::try_eventually;
@@ -148,11 +149,7 @@ impl<'k> Story<'k> {
 /// Every deletion has a final receipt, in the store and for who asks.
 pub(crate) fn check_receipts<'r>(world: &World, requests: impl Iterator<Item = &'r str>) -> Result<()> {
     const ENOUGH: usize = 200;
-    let open = "SELECT count(*) FROM invalidations
-                WHERE request_id IS NOT NULL AND cause = 'deleted' AND NOT receipted";
-    try_eventually("every deletion's receipt to be stored", SOON, || {
-        Ok((world.sql(open)? == "0").then_some(()))
-    })?;
+    home_store::wait_for_receipts(SOON, |statement| world.sql(statement))?;
     for request in requests.take(ENOUGH) {
         let receipt = world.call("propagation.getReceipt", &json!({ "requestId": request }))?;
         ensure!(receipt["final"] == true && receipt["cause"] == "deleted", "{request}: {receipt}");
@@ -160,47 +157,9 @@ pub(crate) fn check_receipts<'r>(world: &World, requests: impl Iterator<Item = &
     Ok(())
 }
 
-/// The log holds every change once, in dense positions, and nothing that wasn't committed; and so does the
-/// audit log.
+/// [`home_store::check_log`] of a world's store.
 pub(crate) fn check_log(world: &World) -> Result<()> {
-    const HOLES: [(&str, &str); 8] = [
-        ("rows without a position", "SELECT count(*) FROM invalidations WHERE position IS NULL"),
-        (
-            // Each epoch begins somewhere of its own.
-            "positions without a row",
-            "SELECT count(*) FROM (SELECT max(position) - min(position) + 1 - count(*) AS holes FROM invalidations
-                GROUP BY epoch) AS epochs WHERE holes <> 0",
-        ),
-        ("positions before the first row", "SELECT min(position) - 1 FROM invalidations"),
-        ("positions after the last row", "SELECT head - (SELECT max(position) FROM invalidations) FROM log_head"),
-        (
-            "deleted keys without exactly one row",
-            "SELECT count(*) FROM keys LEFT JOIN (SELECT key_id, count(*) AS n FROM invalidations
-                WHERE cause = 'deleted' AND scope = 'key' GROUP BY key_id) AS logged ON key_id = id
-             WHERE deleted_at_m IS NOT NULL AND coalesce(n, 0) <> 1",
-        ),
-        (
-            "rows of keys that aren't deleted",
-            "SELECT count(*) FROM invalidations JOIN keys ON keys.id = key_id
-             WHERE cause = 'deleted' AND scope = 'key' AND deleted_at_m IS NULL",
-        ),
-        (
-            "deletions without exactly one audit record",
-            "SELECT count(*) FROM invalidations LEFT JOIN (SELECT correlation_id, count(*) AS n FROM audit_log
-                WHERE event IN ('key.delete', 'api.delete') GROUP BY correlation_id) AS audited
-                ON correlation_id = request_id
-             WHERE cause = 'deleted' AND request_id IS NOT NULL AND coalesce(n, 0) <> 1",
-        ),
-        (
-            "audit records without a change",
-            "SELECT count(*) FROM audit_log WHERE event IN ('key.delete', 'api.delete')
-             AND correlation_id NOT IN (SELECT request_id FROM invalidations WHERE request_id IS NOT NULL)",
-        ),
-    ];
-    for (what, count) in HOLES {
-        assert_eq!(world.sql(count)?, "0", "{what}");
-    }
-    Ok(())
+    home_store::check_log(|statement| world.sql(statement))
 }
 
 /// Two regions, and a publisher whose store is alone in `dir`, which is created.

@@ -17,7 +17,6 @@ fn run_small(plan: &Plan) -> Result<()> {
     let report = run(dir.path(), plan, SMALL)?;
     println!("{report:?}");
     ensure!(report.deleted == SMALL.keys * 19 / 20, "{report:?}");
-    ensure!(report.kills >= 2, "too little has happened for a test: {report:?}");
     Ok(())
 }
 
