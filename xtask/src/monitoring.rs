@@ -20,9 +20,13 @@ const SCRAPED_WITHIN: Duration = Duration::from_secs(30);
 
 pub(crate) fn run() -> anyhow::Result<()> {
     let files = steps::root().join("deploy/prometheus");
-    for (check, file) in [("config", "prometheus.yml"), ("rules", "alerts.yml")] {
+    for (what, kind, file) in [
+        ("check", "config", "prometheus.yml"),
+        ("check", "rules", "alerts.yml"),
+        ("test", "rules", "alerts_test.yml"),
+    ] {
         let checked = Command::new("promtool")
-            .args(["check", check])
+            .args([what, kind])
             .arg(files.join(file))
             .status()
             .context("can't run promtool; install it, on Debian with `apt-get install prometheus`")?;

@@ -101,6 +101,11 @@ pub(crate) struct Feed {
 }
 
 impl Feed {
+    /// Whether there is a connection by which anything could be heard.
+    pub(crate) fn is_connected(&self) -> bool {
+        self.port.link.is_up()
+    }
+
     pub(crate) async fn send_probe(&self, payload: Bytes, all: bool) {
         let subject = self.port.subject(Kind::Probe, all);
         self.port.send(subject, Some(self.port.inbox(Kind::Probe)), payload).await;
@@ -146,8 +151,8 @@ impl Bus {
     }
 }
 
-/// Connects and subscribes; returns although no server may be reachable yet. Readiness waits for both
-/// connections: without the one of the lease nothing is trusted for long, without the other nothing is loaded.
+/// Connects and subscribes; returns although no server may be reachable yet. An agent that starts waits for both
+/// connections: without the one of the lease nothing is trusted, without the other nothing is loaded.
 pub(crate) async fn connect(
     config: &AgentConfig,
     identity: &Identity,

@@ -4,6 +4,7 @@
 //! doesn't know. So what it says counts only while the lease vouches for it, and only where it meets the floors;
 //! the lease is always the authority's. Whatever fails here is asked of the authority instead.
 
+use std::error::Error;
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,8 +14,8 @@ use evictd_core::ids::KeyHash;
 use evictd_core::record::Lookup;
 use evictd_core::time::LeaseTime;
 use evictd_ops::readiness::Condition;
-use parking_lot::Mutex;
-use tokio::time::Instant;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::metrics::{DatabaseOutcome, Metrics};
 use crate::origin::Loaded;
@@ -23,14 +24,19 @@ use crate::origin::Loaded;
 #[async_trait]
 pub trait Database: Debug + Send + Sync {
     /// What `hash` stands for and how new that is, both read in one snapshot (R6).
-    async fn lookup(&self, hash: KeyHash) -> Result<Lookup, Box<dyn std::error::Error + Send + Sync>>;
+    async fn lookup(&self, hash: KeyHash) -> Result<Lookup, Box<dyn Error + Send + Sync>>;
 }
 
-/// After a failure the database is asked again no more often than this, and nobody waits for its answer: a database
-/// that is silent would cost each load its time-out, and many loads at once all their places.
+/// The pause before a database that failed is asked again.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 
+/// What a trial asks for: nobody's key.
+const NOBODY: KeyHash = KeyHash([0; 32]);
+
 /// A [`Database`] that may fail.
+///
+/// While it does, no load asks it: one that is silent would cost each load its time-out, and many loads at once all
+/// their places. [`Replica::keep_trying`] finds out when it works again.
 #[derive(Clone, Debug)]
 pub(crate) struct Replica(Arc<Shared>);
 
@@ -41,8 +47,7 @@ struct Shared {
     timeout: Duration,
     metrics: Arc<Metrics>,
     remark: Condition,
-    /// While it fails: when it may be asked again.
-    retry_at: Mutex<Option<Instant>>,
+    fails: watch::Sender<bool>,
 }
 
 impl Replica {
@@ -52,63 +57,69 @@ impl Replica {
         metrics: Arc<Metrics>,
         remark: Condition,
     ) -> Self {
-        Self(Arc::new(Shared { database, timeout, metrics, remark, retry_at: Mutex::default() }))
+        Self(Arc::new(Shared { database, timeout, metrics, remark, fails: watch::Sender::new(false) }))
     }
 
     /// What the database says of `hash`, if it says anything. It vouches for nothing: the record is as old as the
     /// lease is.
     pub(crate) async fn lookup(&self, hash: KeyHash) -> Option<Loaded> {
-        if self.0.fails() {
-            if self.0.may_retry() {
-                let shared = self.0.clone();
-                tokio::spawn(async move { drop(shared.ask(hash).await) });
-            }
+        if *self.0.fails.borrow() {
             return None;
         }
         let lookup = self.0.ask(hash).await?;
         Some(Loaded { lookup, read_at: LeaseTime::default() })
     }
 
-    /// As if the pause after a failure were over.
-    #[cfg(test)]
-    pub(crate) fn be_due(&self) {
-        *self.0.retry_at.lock() = Some(Instant::now());
+    /// Asks the database at once, so that a wrong password or a missing right shows before anybody needs it, and again
+    /// and again while it fails, whether there are loads or not. Until `shutdown`.
+    pub(crate) async fn keep_trying(self, shutdown: CancellationToken) {
+        let mut fails = self.0.fails.subscribe();
+        let trying = async {
+            loop {
+                while self.0.ask(NOBODY).await.is_none() {
+                    tokio::time::sleep(RETRY_EVERY).await;
+                }
+                // Never the end: this task holds the sender.
+                drop(fails.wait_for(|fails| *fails).await);
+                tokio::time::sleep(RETRY_EVERY).await;
+            }
+        };
+        shutdown.run_until_cancelled(trying).await;
     }
 }
 
 impl Shared {
-    fn fails(&self) -> bool {
-        self.retry_at.lock().is_some()
-    }
-
-    /// Whether it is time, for one load.
-    fn may_retry(&self) -> bool {
-        let (now, mut retry_at) = (Instant::now(), self.retry_at.lock());
-        let due = retry_at.is_some_and(|due| due <= now);
-        if due {
-            *retry_at = Some(now + self.timeout + RETRY_EVERY);
-        }
-        due
-    }
-
     async fn ask(&self, hash: KeyHash) -> Option<Lookup> {
         let failure = match tokio::time::timeout(self.timeout, self.database.lookup(hash)).await {
             Ok(Ok(lookup)) => {
-                if self.retry_at.lock().take().is_some() {
+                if self.fails.send_replace(false) {
                     tracing::info!("the database answers again");
                     self.remark.met();
                 }
                 return Some(lookup);
             }
-            Ok(Err(error)) => error.to_string(),
+            Ok(Err(error)) => with_causes(&*error),
             Err(_) => format!("no answer within {:?}", self.timeout),
         };
         self.metrics.read_from_database(DatabaseOutcome::Failed);
-        if self.retry_at.lock().replace(Instant::now() + RETRY_EVERY).is_none() {
+        if !self.fails.send_replace(true) {
             tracing::warn!(error = failure, "the database failed; records are asked of the authority");
-            self.remark
-                .unmet(format!("the database failed, so records are asked of the authority: {failure}"));
         }
+        self.remark.unmet(format!("the database failed, so records are asked of the authority: {failure}"));
         None
     }
+}
+
+/// An error and its causes: that a password is wrong is said by the innermost.
+fn with_causes(error: &dyn Error) -> String {
+    let (mut text, mut source) = (error.to_string(), error.source());
+    while let Some(cause) = source {
+        let said = cause.to_string();
+        // Some errors say what their cause says.
+        if !text.ends_with(&said) {
+            text = format!("{text}: {said}");
+        }
+        source = cause.source();
+    }
+    text
 }

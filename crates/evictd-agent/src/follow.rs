@@ -96,6 +96,8 @@ struct Task {
     offset: Offset,
     sightings: Sightings,
     last_heard: LeaseTime,
+    /// Nothing can be heard before.
+    connected_at: LeaseTime,
     /// When the next announcement may go, and whether somebody waits for it.
     announce_from: Instant,
     announcement_due: bool,
@@ -110,6 +112,7 @@ impl Task {
             offset: Offset::default(),
             sightings: Sightings::default(),
             last_heard: clock::lease_now(),
+            connected_at: clock::lease_now(),
             announce_from: Instant::now(),
             announcement_due: false,
             mode: Mode::Starting,
@@ -173,24 +176,20 @@ impl Task {
     }
 
     fn on_connected(&mut self) {
-        self.follow.knowledge.follower.lock().connected(clock::lease_now());
+        self.connected_at = clock::lease_now();
+        self.follow.knowledge.follower.lock().connected(self.connected_at);
     }
 
     async fn on_beat(&mut self, feed: &Feed) {
         let now = clock::lease_now();
-        let Follow { knowledge, metrics, feed: heard, bound, .. } = &self.follow;
+        let Follow { knowledge, metrics, bound, .. } = &self.follow;
         let (mode, remaining) = {
             let follower = knowledge.follower.lock();
             (knowledge.mode(&follower, now), knowledge.remaining(&follower, now))
         };
-        let silent = now.since(self.last_heard) >= FEED_SILENT_AFTER;
         metrics.lease(bound.bound(), remaining, mode);
-        metrics.feed_silent(silent);
-        if silent {
-            heard.unmet("the live feed is silent: changes arrive by repair only; see the NATS permissions");
-        } else {
-            heard.met();
-        }
+        metrics.feed_silent(self.is_feed_silent(now));
+        self.remark_on_feed(feed.is_connected(), now);
         if let Some((low, high)) = self.offset.bounds(now) {
             let wall_less_lease = clock::wall_now().0.saturating_sub(now.0 as i64);
             metrics.clock(low.saturating_sub(wall_less_lease), high.saturating_sub(wall_less_lease));
@@ -198,6 +197,25 @@ impl Task {
         self.publish_offset(now);
         self.enter(mode);
         self.announce(feed).await;
+    }
+
+    fn is_feed_silent(&self, now: LeaseTime) -> bool {
+        now.since(self.last_heard) >= FEED_SILENT_AFTER
+    }
+
+    /// That nothing is heard without a connection is said by the connection's own condition.
+    fn remark_on_feed(&self, connected: bool, now: LeaseTime) {
+        let feed = &self.follow.feed;
+        if !self.is_feed_silent(now) {
+            feed.met();
+        } else if !connected {
+            feed.moot();
+        } else if now.since(self.connected_at) >= FEED_SILENT_AFTER {
+            feed.unmet(
+                "no publisher ticks: none is connected, or none can read its store, or the permissions lack \
+                 evictd.v1.live; changes arrive by repair only",
+            );
+        }
     }
 
     fn publish_offset(&self, now: LeaseTime) {

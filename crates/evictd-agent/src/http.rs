@@ -101,6 +101,10 @@ impl Handler for Surface {
         }
         reply
     }
+
+    fn answered(&self, status: StatusCode) {
+        self.verifier.metrics.answered(status);
+    }
 }
 
 #[cfg(test)]

@@ -85,7 +85,7 @@ pub enum StartError {
     Random(#[from] getrandom::Error),
 }
 
-/// A running agent. Dropping it stops nothing; cancel the token it was started with.
+/// A running agent. To end it, cancel the token it was started with; dropping it ends it without a drain.
 #[derive(Debug)]
 pub struct Running {
     /// Where it verifies.
@@ -134,7 +134,7 @@ pub async fn start(
     Ok(Running { http, admin, identity, readiness, tasks })
 }
 
-/// What connects an agent with the world, and what it doesn't start without.
+/// What connects an agent with the world.
 struct Parts {
     http_listener: TcpListener,
     admin_listener: TcpListener,
@@ -148,9 +148,11 @@ impl Parts {
     /// Starts the tasks. Verifications end first: until then they are answered from what is still kept up to date.
     fn spawn(self, common: Common, shutdown: CancellationToken) -> Tasks {
         let Self { http_listener, admin_listener, vm_clock, bus, origin, database } = self;
-        let verifier = common.verifier(database, &origin);
+        let replica = database.map(|database| common.replica(database));
+        let verifier = common.verifier(replica.clone(), &origin);
         let follow = common.follow();
         let admin = common.admin(vm_clock.is_some());
+        let answered = common.readiness.condition_at_start("lookups", "a publisher's answer to a lookup");
         let (feed, answers) = bus.split();
         let Common { config, registry, metrics, readiness, knowledge, cache, .. } = common;
 
@@ -168,6 +170,10 @@ impl Parts {
         if let Some(vm_clock) = vm_clock {
             tasks.spawn("vm_clock", end_when_disrupted(vm_clock, knowledge, drained.clone()));
         }
+        if let Some(replica) = replica {
+            tasks.spawn("database", replica.keep_trying(drained.clone()));
+        }
+        tasks.spawn("first lookup", origin.clone().try_out(answered, drained.clone()));
         tasks.spawn("lookups", origin.run(answers, metrics.clone(), drained.clone()));
         tasks.spawn("follow", follow.run(feed, drained.clone()));
         tasks.spawn("cache", cache::keep_house(cache, metrics, drained.clone()));

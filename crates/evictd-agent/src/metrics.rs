@@ -8,6 +8,7 @@ use evictd_core::lease::Mode;
 use evictd_core::receipts::Exposure;
 use evictd_core::record::Verdict;
 use evictd_ops::bus::BusMetrics;
+use evictd_ops::http::StatusCode;
 use evictd_ops::invariants::Invariants;
 use evictd_ops::metric_specs;
 use evictd_ops::metrics::{LATENCY_BUCKETS, MetricKind, MetricSpec, PROPAGATION_BUCKETS, Registry};
@@ -59,6 +60,8 @@ metric_specs! {
         "Floors that were merged into wider ones to bound memory; each costs reloads.";
     VERIFICATIONS = "evictd_agent_verifications_total", COUNTER, COUNT, ["code"],
         "Verifications answered, by code; UNAVAILABLE counts those denied because no fresh record could be had.";
+    REQUESTS = "evictd_agent_requests_total", COUNTER, COUNT, ["status"],
+        "Answers of the verify surface by HTTP status, refusals among them; `other` is every status without a series of its own. 401: the gateway's root key is unknown or was revoked; 403: it has expired or was disabled.";
     STALE_ANSWERS = "evictd_agent_stale_answers_total", COUNTER, COUNT, ["code"],
         "Verifications answered, by policy, from records that are older than the bound allows; they count in evictd_agent_verifications_total as well.";
     CACHE_HITS = "evictd_agent_cache_hits_total", COUNTER, COUNT, [],
@@ -72,7 +75,7 @@ metric_specs! {
     LOADS = "evictd_agent_loads_total", COUNTER, COUNT, ["outcome"],
         "Loads from the authority: ok, busy (shed there), shed (too many here), timeout, unsent (NATS not connected) or no_publisher (nobody listens there).";
     DATABASE_READS = "evictd_agent_database_reads_total", COUNTER, COUNT, ["outcome"],
-        "Records read from the database, where the agent may (`loads.origin`): ok, too_old (older than a change known here) or failed. Where it isn't ok, the authority was asked.";
+        "Records read from the database, where the agent may (`loads.origin`): ok, too_old (older than a change known here) or failed, each attempt to find out whether it works again among them. Where it isn't ok, the authority was asked.";
     LOAD_SECONDS = "evictd_agent_load_seconds", LOAD, SECONDS, [],
         "How long successful loads took.";
     STALE_LOADS = "evictd_agent_stale_loads_rejected_total", COUNTER, COUNT, [],
@@ -86,6 +89,10 @@ metric_specs! {
     NATS_ERRORS = "evictd_agent_nats_errors_total", COUNTER, COUNT, ["connection", "kind"],
         "Errors of a NATS connection: slow_consumer (messages dropped here) or server (as the server reports, permission violations among them).";
 }
+
+/// The statuses that have a series each; the last one is for all others.
+const STATUSES: [&str; 12] =
+    ["200", "400", "401", "403", "404", "405", "408", "413", "429", "500", "503", "other"];
 
 /// The handles, made once.
 #[derive(Debug)]
@@ -111,6 +118,7 @@ pub struct Metrics {
     verdicts: [Counter; Verdict::ALL.len()],
     stale_answers: [Counter; Verdict::ALL.len()],
     unavailable: Counter,
+    requests: [Counter; STATUSES.len()],
     /// Records answered from the cache.
     pub(crate) hits: Counter,
     /// Records that had to be loaded.
@@ -201,6 +209,7 @@ impl Metrics {
             verdicts: Verdict::ALL.map(|verdict| counter(&VERIFICATIONS, "code", verdict.code())),
             stale_answers: Verdict::ALL.map(|verdict| counter(&STALE_ANSWERS, "code", verdict.code())),
             unavailable: counter(&VERIFICATIONS, "code", "UNAVAILABLE"),
+            requests: STATUSES.map(|status| counter(&REQUESTS, "status", status)),
             hits: registry.counter(&CACHE_HITS, &[]),
             misses: registry.counter(&CACHE_MISSES, &[]),
             entries_found: registry.gauge(&CACHE_ENTRIES, &[("kind", "found")]),
@@ -299,6 +308,12 @@ impl Metrics {
 
     pub(crate) fn unavailable(&self) {
         self.unavailable.increment(1);
+    }
+
+    /// The verify surface has answered something.
+    pub(crate) fn answered(&self, status: StatusCode) {
+        let index = STATUSES.iter().position(|known| *known == status.as_str());
+        self.requests[index.unwrap_or(STATUSES.len() - 1)].increment(1);
     }
 
     pub(crate) fn cache(&self, found: u64, not_found: u64, bytes: u64) {

@@ -15,6 +15,7 @@ use evictd_core::ids::{InstanceId, KeyHash};
 use evictd_core::record::Lookup;
 use evictd_core::time::LeaseTime;
 use evictd_ops::clock;
+use evictd_ops::readiness::Condition;
 use evictd_wire::lookup::{LookupAnswer, LookupOutcome, LookupRequest};
 use evictd_wire::subject::Kind;
 use futures_util::StreamExt;
@@ -54,6 +55,10 @@ pub(crate) trait Origin: Debug + Send + Sync {
     async fn lookup(&self, hash: KeyHash) -> Result<Loaded, (LoadOutcome, LoadError)>;
 }
 
+/// Pauses before another trial. The connection comes about within milliseconds, or may be away for hours.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LAST_PAUSE: Duration = Duration::from_secs(1);
+
 /// The authority, over the bus.
 #[derive(Clone, Debug)]
 pub(crate) struct Authority {
@@ -89,6 +94,25 @@ impl Origin for Authority {
 impl Authority {
     pub(crate) fn new(port: LookupPort, instance: InstanceId, timeout: Duration) -> Self {
         Self { port, instance, timeout, open: Arc::default(), next_nonce: Arc::new(AtomicU64::new(1)) }
+    }
+
+    /// Asks for nobody's key until a publisher answers, which meets `works`: a permission that lookups lack shows in
+    /// nothing else, and had better not wait for the first client. Returns at `shutdown`.
+    pub(crate) async fn try_out(self, works: Condition, shutdown: CancellationToken) {
+        let trying = async {
+            let mut pause = FIRST_PAUSE;
+            while let Err((outcome, _)) = self.lookup(KeyHash([0; 32])).await {
+                if outcome == LoadOutcome::Busy {
+                    // That is an answer.
+                    break;
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LAST_PAUSE);
+            }
+            works.met();
+        };
+        shutdown.run_until_cancelled(trying).await;
+        shutdown.cancelled().await;
     }
 
     async fn ask(&self, hash: KeyHash, all: bool) -> Result<Loaded, (LoadOutcome, LoadError)> {

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use evictd_core::follower::Follower;
 use evictd_core::ids::{Identity, InstanceId};
+use evictd_core::roster::PartitionPolicy;
 use evictd_ops::admin::Admin;
 use evictd_ops::metrics::Registry;
-use evictd_ops::readiness::Readiness;
+use evictd_ops::readiness::{Condition, Readiness};
 
 use crate::StartError;
 use crate::cache::Cache;
@@ -56,12 +57,13 @@ impl Common {
         })
     }
 
-    /// Loads come from `database` if there is one, and from `origin` otherwise.
-    pub(crate) fn verifier(&self, database: Option<Arc<dyn Database>>, origin: &Authority) -> Verifier {
-        let replica = database.map(|database| {
-            let remark = self.readiness.remark("database");
-            Replica::new(database, self.config.postgres.timeout.into(), self.metrics.clone(), remark)
-        });
+    pub(crate) fn replica(&self, database: Arc<dyn Database>) -> Replica {
+        let remark = self.readiness.remark("database");
+        Replica::new(database, self.config.postgres.timeout.into(), self.metrics.clone(), remark)
+    }
+
+    /// Loads come from `replica` if there is one, and from `origin` otherwise.
+    pub(crate) fn verifier(&self, replica: Option<Replica>, origin: &Authority) -> Verifier {
         let loads = Loads::new(
             &self.config.loads,
             replica,
@@ -87,11 +89,19 @@ impl Common {
             cache: self.cache.clone(),
             metrics: self.metrics.clone(),
             policies: self.policies.clone(),
-            lease: self
-                .readiness
-                .condition("lease", "the first proof from a publisher that nothing was missed"),
+            lease: self.lease(),
             feed: self.readiness.remark("feed"),
             recent: self.recent.clone(),
+        }
+    }
+
+    /// Without a lease an agent denies, and gets no traffic; unless policy has it answer from old records: then it is
+    /// of use as soon as it has some.
+    fn lease(&self) -> Condition {
+        let (name, waiting_for) = ("lease", "the first proof from a publisher that nothing was missed");
+        match self.policies.of_agent() {
+            PartitionPolicy::Deny => self.readiness.condition(name, waiting_for),
+            PartitionPolicy::ServeStale => self.readiness.condition_at_start(name, waiting_for),
         }
     }
 

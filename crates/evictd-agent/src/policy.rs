@@ -42,6 +42,11 @@ impl Policies {
         self.apis.get(api).copied().unwrap_or(self.agent)
     }
 
+    /// What holds for APIs without a policy of their own.
+    pub(crate) fn of_agent(&self) -> PartitionPolicy {
+        self.agent
+    }
+
     /// What publishers are told: whether anything at all may be answered stale.
     pub(crate) fn widest(&self) -> PartitionPolicy {
         self.widest

@@ -2,11 +2,13 @@
 
 use std::os::unix::fs::FileExt as _;
 
+use evictd_ops::readiness::SETTLES_AFTER;
 use tempfile::NamedTempFile;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::*;
+use crate::follow::Follow;
 
 /// A device of a hypervisor, as far as it is looked at: its name, and a marker.
 fn clock_device() -> NamedTempFile {
@@ -56,6 +58,34 @@ async fn a_machine_without_such_a_device_says_so_and_goes_on() {
         shutdown.cancel();
         assert_eq!(running.ended().await, Ok(()));
     }
+}
+
+/// Failure: a balancer takes all agents of a region out of service, though policy has them answer.
+#[tokio::test(start_paused = true)]
+async fn an_agent_without_a_lease_is_unready_unless_its_policy_is_to_answer_all_the_same() {
+    for (policy, of_an_api, is_ready) in [("deny", "serve_stale", false), ("serve_stale", "deny", true)] {
+        let settings = [("partition.policy", policy), ("partition.apis.api_1", of_an_api)];
+        let common = Common::new(fixture::config(&settings)).unwrap();
+        let Follow { lease, .. } = common.follow();
+        assert!(!common.readiness.is_ready(), "it has nothing to answer from");
+        lease.met();
+        tokio::time::advance(SETTLES_AFTER).await;
+        lease.unmet("too old");
+        assert_eq!(common.readiness.is_ready(), is_ready, "{policy}");
+    }
+}
+
+/// Failure: clients find out that an agent may load nothing.
+#[tokio::test]
+async fn an_agent_that_no_publisher_has_answered_a_lookup_is_unready() {
+    let shutdown = CancellationToken::new();
+    let running = start_with("", &shutdown).await.unwrap();
+    let waiting: Vec<_> = running.readiness.waiting_for().iter().map(|waiting| waiting.condition).collect();
+    for condition in ["nats", "nats_lookups", "lease", "lookups"] {
+        assert!(waiting.contains(&condition), "{condition} isn't in {waiting:?}");
+    }
+    shutdown.cancel();
+    assert_eq!(running.ended().await, Ok(()));
 }
 
 #[tokio::test]

@@ -188,7 +188,8 @@ pub struct Link {
 }
 
 impl Link {
-    /// Not connected yet to any of `config`'s servers; the condition `nats` is met while it is.
+    /// Not connected yet to any of `config`'s servers; the condition `nats` is met while it is. It is one of the
+    /// start: who has settled does what it can without NATS, and `/readyz` remarks on it.
     pub fn new(config: &BusConfig, metrics: BusMetrics, readiness: &Readiness) -> Self {
         Self::named("nats", config, metrics, readiness)
     }
@@ -196,7 +197,7 @@ impl Link {
     /// A further connection, whose condition has a name of its own.
     pub fn named(name: &'static str, config: &BusConfig, metrics: BusMetrics, readiness: &Readiness) -> Self {
         let servers: Arc<str> = config.urls.join(", ").into();
-        let condition = readiness.condition(name, format!("a connection to {servers}"));
+        let condition = readiness.condition_at_start(name, format!("a connection to {servers}"));
         Self { up: Arc::default(), complained: Arc::default(), servers, metrics, condition, name }
     }
 
@@ -229,7 +230,7 @@ impl Link {
             BusEvent::ServerError(error) => {
                 if error.to_lowercase().contains("permission") {
                     tracing::warn!(connection, %error, "NATS forbids something; are the permissions of this user those of deploy/nats?");
-                    // Whoever may not do what it is for must not look healthy, even if the rest still works.
+                    // Whoever starts and may not do what it is for must not look healthy, even if the rest works.
                     // The next connection asks for everything anew.
                     self.condition.unmet(format!("permissions as those of deploy/nats: {error}"));
                 } else {
@@ -540,16 +541,35 @@ mod tests {
         assert!(error.contains("Permissions Violation"), "{error}");
     }
 
-    #[test]
-    fn who_is_forbidden_something_is_not_ready_until_the_next_connection() {
-        let readiness = Readiness::new();
+    fn link(readiness: &Readiness) -> Link {
         let metrics = BusMetrics {
             connected: Gauge::noop(),
             connects: Counter::noop(),
             slow_consumer: Counter::noop(),
             server_errors: Counter::noop(),
         };
-        let link = Link::new(&BusConfig::default(), metrics, &readiness);
+        Link::new(&BusConfig::default(), metrics, readiness)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_settled_stays_ready_without_nats_and_says_what_is_missing() {
+        let readiness = Readiness::new();
+        let link = link(&readiness);
+        link.note(BusEvent::Connected);
+        tokio::time::advance(crate::readiness::SETTLES_AFTER).await;
+        for (event, what) in [
+            (BusEvent::Disconnected, "was lost"),
+            (BusEvent::ServerError("nats: Permissions Violation".to_owned()), "permissions"),
+        ] {
+            link.note(event);
+            assert!(readiness.is_ready() && readiness.remarks()[0].detail.contains(what), "{readiness:?}");
+        }
+    }
+
+    #[test]
+    fn who_is_forbidden_something_at_its_start_is_not_ready_until_the_next_connection() {
+        let readiness = Readiness::new();
+        let link = link(&readiness);
         let forbidden = "nats: Permissions Violation for Subscription to \"evictd.v1.live\"";
         assert!(link.note(BusEvent::Connected) && readiness.is_ready());
         link.note(BusEvent::ServerError("nats: something else".to_owned()));

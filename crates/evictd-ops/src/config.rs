@@ -8,7 +8,9 @@
 //! The target type should be `#[serde(deny_unknown_fields)]`, so that a key of the default file that
 //! the program doesn't read is found by the first test that loads the defaults.
 
+mod files;
 mod layers;
+mod listen;
 mod postgres_url;
 mod redact;
 mod reference;
@@ -16,6 +18,7 @@ mod suggest;
 mod text;
 mod units;
 
+pub use files::{NamedFile, named_files};
 pub use layers::{Layers, Loaded};
 pub use postgres_url::{PostgresUrl, PostgresUrlError};
 pub use redact::print_effective;

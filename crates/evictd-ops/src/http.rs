@@ -42,6 +42,10 @@ pub type Reply = hyper::Response<Full<Bytes>>;
 pub trait Handler: Clone + Send + Sync + 'static {
     /// Answers one request. There is no error: what went wrong is an answer too.
     fn handle(&self, request: Request) -> impl Future<Output = Reply> + Send;
+
+    /// Takes note of the status of an answer: of each that [`Self::handle`] gave, and of those that the server gives
+    /// by itself, to what isn't HTTP and to connections that are too many.
+    fn answered(&self, _status: StatusCode) {}
 }
 
 /// What a client may ask of a server before it is cut off.

@@ -1,20 +1,40 @@
 //! What a process still waits for before it should get traffic, by name.
+//!
+//! What a daemon needs to begin and what it needs to go on differ: an agent that has lost NATS answers for as long as
+//! its lease runs, and taking it out of service would make a region's outage of what its clients wouldn't notice. So
+//! there are three kinds: needed always ([`Readiness::condition`]), needed until the daemon has settled
+//! ([`Readiness::condition_at_start`]), and never needed, but remarked on ([`Readiness::remark`]).
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// The conditions of one daemon. It is ready when all of them are met; without any it is ready.
+/// How long a daemon must have been ready at a stretch until it has settled: in this time it has done everything once
+/// that it does every second, so that a permission which it lacks has shown.
+pub const SETTLES_AFTER: Duration = Duration::from_secs(3);
+
+/// The conditions of one daemon. It is ready when all of them are met that it needs; without any it is ready.
 ///
 /// Clones share the conditions.
 #[derive(Clone, Default, Debug)]
 pub struct Readiness {
-    entries: Arc<Mutex<Vec<Entry>>>,
+    state: Arc<Mutex<State>>,
     changed: Arc<Notify>,
+}
+
+#[derive(Default, Debug)]
+struct State {
+    entries: Vec<Entry>,
+    /// Since when all conditions are met.
+    ready_since: Option<Instant>,
+    /// For good: a daemon starts only once.
+    settled: bool,
 }
 
 #[derive(Debug)]
@@ -22,8 +42,38 @@ struct Entry {
     name: &'static str,
     detail: String,
     met: bool,
-    /// Not a remark: the daemon waits for it.
-    needed: bool,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    Needed,
+    NeededAtStart,
+    Remark,
+}
+
+impl State {
+    fn needs(&self, entry: &Entry) -> bool {
+        match entry.kind {
+            Kind::Needed => true,
+            Kind::NeededAtStart => !self.settled,
+            Kind::Remark => false,
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        self.entries.iter().all(|entry| entry.met || !self.needs(entry))
+    }
+
+    /// Changes a condition, and keeps the time of being ready. Returns whether it was met before.
+    fn set(&mut self, index: usize, met: bool) -> bool {
+        let now = Instant::now();
+        // As it stood until now: who becomes unready at this very change may have settled before it.
+        self.settled |= self.ready_since.is_some_and(|since| now.duration_since(since) >= SETTLES_AFTER);
+        let was_met = std::mem::replace(&mut self.entries[index].met, met);
+        self.ready_since = if self.is_ready() { self.ready_since.or(Some(now)) } else { None };
+        was_met
+    }
 }
 
 /// One condition, held by whoever can tell whether it is met. It starts unmet.
@@ -53,24 +103,34 @@ impl Readiness {
     /// Adds a condition that isn't met; `waiting_for` says in words what is missing.
     #[must_use = "a condition that nobody meets keeps the daemon unready for ever"]
     pub fn condition(&self, name: &'static str, waiting_for: impl Into<String>) -> Condition {
-        self.add(Entry { name, detail: waiting_for.into(), met: false, needed: true })
+        self.add(Entry { name, detail: waiting_for.into(), met: false, kind: Kind::Needed })
+    }
+
+    /// As [`Readiness::condition`], until the daemon has been ready for [`SETTLES_AFTER`] at a stretch. From then on it
+    /// is as [`Readiness::remark`] makes them: what is lost now is told, and the daemon goes on without it.
+    #[must_use = "a condition that nobody meets keeps the daemon unready for ever"]
+    pub fn condition_at_start(&self, name: &'static str, waiting_for: impl Into<String>) -> Condition {
+        self.add(Entry { name, detail: waiting_for.into(), met: false, kind: Kind::NeededAtStart })
     }
 
     /// Adds a condition that should hold, but that no traffic has to wait for: when it isn't met, `/readyz`
     /// remarks on it. It starts met.
     pub fn remark(&self, name: &'static str) -> Condition {
-        self.add(Entry { name, detail: String::new(), met: true, needed: false })
+        self.add(Entry { name, detail: String::new(), met: true, kind: Kind::Remark })
     }
 
     fn add(&self, entry: Entry) -> Condition {
-        let mut entries = self.entries.lock();
-        entries.push(entry);
-        Condition { readiness: self.clone(), index: entries.len() - 1 }
+        let mut state = self.state.lock();
+        if !entry.met {
+            state.ready_since = None;
+        }
+        state.entries.push(entry);
+        Condition { readiness: self.clone(), index: state.entries.len() - 1 }
     }
 
-    /// Whether all conditions are met.
+    /// Whether all conditions are met that the daemon needs.
     pub fn is_ready(&self) -> bool {
-        self.entries.lock().iter().all(|entry| entry.met || !entry.needed)
+        self.state.lock().is_ready()
     }
 
     /// Waits until all conditions are met at once.
@@ -106,8 +166,8 @@ impl Readiness {
     }
 
     fn unmet(&self, needed: bool) -> Vec<Waiting> {
-        let entries = self.entries.lock();
-        let unmet = entries.iter().filter(|entry| !entry.met && entry.needed == needed);
+        let state = self.state.lock();
+        let unmet = state.entries.iter().filter(|entry| !entry.met && state.needs(entry) == needed);
         unmet.map(|entry| Waiting { condition: entry.name, detail: entry.detail.clone() }).collect()
     }
 }
@@ -115,31 +175,41 @@ impl Readiness {
 impl Condition {
     /// The condition holds. Cheap: may be called at every heartbeat.
     pub fn met(&self) {
-        let mut entries = self.readiness.entries.lock();
-        let entry = &mut entries[self.index];
-        if !std::mem::replace(&mut entry.met, true) {
-            tracing::info!(condition = entry.name, "condition met");
-            self.readiness.changed.notify_waiters();
+        if let Some(condition) = self.begin() {
+            tracing::info!(condition, "condition met");
         }
+    }
+
+    /// There is nothing to remark on, for whoever would know can't tell. As [`Condition::met`], without a word.
+    pub fn moot(&self) {
+        self.begin();
     }
 
     /// The condition doesn't hold (any more); `detail` says why, in words.
     pub fn unmet(&self, detail: impl Into<String>) {
         let detail = detail.into();
         if self.end(&detail) {
-            let entries = self.readiness.entries.lock();
-            let Entry { name, needed, .. } = &entries[self.index];
-            let effect = if *needed { "not ready" } else { "still ready" };
-            tracing::warn!(condition = *name, detail, "condition lost: {effect}");
+            let state = self.readiness.state.lock();
+            let effect = if state.is_ready() { "still ready" } else { "not ready" };
+            tracing::warn!(condition = state.entries[self.index].name, detail, "condition lost: {effect}");
         }
+    }
+
+    /// The condition's name, if it didn't hold before.
+    fn begin(&self) -> Option<&'static str> {
+        let mut state = self.readiness.state.lock();
+        if state.set(self.index, true) {
+            return None;
+        }
+        self.readiness.changed.notify_waiters();
+        Some(state.entries[self.index].name)
     }
 
     /// As [`Condition::unmet`] without a word: it was asked for. Tells whether the condition held before.
     fn end(&self, detail: impl Into<String>) -> bool {
-        let mut entries = self.readiness.entries.lock();
-        let entry = &mut entries[self.index];
-        entry.detail = detail.into();
-        std::mem::replace(&mut entry.met, false)
+        let mut state = self.readiness.state.lock();
+        state.entries[self.index].detail = detail.into();
+        state.set(self.index, false)
     }
 }
 
@@ -186,6 +256,70 @@ mod tests {
         assert_eq!(readiness.waiting_for(), []);
         assert_eq!(readiness.remarks(), [Waiting { condition: "feed", detail: "silent".to_owned() }]);
         feed.met();
+        assert_eq!(readiness.remarks(), []);
+    }
+
+    /// Waits until the daemon has settled, if nothing happens meanwhile.
+    async fn settle() {
+        tokio::time::advance(SETTLES_AFTER).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_needed_at_the_start_is_only_remarked_on_later() {
+        let readiness = Readiness::new();
+        let nats = readiness.condition_at_start("nats", "a connection");
+        let lease = readiness.condition("lease", "a proof");
+        assert_eq!(readiness.waiting_for()[0].condition, "nats");
+        nats.met();
+        lease.met();
+        settle().await;
+        nats.unmet("lost");
+        assert!(readiness.is_ready());
+        assert_eq!(readiness.remarks(), [Waiting { condition: "nats", detail: "lost".to_owned() }]);
+        lease.unmet("too old");
+        assert_eq!(readiness.waiting_for(), [Waiting { condition: "lease", detail: "too old".to_owned() }]);
+        lease.met();
+        assert!(readiness.is_ready(), "it starts only once");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_daemon_that_was_not_ready_for_long_enough_has_not_settled() {
+        let readiness = Readiness::new();
+        let nats = readiness.condition_at_start("nats", "a connection");
+        let lease = readiness.condition("lease", "a proof");
+        // Long, but not ready.
+        nats.met();
+        settle().await;
+        lease.met();
+        for _ in 0..5 {
+            // It seems well after each connection, until what is forbidden is tried.
+            tokio::time::advance(SETTLES_AFTER / 2).await;
+            nats.unmet("permissions");
+            assert!(!readiness.is_ready());
+            tokio::time::advance(SETTLES_AFTER / 2).await;
+            nats.met();
+            assert!(readiness.is_ready());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_daemon_whose_conditions_are_not_all_known_yet_does_not_settle() {
+        let readiness = Readiness::new();
+        let nats = readiness.condition_at_start("nats", "a connection");
+        nats.met();
+        let lease = readiness.condition("lease", "a proof");
+        settle().await;
+        lease.met();
+        nats.unmet("lost");
+        assert!(!readiness.is_ready());
+    }
+
+    #[test]
+    fn what_is_moot_is_not_remarked_on() {
+        let readiness = Readiness::new();
+        let feed = readiness.remark("feed");
+        feed.unmet("silent");
+        feed.moot();
         assert_eq!(readiness.remarks(), []);
     }
 

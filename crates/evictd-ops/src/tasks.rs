@@ -17,7 +17,7 @@ pub struct TaskFailed {
     pub name: &'static str,
 }
 
-/// The running tasks of one daemon.
+/// The running tasks of one daemon. Dropping them ends them at once, and whoever shares their token.
 #[derive(Debug)]
 pub struct Tasks {
     set: JoinSet<bool>,
@@ -76,6 +76,15 @@ impl Tasks {
     }
 }
 
+impl Drop for Tasks {
+    /// Who lets go of tasks that run wants them to end: none of them does so by itself, and the log must not say so.
+    fn drop(&mut self) {
+        if !self.set.is_empty() {
+            self.shutdown.cancel();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -97,6 +106,33 @@ mod tests {
         tasks.spawn("hasty", async {});
         assert_eq!(tasks.ended().await, Err(TaskFailed { name: "hasty" }));
         assert!(shutdown.is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn who_lets_go_of_tasks_ends_them_before_any_could_seem_to_end_by_itself() {
+        let shutdown = CancellationToken::new();
+        let (ended, told) = tokio::sync::oneshot::channel();
+        let mut tasks = Tasks::new(shutdown.clone());
+        let seen = Seen { shutdown: shutdown.clone(), ended: Some(ended) };
+        tasks.spawn("patient", async move {
+            let _seen = seen;
+            std::future::pending::<()>().await;
+        });
+        drop(tasks);
+        assert_eq!(told.await, Ok(true), "it was told to end before it was dropped");
+    }
+
+    /// Tells whether the shutdown had begun when its task was dropped.
+    struct Seen {
+        shutdown: CancellationToken,
+        ended: Option<tokio::sync::oneshot::Sender<bool>>,
+    }
+
+    impl Drop for Seen {
+        fn drop(&mut self) {
+            let told = self.ended.take().map(|ended| ended.send(self.shutdown.is_cancelled()));
+            assert_eq!(told, Some(Ok(())));
+        }
     }
 
     #[tokio::test]

@@ -7,12 +7,21 @@ use evictd_wire::api::error::{ApiError, ErrorKind};
 use evictd_wire::api::ids::hash;
 use evictd_wire::api::root_key::acting;
 
+use crate::metrics::Metrics;
+
 /// The root key with this text, if it may act.
 ///
 /// It is looked up by its SHA-256 through an index. What timing could tell of that comparison concerns
 /// a hash that the caller can't steer, not the key.
-pub(crate) async fn authenticate(store: &dyn HomeStore, token: &str) -> Result<RootKeyRecord, ApiError> {
-    let root = store.root_key(hash(token)).await.map_err(|error| store_failed(&error))?;
+pub(crate) async fn authenticate(
+    store: &dyn HomeStore,
+    metrics: &Metrics,
+    token: &str,
+) -> Result<RootKeyRecord, ApiError> {
+    let root = store.root_key(hash(token)).await.map_err(|error| {
+        metrics.store_failed(&error);
+        unavailable(&error)
+    })?;
     acting(root.as_ref(), clock::wall_now()).cloned()
 }
 
@@ -25,17 +34,13 @@ pub(crate) fn missing(api: &str, action: &str) -> ApiError {
     ApiError::missing_permission(&needed)
 }
 
-/// A store failure as the client sees it; SDKs try again. What happened goes to the log.
-pub(crate) fn store_failed(error: &StoreError) -> ApiError {
-    let mut chain = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        chain.push_str(": ");
-        chain.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    tracing::error!(error = chain, "the home store failed");
+/// A store failure as the client sees it; SDKs try again. What happened is for the log: [`Metrics::store_failed`].
+pub(crate) fn unavailable(error: &StoreError) -> ApiError {
     let detail = match error {
+        StoreError::Unlogged { .. } => {
+            let detail = "The home store's triggers are switched off or altered; nothing was changed";
+            return ApiError::new(ErrorKind::UnexpectedError, detail);
+        }
         StoreError::Unknown { .. } => {
             "The home store didn't say whether it kept the change; look before you repeat it"
         }

@@ -21,7 +21,6 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::auth::store_failed;
 use crate::bus::{Heard, Intake};
 use crate::config::AuthorityConfig;
 use crate::live_feed::LiveFeed;
@@ -126,7 +125,8 @@ pub(crate) struct Authority {
     pub(crate) fence: Fence,
     pub(crate) rounds: RoundWish,
     pub(crate) serving: watch::Sender<bool>,
-    /// Met unless rounds don't succeed: what changes here is refused then, or not announced.
+    /// Met from the first round that succeeds, unless rounds don't any more: what changes here is refused then, or not
+    /// announced.
     pub(crate) condition: Condition,
 }
 
@@ -181,13 +181,13 @@ impl Authority {
             self.metrics.stalled(stalled);
             if stalled {
                 self.condition.unmet("a probe round that succeeds; see the log for why they fail");
-            } else {
-                self.condition.met();
             }
             self.serving.send_if_modified(|serving| std::mem::replace(serving, !stalled) == stalled);
             probes.set_serving(!stalled).await;
-            if stalled && running.is_none() {
-                // Who left the queue groups may be asked by nobody any more, and must find back by itself.
+            let never = self.fence.raised_ago().is_none();
+            if (stalled || never) && running.is_none() {
+                // Who left the queue groups may be asked by nobody any more, and must find back by itself. Who has
+                // just started finds out whether it could answer.
                 waiting.wish(now);
             }
             let wait = match waiting.rounds.start_at() {
@@ -197,7 +197,7 @@ impl Authority {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
-                done = finished(&mut running) => {
+                done = finished(&mut running, &self.metrics) => {
                     waiting.rounds.finish(done.1.is_some());
                     self.finish(done).await;
                 }
@@ -208,7 +208,7 @@ impl Authority {
         }
         if running.is_some() {
             // What it numbers is sent by nobody else.
-            let done = finished(&mut running).await;
+            let done = finished(&mut running, &self.metrics).await;
             self.finish(done).await;
             self.feed.bus.flush().await;
         }
@@ -289,6 +289,7 @@ impl Authority {
         // Without a round nobody is answered: the agents ask again, and perhaps somebody else.
         let Some(round) = done else { return };
         self.fence.raised(began);
+        self.condition.met();
         let head = round.numbered.head;
         if round.epoch_began {
             tracing::warn!(
@@ -299,9 +300,11 @@ impl Authority {
         // First what the answers speak of, or every agent would find a gap in it.
         self.feed.send(known, &round.numbered).await;
         for probe in probes {
-            let held = clock::lease_now().since(probe.arrived);
-            let answer =
-                ProbeAnswer { nonce: probe.request.nonce, head, store_time: round.store_time_now(), held };
+            // The round lay within this time, and the store's clock was read somewhere in a part of it: what that
+            // leaves open must stay with the agent's ways.
+            let held = clock::lease_now().since(probe.arrived).saturating_sub(round.clock.within);
+            let store_time = round.clock.store_time_now();
+            let answer = ProbeAnswer { nonce: probe.request.nonce, head, store_time, held };
             self.feed.bus.answer(probe.heard.reply, answer.encode()).await;
         }
     }
@@ -327,7 +330,7 @@ fn instance(heard: &Heard, request: &ProbeRequest) -> Instance {
 }
 
 /// The running round's end, `None` if it failed; never, while none runs.
-async fn finished(running: &mut Option<Running>) -> (Running, Option<Round>) {
+async fn finished(running: &mut Option<Running>, metrics: &Metrics) -> (Running, Option<Round>) {
     let done = match running.as_mut() {
         Some(current) => (&mut current.round).await,
         None => std::future::pending().await,
@@ -335,7 +338,7 @@ async fn finished(running: &mut Option<Running>) -> (Running, Option<Round>) {
     let round = match done {
         Ok(Ok(round)) => Some(round),
         Ok(Err(error)) => {
-            store_failed(&error);
+            metrics.store_failed(&error);
             None
         }
         Err(error) => {

@@ -19,8 +19,8 @@ use evictd_core::limits::{META_BYTES_MAX, PERMISSION_BYTES_MAX, PERMISSIONS_MAX}
 use evictd_ops::clock;
 use evictd_ops::http::{Handler, Method, Reply, Request, StatusCode, reply};
 use evictd_ops::rpc::{self, Call};
-use evictd_store::HomeStore;
 use evictd_store::change::ChangeError;
+use evictd_store::{HomeStore, StoreError};
 use evictd_wire::api::envelope::Success;
 use evictd_wire::api::error::{ApiError, ErrorKind, JSON};
 use evictd_wire::api::prefer;
@@ -33,7 +33,7 @@ use hyper::header::HeaderValue;
 use serde::Serialize;
 
 use self::caller::Caller;
-use crate::auth::{authenticate, missing, store_failed};
+use crate::auth::{authenticate, missing, unavailable};
 use crate::authority::Vouched;
 use crate::metrics::Metrics;
 use crate::rate_limit::{Admission, RateLimits};
@@ -107,7 +107,7 @@ impl Surface {
     ) -> Result<(Caller<'a>, R), ApiError> {
         let Visit { call, remote, .. } = *visit;
         let request = call.request(parse)?;
-        let root = authenticate(&*self.store, call.token()?).await?;
+        let root = authenticate(&*self.store, &self.metrics, call.token()?).await?;
         visit.admission = self.limits.admit(&root.workspace_id, clock::lease_now());
         if let Some(limit) = visit.admission.refused_by() {
             return Err(too_many(limit));
@@ -136,8 +136,7 @@ impl Surface {
     ) -> Result<Reply, ApiError> {
         let (caller, request) = self.admit(visit, parse).await?;
         let call = caller.call;
-        let preferences = call.headers.get_all(prefer::PREFER).iter().map(HeaderValue::as_bytes);
-        let wait = prefer::wait(preferences);
+        let wait = prefer::wait(call.headers.get_all(prefer::PREFER).iter().map(HeaderValue::as_bytes));
         let under = self.receipts.under(&call.request_id, wait.is_some());
         let data = match change(&caller, request).await {
             Ok(data) => data,
@@ -160,6 +159,32 @@ impl Surface {
             reply.headers_mut().insert(prefer::PREFERENCE_APPLIED, applied);
         }
         Ok(reply)
+    }
+
+    /// A refused change as the client sees it.
+    fn refused(&self, error: ChangeError, action: &str) -> ApiError {
+        match error {
+            ChangeError::KeyNotFound => key_not_found(),
+            ChangeError::ApiNotFound => api_not_found(),
+            ChangeError::Protected => ApiError::new(
+                ErrorKind::ProtectedResource,
+                "The API is protected from deletion; lift that first",
+            ),
+            ChangeError::KeyExists => {
+                ApiError::new(ErrorKind::KeyAlreadyExists, "A key with the same text exists already")
+            }
+            ChangeError::Forbidden { api } => missing(api.as_str(), action),
+            ChangeError::Store(error) => self.store_failed(&error),
+        }
+    }
+
+    /// Takes note of a store failure, and has it answered.
+    fn store_failed(&self, error: &StoreError) -> ApiError {
+        self.metrics.store_failed(error);
+        if matches!(error, StoreError::Unlogged { .. }) {
+            self.wake.unlogged();
+        }
+        unavailable(error)
     }
 }
 
@@ -192,22 +217,6 @@ async fn read(endpoint: Endpoint, request: Request) -> Result<Call, Reply> {
     match request.parts.method {
         Method::GET | Method::HEAD => Ok(Call::without_body(request)),
         _ => Err(rpc::not_allowed("GET, HEAD")),
-    }
-}
-
-/// A refused change as the client sees it.
-fn refused(error: ChangeError, action: &str) -> ApiError {
-    match error {
-        ChangeError::KeyNotFound => key_not_found(),
-        ChangeError::ApiNotFound => api_not_found(),
-        ChangeError::Protected => {
-            ApiError::new(ErrorKind::ProtectedResource, "The API is protected from deletion; lift that first")
-        }
-        ChangeError::KeyExists => {
-            ApiError::new(ErrorKind::KeyAlreadyExists, "A key with the same text exists already")
-        }
-        ChangeError::Forbidden { api } => missing(api.as_str(), action),
-        ChangeError::Store(error) => store_failed(&error),
     }
 }
 

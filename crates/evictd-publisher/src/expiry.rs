@@ -6,11 +6,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use evictd_store::HomeStore;
+use evictd_store::{HomeStore, StoreError};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::auth::store_failed;
 use crate::metrics::Metrics;
 use crate::sequencer::Wake;
 
@@ -41,10 +40,10 @@ impl Expiry {
                     }
                 }
                 Err(error) => {
-                    self.metrics.store_failed();
-                    if !failing {
-                        store_failed(error);
+                    if matches!(error, StoreError::Unlogged { .. }) {
+                        self.wake.unlogged();
                     }
+                    self.metrics.store_failed(error);
                 }
             }
             if failing && outcome.is_ok() {

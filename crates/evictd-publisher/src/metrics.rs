@@ -8,12 +8,15 @@ use evictd_core::receipts::RegionState;
 use evictd_ops::bus::BusMetrics;
 use evictd_ops::metric_specs;
 use evictd_ops::metrics::{LATENCY_BUCKETS, MetricKind, MetricSpec, PROPAGATION_BUCKETS, Registry};
+use evictd_store::StoreError;
 use evictd_store::audit::Purged;
 use evictd_store::log::Backlog;
 use evictd_wire::api::requests::Endpoint;
 use evictd_wire::subject::Kind;
 use hyper::StatusCode;
 use metrics::{Counter, Gauge, Histogram, Unit};
+
+use crate::store_failures::StoreFailures;
 
 const COUNTER: MetricKind = MetricKind::Counter;
 const GAUGE: MetricKind = MetricKind::Gauge;
@@ -62,7 +65,7 @@ metric_specs! {
     PURGED = "evictd_publisher_purged_rows_total", COUNTER, COUNT, ["kind"],
         "Rows of the home store that were deleted because they had been kept long enough: log, receipts or audit.";
     STORE_FAILURES = "evictd_publisher_store_failures_total", COUNTER, COUNT, [],
-        "Times the sequencer found the home store failing.";
+        "Calls of the home store that failed, whoever made them. The log tells of each kind of failure twice a minute at most.";
     NATS_CONNECTED = "evictd_publisher_nats_connected", GAUGE, None, [],
         "1 while connected to a NATS server.";
     NATS_CONNECTS = "evictd_publisher_nats_connects_total", COUNTER, COUNT, [],
@@ -138,7 +141,7 @@ pub struct Metrics {
     requests: [[Counter; 3]; Endpoint::ALL.len()],
     receipts: [Counter; 3],
     purged: [Counter; 3],
-    store_failures: Counter,
+    store_failures: StoreFailures,
     pub(crate) nats: BusMetrics,
 }
 
@@ -177,7 +180,7 @@ impl Metrics {
             requests: Endpoint::ALL.map(requests),
             receipts: FINAL_STATES.map(|state| counter(&RECEIPTS, "state", state.label())),
             purged: ["log", "receipts", "audit"].map(|kind| counter(&PURGED, "kind", kind)),
-            store_failures: registry.counter(&STORE_FAILURES, &[]),
+            store_failures: StoreFailures::new(registry.counter(&STORE_FAILURES, &[])),
             nats: BusMetrics {
                 connected: gauge(&NATS_CONNECTED),
                 connects: registry.counter(&NATS_CONNECTS, &[]),
@@ -258,7 +261,13 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn store_failed(&self) {
-        self.store_failures.increment(1);
+    /// A call of the home store failed. Whoever made it says so, once; the log is told from here.
+    pub(crate) fn store_failed(&self, error: &StoreError) {
+        self.store_failures.note(error);
+    }
+
+    /// The home store works again: how many of its failures the log was spared and not told of yet.
+    pub(crate) fn store_works_again(&self) -> u64 {
+        self.store_failures.take_left_out()
     }
 }

@@ -16,7 +16,6 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::auth::store_failed;
 use crate::authority::{FENCE_AGE_MAX, Fence, RoundWish, Serving};
 use crate::bus::{Bus, Heard, Intake};
 use crate::config::AuthorityConfig;
@@ -121,7 +120,7 @@ impl Questions {
                 Outcome::Refused { head }
             }
             // No answer: the agent asks again.
-            Err(error) => return drop(store_failed(&error)),
+            Err(error) => return self.metrics.store_failed(&error),
         };
         self.metrics.replayed(&outcome);
         let answer = ReplayAnswer { nonce: request.nonce, outcome };
@@ -186,7 +185,7 @@ impl Questions {
                 self.answer_lookup(heard.reply, request, outcome).await;
             }
             Err(error) => {
-                store_failed(&error);
+                self.metrics.store_failed(&error);
                 self.metrics.looked_up(LookupEnd::Failed);
             }
         }

@@ -29,7 +29,6 @@ use evictd_ops::invariants::Invariants;
 use evictd_ops::metrics::Registry;
 use evictd_store::log::{Numbered, NumberedRequest};
 use evictd_store::{HomeStore, StoreError};
-use evictd_wire::api::propagation::Propagation;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -38,7 +37,6 @@ use self::agents::Series;
 use self::keep::Recorded;
 use self::roster::Known;
 use self::wait::{Starts, Waiting};
-use crate::auth::store_failed;
 use crate::authority::RoundWish;
 use crate::config::ReceiptsConfig;
 use crate::metrics::Metrics;
@@ -251,7 +249,7 @@ impl Receipts {
         };
         let head = match read.await {
             Ok(head) => head,
-            Err(error) => return drop(store_failed(&error)),
+            Err(error) => return self.metrics.store_failed(&error),
         };
         let mut state = self.state.lock();
         if head < state.head {

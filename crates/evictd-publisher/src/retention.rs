@@ -1,21 +1,18 @@
 //! Deletes what has been kept long enough: rows of the log, receipts, audit records.
 //!
 //! A little at a time and with pauses, in a task of its own: a probe round and numbering wait for one small
-//! transaction at most. No promise rests on what is gone. An agent that asks for a row which is no longer there
-//! is refused, and flushes (R5); so a wall clock that is wrong deletes too early or too late, and breaks nothing
-//! of G1 and G2.
+//! transaction at most. How old a row is the store says, by the clock that dated it: a publisher's own may be years
+//! ahead. No promise rests on what is gone. An agent that asks for a row which is no longer there is refused, and
+//! flushes (R5); so a store's clock that is wrong deletes too early or too late, and breaks nothing of G1 and G2.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use evictd_core::time::StoreTime;
-use evictd_ops::clock;
 use evictd_store::audit::{Purge, Purged};
 use evictd_store::{HomeStore, StoreError};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::auth::store_failed;
 use crate::config::{Keep, RetentionConfig};
 use crate::metrics::Metrics;
 
@@ -42,9 +39,9 @@ impl Retention {
         let sweeps = async {
             loop {
                 sweep.tick().await;
-                if let Err(error) = self.sweep(clock::wall_now()).await {
+                if let Err(error) = self.sweep().await {
                     // The next sweep goes on where this one broke off.
-                    store_failed(&error);
+                    self.metrics.store_failed(&error);
                 }
             }
         };
@@ -52,15 +49,15 @@ impl Retention {
         shutdown.run_until_cancelled(sweeps).await;
     }
 
-    /// Deletes everything that is old enough at `now`.
-    async fn sweep(&self, now: StoreTime) -> Result<(), StoreError> {
+    /// Deletes everything that is old enough.
+    async fn sweep(&self) -> Result<(), StoreError> {
         let RetentionConfig { log, receipts, audit } = &self.config;
         let purge = Purge {
-            log_before: before(now, **log),
-            receipts_before: before(now, **receipts),
-            audit_before: match audit {
+            log: **log,
+            receipts: **receipts,
+            audit: match audit {
                 Keep::Forever => None,
-                Keep::For(time) => Some(before(now, **time)),
+                Keep::For(time) => Some(**time),
             },
             limit: BATCH,
         };
@@ -86,10 +83,6 @@ impl Retention {
         }
         Ok(())
     }
-}
-
-fn before(now: StoreTime, time: Duration) -> StoreTime {
-    StoreTime(now.0.saturating_sub(i64::try_from(time.as_micros()).unwrap_or(i64::MAX)))
 }
 
 #[cfg(test)]

@@ -15,7 +15,6 @@ use tokio::sync::Notify;
 use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use crate::auth::store_failed;
 use crate::authority::RoundWish;
 use crate::config::SequencerConfig;
 use crate::live_feed::LiveFeed;
@@ -27,7 +26,7 @@ const BATCH: usize = 1024;
 /// How often triggers and backlog are looked at.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The triggers are checked every so many checks (R3).
+/// The triggers are checked every so many checks (R3), and at each one while they aren't to be trusted.
 const TRIGGER_CHECK_EVERY: u64 = 60;
 
 /// Tells the sequencer that there is work.
@@ -35,6 +34,7 @@ const TRIGGER_CHECK_EVERY: u64 = 60;
 pub(crate) struct Wake {
     rows: Arc<Notify>,
     tick: Arc<Notify>,
+    unlogged: Arc<Notify>,
 }
 
 impl Wake {
@@ -46,6 +46,11 @@ impl Wake {
     /// The connection is back: tell the head without waiting for the second.
     pub(crate) fn tick(&self) {
         self.tick.notify_one();
+    }
+
+    /// A change got no row in the log, and was undone ([`StoreError::Unlogged`]).
+    pub(crate) fn unlogged(&self) {
+        self.unlogged.notify_one();
     }
 }
 
@@ -70,7 +75,7 @@ impl Sequencer {
         let mut checks = 0_u64;
         let mut version = None;
         let mut healthy = Health::default();
-        self.check_triggers().await;
+        let mut trusted = self.check_triggers(true).await;
         let mut told = self.store.told_of_a_change();
         loop {
             // What the clock asks for comes before the rows: a steady load of changes must not starve it.
@@ -78,10 +83,18 @@ impl Sequencer {
                 biased;
                 () = shutdown.cancelled() => break,
                 () = self.wake.tick.notified() => (Need::Reads, self.tick().await),
+                () = self.wake.unlogged.notified() => {
+                    self.distrust_triggers();
+                    trusted = false;
+                    continue;
+                }
                 _ = tick.tick() => (Need::Reads, self.tick().await),
                 _ = check.tick() => {
                     checks += 1;
-                    (Need::Reads, self.check(checks).await)
+                    if !trusted || checks.is_multiple_of(TRIGGER_CHECK_EVERY) {
+                        trusted = self.check_triggers(trusted).await;
+                    }
+                    (Need::Reads, self.check().await)
                 }
                 _ = poll.tick() => (Need::Writes, self.number_if_changed(&mut version).await),
                 () = self.wake.rows.notified() => (Need::Writes, self.number().await),
@@ -133,31 +146,38 @@ impl Sequencer {
         Ok(())
     }
 
-    async fn check(&self, checks: u64) -> Result<(), StoreError> {
+    async fn check(&self) -> Result<(), StoreError> {
         let backlog = self.store.backlog().await?;
         self.metrics.backlog(backlog);
         if self.store.writable().is_err() {
             // Only a write shows that it can be written to again, and perhaps nobody else tries.
             self.rounds.want();
         }
-        if checks.is_multiple_of(TRIGGER_CHECK_EVERY) {
-            self.check_triggers().await;
-        }
         Ok(())
     }
 
-    /// Keeps a condition of its own: numbering goes on well without triggers, and must not hide it.
-    async fn check_triggers(&self) {
-        match self.store.check_triggers().await {
-            Ok(()) => self.triggers.met(),
-            Err(error) => {
-                if matches!(error, StoreError::TriggerMissing { .. }) {
-                    self.invariants.violated(Rule::R3, &error);
-                }
-                store_failed(&error);
-                self.triggers.unmet(format!("the home store's triggers: {error}"));
-            }
+    /// Triggers that were off for a moment are in place again when they are looked at. What they let through then
+    /// shows that they were.
+    fn distrust_triggers(&self) {
+        self.invariants.violated(Rule::R3, "a change got no row in the log, and was undone");
+        self.triggers
+            .unmet("the home store's triggers, which left a change out of the log: they are checked again");
+    }
+
+    /// Keeps a condition of its own: numbering goes on well without triggers, and must not hide it. Returns whether they
+    /// are to be trusted; one that goes missing is a violation, and one that stays missing no further one.
+    async fn check_triggers(&self, trusted: bool) -> bool {
+        let Err(error) = self.store.check_triggers().await else {
+            self.triggers.met();
+            return true;
+        };
+        let missing = matches!(error, StoreError::TriggerMissing { .. });
+        if trusted && missing {
+            self.invariants.violated(Rule::R3, &error);
         }
+        self.metrics.store_failed(&error);
+        self.triggers.unmet(format!("the home store's triggers: {error}"));
+        trusted && !missing
     }
 }
 
@@ -168,7 +188,7 @@ enum Need {
     Writes = 1,
 }
 
-/// Logs the first failure of a series and its end, and keeps readiness.
+/// Tells of failures and their end, and keeps readiness.
 #[derive(Default)]
 struct Health {
     failing: [bool; 2],
@@ -180,17 +200,14 @@ impl Health {
         match done {
             Ok(()) if self.failing == [false, false] => {
                 if was_failing {
-                    tracing::info!("the home store works again");
+                    tracing::info!(left_out = metrics.store_works_again(), "the home store works again");
                 }
                 condition.met();
             }
             Ok(()) => {}
             Err(error) => {
-                metrics.store_failed();
+                metrics.store_failed(&error);
                 condition.unmet(format!("the home store: {error}"));
-                if !was_failing {
-                    store_failed(&error);
-                }
             }
         }
     }

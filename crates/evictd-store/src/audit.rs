@@ -1,7 +1,11 @@
 //! Who changed what, and when.
 //!
-//! A record is written in the transaction of its change, so that neither is there without the other. It has ids
-//! and no names of keys: it outlives a permanent deletion. Its form is that of Unkey's audit log.
+//! The record of a request is written in the transaction of its change, so that neither is there without the other.
+//! Direct SQL, and ends that come by themselves, write only the log; their record is written in the transaction that
+//! numbers that. A record has ids and no names of keys: it outlives a permanent deletion. Its form is that of Unkey's
+//! audit log.
+
+use std::time::Duration;
 
 use evictd_core::ids::WorkspaceId;
 use evictd_core::time::StoreTime;
@@ -28,15 +32,16 @@ pub struct AuditRecord {
     pub event_id: String,
     /// On the store's clock.
     pub time: StoreTime,
-    /// Whose it is.
-    pub workspace_id: WorkspaceId,
+    /// Whose it is; `None` if it is about the whole store.
+    pub workspace_id: Option<WorkspaceId>,
     /// `key.delete` and the like.
     pub event: String,
     /// For people.
     pub description: String,
-    /// `rootkey`, or `system` for an operator with the command line.
+    /// `rootkey`; `system` for an operator with the command line and for ends that came by themselves; `database` for
+    /// direct SQL.
     pub actor_type: String,
-    /// The root key's id, or the operator's name.
+    /// The root key's id, the operator's name, `expiry`, or `sql`: the database doesn't know who that was.
     pub actor_id: String,
     /// The root key's name when it made the change.
     pub actor_name: Option<String>,
@@ -53,23 +58,22 @@ pub struct AuditRecord {
 /// Something that was changed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct AuditTarget {
-    /// `key`, `api` or `rootkey`.
+    /// `key`, `api`, `rootkey` or `workspace`.
     pub kind: String,
     /// Its id.
     pub id: String,
 }
 
-/// What is old enough to go.
+/// What is old enough to go, by the store's own clock: a publisher's may be years ahead.
 #[derive(Clone, Copy, Debug)]
 pub struct Purge {
-    /// Numbered log rows committed before this time whose request, if they have one, has its receipt. What was
-    /// the hash of a permanently deleted key goes with them. An agent that asks for a row that is gone is
-    /// refused, and flushes (R5).
-    pub log_before: StoreTime,
-    /// Receipts that were final before this time.
-    pub receipts_before: StoreTime,
-    /// Audit records older than this; `None` keeps them all.
-    pub audit_before: Option<StoreTime>,
+    /// How long numbered log rows are kept whose request, if they have one, has its receipt. What was the hash of a
+    /// permanently deleted key goes with them. An agent that asks for a row that is gone is refused, and flushes (R5).
+    pub log: Duration,
+    /// How long receipts are kept that are final.
+    pub receipts: Duration,
+    /// How long audit records are kept; `None` keeps them all.
+    pub audit: Option<Duration>,
     /// At most so many of each, so that a round never waits long.
     pub limit: usize,
 }

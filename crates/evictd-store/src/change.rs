@@ -250,6 +250,8 @@ pub struct RootKeyInfo {
     pub name: Option<String>,
     /// Literal permission strings.
     pub permissions: Vec<String>,
+    /// Whether it may be used; only direct SQL switches one off.
+    pub enabled: bool,
     /// When it was created.
     pub created_at: StoreTime,
     /// When it ends.

@@ -106,6 +106,11 @@ pub enum StoreError {
         /// Where it is.
         place: String,
     },
+    /// What an agent reads is neither the home database nor a streaming replica of it.
+    #[error(
+        "the database holds a copy of the home store that another server or a dump brought: what it says of its age proves nothing. Read the home database or a streaming replica of it, never a logical one; a copy that was just restored is good once a publisher has begun its epoch"
+    )]
+    NotAReplica,
     /// Something stored can't be read back.
     #[error("the home store holds an invalid {what}: {value}")]
     Corrupt {
@@ -117,6 +122,14 @@ pub enum StoreError {
     /// The last epoch has begun already.
     #[error("the home store has used up its epochs; move its records to a new store")]
     EpochsUsedUp,
+    /// A change that a verification reads got no row in the log (R3), and was undone.
+    #[error(
+        "the home store couldn't {action}: its log got no row of the change, so that its triggers are switched off or altered. Nothing was changed; put the triggers back, then repeat it"
+    )]
+    Unlogged {
+        /// What was tried.
+        action: &'static str,
+    },
     /// The triggers that feed the log (R3) are missing or were altered.
     #[error(
         "the home store lacks the trigger {name}: a change past the API would go unpublished; run `evictd publisher` on an intact schema"
@@ -124,6 +137,12 @@ pub enum StoreError {
     TriggerMissing {
         /// Which one.
         name: String,
+    },
+    /// The database's user may not do what publishers do.
+    #[error("the home store's user lacks rights; the owner of its tables has to say: {grants}")]
+    RightMissing {
+        /// The statements that give them.
+        grants: String,
     },
 }
 
@@ -148,7 +167,7 @@ pub trait HomeStore: std::fmt::Debug + Send + Sync + 'static {
 
     /// Begins a new epoch because an operator says that the store may have gone back (R2). All agents flush
     /// once. Returns the new head: its position goes on.
-    async fn begin_epoch(&self) -> Result<LogPosition, StoreError>;
+    async fn begin_epoch(&self, operator: &Operator) -> Result<LogPosition, StoreError>;
 
     /// What the roster gained or changed after revision `since`; all of it for 0. Cheap when that is nothing.
     /// Who was forgotten isn't told.
@@ -198,7 +217,7 @@ pub trait HomeStore: std::fmt::Debug + Send + Sync + 'static {
     /// say never returns; [`HomeStore::version`] must be asked either way, because what is said may be lost.
     async fn told_of_a_change(&self);
 
-    /// Checks that the log's triggers are in place and unaltered (R3).
+    /// Checks that the log's triggers are in place and unaltered (R3), and that publishers have all rights they need.
     async fn check_triggers(&self) -> Result<(), StoreError>;
 
     /// The root key with this hash, whatever its state.

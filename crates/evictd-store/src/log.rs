@@ -52,17 +52,26 @@ pub struct Round {
     /// The head, and the rows that this round numbered.
     pub numbered: Numbered,
     /// The store's clock, read in the transaction.
-    pub store_time: StoreTime,
-    /// When it was read, on this process's clock.
-    pub read_at: Instant,
+    pub clock: Reading,
     /// Whether this round began a new epoch.
     pub epoch_began: bool,
 }
 
-impl Round {
-    /// What the store's clock shows now.
+/// The store's clock, as this process got to know of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Reading {
+    /// What it showed when it was read.
+    pub store_time: StoreTime,
+    /// By when it had been read, on this process's clock.
+    pub read_by: Instant,
+    /// How long before that at most: an answer may be long under way.
+    pub within: Duration,
+}
+
+impl Reading {
+    /// What the store's clock shows now, at least; and at most `within` more.
     pub fn store_time_now(&self) -> StoreTime {
-        let since = i64::try_from(self.read_at.elapsed().as_micros()).unwrap_or(i64::MAX);
+        let since = i64::try_from(self.read_by.elapsed().as_micros()).unwrap_or(i64::MAX);
         StoreTime(self.store_time.0.saturating_add(since))
     }
 }

@@ -37,12 +37,12 @@ mod options;
 mod reader;
 mod receipts;
 mod records;
+mod rights;
 mod roster;
 mod triggers;
 mod write;
 
 use std::collections::HashSet;
-use std::time::Instant;
 
 use async_trait::async_trait;
 use evictd_core::ids::{ApiId, Identity, KeyHash, KeyId, WorkspaceId};
@@ -64,7 +64,7 @@ use crate::change::{
 use crate::log::{Backlog, Numbered, NumberedRequest, Replay, Round, RoundRequest};
 use crate::receipt::{FinalReceipt, Recorded};
 use crate::roster::Roster;
-use crate::rows::sql_limit;
+use crate::rows::{AuditEntry, Author, sql_limit};
 use crate::{HomeStore, StoreError};
 
 pub use self::options::PostgresOptions;
@@ -82,6 +82,21 @@ pub struct PostgresStore {
 }
 
 impl PostgresStore {
+    /// The version of the schema of the store in the database, if there is a store. Makes none, and changes none.
+    pub async fn schema_version(options: &PostgresOptions) -> Result<Option<i64>, StoreError> {
+        let mut connection = options.open().await?;
+        let look = async {
+            if !has_schema(&mut connection).await? {
+                return Ok(None);
+            }
+            let newest = "SELECT coalesce(max(version), 0) FROM _sqlx_migrations WHERE success";
+            sqlx::query_scalar(newest).fetch_one(&mut connection).await.map(Some)
+        };
+        let version = look.await;
+        drop(connection.close().await);
+        version.map_err(|source| unreadable(options, source))
+    }
+
     /// Connects, and brings the schema up to date: of several that do so at once, one does it and the others find
     /// it done. [`StoreError::NotMigrated`] where that is needed and this user may not do it.
     pub async fn connect(options: PostgresOptions) -> Result<Self, StoreError> {
@@ -99,10 +114,7 @@ impl PostgresStore {
 /// Whether the database has exactly this version's schema. To look needs no right to change it.
 async fn is_current(connection: &mut PgConnection, options: &PostgresOptions) -> Result<bool, StoreError> {
     let look = async {
-        let exists: bool = sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL")
-            .fetch_one(&mut *connection)
-            .await?;
-        if !exists {
+        if !has_schema(&mut *connection).await? {
             return Ok(false);
         }
         let applied: Vec<(i64, Vec<u8>)> =
@@ -112,8 +124,17 @@ async fn is_current(connection: &mut PgConnection, options: &PostgresOptions) ->
         let known = MIGRATIONS.iter().map(|migration| (migration.version, migration.checksum.to_vec()));
         Ok(known.eq(applied))
     };
+    look.await.map_err(|source| unreadable(options, source))
+}
+
+/// Whether migrations were ever run on the database.
+async fn has_schema(connection: &mut PgConnection) -> sqlx::Result<bool> {
+    sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL").fetch_one(connection).await
+}
+
+fn unreadable(options: &PostgresOptions, source: sqlx::Error) -> StoreError {
     let advice = "its table _sqlx_migrations can't be read; GRANT SELECT on it, and USAGE on its schema";
-    look.await.map_err(|source| StoreError::Open { place: options.place(), advice, source })
+    StoreError::Open { place: options.place(), advice, source }
 }
 
 /// Brings the schema up to date, however long that takes.
@@ -177,23 +198,24 @@ impl HomeStore for PostgresStore {
         let RoundRequest { instances, touched, seen } = request;
         let mut write = self.log("commit a probe round").await?;
         let mut head = log::lock_head(&mut write).await?;
-        // A moment after the server read its clock.
-        let (store_time, read_at) = (head.now, Instant::now());
-        roster::register(&mut write, instances, store_time).await?;
-        roster::touch(&mut write, touched, store_time).await?;
+        let clock = head.clock;
+        roster::register(&mut write, instances, clock.store_time).await?;
+        roster::touch(&mut write, touched, clock.store_time).await?;
         // Before anything is numbered: what waits could bring the head above what was seen, and hide that
         // the store went back.
         let epoch_began = head.begin_epoch_if_due(&mut write, seen).await?;
         let numbered = head.number(&mut write, i64::MAX).await?;
         write.commit().await?;
-        Ok(Round { numbered, store_time, read_at, epoch_began })
+        Ok(Round { numbered, clock, epoch_began })
     }
 
-    async fn begin_epoch(&self) -> Result<LogPosition, StoreError> {
+    async fn begin_epoch(&self, operator: &Operator) -> Result<LogPosition, StoreError> {
         let mut write = self.log("begin a new epoch").await?;
         let mut head = log::lock_head(&mut write).await?;
         head.begin_epoch(&mut write).await?;
         let head = head.at;
+        let by = Author::operator(operator, None);
+        audit::record(&mut write, by, &AuditEntry::epoch_begun(head)).await?;
         write.commit().await?;
         tracing::warn!(%head, "a new epoch begins because an operator said so; agents flush once");
         Ok(head)
@@ -205,6 +227,7 @@ impl HomeStore for PostgresStore {
 
     async fn trust_roster(&self, epoch: u32) -> Result<(), StoreError> {
         let mut write = self.log("trust its roster").await?;
+        log::lock_head(&mut write).await?;
         roster::trust(&mut write, epoch).await?;
         write.commit().await
     }
@@ -264,7 +287,8 @@ impl HomeStore for PostgresStore {
     }
 
     async fn check_triggers(&self) -> Result<(), StoreError> {
-        triggers::check(&self.connections.log).await
+        triggers::check(&self.connections.log).await?;
+        rights::check(&self.connections.log).await
     }
 
     async fn root_key(&self, hash: KeyHash) -> Result<Option<RootKeyRecord>, StoreError> {

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::StoreError;
 use crate::audit::AuditTarget;
-use crate::change::{Actor, Edit, Operator};
+use crate::change::{Actor, DeleteMode, Edit, Operator, Reroll};
 use crate::roster::RosterEntry;
 
 /// Above so many waiting key rows, an API gets one row for all of them: a bulk deletion by direct SQL must
@@ -27,6 +27,11 @@ pub(crate) const ROSTER_REFRESH: Duration = Duration::from_mins(1);
 /// For LIMIT, where "as many as there are" is as good as any number that doesn't fit.
 pub(crate) fn sql_limit(limit: usize) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
+}
+
+/// A span of time in the unit of the store's clock; as good as for ever if it doesn't fit.
+pub(crate) fn micros(span: Duration) -> i64 {
+    i64::try_from(span.as_micros()).unwrap_or(i64::MAX)
 }
 
 /// A place in the log, out of two columns.
@@ -148,7 +153,8 @@ pub(crate) fn edit<T>(edit: &Edit<T>) -> (bool, Option<&T>) {
 /// Who makes a change, as an audit record tells it.
 #[derive(Clone, Copy)]
 pub(crate) struct Author<'a> {
-    pub(crate) workspace: &'a WorkspaceId,
+    /// `None`: it is about the whole store.
+    pub(crate) workspace: Option<&'a WorkspaceId>,
     pub(crate) actor_type: &'static str,
     pub(crate) actor_id: &'a str,
     pub(crate) request_id: &'a str,
@@ -160,7 +166,7 @@ impl<'a> Author<'a> {
     /// A root key, through the control API.
     pub(crate) fn root_key(actor: &'a Actor) -> Self {
         Self {
-            workspace: &actor.workspace_id,
+            workspace: Some(&actor.workspace_id),
             actor_type: "rootkey",
             actor_id: actor.root_key_id.as_str(),
             request_id: &actor.request_id,
@@ -170,7 +176,7 @@ impl<'a> Author<'a> {
     }
 
     /// An operator, in a workspace that he has no key of.
-    pub(crate) fn operator(operator: &'a Operator, workspace: &'a WorkspaceId) -> Self {
+    pub(crate) fn operator(operator: &'a Operator, workspace: Option<&'a WorkspaceId>) -> Self {
         Self {
             workspace,
             actor_type: "system",
@@ -182,15 +188,137 @@ impl<'a> Author<'a> {
     }
 }
 
-/// The targets of an audit record. Ids only, because the record outlives a permanent deletion, and a name might
-/// say more than may remain.
-pub(crate) fn audit_targets(targets: &[(&str, &str)]) -> String {
-    let targets: Vec<Value> =
-        targets.iter().map(|(kind, id)| json!({ "type": kind, "id": id, "name": id })).collect();
-    Value::from(targets).to_string()
+/// What an audit record says of a change. Ids only, because the record outlives a permanent deletion, and a name
+/// might say more than may remain.
+pub(crate) struct AuditEntry {
+    pub(crate) event: String,
+    pub(crate) description: String,
+    targets: Vec<AuditTarget>,
 }
 
-/// Reads them back.
+impl AuditEntry {
+    fn new(event: impl Into<String>, description: String, targets: &[(&str, &str)]) -> Self {
+        let target = |&(kind, id): &(&str, &str)| AuditTarget { kind: kind.to_owned(), id: id.to_owned() };
+        Self { event: event.into(), description, targets: targets.iter().map(target).collect() }
+    }
+
+    pub(crate) fn root_key_created(id: &KeyId) -> Self {
+        Self::new("root_key.create", format!("Created root key {id}"), &[("rootkey", id.as_str())])
+    }
+
+    pub(crate) fn root_key_revoked(id: &KeyId) -> Self {
+        Self::new("root_key.delete", format!("Revoked root key {id}"), &[("rootkey", id.as_str())])
+    }
+
+    pub(crate) fn api_created(id: &ApiId) -> Self {
+        Self::new("api.create", format!("Created API {id}"), &[("api", id.as_str())])
+    }
+
+    pub(crate) fn api_protected(id: &ApiId, protect: bool) -> Self {
+        let did = if protect { "Protected API" } else { "Lifted the protection of API" };
+        Self::new("api.update", format!("{did} {id}"), &[("api", id.as_str())])
+    }
+
+    pub(crate) fn api_deleted(id: &ApiId) -> Self {
+        Self::new("api.delete", format!("Deleted API {id}"), &[("api", id.as_str())])
+    }
+
+    pub(crate) fn key_created(id: &KeyId, api: &ApiId) -> Self {
+        let targets = [("key", id.as_str()), ("api", api.as_str())];
+        Self::new("key.create", format!("Created key {id} in API {api}"), &targets)
+    }
+
+    pub(crate) fn key_updated(id: &KeyId, api: &ApiId) -> Self {
+        let targets = [("key", id.as_str()), ("api", api.as_str())];
+        Self::new("key.update", format!("Updated key {id}"), &targets)
+    }
+
+    pub(crate) fn key_rerolled(Reroll { key, new_id, .. }: &Reroll, api: &ApiId) -> Self {
+        let targets = [("key", new_id.as_str()), ("key", key.as_str()), ("api", api.as_str())];
+        Self::new("key.reroll", format!("Rerolled key {key} to {new_id}"), &targets)
+    }
+
+    pub(crate) fn key_deleted(id: &KeyId, mode: DeleteMode) -> Self {
+        let did = match mode {
+            DeleteMode::Soft => "Deleted",
+            DeleteMode::Permanent => "Permanently deleted",
+        };
+        Self::new("key.delete", format!("{did} key {id}"), &[("key", id.as_str())])
+    }
+
+    pub(crate) fn epoch_begun(head: LogPosition) -> Self {
+        let description = format!("Began epoch {} at position {}", head.epoch(), head.position());
+        Self::new("store.new_epoch", description, &[])
+    }
+
+    /// The targets as they are stored.
+    pub(crate) fn targets(&self) -> Value {
+        self.targets
+            .iter()
+            .map(|AuditTarget { kind, id }| json!({ "type": kind, "id": id, "name": id }))
+            .collect()
+    }
+}
+
+/// A log row that no request wrote: direct SQL did, or an end came by itself. Its transaction left no audit record,
+/// so that the one which numbers it does.
+pub(crate) struct UnrequestedRow<'a> {
+    pub(crate) columns: ScopeColumns<'a>,
+    pub(crate) cause: Cause,
+    pub(crate) committed_at: StoreTime,
+    /// Of how many keys' rows it took the place.
+    pub(crate) merged: Option<i64>,
+}
+
+impl UnrequestedRow<'_> {
+    /// Its audit record, by the names of the columns.
+    pub(crate) fn audit_record(&self) -> Value {
+        let entry = self.entry();
+        let (actor_type, actor_id) = match self.cause {
+            Cause::Expired => ("system", "expiry"),
+            _ => ("database", "sql"),
+        };
+        json!({
+            "time": self.committed_at.as_millis(),
+            "workspace_id": self.columns.workspace_id,
+            "event": entry.event,
+            "description": entry.description,
+            "actor_type": actor_type,
+            "actor_id": actor_id,
+            "targets": entry.targets(),
+        })
+    }
+
+    fn entry(&self) -> AuditEntry {
+        let ScopeColumns { scope, key_id, api_id, workspace_id, .. } = self.columns;
+        let [key, api, workspace] = [key_id, api_id, workspace_id].map(|id| id.unwrap_or("unknown"));
+        // A root key belongs to no API.
+        let (kind, what, targets) = match (scope, self.merged) {
+            (Some("api"), Some(keys)) => ("key", format!("{keys} keys of API {api}"), vec![("api", api_id)]),
+            (Some("key"), _) if api_id.is_none() => {
+                ("root_key", format!("root key {key}"), vec![("rootkey", key_id)])
+            }
+            (Some("key"), _) => ("key", format!("key {key}"), vec![("key", key_id), ("api", api_id)]),
+            (Some("api"), _) => ("api", format!("API {api}"), vec![("api", api_id)]),
+            (Some("workspace"), _) => {
+                ("workspace", format!("workspace {workspace}"), vec![("workspace", workspace_id)])
+            }
+            _ => ("store", "all records of a table".to_owned(), Vec::new()),
+        };
+        let (verb, did) = match self.cause {
+            Cause::Created => ("create", "Created"),
+            Cause::Changed => ("update", "Updated"),
+            Cause::Deleted => ("delete", "Deleted"),
+            Cause::Erased => ("delete", "Permanently deleted"),
+            Cause::Restored => ("restore", "Restored"),
+            Cause::Expired => ("expire", "Expired"),
+        };
+        let known: Vec<_> = targets.into_iter().filter_map(|(kind, id)| Some((kind, id?))).collect();
+        AuditEntry::new(format!("{kind}.{verb}"), format!("{did} {what}"), &known)
+    }
+}
+
+/// Reads targets back.
 pub(crate) fn parse_audit_targets(event_id: &str, targets: &str) -> Result<Vec<AuditTarget>, StoreError> {
     #[derive(Deserialize)]
     struct Target {

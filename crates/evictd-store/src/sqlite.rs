@@ -16,10 +16,12 @@
 //! * `receipts`: what became of a request, and which requests are open (R12).
 //! * `records`: what is read of keys, root keys and APIs (R6).
 //! * `changes`: what the control API and operators change, with their audit records.
-//! * `audit`: reading those, and deleting what is old enough to go.
+//! * `audit`: these, and deleting what is old enough to go.
+//! * `checkpoint`: empties the write-ahead log after that.
 
 mod audit;
 mod changes;
+mod checkpoint;
 mod connections;
 mod exclusive;
 mod lineage;
@@ -35,6 +37,7 @@ use std::fs::OpenOptions;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
@@ -56,10 +59,10 @@ use crate::change::{
     Actor, Api, Authorize, ChangeError, DeleteMode, KeyDetails, KeyPage, KeyUpdate, ListKeys, NewApi, NewKey,
     NewRootKey, Operator, Reroll, RootKeyInfo,
 };
-use crate::log::{Backlog, Numbered, NumberedRequest, Replay, Round, RoundRequest};
+use crate::log::{Backlog, Numbered, NumberedRequest, Reading, Replay, Round, RoundRequest};
 use crate::receipt::{FinalReceipt, Recorded};
 use crate::roster::Roster;
-use crate::rows::sql_limit;
+use crate::rows::{AuditEntry, Author, sql_limit};
 use crate::{HomeStore, StoreError};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
@@ -72,9 +75,21 @@ pub struct SqliteStore {
     /// The triggers as the migrations create them, by name.
     triggers: HashMap<String, String>,
     exclusive: Option<Exclusive>,
+    /// Whether the write-ahead log may hold traces of what was erased and purged.
+    has_traces: AtomicBool,
 }
 
 impl SqliteStore {
+    /// The version of the schema of the store at `path`, if there is a store. Makes none, and changes none.
+    pub async fn schema_version(path: &Path) -> Result<Option<i64>, StoreError> {
+        let refused = refused(path);
+        let file = std::path::absolute(path).map_err(|source| refused(source.into()))?;
+        if !file.try_exists().map_err(|source| refused(source.into()))? {
+            return Ok(None);
+        }
+        connections::schema_version(&file).await.map_err(refused)
+    }
+
     /// Opens the store at `path` for a tool, whoever else uses it: for all that doesn't number the log.
     ///
     /// Creates the file (readable by its owner only) where there is none, and brings its schema up to date.
@@ -99,7 +114,10 @@ impl SqliteStore {
         let place = Place::of(file).map_err(|source| refused(path)(source.into()))?;
         connections.writer.place = Some(Arc::new(place));
         let triggers = intended_triggers().await?;
-        let store = Self { connections, lineage: Lineage::beside(file), triggers, exclusive };
+        let lineage = Lineage::beside(file);
+        // Whoever had it open before may have left some.
+        let has_traces = AtomicBool::new(true);
+        let store = Self { connections, lineage, triggers, exclusive, has_traces };
         store.notice_a_restore().await?;
         Ok(store)
     }
@@ -208,6 +226,12 @@ fn now() -> StoreTime {
     StoreTime(i64::try_from(since_1970.as_micros()).unwrap_or(i64::MAX))
 }
 
+/// The same, and when that was.
+fn read_clock() -> Reading {
+    let (asked, store_time, read_by) = (Instant::now(), now(), Instant::now());
+    Reading { store_time, read_by, within: read_by.duration_since(asked) }
+}
+
 #[async_trait]
 impl HomeStore for SqliteStore {
     fn is_exclusive(&self) -> bool {
@@ -235,7 +259,8 @@ impl HomeStore for SqliteStore {
     async fn round(&self, request: RoundRequest<'_>) -> Result<Round, StoreError> {
         let RoundRequest { instances, touched, seen } = request;
         let mut write = Write::begin(&self.connections.writer, "commit a probe round").await?;
-        let (store_time, read_at) = (now(), Instant::now());
+        let clock = read_clock();
+        let store_time = clock.store_time;
         roster::register(&mut write, instances, store_time).await?;
         roster::touch(&mut write, touched, store_time).await?;
         log::raise_fence(&mut write).await?;
@@ -245,12 +270,14 @@ impl HomeStore for SqliteStore {
         let numbered = log::number(&mut write, i64::MAX).await?;
         write.commit().await?;
         self.lineage.note(numbered.head);
-        Ok(Round { numbered, store_time, read_at, epoch_began })
+        Ok(Round { numbered, clock, epoch_began })
     }
 
-    async fn begin_epoch(&self) -> Result<LogPosition, StoreError> {
+    async fn begin_epoch(&self, operator: &Operator) -> Result<LogPosition, StoreError> {
         let mut write = Write::begin(&self.connections.writer, "begin a new epoch").await?;
         let head = log::begin_epoch(&mut write).await?;
+        let by = Author::operator(operator, None);
+        audit::record(&mut write, by, &AuditEntry::epoch_begun(head)).await?;
         write.commit().await?;
         self.lineage.note(head);
         tracing::warn!(%head, "a new epoch begins because an operator said so; agents flush once");
@@ -365,9 +392,20 @@ impl HomeStore for SqliteStore {
     }
 
     async fn purge(&self, purge: Purge) -> Result<Purged, StoreError> {
-        let (mut write, _turn) = self.connections.change("purge old rows").await?;
-        let purged = audit::purge(&mut write, purge).await?;
+        let (mut write, turn) = self.connections.change("purge old rows").await?;
+        let purged = audit::purge(&mut write, purge, now()).await?;
         write.commit().await?;
+        drop(turn);
+        if purged.log > 0 {
+            self.has_traces.store(true, Ordering::Relaxed);
+        }
+        let is_last = purged.log < purge.limit as u64;
+        if is_last
+            && self.has_traces.load(Ordering::Relaxed)
+            && checkpoint::empty_log(&self.connections.checkpoints).await?
+        {
+            self.has_traces.store(false, Ordering::Relaxed);
+        }
         Ok(purged)
     }
 

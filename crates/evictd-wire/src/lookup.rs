@@ -114,14 +114,14 @@ fn record_to(record: &Record) -> Option<PbRecord> {
             meta: key.meta.as_deref().unwrap_or_default().to_owned(),
             external_id: key.external_id.as_deref().unwrap_or_default().to_owned(),
             permissions: key.permissions.iter().map(ToString::to_string).collect(),
-            expires_at_unix_us: key.expires_at.map_or(0, |at| at.0),
+            expires_at_unix_us: key.expires_at.map(|at| at.0),
         })),
         Record::RootKey(root) => Some(PbRecord::RootKey(pb::RootKey {
             root_key_id: root.root_key_id.to_string(),
             workspace_id: root.workspace_id.to_string(),
             state: state_to(root.state).into(),
             permissions: root.permissions.iter().map(ToString::to_string).collect(),
-            expires_at_unix_us: root.expires_at.map_or(0, |at| at.0),
+            expires_at_unix_us: root.expires_at.map(|at| at.0),
         })),
     }
 }
@@ -143,7 +143,7 @@ fn record_from(record: Option<PbRecord>) -> Result<Record, DecodeError> {
                 meta: text(key.meta),
                 external_id: text(key.external_id),
                 permissions: key.permissions.into_iter().map(String::into_boxed_str).collect(),
-                expires_at: time(key.expires_at_unix_us),
+                expires_at: key.expires_at_unix_us.map(StoreTime),
             })
         }
         Some(PbRecord::RootKey(root)) => {
@@ -153,7 +153,7 @@ fn record_from(record: Option<PbRecord>) -> Result<Record, DecodeError> {
                 workspace_id: WorkspaceId::new(codec::id(root.workspace_id, "workspace_id")?),
                 state,
                 permissions: root.permissions.into_iter().map(String::into_boxed_str).collect(),
-                expires_at: time(root.expires_at_unix_us),
+                expires_at: root.expires_at_unix_us.map(StoreTime),
             })
         }
     })
@@ -161,10 +161,6 @@ fn record_from(record: Option<PbRecord>) -> Result<Record, DecodeError> {
 
 fn text(text: String) -> Option<Box<str>> {
     if text.is_empty() { None } else { Some(text.into_boxed_str()) }
-}
-
-fn time(unix_us: i64) -> Option<StoreTime> {
-    if unix_us == 0 { None } else { Some(StoreTime(unix_us)) }
 }
 
 fn state_to(state: RecordState) -> pb::State {

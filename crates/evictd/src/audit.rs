@@ -9,12 +9,14 @@ use serde::Serialize;
 
 use crate::daemon::ConfigArgs;
 use crate::home_store::Place;
-use crate::output_format::{OutputFormat, print_line};
+use crate::output_format::{OutputFormat, print_line, shown};
 use crate::when::{self, When};
 
 /// Shows who changed what: every change of a key, an API or a root key, the newest first.
 ///
-/// Each record was written together with its change. It names ids, never keys, and outlives a permanent deletion.
+/// Each record of a request was written together with its change. Of a change by direct SQL the record is written when
+/// the log takes it in: the database doesn't know whose it was. Records name ids, never keys, and outlive a permanent
+/// deletion.
 #[derive(Args, Debug)]
 #[command(
     after_help = "Examples:\n  evictd audit --since=24h\n  evictd audit --key-id=key_1234abcd --output=json\n  \
@@ -54,7 +56,8 @@ pub(crate) struct AuditArgs {
 struct Line<'a> {
     event_id: &'a str,
     time: i64,
-    workspace_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    workspace_id: Option<&'a str>,
     event: &'a str,
     description: &'a str,
     actor: Actor<'a>,
@@ -106,7 +109,7 @@ impl<'a> Line<'a> {
         Self {
             event_id: &record.event_id,
             time: record.time.as_millis(),
-            workspace_id: record.workspace_id.as_str(),
+            workspace_id: record.workspace_id.as_ref().map(WorkspaceId::as_str),
             event: &record.event,
             description: &record.description,
             actor: Actor {
@@ -145,11 +148,6 @@ fn text(record: &AuditRecord) -> String {
     text
 }
 
-/// Others chose these words; on a terminal they are words and nothing else.
-fn shown(words: &str) -> String {
-    words.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use evictd_core::time::StoreTime;
@@ -161,7 +159,7 @@ mod tests {
         AuditRecord {
             event_id: "log_1".to_owned(),
             time: StoreTime::from_millis(1_787_315_696_789),
-            workspace_id: WorkspaceId::new("ws_1"),
+            workspace_id: Some(WorkspaceId::new("ws_1")),
             event: "key.delete".to_owned(),
             description: "Deleted key key_1".to_owned(),
             actor_type: "rootkey".to_owned(),

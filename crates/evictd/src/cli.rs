@@ -36,7 +36,7 @@ use client::{Answer, Call, Http};
 pub(crate) use login::AuthCommand;
 use output::Outcome;
 use settings::{Server, Settings, Surroundings};
-pub(crate) use usage::normalise;
+pub(crate) use usage::{asking_for_help, normalise};
 use wait::Screen;
 
 /// Carries out one `evictd api` command and prints what came of it.

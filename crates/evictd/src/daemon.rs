@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use anyhow::{Context, anyhow};
 use clap::{Args, ValueEnum};
 use evictd_agent::config::AgentConfig;
-use evictd_ops::config::{Layers, Loaded, Validate, print_effective};
+use evictd_ops::config::{Layers, Loaded, Validate, named_files, print_effective};
 use evictd_ops::{logging, shutdown};
 use evictd_publisher::config::PublisherConfig;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::de::DeserializeOwned;
+use tokio_util::sync::CancellationToken;
 
 use crate::output_format::print_line;
 use crate::{home_store, replica, variables};
@@ -84,17 +85,16 @@ pub(crate) fn run_publisher(args: &ConfigArgs) -> anyhow::Result<()> {
     let config = args.publisher()?.config;
     logging::init(config.log.format, &config.log.filter);
     allow_many_connections();
-    runtime()?.block_on(async {
-        let shutdown = shutdown::on_signals();
+    run_until_ended(async |shutdown| {
         let store = home_store::Place::configured(config.store.clone())?.open_for_publisher().await?;
-        let running = evictd_publisher::start(store, config, shutdown.clone()).await?;
+        let running = evictd_publisher::start(store, config, shutdown).await?;
         if !running.has_root_keys {
             tracing::warn!(
                 "no root key yet, so nobody can call the control API; make one: evictd root-key create{}",
                 args.naming_the_store()
             );
         }
-        Ok(running.ended().await?)
+        Ok(running.ended())
     })
 }
 
@@ -102,11 +102,31 @@ pub(crate) fn run_agent(args: &ConfigArgs) -> anyhow::Result<()> {
     let config = args.agent()?.config;
     logging::init(config.log.format, &config.log.filter);
     allow_many_connections();
-    runtime()?.block_on(async {
+    run_until_ended(async |shutdown| {
         let database = replica::configured(&config)?;
-        let running = evictd_agent::start(config, database, shutdown::on_signals()).await?;
-        Ok(running.ended().await?)
+        Ok(evictd_agent::start(config, database, shutdown).await?.ended())
     })
+}
+
+/// Starts a daemon and runs it until it ends. A signal that comes while it starts ends it as well: it has
+/// served nobody yet.
+fn run_until_ended<Start, Ended, Failed>(start: Start) -> anyhow::Result<()>
+where
+    Start: AsyncFnOnce(CancellationToken) -> anyhow::Result<Ended>,
+    Ended: Future<Output = Result<(), Failed>>,
+    Failed: std::error::Error + Send + Sync + 'static,
+{
+    let runtime = runtime()?;
+    let outcome = runtime.block_on(async {
+        let shutdown = shutdown::on_signals();
+        match shutdown.run_until_cancelled(start(shutdown.clone())).await {
+            Some(started) => Ok(started?.await?),
+            None => Ok(()),
+        }
+    });
+    // A name that is being resolved would be waited for otherwise, for as long as the resolver likes.
+    runtime.shutdown_background();
+    outcome
 }
 
 /// Takes as many file descriptors as the system grants: its default for a process is a tenth of the connections
@@ -119,12 +139,44 @@ fn allow_many_connections() {
     }
 }
 
+/// Besides the configuration itself, reads what the daemon would read when it starts, on the machine and as the user
+/// that this runs on and as.
 pub(crate) fn check_config(daemon: Daemon, args: &ConfigArgs) -> anyhow::Result<()> {
     let effective = match daemon {
-        Daemon::Publisher => args.publisher()?.effective,
-        Daemon::Agent => args.agent()?.effective,
+        Daemon::Publisher => {
+            let Loaded { config, effective } = args.publisher()?;
+            check_files(&effective)?;
+            home_store::Place::configured(config.store)
+                .and_then(|place| place.check())
+                .context("`[store]`")?;
+            effective
+        }
+        Daemon::Agent => {
+            let Loaded { config, effective } = args.agent()?;
+            check_files(&effective)?;
+            replica::configured(&config).context("`[postgres]`")?;
+            effective
+        }
     };
     print_line(print_effective(&effective).trim_end());
+    Ok(())
+}
+
+/// Says which files were read, for people, or which can't be.
+fn check_files(effective: &toml::Table) -> anyhow::Result<()> {
+    let mut problems = Vec::new();
+    let mut read = Vec::new();
+    for file in named_files(effective) {
+        let (key, path) = (file.key, file.path.display());
+        match file.read {
+            Ok(()) => read.push(format!("{key}: {path} can be read")),
+            Err(error) => problems.push(format!("{key}: can't read {path}: {error}")),
+        }
+    }
+    anyhow::ensure!(problems.is_empty(), "the configuration can't be used:\n{}", problems.join("\n"));
+    for line in read {
+        eprintln!("{line}");
+    }
     Ok(())
 }
 
@@ -197,6 +249,60 @@ mod tests {
         assert_eq!(ConfigArgs::default().naming_the_store(), "");
         let database = ConfigArgs::default().and_set("store.url", "postgres://evictd:hunter2@db/evictd");
         assert_eq!(database.naming_the_store(), " --set store.url=...");
+    }
+
+    #[test]
+    fn a_file_that_the_daemon_would_read_has_to_be_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("secret");
+        let named = |key: &str| ConfigArgs::default().and_set(key, file.display().to_string());
+        let with_password = || named("nats.password_file").and_set("nats.user", "u");
+        let from_database = || named("postgres.url_file").and_set("loads.origin", "postgres");
+        let all = [
+            (Daemon::Publisher, with_password(), "nats.password_file"),
+            (Daemon::Publisher, named("nats.ca_file"), "nats.ca_file"),
+            (Daemon::Publisher, named("store.url_file"), "store.url_file"),
+            (Daemon::Agent, with_password(), "nats.password_file"),
+            (Daemon::Agent, from_database(), "postgres.url_file"),
+        ];
+        for (daemon, args, key) in &all {
+            let error = check_config(*daemon, args).unwrap_err().to_string();
+            assert!(error.contains(key) && error.contains(file.to_str().unwrap()), "{error}");
+        }
+        std::fs::write(&file, "postgres://u:hunter2@db/evictd\n").unwrap();
+        for (daemon, args, _) in &all {
+            check_config(*daemon, args).unwrap();
+        }
+        // What stands in it counts, too.
+        for (content, told) in [
+            ("postgres://u:hunter2@db", "name a database"),
+            ("postgres://u:hunter2@db:x/evictd", "can't be opened"),
+        ] {
+            std::fs::write(&file, content).unwrap();
+            for (daemon, args) in
+                [(Daemon::Publisher, named("store.url_file")), (Daemon::Agent, from_database())]
+            {
+                let error = format!("{:#}", check_config(daemon, &args).unwrap_err());
+                assert!(error.contains(told) && !error.contains("hunter2"), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_listener_has_an_address_of_its_own_and_no_name() {
+        let both = |http: &str, admin: &str| {
+            ConfigArgs::default().and_set("http.listen", http).and_set("admin.listen", admin)
+        };
+        for args in [both("127.0.0.1:7000", "127.0.0.1:7000"), both("0.0.0.0:7000", "127.0.0.1:7000")] {
+            for error in [args.publisher().unwrap_err(), args.agent().unwrap_err()] {
+                let error = error.to_string();
+                assert!(error.contains("http.listen") && error.contains("admin.listen"), "{error}");
+            }
+        }
+        let error = both("localhost:7070", "127.0.0.1:0").agent().unwrap_err().to_string();
+        assert!(error.contains("an IP address and a port, as in 127.0.0.1:7070"), "{error}");
+        let error = ConfigArgs::default().and_set("htp.listen", "1").agent().unwrap_err().to_string();
+        assert!(error.contains("did you mean `http.listen`?"), "{error}");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
+use evictd_ops::config::{HumanDuration, UnitError};
 use evictd_ops::{logging, shutdown};
 use evictd_store::HomeStore;
 use evictd_store::sqlite::SqliteStore;
@@ -36,6 +37,9 @@ const NATS_START_LIMIT: Duration = Duration::from_secs(10);
 /// How long the NATS server may take to end when it is told to.
 const NATS_STOP_LIMIT: Duration = Duration::from_secs(5);
 
+/// The shortest bound: how long an agent waits for an answer.
+const BOUND_MIN: Duration = Duration::from_secs(1);
+
 #[derive(Args, Debug)]
 pub(crate) struct DevArgs {
     /// Regions, one agent each.
@@ -53,9 +57,9 @@ pub(crate) struct DevArgs {
     /// The nats-server program, when it is not on PATH.
     #[arg(long, value_name = "FILE")]
     nats_server: Option<PathBuf>,
-    /// The bound that the agents keep.
-    #[arg(long, default_value = "30s")]
-    bound: String,
+    /// The bound that the agents keep, at least a second.
+    #[arg(long, default_value = "30s", value_name = "DURATION", value_parser = bound)]
+    bound: HumanDuration,
     /// `json`: the first line on standard output is one object that tells where everything is.
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     output: OutputFormat,
@@ -158,7 +162,7 @@ async fn start(
     let config = ConfigArgs::default()
         .and_set("nats.urls", nats_url)
         .and_set("store.path", store.display().to_string())
-        .and_set("receipts.bound", &args.bound)
+        .and_set("receipts.bound", args.bound.to_string())
         .and_set("receipts.regions", args.regions.join(","))
         .and_set("http.listen", listen(7070))
         .and_set("admin.listen", listen(7079));
@@ -171,7 +175,7 @@ async fn start(
         let step = step
             .filter(|step| *step < 50_000)
             .context("too many regions for fixed ports; use --ports auto")?;
-        let config = lease(ConfigArgs::default(), &args.bound)?
+        let config = lease(ConfigArgs::default(), args.bound)
             .and_set("region", region)
             .and_set("nats.urls", nats_url)
             .and_set("http.listen", listen(7080 + step))
@@ -207,15 +211,22 @@ fn check_regions(regions: &[String]) -> anyhow::Result<()> {
 }
 
 /// A bound with the margin and probe interval in the proportions of the defaults.
-fn lease(config: ConfigArgs, bound: &str) -> anyhow::Result<ConfigArgs> {
-    let parsed: evictd_ops::config::HumanDuration =
-        serde_json::from_value(bound.into()).context("--bound is a duration, such as 30s")?;
-    let millis = Duration::from(parsed).as_millis();
-    Ok(config
-        .and_set("lease.bound", bound)
+fn lease(config: ConfigArgs, bound: HumanDuration) -> ConfigArgs {
+    let millis = bound.as_millis();
+    config
+        .and_set("lease.bound", bound.to_string())
         .and_set("lease.margin", format!("{}ms", millis.div_ceil(10)))
         .and_set("lease.probe_interval", format!("{}ms", (millis / 6).max(10)))
-        .and_set("cache.not_found_ttl", format!("{}ms", millis / 3)))
+        .and_set("cache.not_found_ttl", format!("{}ms", millis / 3))
+}
+
+/// Within a shorter one, no question could be repeated.
+fn bound(text: &str) -> Result<HumanDuration, String> {
+    let bound: HumanDuration = text.parse().map_err(|error: UnitError| error.to_string())?;
+    if Duration::from(bound) < BOUND_MIN {
+        return Err(format!("the bound must be at least {}", HumanDuration::from(BOUND_MIN)));
+    }
+    Ok(bound)
 }
 
 async fn ready(
@@ -439,6 +450,24 @@ fn free_port() -> anyhow::Result<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bound_that_none_can_keep_is_blamed_on_its_flag() {
+        use clap::Parser as _;
+
+        #[derive(clap::Parser)]
+        struct Cli {
+            #[command(flatten)]
+            dev: DevArgs,
+        }
+        for wrong in ["xyz", "0s", "999ms", ""] {
+            let error = Cli::try_parse_from(["dev", "--bound", wrong]).err().unwrap().to_string();
+            assert!(error.contains("--bound"), "{error}");
+        }
+        // The shortest one makes a configuration that is in order.
+        let shortest = Cli::try_parse_from(["dev", "--bound=1s"]).ok().unwrap().dev.bound;
+        lease(ConfigArgs::default(), shortest).agent().unwrap();
+    }
 
     #[tokio::test]
     async fn a_kept_root_key_is_used_again_unless_the_store_does_not_know_it() {

@@ -37,18 +37,35 @@ impl Place {
         Ok(Self { config, location })
     }
 
-    /// As [`Place::of`], of a store that must be there: opening would create the file, and hide that it is the
-    /// wrong one.
+    /// As [`Place::of`], of a store that must be there: opening would make a new one, and hide that it is the wrong
+    /// one. Only publishers, `evictd dev` and `evictd migrate` make stores.
     pub(crate) fn existing(config: &ConfigArgs) -> anyhow::Result<Self> {
         let place = Self::of(config)?;
-        if let StoreLocation::Sqlite(path) = &place.location {
-            anyhow::ensure!(
-                path.try_exists().with_context(|| format!("can't look for the home store {place}"))?,
-                "there is no home store at {place}: start the publisher first, or give its configuration (--config \
-                 FILE or --set store.path=FILE)"
-            );
-        }
+        anyhow::ensure!(
+            place.schema_version()?.is_some(),
+            "there is no home store at {place}: start the publisher first (or run `evictd migrate`), or say which \
+             store is meant: --config FILE, the publisher's, or --set store.path=FILE, or --set store.url=URL"
+        );
         Ok(place)
+    }
+
+    /// The version of the store's schema, if there is a store. Makes none.
+    pub(crate) fn schema_version(&self) -> anyhow::Result<Option<i64>> {
+        let look = async {
+            match &self.location {
+                StoreLocation::Sqlite(path) => SqliteStore::schema_version(path).await,
+                StoreLocation::Postgres(url) => PostgresStore::schema_version(&self.options(url)?).await,
+            }
+        };
+        runtime()?.block_on(look).map_err(advised)
+    }
+
+    /// Refuses a URL that couldn't be connected to whatever the database. Connects nowhere.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        if let StoreLocation::Postgres(url) = &self.location {
+            self.options(url)?;
+        }
+        Ok(())
     }
 
     /// Opens the store for a publisher: an SQLite file is this publisher's alone until it is closed.
@@ -82,10 +99,14 @@ impl Place {
     }
 
     async fn connect(&self, url: &PostgresUrl) -> Result<PostgresStore, StoreError> {
+        PostgresStore::connect(self.options(url)?).await
+    }
+
+    fn options(&self, url: &PostgresUrl) -> Result<PostgresOptions, StoreError> {
         let mut options = PostgresOptions::new(url.expose())?;
         options.connections = u32::try_from(self.config.connections).unwrap_or(u32::MAX);
         options.statement_timeout = self.config.statement_timeout.into();
-        PostgresStore::connect(options).await
+        Ok(options)
     }
 }
 

@@ -78,6 +78,8 @@ enum Command {
         #[command(flatten)]
         config: daemon::ConfigArgs,
     },
+    /// Prints the version, as --version does.
+    Version,
     Completions(documents::CompletionsArgs),
     Man(documents::ManArgs),
     /// Runs a program that is told to end when this process's parent ends.
@@ -89,6 +91,7 @@ fn main() -> ExitCode {
     let args: Vec<_> = std::env::args_os().collect();
     let is_api = args.get(1).is_some_and(|command| command == "api");
     let args = if is_api { cli::normalise(args) } else { args };
+    let args = cli::asking_for_help(args, Cli::command());
     let command = match Cli::try_parse_from(&args) {
         Ok(cli) => cli.command,
         Err(error) if is_api => return cli::usage(&error, &args),
@@ -106,6 +109,10 @@ fn main() -> ExitCode {
         Command::Migrate(config) => migrate::run(&config),
         Command::NewEpoch(args) => new_epoch::run(&args),
         Command::CheckConfig { daemon, config } => daemon::check_config(daemon, &config),
+        Command::Version => {
+            output_format::print_line(Cli::command().render_version().trim_end());
+            Ok(())
+        }
         Command::Completions(args) => documents::completions(&args, Cli::command()),
         Command::Man(args) => documents::man(&args, Cli::command()),
         Command::ExecTied(args) => tied::exec(&args),

@@ -11,6 +11,7 @@ use serde_json::json;
 use crate::daemon::ConfigArgs;
 use crate::home_store::Place;
 use crate::output_format::{OutputFormat, print_line};
+use crate::root_key::operator;
 
 #[derive(Args, Debug)]
 pub(crate) struct NewEpochArgs {
@@ -38,12 +39,18 @@ pub(crate) fn run(args: &NewEpochArgs) -> anyhow::Result<()> {
         );
         anyhow::ensure!(is_confirmed(std::io::stdin().lock())?, "nothing was done");
     }
+    let operator = operator();
     let head = place
-        .with(async |store| Ok(store.begin_epoch().await?))
+        .with(async |store| Ok(store.begin_epoch(&operator).await?))
         .map_err(|error| error.context(format!("couldn't begin a new epoch in {place}")))?;
     match args.output {
         OutputFormat::Json => {
-            print_line(&json!({ "epoch": head.epoch(), "headPosition": head.position() }).to_string());
+            let began = json!({
+                "epoch": head.epoch(),
+                "headPosition": head.position(),
+                "requestId": operator.request_id
+            });
+            print_line(&began.to_string());
         }
         OutputFormat::Text => {
             print_line(&format!("epoch {} began at position {}", head.epoch(), head.position()));
@@ -68,6 +75,7 @@ fn is_confirmed(mut from: impl BufRead) -> anyhow::Result<bool> {
 #[cfg(test)]
 mod tests {
     use evictd_store::HomeStore as _;
+    use evictd_store::audit::AuditQuery;
     use evictd_store::sqlite::SqliteStore;
 
     use super::*;
@@ -94,6 +102,10 @@ mod tests {
         run(&args(&path)).unwrap();
         let after = runtime.block_on(publisher.head()).unwrap();
         assert_eq!((after.epoch(), after.position()), (before.epoch() + 1, before.position()));
+        let query = AuditQuery { limit: 10, ..AuditQuery::default() };
+        let records = runtime.block_on(publisher.audit(&query)).unwrap();
+        let [record] = &records[..] else { panic!("one change: {records:?}") };
+        assert_eq!((&*record.event, record.actor_id.as_str()), ("store.new_epoch", &*operator().name));
     }
 
     #[test]

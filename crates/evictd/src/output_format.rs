@@ -14,6 +14,11 @@ pub(crate) enum OutputFormat {
     Json,
 }
 
+/// Words that others chose: on a terminal they are words and nothing else, and in a list they begin no line.
+pub(crate) fn shown(words: &str) -> String {
+    words.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
 /// Prints a line on standard output. A reader that went away, such as `head`, is no failure of the command.
 pub(crate) fn print_line(text: &str) {
     let mut stdout = std::io::stdout().lock();

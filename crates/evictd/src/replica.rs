@@ -11,7 +11,7 @@ use evictd_core::record::Lookup;
 use evictd_store::postgres::{PostgresOptions, PostgresReader};
 use tokio::sync::OnceCell;
 
-/// A replica that may be away when the agent starts: then the authority is asked, and this again at each load.
+/// A replica that may be away when the agent starts: then the authority is asked, and this again at each call.
 #[derive(Debug)]
 struct Replica {
     options: PostgresOptions,
@@ -26,7 +26,7 @@ impl Database for Replica {
     }
 }
 
-/// What the configuration says, if records are to be read from a database. Connects at the first load.
+/// What the configuration says, if records are to be read from a database. Connects at the first call.
 pub(crate) fn configured(config: &AgentConfig) -> anyhow::Result<Option<Arc<dyn Database>>> {
     let Some(url) = config.database()? else { return Ok(None) };
     let mut options = PostgresOptions::new(url.expose())?;

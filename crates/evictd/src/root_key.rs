@@ -3,6 +3,7 @@
 
 use clap::{Args, Subcommand};
 use evictd_core::ids::{KeyId, WorkspaceId};
+use evictd_core::limits::ID_BYTES_MAX;
 use evictd_core::time::StoreTime;
 use evictd_store::HomeStore;
 use evictd_store::change::{NewRootKey, Operator, RootKeyInfo};
@@ -12,23 +13,32 @@ use serde_json::{Value, json};
 
 use crate::daemon::ConfigArgs;
 use crate::home_store::Place;
-use crate::output_format::{OutputFormat, print_line};
+use crate::output_format::{OutputFormat, print_line, shown};
 use crate::when::{self, When};
 
 /// The workspace of those who don't ask for one.
 const DEFAULT_WORKSPACE: &str = "ws_default";
 
-/// What a root key may do unless told otherwise: everything, on every API.
-const ALL_PERMISSIONS: [&str; 8] = [
-    "api.*.create_api",
-    "api.*.read_api",
-    "api.*.delete_api",
-    "api.*.create_key",
-    "api.*.read_key",
-    "api.*.update_key",
-    "api.*.delete_key",
-    "api.*.verify_key",
+/// All that an endpoint asks for. A root key may do all of it on every API, unless told otherwise.
+const ACTIONS: [&str; 8] = [
+    "create_api",
+    "read_api",
+    "delete_api",
+    "create_key",
+    "read_key",
+    "update_key",
+    "delete_key",
+    "verify_key",
 ];
+
+/// The longest name that the store takes, in bytes.
+const NAME_BYTES_MAX: usize = 1024;
+
+/// All permissions of a root key, in bytes as JSON, that the store takes.
+const PERMISSIONS_BYTES_MAX: usize = 65_536;
+
+/// The latest end, as for keys: the year 2099 is over. What lies behind it is a slip.
+const EXPIRES_MAX: StoreTime = StoreTime(4_102_444_800_000_000);
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum RootKeyCommand {
@@ -116,6 +126,39 @@ impl Wish {
         let (workspace, name) = (DEFAULT_WORKSPACE.to_owned(), Some(name.to_owned()));
         Self { workspace, name, permissions: Vec::new(), expires_at: None }
     }
+
+    /// One as an operator says it, within the limits of the store, whose own refusal names its columns.
+    fn checked(
+        workspace: String,
+        name: Option<String>,
+        permissions: Vec<String>,
+        expires: Option<When>,
+    ) -> anyhow::Result<Self> {
+        permissions.iter().try_for_each(|permission| check_permission(permission))?;
+        let bytes = serde_json::to_string(&permissions)?.len();
+        anyhow::ensure!(
+            bytes <= PERMISSIONS_BYTES_MAX,
+            "--permission: all together may take {PERMISSIONS_BYTES_MAX} bytes, not {bytes}; `api.*.<action>` stands \
+             for every API"
+        );
+        anyhow::ensure!(
+            is_id(&workspace),
+            "--workspace must consist of at most {ID_BYTES_MAX} letters, digits and `_`, for example \
+             {DEFAULT_WORKSPACE}"
+        );
+        let name = name.filter(|name| !name.is_empty());
+        let bytes = name.as_ref().map_or(0, String::len);
+        anyhow::ensure!(bytes <= NAME_BYTES_MAX, "--name may be {NAME_BYTES_MAX} bytes long, not {bytes}");
+        let expires_at = expires.map(|expires| expires.in_the_future(when::now())).transpose()?;
+        if let Some(late) = expires_at.filter(|expires_at| *expires_at > EXPIRES_MAX) {
+            anyhow::bail!(
+                "--expires may lie in the year 2099 at most, and not at {}; without it the root key doesn't end by \
+                 itself",
+                when::written(late)
+            );
+        }
+        Ok(Self { workspace, name, permissions, expires_at })
+    }
 }
 
 /// Creates a root key.
@@ -123,7 +166,7 @@ pub(crate) async fn create_in(store: &dyn HomeStore, wish: Wish) -> anyhow::Resu
     let (secret, start) = ids::new_root_key();
     let id = KeyId::new(ids::new_id(ids::ROOT_KEY));
     let permissions = match wish.permissions.len() {
-        0 => ALL_PERMISSIONS.map(str::to_owned).to_vec(),
+        0 => ACTIONS.map(|action| format!("api.*.{action}")).to_vec(),
         _ => wish.permissions,
     };
     let root_key = NewRootKey {
@@ -147,23 +190,9 @@ pub(crate) fn operator() -> Operator {
 }
 
 fn create(args: CreateArgs) -> anyhow::Result<()> {
-    for permission in &args.permissions {
-        anyhow::ensure!(
-            is_permission(permission),
-            "`{permission}` is not a permission: write api.<id or *>.<action>, for example api.*.verify_key"
-        );
-    }
-    anyhow::ensure!(
-        !args.workspace.is_empty() && args.workspace.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'),
-        "the workspace must consist of letters, digits and `_`, for example {DEFAULT_WORKSPACE}"
-    );
-    let now = when::now();
-    let expires_at = args.expires.map(|expires| expires.after(now));
-    if let Some(expires_at) = expires_at.filter(|expires_at| *expires_at <= now) {
-        anyhow::bail!("--expires lies in the past: {}", when::written(expires_at));
-    }
-    let place = Place::of(&args.config)?;
-    let wish = Wish { workspace: args.workspace, name: args.name, permissions: args.permissions, expires_at };
+    let wish = Wish::checked(args.workspace, args.name, args.permissions, args.expires)?;
+    let expires_at = wish.expires_at;
+    let place = Place::existing(&args.config)?;
     let (id, secret) = place.with(async |store| create_in(store, wish).await)?;
     // A relative path may have led elsewhere than to the publisher's store.
     eprintln!("stored the root key in {place}");
@@ -198,26 +227,30 @@ fn json_row(key: &RootKeyInfo) -> Value {
     json!({
         "rootKeyId": key.id.as_str(), "start": key.start, "name": key.name,
         "workspaceId": key.workspace_id.as_str(), "permissions": key.permissions,
+        "enabled": key.enabled,
         "createdAt": key.created_at.as_millis(),
         "expires": key.expires_at.map(StoreTime::as_millis),
     })
 }
 
-/// `root_1  unkey_abcd...  ws_default  ci  expires 2027-01-31T12:00:00.000Z  api.*.verify_key`
+/// `root_1  unkey_abcd...  ws_default  ci  expires 2027-01-31T12:00:00.000Z  api.*.verify_key`, and whether it is
+/// switched off, which it is only by direct SQL.
 fn row(key: &RootKeyInfo, now: StoreTime) -> String {
     let end = match key.expires_at {
         None => "never expires".to_owned(),
         Some(end) if end <= now => format!("expired {}", when::written(end)),
         Some(end) => format!("expires {}", when::written(end)),
     };
+    let end = if key.enabled { end } else { format!("disabled, {end}") };
     let name = key.name.as_deref().unwrap_or("-");
-    format!(
+    let row = format!(
         "{}  {}...  {}  {name}  {end}  {}",
         key.id,
         key.start,
         key.workspace_id,
         key.permissions.join(",")
-    )
+    );
+    shown(&row)
 }
 
 fn revoke(args: &RevokeArgs) -> anyhow::Result<()> {
@@ -249,38 +282,68 @@ fn revoke(args: &RevokeArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn is_permission(text: &str) -> bool {
-    let mut parts = text.split('.');
-    let token = |part: Option<&str>| {
-        part.is_some_and(|part| {
-            !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
-        })
-    };
-    let api = parts.next() == Some("api");
-    let target = parts.next();
-    api && (target == Some("*") || token(target)) && token(parts.next()) && parts.next().is_none()
+/// A permission that nothing asks for would be a right that its owner only seems to have.
+fn check_permission(text: &str) -> anyhow::Result<()> {
+    let parts: Vec<_> = text.split('.').collect();
+    let ["api", api, action] = parts[..] else { anyhow::bail!(malformed(text)) };
+    anyhow::ensure!(api == "*" || is_id(api), malformed(text));
+    anyhow::ensure!(
+        ACTIONS.contains(&action),
+        "`{text}` names no action that evictd knows: the last part must be one of {}",
+        ACTIONS.join(", ")
+    );
+    Ok(())
+}
+
+fn is_id(id: &str) -> bool {
+    (1..=ID_BYTES_MAX).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+}
+
+fn malformed(permission: &str) -> String {
+    if permission.len() > ID_BYTES_MAX {
+        return format!(
+            "a permission of {} characters names no API: an id has {ID_BYTES_MAX} characters at most",
+            permission.len()
+        );
+    }
+    format!("`{permission}` is not a permission: write api.<id or *>.<action>, for example api.*.verify_key")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// A command for everything, without an end.
+    fn creating(config: ConfigArgs) -> CreateArgs {
+        let (workspace, output) = (DEFAULT_WORKSPACE.to_owned(), OutputFormat::Json);
+        CreateArgs { config, name: None, permissions: Vec::new(), expires: None, workspace, output }
+    }
+
     #[test]
-    fn listing_root_keys_creates_no_store() {
+    fn no_command_about_root_keys_makes_a_store() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("evictd.db");
         let config = || ConfigArgs::default().and_set("store.path", path.display().to_string());
         let listing = || list(&ListArgs { config: config(), output: OutputFormat::Json });
-
-        let error = listing().unwrap_err().to_string();
-        assert!(
-            error.contains(&path.display().to_string()) && error.contains("start the publisher"),
-            "{error}"
-        );
+        let all_refuse = || {
+            let (root_key_id, output) = ("root_1".to_owned(), OutputFormat::Json);
+            let revoking = revoke(&RevokeArgs { config: config(), root_key_id, output });
+            for done in [create(creating(config())), listing(), revoking] {
+                let error = done.unwrap_err().to_string();
+                for part in [path.to_str().unwrap(), "start the publisher", "--config", "store.path"] {
+                    assert!(error.contains(part), "{error}");
+                }
+            }
+        };
+        all_refuse();
         assert!(!path.exists());
+        // Nor does an empty file, or another program's, become one.
+        std::fs::write(&path, "").unwrap();
+        all_refuse();
+        assert_eq!(path.metadata().unwrap().len(), 0);
 
-        let place = Place::of(&config()).unwrap();
-        place.with(async |store| create_in(store, Wish::named("first")).await).unwrap();
+        Place::of(&config()).unwrap().with(async |_| Ok(())).unwrap();
+        create(creating(config())).unwrap();
         listing().unwrap();
     }
 
@@ -305,33 +368,91 @@ mod tests {
     fn an_end_in_the_past_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("evictd.db");
-        let args = |expires: &str| CreateArgs {
-            config: ConfigArgs::default().and_set("store.path", path.display().to_string()),
-            name: None,
-            permissions: Vec::new(),
-            expires: Some(expires.parse().unwrap()),
-            workspace: DEFAULT_WORKSPACE.to_owned(),
-            output: OutputFormat::Json,
-        };
+        let config = || ConfigArgs::default().and_set("store.path", path.display().to_string());
+        let args =
+            |expires: &str| CreateArgs { expires: Some(expires.parse().unwrap()), ..creating(config()) };
+        let place = Place::of(&config()).unwrap();
+        let stored = || place.with(async |store| Ok(store.root_keys().await?.len())).unwrap();
         for past in ["2020-01-01T00:00:00Z", "0", "0s"] {
             let error = create(args(past)).unwrap_err().to_string();
             assert!(error.contains("past"), "{error}");
         }
-        assert!(!path.exists());
+        for far in ["2100-01-01T00:00:00.001Z", "36500d", "9999999999999999"] {
+            let error = create(args(far)).unwrap_err().to_string();
+            assert!(error.contains("2099"), "{error}");
+        }
+        assert_eq!(stored(), 0);
         create(args("90d")).unwrap();
+        assert_eq!(stored(), 1);
     }
 
     #[test]
-    fn the_list_tells_when_each_ends() {
-        let key = |expires_at| RootKeyInfo {
+    fn what_the_store_would_refuse_is_refused_before_with_its_limit() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("evictd.db");
+        let config = || ConfigArgs::default().and_set("store.path", path.display().to_string());
+        let place = Place::of(&config()).unwrap();
+        let named = |name: String| CreateArgs { name: Some(name), ..creating(config()) };
+        let acting_for = |workspace: String| CreateArgs { workspace, ..creating(config()) };
+        let permitted = |permissions| CreateArgs { permissions, ..creating(config()) };
+        let on = |id: &str| format!("api.{id}.verify_key");
+        place.with(async |_| Ok(())).unwrap();
+        for (args, told) in [
+            (named("n".repeat(1025)), "1024 bytes long, not 1025"),
+            (named("\u{e9}".repeat(1000)), "1024 bytes long, not 2000"),
+            (acting_for("w".repeat(256)), "--workspace must consist of at most 255"),
+            (acting_for(String::new()), "--workspace"),
+            (permitted(vec![on(&"a".repeat(256))]), "255 characters at most"),
+            (permitted(vec![on(&"a".repeat(200)); 400]), "65536 bytes"),
+        ] {
+            let error = create(args).unwrap_err().to_string();
+            assert!(error.contains(told) && error.len() < 300, "{error}");
+        }
+        let longest = CreateArgs {
+            name: Some("n".repeat(1024)),
+            permissions: vec![on(&"a".repeat(255)); 200],
+            ..acting_for("w".repeat(255))
+        };
+        create(longest).unwrap();
+        create(named(String::new())).unwrap();
+        let listed = place.with(async |store| Ok(store.root_keys().await?)).unwrap();
+        assert_eq!(listed.iter().filter(|key| key.name.is_none()).count(), 1, "an empty name is none");
+        assert_eq!(listed.len(), 2);
+    }
+
+    fn listed(expires_at: Option<StoreTime>) -> RootKeyInfo {
+        RootKeyInfo {
             id: KeyId::new("root_1"),
             workspace_id: WorkspaceId::new("ws_1"),
             start: "unkey_abcd".to_owned(),
             name: Some("ci".to_owned()),
             permissions: vec!["api.*.verify_key".to_owned(), "api.*.read_key".to_owned()],
+            enabled: true,
             created_at: StoreTime(0),
             expires_at,
-        };
+        }
+    }
+
+    #[test]
+    fn a_name_forges_no_row_of_the_list() {
+        let name = Some("a\n\u{1b}[2Kroot_2  unkey_".to_owned());
+        let row = row(&RootKeyInfo { name, ..listed(None) }, StoreTime(0));
+        assert!(!row.contains(['\n', '\u{1b}']) && row.contains("a\u{fffd}\u{fffd}[2Kroot_2"), "{row}");
+    }
+
+    #[test]
+    fn the_list_tells_which_are_switched_off() {
+        let off = RootKeyInfo { enabled: false, ..listed(None) };
+        assert!(row(&off, StoreTime(0)).contains("  disabled, never expires  "));
+        assert_eq!(
+            (&json_row(&off)["enabled"], &json_row(&listed(None))["enabled"]),
+            (&json!(false), &json!(true))
+        );
+    }
+
+    #[test]
+    fn the_list_tells_when_each_ends() {
+        let key = listed;
         let end = StoreTime::from_millis(1_769_860_800_000);
         for (expires_at, now, expected) in [
             (None, end, "never expires"),
@@ -349,12 +470,20 @@ mod tests {
 
     #[test]
     fn permissions_are_checked_before_they_are_stored() {
-        for good in ALL_PERMISSIONS.iter().chain(&["api.api_1.delete_key"]) {
-            assert!(is_permission(good), "{good}");
+        for action in ACTIONS {
+            check_permission(&format!("api.*.{action}")).unwrap();
         }
-        for bad in ["", "api", "api.*", "api.*.", "api..verify_key", "key.*.verify", "api.*.a.b", "api.a-b.c"]
+        check_permission("api.api_1.delete_key").unwrap();
+        let refusal = |text: &str| check_permission(text).unwrap_err().to_string();
+        for bad in
+            ["", "api", "api.*", "api..verify_key", "key.*.verify_key", "api.*.a.b", "api.a-b.read_key"]
         {
-            assert!(!is_permission(bad), "{bad}");
+            assert!(refusal(bad).contains("is not a permission"), "{bad}");
+        }
+        for unknown in ["api.*.fly", "api.*.", "api.*.*", "api.api_1.delete_keys", "api.*.encrypt_key"] {
+            let told = refusal(unknown);
+            let listed = ACTIONS.iter().all(|action| told.contains(action));
+            assert!(told.contains(unknown) && listed, "{told}");
         }
     }
 }

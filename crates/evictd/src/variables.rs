@@ -1,15 +1,18 @@
 //! Environment variables that look like a key's and are none's.
 //!
 //! A misspelled `EVICTD_LEASE_BOUNDD` would be ignored without a word, and another bound be kept than the
-//! operator meant. So what begins like a variable of a section has to be one: of either daemon's keys, as
-//! both may be given the same environment.
+//! operator meant. So what begins like a variable of a section has to be one, and what is almost one isn't let pass:
+//! of either daemon's keys, as both may be given the same environment.
 
 use std::collections::BTreeSet;
 
 use evictd_ops::config::{distance, env_name};
 
-/// How many edits away a name is still taken for a misspelled one.
+/// How many edits away a name of a section is still taken for a misspelled one.
 const SUGGESTED_WITHIN: usize = 3;
+
+/// How many edits away a name that belongs to no section is: others may have names of their own.
+const MISSPELLED_WITHIN: usize = 2;
 
 /// What is wrong with these variables' names: a sentence for each that no key has. Values aren't looked at.
 pub(crate) fn problems(names: impl IntoIterator<Item = String>) -> Vec<String> {
@@ -60,8 +63,30 @@ impl Known {
         }
     }
 
+    /// Of a name that begins like no section: it may be one of its misspelled.
+    fn problem_outside(&self, name: &str) -> Option<String> {
+        let of_section = name.starts_with("EVICTD_") && self.sections.contains(&format!("{name}_"));
+        if of_section {
+            return Some(format!(
+                "{name} is a section's; a key's name follows it, as in {}",
+                self.example(name)?
+            ));
+        }
+        let (far, meant) = self.variables.iter().map(|known| (distance(name, known), known)).min()?;
+        (1..=MISSPELLED_WITHIN)
+            .contains(&far)
+            .then(|| format!("{name} matches no key; did you mean {meant}?"))
+    }
+
+    fn example(&self, section: &str) -> Option<&str> {
+        let begins = |name: &&String| name.strip_prefix(section).is_some_and(|rest| rest.starts_with('_'));
+        self.variables.iter().find(begins).map(String::as_str)
+    }
+
     fn problem(&self, name: &str) -> Option<String> {
-        let section = self.sections.iter().find(|section| name.starts_with(*section))?;
+        let Some(section) = self.sections.iter().find(|section| name.starts_with(*section)) else {
+            return self.problem_outside(name);
+        };
         if self.variables.contains(name) || is_kubernetes(&name[section.len()..]) {
             return None;
         }
@@ -103,16 +128,35 @@ mod tests {
     }
 
     #[test]
+    fn a_misspelled_section_is_noticed_as_well() {
+        assert_eq!(
+            of(&["EVICTD_RECEIPT_BOUND", "EVICTD_REGON", "EVICTD_RETENTION"]),
+            [
+                "EVICTD_RECEIPT_BOUND matches no key; did you mean EVICTD_RECEIPTS_BOUND?",
+                "EVICTD_REGON matches no key; did you mean EVICTD_REGION?",
+                "EVICTD_RETENTION is a section's; a key's name follows it, as in EVICTD_RETENTION_AUDIT",
+            ]
+        );
+    }
+
+    #[test]
     fn variables_of_either_daemon_are_known_to_both() {
         assert!(of(&["EVICTD_LEASE_BOUND", "EVICTD_STORE_PATH", "EVICTD_REGION"]).is_empty());
     }
 
     #[test]
     fn variables_of_others_are_left_alone() {
-        let client = ["EVICTD_ROOT_KEY", "EVICTD_API_URL", "EVICTD_OUTPUT", "LEASE_BOUND"];
+        let client =
+            ["EVICTD_ROOT_KEY", "EVICTD_API_URL", "EVICTD_VERIFY_URL", "EVICTD_OUTPUT", "LEASE_BOUND"];
         let nats_server =
             ["EVICTD_NATS_SERVER", "EVICTD_NATS_LISTEN", "EVICTD_NATS_US", "EVICTD_NATS_PUBLISHER"];
-        let kubernetes = ["EVICTD_HTTP_SERVICE_HOST", "EVICTD_HTTP_PORT", "EVICTD_HTTP_PORT_80_TCP_ADDR"];
+        let kubernetes = [
+            "EVICTD_HTTP_SERVICE_HOST",
+            "EVICTD_HTTP_PORT",
+            "EVICTD_HTTP_PORT_80_TCP_ADDR",
+            "EVICTD_PORT",
+            "EVICTD_AGENT_PORT",
+        ];
         assert!(of(&[client.as_slice(), &nats_server, &kubernetes].concat()).is_empty());
     }
 }

@@ -32,6 +32,18 @@ impl When {
         }
     }
 
+    /// As [`Self::after`], of something that is to end, later than now.
+    pub(crate) fn in_the_future(self, now: StoreTime) -> anyhow::Result<StoreTime> {
+        let end = self.after(now);
+        anyhow::ensure!(
+            end > now,
+            "--expires lies in the past: it means {}. A number alone is milliseconds since 1970; a span from now has a \
+             unit, such as 90d",
+            written(end)
+        );
+        Ok(end)
+    }
+
     /// The point in time, where a span counts from `now` into the past.
     pub(crate) fn before(self, now: StoreTime) -> StoreTime {
         match self {
@@ -117,6 +129,20 @@ mod tests {
         }
         assert_eq!("1h".parse::<When>().unwrap().before(NOON), StoreTime(NOON.0 - 3_600_000_000));
         assert_eq!("1769860800000".parse::<When>().unwrap().before(StoreTime(0)), NOON);
+    }
+
+    #[test]
+    fn an_end_in_the_past_is_refused_with_what_was_understood() {
+        let end = |text: &str| text.parse::<When>().unwrap().in_the_future(NOON);
+        assert_eq!(end("90d").unwrap(), StoreTime(NOON.0 + 90 * 86_400_000_000));
+        for (text, understood) in [
+            ("90", "1970-01-01T00:00:00.090Z"),
+            ("2020-01-01T00:00:00Z", "2020-01-01T00:00:00.000Z"),
+            ("0s", "2026-01-31T12:00:00.000Z"),
+        ] {
+            let error = end(text).unwrap_err().to_string();
+            assert!(error.contains(understood) && error.contains("90d"), "{error}");
+        }
     }
 
     #[test]

@@ -14,15 +14,16 @@ pub mod wait;
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::chown;
 use std::path::PathBuf;
 use std::process::Child;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Signal, geteuid};
 
-use crate::home::{Home, output, signal};
+use crate::home::{Home, NOBODY, output, signal};
 use crate::programs::program;
 use crate::wait::try_eventually;
 
@@ -154,6 +155,23 @@ impl Postgres {
         let mut psql = self.home.command(program("psql")?);
         psql.args(["--no-psqlrc", "--quiet", "--no-align", "--tuples-only", "--command", sql]);
         output(psql.arg("--dbname").arg(self.url())).context("asking PostgreSQL")
+    }
+
+    /// All of a database of this server, as a script: its URL is what [`Postgres::create_database`] said.
+    pub fn dump(&self, url: &str) -> Result<String> {
+        output(self.home.command(program("pg_dump")?).arg("--dbname").arg(url)).context("dumping a database")
+    }
+
+    /// Runs what [`Postgres::dump`] wrote, statement by statement.
+    pub fn load(&self, url: &str, dump: &str) -> Result<()> {
+        let script = tempfile::Builder::new().prefix("dump-").tempfile_in(self.home.path())?;
+        fs::write(script.path(), dump)?;
+        if geteuid().is_root() {
+            chown(script.path(), Some(NOBODY), Some(NOBODY))?;
+        }
+        let mut psql = self.home.command(program("psql")?);
+        psql.args(["--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--dbname", url, "--file"]);
+        output(psql.arg(script.path())).context("loading a dump").map(drop)
     }
 
     /// Starts it after it was stopped or killed, with the same port, files and settings. Returns when it

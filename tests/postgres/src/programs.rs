@@ -17,7 +17,7 @@ const PACKAGE: PythonPackage = PythonPackage {
 };
 
 /// All that is run of PostgreSQL.
-const NEEDED: [&str; 4] = ["postgres", "initdb", "pg_basebackup", "psql"];
+const NEEDED: [&str; 5] = ["postgres", "initdb", "pg_basebackup", "pg_dump", "psql"];
 
 /// The path of one of the programs, which the server's user may run. They are looked for once.
 pub(crate) fn program(name: &str) -> Result<PathBuf> {

@@ -460,6 +460,20 @@ class Keys(Suite):
         self.assert_becomes(expired | {"keyId": created.key_id, "expires": ends}, created.key)
         self.assertGreater(now_millis(), ends - 500)
 
+    def test_an_end_of_zero_has_come_everywhere_and_is_not_told(self):
+        listed = create_api()
+        created = create_key(listed, expires=0)
+        self.assert_verdict(
+            {"valid": False, "code": "EXPIRED", "keyId": created.key_id, "enabled": True}, created.key
+        )
+        key = shown(created.key_id)
+        self.assertNotIn("expires", key)
+        self.assertEqual(plain(client().apis.list_keys(api_id=listed).result)["data"], [key])
+        # It was an end: without it the key lives.
+        client().keys.update_key(key_id=created.key_id, expires=None)
+        living = {"valid": True, "code": "VALID", "keyId": created.key_id, "enabled": True}
+        self.assert_becomes(living, created.key, before="EXPIRED")
+
     def test_updatekey_changes_what_is_named_and_keeps_the_rest(self):
         ends = now_millis() + 3_600_000
         created = create_key(name="a", meta={"a": 1}, external_id="a", permissions=["a"], expires=ends)

@@ -485,6 +485,19 @@ describe("keys", () => {
     assert.ok(Date.now() > expires - 500);
   });
 
+  test("an end of zero has come everywhere and is not told", async () => {
+    const listed = await createApi();
+    const { keyId, key } = await createKey({ apiId: listed, expires: 0 });
+    await assertVerdict({ valid: false, code: "EXPIRED", keyId, enabled: true }, key);
+    const told = await shown(keyId);
+    assert.ok(!("expires" in told));
+    const [page] = await pagesOf(control.apis.listKeys({ apiId: listed }));
+    assert.deepEqual(page.data, [told]);
+    // It was an end: without it the key lives.
+    await control.keys.updateKey({ keyId, expires: null });
+    await assertBecomes({ valid: true, code: "VALID", keyId, enabled: true }, key, "EXPIRED");
+  });
+
   test("updatekey changes what is named and keeps the rest", async () => {
     const expires = Date.now() + 3_600_000;
     const settings = { name: "a", meta: { a: 1 }, externalId: "a", permissions: ["a"], expires };

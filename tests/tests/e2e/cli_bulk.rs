@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::process::{Child, ChildStdout, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
-use evictd_tests::wait::eventually;
+use evictd_tests::wait::{eventually, try_eventually};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -263,5 +263,63 @@ fn ctrl_c_finishes_what_is_under_way_and_names_the_rest() -> Result<()> {
 
     let (exit, _, stderr) = delete(&world, "", &list_of(&keys))?;
     assert_eq!((exit, live_keys(&world)?), (Some(0), 0), "the same list again finishes it: {stderr}");
+    Ok(())
+}
+
+/// Runs its arguments from the second one on, with the file of the first one as standard input and a terminal for the
+/// rest. Hands on what that is written, and the exit code.
+const TERMINAL: &str = "import os, pty, sys\n\
+    child, terminal = pty.fork()\n\
+    if child == 0:\n    \
+        os.dup2(os.open(sys.argv[1], os.O_RDONLY), 0)\n    \
+        os.execv(sys.argv[2], sys.argv[2:])\n\
+    while True:\n    \
+        try:\n        \
+            written = os.read(terminal, 65536)\n    \
+        except OSError:\n        \
+            break\n    \
+        if not written:\n        \
+            break\n    \
+        os.write(1, written)\n\
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))";
+
+/// Back to the beginning of the line, which becomes empty.
+const CLEAR: &str = "\r\x1b[K";
+
+/// Failure: people don't see that anything happens; or what they see is left between the lines, or instead of them.
+#[test]
+fn a_terminal_shows_a_bar_until_the_end_and_then_only_lines() -> Result<()> {
+    let mut world = World::start(&plan(&["eu"]))?;
+    let keys = world.create_keys(60)?;
+    let (list, screen) = (world.dir().join("list"), world.dir().join("screen"));
+    std::fs::write(&list, list_of(&keys))?;
+    // It gets no answer before somebody has seen the bar.
+    world.topology.publisher.daemon.pause()?;
+    let evictd = command(&world, world.topology.root_key(), "api keys delete-key --key-id=-")?;
+    let mut terminal = Command::new("python3");
+    terminal.args(["-c", TERMINAL]).arg(&list).arg(evictd.get_program()).args(evictd.get_args());
+    for (name, value) in evictd.get_envs() {
+        match value {
+            Some(value) => terminal.env(name, value),
+            None => terminal.env_remove(name),
+        };
+    }
+    let mut run =
+        terminal.stdout(File::create(&screen)?).spawn().context("running python3, for a terminal")?;
+    let written = || Ok::<_, anyhow::Error>(std::fs::read_to_string(&screen)?);
+    let empty = format!("{CLEAR}[>{}] 0/60", " ".repeat(29));
+    try_eventually("an empty bar", SOON, || Ok(written()?.contains(&empty).then_some(())))?;
+    world.topology.publisher.daemon.resume()?;
+    let exit = run.wait()?.code();
+
+    let written = written()?;
+    // What is drawn over isn't seen any more.
+    let mut shown: Vec<_> = written
+        .lines()
+        .map(|line| line.rsplit(CLEAR).next().unwrap_or_default().trim_end().to_owned())
+        .collect();
+    assert_eq!(shown.pop().as_deref(), Some("60 keys: 60 deleted, 0 not found, 0 failed, 0 not started"));
+    assert_eq!((exit, count(&fates(&keys, &shown)?, "deleted  req_")), (Some(0), 60), "{written:?}");
+    assert_eq!(live_keys(&world)?, 0);
     Ok(())
 }

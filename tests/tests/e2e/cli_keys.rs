@@ -153,11 +153,58 @@ fn what_is_left_out_and_what_is_miswritten_is_explained() -> Result<()> {
     let run = |line: &str| evictd(&world, world.topology.root_key(), line);
     let create = format!("api keys create-key --api-id={}", world.api);
     run(&format!("{create} --roles=admin"))?.assert_failed("evictd leaves out --roles: ");
-    run(&format!("{create} -ratelimits-json=[]"))?.assert_failed("evictd leaves out --ratelimits-json: ");
+    run(&format!("{create} -ratelimits-json=[{{}}]"))?.assert_failed("evictd leaves out --ratelimits-json: ");
+    run(&format!("{create} --byte-length=300"))?.assert_failed("16..=255");
+    run(&format!("{create} --expires=90"))?.assert_failed("1970-01-01T00:00:00.090Z");
     run("api keys whoami")?.assert_failed("evictd leaves out whoami: ");
     run(&format!("api keys delete-key --key-id={} --wait 5s", key.id))?.assert_failed("--wait=5s");
     run(&format!("api keys update-key --key-id={}", key.id))?.assert_failed("--clear-name");
     world.wait_for_codes(&[&key], "VALID")
+}
+
+/// Failure: a set-up made for Unkey names one URL, and its root key is sent to whatever listens on this machine.
+#[test]
+fn whoever_names_only_unkeys_url_is_verified_there() -> Result<()> {
+    let world = World::start(&plan(&["eu"]))?;
+    let key = world.create_key()?;
+    let line = format!("api keys verify-key --key={} --ratelimits-json=[] --output=json", key.text);
+    let mut command = crate::command_line::command(&world, world.topology.root_key(), &line)?;
+    command.env_remove("EVICTD_VERIFY_URL").env_remove("EVICTD_API_URL");
+    let publisher = format!("http://{}", world.publisher().http);
+    let output = command.env("UNKEY_API_BASE_URL", publisher).output()?;
+    let answer: Value = serde_json::from_slice(&output.stdout)
+        .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
+    assert_eq!(answer["data"]["code"], "VALID");
+    Ok(())
+}
+
+#[test]
+fn help_and_version_are_words_too() -> Result<()> {
+    use evictd_tests::process::evictd_command;
+
+    let said = |words: &[&str]| -> Result<String> {
+        let output = evictd_command()?.args(words).output()?;
+        ensure!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    for words in [["api", "keys", "delete-key", "help"].as_slice(), &["root-key", "create", "help"]] {
+        assert!(said(words)?.contains("Usage: evictd "), "{words:?}");
+    }
+    assert_eq!(said(&["version"])?, said(&["--version"])?);
+    Ok(())
+}
+
+/// Failure: a mistyped host is told as if something had been created there.
+#[test]
+fn a_creation_that_was_never_sent_is_told_as_such() -> Result<()> {
+    let world = World::start(&plan(&["eu"]))?;
+    for url in ["http://nope.invalid".to_owned(), format!("https://{}", world.publisher().http)] {
+        let line = format!("api apis create-api --name=x --api-url={url}");
+        let outcome = evictd(&world, world.topology.root_key(), &line)?;
+        outcome.assert_failed("Is `evictd publisher` running there?");
+        assert!(!outcome.stderr.contains("created"), "{}", outcome.stderr);
+    }
+    Ok(())
 }
 
 /// Failure: a deletion that nobody heard of looks confirmed.

@@ -142,6 +142,55 @@ fn a_protected_api_is_not_deleted() -> Result<()> {
     Ok(())
 }
 
+/// Failure: a name forges rows of the list, a root key that is switched off looks like one in use, and what the store
+/// refuses is told in its words.
+#[test]
+fn root_keys_are_listed_as_they_are() -> Result<()> {
+    let world = World::start(&plan(&["eu"]))?;
+    let create = |name: &str| -> Result<Outcome> {
+        let mut command = crate::command_line::command(&world, "", "root-key create --output=json")?;
+        let config = world.publisher().config.display().to_string();
+        let output = command.args(["--config", &config, &format!("--name={name}")]).output()?;
+        let (stdout, stderr) = (String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?);
+        Ok(Outcome { exit: output.status.code(), stdout, stderr })
+    };
+    create(&"n".repeat(2000))?.assert_failed("--name may be 1024 bytes long, not 2000");
+    create("")?.json()?;
+    let forger = create("a\nroot_1  unkey_")?.json()?["rootKeyId"].as_str().context("no id")?.to_owned();
+    world.sql(&format!("UPDATE root_keys SET enabled = 0 WHERE id = '{forger}'"))?;
+
+    let listed = operate(&world, "root-key list --output=json")?.json()?;
+    let listed = listed.as_array().context("no list")?;
+    assert_eq!(listed.iter().filter(|key| key["name"].is_null()).count(), 1);
+    assert_eq!(listed.iter().filter(|key| key["enabled"] == false).count(), 1);
+    let rows = operate(&world, "root-key list")?.stdout;
+    assert_eq!(rows.lines().count(), listed.len(), "{rows}");
+    let row = rows.lines().find(|row| row.starts_with(&forger)).context("not listed")?;
+    assert!(row.contains("  disabled, never expires  "), "{row}");
+    Ok(())
+}
+
+/// Failure: a configuration is found good, and the daemon doesn't start with it.
+#[test]
+fn a_configuration_is_checked_with_the_files_that_it_names() -> Result<()> {
+    let world = World::start(&plan(&["eu"]))?;
+    let check = |settings: &str| operate(&world, &format!("check-config publisher {settings}"));
+    check("--set nats.password= --set nats.password_file=/nope")?
+        .assert_failed("nats.password_file: can't read /nope");
+    check("--set store.url_file=/nope")?.assert_failed("store.url_file: can't read /nope");
+    check("--set store.url=postgres://u@db.internal")?.assert_failed("store.url: it must name a database");
+    check("--set http.listen=127.0.0.1:7000 --set admin.listen=127.0.0.1:7000")?
+        .assert_failed("admin.listen");
+    check("--set http.listen=localhost:7070")?
+        .assert_failed("an IP address and a port, as in 127.0.0.1:7070");
+    let password = world.dir().join("password");
+    std::fs::write(&password, "hunter2")?;
+    let good = check(&format!("--set nats.password= --set nats.password_file={}", password.display()))?;
+    assert_eq!(good.exit, Some(0), "{}", good.stderr);
+    assert_eq!(good.stderr, format!("nats.password_file: {} can be read\n", password.display()));
+    Ok(())
+}
+
 /// Failure: a store of another version is damaged, or refused without a word of what to do.
 #[test]
 fn a_schema_is_migrated_beforehand_and_a_foreign_one_is_left_alone() -> Result<()> {
@@ -149,7 +198,14 @@ fn a_schema_is_migrated_beforehand_and_a_foreign_one_is_left_alone() -> Result<(
     let migrate = |world: &World| operate(world, "migrate");
     let done = migrate(&world)?;
     assert_eq!(done.exit, Some(0), "beside a running publisher: {}", done.stderr);
-    assert_eq!(done.stdout, format!("the home store {} is up to date\n", world.store().display()));
+    let up_to_date = format!("the home store {} is up to date: ", world.store().display());
+    let told = done.stdout.strip_prefix(&up_to_date);
+    assert_eq!(
+        told,
+        Some("it had version 1 of the schema already, nothing was changed\n"),
+        "{}",
+        done.stdout
+    );
 
     let elsewhere = world.dir().join("new.db");
     let fresh = evictd_command()?
@@ -157,6 +213,8 @@ fn a_schema_is_migrated_beforehand_and_a_foreign_one_is_left_alone() -> Result<(
         .arg(format!("store.path={}", elsewhere.display()))
         .output()?;
     assert!(fresh.status.success() && elsewhere.exists());
+    let told = String::from_utf8(fresh.stdout)?;
+    assert!(told.ends_with(": it was made, with version 1 of the schema\n"), "{told}");
 
     world.topology.publisher.daemon.stop(SOON)?;
     world.sql("UPDATE _sqlx_migrations SET checksum = x'00' WHERE version = 1")?;
@@ -178,7 +236,7 @@ fn the_same_commands_work_on_postgresql() -> Result<()> {
     let place = format!("postgres://127.0.0.1:{}/", server.port());
     let migrated = operate(&world, "migrate")?;
     assert!(migrated.stdout.starts_with(&format!("the home store {place}")), "{}", migrated.stderr);
-    assert!(migrated.stdout.ends_with(" is up to date\n"), "{}", migrated.stdout);
+    assert!(migrated.stdout.ends_with(" already, nothing was changed\n"), "{}", migrated.stdout);
 
     let created = operate(&world, "root-key create --expires=90d --output=json")?.json()?;
     let text = |member: &str| created[member].as_str().map(str::to_owned).context("no text");

@@ -1,6 +1,7 @@
 //! `evictd dev`: up with one command, and gone without a trace however it ends.
 
 use std::fs;
+use std::net::TcpListener;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -138,6 +139,23 @@ fn a_whole_installation_starts_works_and_ends_without_a_trace() -> Result<()> {
         let left: Vec<_> = fs::read_dir(dir.path().join("tmp"))?.collect();
         assert!(left.is_empty(), "{left:?}");
     }
+    Ok(())
+}
+
+/// Failure: a port in use is told after an error that blames a part which did nothing wrong.
+#[test]
+fn a_port_in_use_is_the_only_thing_that_is_complained_of() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    // The second agent's, unless somebody else has it, which does as well.
+    let _holder = TcpListener::bind("127.0.0.1:7180");
+    let launch = Launch::new("taken", evictd_binary()?, dir.path())
+        .args(["dev", "--regions", "eu,us", "--nats-server"])
+        .args([find_or_install()?]);
+    let mut daemon = Daemon::start(launch)?;
+    let status = eventually("it to end", SOON, || daemon.exit_status().ok()?)?;
+    let told = daemon.stderr()?;
+    ensure!(status.code() == Some(1) && told.contains("can't listen on 127.0.0.1:7"), "{status}: {told}");
+    ensure!(!told.contains("ERROR") && !told.contains("a part"), "{told}");
     Ok(())
 }
 

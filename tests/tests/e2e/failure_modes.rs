@@ -29,19 +29,29 @@
 //!    `live_feed::messages_that_are_doubled_and_jumbled_at_once_change_nothing`,
 //!    `live_feed::messages_that_come_twice_change_nothing`,
 //!    `live_feed::messages_that_come_in_the_wrong_order_change_nothing`
-//! 6. *The log is truncated, the stream begins anew, an acknowledged write is lost.* NATS keeps nothing here,
-//!    and nothing is purged from the log, so no outage can be longer than what is retained.
+//! 6. *The log is truncated, the stream begins anew, an acknowledged write is lost.* NATS keeps nothing here. The
+//!    log is purged when it is older than `retention.log`: what is missing is refused, and whoever asks for it
+//!    flushes. A store that may have gone back begins a new epoch.
+//!    `erasure::an_agent_that_was_cut_off_across_a_purge_flushes_once_and_serves_nothing_deleted`,
 //!    `home_store::nats_that_was_wiped_and_a_store_that_was_put_back_at_once_cost_one_flush`,
 //!    `home_store::a_store_that_is_put_back_begins_a_new_epoch_and_everybody_flushes_once`,
 //!    `home_store::a_store_that_is_put_back_and_goes_on_is_not_mistaken_for_the_one_it_was`,
-//!    `restarts::every_deletion_that_was_answered_survives_a_kill_in_the_middle_of_many`
+//!    `restarts::every_deletion_that_was_answered_survives_a_kill_in_the_middle_of_many`,
+//!    `postgres::failover::a_fail_over_that_loses_nothing_costs_one_flush`,
+//!    `postgres::failover::what_is_committed_in_the_place_of_lost_commits_is_not_taken_for_them`,
+//!    `postgres::failover::a_second_fail_over_that_lost_the_first_ones_epoch_begins_another`,
+//!    `postgres::failover::fail_overs_in_the_middle_of_the_work_lose_nothing_that_was_answered`
 //! 7. *The wall clock decides.*
 //!    `clocks::agents_whose_wall_clocks_are_an_hour_wrong_keep_every_promise`,
 //!    `clocks::a_publisher_whose_wall_clock_is_an_hour_wrong_keeps_every_promise`,
 //!    `clocks::wall_clocks_that_are_set_all_the_time_change_nothing`
-//! 8. *An older answer replaces a newer one.* There is one store and no replica, so the older one can only be
-//!    late: the tests of row 1, and
-//!    `loads::a_load_that_found_nothing_does_not_hide_a_key_that_came_back`
+//! 8. *An older answer replaces a newer one.* It was late (the tests of row 1), or came from a replica that lags
+//!    or from a primary that was demoted: every answer says how new it is.
+//!    `loads::a_load_that_found_nothing_does_not_hide_a_key_that_came_back`,
+//!    `postgres::replicas::a_replica_that_lags_brings_nothing_back_and_answers_what_has_not_changed`,
+//!    `postgres::replicas::an_agent_that_is_cut_off_with_its_replica_denies_within_the_bound`,
+//!    `postgres::replicas::an_agent_that_reads_the_demoted_primary_believes_nothing_of_what_changed`,
+//!    `postgres::failover::a_publisher_that_still_talks_to_the_demoted_primary_falls_silent`
 //! 9. *A short outage is followed by a storm, or leaves something behind each time.*
 //!    `storms::ten_agents_that_flap_fifty_times_leave_nothing_behind`,
 //!    `storms::a_flush_under_load_is_loaded_again_a_few_at_a_time`,
@@ -51,12 +61,16 @@
 //!     `live_feed::a_feed_that_has_fallen_silent_is_reported_and_costs_no_correctness`,
 //!     `misconfigured::an_agent_that_may_not_hear_the_live_feed_is_not_ready`,
 //!     `misconfigured::an_agent_that_may_not_ask_for_proofs_is_not_ready`,
-//!     `misconfigured::an_agent_that_may_not_load_says_so_and_denies`,
+//!     `misconfigured::an_agent_that_may_not_load_is_not_ready_and_denies`,
+//!     `misconfigured::a_permission_that_is_lost_later_is_remarked_on`,
 //!     `misconfigured::a_publisher_that_may_not_speak_on_the_live_feed_is_not_ready`,
 //!     `misconfigured::a_publisher_that_may_not_hear_probes_is_not_ready`,
 //!     `restarts::an_agent_that_stood_still_while_nats_was_restarted_hears_again`
 //!
-//! And besides: a deletion that forgets what hangs on it
+//! And besides: an erased record that can be read off a disk
+//! (`erasure::of_a_key_that_was_erased_its_id_is_left_when_the_log_was_purged`,
+//! `postgres::erasure::of_a_key_that_was_erased_its_id_is_left_when_the_log_was_purged`), a deletion that forgets what
+//! hangs on it
 //! (`deletions::an_api_with_500_cached_keys_is_gone_by_one_row_and_one_floor`), a "not found" that outlives
 //! the key's return (`home_store::what_is_changed_by_sql_is_changed_everywhere`), a broker that cuts off who
 //! reads too slowly (`restarts::an_agent_that_nats_cuts_off_for_slowness_misses_nothing`), and several of
@@ -88,12 +102,16 @@ fn every_test_that_the_table_names_exists() -> Result<()> {
     for (row, text) in rows.iter().enumerate().skip(1) {
         ensure!(!names(text).is_empty(), "row {row} names no test");
     }
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/e2e");
-    let main = fs::read_to_string(dir.join("main.rs"))?;
     for name in names(&table) {
-        let (module, test) = name.split_once("::").context("no module")?;
-        ensure!(main.contains(&format!("\nmod {module};\n")), "{module} isn't part of this crate");
-        let source = fs::read_to_string(dir.join(format!("{module}.rs")))?;
+        let (modules, test) = name.rsplit_once("::").context("no module")?;
+        // Each module is declared by the file above it, and lies below that one's name.
+        let mut dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/e2e");
+        let mut source = fs::read_to_string(dir.join("main.rs"))?;
+        for module in modules.split("::") {
+            ensure!(source.contains(&format!("\nmod {module};\n")), "{modules} isn't part of this crate");
+            source = fs::read_to_string(dir.join(format!("{module}.rs")))?;
+            dir.push(module);
+        }
         ensure!(
             source.contains(&format!("#[test]\nfn {test}() -> Result<()> {{\n")),
             "there is no test {name}"

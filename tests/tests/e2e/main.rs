@@ -19,6 +19,7 @@
 //! * [`receipts`]: what deletions are said to have become, and what clients see.
 //! * [`bad_days`]: disks, locks, outages, crowds, slow clients and shutdowns, in the middle of deletions.
 //! * [`home_store`]: the database is changed, or put back, behind the publisher's back.
+//! * [`erasure`]: what is left of a key that was erased, and of a log that was purged.
 //! * [`postgres`]: all of that on PostgreSQL, which several publishers share and another server may take over.
 //! * [`malformed_http`], [`malformed_nats`]: what nobody should send.
 //! * [`secrets`]: nothing secret is written anywhere.
@@ -37,6 +38,7 @@ mod command_line;
 mod crashes;
 mod deletions;
 mod dev;
+mod erasure;
 mod failure_modes;
 mod half_alive;
 mod home_store;

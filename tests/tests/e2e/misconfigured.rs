@@ -8,7 +8,8 @@ use evictd_tests::topology::Node;
 use evictd_tests::wait::{eventually, throughout};
 
 use crate::world::{
-    SOON, UNAVAILABLE, World, plan, wait_for_count, wait_for_mode, wait_for_readiness, with_bound,
+    SOON, UNAVAILABLE, World, plan, wait_for_count, wait_for_mode, wait_for_readiness, wait_for_remark,
+    wait_until_settled, with_bound,
 };
 
 const BOUND: Duration = Duration::from_secs(2);
@@ -114,24 +115,35 @@ fn a_publisher_that_may_not_hear_probes_is_not_ready() -> Result<()> {
     })
 }
 
-/// Failure: an agent that may not ask for keys calls itself healthy and denies everything.
+/// Failure: an agent that may not ask for keys calls itself healthy until the first client comes, and denies
+/// everything.
 #[test]
-fn an_agent_that_may_not_load_says_so_and_denies() -> Result<()> {
+fn an_agent_that_may_not_load_is_not_ready_and_denies() -> Result<()> {
     let mistake = (r#""evictd.v1.lookup.eu.agent-1""#, r#""evictd.v1.lokup.eu.agent-1""#);
+    let any = (r#""evictd.v1.lookup.eu.agent-1.any""#, r#""evictd.v1.lokup.eu.agent-1.any""#);
+    // Both, or the second try would get through.
+    let mistake = (format!("{}, {}", mistake.0, any.0), format!("{}, {}", mistake.1, any.1));
+    assert_unready_while((&mistake.0, &mistake.1), agent, |world| {
+        let waiting = wait_for_readiness(world.agent(0), 503)?["waitingFor"].to_string();
+        ensure!(waiting.contains("evictd.v1.lookup.eu.agent-1"), "it doesn't say which: {waiting}");
+        let key = world.create_key()?;
+        assert_eq!(world.code(world.agent(0), &key)?, UNAVAILABLE);
+        Ok(())
+    })
+}
+
+/// Failure: a permission that was taken away takes a region out of service that answers well; or nobody is told.
+#[test]
+fn a_permission_that_is_lost_later_is_remarked_on() -> Result<()> {
+    let mistake = (r#"subscribe { allow: ["evictd.v1.live""#, r#"subscribe { allow: ["evictd.v1.feed""#);
     let mut world = World::start(&with_bound(BOUND, plan(&["eu"])))?;
-    let key = world.create_key()?;
+    wait_until_settled(world.agent(0))?;
     world.topology.home.edit_users(mistake.0, mistake.1)?;
     world.topology.home.restart()?;
-    world.agent_mut(0).daemon.restart()?;
-    let admin = world.agent(0).admin;
-    let client = Client::with_timeout(Duration::from_secs(5));
-    let get = || client.get(&format!("http://{admin}/readyz")).ok();
-    world.agent_mut(0).daemon.wait_until("its admin port", SOON, get)?;
-    // Only the first question finds it out.
-    assert_eq!(world.code(world.agent(0), &key)?, UNAVAILABLE);
-    wait_for_readiness(world.agent(0), 503)?;
+    wait_for_mode(world.agent(0), "live")?;
+    wait_for_remark(world.agent(0), "evictd.v1.live")?;
+    ensure!(world.agent(0).daemon.stderr()?.contains("NATS forbids something"));
     world.topology.home.edit_users(mistake.1, mistake.0)?;
     world.topology.home.restart()?;
-    wait_for_readiness(world.agent(0), 200)?;
     world.assert_works()
 }

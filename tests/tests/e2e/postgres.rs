@@ -13,17 +13,21 @@
 //! * [`receipts`]: what is confirmed, while publishers and agents come and go.
 //! * [`replicas`]: agents that read a replica.
 //! * [`outages`]: the server is gone, silent, locked, or full.
+//! * [`shutdown`]: a publisher is told to end while the server is silent.
+//! * [`erasure`]: what is left of a key that was erased.
 //! * [`crash_run`]: many deletions under many kills, on both stores.
 
 mod clients;
 mod crash_run;
 mod direct_sql;
+mod erasure;
 mod failover;
 mod ordinary;
 mod outages;
 mod receipts;
 mod replicas;
 mod several;
+mod shutdown;
 mod transactions;
 
 use std::net::SocketAddr;
@@ -194,12 +198,18 @@ fn list(keys: &[&Key]) -> String {
     keys.iter().map(|key| format!("'{}'", key.id)).collect::<Vec<_>>().join(", ")
 }
 
-/// The configuration of agents that read a database.
+/// The configuration of agents that read a database: it may take its time on a busy machine.
 fn reading(url: &str) -> Table {
+    reading_for(url, Duration::from_secs(2))
+}
+
+/// As [`reading`], with agents that turn to the authority when it was silent for `timeout`.
+fn reading_for(url: &str, timeout: Duration) -> Table {
+    let timeout = format!("{}ms", timeout.as_millis());
     let postgres = Table::from_iter(
-        [("url", url), ("timeout", "300ms")].map(|(key, value)| (key.to_owned(), value.into())),
+        [("url", url), ("timeout", &timeout)].map(|(key, value)| (key.to_owned(), value.into())),
     );
-    let mut agents = toml! { loads = { origin = "postgres", timeout = "300ms" } };
+    let mut agents = toml! { loads = { origin = "postgres" } };
     agents.insert("postgres".to_owned(), postgres.into());
     agents
 }

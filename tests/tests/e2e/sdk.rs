@@ -45,7 +45,7 @@ const PYTHON: Suite = Suite {
 const TYPESCRIPT: Suite = Suite {
     name: "sdk-typescript",
     interpreter: "node",
-    needs: "Node.js 20 or newer, with npm (Debian: nodejs and npm)",
+    needs: "Node.js 18 or newer, with npm (Debian: nodejs and npm)",
     sources: &[
         ("suite.mjs", include_str!("../../sdk/typescript/suite.mjs")),
         ("lossy-proxy.mjs", include_str!("../../sdk/typescript/lossy-proxy.mjs")),

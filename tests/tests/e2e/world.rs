@@ -393,6 +393,26 @@ pub(crate) fn wait_for_readiness(node: &Node, status: u16) -> Result<Value> {
     })
 }
 
+/// Waits until `node` is ready and remarks on something in these words.
+pub(crate) fn wait_for_remark(node: &Node, words: &str) -> Result<()> {
+    let (what, mut last) = (format!("{} to remark on {words:?}", node.daemon.name()), Value::Null);
+    let outcome = try_eventually(&what, SOON, || {
+        last = wait_for_readiness(node, 200)?;
+        Ok(last["remarks"].to_string().contains(words).then_some(()))
+    });
+    outcome.with_context(|| format!("it said {last}"))
+}
+
+/// Waits until `node` has been ready for so long that it goes on without NATS.
+pub(crate) fn wait_until_settled(node: &Node) -> Result<()> {
+    const SETTLES_AFTER: Duration = Duration::from_secs(3);
+    throughout(SETTLES_AFTER + A_WHILE, || {
+        let answer = Client::new().get(&format!("http://{}/readyz", node.admin))?;
+        ensure!(answer.status == 200, "{} isn't ready: {}", node.daemon.name(), answer.text);
+        Ok(())
+    })
+}
+
 /// A counter or gauge of whole numbers, summed over all series with these labels; 0 if there is none.
 pub(crate) fn count(node: &Node, name: &str, labels: &[(&str, &str)]) -> Result<u64> {
     Ok(node.metrics()?.value(name, labels).unwrap_or(0.0) as u64)

@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use evictd_core::record::{KeyRecord, RecordState, RootKeyRecord};
+use evictd_core::time::StoreTime;
 
 use super::*;
 use crate::fixture::{Agent, BASE, at, ends_in, key, key_scope, root_key};
@@ -169,6 +170,25 @@ async fn a_key_that_grants_nothing_now_says_why() {
         assert_eq!((&data["code"], &data["enabled"]), (&json!(code), &enabled));
         assert_eq!(data["keyId"], "key_3");
     }
+}
+
+#[tokio::test]
+async fn an_end_at_the_beginning_of_1970_has_come_and_is_left_out_of_the_answer() {
+    let gateway = Gateway::new().await;
+    for state in [RecordState::Active, RecordState::Expired] {
+        let record = KeyRecord { state, expires_at: Some(StoreTime(0)), ..key("key_3") };
+        gateway.agent.home.put(hash("carol"), Record::Key(record));
+        gateway.agent.invalidate(key_scope(hash("carol")));
+        assert_eq!(
+            gateway.verify("carol").await.data(),
+            json!({ "valid": false, "code": "EXPIRED", "keyId": "key_3", "enabled": true })
+        );
+    }
+    let ended = RootKeyRecord { expires_at: Some(StoreTime(0)), ..root_key(&["api.*.verify_key"]) };
+    gateway.agent.home.put(hash("root"), Record::RootKey(ended));
+    gateway.agent.invalidate(Scope::Workspace(WorkspaceId::new("ws_1")));
+    let refusal = gateway.verify("carol").await.refusal();
+    assert_eq!(refusal, (403, "unkey/authorization/forbidden".to_owned()));
 }
 
 #[tokio::test]
@@ -426,6 +446,32 @@ async fn other_paths_methods_and_sizes_are_refused() {
     let head = format!("POST /v2/keys.verifyKey HTTP/1.1\r\ncontent-length: {}", BODY_BYTES_MAX + 1);
     let answer = gateway.send(&head, "").await;
     assert_eq!(answer.refusal(), (413, "user/bad_request/request_body_too_large".to_owned()));
+}
+
+/// Failure: a gateway whose root key was revoked gets nothing but refusals, and no metric moves.
+#[tokio::test]
+async fn every_answer_is_counted_by_its_status() {
+    let gateway = Gateway::new().await;
+    gateway.verify("alice").await;
+    gateway.verify_as("unknown", "alice").await;
+    let expired = RootKeyRecord { expires_at: Some(StoreTime(0)), ..root_key(&["api.*.verify_key"]) };
+    gateway.agent.home.put(hash("expired"), Record::RootKey(expired));
+    gateway.verify_as("expired", "alice").await;
+    gateway.post(&[ROOT], "{}").await;
+    gateway.send("POST /v2/keys.deleteKey HTTP/1.1\r\ncontent-length: 0", "").await;
+    gateway.send("GET /v2/keys.verifyKey HTTP/1.1", "").await;
+    gateway.agent.home.fail(Some((LoadOutcome::NoPublisher, LoadError::Unreachable)));
+    gateway.verify("nobody").await;
+    // A header without a name: nothing behind the server gets to see it.
+    gateway.send("POST /v2/keys.verifyKey HTTP/1.1\r\n: x", "").await;
+    let counted = ["200", "400", "401", "403", "404", "405", "503", "other"].map(|status| {
+        (status, gateway.agent.metric(&format!("evictd_agent_requests_total{{status=\"{status}\"}}")))
+    });
+    let expected =
+        [("200", 1), ("400", 2), ("401", 1), ("403", 1), ("404", 1), ("405", 1), ("503", 1), ("other", 0)];
+    assert_eq!(counted, expected);
+    gateway.agent.metrics.answered(StatusCode::IM_A_TEAPOT);
+    assert_eq!(gateway.agent.metric(r#"evictd_agent_requests_total{status="other"}"#), 1);
 }
 
 #[tokio::test]

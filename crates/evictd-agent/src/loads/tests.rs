@@ -9,6 +9,7 @@ use evictd_core::invalidation::Scope;
 use evictd_core::record::{KeyRecord, Lookup, Record, RecordState};
 use evictd_wire::api::ids::hash;
 use futures_util::FutureExt;
+use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::database::Database;
@@ -303,9 +304,14 @@ struct MemoryReplica {
 #[async_trait]
 impl Database for MemoryReplica {
     async fn lookup(&self, _: KeyHash) -> Result<Lookup, Box<dyn std::error::Error + Send + Sync>> {
-        self.lookup.lock().clone().ok_or_else(|| "down for the test".into())
+        self.lookup.lock().clone().ok_or_else(|| Down(std::io::Error::other("down for the test")).into())
     }
 }
+
+/// What a driver says, which leaves the reason to its cause.
+#[derive(Debug, thiserror::Error)]
+#[error("the database can't be opened")]
+struct Down(#[source] std::io::Error);
 
 impl MemoryReplica {
     fn holds(&self, as_of: LogPosition, record: Record) {
@@ -375,7 +381,7 @@ async fn without_a_lease_the_replica_is_not_asked() {
 }
 
 #[tokio::test]
-async fn when_the_database_fails_the_authority_is_asked_and_readiness_remarks_it() {
+async fn when_the_database_fails_the_authority_is_asked_and_readiness_remarks_on_it() {
     let mut agent = agent(&[]);
     let replica = with_replica(&mut agent);
     *replica.lookup.lock() = None;
@@ -389,7 +395,7 @@ async fn when_the_database_fails_the_authority_is_asked_and_readiness_remarks_it
 }
 
 /// Failure: each load waits for a database that is silent.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_database_that_failed_is_asked_again_now_and_then_and_nobody_waits_for_it() {
     let mut agent = agent(&[]);
     let (replica, asked) = with_replica_that_may_fail(&mut agent);
@@ -399,25 +405,45 @@ async fn a_database_that_failed_is_asked_again_now_and_then_and_nobody_waits_for
         load(&agent, key).await.unwrap();
     }
     assert_eq!((agent.home.asked(), agent.metric(failed)), (3, 1), "one has found it out");
-    asked.be_due();
-    for key in ["dave", "erin"] {
-        load(&agent, key).await.unwrap();
-    }
-    tokio::task::yield_now().await;
-    assert_eq!(
-        (agent.home.asked(), agent.metric(failed)),
-        (5, 2),
-        "one question beside them has found it still"
-    );
+    let shutdown = CancellationToken::new();
+    let trying = tokio::spawn(asked.keep_trying(shutdown.clone()));
+    until(|| agent.metric(failed) == 3).await;
+    load(&agent, "dave").await.unwrap();
+    assert_eq!(agent.home.asked(), 4);
 
     replica.holds(at(BASE), Record::Absent);
-    asked.be_due();
+    until(|| agent.readiness.remarks().is_empty()).await;
+    load(&agent, "erin").await.unwrap();
+    assert_eq!(agent.home.asked(), 4, "it is trusted again");
+
+    *replica.lookup.lock() = None;
     load(&agent, "frank").await.unwrap();
-    tokio::task::yield_now().await;
-    assert_eq!(agent.home.asked(), 6);
-    assert!(agent.readiness.remarks().is_empty());
-    load(&agent, "grace").await.unwrap();
-    assert_eq!(agent.home.asked(), 6, "it is trusted again");
+    replica.holds(at(BASE), Record::Absent);
+    until(|| agent.readiness.remarks().is_empty()).await;
+    shutdown.cancel();
+    trying.await.unwrap();
+}
+
+/// Failure: a database whose password is wrong shows when the first client comes, and that it is mended with the next.
+#[tokio::test(start_paused = true)]
+async fn a_database_that_fails_from_the_start_is_remarked_on_and_found_mended_without_a_load() {
+    let mut agent = agent(&[]);
+    let (replica, asked) = with_replica_that_may_fail(&mut agent);
+    *replica.lookup.lock() = None;
+    let shutdown = CancellationToken::new();
+    let trying = tokio::spawn(asked.keep_trying(shutdown.clone()));
+    until(|| !agent.readiness.remarks().is_empty()).await;
+    replica.holds(at(BASE), Record::Absent);
+    until(|| agent.readiness.remarks().is_empty()).await;
+    shutdown.cancel();
+    trying.await.unwrap();
+}
+
+/// Waits for what comes by itself, in paused time as well.
+async fn until(is_so: impl Fn() -> bool) {
+    while !is_so() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 #[tokio::test]

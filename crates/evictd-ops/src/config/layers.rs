@@ -12,7 +12,7 @@ use toml::{Spanned, Table, Value};
 use super::redact::{is_secret, mask_urls};
 use super::reference::join;
 use super::suggest::suggest;
-use super::{ConfigError, Validate, env_name, text};
+use super::{ConfigError, Validate, env_name, listen, text};
 
 /// The layers of a configuration. Weakest first: defaults, files, environment, flags, in whatever
 /// order they are added; of two files or flags the later wins.
@@ -148,6 +148,7 @@ impl Layers {
             }
         };
         config.validate(&mut problems);
+        listen::check(&effective, &mut problems);
         if problems.is_empty() { Ok(Loaded { config, effective }) } else { Err(ConfigError { problems }) }
     }
 
@@ -301,6 +302,9 @@ fn layered<T: DeserializeOwned>(
         match T::deserialize(alone) {
             Ok(_) => put(&mut effective, key, value.clone()),
             Err(_) if is_secret(key) => problems.push(format!("{source}: `{key}` can't be read")),
+            Err(error) if error.message() == listen::NO_ADDRESS => {
+                problems.push(format!("{source}: `{key}` must be {}, not {value}", listen::FORM));
+            }
             Err(error) => problems.push(format!("{source}: `{key}`: {}", mask_urls(error.message()))),
         }
     }

@@ -29,6 +29,9 @@ pub enum PostgresUrlError {
     /// Where the password ends couldn't be told, and a part of it would be shown wherever the URL is.
     #[error("special characters of its user and password must be percent-encoded (`/` as %2F)")]
     NotEncoded,
+    /// Which database is meant would be left to the user's name, or to the environment.
+    #[error("it must name a database after the host, as in postgres://user:password@host:5432/database")]
+    NoDatabase,
     /// A password among the parameters would be shown, too.
     #[error(
         "its password must stand before the host (postgres://user:password@host), not among the parameters"
@@ -56,9 +59,15 @@ impl PostgresUrl {
             return Err(PostgresUrlError::NotEncoded);
         }
         let parameters = rest.split_once('?').map_or("", |(_, parameters)| parameters);
-        let names = parameters.split('&').map(|parameter| parameter.split('=').next().unwrap_or_default());
-        if names.into_iter().any(|name| name.to_ascii_lowercase().contains("password")) {
+        let parameters = || parameters.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+        if parameters().any(|(name, _)| name.to_ascii_lowercase().contains("password")) {
             return Err(PostgresUrlError::PasswordInParameters);
+        }
+        let path = rest.split('?').next().and_then(|rest| rest.split_once('/')).map_or("", |(_, path)| path);
+        let is_named =
+            !path.is_empty() || parameters().any(|(name, value)| name == "dbname" && !value.is_empty());
+        if !is_named || path.contains('/') {
+            return Err(PostgresUrlError::NoDatabase);
         }
         Ok(Self(Secret::new(url)))
     }
@@ -74,5 +83,35 @@ impl fmt::Display for PostgresUrl {
         let (_, rest) = self.expose().split_once("://").unwrap_or_default();
         let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
         write!(f, "postgres://{}", host.split('?').next().unwrap_or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_names_one_database() {
+        for url in [
+            "postgres://evictd:hunter2@db:5432/evictd",
+            "postgresql://db/evictd?sslmode=require",
+            "postgres:///evictd?host=/run/postgresql",
+            "postgres://db?dbname=evictd",
+            "postgres://db/?dbname=evictd",
+        ] {
+            PostgresUrl::parse(url).unwrap();
+        }
+        for url in [
+            "postgres://evictd:hunter2@db:5432",
+            "postgres://evictd:hunter2@db:5432/",
+            "postgres://db?sslmode=require",
+            "postgres://db/?dbname=",
+            "postgres://db/one/two",
+            "postgres://db//evictd",
+            "postgres://db/evictd/",
+        ] {
+            let error = PostgresUrl::parse(url).unwrap_err();
+            assert!(matches!(error, PostgresUrlError::NoDatabase), "{url}: {error}");
+        }
     }
 }

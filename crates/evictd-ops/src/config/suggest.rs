@@ -4,12 +4,12 @@
 pub(super) fn suggest<'a>(unknown: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let tolerance = (last(unknown).chars().count() / 2).clamp(1, 3);
     known
-        .map(|key| {
-            // Without its section a key may be right, but is further away than one with it.
+        .filter_map(|key| {
+            let whole = distance(unknown, key);
+            // Without its section a key may be right, but only if no whole one is near.
             let bare = distance(last(unknown), last(key)) + 1;
-            (distance(unknown, key).min(bare), key)
+            (whole.min(bare) <= tolerance).then_some(((whole > tolerance, whole.min(bare)), key))
         })
-        .filter(|(far, _)| *far <= tolerance)
         .min_by_key(|(far, _)| *far)
         .map(|(_, key)| key)
 }
@@ -57,6 +57,15 @@ mod tests {
         assert_eq!(suggestion("lisen"), Some("listen"));
         assert_eq!(suggestion("leese"), Some("lease"));
         assert_eq!(suggestion("bus.url"), Some("bus.urls"));
+    }
+
+    #[test]
+    fn a_misspelled_section_is_not_taken_for_another_with_the_same_key() {
+        let known = ["admin.listen", "http.listen"];
+        for unknown in ["htp.listen", "htpp.listen", "hptt.listen"] {
+            assert_eq!(suggest(unknown, known.into_iter()), Some("http.listen"), "{unknown}");
+        }
+        assert_eq!(suggest("xyzzy.listen", known.into_iter()), Some("admin.listen"));
     }
 
     #[test]

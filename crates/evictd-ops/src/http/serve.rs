@@ -103,7 +103,8 @@ async fn accept<H: Handler>(
             Place::ToBeRefused(permit) => {
                 let limits =
                     HttpLimits { header_timeout: REFUSAL_LIMIT, idle_timeout: REFUSAL_LIMIT, ..limits };
-                connections.spawn(Connection { limits, ..connection }.run(stream, Refusal, permit));
+                let refusal = Refusal(handler.clone());
+                connections.spawn(Connection { limits, ..connection }.run(stream, refusal, permit));
             }
             Place::None => {}
         }
@@ -191,14 +192,18 @@ impl Places {
 
 /// Answers whoever came when there was no place.
 #[derive(Clone)]
-struct Refusal;
+struct Refusal<H>(H);
 
-impl Handler for Refusal {
+impl<H: Handler> Handler for Refusal<H> {
     async fn handle(&self, _: Request) -> Reply {
         let mut reply = text(StatusCode::SERVICE_UNAVAILABLE, "too many connections; try again\n");
         reply.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
         reply.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
         reply
+    }
+
+    fn answered(&self, status: StatusCode) {
+        self.0.answered(status);
     }
 }
 
@@ -223,6 +228,7 @@ impl Connection {
             tracing::debug!(%error, "can't set TCP_NODELAY");
         }
         let Self { remote, limits, watch, draining } = self;
+        let server = handler.clone();
         let service = service_fn(|request: hyper::Request<hyper::body::Incoming>| {
             watch.begin();
             let (handler, watch) = (handler.clone(), Arc::clone(&watch));
@@ -230,6 +236,7 @@ impl Connection {
                 let (parts, body) = request.into_parts();
                 let body = Body::new(body, &parts);
                 let reply = handler.handle(Request { parts, remote, body, limits }).await;
+                handler.answered(reply.status());
                 watch.finish();
                 Ok::<_, Infallible>(reply)
             }
@@ -250,6 +257,9 @@ impl Connection {
                 biased;
                 ended = &mut connection => {
                     if let Err(error) = ended {
+                        if let Some(status) = answered_by_hyper(&error) {
+                            server.answered(status);
+                        }
                         tracing::debug!(%remote, %error, "a connection ended with an error");
                     }
                     return;
@@ -267,12 +277,22 @@ impl Connection {
     }
 }
 
+/// How hyper has answered what it can't read as a request.
+fn answered_by_hyper(error: &hyper::Error) -> Option<StatusCode> {
+    if error.is_parse_too_large() {
+        // Or 414, which comes to the same.
+        Some(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE)
+    } else {
+        (error.is_parse() && !error.is_parse_version_h2()).then_some(StatusCode::BAD_REQUEST)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-    use tokio::sync::Notify;
+    use tokio::sync::{Notify, watch};
     use tokio::task::JoinHandle;
 
     use super::super::{Reply, StatusCode, bind, json, text};
@@ -284,6 +304,14 @@ mod tests {
         served: Arc<AtomicUsize>,
         waiting: Arc<Notify>,
         go_on: Arc<Notify>,
+        /// Of all answers.
+        statuses: watch::Sender<Vec<u16>>,
+    }
+
+    impl Echo {
+        async fn is_told_of(&self, answers: usize) -> Vec<u16> {
+            self.statuses.subscribe().wait_for(|told| told.len() >= answers).await.unwrap().clone()
+        }
     }
 
     impl Handler for Echo {
@@ -297,6 +325,10 @@ mod tests {
                 Ok(body) => json(StatusCode::OK, body.len().to_string().into_bytes()),
                 Err(error) => text(error.status(), &error.to_string()),
             }
+        }
+
+        fn answered(&self, status: StatusCode) {
+            self.statuses.send_modify(|statuses| statuses.push(status.as_u16()));
         }
     }
 
@@ -408,6 +440,35 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_no_http_request_is_refused_without_a_body_and_reaches_nobody() {
+        let server = server(HttpLimits::default()).await;
+        let path = |length: usize| format!("GET /{} HTTP/1.1\r\nhost: test\r\n\r\n", "x".repeat(length));
+        let many = format!("GET / HTTP/1.1\r\n{}\r\n", "x: y\r\n".repeat(101));
+        let long = format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "x".repeat(2 * BUFFER_BYTES_MAX));
+        for (request, statuses) in [
+            ("GET / HTTP/9.9\r\n\r\n", &[400][..]),
+            ("GET /\u{7f} HTTP/1.1\r\n\r\n", &[400]),
+            ("GET / HTTP/1.1\r\na b: c\r\n\r\n", &[400]),
+            ("POST / HTTP/1.1\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nhello", &[400]),
+            (&path(BUFFER_BYTES_MAX - 100), &[200]),
+            // Which one depends on whether the path's end arrives before there is no room for more.
+            (&path(BUFFER_BYTES_MAX), &[414, 431]),
+            (&many, &[431]),
+            (&long, &[431]),
+        ] {
+            let mut client = Client::connect(server.address).await;
+            client.send(request).await;
+            let (head, body) = client.answer().await;
+            let shown = &request[..request.len().min(40)];
+            let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+            assert!(status.is_some_and(|status| statuses.contains(&status)), "{shown:?}: {head}");
+            assert_eq!(body, if status == Some(200) { "0" } else { "" }, "{shown:?}");
+        }
+        assert_eq!(server.echo.served.load(Ordering::SeqCst), 1);
+        assert_eq!(server.echo.is_told_of(8).await, [400, 400, 400, 400, 200, 431, 431, 431]);
+    }
+
+    #[tokio::test]
     async fn a_slow_body_is_given_up() {
         let limits = HttpLimits { body_timeout: Duration::from_millis(20), ..HttpLimits::default() };
         let server = server(limits).await;
@@ -416,6 +477,7 @@ mod tests {
         let (head, body) = client.answer().await;
         assert!(head.starts_with("HTTP/1.1 408"), "{head}");
         assert_eq!(body, "the request's body didn't arrive within 20ms");
+        assert_eq!(server.echo.is_told_of(1).await, [408]);
     }
 
     #[tokio::test]
@@ -477,6 +539,8 @@ mod tests {
         server.echo.go_on.notify_one();
         assert_eq!(busy.answer().await.1, "0");
         assert_eq!(server.echo.served.load(Ordering::SeqCst), 1);
+        let told = server.echo.is_told_of(REFUSALS_MAX * 2 + 1).await;
+        assert_eq!(told.iter().filter(|status| **status == 503).count(), REFUSALS_MAX * 2);
     }
 
     #[tokio::test]

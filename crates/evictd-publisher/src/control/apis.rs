@@ -9,16 +9,19 @@ use evictd_wire::api::ids;
 use evictd_wire::api::requests::{CreateApi, DeleteApi, GetApi, ListKeys};
 use evictd_wire::api::responses::{CreateApiData, Empty, GetApiData, KeyResponseData};
 
+use super::api_not_found;
 use super::caller::Caller;
 use super::keys::response;
-use super::{api_not_found, refused};
-use crate::auth::store_failed;
 
 pub(super) async fn create(caller: &Caller<'_>, request: CreateApi) -> Result<CreateApiData, ApiError> {
     caller.require("*", "create_api")?;
     let id = ApiId::new(ids::new_id(ids::API));
     let api = NewApi { id: id.clone(), name: request.name };
-    caller.store().create_api(&caller.actor(), api).await.map_err(|error| store_failed(&error))?;
+    caller
+        .store()
+        .create_api(&caller.actor(), api)
+        .await
+        .map_err(|error| caller.surface.store_failed(&error))?;
     Ok(CreateApiData { api_id: id.to_string() })
 }
 
@@ -27,7 +30,7 @@ pub(super) async fn get(caller: &Caller<'_>, request: GetApi) -> Result<Reply, A
     caller.require(&request.api_id, "read_api")?;
     let id = ApiId::new(request.api_id);
     let api = caller.store().api(&caller.root.workspace_id, &id).await;
-    let api = api.map_err(|error| store_failed(&error))?.ok_or_else(api_not_found)?;
+    let api = api.map_err(|error| caller.surface.store_failed(&error))?.ok_or_else(api_not_found)?;
     Ok(caller.call.success(GetApiData { id: api.id.to_string(), name: api.name }))
 }
 
@@ -36,7 +39,7 @@ pub(super) async fn delete(caller: &Caller<'_>, request: DeleteApi) -> Result<Em
     caller.require(&request.api_id, "delete_api")?;
     let api = ApiId::new(request.api_id);
     let deleted = caller.store().delete_api(&caller.actor(), &api).await;
-    deleted.map_err(|error| refused(error, "delete_api"))?;
+    deleted.map_err(|error| caller.surface.refused(error, "delete_api"))?;
     Ok(Empty {})
 }
 
@@ -53,7 +56,7 @@ pub(super) async fn list_keys(caller: &Caller<'_>, request: ListKeys) -> Result<
     };
     let workspace = &caller.root.workspace_id;
     let page = caller.store().list_keys(workspace, list).await;
-    let page = page.map_err(|error| store_failed(&error))?.ok_or_else(api_not_found)?;
+    let page = page.map_err(|error| caller.surface.store_failed(&error))?.ok_or_else(api_not_found)?;
     let keys: Vec<KeyResponseData> = page.keys.into_iter().map(|key| response(workspace, key)).collect();
     let next = page.next.map(|next| next.to_string());
     let page = Page::new(caller.call.request_id.as_str(), keys, next);

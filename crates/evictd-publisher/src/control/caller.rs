@@ -1,6 +1,6 @@
 //! Who asks, and what they may do.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use evictd_core::record::RootKeyRecord;
 use evictd_ops::rpc::Call;
@@ -11,9 +11,6 @@ use hyper::header::USER_AGENT;
 
 use super::Surface;
 use crate::auth::missing;
-
-/// Longest address that is recorded, in characters. Whoever forwards a request can claim any.
-const ADDRESS_CHARS_MAX: usize = 64;
 
 /// A root key that may act, and the call that it authorises.
 pub(super) struct Caller<'a> {
@@ -36,15 +33,78 @@ impl Caller<'_> {
     /// Who changes something, for the audit record.
     pub(super) fn actor(&self) -> Actor {
         let header = |name: &str| self.call.headers.get(name).and_then(|value| value.to_str().ok());
-        let forwarded = header("x-forwarded-for")
-            .and_then(|list| list.split(',').map(str::trim).find(|address| !address.is_empty()))
-            .map(|address| address.chars().take(ADDRESS_CHARS_MAX).collect());
+        let forwarded = header("x-forwarded-for").and_then(forwarded_for);
         Actor {
             root_key_id: self.root.root_key_id.clone(),
             workspace_id: self.root.workspace_id.clone(),
             request_id: self.call.request_id.clone(),
-            remote_ip: Some(forwarded.unwrap_or_else(|| self.remote.ip().to_string())),
+            remote_ip: Some(forwarded.unwrap_or_else(|| self.remote.ip()).to_string()),
             user_agent: header(USER_AGENT.as_str()).map(str::to_owned),
+        }
+    }
+}
+
+/// The address that an `X-Forwarded-For` list names first, without its port; `None` if what stands there is none. It is
+/// a claim: whoever isn't behind a proxy that sets the header can name any address, but nothing else.
+fn forwarded_for(list: &str) -> Option<IpAddr> {
+    let first = list.split(',').map(str::trim).find(|address| !address.is_empty())?;
+    let in_brackets = || first.strip_prefix('[')?.strip_suffix(']')?.parse().ok().map(IpAddr::V6);
+    let with_port = || first.parse().ok().map(|address: SocketAddr| address.ip());
+    first.parse().ok().or_else(with_port).or_else(in_brackets)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::forwarded_for;
+
+    fn recorded(list: &str) -> Option<String> {
+        forwarded_for(list).map(|address| address.to_string())
+    }
+
+    #[test]
+    fn an_address_is_recorded_without_its_port() {
+        for (list, address) in [
+            ("192.0.2.7", "192.0.2.7"),
+            ("192.0.2.7:5678", "192.0.2.7"),
+            ("2001:db8::7", "2001:db8::7"),
+            ("2001:DB8:0:0::7", "2001:db8::7"),
+            ("[2001:db8::7]", "2001:db8::7"),
+            ("[2001:db8::7]:5678", "2001:db8::7"),
+            ("::ffff:192.0.2.7", "::ffff:192.0.2.7"),
+        ] {
+            assert_eq!(recorded(list).as_deref(), Some(address), "{list}");
+        }
+    }
+
+    #[test]
+    fn the_first_of_a_list_counts() {
+        for list in ["192.0.2.7, 10.0.0.1", " , ,192.0.2.7:80 , junk", "\t192.0.2.7,", "192.0.2.7,[::1]:80"] {
+            assert_eq!(recorded(list).as_deref(), Some("192.0.2.7"), "{list}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_address_is_not_recorded_nor_is_what_follows_it() {
+        for list in [
+            "",
+            " , ,",
+            "\"><script>",
+            "unknown, 192.0.2.7",
+            "\"192.0.2.7\"",
+            "192.0.2.7 10.0.0.1",
+            "192.0.2.256",
+            "192.0.2.7:",
+            "192.0.2.7:65536",
+            "192.0.2.7:5678:9",
+            "[192.0.2.7]",
+            "[]",
+            "[::1",
+            "::1]",
+            "[::1]:",
+            "for=192.0.2.7",
+            "proxy.example:80",
+        ] {
+            assert_eq!(recorded(list), None, "{list}");
         }
     }
 }

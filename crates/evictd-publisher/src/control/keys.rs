@@ -7,12 +7,13 @@ use evictd_store::change::{DeleteMode, Edit, KeyDetails, KeyUpdate, NewKey, Rero
 use evictd_wire::api::error::ApiError;
 use evictd_wire::api::ids;
 use evictd_wire::api::requests::{CreateKey, DeleteKey, GetKey, Patch, RerollKey, UpdateKey};
-use evictd_wire::api::responses::{CreateKeyData, Empty, IdentityData, KeyResponseData, RerollKeyData};
+use evictd_wire::api::responses::{
+    CreateKeyData, Empty, IdentityData, KeyResponseData, RerollKeyData, told_end,
+};
 use serde_json::value::RawValue;
 
 use super::caller::Caller;
-use super::{api_not_found, key_not_found, refused};
-use crate::auth::store_failed;
+use super::{api_not_found, key_not_found};
 
 /// Who may not create keys in an API is told that it doesn't exist.
 pub(super) async fn create(caller: &Caller<'_>, request: CreateKey) -> Result<CreateKeyData, ApiError> {
@@ -32,7 +33,7 @@ pub(super) async fn create(caller: &Caller<'_>, request: CreateKey) -> Result<Cr
         expires_at: request.expires.map(StoreTime::from_millis),
     };
     let created = caller.store().create_key(&caller.actor(), new).await;
-    created.map_err(|error| refused(error, "create_key"))?;
+    created.map_err(|error| caller.surface.refused(error, "create_key"))?;
     Ok(CreateKeyData { key_id: id.to_string(), key })
 }
 
@@ -56,7 +57,7 @@ pub(super) async fn update(caller: &Caller<'_>, request: UpdateKey) -> Result<Em
     };
     let authorize = |api: &ApiId| caller.root.allows(api.as_str(), "update_key");
     let updated = caller.store().update_key(&caller.actor(), &id, update, &authorize).await;
-    updated.map_err(|error| refused(error, "update_key"))?;
+    updated.map_err(|error| caller.surface.refused(error, "update_key"))?;
     Ok(Empty {})
 }
 
@@ -74,7 +75,7 @@ pub(super) async fn reroll(caller: &Caller<'_>, request: RerollKey) -> Result<Re
     let reroll = Reroll { key: old.id, grace, new_id: new_id.clone(), hash: ids::hash(key.expose()), start };
     let authorize = |api: &ApiId| caller.root.allows(api.as_str(), CREATE);
     let rerolled = caller.store().reroll_key(&caller.actor(), reroll, &authorize).await;
-    rerolled.map_err(|error| refused(error, CREATE))?;
+    rerolled.map_err(|error| caller.surface.refused(error, CREATE))?;
     Ok(CreateKeyData { key_id: new_id.to_string(), key })
 }
 
@@ -84,14 +85,14 @@ pub(super) async fn delete(caller: &Caller<'_>, request: DeleteKey) -> Result<Em
     let id = KeyId::new(request.key_id);
     let authorize = |api: &ApiId| caller.root.allows(api.as_str(), "delete_key");
     let deleted = caller.store().delete_key(&caller.actor(), &id, mode, &authorize).await;
-    deleted.map_err(|error| refused(error, "delete_key"))?;
+    deleted.map_err(|error| caller.surface.refused(error, "delete_key"))?;
     Ok(Empty {})
 }
 
 /// The caller's live key with this id.
 async fn live(caller: &Caller<'_>, id: &KeyId) -> Result<KeyDetails, ApiError> {
     let key = caller.store().key(&caller.root.workspace_id, id).await;
-    key.map_err(|error| store_failed(&error))?.ok_or_else(key_not_found)
+    key.map_err(|error| caller.surface.store_failed(&error))?.ok_or_else(key_not_found)
 }
 
 /// A key as it is shown. Metadata that isn't JSON, which only direct SQL can have stored, is left out.
@@ -104,7 +105,7 @@ pub(super) fn response(workspace: &WorkspaceId, key: KeyDetails) -> KeyResponseD
         name: key.name,
         meta: key.meta.and_then(|meta| RawValue::from_string(meta).ok()),
         updated_at: key.updated_at.map(StoreTime::as_millis),
-        expires: key.expires_at.map(StoreTime::as_millis),
+        expires: told_end(key.expires_at),
         permissions: key.permissions,
         identity: key.external_id.map(|external_id| IdentityData::new(workspace, external_id)),
     }

@@ -123,6 +123,11 @@ impl Home {
 
     /// With limits of single workspaces.
     async fn with(limits: HttpLimits, workspaces: &[(&str, RequestLimit)]) -> Self {
+        Self::that_trusts(Duration::from_hours(1), limits, workspaces).await
+    }
+
+    /// With a limit to the age of the round that vouches for the store.
+    async fn that_trusts(trust: Duration, limits: HttpLimits, workspaces: &[(&str, RequestLimit)]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = Arc::new(SqliteStore::open(&directory.path().join("home.db")).await.unwrap());
         let registry = Registry::new(metrics::SPECS, &[]).unwrap();
@@ -136,8 +141,7 @@ impl Home {
             workspaces: workspaces.iter().map(|(name, limit)| ((*name).to_owned(), *limit)).collect(),
         };
         let rate_limits = RateLimits::new(&rate_limit);
-        let vouched =
-            Vouched { fence: Fence::default(), rounds: RoundWish::default(), trust: Duration::from_hours(1) };
+        let vouched = Vouched { fence: Fence::default(), rounds: RoundWish::default(), trust };
         vouched.fence.raised(clock::lease_now());
         let surface =
             Surface::new(store.clone(), Arc::new(receipts), rate_limits, Wake::default(), vouched, metrics);

@@ -8,14 +8,17 @@ use evictd_wire::api::requests::VerifyKey;
 use evictd_wire::api::verification::{judge, visible};
 
 use super::caller::Caller;
-use crate::auth::store_failed;
 
 pub(super) async fn verify(caller: &Caller<'_>, request: VerifyKey<'_>) -> Result<Reply, ApiError> {
     if !caller.surface.vouched.is_young().await {
         let detail = "This publisher can't prove that its store is up to date; ask an agent, or try again";
         return Err(ApiError::new(ErrorKind::Stale, detail));
     }
-    let found = caller.store().lookup(hash(&request.key)).await.map_err(|error| store_failed(&error))?;
+    let found = caller
+        .store()
+        .lookup(hash(&request.key))
+        .await
+        .map_err(|error| caller.surface.store_failed(&error))?;
     let key = visible(&caller.root, &found.record);
     let (_, data) = judge(key, &request, clock::wall_now())?;
     Ok(caller.call.success(data))

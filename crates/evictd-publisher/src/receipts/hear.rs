@@ -11,7 +11,6 @@ use evictd_wire::applied::Applied;
 use tokio_util::sync::CancellationToken;
 
 use super::Receipts;
-use crate::auth::store_failed;
 use crate::bus::Intake;
 use crate::metrics::Refusal;
 
@@ -65,7 +64,7 @@ impl Receipts {
             self.read_roster_changes().await
         };
         if let Err(error) = asked.await {
-            store_failed(&error);
+            self.metrics.store_failed(&error);
         }
     }
 

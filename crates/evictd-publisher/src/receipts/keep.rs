@@ -15,7 +15,6 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::{Final, Receipts, State, change};
-use crate::auth::store_failed;
 
 /// Receipts stored in one transaction.
 const BATCH: usize = 256;
@@ -86,13 +85,13 @@ impl Receipts {
                 () = tokio::time::sleep(GATHER) => {}
             }
             if let Err(error) = self.record().await {
-                store_failed(&error);
+                self.metrics.store_failed(&error);
                 shutdown.run_until_cancelled(tokio::time::sleep(PAUSE)).await;
                 self.recorded.notify_one();
             }
         }
         if let Err(error) = self.record().await {
-            store_failed(&error);
+            self.metrics.store_failed(&error);
         }
     }
 
@@ -114,7 +113,7 @@ impl Receipts {
                 () = self.numbered_elsewhere.notified() => self.adopt_what_is_waited_for().await,
             };
             if let Err(error) = done {
-                store_failed(&error);
+                self.metrics.store_failed(&error);
                 shutdown.run_until_cancelled(tokio::time::sleep(PAUSE)).await;
             }
         }

@@ -8,7 +8,7 @@ use evictd_core::time::StoreTime;
 use evictd_store::change::{Actor, DeleteMode, NewApi, NewKey, NewRootKey, Operator};
 use evictd_store::log::RoundRequest;
 use evictd_store::sqlite::SqliteStore;
-use evictd_wire::api::propagation::RegionPropagation;
+use evictd_wire::api::propagation::{Propagation, RegionPropagation};
 use evictd_wire::applied::Applied;
 use futures_util::FutureExt as _;
 use sqlx::Connection as _;
@@ -511,7 +511,7 @@ async fn what_a_store_that_was_put_back_has_lost_is_never_confirmed() {
     // As if the last backup had been made before.
     store.sql("DELETE FROM invalidations WHERE request_id = 'req_lost'").await;
     store.sql("DELETE FROM audit_log WHERE correlation_id = 'req_lost'").await;
-    let restored = home.store.begin_epoch().await.unwrap();
+    let restored = home.store.begin_epoch(&operator()).await.unwrap();
     assert_eq!(home.announce(&eu, restored), Err(Ahead), "before the publisher knows, it hears nothing");
     home.receipts.head(restored);
     home.announce(&eu, restored).unwrap();
@@ -692,7 +692,7 @@ async fn after_an_epoch_began_nothing_is_final_early_for_a_bound_also_after_a_re
     let (eu, us) = (agent("eu", "a", 1), agent("us", "b", 2));
     store.publisher(LONG, &[]).await.round(&[&eu, &us]).await;
     store.sql("DELETE FROM roster WHERE region = 'us'").await;
-    store.store.begin_epoch().await.unwrap();
+    store.store.begin_epoch(&operator()).await.unwrap();
     for request in ["req_1", "req_2"] {
         let home = store.publisher(LONG, &[]).await;
         home.delete(request).await;

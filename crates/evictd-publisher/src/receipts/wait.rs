@@ -13,7 +13,6 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::Receipts;
 use super::keep::Told;
-use crate::auth::store_failed;
 
 /// Beginnings remembered; a change whose request began before them is measured from its first sight.
 const STARTS_MAX: usize = 65_536;
@@ -145,7 +144,7 @@ impl Under<'_> {
                 }
             }
             Ok(None) => {}
-            Err(error) => drop(store_failed(&error)),
+            Err(error) => self.receipts.metrics.store_failed(&error),
         }
         Propagation::waiting(self.request, None, None, bound)
     }

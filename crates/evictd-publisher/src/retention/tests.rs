@@ -1,4 +1,4 @@
-//! What goes when, on a clock that the tests set.
+//! What goes when, of rows that the tests make older.
 
 use evictd_core::ids::{KeyHash, KeyId, WorkspaceId};
 use evictd_ops::metrics::Registry;
@@ -21,7 +21,8 @@ struct Home {
     retention: Retention,
     registry: Registry,
     directory: tempfile::TempDir,
-    made_at: StoreTime,
+    /// How much older than it is everything was made.
+    age: Duration,
 }
 
 impl Home {
@@ -47,7 +48,6 @@ impl Home {
         };
         let operator = Operator { name: "ops".to_owned(), request_id: REQUEST.to_owned() };
         store.create_root_key(&operator, root_key).await.unwrap();
-        let made_at = clock::wall_now();
         let numbered = store.number(10).await.unwrap();
         let [request] = &numbered.requests[..] else { panic!("one request: {numbered:?}") };
         let receipt = FinalReceipt {
@@ -55,18 +55,32 @@ impl Home {
             workspace_id: request.workspace_id.clone(),
             position: request.position,
             committed_at: request.committed_at,
-            final_at: made_at,
+            final_at: request.committed_at,
             body: "{}".to_owned(),
         };
         store.record_receipts(&[receipt]).await.unwrap();
-        Self { store, retention, registry, directory, made_at }
+        Self { store, retention, registry, directory, age: Duration::ZERO }
     }
 
-    /// Sweeps as if so much time had passed, and tells whether the log row, the receipt and the audit record are
-    /// still there.
-    async fn after(&self, time: Duration) -> [bool; 3] {
-        let now = StoreTime(self.made_at.0 + i64::try_from(time.as_micros()).unwrap());
-        self.retention.sweep(now).await.unwrap();
+    async fn connect(&self) -> SqliteConnection {
+        let options = SqliteConnectOptions::new().filename(self.directory.path().join("home.db"));
+        SqliteConnection::connect_with(&options).await.unwrap()
+    }
+
+    /// Sweeps as if so much time had passed since the beginning, and tells whether the log row, the receipt and the
+    /// audit record are still there.
+    async fn after(&mut self, time: Duration) -> [bool; 3] {
+        let older = i64::try_from(time.checked_sub(self.age).unwrap().as_millis()).unwrap();
+        self.age = time;
+        let mut connection = self.connect().await;
+        for ageing in [
+            "UPDATE invalidations SET committed_at = committed_at - 1000 * ?1",
+            "UPDATE receipts SET final_at = final_at - 1000 * ?1",
+            "UPDATE audit_log SET time = time - ?1",
+        ] {
+            sqlx::query(ageing).bind(older).execute(&mut connection).await.unwrap();
+        }
+        self.retention.sweep().await.unwrap();
         let replay = self.store.replay(1, 1, 1, 1).await.unwrap();
         let receipt = self.store.receipt(&WorkspaceId::new("ws_1"), REQUEST).await.unwrap();
         let query = AuditQuery { request_id: Some(REQUEST.to_owned()), limit: 1, ..AuditQuery::default() };
@@ -88,7 +102,7 @@ impl Home {
 
 #[tokio::test]
 async fn each_kind_of_row_goes_when_its_own_time_is_over() {
-    let home = Home::new(Keep::For(Duration::from_hours(3).into())).await;
+    let mut home = Home::new(Keep::For(Duration::from_hours(3).into())).await;
     for (minutes, left) in [
         (59, [true; 3]),
         (61, [false, true, true]),
@@ -104,24 +118,24 @@ async fn each_kind_of_row_goes_when_its_own_time_is_over() {
 
 #[tokio::test]
 async fn audit_records_can_be_kept_forever() {
-    let home = Home::new(Keep::Forever).await;
+    let mut home = Home::new(Keep::Forever).await;
     assert_eq!(home.after(Duration::from_hours(24 * 365 * 100)).await, [false, false, true]);
     assert_eq!(home.purged(), [1, 1, 0]);
 }
 
 #[tokio::test]
-async fn a_clock_that_is_far_behind_deletes_nothing() {
-    let home = Home::new(Keep::For(Duration::from_hours(3).into())).await;
-    home.retention.sweep(StoreTime(i64::MIN)).await.unwrap();
-    assert_eq!(home.after(Duration::ZERO).await, [true; 3]);
+async fn what_is_kept_for_longer_than_time_can_tell_stays() {
+    let mut home = Home::new(Keep::For(Duration::MAX.into())).await;
+    home.retention.config.log = Duration::MAX.into();
+    home.retention.config.receipts = Duration::MAX.into();
+    assert_eq!(home.after(Duration::from_hours(24 * 365 * 100)).await, [true; 3]);
 }
 
 #[tokio::test]
 async fn much_that_is_old_goes_little_by_little_and_all_of_it() {
     const ROWS: u64 = 2 * BATCH as u64 + 1;
-    let home = Home::new(Keep::For(Duration::from_hours(3).into())).await;
-    let options = SqliteConnectOptions::new().filename(home.directory.path().join("home.db"));
-    let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
+    let mut home = Home::new(Keep::For(Duration::from_hours(3).into())).await;
+    let mut connection = home.connect().await;
     let insert = "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < ?1)
                   INSERT INTO audit_log (time, workspace_id, event, actor_type, actor_id, targets, description)
                   SELECT 0, '', '', '', '', '[]', '' FROM n";

@@ -39,6 +39,14 @@ CREATE INDEX root_keys_workspace ON root_keys (workspace_id);
 CREATE INDEX root_keys_to_expire ON root_keys (expires)
     WHERE expires IS NOT NULL AND NOT expired AND deleted_at_m IS NULL;
 
+-- The planner's statistics hold values, and outlive their rows: nobody analyses a table because one key was erased. So
+-- there are none of what must be gone then. They wouldn't help: a hash is unique, and the rest is found by API.
+ALTER TABLE root_keys
+    ALTER COLUMN hash SET STATISTICS 0,
+    ALTER COLUMN start SET STATISTICS 0,
+    ALTER COLUMN name SET STATISTICS 0,
+    ALTER COLUMN permissions SET STATISTICS 0;
+
 CREATE TABLE apis (
     id                TEXT    COLLATE "C" NOT NULL PRIMARY KEY CHECK (octet_length(id) BETWEEN 1 AND 255),
     workspace_id      TEXT    COLLATE "C" NOT NULL REFERENCES workspaces (id),
@@ -75,6 +83,15 @@ CREATE INDEX keys_api ON keys (api_id, id);
 CREATE INDEX keys_to_expire ON keys (expires)
     WHERE expires IS NOT NULL AND NOT expired AND deleted_at_m IS NULL;
 
+-- As with root keys.
+ALTER TABLE keys
+    ALTER COLUMN hash SET STATISTICS 0,
+    ALTER COLUMN start SET STATISTICS 0,
+    ALTER COLUMN name SET STATISTICS 0,
+    ALTER COLUMN meta SET STATISTICS 0,
+    ALTER COLUMN external_id SET STATISTICS 0,
+    ALTER COLUMN permissions SET STATISTICS 0;
+
 -- The head of the log (R1, R2): one row. Whoever numbers rows, begins an epoch, or writes the roster raises its
 -- fence first, and so holds its lock until the commit; and every probe round is a durable write (R7).
 CREATE TABLE log_head (
@@ -91,12 +108,18 @@ CREATE TABLE log_head (
     -- The history that the last position was given in. When the server's is another one, the store may have gone
     -- back, and a new epoch begins before anything else is numbered (R2).
     timeline          BIGINT NOT NULL,
-    system_identifier BIGINT NOT NULL
+    system_identifier BIGINT NOT NULL,
+    database          OID    NOT NULL,
+    -- Which transaction wrote this row. Where it wasn't the one that did (xmin), this is a copy out of a dump or a
+    -- logical replica, and the store may have gone back as well. That stays known until an epoch begins.
+    written_by  XID     NOT NULL,
+    is_original BOOLEAN NOT NULL DEFAULT true
 ) WITH (fillfactor = 10);
 
 -- Each timeline has 256 epochs of its own: see src/postgres/lineage.rs.
-INSERT INTO log_head (id, epoch, head, fence, timeline, system_identifier)
-SELECT 1, CASE WHEN timeline <= 4096 THEN (timeline - 1) * 256 + 1 ELSE 1 END, 0, 0, timeline, system_identifier
+INSERT INTO log_head (id, epoch, head, fence, timeline, system_identifier, database, written_by)
+SELECT 1, CASE WHEN timeline <= 4096 THEN (timeline - 1) * 256 + 1 ELSE 1 END, 0, 0, timeline, system_identifier,
+       (SELECT oid FROM pg_database WHERE datname = current_database()), pg_current_xact_id()::xid
 FROM (SELECT ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint AS timeline) AS server,
      pg_control_system();
 
@@ -115,11 +138,13 @@ CREATE TABLE invalidations (
     workspace_id TEXT    COLLATE "C" CHECK (octet_length(workspace_id) BETWEEN 1 AND 255),
     cause        TEXT    COLLATE "C" NOT NULL CHECK (cause IN ('created', 'changed', 'deleted', 'erased', 'restored', 'expired')),
     -- Which request of the control API, or of an operator, wrote it: it tells so with SET LOCAL. NULL for direct SQL
-    -- and for ends that came by themselves.
+    -- and for ends that came by themselves: these get their audit record when they are numbered.
     request_id   TEXT    COLLATE "C" DEFAULT nullif(current_setting('evictd.request_id', true), ''),
     -- The statement's time for direct SQL; the control API sets it as the last statement of its transaction. No
     -- index has it, so that this stays on the row's page.
     committed_at BIGINT  NOT NULL DEFAULT evictd_now(),
+    -- Of how many keys' rows this one for their API took the place.
+    merged       BIGINT,
     -- Set together with the request's receipt (R12).
     receipted    BOOLEAN NOT NULL DEFAULT false,
     CHECK ((epoch IS NULL) = (position IS NULL))
@@ -136,6 +161,9 @@ CREATE INDEX invalidations_open ON invalidations (epoch, position)
 -- Rows wait for milliseconds, and the planner's statistics are minutes old: if it counted a backlog, it would go on
 -- for that long to believe that nearly every row waits, and look for one from the beginning of the log.
 ALTER TABLE invalidations ALTER COLUMN position SET STATISTICS 0;
+
+-- As with root keys; of a table that has become empty, statistics are never renewed.
+ALTER TABLE invalidations ALTER COLUMN key_hash SET STATISTICS 0;
 
 -- What became of a request, once that is final (R12). Ids only, in `body` too: a receipt outlives the record
 -- that a permanent deletion erased.
@@ -172,7 +200,7 @@ CREATE TABLE audit_log (
     event_id       TEXT   COLLATE "C" NOT NULL PRIMARY KEY DEFAULT 'log_' || left(replace(gen_random_uuid()::text, '-', ''), 24),
     written        BIGINT GENERATED ALWAYS AS IDENTITY, -- tells the order of what has the same time
     time           BIGINT NOT NULL DEFAULT evictd_now() / 1000,
-    workspace_id   TEXT   COLLATE "C" NOT NULL,
+    workspace_id   TEXT   COLLATE "C", -- NULL: it is about the whole store
     bucket         TEXT   NOT NULL DEFAULT 'unkey_mutations',
     source         TEXT   NOT NULL DEFAULT 'platform',
     event          TEXT   NOT NULL, -- 'key.delete', ...
@@ -189,6 +217,9 @@ CREATE TABLE audit_log (
 
 CREATE INDEX audit_log_time ON audit_log (time, written);
 CREATE INDEX audit_log_request ON audit_log (correlation_id) WHERE correlation_id IS NOT NULL;
+-- What happened to one key, among millions of records.
+CREATE INDEX audit_log_targets ON audit_log
+    USING gin (jsonb_path_query_array(targets, '$[*].id') jsonb_path_ops);
 
 -- ---------------------------------------------------------------------------------------------------
 -- Triggers (R3). One row of the log for every change of something that a verification reads, whoever

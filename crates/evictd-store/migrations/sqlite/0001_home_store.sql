@@ -99,10 +99,13 @@ CREATE TABLE invalidations (
     api_id       TEXT    CHECK (length(CAST(api_id AS BLOB)) BETWEEN 1 AND 255),
     workspace_id TEXT    CHECK (length(CAST(workspace_id AS BLOB)) BETWEEN 1 AND 255),
     cause        TEXT    NOT NULL CHECK (cause IN ('created', 'changed', 'deleted', 'erased', 'restored', 'expired')),
-    -- Which request of the control API wrote it; NULL for direct SQL and for ends that came by themselves.
+    -- Which request of the control API wrote it; NULL for direct SQL and for ends that came by themselves: these get
+    -- their audit record when they are numbered.
     request_id   TEXT,
     -- The statement's time for direct SQL; the control API sets it as the last statement of its transaction.
     committed_at INTEGER NOT NULL DEFAULT (CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER) * 1000),
+    -- Of how many keys' rows this one for their API took the place.
+    merged       INTEGER,
     -- Set together with the request's receipt (R12).
     receipted    INTEGER NOT NULL DEFAULT 0 CHECK (receipted IN (0, 1)),
     CHECK ((epoch IS NULL) = (position IS NULL))
@@ -150,7 +153,7 @@ CREATE INDEX roster_revision ON roster (revision);
 CREATE TABLE audit_log (
     event_id       TEXT    NOT NULL PRIMARY KEY DEFAULT ('log_' || lower(hex(randomblob(12)))),
     time           INTEGER NOT NULL, -- milliseconds since 1970
-    workspace_id   TEXT    NOT NULL,
+    workspace_id   TEXT,            -- NULL: it is about the whole store
     bucket         TEXT    NOT NULL DEFAULT 'unkey_mutations',
     source         TEXT    NOT NULL DEFAULT 'platform',
     event          TEXT    NOT NULL, -- 'key.delete', ...

@@ -1,47 +1,96 @@
-//! Reading audit records, and deleting what is old enough to go.
+//! Writing and reading audit records, and deleting what is old enough to go.
 
 use evictd_core::ids::WorkspaceId;
 use evictd_core::time::StoreTime;
-use sqlx::Row;
+use serde_json::{Value, json};
 use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, Row};
 
 use super::connections::{Lane, Statement, failed};
 use super::write::Write;
 use crate::StoreError;
 use crate::audit::{AuditQuery, AuditRecord, Purge, Purged};
-use crate::rows::{parse_audit_targets, sql_limit};
+use crate::rows::{AuditEntry, Author, micros, parse_audit_targets, sql_limit};
 
 const READ: &str = "read its audit log";
 
+/// Records of so many rows are written in one statement.
+const BATCH: usize = 10_000;
+
+/// Writes a request's audit record.
+pub(super) async fn record(write: &mut Write, by: Author<'_>, entry: &AuditEntry) -> Result<(), StoreError> {
+    let insert = sqlx::query(
+        "INSERT INTO audit_log (workspace_id, event, description, actor_type, actor_id, actor_name,
+                                remote_ip, user_agent, targets, correlation_id)
+         VALUES ($1, $2, $3, $4, $5,
+                 CASE WHEN $4 = 'rootkey'
+                      THEN coalesce((SELECT name FROM root_keys WHERE id = $5), 'root key') ELSE $5 END,
+                 $6, left($7, 1024), $8::jsonb, $9)",
+    )
+    .bind(by.workspace.map(WorkspaceId::as_str))
+    .bind(&entry.event)
+    .bind(&entry.description)
+    .bind(by.actor_type)
+    .bind(by.actor_id)
+    .bind(by.remote_ip)
+    .bind(by.user_agent)
+    .bind(entry.targets().to_string())
+    .bind(by.request_id);
+    write.run(insert).await?;
+    Ok(())
+}
+
+/// Writes the records of log rows that no request wrote.
+pub(super) async fn record_unrequested(write: &mut Write, records: &[Value]) -> Result<(), StoreError> {
+    for records in records.chunks(BATCH) {
+        let insert = sqlx::query(
+            "INSERT INTO audit_log (time, workspace_id, event, description, actor_type, actor_id, targets)
+             SELECT time, workspace_id, event, description, actor_type, actor_id, targets
+             FROM jsonb_to_recordset($1::jsonb) AS record (time bigint, workspace_id text, event text,
+                      description text, actor_type text, actor_id text, targets jsonb)",
+        );
+        write.run(insert.bind(json!(records).to_string())).await?;
+    }
+    Ok(())
+}
+
 /// The newest records that meet the query.
 pub(super) async fn audit(records: &Lane, query: &AuditQuery) -> Result<Vec<AuditRecord>, StoreError> {
-    records.rows(READ, || statement(query)).await?.iter().map(record).collect()
+    records.rows(READ, || statement(query)).await?.iter().map(read).collect()
 }
 
 fn statement(query: &AuditQuery) -> Statement {
-    sqlx::query(
+    // What was found by its target comes first and is sorted then. The planner would rather read all records by
+    // their times until it has enough of them, for it believes any target to be frequent.
+    let records = match query.target {
+        None => "audit_log",
+        Some(_) => {
+            "(SELECT * FROM audit_log
+              WHERE jsonb_path_query_array(targets, '$[*].id') @> jsonb_build_array($1::text) OFFSET 0)"
+        }
+    };
+    sqlx::query(AssertSqlSafe(format!(
         "SELECT event_id, time, workspace_id, event, description, actor_type, actor_id, actor_name,
                 remote_ip, user_agent, targets::text AS targets, correlation_id
-         FROM audit_log
-         WHERE ($1::text IS NULL OR workspace_id = $1)
-           AND ($2::text IS NULL OR targets @> jsonb_build_array(jsonb_build_object('id', $2)))
+         FROM {records} AS records
+         WHERE ($2::text IS NULL OR workspace_id = $2)
            AND ($3::text IS NULL OR correlation_id = $3)
            AND ($4::bigint IS NULL OR time >= $4)
-         ORDER BY time DESC, written DESC LIMIT $5",
-    )
-    .bind(query.workspace_id.as_ref().map(WorkspaceId::as_str))
+         ORDER BY time DESC, written DESC LIMIT $5"
+    )))
     .bind(query.target.as_deref())
+    .bind(query.workspace_id.as_ref().map(WorkspaceId::as_str))
     .bind(query.request_id.as_deref())
     .bind(query.since.map(StoreTime::as_millis))
     .bind(sql_limit(query.limit))
 }
 
-fn record(row: &PgRow) -> Result<AuditRecord, StoreError> {
-    let read = || -> sqlx::Result<_> {
+fn read(row: &PgRow) -> Result<AuditRecord, StoreError> {
+    let columns = || -> sqlx::Result<_> {
         let record = AuditRecord {
             event_id: row.try_get("event_id")?,
             time: StoreTime::from_millis(row.try_get("time")?),
-            workspace_id: WorkspaceId::new(row.try_get::<&str, _>("workspace_id")?),
+            workspace_id: row.try_get::<Option<&str>, _>("workspace_id")?.map(WorkspaceId::new),
             event: row.try_get("event")?,
             description: row.try_get("description")?,
             actor_type: row.try_get("actor_type")?,
@@ -54,40 +103,55 @@ fn record(row: &PgRow) -> Result<AuditRecord, StoreError> {
         };
         Ok((record, row.try_get::<&str, _>("targets")?))
     };
-    let (record, targets) = read().map_err(failed(READ))?;
+    let (record, targets) = columns().map_err(failed(READ))?;
     Ok(AuditRecord { targets: parse_audit_targets(&record.event_id, targets)?, ..record })
 }
 
-/// Deletes a prefix of the log, and what else is old.
+/// Deletes a prefix of the log, and what else is old on the server's clock.
 pub(super) async fn purge(write: &mut Write, purge: Purge) -> Result<Purged, StoreError> {
     let limit = sql_limit(purge.limit);
-    // The oldest positions up to the first row that must stay: what is gone is a prefix.
+    // The oldest positions up to the first row that must stay: what is gone is a prefix. A row from the future was
+    // written before the clock was put back: it is as old as the one before it, and stops nothing.
     let log = sqlx::query(
-        "WITH oldest AS (
-             SELECT id, bool_or(committed_at >= $1 OR (request_id IS NOT NULL AND NOT receipted))
-                            OVER (ORDER BY position) AS stays
-             FROM (SELECT * FROM invalidations WHERE position IS NOT NULL ORDER BY position LIMIT $2) AS first
+        "WITH clock AS MATERIALIZED (
+             SELECT evictd_now() AS now
+         ), oldest AS (
+             SELECT id, bool_or((committed_at > now - $1 AND committed_at <= now)
+                                OR (request_id IS NOT NULL AND NOT receipted)) OVER (ORDER BY position) AS stays
+             FROM (SELECT * FROM invalidations WHERE position IS NOT NULL ORDER BY position LIMIT $2) AS first,
+                  clock
          )
          DELETE FROM invalidations WHERE id IN (SELECT id FROM oldest WHERE NOT stays)",
     );
-    let log = write.run(log.bind(purge.log_before.0).bind(limit)).await?;
+    let log = write.run(log.bind(micros(purge.log)).bind(limit)).await?;
     let receipts = sqlx::query(
         "DELETE FROM receipts WHERE request_id IN
-             (SELECT request_id FROM receipts WHERE final_at < $1 ORDER BY final_at LIMIT $2)",
+             (SELECT request_id FROM receipts WHERE final_at <= (SELECT evictd_now()) - $1
+              ORDER BY final_at LIMIT $2)
+         RETURNING final_at",
     );
-    let receipts = write.run(receipts.bind(purge.receipts_before.0).bind(limit)).await?;
-    let audit = match purge.audit_before {
+    let receipts = write.rows(receipts.bind(micros(purge.receipts)).bind(limit)).await?;
+    let audit = match purge.audit {
         None => 0,
-        Some(before) => {
+        Some(kept) => {
             let audit = sqlx::query(
                 "DELETE FROM audit_log WHERE event_id IN
-                     (SELECT event_id FROM audit_log WHERE time < $1 ORDER BY time LIMIT $2)",
+                     (SELECT event_id FROM audit_log WHERE time <= (SELECT evictd_now() - $1) / 1000
+                      ORDER BY time LIMIT $2)",
             );
-            write.run(audit.bind(before.as_millis()).bind(limit)).await?
+            write.run(audit.bind(micros(kept)).bind(limit)).await?
         }
     };
-    // Last, because rounds wait for this lock.
-    let since = sqlx::query("UPDATE log_head SET receipts_since_m = $1 WHERE receipts_since_m < $1");
-    write.run(since.bind(purge.receipts_before.as_millis())).await?;
-    Ok(Purged { log, receipts, audit })
+    let final_at = |row: &PgRow| row.try_get("final_at").map(StoreTime).map_err(failed("purge old rows"));
+    let newest = receipts.iter().map(final_at).collect::<Result<Vec<_>, _>>()?.into_iter().max();
+    if let Some(newest) = newest {
+        // Last, because rounds wait for this lock.
+        let since = sqlx::query(
+            "UPDATE log_head SET receipts_since_m = $1,
+                    is_original = is_original AND xmin = written_by, written_by = pg_current_xact_id()::xid
+             WHERE receipts_since_m < $1",
+        );
+        write.run(since.bind(newest.as_millis() + 1)).await?;
+    }
+    Ok(Purged { log, receipts: receipts.len() as u64, audit })
 }

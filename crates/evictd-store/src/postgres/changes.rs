@@ -9,6 +9,7 @@ use evictd_core::time::StoreTime;
 use serde_json::json;
 use sqlx::Row;
 
+use super::audit;
 use super::connections::{Statement, failed};
 use super::write::{Write, repeated};
 use crate::StoreError;
@@ -16,7 +17,7 @@ use crate::change::{
     Actor, Authorize, ChangeError, DeleteMode, KeyUpdate, NewApi, NewKey, NewRootKey, Operator, Reroll,
     end_of_grace,
 };
-use crate::rows::{Author, audit_targets, edit};
+use crate::rows::{AuditEntry, Author, edit};
 
 /// Marks keys and root keys whose end has come, at most `limit` together. What somebody is changing right now, or
 /// another publisher is marking, waits for the next time.
@@ -36,7 +37,11 @@ pub(super) async fn expire(write: &mut Write, limit: i64) -> Result<u64, StoreEr
               ORDER BY expires LIMIT $1 FOR UPDATE SKIP LOCKED)",
     );
     let rest = limit.saturating_sub_unsigned(expired);
-    Ok(expired + write.run(keys.bind(rest)).await?)
+    let expired = expired + write.run(keys.bind(rest)).await?;
+    if expired > 0 {
+        write.expect_news();
+    }
+    Ok(expired)
 }
 
 pub(super) async fn create_root_key(
@@ -58,9 +63,9 @@ pub(super) async fn create_root_key(
     .bind(json!(root_key.permissions).to_string())
     .bind(root_key.expires_at.map(StoreTime::as_millis));
     write.run(insert).await?;
-    let by = Author::operator(operator, &root_key.workspace_id);
-    let description = format!("Created root key {}", root_key.id);
-    audit(write, by, "root_key.create", &description, &[("rootkey", root_key.id.as_str())]).await
+    write.expect_news();
+    let by = Author::operator(operator, Some(&root_key.workspace_id));
+    audit::record(write, by, &AuditEntry::root_key_created(&root_key.id)).await
 }
 
 pub(super) async fn revoke_root_key(
@@ -74,9 +79,9 @@ pub(super) async fn revoke_root_key(
     );
     let workspace: Option<String> = write.value(mark.bind(id.as_str())).await?;
     let Some(workspace) = workspace.map(WorkspaceId::new) else { return Ok(false) };
-    let description = format!("Revoked root key {id}");
-    let by = Author::operator(operator, &workspace);
-    audit(write, by, "root_key.delete", &description, &[("rootkey", id.as_str())]).await?;
+    write.expect_news();
+    let by = Author::operator(operator, Some(&workspace));
+    audit::record(write, by, &AuditEntry::root_key_revoked(id)).await?;
     Ok(true)
 }
 
@@ -91,9 +96,8 @@ pub(super) async fn protect_api(
     );
     let workspace: Option<String> = write.value(mark.bind(api.as_str()).bind(protect)).await?;
     let Some(workspace) = workspace.map(WorkspaceId::new) else { return Ok(false) };
-    let did = if protect { "Protected API" } else { "Lifted the protection of API" };
-    let by = Author::operator(operator, &workspace);
-    audit(write, by, "api.update", &format!("{did} {api}"), &[("api", api.as_str())]).await?;
+    let by = Author::operator(operator, Some(&workspace));
+    audit::record(write, by, &AuditEntry::api_protected(api, protect)).await?;
     Ok(true)
 }
 
@@ -103,8 +107,7 @@ pub(super) async fn create_api(write: &mut Write, actor: &Actor, api: &NewApi) -
         .bind(actor.workspace_id.as_str())
         .bind(&api.name);
     write.run(insert).await?;
-    let description = format!("Created API {}", api.id);
-    audit(write, Author::root_key(actor), "api.create", &description, &[("api", api.id.as_str())]).await
+    audit::record(write, Author::root_key(actor), &AuditEntry::api_created(&api.id)).await
 }
 
 pub(super) async fn create_key(write: &mut Write, actor: &Actor, key: &NewKey) -> Result<(), ChangeError> {
@@ -128,9 +131,8 @@ pub(super) async fn create_key(write: &mut Write, actor: &Actor, key: &NewKey) -
     .bind(key.enabled)
     .bind(key.expires_at.map(StoreTime::as_millis));
     insert_key(write, insert).await?;
-    let description = format!("Created key {} in API {}", key.id, key.api_id);
-    let targets = [("key", key.id.as_str()), ("api", key.api_id.as_str())];
-    Ok(audit(write, Author::root_key(actor), "key.create", &description, &targets).await?)
+    write.expect_news();
+    Ok(audit::record(write, Author::root_key(actor), &AuditEntry::key_created(&key.id, &key.api_id)).await?)
 }
 
 /// Whether the API lives and is the actor's. If so, no deletion of it passes until this transaction ends.
@@ -166,15 +168,19 @@ pub(super) async fn update_key(
     let (sets_expires, expires) = edit(&update.expires_at);
     let change = sqlx::query(
         "UPDATE keys SET
-             name = CASE WHEN $2 THEN $3 ELSE name END,
-             meta = CASE WHEN $4 THEN $5 ELSE meta END,
-             external_id = CASE WHEN $6 THEN $7 ELSE external_id END,
-             expires = CASE WHEN $8 THEN $9 ELSE expires END,
-             expired = CASE WHEN $8 THEN coalesce($9 <= $12, false) ELSE expired END,
-             enabled = coalesce($10, enabled),
-             permissions = coalesce($11, permissions),
+             name = CASE WHEN $2 THEN $3 ELSE keys.name END,
+             meta = CASE WHEN $4 THEN $5 ELSE keys.meta END,
+             external_id = CASE WHEN $6 THEN $7 ELSE keys.external_id END,
+             expires = CASE WHEN $8 THEN $9 ELSE keys.expires END,
+             expired = CASE WHEN $8 THEN coalesce($9 <= $12, false) ELSE keys.expired END,
+             enabled = coalesce($10, keys.enabled),
+             permissions = coalesce($11, keys.permissions),
              updated_at_m = $12
-         WHERE id = $1",
+         FROM (SELECT * FROM keys WHERE id = $1) AS before
+         WHERE keys.id = before.id
+         RETURNING (keys.name, keys.meta, keys.external_id, keys.expires, keys.expired, keys.enabled, keys.permissions)
+             IS DISTINCT FROM (before.name, before.meta, before.external_id, before.expires, before.expired,
+                               before.enabled, before.permissions)",
     )
     .bind(key.as_str())
     .bind(sets_name)
@@ -188,10 +194,10 @@ pub(super) async fn update_key(
     .bind(update.enabled)
     .bind(update.permissions.as_ref().map(|permissions| json!(permissions).to_string()))
     .bind(now.as_millis());
-    write.run(change).await?;
-    let targets = [("key", key.as_str()), ("api", api.as_str())];
-    let description = format!("Updated key {key}");
-    Ok(audit(write, Author::root_key(actor), "key.update", &description, &targets).await?)
+    if write.value(change).await? == Some(true) {
+        write.expect_news();
+    }
+    Ok(audit::record(write, Author::root_key(actor), &AuditEntry::key_updated(key, &api)).await?)
 }
 
 pub(super) async fn reroll_key(
@@ -226,9 +232,8 @@ pub(super) async fn reroll_key(
     .bind(end_of_grace(now, *grace).as_millis())
     .bind(now.as_millis());
     write.run(end).await?;
-    let targets = [("key", new_id.as_str()), ("key", key.as_str()), ("api", api.as_str())];
-    let description = format!("Rerolled key {key} to {new_id}");
-    Ok(audit(write, Author::root_key(actor), "key.reroll", &description, &targets).await?)
+    write.expect_news();
+    Ok(audit::record(write, Author::root_key(actor), &AuditEntry::key_rerolled(reroll, &api)).await?)
 }
 
 pub(super) async fn delete_key(
@@ -239,20 +244,16 @@ pub(super) async fn delete_key(
     authorize: Authorize<'_>,
 ) -> Result<(), ChangeError> {
     let LiveKey { now, .. } = live_key(write, actor, key, authorize).await?;
-    let (delete, done) = match mode {
+    let delete = match mode {
         DeleteMode::Soft => {
-            let mark = sqlx::query("UPDATE keys SET deleted_at_m = $2 WHERE id = $1").bind(key.as_str());
-            (mark.bind(now.as_millis()), "Deleted")
+            let mark = sqlx::query("UPDATE keys SET deleted_at_m = $2 WHERE id = $1");
+            mark.bind(key.as_str()).bind(now.as_millis())
         }
-        DeleteMode::Permanent => {
-            let erase = sqlx::query("DELETE FROM keys WHERE id = $1").bind(key.as_str());
-            (erase, "Permanently deleted")
-        }
+        DeleteMode::Permanent => sqlx::query("DELETE FROM keys WHERE id = $1").bind(key.as_str()),
     };
     write.run(delete).await?;
-    let description = format!("{done} key {key}");
-    let targets = [("key", key.as_str())];
-    Ok(audit(write, Author::root_key(actor), "key.delete", &description, &targets).await?)
+    write.expect_news();
+    Ok(audit::record(write, Author::root_key(actor), &AuditEntry::key_deleted(key, mode)).await?)
 }
 
 pub(super) async fn delete_api(write: &mut Write, actor: &Actor, api: &ApiId) -> Result<(), ChangeError> {
@@ -266,9 +267,8 @@ pub(super) async fn delete_api(write: &mut Write, actor: &Actor, api: &ApiId) ->
     }
     let mark = sqlx::query("UPDATE apis SET deleted_at_m = evictd_now() / 1000 WHERE id = $1");
     write.run(mark.bind(api.as_str())).await?;
-    let description = format!("Deleted API {api}");
-    let targets = [("api", api.as_str())];
-    Ok(audit(write, Author::root_key(actor), "api.delete", &description, &targets).await?)
+    write.expect_news();
+    Ok(audit::record(write, Author::root_key(actor), &AuditEntry::api_deleted(api)).await?)
 }
 
 /// A key that is locked until the transaction ends.
@@ -303,33 +303,4 @@ async fn live_key(
     } else {
         Err(ChangeError::Forbidden { api })
     }
-}
-
-/// Writes the audit record. `targets` are (type, id).
-async fn audit(
-    write: &mut Write,
-    by: Author<'_>,
-    event: &'static str,
-    description: &str,
-    targets: &[(&str, &str)],
-) -> Result<(), StoreError> {
-    let insert = sqlx::query(
-        "INSERT INTO audit_log (workspace_id, event, description, actor_type, actor_id, actor_name,
-                                remote_ip, user_agent, targets, correlation_id)
-         VALUES ($1, $2, $3, $4, $5,
-                 CASE WHEN $4 = 'rootkey'
-                      THEN coalesce((SELECT name FROM root_keys WHERE id = $5), 'root key') ELSE $5 END,
-                 $6, left($7, 1024), $8::jsonb, $9)",
-    )
-    .bind(by.workspace.as_str())
-    .bind(event)
-    .bind(description)
-    .bind(by.actor_type)
-    .bind(by.actor_id)
-    .bind(by.remote_ip)
-    .bind(by.user_agent)
-    .bind(audit_targets(targets))
-    .bind(by.request_id);
-    write.run(insert).await?;
-    Ok(())
 }

@@ -2,8 +2,12 @@
 //!
 //! A standby that is promoted may lack the last commits of the primary that it replaces, and would give their
 //! positions out again. PostgreSQL numbers what it writes from then on as a new timeline. The head of the log
-//! keeps the timeline and the system identifier that its last position was given under; a transaction that
-//! finds another one begins a new epoch before it numbers anything.
+//! keeps the timeline, the system identifier and the database that its last position was given in; a transaction
+//! that finds another one begins a new epoch before it numbers anything.
+//!
+//! A dump that is loaded where it came from changes none of these. So the head says, too, which transaction wrote
+//! it, and PostgreSQL knows which one did (`xmin`): for a copy, another and later one. What keeps a row as it is
+//! (replication of the server's files, VACUUM FULL, `pg_upgrade`) keeps that as well.
 //!
 //! It isn't enough to count epochs up: the commit that began one may be among the lost ones. So each timeline has
 //! [`EPOCHS_PER_TIMELINE`] of its own, and an epoch's number tells its timeline. `docs/adr/0008` has the reasons.
@@ -20,13 +24,15 @@ pub(super) struct Lineage {
     pub(super) timeline: u32,
     /// Which cluster: `initdb` draws one.
     pub(super) system: i64,
+    /// Which of its databases: one that was made of another as its template has all else in common with it.
+    pub(super) database: u32,
 }
 
 impl Lineage {
-    /// What the columns `server_timeline`, as in the name of a WAL file, and `system_identifier` say.
-    pub(super) fn new(timeline: &str, system: i64) -> Result<Self, StoreError> {
+    /// Of a timeline as in the name of a WAL file, a system identifier, and a database's oid.
+    pub(super) fn new(timeline: &str, system: i64, database: u32) -> Result<Self, StoreError> {
         let corrupt = |_| StoreError::Corrupt { what: "timeline", value: timeline.to_owned() };
-        Ok(Self { timeline: u32::from_str_radix(timeline, 16).map_err(corrupt)?, system })
+        Ok(Self { timeline: u32::from_str_radix(timeline, 16).map_err(corrupt)?, system, database })
     }
 
     /// The first epoch of this timeline. None is kept for those beyond the 4096th, which count on.
@@ -47,7 +53,7 @@ mod tests {
     use super::*;
 
     fn on(timeline: u32) -> Lineage {
-        Lineage { timeline, system: 1 }
+        Lineage { timeline, system: 1, database: 2 }
     }
 
     fn at(epoch: u32) -> LogPosition {
@@ -80,7 +86,8 @@ mod tests {
 
     #[test]
     fn a_timeline_is_read_as_wal_files_are_named() {
-        assert_eq!(Lineage::new("0000001A", 3).unwrap(), Lineage { timeline: 26, system: 3 });
-        assert!(Lineage::new("nonsense", 3).is_err());
+        let read = Lineage::new("0000001A", 3, 4).unwrap();
+        assert_eq!(read, Lineage { timeline: 26, system: 3, database: 4 });
+        assert!(Lineage::new("nonsense", 3, 4).is_err());
     }
 }

@@ -1,21 +1,24 @@
 //! Numbering, rounds, replays, epochs.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use evictd_core::authority::is_credible;
 use evictd_core::ids::WorkspaceId;
 use evictd_core::invalidation::{Cause, Invalidation};
 use evictd_core::position::LogPosition;
 use evictd_core::time::StoreTime;
+use serde_json::Value;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
+use sqlx::postgres::types::Oid;
 
+use super::audit;
 use super::connections::{Lane, failed};
 use super::lineage::Lineage;
 use super::write::Write;
 use crate::StoreError;
-use crate::log::{Backlog, Numbered, NumberedRequest, Replay};
-use crate::rows::{self, MERGE_ABOVE, ScopeColumns, log_position};
+use crate::log::{Backlog, Numbered, NumberedRequest, Reading, Replay};
+use crate::rows::{self, MERGE_ABOVE, ScopeColumns, UnrequestedRow, log_position};
 
 /// How long numbering may take when a bulk change by direct SQL waits for it.
 const CROWD_LIMIT: Duration = Duration::from_mins(1);
@@ -82,34 +85,53 @@ pub(super) struct LockedHead {
     /// The history that this position was given in, and the server's.
     noted: Lineage,
     server: Lineage,
+    /// Whether that position was given here, and no copy of it was put here: by a dump, say.
+    is_original: bool,
     /// Whether so many rows wait that some may be merged.
     crowded: bool,
     /// The store's clock, read under the lock.
-    pub(super) now: StoreTime,
+    pub(super) clock: Reading,
 }
 
 /// Locks the head by raising its fence, which a demoted primary and a standby can't do (R7), and reads under this
 /// lock what all else depends on.
 pub(super) async fn lock_head(write: &mut Write) -> Result<LockedHead, StoreError> {
+    // What SET computes, it computes from the row as it was.
     let raise = sqlx::query(
-        "UPDATE log_head SET fence = fence + 1
-         RETURNING epoch, head, evictd_now() AS now, timeline, system_identifier,
+        "UPDATE log_head SET fence = fence + 1,
+                is_original = is_original AND xmin = written_by, written_by = pg_current_xact_id()::xid
+         RETURNING epoch, head, evictd_now() AS now, timeline, system_identifier, database, is_original,
                    left(pg_walfile_name(pg_current_wal_lsn()), 8) AS server_timeline,
                    (SELECT system_identifier FROM pg_control_system()) AS server_system_identifier,
+                   (SELECT oid FROM pg_database WHERE datname = current_database()) AS server_database,
                    (SELECT count(*) > $1 FROM
                        (SELECT FROM invalidations WHERE position IS NULL LIMIT $1 + 1) AS waiting) AS crowded",
     );
+    let asked = Instant::now();
     let row = write.row(raise.bind(MERGE_ABOVE)).await?.ok_or_else(no_head)?;
+    let answered = Instant::now();
     let at = head_of(Some(&row))?;
     let read = || -> sqlx::Result<_> {
-        let noted: (i64, i64) = (row.try_get("timeline")?, row.try_get("system_identifier")?);
-        let server: (&str, i64) = (row.try_get("server_timeline")?, row.try_get("server_system_identifier")?);
-        Ok((noted, server, row.try_get("crowded")?, row.try_get("now")?))
+        let noted: (i64, i64, Oid) =
+            (row.try_get("timeline")?, row.try_get("system_identifier")?, row.try_get("database")?);
+        let server: (&str, i64, Oid) = (
+            row.try_get("server_timeline")?,
+            row.try_get("server_system_identifier")?,
+            row.try_get("server_database")?,
+        );
+        let clock = Reading {
+            store_time: StoreTime(row.try_get("now")?),
+            read_by: answered,
+            within: answered.duration_since(asked),
+        };
+        Ok((noted, server, row.try_get("is_original")?, row.try_get("crowded")?, clock))
     };
-    let (noted, server, crowded, now) = read().map_err(failed("lock its log's head"))?;
-    let corrupt = |_| StoreError::Corrupt { what: "timeline", value: noted.0.to_string() };
-    let noted = Lineage { timeline: u32::try_from(noted.0).map_err(corrupt)?, system: noted.1 };
-    Ok(LockedHead { at, noted, server: Lineage::new(server.0, server.1)?, crowded, now: StoreTime(now) })
+    let ((timeline, system, database), server, is_original, crowded, clock) =
+        read().map_err(failed("lock its log's head"))?;
+    let corrupt = |_| StoreError::Corrupt { what: "timeline", value: timeline.to_string() };
+    let noted = Lineage { timeline: u32::try_from(timeline).map_err(corrupt)?, system, database: database.0 };
+    let server = Lineage::new(server.0, server.1, server.2.0)?;
+    Ok(LockedHead { at, noted, server, is_original, crowded, clock })
 }
 
 impl LockedHead {
@@ -131,10 +153,10 @@ impl LockedHead {
             );
         }
         let above = credible.into_iter().filter(|seen| *seen > self.at).max();
-        let branched = self.noted != self.server;
+        let branched = self.is_branched();
         if branched {
             tracing::warn!(
-                head = %self.at, before = ?self.noted, now = ?self.server,
+                head = %self.at, before = ?self.noted, now = ?self.server, is_original = self.is_original,
                 "the home store's server writes another history than before: a fail-over or a restore. \
                  A new epoch begins, agents flush once"
             );
@@ -145,6 +167,11 @@ impl LockedHead {
         Ok(branched || above.is_some())
     }
 
+    /// Whether the head comes from another history than the one that is written here now.
+    fn is_branched(&self) -> bool {
+        !self.is_original || self.noted != self.server
+    }
+
     /// Begins a new epoch whatever happened.
     pub(super) async fn begin_epoch(&mut self, write: &mut Write) -> Result<(), StoreError> {
         self.set_epoch(write, self.server.epoch_after(self.at, None)).await
@@ -152,17 +179,18 @@ impl LockedHead {
 
     /// Positions go on from the head; if the server's history is another one, from somewhere above it.
     async fn set_epoch(&mut self, write: &mut Write, epoch: u32) -> Result<(), StoreError> {
-        let leap = if self.noted == self.server { 0 } else { BRANCH_LEAP };
+        let leap = if self.is_branched() { BRANCH_LEAP } else { 0 };
         let set = sqlx::query(
             "UPDATE log_head SET epoch = $1, roster_complete = false, timeline = $2, system_identifier = $3,
-                                 head = head + floor(random() * $4)::bigint
+                                 database = $4, is_original = true, head = head + floor(random() * $5)::bigint
              RETURNING epoch, head",
         );
         let began = LogPosition::new(epoch, self.at.position().saturating_add_signed(leap));
         let epoch = began.ok_or(StoreError::EpochsUsedUp)?.epoch();
-        let Lineage { timeline, system } = self.server;
-        let set = set.bind(epoch as i32).bind(i64::from(timeline)).bind(system).bind(leap as f64);
-        self.at = head_of(write.row(set).await?.as_ref())?;
+        let Lineage { timeline, system, database } = self.server;
+        let set = set.bind(epoch as i32).bind(i64::from(timeline)).bind(system).bind(Oid(database));
+        self.at = head_of(write.row(set.bind(leap as f64)).await?.as_ref())?;
+        (self.noted, self.is_original) = (self.server, true);
         Ok(())
     }
 
@@ -187,7 +215,7 @@ impl LockedHead {
              UPDATE invalidations AS i SET epoch = $1, position = $2 + waiting.place
              FROM waiting WHERE i.id = waiting.id
              RETURNING epoch, position, scope, key_hash, key_id, api_id, workspace_id, cause, request_id,
-                       committed_at",
+                       committed_at, merged",
         )
         .bind(before.epoch() as i32)
         .bind(before.position() as i64)
@@ -204,6 +232,11 @@ impl LockedHead {
             let advance = sqlx::query("UPDATE log_head SET head = $1");
             write.run(advance.bind(head.position() as i64)).await?;
         }
+        let unrequested = numbered.iter().filter_map(|row| unrequested(row).transpose());
+        let mut unrequested = unrequested.collect::<Result<Vec<_>, _>>()?;
+        unrequested.sort_unstable_by_key(|(position, _)| *position);
+        let records: Vec<_> = unrequested.into_iter().map(|(_, record)| record).collect();
+        audit::record_unrequested(write, &records).await?;
         Ok(Numbered { head, rows, requests })
     }
 }
@@ -227,8 +260,8 @@ async fn merge_crowds(write: &mut Write) -> Result<(), StoreError> {
              DELETE FROM invalidations AS i USING crowds
              WHERE i.position IS NULL AND i.scope = 'key' AND i.api_id = crowds.api_id AND i.request_id IS NULL
          ), merged AS (
-             INSERT INTO invalidations (scope, api_id, workspace_id, cause, request_id, committed_at)
-             SELECT 'api', api_id, workspace_id, cause, NULL, committed_at FROM crowds
+             INSERT INTO invalidations (scope, api_id, workspace_id, cause, request_id, committed_at, merged)
+             SELECT 'api', api_id, workspace_id, cause, NULL, committed_at, keys FROM crowds
          )
          SELECT api_id, keys FROM crowds",
     );
@@ -299,6 +332,29 @@ pub(super) async fn backlog(log: &Lane) -> Result<Backlog, StoreError> {
 
 /// Reads a numbered row.
 fn invalidation(row: &PgRow) -> Result<Invalidation, StoreError> {
+    Ok(Invalidation {
+        position: numbered_position_of(row)?,
+        scope: scope_columns(row)?.read(),
+        cause: cause_of(row)?,
+        committed_at: committed_at_of(row)?,
+    })
+}
+
+/// Reads the place and the audit record of a numbered row that no request wrote; `None` if one did.
+fn unrequested(row: &PgRow) -> Result<Option<(LogPosition, Value)>, StoreError> {
+    if row.try_get::<Option<&str>, _>("request_id").map_err(failed(READ_ROW))?.is_some() {
+        return Ok(None);
+    }
+    let row_of_log = UnrequestedRow {
+        columns: scope_columns(row)?,
+        cause: cause_of(row)?,
+        committed_at: committed_at_of(row)?,
+        merged: row.try_get("merged").map_err(failed(READ_ROW))?,
+    };
+    Ok(Some((numbered_position_of(row)?, row_of_log.audit_record())))
+}
+
+fn scope_columns(row: &PgRow) -> Result<ScopeColumns<'_>, StoreError> {
     let read = || -> sqlx::Result<_> {
         Ok(ScopeColumns {
             scope: row.try_get("scope")?,
@@ -308,12 +364,7 @@ fn invalidation(row: &PgRow) -> Result<Invalidation, StoreError> {
             workspace_id: row.try_get("workspace_id")?,
         })
     };
-    Ok(Invalidation {
-        position: numbered_position_of(row)?,
-        scope: read().map_err(failed(READ_ROW))?.read(),
-        cause: cause_of(row)?,
-        committed_at: committed_at_of(row)?,
-    })
+    read().map_err(failed(READ_ROW))
 }
 
 const READ_ROW: &str = "read a row of its log";

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgConnection};
-use sqlx::{ConnectOptions, Executor};
+use sqlx::{ConnectOptions, Connection, Executor, Row};
 use tokio::time::timeout;
 
 use super::connections::timed_out;
@@ -26,6 +26,14 @@ const CONNECTIONS: u32 = 20;
 
 /// What a statement may take that isn't told how long.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What to do about a database that can't hold every name.
+const ENCODING: &str = "not every name can be stored there; create a database with ENCODING 'UTF8' TEMPLATE template0, \
+                        and name that one";
+
+/// What to do about a pooler that doesn't keep sessions together.
+const POOLER: &str = "a pooler in between lends one connection of the server to several clients in turn; let it keep \
+                      sessions together (pool_mode = session), or connect to the server itself";
 
 /// What a URL may say behind its `?`. Anything else is refused, or a misspelt password would be ignored, and
 /// told in a log.
@@ -123,20 +131,40 @@ impl PostgresOptions {
     /// The first connection, whose failure is explained.
     pub(super) async fn open(&self) -> Result<PgConnection, StoreError> {
         let refused = |advice, source| StoreError::Open { place: self.place(), advice, source };
-        let connection = self.connect().await.map_err(|source| refused(advice(&source), source))?;
-        match connection.server_version_num() {
+        let mut connection = self.connect().await.map_err(|source| refused(advice(&source), source))?;
+        let (encoding, process) =
+            introduction(&mut connection).await.map_err(|source| refused(advice(&source), source))?;
+        let wrong = match connection.server_version_num() {
             Some(version) if version < VERSION_MIN => {
-                let source = sqlx::Error::InvalidArgument(format!("the server's version is {version}"));
-                Err(refused("PostgreSQL 15 or newer is needed", source))
+                Some(("PostgreSQL 15 or newer is needed", format!("the server's version is {version}")))
             }
-            _ => Ok(connection),
+            _ if encoding != "UTF8" => Some((ENCODING, format!("its encoding is {encoding}"))),
+            _ if self.shares(process).await => {
+                Some((POOLER, format!("two connections were one and the same process, {process}")))
+            }
+            _ => None,
+        };
+        match wrong {
+            Some((advice, cause)) => Err(refused(advice, sqlx::Error::InvalidArgument(cause))),
+            None => Ok(connection),
         }
     }
 
-    /// A connection in bounded time, made ready: each of its statements has a limit, its commits are durable
-    /// (R4, R7: on the synchronous standbys, too, if there are any), and a warning is told. No table is read
-    /// whole where an index can serve, whatever the planner believes of a log that changes all the time; and no
-    /// statement is long enough to be compiled.
+    /// Whether another connection is served by the same process of the server, while the first one is still there.
+    /// Only a pooler does that which lends the server's connections for one transaction at a time; while it is busy
+    /// it may lend another one, and isn't recognised.
+    async fn shares(&self, process: i32) -> bool {
+        // Where there is no second connection, the store's own will say why.
+        let Ok(mut another) = self.connect().await else { return false };
+        let shares = introduction(&mut another).await.is_ok_and(|(_, other)| other == process);
+        drop(timeout(CONNECT_TIMEOUT, another.close()).await);
+        shares
+    }
+
+    /// A connection in bounded time, made ready: each of its statements has a limit, a row that it may not see is
+    /// an error and not absent (R5), and a warning is told. No table is read whole where an index can serve,
+    /// whatever the planner believes of a log that changes all the time; and no statement is long enough to be
+    /// compiled. What durability rests on is set by each transaction itself.
     pub(super) async fn connect(&self) -> sqlx::Result<PgConnection> {
         let connect = async {
             let mut connection = self.connect.connect().await?;
@@ -145,16 +173,27 @@ impl PostgresOptions {
             let settings = format!(
                 "SET statement_timeout = {statement}; SET lock_timeout = {statement};
                  SET idle_in_transaction_session_timeout = {idle};
+                 SET row_security = off;
                  SET client_min_messages = warning;
-                 SET enable_seqscan = off; SET jit = off;
-                 SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit')
-                     WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, false)"
+                 SET enable_seqscan = off; SET jit = off"
             );
             connection.execute(sqlx::AssertSqlSafe(settings)).await?;
             Ok(connection)
         };
         timeout(CONNECT_TIMEOUT, connect).await.unwrap_or_else(|_| Err(timed_out()))
     }
+}
+
+/// The encoding of a connection's database, and which process of the server works for it. Nothing is prepared for
+/// that: a pooler may not know what was.
+async fn introduction(connection: &mut PgConnection) -> sqlx::Result<(String, i32)> {
+    let ask = async {
+        let ask =
+            sqlx::raw_sql("SELECT current_setting('server_encoding') AS encoding, pg_backend_pid() AS pid");
+        let row = ask.fetch_one(connection).await?;
+        Ok((row.try_get("encoding")?, row.try_get("pid")?))
+    };
+    timeout(CONNECT_TIMEOUT, ask).await.unwrap_or_else(|_| Err(timed_out()))
 }
 
 fn is_known(parameter: &str) -> bool {

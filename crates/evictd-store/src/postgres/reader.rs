@@ -1,4 +1,4 @@
-//! Lookups for agents that read the database themselves: the primary, or a standby near them.
+//! Lookups for agents that read the database themselves: the primary, or a standby near them that streams from it.
 
 use std::sync::Arc;
 
@@ -28,8 +28,9 @@ impl PostgresReader {
     }
 
     /// What `hash` stands for, with the head of the log in the same snapshot (R6): a standby that lags says so.
+    /// [`StoreError::NotAReplica`] from any other copy.
     pub async fn lookup(&self, hash: KeyHash) -> Result<Lookup, StoreError> {
-        records::lookup(&self.lookups, hash).await
+        records::lookup_in_replica(&self.lookups, hash).await
     }
 
     /// Waits for lookups under way, then disconnects. Later ones fail.

@@ -17,36 +17,55 @@ use crate::rows::{permissions, record_state, sql_limit};
 
 const LOOK_UP: &str = "look up a key";
 
-/// What `hash` stands for, and the head: one statement, so one snapshot (R6). It works on a standby, too.
+/// What `hash` stands for, and the head: one statement, so one snapshot (R6).
 pub(super) async fn lookup(lookups: &Lane, hash: KeyHash) -> Result<Lookup, StoreError> {
-    let ask = || {
-        sqlx::query(
-            "SELECT log_head.epoch, log_head.head, evictd_now() AS now,
-                    k.id AS key_id, k.api_id, k.workspace_id AS key_workspace_id, k.name, k.meta,
-                    k.external_id, k.permissions AS key_permissions,
-                    k.enabled AS key_enabled, k.expires AS key_expires, k.expired AS key_expired,
-                    coalesce(kw.enabled, false) AS key_workspace_enabled,
-                    (k.deleted_at_m IS NOT NULL OR a.id IS NULL OR a.deleted_at_m IS NOT NULL
-                     OR kw.id IS NULL) AS key_deleted,
-                    r.id, r.workspace_id, r.permissions, r.enabled, r.expires, r.expired,
-                    coalesce(rw.enabled, false) AS workspace_enabled,
-                    (r.deleted_at_m IS NOT NULL OR rw.id IS NULL) AS deleted
-             FROM log_head
-             LEFT JOIN keys k ON k.hash = $1
-             LEFT JOIN apis a ON a.id = k.api_id
-             LEFT JOIN workspaces kw ON kw.id = k.workspace_id
-             LEFT JOIN root_keys r ON r.hash = $1
-             LEFT JOIN workspaces rw ON rw.id = r.workspace_id",
-        )
-        .bind(&hash.0[..])
-    };
-    let row = lookups.row(LOOK_UP, ask).await?;
-    let as_of = log::head_of(row.as_ref())?;
+    let row = lookups.row(LOOK_UP, || look_up(hash, false)).await?;
+    read_lookup(row.as_ref())
+}
+
+/// The same from the home database or a standby of it, and from nothing else: where something copies the tables
+/// one by one, the head may come before what it vouches for. Such a copy shows itself as other histories do (R2).
+pub(super) async fn lookup_in_replica(lookups: &Lane, hash: KeyHash) -> Result<Lookup, StoreError> {
+    let row = lookups.row(LOOK_UP, || look_up(hash, true)).await?;
+    let is_own = row.as_ref().map_or(Ok(true), |row| row.try_get("is_own")).map_err(failed(LOOK_UP))?;
+    if is_own { read_lookup(row.as_ref()) } else { Err(StoreError::NotAReplica) }
+}
+
+/// Whether the log is this server's own is only looked at if that is asked.
+fn look_up(hash: KeyHash, ask_whose: bool) -> Statement {
+    sqlx::query(
+        "SELECT log_head.epoch, log_head.head, evictd_now() AS now,
+                CASE WHEN $2 THEN log_head.is_original AND log_head.xmin = log_head.written_by
+                    AND log_head.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+                    AND log_head.system_identifier = (SELECT system_identifier FROM pg_control_system())
+                END AS is_own,
+                k.id AS key_id, k.api_id, k.workspace_id AS key_workspace_id, k.name, k.meta,
+                k.external_id, k.permissions AS key_permissions,
+                k.enabled AS key_enabled, k.expires AS key_expires, k.expired AS key_expired,
+                coalesce(kw.enabled, false) AS key_workspace_enabled,
+                (k.deleted_at_m IS NOT NULL OR a.id IS NULL OR a.deleted_at_m IS NOT NULL
+                 OR kw.id IS NULL) AS key_deleted,
+                r.id, r.workspace_id, r.permissions, r.enabled, r.expires, r.expired,
+                coalesce(rw.enabled, false) AS workspace_enabled,
+                (r.deleted_at_m IS NOT NULL OR rw.id IS NULL) AS deleted
+         FROM log_head
+         LEFT JOIN keys k ON k.hash = $1
+         LEFT JOIN apis a ON a.id = k.api_id
+         LEFT JOIN workspaces kw ON kw.id = k.workspace_id
+         LEFT JOIN root_keys r ON r.hash = $1
+         LEFT JOIN workspaces rw ON rw.id = r.workspace_id",
+    )
+    .bind(&hash.0[..])
+    .bind(ask_whose)
+}
+
+fn read_lookup(row: Option<&PgRow>) -> Result<Lookup, StoreError> {
+    let as_of = log::head_of(row)?;
     let mut record = Record::Absent;
     if let Some(row) = row {
-        if let Some(key) = key_record(&row)? {
+        if let Some(key) = key_record(row)? {
             record = Record::Key(key);
-        } else if let Some(root_key) = root_key_record(&row)? {
+        } else if let Some(root_key) = root_key_record(row)? {
             record = Record::RootKey(root_key);
         }
     }
@@ -139,7 +158,7 @@ pub(super) async fn root_keys(records: &Lane) -> Result<Vec<RootKeyInfo>, StoreE
     const ACTION: &str = "list root keys";
     let ask = || {
         sqlx::query(
-            "SELECT id, workspace_id, start, name, permissions, created_at_m, expires FROM root_keys
+            "SELECT id, workspace_id, start, name, permissions, enabled, created_at_m, expires FROM root_keys
              WHERE deleted_at_m IS NULL ORDER BY created_at_m DESC, id DESC",
         )
     };
@@ -151,6 +170,7 @@ pub(super) async fn root_keys(records: &Lane) -> Result<Vec<RootKeyInfo>, StoreE
             start: row.try_get("start")?,
             name: row.try_get("name")?,
             permissions: Vec::new(),
+            enabled: row.try_get("enabled")?,
             created_at: StoreTime::from_millis(row.try_get("created_at_m")?),
             expires_at: time(row, "expires")?,
         };

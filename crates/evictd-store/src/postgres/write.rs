@@ -30,9 +30,13 @@ pub(super) enum By<'a> {
 }
 
 impl By<'_> {
-    /// Begins the transaction, and tells the triggers what they don't know.
+    /// Begins the transaction, and tells the triggers what they don't know. What numbering and success rest on is set
+    /// here, whatever was set before for the session, and whoever had it: rows that can't be seen are an error
+    /// (R1), and the commit is durable (R4, R7), on the synchronous standbys too, if there are any.
     fn begin(self) -> String {
-        const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
+        const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL row_security = off;
+            SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit')
+                WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true)";
         const UNTOLD: &str = "SET LOCAL evictd.control_api = on";
         // Whatever standard_conforming_strings says.
         let literal = |id: &str| format!("E'{}'", id.replace('\\', r"\\").replace('\'', r"\'"));
@@ -51,6 +55,8 @@ pub(super) struct Write {
     session: Option<Session>,
     /// What for, in error messages.
     action: &'static str,
+    /// Whether the log must have a row of it.
+    is_news: bool,
 }
 
 impl Write {
@@ -60,7 +66,7 @@ impl Write {
         loop {
             let mut session = lane.session().await.map_err(failed(action))?;
             match session.command(AssertSqlSafe(begin.clone())).await {
-                Ok(()) => return Ok(Self { session: Some(session), action }),
+                Ok(()) => return Ok(Self { session: Some(session), action, is_news: false }),
                 Err(error) if session.was_dead(&error) => {}
                 Err(error) => {
                     session.discard();
@@ -110,14 +116,22 @@ impl Write {
         Ok(())
     }
 
+    /// What was just changed is read by verifications, so that the triggers must have told the log (R3).
+    pub(super) fn expect_news(&mut self) {
+        self.is_news = true;
+    }
+
     /// Dates the log rows of this transaction, and commits. This is the last statement before the COMMIT,
-    /// because the age of a change counts from there.
+    /// because the age of a change counts from there. A change that should have such rows and has none is undone:
+    /// no agent would ever learn of it.
     pub(super) async fn commit_change(mut self) -> Result<(), StoreError> {
         let dating = sqlx::query(
             "UPDATE invalidations SET committed_at = evictd_now()
              WHERE xact = pg_current_xact_id() AND position IS NULL",
         );
-        self.run(dating).await?;
+        if self.run(dating).await? == 0 && self.is_news {
+            return Err(StoreError::Unlogged { action: self.action });
+        }
         self.commit().await
     }
 

@@ -4,14 +4,14 @@ use evictd_core::ids::{ApiId, KeyHash, KeyId, WorkspaceId};
 use evictd_core::time::StoreTime;
 use serde_json::json;
 
-use super::now;
 use super::write::Write;
+use super::{audit, now};
 use crate::StoreError;
 use crate::change::{
     Actor, Authorize, ChangeError, DeleteMode, KeyUpdate, NewApi, NewKey, NewRootKey, Operator, Reroll,
     end_of_grace,
 };
-use crate::rows::{Author, audit_targets, edit};
+use crate::rows::{AuditEntry, Author, edit};
 
 /// Marks keys and root keys whose end has come, at most `limit` together.
 pub(super) async fn expire(write: &mut Write, now: StoreTime, limit: i64) -> Result<u64, StoreError> {
@@ -28,7 +28,11 @@ pub(super) async fn expire(write: &mut Write, now: StoreTime, limit: i64) -> Res
               ORDER BY expires LIMIT ?2)",
     );
     let rest = limit.saturating_sub_unsigned(expired);
-    Ok(expired + write.run(keys.bind(now.as_millis()).bind(rest)).await?)
+    let expired = expired + write.run(keys.bind(now.as_millis()).bind(rest)).await?;
+    if expired > 0 {
+        write.expect_news();
+    }
+    Ok(expired)
 }
 
 pub(super) async fn create_root_key(
@@ -53,9 +57,9 @@ pub(super) async fn create_root_key(
     .bind(root_key.expires_at.map(StoreTime::as_millis))
     .bind(now);
     write.run(insert).await?;
-    let by = Author::operator(operator, &root_key.workspace_id);
-    let description = format!("Created root key {}", root_key.id);
-    audit(write, by, "root_key.create", &description, &[("rootkey", root_key.id.as_str())]).await
+    write.expect_news();
+    let by = Author::operator(operator, Some(&root_key.workspace_id));
+    audit::record(write, by, &AuditEntry::root_key_created(&root_key.id)).await
 }
 
 pub(super) async fn revoke_root_key(
@@ -68,9 +72,9 @@ pub(super) async fn revoke_root_key(
     );
     let workspace: Option<String> = write.value(mark.bind(id.as_str()).bind(now().as_millis())).await?;
     let Some(workspace) = workspace.map(WorkspaceId::new) else { return Ok(false) };
-    let description = format!("Revoked root key {id}");
-    let by = Author::operator(operator, &workspace);
-    audit(write, by, "root_key.delete", &description, &[("rootkey", id.as_str())]).await?;
+    write.expect_news();
+    let by = Author::operator(operator, Some(&workspace));
+    audit::record(write, by, &AuditEntry::root_key_revoked(id)).await?;
     Ok(true)
 }
 
@@ -85,9 +89,8 @@ pub(super) async fn protect_api(
     );
     let workspace: Option<String> = write.value(mark.bind(api.as_str()).bind(protect)).await?;
     let Some(workspace) = workspace.map(WorkspaceId::new) else { return Ok(false) };
-    let did = if protect { "Protected API" } else { "Lifted the protection of API" };
-    let by = Author::operator(operator, &workspace);
-    audit(write, by, "api.update", &format!("{did} {api}"), &[("api", api.as_str())]).await?;
+    let by = Author::operator(operator, Some(&workspace));
+    audit::record(write, by, &AuditEntry::api_protected(api, protect)).await?;
     Ok(true)
 }
 
@@ -99,8 +102,7 @@ pub(super) async fn create_api(write: &mut Write, actor: &Actor, api: &NewApi) -
             .bind(&api.name)
             .bind(now().as_millis());
     write.run(insert).await?;
-    let description = format!("Created API {}", api.id);
-    audit(write, Author::root_key(actor), "api.create", &description, &[("api", api.id.as_str())]).await
+    audit::record(write, Author::root_key(actor), &AuditEntry::api_created(&api.id)).await
 }
 
 pub(super) async fn create_key(write: &mut Write, actor: &Actor, key: &NewKey) -> Result<(), ChangeError> {
@@ -124,10 +126,12 @@ pub(super) async fn create_key(write: &mut Write, actor: &Actor, key: &NewKey) -
     .bind(key.expires_at.map(StoreTime::as_millis))
     .bind(now().as_millis());
     write.run(insert).await?;
-    let description = format!("Created key {} in API {}", key.id, key.api_id);
-    let targets = [("key", key.id.as_str()), ("api", key.api_id.as_str())];
-    Ok(audit(write, Author::root_key(actor), "key.create", &description, &targets).await?)
+    write.expect_news();
+    Ok(audit::record(write, Author::root_key(actor), &AuditEntry::key_created(&key.id, &key.api_id)).await?)
 }
+
+/// What an update may change of a key, as far as a verification reads it. RETURNING knows only how a row is afterwards.
+const READ_BY_VERIFICATIONS: &str = "SELECT json_array(name, meta, external_id, permissions, enabled, expires, expired) FROM keys WHERE id = ?1";
 
 pub(super) async fn update_key(
     write: &mut Write,
@@ -166,9 +170,14 @@ pub(super) async fn update_key(
     .bind(update.enabled)
     .bind(update.permissions.as_ref().map(|permissions| json!(permissions).to_string()))
     .bind(now);
+    let read = sqlx::query(READ_BY_VERIFICATIONS).bind(key.as_str());
+    let before: Option<String> = write.value(read).await?;
     write.run(change).await?;
-    let targets = [("key", key.as_str()), ("api", api.as_str())];
-    Ok(audit(write, Author::root_key(actor), "key.update", &format!("Updated key {key}"), &targets).await?)
+    let read = sqlx::query(READ_BY_VERIFICATIONS).bind(key.as_str());
+    if write.value(read).await? != before {
+        write.expect_news();
+    }
+    Ok(audit::record(write, Author::root_key(actor), &AuditEntry::key_updated(key, &api)).await?)
 }
 
 pub(super) async fn reroll_key(
@@ -203,9 +212,8 @@ pub(super) async fn reroll_key(
     .bind(end_of_grace(now, *grace).as_millis())
     .bind(now.as_millis());
     write.run(end).await?;
-    let targets = [("key", new_id.as_str()), ("key", key.as_str()), ("api", api.as_str())];
-    let description = format!("Rerolled key {key} to {new_id}");
-    Ok(audit(write, Author::root_key(actor), "key.reroll", &description, &targets).await?)
+    write.expect_news();
+    Ok(audit::record(write, Author::root_key(actor), &AuditEntry::key_rerolled(reroll, &api)).await?)
 }
 
 pub(super) async fn delete_key(
@@ -216,19 +224,16 @@ pub(super) async fn delete_key(
     authorize: Authorize<'_>,
 ) -> Result<(), ChangeError> {
     live_key(write, actor, key, authorize).await?;
-    let (delete, done) = match mode {
+    let delete = match mode {
         DeleteMode::Soft => {
-            let mark = sqlx::query("UPDATE keys SET deleted_at_m = ?2 WHERE id = ?1").bind(key.as_str());
-            (mark.bind(now().as_millis()), "Deleted")
+            let mark = sqlx::query("UPDATE keys SET deleted_at_m = ?2 WHERE id = ?1");
+            mark.bind(key.as_str()).bind(now().as_millis())
         }
-        DeleteMode::Permanent => {
-            let erase = sqlx::query("DELETE FROM keys WHERE id = ?1").bind(key.as_str());
-            (erase, "Permanently deleted")
-        }
+        DeleteMode::Permanent => sqlx::query("DELETE FROM keys WHERE id = ?1").bind(key.as_str()),
     };
     write.run(delete).await?;
-    let description = format!("{done} key {key}");
-    Ok(audit(write, Author::root_key(actor), "key.delete", &description, &[("key", key.as_str())]).await?)
+    write.expect_news();
+    Ok(audit::record(write, Author::root_key(actor), &AuditEntry::key_deleted(key, mode)).await?)
 }
 
 pub(super) async fn delete_api(write: &mut Write, actor: &Actor, api: &ApiId) -> Result<(), ChangeError> {
@@ -238,8 +243,8 @@ pub(super) async fn delete_api(write: &mut Write, actor: &Actor, api: &ApiId) ->
     }
     let mark = sqlx::query("UPDATE apis SET deleted_at_m = ?2 WHERE id = ?1").bind(api.as_str());
     write.run(mark.bind(now().as_millis())).await?;
-    let description = format!("Deleted API {api}");
-    Ok(audit(write, Author::root_key(actor), "api.delete", &description, &[("api", api.as_str())]).await?)
+    write.expect_news();
+    Ok(audit::record(write, Author::root_key(actor), &AuditEntry::api_deleted(api)).await?)
 }
 
 /// Finds a key that lives and is the actor's, and asks whether he may do it. Returns its API.
@@ -277,34 +282,4 @@ async fn live_api(write: &mut Write, actor: &Actor, api: &ApiId) -> Result<bool,
     .bind(api.as_str())
     .bind(actor.workspace_id.as_str());
     write.value(protection).await?.ok_or(ChangeError::ApiNotFound)
-}
-
-/// Writes the audit record. `targets` are (type, id).
-async fn audit(
-    write: &mut Write,
-    by: Author<'_>,
-    event: &'static str,
-    description: &str,
-    targets: &[(&str, &str)],
-) -> Result<(), StoreError> {
-    let insert = sqlx::query(
-        "INSERT INTO audit_log (time, workspace_id, event, description, actor_type, actor_id, actor_name,
-                                remote_ip, user_agent, targets, correlation_id)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6,
-                 CASE WHEN ?5 = 'rootkey'
-                      THEN coalesce((SELECT name FROM root_keys WHERE id = ?6), 'root key') ELSE ?6 END,
-                 ?7, substr(?8, 1, 1024), ?9, ?10)",
-    )
-    .bind(now().as_millis())
-    .bind(by.workspace.as_str())
-    .bind(event)
-    .bind(description)
-    .bind(by.actor_type)
-    .bind(by.actor_id)
-    .bind(by.remote_ip)
-    .bind(by.user_agent)
-    .bind(audit_targets(targets))
-    .bind(by.request_id);
-    write.run(insert).await?;
-    Ok(())
 }

@@ -13,11 +13,13 @@ use std::time::{Duration, Instant};
 
 use sqlx::Connection;
 use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
+    SqliteSynchronous,
 };
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{sleep, timeout};
 
+use super::checkpoint;
 use super::write::{self, Health, Write, Writer, failed};
 use crate::StoreError;
 
@@ -58,8 +60,29 @@ pub(super) struct Connections {
     pub(super) log: SqlitePool,
     /// Never writes, so that `PRAGMA data_version` reports the writer's commits too.
     pub(super) watcher: SqlitePool,
+    /// Empties the write-ahead log, with little patience.
+    pub(super) checkpoints: SqlitePool,
     /// The control API's turn at the writer.
     changing: Semaphore,
+}
+
+/// The newest migration that was run on the file, which must exist. `None` of one that isn't a store, such as an
+/// empty file.
+pub(super) async fn schema_version(file: &Path) -> sqlx::Result<Option<i64>> {
+    // Not read-only: that fails on a write-ahead log which nobody has open.
+    let options = SqliteConnectOptions::new().filename(file).busy_timeout(BUSY_TIMEOUT);
+    let mut connection = SqliteConnection::connect_with(&options).await?;
+    let tables = "SELECT count(*) > 0 FROM sqlite_master WHERE type = 'table' AND name = '_sqlx_migrations'";
+    let look = async {
+        if !sqlx::query_scalar(tables).fetch_one(&mut connection).await? {
+            return Ok(None);
+        }
+        let newest = "SELECT coalesce(max(version), 0) FROM _sqlx_migrations WHERE success";
+        sqlx::query_scalar(newest).fetch_one(&mut connection).await.map(Some)
+    };
+    let version = look.await;
+    connection.close().await?;
+    version
 }
 
 impl Connections {
@@ -74,6 +97,7 @@ impl Connections {
             .pragma("recursive_triggers", "ON")
             // What is erased is overwritten, not only unlinked.
             .pragma("secure_delete", "ON");
+        let folding = writing.clone().busy_timeout(checkpoint::PATIENCE);
         let reading = options.read_only(true).pragma("query_only", "ON");
         let health = Health::default();
         Ok(Self {
@@ -83,6 +107,7 @@ impl Connections {
             replays: pool(REPLAYS).connect_with(reading.clone()).await?,
             log: pool(LOG).connect_with(reading.clone()).await?,
             watcher: pool(1).connect_with(reading).await?,
+            checkpoints: pool(1).connect_with(folding).await?,
             changing: Semaphore::new(1),
         })
     }
@@ -103,8 +128,10 @@ impl Connections {
     /// Waits for transactions in flight, then closes the file. The writer goes last: it alone can fold the
     /// write-ahead log back into the file.
     pub(super) async fn close(&self) {
-        for readers in [&self.watcher, &self.log, &self.replays, &self.records, &self.lookups] {
-            readers.close().await;
+        for others in
+            [&self.watcher, &self.checkpoints, &self.log, &self.replays, &self.records, &self.lookups]
+        {
+            others.close().await;
         }
         self.writer.pool.close().await;
     }

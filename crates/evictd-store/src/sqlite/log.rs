@@ -4,17 +4,18 @@ use std::time::Duration;
 
 use evictd_core::authority::is_credible;
 use evictd_core::ids::WorkspaceId;
-use evictd_core::invalidation::{Cause, Invalidation, Scope};
+use evictd_core::invalidation::{Cause, Invalidation};
 use evictd_core::position::LogPosition;
 use evictd_core::time::StoreTime;
+use serde_json::Value;
 use sqlx::Row;
 use sqlx::sqlite::{SqlitePool, SqliteRow};
 
-use super::now;
 use super::write::{Write, failed};
+use super::{audit, now};
 use crate::StoreError;
 use crate::log::{Backlog, Numbered, NumberedRequest, Replay};
-use crate::rows::{self, MERGE_ABOVE, ScopeColumns, log_position};
+use crate::rows::{self, MERGE_ABOVE, ScopeColumns, UnrequestedRow, log_position};
 
 /// The head, read alone.
 pub(super) async fn head(readers: &SqlitePool) -> Result<LogPosition, StoreError> {
@@ -63,7 +64,8 @@ pub(super) async fn number(write: &mut Write, limit: i64) -> Result<Numbered, St
                      SELECT id FROM invalidations
                      WHERE position IS NULL AND request_id IN (SELECT request_id FROM oldest))) AS waiting
          WHERE id = waiting.row
-         RETURNING epoch, position, scope, key_hash, key_id, api_id, workspace_id, cause, request_id, committed_at",
+         RETURNING epoch, position, scope, key_hash, key_id, api_id, workspace_id, cause, request_id, committed_at,
+                   merged",
     )
     .bind(before.epoch())
     .bind(before.position() as i64)
@@ -79,6 +81,11 @@ pub(super) async fn number(write: &mut Write, limit: i64) -> Result<Numbered, St
     if head > before {
         write.run(sqlx::query("UPDATE log_head SET head = ?1").bind(head.position() as i64)).await?;
     }
+    let unrequested = numbered.iter().filter_map(|row| unrequested(row).transpose());
+    let mut unrequested = unrequested.collect::<Result<Vec<_>, _>>()?;
+    unrequested.sort_unstable_by_key(|(position, _)| *position);
+    let records: Vec<_> = unrequested.into_iter().map(|(_, record)| record).collect();
+    audit::record_unrequested(write, &records).await?;
     Ok(Numbered { head, rows, requests })
 }
 
@@ -96,9 +103,9 @@ async fn merge_crowds(write: &mut Write) -> Result<(), StoreError> {
         return Ok(());
     }
     let widen = sqlx::query(
-        "INSERT INTO invalidations (scope, api_id, workspace_id, cause, committed_at)
+        "INSERT INTO invalidations (scope, api_id, workspace_id, cause, committed_at, merged)
          SELECT 'api', api_id, max(workspace_id),
-                CASE WHEN min(cause) = max(cause) THEN min(cause) ELSE 'changed' END, min(committed_at)
+                CASE WHEN min(cause) = max(cause) THEN min(cause) ELSE 'changed' END, min(committed_at), count(*)
          FROM invalidations
          WHERE position IS NULL AND scope = 'key' AND api_id IS NOT NULL AND request_id IS NULL
          GROUP BY api_id HAVING count(*) > ?1
@@ -218,10 +225,24 @@ pub(super) async fn backlog(readers: &SqlitePool) -> Result<Backlog, StoreError>
 fn invalidation(row: &SqliteRow) -> Result<Invalidation, StoreError> {
     Ok(Invalidation {
         position: numbered_position_of(row)?,
-        scope: scope(row),
+        scope: scope_columns(row).read(),
         cause: cause_of(row),
         committed_at: committed_at_of(row)?,
     })
+}
+
+/// Reads the place and the audit record of a numbered row that no request wrote; `None` if one did.
+fn unrequested(row: &SqliteRow) -> Result<Option<(LogPosition, Value)>, StoreError> {
+    if text(row, "request_id").is_some() {
+        return Ok(None);
+    }
+    let row_of_log = UnrequestedRow {
+        columns: scope_columns(row),
+        cause: cause_of(row),
+        committed_at: committed_at_of(row)?,
+        merged: row.try_get("merged").map_err(failed("read a row of its log"))?,
+    };
+    Ok(Some((numbered_position_of(row)?, row_of_log.audit_record())))
 }
 
 /// Reads which request wrote a numbered row; `None` if none did.
@@ -263,13 +284,12 @@ fn text<'r>(row: &'r SqliteRow, column: &str) -> Option<&'r str> {
 }
 
 /// What a row makes forgotten. Direct SQL can store text that isn't UTF-8; such a column says nothing.
-fn scope(row: &SqliteRow) -> Scope {
-    let columns = ScopeColumns {
+fn scope_columns(row: &SqliteRow) -> ScopeColumns<'_> {
+    ScopeColumns {
         scope: text(row, "scope"),
         key_hash: row.try_get::<Option<&[u8]>, _>("key_hash").ok().flatten(),
         key_id: text(row, "key_id"),
         api_id: text(row, "api_id"),
         workspace_id: text(row, "workspace_id"),
-    };
-    columns.read()
+    }
 }

@@ -69,6 +69,7 @@ fn identity(path: &Path) -> io::Result<Identity> {
 mod tests {
     use super::*;
     use crate::HomeStore;
+    use crate::change::Operator;
     use crate::log::RoundRequest;
     use crate::sqlite::SqliteStore;
 
@@ -130,16 +131,20 @@ mod tests {
         assert!(error.to_string().contains("put the home store on a local one"), "{error}");
     }
 
+    fn operator() -> Operator {
+        Operator { name: "ops".to_owned(), request_id: "req_operator".to_owned() }
+    }
+
     #[tokio::test]
     async fn what_was_refused_left_nothing_behind() {
         let directory = tempfile::tempdir().unwrap();
         let (here, away) = (directory.path().join("home.db"), directory.path().join("away.db"));
         let store = SqliteStore::open(&here).await.unwrap();
-        let before = store.begin_epoch().await.unwrap();
+        let before = store.begin_epoch(&operator()).await.unwrap();
         fs::rename(&here, &away).unwrap();
-        assert!(is_misplaced(&store.begin_epoch().await));
+        assert!(is_misplaced(&store.begin_epoch(&operator()).await));
         fs::rename(&away, &here).unwrap();
         assert_eq!(store.head().await.unwrap(), before);
-        store.begin_epoch().await.unwrap();
+        store.begin_epoch(&operator()).await.unwrap();
     }
 }

@@ -153,7 +153,7 @@ pub(super) async fn has_root_keys(readers: &SqlitePool) -> Result<bool, StoreErr
 pub(super) async fn root_keys(readers: &SqlitePool) -> Result<Vec<RootKeyInfo>, StoreError> {
     const ACTION: &str = "list root keys";
     let rows = sqlx::query(
-        "SELECT id, workspace_id, start, name, permissions, created_at_m, expires FROM root_keys
+        "SELECT id, workspace_id, start, name, permissions, enabled, created_at_m, expires FROM root_keys
          WHERE deleted_at_m IS NULL ORDER BY created_at_m DESC, id DESC",
     )
     .fetch_all(readers)
@@ -168,6 +168,7 @@ pub(super) async fn root_keys(readers: &SqlitePool) -> Result<Vec<RootKeyInfo>, 
             start: row.try_get("start").map_err(&failed)?,
             name: row.try_get("name").map_err(&failed)?,
             permissions: rows::permissions(id, row.try_get("permissions").map_err(&failed)?)?,
+            enabled: row.try_get("enabled").map_err(&failed)?,
             created_at: StoreTime::from_millis(row.try_get("created_at_m").map_err(&failed)?),
             expires_at: time(row, "expires").map_err(&failed)?,
         })

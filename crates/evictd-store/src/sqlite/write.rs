@@ -97,6 +97,8 @@ pub(super) struct Write {
     action: &'static str,
     /// The last row of the log before this transaction; what lies above is its own.
     log_end: i64,
+    /// Whether the log must have a row of it.
+    is_news: bool,
 }
 
 impl Write {
@@ -112,7 +114,9 @@ impl Write {
             Ok((transaction, log_end))
         };
         match begun.await {
-            Ok((transaction, log_end)) => Ok(Self { transaction, place, health, action, log_end }),
+            Ok((transaction, log_end)) => {
+                Ok(Self { transaction, place, health, action, log_end, is_news: false })
+            }
             Err(error) => Err(health.failed(action, error)),
         }
     }
@@ -144,14 +148,22 @@ impl Write {
         row.map(|row| row.try_get(0)).transpose().map_err(failed(self.action))
     }
 
+    /// What was just changed is read by verifications, so that the triggers must have told the log (R3).
+    pub(super) fn expect_news(&mut self) {
+        self.is_news = true;
+    }
+
     /// Dates the log rows of this transaction, and commits. This is the last statement before the COMMIT,
-    /// because the age of a change counts from there.
+    /// because the age of a change counts from there. A change that should have such rows and has none is undone:
+    /// no agent would ever learn of it.
     pub(super) async fn commit_change(mut self, request_id: Option<&str>) -> Result<(), StoreError> {
         let dating = sqlx::query("UPDATE invalidations SET committed_at = ?1, request_id = ?2 WHERE id > ?3")
             .bind(now().0)
             .bind(request_id)
             .bind(self.log_end);
-        self.run(dating).await?;
+        if self.run(dating).await? == 0 && self.is_news {
+            return Err(StoreError::Unlogged { action: self.action });
+        }
         self.commit().await
     }
 

@@ -1,5 +1,7 @@
 //! What only PostgreSQL has: many who write at once, fail-overs, and a server that may go away.
 
+mod between;
+mod clock;
 mod commits;
 mod concurrency;
 mod erasure;
@@ -8,7 +10,11 @@ mod notify;
 mod numbering;
 mod opening;
 mod outages;
+mod replicas;
+mod restores;
 mod rows;
+mod sessions;
+mod tls;
 mod triggers;
 
 use evictd_core::invalidation::{Cause, Scope};

@@ -103,7 +103,7 @@ pub struct KeyResponseData {
     /// When it last changed.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub updated_at: Option<i64>,
-    /// When it ends.
+    /// When it ends: see [`told_end`].
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub expires: Option<i64>,
     /// What it may do, in its owner's words, sorted.
@@ -132,7 +132,7 @@ pub struct VerifyKeyData<'a> {
     /// Its metadata, byte for byte as it was given.
     #[serde(borrow, skip_serializing_if = "Option::is_none", default)]
     pub meta: Option<&'a RawValue>,
-    /// When it ends, in milliseconds since 1970.
+    /// When it ends: see [`told_end`].
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub expires: Option<i64>,
     /// Whether its owner left it switched on, where the record tells.
@@ -164,7 +164,7 @@ impl<'a> VerifyKeyData<'a> {
             key_id: Some(record.key_id.as_str().into()),
             name: record.name.as_deref().map(Cow::Borrowed),
             meta: record.meta.as_deref().and_then(|meta| serde_json::from_str(meta).ok()),
-            expires: record.expires_at.map(StoreTime::as_millis),
+            expires: told_end(record.expires_at),
             enabled: enabled(record.state),
             permissions: Cow::Borrowed(&record.permissions),
             identity: record
@@ -188,6 +188,12 @@ impl<'a> VerifyKeyData<'a> {
             identity: None,
         }
     }
+}
+
+/// An end as it is told, in milliseconds since 1970: Unkey leaves out every number that is zero. That the key has
+/// expired is told all the same, by the verdict.
+pub fn told_end(expires_at: Option<StoreTime>) -> Option<i64> {
+    expires_at.map(StoreTime::as_millis).filter(|millis| *millis != 0)
 }
 
 /// A switched-off workspace hides whether the key was switched off, too.
@@ -235,6 +241,12 @@ mod tests {
         );
         let back: VerifyKeyData<'_> = serde_json::from_str(&text).unwrap();
         assert_eq!(back.meta.unwrap().get(), r#"{"b": 1.50, "a":[ ]}"#);
+    }
+
+    #[test]
+    fn an_end_of_zero_is_left_out_and_nothing_else_is() {
+        assert_eq!([None, Some(StoreTime(0))].map(told_end), [None, None]);
+        assert_eq!([1, -1].map(|millis| told_end(Some(StoreTime::from_millis(millis)))), [Some(1), Some(-1)]);
     }
 
     #[test]

@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fmt;
 
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
-use serde_json::Value;
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
+use serde_json::{Number, Value};
 
 use super::error::{ApiError, ErrorKind, FieldError};
 
@@ -46,12 +46,25 @@ pub(super) enum Rule {
     Texts { max_items: usize, min: usize, max: usize, pattern: Option<&'static Pattern> },
     /// `true` or `false`.
     Flag,
-    /// A whole number, written as one: `1.0` and `1e2` are refused.
+    /// A whole number, written as one: `1.0` and `1e2` are refused. JSON has a `-0`, too, which is 0; read it as
+    /// [`Whole`].
     Integer { min: i64, max: i64 },
     /// Any object, its size in bytes of JSON.
     Object { max_properties: usize, max_bytes: usize },
     /// Unkey knows it and evictd leaves it out.
     Unsupported(Harmless),
+}
+
+/// A number that [`Rule::Integer`] took. serde_json reads `-0` as a float, which no integer is made of.
+#[derive(Clone, Copy)]
+pub(super) struct Whole(pub(super) i64);
+
+impl<'de> Deserialize<'de> for Whole {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let number = Number::deserialize(deserializer)?;
+        let zero = number.as_f64().filter(|float| *float == 0.0).map(|_| 0);
+        number.as_i64().or(zero).map(Self).ok_or_else(|| D::Error::custom("not a whole number"))
+    }
 }
 
 /// The value of an unsupported field that asks for nothing, which SDKs send without being told to.
@@ -200,6 +213,7 @@ impl Field {
                 }
             }
             (Rule::Integer { min, max }, Value::Number(number)) => {
+                let number = if raw.get() == "-0" { &Number::from(0) } else { number };
                 if number.is_f64() {
                     problems.push(self.wrong_type("", &value, "integer"));
                 } else if number.as_i64().is_some_and(|number| number < *min) {
@@ -465,6 +479,7 @@ mod tests {
             ("256", "maximum: maximum: got 256, want 255"),
             ("18446744073709551615", "maximum: maximum: got 18446744073709551615, want 255"),
             ("-1", "minimum: minimum: got -1, want 16"),
+            ("-0", "minimum: minimum: got 0, want 16"),
             ("16.5", "type: got number, want integer"),
             ("1e2", "type: got number, want integer"),
             ("\"16\"", "type: got string, want integer"),

@@ -322,9 +322,9 @@ pub struct Key {
     /// A JSON object of at most 16 KiB. Empty: it has none.
     #[prost(string, tag = "6")]
     pub meta: ::prost::alloc::string::String,
-    /// Zero: it has no end.
-    #[prost(int64, tag = "7")]
-    pub expires_at_unix_us: i64,
+    /// Absent: it has no end. Zero is an end: 1970.
+    #[prost(int64, optional, tag = "7")]
+    pub expires_at_unix_us: ::core::option::Option<i64>,
     /// Whom it belongs to in the words of its owner. Empty: that wasn't said.
     #[prost(string, tag = "8")]
     pub external_id: ::prost::alloc::string::String,
@@ -343,9 +343,9 @@ pub struct RootKey {
     /// Literal permissions such as `api.*.verify_key`.
     #[prost(string, repeated, tag = "4")]
     pub permissions: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// Zero: it has no end.
-    #[prost(int64, tag = "5")]
-    pub expires_at_unix_us: i64,
+    /// Absent: it has no end. Zero is an end: 1970.
+    #[prost(int64, optional, tag = "5")]
+    pub expires_at_unix_us: ::core::option::Option<i64>,
 }
 /// An unknown value is read as STATE_DELETED.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

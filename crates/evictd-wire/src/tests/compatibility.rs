@@ -3,6 +3,7 @@
 use evictd_core::invalidation::{Cause, Scope};
 use evictd_core::record::{Record, RecordState};
 use evictd_core::roster::PartitionPolicy;
+use evictd_core::time::StoreTime;
 use proptest::prelude::*;
 use prost::encoding::{bytes, fixed64, uint64};
 
@@ -104,6 +105,28 @@ fn a_state_that_is_unknown_or_missing_grants_nothing() {
         };
         assert!(matches!(found.record, Record::RootKey(root) if root.state == RecordState::Deleted));
     }
+}
+
+#[test]
+fn an_end_of_zero_is_an_end_and_only_an_absent_one_is_none() {
+    let ends = |key: Fields, root_key: Fields| {
+        [(4, key), (5, root_key)].map(|(tag, record)| {
+            let found = fields().number(1, 1).message(tag, record);
+            let Ok(LookupOutcome::Found { lookup: found, .. }) = lookup(|answer| answer.message(3, found))
+            else {
+                panic!("not found");
+            };
+            match found.record {
+                Record::Key(key) => key.expires_at,
+                Record::RootKey(root) => root.expires_at,
+                Record::Absent => panic!("absent"),
+            }
+        })
+    };
+    let root_key = || fields().bytes(1, "root_1").bytes(2, "ws_1").number(3, 1);
+    assert_eq!(ends(key_with_state(1), root_key()), [None, None]);
+    let zero = Some(StoreTime(0));
+    assert_eq!(ends(key_with_state(1).number(7, 0), root_key().number(5, 0)), [zero, zero]);
 }
 
 /// A reader that knew less would take a new kind of record for "not found", which grants nothing either.

@@ -15,6 +15,9 @@ const LONG: usize = 10_000;
 /// The first half of a surrogate pair, alone: no text.
 const HALF_A_CHARACTER: &str = r#""\ud800""#;
 
+/// How many objects and lists may be in each other, the outermost included.
+const DEPTH_MAX: usize = 127;
+
 /// A value, as JSON, and at which keywords of its field it is refused. None: it is taken.
 type Case = (String, &'static [&'static str]);
 
@@ -196,6 +199,8 @@ fn integers(min: i64, max: i64) -> Vec<Case> {
         ((max + 1).to_string(), &["/maximum"]),
         (u64::MAX.to_string(), &["/maximum"]),
         (i64::MIN.to_string(), &["/minimum"]),
+        ("-0".to_owned(), if min > 0 { &["/minimum"] } else { &[] }),
+        ("-0.0".to_owned(), &["/type"]),
         (format!("{min}.5"), &["/type"]),
         // JSON Schema calls these whole; they don't read as an integer.
         (format!("{min}.0"), &["/type"]),
@@ -218,7 +223,16 @@ fn objects() -> Vec<Case> {
         (sized(16 * 1024), &[]),
         (sized(16 * 1024 + 1), &[""]),
         (format!("{{\"a\":{HALF_A_CHARACTER}}}"), &[""]),
+        (nested(DEPTH_MAX), &[]),
+        (nested(DEPTH_MAX + 1), &[""]),
+        ("{\"a\":-1.7e308}".to_owned(), &[]),
+        ("{\"a\":1.8e308}".to_owned(), &[""]),
     ]
+}
+
+/// An object in an object, and so on: so many of them.
+fn nested(depth: usize) -> String {
+    format!("{}{{}}{}", "{\"a\":".repeat(depth - 1), "}".repeat(depth - 1))
 }
 
 /// What is inside doesn't matter: it is refused as a whole.

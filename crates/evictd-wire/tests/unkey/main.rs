@@ -4,8 +4,10 @@
 //! * [`fields`]: requests at those limits.
 //! * [`errors`]: what a client sees of each way to fail.
 //! * [`page`]: docs/unkey-compatibility.md says the same, and names tests that exist.
+//! * [`receipts`]: docs/receipts.md has every field of evictd's own addition.
 
 mod errors;
 mod fields;
 mod page;
+mod receipts;
 mod table;

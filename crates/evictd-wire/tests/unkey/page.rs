@@ -63,13 +63,15 @@ fn named_tests(page: &str) -> BTreeSet<&str> {
     page.split('`').skip(1).step_by(2).filter(sentence).collect()
 }
 
-/// All names that a test can have: of functions in the Rust sources, and of tests with Unkey's Python client (its
-/// TypeScript client is asked the same, which another test sees to).
+/// The names of all tests: those of the Rust sources, those that the stores' conformance suite makes, and those with
+/// Unkey's Python client (its TypeScript client is asked the same, which another test sees to).
 fn existing_tests() -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     for folder in ["crates", "tests/tests"] {
-        functions(&root().join(folder), &mut names);
+        tests_below(&root().join(folder), &mut names);
     }
+    let conformance = fs::read_to_string(root().join("crates/evictd-store/tests/it/conformance.rs")).unwrap();
+    names.extend(conformance_tests(&conformance).into_iter().map(str::to_owned));
     let suite = fs::read_to_string(root().join("tests/sdk/python/suite.py")).unwrap();
     let after_def = suite.split("    def test_").skip(1);
     names.extend(after_def.filter_map(|text| text.split_once('(')).map(|(name, _)| format!("test_{name}")));
@@ -94,18 +96,50 @@ fn rows_with_tests(page: &str) -> Vec<Vec<&str>> {
     rows
 }
 
-/// The names of all functions of the workspace's Rust sources below `folder`.
-fn functions(folder: &Path, names: &mut BTreeSet<String>) {
+/// The names of all tests in the Rust sources below `folder`.
+fn tests_below(folder: &Path, names: &mut BTreeSet<String>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
-            functions(&path, names);
+            tests_below(&path, names);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             let source = fs::read_to_string(&path).unwrap();
-            let after_fn = source.split("fn ").skip(1);
-            names.extend(after_fn.filter_map(|text| text.split_once('(')).map(|(name, _)| name.to_owned()));
+            names.extend(tests_of(&source).into_iter().map(str::to_owned));
         }
     }
+}
+
+/// The functions of a Rust source that an attribute makes tests. Nothing but further attributes and comments may stand
+/// between the two.
+fn tests_of(source: &str) -> Vec<&str> {
+    let mut names = Vec::new();
+    let mut is_test = false;
+    for line in source.lines().map(str::trim) {
+        if line == "#[test]" || line == "#[tokio::test]" || line.starts_with("#[tokio::test(") {
+            is_test = true;
+        } else if let Some(name) = function(line) {
+            if is_test {
+                names.push(name);
+            }
+            is_test = false;
+        } else if !(line.is_empty() || line.starts_with("#[") || line.starts_with("//")) {
+            is_test = false;
+        }
+    }
+    names
+}
+
+/// The name of the function that this line begins, `async` or not.
+fn function(line: &str) -> Option<&str> {
+    let rest = line.strip_prefix("async ").unwrap_or(line).strip_prefix("fn ")?;
+    rest.split_once(['(', '<']).map(|(name, _)| name)
+}
+
+/// The names on the list that the stores' conformance suite makes tests of.
+fn conformance_tests(source: &str) -> Vec<&str> {
+    let (_, list) = source.split_once("\nconformance!(").expect("the list");
+    let (list, _) = list.split_once(");").expect("its end");
+    list.split(',').map(str::trim).filter(|name| !name.is_empty()).collect()
 }
 
 #[test]
@@ -116,6 +150,37 @@ fn every_test_that_the_page_names_exists() {
     assert!(named.len() > 150, "the page names {} tests only", named.len());
     let missing: Vec<_> = named.iter().filter(|name| !existing.contains(**name)).collect();
     assert!(missing.is_empty(), "docs/unkey-compatibility.md names tests that don't exist: {missing:#?}");
+}
+
+#[test]
+fn only_what_runs_as_a_test_counts_as_one() {
+    let source = "
+        #[test]
+        fn a_plain_one() {}
+
+        // A comment between them.
+        #[tokio::test(flavor = \"multi_thread\")]
+        #[expect(clippy::too_many_lines, reason = \"many cases\")]
+        async fn one_with_more_attributes() {}
+
+        #[tokio::test]
+        /// Says what for.
+        async fn one_with_words() {}
+
+        fn a_function_that_tests_call() {}
+
+        // #[test]
+        fn one_that_was_switched_off() {}
+
+        // fn one_in_a_comment() {}
+        #[test]
+        mod not_a_function {}
+        fn one_whose_attribute_belongs_elsewhere() {}
+    ";
+    assert_eq!(tests_of(source), ["a_plain_one", "one_with_more_attributes", "one_with_words"]);
+    let list = "macro_rules! conformance {}\nconformance!(\n    one_test,\n    another,\n);\nfn helper() {}";
+    assert_eq!(conformance_tests(list), ["one_test", "another"]);
+    assert!(!existing_tests().contains("existing_tests"), "a helper isn't a test");
 }
 
 #[test]

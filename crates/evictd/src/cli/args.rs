@@ -18,6 +18,7 @@ use serde::Serialize;
 use super::bulk::Order;
 use super::client::{Call, Repeat};
 use super::settings::Server;
+use crate::output_format::OutputFormat;
 
 /// Speaks to the control API (publisher) and the verify API (agent).
 #[derive(Args, Debug)]
@@ -75,7 +76,8 @@ pub(super) struct Connection {
     #[arg(long, value_name = "KEY", allow_hyphen_values = true)]
     pub(super) root_key: Option<String>,
     /// The server. Else $EVICTD_API_URL, $UNKEY_API_BASE_URL, `api_url` of the file, http://127.0.0.1:7070;
-    /// for verify-key $EVICTD_VERIFY_URL, `verify_url` of the file, http://127.0.0.1:7080.
+    /// for verify-key $EVICTD_VERIFY_URL, `verify_url` of the file, then the API URL of environment or file,
+    /// http://127.0.0.1:7080.
     #[arg(long, value_name = "URL")]
     pub(super) api_url: Option<String>,
     /// A TOML file with `root_key`, `api_url`, `verify_url`. Else $EVICTD_CONFIG, $UNKEY_CONFIG,
@@ -84,7 +86,7 @@ pub(super) struct Connection {
     pub(super) config: Option<PathBuf>,
     /// `json` prints the whole answer. Else $EVICTD_OUTPUT, $UNKEY_OUTPUT.
     #[arg(long, value_name = "FORMAT")]
-    pub(super) output: Option<String>,
+    pub(super) output: Option<OutputFormat>,
 }
 
 impl std::fmt::Debug for Connection {
@@ -126,7 +128,7 @@ pub(super) enum Job {
 }
 
 impl ApiArgs {
-    /// What to do, and what was said about the connection. Limits are left to the server, which knows them all.
+    /// What to do, and what was said about the connection. Limits of texts are left to the server, which knows them all.
     pub(super) fn into_job(self) -> anyhow::Result<(Job, Connection)> {
         match self.group {
             Group::Keys(keys) => keys.into_job(),

@@ -312,7 +312,7 @@ impl World for Worker<'_> {
     fn pause(&mut self, pause: Duration, why: &str) {
         if pause > NOTED_ABOVE {
             let url = &self.run.settings.url;
-            self.tell(Event::Note(format!("{url} doesn't answer ({why}); trying again.")));
+            self.tell(Event::Note(format!("{url} {why}; trying again.")));
         }
         // Not cut short: what was begun is brought to an end.
         std::thread::sleep(pause);

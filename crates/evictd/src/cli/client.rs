@@ -1,10 +1,16 @@
 //! Sending a request, and sending it again when that can help.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use evictd_wire::api::error::JSON;
 use evictd_wire::api::prefer::{self, PREFER};
+use ureq::unversioned::resolver::DefaultResolver;
+use ureq::unversioned::transport::{
+    Buffers, ConnectionDetails, Connector, DefaultConnector, NextTimeout, Transport,
+};
 
 use super::settings::{Server, Settings};
 
@@ -96,7 +102,7 @@ pub(super) trait World {
     fn attempt(&mut self, call: &Call) -> Result<Answer, Lost>;
     /// Time since some fixed moment before the first attempt.
     fn elapsed(&self) -> Duration;
-    /// Waits before the next attempt, and says why if that goes on for long.
+    /// Waits before the next attempt, and says why if that goes on for long: `why` tells what the server did.
     fn pause(&mut self, pause: Duration, why: &str);
     /// Waits. False if that was cut short, because the user wants no more.
     fn rest(&mut self, pause: Duration) -> bool;
@@ -113,10 +119,10 @@ pub(super) fn send(world: &mut impl World, call: &Call) -> Sent {
         let result = world.attempt(call);
         let (why, progress) = match &result {
             Ok(answer) if answer.status >= 500 => {
-                (format!("it answered {}", answer.status), Progress::MaybeDone)
+                (format!("answered {}", answer.status), Progress::MaybeDone)
             }
             Ok(_) => return Sent { result, maybe_done_before },
-            Err(lost) => (lost.why.clone(), lost.progress),
+            Err(lost) => (format!("doesn't answer ({})", lost.why), lost.progress),
         };
         let again = match progress {
             Progress::Impossible => false,
@@ -135,6 +141,8 @@ pub(super) fn send(world: &mut impl World, call: &Call) -> Sent {
 /// The real world.
 pub(super) struct Http<'a> {
     agent: ureq::Agent,
+    /// Whether anything of the request under way has left.
+    departed: Departed,
     settings: &'a Settings,
     started: Instant,
     said: bool,
@@ -154,7 +162,10 @@ impl<'a> Http<'a> {
             // The environment's proxy isn't meant for this machine, nor is the root key for the proxy.
             config = config.proxy(None);
         }
-        Self { agent: config.build().new_agent(), settings, started: Instant::now(), said: false }
+        let departed = Departed::default();
+        let connector = DefaultConnector::new().chain(departed.clone());
+        let agent = ureq::Agent::with_parts(config.build(), connector, DefaultResolver::default());
+        Self { agent, departed, settings, started: Instant::now(), said: false }
     }
 }
 
@@ -168,14 +179,14 @@ impl World for Http<'_> {
         if let Some(prefer) = call.prefer {
             request = request.header(PREFER, prefer::applied(prefer));
         }
-        let mut response = request.send(call.body.as_slice()).map_err(|error| lost(&error))?;
+        self.departed.0.store(false, Ordering::Relaxed);
+        let mut response = request
+            .send(call.body.as_slice())
+            .map_err(|error| lost(&error, self.departed.0.load(Ordering::Relaxed)))?;
         let status = response.status().as_u16();
         let retry_after =
             response.headers().get("retry-after").and_then(|value| seconds(value.to_str().ok()?));
-        let body = response
-            .body_mut()
-            .read_to_vec()
-            .map_err(|error| Lost { progress: Progress::MaybeDone, ..lost(&error) })?;
+        let body = response.body_mut().read_to_vec().map_err(|error| lost(&error, true))?;
         Ok(Answer { status, body, retry_after })
     }
 
@@ -187,11 +198,7 @@ impl World for Http<'_> {
         // Ten silent seconds look like a hang.
         if !self.said && self.started.elapsed() > Duration::from_secs(1) {
             self.said = true;
-            eprintln!(
-                "{} doesn't answer ({why}); trying for up to {} s",
-                self.settings.url,
-                RETRY_FOR.as_secs()
-            );
+            eprintln!("{} {why}; trying for up to {} s", self.settings.url, RETRY_FOR.as_secs());
         }
         self.rest(pause);
     }
@@ -207,19 +214,69 @@ fn seconds(retry_after: &str) -> Option<Duration> {
     retry_after.trim().parse().ok().map(Duration::from_secs)
 }
 
-fn lost(error: &ureq::Error) -> Lost {
+/// Whether anything was written to a connection once it was there: to find the host, to connect and to agree on TLS
+/// come before, and an error doesn't tell which of them failed.
+#[derive(Clone, Default, Debug)]
+struct Departed(Arc<AtomicBool>);
+
+impl<Out: Transport> Connector<Out> for Departed {
+    type Out = Watched<Out>;
+
+    fn connect(
+        &self,
+        _: &ConnectionDetails<'_>,
+        chained: Option<Out>,
+    ) -> Result<Option<Self::Out>, ureq::Error> {
+        Ok(chained.map(|inner| Watched { inner, departed: self.clone() }))
+    }
+}
+
+/// A connection that notes when something is written to it.
+#[derive(Debug)]
+struct Watched<Inner> {
+    inner: Inner,
+    departed: Departed,
+}
+
+impl<Inner: Transport> Transport for Watched<Inner> {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        self.inner.buffers()
+    }
+
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), ureq::Error> {
+        // Before it is known to work: a part may have left.
+        self.departed.0.store(true, Ordering::Relaxed);
+        self.inner.transmit_output(amount, timeout)
+    }
+
+    fn maybe_await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
+        self.inner.maybe_await_input(timeout)
+    }
+
+    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
+        self.inner.await_input(timeout)
+    }
+
+    fn is_open(&mut self) -> bool {
+        self.inner.is_open()
+    }
+
+    fn is_tls(&self) -> bool {
+        self.inner.is_tls()
+    }
+}
+
+fn lost(error: &ureq::Error, departed: bool) -> Lost {
     let progress = match error {
+        _ if departed => Progress::MaybeDone,
         ureq::Error::BadUri(_) | ureq::Error::Http(_) | ureq::Error::InvalidProxyUrl => Progress::Impossible,
-        ureq::Error::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused => Progress::NotSent,
-        ureq::Error::Timeout(ureq::Timeout::Resolve | ureq::Timeout::Connect)
-        | ureq::Error::HostNotFound
-        | ureq::Error::ConnectionFailed
-        | ureq::Error::ConnectProxyFailed(_)
-        | ureq::Error::Tls(_)
-        | ureq::Error::Rustls(_) => Progress::NotSent,
-        _ => Progress::MaybeDone,
+        _ => Progress::NotSent,
     };
     let why = match error {
+        // What rustls says names neither itself nor what it was about.
+        ureq::Error::Io(error) if !departed && error.kind() == io::ErrorKind::InvalidData => {
+            format!("no agreement on TLS, is it an http:// URL? ({error})")
+        }
         ureq::Error::Io(error) => error.to_string(),
         other => other.to_string(),
     };
@@ -429,6 +486,51 @@ mod tests {
         drop(listener);
         let lost = Http::new(&settings).attempt(&call(Repeat::Harmless)).unwrap_err();
         assert_eq!(lost.progress, Progress::NotSent, "{lost:?}");
+    }
+
+    #[test]
+    fn a_host_that_isnt_found_means_that_nothing_was_done() {
+        let lost = Http::new(&settings("http://nope.invalid".into())).attempt(&call(Repeat::Duplicates));
+        assert_eq!(lost.unwrap_err().progress, Progress::NotSent);
+    }
+
+    #[test]
+    fn a_connection_without_tls_means_that_nothing_was_done() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let settings = settings(format!("https://{}", listener.local_addr().unwrap()));
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n").unwrap();
+            drop(stream.shutdown(std::net::Shutdown::Write));
+            io::copy(&mut stream, &mut io::sink()).unwrap_or_default()
+        });
+        let lost = Http::new(&settings).attempt(&call(Repeat::Duplicates)).unwrap_err();
+        server.join().unwrap();
+        assert_eq!(lost.progress, Progress::NotSent, "{lost:?}");
+        assert!(lost.why.contains("http://"), "{lost:?}");
+    }
+
+    #[test]
+    fn a_connection_that_was_used_before_can_lose_a_request_all_the_same() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let settings = settings(format!("http://{}", listener.local_addr().unwrap()));
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            for answer in ["HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", ""] {
+                let mut head = String::new();
+                while !head.ends_with("\r\n\r\n") {
+                    assert_ne!(reader.read_line(&mut head).unwrap(), 0, "the connection is used once more");
+                }
+                reader.read_exact(&mut [0; 2]).unwrap();
+                stream.write_all(answer.as_bytes()).unwrap();
+            }
+        });
+        let mut http = Http::new(&settings);
+        http.attempt(&call(Repeat::Duplicates)).unwrap();
+        let lost = http.attempt(&call(Repeat::Duplicates)).unwrap_err();
+        server.join().unwrap();
+        assert_eq!(lost.progress, Progress::MaybeDone, "{lost:?}");
     }
 
     #[test]

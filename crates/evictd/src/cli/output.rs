@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use evictd_wire::api::envelope::{Failure, Meta, Pagination};
+use evictd_wire::api::requests::{CreateApi, RerollKey};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -140,12 +141,26 @@ fn unreachable(call: &Call, settings: &Settings, lost: &Lost) -> String {
         (Progress::MaybeDone, Repeat::FindsNothing) => text.push_str(
             "\n\nThe deletion may or may not have been carried out. Try again: \"not found\" then means that it has.",
         ),
-        (Progress::MaybeDone, Repeat::Duplicates) => text.push_str(
-            "\n\nIt may have been created all the same, so it wasn't tried again. A key that was created this way \
-             is known to nobody.",
-        ),
+        (Progress::MaybeDone, Repeat::Duplicates) => {
+            let _ = write!(text, "\n\n{} It wasn't tried again.", perhaps_done(call.path));
+        }
     }
     text
+}
+
+/// What may be left of a creation whose answer was lost.
+fn perhaps_done(path: &str) -> &'static str {
+    match path {
+        CreateApi::PATH => {
+            "The API may have been created all the same, under an id that nobody knows; without keys it does no harm."
+        }
+        RerollKey::PATH => {
+            "The key may have been replaced all the same: then it ends as you said, and nobody knows its successor."
+        }
+        _ => {
+            "The key may have been created all the same; a key that was created this way is known to nobody."
+        }
+    }
 }
 
 /// Valid JSON, indented by two spaces. Works on the text, so that the order of members and the form of
@@ -338,5 +353,22 @@ mod tests {
         assert!(lost(Progress::MaybeDone, Repeat::FindsNothing).contains("may or may not"));
         assert!(lost(Progress::MaybeDone, Repeat::Duplicates).contains("may have been created"));
         assert!(!lost(Progress::MaybeDone, Repeat::Harmless).contains("hunter2"));
+    }
+
+    #[test]
+    fn a_creation_whose_answer_was_lost_is_told_by_what_it_creates() {
+        use evictd_wire::api::requests::CreateKey;
+
+        let told = |path| {
+            let lost = Lost { progress: Progress::MaybeDone, why: "reset".into() };
+            let sent = Sent { result: Err(lost), maybe_done_before: false };
+            outcome(&Call { path, ..call(Repeat::Duplicates) }, &settings(false), &sent, Duration::ZERO)
+                .stderr
+        };
+        let (api, key, replaced) = (told(CreateApi::PATH), told(CreateKey::PATH), told(RerollKey::PATH));
+        assert!(api.contains("The API may have been created") && !api.contains("A key"), "{api}");
+        assert!(key.contains("The key may have been created"), "{key}");
+        assert!(replaced.contains("may have been replaced"), "{replaced}");
+        assert!([api, key, replaced].iter().all(|text| text.contains("It wasn't tried again.")));
     }
 }

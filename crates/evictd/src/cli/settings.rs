@@ -3,10 +3,15 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, anyhow, bail, ensure};
+use clap::ValueEnum as _;
 use evictd_wire::api::secret::Secret;
 
 use super::args::Connection;
+use crate::output_format::OutputFormat;
+
+/// What evictd's file may say.
+const KEYS: [&str; 3] = ["root_key", "api_url", "verify_url"];
 
 /// Which daemon answers a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -93,18 +98,53 @@ impl Settings {
             Some(key) => Secret::new(key.trim()),
             None => Secret::new(files.text("root_key")?.ok_or_else(|| files.no_root_key())?),
         };
-        let (variables, member): (&[&str], _) = match server {
+        let (url, server) = match &flags.api_url {
+            Some(url) => (url.clone(), server),
+            None => found_url(server, &files, surroundings)?,
+        };
+        let output = match flags.output {
+            Some(output) => output,
+            None => output_of_environment(surroundings)?,
+        };
+        Ok(Self { root_key, url: checked_url(&url)?, server, json: output == OutputFormat::Json })
+    }
+}
+
+/// The URL that environment or file say, and who answers there. A publisher answers verifications, too: whoever has
+/// said only where that is, as Unkey's one URL, sends the root key nowhere else.
+fn found_url(
+    server: Server,
+    files: &Files,
+    surroundings: &Surroundings<'_>,
+) -> anyhow::Result<(String, Server)> {
+    let places: &[Server] = match server {
+        Server::Publisher => &[Server::Publisher],
+        Server::Agent => &[Server::Agent, Server::Publisher],
+    };
+    for place in places {
+        let (variables, member): (&[&str], _) = match place {
             Server::Publisher => (&["EVICTD_API_URL", "UNKEY_API_BASE_URL"], "api_url"),
             Server::Agent => (&["EVICTD_VERIFY_URL"], "verify_url"),
         };
-        let url = match flags.api_url.clone().or_else(|| surroundings.first_variable(variables)) {
-            Some(url) => url,
-            None => files.text(member)?.unwrap_or_else(|| server.default_url().to_owned()),
+        let url = match surroundings.first_variable(variables) {
+            Some(url) => Some(url),
+            None => files.text(member)?,
         };
-        let output =
-            flags.output.clone().or_else(|| surroundings.first_variable(&["EVICTD_OUTPUT", "UNKEY_OUTPUT"]));
-        Ok(Self { root_key, url: checked_url(&url)?, server, json: output.as_deref() == Some("json") })
+        if let Some(url) = url {
+            return Ok((url, *place));
+        }
     }
+    Ok((server.default_url().to_owned(), server))
+}
+
+/// Unkey's variable is for its own command line, too, which takes whatever isn't `json` for text.
+fn output_of_environment(surroundings: &Surroundings<'_>) -> anyhow::Result<OutputFormat> {
+    if let Some(own) = surroundings.first_variable(&["EVICTD_OUTPUT"]) {
+        return OutputFormat::from_str(&own, false)
+            .map_err(|_| anyhow!("EVICTD_OUTPUT must be `text` or `json`, not {own:?}"));
+    }
+    let unkeys = surroundings.first_variable(&["UNKEY_OUTPUT"]);
+    Ok(if unkeys.as_deref() == Some("json") { OutputFormat::Json } else { OutputFormat::Text })
 }
 
 /// A URL that isn't one is refused here, where its origin is still known.
@@ -117,21 +157,44 @@ fn checked_url(url: &str) -> anyhow::Result<String> {
     Ok(url.to_owned())
 }
 
+/// A file to look in.
+struct File {
+    path: PathBuf,
+    /// Whether it is Unkey's own, which may say what only Unkey's programs know.
+    unkeys: bool,
+}
+
+impl File {
+    fn evictds(path: impl Into<PathBuf>) -> Self {
+        let path = path.into();
+        // Whoever comes from Unkey may name its file to evictd.
+        let unkeys = path.parent().is_some_and(|directory| directory.ends_with(".unkey"));
+        Self { path, unkeys }
+    }
+
+    fn unkeys(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), unkeys: true }
+    }
+}
+
 /// The file that was asked for, if one was.
-fn named_file(flag: Option<&Path>, surroundings: &Surroundings<'_>) -> Option<PathBuf> {
-    let variable = || surroundings.first_variable(&["EVICTD_CONFIG", "UNKEY_CONFIG"]).map(PathBuf::from);
-    flag.map(Path::to_owned).or_else(variable)
+fn named_file(flag: Option<&Path>, surroundings: &Surroundings<'_>) -> Option<File> {
+    let variable = |name| surroundings.first_variable(&[name]);
+    flag.map(File::evictds)
+        .or_else(|| variable("EVICTD_CONFIG").map(File::evictds))
+        .or_else(|| variable("UNKEY_CONFIG").map(File::unkeys))
 }
 
 /// Where else is looked: evictd's file, then Unkey's.
-fn usual_files(surroundings: &Surroundings<'_>) -> Vec<PathBuf> {
-    let home = surroundings.first_variable(&["HOME"]).map(PathBuf::from);
-    home.iter().flat_map(|home| [".evictd", ".unkey"].map(|dir| home.join(dir).join("config.toml"))).collect()
+fn usual_files(surroundings: &Surroundings<'_>) -> Vec<File> {
+    let Some(home) = surroundings.first_variable(&["HOME"]).map(PathBuf::from) else { return Vec::new() };
+    vec![File::evictds(home.join(".evictd/config.toml")), File::unkeys(home.join(".unkey/config.toml"))]
 }
 
 /// The file that counts most, whether it exists or not.
 pub(super) fn first_file(flag: Option<&Path>, surroundings: &Surroundings<'_>) -> Option<PathBuf> {
-    named_file(flag, surroundings).or_else(|| usual_files(surroundings).into_iter().next())
+    let file = named_file(flag, surroundings).or_else(|| usual_files(surroundings).into_iter().next());
+    file.map(|file| file.path)
 }
 
 /// The configuration files that exist, the one that counts most first.
@@ -145,11 +208,17 @@ impl Files {
     fn load(flag: Option<&Path>, surroundings: &Surroundings<'_>) -> anyhow::Result<Self> {
         let named = named_file(flag, surroundings);
         let required = named.is_some();
-        let looked_in = named.map_or_else(|| usual_files(surroundings), |path| vec![path]);
+        let files = named.map_or_else(|| usual_files(surroundings), |file| vec![file]);
         let mut tables = Vec::new();
-        for path in &looked_in {
+        for File { path, unkeys } in &files {
             match (surroundings.read)(path) {
-                Ok(text) => tables.push((path.clone(), parsed(path, &text)?)),
+                Ok(text) => {
+                    let table = parsed(path, &text)?;
+                    if !unkeys {
+                        check_keys(path, &table)?;
+                    }
+                    tables.push((path.clone(), table));
+                }
                 Err(error) if error.kind() == io::ErrorKind::NotFound && !required => {}
                 Err(error) => {
                     return Err(error)
@@ -157,7 +226,7 @@ impl Files {
                 }
             }
         }
-        Ok(Self { tables, looked_in })
+        Ok(Self { tables, looked_in: files.into_iter().map(|file| file.path).collect() })
     }
 
     /// The first file's `member`.
@@ -184,6 +253,19 @@ impl Files {
              as root_key = \"unkey_...\" in {files}, which `evictd auth login` writes"
         )
     }
+}
+
+/// A key that is misspelt would be ignored, and the next file's or a default taken instead.
+fn check_keys(path: &Path, table: &toml::Table) -> anyhow::Result<()> {
+    let unknown: Vec<_> = table.keys().filter(|key| !KEYS.contains(&key.as_str())).collect();
+    ensure!(
+        unknown.is_empty(),
+        "the config file {} says what evictd doesn't know: {unknown:?}. It may say {}; a publisher's or an agent's \
+         configuration is another file",
+        path.display(),
+        KEYS.join(", ")
+    );
+    Ok(())
 }
 
 /// The parser's own display shows the offending line, which may be the root key's.
@@ -322,6 +404,24 @@ mod tests {
     }
 
     #[test]
+    fn without_a_verify_url_the_publisher_that_was_named_verifies() {
+        let evictds = ("/home/u/.evictd/config.toml", "api_url = 'http://file'");
+        let both = ("/home/u/.evictd/config.toml", "api_url = 'http://file'\nverify_url = 'http://vfile'");
+        let unkeys = ("UNKEY_API_BASE_URL", "http://env2");
+        let found = |variables: &[_], files: &[_]| {
+            let settings = resolve(&flags(Some("k")), Server::Agent, variables, files).unwrap();
+            (settings.url, settings.server)
+        };
+        let publisher = |url: &str| (url.to_owned(), Server::Publisher);
+        assert_eq!(found(&[HOME, unkeys], &[]), publisher("http://env2"));
+        assert_eq!(found(&[HOME, unkeys, ("EVICTD_API_URL", "http://env1")], &[]), publisher("http://env1"));
+        assert_eq!(found(&[HOME], &[evictds]), publisher("http://file"));
+        assert_eq!(found(&[HOME, unkeys], &[evictds]), publisher("http://env2"));
+        // A verify URL counts more, wherever it stands.
+        assert_eq!(found(&[HOME, unkeys], &[both]), ("http://vfile".to_owned(), Server::Agent));
+    }
+
+    #[test]
     fn what_isnt_a_url_is_refused() {
         for url in ["127.0.0.1:7070", "http://", "ftp://host", ""] {
             let flags = Connection { api_url: Some(url.into()), ..flags(Some("k")) };
@@ -330,15 +430,47 @@ mod tests {
     }
 
     #[test]
-    fn json_output_can_be_asked_for_in_the_environment() {
-        let json = |flag: Option<&str>, variables: &[_]| {
-            let flags = Connection { output: flag.map(str::to_owned), ..flags(Some("k")) };
-            resolve(&flags, Server::Publisher, variables, &[]).unwrap().json
+    fn a_key_that_isnt_known_is_named_with_those_that_are_but_not_in_unkeys_file() {
+        let says = "rootkey = 'hunter2'\nroot_key = 'k'\n[publisher]\nurl = 'http://h'";
+        let resolved = |flag: Option<&str>, variables: &[_], path: &str| {
+            let flags = Connection { config: flag.map(PathBuf::from), ..flags(None) };
+            resolve(&flags, Server::Publisher, variables, &[(path, says)])
         };
-        assert!(json(Some("json"), &[]));
-        assert!(!json(Some("text"), &[("EVICTD_OUTPUT", "json")]));
+        for (flag, variables, path) in [
+            (None, vec![HOME], "/home/u/.evictd/config.toml"),
+            (Some("/f.toml"), vec![HOME], "/f.toml"),
+            (None, vec![("EVICTD_CONFIG", "/e.toml")], "/e.toml"),
+        ] {
+            let error = resolved(flag, &variables, path).unwrap_err().to_string();
+            for part in [path, "\"rootkey\"", "\"publisher\"", "root_key, api_url, verify_url"] {
+                assert!(error.contains(part), "{error}");
+            }
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+        for (flag, variables, path) in [
+            (None, vec![HOME], "/home/u/.unkey/config.toml"),
+            (None, vec![("UNKEY_CONFIG", "/u.toml")], "/u.toml"),
+            (Some("/home/v/.unkey/config.toml"), vec![HOME], "/home/v/.unkey/config.toml"),
+        ] {
+            assert_eq!(resolved(flag, &variables, path).unwrap().root_key.expose(), "k");
+        }
+    }
+
+    #[test]
+    fn json_output_can_be_asked_for_in_the_environment() {
+        let settings = |output: Option<OutputFormat>, variables: &[_]| {
+            let flags = Connection { output, ..flags(Some("k")) };
+            resolve(&flags, Server::Publisher, variables, &[])
+        };
+        let json = |output, variables: &[_]| settings(output, variables).unwrap().json;
+        assert!(json(Some(OutputFormat::Json), &[]));
+        assert!(!json(Some(OutputFormat::Text), &[("EVICTD_OUTPUT", "json")]));
         assert!(json(None, &[("EVICTD_OUTPUT", "json")]));
         assert!(json(None, &[("UNKEY_OUTPUT", "json")]));
         assert!(!json(None, &[]));
+        // What Unkey's own command line takes for text is no error.
+        assert!(!json(None, &[("UNKEY_OUTPUT", "yaml")]));
+        let error = settings(None, &[("EVICTD_OUTPUT", "yaml")]).unwrap_err().to_string();
+        assert!(error.contains("EVICTD_OUTPUT must be `text` or `json`"), "{error}");
     }
 }

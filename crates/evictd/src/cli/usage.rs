@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 /// Flags that are complete without a value, so that the argument after them is never theirs.
-pub(super) const SWITCHES: [&str; 11] = [
+pub(super) const SWITCHES: [&str; 13] = [
     "permanent",
     "enabled",
     "wait",
@@ -15,12 +15,14 @@ pub(super) const SWITCHES: [&str; 11] = [
     "clear-meta",
     "clear-expires",
     "revalidate-keys-cache",
+    "recoverable",
+    "decrypt",
     "help",
     "h",
 ];
 
 /// What Unkey's command line has and evictd's hasn't: flags with their dashes, and commands. With the reason.
-const LEFT_OUT: [(&str, &str); 22] = [
+const LEFT_OUT: [(&str, &str); 23] = [
     ("--roles", "it knows no roles; give keys their permissions directly, with --permissions"),
     ("--credits-json", "it counts no usage"),
     ("--ratelimits-json", "it limits no rates"),
@@ -45,8 +47,32 @@ const LEFT_OUT: [(&str, &str); 22] = [
     ("whoami", "verify-key tells what is known of a key"),
     ("analytics", "it records no verifications"),
     ("identities", "an identity is only the --external-id that keys have in common"),
+    (
+        "permissions",
+        "it knows no roles, and permissions are each key's own words, which need no creating; give keys theirs with \
+         keys update-key --permissions",
+    ),
     ("ratelimit", "it limits no rates"),
 ];
+
+/// What to say to whoever asks for this flag or command, if it is one of those.
+fn left_out(name: &str) -> Option<String> {
+    let (_, reason) = LEFT_OUT.iter().find(|(left_out, _)| *left_out == name)?;
+    Some(format!("evictd leaves out {name}: {reason}."))
+}
+
+/// Refuses a switch for what is left out. Off it asks for nothing, and scripts spell defaults out.
+pub(super) fn must_be_off(switch: &str, on: bool) -> anyhow::Result<()> {
+    anyhow::ensure!(!on, left_out(switch).unwrap_or_else(|| format!("{switch} must be false")));
+    Ok(())
+}
+
+/// Refuses a list of what is left out, unless it is empty.
+pub(super) fn must_be_empty(flag: &str, json: Option<&str>) -> anyhow::Result<()> {
+    let asks = json.is_some_and(|json| json.split_ascii_whitespace().collect::<String>() != "[]");
+    anyhow::ensure!(!asks, left_out(flag).unwrap_or_else(|| format!("{flag} must be empty")));
+    Ok(())
+}
 
 /// A better explanation than clap's of what is wrong with `args`, where there is one.
 pub(super) fn explained(error: &clap::Error, args: &[OsString]) -> Option<String> {
@@ -56,8 +82,8 @@ pub(super) fn explained(error: &clap::Error, args: &[OsString]) -> Option<String
         _ => return None,
     };
     let Some(ContextValue::String(wrong)) = error.get(kind) else { return None };
-    if let Some((name, reason)) = LEFT_OUT.iter().find(|(name, _)| name == wrong) {
-        return Some(format!("evictd leaves out {name}: {reason}."));
+    if let Some(explanation) = left_out(wrong) {
+        return Some(explanation);
     }
     // A value that stands apart from its switch, as in `--wait 5s`.
     let switch = args.windows(2).filter(|pair| pair[1] == wrong.as_str()).find_map(|pair| {
@@ -93,6 +119,26 @@ pub(crate) fn normalise(args: impl IntoIterator<Item = OsString>) -> Vec<OsStrin
     }
     rewritten.extend(args);
     rewritten
+}
+
+/// Rewrites `help` as `--help` where it is the first argument of a command that has none below it, as in
+/// `keys delete-key help`. Before such commands, clap knows the word itself.
+pub(crate) fn asking_for_help(mut args: Vec<OsString>, mut tree: clap::Command) -> Vec<OsString> {
+    tree.build();
+    let mut command = &tree;
+    for arg in args.iter_mut().skip(1) {
+        if !command.has_subcommands() {
+            if arg == "help" && !command.is_hide_set() && command.get_name() != "help" {
+                *arg = "--help".into();
+            }
+            break;
+        }
+        match arg.to_str().and_then(|name| command.find_subcommand(name)) {
+            Some(below) => command = below,
+            None => break,
+        }
+    }
+    args
 }
 
 /// The flag without its dashes, one or two.

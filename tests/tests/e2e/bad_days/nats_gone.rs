@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, ensure};
 use evictd_tests::process::Footprint;
 use evictd_tests::topology::{Node, Plan, Servers};
-use evictd_tests::wait::{throughout, try_eventually};
+use evictd_tests::wait::{eventually, throughout, try_eventually};
 
 use super::{Asked, Story, Told, with_store_in};
 use crate::world::{
     Caller, Key, SOON, UNAVAILABLE, World, assert_bounded, count, flushes, plan, wait_for_count,
-    wait_for_mode, wait_for_readiness, with_bound,
+    wait_for_mode, wait_for_readiness, wait_for_remark, wait_until_settled, with_bound,
 };
 
 /// Short enough to see what follows it.
@@ -20,6 +20,13 @@ const BOUND: Duration = Duration::from_secs(2);
 
 /// What a daemon may take in addition for an outage.
 const MEMORY_MAX: u64 = 48 << 20;
+
+/// Deletions that have to be answered in an outage.
+const DELETIONS_MIN: usize = 100;
+
+/// The shortest time after which anything that is sent to NATS is given up: a message of the live feed. A deletion takes
+/// some milliseconds; one that waited for a message would take so long.
+const GIVEN_UP: Duration = Duration::from_millis(250);
 
 /// Regions with servers of their own, so that agents stay connected to somebody who knows nothing.
 fn regions() -> Plan {
@@ -61,9 +68,11 @@ fn delete_steadily<'k>(
     Ok(story)
 }
 
-/// Takes home's server away for three bounds, and gives it back. Whoever hears nothing denies by then.
-fn outage(world: &mut World, [good, doomed]: [&Key; 2]) -> Result<()> {
+/// Takes home's server away for three bounds, and until enough was `deleted` meanwhile, and gives it back. Whoever hears
+/// nothing denies by then.
+fn outage(world: &mut World, [good, doomed]: [&Key; 2], deleted: &AtomicUsize) -> Result<()> {
     world.topology.home.kill()?;
+    let before = deleted.load(Ordering::Relaxed);
     world.delete(doomed)?;
     let deleted_at = Instant::now();
     throughout(BOUND * 3, || {
@@ -78,9 +87,11 @@ fn outage(world: &mut World, [good, doomed]: [&Key; 2]) -> Result<()> {
         assert_eq!(world.code(agent, good)?, UNAVAILABLE, "{}", agent.daemon.name());
         wait_for_readiness(agent, 503)?;
     }
-    let unready = wait_for_readiness(world.publisher(), 503)?;
-    assert_eq!(unready["waitingFor"][0]["condition"], "nats", "{unready}");
+    wait_for_remark(world.publisher(), "a connection to nats://")?;
     ensure!(count(world.publisher(), "evictd_publisher_live_messages_total", &[("outcome", "unsent")])? > 0);
+    // Were any of them waiting for NATS, it would wait for ever: nobody brings it back before.
+    let enough = format!("{DELETIONS_MIN} deletions to be answered without NATS");
+    eventually(&enough, SOON, || (deleted.load(Ordering::Relaxed) >= before + DELETIONS_MIN).then_some(()))?;
     world.topology.home.restart()
 }
 
@@ -95,6 +106,7 @@ fn median(asked: &[Asked]) -> Result<Duration> {
 #[test]
 fn a_long_outage_of_nats_costs_a_steady_load_of_deletions_nothing() -> Result<()> {
     let mut world = World::start(&regions())?;
+    wait_until_settled(world.publisher())?;
     let keys = world.import_keys(3_000)?;
     let (good, doomed) = (world.create_key()?, world.create_key()?);
     let cached = keys.iter().step_by(50).chain([&good, &doomed]);
@@ -107,7 +119,7 @@ fn a_long_outage_of_nats_costs_a_steady_load_of_deletions_nothing() -> Result<()
         let outcome = (|| {
             throughout(BOUND / 2, || Ok(()))?;
             let from = deleted.load(Ordering::Relaxed);
-            outage(&mut world, [&good, &doomed])?;
+            outage(&mut world, [&good, &doomed], &deleted)?;
             Ok::<_, anyhow::Error>(from..deleted.load(Ordering::Relaxed))
         })();
         over.store(true, Ordering::Relaxed);
@@ -116,10 +128,8 @@ fn a_long_outage_of_nats_costs_a_steady_load_of_deletions_nothing() -> Result<()
     })?;
     let (usual, during) = (median(&story.0[..range.start])?, median(&story.0[range.clone()])?);
     println!("{} deletions during the outage, {during:?} each; {usual:?} before it", range.len());
-    ensure!(range.len() > 100, "too little has happened for a test");
     assert_eq!(story.count(Told::Deleted), story.0.len(), "somebody was refused");
-    ensure!(during < usual * 3 + Duration::from_millis(50), "{during:?} instead of {usual:?}");
-    ensure!(story.0.iter().all(|asked| asked.took < Duration::from_secs(5)), "somebody had to wait for NATS");
+    ensure!(during < GIVEN_UP, "{during:?} instead of {usual:?}: each waits until something is given up");
 
     for agent in world.topology.agents() {
         wait_for_mode(agent, "live")?;

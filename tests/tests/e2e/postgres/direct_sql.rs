@@ -10,7 +10,9 @@ use serde_json::json;
 use toml::toml;
 
 use super::Site;
-use crate::world::{Key, SOON, World, count, flushes, plan, wait_until_applied, with_bound};
+use crate::world::{
+    Key, SOON, World, count, flushes, plan, wait_for_readiness, wait_until_applied, with_bound,
+};
 
 /// Publishers that look for nothing by themselves, and agents that ask seldom: a round numbers rows as well.
 fn without_polling() -> Plan {
@@ -178,4 +180,32 @@ fn a_bulk_deletion_by_sql_leaves_agents_live_and_the_others_cached() -> Result<(
         assert_eq!(flushes(agent)?, 0);
     }
     site.assert_no_rule_was_broken()
+}
+
+/// Failure: triggers that are switched off for less than a minute are in place whenever somebody looks, and what was
+/// deleted meanwhile is answered as confirmed and stays valid for ever.
+#[test]
+fn a_deletion_while_triggers_are_off_fails_and_is_told() -> Result<()> {
+    let site = Site::start(1, plan(&["eu"]))?;
+    let world = &site.world;
+    let key = world.create_key()?;
+    world.cache_everywhere(&[&key])?;
+    let delete = || {
+        let body = json!({ "keyId": key.id });
+        world.topology.call_with(world.publisher(), "keys.deleteKey", &body, &[("Prefer", "wait=5")])
+    };
+    world.sql("ALTER TABLE keys DISABLE TRIGGER ALL")?;
+    let refused = delete()?;
+    ensure!(refused.status == 500, "{refused:?}");
+    let waits = wait_for_readiness(world.publisher(), 503)?;
+    ensure!(waits.to_string().contains("triggers"), "{waits}");
+    assert_eq!(count(world.publisher(), "evictd_invariant_violations_total", &[("id", "R3")])?, 1);
+    world.wait_for_codes(&[&key], "VALID")?;
+
+    world.sql("ALTER TABLE keys ENABLE TRIGGER ALL; ALTER TABLE keys ENABLE ALWAYS TRIGGER keys_changed")?;
+    world.sql("ALTER TABLE keys ENABLE ALWAYS TRIGGER keys_truncated")?;
+    wait_for_readiness(world.publisher(), 200)?;
+    let done = delete()?;
+    ensure!(done.status == 200, "{done:?}");
+    world.assert_gone(&[&key])
 }

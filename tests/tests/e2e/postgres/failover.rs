@@ -415,7 +415,8 @@ fn nothing_is_confirmed_early_without_an_agent_that_the_new_primary_never_heard_
     // The standby's roster knows of nobody in the second region.
     ensure!(site.world.agent_mut(1).daemon.stop(SOON)?.success());
     try_eventually("the agent that left to be forgotten", SOON, || {
-        Ok((site.world.sql("SELECT count(*) FROM roster WHERE region = 'us' AND NOT departed")? == "0").then_some(()))
+        Ok((site.world.sql("SELECT count(*) FROM roster WHERE region = 'us' AND NOT departed")? == "0")
+            .then_some(()))
     })?;
     wait_until_received(&site.server, &standby)?;
     cut_off(&mut standby)?;

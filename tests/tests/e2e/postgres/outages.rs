@@ -197,6 +197,62 @@ fn a_server_that_stands_still_under_load_loses_and_invents_nothing() -> Result<(
     live_through(&[Outage::Frozen, Outage::Frozen])
 }
 
+/// What the log says of the field `name`, once for each line that has it.
+fn fields<'l>(log: &'l str, name: &str) -> Vec<&'l str> {
+    let (quoted, plain) = (format!(" {name}=\""), format!(" {name}="));
+    let field = |line: &'l str| {
+        if let Some((_, rest)) = line.split_once(&quoted) {
+            return rest.split('"').next();
+        }
+        line.split_once(&plain)?.1.split_whitespace().next()
+    };
+    log.lines().filter_map(field).collect()
+}
+
+/// Failure: each request of an outage writes a line, so that the log has no end and whoever reads it finds nothing; or
+/// a line says everything twice.
+#[test]
+fn an_outage_is_told_in_a_few_lines_and_the_rest_is_counted() -> Result<()> {
+    const REQUESTS: usize = 400;
+    const LINES_MAX: usize = 40;
+    let mut site = Site::start(1, plan(&["eu"]))?;
+    let key = site.world.create_key()?;
+    site.server.kill()?;
+    let refused = site.world.by_all_clients(&[(); REQUESTS], |caller, ()| {
+        let answer = caller.call("keys.getKey", &json!({ "keyId": key.id }))?;
+        ensure!(
+            answer.status == 500,
+            "there is no server, and it answered {}: {}",
+            answer.status,
+            answer.text
+        );
+        Ok(())
+    });
+    refused.context("asking without a server")?;
+    site.server.start_again()?;
+    let publisher = site.world.publisher();
+    wait_for_readiness(publisher, 200)?;
+    let log = try_eventually("the log to tell of the outage's end", SOON, || {
+        let log = publisher.daemon.stdout()? + &publisher.daemon.stderr()?;
+        Ok(log.contains("the home store works again").then_some(log))
+    })?;
+
+    let told: Vec<&str> =
+        log.lines().filter(|line| line.contains(": the home store failed error=")).collect();
+    println!("{}", told.join("\n"));
+    ensure!(!told.is_empty() && told.len() <= LINES_MAX, "{} lines", told.len());
+    for error in fields(&told.join("\n"), "error") {
+        let causes: Vec<&str> = error.split(": ").collect();
+        ensure!(causes.windows(2).all(|pair| pair[0] != pair[1]), "it says something twice: {error}");
+        ensure!(causes.last().is_some_and(|cause| !cause.is_empty()), "it has no cause: {error}");
+    }
+    let left_out = fields(&log, "left_out").into_iter().map(str::parse::<usize>).sum::<Result<usize, _>>()?;
+    ensure!(told.len() + left_out >= REQUESTS, "{} lines and {left_out} left out", told.len());
+    ensure!(count(publisher, "evictd_publisher_store_failures_total", &[])? >= REQUESTS as u64);
+    site.world.assert_works()?;
+    site.assert_no_rule_was_broken()
+}
+
 /// Failure: a server that is silent for long is waited for, by clients and by agents, until it speaks.
 #[test]
 fn a_server_that_is_silent_for_long_refuses_its_clients_and_fences_its_agents() -> Result<()> {

@@ -225,6 +225,30 @@ async fn a_reroll_with_grace_lets_the_old_key_go_on_to_the_end_of_that_minute() 
 }
 
 #[tokio::test]
+async fn only_an_address_is_recorded_as_where_a_change_came_from() {
+    let home = Home::new().await;
+    let peer = "127.0.0.1";
+    for (forwarded, recorded) in [
+        ("x-forwarded-for: 1.2.3.4:5678", "1.2.3.4"),
+        ("x-forwarded-for: [2001:db8::7]:443, 10.0.0.1", "2001:db8::7"),
+        ("x-forwarded-for: \"><script>", peer),
+        ("x-forwarded-for: \u{e4}, 1.2.3.4", peer),
+        ("x-forwarded-for:", peer),
+        ("x-nothing: 1", peer),
+    ] {
+        let headers = ["authorization: Bearer root", forwarded];
+        let answer = home.post_with(CreateApi::PATH, &headers, r#"{"name":"payments"}"#).await;
+        answer.data();
+        let found: String = sqlx::query_scalar("SELECT remote_ip FROM audit_log WHERE correlation_id = ?1")
+            .bind(answer.request_id())
+            .fetch_one(&mut home.connect().await)
+            .await
+            .unwrap();
+        assert_eq!(found, recorded, "{forwarded}");
+    }
+}
+
+#[tokio::test]
 async fn each_change_is_audited_with_who_asked_for_it() {
     let home = Home::new().await;
     let api = home.create_api("root").await;
@@ -265,4 +289,15 @@ async fn each_change_is_audited_with_who_asked_for_it() {
             assert!(found_targets.contains(target.as_str().unwrap()), "{event}: {found_targets}");
         }
     }
+}
+
+/// Somebody switches triggers off for less than a minute: what was answered with success would have reached nobody.
+#[tokio::test]
+async fn a_deletion_that_the_log_does_not_learn_of_is_an_error_and_undone() {
+    let home = Home::new().await;
+    let api = home.create_api("root").await;
+    let (id, text) = home.create_key(&api).await;
+    home.sql("DROP TRIGGER keys_after_update").await;
+    home.delete_key("root", &id).await.refuses(500, "unkey/application/unexpected_error");
+    assert_eq!(home.key_record(&text).await.state, RecordState::Active);
 }

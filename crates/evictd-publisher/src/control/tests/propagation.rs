@@ -44,7 +44,9 @@ async fn a_change_that_no_agent_could_tell_is_confirmed_at_once() {
 #[tokio::test]
 async fn who_prefers_nothing_or_nonsense_gets_the_plain_answer() {
     let home = Home::new().await;
-    for prefer in ["accept: application/json", "prefer: wait=soon", "prefer: return=minimal"] {
+    for prefer in
+        ["accept: application/json", "prefer: wait=soon", "prefer: await=3", "prefer: return=minimal"]
+    {
         let headers = ["authorization: Bearer root", prefer];
         let answer = home.post_with(CreateApi::PATH, &headers, r#"{"name":"payments"}"#).await;
         assert_eq!((answer.status, answer.header("preference-applied")), (200, None), "{prefer}");
@@ -52,6 +54,14 @@ async fn who_prefers_nothing_or_nonsense_gets_the_plain_answer() {
     }
     let refused = home.call("root", DeleteKey::PATH, &json!({ "keyId": "key_none" })).await;
     refused.refuses(404, "unkey/data/key_not_found");
+}
+
+#[tokio::test]
+async fn whoever_would_wait_longer_than_anybody_may_is_told_so() {
+    let home = Home::new().await;
+    let headers = ["authorization: Bearer root", "prefer: wait=99999999999999999999999999"];
+    let made = home.post_with(CreateApi::PATH, &headers, r#"{"name":"payments"}"#).await;
+    assert_eq!(made.header("preference-applied"), Some("wait=60"));
 }
 
 #[tokio::test]

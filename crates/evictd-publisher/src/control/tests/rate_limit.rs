@@ -54,3 +54,19 @@ async fn a_workspace_with_a_limit_of_nothing_is_always_refused() {
     }
     assert_eq!(home.send(&format!("GET {LIVENESS_PATH} HTTP/1.1"), &[], "").await.status, 200);
 }
+
+#[tokio::test]
+async fn what_is_refused_after_the_validator_and_the_root_key_counts() {
+    let home = Home::with(HttpLimits::default(), &[("ws_1", RequestLimit::PerMinute(9))]).await;
+    let api = home.create_api("root").await;
+    let (_, text) = home.create_key(&api).await;
+    // The last that any check before the endpoint's own refuses.
+    let refused = home.call("root", VerifyKey::PATH, &json!({ "key": "" })).await;
+    assert_eq!((refused.status, told_headers(&refused)), (400, [None; 4]));
+    let unreadable = json!({ "key": text, "permissions": "read AND" });
+    for left in ["6", "5"] {
+        let answer = home.call("root", VerifyKey::PATH, &unreadable).await;
+        answer.refuses(400, "user/bad_request/permissions_query_syntax_error");
+        assert_eq!(told_headers(&answer)[1], Some(left));
+    }
+}

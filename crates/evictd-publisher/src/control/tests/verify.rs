@@ -65,3 +65,45 @@ async fn a_root_key_is_none_that_can_be_verified() {
     let home = Home::new().await;
     assert_eq!(home.verify("root", "root").await, json!({ "valid": false, "code": "NOT_FOUND" }));
 }
+
+#[tokio::test]
+async fn a_publisher_that_nothing_vouches_for_denies_and_says_why() {
+    let home = Home::that_trusts(Duration::ZERO, HttpLimits::default(), &[]).await;
+    let api = home.create_api("root").await;
+    let (id, text) = home.create_key(&api).await;
+    for key in [&*text, "unknown"] {
+        let answer = home.call("root", VerifyKey::PATH, &json!({ "key": key })).await;
+        answer.refuses(503, "unkey/application/service_unavailable");
+        assert_eq!(answer.json()["error"]["title"], "Service Unavailable");
+        let detail = answer.json()["error"]["detail"].to_string();
+        assert!(detail.contains("ask an agent, or try again"), "{detail}");
+    }
+    // What isn't answered on the strength of a round is answered.
+    home.get_key("root", &id).await.data();
+    home.delete_key("root", &id).await.data();
+}
+
+#[tokio::test]
+async fn an_end_at_the_beginning_of_1970_has_come_and_is_left_out_of_every_answer() {
+    let home = Home::new().await;
+    let api = home.create_api("root").await;
+    for zero in ["0", "-0"] {
+        let body = format!(r#"{{"apiId":"{api}","expires":{zero}}}"#);
+        let headers = ["authorization: Bearer root", "content-type: application/json"];
+        let (id, text) = told(&home.post_with(CreateKey::PATH, &headers, &body).await.data());
+        assert_eq!(
+            home.verify("root", &text).await,
+            json!({ "valid": false, "code": "EXPIRED", "keyId": id, "enabled": true })
+        );
+        assert_eq!(home.key_record(&text).await.expires_at.map(|end| end.0), Some(0), "agents are told");
+        let shown = home.get_key("root", &id).await.data();
+        assert_eq!(shown.get("expires"), None, "{shown}");
+        let listed = home.call("root", ListKeys::PATH, &json!({ "apiId": api })).await.data();
+        assert!(listed.as_array().unwrap().contains(&shown), "{listed}");
+        // And it is an end: taking it away makes the key live again.
+        home.update_key("root", &id, json!({ "expires": null })).await.data();
+        assert_eq!(home.verify("root", &text).await["code"], "VALID");
+        home.update_key("root", &id, json!({ "expires": 0 })).await.data();
+        assert_eq!(home.verify("root", &text).await["code"], "EXPIRED");
+    }
+}

@@ -10,7 +10,7 @@ use evictd_store::postgres::PostgresReader;
 use evictd_store::{HomeStore, StoreError};
 
 use super::{at, connect, head, options, populated, run, wait_for};
-use crate::fixture::{actor, instance, key, key_scope, news, populate, run_round, said};
+use crate::fixture::{actor, instance, key, key_scope, news, operator, populate, run_round, said};
 
 async fn delete(store: &dyn HomeStore, n: u8) {
     store.delete_key(&actor(), &key(n).id, DeleteMode::Soft, &|_| true).await.unwrap();
@@ -80,8 +80,8 @@ async fn positions_that_a_lost_commit_had_are_given_in_another_epoch() {
     cut_off(&standby);
     delete(&lost, 1).await;
     // Two epochs of an operator's, of which the standby never heard.
-    lost.begin_epoch().await.unwrap();
-    lost.begin_epoch().await.unwrap();
+    lost.begin_epoch(&operator()).await.unwrap();
+    lost.begin_epoch(&operator()).await.unwrap();
     delete(&lost, 2).await;
     let seen = lost.number(10).await.unwrap().head;
     assert_eq!(seen.epoch(), 3);
@@ -101,7 +101,7 @@ async fn positions_that_a_lost_commit_had_are_given_in_another_epoch() {
     let second = standby.standby().unwrap();
     wait_until_received(&standby, &second);
     cut_off(&second);
-    let seen = store.begin_epoch().await.unwrap();
+    let seen = store.begin_epoch(&operator()).await.unwrap();
     assert_eq!(seen.epoch(), 258);
     second.promote().unwrap();
     let store = connect(&second.url()).await;
@@ -161,7 +161,7 @@ async fn a_primary_that_came_back_believes_what_was_seen_of_the_timelines_after_
 async fn the_last_epoch_is_not_exceeded() {
     let fixture = populated(0).await;
     run(&fixture.url, "UPDATE log_head SET epoch = 1048575").await;
-    let error = fixture.store.begin_epoch().await.unwrap_err();
+    let error = fixture.store.begin_epoch(&operator()).await.unwrap_err();
     assert!(matches!(error, StoreError::EpochsUsedUp), "{error:?}");
     run(&fixture.url, "UPDATE log_head SET timeline = 7; UPDATE keys SET enabled = false").await;
     let error = fixture.store.round(RoundRequest::default()).await.unwrap_err();

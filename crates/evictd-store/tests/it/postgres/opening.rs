@@ -3,11 +3,12 @@
 use std::fs;
 
 use evictd_postgres_server::Postgres;
+use evictd_store::change::DeleteMode;
 use evictd_store::postgres::{PostgresReader, PostgresStore};
 use evictd_store::{HomeStore, StoreError};
 
 use super::{connect, options, populated, run};
-use crate::fixture::{actor, api_id, asking, instance, key, news, populate, receipt, run_round};
+use crate::fixture::{actor, api_id, asking, instance, key, news, operator, populate, receipt, run_round};
 
 async fn refusal(url: &str) -> String {
     let error = PostgresStore::connect(options(url)).await.unwrap_err();
@@ -100,8 +101,42 @@ async fn a_user_who_may_not_migrate_is_told_who_may_and_needs_no_more_than_the_t
     store.delete_api(&asking("req_a"), &api_id()).await.unwrap();
     let head = run_round(&store, &[instance(1)], &[]).await.numbered.head;
     store.record_receipts(&[receipt("req_a", head, "{}")]).await.unwrap();
-    store.begin_epoch().await.unwrap();
+    store.begin_epoch(&operator()).await.unwrap();
     store.expire(10).await.unwrap();
     store.create_key(&actor(), key(9)).await.unwrap_err();
     assert_eq!(news(&store).await, []);
+}
+
+#[tokio::test]
+async fn a_publisher_is_told_which_rights_it_lacks_and_needs_no_others() {
+    let server = evictd_postgres_server::shared().unwrap();
+    let owners = server.create_database("rights").unwrap();
+    server.query("CREATE ROLE worker LOGIN").unwrap();
+    let owner = connect(&owners).await;
+    populate(&owner, 1).await;
+    run(&owners, "GRANT SELECT ON ALL TABLES IN SCHEMA public TO worker").await;
+    let store = connect(&owners.replace("evictd@", "worker@")).await;
+
+    let Err(StoreError::RightMissing { grants }) = store.check_triggers().await else {
+        panic!("it has none")
+    };
+    assert!(grants.contains("GRANT INSERT ON audit_log TO worker"), "{grants}");
+    for grant in grants.split("; ") {
+        run(&owners, grant).await;
+    }
+    store.check_triggers().await.unwrap();
+    store.create_key(&asking("req_k"), key(2)).await.unwrap();
+    store.delete_key(&asking("req_d"), &key(1).id, DeleteMode::Permanent, &|_| true).await.unwrap();
+    store.delete_api(&asking("req_a"), &api_id()).await.unwrap();
+    let head = run_round(&store, &[instance(1)], &[]).await.numbered.head;
+    store.record_receipts(&[receipt("req_a", head, "{}")]).await.unwrap();
+    store.part_with_instances(&[instance(1).identity]).await.unwrap();
+    store.expire(10).await.unwrap();
+    run(&owners, "REVOKE DELETE ON keys FROM worker").await;
+    let Err(StoreError::RightMissing { grants }) = store.check_triggers().await else {
+        panic!("it lacks one")
+    };
+    assert_eq!(grants, "GRANT DELETE ON keys TO worker");
+    store.close().await;
+    owner.close().await;
 }

@@ -88,7 +88,7 @@ async fn an_instance_that_is_heard_is_refreshed_once_a_minute() {
     let request = RoundRequest { touched: &touched, ..RoundRequest::default() };
     let round = fixture.store.round(request).await.unwrap();
     let entries = fixture.store.roster(0).await.unwrap().entries;
-    let ages: Vec<i64> = entries.iter().map(|entry| round.store_time.0 - entry.last_seen.0).collect();
+    let ages: Vec<i64> = entries.iter().map(|entry| round.clock.store_time.0 - entry.last_seen.0).collect();
     assert!(ages[0] >= 59_000_000 && ages[1] == 0 && ages[2] >= 60_000_000, "{ages:?}");
     assert_eq!(fixture.store.roster(before.revision).await.unwrap().entries, [], "that is no news");
     run_round(&fixture.store, &[instance(3)], &[]).await;

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use serde::de::{Deserializer, Error as _};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::super::schema::{Field, Harmless, ID_PATTERN, Rule, Schema};
+use super::super::schema::{Field, Harmless, ID_PATTERN, Rule, Schema, Whole};
 use super::{
     ApiError, EXPIRES, EXPIRES_MAX, EXTERNAL_ID, META, NAME, PERMISSIONS, Patch, id, into_set, parse,
 };
@@ -35,7 +36,7 @@ pub struct CreateKey {
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub permissions: Vec<String>,
     /// When it ends, in milliseconds since 1970.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[serde(skip_serializing_if = "Option::is_none", default, deserialize_with = "whole_or_none")]
     pub expires: Option<i64>,
     /// Whether it grants anything from the start.
     #[serde(default = "default_enabled")]
@@ -118,7 +119,7 @@ pub struct UpdateKey {
     #[serde(skip_serializing_if = "Patch::is_keep", default)]
     pub meta: Patch<Box<RawValue>>,
     /// When it ends, in milliseconds since 1970.
-    #[serde(skip_serializing_if = "Patch::is_keep", default)]
+    #[serde(skip_serializing_if = "Patch::is_keep", default, deserialize_with = "whole_patch")]
     pub expires: Patch<i64>,
     /// Whether it grants anything.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -165,6 +166,7 @@ pub struct RerollKey {
     /// Which one.
     pub key_id: String,
     /// How long the old one goes on, in milliseconds from now: see [`Self::grace`].
+    #[serde(deserialize_with = "whole_span")]
     pub expiration: u64,
 }
 
@@ -215,6 +217,18 @@ impl DeleteKey {
     pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
         parse(&Self::SCHEMA, body)
     }
+}
+
+fn whole_or_none<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
+    Ok(Option::<Whole>::deserialize(deserializer)?.map(|whole| whole.0))
+}
+
+fn whole_patch<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Patch<i64>, D::Error> {
+    Ok(Patch::<Whole>::deserialize(deserializer)?.map(|whole| whole.0))
+}
+
+fn whole_span<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    u64::try_from(Whole::deserialize(deserializer)?.0).map_err(D::Error::custom)
 }
 
 fn default_byte_length() -> u8 {

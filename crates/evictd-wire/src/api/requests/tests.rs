@@ -277,6 +277,16 @@ fn bodies() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
+#[test]
+fn a_zero_below_zero_is_zero() {
+    let created = CreateKey::parse(br#"{"apiId":"api_1","expires":-0}"#).unwrap();
+    assert_eq!(created.expires, Some(0));
+    let updated = UpdateKey::parse(br#"{"keyId":"key_1","expires": -0 }"#).unwrap();
+    assert_eq!(updated.expires, Patch::Set(0));
+    let rerolled = RerollKey::parse(br#"{"keyId":"key_1","expiration":-0}"#).unwrap();
+    assert_eq!(rerolled.grace(), Duration::ZERO);
+}
+
 proptest! {
     #[test]
     fn the_quick_way_accepts_only_what_the_schema_accepts(body in bodies()) {

@@ -5,6 +5,7 @@ use evictd_wire::api::requests::{CreateApi, DeleteApi, GetApi, ListKeys};
 
 use super::super::client::Repeat;
 use super::super::settings::Server;
+use super::super::usage;
 use super::{Connection, Follow, Job, asking, changing};
 
 #[derive(Subcommand, Debug)]
@@ -73,7 +74,8 @@ pub(super) struct ListKeysArgs {
     #[arg(long, value_name = "ID")]
     api_id: String,
     /// How many keys a page holds at most, 1 to 100.
-    #[arg(long, value_name = "NUMBER", default_value_t = ListKeys::DEFAULT_LIMIT)]
+    #[arg(long, value_name = "NUMBER", default_value_t = ListKeys::DEFAULT_LIMIT,
+          value_parser = clap::value_parser!(u8).range(1..=100))]
     limit: u8,
     /// Where to go on, as the page before said.
     #[arg(long, value_name = "CURSOR")]
@@ -85,6 +87,10 @@ pub(super) struct ListKeysArgs {
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL",
           hide = true)]
     revalidate_keys_cache: Option<bool>,
+    /// Accepted for compatibility, as long as it is false.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true",
+          action = clap::ArgAction::Set, value_name = "BOOL", hide = true)]
+    decrypt: bool,
     #[command(flatten)]
     connection: Connection,
 }
@@ -107,6 +113,7 @@ impl Apis {
                 (job, args.connection)
             }
             Self::ListKeys(args) => {
+                usage::must_be_off("--decrypt", args.decrypt)?;
                 let request = ListKeys {
                     api_id: args.api_id,
                     limit: args.limit,

@@ -11,11 +11,15 @@ use serde_json::value::RawValue;
 use super::super::bulk::{self, Order};
 use super::super::client::Repeat;
 use super::super::settings::Server;
+use super::super::usage;
 use super::{Connection, Follow, Job, Words, asking, changing};
 use crate::when::{self, Span, When};
 
 /// What stands for standard input in the place of an id.
 const STDIN: &str = "-";
+
+/// What evictd has none of, so that an empty list is all that it may say.
+const RATELIMITS: &str = "--ratelimits-json";
 
 #[derive(Subcommand, Debug)]
 pub(super) enum Keys {
@@ -52,7 +56,8 @@ pub(super) struct CreateKeyArgs {
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     name: Option<String>,
     /// How many random bytes the key holds, 16 to 255.
-    #[arg(long, value_name = "BYTES", default_value_t = CreateKey::DEFAULT_BYTE_LENGTH)]
+    #[arg(long, value_name = "BYTES", default_value_t = CreateKey::DEFAULT_BYTE_LENGTH,
+          value_parser = clap::value_parser!(u8).range(16..=255))]
     byte_length: u8,
     /// Whom the key belongs to, in your own words, such as the id of a user.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
@@ -71,6 +76,13 @@ pub(super) struct CreateKeyArgs {
     #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true",
           action = clap::ArgAction::Set, value_name = "BOOL")]
     enabled: bool,
+    /// Accepted for compatibility, as long as it is false.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true",
+          action = clap::ArgAction::Set, value_name = "BOOL", hide = true)]
+    recoverable: bool,
+    /// Accepted for compatibility, as long as it is empty.
+    #[arg(long, value_name = "JSON", hide = true)]
+    ratelimits_json: Option<String>,
     #[command(flatten)]
     follow: Follow,
     #[command(flatten)]
@@ -86,6 +98,10 @@ pub(super) struct GetKeyArgs {
     /// The key's id, which createKey returned. Not the key itself.
     #[arg(long, value_name = "ID")]
     key_id: String,
+    /// Accepted for compatibility, as long as it is false.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true",
+          action = clap::ArgAction::Set, value_name = "BOOL", hide = true)]
+    decrypt: bool,
     #[command(flatten)]
     connection: Connection,
 }
@@ -135,6 +151,9 @@ pub(super) struct UpdateKeyArgs {
     /// Whether the key grants anything. A key that is switched off can be switched on again; a deleted one can't.
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     enabled: Option<bool>,
+    /// Accepted for compatibility, as long as it is empty.
+    #[arg(long, value_name = "JSON", hide = true)]
+    ratelimits_json: Option<String>,
     #[command(flatten)]
     follow: Follow,
     #[command(flatten)]
@@ -179,6 +198,9 @@ pub(super) struct VerifyKeyArgs {
     /// Labels, separated by commas; accepted for compatibility, evictd doesn't analyse them.
     #[arg(long, value_name = "LABELS", default_value = "", hide_default_value = true)]
     tags: Words,
+    /// Accepted for compatibility, as long as it is empty.
+    #[arg(long, value_name = "JSON", hide = true)]
+    ratelimits_json: Option<String>,
     #[command(flatten)]
     connection: Connection,
 }
@@ -221,6 +243,7 @@ impl Keys {
         match self {
             Self::Create(args) => args.into_job(),
             Self::Get(args) => {
+                usage::must_be_off("--decrypt", args.decrypt)?;
                 let request = GetKey { key_id: args.key_id };
                 Ok((asking(GetKey::PATH, &request, Server::Publisher)?, args.connection))
             }
@@ -232,6 +255,7 @@ impl Keys {
                 Ok((job, args.connection))
             }
             Self::Verify(args) => {
+                usage::must_be_empty(RATELIMITS, args.ratelimits_json.as_deref())?;
                 let tags = args.tags.0.into_iter().map(Cow::Owned).collect();
                 let permissions = args.permissions.map(Cow::Owned);
                 let request = VerifyKey { key: args.key.into(), tags, permissions };
@@ -244,6 +268,8 @@ impl Keys {
 
 impl CreateKeyArgs {
     fn into_job(self) -> anyhow::Result<(Job, Connection)> {
+        usage::must_be_off("--recoverable", self.recoverable)?;
+        usage::must_be_empty(RATELIMITS, self.ratelimits_json.as_deref())?;
         let request = CreateKey {
             api_id: self.api_id,
             prefix: self.prefix,
@@ -252,7 +278,7 @@ impl CreateKeyArgs {
             external_id: self.external_id,
             meta: self.meta_json.map(json).transpose()?,
             permissions: self.permissions.0,
-            expires: self.expires.map(expiry),
+            expires: self.expires.map(expiry).transpose()?,
             enabled: self.enabled,
         };
         let job = changing(CreateKey::PATH, &request, Repeat::Duplicates, &self.follow)?;
@@ -262,6 +288,7 @@ impl CreateKeyArgs {
 
 impl UpdateKeyArgs {
     fn into_job(self) -> anyhow::Result<(Job, Connection)> {
+        usage::must_be_empty(RATELIMITS, self.ratelimits_json.as_deref())?;
         let meta = match self.meta_json.map(json).transpose()? {
             Some(meta) if meta.get() == "null" => Patch::Clear,
             meta => patch(meta, self.clear_meta),
@@ -271,7 +298,7 @@ impl UpdateKeyArgs {
             name: patch(self.name, self.clear_name),
             external_id: patch(self.external_id, self.clear_external_id),
             meta,
-            expires: patch(self.expires.map(expiry), self.clear_expires),
+            expires: patch(self.expires.map(expiry).transpose()?, self.clear_expires),
             enabled: self.enabled,
             permissions: self.permissions.map(|permissions| permissions.0),
         };
@@ -317,9 +344,9 @@ fn json(text: String) -> anyhow::Result<Box<RawValue>> {
     RawValue::from_string(text).context("--meta-json isn't JSON")
 }
 
-/// By this machine's clock, where a span was given.
-fn expiry(when: When) -> i64 {
-    StoreTime::as_millis(when.after(when::now()))
+/// By this machine's clock. The API takes times that have passed; on a command line they are slips.
+fn expiry(when: When) -> anyhow::Result<i64> {
+    Ok(StoreTime::as_millis(when.in_the_future(when::now())?))
 }
 
 fn patch<T>(set: Option<T>, clear: bool) -> Patch<T> {

@@ -2,7 +2,7 @@ use std::ffi::OsString;
 
 use clap::{CommandFactory, Parser};
 
-use super::super::usage::{SWITCHES, explained, normalise};
+use super::super::usage::{SWITCHES, asking_for_help, explained, normalise};
 use super::*;
 
 #[derive(Parser)]
@@ -86,15 +86,15 @@ fn each_command_sends_its_request() {
             r#"/v2/keys.createKey {"apiId":"a1","byteLength":16,"enabled":true}"#,
         ),
         (
-            r#"keys create-key --api-id=a1 --prefix p --name -n --byte-length 32 --meta-json={"a":1.0} --expires=5 --enabled=false --external-id=-u --permissions=b,a"#,
+            r#"keys create-key --api-id=a1 --prefix p --name -n --byte-length 32 --meta-json={"a":1.0} --expires=4073544000000 --enabled=false --external-id=-u --permissions=b,a"#,
             concat!(
                 r#"/v2/keys.createKey {"apiId":"a1","prefix":"p","name":"-n","byteLength":32,"externalId":"-u","#,
-                r#""meta":{"a":1.0},"permissions":["b","a"],"expires":5,"enabled":false}"#
+                r#""meta":{"a":1.0},"permissions":["b","a"],"expires":4073544000000,"enabled":false}"#
             ),
         ),
         (
-            "keys create-key --api-id=a1 --expires=2027-01-31T12:00:00Z --permissions=",
-            r#"/v2/keys.createKey {"apiId":"a1","byteLength":16,"expires":1801396800000,"enabled":true}"#,
+            "keys create-key --api-id=a1 --expires=2099-01-31T12:00:00Z --permissions=",
+            r#"/v2/keys.createKey {"apiId":"a1","byteLength":16,"expires":4073544000000,"enabled":true}"#,
         ),
         ("keys reroll-key --key-id=k1 --expiration=0", r#"/v2/keys.rerollKey {"keyId":"k1","expiration":0}"#),
         (
@@ -133,7 +133,7 @@ fn an_update_says_only_what_changes() {
         (r#"--meta-json={"a":1.0}"#, r#""meta":{"a":1.0}}"#),
         ("--meta-json=null", r#""meta":null}"#),
         ("--clear-meta", r#""meta":null}"#),
-        ("--expires=5", r#""expires":5}"#),
+        ("--expires=4073544000000", r#""expires":4073544000000}"#),
         ("--clear-expires", r#""expires":null}"#),
         ("--enabled", r#""enabled":true}"#),
         ("--enabled=false", r#""enabled":false}"#),
@@ -198,6 +198,9 @@ fn wrong_usage_is_refused() {
         "keys get-key --key-id=k1 --wait",
         "keys verify-key --key=k --credits-json={}",
         "keys create-key --api-id=a1 --byte-length=256",
+        "keys create-key --api-id=a1 --byte-length=15",
+        "apis list-keys --api-id=a1 --limit=0",
+        "apis list-keys --api-id=a1 --limit=101",
         "keys create-key --api-id=a1 --expires=tomorrow",
         "keys update-key --key-id=k1 --name=n --clear-name",
         "keys update-key --key-id=k1 --expires=5 --clear-expires",
@@ -218,21 +221,105 @@ fn what_of_unkeys_is_left_out_is_named() {
         ("keys create-key --api-id=a1 --roles=admin", "--roles"),
         ("keys create-key -api-id a1 -roles admin", "--roles"),
         ("keys update-key --key-id=k1 --credits-json={}", "--credits-json"),
-        ("keys verify-key --key=k --ratelimits-json=[]", "--ratelimits-json"),
         ("keys update-key --key-id=k1 --refill-interval=daily", "--refill-interval"),
-        ("keys create-key --api-id=a1 --recoverable", "--recoverable"),
         ("keys verify-key --key=k --migration-id m", "--migration-id"),
-        ("keys get-key --key-id=k1 --decrypt", "--decrypt"),
-        ("apis list-keys --api-id=a1 --decrypt=true", "--decrypt"),
-        ("keys add-permissions --key-id=k1", "add-permissions"),
-        ("keys whoami", "whoami"),
-        ("identities list", "identities"),
+        ("identities list-identities", "identities"),
+        ("identities", "identities"),
+        ("permissions create-permission --name=a --slug=a", "permissions"),
+        ("permissions -name list-roles", "permissions"),
+        ("ratelimit limit --namespace=n --identifier=i --limit=1 --duration=1000", "ratelimit"),
+        ("ratelimit --help", "ratelimit"),
+        ("analytics get-verifications --query=q", "analytics"),
     ] {
         let text = explain(line).unwrap_or_else(|| panic!("{line}"));
         assert!(text.starts_with(&format!("evictd leaves out {name}: ")), "{text}");
     }
+    for command in [
+        "add-permissions",
+        "add-roles",
+        "migrate-keys",
+        "remove-permissions",
+        "remove-roles",
+        "set-permissions",
+        "set-roles",
+        "update-credits",
+        "whoami",
+    ] {
+        let text = explain(&format!("keys {command} --key-id=k1")).unwrap_or_else(|| panic!("{command}"));
+        assert!(text.starts_with(&format!("evictd leaves out {command}: ")), "{text}");
+    }
     assert_eq!(explain("keys create-key --api-id=a1 --rolls=admin"), None);
     assert_eq!(explain("keys create-keys"), None);
+}
+
+#[test]
+fn a_switch_for_what_is_left_out_may_be_off() {
+    for line in ["keys create-key --api-id=a1", "keys get-key --key-id=k1", "apis list-keys --api-id=a1"] {
+        let switch = if line.contains("create-key") { "--recoverable" } else { "--decrypt" };
+        assert_eq!(body(&format!("{line} {switch}=false")), body(line));
+        for on in [switch.to_owned(), format!("{switch}=true"), switch[1..].to_owned()] {
+            let refused = parse(&format!("{line} {on}")).unwrap().into_job().unwrap_err().to_string();
+            assert!(refused.starts_with(&format!("evictd leaves out {switch}: ")), "{refused}");
+        }
+    }
+}
+
+#[test]
+fn a_list_of_what_is_left_out_may_be_empty() {
+    for line in
+        ["keys verify-key --key=k", "keys create-key --api-id=a1", "keys update-key --key-id=k1 --name=n"]
+    {
+        for empty in ["-ratelimits-json []", "--ratelimits-json=[]"] {
+            assert_eq!(body(&format!("{line} {empty}")), body(line));
+        }
+        for full in [r#"[{"name":"x"}]"#, "{}", "", "null"] {
+            let asked = format!("{line} --ratelimits-json={full}");
+            let refused = parse(&asked).unwrap().into_job().unwrap_err().to_string();
+            assert!(refused.starts_with("evictd leaves out --ratelimits-json: "), "{refused}");
+        }
+    }
+}
+
+#[test]
+fn a_number_out_of_its_range_is_refused_with_the_range() {
+    let told = |line: &str| parse(line).unwrap_err().to_string();
+    assert!(told("keys create-key --api-id=a1 --byte-length=300").contains("16..=255"));
+    assert!(told("apis list-keys --api-id=a1 --limit=1000").contains("1..=100"));
+}
+
+#[test]
+fn a_key_that_would_end_in_the_past_is_refused_with_what_was_understood() {
+    for line in ["keys create-key --api-id=a1", "keys update-key --key-id=k1"] {
+        let refused = parse(&format!("{line} --expires=90")).unwrap().into_job().unwrap_err().to_string();
+        assert!(refused.contains("1970-01-01T00:00:00.090Z") && refused.contains("90d"), "{refused}");
+    }
+}
+
+#[test]
+fn help_is_an_argument_of_the_commands_that_do_something() {
+    let asked = |line: &str| {
+        let args = asking_for_help(arguments(line), Cli::command());
+        Cli::try_parse_from(args).err().map(|error| (error.kind(), error.to_string()))
+    };
+    for (line, about) in [
+        ("keys delete-key help", "Deletes a key, or many"),
+        ("apis list-keys help --limit=5", "Lists the keys"),
+    ] {
+        let (kind, text) = asked(line).unwrap();
+        assert_eq!(kind, clap::error::ErrorKind::DisplayHelp, "{line}");
+        assert!(text.contains(about), "{text}");
+    }
+    // A value is none of it.
+    assert_eq!(asked("apis create-api --name help"), None);
+    assert_eq!(asked("keys delete-key --key-id=k1 help").unwrap().0, clap::error::ErrorKind::UnknownArgument);
+}
+
+#[test]
+fn an_output_format_that_isnt_known_is_refused_with_those_that_are() {
+    for format in ["xml", "JSON", ""] {
+        let error = parse(&format!("keys get-key --key-id=k1 --output={format}")).unwrap_err().to_string();
+        assert!(error.contains("--output") && error.contains("possible values: text, json"), "{error}");
+    }
 }
 
 #[test]

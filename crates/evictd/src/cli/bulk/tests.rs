@@ -1,5 +1,5 @@
 use std::collections::HashMap;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write};
 use std::net::{TcpListener, TcpStream};
 
 use evictd_wire::api::error::ApiError;
@@ -92,6 +92,20 @@ fn ids(how_many: usize) -> Vec<String> {
     (1..=how_many).map(|n| format!("key_{n}")).collect()
 }
 
+/// A terminal, on which standard output and standard error meet.
+struct Screen<'a>(&'a Mutex<Vec<u8>>);
+
+impl Write for Screen<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Standard output in the order of its lines' text, standard error, and the exit code.
 fn ran(run: &Run<'_>) -> (Vec<String>, String, u8) {
     let (mut out, mut err) = (Vec::new(), Vec::new());
@@ -117,6 +131,65 @@ fn every_id_is_deleted_and_has_its_line() {
     assert_eq!(lines, expected);
     assert_eq!(err, "50 keys: 50 deleted, 0 not found, 0 failed, 0 not started\n");
     assert_eq!(code, 0);
+}
+
+/// What a terminal shows of `written`: a line that is drawn over shows what was drawn last.
+fn shown(written: &str) -> Vec<&str> {
+    written.lines().map(|line| line.rsplit("\r\x1b[K").next().unwrap_or_default()).collect()
+}
+
+/// Ten times a second it is drawn, however often that is asked for.
+fn draw_until_shown(report: &mut Report<'_>, screen: &Mutex<Vec<u8>>, bar: &str) {
+    while !String::from_utf8_lossy(&screen.lock()).contains(bar) {
+        report.draw();
+    }
+}
+
+#[test]
+fn a_terminal_shows_how_far_it_has_come_and_in_the_end_only_what_became_of_it() {
+    let ids = ids(4);
+    let screen = Mutex::new(Vec::new());
+    let terminal = || Box::new(Screen(&screen));
+    let mut report = Report::new(&ids, false, (terminal(), terminal()), Some(Instant::now()));
+    let deleted = |id: &str| Fate::Deleted { request_id: format!("req_{id}"), reached: None };
+    report.done(0, &deleted("1"));
+    draw_until_shown(&mut report, &screen, "] 1/4");
+    report.done(1, &Fate::NotFound { maybe_now: false });
+    report.note("The limit of requests is reached; going on in 1 s.");
+    draw_until_shown(&mut report, &screen, "] 2/4");
+    report.done(2, &Fate::Failed("no".to_owned()));
+    assert_eq!(report.conclude(&order(1)), 1);
+
+    let written = String::from_utf8(screen.into_inner()).unwrap();
+    let bars: Vec<_> = written.split("\r\x1b[K").filter(|text| text.starts_with('[')).collect();
+    assert_eq!(
+        bars,
+        ["[=======>                      ] 1/4", "[===============>              ] 2/4, 1 not found"]
+    );
+    assert_eq!(
+        shown(&written),
+        [
+            "key_1  deleted  req_1",
+            "key_2  not found",
+            "The limit of requests is reached; going on in 1 s.",
+            "key_3  failed: no",
+            "key_4  not started",
+            "4 keys: 1 deleted, 1 not found, 1 failed, 1 not started",
+            "Not found means deleted before, or never there: look whether you expected each of those.",
+            "Run it again with the same list to go on: what is gone will be told as not found.",
+        ]
+    );
+}
+
+#[test]
+fn where_nobody_looks_nothing_is_drawn() {
+    let (ids, mut err) = (ids(2), Vec::new());
+    let mut report = Report::new(&ids, false, (Box::new(io::sink()), Box::new(&mut err)), None);
+    report.draw();
+    report.done(0, &Fate::NotFound { maybe_now: false });
+    report.draw();
+    report.conclude(&order(1));
+    assert!(!err.contains(&b'\r') && !err.contains(&b'\x1b'), "{}", String::from_utf8_lossy(&err));
 }
 
 #[test]

@@ -1,0 +1,213 @@
+//! The parts of a publisher, before they run: what they share, and how each is made of it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use evictd_ops::admin::Admin;
+use evictd_ops::http::{BindError, bind};
+use evictd_ops::invariants::Invariants;
+use evictd_ops::metrics::{MetricsError, Registry};
+use evictd_ops::readiness::Readiness;
+use evictd_store::HomeStore;
+use evictd_wire::subject::Kind;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::authority::{Authority, Fence, RoundWish, Vouched};
+use crate::bus::{self, Bus, Intake};
+use crate::config::PublisherConfig;
+use crate::control::Surface;
+use crate::expiry::Expiry;
+use crate::live_feed::LiveFeed;
+use crate::metrics::{self, Metrics};
+use crate::questions::Questions;
+use crate::rate_limit::RateLimits;
+use crate::receipts::Receipts;
+use crate::retention::Retention;
+use crate::sequencer::{Sequencer, Wake};
+use crate::{StartError, status};
+
+/// What the parts share.
+pub(crate) struct Common {
+    pub(crate) config: PublisherConfig,
+    pub(crate) store: Arc<dyn HomeStore>,
+    pub(crate) registry: Registry,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) readiness: Readiness,
+    pub(crate) receipts: Arc<Receipts>,
+    rounds: RoundWish,
+    wake: Wake,
+    fence: Fence,
+}
+
+impl Common {
+    /// Who waits for a receipt is answered when `draining` is cancelled.
+    pub(crate) fn new(
+        store: Arc<dyn HomeStore>,
+        config: PublisherConfig,
+        draining: CancellationToken,
+    ) -> Result<Self, MetricsError> {
+        let registry = Registry::new(metrics::SPECS, &[])?;
+        let metrics = Arc::new(Metrics::new(&registry));
+        let rounds = RoundWish::default();
+        let receipts = Arc::new(Receipts::new(
+            &config.receipts,
+            store.clone(),
+            metrics.clone(),
+            &registry,
+            rounds.clone(),
+            draining,
+        ));
+        Ok(Self {
+            config,
+            store,
+            registry,
+            metrics,
+            readiness: Readiness::new(),
+            receipts,
+            rounds,
+            wake: Wake::default(),
+            fence: Fence::default(),
+        })
+    }
+
+    pub(crate) fn sequencer(&self, buses: &Buses) -> Sequencer {
+        Sequencer {
+            config: self.config.sequencer.clone(),
+            store: self.store.clone(),
+            feed: self.feed(buses),
+            metrics: self.metrics.clone(),
+            wake: self.wake.clone(),
+            condition: self.readiness.condition("store", "the home store to number what was committed"),
+            triggers: self.readiness.condition("triggers", "the check of the home store's triggers"),
+            rounds: self.rounds.clone(),
+            invariants: Invariants::new(&self.registry),
+        }
+    }
+
+    pub(crate) fn authority(&self, buses: &Buses) -> Authority {
+        Authority {
+            config: self.config.authority.clone(),
+            store: self.store.clone(),
+            feed: self.feed(buses),
+            metrics: self.metrics.clone(),
+            fence: self.fence.clone(),
+            rounds: self.rounds.clone(),
+            serving: tokio::sync::watch::Sender::new(true),
+            condition: self.readiness.condition("rounds", "the first probe round; see the log if it fails"),
+        }
+    }
+
+    pub(crate) fn questions(&self, buses: &Buses) -> Questions {
+        Questions::new(
+            &self.config.authority,
+            self.store.clone(),
+            self.receipts.clone(),
+            self.fence.clone(),
+            self.rounds.clone(),
+            [buses.main.clone(), buses.lookups.clone()],
+            self.metrics.clone(),
+        )
+    }
+
+    pub(crate) fn surface(&self) -> Surface {
+        let vouched = Vouched {
+            fence: self.fence.clone(),
+            rounds: self.rounds.clone(),
+            // As agents keep a margin back.
+            trust: Duration::from(self.config.receipts.bound) * 9 / 10,
+        };
+        Surface::new(
+            self.store.clone(),
+            self.receipts.clone(),
+            RateLimits::new(&self.config.rate_limit),
+            self.wake.clone(),
+            vouched,
+            self.metrics.clone(),
+        )
+    }
+
+    pub(crate) fn expiry(&self) -> Expiry {
+        Expiry {
+            interval: self.config.sequencer.expiry_interval.into(),
+            store: self.store.clone(),
+            metrics: self.metrics.clone(),
+            wake: self.wake.clone(),
+        }
+    }
+
+    pub(crate) fn retention(&self) -> Retention {
+        Retention {
+            config: self.config.retention.clone(),
+            store: self.store.clone(),
+            metrics: self.metrics.clone(),
+        }
+    }
+
+    pub(crate) fn admin(&self) -> Admin {
+        Admin {
+            metrics: self.registry.clone(),
+            readiness: self.readiness.clone(),
+            status: status::status(self.receipts.clone(), self.fence.clone()),
+        }
+    }
+
+    fn feed(&self, buses: &Buses) -> LiveFeed {
+        LiveFeed { bus: buses.main.clone(), receipts: self.receipts.clone(), metrics: self.metrics.clone() }
+    }
+}
+
+/// Where clients and operators come in.
+pub(crate) struct Listeners {
+    pub(crate) http: TcpListener,
+    pub(crate) admin: TcpListener,
+    /// What `http` got for port 0.
+    pub(crate) http_address: SocketAddr,
+    /// The same of `admin`.
+    pub(crate) admin_address: SocketAddr,
+}
+
+impl Listeners {
+    pub(crate) async fn bind(config: &PublisherConfig) -> Result<Self, BindError> {
+        let http = bind(config.http.listen).await?;
+        let admin = bind(config.admin.listen).await?;
+        let http_address = http.local_addr().unwrap_or(config.http.listen);
+        let admin_address = admin.local_addr().unwrap_or(config.admin.listen);
+        Ok(Self { http, admin, http_address, admin_address })
+    }
+}
+
+/// The connections to NATS. Lookups have one of their own: a flood of them holds up nothing else.
+pub(crate) struct Buses {
+    main: Bus,
+    lookups: Bus,
+}
+
+impl Buses {
+    pub(crate) async fn connect(common: &Common) -> Result<Self, StartError> {
+        let Common { config, metrics, readiness, wake, .. } = common;
+        let wake = wake.clone();
+        // The head at once, without waiting for the second: agents may have missed something.
+        let main = bus::connect(&config.nats, metrics, readiness, move || wake.tick()).await?;
+        let lookups = bus::connect_for_lookups(&config.nats, metrics, readiness).await?;
+        Ok(Self { main, lookups })
+    }
+
+    pub(crate) async fn intakes(&self) -> Result<Intakes, StartError> {
+        Ok(Intakes {
+            probes: self.main.intake(Kind::Probe).await?,
+            replays: self.main.intake(Kind::Replay).await?,
+            announcements: self.main.intake(Kind::Applied).await?,
+            lookups: self.lookups.intake(Kind::Lookup).await?,
+        })
+    }
+}
+
+/// What comes from agents.
+pub(crate) struct Intakes {
+    pub(crate) probes: Intake,
+    pub(crate) replays: Intake,
+    pub(crate) announcements: Intake,
+    pub(crate) lookups: Intake,
+}

@@ -1,0 +1,391 @@
+//! One suite for every store: what is changed by SQL and not through the API, and what the README tells people to type.
+
+use std::time::Duration;
+
+use evictd_core::ids::{ApiId, KeyHash, KeyId};
+use evictd_core::invalidation::{Cause, Scope};
+use evictd_core::position::LogPosition;
+use evictd_core::record::{Record, RecordState};
+use evictd_core::time::StoreTime;
+use evictd_store::audit::{AuditQuery, AuditRecord, Purge, Purged};
+use evictd_store::change::{ChangeError, DeleteMode, KeyUpdate, NewRootKey, Reroll};
+use evictd_store::receipt::{FinalReceipt, Recorded};
+use evictd_store::{HomeStore, StoreError};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
+
+use crate::fixture::{
+    PostgresFixture, SqliteFixture, actor, api_id, asking, key, key_scope, news, operator, populate, receipt,
+    root_key, workspace,
+};
+
+/// A store whose database somebody else may change.
+trait ByHand {
+    /// SQL that switches off what feeds the log.
+    const TRIGGERS_OFF: &str;
+
+    fn store(&self) -> &dyn HomeStore;
+
+    /// Runs statements as any other program would.
+    async fn run(&self, sql: &str);
+
+    /// How its SQL writes bytes.
+    fn literal(hex: &str) -> String;
+}
+
+impl ByHand for SqliteFixture {
+    const TRIGGERS_OFF: &str = "
+        DROP TRIGGER keys_after_insert; DROP TRIGGER keys_after_update; DROP TRIGGER keys_after_delete;
+        DROP TRIGGER root_keys_after_insert; DROP TRIGGER root_keys_after_update; DROP TRIGGER apis_after_update";
+
+    fn store(&self) -> &dyn HomeStore {
+        &self.store
+    }
+
+    async fn run(&self, sql: &str) {
+        let options = SqliteConnectOptions::new().filename(self.path()).foreign_keys(false);
+        let mut connection = options.connect().await.unwrap();
+        connection.execute(AssertSqlSafe(sql)).await.unwrap();
+        connection.close().await.unwrap();
+    }
+
+    fn literal(hex: &str) -> String {
+        format!("x'{hex}'")
+    }
+}
+
+impl ByHand for PostgresFixture {
+    const TRIGGERS_OFF: &str = "
+        ALTER TABLE keys DISABLE TRIGGER ALL; ALTER TABLE root_keys DISABLE TRIGGER ALL;
+        ALTER TABLE apis DISABLE TRIGGER ALL";
+
+    fn store(&self) -> &dyn HomeStore {
+        &self.store
+    }
+
+    async fn run(&self, sql: &str) {
+        let mut connection = sqlx::PgConnection::connect(&self.url).await.unwrap();
+        connection.execute(AssertSqlSafe(sql)).await.unwrap();
+        connection.close().await.unwrap();
+    }
+
+    fn literal(hex: &str) -> String {
+        format!(r"'\x{hex}'")
+    }
+}
+
+/// Makes a test of every function of the suite for each store.
+macro_rules! by_hand {
+    ($($name:ident),* $(,)?) => {
+        mod sqlite {
+            $(
+                #[tokio::test]
+                async fn $name() {
+                    let fixture = super::SqliteFixture::new().await;
+                    super::$name(&fixture).await;
+                    super::HomeStore::close(&fixture.store).await;
+                }
+            )*
+        }
+
+        mod postgres {
+            $(
+                #[tokio::test]
+                async fn $name() {
+                    let fixture = super::PostgresFixture::new().await;
+                    super::$name(&fixture).await;
+                    super::HomeStore::close(&fixture.store).await;
+                }
+            )*
+        }
+    };
+}
+
+by_hand!(
+    a_change_that_the_log_does_not_learn_of_is_undone,
+    a_change_by_sql_has_an_audit_record_as_soon_as_it_is_numbered,
+    an_end_that_comes_by_itself_is_audited_as_nobodys_change,
+    a_bulk_change_by_sql_has_one_audit_record_for_its_api,
+    an_operators_new_epoch_has_its_audit_record,
+    what_was_soft_deleted_is_restored_by_one_statement,
+    a_soft_deleted_key_is_erased_by_one_statement,
+    the_same_key_text_is_created_anew_by_one_statement,
+    root_keys_and_workspaces_are_switched_off_and_on_by_one_statement,
+    rows_from_the_future_stop_no_purge,
+    receipts_count_as_purged_only_as_far_as_they_were,
+);
+
+/// What the log says of statements.
+async fn after(home: &impl ByHand, sql: &str) -> Vec<(Scope, Cause)> {
+    home.run(sql).await;
+    news(home.store()).await
+}
+
+async fn state(home: &impl ByHand, n: u8) -> Option<RecordState> {
+    match home.store().lookup(KeyHash([n; 32])).await.unwrap().record {
+        Record::Key(key) => Some(key.state),
+        Record::RootKey(root_key) => Some(root_key.state),
+        Record::Absent => None,
+    }
+}
+
+/// The audit records from the `skip`th on, the oldest first.
+async fn audited(home: &impl ByHand, skip: usize) -> Vec<AuditRecord> {
+    let query = AuditQuery { limit: 1_000, ..AuditQuery::default() };
+    home.store().audit(&query).await.unwrap().into_iter().rev().skip(skip).collect()
+}
+
+/// Event, description and actor.
+fn told(records: &[AuditRecord]) -> Vec<(&str, &str, &str, &str)> {
+    records
+        .iter()
+        .map(|record| (&*record.event, &*record.description, &*record.actor_type, &*record.actor_id))
+        .collect()
+}
+
+fn reroll() -> Reroll {
+    let new = key(101);
+    Reroll { key: key(1).id, grace: Duration::ZERO, new_id: new.id, hash: new.hash, start: new.start }
+}
+
+/// While triggers are off, and until somebody looks, a deletion would be answered with success and reach nobody.
+async fn a_change_that_the_log_does_not_learn_of_is_undone<H: ByHand>(home: &H) {
+    let store = home.store();
+    populate(store, 2).await;
+    let ended = KeyUpdate { enabled: Some(false), ..KeyUpdate::default() };
+    home.run("UPDATE keys SET expires = 1 WHERE id = 'key_2'").await;
+    store.number(100).await.unwrap();
+    let before = audited(home, 0).await;
+    home.run(H::TRIGGERS_OFF).await;
+
+    let unlogged = |outcome: Result<(), ChangeError>| {
+        assert!(matches!(outcome, Err(ChangeError::Store(StoreError::Unlogged { .. }))), "{outcome:?}");
+    };
+    let (id, may) = (key(1).id, &|_: &ApiId| true);
+    unlogged(store.create_key(&actor(), key(3)).await);
+    unlogged(store.update_key(&actor(), &id, ended, may).await);
+    unlogged(store.reroll_key(&actor(), reroll(), may).await);
+    unlogged(store.delete_key(&actor(), &id, DeleteMode::Soft, may).await);
+    unlogged(store.delete_key(&actor(), &id, DeleteMode::Permanent, may).await);
+    unlogged(store.delete_api(&actor(), &api_id()).await);
+    let another = NewRootKey { id: KeyId::new("root_2"), hash: KeyHash([254; 32]), ..root_key() };
+    unlogged(store.create_root_key(&operator(), another).await.map_err(ChangeError::Store));
+    let revoked = store.revoke_root_key(&operator(), &root_key().id).await;
+    unlogged(revoked.map(drop).map_err(ChangeError::Store));
+    unlogged(store.expire(10).await.map(drop).map_err(ChangeError::Store));
+
+    assert_eq!(audited(home, 0).await, before);
+    assert_eq!(state(home, 1).await, Some(RecordState::Active));
+    assert_eq!(state(home, 255).await, Some(RecordState::Active));
+    assert_eq!((state(home, 3).await, state(home, 101).await, state(home, 254).await), (None, None, None));
+    assert!(store.api(&workspace(), &api_id()).await.unwrap().is_some());
+    store.update_key(&actor(), &id, KeyUpdate::default(), may).await.unwrap();
+    assert_eq!(audited(home, before.len()).await.len(), 1, "what changes nothing needs no row");
+}
+
+async fn a_change_by_sql_has_an_audit_record_as_soon_as_it_is_numbered(home: &impl ByHand) {
+    populate(home.store(), 2).await;
+    let known = audited(home, 0).await.len();
+    let statements = [
+        "UPDATE keys SET enabled = FALSE WHERE id = 'key_1'",
+        "UPDATE keys SET deleted_at_m = 1 WHERE id = 'key_1'",
+        "UPDATE keys SET deleted_at_m = NULL WHERE id = 'key_1'",
+        "DELETE FROM keys WHERE id = 'key_2'",
+        "UPDATE apis SET deleted_at_m = 1",
+        "UPDATE root_keys SET enabled = FALSE",
+        "UPDATE workspaces SET enabled = FALSE",
+    ];
+    let mut numbered = Vec::new();
+    for statement in statements {
+        home.run(statement).await;
+        numbered.extend(home.store().number(100).await.unwrap().rows);
+    }
+    let records = audited(home, known).await;
+    assert_eq!(
+        told(&records),
+        [
+            ("key.update", "Updated key key_1", "database", "sql"),
+            ("key.delete", "Deleted key key_1", "database", "sql"),
+            ("key.restore", "Restored key key_1", "database", "sql"),
+            ("key.delete", "Permanently deleted key key_2", "database", "sql"),
+            ("api.delete", "Deleted API api_1", "database", "sql"),
+            ("root_key.update", "Updated root key root_1", "database", "sql"),
+            ("workspace.update", "Updated workspace ws_1", "database", "sql"),
+        ]
+    );
+    for (record, row) in records.iter().zip(&numbered) {
+        assert_eq!(record.time.as_millis(), row.committed_at.as_millis(), "the store's time of the change");
+        assert_eq!((&record.workspace_id, &record.request_id), (&Some(workspace()), &None));
+        assert!(record.event_id.starts_with("log_"), "{}", record.event_id);
+    }
+    let targets = |record: &AuditRecord| {
+        record.targets.iter().map(|target| format!("{} {}", target.kind, target.id)).collect::<Vec<_>>()
+    };
+    assert_eq!(targets(&records[3]), ["key key_2", "api api_1"]);
+    assert_eq!(targets(&records[5]), ["rootkey root_1"]);
+    home.store().number(100).await.unwrap();
+    assert_eq!(audited(home, known).await.len(), statements.len(), "each once");
+}
+
+async fn an_end_that_comes_by_itself_is_audited_as_nobodys_change(home: &impl ByHand) {
+    populate(home.store(), 1).await;
+    home.run("UPDATE keys SET expires = 1; UPDATE root_keys SET expires = 1").await;
+    home.store().number(100).await.unwrap();
+    let known = audited(home, 0).await.len();
+    assert_eq!(home.store().expire(10).await.unwrap(), 2);
+    home.store().number(100).await.unwrap();
+    assert_eq!(
+        told(&audited(home, known).await),
+        [
+            ("root_key.expire", "Expired root key root_1", "system", "expiry"),
+            ("key.expire", "Expired key key_1", "system", "expiry"),
+        ]
+    );
+}
+
+async fn a_bulk_change_by_sql_has_one_audit_record_for_its_api<H: ByHand>(home: &H) {
+    populate(home.store(), 0).await;
+    let known = audited(home, 0).await.len();
+    let row = |n: u32| format!("('bulk_{n}', 'api_1', 'ws_1', {}, 'x')", H::literal(&format!("{n:064x}")));
+    let rows: Vec<String> = (1..=1_001).map(row).collect();
+    let insert =
+        format!("INSERT INTO keys (id, api_id, workspace_id, hash, start) VALUES {}", rows.join(","));
+    assert_eq!(after(home, &insert).await.len(), 1);
+    assert_eq!(after(home, "DELETE FROM keys").await.len(), 1);
+    let records = audited(home, known).await;
+    assert_eq!(
+        told(&records),
+        [
+            ("key.create", "Created 1001 keys of API api_1", "database", "sql"),
+            ("key.delete", "Permanently deleted 1001 keys of API api_1", "database", "sql"),
+        ]
+    );
+    assert_eq!((&*records[0].targets[0].kind, &*records[0].targets[0].id), ("api", "api_1"));
+}
+
+async fn an_operators_new_epoch_has_its_audit_record(home: &impl ByHand) {
+    let head = home.store().begin_epoch(&operator()).await.unwrap();
+    let records = audited(home, 0).await;
+    let description = format!("Began epoch {} at position 0", head.epoch());
+    assert_eq!(told(&records), [("store.new_epoch", &*description, "system", "ops")]);
+    assert_eq!((&records[0].workspace_id, &*records[0].targets), (&None, &[][..]));
+    assert_eq!(records[0].request_id.as_deref(), Some("req_operator"));
+}
+
+async fn what_was_soft_deleted_is_restored_by_one_statement(home: &impl ByHand) {
+    let store = home.store();
+    populate(store, 1).await;
+    store.delete_key(&actor(), &key(1).id, DeleteMode::Soft, &|_| true).await.unwrap();
+    store.delete_api(&actor(), &api_id()).await.unwrap();
+    store.revoke_root_key(&operator(), &root_key().id).await.unwrap();
+    store.number(100).await.unwrap();
+    let restored = |scope| vec![(scope, Cause::Restored)];
+    let sql = "UPDATE keys SET deleted_at_m = NULL WHERE id = 'key_1'";
+    assert_eq!(after(home, sql).await, restored(key_scope(1)));
+    let sql = "UPDATE apis SET deleted_at_m = NULL WHERE id = 'api_1'";
+    assert_eq!(after(home, sql).await, restored(Scope::Api(api_id())));
+    assert_eq!(state(home, 1).await, Some(RecordState::Active));
+    assert_eq!(state(home, 255).await, Some(RecordState::Deleted));
+    let sql = "UPDATE root_keys SET deleted_at_m = NULL WHERE id = 'root_1'";
+    assert_eq!(after(home, sql).await.len(), 1);
+    assert_eq!(state(home, 255).await, Some(RecordState::Active));
+}
+
+async fn a_soft_deleted_key_is_erased_by_one_statement(home: &impl ByHand) {
+    const ERASE: &str = "DELETE FROM keys WHERE id = 'key_1' AND deleted_at_m IS NOT NULL";
+    let store = home.store();
+    populate(store, 1).await;
+    assert_eq!(after(home, ERASE).await, [], "a live key is none of its business");
+    store.delete_key(&actor(), &key(1).id, DeleteMode::Soft, &|_| true).await.unwrap();
+    let again = store.delete_key(&actor(), &key(1).id, DeleteMode::Permanent, &|_| true).await;
+    assert!(matches!(again, Err(ChangeError::KeyNotFound)), "{again:?}");
+    store.number(100).await.unwrap();
+    assert_eq!(after(home, ERASE).await, [(key_scope(1), Cause::Erased)]);
+    assert_eq!(state(home, 1).await, None);
+}
+
+async fn the_same_key_text_is_created_anew_by_one_statement<H: ByHand>(home: &H) {
+    let store = home.store();
+    populate(store, 1).await;
+    store.delete_key(&actor(), &key(1).id, DeleteMode::Permanent, &|_| true).await.unwrap();
+    store.number(100).await.unwrap();
+    let insert = format!(
+        "INSERT INTO keys (id, api_id, workspace_id, hash, start)
+         VALUES ('key_new', 'api_1', 'ws_1', {}, 'abcd')",
+        H::literal(&"01".repeat(32))
+    );
+    let scope = Scope::Key { hash: key(1).hash, key_id: Some(KeyId::new("key_new")), api_id: Some(api_id()) };
+    assert_eq!(after(home, &insert).await, [(scope, Cause::Created)]);
+    assert_eq!(state(home, 1).await, Some(RecordState::Active));
+    let details = store.key(&workspace(), &KeyId::new("key_new")).await.unwrap().unwrap();
+    assert!(details.enabled && details.permissions.is_empty() && details.created_at > StoreTime(0));
+}
+
+async fn root_keys_and_workspaces_are_switched_off_and_on_by_one_statement(home: &impl ByHand) {
+    populate(home.store(), 1).await;
+    for (sql, key_state, root_key_state) in [
+        (
+            "UPDATE root_keys SET enabled = FALSE WHERE id = 'root_1'",
+            RecordState::Active,
+            RecordState::Disabled,
+        ),
+        ("UPDATE root_keys SET enabled = TRUE WHERE id = 'root_1'", RecordState::Active, RecordState::Active),
+        (
+            "UPDATE workspaces SET enabled = FALSE WHERE id = 'ws_1'",
+            RecordState::WorkspaceDisabled,
+            RecordState::WorkspaceDisabled,
+        ),
+        ("UPDATE workspaces SET enabled = TRUE WHERE id = 'ws_1'", RecordState::Active, RecordState::Active),
+    ] {
+        assert_eq!(after(home, sql).await.len(), 1, "{sql}");
+        assert_eq!(
+            (state(home, 1).await, state(home, 255).await),
+            (Some(key_state), Some(root_key_state)),
+            "{sql}"
+        );
+    }
+}
+
+/// Keeps what is younger than an hour.
+const AN_HOUR: Purge =
+    Purge { log: Duration::from_hours(1), receipts: Duration::from_hours(1), audit: None, limit: 100 };
+
+/// A store whose clock was ahead for a while would keep everything after that, until that time comes.
+async fn rows_from_the_future_stop_no_purge(home: &impl ByHand) {
+    populate(home.store(), 4).await;
+    let day = 24 * 3_600_000_000_i64;
+    let sql = format!(
+        "UPDATE invalidations SET receipted = TRUE, committed_at = committed_at - {day};
+         UPDATE invalidations SET committed_at = 4102444800000000 WHERE key_id IN ('root_1', 'key_2');
+         UPDATE invalidations SET committed_at = committed_at + {day} WHERE key_id = 'key_4'"
+    );
+    home.run(&sql).await;
+    let purged = home.store().purge(AN_HOUR).await.unwrap();
+    assert_eq!(purged, Purged { log: 4, ..Purged::default() }, "all but the last, which is young");
+}
+
+/// A purge that finds no receipt has lost none: what is told of older requests stays as it was.
+async fn receipts_count_as_purged_only_as_far_as_they_were(home: &impl ByHand) {
+    let store = home.store();
+    populate(store, 1).await;
+    // Refused by nobody, and no news: a request without a row in the log.
+    store.update_key(&asking("req_same"), &key(1).id, KeyUpdate::default(), &|_| true).await.unwrap();
+    let at_once = Purge { receipts: Duration::ZERO, ..AN_HOUR };
+    store.purge(at_once).await.unwrap();
+    let told = store.receipt(&workspace(), "req_same").await.unwrap();
+    assert_eq!(told, Some(Recorded::Nothing), "nothing was purged");
+
+    // One of long ago doesn't speak of this one either.
+    let old = receipt("req_old", LogPosition::new(1, 1).unwrap(), "{}");
+    store.record_receipts(&[old]).await.unwrap();
+    assert_eq!(store.purge(at_once).await.unwrap().receipts, 1);
+    assert_eq!(store.receipt(&workspace(), "req_same").await.unwrap(), Some(Recorded::Nothing));
+
+    let now = StoreTime::from_millis(audited(home, 0).await.last().unwrap().time.as_millis() + 1);
+    let young = receipt("req_young", LogPosition::new(1, 1).unwrap(), "{}");
+    store.record_receipts(&[FinalReceipt { final_at: now, ..young }]).await.unwrap();
+    while store.purge(at_once).await.unwrap().receipts == 0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(store.receipt(&workspace(), "req_same").await.unwrap(), None, "it may have had one");
+}
