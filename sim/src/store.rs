@@ -317,16 +317,6 @@ impl Store {
         self.workspaces[workspace.0].now()
     }
 
-    /// Whether a key would be answered VALID now.
-    pub fn is_good(&self, key: KeyNumber) -> bool {
-        let snapshot = self.read_at(key, self.lsn);
-        match snapshot.record {
-            Record::Key(record) => record.state == RecordState::Active,
-            Record::RootKey(record) => record.state == RecordState::Active,
-            Record::Absent => false,
-        }
-    }
-
     /// The last commit.
     pub fn lsn(&self) -> Lsn {
         self.lsn

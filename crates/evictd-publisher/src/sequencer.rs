@@ -12,7 +12,7 @@ use evictd_ops::invariants::Invariants;
 use evictd_ops::readiness::Condition;
 use evictd_store::{HomeStore, StoreError};
 use tokio::sync::Notify;
-use tokio::time::{Interval, MissedTickBehavior};
+use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::authority::RoundWish;
@@ -96,7 +96,7 @@ impl Sequencer {
                     }
                     (Need::Reads, self.check().await)
                 }
-                _ = poll.tick() => (Need::Writes, self.number_if_changed(&mut version).await),
+                _ = poll.tick() => (Need::Writes, self.number_if_changed(&mut version, &mut poll).await),
                 () = self.wake.rows.notified() => (Need::Writes, self.number().await),
                 () = &mut told => {
                     // Listening again before looking: what is said meanwhile is heard.
@@ -121,10 +121,12 @@ impl Sequencer {
         }
     }
 
-    async fn number_if_changed(&self, last: &mut Option<i64>) -> Result<(), StoreError> {
+    async fn number_if_changed(&self, last: &mut Option<i64>, poll: &mut Interval) -> Result<(), StoreError> {
         // Idle, it writes nothing, and wouldn't notice that it can't.
         self.store.writable()?;
+        let began = Instant::now();
         let version = self.store.version().await?;
+        poll.reset_after(rest_after(began.elapsed(), self.config.poll_interval.into()));
         if *last != Some(version) {
             self.number().await?;
             // Only now: a failed attempt must be repeated. Numbering changes the version once more, and
@@ -211,6 +213,12 @@ impl Health {
             }
         }
     }
+}
+
+/// How long to wait until the next look. One costs next to nothing, unless somebody holds an old snapshot of the
+/// database; then looking takes a twentieth of the time and no more.
+fn rest_after(took: Duration, interval: Duration) -> Duration {
+    interval.max(took * 20)
 }
 
 fn every(interval: Duration) -> Interval {

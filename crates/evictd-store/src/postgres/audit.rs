@@ -54,26 +54,43 @@ pub(super) async fn record_unrequested(write: &mut Write, records: &[Value]) -> 
     Ok(())
 }
 
+/// A target with no more records than this is rare.
+const FEW: i64 = 10_000;
+
+/// What the index finds by a target.
+const HAS_TARGET: &str = "jsonb_path_query_array(targets, '$[*].id') @> jsonb_build_array($1::text)";
+
 /// The newest records that meet the query.
 pub(super) async fn audit(records: &Lane, query: &AuditQuery) -> Result<Vec<AuditRecord>, StoreError> {
-    records.rows(READ, || statement(query)).await?.iter().map(read).collect()
+    let is_rare = match &query.target {
+        None => false,
+        Some(target) => is_rare(records, target).await?,
+    };
+    records.rows(READ, || statement(query, is_rare)).await?.iter().map(read).collect()
 }
 
-fn statement(query: &AuditQuery) -> Statement {
-    // What was found by its target comes first and is sorted then. The planner would rather read all records by
-    // their times until it has enough of them, for it believes any target to be frequent.
-    let records = match query.target {
-        None => "audit_log",
-        Some(_) => {
-            "(SELECT * FROM audit_log
-              WHERE jsonb_path_query_array(targets, '$[*].id') @> jsonb_build_array($1::text) OFFSET 0)"
-        }
+async fn is_rare(records: &Lane, target: &str) -> Result<bool, StoreError> {
+    let count = format!(
+        "SELECT count(*) <= $2 FROM (SELECT FROM audit_log WHERE {HAS_TARGET} LIMIT $2 + 1) AS found"
+    );
+    let row = records.row(READ, || sqlx::query(AssertSqlSafe(count.clone())).bind(target).bind(FEW)).await?;
+    row.map_or(Ok(false), |row| row.try_get(0)).map_err(failed(READ))
+}
+
+/// A key's few records are found by the index, and sorted then; those of an API with millions of changes are met soon by
+/// reading from the newest on. The planner can't know which is which, and may take seconds where it guesses wrong.
+fn statement(query: &AuditQuery, target_is_rare: bool) -> Statement {
+    let records = if target_is_rare {
+        format!("(SELECT * FROM audit_log WHERE {HAS_TARGET} OFFSET 0) AS found")
+    } else {
+        "audit_log".to_owned()
     };
     sqlx::query(AssertSqlSafe(format!(
         "SELECT event_id, time, workspace_id, event, description, actor_type, actor_id, actor_name,
                 remote_ip, user_agent, targets::text AS targets, correlation_id
-         FROM {records} AS records
-         WHERE ($2::text IS NULL OR workspace_id = $2)
+         FROM {records}
+         WHERE ($1::text IS NULL OR targets @> jsonb_build_array(jsonb_build_object('id', $1)))
+           AND ($2::text IS NULL OR workspace_id = $2)
            AND ($3::text IS NULL OR correlation_id = $3)
            AND ($4::bigint IS NULL OR time >= $4)
          ORDER BY time DESC, written DESC LIMIT $5"

@@ -107,6 +107,7 @@ by_hand!(
     an_end_that_comes_by_itself_is_audited_as_nobodys_change,
     a_bulk_change_by_sql_has_one_audit_record_for_its_api,
     an_operators_new_epoch_has_its_audit_record,
+    what_happened_to_one_target_is_found_however_often_it_is_one,
     what_was_soft_deleted_is_restored_by_one_statement,
     a_soft_deleted_key_is_erased_by_one_statement,
     the_same_key_text_is_created_anew_by_one_statement,
@@ -270,6 +271,26 @@ async fn an_operators_new_epoch_has_its_audit_record(home: &impl ByHand) {
     assert_eq!(told(&records), [("store.new_epoch", &*description, "system", "ops")]);
     assert_eq!((&records[0].workspace_id, &*records[0].targets), (&None, &[][..]));
     assert_eq!(records[0].request_id.as_deref(), Some("req_operator"));
+}
+
+/// An API may be among the targets of most records, a key of few.
+async fn what_happened_to_one_target_is_found_however_often_it_is_one(home: &impl ByHand) {
+    let row = |n: u32| {
+        format!(
+            r#"({n}, 'e', 'd', 'a', 'a', '[{{"type":"key","id":"k_{n}"}},{{"type":"api","id":"api_9"}}]')"#
+        )
+    };
+    let rows: Vec<String> = (1..=10_001).map(row).collect();
+    let insert = "INSERT INTO audit_log (time, event, description, actor_type, actor_id, targets) VALUES";
+    home.run(&format!("{insert} {}", rows.join(","))).await;
+    let times = async |target: &str| {
+        let query = AuditQuery { target: Some(target.to_owned()), limit: 2, ..AuditQuery::default() };
+        let found = home.store().audit(&query).await.unwrap();
+        found.iter().map(|record| record.time.as_millis()).collect::<Vec<_>>()
+    };
+    assert_eq!(times("api_9").await, [10_001, 10_000]);
+    assert_eq!(times("k_77").await, [77]);
+    assert_eq!(times("k_none").await, [0; 0]);
 }
 
 async fn what_was_soft_deleted_is_restored_by_one_statement(home: &impl ByHand) {

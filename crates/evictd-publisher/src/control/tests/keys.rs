@@ -297,7 +297,7 @@ async fn a_deletion_that_the_log_does_not_learn_of_is_an_error_and_undone() {
     let home = Home::new().await;
     let api = home.create_api("root").await;
     let (id, text) = home.create_key(&api).await;
-    home.sql("DROP TRIGGER keys_after_update").await;
+    sqlx::query("DROP TRIGGER keys_after_update").execute(&mut home.connect().await).await.unwrap();
     home.delete_key("root", &id).await.refuses(500, "unkey/application/unexpected_error");
     assert_eq!(home.key_record(&text).await.state, RecordState::Active);
 }
