@@ -68,7 +68,7 @@ fn python(script: &str, store: &Path, argument: &str) -> Result<String> {
 type Flaw = (&'static str, &'static str);
 
 /// Flaws whatever has happened.
-const OF_ANY_LOG: [Flaw; 8] = [
+const OF_ANY_LOG: [Flaw; 9] = [
     ("rows without a position", "SELECT count(*) FROM invalidations WHERE position IS NULL"),
     (
         // Each epoch begins somewhere of its own.
@@ -97,8 +97,14 @@ const OF_ANY_LOG: [Flaw; 8] = [
          WHERE cause = 'deleted' AND request_id IS NOT NULL AND coalesce(n, 0) <> 1",
     ),
     (
+        "keys deleted past the API without exactly one audit record",
+        "SELECT abs((SELECT count(*) FROM audit_log WHERE actor_type = 'database' AND event = 'key.delete')
+                  - (SELECT count(*) FROM invalidations WHERE request_id IS NULL AND scope = 'key'
+                     AND cause IN ('deleted', 'erased')))",
+    ),
+    (
         "audit records without a change",
-        "SELECT count(*) FROM audit_log WHERE event IN ('key.delete', 'api.delete')
+        "SELECT count(*) FROM audit_log WHERE event IN ('key.delete', 'api.delete') AND actor_type <> 'database'
          AND NOT EXISTS (SELECT 1 FROM invalidations WHERE request_id = correlation_id)",
     ),
 ];
@@ -245,6 +251,12 @@ mod tests {
             (
                 "UPDATE invalidations SET request_id = NULL WHERE request_id = 'req_a';
                  DELETE FROM audit_log WHERE correlation_id = 'req_a'"
+                    .to_owned(),
+                "keys deleted past the API without exactly one audit record: 1",
+            ),
+            (
+                "UPDATE invalidations SET request_id = NULL WHERE request_id = 'req_a';
+                 UPDATE audit_log SET correlation_id = NULL, actor_type = 'database' WHERE correlation_id = 'req_a'"
                     .to_owned(),
                 "deletions that no request asked for: 1",
             ),

@@ -44,3 +44,24 @@ pub(super) async fn check(log: &Lane) -> Result<(), StoreError> {
         rows.iter().map(|row| row.try_get("missing")).collect::<Result<_, _>>().map_err(failed(ACTION))?;
     if missing.is_empty() { Ok(()) } else { Err(StoreError::RightMissing { grants: missing.join("; ") }) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_for_operators_grants_just_this() {
+        const PAGE: &str = include_str!("../../../../docs/operations.md");
+        let grants = PAGE
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("GRANT ")?.strip_suffix(" TO publisher;"));
+        let mut granted: Vec<(&str, &str)> = grants
+            .filter_map(|grant| grant.split_once(" ON "))
+            .flat_map(|(rights, tables)| tables.split(", ").map(move |table| (table, rights)))
+            .collect();
+        let mut needed = RIGHTS.to_vec();
+        granted.sort_unstable();
+        needed.sort_unstable();
+        assert_eq!(granted, needed);
+    }
+}
