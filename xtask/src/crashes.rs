@@ -15,7 +15,7 @@ pub(crate) struct CrashArgs {
     #[arg(long, value_enum, default_value_t = StoreName::Sqlite)]
     store: StoreName,
     /// Keys to create; nineteen of twenty are deleted.
-    #[arg(long, default_value_t = 5_000)]
+    #[arg(long, default_value_t = 20_000)]
     keys: usize,
     /// Clients that delete them.
     #[arg(long, default_value_t = 16)]

@@ -24,7 +24,18 @@ use crate::origin::Loaded;
 #[async_trait]
 pub trait Database: Debug + Send + Sync {
     /// What `hash` stands for and how new that is, both read in one snapshot (R6).
-    async fn lookup(&self, hash: KeyHash) -> Result<Lookup, Box<dyn Error + Send + Sync>>;
+    async fn lookup(&self, hash: KeyHash) -> Result<Lookup, DatabaseError>;
+}
+
+/// Why a database didn't tell.
+#[derive(Debug, thiserror::Error)]
+pub enum DatabaseError {
+    /// It can't be used now, for whatever record.
+    #[error(transparent)]
+    Unusable(Box<dyn Error + Send + Sync>),
+    /// This record makes no sense; others may.
+    #[error(transparent)]
+    Record(Box<dyn Error + Send + Sync>),
 }
 
 /// The pause before a database that failed is asked again.
@@ -94,11 +105,18 @@ impl Shared {
             Ok(Ok(lookup)) => {
                 if self.fails.send_replace(false) {
                     tracing::info!("the database answers again");
-                    self.remark.met();
                 }
+                // Each time: a failure that was noticed beside it may have made its remark only now.
+                self.remark.met();
                 return Some(lookup);
             }
-            Ok(Err(error)) => with_causes(&*error),
+            Ok(Err(DatabaseError::Record(error))) => {
+                // One key that somebody has written nonsense for doesn't send all loads home.
+                self.metrics.read_from_database(DatabaseOutcome::Failed);
+                tracing::debug!(error, "the database has a record that can't be read");
+                return None;
+            }
+            Ok(Err(DatabaseError::Unusable(error))) => with_causes(&*error),
             Err(_) => format!("no answer within {:?}", self.timeout),
         };
         self.metrics.read_from_database(DatabaseOutcome::Failed);

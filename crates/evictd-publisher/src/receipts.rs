@@ -68,6 +68,8 @@ pub(crate) struct Receipts {
     recorded: Notify,
     /// Somebody waits for it.
     awaited: Notify,
+    /// Some of it is stored.
+    stored: Notify,
     /// The roster or the open requests are to be read again, all of them.
     look_again: Notify,
     /// Other publishers have numbered rows.
@@ -141,6 +143,7 @@ impl Receipts {
             revision: tokio::sync::Mutex::new(0),
             recorded: Notify::new(),
             awaited: Notify::new(),
+            stored: Notify::new(),
             look_again: Notify::new(),
             numbered_elsewhere: Notify::new(),
             rounds,

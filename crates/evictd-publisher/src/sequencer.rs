@@ -75,7 +75,8 @@ impl Sequencer {
         let mut checks = 0_u64;
         let mut version = None;
         let mut healthy = Health::default();
-        let mut trusted = self.check_triggers(true).await;
+        let mut missing = false;
+        let mut trusted = self.check_triggers(&mut missing).await;
         let mut told = self.store.told_of_a_change();
         loop {
             // What the clock asks for comes before the rows: a steady load of changes must not starve it.
@@ -85,14 +86,14 @@ impl Sequencer {
                 () = self.wake.tick.notified() => (Need::Reads, self.tick().await),
                 () = self.wake.unlogged.notified() => {
                     self.distrust_triggers();
-                    trusted = false;
+                    (trusted, missing) = (false, true);
                     continue;
                 }
                 _ = tick.tick() => (Need::Reads, self.tick().await),
                 _ = check.tick() => {
                     checks += 1;
                     if !trusted || checks.is_multiple_of(TRIGGER_CHECK_EVERY) {
-                        trusted = self.check_triggers(trusted).await;
+                        trusted = self.check_triggers(&mut missing).await;
                     }
                     (Need::Reads, self.check().await)
                 }
@@ -167,19 +168,19 @@ impl Sequencer {
     }
 
     /// Keeps a condition of its own: numbering goes on well without triggers, and must not hide it. Returns whether they
-    /// are to be trusted; one that goes missing is a violation, and one that stays missing no further one.
-    async fn check_triggers(&self, trusted: bool) -> bool {
+    /// are to be trusted; one that goes `missing` is a violation, and one that stays missing no further one.
+    async fn check_triggers(&self, missing: &mut bool) -> bool {
         let Err(error) = self.store.check_triggers().await else {
+            *missing = false;
             self.triggers.met();
             return true;
         };
-        let missing = matches!(error, StoreError::TriggerMissing { .. });
-        if trusted && missing {
+        if matches!(error, StoreError::TriggerMissing { .. }) && !std::mem::replace(missing, true) {
             self.invariants.violated(Rule::R3, &error);
         }
         self.metrics.store_failed(&error);
         self.triggers.unmet(format!("the home store's triggers: {error}"));
-        trusted && !missing
+        false
     }
 }
 
@@ -216,9 +217,10 @@ impl Health {
 }
 
 /// How long to wait until the next look. One costs next to nothing, unless somebody holds an old snapshot of the
-/// database; then looking takes a twentieth of the time and no more.
+/// database; then looking takes a twentieth of the time and no more. Five seconds are the most: it also finds out that a
+/// store that failed works again.
 fn rest_after(took: Duration, interval: Duration) -> Duration {
-    interval.max(took * 20)
+    (took * 20).min(Duration::from_secs(5)).max(interval)
 }
 
 fn every(interval: Duration) -> Interval {

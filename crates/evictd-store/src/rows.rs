@@ -1,5 +1,6 @@
 //! What the stores read out of their rows alike, and write alike.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use evictd_core::ids::{AgentName, ApiId, Identity, InstanceId, KeyHash, KeyId, Region, WorkspaceId};
@@ -49,6 +50,7 @@ pub(crate) fn cause(label: Option<&str>) -> Cause {
 }
 
 /// The columns of a log row that say what it makes forgotten; `None` for what can't be read.
+#[derive(Clone, Copy)]
 pub(crate) struct ScopeColumns<'a> {
     pub(crate) scope: Option<&'a str>,
     pub(crate) key_hash: Option<&'a [u8]>,
@@ -262,7 +264,9 @@ impl AuditEntry {
 
 /// A log row that no request wrote: direct SQL did, or an end came by itself. Its transaction left no audit record,
 /// so that the one which numbers it does.
+#[derive(Clone, Copy)]
 pub(crate) struct UnrequestedRow<'a> {
+    pub(crate) position: LogPosition,
     pub(crate) columns: ScopeColumns<'a>,
     pub(crate) cause: Cause,
     pub(crate) committed_at: StoreTime,
@@ -270,9 +274,38 @@ pub(crate) struct UnrequestedRow<'a> {
     pub(crate) merged: Option<i64>,
 }
 
+/// The audit records of such rows, in the order of the log. More than [`MERGE_ABOVE`] at once have one for all keys of an
+/// API, or all root keys of a workspace, that suffered the same: a record each for a million of them would take
+/// the transaction, on which all agents wait, longer than they may.
+pub(crate) fn audit_records(mut rows: Vec<UnrequestedRow<'_>>) -> Vec<Value> {
+    rows.sort_unstable_by_key(|row| row.position);
+    if rows.len() as i64 <= MERGE_ABOVE {
+        return rows.iter().map(UnrequestedRow::audit_record).collect();
+    }
+    let mut crowds: HashMap<_, UnrequestedRow<'_>> = HashMap::new();
+    let mut records = Vec::new();
+    for row in rows {
+        let ScopeColumns { scope, api_id, workspace_id, .. } = row.columns;
+        if scope == Some("key") || row.merged.is_some() {
+            let crowd = crowds.entry((api_id, workspace_id, row.cause)).or_insert(UnrequestedRow {
+                columns: ScopeColumns { key_id: None, ..row.columns },
+                merged: Some(0),
+                ..row
+            });
+            crowd.merged = crowd.merged.map(|keys| keys.saturating_add(row.merged.unwrap_or(1)));
+            crowd.committed_at = crowd.committed_at.max(row.committed_at);
+        } else {
+            records.push(row);
+        }
+    }
+    records.extend(crowds.into_values());
+    records.sort_unstable_by_key(|row| row.position);
+    records.iter().map(UnrequestedRow::audit_record).collect()
+}
+
 impl UnrequestedRow<'_> {
     /// Its audit record, by the names of the columns.
-    pub(crate) fn audit_record(&self) -> Value {
+    fn audit_record(&self) -> Value {
         let entry = self.entry();
         let (actor_type, actor_id) = match self.cause {
             Cause::Expired => ("system", "expiry"),
@@ -294,7 +327,13 @@ impl UnrequestedRow<'_> {
         let [key, api, workspace] = [key_id, api_id, workspace_id].map(|id| id.unwrap_or("unknown"));
         // A root key belongs to no API.
         let (kind, what, targets) = match (scope, self.merged) {
-            (Some("api"), Some(keys)) => ("key", format!("{keys} keys of API {api}"), vec![("api", api_id)]),
+            (_, Some(keys)) if api_id.is_some() => {
+                ("key", format!("{keys} keys of API {api}"), vec![("api", api_id)])
+            }
+            (_, Some(keys)) => {
+                let what = format!("{keys} root keys of workspace {workspace}");
+                ("root_key", what, vec![("workspace", workspace_id)])
+            }
             (Some("key"), _) if api_id.is_none() => {
                 ("root_key", format!("root key {key}"), vec![("rootkey", key_id)])
             }

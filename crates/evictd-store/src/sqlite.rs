@@ -400,11 +400,12 @@ impl HomeStore for SqliteStore {
             self.has_traces.store(true, Ordering::Relaxed);
         }
         let is_last = purged.log < purge.limit as u64;
-        if is_last
-            && self.has_traces.load(Ordering::Relaxed)
-            && checkpoint::empty_log(&self.connections.checkpoints).await?
-        {
-            self.has_traces.store(false, Ordering::Relaxed);
+        if is_last && self.has_traces.load(Ordering::Relaxed) {
+            // The rows are gone either way; what is left of them is tried again at the next sweep.
+            match checkpoint::empty_log(&self.connections.checkpoints).await {
+                Ok(emptied) => self.has_traces.store(!emptied, Ordering::Relaxed),
+                Err(error) => tracing::warn!(%error, "the write-ahead log wasn't emptied"),
+            }
         }
         Ok(purged)
     }

@@ -1,13 +1,13 @@
 //! The database that an agent reads records from, where `loads.origin` says so.
 
-use std::error::Error;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use evictd_agent::config::AgentConfig;
-use evictd_agent::database::Database;
+use evictd_agent::database::{Database, DatabaseError};
 use evictd_core::ids::KeyHash;
 use evictd_core::record::Lookup;
+use evictd_store::StoreError;
 use evictd_store::postgres::{PostgresOptions, PostgresReader};
 use tokio::sync::OnceCell;
 
@@ -20,9 +20,16 @@ struct Replica {
 
 #[async_trait]
 impl Database for Replica {
-    async fn lookup(&self, hash: KeyHash) -> Result<Lookup, Box<dyn Error + Send + Sync>> {
-        let reader = self.reader.get_or_try_init(|| PostgresReader::connect(self.options.clone())).await?;
-        Ok(reader.lookup(hash).await?)
+    async fn lookup(&self, hash: KeyHash) -> Result<Lookup, DatabaseError> {
+        let asked = async {
+            let reader =
+                self.reader.get_or_try_init(|| PostgresReader::connect(self.options.clone())).await?;
+            reader.lookup(hash).await
+        };
+        asked.await.map_err(|error| match error {
+            StoreError::Corrupt { .. } => DatabaseError::Record(error.into()),
+            _ => DatabaseError::Unusable(error.into()),
+        })
     }
 }
 

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use evictd_core::ids::ApiId;
+use evictd_core::ids::{ApiId, KeyHash};
 use evictd_core::invalidation::Scope;
 use evictd_core::record::{KeyRecord, Lookup, Record, RecordState};
 use evictd_wire::api::ids::hash;
@@ -12,7 +12,7 @@ use futures_util::FutureExt;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::database::Database;
+use crate::database::{Database, DatabaseError};
 use crate::fixture::{Agent, BASE, at, key, key_scope};
 
 impl Shared {
@@ -299,12 +299,18 @@ async fn a_load_that_breaks_gives_its_place_back() {
 #[derive(Debug)]
 struct MemoryReplica {
     lookup: Mutex<Option<Lookup>>,
+    /// A record that makes no sense.
+    nonsense: Mutex<Option<KeyHash>>,
 }
 
 #[async_trait]
 impl Database for MemoryReplica {
-    async fn lookup(&self, _: KeyHash) -> Result<Lookup, Box<dyn std::error::Error + Send + Sync>> {
-        self.lookup.lock().clone().ok_or_else(|| Down(std::io::Error::other("down for the test")).into())
+    async fn lookup(&self, hash: KeyHash) -> Result<Lookup, DatabaseError> {
+        if *self.nonsense.lock() == Some(hash) {
+            return Err(DatabaseError::Record("nonsense for the test".into()));
+        }
+        let down = || DatabaseError::Unusable(Down(std::io::Error::other("down for the test")).into());
+        self.lookup.lock().clone().ok_or_else(down)
     }
 }
 
@@ -325,7 +331,7 @@ fn with_replica(agent: &mut Agent) -> Arc<MemoryReplica> {
 }
 
 fn with_replica_that_may_fail(agent: &mut Agent) -> (Arc<MemoryReplica>, Replica) {
-    let replica = Arc::new(MemoryReplica { lookup: Mutex::default() });
+    let replica = Arc::new(MemoryReplica { lookup: Mutex::default(), nonsense: Mutex::default() });
     replica.holds(at(BASE), Record::Key(key("key_1")));
     let Agent { home, knowledge, cache, metrics, .. } = &agent;
     let remark = agent.readiness.remark("database");
@@ -422,6 +428,19 @@ async fn a_database_that_failed_is_asked_again_now_and_then_and_nobody_waits_for
     until(|| agent.readiness.remarks().is_empty()).await;
     shutdown.cancel();
     trying.await.unwrap();
+}
+
+/// Failure: nonsense in one tenant's record sends all loads of all tenants home.
+#[tokio::test]
+async fn a_record_that_cannot_be_read_is_asked_of_the_authority_alone() {
+    let mut agent = agent(&[]);
+    let replica = with_replica(&mut agent);
+    *replica.nonsense.lock() = Some(hash("alice"));
+    load(&agent, "alice").await.unwrap();
+    assert_eq!(agent.home.asked(), 1);
+    load(&agent, "nobody").await.unwrap();
+    assert_eq!(agent.home.asked(), 1, "the database works");
+    assert!(agent.readiness.remarks().is_empty());
 }
 
 /// Failure: a database whose password is wrong shows when the first client comes, and that it is mended with the next.

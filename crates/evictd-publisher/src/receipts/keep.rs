@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use evictd_core::ids::WorkspaceId;
 use evictd_core::position::LogPosition;
+use evictd_core::time::StoreTime;
 use evictd_ops::clock;
 use evictd_store::StoreError;
 use evictd_store::receipt::{self, FinalReceipt};
@@ -21,6 +22,9 @@ const BATCH: usize = 256;
 
 /// How long a receipt may wait for others, to be stored with them in one transaction.
 const GATHER: Duration = Duration::from_millis(50);
+
+/// How long somebody who asks waits for a receipt to be stored.
+const RECORD_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The pause after the store failed.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -131,9 +135,8 @@ impl Receipts {
             if batch.is_empty() {
                 return Ok(());
             }
-            let final_at = clock::wall_now();
             let receipts: Vec<FinalReceipt> =
-                batch.iter().filter_map(|settled| settled.to_record(final_at)).collect();
+                batch.iter().filter_map(|settled| settled.to_record()).collect();
             let settled_elsewhere = self.store.record_receipts(&receipts).await?;
             let mut state = self.state.lock();
             for settled in &batch {
@@ -153,6 +156,8 @@ impl Receipts {
                     drop(waiting.send(propagation));
                 }
             }
+            drop(state);
+            self.stored.notify_waiters();
         }
     }
 
@@ -214,9 +219,7 @@ impl Receipts {
         if let Some(told) = self.tell_from_memory(workspace, request) {
             return Ok(Some(told));
         }
-        if self.state.lock().unrecorded.contains_key(request) {
-            self.record().await?;
-        }
+        self.until_recorded(request).await;
         let epoch = self.log_head().epoch();
         let bound = self.state.lock().book.bound();
         let propagation = match self.store.receipt(workspace, request).await? {
@@ -249,6 +252,24 @@ impl Receipts {
         Ok(Some(Told::Here(Box::new(propagation))))
     }
 
+    /// Waits until a receipt that is final is stored, as long as that takes no longer than it should. Only its own task
+    /// stores: many who ask would take the connections that rounds need.
+    async fn until_recorded(&self, request: &str) {
+        let waiting = async {
+            loop {
+                let mut stored = std::pin::pin!(self.stored.notified());
+                stored.as_mut().enable();
+                if !self.state.lock().unrecorded.contains_key(request) {
+                    return;
+                }
+                self.awaited.notify_one();
+                stored.await;
+            }
+        };
+        // Otherwise it isn't told as final yet.
+        drop(tokio::time::timeout(RECORD_PATIENCE, waiting).await);
+    }
+
     /// What is known of an open receipt.
     fn tell_from_memory(&self, workspace: &WorkspaceId, request: &str) -> Option<Told> {
         let state = self.state.lock();
@@ -266,8 +287,12 @@ impl State {
 }
 
 impl Final {
-    fn to_record(&self, final_at: evictd_core::time::StoreTime) -> Option<FinalReceipt> {
+    fn to_record(&self) -> Option<FinalReceipt> {
         let change = &self.receipt.change;
+        // By the store's clock, which purges it one day, and not by this machine's.
+        let took = self.receipt.final_after.unwrap_or_default().as_micros();
+        let final_at =
+            StoreTime(change.committed_at.0.saturating_add(i64::try_from(took).unwrap_or(i64::MAX)));
         let (request, workspace) = change.request.as_ref()?;
         let propagation = Propagation::new(&self.receipt, self.bound)?;
         Some(FinalReceipt {

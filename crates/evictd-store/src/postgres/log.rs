@@ -7,7 +7,6 @@ use evictd_core::ids::WorkspaceId;
 use evictd_core::invalidation::{Cause, Invalidation};
 use evictd_core::position::LogPosition;
 use evictd_core::time::StoreTime;
-use serde_json::Value;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 use sqlx::postgres::types::Oid;
@@ -18,7 +17,7 @@ use super::lineage::Lineage;
 use super::write::Write;
 use crate::StoreError;
 use crate::log::{Backlog, Numbered, NumberedRequest, Reading, Replay};
-use crate::rows::{self, MERGE_ABOVE, ScopeColumns, UnrequestedRow, log_position};
+use crate::rows::{self, MERGE_ABOVE, ScopeColumns, UnrequestedRow, audit_records, log_position};
 
 /// How long numbering may take when a bulk change by direct SQL waits for it.
 const CROWD_LIMIT: Duration = Duration::from_mins(1);
@@ -233,9 +232,7 @@ impl LockedHead {
             write.run(advance.bind(head.position() as i64)).await?;
         }
         let unrequested = numbered.iter().filter_map(|row| unrequested(row).transpose());
-        let mut unrequested = unrequested.collect::<Result<Vec<_>, _>>()?;
-        unrequested.sort_unstable_by_key(|(position, _)| *position);
-        let records: Vec<_> = unrequested.into_iter().map(|(_, record)| record).collect();
+        let records = audit_records(unrequested.collect::<Result<_, _>>()?);
         audit::record_unrequested(write, &records).await?;
         Ok(Numbered { head, rows, requests })
     }
@@ -340,18 +337,18 @@ fn invalidation(row: &PgRow) -> Result<Invalidation, StoreError> {
     })
 }
 
-/// Reads the place and the audit record of a numbered row that no request wrote; `None` if one did.
-fn unrequested(row: &PgRow) -> Result<Option<(LogPosition, Value)>, StoreError> {
+/// Reads a numbered row that no request wrote; `None` if one did.
+fn unrequested(row: &PgRow) -> Result<Option<UnrequestedRow<'_>>, StoreError> {
     if row.try_get::<Option<&str>, _>("request_id").map_err(failed(READ_ROW))?.is_some() {
         return Ok(None);
     }
-    let row_of_log = UnrequestedRow {
+    Ok(Some(UnrequestedRow {
+        position: numbered_position_of(row)?,
         columns: scope_columns(row)?,
         cause: cause_of(row)?,
         committed_at: committed_at_of(row)?,
         merged: row.try_get("merged").map_err(failed(READ_ROW))?,
-    };
-    Ok(Some((numbered_position_of(row)?, row_of_log.audit_record())))
+    }))
 }
 
 fn scope_columns(row: &PgRow) -> Result<ScopeColumns<'_>, StoreError> {

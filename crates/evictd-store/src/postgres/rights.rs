@@ -9,12 +9,12 @@ use super::connections::{Lane, failed};
 use crate::StoreError;
 
 /// Each table, and what publishers do with it. The log is also written by triggers, with their owner's rights. Root keys
-/// are made and revoked by an operator's commands, and old audit records purged where `retention.audit` says so: users
-/// for these need more.
+/// are made by an operator's command, and old audit records purged where `retention.audit` says so: users for these need
+/// more.
 const RIGHTS: [(&str, &str); 10] = [
     ("_sqlx_migrations", "SELECT"),
     ("workspaces", "SELECT"),
-    ("root_keys", "SELECT"),
+    ("root_keys", "SELECT, UPDATE"),
     ("apis", "SELECT, INSERT, UPDATE"),
     ("keys", "SELECT, INSERT, UPDATE, DELETE"),
     ("log_head", "SELECT, UPDATE"),
@@ -30,7 +30,7 @@ pub(super) async fn check(log: &Lane) -> Result<(), StoreError> {
     let (tables, rights): (Vec<&str>, Vec<&str>) = RIGHTS.into_iter().unzip();
     let ask = || {
         sqlx::query(
-            "SELECT format('GRANT %s ON %I TO %I', string_agg(one, ', '), relation, current_user) AS missing
+            "SELECT format('GRANT %s ON %s TO %I', string_agg(one, ', '), relation::regclass, current_user) AS missing
              FROM unnest($1::text[], $2::text[]) AS needed (relation, several),
                   string_to_table(several, ', ') AS one
              WHERE NOT has_table_privilege(relation, one)

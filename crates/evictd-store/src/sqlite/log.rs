@@ -7,7 +7,6 @@ use evictd_core::ids::WorkspaceId;
 use evictd_core::invalidation::{Cause, Invalidation};
 use evictd_core::position::LogPosition;
 use evictd_core::time::StoreTime;
-use serde_json::Value;
 use sqlx::Row;
 use sqlx::sqlite::{SqlitePool, SqliteRow};
 
@@ -15,7 +14,7 @@ use super::write::{Write, failed};
 use super::{audit, now};
 use crate::StoreError;
 use crate::log::{Backlog, Numbered, NumberedRequest, Replay};
-use crate::rows::{self, MERGE_ABOVE, ScopeColumns, UnrequestedRow, log_position};
+use crate::rows::{self, MERGE_ABOVE, ScopeColumns, UnrequestedRow, audit_records, log_position};
 
 /// The head, read alone.
 pub(super) async fn head(readers: &SqlitePool) -> Result<LogPosition, StoreError> {
@@ -82,9 +81,7 @@ pub(super) async fn number(write: &mut Write, limit: i64) -> Result<Numbered, St
         write.run(sqlx::query("UPDATE log_head SET head = ?1").bind(head.position() as i64)).await?;
     }
     let unrequested = numbered.iter().filter_map(|row| unrequested(row).transpose());
-    let mut unrequested = unrequested.collect::<Result<Vec<_>, _>>()?;
-    unrequested.sort_unstable_by_key(|(position, _)| *position);
-    let records: Vec<_> = unrequested.into_iter().map(|(_, record)| record).collect();
+    let records = audit_records(unrequested.collect::<Result<_, _>>()?);
     audit::record_unrequested(write, &records).await?;
     Ok(Numbered { head, rows, requests })
 }
@@ -231,18 +228,18 @@ fn invalidation(row: &SqliteRow) -> Result<Invalidation, StoreError> {
     })
 }
 
-/// Reads the place and the audit record of a numbered row that no request wrote; `None` if one did.
-fn unrequested(row: &SqliteRow) -> Result<Option<(LogPosition, Value)>, StoreError> {
+/// Reads a numbered row that no request wrote; `None` if one did.
+fn unrequested(row: &SqliteRow) -> Result<Option<UnrequestedRow<'_>>, StoreError> {
     if text(row, "request_id").is_some() {
         return Ok(None);
     }
-    let row_of_log = UnrequestedRow {
+    Ok(Some(UnrequestedRow {
+        position: numbered_position_of(row)?,
         columns: scope_columns(row),
         cause: cause_of(row),
         committed_at: committed_at_of(row)?,
         merged: row.try_get("merged").map_err(failed("read a row of its log"))?,
-    };
-    Ok(Some((numbered_position_of(row)?, row_of_log.audit_record())))
+    }))
 }
 
 /// Reads which request wrote a numbered row; `None` if none did.

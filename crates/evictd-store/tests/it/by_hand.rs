@@ -106,6 +106,7 @@ by_hand!(
     a_change_by_sql_has_an_audit_record_as_soon_as_it_is_numbered,
     an_end_that_comes_by_itself_is_audited_as_nobodys_change,
     a_bulk_change_by_sql_has_one_audit_record_for_its_api,
+    a_crowd_of_changes_by_sql_has_one_audit_record_for_each_api,
     an_operators_new_epoch_has_its_audit_record,
     what_happened_to_one_target_is_found_however_often_it_is_one,
     what_was_soft_deleted_is_restored_by_one_statement,
@@ -262,6 +263,30 @@ async fn a_bulk_change_by_sql_has_one_audit_record_for_its_api<H: ByHand>(home: 
         ]
     );
     assert_eq!((&*records[0].targets[0].kind, &*records[0].targets[0].id), ("api", "api_1"));
+}
+
+/// Failure: a record each for keys of very many APIs takes longer than leases may wait.
+async fn a_crowd_of_changes_by_sql_has_one_audit_record_for_each_api<H: ByHand>(home: &H) {
+    populate(home.store(), 0).await;
+    after(home, "INSERT INTO apis (id, workspace_id, name) VALUES ('api_2', 'ws_1', 'refunds')").await;
+    let known = audited(home, 0).await.len();
+    let row = |n: u32| {
+        format!("('bulk_{n}', 'api_{}', 'ws_1', {}, 'x')", 1 + n % 2, H::literal(&format!("{n:064x}")))
+    };
+    let rows: Vec<String> = (1..=1_201).map(row).collect();
+    let insert =
+        format!("INSERT INTO keys (id, api_id, workspace_id, hash, start) VALUES {}", rows.join(","));
+    assert_eq!(after(home, &insert).await.len(), 1_201);
+    let records = audited(home, known).await;
+    let mut told: Vec<_> = told(&records);
+    told.sort_unstable();
+    assert_eq!(
+        told,
+        [
+            ("key.create", "Created 600 keys of API api_1", "database", "sql"),
+            ("key.create", "Created 601 keys of API api_2", "database", "sql"),
+        ]
+    );
 }
 
 async fn an_operators_new_epoch_has_its_audit_record(home: &impl ByHand) {

@@ -131,7 +131,8 @@ async fn a_publisher_is_told_which_rights_it_lacks_and_needs_no_others() {
     let head = run_round(&store, &[instance(1)], &[]).await.numbered.head;
     store.record_receipts(&[receipt("req_a", head, "{}")]).await.unwrap();
     store.part_with_instances(&[instance(1).identity]).await.unwrap();
-    store.expire(10).await.unwrap();
+    run(&owners, "UPDATE root_keys SET expires = 1; UPDATE keys SET expires = 1").await;
+    assert_eq!(store.expire(10).await.unwrap(), 2);
     run(&owners, "REVOKE DELETE ON keys FROM worker").await;
     let Err(StoreError::RightMissing { grants }) = store.check_triggers().await else {
         panic!("it lacks one")
