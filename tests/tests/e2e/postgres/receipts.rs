@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use evictd_tests::random::Random;
-use evictd_tests::wait::throughout;
+use evictd_tests::wait::{eventually, throughout};
 use serde_json::json;
 
 use super::{Publishers, Site};
@@ -17,9 +17,13 @@ use crate::world::{Caller, SOON, plan, with_bound};
 const BOUND: Duration = Duration::from_secs(3);
 const RUN: Duration = Duration::from_secs(9);
 
-/// The run goes on until so many were confirmed, as long as it isn't ten times as long: chance may end everything of
-/// importance in a moment in which somebody has to be waited for.
-const CONFIRMED_MIN: usize = 50;
+/// So many are confirmed before anybody goes.
+const CONFIRMED_MIN: usize = 20;
+
+/// The run goes on until so many were final, as long as it isn't ten times as long. Fenced ones count as well, because
+/// they promise the same; and chance may have it that there are no others: nobody has heard a goodbye, or the agent's last
+/// probe is answered after it, so that everybody waits for somebody who is gone.
+const FINAL_MIN: usize = 50;
 
 /// What receipts said.
 #[derive(Default, Debug)]
@@ -28,6 +32,12 @@ struct Said {
     fenced: AtomicUsize,
     /// Not final when the wait was over, or never heard.
     open: AtomicUsize,
+}
+
+impl Said {
+    fn finals(&self) -> usize {
+        self.confirmed.load(Ordering::Relaxed) + self.fenced.load(Ordering::Relaxed)
+    }
 }
 
 /// Creates keys, has all agents cache them, deletes them, and asks every agent as soon as the receipt is final.
@@ -70,9 +80,12 @@ fn hold_receipts_against_agents(
 
 /// Publishers are killed and stand still, and agents say goodbye and are started anew, until enough has happened.
 fn come_and_go(site: &mut Site, random: &mut Random, events: &mut Vec<String>, said: &Said) -> Result<()> {
+    eventually("receipts to be confirmed", SOON, || {
+        (said.confirmed.load(Ordering::Relaxed) >= CONFIRMED_MIN).then_some(())
+    })?;
     let began = Instant::now();
-    while began.elapsed() < RUN || said.confirmed.load(Ordering::Relaxed) < CONFIRMED_MIN {
-        ensure!(began.elapsed() < 10 * RUN, "too little was confirmed: {said:?}");
+    while began.elapsed() < RUN || said.finals() < FINAL_MIN {
+        ensure!(began.elapsed() < 10 * RUN, "too few receipts were final: {said:?}");
         let (what, publisher) = (random.below(4), random.below(3));
         events.push(format!("{:?}: {what}, publisher {publisher}", began.elapsed()));
         let publisher = site.world.topology.publishers_mut().nth(publisher).context("no publisher")?;
