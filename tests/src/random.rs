@@ -27,6 +27,13 @@ impl Random {
         Ok(Self::new(seed))
     }
 
+    /// Lives through what chance decides, with a list for what happened. A failure names that, and how to repeat it.
+    pub fn lived_through(story: impl FnOnce(&mut Self, &mut Vec<String>) -> Result<()>) -> Result<()> {
+        let (mut random, mut events) = (Self::draw()?, Vec::new());
+        let outcome = story(&mut random, &mut events);
+        outcome.with_context(|| format!("{}\n{}", events.join("\n"), random.how_to_repeat()))
+    }
+
     /// What a failure must name, so that the run can be repeated.
     pub fn how_to_repeat(&self) -> String {
         format!("to repeat this run: {SEED_VARIABLE}={}", self.seed)

@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use evictd_core::ids::KeyHash;
 use evictd_core::record::Lookup;
 use evictd_core::time::LeaseTime;
+use evictd_ops::logging::with_causes;
 use evictd_ops::readiness::Condition;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -126,18 +127,4 @@ impl Shared {
         self.remark.unmet(format!("the database failed, so records are asked of the authority: {failure}"));
         None
     }
-}
-
-/// An error and its causes: that a password is wrong is said by the innermost.
-fn with_causes(error: &dyn Error) -> String {
-    let (mut text, mut source) = (error.to_string(), error.source());
-    while let Some(cause) = source {
-        let said = cause.to_string();
-        // Some errors say what their cause says.
-        if !text.ends_with(&said) {
-            text = format!("{text}: {said}");
-        }
-        source = cause.source();
-    }
-    text
 }

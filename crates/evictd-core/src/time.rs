@@ -41,6 +41,18 @@ impl StoreTime {
     pub fn as_millis(self) -> i64 {
         self.0.div_euclid(1000)
     }
+
+    /// This time plus `duration`, saturating.
+    #[must_use]
+    pub fn after(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add_unsigned(micros(duration)))
+    }
+
+    /// This time less `duration`, saturating.
+    #[must_use]
+    pub fn before(self, duration: Duration) -> Self {
+        Self(self.0.saturating_sub_unsigned(micros(duration)))
+    }
 }
 
 fn micros(duration: Duration) -> u64 {

@@ -28,11 +28,10 @@ pub fn lease_now() -> LeaseTime {
 /// The wall clock's reading. It dates things and decides nothing about safety; a clock set to
 /// before 1970 reads as negative.
 pub fn wall_now() -> StoreTime {
-    let micros = |duration: std::time::Duration| i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
-    StoreTime(match SystemTime::now().duration_since(UNIX_EPOCH) {
-        Ok(after) => micros(after),
-        Err(before) => -micros(before.duration()),
-    })
+    match SystemTime::now().duration_since(UNIX_EPOCH) {
+        Ok(after) => StoreTime::default().after(after),
+        Err(before) => StoreTime::default().before(before.duration()),
+    }
 }
 
 #[cfg(test)]

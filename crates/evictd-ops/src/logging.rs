@@ -1,5 +1,6 @@
 //! Log output: to stderr, as text for people or as JSON for collectors.
 
+use std::error::Error;
 use std::io::IsTerminal as _;
 
 use serde::Deserialize;
@@ -67,6 +68,22 @@ pub fn check_filter(filter: &str) -> Result<(), String> {
 
 fn wants_colour() -> bool {
     std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty())
+}
+
+/// An error and its causes, of which the innermost often says the most: that a password is wrong, say. Some drivers'
+/// errors repeat their cause in their own text; it isn't told twice.
+pub fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let said = cause.to_string();
+        if !text.ends_with(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
+        source = cause.source();
+    }
+    text
 }
 
 #[cfg(test)]

@@ -5,12 +5,12 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::error::Error;
 use std::mem::{Discriminant, discriminant};
 use std::time::Duration;
 
 use evictd_core::time::LeaseTime;
 use evictd_ops::clock;
+use evictd_ops::logging::with_causes;
 use evictd_store::StoreError;
 use metrics::Counter;
 use parking_lot::Mutex;
@@ -18,8 +18,8 @@ use parking_lot::Mutex;
 /// The log tells of one kind of failure this often.
 const TELL_EVERY: Duration = Duration::from_secs(30);
 
-#[derive(Debug)]
 /// Counts failures, and decides which are told.
+#[derive(Debug)]
 pub(crate) struct StoreFailures {
     counter: Counter,
     throttle: Mutex<Throttle>,
@@ -90,21 +90,6 @@ impl Throttle {
     fn take_left_out(&mut self) -> u64 {
         self.0.values_mut().map(|series| std::mem::take(&mut series.left_out)).sum()
     }
-}
-
-/// An error and its causes. Some drivers' errors repeat their cause in their own text; it isn't told twice.
-fn with_causes(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let said = cause.to_string();
-        if !text.ends_with(&said) {
-            text.push_str(": ");
-            text.push_str(&said);
-        }
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -71,8 +71,7 @@ pub struct Reading {
 impl Reading {
     /// What the store's clock shows now, at least; and at most `within` more.
     pub fn store_time_now(&self) -> StoreTime {
-        let since = i64::try_from(self.read_by.elapsed().as_micros()).unwrap_or(i64::MAX);
-        StoreTime(self.store_time.0.saturating_add(since))
+        self.store_time.after(self.read_by.elapsed())
     }
 }
 

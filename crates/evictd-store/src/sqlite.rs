@@ -223,7 +223,7 @@ async fn triggers(connection: &mut SqliteConnection) -> Result<HashMap<String, S
 /// The store's clock: this host's. SQLite has no other.
 fn now() -> StoreTime {
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    StoreTime(i64::try_from(since_1970.as_micros()).unwrap_or(i64::MAX))
+    StoreTime::default().after(since_1970)
 }
 
 /// The same, and when that was.

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use clap::Args;
 use evictd_core::ids::WorkspaceId;
+use evictd_ops::clock::wall_now;
 use evictd_store::audit::{AuditQuery, AuditRecord};
 use serde::Serialize;
 
@@ -90,7 +91,7 @@ pub(crate) fn run(args: AuditArgs) -> anyhow::Result<()> {
         workspace_id: args.workspace.map(WorkspaceId::new),
         target: args.key_id.or(args.api_id).or(args.root_key_id),
         request_id: args.request_id,
-        since: args.since.map(|since| since.before(when::now())),
+        since: args.since.map(|since| since.before(wall_now())),
         limit: args.limit,
     };
     for record in place.with(async |store| Ok(store.audit(&query).await?))? {

@@ -5,6 +5,7 @@ use clap::{Args, Subcommand};
 use evictd_core::ids::{KeyId, WorkspaceId};
 use evictd_core::limits::ID_BYTES_MAX;
 use evictd_core::time::StoreTime;
+use evictd_ops::clock::wall_now;
 use evictd_store::HomeStore;
 use evictd_store::change::{NewRootKey, Operator, RootKeyInfo};
 use evictd_wire::api::ids;
@@ -149,7 +150,7 @@ impl Wish {
         let name = name.filter(|name| !name.is_empty());
         let bytes = name.as_ref().map_or(0, String::len);
         anyhow::ensure!(bytes <= NAME_BYTES_MAX, "--name may be {NAME_BYTES_MAX} bytes long, not {bytes}");
-        let expires_at = expires.map(|expires| expires.in_the_future(when::now())).transpose()?;
+        let expires_at = expires.map(|expires| expires.in_the_future(wall_now())).transpose()?;
         if let Some(late) = expires_at.filter(|expires_at| *expires_at > EXPIRES_MAX) {
             anyhow::bail!(
                 "--expires may lie in the year 2099 at most, and not at {}; without it the root key doesn't end by \
@@ -216,7 +217,7 @@ fn list(args: &ListArgs) -> anyhow::Result<()> {
         print_line(&serde_json::to_string_pretty(&rows)?);
         return Ok(());
     }
-    let now = when::now();
+    let now = wall_now();
     for key in &keys {
         print_line(&row(key, now));
     }

@@ -1,7 +1,7 @@
 //! Points in time and spans as people write them on a command line, and points in time as they read them.
 
 use std::str::FromStr;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::anyhow;
 use evictd_core::time::StoreTime;
@@ -28,7 +28,7 @@ impl When {
     pub(crate) fn after(self, now: StoreTime) -> StoreTime {
         match self {
             Self::At(time) => time,
-            Self::Away(span) => StoreTime(now.0.saturating_add(micros(span))),
+            Self::Away(span) => now.after(span),
         }
     }
 
@@ -48,7 +48,7 @@ impl When {
     pub(crate) fn before(self, now: StoreTime) -> StoreTime {
         match self {
             Self::At(time) => time,
-            Self::Away(span) => StoreTime(now.0.saturating_sub(micros(span))),
+            Self::Away(span) => now.before(span),
         }
     }
 }
@@ -90,15 +90,6 @@ fn with_unit(text: &str) -> Option<Duration> {
         Some(days) => DAY.checked_mul(days.trim_end().parse().ok()?),
         None => text.parse::<HumanDuration>().ok().map(Duration::from),
     }
-}
-
-fn micros(span: Duration) -> i64 {
-    i64::try_from(span.as_micros()).unwrap_or(i64::MAX)
-}
-
-/// This machine's clock. It stands in for the store's, which is asked only where a change is made.
-pub(crate) fn now() -> StoreTime {
-    StoreTime(UNIX_EPOCH.elapsed().map_or(0, micros))
 }
 
 /// `2026-08-21T12:34:56.789Z`; what lies beyond the year 9999 is written as milliseconds.

@@ -166,10 +166,7 @@ fn kill_in_any_order(topology: &mut Topology, random: &mut Random, events: &mut 
 /// Failure: two crashes together undo what each of them alone does not.
 #[test]
 fn everything_is_killed_in_any_order_and_every_promise_is_kept() -> Result<()> {
-    let mut random = Random::draw()?;
-    let mut events = Vec::new();
-    let outcome = live_through(&mut random, &mut events);
-    outcome.with_context(|| format!("{}\n{}", events.join("\n"), random.how_to_repeat()))
+    Random::lived_through(live_through)
 }
 
 fn live_through(random: &mut Random, events: &mut Vec<String>) -> Result<()> {

@@ -308,10 +308,7 @@ fn hold_against(told: &Value, deletion: &Deletion, seen: &[Sightings; 2]) -> Res
 
 #[test]
 fn receipts_tell_the_truth_while_publisher_and_agents_are_killed() -> Result<()> {
-    let mut random = Random::draw()?;
-    let mut events = Vec::new();
-    let outcome = live_through(&mut random, &mut events);
-    outcome.with_context(|| format!("{}\n{}", events.join("\n"), random.how_to_repeat()))
+    Random::lived_through(live_through)
 }
 
 fn live_through(random: &mut Random, events: &mut Vec<String>) -> Result<()> {

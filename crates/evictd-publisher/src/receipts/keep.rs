@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use evictd_core::ids::WorkspaceId;
 use evictd_core::position::LogPosition;
-use evictd_core::time::StoreTime;
 use evictd_ops::clock;
 use evictd_store::StoreError;
 use evictd_store::receipt::{self, FinalReceipt};
@@ -290,9 +289,7 @@ impl Final {
     fn to_record(&self) -> Option<FinalReceipt> {
         let change = &self.receipt.change;
         // By the store's clock, which purges it one day, and not by this machine's.
-        let took = self.receipt.final_after.unwrap_or_default().as_micros();
-        let final_at =
-            StoreTime(change.committed_at.0.saturating_add(i64::try_from(took).unwrap_or(i64::MAX)));
+        let final_at = change.committed_at.after(self.receipt.final_after.unwrap_or_default());
         let (request, workspace) = change.request.as_ref()?;
         let propagation = Propagation::new(&self.receipt, self.bound)?;
         Some(FinalReceipt {

@@ -10,7 +10,7 @@ use super::now;
 use super::write::{Write, failed};
 use crate::StoreError;
 use crate::audit::{AuditQuery, AuditRecord, Purge, Purged};
-use crate::rows::{AuditEntry, Author, micros, parse_audit_targets, sql_limit};
+use crate::rows::{AuditEntry, Author, parse_audit_targets, sql_limit};
 
 /// Writes a request's audit record.
 pub(super) async fn record(write: &mut Write, by: Author<'_>, entry: &AuditEntry) -> Result<(), StoreError> {
@@ -102,7 +102,6 @@ fn read(row: &SqliteRow) -> Result<AuditRecord, StoreError> {
 /// Deletes a prefix of the log, and what else is old at `now`.
 pub(super) async fn purge(write: &mut Write, purge: Purge, now: StoreTime) -> Result<Purged, StoreError> {
     let limit = sql_limit(purge.limit);
-    let end = |kept| StoreTime(now.0.saturating_sub(micros(kept)));
     // The oldest positions up to the first row that must stay: what is gone is a prefix. A row from the future was
     // written before the clock was put back: it is as old as the one before it, and stops nothing.
     let log = sqlx::query(
@@ -112,13 +111,13 @@ pub(super) async fn purge(write: &mut Write, purge: Purge, now: StoreTime) -> Re
              FROM (SELECT * FROM invalidations WHERE position IS NOT NULL ORDER BY position LIMIT ?3))
          DELETE FROM invalidations WHERE id IN (SELECT id FROM oldest WHERE NOT stays)",
     );
-    let log = write.run(log.bind(end(purge.log).0).bind(now.0).bind(limit)).await?;
+    let log = write.run(log.bind(now.before(purge.log).0).bind(now.0).bind(limit)).await?;
     let receipts = sqlx::query(
         "DELETE FROM receipts WHERE request_id IN
              (SELECT request_id FROM receipts WHERE final_at <= ?1 ORDER BY final_at LIMIT ?2)
          RETURNING final_at",
     );
-    let receipts = write.rows(receipts.bind(end(purge.receipts).0).bind(limit)).await?;
+    let receipts = write.rows(receipts.bind(now.before(purge.receipts).0).bind(limit)).await?;
     let final_at = |row: &SqliteRow| row.try_get("final_at").map(StoreTime).map_err(failed("purge old rows"));
     let newest = receipts.iter().map(final_at).collect::<Result<Vec<_>, _>>()?.into_iter().max();
     if let Some(newest) = newest {
@@ -132,7 +131,7 @@ pub(super) async fn purge(write: &mut Write, purge: Purge, now: StoreTime) -> Re
                 "DELETE FROM audit_log WHERE event_id IN
                      (SELECT event_id FROM audit_log WHERE time <= ?1 ORDER BY time LIMIT ?2)",
             );
-            write.run(audit.bind(end(kept).as_millis()).bind(limit)).await?
+            write.run(audit.bind(now.before(kept).as_millis()).bind(limit)).await?
         }
     };
     Ok(Purged { log, receipts: receipts.len() as u64, audit })

@@ -111,10 +111,7 @@ fn come_and_go(site: &mut Site, random: &mut Random, events: &mut Vec<String>, s
 /// it; or one that a publisher hasn't heard of for a while is forgotten by it, and served by another.
 #[test]
 fn what_is_confirmed_by_any_publisher_is_answered_by_no_agent() -> Result<()> {
-    let mut random = Random::draw()?;
-    let mut events = Vec::new();
-    let outcome = live_through(&mut random, &mut events);
-    outcome.with_context(|| format!("{}\n{}", events.join("\n"), random.how_to_repeat()))
+    Random::lived_through(live_through)
 }
 
 fn live_through(random: &mut Random, events: &mut Vec<String>) -> Result<()> {

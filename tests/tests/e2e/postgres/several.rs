@@ -397,10 +397,7 @@ fn drop_in_any_order(site: &mut Site, random: &mut Random, events: &mut Vec<Stri
 /// neighbours did meanwhile.
 #[test]
 fn publishers_that_drop_out_in_any_order_lose_nothing_and_invent_nothing() -> Result<()> {
-    let mut random = Random::draw()?;
-    let mut events = Vec::new();
-    let outcome = live_through(&mut random, &mut events);
-    outcome.with_context(|| format!("{}\n{}", events.join("\n"), random.how_to_repeat()))
+    Random::lived_through(live_through)
 }
 
 fn live_through(random: &mut Random, events: &mut Vec<String>) -> Result<()> {

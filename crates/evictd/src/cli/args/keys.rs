@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use anyhow::{Context as _, ensure};
 use clap::{Args, Subcommand};
 use evictd_core::time::StoreTime;
+use evictd_ops::clock::wall_now;
 use evictd_wire::api::requests::{CreateKey, DeleteKey, GetKey, Patch, RerollKey, UpdateKey, VerifyKey};
 use serde_json::value::RawValue;
 
@@ -13,7 +14,7 @@ use super::super::client::Repeat;
 use super::super::settings::Server;
 use super::super::usage;
 use super::{Connection, Follow, Job, Words, asking, changing};
-use crate::when::{self, Span, When};
+use crate::when::{Span, When};
 
 /// What stands for standard input in the place of an id.
 const STDIN: &str = "-";
@@ -346,7 +347,7 @@ fn json(text: String) -> anyhow::Result<Box<RawValue>> {
 
 /// By this machine's clock. The API takes times that have passed; on a command line they are slips.
 fn expiry(when: When) -> anyhow::Result<i64> {
-    Ok(StoreTime::as_millis(when.in_the_future(when::now())?))
+    Ok(StoreTime::as_millis(when.in_the_future(wall_now())?))
 }
 
 fn patch<T>(set: Option<T>, clear: bool) -> Patch<T> {
