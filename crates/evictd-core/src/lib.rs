@@ -7,6 +7,7 @@
 //!
 //! * [`limits`]: every bound on a size, and how the bounds relate.
 //! * [`ids`], [`position`], [`time`]: the vocabulary. No bare integer crosses a module border.
+//! * [`history`]: which store speaks, and which pasts it knows (R15, R16).
 //! * [`record`]: what the store says of a key, and the verdict that follows from it.
 //! * [`invalidation`]: one row of the log, as it travels.
 //! * [`roster`]: agent processes and their policies (R11).
@@ -26,6 +27,7 @@ pub mod authority;
 pub mod entry;
 pub mod floors;
 pub mod follower;
+pub mod history;
 pub mod ids;
 pub mod invalidation;
 pub mod lease;

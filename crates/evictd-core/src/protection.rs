@@ -75,6 +75,10 @@ pub enum Protection {
     SecondTriesGoToAll,
     /// R14: a publisher that stalls leaves the queue group.
     StalledPublishersKeepSilent,
+    /// R15: a publisher vouches only for agents whose past lies in its store's history.
+    PastsAreKnown,
+    /// R15: a past that the store doesn't know needs an operator's word, or the server's own history.
+    LostPastsNeedAWord,
 }
 
 impl Protection {
@@ -108,6 +112,7 @@ impl Protection {
             Self::RosterPrecedesHead | Self::LostRostersAreDistrusted => Rule::R11,
             Self::AnswersMatchQuestions => Rule::R13,
             Self::SecondTriesGoToAll | Self::StalledPublishersKeepSilent => Rule::R14,
+            Self::PastsAreKnown | Self::LostPastsNeedAWord => Rule::R15,
         }
     }
 

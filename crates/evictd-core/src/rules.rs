@@ -28,11 +28,13 @@ pub enum Rule {
     R12,
     R13,
     R14,
+    R15,
+    R16,
 }
 
 impl Rule {
     /// All of them, guarantees first.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 21] = [
         Self::G1,
         Self::G2,
         Self::G3,
@@ -52,6 +54,8 @@ impl Rule {
         Self::R12,
         Self::R13,
         Self::R14,
+        Self::R15,
+        Self::R16,
     ];
 
     /// `G1`, `R14`: the metric label.
@@ -76,6 +80,8 @@ impl Rule {
             Self::R12 => "R12",
             Self::R13 => "R13",
             Self::R14 => "R14",
+            Self::R15 => "R15",
+            Self::R16 => "R16",
         }
     }
 
@@ -101,6 +107,8 @@ impl Rule {
             Self::R12 => "a receipt is final when every instance confirmed, or a bound after the commit",
             Self::R13 => "answers go into the asker's inbox, and count only if they match a question",
             Self::R14 => "a publisher that can't answer keeps silent, and a second try reaches all",
+            Self::R15 => "a publisher vouches only for pasts that its store's history holds",
+            Self::R16 => "what an agent has seen counts only with the store's own code over it",
         }
     }
 }
