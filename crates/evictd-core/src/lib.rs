@@ -14,7 +14,9 @@
 //! * [`floors`]: what an agent remembers of invalidations (R6).
 //! * [`lease`]: until when a cached answer may be given (R8).
 //! * [`entry`]: the two together, for one cached record (R9).
+//! * [`allegiance`]: which history an agent follows (R15).
 //! * [`follower`]: the agent's side of the protocol: gaps, repair, probes, proof (R5, R7).
+//! * [`service`]: whether a publisher may vouch for its store (R15).
 //! * [`authority`]: the publisher's side: pacing of probe rounds, new epochs (R2, R7, R14).
 //!
 //! * [`offset`]: when something was committed at home, told on the agent's lease clock.
@@ -23,6 +25,7 @@
 //!
 //! The rule numbers are those of ARCHITECTURE.md.
 
+pub mod allegiance;
 pub mod authority;
 pub mod entry;
 pub mod floors;
@@ -39,5 +42,6 @@ pub mod receipts;
 pub mod record;
 pub mod roster;
 pub mod rules;
+pub mod service;
 mod sync;
 pub mod time;

@@ -79,6 +79,14 @@ pub enum Protection {
     PastsAreKnown,
     /// R15: a past that the store doesn't know needs an operator's word, or the server's own history.
     LostPastsNeedAWord,
+    /// R15: a publisher that was away asks who else is there before it answers anything.
+    NewcomersAsk,
+    /// R15: publishers of two histories that both served fall silent when they meet.
+    RivalsFallSilent,
+    /// R15: messages of another history move nothing while the agent's own is alive.
+    OwnHistoryComesFirst,
+    /// R15: loads and rows count only if they come from the agent's own history.
+    ForeignHistoriesMoveNothing,
 }
 
 impl Protection {
@@ -112,7 +120,12 @@ impl Protection {
             Self::RosterPrecedesHead | Self::LostRostersAreDistrusted => Rule::R11,
             Self::AnswersMatchQuestions => Rule::R13,
             Self::SecondTriesGoToAll | Self::StalledPublishersKeepSilent => Rule::R14,
-            Self::PastsAreKnown | Self::LostPastsNeedAWord => Rule::R15,
+            Self::PastsAreKnown
+            | Self::LostPastsNeedAWord
+            | Self::NewcomersAsk
+            | Self::RivalsFallSilent
+            | Self::OwnHistoryComesFirst
+            | Self::ForeignHistoriesMoveNothing => Rule::R15,
         }
     }
 

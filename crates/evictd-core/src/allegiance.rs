@@ -1,0 +1,220 @@
+//! Which history an agent follows (R15).
+//!
+//! Two copies of a store may speak on one bus. An agent keeps to the history that it follows while that one is
+//! alive, and changes over only by the answer to a probe of its own: a publisher answers only if it knows the past
+//! that the probe proves, or if an operator declared that it supersedes it.
+
+use std::time::Duration;
+
+use crate::history::{Provenance, StoreId, Voucher};
+use crate::lease::Bound;
+use crate::protection::Protection;
+use crate::time::LeaseTime;
+
+/// Publishers send something once a second. An agent that received nothing for so long takes its history for over.
+const SILENCE_MAX: Duration = Duration::from_secs(2);
+
+/// What a message of the live feed is worth.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FeedSource {
+    /// It comes from the history that the agent follows.
+    Own,
+    /// It moves nothing: the agent follows another history, and that one is alive.
+    Rival,
+    /// It moves nothing by itself; but the agent's own history is silent, or it follows none yet, so a probe's answer
+    /// may change that.
+    Candidate,
+    /// The agent's configuration names another store.
+    Excluded,
+}
+
+/// What the answer to a probe is worth.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AnswerSource {
+    /// It comes from the history that the agent follows.
+    Own,
+    /// The agent follows none yet.
+    First,
+    /// The agent's own history is over, and its publisher answered for another one that includes or supersedes it.
+    Successor,
+    /// It moves nothing.
+    Rival,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+struct Own {
+    /// The furthest that was received of it: what a probe proves to have seen.
+    voucher: Voucher,
+    /// When something was last received of it; the clock's start if it said that it ended.
+    received_at: LeaseTime,
+}
+
+/// The history that one agent follows.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Allegiance {
+    /// The only store that may be followed, if the configuration names one.
+    pinned: Option<StoreId>,
+    silence: Duration,
+    own: Option<Own>,
+}
+
+impl Allegiance {
+    /// Follows no history yet; never one of another store than `pinned`.
+    pub fn new(bound: Bound, pinned: Option<StoreId>) -> Self {
+        Self { pinned, silence: SILENCE_MAX.min(bound.bound() / 4), own: None }
+    }
+
+    /// The history that is followed.
+    pub fn provenance(&self) -> Option<Provenance> {
+        self.own.map(|own| own.voucher.milestone.provenance)
+    }
+
+    /// What a probe proves to have seen (R16).
+    pub fn voucher(&self) -> Option<Voucher> {
+        self.own.map(|own| own.voucher)
+    }
+
+    /// Whether what comes from `provenance` counts.
+    pub fn follows(&self, provenance: Provenance) -> bool {
+        self.provenance() == Some(provenance) || !Protection::ForeignHistoriesMoveNothing.holds()
+    }
+
+    /// Something of the live feed was received.
+    pub fn on_feed(&mut self, voucher: &Voucher, now: LeaseTime) -> FeedSource {
+        let provenance = voucher.milestone.provenance;
+        if self.is_excluded(provenance) {
+            FeedSource::Excluded
+        } else if self.own.is_some() && self.follows(provenance) {
+            self.receive(voucher, now);
+            FeedSource::Own
+        } else if self.is_alive(now) {
+            FeedSource::Rival
+        } else {
+            FeedSource::Candidate
+        }
+    }
+
+    /// A probe was answered. On [`AnswerSource::First`] and [`AnswerSource::Successor`] the caller checks the answer,
+    /// and then calls [`Allegiance::follow`].
+    pub fn on_answer(&mut self, voucher: &Voucher, now: LeaseTime) -> AnswerSource {
+        let provenance = voucher.milestone.provenance;
+        if self.is_excluded(provenance) {
+            return AnswerSource::Rival;
+        }
+        match self.provenance() {
+            None => AnswerSource::First,
+            Some(own) if own == provenance => {
+                self.receive(voucher, now);
+                AnswerSource::Own
+            }
+            Some(_) if self.is_alive(now) && Protection::OwnHistoryComesFirst.holds() => AnswerSource::Rival,
+            Some(_) => AnswerSource::Successor,
+        }
+    }
+
+    /// Follows the history of `voucher` from now on.
+    pub fn follow(&mut self, voucher: Voucher, now: LeaseTime) {
+        self.own = Some(Own { voucher, received_at: now });
+    }
+
+    /// A publisher said that this incarnation ended: whatever follows it needs not wait.
+    pub fn on_end(&mut self, provenance: Provenance) {
+        if let Some(own) = self.own.as_mut().filter(|own| own.voucher.milestone.provenance == provenance) {
+            own.received_at = LeaseTime::default();
+        }
+    }
+
+    fn receive(&mut self, voucher: &Voucher, now: LeaseTime) {
+        let Some(own) = &mut self.own else { return };
+        own.received_at = own.received_at.max(now);
+        if voucher.milestone.at > own.voucher.milestone.at
+            && voucher.milestone.provenance == own.voucher.milestone.provenance
+        {
+            own.voucher = *voucher;
+        }
+    }
+
+    fn is_excluded(&self, provenance: Provenance) -> bool {
+        self.pinned.is_some_and(|pinned| pinned != provenance.store)
+    }
+
+    /// Whether something was received of the agent's own history lately.
+    fn is_alive(&self, now: LeaseTime) -> bool {
+        self.own.is_some_and(|own| now.since(own.received_at) < self.silence)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::history::{Incarnation, LogToken, Milestone};
+    use crate::position::LogPosition;
+
+    fn ms(ms: u64) -> LeaseTime {
+        LeaseTime(1_000_000_000 + ms * 1_000)
+    }
+
+    fn voucher(store: u64, incarnation: u64, position: u64) -> Voucher {
+        let provenance = Provenance { store: StoreId(store), incarnation: Incarnation(incarnation) };
+        let at = LogPosition::new(1, position).unwrap();
+        Voucher { milestone: Milestone { provenance, at, token: LogToken(position) }, mac: [0; 16] }
+    }
+
+    fn allegiance(pinned: Option<StoreId>) -> Allegiance {
+        let bound = Bound::new(Duration::from_secs(30), Duration::from_secs(3)).unwrap();
+        Allegiance::new(bound, pinned)
+    }
+
+    fn follower_of_1() -> Allegiance {
+        let mut allegiance = allegiance(None);
+        assert_eq!(allegiance.on_feed(&voucher(1, 1, 5), ms(0)), FeedSource::Candidate);
+        assert_eq!(allegiance.on_answer(&voucher(1, 1, 5), ms(0)), AnswerSource::First);
+        allegiance.follow(voucher(1, 1, 5), ms(0));
+        allegiance
+    }
+
+    #[test]
+    fn rival_moves_nothing_while_the_own_history_is_alive() {
+        let mut allegiance = follower_of_1();
+        assert_eq!(allegiance.on_feed(&voucher(1, 2, 9), ms(1_900)), FeedSource::Rival);
+        assert_eq!(allegiance.on_answer(&voucher(1, 2, 9), ms(1_900)), AnswerSource::Rival);
+        assert_eq!(allegiance.on_feed(&voucher(1, 1, 6), ms(1_950)), FeedSource::Own);
+        assert_eq!(allegiance.on_answer(&voucher(1, 2, 9), ms(3_900)), AnswerSource::Rival);
+        assert_eq!(allegiance.voucher(), Some(voucher(1, 1, 6)));
+    }
+
+    #[test]
+    fn successor_takes_over_once_the_own_history_is_silent() {
+        let mut allegiance = follower_of_1();
+        assert_eq!(allegiance.on_feed(&voucher(1, 2, 9), ms(2_000)), FeedSource::Candidate);
+        assert_eq!(allegiance.on_answer(&voucher(1, 2, 9), ms(2_000)), AnswerSource::Successor);
+        assert!(allegiance.follows(voucher(1, 1, 5).milestone.provenance), "not before the caller says so");
+        allegiance.follow(voucher(1, 2, 9), ms(2_000));
+        assert!(!allegiance.follows(voucher(1, 1, 5).milestone.provenance));
+    }
+
+    #[test]
+    fn history_that_said_goodbye_is_not_waited_for() {
+        let mut allegiance = follower_of_1();
+        allegiance.on_end(voucher(1, 2, 0).milestone.provenance);
+        assert_eq!(allegiance.on_answer(&voucher(1, 2, 9), ms(1)), AnswerSource::Rival);
+        allegiance.on_end(voucher(1, 1, 0).milestone.provenance);
+        assert_eq!(allegiance.on_answer(&voucher(1, 2, 9), ms(1)), AnswerSource::Successor);
+    }
+
+    #[test]
+    fn pinned_agent_follows_its_store_alone() {
+        let mut allegiance = allegiance(Some(StoreId(7)));
+        assert_eq!(allegiance.on_feed(&voucher(1, 1, 5), ms(0)), FeedSource::Excluded);
+        assert_eq!(allegiance.on_answer(&voucher(1, 1, 5), ms(0)), AnswerSource::Rival);
+        assert_eq!(allegiance.on_answer(&voucher(7, 1, 5), ms(0)), AnswerSource::First);
+    }
+
+    #[test]
+    fn voucher_is_the_furthest_received() {
+        let mut allegiance = follower_of_1();
+        allegiance.on_feed(&voucher(1, 1, 9), ms(1));
+        allegiance.on_feed(&voucher(1, 1, 7), ms(2));
+        assert_eq!(allegiance.voucher(), Some(voucher(1, 1, 9)));
+    }
+}

@@ -1,0 +1,408 @@
+//! Whether a publisher may vouch for its store: newcomers ask first, and rivals that meet fall silent (R15).
+//!
+//! Publishers of one history are colleagues, and share the work. Publishers of two histories are rivals: one of
+//! them works on a copy, and neither can know which. Who has served without a break goes on, a newcomer yields to
+//! it, and two that both served, or that came together, both fall silent: to undo deletions is an operator's
+//! decision, never a guess.
+//!
+//! A rival counts as alive only by its answer to a question of our own, which it gives after a durable round: so a
+//! message that was long under way does nothing, and neither does the publisher of a primary that was demoted.
+
+use std::time::Duration;
+
+use crate::history::{Milestone, Provenance};
+use crate::protection::Protection;
+use crate::time::{LeaseTime, StoreTime};
+
+/// Whoever was not present for so long is a newcomer: it may have been replaced meanwhile.
+pub const AWAY_AFTER: Duration = Duration::from_secs(2);
+
+/// How long a question to all publishers waits for answers. Others do a round before they answer.
+pub const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
+
+/// The pause between questions to a rival that a silent publisher waits for.
+const ASK_AGAIN_EVERY: Duration = Duration::from_secs(1);
+
+/// Another publisher, as it describes itself.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Peer {
+    /// Its name, for people.
+    pub publisher: Box<str>,
+    /// Whom it speaks for.
+    pub provenance: Provenance,
+    /// When its incarnation began, on its store's clock.
+    pub since: StoreTime,
+    /// How it stands.
+    pub standing: Standing,
+}
+
+/// How a publisher stands.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Standing {
+    /// It was away, and asks who else is there.
+    Asking,
+    /// It vouches for its store.
+    Serving,
+    /// It is silent: a publisher of another history serves.
+    Yielding,
+    /// It is silent: a publisher of another history served as well, or came at the same time.
+    Conflicting,
+    /// It is silent: agents have seen what its store doesn't know, so that it is an older copy.
+    Behind,
+}
+
+impl Standing {
+    /// All, for metrics.
+    pub const ALL: [Self; 5] = [Self::Asking, Self::Serving, Self::Yielding, Self::Conflicting, Self::Behind];
+
+    /// The metric label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Asking => "asking",
+            Self::Serving => "serving",
+            Self::Yielding => "yielding",
+            Self::Conflicting => "conflicting",
+            Self::Behind => "behind",
+        }
+    }
+
+    /// Whether a rival that stands so must be waited for. One that yields, or that knows itself to be an older
+    /// copy, vouches for nothing.
+    fn is_alive(self) -> bool {
+        matches!(self, Self::Asking | Self::Serving | Self::Conflicting)
+    }
+}
+
+/// A question to all publishers; also says how the asking one stands.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Query {
+    /// To be repeated by the answers.
+    pub nonce: u64,
+    /// How the requester stands.
+    pub standing: Standing,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+enum State {
+    Asking { since: Option<LeaseTime> },
+    Serving,
+    Silent { rival: Peer, answered_at: LeaseTime, conflict: bool },
+    Behind { seen: Milestone },
+}
+
+/// The standing of one publisher, and what it has to ask.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Service {
+    bound: Duration,
+    state: State,
+    present_at: LeaseTime,
+    /// The newest question, and when it was sent.
+    query: Option<(u64, LeaseTime)>,
+    next_nonce: u64,
+}
+
+impl Service {
+    /// A newcomer. `nonce` seeds the numbers of its questions and should be random. A rival counts as gone when it
+    /// didn't answer for `bound`.
+    pub fn new(bound: Duration, nonce: u64, now: LeaseTime) -> Self {
+        let state = State::Asking { since: None };
+        Self { bound, state, present_at: now, query: None, next_nonce: nonce.max(1) }
+    }
+
+    /// How this publisher stands.
+    pub fn standing(&self) -> Standing {
+        match &self.state {
+            State::Asking { .. } => Standing::Asking,
+            State::Serving => Standing::Serving,
+            State::Silent { conflict: false, .. } => Standing::Yielding,
+            State::Silent { conflict: true, .. } => Standing::Conflicting,
+            State::Behind { .. } => Standing::Behind,
+        }
+    }
+
+    /// The rival that this publisher is silent for.
+    pub fn rival(&self) -> Option<&Peer> {
+        match &self.state {
+            State::Silent { rival, .. } => Some(rival),
+            _ => None,
+        }
+    }
+
+    /// The past that this publisher's store doesn't know.
+    pub fn unknown_past(&self) -> Option<&Milestone> {
+        match &self.state {
+            State::Behind { seen } => Some(seen),
+            _ => None,
+        }
+    }
+
+    /// Whether it may vouch at `now`: whoever stood still asks before it answers, also if nothing has told it yet.
+    pub fn may_vouch(&self, now: LeaseTime) -> bool {
+        self.state == State::Serving
+            && (now.since(self.present_at) < AWAY_AFTER || !Protection::NewcomersAsk.holds())
+    }
+
+    /// Until when [`Service::may_vouch`] holds, if nothing happens.
+    pub fn vouches_until(&self) -> Option<LeaseTime> {
+        (self.state == State::Serving).then(|| self.present_at.after(AWAY_AFTER))
+    }
+
+    /// To be called several times in [`AWAY_AFTER`]. `present`: it is connected, and its rounds succeed. Returns a
+    /// question to send.
+    pub fn beat(&mut self, present: bool, now: LeaseTime) -> Option<Query> {
+        if now.since(self.present_at) >= AWAY_AFTER && self.state == State::Serving {
+            self.away();
+        }
+        if !present {
+            return None;
+        }
+        self.present_at = now;
+        match &self.state {
+            State::Asking { since: None } if Protection::NewcomersAsk.holds() => {
+                self.state = State::Asking { since: Some(now) };
+                Some(self.ask(now))
+            }
+            State::Asking { since } => {
+                if since.is_none_or(|since| now.since(since) >= ANSWER_PATIENCE) {
+                    self.state = State::Serving;
+                }
+                None
+            }
+            State::Silent { answered_at, .. } if now.since(*answered_at) >= self.bound => {
+                self.state = State::Asking { since: Some(now) };
+                Some(self.ask(now))
+            }
+            State::Silent { .. } => self.ask_at_most_every(ASK_AGAIN_EVERY, now),
+            State::Serving | State::Behind { .. } => None,
+        }
+    }
+
+    /// It was cut off, or stalled: it is a newcomer again if it served. One that is silent stays so.
+    pub fn away(&mut self) {
+        if matches!(self.state, State::Serving | State::Asking { .. }) && Protection::NewcomersAsk.holds() {
+            self.state = State::Asking { since: None };
+        }
+    }
+
+    /// Nobody else is there to answer the question with this number.
+    pub fn on_nobody(&mut self, nonce: u64) {
+        if self.is_newest(nonce) && matches!(self.state, State::Asking { .. }) {
+            self.state = State::Serving;
+        }
+    }
+
+    /// A colleague's answer: one that serves has met no rival.
+    pub fn on_colleague(&mut self, nonce: u64, standing: Standing) {
+        if self.is_newest(nonce)
+            && matches!(self.state, State::Asking { .. })
+            && standing == Standing::Serving
+        {
+            self.state = State::Serving;
+        }
+    }
+
+    /// A rival's answer.
+    pub fn on_rival(&mut self, nonce: u64, peer: Peer, now: LeaseTime) {
+        if !self.is_newest(nonce) || !peer.standing.is_alive() {
+            return;
+        }
+        let conflict = match &self.state {
+            State::Behind { .. } => return,
+            // It was there first; but of two that come together neither was.
+            State::Asking { .. } => peer.standing == Standing::Asking,
+            State::Serving if !Protection::RivalsFallSilent.holds() => return,
+            State::Serving => true,
+            State::Silent { conflict, .. } => *conflict,
+        };
+        self.state = State::Silent { rival: peer, answered_at: now, conflict };
+    }
+
+    /// Something came from another history: a tick, or a rival's question. It may be old; its publisher is asked.
+    pub fn on_foreign(&mut self, now: LeaseTime) -> Option<Query> {
+        match self.state {
+            State::Serving => self.ask_at_most_every(ANSWER_PATIENCE, now),
+            _ => None,
+        }
+    }
+
+    /// An agent has proved a past that the store doesn't know.
+    pub fn on_unknown_past(&mut self, seen: Milestone) {
+        self.state = State::Behind { seen };
+    }
+
+    /// The store knows that past now, or an operator has declared it superseded.
+    pub fn on_past_settled(&mut self) {
+        if matches!(self.state, State::Behind { .. }) {
+            self.state = State::Asking { since: None };
+        }
+    }
+
+    fn ask_at_most_every(&mut self, pause: Duration, now: LeaseTime) -> Option<Query> {
+        let asked = self.query.is_some_and(|(_, at)| now.since(at) < pause);
+        (!asked).then(|| self.ask(now))
+    }
+
+    fn ask(&mut self, now: LeaseTime) -> Query {
+        let nonce = self.next_nonce;
+        self.next_nonce = nonce.wrapping_add(1).max(1);
+        self.query = Some((nonce, now));
+        Query { nonce, standing: self.standing() }
+    }
+
+    fn is_newest(&self, nonce: u64) -> bool {
+        self.query.is_some_and(|(newest, _)| newest == nonce)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::history::{Incarnation, LogToken, StoreId};
+    use crate::position::LogPosition;
+
+    const BOUND: Duration = Duration::from_secs(30);
+
+    fn ms(ms: u64) -> LeaseTime {
+        LeaseTime(1_000_000_000 + ms * 1_000)
+    }
+
+    fn newcomer() -> Service {
+        Service::new(BOUND, 1, ms(0))
+    }
+
+    fn serving() -> Service {
+        let mut service = newcomer();
+        let query = service.beat(true, ms(0)).unwrap();
+        service.on_nobody(query.nonce);
+        assert_eq!(service.standing(), Standing::Serving);
+        service
+    }
+
+    fn rival(standing: Standing) -> Peer {
+        let provenance = Provenance { store: StoreId(1), incarnation: Incarnation(9) };
+        Peer { publisher: "host-1".into(), provenance, since: StoreTime(0), standing }
+    }
+
+    #[test]
+    fn newcomer_without_others_serves_at_once() {
+        let mut service = newcomer();
+        assert!(!service.may_vouch(ms(0)));
+        let query = service.beat(true, ms(0)).unwrap();
+        service.on_nobody(query.nonce);
+        assert!(service.may_vouch(ms(1)));
+    }
+
+    #[test]
+    fn newcomer_serves_when_only_frozen_publishers_are_there() {
+        let mut service = newcomer();
+        service.beat(true, ms(0)).unwrap();
+        assert_eq!(service.beat(true, ms(900)), None);
+        assert!(!service.may_vouch(ms(900)));
+        service.beat(true, ms(1_000));
+        assert!(service.may_vouch(ms(1_000)));
+    }
+
+    #[test]
+    fn newcomer_that_is_not_connected_goes_on_asking() {
+        let mut service = newcomer();
+        for at in [0, 1_000, 5_000] {
+            assert_eq!(service.beat(false, ms(at)), None);
+        }
+        assert!(service.beat(true, ms(6_000)).is_some());
+        assert_eq!(service.standing(), Standing::Asking);
+    }
+
+    #[test]
+    fn colleague_that_serves_ends_the_wait() {
+        let mut service = newcomer();
+        let query = service.beat(true, ms(0)).unwrap();
+        service.on_colleague(query.nonce, Standing::Asking);
+        assert_eq!(service.standing(), Standing::Asking);
+        service.on_colleague(query.nonce, Standing::Serving);
+        assert_eq!(service.standing(), Standing::Serving);
+    }
+
+    #[test]
+    fn newcomer_yields_until_its_rival_has_been_gone_for_a_bound() {
+        let mut service = newcomer();
+        let query = service.beat(true, ms(0)).unwrap();
+        service.on_rival(query.nonce, rival(Standing::Serving), ms(10));
+        assert_eq!(service.standing(), Standing::Yielding);
+        let again = service.beat(true, ms(1_000)).unwrap();
+        assert_eq!(again.standing, Standing::Yielding);
+        service.on_rival(again.nonce, rival(Standing::Serving), ms(1_010));
+        for at in (2_000..31_000).step_by(1_000) {
+            assert!(service.beat(true, ms(at)).is_some());
+            assert_eq!(service.standing(), Standing::Yielding);
+        }
+        let last = service.beat(true, ms(31_010)).unwrap();
+        assert_eq!(last.standing, Standing::Asking);
+        service.on_nobody(last.nonce);
+        assert_eq!(service.standing(), Standing::Serving);
+    }
+
+    #[test]
+    fn two_that_come_together_both_fall_silent() {
+        let mut service = newcomer();
+        let query = service.beat(true, ms(0)).unwrap();
+        service.on_rival(query.nonce, rival(Standing::Asking), ms(10));
+        assert_eq!(service.standing(), Standing::Conflicting);
+    }
+
+    #[test]
+    fn two_that_served_both_fall_silent() {
+        let mut service = serving();
+        let query = service.on_foreign(ms(1_500)).unwrap();
+        assert!(service.may_vouch(ms(1_500)), "a message alone does nothing");
+        service.on_rival(query.nonce, rival(Standing::Serving), ms(1_510));
+        assert_eq!(service.standing(), Standing::Conflicting);
+        assert_eq!(service.rival(), Some(&rival(Standing::Serving)));
+    }
+
+    #[test]
+    fn silent_rivals_keep_nobody_from_serving() {
+        for standing in [Standing::Yielding, Standing::Behind] {
+            let mut service = serving();
+            let query = service.on_foreign(ms(1_500)).unwrap();
+            service.on_rival(query.nonce, rival(standing), ms(1_510));
+            assert_eq!(service.standing(), Standing::Serving);
+        }
+    }
+
+    #[test]
+    fn old_answers_do_nothing() {
+        let mut service = serving();
+        let query = service.on_foreign(ms(1_500)).unwrap();
+        service.on_rival(query.nonce.wrapping_add(7), rival(Standing::Serving), ms(1_510));
+        assert_eq!(service.standing(), Standing::Serving);
+    }
+
+    #[test]
+    fn publisher_that_stood_still_asks_before_it_answers() {
+        let mut service = serving();
+        assert!(!service.may_vouch(ms(2_000)), "before anything has told it");
+        assert!(service.beat(true, ms(2_000)).is_some());
+        assert_eq!(service.standing(), Standing::Asking);
+    }
+
+    #[test]
+    fn publisher_that_was_cut_off_asks_before_it_answers() {
+        let mut service = serving();
+        service.away();
+        assert_eq!(service.standing(), Standing::Asking);
+        assert!(service.beat(true, ms(100)).is_some());
+    }
+
+    #[test]
+    fn older_copy_stays_silent_until_its_past_is_settled() {
+        let mut service = serving();
+        let provenance = Provenance { store: StoreId(1), incarnation: Incarnation(9) };
+        let seen = Milestone { provenance, at: LogPosition::ZERO, token: LogToken(0) };
+        service.on_unknown_past(seen);
+        service.away();
+        assert_eq!(service.beat(true, ms(90_000)), None);
+        assert_eq!(service.unknown_past(), Some(&seen));
+        service.on_past_settled();
+        assert!(service.beat(true, ms(90_000)).is_some());
+    }
+}
