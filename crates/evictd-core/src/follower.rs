@@ -8,12 +8,15 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use crate::allegiance::{Allegiance, AnswerSource, FeedSource};
 use crate::floors::{Anchors, FloorLimits, Floors, Widened};
+use crate::history::{LogToken, Provenance, StoreId, Voucher};
 use crate::ids::KeyHash;
 use crate::invalidation::{Invalidation, Scope};
 use crate::lease::{Bound, Mode};
 use crate::limits::{
-    PENDING_MAX, PROBES_OUTSTANDING_MAX, REPAIR_SPAN_MAX, REPAIRS_OUTSTANDING_MAX, REPLAY_BATCH_MAX,
+    LOG_TOKENS_KEPT_MAX, PENDING_MAX, PROBES_OUTSTANDING_MAX, REPAIR_SPAN_MAX, REPAIRS_OUTSTANDING_MAX,
+    REPLAY_BATCH_MAX,
 };
 use crate::position::LogPosition;
 use crate::protection::Protection;
@@ -33,6 +36,8 @@ pub struct FollowerConfig {
     pub gap_patience: Duration,
     /// Limits of the floors.
     pub floors: FloorLimits,
+    /// The only home store that is followed, if the configuration names one (R15).
+    pub home_store: Option<StoreId>,
 }
 
 /// How an invalidation arrived.
@@ -126,11 +131,14 @@ pub enum Effect {
     SendProbe {
         /// To be repeated by the answer.
         nonce: u64,
-        /// What was heard of so far; shows the authority a store that went back (R2).
-        seen: LogPosition,
+        /// What was received of the history that this agent follows: a publisher whose store doesn't know it must not
+        /// vouch (R15, R16). `None` in a process that follows none yet.
+        seen: Option<Voucher>,
         /// Ask all publishers instead of the queue group (R14).
         all: bool,
     },
+    /// Something came from a history that this agent doesn't follow, while its own is alive: it moves nothing (R15).
+    Rival(Provenance),
     /// Ask for missed rows.
     SendReplay {
         /// To be repeated by the answer.
@@ -165,7 +173,7 @@ pub enum ReplayAnswer {
     /// The range can't be covered: start over at `head`.
     Refused {
         /// The store's head.
-        head: LogPosition,
+        head: Voucher,
     },
 }
 
@@ -196,6 +204,9 @@ struct Hole {
 #[derive(Debug)]
 pub struct Follower {
     config: FollowerConfig,
+    allegiance: Allegiance,
+    /// Of what was received of the history that is followed: which token belongs to which position.
+    tokens: BTreeMap<LogPosition, LogToken>,
     floors: Floors,
     /// `None` until the first probe's answer gives a base position.
     applied: Option<LogPosition>,
@@ -220,6 +231,8 @@ impl Follower {
     pub fn new(config: FollowerConfig, nonce: u64) -> Self {
         Self {
             config,
+            allegiance: Allegiance::new(config.bound, config.home_store),
+            tokens: BTreeMap::new(),
             floors: Floors::new(config.floors),
             applied: None,
             head: LogPosition::ZERO,
@@ -243,6 +256,18 @@ impl Follower {
     /// The highest position heard of.
     pub fn head(&self) -> LogPosition {
         self.head
+    }
+
+    /// The history that this agent follows; `None` before the base is known.
+    pub fn provenance(&self) -> Option<Provenance> {
+        self.allegiance.provenance()
+    }
+
+    /// Whether a log that ends at `head` with `token` is a beginning of the one that this agent follows and has
+    /// applied. `false` if it isn't, and also if that can't be told.
+    pub fn shares_log(&self, head: LogPosition, token: LogToken) -> bool {
+        self.applied.is_some_and(|applied| head <= applied) && self.tokens.get(&head) == Some(&token)
+            || !Protection::DatabasesShareTheLog.holds()
     }
 
     /// Since when nothing can have been missed.
@@ -283,8 +308,16 @@ impl Follower {
 
     /// Whether a load that is as new as `as_of` may be cached: not before the base position is known,
     /// because until then the floors are not complete.
-    pub fn admits(&self, hash: &KeyHash, anchors: &Anchors, as_of: LogPosition) -> bool {
-        self.applied.is_some() && (as_of >= self.floor(hash, anchors) || !Protection::LoadsMeetFloors.holds())
+    pub fn admits(
+        &self,
+        hash: &KeyHash,
+        anchors: &Anchors,
+        provenance: Provenance,
+        as_of: LogPosition,
+    ) -> bool {
+        self.applied.is_some()
+            && self.allegiance.follows(provenance)
+            && (as_of >= self.floor(hash, anchors) || !Protection::LoadsMeetFloors.holds())
     }
 
     /// The bus is connected (again): whatever was on the way may be lost, so a proof is due now.
@@ -294,8 +327,17 @@ impl Follower {
         self.repairs.clear();
     }
 
-    /// Invalidations of the live feed, in any order, also old ones.
-    pub fn on_live(&mut self, invalidations: Vec<Invalidation>, now: LeaseTime, effects: &mut Vec<Effect>) {
+    /// Invalidations of the live feed, in any order, also old ones. `voucher` is that of the last of them.
+    pub fn on_live(
+        &mut self,
+        voucher: &Voucher,
+        invalidations: Vec<Invalidation>,
+        now: LeaseTime,
+        effects: &mut Vec<Effect>,
+    ) {
+        if !self.receives(voucher, now, effects) {
+            return;
+        }
         self.track(effects, |this, effects| {
             for invalidation in invalidations {
                 this.apply(invalidation, Via::Live, now, effects);
@@ -304,19 +346,29 @@ impl Follower {
     }
 
     /// A tick of the live feed.
-    pub fn on_tick(&mut self, head: LogPosition, now: LeaseTime, effects: &mut Vec<Effect>) {
-        self.track(effects, |this, effects| {
-            if this.sees_epoch_of(head, effects) {
+    pub fn on_tick(&mut self, head: &Voucher, now: LeaseTime, effects: &mut Vec<Effect>) {
+        if !self.receives(head, now, effects) {
+            return;
+        }
+        let head = head.milestone.at;
+        self.track(effects, |this, _| {
+            if this.is_of_epoch(head) {
                 this.raise_head(head, RepairCause::Tick, now);
             }
         });
+    }
+
+    /// A publisher said that its incarnation ended: another one of the same history may follow at once.
+    pub fn on_end(&mut self, provenance: Provenance, now: LeaseTime) {
+        self.allegiance.on_end(provenance);
+        self.probe_soon(now);
     }
 
     /// The answer to a probe: everything that was committed when the probe was sent is at or below `head`.
     pub fn on_probe_answer(
         &mut self,
         nonce: u64,
-        head: LogPosition,
+        head: &Voucher,
         now: LeaseTime,
         effects: &mut Vec<Effect>,
     ) -> Accepted {
@@ -324,9 +376,13 @@ impl Follower {
         let Some(index) = asked.or_else(|| Self::unmatched(self.probes.len())) else {
             return Accepted::No;
         };
-        if self.applied.is_some_and(|applied| head.epoch() < applied.epoch())
-            && Protection::OlderEpochsMoveNothing.holds()
-        {
+        let (voucher, head) = (head, head.milestone.at);
+        let source = self.allegiance.on_answer(voucher, now);
+        if source == AnswerSource::Rival {
+            effects.push(Effect::Rival(voucher.milestone.provenance));
+            return Accepted::No;
+        }
+        if !self.fits(source, head) {
             return Accepted::No;
         }
         let dated = Protection::ProofsDateFromTheQuestion.holds();
@@ -336,11 +392,10 @@ impl Follower {
         self.unanswered = 0;
         self.probe_due = sent_at.after(self.config.probe_interval);
         self.track(effects, |this, effects| {
-            if this.applied.is_none() {
-                this.start_over(head, FlushReason::Start, effects);
-            } else if !this.sees_epoch_of(head, effects) {
-                return;
+            if source != AnswerSource::Own {
+                this.follow(voucher, now, effects);
             }
+            this.note_token(voucher);
             this.raise_head(head, RepairCause::Probe, now);
             if this.unproven.len() == PROBES_OUTSTANDING_MAX {
                 this.unproven.pop_back();
@@ -350,10 +405,11 @@ impl Follower {
         Accepted::Yes
     }
 
-    /// The answer to a replay.
+    /// The answer to a replay, from a store at `provenance`.
     pub fn on_replay_answer(
         &mut self,
         nonce: u64,
+        provenance: Provenance,
         answer: ReplayAnswer,
         now: LeaseTime,
         effects: &mut Vec<Effect>,
@@ -362,6 +418,10 @@ impl Follower {
         let Some(index) = asked.or_else(|| Self::unmatched(self.repairs.len())) else {
             return Accepted::No;
         };
+        if !self.allegiance.follows(provenance) {
+            effects.push(Effect::Rival(provenance));
+            return Accepted::No;
+        }
         if !answer_covers(&self.repairs[index], &answer) && Protection::ReplaysAreComplete.holds() {
             return Accepted::No;
         }
@@ -376,7 +436,9 @@ impl Follower {
                 }
             }
             ReplayAnswer::Refused { head } => {
-                let base = head.max(this.applied.unwrap_or(LogPosition::ZERO));
+                this.allegiance.on_feed(&head, now);
+                this.note_token(&head);
+                let base = head.milestone.at.max(this.applied.unwrap_or(LogPosition::ZERO));
                 this.start_over(base, FlushReason::Refused, effects);
             }
         });
@@ -417,7 +479,7 @@ impl Follower {
         let all = self.unanswered % 2 == 1 && Protection::SecondTriesGoToAll.holds();
         self.unanswered += 1;
         self.probe_due = now.after(self.config.request_timeout);
-        let seen = self.applied.map_or(LogPosition::ZERO, |applied| applied.max(self.head));
+        let seen = self.allegiance.voucher();
         effects.push(Effect::SendProbe { nonce, seen, all });
     }
 
@@ -447,7 +509,7 @@ impl Follower {
     /// Applies one invalidation, whatever its position (R5).
     fn apply(&mut self, invalidation: Invalidation, via: Via, now: LeaseTime, effects: &mut Vec<Effect>) {
         let position = invalidation.position;
-        if !self.sees_epoch_of(position, effects) {
+        if !self.is_of_epoch(position) {
             return;
         }
         let first = self.is_news(position);
@@ -471,14 +533,74 @@ impl Follower {
         self.applied.is_none_or(|applied| position > applied) && !self.pending.contains_key(&position)
     }
 
-    /// Whether `position` belongs to the current epoch; a newer epoch is entered first, with it as base.
-    /// Before the base is known every epoch is taken as it comes.
-    fn sees_epoch_of(&mut self, position: LogPosition, effects: &mut Vec<Effect>) -> bool {
-        let Some(applied) = self.applied else { return true };
-        if position.epoch() > applied.epoch() && Protection::NewerEpochsFlush.holds() {
-            self.start_over(position, FlushReason::NewEpoch, effects);
+    /// Whether something of the live feed counts, and why not.
+    fn receives(&mut self, voucher: &Voucher, now: LeaseTime, effects: &mut Vec<Effect>) -> bool {
+        match self.allegiance.on_feed(voucher, now) {
+            FeedSource::Own => self.note_token(voucher),
+            FeedSource::Candidate => {
+                self.probe_soon(now);
+                return false;
+            }
+            FeedSource::Rival | FeedSource::Excluded => {
+                effects.push(Effect::Rival(voucher.milestone.provenance));
+                return false;
+            }
         }
-        position.epoch() >= applied.epoch() || !Protection::OlderEpochsMoveNothing.holds()
+        true
+    }
+
+    /// Whether the answer to a probe agrees with what is known of its history. An epoch belongs to one incarnation,
+    /// so the own one's never changes. What replaces it has everything that was received of it, or is of a later
+    /// epoch.
+    fn fits(&self, source: AnswerSource, head: LogPosition) -> bool {
+        match (source, self.applied) {
+            (AnswerSource::Own, Some(applied)) => {
+                head.epoch() == applied.epoch() || !Protection::OlderEpochsMoveNothing.holds()
+            }
+            (AnswerSource::Successor, Some(applied)) => {
+                head >= applied.max(self.head) || !Protection::OlderEpochsMoveNothing.holds()
+            }
+            _ => true,
+        }
+    }
+
+    /// Follows the history of `head` from now on; with it as base if it is the first or of a later epoch.
+    fn follow(&mut self, head: &Voucher, now: LeaseTime, effects: &mut Vec<Effect>) {
+        self.allegiance.follow(*head, now);
+        // Both were asked of the history that is over.
+        self.repairs.clear();
+        self.unproven.clear();
+        let head = head.milestone.at;
+        match self.applied {
+            None => self.start_over(head, FlushReason::Start, effects),
+            Some(applied) if head.epoch() > applied.epoch() && Protection::NewerEpochsFlush.holds() => {
+                self.tokens.clear();
+                self.start_over(head, FlushReason::NewEpoch, effects);
+            }
+            Some(_) => {}
+        }
+    }
+
+    fn note_token(&mut self, voucher: &Voucher) {
+        self.tokens.insert(voucher.milestone.at, voucher.milestone.token);
+        if self.tokens.len() > LOG_TOKENS_KEPT_MAX {
+            self.tokens.pop_first();
+        }
+    }
+
+    /// Asks for a proof now, unless that was just done.
+    fn probe_soon(&mut self, now: LeaseTime) {
+        let asked = |probe: &Probe| now.since(probe.sent_at) < self.config.request_timeout;
+        if !self.probes.back().is_some_and(asked) {
+            self.probe_due = self.probe_due.min(now);
+        }
+    }
+
+    /// Whether `position` belongs to the epoch that this agent is in. A newer one counts once a probe's answer
+    /// confirms it (R16).
+    fn is_of_epoch(&self, position: LogPosition) -> bool {
+        self.applied.is_none_or(|applied| position.epoch() == applied.epoch())
+            || !Protection::OlderEpochsMoveNothing.holds()
     }
 
     fn raise_head(&mut self, head: LogPosition, cause: RepairCause, now: LeaseTime) {

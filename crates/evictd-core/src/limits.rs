@@ -45,6 +45,9 @@ pub const EXTERNAL_ID_BYTES_MAX: usize = 255;
 /// Most invalidations in one live message.
 pub const LIVE_BATCH_MAX: usize = 64;
 
+/// Most tokens of the log that an agent keeps, for what it reads from a database by itself.
+pub const LOG_TOKENS_KEPT_MAX: usize = 4096;
+
 /// Most invalidations in one replay answer.
 pub const REPLAY_BATCH_MAX: usize = 1024;
 

@@ -87,6 +87,10 @@ pub enum Protection {
     OwnHistoryComesFirst,
     /// R15: loads and rows count only if they come from the agent's own history.
     ForeignHistoriesMoveNothing,
+    /// R15: what an agent reads from a database counts only if that has the log that the agent follows.
+    DatabasesShareTheLog,
+    /// R16: what an agent presents as seen counts only with the store's own code over it.
+    VouchersAreChecked,
 }
 
 impl Protection {
@@ -125,7 +129,9 @@ impl Protection {
             | Self::NewcomersAsk
             | Self::RivalsFallSilent
             | Self::OwnHistoryComesFirst
-            | Self::ForeignHistoriesMoveNothing => Rule::R15,
+            | Self::ForeignHistoriesMoveNothing
+            | Self::DatabasesShareTheLog => Rule::R15,
+            Self::VouchersAreChecked => Rule::R16,
         }
     }
 

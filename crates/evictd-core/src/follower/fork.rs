@@ -13,6 +13,8 @@ impl Follower {
         let (floors, crossing) = self.floors.fork();
         let follower = Self {
             config: self.config,
+            allegiance: self.allegiance.clone(),
+            tokens: self.tokens.clone(),
             floors,
             applied: self.applied,
             head: self.head,
@@ -43,6 +45,7 @@ impl Follower {
     /// Hashes everything that decides what it will do from `now` on, but for its configuration, the numbers
     /// of its questions, the causes of its repairs, and whom it asks next.
     pub fn digest(&self, now: LeaseTime, state: &mut impl Hasher) {
+        (&self.allegiance, &self.tokens).hash(state);
         (&self.floors, self.applied, self.head, &self.pending).hash(state);
         // What is due already is due at any later time.
         let hole = self.repair_due().map(|due| due.max(now));

@@ -1,6 +1,7 @@
 //! The follower against hand-made histories: every effect, in order.
 
 use super::*;
+use crate::history::{Incarnation, Milestone};
 use crate::ids::ApiId;
 use crate::invalidation::Cause;
 use crate::time::StoreTime;
@@ -38,8 +39,46 @@ fn follower() -> Follower {
         request_timeout: Duration::from_millis(TIMEOUT_MS),
         gap_patience: Duration::from_millis(PATIENCE_MS),
         floors: FloorLimits::default(),
+        home_store: None,
     };
     Follower::new(config, 100)
+}
+
+/// Each epoch has one incarnation.
+fn voucher(at: LogPosition) -> Voucher {
+    let provenance = Provenance { store: StoreId(1), incarnation: Incarnation(at.epoch().into()) };
+    Voucher { milestone: Milestone { provenance, at, token: LogToken(at.position()) }, mac: [0; 16] }
+}
+
+fn on_live(follower: &mut Follower, rows: Vec<Invalidation>, now: LeaseTime, out: &mut Vec<Effect>) {
+    if let Some(last) = rows.last() {
+        follower.on_live(&voucher(last.position), rows, now, out);
+    }
+}
+
+fn on_tick(follower: &mut Follower, head: LogPosition, now: LeaseTime, out: &mut Vec<Effect>) {
+    follower.on_tick(&voucher(head), now, out);
+}
+
+fn on_probe_answer(
+    follower: &mut Follower,
+    nonce: u64,
+    head: LogPosition,
+    now: LeaseTime,
+    out: &mut Vec<Effect>,
+) -> Accepted {
+    follower.on_probe_answer(nonce, &voucher(head), now, out)
+}
+
+fn on_replay_answer(
+    follower: &mut Follower,
+    nonce: u64,
+    answer: ReplayAnswer,
+    now: LeaseTime,
+    out: &mut Vec<Effect>,
+) -> Accepted {
+    let provenance = voucher(at(0)).milestone.provenance;
+    follower.on_replay_answer(nonce, provenance, answer, now, out)
 }
 
 fn effects(step: impl FnOnce(&mut Vec<Effect>)) -> Vec<Effect> {
@@ -52,9 +91,9 @@ fn effects(step: impl FnOnce(&mut Vec<Effect>)) -> Vec<Effect> {
 fn started(head: u64) -> Follower {
     let mut follower = follower();
     let asked = effects(|out| follower.poll(ms(0), out));
-    assert_eq!(asked, [Effect::SendProbe { nonce: 100, seen: LogPosition::ZERO, all: false }]);
+    assert_eq!(asked, [Effect::SendProbe { nonce: 100, seen: None, all: false }]);
     let mut out = Vec::new();
-    assert_eq!(follower.on_probe_answer(100, at(head), ms(10), &mut out), Accepted::Yes);
+    assert_eq!(on_probe_answer(&mut follower, 100, at(head), ms(10), &mut out), Accepted::Yes);
     follower
 }
 
@@ -64,7 +103,7 @@ fn the_first_answer_gives_the_base_and_the_lease_runs_from_the_question() {
     assert_eq!(follower.mode(ms(0)), Mode::Starting);
     follower.poll(ms(0), &mut Vec::new());
     let out = effects(|out| {
-        follower.on_probe_answer(100, at(7), ms(400), out);
+        on_probe_answer(&mut follower, 100, at(7), ms(400), out);
     });
     assert_eq!(
         out,
@@ -80,17 +119,17 @@ fn nothing_is_admitted_before_the_base_is_known() {
     let mut follower = follower();
     let anchors = follower.anchors(&Record::Absent, &mut Vec::new());
     let hash = KeyHash([1; 32]);
-    assert!(!follower.admits(&hash, &anchors, at(1_000)));
+    assert!(!follower.admits(&hash, &anchors, voucher(at(1_000)).milestone.provenance, at(1_000)));
     let mut follower = started(7);
     let anchors = follower.anchors(&Record::Absent, &mut Vec::new());
-    assert!(!follower.admits(&hash, &anchors, at(6)));
-    assert!(follower.admits(&hash, &anchors, at(7)));
+    assert!(!follower.admits(&hash, &anchors, voucher(at(6)).milestone.provenance, at(6)));
+    assert!(follower.admits(&hash, &anchors, voucher(at(7)).milestone.provenance, at(7)));
 }
 
 #[test]
 fn an_invalidation_in_order_is_applied_then_progress_then_announced() {
     let mut follower = started(7);
-    let out = effects(|out| follower.on_live(vec![deletion(at(8))], ms(20), out));
+    let out = effects(|out| on_live(&mut follower, vec![deletion(at(8))], ms(20), out));
     assert_eq!(out, [applied(at(8), Via::Live), progress(8, 8), Effect::Announce]);
     assert_eq!(follower.wake_at(), ms(5_000), "no hole, only the next probe");
 }
@@ -98,9 +137,9 @@ fn an_invalidation_in_order_is_applied_then_progress_then_announced() {
 #[test]
 fn later_invalidations_are_applied_at_once_but_progress_waits_for_the_hole() {
     let mut follower = started(7);
-    let out = effects(|out| follower.on_live(vec![deletion(at(9))], ms(20), out));
+    let out = effects(|out| on_live(&mut follower, vec![deletion(at(9))], ms(20), out));
     assert_eq!(out, [applied(at(9), Via::Live), progress(7, 9)]);
-    let out = effects(|out| follower.on_live(vec![deletion(at(8))], ms(25), out));
+    let out = effects(|out| on_live(&mut follower, vec![deletion(at(8))], ms(25), out));
     assert_eq!(out, [applied(at(8), Via::Live), progress(9, 9), Effect::Announce]);
     assert_eq!(effects(|out| follower.poll(ms(1_000), out)), [], "the hole closed by itself");
 }
@@ -108,9 +147,9 @@ fn later_invalidations_are_applied_at_once_but_progress_waits_for_the_hole() {
 #[test]
 fn a_deletion_that_came_too_early_is_announced_when_its_predecessor_arrives() {
     let mut follower = started(7);
-    follower.on_live(vec![deletion(at(9))], ms(20), &mut Vec::new());
+    on_live(&mut follower, vec![deletion(at(9))], ms(20), &mut Vec::new());
     let created = Invalidation { cause: Cause::Created, ..deletion(at(8)) };
-    let out = effects(|out| follower.on_live(vec![created.clone()], ms(25), out));
+    let out = effects(|out| on_live(&mut follower, vec![created.clone()], ms(25), out));
     let applied = Effect::Applied { invalidation: created, via: Via::Live };
     assert_eq!(out, [applied, progress(9, 9), Effect::Announce]);
 }
@@ -119,14 +158,14 @@ fn a_deletion_that_came_too_early_is_announced_when_its_predecessor_arrives() {
 fn what_nobody_waits_for_is_not_announced_at_once() {
     let mut follower = started(7);
     let created = Invalidation { cause: Cause::Created, ..deletion(at(8)) };
-    let out = effects(|out| follower.on_live(vec![created], ms(20), out));
+    let out = effects(|out| on_live(&mut follower, vec![created], ms(20), out));
     assert!(!out.contains(&Effect::Announce), "{out:?}");
 }
 
 #[test]
 fn a_hole_that_stays_is_repaired_by_a_replay() {
     let mut follower = started(7);
-    follower.on_live(vec![deletion(at(10))], ms(20), &mut Vec::new());
+    on_live(&mut follower, vec![deletion(at(10))], ms(20), &mut Vec::new());
     assert_eq!(follower.wake_at(), ms(20 + PATIENCE_MS));
     assert_eq!(effects(|out| follower.poll(ms(39), out)), []);
     let asked = effects(|out| follower.poll(ms(40), out));
@@ -135,7 +174,8 @@ fn a_hole_that_stays_is_repaired_by_a_replay() {
         [Effect::SendReplay { nonce: 101, epoch: 1, from: 8, to: 10, cause: RepairCause::Gap, all: false }]
     );
     let rows = ReplayAnswer::Rows(vec![deletion(at(8)), deletion(at(9)), deletion(at(10))]);
-    let out = effects(|out| assert_eq!(follower.on_replay_answer(101, rows, ms(50), out), Accepted::Yes));
+    let out =
+        effects(|out| assert_eq!(on_replay_answer(&mut follower, 101, rows, ms(50), out), Accepted::Yes));
     assert_eq!(
         out,
         [applied(at(8), Via::Replay), applied(at(9), Via::Replay), progress(10, 10), Effect::Announce],
@@ -146,7 +186,7 @@ fn a_hole_that_stays_is_repaired_by_a_replay() {
 #[test]
 fn the_last_message_lost_is_shown_by_the_tick() {
     let mut follower = started(7);
-    assert_eq!(effects(|out| follower.on_tick(at(8), ms(20), out)), [progress(7, 8)]);
+    assert_eq!(effects(|out| on_tick(&mut follower, at(8), ms(20), out)), [progress(7, 8)]);
     let asked = effects(|out| follower.poll(ms(40), out));
     assert_eq!(
         asked,
@@ -157,7 +197,7 @@ fn the_last_message_lost_is_shown_by_the_tick() {
 #[test]
 fn a_replay_that_is_not_answered_is_asked_again_with_a_new_number() {
     let mut follower = started(7);
-    follower.on_tick(at(8), ms(20), &mut Vec::new());
+    on_tick(&mut follower, at(8), ms(20), &mut Vec::new());
     follower.poll(ms(40), &mut Vec::new());
     assert_eq!(effects(|out| follower.poll(ms(40 + TIMEOUT_MS - 1), out)), []);
     let again = effects(|out| follower.poll(ms(40 + TIMEOUT_MS), out));
@@ -168,7 +208,7 @@ fn a_replay_that_is_not_answered_is_asked_again_with_a_new_number() {
 #[test]
 fn a_replay_that_nobody_answers_goes_to_all_every_other_time_however_often() {
     let mut follower = started(7);
-    follower.on_tick(at(8), ms(20), &mut Vec::new());
+    on_tick(&mut follower, at(8), ms(20), &mut Vec::new());
     let mut asked = Vec::new();
     while asked.len() < 8 {
         let now = follower.wake_at();
@@ -184,22 +224,26 @@ fn a_replay_that_nobody_answers_goes_to_all_every_other_time_however_often() {
 #[test]
 fn a_path_slower_than_the_timeout_is_repaired_by_the_late_answer() {
     let mut follower = started(7);
-    follower.on_tick(at(8), ms(20), &mut Vec::new());
+    on_tick(&mut follower, at(8), ms(20), &mut Vec::new());
     follower.poll(ms(40), &mut Vec::new());
     follower.poll(ms(40 + TIMEOUT_MS), &mut Vec::new());
     let late = ReplayAnswer::Rows(vec![deletion(at(8))]);
-    assert_eq!(follower.on_replay_answer(101, late.clone(), ms(1_100), &mut Vec::new()), Accepted::Yes);
+    assert_eq!(on_replay_answer(&mut follower, 101, late.clone(), ms(1_100), &mut Vec::new()), Accepted::Yes);
     assert_eq!(follower.applied(), Some(at(8)));
-    assert_eq!(follower.on_replay_answer(102, late, ms(1_200), &mut Vec::new()), Accepted::No, "used up");
+    assert_eq!(
+        on_replay_answer(&mut follower, 102, late, ms(1_200), &mut Vec::new()),
+        Accepted::No,
+        "used up"
+    );
 }
 
 #[test]
 fn a_hole_that_closes_by_itself_ends_its_repair() {
     let mut follower = started(7);
-    follower.on_live(vec![deletion(at(9))], ms(20), &mut Vec::new());
+    on_live(&mut follower, vec![deletion(at(9))], ms(20), &mut Vec::new());
     let asked = effects(|out| follower.poll(ms(40), out));
     assert!(matches!(asked[..], [Effect::SendReplay { .. }]), "{asked:?}");
-    follower.on_live(vec![deletion(at(8))], ms(50), &mut Vec::new());
+    on_live(&mut follower, vec![deletion(at(8))], ms(50), &mut Vec::new());
     assert_eq!(follower.wake_at(), ms(5_000), "only the next probe is due");
     assert_eq!(effects(|out| follower.poll(ms(4_999), out)), []);
 }
@@ -207,15 +251,15 @@ fn a_hole_that_closes_by_itself_ends_its_repair() {
 #[test]
 fn an_answer_with_a_row_missing_is_not_taken_for_nothing() {
     let mut follower = started(7);
-    follower.on_tick(at(9), ms(20), &mut Vec::new());
+    on_tick(&mut follower, at(9), ms(20), &mut Vec::new());
     follower.poll(ms(40), &mut Vec::new());
     for rows in [vec![], vec![deletion(at(9))], vec![deletion(at(8)), deletion(at(10))]] {
         let answer = ReplayAnswer::Rows(rows);
-        assert_eq!(follower.on_replay_answer(101, answer, ms(50), &mut Vec::new()), Accepted::No);
+        assert_eq!(on_replay_answer(&mut follower, 101, answer, ms(50), &mut Vec::new()), Accepted::No);
     }
     assert_eq!(follower.applied(), Some(at(7)));
     let prefix = ReplayAnswer::Rows(vec![deletion(at(8))]);
-    assert_eq!(follower.on_replay_answer(101, prefix, ms(60), &mut Vec::new()), Accepted::Yes);
+    assert_eq!(on_replay_answer(&mut follower, 101, prefix, ms(60), &mut Vec::new()), Accepted::Yes);
     let rest = effects(|out| follower.poll(ms(60), out));
     assert!(matches!(rest[..], [Effect::SendReplay { from: 9, to: 9, .. }]), "{rest:?}");
 }
@@ -223,10 +267,10 @@ fn an_answer_with_a_row_missing_is_not_taken_for_nothing() {
 #[test]
 fn a_refused_replay_flushes_and_goes_on_from_the_head() {
     let mut follower = started(7);
-    follower.on_tick(at(9), ms(20), &mut Vec::new());
+    on_tick(&mut follower, at(9), ms(20), &mut Vec::new());
     follower.poll(ms(40), &mut Vec::new());
     let out = effects(|out| {
-        follower.on_replay_answer(101, ReplayAnswer::Refused { head: at(12) }, ms(50), out);
+        on_replay_answer(&mut follower, 101, ReplayAnswer::Refused { head: voucher(at(12)) }, ms(50), out);
     });
     assert_eq!(out, [Effect::Flush(FlushReason::Refused), progress(12, 12), Effect::Announce]);
     assert_eq!(follower.floors().horizon().get(), at(12));
@@ -235,7 +279,7 @@ fn a_refused_replay_flushes_and_goes_on_from_the_head() {
 #[test]
 fn a_gap_longer_than_a_replay_is_worth_flushes() {
     let mut follower = started(7);
-    follower.on_tick(at(8 + REPAIR_SPAN_MAX), ms(20), &mut Vec::new());
+    on_tick(&mut follower, at(8 + REPAIR_SPAN_MAX), ms(20), &mut Vec::new());
     let out = effects(|out| follower.poll(ms(40), out));
     let head = 8 + REPAIR_SPAN_MAX;
     assert_eq!(out, [Effect::Flush(FlushReason::LongGap), progress(head, head), Effect::Announce]);
@@ -245,13 +289,13 @@ fn a_gap_longer_than_a_replay_is_worth_flushes() {
 fn a_proof_waits_until_everything_below_its_head_is_applied() {
     let mut follower = started(7);
     let asked = effects(|out| follower.poll(ms(5_000), out));
-    assert_eq!(asked, [Effect::SendProbe { nonce: 101, seen: at(7), all: false }]);
+    assert_eq!(asked, [Effect::SendProbe { nonce: 101, seen: Some(voucher(at(7))), all: false }]);
     let out = effects(|out| {
-        follower.on_probe_answer(101, at(9), ms(5_010), out);
+        on_probe_answer(&mut follower, 101, at(9), ms(5_010), out);
     });
     assert_eq!(out, [progress(7, 9)], "8 and 9 are missing: no proof");
     assert_eq!(follower.proven_at(), Some(ms(0)));
-    let out = effects(|out| follower.on_live(vec![deletion(at(8)), deletion(at(9))], ms(5_015), out));
+    let out = effects(|out| on_live(&mut follower, vec![deletion(at(8)), deletion(at(9))], ms(5_015), out));
     assert_eq!(
         out,
         [
@@ -269,65 +313,147 @@ fn an_unanswered_probe_is_sent_to_all_and_a_late_answer_proves_its_own_time() {
     let mut follower = started(7);
     follower.poll(ms(5_000), &mut Vec::new());
     let second = effects(|out| follower.poll(ms(5_000 + TIMEOUT_MS), out));
-    assert_eq!(second, [Effect::SendProbe { nonce: 102, seen: at(7), all: true }]);
+    assert_eq!(second, [Effect::SendProbe { nonce: 102, seen: Some(voucher(at(7))), all: true }]);
     let late = effects(|out| {
-        follower.on_probe_answer(101, at(7), ms(6_100), out);
+        on_probe_answer(&mut follower, 101, at(7), ms(6_100), out);
     });
     assert_eq!(late, [Effect::Proven(ms(5_000))]);
-    assert_eq!(follower.on_probe_answer(101, at(7), ms(6_200), &mut Vec::new()), Accepted::No, "used up");
+    assert_eq!(
+        on_probe_answer(&mut follower, 101, at(7), ms(6_200), &mut Vec::new()),
+        Accepted::No,
+        "used up"
+    );
 }
 
 #[test]
 fn an_unknown_nonce_proves_nothing() {
     let mut follower = started(7);
-    let out = effects(|out| assert_eq!(follower.on_probe_answer(55, at(9), ms(20), out), Accepted::No));
+    let out = effects(|out| assert_eq!(on_probe_answer(&mut follower, 55, at(9), ms(20), out), Accepted::No));
     assert_eq!(out, []);
     assert_eq!(follower.head(), at(7));
 }
 
-#[test]
-fn a_new_epoch_flushes_once_and_the_old_one_moves_nothing() {
-    let mut follower = started(7);
-    let new = |position| LogPosition::new(2, position).unwrap();
-    let out = effects(|out| follower.on_tick(new(5), ms(20), out));
-    let moved = Effect::Progress { applied: new(5), head: new(5) };
-    assert_eq!(out, [Effect::Flush(FlushReason::NewEpoch), moved, Effect::Announce]);
-    assert_eq!(effects(|out| follower.on_tick(at(99), ms(30), out)), []);
-    assert_eq!(effects(|out| follower.on_live(vec![deletion(at(8))], ms(30), out)), []);
-    let out = effects(|out| follower.on_live(vec![deletion(new(6))], ms(40), out));
-    let moved = Effect::Progress { applied: new(6), head: new(6) };
-    assert_eq!(out, [applied(new(6), Via::Live), moved, Effect::Announce]);
+fn in_epoch(epoch: u32, position: u64) -> LogPosition {
+    LogPosition::new(epoch, position).unwrap()
 }
 
-#[test]
-fn an_answer_from_an_older_epoch_is_ignored() {
-    let mut follower = started(7);
-    follower.on_tick(LogPosition::new(2, 1).unwrap(), ms(20), &mut Vec::new());
-    follower.poll(ms(5_000), &mut Vec::new());
-    assert_eq!(follower.on_probe_answer(101, at(9), ms(5_010), &mut Vec::new()), Accepted::No);
-    assert_eq!(follower.proven_at(), Some(ms(0)));
+fn rival(epoch: u32) -> Effect {
+    Effect::Rival(voucher(in_epoch(epoch, 0)).milestone.provenance)
 }
 
+/// Failure: one message under a publisher's login sends every agent into an epoch that no publisher answers for.
 #[test]
-fn what_came_before_the_base_still_counts_above_it() {
-    let mut follower = follower();
-    follower.poll(ms(0), &mut Vec::new());
-    let out = effects(|out| follower.on_live(vec![deletion(at(8))], ms(5), out));
-    assert_eq!(out, [applied(at(8), Via::Live)]);
+fn epoch_of_the_live_feed_counts_once_an_answer_confirms_it() {
+    let mut follower = started(7);
+    assert_eq!(effects(|out| on_tick(&mut follower, in_epoch(2, 5), ms(20), out)), [rival(2)]);
+    assert_eq!(
+        effects(|out| on_live(&mut follower, vec![deletion(in_epoch(2, 6))], ms(30), out)),
+        [rival(2)]
+    );
+    // Its own history falls silent.
+    assert_eq!(effects(|out| on_tick(&mut follower, in_epoch(2, 6), ms(3_000), out)), []);
+    assert_eq!(follower.applied(), Some(at(7)));
+    let asked = effects(|out| follower.poll(ms(3_000), out));
+    assert_eq!(asked, [Effect::SendProbe { nonce: 101, seen: Some(voucher(at(7))), all: false }]);
     let out = effects(|out| {
-        follower.on_probe_answer(100, at(7), ms(10), out);
+        on_probe_answer(&mut follower, 101, in_epoch(2, 6), ms(3_010), out);
     });
+    let moved = Effect::Progress { applied: in_epoch(2, 6), head: in_epoch(2, 6) };
     assert_eq!(
         out,
-        [Effect::Flush(FlushReason::Start), progress(8, 8), Effect::Proven(ms(0)), Effect::Announce]
+        [Effect::Flush(FlushReason::NewEpoch), moved, Effect::Proven(ms(3_000)), Effect::Announce]
     );
+    // What is left of the old one moves nothing.
+    assert_eq!(effects(|out| on_live(&mut follower, vec![deletion(at(8))], ms(3_030), out)), [rival(1)]);
+}
+
+#[test]
+fn answer_of_a_rival_moves_nothing() {
+    let mut follower = started(7);
+    follower.poll(ms(5_000), &mut Vec::new());
+    on_tick(&mut follower, at(7), ms(5_005), &mut Vec::new());
+    let out = effects(|out| {
+        assert_eq!(on_probe_answer(&mut follower, 101, in_epoch(2, 9), ms(5_010), out), Accepted::No);
+    });
+    assert_eq!(out, [rival(2)]);
+    assert_eq!(follower.proven_at(), Some(ms(0)));
+    assert_eq!(on_probe_answer(&mut follower, 101, at(7), ms(5_020), &mut Vec::new()), Accepted::Yes);
+    assert_eq!(follower.proven_at(), Some(ms(5_000)), "the probe was still open");
+}
+
+/// A store that was opened again has a new incarnation, and the same epoch.
+#[test]
+fn restarted_store_costs_no_flush() {
+    let mut follower = started(7);
+    follower.poll(ms(5_000), &mut Vec::new());
+    let mut restarted = voucher(at(8));
+    restarted.milestone.provenance.incarnation = Incarnation(99);
+    let out = effects(|out| {
+        assert_eq!(follower.on_probe_answer(101, &restarted, ms(5_010), out), Accepted::Yes);
+    });
+    assert_eq!(out, [progress(7, 8)]);
+    assert_eq!(follower.provenance(), Some(restarted.milestone.provenance));
+    let out = effects(|out| follower.on_live(&restarted, vec![deletion(at(8))], ms(5_020), out));
+    assert_eq!(out, [applied(at(8), Via::Live), progress(8, 8), Effect::Proven(ms(5_000)), Effect::Announce]);
+}
+
+/// Failure: an older copy answers an agent whose newest rows it lacks.
+#[test]
+fn answer_that_is_behind_what_was_received_moves_nothing() {
+    let mut follower = started(7);
+    on_live(&mut follower, vec![deletion(at(8))], ms(20), &mut Vec::new());
+    follower.poll(ms(5_000), &mut Vec::new());
+    let mut copy = voucher(at(7));
+    copy.milestone.provenance.incarnation = Incarnation(99);
+    assert_eq!(follower.on_probe_answer(101, &copy, ms(5_010), &mut Vec::new()), Accepted::No);
+    assert_eq!(follower.provenance(), Some(voucher(at(8)).milestone.provenance));
+}
+
+#[test]
+fn replay_of_another_history_moves_nothing() {
+    let mut follower = started(7);
+    on_live(&mut follower, vec![deletion(at(9))], ms(20), &mut Vec::new());
+    follower.poll(ms(20 + PATIENCE_MS), &mut Vec::new());
+    let (foreign, rows) =
+        (voucher(in_epoch(2, 0)).milestone.provenance, ReplayAnswer::Rows(vec![deletion(at(8))]));
+    let answer = follower.on_replay_answer(101, foreign, rows, ms(50), &mut Vec::new());
+    assert_eq!((answer, follower.applied()), (Accepted::No, Some(at(7))));
+}
+
+#[test]
+fn loads_of_another_history_are_not_admitted() {
+    let mut follower = started(7);
+    let anchors = follower.anchors(&Record::Absent, &mut Vec::new());
+    let foreign = voucher(in_epoch(2, 0)).milestone.provenance;
+    assert!(!follower.admits(&KeyHash([1; 32]), &anchors, foreign, in_epoch(2, 9)));
+}
+
+#[test]
+fn database_counts_where_it_has_the_log_that_was_received() {
+    let mut follower = started(7);
+    on_live(&mut follower, vec![deletion(at(8))], ms(20), &mut Vec::new());
+    assert!(follower.shares_log(at(8), LogToken(8)));
+    assert!(follower.shares_log(at(7), LogToken(7)), "it lags");
+    assert!(!follower.shares_log(at(8), LogToken(80)), "it diverged");
+    assert!(!follower.shares_log(at(9), LogToken(9)), "it is ahead of what was applied");
+    assert!(!follower.shares_log(at(3), LogToken(3)), "it is older than what is remembered");
+}
+
+/// Which history they come from is known only by the first answer; what is missing then is repaired.
+#[test]
+fn what_came_before_the_base_moves_nothing() {
+    let mut follower = follower();
+    follower.poll(ms(0), &mut Vec::new());
+    assert_eq!(effects(|out| on_live(&mut follower, vec![deletion(at(8))], ms(5), out)), []);
+    on_probe_answer(&mut follower, 100, at(7), ms(10), &mut Vec::new());
+    assert_eq!((follower.applied(), follower.head()), (Some(at(7)), at(7)));
 }
 
 #[test]
 fn a_duplicate_is_not_news_but_still_raises_its_floor() {
     let mut follower = started(7);
-    follower.on_live(vec![deletion(at(8))], ms(20), &mut Vec::new());
-    assert_eq!(effects(|out| follower.on_live(vec![deletion(at(8))], ms(30), out)), []);
+    on_live(&mut follower, vec![deletion(at(8))], ms(20), &mut Vec::new());
+    assert_eq!(effects(|out| on_live(&mut follower, vec![deletion(at(8))], ms(30), out)), []);
     let anchors = follower.anchors(&Record::Absent, &mut Vec::new());
     assert_eq!(follower.floor(&KeyHash([8; 32]), &anchors), at(8));
 }
@@ -374,15 +500,15 @@ proptest::proptest! {
             now += pause;
             let mut out = Vec::new();
             match input {
-                Input::Live(position) => follower.on_live(vec![deletion(at(position))], ms(now), &mut out),
-                Input::Tick(head) => follower.on_tick(at(head), ms(now), &mut out),
+                Input::Live(position) => on_live(&mut follower, vec![deletion(at(position))], ms(now), &mut out),
+                Input::Tick(head) => on_tick(&mut follower, at(head), ms(now), &mut out),
                 Input::ProbeAnswer { age, head } => {
-                    follower.on_probe_answer(last_probe - age.min(last_probe), at(head), ms(now), &mut out);
+                    on_probe_answer(&mut follower, last_probe - age.min(last_probe), at(head), ms(now), &mut out);
                 }
                 Input::ReplayAnswer { age, rows } => {
                     let (nonce, from) = last_replay;
                     let rows = (from..from + rows).filter(|p| *p > 0).map(|p| deletion(at(p))).collect();
-                    follower.on_replay_answer(nonce - age.min(nonce), ReplayAnswer::Rows(rows), ms(now), &mut out);
+                    on_replay_answer(&mut follower, nonce - age.min(nonce), ReplayAnswer::Rows(rows), ms(now), &mut out);
                 }
                 Input::Connected => follower.connected(ms(now)),
             }
@@ -409,15 +535,15 @@ proptest::proptest! {
     ) {
         let (mut one, mut other) = (started(7), started(7));
         for row in rows.clone() {
-            one.on_live(vec![row], ms(20), &mut Vec::new());
+            on_live(&mut one, vec![row], ms(20), &mut Vec::new());
         }
         let mut left = &shuffled[..];
         for size in batches {
             let (batch, rest) = left.split_at(size.min(left.len()));
-            other.on_live(batch.to_vec(), ms(20), &mut Vec::new());
+            on_live(&mut other, batch.to_vec(), ms(20), &mut Vec::new());
             left = rest;
         }
-        other.on_live(left.to_vec(), ms(20), &mut Vec::new());
+        on_live(&mut other, left.to_vec(), ms(20), &mut Vec::new());
         proptest::prop_assert_eq!(one.applied(), Some(at(7 + rows.len() as u64)));
         proptest::prop_assert_eq!(one.applied(), other.applied());
         for row in &rows {
