@@ -1,6 +1,7 @@
 //! What all messages share: limits, positions, invalidations.
 
 use bytes::Bytes;
+use evictd_core::history::{Incarnation, LogToken, Milestone, Provenance, RoundToken, StoreId, Voucher};
 use evictd_core::ids::{ApiId, KeyHash, KeyId, WorkspaceId};
 use evictd_core::invalidation::{Cause, Invalidation, Scope};
 use evictd_core::limits::{ID_BYTES_MAX, PAYLOAD_BYTES_MAX};
@@ -60,6 +61,45 @@ pub(crate) fn position(epoch: u32, position: u64, name: &'static str) -> Result<
         return Err(field("epoch"));
     }
     LogPosition::new(epoch, position).ok_or(field(name))
+}
+
+pub(crate) fn provenance_from(provenance: Option<pb::Provenance>) -> Result<Provenance, DecodeError> {
+    let pb::Provenance { store, incarnation } = provenance.ok_or(field("provenance"))?;
+    if store == 0 || incarnation == 0 {
+        return Err(field("provenance"));
+    }
+    Ok(Provenance { store: StoreId(store), incarnation: Incarnation(incarnation) })
+}
+
+pub(crate) fn provenance_to(provenance: Provenance) -> pb::Provenance {
+    pb::Provenance { store: provenance.store.0, incarnation: provenance.incarnation.0 }
+}
+
+pub(crate) fn voucher_from(voucher: Option<pb::Voucher>) -> Result<Voucher, DecodeError> {
+    let voucher = voucher.ok_or(field("voucher"))?;
+    let milestone = Milestone {
+        provenance: provenance_from(voucher.provenance)?,
+        at: position(voucher.epoch, voucher.position, "position")?,
+        token: LogToken(voucher.token),
+    };
+    let mac = voucher.mac.as_slice().try_into().map_err(|_| field("mac"))?;
+    Ok(Voucher { milestone, mac })
+}
+
+pub(crate) fn voucher_to(voucher: &Voucher) -> pb::Voucher {
+    let Milestone { provenance, at, token } = voucher.milestone;
+    pb::Voucher {
+        provenance: Some(provenance_to(provenance)),
+        epoch: at.epoch(),
+        position: at.position(),
+        token: token.0,
+        mac: voucher.mac.to_vec(),
+    }
+}
+
+/// A round's token; 0 stands for none.
+pub(crate) fn round(token: u64) -> Option<RoundToken> {
+    (token != 0).then_some(RoundToken(token))
 }
 
 pub(crate) fn nonce(nonce: u64) -> Result<u64, DecodeError> {

@@ -3,7 +3,7 @@
 //! On the bus, between publishers and agents, it is protobuf; `proto/evictd/v1` is the specification.
 //!
 //! * [`subject`]: who speaks where.
-//! * [`live`], [`probe`], [`replay`], [`lookup`], [`applied`]: one module a message, bytes to core types
+//! * [`live`], [`probe`], [`replay`], [`lookup`], [`applied`], [`publisher`]: one module a message, bytes to core types
 //!   and back. Decoding checks every limit, so that nothing behind it has to.
 //!
 //! Over HTTP it is Unkey's v2 JSON:
@@ -17,6 +17,7 @@ mod generated;
 pub mod live;
 pub mod lookup;
 pub mod probe;
+pub mod publisher;
 pub mod replay;
 pub mod subject;
 

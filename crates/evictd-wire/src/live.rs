@@ -1,53 +1,68 @@
 //! The live feed.
 
 use bytes::Bytes;
+use evictd_core::history::{RoundToken, Voucher};
 use evictd_core::invalidation::Invalidation;
 use evictd_core::limits::LIVE_BATCH_MAX;
-use evictd_core::position::LogPosition;
 
 use crate::codec::{self, DecodeError, field};
 use crate::generated as pb;
-use crate::generated::live::Event;
+use crate::generated::live::Event as PbEvent;
 
 /// A message of the live feed.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Live {
-    /// Rows of one epoch that were just numbered.
+pub struct Live {
+    /// Whom it speaks for, and how far that log reaches.
+    pub voucher: Voucher,
+    /// What happened.
+    pub event: Event,
+}
+
+/// What a message of the live feed tells.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// Rows that were just numbered: at most [`LIVE_BATCH_MAX`], of the voucher's epoch, ending at its position.
     Invalidations(Vec<Invalidation>),
-    /// How long the log is.
-    Tick(LogPosition),
+    /// How long the log is, and what the publisher's last round drew, if there was one.
+    Tick(Option<RoundToken>),
+    /// The incarnation is over.
+    Ended,
 }
 
-/// Rows as live messages, in order, each within the limits. Rows of different epochs part ways.
-pub fn encode_invalidations(rows: &[Invalidation]) -> impl Iterator<Item = Bytes> {
-    rows.chunk_by(|one, next| one.position.epoch() == next.position.epoch())
-        .flat_map(|epoch| epoch.chunks(LIVE_BATCH_MAX))
-        .map(|batch| {
-            let invalidations = batch.iter().map(codec::invalidation_to).collect();
-            let event = Event::Invalidations(pb::Invalidations { invalidations });
-            codec::encode(&pb::Live { epoch: batch[0].position.epoch(), event: Some(event) })
-        })
-}
+impl Live {
+    /// As bytes.
+    pub fn encode(&self) -> Bytes {
+        let event = match &self.event {
+            Event::Invalidations(rows) => {
+                let invalidations = rows.iter().map(codec::invalidation_to).collect();
+                PbEvent::Invalidations(pb::Invalidations { invalidations })
+            }
+            Event::Tick(round) => PbEvent::Tick(pb::Tick { round: round.map_or(0, |round| round.0) }),
+            Event::Ended => PbEvent::Ended(pb::Ended {}),
+        };
+        codec::encode(&pb::Live { voucher: Some(codec::voucher_to(&self.voucher)), event: Some(event) })
+    }
 
-/// A tick.
-pub fn encode_tick(head: LogPosition) -> Bytes {
-    let event = Event::Tick(pb::Tick { head: head.position() });
-    codec::encode(&pb::Live { epoch: head.epoch(), event: Some(event) })
-}
-
-/// Reads a live message.
-pub fn decode(payload: &[u8]) -> Result<Live, DecodeError> {
-    let live: pb::Live = codec::decode(payload)?;
-    match live.event.ok_or(DecodeError::Unknown)? {
-        Event::Invalidations(batch) if !(1..=LIVE_BATCH_MAX).contains(&batch.invalidations.len()) => {
-            Err(field("invalidations"))
-        }
-        Event::Invalidations(batch) => batch
-            .invalidations
-            .into_iter()
-            .map(|row| codec::invalidation_from(live.epoch, row))
-            .collect::<Result<_, _>>()
-            .map(Live::Invalidations),
-        Event::Tick(tick) => Ok(Live::Tick(codec::position(live.epoch, tick.head, "head")?)),
+    /// From bytes.
+    pub fn decode(payload: &[u8]) -> Result<Self, DecodeError> {
+        let live: pb::Live = codec::decode(payload)?;
+        let voucher = codec::voucher_from(live.voucher)?;
+        let event = match live.event.ok_or(DecodeError::Unknown)? {
+            PbEvent::Invalidations(batch) => {
+                if !(1..=LIVE_BATCH_MAX).contains(&batch.invalidations.len()) {
+                    return Err(field("invalidations"));
+                }
+                let epoch = voucher.milestone.at.epoch();
+                let rows = batch.invalidations.into_iter().map(|row| codec::invalidation_from(epoch, row));
+                let rows = rows.collect::<Result<Vec<_>, _>>()?;
+                if rows.last().map(|last| last.position) != Some(voucher.milestone.at) {
+                    return Err(field("voucher"));
+                }
+                Event::Invalidations(rows)
+            }
+            PbEvent::Tick(tick) => Event::Tick(codec::round(tick.round)),
+            PbEvent::Ended(pb::Ended {}) => Event::Ended,
+        };
+        Ok(Self { voucher, event })
     }
 }

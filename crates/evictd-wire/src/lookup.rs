@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use evictd_core::history::LogToken;
 use evictd_core::ids::{ApiId, InstanceId, KeyHash, KeyId, WorkspaceId};
 use evictd_core::limits::META_BYTES_MAX;
 use evictd_core::record::{KeyRecord, Lookup, Record, RecordState, RootKeyRecord};
@@ -77,6 +78,8 @@ impl LookupAnswer {
                 head: lookup.as_of.position(),
                 fence_age_us: u64::try_from(fence_age.as_micros()).unwrap_or(u64::MAX),
                 record: record_to(&lookup.record),
+                provenance: Some(codec::provenance_to(lookup.provenance)),
+                token: lookup.token.0,
             }),
             LookupOutcome::Busy => PbOutcome::Busy(pb::Busy {}),
         };
@@ -93,7 +96,9 @@ impl LookupAnswer {
         let outcome = match answer.outcome.ok_or(DecodeError::Unknown)? {
             PbOutcome::Found(found) => {
                 let as_of = codec::position(found.epoch, found.head, "head")?;
-                let lookup = Lookup { as_of, record: record_from(found.record)? };
+                let provenance = codec::provenance_from(found.provenance)?;
+                let (token, record) = (LogToken(found.token), record_from(found.record)?);
+                let lookup = Lookup { as_of, provenance, token, record };
                 LookupOutcome::Found { lookup, fence_age: Duration::from_micros(found.fence_age_us) }
             }
             PbOutcome::Busy(_) => LookupOutcome::Busy,

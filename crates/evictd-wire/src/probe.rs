@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use evictd_core::history::Voucher;
 use evictd_core::ids::InstanceId;
-use evictd_core::position::LogPosition;
 use evictd_core::roster::PartitionPolicy;
 use evictd_core::time::StoreTime;
 
@@ -22,8 +22,8 @@ pub struct ProbeRequest {
     pub policy: PartitionPolicy,
     /// The bound it keeps.
     pub bound: Duration,
-    /// The furthest it has heard of.
-    pub seen: LogPosition,
+    /// The furthest that it received of the history that it follows; `None` if it follows none yet.
+    pub seen: Option<Voucher>,
 }
 
 /// The log's length, as of the question.
@@ -32,7 +32,7 @@ pub struct ProbeAnswer {
     /// Which probe this answers.
     pub nonce: u64,
     /// Everything committed before the probe was sent lies at or below.
-    pub head: LogPosition,
+    pub head: Voucher,
     /// The store's clock when the answer left.
     pub store_time: StoreTime,
     /// How long the authority held the probe until then.
@@ -51,8 +51,7 @@ impl ProbeRequest {
             instance: self.instance.0,
             policy: policy.into(),
             bound_ms: u64::try_from(self.bound.as_millis()).unwrap_or(u64::MAX),
-            seen_epoch: self.seen.epoch(),
-            seen_position: self.seen.position(),
+            seen: self.seen.as_ref().map(codec::voucher_to),
         })
     }
 
@@ -67,7 +66,7 @@ impl ProbeRequest {
         if request.instance == 0 {
             return Err(field("instance"));
         }
-        let seen = LogPosition::new(request.seen_epoch, request.seen_position).ok_or(field("seen"))?;
+        let seen = request.seen.map(|seen| codec::voucher_from(Some(seen))).transpose()?;
         Ok(Self {
             nonce: codec::nonce(request.nonce)?,
             instance: InstanceId(request.instance),
@@ -83,8 +82,7 @@ impl ProbeAnswer {
     pub fn encode(&self) -> Bytes {
         codec::encode(&pb::ProbeAnswer {
             nonce: self.nonce,
-            epoch: self.head.epoch(),
-            head: self.head.position(),
+            head: Some(codec::voucher_to(&self.head)),
             store_time_unix_us: self.store_time.0,
             held_us: u64::try_from(self.held.as_micros()).unwrap_or(u64::MAX),
         })
@@ -95,7 +93,7 @@ impl ProbeAnswer {
         let answer: pb::ProbeAnswer = codec::decode(payload)?;
         Ok(Self {
             nonce: codec::nonce(answer.nonce)?,
-            head: codec::position(answer.epoch, answer.head, "head")?,
+            head: codec::voucher_from(answer.head)?,
             store_time: StoreTime(answer.store_time_unix_us),
             held: Duration::from_micros(answer.held_us),
         })

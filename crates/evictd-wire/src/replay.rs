@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use evictd_core::follower::ReplayAnswer as Outcome;
+use evictd_core::history::Provenance;
 use evictd_core::invalidation::Invalidation;
 use evictd_core::limits::{INVALIDATION_BYTES_MAX, PAYLOAD_BYTES_MAX, POSITION_MAX, REPLAY_BATCH_MAX};
 use prost::Message;
@@ -28,6 +29,8 @@ pub struct ReplayRequest {
 pub struct ReplayAnswer {
     /// Which request this answers.
     pub nonce: u64,
+    /// Whose log it is.
+    pub provenance: Provenance,
     /// What the store has.
     pub outcome: Outcome,
 }
@@ -69,7 +72,7 @@ impl ReplayAnswer {
         let outcome = match &self.outcome {
             Outcome::Rows(rows) => PbOutcome::Rows(pb::ReplayRows { invalidations: fitting(rows) }),
             Outcome::Refused { head } => {
-                PbOutcome::Refused(pb::ReplayRefused { epoch: head.epoch(), head: head.position() })
+                PbOutcome::Refused(pb::ReplayRefused { head: Some(codec::voucher_to(head)) })
             }
         };
         codec::encode(&pb::ReplayAnswer {
@@ -77,6 +80,7 @@ impl ReplayAnswer {
             epoch: request.epoch,
             from: request.from,
             outcome: Some(outcome),
+            provenance: Some(codec::provenance_to(self.provenance)),
         })
     }
 
@@ -95,11 +99,10 @@ impl ReplayAnswer {
                 }
                 Outcome::Rows(rows)
             }
-            PbOutcome::Refused(refused) => {
-                Outcome::Refused { head: codec::position(refused.epoch, refused.head, "head")? }
-            }
+            PbOutcome::Refused(refused) => Outcome::Refused { head: codec::voucher_from(refused.head)? },
         };
-        Ok(Self { nonce: codec::nonce(answer.nonce)?, outcome })
+        let provenance = codec::provenance_from(answer.provenance)?;
+        Ok(Self { nonce: codec::nonce(answer.nonce)?, provenance, outcome })
     }
 }
 

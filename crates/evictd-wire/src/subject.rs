@@ -11,6 +11,14 @@ use evictd_core::limits::NAME_BYTES_MAX;
 /// The live feed: publishers send, agents listen.
 pub const LIVE: &str = "evictd.v1.live";
 
+/// Publishers ask each other here who else there is.
+pub const PUBLISHERS: &str = "evictd.v1.publishers";
+
+/// Where a publisher gets the answers to its questions to the others.
+pub fn publisher_inbox(publisher: u64) -> String {
+    format!("{PUBLISHERS}.{publisher:016x}")
+}
+
 /// The queue group in which publishers share requests.
 pub const AUTHORITY_GROUP: &str = "authority";
 

@@ -10,8 +10,7 @@ use evictd_core::limits::{LIVE_BATCH_MAX, PAYLOAD_BYTES_MAX};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use self::messages::{Message, any_message, any_rows, decode_as_everything};
-use crate::live::{self, Live};
+use self::messages::{Message, any_message, decode_as_everything};
 
 proptest! {
     #[test]
@@ -20,24 +19,6 @@ proptest! {
         prop_assert!(!payload.is_empty(), "NATS has a meaning of its own for empty answers");
         prop_assert!(payload.len() <= PAYLOAD_BYTES_MAX);
         prop_assert_eq!(message.decode_same_kind(&payload), Ok(message));
-    }
-
-    #[test]
-    fn rows_travel_in_order_in_batches_of_one_epoch(
-        first in any_rows(1..150), second in any_rows(1..150), third in any_rows(0..10),
-    ) {
-        let rows = [first, second, third].concat();
-        let mut received = Vec::new();
-        for payload in live::encode_invalidations(&rows) {
-            let Ok(Live::Invalidations(batch)) = live::decode(&payload) else {
-                panic!("not a batch of invalidations");
-            };
-            prop_assert!((1..=LIVE_BATCH_MAX).contains(&batch.len()));
-            let epoch = batch[0].position.epoch();
-            prop_assert!(batch.iter().all(|row| row.position.epoch() == epoch));
-            received.extend(batch);
-        }
-        prop_assert_eq!(received, rows);
     }
 
     #[test]
@@ -72,11 +53,6 @@ proptest! {
 }
 
 #[test]
-fn no_rows_are_no_message() {
-    assert_eq!(live::encode_invalidations(&[]).count(), 0);
-}
-
-#[test]
 fn the_smallest_message_of_each_kind_is_not_empty() {
     for message in messages::smallest() {
         let payload: Bytes = message.encode();
@@ -88,8 +64,8 @@ fn the_smallest_message_of_each_kind_is_not_empty() {
 #[test]
 fn the_largest_rows_fit_where_they_are_promised_to_fit() {
     let rows: Vec<_> = (0..1024).map(messages::largest_row).collect();
-    for payload in live::encode_invalidations(&rows) {
-        assert!(payload.len() <= PAYLOAD_BYTES_MAX);
+    for batch in rows.chunks(LIVE_BATCH_MAX) {
+        assert!(Message::live_of(batch.to_vec()).encode().len() <= PAYLOAD_BYTES_MAX);
     }
 
     let message = Message::replay_of(rows.clone());

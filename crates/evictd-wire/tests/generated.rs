@@ -4,8 +4,10 @@
 
 use std::path::Path;
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 8] = [
     "evictd/v1/invalidation.proto",
+    "evictd/v1/voucher.proto",
+    "evictd/v1/publisher.proto",
     "evictd/v1/live.proto",
     "evictd/v1/probe.proto",
     "evictd/v1/replay.proto",

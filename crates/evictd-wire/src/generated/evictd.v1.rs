@@ -88,14 +88,128 @@ impl Cause {
         }
     }
 }
+/// One stretch of a store's life. Both are drawn at random; required, not zero.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Provenance {
+    /// The store, drawn when it was created; its copies have the same.
+    #[prost(fixed64, tag = "1")]
+    pub store: u64,
+    /// Drawn each time that a publisher opens an SQLite store, that PostgreSQL's server turns out to write
+    /// another history, and that an epoch begins.
+    #[prost(fixed64, tag = "2")]
+    pub incarnation: u64,
+}
+/// How far a log reached. An agent presents the furthest that it received: a publisher whose store
+/// doesn't know it is an older copy, or another store, and must not vouch.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Voucher {
+    /// Required.
+    #[prost(message, optional, tag = "1")]
+    pub provenance: ::core::option::Option<Provenance>,
+    /// Required, not zero. An epoch belongs to one incarnation.
+    #[prost(uint32, tag = "2")]
+    pub epoch: u32,
+    /// 0 while the log is empty.
+    #[prost(uint64, tag = "3")]
+    pub position: u64,
+    /// Drawn by the transaction that gave this position: two logs that agree on a position and its token
+    /// agree on everything up to there.
+    #[prost(fixed64, tag = "4")]
+    pub token: u64,
+    /// The first 16 bytes of HMAC-SHA-256 by the store's key over: the fields above as big-endian
+    /// integers of 8, 8, 4, 8 and 8 bytes, store first.
+    #[prost(bytes = "vec", tag = "5")]
+    pub mac: ::prost::alloc::vec::Vec<u8>,
+}
+/// A publisher, as it describes itself.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Peer {
+    /// Drawn when its process started. Required, not zero.
+    #[prost(fixed64, tag = "1")]
+    pub id: u64,
+    /// For people; at most 255 bytes.
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    /// Required.
+    #[prost(message, optional, tag = "3")]
+    pub provenance: ::core::option::Option<Provenance>,
+    /// When its incarnation began.
+    #[prost(int64, tag = "4")]
+    pub since_unix_us: i64,
+    #[prost(enumeration = "Standing", tag = "5")]
+    pub standing: i32,
+    /// Drawn by its last round and kept in its store for a while: a colleague that doesn't find it in its
+    /// own store works on a copy. 0 before its first round.
+    #[prost(fixed64, tag = "6")]
+    pub round: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PublisherQuery {
+    /// Repeated by the answers. Required, not zero.
+    #[prost(uint64, tag = "1")]
+    pub nonce: u64,
+    #[prost(message, optional, tag = "2")]
+    pub peer: ::core::option::Option<Peer>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PublisherAnswer {
+    #[prost(uint64, tag = "1")]
+    pub nonce: u64,
+    #[prost(message, optional, tag = "2")]
+    pub peer: ::core::option::Option<Peer>,
+}
+/// How a publisher stands. A reader takes an unknown value for STANDING_SERVING.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Standing {
+    Unspecified = 0,
+    /// It was away, and asks before it answers anything.
+    Asking = 1,
+    Serving = 2,
+    /// Silent: a publisher of another history serves.
+    Yielding = 3,
+    /// Silent: a publisher of another history served as well, or came at the same time.
+    Conflicting = 4,
+    /// Silent: agents have seen what its store doesn't know.
+    Behind = 5,
+}
+impl Standing {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "STANDING_UNSPECIFIED",
+            Self::Asking => "STANDING_ASKING",
+            Self::Serving => "STANDING_SERVING",
+            Self::Yielding => "STANDING_YIELDING",
+            Self::Conflicting => "STANDING_CONFLICTING",
+            Self::Behind => "STANDING_BEHIND",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "STANDING_UNSPECIFIED" => Some(Self::Unspecified),
+            "STANDING_ASKING" => Some(Self::Asking),
+            "STANDING_SERVING" => Some(Self::Serving),
+            "STANDING_YIELDING" => Some(Self::Yielding),
+            "STANDING_CONFLICTING" => Some(Self::Conflicting),
+            "STANDING_BEHIND" => Some(Self::Behind),
+            _ => None,
+        }
+    }
+}
 /// A message of the live feed.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Live {
-    /// The epoch of everything in it. Required, not zero.
-    #[prost(uint32, tag = "1")]
-    pub epoch: u32,
+    /// Whom it speaks for, and how far that log reaches: the last row of `invalidations`, or the head. An
+    /// agent that follows another history ignores the whole message. Required.
+    #[prost(message, optional, tag = "1")]
+    pub voucher: ::core::option::Option<Voucher>,
     /// A reader ignores an unknown event: the next tick shows what it missed by that.
-    #[prost(oneof = "live::Event", tags = "2, 3")]
+    #[prost(oneof = "live::Event", tags = "2, 3, 4")]
     pub event: ::core::option::Option<live::Event>,
 }
 /// Nested message and enum types in `Live`.
@@ -107,9 +221,11 @@ pub mod live {
         Invalidations(super::Invalidations),
         #[prost(message, tag = "3")]
         Tick(super::Tick),
+        #[prost(message, tag = "4")]
+        Ended(super::Ended),
     }
 }
-/// Rows that were just numbered: 1 to 64, ascending.
+/// Rows that were just numbered: 1 to 64, ascending, of the voucher's epoch.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Invalidations {
     #[prost(message, repeated, tag = "1")]
@@ -118,11 +234,14 @@ pub struct Invalidations {
 /// Sent once a second: how long the log is.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Tick {
-    /// The highest position given; 0 while the log is empty.
-    #[prost(uint64, tag = "1")]
-    pub head: u64,
+    /// Drawn by the last round of the sending publisher, see Peer.round; 0 before its first.
+    #[prost(fixed64, tag = "1")]
+    pub round: u64,
 }
+/// This incarnation is over: nothing more comes from it. Has no fields; its presence is the statement.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Ended {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ProbeRequest {
     /// Chosen by the asker, repeated by the answer. Required, not zero.
     #[prost(uint64, tag = "1")]
@@ -135,27 +254,24 @@ pub struct ProbeRequest {
     /// The bound that this agent keeps, in milliseconds.
     #[prost(uint64, tag = "4")]
     pub bound_ms: u64,
-    /// The furthest the agent has heard of: a store that is behind it went back, and begins an epoch.
-    #[prost(uint32, tag = "5")]
-    pub seen_epoch: u32,
-    #[prost(uint64, tag = "6")]
-    pub seen_position: u64,
+    /// The furthest that the agent received of the history that it follows. A publisher whose store doesn't
+    /// know it doesn't answer. Absent: the agent follows none yet.
+    #[prost(message, optional, tag = "5")]
+    pub seen: ::core::option::Option<Voucher>,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ProbeAnswer {
     #[prost(uint64, tag = "1")]
     pub nonce: u64,
-    /// Every change committed before this probe was sent lies at or below (epoch, head).
-    #[prost(uint32, tag = "2")]
-    pub epoch: u32,
-    #[prost(uint64, tag = "3")]
-    pub head: u64,
+    /// Every change committed before this probe was sent lies at or below. Required.
+    #[prost(message, optional, tag = "2")]
+    pub head: ::core::option::Option<Voucher>,
     /// The store's clock when the answer left.
-    #[prost(int64, tag = "4")]
+    #[prost(int64, tag = "3")]
     pub store_time_unix_us: i64,
     /// How long the authority held the probe until then, in microseconds. Rounds are spaced,
     /// so without this a waiting probe would look like a clock that is off.
-    #[prost(uint64, tag = "5")]
+    #[prost(uint64, tag = "4")]
     pub held_us: u64,
 }
 /// What an agent answers when neither its lease nor an authority vouches for an entry.
@@ -211,6 +327,9 @@ pub struct ReplayAnswer {
     pub epoch: u32,
     #[prost(uint64, tag = "3")]
     pub from: u64,
+    /// Whose log this is. An agent that follows another one ignores the answer. Required.
+    #[prost(message, optional, tag = "6")]
+    pub provenance: ::core::option::Option<Provenance>,
     /// A reader ignores an unknown outcome and asks again.
     #[prost(oneof = "replay_answer::Outcome", tags = "4, 5")]
     pub outcome: ::core::option::Option<replay_answer::Outcome>,
@@ -235,12 +354,11 @@ pub struct ReplayRows {
 }
 /// The store can't cover `from` completely (another epoch, or no longer kept): the asker forgets
 /// everything it has cached and goes on from this head.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReplayRefused {
-    #[prost(uint32, tag = "1")]
-    pub epoch: u32,
-    #[prost(uint64, tag = "2")]
-    pub head: u64,
+    /// Required.
+    #[prost(message, optional, tag = "1")]
+    pub head: ::core::option::Option<Voucher>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LookupRequest {
@@ -291,6 +409,12 @@ pub struct Found {
     /// be what it believes to be the store's primary.
     #[prost(uint64, tag = "3")]
     pub fence_age_us: u64,
+    /// Whose record this is. An agent that follows another history takes it for a failed load. Required.
+    #[prost(message, optional, tag = "6")]
+    pub provenance: ::core::option::Option<Provenance>,
+    /// Of the row at (epoch, head), see Voucher.token.
+    #[prost(fixed64, tag = "7")]
+    pub token: u64,
     /// None of these: the hash stands for nothing.
     #[prost(oneof = "found::Record", tags = "4, 5")]
     pub record: ::core::option::Option<found::Record>,

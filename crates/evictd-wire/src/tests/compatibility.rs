@@ -9,7 +9,7 @@ use prost::encoding::{bytes, fixed64, uint64};
 
 use super::messages::{any_message, smallest};
 use crate::codec::DecodeError;
-use crate::live::{self, Live};
+use crate::live::{Event, Live};
 use crate::lookup::{LookupAnswer, LookupOutcome};
 use crate::probe::ProbeRequest;
 use crate::replay::ReplayAnswer;
@@ -48,12 +48,20 @@ fn fields() -> Fields {
     Fields::default()
 }
 
+fn provenance() -> Fields {
+    fields().fixed(1, 1).fixed(2, 1)
+}
+
+fn voucher(position: u64) -> Fields {
+    fields().message(1, provenance()).number(2, 1).number(3, position).bytes(5, [0; 16])
+}
+
 /// A live message with one row, which has these fields besides its position.
 fn live_row(row: Fields) -> (Scope, Cause) {
     let row = row.number(1, 9);
-    let payload = fields().number(1, 1).message(2, fields().message(1, row)).0;
-    match live::decode(&payload) {
-        Ok(Live::Invalidations(mut rows)) if rows.len() == 1 => {
+    let payload = fields().message(1, voucher(9)).message(2, fields().message(1, row)).0;
+    match Live::decode(&payload).map(|live| live.event) {
+        Ok(Event::Invalidations(mut rows)) if rows.len() == 1 => {
             let row = rows.remove(0);
             assert_eq!((row.position.epoch(), row.position.position()), (1, 9));
             (row.scope, row.cause)
@@ -91,14 +99,14 @@ fn a_cause_that_is_unknown_or_missing_reads_as_changed() {
 #[test]
 fn a_state_that_is_unknown_or_missing_grants_nothing() {
     for state in [99, u64::MAX, 0] {
-        let key = fields().number(1, 1).message(4, key_with_state(state));
+        let key = fields().number(1, 1).message(6, provenance()).message(4, key_with_state(state));
         let Ok(LookupOutcome::Found { lookup: found, .. }) = lookup(|answer| answer.message(3, key)) else {
             panic!("not found");
         };
         assert!(matches!(found.record, Record::Key(key) if key.state == RecordState::Deleted));
 
         let root_key = fields().bytes(1, "root_1").bytes(2, "ws_1").number(3, state);
-        let root_key = fields().number(1, 1).message(5, root_key);
+        let root_key = fields().number(1, 1).message(6, provenance()).message(5, root_key);
         let Ok(LookupOutcome::Found { lookup: found, .. }) = lookup(|answer| answer.message(3, root_key))
         else {
             panic!("not found");
@@ -111,7 +119,7 @@ fn a_state_that_is_unknown_or_missing_grants_nothing() {
 fn an_end_of_zero_is_an_end_and_only_an_absent_one_is_none() {
     let ends = |key: Fields, root_key: Fields| {
         [(4, key), (5, root_key)].map(|(tag, record)| {
-            let found = fields().number(1, 1).message(tag, record);
+            let found = fields().number(1, 1).message(6, provenance()).message(tag, record);
             let Ok(LookupOutcome::Found { lookup: found, .. }) = lookup(|answer| answer.message(3, found))
             else {
                 panic!("not found");
@@ -132,7 +140,7 @@ fn an_end_of_zero_is_an_end_and_only_an_absent_one_is_none() {
 /// A reader that knew less would take a new kind of record for "not found", which grants nothing either.
 #[test]
 fn a_record_of_an_unknown_kind_reads_as_absent() {
-    let found = fields().number(1, 1).message(UNKNOWN, fields().bytes(1, "x"));
+    let found = fields().number(1, 1).message(6, provenance()).message(UNKNOWN, fields().bytes(1, "x"));
     let Ok(LookupOutcome::Found { lookup: found, .. }) = lookup(|answer| answer.message(3, found)) else {
         panic!("not found");
     };
@@ -155,8 +163,8 @@ fn a_policy_that_is_unknown_or_missing_promises_nothing() {
 #[test]
 fn an_event_or_outcome_that_is_unknown_or_missing_says_so() {
     let unknown = |known: Fields| [known.clone(), known.message(UNKNOWN, fields().number(1, 1))];
-    for live in unknown(fields().number(1, 1)) {
-        assert_eq!(live::decode(&live.0), Err(DecodeError::Unknown));
+    for live in unknown(fields().message(1, voucher(1))) {
+        assert_eq!(Live::decode(&live.0), Err(DecodeError::Unknown));
     }
     for replay in unknown(fields().number(1, 1).number(2, 1).number(3, 1)) {
         assert_eq!(ReplayAnswer::decode(&replay.0), Err(DecodeError::Unknown));
@@ -180,7 +188,7 @@ fn unknown_fields_inside_are_skipped() {
     assert_eq!(cause, Cause::Deleted);
     assert!(matches!(scope, Scope::Key { key_id: Some(id), api_id: None, .. } if id.as_str() == "key_1"));
 
-    let found = extra(fields().number(1, 1).message(4, extra(key_with_state(1))));
+    let found = extra(fields().number(1, 1).message(6, provenance()).message(4, extra(key_with_state(1))));
     let Ok(LookupOutcome::Found { lookup: found, .. }) = lookup(|answer| extra(answer.message(3, found)))
     else {
         panic!("not found");
@@ -191,7 +199,7 @@ fn unknown_fields_inside_are_skipped() {
 #[test]
 fn a_field_of_the_wrong_type_is_malformed_not_skipped() {
     for message in smallest() {
-        // Field 1 is a number in every message.
+        // Field 1 is a number, or a message that this isn't.
         let payload = fields().bytes(1, "x").0;
         let read = message.decode_same_kind(&payload);
         assert!(matches!(read, Err(DecodeError::Malformed(_))), "{read:?}");

@@ -6,6 +6,7 @@ use evictd_core::limits::{
     EPOCH_MAX, ID_BYTES_MAX, INVALIDATION_BYTES_MAX, LIVE_BATCH_MAX, META_BYTES_MAX, PAYLOAD_BYTES_MAX,
     POSITION_MAX, SIGHTINGS_MAX,
 };
+use evictd_core::service::Standing;
 use prost::Message as _;
 
 use super::messages::{largest_row, smallest};
@@ -15,9 +16,10 @@ use crate::generated as pb;
 use crate::generated::found::Record as PbRecord;
 use crate::generated::invalidation::Scope as PbScope;
 use crate::generated::live::Event;
-use crate::live;
+use crate::live::Live;
 use crate::lookup::{LookupAnswer, LookupRequest};
 use crate::probe::{ProbeAnswer, ProbeRequest};
+use crate::publisher::PublisherQuery;
 use crate::replay::{ReplayAnswer, ReplayRequest};
 
 const HASH: [u8; 32] = [7; 32];
@@ -37,17 +39,29 @@ fn key_scope(hash: &[u8], key_id: &str, api_id: &str) -> PbScope {
     PbScope::Key(pb::KeyScope { hash: hash.to_vec(), key_id: key_id.to_owned(), api_id: api_id.to_owned() })
 }
 
-fn live_with(epoch: u32, invalidations: Vec<pb::Invalidation>) -> Result<live::Live, DecodeError> {
-    let event = Event::Invalidations(pb::Invalidations { invalidations });
-    live::decode(&pb::Live { epoch, event: Some(event) }.encode_to_vec())
+fn provenance() -> pb::Provenance {
+    pb::Provenance { store: 1, incarnation: 1 }
 }
 
-fn live_scope(scope: PbScope) -> Result<live::Live, DecodeError> {
+fn voucher(epoch: u32, position: u64) -> pb::Voucher {
+    pb::Voucher { provenance: Some(provenance()), epoch, position, token: 0, mac: vec![0; 16] }
+}
+
+fn live_of(voucher: pb::Voucher, event: Event) -> Result<Live, DecodeError> {
+    Live::decode(&pb::Live { voucher: Some(voucher), event: Some(event) }.encode_to_vec())
+}
+
+fn live_with(epoch: u32, invalidations: Vec<pb::Invalidation>) -> Result<Live, DecodeError> {
+    let last = invalidations.last().map_or(1, |last| last.position);
+    live_of(voucher(epoch, last), Event::Invalidations(pb::Invalidations { invalidations }))
+}
+
+fn live_scope(scope: PbScope) -> Result<Live, DecodeError> {
     live_with(1, vec![row(1, scope)])
 }
 
-fn tick(epoch: u32, head: u64) -> Result<live::Live, DecodeError> {
-    live::decode(&pb::Live { epoch, event: Some(Event::Tick(pb::Tick { head })) }.encode_to_vec())
+fn tick(epoch: u32, head: u64) -> Result<Live, DecodeError> {
+    live_of(voucher(epoch, head), Event::Tick(pb::Tick { round: 0 }))
 }
 
 fn replay_answer(
@@ -56,12 +70,15 @@ fn replay_answer(
     invalidations: Vec<pb::Invalidation>,
 ) -> Result<ReplayAnswer, DecodeError> {
     let outcome = Some(pb::replay_answer::Outcome::Rows(pb::ReplayRows { invalidations }));
-    ReplayAnswer::decode(&pb::ReplayAnswer { nonce: 1, epoch, from, outcome }.encode_to_vec())
+    let provenance = Some(provenance());
+    ReplayAnswer::decode(&pb::ReplayAnswer { nonce: 1, epoch, from, outcome, provenance }.encode_to_vec())
 }
 
 fn replay_refused(epoch: u32, head: u64) -> Result<ReplayAnswer, DecodeError> {
-    let outcome = Some(pb::replay_answer::Outcome::Refused(pb::ReplayRefused { epoch, head }));
-    ReplayAnswer::decode(&pb::ReplayAnswer { nonce: 1, epoch: 1, from: 1, outcome }.encode_to_vec())
+    let refused = pb::ReplayRefused { head: Some(voucher(epoch, head)) };
+    let (outcome, provenance) = (Some(pb::replay_answer::Outcome::Refused(refused)), Some(provenance()));
+    let answer = pb::ReplayAnswer { nonce: 1, epoch: 1, from: 1, outcome, provenance };
+    ReplayAnswer::decode(&answer.encode_to_vec())
 }
 
 fn replay_request(epoch: u32, from: u64, to: u64) -> Result<ReplayRequest, DecodeError> {
@@ -69,7 +86,8 @@ fn replay_request(epoch: u32, from: u64, to: u64) -> Result<ReplayRequest, Decod
 }
 
 fn found(epoch: u32, head: u64, record: Option<PbRecord>) -> Result<LookupAnswer, DecodeError> {
-    let found = pb::Found { epoch, head, fence_age_us: 0, record };
+    let provenance = Some(provenance());
+    let found = pb::Found { epoch, head, fence_age_us: 0, record, provenance, token: 0 };
     let outcome = Some(pb::lookup_answer::Outcome::Found(found));
     LookupAnswer::decode(&pb::LookupAnswer { nonce: 1, hash: HASH.to_vec(), outcome }.encode_to_vec())
 }
@@ -108,7 +126,8 @@ fn probe_request(change: impl FnOnce(&mut pb::ProbeRequest)) -> Result<ProbeRequ
 }
 
 fn probe_answer(nonce: u64, epoch: u32, head: u64) -> Result<ProbeAnswer, DecodeError> {
-    ProbeAnswer::decode(&pb::ProbeAnswer { nonce, epoch, head, ..pb::ProbeAnswer::default() }.encode_to_vec())
+    let head = Some(voucher(epoch, head));
+    ProbeAnswer::decode(&pb::ProbeAnswer { nonce, head, ..pb::ProbeAnswer::default() }.encode_to_vec())
 }
 
 fn applied(instance: u64, epoch: u32, position: u64) -> Result<Applied, DecodeError> {
@@ -199,17 +218,18 @@ fn no_epoch_is_zero_or_too_large() {
         assert_refused(replay_answer(epoch, 1, one()), field);
         assert_refused(applied(1, epoch, 1), field);
     }
-    for (epoch, field) in [(0, "epoch"), (EPOCH_MAX + 1, "head")] {
+    for (epoch, field) in [(0, "epoch"), (EPOCH_MAX + 1, "position")] {
         assert_refused(tick(epoch, 1), field);
         assert_refused(probe_answer(1, epoch, 1), field);
         assert_refused(replay_refused(epoch, 1), field);
-        assert_refused(found(epoch, 1, None), field);
+        assert_refused(probe_request(|request| request.seen = Some(voucher(epoch, 1))), field);
     }
+    assert_refused(found(0, 1, None), "epoch");
+    assert_refused(found(EPOCH_MAX + 1, 1, None), "head");
     assert_refused(replay_request(0, 1, 1), "epoch");
     assert_refused(replay_request(EPOCH_MAX + 1, 1, 1), "to");
     // Only what an agent has seen may be nothing yet.
-    assert!(probe_request(|request| request.seen_epoch = 0).is_ok());
-    assert_refused(probe_request(|request| request.seen_epoch = EPOCH_MAX + 1), "seen");
+    assert!(probe_request(|request| request.seen = None).is_ok());
 }
 
 #[test]
@@ -222,11 +242,11 @@ fn no_position_is_too_large_and_no_row_stands_at_zero() {
         assert_refused(replay_answer(1, position, row_at(position)), "position");
     }
     assert_refused(applied(1, 1, over), "position");
-    assert_refused(tick(1, over), "head");
-    assert_refused(probe_answer(1, 1, over), "head");
-    assert_refused(replay_refused(1, over), "head");
+    assert_refused(tick(1, over), "position");
+    assert_refused(probe_answer(1, 1, over), "position");
+    assert_refused(replay_refused(1, over), "position");
     assert_refused(found(1, over, None), "head");
-    assert_refused(probe_request(|request| request.seen_position = over), "seen");
+    assert_refused(probe_request(|request| request.seen = Some(voucher(1, over))), "position");
     assert!(tick(1, 0).is_ok(), "an empty log has a head");
 }
 
@@ -236,8 +256,9 @@ fn no_nonce_is_zero() {
     assert_refused(probe_answer(0, 1, 1), "nonce");
     let request = pb::ReplayRequest { nonce: 0, epoch: 1, from: 1, to: 1 };
     assert_refused(ReplayRequest::decode(&request.encode_to_vec()), "nonce");
-    let outcome = Some(pb::replay_answer::Outcome::Refused(pb::ReplayRefused { epoch: 1, head: 1 }));
-    let answer = pb::ReplayAnswer { nonce: 0, epoch: 1, from: 1, outcome };
+    let refused = pb::ReplayRefused { head: Some(voucher(1, 1)) };
+    let outcome = Some(pb::replay_answer::Outcome::Refused(refused));
+    let answer = pb::ReplayAnswer { nonce: 0, epoch: 1, from: 1, outcome, provenance: Some(provenance()) };
     assert_refused(ReplayAnswer::decode(&answer.encode_to_vec()), "nonce");
     let request = pb::LookupRequest { nonce: 0, hash: HASH.to_vec(), instance: 1 };
     assert_refused(LookupRequest::decode(&request.encode_to_vec()), "nonce");
@@ -252,6 +273,45 @@ fn no_instance_is_zero() {
     assert_refused(applied(0, 1, 1), "instance");
     let lookup = pb::LookupRequest { nonce: 1, hash: HASH.to_vec(), instance: 0 };
     assert_refused(LookupRequest::decode(&lookup.encode_to_vec()), "instance");
+}
+
+#[test]
+fn no_store_and_no_incarnation_is_zero_or_missing() {
+    let tick = || Event::Tick(pb::Tick { round: 0 });
+    let of = |provenance| live_of(pb::Voucher { provenance, ..voucher(1, 1) }, tick());
+    for (store, incarnation) in [(0, 1), (1, 0)] {
+        assert_refused(of(Some(pb::Provenance { store, incarnation })), "provenance");
+    }
+    assert_refused(of(None), "provenance");
+    assert_refused(Live::decode(&pb::Live { voucher: None, event: Some(tick()) }.encode_to_vec()), "voucher");
+}
+
+#[test]
+fn code_has_16_bytes() {
+    for length in [0, 15, 17] {
+        let voucher = pb::Voucher { mac: vec![0; length], ..voucher(1, 1) };
+        assert_refused(live_of(voucher, Event::Ended(pb::Ended {})), "mac");
+    }
+}
+
+#[test]
+fn voucher_is_that_of_the_last_row() {
+    let rows = vec![row(5, PbScope::All(pb::AllScope {})), row(6, PbScope::All(pb::AllScope {}))];
+    let event = Event::Invalidations(pb::Invalidations { invalidations: rows });
+    assert!(live_of(voucher(1, 6), event.clone()).is_ok());
+    assert_refused(live_of(voucher(1, 5), event), "voucher");
+}
+
+#[test]
+fn peer_has_an_id_and_a_short_name() {
+    let query = |peer: pb::Peer| {
+        PublisherQuery::decode(&pb::PublisherQuery { nonce: 1, peer: Some(peer) }.encode_to_vec())
+    };
+    let peer = || pb::Peer { id: 1, provenance: Some(provenance()), ..pb::Peer::default() };
+    assert_eq!(query(peer()).unwrap().from.peer.standing, Standing::Serving, "unknown reads as the worst");
+    assert_refused(query(pb::Peer { id: 0, ..peer() }), "id");
+    assert_refused(query(pb::Peer { name: "x".repeat(ID_BYTES_MAX + 1), ..peer() }), "name");
+    assert_refused(query(pb::Peer { provenance: None, ..peer() }), "provenance");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use evictd_core::follower::ReplayAnswer as Replayed;
+use evictd_core::history::{Incarnation, LogToken, Milestone, Provenance, RoundToken, StoreId, Voucher};
 use evictd_core::ids::{ApiId, InstanceId, KeyHash, KeyId, WorkspaceId};
 use evictd_core::invalidation::{Cause, Invalidation, Scope};
 use evictd_core::limits::{
@@ -14,15 +15,17 @@ use evictd_core::position::LogPosition;
 use evictd_core::receipts::{Exposure, Sighting, Span};
 use evictd_core::record::{KeyRecord, Lookup, Record, RecordState, RootKeyRecord};
 use evictd_core::roster::PartitionPolicy;
+use evictd_core::service::{Peer, Standing};
 use evictd_core::time::StoreTime;
 use proptest::option;
 use proptest::prelude::*;
 
 use crate::applied::Applied;
 use crate::codec::DecodeError;
-use crate::live::{self, Live};
+use crate::live::{Event, Live};
 use crate::lookup::{LookupAnswer, LookupOutcome, LookupRequest};
 use crate::probe::{ProbeAnswer, ProbeRequest};
+use crate::publisher::{Introduction, PublisherAnswer, PublisherQuery};
 use crate::replay::{ReplayAnswer, ReplayRequest};
 
 /// A message of any kind.
@@ -37,18 +40,14 @@ pub(super) enum Message {
     LookupRequest(LookupRequest),
     LookupAnswer(LookupAnswer),
     Applied(Applied),
+    PublisherQuery(PublisherQuery),
+    PublisherAnswer(PublisherAnswer),
 }
 
 impl Message {
     pub(super) fn encode(&self) -> Bytes {
         match self {
-            Self::Live(Live::Invalidations(rows)) => {
-                let mut payloads = live::encode_invalidations(rows);
-                let payload = payloads.next().expect("there are rows");
-                assert!(payloads.next().is_none(), "more than one batch");
-                payload
-            }
-            Self::Live(Live::Tick(head)) => live::encode_tick(*head),
+            Self::Live(live) => live.encode(),
             Self::ProbeRequest(request) => request.encode(),
             Self::ProbeAnswer(answer) => answer.encode(),
             Self::ReplayRequest(request) => request.encode(),
@@ -56,13 +55,15 @@ impl Message {
             Self::LookupRequest(request) => request.encode(),
             Self::LookupAnswer(answer) => answer.encode(),
             Self::Applied(applied) => applied.encode(),
+            Self::PublisherQuery(query) => query.encode(),
+            Self::PublisherAnswer(answer) => answer.encode(),
         }
     }
 
     /// Reads `payload` as a message of this kind.
     pub(super) fn decode_same_kind(&self, payload: &[u8]) -> Result<Self, DecodeError> {
         Ok(match self {
-            Self::Live(_) => Self::Live(live::decode(payload)?),
+            Self::Live(_) => Self::Live(Live::decode(payload)?),
             Self::ProbeRequest(_) => Self::ProbeRequest(ProbeRequest::decode(payload)?),
             Self::ProbeAnswer(_) => Self::ProbeAnswer(ProbeAnswer::decode(payload)?),
             Self::ReplayRequest(_) => Self::ReplayRequest(ReplayRequest::decode(payload)?),
@@ -70,7 +71,15 @@ impl Message {
             Self::LookupRequest(_) => Self::LookupRequest(LookupRequest::decode(payload)?),
             Self::LookupAnswer(_) => Self::LookupAnswer(LookupAnswer::decode(payload)?),
             Self::Applied(_) => Self::Applied(Applied::decode(payload)?),
+            Self::PublisherQuery(_) => Self::PublisherQuery(PublisherQuery::decode(payload)?),
+            Self::PublisherAnswer(_) => Self::PublisherAnswer(PublisherAnswer::decode(payload)?),
         })
+    }
+
+    /// A live message with these rows.
+    pub(super) fn live_of(rows: Vec<Invalidation>) -> Self {
+        let voucher = voucher(rows[rows.len() - 1].position);
+        Self::Live(Live { voucher, event: Event::Invalidations(rows) })
     }
 
     /// The answer to a request for exactly these rows.
@@ -78,8 +87,17 @@ impl Message {
         let (first, last) = (rows[0].position, rows[rows.len() - 1].position);
         let request =
             ReplayRequest { nonce: 1, epoch: first.epoch(), from: first.position(), to: last.position() };
-        Self::ReplayAnswer(request, ReplayAnswer { nonce: 1, outcome: Replayed::Rows(rows) })
+        Self::ReplayAnswer(
+            request,
+            ReplayAnswer { nonce: 1, provenance: PROVENANCE, outcome: Replayed::Rows(rows) },
+        )
     }
+}
+
+const PROVENANCE: Provenance = Provenance { store: StoreId(1), incarnation: Incarnation(1) };
+
+pub(super) fn voucher(at: LogPosition) -> Voucher {
+    Voucher { milestone: Milestone { provenance: PROVENANCE, at, token: LogToken(0) }, mac: [0; 16] }
 }
 
 /// Reads `payload` as every kind of message; whether that succeeds doesn't matter.
@@ -100,25 +118,42 @@ pub(super) fn smallest() -> Vec<Message> {
         committed_at: StoreTime(0),
     };
     let request = ReplayRequest { nonce: 1, epoch: 1, from: 1, to: 1 };
-    let refused = ReplayAnswer { nonce: 1, outcome: Replayed::Refused { head: start } };
+    let refused = ReplayAnswer {
+        nonce: 1,
+        provenance: PROVENANCE,
+        outcome: Replayed::Refused { head: voucher(start) },
+    };
+    let introduction = Introduction {
+        id: 1,
+        peer: Peer {
+            publisher: "".into(),
+            provenance: PROVENANCE,
+            since: StoreTime(0),
+            standing: Standing::Asking,
+        },
+        round: None,
+    };
     let absent = LookupOutcome::Found {
-        lookup: Lookup { as_of: start, record: Record::Absent },
+        lookup: Lookup { as_of: start, provenance: PROVENANCE, token: LogToken(0), record: Record::Absent },
         fence_age: Duration::ZERO,
     };
     let lookup_answer = |outcome| LookupAnswer { nonce: 1, hash, outcome };
     vec![
-        Message::Live(Live::Invalidations(vec![all])),
-        Message::Live(Live::Tick(start)),
+        Message::live_of(vec![all]),
+        Message::Live(Live { voucher: voucher(start), event: Event::Tick(None) }),
+        Message::Live(Live { voucher: voucher(start), event: Event::Ended }),
+        Message::PublisherQuery(PublisherQuery { nonce: 1, from: introduction.clone() }),
+        Message::PublisherAnswer(PublisherAnswer { nonce: 1, from: introduction }),
         Message::ProbeRequest(ProbeRequest {
             nonce: 1,
             instance: InstanceId(1),
             policy: PartitionPolicy::Deny,
             bound: Duration::ZERO,
-            seen: LogPosition::ZERO,
+            seen: None,
         }),
         Message::ProbeAnswer(ProbeAnswer {
             nonce: 1,
-            head: start,
+            head: voucher(start),
             store_time: StoreTime(0),
             held: Duration::ZERO,
         }),
@@ -153,15 +188,23 @@ pub(super) fn largest_row(n: u64) -> Invalidation {
 
 pub(super) fn any_message() -> impl Strategy<Value = Message> {
     prop_oneof![
-        any_rows(1..LIVE_BATCH_MAX + 1).prop_map(|rows| Message::Live(Live::Invalidations(rows))),
-        any_position().prop_map(|head| Message::Live(Live::Tick(head))),
+        any_rows(1..LIVE_BATCH_MAX + 1).prop_map(Message::live_of),
+        (any_voucher(), option::of(any_nonce())).prop_map(|(voucher, round)| {
+            Message::Live(Live { voucher, event: Event::Tick(round.map(RoundToken)) })
+        }),
+        any_voucher().prop_map(|voucher| Message::Live(Live { voucher, event: Event::Ended })),
+        (any_nonce(), any_introduction())
+            .prop_map(|(nonce, from)| Message::PublisherQuery(PublisherQuery { nonce, from })),
+        (any_nonce(), any_introduction())
+            .prop_map(|(nonce, from)| Message::PublisherAnswer(PublisherAnswer { nonce, from })),
         any_probe_request().prop_map(Message::ProbeRequest),
         any_probe_answer().prop_map(Message::ProbeAnswer),
         any_replay_request().prop_map(Message::ReplayRequest),
         any_rows(1..100).prop_map(Message::replay_of),
-        (any_replay_request(), any_position()).prop_map(|(request, head)| {
+        (any_replay_request(), any_voucher()).prop_map(|(request, head)| {
+            let (nonce, provenance) = (request.nonce, head.milestone.provenance);
             let outcome = Replayed::Refused { head };
-            Message::ReplayAnswer(request, ReplayAnswer { nonce: request.nonce, outcome })
+            Message::ReplayAnswer(request, ReplayAnswer { nonce, provenance, outcome })
         }),
         (any_nonce(), any_hash(), any_nonce()).prop_map(|(nonce, hash, instance)| {
             Message::LookupRequest(LookupRequest { nonce, hash, instance: InstanceId(instance) })
@@ -232,7 +275,7 @@ fn any_cause() -> impl Strategy<Value = Cause> {
 
 fn any_probe_request() -> impl Strategy<Value = ProbeRequest> {
     let policy = prop::sample::select(vec![PartitionPolicy::Deny, PartitionPolicy::ServeStale]);
-    let seen = prop_oneof![1 => Just(LogPosition::ZERO), 4 => any_position()];
+    let seen = option::of(any_voucher());
     (any_nonce(), any_nonce(), policy, any::<u64>(), seen).prop_map(
         |(nonce, instance, policy, bound, seen)| ProbeRequest {
             nonce,
@@ -245,7 +288,7 @@ fn any_probe_request() -> impl Strategy<Value = ProbeRequest> {
 }
 
 fn any_probe_answer() -> impl Strategy<Value = ProbeAnswer> {
-    (any_nonce(), any_position(), any::<i64>(), any::<u64>()).prop_map(|(nonce, head, time, held)| {
+    (any_nonce(), any_voucher(), any::<i64>(), any::<u64>()).prop_map(|(nonce, head, time, held)| {
         ProbeAnswer { nonce, head, store_time: StoreTime(time), held: Duration::from_micros(held) }
     })
 }
@@ -258,9 +301,10 @@ fn any_replay_request() -> impl Strategy<Value = ReplayRequest> {
 
 fn any_outcome() -> impl Strategy<Value = LookupOutcome> {
     prop_oneof![
-        6 => (any_position(), any_record(), any::<u64>()).prop_map(|(as_of, record, age)| LookupOutcome::Found {
-            lookup: Lookup { as_of, record },
-            fence_age: Duration::from_micros(age),
+        6 => (any_voucher(), any_record(), any::<u64>()).prop_map(|(head, record, age)| {
+            let Milestone { provenance, at: as_of, token } = head.milestone;
+            let lookup = Lookup { as_of, provenance, token, record };
+            LookupOutcome::Found { lookup, fence_age: Duration::from_micros(age) }
         }),
         1 => Just(LookupOutcome::Busy),
     ]
@@ -332,6 +376,30 @@ fn any_hash() -> impl Strategy<Value = KeyHash> {
 
 fn any_nonce() -> impl Strategy<Value = u64> {
     1..=u64::MAX
+}
+
+fn any_voucher() -> impl Strategy<Value = Voucher> {
+    (any_nonce(), any_nonce(), any_position(), any::<u64>(), any::<[u8; 16]>()).prop_map(
+        |(store, incarnation, at, token, mac)| {
+            let provenance = Provenance { store: StoreId(store), incarnation: Incarnation(incarnation) };
+            Voucher { milestone: Milestone { provenance, at, token: LogToken(token) }, mac }
+        },
+    )
+}
+
+fn any_introduction() -> impl Strategy<Value = Introduction> {
+    let standing = prop::sample::select(Standing::ALL.to_vec());
+    (any_nonce(), any_id(), any_voucher(), any::<i64>(), standing, option::of(any_nonce())).prop_map(
+        |(id, name, voucher, since, standing, round)| {
+            let peer = Peer {
+                publisher: name.into(),
+                provenance: voucher.milestone.provenance,
+                since: StoreTime(since),
+                standing,
+            };
+            Introduction { id, peer, round: round.map(RoundToken) }
+        },
+    )
 }
 
 fn any_position() -> impl Strategy<Value = LogPosition> {

@@ -1,0 +1,124 @@
+//! What publishers ask each other, and answer.
+
+use bytes::Bytes;
+use evictd_core::history::RoundToken;
+use evictd_core::limits::ID_BYTES_MAX;
+use evictd_core::service::{Peer, Query, Standing};
+use evictd_core::time::StoreTime;
+
+use crate::codec::{self, DecodeError, field};
+use crate::generated as pb;
+
+/// A publisher, as it describes itself.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Introduction {
+    /// Drawn when its process started; its answers come on [`crate::subject::publisher_inbox`].
+    pub id: u64,
+    /// Who it is, and how it stands.
+    pub peer: Peer,
+    /// What its last round drew, if there was one.
+    pub round: Option<RoundToken>,
+}
+
+/// A question to all publishers.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PublisherQuery {
+    /// Repeated by the answers.
+    pub nonce: u64,
+    /// Who asks.
+    pub from: Introduction,
+}
+
+/// The answer of one of them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PublisherAnswer {
+    /// Which question this answers.
+    pub nonce: u64,
+    /// Who answers.
+    pub from: Introduction,
+}
+
+impl PublisherQuery {
+    /// The question `query` of `from`.
+    pub fn new(query: Query, from: Introduction) -> Self {
+        let peer = Peer { standing: query.standing, ..from.peer };
+        Self { nonce: query.nonce, from: Introduction { peer, ..from } }
+    }
+
+    /// As bytes.
+    pub fn encode(&self) -> Bytes {
+        codec::encode(&pb::PublisherQuery { nonce: self.nonce, peer: Some(introduction_to(&self.from)) })
+    }
+
+    /// From bytes.
+    pub fn decode(payload: &[u8]) -> Result<Self, DecodeError> {
+        let query: pb::PublisherQuery = codec::decode(payload)?;
+        Ok(Self { nonce: codec::nonce(query.nonce)?, from: introduction_from(query.peer)? })
+    }
+}
+
+impl PublisherAnswer {
+    /// As bytes.
+    pub fn encode(&self) -> Bytes {
+        codec::encode(&pb::PublisherAnswer { nonce: self.nonce, peer: Some(introduction_to(&self.from)) })
+    }
+
+    /// From bytes.
+    pub fn decode(payload: &[u8]) -> Result<Self, DecodeError> {
+        let answer: pb::PublisherAnswer = codec::decode(payload)?;
+        Ok(Self { nonce: codec::nonce(answer.nonce)?, from: introduction_from(answer.peer)? })
+    }
+}
+
+fn introduction_to(from: &Introduction) -> pb::Peer {
+    let Introduction { id, peer, round } = from;
+    pb::Peer {
+        id: *id,
+        name: peer.publisher.to_string(),
+        provenance: Some(codec::provenance_to(peer.provenance)),
+        since_unix_us: peer.since.0,
+        standing: standing_to(peer.standing).into(),
+        round: round.map_or(0, |round| round.0),
+    }
+}
+
+fn introduction_from(peer: Option<pb::Peer>) -> Result<Introduction, DecodeError> {
+    let peer = peer.ok_or(field("peer"))?;
+    if peer.id == 0 {
+        return Err(field("id"));
+    }
+    if peer.name.len() > ID_BYTES_MAX {
+        return Err(field("name"));
+    }
+    let standing = standing_from(peer.standing());
+    let (id, round) = (peer.id, codec::round(peer.round));
+    let provenance = codec::provenance_from(peer.provenance)?;
+    let peer = Peer {
+        publisher: peer.name.into_boxed_str(),
+        provenance,
+        since: StoreTime(peer.since_unix_us),
+        standing,
+    };
+    Ok(Introduction { id, peer, round })
+}
+
+fn standing_to(standing: Standing) -> pb::Standing {
+    match standing {
+        Standing::Asking => pb::Standing::Asking,
+        Standing::Serving => pb::Standing::Serving,
+        Standing::Yielding => pb::Standing::Yielding,
+        Standing::Conflicting => pb::Standing::Conflicting,
+        Standing::Behind => pb::Standing::Behind,
+    }
+}
+
+fn standing_from(standing: pb::Standing) -> Standing {
+    match standing {
+        pb::Standing::Asking => Standing::Asking,
+        // Of an unknown standing nothing is known that would make it harmless.
+        pb::Standing::Serving | pb::Standing::Unspecified => Standing::Serving,
+        pb::Standing::Yielding => Standing::Yielding,
+        pb::Standing::Conflicting => Standing::Conflicting,
+        pb::Standing::Behind => Standing::Behind,
+    }
+}
