@@ -1,5 +1,6 @@
 //! What the store says of a hash, and the verdict that follows from it.
 
+use crate::history::{LogToken, Provenance};
 use crate::ids::{ApiId, KeyId, WorkspaceId};
 use crate::position::LogPosition;
 use crate::time::StoreTime;
@@ -89,6 +90,10 @@ pub enum Record {
 pub struct Lookup {
     /// Everything up to here is in the record.
     pub as_of: LogPosition,
+    /// Whose log that is.
+    pub provenance: Provenance,
+    /// Of the row at `as_of`.
+    pub token: LogToken,
     /// What was found.
     pub record: Record,
 }
