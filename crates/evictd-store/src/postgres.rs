@@ -45,6 +45,7 @@ mod write;
 use std::collections::HashSet;
 
 use async_trait::async_trait;
+use evictd_core::history::{History, LogToken, RoundToken};
 use evictd_core::ids::{ApiId, Identity, KeyHash, KeyId, WorkspaceId};
 use evictd_core::position::LogPosition;
 use evictd_core::record::{Lookup, RootKeyRecord};
@@ -61,7 +62,8 @@ use crate::change::{
     Actor, Api, Authorize, ChangeError, DeleteMode, KeyDetails, KeyPage, KeyUpdate, ListKeys, NewApi, NewKey,
     NewRootKey, Operator, Reroll, RootKeyInfo,
 };
-use crate::log::{Backlog, Numbered, NumberedRequest, Replay, Round, RoundRequest};
+use crate::history::VoucherKey;
+use crate::log::{Backlog, Head, Numbered, NumberedRequest, Replay, Round, RoundRequest};
 use crate::receipt::{FinalReceipt, Recorded};
 use crate::roster::Roster;
 use crate::rows::{AuditEntry, Author, sql_limit};
@@ -188,36 +190,35 @@ impl HomeStore for PostgresStore {
         }
         let mut write = self.log("number its log").await?;
         let mut head = log::lock_head(&mut write).await?;
-        head.begin_epoch_if_due(&mut write, &[]).await?;
+        head.begin_epoch_if_due(&mut write, 0).await?;
         let numbered = head.number(&mut write, sql_limit(limit)).await?;
         write.commit().await?;
         Ok(numbered)
     }
 
     async fn round(&self, request: RoundRequest<'_>) -> Result<Round, StoreError> {
-        let RoundRequest { instances, touched, seen } = request;
+        let RoundRequest { instances, touched, seen_epoch } = request;
         let mut write = self.log("commit a probe round").await?;
         let mut head = log::lock_head(&mut write).await?;
         let clock = head.clock;
         roster::register(&mut write, instances, clock.store_time).await?;
         roster::touch(&mut write, touched, clock.store_time).await?;
-        // Before anything is numbered: what waits could bring the head above what was seen, and hide that
-        // the store went back.
-        let epoch_began = head.begin_epoch_if_due(&mut write, seen).await?;
+        let began = head.begin_epoch_if_due(&mut write, seen_epoch).await?;
+        head.draw_round_token(&mut write).await?;
         let numbered = head.number(&mut write, i64::MAX).await?;
         write.commit().await?;
-        Ok(Round { numbered, clock, epoch_began })
+        Ok(Round { numbered, clock, began })
     }
 
-    async fn begin_epoch(&self, operator: &Operator) -> Result<LogPosition, StoreError> {
+    async fn begin_epoch(&self, operator: &Operator) -> Result<Head, StoreError> {
         let mut write = self.log("begin a new epoch").await?;
         let mut head = log::lock_head(&mut write).await?;
-        head.begin_epoch(&mut write).await?;
-        let head = head.at;
+        head.begin_epoch(&mut write, &operator.name).await?;
+        let head = head.head;
         let by = Author::operator(operator, None);
-        audit::record(&mut write, by, &AuditEntry::epoch_begun(head)).await?;
+        audit::record(&mut write, by, &AuditEntry::epoch_begun(head.at)).await?;
         write.commit().await?;
-        tracing::warn!(%head, "a new epoch begins because an operator said so; agents flush once");
+        tracing::warn!(head = %head.at, "a new epoch begins because an operator said so; agents flush once");
         Ok(head)
     }
 
@@ -260,8 +261,24 @@ impl HomeStore for PostgresStore {
         records::lookup(&self.connections.lookups, hash).await
     }
 
-    async fn head(&self) -> Result<LogPosition, StoreError> {
+    async fn head(&self) -> Result<Head, StoreError> {
         log::head(&self.connections.log).await
+    }
+
+    async fn history(&self) -> Result<History, StoreError> {
+        log::history(&self.connections.log).await
+    }
+
+    async fn voucher_key(&self) -> Result<VoucherKey, StoreError> {
+        log::voucher_key(&self.connections.log).await
+    }
+
+    async fn row_token(&self, at: LogPosition) -> Result<Option<LogToken>, StoreError> {
+        log::row_token(&self.connections.log, at).await
+    }
+
+    async fn has_round_token(&self, token: RoundToken) -> Result<bool, StoreError> {
+        log::has_round_token(&self.connections.log, token).await
     }
 
     async fn backlog(&self) -> Result<Backlog, StoreError> {

@@ -10,8 +10,7 @@
 //! * `exclusive`: one publisher per file.
 //! * `place`: notices that the file is no longer where it was opened.
 //! * `write`: a write transaction, and a COMMIT that a dropped caller can't cancel (R4).
-//! * `log`: numbering, rounds, replays, epochs (R1, R2, R5, R7).
-//! * `lineage`: notices that the file was put back (R2).
+//! * `log`: numbering, rounds, replays, incarnations (R1, R2, R5, R7, R15).
 //! * `roster`: who may hold a lease (R11).
 //! * `receipts`: what became of a request, and which requests are open (R12).
 //! * `records`: what is read of keys, root keys and APIs (R6).
@@ -24,7 +23,6 @@ mod changes;
 mod checkpoint;
 mod connections;
 mod exclusive;
-mod lineage;
 mod log;
 mod place;
 mod receipts;
@@ -41,6 +39,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
+use evictd_core::history::{BeginCause, History, LogToken, RoundToken};
 use evictd_core::ids::{ApiId, Identity, KeyHash, KeyId, WorkspaceId};
 use evictd_core::position::LogPosition;
 use evictd_core::record::{Lookup, RootKeyRecord};
@@ -51,7 +50,6 @@ use sqlx::sqlite::{SqliteConnection, SqlitePool};
 
 use self::connections::Connections;
 use self::exclusive::Exclusive;
-use self::lineage::Lineage;
 use self::place::Place;
 use self::write::{Write, failed};
 use crate::audit::{AuditQuery, AuditRecord, Purge, Purged};
@@ -59,7 +57,8 @@ use crate::change::{
     Actor, Api, Authorize, ChangeError, DeleteMode, KeyDetails, KeyPage, KeyUpdate, ListKeys, NewApi, NewKey,
     NewRootKey, Operator, Reroll, RootKeyInfo,
 };
-use crate::log::{Backlog, Numbered, NumberedRequest, Reading, Replay, Round, RoundRequest};
+use crate::history::VoucherKey;
+use crate::log::{Backlog, Head, Numbered, NumberedRequest, Reading, Replay, Round, RoundRequest};
 use crate::receipt::{FinalReceipt, Recorded};
 use crate::roster::Roster;
 use crate::rows::{AuditEntry, Author, sql_limit};
@@ -71,7 +70,6 @@ static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 #[derive(Debug)]
 pub struct SqliteStore {
     connections: Connections,
-    lineage: Lineage,
     /// The triggers as the migrations create them, by name.
     triggers: HashMap<String, String>,
     exclusive: Option<Exclusive>,
@@ -99,13 +97,15 @@ impl SqliteStore {
         Self::connect(path, &file, None).await
     }
 
-    /// As [`SqliteStore::open`], for a publisher: [`StoreError::InUse`] while another one has it open, until
+    /// As [`SqliteStore::open`], for a publisher, and begins an incarnation: [`StoreError::InUse`] while another one has it open, until
     /// [`SqliteStore::close`] or the end of that process.
     pub async fn open_exclusively(path: &Path) -> Result<Self, StoreError> {
         let file = existing(path)?;
         let exclusive = Exclusive::take(&file).map_err(|source| refused(path)(source.into()))?;
         let exclusive = exclusive.ok_or_else(|| StoreError::InUse { path: path.to_owned() })?;
-        Self::connect(path, &file, Some(exclusive)).await
+        let store = Self::connect(path, &file, Some(exclusive)).await?;
+        store.begin_incarnation().await?;
+        Ok(store)
     }
 
     async fn connect(path: &Path, file: &Path, exclusive: Option<Exclusive>) -> Result<Self, StoreError> {
@@ -114,32 +114,16 @@ impl SqliteStore {
         let place = Place::of(file).map_err(|source| refused(path)(source.into()))?;
         connections.writer.place = Some(Arc::new(place));
         let triggers = intended_triggers().await?;
-        let lineage = Lineage::beside(file);
         // Whoever had it open before may have left some.
         let has_traces = AtomicBool::new(true);
-        let store = Self { connections, lineage, triggers, exclusive, has_traces };
-        store.notice_a_restore().await?;
-        Ok(store)
+        Ok(Self { connections, triggers, exclusive, has_traces })
     }
 
-    /// Begins a new epoch if the log had come further than this file knows.
-    async fn notice_a_restore(&self) -> Result<(), StoreError> {
-        // The note first: it never runs ahead of what is committed.
-        let noted = self.lineage.read();
-        if noted <= self.head().await? {
-            return Ok(());
-        }
-        let mut write = Write::begin(&self.connections.writer, "begin a new epoch").await?;
-        let began = log::begin_epoch_above(&mut write, &[noted]).await?;
-        write.commit().await?;
-        if let Some(head) = began {
-            self.lineage.note(head);
-            tracing::warn!(
-                %noted, %head,
-                "the home store is behind its own note: it was put back. A new epoch begins, agents flush once"
-            );
-        }
-        Ok(())
+    /// Tells what is given out from here on from what any copy of the file gives out (R15).
+    async fn begin_incarnation(&self) -> Result<(), StoreError> {
+        let mut write = Write::begin(&self.connections.writer, "begin an incarnation").await?;
+        log::begin(&mut write, BeginCause::Opened, None).await?;
+        write.commit().await
     }
 }
 
@@ -252,35 +236,30 @@ impl HomeStore for SqliteStore {
         let mut write = Write::begin(&self.connections.writer, "number its log").await?;
         let numbered = log::number(&mut write, sql_limit(limit)).await?;
         write.commit().await?;
-        self.lineage.note(numbered.head);
         Ok(numbered)
     }
 
     async fn round(&self, request: RoundRequest<'_>) -> Result<Round, StoreError> {
-        let RoundRequest { instances, touched, seen } = request;
+        // No epoch begins here, so that it matters to none which was seen.
+        let RoundRequest { instances, touched, seen_epoch: _ } = request;
         let mut write = Write::begin(&self.connections.writer, "commit a probe round").await?;
         let clock = read_clock();
         let store_time = clock.store_time;
         roster::register(&mut write, instances, store_time).await?;
         roster::touch(&mut write, touched, store_time).await?;
-        log::raise_fence(&mut write).await?;
-        // Before anything is numbered: what waits could bring the head above what was seen, and hide that
-        // the store went back.
-        let epoch_began = log::begin_epoch_above(&mut write, seen).await?.is_some();
+        log::draw_round_token(&mut write).await?;
         let numbered = log::number(&mut write, i64::MAX).await?;
         write.commit().await?;
-        self.lineage.note(numbered.head);
-        Ok(Round { numbered, clock, epoch_began })
+        Ok(Round { numbered, clock, began: None })
     }
 
-    async fn begin_epoch(&self, operator: &Operator) -> Result<LogPosition, StoreError> {
+    async fn begin_epoch(&self, operator: &Operator) -> Result<Head, StoreError> {
         let mut write = Write::begin(&self.connections.writer, "begin a new epoch").await?;
-        let head = log::begin_epoch(&mut write).await?;
+        let head = log::begin(&mut write, BeginCause::Declared, Some(&operator.name)).await?;
         let by = Author::operator(operator, None);
-        audit::record(&mut write, by, &AuditEntry::epoch_begun(head)).await?;
+        audit::record(&mut write, by, &AuditEntry::epoch_begun(head.at)).await?;
         write.commit().await?;
-        self.lineage.note(head);
-        tracing::warn!(%head, "a new epoch begins because an operator said so; agents flush once");
+        tracing::warn!(head = %head.at, "a new epoch begins because an operator said so; agents flush once");
         Ok(head)
     }
 
@@ -320,8 +299,24 @@ impl HomeStore for SqliteStore {
         records::lookup(&self.connections.lookups, hash).await
     }
 
-    async fn head(&self) -> Result<LogPosition, StoreError> {
+    async fn head(&self) -> Result<Head, StoreError> {
         log::head(&self.connections.log).await
+    }
+
+    async fn history(&self) -> Result<History, StoreError> {
+        log::history(&self.connections.log).await
+    }
+
+    async fn voucher_key(&self) -> Result<VoucherKey, StoreError> {
+        log::voucher_key(&self.connections.log).await
+    }
+
+    async fn row_token(&self, at: LogPosition) -> Result<Option<LogToken>, StoreError> {
+        log::row_token(&self.connections.log, at).await
+    }
+
+    async fn has_round_token(&self, token: RoundToken) -> Result<bool, StoreError> {
+        log::has_round_token(&self.connections.log, token).await
     }
 
     async fn backlog(&self) -> Result<Backlog, StoreError> {
@@ -570,7 +565,9 @@ mod tests {
         assert!(store.root_key(KeyHash([1; 32])).await.unwrap().is_some());
         assert_eq!(store.number(10).await.unwrap().rows.len(), 1);
         store.round(RoundRequest::default()).await.unwrap();
-        assert!(matches!(store.replay(1, 1, 1, 10).await.unwrap(), Replay::Rows(rows) if rows.len() == 1));
+        assert!(
+            matches!(store.replay(1, 1, 1, 10).await.unwrap(), Replay::Rows { rows, .. } if rows.len() == 1)
+        );
     }
 
     #[tokio::test]
@@ -584,7 +581,9 @@ mod tests {
         assert!(waits(&mut pin!(store.root_key(KeyHash([1; 32])))).await);
         assert!(waits(&mut pin!(store.create_root_key(&operator(), root_key(2)))).await);
 
-        assert!(matches!(store.replay(1, 1, 1, 10).await.unwrap(), Replay::Rows(rows) if rows.len() == 1));
+        assert!(
+            matches!(store.replay(1, 1, 1, 10).await.unwrap(), Replay::Rows { rows, .. } if rows.len() == 1)
+        );
         assert_eq!(store.number(10).await.unwrap().head, store.head().await.unwrap());
         assert_eq!(store.roster(0).await.unwrap().entries, []);
     }

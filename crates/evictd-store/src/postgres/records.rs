@@ -34,7 +34,8 @@ pub(super) async fn lookup_in_replica(lookups: &Lane, hash: KeyHash) -> Result<L
 /// Whether the log is this server's own is only looked at if that is asked.
 fn look_up(hash: KeyHash, ask_whose: bool) -> Statement {
     sqlx::query(
-        "SELECT log_head.epoch, log_head.head, evictd_now() AS now,
+        "SELECT log_head.epoch, log_head.head, log_head.incarnation, log_head.token, log_head.round, log_head.store_id,
+                evictd_now() AS now,
                 CASE WHEN $2 THEN log_head.is_original AND log_head.xmin = log_head.written_by
                     AND log_head.database = (SELECT oid FROM pg_database WHERE datname = current_database())
                     AND log_head.system_identifier = (SELECT system_identifier FROM pg_control_system())
@@ -60,7 +61,8 @@ fn look_up(hash: KeyHash, ask_whose: bool) -> Statement {
 }
 
 fn read_lookup(row: Option<&PgRow>) -> Result<Lookup, StoreError> {
-    let as_of = log::head_of(row)?;
+    let head = log::head_of(row)?;
+    let provenance = log::provenance_of(row)?;
     let mut record = Record::Absent;
     if let Some(row) = row {
         if let Some(key) = key_record(row)? {
@@ -69,7 +71,7 @@ fn read_lookup(row: Option<&PgRow>) -> Result<Lookup, StoreError> {
             record = Record::RootKey(root_key);
         }
     }
-    Ok(Lookup { as_of, record })
+    Ok(Lookup { as_of: head.at, provenance, token: head.token, record })
 }
 
 fn key_record(row: &PgRow) -> Result<Option<KeyRecord>, StoreError> {
