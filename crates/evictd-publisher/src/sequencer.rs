@@ -15,10 +15,10 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use crate::authority::RoundWish;
 use crate::config::SequencerConfig;
 use crate::live_feed::LiveFeed;
 use crate::metrics::Metrics;
+use crate::rounds::RoundWish;
 
 /// Rows numbered in one transaction.
 const BATCH: usize = 1024;
@@ -108,6 +108,9 @@ impl Sequencer {
             healthy.note(need, done, &self.condition, &self.metrics);
         }
         healthy.note(Need::Writes, self.number().await, &self.condition, &self.metrics);
+        if self.store.is_exclusive() {
+            self.feed.end().await;
+        }
         self.feed.bus.flush().await;
     }
 
@@ -140,12 +143,12 @@ impl Sequencer {
     async fn tick(&self) -> Result<(), StoreError> {
         let known = self.feed.receipts.log_head();
         let head = self.store.head().await?;
-        if head < known {
-            // The store was put back under this publisher: a round begins a new epoch (R2).
-            tracing::warn!(%head, %known, "the home store is behind what it was; a round will begin a new epoch");
+        if head.at < known {
+            tracing::warn!(head = %head.at, %known, "the home store is behind what it was");
+            // Its server's history may tell why, and a round looks at it.
             self.rounds.want();
         }
-        self.feed.tick(head).await;
+        self.feed.tick(&head).await;
         Ok(())
     }
 
