@@ -28,6 +28,24 @@ impl Vouching {
         Self(Arc::new(Mutex::new(State { service, presented_by: None })))
     }
 
+    /// One that vouches for as long as its runtime lives.
+    #[cfg(test)]
+    pub(crate) fn serving() -> Self {
+        let vouching = Self::new(Duration::from_secs(30), 1);
+        if let Some(query) = vouching.with(|service, now| service.beat(true, now)) {
+            vouching.with(|service, now| service.on_nobody(query.nonce, now));
+        }
+        let beating = vouching.clone();
+        tokio::spawn(async move {
+            let mut beat = tokio::time::interval(Duration::from_millis(100));
+            loop {
+                beat.tick().await;
+                beating.with(|service, now| service.beat(true, now));
+            }
+        });
+        vouching
+    }
+
     /// Whether messages that vouch for something may be sent now.
     pub(crate) fn is_allowed(&self) -> bool {
         self.0.lock().service.may_vouch(clock::lease_now())
