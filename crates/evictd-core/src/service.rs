@@ -237,6 +237,24 @@ impl Service {
         }
     }
 
+    /// The same at another reading of the clock, its newest question having the number 1: for checkers, to which
+    /// services that behave alike have to be equal.
+    #[must_use]
+    pub fn rebased(mut self, now: LeaseTime, to: LeaseTime) -> Self {
+        // Nothing depends on how much older than this anything is.
+        let oldest = self.bound.max(AWAY_AFTER);
+        let rebase = |at: LeaseTime| to.before(now.since(at).min(oldest));
+        self.present_at = rebase(self.present_at);
+        self.query = self.query.map(|(_, at)| (1, rebase(at)));
+        self.next_nonce = 2;
+        match &mut self.state {
+            State::Asking { since } => *since = since.map(rebase),
+            State::Silent { answered_at, .. } => *answered_at = rebase(*answered_at),
+            State::Serving | State::Behind { .. } => {}
+        }
+        self
+    }
+
     fn ask_at_most_every(&mut self, pause: Duration, now: LeaseTime) -> Option<Query> {
         let asked = self.query.is_some_and(|(_, at)| now.since(at) < pause);
         (!asked).then(|| self.ask(now))
