@@ -181,6 +181,8 @@ pub enum ReplayAnswer {
 struct Probe {
     nonce: u64,
     sent_at: LeaseTime,
+    /// What it proved to have seen.
+    seen: Option<Voucher>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -382,7 +384,7 @@ impl Follower {
             effects.push(Effect::Rival(voucher.milestone.provenance));
             return Accepted::No;
         }
-        if !self.fits(source, head) {
+        if !self.fits(source, self.probes[index].seen, head) {
             return Accepted::No;
         }
         let dated = Protection::ProofsDateFromTheQuestion.holds();
@@ -474,12 +476,12 @@ impl Follower {
         if self.probes.len() == PROBES_OUTSTANDING_MAX {
             self.probes.pop_front();
         }
-        self.probes.push_back(Probe { nonce, sent_at: now });
+        let seen = self.allegiance.voucher();
+        self.probes.push_back(Probe { nonce, sent_at: now, seen });
         // Until an answer comes, the next try is a timeout away, and every other one goes to all.
         let all = self.unanswered % 2 == 1 && Protection::SecondTriesGoToAll.holds();
         self.unanswered += 1;
         self.probe_due = now.after(self.config.request_timeout);
-        let seen = self.allegiance.voucher();
         effects.push(Effect::SendProbe { nonce, seen, all });
     }
 
@@ -550,15 +552,17 @@ impl Follower {
     }
 
     /// Whether the answer to a probe agrees with what is known of its history. An epoch belongs to one incarnation,
-    /// so the own one's never changes. What replaces it has everything that was received of it, or is of a later
-    /// epoch.
-    fn fits(&self, source: AnswerSource, head: LogPosition) -> bool {
+    /// so the own one's never changes. What replaces it was asked about everything that was received of the own one: an
+    /// older copy knows the past that an earlier probe proved, and its positions may have caught up since.
+    fn fits(&self, source: AnswerSource, seen: Option<Voucher>, head: LogPosition) -> bool {
         match (source, self.applied) {
             (AnswerSource::Own, Some(applied)) => {
                 head.epoch() == applied.epoch() || !Protection::OlderEpochsMoveNothing.holds()
             }
             (AnswerSource::Successor, Some(applied)) => {
-                head >= applied.max(self.head) || !Protection::OlderEpochsMoveNothing.holds()
+                (head >= applied.max(self.head) || !Protection::OlderEpochsMoveNothing.holds())
+                    && (seen == self.allegiance.voucher()
+                        || !Protection::SuccessorsKnowAllThatWasSeen.holds())
             }
             _ => true,
         }

@@ -87,6 +87,8 @@ pub enum Protection {
     OwnHistoryComesFirst,
     /// R15: loads and rows count only if they come from the agent's own history.
     ForeignHistoriesMoveNothing,
+    /// R15: an agent changes over only by an answer to a probe that proved all that it has seen.
+    SuccessorsKnowAllThatWasSeen,
     /// R15: what an agent reads from a database counts only if that has the log that the agent follows.
     DatabasesShareTheLog,
     /// R16: what an agent presents as seen counts only with the store's own code over it.
@@ -130,6 +132,7 @@ impl Protection {
             | Self::RivalsFallSilent
             | Self::OwnHistoryComesFirst
             | Self::ForeignHistoriesMoveNothing
+            | Self::SuccessorsKnowAllThatWasSeen
             | Self::DatabasesShareTheLog => Rule::R15,
             Self::VouchersAreChecked => Rule::R16,
         }

@@ -246,6 +246,25 @@ impl Service {
         }
     }
 
+    /// The same at another reading of the clock, its questions numbered from 1: for checkers, to which services that
+    /// behave alike have to be equal.
+    #[cfg(feature = "fork")]
+    #[must_use]
+    pub fn rebased(mut self, now: LeaseTime, to: LeaseTime) -> Self {
+        // Nothing depends on how much older than this anything is.
+        let oldest = self.bound.max(ANSWER_PATIENCE);
+        let rebase = |at: LeaseTime| to.before(now.since(at).min(oldest));
+        self.present_at = rebase(self.present_at);
+        self.queries = (1..).zip(&self.queries).map(|(nonce, (_, at))| (nonce, rebase(*at))).collect();
+        self.next_nonce = self.queries.len() as u64 + 1;
+        match &mut self.state {
+            State::Asking { since } => *since = since.map(rebase),
+            State::Silent { answered_at, .. } => *answered_at = rebase(*answered_at),
+            State::Serving | State::Behind { .. } => {}
+        }
+        self
+    }
+
     fn ask_spaced(&mut self, now: LeaseTime) -> Option<Query> {
         let asked = self.queries.back().is_some_and(|(_, at)| now.since(*at) < QUERY_SPACING);
         (!asked).then(|| self.ask(now))

@@ -55,7 +55,7 @@ impl Follower {
                 .hash(state);
         }
         for probe in &self.probes {
-            (self.questions_since(probe.nonce), probe.sent_at).hash(state);
+            (self.questions_since(probe.nonce), probe.sent_at, probe.seen).hash(state);
         }
         (self.repairs.len(), &self.unproven, self.proven_at).hash(state);
     }

@@ -409,6 +409,26 @@ fn answer_that_is_behind_what_was_received_moves_nothing() {
     assert_eq!(follower.provenance(), Some(voucher(at(8)).milestone.provenance));
 }
 
+/// Failure: an older copy knows the past that was proved before a deletion was received; its answer arrives later,
+/// when its positions have caught up and the agent's own history is silent.
+#[test]
+fn answer_about_an_earlier_past_moves_nothing() {
+    let mut follower = started(7);
+    follower.poll(ms(5_000), &mut Vec::new());
+    on_live(&mut follower, vec![deletion(at(8))], ms(5_010), &mut Vec::new());
+    let mut copy = voucher(at(9));
+    copy.milestone.provenance.incarnation = Incarnation(99);
+    assert_eq!(follower.on_probe_answer(101, &copy, ms(9_000), &mut Vec::new()), Accepted::No);
+    assert_eq!(follower.provenance(), Some(voucher(at(8)).milestone.provenance));
+    follower.poll(ms(9_000), &mut Vec::new());
+    assert_eq!(follower.on_probe_answer(102, &copy, ms(9_010), &mut Vec::new()), Accepted::Yes);
+    assert_eq!(
+        follower.provenance(),
+        Some(copy.milestone.provenance),
+        "its publisher was asked about all of it"
+    );
+}
+
 #[test]
 fn replay_of_another_history_moves_nothing() {
     let mut follower = started(7);
