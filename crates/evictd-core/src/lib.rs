@@ -14,6 +14,7 @@
 //! * [`lease`]: until when a cached answer may be given (R8).
 //! * [`entry`]: the two together, for one cached record (R9).
 //! * [`follower`]: the agent's side of the protocol: gaps, repair, probes, proof (R5, R7).
+//! * [`serving`]: what the agent's threads share, and the steps of a hit, a load and an invalidation (R9, R10).
 //! * [`authority`]: the publisher's side: pacing of probe rounds, new epochs (R2, R7, R14).
 //!
 //! * [`offset`]: when something was committed at home, told on the agent's lease clock.
@@ -37,5 +38,6 @@ pub mod receipts;
 pub mod record;
 pub mod roster;
 pub mod rules;
+pub mod serving;
 mod sync;
 pub mod time;
