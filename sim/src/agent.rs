@@ -359,7 +359,9 @@ impl Agent {
             self.count_ends(ctx, &Scope::All);
         }
         let evicted = self.state.perform(&effect, &self.cache);
-        evicted.iter().for_each(|entry| self.count_end(ctx, entry));
+        if let Some(entry) = &evicted {
+            self.count_end(ctx, entry);
+        }
         match effect {
             Effect::Applied { invalidation, .. } => self.count_ends(ctx, &invalidation.scope),
             Effect::Flush(reason) => self.flushed(ctx, reason),
