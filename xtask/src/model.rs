@@ -16,6 +16,7 @@ pub(crate) struct ModelArgs {
 
 pub(crate) fn run(args: &ModelArgs) -> anyhow::Result<()> {
     if args.negative_controls {
+        loom("target/loom-controls", "--cfg loom --cfg evictd_negative_controls", args)?;
         return check(
             "target/model-controls",
             "--cfg evictd_negative_controls",
@@ -23,14 +24,19 @@ pub(crate) fn run(args: &ModelArgs) -> anyhow::Result<()> {
             args,
         );
     }
-    if args.filter.is_none() {
-        // Its own controls are among its tests.
-        let package = ["--package", "evictd-core", "--test", "loom", "--target-dir", "target/loom"];
-        steps::cargo(&[&["test", "--quiet", "--release"][..], &package].concat())
-            .env("RUSTFLAGS", "--cfg loom")
-            .run()?;
-    }
+    loom("target/loom", "--cfg loom", args)?;
     check("target/model", "", &[], args)
+}
+
+/// The tests of interleavings, unless only some worlds or controls are asked for.
+fn loom(target: &str, rustflags: &str, args: &ModelArgs) -> anyhow::Result<()> {
+    if args.filter.is_some() {
+        return Ok(());
+    }
+    let package = ["--package", "evictd-core", "--test", "loom", "--target-dir", target];
+    steps::cargo(&[&["test", "--quiet", "--release"][..], &package].concat())
+        .env("RUSTFLAGS", rustflags)
+        .run()
 }
 
 /// A directory for each kind of build, so that none rebuilds for another.

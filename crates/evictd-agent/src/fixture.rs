@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use evictd_core::entry::Stamp;
-use evictd_core::follower::{Accepted, Effect, Follower, evicts_one};
+use evictd_core::follower::{Accepted, Effect, Follower};
 use evictd_core::ids::{ApiId, KeyHash, KeyId, WorkspaceId};
 use evictd_core::invalidation::{Cause, Invalidation, Scope};
 use evictd_core::position::LogPosition;
 use evictd_core::record::{KeyRecord, Lookup, Record, RecordState, RootKeyRecord};
+use evictd_core::serving::{LoadAnswer, LoadedEntry};
 use evictd_core::time::{LeaseTime, StoreTime};
 use evictd_ops::clock;
 use evictd_ops::config::Layers;
@@ -203,9 +203,19 @@ impl Agent {
         agent
     }
 
+    /// Proven complete up to [`BASE`] when the lease clock began: its lease has run out.
+    pub(crate) fn expired_with(settings: &[(&str, &str)]) -> Self {
+        let agent = Self::starting(settings);
+        agent.prove_at(at(BASE), LeaseTime(1));
+        agent
+    }
+
     /// An authority answers a probe.
     pub(crate) fn prove(&self, head: LogPosition) {
-        let now = clock::lease_now();
+        self.prove_at(head, clock::lease_now());
+    }
+
+    fn prove_at(&self, head: LogPosition, now: LeaseTime) {
         let mut effects = Vec::new();
         {
             let mut follower = self.knowledge.follower.lock();
@@ -238,24 +248,29 @@ impl Agent {
     /// What the follow task does to cache and knowledge.
     fn perform(&self, effects: Vec<Effect>) {
         for effect in effects {
-            match effect {
-                Effect::Applied { invalidation, .. } => {
-                    if let Some(hash) = evicts_one(&invalidation.scope) {
-                        self.cache.evict(hash);
-                    }
-                }
-                Effect::Flush(_) => self.cache.clear(),
-                Effect::Progress { applied, .. } => self.knowledge.publish_applied(applied),
-                Effect::Proven(proven_at) => self.knowledge.publish_proven(proven_at),
-                Effect::Widened(_)
-                | Effect::Announce
-                | Effect::SendProbe { .. }
-                | Effect::SendReplay { .. } => {}
-            }
+            self.knowledge.perform(&effect, &*self.cache);
         }
     }
 
-    /// Caches a record as of `as_of`, as if it had been read at `read_at`.
+    /// It was complete then.
+    pub(crate) fn was_proven(&self, at: LeaseTime) {
+        self.perform(vec![Effect::Proven(at)]);
+    }
+
+    /// A record as of `as_of`, as if it had been read at `read_at`.
+    pub(crate) fn loaded(
+        &self,
+        hash: KeyHash,
+        record: Record,
+        as_of: LogPosition,
+        read_at: LeaseTime,
+    ) -> LoadedEntry<Entry> {
+        let answer = LoadAnswer { hash, as_of, read_at, sent_at: read_at };
+        let new_entry = |record, stamp| self.cache.new_entry(record, stamp, read_at);
+        LoadedEntry::new(&self.knowledge, answer, record, &mut Vec::new(), new_entry)
+    }
+
+    /// Caches such a record, if it meets its floors.
     pub(crate) fn cached(
         &self,
         hash: KeyHash,
@@ -263,17 +278,8 @@ impl Agent {
         as_of: LogPosition,
         read_at: LeaseTime,
     ) -> Arc<Entry> {
-        let anchors = self.knowledge.follower.lock().anchors(&record, &mut Vec::new());
-        let answers = self.cache.rings.answers_of(&record);
-        let entry = Arc::new(Entry {
-            record,
-            stamp: Stamp::new(as_of, read_at, anchors),
-            loaded_at: read_at,
-            answers,
-        });
-        self.cache.insert_hidden(hash, entry.clone());
-        entry.stamp.show();
-        entry
+        let inserted = self.loaded(hash, record, as_of, read_at).insert(&*self.cache);
+        inserted.settle(&self.knowledge, &*self.cache).entry().clone()
     }
 
     /// The value of a counter or gauge, `name{label="value"}`, that holds whole numbers.

@@ -14,6 +14,7 @@ use evictd_core::position::LogPosition;
 use evictd_core::receipts::{Exposure, Sighting};
 use evictd_core::roster::PartitionPolicy;
 use evictd_core::rules::Rule;
+use evictd_core::serving::EntryCache;
 use evictd_core::time::LeaseTime;
 use evictd_ops::clock;
 use evictd_ops::invariants::Invariants;
@@ -265,21 +266,20 @@ impl Task {
         }
     }
 
-    /// Floors were raised inside the core; what follows is R9's order.
+    /// The core performs it (R9); what else there is to do or to tell of it is done here.
     async fn perform(&mut self, effect: Effect, feed: &Feed) {
         let Follow { knowledge, cache, metrics, identity, .. } = &self.follow;
+        let applied_before = knowledge.applied();
+        let evicted = knowledge.perform(&effect, &**cache);
         match effect {
             Effect::Applied { invalidation, via } => {
-                let evicted = evicts_one(&invalidation.scope).map(|hash| (hash, cache.evict(hash)));
-                if let Some((hash, _)) = evicted {
+                if let Some(hash) = evicts_one(&invalidation.scope) {
                     self.check_evicted(hash, invalidation.position);
                 }
-                let entry = evicted.and_then(|(_, entry)| entry);
-                self.applied(&invalidation, via, entry.as_deref());
+                self.applied(&invalidation, via, evicted.as_deref());
             }
             Effect::Flush(reason) => {
                 tracing::info!(reason = reason.label(), "everything cached is forgotten");
-                cache.clear();
                 metrics.flushed(reason);
             }
             Effect::Widened(widened) => {
@@ -287,8 +287,7 @@ impl Task {
                 metrics.floors_merged(widened.floors());
             }
             Effect::Progress { applied, head } => {
-                check_progress(&metrics.invariants, knowledge.applied(), applied);
-                knowledge.publish_applied(applied);
+                check_progress(&metrics.invariants, applied_before, applied);
                 metrics.progress(applied.epoch(), applied.position(), head.position());
             }
             Effect::Proven(at) => {
@@ -298,7 +297,6 @@ impl Task {
                         .invariants
                         .violated(Rule::R7, format_args!("a proof from the future: {at:?} at {now:?}"));
                 }
-                knowledge.publish_proven(at);
                 let mode = knowledge.mode(&knowledge.follower.lock(), now);
                 self.enter(mode);
             }

@@ -643,6 +643,10 @@ impl Follower {
         if awaited || flushed {
             effects.push(Effect::Announce);
         }
+        if !Protection::EvictionPrecedesApplied.holds() {
+            effects[start..]
+                .sort_by_key(|effect| matches!(effect, Effect::Applied { .. } | Effect::Flush(_)));
+        }
     }
 
     /// Advances over what is contiguous; tells whether a deletion was among it.
@@ -719,6 +723,7 @@ pub fn evicts_one(scope: &Scope) -> Option<&KeyHash> {
     }
 }
 
+#[cfg(any(test, feature = "fork"))]
 mod fork;
 #[cfg(test)]
 mod tests;
