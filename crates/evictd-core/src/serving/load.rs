@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::{AgentState, CacheEntry, EntryCache, Reading};
 use crate::entry::Stamp;
-use crate::follower::Effect;
+use crate::follower::{Effect, LoadSource};
 use crate::ids::KeyHash;
 use crate::lease::{answers, may_join};
 use crate::position::LogPosition;
@@ -20,6 +20,8 @@ use crate::time::LeaseTime;
 pub struct LoadAnswer {
     /// Of what.
     pub hash: KeyHash,
+    /// Who read it.
+    pub source: LoadSource,
     /// The record includes every change up to here.
     pub as_of: LogPosition,
     /// When the load was sent, less the age of the authority's last fence (R8).
@@ -88,8 +90,8 @@ impl<E: CacheEntry> LoadedEntry<E> {
     }
 
     fn meets_floors(&self, state: &AgentState) -> bool {
-        let LoadAnswer { hash, as_of, .. } = self.answer;
-        state.follower.lock().admits(&hash, &self.entry.stamp().anchors, as_of)
+        let LoadAnswer { hash, source, as_of, .. } = self.answer;
+        state.follower.lock().admits(&hash, &self.entry.stamp().anchors, source, as_of)
     }
 }
 
@@ -121,20 +123,24 @@ impl<E: CacheEntry> SettledEntry<E> {
 
     /// The entry, if it answers, at `now`, a verification that waited for it and `began` so (R8, R10).
     pub fn answer(&self, state: &AgentState, began: Reading, now: LeaseTime) -> Option<Arc<E>> {
-        let LoadAnswer { hash, as_of, sent_at, .. } = self.answer;
-        let floor = || state.follower.lock().floor(&hash, &self.entry.stamp().anchors);
+        let LoadAnswer { hash, source, as_of, sent_at, .. } = self.answer;
+        let look = || {
+            let follower = state.follower.lock();
+            (follower.floor(&hash, &self.entry.stamp().anchors), follower.accepts(source, as_of))
+        };
         // The proof before the floors, as everywhere (R9). And the floors of now, not of the check: what rose
         // in between may have been confirmed before this verification began, if it was the last to join.
-        let (proven_at, floor) = if Protection::DeadlinePrecedesFloors.holds() {
+        let (proven_at, (floor, is_accepted)) = if Protection::DeadlinePrecedesFloors.holds() {
             let proven_at = state.proven_at();
-            (proven_at, floor())
+            (proven_at, look())
         } else {
-            let floor = floor();
-            (state.proven_at(), floor)
+            let seen = look();
+            (state.proven_at(), seen)
         };
         // A load that is older than a floor is not what the present proof vouches for.
         let proof = if as_of >= floor { proven_at } else { began.proven_at() };
-        let may_answer = state.may_share(sent_at, began)
+        let may_answer = is_accepted
+            && state.may_share(sent_at, began)
             && answers(as_of, floor, began.applied())
             && !state.has_ended()
             && state.bound.allows(now, self.entry.stamp().read_at, proof);

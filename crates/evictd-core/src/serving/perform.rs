@@ -22,7 +22,11 @@ impl AgentState {
                 self.proven_at.fetch_max(at.0, Ordering::AcqRel);
             }
             // An announcement is of what was published, so of nothing that isn't evicted yet.
-            Effect::Widened(_) | Effect::Announce | Effect::SendProbe { .. } | Effect::SendReplay { .. } => {}
+            Effect::Widened(_)
+            | Effect::Rival(_)
+            | Effect::Announce
+            | Effect::SendProbe { .. }
+            | Effect::SendReplay { .. } => {}
         }
         None
     }
