@@ -292,7 +292,7 @@ async fn a_crowd_of_changes_by_sql_has_one_audit_record_for_each_api<H: ByHand>(
 async fn an_operators_new_epoch_has_its_audit_record(home: &impl ByHand) {
     let head = home.store().begin_epoch(&operator()).await.unwrap();
     let records = audited(home, 0).await;
-    let description = format!("Began epoch {} at position 0", head.epoch());
+    let description = format!("Began epoch {} at position 0", head.at.epoch());
     assert_eq!(told(&records), [("store.new_epoch", &*description, "system", "ops")]);
     assert_eq!((&records[0].workspace_id, &*records[0].targets), (&None, &[][..]));
     assert_eq!(records[0].request_id.as_deref(), Some("req_operator"));
