@@ -240,7 +240,7 @@ impl HomeStore for SqliteStore {
     }
 
     async fn round(&self, request: RoundRequest<'_>) -> Result<Round, StoreError> {
-        // No epoch begins here, so that it matters to none which was seen.
+        // An epoch that begins by itself would begin above it; here none does.
         let RoundRequest { instances, touched, seen_epoch: _ } = request;
         let mut write = Write::begin(&self.connections.writer, "commit a probe round").await?;
         let clock = read_clock();
