@@ -97,8 +97,8 @@ impl SqliteStore {
         Self::connect(path, &file, None).await
     }
 
-    /// As [`SqliteStore::open`], for a publisher, and begins an incarnation: [`StoreError::InUse`] while another one has it open, until
-    /// [`SqliteStore::close`] or the end of that process.
+    /// As [`SqliteStore::open`], for a publisher: begins an incarnation. [`StoreError::InUse`] while another one has it
+    /// open, until [`SqliteStore::close`] or the end of that process.
     pub async fn open_exclusively(path: &Path) -> Result<Self, StoreError> {
         let file = existing(path)?;
         let exclusive = Exclusive::take(&file).map_err(|source| refused(path)(source.into()))?;
@@ -119,7 +119,7 @@ impl SqliteStore {
         Ok(Self { connections, triggers, exclusive, has_traces })
     }
 
-    /// Tells what is given out from here on from what any copy of the file gives out (R15).
+    /// Names what is given out from here on, so that nothing which a copy of the file gives out is taken for it (R15).
     async fn begin_incarnation(&self) -> Result<(), StoreError> {
         let mut write = Write::begin(&self.connections.writer, "begin an incarnation").await?;
         log::begin(&mut write, BeginCause::Opened, None).await?;
@@ -240,7 +240,7 @@ impl HomeStore for SqliteStore {
     }
 
     async fn round(&self, request: RoundRequest<'_>) -> Result<Round, StoreError> {
-        // No epoch begins here, so that it matters to none which was seen.
+        // An epoch that begins by itself would begin above it; here none does.
         let RoundRequest { instances, touched, seen_epoch: _ } = request;
         let mut write = Write::begin(&self.connections.writer, "commit a probe round").await?;
         let clock = read_clock();

@@ -50,7 +50,7 @@ CREATE TABLE round_tokens (
     token BIGINT  NOT NULL
 ) WITH (fillfactor = 50);
 
-INSERT INTO round_tokens (place, token) SELECT 0, round FROM log_head;
+INSERT INTO round_tokens (place, token) SELECT rounds % 512, round FROM log_head;
 
 -- The incarnations of this store. Only ever added to: an agent may come back after months.
 CREATE TABLE history (

@@ -45,11 +45,11 @@ ALTER TABLE named_head RENAME TO log_head;
 
 -- The tokens of the last rounds: a publisher that doesn't find a colleague's in its own store works on a copy.
 CREATE TABLE round_tokens (
-    place INTEGER PRIMARY KEY, -- rounds modulo how many are kept
+    place INTEGER PRIMARY KEY, -- log_head.rounds modulo how many are kept
     token INTEGER NOT NULL
 ) STRICT;
 
-INSERT INTO round_tokens (place, token) SELECT 0, round FROM log_head;
+INSERT INTO round_tokens (place, token) SELECT rounds % 512, round FROM log_head;
 
 -- The incarnations of this store. Only ever added to: an agent may come back after months.
 CREATE TABLE history (

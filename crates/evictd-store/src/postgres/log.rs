@@ -119,7 +119,8 @@ pub(super) async fn lock_head(write: &mut Write) -> Result<LockedHead, StoreErro
     // What SET computes, it computes from the row as it was.
     let lock = sqlx::query(
         "UPDATE log_head SET is_original = is_original AND xmin = written_by, written_by = pg_current_xact_id()::xid
-         RETURNING epoch, head, incarnation, token, round, evictd_now() AS now, timeline, system_identifier, database, is_original,
+         RETURNING epoch, head, incarnation, token, round, evictd_now() AS now,
+                   timeline, system_identifier, database, is_original,
                    left(pg_walfile_name(pg_current_wal_lsn()), 8) AS server_timeline,
                    (SELECT system_identifier FROM pg_control_system()) AS server_system_identifier,
                    (SELECT oid FROM pg_database WHERE datname = current_database()) AS server_database,

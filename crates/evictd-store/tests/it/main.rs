@@ -2,6 +2,8 @@
 
 mod by_hand;
 mod conformance;
+mod copies;
 mod fixture;
 mod postgres;
 mod sqlite;
+mod upgrades;
