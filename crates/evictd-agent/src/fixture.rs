@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use evictd_core::follower::{Accepted, Effect, Follower};
+use bytes::Bytes;
+use evictd_core::follower::{Accepted, Effect, Follower, LoadSource};
+use evictd_core::history::{Incarnation, LogToken, Milestone, Provenance, StoreId, Voucher};
 use evictd_core::ids::{ApiId, KeyHash, KeyId, WorkspaceId};
 use evictd_core::invalidation::{Cause, Invalidation, Scope};
 use evictd_core::position::LogPosition;
@@ -17,6 +19,7 @@ use evictd_ops::clock;
 use evictd_ops::config::Layers;
 use evictd_ops::metrics::Registry;
 use evictd_ops::readiness::Readiness;
+use evictd_wire::live::{Event, Live};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -152,7 +155,7 @@ impl Origin for MemoryHome {
             let state = self.state.lock();
             let record = state.records.get(&hash).cloned().unwrap_or(Record::Absent);
             let read_at = clock::lease_now().before(state.fence_age);
-            let loaded = Loaded { lookup: Lookup { as_of: state.head, record }, read_at };
+            let loaded = loaded(state.head, record, read_at);
             state.failure.map_or(Ok(loaded), Err)
         };
         self.asked.send_modify(|asked| *asked += 1);
@@ -219,13 +222,18 @@ impl Agent {
         let mut effects = Vec::new();
         {
             let mut follower = self.knowledge.follower.lock();
+            if let Some(followed) = follower.provenance()
+                && followed != voucher(head).milestone.provenance
+            {
+                follower.on_end(followed, now);
+            }
             follower.connected(now);
             follower.poll(now, &mut effects);
             let nonce = effects.iter().find_map(|effect| match effect {
                 Effect::SendProbe { nonce, .. } => Some(*nonce),
                 _ => None,
             });
-            let accepted = follower.on_probe_answer(nonce.unwrap(), head, now, &mut effects);
+            let accepted = follower.on_probe_answer(nonce.unwrap(), &voucher(head), now, &mut effects);
             assert_eq!(accepted, Accepted::Yes);
         }
         self.perform(effects);
@@ -241,7 +249,8 @@ impl Agent {
     /// A row arrives on the live feed.
     pub(crate) fn apply(&self, row: Invalidation) {
         let mut effects = Vec::new();
-        self.knowledge.follower.lock().on_live(vec![row], clock::lease_now(), &mut effects);
+        let last = voucher(row.position);
+        self.knowledge.follower.lock().on_live(&last, vec![row], clock::lease_now(), &mut effects);
         self.perform(effects);
     }
 
@@ -265,7 +274,8 @@ impl Agent {
         as_of: LogPosition,
         read_at: LeaseTime,
     ) -> LoadedEntry<Entry> {
-        let answer = LoadAnswer { hash, as_of, read_at, sent_at: read_at };
+        let answer =
+            LoadAnswer { hash, source: LoadSource::Authority(PROVENANCE), as_of, read_at, sent_at: read_at };
         let new_entry = |record, stamp| self.cache.new_entry(record, stamp, read_at);
         LoadedEntry::new(&self.knowledge, answer, record, &mut Vec::new(), new_entry)
     }
@@ -288,6 +298,33 @@ impl Agent {
         let line = scrape.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         line.unwrap_or_else(|| panic!("no {series} in\n{scrape}")).parse().unwrap()
     }
+}
+
+/// The history that they follow in the first epoch.
+pub(crate) const PROVENANCE: Provenance = Provenance { store: StoreId(1), incarnation: Incarnation(1) };
+
+pub(crate) fn voucher(at: LogPosition) -> Voucher {
+    // Each epoch has one incarnation.
+    let provenance = Provenance { incarnation: Incarnation(at.epoch().into()), ..PROVENANCE };
+    let milestone = Milestone { provenance, at, token: LogToken(at.position()) };
+    Voucher { milestone, mac: [0; 16] }
+}
+
+/// What a store says of a record at `as_of`.
+pub(crate) fn lookup(as_of: LogPosition, record: Record) -> Lookup {
+    let Milestone { provenance, at, token } = voucher(as_of).milestone;
+    Lookup { as_of: at, provenance, token, record }
+}
+
+/// The same, as the authority's answer.
+pub(crate) fn loaded(as_of: LogPosition, record: Record, read_at: LeaseTime) -> Loaded {
+    Loaded { lookup: lookup(as_of, record), source: LoadSource::Authority(PROVENANCE), read_at }
+}
+
+/// Rows as they come on the live feed.
+pub(crate) fn live(rows: &[Invalidation]) -> Bytes {
+    let voucher = voucher(rows[rows.len() - 1].position);
+    Live { voucher, event: Event::Invalidations(rows.to_vec()) }.encode()
 }
 
 /// The end of a key, `from_now` ahead on the wall clock.

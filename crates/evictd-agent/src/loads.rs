@@ -155,9 +155,9 @@ impl Shared {
 
     /// Caches what was loaded, if it meets its floors.
     fn land(&self, hash: KeyHash, loaded: Loaded, sent_at: LeaseTime) -> SettledEntry<Entry> {
-        let Loaded { lookup: Lookup { as_of, record }, read_at } = loaded;
+        let Loaded { lookup: Lookup { as_of, record, .. }, source, read_at } = loaded;
         let mut effects = Vec::new();
-        let answer = LoadAnswer { hash, as_of, read_at, sent_at };
+        let answer = LoadAnswer { hash, source, as_of, read_at, sent_at };
         let new_entry = |record, stamp| self.cache.new_entry(record, stamp, sent_at);
         let settled = LoadedEntry::new(&self.knowledge, answer, record, &mut effects, new_entry)
             .insert(&*self.cache)

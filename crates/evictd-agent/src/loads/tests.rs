@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::database::{Database, DatabaseError};
-use crate::fixture::{Agent, BASE, at, key, key_scope};
+use crate::fixture::{Agent, BASE, at, key, key_scope, lookup};
 
 impl Shared {
     /// Waits until all places are free again.
@@ -323,7 +323,7 @@ struct Down(#[source] std::io::Error);
 
 impl MemoryReplica {
     fn holds(&self, as_of: LogPosition, record: Record) {
-        *self.lookup.lock() = Some(Lookup { as_of, record });
+        *self.lookup.lock() = Some(lookup(as_of, record));
     }
 }
 
