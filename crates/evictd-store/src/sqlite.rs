@@ -12,6 +12,7 @@
 //! * `write`: a write transaction, and a COMMIT that a dropped caller can't cancel (R4).
 //! * `log`: numbering, rounds, replays, epochs (R1, R2, R5, R7).
 //! * `lineage`: notices that the file was put back (R2).
+//! * `schema`: whether triggers are in place, and whether they always were (R3).
 //! * `roster`: who may hold a lease (R11).
 //! * `receipts`: what became of a request, and which requests are open (R12).
 //! * `records`: what is read of keys, root keys and APIs (R6).
@@ -30,9 +31,10 @@ mod place;
 mod receipts;
 mod records;
 mod roster;
+mod schema;
 mod write;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -53,6 +55,7 @@ use self::connections::Connections;
 use self::exclusive::Exclusive;
 use self::lineage::Lineage;
 use self::place::Place;
+use self::schema::{Look, Triggers};
 use self::write::{Write, failed};
 use crate::audit::{AuditQuery, AuditRecord, Purge, Purged};
 use crate::change::{
@@ -73,7 +76,7 @@ pub struct SqliteStore {
     connections: Connections,
     lineage: Lineage,
     /// The triggers as the migrations create them, by name.
-    triggers: HashMap<String, String>,
+    triggers: Triggers,
     exclusive: Option<Exclusive>,
     /// Whether the write-ahead log may hold traces of what was erased and purged.
     has_traces: AtomicBool,
@@ -197,27 +200,22 @@ fn advice(error: &sqlx::Error) -> &'static str {
 /// does it and the other finds it done.
 async fn migrate(writer: &SqlitePool, path: &Path) -> Result<(), StoreError> {
     let mut whole = writer.begin_with("BEGIN IMMEDIATE").await.map_err(refused(path))?;
+    let was_known = schema::is_known(&mut whole).await.map_err(refused(path))?;
     MIGRATIONS.run(&mut *whole).await.map_err(StoreError::Migrate)?;
+    if was_known {
+        schema::note(&mut whole).await.map_err(refused(path))?;
+    }
     whole.commit().await.map_err(refused(path))
 }
 
 /// What the triggers should look like: what the migrations make in an empty database.
-async fn intended_triggers() -> Result<HashMap<String, String>, StoreError> {
+async fn intended_triggers() -> Result<Triggers, StoreError> {
     let mut scratch =
         SqliteConnection::connect("sqlite::memory:").await.map_err(failed("read its triggers"))?;
     MIGRATIONS.run(&mut scratch).await.map_err(StoreError::Migrate)?;
-    let triggers = triggers(&mut scratch).await?;
+    let triggers = schema::intended(&mut scratch).await?;
     scratch.close().await.map_err(failed("read its triggers"))?;
     Ok(triggers)
-}
-
-async fn triggers(connection: &mut SqliteConnection) -> Result<HashMap<String, String>, StoreError> {
-    let rows: Vec<(String, String)> =
-        sqlx::query_as("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'")
-            .fetch_all(connection)
-            .await
-            .map_err(failed("read its triggers"))?;
-    Ok(rows.into_iter().collect())
 }
 
 /// The store's clock: this host's. SQLite has no other.
@@ -266,11 +264,16 @@ impl HomeStore for SqliteStore {
         log::raise_fence(&mut write).await?;
         // Before anything is numbered: what waits could bring the head above what was seen, and hide that
         // the store went back.
-        let epoch_began = log::begin_epoch_above(&mut write, seen).await?.is_some();
+        let mut epoch_began = log::begin_epoch_above(&mut write, seen).await?.is_some();
+        let Look { changed, fault: schema_fault } = schema::compare(&mut write, &self.triggers).await?;
+        if changed {
+            log::begin_epoch(&mut write).await?;
+            epoch_began = true;
+        }
         let numbered = log::number(&mut write, i64::MAX).await?;
         write.commit().await?;
         self.lineage.note(numbered.head);
-        Ok(Round { numbered, clock, epoch_began })
+        Ok(Round { numbered, clock, epoch_began, schema_fault })
     }
 
     async fn begin_epoch(&self, operator: &Operator) -> Result<LogPosition, StoreError> {
@@ -356,11 +359,7 @@ impl HomeStore for SqliteStore {
 
     async fn check_triggers(&self) -> Result<(), StoreError> {
         let mut reader = self.connections.log.acquire().await.map_err(failed("read its triggers"))?;
-        let found = triggers(&mut reader).await?;
-        match self.triggers.iter().find(|(name, sql)| found.get(*name) != Some(*sql)) {
-            Some((name, _)) => Err(StoreError::TriggerMissing { name: name.clone() }),
-            None => Ok(()),
-        }
+        schema::check(&mut reader, &self.triggers).await
     }
 
     async fn root_key(&self, hash: KeyHash) -> Result<Option<RootKeyRecord>, StoreError> {

@@ -6,15 +6,16 @@ use evictd_core::authority::is_credible;
 use evictd_core::ids::WorkspaceId;
 use evictd_core::invalidation::{Cause, Invalidation};
 use evictd_core::position::LogPosition;
+use evictd_core::protection::Protection;
 use evictd_core::time::StoreTime;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 use sqlx::postgres::types::Oid;
 
-use super::audit;
 use super::connections::{Lane, failed};
 use super::lineage::Lineage;
 use super::write::Write;
+use super::{audit, schema, triggers};
 use crate::StoreError;
 use crate::log::{Backlog, Numbered, NumberedRequest, Reading, Replay};
 use crate::rows::{self, MERGE_ABOVE, ScopeColumns, UnrequestedRow, audit_records, log_position};
@@ -24,7 +25,7 @@ const CROWD_LIMIT: Duration = Duration::from_mins(1);
 
 /// The head, read alone.
 pub(super) async fn head(log: &Lane) -> Result<LogPosition, StoreError> {
-    let row = log.row("read its log's head", || sqlx::query("SELECT epoch, head FROM log_head")).await?;
+    let row = log.row("read its log's head", || sqlx::query("SELECT epoch, head FROM ONLY log_head")).await?;
     head_of(row.as_ref())
 }
 
@@ -33,8 +34,8 @@ pub(super) async fn head_if_idle(log: &Lane) -> Result<Option<LogPosition>, Stor
     const ACTION: &str = "look for unnumbered rows";
     let look = || {
         sqlx::query(
-            "SELECT epoch, head, EXISTS (SELECT FROM invalidations WHERE position IS NULL) AS waiting
-             FROM log_head",
+            "SELECT epoch, head, EXISTS (SELECT FROM ONLY invalidations WHERE position IS NULL) AS waiting
+             FROM ONLY log_head",
         )
     };
     let row = log.row(ACTION, look).await?;
@@ -49,9 +50,9 @@ pub(super) async fn version(log: &Lane) -> Result<i64, StoreError> {
     const ACTION: &str = "tell whether it changed";
     let look = || {
         sqlx::query(
-            "SELECT CASE WHEN EXISTS (SELECT FROM invalidations WHERE position IS NULL)
+            "SELECT CASE WHEN EXISTS (SELECT FROM ONLY invalidations WHERE position IS NULL)
                  THEN hashtextextended(pg_current_snapshot()::text, 0) ELSE head END AS version
-             FROM log_head",
+             FROM ONLY log_head",
         )
     };
     let row = log.row(ACTION, look).await?.ok_or_else(no_head)?;
@@ -86,6 +87,12 @@ pub(super) struct LockedHead {
     server: Lineage,
     /// Whether that position was given here, and no copy of it was put here: by a dump, say.
     is_original: bool,
+    /// The fingerprint of the schema when an epoch began last, or a round looked first.
+    schema: Option<Vec<u8>>,
+    /// Whether nothing in that schema lets changes go past the log.
+    schema_intact: bool,
+    /// Whether rows may have changed unseen since.
+    schema_changed: bool,
     /// Whether so many rows wait that some may be merged.
     crowded: bool,
     /// The store's clock, read under the lock.
@@ -97,14 +104,15 @@ pub(super) struct LockedHead {
 pub(super) async fn lock_head(write: &mut Write) -> Result<LockedHead, StoreError> {
     // What SET computes, it computes from the row as it was.
     let raise = sqlx::query(
-        "UPDATE log_head SET fence = fence + 1,
+        "UPDATE ONLY log_head SET fence = fence + 1,
                 is_original = is_original AND xmin = written_by, written_by = pg_current_xact_id()::xid
          RETURNING epoch, head, evictd_now() AS now, timeline, system_identifier, database, is_original,
+                   schema_fingerprint, schema_intact,
                    left(pg_walfile_name(pg_current_wal_lsn()), 8) AS server_timeline,
                    (SELECT system_identifier FROM pg_control_system()) AS server_system_identifier,
                    (SELECT oid FROM pg_database WHERE datname = current_database()) AS server_database,
                    (SELECT count(*) > $1 FROM
-                       (SELECT FROM invalidations WHERE position IS NULL LIMIT $1 + 1) AS waiting) AS crowded",
+                       (SELECT FROM ONLY invalidations WHERE position IS NULL LIMIT $1 + 1) AS waiting) AS crowded",
     );
     let asked = Instant::now();
     let row = write.row(raise.bind(MERGE_ABOVE)).await?.ok_or_else(no_head)?;
@@ -123,19 +131,56 @@ pub(super) async fn lock_head(write: &mut Write) -> Result<LockedHead, StoreErro
             read_by: answered,
             within: answered.duration_since(asked),
         };
-        Ok((noted, server, row.try_get("is_original")?, row.try_get("crowded")?, clock))
+        let schema = (row.try_get("schema_fingerprint")?, row.try_get("schema_intact")?);
+        Ok((noted, server, row.try_get("is_original")?, schema, row.try_get("crowded")?, clock))
     };
-    let ((timeline, system, database), server, is_original, crowded, clock) =
+    let ((timeline, system, database), server, is_original, (schema, schema_intact), crowded, clock) =
         read().map_err(failed("lock its log's head"))?;
     let corrupt = |_| StoreError::Corrupt { what: "timeline", value: timeline.to_string() };
     let noted = Lineage { timeline: u32::try_from(timeline).map_err(corrupt)?, system, database: database.0 };
     let server = Lineage::new(server.0, server.1, server.2.0)?;
-    Ok(LockedHead { at, noted, server, is_original, crowded, clock })
+    let schema_changed = false;
+    Ok(LockedHead { at, noted, server, is_original, schema, schema_intact, schema_changed, crowded, clock })
 }
 
 impl LockedHead {
+    /// Looks whether the schema is the one that the head knows. One that it knows nothing of is taken as it is.
+    pub(super) async fn compare_schema(&mut self, write: &mut Write) -> Result<(), StoreError> {
+        let found = Some(schema::fingerprint(write).await?);
+        if self.schema == found || !Protection::SchemaChangesBeginAnEpoch.holds() {
+            return Ok(());
+        }
+        if self.schema.is_none() {
+            let note = sqlx::query("UPDATE ONLY log_head SET schema_fingerprint = $1, schema_intact = false");
+            write.run(note.bind(found.clone())).await?;
+            (self.schema, self.schema_intact) = (found, false);
+            return Ok(());
+        }
+        tracing::warn!(
+            head = %self.at,
+            "the home store's tables, triggers or functions were altered since the last round, so that rows may have \
+             changed unseen. A new epoch begins, agents flush once"
+        );
+        self.schema_changed = true;
+        Ok(())
+    }
+
+    /// What lets changes go past the log, if anything does. Costs nothing once nothing did.
+    pub(super) async fn schema_fault(&mut self, write: &mut Write) -> Result<Option<String>, StoreError> {
+        if self.schema_intact {
+            return Ok(None);
+        }
+        if let Err(fault) = triggers::check_within(write).await? {
+            return Ok(Some(fault.to_string()));
+        }
+        write.run(sqlx::query("UPDATE ONLY log_head SET schema_intact = true")).await?;
+        self.schema_intact = true;
+        Ok(None)
+    }
+
     /// Begins a new epoch if the store may have gone back (R2): the server's history is another one than that of
-    /// the head, or somebody has credibly seen more than the head. Returns whether it did.
+    /// the head, or somebody has credibly seen more than the head; or if rows may have changed unseen (R3). Returns
+    /// whether it did.
     pub(super) async fn begin_epoch_if_due(
         &mut self,
         write: &mut Write,
@@ -160,10 +205,11 @@ impl LockedHead {
                  A new epoch begins, agents flush once"
             );
         }
-        if branched || above.is_some() {
+        let is_due = branched || self.schema_changed || above.is_some();
+        if is_due {
             self.set_epoch(write, self.server.epoch_after(self.at, above)).await?;
         }
-        Ok(branched || above.is_some())
+        Ok(is_due)
     }
 
     /// Whether the head comes from another history than the one that is written here now.
@@ -176,20 +222,24 @@ impl LockedHead {
         self.set_epoch(write, self.server.epoch_after(self.at, None)).await
     }
 
-    /// Positions go on from the head; if the server's history is another one, from somewhere above it.
+    /// Positions go on from the head; if the server's history is another one, from somewhere above it. Whatever
+    /// changed unseen before is covered by that, so the present schema is the one to compare with.
     async fn set_epoch(&mut self, write: &mut Write, epoch: u32) -> Result<(), StoreError> {
         let leap = if self.is_branched() { BRANCH_LEAP } else { 0 };
         let set = sqlx::query(
-            "UPDATE log_head SET epoch = $1, roster_complete = false, timeline = $2, system_identifier = $3,
-                                 database = $4, is_original = true, head = head + floor(random() * $5)::bigint
+            "UPDATE ONLY log_head SET epoch = $1, roster_complete = false, timeline = $2, system_identifier = $3,
+                                 database = $4, is_original = true, head = head + floor(random() * $5)::bigint,
+                                 schema_fingerprint = $6, schema_intact = false
              RETURNING epoch, head",
         );
         let began = LogPosition::new(epoch, self.at.position().saturating_add_signed(leap));
         let epoch = began.ok_or(StoreError::EpochsUsedUp)?.epoch();
         let Lineage { timeline, system, database } = self.server;
         let set = set.bind(epoch as i32).bind(i64::from(timeline)).bind(system).bind(Oid(database));
-        self.at = head_of(write.row(set.bind(leap as f64)).await?.as_ref())?;
+        let schema = schema::fingerprint(write).await?;
+        self.at = head_of(write.row(set.bind(leap as f64).bind(&schema)).await?.as_ref())?;
         (self.noted, self.is_original) = (self.server, true);
+        (self.schema, self.schema_intact, self.schema_changed) = (Some(schema), false, false);
         Ok(())
     }
 
@@ -203,15 +253,15 @@ impl LockedHead {
         let before = self.at;
         let numbering = sqlx::query(
             "WITH oldest AS (
-                 SELECT id, request_id FROM invalidations WHERE position IS NULL ORDER BY id LIMIT $3
+                 SELECT id, request_id FROM ONLY invalidations WHERE position IS NULL ORDER BY id LIMIT $3
              ), waiting AS (
                  SELECT id, row_number() OVER (ORDER BY id) AS place
                  FROM (SELECT id FROM oldest UNION
                        -- The rows of one request stay together: it is settled with the last of them.
-                       SELECT id FROM invalidations
+                       SELECT id FROM ONLY invalidations
                        WHERE position IS NULL AND request_id IN (SELECT request_id FROM oldest)) AS together
              )
-             UPDATE invalidations AS i SET epoch = $1, position = $2 + waiting.place
+             UPDATE ONLY invalidations AS i SET epoch = $1, position = $2 + waiting.place
              FROM waiting WHERE i.id = waiting.id
              RETURNING epoch, position, scope, key_hash, key_id, api_id, workspace_id, cause, request_id,
                        committed_at, merged",
@@ -228,7 +278,7 @@ impl LockedHead {
         requests.sort_unstable_by_key(|request| request.position);
         let head = rows.last().map_or(before, |last| last.position);
         if head > before {
-            let advance = sqlx::query("UPDATE log_head SET head = $1");
+            let advance = sqlx::query("UPDATE ONLY log_head SET head = $1");
             write.run(advance.bind(head.position() as i64)).await?;
         }
         let unrequested = numbered.iter().filter_map(|row| unrequested(row).transpose());
@@ -250,11 +300,11 @@ async fn merge_crowds(write: &mut Write) -> Result<(), StoreError> {
         "WITH crowds AS (
              SELECT api_id, max(workspace_id) AS workspace_id, min(committed_at) AS committed_at, count(*) AS keys,
                     CASE WHEN min(cause) = max(cause) THEN min(cause) ELSE 'changed' END AS cause
-             FROM invalidations
+             FROM ONLY invalidations
              WHERE position IS NULL AND scope = 'key' AND api_id IS NOT NULL AND request_id IS NULL
              GROUP BY api_id HAVING count(*) > $1
          ), gone AS (
-             DELETE FROM invalidations AS i USING crowds
+             DELETE FROM ONLY invalidations AS i USING crowds
              WHERE i.position IS NULL AND i.scope = 'key' AND i.api_id = crowds.api_id AND i.request_id IS NULL
          ), merged AS (
              INSERT INTO invalidations (scope, api_id, workspace_id, cause, request_id, committed_at, merged)
@@ -287,8 +337,8 @@ pub(super) async fn replay(
         sqlx::query(
             "SELECT log_head.epoch, head,
                     position, scope, key_hash, key_id, api_id, workspace_id, cause, committed_at
-             FROM log_head LEFT JOIN
-                  (SELECT * FROM invalidations WHERE epoch = $1 AND position BETWEEN $2 AND $3
+             FROM ONLY log_head LEFT JOIN
+                  (SELECT * FROM ONLY invalidations WHERE epoch = $1 AND position BETWEEN $2 AND $3
                    ORDER BY position LIMIT $4) AS kept
                   ON kept.epoch = log_head.epoch
              ORDER BY position",
@@ -316,7 +366,7 @@ pub(super) async fn backlog(log: &Lane) -> Result<Backlog, StoreError> {
     let count = || {
         sqlx::query(
             "SELECT count(*) AS rows, coalesce(evictd_now() - min(committed_at), 0) AS age
-             FROM invalidations WHERE position IS NULL",
+             FROM ONLY invalidations WHERE position IS NULL",
         )
     };
     let row = log.row(ACTION, count).await?;

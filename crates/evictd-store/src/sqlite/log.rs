@@ -153,14 +153,19 @@ pub(super) async fn begin_epoch(write: &mut Write) -> Result<LogPosition, StoreE
     set_epoch(write, head, head.epoch() + 1).await?.ok_or(StoreError::EpochsUsedUp)
 }
 
-/// Positions go on from the head. `None` if there is no such epoch: the present one goes on as well.
+/// Positions go on from the head, and whatever changed unseen before is covered, so that the present schema is the one
+/// to compare with (R3). `None` if there is no such epoch: the present one goes on as well.
 async fn set_epoch(
     write: &mut Write,
     head: LogPosition,
     epoch: u32,
 ) -> Result<Option<LogPosition>, StoreError> {
     let Some(began) = LogPosition::new(epoch, head.position()) else { return Ok(None) };
-    write.run(sqlx::query("UPDATE log_head SET epoch = ?1, roster_complete = 0").bind(epoch)).await?;
+    let begin = sqlx::query(
+        "UPDATE log_head SET epoch = ?1, roster_complete = 0, schema_version = now.schema_version
+         FROM pragma_schema_version AS now",
+    );
+    write.run(begin.bind(epoch)).await?;
     Ok(Some(began))
 }
 
