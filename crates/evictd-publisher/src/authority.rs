@@ -25,6 +25,7 @@ use crate::bus::{Heard, Intake};
 use crate::config::AuthorityConfig;
 use crate::live_feed::LiveFeed;
 use crate::metrics::{Metrics, Refusal};
+use crate::sequencer::Wake;
 
 /// A question starts a round if the last one is older: what isn't vouched for anew is soon worth nothing.
 pub(crate) const FENCE_AGE_MAX: Duration = Duration::from_secs(1);
@@ -124,6 +125,7 @@ pub(crate) struct Authority {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) fence: Fence,
     pub(crate) rounds: RoundWish,
+    pub(crate) wake: Wake,
     pub(crate) serving: watch::Sender<bool>,
     /// Met from the first round that succeeds, unless rounds don't any more: what changes here is refused then, or not
     /// announced.
@@ -294,11 +296,19 @@ impl Authority {
         if round.epoch_began {
             tracing::warn!(
                 %head,
-                "a new epoch began: more of the log had been seen than the home store holds; agents flush once"
+                "a new epoch began: more of the log had been seen than the home store holds, or its schema was \
+                 altered; agents flush once"
             );
+        }
+        if round.epoch_began || round.schema_fault.is_some() {
+            self.wake.schema_suspect();
         }
         // First what the answers speak of, or every agent would find a gap in it.
         self.feed.send(known, &round.numbered).await;
+        if round.schema_fault.is_some() {
+            // What isn't in the log can't be vouched for (R3). Agents go on without a lease, by lookups.
+            return;
+        }
         for probe in probes {
             // The round lay within this time, and the store's clock was read somewhere in a part of it: what that
             // leaves open must stay with the agent's ways.

@@ -94,6 +94,7 @@ impl Common {
             metrics: self.metrics.clone(),
             fence: self.fence.clone(),
             rounds: self.rounds.clone(),
+            wake: self.wake.clone(),
             serving: tokio::sync::watch::Sender::new(true),
             condition: self.readiness.condition("rounds", "the first probe round; see the log if it fails"),
         }

@@ -76,6 +76,7 @@ impl Home {
             metrics,
             fence,
             rounds,
+            wake: Wake::default(),
             serving: watch::Sender::new(true),
             condition: readiness.condition("rounds", "the test"),
         };

@@ -16,7 +16,7 @@ use super::connections::{Lane, Statement, failed};
 use super::write::Write;
 use crate::StoreError;
 
-/// Triggers by name, with their definitions; functions by name, with their bodies.
+/// Triggers by name, with their definitions; functions by name, with their bodies, as the last migration has them.
 static INTENDED: LazyLock<BTreeMap<&str, &str>> =
     LazyLock::new(|| MIGRATIONS.iter().flat_map(|migration| intended(migration.sql.as_str())).collect());
 
@@ -26,7 +26,8 @@ fn intended(migration: &str) -> impl Iterator<Item = (&str, &str)> {
         let name = line.strip_prefix("CREATE TRIGGER ")?.split(' ').next()?;
         Some((name, line.trim_end_matches(';')))
     });
-    let functions = migration.split("\nCREATE FUNCTION ").skip(1).filter_map(|function| {
+    let functions = migration.split("\nCREATE ").skip(1).filter_map(|function| {
+        let function = function.trim_start_matches("OR REPLACE ").strip_prefix("FUNCTION ")?;
         let (head, rest) = function.split_once("$$")?;
         let (body, _) = rest.split_once("$$")?;
         Some((head.split('(').next()?, body))
@@ -116,5 +117,6 @@ mod tests {
         assert_eq!(INTENDED.keys().copied().collect::<Vec<_>>(), names);
         assert!(INTENDED["keys_changed"].ends_with("FOR EACH ROW EXECUTE FUNCTION evictd_keys_changed()"));
         assert!(INTENDED["evictd_log"].contains("INSERT INTO invalidations"));
+        assert!(INTENDED["evictd_log"].contains("IF NOT FOUND"), "not the first migration's");
     }
 }
