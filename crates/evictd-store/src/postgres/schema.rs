@@ -163,3 +163,71 @@ pub(super) async fn end_migration(connection: &mut PgConnection, was_known: bool
                     schema_fingerprint = CASE WHEN $1 THEN $2 ELSE schema_fingerprint END";
     sqlx::query(note).bind(was_known).bind(made).execute(connection).await.map(drop)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use sqlx::Connection;
+
+    use super::*;
+    use crate::HomeStore;
+    use crate::log::RoundRequest;
+    use crate::postgres::PostgresStore;
+
+    /// Failure: one statement reads a child table's rows, which no trigger of its parent sees.
+    #[test]
+    fn every_statement_keeps_to_the_stores_own_tables() {
+        let sources = fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/postgres")).unwrap();
+        let mut sources: Vec<_> = sources.map(|entry| entry.unwrap().path()).collect();
+        sources.push(concat!(env!("CARGO_MANIFEST_DIR"), "/src/postgres.rs").into());
+        for path in sources {
+            let source = fs::read_to_string(&path).unwrap();
+            let source = source.split("#[cfg(test)]").next().unwrap_or_default();
+            let words: Vec<&str> = source.split_whitespace().collect();
+            for pair in words.windows(2) {
+                let table = pair[1].trim_end_matches(|end: char| !end.is_alphanumeric());
+                let reads =
+                    matches!(pair[0].trim_start_matches(['"', '(']), "FROM" | "JOIN" | "UPDATE" | "USING");
+                assert!(
+                    !(reads && rights::tables().contains(&table)),
+                    "{path:?}: {} {} without ONLY",
+                    pair[0],
+                    pair[1]
+                );
+            }
+        }
+    }
+
+    async fn round(store: &PostgresStore) -> bool {
+        store.round(RoundRequest::default()).await.unwrap().epoch_began
+    }
+
+    #[tokio::test]
+    async fn a_later_migration_begins_no_epoch_and_hides_none() {
+        let server = evictd_postgres_server::shared().unwrap();
+        let url = server.create_database("later_migration").unwrap();
+        let store = PostgresStore::connect(PostgresOptions::new(&url).unwrap()).await.unwrap();
+        assert!(!round(&store).await);
+        let mut owner = PgConnection::connect(&url).await.unwrap();
+        for is_altered in [false, true] {
+            if is_altered {
+                let unseen = "ALTER TABLE keys DISABLE TRIGGER keys_changed; DELETE FROM keys;
+                              ALTER TABLE keys ENABLE ALWAYS TRIGGER keys_changed";
+                owner.execute(unseen).await.unwrap();
+            }
+            let mut whole = owner.begin().await.unwrap();
+            let was_known = begin_migration(&mut whole).await.unwrap();
+            assert_eq!(was_known, !is_altered);
+            let mut migration = whole.begin().await.unwrap();
+            let sql = "ALTER TABLE keys ADD COLUMN later TEXT; UPDATE log_head SET fence = fence";
+            let sql = if is_altered { "ALTER TABLE keys DROP COLUMN later" } else { sql };
+            migration.execute(sql).await.unwrap();
+            migration.commit().await.unwrap();
+            end_migration(&mut whole, was_known).await.unwrap();
+            whole.commit().await.unwrap();
+            assert_eq!(round(&store).await, is_altered);
+        }
+        store.close().await;
+    }
+}

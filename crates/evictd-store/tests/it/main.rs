@@ -3,5 +3,7 @@
 mod by_hand;
 mod conformance;
 mod fixture;
+#[cfg(evictd_negative_controls)]
+mod negative_controls;
 mod postgres;
 mod sqlite;
