@@ -132,7 +132,7 @@ pub enum StoreError {
     },
     /// The triggers that feed the log (R3) are missing or were altered.
     #[error(
-        "the home store lacks the trigger {name}: a change past the API would go unpublished; run `evictd publisher` on an intact schema"
+        "the home store lacks the trigger {name}, or it is switched off or altered: a change past the API would go unpublished. Put it back as it was; on PostgreSQL it has to be enabled by ENABLE ALWAYS"
     )]
     TriggerMissing {
         /// Which one.

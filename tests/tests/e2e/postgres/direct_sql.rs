@@ -71,7 +71,8 @@ fn keys_that_are_truncated_are_gone_everywhere_at_once() -> Result<()> {
     // Everything else is there still: the root key, and the API.
     world.assert_works()?;
     for agent in world.topology.agents() {
-        assert_eq!(flushes(agent)?, 0);
+        // A round finds a new file in the table's place, too, and can't tell that a trigger saw it come.
+        ensure!(flushes(agent)? <= 1, "{}", agent.daemon.log_tail());
     }
     site.assert_no_rule_was_broken()
 }
