@@ -87,16 +87,22 @@ pub(super) struct LockedHead {
     server: Lineage,
     /// Whether that position was given here, and no copy of it was put here: by a dump, say.
     is_original: bool,
-    /// The fingerprint of the schema when an epoch began last, or a round looked first.
-    schema: Option<Vec<u8>>,
-    /// Whether nothing in that schema lets changes go past the log.
-    schema_intact: bool,
-    /// Whether rows may have changed unseen since.
-    schema_changed: bool,
+    /// The schema as it was when an epoch began last, or a round looked first.
+    schema: NotedSchema,
     /// Whether so many rows wait that some may be merged.
     crowded: bool,
     /// The store's clock, read under the lock.
     pub(super) clock: Reading,
+}
+
+/// What the head knows of the schema (R3).
+struct NotedSchema {
+    /// `None` if nothing yet.
+    fingerprint: Option<Vec<u8>>,
+    /// Whether nothing in it lets changes go past the log, as far as was looked.
+    is_intact: bool,
+    /// Whether this transaction found another one, so that rows may have changed unseen.
+    is_altered: bool,
 }
 
 /// Locks the head by raising its fence, which a demoted primary and a standby can't do (R7), and reads under this
@@ -131,29 +137,32 @@ pub(super) async fn lock_head(write: &mut Write) -> Result<LockedHead, StoreErro
             read_by: answered,
             within: answered.duration_since(asked),
         };
-        let schema = (row.try_get("schema_fingerprint")?, row.try_get("schema_intact")?);
+        let schema = NotedSchema {
+            fingerprint: row.try_get("schema_fingerprint")?,
+            is_intact: row.try_get("schema_intact")?,
+            is_altered: false,
+        };
         Ok((noted, server, row.try_get("is_original")?, schema, row.try_get("crowded")?, clock))
     };
-    let ((timeline, system, database), server, is_original, (schema, schema_intact), crowded, clock) =
+    let ((timeline, system, database), server, is_original, schema, crowded, clock) =
         read().map_err(failed("lock its log's head"))?;
     let corrupt = |_| StoreError::Corrupt { what: "timeline", value: timeline.to_string() };
     let noted = Lineage { timeline: u32::try_from(timeline).map_err(corrupt)?, system, database: database.0 };
     let server = Lineage::new(server.0, server.1, server.2.0)?;
-    let schema_changed = false;
-    Ok(LockedHead { at, noted, server, is_original, schema, schema_intact, schema_changed, crowded, clock })
+    Ok(LockedHead { at, noted, server, is_original, schema, crowded, clock })
 }
 
 impl LockedHead {
     /// Looks whether the schema is the one that the head knows. One that it knows nothing of is taken as it is.
     pub(super) async fn compare_schema(&mut self, write: &mut Write) -> Result<(), StoreError> {
         let found = Some(schema::fingerprint(write).await?);
-        if self.schema == found || !Protection::SchemaChangesBeginAnEpoch.holds() {
+        if self.schema.fingerprint == found || !Protection::SchemaChangesBeginAnEpoch.holds() {
             return Ok(());
         }
-        if self.schema.is_none() {
+        if self.schema.fingerprint.is_none() {
             let note = sqlx::query("UPDATE ONLY log_head SET schema_fingerprint = $1, schema_intact = false");
             write.run(note.bind(found.clone())).await?;
-            (self.schema, self.schema_intact) = (found, false);
+            self.schema = NotedSchema { fingerprint: found, is_intact: false, is_altered: false };
             return Ok(());
         }
         tracing::warn!(
@@ -161,20 +170,20 @@ impl LockedHead {
             "the home store's tables, triggers or functions were altered since the last round, so that rows may have \
              changed unseen. A new epoch begins, agents flush once"
         );
-        self.schema_changed = true;
+        self.schema.is_altered = true;
         Ok(())
     }
 
     /// What lets changes go past the log, if anything does. Costs nothing once nothing did.
     pub(super) async fn schema_fault(&mut self, write: &mut Write) -> Result<Option<String>, StoreError> {
-        if self.schema_intact {
+        if self.schema.is_intact {
             return Ok(None);
         }
         if let Err(fault) = triggers::check_within(write).await? {
             return Ok(Some(fault.to_string()));
         }
         write.run(sqlx::query("UPDATE ONLY log_head SET schema_intact = true")).await?;
-        self.schema_intact = true;
+        self.schema.is_intact = true;
         Ok(None)
     }
 
@@ -205,7 +214,7 @@ impl LockedHead {
                  A new epoch begins, agents flush once"
             );
         }
-        let is_due = branched || self.schema_changed || above.is_some();
+        let is_due = branched || self.schema.is_altered || above.is_some();
         if is_due {
             self.set_epoch(write, self.server.epoch_after(self.at, above)).await?;
         }
@@ -236,10 +245,10 @@ impl LockedHead {
         let epoch = began.ok_or(StoreError::EpochsUsedUp)?.epoch();
         let Lineage { timeline, system, database } = self.server;
         let set = set.bind(epoch as i32).bind(i64::from(timeline)).bind(system).bind(Oid(database));
-        let schema = schema::fingerprint(write).await?;
-        self.at = head_of(write.row(set.bind(leap as f64).bind(&schema)).await?.as_ref())?;
+        let fingerprint = schema::fingerprint(write).await?;
+        self.at = head_of(write.row(set.bind(leap as f64).bind(&fingerprint)).await?.as_ref())?;
         (self.noted, self.is_original) = (self.server, true);
-        (self.schema, self.schema_intact, self.schema_changed) = (Some(schema), false, false);
+        self.schema = NotedSchema { fingerprint: Some(fingerprint), is_intact: false, is_altered: false };
         Ok(())
     }
 
