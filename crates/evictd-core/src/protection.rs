@@ -17,6 +17,8 @@ pub enum Protection {
     LostEpochsAreNotRepeated,
     /// R3: every change writes its row, also one made past the API.
     EveryChangeWritesItsRow,
+    /// R3: where the schema was altered, so that rows may have changed without a trigger, an epoch begins.
+    SchemaChangesBeginAnEpoch,
     /// R4: a commit whose outcome is unknown is not answered with success.
     UnknownIsNotSuccess,
     /// R5: what arrives at or below `applied` raises its floor all the same.
@@ -108,7 +110,7 @@ impl Protection {
             | Self::LostEpochsAreNotRepeated
             | Self::OlderEpochsMoveNothing
             | Self::NewerEpochsFlush => Rule::R2,
-            Self::EveryChangeWritesItsRow => Rule::R3,
+            Self::EveryChangeWritesItsRow | Self::SchemaChangesBeginAnEpoch => Rule::R3,
             Self::UnknownIsNotSuccess => Rule::R4,
             Self::OldPositionsAreApplied | Self::AppliedIsContiguous | Self::ReplaysAreComplete => Rule::R5,
             Self::ForgottenFloorsLiveOn | Self::HitsMeetFloors | Self::LiftsRestOnTheReading => Rule::R6,

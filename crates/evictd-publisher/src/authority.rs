@@ -27,6 +27,7 @@ use crate::history::Claim;
 use crate::live_feed::LiveFeed;
 use crate::metrics::{Metrics, Refusal};
 use crate::rounds::{Fence, RoundWish};
+use crate::sequencer::Wake;
 
 /// Whether this publisher takes its share of questions (R14), as those see it who answer them.
 #[derive(Clone, Debug)]
@@ -54,6 +55,7 @@ pub(crate) struct Authority {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) fence: Fence,
     pub(crate) rounds: RoundWish,
+    pub(crate) wake: Wake,
     pub(crate) serving: watch::Sender<bool>,
     /// When agents were last complained of.
     pub(crate) complaints: Mutex<Complaints>,
@@ -250,8 +252,16 @@ impl Authority {
                 "a new epoch began; agents flush once"
             );
         }
+        if round.began.is_some() || round.schema_fault.is_some() {
+            self.wake.schema_suspect();
+        }
         // First what the answers speak of, or every agent would find a gap in it.
         self.feed.send(known, &round.numbered).await;
+        if round.schema_fault.is_some() {
+            // What isn't in the log can't be vouched for (R3). Agents go on without a lease, by lookups.
+            self.fence.raised(began, head.round);
+            return;
+        }
         // Whoever takes it for a sign of life sees what the round led to.
         self.fence.raised(began, head.round);
         let mut admitted = Vec::with_capacity(probes.len());

@@ -116,6 +116,7 @@ impl Common {
             metrics: self.metrics.clone(),
             fence: self.fence.clone(),
             rounds: self.rounds.clone(),
+            wake: self.wake.clone(),
             serving: watch::Sender::new(true),
             complaints: Mutex::new(Complaints::default()),
             condition: self.readiness.condition("rounds", "the first probe round; see the log if it fails"),

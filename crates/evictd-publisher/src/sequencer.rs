@@ -35,6 +35,7 @@ pub(crate) struct Wake {
     rows: Arc<Notify>,
     tick: Arc<Notify>,
     unlogged: Arc<Notify>,
+    schema: Arc<Notify>,
 }
 
 impl Wake {
@@ -51,6 +52,11 @@ impl Wake {
     /// A change got no row in the log, and was undone ([`StoreError::Unlogged`]).
     pub(crate) fn unlogged(&self) {
         self.unlogged.notify_one();
+    }
+
+    /// A round found another schema, or one that lets changes go past the log: the triggers are checked at once.
+    pub(crate) fn schema_suspect(&self) {
+        self.schema.notify_one();
     }
 }
 
@@ -87,6 +93,10 @@ impl Sequencer {
                 () = self.wake.unlogged.notified() => {
                     self.distrust_triggers();
                     (trusted, missing) = (false, true);
+                    continue;
+                }
+                () = self.wake.schema.notified() => {
+                    trusted = self.check_triggers(&mut missing).await;
                     continue;
                 }
                 _ = tick.tick() => (Need::Reads, self.tick().await),
@@ -178,7 +188,8 @@ impl Sequencer {
             self.triggers.met();
             return true;
         };
-        if matches!(error, StoreError::TriggerMissing { .. }) && !std::mem::replace(missing, true) {
+        let is_fault = matches!(error, StoreError::TriggerMissing { .. } | StoreError::ForeignObject { .. });
+        if is_fault && !std::mem::replace(missing, true) {
             self.invariants.violated(Rule::R3, &error);
         }
         self.metrics.store_failed(&error);

@@ -139,11 +139,33 @@ pub enum StoreError {
     },
     /// The triggers that feed the log (R3) are missing or were altered.
     #[error(
-        "the home store lacks the trigger {name}: a change past the API would go unpublished; run `evictd publisher` on an intact schema"
+        "the home store lacks the trigger {name}, or it is switched off or altered: a change past the API would go unpublished. Put it back as it was; on PostgreSQL it has to be enabled by ENABLE ALWAYS"
     )]
     TriggerMissing {
         /// Which one.
         name: String,
+    },
+    /// Something on the store's tables isn't evictd's, and may keep a change from its log or rows from readers (R3).
+    #[error(
+        "the home store's tables have what isn't evictd's ({name}), so that a change may go unpublished; the owner of its tables has to say: {remedy}"
+    )]
+    ForeignObject {
+        /// What it is, and its name.
+        name: String,
+        /// The statement that removes it.
+        remedy: String,
+    },
+    /// The schema that `log_head` was found in isn't the store's.
+    #[error(
+        "the home store {place} isn't complete: its user finds the table log_head first in the schema {schema}, which lacks the tables {tables}; drop that log_head if it isn't evictd's, or name evictd's schema in the URL (?options[search_path]=...)"
+    )]
+    TablesMissing {
+        /// Where it is.
+        place: String,
+        /// The schema.
+        schema: String,
+        /// Their names.
+        tables: String,
     },
     /// The database's user may not do what publishers do.
     #[error("the home store's user lacks rights; the owner of its tables has to say: {grants}")]

@@ -70,6 +70,9 @@ pub struct Round {
     pub clock: Reading,
     /// Why this round began a new epoch, if it did.
     pub began: Option<BeginCause>,
+    /// What lets changes go past the log at present, if anything does (R3). Then this round proves nothing to an agent,
+    /// and only that the store is still the primary.
+    pub schema_fault: Option<String>,
 }
 
 /// The store's clock, as this process got to know of it.

@@ -11,6 +11,7 @@
 //! * `place`: notices that the file is no longer where it was opened.
 //! * `write`: a write transaction, and a COMMIT that a dropped caller can't cancel (R4).
 //! * `log`: numbering, rounds, replays, incarnations (R1, R2, R5, R7, R15).
+//! * `schema`: whether triggers are in place, and whether they always were (R3).
 //! * `roster`: who may hold a lease (R11).
 //! * `receipts`: what became of a request, and which requests are open (R12).
 //! * `records`: what is read of keys, root keys and APIs (R6).
@@ -28,9 +29,10 @@ mod place;
 mod receipts;
 mod records;
 mod roster;
+mod schema;
 mod write;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -51,6 +53,7 @@ use sqlx::sqlite::{SqliteConnection, SqlitePool};
 use self::connections::Connections;
 use self::exclusive::Exclusive;
 use self::place::Place;
+use self::schema::{Look, Triggers};
 use self::write::{Write, failed};
 use crate::audit::{AuditQuery, AuditRecord, Purge, Purged};
 use crate::change::{
@@ -71,7 +74,7 @@ static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 pub struct SqliteStore {
     connections: Connections,
     /// The triggers as the migrations create them, by name.
-    triggers: HashMap<String, String>,
+    triggers: Triggers,
     exclusive: Option<Exclusive>,
     /// Whether the write-ahead log may hold traces of what was erased and purged.
     has_traces: AtomicBool,
@@ -181,27 +184,22 @@ fn advice(error: &sqlx::Error) -> &'static str {
 /// does it and the other finds it done.
 async fn migrate(writer: &SqlitePool, path: &Path) -> Result<(), StoreError> {
     let mut whole = writer.begin_with("BEGIN IMMEDIATE").await.map_err(refused(path))?;
+    let was_known = schema::is_known(&mut whole).await.map_err(refused(path))?;
     MIGRATIONS.run(&mut *whole).await.map_err(StoreError::Migrate)?;
+    if was_known {
+        schema::note(&mut whole).await.map_err(refused(path))?;
+    }
     whole.commit().await.map_err(refused(path))
 }
 
 /// What the triggers should look like: what the migrations make in an empty database.
-async fn intended_triggers() -> Result<HashMap<String, String>, StoreError> {
+async fn intended_triggers() -> Result<Triggers, StoreError> {
     let mut scratch =
         SqliteConnection::connect("sqlite::memory:").await.map_err(failed("read its triggers"))?;
     MIGRATIONS.run(&mut scratch).await.map_err(StoreError::Migrate)?;
-    let triggers = triggers(&mut scratch).await?;
+    let triggers = schema::intended(&mut scratch).await?;
     scratch.close().await.map_err(failed("read its triggers"))?;
     Ok(triggers)
-}
-
-async fn triggers(connection: &mut SqliteConnection) -> Result<HashMap<String, String>, StoreError> {
-    let rows: Vec<(String, String)> =
-        sqlx::query_as("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'")
-            .fetch_all(connection)
-            .await
-            .map_err(failed("read its triggers"))?;
-    Ok(rows.into_iter().collect())
 }
 
 /// The store's clock: this host's. SQLite has no other.
@@ -248,9 +246,14 @@ impl HomeStore for SqliteStore {
         roster::register(&mut write, instances, store_time).await?;
         roster::touch(&mut write, touched, store_time).await?;
         log::draw_round_token(&mut write).await?;
+        let Look { changed, fault: schema_fault } = schema::compare(&mut write, &self.triggers).await?;
+        let began = changed.then_some(BeginCause::SchemaChanged);
+        if let Some(cause) = began {
+            log::begin(&mut write, cause, Some("tables or triggers were altered")).await?;
+        }
         let numbered = log::number(&mut write, i64::MAX).await?;
         write.commit().await?;
-        Ok(Round { numbered, clock, began: None })
+        Ok(Round { numbered, clock, began, schema_fault })
     }
 
     async fn begin_epoch(&self, operator: &Operator) -> Result<Head, StoreError> {
@@ -351,11 +354,7 @@ impl HomeStore for SqliteStore {
 
     async fn check_triggers(&self) -> Result<(), StoreError> {
         let mut reader = self.connections.log.acquire().await.map_err(failed("read its triggers"))?;
-        let found = triggers(&mut reader).await?;
-        match self.triggers.iter().find(|(name, sql)| found.get(*name) != Some(*sql)) {
-            Some((name, _)) => Err(StoreError::TriggerMissing { name: name.clone() }),
-            None => Ok(()),
-        }
+        schema::check(&mut reader, &self.triggers).await
     }
 
     async fn root_key(&self, hash: KeyHash) -> Result<Option<RootKeyRecord>, StoreError> {

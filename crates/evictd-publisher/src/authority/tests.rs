@@ -97,6 +97,7 @@ impl Home {
             metrics,
             fence,
             rounds,
+            wake: Wake::default(),
             serving: watch::Sender::new(true),
             complaints: Mutex::default(),
             condition: readiness.condition("rounds", "the test"),

@@ -6,15 +6,16 @@ use evictd_core::history::{BeginCause, History, Incarnation, LogToken, Provenanc
 use evictd_core::ids::WorkspaceId;
 use evictd_core::invalidation::{Cause, Invalidation};
 use evictd_core::position::LogPosition;
+use evictd_core::protection::Protection;
 use evictd_core::time::StoreTime;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 use sqlx::postgres::types::Oid;
 
-use super::audit;
 use super::connections::{Lane, failed};
 use super::lineage::Lineage;
 use super::write::Write;
+use super::{audit, schema, triggers};
 use crate::StoreError;
 use crate::history::{ROUND_TOKENS_KEPT, VoucherKey, draw};
 use crate::log::{Backlog, Head, Numbered, NumberedRequest, Reading, Replay};
@@ -27,7 +28,7 @@ const CROWD_LIMIT: Duration = Duration::from_mins(1);
 
 /// The head, read alone.
 pub(super) async fn head(log: &Lane) -> Result<Head, StoreError> {
-    let read = || sqlx::query("SELECT epoch, head, incarnation, token, round FROM log_head");
+    let read = || sqlx::query("SELECT epoch, head, incarnation, token, round FROM ONLY log_head");
     let row = log.row("read its log's head", read).await?;
     head_of(row.as_ref())
 }
@@ -38,8 +39,8 @@ pub(super) async fn head_if_idle(log: &Lane) -> Result<Option<Head>, StoreError>
     let look = || {
         sqlx::query(
             "SELECT epoch, head, incarnation, token, round,
-                    EXISTS (SELECT FROM invalidations WHERE position IS NULL) AS waiting
-             FROM log_head",
+                    EXISTS (SELECT FROM ONLY invalidations WHERE position IS NULL) AS waiting
+             FROM ONLY log_head",
         )
     };
     let row = log.row(ACTION, look).await?;
@@ -54,9 +55,9 @@ pub(super) async fn version(log: &Lane) -> Result<i64, StoreError> {
     const ACTION: &str = "tell whether it changed";
     let look = || {
         sqlx::query(
-            "SELECT CASE WHEN EXISTS (SELECT FROM invalidations WHERE position IS NULL)
+            "SELECT CASE WHEN EXISTS (SELECT FROM ONLY invalidations WHERE position IS NULL)
                  THEN hashtextextended(pg_current_snapshot()::text, 0) ELSE head END AS version
-             FROM log_head",
+             FROM ONLY log_head",
         )
     };
     let row = log.row(ACTION, look).await?.ok_or_else(no_head)?;
@@ -107,10 +108,22 @@ pub(super) struct LockedHead {
     server: Lineage,
     /// Whether that position was given here, and no copy of it was put here: by a dump, say.
     is_original: bool,
+    /// The schema as it was when an epoch began last, or a round looked first.
+    schema: NotedSchema,
     /// Whether so many rows wait that some may be merged.
     crowded: bool,
     /// The store's clock, read under the lock.
     pub(super) clock: Reading,
+}
+
+/// What the head knows of the schema (R3).
+struct NotedSchema {
+    /// `None` if nothing yet.
+    fingerprint: Option<Vec<u8>>,
+    /// Whether nothing in it lets changes go past the log, as far as was looked.
+    is_intact: bool,
+    /// Whether this transaction found another one, so that rows may have changed unseen.
+    is_altered: bool,
 }
 
 /// Locks the head by writing it, which a demoted primary and a standby can't do (R7), and reads under this lock what
@@ -118,14 +131,14 @@ pub(super) struct LockedHead {
 pub(super) async fn lock_head(write: &mut Write) -> Result<LockedHead, StoreError> {
     // What SET computes, it computes from the row as it was.
     let lock = sqlx::query(
-        "UPDATE log_head SET is_original = is_original AND xmin = written_by, written_by = pg_current_xact_id()::xid
+        "UPDATE ONLY log_head SET is_original = is_original AND xmin = written_by, written_by = pg_current_xact_id()::xid
          RETURNING epoch, head, incarnation, token, round, evictd_now() AS now,
-                   timeline, system_identifier, database, is_original,
+                   timeline, system_identifier, database, is_original, schema_fingerprint, schema_intact,
                    left(pg_walfile_name(pg_current_wal_lsn()), 8) AS server_timeline,
                    (SELECT system_identifier FROM pg_control_system()) AS server_system_identifier,
                    (SELECT oid FROM pg_database WHERE datname = current_database()) AS server_database,
                    (SELECT count(*) > $1 FROM
-                       (SELECT FROM invalidations WHERE position IS NULL LIMIT $1 + 1) AS waiting) AS crowded",
+                       (SELECT FROM ONLY invalidations WHERE position IS NULL LIMIT $1 + 1) AS waiting) AS crowded",
     );
     let asked = Instant::now();
     let row = write.row(lock.bind(MERGE_ABOVE)).await?.ok_or_else(no_head)?;
@@ -144,25 +157,69 @@ pub(super) async fn lock_head(write: &mut Write) -> Result<LockedHead, StoreErro
             read_by: answered,
             within: answered.duration_since(asked),
         };
-        Ok((noted, server, row.try_get("is_original")?, row.try_get("crowded")?, clock))
+        let schema = NotedSchema {
+            fingerprint: row.try_get("schema_fingerprint")?,
+            is_intact: row.try_get("schema_intact")?,
+            is_altered: false,
+        };
+        Ok((noted, server, row.try_get("is_original")?, schema, row.try_get("crowded")?, clock))
     };
-    let ((timeline, system, database), server, is_original, crowded, clock) =
+    let ((timeline, system, database), server, is_original, schema, crowded, clock) =
         read().map_err(failed("lock its log's head"))?;
     let corrupt = |_| StoreError::Corrupt { what: "timeline", value: timeline.to_string() };
     let noted = Lineage { timeline: u32::try_from(timeline).map_err(corrupt)?, system, database: database.0 };
     let server = Lineage::new(server.0, server.1, server.2.0)?;
-    Ok(LockedHead { head, noted, server, is_original, crowded, clock })
+    Ok(LockedHead { head, noted, server, is_original, schema, crowded, clock })
 }
 
 impl LockedHead {
+    /// Looks whether the schema is the one that the head knows. One that it knows nothing of is taken as it is.
+    pub(super) async fn compare_schema(&mut self, write: &mut Write) -> Result<(), StoreError> {
+        let found = Some(schema::fingerprint(write).await?);
+        if self.schema.fingerprint == found || !Protection::SchemaChangesBeginAnEpoch.holds() {
+            return Ok(());
+        }
+        if self.schema.fingerprint.is_none() {
+            let note = sqlx::query("UPDATE ONLY log_head SET schema_fingerprint = $1, schema_intact = false");
+            write.run(note.bind(found.clone())).await?;
+            self.schema = NotedSchema { fingerprint: found, is_intact: false, is_altered: false };
+            return Ok(());
+        }
+        tracing::warn!(
+            head = %self.head.at,
+            "the home store's tables, triggers or functions were altered since the last round, so that rows may have \
+             changed unseen. A new epoch begins, agents flush once"
+        );
+        self.schema.is_altered = true;
+        Ok(())
+    }
+
+    /// What lets changes go past the log, if anything does. Costs nothing once nothing did.
+    pub(super) async fn schema_fault(&mut self, write: &mut Write) -> Result<Option<String>, StoreError> {
+        if self.schema.is_intact {
+            return Ok(None);
+        }
+        if let Err(fault) = triggers::check_within(write).await? {
+            return Ok(Some(fault.to_string()));
+        }
+        write.run(sqlx::query("UPDATE ONLY log_head SET schema_intact = true")).await?;
+        self.schema.is_intact = true;
+        Ok(None)
+    }
+
     /// Begins a new epoch if the store may have gone back (R2): the server's history is another one than that of the
-    /// head. It lies above `seen_epoch`. Returns why it did.
+    /// head; or if rows may have changed unseen (R3). It lies above `seen_epoch`. Returns why it did.
     pub(super) async fn begin_epoch_if_due(
         &mut self,
         write: &mut Write,
         seen_epoch: u32,
     ) -> Result<Option<BeginCause>, StoreError> {
         if !self.is_branched() {
+            if self.schema.is_altered {
+                let evidence = "tables, triggers or functions were altered";
+                self.set_epoch(write, seen_epoch, BeginCause::SchemaChanged, evidence).await?;
+                return Ok(Some(BeginCause::SchemaChanged));
+            }
             return Ok(None);
         }
         tracing::warn!(
@@ -187,7 +244,8 @@ impl LockedHead {
     }
 
     /// Begins an incarnation and an epoch above `seen_epoch`. Positions go on from the head; if the server's history is
-    /// another one, from somewhere above it.
+    /// another one, from somewhere above it. Whatever changed unseen before is covered by that, so the present schema is
+    /// the one to compare with.
     async fn set_epoch(
         &mut self,
         write: &mut Write,
@@ -201,10 +259,11 @@ impl LockedHead {
             .ok_or(StoreError::EpochsUsedUp)?;
         let after = self.head.at;
         let Lineage { timeline, system, database } = self.server;
+        let fingerprint = schema::fingerprint(write).await?;
         let set = sqlx::query(
-            "UPDATE log_head SET epoch = $1, roster_complete = false, timeline = $2, system_identifier = $3,
+            "UPDATE ONLY log_head SET epoch = $1, roster_complete = false, timeline = $2, system_identifier = $3,
                                  database = $4, is_original = true, head = head + floor(random() * $5)::bigint,
-                                 incarnation = $6, token = $7
+                                 incarnation = $6, token = $7, schema_fingerprint = $8, schema_intact = false
              RETURNING epoch, head, incarnation, token, round",
         )
         .bind(epoch as i32)
@@ -213,9 +272,11 @@ impl LockedHead {
         .bind(Oid(database))
         .bind(leap as f64)
         .bind(draw()?.cast_signed())
-        .bind(draw()?.cast_signed());
+        .bind(draw()?.cast_signed())
+        .bind(fingerprint.clone());
         self.head = head_of(write.row(set).await?.as_ref())?;
         (self.noted, self.is_original) = (self.server, true);
+        self.schema = NotedSchema { fingerprint: Some(fingerprint), is_intact: false, is_altered: false };
         let append = sqlx::query(
             "INSERT INTO history (incarnation, after_epoch, after_position, epoch, position, token, cause, evidence)
              SELECT incarnation, $1, $2, epoch, head, token, $3, $4 FROM ONLY log_head",
@@ -251,15 +312,15 @@ impl LockedHead {
         let token = LogToken(draw()?);
         let numbering = sqlx::query(
             "WITH oldest AS (
-                 SELECT id, request_id FROM invalidations WHERE position IS NULL ORDER BY id LIMIT $3
+                 SELECT id, request_id FROM ONLY invalidations WHERE position IS NULL ORDER BY id LIMIT $3
              ), waiting AS (
                  SELECT id, row_number() OVER (ORDER BY id) AS place
                  FROM (SELECT id FROM oldest UNION
                        -- The rows of one request stay together: it is settled with the last of them.
-                       SELECT id FROM invalidations
+                       SELECT id FROM ONLY invalidations
                        WHERE position IS NULL AND request_id IN (SELECT request_id FROM oldest)) AS together
              )
-             UPDATE invalidations AS i SET epoch = $1, position = $2 + waiting.place, token = $4
+             UPDATE ONLY invalidations AS i SET epoch = $1, position = $2 + waiting.place, token = $4
              FROM waiting WHERE i.id = waiting.id
              RETURNING epoch, position, scope, key_hash, key_id, api_id, workspace_id, cause, request_id,
                        committed_at, merged",
@@ -277,7 +338,7 @@ impl LockedHead {
         requests.sort_unstable_by_key(|request| request.position);
         if let Some(last) = rows.last() {
             head = Head { at: last.position, token, ..head };
-            let advance = sqlx::query("UPDATE log_head SET head = $1, token = $2");
+            let advance = sqlx::query("UPDATE ONLY log_head SET head = $1, token = $2");
             write.run(advance.bind(head.at.position() as i64).bind(token.0.cast_signed())).await?;
         }
         let unrequested = numbered.iter().filter_map(|row| unrequested(row).transpose());
@@ -299,11 +360,11 @@ async fn merge_crowds(write: &mut Write) -> Result<(), StoreError> {
         "WITH crowds AS (
              SELECT api_id, max(workspace_id) AS workspace_id, min(committed_at) AS committed_at, count(*) AS keys,
                     CASE WHEN min(cause) = max(cause) THEN min(cause) ELSE 'changed' END AS cause
-             FROM invalidations
+             FROM ONLY invalidations
              WHERE position IS NULL AND scope = 'key' AND api_id IS NOT NULL AND request_id IS NULL
              GROUP BY api_id HAVING count(*) > $1
          ), gone AS (
-             DELETE FROM invalidations AS i USING crowds
+             DELETE FROM ONLY invalidations AS i USING crowds
              WHERE i.position IS NULL AND i.scope = 'key' AND i.api_id = crowds.api_id AND i.request_id IS NULL
          ), merged AS (
              INSERT INTO invalidations (scope, api_id, workspace_id, cause, request_id, committed_at, merged)
@@ -336,8 +397,8 @@ pub(super) async fn replay(
         sqlx::query(
             "SELECT log_head.epoch, head, incarnation, log_head.token, round, kept.token AS row_token,
                     position, scope, key_hash, key_id, api_id, workspace_id, cause, committed_at
-             FROM log_head LEFT JOIN
-                  (SELECT * FROM invalidations WHERE epoch = $1 AND position BETWEEN $2 AND $3
+             FROM ONLY log_head LEFT JOIN
+                  (SELECT * FROM ONLY invalidations WHERE epoch = $1 AND position BETWEEN $2 AND $3
                    ORDER BY position LIMIT $4) AS kept
                   ON kept.epoch = log_head.epoch
              ORDER BY position",
@@ -429,7 +490,7 @@ pub(super) async fn backlog(log: &Lane) -> Result<Backlog, StoreError> {
     let count = || {
         sqlx::query(
             "SELECT count(*) AS rows, coalesce(evictd_now() - min(committed_at), 0) AS age
-             FROM invalidations WHERE position IS NULL",
+             FROM ONLY invalidations WHERE position IS NULL",
         )
     };
     let row = log.row(ACTION, count).await?;

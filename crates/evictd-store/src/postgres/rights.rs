@@ -27,6 +27,11 @@ const RIGHTS: [(&str, &str); 13] = [
     ("audit_log", "SELECT, INSERT"),
 ];
 
+/// All tables of a store.
+pub(super) fn tables() -> Vec<&'static str> {
+    RIGHTS.iter().map(|(table, _)| *table).collect()
+}
+
 /// Fails with the GRANTs that are missing.
 pub(super) async fn check(log: &Lane) -> Result<(), StoreError> {
     const ACTION: &str = "look at its user's rights";

@@ -167,7 +167,12 @@ pub(super) async fn begin(
     if cause.begins_epoch() {
         let at = LogPosition::new(before.at.epoch() + 1, before.at.position());
         (head.at, head.token) = (at.ok_or(StoreError::EpochsUsedUp)?, LogToken(draw()?));
-        write.run(sqlx::query("UPDATE log_head SET roster_complete = 0")).await?;
+        // Whatever changed unseen before is covered, so that the present schema is the one to compare with (R3).
+        let covered = sqlx::query(
+            "UPDATE log_head SET roster_complete = 0, schema_version = now.schema_version
+             FROM pragma_schema_version AS now",
+        );
+        write.run(covered).await?;
     }
     let set = sqlx::query("UPDATE log_head SET epoch = ?1, incarnation = ?2, token = ?3")
         .bind(head.at.epoch())

@@ -13,6 +13,7 @@ mod outages;
 mod replicas;
 mod restores;
 mod rows;
+mod schema;
 mod sessions;
 mod tls;
 mod triggers;

@@ -1,5 +1,7 @@
 //! What only SQLite has: direct SQL from other processes, the file, and its triggers.
 
+mod schema;
+
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read, Write};
