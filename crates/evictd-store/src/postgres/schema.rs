@@ -200,7 +200,7 @@ mod tests {
     }
 
     async fn round(store: &PostgresStore) -> bool {
-        store.round(RoundRequest::default()).await.unwrap().epoch_began
+        store.round(RoundRequest::default()).await.unwrap().began.is_some()
     }
 
     #[tokio::test]

@@ -17,22 +17,22 @@ const RESTORE: &str =
     "ALTER TABLE keys ENABLE ALWAYS TRIGGER keys_changed, ENABLE ALWAYS TRIGGER keys_truncated;";
 
 async fn round(store: &dyn HomeStore) -> Round {
-    run_round(store, &[instance(1)], &[]).await
+    run_round(store, &[instance(1)]).await
 }
 
 /// Runs `sql`, then rounds: the first begins an epoch, and no later one does. Returns what is wrong with the schema.
 async fn fault_after(sql: &str) -> Option<String> {
     let fixture = populated(3).await;
     let before = round(&fixture.store).await;
-    assert_eq!((before.epoch_began, before.schema_fault), (false, None));
+    assert_eq!((before.began.is_some(), before.schema_fault), (false, None));
     run(&fixture.url, sql).await;
     // What numbers doesn't look, and hides nothing.
     fixture.store.number(10).await.unwrap();
     let after = round(&fixture.store).await;
-    assert!(after.epoch_began, "{sql}");
-    assert!(after.numbered.head.epoch() > before.numbered.head.epoch());
+    assert!(after.began.is_some(), "{sql}");
+    assert!(after.numbered.head.at.epoch() > before.numbered.head.at.epoch());
     let again = round(&fixture.store).await;
-    assert_eq!((again.epoch_began, &again.schema_fault), (false, &after.schema_fault), "{sql}");
+    assert_eq!((again.began.is_some(), &again.schema_fault), (false, &after.schema_fault), "{sql}");
     fixture.store.close().await;
     after.schema_fault
 }
@@ -98,19 +98,19 @@ async fn while_a_trigger_is_off_no_round_proves_anything_and_its_return_begins_a
     let fixture = populated(2).await;
     let store = &fixture.store;
     run(&fixture.url, "ALTER TABLE keys DISABLE TRIGGER keys_changed").await;
-    assert!(round(store).await.epoch_began);
+    assert!(round(store).await.began.is_some());
     run(&fixture.url, DELETE).await;
     let meanwhile = round(store).await;
-    assert!(!meanwhile.epoch_began && meanwhile.schema_fault.is_some());
+    assert!(!meanwhile.began.is_some() && meanwhile.schema_fault.is_some());
     // Nor is it forgotten when an epoch begins for another reason, or the store is opened anew.
     store.begin_epoch(&crate::fixture::operator()).await.unwrap();
     let other = connect(&fixture.url).await;
     assert!(round(&other).await.schema_fault.is_some());
     run(&fixture.url, RESTORE).await;
     let after = round(store).await;
-    assert_eq!((after.epoch_began, after.schema_fault), (true, None));
+    assert_eq!((after.began.is_some(), after.schema_fault), (true, None));
     let after = round(&other).await;
-    assert_eq!((after.epoch_began, after.schema_fault), (false, None));
+    assert_eq!((after.began.is_some(), after.schema_fault), (false, None));
     other.close().await;
 }
 
@@ -141,8 +141,8 @@ async fn what_changes_nothing_unseen_begins_no_epoch() {
         run(&fixture.url, sql).await;
         for store in [&fixture.store, &other] {
             let round = round(store).await;
-            assert_eq!((round.epoch_began, round.schema_fault), (false, None), "{sql}");
-            assert_eq!(round.numbered.head.epoch(), before.epoch());
+            assert_eq!((round.began.is_some(), round.schema_fault), (false, None), "{sql}");
+            assert_eq!(round.numbered.head.at.epoch(), before.at.epoch());
         }
         other.close().await;
         other = connect(&fixture.url).await;
@@ -160,7 +160,7 @@ async fn a_store_from_before_fingerprints_is_brought_up_to_date_without_an_epoch
     run(&fixture.url, older).await;
     let store = connect(&fixture.url).await;
     let after = round(&store).await;
-    assert_eq!((after.numbered.head, after.epoch_began, after.schema_fault), (before, false, None));
+    assert_eq!((after.numbered.head, after.began.is_some(), after.schema_fault), (before, false, None));
     store.close().await;
 }
 

@@ -12,7 +12,7 @@ const DROP: &str = "DROP TRIGGER keys_after_delete;";
 const DELETE: &str = "DELETE FROM keys WHERE id = 'key_1';";
 
 async fn round(store: &dyn HomeStore) -> Round {
-    run_round(store, &[instance(1)], &[]).await
+    run_round(store, &[instance(1)]).await
 }
 
 async fn run(fixture: &SqliteFixture, sql: &str) {
@@ -34,15 +34,15 @@ async fn a_change_that_no_trigger_saw_begins_an_epoch_in_the_next_round() {
     for (first, then) in [("", ""), ("BEGIN;", "COMMIT;")] {
         let fixture = populated(2).await;
         let before = round(&fixture.store).await;
-        assert_eq!((before.epoch_began, before.schema_fault), (false, None));
+        assert_eq!((before.began.is_some(), before.schema_fault), (false, None));
         let create = text_of(&fixture, "keys_after_delete").await;
         run(&fixture, &format!("{first} {DROP} {DELETE} {create} {then}")).await;
         // What numbers doesn't look, and hides nothing.
         fixture.store.number(10).await.unwrap();
         let after = round(&fixture.store).await;
-        assert_eq!((after.epoch_began, after.schema_fault), (true, None));
-        assert_eq!(after.numbered.head.epoch(), before.numbered.head.epoch() + 1);
-        assert!(!round(&fixture.store).await.epoch_began, "once");
+        assert_eq!((after.began.is_some(), after.schema_fault), (true, None));
+        assert_eq!(after.numbered.head.at.epoch(), before.numbered.head.at.epoch() + 1);
+        assert!(!round(&fixture.store).await.began.is_some(), "once");
         fixture.store.check_triggers().await.unwrap();
     }
 }
@@ -65,14 +65,14 @@ async fn a_schema_that_lets_changes_go_past_the_log_begins_an_epoch_and_is_told(
         ),
     ] {
         let fixture = populated(2).await;
-        assert!(!round(&fixture.store).await.epoch_began);
+        assert!(!round(&fixture.store).await.began.is_some());
         run(&fixture, sql).await;
         let after = round(&fixture.store).await;
-        assert!(after.epoch_began, "{sql}");
+        assert!(after.began.is_some(), "{sql}");
         let fault = after.schema_fault.unwrap_or_default();
         assert!(fault.contains(told), "{sql}: {fault}");
         let again = round(&fixture.store).await;
-        assert_eq!((again.epoch_began, again.schema_fault), (false, Some(fault)), "{sql}");
+        assert_eq!((again.began.is_some(), again.schema_fault), (false, Some(fault)), "{sql}");
     }
 }
 
@@ -83,18 +83,18 @@ async fn while_a_trigger_is_missing_no_round_proves_anything_and_its_return_begi
     let fixture = populated(2).await;
     let create = text_of(&fixture, "keys_after_delete").await;
     run(&fixture, DROP).await;
-    assert!(round(&fixture.store).await.epoch_began);
+    assert!(round(&fixture.store).await.began.is_some());
     run(&fixture, DELETE).await;
     let meanwhile = round(&fixture.store).await;
-    assert!(!meanwhile.epoch_began && meanwhile.schema_fault.is_some());
+    assert!(!meanwhile.began.is_some() && meanwhile.schema_fault.is_some());
     // Nor is it forgotten when an epoch begins for another reason, or the store is opened anew.
     fixture.store.begin_epoch(&operator()).await.unwrap();
     fixture.store.close().await;
     let store = SqliteStore::open(&fixture.path()).await.unwrap();
     run(&fixture, &create).await;
     let after = round(&store).await;
-    assert_eq!((after.epoch_began, after.schema_fault), (true, None));
-    assert!(!round(&store).await.epoch_began, "once");
+    assert_eq!((after.began.is_some(), after.schema_fault), (true, None));
+    assert!(!round(&store).await.began.is_some(), "once");
 }
 
 #[tokio::test]
@@ -116,8 +116,8 @@ async fn what_changes_nothing_unseen_begins_no_epoch() {
         run(&fixture, sql).await;
         for _ in 0..2 {
             let round = round(&fixture.store).await;
-            assert_eq!((round.epoch_began, round.schema_fault), (false, None), "{sql}");
-            assert_eq!(round.numbered.head.epoch(), before.epoch());
+            assert_eq!((round.began.is_some(), round.schema_fault), (false, None), "{sql}");
+            assert_eq!(round.numbered.head.at.epoch(), before.at.epoch());
         }
         fixture.store.close().await;
         fixture.store = SqliteStore::open(&fixture.path()).await.unwrap();
@@ -133,7 +133,7 @@ async fn a_change_while_nobody_has_the_store_open_begins_an_epoch_at_the_next_st
     let create = text_of(&fixture, "keys_after_delete").await;
     run(&fixture, &format!("{DROP} {DELETE} {create}")).await;
     let store = SqliteStore::open(&fixture.path()).await.unwrap();
-    assert!(round(&store).await.epoch_began);
+    assert!(round(&store).await.began.is_some());
 }
 
 #[tokio::test]
@@ -146,7 +146,7 @@ async fn a_store_from_before_fingerprints_is_brought_up_to_date_without_an_epoch
     run(&fixture, older).await;
     let store = SqliteStore::open(&fixture.path()).await.unwrap();
     let after = round(&store).await;
-    assert_eq!((after.epoch_began, after.schema_fault), (false, None));
+    assert_eq!((after.began.is_some(), after.schema_fault), (false, None));
 }
 
 #[tokio::test]
