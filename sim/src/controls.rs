@@ -62,7 +62,7 @@ fn with_slow_starts(settings: &mut Settings) {
     (settings.polite, settings.paired_permille, settings.slow_loads_permille) = (true, 700, 300);
 }
 
-/// One line for each protection.
+/// One line for each protection that shows here. What the stores do by themselves, their own tests miss.
 pub const CONTROLS: &[Control] = {
     use Protection as P;
     use Rule::{G1, G2, G3, G4, G5, R2, R14};
