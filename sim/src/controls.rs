@@ -112,8 +112,8 @@ fn with_slow_starts(settings: &mut Settings) {
     (settings.polite, settings.paired_permille, settings.slow_loads_permille) = (true, 700, 300);
 }
 
-/// One line for each protection and each assumption, but for `ProofsPrecedeApplied` and `LiftsRestOnTheReading`:
-/// those show within a step of the agent's, where loom looks.
+/// One line for each protection and each assumption that shows here. `ProofsPrecedeApplied` and `LiftsRestOnTheReading`
+/// show within a step of the agent's, where loom looks; what the stores do by themselves, in the stores' own tests.
 pub const CONTROLS: &[Control] = {
     use Protection as P;
     use Rule::{G1, G2, G3, G4, G5, R2, R14};
