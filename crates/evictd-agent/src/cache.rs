@@ -116,13 +116,6 @@ impl Cache {
         entry
     }
 
-    /// A load may answer those who waited for it without being cached, or longer than it was.
-    pub(crate) fn hand_on_unless_cached(&self, hash: &KeyHash, entry: &Arc<Entry>) {
-        if !self.get(hash).is_some_and(|cached| Arc::ptr_eq(&cached, entry)) {
-            self.exposure.remember(hash, entry.stamp.as_of(), &entry.answers);
-        }
-    }
-
     #[cfg(test)]
     pub(crate) fn not_found_ttl(&self) -> Duration {
         self.not_found_ttl

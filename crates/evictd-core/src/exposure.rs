@@ -8,9 +8,9 @@
 //! a few words of memory.
 //!
 //! Told is an upper estimate, never less than what was answered ([`AnswersAfter::surely`] alone is a lower one).
-//! Memory is bounded: where single keys are too many to remember, or all are flushed, the last answer of the API
-//! stands in for that of the key. What is missed are answers that are on their way in the very moment of the
-//! application, and what a flush covers, since no change below its position is looked at any more.
+//! Memory is bounded: where single keys are too many to remember, or all are flushed, the last answer of any
+//! stands in for that of each. What is missed are answers that are on their way in the very moment of the
+//! application or of a flush, and what a flush covers, since no change below its position is looked at any more.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -42,6 +42,9 @@ const RINGS_KEPT: usize = 1_024;
 /// Past entries of one key that are told apart.
 const PAST_OF_A_KEY: usize = 4;
 
+/// Above all ticks: nothing is noted there any more.
+const CLOSED: u64 = 1 << 63;
+
 /// When something was last answered from: the end of the tick, so it was before.
 #[derive(Debug)]
 struct LastAnswer(AtomicU64);
@@ -51,16 +54,25 @@ impl LastAnswer {
         Self(AtomicU64::new(0))
     }
 
-    fn note(&self, now: LeaseTime) {
+    /// Returns whether it is noted: not after [`Self::close`].
+    fn note(&self, now: LeaseTime) -> bool {
         let tick = now.0 / TICK_US + 1;
-        if self.0.load(Ordering::Relaxed) < tick {
-            self.0.store(tick, Ordering::Relaxed);
+        let noted = self.0.load(Ordering::Relaxed);
+        if noted >= tick {
+            return noted < CLOSED;
         }
+        self.0.fetch_max(tick, Ordering::AcqRel) < CLOSED
+    }
+
+    /// Ends it, and returns what was noted, or `None` if it was ended before.
+    fn close(&self) -> Option<LeaseTime> {
+        let noted = self.0.fetch_or(CLOSED, Ordering::AcqRel);
+        (noted < CLOSED).then(|| LeaseTime(noted * TICK_US))
     }
 
     /// Not later than this; the clock's start if never.
     fn before(&self) -> LeaseTime {
-        LeaseTime(self.0.load(Ordering::Relaxed) * TICK_US)
+        LeaseTime((self.0.load(Ordering::Acquire) & !CLOSED) * TICK_US)
     }
 }
 
@@ -101,17 +113,20 @@ struct Ring {
     applied: LastAnswer,
     /// From states ahead of that: a load brings changes that haven't arrived here.
     ahead: LastAnswer,
+    /// That of its log.
+    late: Arc<LastAnswer>,
     slots: [Slot; SLOTS],
     /// The end of the last slot that was written over.
     forgotten: AtomicU64,
 }
 
 impl Ring {
-    fn new() -> Self {
+    fn new(late: Arc<LastAnswer>) -> Self {
         let slot = |_| Slot { second: AtomicU64::new(0), oldest: AtomicU64::new(u64::MAX) };
         Self {
             applied: LastAnswer::new(),
             ahead: LastAnswer::new(),
+            late,
             slots: std::array::from_fn(slot),
             forgotten: AtomicU64::new(0),
         }
@@ -120,7 +135,8 @@ impl Ring {
     /// An answer at `now` from a state as of `as_of`, when `applied` was applied.
     fn note(&self, now: LeaseTime, as_of: LogPosition, applied: LogPosition) {
         if as_of <= applied {
-            return self.applied.note(now);
+            self.applied.note(now);
+            return;
         }
         self.ahead.note(now);
         let second = now.0 / SLOT_US;
@@ -172,7 +188,9 @@ impl Answers {
     /// An answer at `now` from a state as of `as_of`, by a verification that read `applied` before. No lock, no
     /// allocation.
     pub fn note(&self, now: LeaseTime, as_of: LogPosition, applied: LogPosition) {
-        self.last.note(now);
+        if !self.last.note(now) {
+            self.ring.late.note(now);
+        }
         self.ring.note(now, as_of, applied);
     }
 }
@@ -191,6 +209,8 @@ struct Past {
 #[derive(Debug)]
 pub struct ExposureLog {
     kept: Mutex<Kept>,
+    /// From entries that had left the cache: by verifications on their way, and by loads that weren't cached.
+    late: Arc<LastAnswer>,
     /// Of what was not found, which belongs to nobody.
     absent: Arc<Ring>,
 }
@@ -206,7 +226,7 @@ struct Kept {
     dropped: LeaseTime,
     /// By key, the entries that are gone.
     past: HashMap<KeyHash, Vec<Past>>,
-    /// Until then, rings stand in for keys that are not in `past`.
+    /// Until then, any key may have been answered from entries that are not in `past`.
     given_up: LeaseTime,
     proven_at: LeaseTime,
 }
@@ -222,7 +242,8 @@ impl Default for ExposureLog {
             given_up: LeaseTime(0),
             proven_at: LeaseTime(0),
         };
-        Self { kept: Mutex::new(kept), absent: Arc::new(Ring::new()) }
+        let late = Arc::new(LastAnswer::new());
+        Self { kept: Mutex::new(kept), absent: Arc::new(Ring::new(late.clone())), late }
     }
 }
 
@@ -231,19 +252,21 @@ impl ExposureLog {
     pub fn answers_of(&self, record: &Record) -> Answers {
         let ring = match record {
             Record::Absent => self.absent.clone(),
-            Record::Key(key) => self.kept.lock().of_api(&key.api_id, &key.workspace_id),
-            Record::RootKey(root) => self.kept.lock().of_workspace(&root.workspace_id),
+            Record::Key(key) => self.kept.lock().of_api(&key.api_id, &key.workspace_id, &self.late),
+            Record::RootKey(root) => self.kept.lock().of_workspace(&root.workspace_id, &self.late),
         };
         Answers { last: LastAnswer::new(), ring }
     }
 
     /// An entry as of `as_of` has left the cache, for whatever reason.
     pub fn remember(&self, hash: &KeyHash, as_of: LogPosition, answers: &Answers) {
-        let before = answers.last.before();
-        if before == LeaseTime(0) || !Protection::AnswersAreHandedOn.holds() {
+        if !Protection::AnswersAreHandedOn.holds() {
             return;
         }
-        self.kept.lock().remember(hash, Past { as_of, before, is_exact: true });
+        // Answers that are given from it all the same are late.
+        if let Some(before) = answers.last.close() {
+            self.kept.lock().remember(hash, Past { as_of, before, is_exact: true });
+        }
     }
 
     /// Everything is about to leave the cache, unseen.
@@ -273,7 +296,7 @@ impl ExposureLog {
     ) -> AnswersAfter {
         let kept = self.kept.lock();
         match scope {
-            Scope::Key { hash, api_id, .. } => {
+            Scope::Key { hash, .. } => {
                 let evicted = evicted.map(|(answers, as_of)| {
                     let before = answers.last.before();
                     Past { as_of, before, is_exact: true }
@@ -283,7 +306,10 @@ impl ExposureLog {
                 past.chain(evicted)
                     .filter(|past| past.as_of < position)
                     .map(|past| AnswersAfter::of_tick(past.before, commit, past.is_exact))
-                    .fold(kept.stand_in(api_id.as_ref(), &self.absent, commit), AnswersAfter::max)
+                    .fold(
+                        AnswersAfter::of_tick(kept.given_up.max(self.late.before()), commit, false),
+                        AnswersAfter::max,
+                    )
             }
             Scope::Api(id) => kept.of_rings(|_, api| api == id, |_| false, position, commit),
             Scope::Workspace(id) => {
@@ -298,15 +324,16 @@ impl ExposureLog {
 }
 
 impl Kept {
-    fn of_api(&mut self, api: &ApiId, workspace: &WorkspaceId) -> Arc<Ring> {
+    fn of_api(&mut self, api: &ApiId, workspace: &WorkspaceId, late: &Arc<LastAnswer>) -> Arc<Ring> {
         self.make_room_for_rings();
-        let new = || (workspace.clone(), Arc::new(Ring::new()));
+        let new = || (workspace.clone(), Arc::new(Ring::new(late.clone())));
         self.apis.entry(api.clone()).or_insert_with(new).1.clone()
     }
 
-    fn of_workspace(&mut self, workspace: &WorkspaceId) -> Arc<Ring> {
+    fn of_workspace(&mut self, workspace: &WorkspaceId, late: &Arc<LastAnswer>) -> Arc<Ring> {
         self.make_room_for_rings();
-        self.workspaces.entry(workspace.clone()).or_insert_with(|| Arc::new(Ring::new())).clone()
+        let new = || Arc::new(Ring::new(late.clone()));
+        self.workspaces.entry(workspace.clone()).or_insert_with(new).clone()
     }
 
     /// Drops rings that no entry holds, now and then: there are never many more than twice as many as are in use.
@@ -341,21 +368,6 @@ impl Kept {
         let dropped = AnswersAfter::of_tick(self.dropped, commit, false);
         let rings = apis.chain(workspaces).map(|ring| ring.exposure(position, commit));
         rings.fold(dropped, AnswersAfter::max)
-    }
-
-    /// What may have been answered of a key that was given up: not more than of its API, or of anything if that
-    /// isn't known. "Not found" has no API.
-    fn stand_in(&self, api: Option<&ApiId>, absent: &Ring, commit: Commit) -> AnswersAfter {
-        if self.given_up <= commit.earliest {
-            return AnswersAfter::default();
-        }
-        let of_api = |(id, (_, ring)): (&ApiId, &(WorkspaceId, Arc<Ring>))| {
-            api.is_none_or(|api| api == id).then(|| ring.last())
-        };
-        let workspaces = self.workspaces.values().filter(|_| api.is_none()).map(|ring| ring.last());
-        let rings = self.apis.iter().filter_map(of_api).chain(workspaces);
-        let last = rings.fold(self.dropped.max(absent.last()), LeaseTime::max);
-        AnswersAfter::of_tick(last.min(self.given_up), commit, false)
     }
 
     fn remember(&mut self, hash: &KeyHash, new: Past) {
