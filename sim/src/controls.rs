@@ -158,6 +158,7 @@ pub const CONTROLS: &[Control] = {
         breaks(P::LoadsMeetFloors, S::Calm, &[G1, G2, G4], 200),
         breaks(P::AnswersMeetWhatWasApplied, S::Calm, &[G2, G4], 200),
         breaks(P::LoadsAreJoinedUnderALease, S::Crash, &[G4], 400).tuned(with_slow_starts),
+        breaks(P::AnswersAreHandedOn, S::Partition, &[G5], 200),
         breaks(P::RosterPrecedesHead, S::Crash, &[G4], 200).tuned(with_slow_starts),
         breaks(P::LostRostersAreDistrusted, S::Restore, &[G4], 200),
         breaks(P::ReceiptsWaitForAll, S::Calm, &[G4], 200),
