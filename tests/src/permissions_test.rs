@@ -193,10 +193,10 @@ fn only_a_publisher_speaks_on_the_live_feed() -> Result<()> {
     let mut world = World::start()?;
     let among_publishers = ["evictd.v1.publishers", "evictd.v1.publishers.00c0ffee.01"];
     assert_allowed(&mut world.publisher, &among_publishers, &among_publishers)?;
-    assert_refused(&mut agent, &among_publishers, &[])?;
     assert_allowed(&mut world.publisher, &["evictd.v1.live"], &["evictd.v1.live"])?;
     let mut agent = World::agent(&world.us, "us", "a2")?;
     assert_refused(&mut agent, &["evictd.v1.live"], &[])?;
+    assert_refused(&mut agent, &among_publishers, &[])?;
     let mut leaf = world.eu_leaf()?;
     assert_leaf_is_thrown_out(&mut leaf, "evictd.v1.live")
 }
