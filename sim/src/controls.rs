@@ -107,6 +107,14 @@ fn with_stalled_verifications(settings: &mut Settings) {
     settings.paired_permille = 1_000;
 }
 
+/// Many loads are read before a change and land after it, with long pauses between their steps, and of keys that are
+/// verified all the time.
+fn with_loads_on_the_way(settings: &mut Settings) {
+    (settings.preempted_permille, settings.slow_loads_permille) = (300, 300);
+    (settings.starved_permille, settings.verifications_per_second) = (1_000, 1_000);
+    settings.size.keys = 100;
+}
+
 /// Agents start often, on bad links, among others that confirm quickly, and load slowly.
 fn with_slow_starts(settings: &mut Settings) {
     (settings.polite, settings.paired_permille, settings.slow_loads_permille) = (true, 700, 300);
@@ -151,7 +159,7 @@ pub const CONTROLS: &[Control] = {
         breaks(P::MarginsAreKept, S::Clocks, &[G1], 200),
         unfounded(Assumption::ClocksCountSuspension, S::Clocks, &[G1], 200),
         breaks(P::LookupsCarryTheFenceAge, S::Failover, &[G1], 200),
-        breaks(P::EntriesAppearChecked, S::Calm, &[G1, G2, G4], 200),
+        breaks(P::EntriesAppearChecked, S::Calm, &[G1, G2, G4], 200).tuned(with_loads_on_the_way),
         breaks(P::ChecksFollowInsertions, S::Calm, &[G1, G2, G4], 200),
         breaks(P::EvictionPrecedesApplied, S::Calm, &[G2, G4], 200),
         breaks(P::DeadlinePrecedesFloors, S::Partition, &[G1], 200).tuned(with_stalled_verifications),

@@ -43,6 +43,7 @@ struct RecentRow {
 
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[allow(clippy::struct_field_names, reason = "the unit is part of the published names")]
 struct RecentSight {
     /// The best guess, and the interval in which it lies.
     lag_ms: f64,
