@@ -100,7 +100,8 @@ impl Process {
 
     /// As long as it waits for answers.
     pub fn wait(&mut self) {
-        self.pass(ANSWER_PATIENCE);
+        self.pass(ANSWER_PATIENCE / 2);
+        self.pass(ANSWER_PATIENCE / 2);
     }
 
     /// It goes on after it stood still for so long that others may have replaced it.

@@ -291,7 +291,6 @@ impl State {
             calm(&mut state, Action::Probe(agent));
             let nonce = state.agents[agent].probes[0].nonce;
             calm(&mut state, Action::AnswerProbe(0, agent, nonce));
-            calm(&mut state, Action::HearProof(agent, 0));
         }
         state.left = world.budget;
         state
@@ -430,7 +429,8 @@ impl World {
             actions.extend(reached.map(|other| Action::Answer(other, publisher)));
             actions.extend(process.answers.iter().map(|answer| Action::Hear(publisher, *answer)));
         }
-        if state.sent.iter().any(|sent| self.is_foreign(publisher, sent, store)) {
+        // Without a cut, rivals meet by their questions.
+        if self.is_ever_cut() && state.sent.iter().any(|sent| self.is_foreign(publisher, sent, store)) {
             actions.push(Action::HearForeign(publisher));
         }
     }
@@ -694,7 +694,11 @@ impl World {
         }
         let store = &state.stores[self.publishers[publisher]];
         let answer = ProbeAnswer { nonce, head: store.voucher(), deleted: store.has(DELETION) };
-        state.agents[index] = Arc::new(state.agents[index].is_answered(answer));
+        let agent = &state.agents[index];
+        // Where publishers talk, late answers are left to the other worlds.
+        let at_once = self.talks && agent.follows() != Some(answer.head.milestone.provenance);
+        let next = if at_once { agent.receives_answer(answer) } else { agent.is_answered(answer) };
+        state.agents[index] = Arc::new(next);
         Some(())
     }
 }

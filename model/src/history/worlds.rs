@@ -6,7 +6,7 @@ use super::world::{Budget, Database, World};
 
 /// All of them.
 pub const ALL: &[World] =
-    &[FORGED, LOYAL, RESTARTED, BACKUP, WORD, TWO_COPIES, HANDOVER, CUT, PHYSICAL_COPY, COLLEAGUES];
+    &[FORGED, RESTARTED, WORD, TWO_COPIES, PHYSICAL_COPY, BACKUP, LOYAL, CUT, HANDOVER, COLLEAGUES];
 
 const BEHIND: (&str, Standing) = ("a publisher is behind", Standing::Behind);
 const YIELDS: (&str, Standing) = ("a publisher yields", Standing::Yielding);
@@ -18,7 +18,7 @@ pub const TWO_COPIES: World = World {
     ..World::plain(
         "two copies",
         "an old copy is started, its positions catch up",
-        Budget { starts: 1, others: 1, ..Budget::NONE },
+        Budget { starts: 2, others: 1, deletions: 2, ..Budget::NONE },
     )
 };
 
@@ -26,7 +26,7 @@ pub const TWO_COPIES: World = World {
 pub const WORD: World = World {
     standings: &[BEHIND],
     heals: true,
-    ..World::plain("an operator's word", "a store is declared", Budget { starts: 1, words: 1, ..Budget::NONE })
+    ..World::plain("an operator's word", "a store is declared", Budget { starts: 1, words: 1, others: 1, ..Budget::NONE })
 };
 
 /// The copy is made at any moment, also of a store that was declared, or put in place of the original.
@@ -42,9 +42,10 @@ pub const BACKUP: World = World {
 /// The agent restarts, and has no past.
 pub const RESTARTED: World = World {
     standings: &[BEHIND],
+    agents: 2,
     ..World::plain(
         "no past",
-        "an agent restarts, answers to its past arrive",
+        "one of two agents restarts",
         Budget { starts: 1, restarts: 1, ..Budget::NONE },
     )
 };
@@ -96,7 +97,7 @@ pub const PHYSICAL_COPY: World = World {
     ..World::plain(
         "a copied server",
         "a copy with the same incarnation is started",
-        Budget { starts: 1, others: 1, ..Budget::NONE },
+        Budget { starts: 2, others: 1, deletions: 2, ..Budget::NONE },
     )
 };
 
@@ -108,5 +109,5 @@ pub const COLLEAGUES: World = World {
     prompt: true,
     receipts: true,
     standings: &[YIELDS],
-    ..World::plain("colleagues", "two on one server, one on its copy", Budget { starts: 2, ..Budget::NONE })
+    ..World::plain("colleagues", "two on one server, one on its copy", Budget { starts: 1, ..Budget::NONE })
 };
