@@ -1,17 +1,22 @@
-//! An agent: the real follower, floors and stamps of the core, in a shell that does what the agent's does.
+//! An agent: the real follower, and the real steps of hits, loads and evictions, around a cache of two places.
 //!
-//! The shell's steps are atomic here: what readers and writers see between them is the subject of
-//! `evictd-core/tests/loom.rs`. Messages to an agent are never taken away, so each may arrive late, several
+//! The steps of one hit, load or input are one action here: what readers and writers see between them is the subject
+//! of `evictd-core/tests/loom.rs`. Messages to an agent are never taken away, so each may arrive late, several
 //! times, in any order or not at all.
 
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use evictd_core::entry::{Reading, Stamp, Standing};
-use evictd_core::follower::{Effect, Follower, evicts_one};
-use evictd_core::lease::answers;
+use evictd_core::entry::Stamp;
+use evictd_core::follower::{Effect, Follower};
+use evictd_core::ids::KeyHash;
+use evictd_core::lease::Mode;
 use evictd_core::position::LogPosition;
 use evictd_core::protection::Protection;
+use evictd_core::serving::{
+    AgentState, CacheEntry, EntryCache, Hit, HitVerdict, LoadAnswer, LoadedEntry, Reading,
+};
 use evictd_core::time::LeaseTime;
 
 use crate::script::{Key, View};
@@ -27,15 +32,62 @@ pub struct Entry {
     pub stamp: Stamp,
 }
 
+impl CacheEntry for Entry {
+    fn stamp(&self) -> &Stamp {
+        &self.stamp
+    }
+}
+
+/// A place for each key. Only one thread works on it, but the checker's threads pass it on.
+#[derive(Debug, Default)]
+pub struct Cache([Mutex<Option<Arc<Entry>>>; 2]);
+
+impl Cache {
+    /// Whether nothing is cached.
+    pub fn is_empty(&self) -> bool {
+        Key::ALL.into_iter().all(|key| self.place(key).is_none())
+    }
+
+    fn place(&self, key: Key) -> MutexGuard<'_, Option<Arc<Entry>>> {
+        self.0[key.index()].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn place_of(&self, hash: &KeyHash) -> Option<MutexGuard<'_, Option<Arc<Entry>>>> {
+        Key::ALL.into_iter().find(|key| key.key_hash() == *hash).map(|key| self.place(key))
+    }
+}
+
+impl EntryCache for Cache {
+    type Entry = Entry;
+
+    fn get(&self, hash: &KeyHash) -> Option<Arc<Entry>> {
+        self.place_of(hash)?.clone()
+    }
+
+    fn insert_hidden(&self, hash: KeyHash, entry: Arc<Entry>) {
+        if let Some(mut place) = self.place_of(&hash) {
+            *place = Some(entry);
+        }
+    }
+
+    fn evict(&self, hash: &KeyHash) -> Option<Arc<Entry>> {
+        self.place_of(hash)?.take()
+    }
+
+    fn clear(&self) {
+        for key in Key::ALL {
+            *self.place(key) = None;
+        }
+    }
+}
+
 /// What a verification knew when it began, and what it is owed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Verification {
     /// When it began.
     pub at: Tick,
-    /// What was proven then.
-    pub proven_at: LeaseTime,
-    /// What was applied and so announced then.
-    pub applied: LogPosition,
+    /// What it builds on; what was applied was announced, too.
+    pub reading: Reading,
     /// The changes whose receipts said then that everybody had confirmed (G4).
     pub confirmed: View,
     /// The changes that this agent had confirmed then (G2).
@@ -85,14 +137,11 @@ pub struct Wanted {
 pub struct Agent {
     /// Counts its restarts.
     pub process: u8,
-    /// The protocol.
-    pub follower: Follower,
-    /// As published to verifications, and announced.
-    pub applied: LogPosition,
-    /// As published to verifications.
-    pub proven_at: LeaseTime,
+    /// The protocol, and what verifications see of it. Whatever is applied is taken for announced: nobody can have
+    /// heard of more.
+    pub state: AgentState,
     /// By key.
-    pub cache: [Option<Entry>; 2],
+    pub cache: Cache,
     /// By key.
     pub flights: [Option<Flight>; 2],
     /// Loads that it may still send.
@@ -129,10 +178,8 @@ impl Agent {
         let nonce = 1 + 1000 * u64::from(process);
         let mut agent = Self {
             process,
-            follower: Follower::new(world.follower_config(), nonce),
-            applied: LogPosition::ZERO,
-            proven_at: LeaseTime(0),
-            cache: [None, None],
+            state: AgentState::new(Follower::new(world.follower_config(), nonce), world.bound()),
+            cache: Cache::default(),
             flights: [None, None],
             loads_left: world.loads,
             rostered: None,
@@ -158,25 +205,23 @@ impl Agent {
         let mut effects = Vec::new();
         step(&mut agent, &mut effects);
         for effect in effects {
-            agent.perform(effect);
+            agent.perform(&effect);
         }
         agent.seal(world, now);
         agent
     }
 
     fn fork(&self) -> Self {
-        let (follower, mut crossing) = self.follower.fork();
-        let cache = self.cache.each_ref().map(|entry| {
-            entry.as_ref().map(|Entry { view, stamp }| {
-                let copy = Stamp::new(stamp.as_of(), stamp.read_at, crossing.anchors(&stamp.anchors));
-                if stamp.is_shown() {
-                    copy.show();
-                }
-                Entry { view: *view, stamp: copy }
-            })
-        });
+        let (state, mut crossing) = self.state.fork();
+        let cache = Cache::default();
+        for key in Key::ALL {
+            let copy = |entry: &Arc<Entry>| {
+                Arc::new(Entry { view: entry.view, stamp: entry.stamp.fork(&mut crossing) })
+            };
+            *cache.place(key) = self.cache.place(key).as_ref().map(copy);
+        }
         Self {
-            follower,
+            state,
             cache,
             flights: self.flights.clone(),
             asked: self.asked.clone(),
@@ -187,33 +232,24 @@ impl Agent {
         }
     }
 
-    /// As the agent's follow task does.
-    fn perform(&mut self, effect: Effect) {
-        match effect {
-            Effect::Applied { invalidation, .. } => {
-                let evicted = evicts_one(&invalidation.scope);
-                for key in Key::ALL.into_iter().filter(|key| evicted == Some(&key.key_hash())) {
-                    self.cache[key.index()] = None;
-                }
-            }
-            Effect::Flush(_) => self.cache = [None, None],
-            Effect::Progress { applied, .. } => self.applied = applied,
-            Effect::Proven(at) => self.proven_at = self.proven_at.max(at),
+    fn perform(&mut self, effect: &Effect) {
+        self.state.perform(effect, &self.cache);
+        match *effect {
             Effect::SendProbe { nonce, seen, .. } => {
                 self.asked.insert((nonce, seen));
             }
             Effect::SendReplay { nonce, epoch, from, to, .. } => {
                 self.wanted.insert(Wanted { nonce, epoch, from, to });
             }
-            // Whatever is applied is taken for announced: nobody can have heard of more.
-            Effect::Widened(_) | Effect::Announce => {}
+            _ => {}
         }
     }
 
     /// Drops what can have no effect any more, and takes the print.
     fn seal(&mut self, world: &World, now: Tick) {
         if world.answers_are_matched() {
-            let open = |nonce: &u64| self.follower.awaits(*nonce);
+            let follower = self.state.follower.lock();
+            let open = |nonce: &u64| follower.awaits(*nonce);
             if world.epochs_begin != EpochsBegin::WhenAnAgentHasSeenMore {
                 self.asked.retain(|(nonce, _)| open(nonce));
             }
@@ -222,11 +258,11 @@ impl Agent {
             self.replays.retain(|(nonce, _)| open(nonce));
         }
         if world.missing != Some(Protection::HitsMeetFloors) {
-            let horizon = self.follower.floors().horizon().get();
-            for entry in &mut self.cache {
-                let floor = entry.as_ref().map(|entry| entry.stamp.anchors.floor().max(horizon));
+            let horizon = self.state.follower.lock().floors().horizon().get();
+            for key in Key::ALL {
                 // Floors never sink.
-                entry.take_if(|entry| Some(entry.stamp.as_of()) < floor);
+                let is_void = |stamp: &Stamp| stamp.as_of() < stamp.anchors.floor().max(horizon);
+                self.cache.place(key).take_if(|entry| is_void(&entry.stamp));
             }
         }
         self.print = self.digest(now);
@@ -234,18 +270,21 @@ impl Agent {
 
     fn digest(&self, now: Tick) -> u64 {
         let mut hasher = DefaultHasher::new();
-        self.follower.digest(now.lease_time(), &mut hasher);
-        (self.process, self.applied, self.proven_at).hash(&mut hasher);
-        for entry in &self.cache {
-            let entry = entry.as_ref().map(|Entry { view, stamp }| {
+        let follower = self.state.follower.lock();
+        let (applied, proven_at) = (self.applied(), self.state.proven_at());
+        follower.digest(now.lease_time(), &mut hasher);
+        (self.process, applied, proven_at).hash(&mut hasher);
+        for key in Key::ALL {
+            let place = self.cache.place(key);
+            let entry = place.as_deref().map(|Entry { view, stamp }| {
                 // It lives by the later of the two, and `proven_at` never goes back.
-                let lives_by = stamp.read_at.max(self.proven_at);
+                let lives_by = stamp.read_at.max(proven_at);
                 (view, stamp.as_of(), lives_by, stamp.anchors.floor(), stamp.is_shown())
             });
             entry.hash(&mut hasher);
         }
         (&self.flights, self.loads_left, self.rostered).hash(&mut hasher);
-        let since = |nonce: u64| self.follower.questions_since(nonce);
+        let since = |nonce: u64| follower.questions_since(nonce);
         for (nonce, seen) in &self.asked {
             (0, since(*nonce), seen).hash(&mut hasher);
         }
@@ -261,38 +300,42 @@ impl Agent {
         hasher.finish()
     }
 
-    /// The entry that a verification at `now` is answered from at once, if there is one (R9's order).
-    pub fn hit(&self, world: &World, key: Key, now: Tick) -> Option<&Entry> {
-        let reading = Reading { now: now.lease_time(), proven_at: self.proven_at, applied: self.applied };
-        let entry = self.cache[key.index()].as_ref()?;
-        let standing = entry.stamp.standing(reading, self.follower.floors().horizon(), world.bound());
-        (standing == Standing::Servable).then_some(entry)
+    /// What was applied.
+    pub fn applied(&self) -> LogPosition {
+        self.state.applied()
+    }
+
+    /// The mode at `now`.
+    pub fn mode(&self, now: Tick) -> Mode {
+        self.state.follower.lock().mode(now.lease_time())
+    }
+
+    /// The entry that a verification at `now` is answered from at once, if there is one.
+    pub fn hit(&self, key: Key, now: Tick) -> Option<Hit<Entry>> {
+        let reading = self.state.begin(now.lease_time());
+        match reading.find(&self.state, &self.cache, &key.key_hash())?.judge(&self.state) {
+            HitVerdict::Servable(hit) => Some(hit),
+            HitVerdict::OutOfTime { .. } | HitVerdict::Void => None,
+        }
     }
 
     /// What a load brought is cached if it may be, and answers its waiter if it may: then with what view.
     pub fn land(&mut self, world: &World, key: Key, now: Tick, effects: &mut Vec<Effect>) -> Option<Landed> {
         let Flight { sent_at, waiter, read } = self.flights[key.index()].take()?;
         let Read { view, as_of, fence_age, vouched } = read?;
-        let record = world.script.record(key, view);
-        let anchors = self.follower.anchors(&record, effects);
         let dated = if world.flaw == Some(Flaw::LoadsDateFromTheirArrival) { now } else { sent_at };
         let read_at = if vouched || world.flaw == Some(Flaw::ReplicasVouchForTheirReads) {
             dated.lease_time().before(fence_age.duration())
         } else {
             LeaseTime(0)
         };
-        let floor = self.follower.floor(&key.key_hash(), &anchors);
-        let proof = if as_of >= floor { self.proven_at } else { waiter.proven_at };
-        let answered =
-            answers(as_of, floor, waiter.applied) && world.bound().allows(now.lease_time(), read_at, proof);
-        // Hidden, checked, shown: in one step here.
-        let stamp = Stamp::new(as_of, read_at, anchors);
-        self.cache[key.index()] = None;
-        if self.follower.admits(&key.key_hash(), &stamp.anchors, as_of) {
-            stamp.show();
-            self.cache[key.index()] = Some(Entry { view, stamp });
-        }
-        answered.then_some(Landed { view, waiter })
+        let answer = LoadAnswer { hash: key.key_hash(), as_of, read_at, sent_at: sent_at.lease_time() };
+        let record = world.script.record(key, view);
+        let new_entry = |_, stamp| Entry { view, stamp };
+        let settled = LoadedEntry::new(&self.state, answer, record, effects, new_entry)
+            .insert(&self.cache)
+            .settle(&self.state, &self.cache);
+        settled.answer(&self.state, waiter.reading, now.lease_time()).map(|_| Landed { view, waiter })
     }
 }
 

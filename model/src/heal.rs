@@ -4,6 +4,7 @@
 //! one schedule, and stronger in that it tries it from every reachable state, and bounds it.
 
 use evictd_core::lease::Mode;
+use evictd_core::serving::EntryCache;
 
 use crate::agent::Agent;
 use crate::script::Key;
@@ -29,8 +30,8 @@ pub(crate) fn heals(world: &World, state: &State) -> bool {
             exchange(&calm, &mut state, index);
         }
         let agent = &state.agents[index];
-        agent.follower.mode(state.now.lease_time()) == Mode::Live
-            && agent.applied == state.store.head
+        agent.mode(state.now) == Mode::Live
+            && agent.applied() == state.store.head
             && calm.verifies(&mut state, index)
     })
 }
@@ -72,7 +73,7 @@ impl World {
         // What is in the air is given up.
         let calm = state.agents[index].after(self, state.now, |agent: &mut Agent, _| {
             agent.flights = [None, None];
-            agent.cache = [None, None];
+            agent.cache.clear();
             agent.loads_left = 2;
         });
         state.agents[index] = calm.into();
@@ -80,7 +81,7 @@ impl World {
             self.take(state, Action::Verify(index, key));
             self.take(state, Action::Read(index, key, Origin::Primary));
             self.take(state, Action::Land(index, key));
-            state.broken.is_none() && state.agents[index].hit(self, key, state.now).is_some()
+            state.broken.is_none() && state.agents[index].hit(key, state.now).is_some()
         })
     }
 }

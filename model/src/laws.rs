@@ -21,8 +21,8 @@ pub(crate) fn all(world: &World) -> Vec<Property<World>> {
         Property::always(Rule::G2.id(), |world: &World, state: &State| {
             state.broken != Some(Rule::G2)
                 && answers(world, state, |agent, key, view| {
-                    let owed = covered(&state.store, agent.applied).and(world.script.of(key));
-                    owed.without(view).is_empty() && !knows_what_was_forgotten(state, agent.applied, view)
+                    let owed = covered(&state.store, agent.applied()).and(world.script.of(key));
+                    owed.without(view).is_empty() && !knows_what_was_forgotten(state, agent.applied(), view)
                 })
         }),
         Property::always(Rule::G3.id(), |_, state: &State| positions_are_given_once(state)),
@@ -39,7 +39,7 @@ pub(crate) fn all(world: &World) -> Vec<Property<World>> {
     ];
     if world.failovers > 0 && world.flaw.is_none() {
         properties.push(Property::sometimes("an agent is live in a later epoch", |_, state: &State| {
-            let later = |agent: &Agent| agent.applied.epoch() > 1 && is_live_at_head(state, agent);
+            let later = |agent: &Agent| agent.applied().epoch() > 1 && is_live_at_head(state, agent);
             state.agents.iter().any(|agent| later(agent))
         }));
     }
@@ -50,8 +50,8 @@ pub(crate) fn all(world: &World) -> Vec<Property<World>> {
     }
     if world.ticks > 0 {
         properties.push(Property::sometimes("an agent without proof keeps an entry", |_, state: &State| {
-            let expired = |agent: &Agent| agent.follower.mode(state.now.lease_time()) == Mode::Expired;
-            state.agents.iter().any(|agent| expired(agent) && agent.cache.iter().any(Option::is_some))
+            let expired = |agent: &Agent| agent.mode(state.now) == Mode::Expired;
+            state.agents.iter().any(|agent| expired(agent) && !agent.cache.is_empty())
         }));
     }
     if world.agents > 1 {
@@ -80,7 +80,7 @@ fn answers(world: &World, state: &State, mut law: impl FnMut(&Agent, Key, View) 
         state.agents.iter().all(|agent| {
             Key::ALL
                 .into_iter()
-                .all(|key| agent.hit(world, key, state.now).is_none_or(|entry| law(agent, key, entry.view)))
+                .all(|key| agent.hit(key, state.now).is_none_or(|hit| law(agent, key, hit.entry().view)))
         })
     })
 }
@@ -91,7 +91,7 @@ pub(crate) fn judge_landing(world: &World, state: &State, key: Key, landed: &Lan
     let lacks = |owed: View| !owed.and(state.store.view()).without(view).is_empty();
     if !is_recent(world, state, key, view, waiter.at) {
         Some(Rule::G1)
-    } else if lacks(waiter.owed) || knows_what_was_forgotten(state, waiter.applied, view) {
+    } else if lacks(waiter.owed) || knows_what_was_forgotten(state, waiter.reading.applied(), view) {
         Some(Rule::G2)
     } else if lacks(waiter.confirmed) {
         Some(Rule::G4)
@@ -128,7 +128,7 @@ pub(crate) fn confirmed_by_all(world: &World, state: &State) -> View {
         return View::default();
     }
     let rostered = state.agents.iter().filter(|agent| agent.rostered.is_some());
-    let Some(least) = rostered.map(|agent| agent.applied).min() else { return View::default() };
+    let Some(least) = rostered.map(|agent| agent.applied()).min() else { return View::default() };
     covered(&state.store, least)
 }
 
@@ -144,5 +144,5 @@ fn positions_are_dense(store: &Store) -> bool {
 }
 
 fn is_live_at_head(state: &State, agent: &Agent) -> bool {
-    agent.follower.mode(state.now.lease_time()) == Mode::Live && agent.applied == state.store.head
+    agent.mode(state.now) == Mode::Live && agent.applied() == state.store.head
 }

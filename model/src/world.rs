@@ -14,7 +14,7 @@ use std::time::Duration;
 use evictd_core::authority::Rounds;
 use evictd_core::floors::FloorLimits;
 use evictd_core::follower::{FollowerConfig, ReplayAnswer};
-use evictd_core::lease::{Bound, may_join};
+use evictd_core::lease::Bound;
 use evictd_core::position::LogPosition;
 use evictd_core::protection::Protection;
 use evictd_core::rules::Rule;
@@ -413,10 +413,9 @@ impl State {
     fn verification(&self, world: &World, agent: &Agent, key: Key) -> Verification {
         Verification {
             at: self.now,
-            proven_at: agent.proven_at,
-            applied: agent.applied,
+            reading: agent.state.begin(self.now.lease_time()),
             confirmed: laws::confirmed_by_all(world, self).and(world.script.of(key)),
-            owed: laws::covered(&self.store, agent.applied).and(world.script.of(key)),
+            owed: laws::covered(&self.store, agent.applied()).and(world.script.of(key)),
         }
     }
 
@@ -501,7 +500,7 @@ impl World {
     }
 
     fn bus_actions(&self, state: &State, index: usize, agent: &Agent, actions: &mut Vec<Action>) {
-        if agent.follower.wake_at() <= state.now.lease_time() {
+        if agent.state.follower.lock().wake_at() <= state.now.lease_time() {
             actions.push(Action::Poll(index));
         }
         if state.reconnects < self.reconnects {
@@ -593,11 +592,11 @@ impl World {
         let agent = last.agents[index].clone();
         let next = match action {
             Action::Poll(_) => {
-                agent.after(self, last.now, |agent, effects| agent.follower.poll(now, effects))
+                agent.after(self, last.now, |agent, effects| agent.state.follower.lock().poll(now, effects))
             }
             Action::Reconnect(_) => {
                 state.reconnects += 1;
-                agent.after(self, last.now, |agent, _| agent.follower.connected(now))
+                agent.after(self, last.now, |agent, _| agent.state.follower.lock().connected(now))
             }
             Action::Restart(_) => {
                 state.restarts += 1;
@@ -612,11 +611,13 @@ impl World {
             }
             Action::HearLive(_, position, change) => {
                 let row = self.script.change(change).row(position);
-                agent.after(self, last.now, |agent, effects| agent.follower.on_live(vec![row], now, effects))
+                agent.after(self, last.now, |agent, effects| {
+                    agent.state.follower.lock().on_live(vec![row], now, effects);
+                })
             }
-            Action::HearTick(_, head) => {
-                agent.after(self, last.now, |agent, effects| agent.follower.on_tick(head, now, effects))
-            }
+            Action::HearTick(_, head) => agent.after(self, last.now, |agent, effects| {
+                agent.state.follower.lock().on_tick(head, now, effects);
+            }),
             Action::Round(_, nonce) => {
                 let (_, seen) = *agent.asked.iter().find(|(asked, _)| *asked == nonce)?;
                 if self.flaw != Some(Flaw::RoundsDoNotNumber) {
@@ -633,7 +634,7 @@ impl World {
                 return (state != *last).then_some(state);
             }
             Action::HearProof(_, nonce, head) => agent.after(self, last.now, |agent, effects| {
-                agent.follower.on_probe_answer(nonce, head, now, effects);
+                agent.state.follower.lock().on_probe_answer(nonce, head, now, effects);
             }),
             Action::Replay(_, nonce) => {
                 let wanted = *agent.wanted.iter().find(|wanted| wanted.nonce == nonce)?;
@@ -650,7 +651,7 @@ impl World {
                 let (_, replay) = agent.replays.iter().nth(place)?.clone();
                 let answer = self.replay_answer(replay);
                 agent.after(self, last.now, |agent, effects| {
-                    agent.follower.on_replay_answer(nonce, answer, now, effects);
+                    agent.state.follower.lock().on_replay_answer(nonce, answer, now, effects);
                 })
             }
             Action::Read(_, key, origin) => {
@@ -680,13 +681,14 @@ impl World {
         let agent = &last.agents[index];
         let began = last.verification(self, agent, key);
         let next = agent.after(self, last.now, |agent, _| {
-            if let Some(entry) = agent.hit(self, key, last.now) {
-                entry.stamp.lift(agent.applied);
+            if let Some(hit) = agent.hit(key, last.now) {
+                hit.answer(&agent.state);
             } else if let Some(flight) = &mut agent.flights[key.index()] {
                 // It begins after the load was sent, if only by a moment.
-                let (sent_at, moment) = (flight.sent_at.lease_time(), Duration::from_micros(1));
-                if may_join(self.bound(), sent_at, last.now.lease_time().after(moment), agent.proven_at) {
-                    flight.waiter = began;
+                let moment = Duration::from_micros(1);
+                let reading = agent.state.begin(last.now.lease_time().after(moment));
+                if agent.state.may_share(flight.sent_at.lease_time(), reading) {
+                    flight.waiter = Verification { reading, ..began };
                 }
             } else if agent.loads_left > 0 {
                 agent.loads_left -= 1;

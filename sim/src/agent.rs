@@ -1,7 +1,9 @@
-//! An agent: the real follower, floors, stamps and lease, in a shell that does what evictd-agent's does.
+//! An agent: the real follower, floors and lease, and the real steps of hits, loads and evictions, around a cache
+//! and a bus that are made up.
 //!
 //! Where the real code can be preempted, this one sometimes is: the effects of one input, the steps of one
-//! verification and of one landing load then become events of their own (R9).
+//! verification and of one landing load then become events of their own (R9). What lies between two steps is kept
+//! as the core gave it.
 //!
 //! * [`verify`]: a verification's steps.
 //! * [`load`]: what the cache doesn't have.
@@ -9,24 +11,25 @@
 mod load;
 mod verify;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use evictd_core::entry::Stamp;
-use evictd_core::floors::FloorCell;
 use evictd_core::follower::{Effect, FlushReason, Follower, ReplayAnswer, evicts_one};
+use evictd_core::ids::KeyHash;
 use evictd_core::invalidation::{Invalidation, Scope};
-use evictd_core::lease::{Bound, Mode};
+use evictd_core::lease::Mode;
 use evictd_core::position::LogPosition;
-use evictd_core::protection::Protection;
 use evictd_core::record::{Record, RecordState};
 use evictd_core::rules::Rule;
+use evictd_core::serving::{AgentState, CacheEntry, EntryCache};
 use evictd_core::time::LeaseTime;
 
 pub use self::load::Denial;
-use crate::agent::load::{Flight, Landing};
+use crate::agent::load::Flight;
 use crate::agent::verify::Verification;
 use crate::ctx::Ctx;
 use crate::net::{Audience, Found, Message, Nonce};
@@ -52,7 +55,7 @@ pub enum AgentEvent {
     /// A replica answers a load.
     Replica(KeyNumber, Nonce),
     /// A load that arrived goes on.
-    Land(KeyNumber, Landing),
+    Land(KeyNumber),
 }
 
 /// What the follow task takes in, one at a time.
@@ -73,6 +76,8 @@ pub struct Entry {
     key: KeyNumber,
     record: Record,
     stamp: Stamp,
+    sent_at: LeaseTime,
+    not_found_ttl: Duration,
     /// Where it was read: for the checker.
     lsn: Lsn,
     api: Option<ApiNumber>,
@@ -91,20 +96,55 @@ impl Entry {
     }
 }
 
+impl CacheEntry for Entry {
+    fn stamp(&self) -> &Stamp {
+        &self.stamp
+    }
+
+    fn is_expired(&self, now: LeaseTime) -> bool {
+        self.is_not_found() && now.since(self.sent_at) >= self.not_found_ttl
+    }
+}
+
+/// A place for each key.
+#[derive(Debug)]
+struct Cache(RefCell<Vec<Option<Arc<Entry>>>>);
+
+impl Cache {
+    fn new(keys: usize) -> Self {
+        Self(RefCell::new(vec![None; keys]))
+    }
+}
+
+impl EntryCache for Cache {
+    type Entry = Entry;
+
+    fn get(&self, hash: &KeyHash) -> Option<Arc<Entry>> {
+        self.0.borrow()[key_of(hash).0].clone()
+    }
+
+    fn insert_hidden(&self, hash: KeyHash, entry: Arc<Entry>) {
+        self.0.borrow_mut()[key_of(&hash).0] = Some(entry);
+    }
+
+    fn evict(&self, hash: &KeyHash) -> Option<Arc<Entry>> {
+        self.0.borrow_mut()[key_of(hash).0].take()
+    }
+
+    fn clear(&self) {
+        self.0.borrow_mut().fill(None);
+    }
+}
+
 /// An agent process.
 #[derive(Debug)]
 pub struct Agent {
     /// What every process has.
     pub process: Process,
-    bound: Bound,
-    follower: Follower,
-    horizon: Arc<FloorCell>,
-    /// What the follow task published for verifications.
-    applied: LogPosition,
-    proven_at: LeaseTime,
+    state: AgentState,
     /// What it told the publishers.
     announced: LogPosition,
-    cache: Vec<Option<Rc<Entry>>>,
+    cache: Cache,
     flights: Vec<Option<Box<Flight>>>,
     flying: usize,
     next_nonce: Nonce,
@@ -123,18 +163,12 @@ pub struct Agent {
 impl Agent {
     /// An agent that was not started yet.
     pub fn new(process: Process, ctx: &mut Ctx, replica_lag: Option<Micros>) -> Self {
-        let bound = ctx.settings.bound();
-        let follower = Follower::new(ctx.settings.follower(), ctx.dice.any());
         let keys = ctx.settings.size.keys;
         Self {
             process,
-            bound,
-            horizon: follower.floors().horizon().clone(),
-            follower,
-            applied: LogPosition::ZERO,
-            proven_at: LeaseTime(0),
+            state: Self::fresh_state(ctx),
             announced: LogPosition::ZERO,
-            cache: vec![None; keys],
+            cache: Cache::new(keys),
             flights: (0..keys).map(|_| None).collect(),
             flying: 0,
             next_nonce: 1,
@@ -148,14 +182,19 @@ impl Agent {
         }
     }
 
-    /// A new process: random nonces, empty memory.
+    /// Random nonces, empty memory.
+    fn fresh_state(ctx: &mut Ctx) -> AgentState {
+        let follower = Follower::new(ctx.settings.follower(), ctx.dice.any());
+        AgentState::new(follower, ctx.settings.bound())
+    }
+
+    /// A new process.
     pub fn start(&mut self, ctx: &mut Ctx) {
-        self.forget_all(ctx);
+        self.count_ends(ctx, &Scope::All);
         self.process.start(ctx);
-        self.follower = Follower::new(ctx.settings.follower(), ctx.dice.any());
-        self.horizon = self.follower.floors().horizon().clone();
-        (self.applied, self.announced) = (LogPosition::ZERO, LogPosition::ZERO);
-        self.proven_at = LeaseTime(0);
+        self.state = Self::fresh_state(ctx);
+        self.cache.clear();
+        self.announced = LogPosition::ZERO;
         self.flights.iter_mut().for_each(|flight| *flight = None);
         self.flying = 0;
         self.inputs.clear();
@@ -185,7 +224,7 @@ impl Agent {
 
     /// Its mode now.
     pub fn mode(&self, now: Moment) -> Mode {
-        self.follower.mode(self.process.clock.read(now))
+        self.state.follower.lock().mode(self.process.clock.read(now))
     }
 
     fn node(&self) -> Node {
@@ -232,7 +271,7 @@ impl Agent {
             AgentEvent::Verify(verification) => self.go_on(ctx, verification),
             AgentEvent::Timeout(key, nonce) => self.timed_out(ctx, key, nonce),
             AgentEvent::Replica(..) => {}
-            AgentEvent::Land(key, landing) => self.land(ctx, key, landing),
+            AgentEvent::Land(key) => self.land(ctx, key),
         }
     }
 
@@ -281,13 +320,11 @@ impl Agent {
             let mut effects = Vec::new();
             self.follow(ctx, input, &mut effects);
             let now = self.clock(ctx);
-            self.follower.poll(now, &mut effects);
-            if !Protection::EvictionPrecedesApplied.holds() {
-                effects.sort_by_key(|effect| matches!(effect, Effect::Applied { .. } | Effect::Flush(_)));
-            }
+            self.state.follower.lock().poll(now, &mut effects);
             self.performing.extend(effects);
         }
-        let wake = self.process.clock.moment(self.follower.wake_at()).max(ctx.now.after(1));
+        let wake_at = self.state.follower.lock().wake_at();
+        let wake = self.process.clock.moment(wake_at).max(ctx.now.after(1));
         if wake < self.wake || self.wake <= ctx.now {
             self.wake = wake;
             self.later(ctx, wake, AgentEvent::Wake);
@@ -296,33 +333,39 @@ impl Agent {
 
     fn follow(&mut self, ctx: &mut Ctx, input: Input, effects: &mut Vec<Effect>) {
         let now = self.clock(ctx);
+        let mut follower = self.state.follower.lock();
         match input {
-            Input::Live(rows) => self.follower.on_live(rows.to_vec(), now, effects),
-            Input::Tick(head) => self.follower.on_tick(head, now, effects),
+            Input::Live(rows) => follower.on_live(rows.to_vec(), now, effects),
+            Input::Tick(head) => follower.on_tick(head, now, effects),
             Input::ProbeAnswer(nonce, head) => {
-                self.follower.on_probe_answer(nonce, head, now, effects);
+                follower.on_probe_answer(nonce, head, now, effects);
             }
             Input::ReplayAnswer(nonce, answer) => {
-                self.follower.on_replay_answer(nonce, answer, now, effects);
+                follower.on_replay_answer(nonce, answer, now, effects);
             }
-            Input::Connected => self.follower.connected(now),
-            Input::Beat => self.announce(ctx),
+            Input::Connected => follower.connected(now),
+            Input::Beat => {
+                drop(follower);
+                self.announce(ctx);
+            }
             Input::Nothing => {}
         }
     }
 
-    /// Floors were raised inside the core; what follows is R9's order.
+    /// The core performs it (R9); messages and counts are added here.
     fn perform(&mut self, ctx: &mut Ctx, effect: Effect) {
         trace!(ctx, "{:?} {effect:?}", self.node());
+        if matches!(effect, Effect::Flush(_)) {
+            self.count_ends(ctx, &Scope::All);
+        }
+        let evicted = self.state.perform(&effect, &self.cache);
+        if let Some(entry) = &evicted {
+            self.count_end(ctx, entry);
+        }
         match effect {
-            Effect::Applied { invalidation, .. } => self.evict_scope(ctx, &invalidation.scope),
-            Effect::Flush(reason) => {
-                self.forget_all(ctx);
-                self.flushed(ctx, reason);
-            }
-            Effect::Widened(_) => {}
-            Effect::Progress { applied, .. } => self.applied = applied,
-            Effect::Proven(at) => self.proven_at = self.proven_at.max(at),
+            Effect::Applied { invalidation, .. } => self.count_ends(ctx, &invalidation.scope),
+            Effect::Flush(reason) => self.flushed(ctx, reason),
+            Effect::Widened(_) | Effect::Progress { .. } | Effect::Proven(_) => {}
             Effect::Announce => self.announce(ctx),
             Effect::SendProbe { nonce, seen, all } => {
                 let audience = if all { Audience::All } else { Audience::Probes };
@@ -355,20 +398,20 @@ impl Agent {
     }
 
     fn announce(&mut self, ctx: &mut Ctx) {
-        if self.applied == LogPosition::ZERO || !ctx.net.links[self.node().0].connected {
+        let applied = self.state.applied();
+        if applied == LogPosition::ZERO || !ctx.net.links[self.node().0].connected {
             return;
         }
-        self.announced = self.announced.max(self.applied);
-        let message = Message::Applied { from: self.node(), life: self.life(), applied: self.applied };
+        self.announced = self.announced.max(applied);
+        let message = Message::Applied { from: self.node(), life: self.life(), applied };
         ctx.ask(self.node(), Audience::All, message);
     }
 
-    fn evict_scope(&mut self, ctx: &mut Ctx, scope: &Scope) {
-        if let Some(hash) = evicts_one(scope) {
-            self.evict(ctx, key_of(hash));
+    /// What is below an API or a workspace stays, and dies by its floor: only its end is counted.
+    fn count_ends(&self, ctx: &mut Ctx, scope: &Scope) {
+        if evicts_one(scope).is_some() {
             return;
         }
-        // They stay, and die by their floor; only their end is counted.
         let depends = |entry: &Entry| match (scope, &entry.record) {
             (Scope::Api(id), Record::Key(key)) => key.api_id == *id,
             (Scope::Workspace(id), Record::Key(key)) => key.workspace_id == *id,
@@ -376,22 +419,9 @@ impl Agent {
             (Scope::All, _) => true,
             _ => false,
         };
-        for entry in self.cache.iter().flatten().filter(|entry| depends(entry)) {
+        for entry in self.cache.0.borrow().iter().flatten().filter(|entry| depends(entry)) {
             self.count_end(ctx, entry);
         }
-    }
-
-    fn evict(&mut self, ctx: &mut Ctx, key: KeyNumber) {
-        if let Some(entry) = self.cache[key.0].take() {
-            self.count_end(ctx, &entry);
-        }
-    }
-
-    fn forget_all(&mut self, ctx: &mut Ctx) {
-        for entry in self.cache.iter().flatten() {
-            self.count_end(ctx, entry);
-        }
-        self.cache.iter_mut().for_each(|entry| *entry = None);
     }
 
     /// From now on this entry is not answered from: how long was it, while something had changed?
@@ -401,7 +431,7 @@ impl Agent {
         }
         let lacking = ctx.checker.first_lacking(entry.key, entry.api, entry.workspace, entry.lsn);
         let Some(since) = lacking else { return };
-        let trusted = entry.stamp.read_at.max(self.proven_at).after(self.bound.trust());
+        let trusted = entry.stamp.read_at.max(self.state.proven_at()).after(self.state.bound.trust());
         let until = self.process.clock.moment(trusted).min(ctx.now);
         if until > since {
             ctx.checker.counts.forgotten.add(until.since(since));

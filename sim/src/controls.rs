@@ -1,11 +1,15 @@
-//! Negative controls: without one protection, the world must break a promise, and a checker must see it.
+//! Negative controls: without one protection, or one assumption, the world must break a promise, and a checker
+//! must see it.
 //!
-//! The table says for each protection which scenario shows it, which promises may be the ones that break,
-//! and within how many seeds.
+//! The table says for each which scenario shows it, which promises may be the ones that break, and within how many
+//! seeds.
+
+use std::fmt;
 
 use evictd_core::protection::Protection;
 use evictd_core::rules::Rule;
 
+use crate::assumption::Assumption;
 use crate::scenario::{Scenario, Settings};
 
 /// What comes of missing a protection.
@@ -17,11 +21,49 @@ pub enum Expected {
     Nothing(&'static str),
 }
 
-/// What is expected without a protection.
+/// What is missing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Missing {
+    /// Something that the shipped code does.
+    Protection(Protection),
+    /// Something that its surroundings do.
+    Assumption(Assumption),
+}
+
+impl Missing {
+    /// The rule that needs it.
+    pub fn rule(self) -> Rule {
+        match self {
+            Self::Protection(protection) => protection.rule(),
+            Self::Assumption(assumption) => assumption.rule(),
+        }
+    }
+}
+
+#[cfg(evictd_negative_controls)]
+impl Missing {
+    fn assumption(self) -> Option<Assumption> {
+        match self {
+            Self::Protection(_) => None,
+            Self::Assumption(assumption) => Some(assumption),
+        }
+    }
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Protection(protection) => write!(f, "{protection:?}"),
+            Self::Assumption(assumption) => write!(f, "{assumption:?}"),
+        }
+    }
+}
+
+/// What is expected when something is missing.
 #[derive(Clone, Copy, Debug)]
 pub struct Control {
     /// Without what.
-    pub without: Protection,
+    pub without: Missing,
     /// Where it shows.
     pub scenario: Scenario,
     /// What comes of it.
@@ -33,10 +75,18 @@ pub struct Control {
 }
 
 const fn breaks(without: Protection, scenario: Scenario, rules: &'static [Rule], seeds: u64) -> Control {
+    let without = Missing::Protection(without);
+    Control { without, scenario, expected: Expected::Breaks(rules), seeds, tune: |_| {} }
+}
+
+/// The agents' and the publishers' code is as it is; what it stands on isn't.
+const fn unfounded(without: Assumption, scenario: Scenario, rules: &'static [Rule], seeds: u64) -> Control {
+    let without = Missing::Assumption(without);
     Control { without, scenario, expected: Expected::Breaks(rules), seeds, tune: |_| {} }
 }
 
 const fn nothing(without: Protection, scenario: Scenario, why: &'static str) -> Control {
+    let without = Missing::Protection(without);
     Control { without, scenario, expected: Expected::Nothing(why), seeds: 10, tune: |_| {} }
 }
 
@@ -62,7 +112,8 @@ fn with_slow_starts(settings: &mut Settings) {
     (settings.polite, settings.paired_permille, settings.slow_loads_permille) = (true, 700, 300);
 }
 
-/// One line for each protection.
+/// One line for each protection and each assumption, but for `ProofsPrecedeApplied` and `LiftsRestOnTheReading`:
+/// those show within a step of the agent's, where loom looks.
 pub const CONTROLS: &[Control] = {
     use Protection as P;
     use Rule::{G1, G2, G3, G4, G5, R2, R14};
@@ -98,9 +149,10 @@ pub const CONTROLS: &[Control] = {
         breaks(P::RoundsFollowTheirProbes, S::Failover, &[G1], 200).tuned(in_pairs),
         breaks(P::LeasesRunOut, S::Partition, &[G1], 200),
         breaks(P::MarginsAreKept, S::Clocks, &[G1], 200),
-        breaks(P::SuspensionCounts, S::Clocks, &[G1], 200),
+        unfounded(Assumption::ClocksCountSuspension, S::Clocks, &[G1], 200),
         breaks(P::LookupsCarryTheFenceAge, S::Failover, &[G1], 200),
         breaks(P::EntriesAppearChecked, S::Calm, &[G1, G2, G4], 200),
+        breaks(P::ChecksFollowInsertions, S::Calm, &[G1, G2, G4], 200),
         breaks(P::EvictionPrecedesApplied, S::Calm, &[G2, G4], 200),
         breaks(P::DeadlinePrecedesFloors, S::Partition, &[G1], 200).tuned(with_stalled_verifications),
         breaks(P::LoadsMeetFloors, S::Calm, &[G1, G2, G4], 200),
@@ -135,11 +187,11 @@ enum Finding {
     Nothing,
 }
 
-/// Runs all controls, or that of one protection; tells whether each found what it must.
+/// Runs all controls, or that of one protection or assumption; tells whether each found what it must.
 #[cfg(evictd_negative_controls)]
 pub fn run(only: Option<&str>, threads: usize) -> bool {
     use crate::report::in_parallel;
-    let chosen = |control: &&Control| only.is_none_or(|name| format!("{:?}", control.without) == name);
+    let chosen = |control: &&Control| only.is_none_or(|name| control.without.to_string() == name);
     let controls: Vec<&Control> = CONTROLS.iter().filter(chosen).collect();
     println!("{:<28} {:<4} {:<10} {:<12} found", "without", "rule", "scenario", "may break");
     let mut well = !controls.is_empty();
@@ -150,7 +202,7 @@ pub fn run(only: Option<&str>, threads: usize) -> bool {
         let names: Vec<&str> = control.rules().iter().map(|rule| rule.id()).collect();
         println!(
             "{:<28} {:<4} {:<10} {:<12} {found}",
-            format!("{:?}", control.without),
+            control.without.to_string(),
             control.without.rule().id(),
             control.scenario.name(),
             names.join(" ")
@@ -182,7 +234,16 @@ fn search(control: &Control) -> Finding {
     use crate::report::run_caught;
     let mut other = None;
     for seed in 0..control.seeds {
-        let outcome = control.without.without(|| run_caught(control.scenario, seed, control.tune));
+        let run = || {
+            run_caught(control.scenario, seed, |settings| {
+                (control.tune)(settings);
+                settings.lacking = control.without.assumption();
+            })
+        };
+        let outcome = match control.without {
+            Missing::Protection(protection) => protection.without(run),
+            Missing::Assumption(_) => run(),
+        };
         let Some(violation) = outcome.violations.into_iter().next() else { continue };
         if control.rules().contains(&violation.rule) {
             return Finding::Found { seed, rule: violation.rule, at: violation.at };

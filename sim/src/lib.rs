@@ -17,6 +17,7 @@
 //! * [`report`], [`histogram`], [`cli`]: runs in bulk, and what is told of them.
 
 pub mod agent;
+pub mod assumption;
 pub mod checker;
 pub mod cli;
 pub mod controls;

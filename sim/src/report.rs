@@ -1,6 +1,7 @@
 //! Runs in bulk, and what is told of them.
 
 use std::fmt::Write as _;
+use std::panic::UnwindSafe;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -120,7 +121,7 @@ pub fn run(scenarios: &[Scenario], first: u64, seeds: u64, threads: usize) -> Re
 }
 
 /// Runs one seed; a panic in it is a violation like any other, and has a seed as well.
-pub fn run_caught(scenario: Scenario, seed: u64, tune: fn(&mut Settings)) -> Outcome {
+pub fn run_caught(scenario: Scenario, seed: u64, tune: impl Fn(&mut Settings) + UnwindSafe) -> Outcome {
     std::panic::catch_unwind(|| world::run_tuned(scenario, seed, Trace::Off, tune)).unwrap_or_else(|_| {
         Outcome {
             violations: vec![Violation {

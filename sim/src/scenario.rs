@@ -9,6 +9,7 @@ use evictd_core::ids::WorkspaceId;
 use evictd_core::lease::Bound;
 use serde::Serialize;
 
+use crate::assumption::Assumption;
 use crate::fault::{Fault, Scheduled};
 use crate::net::Kinds;
 use crate::queue::Node;
@@ -129,6 +130,8 @@ pub struct Settings {
     pub receipt_workspace: WorkspaceId,
     /// Distances to the centre of the network, by node.
     pub distances: Vec<Micros>,
+    /// What doesn't hold although the guarantees assume it.
+    pub lacking: Option<Assumption>,
 }
 
 impl Settings {
@@ -204,6 +207,7 @@ impl Settings {
             loads_max: 256,
             receipt_workspace: WorkspaceId::new("ws"),
             distances,
+            lacking: None,
         }
     }
 }

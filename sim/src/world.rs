@@ -6,6 +6,7 @@ use evictd_core::lease::Mode;
 use evictd_core::rules::Rule;
 
 use crate::agent::{Agent, AgentEvent};
+use crate::assumption::Assumption;
 use crate::checker::{Checker, Counts, Violation};
 use crate::ctx::Ctx;
 use crate::fault::{Edge, Fault, Scheduled};
@@ -59,12 +60,12 @@ pub fn run(scenario: Scenario, seed: u64, trace: Trace) -> Outcome {
 }
 
 /// Runs one seed of one scenario in a world that is set up a little differently.
-pub fn run_tuned(scenario: Scenario, seed: u64, trace: Trace, tune: fn(&mut Settings)) -> Outcome {
+pub fn run_tuned(scenario: Scenario, seed: u64, trace: Trace, tune: impl Fn(&mut Settings)) -> Outcome {
     World::new(scenario, seed, trace, tune).run()
 }
 
 impl World {
-    fn new(scenario: Scenario, seed: u64, trace: Trace, tune: fn(&mut Settings)) -> Self {
+    fn new(scenario: Scenario, seed: u64, trace: Trace, tune: impl Fn(&mut Settings)) -> Self {
         let mut dice = Dice::new(seed, scenario as u64);
         let mut settings = Settings::draw(scenario, &mut dice);
         tune(&mut settings);
@@ -417,7 +418,7 @@ impl World {
     fn thaw(&mut self, node: Node, suspend: bool) {
         let agents = self.agents.len();
         let ctx = &mut self.ctx;
-        let stood = suspend && !evictd_core::protection::Protection::SuspensionCounts.holds();
+        let stood = suspend && ctx.settings.lacking == Some(Assumption::ClocksCountSuspension);
         if node.0 < agents {
             self.agents[node.0].process.thaw(ctx, stood);
         } else {

@@ -5,6 +5,10 @@ use clap::Args;
 
 use crate::steps;
 
+/// What is built with protections that can be switched off, and where.
+const MISSING: &str = "--cfg evictd_negative_controls";
+const CONTROLS: &str = "target/model-controls";
+
 #[derive(Args)]
 pub(crate) struct ModelArgs {
     /// Miss each protection in turn instead: a violation must be found without it.
@@ -16,21 +20,29 @@ pub(crate) struct ModelArgs {
 
 pub(crate) fn run(args: &ModelArgs) -> anyhow::Result<()> {
     if args.negative_controls {
-        return check(
-            "target/model-controls",
-            "--cfg evictd_negative_controls",
-            &["--negative-controls"],
-            args,
-        );
+        loom("target/loom-controls", "--cfg loom --cfg evictd_negative_controls", args)?;
+        if args.filter.is_none() {
+            // Those of the stores, on real databases.
+            let package = ["--package", "evictd-store", "--test", "it", "--target-dir", CONTROLS];
+            steps::cargo(&[&["test", "--quiet"][..], &package, &["negative_control"]].concat())
+                .env("RUSTFLAGS", MISSING)
+                .run()?;
+        }
+        return check(CONTROLS, MISSING, &["--negative-controls"], args);
     }
-    if args.filter.is_none() {
-        // Its own controls are among its tests.
-        let package = ["--package", "evictd-core", "--test", "loom", "--target-dir", "target/loom"];
-        steps::cargo(&[&["test", "--quiet", "--release"][..], &package].concat())
-            .env("RUSTFLAGS", "--cfg loom")
-            .run()?;
-    }
+    loom("target/loom", "--cfg loom", args)?;
     check("target/model", "", &[], args)
+}
+
+/// The tests of interleavings, unless only some worlds or controls are asked for.
+fn loom(target: &str, rustflags: &str, args: &ModelArgs) -> anyhow::Result<()> {
+    if args.filter.is_some() {
+        return Ok(());
+    }
+    let package = ["--package", "evictd-core", "--test", "loom", "--target-dir", target];
+    steps::cargo(&[&["test", "--quiet", "--release"][..], &package].concat())
+        .env("RUSTFLAGS", rustflags)
+        .run()
 }
 
 /// A directory for each kind of build, so that none rebuilds for another.

@@ -3,14 +3,16 @@
 //! moka keeps what is worth keeping and bounds the memory; it decides nothing else. Whether an entry may
 //! be served is decided at each hit, from the floors and the lease (R6, R8). In particular moka's own
 //! invalidation does not stop a load in flight, so an entry is inserted hidden, and shown only after a
-//! look at the floors that follows the insertion (R9).
+//! look at the floors that follows the insertion (R9): [`evictd_core::serving`] has these steps.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use evictd_core::entry::Stamp;
 use evictd_core::ids::KeyHash;
+use evictd_core::position::LogPosition;
 use evictd_core::record::{Record, RecordState};
+use evictd_core::serving::{CacheEntry, EntryCache};
 use evictd_core::time::LeaseTime;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -24,10 +26,24 @@ use crate::metrics::Metrics;
 pub(crate) struct Entry {
     pub(crate) record: Record,
     pub(crate) stamp: Stamp,
-    /// When the load was sent; says nothing about how new it is.
-    pub(crate) loaded_at: LeaseTime,
+    /// When what was not found is asked for again, whatever vouches for it.
+    pub(crate) expires_at: LeaseTime,
     /// When it was answered from.
     pub(crate) answers: Answers,
+}
+
+impl CacheEntry for Entry {
+    fn stamp(&self) -> &Stamp {
+        &self.stamp
+    }
+
+    fn is_expired(&self, now: LeaseTime) -> bool {
+        now >= self.expires_at
+    }
+
+    fn note_answer(&self, now: LeaseTime, _: LogPosition) {
+        self.answers.note(now, self.stamp.as_of());
+    }
 }
 
 impl Entry {
@@ -61,7 +77,7 @@ impl Entry {
 pub(crate) struct Cache {
     found: moka::sync::Cache<KeyHash, Arc<Entry>>,
     not_found: moka::sync::Cache<KeyHash, Arc<Entry>>,
-    pub(crate) not_found_ttl: Duration,
+    not_found_ttl: Duration,
     /// The answers given from what is or was cached.
     pub(crate) rings: Rings,
 }
@@ -78,34 +94,19 @@ impl Cache {
         Self { found, not_found, not_found_ttl: config.not_found_ttl.into(), rings: Rings::new() }
     }
 
-    /// One look-up for what is found; two for what is not. The entry may be hidden still.
-    pub(crate) fn get(&self, hash: &KeyHash) -> Option<Arc<Entry>> {
-        self.found.get(hash).or_else(|| self.not_found.get(hash))
+    /// An entry for a record that was asked for at `sent_at`.
+    pub(crate) fn new_entry(&self, record: Record, stamp: Stamp, sent_at: LeaseTime) -> Entry {
+        let answers = self.rings.answers_of(&record);
+        let mut entry = Entry { record, stamp, expires_at: LeaseTime(u64::MAX), answers };
+        if entry.is_not_found() {
+            entry.expires_at = sent_at.after(self.not_found_ttl);
+        }
+        entry
     }
 
-    /// Puts an entry in, hidden until [`Stamp::show`].
-    pub(crate) fn insert_hidden(&self, hash: KeyHash, entry: Arc<Entry>) {
-        debug_assert!(!entry.stamp.is_shown());
-        let (into, out_of) = if entry.is_not_found() {
-            (&self.not_found, &self.found)
-        } else {
-            (&self.found, &self.not_found)
-        };
-        into.insert(hash, entry);
-        out_of.invalidate(&hash);
-    }
-
-    /// Removes what is cached under `hash`, and returns it. When this returns, no `get` that starts later
-    /// sees it.
-    pub(crate) fn evict(&self, hash: &KeyHash) -> Option<Arc<Entry>> {
-        let (found, not_found) = (self.found.remove(hash), self.not_found.remove(hash));
-        found.or(not_found)
-    }
-
-    /// Removes everything, as far as memory is concerned: the horizon has ended its life already.
-    pub(crate) fn clear(&self) {
-        self.found.invalidate_all();
-        self.not_found.invalidate_all();
+    #[cfg(test)]
+    pub(crate) fn not_found_ttl(&self) -> Duration {
+        self.not_found_ttl
     }
 
     fn run_pending_tasks(&self) {
@@ -116,6 +117,35 @@ impl Cache {
     /// Entries found, entries not found, estimated bytes; as of the last housekeeping.
     pub(crate) fn size(&self) -> (u64, u64, u64) {
         (self.found.entry_count(), self.not_found.entry_count(), self.found.weighted_size())
+    }
+}
+
+impl EntryCache for Cache {
+    type Entry = Entry;
+
+    /// One look-up for what is found; two for what is not.
+    fn get(&self, hash: &KeyHash) -> Option<Arc<Entry>> {
+        self.found.get(hash).or_else(|| self.not_found.get(hash))
+    }
+
+    fn insert_hidden(&self, hash: KeyHash, entry: Arc<Entry>) {
+        let (into, out_of) = if entry.is_not_found() {
+            (&self.not_found, &self.found)
+        } else {
+            (&self.found, &self.not_found)
+        };
+        into.insert(hash, entry);
+        out_of.invalidate(&hash);
+    }
+
+    fn evict(&self, hash: &KeyHash) -> Option<Arc<Entry>> {
+        let (found, not_found) = (self.found.remove(hash), self.not_found.remove(hash));
+        found.or(not_found)
+    }
+
+    fn clear(&self) {
+        self.found.invalidate_all();
+        self.not_found.invalidate_all();
     }
 }
 

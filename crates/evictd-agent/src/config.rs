@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use evictd_core::floors::FloorLimits;
 use evictd_core::follower::FollowerConfig;
+use evictd_core::history::StoreId;
 use evictd_core::lease::Bound;
 use evictd_core::roster::PartitionPolicy;
 use evictd_ops::admin::AdminConfig;
@@ -34,6 +35,8 @@ pub struct AgentConfig {
     pub admin: AdminConfig,
     /// The bus.
     pub nats: BusConfig,
+    /// Which home store is followed.
+    pub home: HomeConfig,
     /// The bound and what keeps it.
     pub lease: LeaseConfig,
     /// What is answered without proof.
@@ -46,6 +49,31 @@ pub struct AgentConfig {
     pub postgres: PostgresConfig,
     /// Logging.
     pub log: LogConfig,
+}
+
+/// Which home store is followed.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HomeConfig {
+    /// 16 hexadecimal digits, or empty: any.
+    pub store_id: String,
+}
+
+impl HomeConfig {
+    /// The store, if there is only one to be followed; an error if the text is none.
+    fn store(&self) -> Result<Option<StoreId>, String> {
+        let text = self.store_id.as_str();
+        if text.is_empty() {
+            return Ok(None);
+        }
+        match u64::from_str_radix(text, 16) {
+            Ok(id) if text.len() == 16 && id > 0 => Ok(Some(StoreId(id))),
+            _ => Err(format!(
+                "home.store_id: `{text}` isn't a home store's id, 16 hexadecimal digits; a publisher's /status shows \
+                 its own as `homeStore`"
+            )),
+        }
+    }
 }
 
 /// The bound and what keeps it.
@@ -178,6 +206,7 @@ impl AgentConfig {
             request_timeout: self.lease.request_timeout.into(),
             gap_patience: self.lease.gap_patience.into(),
             floors: FloorLimits::default(),
+            home_store: self.home.store().ok().flatten(),
         }
     }
 }
@@ -187,6 +216,7 @@ impl Validate for AgentConfig {
         for (key, name) in [("region", &self.region), ("agent", &self.agent)] {
             problems.extend(check_name(name).err().map(|error| format!("{key}: {error}")));
         }
+        problems.extend(self.home.store().err());
         let duration = |value: HumanDuration| Duration::from(value);
         let lease = &self.lease;
         if let Err(error) = Bound::new(lease.bound.into(), lease.margin.into()) {

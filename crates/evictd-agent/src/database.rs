@@ -2,7 +2,9 @@
 //!
 //! A database's own read proves nothing: it may be a replica that lags, or a primary that was demoted and
 //! doesn't know. So what it says counts only while the lease vouches for it, and only where it meets the floors;
-//! the lease is always the authority's. Whatever fails here is asked of the authority instead.
+//! the lease is always the authority's. It may also be another store: a standby promoted by mistake, or a copy with a
+//! publisher of its own. So a read counts only if its log ends with a position and a token that this agent got from
+//! home (R15). Whatever fails here is asked of the authority instead.
 
 use std::error::Error;
 use std::fmt::Debug;
@@ -10,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use evictd_core::follower::LoadSource;
 use evictd_core::ids::KeyHash;
 use evictd_core::record::Lookup;
 use evictd_core::time::LeaseTime;
@@ -79,7 +82,8 @@ impl Replica {
             return None;
         }
         let lookup = self.0.ask(hash).await?;
-        Some(Loaded { lookup, read_at: LeaseTime::default() })
+        let source = LoadSource::Database(lookup.token);
+        Some(Loaded { lookup, source, read_at: LeaseTime::default() })
     }
 
     /// Asks the database at once, so that a wrong password or a missing right shows before anybody needs it, and again

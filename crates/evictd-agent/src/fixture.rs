@@ -6,17 +6,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use evictd_core::entry::Stamp;
-use evictd_core::follower::{Accepted, Effect, Follower, evicts_one};
+use bytes::Bytes;
+use evictd_core::follower::{Accepted, Effect, Follower, LoadSource};
+use evictd_core::history::{Incarnation, LogToken, Milestone, Provenance, StoreId, Voucher};
 use evictd_core::ids::{ApiId, KeyHash, KeyId, WorkspaceId};
 use evictd_core::invalidation::{Cause, Invalidation, Scope};
 use evictd_core::position::LogPosition;
 use evictd_core::record::{KeyRecord, Lookup, Record, RecordState, RootKeyRecord};
+use evictd_core::serving::{LoadAnswer, LoadedEntry};
 use evictd_core::time::{LeaseTime, StoreTime};
 use evictd_ops::clock;
 use evictd_ops::config::Layers;
 use evictd_ops::metrics::Registry;
 use evictd_ops::readiness::Readiness;
+use evictd_wire::live::{Event, Live};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -152,7 +155,7 @@ impl Origin for MemoryHome {
             let state = self.state.lock();
             let record = state.records.get(&hash).cloned().unwrap_or(Record::Absent);
             let read_at = clock::lease_now().before(state.fence_age);
-            let loaded = Loaded { lookup: Lookup { as_of: state.head, record }, read_at };
+            let loaded = loaded(state.head, record, read_at);
             state.failure.map_or(Ok(loaded), Err)
         };
         self.asked.send_modify(|asked| *asked += 1);
@@ -203,19 +206,34 @@ impl Agent {
         agent
     }
 
+    /// Proven complete up to [`BASE`] when the lease clock began: its lease has run out.
+    pub(crate) fn expired_with(settings: &[(&str, &str)]) -> Self {
+        let agent = Self::starting(settings);
+        agent.prove_at(at(BASE), LeaseTime(1));
+        agent
+    }
+
     /// An authority answers a probe.
     pub(crate) fn prove(&self, head: LogPosition) {
-        let now = clock::lease_now();
+        self.prove_at(head, clock::lease_now());
+    }
+
+    fn prove_at(&self, head: LogPosition, now: LeaseTime) {
         let mut effects = Vec::new();
         {
             let mut follower = self.knowledge.follower.lock();
+            if let Some(followed) = follower.provenance()
+                && followed != voucher(head).milestone.provenance
+            {
+                follower.on_end(followed, now);
+            }
             follower.connected(now);
             follower.poll(now, &mut effects);
             let nonce = effects.iter().find_map(|effect| match effect {
                 Effect::SendProbe { nonce, .. } => Some(*nonce),
                 _ => None,
             });
-            let accepted = follower.on_probe_answer(nonce.unwrap(), head, now, &mut effects);
+            let accepted = follower.on_probe_answer(nonce.unwrap(), &voucher(head), now, &mut effects);
             assert_eq!(accepted, Accepted::Yes);
         }
         self.perform(effects);
@@ -231,31 +249,38 @@ impl Agent {
     /// A row arrives on the live feed.
     pub(crate) fn apply(&self, row: Invalidation) {
         let mut effects = Vec::new();
-        self.knowledge.follower.lock().on_live(vec![row], clock::lease_now(), &mut effects);
+        let last = voucher(row.position);
+        self.knowledge.follower.lock().on_live(&last, vec![row], clock::lease_now(), &mut effects);
         self.perform(effects);
     }
 
     /// What the follow task does to cache and knowledge.
     fn perform(&self, effects: Vec<Effect>) {
         for effect in effects {
-            match effect {
-                Effect::Applied { invalidation, .. } => {
-                    if let Some(hash) = evicts_one(&invalidation.scope) {
-                        self.cache.evict(hash);
-                    }
-                }
-                Effect::Flush(_) => self.cache.clear(),
-                Effect::Progress { applied, .. } => self.knowledge.publish_applied(applied),
-                Effect::Proven(proven_at) => self.knowledge.publish_proven(proven_at),
-                Effect::Widened(_)
-                | Effect::Announce
-                | Effect::SendProbe { .. }
-                | Effect::SendReplay { .. } => {}
-            }
+            self.knowledge.perform(&effect, &*self.cache);
         }
     }
 
-    /// Caches a record as of `as_of`, as if it had been read at `read_at`.
+    /// It was complete then.
+    pub(crate) fn was_proven(&self, at: LeaseTime) {
+        self.perform(vec![Effect::Proven(at)]);
+    }
+
+    /// A record as of `as_of`, as if it had been read at `read_at`.
+    pub(crate) fn loaded(
+        &self,
+        hash: KeyHash,
+        record: Record,
+        as_of: LogPosition,
+        read_at: LeaseTime,
+    ) -> LoadedEntry<Entry> {
+        let answer =
+            LoadAnswer { hash, source: LoadSource::Authority(PROVENANCE), as_of, read_at, sent_at: read_at };
+        let new_entry = |record, stamp| self.cache.new_entry(record, stamp, read_at);
+        LoadedEntry::new(&self.knowledge, answer, record, &mut Vec::new(), new_entry)
+    }
+
+    /// Caches such a record, if it meets its floors.
     pub(crate) fn cached(
         &self,
         hash: KeyHash,
@@ -263,17 +288,8 @@ impl Agent {
         as_of: LogPosition,
         read_at: LeaseTime,
     ) -> Arc<Entry> {
-        let anchors = self.knowledge.follower.lock().anchors(&record, &mut Vec::new());
-        let answers = self.cache.rings.answers_of(&record);
-        let entry = Arc::new(Entry {
-            record,
-            stamp: Stamp::new(as_of, read_at, anchors),
-            loaded_at: read_at,
-            answers,
-        });
-        self.cache.insert_hidden(hash, entry.clone());
-        entry.stamp.show();
-        entry
+        let inserted = self.loaded(hash, record, as_of, read_at).insert(&*self.cache);
+        inserted.settle(&self.knowledge, &*self.cache).entry().clone()
     }
 
     /// The value of a counter or gauge, `name{label="value"}`, that holds whole numbers.
@@ -282,6 +298,33 @@ impl Agent {
         let line = scrape.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         line.unwrap_or_else(|| panic!("no {series} in\n{scrape}")).parse().unwrap()
     }
+}
+
+/// The history that they follow in the first epoch.
+pub(crate) const PROVENANCE: Provenance = Provenance { store: StoreId(1), incarnation: Incarnation(1) };
+
+pub(crate) fn voucher(at: LogPosition) -> Voucher {
+    // Each epoch has one incarnation.
+    let provenance = Provenance { incarnation: Incarnation(at.epoch().into()), ..PROVENANCE };
+    let milestone = Milestone { provenance, at, token: LogToken(at.position()) };
+    Voucher { milestone, mac: [0; 16] }
+}
+
+/// What a store says of a record at `as_of`.
+pub(crate) fn lookup(as_of: LogPosition, record: Record) -> Lookup {
+    let Milestone { provenance, at, token } = voucher(as_of).milestone;
+    Lookup { as_of: at, provenance, token, record }
+}
+
+/// The same, as the authority's answer.
+pub(crate) fn loaded(as_of: LogPosition, record: Record, read_at: LeaseTime) -> Loaded {
+    Loaded { lookup: lookup(as_of, record), source: LoadSource::Authority(PROVENANCE), read_at }
+}
+
+/// Rows as they come on the live feed.
+pub(crate) fn live(rows: &[Invalidation]) -> Bytes {
+    let voucher = voucher(rows[rows.len() - 1].position);
+    Live { voucher, event: Event::Invalidations(rows.to_vec()) }.encode()
 }
 
 /// The end of a key, `from_now` ahead on the wall clock.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_nats::Message;
 use bytes::Bytes;
 use evictd_core::follower::{Accepted, Effect, Via, evicts_one};
+use evictd_core::history::Provenance;
 use evictd_core::ids::{Identity, KeyHash};
 use evictd_core::invalidation::{Invalidation, Scope};
 use evictd_core::lease::{Bound, Mode};
@@ -14,12 +15,13 @@ use evictd_core::position::LogPosition;
 use evictd_core::receipts::{Exposure, Sighting};
 use evictd_core::roster::PartitionPolicy;
 use evictd_core::rules::Rule;
+use evictd_core::serving::EntryCache;
 use evictd_core::time::LeaseTime;
 use evictd_ops::clock;
 use evictd_ops::invariants::Invariants;
 use evictd_ops::readiness::Condition;
 use evictd_wire::applied::Applied;
-use evictd_wire::live::{self, Live};
+use evictd_wire::live::{Event, Live};
 use evictd_wire::probe::{ProbeAnswer, ProbeRequest};
 use evictd_wire::replay::{ReplayAnswer, ReplayRequest};
 use evictd_wire::subject::Kind;
@@ -45,6 +47,13 @@ const ANNOUNCEMENT_SPACING: Duration = Duration::from_millis(10);
 /// After so much silence the live feed is called silent: three ticks.
 const FEED_SILENT_AFTER: Duration = Duration::from_secs(3);
 
+/// A rival that was silent for so long is gone.
+const RIVAL_GONE_AFTER: Duration = Duration::from_secs(5);
+
+/// What its messages mean. They move nothing here.
+const RIVAL: &str = "another home store than the one that this agent follows is active on this bus; stop one of them, \
+                     or give each its own NATS account";
+
 /// Everything the follow task works on.
 #[derive(Debug)]
 pub(crate) struct Follow {
@@ -58,6 +67,8 @@ pub(crate) struct Follow {
     pub(crate) lease: Condition,
     /// Met while the live feed is heard.
     pub(crate) feed: Condition,
+    /// Met while no other home store speaks on the bus.
+    pub(crate) history: Condition,
     pub(crate) recent: Recent,
 }
 
@@ -102,6 +113,8 @@ struct Task {
     announce_from: Instant,
     announcement_due: bool,
     mode: Mode,
+    /// Who spoke last for another history, and when.
+    rival: Option<(Provenance, LeaseTime)>,
 }
 
 impl Task {
@@ -116,15 +129,21 @@ impl Task {
             announce_from: Instant::now(),
             announcement_due: false,
             mode: Mode::Starting,
+            rival: None,
         }
     }
 
     fn on_live(&mut self, payload: &Bytes) {
         let now = clock::lease_now();
         let mut follower = self.follow.knowledge.follower.lock();
-        match live::decode(payload) {
-            Ok(Live::Invalidations(rows)) => follower.on_live(rows, now, &mut self.effects),
-            Ok(Live::Tick(head)) => follower.on_tick(head, now, &mut self.effects),
+        match Live::decode(payload) {
+            Ok(Live { voucher, event: Event::Invalidations(rows) }) => {
+                follower.on_live(&voucher, rows, now, &mut self.effects);
+            }
+            Ok(Live { voucher, event: Event::Tick(_) }) => {
+                follower.on_tick(&voucher, now, &mut self.effects);
+            }
+            Ok(Live { voucher, event: Event::Ended }) => follower.on_end(voucher.milestone.provenance, now),
             Err(error) => {
                 tracing::debug!(%error, "ignored a message of the live feed");
                 self.follow.metrics.malformed(Incoming::Live);
@@ -145,11 +164,11 @@ impl Task {
         let now = clock::lease_now();
         let mut follower = self.follow.knowledge.follower.lock();
         let sent_at = follower.probe_sent_at(answer.nonce);
-        match follower.on_probe_answer(answer.nonce, answer.head, now, &mut self.effects) {
+        match follower.on_probe_answer(answer.nonce, &answer.head, now, &mut self.effects) {
             Accepted::Yes => {
                 if let Some(sent_at) = sent_at {
                     let ProbeAnswer { held, store_time, head, .. } = answer;
-                    let received_at = now;
+                    let (received_at, head) = (now, head.milestone.at);
                     if self.offset.measured(Measurement { sent_at, received_at, held, store_time, head }) {
                         tracing::warn!("the home store's clock was set; lags are measured anew");
                     }
@@ -170,7 +189,9 @@ impl Task {
         };
         let now = clock::lease_now();
         let mut follower = self.follow.knowledge.follower.lock();
-        if follower.on_replay_answer(answer.nonce, answer.outcome, now, &mut self.effects) == Accepted::No {
+        if follower.on_replay_answer(answer.nonce, answer.provenance, answer.outcome, now, &mut self.effects)
+            == Accepted::No
+        {
             self.follow.metrics.unasked(incoming);
         }
     }
@@ -195,6 +216,7 @@ impl Task {
             metrics.clock(low.saturating_sub(wall_less_lease), high.saturating_sub(wall_less_lease));
         }
         self.publish_offset(now);
+        self.remark_on_rival(now);
         self.enter(mode);
         self.announce(feed).await;
     }
@@ -215,6 +237,20 @@ impl Task {
                 "no publisher ticks: none is connected, or none can read its store, or the permissions lack \
                  evictd.v1.live; changes arrive by repair only",
             );
+        }
+    }
+
+    /// Another home store on the bus moves nothing here, but somebody has to stop it.
+    fn remark_on_rival(&mut self, now: LeaseTime) {
+        match self.rival {
+            Some((provenance, at)) if now.since(at) < RIVAL_GONE_AFTER => {
+                let Provenance { store, incarnation } = provenance;
+                self.follow.history.unmet(format!("{RIVAL}: store {store}, incarnation {incarnation}"));
+            }
+            _ => {
+                self.rival = None;
+                self.follow.history.met();
+            }
         }
     }
 
@@ -265,21 +301,20 @@ impl Task {
         }
     }
 
-    /// Floors were raised inside the core; what follows is R9's order.
+    /// The core performs it (R9); what else there is to do or to tell of it is done here.
     async fn perform(&mut self, effect: Effect, feed: &Feed) {
         let Follow { knowledge, cache, metrics, identity, .. } = &self.follow;
+        let applied_before = knowledge.applied();
+        let evicted = knowledge.perform(&effect, &**cache);
         match effect {
             Effect::Applied { invalidation, via } => {
-                let evicted = evicts_one(&invalidation.scope).map(|hash| (hash, cache.evict(hash)));
-                if let Some((hash, _)) = evicted {
+                if let Some(hash) = evicts_one(&invalidation.scope) {
                     self.check_evicted(hash, invalidation.position);
                 }
-                let entry = evicted.and_then(|(_, entry)| entry);
-                self.applied(&invalidation, via, entry.as_deref());
+                self.applied(&invalidation, via, evicted.as_deref());
             }
             Effect::Flush(reason) => {
                 tracing::info!(reason = reason.label(), "everything cached is forgotten");
-                cache.clear();
                 metrics.flushed(reason);
             }
             Effect::Widened(widened) => {
@@ -287,8 +322,7 @@ impl Task {
                 metrics.floors_merged(widened.floors());
             }
             Effect::Progress { applied, head } => {
-                check_progress(&metrics.invariants, knowledge.applied(), applied);
-                knowledge.publish_applied(applied);
+                check_progress(&metrics.invariants, applied_before, applied);
                 metrics.progress(applied.epoch(), applied.position(), head.position());
             }
             Effect::Proven(at) => {
@@ -298,9 +332,14 @@ impl Task {
                         .invariants
                         .violated(Rule::R7, format_args!("a proof from the future: {at:?} at {now:?}"));
                 }
-                knowledge.publish_proven(at);
                 let mode = knowledge.mode(&knowledge.follower.lock(), now);
                 self.enter(mode);
+            }
+            Effect::Rival(provenance) => {
+                metrics.rival_message();
+                if self.rival.replace((provenance, clock::lease_now())).is_none() {
+                    tracing::warn!(store = %provenance.store, incarnation = %provenance.incarnation, "{RIVAL}");
+                }
             }
             // After all other effects (R9).
             Effect::Announce => self.announcement_due = true,
@@ -394,8 +433,9 @@ impl Task {
         if applied == LogPosition::ZERO {
             return None;
         }
+        let provenance = self.follow.knowledge.follower.lock().provenance()?;
         let (instance, sightings) = (self.follow.identity.instance, self.sightings.told_with(applied));
-        Some(Applied { instance, applied, sightings, leaving }.encode())
+        Some(Applied { instance, provenance, applied, sightings, leaving }.encode())
     }
 }
 

@@ -5,11 +5,10 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry as MapEntry;
 use std::sync::Arc;
 
-use evictd_core::entry::{Reading, Stamp};
 use evictd_core::follower::Effect;
 use evictd_core::ids::KeyHash;
-use evictd_core::lease::{answers, may_join};
-use evictd_core::position::LogPosition;
+use evictd_core::record::Lookup;
+use evictd_core::serving::{LoadAnswer, LoadedEntry, Reading, SettledEntry};
 use evictd_core::time::LeaseTime;
 use evictd_ops::clock;
 use parking_lot::Mutex;
@@ -22,17 +21,8 @@ use crate::knowledge::Knowledge;
 use crate::metrics::{DatabaseOutcome, LoadOutcome, Metrics};
 use crate::origin::{LoadError, Loaded, Origin};
 
-/// The end of a load, shared by everybody who waited for it.
-#[derive(Clone, Debug)]
-struct Landed {
-    entry: Arc<Entry>,
-    /// How new the load was when it arrived.
-    as_of: LogPosition,
-    /// When it was sent, not later.
-    sent_at: LeaseTime,
-}
-
-type Flight = watch::Receiver<Option<Result<Landed, LoadError>>>;
+/// The end of a load is shared by all that wait for it.
+type Flight = watch::Receiver<Option<Result<SettledEntry<Entry>, LoadError>>>;
 
 /// Loads under way.
 #[derive(Clone, Debug)]
@@ -71,9 +61,9 @@ impl Loads {
     /// once (R10).
     pub(crate) async fn load(&self, hash: KeyHash, began: Reading) -> Result<Arc<Entry>, LoadError> {
         for _ in 0..2 {
-            let landed = self.join(hash)?.await_landing().await?;
-            if self.shared.answers(hash, &landed, began) {
-                return Ok(landed.entry);
+            let settled = self.join(hash)?.await_landing().await?;
+            if let Some(entry) = settled.answer(&self.shared.knowledge, began, clock::lease_now()) {
+                return Ok(entry);
             }
         }
         Err(LoadError::Stale)
@@ -123,9 +113,9 @@ impl Drop for Listed<'_> {
 struct Waiting(Flight);
 
 impl Waiting {
-    async fn await_landing(mut self) -> Result<Landed, LoadError> {
+    async fn await_landing(mut self) -> Result<SettledEntry<Entry>, LoadError> {
         match self.0.wait_for(Option::is_some).await {
-            Ok(landed) => landed.clone().unwrap_or(Err(LoadError::Unreachable)),
+            Ok(settled) => settled.clone().unwrap_or(Err(LoadError::Unreachable)),
             // The task was dropped with the runtime: the process ends.
             Err(_) => Err(LoadError::Unreachable),
         }
@@ -133,24 +123,9 @@ impl Waiting {
 }
 
 impl Shared {
-    /// Whether what landed answers a verification that `began` so (R8, R10).
-    fn answers(&self, hash: KeyHash, landed: &Landed, began: Reading) -> bool {
-        let now = clock::lease_now();
-        // The proof before the floors, as everywhere (R9). And the floors of now, not of the landing: what
-        // rose in between may have been confirmed before this verification began, if it was the last to join.
-        let proven_at = self.knowledge.proven_at();
-        let floor = self.knowledge.follower.lock().floor(&hash, &landed.entry.stamp.anchors);
-        // A load that is older than a floor is not what the present proof vouches for.
-        let proof = if landed.as_of >= floor { proven_at } else { began.proven_at };
-        may_join(self.knowledge.bound, landed.sent_at, began.now, began.proven_at)
-            && answers(landed.as_of, floor, began.applied)
-            && !self.knowledge.has_ended()
-            && self.knowledge.bound.allows(now, landed.entry.stamp.read_at, proof)
-    }
-
-    async fn fly(&self, hash: KeyHash) -> Result<Landed, LoadError> {
-        if let Some(landed) = self.fly_to_the_replica(hash).await {
-            return Ok(landed);
+    async fn fly(&self, hash: KeyHash) -> Result<SettledEntry<Entry>, LoadError> {
+        if let Some(settled) = self.fly_to_the_replica(hash).await {
+            return Ok(settled);
         }
         let sent_at = clock::lease_now();
         let loaded = match self.origin.lookup(hash).await {
@@ -162,45 +137,40 @@ impl Shared {
         };
         self.metrics.loaded(LoadOutcome::Ok);
         self.metrics.load_took(clock::lease_now().since(sent_at));
-        Ok(self.land(hash, loaded, sent_at).0)
+        Ok(self.land(hash, loaded, sent_at))
     }
 
     /// What the replica says, if that may be cached: what is too old is asked of the authority (R10), and so is
     /// everything when no lease vouches for it.
-    async fn fly_to_the_replica(&self, hash: KeyHash) -> Option<Landed> {
+    async fn fly_to_the_replica(&self, hash: KeyHash) -> Option<SettledEntry<Entry>> {
         let replica = self.replica.as_ref().filter(|_| self.knowledge.lease_runs())?;
         let sent_at = clock::lease_now();
         let loaded = replica.lookup(hash).await?;
-        let (landed, admitted) = self.land(hash, loaded, sent_at);
+        let settled = self.land(hash, loaded, sent_at);
+        let admitted = settled.is_admitted();
         let outcome = if admitted { DatabaseOutcome::Ok } else { DatabaseOutcome::TooOld };
         self.metrics.read_from_database(outcome);
-        admitted.then_some(landed)
+        admitted.then_some(settled)
     }
 
-    /// Inserts hidden, looks at the floors, then shows (R9). An invalidation raises floors before it
-    /// evicts: either this look sees its floor, or its eviction sees this entry. Tells whether it was shown.
-    fn land(&self, hash: KeyHash, loaded: Loaded, sent_at: LeaseTime) -> (Landed, bool) {
-        let Loaded { lookup, read_at } = loaded;
+    /// Caches what was loaded, if it meets its floors.
+    fn land(&self, hash: KeyHash, loaded: Loaded, sent_at: LeaseTime) -> SettledEntry<Entry> {
+        let Loaded { lookup: Lookup { as_of, record, .. }, source, read_at } = loaded;
         let mut effects = Vec::new();
-        let anchors = self.knowledge.follower.lock().anchors(&lookup.record, &mut effects);
+        let answer = LoadAnswer { hash, source, as_of, read_at, sent_at };
+        let new_entry = |record, stamp| self.cache.new_entry(record, stamp, sent_at);
+        let settled = LoadedEntry::new(&self.knowledge, answer, record, &mut effects, new_entry)
+            .insert(&*self.cache)
+            .settle(&self.knowledge, &*self.cache);
         for effect in &effects {
             if let Effect::Widened(widened) = effect {
                 self.metrics.floors_merged(widened.floors());
             }
         }
-        let as_of = lookup.as_of;
-        let stamp = Stamp::new(as_of, read_at, anchors);
-        let answers = self.cache.rings.answers_of(&lookup.record);
-        let entry = Arc::new(Entry { record: lookup.record, stamp, loaded_at: sent_at, answers });
-        self.cache.insert_hidden(hash, entry.clone());
-        let admitted = self.knowledge.follower.lock().admits(&hash, &entry.stamp.anchors, as_of);
-        if admitted {
-            entry.stamp.show();
-        } else {
-            self.cache.evict(&hash);
+        if !settled.is_admitted() {
             self.metrics.stale_loads.increment(1);
         }
-        (Landed { entry, as_of, sent_at }, admitted)
+        settled
     }
 }
 

@@ -82,6 +82,8 @@ metric_specs! {
         "Loads that arrived older than a floor that had risen meanwhile, and so were not cached.";
     IGNORED = "evictd_agent_ignored_messages_total", COUNTER, COUNT, ["subject", "reason"],
         "Messages from the bus that were ignored: malformed, or unasked (an answer to no open question).";
+    RIVAL_MESSAGES = "evictd_agent_rival_messages_total", COUNTER, COUNT, [],
+        "Messages that came from another home store, or another history of it, than the one that this agent follows. They move nothing; some come when a publisher was restarted, and many when two home stores are active on one bus.";
     NATS_CONNECTED = "evictd_agent_nats_connected", GAUGE, None, ["connection"],
         "1 while connected to a NATS server: lease (the live feed, probes, repairs and announcements) and lookups.";
     NATS_CONNECTS = "evictd_agent_nats_connects_total", COUNTER, COUNT, ["connection"],
@@ -131,6 +133,7 @@ pub struct Metrics {
     load_seconds: Histogram,
     /// Loads older than a floor that rose meanwhile.
     pub(crate) stale_loads: Counter,
+    rival_messages: Counter,
     malformed: [Counter; 4],
     unasked: [Counter; 4],
     pub(crate) nats_lease: BusMetrics,
@@ -221,6 +224,7 @@ impl Metrics {
                 .map(|outcome| counter(&DATABASE_READS, "outcome", outcome)),
             load_seconds: registry.histogram(&LOAD_SECONDS, &[]),
             stale_loads: registry.counter(&STALE_LOADS, &[]),
+            rival_messages: registry.counter(&RIVAL_MESSAGES, &[]),
             malformed: ignored("malformed"),
             unasked: ignored("unasked"),
             nats_lease: bus_metrics(registry, "lease"),
@@ -332,6 +336,10 @@ impl Metrics {
 
     pub(crate) fn load_took(&self, duration: Duration) {
         self.load_seconds.record(duration.as_secs_f64());
+    }
+
+    pub(crate) fn rival_message(&self) {
+        self.rival_messages.increment(1);
     }
 
     pub(crate) fn malformed(&self, incoming: Incoming) {

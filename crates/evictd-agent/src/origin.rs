@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use async_nats::{Message, Subscriber};
 use async_trait::async_trait;
+use evictd_core::follower::LoadSource;
 use evictd_core::ids::{InstanceId, KeyHash};
 use evictd_core::record::Lookup;
 use evictd_core::time::LeaseTime;
@@ -30,6 +31,8 @@ use crate::metrics::{Incoming, LoadOutcome, Metrics};
 #[derive(Clone, Debug)]
 pub(crate) struct Loaded {
     pub(crate) lookup: Lookup,
+    /// Who read it.
+    pub(crate) source: LoadSource,
     /// When the question was sent, less the age of the authority's last fence (R8).
     pub(crate) read_at: LeaseTime,
 }
@@ -128,7 +131,8 @@ impl Authority {
         }
         match tokio::time::timeout(self.timeout, answered).await {
             Ok(Ok(Some(LookupOutcome::Found { lookup, fence_age }))) => {
-                Ok(Loaded { lookup, read_at: sent_at.before(fence_age) })
+                let source = LoadSource::Authority(lookup.provenance);
+                Ok(Loaded { lookup, source, read_at: sent_at.before(fence_age) })
             }
             Ok(Ok(Some(LookupOutcome::Busy))) => Err((LoadOutcome::Busy, LoadError::Busy)),
             Ok(Ok(None)) => Err((LoadOutcome::NoPublisher, LoadError::Unreachable)),

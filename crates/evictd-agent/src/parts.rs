@@ -91,6 +91,7 @@ impl Common {
             policies: self.policies.clone(),
             lease: self.lease(),
             feed: self.readiness.remark("feed"),
+            history: self.readiness.remark("history"),
             recent: self.recent.clone(),
         }
     }

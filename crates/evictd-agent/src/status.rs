@@ -115,6 +115,8 @@ pub(crate) fn status(
             "partitionPolicy": policies.widest().label(),
             "vmClockWatched": vm_clock_watched,
             "leaseRemainingMs": millis(remaining),
+            "homeStore": follower.provenance().map(|followed| followed.store.to_string()),
+            "incarnation": follower.provenance().map(|followed| followed.incarnation.to_string()),
             "epoch": applied.map(LogPosition::epoch),
             "appliedPosition": applied.map(LogPosition::position),
             "headPosition": follower.head().position(),

@@ -3,12 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use evictd_core::entry::{Reading, Standing};
 use evictd_core::ids::KeyHash;
 use evictd_core::record::KeyRecord;
 use evictd_core::roster::PartitionPolicy;
-use evictd_core::time::{LeaseTime, StoreTime};
-use evictd_ops::clock;
+use evictd_core::serving::{HitVerdict, Reading};
+use evictd_core::time::StoreTime;
 
 use crate::cache::{Cache, Entry};
 use crate::knowledge::Knowledge;
@@ -56,51 +55,35 @@ impl Verifier {
         }
         self.metrics.misses.increment(1);
         match self.loads.load(hash, began).await {
-            Ok(entry) => {
-                entry.answers.note(clock::lease_now(), entry.stamp.as_of());
-                Ok(Found { entry, stale: None })
-            }
-            Err(LoadError::Unreachable) => self.out_of_time(&hash).ok_or(LoadError::Unreachable),
+            Ok(entry) => Ok(Found { entry, stale: None }),
+            Err(LoadError::Unreachable) => self.stale_fallback(&hash).ok_or(LoadError::Unreachable),
             Err(error) => Err(error),
         }
     }
 
-    /// After clock and deadline, which `reading` is, come entry and floors (R9); the follow task writes floors,
-    /// eviction, `applied` and deadline in that one. So whoever sees an extended deadline sees the floors
-    /// that were raised before it.
     fn cached(&self, hash: &KeyHash, reading: Reading) -> Option<Arc<Entry>> {
-        let entry = self.cache.get(hash)?;
-        let standing = entry.stamp.standing(reading, &self.knowledge.horizon, self.knowledge.bound);
-        if standing != Standing::Servable || self.is_worn(&entry, reading.now) {
-            return None;
+        let candidate = reading.find(&self.knowledge, &*self.cache, hash)?;
+        match candidate.judge(&self.knowledge) {
+            HitVerdict::Servable(hit) => Some(hit.answer(&self.knowledge)),
+            HitVerdict::OutOfTime { .. } | HitVerdict::Void => None,
         }
-        entry.answers.note(reading.now, entry.stamp.as_of());
-        entry.stamp.lift(reading.applied);
-        Some(entry)
     }
 
     /// What is cached and old, if that is better than nothing for its API. What something is known to have
     /// changed is void, and never answered from (G2).
-    fn out_of_time(&self, hash: &KeyHash) -> Option<Found> {
-        let reading = self.knowledge.begin();
-        let entry = self.cache.get(hash)?;
-        let stale = match entry.stamp.standing(reading, &self.knowledge.horizon, self.knowledge.bound) {
-            // Somebody vouched for it while nobody answered.
-            Standing::Servable => None,
-            Standing::OutOfTime if self.policies.of(&entry.record) == PartitionPolicy::ServeStale => {
-                Some(reading.now.since(entry.stamp.read_at.max(reading.proven_at)))
+    fn stale_fallback(&self, hash: &KeyHash) -> Option<Found> {
+        let candidate = self.knowledge.begin().find(&self.knowledge, &*self.cache, hash)?;
+        let (hit, stale) = match candidate.judge(&self.knowledge) {
+            // A publisher vouched for it while none answered.
+            HitVerdict::Servable(hit) => (hit, None),
+            HitVerdict::OutOfTime { hit, unproven_for }
+                if self.policies.of(&hit.entry().record) == PartitionPolicy::ServeStale =>
+            {
+                (hit, Some(unproven_for))
             }
-            Standing::OutOfTime | Standing::Void => return None,
+            HitVerdict::OutOfTime { .. } | HitVerdict::Void => return None,
         };
-        if stale.is_none() && self.is_worn(&entry, reading.now) {
-            return None;
-        }
-        entry.answers.note(reading.now, entry.stamp.as_of());
-        Some(Found { entry, stale })
-    }
-
-    fn is_worn(&self, entry: &Entry, now: LeaseTime) -> bool {
-        entry.is_not_found() && now.since(entry.loaded_at) >= self.cache.not_found_ttl
+        Some(Found { entry: hit.answer(&self.knowledge), stale })
     }
 
     /// Whether policy allows old answers about this key.

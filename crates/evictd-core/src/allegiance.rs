@@ -74,9 +74,11 @@ impl Allegiance {
         self.own.map(|own| own.voucher)
     }
 
-    /// Whether what comes from `provenance` counts.
+    /// Whether what comes from `provenance` counts. An agent that follows no history yet takes what it is given: nothing
+    /// is cached before it does, and no publisher vouches for an agent that it doesn't know.
     pub fn follows(&self, provenance: Provenance) -> bool {
-        self.provenance() == Some(provenance) || !Protection::ForeignHistoriesMoveNothing.holds()
+        let follows = self.provenance().is_none_or(|own| own == provenance) && !self.is_excluded(provenance);
+        follows || !Protection::ForeignHistoriesMoveNothing.holds()
     }
 
     /// Something of the live feed was received.

@@ -1,9 +1,8 @@
 //! Whether a cached record may be answered from (R6, R8, R9).
 //!
 //! A cache keeps each record with a [`Stamp`]. Three parties meet at it without a lock: the loader that
-//! inserts it, the follower that raises floors, and the verification that reads. It is inserted hidden, and
-//! shown only after a look at the floors that follows the insertion: an invalidation raises floors before it
-//! evicts, so either that look sees the floor, or the eviction sees the entry.
+//! inserts it, the follower that raises floors, and the verification that reads; [`crate::serving`] has their
+//! steps.
 
 use crate::floors::{Anchors, FloorCell};
 use crate::lease::Bound;
@@ -12,20 +11,9 @@ use crate::protection::Protection;
 use crate::sync::{AtomicBool, AtomicU64, Ordering};
 use crate::time::LeaseTime;
 
-/// What a verification read before it looked for the entry, in this order (R9).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Reading {
-    /// The lease clock.
-    pub now: LeaseTime,
-    /// Since when nothing could have been missed.
-    pub proven_at: LeaseTime,
-    /// What was applied; so it is in what passes the floors that are read later.
-    pub applied: LogPosition,
-}
-
 /// How an entry stands towards a verification.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Standing {
+pub(crate) enum Standing {
     /// It may be answered from.
     Servable,
     /// It meets every floor that is known, but neither its read nor the lease vouches for it any more.
@@ -47,7 +35,7 @@ pub struct Stamp {
 
 impl Stamp {
     /// A stamp that is hidden until [`Stamp::show`].
-    pub fn new(as_of: LogPosition, read_at: LeaseTime, anchors: Anchors) -> Self {
+    pub(crate) fn new(as_of: LogPosition, read_at: LeaseTime, anchors: Anchors) -> Self {
         let as_of = AtomicU64::new(as_of.to_bits());
         Self { read_at, anchors, as_of, shown: AtomicBool::new(false) }
     }
@@ -58,7 +46,7 @@ impl Stamp {
     }
 
     /// To be called after a look at the floors that followed the insertion.
-    pub fn show(&self) {
+    pub(crate) fn show(&self) {
         self.shown.store(true, Ordering::Release);
     }
 
@@ -67,12 +55,18 @@ impl Stamp {
         self.shown.load(Ordering::Acquire)
     }
 
-    /// Judges the entry for a verification that read `reading` before it found the entry.
-    pub fn standing(&self, reading: Reading, horizon: &FloorCell, bound: Bound) -> Standing {
+    /// Judges the entry for a verification that read `now` and `proven_at` before it found the entry.
+    pub(crate) fn standing(
+        &self,
+        now: LeaseTime,
+        proven_at: LeaseTime,
+        horizon: &FloorCell,
+        bound: Bound,
+    ) -> Standing {
         let floor = self.anchors.floor().max(horizon.get());
         if !self.is_shown() || (self.as_of() < floor && Protection::HitsMeetFloors.holds()) {
             Standing::Void
-        } else if bound.allows(reading.now, self.read_at, reading.proven_at) {
+        } else if bound.allows(now, self.read_at, proven_at) {
             Standing::Servable
         } else {
             Standing::OutOfTime
@@ -81,7 +75,7 @@ impl Stamp {
 
     /// After a hit that passed: what was applied before the floors were read is in this entry too (R6).
     /// So entries in use outlive the horizon.
-    pub fn lift(&self, applied: LogPosition) {
+    pub(crate) fn lift(&self, applied: LogPosition) {
         if self.as_of() < applied {
             self.as_of.fetch_max(applied.to_bits(), Ordering::AcqRel);
         }

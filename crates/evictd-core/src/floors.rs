@@ -19,6 +19,7 @@ use crate::protection::Protection;
 use crate::record::Record;
 use crate::sync::{AtomicU64, Ordering};
 
+#[cfg(any(test, feature = "fork"))]
 pub mod fork;
 
 /// One floor that many entries share.

@@ -165,6 +165,15 @@ pub enum Accepted {
     No,
 }
 
+/// Who read a record.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum LoadSource {
+    /// A publisher, which speaks for this history.
+    Authority(Provenance),
+    /// The agent itself, from a database whose log ends with this token at the position that the record is as of.
+    Database(LogToken),
+}
+
 /// The answer to a replay, as decoded.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ReplayAnswer {
@@ -265,11 +274,20 @@ impl Follower {
         self.allegiance.provenance()
     }
 
+    /// Whether a record that was read as of `as_of` belongs to the history that this agent follows (R15).
+    pub fn accepts(&self, source: LoadSource, as_of: LogPosition) -> bool {
+        match source {
+            LoadSource::Authority(provenance) => self.allegiance.follows(provenance),
+            LoadSource::Database(token) => {
+                self.shares_log(as_of, token) || !Protection::DatabasesShareTheLog.holds()
+            }
+        }
+    }
+
     /// Whether a log that ends at `head` with `token` is a beginning of the one that this agent follows and has
     /// applied. `false` if it isn't, and also if that can't be told.
-    pub fn shares_log(&self, head: LogPosition, token: LogToken) -> bool {
+    fn shares_log(&self, head: LogPosition, token: LogToken) -> bool {
         self.applied.is_some_and(|applied| head <= applied) && self.tokens.get(&head) == Some(&token)
-            || !Protection::DatabasesShareTheLog.holds()
     }
 
     /// Since when nothing can have been missed.
@@ -310,15 +328,9 @@ impl Follower {
 
     /// Whether a load that is as new as `as_of` may be cached: not before the base position is known,
     /// because until then the floors are not complete.
-    pub fn admits(
-        &self,
-        hash: &KeyHash,
-        anchors: &Anchors,
-        provenance: Provenance,
-        as_of: LogPosition,
-    ) -> bool {
+    pub fn admits(&self, hash: &KeyHash, anchors: &Anchors, source: LoadSource, as_of: LogPosition) -> bool {
         self.applied.is_some()
-            && self.allegiance.follows(provenance)
+            && self.accepts(source, as_of)
             && (as_of >= self.floor(hash, anchors) || !Protection::LoadsMeetFloors.holds())
     }
 
@@ -643,6 +655,10 @@ impl Follower {
         if awaited || flushed {
             effects.push(Effect::Announce);
         }
+        if !Protection::EvictionPrecedesApplied.holds() {
+            effects[start..]
+                .sort_by_key(|effect| matches!(effect, Effect::Applied { .. } | Effect::Flush(_)));
+        }
     }
 
     /// Advances over what is contiguous; tells whether a deletion was among it.
@@ -719,6 +735,7 @@ pub fn evicts_one(scope: &Scope) -> Option<&KeyHash> {
     }
 }
 
+#[cfg(any(test, feature = "fork"))]
 mod fork;
 #[cfg(test)]
 mod tests;

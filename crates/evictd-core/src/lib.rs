@@ -17,6 +17,7 @@
 //! * [`allegiance`]: which history an agent follows (R15).
 //! * [`follower`]: the agent's side of the protocol: gaps, repair, probes, proof (R5, R7).
 //! * [`service`]: whether a publisher may vouch for its store (R15).
+//! * [`serving`]: what the agent's threads share, and the steps of a hit, a load and an invalidation (R9, R10).
 //! * [`authority`]: the publisher's side: pacing of probe rounds, new epochs (R2, R7, R14).
 //!
 //! * [`offset`]: when something was committed at home, told on the agent's lease clock.
@@ -43,5 +44,6 @@ pub mod record;
 pub mod roster;
 pub mod rules;
 pub mod service;
+pub mod serving;
 mod sync;
 pub mod time;

@@ -17,6 +17,8 @@ pub enum Protection {
     LostEpochsAreNotRepeated,
     /// R3: every change writes its row, also one made past the API.
     EveryChangeWritesItsRow,
+    /// R3: where the schema was altered, so that rows may have changed without a trigger, an epoch begins.
+    SchemaChangesBeginAnEpoch,
     /// R4: a commit whose outcome is unknown is not answered with success.
     UnknownIsNotSuccess,
     /// R5: what arrives at or below `applied` raises its floor all the same.
@@ -45,16 +47,20 @@ pub enum Protection {
     LeasesRunOut,
     /// R8: something is kept back of the bound for clock rates and scheduling.
     MarginsAreKept,
-    /// R8: the lease clock goes on while the machine sleeps.
-    SuspensionCounts,
     /// R8: a lookup's answer is as old as the authority's last fence.
     LookupsCarryTheFenceAge,
-    /// R9: an entry is shown only after a look at the floors that follows its insertion.
+    /// R9: an entry is shown only after a look at its floors.
     EntriesAppearChecked,
+    /// R9: that look follows its insertion.
+    ChecksFollowInsertions,
     /// R9: entries are evicted before `applied` is published and announced.
     EvictionPrecedesApplied,
     /// R9: a verification reads the deadline before the entry and its floors.
     DeadlinePrecedesFloors,
+    /// R9: a verification reads the proof before what was applied.
+    ProofsPrecedeApplied,
+    /// R6: a hit lifts its entry to what was applied before it read the floors, not after.
+    LiftsRestOnTheReading,
     /// R10: a load is cached only if it meets the floors after its insertion.
     LoadsMeetFloors,
     /// R10: a load answers only those who may have it.
@@ -104,21 +110,20 @@ impl Protection {
             | Self::LostEpochsAreNotRepeated
             | Self::OlderEpochsMoveNothing
             | Self::NewerEpochsFlush => Rule::R2,
-            Self::EveryChangeWritesItsRow => Rule::R3,
+            Self::EveryChangeWritesItsRow | Self::SchemaChangesBeginAnEpoch => Rule::R3,
             Self::UnknownIsNotSuccess => Rule::R4,
             Self::OldPositionsAreApplied | Self::AppliedIsContiguous | Self::ReplaysAreComplete => Rule::R5,
-            Self::ForgottenFloorsLiveOn | Self::HitsMeetFloors => Rule::R6,
+            Self::ForgottenFloorsLiveOn | Self::HitsMeetFloors | Self::LiftsRestOnTheReading => Rule::R6,
             Self::ProofsWaitForTheirHead
             | Self::ProofsDateFromTheQuestion
             | Self::RoundsAreWrites
             | Self::RoundsFollowTheirProbes => Rule::R7,
-            Self::LeasesRunOut
-            | Self::MarginsAreKept
-            | Self::SuspensionCounts
-            | Self::LookupsCarryTheFenceAge => Rule::R8,
-            Self::EntriesAppearChecked | Self::EvictionPrecedesApplied | Self::DeadlinePrecedesFloors => {
-                Rule::R9
-            }
+            Self::LeasesRunOut | Self::MarginsAreKept | Self::LookupsCarryTheFenceAge => Rule::R8,
+            Self::EntriesAppearChecked
+            | Self::ChecksFollowInsertions
+            | Self::EvictionPrecedesApplied
+            | Self::DeadlinePrecedesFloors
+            | Self::ProofsPrecedeApplied => Rule::R9,
             Self::LoadsMeetFloors | Self::AnswersMeetWhatWasApplied | Self::LoadsAreJoinedUnderALease => {
                 Rule::R10
             }

@@ -8,6 +8,7 @@
 //! A rival counts as alive only by its answer to a question of our own, which it gives after a durable round: so a
 //! message that was long under way does nothing, and neither does the publisher of a primary that was demoted.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::history::{Milestone, Provenance};
@@ -17,11 +18,15 @@ use crate::time::{LeaseTime, StoreTime};
 /// Whoever was not present for so long is a newcomer: it may have been replaced meanwhile.
 pub const AWAY_AFTER: Duration = Duration::from_secs(2);
 
-/// How long a question to all publishers waits for answers. Others do a round before they answer.
-pub const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a question to all publishers waits for answers, if there is anybody to answer. Others do a round before
+/// they answer.
+pub const ANSWER_PATIENCE: Duration = Duration::from_secs(3);
 
-/// The pause between questions to a rival that a silent publisher waits for.
-const ASK_AGAIN_EVERY: Duration = Duration::from_secs(1);
+/// The pause between questions to a rival.
+const QUERY_SPACING: Duration = Duration::from_secs(1);
+
+/// Questions whose answers still count.
+const QUERIES_OPEN_MAX: usize = 4;
 
 /// Another publisher, as it describes itself.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -96,8 +101,8 @@ pub struct Service {
     bound: Duration,
     state: State,
     present_at: LeaseTime,
-    /// The newest question, and when it was sent.
-    query: Option<(u64, LeaseTime)>,
+    /// The newest questions, oldest first, and when they were sent.
+    queries: VecDeque<(u64, LeaseTime)>,
     next_nonce: u64,
 }
 
@@ -106,7 +111,7 @@ impl Service {
     /// didn't answer for `bound`.
     pub fn new(bound: Duration, nonce: u64, now: LeaseTime) -> Self {
         let state = State::Asking { since: None };
-        Self { bound, state, present_at: now, query: None, next_nonce: nonce.max(1) }
+        Self { bound, state, present_at: now, queries: VecDeque::new(), next_nonce: nonce.max(1) }
     }
 
     /// How this publisher stands.
@@ -174,7 +179,7 @@ impl Service {
                 self.state = State::Asking { since: Some(now) };
                 Some(self.ask(now))
             }
-            State::Silent { .. } => self.ask_at_most_every(ASK_AGAIN_EVERY, now),
+            State::Silent { .. } => self.ask_spaced(now),
             State::Serving | State::Behind { .. } => None,
         }
     }
@@ -183,19 +188,21 @@ impl Service {
     pub fn away(&mut self) {
         if matches!(self.state, State::Serving | State::Asking { .. }) && Protection::NewcomersAsk.holds() {
             self.state = State::Asking { since: None };
+            // What they found out may not hold any more.
+            self.queries.clear();
         }
     }
 
     /// Nobody else is there to answer the question with this number.
-    pub fn on_nobody(&mut self, nonce: u64) {
-        if self.is_newest(nonce) && matches!(self.state, State::Asking { .. }) {
+    pub fn on_nobody(&mut self, nonce: u64, now: LeaseTime) {
+        if self.is_open(nonce, now) && matches!(self.state, State::Asking { .. }) {
             self.state = State::Serving;
         }
     }
 
     /// A colleague's answer: one that serves has met no rival.
-    pub fn on_colleague(&mut self, nonce: u64, standing: Standing) {
-        if self.is_newest(nonce)
+    pub fn on_colleague(&mut self, nonce: u64, standing: Standing, now: LeaseTime) {
+        if self.is_open(nonce, now)
             && matches!(self.state, State::Asking { .. })
             && standing == Standing::Serving
         {
@@ -205,13 +212,15 @@ impl Service {
 
     /// A rival's answer.
     pub fn on_rival(&mut self, nonce: u64, peer: Peer, now: LeaseTime) {
-        if !self.is_newest(nonce) || !peer.standing.is_alive() {
+        if !self.is_open(nonce, now) || !peer.standing.is_alive() {
             return;
         }
         let conflict = match &self.state {
             State::Behind { .. } => return,
             // It was there first; but of two that come together neither was.
             State::Asking { .. } => peer.standing == Standing::Asking,
+            // It is the newcomer, and yields.
+            State::Serving if peer.standing == Standing::Asking => return,
             State::Serving if !Protection::RivalsFallSilent.holds() => return,
             State::Serving => true,
             State::Silent { conflict, .. } => *conflict,
@@ -222,7 +231,7 @@ impl Service {
     /// Something came from another history: a tick, or a rival's question. It may be old; its publisher is asked.
     pub fn on_foreign(&mut self, now: LeaseTime) -> Option<Query> {
         match self.state {
-            State::Serving => self.ask_at_most_every(ANSWER_PATIENCE, now),
+            State::Serving => self.ask_spaced(now),
             _ => None,
         }
     }
@@ -239,16 +248,17 @@ impl Service {
         }
     }
 
-    /// The same at another reading of the clock, its newest question having the number 1: for checkers, to which
-    /// services that behave alike have to be equal.
+    /// The same at another reading of the clock, its questions numbered from 1: for checkers, to which services that
+    /// behave alike have to be equal.
+    #[cfg(feature = "fork")]
     #[must_use]
     pub fn rebased(mut self, now: LeaseTime, to: LeaseTime) -> Self {
         // Nothing depends on how much older than this anything is.
-        let oldest = self.bound.max(AWAY_AFTER);
+        let oldest = self.bound.max(ANSWER_PATIENCE);
         let rebase = |at: LeaseTime| to.before(now.since(at).min(oldest));
         self.present_at = rebase(self.present_at);
-        self.query = self.query.map(|(_, at)| (1, rebase(at)));
-        self.next_nonce = 2;
+        self.queries = (1..).zip(&self.queries).map(|(nonce, (_, at))| (nonce, rebase(*at))).collect();
+        self.next_nonce = self.queries.len() as u64 + 1;
         match &mut self.state {
             State::Asking { since } => *since = since.map(rebase),
             State::Silent { answered_at, .. } => *answered_at = rebase(*answered_at),
@@ -257,20 +267,23 @@ impl Service {
         self
     }
 
-    fn ask_at_most_every(&mut self, pause: Duration, now: LeaseTime) -> Option<Query> {
-        let asked = self.query.is_some_and(|(_, at)| now.since(at) < pause);
+    fn ask_spaced(&mut self, now: LeaseTime) -> Option<Query> {
+        let asked = self.queries.back().is_some_and(|(_, at)| now.since(*at) < QUERY_SPACING);
         (!asked).then(|| self.ask(now))
     }
 
     fn ask(&mut self, now: LeaseTime) -> Query {
         let nonce = self.next_nonce;
         self.next_nonce = nonce.wrapping_add(1).max(1);
-        self.query = Some((nonce, now));
+        if self.queries.len() == QUERIES_OPEN_MAX {
+            self.queries.pop_front();
+        }
+        self.queries.push_back((nonce, now));
         Query { nonce, standing: self.standing() }
     }
 
-    fn is_newest(&self, nonce: u64) -> bool {
-        self.query.is_some_and(|(newest, _)| newest == nonce)
+    fn is_open(&self, nonce: u64, now: LeaseTime) -> bool {
+        self.queries.iter().any(|(open, at)| *open == nonce && now.since(*at) < ANSWER_PATIENCE)
     }
 }
 
@@ -293,7 +306,7 @@ mod tests {
     fn serving() -> Service {
         let mut service = newcomer();
         let query = service.beat(true, ms(0)).unwrap();
-        service.on_nobody(query.nonce);
+        service.on_nobody(query.nonce, ms(0));
         assert_eq!(service.standing(), Standing::Serving);
         service
     }
@@ -308,7 +321,7 @@ mod tests {
         let mut service = newcomer();
         assert!(!service.may_vouch(ms(0)));
         let query = service.beat(true, ms(0)).unwrap();
-        service.on_nobody(query.nonce);
+        service.on_nobody(query.nonce, ms(0));
         assert!(service.may_vouch(ms(1)));
     }
 
@@ -316,10 +329,12 @@ mod tests {
     fn newcomer_serves_when_only_frozen_publishers_are_there() {
         let mut service = newcomer();
         service.beat(true, ms(0)).unwrap();
-        assert_eq!(service.beat(true, ms(900)), None);
-        assert!(!service.may_vouch(ms(900)));
-        service.beat(true, ms(1_000));
-        assert!(service.may_vouch(ms(1_000)));
+        for at in [900, 1_800, 2_700] {
+            assert_eq!(service.beat(true, ms(at)), None);
+            assert!(!service.may_vouch(ms(at)));
+        }
+        service.beat(true, ms(3_000));
+        assert!(service.may_vouch(ms(3_000)));
     }
 
     #[test]
@@ -336,9 +351,9 @@ mod tests {
     fn colleague_that_serves_ends_the_wait() {
         let mut service = newcomer();
         let query = service.beat(true, ms(0)).unwrap();
-        service.on_colleague(query.nonce, Standing::Asking);
+        service.on_colleague(query.nonce, Standing::Asking, ms(5));
         assert_eq!(service.standing(), Standing::Asking);
-        service.on_colleague(query.nonce, Standing::Serving);
+        service.on_colleague(query.nonce, Standing::Serving, ms(5));
         assert_eq!(service.standing(), Standing::Serving);
     }
 
@@ -357,7 +372,7 @@ mod tests {
         }
         let last = service.beat(true, ms(31_010)).unwrap();
         assert_eq!(last.standing, Standing::Asking);
-        service.on_nobody(last.nonce);
+        service.on_nobody(last.nonce, ms(31_010));
         assert_eq!(service.standing(), Standing::Serving);
     }
 
@@ -379,9 +394,10 @@ mod tests {
         assert_eq!(service.rival(), Some(&rival(Standing::Serving)));
     }
 
+    /// Whoever asks is the newcomer, and yields to the one that serves.
     #[test]
-    fn silent_rivals_keep_nobody_from_serving() {
-        for standing in [Standing::Yielding, Standing::Behind] {
+    fn silent_rivals_and_newcomers_keep_nobody_from_serving() {
+        for standing in [Standing::Yielding, Standing::Behind, Standing::Asking] {
             let mut service = serving();
             let query = service.on_foreign(ms(1_500)).unwrap();
             service.on_rival(query.nonce, rival(standing), ms(1_510));

@@ -309,6 +309,8 @@ pub async fn connect(
         .ping_interval(PING_INTERVAL)
         .connection_timeout(CONNECT_LIMIT)
         .reconnect_delay_callback(|attempt| retry_delay(attempt, chance()))
+        // Nobody needs what it sent itself; and a publisher that asks whether anybody else is there isn't there itself.
+        .no_echo()
         .ignore_discovered_servers()
         .retain_servers_order()
         .retry_on_initial_connect();

@@ -16,6 +16,7 @@ pub mod admin;
 pub mod bus;
 pub mod clock;
 pub mod config;
+pub mod host;
 pub mod http;
 pub mod invariants;
 pub mod logging;

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use evictd_core::authority::Rounds;
@@ -13,90 +12,22 @@ use evictd_core::roster::Instance;
 use evictd_core::time::LeaseTime;
 use evictd_ops::clock;
 use evictd_ops::readiness::Condition;
-use evictd_store::log::{Round, RoundRequest};
+use evictd_store::log::{Head, Round, RoundRequest};
 use evictd_store::{HomeStore, StoreError};
 use evictd_wire::probe::{ProbeAnswer, ProbeRequest};
-use evictd_wire::subject::Speaker;
-use tokio::sync::{Notify, watch};
+use evictd_wire::subject::{Kind, Speaker};
+use parking_lot::Mutex;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::bus::{Heard, Intake};
 use crate::config::AuthorityConfig;
+use crate::history::Claim;
 use crate::live_feed::LiveFeed;
 use crate::metrics::{Metrics, Refusal};
-
-/// A question starts a round if the last one is older: what isn't vouched for anew is soon worth nothing.
-pub(crate) const FENCE_AGE_MAX: Duration = Duration::from_secs(1);
-
-/// How long a verification at home waits for a round.
-const VOUCHING_PATIENCE: Duration = Duration::from_secs(2);
-
-/// When the last successful round began. Lookups carry its age: what they read may come from a primary
-/// that was demoted since.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Fence(Arc<AtomicU64>);
-
-impl Fence {
-    /// Decades if there was no round yet: nothing is vouched for.
-    pub(crate) fn age(&self) -> Duration {
-        clock::lease_now().since(LeaseTime(self.0.load(Ordering::Acquire)))
-    }
-
-    /// `None` if there was no round yet.
-    pub(crate) fn raised_ago(&self) -> Option<Duration> {
-        (self.0.load(Ordering::Acquire) > 0).then(|| self.age())
-    }
-
-    pub(crate) fn raised(&self, began: LeaseTime) {
-        self.0.fetch_max(began.0, Ordering::AcqRel);
-    }
-}
-
-/// How others ask for a round: there may be nobody who probes here, and yet something that rests on rounds.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct RoundWish(Arc<Notify>);
-
-impl RoundWish {
-    /// A round is wanted; several wishes are one round.
-    pub(crate) fn want(&self) {
-        self.0.notify_one();
-    }
-
-    /// Returns when one is wanted.
-    pub(crate) async fn wanted(&self) {
-        self.0.notified().await;
-    }
-}
-
-/// What this publisher's own verifications rest on, as an agent's do on its lease: a database that was demoted, or
-/// put back, goes on being readable, and alone doesn't know.
-#[derive(Clone, Debug)]
-pub(crate) struct Vouched {
-    pub(crate) fence: Fence,
-    pub(crate) rounds: RoundWish,
-    /// How old the last round may be.
-    pub(crate) trust: Duration,
-}
-
-impl Vouched {
-    /// Whether a round is young enough to vouch for what is read from now on. Has one made if need be, and waits for
-    /// it a while.
-    pub(crate) async fn is_young(&self) -> bool {
-        if self.fence.age() > FENCE_AGE_MAX {
-            self.rounds.want();
-        }
-        let patience = tokio::time::Instant::now() + VOUCHING_PATIENCE;
-        let mut look = tokio::time::interval(Duration::from_millis(5));
-        while self.fence.age() >= self.trust {
-            if tokio::time::Instant::now() >= patience {
-                return false;
-            }
-            look.tick().await;
-        }
-        true
-    }
-}
+use crate::rounds::{Fence, RoundWish};
+use crate::sequencer::Wake;
 
 /// Whether this publisher takes its share of questions (R14), as those see it who answer them.
 #[derive(Clone, Debug)]
@@ -124,7 +55,10 @@ pub(crate) struct Authority {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) fence: Fence,
     pub(crate) rounds: RoundWish,
+    pub(crate) wake: Wake,
     pub(crate) serving: watch::Sender<bool>,
+    /// When agents were last complained of.
+    pub(crate) complaints: Mutex<Complaints>,
     /// Met from the first round that succeeds, unless rounds don't any more: what changes here is refused then, or not
     /// announced.
     pub(crate) condition: Condition,
@@ -135,6 +69,26 @@ enum Asker {
     Agent(Probe),
     /// This publisher itself; nobody is answered.
     Publisher,
+}
+
+/// When each agent was last complained of: one that lies must not fill the log.
+#[derive(Debug, Default)]
+pub(crate) struct Complaints(HashMap<Speaker, LeaseTime>);
+
+impl Complaints {
+    const EVERY: Duration = Duration::from_mins(1);
+    const AGENTS_MAX: usize = 1024;
+
+    fn is_due(&mut self, speaker: &Speaker, now: LeaseTime) -> bool {
+        if self.0.len() >= Self::AGENTS_MAX {
+            self.0.retain(|_, told| now.since(*told) < Self::EVERY);
+        }
+        let is_due = self.0.get(speaker).is_none_or(|told| now.since(*told) >= Self::EVERY);
+        if is_due && self.0.len() < Self::AGENTS_MAX {
+            self.0.insert(speaker.clone(), now);
+        }
+        is_due
+    }
 }
 
 struct Probe {
@@ -271,14 +225,16 @@ impl Authority {
             })
             .collect();
         let known = self.feed.receipts.log_head();
-        // This publisher has seen something, too: should the store be behind it, it went back (R2).
-        let seen: Vec<LogPosition> = probes.iter().map(|probe| probe.request.seen).chain([known]).collect();
+        let history = &self.feed.history;
+        let proved = probes.iter().filter_map(|probe| probe.request.seen.as_ref());
+        let proved = proved.filter(|seen| history.is_authentic(seen)).map(|seen| seen.milestone.at.epoch());
+        let seen_epoch = proved.max().unwrap_or(0);
         let instances: Vec<Instance> =
             probes.iter().map(|probe| instance(&probe.heard, &probe.request)).collect();
         let touched = self.feed.receipts.take_heard();
         let store = self.store.clone();
         let round = tokio::spawn(async move {
-            store.round(RoundRequest { instances: &instances, touched: &touched, seen: &seen }).await
+            store.round(RoundRequest { instances: &instances, touched: &touched, seen_epoch }).await
         });
         Running { probes, began, known, round }
     }
@@ -288,25 +244,73 @@ impl Authority {
         self.metrics.round(done.is_some(), took, probes.len());
         // Without a round nobody is answered: the agents ask again, and perhaps somebody else.
         let Some(round) = done else { return };
-        self.fence.raised(began);
         self.condition.met();
         let head = round.numbered.head;
-        if round.epoch_began {
+        if let Some(cause) = round.began {
             tracing::warn!(
-                %head,
-                "a new epoch began: more of the log had been seen than the home store holds; agents flush once"
+                head = %head.at, cause = cause.label(), incarnation = %head.incarnation,
+                "a new epoch began; agents flush once"
             );
+        }
+        if round.began.is_some() || round.schema_fault.is_some() {
+            self.wake.schema_suspect();
         }
         // First what the answers speak of, or every agent would find a gap in it.
         self.feed.send(known, &round.numbered).await;
+        if round.schema_fault.is_some() {
+            // What isn't in the log can't be vouched for (R3). Agents go on without a lease, by lookups.
+            self.fence.raised(began, head.round);
+            return;
+        }
+        // Whoever takes it for a sign of life sees what the round led to.
+        self.fence.raised(began, head.round);
+        let mut admitted = Vec::with_capacity(probes.len());
         for probe in probes {
+            if self.admits_past(&probe, &head).await {
+                admitted.push(probe);
+            }
+        }
+        if !self.feed.vouching.is_allowed() {
+            return;
+        }
+        let voucher = self.feed.history.voucher(&head, head.at);
+        for probe in admitted {
             // The round lay within this time, and the store's clock was read somewhere in a part of it: what that
             // leaves open must stay with the agent's ways.
             let held = clock::lease_now().since(probe.arrived).saturating_sub(round.clock.within);
             let store_time = round.clock.store_time_now();
-            let answer = ProbeAnswer { nonce: probe.request.nonce, head, store_time, held };
+            let answer = ProbeAnswer { nonce: probe.request.nonce, head: voucher, store_time, held };
             self.feed.bus.answer(probe.heard.reply, answer.encode()).await;
         }
+    }
+
+    /// Whether the store knows what this agent has seen (R15, R16). If the store gave it out and doesn't know it, this
+    /// publisher falls silent.
+    async fn admits_past(&self, probe: &Probe, head: &Head) -> bool {
+        let speaker = &probe.heard.speaker;
+        let refusal = match self.feed.history.judge(probe.request.seen.as_ref(), head).await {
+            Ok(Claim::Admitted) => return true,
+            Ok(Claim::Unproved) => {
+                if self.complaints.lock().is_due(speaker, clock::lease_now()) {
+                    tracing::warn!(
+                        %speaker,
+                        "refused an agent: what it claims to have seen was not given out by this home store. It \
+                         follows another store, or it forges; if this store replaces that one, restart the agent"
+                    );
+                }
+                Refusal::Unproved
+            }
+            Ok(Claim::Unknown(milestone)) => {
+                self.feed.vouching.unknown_past(milestone, &speaker.to_string());
+                Refusal::UnknownPast
+            }
+            Err(error) => {
+                self.metrics.store_failed(&error);
+                return false;
+            }
+        };
+        self.metrics.refused(Kind::Probe, refusal);
+        false
     }
 }
 

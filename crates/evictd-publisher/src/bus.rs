@@ -112,7 +112,30 @@ impl Intake {
     }
 }
 
+/// What other publishers send.
+pub(crate) struct Publishers {
+    /// Questions to all publishers.
+    pub(crate) queries: BoxStream<'static, Message>,
+    /// Answers to this publisher's own questions.
+    pub(crate) answers: BoxStream<'static, Message>,
+    /// The live feed, but for what this publisher sends.
+    pub(crate) live: BoxStream<'static, Message>,
+}
+
 impl Bus {
+    /// Whether what is sent now has a connection to leave by.
+    pub(crate) fn is_up(&self) -> bool {
+        self.link.is_up()
+    }
+
+    /// Subscribes to a subject.
+    pub(crate) async fn subscribe(
+        &self,
+        subject: String,
+    ) -> Result<BoxStream<'static, Message>, SubscribeError> {
+        Ok(self.client.subscribe(subject).await?.boxed())
+    }
+
     /// Hears one kind of message from now on.
     pub(crate) async fn intake(&self, kind: Kind) -> Result<Intake, SubscribeError> {
         let (shared, to_all) = match kind {
@@ -142,10 +165,19 @@ impl Bus {
 
     /// Nothing is queued for a connection that is down: whoever misses something will ask.
     pub(crate) async fn send(&self, subject: String, payload: Bytes) -> bool {
+        self.publish(subject, None, payload).await
+    }
+
+    /// As [`Bus::send`], with a subject for answers. The server says there if nobody listens.
+    pub(crate) async fn ask(&self, subject: String, reply: String, payload: Bytes) -> bool {
+        self.publish(subject, Some(reply), payload).await
+    }
+
+    async fn publish(&self, subject: String, reply: Option<String>, payload: Bytes) -> bool {
         if !self.link.is_up() {
             return false;
         }
-        match publish_within(&self.client, subject, None, payload, PUBLISH_LIMIT).await {
+        match publish_within(&self.client, subject, reply, payload, PUBLISH_LIMIT).await {
             Ok(()) => true,
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "not sent");

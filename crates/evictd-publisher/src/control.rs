@@ -34,10 +34,10 @@ use serde::Serialize;
 
 use self::caller::Caller;
 use crate::auth::{authenticate, missing, unavailable};
-use crate::authority::Vouched;
 use crate::metrics::Metrics;
 use crate::rate_limit::{Admission, RateLimits};
 use crate::receipts::Receipts;
+use crate::rounds::Vouched;
 use crate::sequencer::Wake;
 
 /// Largest body. Every valid request fits, even if each of its characters were escaped.
@@ -135,6 +135,10 @@ impl Surface {
         change: impl AsyncFnOnce(&Caller<'_>, R) -> Result<T, ApiError>,
     ) -> Result<Reply, ApiError> {
         let (caller, request) = self.admit(visit, parse).await?;
+        if let Some(reason) = self.vouched.vouching.refusal() {
+            // Agents follow another store: what is changed in this one wouldn't reach them.
+            return Err(ApiError::new(ErrorKind::Stale, format!("Nothing was changed: {reason}")));
+        }
         let call = caller.call;
         let wait = prefer::wait(call.headers.get_all(prefer::PREFER).iter().map(HeaderValue::as_bytes));
         let under = self.receipts.under(&call.request_id, wait.is_some());

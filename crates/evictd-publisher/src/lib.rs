@@ -8,9 +8,11 @@
 //! * [`config`]: the configuration and its documented defaults.
 //! * [`metrics`]: every metric of the publisher.
 //! * [`control`], [`auth`], [`rate_limit`]: the control API, in Unkey's form.
+//! * [`history`]: which store this is, and which pasts it knows (R15, R16).
+//! * [`rivals`]: which other publishers are on the bus; [`vouching`]: whether this one may vouch.
 //! * [`live_feed`]: what goes out to every agent.
 //! * [`sequencer`]: positions and ticks.
-//! * [`authority`]: probe rounds; replays and lookups in [`questions`].
+//! * [`authority`], [`rounds`]: probe rounds; replays and lookups in [`questions`].
 //! * [`receipts`]: who has applied what, and who waits for it.
 //! * [`expiry`]: ends that come by themselves.
 //! * [`retention`]: what has been kept long enough goes.
@@ -26,6 +28,7 @@ pub mod config;
 mod control;
 mod end;
 mod expiry;
+mod history;
 mod live_feed;
 pub mod metrics;
 mod parts;
@@ -33,9 +36,12 @@ mod questions;
 mod rate_limit;
 mod receipts;
 mod retention;
+mod rivals;
+mod rounds;
 mod sequencer;
 mod status;
 mod store_failures;
+mod vouching;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -51,6 +57,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::PublisherConfig;
 use crate::end::End;
+use crate::history::HomeHistory;
 use crate::parts::{Buses, Common, Intakes, Listeners};
 
 /// Why a publisher can't start.
@@ -77,6 +84,9 @@ pub enum StartError {
     /// The bus client gave up.
     #[error("the NATS client refused to subscribe")]
     Subscribe(#[from] async_nats::SubscribeError),
+    /// The system gives no random numbers.
+    #[error("the system gives no random numbers")]
+    Random(#[from] getrandom::Error),
     /// The metric declarations contradict each other.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
@@ -123,11 +133,12 @@ pub async fn start(
     store.check_triggers().await.map_err(store_error)?;
     let has_root_keys = store.has_root_keys().await.map_err(store_error)?;
 
-    let common = Common::new(store.clone(), config, shutdown.clone())?;
+    let history = HomeHistory::read(store.clone()).await.map_err(store_error)?;
+    let common = Common::new(store.clone(), history, config, shutdown.clone())?;
     let listeners = Listeners::bind(&common.config).await?;
     common.receipts.begin().await.map_err(store_error)?;
     let buses = Buses::connect(&common).await?;
-    let intakes = buses.intakes().await?;
+    let intakes = buses.intakes(&common).await?;
 
     let (http, admin) = (listeners.http_address, listeners.admin_address);
     let readiness = common.readiness.clone();
@@ -162,6 +173,8 @@ fn spawn(
         api.await;
     });
 
+    let rivals = common.rivals(buses, &authority);
+    end.spawn(&mut tasks, "rivals", rivals.run(intakes.publishers, drained()));
     let (replays, replaying) = (questions.clone(), authority.serving());
     let (lookups, looking_up) = (questions, authority.serving());
     end.spawn(&mut tasks, "authority", authority.run(intakes.probes, drained()));

@@ -5,6 +5,7 @@ use std::time::Duration;
 use evictd_core::follower::ReplayAnswer;
 use evictd_core::position::LogPosition;
 use evictd_core::receipts::RegionState;
+use evictd_core::service::Standing;
 use evictd_ops::bus::BusMetrics;
 use evictd_ops::metric_specs;
 use evictd_ops::metrics::{LATENCY_BUCKETS, MetricKind, MetricSpec, PROPAGATION_BUCKETS, Registry};
@@ -59,7 +60,9 @@ metric_specs! {
     ANNOUNCEMENTS = "evictd_publisher_announcements_total", COUNTER, COUNT, [],
         "Announcements of progress heard from agents.";
     REFUSED = "evictd_publisher_refused_messages_total", COUNTER, COUNT, ["subject", "reason"],
-        "Messages from agents that were refused: malformed, reply (the answer would not go into the asker's own inbox), subject, overload (too many of one agent wait, or run), ahead (it claims to have applied more than the log holds), or bound (it would keep a longer one than receipts.bound).";
+        "Messages from agents that were refused: malformed, reply (the answer would not go into the asker's own inbox), subject, overload (too many of one agent wait, or run), ahead (it claims to have applied more than the log holds), bound (it would keep a longer one than receipts.bound), unproved (what it claims to have seen was not given out by this home store), or unknown_past (it was given out by a newer copy of this home store).";
+    STANDING = "evictd_publisher_standing", GAUGE, None, ["standing"],
+        "1 for how this publisher stands among all on the bus: asking (a newcomer), serving, yielding (silent, because a publisher of another home store serves), conflicting (silent, because one of another home store served as well), or behind (silent, because its home store is an older copy).";
     REQUESTS = "evictd_publisher_requests_total", COUNTER, COUNT, ["endpoint", "class"],
         "Control API requests answered, by class of status.";
     PURGED = "evictd_publisher_purged_rows_total", COUNTER, COUNT, ["kind"],
@@ -86,6 +89,8 @@ pub(crate) enum Refusal {
     Overload,
     Ahead,
     Bound,
+    Unproved,
+    UnknownPast,
 }
 
 /// How a lookup ended.
@@ -133,11 +138,12 @@ pub struct Metrics {
     round_seconds: Histogram,
     probes: Counter,
     stalled: Gauge,
+    standing: [Gauge; Standing::ALL.len()],
     replays_rows: Counter,
     replays_refused: Counter,
     lookups: [Counter; 3],
     announcements: Counter,
-    refused: [[Counter; 6]; 4],
+    refused: [[Counter; 8]; 4],
     requests: [[Counter; 3]; Endpoint::ALL.len()],
     receipts: [Counter; 3],
     purged: [Counter; 3],
@@ -151,7 +157,7 @@ impl Metrics {
         let counter = |spec: &MetricSpec, label, value| registry.counter(spec, &[(label, value)]);
         let gauge = |spec: &MetricSpec| registry.gauge(spec, &[]);
         let refused = |kind: Kind| {
-            ["malformed", "reply", "subject", "overload", "ahead", "bound"]
+            ["malformed", "reply", "subject", "overload", "ahead", "bound", "unproved", "unknown_past"]
                 .map(|reason| registry.counter(&REFUSED, &[("subject", kind.token()), ("reason", reason)]))
         };
         let requests = |endpoint: Endpoint| {
@@ -172,6 +178,8 @@ impl Metrics {
             round_seconds: registry.histogram(&ROUND_SECONDS, &[]),
             probes: registry.counter(&PROBES, &[]),
             stalled: gauge(&STALLED),
+            standing: Standing::ALL
+                .map(|standing| registry.gauge(&STANDING, &[("standing", standing.label())])),
             replays_rows: counter(&REPLAYS, "outcome", "rows"),
             replays_refused: counter(&REPLAYS, "outcome", "refused"),
             lookups: ["answered", "busy", "failed"].map(|outcome| counter(&LOOKUPS, "outcome", outcome)),
@@ -221,6 +229,12 @@ impl Metrics {
         counter.increment(1);
         self.round_seconds.record(took.as_secs_f64());
         self.probes.increment(probes as u64);
+    }
+
+    pub(crate) fn standing(&self, standing: Standing) {
+        for (gauge, candidate) in self.standing.iter().zip(Standing::ALL) {
+            gauge.set(if candidate == standing { 1.0 } else { 0.0 });
+        }
     }
 
     pub(crate) fn stalled(&self, stalled: bool) {

@@ -5,27 +5,34 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use evictd_ops::admin::Admin;
+use evictd_ops::host::host_name;
 use evictd_ops::http::{BindError, bind};
 use evictd_ops::invariants::Invariants;
-use evictd_ops::metrics::{MetricsError, Registry};
+use evictd_ops::metrics::Registry;
 use evictd_ops::readiness::Readiness;
 use evictd_store::HomeStore;
 use evictd_wire::subject::Kind;
+use parking_lot::Mutex;
 use tokio::net::TcpListener;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::authority::{Authority, Fence, RoundWish, Vouched};
-use crate::bus::{self, Bus, Intake};
+use crate::authority::{Authority, Complaints};
+use crate::bus::{self, Bus, Intake, Publishers};
 use crate::config::PublisherConfig;
 use crate::control::Surface;
 use crate::expiry::Expiry;
+use crate::history::HomeHistory;
 use crate::live_feed::LiveFeed;
 use crate::metrics::{self, Metrics};
 use crate::questions::Questions;
 use crate::rate_limit::RateLimits;
 use crate::receipts::Receipts;
 use crate::retention::Retention;
+use crate::rivals::{self, Rivals};
+use crate::rounds::{Fence, RoundWish, Vouched};
 use crate::sequencer::{Sequencer, Wake};
+use crate::vouching::Vouching;
 use crate::{StartError, status};
 
 /// What the parts share.
@@ -39,24 +46,35 @@ pub(crate) struct Common {
     rounds: RoundWish,
     wake: Wake,
     fence: Fence,
+    history: Arc<HomeHistory>,
+    pub(crate) vouching: Vouching,
+    /// This publisher among others.
+    id: u64,
+    /// Told at each connection to NATS.
+    connected: Arc<Notify>,
 }
 
 impl Common {
     /// Who waits for a receipt is answered when `draining` is cancelled.
     pub(crate) fn new(
         store: Arc<dyn HomeStore>,
+        history: HomeHistory,
         config: PublisherConfig,
         draining: CancellationToken,
-    ) -> Result<Self, MetricsError> {
+    ) -> Result<Self, StartError> {
         let registry = Registry::new(metrics::SPECS, &[])?;
         let metrics = Arc::new(Metrics::new(&registry));
         let rounds = RoundWish::default();
+        let history = Arc::new(history);
+        let id = draw()?;
+        let vouching = Vouching::new(config.receipts.bound.into(), draw()?);
         let receipts = Arc::new(Receipts::new(
             &config.receipts,
             store.clone(),
             metrics.clone(),
             &registry,
             rounds.clone(),
+            (history.clone(), vouching.clone()),
             draining,
         ));
         Ok(Self {
@@ -69,6 +87,10 @@ impl Common {
             rounds,
             wake: Wake::default(),
             fence: Fence::default(),
+            history,
+            vouching,
+            id,
+            connected: Arc::default(),
         })
     }
 
@@ -94,7 +116,9 @@ impl Common {
             metrics: self.metrics.clone(),
             fence: self.fence.clone(),
             rounds: self.rounds.clone(),
-            serving: tokio::sync::watch::Sender::new(true),
+            wake: self.wake.clone(),
+            serving: watch::Sender::new(true),
+            complaints: Mutex::new(Complaints::default()),
             condition: self.readiness.condition("rounds", "the first probe round; see the log if it fails"),
         }
     }
@@ -104,8 +128,8 @@ impl Common {
             &self.config.authority,
             self.store.clone(),
             self.receipts.clone(),
-            self.fence.clone(),
-            self.rounds.clone(),
+            (self.fence.clone(), self.rounds.clone()),
+            (self.history.clone(), self.vouching.clone()),
             [buses.main.clone(), buses.lookups.clone()],
             self.metrics.clone(),
         )
@@ -115,6 +139,7 @@ impl Common {
         let vouched = Vouched {
             fence: self.fence.clone(),
             rounds: self.rounds.clone(),
+            vouching: self.vouching.clone(),
             // As agents keep a margin back.
             trust: Duration::from(self.config.receipts.bound) * 9 / 10,
         };
@@ -126,6 +151,23 @@ impl Common {
             vouched,
             self.metrics.clone(),
         )
+    }
+
+    pub(crate) fn rivals(&self, buses: &Buses, authority: &Authority) -> Rivals {
+        Rivals {
+            id: self.id,
+            name: format!("{} ({})", host_name(), self.config.http.listen).into(),
+            vouching: self.vouching.clone(),
+            history: self.history.clone(),
+            store: self.store.clone(),
+            fence: self.fence.clone(),
+            rounds: self.rounds.clone(),
+            bus: buses.main.clone(),
+            metrics: self.metrics.clone(),
+            condition: self.readiness.condition("history", "an answer to who else publishes on this bus"),
+            serving: authority.serving.subscribe(),
+            connected: self.connected.clone(),
+        }
     }
 
     pub(crate) fn expiry(&self) -> Expiry {
@@ -149,12 +191,23 @@ impl Common {
         Admin {
             metrics: self.registry.clone(),
             readiness: self.readiness.clone(),
-            status: status::status(self.receipts.clone(), self.fence.clone()),
+            status: status::status(
+                self.receipts.clone(),
+                self.fence.clone(),
+                self.history.clone(),
+                self.vouching.clone(),
+            ),
         }
     }
 
     fn feed(&self, buses: &Buses) -> LiveFeed {
-        LiveFeed { bus: buses.main.clone(), receipts: self.receipts.clone(), metrics: self.metrics.clone() }
+        LiveFeed {
+            bus: buses.main.clone(),
+            receipts: self.receipts.clone(),
+            history: self.history.clone(),
+            vouching: self.vouching.clone(),
+            metrics: self.metrics.clone(),
+        }
     }
 }
 
@@ -186,16 +239,21 @@ pub(crate) struct Buses {
 
 impl Buses {
     pub(crate) async fn connect(common: &Common) -> Result<Self, StartError> {
-        let Common { config, metrics, readiness, wake, .. } = common;
-        let wake = wake.clone();
-        // The head at once, without waiting for the second: agents may have missed something.
-        let main = bus::connect(&config.nats, metrics, readiness, move || wake.tick()).await?;
+        let Common { config, metrics, readiness, wake, connected, .. } = common;
+        let (wake, connected) = (wake.clone(), connected.clone());
+        let on_connected = move || {
+            connected.notify_one();
+            // The head at once, without waiting for the second: agents may have missed something.
+            wake.tick();
+        };
+        let main = bus::connect(&config.nats, metrics, readiness, on_connected).await?;
         let lookups = bus::connect_for_lookups(&config.nats, metrics, readiness).await?;
         Ok(Self { main, lookups })
     }
 
-    pub(crate) async fn intakes(&self) -> Result<Intakes, StartError> {
+    pub(crate) async fn intakes(&self, common: &Common) -> Result<Intakes, StartError> {
         Ok(Intakes {
+            publishers: rivals::publishers(&self.main, common.id).await?,
             probes: self.main.intake(Kind::Probe).await?,
             replays: self.main.intake(Kind::Replay).await?,
             announcements: self.main.intake(Kind::Applied).await?,
@@ -204,10 +262,16 @@ impl Buses {
     }
 }
 
-/// What comes from agents.
+/// What comes in.
 pub(crate) struct Intakes {
     pub(crate) probes: Intake,
     pub(crate) replays: Intake,
     pub(crate) announcements: Intake,
     pub(crate) lookups: Intake,
+    /// What comes from other publishers.
+    pub(crate) publishers: Publishers,
+}
+
+fn draw() -> Result<u64, StartError> {
+    Ok(getrandom::u64()?.max(1))
 }

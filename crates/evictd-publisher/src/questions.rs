@@ -16,11 +16,14 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::authority::{FENCE_AGE_MAX, Fence, RoundWish, Serving};
+use crate::authority::Serving;
 use crate::bus::{Bus, Heard, Intake};
 use crate::config::AuthorityConfig;
+use crate::history::HomeHistory;
 use crate::metrics::{LookupEnd, Metrics, Refusal};
 use crate::receipts::Receipts;
+use crate::rounds::{FENCE_AGE_MAX, Fence, RoundWish};
+use crate::vouching::Vouching;
 
 #[derive(Clone)]
 pub(crate) struct Questions {
@@ -28,6 +31,8 @@ pub(crate) struct Questions {
     receipts: Arc<Receipts>,
     fence: Fence,
     rounds: RoundWish,
+    history: Arc<HomeHistory>,
+    vouching: Vouching,
     replay_bus: Bus,
     lookup_bus: Bus,
     metrics: Arc<Metrics>,
@@ -45,8 +50,8 @@ impl Questions {
         config: &AuthorityConfig,
         store: Arc<dyn HomeStore>,
         receipts: Arc<Receipts>,
-        fence: Fence,
-        rounds: RoundWish,
+        (fence, rounds): (Fence, RoundWish),
+        (history, vouching): (Arc<HomeHistory>, Vouching),
         [replay_bus, lookup_bus]: [Bus; 2],
         metrics: Arc<Metrics>,
     ) -> Self {
@@ -55,6 +60,8 @@ impl Questions {
             receipts,
             fence,
             rounds,
+            history,
+            vouching,
             replay_bus,
             lookup_bus,
             metrics,
@@ -114,16 +121,20 @@ impl Questions {
     async fn replay(&self, heard: Heard, request: ReplayRequest) {
         let replay = self.store.replay(request.epoch, request.from, request.to, REPLAY_BATCH_MAX).await;
         let outcome = match replay {
-            Ok(Replay::Rows(rows)) => Outcome::Rows(rows),
+            Ok(Replay::Rows { rows, .. }) => Outcome::Rows(rows),
             Ok(Replay::Refused { head }) => {
                 tracing::warn!(speaker = %heard.speaker, from = request.from, "refused a replay that the store can't cover");
-                Outcome::Refused { head }
+                Outcome::Refused { head: self.history.voucher(&head, head.at) }
             }
             // No answer: the agent asks again.
             Err(error) => return self.metrics.store_failed(&error),
         };
+        if !self.vouching.is_allowed() {
+            return;
+        }
         self.metrics.replayed(&outcome);
-        let answer = ReplayAnswer { nonce: request.nonce, outcome };
+        let provenance = self.history.history().provenance();
+        let answer = ReplayAnswer { nonce: request.nonce, provenance, outcome };
         self.replay_bus.answer(heard.reply, answer.encode(&request)).await;
     }
 
@@ -180,6 +191,8 @@ impl Questions {
             self.rounds.want();
         }
         match self.store.lookup(request.hash).await {
+            // No answer: what another history says of it may count.
+            Ok(_) if !self.vouching.is_allowed() => {}
             Ok(lookup) => {
                 let outcome = LookupOutcome::Found { lookup, fence_age };
                 self.answer_lookup(heard.reply, request, outcome).await;

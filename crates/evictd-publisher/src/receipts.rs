@@ -37,9 +37,11 @@ use self::agents::Series;
 use self::keep::Recorded;
 use self::roster::Known;
 use self::wait::{Starts, Waiting};
-use crate::authority::RoundWish;
 use crate::config::ReceiptsConfig;
+use crate::history::HomeHistory;
 use crate::metrics::Metrics;
+use crate::rounds::RoundWish;
+use crate::vouching::Vouching;
 
 pub(crate) use self::keep::Told;
 
@@ -75,6 +77,9 @@ pub(crate) struct Receipts {
     /// Other publishers have numbered rows.
     numbered_elsewhere: Notify,
     rounds: RoundWish,
+    vouching: Vouching,
+    /// What agents have applied counts only if it lies in this history.
+    history: Arc<HomeHistory>,
     places: Arc<Semaphore>,
     /// Those who wait for their receipt shall not wait any longer.
     draining: CancellationToken,
@@ -115,6 +120,7 @@ impl Receipts {
         metrics: Arc<Metrics>,
         registry: &Registry,
         rounds: RoundWish,
+        (history, vouching): (Arc<HomeHistory>, Vouching),
         draining: CancellationToken,
     ) -> Self {
         let bound = Duration::from(config.bound);
@@ -147,6 +153,8 @@ impl Receipts {
             look_again: Notify::new(),
             numbered_elsewhere: Notify::new(),
             rounds,
+            vouching,
+            history,
             places: Arc::new(Semaphore::new(WAITS_MAX)),
             draining,
         }
@@ -155,7 +163,7 @@ impl Receipts {
     /// Reads what the store knows: the roster, and the requests that another publisher, or this one before its
     /// restart, has left open.
     pub(crate) async fn begin(&self) -> Result<(), StoreError> {
-        self.head(self.store.head().await?);
+        self.head(self.store.head().await?.at);
         self.read_roster().await?;
         self.adopt_what_is_open().await
     }
@@ -197,8 +205,8 @@ impl Receipts {
         if numbered.rows.is_empty() {
             return;
         }
-        if numbered.head < known {
-            tracing::warn!(head = %numbered.head, %known, "the home store is behind what it was; a round will begin a new epoch");
+        if numbered.head.at < known {
+            tracing::warn!(head = %numbered.head.at, %known, "the home store is behind what it was");
             return self.rounds.want();
         }
         self.check_density(numbered);
@@ -212,7 +220,7 @@ impl Receipts {
             cause: row.cause,
             committed_at: row.committed_at,
         }));
-        self.open(numbered.head.epoch(), changes).await;
+        self.open(numbered.head.at.epoch(), changes).await;
     }
 
     /// Notices that other publishers have numbered rows. This publisher's own requests may be among them, and who
@@ -221,21 +229,21 @@ impl Receipts {
         let mut state = self.state.lock();
         let begin = numbered.rows.first().map(|row| row.position);
         if begin.is_some() && begin == state.accounted.next() {
-            state.accounted = numbered.head;
-        } else if numbered.head > state.accounted {
+            state.accounted = numbered.head.at;
+        } else if numbered.head.at > state.accounted {
             self.numbered_elsewhere.notify_one();
         }
     }
 
     /// R1, as far as it shows here.
     fn check_density(&self, numbered: &Numbered) {
-        let ends_at_head = numbered.rows.last().is_some_and(|last| last.position == numbered.head);
+        let ends_at_head = numbered.rows.last().is_some_and(|last| last.position == numbered.head.at);
         let dense = numbered.rows.windows(2).all(|pair| pair[0].position.next() == Some(pair[1].position));
         if !ends_at_head || !dense {
             let first = numbered.rows.first().map(|row| row.position);
             self.invariants.violated(
                 Rule::R1,
-                format_args!("{} rows from {first:?} to the head {}", numbered.rows.len(), numbered.head),
+                format_args!("{} rows from {first:?} to the head {}", numbered.rows.len(), numbered.head.at),
             );
         }
     }
@@ -251,7 +259,7 @@ impl Receipts {
             self.store.head().await
         };
         let head = match read.await {
-            Ok(head) => head,
+            Ok(head) => head.at,
             Err(error) => return self.metrics.store_failed(&error),
         };
         let mut state = self.state.lock();
@@ -319,8 +327,12 @@ impl Receipts {
         loop {
             let now = clock::lease_now();
             let wait = {
+                let is_silent = self.vouching.refusal().is_some();
                 let mut state = self.state.lock();
-                if swept.is_none_or(|swept| now.since(swept) >= SWEEP) {
+                if is_silent {
+                    // Agents may follow another history, so that the bound's end says nothing of them.
+                    state.count(now);
+                } else if swept.is_none_or(|swept| now.since(swept) >= SWEEP) {
                     swept = Some(now);
                     state.book.poll(now);
                     state.count(now);

@@ -15,10 +15,10 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use crate::authority::RoundWish;
 use crate::config::SequencerConfig;
 use crate::live_feed::LiveFeed;
 use crate::metrics::Metrics;
+use crate::rounds::RoundWish;
 
 /// Rows numbered in one transaction.
 const BATCH: usize = 1024;
@@ -35,6 +35,7 @@ pub(crate) struct Wake {
     rows: Arc<Notify>,
     tick: Arc<Notify>,
     unlogged: Arc<Notify>,
+    schema: Arc<Notify>,
 }
 
 impl Wake {
@@ -51,6 +52,11 @@ impl Wake {
     /// A change got no row in the log, and was undone ([`StoreError::Unlogged`]).
     pub(crate) fn unlogged(&self) {
         self.unlogged.notify_one();
+    }
+
+    /// A round found another schema, or one that lets changes go past the log: the triggers are checked at once.
+    pub(crate) fn schema_suspect(&self) {
+        self.schema.notify_one();
     }
 }
 
@@ -89,6 +95,10 @@ impl Sequencer {
                     (trusted, missing) = (false, true);
                     continue;
                 }
+                () = self.wake.schema.notified() => {
+                    trusted = self.check_triggers(&mut missing).await;
+                    continue;
+                }
                 _ = tick.tick() => (Need::Reads, self.tick().await),
                 _ = check.tick() => {
                     checks += 1;
@@ -108,6 +118,9 @@ impl Sequencer {
             healthy.note(need, done, &self.condition, &self.metrics);
         }
         healthy.note(Need::Writes, self.number().await, &self.condition, &self.metrics);
+        if self.store.is_exclusive() {
+            self.feed.end().await;
+        }
         self.feed.bus.flush().await;
     }
 
@@ -140,12 +153,12 @@ impl Sequencer {
     async fn tick(&self) -> Result<(), StoreError> {
         let known = self.feed.receipts.log_head();
         let head = self.store.head().await?;
-        if head < known {
-            // The store was put back under this publisher: a round begins a new epoch (R2).
-            tracing::warn!(%head, %known, "the home store is behind what it was; a round will begin a new epoch");
+        if head.at < known {
+            tracing::warn!(head = %head.at, %known, "the home store is behind what it was");
+            // Its server's history may tell why, and a round looks at it.
             self.rounds.want();
         }
-        self.feed.tick(head).await;
+        self.feed.tick(&head).await;
         Ok(())
     }
 
@@ -175,7 +188,8 @@ impl Sequencer {
             self.triggers.met();
             return true;
         };
-        if matches!(error, StoreError::TriggerMissing { .. }) && !std::mem::replace(missing, true) {
+        let is_fault = matches!(error, StoreError::TriggerMissing { .. } | StoreError::ForeignObject { .. });
+        if is_fault && !std::mem::replace(missing, true) {
             self.invariants.violated(Rule::R3, &error);
         }
         self.metrics.store_failed(&error);

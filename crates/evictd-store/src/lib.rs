@@ -6,6 +6,7 @@
 //! * [`HomeStore`]: what the publisher needs of a store.
 //! * [`change`]: the changes of the control API, and why one is refused.
 //! * [`log`]: numbered rows, rounds, replays.
+//! * [`history`]: what a store knows of itself.
 //! * [`roster`]: which agents there are.
 //! * [`receipt`]: what became of a request.
 //! * [`audit`]: who changed what, and what becomes of old rows.
@@ -14,6 +15,7 @@
 
 pub mod audit;
 pub mod change;
+pub mod history;
 pub mod log;
 pub mod postgres;
 pub mod receipt;
@@ -25,7 +27,9 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
+use evictd_core::history::{History, LogToken, RoundToken};
 use evictd_core::ids::{ApiId, Identity, KeyHash, KeyId, WorkspaceId};
+use evictd_core::limits::EPOCH_MAX;
 use evictd_core::position::LogPosition;
 use evictd_core::record::{Lookup, RootKeyRecord};
 use evictd_core::time::StoreTime;
@@ -35,7 +39,8 @@ use crate::change::{
     Actor, Api, Authorize, ChangeError, DeleteMode, KeyDetails, KeyPage, KeyUpdate, ListKeys, NewApi, NewKey,
     NewRootKey, Operator, Reroll, RootKeyInfo,
 };
-use crate::log::{Backlog, Numbered, NumberedRequest, Replay, Round, RoundRequest};
+use crate::history::VoucherKey;
+use crate::log::{Backlog, Head, Numbered, NumberedRequest, Replay, Round, RoundRequest};
 use crate::receipt::{FinalReceipt, Recorded};
 use crate::roster::Roster;
 
@@ -120,7 +125,9 @@ pub enum StoreError {
         value: String,
     },
     /// The last epoch has begun already.
-    #[error("the home store has used up its epochs; move its records to a new store")]
+    #[error(
+        "the home store has used up its {EPOCH_MAX} epochs, so that none can begin: copy workspaces, root_keys, apis and keys into a new store, start the publishers on that one, and restart the agents"
+    )]
     EpochsUsedUp,
     /// A change that a verification reads got no row in the log (R3), and was undone.
     #[error(
@@ -132,11 +139,33 @@ pub enum StoreError {
     },
     /// The triggers that feed the log (R3) are missing or were altered.
     #[error(
-        "the home store lacks the trigger {name}: a change past the API would go unpublished; run `evictd publisher` on an intact schema"
+        "the home store lacks the trigger {name}, or it is switched off or altered: a change past the API would go unpublished. Put it back as it was; on PostgreSQL it has to be enabled by ENABLE ALWAYS"
     )]
     TriggerMissing {
         /// Which one.
         name: String,
+    },
+    /// Something on the store's tables isn't evictd's, and may keep a change from its log or rows from readers (R3).
+    #[error(
+        "the home store's tables have what isn't evictd's ({name}), so that a change may go unpublished; the owner of its tables has to say: {remedy}"
+    )]
+    ForeignObject {
+        /// What it is, and its name.
+        name: String,
+        /// The statement that removes it.
+        remedy: String,
+    },
+    /// The schema that `log_head` was found in isn't the store's.
+    #[error(
+        "the home store {place} isn't complete: its user finds the table log_head first in the schema {schema}, which lacks the tables {tables}; drop that log_head if it isn't evictd's, or name evictd's schema in the URL (?options[search_path]=...)"
+    )]
+    TablesMissing {
+        /// Where it is.
+        place: String,
+        /// The schema.
+        schema: String,
+        /// Their names.
+        tables: String,
     },
     /// The database's user may not do what publishers do.
     #[error("the home store's user lacks rights; the owner of its tables has to say: {grants}")]
@@ -160,14 +189,15 @@ pub trait HomeStore: std::fmt::Debug + Send + Sync + 'static {
     async fn number(&self, limit: usize) -> Result<Numbered, StoreError>;
 
     /// One probe round (R7), in one durable transaction: writes `instances` that the roster lacks (R11),
-    /// begins a new epoch if one of `seen` credibly lies above the head (R2), numbers every committed row,
-    /// and raises the fence, which a demoted primary can't do. It never waits behind the control API's
-    /// changes, beyond the one under way: leases depend on it.
+    /// begins a new epoch if the database's server shows another history than the head's (R2), numbers every
+    /// committed row, and draws a round token, which a demoted primary can't write. It never waits behind the
+    /// control API's changes, beyond the one under way: leases depend on it.
     async fn round(&self, request: RoundRequest<'_>) -> Result<Round, StoreError>;
 
-    /// Begins a new epoch because an operator says that the store may have gone back (R2). All agents flush
-    /// once. Returns the new head: its position goes on.
-    async fn begin_epoch(&self, operator: &Operator) -> Result<LogPosition, StoreError>;
+    /// Begins an incarnation and an epoch because an operator says that this store is the one to follow, and may have
+    /// gone back (R2, R15). All agents flush once. Returns the new head: its position goes on.
+    /// [`StoreError::EpochsUsedUp`] after the last one.
+    async fn begin_epoch(&self, operator: &Operator) -> Result<Head, StoreError>;
 
     /// What the roster gained or changed after revision `since`; all of it for 0. Cheap when that is nothing.
     /// Who was forgotten isn't told.
@@ -193,7 +223,19 @@ pub trait HomeStore: std::fmt::Debug + Send + Sync + 'static {
     async fn lookup(&self, hash: KeyHash) -> Result<Lookup, StoreError>;
 
     /// The head, read alone.
-    async fn head(&self) -> Result<LogPosition, StoreError>;
+    async fn head(&self) -> Result<Head, StoreError>;
+
+    /// Which pasts this store knows (R15).
+    async fn history(&self) -> Result<History, StoreError>;
+
+    /// The key of its vouchers (R16).
+    async fn voucher_key(&self) -> Result<VoucherKey, StoreError>;
+
+    /// The token of the row at exactly `at`, or of the incarnation that began there; `None` if neither is kept.
+    async fn row_token(&self, at: LogPosition) -> Result<Option<LogToken>, StoreError>;
+
+    /// Whether one of the last [`history::ROUND_TOKENS_KEPT`] rounds drew `token`.
+    async fn has_round_token(&self, token: RoundToken) -> Result<bool, StoreError>;
 
     /// What waits for a position.
     async fn backlog(&self) -> Result<Backlog, StoreError>;

@@ -2,17 +2,31 @@
 
 use std::time::{Duration, Instant};
 
+use evictd_core::history::{BeginCause, Incarnation, LogToken, RoundToken};
 use evictd_core::ids::{Identity, WorkspaceId};
 use evictd_core::invalidation::{Cause, Invalidation};
 use evictd_core::position::LogPosition;
 use evictd_core::roster::Instance;
 use evictd_core::time::StoreTime;
 
+/// The end of the log, and what tells it from a copy's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Head {
+    /// The last position that was given out.
+    pub at: LogPosition,
+    /// The incarnation that goes on.
+    pub incarnation: Incarnation,
+    /// Of the row at this position; of the incarnation's beginning, if it has given out none yet.
+    pub token: LogToken,
+    /// Of the newest probe round.
+    pub round: RoundToken,
+}
+
 /// Rows that just got their positions, in order. They have not been sent yet.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Numbered {
     /// The head after numbering.
-    pub head: LogPosition,
+    pub head: Head,
     /// The rows, dense and ascending, ending at `head` unless there are none.
     pub rows: Vec<Invalidation>,
     /// Which of them requests of the control API wrote, in the same order: receipts are due for these.
@@ -42,8 +56,9 @@ pub struct RoundRequest<'a> {
     /// Who was heard otherwise since the last round (announcements, lookups). The roster's note of when they
     /// were last seen is kept up; those that it doesn't hold stay out.
     pub touched: &'a [Identity],
-    /// How much of the log the askers have seen (R2).
-    pub seen: &'a [LogPosition],
+    /// The highest epoch that the askers have proved to have seen; 0 if none did. It begins nothing: an epoch that
+    /// begins anyway begins above it.
+    pub seen_epoch: u32,
 }
 
 /// The outcome of a probe round.
@@ -53,8 +68,11 @@ pub struct Round {
     pub numbered: Numbered,
     /// The store's clock, read in the transaction.
     pub clock: Reading,
-    /// Whether this round began a new epoch.
-    pub epoch_began: bool,
+    /// Why this round began a new epoch, if it did.
+    pub began: Option<BeginCause>,
+    /// What lets changes go past the log at present, if anything does (R3). Then this round proves nothing to an agent,
+    /// and only that the store is still the primary.
+    pub schema_fault: Option<String>,
 }
 
 /// The store's clock, as this process got to know of it.
@@ -79,11 +97,16 @@ impl Reading {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Replay {
     /// Every row from the first position asked for on, none missing; perhaps not up to the last.
-    Rows(Vec<Invalidation>),
+    Rows {
+        /// The rows.
+        rows: Vec<Invalidation>,
+        /// Of the last one.
+        token: LogToken,
+    },
     /// The store can't cover the range completely: the asker must flush.
     Refused {
         /// Where to start over.
-        head: LogPosition,
+        head: Head,
     },
 }
 

@@ -22,7 +22,8 @@
 //! * `records`: what is read of keys, root keys and APIs (R6).
 //! * `changes`: what the control API and operators change, with their audit records.
 //! * `audit`: reading those, and deleting what is old enough to go.
-//! * `triggers`: whether they are in place (R3).
+//! * `schema`: in which schema the tables are, and whether it was altered (R3).
+//! * `triggers`: whether they are in place, and nothing in their way (R3).
 //! * `listener`: hears of changes past the control API.
 //! * `reader`: lookups for agents, on a standby too.
 
@@ -39,12 +40,14 @@ mod receipts;
 mod records;
 mod rights;
 mod roster;
+mod schema;
 mod triggers;
 mod write;
 
 use std::collections::HashSet;
 
 use async_trait::async_trait;
+use evictd_core::history::{History, LogToken, RoundToken};
 use evictd_core::ids::{ApiId, Identity, KeyHash, KeyId, WorkspaceId};
 use evictd_core::position::LogPosition;
 use evictd_core::record::{Lookup, RootKeyRecord};
@@ -53,7 +56,7 @@ use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection, Executor};
 
-use self::connections::{Connections, failed, sql_state};
+use self::connections::{Connections, sql_state};
 use self::listener::Listener;
 use self::write::{By, Write};
 use crate::audit::{AuditQuery, AuditRecord, Purge, Purged};
@@ -61,7 +64,8 @@ use crate::change::{
     Actor, Api, Authorize, ChangeError, DeleteMode, KeyDetails, KeyPage, KeyUpdate, ListKeys, NewApi, NewKey,
     NewRootKey, Operator, Reroll, RootKeyInfo,
 };
-use crate::log::{Backlog, Numbered, NumberedRequest, Replay, Round, RoundRequest};
+use crate::history::VoucherKey;
+use crate::log::{Backlog, Head, Numbered, NumberedRequest, Replay, Round, RoundRequest};
 use crate::receipt::{FinalReceipt, Recorded};
 use crate::roster::Roster;
 use crate::rows::{AuditEntry, Author, sql_limit};
@@ -85,11 +89,12 @@ impl PostgresStore {
     /// The version of the schema of the store in the database, if there is a store. Makes none, and changes none.
     pub async fn schema_version(options: &PostgresOptions) -> Result<Option<i64>, StoreError> {
         let mut connection = options.open().await?;
+        schema::pin_to_home(&mut connection, options.clone()).await?;
         let look = async {
             if !has_schema(&mut connection).await? {
                 return Ok(None);
             }
-            let newest = "SELECT coalesce(max(version), 0) FROM _sqlx_migrations WHERE success";
+            let newest = "SELECT coalesce(max(version), 0) FROM ONLY _sqlx_migrations WHERE success";
             sqlx::query_scalar(newest).fetch_one(&mut connection).await.map(Some)
         };
         let version = look.await;
@@ -101,9 +106,12 @@ impl PostgresStore {
     /// it done. [`StoreError::NotMigrated`] where that is needed and this user may not do it.
     pub async fn connect(options: PostgresOptions) -> Result<Self, StoreError> {
         let mut connection = options.open().await?;
+        let mut options = schema::pin_to_home(&mut connection, options).await?;
         if !is_current(&mut connection, &options).await? {
             migrate(&mut connection, &options).await?;
+            options = schema::pin_to_home(&mut connection, options).await?;
         }
+        schema::assert_complete(&mut connection, &options).await?;
         // What it was set to for the migration goes with it.
         drop(connection.close().await);
         let connections = Connections::new(options.clone());
@@ -117,10 +125,11 @@ async fn is_current(connection: &mut PgConnection, options: &PostgresOptions) ->
         if !has_schema(&mut *connection).await? {
             return Ok(false);
         }
-        let applied: Vec<(i64, Vec<u8>)> =
-            sqlx::query_as("SELECT version, checksum FROM _sqlx_migrations WHERE success ORDER BY version")
-                .fetch_all(connection)
-                .await?;
+        let applied: Vec<(i64, Vec<u8>)> = sqlx::query_as(
+            "SELECT version, checksum FROM ONLY _sqlx_migrations WHERE success ORDER BY version",
+        )
+        .fetch_all(connection)
+        .await?;
         let known = MIGRATIONS.iter().map(|migration| (migration.version, migration.checksum.to_vec()));
         Ok(known.eq(applied))
     };
@@ -137,21 +146,27 @@ fn unreadable(options: &PostgresOptions, source: sqlx::Error) -> StoreError {
     StoreError::Open { place: options.place(), advice, source }
 }
 
-/// Brings the schema up to date, however long that takes.
+/// Brings the schema up to date, however long that takes, in one transaction: of several that do so at once, each
+/// finds it done or not begun.
 async fn migrate(connection: &mut PgConnection, options: &PostgresOptions) -> Result<(), StoreError> {
-    let unlimited = "SET statement_timeout = 0; SET lock_timeout = 0";
-    connection.execute(unlimited).await.map_err(failed("prepare its migration"))?;
-    MIGRATIONS.run(connection).await.map_err(|error| {
-        let (MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _)) = &error else {
-            return StoreError::Migrate(error);
-        };
-        // Insufficient privilege; a standby.
-        if sql_state(source).is_some_and(|code| matches!(&*code, "42501" | "25006")) {
+    let refused = |error| match &error {
+        MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _)
+            if sql_state(source).is_some_and(|code| matches!(&*code, "42501" | "25006")) =>
+        {
+            // Insufficient privilege; a standby.
             StoreError::NotMigrated { place: options.place() }
-        } else {
-            StoreError::Migrate(error)
         }
-    })
+        _ => StoreError::Migrate(error),
+    };
+    let prepare = |source| refused(MigrateError::Execute(source));
+    connection.execute("SET statement_timeout = 0; SET lock_timeout = 0").await.map_err(prepare)?;
+    let mut whole = connection.begin().await.map_err(prepare)?;
+    let turn = "SELECT pg_advisory_xact_lock(hashtextextended('evictd migrations', 0))";
+    whole.execute(turn).await.map_err(prepare)?;
+    let was_known = schema::begin_migration(&mut whole).await.map_err(prepare)?;
+    MIGRATIONS.run(&mut *whole).await.map_err(refused)?;
+    schema::end_migration(&mut whole, was_known).await.map_err(prepare)?;
+    whole.commit().await.map_err(prepare)
 }
 
 impl PostgresStore {
@@ -188,36 +203,37 @@ impl HomeStore for PostgresStore {
         }
         let mut write = self.log("number its log").await?;
         let mut head = log::lock_head(&mut write).await?;
-        head.begin_epoch_if_due(&mut write, &[]).await?;
+        head.begin_epoch_if_due(&mut write, 0).await?;
         let numbered = head.number(&mut write, sql_limit(limit)).await?;
         write.commit().await?;
         Ok(numbered)
     }
 
     async fn round(&self, request: RoundRequest<'_>) -> Result<Round, StoreError> {
-        let RoundRequest { instances, touched, seen } = request;
+        let RoundRequest { instances, touched, seen_epoch } = request;
         let mut write = self.log("commit a probe round").await?;
         let mut head = log::lock_head(&mut write).await?;
         let clock = head.clock;
         roster::register(&mut write, instances, clock.store_time).await?;
         roster::touch(&mut write, touched, clock.store_time).await?;
-        // Before anything is numbered: what waits could bring the head above what was seen, and hide that
-        // the store went back.
-        let epoch_began = head.begin_epoch_if_due(&mut write, seen).await?;
+        head.compare_schema(&mut write).await?;
+        let began = head.begin_epoch_if_due(&mut write, seen_epoch).await?;
+        let schema_fault = head.schema_fault(&mut write).await?;
+        head.draw_round_token(&mut write).await?;
         let numbered = head.number(&mut write, i64::MAX).await?;
         write.commit().await?;
-        Ok(Round { numbered, clock, epoch_began })
+        Ok(Round { numbered, clock, began, schema_fault })
     }
 
-    async fn begin_epoch(&self, operator: &Operator) -> Result<LogPosition, StoreError> {
+    async fn begin_epoch(&self, operator: &Operator) -> Result<Head, StoreError> {
         let mut write = self.log("begin a new epoch").await?;
         let mut head = log::lock_head(&mut write).await?;
-        head.begin_epoch(&mut write).await?;
-        let head = head.at;
+        head.begin_epoch(&mut write, &operator.name).await?;
+        let head = head.head;
         let by = Author::operator(operator, None);
-        audit::record(&mut write, by, &AuditEntry::epoch_begun(head)).await?;
+        audit::record(&mut write, by, &AuditEntry::epoch_begun(head.at)).await?;
         write.commit().await?;
-        tracing::warn!(%head, "a new epoch begins because an operator said so; agents flush once");
+        tracing::warn!(head = %head.at, "a new epoch begins because an operator said so; agents flush once");
         Ok(head)
     }
 
@@ -260,8 +276,24 @@ impl HomeStore for PostgresStore {
         records::lookup(&self.connections.lookups, hash).await
     }
 
-    async fn head(&self) -> Result<LogPosition, StoreError> {
+    async fn head(&self) -> Result<Head, StoreError> {
         log::head(&self.connections.log).await
+    }
+
+    async fn history(&self) -> Result<History, StoreError> {
+        log::history(&self.connections.log).await
+    }
+
+    async fn voucher_key(&self) -> Result<VoucherKey, StoreError> {
+        log::voucher_key(&self.connections.log).await
+    }
+
+    async fn row_token(&self, at: LogPosition) -> Result<Option<LogToken>, StoreError> {
+        log::row_token(&self.connections.log, at).await
+    }
+
+    async fn has_round_token(&self, token: RoundToken) -> Result<bool, StoreError> {
+        log::has_round_token(&self.connections.log, token).await
     }
 
     async fn backlog(&self) -> Result<Backlog, StoreError> {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use evictd_core::history::{Begin, BeginCause, History, Incarnation, StoreId};
 use evictd_core::ids::{AgentName, ApiId, Identity, InstanceId, KeyHash, KeyId, Region, WorkspaceId};
 use evictd_core::invalidation::{Cause, Scope};
 use evictd_core::limits::ID_BYTES_MAX;
@@ -16,6 +17,7 @@ use serde_json::{Value, json};
 use crate::StoreError;
 use crate::audit::AuditTarget;
 use crate::change::{Actor, DeleteMode, Edit, Operator, Reroll};
+use crate::history::VoucherKey;
 use crate::roster::RosterEntry;
 
 /// Above so many waiting key rows, an API gets one row for all of them: a bulk deletion by direct SQL must
@@ -42,6 +44,47 @@ pub(crate) fn log_position(epoch: i64, position: i64) -> Result<LogPosition, Sto
         .zip(u64::try_from(position).ok())
         .and_then(|(epoch, position)| LogPosition::new(epoch, position))
         .ok_or_else(|| StoreError::Corrupt { what: "log position", value: format!("{epoch}.{position}") })
+}
+
+/// The columns of a row of the history.
+pub(crate) struct BeginColumns<'a> {
+    pub(crate) incarnation: i64,
+    pub(crate) after: (i64, i64),
+    pub(crate) at: (i64, i64),
+    pub(crate) cause: &'a str,
+    pub(crate) time: i64,
+    pub(crate) evidence: Option<&'a str>,
+}
+
+impl BeginColumns<'_> {
+    pub(crate) fn read(&self) -> Result<Begin, StoreError> {
+        let Self { incarnation, after, at, cause, time, evidence } = *self;
+        Ok(Begin {
+            incarnation: Incarnation(incarnation.cast_unsigned()),
+            after: log_position(after.0, after.1)?,
+            at: log_position(at.0, at.1)?,
+            cause: BeginCause::from_label(cause).ok_or_else(|| StoreError::Corrupt {
+                what: "cause in its history",
+                value: cause.to_owned(),
+            })?,
+            time: StoreTime(time),
+            evidence: evidence.map(Box::from),
+        })
+    }
+}
+
+/// The history of the store, out of its rows.
+pub(crate) fn history(store: Option<i64>, begins: Vec<Begin>) -> Result<History, StoreError> {
+    store
+        .and_then(|store| History::new(StoreId(store.cast_unsigned()), begins))
+        .ok_or_else(|| StoreError::Corrupt { what: "history", value: "no row".to_owned() })
+}
+
+/// The key of the store's vouchers, out of its row.
+pub(crate) fn voucher_key(key: Option<&[u8]>) -> Result<VoucherKey, StoreError> {
+    key.and_then(|key| key.try_into().ok())
+        .map(VoucherKey)
+        .ok_or_else(|| StoreError::Corrupt { what: "voucher key", value: "absent or too short".to_owned() })
 }
 
 /// Why a row was written. It decides nothing, so that one that nobody knows stops nothing.

@@ -10,8 +10,8 @@
 //! * `exclusive`: one publisher per file.
 //! * `place`: notices that the file is no longer where it was opened.
 //! * `write`: a write transaction, and a COMMIT that a dropped caller can't cancel (R4).
-//! * `log`: numbering, rounds, replays, epochs (R1, R2, R5, R7).
-//! * `lineage`: notices that the file was put back (R2).
+//! * `log`: numbering, rounds, replays, incarnations (R1, R2, R5, R7, R15).
+//! * `schema`: whether triggers are in place, and whether they always were (R3).
 //! * `roster`: who may hold a lease (R11).
 //! * `receipts`: what became of a request, and which requests are open (R12).
 //! * `records`: what is read of keys, root keys and APIs (R6).
@@ -24,15 +24,15 @@ mod changes;
 mod checkpoint;
 mod connections;
 mod exclusive;
-mod lineage;
 mod log;
 mod place;
 mod receipts;
 mod records;
 mod roster;
+mod schema;
 mod write;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -41,6 +41,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
+use evictd_core::history::{BeginCause, History, LogToken, RoundToken};
 use evictd_core::ids::{ApiId, Identity, KeyHash, KeyId, WorkspaceId};
 use evictd_core::position::LogPosition;
 use evictd_core::record::{Lookup, RootKeyRecord};
@@ -51,15 +52,16 @@ use sqlx::sqlite::{SqliteConnection, SqlitePool};
 
 use self::connections::Connections;
 use self::exclusive::Exclusive;
-use self::lineage::Lineage;
 use self::place::Place;
+use self::schema::{Look, Triggers};
 use self::write::{Write, failed};
 use crate::audit::{AuditQuery, AuditRecord, Purge, Purged};
 use crate::change::{
     Actor, Api, Authorize, ChangeError, DeleteMode, KeyDetails, KeyPage, KeyUpdate, ListKeys, NewApi, NewKey,
     NewRootKey, Operator, Reroll, RootKeyInfo,
 };
-use crate::log::{Backlog, Numbered, NumberedRequest, Reading, Replay, Round, RoundRequest};
+use crate::history::VoucherKey;
+use crate::log::{Backlog, Head, Numbered, NumberedRequest, Reading, Replay, Round, RoundRequest};
 use crate::receipt::{FinalReceipt, Recorded};
 use crate::roster::Roster;
 use crate::rows::{AuditEntry, Author, sql_limit};
@@ -71,9 +73,8 @@ static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 #[derive(Debug)]
 pub struct SqliteStore {
     connections: Connections,
-    lineage: Lineage,
     /// The triggers as the migrations create them, by name.
-    triggers: HashMap<String, String>,
+    triggers: Triggers,
     exclusive: Option<Exclusive>,
     /// Whether the write-ahead log may hold traces of what was erased and purged.
     has_traces: AtomicBool,
@@ -99,13 +100,15 @@ impl SqliteStore {
         Self::connect(path, &file, None).await
     }
 
-    /// As [`SqliteStore::open`], for a publisher: [`StoreError::InUse`] while another one has it open, until
-    /// [`SqliteStore::close`] or the end of that process.
+    /// As [`SqliteStore::open`], for a publisher: begins an incarnation. [`StoreError::InUse`] while another one has it
+    /// open, until [`SqliteStore::close`] or the end of that process.
     pub async fn open_exclusively(path: &Path) -> Result<Self, StoreError> {
         let file = existing(path)?;
         let exclusive = Exclusive::take(&file).map_err(|source| refused(path)(source.into()))?;
         let exclusive = exclusive.ok_or_else(|| StoreError::InUse { path: path.to_owned() })?;
-        Self::connect(path, &file, Some(exclusive)).await
+        let store = Self::connect(path, &file, Some(exclusive)).await?;
+        store.begin_incarnation().await?;
+        Ok(store)
     }
 
     async fn connect(path: &Path, file: &Path, exclusive: Option<Exclusive>) -> Result<Self, StoreError> {
@@ -114,32 +117,16 @@ impl SqliteStore {
         let place = Place::of(file).map_err(|source| refused(path)(source.into()))?;
         connections.writer.place = Some(Arc::new(place));
         let triggers = intended_triggers().await?;
-        let lineage = Lineage::beside(file);
         // Whoever had it open before may have left some.
         let has_traces = AtomicBool::new(true);
-        let store = Self { connections, lineage, triggers, exclusive, has_traces };
-        store.notice_a_restore().await?;
-        Ok(store)
+        Ok(Self { connections, triggers, exclusive, has_traces })
     }
 
-    /// Begins a new epoch if the log had come further than this file knows.
-    async fn notice_a_restore(&self) -> Result<(), StoreError> {
-        // The note first: it never runs ahead of what is committed.
-        let noted = self.lineage.read();
-        if noted <= self.head().await? {
-            return Ok(());
-        }
-        let mut write = Write::begin(&self.connections.writer, "begin a new epoch").await?;
-        let began = log::begin_epoch_above(&mut write, &[noted]).await?;
-        write.commit().await?;
-        if let Some(head) = began {
-            self.lineage.note(head);
-            tracing::warn!(
-                %noted, %head,
-                "the home store is behind its own note: it was put back. A new epoch begins, agents flush once"
-            );
-        }
-        Ok(())
+    /// Names what is given out from here on, so that nothing which a copy of the file gives out is taken for it (R15).
+    async fn begin_incarnation(&self) -> Result<(), StoreError> {
+        let mut write = Write::begin(&self.connections.writer, "begin an incarnation").await?;
+        log::begin(&mut write, BeginCause::Opened, None).await?;
+        write.commit().await
     }
 }
 
@@ -197,27 +184,22 @@ fn advice(error: &sqlx::Error) -> &'static str {
 /// does it and the other finds it done.
 async fn migrate(writer: &SqlitePool, path: &Path) -> Result<(), StoreError> {
     let mut whole = writer.begin_with("BEGIN IMMEDIATE").await.map_err(refused(path))?;
+    let was_known = schema::is_known(&mut whole).await.map_err(refused(path))?;
     MIGRATIONS.run(&mut *whole).await.map_err(StoreError::Migrate)?;
+    if was_known {
+        schema::note(&mut whole).await.map_err(refused(path))?;
+    }
     whole.commit().await.map_err(refused(path))
 }
 
 /// What the triggers should look like: what the migrations make in an empty database.
-async fn intended_triggers() -> Result<HashMap<String, String>, StoreError> {
+async fn intended_triggers() -> Result<Triggers, StoreError> {
     let mut scratch =
         SqliteConnection::connect("sqlite::memory:").await.map_err(failed("read its triggers"))?;
     MIGRATIONS.run(&mut scratch).await.map_err(StoreError::Migrate)?;
-    let triggers = triggers(&mut scratch).await?;
+    let triggers = schema::intended(&mut scratch).await?;
     scratch.close().await.map_err(failed("read its triggers"))?;
     Ok(triggers)
-}
-
-async fn triggers(connection: &mut SqliteConnection) -> Result<HashMap<String, String>, StoreError> {
-    let rows: Vec<(String, String)> =
-        sqlx::query_as("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'")
-            .fetch_all(connection)
-            .await
-            .map_err(failed("read its triggers"))?;
-    Ok(rows.into_iter().collect())
 }
 
 /// The store's clock: this host's. SQLite has no other.
@@ -252,35 +234,35 @@ impl HomeStore for SqliteStore {
         let mut write = Write::begin(&self.connections.writer, "number its log").await?;
         let numbered = log::number(&mut write, sql_limit(limit)).await?;
         write.commit().await?;
-        self.lineage.note(numbered.head);
         Ok(numbered)
     }
 
     async fn round(&self, request: RoundRequest<'_>) -> Result<Round, StoreError> {
-        let RoundRequest { instances, touched, seen } = request;
+        // An epoch that begins by itself would begin above it; here none does.
+        let RoundRequest { instances, touched, seen_epoch: _ } = request;
         let mut write = Write::begin(&self.connections.writer, "commit a probe round").await?;
         let clock = read_clock();
         let store_time = clock.store_time;
         roster::register(&mut write, instances, store_time).await?;
         roster::touch(&mut write, touched, store_time).await?;
-        log::raise_fence(&mut write).await?;
-        // Before anything is numbered: what waits could bring the head above what was seen, and hide that
-        // the store went back.
-        let epoch_began = log::begin_epoch_above(&mut write, seen).await?.is_some();
+        log::draw_round_token(&mut write).await?;
+        let Look { changed, fault: schema_fault } = schema::compare(&mut write, &self.triggers).await?;
+        let began = changed.then_some(BeginCause::SchemaChanged);
+        if let Some(cause) = began {
+            log::begin(&mut write, cause, Some("tables or triggers were altered")).await?;
+        }
         let numbered = log::number(&mut write, i64::MAX).await?;
         write.commit().await?;
-        self.lineage.note(numbered.head);
-        Ok(Round { numbered, clock, epoch_began })
+        Ok(Round { numbered, clock, began, schema_fault })
     }
 
-    async fn begin_epoch(&self, operator: &Operator) -> Result<LogPosition, StoreError> {
+    async fn begin_epoch(&self, operator: &Operator) -> Result<Head, StoreError> {
         let mut write = Write::begin(&self.connections.writer, "begin a new epoch").await?;
-        let head = log::begin_epoch(&mut write).await?;
+        let head = log::begin(&mut write, BeginCause::Declared, Some(&operator.name)).await?;
         let by = Author::operator(operator, None);
-        audit::record(&mut write, by, &AuditEntry::epoch_begun(head)).await?;
+        audit::record(&mut write, by, &AuditEntry::epoch_begun(head.at)).await?;
         write.commit().await?;
-        self.lineage.note(head);
-        tracing::warn!(%head, "a new epoch begins because an operator said so; agents flush once");
+        tracing::warn!(head = %head.at, "a new epoch begins because an operator said so; agents flush once");
         Ok(head)
     }
 
@@ -320,8 +302,24 @@ impl HomeStore for SqliteStore {
         records::lookup(&self.connections.lookups, hash).await
     }
 
-    async fn head(&self) -> Result<LogPosition, StoreError> {
+    async fn head(&self) -> Result<Head, StoreError> {
         log::head(&self.connections.log).await
+    }
+
+    async fn history(&self) -> Result<History, StoreError> {
+        log::history(&self.connections.log).await
+    }
+
+    async fn voucher_key(&self) -> Result<VoucherKey, StoreError> {
+        log::voucher_key(&self.connections.log).await
+    }
+
+    async fn row_token(&self, at: LogPosition) -> Result<Option<LogToken>, StoreError> {
+        log::row_token(&self.connections.log, at).await
+    }
+
+    async fn has_round_token(&self, token: RoundToken) -> Result<bool, StoreError> {
+        log::has_round_token(&self.connections.log, token).await
     }
 
     async fn backlog(&self) -> Result<Backlog, StoreError> {
@@ -356,11 +354,7 @@ impl HomeStore for SqliteStore {
 
     async fn check_triggers(&self) -> Result<(), StoreError> {
         let mut reader = self.connections.log.acquire().await.map_err(failed("read its triggers"))?;
-        let found = triggers(&mut reader).await?;
-        match self.triggers.iter().find(|(name, sql)| found.get(*name) != Some(*sql)) {
-            Some((name, _)) => Err(StoreError::TriggerMissing { name: name.clone() }),
-            None => Ok(()),
-        }
+        schema::check(&mut reader, &self.triggers).await
     }
 
     async fn root_key(&self, hash: KeyHash) -> Result<Option<RootKeyRecord>, StoreError> {
@@ -570,7 +564,9 @@ mod tests {
         assert!(store.root_key(KeyHash([1; 32])).await.unwrap().is_some());
         assert_eq!(store.number(10).await.unwrap().rows.len(), 1);
         store.round(RoundRequest::default()).await.unwrap();
-        assert!(matches!(store.replay(1, 1, 1, 10).await.unwrap(), Replay::Rows(rows) if rows.len() == 1));
+        assert!(
+            matches!(store.replay(1, 1, 1, 10).await.unwrap(), Replay::Rows { rows, .. } if rows.len() == 1)
+        );
     }
 
     #[tokio::test]
@@ -584,7 +580,9 @@ mod tests {
         assert!(waits(&mut pin!(store.root_key(KeyHash([1; 32])))).await);
         assert!(waits(&mut pin!(store.create_root_key(&operator(), root_key(2)))).await);
 
-        assert!(matches!(store.replay(1, 1, 1, 10).await.unwrap(), Replay::Rows(rows) if rows.len() == 1));
+        assert!(
+            matches!(store.replay(1, 1, 1, 10).await.unwrap(), Replay::Rows { rows, .. } if rows.len() == 1)
+        );
         assert_eq!(store.number(10).await.unwrap().head, store.head().await.unwrap());
         assert_eq!(store.roster(0).await.unwrap().entries, []);
     }

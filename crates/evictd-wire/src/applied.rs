@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use evictd_core::history::Provenance;
 use evictd_core::ids::InstanceId;
 use evictd_core::limits::SIGHTINGS_MAX;
 use evictd_core::position::LogPosition;
@@ -16,6 +17,8 @@ use crate::generated as pb;
 pub struct Applied {
     /// The process that speaks.
     pub instance: InstanceId,
+    /// Whose log it applied.
+    pub provenance: Provenance,
     /// Everything up to here is applied.
     pub applied: LogPosition,
     /// What it saw of changes of that epoch that it applied lately, at most [`SIGHTINGS_MAX`].
@@ -35,6 +38,7 @@ impl Applied {
             position: self.applied.position(),
             sightings: sightings.take(SIGHTINGS_MAX).map(sighting_to_wire).collect(),
             leaving: self.leaving,
+            provenance: Some(codec::provenance_to(self.provenance)),
         })
     }
 
@@ -50,6 +54,7 @@ impl Applied {
         let sighting = |sighting: &pb::Sighting| sighting_from_wire(applied.epoch, sighting);
         Ok(Self {
             instance: InstanceId(applied.instance),
+            provenance: codec::provenance_from(applied.provenance)?,
             applied: codec::position(applied.epoch, applied.position, "position")?,
             sightings: applied.sightings.iter().map(sighting).collect::<Result<_, _>>()?,
             leaving: applied.leaving,

@@ -14,9 +14,19 @@ pub const LIVE: &str = "evictd.v1.live";
 /// Publishers ask each other here who else there is.
 pub const PUBLISHERS: &str = "evictd.v1.publishers";
 
-/// Where a publisher gets the answers to its questions to the others.
-pub fn publisher_inbox(publisher: u64) -> String {
-    format!("{PUBLISHERS}.{publisher:016x}")
+/// Where the publisher with this id gets the answer to its question with this nonce.
+pub fn publisher_answer(publisher: u64, nonce: u64) -> String {
+    format!("{PUBLISHERS}.{publisher:016x}.{nonce:016x}")
+}
+
+/// What it subscribes to, to get all of them.
+pub fn publisher_answers(publisher: u64) -> String {
+    format!("{PUBLISHERS}.{publisher:016x}.*")
+}
+
+/// The nonce of the question that a subject answers.
+pub fn answered_nonce(subject: &str) -> Option<u64> {
+    u64::from_str_radix(subject.rsplit_once('.')?.1, 16).ok()
 }
 
 /// The queue group in which publishers share requests.

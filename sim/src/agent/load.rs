@@ -1,13 +1,9 @@
 //! What the cache doesn't have is asked of the origin: one question per key at a time, few at once (R10).
 
 use std::cell::Cell;
-use std::rc::Rc;
 use std::time::Duration;
 
-use evictd_core::entry::Stamp;
-use evictd_core::lease::{answers, may_join};
-use evictd_core::position::LogPosition;
-use evictd_core::protection::Protection;
+use evictd_core::serving::{EntryCache, InsertedEntry, LoadAnswer, LoadedEntry, SettledEntry};
 use evictd_core::time::LeaseTime;
 
 use super::verify::Verification;
@@ -34,20 +30,16 @@ pub(super) struct Flight {
     sent_at: LeaseTime,
     last_try: bool,
     from_replica: bool,
-    landing: Option<Rc<Entry>>,
-    as_of: LogPosition,
+    landing: Option<Landing>,
     waiting: Vec<Verification>,
 }
 
-/// What a load that arrived does next.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Landing {
-    /// It was inserted, hidden; now look at the floors, and show it.
-    Check,
-    /// Without R9: it was checked; now insert it, shown.
-    InsertShown,
-    /// It isn't under way any more; those who waited get it.
-    Hand,
+/// How far a load is that arrived: what the core gave it last.
+#[derive(Debug)]
+enum Landing {
+    Loaded(LoadedEntry<Entry>),
+    Inserted(InsertedEntry<Entry>),
+    Settled(SettledEntry<Entry>),
 }
 
 /// Why there is no record.
@@ -80,7 +72,6 @@ impl Agent {
             last_try: false,
             from_replica,
             landing: None,
-            as_of: LogPosition::ZERO,
             waiting: vec![verification],
         };
         self.flights[key.0] = Some(Box::new(flight));
@@ -109,8 +100,7 @@ impl Agent {
     /// The load whose newest question has this number, unless it has landed.
     fn asked(&mut self, key: KeyNumber, nonce: Nonce) -> Option<&mut Flight> {
         let flight = self.flights[key.0].as_deref_mut()?;
-        let matches = flight.nonce == nonce || !Protection::AnswersMatchQuestions.holds();
-        (flight.landing.is_none() && matches).then_some(flight)
+        (flight.landing.is_none() && flight.nonce == nonce).then_some(flight)
     }
 
     pub(super) fn timed_out(&mut self, ctx: &mut Ctx, key: KeyNumber, nonce: Nonce) {
@@ -142,91 +132,63 @@ impl Agent {
         flight
     }
 
-    /// An answer arrives: inserted hidden, then checked, then shown (R9).
+    /// An answer arrives.
     pub(super) fn arrived(&mut self, ctx: &mut Ctx, key: KeyNumber, nonce: Nonce, found: Found) {
         let Some(flight) = self.asked(key, nonce) else { return };
         let Found { read, fence_age } = found;
-        flight.as_of = read.as_of;
+        let sent_at = flight.sent_at;
         // A replica vouches for no time: what it gives lives by proofs alone (R8).
-        let read_at = if flight.from_replica { LeaseTime(0) } else { flight.sent_at.before(fence_age) };
-        let (anchors, _) = {
-            let mut effects = Vec::new();
-            (self.follower.anchors(&read.record, &mut effects), effects)
+        let read_at = if flight.from_replica { LeaseTime(0) } else { sent_at.before(fence_age) };
+        let answer = LoadAnswer { hash: hash(key), as_of: read.as_of, read_at, sent_at };
+        let not_found_ttl = NOT_FOUND_TTL.min(self.state.bound.bound());
+        let (lsn, api, workspace) = (read.lsn, read.api, read.workspace);
+        let new_entry = |record, stamp| {
+            let counted = Cell::new(false);
+            Entry { key, record, stamp, sent_at, not_found_ttl, lsn, api, workspace, counted }
         };
-        let entry = Rc::new(Entry {
-            key,
-            stamp: Stamp::new(read.as_of, read_at, anchors),
-            lsn: read.lsn,
-            api: read.api,
-            workspace: read.workspace,
-            record: read.record,
-            counted: Cell::new(false),
-        });
-        let Some(flight) = &mut self.flights[key.0] else { return };
-        flight.landing = Some(entry.clone());
-        if Protection::EntriesAppearChecked.holds() {
-            self.insert(ctx, key, entry);
-            self.proceed(ctx, key, Landing::Check);
-        } else if self.follower.admits(&hash(key), &entry.stamp.anchors, entry.stamp.as_of()) {
-            self.proceed(ctx, key, Landing::InsertShown);
-        } else {
-            self.proceed(ctx, key, Landing::Hand);
-        }
-    }
-
-    fn insert(&mut self, ctx: &mut Ctx, key: KeyNumber, entry: Rc<Entry>) {
-        self.evict(ctx, key);
-        self.cache[key.0] = Some(entry);
+        let loaded = LoadedEntry::new(&self.state, answer, read.record, &mut Vec::new(), new_entry);
+        self.proceed(ctx, key, Landing::Loaded(loaded));
     }
 
     fn proceed(&mut self, ctx: &mut Ctx, key: KeyNumber, next: Landing) {
+        let Some(flight) = &mut self.flights[key.0] else { return };
+        flight.landing = Some(next);
         if ctx.dice.permille(ctx.settings.preempted_permille) {
             let at = Self::pause(ctx);
-            self.later(ctx, at, AgentEvent::Land(key, next));
+            self.later(ctx, at, AgentEvent::Land(key));
         } else {
-            self.land(ctx, key, next);
+            self.land(ctx, key);
         }
     }
 
-    pub(super) fn land(&mut self, ctx: &mut Ctx, key: KeyNumber, landing: Landing) {
-        let Some(entry) = self.flights[key.0].as_ref().and_then(|flight| flight.landing.clone()) else {
+    pub(super) fn land(&mut self, ctx: &mut Ctx, key: KeyNumber) {
+        let Some(landing) = self.flights[key.0].as_mut().and_then(|flight| flight.landing.take()) else {
             return;
         };
-        match landing {
-            Landing::Check => {
-                let as_of = entry.stamp.as_of();
-                if self.follower.admits(&hash(key), &entry.stamp.anchors, as_of) {
-                    entry.stamp.show();
-                } else {
-                    trace!(ctx, "{:?} refuses a load of {key:?} as of {as_of}", self.node());
-                    self.evict(ctx, key);
+        let next = match landing {
+            Landing::Loaded(loaded) => {
+                self.cache.get(&hash(key)).iter().for_each(|replaced| self.count_end(ctx, replaced));
+                Landing::Inserted(loaded.insert(&self.cache))
+            }
+            Landing::Inserted(inserted) => {
+                let settled = inserted.settle(&self.state, &self.cache);
+                if !settled.is_admitted() {
+                    trace!(ctx, "{:?} refuses a load of {key:?}", self.node());
                 }
-                self.proceed(ctx, key, Landing::Hand);
+                Landing::Settled(settled)
             }
-            Landing::InsertShown => {
-                entry.stamp.show();
-                self.insert(ctx, key, entry);
-                self.proceed(ctx, key, Landing::Hand);
-            }
-            Landing::Hand => self.hand_out(ctx, key, &entry),
-        }
+            Landing::Settled(settled) => return self.hand_out(ctx, key, &settled),
+        };
+        self.proceed(ctx, key, next);
     }
 
     /// Whoever comes later doesn't join what is over; whoever waited gets it, if it is for them.
-    fn hand_out(&mut self, ctx: &mut Ctx, key: KeyNumber, entry: &Rc<Entry>) {
+    fn hand_out(&mut self, ctx: &mut Ctx, key: KeyNumber, settled: &SettledEntry<Entry>) {
         let Some(flight) = self.take_flight(key) else { return };
         for verification in flight.waiting {
-            let now = self.clock(ctx);
-            // The proof before the floors, as everywhere (R9).
-            let proven_at = self.proven_at;
-            let floor = self.follower.floor(&hash(key), &entry.stamp.anchors);
-            let began = verification.began;
-            let proof = if flight.as_of >= floor { proven_at } else { began.proven_at };
-            let fits = may_join(self.bound, flight.sent_at, began.at, began.proven_at)
-                && answers(flight.as_of, floor, began.applied)
-                && self.bound.allows(now, entry.stamp.read_at, proof);
-            if fits {
-                self.answer(ctx, &verification, entry);
+            let Some(began) = verification.began else { continue };
+            if let Some(entry) = settled.answer(&self.state, began, self.clock(ctx)) {
+                self.answer(ctx, &verification, &entry);
             } else if verification.loads < LOADS_MAX {
                 self.load(ctx, verification);
             } else {

@@ -1,39 +1,26 @@
 //! A verification, step by step: clock, deadline, entry, floors (R9).
 
-use std::rc::Rc;
+use std::sync::Arc;
 
-use evictd_core::entry::{Reading, Standing};
 use evictd_core::position::LogPosition;
-use evictd_core::protection::Protection;
+use evictd_core::serving::{Candidate, HitVerdict, Reading};
 use evictd_core::time::LeaseTime;
 
 use super::{Agent, AgentEvent, Entry};
 use crate::checker::Answer;
 use crate::ctx::Ctx;
-use crate::store::KeyNumber;
+use crate::store::{KeyNumber, hash};
 use crate::time::{Moment, SECOND};
 use crate::trace::trace;
 
-/// What a verification does next.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// How far a verification is: what the core gave it last.
+#[derive(Clone, Debug)]
 enum Step {
-    Begin,
-    Clock,
-    Entry,
-    Floors,
-    /// Only without R9's order.
-    Deadline,
-}
-
-/// What was known when it began.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Began {
-    /// Since when nothing could have been missed.
-    pub proven_at: LeaseTime,
-    /// Applied, and so to be in the answer (G2).
-    pub applied: LogPosition,
-    /// When, on the lease clock.
-    pub at: LeaseTime,
+    Begun,
+    Clock(LeaseTime),
+    Read(Reading),
+    Found(Candidate<Entry>),
+    Judged(Option<Arc<Entry>>),
 }
 
 /// A verification under way.
@@ -45,10 +32,8 @@ pub struct Verification {
     started: Moment,
     /// What the agent had confirmed then: for the checker.
     confirmed: LogPosition,
-    /// What it builds on.
-    pub began: Began,
-    reading: Option<Reading>,
-    entry: Option<Rc<Entry>>,
+    /// What it builds on, from when it was read.
+    pub began: Option<Reading>,
     step: Step,
     /// Loads that it waited for.
     pub loads: u8,
@@ -61,10 +46,8 @@ impl Agent {
             key,
             started: ctx.now,
             confirmed: self.announced,
-            began: Began::default(),
-            reading: None,
-            entry: None,
-            step: Step::Begin,
+            began: None,
+            step: Step::Begun,
             loads: 0,
         };
         if ctx.dice.permille(ctx.settings.preempted_permille) {
@@ -86,63 +69,33 @@ impl Agent {
     }
 
     /// Does the next step; tells whether another one follows.
-    fn step(&mut self, ctx: &mut Ctx, verification: &mut Verification) -> bool {
-        match verification.step {
-            Step::Begin => {
-                verification.began =
-                    Began { proven_at: self.proven_at, applied: self.applied, at: self.clock(ctx) };
-                verification.step = Step::Clock;
+    fn step(&self, ctx: &Ctx, verification: &mut Verification) -> bool {
+        let next = match std::mem::replace(&mut verification.step, Step::Judged(None)) {
+            Step::Begun => Step::Clock(self.clock(ctx)),
+            Step::Clock(now) => {
+                let reading = self.state.begin(now);
+                verification.began = Some(reading);
+                Step::Read(reading)
             }
-            Step::Clock => {
-                let (now, applied) = (self.clock(ctx), verification.began.applied);
-                let proven_at = if Protection::DeadlinePrecedesFloors.holds() {
-                    self.proven_at
-                } else {
-                    LeaseTime(u64::MAX) // Read later, in the wrong order.
-                };
-                verification.reading = Some(Reading { now, proven_at, applied });
-                verification.step = Step::Entry;
+            Step::Read(reading) => {
+                let candidate = reading.find(&self.state, &self.cache, &hash(verification.key));
+                candidate.map_or(Step::Judged(None), Step::Found)
             }
-            Step::Entry => {
-                verification.entry.clone_from(&self.cache[verification.key.0]);
-                verification.step = Step::Floors;
-                return verification.entry.is_some();
-            }
-            Step::Floors => {
-                self.judge(verification);
-                verification.step = Step::Deadline;
-                return !Protection::DeadlinePrecedesFloors.holds() && verification.entry.is_some();
-            }
-            Step::Deadline => {
-                let proven_at = self.proven_at;
-                if let (Some(entry), Some(reading)) = (&verification.entry, verification.reading)
-                    && !self.bound.allows(reading.now, entry.stamp.read_at, proven_at)
-                {
-                    verification.entry = None;
-                }
-                return false;
-            }
-        }
-        true
-    }
-
-    /// Drops the entry unless it may be answered from.
-    fn judge(&self, verification: &mut Verification) {
-        let (Some(entry), Some(reading)) = (&verification.entry, verification.reading) else { return };
-        let standing = entry.stamp.standing(reading, &self.horizon, self.bound);
-        let age = reading.now.since(entry.stamp.read_at);
-        let worn = entry.is_not_found() && age >= super::load::NOT_FOUND_TTL.min(self.bound.bound());
-        if standing == Standing::Servable && !worn {
-            entry.stamp.lift(reading.applied);
-        } else {
-            verification.entry = None;
-        }
+            Step::Found(candidate) => Step::Judged(match candidate.judge(&self.state) {
+                HitVerdict::Servable(hit) => Some(hit.answer(&self.state)),
+                HitVerdict::OutOfTime { .. } | HitVerdict::Void => None,
+            }),
+            judged @ Step::Judged(_) => judged,
+        };
+        let goes_on = !matches!(next, Step::Judged(_));
+        verification.step = next;
+        goes_on
     }
 
     fn conclude(&mut self, ctx: &mut Ctx, mut verification: Verification) {
-        match verification.entry.take() {
-            Some(entry) => self.answer(ctx, &verification, &entry),
-            None => self.load(ctx, verification),
+        match std::mem::replace(&mut verification.step, Step::Judged(None)) {
+            Step::Judged(Some(entry)) => self.answer(ctx, &verification, &entry),
+            _ => self.load(ctx, verification),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use evictd_tests::process::evictd_command;
@@ -13,6 +14,7 @@ use serde_json::json;
 
 use crate::world::{
     Key, SOON, World, breakable, count, flushes, plan, wait_for_count, wait_for_mode, wait_for_readiness,
+    with_bound,
 };
 
 /// Somebody else's SQL on the key's row.
@@ -44,6 +46,31 @@ fn what_is_changed_by_sql_is_changed_everywhere() -> Result<()> {
     world.wait_for_codes(&[&key], "VALID")?;
     for agent in world.topology.agents() {
         assert_eq!(flushes(agent)?, 0);
+    }
+    world.assert_works()
+}
+
+/// Failure: a trigger is away for the moment of one deletion. Whoever looks later finds it in place, and the key stays
+/// valid for ever.
+#[test]
+fn a_deletion_that_no_trigger_saw_ends_within_the_bound() -> Result<()> {
+    const BOUND: Duration = Duration::from_secs(4);
+    let world = World::start(&with_bound(BOUND, plan(&["eu", "us"])))?;
+    let [key, good] = [world.create_key()?, world.create_key()?];
+    world.cache_everywhere(&[&key, &good])?;
+    let trigger = world.sql("SELECT sql FROM sqlite_master WHERE name = 'keys_after_delete'")?;
+    for statement in
+        ["DROP TRIGGER keys_after_delete", &format!("DELETE FROM keys WHERE id = '{}'", key.id), &trigger]
+    {
+        world.sql(statement)?;
+    }
+    world.assert_gone_within(&key, Instant::now(), BOUND)?;
+    world.assert_gone(&[&key])?;
+    wait_for_readiness(world.publisher(), 200)?;
+    world.wait_for_codes(&[&good], "VALID")?;
+    for agent in world.topology.agents() {
+        ensure!(new_epoch_flushes(agent)? >= 1);
+        wait_for_mode(agent, "live")?;
     }
     world.assert_works()
 }

@@ -256,6 +256,17 @@ impl World {
         Ok(())
     }
 
+    /// No verification that begins `bound` after the key's row `went`, or later, is VALID.
+    pub(crate) fn assert_gone_within(&self, key: &Key, went: Instant, bound: Duration) -> Result<()> {
+        throughout(bound + A_WHILE, || {
+            for agent in self.topology.agents() {
+                let asked_at = Instant::now();
+                assert_bounded(asked_at, went, bound, &self.code(agent, key)?)?;
+            }
+            Ok(())
+        })
+    }
+
     /// Waits until every agent has applied all that was committed, and returns the log's length.
     pub(crate) fn wait_until_caught_up(&self) -> Result<u64> {
         try_eventually("every agent to apply the whole log", SOON, || {

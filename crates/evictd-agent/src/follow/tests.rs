@@ -11,7 +11,7 @@ use evictd_wire::api::ids::hash;
 
 use super::*;
 use crate::bus;
-use crate::fixture::{Agent, BASE, at, config, key, key_scope, row};
+use crate::fixture::{Agent, BASE, PROVENANCE, at, config, key, key_scope, live, row, voucher};
 
 /// A feed whose server can't be reached: nothing arrives, and nothing is sent.
 async fn deaf_feed(agent: &Agent) -> Feed {
@@ -49,6 +49,7 @@ fn task(agent: &Agent) -> Task {
         policies: agent.policies.clone(),
         lease: agent.readiness.condition("lease", "a proof"),
         feed: agent.readiness.remark("feed"),
+        history: agent.readiness.remark("history"),
         recent: Recent::default(),
     };
     Task::new(follow)
@@ -62,7 +63,7 @@ async fn an_invalidation_is_evicted_and_then_counts_as_applied() {
     agent.cached(hash("alice"), record, at(BASE), clock::lease_now());
 
     let rows = [row(at(BASE + 1), key_scope(hash("alice")))];
-    task.on_live(&live::encode_invalidations(&rows).next().unwrap());
+    task.on_live(&live(&rows));
     task.poll_and_perform(&feed).await;
     assert!(agent.cache.get(&hash("alice")).is_none());
     assert_eq!(agent.knowledge.applied(), at(BASE + 1));
@@ -78,12 +79,12 @@ async fn what_is_malformed_or_unasked_is_counted_and_changes_nothing() {
     task.on_live(&garbage);
     task.on_probe_answer(&answer(garbage.clone()));
     task.on_replay_answer(&answer(garbage));
-    let head = at(BASE + 7);
+    let head = voucher(at(BASE + 7));
     let unasked = ProbeAnswer { nonce: 99, head, store_time: StoreTime(0), held: Duration::ZERO };
     task.on_probe_answer(&answer(unasked.encode()));
     let request = ReplayRequest { nonce: 99, epoch: 1, from: BASE + 1, to: BASE + 1 };
     let rows = evictd_core::follower::ReplayAnswer::Rows(vec![row(at(BASE + 1), Scope::All)]);
-    let unasked = ReplayAnswer { nonce: 99, outcome: rows };
+    let unasked = ReplayAnswer { nonce: 99, provenance: PROVENANCE, outcome: rows };
     task.on_replay_answer(&answer(unasked.encode(&request)));
 
     assert_eq!(task.effects, []);
@@ -122,7 +123,7 @@ fn change(ago: Duration, scope: Scope) -> Invalidation {
 /// Takes `row` in from the live feed, as far as applying it; returns what is told of it.
 async fn take_in(task: &mut Task, feed: &Feed, row: Invalidation) -> Option<Sighting> {
     let position = row.position;
-    task.on_live(&live::encode_invalidations(&[row]).next().unwrap());
+    task.on_live(&live(&[row]));
     task.poll_and_perform(feed).await;
     let told = Applied::decode(&task.announcement(false).unwrap()).unwrap();
     told.sightings.into_iter().find(|sighting| sighting.position == position)
@@ -250,7 +251,7 @@ async fn a_silent_feed_is_remarked_on_and_keeps_nobody_unready() {
     task.on_beat(&feed).await;
     assert_eq!(agent.readiness.remarks(), [], "the connection is lost, too");
     task.remark_on_feed(true, now);
-    task.on_live(&live::encode_tick(at(BASE)));
+    task.on_live(&Live { voucher: voucher(at(BASE)), event: Event::Tick(None) }.encode());
     task.on_beat(&feed).await;
     assert_eq!(agent.readiness.remarks(), []);
 }

@@ -476,8 +476,7 @@ async fn every_answer_is_counted_by_its_status() {
 
 #[tokio::test]
 async fn an_answer_that_policy_makes_from_an_old_record_is_marked_and_counted() {
-    let agent = Agent::starting(&[("partition.policy", "serve_stale")]);
-    agent.knowledge.publish_applied(at(BASE));
+    let agent = Agent::expired_with(&[("partition.policy", "serve_stale")]);
     let ago = |seconds| clock::lease_now().before(Duration::from_secs(seconds));
     let root = Record::RootKey(root_key(&["api.*.verify_key"]));
     agent.cached(hash("root"), root, at(BASE), ago(1));
@@ -499,8 +498,7 @@ async fn an_answer_that_policy_makes_from_an_old_record_is_marked_and_counted() 
 
 #[tokio::test]
 async fn an_old_root_key_makes_every_answer_old_and_every_refusal_too() {
-    let agent = Agent::starting(&[("partition.policy", "serve_stale")]);
-    agent.knowledge.publish_applied(at(BASE));
+    let agent = Agent::expired_with(&[("partition.policy", "serve_stale")]);
     let old = clock::lease_now().before(Duration::from_secs(50));
     agent.cached(hash("root"), Record::RootKey(root_key(&["api.*.verify_key"])), at(BASE), old);
     agent.cached(hash("key"), Record::Key(key("key_1")), at(BASE), clock::lease_now());
@@ -516,8 +514,8 @@ async fn an_old_root_key_makes_every_answer_old_and_every_refusal_too() {
 
 #[tokio::test]
 async fn an_old_root_key_that_another_apis_policy_lets_pass_opens_no_api_that_denies() {
-    let agent = Agent::starting(&[("partition.policy", "deny"), ("partition.apis.api_other", "serve_stale")]);
-    agent.knowledge.publish_applied(at(BASE));
+    let agent =
+        Agent::expired_with(&[("partition.policy", "deny"), ("partition.apis.api_other", "serve_stale")]);
     let old = clock::lease_now().before(Duration::from_secs(50_000));
     agent.cached(hash("root"), Record::RootKey(root_key(&["api.*.verify_key"])), at(BASE), old);
     agent.cached(hash("key"), Record::Key(key("key_1")), at(BASE), clock::lease_now());

@@ -6,14 +6,16 @@ use std::time::Duration;
 use async_trait::async_trait;
 use evictd_core::ids::{ApiId, KeyHash};
 use evictd_core::invalidation::Scope;
-use evictd_core::record::{KeyRecord, Lookup, Record, RecordState};
+use evictd_core::position::LogPosition;
+use evictd_core::record::{KeyRecord, Record, RecordState};
+use evictd_core::serving::EntryCache;
 use evictd_wire::api::ids::hash;
 use futures_util::FutureExt;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::database::{Database, DatabaseError};
-use crate::fixture::{Agent, BASE, at, key, key_scope};
+use crate::fixture::{Agent, BASE, at, key, key_scope, lookup};
 
 impl Shared {
     /// Waits until all places are free again.
@@ -119,13 +121,13 @@ async fn who_joins_a_load_that_has_landed_already_is_held_to_the_floors_of_now()
     let (landing, flight) = watch::channel(None);
     agent.loads.shared.flights.lock().insert(alice, flight);
     let loaded = agent.home.lookup(alice).await.unwrap();
-    let (landed, _) = agent.loads.shared.land(alice, loaded, clock::lease_now());
+    let settled = agent.loads.shared.land(alice, loaded, clock::lease_now());
 
     delete_alice(&agent);
     let mut late = Box::pin(load(&agent, "alice"));
     assert!(late.as_mut().now_or_never().is_none(), "it joins");
     agent.loads.shared.flights.lock().remove(&alice);
-    landing.send_replace(Some(Ok(landed)));
+    landing.send_replace(Some(Ok(settled)));
     assert_eq!(state(&late.await.unwrap()), Some(RecordState::Deleted));
 }
 
@@ -321,7 +323,7 @@ struct Down(#[source] std::io::Error);
 
 impl MemoryReplica {
     fn holds(&self, as_of: LogPosition, record: Record) {
-        *self.lookup.lock() = Some(Lookup { as_of, record });
+        *self.lookup.lock() = Some(lookup(as_of, record));
     }
 }
 
@@ -472,6 +474,7 @@ async fn what_the_replica_doesnt_have_is_remembered_for_a_while_as_well() {
     replica.holds(at(BASE), Record::Absent);
     let before = clock::lease_now();
     let entry = load(&agent, "nobody").await.unwrap();
-    assert!(entry.loaded_at >= before, "from then on it wears, whoever vouches for it");
+    let ttl = agent.cache.not_found_ttl();
+    assert!(entry.expires_at >= before.after(ttl), "from then on it ages, whoever vouches for it");
     assert!(is_cached(&agent, "nobody"));
 }

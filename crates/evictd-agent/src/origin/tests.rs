@@ -7,10 +7,10 @@ use evictd_wire::api::ids::hash;
 
 use super::*;
 use crate::bus;
-use crate::fixture::{Agent, at, config};
+use crate::fixture::{Agent, at, config, lookup};
 
 fn answer(nonce: u64, text: &str, as_of: LogPosition) -> Message {
-    let lookup = Lookup { as_of, record: Record::Absent };
+    let lookup = lookup(as_of, Record::Absent);
     let outcome = LookupOutcome::Found { lookup, fence_age: Duration::ZERO };
     let payload = LookupAnswer { nonce, hash: hash(text), outcome }.encode();
     Message {

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use evictd_core::entry::Stamp;
 use evictd_core::ids::{ApiId, WorkspaceId};
 use evictd_core::invalidation::Scope;
 use evictd_core::position::LogPosition;
 use evictd_core::record::{Record, RecordState, RootKeyRecord, Verdict};
+use evictd_ops::clock;
 use evictd_wire::api::ids::hash;
 use evictd_wire::api::root_key::acting;
 
@@ -40,13 +40,10 @@ fn what_is_cached_is_answered() {
 fn what_is_hidden_is_not_answered() {
     let agent = Agent::live();
     let record = Record::Key(key("key_1"));
-    let anchors = agent.knowledge.follower.lock().anchors(&record, &mut Vec::new());
-    let stamp = Stamp::new(at(BASE), clock::lease_now(), anchors);
-    let answers = agent.cache.rings.answers_of(&record);
-    let entry = Arc::new(Entry { record, loaded_at: stamp.read_at, stamp, answers });
-    agent.cache.insert_hidden(hash("alice"), entry.clone());
+    let loaded = agent.loaded(hash("alice"), record, at(BASE), clock::lease_now());
+    let inserted = loaded.insert(&*agent.cache);
     assert!(cached(&agent, "alice").is_none());
-    entry.stamp.show();
+    inserted.settle(&agent.knowledge, &*agent.cache);
     assert!(cached(&agent, "alice").is_some());
 }
 
@@ -116,9 +113,7 @@ fn the_lease_carries_what_was_read_long_ago() {
 
 #[test]
 fn without_a_lease_an_entry_lives_by_its_own_read() {
-    // It was never proven complete.
-    let agent = Agent::starting(&[]);
-    agent.knowledge.publish_applied(at(BASE));
+    let agent = Agent::expired_with(&[]);
     let now = clock::lease_now();
     agent.cached(hash("fresh"), Record::Key(key("key_1")), at(BASE), now);
     agent.cached(hash("old"), Record::Key(key("key_2")), at(BASE), now.before(TRUST));
@@ -128,13 +123,12 @@ fn without_a_lease_an_entry_lives_by_its_own_read() {
 
 #[test]
 fn when_the_lease_has_run_out_too_an_old_entry_is_not_answered() {
-    let agent = Agent::starting(&[]);
-    agent.knowledge.publish_applied(at(BASE));
+    let agent = Agent::expired_with(&[]);
     let old = clock::lease_now().before(TRUST);
     agent.cached(hash("alice"), Record::Key(key("key_1")), at(BASE), old);
-    agent.knowledge.publish_proven(old);
+    agent.was_proven(old);
     assert!(cached(&agent, "alice").is_none());
-    agent.knowledge.publish_proven(clock::lease_now());
+    agent.was_proven(clock::lease_now());
     assert!(cached(&agent, "alice").is_some(), "a proof renews what no floor has reached");
 }
 
@@ -164,7 +158,7 @@ fn an_entry_in_use_outlives_a_horizon_that_it_met() {
     assert_eq!(entry.stamp.as_of(), applied, "the hit had met every floor up to here");
 
     // As when bob's floor is dropped to save memory.
-    agent.knowledge.horizon.raise(applied);
+    agent.knowledge.follower.lock().floors().horizon().raise(applied);
     assert!(cached(&agent, "alice").is_some());
     assert!(cached(&agent, "idle").is_none(), "nobody knows whether it met bob's floor");
 
@@ -212,10 +206,9 @@ fn an_end_that_may_have_come_at_home_has_come() {
 const UNREACHABLE: (LoadOutcome, LoadError) = (LoadOutcome::Timeout, LoadError::Unreachable);
 const STALE: &[(&str, &str)] = &[("partition.policy", "serve_stale")];
 
-/// An agent that was never proven complete and reaches nobody; it has "alice", read so long ago.
+/// An agent whose lease has run out, and that reaches no publisher; it has "alice", read so long ago.
 fn cut_off(settings: &[(&str, &str)], read_ago: Duration) -> Agent {
-    let agent = Agent::starting(settings);
-    agent.knowledge.publish_applied(at(BASE));
+    let agent = Agent::expired_with(settings);
     agent.cached(hash("alice"), Record::Key(key("key_1")), at(BASE), clock::lease_now().before(read_ago));
     agent.home.fail(Some(UNREACHABLE));
     agent

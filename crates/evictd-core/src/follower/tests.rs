@@ -119,11 +119,26 @@ fn nothing_is_admitted_before_the_base_is_known() {
     let mut follower = follower();
     let anchors = follower.anchors(&Record::Absent, &mut Vec::new());
     let hash = KeyHash([1; 32]);
-    assert!(!follower.admits(&hash, &anchors, voucher(at(1_000)).milestone.provenance, at(1_000)));
+    assert!(!follower.admits(
+        &hash,
+        &anchors,
+        LoadSource::Authority(voucher(at(1_000)).milestone.provenance),
+        at(1_000)
+    ));
     let mut follower = started(7);
     let anchors = follower.anchors(&Record::Absent, &mut Vec::new());
-    assert!(!follower.admits(&hash, &anchors, voucher(at(6)).milestone.provenance, at(6)));
-    assert!(follower.admits(&hash, &anchors, voucher(at(7)).milestone.provenance, at(7)));
+    assert!(!follower.admits(
+        &hash,
+        &anchors,
+        LoadSource::Authority(voucher(at(6)).milestone.provenance),
+        at(6)
+    ));
+    assert!(follower.admits(
+        &hash,
+        &anchors,
+        LoadSource::Authority(voucher(at(7)).milestone.provenance),
+        at(7)
+    ));
 }
 
 #[test]
@@ -444,7 +459,7 @@ fn replay_of_another_history_moves_nothing() {
 fn loads_of_another_history_are_not_admitted() {
     let mut follower = started(7);
     let anchors = follower.anchors(&Record::Absent, &mut Vec::new());
-    let foreign = voucher(in_epoch(2, 0)).milestone.provenance;
+    let foreign = LoadSource::Authority(voucher(in_epoch(2, 0)).milestone.provenance);
     assert!(!follower.admits(&KeyHash([1; 32]), &anchors, foreign, in_epoch(2, 9)));
 }
 
@@ -452,11 +467,12 @@ fn loads_of_another_history_are_not_admitted() {
 fn database_counts_where_it_has_the_log_that_was_received() {
     let mut follower = started(7);
     on_live(&mut follower, vec![deletion(at(8))], ms(20), &mut Vec::new());
-    assert!(follower.shares_log(at(8), LogToken(8)));
-    assert!(follower.shares_log(at(7), LogToken(7)), "it lags");
-    assert!(!follower.shares_log(at(8), LogToken(80)), "it diverged");
-    assert!(!follower.shares_log(at(9), LogToken(9)), "it is ahead of what was applied");
-    assert!(!follower.shares_log(at(3), LogToken(3)), "it is older than what is remembered");
+    let accepts = |as_of, token| follower.accepts(LoadSource::Database(LogToken(token)), as_of);
+    assert!(accepts(at(8), 8));
+    assert!(accepts(at(7), 7), "it lags");
+    assert!(!accepts(at(8), 80), "it diverged");
+    assert!(!accepts(at(9), 9), "it is ahead of what was applied");
+    assert!(!accepts(at(3), 3), "it is older than what is remembered");
 }
 
 /// Which history they come from is known only by the first answer; what is missing then is repaired.

@@ -3,10 +3,12 @@
 use std::time::Instant;
 
 use async_nats::Message;
+use evictd_core::history::{Incarnation, LogToken, Milestone, Voucher};
 use evictd_core::ids::{InstanceId, KeyHash};
 use evictd_core::roster::PartitionPolicy;
 use evictd_ops::metrics::Registry;
 use evictd_ops::readiness::Readiness;
+use evictd_store::change::Operator;
 use evictd_store::sqlite::SqliteStore;
 use evictd_wire::lookup::LookupRequest;
 use evictd_wire::subject::Kind;
@@ -18,9 +20,11 @@ use tokio_util::sync::DropGuard;
 use super::*;
 use crate::bus::tests::{carrying, fed, unconnected};
 use crate::config::ReceiptsConfig;
+use crate::history::HomeHistory;
 use crate::metrics;
 use crate::questions::Questions;
 use crate::receipts::Receipts;
+use crate::vouching::Vouching;
 
 /// How long what is bound to happen may take on a busy machine.
 const SOON: Duration = Duration::from_secs(20);
@@ -30,6 +34,8 @@ const BOUND: Duration = Duration::from_secs(30);
 /// A publisher without NATS: questions are put before it by hand.
 struct Home {
     store: Arc<SqliteStore>,
+    vouching: Vouching,
+    history: Arc<HomeHistory>,
     registry: Registry,
     readiness: Readiness,
     probes: [UnboundedSender<Message>; 2],
@@ -45,9 +51,18 @@ impl Home {
         let bus = unconnected(&metrics).await;
         let stop = CancellationToken::new();
         let rounds = RoundWish::default();
+        let history = Arc::new(HomeHistory::read(store.clone()).await.unwrap());
+        let vouching = Vouching::serving();
         let config = ReceiptsConfig { bound: BOUND.into(), regions: Vec::new() };
-        let receipts =
-            Receipts::new(&config, store.clone(), metrics.clone(), &registry, rounds.clone(), stop.clone());
+        let receipts = Receipts::new(
+            &config,
+            store.clone(),
+            metrics.clone(),
+            &registry,
+            rounds.clone(),
+            (history.clone(), vouching.clone()),
+            stop.clone(),
+        );
         receipts.begin().await.unwrap();
         let receipts = Arc::new(receipts);
         let config = AuthorityConfig {
@@ -62,12 +77,18 @@ impl Home {
             &config,
             store.clone(),
             receipts.clone(),
-            fence.clone(),
-            rounds.clone(),
+            (fence.clone(), rounds.clone()),
+            (history.clone(), vouching.clone()),
             [bus.clone(), bus.clone()],
             metrics.clone(),
         );
-        let feed = LiveFeed { bus: bus.clone(), receipts, metrics: metrics.clone() };
+        let feed = LiveFeed {
+            bus: bus.clone(),
+            receipts,
+            history: history.clone(),
+            vouching: vouching.clone(),
+            metrics: metrics.clone(),
+        };
         let readiness = Readiness::new();
         let authority = Authority {
             config,
@@ -76,14 +97,16 @@ impl Home {
             metrics,
             fence,
             rounds,
+            wake: Wake::default(),
             serving: watch::Sender::new(true),
+            complaints: Mutex::default(),
             condition: readiness.condition("rounds", "the test"),
         };
         let (probe_intake, probes) = fed(&bus, Kind::Probe);
         let (lookup_intake, lookups) = fed(&bus, Kind::Lookup);
         tokio::spawn(questions.serve_lookups(lookup_intake, authority.serving(), stop.clone()));
         tokio::spawn(authority.run(probe_intake, stop.clone()));
-        Self { store, registry, readiness, probes, lookups, _stop: stop.drop_guard() }
+        Self { store, vouching, history, registry, readiness, probes, lookups, _stop: stop.drop_guard() }
     }
 
     fn metric(&self, series: &str) -> u64 {
@@ -108,7 +131,7 @@ impl Home {
     }
 }
 
-fn probe(agent: u64, seen: LogPosition) -> Message {
+fn probe(agent: u64, seen: Option<Voucher>) -> Message {
     let request = ProbeRequest {
         nonce: agent + 1,
         instance: InstanceId(agent + 1),
@@ -134,7 +157,7 @@ async fn ten_thousand_agents_cost_no_more_rounds_than_one() {
     let began = Instant::now();
     for times in 1..=3 {
         for agent in 0..10_000 {
-            home.probes[0].send(probe(agent, LogPosition::ZERO)).unwrap();
+            home.probes[0].send(probe(agent, None)).unwrap();
         }
         home.until("all probes to be answered", |home| {
             home.metric("evictd_publisher_probes_total") == times * 10_000
@@ -150,20 +173,76 @@ async fn ten_thousand_agents_cost_no_more_rounds_than_one() {
     );
 }
 
+fn refused(home: &Home, reason: &str) -> u64 {
+    home.metric(&format!("evictd_publisher_refused_messages_total{{subject=\"probe\",reason=\"{reason}\"}}"))
+}
+
+/// What this store would give out at `position` of an incarnation.
+fn given_out(home: &Home, incarnation: Incarnation, position: u64) -> Voucher {
+    let head = home.history.head();
+    let at = LogPosition::new(head.at.epoch(), position).unwrap();
+    home.history.voucher(&Head { incarnation, ..head }, at)
+}
+
+/// Failure: one login that forges claims makes every region flush, until the epochs are used up.
 #[tokio::test]
-async fn several_publishers_that_hear_of_the_same_loss_begin_one_epoch() {
+async fn claim_that_is_not_proved_moves_nothing() {
     let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("home.db");
-    let homes = [Home::new(&path, SOON).await, Home::new(&path, SOON).await];
-    let seen = LogPosition::new(1, 50).unwrap();
-    for (agent, home) in (0..).zip(homes.iter().cycle().take(20)) {
-        home.probes[0].send(probe(agent, seen)).unwrap();
+    let home = Home::new(&directory.path().join("home.db"), SOON).await;
+    let before = home.store.head().await.unwrap();
+    let provenance = home.history.history().provenance();
+    let milestone = |epoch, position| Milestone {
+        provenance,
+        at: LogPosition::new(epoch, position).unwrap(),
+        token: LogToken(1),
+    };
+    for (agent, milestone) in (0..).zip([milestone(1, 50), milestone(9, 0), milestone(1_048_575, 3)]) {
+        home.probes[0].send(probe(agent, Some(Voucher { milestone, mac: [7; 16] }))).unwrap();
     }
-    for home in &homes {
-        home.until("all probes to be answered", |home| home.metric("evictd_publisher_probes_total") == 10)
-            .await;
-    }
-    assert_eq!(homes[0].store.head().await.unwrap().epoch(), 2);
+    home.until("all claims to be refused", |home| refused(home, "unproved") == 3).await;
+    assert_eq!(home.store.head().await.unwrap().at, before.at);
+    assert!(home.vouching.is_allowed(), "a lie silences nobody");
+}
+
+#[tokio::test]
+async fn store_that_does_not_know_a_proved_past_silences_its_publisher() {
+    let directory = tempfile::tempdir().unwrap();
+    let home = Home::new(&directory.path().join("home.db"), SOON).await;
+    let lost = given_out(&home, Incarnation(99), 50);
+    home.probes[0].send(probe(1, Some(lost))).unwrap();
+    home.until("the claim to be refused", |home| refused(home, "unknown_past") == 1).await;
+    assert!(!home.vouching.is_allowed());
+    let reason = home.vouching.refusal().unwrap();
+    assert!(reason.contains("older copy") && reason.contains("r1/a0") && reason.contains("1.50"), "{reason}");
+    assert_eq!(home.store.head().await.unwrap().at.epoch(), 1, "nothing begins by itself");
+}
+
+/// Failure: another copy of the same incarnation has given out the position, and this one's log caught up.
+#[tokio::test]
+async fn position_with_the_token_of_another_copy_is_not_known() {
+    let directory = tempfile::tempdir().unwrap();
+    let home = Home::new(&directory.path().join("home.db"), SOON).await;
+    let head = home.store.head().await.unwrap();
+    let twin = home.history.voucher(&Head { token: LogToken(head.token.0 ^ 1), ..head }, head.at);
+    home.probes[0].send(probe(1, Some(twin))).unwrap();
+    home.until("the claim to be refused", |home| refused(home, "unknown_past") == 1).await;
+    assert!(!home.vouching.is_allowed());
+}
+
+#[tokio::test]
+async fn past_that_an_operator_has_superseded_silences_nobody() {
+    let directory = tempfile::tempdir().unwrap();
+    let home = Home::new(&directory.path().join("home.db"), SOON).await;
+    let lost = given_out(&home, Incarnation(99), 50);
+    let operator = Operator { name: "ops".to_owned(), request_id: "req_1".to_owned() };
+    home.store.begin_epoch(&operator).await.unwrap();
+    home.probes[0].send(probe(1, Some(lost))).unwrap();
+    home.until("the probe to take part", |home| home.metric("evictd_publisher_probes_total") == 1).await;
+    // The next one takes part when the first was judged.
+    home.probes[0].send(probe(2, None)).unwrap();
+    home.until("another probe to take part", |home| home.metric("evictd_publisher_probes_total") == 2).await;
+    assert_eq!((refused(&home, "unknown_past"), refused(&home, "unproved")), (0, 0));
+    assert!(home.vouching.is_allowed());
 }
 
 #[tokio::test]
@@ -216,7 +295,7 @@ async fn a_publisher_whose_rounds_stall_leaves_every_queue_group_and_finds_back(
     let mut other =
         SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(&path)).await.unwrap();
     let lock = other.begin_with("BEGIN IMMEDIATE").await.unwrap();
-    home.probes[0].send(probe(1, LogPosition::ZERO)).unwrap();
+    home.probes[0].send(probe(1, None)).unwrap();
     home.until("it to leave", |home| home.probes[0].is_closed() && home.lookups[0].is_closed()).await;
     assert!(!home.probes[1].is_closed(), "second tries still reach it");
     assert_eq!(home.metric("evictd_publisher_stalled"), 1);

@@ -16,6 +16,7 @@ mod verify;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use evictd_core::history::RoundToken;
 use evictd_core::ids::{ApiId, KeyId, WorkspaceId};
 use evictd_core::invalidation::{Cause, Scope};
 use evictd_core::record::{KeyRecord, Record};
@@ -33,9 +34,11 @@ use tokio::net::TcpStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::*;
-use crate::authority::{Fence, RoundWish, Vouched};
 use crate::config::{RateLimitConfig, ReceiptsConfig, RequestLimit};
+use crate::history::HomeHistory;
 use crate::metrics;
+use crate::rounds::{Fence, RoundWish, Vouched};
+use crate::vouching::Vouching;
 
 /// Every right that an endpoint asks for, on all APIs.
 const ALL: [&str; 8] = [
@@ -134,15 +137,24 @@ impl Home {
         let metrics = Arc::new(Metrics::new(&registry));
         let config = ReceiptsConfig { bound: Duration::from_secs(30).into(), regions: Vec::new() };
         let (rounds, shutdown) = (RoundWish::default(), CancellationToken::new());
-        let receipts =
-            Receipts::new(&config, store.clone(), metrics.clone(), &registry, rounds, shutdown.clone());
+        let history = Arc::new(HomeHistory::read(store.clone()).await.unwrap());
+        let vouching = Vouching::serving();
+        let receipts = Receipts::new(
+            &config,
+            store.clone(),
+            metrics.clone(),
+            &registry,
+            rounds,
+            (history, vouching.clone()),
+            shutdown.clone(),
+        );
         let rate_limit = RateLimitConfig {
             requests_per_minute: RequestLimit::Unlimited,
             workspaces: workspaces.iter().map(|(name, limit)| ((*name).to_owned(), *limit)).collect(),
         };
         let rate_limits = RateLimits::new(&rate_limit);
-        let vouched = Vouched { fence: Fence::default(), rounds: RoundWish::default(), trust };
-        vouched.fence.raised(clock::lease_now());
+        let vouched = Vouched { fence: Fence::default(), rounds: RoundWish::default(), vouching, trust };
+        vouched.fence.raised(clock::lease_now(), RoundToken(1));
         let surface =
             Surface::new(store.clone(), Arc::new(receipts), rate_limits, Wake::default(), vouched, metrics);
         let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use evictd_core::authority::is_credible;
+use evictd_core::history::{LogToken, Milestone, Past};
 use evictd_core::ids::Identity;
 use evictd_core::time::LeaseTime;
 use evictd_ops::clock;
@@ -54,13 +54,13 @@ impl Receipts {
     /// Whether the store may know what this publisher doesn't.
     fn is_news(&self, identity: &Identity, announcement: &Applied) -> bool {
         let state = self.state.lock();
-        let ahead = announcement.applied > state.head && is_credible(announcement.applied, state.head);
+        let ahead = announcement.applied > state.head;
         ahead || (!announcement.leaving && !state.book.knows(identity) && !state.departed.contains(identity))
     }
 
     async fn catch_up(&self) {
         let asked = async {
-            self.head(self.store.head().await?);
+            self.head(self.store.head().await?.at);
             self.read_roster_changes().await
         };
         if let Err(error) = asked.await {
@@ -71,13 +71,20 @@ impl Receipts {
     /// Takes an announcement in, unless it claims to have applied more than there is: that confirms nothing.
     pub(super) fn announced(&self, identity: &Identity, announcement: &Applied) -> Result<(), Ahead> {
         let now = clock::lease_now();
+        let (at, provenance) = (announcement.applied, announcement.provenance);
+        let history = self.history.history();
         let mut state = self.state.lock();
-        if announcement.applied > state.head {
+        // What was applied of another history confirms nothing here.
+        let applied = Milestone { provenance, at, token: LogToken::default() };
+        let counts = at <= state.head && history.judge(&applied, state.head) == Past::Known;
+        if !counts && !announcement.leaving {
             return Err(Ahead);
         }
         if announcement.leaving {
             // First what it has applied, and then that it doesn't count any more.
-            state.book.applied(identity, announcement.applied, &announcement.sightings, now);
+            if counts {
+                state.book.applied(identity, announcement.applied, &announcement.sightings, now);
+            }
             // It may be listed by its probe alone: its row in the roster is still to be read, and must not count.
             let was_listed = state.book.knows(identity);
             state.book.left(identity, now);

@@ -74,8 +74,17 @@ impl Store {
         };
         let (rounds, draining) = (RoundWish::default(), CancellationToken::new());
         let counted = Arc::new(Metrics::new(&registry));
-        let receipts =
-            Receipts::new(&config, self.store.clone(), counted, &registry, rounds, draining.clone());
+        let history = Arc::new(HomeHistory::read(self.store.clone()).await.unwrap());
+        let vouching = Vouching::serving();
+        let receipts = Receipts::new(
+            &config,
+            self.store.clone(),
+            counted,
+            &registry,
+            rounds,
+            (history, vouching),
+            draining.clone(),
+        );
         receipts.begin().await.unwrap();
         let receipts = Arc::new(receipts);
         let stop = CancellationToken::new();
@@ -125,16 +134,16 @@ impl Home {
         }
         let known = self.receipts.log_head();
         let request =
-            RoundRequest { instances: &instances, touched: &self.receipts.take_heard(), seen: &[known] };
+            RoundRequest { instances: &instances, touched: &self.receipts.take_heard(), seen_epoch: 0 };
         let round = self.store.round(request).await.unwrap();
-        self.receipts.head(round.numbered.head);
+        self.receipts.head(round.numbered.head.at);
         self.receipts.numbered(known, &round.numbered).await;
     }
 
     async fn number(&self) {
         let known = self.receipts.log_head();
         let numbered = self.store.number(1_000).await.unwrap();
-        self.receipts.head(numbered.head);
+        self.receipts.head(numbered.head.at);
         self.receipts.numbered(known, &numbered).await;
     }
 
@@ -173,7 +182,9 @@ impl Home {
             lag: Span { low: Duration::from_millis(1), high: Duration::from_millis(2) },
             exposure: Exposure { answers: 3, last_after: Duration::from_millis(1) },
         };
-        let announcement = Applied { instance, applied, sightings: vec![sighting], leaving: false };
+        let provenance = self.receipts.history.history().provenance();
+        let announcement =
+            Applied { instance, provenance, applied, sightings: vec![sighting], leaving: false };
         self.receipts.announced(&agent.identity, &announcement)
     }
 
@@ -511,8 +522,9 @@ async fn what_a_store_that_was_put_back_has_lost_is_never_confirmed() {
     // As if the last backup had been made before.
     store.sql("DELETE FROM invalidations WHERE request_id = 'req_lost'").await;
     store.sql("DELETE FROM audit_log WHERE correlation_id = 'req_lost'").await;
-    let restored = home.store.begin_epoch(&operator()).await.unwrap();
+    let restored = home.store.begin_epoch(&operator()).await.unwrap().at;
     assert_eq!(home.announce(&eu, restored), Err(Ahead), "before the publisher knows, it hears nothing");
+    home.receipts.history.reread().await.unwrap();
     home.receipts.head(restored);
     home.announce(&eu, restored).unwrap();
     home.receipts.adopt_what_is_open().await.unwrap();
@@ -558,6 +570,7 @@ async fn a_process_that_said_goodbye_is_waited_for_by_no_publisher() {
     other.receipts.read_roster().await.unwrap();
     let goodbye = Applied {
         instance: leaving.identity.instance,
+        provenance: home.receipts.history.history().provenance(),
         applied: LogPosition::ZERO,
         sightings: Vec::new(),
         leaving: true,
@@ -654,7 +667,8 @@ async fn a_process_that_probes_after_its_goodbye_is_waited_for() {
     let (eu, us) = (agent("eu", "a", 1), agent("us", "b", 2));
     home.round(&[&eu, &us]).await;
     let (instance, applied) = (us.identity.instance, LogPosition::ZERO);
-    let goodbye = Applied { instance, applied, sightings: Vec::new(), leaving: true };
+    let provenance = home.receipts.history.history().provenance();
+    let goodbye = Applied { instance, provenance, applied, sightings: Vec::new(), leaving: true };
     home.receipts.announced(&us.identity, &goodbye).unwrap();
     home.round(&[&eu, &us]).await;
     home.delete("req_1").await;
@@ -675,12 +689,14 @@ async fn a_lost_history_does_not_confirm_what_took_its_place() {
     home.receipts.head(further);
     home.announce(&eu, further).unwrap();
     assert_eq!(home.delete_and_wait("req_1", Duration::ZERO).await.state, "pending");
-    home.round(&[&eu]).await;
-    assert_eq!(home.receipts.log_head().epoch(), 2);
+    // An operator declares that this store is the one to follow.
+    let declared = home.store.begin_epoch(&operator()).await.unwrap();
+    home.receipts.history.note(&declared).await.unwrap();
+    home.receipts.head(declared.at);
     home.receipts.adopt_what_is_open().await.unwrap();
     assert_eq!(states(&home.told("req_1").await.unwrap()), [("eu", "pending")]);
-    home.announce(&eu, further).unwrap();
-    assert_eq!(states(&home.told("req_1").await.unwrap()), [("eu", "pending")], "it has not flushed yet");
+    assert_eq!(home.announce(&eu, further), Err(Ahead), "it has not flushed yet");
+    assert_eq!(states(&home.told("req_1").await.unwrap()), [("eu", "pending")]);
     home.applies(&eu);
     assert_eq!(states(&home.told("req_1").await.unwrap()), [("eu", "confirmed")]);
 }
@@ -715,7 +731,8 @@ async fn a_process_that_left_before_its_row_was_read_is_not_waited_for() {
     let (eu, us) = (agent("eu", "a", 1), agent("us", "b", 2));
     home.round(&[&eu, &us]).await;
     let (instance, applied) = (us.identity.instance, LogPosition::ZERO);
-    let goodbye = Applied { instance, applied, sightings: Vec::new(), leaving: true };
+    let provenance = home.receipts.history.history().provenance();
+    let goodbye = Applied { instance, provenance, applied, sightings: Vec::new(), leaving: true };
     home.receipts.announced(&us.identity, &goodbye).unwrap();
     home.delete("req_1").await;
     home.number().await;

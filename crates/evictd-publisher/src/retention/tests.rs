@@ -85,7 +85,7 @@ impl Home {
         let receipt = self.store.receipt(&WorkspaceId::new("ws_1"), REQUEST).await.unwrap();
         let query = AuditQuery { request_id: Some(REQUEST.to_owned()), limit: 1, ..AuditQuery::default() };
         [
-            matches!(replay, Replay::Rows(rows) if !rows.is_empty()),
+            matches!(replay, Replay::Rows { rows, .. } if !rows.is_empty()),
             matches!(receipt, Some(Recorded::Final { .. })),
             !self.store.audit(&query).await.unwrap().is_empty(),
         ]

@@ -24,7 +24,7 @@ pub(super) async fn record(write: &mut Write, by: Author<'_>, entry: &AuditEntry
                                 remote_ip, user_agent, targets, correlation_id)
          VALUES ($1, $2, $3, $4, $5,
                  CASE WHEN $4 = 'rootkey'
-                      THEN coalesce((SELECT name FROM root_keys WHERE id = $5), 'root key') ELSE $5 END,
+                      THEN coalesce((SELECT name FROM ONLY root_keys WHERE id = $5), 'root key') ELSE $5 END,
                  $6, left($7, 1024), $8::jsonb, $9)",
     )
     .bind(by.workspace.map(WorkspaceId::as_str))
@@ -71,7 +71,7 @@ pub(super) async fn audit(records: &Lane, query: &AuditQuery) -> Result<Vec<Audi
 
 async fn is_rare(records: &Lane, target: &str) -> Result<bool, StoreError> {
     let count = format!(
-        "SELECT count(*) <= $2 FROM (SELECT FROM audit_log WHERE {HAS_TARGET} LIMIT $2 + 1) AS found"
+        "SELECT count(*) <= $2 FROM (SELECT FROM ONLY audit_log WHERE {HAS_TARGET} LIMIT $2 + 1) AS found"
     );
     let row = records.row(READ, || sqlx::query(AssertSqlSafe(count.clone())).bind(target).bind(FEW)).await?;
     row.map_or(Ok(false), |row| row.try_get(0)).map_err(failed(READ))
@@ -81,9 +81,9 @@ async fn is_rare(records: &Lane, target: &str) -> Result<bool, StoreError> {
 /// reading from the newest on. The planner can't know which is which, and may take seconds where it guesses wrong.
 fn statement(query: &AuditQuery, target_is_rare: bool) -> Statement {
     let records = if target_is_rare {
-        format!("(SELECT * FROM audit_log WHERE {HAS_TARGET} OFFSET 0) AS found")
+        format!("(SELECT * FROM ONLY audit_log WHERE {HAS_TARGET} OFFSET 0) AS found")
     } else {
-        "audit_log".to_owned()
+        "ONLY audit_log".to_owned()
     };
     sqlx::query(AssertSqlSafe(format!(
         "SELECT event_id, time, workspace_id, event, description, actor_type, actor_id, actor_name,
@@ -135,15 +135,15 @@ pub(super) async fn purge(write: &mut Write, purge: Purge) -> Result<Purged, Sto
          ), oldest AS (
              SELECT id, bool_or((committed_at > now - $1 AND committed_at <= now)
                                 OR (request_id IS NOT NULL AND NOT receipted)) OVER (ORDER BY position) AS stays
-             FROM (SELECT * FROM invalidations WHERE position IS NOT NULL ORDER BY position LIMIT $2) AS first,
+             FROM (SELECT * FROM ONLY invalidations WHERE position IS NOT NULL ORDER BY position LIMIT $2) AS first,
                   clock
          )
-         DELETE FROM invalidations WHERE id IN (SELECT id FROM oldest WHERE NOT stays)",
+         DELETE FROM ONLY invalidations WHERE id IN (SELECT id FROM oldest WHERE NOT stays)",
     );
     let log = write.run(log.bind(micros(purge.log)).bind(limit)).await?;
     let receipts = sqlx::query(
-        "DELETE FROM receipts WHERE request_id IN
-             (SELECT request_id FROM receipts WHERE final_at <= (SELECT evictd_now()) - $1
+        "DELETE FROM ONLY receipts WHERE request_id IN
+             (SELECT request_id FROM ONLY receipts WHERE final_at <= (SELECT evictd_now()) - $1
               ORDER BY final_at LIMIT $2)
          RETURNING final_at",
     );
@@ -152,8 +152,8 @@ pub(super) async fn purge(write: &mut Write, purge: Purge) -> Result<Purged, Sto
         None => 0,
         Some(kept) => {
             let audit = sqlx::query(
-                "DELETE FROM audit_log WHERE event_id IN
-                     (SELECT event_id FROM audit_log WHERE time <= (SELECT evictd_now() - $1) / 1000
+                "DELETE FROM ONLY audit_log WHERE event_id IN
+                     (SELECT event_id FROM ONLY audit_log WHERE time <= (SELECT evictd_now() - $1) / 1000
                       ORDER BY time LIMIT $2)",
             );
             write.run(audit.bind(micros(kept)).bind(limit)).await?
@@ -164,7 +164,7 @@ pub(super) async fn purge(write: &mut Write, purge: Purge) -> Result<Purged, Sto
     if let Some(newest) = newest {
         // Last, because rounds wait for this lock.
         let since = sqlx::query(
-            "UPDATE log_head SET receipts_since_m = $1,
+            "UPDATE ONLY log_head SET receipts_since_m = $1,
                     is_original = is_original AND xmin = written_by, written_by = pg_current_xact_id()::xid
              WHERE receipts_since_m < $1",
         );

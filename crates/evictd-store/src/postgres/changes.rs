@@ -24,15 +24,15 @@ use crate::rows::{AuditEntry, Author, edit};
 pub(super) async fn expire(write: &mut Write, limit: i64) -> Result<u64, StoreError> {
     // Root keys first: they may do more, and there are few.
     let root_keys = sqlx::query(
-        "UPDATE root_keys SET expired = true WHERE id IN
-             (SELECT id FROM root_keys WHERE expires <= (SELECT evictd_now() / 1000) AND NOT expired
+        "UPDATE ONLY root_keys SET expired = true WHERE id IN
+             (SELECT id FROM ONLY root_keys WHERE expires <= (SELECT evictd_now() / 1000) AND NOT expired
                   AND deleted_at_m IS NULL
               ORDER BY expires LIMIT $1 FOR UPDATE SKIP LOCKED)",
     );
     let expired = write.run(root_keys.bind(limit)).await?;
     let keys = sqlx::query(
-        "UPDATE keys SET expired = true WHERE id IN
-             (SELECT id FROM keys WHERE expires <= (SELECT evictd_now() / 1000) AND NOT expired
+        "UPDATE ONLY keys SET expired = true WHERE id IN
+             (SELECT id FROM ONLY keys WHERE expires <= (SELECT evictd_now() / 1000) AND NOT expired
                   AND deleted_at_m IS NULL
               ORDER BY expires LIMIT $1 FOR UPDATE SKIP LOCKED)",
     );
@@ -74,7 +74,7 @@ pub(super) async fn revoke_root_key(
     id: &KeyId,
 ) -> Result<bool, StoreError> {
     let mark = sqlx::query(
-        "UPDATE root_keys SET deleted_at_m = evictd_now() / 1000 WHERE id = $1 AND deleted_at_m IS NULL
+        "UPDATE ONLY root_keys SET deleted_at_m = evictd_now() / 1000 WHERE id = $1 AND deleted_at_m IS NULL
          RETURNING workspace_id",
     );
     let workspace: Option<String> = write.value(mark.bind(id.as_str())).await?;
@@ -92,7 +92,7 @@ pub(super) async fn protect_api(
     protect: bool,
 ) -> Result<bool, StoreError> {
     let mark = sqlx::query(
-        "UPDATE apis SET delete_protection = $2 WHERE id = $1 AND deleted_at_m IS NULL RETURNING workspace_id",
+        "UPDATE ONLY apis SET delete_protection = $2 WHERE id = $1 AND deleted_at_m IS NULL RETURNING workspace_id",
     );
     let workspace: Option<String> = write.value(mark.bind(api.as_str()).bind(protect)).await?;
     let Some(workspace) = workspace.map(WorkspaceId::new) else { return Ok(false) };
@@ -138,7 +138,7 @@ pub(super) async fn create_key(write: &mut Write, actor: &Actor, key: &NewKey) -
 /// Whether the API lives and is the actor's. If so, no deletion of it passes until this transaction ends.
 async fn lock_live_api(write: &mut Write, actor: &Actor, api: &ApiId) -> Result<bool, StoreError> {
     let lock = sqlx::query(
-        "SELECT FROM apis a JOIN workspaces w ON w.id = a.workspace_id
+        "SELECT FROM ONLY apis a JOIN ONLY workspaces w ON w.id = a.workspace_id
          WHERE a.id = $1 AND a.workspace_id = $2 AND a.deleted_at_m IS NULL FOR KEY SHARE OF a",
     );
     let row = write.row(lock.bind(api.as_str()).bind(actor.workspace_id.as_str())).await?;
@@ -167,7 +167,7 @@ pub(super) async fn update_key(
     let (sets_external_id, external_id) = edit(&update.external_id);
     let (sets_expires, expires) = edit(&update.expires_at);
     let change = sqlx::query(
-        "UPDATE keys SET
+        "UPDATE ONLY keys SET
              name = CASE WHEN $2 THEN $3 ELSE keys.name END,
              meta = CASE WHEN $4 THEN $5 ELSE keys.meta END,
              external_id = CASE WHEN $6 THEN $7 ELSE keys.external_id END,
@@ -176,7 +176,7 @@ pub(super) async fn update_key(
              enabled = coalesce($10, keys.enabled),
              permissions = coalesce($11, keys.permissions),
              updated_at_m = $12
-         FROM (SELECT * FROM keys WHERE id = $1) AS before
+         FROM (SELECT * FROM ONLY keys WHERE id = $1) AS before
          WHERE keys.id = before.id
          RETURNING (keys.name, keys.meta, keys.external_id, keys.expires, keys.expired, keys.enabled, keys.permissions)
              IS DISTINCT FROM (before.name, before.meta, before.external_id, before.expires, before.expired,
@@ -216,7 +216,7 @@ pub(super) async fn reroll_key(
                            enabled, expires, expired, created_at_m)
          SELECT $2, api_id, workspace_id, $3, $4, name, meta, external_id, permissions,
                 enabled, expires, expired, $5
-         FROM keys WHERE id = $1",
+         FROM ONLY keys WHERE id = $1",
     )
     .bind(key.as_str())
     .bind(new_id.as_str())
@@ -225,7 +225,7 @@ pub(super) async fn reroll_key(
     .bind(now.as_millis());
     insert_key(write, copy).await?;
     let end = sqlx::query(
-        "UPDATE keys SET expires = least(expires, $2), expired = expired OR $2 <= $3, updated_at_m = $3
+        "UPDATE ONLY keys SET expires = least(expires, $2), expired = expired OR $2 <= $3, updated_at_m = $3
          WHERE id = $1",
     )
     .bind(key.as_str())
@@ -246,10 +246,10 @@ pub(super) async fn delete_key(
     let LiveKey { now, .. } = live_key(write, actor, key, authorize).await?;
     let delete = match mode {
         DeleteMode::Soft => {
-            let mark = sqlx::query("UPDATE keys SET deleted_at_m = $2 WHERE id = $1");
+            let mark = sqlx::query("UPDATE ONLY keys SET deleted_at_m = $2 WHERE id = $1");
             mark.bind(key.as_str()).bind(now.as_millis())
         }
-        DeleteMode::Permanent => sqlx::query("DELETE FROM keys WHERE id = $1").bind(key.as_str()),
+        DeleteMode::Permanent => sqlx::query("DELETE FROM ONLY keys WHERE id = $1").bind(key.as_str()),
     };
     write.run(delete).await?;
     write.expect_news();
@@ -258,14 +258,14 @@ pub(super) async fn delete_key(
 
 pub(super) async fn delete_api(write: &mut Write, actor: &Actor, api: &ApiId) -> Result<(), ChangeError> {
     let protection = sqlx::query(
-        "SELECT a.delete_protection FROM apis a JOIN workspaces w ON w.id = a.workspace_id
+        "SELECT a.delete_protection FROM ONLY apis a JOIN ONLY workspaces w ON w.id = a.workspace_id
          WHERE a.id = $1 AND a.workspace_id = $2 AND a.deleted_at_m IS NULL FOR UPDATE OF a",
     );
     let protection = protection.bind(api.as_str()).bind(actor.workspace_id.as_str());
     if write.value(protection).await?.ok_or(ChangeError::ApiNotFound)? {
         return Err(ChangeError::Protected);
     }
-    let mark = sqlx::query("UPDATE apis SET deleted_at_m = evictd_now() / 1000 WHERE id = $1");
+    let mark = sqlx::query("UPDATE ONLY apis SET deleted_at_m = evictd_now() / 1000 WHERE id = $1");
     write.run(mark.bind(api.as_str())).await?;
     write.expect_news();
     Ok(audit::record(write, Author::root_key(actor), &AuditEntry::api_deleted(api)).await?)
@@ -287,9 +287,9 @@ async fn live_key(
     authorize: Authorize<'_>,
 ) -> Result<LiveKey, ChangeError> {
     let lock = sqlx::query(
-        "SELECT k.api_id, evictd_now() AS now FROM keys k
-         JOIN apis a ON a.id = k.api_id AND a.deleted_at_m IS NULL
-         JOIN workspaces w ON w.id = k.workspace_id
+        "SELECT k.api_id, evictd_now() AS now FROM ONLY keys k
+         JOIN ONLY apis a ON a.id = k.api_id AND a.deleted_at_m IS NULL
+         JOIN ONLY workspaces w ON w.id = k.workspace_id
          WHERE k.id = $1 AND k.workspace_id = $2 AND k.deleted_at_m IS NULL
          FOR UPDATE OF k",
     );

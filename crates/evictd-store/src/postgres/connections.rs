@@ -107,6 +107,11 @@ impl Lane {
         Self(Arc::new(Shared { options: options.clone(), size, places, idle: Mutex::default() }))
     }
 
+    /// The schema that its connections look for tables in.
+    pub(super) fn schema(&self) -> Option<&str> {
+        self.0.options.schema()
+    }
+
     /// A connection, in bounded time.
     pub(super) async fn session(&self) -> sqlx::Result<Session> {
         let place = timeout(ACQUIRE_TIMEOUT, self.0.places.clone().acquire_owned())

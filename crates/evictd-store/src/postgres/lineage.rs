@@ -12,8 +12,9 @@
 //! It isn't enough to count epochs up: the commit that began one may be among the lost ones. So each timeline has
 //! [`EPOCHS_PER_TIMELINE`] of its own, and an epoch's number tells its timeline. `docs/adr/0008` has the reasons.
 
+use std::fmt;
+
 use evictd_core::limits::{EPOCH_MAX, EPOCHS_PER_TIMELINE};
-use evictd_core::position::LogPosition;
 
 use crate::StoreError;
 
@@ -41,10 +42,17 @@ impl Lineage {
         if first <= EPOCH_MAX { first } else { 1 }
     }
 
-    /// The epoch that follows the store's own and any that was credibly seen.
-    pub(super) fn epoch_after(self, own: LogPosition, seen: Option<LogPosition>) -> u32 {
-        let highest = seen.map_or(own.epoch(), |seen| seen.epoch().max(own.epoch()));
-        self.first_epoch().max(highest + 1)
+    /// The epoch that follows the store's own and the highest that somebody has proved to have seen.
+    pub(super) fn epoch_after(self, own: u32, seen: u32) -> u32 {
+        self.first_epoch().max(own.max(seen).saturating_add(1))
+    }
+}
+
+/// As evidence for people.
+impl fmt::Display for Lineage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { timeline, system, database } = self;
+        write!(f, "timeline {timeline}, system {system}, database {database}")
     }
 }
 
@@ -56,32 +64,28 @@ mod tests {
         Lineage { timeline, system: 1, database: 2 }
     }
 
-    fn at(epoch: u32) -> LogPosition {
-        LogPosition::new(epoch, 7).unwrap()
-    }
-
     #[test]
     fn an_epoch_follows_the_stores_own_and_any_that_was_seen() {
-        assert_eq!(on(1).epoch_after(at(1), None), 2);
-        assert_eq!(on(1).epoch_after(at(1), Some(at(5))), 6);
-        assert_eq!(on(1).epoch_after(at(5), Some(at(1))), 6);
+        assert_eq!(on(1).epoch_after(1, 0), 2);
+        assert_eq!(on(1).epoch_after(1, 5), 6);
+        assert_eq!(on(1).epoch_after(5, 1), 6);
     }
 
     #[test]
     fn timelines_share_no_epoch() {
-        assert_eq!(on(2).epoch_after(at(1), None), 257);
-        assert_eq!(on(2).epoch_after(at(300), None), 301);
-        assert_eq!(on(3).epoch_after(at(300), Some(at(301))), 513);
+        assert_eq!(on(2).epoch_after(1, 0), 257);
+        assert_eq!(on(2).epoch_after(300, 0), 301);
+        assert_eq!(on(3).epoch_after(300, 301), 513);
         // An operator's epochs on the first timeline, of which the standby heard nothing.
-        let (lost, begun) = (on(1).epoch_after(at(255), None), on(2).epoch_after(at(1), None));
+        let (lost, begun) = (on(1).epoch_after(255, 0), on(2).epoch_after(1, 0));
         assert!(lost < begun);
     }
 
     #[test]
     fn a_timeline_without_epochs_of_its_own_counts_on() {
-        assert_eq!(on(4096).epoch_after(at(1), None), 4095 * 256 + 1);
-        assert_eq!(on(4097).epoch_after(at(9), None), 10);
-        assert_eq!(on(u32::MAX).epoch_after(at(9), None), 10);
+        assert_eq!(on(4096).epoch_after(1, 0), 4095 * 256 + 1);
+        assert_eq!(on(4097).epoch_after(9, 0), 10);
+        assert_eq!(on(u32::MAX).epoch_after(9, 0), 10);
     }
 
     #[test]

@@ -72,6 +72,7 @@ async fn listen(options: PostgresOptions, told: Arc<Notify>) {
     }
 }
 
+/// It names no table, so that its search path doesn't matter.
 async fn connect(options: &PostgresOptions) -> sqlx::Result<PgListener> {
     // A pool of its own each time: the connection of the last one may be stuck.
     let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(options.driver().clone());

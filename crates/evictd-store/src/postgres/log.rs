@@ -2,39 +2,45 @@
 
 use std::time::{Duration, Instant};
 
-use evictd_core::authority::is_credible;
+use evictd_core::history::{BeginCause, History, Incarnation, LogToken, Provenance, RoundToken, StoreId};
 use evictd_core::ids::WorkspaceId;
 use evictd_core::invalidation::{Cause, Invalidation};
 use evictd_core::position::LogPosition;
+use evictd_core::protection::Protection;
 use evictd_core::time::StoreTime;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 use sqlx::postgres::types::Oid;
 
-use super::audit;
 use super::connections::{Lane, failed};
 use super::lineage::Lineage;
 use super::write::Write;
+use super::{audit, schema, triggers};
 use crate::StoreError;
-use crate::log::{Backlog, Numbered, NumberedRequest, Reading, Replay};
-use crate::rows::{self, MERGE_ABOVE, ScopeColumns, UnrequestedRow, audit_records, log_position};
+use crate::history::{ROUND_TOKENS_KEPT, VoucherKey, draw};
+use crate::log::{Backlog, Head, Numbered, NumberedRequest, Reading, Replay};
+use crate::rows::{
+    self, BeginColumns, MERGE_ABOVE, ScopeColumns, UnrequestedRow, audit_records, log_position,
+};
 
 /// How long numbering may take when a bulk change by direct SQL waits for it.
 const CROWD_LIMIT: Duration = Duration::from_mins(1);
 
 /// The head, read alone.
-pub(super) async fn head(log: &Lane) -> Result<LogPosition, StoreError> {
-    let row = log.row("read its log's head", || sqlx::query("SELECT epoch, head FROM log_head")).await?;
+pub(super) async fn head(log: &Lane) -> Result<Head, StoreError> {
+    let read = || sqlx::query("SELECT epoch, head, incarnation, token, round FROM ONLY log_head");
+    let row = log.row("read its log's head", read).await?;
     head_of(row.as_ref())
 }
 
 /// The head, if no row waits for a position: most calls need no lock.
-pub(super) async fn head_if_idle(log: &Lane) -> Result<Option<LogPosition>, StoreError> {
+pub(super) async fn head_if_idle(log: &Lane) -> Result<Option<Head>, StoreError> {
     const ACTION: &str = "look for unnumbered rows";
     let look = || {
         sqlx::query(
-            "SELECT epoch, head, EXISTS (SELECT FROM invalidations WHERE position IS NULL) AS waiting
-             FROM log_head",
+            "SELECT epoch, head, incarnation, token, round,
+                    EXISTS (SELECT FROM ONLY invalidations WHERE position IS NULL) AS waiting
+             FROM ONLY log_head",
         )
     };
     let row = log.row(ACTION, look).await?;
@@ -49,21 +55,37 @@ pub(super) async fn version(log: &Lane) -> Result<i64, StoreError> {
     const ACTION: &str = "tell whether it changed";
     let look = || {
         sqlx::query(
-            "SELECT CASE WHEN EXISTS (SELECT FROM invalidations WHERE position IS NULL)
+            "SELECT CASE WHEN EXISTS (SELECT FROM ONLY invalidations WHERE position IS NULL)
                  THEN hashtextextended(pg_current_snapshot()::text, 0) ELSE head END AS version
-             FROM log_head",
+             FROM ONLY log_head",
         )
     };
     let row = log.row(ACTION, look).await?.ok_or_else(no_head)?;
     row.try_get("version").map_err(failed(ACTION))
 }
 
-/// Reads the columns `epoch` and `head`.
-pub(super) fn head_of(row: Option<&PgRow>) -> Result<LogPosition, StoreError> {
+/// Reads the columns of the head.
+pub(super) fn head_of(row: Option<&PgRow>) -> Result<Head, StoreError> {
     let row = row.ok_or_else(no_head)?;
     let failed = failed("read its log's head");
     let epoch: i32 = row.try_get("epoch").map_err(&failed)?;
-    log_position(epoch.into(), row.try_get("head").map_err(&failed)?)
+    let read = |column| row.try_get::<i64, _>(column).map_err(&failed);
+    Ok(Head {
+        at: log_position(epoch.into(), read("head")?)?,
+        incarnation: Incarnation(read("incarnation")?.cast_unsigned()),
+        token: LogToken(read("token")?.cast_unsigned()),
+        round: RoundToken(read("round")?.cast_unsigned()),
+    })
+}
+
+/// Reads the columns `store_id` and `incarnation`.
+pub(super) fn provenance_of(row: Option<&PgRow>) -> Result<Provenance, StoreError> {
+    let row = row.ok_or_else(no_head)?;
+    let read = |column| row.try_get::<i64, _>(column).map_err(failed("read which store it is"));
+    Ok(Provenance {
+        store: StoreId(read("store_id")?.cast_unsigned()),
+        incarnation: Incarnation(read("incarnation")?.cast_unsigned()),
+    })
 }
 
 fn no_head() -> StoreError {
@@ -80,36 +102,48 @@ const BRANCH_LEAP: i64 = 1 << 34;
 /// The head of the log, locked until the transaction ends.
 pub(super) struct LockedHead {
     /// Where the log ends.
-    pub(super) at: LogPosition,
+    pub(super) head: Head,
     /// The history that this position was given in, and the server's.
     noted: Lineage,
     server: Lineage,
     /// Whether that position was given here, and no copy of it was put here: by a dump, say.
     is_original: bool,
+    /// The schema as it was when an epoch began last, or a round looked first.
+    schema: NotedSchema,
     /// Whether so many rows wait that some may be merged.
     crowded: bool,
     /// The store's clock, read under the lock.
     pub(super) clock: Reading,
 }
 
-/// Locks the head by raising its fence, which a demoted primary and a standby can't do (R7), and reads under this
-/// lock what all else depends on.
+/// What the head knows of the schema (R3).
+struct NotedSchema {
+    /// `None` if nothing yet.
+    fingerprint: Option<Vec<u8>>,
+    /// Whether nothing in it lets changes go past the log, as far as was looked.
+    is_intact: bool,
+    /// Whether this transaction found another one, so that rows may have changed unseen.
+    is_altered: bool,
+}
+
+/// Locks the head by writing it, which a demoted primary and a standby can't do (R7), and reads under this lock what
+/// all else depends on.
 pub(super) async fn lock_head(write: &mut Write) -> Result<LockedHead, StoreError> {
     // What SET computes, it computes from the row as it was.
-    let raise = sqlx::query(
-        "UPDATE log_head SET fence = fence + 1,
-                is_original = is_original AND xmin = written_by, written_by = pg_current_xact_id()::xid
-         RETURNING epoch, head, evictd_now() AS now, timeline, system_identifier, database, is_original,
+    let lock = sqlx::query(
+        "UPDATE ONLY log_head SET is_original = is_original AND xmin = written_by, written_by = pg_current_xact_id()::xid
+         RETURNING epoch, head, incarnation, token, round, evictd_now() AS now,
+                   timeline, system_identifier, database, is_original, schema_fingerprint, schema_intact,
                    left(pg_walfile_name(pg_current_wal_lsn()), 8) AS server_timeline,
                    (SELECT system_identifier FROM pg_control_system()) AS server_system_identifier,
                    (SELECT oid FROM pg_database WHERE datname = current_database()) AS server_database,
                    (SELECT count(*) > $1 FROM
-                       (SELECT FROM invalidations WHERE position IS NULL LIMIT $1 + 1) AS waiting) AS crowded",
+                       (SELECT FROM ONLY invalidations WHERE position IS NULL LIMIT $1 + 1) AS waiting) AS crowded",
     );
     let asked = Instant::now();
-    let row = write.row(raise.bind(MERGE_ABOVE)).await?.ok_or_else(no_head)?;
+    let row = write.row(lock.bind(MERGE_ABOVE)).await?.ok_or_else(no_head)?;
     let answered = Instant::now();
-    let at = head_of(Some(&row))?;
+    let head = head_of(Some(&row))?;
     let read = || -> sqlx::Result<_> {
         let noted: (i64, i64, Oid) =
             (row.try_get("timeline")?, row.try_get("system_identifier")?, row.try_get("database")?);
@@ -123,47 +157,80 @@ pub(super) async fn lock_head(write: &mut Write) -> Result<LockedHead, StoreErro
             read_by: answered,
             within: answered.duration_since(asked),
         };
-        Ok((noted, server, row.try_get("is_original")?, row.try_get("crowded")?, clock))
+        let schema = NotedSchema {
+            fingerprint: row.try_get("schema_fingerprint")?,
+            is_intact: row.try_get("schema_intact")?,
+            is_altered: false,
+        };
+        Ok((noted, server, row.try_get("is_original")?, schema, row.try_get("crowded")?, clock))
     };
-    let ((timeline, system, database), server, is_original, crowded, clock) =
+    let ((timeline, system, database), server, is_original, schema, crowded, clock) =
         read().map_err(failed("lock its log's head"))?;
     let corrupt = |_| StoreError::Corrupt { what: "timeline", value: timeline.to_string() };
     let noted = Lineage { timeline: u32::try_from(timeline).map_err(corrupt)?, system, database: database.0 };
     let server = Lineage::new(server.0, server.1, server.2.0)?;
-    Ok(LockedHead { at, noted, server, is_original, crowded, clock })
+    Ok(LockedHead { head, noted, server, is_original, schema, crowded, clock })
 }
 
 impl LockedHead {
-    /// Begins a new epoch if the store may have gone back (R2): the server's history is another one than that of
-    /// the head, or somebody has credibly seen more than the head. Returns whether it did.
+    /// Looks whether the schema is the one that the head knows. One that it knows nothing of is taken as it is.
+    pub(super) async fn compare_schema(&mut self, write: &mut Write) -> Result<(), StoreError> {
+        let found = Some(schema::fingerprint(write).await?);
+        if self.schema.fingerprint == found || !Protection::SchemaChangesBeginAnEpoch.holds() {
+            return Ok(());
+        }
+        if self.schema.fingerprint.is_none() {
+            let note = sqlx::query("UPDATE ONLY log_head SET schema_fingerprint = $1, schema_intact = false");
+            write.run(note.bind(found.clone())).await?;
+            self.schema = NotedSchema { fingerprint: found, is_intact: false, is_altered: false };
+            return Ok(());
+        }
+        tracing::warn!(
+            head = %self.head.at,
+            "the home store's tables, triggers or functions were altered since the last round, so that rows may have \
+             changed unseen. A new epoch begins, agents flush once"
+        );
+        self.schema.is_altered = true;
+        Ok(())
+    }
+
+    /// What lets changes go past the log, if anything does. Costs nothing once nothing did.
+    pub(super) async fn schema_fault(&mut self, write: &mut Write) -> Result<Option<String>, StoreError> {
+        if self.schema.is_intact {
+            return Ok(None);
+        }
+        if let Err(fault) = triggers::check_within(write).await? {
+            return Ok(Some(fault.to_string()));
+        }
+        write.run(sqlx::query("UPDATE ONLY log_head SET schema_intact = true")).await?;
+        self.schema.is_intact = true;
+        Ok(None)
+    }
+
+    /// Begins a new epoch if the store may have gone back (R2): the server's history is another one than that of the
+    /// head; or if rows may have changed unseen (R3). It lies above `seen_epoch`. Returns why it did.
     pub(super) async fn begin_epoch_if_due(
         &mut self,
         write: &mut Write,
-        seen: &[LogPosition],
-    ) -> Result<bool, StoreError> {
-        // A store that just came to a later timeline must believe what was seen on it.
-        let known = LogPosition::new(self.server.first_epoch().max(self.at.epoch()), 0).unwrap_or(self.at);
-        let (credible, incredible): (Vec<_>, Vec<_>) =
-            seen.iter().copied().partition(|seen| is_credible(*seen, known));
-        if let Some(seen) = incredible.iter().max() {
-            tracing::warn!(
-                %seen, head = %self.at,
-                "an agent claims to have seen an epoch that can't be; it is not believed"
-            );
+        seen_epoch: u32,
+    ) -> Result<Option<BeginCause>, StoreError> {
+        if !self.is_branched() {
+            if self.schema.is_altered {
+                let evidence = "tables, triggers or functions were altered";
+                self.set_epoch(write, seen_epoch, BeginCause::SchemaChanged, evidence).await?;
+                return Ok(Some(BeginCause::SchemaChanged));
+            }
+            return Ok(None);
         }
-        let above = credible.into_iter().filter(|seen| *seen > self.at).max();
-        let branched = self.is_branched();
-        if branched {
-            tracing::warn!(
-                head = %self.at, before = ?self.noted, now = ?self.server, is_original = self.is_original,
-                "the home store's server writes another history than before: a fail-over or a restore. \
-                 A new epoch begins, agents flush once"
-            );
-        }
-        if branched || above.is_some() {
-            self.set_epoch(write, self.server.epoch_after(self.at, above)).await?;
-        }
-        Ok(branched || above.is_some())
+        tracing::warn!(
+            head = %self.head.at, before = %self.noted, now = %self.server, is_original = self.is_original,
+            "the home store's server writes another history than before: a fail-over or a restore. \
+             A new epoch begins, agents flush once"
+        );
+        let copied = if self.is_original { "" } else { ", copied by a dump or by logical replication" };
+        let evidence = format!("{}{copied}", self.server);
+        self.set_epoch(write, seen_epoch, BeginCause::Branched, &evidence).await?;
+        Ok(Some(BeginCause::Branched))
     }
 
     /// Whether the head comes from another history than the one that is written here now.
@@ -171,25 +238,66 @@ impl LockedHead {
         !self.is_original || self.noted != self.server
     }
 
-    /// Begins a new epoch whatever happened.
-    pub(super) async fn begin_epoch(&mut self, write: &mut Write) -> Result<(), StoreError> {
-        self.set_epoch(write, self.server.epoch_after(self.at, None)).await
+    /// Begins a new epoch whatever happened, on an operator's word.
+    pub(super) async fn begin_epoch(&mut self, write: &mut Write, operator: &str) -> Result<(), StoreError> {
+        self.set_epoch(write, 0, BeginCause::Declared, operator).await
     }
 
-    /// Positions go on from the head; if the server's history is another one, from somewhere above it.
-    async fn set_epoch(&mut self, write: &mut Write, epoch: u32) -> Result<(), StoreError> {
+    /// Begins an incarnation and an epoch above `seen_epoch`. Positions go on from the head; if the server's history is
+    /// another one, from somewhere above it. Whatever changed unseen before is covered by that, so the present schema is
+    /// the one to compare with.
+    async fn set_epoch(
+        &mut self,
+        write: &mut Write,
+        seen_epoch: u32,
+        cause: BeginCause,
+        evidence: &str,
+    ) -> Result<(), StoreError> {
         let leap = if self.is_branched() { BRANCH_LEAP } else { 0 };
-        let set = sqlx::query(
-            "UPDATE log_head SET epoch = $1, roster_complete = false, timeline = $2, system_identifier = $3,
-                                 database = $4, is_original = true, head = head + floor(random() * $5)::bigint
-             RETURNING epoch, head",
-        );
-        let began = LogPosition::new(epoch, self.at.position().saturating_add_signed(leap));
-        let epoch = began.ok_or(StoreError::EpochsUsedUp)?.epoch();
+        let epoch = self.server.epoch_after(self.head.at.epoch(), seen_epoch);
+        LogPosition::new(epoch, self.head.at.position().saturating_add_signed(leap))
+            .ok_or(StoreError::EpochsUsedUp)?;
+        let after = self.head.at;
         let Lineage { timeline, system, database } = self.server;
-        let set = set.bind(epoch as i32).bind(i64::from(timeline)).bind(system).bind(Oid(database));
-        self.at = head_of(write.row(set.bind(leap as f64)).await?.as_ref())?;
+        let fingerprint = schema::fingerprint(write).await?;
+        let set = sqlx::query(
+            "UPDATE ONLY log_head SET epoch = $1, roster_complete = false, timeline = $2, system_identifier = $3,
+                                 database = $4, is_original = true, head = head + floor(random() * $5)::bigint,
+                                 incarnation = $6, token = $7, schema_fingerprint = $8, schema_intact = false
+             RETURNING epoch, head, incarnation, token, round",
+        )
+        .bind(epoch as i32)
+        .bind(i64::from(timeline))
+        .bind(system)
+        .bind(Oid(database))
+        .bind(leap as f64)
+        .bind(draw()?.cast_signed())
+        .bind(draw()?.cast_signed())
+        .bind(fingerprint.clone());
+        self.head = head_of(write.row(set).await?.as_ref())?;
         (self.noted, self.is_original) = (self.server, true);
+        self.schema = NotedSchema { fingerprint: Some(fingerprint), is_intact: false, is_altered: false };
+        let append = sqlx::query(
+            "INSERT INTO history (incarnation, after_epoch, after_position, epoch, position, token, cause, evidence)
+             SELECT incarnation, $1, $2, epoch, head, token, $3, $4 FROM ONLY log_head",
+        )
+        .bind(after.epoch() as i32)
+        .bind(after.position() as i64)
+        .bind(cause.label())
+        .bind(evidence.to_owned());
+        write.run(append).await.map(drop)
+    }
+
+    /// Draws the token of a round, which shows a copy of the store that works at the same time (R15).
+    pub(super) async fn draw_round_token(&mut self, write: &mut Write) -> Result<(), StoreError> {
+        let token = draw()?;
+        let keep = sqlx::query(
+            "WITH drawn AS (UPDATE ONLY log_head SET round = $1, rounds = rounds + 1 RETURNING rounds)
+             INSERT INTO round_tokens (place, token) SELECT rounds % $2, $1 FROM drawn
+             ON CONFLICT (place) DO UPDATE SET token = excluded.token",
+        );
+        write.run(keep.bind(token.cast_signed()).bind(i64::from(ROUND_TOKENS_KEPT))).await?;
+        self.head.round = RoundToken(token);
         Ok(())
     }
 
@@ -200,25 +308,27 @@ impl LockedHead {
             write.take_time(CROWD_LIMIT).await?;
             merge_crowds(write).await?;
         }
-        let before = self.at;
+        let mut head = self.head;
+        let token = LogToken(draw()?);
         let numbering = sqlx::query(
             "WITH oldest AS (
-                 SELECT id, request_id FROM invalidations WHERE position IS NULL ORDER BY id LIMIT $3
+                 SELECT id, request_id FROM ONLY invalidations WHERE position IS NULL ORDER BY id LIMIT $3
              ), waiting AS (
                  SELECT id, row_number() OVER (ORDER BY id) AS place
                  FROM (SELECT id FROM oldest UNION
                        -- The rows of one request stay together: it is settled with the last of them.
-                       SELECT id FROM invalidations
+                       SELECT id FROM ONLY invalidations
                        WHERE position IS NULL AND request_id IN (SELECT request_id FROM oldest)) AS together
              )
-             UPDATE invalidations AS i SET epoch = $1, position = $2 + waiting.place
+             UPDATE ONLY invalidations AS i SET epoch = $1, position = $2 + waiting.place, token = $4
              FROM waiting WHERE i.id = waiting.id
              RETURNING epoch, position, scope, key_hash, key_id, api_id, workspace_id, cause, request_id,
                        committed_at, merged",
         )
-        .bind(before.epoch() as i32)
-        .bind(before.position() as i64)
-        .bind(limit);
+        .bind(head.at.epoch() as i32)
+        .bind(head.at.position() as i64)
+        .bind(limit)
+        .bind(token.0.cast_signed());
         let numbered = write.rows(numbering).await?;
         let mut rows = numbered.iter().map(invalidation).collect::<Result<Vec<_>, _>>()?;
         let requests = numbered.iter().filter_map(|row| request(row).transpose());
@@ -226,10 +336,10 @@ impl LockedHead {
         // RETURNING promises no order.
         rows.sort_unstable_by_key(|row| row.position);
         requests.sort_unstable_by_key(|request| request.position);
-        let head = rows.last().map_or(before, |last| last.position);
-        if head > before {
-            let advance = sqlx::query("UPDATE log_head SET head = $1");
-            write.run(advance.bind(head.position() as i64)).await?;
+        if let Some(last) = rows.last() {
+            head = Head { at: last.position, token, ..head };
+            let advance = sqlx::query("UPDATE ONLY log_head SET head = $1, token = $2");
+            write.run(advance.bind(head.at.position() as i64).bind(token.0.cast_signed())).await?;
         }
         let unrequested = numbered.iter().filter_map(|row| unrequested(row).transpose());
         let records = audit_records(unrequested.collect::<Result<_, _>>()?);
@@ -250,11 +360,11 @@ async fn merge_crowds(write: &mut Write) -> Result<(), StoreError> {
         "WITH crowds AS (
              SELECT api_id, max(workspace_id) AS workspace_id, min(committed_at) AS committed_at, count(*) AS keys,
                     CASE WHEN min(cause) = max(cause) THEN min(cause) ELSE 'changed' END AS cause
-             FROM invalidations
+             FROM ONLY invalidations
              WHERE position IS NULL AND scope = 'key' AND api_id IS NOT NULL AND request_id IS NULL
              GROUP BY api_id HAVING count(*) > $1
          ), gone AS (
-             DELETE FROM invalidations AS i USING crowds
+             DELETE FROM ONLY invalidations AS i USING crowds
              WHERE i.position IS NULL AND i.scope = 'key' AND i.api_id = crowds.api_id AND i.request_id IS NULL
          ), merged AS (
              INSERT INTO invalidations (scope, api_id, workspace_id, cause, request_id, committed_at, merged)
@@ -285,10 +395,10 @@ pub(super) async fn replay(
     // One statement, one snapshot: the head and the rows belong together.
     let ask = || {
         sqlx::query(
-            "SELECT log_head.epoch, head,
+            "SELECT log_head.epoch, head, incarnation, log_head.token, round, kept.token AS row_token,
                     position, scope, key_hash, key_id, api_id, workspace_id, cause, committed_at
-             FROM log_head LEFT JOIN
-                  (SELECT * FROM invalidations WHERE epoch = $1 AND position BETWEEN $2 AND $3
+             FROM ONLY log_head LEFT JOIN
+                  (SELECT * FROM ONLY invalidations WHERE epoch = $1 AND position BETWEEN $2 AND $3
                    ORDER BY position LIMIT $4) AS kept
                   ON kept.epoch = log_head.epoch
              ORDER BY position",
@@ -307,7 +417,71 @@ pub(super) async fn replay(
         }
         rows.push(invalidation(row)?);
     }
-    Ok(if rows.is_empty() { Replay::Refused { head } } else { Replay::Rows(rows) })
+    let Some(last) = found[..rows.len()].last() else { return Ok(Replay::Refused { head }) };
+    let token: i64 = last.try_get("row_token").map_err(failed(ACTION))?;
+    Ok(Replay::Rows { rows, token: LogToken(token.cast_unsigned()) })
+}
+
+/// All incarnations, and whose they are, in one snapshot.
+pub(super) async fn history(log: &Lane) -> Result<History, StoreError> {
+    const ACTION: &str = "read its history";
+    let ask = || {
+        sqlx::query(
+            "SELECT store_id, history.incarnation, after_epoch::bigint, after_position, history.epoch::bigint, position,
+                    cause, time, evidence
+             FROM ONLY log_head, ONLY history ORDER BY place",
+        )
+    };
+    let rows = log.rows(ACTION, ask).await?;
+    let begin = |row: &PgRow| -> Result<_, StoreError> {
+        let columns = || -> sqlx::Result<_> {
+            Ok(BeginColumns {
+                incarnation: row.try_get("incarnation")?,
+                after: (row.try_get("after_epoch")?, row.try_get("after_position")?),
+                at: (row.try_get("epoch")?, row.try_get("position")?),
+                cause: row.try_get("cause")?,
+                time: row.try_get("time")?,
+                evidence: row.try_get("evidence")?,
+            })
+        };
+        columns().map_err(failed(ACTION))?.read()
+    };
+    let store = rows.first().map(|row| row.try_get("store_id")).transpose().map_err(failed(ACTION))?;
+    rows::history(store, rows.iter().map(begin).collect::<Result<_, _>>()?)
+}
+
+/// The key of the store's vouchers.
+pub(super) async fn voucher_key(log: &Lane) -> Result<VoucherKey, StoreError> {
+    const ACTION: &str = "read its voucher key";
+    let row = log.row(ACTION, || sqlx::query("SELECT key FROM ONLY voucher_key")).await?;
+    let key = row.as_ref().map(|row| row.try_get("key")).transpose().map_err(failed(ACTION))?;
+    rows::voucher_key(key)
+}
+
+/// The token of the row at `at`, or of the incarnation that began there.
+pub(super) async fn row_token(log: &Lane, at: LogPosition) -> Result<Option<LogToken>, StoreError> {
+    const ACTION: &str = "read the token of a row";
+    let ask = || {
+        sqlx::query(
+            "SELECT coalesce((SELECT token FROM ONLY invalidations WHERE position = $2 AND epoch = $1),
+                             (SELECT token FROM ONLY history WHERE position = $2 AND epoch = $1 LIMIT 1)) AS token",
+        )
+        .bind(at.epoch() as i32)
+        .bind(at.position() as i64)
+    };
+    let row = log.row(ACTION, ask).await?;
+    let token = row.map_or(Ok(None), |row| row.try_get::<Option<i64>, _>("token")).map_err(failed(ACTION))?;
+    Ok(token.map(|token| LogToken(token.cast_unsigned())))
+}
+
+/// Whether one of the last rounds drew `token`.
+pub(super) async fn has_round_token(log: &Lane, token: RoundToken) -> Result<bool, StoreError> {
+    const ACTION: &str = "look for a round's token";
+    let ask = || {
+        sqlx::query("SELECT EXISTS (SELECT FROM ONLY round_tokens WHERE token = $1) AS has")
+            .bind(token.0.cast_signed())
+    };
+    log.row(ACTION, ask).await?.map_or(Ok(false), |row| row.try_get("has")).map_err(failed(ACTION))
 }
 
 /// What waits for a position.
@@ -316,7 +490,7 @@ pub(super) async fn backlog(log: &Lane) -> Result<Backlog, StoreError> {
     let count = || {
         sqlx::query(
             "SELECT count(*) AS rows, coalesce(evictd_now() - min(committed_at), 0) AS age
-             FROM invalidations WHERE position IS NULL",
+             FROM ONLY invalidations WHERE position IS NULL",
         )
     };
     let row = log.row(ACTION, count).await?;

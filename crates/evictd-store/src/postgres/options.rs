@@ -9,6 +9,7 @@ use sqlx::{ConnectOptions, Connection, Executor, Row};
 use tokio::time::timeout;
 
 use super::connections::timed_out;
+use super::schema;
 use crate::StoreError;
 
 /// The oldest server that has what the schema and the statements use.
@@ -66,6 +67,8 @@ const FORM: &str = "write it as postgres://user:password@host:5432/database, and
 #[derive(Clone)]
 pub struct PostgresOptions {
     connect: PgConnectOptions,
+    /// The schema of the store, once it is known: where every connection looks for tables, and nowhere else.
+    schema: Option<String>,
     /// How many connections at most, but for the one that listens: at least 9.
     pub connections: u32,
     /// How long a statement may take, waiting for locks included. A COMMIT that takes longer is unknown (R4).
@@ -74,9 +77,10 @@ pub struct PostgresOptions {
 
 impl fmt::Debug for PostgresOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { connect: _, connections, statement_timeout } = self;
+        let Self { connect: _, schema, connections, statement_timeout } = self;
         f.debug_struct("PostgresOptions")
             .field("place", &self.place())
+            .field("schema", schema)
             .field("connections", connections)
             .field("statement_timeout", statement_timeout)
             .finish()
@@ -111,7 +115,7 @@ impl PostgresOptions {
             Some(_) => connect,
             None => connect.application_name("evictd"),
         };
-        Ok(Self { connect, connections: CONNECTIONS, statement_timeout: STATEMENT_TIMEOUT })
+        Ok(Self { connect, schema: None, connections: CONNECTIONS, statement_timeout: STATEMENT_TIMEOUT })
     }
 
     /// Where the database is, for people; without secrets.
@@ -121,6 +125,16 @@ impl PostgresOptions {
         let (user, port) = (connect.get_username(), connect.get_port());
         let database = connect.get_database().unwrap_or(user);
         format!("postgres://{user}@{host}:{port}/{database}")
+    }
+
+    /// The same for connections that look for tables in `schema` alone.
+    pub(super) fn pinned_to(self, schema: String) -> Self {
+        Self { schema: Some(schema), ..self }
+    }
+
+    /// The schema that connections look for tables in.
+    pub(super) fn schema(&self) -> Option<&str> {
+        self.schema.as_deref()
     }
 
     /// As the driver takes it.
@@ -175,7 +189,9 @@ impl PostgresOptions {
                  SET idle_in_transaction_session_timeout = {idle};
                  SET row_security = off;
                  SET client_min_messages = warning;
-                 SET enable_seqscan = off; SET jit = off"
+                 SET enable_seqscan = off; SET jit = off;
+                 {}",
+                self.schema().map_or_else(String::new, schema::pin)
             );
             connection.execute(sqlx::AssertSqlSafe(settings)).await?;
             Ok(connection)

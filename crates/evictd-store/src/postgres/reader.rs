@@ -6,7 +6,7 @@ use evictd_core::ids::KeyHash;
 use evictd_core::record::Lookup;
 
 use super::connections::Lane;
-use super::{PostgresOptions, is_current, records};
+use super::{PostgresOptions, is_current, records, schema};
 use crate::StoreError;
 
 /// Reads what a verification needs, and nothing else. The user needs SELECT on `log_head`, `keys`, `root_keys`,
@@ -20,9 +20,11 @@ impl PostgresReader {
     /// Connects. [`StoreError::NotMigrated`] if the schema isn't this version's.
     pub async fn connect(options: PostgresOptions) -> Result<Self, StoreError> {
         let mut connection = options.open().await?;
+        let options = schema::pin_to_home(&mut connection, options).await?;
         if !is_current(&mut connection, &options).await? {
             return Err(StoreError::NotMigrated { place: options.place() });
         }
+        schema::assert_complete(&mut connection, &options).await?;
         let size = options.connections.max(1);
         Ok(Self { lookups: Lane::new(&Arc::new(options), size) })
     }

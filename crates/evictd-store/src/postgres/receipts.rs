@@ -44,9 +44,9 @@ pub(super) async fn record(
     }
     let mark = sqlx::query(
         "WITH open AS (
-             SELECT id FROM invalidations WHERE request_id = ANY ($1) AND NOT receipted ORDER BY id FOR UPDATE
+             SELECT id FROM ONLY invalidations WHERE request_id = ANY ($1) AND NOT receipted ORDER BY id FOR UPDATE
          )
-         UPDATE invalidations AS i SET receipted = true FROM open WHERE i.id = open.id",
+         UPDATE ONLY invalidations AS i SET receipted = true FROM open WHERE i.id = open.id",
     );
     write.run(mark.bind(&requests)).await?;
     Ok(had_one)
@@ -64,12 +64,12 @@ pub(super) async fn receipt(
         // Of a change from before the purge of receipts nobody knows any more whether it had one.
         sqlx::query(
             "SELECT receipts.body, i.id, i.epoch, i.position, i.cause, i.committed_at,
-                    EXISTS (SELECT FROM audit_log WHERE correlation_id = asked.request_id
+                    EXISTS (SELECT FROM ONLY audit_log WHERE correlation_id = asked.request_id
                             AND workspace_id = asked.workspace_id AND time >= receipts_since_m) AS carried_out
              FROM (SELECT $1::text AS request_id, $2::text AS workspace_id) AS asked
-             CROSS JOIN log_head
-             LEFT JOIN receipts USING (request_id, workspace_id)
-             LEFT JOIN invalidations AS i USING (request_id, workspace_id)
+             CROSS JOIN ONLY log_head
+             LEFT JOIN ONLY receipts USING (request_id, workspace_id)
+             LEFT JOIN ONLY invalidations AS i USING (request_id, workspace_id)
              ORDER BY i.id",
         )
         .bind(request_id)
@@ -105,7 +105,7 @@ pub(super) async fn open_requests(
 ) -> Result<Vec<NumberedRequest>, StoreError> {
     let ask = || {
         sqlx::query(
-            "SELECT epoch, position, request_id, workspace_id, cause, committed_at FROM invalidations
+            "SELECT epoch, position, request_id, workspace_id, cause, committed_at FROM ONLY invalidations
              WHERE (epoch, position) > ($1, $2)
                AND position IS NOT NULL AND request_id IS NOT NULL AND NOT receipted
              ORDER BY epoch, position LIMIT $3",

@@ -34,7 +34,8 @@ pub(super) async fn lookup_in_replica(lookups: &Lane, hash: KeyHash) -> Result<L
 /// Whether the log is this server's own is only looked at if that is asked.
 fn look_up(hash: KeyHash, ask_whose: bool) -> Statement {
     sqlx::query(
-        "SELECT log_head.epoch, log_head.head, evictd_now() AS now,
+        "SELECT log_head.epoch, log_head.head, log_head.incarnation, log_head.token, log_head.round, log_head.store_id,
+                evictd_now() AS now,
                 CASE WHEN $2 THEN log_head.is_original AND log_head.xmin = log_head.written_by
                     AND log_head.database = (SELECT oid FROM pg_database WHERE datname = current_database())
                     AND log_head.system_identifier = (SELECT system_identifier FROM pg_control_system())
@@ -48,19 +49,20 @@ fn look_up(hash: KeyHash, ask_whose: bool) -> Statement {
                 r.id, r.workspace_id, r.permissions, r.enabled, r.expires, r.expired,
                 coalesce(rw.enabled, false) AS workspace_enabled,
                 (r.deleted_at_m IS NOT NULL OR rw.id IS NULL) AS deleted
-         FROM log_head
-         LEFT JOIN keys k ON k.hash = $1
-         LEFT JOIN apis a ON a.id = k.api_id
-         LEFT JOIN workspaces kw ON kw.id = k.workspace_id
-         LEFT JOIN root_keys r ON r.hash = $1
-         LEFT JOIN workspaces rw ON rw.id = r.workspace_id",
+         FROM ONLY log_head
+         LEFT JOIN ONLY keys k ON k.hash = $1
+         LEFT JOIN ONLY apis a ON a.id = k.api_id
+         LEFT JOIN ONLY workspaces kw ON kw.id = k.workspace_id
+         LEFT JOIN ONLY root_keys r ON r.hash = $1
+         LEFT JOIN ONLY workspaces rw ON rw.id = r.workspace_id",
     )
     .bind(&hash.0[..])
     .bind(ask_whose)
 }
 
 fn read_lookup(row: Option<&PgRow>) -> Result<Lookup, StoreError> {
-    let as_of = log::head_of(row)?;
+    let head = log::head_of(row)?;
+    let provenance = log::provenance_of(row)?;
     let mut record = Record::Absent;
     if let Some(row) = row {
         if let Some(key) = key_record(row)? {
@@ -69,7 +71,7 @@ fn read_lookup(row: Option<&PgRow>) -> Result<Lookup, StoreError> {
             record = Record::RootKey(root_key);
         }
     }
-    Ok(Lookup { as_of, record })
+    Ok(Lookup { as_of: head.at, provenance, token: head.token, record })
 }
 
 fn key_record(row: &PgRow) -> Result<Option<KeyRecord>, StoreError> {
@@ -139,7 +141,7 @@ pub(super) async fn root_key(records: &Lane, hash: KeyHash) -> Result<Option<Roo
             "SELECT evictd_now() AS now, r.id, r.workspace_id, r.permissions, r.enabled, r.expires, r.expired,
                     coalesce(w.enabled, false) AS workspace_enabled,
                     (r.deleted_at_m IS NOT NULL OR w.id IS NULL) AS deleted
-             FROM root_keys r LEFT JOIN workspaces w ON w.id = r.workspace_id WHERE r.hash = $1",
+             FROM ONLY root_keys r LEFT JOIN ONLY workspaces w ON w.id = r.workspace_id WHERE r.hash = $1",
         )
         .bind(&hash.0[..])
     };
@@ -149,7 +151,7 @@ pub(super) async fn root_key(records: &Lane, hash: KeyHash) -> Result<Option<Roo
 
 /// Whether there is a root key that wasn't revoked.
 pub(super) async fn has_root_keys(records: &Lane) -> Result<bool, StoreError> {
-    let ask = || sqlx::query("SELECT FROM root_keys WHERE deleted_at_m IS NULL LIMIT 1");
+    let ask = || sqlx::query("SELECT FROM ONLY root_keys WHERE deleted_at_m IS NULL LIMIT 1");
     Ok(records.row("look for root keys", ask).await?.is_some())
 }
 
@@ -158,7 +160,7 @@ pub(super) async fn root_keys(records: &Lane) -> Result<Vec<RootKeyInfo>, StoreE
     const ACTION: &str = "list root keys";
     let ask = || {
         sqlx::query(
-            "SELECT id, workspace_id, start, name, permissions, enabled, created_at_m, expires FROM root_keys
+            "SELECT id, workspace_id, start, name, permissions, enabled, created_at_m, expires FROM ONLY root_keys
              WHERE deleted_at_m IS NULL ORDER BY created_at_m DESC, id DESC",
         )
     };
@@ -192,7 +194,7 @@ pub(super) async fn api(
     const ACTION: &str = "read an API";
     let ask = || {
         sqlx::query(
-            "SELECT a.name FROM apis a JOIN workspaces w ON w.id = a.workspace_id
+            "SELECT a.name FROM ONLY apis a JOIN ONLY workspaces w ON w.id = a.workspace_id
              WHERE a.id = $1 AND a.workspace_id = $2 AND a.deleted_at_m IS NULL",
         )
         .bind(api.as_str())
@@ -212,9 +214,9 @@ pub(super) async fn key(
         sqlx::query(
             "SELECT k.id, k.api_id, k.start, k.name, k.meta, k.external_id, k.permissions, k.enabled,
                     k.expires, k.created_at_m, k.updated_at_m
-             FROM keys k
-             JOIN apis a ON a.id = k.api_id AND a.deleted_at_m IS NULL
-             JOIN workspaces w ON w.id = k.workspace_id
+             FROM ONLY keys k
+             JOIN ONLY apis a ON a.id = k.api_id AND a.deleted_at_m IS NULL
+             JOIN ONLY workspaces w ON w.id = k.workspace_id
              WHERE k.id = $1 AND k.workspace_id = $2 AND k.deleted_at_m IS NULL",
         )
         .bind(key.as_str())
@@ -243,7 +245,7 @@ fn list_statement(workspace: &WorkspaceId, list: &ListKeys) -> Statement {
     sqlx::query(
         "SELECT id, api_id, start, name, meta, external_id, permissions, enabled, expires,
                 created_at_m, updated_at_m
-         FROM keys
+         FROM ONLY keys
          WHERE api_id = $1 AND workspace_id = $2 AND deleted_at_m IS NULL AND id >= $3
            AND ($4::text IS NULL OR external_id = $4)
          ORDER BY id LIMIT $5",
@@ -281,9 +283,9 @@ pub(super) async fn any_to_expire(log: &Lane) -> Result<bool, StoreError> {
     const ACTION: &str = "look for keys to expire";
     let ask = || {
         sqlx::query(
-            "SELECT EXISTS (SELECT FROM keys
+            "SELECT EXISTS (SELECT FROM ONLY keys
                             WHERE expires <= now / 1000 AND NOT expired AND deleted_at_m IS NULL)
-                 OR EXISTS (SELECT FROM root_keys
+                 OR EXISTS (SELECT FROM ONLY root_keys
                             WHERE expires <= now / 1000 AND NOT expired AND deleted_at_m IS NULL) AS any
              FROM (SELECT evictd_now() AS now OFFSET 0) AS clock",
         )

@@ -11,18 +11,26 @@ use crate::StoreError;
 /// Each table, and what publishers do with it. The log is also written by triggers, with their owner's rights. Root keys
 /// are made by an operator's command, and old audit records purged where `retention.audit` says so: users for these need
 /// more.
-const RIGHTS: [(&str, &str); 10] = [
+const RIGHTS: [(&str, &str); 13] = [
     ("_sqlx_migrations", "SELECT"),
     ("workspaces", "SELECT"),
     ("root_keys", "SELECT, UPDATE"),
     ("apis", "SELECT, INSERT, UPDATE"),
     ("keys", "SELECT, INSERT, UPDATE, DELETE"),
     ("log_head", "SELECT, UPDATE"),
+    ("history", "SELECT, INSERT"),
+    ("round_tokens", "SELECT, INSERT, UPDATE"),
+    ("voucher_key", "SELECT"),
     ("invalidations", "SELECT, INSERT, UPDATE, DELETE"),
     ("receipts", "SELECT, INSERT, DELETE"),
     ("roster", "SELECT, INSERT, UPDATE, DELETE"),
     ("audit_log", "SELECT, INSERT"),
 ];
+
+/// All tables of a store.
+pub(super) fn tables() -> Vec<&'static str> {
+    RIGHTS.iter().map(|(table, _)| *table).collect()
+}
 
 /// Fails with the GRANTs that are missing.
 pub(super) async fn check(log: &Lane) -> Result<(), StoreError> {

@@ -38,7 +38,7 @@ pub(super) async fn register(
                 region, agent, instance, policy, bound_ms, $6, $6, roster_revision + 1
          FROM unnest($1, $2, $3, $4, $5) WITH ORDINALITY
                   AS presented (region, agent, instance, policy, bound_ms, place),
-              log_head
+              ONLY log_head
          ORDER BY region, agent, instance, place DESC
          ON CONFLICT (region, agent, instance) DO UPDATE
          SET policy = excluded.policy, bound_ms = excluded.bound_ms, last_seen = excluded.last_seen,
@@ -61,14 +61,14 @@ pub(super) async fn register(
 
 /// The rows that were written above the head's revision are visible from now on.
 async fn revise(write: &mut Write) -> Result<(), StoreError> {
-    write.run(sqlx::query("UPDATE log_head SET roster_revision = roster_revision + 1")).await.map(drop)
+    write.run(sqlx::query("UPDATE ONLY log_head SET roster_revision = roster_revision + 1")).await.map(drop)
 }
 
 /// Notes that instances said goodbye.
 pub(super) async fn part(write: &mut Write, departed: &[Identity]) -> Result<(), StoreError> {
     let [regions, agents, instances] = columns(departed);
     let mark = sqlx::query(
-        "UPDATE roster SET departed = true, revision = roster_revision + 1 FROM log_head
+        "UPDATE ONLY roster SET departed = true, revision = roster_revision + 1 FROM ONLY log_head
          WHERE (region, agent, instance) IN (SELECT * FROM unnest($1, $2, $3)) AND NOT departed",
     );
     if write.run(mark.bind(regions).bind(agents).bind(instances)).await? > 0 {
@@ -84,7 +84,7 @@ pub(super) async fn touch(write: &mut Write, heard: &[Identity], now: StoreTime)
     }
     let [regions, agents, instances] = columns(heard);
     let refresh = sqlx::query(
-        "UPDATE roster SET last_seen = $4
+        "UPDATE ONLY roster SET last_seen = $4
          WHERE (region, agent, instance) IN (SELECT * FROM unnest($1, $2, $3)) AND abs($4 - last_seen) >= $5",
     )
     .bind(regions)
@@ -98,7 +98,7 @@ pub(super) async fn touch(write: &mut Write, heard: &[Identity], now: StoreTime)
 
 /// A bound has passed since `epoch` began: whoever holds a lease has been written since.
 pub(super) async fn trust(write: &mut Write, epoch: u32) -> Result<(), StoreError> {
-    let trust = sqlx::query("UPDATE log_head SET roster_complete = true WHERE epoch = $1");
+    let trust = sqlx::query("UPDATE ONLY log_head SET roster_complete = true WHERE epoch = $1");
     write.run(trust.bind(i32::try_from(epoch).unwrap_or(i32::MAX))).await.map(drop)
 }
 
@@ -107,7 +107,7 @@ pub(super) async fn forget(write: &mut Write, gone: &[(Identity, StoreTime)]) ->
     let [regions, agents, instances] = columns(gone.iter().map(|(identity, _)| identity));
     let times: Vec<i64> = gone.iter().map(|(_, last_seen)| last_seen.0).collect();
     let delete = sqlx::query(
-        "DELETE FROM roster WHERE (region, agent, instance, last_seen) IN
+        "DELETE FROM ONLY roster WHERE (region, agent, instance, last_seen) IN
              (SELECT * FROM unnest($1, $2, $3, $4))",
     );
     write.run(delete.bind(regions).bind(agents).bind(instances).bind(times)).await?;
@@ -131,7 +131,7 @@ pub(super) async fn changed(log: &Lane, since: u64) -> Result<Roster, StoreError
     let ask = || {
         sqlx::query(
             "SELECT roster_revision, roster_complete, region, agent, instance, policy, bound_ms, last_seen, departed
-             FROM log_head LEFT JOIN roster ON roster.revision > $1
+             FROM ONLY log_head LEFT JOIN ONLY roster ON roster.revision > $1
              ORDER BY region, agent, instance",
         )
         .bind(i64::try_from(since).unwrap_or(i64::MAX))

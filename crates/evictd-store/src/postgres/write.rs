@@ -15,7 +15,7 @@ use sqlx::{AssertSqlSafe, Decode, Row, Type};
 use tokio::runtime::Handle;
 
 use super::connections::{Lane, Session, Statement, failed, sql_state};
-use super::notices;
+use super::{notices, schema};
 use crate::StoreError;
 
 /// Who writes.
@@ -62,7 +62,8 @@ pub(super) struct Write {
 impl Write {
     /// Begins a transaction.
     pub(super) async fn begin(lane: &Lane, action: &'static str, by: By<'_>) -> Result<Self, StoreError> {
-        let begin = by.begin();
+        let pin = lane.schema().map_or_else(String::new, schema::pin_transaction);
+        let begin = format!("{}; {pin}", by.begin());
         loop {
             let mut session = lane.session().await.map_err(failed(action))?;
             match session.command(AssertSqlSafe(begin.clone())).await {
@@ -126,7 +127,7 @@ impl Write {
     /// no agent would ever learn of it.
     pub(super) async fn commit_change(mut self) -> Result<(), StoreError> {
         let dating = sqlx::query(
-            "UPDATE invalidations SET committed_at = evictd_now()
+            "UPDATE ONLY invalidations SET committed_at = evictd_now()
              WHERE xact = pg_current_xact_id() AND position IS NULL",
         );
         if self.run(dating).await? == 0 && self.is_news {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use evictd_core::authority::is_credible;
+use evictd_core::history::{BeginCause, History, Incarnation, LogToken, Provenance, RoundToken, StoreId};
 use evictd_core::ids::WorkspaceId;
 use evictd_core::invalidation::{Cause, Invalidation};
 use evictd_core::position::LogPosition;
@@ -13,22 +13,26 @@ use sqlx::sqlite::{SqlitePool, SqliteRow};
 use super::write::{Write, failed};
 use super::{audit, now};
 use crate::StoreError;
-use crate::log::{Backlog, Numbered, NumberedRequest, Replay};
-use crate::rows::{self, MERGE_ABOVE, ScopeColumns, UnrequestedRow, audit_records, log_position};
+use crate::history::{ROUND_TOKENS_KEPT, VoucherKey, draw};
+use crate::log::{Backlog, Head, Numbered, NumberedRequest, Replay};
+use crate::rows::{
+    self, BeginColumns, MERGE_ABOVE, ScopeColumns, UnrequestedRow, audit_records, log_position,
+};
+
+/// What [`head_of`] reads, of the table `log_head` alone.
+const READ_HEAD: &str = "SELECT epoch, head, incarnation, token, round FROM log_head";
 
 /// The head, read alone.
-pub(super) async fn head(readers: &SqlitePool) -> Result<LogPosition, StoreError> {
-    let row = sqlx::query("SELECT epoch, head FROM log_head")
-        .fetch_optional(readers)
-        .await
-        .map_err(failed("read its log's head"))?;
+pub(super) async fn head(readers: &SqlitePool) -> Result<Head, StoreError> {
+    let row = sqlx::query(READ_HEAD).fetch_optional(readers).await.map_err(failed("read its log's head"))?;
     head_of(row.as_ref())
 }
 
 /// The head, if no row waits for a position: most calls need no write lock.
-pub(super) async fn head_if_idle(readers: &SqlitePool) -> Result<Option<LogPosition>, StoreError> {
+pub(super) async fn head_if_idle(readers: &SqlitePool) -> Result<Option<Head>, StoreError> {
     let row = sqlx::query(
-        "SELECT epoch, head, EXISTS (SELECT 1 FROM invalidations WHERE position IS NULL) AS waiting
+        "SELECT epoch, head, incarnation, token, round,
+                EXISTS (SELECT 1 FROM invalidations WHERE position IS NULL) AS waiting
          FROM log_head",
     )
     .fetch_optional(readers)
@@ -39,22 +43,39 @@ pub(super) async fn head_if_idle(readers: &SqlitePool) -> Result<Option<LogPosit
     Ok((!waiting).then_some(head))
 }
 
-/// Reads the columns `epoch` and `head`.
-pub(super) fn head_of(row: Option<&SqliteRow>) -> Result<LogPosition, StoreError> {
-    let Some(row) = row else {
-        return Err(StoreError::Corrupt { what: "log_head", value: "no row".to_owned() });
-    };
+/// Reads the columns of the head.
+pub(super) fn head_of(row: Option<&SqliteRow>) -> Result<Head, StoreError> {
+    let row = row.ok_or_else(no_head)?;
     let read = |column| row.try_get::<i64, _>(column).map_err(failed("read its log's head"));
-    log_position(read("epoch")?, read("head")?)
+    Ok(Head {
+        at: log_position(read("epoch")?, read("head")?)?,
+        incarnation: Incarnation(read("incarnation")?.cast_unsigned()),
+        token: LogToken(read("token")?.cast_unsigned()),
+        round: RoundToken(read("round")?.cast_unsigned()),
+    })
+}
+
+/// Reads the columns `store_id` and `incarnation`.
+pub(super) fn provenance_of(row: Option<&SqliteRow>) -> Result<Provenance, StoreError> {
+    let row = row.ok_or_else(no_head)?;
+    let read = |column| row.try_get::<i64, _>(column).map_err(failed("read which store it is"));
+    Ok(Provenance {
+        store: StoreId(read("store_id")?.cast_unsigned()),
+        incarnation: Incarnation(read("incarnation")?.cast_unsigned()),
+    })
+}
+
+fn no_head() -> StoreError {
+    StoreError::Corrupt { what: "log_head", value: "no row".to_owned() }
 }
 
 /// Gives waiting rows the positions after the head, in the order of their ids.
 pub(super) async fn number(write: &mut Write, limit: i64) -> Result<Numbered, StoreError> {
     merge_crowds(write).await?;
-    let row = write.row(sqlx::query("SELECT epoch, head FROM log_head")).await?;
-    let before = head_of(row.as_ref())?;
+    let mut head = head_of(write.row(sqlx::query(READ_HEAD)).await?.as_ref())?;
+    let token = LogToken(draw()?);
     let numbering = sqlx::query(
-        "UPDATE invalidations SET epoch = ?1, position = ?2 + waiting.place
+        "UPDATE invalidations SET epoch = ?1, position = ?2 + waiting.place, token = ?4
          FROM (WITH oldest AS (SELECT id, request_id FROM invalidations
                                WHERE position IS NULL ORDER BY id LIMIT ?3)
                SELECT id AS row, row_number() OVER (ORDER BY id) AS place
@@ -66,9 +87,10 @@ pub(super) async fn number(write: &mut Write, limit: i64) -> Result<Numbered, St
          RETURNING epoch, position, scope, key_hash, key_id, api_id, workspace_id, cause, request_id, committed_at,
                    merged",
     )
-    .bind(before.epoch())
-    .bind(before.position() as i64)
-    .bind(limit);
+    .bind(head.at.epoch())
+    .bind(head.at.position() as i64)
+    .bind(limit)
+    .bind(token.0.cast_signed());
     let numbered = write.rows(numbering).await?;
     let mut rows = numbered.iter().map(invalidation).collect::<Result<Vec<_>, _>>()?;
     let requests = numbered.iter().filter_map(|row| request(row).transpose());
@@ -76,9 +98,10 @@ pub(super) async fn number(write: &mut Write, limit: i64) -> Result<Numbered, St
     // RETURNING promises no order.
     rows.sort_unstable_by_key(|row| row.position);
     requests.sort_unstable_by_key(|request| request.position);
-    let head = rows.last().map_or(before, |last| last.position);
-    if head > before {
-        write.run(sqlx::query("UPDATE log_head SET head = ?1").bind(head.position() as i64)).await?;
+    if let Some(last) = rows.last() {
+        head = Head { at: last.position, token, ..head };
+        let advance = sqlx::query("UPDATE log_head SET head = ?1, token = ?2");
+        write.run(advance.bind(head.at.position() as i64).bind(token.0.cast_signed())).await?;
     }
     let unrequested = numbered.iter().filter_map(|row| unrequested(row).transpose());
     let records = audit_records(unrequested.collect::<Result<_, _>>()?);
@@ -121,47 +144,111 @@ async fn merge_crowds(write: &mut Write) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Raises the fence, which makes a round a durable write (R7).
-pub(super) async fn raise_fence(write: &mut Write) -> Result<(), StoreError> {
-    write.run(sqlx::query("UPDATE log_head SET fence = fence + 1")).await?;
+/// Draws the token of a round, which makes it a durable write (R7).
+pub(super) async fn draw_round_token(write: &mut Write) -> Result<(), StoreError> {
+    let token = draw()?.cast_signed();
+    write.run(sqlx::query("UPDATE log_head SET round = ?1, rounds = rounds + 1").bind(token)).await?;
+    let keep = sqlx::query(
+        "INSERT INTO round_tokens (place, token) SELECT rounds % ?1, round FROM log_head WHERE true
+         ON CONFLICT (place) DO UPDATE SET token = excluded.token",
+    );
+    write.run(keep.bind(ROUND_TOKENS_KEPT)).await?;
     Ok(())
 }
 
-/// Begins a new epoch if somebody has credibly seen more than the head: what this store doesn't have, so that
-/// it went back (R2). Returns the new head if so.
-pub(super) async fn begin_epoch_above(
+/// Begins an incarnation, and with it an epoch if `cause` says so (R2, R15). Positions go on from the head.
+pub(super) async fn begin(
     write: &mut Write,
-    seen: &[LogPosition],
-) -> Result<Option<LogPosition>, StoreError> {
-    let row = write.row(sqlx::query("SELECT epoch, head FROM log_head")).await?;
-    let head = head_of(row.as_ref())?;
-    let (credible, incredible): (Vec<_>, Vec<_>) =
-        seen.iter().copied().partition(|seen| is_credible(*seen, head));
-    if let Some(seen) = incredible.iter().max() {
-        tracing::warn!(%seen, %head, "an agent claims to have seen an epoch that can't be; it is not believed");
+    cause: BeginCause,
+    evidence: Option<&str>,
+) -> Result<Head, StoreError> {
+    let before = head_of(write.row(sqlx::query(READ_HEAD)).await?.as_ref())?;
+    let mut head = Head { incarnation: Incarnation(draw()?), ..before };
+    if cause.begins_epoch() {
+        let at = LogPosition::new(before.at.epoch() + 1, before.at.position());
+        (head.at, head.token) = (at.ok_or(StoreError::EpochsUsedUp)?, LogToken(draw()?));
+        // Whatever changed unseen before is covered, so that the present schema is the one to compare with (R3).
+        let covered = sqlx::query(
+            "UPDATE log_head SET roster_complete = 0, schema_version = now.schema_version
+             FROM pragma_schema_version AS now",
+        );
+        write.run(covered).await?;
     }
-    match credible.into_iter().filter(|seen| *seen > head).max() {
-        Some(seen) => set_epoch(write, head, seen.epoch().max(head.epoch()) + 1).await,
-        None => Ok(None),
-    }
+    let set = sqlx::query("UPDATE log_head SET epoch = ?1, incarnation = ?2, token = ?3")
+        .bind(head.at.epoch())
+        .bind(head.incarnation.0.cast_signed())
+        .bind(head.token.0.cast_signed());
+    write.run(set).await?;
+    let append = sqlx::query(
+        "INSERT INTO history (incarnation, after_epoch, after_position, epoch, position, token, cause, time, evidence)
+         SELECT incarnation, ?1, ?2, epoch, head, token, ?3, ?4, ?5 FROM log_head",
+    )
+    .bind(before.at.epoch())
+    .bind(before.at.position() as i64)
+    .bind(cause.label())
+    .bind(now().0)
+    .bind(evidence);
+    write.run(append).await?;
+    Ok(head)
 }
 
-/// Begins a new epoch whatever anybody has seen. Returns the new head.
-pub(super) async fn begin_epoch(write: &mut Write) -> Result<LogPosition, StoreError> {
-    let row = write.row(sqlx::query("SELECT epoch, head FROM log_head")).await?;
-    let head = head_of(row.as_ref())?;
-    set_epoch(write, head, head.epoch() + 1).await?.ok_or(StoreError::EpochsUsedUp)
+/// All incarnations, and whose they are, in one snapshot.
+pub(super) async fn history(readers: &SqlitePool) -> Result<History, StoreError> {
+    const ACTION: &str = "read its history";
+    let rows = sqlx::query(
+        "SELECT store_id, history.incarnation, after_epoch, after_position, history.epoch, position, cause, time, evidence
+         FROM log_head, history ORDER BY place",
+    )
+    .fetch_all(readers)
+    .await
+    .map_err(failed(ACTION))?;
+    let begin = |row: &SqliteRow| -> Result<_, StoreError> {
+        let columns = || -> sqlx::Result<_> {
+            Ok(BeginColumns {
+                incarnation: row.try_get("incarnation")?,
+                after: (row.try_get("after_epoch")?, row.try_get("after_position")?),
+                at: (row.try_get("epoch")?, row.try_get("position")?),
+                cause: row.try_get("cause")?,
+                time: row.try_get("time")?,
+                evidence: row.try_get("evidence")?,
+            })
+        };
+        columns().map_err(failed(ACTION))?.read()
+    };
+    let store = rows.first().map(|row| row.try_get("store_id")).transpose().map_err(failed(ACTION))?;
+    rows::history(store, rows.iter().map(begin).collect::<Result<_, _>>()?)
 }
 
-/// Positions go on from the head. `None` if there is no such epoch: the present one goes on as well.
-async fn set_epoch(
-    write: &mut Write,
-    head: LogPosition,
-    epoch: u32,
-) -> Result<Option<LogPosition>, StoreError> {
-    let Some(began) = LogPosition::new(epoch, head.position()) else { return Ok(None) };
-    write.run(sqlx::query("UPDATE log_head SET epoch = ?1, roster_complete = 0").bind(epoch)).await?;
-    Ok(Some(began))
+/// The key of the store's vouchers.
+pub(super) async fn voucher_key(readers: &SqlitePool) -> Result<VoucherKey, StoreError> {
+    let key: Option<Vec<u8>> = sqlx::query_scalar("SELECT key FROM voucher_key")
+        .fetch_optional(readers)
+        .await
+        .map_err(failed("read its voucher key"))?;
+    rows::voucher_key(key.as_deref())
+}
+
+/// The token of the row at `at`, or of the incarnation that began there.
+pub(super) async fn row_token(readers: &SqlitePool, at: LogPosition) -> Result<Option<LogToken>, StoreError> {
+    let token: Option<i64> = sqlx::query_scalar(
+        "SELECT coalesce((SELECT token FROM invalidations WHERE position = ?2 AND epoch = ?1),
+                         (SELECT token FROM history WHERE position = ?2 AND epoch = ?1 LIMIT 1))",
+    )
+    .bind(at.epoch())
+    .bind(at.position() as i64)
+    .fetch_one(readers)
+    .await
+    .map_err(failed("read the token of a row"))?;
+    Ok(token.map(|token| LogToken(token.cast_unsigned())))
+}
+
+/// Whether one of the last rounds drew `token`.
+pub(super) async fn has_round_token(readers: &SqlitePool, token: RoundToken) -> Result<bool, StoreError> {
+    sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM round_tokens WHERE token = ?1)")
+        .bind(token.0.cast_signed())
+        .fetch_one(readers)
+        .await
+        .map_err(failed("look for a round's token"))
 }
 
 /// The rows `from..=to` of `epoch`, as many from the first on as there are without a hole, at most `limit`.
@@ -178,7 +265,7 @@ pub(super) async fn replay(
     let bound = |position: u64| i64::try_from(position).unwrap_or(i64::MAX);
     // One statement, one snapshot: the head and the rows belong together.
     let found = sqlx::query(
-        "SELECT log_head.epoch, head,
+        "SELECT log_head.epoch, head, incarnation, log_head.token, round, kept.token AS row_token,
                 position, scope, key_hash, key_id, api_id, workspace_id, cause, committed_at
          FROM log_head LEFT JOIN
               (SELECT * FROM invalidations WHERE epoch = ?1 AND position BETWEEN ?2 AND ?3
@@ -201,7 +288,9 @@ pub(super) async fn replay(
         }
         rows.push(invalidation(row)?);
     }
-    Ok(if rows.is_empty() { Replay::Refused { head } } else { Replay::Rows(rows) })
+    let Some(last) = found[..rows.len()].last() else { return Ok(Replay::Refused { head }) };
+    let token: i64 = last.try_get("row_token").map_err(failed(ACTION))?;
+    Ok(Replay::Rows { rows, token: LogToken(token.cast_unsigned()) })
 }
 
 /// What waits for a position.

@@ -19,7 +19,7 @@ use crate::rows::{self, record_state, sql_limit};
 pub(super) async fn lookup(readers: &SqlitePool, hash: KeyHash) -> Result<Lookup, StoreError> {
     const ACTION: &str = "look up a key";
     let row = sqlx::query(
-        "SELECT log_head.epoch, log_head.head,
+        "SELECT log_head.epoch, log_head.head, log_head.incarnation, log_head.token, log_head.round, log_head.store_id,
                 k.id AS key_id, k.api_id, k.workspace_id AS key_workspace_id, k.name, k.meta,
                 k.external_id, k.permissions AS key_permissions,
                 k.enabled AS key_enabled, k.expires AS key_expires, k.expired AS key_expired,
@@ -40,7 +40,8 @@ pub(super) async fn lookup(readers: &SqlitePool, hash: KeyHash) -> Result<Lookup
     .fetch_optional(readers)
     .await
     .map_err(failed(ACTION))?;
-    let as_of = log::head_of(row.as_ref())?;
+    let head = log::head_of(row.as_ref())?;
+    let provenance = log::provenance_of(row.as_ref())?;
     let mut record = Record::Absent;
     if let Some(row) = row {
         let now = now();
@@ -50,7 +51,7 @@ pub(super) async fn lookup(readers: &SqlitePool, hash: KeyHash) -> Result<Lookup
             record = Record::RootKey(root_key);
         }
     }
-    Ok(Lookup { as_of, record })
+    Ok(Lookup { as_of: head.at, provenance, token: head.token, record })
 }
 
 fn key_record(row: &SqliteRow, now: StoreTime) -> Result<Option<KeyRecord>, StoreError> {

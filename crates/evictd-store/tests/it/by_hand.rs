@@ -9,6 +9,7 @@ use evictd_core::record::{Record, RecordState};
 use evictd_core::time::StoreTime;
 use evictd_store::audit::{AuditQuery, AuditRecord, Purge, Purged};
 use evictd_store::change::{ChangeError, DeleteMode, KeyUpdate, NewRootKey, Reroll};
+use evictd_store::history::ROUND_TOKENS_KEPT;
 use evictd_store::receipt::{FinalReceipt, Recorded};
 use evictd_store::{HomeStore, StoreError};
 use sqlx::sqlite::SqliteConnectOptions;
@@ -16,7 +17,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
 
 use crate::fixture::{
     PostgresFixture, SqliteFixture, actor, api_id, asking, key, key_scope, news, operator, populate, receipt,
-    root_key, workspace,
+    root_key, run_round, workspace,
 };
 
 /// A store whose database somebody else may change.
@@ -108,6 +109,7 @@ by_hand!(
     a_bulk_change_by_sql_has_one_audit_record_for_its_api,
     a_crowd_of_changes_by_sql_has_one_audit_record_for_each_api,
     an_operators_new_epoch_has_its_audit_record,
+    a_rounds_token_gives_way_to_that_of_a_much_later_one,
     what_happened_to_one_target_is_found_however_often_it_is_one,
     what_was_soft_deleted_is_restored_by_one_statement,
     a_soft_deleted_key_is_erased_by_one_statement,
@@ -289,10 +291,22 @@ async fn a_crowd_of_changes_by_sql_has_one_audit_record_for_each_api<H: ByHand>(
     );
 }
 
+async fn a_rounds_token_gives_way_to_that_of_a_much_later_one(home: &impl ByHand) {
+    let store = home.store();
+    let oldest = store.head().await.unwrap().round;
+    let next = run_round(store, &[]).await.numbered.head.round;
+    home.run(&format!("UPDATE log_head SET rounds = {}", ROUND_TOKENS_KEPT - 1)).await;
+    run_round(store, &[]).await;
+    assert!(!store.has_round_token(oldest).await.unwrap());
+    assert!(store.has_round_token(next).await.unwrap());
+    run_round(store, &[]).await;
+    assert!(!store.has_round_token(next).await.unwrap());
+}
+
 async fn an_operators_new_epoch_has_its_audit_record(home: &impl ByHand) {
     let head = home.store().begin_epoch(&operator()).await.unwrap();
     let records = audited(home, 0).await;
-    let description = format!("Began epoch {} at position 0", head.epoch());
+    let description = format!("Began epoch {} at position 0", head.at.epoch());
     assert_eq!(told(&records), [("store.new_epoch", &*description, "system", "ops")]);
     assert_eq!((&records[0].workspace_id, &*records[0].targets), (&None, &[][..]));
     assert_eq!(records[0].request_id.as_deref(), Some("req_operator"));

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use evictd_core::history::{BeginCause, Milestone, Past, RoundToken};
 use evictd_core::ids::{KeyHash, KeyId, WorkspaceId};
 use evictd_core::invalidation::{Cause, Scope};
 use evictd_core::limits::EPOCH_MAX;
@@ -16,13 +17,13 @@ use evictd_store::audit::{AuditQuery, Purge, Purged};
 use evictd_store::change::{
     Actor, Api, ChangeError, DeleteMode, Edit, KeyDetails, KeyUpdate, ListKeys, NewApi, NewKey, Reroll,
 };
-use evictd_store::log::{NumberedRequest, Replay, RoundRequest};
+use evictd_store::log::{Numbered, NumberedRequest, Replay, RoundRequest};
 use evictd_store::receipt::{FinalReceipt, OpenRow, Recorded};
 use evictd_store::roster::RosterEntry;
 
 use crate::fixture::{
-    PostgresFixture, SqliteFixture, actor, api_id, asking, instance, key, key_scope, new_api, news, operator,
-    populate, receipt, root_key, run_round, said, workspace,
+    PostgresFixture, SqliteFixture, actor, api_id, asking, end, instance, key, key_scope, new_api, news,
+    operator, populate, receipt, root_key, run_round, said, workspace,
 };
 
 /// Makes a test of every function of the suite, each on a store of its own.
@@ -59,8 +60,10 @@ conformance!(
     the_rows_of_one_request_are_numbered_together,
     callers_that_number_at_once_share_the_positions_without_gap_or_repetition,
     a_round_numbers_everything_and_stays_in_its_epoch,
-    a_round_begins_an_epoch_only_for_a_position_above_the_head,
-    a_claim_beyond_the_last_epoch_is_not_followed,
+    what_others_have_seen_begins_no_epoch,
+    a_new_stores_history_begins_with_its_creation,
+    every_batch_has_a_token_of_its_own,
+    the_tokens_of_the_last_rounds_are_found,
     a_replay_gives_the_range_or_a_prefix_of_it,
     a_replay_that_cannot_begin_is_refused,
     a_lookup_knows_every_state_of_a_key,
@@ -91,6 +94,7 @@ conformance!(
     open_requests_are_those_numbered_and_without_a_receipt,
     open_requests_go_on_through_a_new_epoch,
     an_operators_new_epoch_goes_on_from_the_head,
+    an_operators_word_is_part_of_the_history,
     an_update_changes_what_it_names_and_nothing_else,
     an_end_in_the_future_makes_an_expired_key_live_again,
     an_update_that_changes_nothing_is_no_news,
@@ -127,7 +131,7 @@ async fn delete(store: &dyn HomeStore, n: u8, mode: DeleteMode) -> Result<(), Ch
 }
 
 async fn a_new_store_is_empty(store: &dyn HomeStore) {
-    assert_eq!(store.head().await.unwrap(), at(1, 0));
+    assert_eq!(end(store).await, at(1, 0));
     assert_eq!(store.number(10).await.unwrap().rows, []);
     assert_eq!(store.backlog().await.unwrap().rows, 0);
     assert_eq!(store.root_keys().await.unwrap(), []);
@@ -154,22 +158,22 @@ async fn changes_get_dense_positions_in_the_order_of_their_commits(store: &dyn H
     );
     let positions: Vec<_> = numbered.rows.iter().map(|row| row.position).collect();
     assert_eq!(positions, [at(1, 1), at(1, 2), at(1, 3), at(1, 4)]);
-    assert_eq!(numbered.head, at(1, 4));
-    assert_eq!(store.head().await.unwrap(), at(1, 4));
+    assert_eq!(numbered.head.at, at(1, 4));
+    assert_eq!(store.head().await.unwrap(), numbered.head);
     assert_eq!(store.number(100).await.unwrap().rows, [], "a row is numbered once");
 }
 
 async fn a_limit_leaves_the_rest_for_the_next_call(store: &dyn HomeStore) {
     populate(store, 0).await;
-    let start = store.head().await.unwrap().position();
+    let start = end(store).await.position();
     for n in 1..=5 {
         store.create_key(&asking(&format!("req_{n}")), key(n)).await.unwrap();
     }
     let first = store.number(3).await.unwrap();
-    assert_eq!((first.rows.len(), first.head), (3, at(1, start + 3)));
+    assert_eq!((first.rows.len(), first.head.at), (3, at(1, start + 3)));
     assert_eq!(store.backlog().await.unwrap().rows, 2);
     let second = store.number(3).await.unwrap();
-    assert_eq!((second.rows.len(), second.head), (2, at(1, start + 5)));
+    assert_eq!((second.rows.len(), second.head.at), (2, at(1, start + 5)));
 }
 
 async fn the_rows_of_one_request_are_numbered_together(store: &dyn HomeStore) {
@@ -191,7 +195,7 @@ async fn the_rows_of_one_request_are_numbered_together(store: &dyn HomeStore) {
 
 async fn callers_that_number_at_once_share_the_positions_without_gap_or_repetition(store: &dyn HomeStore) {
     populate(store, 0).await;
-    let start = store.head().await.unwrap().position();
+    let start = end(store).await.position();
     let positions = Mutex::new(Vec::new());
     let number = async || {
         for _ in 0..10 {
@@ -206,7 +210,7 @@ async fn callers_that_number_at_once_share_the_positions_without_gap_or_repetiti
     };
     let probe = async || {
         for _ in 0..5 {
-            let rows = run_round(store, &[instance(1)], &[LogPosition::ZERO]).await.numbered.rows;
+            let rows = run_round(store, &[instance(1)]).await.numbered.rows;
             positions.lock().unwrap().extend(rows.iter().map(|row| row.position.position()));
         }
     };
@@ -220,49 +224,90 @@ async fn callers_that_number_at_once_share_the_positions_without_gap_or_repetiti
 
 async fn a_round_numbers_everything_and_stays_in_its_epoch(store: &dyn HomeStore) {
     populate(store, 3).await;
-    let head = store.head().await.unwrap();
+    let head = end(store).await;
     delete(store, 2, DeleteMode::Soft).await.unwrap();
     let before = wall_clock();
-    let round = run_round(store, &[instance(1), instance(2)], &[head]).await;
+    let round = run_round(store, &[instance(1), instance(2)]).await;
     assert_eq!(said(&round.numbered.rows), [(key_scope(2), Cause::Deleted)]);
-    assert_eq!(round.numbered.head, head.next().unwrap());
-    assert!(!round.epoch_began, "what was seen is not above the head");
+    assert_eq!((round.numbered.head.at, round.began), (head.next().unwrap(), None));
     assert!(before <= round.clock.store_time && round.clock.store_time <= wall_clock());
-    let again = run_round(store, &[instance(1)], &[round.numbered.head]).await;
-    assert_eq!((again.numbered.head, again.epoch_began), (round.numbered.head, false));
+    let again = run_round(store, &[instance(1)]).await;
+    assert_eq!((again.numbered.head.at, again.began), (round.numbered.head.at, None));
 }
 
-async fn a_round_begins_an_epoch_only_for_a_position_above_the_head(store: &dyn HomeStore) {
-    populate(store, 2).await;
-    let head = store.number(100).await.unwrap().head;
-    let round = run_round(store, &[], &[head]).await;
-    assert!(!round.epoch_began);
-
-    // What waits for a position when somebody has seen that position already is not what was seen.
-    delete(store, 1, DeleteMode::Soft).await.unwrap();
-    let after = at(2, head.position() + 1);
-    let round = run_round(store, &[], &[head.next().unwrap()]).await;
-    assert_eq!(round.numbered.rows.last().unwrap().position, after, "numbered in the new epoch");
-    assert_eq!((round.numbered.head, round.epoch_began), (after, true));
-
-    let round = run_round(store, &[], &[at(7, 1)]).await;
-    assert_eq!((round.numbered.head, round.epoch_began), (at(8, after.position()), true));
-    let round = run_round(store, &[], &[at(7, 1_000_000)]).await;
-    assert_eq!(
-        (round.numbered.head, round.epoch_began),
-        (at(8, after.position()), false),
-        "older epochs move nothing"
-    );
-
-    store.create_key(&actor(), key(9)).await.unwrap();
-    assert_eq!(store.number(1).await.unwrap().head, at(8, after.position() + 1), "positions go on");
-}
-
-async fn a_claim_beyond_the_last_epoch_is_not_followed(store: &dyn HomeStore) {
-    for absurd in [at(EPOCH_MAX, 0), LogPosition::NEVER] {
-        let round = run_round(store, &[], &[absurd]).await;
-        assert_eq!((round.numbered.head, round.epoch_began), (at(1, 0), false));
+async fn what_others_have_seen_begins_no_epoch(store: &dyn HomeStore) {
+    populate(store, 1).await;
+    let head = end(store).await;
+    for seen_epoch in [1, 2, EPOCH_MAX, u32::MAX] {
+        let round = store.round(RoundRequest { seen_epoch, ..RoundRequest::default() }).await.unwrap();
+        assert_eq!((round.numbered.head.at, round.began), (head, None));
     }
+    assert_eq!(store.history().await.unwrap().begins().len(), 1);
+}
+
+async fn a_new_stores_history_begins_with_its_creation(store: &dyn HomeStore) {
+    let history = store.history().await.unwrap();
+    let head = store.head().await.unwrap();
+    let [begin] = history.begins() else { panic!("{history:?}") };
+    assert_eq!((begin.cause, begin.after, begin.at), (BeginCause::Created, LogPosition::ZERO, at(1, 0)));
+    assert_eq!((begin.incarnation, &begin.evidence), (head.incarnation, &None));
+    assert!((wall_clock().0 - begin.time.0).abs() < 60_000_000, "{begin:?}");
+    let numbers = [history.store().0, head.incarnation.0, head.token.0, head.round.0];
+    assert!(!numbers.contains(&0), "0 stands for none: {numbers:?}");
+    assert_eq!(HashSet::from(numbers).len(), 4, "each is drawn for itself");
+    assert_eq!(store.row_token(begin.at).await.unwrap(), Some(head.token), "that of its beginning");
+    assert_eq!(store.voucher_key().await.unwrap(), store.voucher_key().await.unwrap());
+}
+
+async fn every_batch_has_a_token_of_its_own(store: &dyn HomeStore) {
+    let beginning = store.head().await.unwrap().token;
+    populate(store, 0).await;
+    let root_key = store.head().await.unwrap();
+    for n in 1..=3 {
+        store.create_key(&asking(&format!("req_{n}")), key(n)).await.unwrap();
+    }
+    let one = store.number(2).await.unwrap().head;
+    let other = run_round(store, &[]).await.numbered.head;
+    let nothing = run_round(store, &[]).await.numbered.head;
+    assert_eq!((nothing.at, nothing.token), (other.at, other.token), "a round without rows has none");
+    let drawn = HashSet::from([beginning, root_key.token, one.token, other.token]);
+    assert_eq!(drawn.len(), 4);
+
+    let mut tokens = Vec::new();
+    for position in 0..=5 {
+        tokens.push(store.row_token(at(1, position)).await.unwrap());
+    }
+    let [beginning, root_key, one, other] = [beginning, root_key.token, one.token, other.token].map(Some);
+    assert_eq!(tokens, [beginning, root_key, one, one, other, None]);
+    assert_eq!(store.row_token(at(2, 1)).await.unwrap(), None, "another epoch's");
+    for (to, token) in [(1, root_key), (3, one), (4, other), (9, other)] {
+        let replay = store.replay(1, 1, to, 10).await.unwrap();
+        assert!(
+            matches!(replay, Replay::Rows { token: last, .. } if Some(last) == token),
+            "{to}: {replay:?}"
+        );
+    }
+    let lookup = store.lookup(KeyHash([1; 32])).await.unwrap();
+    assert_eq!((lookup.as_of, Some(lookup.token)), (nothing.at, other));
+    assert_eq!(lookup.provenance, store.history().await.unwrap().provenance());
+}
+
+async fn the_tokens_of_the_last_rounds_are_found(store: &dyn HomeStore) {
+    populate(store, 1).await;
+    let mut drawn = vec![store.head().await.unwrap().round];
+    for _ in 0..3 {
+        let round = run_round(store, &[]).await.numbered.head.round;
+        assert_eq!(store.head().await.unwrap().round, round);
+        drawn.push(round);
+    }
+    delete(store, 1, DeleteMode::Soft).await.unwrap();
+    assert_eq!(store.number(10).await.unwrap().head.round, drawn[3], "numbering alone is no round");
+    for token in &drawn {
+        assert!(store.has_round_token(*token).await.unwrap());
+    }
+    assert_eq!(drawn.iter().collect::<HashSet<_>>().len(), 4);
+    assert!(!store.has_round_token(RoundToken(drawn[3].0 ^ 1)).await.unwrap());
+    assert!(!store.has_round_token(RoundToken::default()).await.unwrap());
 }
 
 async fn a_replay_gives_the_range_or_a_prefix_of_it(store: &dyn HomeStore) {
@@ -272,7 +317,8 @@ async fn a_replay_gives_the_range_or_a_prefix_of_it(store: &dyn HomeStore) {
         store.create_key(&actor(), key(n)).await.unwrap();
     }
     let all = store.number(100).await.unwrap().rows;
-    let rows = |from: usize, to: usize| Replay::Rows(all[from - 1..to].to_vec());
+    let token = store.head().await.unwrap().token;
+    let rows = |from: usize, to: usize| Replay::Rows { rows: all[from - 1..to].to_vec(), token };
     assert_eq!(store.replay(1, 1, 10, 100).await.unwrap(), rows(1, 10));
     assert_eq!(store.replay(1, 4, 6, 100).await.unwrap(), rows(4, 6));
     assert_eq!(store.replay(1, 4, 10, 2).await.unwrap(), rows(4, 5), "a prefix within the limit");
@@ -283,21 +329,23 @@ async fn a_replay_that_cannot_begin_is_refused(store: &dyn HomeStore) {
     populate(store, 3).await;
     let head = store.head().await.unwrap();
     let refused = Replay::Refused { head };
+    let head = head.at;
     assert_eq!(store.replay(1, 0, 3, 10).await.unwrap(), refused, "there is no position 0");
     assert_eq!(store.replay(1, head.position() + 1, head.position() + 2, 10).await.unwrap(), refused);
     assert_eq!(store.replay(1, u64::MAX, u64::MAX, 10).await.unwrap(), refused);
     assert_eq!(store.replay(2, 1, 3, 10).await.unwrap(), refused, "an epoch that never began");
 
-    let Replay::Rows(old) = store.replay(1, 1, head.position(), 10).await.unwrap() else {
+    let Replay::Rows { rows: old, .. } = store.replay(1, 1, head.position(), 10).await.unwrap() else {
         panic!("{refused:?}")
     };
-    let head = run_round(store, &[], &[at(1, 1_000)]).await.numbered.head;
+    let head = store.begin_epoch(&operator()).await.unwrap();
     assert_eq!(store.replay(1, 1, 3, 10).await.unwrap(), Replay::Refused { head }, "an epoch that is over");
     assert_eq!(store.replay(2, 1, 3, 10).await.unwrap(), Replay::Refused { head }, "rows of an older epoch");
     delete(store, 1, DeleteMode::Soft).await.unwrap();
-    let new = store.number(10).await.unwrap().rows;
+    let Numbered { head, rows: new, .. } = store.number(10).await.unwrap();
     assert_eq!(new[0].position.position(), old.last().unwrap().position.position() + 1);
-    assert_eq!(store.replay(2, new[0].position.position(), u64::MAX, 10).await.unwrap(), Replay::Rows(new));
+    let replayed = store.replay(2, new[0].position.position(), u64::MAX, 10).await.unwrap();
+    assert_eq!(replayed, Replay::Rows { rows: new, token: head.token });
 }
 
 async fn a_lookup_knows_every_state_of_a_key(store: &dyn HomeStore) {
@@ -338,7 +386,7 @@ async fn a_lookup_knows_every_state_of_a_key(store: &dyn HomeStore) {
 async fn a_lookup_finds_root_keys_and_says_how_new_the_answer_is(store: &dyn HomeStore) {
     populate(store, 1).await;
     let lookup = store.lookup(root_key().hash).await.unwrap();
-    assert_eq!(lookup.as_of, store.head().await.unwrap());
+    assert_eq!(lookup.as_of, end(store).await);
     let Record::RootKey(record) = lookup.record else { panic!("no root key") };
     assert_eq!((&record.root_key_id, &record.workspace_id), (&root_key().id, &workspace()));
     assert_eq!(record.state, RecordState::Active);
@@ -517,24 +565,24 @@ async fn triggers_are_in_place(store: &dyn HomeStore) {
 
 async fn the_roster_tells_what_changed_since_a_revision(store: &dyn HomeStore) {
     assert_eq!(store.roster(0).await.unwrap().entries, []);
-    let seen = run_round(store, &[instance(1), instance(u64::MAX)], &[]).await.clock.store_time;
+    let seen = run_round(store, &[instance(1), instance(u64::MAX)]).await.clock.store_time;
     let entry = |instance: Instance, last_seen| RosterEntry { instance, last_seen, departed: false };
     let both = [entry(instance(1), seen), entry(instance(u64::MAX), seen)];
     let first = store.roster(0).await.unwrap();
     assert_eq!(first.entries, both);
 
-    run_round(store, &[instance(1)], &[]).await;
+    run_round(store, &[instance(1)]).await;
     let same = store.roster(first.revision).await.unwrap();
     assert_eq!((same.revision, same.entries), (first.revision, vec![]), "known instances are no news");
 
     let stale = Instance { policy: PartitionPolicy::ServeStale, ..instance(1) };
-    let seen_stale = run_round(store, &[stale.clone(), instance(2)], &[]).await.clock.store_time;
+    let seen_stale = run_round(store, &[stale.clone(), instance(2)]).await.clock.store_time;
     let second = store.roster(first.revision).await.unwrap();
     assert!(second.revision > first.revision);
     assert_eq!(second.entries, [entry(stale.clone(), seen_stale), entry(instance(2), seen_stale)]);
 
     let patient = Instance { bound: Duration::from_mins(1), ..stale };
-    run_round(store, std::slice::from_ref(&patient), &[]).await;
+    run_round(store, std::slice::from_ref(&patient)).await;
     let third = store.roster(second.revision).await.unwrap();
     assert_eq!(third.entries.iter().map(|entry| &entry.instance).collect::<Vec<_>>(), [&patient]);
     assert_eq!(store.roster(third.revision).await.unwrap().entries, []);
@@ -545,14 +593,14 @@ async fn the_roster_tells_what_changed_since_a_revision(store: &dyn HomeStore) {
 async fn an_instance_that_asks_twice_in_one_round_is_as_it_said_last(store: &dyn HomeStore) {
     let stale = Instance { policy: PartitionPolicy::ServeStale, ..instance(1) };
     for presented in [[instance(1), stale.clone()], [stale.clone(), instance(1)]] {
-        run_round(store, &presented, &[]).await;
+        run_round(store, &presented).await;
         let known = store.roster(0).await.unwrap().entries;
         assert_eq!(known.iter().map(|entry| &entry.instance).collect::<Vec<_>>(), [&presented[1]]);
     }
 }
 
 async fn instances_that_were_only_heard_do_not_enter_the_roster(store: &dyn HomeStore) {
-    run_round(store, &[instance(1)], &[]).await;
+    run_round(store, &[instance(1)]).await;
     let before = store.roster(0).await.unwrap();
     let touched = [instance(1).identity, instance(2).identity];
     store.round(RoundRequest { touched: &touched, ..RoundRequest::default() }).await.unwrap();
@@ -560,7 +608,7 @@ async fn instances_that_were_only_heard_do_not_enter_the_roster(store: &dyn Home
 }
 
 async fn an_instance_is_forgotten_unless_it_was_heard_since(store: &dyn HomeStore) {
-    let seen = run_round(store, &[instance(1), instance(2), instance(3)], &[]).await.clock.store_time;
+    let seen = run_round(store, &[instance(1), instance(2), instance(3)]).await.clock.store_time;
     let earlier = StoreTime(seen.0 - 1);
     let gone = [(instance(1).identity, seen), (instance(2).identity, earlier), (instance(9).identity, seen)];
     store.forget_instances(&gone).await.unwrap();
@@ -571,13 +619,13 @@ async fn an_instance_is_forgotten_unless_it_was_heard_since(store: &dyn HomeStor
     };
     assert_eq!(identities(&left.entries), [instance(2).identity, instance(3).identity]);
 
-    run_round(store, &[instance(1)], &[]).await;
+    run_round(store, &[instance(1)]).await;
     let back = store.roster(left.revision).await.unwrap();
     assert_eq!(identities(&back.entries), [instance(1).identity], "who comes back is news");
 }
 
 async fn a_goodbye_is_told_until_the_instance_comes_back(store: &dyn HomeStore) {
-    run_round(store, &[instance(1), instance(2)], &[]).await;
+    run_round(store, &[instance(1), instance(2)]).await;
     let before = store.roster(0).await.unwrap();
     store.part_with_instances(&[instance(1).identity, instance(9).identity]).await.unwrap();
     store.part_with_instances(&[]).await.unwrap();
@@ -590,7 +638,7 @@ async fn a_goodbye_is_told_until_the_instance_comes_back(store: &dyn HomeStore) 
     store.part_with_instances(&[instance(1).identity]).await.unwrap();
     assert_eq!(store.roster(0).await.unwrap().revision, news.revision, "it is known");
 
-    run_round(store, &[instance(1)], &[]).await;
+    run_round(store, &[instance(1)]).await;
     let back = store.roster(news.revision).await.unwrap().entries;
     assert!(matches!(&back[..], [RosterEntry { departed: false, .. }]), "{back:?}");
 }
@@ -618,7 +666,7 @@ async fn numbered_rows_say_which_request_wrote_them(store: &dyn HomeStore) {
     assert_eq!(store.number(100).await.unwrap().requests, []);
 
     store.delete_api(&asking("req_c"), &api_id()).await.unwrap();
-    let requests = run_round(store, &[], &[]).await.numbered.requests;
+    let requests = run_round(store, &[]).await.numbered.requests;
     assert_eq!(requests.iter().map(|request| request.request_id.as_str()).collect::<Vec<_>>(), ["req_c"]);
 }
 
@@ -658,7 +706,7 @@ async fn a_request_that_changed_nothing_or_was_refused_is_told_apart(store: &dyn
 
 async fn the_first_receipt_of_a_request_stays(store: &dyn HomeStore) {
     populate(store, 0).await;
-    let head = store.head().await.unwrap();
+    let head = end(store).await;
     let (first, second) = (receipt("req_1", head, "{\"n\":1}"), receipt("req_1", head, "{\"n\":2}"));
     assert_eq!(store.record_receipts(std::slice::from_ref(&first)).await.unwrap(), HashSet::new());
     let had_one = store.record_receipts(&[second, receipt("req_2", head, "{}")]).await.unwrap();
@@ -675,7 +723,7 @@ async fn the_first_receipt_of_a_request_stays(store: &dyn HomeStore) {
 async fn receipts_are_recorded_together_or_not_at_all(store: &dyn HomeStore) {
     populate(store, 1).await;
     store.delete_key(&asking("req_d"), &key(1).id, DeleteMode::Soft, &|_| true).await.unwrap();
-    let position = store.number(10).await.unwrap().head;
+    let position = store.number(10).await.unwrap().head.at;
     let half = [receipt("req_d", position, "{}"), receipt("req_e", position, "not JSON")];
     store.record_receipts(&half).await.unwrap_err();
     assert!(matches!(store.receipt(&workspace(), "req_d").await.unwrap(), Some(Recorded::Open(_))));
@@ -710,7 +758,7 @@ async fn open_requests_are_those_numbered_and_without_a_receipt(store: &dyn Home
 async fn open_requests_go_on_through_a_new_epoch(store: &dyn HomeStore) {
     populate(store, 2).await;
     let old = at(1, 1_000); // As far as a publisher got before the store was put back.
-    let head = run_round(store, &[], &[old]).await.numbered.head;
+    let head = store.begin_epoch(&operator()).await.unwrap().at;
     store.delete_key(&asking("req_d"), &key(1).id, DeleteMode::Soft, &|_| true).await.unwrap();
     let requests = store.number(10).await.unwrap().requests;
     assert!(requests[0].position > head && requests[0].position.position() < old.position());
@@ -719,22 +767,48 @@ async fn open_requests_go_on_through_a_new_epoch(store: &dyn HomeStore) {
 
 async fn an_operators_new_epoch_goes_on_from_the_head(store: &dyn HomeStore) {
     populate(store, 2).await;
-    let head = store.head().await.unwrap();
+    let before = store.head().await.unwrap();
     delete(store, 1, DeleteMode::Soft).await.unwrap();
     let began = store.begin_epoch(&operator()).await.unwrap();
-    assert_eq!(began, at(2, head.position()));
+    assert_eq!(began.at, at(2, before.at.position()));
+    assert!(began.incarnation != before.incarnation && began.token != before.token);
     assert_eq!(store.head().await.unwrap(), began);
-    let rows = store.number(10).await.unwrap().rows;
-    assert_eq!(rows[0].position, at(2, head.position() + 1), "what waited belongs to the new epoch");
-    let refused = Replay::Refused { head: rows[0].position };
+    assert_eq!(store.row_token(began.at).await.unwrap(), Some(began.token), "that of its beginning");
+    assert_eq!(store.row_token(before.at).await.unwrap(), Some(before.token));
+    let Numbered { head, rows, .. } = store.number(10).await.unwrap();
+    assert_eq!(rows[0].position, at(2, began.at.position() + 1), "what waited belongs to the new epoch");
+    let refused = Replay::Refused { head };
     assert_eq!(store.replay(1, 1, 2, 10).await.unwrap(), refused, "agents of the old one start over");
-    assert!(!run_round(store, &[], &[rows[0].position]).await.epoch_began);
+    assert_eq!(run_round(store, &[]).await.began, None);
+    assert!(!store.roster(0).await.unwrap().is_complete);
 
     let by = operator();
     let (here, there) = tokio::join!(store.begin_epoch(&by), store.begin_epoch(&by));
-    let mut began = [here.unwrap().epoch(), there.unwrap().epoch()];
+    let mut began = [here.unwrap().at.epoch(), there.unwrap().at.epoch()];
     began.sort_unstable();
     assert_eq!(began, [3, 4], "each operator's command is one epoch");
+}
+
+async fn an_operators_word_is_part_of_the_history(store: &dyn HomeStore) {
+    let known = Milestone {
+        provenance: store.history().await.unwrap().provenance(),
+        at: at(1, 0),
+        token: store.head().await.unwrap().token,
+    };
+    populate(store, 2).await;
+    let before = end(store).await;
+    let began = store.begin_epoch(&operator()).await.unwrap();
+    let history = store.history().await.unwrap();
+    let [_, begin] = history.begins() else { panic!("{history:?}") };
+    assert_eq!(begin.incarnation, began.incarnation);
+    assert_eq!((begin.after, begin.at), (before, began.at));
+    assert_eq!((begin.cause, begin.evidence.as_deref()), (BeginCause::Declared, Some("ops")));
+    assert_eq!(store.lookup(KeyHash([1; 32])).await.unwrap().provenance, history.provenance());
+
+    let judge = |at| history.judge(&Milestone { at, ..known }, began.at);
+    assert_eq!(judge(known.at), Past::Known);
+    assert_eq!(judge(before), Past::Known);
+    assert_eq!(judge(before.next().unwrap()), Past::Superseded, "it was lost, which the operator knows");
 }
 
 /// A key as it should be read back, but for its times.
@@ -976,8 +1050,9 @@ const EVERYTHING: Purge = Purge { log: Duration::ZERO, receipts: Duration::ZERO,
 async fn old_rows_are_purged_from_the_beginning_of_the_log_only(store: &dyn HomeStore) {
     populate(store, 2).await;
     let head = store.number(10).await.unwrap().head;
+    let end = head.at.position();
     let open = store.open_requests(LogPosition::ZERO, 10).await.unwrap();
-    assert_eq!(open.len() as u64, head.position(), "each change was a request");
+    assert_eq!(open.len() as u64, end, "each change was a request");
     assert_eq!(store.purge(EVERYTHING).await.unwrap(), Purged::default(), "no receipt is final yet");
 
     let done: Vec<_> = [0, 2].map(|n| receipt(&open[n].request_id, open[n].position, "{}")).into();
@@ -987,23 +1062,23 @@ async fn old_rows_are_purged_from_the_beginning_of_the_log_only(store: &dyn Home
     let gone = store.purge(Purge { receipts: Duration::MAX, ..EVERYTHING }).await.unwrap();
     assert_eq!(gone, Purged { log: open.len() as u64 - rows.len() as u64, ..Purged::default() });
     assert!(gone.log > 0);
-    let replayed = store.replay(1, 1, head.position(), 10).await.unwrap();
+    let replayed = store.replay(1, 1, end, 10).await.unwrap();
     assert_eq!(replayed, Replay::Refused { head }, "what is gone is never passed over");
-    let rest = store.replay(1, gone.log + 1, head.position(), 10).await.unwrap();
-    assert!(matches!(rest, Replay::Rows(kept) if kept.len() == rows.len()));
+    let rest = store.replay(1, gone.log + 1, end, 10).await.unwrap();
+    assert!(matches!(rest, Replay::Rows { rows: kept, .. } if kept.len() == rows.len()));
 
     store.delete_key(&asking("req_d"), &key(2).id, DeleteMode::Soft, &|_| true).await.unwrap();
     assert_eq!(store.backlog().await.unwrap().rows, 1);
     store.purge(EVERYTHING).await.unwrap();
     assert_eq!(store.backlog().await.unwrap().rows, 1, "what waits for its number stays");
     let next = store.number(10).await.unwrap();
-    assert_eq!(next.rows[0].position.position(), head.position() + 1);
+    assert_eq!(next.rows[0].position.position(), end + 1);
 }
 
 async fn a_receipt_that_was_purged_is_not_taken_for_none(store: &dyn HomeStore) {
     populate(store, 1).await;
     store.delete_key(&asking("req_d"), &key(1).id, DeleteMode::Soft, &|_| true).await.unwrap();
-    let position = store.number(10).await.unwrap().head;
+    let position = store.number(10).await.unwrap().head.at;
     let done = FinalReceipt { final_at: wall_clock(), ..receipt("req_d", position, "{}") };
     store.record_receipts(&[done]).await.unwrap();
     assert!(matches!(store.receipt(&workspace(), "req_d").await.unwrap(), Some(Recorded::Final { .. })));

@@ -2,6 +2,10 @@
 
 mod by_hand;
 mod conformance;
+mod copies;
 mod fixture;
+#[cfg(evictd_negative_controls)]
+mod negative_controls;
 mod postgres;
 mod sqlite;
+mod upgrades;

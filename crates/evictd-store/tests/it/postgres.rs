@@ -13,15 +13,14 @@ mod outages;
 mod replicas;
 mod restores;
 mod rows;
+mod schema;
 mod sessions;
 mod tls;
 mod triggers;
 
 use evictd_core::invalidation::{Cause, Scope};
-use evictd_core::position::LogPosition;
 use evictd_postgres_server::Postgres;
 use evictd_postgres_server::wait::eventually;
-use evictd_store::HomeStore;
 use evictd_store::postgres::{PostgresOptions, PostgresStore};
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection, Executor};
@@ -55,7 +54,7 @@ async fn populated(keys: u8) -> PostgresFixture {
     fixture
 }
 
-fn options(url: &str) -> PostgresOptions {
+pub(crate) fn options(url: &str) -> PostgresOptions {
     PostgresOptions::new(url).unwrap()
 }
 
@@ -81,12 +80,4 @@ fn wait_for_waiters(server: &Postgres, url: &str, count: usize) {
 /// The name of the database at `url`.
 fn database(url: &str) -> &str {
     url.rsplit('/').next().unwrap()
-}
-
-fn at(epoch: u32, position: u64) -> LogPosition {
-    LogPosition::new(epoch, position).unwrap()
-}
-
-async fn head(store: &dyn HomeStore) -> LogPosition {
-    store.head().await.unwrap()
 }

@@ -528,6 +528,9 @@ pub struct Applied {
     /// The process answers nothing any more, and nobody needs to wait for it.
     #[prost(bool, tag = "5")]
     pub leaving: bool,
+    /// Whose log it applied. Required.
+    #[prost(message, optional, tag = "6")]
+    pub provenance: ::core::option::Option<Provenance>,
 }
 /// What an agent saw of one change, by its own clocks. It informs; no correctness depends on it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -131,13 +131,22 @@ fn probe_answer(nonce: u64, epoch: u32, head: u64) -> Result<ProbeAnswer, Decode
 }
 
 fn applied(instance: u64, epoch: u32, position: u64) -> Result<Applied, DecodeError> {
-    Applied::decode(&pb::Applied { instance, epoch, position, ..pb::Applied::default() }.encode_to_vec())
+    let provenance = Some(provenance());
+    let applied = pb::Applied { instance, epoch, position, provenance, ..pb::Applied::default() };
+    Applied::decode(&applied.encode_to_vec())
 }
 
 #[test]
 fn sightings_are_limited_and_name_a_change() {
     let with = |sightings| {
-        let applied = pb::Applied { instance: 1, epoch: 1, position: 9, sightings, leaving: false };
+        let applied = pb::Applied {
+            instance: 1,
+            epoch: 1,
+            position: 9,
+            sightings,
+            leaving: false,
+            provenance: Some(provenance()),
+        };
         Applied::decode(&applied.encode_to_vec())
     };
     let sighting = pb::Sighting { position: 1, ..pb::Sighting::default() };

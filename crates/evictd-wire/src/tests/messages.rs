@@ -164,6 +164,7 @@ pub(super) fn smallest() -> Vec<Message> {
         Message::LookupAnswer(lookup_answer(LookupOutcome::Busy)),
         Message::Applied(Applied {
             instance: InstanceId(1),
+            provenance: PROVENANCE,
             applied: start,
             sightings: Vec::new(),
             leaving: false,
@@ -219,15 +220,16 @@ fn any_applied() -> impl Strategy<Value = Applied> {
     let micros = || any::<u64>().prop_map(Duration::from_micros);
     let sighting = (1..=POSITION_MAX, micros(), micros(), any::<u64>(), micros());
     let sightings = prop::collection::vec(sighting, 0..=SIGHTINGS_MAX);
-    (any_nonce(), any_position(), sightings, any::<bool>()).prop_map(
-        |(instance, applied, sightings, leaving)| {
+    (any_nonce(), any_voucher(), sightings, any::<bool>()).prop_map(
+        |(instance, voucher, sightings, leaving)| {
+            let Milestone { provenance, at: applied, .. } = voucher.milestone;
             let sighting = |(position, low, high, answers, last_after)| Sighting {
                 position: LogPosition::new(applied.epoch(), position).unwrap(),
                 lag: Span { low, high },
                 exposure: Exposure { answers, last_after },
             };
             let sightings = sightings.into_iter().map(sighting).collect();
-            Applied { instance: InstanceId(instance), applied, sightings, leaving }
+            Applied { instance: InstanceId(instance), provenance, applied, sightings, leaving }
         },
     )
 }

@@ -11,7 +11,7 @@ use toml::toml;
 
 use super::Site;
 use crate::world::{
-    Key, SOON, World, count, flushes, plan, wait_for_readiness, wait_until_applied, with_bound,
+    Key, SOON, World, count, flushes, plan, wait_for_mode, wait_for_readiness, wait_until_applied, with_bound,
 };
 
 /// Publishers that look for nothing by themselves, and agents that ask seldom: a round numbers rows as well.
@@ -71,7 +71,8 @@ fn keys_that_are_truncated_are_gone_everywhere_at_once() -> Result<()> {
     // Everything else is there still: the root key, and the API.
     world.assert_works()?;
     for agent in world.topology.agents() {
-        assert_eq!(flushes(agent)?, 0);
+        // A round finds a new file in the table's place, too, and can't tell that a trigger saw it come.
+        ensure!(flushes(agent)? <= 1, "{}", agent.daemon.log_tail());
     }
     site.assert_no_rule_was_broken()
 }
@@ -199,7 +200,9 @@ fn a_deletion_while_triggers_are_off_fails_and_is_told() -> Result<()> {
     ensure!(refused.status == 500, "{refused:?}");
     let waits = wait_for_readiness(world.publisher(), 503)?;
     ensure!(waits.to_string().contains("triggers"), "{waits}");
-    assert_eq!(count(world.publisher(), "evictd_invariant_violations_total", &[("id", "R3")])?, 1);
+    // Once by the change, or a round that came first and found the trigger off, or by both.
+    let violations = count(world.publisher(), "evictd_invariant_violations_total", &[("id", "R3")])?;
+    ensure!([1, 2].contains(&violations), "{violations}");
     world.wait_for_codes(&[&key], "VALID")?;
 
     world.sql("ALTER TABLE keys ENABLE TRIGGER ALL; ALTER TABLE keys ENABLE ALWAYS TRIGGER keys_changed")?;
@@ -208,4 +211,57 @@ fn a_deletion_while_triggers_are_off_fails_and_is_told() -> Result<()> {
     let done = delete()?;
     ensure!(done.status == 200, "{done:?}");
     world.assert_gone(&[&key])
+}
+
+/// Failure: triggers are off for the moment of one deletion. Whoever looks later finds all of them in place, and the key
+/// stays valid for ever.
+#[test]
+fn a_deletion_that_no_trigger_saw_ends_within_the_bound() -> Result<()> {
+    const BOUND: Duration = Duration::from_secs(4);
+    let site = Site::start(2, with_bound(BOUND, plan(&["eu", "us"])))?;
+    let world = &site.world;
+    let [key, good] = [world.create_key()?, world.create_key()?];
+    world.cache_everywhere(&[&key, &good])?;
+    world.sql(&format!(
+        "ALTER TABLE keys DISABLE TRIGGER ALL; DELETE FROM keys WHERE id = '{}';
+         ALTER TABLE keys ENABLE TRIGGER ALL;
+         ALTER TABLE keys ENABLE ALWAYS TRIGGER keys_changed, ENABLE ALWAYS TRIGGER keys_truncated",
+        key.id
+    ))?;
+    world.assert_gone_within(&key, Instant::now(), BOUND)?;
+    world.assert_gone(&[&key])?;
+    for agent in world.topology.agents() {
+        assert_eq!(count(agent, "evictd_agent_flushes_total", &[("reason", "new_epoch")])?, 1);
+        wait_for_mode(agent, "live")?;
+    }
+    world.topology.publishers().try_for_each(|publisher| wait_for_readiness(publisher, 200).map(drop))?;
+    world.wait_for_codes(&[&good], "VALID")?;
+    site.assert_no_rule_was_broken()
+}
+
+/// Failure: triggers are off for long, keys go meanwhile, and agents have their leases extended.
+#[test]
+fn while_triggers_are_off_records_live_for_the_bound_and_no_longer() -> Result<()> {
+    const BOUND: Duration = Duration::from_secs(4);
+    let site = Site::start(1, with_bound(BOUND, plan(&["eu"])))?;
+    let world = &site.world;
+    let [key, good] = [world.create_key()?, world.create_key()?];
+    world.cache_everywhere(&[&key, &good])?;
+    world.sql("ALTER TABLE keys DISABLE TRIGGER ALL")?;
+    let waits = wait_for_readiness(world.publisher(), 503)?.to_string();
+    ensure!(waits.contains("keys_changed"), "{waits}");
+    wait_for_mode(world.agent(0), "expired")?;
+    world.wait_for_codes(&[&key, &good], "VALID")?;
+    world.sql(&format!("DELETE FROM keys WHERE id = '{}'", key.id))?;
+    world.assert_gone_within(&key, Instant::now(), BOUND)?;
+    world.wait_for_codes(&[&good], "VALID")?;
+
+    world.sql(
+        "ALTER TABLE keys ENABLE TRIGGER ALL;
+         ALTER TABLE keys ENABLE ALWAYS TRIGGER keys_changed, ENABLE ALWAYS TRIGGER keys_truncated",
+    )?;
+    wait_for_readiness(world.publisher(), 200)?;
+    wait_for_mode(world.agent(0), "live")?;
+    world.assert_gone(&[&key])?;
+    world.assert_works()
 }

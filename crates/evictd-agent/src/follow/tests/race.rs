@@ -9,11 +9,12 @@ use std::thread;
 
 use async_trait::async_trait;
 use evictd_core::ids::{ApiId, KeyHash};
-use evictd_core::record::{KeyRecord, Lookup, Record};
+use evictd_core::record::{KeyRecord, Record};
 use tokio::runtime::{Builder, Handle};
 
 use super::*;
 use crate::cache::Entry;
+use crate::fixture::loaded;
 use crate::loads::Loads;
 use crate::metrics::LoadOutcome;
 use crate::origin::LoadError;
@@ -45,7 +46,7 @@ impl Origin for Home {
         }
         let name = Some(head.to_string().into_boxed_str());
         let record = Record::Key(KeyRecord { name, ..key("key_1") });
-        Ok(Loaded { lookup: Lookup { as_of: at(head), record }, read_at })
+        Ok(loaded(at(head), record, read_at))
     }
 }
 
@@ -149,7 +150,7 @@ impl Race {
                 0 => key_scope(hash("alice")),
                 _ => Scope::Api(ApiId::new("api_1")),
             };
-            let payload = live::encode_invalidations(&[row(at(position), scope)]).next().unwrap();
+            let payload = live(&[row(at(position), scope)]);
             self.progress.wait_until(|| self.home.has_read.swap(false, Ordering::SeqCst));
             spin(position * 11 % SHIFT_MAX);
             self.home.head.store(position, Ordering::SeqCst);

@@ -22,7 +22,7 @@ async fn a_server_that_answers_late_makes_no_clock_wrong_and_no_agent_warn() {
         &fixture.url,
         "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS
              'BEGIN PERFORM pg_sleep(0.05); RETURN NULL; END';
-         CREATE TRIGGER dawdling AFTER UPDATE OF fence ON log_head FOR EACH STATEMENT EXECUTE FUNCTION dawdle();
+         CREATE TRIGGER dawdling AFTER UPDATE OF written_by ON log_head FOR EACH STATEMENT EXECUTE FUNCTION dawdle();
          ALTER TABLE log_head DISABLE TRIGGER dawdling",
     )
     .await;
@@ -34,13 +34,13 @@ async fn a_server_that_answers_late_makes_no_clock_wrong_and_no_agent_warn() {
         let dawdling = if probe % 3 == 2 { "ENABLE" } else { "DISABLE" };
         run(&fixture.url, &format!("ALTER TABLE log_head {dawdling} TRIGGER dawdling")).await;
         let sent_at = now();
-        let round = run_round(&fixture.store, &[], &[]).await;
+        let round = run_round(&fixture.store, &[]).await;
         // As an authority does, to which the way took no time.
         let held = now().since(sent_at).saturating_sub(round.clock.within);
         let (earliest, truth) = (round.clock.store_time_now(), true_time());
         assert!(earliest <= truth, "probe {probe}: {earliest:?} {truth:?}");
         longest = longest.max(round.clock.within);
-        let (received_at, store_time, head) = (now(), earliest, round.numbered.head);
+        let (received_at, store_time, head) = (now(), earliest, round.numbered.head.at);
         let contradicts = offset.measured(Measurement { sent_at, received_at, held, store_time, head });
         assert!(!contradicts, "probe {probe}: nobody set a clock");
         let (low, high) = offset.bounds(received_at).unwrap();

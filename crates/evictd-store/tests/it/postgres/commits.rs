@@ -68,7 +68,7 @@ async fn a_commit_that_takes_too_long_is_unknown_and_the_store_goes_on() {
         "who can't replicate gives no proof: {round:?}"
     );
     server.set("synchronous_standby_names = ''").unwrap();
-    run_round(&*store, &[], &[]).await;
+    run_round(&*store, &[]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

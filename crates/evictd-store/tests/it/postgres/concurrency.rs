@@ -188,7 +188,7 @@ async fn what_leases_depend_on_waits_neither_for_lookups_nor_for_the_control_api
     wait_for_waiters(server, &fixture.url, 3);
     store.round(RoundRequest::default()).await.unwrap();
     store.number(10).await.unwrap();
-    assert!(matches!(store.replay(1, 1, 2, 10).await.unwrap(), Replay::Rows(rows) if rows.len() == 2));
+    assert!(matches!(store.replay(1, 1, 2, 10).await.unwrap(), Replay::Rows { rows, .. } if rows.len() == 2));
     assert_eq!(store.roster(0).await.unwrap().entries, []);
     store.open_requests(evictd_core::position::LogPosition::ZERO, 10).await.unwrap();
     gate.execute("COMMIT").await.unwrap();

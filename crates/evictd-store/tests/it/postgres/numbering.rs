@@ -24,15 +24,15 @@ async fn transactions_that_commit_out_of_order_are_numbered_as_they_commit() {
     );
     slower.execute("COMMIT").await.unwrap();
     assert_eq!(news(&fixture.store).await, [(key_scope(2), Cause::Changed)]);
-    run_round(&fixture.store, &[], &[]).await;
+    run_round(&fixture.store, &[]).await;
     slow.execute("COMMIT").await.unwrap();
     let last = fixture.store.number(10).await.unwrap();
-    let Replay::Rows(all) = fixture.store.replay(1, 1, u64::MAX, 100).await.unwrap() else {
+    let Replay::Rows { rows: all, .. } = fixture.store.replay(1, 1, u64::MAX, 100).await.unwrap() else {
         panic!("nothing was purged")
     };
     assert_eq!(all.last(), last.rows.last());
     let positions: Vec<_> = all.iter().map(|row| row.position.position()).collect();
-    assert_eq!(positions, (1..=last.head.position()).collect::<Vec<_>>());
+    assert_eq!(positions, (1..=last.head.at.position()).collect::<Vec<_>>());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -60,7 +60,7 @@ async fn what_is_committed_while_numbering_waits_for_its_lock_is_numbered_too() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_publishers_that_number_under_load_share_the_positions() {
     let fixture = populated(0).await;
-    let start = fixture.store.head().await.unwrap().position();
+    let start = fixture.store.head().await.unwrap().at.position();
     let stores = [Arc::new(fixture.store), Arc::new(connect(&fixture.url).await)];
     let positions = Arc::new(Mutex::new(Vec::new()));
     let mut tasks = Vec::new();
@@ -83,7 +83,7 @@ async fn two_publishers_that_number_under_load_share_the_positions() {
         }));
         tasks.push(tokio::spawn(async move {
             for i in 0..10 {
-                let rows = run_round(&*rounds, &[instance(i)], &[]).await.numbered.rows;
+                let rows = run_round(&*rounds, &[instance(i)]).await.numbered.rows;
                 of_rounds.lock().unwrap().extend(rows.iter().map(|row| row.position.position()));
             }
         }));
@@ -110,7 +110,7 @@ async fn a_huge_bulk_deletion_is_one_change_of_its_api() {
 
     fixture.store.delete_key(&actor(), &key(1).id, DeleteMode::Soft, &|_| true).await.unwrap();
     run(&fixture.url, "DELETE FROM keys WHERE id LIKE 'bulk_%'").await;
-    let round = run_round(&fixture.store, &[], &[]).await.numbered;
+    let round = run_round(&fixture.store, &[]).await.numbered;
     assert_eq!(
         crate::fixture::said(&round.rows),
         [(key_scope(1), Cause::Deleted), (Scope::Api(api_id()), Cause::Erased)],
@@ -163,7 +163,7 @@ async fn a_long_log_is_never_read_whole_whatever_the_planner_believes_of_it() {
     )
     .await;
     run(&fixture.url, "ANALYZE").await;
-    let head = run_round(&fixture.store, &[], &[]).await.numbered.head;
+    let head = run_round(&fixture.store, &[]).await.numbered.head.at;
     assert!(head.position() > ROWS);
     fixture.store.close().await;
 
@@ -189,9 +189,9 @@ async fn a_long_log_is_never_read_whole_whatever_the_planner_believes_of_it() {
         store.number(10).await.unwrap();
         store.version().await.unwrap();
         store.backlog().await.unwrap();
-        run_round(&store, &[instance(1)], &[]).await;
+        run_round(&store, &[instance(1)]).await;
         assert_eq!(store.open_requests(head, 10).await.unwrap().len(), 1);
-        store.record_receipts(&[receipt(&request.request_id, numbered.head, "{}")]).await.unwrap();
+        store.record_receipts(&[receipt(&request.request_id, numbered.head.at, "{}")]).await.unwrap();
         store.receipt(&workspace(), &request.request_id).await.unwrap();
         store.replay(1, head.position(), u64::MAX, 10).await.unwrap();
     }

@@ -33,7 +33,7 @@ async fn after_a_restart_of_the_server_the_first_call_of_each_kind_succeeds() {
         });
         assert!(store.key(&workspace(), &key(n).id).await.unwrap().is_some());
         store.delete_key(&actor(), &key(n).id, DeleteMode::Soft, &|_| true).await.unwrap();
-        run_round(&store, &[], &[]).await;
+        run_round(&store, &[]).await;
         store.replay(1, 1, 2, 10).await.unwrap();
         store.lookup(KeyHash([1; 32])).await.unwrap();
         store.number(10).await.unwrap();
@@ -77,10 +77,10 @@ async fn a_kill_in_the_middle_of_many_deletions_loses_none_that_was_answered() {
         }
     }
     assert!(deleted > 0);
-    let start = store.head().await.unwrap().position();
+    let start = store.head().await.unwrap().at.position();
     let numbered = store.number(1000).await.unwrap();
     assert_eq!(numbered.rows.len() as u64, deleted, "each has its row");
-    assert_eq!(numbered.head.position(), start + deleted);
+    assert_eq!(numbered.head.at.position(), start + deleted);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -107,7 +107,7 @@ async fn calls_to_a_server_that_stands_still_end_and_it_works_again_when_it_goes
         assert!(began.elapsed() < Duration::from_secs(8), "attempt {round}: {:?}", began.elapsed());
     }
     tokio::task::block_in_place(|| server.thaw().unwrap());
-    run_round(&*store, &[], &[]).await;
+    run_round(&*store, &[]).await;
     store.delete_key(&actor(), &key(1).id, DeleteMode::Soft, &|_| true).await.unwrap();
     store.lookup(KeyHash([1; 32])).await.unwrap();
 }
@@ -120,7 +120,7 @@ async fn a_publisher_that_stands_still_in_a_round_holds_up_the_others_for_some_s
     // As a publisher that is stopped between two statements leaves it.
     let mut frozen = super::stranger(&server.url()).await;
     let middle =
-        "SET idle_in_transaction_session_timeout = 1000; BEGIN; UPDATE log_head SET fence = fence + 1";
+        "SET idle_in_transaction_session_timeout = 1000; BEGIN; UPDATE log_head SET rounds = rounds + 1";
     sqlx::raw_sql(middle).execute(&mut frozen).await.unwrap();
-    run_round(&store, &[], &[]).await;
+    run_round(&store, &[]).await;
 }

@@ -3,14 +3,14 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use evictd_core::position::LogPosition;
+use evictd_core::history::{BeginCause, Milestone, Past};
 use evictd_store::HomeStore;
 use evictd_store::audit::Purge;
 use evictd_store::change::DeleteMode;
 use evictd_store::postgres::PostgresStore;
 
-use super::{connect, head, populated, run};
-use crate::fixture::{actor, key, populate, run_round};
+use super::{connect, populated, run};
+use crate::fixture::{actor, end, judgment, key, milestone, populate, run_round};
 
 /// A database of its own with so many keys, and a store on it.
 async fn home(name: &str, keys: u8) -> (String, PostgresStore) {
@@ -21,22 +21,27 @@ async fn home(name: &str, keys: u8) -> (String, PostgresStore) {
 }
 
 /// Deletes keys and numbers that: what agents have seen of a history that is about to be lost.
-async fn go_on(store: &PostgresStore, deleted: RangeInclusive<u8>) -> LogPosition {
+async fn go_on(store: &PostgresStore, deleted: RangeInclusive<u8>) -> Milestone {
     for n in deleted {
         store.delete_key(&actor(), &key(n).id, DeleteMode::Soft, &|_| true).await.unwrap();
     }
-    store.number(usize::MAX).await.unwrap().head
+    store.number(usize::MAX).await.unwrap();
+    milestone(store).await
 }
 
 /// More is changed past the control API than was lost; then the sequencer comes first, and has heard of nothing.
-async fn assert_branches(url: &str, seen: LogPosition) {
+async fn assert_branches(url: &str, seen: Milestone) {
     run(url, "UPDATE keys SET enabled = false WHERE id > 'key_1'").await;
     let store = connect(url).await;
     let numbered = store.number(usize::MAX).await.unwrap();
     assert!(numbered.rows.len() > 5);
-    assert_eq!(numbered.head.epoch(), seen.epoch() + 1);
-    assert!(numbered.rows.iter().all(|row| row.position > seen && row.position.position() > seen.position()));
-    assert!(!run_round(&store, &[], &[seen]).await.epoch_began, "once");
+    let seen_to = seen.at.position();
+    assert_eq!(numbered.head.at.epoch(), seen.at.epoch() + 1);
+    assert!(numbered.rows.iter().all(|row| row.position > seen.at && row.position.position() > seen_to));
+    assert_eq!(judgment(&store, &seen).await, Past::Superseded);
+    let history = store.history().await.unwrap();
+    assert_eq!((history.begins().len(), history.current().cause), (2, BeginCause::Branched));
+    assert_eq!(run_round(&store, &[]).await.began, None, "once");
     store.close().await;
 }
 
@@ -64,20 +69,27 @@ async fn tables_that_are_filled_again_in_place_begin_an_epoch_under_publishers_t
     // What doesn't begin an epoch doesn't hide that one is due either.
     store.trust_roster(1).await.unwrap();
     assert_branches(&url, seen).await;
-    assert_eq!(head(&store).await.epoch(), 2, "the old connections see it, too");
+    assert_eq!(end(&store).await.epoch(), 2, "the old connections see it, too");
 }
 
 #[tokio::test]
 async fn a_database_that_was_made_of_another_begins_an_epoch() {
     let server = evictd_postgres_server::shared().unwrap();
     let (url, store) = home("template_home", 20).await;
+    let common = run_round(&store, &[]).await.numbered.head.round;
     store.close().await;
     server.query("CREATE DATABASE template_copy TEMPLATE template_home").unwrap();
     let store = connect(&url).await;
     let seen = go_on(&store, 1..=5).await;
+    let own = run_round(&store, &[]).await.numbered.head.round;
+    assert!(store.has_round_token(common).await.unwrap() && store.has_round_token(own).await.unwrap());
     store.close().await;
     server.query("DROP DATABASE template_home").unwrap();
     server.query("ALTER DATABASE template_copy RENAME TO template_home").unwrap();
+    let copy = connect(&url).await;
+    assert!(copy.has_round_token(common).await.unwrap());
+    assert!(!copy.has_round_token(own).await.unwrap(), "a rival's");
+    copy.close().await;
     assert_branches(&url, seen).await;
 }
 
@@ -85,7 +97,7 @@ async fn a_database_that_was_made_of_another_begins_an_epoch() {
 async fn neither_upkeep_of_the_table_nor_publishers_that_take_turns_begin_an_epoch() {
     let fixture = populated(3).await;
     let other = connect(&fixture.url).await;
-    let before = head(&other).await;
+    let before = end(&other).await;
     for upkeep in [
         "VACUUM (FULL, FREEZE) log_head",
         "ALTER TABLE log_head ADD COLUMN mine integer DEFAULT 7",
@@ -96,9 +108,8 @@ async fn neither_upkeep_of_the_table_nor_publishers_that_take_turns_begin_an_epo
         fixture.store.trust_roster(1).await.unwrap();
         let all = Purge { log: Duration::ZERO, receipts: Duration::ZERO, audit: None, limit: 100 };
         other.purge(all).await.unwrap();
-        let seen = [before];
-        let (one, two) = tokio::join!(run_round(&fixture.store, &[], &seen), run_round(&other, &[], &seen));
-        assert!(!one.epoch_began && !two.epoch_began, "{upkeep}");
+        let (one, two) = tokio::join!(run_round(&fixture.store, &[]), run_round(&other, &[]));
+        assert_eq!((one.began, two.began), (None, None), "{upkeep}");
     }
-    assert_eq!(head(&other).await, before);
+    assert_eq!(end(&other).await, before);
 }

@@ -74,7 +74,7 @@ async fn a_commit_is_durable_whatever_the_role_and_a_pooler_say() {
     let url = through(&fixture.url, between::forgetful(port()).await, "hasty");
     let store = connect(&url).await;
     store.create_key(&actor(), key(7)).await.unwrap();
-    run_round(&store, &[], &[]).await;
+    run_round(&store, &[]).await;
     let mut connection = stranger(&fixture.url).await;
     let noted =
         sqlx::raw_sql("SELECT DISTINCT setting, (SELECT count(*) FROM commits) AS count FROM commits");

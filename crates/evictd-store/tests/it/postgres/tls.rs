@@ -75,7 +75,7 @@ async fn a_server_is_spoken_to_in_tls_if_the_right_authority_vouches_for_its_nam
     let port = between::encrypted(plain, authority.server("127.0.0.1")).await;
     let url = authority.url(port, &fixture.url);
     let store = connect(&url).await;
-    run_round(&store, &[], &[]).await;
+    run_round(&store, &[]).await;
     store.close().await;
     let reader = PostgresReader::connect(options(&url)).await.unwrap();
     reader.lookup(KeyHash([1; 32])).await.unwrap();

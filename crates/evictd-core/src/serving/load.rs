@@ -1,0 +1,159 @@
+//! What a load brings: inserted hidden, checked, then shown (R9); and which verifications it answers (R10).
+//!
+//! An invalidation raises floors before it evicts. So either the check, which follows the insertion, sees the
+//! floor, or the eviction sees the entry.
+
+use std::sync::Arc;
+
+use super::{AgentState, CacheEntry, EntryCache, Reading};
+use crate::entry::Stamp;
+use crate::follower::{Effect, LoadSource};
+use crate::ids::KeyHash;
+use crate::lease::{answers, may_join};
+use crate::position::LogPosition;
+use crate::protection::Protection;
+use crate::record::Record;
+use crate::time::LeaseTime;
+
+/// What is known of a record that was loaded.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadAnswer {
+    /// Of what.
+    pub hash: KeyHash,
+    /// Who read it.
+    pub source: LoadSource,
+    /// The record includes every change up to here.
+    pub as_of: LogPosition,
+    /// When the load was sent, less the age of the authority's last fence (R8).
+    pub read_at: LeaseTime,
+    /// When the load was sent, not later.
+    pub sent_at: LeaseTime,
+}
+
+/// An entry that depends on its floors, and is not cached yet.
+#[derive(Debug)]
+pub struct LoadedEntry<E> {
+    answer: LoadAnswer,
+    entry: Arc<E>,
+    /// How a check came out that preceded the insertion; only as a negative control.
+    early: Option<bool>,
+}
+
+/// An entry that is cached, hidden.
+#[derive(Debug)]
+pub struct InsertedEntry<E>(LoadedEntry<E>);
+
+/// An entry that was checked: cached and shown, or taken out.
+#[derive(Debug)]
+pub struct SettledEntry<E> {
+    answer: LoadAnswer,
+    entry: Arc<E>,
+    is_admitted: bool,
+}
+
+impl<E> Clone for SettledEntry<E> {
+    fn clone(&self) -> Self {
+        Self { answer: self.answer, entry: self.entry.clone(), is_admitted: self.is_admitted }
+    }
+}
+
+impl<E: CacheEntry> LoadedEntry<E> {
+    /// Anchors a record to its floors. `new_entry` makes an entry of it.
+    pub fn new(
+        state: &AgentState,
+        answer: LoadAnswer,
+        record: Record,
+        effects: &mut Vec<Effect>,
+        new_entry: impl FnOnce(Record, Stamp) -> E,
+    ) -> Self {
+        let anchors = state.follower.lock().anchors(&record, effects);
+        let entry = Arc::new(new_entry(record, Stamp::new(answer.as_of, answer.read_at, anchors)));
+        let mut loaded = Self { answer, entry, early: None };
+        if !Protection::ChecksFollowInsertions.holds() {
+            loaded.early = Some(loaded.meets_floors(state));
+        }
+        loaded
+    }
+
+    /// The entry, for a look that answers no client.
+    pub fn entry(&self) -> &Arc<E> {
+        &self.entry
+    }
+
+    /// Puts it into the cache, where no verification is answered from it yet.
+    pub fn insert(self, cache: &impl EntryCache<Entry = E>) -> InsertedEntry<E> {
+        if !Protection::EntriesAppearChecked.holds() {
+            self.entry.stamp().show();
+        }
+        cache.insert_hidden(self.answer.hash, self.entry.clone());
+        InsertedEntry(self)
+    }
+
+    fn meets_floors(&self, state: &AgentState) -> bool {
+        let LoadAnswer { hash, source, as_of, .. } = self.answer;
+        state.follower.lock().admits(&hash, &self.entry.stamp().anchors, source, as_of)
+    }
+}
+
+impl<E: CacheEntry> InsertedEntry<E> {
+    /// Looks at the floors, and shows the entry or takes it out.
+    pub fn settle(self, state: &AgentState, cache: &impl EntryCache<Entry = E>) -> SettledEntry<E> {
+        let Self(loaded) = self;
+        let is_admitted = loaded.early.unwrap_or_else(|| loaded.meets_floors(state));
+        let LoadedEntry { answer, entry, .. } = loaded;
+        if is_admitted {
+            entry.stamp().show();
+        } else {
+            cache.evict(&answer.hash);
+        }
+        SettledEntry { answer, entry, is_admitted }
+    }
+}
+
+impl<E: CacheEntry> SettledEntry<E> {
+    /// Whether it is cached.
+    pub fn is_admitted(&self) -> bool {
+        self.is_admitted
+    }
+
+    /// The entry, for a look that answers no client.
+    pub fn entry(&self) -> &Arc<E> {
+        &self.entry
+    }
+
+    /// The entry, if it answers, at `now`, a verification that waited for it and `began` so (R8, R10).
+    pub fn answer(&self, state: &AgentState, began: Reading, now: LeaseTime) -> Option<Arc<E>> {
+        let LoadAnswer { hash, source, as_of, sent_at, .. } = self.answer;
+        let look = || {
+            let follower = state.follower.lock();
+            (follower.floor(&hash, &self.entry.stamp().anchors), follower.accepts(source, as_of))
+        };
+        // The proof before the floors, as everywhere (R9). And the floors of now, not of the check: what rose
+        // in between may have been confirmed before this verification began, if it was the last to join.
+        let (proven_at, (floor, is_accepted)) = if Protection::DeadlinePrecedesFloors.holds() {
+            let proven_at = state.proven_at();
+            (proven_at, look())
+        } else {
+            let seen = look();
+            (state.proven_at(), seen)
+        };
+        // A load that is older than a floor is not what the present proof vouches for.
+        let proof = if as_of >= floor { proven_at } else { began.proven_at() };
+        let may_answer = is_accepted
+            && state.may_share(sent_at, began)
+            && answers(as_of, floor, began.applied())
+            && !state.has_ended()
+            && state.bound.allows(now, self.entry.stamp().read_at, proof);
+        may_answer.then(|| {
+            self.entry.note_answer(now, began.applied());
+            self.entry.clone()
+        })
+    }
+}
+
+impl AgentState {
+    /// Whether a verification that `began` so may wait for a load that was sent at `sent_at` (R10).
+    pub fn may_share(&self, sent_at: LeaseTime, began: Reading) -> bool {
+        may_join(self.bound, sent_at, began.now(), began.proven_at())
+    }
+}

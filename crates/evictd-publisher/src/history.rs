@@ -1,0 +1,236 @@
+//! The store's history as this publisher knows it: what it puts on its messages, and what it makes of an agent's past
+//! (R15, R16).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use evictd_core::history::{History, LogToken, Mac, Milestone, Past, Provenance, Voucher};
+use evictd_core::position::LogPosition;
+use evictd_core::protection::Protection;
+use evictd_store::history::VoucherKey;
+use evictd_store::log::Head;
+use evictd_store::{HomeStore, StoreError};
+use hmac::digest::Key;
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use parking_lot::Mutex;
+use sha2::Sha256;
+
+/// Tokens of the log that are kept in memory: most agents' pasts lie close to the head.
+const TOKENS_KEPT_MAX: usize = 4096;
+
+/// What a probe's claim to have seen something is worth.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Claim {
+    /// The store knows that past, or supersedes it; or the agent follows no history yet.
+    Admitted,
+    /// The store's code isn't over it. It moves nothing.
+    Unproved,
+    /// The store gave it out, and doesn't know it: this is an older copy.
+    Unknown(Milestone),
+}
+
+/// An incarnation that ended, with what the last message of it carries.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct EndedIncarnation(pub(crate) Voucher);
+
+/// Shared by all that vouches.
+#[derive(Debug)]
+pub(crate) struct HomeHistory {
+    store: Arc<dyn HomeStore>,
+    codes: Codes,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug)]
+struct Known {
+    history: Arc<History>,
+    head: Head,
+    tokens: BTreeMap<LogPosition, LogToken>,
+}
+
+impl HomeHistory {
+    /// Reads it from the store.
+    pub(crate) async fn read(store: Arc<dyn HomeStore>) -> Result<Self, StoreError> {
+        let codes = Codes::new(&store.voucher_key().await?);
+        let head = store.head().await?;
+        let history = Arc::new(store.history().await?);
+        let known = Mutex::new(Known { history, head, tokens: BTreeMap::new() });
+        Ok(Self { store, codes, known })
+    }
+
+    /// What is known of it.
+    pub(crate) fn history(&self) -> Arc<History> {
+        self.known.lock().history.clone()
+    }
+
+    /// The last head that was noted.
+    pub(crate) fn head(&self) -> Head {
+        self.known.lock().head
+    }
+
+    /// The log reaches to `head`. Reads the history again if another incarnation has begun, and returns the one that
+    /// ended.
+    pub(crate) async fn note(&self, head: &Head) -> Result<Option<EndedIncarnation>, StoreError> {
+        if self.known.lock().note(head) {
+            return Ok(None);
+        }
+        let history = Arc::new(self.store.history().await?);
+        let mut known = self.known.lock();
+        let ended = (known.head.incarnation != head.incarnation).then(|| {
+            let Head { at, incarnation, token, .. } = known.head;
+            let provenance = Provenance { store: known.history.store(), incarnation };
+            EndedIncarnation(self.codes.vouch(Milestone { provenance, at, token }))
+        });
+        known.history = history;
+        known.head = *head;
+        known.note(head);
+        Ok(ended)
+    }
+
+    /// Reads the history again, whatever the head: an operator may have declared something.
+    pub(crate) async fn reread(&self) -> Result<Option<EndedIncarnation>, StoreError> {
+        self.note(&self.store.head().await?).await
+    }
+
+    /// The voucher of `at`, which the transaction that led to `head` has given out.
+    pub(crate) fn voucher(&self, head: &Head, at: LogPosition) -> Voucher {
+        let store = self.known.lock().history.store();
+        let provenance = Provenance { store, incarnation: head.incarnation };
+        self.codes.vouch(Milestone { provenance, at, token: head.token })
+    }
+
+    /// Whether a voucher was given out by this store, or by a copy of it.
+    pub(crate) fn is_authentic(&self, voucher: &Voucher) -> bool {
+        self.codes.are_over(voucher)
+    }
+
+    /// What an agent's claim is worth when the log ends at `head`.
+    pub(crate) async fn judge(&self, seen: Option<&Voucher>, head: &Head) -> Result<Claim, StoreError> {
+        let Some(seen) = seen else { return Ok(Claim::Admitted) };
+        let milestone = seen.milestone;
+        let past = self.history().judge(&milestone, head.at);
+        if !self.is_authentic(seen) && Protection::VouchersAreChecked.holds() {
+            // It can't be told from a lie, so that it shows nothing about this store. But an agent that followed a
+            // store which this one supersedes may change over.
+            return Ok(if past == Past::Superseded { Claim::Admitted } else { Claim::Unproved });
+        }
+        Ok(match past {
+            Past::Superseded => Claim::Admitted,
+            Past::Known if self.has_given_out(&milestone).await? => Claim::Admitted,
+            Past::Known | Past::Unknown => Claim::Unknown(milestone),
+        })
+    }
+
+    /// Whether the position of a past that seems to be known was given out here, and not by another copy of the same
+    /// incarnation (of a PostgreSQL server, say).
+    async fn has_given_out(&self, milestone: &Milestone) -> Result<bool, StoreError> {
+        let Milestone { at, token, .. } = *milestone;
+        let known = self.known.lock().tokens.get(&at).copied();
+        let own = match known {
+            Some(own) => Some(own),
+            None => self.store.row_token(at).await?,
+        };
+        if let Some(own) = own {
+            self.known.lock().keep(at, own);
+        }
+        // A row that was purged tells nothing.
+        Ok(own.is_none_or(|own| own == token))
+    }
+}
+
+impl Known {
+    /// `false` if the history must be read again.
+    fn note(&mut self, head: &Head) -> bool {
+        if self.history.current().incarnation != head.incarnation {
+            return false;
+        }
+        if self.head.at <= head.at || self.head.incarnation != head.incarnation {
+            self.head = *head;
+        }
+        self.keep(head.at, head.token);
+        true
+    }
+
+    fn keep(&mut self, at: LogPosition, token: LogToken) {
+        self.tokens.insert(at, token);
+        if self.tokens.len() > TOKENS_KEPT_MAX {
+            self.tokens.pop_first();
+        }
+    }
+}
+
+/// The store's own code over milestones.
+#[derive(Debug)]
+struct Codes(Hmac<Sha256>);
+
+impl Codes {
+    fn new(key: &VoucherKey) -> Self {
+        // A block, as HMAC pads a shorter key.
+        let mut block = Key::<Hmac<Sha256>>::default();
+        block[..key.0.len()].copy_from_slice(&key.0);
+        Self(Hmac::new(&block))
+    }
+
+    fn vouch(&self, milestone: Milestone) -> Voucher {
+        Voucher { milestone, mac: self.over(&milestone) }
+    }
+
+    fn over(&self, milestone: &Milestone) -> Mac {
+        let full = self.state(milestone).finalize().into_bytes();
+        std::array::from_fn(|index| full[index])
+    }
+
+    fn are_over(&self, voucher: &Voucher) -> bool {
+        self.state(&voucher.milestone).verify_truncated_left(&voucher.mac).is_ok()
+    }
+
+    fn state(&self, milestone: &Milestone) -> Hmac<Sha256> {
+        let Milestone { provenance, at, token } = milestone;
+        let mut state = self.0.clone();
+        state.update(&provenance.store.0.to_be_bytes());
+        state.update(&provenance.incarnation.0.to_be_bytes());
+        state.update(&at.epoch().to_be_bytes());
+        state.update(&at.position().to_be_bytes());
+        state.update(&token.0.to_be_bytes());
+        state
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use evictd_core::history::{Incarnation, StoreId};
+
+    use super::*;
+
+    fn milestone() -> Milestone {
+        let provenance = Provenance { store: StoreId(1), incarnation: Incarnation(2) };
+        Milestone { provenance, at: LogPosition::new(3, 4).unwrap(), token: LogToken(5) }
+    }
+
+    fn codes(key: u8) -> Codes {
+        Codes::new(&VoucherKey([key; 32]))
+    }
+
+    #[test]
+    fn voucher_of_the_same_key_is_recognized() {
+        assert!(codes(1).are_over(&codes(1).vouch(milestone())));
+        assert!(!codes(2).are_over(&codes(1).vouch(milestone())));
+    }
+
+    #[test]
+    fn code_covers_every_part_of_the_milestone() {
+        let voucher = codes(1).vouch(milestone());
+        let changes: [fn(&mut Milestone); 5] = [
+            |milestone| milestone.provenance.store = StoreId(9),
+            |milestone| milestone.provenance.incarnation = Incarnation(9),
+            |milestone| milestone.at = LogPosition::new(4, 4).unwrap(),
+            |milestone| milestone.at = LogPosition::new(3, 5).unwrap(),
+            |milestone| milestone.token = LogToken(9),
+        ];
+        for change in changes {
+            let mut forged = voucher;
+            change(&mut forged.milestone);
+            assert!(!codes(1).are_over(&forged), "{forged:?}");
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! Whether this publisher may vouch for its store now, as all see it who vouch (R15).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use evictd_core::history::Milestone;
+use evictd_core::service::{Query, Service, Standing};
+use evictd_core::time::{LeaseTime, StoreTime};
+use evictd_ops::clock;
+use jiff::Timestamp;
+use parking_lot::Mutex;
+
+/// Shared by those who ask, and by [`crate::rivals`], which keeps it.
+#[derive(Clone, Debug)]
+pub(crate) struct Vouching(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct State {
+    service: Service,
+    /// Who presented the past that this store doesn't know.
+    presented_by: Option<Box<str>>,
+}
+
+impl Vouching {
+    /// A newcomer; a rival is gone when it didn't answer for `bound`.
+    pub(crate) fn new(bound: Duration, nonce: u64) -> Self {
+        let service = Service::new(bound, nonce, clock::lease_now());
+        Self(Arc::new(Mutex::new(State { service, presented_by: None })))
+    }
+
+    /// One that vouches for as long as its runtime lives.
+    #[cfg(test)]
+    pub(crate) fn serving() -> Self {
+        let vouching = Self::new(Duration::from_secs(30), 1);
+        if let Some(query) = vouching.with(|service, now| service.beat(true, now)) {
+            vouching.with(|service, now| service.on_nobody(query.nonce, now));
+        }
+        let beating = vouching.clone();
+        tokio::spawn(async move {
+            let mut beat = tokio::time::interval(Duration::from_millis(100));
+            loop {
+                beat.tick().await;
+                beating.with(|service, now| service.beat(true, now));
+            }
+        });
+        vouching
+    }
+
+    /// Whether messages that vouch for something may be sent now.
+    pub(crate) fn is_allowed(&self) -> bool {
+        self.0.lock().service.may_vouch(clock::lease_now())
+    }
+
+    /// How this publisher stands.
+    pub(crate) fn standing(&self) -> Standing {
+        self.0.lock().service.standing()
+    }
+
+    /// Why nothing is to be changed here, and no receipt final, if so: agents follow another history.
+    pub(crate) fn refusal(&self) -> Option<String> {
+        let state = self.0.lock();
+        if let Some(rival) = state.service.rival() {
+            let since = when(rival.since);
+            return Some(format!(
+                "another home store is active on this bus: store {}, incarnation {}, publisher {}, since {since}; stop \
+                 one of them, or give each its own NATS account",
+                rival.provenance.store, rival.provenance.incarnation, rival.publisher,
+            ));
+        }
+        let seen = state.service.unknown_past()?;
+        let agent = state.presented_by.as_deref().unwrap_or("an agent");
+        Some(format!(
+            "this home store is an older copy: {agent} has proved to have seen position {} of incarnation {}, which it \
+             doesn't hold; put the newer store back, or run `evictd new-epoch` on this one to declare that it replaces \
+             the other",
+            seen.at, seen.provenance.incarnation,
+        ))
+    }
+
+    /// An agent has proved a past that the store doesn't know.
+    pub(crate) fn unknown_past(&self, seen: Milestone, agent: &str) {
+        let mut state = self.0.lock();
+        state.service.on_unknown_past(seen);
+        state.presented_by = Some(agent.into());
+    }
+
+    /// The past that the store doesn't know.
+    pub(crate) fn awaited_past(&self) -> Option<Milestone> {
+        self.0.lock().service.unknown_past().copied()
+    }
+
+    /// It was cut off: whoever else came meanwhile must be asked.
+    pub(crate) fn away(&self) {
+        self.0.lock().service.away();
+    }
+
+    /// Changes the standing, or asks for something.
+    pub(crate) fn with<T>(&self, step: impl FnOnce(&mut Service, LeaseTime) -> T) -> T {
+        step(&mut self.0.lock().service, clock::lease_now())
+    }
+
+    /// A question that something from another history gives reason for.
+    pub(crate) fn foreign(&self) -> Option<Query> {
+        self.with(|service, now| service.on_foreign(now))
+    }
+}
+
+/// As people read it; microseconds if it is out of this world.
+fn when(time: StoreTime) -> String {
+    Timestamp::from_microsecond(time.0).map_or_else(|_| time.0.to_string(), |time| format!("{time:.0}"))
+}

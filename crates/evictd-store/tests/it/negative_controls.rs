@@ -1,0 +1,61 @@
+//! Without a protection of the store's, what it protects from goes unnoticed: so the tests that find nothing do look.
+//! `cargo xtask model --negative-controls` runs this.
+
+use evictd_core::protection::Protection;
+use evictd_store::HomeStore;
+use sqlx::postgres::PgConnection;
+use sqlx::sqlite::SqliteConnection;
+use sqlx::{Connection, Executor};
+
+use crate::fixture::{PostgresFixture, SqliteFixture, populate, run_round};
+
+/// Has a key deleted by `delete`, which triggers don't see. Whether anything tells agents so.
+async fn is_noticed(store: &dyn HomeStore, delete: impl AsyncFnOnce()) -> bool {
+    populate(store, 2).await;
+    run_round(store, &[]).await;
+    delete().await;
+    let round = run_round(store, &[]).await;
+    assert_eq!(
+        (&round.numbered.rows[..], round.schema_fault),
+        (&[][..], None),
+        "triggers saw nothing, and are back"
+    );
+    round.began.is_some()
+}
+
+async fn in_sqlite() -> bool {
+    let fixture = SqliteFixture::new().await;
+    let url = format!("sqlite://{}", fixture.path().display());
+    is_noticed(&fixture.store, async || {
+        let mut somebody = SqliteConnection::connect(&url).await.unwrap();
+        let trigger = "SELECT sql FROM sqlite_master WHERE name = 'keys_after_delete'";
+        let trigger: String = sqlx::query_scalar(trigger).fetch_one(&mut somebody).await.unwrap();
+        somebody.execute("DROP TRIGGER keys_after_delete; DELETE FROM keys").await.unwrap();
+        somebody.execute(sqlx::AssertSqlSafe(trigger)).await.unwrap();
+    })
+    .await
+}
+
+async fn in_postgres() -> bool {
+    let fixture = PostgresFixture::new().await;
+    is_noticed(&fixture.store, async || {
+        let mut somebody = PgConnection::connect(&fixture.url).await.unwrap();
+        let delete = "ALTER TABLE keys DISABLE TRIGGER keys_changed; DELETE FROM keys;
+                      ALTER TABLE keys ENABLE ALWAYS TRIGGER keys_changed";
+        somebody.execute(delete).await.unwrap();
+    })
+    .await
+}
+
+/// On this thread alone, where the protection is missing.
+fn run(test: impl Future<Output = bool>) -> bool {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test)
+}
+
+#[test]
+fn negative_control_of_schema_changes() {
+    assert!(run(in_sqlite()) && run(in_postgres()));
+    Protection::SchemaChangesBeginAnEpoch.without(|| {
+        assert!(!run(in_sqlite()) && !run(in_postgres()));
+    });
+}
