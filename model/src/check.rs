@@ -1,10 +1,14 @@
 //! Runs the checker on a world.
 
+use std::fmt::{Debug, Display};
+use std::hash::Hash;
 use std::time::{Duration, Instant};
 
 use stateright::{Checker, CheckerBuilder, Expectation, HasDiscoveries, Model};
 
+use crate::history;
 use crate::world::World;
+
 
 /// What a world's check came to.
 #[derive(Debug)]
@@ -23,13 +27,28 @@ pub struct Outcome {
     pub never: Vec<&'static str>,
 }
 
+/// A model that this checker can visit, and whose steps can be shown.
+pub trait Checkable:
+    Model<
+        State: Clone + PartialEq + Debug + Hash + Send + Sync,
+        Action: Clone + PartialEq + Debug + Display + Send + Sync,
+    > + Copy
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl Checkable for World {}
+impl Checkable for history::world::World {}
+
 /// Visits all states of `world`, on so many threads; ends at a violation.
-pub fn exhaust(world: World, threads: usize) -> Outcome {
+pub fn exhaust(world: impl Checkable, threads: usize) -> Outcome {
     run(world.checker().threads(threads))
 }
 
 /// Looks for a shortest way to a violation.
-pub fn shortest_violation(world: World) -> Outcome {
+pub fn shortest_violation(world: impl Checkable) -> Outcome {
     let started = Instant::now();
     // The checker goes breadth first, but looks up from its work only now and then.
     let mut best = run(world.checker());
@@ -45,7 +64,7 @@ pub fn shortest_violation(world: World) -> Outcome {
     best
 }
 
-fn run(checker: CheckerBuilder<World>) -> Outcome {
+fn run<M: Checkable>(checker: CheckerBuilder<M>) -> Outcome {
     let started = Instant::now();
     let checker = checker.finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
     let discoveries = checker.discoveries();

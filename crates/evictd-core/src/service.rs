@@ -155,7 +155,9 @@ impl Service {
     /// To be called several times in [`AWAY_AFTER`]. `present`: it is connected, and its rounds succeed. Returns a
     /// question to send.
     pub fn beat(&mut self, present: bool, now: LeaseTime) -> Option<Query> {
-        if now.since(self.present_at) >= AWAY_AFTER && self.state == State::Serving {
+        // Answers that came while it stood still may not have been looked at yet.
+        let patience = if self.state == State::Serving { AWAY_AFTER } else { ANSWER_PATIENCE };
+        if now.since(self.present_at) >= patience {
             self.away();
         }
         if !present {
@@ -417,6 +419,18 @@ mod tests {
         assert!(!service.may_vouch(ms(2_000)), "before anything has told it");
         assert!(service.beat(true, ms(2_000)).is_some());
         assert_eq!(service.standing(), Standing::Asking);
+    }
+
+    /// Failure: a newcomer freezes right after its question, and takes the answers that it hasn't read for silence.
+    #[test]
+    fn newcomer_that_stood_still_while_it_asked_asks_again() {
+        let mut service = newcomer();
+        let first = service.beat(true, ms(0)).unwrap();
+        let second = service.beat(true, ms(1_500)).unwrap();
+        assert_ne!(first.nonce, second.nonce);
+        assert_eq!(service.standing(), Standing::Asking);
+        service.on_rival(second.nonce, rival(Standing::Serving), ms(1_510));
+        assert_eq!(service.standing(), Standing::Yielding);
     }
 
     #[test]

@@ -1,0 +1,182 @@
+//! A publisher process: the core's own `Service`, and what its shell keeps for it.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use evictd_core::history::Provenance;
+use evictd_core::service::{ANSWER_PATIENCE, AWAY_AFTER, Peer, Service, Standing};
+use evictd_core::time::{LeaseTime, StoreTime};
+
+/// Each process has a clock of its own, which is set back to this after every step.
+const NOW: LeaseTime = LeaseTime(1_000_000_000);
+
+/// After so long without an answer, a rival is gone.
+const BOUND: Duration = AWAY_AFTER;
+
+/// The number of the newest question, after [`Service::rebased`]. Answers to older ones have no effect.
+const NEWEST: u64 = 1;
+
+/// An answer under way.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Answer {
+    /// The publisher that gave it.
+    pub from: usize,
+    /// How it stood.
+    pub standing: Standing,
+    provenance: Provenance,
+    /// It found its round's token in the same store.
+    colleague: bool,
+}
+
+/// A publisher that runs.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Process {
+    service: Service,
+    /// It stands still, and sends nothing.
+    pub frozen: bool,
+    /// Whether it waits for answers.
+    pub asks: bool,
+    /// Whose answers to the newest question arrived.
+    heard: BTreeSet<usize>,
+    /// Answers to the newest question that are under way.
+    pub answers: BTreeSet<Answer>,
+    /// A rival has answered that it serves.
+    pub has_met: bool,
+    /// It has called the deletion's receipt final, without having been away or silent since.
+    pub is_final: bool,
+}
+
+impl Process {
+    /// Starts, is connected, and asks who else is there.
+    pub fn start() -> Self {
+        let mut process = Self {
+            service: Service::new(BOUND, NEWEST, NOW),
+            frozen: false,
+            asks: false,
+            heard: BTreeSet::new(),
+            answers: BTreeSet::new(),
+            has_met: false,
+            is_final: false,
+        };
+        process.pass(Duration::ZERO);
+        process
+    }
+
+    /// How it stands.
+    pub fn standing(&self) -> Standing {
+        self.service.standing()
+    }
+
+    /// Whether anything that it sends now counts.
+    pub fn vouches(&self) -> bool {
+        !self.frozen && self.service.may_vouch(NOW)
+    }
+
+    /// Whether it wants to know more than it does: then an answer may still change something.
+    pub fn waits(&self) -> bool {
+        self.asks && self.standing() != Standing::Behind
+    }
+
+    /// Whether it has the answer of `other` to its newest question.
+    pub fn has_heard(&self, other: usize) -> bool {
+        self.heard.contains(&other)
+    }
+
+    /// So much time passes, at the end of which it is present.
+    pub fn pass(&mut self, pause: Duration) {
+        let now = NOW.after(pause);
+        let query = self.service.beat(true, now);
+        self.asked(query.is_some());
+        self.settle(now);
+    }
+
+    /// It waits in vain for answers, and serves.
+    pub fn settle_in(&mut self) {
+        while self.standing() == Standing::Asking {
+            self.wait();
+        }
+        self.asks = false;
+    }
+
+    /// As long as it waits for answers.
+    pub fn wait(&mut self) {
+        self.pass(ANSWER_PATIENCE / 2);
+        self.pass(ANSWER_PATIENCE / 2);
+    }
+
+    /// It goes on after it stood still for so long that others may have replaced it.
+    pub fn thaw(&mut self) {
+        self.frozen = false;
+        self.pass(AWAY_AFTER);
+    }
+
+    /// The bus says that no other publisher is there.
+    pub fn hear_nobody(&mut self) {
+        self.service.on_nobody(NEWEST);
+        self.settle(NOW);
+    }
+
+    /// What it answers to a question, after a durable round.
+    pub fn answer(&self, from: usize, provenance: Provenance, colleague: bool) -> Answer {
+        Answer { from, standing: self.standing(), provenance, colleague }
+    }
+
+    /// An answer arrives.
+    pub fn hear(&mut self, answer: Answer) {
+        self.answers.remove(&answer);
+        self.heard.insert(answer.from);
+        let Answer { standing, provenance, colleague, .. } = answer;
+        if colleague {
+            self.service.on_colleague(NEWEST, standing);
+        } else {
+            self.has_met |= standing == Standing::Serving;
+            let peer = Peer { publisher: "".into(), provenance, since: StoreTime(0), standing };
+            self.service.on_rival(NEWEST, peer, NOW);
+        }
+        self.settle(NOW);
+    }
+
+    /// Something of another history arrives: a tick, or its publisher's question.
+    pub fn hear_foreign(&mut self) {
+        let query = self.service.on_foreign(NOW);
+        self.asked(query.is_some());
+        self.settle(NOW);
+    }
+
+    /// An agent proves what the store doesn't know.
+    pub fn fall_behind(&mut self, seen: evictd_core::history::Milestone) {
+        self.service.on_unknown_past(seen);
+        self.settle(NOW);
+    }
+
+    /// What agents prove, if the store doesn't know it.
+    pub fn unknown_past(&self) -> Option<&evictd_core::history::Milestone> {
+        self.service.unknown_past()
+    }
+
+    /// An operator declared the store.
+    pub fn past_is_settled(&mut self) {
+        self.service.on_past_settled();
+        self.pass(Duration::ZERO);
+    }
+
+    fn asked(&mut self, asked: bool) {
+        if asked {
+            self.asks = true;
+            self.heard.clear();
+            self.answers.clear();
+        }
+    }
+
+    fn settle(&mut self, now: LeaseTime) {
+        self.service = self.service.clone().rebased(now, NOW);
+        if self.standing() == Standing::Behind {
+            self.asks = false;
+            self.answers.clear();
+            self.heard.clear();
+        }
+        if self.standing() != Standing::Serving {
+            self.is_final = false;
+        }
+    }
+}

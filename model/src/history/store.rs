@@ -1,0 +1,153 @@
+//! A home store as the rules of one history see it: incarnations, rows, copies. Each method is one transaction.
+
+use evictd_core::history::{
+    Begin, BeginCause, History, Incarnation, LogToken, Milestone, Past, Provenance, StoreId, Voucher,
+};
+use evictd_core::invalidation::Invalidation;
+use evictd_core::position::LogPosition;
+use evictd_core::protection::Protection;
+use evictd_core::time::StoreTime;
+
+use crate::script::Change;
+use crate::script::Key;
+
+const STORE: StoreId = StoreId(1);
+
+/// The store's own code: whether it is right is all that matters here.
+const MAC: [u8; 16] = [1; 16];
+
+/// The change that the laws are about.
+pub const DELETION: Change = Change::Delete(Key::A);
+
+/// A change of something else: with it, the positions of a copy catch up.
+pub const OTHER: Change = Change::Create(Key::B);
+
+/// A committed change that has its position: the sequencer's delays are the other worlds' business.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Row {
+    /// Which.
+    pub change: Change,
+    /// Where.
+    pub at: LogPosition,
+    /// Drawn by the transaction that gave the position.
+    pub token: LogToken,
+}
+
+impl Row {
+    /// As it travels.
+    pub fn invalidation(&self) -> Invalidation {
+        self.change.row(self.at)
+    }
+}
+
+/// One of the two databases.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Store {
+    begins: Vec<Begin>,
+    /// Dense: the first one has position 1.
+    pub rows: Vec<Row>,
+    head: LogPosition,
+    /// The highest epoch that an agent has proved without this store knowing it.
+    noted: u32,
+}
+
+impl Store {
+    /// A new one.
+    pub fn create(incarnation: Incarnation) -> Self {
+        let head = LogPosition::new(1, 0).unwrap_or(LogPosition::ZERO);
+        let mut store = Self { begins: Vec::new(), rows: Vec::new(), head, noted: 0 };
+        store.begin(incarnation, head, BeginCause::Created);
+        store
+    }
+
+    /// An incarnation begins in the same epoch: a publisher opens the store.
+    pub fn open(&mut self, incarnation: Incarnation) {
+        self.begin(incarnation, self.head, BeginCause::Opened);
+    }
+
+    /// An operator's word: this store is the one to follow, whatever agents have seen.
+    pub fn declare(&mut self, incarnation: Incarnation) {
+        let epoch = self.head.epoch().max(self.noted) + 1;
+        let at = LogPosition::new(epoch, self.head.position()).unwrap_or(self.head);
+        self.begin(incarnation, at, BeginCause::Declared);
+    }
+
+    fn begin(&mut self, incarnation: Incarnation, at: LogPosition, cause: BeginCause) {
+        let begin = Begin { incarnation, after: self.head, at, cause, time: StoreTime(0), evidence: None };
+        self.begins.push(begin);
+        self.head = at;
+    }
+
+    /// A change commits.
+    pub fn record(&mut self, change: Change, token: LogToken) {
+        self.head = self.head.next().unwrap_or(self.head);
+        self.rows.push(Row { change, at: self.head, token });
+    }
+
+    /// Keeps for `declare` what an agent has proved.
+    pub fn note(&mut self, seen: &Milestone) {
+        self.noted = self.noted.max(seen.at.epoch());
+    }
+
+    /// Whether the change is in it.
+    pub fn has(&self, change: Change) -> bool {
+        self.rows.iter().any(|row| row.change == change)
+    }
+
+    /// The rows above `position`.
+    pub fn rows_above(&self, position: LogPosition) -> &[Row] {
+        self.rows.get(position.position() as usize..).unwrap_or_default()
+    }
+
+    /// The last row, if the incarnation that goes on recorded it.
+    pub fn newest_row(&self) -> Option<&Row> {
+        self.rows.last().filter(|row| row.at > self.history().current().at)
+    }
+
+    /// Its incarnations.
+    pub fn history(&self) -> History {
+        History::new(STORE, self.begins.clone()).unwrap_or_else(|| unreachable!("it was created"))
+    }
+
+    /// Whom its publishers speak for.
+    pub fn provenance(&self) -> Provenance {
+        self.history().provenance()
+    }
+
+    /// What its publishers give out now.
+    pub fn voucher(&self) -> Voucher {
+        let milestone =
+            Milestone { provenance: self.provenance(), at: self.head, token: self.token_at(self.head) };
+        Voucher { milestone, mac: MAC }
+    }
+
+    /// What it makes of an agent's past.
+    pub fn judge(&self, seen: &Milestone) -> Past {
+        match self.history().judge(seen, self.head) {
+            Past::Known if self.token_at(seen.at) != seen.token && Protection::PastsAreKnown.holds() => {
+                Past::Unknown
+            }
+            past => past,
+        }
+    }
+
+    fn token_at(&self, at: LogPosition) -> LogToken {
+        let row = (at.position() as usize).checked_sub(1).and_then(|index| self.rows.get(index));
+        row.map_or(LogToken(0), |row| row.token)
+    }
+}
+
+/// Whether the store's own code is on it (R16).
+pub fn is_authentic(voucher: &Voucher) -> bool {
+    voucher.mac == MAC || !Protection::VouchersAreChecked.holds()
+}
+
+/// What an agent may claim without having been given it.
+pub fn forgeries(genuine: &Voucher) -> Vec<Voucher> {
+    let Milestone { at, provenance, token } = genuine.milestone;
+    let further = at.next().unwrap_or(at);
+    let later = LogPosition::new(at.epoch() + 1, at.position()).unwrap_or(at);
+    let elsewhere = Provenance { incarnation: Incarnation(u64::MAX), ..provenance };
+    let forged = |provenance, at| Voucher { milestone: Milestone { provenance, at, token }, mac: [0; 16] };
+    vec![forged(provenance, further), forged(provenance, later), forged(elsewhere, at)]
+}

@@ -1,0 +1,716 @@
+//! A world of two databases, one of them a copy of the other, and all states that it can get into.
+//!
+//! As in the other worlds, whatever needn't happen may not happen: so a message may be lost or late, a publisher may
+//! stand still and an agent may be cut off without an action of its own. Where a world is `prompt`, a publisher doesn't
+//! conclude that nobody answers while somebody can.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+
+use evictd_core::history::{Incarnation, LogToken, Past, Provenance, Voucher};
+use evictd_core::protection::Protection;
+use evictd_core::service::Standing;
+use stateright::{Model, Property};
+
+use super::agent::{Agent, ProbeAnswer};
+use super::laws;
+use super::publisher::{Answer, Process};
+use super::store::{DELETION, OTHER, Row, Store, forgeries, is_authentic};
+use crate::script::Change;
+
+/// What keeps the databases.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Database {
+    /// One publisher each; each start begins an incarnation.
+    Sqlite,
+    /// Several publishers may share one; a physical copy has the same incarnation.
+    Postgres,
+}
+
+/// Something that is done wrong around the core. Each is a negative control.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Flaw {
+    /// A row says that the log reached the beginning of its incarnation, instead of its own position.
+    RowsLagBehindTheirVouchers,
+    /// On PostgreSQL a newcomer that found no colleague goes on in the incarnation that it finds.
+    LoneNewcomersBeginNothing,
+    /// A publisher that yields or knows itself to be behind goes on finishing receipts.
+    SilentPublishersFinishReceipts,
+}
+
+/// How often what happens.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[allow(missing_docs, reason = "`Action` says what each is")]
+pub struct Budget {
+    pub starts: u8,
+    pub stalls: u8,
+    pub copies: u8,
+    pub words: u8,
+    pub deletions: u8,
+    pub others: u8,
+    pub restarts: u8,
+    pub cuts: u8,
+}
+
+impl Budget {
+    /// Nothing happens.
+    pub const NONE: Self = Self {
+        starts: 0,
+        stalls: 0,
+        copies: 0,
+        words: 0,
+        deletions: 1,
+        others: 0,
+        restarts: 0,
+        cuts: 0,
+    };
+    const ENOUGH: Self = Self {
+        starts: u8::MAX,
+        stalls: 0,
+        copies: 0,
+        words: u8::MAX,
+        deletions: 0,
+        others: 0,
+        restarts: 0,
+        cuts: 0,
+    };
+}
+
+/// What can happen, and how often.
+#[derive(Clone, Copy, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each says whether one kind of thing happens")]
+pub struct World {
+    /// Names it in tables.
+    pub name: &'static str,
+    /// What is in it, in a few words.
+    pub about: &'static str,
+    /// What keeps the databases.
+    pub database: Database,
+    /// The database of each publisher.
+    pub publishers: &'static [usize],
+    /// Those that never end or stand still.
+    pub steady: &'static [usize],
+    /// How many agents there are.
+    pub agents: usize,
+    /// Agents may take their own history for silent, whatever it is.
+    pub silence: bool,
+    /// How often what happens.
+    pub budget: Budget,
+    /// Publishers ask each other. Otherwise none is ever answered in time: then all serve that may, which is the worst.
+    pub talks: bool,
+    /// Whoever can answer a question does, before its asker gives up.
+    pub prompt: bool,
+    /// The publishers can't reach each other at first.
+    pub begins_cut: bool,
+    /// Publishers wait for a bound, and call receipts final.
+    pub receipts: bool,
+    /// An agent's login is used to claim what it was never given.
+    pub forges: bool,
+    /// Whether each state is tried for finding back.
+    pub heals: bool,
+    /// How publishers stand in it sometimes.
+    pub standings: &'static [(&'static str, Standing)],
+    /// What the core misses.
+    pub missing: Option<Protection>,
+    /// What the rest does wrong.
+    pub flaw: Option<Flaw>,
+}
+
+/// A message of the live feed that may still arrive anywhere.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Sent {
+    /// The database behind it.
+    pub store: usize,
+    /// How far the log reached.
+    pub voucher: Voucher,
+    /// The last row, if it was recorded in this incarnation.
+    pub row: Option<Row>,
+}
+
+/// A state of a world.
+#[derive(Clone, PartialEq, Hash, Debug)]
+pub struct State {
+    /// The database, and its copy.
+    pub stores: [Store; 2],
+    /// Those that run.
+    pub publishers: Vec<Option<Process>>,
+    /// The agents.
+    pub agents: Vec<Arc<Agent>>,
+    /// Sent on the live feed, ever.
+    pub sent: Vec<Sent>,
+    /// The publishers can't reach each other.
+    pub cut: bool,
+    /// An operator declared a store that lacks the deletion.
+    pub is_overruled: bool,
+    /// What may still happen.
+    left: Budget,
+    incarnations: u64,
+    tokens: u64,
+}
+
+/// What can happen. Publishers, agents and databases by their places in the state.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[allow(missing_docs, reason = "`Display` says what each is")]
+pub enum Action {
+    Start(usize),
+    Crash(usize),
+    Freeze(usize),
+    Thaw(usize),
+    Cut,
+    Heal,
+    Copy(usize),
+    Declare(usize),
+    Record(usize, Change),
+    Wait(usize),
+    HearNobody(usize),
+    Answer(usize, usize),
+    Hear(usize, Answer),
+    HearForeign(usize),
+    BoundPasses(usize),
+    Silence(usize),
+    Restart(usize),
+    Probe(usize),
+    AnswerProbe(usize, usize, u64),
+    HearProof(usize, usize),
+    HearTick(usize, usize),
+    HearRow(usize, usize),
+    Repair(usize, usize),
+    Load(usize, usize),
+    Forge(usize, Voucher),
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Start(p) => write!(f, "publisher {p} starts"),
+            Self::Crash(p) => write!(f, "publisher {p} crashes"),
+            Self::Freeze(p) => write!(f, "publisher {p} stands still"),
+            Self::Thaw(p) => write!(f, "publisher {p} goes on"),
+            Self::Cut => f.write_str("the publishers are cut off from each other"),
+            Self::Heal => f.write_str("the publishers reach each other again"),
+            Self::Copy(from) => write!(f, "store {} becomes a copy of store {from}", 1 - from),
+            Self::Declare(store) => write!(f, "an operator declares store {store}"),
+            Self::Record(p, change) => write!(f, "publisher {p} records {change:?}"),
+            Self::Wait(p) => write!(f, "publisher {p} waits for a second"),
+            Self::HearNobody(p) => write!(f, "publisher {p} hears that nobody else is there"),
+            Self::Answer(p, other) => write!(f, "publisher {p} answers publisher {other}'s question"),
+            Self::Hear(p, answer) => {
+                write!(f, "publisher {p} hears that publisher {} is {}", answer.from, answer.standing.label())
+            }
+            Self::HearForeign(p) => write!(f, "publisher {p} hears a tick of another history"),
+            Self::BoundPasses(p) => write!(f, "publisher {p} calls the receipt final after a bound"),
+            Self::Silence(a) => write!(f, "agent {a} hears nothing of its own history for a while"),
+            Self::Restart(a) => write!(f, "agent {a} restarts"),
+            Self::Probe(a) => write!(f, "agent {a} probes"),
+            Self::AnswerProbe(p, a, _) => write!(f, "publisher {p} gets agent {a}'s probe"),
+            Self::HearProof(a, _) => write!(f, "agent {a} hears the answer to its probe"),
+            Self::HearTick(a, _) => write!(f, "agent {a} hears a tick"),
+            Self::HearRow(a, _) => write!(f, "agent {a} hears a row"),
+            Self::Repair(a, p) => write!(f, "agent {a} repairs its gap at publisher {p}"),
+            Self::Load(a, p) => write!(f, "agent {a} loads the key from publisher {p}"),
+            Self::Forge(p, seen) => write!(f, "publisher {p} gets a forged claim of {}", seen.milestone.at),
+        }
+    }
+}
+
+impl World {
+    /// One publisher serves a store; a copy of it has another one, that doesn't run yet.
+    pub const fn plain(name: &'static str, about: &'static str, budget: Budget) -> Self {
+        Self {
+            name,
+            about,
+            database: Database::Sqlite,
+            publishers: &[0, 1],
+            steady: &[],
+            agents: 1,
+            silence: true,
+            budget,
+            talks: false,
+            prompt: false,
+            begins_cut: false,
+            receipts: false,
+            forges: false,
+            heals: false,
+            standings: &[],
+            missing: None,
+            flaw: None,
+        }
+    }
+
+    /// Runs a part of the core as this world has it.
+    pub fn under<T>(&self, run: impl FnOnce() -> T) -> T {
+        match self.missing {
+            #[cfg(evictd_negative_controls)]
+            Some(missing) => missing.without(run),
+            _ => run(),
+        }
+    }
+
+    /// Whether publishers can't reach each other for a time.
+    pub(super) fn is_ever_cut(&self) -> bool {
+        self.begins_cut || self.budget.cuts > 0
+    }
+
+    fn is_running<'a>(&self, state: &'a State, publisher: usize) -> Option<&'a Process> {
+        state.publishers[publisher].as_ref().filter(|process| !process.frozen)
+    }
+
+    /// Whether a question of one arrives at the other, and is answered. Those of one store are never cut off.
+    fn reaches(&self, state: &State, publisher: usize, other: usize) -> bool {
+        let colleague = self.publishers[publisher] == self.publishers[other];
+        publisher != other && (colleague || !state.cut) && self.is_running(state, other).is_some()
+    }
+
+    fn others(&self, publisher: usize) -> impl Iterator<Item = usize> {
+        (0..self.publishers.len()).filter(move |other| *other != publisher)
+    }
+}
+
+impl State {
+    fn start(world: &World) -> Self {
+        let store = Store::create(Incarnation(1));
+        let mut state = Self {
+            stores: [store.clone(), store],
+            publishers: world.publishers.iter().map(|_| None).collect(),
+            agents: (0..world.agents).map(|_| Arc::new(Agent::start(0))).collect(),
+            sent: Vec::new(),
+            cut: world.begins_cut,
+            is_overruled: false,
+            left: world.budget,
+            incarnations: 1,
+            tokens: 0,
+        };
+        let setup = World { missing: None, database: Database::Sqlite, talks: true, ..*world };
+        let calm = |state: &mut Self, action| {
+            *state = setup.step(state, action).unwrap_or_else(|| unreachable!("{action}"));
+        };
+        state.publishers[0] = Some(Process::start());
+        calm(&mut state, Action::HearNobody(0));
+        for agent in 0..world.agents {
+            calm(&mut state, Action::Probe(agent));
+            let nonce = state.agents[agent].probes[0].nonce;
+            calm(&mut state, Action::AnswerProbe(0, agent, nonce));
+        }
+        state.left = world.budget;
+        state
+    }
+
+    fn draw_incarnation(&mut self) -> Incarnation {
+        self.incarnations += 1;
+        Incarnation(self.incarnations)
+    }
+
+    /// What publishers that vouch send without being asked.
+    fn send(&mut self, world: &World) {
+        for (publisher, process) in self.publishers.iter().enumerate() {
+            if process.as_ref().is_some_and(Process::vouches) {
+                let store = world.publishers[publisher];
+                let row = self.stores[store].newest_row().copied();
+                let sent = Sent { store, voucher: self.stores[store].voucher(), row };
+                if !self.sent.contains(&sent) {
+                    self.sent.push(sent);
+                }
+            }
+        }
+        self.sent.sort_by_key(|sent| {
+            let at = sent.voucher.milestone;
+            (sent.store, at.provenance, at.at, at.token)
+        });
+    }
+
+}
+
+impl Model for World {
+    type State = State;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<State> {
+        vec![self.under(|| State::start(self))]
+    }
+
+    fn actions(&self, state: &State, actions: &mut Vec<Action>) {
+        self.under(|| {
+            self.fault_actions(state, actions);
+            for publisher in 0..self.publishers.len() {
+                self.publisher_actions(state, publisher, actions);
+            }
+            for index in 0..state.agents.len() {
+                self.agent_actions(state, index, actions);
+            }
+        });
+    }
+
+    fn next_state(&self, last: &State, action: Action) -> Option<State> {
+        self.step(last, action).filter(|next| next != last)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        laws::all(self)
+    }
+}
+
+impl World {
+    fn fault_actions(&self, state: &State, actions: &mut Vec<Action>) {
+        let left = &state.left;
+        if state.cut {
+            actions.push(Action::Heal);
+        } else if left.cuts > 0 {
+            actions.push(Action::Cut);
+        }
+        for store in 0..state.stores.len() {
+            let target = 1 - store;
+            let runs = |of: usize| {
+                (0..self.publishers.len())
+                    .any(|publisher| self.publishers[publisher] == of && state.publishers[publisher].is_some())
+            };
+            if left.copies > 0 && !runs(target) && state.stores[store] != state.stores[target] {
+                actions.push(Action::Copy(store));
+            }
+            if left.words > 0 {
+                actions.push(Action::Declare(store));
+            }
+        }
+        actions.extend((0..state.agents.len()).filter(|_| left.restarts > 0).map(Action::Restart));
+    }
+
+    fn publisher_actions(&self, state: &State, publisher: usize, actions: &mut Vec<Action>) {
+        let left = &state.left;
+        let Some(process) = &state.publishers[publisher] else {
+            if left.starts > 0 {
+                actions.push(Action::Start(publisher));
+            }
+            return;
+        };
+        if !self.steady.contains(&publisher) {
+            // To end and to do nothing are the same where nothing can follow.
+            if self.talks || left.starts > 0 || left.copies > 0 {
+                actions.push(Action::Crash(publisher));
+            }
+            if left.stalls > 0 && !process.frozen {
+                actions.push(Action::Freeze(publisher));
+            }
+        }
+        if process.frozen {
+            actions.push(Action::Thaw(publisher));
+            return;
+        }
+        let store = &state.stores[self.publishers[publisher]];
+        if left.deletions > 0 && !store.has(DELETION) {
+            actions.push(Action::Record(publisher, DELETION));
+        }
+        if left.others > 0 && !store.has(OTHER) {
+            actions.push(Action::Record(publisher, OTHER));
+        }
+        if self.talks {
+            self.talk_actions(state, publisher, process, actions);
+        }
+        if self.receipts && !process.is_final && store.has(DELETION) && self.may_finish(process) {
+            actions.push(Action::BoundPasses(publisher));
+        }
+        if self.forges && process.vouches() {
+            actions.extend(forgeries(&store.voucher()).into_iter().map(|seen| Action::Forge(publisher, seen)));
+        }
+    }
+
+    fn talk_actions(&self, state: &State, publisher: usize, process: &Process, actions: &mut Vec<Action>) {
+        let store = &state.stores[self.publishers[publisher]];
+        if self.may_give_up(state, publisher, process) {
+            actions.push(Action::Wait(publisher));
+        }
+        if process.waits() {
+            if self.others(publisher).all(|other| {
+                state.publishers[other].is_none()
+                    || state.cut && self.publishers[other] != self.publishers[publisher]
+            }) {
+                actions.push(Action::HearNobody(publisher));
+            }
+            let reached = self.others(publisher).filter(|other| self.reaches(state, publisher, *other));
+            actions.extend(reached.map(|other| Action::Answer(other, publisher)));
+            actions.extend(process.answers.iter().map(|answer| Action::Hear(publisher, *answer)));
+        }
+        // Without a cut, rivals meet by their questions.
+        if self.is_ever_cut() && state.sent.iter().any(|sent| self.is_foreign(publisher, sent, store)) {
+            actions.push(Action::HearForeign(publisher));
+        }
+    }
+
+    fn is_foreign(&self, publisher: usize, sent: &Sent, store: &Store) -> bool {
+        // A colleague's round token is found in the store, a copy's isn't.
+        sent.store != self.publishers[publisher]
+            && (sent.voucher.milestone.provenance != store.provenance() || self.database == Database::Postgres)
+    }
+
+    fn may_finish(&self, process: &Process) -> bool {
+        process.vouches() || self.flaw == Some(Flaw::SilentPublishersFinishReceipts)
+    }
+
+    /// Whether it may conclude from silence what it concludes from silence.
+    fn may_give_up(&self, state: &State, publisher: usize, process: &Process) -> bool {
+        let mut reached = self.others(publisher).filter(|other| self.reaches(state, publisher, *other));
+        !self.prompt || reached.all(|other| process.has_heard(other))
+    }
+
+    fn agent_actions(&self, state: &State, index: usize, actions: &mut Vec<Action>) {
+        let agent = &state.agents[index];
+        if self.silence && agent.follows().is_some() {
+            actions.push(Action::Silence(index));
+        }
+        if agent.may_probe() {
+            actions.push(Action::Probe(index));
+        }
+        for publisher in 0..self.publishers.len() {
+            if self.is_running(state, publisher).is_some_and(Process::vouches) {
+                let probes = agent.probes.iter();
+                actions.extend(probes.map(|probe| Action::AnswerProbe(publisher, index, probe.nonce)));
+                if agent.misses_rows_of(state.stores[self.publishers[publisher]].provenance()) {
+                    actions.push(Action::Repair(index, publisher));
+                }
+                actions.push(Action::Load(index, publisher));
+            }
+        }
+        actions.extend((0..agent.answers.len()).map(|place| Action::HearProof(index, place)));
+        for (place, sent) in state.sent.iter().enumerate() {
+            // A tick that is heard before its row only proves more than was applied.
+            let row = sent.row.is_some();
+            actions.push(if row { Action::HearRow(index, place) } else { Action::HearTick(index, place) });
+        }
+    }
+
+    /// What follows from `action`, if it does anything.
+    pub(super) fn step(&self, last: &State, action: Action) -> Option<State> {
+        self.under(|| {
+            let mut state = last.clone();
+            match action {
+                Action::Start(_)
+                | Action::Crash(_)
+                | Action::Freeze(_)
+                | Action::Thaw(_)
+                | Action::Cut
+                | Action::Heal
+                | Action::Copy(_)
+                | Action::Declare(_)
+                | Action::Restart(_) => self.step_fault(&mut state, action),
+                Action::Record(..)
+                | Action::Wait(_)
+                | Action::HearNobody(_)
+                | Action::Answer(..)
+                | Action::Hear(..)
+                | Action::HearForeign(_)
+                | Action::BoundPasses(_)
+                | Action::Forge(..) => self.step_publisher(&mut state, action)?,
+                _ => self.step_agent(&mut state, action)?,
+            }
+            if !self.talks {
+                state.publishers.iter_mut().flatten().filter(|process| !process.frozen).for_each(Process::settle_in);
+            }
+            self.begin_alone(last, &mut state, action);
+            state.send(self);
+            Some(state)
+        })
+    }
+
+    /// On PostgreSQL, whoever begins to serve and has found no colleague that serves begins an incarnation: the server may
+    /// be a copy, which has the incarnations of the other one.
+    fn begin_alone(&self, last: &State, state: &mut State, action: Action) {
+        if self.database == Database::Sqlite || self.flaw == Some(Flaw::LoneNewcomersBeginNothing) {
+            return;
+        }
+        let serves = |process: &Option<Process>| {
+            process.as_ref().is_some_and(|process| process.standing() == Standing::Serving)
+        };
+        let (Action::Wait(publisher) | Action::HearNobody(publisher) | Action::Start(publisher)) = action else {
+            return;
+        };
+        if serves(&state.publishers[publisher]) && !serves(&last.publishers[publisher]) {
+            let incarnation = state.draw_incarnation();
+            state.stores[self.publishers[publisher]].open(incarnation);
+        }
+    }
+
+    fn step_fault(&self, state: &mut State, action: Action) {
+        let left = &mut state.left;
+        match action {
+            Action::Start(publisher) => {
+                left.starts -= 1;
+                if self.database == Database::Sqlite {
+                    let incarnation = state.draw_incarnation();
+                    state.stores[self.publishers[publisher]].open(incarnation);
+                }
+                state.publishers[publisher] = Some(Process::start());
+            }
+            Action::Crash(publisher) => state.publishers[publisher] = None,
+            Action::Freeze(publisher) => {
+                left.stalls -= 1;
+                if let Some(process) = &mut state.publishers[publisher] {
+                    process.frozen = true;
+                }
+            }
+            Action::Thaw(publisher) => {
+                if let Some(process) = &mut state.publishers[publisher] {
+                    process.thaw();
+                }
+            }
+            Action::Cut => {
+                left.cuts -= 1;
+                state.cut = true;
+            }
+            Action::Heal => state.cut = false,
+            Action::Copy(from) => {
+                left.copies -= 1;
+                state.stores[1 - from] = state.stores[from].clone();
+            }
+            Action::Declare(store) => {
+                left.words -= 1;
+                state.is_overruled |= !state.stores[store].has(DELETION);
+                let incarnation = state.draw_incarnation();
+                state.stores[store].declare(incarnation);
+                for (publisher, process) in state.publishers.iter_mut().enumerate() {
+                    if let Some(process) = process.as_mut().filter(|_| self.publishers[publisher] == store) {
+                        process.past_is_settled();
+                    }
+                }
+            }
+            Action::Restart(index) => {
+                left.restarts -= 1;
+                let process = left.restarts + 1;
+                state.agents[index] = Arc::new(Agent::start(process));
+            }
+            _ => {}
+        }
+    }
+
+    fn step_publisher(&self, state: &mut State, action: Action) -> Option<()> {
+        match action {
+            Action::Record(publisher, change) => {
+                let left = if change == DELETION { &mut state.left.deletions } else { &mut state.left.others };
+                *left -= 1;
+                state.tokens += 1;
+                let place = self.publishers[publisher];
+                // On SQLite, incarnations tell copies apart.
+                let token = if self.database == Database::Sqlite { 0 } else { state.tokens };
+                state.stores[place].record(change, LogToken(token));
+            }
+            Action::Wait(publisher) => state.publishers[publisher].as_mut()?.wait(),
+            Action::HearNobody(publisher) => state.publishers[publisher].as_mut()?.hear_nobody(),
+            Action::Answer(publisher, asker) => {
+                let place = self.publishers[publisher];
+                let colleague = place == self.publishers[asker];
+                let provenance = state.stores[place].provenance();
+                let answer = state.publishers[publisher].as_ref()?.answer(publisher, provenance, colleague);
+                state.publishers[asker].as_mut()?.answers.insert(answer);
+                if !colleague {
+                    state.publishers[publisher].as_mut()?.hear_foreign();
+                }
+            }
+            Action::Hear(publisher, answer) => state.publishers[publisher].as_mut()?.hear(answer),
+            Action::HearForeign(publisher) => state.publishers[publisher].as_mut()?.hear_foreign(),
+            Action::BoundPasses(publisher) => self.finish_receipt(state, publisher)?,
+            Action::Forge(publisher, seen) => {
+                self.vouches_for(state, publisher, &seen)?;
+            }
+            _ => {}
+        }
+        Some(())
+    }
+
+    /// A bound has passed while it served: what agents cache lives on only where somebody else vouches for it.
+    fn finish_receipt(&self, state: &mut State, publisher: usize) -> Option<()> {
+        let own = state.stores[self.publishers[publisher]].provenance();
+        let vouched: BTreeSet<Provenance> = (0..self.publishers.len())
+            .filter(|other| self.is_running(state, *other).is_some_and(Process::vouches))
+            .map(|other| state.stores[self.publishers[other]].provenance())
+            .filter(|provenance| *provenance != own)
+            .collect();
+        for agent in &mut state.agents {
+            if !agent.follows().is_some_and(|followed| vouched.contains(&followed)) {
+                *agent = Arc::new(agent.expires());
+            }
+        }
+        state.publishers[publisher].as_mut()?.is_final = true;
+        Some(())
+    }
+
+    /// Whether a publisher answers an agent that presents `seen`. A past that its store doesn't know silences it, if
+    /// the store itself gave that out.
+    fn vouches_for(&self, state: &mut State, publisher: usize, seen: &Voucher) -> Option<bool> {
+        let store = &mut state.stores[self.publishers[publisher]];
+        if store.judge(&seen.milestone) != Past::Unknown {
+            return Some(true);
+        }
+        if is_authentic(seen) {
+            store.note(&seen.milestone);
+            state.publishers[publisher].as_mut()?.fall_behind(seen.milestone);
+        }
+        Some(false)
+    }
+
+    fn step_agent(&self, state: &mut State, action: Action) -> Option<()> {
+        match action {
+            Action::Silence(index) => {
+                state.agents[index] = Arc::new(state.agents[index].waits());
+            }
+            Action::Probe(index) => state.agents[index] = Arc::new(state.agents[index].probes()),
+            Action::AnswerProbe(publisher, index, nonce) => {
+                return self.answer_probe(state, publisher, index, nonce);
+            }
+            Action::HearProof(index, place) => {
+                let answer = *state.agents[index].answers.get(place)?;
+                state.agents[index] = Arc::new(state.agents[index].receives_answer(answer));
+            }
+            Action::HearTick(index, place) => {
+                let voucher = state.sent[place].voucher;
+                state.agents[index] = Arc::new(state.agents[index].receives(&voucher, None));
+            }
+            Action::HearRow(index, place) => {
+                let Sent { mut voucher, row, store } = state.sent[place];
+                if self.flaw == Some(Flaw::RowsLagBehindTheirVouchers) {
+                    let begins = state.stores[store].history();
+                    let begins = begins.begins().iter().rev();
+                    let mut begins = begins.filter(|begin| begin.incarnation == voucher.milestone.provenance.incarnation);
+                    voucher.milestone.at = begins.next()?.at;
+                }
+                state.agents[index] = Arc::new(state.agents[index].receives(&voucher, row.as_ref()));
+            }
+            Action::Repair(index, publisher) => {
+                let store = &state.stores[self.publishers[publisher]];
+                state.agents[index] = Arc::new(state.agents[index].repairs(store));
+            }
+            Action::Load(index, publisher) => {
+                let store = &state.stores[self.publishers[publisher]];
+                state.agents[index] = Arc::new(state.agents[index].loads(store));
+            }
+            _ => {}
+        }
+        Some(())
+    }
+
+    fn answer_probe(&self, state: &mut State, publisher: usize, index: usize, nonce: u64) -> Option<()> {
+        let probe = *state.agents[index].probes.iter().find(|probe| probe.nonce == nonce)?;
+        if let Some(seen) = &probe.seen {
+            if !self.vouches_for(state, publisher, seen)? {
+                return Some(());
+            }
+        }
+        let store = &state.stores[self.publishers[publisher]];
+        let answer = ProbeAnswer { nonce, head: store.voucher(), deleted: store.has(DELETION) };
+        let agent = &state.agents[index];
+        // Where publishers talk, late answers are left to the other worlds.
+        let at_once = self.talks && agent.follows() != Some(answer.head.milestone.provenance);
+        let next = if at_once { agent.receives_answer(answer) } else { agent.is_answered(answer) };
+        state.agents[index] = Arc::new(next);
+        Some(())
+    }
+}
+
+/// The same where faults are over, and operators and clocks do what they must.
+pub(super) fn calm(world: &World) -> World {
+    World { prompt: false, receipts: false, ..*world }
+}
+
+impl State {
+    /// Lets everything happen that heals.
+    pub(super) fn allow_healing(&mut self) {
+        self.left = Budget::ENOUGH;
+    }
+}

@@ -1,0 +1,113 @@
+//! The worlds that are checked, each with the faults that meet in it.
+
+use evictd_core::service::Standing;
+
+use super::world::{Budget, Database, World};
+
+/// All of them.
+pub const ALL: &[World] =
+    &[FORGED, RESTARTED, WORD, TWO_COPIES, PHYSICAL_COPY, BACKUP, LOYAL, CUT, HANDOVER, COLLEAGUES];
+
+const BEHIND: (&str, Standing) = ("a publisher is behind", Standing::Behind);
+const YIELDS: (&str, Standing) = ("a publisher yields", Standing::Yielding);
+const CONFLICT: (&str, Standing) = ("publishers conflict", Standing::Conflicting);
+
+/// A copy of the store is started beside home or instead of it, and its positions catch up.
+pub const TWO_COPIES: World = World {
+    standings: &[BEHIND],
+    ..World::plain(
+        "two copies",
+        "an old copy is started, its positions catch up",
+        Budget { starts: 2, others: 1, deletions: 2, ..Budget::NONE },
+    )
+};
+
+/// One of the two is declared, by an operator who may not have been asked.
+pub const WORD: World = World {
+    standings: &[BEHIND],
+    heals: true,
+    ..World::plain("an operator's word", "a store is declared", Budget { starts: 1, words: 1, others: 1, ..Budget::NONE })
+};
+
+/// The copy is made at any moment, also of a store that was declared, or put in place of the original.
+pub const BACKUP: World = World {
+    standings: &[BEHIND],
+    ..World::plain(
+        "a backup",
+        "a backup is taken at any moment, and started or restored",
+        Budget { starts: 1, copies: 1, words: 1, ..Budget::NONE },
+    )
+};
+
+/// The agent restarts, and has no past.
+pub const RESTARTED: World = World {
+    standings: &[BEHIND],
+    agents: 2,
+    ..World::plain(
+        "no past",
+        "one of two agents restarts",
+        Budget { starts: 1, restarts: 1, ..Budget::NONE },
+    )
+};
+
+/// Publishers stand still, crash and come back, and reach each other meanwhile.
+pub const HANDOVER: World = World {
+    talks: true,
+    prompt: true,
+    receipts: true,
+    standings: &[YIELDS, CONFLICT],
+    ..World::plain(
+        "newcomers",
+        "publishers freeze and restart beside each other",
+        Budget { starts: 1, stalls: 1, ..Budget::NONE },
+    )
+};
+
+/// Two serve while they are cut off from each other, and meet.
+pub const CUT: World = World {
+    talks: true,
+    prompt: true,
+    receipts: true,
+    begins_cut: true,
+    standings: &[YIELDS, CONFLICT],
+    ..World::plain("rivals", "two that serve meet after a cut", Budget { starts: 1, ..Budget::NONE })
+};
+
+/// An agent that reaches home goes on following it, although a copy serves.
+pub const LOYAL: World = World {
+    talks: true,
+    prompt: true,
+    receipts: true,
+    begins_cut: true,
+    steady: &[0],
+    silence: false,
+    ..World::plain("loyal", "a cut-off copy serves beside home", Budget { starts: 1, ..Budget::NONE })
+};
+
+/// Claims that no store gave out.
+pub const FORGED: World = World {
+    forges: true,
+    ..World::plain("forged", "an agent's login claims what it never received", Budget { starts: 1, ..Budget::NONE })
+};
+
+/// A physical copy has the incarnation of the original.
+pub const PHYSICAL_COPY: World = World {
+    database: Database::Postgres,
+    standings: &[BEHIND],
+    ..World::plain(
+        "a copied server",
+        "a copy with the same incarnation is started",
+        Budget { starts: 2, others: 1, deletions: 2, ..Budget::NONE },
+    )
+};
+
+/// Two colleagues on one server, and a publisher on its copy.
+pub const COLLEAGUES: World = World {
+    database: Database::Postgres,
+    publishers: &[0, 0, 1],
+    talks: true,
+    prompt: true,
+    receipts: true,
+    standings: &[YIELDS],
+    ..World::plain("colleagues", "two on one server, one on its copy", Budget { starts: 1, ..Budget::NONE })
+};
