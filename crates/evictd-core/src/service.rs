@@ -155,9 +155,8 @@ impl Service {
     /// To be called several times in [`AWAY_AFTER`]. `present`: it is connected, and its rounds succeed. Returns a
     /// question to send.
     pub fn beat(&mut self, present: bool, now: LeaseTime) -> Option<Query> {
-        // Answers that came while it stood still may not have been looked at yet.
-        let patience = if self.state == State::Serving { AWAY_AFTER } else { ANSWER_PATIENCE };
-        if now.since(self.present_at) >= patience {
+        // Of one that asks, too: answers that came while it stood still may not have been looked at yet.
+        if now.since(self.present_at) >= AWAY_AFTER {
             self.away();
         }
         if !present {
@@ -426,10 +425,10 @@ mod tests {
     fn newcomer_that_stood_still_while_it_asked_asks_again() {
         let mut service = newcomer();
         let first = service.beat(true, ms(0)).unwrap();
-        let second = service.beat(true, ms(1_500)).unwrap();
+        let second = service.beat(true, ms(3_500)).unwrap();
         assert_ne!(first.nonce, second.nonce);
         assert_eq!(service.standing(), Standing::Asking);
-        service.on_rival(second.nonce, rival(Standing::Serving), ms(1_510));
+        service.on_rival(second.nonce, rival(Standing::Serving), ms(3_510));
         assert_eq!(service.standing(), Standing::Yielding);
     }
 
