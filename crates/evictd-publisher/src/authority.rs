@@ -9,6 +9,7 @@ use evictd_core::ids::Identity;
 use evictd_core::limits::{NAMESAKES_MAX, PROBES_WAITING_PER_AGENT_MAX};
 use evictd_core::position::LogPosition;
 use evictd_core::roster::Instance;
+use evictd_core::service::Standing;
 use evictd_core::time::LeaseTime;
 use evictd_ops::clock;
 use evictd_ops::readiness::Condition;
@@ -56,7 +57,10 @@ pub(crate) struct Authority {
     pub(crate) fence: Fence,
     pub(crate) rounds: RoundWish,
     pub(crate) wake: Wake,
+    /// Whether this publisher takes its share of questions: rounds succeed, and it may vouch.
     pub(crate) serving: watch::Sender<bool>,
+    /// Whether rounds succeed.
+    pub(crate) succeeding: watch::Sender<bool>,
     /// When agents were last complained of.
     pub(crate) complaints: Mutex<Complaints>,
     /// Met from the first round that succeeds, unless rounds don't any more: what changes here is refused then, or not
@@ -123,6 +127,7 @@ impl Authority {
         let rounds = Rounds::new(self.config.round_spacing.into(), self.config.probes_waiting_max);
         let mut waiting = Waiting { rounds, of_agent: HashMap::new() };
         let mut running: Option<Running> = None;
+        let mut standing = self.feed.vouching.watch();
         loop {
             let now = clock::lease_now();
             if running.is_none()
@@ -136,8 +141,10 @@ impl Authority {
             if stalled {
                 self.condition.unmet("a probe round that succeeds; see the log for why they fail");
             }
-            self.serving.send_if_modified(|serving| std::mem::replace(serving, !stalled) == stalled);
-            probes.set_serving(!stalled).await;
+            let takes_part = !stalled && self.feed.vouching.standing() == Standing::Serving;
+            set(&self.succeeding, !stalled);
+            set(&self.serving, takes_part);
+            probes.set_serving(takes_part).await;
             let never = self.fence.raised_ago().is_none();
             if (stalled || never) && running.is_none() {
                 // Who left the queue groups may be asked by nobody any more, and must find back by itself. Who has
@@ -155,6 +162,8 @@ impl Authority {
                     waiting.rounds.finish(done.1.is_some());
                     self.finish(done).await;
                 }
+                // Whoever tells of it outlives this task.
+                Ok(()) = standing.changed() => {}
                 () = self.rounds.wanted() => waiting.wish(clock::lease_now()),
                 Some(heard) = probes.next() => self.add(&mut waiting, heard, &probes),
                 () = tokio::time::sleep(wait) => {}
@@ -325,6 +334,10 @@ impl Waiting {
             drop(self.rounds.add(Asker::Publisher, now));
         }
     }
+}
+
+fn set(flag: &watch::Sender<bool>, value: bool) {
+    flag.send_if_modified(|flag| std::mem::replace(flag, value) != value);
 }
 
 fn instance(heard: &Heard, request: &ProbeRequest) -> Instance {

@@ -46,6 +46,7 @@ struct Known {
     history: Arc<History>,
     head: Head,
     tokens: BTreeMap<LogPosition, LogToken>,
+    ended: Option<EndedIncarnation>,
 }
 
 impl HomeHistory {
@@ -54,7 +55,7 @@ impl HomeHistory {
         let codes = Codes::new(&store.voucher_key().await?);
         let head = store.head().await?;
         let history = Arc::new(store.history().await?);
-        let known = Mutex::new(Known { history, head, tokens: BTreeMap::new() });
+        let known = Mutex::new(Known { history, head, tokens: BTreeMap::new(), ended: None });
         Ok(Self { store, codes, known })
     }
 
@@ -68,28 +69,32 @@ impl HomeHistory {
         self.known.lock().head
     }
 
-    /// The log reaches to `head`. Reads the history again if another incarnation has begun, and returns the one that
-    /// ended.
-    pub(crate) async fn note(&self, head: &Head) -> Result<Option<EndedIncarnation>, StoreError> {
+    /// The log reaches to `head`. Reads the history again if another incarnation has begun.
+    pub(crate) async fn note(&self, head: &Head) -> Result<(), StoreError> {
         if self.known.lock().note(head) {
-            return Ok(None);
+            return Ok(());
         }
         let history = Arc::new(self.store.history().await?);
         let mut known = self.known.lock();
-        let ended = (known.head.incarnation != head.incarnation).then(|| {
+        if known.head.incarnation != head.incarnation {
             let Head { at, incarnation, token, .. } = known.head;
             let provenance = Provenance { store: known.history.store(), incarnation };
-            EndedIncarnation(self.codes.vouch(Milestone { provenance, at, token }))
-        });
+            known.ended = Some(EndedIncarnation(self.codes.vouch(Milestone { provenance, at, token })));
+        }
         known.history = history;
         known.head = *head;
         known.note(head);
-        Ok(ended)
+        Ok(())
     }
 
-    /// Reads the history again, whatever the head: an operator may have declared something.
-    pub(crate) async fn reread(&self) -> Result<Option<EndedIncarnation>, StoreError> {
+    /// Reads head and history again: others may have begun something.
+    pub(crate) async fn reread(&self) -> Result<(), StoreError> {
         self.note(&self.store.head().await?).await
+    }
+
+    /// The incarnation that has ended since the last call, for agents to be told.
+    pub(crate) fn take_ended(&self) -> Option<EndedIncarnation> {
+        self.known.lock().ended.take()
     }
 
     /// The voucher of `at`, which the transaction that led to `head` has given out.

@@ -59,10 +59,11 @@ impl LiveFeed {
     }
 
     async fn note(&self, head: &Head) {
-        match self.history.note(head).await {
-            Ok(Some(ended)) => self.tell_end(ended).await,
-            Ok(None) => {}
-            Err(error) => self.metrics.store_failed(&error),
+        if let Err(error) = self.history.note(head).await {
+            self.metrics.store_failed(&error);
+        }
+        if let Some(ended) = self.history.take_ended() {
+            self.tell_end(ended).await;
         }
         self.receipts.head(head.at);
         self.metrics.head(head.at);

@@ -118,6 +118,7 @@ impl Common {
             rounds: self.rounds.clone(),
             wake: self.wake.clone(),
             serving: watch::Sender::new(true),
+            succeeding: watch::Sender::new(true),
             complaints: Mutex::new(Complaints::default()),
             condition: self.readiness.condition("rounds", "the first probe round; see the log if it fails"),
         }
@@ -165,7 +166,7 @@ impl Common {
             bus: buses.main.clone(),
             metrics: self.metrics.clone(),
             condition: self.readiness.condition("history", "an answer to who else publishes on this bus"),
-            serving: authority.serving.subscribe(),
+            succeeding: authority.succeeding.subscribe(),
             connected: self.connected.clone(),
         }
     }

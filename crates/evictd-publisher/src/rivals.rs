@@ -54,7 +54,7 @@ pub(crate) struct Rivals {
     /// Met while this publisher may vouch, or asks whether it may.
     pub(crate) condition: Condition,
     /// Whether rounds succeed.
-    pub(crate) serving: watch::Receiver<bool>,
+    pub(crate) succeeding: watch::Receiver<bool>,
     /// Told at each connection to NATS.
     pub(crate) connected: Arc<Notify>,
 }
@@ -97,7 +97,10 @@ impl Rivals {
                 biased;
                 () = shutdown.cancelled() => break,
                 _ = beat.tick() => task.beat().await,
-                () = rivals.connected.notified() => rivals.vouching.away(),
+                () = rivals.connected.notified() => {
+                    rivals.vouching.away();
+                    task.beat().await;
+                }
                 Some(message) = publishers.queries.next() => task.on_query(&message).await,
                 Some(message) = publishers.answers.next() => task.on_answer(&message),
                 Some(message) = publishers.live.next() => task.on_live(&message).await,
@@ -146,8 +149,8 @@ impl Rivals {
 
 impl Task {
     async fn beat(&mut self) {
-        let Rivals { vouching, bus, serving, .. } = &*self.rivals;
-        let present = bus.is_up() && *serving.borrow();
+        let Rivals { vouching, bus, succeeding, .. } = &*self.rivals;
+        let present = bus.is_up() && *succeeding.borrow();
         if let Some(query) = vouching.with(|service, now| service.beat(present, now)) {
             self.rivals.send(query).await;
         }
@@ -164,7 +167,7 @@ impl Task {
         self.reread_at = now;
         let Rivals { history, vouching, metrics, .. } = &*self.rivals;
         match history.reread().await {
-            Ok(_) => {
+            Ok(()) => {
                 let head = history.head();
                 if history.history().judge(&awaited, head.at) != Past::Unknown {
                     vouching.with(|service, _| service.on_past_settled());

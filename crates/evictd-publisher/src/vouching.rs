@@ -9,10 +9,14 @@ use evictd_core::time::{LeaseTime, StoreTime};
 use evictd_ops::clock;
 use jiff::Timestamp;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 /// Shared by those who ask, and by [`crate::rivals`], which keeps it.
 #[derive(Clone, Debug)]
-pub(crate) struct Vouching(Arc<Mutex<State>>);
+pub(crate) struct Vouching {
+    state: Arc<Mutex<State>>,
+    standing: watch::Sender<Standing>,
+}
 
 #[derive(Debug)]
 struct State {
@@ -25,7 +29,8 @@ impl Vouching {
     /// A newcomer; a rival is gone when it didn't answer for `bound`.
     pub(crate) fn new(bound: Duration, nonce: u64) -> Self {
         let service = Service::new(bound, nonce, clock::lease_now());
-        Self(Arc::new(Mutex::new(State { service, presented_by: None })))
+        let standing = watch::Sender::new(service.standing());
+        Self { state: Arc::new(Mutex::new(State { service, presented_by: None })), standing }
     }
 
     /// One that vouches for as long as its runtime lives.
@@ -48,17 +53,22 @@ impl Vouching {
 
     /// Whether messages that vouch for something may be sent now.
     pub(crate) fn is_allowed(&self) -> bool {
-        self.0.lock().service.may_vouch(clock::lease_now())
+        self.state.lock().service.may_vouch(clock::lease_now())
     }
 
     /// How this publisher stands.
     pub(crate) fn standing(&self) -> Standing {
-        self.0.lock().service.standing()
+        *self.standing.borrow()
+    }
+
+    /// Tells when that changes.
+    pub(crate) fn watch(&self) -> watch::Receiver<Standing> {
+        self.standing.subscribe()
     }
 
     /// Why nothing is to be changed here, and no receipt final, if so: agents follow another history.
     pub(crate) fn refusal(&self) -> Option<String> {
-        let state = self.0.lock();
+        let state = self.state.lock();
         if let Some(rival) = state.service.rival() {
             let since = when(rival.since);
             return Some(format!(
@@ -79,24 +89,27 @@ impl Vouching {
 
     /// An agent has proved a past that the store doesn't know.
     pub(crate) fn unknown_past(&self, seen: Milestone, agent: &str) {
-        let mut state = self.0.lock();
-        state.service.on_unknown_past(seen);
-        state.presented_by = Some(agent.into());
+        self.with(|service, _| service.on_unknown_past(seen));
+        self.state.lock().presented_by = Some(agent.into());
     }
 
     /// The past that the store doesn't know.
     pub(crate) fn awaited_past(&self) -> Option<Milestone> {
-        self.0.lock().service.unknown_past().copied()
+        self.state.lock().service.unknown_past().copied()
     }
 
     /// It was cut off: whoever else came meanwhile must be asked.
     pub(crate) fn away(&self) {
-        self.0.lock().service.away();
+        self.with(|service, _| service.away());
     }
 
     /// Changes the standing, or asks for something.
     pub(crate) fn with<T>(&self, step: impl FnOnce(&mut Service, LeaseTime) -> T) -> T {
-        step(&mut self.0.lock().service, clock::lease_now())
+        let mut state = self.state.lock();
+        let done = step(&mut state.service, clock::lease_now());
+        let now = state.service.standing();
+        self.standing.send_if_modified(|standing| std::mem::replace(standing, now) != now);
+        done
     }
 
     /// A question that something from another history gives reason for.

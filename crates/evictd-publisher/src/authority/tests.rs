@@ -99,6 +99,7 @@ impl Home {
             rounds,
             wake: Wake::default(),
             serving: watch::Sender::new(true),
+            succeeding: watch::Sender::new(true),
             complaints: Mutex::default(),
             condition: readiness.condition("rounds", "the test"),
         };
