@@ -107,13 +107,21 @@ fn with_stalled_verifications(settings: &mut Settings) {
     settings.paired_permille = 1_000;
 }
 
+/// Many loads are read before a change and land after it, with long pauses between their steps, and of keys that are
+/// verified all the time.
+fn with_loads_on_the_way(settings: &mut Settings) {
+    (settings.preempted_permille, settings.slow_loads_permille) = (300, 300);
+    (settings.starved_permille, settings.verifications_per_second) = (1_000, 1_000);
+    settings.size.keys = 100;
+}
+
 /// Agents start often, on bad links, among others that confirm quickly, and load slowly.
 fn with_slow_starts(settings: &mut Settings) {
     (settings.polite, settings.paired_permille, settings.slow_loads_permille) = (true, 700, 300);
 }
 
-/// One line for each protection and each assumption, but for `ProofsPrecedeApplied` and `LiftsRestOnTheReading`:
-/// those show within a step of the agent's, where loom looks.
+/// One line for each protection and each assumption that shows here. `ProofsPrecedeApplied` and `LiftsRestOnTheReading`
+/// show within a step of the agent's, where loom looks; what the stores do by themselves, in the stores' own tests.
 pub const CONTROLS: &[Control] = {
     use Protection as P;
     use Rule::{G1, G2, G3, G4, G5, R2, R14};
@@ -151,13 +159,14 @@ pub const CONTROLS: &[Control] = {
         breaks(P::MarginsAreKept, S::Clocks, &[G1], 200),
         unfounded(Assumption::ClocksCountSuspension, S::Clocks, &[G1], 200),
         breaks(P::LookupsCarryTheFenceAge, S::Failover, &[G1], 200),
-        breaks(P::EntriesAppearChecked, S::Calm, &[G1, G2, G4], 200),
+        breaks(P::EntriesAppearChecked, S::Calm, &[G1, G2, G4], 200).tuned(with_loads_on_the_way),
         breaks(P::ChecksFollowInsertions, S::Calm, &[G1, G2, G4], 200),
         breaks(P::EvictionPrecedesApplied, S::Calm, &[G2, G4], 200),
         breaks(P::DeadlinePrecedesFloors, S::Partition, &[G1], 200).tuned(with_stalled_verifications),
         breaks(P::LoadsMeetFloors, S::Calm, &[G1, G2, G4], 200),
         breaks(P::AnswersMeetWhatWasApplied, S::Calm, &[G2, G4], 200),
         breaks(P::LoadsAreJoinedUnderALease, S::Crash, &[G4], 400).tuned(with_slow_starts),
+        breaks(P::AnswersAreHandedOn, S::Partition, &[G5], 200),
         breaks(P::RosterPrecedesHead, S::Crash, &[G4], 200).tuned(with_slow_starts),
         breaks(P::LostRostersAreDistrusted, S::Restore, &[G4], 200),
         breaks(P::ReceiptsWaitForAll, S::Calm, &[G4], 200),

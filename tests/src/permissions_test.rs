@@ -179,6 +179,8 @@ fn an_agent_hears_only_the_live_feed_and_its_own_inbox() -> Result<()> {
         "_INBOX.>",
         "evictd.v1.probe.eu.a1",
         "evictd.v1.lookup.>",
+        "evictd.v1.publishers",
+        "evictd.v1.publishers.>",
         "evictd.v1.>",
         "$SYS.>",
         ">",
@@ -189,9 +191,12 @@ fn an_agent_hears_only_the_live_feed_and_its_own_inbox() -> Result<()> {
 #[test]
 fn only_a_publisher_speaks_on_the_live_feed() -> Result<()> {
     let mut world = World::start()?;
-    assert_allowed(&mut world.publisher, &["evictd.v1.live"], &[])?;
+    let among_publishers = ["evictd.v1.publishers", "evictd.v1.publishers.00c0ffee.01"];
+    assert_allowed(&mut world.publisher, &among_publishers, &among_publishers)?;
+    assert_allowed(&mut world.publisher, &["evictd.v1.live"], &["evictd.v1.live"])?;
     let mut agent = World::agent(&world.us, "us", "a2")?;
     assert_refused(&mut agent, &["evictd.v1.live"], &[])?;
+    assert_refused(&mut agent, &among_publishers, &[])?;
     let mut leaf = world.eu_leaf()?;
     assert_leaf_is_thrown_out(&mut leaf, "evictd.v1.live")
 }
@@ -204,7 +209,7 @@ fn a_publisher_answers_into_agents_inboxes_and_nowhere_else() -> Result<()> {
     // Each of these is a place that an asker could name as its reply subject.
     let elsewhere =
         ["evictd.v1.probe.eu.a1", "evictd.v1.applied.us.a1", "_INBOX.x", "$SYS.REQ.SERVER.PING", "orders"];
-    assert_refused(publisher, &elsewhere, &["evictd.v1.live", "_INBOX_evictd.>", "_INBOX.>", ">"])
+    assert_refused(publisher, &elsewhere, &["_INBOX_evictd.>", "_INBOX.>", ">"])
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use evictd_core::entry::Stamp;
+use evictd_core::exposure::{Answers, ExposureLog};
 use evictd_core::ids::KeyHash;
 use evictd_core::position::LogPosition;
 use evictd_core::record::{Record, RecordState};
@@ -18,7 +19,6 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::CacheConfig;
-use crate::exposure::{Answers, Rings};
 use crate::metrics::Metrics;
 
 /// A record with what decides whether it may be answered from.
@@ -41,8 +41,8 @@ impl CacheEntry for Entry {
         now >= self.expires_at
     }
 
-    fn note_answer(&self, now: LeaseTime, _: LogPosition) {
-        self.answers.note(now, self.stamp.as_of());
+    fn note_answer(&self, now: LeaseTime, applied: LogPosition) {
+        self.answers.note(now, self.stamp.as_of(), applied);
     }
 }
 
@@ -79,24 +79,36 @@ pub(crate) struct Cache {
     not_found: moka::sync::Cache<KeyHash, Arc<Entry>>,
     not_found_ttl: Duration,
     /// The answers given from what is or was cached.
-    pub(crate) rings: Rings,
+    pub(crate) exposure: Arc<ExposureLog>,
 }
 
 impl Cache {
     pub(crate) fn new(config: &CacheConfig) -> Self {
+        let exposure = Arc::new(ExposureLog::default());
+        // Under the key's lock: a removal that comes next finds what this one handed on.
+        let hand_on = |exposure: &Arc<ExposureLog>| {
+            let exposure = exposure.clone();
+            move |hash: Arc<KeyHash>, entry: Arc<Entry>, _| {
+                exposure.remember(&hash, entry.stamp.as_of(), &entry.answers);
+            }
+        };
         let found = moka::sync::Cache::builder()
             .name("found")
             .max_capacity(config.size.0)
             .weigher(|_, entry: &Arc<Entry>| entry.weight())
+            .eviction_listener(hand_on(&exposure))
             .build();
-        let not_found =
-            moka::sync::Cache::builder().name("not_found").max_capacity(config.not_found_entries).build();
-        Self { found, not_found, not_found_ttl: config.not_found_ttl.into(), rings: Rings::new() }
+        let not_found = moka::sync::Cache::builder()
+            .name("not_found")
+            .max_capacity(config.not_found_entries)
+            .eviction_listener(hand_on(&exposure))
+            .build();
+        Self { found, not_found, not_found_ttl: config.not_found_ttl.into(), exposure }
     }
 
     /// An entry for a record that was asked for at `sent_at`.
     pub(crate) fn new_entry(&self, record: Record, stamp: Stamp, sent_at: LeaseTime) -> Entry {
-        let answers = self.rings.answers_of(&record);
+        let answers = self.exposure.answers_of(&record);
         let mut entry = Entry { record, stamp, expires_at: LeaseTime(u64::MAX), answers };
         if entry.is_not_found() {
             entry.expires_at = sent_at.after(self.not_found_ttl);
@@ -109,7 +121,7 @@ impl Cache {
         self.not_found_ttl
     }
 
-    fn run_pending_tasks(&self) {
+    pub(crate) fn run_pending_tasks(&self) {
         self.found.run_pending_tasks();
         self.not_found.run_pending_tasks();
     }
@@ -144,6 +156,8 @@ impl EntryCache for Cache {
     }
 
     fn clear(&self) {
+        // moka removes them one by one, later.
+        self.exposure.flushed();
         self.found.invalidate_all();
         self.not_found.invalidate_all();
     }

@@ -31,7 +31,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bus::{Feed, nobody_listens};
 use crate::cache::{Cache, Entry};
-use crate::exposure::Seen;
 use crate::knowledge::Knowledge;
 use crate::metrics::{Incoming, Metrics};
 use crate::policy::Policies;
@@ -326,6 +325,7 @@ impl Task {
                 metrics.progress(applied.epoch(), applied.position(), head.position());
             }
             Effect::Proven(at) => {
+                cache.exposure.proven(at);
                 let now = clock::lease_now();
                 if at > now {
                     metrics
@@ -396,27 +396,25 @@ impl Task {
 
     fn exposure(&self, invalidation: &Invalidation, commit: Commit, evicted: Option<&Entry>) -> Exposure {
         let Follow { cache, metrics, bound, policies, .. } = &self.follow;
-        let Invalidation { position, cause, ref scope, .. } = *invalidation;
-        let seen = match evicted {
-            Some(entry) => Seen::of_entry(entry, position, commit),
-            None => cache.rings.exposure(scope, position, commit),
-        };
-        metrics.exposed(cause, seen.exposure);
-        if seen.surely_after > bound.bound() {
+        let Invalidation { position, ref scope, .. } = *invalidation;
+        let answers = evicted.map(|entry| (&entry.answers, entry.stamp.as_of()));
+        let after = cache.exposure.exposure(scope, position, commit, answers);
+        metrics.exposed(after.at_most);
+        if after.surely > bound.bound() {
             metrics.breached();
             let policy = match (evicted, scope) {
                 (Some(entry), _) => policies.of(&entry.record),
-                (None, Scope::Api(api)) => policies.of_api(api),
+                (None, Scope::Api(api) | Scope::Key { api_id: Some(api), .. }) => policies.of_api(api),
                 (None, _) => policies.widest(),
             };
             if policy == PartitionPolicy::Deny {
-                let after = seen.surely_after;
+                let after = after.surely;
                 metrics
                     .invariants
                     .violated(Rule::G1, format_args!("answered {after:?} after the commit of {position}"));
             }
         }
-        seen.exposure
+        Exposure { last_after: after.at_most }
     }
 
     async fn announce(&mut self, feed: &Feed) {

@@ -21,7 +21,6 @@ mod bus;
 mod cache;
 pub mod config;
 pub mod database;
-mod exposure;
 #[cfg(test)]
 mod fixture;
 mod follow;

@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use evictd_core::follower::{FlushReason, RepairCause, Via};
-use evictd_core::invalidation::{Cause, Scope};
+use evictd_core::invalidation::Scope;
 use evictd_core::lease::Mode;
-use evictd_core::receipts::Exposure;
 use evictd_core::record::Verdict;
 use evictd_ops::bus::BusMetrics;
 use evictd_ops::http::StatusCode;
@@ -28,8 +27,6 @@ metric_specs! {
         "From the commit of a change at home to its application here: the middle of the interval in which it lies (see evictd_agent_clock_offset_error_seconds).";
     EXPOSURE = "evictd_agent_exposure_seconds", LAG, SECONDS, [],
         "How long after the commit of a change the old state was last answered from, at most; 0 if it never was.";
-    ANSWERS_AFTER_DELETION = "evictd_agent_answers_after_deletion_total", COUNTER, COUNT, [],
-        "Answers given from the old state between the commit of a deletion and its application here, as far as they are known.";
     BREACHES = "evictd_agent_bound_breaches_total", COUNTER, COUNT, [],
         "Changes whose old state was answered from for longer than the bound. 0, unless policy serves stale records.";
     PROPAGATION_BOUND = "evictd_agent_propagation_bound_seconds", GAUGE, SECONDS, [],
@@ -101,7 +98,6 @@ const STATUSES: [&str; 12] =
 pub struct Metrics {
     lag: [Histogram; 4],
     exposure: Histogram,
-    answers_after_deletion: Counter,
     breaches: Counter,
     bound: Gauge,
     lease_remaining: Gauge,
@@ -193,7 +189,6 @@ impl Metrics {
             lag: ["key", "api", "workspace", "all"]
                 .map(|scope| registry.histogram(&PROPAGATION_LAG, &[("scope", scope)])),
             exposure: registry.histogram(&EXPOSURE, &[]),
-            answers_after_deletion: registry.counter(&ANSWERS_AFTER_DELETION, &[]),
             breaches: registry.counter(&BREACHES, &[]),
             bound: gauge(&PROPAGATION_BOUND),
             lease_remaining: gauge(&LEASE_REMAINING),
@@ -251,11 +246,8 @@ impl Metrics {
     }
 
     /// What was answered from the state before a change, after its commit.
-    pub(crate) fn exposed(&self, cause: Cause, exposure: Exposure) {
-        self.exposure.record(exposure.last_after.as_secs_f64());
-        if cause.is_deletion() {
-            self.answers_after_deletion.increment(exposure.answers);
-        }
+    pub(crate) fn exposed(&self, at_most: Duration) {
+        self.exposure.record(at_most.as_secs_f64());
     }
 
     /// Something was answered from a state older than the bound.

@@ -43,12 +43,12 @@ struct RecentRow {
 
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[allow(clippy::struct_field_names, reason = "the unit is part of the published names")]
 struct RecentSight {
     /// The best guess, and the interval in which it lies.
     lag_ms: f64,
     lag_low_ms: f64,
     lag_high_ms: f64,
-    answers_after: u64,
     last_answer_after_ms: f64,
 }
 
@@ -74,7 +74,6 @@ impl Recent {
                 lag_ms: millis(lag.middle()),
                 lag_low_ms: millis(lag.low),
                 lag_high_ms: millis(lag.high),
-                answers_after: exposure.answers,
                 last_answer_after_ms: millis(exposure.last_after),
             }),
         };
@@ -143,7 +142,7 @@ mod tests {
         let recent = Recent::default();
         let row = row(at(7), Scope::All);
         let span = |low, high| Span { low: Duration::from_millis(low), high: Duration::from_millis(high) };
-        let exposure = Exposure { answers: 3, last_after: Duration::from_millis(19) };
+        let exposure = Exposure { last_after: Duration::from_millis(19) };
         recent.push(&row, Via::Live, None);
         recent.push(&row, Via::Live, Some(&Sighting { position: at(7), lag: span(10, 20), exposure }));
         let shown = serde_json::to_value(&*recent.0.lock()).unwrap();
@@ -152,6 +151,5 @@ mod tests {
         let numbers =
             ["lagMs", "lagLowMs", "lagHighMs", "lastAnswerAfterMs"].map(|name| shown[1][name].as_f64());
         assert_eq!(numbers, [Some(15.0), Some(10.0), Some(20.0), Some(19.0)]);
-        assert_eq!(shown[1]["answersAfter"], 3);
     }
 }

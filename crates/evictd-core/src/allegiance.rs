@@ -45,8 +45,18 @@ pub enum AnswerSource {
 struct Own {
     /// The furthest that was received of it: what a probe proves to have seen.
     voucher: Voucher,
+    /// When that was.
+    voucher_at: LeaseTime,
+    /// The furthest that came in the answer to a probe of this agent.
+    confirmed: Voucher,
     /// When something was last received of it; the clock's start if it said that it ended.
     received_at: LeaseTime,
+}
+
+impl Own {
+    fn is_of_epoch(&self, voucher: &Voucher) -> bool {
+        voucher.milestone.at.epoch() == self.voucher.milestone.at.epoch()
+    }
 }
 
 /// The history that one agent follows.
@@ -74,6 +84,11 @@ impl Allegiance {
         self.own.map(|own| own.voucher)
     }
 
+    /// The same as far as an answer confirmed it: nobody can have made that up.
+    pub fn confirmed(&self) -> Option<Voucher> {
+        self.own.map(|own| own.confirmed)
+    }
+
     /// Whether what comes from `provenance` counts. An agent that follows no history yet takes what it is given: nothing
     /// is cached before it does, and no publisher vouches for an agent that it doesn't know.
     pub fn follows(&self, provenance: Provenance) -> bool {
@@ -87,6 +102,12 @@ impl Allegiance {
         if self.is_excluded(provenance) {
             FeedSource::Excluded
         } else if self.own.is_some() && self.follows(provenance) {
+            // An epoch belongs to one incarnation.
+            if self.own.is_some_and(|own| !own.is_of_epoch(voucher))
+                && Protection::OlderEpochsMoveNothing.holds()
+            {
+                return FeedSource::Rival;
+            }
             self.receive(voucher, now);
             FeedSource::Own
         } else if self.is_alive(now) {
@@ -107,6 +128,7 @@ impl Allegiance {
             None => AnswerSource::First,
             Some(own) if own == provenance => {
                 self.receive(voucher, now);
+                self.confirm(voucher);
                 AnswerSource::Own
             }
             Some(_) if self.is_alive(now) && Protection::OwnHistoryComesFirst.holds() => AnswerSource::Rival,
@@ -116,7 +138,18 @@ impl Allegiance {
 
     /// Follows the history of `voucher` from now on.
     pub fn follow(&mut self, voucher: Voucher, now: LeaseTime) {
-        self.own = Some(Own { voucher, received_at: now });
+        self.own = Some(Own { voucher, voucher_at: now, confirmed: voucher, received_at: now });
+    }
+
+    /// The answer to a probe that was sent at `sent_at` contradicts what came on the live feed before: whatever was
+    /// given out by then lies at or below it. Goes back to the answer, and tells whether it had to.
+    pub fn retract(&mut self, answer: &Voucher, sent_at: LeaseTime) -> bool {
+        let Some(own) = &mut self.own else { return false };
+        let is_lie = own.voucher.milestone.at > answer.milestone.at && own.voucher_at < sent_at;
+        if is_lie {
+            own.voucher = *answer;
+        }
+        is_lie
     }
 
     /// A publisher said that this incarnation ended: whatever follows it needs not wait.
@@ -129,10 +162,18 @@ impl Allegiance {
     fn receive(&mut self, voucher: &Voucher, now: LeaseTime) {
         let Some(own) = &mut self.own else { return };
         own.received_at = own.received_at.max(now);
-        if voucher.milestone.at > own.voucher.milestone.at
+        if own.is_of_epoch(voucher)
+            && voucher.milestone.at > own.voucher.milestone.at
             && voucher.milestone.provenance == own.voucher.milestone.provenance
         {
-            own.voucher = *voucher;
+            (own.voucher, own.voucher_at) = (*voucher, now);
+        }
+    }
+
+    fn confirm(&mut self, voucher: &Voucher) {
+        let Some(own) = &mut self.own else { return };
+        if own.is_of_epoch(voucher) && voucher.milestone.at > own.confirmed.milestone.at {
+            own.confirmed = *voucher;
         }
     }
 
@@ -210,6 +251,24 @@ mod tests {
         assert_eq!(allegiance.on_feed(&voucher(1, 1, 5), ms(0)), FeedSource::Excluded);
         assert_eq!(allegiance.on_answer(&voucher(1, 1, 5), ms(0)), AnswerSource::Rival);
         assert_eq!(allegiance.on_answer(&voucher(7, 1, 5), ms(0)), AnswerSource::First);
+    }
+
+    #[test]
+    fn epoch_of_its_own_incarnation_never_changes() {
+        let mut allegiance = follower_of_1();
+        let mut lie = voucher(1, 1, 0);
+        lie.milestone.at = LogPosition::new(2, 0).unwrap();
+        assert_eq!(allegiance.on_feed(&lie, ms(1)), FeedSource::Rival);
+        assert_eq!(allegiance.voucher(), Some(voucher(1, 1, 5)));
+    }
+
+    #[test]
+    fn answer_to_a_later_question_takes_back_what_the_feed_claimed() {
+        let mut allegiance = follower_of_1();
+        allegiance.on_feed(&voucher(1, 1, 900), ms(10));
+        assert!(!allegiance.retract(&voucher(1, 1, 6), ms(10)), "it may have been given out since");
+        assert!(allegiance.retract(&voucher(1, 1, 6), ms(11)));
+        assert_eq!(allegiance.voucher(), Some(voucher(1, 1, 6)));
     }
 
     #[test]

@@ -400,17 +400,21 @@ impl Follower {
             return Accepted::No;
         }
         let dated = Protection::ProofsDateFromTheQuestion.holds();
-        let sent_at = if dated { self.probes[index].sent_at } else { now };
+        let asked_at = self.probes[index].sent_at;
+        let sent_at = if dated { asked_at } else { now };
         // Older questions need no answer any more, and their number stays small.
         self.probes.drain(..=index);
         self.unanswered = 0;
         self.probe_due = sent_at.after(self.config.probe_interval);
         self.track(effects, |this, effects| {
-            if source != AnswerSource::Own {
-                this.follow(voucher, now, effects);
+            match source {
+                AnswerSource::Own => this.retract(voucher, asked_at),
+                _ => this.follow(voucher, now, effects),
             }
             this.note_token(voucher);
             this.raise_head(head, RepairCause::Probe, now);
+            // What waited for a confirmation waits no longer.
+            this.hole = this.hole.map(|hole| Hole { since: hole.since.min(now), ..hole });
             if this.unproven.len() == PROBES_OUTSTANDING_MAX {
                 this.unproven.pop_back();
             }
@@ -449,6 +453,10 @@ impl Follower {
                     this.apply(row, Via::Replay, now, effects);
                 }
             }
+            // There is nothing to be missed.
+            ReplayAnswer::Refused { head } if this.is_covered(head.milestone.at) => {
+                this.lower_head(head.milestone.at);
+            }
             ReplayAnswer::Refused { head } => {
                 this.allegiance.on_feed(&head, now);
                 this.note_token(&head);
@@ -461,8 +469,8 @@ impl Follower {
 
     /// Asks what is due. To be called after every input and at [`Follower::wake_at`].
     pub fn poll(&mut self, now: LeaseTime, effects: &mut Vec<Effect>) {
-        self.poll_probe(now, effects);
         self.poll_repair(now, effects);
+        self.poll_probe(now, effects);
     }
 
     /// When [`Follower::poll`] is due next.
@@ -488,7 +496,12 @@ impl Follower {
         if self.probes.len() == PROBES_OUTSTANDING_MAX {
             self.probes.pop_front();
         }
-        let seen = self.allegiance.voucher();
+        // What the live feed said may be a lie, which no publisher vouches for. So now and then only what is confirmed is
+        // presented; that is enough for a proof, but not to change over.
+        let seen = match self.unanswered % 4 {
+            0 | 1 => self.allegiance.voucher(),
+            _ => self.allegiance.confirmed(),
+        };
         self.probes.push_back(Probe { nonce, sent_at: now, seen });
         // Until an answer comes, the next try is a timeout away, and every other one goes to all.
         let all = self.unanswered % 2 == 1 && Protection::SecondTriesGoToAll.holds();
@@ -503,7 +516,13 @@ impl Follower {
             return;
         }
         if self.head.position().saturating_sub(applied.position()) > REPAIR_SPAN_MAX {
-            let head = self.head;
+            let confirmed = self.allegiance.confirmed().map_or(applied, |voucher| voucher.milestone.at);
+            if confirmed.position().saturating_sub(applied.position()) <= REPAIR_SPAN_MAX {
+                // So far only the live feed says so: everything cached is too much for a lie.
+                self.hole = Some(Hole { since: now.after(self.config.request_timeout), ..hole });
+                return self.probe_soon(now);
+            }
+            let head = confirmed;
             self.track(effects, |this, effects| this.start_over(head, FlushReason::LongGap, effects));
             return;
         }
@@ -597,6 +616,25 @@ impl Follower {
         }
     }
 
+    /// Takes back what the live feed claimed, if the authority's answer shows that it was a lie.
+    fn retract(&mut self, answer: &Voucher, asked_at: LeaseTime) {
+        if self.allegiance.retract(answer, asked_at) {
+            self.lower_head(answer.milestone.at);
+            self.tokens.retain(|at, _| *at <= answer.milestone.at);
+        }
+    }
+
+    /// Nothing is missing above `head`.
+    fn lower_head(&mut self, head: LogPosition) {
+        let applied = self.applied.unwrap_or(head);
+        self.head = head.max(applied);
+        self.pending.retain(|position, _| *position <= head);
+        if self.head == applied {
+            self.hole = None;
+            self.repairs.clear();
+        }
+    }
+
     fn note_token(&mut self, voucher: &Voucher) {
         self.tokens.insert(voucher.milestone.at, voucher.milestone.token);
         if self.tokens.len() > LOG_TOKENS_KEPT_MAX {
@@ -617,6 +655,10 @@ impl Follower {
     fn is_of_epoch(&self, position: LogPosition) -> bool {
         self.applied.is_none_or(|applied| position.epoch() == applied.epoch())
             || !Protection::OlderEpochsMoveNothing.holds()
+    }
+
+    fn is_covered(&self, head: LogPosition) -> bool {
+        self.applied.is_some_and(|applied| head.epoch() == applied.epoch() && head <= applied)
     }
 
     fn raise_head(&mut self, head: LogPosition, cause: RepairCause, now: LeaseTime) {

@@ -20,6 +20,7 @@
 //! * [`serving`]: what the agent's threads share, and the steps of a hit, a load and an invalidation (R9, R10).
 //! * [`authority`]: the publisher's side: pacing of probe rounds, new epochs (R2, R7, R14).
 //!
+//! * [`exposure`]: until when the old state was answered from.
 //! * [`offset`]: when something was committed at home, told on the agent's lease clock.
 //! * [`receipts`]: what is known of each change's way through the regions (R12).
 //! * [`rules`], [`protection`]: the ids of guarantees and rules, and their negative controls.
@@ -29,6 +30,7 @@
 pub mod allegiance;
 pub mod authority;
 pub mod entry;
+pub mod exposure;
 pub mod floors;
 pub mod follower;
 pub mod history;

@@ -67,6 +67,9 @@ pub const REPAIRS_OUTSTANDING_MAX: usize = 4;
 /// Key floors an agent keeps before it merges them into API floors (R6).
 pub const KEY_FLOORS_MAX: usize = 131_072;
 
+/// Keys whose past entries an agent remembers for their exposure, before the last answer of any stands in for them.
+pub const PAST_ANSWERS_MAX: usize = 65_536;
+
 /// API and workspace floors an agent keeps before it drops unused ones.
 pub const SCOPE_FLOORS_MAX: usize = 65_536;
 

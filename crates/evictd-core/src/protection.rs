@@ -71,6 +71,8 @@ pub enum Protection {
     ReceiptsWaitForAll,
     /// R12: what isn't confirmed is fenced when the bound has passed, not earlier.
     FencesWaitForTheBound,
+    /// G5: what leaves the cache hands on when it was last answered from.
+    AnswersAreHandedOn,
     /// R11: an instance is in the roster before its probe's head is read.
     RosterPrecedesHead,
     /// R11: when the store went back, the roster counts as incomplete for a bound.
@@ -127,6 +129,7 @@ impl Protection {
             Self::LoadsMeetFloors | Self::AnswersMeetWhatWasApplied | Self::LoadsAreJoinedUnderALease => {
                 Rule::R10
             }
+            Self::AnswersAreHandedOn => Rule::G5,
             Self::ReceiptsWaitForAll | Self::FencesWaitForTheBound => Rule::R12,
             Self::RosterPrecedesHead | Self::LostRostersAreDistrusted => Rule::R11,
             Self::AnswersMatchQuestions => Rule::R13,

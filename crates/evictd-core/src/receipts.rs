@@ -89,8 +89,6 @@ pub struct Span {
 /// How long the old state was answered from after the change was committed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Exposure {
-    /// So many answers, at least: entries that were pushed out of the cache aren't counted.
-    pub answers: u64,
     /// So long after the commit, at most, the last of them was given; zero if there was none.
     pub last_after: Duration,
 }
@@ -719,7 +717,6 @@ impl Seen {
             *slowest = *lag;
         }
         let sum = self.exposure.get_or_insert_default();
-        sum.answers = sum.answers.saturating_add(exposure.answers);
         sum.last_after = sum.last_after.max(exposure.last_after);
     }
 }

@@ -302,6 +302,9 @@ impl Authority {
             }
             Ok(Claim::Unknown(milestone)) => {
                 self.feed.vouching.unknown_past(milestone, &speaker.to_string());
+                if let Err(error) = self.store.note_lost_epoch(milestone.at.epoch()).await {
+                    self.metrics.store_failed(&error);
+                }
                 Refusal::UnknownPast
             }
             Err(error) => {

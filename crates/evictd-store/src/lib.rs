@@ -199,6 +199,10 @@ pub trait HomeStore: std::fmt::Debug + Send + Sync + 'static {
     /// [`StoreError::EpochsUsedUp`] after the last one.
     async fn begin_epoch(&self, operator: &Operator) -> Result<Head, StoreError>;
 
+    /// Notes an epoch that an agent has proved to have seen of a history that isn't this store's: what an operator
+    /// declares begins above it (R15).
+    async fn note_lost_epoch(&self, epoch: u32) -> Result<(), StoreError>;
+
     /// What the roster gained or changed after revision `since`; all of it for 0. Cheap when that is nothing.
     /// Who was forgotten isn't told.
     async fn roster(&self, since: u64) -> Result<Roster, StoreError>;

@@ -237,6 +237,13 @@ impl HomeStore for PostgresStore {
         Ok(head)
     }
 
+    async fn note_lost_epoch(&self, epoch: u32) -> Result<(), StoreError> {
+        let mut write = self.log("note a lost epoch").await?;
+        let mut head = log::lock_head(&mut write).await?;
+        head.note_lost_epoch(&mut write, epoch).await?;
+        write.commit().await
+    }
+
     async fn roster(&self, since: u64) -> Result<Roster, StoreError> {
         roster::changed(&self.connections.log, since).await
     }

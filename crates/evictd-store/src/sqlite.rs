@@ -266,6 +266,12 @@ impl HomeStore for SqliteStore {
         Ok(head)
     }
 
+    async fn note_lost_epoch(&self, epoch: u32) -> Result<(), StoreError> {
+        let mut write = Write::begin(&self.connections.writer, "note a lost epoch").await?;
+        log::note_lost_epoch(&mut write, epoch).await?;
+        write.commit().await
+    }
+
     async fn roster(&self, since: u64) -> Result<Roster, StoreError> {
         roster::changed(&self.connections.log, since).await
     }

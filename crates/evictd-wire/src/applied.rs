@@ -68,7 +68,6 @@ fn sighting_to_wire(sighting: &Sighting) -> pb::Sighting {
         position: sighting.position.position(),
         lag_low_us: micros(sighting.lag.low),
         lag_high_us: micros(sighting.lag.high),
-        answers: sighting.exposure.answers,
         last_answer_after_us: micros(sighting.exposure.last_after),
     }
 }
@@ -85,6 +84,6 @@ fn sighting_from_wire(epoch: u32, sighting: &pb::Sighting) -> Result<Sighting, D
     Ok(Sighting {
         position: codec::position(epoch, sighting.position, "sightings.position")?,
         lag,
-        exposure: Exposure { answers: sighting.answers, last_after },
+        exposure: Exposure { last_after },
     })
 }

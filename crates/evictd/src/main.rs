@@ -24,6 +24,7 @@ mod daemon;
 mod delete_protection;
 mod dev;
 mod documents;
+mod epochs;
 mod home_store;
 mod migrate;
 mod new_epoch;
@@ -71,6 +72,7 @@ enum Command {
     Migrate(daemon::ConfigArgs),
     /// Begins a new epoch, directly in the home store: after it was put back to an older state.
     NewEpoch(new_epoch::NewEpochArgs),
+    Epochs(epochs::EpochsArgs),
     /// Checks a configuration, and prints what would be in force; secrets are redacted.
     CheckConfig {
         /// Which daemon's.
@@ -108,6 +110,7 @@ fn main() -> ExitCode {
         Command::DeleteProtection(command) => delete_protection::run(&command),
         Command::Migrate(config) => migrate::run(&config),
         Command::NewEpoch(args) => new_epoch::run(&args),
+        Command::Epochs(args) => epochs::run(&args),
         Command::CheckConfig { daemon, config } => daemon::check_config(daemon, &config),
         Command::Version => {
             output_format::print_line(Cli::command().render_version().trim_end());

@@ -1,7 +1,7 @@
-//! `evictd new-epoch`: an operator knows that the home store may have gone back (R2).
+//! `evictd new-epoch`: an operator declares that this home store is the one to follow (R15).
 //!
-//! evictd notices that by itself where it can. This is for where it can't: a whole disk was restored, say,
-//! together with everything that would tell.
+//! A store that was put back to an older state, or a copy that replaces a store that was lost, lacks changes that
+//! agents have seen. To go on without them is an operator's decision.
 
 use std::io::{BufRead, IsTerminal, Write};
 
@@ -28,9 +28,11 @@ pub(crate) struct NewEpochArgs {
 pub(crate) fn run(args: &NewEpochArgs) -> anyhow::Result<()> {
     let place = Place::existing(&args.config)?;
     eprintln!(
-        "This begins a new epoch in the home store {place}.\n\
-         Every agent then forgets everything that it has cached, once, and loads it again as it is asked for.\n\
-         Do it after the store, or the disk below it, was put back to an older state."
+        "This begins a new epoch in the home store {place}, and declares that agents are to follow it.\n\
+         What was changed in a newer copy and is missing here counts as undone: a key that was deleted there is valid \
+         again.\n\
+         Do it once, after the store was put back to an older state, or when a copy replaces a store that was lost.\n\
+         Each agent flushes its cache once, and loads each record again when it is asked for."
     );
     if !args.yes {
         anyhow::ensure!(
@@ -46,14 +48,14 @@ pub(crate) fn run(args: &NewEpochArgs) -> anyhow::Result<()> {
     match args.output {
         OutputFormat::Json => {
             let began = json!({
-                "epoch": head.epoch(),
-                "headPosition": head.position(),
+                "epoch": head.at.epoch(),
+                "headPosition": head.at.position(),
                 "requestId": operator.request_id
             });
             print_line(&began.to_string());
         }
         OutputFormat::Text => {
-            print_line(&format!("epoch {} began at position {}", head.epoch(), head.position()));
+            print_line(&format!("epoch {} began at position {}", head.at.epoch(), head.at.position()));
             eprintln!(
                 "Each agent flushes when it hears of it: at once while a publisher runs, and otherwise when one does. \
                  Until then it answers from its cache for at most the bound. `/status` of an agent shows its epoch, \
@@ -101,7 +103,7 @@ mod tests {
         let before = runtime.block_on(publisher.head()).unwrap();
         run(&args(&path)).unwrap();
         let after = runtime.block_on(publisher.head()).unwrap();
-        assert_eq!((after.epoch(), after.position()), (before.epoch() + 1, before.position()));
+        assert_eq!((after.at.epoch(), after.at.position()), (before.at.epoch() + 1, before.at.position()));
         let query = AuditQuery { limit: 10, ..AuditQuery::default() };
         let records = runtime.block_on(publisher.audit(&query)).unwrap();
         let [record] = &records[..] else { panic!("one change: {records:?}") };

@@ -20,6 +20,9 @@ pub(super) const NOT_FOUND_TTL: Duration = Duration::from_secs(10);
 /// After which silence a load is repeated, once.
 const LOAD_TIMEOUT: u64 = SECOND;
 
+/// Insertions that push another entry out, of 1,000.
+const PUSHED_OUT_PERMILLE: u32 = 50;
+
 /// Loads that one verification waits for.
 const LOADS_MAX: u8 = 2;
 
@@ -144,10 +147,21 @@ impl Agent {
         let (lsn, api, workspace) = (read.lsn, read.api, read.workspace);
         let new_entry = |record, stamp| {
             let counted = Cell::new(false);
-            Entry { key, record, stamp, sent_at, not_found_ttl, lsn, api, workspace, counted }
+            let answers = self.cache.exposure.answers_of(&record);
+            Entry { key, record, stamp, sent_at, not_found_ttl, lsn, api, workspace, counted, answers }
         };
         let loaded = LoadedEntry::new(&self.state, answer, read.record, &mut Vec::new(), new_entry);
         self.proceed(ctx, key, Landing::Loaded(loaded));
+    }
+
+    /// Sometimes there is no room left, and another entry has to go.
+    fn push_out(&self, ctx: &mut Ctx) {
+        if ctx.dice.permille(PUSHED_OUT_PERMILLE) {
+            let other = hash(KeyNumber(ctx.dice.index(ctx.settings.size.keys)));
+            if let Some(entry) = self.cache.evict(&other) {
+                self.count_end(ctx, &entry);
+            }
+        }
     }
 
     fn proceed(&mut self, ctx: &mut Ctx, key: KeyNumber, next: Landing) {
@@ -167,7 +181,10 @@ impl Agent {
         };
         let next = match landing {
             Landing::Loaded(loaded) => {
-                self.cache.get(&hash(key)).iter().for_each(|replaced| self.count_end(ctx, replaced));
+                self.push_out(ctx);
+                if let Some(replaced) = self.cache.get(&hash(key)) {
+                    self.count_end(ctx, &replaced);
+                }
                 Landing::Inserted(loaded.insert(&self.cache))
             }
             Landing::Inserted(inserted) => {

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use evictd_tests::proxy::{Mode, Proxy};
 use evictd_tests::topology::{Node, Plan};
 use evictd_tests::wait::throughout;
-use evictd_wire::live::{self, Live};
+use evictd_wire::live::{Event, Live};
 use toml::toml;
 
 use crate::world::{
@@ -82,11 +82,11 @@ impl Half {
 }
 
 fn is_invalidation(payload: &[u8]) -> bool {
-    matches!(live::decode(payload), Ok(Live::Invalidations(_)))
+    Live::decode(payload).is_ok_and(|live| matches!(live.event, Event::Invalidations(_)))
 }
 
 fn is_tick(payload: &[u8]) -> bool {
-    matches!(live::decode(payload), Ok(Live::Tick(_)))
+    Live::decode(payload).is_ok_and(|live| matches!(live.event, Event::Tick(_)))
 }
 
 /// Failure: a connection that answers pings is taken for one that delivers.

@@ -5,15 +5,17 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
+use evictd_core::history::{Incarnation, LogToken, Milestone, Provenance, StoreId, Voucher};
 use evictd_core::ids::{InstanceId, KeyHash};
 use evictd_core::limits::{EPOCH_MAX, PAYLOAD_BYTES_MAX, POSITION_MAX};
 use evictd_core::position::LogPosition;
 use evictd_core::roster::PartitionPolicy;
 use evictd_tests::bus::Bus;
 use evictd_tests::nats_server::User;
-use evictd_tests::wait::throughout;
+use evictd_tests::topology::Node;
+use evictd_tests::wait::{throughout, try_eventually};
 use evictd_wire::applied::Applied;
-use evictd_wire::live;
+use evictd_wire::live::{Event, Live};
 use evictd_wire::lookup::{LookupAnswer, LookupOutcome, LookupRequest};
 use evictd_wire::probe::ProbeRequest;
 use evictd_wire::replay::ReplayRequest;
@@ -46,7 +48,7 @@ fn settle(bus: &mut Bus) -> Result<()> {
     Ok(())
 }
 
-fn probe(seen: LogPosition) -> Bytes {
+fn probe(seen: Option<Voucher>) -> Bytes {
     let (nonce, instance) = (77, InstanceId(77));
     let bound = Duration::from_secs(30);
     ProbeRequest { nonce, instance, policy: PartitionPolicy::Deny, bound, seen }.encode()
@@ -55,14 +57,16 @@ fn probe(seen: LogPosition) -> Bytes {
 /// A question or announcement that a real agent could send.
 fn good(kind: Kind) -> Result<Bytes> {
     Ok(match kind {
-        Kind::Probe => probe(LogPosition::ZERO),
+        Kind::Probe => probe(None),
         Kind::Replay => ReplayRequest { nonce: 77, epoch: 1, from: 1, to: 1 }.encode(),
         Kind::Lookup => {
             LookupRequest { nonce: 77, hash: KeyHash([7; 32]), instance: InstanceId(77) }.encode()
         }
         Kind::Applied => {
             let applied = LogPosition::new(1, 1).context("a position")?;
-            Applied { instance: InstanceId(77), applied, sightings: Vec::new(), leaving: false }.encode()
+            let provenance = Provenance { store: StoreId(77), incarnation: Incarnation(77) };
+            let instance = InstanceId(77);
+            Applied { instance, provenance, applied, sightings: Vec::new(), leaving: false }.encode()
         }
     })
 }
@@ -177,7 +181,7 @@ fn answers_go_into_the_askers_own_inbox_or_nowhere() -> Result<()> {
     for _ in 0..3 {
         let message = victim.next(SOON)?.context("the victim hears nothing at all")?;
         assert_eq!(message.subject, LIVE, "something was written into another's inbox");
-        live::decode(&message.payload).context("something else was written to the live feed")?;
+        Live::decode(&message.payload).context("something else was written to the live feed")?;
     }
     for agent in world.topology.agents() {
         assert_eq!((count(agent, IGNORED, &[])?, flushes(agent)?), (0, 0));
@@ -186,18 +190,42 @@ fn answers_go_into_the_askers_own_inbox_or_nowhere() -> Result<()> {
     world.assert_works()
 }
 
-/// Failure: an agent that lies about what it has seen stops the log for everybody.
+/// The history that an agent follows.
+fn followed(agent: &Node) -> Result<Provenance> {
+    let status = agent.status()?;
+    let id = |name: &str| -> Result<u64> {
+        Ok(u64::from_str_radix(status[name].as_str().with_context(|| format!("no {name}"))?, 16)?)
+    };
+    Ok(Provenance { store: StoreId(id("homeStore")?), incarnation: Incarnation(id("incarnation")?) })
+}
+
+/// A voucher that no store gave out.
+fn forged(provenance: Provenance, at: LogPosition) -> Voucher {
+    Voucher { milestone: Milestone { provenance, at, token: LogToken(7) }, mac: [7; 16] }
+}
+
+/// Failure: an agent that lies about what it has seen begins epochs, so that every region flushes again and again, and
+/// the epochs are used up.
 #[test]
-fn an_agent_that_claims_the_last_position_there_can_be_stops_nobody() -> Result<()> {
+fn forged_claims_move_no_epoch_and_cost_no_other_agent_anything() -> Result<()> {
     let world = World::start(&plan(&["eu", "us"]))?;
     let key = world.create_key()?;
     world.cache_everywhere(&[&key])?;
+    let provenance = followed(world.agent(0))?;
+    let misses = |agent: &Node| count(agent, "evictd_agent_cache_misses_total", &[]);
+    let before = [misses(world.agent(0))?, misses(world.agent(1))?];
     let mut rogue = impostor(&world, "eu")?;
-    let last = LogPosition::new(EPOCH_MAX, POSITION_MAX).context("the last position")?;
-    let reply = format!("{}.rogue.probe", inbox("eu"));
-    rogue.publish("evictd.v1.probe.eu.agent-1", Some(&reply), &probe(last))?;
-    assert_eq!(next_answer(&mut rogue)?, reply);
-    let applied = Applied { instance: InstanceId(77), applied: last, sightings: Vec::new(), leaving: false };
+    let at = |epoch, position| LogPosition::new(epoch, position).context("a position");
+    let claims = [at(1, POSITION_MAX)?, at(2, 0)?, at(17, 3)?, at(EPOCH_MAX, POSITION_MAX)?];
+    for (sent, claim) in (1..).zip(claims.into_iter().cycle().take(20)) {
+        let reply = format!("{}.rogue.probe", inbox("eu"));
+        rogue.publish("evictd.v1.probe.eu.agent-1", Some(&reply), &probe(Some(forged(provenance, claim))))?;
+        settle(&mut rogue)?;
+        wait_for_refusals(&world, Kind::Probe, "unproved", sent)?;
+    }
+    let last = at(EPOCH_MAX, POSITION_MAX)?;
+    let instance = InstanceId(77);
+    let applied = Applied { instance, provenance, applied: last, sightings: Vec::new(), leaving: false };
     rogue.publish("evictd.v1.applied.eu.agent-1", None, &applied.encode())?;
     settle(&mut rogue)?;
 
@@ -208,6 +236,49 @@ fn an_agent_that_claims_the_last_position_there_can_be_stops_nobody() -> Result<
         }
         Ok(())
     })?;
+    assert_eq!(
+        [misses(world.agent(0))?, misses(world.agent(1))?],
+        before,
+        "something had to be loaded again"
+    );
+    for agent in world.topology.agents() {
+        assert_eq!(flushes(agent)?, 0);
+    }
+    world.assert_works()
+}
+
+/// Failure: one tick with the highest epoch, under the publisher's login, leaves every agent denying until it is
+/// restarted.
+#[test]
+fn agents_find_back_from_ticks_that_lie() -> Result<()> {
+    let world = World::start(&plan(&["eu", "us"]))?;
+    let key = world.create_key()?;
+    world.cache_everywhere(&[&key])?;
+    let provenance = followed(world.agent(0))?;
+    let home = &world.topology.home;
+    let mut thief = Bus::connect(home.clients(), home.login(&User::Publisher)?)?;
+    let foreign = Provenance { incarnation: Incarnation(77), ..provenance };
+    for (provenance, epoch) in [(provenance, EPOCH_MAX), (provenance, 1), (foreign, EPOCH_MAX)] {
+        let at = LogPosition::new(epoch, POSITION_MAX).context("the last position")?;
+        let lie = Live { voucher: forged(provenance, at), event: Event::Tick(None) };
+        thief.publish(LIVE, None, &lie.encode())?;
+    }
+    settle(&mut thief)?;
+    let lied = |agent: &Node| count(agent, "evictd_agent_rival_messages_total", &[]);
+    for agent in world.topology.agents() {
+        try_eventually("the lies to be received", SOON, || Ok((lied(agent)? >= 2).then_some(())))?;
+    }
+    throughout(A_WHILE, || {
+        for agent in world.topology.agents() {
+            assert_eq!(world.code(agent, &key)?, "VALID");
+        }
+        Ok(())
+    })?;
+    world.delete(&key)?;
+    world.wait_for_codes(&[&key], "NOT_FOUND")?;
+    for agent in world.topology.agents() {
+        assert_eq!(flushes(agent)?, 0);
+    }
     world.assert_works()
 }
 
@@ -223,8 +294,8 @@ fn agents_ignore_what_cannot_be_read_and_what_they_have_not_asked_for() -> Resul
     let home = &world.topology.home;
     let mut thief = Bus::connect(home.clients(), home.login(&User::Publisher)?)?;
 
-    let tick = live::encode_tick(LogPosition::new(1, 1).context("a position")?);
-    let payloads = malformed(&tick);
+    let voucher = forged(followed(agent)?, LogPosition::new(1, 1).context("a position")?);
+    let payloads = malformed(&Live { voucher, event: Event::Tick(None) }.encode());
     for payload in &payloads {
         thief.publish(LIVE, None, payload)?;
     }

@@ -154,13 +154,78 @@ async fn what_was_answered_after_the_commit_is_told_with_the_lag() {
         let ago = Duration::from_secs(10);
         let told = take_in(&mut task, &feed, change(ago, scope)).await.unwrap();
         assert!((told.lag.low..=told.lag.high + Duration::from_secs(1)).contains(&ago), "{told:?}");
-        assert!(told.exposure.answers >= 1);
         assert!(told.exposure.last_after + Duration::from_secs(1) > ago, "{told:?}");
         assert!(told.exposure.last_after <= told.lag.high, "{told:?}");
-        assert!(agent.metric("evictd_agent_answers_after_deletion_total") >= 1);
         assert_eq!(agent.metric("evictd_agent_exposure_seconds_count"), 1);
         assert_eq!((agent.metric(BREACHES), agent.metric(G1)), (0, 0), "within the bound");
     }
+}
+
+/// How an entry can be gone before the change arrives that should have ended it.
+#[derive(Clone, Copy, Debug)]
+enum Gone {
+    Replaced,
+    FoundNoMore,
+    PushedOut,
+    Flushed,
+    BelowItsApisFloor,
+}
+
+/// Failure: after a long cut a load replaces the old entry, and the change finds an entry without a past.
+#[tokio::test]
+async fn what_left_the_cache_before_its_change_came_is_told() {
+    for gone in [Gone::Replaced, Gone::FoundNoMore, Gone::PushedOut, Gone::Flushed, Gone::BelowItsApisFloor] {
+        let (agent, mut task, feed) = exposed(&[("cache.size", "64KiB")]).await;
+        let put = |text: &str, record: Record| {
+            agent.cached(hash(text), record, at(BASE + 1), clock::lease_now());
+        };
+        match gone {
+            Gone::Replaced => put("alice", Record::Key(key("key_1"))),
+            Gone::FoundNoMore => put("alice", Record::Absent),
+            Gone::PushedOut => {
+                // Others are asked for more often.
+                for n in 0..500 {
+                    let other = format!("other {n}");
+                    (0..9).for_each(|_| drop(agent.cache.get(&hash(&other))));
+                    put(&other, Record::Key(key("key_2")));
+                    agent.cache.run_pending_tasks();
+                }
+                assert!(agent.cache.get(&hash("alice")).is_none());
+            }
+            Gone::Flushed => agent.cache.clear(),
+            Gone::BelowItsApisFloor => {
+                agent.apply(row(at(BASE + 9), Scope::Api(ApiId::new("api_1"))));
+                put("alice", Record::Key(key("key_1")));
+            }
+        }
+        let ago = Duration::from_secs(40);
+        let told = take_in(&mut task, &feed, change(ago, key_scope(hash("alice")))).await.unwrap();
+        assert!(told.exposure.last_after + Duration::from_secs(5) > ago, "{gone:?}: {told:?}");
+        // After a flush it may have been any key of that API, unless moka has still to remove it.
+        if !matches!(gone, Gone::Flushed) {
+            assert_eq!((agent.metric(BREACHES), agent.metric(G1)), (1, 1), "{gone:?}");
+        }
+    }
+}
+
+/// It is cached no longer, or never was: but who waited for it got it.
+#[tokio::test]
+async fn what_a_load_answered_without_being_cached_is_told() {
+    let agent = Agent::live();
+    let (mut task, feed) = (task(&agent), deaf_feed(&agent).await);
+    measured(&mut task, Duration::from_mins(1));
+    agent.home.put(hash("alice"), Record::Key(key("key_1")));
+    agent.home.hold();
+    let (verifier, alice) = (agent.verifier.clone(), hash("alice"));
+    let early = tokio::spawn(async move { verifier.entry(alice).await });
+    agent.home.is_asked(1).await;
+    agent.apply(row(at(BASE + 9), Scope::Api(ApiId::new("api_1"))));
+    agent.home.release();
+    early.await.unwrap().unwrap();
+    assert!(agent.cache.get(&alice).is_none());
+    let ago = Duration::from_secs(20);
+    let told = take_in(&mut task, &feed, change(ago, key_scope(alice))).await.unwrap();
+    assert!(told.exposure.last_after + Duration::from_secs(5) > ago, "{told:?}");
 }
 
 #[tokio::test]
@@ -175,7 +240,6 @@ async fn what_was_never_answered_from_or_loaded_since_is_no_exposure() {
         agent.cached(hash("bob"), Record::Key(key("key_2")), at(BASE), clock::lease_now());
         let told = take_in(&mut task, &feed, change(Duration::from_secs(40), scope)).await.unwrap();
         assert_eq!(told.exposure, Exposure::default());
-        assert_eq!(agent.metric("evictd_agent_answers_after_deletion_total"), 0);
         assert_eq!((agent.metric(BREACHES), agent.metric(G1)), (0, 0));
     }
 }

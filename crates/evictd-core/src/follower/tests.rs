@@ -294,10 +294,54 @@ fn a_refused_replay_flushes_and_goes_on_from_the_head() {
 #[test]
 fn a_gap_longer_than_a_replay_is_worth_flushes() {
     let mut follower = started(7);
-    on_tick(&mut follower, at(8 + REPAIR_SPAN_MAX), ms(20), &mut Vec::new());
-    let out = effects(|out| follower.poll(ms(40), out));
     let head = 8 + REPAIR_SPAN_MAX;
-    assert_eq!(out, [Effect::Flush(FlushReason::LongGap), progress(head, head), Effect::Announce]);
+    on_tick(&mut follower, at(head), ms(20), &mut Vec::new());
+    let out = effects(|out| follower.poll(ms(40), out));
+    let asked = Effect::SendProbe { nonce: 101, seen: Some(voucher(at(head))), all: false };
+    assert_eq!(out, [asked], "the live feed alone isn't worth it");
+    on_probe_answer(&mut follower, 101, at(head), ms(50), &mut Vec::new());
+    let out = effects(|out| follower.poll(ms(50 + PATIENCE_MS), out));
+    assert_eq!(
+        out,
+        [Effect::Flush(FlushReason::LongGap), progress(head, head), Effect::Proven(ms(40)), Effect::Announce]
+    );
+}
+
+/// Failure: one tick under a stolen login makes every agent deny until it is restarted.
+#[test]
+fn agent_finds_back_from_a_lie_about_the_head() {
+    let mut follower = started(7);
+    on_tick(&mut follower, at(crate::limits::POSITION_MAX), ms(20), &mut Vec::new());
+    let mut now = 40;
+    let mut presented = Vec::new();
+    // No publisher vouches for an agent that presents what was never given out.
+    while presented.len() < 3 {
+        follower.poll(ms(now), &mut Vec::new());
+        if let Some(probe) = follower.probes.back().filter(|probe| probe.sent_at == ms(now)) {
+            presented.push(probe.seen.unwrap().milestone.at.position());
+        }
+        now += 500;
+    }
+    assert_eq!(presented, [crate::limits::POSITION_MAX, crate::limits::POSITION_MAX, 7]);
+    let nonce = follower.probes.back().unwrap().nonce;
+    let out = effects(|out| {
+        assert_eq!(on_probe_answer(&mut follower, nonce, at(8), ms(now), out), Accepted::Yes);
+    });
+    assert_eq!(out, [progress(7, 8)], "nothing was flushed");
+    assert_eq!((follower.applied(), follower.head()), (Some(at(7)), at(8)));
+    assert_eq!(follower.allegiance.voucher(), Some(voucher(at(8))));
+}
+
+/// Failure: a tick that claims a little more than there is costs everything cached.
+#[test]
+fn refusal_of_what_was_never_given_out_costs_nothing() {
+    let mut follower = started(7);
+    on_tick(&mut follower, at(9), ms(20), &mut Vec::new());
+    follower.poll(ms(20 + PATIENCE_MS), &mut Vec::new());
+    let out = effects(|out| {
+        on_replay_answer(&mut follower, 101, ReplayAnswer::Refused { head: voucher(at(7)) }, ms(50), out);
+    });
+    assert_eq!(out, [progress(7, 7)]);
 }
 
 #[test]

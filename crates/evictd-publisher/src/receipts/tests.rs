@@ -180,7 +180,7 @@ impl Home {
         let sighting = Sighting {
             position: applied,
             lag: Span { low: Duration::from_millis(1), high: Duration::from_millis(2) },
-            exposure: Exposure { answers: 3, last_after: Duration::from_millis(1) },
+            exposure: Exposure { last_after: Duration::from_millis(1) },
         };
         let provenance = self.receipts.history.history().provenance();
         let announcement =
@@ -244,7 +244,7 @@ async fn a_wait_ends_as_soon_as_every_region_has_confirmed() {
     );
     assert_eq!((settled.epoch, settled.position), (Some(1), Some(home.receipts.log_head().position())));
     let exposure = settled.regions[0].exposure.unwrap();
-    assert_eq!((exposure.answers_at_least, settled.regions[0].lag_ms.unwrap().high), (3, 2.0));
+    assert_eq!((exposure.last_answer_after_ms, settled.regions[0].lag_ms.unwrap().high), (1.0, 2.0));
     assert_eq!(home.metric("evictd_publisher_confirmed_seconds_count{region=\"eu\"}"), 1);
     assert_eq!(
         home.metric("evictd_publisher_receipts_total{state=\"confirmed\"}"),

@@ -27,7 +27,10 @@ ALTER TABLE log_head
     -- Of the row at the head; of the incarnation's beginning, if it has given out no position yet.
     ADD COLUMN token       BIGINT CHECK (token <> 0),
     -- The newest probe round's.
-    ADD COLUMN round       BIGINT CHECK (round <> 0);
+    ADD COLUMN round       BIGINT CHECK (round <> 0),
+    -- The highest epoch that an agent has proved to have seen of a history that isn't this one: what an operator
+    -- declares begins above it. A constant default rewrites nothing.
+    ADD COLUMN lost_epoch  INTEGER NOT NULL DEFAULT 0;
 
 -- A default would rewrite the table, and by that look like a restore; so would an update that doesn't note itself.
 UPDATE log_head

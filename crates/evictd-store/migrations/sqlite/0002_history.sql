@@ -26,6 +26,9 @@ CREATE TABLE named_head (
     round       INTEGER NOT NULL CHECK (round <> 0),
     -- How many rounds there were: where round_tokens goes on.
     rounds      INTEGER NOT NULL,
+    -- The highest epoch that an agent has proved to have seen of a history that isn't this one: what an operator
+    -- declares begins above it.
+    lost_epoch  INTEGER NOT NULL DEFAULT 0,
     -- What a publisher knows of the roster (R11) is as old as a revision; what changed since has a higher one.
     roster_revision INTEGER NOT NULL DEFAULT 1,
     -- 0 from the beginning of an epoch until a bound later: the store may have gone back, and its roster with it.

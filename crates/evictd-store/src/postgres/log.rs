@@ -240,7 +240,15 @@ impl LockedHead {
 
     /// Begins a new epoch whatever happened, on an operator's word.
     pub(super) async fn begin_epoch(&mut self, write: &mut Write, operator: &str) -> Result<(), StoreError> {
-        self.set_epoch(write, 0, BeginCause::Declared, operator).await
+        let lost: i32 =
+            write.value(sqlx::query("SELECT lost_epoch FROM ONLY log_head")).await?.unwrap_or_default();
+        self.set_epoch(write, u32::try_from(lost).unwrap_or(0), BeginCause::Declared, operator).await
+    }
+
+    /// Notes an epoch that an agent has proved to have seen of another history.
+    pub(super) async fn note_lost_epoch(&mut self, write: &mut Write, epoch: u32) -> Result<(), StoreError> {
+        let note = sqlx::query("UPDATE ONLY log_head SET lost_epoch = $1 WHERE lost_epoch < $1");
+        write.run(note.bind(i32::try_from(epoch).unwrap_or(i32::MAX))).await.map(drop)
     }
 
     /// Begins an incarnation and an epoch above `seen_epoch`. Positions go on from the head; if the server's history is

@@ -165,7 +165,9 @@ pub(super) async fn begin(
     let before = head_of(write.row(sqlx::query(READ_HEAD)).await?.as_ref())?;
     let mut head = Head { incarnation: Incarnation(draw()?), ..before };
     if cause.begins_epoch() {
-        let at = LogPosition::new(before.at.epoch() + 1, before.at.position());
+        let lost = write.value::<i64>(sqlx::query("SELECT lost_epoch FROM log_head")).await?.unwrap_or(0);
+        let above = before.at.epoch().max(u32::try_from(lost).unwrap_or(0));
+        let at = LogPosition::new(above + 1, before.at.position());
         (head.at, head.token) = (at.ok_or(StoreError::EpochsUsedUp)?, LogToken(draw()?));
         // Whatever changed unseen before is covered, so that the present schema is the one to compare with (R3).
         let covered = sqlx::query(
@@ -190,6 +192,12 @@ pub(super) async fn begin(
     .bind(evidence);
     write.run(append).await?;
     Ok(head)
+}
+
+/// Notes an epoch that an agent has proved to have seen of another history.
+pub(super) async fn note_lost_epoch(write: &mut Write, epoch: u32) -> Result<(), StoreError> {
+    let note = sqlx::query("UPDATE log_head SET lost_epoch = ?1 WHERE lost_epoch < ?1");
+    write.run(note.bind(epoch)).await.map(drop)
 }
 
 /// All incarnations, and whose they are, in one snapshot.

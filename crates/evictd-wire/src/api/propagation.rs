@@ -101,9 +101,7 @@ pub struct Interval {
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExposureSeen {
-    /// So many, at least.
-    pub answers_at_least: u64,
-    /// So long after the commit, at most, came the last of them; 0 if there was none.
+    /// So long after the commit, at most, was the last given; 0 if there was none.
     pub last_answer_after_ms: f64,
 }
 
@@ -168,10 +166,9 @@ impl RegionPropagation {
             missing: region.missing.iter().map(missing).collect(),
             missing_count: region.missing_count,
             lag_ms: region.lag.map(|Span { low, high }| Interval { low: millis(low), high: millis(high) }),
-            exposure: region.exposure.map(|exposure| ExposureSeen {
-                answers_at_least: exposure.answers,
-                last_answer_after_ms: millis(exposure.last_after),
-            }),
+            exposure: region
+                .exposure
+                .map(|exposure| ExposureSeen { last_answer_after_ms: millis(exposure.last_after) }),
             duplicate_names: region.duplicate_names,
         }
     }
@@ -198,7 +195,7 @@ mod tests {
             missing: Vec::new(),
             missing_count: 0,
             lag: Some(Span { low: Duration::from_micros(900), high: Duration::from_millis(2) }),
-            exposure: Some(Exposure { answers: 3, last_after: Duration::from_millis(1) }),
+            exposure: Some(Exposure { last_after: Duration::from_millis(1) }),
             duplicate_names: false,
         };
         let fenced = RegionReceipt {
@@ -240,7 +237,7 @@ mod tests {
                 r#""committedAt":1700000000123,"measuredFrom":"request","boundMs":30000,"finalAfterMs":30000.0,"#,
                 r#""regions":[{"region":"eu","state":"confirmed","instances":2,"confirmedAfterMs":4.25,"#,
                 r#""missingCount":0,"lagMs":{"low":0.9,"high":2.0},"#,
-                r#""exposure":{"answersAtLeast":3,"lastAnswerAfterMs":1.0},"duplicateNames":false},"#,
+                r#""exposure":{"lastAnswerAfterMs":1.0},"duplicateNames":false},"#,
                 r#"{"region":"us","state":"fenced","instances":2,"#,
                 r#""missing":[{"agent":"a","instance":"0000000000000007"}],"missingCount":1,"#,
                 r#""duplicateNames":false}]}"#

@@ -543,10 +543,7 @@ pub struct Sighting {
     pub lag_low_us: u64,
     #[prost(uint64, tag = "3")]
     pub lag_high_us: u64,
-    /// So many answers, at least, were given from the old state after the commit;
-    #[prost(uint64, tag = "4")]
-    pub answers: u64,
-    /// and the last of them at most so long after it.
+    /// The last answer from the old state was given at most so long after the commit; 0 if there was none.
     #[prost(uint64, tag = "5")]
     pub last_answer_after_us: u64,
 }

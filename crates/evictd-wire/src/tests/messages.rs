@@ -218,15 +218,15 @@ pub(super) fn any_message() -> impl Strategy<Value = Message> {
 
 fn any_applied() -> impl Strategy<Value = Applied> {
     let micros = || any::<u64>().prop_map(Duration::from_micros);
-    let sighting = (1..=POSITION_MAX, micros(), micros(), any::<u64>(), micros());
+    let sighting = (1..=POSITION_MAX, micros(), micros(), micros());
     let sightings = prop::collection::vec(sighting, 0..=SIGHTINGS_MAX);
     (any_nonce(), any_voucher(), sightings, any::<bool>()).prop_map(
         |(instance, voucher, sightings, leaving)| {
             let Milestone { provenance, at: applied, .. } = voucher.milestone;
-            let sighting = |(position, low, high, answers, last_after)| Sighting {
+            let sighting = |(position, low, high, last_after)| Sighting {
                 position: LogPosition::new(applied.epoch(), position).unwrap(),
                 lag: Span { low, high },
-                exposure: Exposure { answers, last_after },
+                exposure: Exposure { last_after },
             };
             let sightings = sightings.into_iter().map(sighting).collect();
             Applied { instance: InstanceId(instance), provenance, applied, sightings, leaving }

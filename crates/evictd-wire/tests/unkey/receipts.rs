@@ -27,7 +27,7 @@ fn full() -> Propagation {
         missing: Vec::new(),
         missing_count: 0,
         lag_ms: Some(Interval { low: 0.9, high: 2.0 }),
-        exposure: Some(ExposureSeen { answers_at_least: 3, last_answer_after_ms: 1.5 }),
+        exposure: Some(ExposureSeen { last_answer_after_ms: 1.5 }),
         duplicate_names: false,
     };
     let fenced = RegionPropagation {
