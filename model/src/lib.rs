@@ -10,6 +10,8 @@
 //! the laws demand the trust instead of the bound: the margin is there for clocks that drift, and here none
 //! does.
 //!
+//! The worlds of [`history`] have two stores, one a copy of the other, and check R15 and R16.
+//!
 //! A build with `--cfg evictd_negative_controls` misses one protection at a time ([`controls`]): then the
 //! checker must find a violation.
 
@@ -17,6 +19,7 @@ pub mod agent;
 pub mod check;
 pub mod controls;
 mod heal;
+pub mod history;
 mod laws;
 pub mod script;
 pub mod store;

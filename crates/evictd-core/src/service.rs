@@ -256,6 +256,8 @@ impl Service {
         let oldest = self.bound.max(ANSWER_PATIENCE);
         let rebase = |at: LeaseTime| to.before(now.since(at).min(oldest));
         self.present_at = rebase(self.present_at);
+        let lasting = ANSWER_PATIENCE.max(QUERY_SPACING);
+        self.queries.retain(|(_, at)| now.since(*at) < lasting);
         self.queries = (1..).zip(&self.queries).map(|(nonce, (_, at))| (nonce, rebase(*at))).collect();
         self.next_nonce = self.queries.len() as u64 + 1;
         match &mut self.state {
@@ -264,6 +266,12 @@ impl Service {
             State::Serving | State::Behind { .. } => {}
         }
         self
+    }
+
+    /// The number of the newest question.
+    #[cfg(feature = "fork")]
+    pub fn newest_query(&self) -> Option<u64> {
+        self.queries.back().map(|(nonce, _)| *nonce)
     }
 
     fn ask_spaced(&mut self, now: LeaseTime) -> Option<Query> {

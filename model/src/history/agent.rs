@@ -5,14 +5,18 @@
 
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use evictd_core::entry::{Reading, Stamp, Standing};
+use evictd_core::entry::Stamp;
 use evictd_core::floors::FloorLimits;
-use evictd_core::follower::{Effect, Follower, FollowerConfig, ReplayAnswer, evicts_one};
+use evictd_core::follower::{Effect, Follower, FollowerConfig, LoadSource, ReplayAnswer};
 use evictd_core::history::{Past, Provenance, Voucher};
+use evictd_core::ids::KeyHash;
+use evictd_core::invalidation::Cause;
 use evictd_core::lease::Bound;
 use evictd_core::position::LogPosition;
+use evictd_core::serving::{AgentState, CacheEntry, EntryCache, HitVerdict, LoadAnswer, LoadedEntry};
 use evictd_core::time::LeaseTime;
 
 use super::store::{DELETION, Row, Store};
@@ -31,6 +35,49 @@ const PROBES_MAX: usize = 2;
 const SCRIPT: Script = Script(&[DELETION]);
 
 const TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The key's record.
+#[derive(Debug)]
+struct Entry {
+    deleted: bool,
+    stamp: Stamp,
+}
+
+impl CacheEntry for Entry {
+    fn stamp(&self) -> &Stamp {
+        &self.stamp
+    }
+}
+
+/// A place for one key.
+#[derive(Debug, Default)]
+struct Cache(Mutex<Option<Arc<Entry>>>);
+
+impl Cache {
+    fn place(&self) -> MutexGuard<'_, Option<Arc<Entry>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl EntryCache for Cache {
+    type Entry = Entry;
+
+    fn get(&self, hash: &KeyHash) -> Option<Arc<Entry>> {
+        self.place().clone().filter(|_| *hash == Key::A.key_hash())
+    }
+
+    fn insert_hidden(&self, _: KeyHash, entry: Arc<Entry>) {
+        *self.place() = Some(entry);
+    }
+
+    fn evict(&self, hash: &KeyHash) -> Option<Arc<Entry>> {
+        self.place().take_if(|_| *hash == Key::A.key_hash())
+    }
+
+    fn clear(&self) {
+        *self.place() = None;
+    }
+}
 
 /// The answer to a probe, under way.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -55,9 +102,8 @@ pub struct Probe {
 /// An agent process.
 #[derive(Debug)]
 pub struct Agent {
-    follower: Follower,
-    /// The cached record of the key, which was valid when it was read.
-    entry: Option<Stamp>,
+    state: AgentState,
+    cache: Cache,
     /// Where the deletion was applied, however many positions before it are missing.
     deleted_at: Option<LogPosition>,
     /// It has applied the deletion, and so may have confirmed it.
@@ -68,8 +114,6 @@ pub struct Agent {
     pub answers: Vec<ProbeAnswer>,
     /// The replay that it asked for: number, first and last position.
     wanted: Option<(u64, u64, u64)>,
-    proven_at: LeaseTime,
-    applied: LogPosition,
     print: u64,
 }
 
@@ -101,15 +145,13 @@ impl Agent {
             home_store: None,
         };
         let mut agent = Self {
-            follower: Follower::new(config, 1 + 1000 * u64::from(process)),
-            entry: None,
+            state: AgentState::new(Follower::new(config, 1 + 1000 * u64::from(process)), bound()),
+            cache: Cache::default(),
             deleted_at: None,
             told: false,
             probes: Vec::new(),
             answers: Vec::new(),
             wanted: None,
-            proven_at: LeaseTime(0),
-            applied: LogPosition::ZERO,
             print: 0,
         };
         agent.seal();
@@ -118,7 +160,7 @@ impl Agent {
 
     /// Whose history it follows.
     pub fn follows(&self) -> Option<Provenance> {
-        self.follower.provenance()
+        self.state.follower.lock().provenance()
     }
 
     /// Whether `store` knows what it has seen.
@@ -128,20 +170,20 @@ impl Agent {
 
     /// Whether it misses rows that a publisher of `provenance` may answer with.
     pub fn misses_rows_of(&self, provenance: Provenance) -> bool {
-        self.follower.head() > self.applied && self.follows() == Some(provenance)
+        self.state.follower.lock().head() > self.applied() && self.follows() == Some(provenance)
     }
 
     /// What was applied.
     pub fn applied(&self) -> LogPosition {
-        self.applied
+        self.state.applied()
     }
 
     /// Whether it answers VALID from its cache.
     pub fn answers_valid(&self) -> bool {
-        let reading = Reading { now: NOW, proven_at: self.proven_at, applied: self.applied };
-        self.entry.as_ref().is_some_and(|entry| {
-            entry.standing(reading, self.follower.floors().horizon(), bound()) == Standing::Servable
-        })
+        let reading = self.state.begin(NOW);
+        let found = reading.find(&self.state, &self.cache, &Key::A.key_hash());
+        let verdict = found.map(|candidate| candidate.judge(&self.state));
+        matches!(verdict, Some(HitVerdict::Servable(hit)) if !hit.entry().deleted)
     }
 
     /// Nothing came from its own history for some time.
@@ -149,7 +191,7 @@ impl Agent {
     pub fn waits(&self) -> Self {
         self.after(|agent, _| {
             if let Some(own) = agent.follows() {
-                agent.follower.on_end(own, NOW);
+                agent.state.follower.lock().on_end(own, NOW);
             }
         })
     }
@@ -161,7 +203,7 @@ impl Agent {
     }
 
     fn seen(&self) -> Option<Voucher> {
-        let (mut copy, _) = self.follower.fork();
+        let (mut copy, _) = self.state.follower.lock().fork();
         let mut effects = Vec::new();
         copy.connected(NOW);
         copy.poll(NOW, &mut effects);
@@ -175,8 +217,8 @@ impl Agent {
     #[must_use]
     pub fn probes(&self) -> Self {
         self.after(|agent, effects| {
-            agent.follower.connected(NOW);
-            agent.follower.poll(NOW, effects);
+            agent.state.follower.lock().connected(NOW);
+            agent.state.follower.lock().poll(NOW, effects);
         })
     }
 
@@ -184,8 +226,8 @@ impl Agent {
     #[must_use]
     pub fn receives(&self, voucher: &Voucher, row: Option<&Row>) -> Self {
         self.after(|agent, effects| match row {
-            Some(row) => agent.follower.on_live(voucher, vec![row.invalidation()], NOW, effects),
-            None => agent.follower.on_tick(voucher, NOW, effects),
+            Some(row) => agent.state.follower.lock().on_live(voucher, vec![row.invalidation()], NOW, effects),
+            None => agent.state.follower.lock().on_tick(voucher, NOW, effects),
         })
     }
 
@@ -195,7 +237,9 @@ impl Agent {
     pub fn is_answered(&self, answer: ProbeAnswer) -> Self {
         let head = answer.head.milestone;
         if self.follows() == Some(head.provenance) {
-            let adds = self.follower.head() < head.at || self.follower.head() == self.applied;
+            let follower = self.state.follower.lock();
+            let adds = follower.head() < head.at || follower.head() == self.applied();
+            drop(follower);
             return if adds { self.receives_answer(answer) } else { self.after(|_, _| {}) };
         }
         self.after(|agent, _| {
@@ -209,7 +253,7 @@ impl Agent {
     #[must_use]
     pub fn receives_answer(&self, answer: ProbeAnswer) -> Self {
         self.after(|agent, effects| {
-            agent.follower.on_probe_answer(answer.nonce, &answer.head, NOW, effects);
+            agent.state.follower.lock().on_probe_answer(answer.nonce, &answer.head, NOW, effects);
             let flushes = effects.iter().any(|effect| matches!(effect, Effect::Flush(_)));
             // Its base covers what it never received.
             agent.told |= flushes && answer.deleted;
@@ -219,7 +263,7 @@ impl Agent {
     /// It asks for what it misses, and a publisher of `store` answers at once.
     #[must_use]
     pub fn repairs(&self, store: &Store) -> Self {
-        let asked = self.after(|agent, effects| agent.follower.poll(NOW, effects));
+        let asked = self.after(|agent, effects| agent.state.follower.lock().poll(NOW, effects));
         let Some((nonce, from, to)) = asked.wanted else { return asked };
         let (from, to) = (from as usize - 1, (to as usize).min(store.rows.len()));
         if from >= to {
@@ -228,7 +272,7 @@ impl Agent {
         let rows = store.rows[from..to].iter().map(Row::invalidation).collect();
         asked.after(|agent, effects| {
             let answer = ReplayAnswer::Rows(rows);
-            agent.follower.on_replay_answer(nonce, store.provenance(), answer, NOW, effects);
+            agent.state.follower.lock().on_replay_answer(nonce, store.provenance(), answer, NOW, effects);
         })
     }
 
@@ -238,21 +282,21 @@ impl Agent {
         let changes = store.has(DELETION).then_some(ChangeId(0));
         let record = SCRIPT.record(Key::A, changes.into_iter().collect());
         self.after(|agent, effects| {
-            let (head, hash) = (store.voucher().milestone, Key::A.key_hash());
-            let anchors = agent.follower.anchors(&record, effects);
-            if !agent.follower.admits(&hash, &anchors, head.provenance, head.at) {
-                return;
-            }
-            let stamp = Stamp::new(head.at, NOW, anchors);
-            stamp.show();
-            agent.entry = Some(stamp).filter(|_| !store.has(DELETION));
+            let head = store.voucher().milestone;
+            let source = LoadSource::Authority(head.provenance);
+            let hash = Key::A.key_hash();
+            let answer = LoadAnswer { hash, source, as_of: head.at, read_at: NOW, sent_at: NOW };
+            let new_entry = |_, stamp| Entry { deleted: store.has(DELETION), stamp };
+            LoadedEntry::new(&agent.state, answer, record, effects, new_entry)
+                .insert(&agent.cache)
+                .settle(&agent.state, &agent.cache);
         })
     }
 
     /// The lease of what it caches ran out.
     #[must_use]
     pub fn expires(&self) -> Self {
-        self.after(|agent, _| agent.entry = None)
+        self.after(|agent, _| agent.cache.clear())
     }
 
     fn after(&self, step: impl FnOnce(&mut Self, &mut Vec<Effect>)) -> Self {
@@ -260,57 +304,52 @@ impl Agent {
         let mut effects = Vec::new();
         step(&mut agent, &mut effects);
         for effect in effects {
-            agent.perform(effect);
+            agent.perform(&effect);
         }
         agent.seal();
         agent
     }
 
     fn fork(&self) -> Self {
-        let (follower, mut crossing) = self.follower.fork();
-        let entry = self.entry.as_ref().map(|stamp| {
-            let copy = Stamp::new(stamp.as_of(), stamp.read_at, crossing.anchors(&stamp.anchors));
-            copy.show();
-            copy
-        });
-        Self { follower, entry, probes: self.probes.clone(), answers: self.answers.clone(), ..*self }
+        let (state, mut crossing) = self.state.fork();
+        let copy =
+            |entry: &Arc<Entry>| Entry { deleted: entry.deleted, stamp: entry.stamp.fork(&mut crossing) };
+        let cache = Cache(Mutex::new(self.cache.place().as_ref().map(copy).map(Arc::new)));
+        Self { state, cache, probes: self.probes.clone(), answers: self.answers.clone(), ..*self }
     }
 
-    fn perform(&mut self, effect: Effect) {
-        match effect {
-            Effect::Applied { invalidation, .. } => {
-                if evicts_one(&invalidation.scope) == Some(&Key::A.key_hash()) {
-                    self.entry = None;
-                    self.deleted_at = Some(invalidation.position);
-                }
+    fn perform(&mut self, effect: &Effect) {
+        self.state.perform(effect, &self.cache);
+        match *effect {
+            Effect::Applied { ref invalidation, .. } if invalidation.cause == Cause::Deleted => {
+                self.deleted_at = Some(invalidation.position);
             }
-            Effect::Flush(_) => self.entry = None,
             Effect::Progress { applied, .. } => {
-                self.applied = applied;
                 let covers = |at: LogPosition| at <= applied && at.epoch() == applied.epoch();
                 self.told |= self.deleted_at.is_some_and(covers);
             }
-            Effect::Proven(at) => self.proven_at = self.proven_at.max(at),
             Effect::SendProbe { nonce, seen, .. } => self.probes.push(Probe { nonce, seen }),
             Effect::SendReplay { nonce, from, to, .. } => self.wanted = Some((nonce, from, to)),
-            Effect::Widened(_) | Effect::Announce | Effect::Rival(_) => {}
+            _ => {}
         }
     }
 
     /// Drops what can have no effect any more, and takes the print.
     fn seal(&mut self) {
         // Whether the floors of the key's API are kept, they are the same.
-        self.follower.anchors(&SCRIPT.record(Key::A, View::default()), &mut Vec::new());
-        self.probes.retain(|probe| self.follower.awaits(probe.nonce));
-        self.answers.retain(|answer| self.follower.awaits(answer.nonce));
+        self.state.follower.lock().anchors(&SCRIPT.record(Key::A, View::default()), &mut Vec::new());
         if !self.answers_valid() {
-            self.entry = None;
+            self.cache.clear();
         }
+        let follower = self.state.follower.lock();
+        self.probes.retain(|probe| follower.awaits(probe.nonce));
+        self.answers.retain(|answer| follower.awaits(answer.nonce));
         let mut hasher = DefaultHasher::new();
-        self.follower.digest(NOW, &mut hasher);
-        (self.deleted_at, self.told, self.proven_at, self.applied).hash(&mut hasher);
-        self.entry.as_ref().map(|stamp| (stamp.as_of(), stamp.anchors.floor())).hash(&mut hasher);
-        let since = |nonce: u64| self.follower.questions_since(nonce);
+        follower.digest(NOW, &mut hasher);
+        (self.deleted_at, self.told, self.state.proven_at(), self.state.applied()).hash(&mut hasher);
+        let place = self.cache.place();
+        place.as_deref().map(|Entry { stamp, .. }| (stamp.as_of(), stamp.anchors.floor())).hash(&mut hasher);
+        let since = |nonce: u64| follower.questions_since(nonce);
         for probe in &self.probes {
             (0, since(probe.nonce), probe.seen).hash(&mut hasher);
         }

@@ -25,14 +25,6 @@ impl Control {
         check::shortest_violation(World { heals: false, ..self.world })
     }
 
-    /// Whether what was found is what must be found.
-    pub fn is_met(&self, broken: Option<&str>) -> bool {
-        match broken {
-            Some(law) => self.breaks.iter().any(|rule| rule.id() == law),
-            None => self.breaks.is_empty(),
-        }
-    }
-
     /// What is missing or wrong.
     pub fn name(&self) -> String {
         match (self.world.missing, self.world.flaw) {

@@ -28,8 +28,12 @@ pub(super) fn all(world: &World) -> Vec<Property<World>> {
             let proved = processes.filter_map(Process::unknown_past);
             proved.into_iter().all(|seen| state.sent.iter().any(|sent| sent.voucher.milestone == *seen))
         }),
-        Property::sometimes("an agent is told", |_, state: &State| state.agents.iter().any(|agent| agent.told)),
     ];
+    if world.budget.deletions > 0 {
+        properties.push(Property::sometimes("an agent is told", |_, state: &State| {
+            state.agents.iter().any(|agent| agent.told)
+        }));
+    }
     if world.receipts {
         properties.push(Property::always(Rule::G4.id(), |world: &World, state: &State| {
             world.under(|| receipts_are_true(world, state))

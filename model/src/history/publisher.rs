@@ -13,9 +13,6 @@ const NOW: LeaseTime = LeaseTime(1_000_000_000);
 /// After so long without an answer, a rival is gone.
 const BOUND: Duration = AWAY_AFTER;
 
-/// The number of the newest question, after [`Service::rebased`]. Answers to older ones have no effect.
-const NEWEST: u64 = 1;
-
 /// An answer under way.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Answer {
@@ -36,6 +33,8 @@ pub struct Process {
     pub frozen: bool,
     /// Whether it waits for answers.
     pub asks: bool,
+    /// For how long answers to the newest question still count.
+    open_for: Duration,
     /// Whose answers to the newest question arrived.
     heard: BTreeSet<usize>,
     /// Answers to the newest question that are under way.
@@ -50,9 +49,10 @@ impl Process {
     /// Starts, is connected, and asks who else is there.
     pub fn start() -> Self {
         let mut process = Self {
-            service: Service::new(BOUND, NEWEST, NOW),
+            service: Service::new(BOUND, 1, NOW),
             frozen: false,
             asks: false,
+            open_for: Duration::ZERO,
             heard: BTreeSet::new(),
             answers: BTreeSet::new(),
             has_met: false,
@@ -85,6 +85,10 @@ impl Process {
     /// So much time passes, at the end of which it is present.
     pub fn pass(&mut self, pause: Duration) {
         let now = NOW.after(pause);
+        self.open_for = self.open_for.saturating_sub(pause);
+        if self.open_for.is_zero() {
+            self.close_question();
+        }
         let query = self.service.beat(true, now);
         self.asked(query.is_some());
         self.settle(now);
@@ -95,7 +99,7 @@ impl Process {
         while self.standing() == Standing::Asking {
             self.wait();
         }
-        self.asks = false;
+        self.close_question();
     }
 
     /// As long as it waits for answers.
@@ -112,7 +116,7 @@ impl Process {
 
     /// The bus says that no other publisher is there.
     pub fn hear_nobody(&mut self) {
-        self.service.on_nobody(NEWEST);
+        self.service.on_nobody(self.newest(), NOW);
         self.settle(NOW);
     }
 
@@ -127,11 +131,11 @@ impl Process {
         self.heard.insert(answer.from);
         let Answer { standing, provenance, colleague, .. } = answer;
         if colleague {
-            self.service.on_colleague(NEWEST, standing);
+            self.service.on_colleague(self.newest(), standing, NOW);
         } else {
             self.has_met |= standing == Standing::Serving;
             let peer = Peer { publisher: "".into(), provenance, since: StoreTime(0), standing };
-            self.service.on_rival(NEWEST, peer, NOW);
+            self.service.on_rival(self.newest(), peer, NOW);
         }
         self.settle(NOW);
     }
@@ -160,20 +164,30 @@ impl Process {
         self.pass(Duration::ZERO);
     }
 
+    /// Answers to older questions are taken for lost.
+    fn newest(&self) -> u64 {
+        self.service.newest_query().unwrap_or_default()
+    }
+
     fn asked(&mut self, asked: bool) {
         if asked {
+            self.close_question();
             self.asks = true;
-            self.heard.clear();
-            self.answers.clear();
+            self.open_for = ANSWER_PATIENCE;
         }
+    }
+
+    fn close_question(&mut self) {
+        self.asks = false;
+        self.open_for = Duration::ZERO;
+        self.heard.clear();
+        self.answers.clear();
     }
 
     fn settle(&mut self, now: LeaseTime) {
         self.service = self.service.clone().rebased(now, NOW);
         if self.standing() == Standing::Behind {
-            self.asks = false;
-            self.answers.clear();
-            self.heard.clear();
+            self.close_question();
         }
         if self.standing() != Standing::Serving {
             self.is_final = false;

@@ -89,6 +89,8 @@ pub struct World {
     pub database: Database,
     /// The database of each publisher.
     pub publishers: &'static [usize],
+    /// The databases in which the deletion may be recorded.
+    pub deleting: &'static [usize],
     /// Those that never end or stand still.
     pub steady: &'static [usize],
     /// How many agents there are.
@@ -172,6 +174,7 @@ pub enum Action {
     Restart(usize),
     Probe(usize),
     AnswerProbe(usize, usize, u64),
+    ProbeAt(usize, usize),
     HearProof(usize, usize),
     HearTick(usize, usize),
     HearRow(usize, usize),
@@ -204,6 +207,7 @@ impl fmt::Display for Action {
             Self::Restart(a) => write!(f, "agent {a} restarts"),
             Self::Probe(a) => write!(f, "agent {a} probes"),
             Self::AnswerProbe(p, a, _) => write!(f, "publisher {p} gets agent {a}'s probe"),
+            Self::ProbeAt(p, a) => write!(f, "agent {a} probes publisher {p}, who answers at once if at all"),
             Self::HearProof(a, _) => write!(f, "agent {a} hears the answer to its probe"),
             Self::HearTick(a, _) => write!(f, "agent {a} hears a tick"),
             Self::HearRow(a, _) => write!(f, "agent {a} hears a row"),
@@ -215,13 +219,14 @@ impl fmt::Display for Action {
 }
 
 impl World {
-    /// One publisher serves a store; a copy of it has another one, that doesn't run yet.
+    /// Whoever is at the first store serves it; a copy of it has another one, that doesn't run yet.
     pub const fn plain(name: &'static str, about: &'static str, budget: Budget) -> Self {
         Self {
             name,
             about,
             database: Database::Sqlite,
             publishers: &[0, 1],
+            deleting: &[0, 1],
             steady: &[],
             agents: 1,
             silence: true,
@@ -285,12 +290,13 @@ impl State {
         let calm = |state: &mut Self, action| {
             *state = setup.step(state, action).unwrap_or_else(|| unreachable!("{action}"));
         };
-        state.publishers[0] = Some(Process::start());
-        calm(&mut state, Action::HearNobody(0));
+        let home = world.publishers.iter().zip(&mut state.publishers).filter(|(store, _)| **store == 0);
+        for (_, process) in home {
+            process.insert(Process::start()).settle_in();
+        }
+        state.send(&setup);
         for agent in 0..world.agents {
-            calm(&mut state, Action::Probe(agent));
-            let nonce = state.agents[agent].probes[0].nonce;
-            calm(&mut state, Action::AnswerProbe(0, agent, nonce));
+            calm(&mut state, Action::ProbeAt(0, agent));
         }
         state.left = world.budget;
         state
@@ -396,7 +402,8 @@ impl World {
             return;
         }
         let store = &state.stores[self.publishers[publisher]];
-        if left.deletions > 0 && !store.has(DELETION) {
+        let deletes = left.deletions > 0 && self.deleting.contains(&self.publishers[publisher]);
+        if deletes && !store.has(DELETION) {
             actions.push(Action::Record(publisher, DELETION));
         }
         if left.others > 0 && !store.has(OTHER) {
@@ -456,11 +463,14 @@ impl World {
         if self.silence && agent.follows().is_some() {
             actions.push(Action::Silence(index));
         }
-        if agent.may_probe() {
+        if !self.talks && agent.may_probe() {
             actions.push(Action::Probe(index));
         }
         for publisher in 0..self.publishers.len() {
             if self.is_running(state, publisher).is_some_and(Process::vouches) {
+                if self.talks {
+                    actions.push(Action::ProbeAt(publisher, index));
+                }
                 let probes = agent.probes.iter();
                 actions.extend(probes.map(|probe| Action::AnswerProbe(publisher, index, probe.nonce)));
                 if agent.misses_rows_of(state.stores[self.publishers[publisher]].provenance()) {
@@ -654,6 +664,7 @@ impl World {
             Action::AnswerProbe(publisher, index, nonce) => {
                 return self.answer_probe(state, publisher, index, nonce);
             }
+            Action::ProbeAt(publisher, index) => return self.probe_at(state, publisher, index),
             Action::HearProof(index, place) => {
                 let answer = *state.agents[index].answers.get(place)?;
                 state.agents[index] = Arc::new(state.agents[index].receives_answer(answer));
@@ -685,6 +696,21 @@ impl World {
         Some(())
     }
 
+    /// Where publishers talk, late answers are left to the other worlds. A probe that moves nothing is forgotten.
+    fn probe_at(&self, state: &mut State, publisher: usize, index: usize) -> Option<()> {
+        let before = state.agents[index].clone();
+        let probing = Arc::new(before.probes());
+        let nonce = probing.probes.last()?.nonce;
+        state.agents[index] = probing;
+        self.answer_probe(state, publisher, index, nonce)?;
+        let agent = &state.agents[index];
+        let answer = agent.answers.iter().find(|answer| answer.nonce == nonce).copied();
+        let agent = answer.map_or_else(|| agent.clone(), |answer| Arc::new(agent.receives_answer(answer)));
+        let is_open = agent.probes.iter().any(|probe| probe.nonce == nonce);
+        state.agents[index] = if is_open { before } else { agent };
+        Some(())
+    }
+
     fn answer_probe(&self, state: &mut State, publisher: usize, index: usize, nonce: u64) -> Option<()> {
         let probe = *state.agents[index].probes.iter().find(|probe| probe.nonce == nonce)?;
         if let Some(seen) = &probe.seen {
@@ -694,11 +720,7 @@ impl World {
         }
         let store = &state.stores[self.publishers[publisher]];
         let answer = ProbeAnswer { nonce, head: store.voucher(), deleted: store.has(DELETION) };
-        let agent = &state.agents[index];
-        // Where publishers talk, late answers are left to the other worlds.
-        let at_once = self.talks && agent.follows() != Some(answer.head.milestone.provenance);
-        let next = if at_once { agent.receives_answer(answer) } else { agent.is_answered(answer) };
-        state.agents[index] = Arc::new(next);
+        state.agents[index] = Arc::new(state.agents[index].is_answered(answer));
         Some(())
     }
 }

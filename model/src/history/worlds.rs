@@ -6,7 +6,7 @@ use super::world::{Budget, Database, World};
 
 /// All of them.
 pub const ALL: &[World] =
-    &[FORGED, RESTARTED, WORD, TWO_COPIES, PHYSICAL_COPY, BACKUP, LOYAL, CUT, HANDOVER, COLLEAGUES];
+    &[FORGED, RESTARTED, WORD, TWO_COPIES, PHYSICAL_COPY, BACKUP, LOYAL, TOGETHER, CUT, HANDOVER, COLLEAGUES];
 
 const BEHIND: (&str, Standing) = ("a publisher is behind", Standing::Behind);
 const YIELDS: (&str, Standing) = ("a publisher yields", Standing::Yielding);
@@ -26,7 +26,7 @@ pub const TWO_COPIES: World = World {
 pub const WORD: World = World {
     standings: &[BEHIND],
     heals: true,
-    ..World::plain("an operator's word", "a store is declared", Budget { starts: 1, words: 1, others: 1, ..Budget::NONE })
+    ..World::plain("an operator's word", "a store is declared", Budget { starts: 2, words: 1, ..Budget::NONE })
 };
 
 /// The copy is made at any moment, also of a store that was declared, or put in place of the original.
@@ -55,7 +55,8 @@ pub const HANDOVER: World = World {
     talks: true,
     prompt: true,
     receipts: true,
-    standings: &[YIELDS, CONFLICT],
+    deleting: &[0],
+    standings: &[YIELDS],
     ..World::plain(
         "newcomers",
         "publishers freeze and restart beside each other",
@@ -69,6 +70,7 @@ pub const CUT: World = World {
     prompt: true,
     receipts: true,
     begins_cut: true,
+    deleting: &[0],
     standings: &[YIELDS, CONFLICT],
     ..World::plain("rivals", "two that serve meet after a cut", Budget { starts: 1, ..Budget::NONE })
 };
@@ -97,7 +99,7 @@ pub const PHYSICAL_COPY: World = World {
     ..World::plain(
         "a copied server",
         "a copy with the same incarnation is started",
-        Budget { starts: 2, others: 1, deletions: 2, ..Budget::NONE },
+        Budget { starts: 1, others: 1, deletions: 2, ..Budget::NONE },
     )
 };
 
@@ -108,6 +110,21 @@ pub const COLLEAGUES: World = World {
     talks: true,
     prompt: true,
     receipts: true,
+    deleting: &[0],
     standings: &[YIELDS],
     ..World::plain("colleagues", "two on one server, one on its copy", Budget { starts: 1, ..Budget::NONE })
+};
+
+/// Publishers come and go together, and one must be able to serve in the end.
+pub const TOGETHER: World = World {
+    talks: true,
+    prompt: true,
+    heals: true,
+    silence: false,
+    standings: &[YIELDS, CONFLICT],
+    ..World::plain(
+        "together",
+        "two start at once, freeze, end",
+        Budget { starts: 1, stalls: 1, deletions: 0, ..Budget::NONE },
+    )
 };
