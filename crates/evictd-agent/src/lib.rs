@@ -8,7 +8,6 @@
 //! * [`metrics`]: every metric of the agent.
 //! * [`knowledge`]: what the follower knows, where the hot path can read it without a lock.
 //! * [`cache`]: records by hash, in moka.
-//! * [`exposure`]: what was answered from the old state before a change was applied here.
 //! * [`policy`]: what is answered when neither the lease nor the authority vouches for an entry.
 //! * [`verify`]: the hot path.
 //! * [`loads`], [`origin`], [`database`]: what the cache doesn't have, one question at a time.
