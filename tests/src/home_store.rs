@@ -6,6 +6,7 @@
 //! that also changes the store has its own way to it, and [`HomeStore`] only reads.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -53,6 +54,43 @@ impl HomeStore {
             }
             Self::Sqlite(path) => python(SCRIPT, path, statement),
         }
+    }
+}
+
+/// The files of an SQLite store, of which only the first must exist.
+fn sqlite_files(store: &Path) -> [PathBuf; 3] {
+    ["", "-wal", "-shm"].map(|suffix| PathBuf::from(format!("{}{suffix}", store.display())))
+}
+
+/// The bytes of an SQLite store at one moment, as a storage snapshot has them.
+pub struct SqliteBackup([Option<Vec<u8>>; 3]);
+
+impl SqliteBackup {
+    /// Copies the store while no process writes to it.
+    pub fn take(store: &Path) -> Result<Self> {
+        let copy = |path: PathBuf| match fs::read(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("copying {}", path.display()))
+            }
+            read => Ok(read.ok()),
+        };
+        let [file, log, shared] = sqlite_files(store).map(copy);
+        let backup = Self([file?, log?, shared?]);
+        ensure!(backup.0[0].is_some(), "there is no store {}", store.display());
+        Ok(backup)
+    }
+
+    /// Puts it in the place of `store`, with its write-ahead log: another one would do again what is to be undone.
+    pub fn put(&self, store: &Path) -> Result<()> {
+        for (path, bytes) in sqlite_files(store).iter().zip(&self.0) {
+            let done = match bytes {
+                Some(bytes) => fs::write(path, bytes),
+                None if path.exists() => fs::remove_file(path),
+                None => Ok(()),
+            };
+            done.with_context(|| format!("putting {} back", path.display()))?;
+        }
+        Ok(())
     }
 }
 

@@ -54,6 +54,8 @@ pub fn find_or_install() -> Result<PathBuf> {
 pub enum User {
     /// Any publisher, at home.
     Publisher,
+    /// Home's second server, at the first one.
+    Site,
     /// A region's server, at home.
     Leaf {
         /// The region.
@@ -83,6 +85,7 @@ impl User {
     fn login_name(&self) -> String {
         match self {
             Self::Publisher => "publisher".to_owned(),
+            Self::Site => "site".to_owned(),
             Self::Leaf { region } => region.clone(),
             Self::Agent { region, agent } => format!("{region}.{agent}"),
         }
@@ -91,13 +94,18 @@ impl User {
     /// Its part of `users.conf`, with `password` the name of the variable that holds its password.
     fn render(&self, password: &str) -> Result<String> {
         let (template, region, agent) = match self {
-            Self::Publisher => ("publisher", "", ""),
+            Self::Publisher | Self::Site => ("publisher", "", ""),
             Self::Leaf { region } => ("leaf", region.as_str(), ""),
             Self::Agent { region, agent } => ("agent", region.as_str(), agent.as_str()),
         };
         let path = config_dir().join(format!("users/{template}.conf"));
         let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-        Ok(text.replace("@REGION@", region).replace("@AGENT@", agent).replace("@PASSWORD@", password))
+        let text = text.replace("@REGION@", region).replace("@AGENT@", agent).replace("@PASSWORD@", password);
+        Ok(match self {
+            // It carries what publishers say, so it may say the same.
+            Self::Site => text.replace("\"publisher\"", "\"site\"").replace("STANDARD", "LEAFNODE"),
+            _ => text,
+        })
     }
 }
 
@@ -164,8 +172,14 @@ impl NatsServer {
     /// Home and every region in one: for publishers and `agents`, given as (region, name). For tests
     /// that need no network between regions.
     pub fn start_single(dir: &Path, listen: Listen, agents: &[(&str, &str)]) -> Result<Self> {
-        let users = agents.iter().map(|(region, agent)| User::agent(region, agent)).chain([User::Publisher]);
-        Self::start_as_home(dir, listen, users.collect())
+        let users = agents.iter().map(|(region, agent)| User::agent(region, agent));
+        Self::start_as_home(dir, listen, users.chain([User::Publisher, User::Site]).collect())
+    }
+
+    /// A second server of home's, for publishers alone, which dials the leaf listener `first` with `login`. Cut off from
+    /// the first one it is a bus of its own.
+    pub fn start_site(dir: &Path, listen: Listen, first: SocketAddr, login: &Login) -> Result<Self> {
+        Self::start_leaf(dir, listen, "site", vec![User::Publisher], first, login)
     }
 
     fn start_as_home(dir: &Path, listen: Listen, users: Vec<User>) -> Result<Self> {
@@ -186,11 +200,22 @@ impl NatsServer {
         login: &Login,
     ) -> Result<Self> {
         let users = agents.iter().map(|agent| User::agent(region, agent)).collect();
+        Self::start_leaf(dir, listen, region, users, home, login)
+    }
+
+    fn start_leaf(
+        dir: &Path,
+        listen: Listen,
+        name: &str,
+        users: Vec<User>,
+        home: SocketAddr,
+        login: &Login,
+    ) -> Result<Self> {
         let env = vec![
-            ("EVICTD_REGION", region.to_owned()),
+            ("EVICTD_REGION", name.to_owned()),
             ("EVICTD_NATS_HOME", format!("nats://{}:{}@{home}", login.user, login.password)),
         ];
-        Self::start(dir, &format!("nats-{region}"), &config_dir().join("region.conf"), listen, users, env)
+        Self::start(dir, &format!("nats-{name}"), &config_dir().join("region.conf"), listen, users, env)
     }
 
     fn start(

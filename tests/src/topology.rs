@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use toml::Table;
 
+use crate::home_store::HomeStore;
 use crate::http::{Client, Response};
 use crate::metrics::Scrape;
 use crate::nats_server::{Listen, Login, NatsServer, User};
@@ -275,6 +276,32 @@ impl Topology {
             agent.wait_until_ready()?;
         }
         Ok(Self { publisher, more_publishers, regions: sites, home, root_key, client: Client::new() })
+    }
+
+    /// Starts a publisher with another home store (a copy of the first one's, say), otherwise configured as the first one,
+    /// whose connection to NATS runs through `wire`. It is running, not ready.
+    pub fn start_rival(
+        &self,
+        dir: &Path,
+        name: &str,
+        store: &HomeStore,
+        wire: Proxy,
+        login: &Login,
+    ) -> Result<Node> {
+        let first = &self.publisher.config;
+        let text = fs::read_to_string(first).with_context(|| format!("reading {}", first.display()))?;
+        let mut config: Table = text.parse()?;
+        let listen = Where::FreePorts.pick((0, 0), 0)?;
+        lay_over(&mut config, &daemon_config(listen, wire.address(), login));
+        let mut place = Table::new();
+        match store {
+            HomeStore::Sqlite(path) => {
+                place.insert("path".to_owned(), path.to_string_lossy().as_ref().into())
+            }
+            HomeStore::Postgres(url) => place.insert("url".to_owned(), url.as_str().into()),
+        };
+        config.insert("store".to_owned(), place.into());
+        Node::start(dir, "publisher", name, &config, listen, Some(wire))
     }
 
     /// A root key that may do everything.

@@ -101,6 +101,23 @@ impl Postgres {
         Ok(standby)
     }
 
+    /// A copy of this server's files as they are now, under a server of its own: nothing tells the two apart, not even
+    /// their timeline.
+    pub fn copy(&self) -> Result<Self> {
+        let home = Home::new()?;
+        let mut backup = home.command(program("pg_basebackup")?);
+        backup.args(["--checkpoint=fast", "--wal-method=stream", "--no-sync", "--dbname"]);
+        let source = format!("host=127.0.0.1 port={} user={OWNER}", self.port);
+        output(backup.arg(source).arg("--pgdata").arg(home.data()))?;
+        Self::launch(home, ports::free()?.port())
+    }
+
+    /// A new database with all that `source` has, which nobody may be connected to: its URL.
+    pub fn copy_database(&self, source: &str, name: &str) -> Result<String> {
+        self.query_in("postgres", &format!("CREATE DATABASE \"{name}\" TEMPLATE \"{source}\""))?;
+        Ok(self.url_of(OWNER, name))
+    }
+
     fn launch(home: Home, port: u16) -> Result<Self> {
         let mut postgres = Self { home, port, server: None };
         postgres.start_again()?;
@@ -152,9 +169,13 @@ impl Postgres {
     /// What the statements return in the first database, for its superuser: rows as lines, columns divided
     /// by `|`. All of them are one transaction.
     pub fn query(&self, sql: &str) -> Result<String> {
+        self.query_in(OWNER, sql)
+    }
+
+    fn query_in(&self, database: &str, sql: &str) -> Result<String> {
         let mut psql = self.home.command(program("psql")?);
         psql.args(["--no-psqlrc", "--quiet", "--no-align", "--tuples-only", "--command", sql]);
-        output(psql.arg("--dbname").arg(self.url())).context("asking PostgreSQL")
+        output(psql.arg("--dbname").arg(self.url_of(OWNER, database))).context("asking PostgreSQL")
     }
 
     /// All of a database of this server, as a script: its URL is what [`Postgres::create_database`] said.

@@ -1,21 +1,24 @@
 //! The database is changed behind the publisher's back, and put back to an earlier state.
 
-use std::fs;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use evictd_tests::home_store::SqliteBackup;
 use evictd_tests::process::evictd_command;
 use evictd_tests::proxy::Mode;
 use evictd_tests::topology::Node;
-use evictd_tests::wait::try_eventually;
+use evictd_tests::wait::{throughout, try_eventually};
 use evictd_wire::subject::LIVE;
 use serde_json::json;
 
+use crate::rivals::{assert_refuses_changes, wait_until_silent};
 use crate::world::{
     Key, SOON, World, breakable, count, flushes, plan, wait_for_count, wait_for_mode, wait_for_readiness,
     with_bound,
 };
+
+/// For tests that see leases run out.
+const RESTORE_BOUND: Duration = Duration::from_secs(4);
 
 /// Somebody else's SQL on the key's row.
 fn change(world: &World, key: &Key, what: &str) -> Result<()> {
@@ -95,47 +98,45 @@ fn a_root_key_that_is_revoked_by_sql_verifies_nothing_any_more() -> Result<()> {
     world.assert_works()
 }
 
-/// The store's files, of which only the first must exist.
-fn store_files(store: &Path) -> [PathBuf; 3] {
-    ["", "-wal", "-shm"].map(|suffix| PathBuf::from(format!("{}{suffix}", store.display())))
-}
-
-/// A copy of the store, taken and put back while nobody has it open.
-struct Backup(Vec<(PathBuf, Vec<u8>)>);
-
-impl Backup {
-    fn take(world: &World) -> Result<Self> {
-        let files = store_files(&world.store()).into_iter().filter(|path| path.exists());
-        let files = files.map(|path| Ok((path.clone(), fs::read(&path)?)));
-        Ok(Self(files.collect::<Result<_>>().context("copying the store")?))
-    }
-
-    /// With the write-ahead log, which otherwise would do again what is to be undone.
-    fn put_back(&self, world: &World) -> Result<()> {
-        for path in store_files(&world.store()).into_iter().filter(|path| path.exists()) {
-            fs::remove_file(&path)?;
-        }
-        for (path, bytes) in &self.0 {
-            fs::write(path, bytes).with_context(|| format!("putting back {}", path.display()))?;
-        }
-        Ok(())
-    }
-}
-
 fn stop_publisher(world: &mut World) -> Result<()> {
     ensure!(world.topology.publisher.daemon.stop(SOON)?.success());
     Ok(())
+}
+
+/// The operator's word that the world's store is the one to follow.
+fn declare(world: &World) -> Result<()> {
+    let command = format!("new-epoch --yes --set store.path={}", world.store().display());
+    let output = evictd_command()?.args(command.split(' ')).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// What `evictd epochs` prints of the world's store, a line each.
+fn epochs(world: &World) -> Result<Vec<String>> {
+    let output = evictd_command()?.args(["epochs", "--config"]).arg(&world.publisher().config).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?.lines().map(str::to_owned).collect())
+}
+
+/// What a publisher says whose store agents know to be an older copy.
+fn wait_until_behind(world: &World) -> Result<()> {
+    let words = [
+        "this home store is an older copy: ",
+        "doesn't hold; put the newer store back, or run `evictd new-epoch`",
+    ];
+    wait_until_silent(world.publisher(), "behind", &words.map(str::to_owned))
 }
 
 fn new_epoch_flushes(agent: &Node) -> Result<u64> {
     count(agent, "evictd_agent_flushes_total", &[("reason", "new_epoch")])
 }
 
-/// Failure: agents wait for ever for positions that no longer exist, or keep what they learnt in a future
-/// that was undone.
+/// Failure: a store that was put back goes on by itself, and what was deleted after the backup is valid again without
+/// anybody's decision. Or the operator has decided, and agents wait for ever for positions that no longer exist, or keep
+/// what they learnt in a future that was undone.
 #[test]
-fn a_store_that_is_put_back_begins_a_new_epoch_and_everybody_flushes_once() -> Result<()> {
-    let mut world = World::start(&plan(&["eu", "us"]))?;
+fn store_that_was_put_back_is_silent_until_it_is_declared() -> Result<()> {
+    let mut world = World::start(&with_bound(RESTORE_BOUND, plan(&["eu", "us"])))?;
     let [deleted_before, deleted_after, good] =
         [world.create_key()?, world.create_key()?, world.create_key()?];
     world.cache_everywhere(&[&deleted_before, &deleted_after, &good])?;
@@ -143,7 +144,7 @@ fn a_store_that_is_put_back_begins_a_new_epoch_and_everybody_flushes_once() -> R
     world.assert_gone(&[&deleted_before])?;
     world.wait_until_caught_up()?;
     stop_publisher(&mut world)?;
-    let backup = Backup::take(&world)?;
+    let backup = SqliteBackup::take(&world.store())?;
 
     world.topology.publisher.restart()?;
     let created_after = world.create_key()?;
@@ -155,15 +156,28 @@ fn a_store_that_is_put_back_begins_a_new_epoch_and_everybody_flushes_once() -> R
         assert_eq!((count(agent, "evictd_agent_epoch", &[])?, flushes(agent)?), (1, 0));
     }
     stop_publisher(&mut world)?;
-    backup.put_back(&world)?;
-    world.topology.publisher.restart()?;
+    backup.put(&world.store())?;
+    world.topology.publisher.daemon.restart()?;
 
+    wait_until_behind(&world)?;
+    assert_refuses_changes(&world, world.publisher(), &good)?;
+    throughout(RESTORE_BOUND * 2, || world.assert_none_valid(&[&deleted_before, &deleted_after]))?;
+    for agent in world.topology.agents() {
+        wait_for_mode(agent, "expired")?;
+        assert_eq!((count(agent, "evictd_agent_epoch", &[])?, flushes(agent)?), (1, 0));
+    }
+    assert_eq!(epochs(&world)?.len(), 0, "nobody has declared anything");
+
+    declare(&world)?;
     for agent in world.topology.agents() {
         wait_for_count(agent, "evictd_agent_epoch", &[], 2)?;
         wait_for_mode(agent, "live")?;
     }
+    wait_for_readiness(world.publisher(), 200)?;
     let head = world.wait_until_caught_up()?;
     ensure!(head < undone, "the store was not put back");
+    let [epoch] = &epochs(&world)?[..] else { bail!("one epoch began: {:?}", epochs(&world)?) };
+    ensure!(epoch.contains("  epoch 2 from position ") && epoch.contains("  declared ("), "{epoch}");
     // What holds is what the store says now.
     world.assert_gone(&[&deleted_before, &created_after])?;
     world.wait_for_codes(&[&deleted_after, &good], "VALID")?;
@@ -174,7 +188,7 @@ fn a_store_that_is_put_back_begins_a_new_epoch_and_everybody_flushes_once() -> R
     Ok(())
 }
 
-/// Failure: whoever restored a whole disk, the note beside the store included, can't tell the agents.
+/// Failure: an operator's word beside a publisher that runs is not noticed, or costs more than a flush.
 #[test]
 fn an_operators_new_epoch_makes_everybody_flush_once_and_brings_nothing_back() -> Result<()> {
     let world = World::start(&plan(&["eu", "us"]))?;
@@ -183,9 +197,7 @@ fn an_operators_new_epoch_makes_everybody_flush_once_and_brings_nothing_back() -
     world.delete(&deleted)?;
     world.assert_gone(&[&deleted])?;
 
-    let command = format!("new-epoch --yes --set store.path={}", world.store().display());
-    let output = evictd_command()?.args(command.split(' ')).output()?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    declare(&world)?;
     for agent in world.topology.agents() {
         wait_for_count(agent, "evictd_agent_epoch", &[], 2)?;
         wait_for_mode(agent, "live")?;
@@ -230,15 +242,16 @@ fn nats_that_was_wiped_and_a_store_that_was_put_back_at_once_cost_one_flush() ->
         [world.create_key()?, world.create_key()?, world.create_key()?];
     world.cache_everywhere(&[&deleted_before, &deleted_after, &good])?;
     stop_publisher(&mut world)?;
-    let backup = Backup::take(&world)?;
+    let backup = SqliteBackup::take(&world.store())?;
     world.topology.publisher.restart()?;
     world.delete(&deleted_after)?;
     world.assert_gone(&[&deleted_after])?;
 
-    // With all of it gone at once, nobody is left who could tell but the agents.
     stop_publisher(&mut world)?;
     world.topology.home.wipe()?;
-    backup.put_back(&world)?;
+    backup.put(&world.store())?;
+    // In the order of docs/operations.md.
+    declare(&world)?;
     world.topology.home.restart()?;
     world.topology.publisher.restart()?;
     world.delete(&deleted_before)?;
@@ -257,14 +270,14 @@ fn nats_that_was_wiped_and_a_store_that_was_put_back_at_once_cost_one_flush() ->
 /// Failure: the store that was put back gives out the positions a second time, and reaches those that an
 /// agent has applied before that agent could say so. The agent would take the new rows for old news.
 #[test]
-fn a_store_that_is_put_back_and_goes_on_is_not_mistaken_for_the_one_it_was() -> Result<()> {
-    let mut world = World::start(&breakable(&["eu"]))?;
+fn store_that_was_put_back_and_caught_up_is_found_all_the_same() -> Result<()> {
+    let mut world = World::start(&with_bound(RESTORE_BOUND, breakable(&["eu"])))?;
     let keys: Vec<Key> = (0..4).map(|_| world.create_key()).collect::<Result<_>>()?;
     let keys: Vec<&Key> = keys.iter().collect();
     world.cache_everywhere(&keys)?;
     world.wait_until_caught_up()?;
     stop_publisher(&mut world)?;
-    let backup = Backup::take(&world)?;
+    let backup = SqliteBackup::take(&world.store())?;
     world.topology.publisher.restart()?;
     world.create_key()?;
     world.create_key()?;
@@ -275,7 +288,7 @@ fn a_store_that_is_put_back_and_goes_on_is_not_mistaken_for_the_one_it_was() -> 
     // two more. The agent doesn't hear them, only what it asks for.
     stop_publisher(&mut world)?;
     world.topology.regions[0].set_wires(Mode::Cut)?;
-    backup.put_back(&world)?;
+    backup.put(&world.store())?;
     world.sql("UPDATE keys SET deleted_at_m = 1")?;
     world.topology.publisher.restart()?;
     try_eventually("the deletions to be numbered", SOON, || {
@@ -285,6 +298,11 @@ fn a_store_that_is_put_back_and_goes_on_is_not_mistaken_for_the_one_it_was() -> 
     let wire = world.agent(0).wire.as_ref().context("the wire is direct")?;
     wire.drop_messages(LIVE, 10);
     world.topology.regions[0].set_wires(Mode::Pass)?;
-    wait_for_readiness(world.agent(0), 200)?;
+    wait_until_behind(&world)?;
+    // They were deleted where nobody heard of it: they may be answered until the lease is over.
+    wait_for_mode(world.agent(0), "expired")?;
+    throughout(RESTORE_BOUND, || world.assert_none_valid(&keys))?;
+    declare(&world)?;
+    wait_for_count(world.agent(0), "evictd_agent_epoch", &[], 2)?;
     world.assert_gone(&keys)
 }

@@ -20,6 +20,7 @@
 //! * [`bad_days`]: disks, locks, outages, crowds, slow clients and shutdowns, in the middle of deletions.
 //! * [`home_store`]: the database is changed, or put back, behind the publisher's back.
 //! * [`erasure`]: what is left of a key that was erased, and of a log that was purged.
+//! * [`rivals`]: two copies of a home store on one bus.
 //! * [`postgres`]: all of that on PostgreSQL, which several publishers share and another server may take over.
 //! * [`malformed_http`], [`malformed_nats`]: what nobody should send.
 //! * [`secrets`]: nothing secret is written anywhere.
@@ -51,6 +52,7 @@ mod partitions;
 mod postgres;
 mod receipts;
 mod restarts;
+mod rivals;
 mod sdk;
 mod secrets;
 mod storms;

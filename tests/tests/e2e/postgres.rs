@@ -12,6 +12,7 @@
 //! * [`failover`]: another server takes over, with everything or with less.
 //! * [`receipts`]: what is confirmed, while publishers and agents come and go.
 //! * [`replicas`]: agents that read a replica.
+//! * [`rivals`]: copies of the database, with publishers of their own, and read by agents.
 //! * [`outages`]: the server is gone, silent, locked, or full.
 //! * [`shutdown`]: a publisher is told to end while the server is silent.
 //! * [`erasure`]: what is left of a key that was erased.
@@ -26,6 +27,7 @@ mod ordinary;
 mod outages;
 mod receipts;
 mod replicas;
+mod rivals;
 mod several;
 mod shutdown;
 mod transactions;

@@ -36,7 +36,7 @@ fn start() -> Result<Site> {
 }
 
 /// Waits until a standby has, and shows, all that was written on its primary.
-fn wait_until_received(primary: &Postgres, standby: &Postgres) -> Result<()> {
+pub(super) fn wait_until_received(primary: &Postgres, standby: &Postgres) -> Result<()> {
     let written = primary.query("SELECT pg_current_wal_insert_lsn()")?;
     let shown = format!("SELECT pg_last_wal_replay_lsn() >= '{written}'");
     try_eventually("the standby to have everything", SOON, || {
@@ -46,7 +46,7 @@ fn wait_until_received(primary: &Postgres, standby: &Postgres) -> Result<()> {
 
 /// From now on the standby hears nothing of its primary. It is started anew for that: one that is about to change its
 /// source of WAL overlooks the setting.
-fn cut_off(standby: &mut Postgres) -> Result<()> {
+pub(super) fn cut_off(standby: &mut Postgres) -> Result<()> {
     standby.set("primary_conninfo = ''")?;
     standby.restart(postgres::Mode::Fast)
 }

@@ -1,0 +1,575 @@
+//! Two copies of a home store on one bus (R15): of two publishers with different histories at most one is believed, and
+//! nothing that was deleted at that one comes back, until an operator says so.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use evictd_core::limits::EPOCH_MAX;
+use evictd_tests::home_store::{HomeStore, SqliteBackup};
+use evictd_tests::http::Client;
+use evictd_tests::nats_server::{Listen, NatsServer, User};
+use evictd_tests::process::evictd_command;
+use evictd_tests::proxy::{Mode, Proxy};
+use evictd_tests::topology::Node;
+use evictd_tests::wait::{throughout, try_eventually};
+use evictd_wire::subject::PUBLISHERS;
+use serde_json::json;
+
+use crate::command_line::Outcome;
+use crate::world::{
+    Caller, Key, SOON, World, breakable, count, flushes, wait_for_count, wait_for_mode, wait_for_readiness,
+    wait_for_remark, with_bound,
+};
+
+/// Long enough for leases that outlive a restart, short enough to be waited for.
+pub(crate) const BOUND: Duration = Duration::from_secs(6);
+
+/// A client per agent that verifies one key all the time, until it is dropped.
+pub(crate) struct Watch {
+    over: Arc<AtomicBool>,
+    key: String,
+    clients: Vec<(String, JoinHandle<Vec<Answer>>)>,
+}
+
+/// When a verification began, and its code; none where there was no answer.
+struct Answer {
+    asked_at: Instant,
+    code: Option<String>,
+}
+
+impl Watch {
+    pub(crate) fn start(world: &World, key: &Key) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let client = |agent: &Node| {
+            let (caller, key, over) = (Caller::new(world, agent), key.clone(), over.clone());
+            let watch = move || {
+                let mut answers = Vec::new();
+                // Nothing in it fails, and it is ended from outside.
+                let _ = throughout(Duration::from_mins(10), || {
+                    let asked_at = Instant::now();
+                    answers.push(Answer { asked_at, code: caller.code(&key).ok() });
+                    ensure!(!over.load(Ordering::Relaxed));
+                    Ok(())
+                });
+                answers
+            };
+            (agent.daemon.name().to_owned(), std::thread::spawn(watch))
+        };
+        let clients = world.topology.agents().map(client).collect();
+        Self { over, key: key.id.clone(), clients }
+    }
+
+    /// Ends it. No verification that began at `since` or later was VALID, and there were some.
+    pub(crate) fn assert_none_valid_since(mut self, since: Instant) -> Result<()> {
+        self.over.store(true, Ordering::Relaxed);
+        for (agent, client) in self.clients.drain(..) {
+            let answers = client.join().map_err(|_| anyhow!("a client panicked"))?;
+            let later = || answers.iter().filter(|answer| answer.asked_at >= since);
+            ensure!(later().any(|answer| answer.code.is_some()), "{agent} answered nothing");
+            let valid: Vec<Duration> = later()
+                .filter(|answer| answer.code.as_deref() == Some("VALID"))
+                .map(|answer| answer.asked_at - since)
+                .collect();
+            ensure!(
+                valid.is_empty(),
+                "{agent} answered VALID for {} in {} of {} verifications, {:?} to {:?} after its deletion was confirmed",
+                self.key,
+                valid.len(),
+                later().count(),
+                valid.first(),
+                valid.last()
+            );
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Deletes `key` at `publisher`; when each region had confirmed it.
+pub(crate) fn delete_confirmed(world: &World, publisher: &Node, key: &Key) -> Result<Instant> {
+    let body = json!({ "keyId": key.id });
+    let answer = world.topology.call_with(publisher, "keys.deleteKey", &body, &[("Prefer", "wait=30")])?;
+    ensure!(answer.status == 200, "it was answered {}: {}", answer.status, answer.text);
+    let receipt = &answer.body["meta"]["propagation"];
+    ensure!(receipt["state"] == "confirmed", "{receipt}\n{}", publisher.daemon.log_tail());
+    Ok(Instant::now())
+}
+
+/// A copy of the world's store as it is now, for another host.
+fn snapshot(world: &mut World) -> Result<PathBuf> {
+    let copy = world.dir().join("host-2.db");
+    // As a snapshot of the disk has it: everything at one moment.
+    world.topology.publisher.daemon.pause()?;
+    let backup = SqliteBackup::take(&world.store());
+    world.topology.publisher.daemon.resume()?;
+    backup?.put(&copy)?;
+    Ok(copy)
+}
+
+/// The operator's word on the store at `path`.
+pub(crate) fn declare(path: &Path) -> Result<Outcome> {
+    let setting = format!("store.path={}", path.display());
+    let output = evictd_command()?.args(["new-epoch", "--yes", "--set", &setting]).output()?;
+    Ok(Outcome {
+        exit: output.status.code(),
+        stdout: String::from_utf8(output.stdout)?,
+        stderr: String::from_utf8(output.stderr)?,
+    })
+}
+
+pub(crate) fn declare_successfully(path: &Path) -> Result<()> {
+    let declared = declare(path)?;
+    ensure!(declared.exit == Some(0), "{}", declared.stderr);
+    Ok(())
+}
+
+/// A wire of its own to the world's only NATS server.
+pub(crate) fn wire(world: &World) -> Result<Proxy> {
+    Proxy::start(world.topology.home.clients())
+}
+
+/// Starts a publisher with another store on the world's bus. It is running, not ready.
+pub(crate) fn start_rival(world: &World, store: &HomeStore, wire: Proxy) -> Result<Node> {
+    let login = world.topology.home.login(&User::Publisher)?;
+    world.topology.start_rival(world.dir(), "host-2", store, wire, login)
+}
+
+/// Starts host 2 with the copy at `path`.
+fn start_host_2(world: &World, path: &Path) -> Result<Node> {
+    start_rival(world, &HomeStore::Sqlite(path.to_owned()), wire(world)?)
+}
+
+/// Whom a publisher that is silent for `other` has to name.
+pub(crate) fn names_of(other: &Node) -> Result<Vec<String>> {
+    let status = other.status()?;
+    let text = |name: &str| status[name].as_str().map(str::to_owned).with_context(|| format!("no {name}"));
+    Ok(vec![
+        format!(
+            "another home store is active on this bus: store {}, incarnation {}, publisher ",
+            text("homeStore")?,
+            text("incarnation")?
+        ),
+        format!("({}), since ", other.http),
+        "stop one of them, or give each its own NATS account".to_owned(),
+    ])
+}
+
+/// Waits until `node` stands so, and says these words wherever an operator may look.
+pub(crate) fn wait_until_silent(node: &Node, standing: &str, words: &[String]) -> Result<()> {
+    let what = format!("{} to be {standing}, with {words:?}", node.daemon.name());
+    let mut last = String::new();
+    let outcome = try_eventually(&what, SOON, || {
+        let ready = Client::new().get(&format!("http://{}/readyz", node.admin))?;
+        let status = node.status()?;
+        let reason = status["silentBecause"].as_str().unwrap_or_default();
+        last = format!("{} {}; {}: {reason}", ready.status, ready.text, status["standing"]);
+        let says = |text: &str| words.iter().all(|words| text.contains(words));
+        Ok((ready.status == 503 && status["standing"] == standing && says(&ready.text) && says(reason))
+            .then_some(()))
+    });
+    outcome.with_context(|| format!("it said last: {last}\n{}", node.daemon.log_tail()))?;
+    wait_for_count(node, "evictd_publisher_standing", &[("standing", standing)], 1)?;
+    let log = node.daemon.stdout()? + &node.daemon.stderr()?;
+    ensure!(log.contains("publisher fell silent"), "{}", node.daemon.log_tail());
+    Ok(())
+}
+
+/// What the silent publisher `node` is told to change is refused, and why.
+pub(crate) fn assert_refuses_changes(world: &World, node: &Node, key: &Key) -> Result<()> {
+    let answer = world.topology.call(node, "keys.deleteKey", &json!({ "keyId": key.id }))?;
+    ensure!(answer.status == 503, "it was answered {}: {}", answer.status, answer.text);
+    ensure!(answer.text.contains("Nothing was changed"), "{}", answer.text);
+    Ok(())
+}
+
+/// What a rival must not touch: each agent's epoch, how often it flushed, and what it received of rivals.
+#[derive(PartialEq, Eq, Debug)]
+pub(crate) struct Footing(Vec<[u64; 2]>);
+
+impl Footing {
+    pub(crate) fn of(world: &World) -> Result<Self> {
+        let agent = |agent: &Node| Ok([count(agent, "evictd_agent_epoch", &[])?, flushes(agent)?]);
+        Ok(Self(world.topology.agents().map(agent).collect::<Result<_>>()?))
+    }
+}
+
+/// For two bounds, every agent is live, on the same footing, and knows `good`.
+pub(crate) fn assert_untouched(world: &World, footing: &Footing, good: &Key) -> Result<()> {
+    throughout(BOUND * 2, || {
+        for agent in world.topology.agents() {
+            ensure!(agent.status()?["mode"] == "live", "{}", agent.daemon.log_tail());
+            assert_eq!(world.code(agent, good)?, "VALID");
+        }
+        assert_eq!(Footing::of(world)?, *footing);
+        Ok(())
+    })
+}
+
+pub(crate) fn rival_messages(agent: &Node) -> Result<u64> {
+    count(agent, "evictd_agent_rival_messages_total", &[])
+}
+
+/// No process has seen a rule broken, or answered from what was too old.
+pub(crate) fn assert_no_rule_was_broken(world: &World, rival: &Node) -> Result<()> {
+    for node in world.topology.publishers().chain(world.topology.agents()).chain([rival]) {
+        let log = node.daemon.stdout()? + &node.daemon.stderr()?;
+        ensure!(!log.contains("panicked"), "{}", node.daemon.log_tail());
+        // One that was stopped has nothing more to say.
+        let Ok(metrics) = node.metrics() else { continue };
+        for name in ["evictd_invariant_violations_total", "evictd_agent_bound_breaches_total"] {
+            let broken = metrics.value(name, &[]).unwrap_or(0.0);
+            ensure!(
+                broken == 0.0,
+                "{name} of {} is {broken}\n{}",
+                node.daemon.name(),
+                node.daemon.log_tail()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Restarts the world's publisher and starts a rival so that both ask before either has answered.
+pub(crate) fn start_together(world: &mut World, store: &HomeStore) -> Result<Node> {
+    world.topology.publisher.daemon.kill()?;
+    let other = wire(world)?;
+    let own = world.topology.publisher.wire.as_ref().context("the wire is direct")?;
+    for wire in [own, &other] {
+        wire.set(Mode::Cut);
+        wire.hold_messages(PUBLISHERS);
+    }
+    world.topology.publisher.daemon.restart()?;
+    let rival = start_rival(world, store, other)?;
+    let (one, two) = (&world.topology.publisher, &rival);
+    for node in [one, two] {
+        try_eventually("a publisher to have done a round", SOON, || {
+            // Before it listens, it answers nothing.
+            let status = node.status().unwrap_or_default();
+            Ok((!status["lastRoundMsAgo"].is_null()).then_some(()))
+        })
+        .with_context(|| node.daemon.log_tail())?;
+    }
+    let wires = || [one, two].into_iter().filter_map(|node| node.wire.as_ref());
+    wires().for_each(|wire| wire.set(Mode::Pass));
+    try_eventually("both to ask", SOON, || Ok(wires().all(|wire| wire.held() > 0).then_some(())))?;
+    wires().for_each(Proxy::release);
+    Ok(rival)
+}
+
+fn start() -> Result<(World, Key, Key)> {
+    let world = World::start(&with_bound(BOUND, breakable(&["eu", "us"])))?;
+    let [doomed, good] = [world.create_key()?, world.create_key()?];
+    world.cache_everywhere(&[&doomed, &good])?;
+    world.wait_until_caught_up()?;
+    Ok((world, doomed, good))
+}
+
+fn wait_for_epoch(world: &World, epoch: u64) -> Result<()> {
+    for agent in world.topology.agents() {
+        wait_for_count(agent, "evictd_agent_epoch", &[], epoch)?;
+        wait_for_mode(agent, "live")?;
+    }
+    Ok(())
+}
+
+/// Host 1 is lost, and the copy at the returned node serves on an operator's word.
+fn move_to_host_2(world: &mut World) -> Result<Node> {
+    let copy = snapshot(world)?;
+    world.topology.publisher.daemon.kill()?;
+    declare_successfully(&copy)?;
+    let mut rival = start_host_2(world, &copy)?;
+    rival.wait_until_ready()?;
+    wait_for_epoch(world, 2)?;
+    Ok(rival)
+}
+
+/// Waits until `node` serves, after the rival that it was silent for has gone.
+pub(crate) fn wait_until_serving(node: &Node) -> Result<()> {
+    wait_for_readiness(node, 200)?;
+    wait_for_count(node, "evictd_publisher_standing", &[("standing", "serving")], 1)
+}
+
+/// Failure: host 1 boots again with its old file while the restored copy serves on host 2; each takes the other's
+/// positions for its own lost future and begins epochs, and what was deleted on host 2 is VALID again.
+#[test]
+fn old_copy_that_comes_back_beside_the_restored_one_stays_silent() -> Result<()> {
+    let (mut world, doomed, good) = start()?;
+    let mut host_2 = move_to_host_2(&mut world)?;
+    let watch = Watch::start(&world, &doomed);
+    let confirmed_at = delete_confirmed(&world, &host_2, &doomed)?;
+    let footing = Footing::of(&world)?;
+
+    world.topology.publisher.daemon.restart()?;
+    let host_1 = world.publisher();
+    wait_until_silent(host_1, "yielding", &names_of(&host_2)?)?;
+    assert_refuses_changes(&world, host_1, &good)?;
+    assert_untouched(&world, &footing, &good)?;
+    wait_until_silent(host_1, "yielding", &names_of(&host_2)?)?;
+    wait_until_serving(&host_2)?;
+
+    // Host 2 is gone for good: to go on without what it knew is for an operator to decide.
+    ensure!(host_2.daemon.stop(SOON)?.success());
+    let older = ["this home store is an older copy: ", "run `evictd new-epoch` on this one"];
+    wait_until_silent(host_1, "behind", &older.map(str::to_owned))?;
+    assert_refuses_changes(&world, host_1, &good)?;
+    throughout(BOUND + BOUND / 2, || {
+        assert_eq!(host_1.status()?["standing"], "behind");
+        assert_eq!(Footing::of(&world)?, footing);
+        Ok(())
+    })?;
+    watch.assert_none_valid_since(confirmed_at)?;
+    declare_successfully(&world.store())?;
+    wait_until_serving(host_1)?;
+    wait_for_epoch(&world, 3)?;
+    // As the operator has said, what was deleted on host 2 counts as undone.
+    world.wait_for_codes(&[&doomed, &good], "VALID")?;
+    world.assert_works()?;
+    for agent in world.topology.agents() {
+        assert_eq!(flushes(agent)?, 2, "one for each word of an operator");
+    }
+    assert_no_rule_was_broken(&world, &host_2)
+}
+
+/// Failure: staging is started from a copy of production with production's NATS, and takes its agents over.
+#[test]
+fn staging_on_productions_bus_yields_and_production_goes_on() -> Result<()> {
+    let (mut world, doomed, good) = start()?;
+    let footing = Footing::of(&world)?;
+    let copy = snapshot(&mut world)?;
+    let staging = start_host_2(&world, &copy)?;
+    wait_until_silent(&staging, "yielding", &names_of(world.publisher())?)?;
+    assert_refuses_changes(&world, &staging, &good)?;
+    let watch = Watch::start(&world, &doomed);
+    let confirmed_at = delete_confirmed(&world, world.publisher(), &doomed)?;
+    assert_untouched(&world, &footing, &good)?;
+    watch.assert_none_valid_since(confirmed_at)?;
+    wait_until_serving(world.publisher())?;
+    for agent in world.topology.agents() {
+        assert_eq!(rival_messages(agent)?, 0, "a publisher that yields sends agents nothing");
+        let ready = wait_for_readiness(agent, 200)?;
+        ensure!(!ready["remarks"].to_string().contains("\"history\""), "{ready}");
+    }
+    world.assert_works()?;
+    assert_no_rule_was_broken(&world, &staging)
+}
+
+/// Failure: of two copies that are started at once, chance decides which is believed.
+#[test]
+fn copies_that_start_together_fall_silent_until_one_is_stopped() -> Result<()> {
+    let (mut world, doomed, good) = start()?;
+    let copy = snapshot(&mut world)?;
+    let mut host_2 = start_together(&mut world, &HomeStore::Sqlite(copy))?;
+    let host_1 = world.publisher();
+    wait_until_silent(host_1, "conflicting", &names_of(&host_2)?)?;
+    wait_until_silent(&host_2, "conflicting", &names_of(host_1)?)?;
+    for node in [host_1, &host_2] {
+        assert_refuses_changes(&world, node, &good)?;
+    }
+    throughout(BOUND, || {
+        for node in [host_1, &host_2] {
+            assert_eq!(node.status()?["standing"], "conflicting");
+        }
+        Ok(())
+    })?;
+    for agent in world.topology.agents() {
+        wait_for_mode(agent, "expired")?;
+        assert_eq!(rival_messages(agent)?, 0);
+    }
+
+    ensure!(host_2.daemon.stop(SOON)?.success());
+    wait_until_serving(host_1)?;
+    for agent in world.topology.agents() {
+        wait_for_mode(agent, "live")?;
+        assert_eq!(flushes(agent)?, 0);
+    }
+    let watch = Watch::start(&world, &doomed);
+    let confirmed_at = delete_confirmed(&world, host_1, &doomed)?;
+    world.assert_works()?;
+    watch.assert_none_valid_since(confirmed_at)?;
+    assert_no_rule_was_broken(&world, &host_2)
+}
+
+/// Failure: a publisher that stood still goes on where it was, and vouches for what a successor has changed meanwhile.
+#[test]
+fn thawed_publisher_asks_before_it_answers() -> Result<()> {
+    let (mut world, doomed, good) = start()?;
+    let copy = snapshot(&mut world)?;
+    world.topology.publisher.daemon.pause()?;
+    declare_successfully(&copy)?;
+    let mut host_2 = start_host_2(&world, &copy)?;
+    host_2.wait_until_ready()?;
+    wait_for_epoch(&world, 2)?;
+    let watch = Watch::start(&world, &doomed);
+    let confirmed_at = delete_confirmed(&world, &host_2, &doomed)?;
+    let (footing, received) = (Footing::of(&world)?, rival_messages(world.agent(0))?);
+
+    world.topology.publisher.daemon.resume()?;
+    wait_until_silent(world.publisher(), "yielding", &names_of(&host_2)?)?;
+    assert_refuses_changes(&world, world.publisher(), &good)?;
+    assert_untouched(&world, &footing, &good)?;
+    watch.assert_none_valid_since(confirmed_at)?;
+    assert_eq!(rival_messages(world.agent(0))?, received, "it has spoken before it asked");
+    wait_until_serving(&host_2)?;
+    assert_no_rule_was_broken(&world, &host_2)
+}
+
+/// A world whose bus has a second server, where a copy of the store serves that its agents haven't met: the wire between
+/// the servers is cut.
+fn split() -> Result<(World, Key, Key, NatsServer, Proxy, Node)> {
+    let (mut world, doomed, good) = start()?;
+    let home = &world.topology.home;
+    let link = Proxy::start(home.leaves())?;
+    let login = home.login(&User::Site)?;
+    let site = NatsServer::start_site(world.dir(), Listen::free()?, link.address(), login)?;
+    world.topology.home.wait_for_leaves(1)?;
+    link.set(Mode::Cut);
+    world.topology.home.wait_for_leaves(0)?;
+    let copy = snapshot(&mut world)?;
+    let wire = Proxy::start(site.clients())?;
+    let store = HomeStore::Sqlite(copy);
+    let login = site.login(&User::Publisher)?;
+    let host_2 = world.topology.start_rival(world.dir(), "host-2", &store, wire, login)?;
+    wait_until_serving(&host_2)?;
+    Ok((world, doomed, good, site, link, host_2))
+}
+
+/// Failure: two copies have served on the halves of a bus. When it heals, one of them wins by chance, and undoes what was
+/// deleted at the other.
+#[test]
+fn copies_that_meet_after_a_partition_fall_silent_both() -> Result<()> {
+    let (world, doomed, good, _site, link, mut host_2) = split()?;
+    let host_1 = world.publisher();
+    let watch = Watch::start(&world, &doomed);
+    let confirmed_at = delete_confirmed(&world, host_1, &doomed)?;
+    let footing = Footing::of(&world)?;
+
+    link.set(Mode::Pass);
+    wait_until_silent(host_1, "conflicting", &names_of(&host_2)?)?;
+    wait_until_silent(&host_2, "conflicting", &names_of(host_1)?)?;
+    for node in [host_1, &host_2] {
+        assert_refuses_changes(&world, node, &good)?;
+    }
+    // Agents deny rather than change over.
+    for agent in world.topology.agents() {
+        wait_for_mode(agent, "expired")?;
+    }
+    assert_eq!(Footing::of(&world)?, footing);
+
+    ensure!(host_2.daemon.stop(SOON)?.success());
+    wait_until_serving(host_1)?;
+    world.topology.agents().try_for_each(|agent| wait_for_mode(agent, "live"))?;
+    assert_eq!(Footing::of(&world)?, footing);
+    world.wait_for_codes(&[&good], "VALID")?;
+    world.assert_works()?;
+    watch.assert_none_valid_since(confirmed_at)?;
+    assert_no_rule_was_broken(&world, &host_2)
+}
+
+/// Failure: after a partition between two copies the one that agents know is stopped, and the other takes them over
+/// without what they have seen.
+#[test]
+fn copy_that_agents_have_not_followed_needs_a_word_after_a_partition() -> Result<()> {
+    let (mut world, doomed, _, _site, link, host_2) = split()?;
+    let watch = Watch::start(&world, &doomed);
+    let confirmed_at = delete_confirmed(&world, world.publisher(), &doomed)?;
+    let footing = Footing::of(&world)?;
+    link.set(Mode::Pass);
+    wait_until_silent(world.publisher(), "conflicting", &names_of(&host_2)?)?;
+    wait_until_silent(&host_2, "conflicting", &names_of(world.publisher())?)?;
+
+    ensure!(world.topology.publisher.daemon.stop(SOON)?.success());
+    wait_until_silent(&host_2, "behind", &["this home store is an older copy: ".to_owned()])?;
+    assert_eq!(Footing::of(&world)?, footing);
+    for agent in world.topology.agents() {
+        wait_for_mode(agent, "expired")?;
+    }
+    watch.assert_none_valid_since(confirmed_at)?;
+    assert_no_rule_was_broken(&world, &host_2)
+}
+
+/// Failure: an agent takes messages of another store for its own, or nobody learns that they come.
+#[test]
+fn agents_report_a_rival_that_speaks_and_keep_their_own_history() -> Result<()> {
+    let (world, doomed, good, _site, link, host_2) = split()?;
+    let host_1 = world.publisher();
+    let watch = Watch::start(&world, &doomed);
+    let confirmed_at = delete_confirmed(&world, host_1, &doomed)?;
+    let footing = Footing::of(&world)?;
+    // The other one's ticks come through, and its questions and answers to publishers don't.
+    link.hold_messages("evictd.v1.publishers");
+    link.hold_messages("evictd.v1.publishers.>");
+    link.set(Mode::Pass);
+    for agent in world.topology.agents() {
+        wait_for_remark(agent, "another home store")?;
+        ensure!(rival_messages(agent)? > 0);
+    }
+    assert_untouched(&world, &footing, &good)?;
+    watch.assert_none_valid_since(confirmed_at)?;
+    link.set(Mode::Cut);
+    assert_no_rule_was_broken(&world, &host_2)
+}
+
+/// Failure: the copy that serves is restarted, host 1 boots in that gap, finds nobody, and is the incumbent from then on.
+#[test]
+fn old_copy_that_boots_while_the_restored_one_restarts_ends_behind() -> Result<()> {
+    let (mut world, doomed, good) = start()?;
+    let mut host_2 = move_to_host_2(&mut world)?;
+    let watch = Watch::start(&world, &doomed);
+    let confirmed_at = delete_confirmed(&world, &host_2, &doomed)?;
+    let footing = Footing::of(&world)?;
+
+    host_2.daemon.kill()?;
+    world.topology.publisher.daemon.restart()?;
+    wait_until_silent(world.publisher(), "behind", &["this home store is an older copy: ".to_owned()])?;
+    host_2.restart()?;
+    wait_until_serving(&host_2)?;
+    world.topology.agents().try_for_each(|agent| wait_for_mode(agent, "live"))?;
+    assert_refuses_changes(&world, world.publisher(), &good)?;
+    assert_untouched(&world, &footing, &good)?;
+    assert_eq!(world.publisher().status()?["standing"], "behind");
+    watch.assert_none_valid_since(confirmed_at)?;
+    assert_no_rule_was_broken(&world, &host_2)
+}
+
+/// Failure: a store whose epochs are used up goes on in the last one, so that agents keep what a new one would have made
+/// them flush.
+#[test]
+fn used_up_epochs_fail_closed_with_the_way_out() -> Result<()> {
+    const USED_UP: &str = "the home store has used up its 1048575 epochs, so that none can begin";
+    let (mut world, doomed, good) = start()?;
+    ensure!(world.topology.publisher.daemon.stop(SOON)?.success());
+    world.sql(&format!("UPDATE log_head SET epoch = {EPOCH_MAX}"))?;
+    world.topology.publisher.restart()?;
+    wait_for_epoch(&world, u64::from(EPOCH_MAX))?;
+    let refused = declare(&world.store())?;
+    refused.assert_failed(USED_UP);
+    refused.assert_failed("copy workspaces, root_keys, apis and keys into a new store");
+    // What needs no epoch goes on.
+    world.wait_for_codes(&[&good], "VALID")?;
+    world.assert_works()?;
+
+    // A deletion that no trigger saw needs one.
+    let trigger = world.sql("SELECT sql FROM sqlite_master WHERE name = 'keys_after_delete'")?;
+    for statement in
+        ["DROP TRIGGER keys_after_delete", &format!("DELETE FROM keys WHERE id = '{}'", doomed.id), &trigger]
+    {
+        world.sql(statement)?;
+    }
+    world.assert_gone_within(&doomed, Instant::now(), BOUND)?;
+    for agent in world.topology.agents() {
+        wait_for_mode(agent, "expired")?;
+    }
+    wait_for_readiness(world.publisher(), 503)?;
+    let log = world.publisher().daemon.stdout()? + &world.publisher().daemon.stderr()?;
+    ensure!(log.contains(USED_UP), "{}", world.publisher().daemon.log_tail());
+    Ok(())
+}
