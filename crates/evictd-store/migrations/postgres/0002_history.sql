@@ -32,13 +32,13 @@ ALTER TABLE log_head
     -- declares begins above it. A constant default rewrites nothing.
     ADD COLUMN lost_epoch  INTEGER NOT NULL DEFAULT 0;
 
--- A default would rewrite the table, and by that look like a restore; so would an update that doesn't note itself.
+-- A default would rewrite the table, and by that look like a restore. (That the migration writes this row is noted at its
+-- end, see src/postgres/schema.rs.)
 UPDATE log_head
 SET store_id    = ('x' || encode(sha256(gen_random_uuid()::text::bytea), 'hex'))::bit(64)::bigint,
     incarnation = ('x' || encode(sha256(gen_random_uuid()::text::bytea), 'hex'))::bit(64)::bigint,
     token       = ('x' || encode(sha256(gen_random_uuid()::text::bytea), 'hex'))::bit(64)::bigint,
-    round       = ('x' || encode(sha256(gen_random_uuid()::text::bytea), 'hex'))::bit(64)::bigint,
-    is_original = is_original AND xmin = written_by, written_by = pg_current_xact_id()::xid;
+    round       = ('x' || encode(sha256(gen_random_uuid()::text::bytea), 'hex'))::bit(64)::bigint;
 
 ALTER TABLE log_head
     ALTER COLUMN store_id SET NOT NULL,
