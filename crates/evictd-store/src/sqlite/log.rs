@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use evictd_core::epochs;
 use evictd_core::history::{BeginCause, History, Incarnation, LogToken, Provenance, RoundToken, StoreId};
 use evictd_core::ids::WorkspaceId;
 use evictd_core::invalidation::{Cause, Invalidation};
@@ -18,6 +19,9 @@ use crate::log::{Backlog, Head, Numbered, NumberedRequest, Replay};
 use crate::rows::{
     self, BeginColumns, MERGE_ABOVE, ScopeColumns, UnrequestedRow, audit_records, log_position,
 };
+
+/// A file doesn't branch.
+const TIMELINE: u32 = 1;
 
 /// What [`head_of`] reads, of the table `log_head` alone.
 const READ_HEAD: &str = "SELECT epoch, head, incarnation, token, round FROM log_head";
@@ -165,7 +169,7 @@ pub(super) async fn begin(
     let before = head_of(write.row(sqlx::query(READ_HEAD)).await?.as_ref())?;
     let mut head = Head { incarnation: Incarnation(draw()?), ..before };
     if cause.begins_epoch() {
-        let at = LogPosition::new(before.at.epoch() + 1, before.at.position());
+        let at = LogPosition::new(epochs::next_epoch(TIMELINE, before.at.epoch(), 0), before.at.position());
         (head.at, head.token) = (at.ok_or(StoreError::EpochsUsedUp)?, LogToken(draw()?));
         // Whatever changed unseen before is covered, so that the present schema is the one to compare with (R3).
         let covered = sqlx::query(
