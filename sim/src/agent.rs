@@ -18,7 +18,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use evictd_core::entry::Stamp;
-use evictd_core::follower::{Effect, FlushReason, Follower, ReplayAnswer, evicts_one};
+use evictd_core::follower::{Effect, FlushReason, Follower, LoadSource, ReplayAnswer, evicts_one};
+use evictd_core::history::{Provenance, Voucher};
 use evictd_core::ids::KeyHash;
 use evictd_core::invalidation::{Invalidation, Scope};
 use evictd_core::lease::Mode;
@@ -31,6 +32,7 @@ use evictd_core::time::LeaseTime;
 pub use self::load::Denial;
 use crate::agent::load::Flight;
 use crate::agent::verify::Verification;
+use crate::checker::Confirmed;
 use crate::ctx::Ctx;
 use crate::net::{Audience, Found, Message, Nonce};
 use crate::process::Process;
@@ -61,10 +63,11 @@ pub enum AgentEvent {
 /// What the follow task takes in, one at a time.
 #[derive(Debug)]
 enum Input {
-    Live(Rc<[Invalidation]>),
-    Tick(LogPosition),
-    ProbeAnswer(Nonce, LogPosition),
-    ReplayAnswer(Nonce, ReplayAnswer),
+    Live(Voucher, Rc<[Invalidation]>),
+    Tick(Voucher),
+    Ended(Provenance),
+    ProbeAnswer(Nonce, Voucher),
+    ReplayAnswer(Nonce, Provenance, ReplayAnswer),
     Connected,
     Nothing,
     Beat,
@@ -143,7 +146,7 @@ pub struct Agent {
     pub process: Process,
     state: AgentState,
     /// What it told the publishers.
-    announced: LogPosition,
+    announced: Confirmed,
     cache: Cache,
     flights: Vec<Option<Box<Flight>>>,
     flying: usize,
@@ -167,7 +170,7 @@ impl Agent {
         Self {
             process,
             state: Self::fresh_state(ctx),
-            announced: LogPosition::ZERO,
+            announced: Confirmed::default(),
             cache: Cache::new(keys),
             flights: (0..keys).map(|_| None).collect(),
             flying: 0,
@@ -194,7 +197,7 @@ impl Agent {
         self.process.start(ctx);
         self.state = Self::fresh_state(ctx);
         self.cache.clear();
-        self.announced = LogPosition::ZERO;
+        self.announced = Confirmed::default();
         self.flights.iter_mut().for_each(|flight| *flight = None);
         self.flying = 0;
         self.inputs.clear();
@@ -278,13 +281,17 @@ impl Agent {
     /// Handles a message.
     pub fn on_message(&mut self, ctx: &mut Ctx, message: Message) {
         match message {
-            Message::Live(rows) => self.take_in(ctx, Input::Live(rows)),
-            Message::Tick(head) => self.take_in(ctx, Input::Tick(head)),
+            Message::Live(voucher, rows) => self.take_in(ctx, Input::Live(voucher, rows)),
+            Message::Tick(head, _) => self.take_in(ctx, Input::Tick(head)),
+            Message::Ended(provenance) => self.take_in(ctx, Input::Ended(provenance)),
             Message::ProbeAnswer { nonce, head } => self.take_in(ctx, Input::ProbeAnswer(nonce, head)),
-            Message::ReplayAnswer { nonce, answer } => {
-                self.take_in(ctx, Input::ReplayAnswer(nonce, *answer));
+            Message::ReplayAnswer { nonce, provenance, answer } => {
+                self.take_in(ctx, Input::ReplayAnswer(nonce, provenance, *answer));
             }
-            Message::LookupAnswer { nonce, key, found } => self.arrived(ctx, key, nonce, *found),
+            Message::LookupAnswer { nonce, key, found } => {
+                let source = LoadSource::Authority(found.read.provenance);
+                self.arrived(ctx, key, nonce, source, *found);
+            }
             Message::Nobody { nonce, key } => self.unreachable(ctx, key, nonce),
             _ => {}
         }
@@ -292,7 +299,8 @@ impl Agent {
 
     /// A replica's answer to a load.
     pub fn on_replica(&mut self, ctx: &mut Ctx, key: KeyNumber, nonce: Nonce, found: Found) {
-        self.arrived(ctx, key, nonce, found);
+        let source = LoadSource::Database(found.read.token);
+        self.arrived(ctx, key, nonce, source, found);
     }
 
     fn take_in(&mut self, ctx: &mut Ctx, input: Input) {
@@ -335,13 +343,14 @@ impl Agent {
         let now = self.clock(ctx);
         let mut follower = self.state.follower.lock();
         match input {
-            Input::Live(rows) => follower.on_live(rows.to_vec(), now, effects),
-            Input::Tick(head) => follower.on_tick(head, now, effects),
+            Input::Live(voucher, rows) => follower.on_live(&voucher, rows.to_vec(), now, effects),
+            Input::Tick(head) => follower.on_tick(&head, now, effects),
+            Input::Ended(provenance) => follower.on_end(provenance, now),
             Input::ProbeAnswer(nonce, head) => {
-                follower.on_probe_answer(nonce, head, now, effects);
+                follower.on_probe_answer(nonce, &head, now, effects);
             }
-            Input::ReplayAnswer(nonce, answer) => {
-                follower.on_replay_answer(nonce, answer, now, effects);
+            Input::ReplayAnswer(nonce, provenance, answer) => {
+                follower.on_replay_answer(nonce, provenance, answer, now, effects);
             }
             Input::Connected => follower.connected(now),
             Input::Beat => {
@@ -365,16 +374,16 @@ impl Agent {
         match effect {
             Effect::Applied { invalidation, .. } => self.count_ends(ctx, &invalidation.scope),
             Effect::Flush(reason) => self.flushed(ctx, reason),
-            Effect::Widened(_) | Effect::Progress { .. } | Effect::Proven(_) => {}
+            Effect::Widened(_) | Effect::Progress { .. } | Effect::Proven(_) | Effect::Rival(_) => {}
             Effect::Announce => self.announce(ctx),
             Effect::SendProbe { nonce, seen, all } => {
-                let audience = if all { Audience::All } else { Audience::Probes };
+                let audience = if all { Audience::All } else { Audience::One };
                 let probe = Message::Probe { from: self.node(), life: self.life(), nonce, seen, all };
                 ctx.ask(self.node(), audience, probe);
             }
             Effect::SendReplay { nonce, epoch, from, to, all, .. } => {
                 ctx.checker.counts.repairs += 1;
-                let audience = if all { Audience::All } else { Audience::Questions };
+                let audience = if all { Audience::All } else { Audience::One };
                 let (node, life) = (self.node(), self.life());
                 let replay = Message::Replay { from: node, life, nonce, epoch, first: from, last: to };
                 ctx.ask(node, audience, replay);
@@ -399,11 +408,13 @@ impl Agent {
 
     fn announce(&mut self, ctx: &mut Ctx) {
         let applied = self.state.applied();
-        if applied == LogPosition::ZERO || !ctx.net.links[self.node().0].connected {
+        let provenance = self.state.follower.lock().provenance();
+        let Some(provenance) = provenance.filter(|_| applied != LogPosition::ZERO) else { return };
+        if !ctx.net.links[self.node().0].connected {
             return;
         }
-        self.announced = self.announced.max(applied);
-        let message = Message::Applied { from: self.node(), life: self.life(), applied };
+        self.announced = ctx.checker.confirmed(provenance.incarnation, applied);
+        let message = Message::Applied { from: self.node(), life: self.life(), provenance, applied };
         ctx.ask(self.node(), Audience::All, message);
     }
 

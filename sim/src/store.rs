@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use evictd_core::epochs;
-use evictd_core::follower::{LoadSource, ReplayAnswer};
+use evictd_core::follower::ReplayAnswer;
 use evictd_core::history::{
     Begin, BeginCause, History, Incarnation, LogToken, Mac, Milestone, Provenance, RoundToken, StoreId,
     Voucher,
@@ -526,12 +526,12 @@ impl Store {
     /// Begins a new epoch if the server's history is another one than that of the head (R2).
     fn begin_epoch_if_due(&mut self, ctx: &mut Ctx, seen_epoch: u32) {
         if epochs::is_branched(&self.head.now().timeline, &self.timeline) {
-            self.begin(ctx, BeginCause::Branched, seen_epoch);
+            self.begin_incarnation(ctx, BeginCause::Branched, seen_epoch);
         }
     }
 
     /// Begins an incarnation, and an epoch if its cause says so.
-    pub fn begin(&mut self, ctx: &mut Ctx, cause: BeginCause, seen_epoch: u32) {
+    pub fn begin_incarnation(&mut self, ctx: &mut Ctx, cause: BeginCause, seen_epoch: u32) {
         let mut head = self.head.now();
         let after = head.at;
         if cause.begins_epoch() {
@@ -736,7 +736,7 @@ impl Store {
         epoch: u32,
         first: u64,
         last: u64,
-    ) -> Option<(Provenance, ReplayAnswer)> {
+    ) -> Option<ReplayAnswer> {
         let head = self.head(ctx, publisher)?;
         let log = match (self.attached(ctx, publisher), &self.demoted) {
             (Attached::Demoted, Some(demoted)) => &demoted.log,
@@ -757,10 +757,7 @@ impl Store {
             .collect();
         let is_covered = log.get(start.max(purged)).is_some_and(is_first) && !rows.is_empty();
         let voucher = self.voucher(&head, head.at);
-        let provenance = voucher.milestone.provenance;
-        let answer =
-            if is_covered { ReplayAnswer::Rows(rows) } else { ReplayAnswer::Refused { head: voucher } };
-        Some((provenance, answer))
+        Some(if is_covered { ReplayAnswer::Rows(rows) } else { ReplayAnswer::Refused { head: voucher } })
     }
 
     /// Another primary takes over, which lacks the last `lost` commits. It writes another timeline, and the old
@@ -807,12 +804,12 @@ impl Store {
         let kept = self.log.partition_point(|row| row.numbered <= cut);
         for numbered in self.log.split_off(kept) {
             if numbered.row.lsn <= cut {
-                ctx.checker.unnumbered(numbered.row.change);
+                ctx.checker.unnumbered(numbered.row.change, numbered.position);
                 self.unnumbered.insert(numbered.row.id, numbered.row);
             }
         }
         self.roster.retain(|_, (_, registered)| *registered <= cut);
-        ctx.checker.regressed(self.head.now().incarnation, self.head.now().at);
+        ctx.checker.regressed();
         self.lock_free = ctx.now;
         self.highest_numbered_row = self.log.last().map_or(0, |row| row.row.id);
     }
