@@ -9,7 +9,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use evictd_core::entry::Stamp;
-use evictd_core::follower::{Effect, Follower};
+use evictd_core::follower::{Effect, Follower, LoadSource};
 use evictd_core::ids::KeyHash;
 use evictd_core::lease::Mode;
 use evictd_core::position::LogPosition;
@@ -20,8 +20,8 @@ use evictd_core::serving::{
 use evictd_core::time::LeaseTime;
 
 use crate::script::{Key, View};
-use crate::store::Replay;
-use crate::world::{EpochsBegin, Flaw, Tick, World};
+use crate::store::{Mark, Replay};
+use crate::world::{Flaw, Tick, World};
 
 /// A cached record: what of the store's history is in it, and the core's stamp.
 #[derive(Debug)]
@@ -100,7 +100,7 @@ pub struct Read {
     /// The changes of its key in the snapshot.
     pub view: View,
     /// The head in the same snapshot.
-    pub as_of: LogPosition,
+    pub as_of: Mark,
     /// How long the publisher's fence was old.
     pub fence_age: Tick,
     /// Whether the origin has a fence: a replica's reads vouch for nothing.
@@ -149,13 +149,13 @@ pub struct Agent {
     /// When a round last wrote it into the roster.
     pub rostered: Option<Tick>,
     /// Probes: number and what it had seen.
-    pub asked: BTreeSet<(u64, LogPosition)>,
+    pub asked: BTreeSet<(u64, Option<Mark>)>,
     /// Answers to probes: number and head.
-    pub proofs: BTreeSet<(u64, LogPosition)>,
+    pub proofs: BTreeSet<(u64, Mark)>,
     /// Replays asked for.
     pub wanted: BTreeSet<Wanted>,
-    /// Answers to replays.
-    pub replays: BTreeSet<(u64, Replay)>,
+    /// Answers to replays: number, the head of the store that gave it, and the answer.
+    pub replays: BTreeSet<(u64, Mark, Replay)>,
     /// Of all the above: two agents with the same one behave alike.
     print: u64,
 }
@@ -236,7 +236,7 @@ impl Agent {
         self.state.perform(effect, &self.cache);
         match *effect {
             Effect::SendProbe { nonce, seen, .. } => {
-                self.asked.insert((nonce, seen));
+                self.asked.insert((nonce, seen.as_ref().map(Mark::of)));
             }
             Effect::SendReplay { nonce, epoch, from, to, .. } => {
                 self.wanted.insert(Wanted { nonce, epoch, from, to });
@@ -250,12 +250,10 @@ impl Agent {
         if world.answers_are_matched() {
             let follower = self.state.follower.lock();
             let open = |nonce: &u64| follower.awaits(*nonce);
-            if world.epochs_begin != EpochsBegin::WhenAnAgentHasSeenMore {
-                self.asked.retain(|(nonce, _)| open(nonce));
-            }
+            self.asked.retain(|(nonce, _)| open(nonce));
             self.proofs.retain(|(nonce, _)| open(nonce));
             self.wanted.retain(|wanted| open(&wanted.nonce));
-            self.replays.retain(|(nonce, _)| open(nonce));
+            self.replays.retain(|(nonce, ..)| open(nonce));
         }
         if world.missing != Some(Protection::HitsMeetFloors) {
             let horizon = self.state.follower.lock().floors().horizon().get();
@@ -265,14 +263,14 @@ impl Agent {
                 self.cache.place(key).take_if(|entry| is_void(&entry.stamp));
             }
         }
-        self.print = self.digest(now);
+        self.print = self.digest(world, now);
     }
 
-    fn digest(&self, now: Tick) -> u64 {
+    fn digest(&self, world: &World, now: Tick) -> u64 {
         let mut hasher = DefaultHasher::new();
         let follower = self.state.follower.lock();
         let (applied, proven_at) = (self.applied(), self.state.proven_at());
-        follower.digest(now.lease_time(), &mut hasher);
+        follower.digest(now.lease_time(), world.replica, &mut hasher);
         (self.process, applied, proven_at).hash(&mut hasher);
         for key in Key::ALL {
             let place = self.cache.place(key);
@@ -294,8 +292,8 @@ impl Agent {
         for Wanted { nonce, .. } in &self.wanted {
             (2, since(*nonce)).hash(&mut hasher);
         }
-        for (nonce, replay) in &self.replays {
-            (3, since(*nonce), replay).hash(&mut hasher);
+        for (nonce, head, replay) in &self.replays {
+            (3, since(*nonce), head, replay).hash(&mut hasher);
         }
         hasher.finish()
     }
@@ -329,7 +327,13 @@ impl Agent {
         } else {
             LeaseTime(0)
         };
-        let answer = LoadAnswer { hash: key.key_hash(), as_of, read_at, sent_at: sent_at.lease_time() };
+        let source = if vouched {
+            LoadSource::Authority(as_of.provenance())
+        } else {
+            LoadSource::Database(as_of.token())
+        };
+        let sent_at = sent_at.lease_time();
+        let answer = LoadAnswer { hash: key.key_hash(), source, as_of: as_of.at, read_at, sent_at };
         let record = world.script.record(key, view);
         let new_entry = |_, stamp| Entry { view, stamp };
         let settled = LoadedEntry::new(&self.state, answer, record, effects, new_entry)

@@ -1,15 +1,15 @@
 //! What the checker must find: each protection missing by itself, and flaws around the core.
 
 use evictd_core::protection::Protection::{
-    self, AnswersMatchQuestions, AnswersMeetWhatWasApplied, AppliedIsContiguous, ForgottenFloorsLiveOn,
-    HitsMeetFloors, LeasesRunOut, LoadsAreJoinedUnderALease, LoadsMeetFloors, NewerEpochsFlush,
-    OldPositionsAreApplied, OlderEpochsMoveNothing, ProofsDateFromTheQuestion, ProofsWaitForTheirHead,
-    ReplaysAreComplete,
+    self, AnswersMatchQuestions, AnswersMeetWhatWasApplied, AppliedIsContiguous, BranchesBeginAnEpoch,
+    ForgottenFloorsLiveOn, HitsMeetFloors, LeasesRunOut, LoadsAreJoinedUnderALease, LoadsMeetFloors,
+    LostEpochsAreNotRepeated, NewerEpochsFlush, OldPositionsAreApplied, OlderEpochsMoveNothing,
+    ProofsDateFromTheQuestion, ProofsWaitForTheirHead, ReplaysAreComplete,
 };
 use evictd_core::rules::Rule;
 
 use crate::check::{self, Outcome};
-use crate::world::{EpochsBegin, Flaw, World};
+use crate::world::{Flaw, World};
 use crate::worlds::{
     DEMOTED, FAIL_OVER, FEW_API_FLOORS, FEW_KEY_FLOORS, PURGE, RECEIPTS, REPLICA, RESTART, ROUNDS, SMALLEST,
     TWO_CHANGES, TWO_FAIL_OVERS,
@@ -35,16 +35,15 @@ impl Control {
         match (self.world.missing, self.world.flaw) {
             (Some(missing), _) => format!("without {missing:?} ({})", missing.rule()),
             (None, Some(flaw)) => format!("{flaw:?}"),
-            (None, None) => format!("epochs begin: {:?}", self.world.epochs_begin),
+            (None, None) => self.world.name.to_owned(),
         }
     }
 }
 
 /// The controls, in the order of the rules.
 pub const ALL: &[Control] = &[
-    with_epochs(EpochsBegin::Never, FAIL_OVER, &[Rule::G1, Rule::G2, Rule::G3]),
-    with_epochs(EpochsBegin::WithoutMemory, TWO_FAIL_OVERS, &[Rule::G1, Rule::G2, Rule::G3]),
-    with_epochs(EpochsBegin::WhenAnAgentHasSeenMore, FAIL_OVER, &[Rule::G1, Rule::G2, Rule::G3]),
+    without(BranchesBeginAnEpoch, FAIL_OVER, &[Rule::G1, Rule::G2, Rule::G3]),
+    without(LostEpochsAreNotRepeated, TWO_FAIL_OVERS, &[Rule::G1, Rule::G2, Rule::G3]),
     // Proofs of the new epoch wait for a head in it, and the store refuses replays of the old one: that flushes.
     without(NewerEpochsFlush, FAIL_OVER, &[]),
     // Floors and proofs of an old epoch lie below the horizon of the new one.
@@ -84,8 +83,4 @@ const fn without(missing: Protection, world: World, breaks: &'static [Rule]) -> 
 
 const fn with(flaw: Flaw, world: World, breaks: &'static [Rule]) -> Control {
     Control { world: World { flaw: Some(flaw), ..world }, breaks }
-}
-
-const fn with_epochs(epochs_begin: EpochsBegin, world: World, breaks: &'static [Rule]) -> Control {
-    Control { world: World { epochs_begin, ..world }, breaks }
 }

@@ -52,7 +52,7 @@ fn exchange(world: &World, state: &mut State, index: usize) {
     let wanted: Vec<u64> = state.agents[index].wanted.iter().map(|wanted| wanted.nonce).collect();
     for nonce in wanted {
         world.take(state, Action::Replay(index, nonce));
-        let place = state.agents[index].replays.iter().position(|(of, _)| *of == nonce);
+        let place = state.agents[index].replays.iter().position(|(of, ..)| *of == nonce);
         if let Some(place) = place {
             world.take(state, Action::HearReplay(index, nonce, place));
         }

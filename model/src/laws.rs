@@ -1,5 +1,7 @@
 //! What must hold in every state, by the ids of the rules, and what must be possible at all.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use evictd_core::lease::Mode;
 use evictd_core::position::LogPosition;
 use evictd_core::rules::Rule;
@@ -7,7 +9,7 @@ use stateright::Property;
 
 use crate::agent::{Agent, Landed};
 use crate::heal;
-use crate::script::{Key, View};
+use crate::script::{ChangeId, Key, View};
 use crate::store::Store;
 use crate::world::{Lost, State, Tick, World};
 
@@ -134,7 +136,11 @@ pub(crate) fn confirmed_by_all(world: &World, state: &State) -> View {
 
 /// No position was ever given to two changes (G3).
 fn positions_are_given_once(state: &State) -> bool {
-    state.live.values().all(|changes| changes.len() == 1)
+    let mut given: BTreeMap<LogPosition, BTreeSet<ChangeId>> = BTreeMap::new();
+    for (mark, changes) in &state.live {
+        given.entry(mark.at).or_default().extend(changes);
+    }
+    given.values().all(|changes| changes.len() == 1)
 }
 
 /// The positions of what is committed are 1, 2, 3, ... up to the head (R1).

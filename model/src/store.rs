@@ -1,10 +1,47 @@
 //! The home store: rows, positions, epochs, snapshots. Each method is one transaction.
 
-use evictd_core::authority::is_credible;
+use evictd_core::epochs;
+use evictd_core::history::{
+    Begin, BeginCause, Claim, History, Incarnation, LogToken, Milestone, Provenance, StoreId, Voucher,
+};
 use evictd_core::position::LogPosition;
+use evictd_core::time::StoreTime;
 
 use crate::script::{ChangeId, View};
-use crate::world::{EpochsBegin, Tick};
+use crate::world::Tick;
+
+/// A place in the log of one incarnation. All stores of a world are the primary or copies of it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Mark {
+    /// The position.
+    pub at: LogPosition,
+    /// Which incarnation gave it.
+    pub incarnation: Incarnation,
+}
+
+impl Mark {
+    /// Whom it speaks for.
+    pub fn provenance(self) -> Provenance {
+        Provenance { store: StoreId(1), incarnation: self.incarnation }
+    }
+
+    /// No two transactions of one incarnation give the same position here, so that one token does for all of them.
+    pub fn token(self) -> LogToken {
+        LogToken(self.incarnation.0)
+    }
+
+    /// As messages carry it.
+    pub fn voucher(self) -> Voucher {
+        let milestone = Milestone { provenance: self.provenance(), at: self.at, token: self.token() };
+        Voucher { milestone, mac: [0; 16] }
+    }
+
+    /// The inverse of [`Mark::voucher`].
+    pub fn of(voucher: &Voucher) -> Self {
+        let Milestone { provenance, at, .. } = voucher.milestone;
+        Self { at, incarnation: provenance.incarnation }
+    }
+}
 
 /// A committed change.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -23,7 +60,7 @@ pub enum Replay {
     /// The rows from the first one asked for on.
     Rows(Vec<(LogPosition, ChangeId)>),
     /// The range can't be covered.
-    Refused(LogPosition),
+    Refused(Mark),
 }
 
 /// A home store, the primary or a copy of it.
@@ -35,15 +72,24 @@ pub struct Store {
     pub head: LogPosition,
     /// Rows up to here were purged from the log.
     pub purged: u64,
-    /// It was put in the place of a store that may have been further, and hasn't begun an epoch since.
-    pub moved: bool,
+    /// The timeline that its head was written on.
+    timeline: u32,
+    /// Its incarnations, oldest first.
+    begins: Vec<Begin>,
 }
 
 impl Default for Store {
     fn default() -> Self {
         let head = LogPosition::new(1, 0).unwrap_or(LogPosition::ZERO);
-        Self { rows: Vec::new(), head, purged: 0, moved: false }
+        let begins = vec![begin(1, LogPosition::ZERO, head, BeginCause::Created)];
+        Self { rows: Vec::new(), head, purged: 0, timeline: 1, begins }
     }
+}
+
+fn begin(timeline: u32, after: LogPosition, at: LogPosition, cause: BeginCause) -> Begin {
+    // One begins on each timeline at most.
+    let incarnation = Incarnation(timeline.into());
+    Begin { incarnation, after, at, cause, time: StoreTime(0), evidence: None }
 }
 
 impl Store {
@@ -57,28 +103,38 @@ impl Store {
         self.rows.iter().all(|row| row.position.is_some())
     }
 
-    /// The sequencer's transaction, and a round's: begins an epoch if one is due, then gives waiting rows
-    /// their positions. Returns those rows, and whether an epoch began.
-    ///
-    /// `timelines` counts how often the store was put in another one's place. No epoch begins below it:
-    /// otherwise one whose beginning was lost would begin again, and its positions be given twice.
-    pub fn number(
-        &mut self,
-        seen: LogPosition,
-        timelines: u32,
-        begin: EpochsBegin,
-    ) -> (Vec<(LogPosition, ChangeId)>, bool) {
-        let (noticed, least) = match begin {
-            EpochsBegin::WithTheTimeline => (self.moved, timelines),
-            EpochsBegin::WithoutMemory => (self.moved, 0),
-            EpochsBegin::WhenAnAgentHasSeenMore | EpochsBegin::Never => (false, 0),
+    /// The head, as messages name it.
+    pub fn mark(&self) -> Mark {
+        self.mark_at(self.head)
+    }
+
+    /// A position that the present incarnation gave.
+    pub fn mark_at(&self, at: LogPosition) -> Mark {
+        Mark { at, incarnation: self.history().current().incarnation }
+    }
+
+    fn history(&self) -> History {
+        History::new(StoreId(1), self.begins.clone()).unwrap_or_else(|| unreachable!("it was created"))
+    }
+
+    /// Whether a probe that proves to have seen `seen` may be answered (R15). Nobody forges here.
+    pub fn admits(&self, seen: Option<Mark>) -> bool {
+        let claim = |seen: Mark| {
+            let past = self.history().judge(&seen.voucher().milestone, self.head);
+            Claim::new(past, true, true)
         };
-        let shown = seen > self.head && is_credible(seen, self.head) && begin != EpochsBegin::Never;
-        let begins = noticed || shown;
+        seen.is_none_or(|seen| claim(seen) == Claim::Admitted)
+    }
+
+    /// The sequencer's transaction, and a round's: begins an epoch if its server writes another `timeline` than its
+    /// head (R2), then gives waiting rows their positions. Returns those rows, and whether an epoch began.
+    pub fn number(&mut self, seen_epoch: u32, timeline: u32) -> (Vec<(LogPosition, ChangeId)>, bool) {
+        let begins = epochs::is_branched(&self.timeline, &timeline);
         if begins {
-            let epoch = seen.epoch().max(self.head.epoch()).max(least) + 1;
-            self.head = LogPosition::new(epoch, self.head.position()).unwrap_or(self.head);
-            self.moved = false;
+            let (after, epoch) = (self.head, epochs::next_epoch(timeline, self.head.epoch(), seen_epoch));
+            self.head = LogPosition::new(epoch, after.position()).unwrap_or(after);
+            self.timeline = timeline;
+            self.begins.push(begin(timeline, after, self.head, BeginCause::Branched));
         }
         let mut numbered = Vec::new();
         for row in self.rows.iter_mut().filter(|row| row.position.is_none()) {
@@ -94,7 +150,7 @@ impl Store {
         let rows: Vec<_> =
             (from..=to).map_while(|position| self.row_at(LogPosition::new(epoch, position)?)).collect();
         let covered = epoch == self.head.epoch() && from > self.purged && !rows.is_empty();
-        if covered { Replay::Rows(rows) } else { Replay::Refused(self.head) }
+        if covered { Replay::Rows(rows) } else { Replay::Refused(self.mark()) }
     }
 
     /// A replay that takes what is absent for nothing, as no store may.

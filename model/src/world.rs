@@ -14,6 +14,7 @@ use std::time::Duration;
 use evictd_core::authority::Rounds;
 use evictd_core::floors::FloorLimits;
 use evictd_core::follower::{FollowerConfig, ReplayAnswer};
+use evictd_core::history::Incarnation;
 use evictd_core::lease::Bound;
 use evictd_core::position::LogPosition;
 use evictd_core::protection::Protection;
@@ -24,7 +25,7 @@ use stateright::{Model, Property};
 use crate::agent::{Agent, Flight, Landed, Read, Verification};
 use crate::laws;
 use crate::script::{ChangeId, Key, Script};
-use crate::store::{Replay, Store};
+use crate::store::{Mark, Replay, Store};
 
 /// A reading of the world's clock, which everybody shares: drifting clocks are the margin's business, and
 /// the model has none.
@@ -50,19 +51,6 @@ impl Tick {
     pub fn since(self, earlier: Self) -> Self {
         Self(self.0.saturating_sub(earlier.0))
     }
-}
-
-/// When the store begins an epoch after it may have gone back (R2).
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum EpochsBegin {
-    /// In its first transaction on another timeline, or behind the note beside its file.
-    WithTheTimeline,
-    /// Likewise, but an epoch whose beginning was lost may begin again: a flaw.
-    WithoutMemory,
-    /// Only when an agent shows that it has seen more: a flaw.
-    WhenAnAgentHasSeenMore,
-    /// Never: a flaw.
-    Never,
 }
 
 /// Something that is done wrong around the core. Each is a negative control.
@@ -108,8 +96,6 @@ pub struct World {
     pub restarts: u8,
     /// How often a standby takes over that may lack the last transactions.
     pub failovers: u8,
-    /// How the store notices.
-    pub epochs_begin: EpochsBegin,
     /// Loads may come from the standby.
     pub replica: bool,
     /// After a fail-over, the old primary goes on answering reads. The standby is a synchronous one, then.
@@ -142,14 +128,14 @@ pub struct Lost {
 }
 
 /// A probe as a publisher keeps it: number and what was seen. The worlds with rounds have one agent.
-type Waiting = (u64, LogPosition);
+type Waiting = (u64, Option<Mark>);
 
 /// What a publisher keeps in memory.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Publisher {
     rounds: Rounds<Waiting>,
     /// The round under way: whom it answers, and with what.
-    running: Option<(Vec<Waiting>, LogPosition)>,
+    running: Option<(Vec<Waiting>, Mark)>,
 }
 
 /// A state of a world.
@@ -166,9 +152,11 @@ pub struct State {
     /// The last successful round.
     pub fence: Tick,
     /// Sent on the live feed, ever.
-    pub live: BTreeMap<LogPosition, BTreeSet<ChangeId>>,
+    pub live: BTreeMap<Mark, BTreeSet<ChangeId>>,
     /// Heads that ticks may speak of.
-    pub heads: BTreeSet<LogPosition>,
+    pub heads: BTreeSet<Mark>,
+    /// Incarnations that ended, as their publishers said.
+    pub ended: BTreeSet<Incarnation>,
     /// The agents, in the order of their prints: they are alike.
     pub agents: Vec<Arc<Agent>>,
     /// Those with rounds that take their time.
@@ -215,10 +203,11 @@ pub enum Action {
     Poll(usize),
     Reconnect(usize),
     Restart(usize),
-    HearLive(usize, LogPosition, ChangeId),
-    HearTick(usize, LogPosition),
+    HearLive(usize, Mark, ChangeId),
+    HearTick(usize, Mark),
+    HearEnd(usize, Incarnation),
     Round(usize, u64),
-    HearProof(usize, u64, LogPosition),
+    HearProof(usize, u64, Mark),
     Replay(usize, u64),
     HearReplay(usize, u64, usize),
     Verify(usize, Key),
@@ -242,13 +231,16 @@ impl fmt::Display for Action {
             Self::Poll(a) => write!(f, "agent {a} asks what is due"),
             Self::Reconnect(a) => write!(f, "agent {a} is connected again"),
             Self::Restart(a) => write!(f, "agent {a} restarts"),
-            Self::HearLive(a, position, change) => {
-                write!(f, "agent {a} hears of change {} at {position}", change.0)
+            Self::HearLive(a, mark, change) => {
+                write!(f, "agent {a} hears of change {} at {}", change.0, mark.at)
             }
-            Self::HearTick(a, head) => write!(f, "agent {a} hears a tick: the head is {head}"),
+            Self::HearTick(a, head) => write!(f, "agent {a} hears a tick: the head is {}", head.at),
+            Self::HearEnd(a, incarnation) => {
+                write!(f, "agent {a} hears that incarnation {incarnation} ended")
+            }
             Self::Round(a, nonce) => write!(f, "a round answers agent {a}'s probe {nonce}"),
             Self::HearProof(a, nonce, head) => {
-                write!(f, "agent {a} hears the answer to probe {nonce}: the head is {head}")
+                write!(f, "agent {a} hears the answer to probe {nonce}: the head is {}", head.at)
             }
             Self::Replay(a, nonce) => write!(f, "a publisher answers agent {a}'s replay {nonce}"),
             Self::HearReplay(a, nonce, _) => write!(f, "agent {a} hears the answer to replay {nonce}"),
@@ -279,7 +271,6 @@ impl World {
             keys: 1,
             restarts: 0,
             failovers: 0,
-            epochs_begin: EpochsBegin::WithTheTimeline,
             replica: false,
             demoted: false,
             purges: false,
@@ -307,6 +298,7 @@ impl World {
             request_timeout: Tick::LENGTH,
             gap_patience: Duration::ZERO,
             floors: self.floors,
+            home_store: None,
         }
     }
 
@@ -340,7 +332,8 @@ impl State {
         Self {
             now: Tick(0),
             standby: store.clone(),
-            heads: BTreeSet::from([store.head]),
+            heads: BTreeSet::from([store.mark()]),
+            ended: BTreeSet::new(),
             store,
             old_primary: None,
             fence: Tick(0),
@@ -359,10 +352,12 @@ impl State {
     }
 
     /// One transaction of the sequencer or a round.
-    fn number(&mut self, world: &World, seen: LogPosition) {
-        let (numbered, epoch_began) = self.store.number(seen, u32::from(self.failovers), world.epochs_begin);
+    fn number(&mut self, seen_epoch: u32) {
+        let before = self.store.mark();
+        let (numbered, epoch_began) = self.store.number(seen_epoch, u32::from(self.failovers) + 1);
         if epoch_began {
             self.epochs += 1;
+            self.ended.insert(before.incarnation);
             let begins =
                 LogPosition::new(self.store.head.epoch(), self.store.head.position() - numbered.len() as u64);
             for lost in self.lost.iter_mut().filter(|lost| lost.forgotten_at.is_none()) {
@@ -370,9 +365,9 @@ impl State {
             }
         }
         for (position, change) in numbered {
-            self.live.entry(position).or_default().insert(change);
+            self.live.entry(self.store.mark_at(position)).or_default().insert(change);
         }
-        self.heads.insert(self.store.head);
+        self.heads.insert(self.store.mark());
     }
 
     fn fail_over(&mut self, world: &World) {
@@ -385,7 +380,6 @@ impl State {
             gone.map(|row| Lost { change: row.change, at: self.now, forgotten_at: None }).collect();
         self.lost.extend(gone);
         let old = std::mem::replace(&mut self.store, self.standby.clone());
-        self.store.moved = true;
         self.failovers += 1;
         if world.demoted {
             self.old_primary = Some((old, self.fence));
@@ -407,7 +401,7 @@ impl State {
         };
         let fence_age = if world.flaw == Some(Flaw::FencesAreIgnored) { Tick(0) } else { fence_age };
         let view = store.view().and(world.script.of(key));
-        Some(Read { view, as_of: store.head, fence_age, vouched: origin != Origin::Replica })
+        Some(Read { view, as_of: store.mark(), fence_age, vouched: origin != Origin::Replica })
     }
 
     fn verification(&self, world: &World, agent: &Agent, key: Key) -> Verification {
@@ -509,17 +503,23 @@ impl World {
         if state.restarts < self.restarts {
             actions.push(Action::Restart(index));
         }
-        for (position, changes) in &state.live {
-            actions.extend(changes.iter().map(|change| Action::HearLive(index, *position, *change)));
+        for (mark, changes) in &state.live {
+            actions.extend(changes.iter().map(|change| Action::HearLive(index, *mark, *change)));
         }
         actions.extend(state.heads.iter().map(|head| Action::HearTick(index, *head)));
+        actions.extend(state.ended.iter().map(|ended| Action::HearEnd(index, *ended)));
         let asked = agent.asked.iter().map(|(nonce, _)| *nonce);
-        actions.extend(asked.filter(unanswered(&agent.proofs)).map(|nonce| Action::Round(index, nonce)));
+        actions.extend(
+            asked
+                .filter(unanswered(agent.proofs.iter().map(|(nonce, _)| *nonce)))
+                .map(|nonce| Action::Round(index, nonce)),
+        );
         actions.extend(agent.proofs.iter().map(|(nonce, head)| Action::HearProof(index, *nonce, *head)));
         let wanted = agent.wanted.iter().map(|wanted| wanted.nonce);
-        actions.extend(wanted.filter(unanswered(&agent.replays)).map(|nonce| Action::Replay(index, nonce)));
+        let replayed = agent.replays.iter().map(|(nonce, ..)| *nonce);
+        actions.extend(wanted.filter(unanswered(replayed)).map(|nonce| Action::Replay(index, nonce)));
         let replays = agent.replays.iter().enumerate();
-        actions.extend(replays.map(|(place, (nonce, _))| Action::HearReplay(index, *nonce, place)));
+        actions.extend(replays.map(|(place, (nonce, ..))| Action::HearReplay(index, *nonce, place)));
     }
 
     fn load_actions(&self, state: &State, index: usize, agent: &Agent, actions: &mut Vec<Action>) {
@@ -561,6 +561,7 @@ impl World {
             | Action::Restart(index)
             | Action::HearLive(index, ..)
             | Action::HearTick(index, _)
+            | Action::HearEnd(index, _)
             | Action::Round(index, _)
             | Action::HearProof(index, ..)
             | Action::Replay(index, _)
@@ -578,7 +579,7 @@ impl World {
                 state.store.rows.push(crate::store::Row { change, at: state.now, position: None });
                 state.committed += 1;
             }
-            Action::Number => state.number(self, LogPosition::ZERO),
+            Action::Number => state.number(0),
             Action::CatchUp => state.standby = state.store.clone(),
             Action::FailOver => state.fail_over(self),
             _ => state.store.purged = state.store.head.position(),
@@ -609,24 +610,31 @@ impl World {
                     next.replays.clone_from(&agent.replays);
                 })
             }
-            Action::HearLive(_, position, change) => {
-                let row = self.script.change(change).row(position);
+            Action::HearLive(_, mark, change) => {
+                let row = self.script.change(change).row(mark.at);
                 agent.after(self, last.now, |agent, effects| {
-                    agent.state.follower.lock().on_live(vec![row], now, effects);
+                    agent.state.follower.lock().on_live(&mark.voucher(), vec![row], now, effects);
                 })
             }
             Action::HearTick(_, head) => agent.after(self, last.now, |agent, effects| {
-                agent.state.follower.lock().on_tick(head, now, effects);
+                agent.state.follower.lock().on_tick(&head.voucher(), now, effects);
+            }),
+            Action::HearEnd(_, incarnation) => agent.after(self, last.now, |agent, _| {
+                let ended = Mark { at: LogPosition::ZERO, incarnation }.provenance();
+                agent.state.follower.lock().on_end(ended, now);
             }),
             Action::Round(_, nonce) => {
                 let (_, seen) = *agent.asked.iter().find(|(asked, _)| *asked == nonce)?;
                 if self.flaw != Some(Flaw::RoundsDoNotNumber) {
-                    state.number(self, seen);
+                    state.number(seen.map_or(0, |seen| seen.at.epoch()));
                 }
                 state.raise_fence(self);
-                let (head, at) = (state.store.head, state.now);
+                let (head, at) = (state.store.mark(), state.now);
+                let is_admitted = state.store.admits(seen);
                 let next = agent.after(self, last.now, |agent, _| {
-                    agent.proofs.insert((nonce, head));
+                    if is_admitted {
+                        agent.proofs.insert((nonce, head));
+                    }
                     agent.rostered = Some(at).filter(|_| self.agents > 1);
                 });
                 // The round may have changed the store only.
@@ -634,7 +642,7 @@ impl World {
                 return (state != *last).then_some(state);
             }
             Action::HearProof(_, nonce, head) => agent.after(self, last.now, |agent, effects| {
-                agent.state.follower.lock().on_probe_answer(nonce, head, now, effects);
+                agent.state.follower.lock().on_probe_answer(nonce, &head.voucher(), now, effects);
             }),
             Action::Replay(_, nonce) => {
                 let wanted = *agent.wanted.iter().find(|wanted| wanted.nonce == nonce)?;
@@ -643,15 +651,17 @@ impl World {
                     Some(Flaw::PurgedRowsAreSkipped) => state.store.careless_replay(epoch, from, to),
                     _ => state.store.replay(epoch, from, to),
                 };
+                let head = state.store.mark();
                 agent.after(self, last.now, |agent, _| {
-                    agent.replays.insert((nonce, replay));
+                    agent.replays.insert((nonce, head, replay));
                 })
             }
             Action::HearReplay(_, nonce, place) => {
-                let (_, replay) = agent.replays.iter().nth(place)?.clone();
-                let answer = self.replay_answer(replay);
+                let (_, head, replay) = agent.replays.iter().nth(place)?.clone();
+                let (provenance, answer) = (head.provenance(), self.replay_answer(replay));
                 agent.after(self, last.now, |agent, effects| {
-                    agent.state.follower.lock().on_replay_answer(nonce, answer, now, effects);
+                    let mut follower = agent.state.follower.lock();
+                    follower.on_replay_answer(nonce, provenance, answer, now, effects);
                 })
             }
             Action::Read(_, key, origin) => {
@@ -672,7 +682,7 @@ impl World {
             Replay::Rows(rows) => ReplayAnswer::Rows(
                 rows.into_iter().map(|(position, change)| self.script.change(change).row(position)).collect(),
             ),
-            Replay::Refused(head) => ReplayAnswer::Refused { head },
+            Replay::Refused(head) => ReplayAnswer::Refused { head: head.voucher() },
         }
     }
 
@@ -703,7 +713,7 @@ impl World {
         let next = last.agents[index].after(self, last.now, |agent, effects| {
             let read = agent.flights[key.index()].as_mut().and_then(|flight| flight.read.as_mut());
             if let Some(read) = read.filter(|_| self.flaw == Some(Flaw::SnapshotsAreTorn)) {
-                read.as_of = last.store.head;
+                read.as_of = last.store.mark();
             }
             landed = agent.land(self, key, last.now, effects);
         });
@@ -730,16 +740,18 @@ impl World {
             }
             Action::BeginRound(_) => {
                 let probes = state.publishers[index].rounds.start(now)?;
-                let seen = probes.iter().map(|(_, seen)| *seen).max().unwrap_or(LogPosition::ZERO);
-                state.number(self, seen);
-                state.publishers[index].running = Some((probes, state.store.head));
+                let epochs = probes.iter().filter_map(|(_, seen)| seen.map(|seen| seen.at.epoch()));
+                state.number(epochs.max().unwrap_or(0));
+                state.publishers[index].running = Some((probes, state.store.mark()));
             }
             Action::EndRound(_) => {
                 let publisher = &mut state.publishers[index];
                 let (probes, head) = publisher.running.take()?;
                 publisher.rounds.finish(true);
+                let admitted = probes.iter().filter(|(_, seen)| last.store.admits(*seen));
+                let admitted: Vec<u64> = admitted.map(|(nonce, _)| *nonce).collect();
                 let next = state.agents[0].after(self, last.now, |agent, _| {
-                    agent.proofs.extend(probes.iter().map(|(nonce, _)| (*nonce, head)));
+                    agent.proofs.extend(admitted.into_iter().map(|nonce| (nonce, head)));
                 });
                 state.agents[0] = Arc::new(next);
             }
@@ -753,6 +765,6 @@ impl World {
 
 /// Of several answers to one question only the first to arrive counts, and which one that is was decided when
 /// it was sent: so a second one would only repeat what another schedule shows.
-fn unanswered<T>(answers: &BTreeSet<(u64, T)>) -> impl Fn(&u64) -> bool {
-    |nonce| !answers.iter().any(|(answered, _)| answered == nonce)
+fn unanswered(answers: impl Iterator<Item = u64> + Clone) -> impl Fn(&u64) -> bool {
+    move |nonce| !answers.clone().any(|answered| answered == *nonce)
 }

@@ -18,12 +18,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use evictd_core::entry::Stamp;
-use evictd_core::exposure::{Answers, ExposureLog};
-use evictd_core::follower::{Effect, FlushReason, Follower, ReplayAnswer, evicts_one};
+use evictd_core::follower::{Effect, FlushReason, Follower, LoadSource, ReplayAnswer, evicts_one};
+use evictd_core::history::{Provenance, Voucher};
 use evictd_core::ids::KeyHash;
 use evictd_core::invalidation::{Invalidation, Scope};
 use evictd_core::lease::Mode;
-use evictd_core::offset::Commit;
 use evictd_core::position::LogPosition;
 use evictd_core::record::{Record, RecordState};
 use evictd_core::rules::Rule;
@@ -33,11 +32,12 @@ use evictd_core::time::LeaseTime;
 pub use self::load::Denial;
 use crate::agent::load::Flight;
 use crate::agent::verify::Verification;
+use crate::checker::Confirmed;
 use crate::ctx::Ctx;
 use crate::net::{Audience, Found, Message, Nonce};
 use crate::process::Process;
 use crate::queue::{Event, Life, Node};
-use crate::store::{ApiNumber, KeyNumber, Lsn, WorkspaceNumber, hash, key_of};
+use crate::store::{ApiNumber, KeyNumber, Lsn, WorkspaceNumber, key_of};
 use crate::time::{MS, Micros, Moment, SECOND};
 use crate::trace::trace;
 
@@ -63,10 +63,11 @@ pub enum AgentEvent {
 /// What the follow task takes in, one at a time.
 #[derive(Debug)]
 enum Input {
-    Live(Rc<[Invalidation]>),
-    Tick(LogPosition),
-    ProbeAnswer(Nonce, LogPosition),
-    ReplayAnswer(Nonce, ReplayAnswer),
+    Live(Voucher, Rc<[Invalidation]>),
+    Tick(Voucher),
+    Ended(Provenance),
+    ProbeAnswer(Nonce, Voucher),
+    ReplayAnswer(Nonce, Provenance, ReplayAnswer),
     Connected,
     Nothing,
     Beat,
@@ -86,7 +87,6 @@ pub struct Entry {
     workspace: Option<WorkspaceNumber>,
     /// Whether its end was counted.
     counted: Cell<bool>,
-    answers: Answers,
 }
 
 impl Entry {
@@ -107,30 +107,15 @@ impl CacheEntry for Entry {
     fn is_expired(&self, now: LeaseTime) -> bool {
         self.is_not_found() && now.since(self.sent_at) >= self.not_found_ttl
     }
-
-    fn note_answer(&self, now: LeaseTime, applied: LogPosition) {
-        self.answers.note(now, self.stamp.as_of(), applied);
-    }
 }
 
-/// A place for each key. Whatever leaves it hands its answers on, as moka's listener does.
+/// A place for each key.
 #[derive(Debug)]
-struct Cache {
-    places: RefCell<Vec<Option<Arc<Entry>>>>,
-    exposure: ExposureLog,
-}
+struct Cache(RefCell<Vec<Option<Arc<Entry>>>>);
 
 impl Cache {
     fn new(keys: usize) -> Self {
-        Self { places: RefCell::new(vec![None; keys]), exposure: ExposureLog::default() }
-    }
-
-    fn put(&self, hash: &KeyHash, entry: Option<Arc<Entry>>) -> Option<Arc<Entry>> {
-        let gone = std::mem::replace(&mut self.places.borrow_mut()[key_of(hash).0], entry);
-        if let Some(gone) = &gone {
-            self.exposure.remember(hash, gone.stamp.as_of(), &gone.answers);
-        }
-        gone
+        Self(RefCell::new(vec![None; keys]))
     }
 }
 
@@ -138,24 +123,19 @@ impl EntryCache for Cache {
     type Entry = Entry;
 
     fn get(&self, hash: &KeyHash) -> Option<Arc<Entry>> {
-        self.places.borrow()[key_of(hash).0].clone()
+        self.0.borrow()[key_of(hash).0].clone()
     }
 
     fn insert_hidden(&self, hash: KeyHash, entry: Arc<Entry>) {
-        self.put(&hash, Some(entry));
+        self.0.borrow_mut()[key_of(&hash).0] = Some(entry);
     }
 
     fn evict(&self, hash: &KeyHash) -> Option<Arc<Entry>> {
-        self.put(hash, None)
+        self.0.borrow_mut()[key_of(hash).0].take()
     }
 
     fn clear(&self) {
-        self.exposure.flushed();
-        // moka does so a little later.
-        let keys = self.places.borrow().len();
-        for key in 0..keys {
-            self.put(&hash(KeyNumber(key)), None);
-        }
+        self.0.borrow_mut().fill(None);
     }
 }
 
@@ -166,7 +146,7 @@ pub struct Agent {
     pub process: Process,
     state: AgentState,
     /// What it told the publishers.
-    announced: LogPosition,
+    announced: Confirmed,
     cache: Cache,
     flights: Vec<Option<Box<Flight>>>,
     flying: usize,
@@ -190,7 +170,7 @@ impl Agent {
         Self {
             process,
             state: Self::fresh_state(ctx),
-            announced: LogPosition::ZERO,
+            announced: Confirmed::default(),
             cache: Cache::new(keys),
             flights: (0..keys).map(|_| None).collect(),
             flying: 0,
@@ -216,9 +196,8 @@ impl Agent {
         self.count_ends(ctx, &Scope::All);
         self.process.start(ctx);
         self.state = Self::fresh_state(ctx);
-        self.cache = Cache::new(ctx.settings.size.keys);
-        ctx.checker.restarted(self.node());
-        self.announced = LogPosition::ZERO;
+        self.cache.clear();
+        self.announced = Confirmed::default();
         self.flights.iter_mut().for_each(|flight| *flight = None);
         self.flying = 0;
         self.inputs.clear();
@@ -302,13 +281,17 @@ impl Agent {
     /// Handles a message.
     pub fn on_message(&mut self, ctx: &mut Ctx, message: Message) {
         match message {
-            Message::Live(rows) => self.take_in(ctx, Input::Live(rows)),
-            Message::Tick(head) => self.take_in(ctx, Input::Tick(head)),
+            Message::Live(voucher, rows) => self.take_in(ctx, Input::Live(voucher, rows)),
+            Message::Tick(head, _) => self.take_in(ctx, Input::Tick(head)),
+            Message::Ended(provenance) => self.take_in(ctx, Input::Ended(provenance)),
             Message::ProbeAnswer { nonce, head } => self.take_in(ctx, Input::ProbeAnswer(nonce, head)),
-            Message::ReplayAnswer { nonce, answer } => {
-                self.take_in(ctx, Input::ReplayAnswer(nonce, *answer));
+            Message::ReplayAnswer { nonce, provenance, answer } => {
+                self.take_in(ctx, Input::ReplayAnswer(nonce, provenance, *answer));
             }
-            Message::LookupAnswer { nonce, key, found } => self.arrived(ctx, key, nonce, *found),
+            Message::LookupAnswer { nonce, key, found } => {
+                let source = LoadSource::Authority(found.read.provenance);
+                self.arrived(ctx, key, nonce, source, *found);
+            }
             Message::Nobody { nonce, key } => self.unreachable(ctx, key, nonce),
             _ => {}
         }
@@ -316,7 +299,8 @@ impl Agent {
 
     /// A replica's answer to a load.
     pub fn on_replica(&mut self, ctx: &mut Ctx, key: KeyNumber, nonce: Nonce, found: Found) {
-        self.arrived(ctx, key, nonce, found);
+        let source = LoadSource::Database(found.read.token);
+        self.arrived(ctx, key, nonce, source, found);
     }
 
     fn take_in(&mut self, ctx: &mut Ctx, input: Input) {
@@ -359,13 +343,14 @@ impl Agent {
         let now = self.clock(ctx);
         let mut follower = self.state.follower.lock();
         match input {
-            Input::Live(rows) => follower.on_live(rows.to_vec(), now, effects),
-            Input::Tick(head) => follower.on_tick(head, now, effects),
+            Input::Live(voucher, rows) => follower.on_live(&voucher, rows.to_vec(), now, effects),
+            Input::Tick(head) => follower.on_tick(&head, now, effects),
+            Input::Ended(provenance) => follower.on_end(provenance, now),
             Input::ProbeAnswer(nonce, head) => {
-                follower.on_probe_answer(nonce, head, now, effects);
+                follower.on_probe_answer(nonce, &head, now, effects);
             }
-            Input::ReplayAnswer(nonce, answer) => {
-                follower.on_replay_answer(nonce, answer, now, effects);
+            Input::ReplayAnswer(nonce, provenance, answer) => {
+                follower.on_replay_answer(nonce, provenance, answer, now, effects);
             }
             Input::Connected => follower.connected(now),
             Input::Beat => {
@@ -387,56 +372,22 @@ impl Agent {
             self.count_end(ctx, entry);
         }
         match effect {
-            Effect::Applied { invalidation, .. } => {
-                self.count_ends(ctx, &invalidation.scope);
-                self.tell_exposure(ctx, &invalidation, evicted.as_deref());
-            }
+            Effect::Applied { invalidation, .. } => self.count_ends(ctx, &invalidation.scope),
             Effect::Flush(reason) => self.flushed(ctx, reason),
-            Effect::Proven(at) => {
-                self.cache.exposure.proven(at);
-                ctx.checker.settled(self.node(), self.process.clock.moment(at));
-            }
-            Effect::Widened(_) | Effect::Progress { .. } => {}
+            Effect::Widened(_) | Effect::Progress { .. } | Effect::Proven(_) | Effect::Rival(_) => {}
             Effect::Announce => self.announce(ctx),
             Effect::SendProbe { nonce, seen, all } => {
-                let audience = if all { Audience::All } else { Audience::Probes };
+                let audience = if all { Audience::All } else { Audience::One };
                 let probe = Message::Probe { from: self.node(), life: self.life(), nonce, seen, all };
                 ctx.ask(self.node(), audience, probe);
             }
             Effect::SendReplay { nonce, epoch, from, to, all, .. } => {
                 ctx.checker.counts.repairs += 1;
-                let audience = if all { Audience::All } else { Audience::Questions };
+                let audience = if all { Audience::All } else { Audience::One };
                 let (node, life) = (self.node(), self.life());
                 let replay = Message::Replay { from: node, life, nonce, epoch, first: from, last: to };
                 ctx.ask(node, audience, replay);
             }
-        }
-    }
-
-    /// What is told of a change must cover what was answered, and no breach may be told that wasn't (G5).
-    fn tell_exposure(&self, ctx: &mut Ctx, invalidation: &Invalidation, evicted: Option<&Entry>) {
-        let Invalidation { position, ref scope, .. } = *invalidation;
-        let Some(exposed) = ctx.checker.exposed(self.node(), position) else { return };
-        let read = |moment| self.process.clock.read(moment);
-        let committed = read(exposed.committed);
-        let commit = Commit { earliest: committed, latest: committed };
-        let evicted = evicted.map(|entry| (&entry.answers, entry.stamp.as_of()));
-        let told = self.cache.exposure.exposure(scope, position, commit, evicted);
-        let began = read(exposed.last_began).since(committed);
-        let given = read(exposed.last_given).since(committed);
-        let node = self.node();
-        if told.at_most < began {
-            ctx.checker.violated(Rule::G5, ctx.now, || {
-                format!("{node:?} tells {told:?} of {position}, and a verification began {began:?} after it")
-            });
-        }
-        // An entry that was read between the commit and its numbering has the change, and can't know it. A row that
-        // is wider than the change speaks for others, too.
-        let bound = self.state.bound.bound();
-        if told.surely > bound && given <= bound && evicts_one(scope).is_some() {
-            ctx.checker.violated(Rule::G5, ctx.now, || {
-                format!("{node:?} tells of a breach, {told:?} of {position}, and the last answer came {given:?} after it")
-            });
         }
     }
 
@@ -457,11 +408,13 @@ impl Agent {
 
     fn announce(&mut self, ctx: &mut Ctx) {
         let applied = self.state.applied();
-        if applied == LogPosition::ZERO || !ctx.net.links[self.node().0].connected {
+        let provenance = self.state.follower.lock().provenance();
+        let Some(provenance) = provenance.filter(|_| applied != LogPosition::ZERO) else { return };
+        if !ctx.net.links[self.node().0].connected {
             return;
         }
-        self.announced = self.announced.max(applied);
-        let message = Message::Applied { from: self.node(), life: self.life(), applied };
+        self.announced = ctx.checker.confirmed(provenance.incarnation, applied);
+        let message = Message::Applied { from: self.node(), life: self.life(), provenance, applied };
         ctx.ask(self.node(), Audience::All, message);
     }
 
@@ -477,7 +430,7 @@ impl Agent {
             (Scope::All, _) => true,
             _ => false,
         };
-        for entry in self.cache.places.borrow().iter().flatten().filter(|entry| depends(entry)) {
+        for entry in self.cache.0.borrow().iter().flatten().filter(|entry| depends(entry)) {
             self.count_end(ctx, entry);
         }
     }

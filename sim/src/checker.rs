@@ -6,6 +6,7 @@
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
+use evictd_core::history::{Begin, BeginCause, Incarnation};
 use evictd_core::invalidation::Cause;
 use evictd_core::position::LogPosition;
 use evictd_core::receipts::RegionState;
@@ -16,6 +17,12 @@ use crate::queue::Node;
 use crate::store::{ApiNumber, KeyNumber, Lsn, Size, Target, WorkspaceNumber};
 use crate::time::{Micros, Moment, SECOND};
 
+impl Change {
+    fn is_covered_by(&self, confirmed: Confirmed) -> bool {
+        self.position != LogPosition::ZERO && self.position <= confirmed.at && self.giver <= confirmed.giver
+    }
+}
+
 /// Names a committed change.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ChangeId(u32);
@@ -24,11 +31,12 @@ pub struct ChangeId(u32);
 #[derive(Clone, Copy, Debug)]
 struct Change {
     lsn: Lsn,
-    target: Target,
     /// When it became visible to other transactions.
     at: Moment,
     /// Its place in the log; of several rows, the first. `ZERO` until it has one.
     position: LogPosition,
+    /// Which incarnation gave it: the same position may have been given before, and lost.
+    giver: Ordinal,
     /// When a regression undid it.
     lost_at: Moment,
     /// When a receipt first said that it was over.
@@ -37,6 +45,16 @@ struct Change {
     numbered: u8,
     /// A regression's own change: it has no row, and the new epoch stands for it.
     is_reversal: bool,
+}
+
+/// Counts incarnations in the order of their beginnings.
+type Ordinal = u32;
+
+/// What an agent has confirmed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Confirmed {
+    giver: Ordinal,
+    at: LogPosition,
 }
 
 /// A promise that was broken.
@@ -89,38 +107,13 @@ pub struct Answer {
     /// When the verification began.
     pub started: Moment,
     /// What the agent had confirmed by then.
-    pub confirmed: LogPosition,
+    pub confirmed: Confirmed,
     /// Where the record was read.
     pub lsn: Lsn,
     /// The key's API in that snapshot.
     pub api: Option<ApiNumber>,
     /// The key's workspace in that snapshot.
     pub workspace: Option<WorkspaceNumber>,
-}
-
-/// An answer that lacked something.
-#[derive(Clone, Copy, Debug)]
-struct BehindAnswer {
-    answer: Answer,
-    given: Moment,
-}
-
-/// What an agent really answered from before a change, after its commit.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Exposed {
-    /// When the change became visible.
-    pub committed: Moment,
-    /// When the last such verification began; the commit if there was none.
-    pub last_began: Moment,
-    /// When the last such answer was given; the commit if there was none.
-    pub last_given: Moment,
-}
-
-/// The positions of one epoch: which change has each, from the first on.
-#[derive(Debug)]
-struct Epoch {
-    first: u64,
-    changes: Vec<ChangeId>,
 }
 
 /// The truth and its judges.
@@ -131,11 +124,16 @@ pub struct Checker {
     keys: Vec<Vec<ChangeId>>,
     apis: Vec<Vec<ChangeId>>,
     workspaces: Vec<Vec<ChangeId>>,
-    epochs: BTreeMap<u32, Epoch>,
+    /// Where each incarnation has got to.
+    ends: BTreeMap<Incarnation, (Ordinal, LogPosition)>,
+    /// The store went back, and nothing in it tells that yet.
+    is_put_back: bool,
+    /// Epochs that the server's own history began.
+    branches: u64,
+    /// Which change has each position. What a regression took back may be given again by another incarnation.
+    log: BTreeMap<LogPosition, ChangeId>,
     /// Reversals that no epoch stands for yet.
     unplaced: Vec<ChangeId>,
-    /// By agent, answers that lacked something, as long as it may not have been applied there.
-    behind: BTreeMap<Node, Vec<BehindAnswer>>,
     /// What went wrong: the first few.
     pub violations: Vec<Violation>,
     /// How often something went wrong.
@@ -159,9 +157,11 @@ impl Checker {
             keys: vec![Vec::new(); size.keys],
             apis: vec![Vec::new(); size.apis],
             workspaces: vec![Vec::new(); size.workspaces],
-            epochs: BTreeMap::new(),
+            ends: BTreeMap::new(),
+            is_put_back: false,
+            branches: 0,
+            log: BTreeMap::new(),
             unplaced: Vec::new(),
-            behind: BTreeMap::new(),
             violations: Vec::new(),
             violations_total: 0,
             counts: Counts::default(),
@@ -187,9 +187,9 @@ impl Checker {
         let id = ChangeId(self.changes.len() as u32);
         self.changes.push(Change {
             lsn,
-            target,
             at,
             position: LogPosition::ZERO,
+            giver: 0,
             lost_at: Moment::NEVER,
             final_at: Moment::NEVER,
             rows,
@@ -204,15 +204,21 @@ impl Checker {
         id
     }
 
-    /// A row got its position (R1): the next one of its epoch, never given before.
-    pub fn numbered(&mut self, now: Moment, change: ChangeId, position: LogPosition) {
-        let epoch = self
-            .epochs
-            .entry(position.epoch())
-            .or_insert_with(|| Epoch { first: position.position(), changes: Vec::new() });
-        let expected = epoch.first + epoch.changes.len() as u64;
-        match position.position().cmp(&expected) {
-            Ordering::Equal => epoch.changes.push(change),
+    /// A row got its position (R1): the next one of its incarnation, never given before.
+    pub fn numbered(
+        &mut self,
+        now: Moment,
+        incarnation: Incarnation,
+        change: ChangeId,
+        position: LogPosition,
+    ) {
+        let (giver, end) = self.ends.entry(incarnation).or_default();
+        let giver = *giver;
+        let expected = end.next().unwrap_or(*end);
+        *end = position.max(*end);
+        self.log.insert(position, change);
+        match position.cmp(&expected) {
+            Ordering::Equal => {}
             Ordering::Less => {
                 self.violated(Rule::R2, now, || format!("position {position} was given a second time"));
             }
@@ -223,7 +229,7 @@ impl Checker {
         let change = &mut self.changes[change.0 as usize];
         change.numbered += 1;
         if change.position == LogPosition::ZERO {
-            change.position = position;
+            (change.position, change.giver) = (position, giver);
         }
         if change.numbered > change.rows {
             self.violated(Rule::G3, now, || format!("a row got a second position, {position}"));
@@ -231,7 +237,8 @@ impl Checker {
     }
 
     /// A regression took a row's position back.
-    pub fn unnumbered(&mut self, change: ChangeId) {
+    pub fn unnumbered(&mut self, change: ChangeId, position: LogPosition) {
+        self.log.remove(&position);
         let change = &mut self.changes[change.0 as usize];
         change.numbered -= 1;
         change.position = LogPosition::ZERO;
@@ -250,16 +257,25 @@ impl Checker {
     /// The store went back.
     pub fn regressed(&mut self) {
         self.counts.regressions += 1;
+        self.is_put_back = true;
     }
 
-    /// An epoch began: whoever confirms it has forgotten what a regression undid.
-    pub fn epoch_began(&mut self, now: Moment, base: LogPosition) {
+    /// An incarnation began. If it begins an epoch, whoever confirms that has forgotten what a regression undid.
+    pub fn incarnation_began(&mut self, now: Moment, begin: &Begin) {
+        let (base, giver) = (begin.at, self.ends.len() as Ordinal + 1);
+        self.ends.insert(begin.incarnation, (giver, base));
+        if !begin.cause.begins_epoch() {
+            return;
+        }
         self.counts.epochs += 1;
-        if self.counts.epochs > self.counts.regressions {
+        self.is_put_back = false;
+        self.branches += u64::from(begin.cause == BeginCause::Branched);
+        if self.branches > self.counts.regressions {
             self.violated(Rule::R2, now, || format!("epoch {base} began although nothing went back"));
         }
         for change in std::mem::take(&mut self.unplaced) {
-            self.changes[change.0 as usize].position = base;
+            let change = &mut self.changes[change.0 as usize];
+            (change.position, change.giver) = (base, giver);
         }
     }
 
@@ -270,21 +286,26 @@ impl Checker {
         }
     }
 
+    /// What an agent has confirmed that announces a position of an incarnation.
+    pub fn confirmed(&self, incarnation: Incarnation, at: LogPosition) -> Confirmed {
+        let giver = self.ends.get(&incarnation).map_or(0, |(giver, _)| *giver);
+        Confirmed { giver, at }
+    }
+
     /// A receipt is final. From now on nobody may answer from before the change, unless the receipt says
     /// that somebody might.
+    ///
+    /// Not while the store was put back and nobody has said so: its publisher can't know the agents that joined in
+    /// what was lost, until one of them shows itself. `docs/simulation.md` says so.
     pub fn receipt(&mut self, now: Moment, position: LogPosition, state: RegionState) {
         self.counts.receipts += 1;
         self.counts.fenced += u64::from(state == RegionState::Fenced);
-        let index = self.epochs.get(&position.epoch()).and_then(|epoch| {
-            let index = position.position().checked_sub(epoch.first)?;
-            epoch.changes.get(index as usize).copied()
-        });
-        let Some(change) = index else { return };
+        let Some(change) = self.log.get(&position).copied() else { return };
         if state == RegionState::Pending {
             return self
                 .violated(Rule::G4, now, || format!("the receipt of {position} is final, and pending"));
         }
-        if state == RegionState::Unproven {
+        if state == RegionState::Unproven || self.is_put_back {
             return;
         }
         let change = &mut self.changes[change.0 as usize];
@@ -312,7 +333,7 @@ impl Checker {
                 behind = true;
                 let rule = if change.at.after(self.bound) <= started {
                     Rule::G1
-                } else if change.position != LogPosition::ZERO && change.position <= confirmed {
+                } else if change.is_covered_by(confirmed) {
                     Rule::G2
                 } else if change.final_at < started {
                     Rule::G4
@@ -325,15 +346,12 @@ impl Checker {
             }
         }
         self.counts.behind += u64::from(behind);
-        if behind {
-            self.behind.entry(agent).or_default().push(BehindAnswer { answer, given: now });
-        }
         if let Some((rule, id)) = broken {
             let change = self.changes[id.0 as usize];
             self.violated(rule, now, || {
                 format!(
                     "{agent:?} answered {key:?} as of commit {}, without {id:?} (commit {}, position {}, \
-                     visible since {}, final {}); the verification began at {started} and the agent had confirmed {confirmed}",
+                     visible since {}, final {}); the verification began at {started} and the agent had confirmed {confirmed:?}",
                     lsn.0, change.lsn.0, change.position, change.at,
                     if change.final_at == Moment::NEVER { "never".to_owned() } else { change.final_at.to_string() },
                 )
@@ -359,46 +377,9 @@ impl Checker {
         lists.into_iter().flatten().filter_map(first).min()
     }
 
-    /// An agent has shown that every change of before `at` was applied there.
-    pub fn settled(&mut self, agent: Node, at: Moment) {
-        if let Some(behind) = self.behind.get_mut(&agent) {
-            behind.retain(|behind| behind.given >= at);
-        }
-    }
-
-    /// An agent's process is another one.
-    pub fn restarted(&mut self, agent: Node) {
-        self.behind.remove(&agent);
-    }
-
-    /// The truth about the exposure of the change at a position, which is applied now; `None` if that was lost.
-    pub fn exposed(&self, agent: Node, position: LogPosition) -> Option<Exposed> {
-        let epoch = self.epochs.get(&position.epoch())?;
-        let index = position.position().checked_sub(epoch.first)?;
-        let change = self.changes[epoch.changes.get(index as usize)?.0 as usize];
-        if change.lost_at != Moment::NEVER {
-            return None;
-        }
-        let mut exposed = Exposed { committed: change.at, last_began: change.at, last_given: change.at };
-        for BehindAnswer { answer, given } in self.behind.get(&agent).into_iter().flatten() {
-            let concerns = match change.target {
-                Target::Key(key) => answer.key == key,
-                Target::Api(api) => answer.api == Some(api),
-                Target::Workspace(workspace) => answer.workspace == Some(workspace),
-            };
-            if concerns && answer.lsn < change.lsn {
-                exposed.last_began = exposed.last_began.max(answer.started);
-                exposed.last_given = exposed.last_given.max(*given);
-            }
-        }
-        Some(exposed)
-    }
-
     /// When the change at a position became visible, if that is known.
     pub fn committed_at(&self, position: LogPosition) -> Option<Moment> {
-        let epoch = self.epochs.get(&position.epoch())?;
-        let index = position.position().checked_sub(epoch.first)?;
-        epoch.changes.get(index as usize).map(|id| self.changes[id.0 as usize].at)
+        self.log.get(&position).map(|id| self.changes[id.0 as usize].at)
     }
 
     /// At the end: every change that is there has its place in the log (G3).

@@ -128,7 +128,7 @@ pub const CONTROLS: &[Control] = {
     use Scenario as S;
     &[
         breaks(P::LateCommitsAreFound, S::Calm, &[G1, G3], 200),
-        breaks(P::RegressionsBeginAnEpoch, S::Failover, &[G1, R2, G5], 200),
+        breaks(P::BranchesBeginAnEpoch, S::Failover, &[G1, R2, G5], 200),
         breaks(P::LostEpochsAreNotRepeated, S::Failover, &[G1, G2, R2, G5], 200),
         nothing(
             P::OlderEpochsMoveNothing,

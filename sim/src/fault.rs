@@ -82,6 +82,8 @@ pub enum Fault {
     Restore {
         /// How many commits are lost.
         lost: u64,
+        /// Whether an operator says so at once; otherwise when publishers keep silent about it.
+        declared: bool,
     },
     /// The store is slow.
     Slow {

@@ -7,8 +7,10 @@
 use std::rc::Rc;
 
 use evictd_core::follower::ReplayAnswer;
+use evictd_core::history::{Provenance, RoundToken, Voucher};
 use evictd_core::invalidation::Invalidation;
 use evictd_core::position::LogPosition;
+use evictd_core::service::{Peer, Query};
 
 use crate::ctx::Ctx;
 use crate::queue::{Event, Life, Node};
@@ -23,28 +25,45 @@ pub type Nonce = u64;
 #[derive(Clone, Debug)]
 #[allow(missing_docs, reason = "the fields are those of the wire's messages")]
 pub enum Message {
-    /// Numbered rows, to all agents.
-    Live(Rc<[Invalidation]>),
-    /// How long the log is, to all agents.
-    Tick(LogPosition),
+    /// Numbered rows, to all agents and publishers.
+    Live(Voucher, Rc<[Invalidation]>),
+    /// How long the log is, and what the publisher's last round drew, likewise.
+    Tick(Voucher, RoundToken),
+    /// An incarnation is over, likewise.
+    Ended(Provenance),
     /// Asks for a proof.
-    Probe { from: Node, life: Life, nonce: Nonce, seen: LogPosition, all: bool },
+    Probe { from: Node, life: Life, nonce: Nonce, seen: Option<Voucher>, all: bool },
     /// Answers a probe.
-    ProbeAnswer { nonce: Nonce, head: LogPosition },
+    ProbeAnswer { nonce: Nonce, head: Voucher },
     /// Asks for missed rows.
     Replay { from: Node, life: Life, nonce: Nonce, epoch: u32, first: u64, last: u64 },
     /// Answers a replay.
-    ReplayAnswer { nonce: Nonce, answer: Box<ReplayAnswer> },
+    ReplayAnswer { nonce: Nonce, provenance: Provenance, answer: Box<ReplayAnswer> },
     /// Asks for a record.
     Lookup { from: Node, life: Life, nonce: Nonce, key: KeyNumber },
     /// Answers a lookup.
     LookupAnswer { nonce: Nonce, key: KeyNumber, found: Box<Found> },
     /// Tells how far an agent is.
-    Applied { from: Node, life: Life, applied: LogPosition },
+    Applied { from: Node, life: Life, provenance: Provenance, applied: LogPosition },
     /// Tells that an agent process ends.
     Goodbye { from: Node, life: Life },
     /// The server's word that nobody listens to a question.
     Nobody { nonce: Nonce, key: KeyNumber },
+    /// A publisher asks who else is there.
+    PublisherQuery { from: Node, life: Life, query: Query, introduction: Box<Introduction> },
+    /// Answers that.
+    PublisherAnswer { nonce: Nonce, introduction: Box<Introduction> },
+    /// The server's word that no other publisher is there.
+    NoPublisher { nonce: Nonce },
+}
+
+/// A publisher, as it presents itself to others.
+#[derive(Clone, Debug)]
+pub struct Introduction {
+    /// Whom it speaks for, and how it stands.
+    pub peer: Peer,
+    /// What its last round drew.
+    pub round: RoundToken,
 }
 
 /// A record as an answer carries it; where it was read is known to the checker only.
@@ -74,8 +93,8 @@ impl Kinds {
 
     fn of(message: &Message) -> Self {
         match message {
-            Message::Live(_) => Self::LIVE,
-            Message::Tick(_) => Self::TICK,
+            Message::Live(..) => Self::LIVE,
+            Message::Tick(..) | Message::Ended(_) => Self::TICK,
             Message::ReplayAnswer { .. } => Self::REPLAY,
             Message::Applied { .. } => Self::APPLIED,
             _ => Self::NONE,
@@ -143,7 +162,7 @@ pub struct Link {
     pub connected: bool,
     /// Whether the server takes it for a listener.
     pub listening: bool,
-    /// Whether it is a member of the queue group for probes (R14).
+    /// Whether it is a member of the queue groups (R14).
     pub serving: bool,
     /// Which run of the process it belongs to.
     pub life: Life,
@@ -151,6 +170,13 @@ pub struct Link {
     pub clear_since: Moment,
     /// Distance to the centre of the network.
     pub distance: Micros,
+}
+
+impl Link {
+    /// Whether the server's own word gets through.
+    fn is_open(&self, now: Moment) -> bool {
+        !self.trouble.mute && !self.trouble.deaf && self.trouble.held_until <= now
+    }
 }
 
 /// All links.
@@ -168,10 +194,8 @@ pub struct Net {
 /// Who shall hear a question.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Audience {
-    /// One member of the probes' queue group.
-    Probes,
-    /// One publisher that listens at all.
-    Questions,
+    /// One member of the queue groups.
+    One,
     /// Every publisher that listens.
     All,
 }
@@ -206,7 +230,7 @@ impl Net {
     fn listeners(&self, audience: Audience) -> impl Iterator<Item = Node> {
         self.publishers().filter(move |node| {
             let link = &self.links[node.0];
-            link.listening && (audience != Audience::Probes || link.serving)
+            link.listening && (audience == Audience::All || link.serving)
         })
     }
 
@@ -226,12 +250,31 @@ impl Ctx {
         }
     }
 
-    /// Sends to every agent that listens.
+    /// Sends to every agent and every other publisher that listens. Publishers learn from ticks what they need;
+    /// where there is no copy of the store, they are spared the rest.
     pub fn broadcast(&mut self, from: Node, message: &Message) {
-        for agent in (0..self.net.agents).map(Node) {
-            if self.net.links[agent.0].listening {
-                self.send(from, agent, message.clone());
+        let spared = matches!(message, Message::Live(..)) && self.settings.copies == 0;
+        let receivers = if spared { self.net.agents } else { self.net.links.len() };
+        for node in (0..receivers).map(Node).filter(|node| *node != from) {
+            if self.net.links[node.0].listening {
+                self.send(from, node, message.clone());
             }
+        }
+    }
+
+    /// Asks all other publishers who they are; the server says if there is none.
+    pub fn ask_publishers(&mut self, from: Node, nonce: Nonce, message: &Message) {
+        if !self.net.links[from.0].connected {
+            return;
+        }
+        let others: Vec<Node> = self.net.listeners(Audience::All).filter(|node| *node != from).collect();
+        for other in &others {
+            self.carry(from, *other, message.clone());
+        }
+        let link = &self.net.links[from.0];
+        if others.is_empty() && link.is_open(self.now) {
+            let at = self.now.after(2 * link.distance);
+            self.queue.push(at, Event::Deliver(from, link.life, Message::NoPublisher { nonce }));
         }
     }
 
@@ -258,7 +301,7 @@ impl Ctx {
     fn nobody_listens(&mut self, to: Node, message: &Message) {
         let Message::Lookup { nonce, key, .. } = message else { return };
         let link = &self.net.links[to.0];
-        if !link.trouble.mute && !link.trouble.deaf && link.trouble.held_until <= self.now {
+        if link.is_open(self.now) {
             let at = self.now.after(2 * link.distance);
             let nobody = Message::Nobody { nonce: *nonce, key: *key };
             let life = link.life;

@@ -88,6 +88,6 @@ impl Process {
         self.life = Life(self.life.0 + 1);
         self.state = State::Up;
         let link = &mut ctx.net.links[self.node.0];
-        (link.life, link.connected, link.listening, link.serving) = (self.life, true, true, true);
+        (link.life, link.connected, link.listening, link.serving) = (self.life, true, true, false);
     }
 }

@@ -2,12 +2,19 @@
 //!
 //! Several of them work on one store. Each numbers what was committed, whoever committed it, tells the
 //! head once a second, answers probes by rounds, and answers replays and lookups.
+//!
+//! * [`rivals`]: what it and others ask each other, and whether it may vouch for its store (R15).
+
+mod rivals;
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
 use evictd_core::authority::Rounds;
+use evictd_core::history::{
+    BeginCause, Claim, History, LogToken, Milestone, Past, Provenance, RoundToken, Voucher,
+};
 use evictd_core::ids::Identity;
 use evictd_core::invalidation::Invalidation;
 use evictd_core::limits::LIVE_BATCH_MAX;
@@ -15,14 +22,16 @@ use evictd_core::position::LogPosition;
 use evictd_core::protection::Protection;
 use evictd_core::receipts::{Book, BookConfig, Change, Event as BookEvent, Measured, Receipt};
 use evictd_core::rules::Rule;
+use evictd_core::service::Service;
 use evictd_core::time::LeaseTime;
 
+use self::rivals::WaitingQuery;
 use crate::checker::ChangeId;
 use crate::ctx::Ctx;
 use crate::net::{Found, Message, Nonce};
 use crate::process::Process;
 use crate::queue::{Event, Life, Node};
-use crate::store::{Attached, KeyNumber, Numbered, Plan, RoundInput, Store, instance};
+use crate::store::{Attached, Head, KeyNumber, Numbered, Plan, RoundInput, Store, instance};
 use crate::time::{MS, Micros, Moment, SECOND};
 use crate::trace::trace;
 
@@ -31,6 +40,8 @@ use crate::trace::trace;
 pub enum PublisherEvent {
     /// A second went by: tell the head.
     Tick,
+    /// A look at the own standing among other publishers (R15).
+    Beat,
     /// Look whether something was committed past the API.
     Poll,
     /// A round may be due.
@@ -95,7 +106,22 @@ enum Sequencer {
 #[derive(Clone, Debug)]
 struct Probe {
     asker: Asker,
-    seen: LogPosition,
+    seen: Option<Voucher>,
+}
+
+/// Somebody who waits for a round.
+#[derive(Clone, Debug)]
+enum Waiting {
+    Agent(Probe),
+    /// This publisher; nobody is answered.
+    Publisher,
+}
+
+/// What it knows of its store's history.
+#[derive(Debug)]
+struct Known {
+    history: History,
+    head: Head,
 }
 
 /// How long a round may take before the publisher falls silent.
@@ -118,9 +144,15 @@ const RECEIPT_SLACK: Duration = Duration::from_millis(2_500);
 pub struct Publisher {
     /// What every process has.
     pub process: Process,
-    rounds: Rounds<Probe>,
-    running: Option<(LeaseTime, Vec<Probe>)>,
+    rounds: Rounds<Waiting>,
+    running: Option<(LeaseTime, Vec<Waiting>)>,
     fence: LeaseTime,
+    /// What the last round drew.
+    round: RoundToken,
+    service: Service,
+    known: Option<Known>,
+    queries: Vec<WaitingQuery>,
+    reread_at: LeaseTime,
     book: Book,
     head: LogPosition,
     numbering: Sequencer,
@@ -128,8 +160,9 @@ pub struct Publisher {
     departed: BTreeSet<Identity>,
     poll_due: bool,
     patience_due: bool,
-    stood_still_at: LeaseTime,
-    /// Since when somebody waits for a round that succeeds: for the checker.
+    /// When it last stood still, or was silent: receipts are held then.
+    held_at: LeaseTime,
+    /// Since when somebody waits for an answer, as a member of the queue groups: for the checker.
     unanswered_since: Option<Moment>,
 }
 
@@ -141,13 +174,18 @@ impl Publisher {
             rounds: Rounds::new(ROUND_SPACING, 1_000),
             running: None,
             fence: LeaseTime(0),
+            round: RoundToken(0),
+            service: Service::new(ctx.settings.bound, 1, LeaseTime(0)),
+            known: None,
+            queries: Vec::new(),
+            reread_at: LeaseTime(0),
             book: book(ctx),
             head: LogPosition::ZERO,
             numbering: Sequencer::Idle,
             departed: BTreeSet::new(),
             poll_due: false,
             patience_due: false,
-            stood_still_at: LeaseTime(0),
+            held_at: LeaseTime(0),
             unanswered_since: None,
         }
     }
@@ -165,10 +203,17 @@ impl Publisher {
         store.attach(ctx, self.node(), Attached::Primary);
         trace!(ctx, "{:?} starts its life {}", self.node(), self.process.life.0);
         let now = self.clock(ctx);
+        if ctx.settings.exclusive {
+            store.begin_incarnation(ctx, BeginCause::Opened, 0);
+        }
+        self.known = self.read_history(ctx, store);
+        (self.round, self.reread_at) = (RoundToken(0), LeaseTime(0));
+        self.service = Service::new(ctx.settings.bound, ctx.dice.any(), now);
+        self.queries.clear();
         for instance in store.roster(ctx, self.node()).unwrap_or_default() {
             self.book.registered(&instance, now);
         }
-        self.head = store.head(ctx, self.node()).unwrap_or(LogPosition::ZERO);
+        self.head = self.known.as_ref().map_or(LogPosition::ZERO, |known| known.head.at);
         // The store tells when its epoch began: the roster may lack somebody for a bound from then on.
         if let Some(age) = store.epoch_age(ctx) {
             self.book.distrust_roster(now.after(ctx.settings.bound.saturating_sub(age)));
@@ -176,11 +221,33 @@ impl Publisher {
         let tick = ctx.now.after(ctx.dice.below(SECOND));
         self.later(ctx, tick, PublisherEvent::Tick);
         self.wake(ctx);
+        self.beat(ctx, store);
+        // It finds out whether it could answer.
+        self.want_round(ctx, store);
+    }
+
+    /// A new connection came about: whoever else came meanwhile must be asked.
+    pub fn connected(&mut self) {
+        self.service.away();
+    }
+
+    /// It ends in an orderly way. What comes next of an exclusive store is another incarnation.
+    pub fn leave(&self, ctx: &mut Ctx) {
+        if ctx.settings.exclusive && self.process.is_up() {
+            self.tell_end(ctx);
+        }
+    }
+
+    fn tell_end(&self, ctx: &mut Ctx) {
+        let Some(known) = self.known.as_ref().filter(|_| self.may_vouch(ctx)) else { return };
+        let incarnation = known.head.incarnation;
+        let ended = Message::Ended(Provenance { store: known.history.store(), incarnation });
+        ctx.broadcast(self.node(), &ended);
     }
 
     /// It goes on after it stood still.
     pub fn thawed(&mut self, ctx: &Ctx) {
-        self.stood_still_at = self.clock(ctx);
+        self.held_at = self.clock(ctx);
         self.unanswered_since = None;
     }
 
@@ -218,6 +285,7 @@ impl Publisher {
     pub fn on_event(&mut self, ctx: &mut Ctx, store: &mut Store, event: PublisherEvent) {
         match event {
             PublisherEvent::Tick => self.tick(ctx, store),
+            PublisherEvent::Beat => self.beat(ctx, store),
             PublisherEvent::Poll => {
                 self.poll_due = false;
                 if store.has_unnumbered() {
@@ -240,15 +308,20 @@ impl Publisher {
                 self.finish_numbering(ctx, store, numbered);
             }
             PublisherEvent::Look { asker, key, fence_age } => {
-                if let Some(read) = store.read(ctx, self.node(), key) {
+                let read = store.read(ctx, self.node(), key).filter(|_| self.may_vouch(ctx));
+                if let Some(read) = read {
                     let found = Box::new(Found { read, fence_age });
                     self.reply(ctx, asker, Message::LookupAnswer { nonce: asker.nonce, key, found });
                 }
             }
             PublisherEvent::Replay { asker, epoch, first, last } => {
-                if let Some(answer) = store.replay(ctx, self.node(), epoch, first, last) {
-                    let answer = Box::new(answer);
-                    self.reply(ctx, asker, Message::ReplayAnswer { nonce: asker.nonce, answer });
+                let answer = store.replay(ctx, self.node(), epoch, first, last);
+                if let Some(answer) = answer.filter(|_| self.may_vouch(ctx)) {
+                    let (nonce, answer) = (asker.nonce, Box::new(answer));
+                    // Whom it speaks for it knows from elsewhere.
+                    let Some(known) = &self.known else { return };
+                    let provenance = known.history.provenance();
+                    self.reply(ctx, asker, Message::ReplayAnswer { nonce, provenance, answer });
                 }
             }
             PublisherEvent::Attach => store.attach(ctx, self.node(), Attached::Primary),
@@ -262,7 +335,7 @@ impl Publisher {
                 let now = self.clock(ctx);
                 self.check_silence(ctx, all);
                 let asker = Asker { node: from, life, nonce };
-                if self.rounds.add(Probe { asker, seen }, now).is_ok() {
+                if self.rounds.add(Waiting::Agent(Probe { asker, seen }), now).is_ok() {
                     self.start_round(ctx, store);
                 }
             }
@@ -282,9 +355,12 @@ impl Publisher {
                 let asker = Asker { node: from, life, nonce };
                 self.later(ctx, at, PublisherEvent::Look { asker, key, fence_age });
             }
-            Message::Applied { from, life, applied } => {
+            Message::Applied { from, life, provenance, applied } => {
                 let now = self.clock(ctx);
-                if applied <= self.head {
+                // What was applied of another history confirms nothing here.
+                let seen = Milestone { provenance, at: applied, token: LogToken::default() };
+                let judge = |known: &Known| known.history.judge(&seen, self.head) == Past::Known;
+                if applied <= self.head && self.known.as_ref().is_some_and(judge) {
                     let identity = instance(from, life, ctx.settings.bound).identity;
                     self.book.applied(&identity, applied, &[], now);
                     self.tell_receipts(ctx);
@@ -297,7 +373,7 @@ impl Publisher {
                 self.departed.insert(identity);
                 self.tell_receipts(ctx);
             }
-            _ => {}
+            _ => self.on_publisher(ctx, store, message),
         }
     }
 
@@ -308,17 +384,52 @@ impl Publisher {
         }
     }
 
-    fn tick(&mut self, ctx: &mut Ctx, store: &Store) {
+    fn tick(&mut self, ctx: &mut Ctx, store: &mut Store) {
         let next = ctx.now.after(SECOND);
         self.later(ctx, next, PublisherEvent::Tick);
         if let Some(head) = store.head(ctx, self.node()) {
-            self.note_head(ctx, head);
-            ctx.broadcast(self.node(), &Message::Tick(head));
+            if head.at < self.head {
+                // Its server's history may tell why, and a round looks at it.
+                self.want_round(ctx, store);
+            }
+            self.note(ctx, store, &head);
+            if self.may_vouch(ctx) {
+                let tick = Message::Tick(store.voucher(&head, head.at), head.round);
+                ctx.broadcast(self.node(), &tick);
+            }
         }
         let now = self.clock(ctx);
-        self.book.poll(now);
+        if self.is_silent() {
+            // Agents may follow another history, so that the bound's end says nothing of them.
+            self.held_at = now;
+        } else {
+            self.book.poll(now);
+        }
         self.tell_receipts(ctx);
         self.keep_silent(ctx);
+    }
+
+    fn read_history(&self, ctx: &Ctx, store: &Store) -> Option<Known> {
+        let head = store.head(ctx, self.node())?;
+        Some(Known { history: store.history(ctx, self.node())?, head })
+    }
+
+    /// The log reaches to `head`. Reads the history again if another incarnation has begun, and tells that the one
+    /// before it has ended.
+    fn note(&mut self, ctx: &mut Ctx, store: &Store, head: &Head) {
+        let Some(known) = &mut self.known else { return };
+        if known.history.current().incarnation != head.incarnation {
+            let Some(history) = store.history(ctx, self.process.node) else { return };
+            known.history = history;
+            if known.head.incarnation != head.incarnation {
+                self.tell_end(ctx);
+            }
+        }
+        let Some(known) = &mut self.known else { return };
+        if known.head.at <= head.at || known.head.incarnation != head.incarnation {
+            known.head = *head;
+        }
+        self.note_head(ctx, head.at);
     }
 
     fn note_head(&mut self, ctx: &Ctx, head: LogPosition) {
@@ -353,19 +464,19 @@ impl Publisher {
 
     /// Sends what the log gained; receipts are opened first, after a look at the roster (R12).
     fn emit(&mut self, ctx: &mut Ctx, store: &Store, numbered: &Numbered) {
-        self.note_head(ctx, numbered.head);
+        self.note(ctx, store, &numbered.head);
         let rows = &numbered.rows;
         if !rows.is_empty() {
             self.track(ctx, store, rows);
         }
-        if rows.len() <= LIVE_BATCH_MAX {
-            if !rows.is_empty() {
-                ctx.broadcast(self.node(), &Message::Live(rows.clone()));
-            }
+        if !self.may_vouch(ctx) {
             return;
         }
         for batch in rows.chunks(LIVE_BATCH_MAX) {
-            ctx.broadcast(self.node(), &Message::Live(Rc::from(batch)));
+            let Some(last) = batch.last() else { continue };
+            let voucher = store.voucher(&numbered.head, last.position);
+            let rows = if batch.len() == rows.len() { rows.clone() } else { Rc::from(batch) };
+            ctx.broadcast(self.node(), &Message::Live(voucher, rows));
         }
     }
 
@@ -402,8 +513,8 @@ impl Publisher {
         ctx.checker.receipt(ctx.now, position, receipt.state());
         let limit = ctx.settings.bound + RECEIPT_SLACK;
         let after = receipt.final_after.unwrap_or_default();
-        let stood_still = self.clock(ctx).since(self.stood_still_at) < after;
-        if after > limit && !stood_still {
+        let was_held = self.clock(ctx).since(self.held_at) < after;
+        if after > limit && !was_held {
             ctx.checker.violated(Rule::G4, ctx.now, || format!("the receipt of {position} took {after:?}"));
         }
     }
@@ -411,11 +522,13 @@ impl Publisher {
     fn start_round(&mut self, ctx: &mut Ctx, store: &mut Store) {
         let now = self.clock(ctx);
         self.keep_silent(ctx);
-        if let Some(probes) = self.rounds.start(now) {
-            let seen = probes.iter().map(|probe| probe.seen).collect();
-            let instances = probes.iter().map(|probe| (probe.asker.node, probe.asker.life)).collect();
-            self.running = Some((now, probes));
-            store.number(ctx, self.node(), self.process.life, Some(RoundInput { seen, instances }));
+        if let Some(waiting) = self.rounds.start(now) {
+            let probes = || waiting.iter().filter_map(Waiting::probe);
+            let proved = probes().filter_map(|probe| probe.seen).filter(|seen| store.is_authentic(seen));
+            let seen_epoch = proved.map(|seen| seen.milestone.at.epoch()).max().unwrap_or(0);
+            let instances = probes().map(|probe| (probe.asker.node, probe.asker.life)).collect();
+            self.running = Some((now, waiting));
+            store.number(ctx, self.node(), self.process.life, Some(RoundInput { seen_epoch, instances }));
         } else if let Some(due) = self.rounds.start_at() {
             let at = self.process.clock.moment(due).max(ctx.now.after(1));
             self.later(ctx, at, PublisherEvent::Round);
@@ -428,23 +541,62 @@ impl Publisher {
     }
 
     fn finish_round(&mut self, ctx: &mut Ctx, store: &mut Store, numbered: Option<Numbered>) {
-        let Some((began, mut probes)) = self.running.take() else { return };
+        let Some((began, mut waiting)) = self.running.take() else { return };
         self.rounds.finish(numbered.is_some());
         // Without a round nobody is answered: the agents ask again, and perhaps somebody else.
-        if let Some(numbered) = numbered {
-            self.fence = self.fence.max(began);
-            self.unanswered_since = None;
+        if let Some(Numbered { head, rows }) = numbered {
             // First what the answers speak of, or every agent would find a gap in it.
-            self.emit(ctx, store, &numbered);
+            self.emit(ctx, store, &Numbered { head, rows });
+            (self.fence, self.round) = (self.fence.max(began), head.round);
             if !Protection::RoundsFollowTheirProbes.holds() {
-                probes.extend(self.rounds.waiting().iter().cloned());
+                waiting.extend(self.rounds.waiting().iter().cloned());
             }
-            for probe in probes {
-                let answer = Message::ProbeAnswer { nonce: probe.asker.nonce, head: numbered.head };
-                self.reply(ctx, probe.asker, answer);
-            }
+            let probes: Vec<&Probe> = waiting.iter().filter_map(Waiting::probe).collect();
+            self.answer_probes(ctx, store, &head, &probes);
+            self.answer_queries(ctx, began);
         }
         self.start_round(ctx, store);
+    }
+
+    /// Answers agents whose past the store knows (R15, R16). If there is one that it gave out and doesn't know, this
+    /// publisher falls silent.
+    fn answer_probes(&mut self, ctx: &mut Ctx, store: &Store, head: &Head, probes: &[&Probe]) {
+        let admitted = probes.iter().filter(|probe| self.admits_past(ctx, store, probe, head));
+        let admitted: Vec<Asker> = admitted.map(|probe| probe.asker).collect();
+        if !self.may_vouch(ctx) {
+            return;
+        }
+        self.unanswered_since = None;
+        let voucher = store.voucher(head, head.at);
+        for asker in admitted {
+            self.reply(ctx, asker, Message::ProbeAnswer { nonce: asker.nonce, head: voucher });
+        }
+    }
+
+    fn admits_past(&mut self, ctx: &mut Ctx, store: &Store, probe: &Probe, head: &Head) -> bool {
+        let (Some(seen), Some(known)) = (&probe.seen, &self.known) else { return probe.seen.is_none() };
+        let Milestone { at, token, .. } = seen.milestone;
+        let past = known.history.judge(&seen.milestone, head.at);
+        let is_given_out = store.row_token(ctx, self.node(), at).is_none_or(|own| own == token);
+        let claim = Claim::new(past, store.is_authentic(seen), is_given_out);
+        if claim == Claim::Unknown {
+            trace!(ctx, "{:?} doesn't know what {:?} has seen: {seen:?}", self.node(), probe.asker.node);
+            self.service.on_unknown_past(seen.milestone);
+        }
+        claim == Claim::Admitted
+    }
+
+    /// Whether messages that vouch for something may be sent now.
+    fn may_vouch(&self, ctx: &Ctx) -> bool {
+        self.service.may_vouch(self.clock(ctx))
+    }
+
+    /// Wants a round for itself. One that somebody waits for already will do.
+    fn want_round(&mut self, ctx: &mut Ctx, store: &mut Store) {
+        let now = self.clock(ctx);
+        if self.rounds.waiting().is_empty() && self.rounds.add(Waiting::Publisher, now).is_ok() {
+            self.start_round(ctx, store);
+        }
     }
 
     /// A probe came through the queue group (unless to `all`): has this one any business in it (R14)?
@@ -462,13 +614,25 @@ impl Publisher {
         }
     }
 
-    /// Leaves the queue group of probes while it stalls, and joins it again (R14).
+    /// Leaves the queue groups while it stalls, or may vouch for nothing, and joins them again (R14).
     fn keep_silent(&mut self, ctx: &mut Ctx) {
         let now = self.clock(ctx);
-        let serving = !self.rounds.stalled(now, PATIENCE);
+        let serving = !self.rounds.stalled(now, PATIENCE) && self.may_vouch(ctx);
         let link = &mut ctx.net.links[self.process.node.0];
         if link.connected && !link.trouble.mute {
+            if serving && !link.serving {
+                self.unanswered_since = None;
+            }
             link.serving = serving;
+        }
+    }
+}
+
+impl Waiting {
+    fn probe(&self) -> Option<&Probe> {
+        match self {
+            Self::Agent(probe) => Some(probe),
+            Self::Publisher => None,
         }
     }
 }

@@ -38,6 +38,8 @@ pub enum Event {
     Restart(Node),
     /// A process is connected again.
     Reconnect(Node),
+    /// An operator declares that the store is the one to follow.
+    Operator,
     /// The world's housekeeping, each second.
     Second,
 }

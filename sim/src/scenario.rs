@@ -80,6 +80,11 @@ pub struct Settings {
     pub agents: usize,
     /// Publisher processes: the nodes after them.
     pub publishers: usize,
+    /// Whether the store is one publisher's alone, as SQLite's is: it begins an incarnation at each start, and can be
+    /// put back unnoticed. A shared one fails over, and shows that, as PostgreSQL does.
+    pub exclusive: bool,
+    /// Copies of the store that come to life, each with a publisher of its own.
+    pub copies: usize,
     /// The promise.
     pub bound: Duration,
     /// Kept back of it.
@@ -149,6 +154,7 @@ impl Settings {
             request_timeout: self.request_timeout,
             gap_patience: self.gap_patience,
             floors: self.floors,
+            home_store: None,
         }
     }
 
@@ -162,7 +168,13 @@ impl Settings {
         let default = dice.permille(250);
         let scale = |ms: u64| Duration::from_millis(if default { ms } else { ms / 3 });
         let agents = dice.between(2, 4) as usize;
-        let publishers = dice.between(1, 3) as usize;
+        // Only SQLite's store can be put back without a trace.
+        let exclusive = match scenario {
+            Scenario::Restore => true,
+            Scenario::Failover => false,
+            _ => dice.permille(250),
+        };
+        let publishers = if exclusive { 1 } else { dice.between(1, 3) as usize };
         let bulk = matches!(scenario, Scenario::Bulk | Scenario::Everything);
         let bound = scale(30_000);
         let size = Size { keys: dice.between(400, 4_000) as usize, root_keys: 12, apis: 7, workspaces: 2 };
@@ -182,6 +194,8 @@ impl Settings {
         Self {
             agents,
             publishers,
+            exclusive,
+            copies: 0,
             bound,
             margin: scale(3_000),
             probe_interval: scale(5_000),
@@ -319,7 +333,8 @@ fn draw_fault(kind: Scenario, settings: &Settings, dice: &mut Dice) -> Option<Fa
         }
         Scenario::Clocks => Fault::Freeze { node, suspend: true },
         Scenario::Crash => Fault::Crash { node, goodbye: settings.polite || dice.permille(300) },
-        Scenario::Failover => match dice.below(10) {
+        // One publisher's own store can't.
+        Scenario::Failover => match dice.below(if settings.exclusive { 3 } else { 10 }) {
             0 => Fault::Slow { times: dice.between(5, 400) },
             1 => Fault::Down,
             2 => Fault::Detached { node: publisher },
@@ -329,7 +344,9 @@ fn draw_fault(kind: Scenario, settings: &Settings, dice: &mut Dice) -> Option<Fa
                 lingers: if dice.permille(500) { Micros::MAX } else { dice.below(settings.bound_micros()) },
             },
         },
-        Scenario::Restore => Fault::Restore { lost: dice.below(20_000) },
+        // A server that is put back begins another timeline, like one that fails over.
+        Scenario::Restore if !settings.exclusive => return draw_fault(Scenario::Failover, settings, dice),
+        Scenario::Restore => Fault::Restore { lost: dice.below(20_000), declared: dice.permille(300) },
         Scenario::Everything => return draw_fault(Scenario::Loss, settings, dice),
     })
 }

@@ -5,11 +5,16 @@
 //! commit of its own that puts back what the lost ones changed.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 use std::time::Duration;
 
-use evictd_core::authority::is_credible;
+use evictd_core::epochs;
 use evictd_core::follower::ReplayAnswer;
+use evictd_core::history::{
+    Begin, BeginCause, History, Incarnation, LogToken, Mac, Milestone, Provenance, RoundToken, StoreId,
+    Voucher,
+};
 use evictd_core::ids::{AgentName, ApiId, Identity, InstanceId, KeyHash, KeyId, Region, WorkspaceId};
 use evictd_core::invalidation::{Cause, Invalidation, Scope};
 use evictd_core::limits::REPLAY_BATCH_MAX;
@@ -100,8 +105,8 @@ pub struct Numbering {
 /// What a round takes along.
 #[derive(Clone, Debug)]
 pub struct RoundInput {
-    /// What agents have seen.
-    pub seen: Vec<LogPosition>,
+    /// The highest epoch that an agent has proved to have seen.
+    pub seen_epoch: u32,
     /// Who asks.
     pub instances: Vec<(Node, Life)>,
 }
@@ -121,11 +126,9 @@ pub enum StoreEvent {
 #[derive(Clone, Debug)]
 pub struct Numbered {
     /// The head now.
-    pub head: LogPosition,
+    pub head: Head,
     /// The rows.
     pub rows: Rc<[Invalidation]>,
-    /// Whether an epoch began.
-    pub epoch_began: bool,
 }
 
 /// A record as read, and from where.
@@ -133,6 +136,10 @@ pub struct Numbered {
 pub struct Snapshot {
     /// As the protocol knows it.
     pub as_of: LogPosition,
+    /// Whose log that is.
+    pub provenance: Provenance,
+    /// Of the row at `as_of`.
+    pub token: LogToken,
     /// What was found.
     pub record: Record,
     /// Where it was read: for the checker.
@@ -155,9 +162,9 @@ pub enum Attached {
 }
 
 #[derive(Debug)]
-struct History<T>(Vec<(Lsn, T)>);
+struct Versions<T>(Vec<(Lsn, T)>);
 
-impl<T: Copy> History<T> {
+impl<T: Copy> Versions<T> {
     fn new(first: T) -> Self {
         Self(vec![(Lsn(0), first)])
     }
@@ -190,6 +197,7 @@ struct Row {
 struct NumberedRow {
     row: Row,
     position: LogPosition,
+    token: LogToken,
     numbered: Lsn,
 }
 
@@ -199,22 +207,44 @@ enum Commit {
     Other,
 }
 
-/// The head and what it depends on: one row.
+/// The head of the log, and what tells it from a copy's: one row.
 #[derive(Clone, Copy, Debug)]
-struct Head {
-    at: LogPosition,
-    /// The timeline that the epoch was begun on (R2).
+pub struct Head {
+    /// The last position that was given.
+    pub at: LogPosition,
+    /// The incarnation that goes on.
+    pub incarnation: Incarnation,
+    /// Of the row at this position, or of the incarnation's beginning.
+    pub token: LogToken,
+    /// Of the newest round.
+    pub round: RoundToken,
+    /// The timeline that the incarnation was begun on (R2).
     timeline: u32,
+}
+
+/// The primary that was demoted, as it answers reads.
+#[derive(Debug)]
+struct Demoted {
+    lsn: Lsn,
+    log: Vec<NumberedRow>,
+    history: History,
+    rounds: Vec<(Lsn, RoundToken)>,
 }
 
 /// The home store.
 #[derive(Debug)]
 pub struct Store {
     lsn: Lsn,
-    keys: Vec<History<Option<KeyRow>>>,
-    apis: Vec<History<bool>>,
-    workspaces: Vec<History<bool>>,
-    head: History<Head>,
+    keys: Vec<Versions<Option<KeyRow>>>,
+    apis: Vec<Versions<bool>>,
+    workspaces: Vec<Versions<bool>>,
+    head: Versions<Head>,
+    id: StoreId,
+    /// What its code is made with (R16).
+    key: u64,
+    begins: Vec<(Lsn, Begin)>,
+    /// Tokens of the last rounds.
+    rounds: Vec<(Lsn, RoundToken)>,
     journal: Vec<(Moment, Commit)>,
     unnumbered: BTreeMap<u64, Row>,
     log: Vec<NumberedRow>,
@@ -228,7 +258,7 @@ pub struct Store {
     branch: Lsn,
     epoch_since: Option<Moment>,
     lock_free: Moment,
-    demoted: Option<(Lsn, Vec<NumberedRow>)>,
+    demoted: Option<Demoted>,
     /// Nothing is answered until then.
     pub down_until: Moment,
     /// Everything takes so many times as long.
@@ -264,20 +294,37 @@ const STATEMENT_MAX: Micros = 3 * SECOND;
 /// Rows numbered in one transaction.
 const BATCH: usize = 1024;
 
+/// Tokens of rounds that are kept.
+const ROUND_TOKENS_KEPT: usize = 512;
+
+/// How far above the head an epoch may begin that the server's history is the cause of.
+const BRANCH_LEAP: u64 = 1 << 34;
+
 impl Store {
     /// A store in which every key is active, and `agents` + publishers are numbered as in the network.
-    pub fn new(size: Size, publishers: usize) -> Self {
+    pub fn new(ctx: &mut Ctx) -> Self {
+        let (size, publishers) = (ctx.settings.size, ctx.settings.publishers);
         let row = |key: usize| {
             let api = ApiNumber(key % size.apis);
-            History::new(Some(KeyRow { api, state: RecordState::Active }))
+            Versions::new(Some(KeyRow { api, state: RecordState::Active }))
         };
-        let first = LogPosition::new(1, 0).unwrap_or(LogPosition::ZERO);
+        let at = LogPosition::new(1, 0).unwrap_or(LogPosition::ZERO);
+        let (incarnation, token) = (Incarnation(ctx.dice.any()), LogToken(ctx.dice.any()));
+        let head = Head { at, incarnation, token, round: RoundToken(0), timeline: 1 };
+        let after = LogPosition::ZERO;
+        let created =
+            Begin { incarnation, after, at, cause: BeginCause::Created, time: StoreTime(0), evidence: None };
+        ctx.checker.incarnation_began(ctx.now, &created);
         Self {
             lsn: Lsn(0),
+            id: StoreId(ctx.dice.any()),
+            key: ctx.dice.any(),
+            begins: vec![(Lsn(0), created)],
+            rounds: Vec::new(),
             keys: (0..size.keys).map(row).collect(),
-            apis: (0..size.apis).map(|_| History::new(true)).collect(),
-            workspaces: (0..size.workspaces).map(|_| History::new(true)).collect(),
-            head: History::new(Head { at: first, timeline: 1 }),
+            apis: (0..size.apis).map(|_| Versions::new(true)).collect(),
+            workspaces: (0..size.workspaces).map(|_| Versions::new(true)).collect(),
+            head: Versions::new(head),
             journal: vec![(Moment(0), Commit::Other)],
             unnumbered: BTreeMap::new(),
             log: Vec::new(),
@@ -449,8 +496,7 @@ impl Store {
             }
             return fail(ctx, publisher, life, is_round, 0);
         }
-        let seen = round.as_ref().map_or(&[][..], |round| &round.seen);
-        let epoch_began = self.raise_epoch(ctx, seen);
+        self.begin_epoch_if_due(ctx, round.as_ref().map_or(0, |round| round.seen_epoch));
         if let Some(round) = &round {
             if Protection::RosterPrecedesHead.holds() {
                 self.register(ctx, &round.instances);
@@ -460,7 +506,7 @@ impl Store {
                 ctx.queue.push(late, Event::Store(StoreEvent::Register(instances)));
             }
         }
-        let numbered = self.give_positions(ctx, visible, epoch_began, is_round);
+        let numbered = self.give_positions(ctx, visible, is_round);
         if ctx.dice.permille(ctx.settings.unknown_permille) {
             return fail(ctx, publisher, life, is_round, 0); // Committed, and nobody knows.
         }
@@ -471,59 +517,78 @@ impl Store {
 
     /// What a demoted primary would say if nobody asked it to write.
     fn vouch_without_writing(&self, ctx: &mut Ctx, publisher: Node, life: Life) {
-        let lsn = self.demoted.as_ref().map_or(self.lsn, |(lsn, _)| *lsn);
-        let numbered = Numbered { head: self.head.at(lsn).at, rows: Rc::from([]), epoch_began: false };
+        let lsn = self.demoted.as_ref().map_or(self.lsn, |demoted| demoted.lsn);
+        let numbered = Numbered { head: self.head.at(lsn), rows: Rc::from([]) };
         let outcome = PublisherEvent::Numbered { numbered: Some(numbered), is_round: true };
         ctx.queue.push(ctx.now, Event::Publisher(publisher, life, outcome));
     }
 
-    /// Begins an epoch if this store may have gone back (R2).
-    fn raise_epoch(&mut self, ctx: &mut Ctx, seen: &[LogPosition]) -> bool {
-        let head = self.head.now();
-        let above = seen.iter().filter(|seen| is_credible(**seen, head.at) && **seen > head.at).max();
-        let elsewhere = head.timeline != self.timeline;
-        if !(elsewhere || above.is_some()) || !Protection::RegressionsBeginAnEpoch.holds() {
-            return false;
+    /// Begins a new epoch if the server's history is another one than that of the head (R2).
+    fn begin_epoch_if_due(&mut self, ctx: &mut Ctx, seen_epoch: u32) {
+        if epochs::is_branched(&self.head.now().timeline, &self.timeline) {
+            self.begin_incarnation(ctx, BeginCause::Branched, seen_epoch);
         }
-        let mut epoch = above.map_or(0, |seen| seen.epoch()).max(head.at.epoch()) + 1;
-        if Protection::LostEpochsAreNotRepeated.holds() {
-            // The commit that began an epoch may be among the lost ones. Timelines are never repeated.
-            epoch = epoch.max(self.timeline);
+    }
+
+    /// Begins an incarnation, and an epoch if its cause says so.
+    pub fn begin_incarnation(&mut self, ctx: &mut Ctx, cause: BeginCause, seen_epoch: u32) {
+        let mut head = self.head.now();
+        let after = head.at;
+        if cause.begins_epoch() {
+            let leap = if head.timeline == self.timeline { 0 } else { ctx.dice.below(BRANCH_LEAP) };
+            let epoch = epochs::next_epoch(self.timeline, head.at.epoch(), seen_epoch);
+            let Some(at) = LogPosition::new(epoch, head.at.position() + leap) else { return };
+            (head.at, head.token, head.timeline) = (at, LogToken(ctx.dice.any()), self.timeline);
+            self.epoch_since = Some(ctx.now);
         }
-        let Some(at) = LogPosition::new(epoch, head.at.position()) else { return false };
+        head.incarnation = Incarnation(ctx.dice.any());
+        self.commit_other(ctx);
+        self.head.push(self.lsn, head);
+        let time = StoreTime(ctx.now.0 as i64);
+        let begin = Begin { incarnation: head.incarnation, after, at: head.at, cause, time, evidence: None };
+        trace!(ctx, "incarnation {} begins at {}: {}", begin.incarnation, begin.at, cause.label());
+        ctx.checker.incarnation_began(ctx.now, &begin);
+        self.begins.push((self.lsn, begin));
+    }
+
+    fn commit_other(&mut self, ctx: &Ctx) {
         self.lsn.0 += 1;
         self.journal.push((ctx.now, Commit::Other));
-        self.head.push(self.lsn, Head { at, timeline: self.timeline });
-        self.epoch_since = Some(ctx.now);
-        trace!(ctx, "epoch {at} begins");
-        ctx.checker.epoch_began(ctx.now, at);
-        true
     }
 
     /// Gives the rows that were visible then the next positions.
-    fn give_positions(&mut self, ctx: &mut Ctx, visible: Moment, epoch_began: bool, all: bool) -> Numbered {
+    fn give_positions(&mut self, ctx: &mut Ctx, visible: Moment, is_round: bool) -> Numbered {
         let after = if Protection::LateCommitsAreFound.holds() { 0 } else { self.highest_numbered_row + 1 };
-        let limit = if all { usize::MAX } else { BATCH };
+        let limit = if is_round { usize::MAX } else { BATCH };
         let found = self.unnumbered.range(after..).filter(|(_, row)| row.committed <= visible);
         let ids: Vec<u64> = found.map(|(id, _)| *id).take(limit).collect();
         let mut head = self.head.now();
         let mut rows = Vec::with_capacity(ids.len());
-        self.lsn.0 += 1;
-        self.journal.push((ctx.now, Commit::Other));
+        self.commit_other(ctx);
+        let token = LogToken(ctx.dice.any());
         for id in ids {
             let (Some(row), Some(position)) = (self.unnumbered.remove(&id), head.at.next()) else { continue };
-            head.at = position;
+            (head.at, head.token) = (position, token);
             self.highest_numbered_row = self.highest_numbered_row.max(row.id);
-            ctx.checker.numbered(ctx.now, row.change, position);
-            let numbered = NumberedRow { row, position, numbered: self.lsn };
+            ctx.checker.numbered(ctx.now, head.incarnation, row.change, position);
+            let numbered = NumberedRow { row, position, token, numbered: self.lsn };
             rows.push(numbered.invalidation());
             self.log.push(numbered);
         }
-        if !rows.is_empty() {
+        if is_round {
+            head.round = RoundToken(ctx.dice.any());
+            self.rounds.push((self.lsn, head.round));
+            if self.rounds.len() > ROUND_TOKENS_KEPT {
+                self.rounds.remove(0);
+            }
+        }
+        if is_round || !rows.is_empty() {
             self.head.push(self.lsn, head);
+        }
+        if !rows.is_empty() {
             trace!(ctx, "numbered {} rows up to {}", rows.len(), head.at);
         }
-        Numbered { head: head.at, rows: rows.into(), epoch_began }
+        Numbered { head, rows: rows.into() }
     }
 
     /// Writes instances into the roster (R11).
@@ -547,19 +612,76 @@ impl Store {
     }
 
     /// The head, read alone.
-    pub fn head(&self, ctx: &Ctx, publisher: Node) -> Option<LogPosition> {
+    pub fn head(&self, ctx: &Ctx, publisher: Node) -> Option<Head> {
         match (self.attached(ctx, publisher), &self.demoted) {
-            (Attached::Primary, _) => Some(self.head.now().at),
-            (Attached::Demoted, Some((lsn, _))) => Some(self.head.at(*lsn).at),
+            (Attached::Primary, _) => Some(self.head.now()),
+            (Attached::Demoted, Some(demoted)) => Some(self.head.at(demoted.lsn)),
             _ => None,
         }
+    }
+
+    /// Its incarnations, as a publisher reads them.
+    pub fn history(&self, ctx: &Ctx, publisher: Node) -> Option<History> {
+        match (self.attached(ctx, publisher), &self.demoted) {
+            (Attached::Primary, _) => Some(self.own_history()),
+            (Attached::Demoted, Some(demoted)) => Some(demoted.history.clone()),
+            _ => None,
+        }
+    }
+
+    fn own_history(&self) -> History {
+        let begins = self.begins.iter().map(|(_, begin)| begin.clone()).collect();
+        // It begins with the store's creation.
+        History::new(self.id, begins).unwrap_or_else(|| unreachable!("a store was created"))
+    }
+
+    /// Whether one of its last rounds drew `token`, as a publisher finds it.
+    pub fn has_round_token(&self, ctx: &Ctx, publisher: Node, token: RoundToken) -> Option<bool> {
+        let rounds = match (self.attached(ctx, publisher), &self.demoted) {
+            (Attached::Primary, _) => &self.rounds,
+            (Attached::Demoted, Some(demoted)) => &demoted.rounds,
+            _ => return None,
+        };
+        Some(rounds.iter().any(|(_, drawn)| *drawn == token))
+    }
+
+    /// The token of the row at `at`, or of the incarnation that began there, as a publisher finds it.
+    pub fn row_token(&self, ctx: &Ctx, publisher: Node, at: LogPosition) -> Option<LogToken> {
+        let log = match (self.attached(ctx, publisher), &self.demoted) {
+            (Attached::Demoted, Some(demoted)) => &demoted.log,
+            _ => &self.log,
+        };
+        let row = log.binary_search_by_key(&at, |row| row.position).ok().map(|index| log[index].token);
+        row.or_else(|| {
+            let began = self.begins.iter().find(|(_, begin)| begin.at == at)?;
+            Some(self.head.at(began.0).token)
+        })
+    }
+
+    /// A milestone with the store's code over it (R16). Only the store and its copies know the key.
+    pub fn voucher(&self, head: &Head, at: LogPosition) -> Voucher {
+        let provenance = Provenance { store: self.id, incarnation: head.incarnation };
+        let milestone = Milestone { provenance, at, token: head.token };
+        Voucher { milestone, mac: self.code(&milestone) }
+    }
+
+    /// Whether a voucher was given out by this store, or by a copy of it.
+    pub fn is_authentic(&self, voucher: &Voucher) -> bool {
+        voucher.mac == self.code(&voucher.milestone)
+    }
+
+    /// Stands for a keyed hash: whoever doesn't know the key doesn't guess it.
+    fn code(&self, milestone: &Milestone) -> Mac {
+        let mut hasher = DefaultHasher::new();
+        (self.key, milestone).hash(&mut hasher);
+        u128::from(hasher.finish()).to_be_bytes()
     }
 
     /// A lookup, as a publisher's connection sees it.
     pub fn read(&self, ctx: &Ctx, publisher: Node, key: KeyNumber) -> Option<Snapshot> {
         match (self.attached(ctx, publisher), &self.demoted) {
             (Attached::Primary, _) => Some(self.read_at(key, self.lsn)),
-            (Attached::Demoted, Some((lsn, _))) => Some(self.read_at(key, *lsn)),
+            (Attached::Demoted, Some(demoted)) => Some(self.read_at(key, demoted.lsn)),
             _ => None,
         }
     }
@@ -573,7 +695,8 @@ impl Store {
 
     fn read_at(&self, key: KeyNumber, lsn: Lsn) -> Snapshot {
         let row = self.keys[key.0].at(lsn);
-        let as_of = self.head.at(lsn).at;
+        let Head { at: as_of, incarnation, token, .. } = self.head.at(lsn);
+        let provenance = Provenance { store: self.id, incarnation };
         let is_root = key.0 < self.names.root_keys;
         let api = row.map(|row| row.api).filter(|_| !is_root);
         let of = if is_root { key.0 } else { row.map_or(0, |row| row.api.0) };
@@ -602,7 +725,7 @@ impl Store {
                 expires_at: None,
             }),
         };
-        Snapshot { as_of, record, lsn, api, workspace: row.map(|_| workspace) }
+        Snapshot { as_of, provenance, token, record, lsn, api, workspace: row.map(|_| workspace) }
     }
 
     /// The answer to a replay; `None` if the store can't be reached.
@@ -616,38 +739,52 @@ impl Store {
     ) -> Option<ReplayAnswer> {
         let head = self.head(ctx, publisher)?;
         let log = match (self.attached(ctx, publisher), &self.demoted) {
-            (Attached::Demoted, Some((_, log))) => log,
+            (Attached::Demoted, Some(demoted)) => &demoted.log,
             _ => &self.log,
         };
-        // Positions are dense, and begin at 1.
-        let start = usize::try_from(first).unwrap_or(usize::MAX).saturating_sub(1).min(log.len());
+        let start = LogPosition::new(epoch, first)
+            .map_or(log.len(), |first| log.partition_point(|row| row.position < first));
         let wanted = usize::try_from(last.saturating_sub(first) + 1).unwrap_or(usize::MAX);
         // What is purged is absent, and absent never means nothing (R5).
         let purged = log.len().saturating_sub(ctx.settings.retention);
         let is_there = start >= purged || !Protection::ReplaysAreComplete.holds();
+        let is_first = |row: &NumberedRow| row.position.position() == first || start < purged;
         let rows: Vec<Invalidation> = log[start.max(purged)..]
             .iter()
             .take(if is_there { wanted.min(REPLAY_BATCH_MAX) } else { 0 })
-            .take_while(|row| row.position.epoch() == epoch && epoch == head.epoch())
+            .take_while(|row| row.position.epoch() == epoch && epoch == head.at.epoch())
             .map(NumberedRow::invalidation)
             .collect();
-        Some(if rows.is_empty() { ReplayAnswer::Refused { head } } else { ReplayAnswer::Rows(rows) })
+        let is_covered = log.get(start.max(purged)).is_some_and(is_first) && !rows.is_empty();
+        let voucher = self.voucher(&head, head.at);
+        Some(if is_covered { ReplayAnswer::Rows(rows) } else { ReplayAnswer::Refused { head: voucher } })
     }
 
-    /// The store goes back by `lost` commits: a fail-over to a primary that lacks them, or a restored copy.
-    /// With `demoted`, the old primary still answers reads.
-    pub fn go_back(&mut self, ctx: &mut Ctx, lost: u64, demoted: bool) {
+    /// Another primary takes over, which lacks the last `lost` commits. It writes another timeline, and the old
+    /// one still answers reads.
+    pub fn fail_over(&mut self, ctx: &mut Ctx, lost: u64) {
+        let history = self.own_history();
+        let (log, rounds) = (self.log.clone(), self.rounds.clone());
+        self.demoted = Some(Demoted { lsn: self.lsn, log, history, rounds });
+        self.timeline += 1;
+        self.go_back(ctx, lost);
+    }
+
+    /// A copy that lacks the last `lost` commits is put in its place. Nothing in it tells that.
+    pub fn restore(&mut self, ctx: &mut Ctx, lost: u64) {
+        self.demoted = None;
+        self.go_back(ctx, lost);
+    }
+
+    fn go_back(&mut self, ctx: &mut Ctx, lost: u64) {
         let last = self.lsn;
         // What happened before the last regression can't be lost by another one.
         let cut = Lsn(last.0.saturating_sub(lost)).max(self.branch);
-        self.demoted = demoted.then(|| (last, self.log.clone()));
         self.generation += 1;
-        self.timeline += 1;
-        self.lsn.0 += 1;
-        let lsn = self.lsn;
         let undone: Vec<Commit> =
             self.journal[cut.0 as usize + 1..].iter().map(|(_, commit)| commit.clone()).collect();
-        self.journal.push((ctx.now, Commit::Other));
+        self.commit_other(ctx);
+        let lsn = self.lsn;
         trace!(ctx, "the store goes back from {} to {}, timeline {}", last.0, cut.0, self.timeline);
         for commit in undone {
             let Commit::Change(target, change) = commit else { continue };
@@ -660,12 +797,14 @@ impl Store {
         }
         self.branch = lsn;
         put_back(&mut self.head, cut, lsn);
+        self.begins.retain(|(began, _)| *began <= cut);
+        self.rounds.retain(|(drawn, _)| *drawn <= cut);
         self.unnumbered.retain(|_, row| row.lsn <= cut);
         // Rows whose numbering is among what was lost wait again.
         let kept = self.log.partition_point(|row| row.numbered <= cut);
         for numbered in self.log.split_off(kept) {
             if numbered.row.lsn <= cut {
-                ctx.checker.unnumbered(numbered.row.change);
+                ctx.checker.unnumbered(numbered.row.change, numbered.position);
                 self.unnumbered.insert(numbered.row.id, numbered.row);
             }
         }
@@ -687,7 +826,7 @@ impl NumberedRow {
     }
 }
 
-fn put_back<T: Copy>(history: &mut History<T>, cut: Lsn, lsn: Lsn) {
+fn put_back<T: Copy>(history: &mut Versions<T>, cut: Lsn, lsn: Lsn) {
     let before = history.at(cut);
     history.push(lsn, before);
 }

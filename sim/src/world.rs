@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use evictd_core::history::BeginCause;
 use evictd_core::lease::Mode;
 use evictd_core::rules::Rule;
+use evictd_core::service::Standing;
 
 use crate::agent::{Agent, AgentEvent};
 use crate::assumption::Assumption;
@@ -33,6 +35,7 @@ pub struct World {
     agents: Vec<Agent>,
     publishers: Vec<Publisher>,
     faults: Vec<Scheduled>,
+    is_operator_called: bool,
 }
 
 /// What became of it.
@@ -87,7 +90,7 @@ impl World {
         for fault in &faults {
             trace!(ctx, "planned {} .. {}: {:?}", fault.from, fault.until, fault.fault);
         }
-        let store = Store::new(ctx.settings.size, ctx.settings.publishers);
+        let store = Store::new(&mut ctx);
         let process = |ctx: &mut Ctx, node: usize| {
             let most = ctx.settings.drift_ppm as i64;
             let any = ctx.dice.between(0, 2 * most as u64) as i64 - most;
@@ -106,7 +109,7 @@ impl World {
             let process = process(&mut ctx, node);
             publishers.push(Publisher::new(process, &ctx));
         }
-        Self { ctx, store, agents, publishers, faults }
+        Self { ctx, store, agents, publishers, faults, is_operator_called: false }
     }
 
     fn run(mut self) -> Outcome {
@@ -189,6 +192,7 @@ impl World {
             Event::Fault(index, edge) => self.on_fault(index, edge),
             Event::Restart(node) => self.start(node),
             Event::Reconnect(node) => self.connection(node, true),
+            Event::Operator => self.declare(),
             Event::Second => self.on_second(),
         }
     }
@@ -321,17 +325,20 @@ impl World {
                 }
             }
             Fault::Crash { node, goodbye } => {
-                if goodbye && node.0 < self.agents.len() {
+                let agents = self.agents.len();
+                if goodbye && node.0 < agents {
                     self.agents[node.0].leave(&mut self.ctx);
+                } else if goodbye {
+                    self.publishers[node.0 - agents].leave(&mut self.ctx);
                 }
                 self.kill(node);
             }
             Fault::Failover { lost, pause, lingers } => self.fail_over(lost, pause, lingers),
-            Fault::Restore { lost } => {
+            Fault::Restore { lost, .. } => {
                 for node in self.ctx.net.publishers() {
                     self.kill(node);
                 }
-                self.store.go_back(&mut self.ctx, lost, false);
+                self.store.restore(&mut self.ctx, lost);
                 self.store.down_until = until;
             }
             Fault::Slow { times } => self.store.slowness = times,
@@ -374,8 +381,11 @@ impl World {
                     self.store.attach(ctx, node, Attached::Primary);
                 }
             }
-            Fault::Restore { .. } => {
-                for node in ctx.net.publishers() {
+            Fault::Restore { declared, .. } => {
+                if declared {
+                    self.store.begin_incarnation(ctx, BeginCause::Declared, 0);
+                }
+                for node in self.ctx.net.publishers() {
                     self.start(node);
                 }
             }
@@ -387,7 +397,7 @@ impl World {
 
     fn fail_over(&mut self, lost: u64, pause: Micros, lingers: Micros) {
         let ctx = &mut self.ctx;
-        self.store.go_back(ctx, lost, true);
+        self.store.fail_over(ctx, lost);
         self.store.down_until = ctx.now.after(pause);
         for publisher in &self.publishers {
             let node = publisher.process.node;
@@ -399,6 +409,31 @@ impl World {
         }
     }
 
+    /// Calls an operator if a publisher is silent because its store lacks what agents have seen. That may happen more
+    /// than once after one restore: an earlier word may be among what was lost.
+    fn call_operator(&mut self) {
+        let is_behind = |publisher: &Publisher| publisher.standing() == Standing::Behind;
+        if self.is_operator_called || !self.publishers.iter().any(is_behind) {
+            return;
+        }
+        self.is_operator_called = true;
+        self.ctx.health.falls_ill(None);
+        let bound = self.ctx.settings.bound.as_micros() as u64;
+        let at = within(&mut self.ctx, bound);
+        self.ctx.queue.push(at, Event::Operator);
+    }
+
+    /// An operator says that the store is the one to follow.
+    fn declare(&mut self) {
+        let ctx = &mut self.ctx;
+        if ctx.now < self.store.down_until {
+            return ctx.queue.push(self.store.down_until, Event::Operator);
+        }
+        self.is_operator_called = false;
+        self.store.begin_incarnation(ctx, BeginCause::Declared, 0);
+        ctx.health.recovers(ctx.now, None);
+    }
+
     /// The connection is lost, or new; both ends know.
     fn connection(&mut self, node: Node, up: bool) {
         let alive = self.process(node).state != State::Down;
@@ -406,6 +441,9 @@ impl World {
         (link.connected, link.listening) = (up && alive, up && alive);
         if up && alive && node.0 < self.agents.len() {
             self.agents[node.0].connected(&mut self.ctx);
+        } else if up && alive {
+            let publisher = node.0 - self.agents.len();
+            self.publishers[publisher].connected();
         }
     }
 
@@ -430,6 +468,7 @@ impl World {
 
     /// Whoever could have proved that it is up to date for long enough must be live (G5).
     fn on_second(&mut self) {
+        self.call_operator();
         let ctx = &mut self.ctx;
         ctx.queue.push(ctx.now.after(SECOND), Event::Second);
         let well = |node: Node| ctx.health.well_for(ctx.now, node);

@@ -159,6 +159,18 @@ impl Allegiance {
         }
     }
 
+    /// The same, for checkers to which allegiances that behave alike have to be equal: how long the own history has been
+    /// silent means nothing once it counts as over.
+    #[cfg(any(test, feature = "fork"))]
+    #[must_use]
+    pub(crate) fn rebased(mut self, now: LeaseTime) -> Self {
+        let is_alive = self.is_alive(now);
+        if let Some(own) = self.own.as_mut().filter(|_| !is_alive) {
+            own.received_at = LeaseTime::default();
+        }
+        self
+    }
+
     fn receive(&mut self, voucher: &Voucher, now: LeaseTime) {
         let Some(own) = &mut self.own else { return };
         own.received_at = own.received_at.max(now);

@@ -1,17 +1,9 @@
-//! The publisher's side: when a probe round runs, and when a publisher must keep silent (R7, R14).
+//! The publisher's side: when a probe round runs, and when a publisher must leave its queue groups (R7, R14).
 
 use std::time::Duration;
 
-use crate::limits::EPOCH_LEAP_MAX;
-use crate::position::LogPosition;
 use crate::protection::Protection;
 use crate::time::LeaseTime;
-
-/// Whether an agent may be believed to have seen `seen` of a log that ends at `head`. If so, and it lies
-/// above, the store went back and begins an epoch (R2).
-pub fn is_credible(seen: LogPosition, head: LogPosition) -> bool {
-    seen.epoch() <= head.epoch().saturating_add(EPOCH_LEAP_MAX)
-}
 
 /// Probes that wait for a round. Rounds start at most every `spacing`, one at a time; probes that
 /// arrive meanwhile share the next one, so that the store's cost doesn't grow with the agents.
@@ -94,27 +86,11 @@ impl<P> Rounds<P> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limits::EPOCHS_PER_TIMELINE;
 
     const SPACING: Duration = Duration::from_millis(250);
 
     fn ms(ms: u64) -> LeaseTime {
         LeaseTime(1_000_000 + ms * 1000)
-    }
-
-    #[test]
-    fn one_agent_cannot_use_up_the_epochs() {
-        let at = |epoch, position| LogPosition::new(epoch, position).unwrap();
-        assert!(is_credible(at(3, 100), at(1, 7)));
-        assert!(!is_credible(at(1_002, 0), at(1, 7)));
-    }
-
-    #[test]
-    fn fail_overs_that_the_store_does_not_know_of_are_believed() {
-        let at = |epoch, position| LogPosition::new(epoch, position).unwrap();
-        let third_timeline_after = 1 + 3 * EPOCHS_PER_TIMELINE;
-        assert!(is_credible(at(third_timeline_after, 100), at(1, 7)));
-        assert!(!is_credible(at(third_timeline_after + EPOCHS_PER_TIMELINE, 100), at(1, 7)));
     }
 
     #[test]

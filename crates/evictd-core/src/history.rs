@@ -152,6 +152,34 @@ pub enum Past {
     Unknown,
 }
 
+/// What an agent's claim to have seen something is worth.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Claim {
+    /// The store knows that past, or supersedes it.
+    Admitted,
+    /// It can't be told from a lie, and moves nothing.
+    Unproved,
+    /// The store gave it out, and doesn't know it: this is an older copy.
+    Unknown,
+}
+
+impl Claim {
+    /// Judges what [`History::judge`] made of it. `is_authentic`: the store's own code is over it (R16). `is_given_out`:
+    /// its position has the same token in this store's log, as far as that is still known; so it comes from no other
+    /// copy of the same incarnation (of a PostgreSQL server, say).
+    ///
+    /// Without the code it shows nothing about this store. But an agent that followed a store which this one
+    /// supersedes may change over.
+    pub fn new(past: Past, is_authentic: bool, is_given_out: bool) -> Self {
+        match past {
+            Past::Superseded => Self::Admitted,
+            _ if !is_authentic && Protection::VouchersAreChecked.holds() => Self::Unproved,
+            Past::Known if is_given_out || !Protection::PastsAreKnown.holds() => Self::Admitted,
+            Past::Known | Past::Unknown => Self::Unknown,
+        }
+    }
+}
+
 /// The incarnations of one store, oldest first.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct History {
@@ -296,6 +324,20 @@ mod tests {
         let mut foreign = seen(2, at(2, 15));
         foreign.provenance.store = StoreId(8);
         assert_eq!(history().judge(&foreign, at(2, 25)), Past::Unknown);
+    }
+
+    #[test]
+    fn claim_without_the_stores_code_moves_nothing() {
+        assert_eq!(Claim::new(Past::Known, false, true), Claim::Unproved);
+        assert_eq!(Claim::new(Past::Unknown, false, true), Claim::Unproved);
+        assert_eq!(Claim::new(Past::Unknown, true, true), Claim::Unknown);
+        assert_eq!(Claim::new(Past::Superseded, false, false), Claim::Admitted);
+    }
+
+    #[test]
+    fn position_that_another_copy_gave_out_is_unknown() {
+        assert_eq!(Claim::new(Past::Known, true, true), Claim::Admitted);
+        assert_eq!(Claim::new(Past::Known, true, false), Claim::Unknown);
     }
 
     #[test]

@@ -18,7 +18,8 @@
 //! * [`follower`]: the agent's side of the protocol: gaps, repair, probes, proof (R5, R7).
 //! * [`service`]: whether a publisher may vouch for its store (R15).
 //! * [`serving`]: what the agent's threads share, and the steps of a hit, a load and an invalidation (R9, R10).
-//! * [`authority`]: the publisher's side: pacing of probe rounds, new epochs (R2, R7, R14).
+//! * [`authority`]: the publisher's side: pacing of probe rounds (R7, R14).
+//! * [`epochs`]: when a store begins a new epoch, and which (R2).
 //!
 //! * [`exposure`]: until when the old state was answered from.
 //! * [`offset`]: when something was committed at home, told on the agent's lease clock.
@@ -30,6 +31,7 @@
 pub mod allegiance;
 pub mod authority;
 pub mod entry;
+pub mod epochs;
 pub mod exposure;
 pub mod floors;
 pub mod follower;

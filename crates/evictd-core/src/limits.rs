@@ -13,11 +13,6 @@ pub const EPOCH_MAX: u32 = (1 << (64 - POSITION_BITS)) - 1;
 /// what is left of the last one's.
 pub const EPOCHS_PER_TIMELINE: u32 = 256;
 
-/// How far an agent's epoch may lie above the store's and still be believed. Each restore begins one
-/// epoch, so a true claim is close, but for some fail-overs that the store doesn't know of; without a limit, one
-/// lying agent could use all epochs up.
-pub const EPOCH_LEAP_MAX: u32 = 3 * EPOCHS_PER_TIMELINE + 16;
-
 /// Probes of one agent that may wait for a round: its retries, and a second process under its name.
 pub const PROBES_WAITING_PER_AGENT_MAX: usize = 4;
 

@@ -11,8 +11,8 @@ use crate::rules::Rule;
 pub enum Protection {
     /// R1: rows are found by "no position yet", not by a cursor that a late commit slips past.
     LateCommitsAreFound,
-    /// R2: a store that went back begins a new epoch before it numbers anything.
-    RegressionsBeginAnEpoch,
+    /// R2: a store whose server writes another history begins a new epoch before it numbers anything.
+    BranchesBeginAnEpoch,
     /// R2: an epoch whose beginning was lost with other commits is not begun a second time.
     LostEpochsAreNotRepeated,
     /// R3: every change writes its row, also one made past the API.
@@ -108,7 +108,7 @@ impl Protection {
     pub fn rule(self) -> Rule {
         match self {
             Self::LateCommitsAreFound => Rule::R1,
-            Self::RegressionsBeginAnEpoch
+            Self::BranchesBeginAnEpoch
             | Self::LostEpochsAreNotRepeated
             | Self::OlderEpochsMoveNothing
             | Self::NewerEpochsFlush => Rule::R2,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use evictd_core::authority::Rounds;
+use evictd_core::history::Claim;
 use evictd_core::ids::Identity;
 use evictd_core::limits::{NAMESAKES_MAX, PROBES_WAITING_PER_AGENT_MAX};
 use evictd_core::position::LogPosition;
@@ -24,7 +25,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bus::{Heard, Intake};
 use crate::config::AuthorityConfig;
-use crate::history::Claim;
 use crate::live_feed::LiveFeed;
 use crate::metrics::{Metrics, Refusal};
 use crate::rounds::{Fence, RoundWish};
@@ -297,7 +297,8 @@ impl Authority {
     /// publisher falls silent.
     async fn admits_past(&self, probe: &Probe, head: &Head) -> bool {
         let speaker = &probe.heard.speaker;
-        let refusal = match self.feed.history.judge(probe.request.seen.as_ref(), head).await {
+        let seen = probe.request.seen.as_ref();
+        let refusal = match self.feed.history.judge(seen, head).await {
             Ok(Claim::Admitted) => return true,
             Ok(Claim::Unproved) => {
                 if self.complaints.lock().is_due(speaker, clock::lease_now()) {
@@ -309,10 +310,12 @@ impl Authority {
                 }
                 Refusal::Unproved
             }
-            Ok(Claim::Unknown(milestone)) => {
-                self.feed.vouching.unknown_past(milestone, &speaker.to_string());
-                if let Err(error) = self.store.note_lost_epoch(milestone.at.epoch()).await {
-                    self.metrics.store_failed(&error);
+            Ok(Claim::Unknown) => {
+                if let Some(seen) = seen {
+                    self.feed.vouching.unknown_past(seen.milestone, &speaker.to_string());
+                    if let Err(error) = self.store.note_lost_epoch(seen.milestone.at.epoch()).await {
+                        self.metrics.store_failed(&error);
+                    }
                 }
                 Refusal::UnknownPast
             }

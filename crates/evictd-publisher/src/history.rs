@@ -4,9 +4,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use evictd_core::history::{History, LogToken, Mac, Milestone, Past, Provenance, Voucher};
+use evictd_core::history::{Claim, History, LogToken, Mac, Milestone, Past, Provenance, Voucher};
 use evictd_core::position::LogPosition;
-use evictd_core::protection::Protection;
 use evictd_store::history::VoucherKey;
 use evictd_store::log::Head;
 use evictd_store::{HomeStore, StoreError};
@@ -17,17 +16,6 @@ use sha2::Sha256;
 
 /// Tokens of the log that are kept in memory: most agents' pasts lie close to the head.
 const TOKENS_KEPT_MAX: usize = 4096;
-
-/// What a probe's claim to have seen something is worth.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Claim {
-    /// The store knows that past, or supersedes it; or the agent follows no history yet.
-    Admitted,
-    /// The store's code isn't over it. It moves nothing.
-    Unproved,
-    /// The store gave it out, and doesn't know it: this is an older copy.
-    Unknown(Milestone),
-}
 
 /// An incarnation that ended, with what the last message of it carries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -111,23 +99,16 @@ impl HomeHistory {
 
     /// What an agent's claim is worth when the log ends at `head`.
     pub(crate) async fn judge(&self, seen: Option<&Voucher>, head: &Head) -> Result<Claim, StoreError> {
+        // An agent that follows no history yet.
         let Some(seen) = seen else { return Ok(Claim::Admitted) };
-        let milestone = seen.milestone;
-        let past = self.history().judge(&milestone, head.at);
-        if !self.is_authentic(seen) && Protection::VouchersAreChecked.holds() {
-            // It can't be told from a lie, so that it shows nothing about this store. But an agent that followed a
-            // store which this one supersedes may change over.
-            return Ok(if past == Past::Superseded { Claim::Admitted } else { Claim::Unproved });
-        }
-        Ok(match past {
-            Past::Superseded => Claim::Admitted,
-            Past::Known if self.has_given_out(&milestone).await? => Claim::Admitted,
-            Past::Known | Past::Unknown => Claim::Unknown(milestone),
-        })
+        let past = self.history().judge(&seen.milestone, head.at);
+        let is_authentic = self.is_authentic(seen);
+        // A lie costs the store no look.
+        let is_given_out = past == Past::Known && is_authentic && self.has_given_out(&seen.milestone).await?;
+        Ok(Claim::new(past, is_authentic, is_given_out))
     }
 
-    /// Whether the position of a past that seems to be known was given out here, and not by another copy of the same
-    /// incarnation (of a PostgreSQL server, say).
+    /// Whether the position of a past that seems to be known has the same token here.
     async fn has_given_out(&self, milestone: &Milestone) -> Result<bool, StoreError> {
         let Milestone { at, token, .. } = *milestone;
         let known = self.known.lock().tokens.get(&at).copied();

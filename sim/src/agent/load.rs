@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::time::Duration;
 
+use evictd_core::follower::LoadSource;
 use evictd_core::serving::{EntryCache, InsertedEntry, LoadAnswer, LoadedEntry, SettledEntry};
 use evictd_core::time::LeaseTime;
 
@@ -92,7 +93,7 @@ impl Agent {
             return self.later(ctx, at, AgentEvent::Replica(key, nonce));
         }
         let lookup = Message::Lookup { from: self.node(), life: self.life(), nonce, key };
-        if ctx.ask(self.node(), Audience::Questions, lookup) {
+        if ctx.ask(self.node(), Audience::One, lookup) {
             let timeout = self.process.clock.moment(now.after(Duration::from_micros(LOAD_TIMEOUT)));
             self.later(ctx, timeout, AgentEvent::Timeout(key, nonce));
         } else {
@@ -136,13 +137,20 @@ impl Agent {
     }
 
     /// An answer arrives.
-    pub(super) fn arrived(&mut self, ctx: &mut Ctx, key: KeyNumber, nonce: Nonce, found: Found) {
+    pub(super) fn arrived(
+        &mut self,
+        ctx: &mut Ctx,
+        key: KeyNumber,
+        nonce: Nonce,
+        source: LoadSource,
+        found: Found,
+    ) {
         let Some(flight) = self.asked(key, nonce) else { return };
         let Found { read, fence_age } = found;
         let sent_at = flight.sent_at;
         // A replica vouches for no time: what it gives lives by proofs alone (R8).
         let read_at = if flight.from_replica { LeaseTime(0) } else { sent_at.before(fence_age) };
-        let answer = LoadAnswer { hash: hash(key), as_of: read.as_of, read_at, sent_at };
+        let answer = LoadAnswer { hash: hash(key), source, as_of: read.as_of, read_at, sent_at };
         let not_found_ttl = NOT_FOUND_TTL.min(self.state.bound.bound());
         let (lsn, api, workspace) = (read.lsn, read.api, read.workspace);
         let new_entry = |record, stamp| {

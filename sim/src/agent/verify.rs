@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 
-use evictd_core::position::LogPosition;
 use evictd_core::serving::{Candidate, HitVerdict, Reading};
 use evictd_core::time::LeaseTime;
 
 use super::{Agent, AgentEvent, Entry};
-use crate::checker::Answer;
+use crate::checker::{Answer, Confirmed};
 use crate::ctx::Ctx;
 use crate::store::{KeyNumber, hash};
 use crate::time::{Moment, SECOND};
@@ -31,7 +30,7 @@ pub struct Verification {
     /// When it began: for the checker.
     started: Moment,
     /// What the agent had confirmed then: for the checker.
-    confirmed: LogPosition,
+    confirmed: Confirmed,
     /// What it builds on, from when it was read.
     pub began: Option<Reading>,
     step: Step,

@@ -1,5 +1,7 @@
 //! The checkers against small histories: each notices its own broken promise, and nothing else.
 
+use evictd_core::time::StoreTime;
+
 use super::*;
 
 const BOUND: Micros = 30 * SECOND;
@@ -8,6 +10,11 @@ const API: ApiNumber = ApiNumber(1);
 
 fn checker() -> Checker {
     Checker::new(Size { keys: 10, root_keys: 1, apis: 2, workspaces: 1 }, BOUND)
+}
+
+fn begin(incarnation: u64, at: LogPosition, cause: BeginCause) -> Begin {
+    let incarnation = Incarnation(incarnation);
+    Begin { incarnation, after: at, at, cause, time: StoreTime(0), evidence: None }
 }
 
 fn at(position: u64) -> LogPosition {
@@ -24,7 +31,7 @@ fn deleted(checker: &mut Checker) -> ChangeId {
 }
 
 /// The rule that an answer as of `lsn` breaks, given `started` and what was confirmed then.
-fn broken(checker: &mut Checker, lsn: u64, started: Moment, confirmed: LogPosition) -> Option<Rule> {
+fn broken(checker: &mut Checker, lsn: u64, started: Moment, confirmed: Confirmed) -> Option<Rule> {
     checker.violations.clear();
     let workspace = Some(WorkspaceNumber(0));
     let answer =
@@ -38,9 +45,9 @@ fn an_answer_may_lack_a_change_until_the_bound_and_no_longer() {
     let mut checker = checker();
     deleted(&mut checker);
     let before_the_bound = Moment(seconds(130).0 - 1);
-    assert_eq!(broken(&mut checker, 4, before_the_bound, LogPosition::ZERO), None);
-    assert_eq!(broken(&mut checker, 4, seconds(130), LogPosition::ZERO), Some(Rule::G1));
-    assert_eq!(broken(&mut checker, 5, seconds(130), LogPosition::ZERO), None, "it is in the answer");
+    assert_eq!(broken(&mut checker, 4, before_the_bound, Confirmed::default()), None);
+    assert_eq!(broken(&mut checker, 4, seconds(130), Confirmed::default()), Some(Rule::G1));
+    assert_eq!(broken(&mut checker, 5, seconds(130), Confirmed::default()), None, "it is in the answer");
     assert_eq!(checker.counts.behind, 2);
 }
 
@@ -48,21 +55,21 @@ fn an_answer_may_lack_a_change_until_the_bound_and_no_longer() {
 fn what_an_agent_confirmed_is_in_its_later_answers() {
     let mut checker = checker();
     let change = deleted(&mut checker);
-    checker.numbered(seconds(100), change, at(1));
-    assert_eq!(broken(&mut checker, 4, seconds(101), LogPosition::ZERO), None);
-    assert_eq!(broken(&mut checker, 4, seconds(101), at(1)), Some(Rule::G2));
+    checker.numbered(seconds(100), Incarnation(1), change, at(1));
+    assert_eq!(broken(&mut checker, 4, seconds(101), Confirmed::default()), None);
+    assert_eq!(broken(&mut checker, 4, seconds(101), confirmed), Some(Rule::G2));
 }
 
 #[test]
 fn what_a_final_receipt_says_is_over_is_over_everywhere() {
     let mut checker = checker();
     let change = deleted(&mut checker);
-    checker.numbered(seconds(100), change, at(1));
+    checker.numbered(seconds(100), Incarnation(1), change, at(1));
     checker.receipt(seconds(102), at(1), RegionState::Unproven);
-    assert_eq!(broken(&mut checker, 4, seconds(103), LogPosition::ZERO), None, "it doesn't say so");
+    assert_eq!(broken(&mut checker, 4, seconds(103), Confirmed::default()), None, "it doesn't say so");
     checker.receipt(seconds(104), at(1), RegionState::Confirmed);
-    assert_eq!(broken(&mut checker, 4, seconds(104), LogPosition::ZERO), None, "it began before");
-    assert_eq!(broken(&mut checker, 4, seconds(105), LogPosition::ZERO), Some(Rule::G4));
+    assert_eq!(broken(&mut checker, 4, seconds(104), Confirmed::default()), None, "it began before");
+    assert_eq!(broken(&mut checker, 4, seconds(105), Confirmed::default()), Some(Rule::G4));
 }
 
 #[test]
@@ -70,11 +77,11 @@ fn changes_of_the_api_and_the_workspace_count_for_their_keys() {
     for target in [Target::Api(API), Target::Workspace(WorkspaceNumber(0))] {
         let mut checker = checker();
         checker.committed(seconds(100), Lsn(5), target, Cause::Deleted, 1);
-        assert_eq!(broken(&mut checker, 4, seconds(130), LogPosition::ZERO), Some(Rule::G1));
+        assert_eq!(broken(&mut checker, 4, seconds(130), Confirmed::default()), Some(Rule::G1));
     }
     let mut checker = checker();
     checker.committed(seconds(100), Lsn(5), Target::Api(ApiNumber(0)), Cause::Deleted, 1);
-    assert_eq!(broken(&mut checker, 4, seconds(130), LogPosition::ZERO), None, "another API");
+    assert_eq!(broken(&mut checker, 4, seconds(130), Confirmed::default()), None, "another API");
 }
 
 #[test]
@@ -82,18 +89,19 @@ fn a_change_that_a_regression_undid_is_not_missed_but_its_reversal_is() {
     let mut checker = checker();
     let change = deleted(&mut checker);
     checker.lost(seconds(110), change, Lsn(6), Target::Key(KEY));
-    assert_eq!(broken(&mut checker, 6, seconds(150), LogPosition::ZERO), None);
-    assert_eq!(broken(&mut checker, 5, seconds(139), LogPosition::ZERO), None);
-    assert_eq!(broken(&mut checker, 5, seconds(140), LogPosition::ZERO), Some(Rule::G1));
+    assert_eq!(broken(&mut checker, 6, seconds(150), Confirmed::default()), None);
+    assert_eq!(broken(&mut checker, 5, seconds(139), Confirmed::default()), None);
+    assert_eq!(broken(&mut checker, 5, seconds(140), Confirmed::default()), Some(Rule::G1));
 }
 
 #[test]
 fn positions_are_dense_and_given_once() {
     let rule = |second: u64| {
         let mut checker = checker();
+        checker.incarnation_began(seconds(1), &begin(1, at(6), BeginCause::Created));
         for (position, lsn) in [(7, 5), (second, 6)] {
             let change = checker.committed(seconds(1), Lsn(lsn), Target::Key(KEY), Cause::Changed, 1);
-            checker.numbered(seconds(1), change, at(position));
+            checker.numbered(seconds(1), Incarnation(1), change, at(position));
         }
         checker.violations.first().map(|violation| violation.rule)
     };
@@ -123,20 +131,49 @@ fn success_for_a_change_that_is_not_there_is_found() {
 }
 
 #[test]
-fn an_epoch_needs_a_regression() {
+fn branched_epoch_needs_a_regression() {
+    let mut checker = checker();
+    let branched =
+        |incarnation, epoch| begin(incarnation, LogPosition::new(epoch, 0).unwrap(), BeginCause::Branched);
+    checker.regressed();
+    checker.incarnation_began(seconds(1), &branched(2, 2));
+    assert_eq!(checker.violations_total, 0);
+    checker.incarnation_began(seconds(2), &branched(3, 3));
+    assert_eq!(checker.violations[0].rule, Rule::R2);
+}
+
+/// After a restore, another incarnation gives the same positions to other changes.
+#[test]
+fn position_of_a_lost_incarnation_confirms_nothing() {
+    let mut checker = checker();
+    checker.incarnation_began(seconds(1), &begin(1, at(0), BeginCause::Created));
+    checker.incarnation_began(seconds(2), &begin(2, at(0), BeginCause::Opened));
+    let change = deleted(&mut checker);
+    checker.numbered(seconds(100), Incarnation(2), change, at(1));
+    let [before, after] = [1, 2].map(|incarnation| checker.confirmed(Incarnation(incarnation), at(9)));
+    assert_eq!(broken(&mut checker, 4, seconds(101), before), None);
+    assert_eq!(broken(&mut checker, 4, seconds(101), after), Some(Rule::G2));
+}
+
+/// A publisher can't know who joined in what was lost.
+#[test]
+fn receipts_of_a_store_that_was_put_back_count_once_it_is_declared() {
     let mut checker = checker();
     checker.regressed();
-    checker.epoch_began(seconds(1), LogPosition::new(2, 0).unwrap());
-    assert_eq!(checker.violations_total, 0);
-    checker.epoch_began(seconds(2), LogPosition::new(3, 0).unwrap());
-    assert_eq!(checker.violations[0].rule, Rule::R2);
+    let change = deleted(&mut checker);
+    checker.numbered(seconds(100), Incarnation(1), change, at(1));
+    checker.receipt(seconds(101), at(1), RegionState::Confirmed);
+    assert_eq!(broken(&mut checker, 4, seconds(102), Confirmed::default()), None);
+    checker.incarnation_began(seconds(103), &begin(2, at(1), BeginCause::Declared));
+    checker.receipt(seconds(104), at(1), RegionState::Confirmed);
+    assert_eq!(broken(&mut checker, 4, seconds(105), Confirmed::default()), Some(Rule::G4));
 }
 
 #[test]
 fn a_final_receipt_that_is_pending_is_none() {
     let mut checker = checker();
     let change = deleted(&mut checker);
-    checker.numbered(seconds(100), change, at(1));
+    checker.numbered(seconds(100), Incarnation(1), change, at(1));
     checker.receipt(seconds(102), at(1), RegionState::Pending);
     assert_eq!(checker.violations[0].rule, Rule::G4);
 }

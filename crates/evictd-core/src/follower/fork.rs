@@ -43,9 +43,13 @@ impl Follower {
     }
 
     /// Hashes everything that decides what it will do from `now` on, but for its configuration, the numbers
-    /// of its questions, the causes of its repairs, and whom it asks next.
-    pub fn digest(&self, now: LeaseTime, state: &mut impl Hasher) {
-        (&self.allegiance, &self.tokens).hash(state);
+    /// of its questions, the causes of its repairs, and whom it asks next. Tokens of the log decide only about what is
+    /// read from a database.
+    pub fn digest(&self, now: LeaseTime, reads_databases: bool, state: &mut impl Hasher) {
+        self.allegiance.clone().rebased(now).hash(state);
+        if reads_databases {
+            self.tokens.hash(state);
+        }
         (&self.floors, self.applied, self.head, &self.pending).hash(state);
         // What is due already is due at any later time.
         let hole = self.repair_due().map(|due| due.max(now));

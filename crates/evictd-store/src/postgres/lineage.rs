@@ -9,12 +9,9 @@
 //! it, and PostgreSQL knows which one did (`xmin`): for a copy, another and later one. What keeps a row as it is
 //! (replication of the server's files, VACUUM FULL, `pg_upgrade`) keeps that as well.
 //!
-//! It isn't enough to count epochs up: the commit that began one may be among the lost ones. So each timeline has
-//! [`EPOCHS_PER_TIMELINE`] of its own, and an epoch's number tells its timeline. `docs/adr/0008` has the reasons.
+//! Which epoch that is [`evictd_core::epochs`] says. `docs/adr/0008` has the reasons.
 
 use std::fmt;
-
-use evictd_core::limits::{EPOCH_MAX, EPOCHS_PER_TIMELINE};
 
 use crate::StoreError;
 
@@ -35,17 +32,6 @@ impl Lineage {
         let corrupt = |_| StoreError::Corrupt { what: "timeline", value: timeline.to_owned() };
         Ok(Self { timeline: u32::from_str_radix(timeline, 16).map_err(corrupt)?, system, database })
     }
-
-    /// The first epoch of this timeline. None is kept for those beyond the 4096th, which count on.
-    pub(super) fn first_epoch(self) -> u32 {
-        let first = self.timeline.saturating_sub(1).saturating_mul(EPOCHS_PER_TIMELINE).saturating_add(1);
-        if first <= EPOCH_MAX { first } else { 1 }
-    }
-
-    /// The epoch that follows the store's own and the highest that somebody has proved to have seen.
-    pub(super) fn epoch_after(self, own: u32, seen: u32) -> u32 {
-        self.first_epoch().max(own.max(seen).saturating_add(1))
-    }
 }
 
 /// As evidence for people.
@@ -59,34 +45,6 @@ impl fmt::Display for Lineage {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn on(timeline: u32) -> Lineage {
-        Lineage { timeline, system: 1, database: 2 }
-    }
-
-    #[test]
-    fn an_epoch_follows_the_stores_own_and_any_that_was_seen() {
-        assert_eq!(on(1).epoch_after(1, 0), 2);
-        assert_eq!(on(1).epoch_after(1, 5), 6);
-        assert_eq!(on(1).epoch_after(5, 1), 6);
-    }
-
-    #[test]
-    fn timelines_share_no_epoch() {
-        assert_eq!(on(2).epoch_after(1, 0), 257);
-        assert_eq!(on(2).epoch_after(300, 0), 301);
-        assert_eq!(on(3).epoch_after(300, 301), 513);
-        // An operator's epochs on the first timeline, of which the standby heard nothing.
-        let (lost, begun) = (on(1).epoch_after(255, 0), on(2).epoch_after(1, 0));
-        assert!(lost < begun);
-    }
-
-    #[test]
-    fn a_timeline_without_epochs_of_its_own_counts_on() {
-        assert_eq!(on(4096).epoch_after(1, 0), 4095 * 256 + 1);
-        assert_eq!(on(4097).epoch_after(9, 0), 10);
-        assert_eq!(on(u32::MAX).epoch_after(9, 0), 10);
-    }
 
     #[test]
     fn a_timeline_is_read_as_wal_files_are_named() {

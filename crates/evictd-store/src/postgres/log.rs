@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use evictd_core::epochs;
 use evictd_core::history::{BeginCause, History, Incarnation, LogToken, Provenance, RoundToken, StoreId};
 use evictd_core::ids::WorkspaceId;
 use evictd_core::invalidation::{Cause, Invalidation};
@@ -235,7 +236,7 @@ impl LockedHead {
 
     /// Whether the head comes from another history than the one that is written here now.
     fn is_branched(&self) -> bool {
-        !self.is_original || self.noted != self.server
+        !self.is_original || epochs::is_branched(&self.noted, &self.server)
     }
 
     /// Begins a new epoch whatever happened, on an operator's word.
@@ -262,7 +263,7 @@ impl LockedHead {
         evidence: &str,
     ) -> Result<(), StoreError> {
         let leap = if self.is_branched() { BRANCH_LEAP } else { 0 };
-        let epoch = self.server.epoch_after(self.head.at.epoch(), seen_epoch);
+        let epoch = epochs::next_epoch(self.server.timeline, self.head.at.epoch(), seen_epoch);
         LogPosition::new(epoch, self.head.at.position().saturating_add_signed(leap))
             .ok_or(StoreError::EpochsUsedUp)?;
         let after = self.head.at;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use evictd_core::epochs;
 use evictd_core::history::{BeginCause, History, Incarnation, LogToken, Provenance, RoundToken, StoreId};
 use evictd_core::ids::WorkspaceId;
 use evictd_core::invalidation::{Cause, Invalidation};
@@ -18,6 +19,9 @@ use crate::log::{Backlog, Head, Numbered, NumberedRequest, Replay};
 use crate::rows::{
     self, BeginColumns, MERGE_ABOVE, ScopeColumns, UnrequestedRow, audit_records, log_position,
 };
+
+/// A file doesn't branch.
+const TIMELINE: u32 = 1;
 
 /// What [`head_of`] reads, of the table `log_head` alone.
 const READ_HEAD: &str = "SELECT epoch, head, incarnation, token, round FROM log_head";
