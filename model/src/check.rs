@@ -9,7 +9,6 @@ use stateright::{Checker, CheckerBuilder, Expectation, HasDiscoveries, Model};
 use crate::history;
 use crate::world::World;
 
-
 /// What a world's check came to.
 #[derive(Debug)]
 pub struct Outcome {
