@@ -353,10 +353,14 @@ impl Agent {
         for probe in &self.probes {
             (0, since(probe.nonce), probe.seen).hash(&mut hasher);
         }
-        let answers: BTreeSet<_> = self.answers.iter().map(|answer| {
-            let Voucher { milestone, .. } = answer.head;
-            (since(answer.nonce), milestone.provenance, milestone.at, milestone.token, answer.deleted)
-        }).collect();
+        let answers: BTreeSet<_> = self
+            .answers
+            .iter()
+            .map(|answer| {
+                let Voucher { milestone, .. } = answer.head;
+                (since(answer.nonce), milestone.provenance, milestone.at, milestone.token, answer.deleted)
+            })
+            .collect();
         answers.hash(&mut hasher);
         self.print = hasher.finish();
     }

@@ -44,19 +44,22 @@ pub(super) fn all(world: &World) -> Vec<Property<World>> {
     }
     if world.heals {
         properties.push(Property::always(HEALS, |world: &World, state: &State| {
-            world.under(|| {
-                (0..world.publishers.len()).all(|publisher| finds_back(world, state, publisher))
-            })
+            world.under(|| (0..world.publishers.len()).all(|publisher| finds_back(world, state, publisher)))
         }));
     }
     if world.missing.is_none() && world.flaw.is_none() {
         for (name, standing) in world.standings {
-            properties.push(Property::sometimes(name, match standing {
-                Standing::Yielding => |_, state: &State| has_one(state, Standing::Yielding),
-                Standing::Conflicting => |_, state: &State| has_one(state, Standing::Conflicting),
-                Standing::Behind => |_, state: &State| has_one(state, Standing::Behind),
-                Standing::Asking | Standing::Serving => |_, state: &State| has_one(state, Standing::Serving),
-            }));
+            properties.push(Property::sometimes(
+                name,
+                match standing {
+                    Standing::Yielding => |_, state: &State| has_one(state, Standing::Yielding),
+                    Standing::Conflicting => |_, state: &State| has_one(state, Standing::Conflicting),
+                    Standing::Behind => |_, state: &State| has_one(state, Standing::Behind),
+                    Standing::Asking | Standing::Serving => {
+                        |_, state: &State| has_one(state, Standing::Serving)
+                    }
+                },
+            ));
         }
     }
     properties

@@ -55,16 +55,8 @@ pub struct Budget {
 
 impl Budget {
     /// Nothing happens.
-    pub const NONE: Self = Self {
-        starts: 0,
-        stalls: 0,
-        copies: 0,
-        words: 0,
-        deletions: 1,
-        others: 0,
-        restarts: 0,
-        cuts: 0,
-    };
+    pub const NONE: Self =
+        Self { starts: 0, stalls: 0, copies: 0, words: 0, deletions: 1, others: 0, restarts: 0, cuts: 0 };
     const ENOUGH: Self = Self {
         starts: u8::MAX,
         stalls: 0,
@@ -324,7 +316,6 @@ impl State {
             (sent.store, at.provenance, at.at, at.token)
         });
     }
-
 }
 
 impl Model for World {
@@ -367,8 +358,9 @@ impl World {
         for store in 0..state.stores.len() {
             let target = 1 - store;
             let runs = |of: usize| {
-                (0..self.publishers.len())
-                    .any(|publisher| self.publishers[publisher] == of && state.publishers[publisher].is_some())
+                (0..self.publishers.len()).any(|publisher| {
+                    self.publishers[publisher] == of && state.publishers[publisher].is_some()
+                })
             };
             if left.copies > 0 && !runs(target) && state.stores[store] != state.stores[target] {
                 actions.push(Action::Copy(store));
@@ -416,7 +408,8 @@ impl World {
             actions.push(Action::BoundPasses(publisher));
         }
         if self.forges && process.vouches() {
-            actions.extend(forgeries(&store.voucher()).into_iter().map(|seen| Action::Forge(publisher, seen)));
+            actions
+                .extend(forgeries(&store.voucher()).into_iter().map(|seen| Action::Forge(publisher, seen)));
         }
     }
 
@@ -432,8 +425,9 @@ impl World {
             }) {
                 actions.push(Action::HearNobody(publisher));
             }
-            let reached = self.others(publisher).filter(|other| self.reaches(state, publisher, *other));
-            actions.extend(reached.map(|other| Action::Answer(other, publisher)));
+            let answering =
+                self.others(publisher).filter(|other| self.answers(state, publisher, process, *other));
+            actions.extend(answering.map(|other| Action::Answer(other, publisher)));
             actions.extend(process.answers.iter().map(|answer| Action::Hear(publisher, *answer)));
         }
         // Without a cut, rivals meet by their questions.
@@ -445,7 +439,8 @@ impl World {
     fn is_foreign(&self, publisher: usize, sent: &Sent, store: &Store) -> bool {
         // A colleague's round token is found in the store, a copy's isn't.
         sent.store != self.publishers[publisher]
-            && (sent.voucher.milestone.provenance != store.provenance() || self.database == Database::Postgres)
+            && (sent.voucher.milestone.provenance != store.provenance()
+                || self.database == Database::Postgres)
     }
 
     fn may_finish(&self, process: &Process) -> bool {
@@ -454,8 +449,15 @@ impl World {
 
     /// Whether it may conclude from silence what it concludes from silence.
     fn may_give_up(&self, state: &State, publisher: usize, process: &Process) -> bool {
-        let mut reached = self.others(publisher).filter(|other| self.reaches(state, publisher, *other));
-        !self.prompt || reached.all(|other| process.has_heard(other))
+        let mut answering =
+            self.others(publisher).filter(|other| self.answers(state, publisher, process, *other));
+        !self.prompt || answering.all(|other| process.has_heard(other))
+    }
+
+    /// Whether `other` can answer, with something that matters: a colleague's answer ends a newcomer's wait, no more.
+    fn answers(&self, state: &State, publisher: usize, process: &Process, other: usize) -> bool {
+        let is_rival = self.publishers[publisher] != self.publishers[other];
+        (is_rival || process.standing() == Standing::Asking) && self.reaches(state, publisher, other)
     }
 
     fn agent_actions(&self, state: &State, index: usize, actions: &mut Vec<Action>) {
@@ -512,7 +514,12 @@ impl World {
                 _ => self.step_agent(&mut state, action)?,
             }
             if !self.talks {
-                state.publishers.iter_mut().flatten().filter(|process| !process.frozen).for_each(Process::settle_in);
+                state
+                    .publishers
+                    .iter_mut()
+                    .flatten()
+                    .filter(|process| !process.frozen)
+                    .for_each(Process::settle_in);
             }
             self.begin_alone(last, &mut state, action);
             state.send(self);
@@ -529,7 +536,8 @@ impl World {
         let serves = |process: &Option<Process>| {
             process.as_ref().is_some_and(|process| process.standing() == Standing::Serving)
         };
-        let (Action::Wait(publisher) | Action::HearNobody(publisher) | Action::Start(publisher)) = action else {
+        let (Action::Wait(publisher) | Action::HearNobody(publisher) | Action::Start(publisher)) = action
+        else {
             return;
         };
         if serves(&state.publishers[publisher]) && !serves(&last.publishers[publisher]) {
@@ -593,7 +601,8 @@ impl World {
     fn step_publisher(&self, state: &mut State, action: Action) -> Option<()> {
         match action {
             Action::Record(publisher, change) => {
-                let left = if change == DELETION { &mut state.left.deletions } else { &mut state.left.others };
+                let left =
+                    if change == DELETION { &mut state.left.deletions } else { &mut state.left.others };
                 *left -= 1;
                 state.tokens += 1;
                 let place = self.publishers[publisher];
@@ -678,7 +687,8 @@ impl World {
                 if self.flaw == Some(Flaw::RowsLagBehindTheirVouchers) {
                     let begins = state.stores[store].history();
                     let begins = begins.begins().iter().rev();
-                    let mut begins = begins.filter(|begin| begin.incarnation == voucher.milestone.provenance.incarnation);
+                    let mut begins =
+                        begins.filter(|begin| begin.incarnation == voucher.milestone.provenance.incarnation);
                     voucher.milestone.at = begins.next()?.at;
                 }
                 state.agents[index] = Arc::new(state.agents[index].receives(&voucher, row.as_ref()));

@@ -26,7 +26,11 @@ pub const TWO_COPIES: World = World {
 pub const WORD: World = World {
     standings: &[BEHIND],
     heals: true,
-    ..World::plain("an operator's word", "a store is declared", Budget { starts: 2, words: 1, ..Budget::NONE })
+    ..World::plain(
+        "an operator's word",
+        "a store is declared",
+        Budget { starts: 2, words: 1, ..Budget::NONE },
+    )
 };
 
 /// The copy is made at any moment, also of a store that was declared, or put in place of the original.
@@ -43,11 +47,7 @@ pub const BACKUP: World = World {
 pub const RESTARTED: World = World {
     standings: &[BEHIND],
     agents: 2,
-    ..World::plain(
-        "no past",
-        "one of two agents restarts",
-        Budget { starts: 1, restarts: 1, ..Budget::NONE },
-    )
+    ..World::plain("no past", "one of two agents restarts", Budget { starts: 1, restarts: 1, ..Budget::NONE })
 };
 
 /// Publishers stand still, crash and come back, and reach each other meanwhile.
@@ -89,7 +89,11 @@ pub const LOYAL: World = World {
 /// Claims that no store gave out.
 pub const FORGED: World = World {
     forges: true,
-    ..World::plain("forged", "an agent's login claims what it never received", Budget { starts: 1, ..Budget::NONE })
+    ..World::plain(
+        "forged",
+        "an agent's login claims what it never received",
+        Budget { starts: 1, ..Budget::NONE },
+    )
 };
 
 /// A physical copy has the incarnation of the original.
@@ -107,6 +111,8 @@ pub const PHYSICAL_COPY: World = World {
 pub const COLLEAGUES: World = World {
     database: Database::Postgres,
     publishers: &[0, 0, 1],
+    steady: &[0, 1],
+    silence: false,
     talks: true,
     prompt: true,
     receipts: true,
