@@ -18,11 +18,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use evictd_core::entry::Stamp;
+use evictd_core::exposure::{Answers, ExposureLog};
 use evictd_core::follower::{Effect, FlushReason, Follower, LoadSource, ReplayAnswer, evicts_one};
 use evictd_core::history::{Provenance, Voucher};
 use evictd_core::ids::KeyHash;
 use evictd_core::invalidation::{Invalidation, Scope};
 use evictd_core::lease::Mode;
+use evictd_core::offset::Commit;
 use evictd_core::position::LogPosition;
 use evictd_core::record::{Record, RecordState};
 use evictd_core::rules::Rule;
@@ -37,7 +39,7 @@ use crate::ctx::Ctx;
 use crate::net::{Audience, Found, Message, Nonce};
 use crate::process::Process;
 use crate::queue::{Event, Life, Node};
-use crate::store::{ApiNumber, KeyNumber, Lsn, WorkspaceNumber, key_of};
+use crate::store::{ApiNumber, KeyNumber, Lsn, WorkspaceNumber, hash, key_of};
 use crate::time::{MS, Micros, Moment, SECOND};
 use crate::trace::trace;
 
@@ -87,6 +89,7 @@ pub struct Entry {
     workspace: Option<WorkspaceNumber>,
     /// Whether its end was counted.
     counted: Cell<bool>,
+    answers: Answers,
 }
 
 impl Entry {
@@ -107,15 +110,30 @@ impl CacheEntry for Entry {
     fn is_expired(&self, now: LeaseTime) -> bool {
         self.is_not_found() && now.since(self.sent_at) >= self.not_found_ttl
     }
+
+    fn note_answer(&self, now: LeaseTime, applied: LogPosition) {
+        self.answers.note(now, self.stamp.as_of(), applied);
+    }
 }
 
-/// A place for each key.
+/// A place for each key. Whatever leaves it hands its answers on, as moka's listener does.
 #[derive(Debug)]
-struct Cache(RefCell<Vec<Option<Arc<Entry>>>>);
+struct Cache {
+    places: RefCell<Vec<Option<Arc<Entry>>>>,
+    exposure: ExposureLog,
+}
 
 impl Cache {
     fn new(keys: usize) -> Self {
-        Self(RefCell::new(vec![None; keys]))
+        Self { places: RefCell::new(vec![None; keys]), exposure: ExposureLog::default() }
+    }
+
+    fn put(&self, hash: &KeyHash, entry: Option<Arc<Entry>>) -> Option<Arc<Entry>> {
+        let gone = std::mem::replace(&mut self.places.borrow_mut()[key_of(hash).0], entry);
+        if let Some(gone) = &gone {
+            self.exposure.remember(hash, gone.stamp.as_of(), &gone.answers);
+        }
+        gone
     }
 }
 
@@ -123,19 +141,24 @@ impl EntryCache for Cache {
     type Entry = Entry;
 
     fn get(&self, hash: &KeyHash) -> Option<Arc<Entry>> {
-        self.0.borrow()[key_of(hash).0].clone()
+        self.places.borrow()[key_of(hash).0].clone()
     }
 
     fn insert_hidden(&self, hash: KeyHash, entry: Arc<Entry>) {
-        self.0.borrow_mut()[key_of(&hash).0] = Some(entry);
+        self.put(&hash, Some(entry));
     }
 
     fn evict(&self, hash: &KeyHash) -> Option<Arc<Entry>> {
-        self.0.borrow_mut()[key_of(hash).0].take()
+        self.put(hash, None)
     }
 
     fn clear(&self) {
-        self.0.borrow_mut().fill(None);
+        self.exposure.flushed();
+        // moka does so a little later.
+        let keys = self.places.borrow().len();
+        for key in 0..keys {
+            self.put(&hash(KeyNumber(key)), None);
+        }
     }
 }
 
@@ -196,7 +219,8 @@ impl Agent {
         self.count_ends(ctx, &Scope::All);
         self.process.start(ctx);
         self.state = Self::fresh_state(ctx);
-        self.cache.clear();
+        self.cache = Cache::new(ctx.settings.size.keys);
+        ctx.checker.restarted(self.node());
         self.announced = Confirmed::default();
         self.flights.iter_mut().for_each(|flight| *flight = None);
         self.flying = 0;
@@ -372,9 +396,16 @@ impl Agent {
             self.count_end(ctx, entry);
         }
         match effect {
-            Effect::Applied { invalidation, .. } => self.count_ends(ctx, &invalidation.scope),
+            Effect::Applied { invalidation, .. } => {
+                self.count_ends(ctx, &invalidation.scope);
+                self.tell_exposure(ctx, &invalidation, evicted.as_deref());
+            }
             Effect::Flush(reason) => self.flushed(ctx, reason),
-            Effect::Widened(_) | Effect::Progress { .. } | Effect::Proven(_) | Effect::Rival(_) => {}
+            Effect::Proven(at) => {
+                self.cache.exposure.proven(at);
+                ctx.checker.settled(self.node(), self.process.clock.moment(at));
+            }
+            Effect::Widened(_) | Effect::Progress { .. } | Effect::Rival(_) => {}
             Effect::Announce => self.announce(ctx),
             Effect::SendProbe { nonce, seen, all } => {
                 let audience = if all { Audience::All } else { Audience::One };
@@ -388,6 +419,33 @@ impl Agent {
                 let replay = Message::Replay { from: node, life, nonce, epoch, first: from, last: to };
                 ctx.ask(node, audience, replay);
             }
+        }
+    }
+
+    /// What is told of a change must cover what was answered, and no breach may be told that wasn't (G5).
+    fn tell_exposure(&self, ctx: &mut Ctx, invalidation: &Invalidation, evicted: Option<&Entry>) {
+        let Invalidation { position, ref scope, .. } = *invalidation;
+        let Some(exposed) = ctx.checker.exposed(self.node(), position) else { return };
+        let read = |moment| self.process.clock.read(moment);
+        let committed = read(exposed.committed);
+        let commit = Commit { earliest: committed, latest: committed };
+        let evicted = evicted.map(|entry| (&entry.answers, entry.stamp.as_of()));
+        let told = self.cache.exposure.exposure(scope, position, commit, evicted);
+        let began = read(exposed.last_began).since(committed);
+        let given = read(exposed.last_given).since(committed);
+        let node = self.node();
+        if told.at_most < began {
+            ctx.checker.violated(Rule::G5, ctx.now, || {
+                format!("{node:?} tells {told:?} of {position}, and a verification began {began:?} after it")
+            });
+        }
+        // An entry that was read between the commit and its numbering has the change, and can't know it. A row that
+        // is wider than the change speaks for others, too.
+        let bound = self.state.bound.bound();
+        if told.surely > bound && given <= bound && evicts_one(scope).is_some() {
+            ctx.checker.violated(Rule::G5, ctx.now, || {
+                format!("{node:?} tells of a breach, {told:?} of {position}, and the last answer came {given:?} after it")
+            });
         }
     }
 
@@ -430,7 +488,7 @@ impl Agent {
             (Scope::All, _) => true,
             _ => false,
         };
-        for entry in self.cache.0.borrow().iter().flatten().filter(|entry| depends(entry)) {
+        for entry in self.cache.places.borrow().iter().flatten().filter(|entry| depends(entry)) {
             self.count_end(ctx, entry);
         }
     }

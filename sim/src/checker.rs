@@ -31,6 +31,7 @@ pub struct ChangeId(u32);
 #[derive(Clone, Copy, Debug)]
 struct Change {
     lsn: Lsn,
+    target: Target,
     /// When it became visible to other transactions.
     at: Moment,
     /// Its place in the log; of several rows, the first. `ZERO` until it has one.
@@ -116,6 +117,24 @@ pub struct Answer {
     pub workspace: Option<WorkspaceNumber>,
 }
 
+/// An answer that lacked something.
+#[derive(Clone, Copy, Debug)]
+struct BehindAnswer {
+    answer: Answer,
+    given: Moment,
+}
+
+/// What an agent really answered from before a change, after its commit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Exposed {
+    /// When the change became visible.
+    pub committed: Moment,
+    /// When the last such verification began; the commit if there was none.
+    pub last_began: Moment,
+    /// When the last such answer was given; the commit if there was none.
+    pub last_given: Moment,
+}
+
 /// The truth and its judges.
 #[derive(Debug)]
 pub struct Checker {
@@ -134,6 +153,8 @@ pub struct Checker {
     log: BTreeMap<LogPosition, ChangeId>,
     /// Reversals that no epoch stands for yet.
     unplaced: Vec<ChangeId>,
+    /// By agent, answers that lacked something, as long as it may not have been applied there.
+    behind: BTreeMap<Node, Vec<BehindAnswer>>,
     /// What went wrong: the first few.
     pub violations: Vec<Violation>,
     /// How often something went wrong.
@@ -162,6 +183,7 @@ impl Checker {
             branches: 0,
             log: BTreeMap::new(),
             unplaced: Vec::new(),
+            behind: BTreeMap::new(),
             violations: Vec::new(),
             violations_total: 0,
             counts: Counts::default(),
@@ -187,6 +209,7 @@ impl Checker {
         let id = ChangeId(self.changes.len() as u32);
         self.changes.push(Change {
             lsn,
+            target,
             at,
             position: LogPosition::ZERO,
             giver: 0,
@@ -346,6 +369,9 @@ impl Checker {
             }
         }
         self.counts.behind += u64::from(behind);
+        if behind {
+            self.behind.entry(agent).or_default().push(BehindAnswer { answer, given: now });
+        }
         if let Some((rule, id)) = broken {
             let change = self.changes[id.0 as usize];
             self.violated(rule, now, || {
@@ -375,6 +401,39 @@ impl Checker {
             list[index..].first().map(|id| self.changes[id.0 as usize].at)
         };
         lists.into_iter().flatten().filter_map(first).min()
+    }
+
+    /// An agent has shown that every change of before `at` was applied there.
+    pub fn settled(&mut self, agent: Node, at: Moment) {
+        if let Some(behind) = self.behind.get_mut(&agent) {
+            behind.retain(|behind| behind.given >= at);
+        }
+    }
+
+    /// An agent's process is another one.
+    pub fn restarted(&mut self, agent: Node) {
+        self.behind.remove(&agent);
+    }
+
+    /// The truth about the exposure of the change at a position, which is applied now; `None` if that was lost.
+    pub fn exposed(&self, agent: Node, position: LogPosition) -> Option<Exposed> {
+        let change = self.changes[self.log.get(&position)?.0 as usize];
+        if change.lost_at != Moment::NEVER {
+            return None;
+        }
+        let mut exposed = Exposed { committed: change.at, last_began: change.at, last_given: change.at };
+        for BehindAnswer { answer, given } in self.behind.get(&agent).into_iter().flatten() {
+            let concerns = match change.target {
+                Target::Key(key) => answer.key == key,
+                Target::Api(api) => answer.api == Some(api),
+                Target::Workspace(workspace) => answer.workspace == Some(workspace),
+            };
+            if concerns && answer.lsn < change.lsn {
+                exposed.last_began = exposed.last_began.max(answer.started);
+                exposed.last_given = exposed.last_given.max(*given);
+            }
+        }
+        Some(exposed)
     }
 
     /// When the change at a position became visible, if that is known.

@@ -114,7 +114,7 @@ impl Vouching {
 
     /// A question that something from another history gives reason for.
     pub(crate) fn foreign(&self) -> Option<Query> {
-        self.with(|service, now| service.on_foreign(now))
+        self.with(Service::on_foreign)
     }
 }
 

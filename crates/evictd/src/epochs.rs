@@ -85,7 +85,7 @@ mod tests {
     fn epoch_shows_its_cause_and_evidence() {
         let at = |epoch| LogPosition::new(epoch, 105).unwrap();
         let begin = Begin {
-            incarnation: Incarnation(0xc0ffee),
+            incarnation: Incarnation(0x00c0_ffee),
             after: at(1),
             at: at(2),
             cause: BeginCause::Declared,

@@ -345,7 +345,7 @@ impl Agent {
         self.probes.retain(|probe| follower.awaits(probe.nonce));
         self.answers.retain(|answer| follower.awaits(answer.nonce));
         let mut hasher = DefaultHasher::new();
-        follower.digest(NOW, &mut hasher);
+        follower.digest(NOW, false, &mut hasher);
         (self.deleted_at, self.told, self.state.proven_at(), self.state.applied()).hash(&mut hasher);
         let place = self.cache.place();
         place.as_deref().map(|Entry { stamp, .. }| (stamp.as_of(), stamp.anchors.floor())).hash(&mut hasher);

@@ -89,7 +89,9 @@ fn finds_back(world: &World, state: &State, publisher: usize) -> bool {
     let store = world.publishers[publisher];
     let knows_all = state.agents.iter().all(|agent| agent.is_known_to(&state.stores[store]));
     let others: Vec<usize> = (0..world.publishers.len()).filter(|other| *other != publisher).collect();
-    others.into_iter().for_each(|other| take(&calm, &mut state, Action::Crash(other)));
+    for other in others {
+        take(&calm, &mut state, Action::Crash(other));
+    }
     let take = |state: &mut State, action| take(&calm, state, action);
     take(&mut state, Action::Heal);
     match &state.publishers[publisher] {

@@ -27,6 +27,7 @@ pub struct Answer {
 
 /// A publisher that runs.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, and a state has any of them")]
 pub struct Process {
     service: Service,
     /// It stands still, and sends nothing.

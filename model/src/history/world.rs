@@ -249,14 +249,14 @@ impl World {
         self.begins_cut || self.budget.cuts > 0
     }
 
-    fn is_running<'a>(&self, state: &'a State, publisher: usize) -> Option<&'a Process> {
+    fn is_running(state: &State, publisher: usize) -> Option<&Process> {
         state.publishers[publisher].as_ref().filter(|process| !process.frozen)
     }
 
     /// Whether a question of one arrives at the other, and is answered. Those of one store are never cut off.
     fn reaches(&self, state: &State, publisher: usize, other: usize) -> bool {
         let colleague = self.publishers[publisher] == self.publishers[other];
-        publisher != other && (colleague || !state.cut) && self.is_running(state, other).is_some()
+        publisher != other && (colleague || !state.cut) && Self::is_running(state, other).is_some()
     }
 
     fn others(&self, publisher: usize) -> impl Iterator<Item = usize> {
@@ -469,7 +469,7 @@ impl World {
             actions.push(Action::Probe(index));
         }
         for publisher in 0..self.publishers.len() {
-            if self.is_running(state, publisher).is_some_and(Process::vouches) {
+            if Self::is_running(state, publisher).is_some_and(Process::vouches) {
                 if self.talks {
                     actions.push(Action::ProbeAt(publisher, index));
                 }
@@ -637,7 +637,7 @@ impl World {
     fn finish_receipt(&self, state: &mut State, publisher: usize) -> Option<()> {
         let own = state.stores[self.publishers[publisher]].provenance();
         let vouched: BTreeSet<Provenance> = (0..self.publishers.len())
-            .filter(|other| self.is_running(state, *other).is_some_and(Process::vouches))
+            .filter(|other| Self::is_running(state, *other).is_some_and(Process::vouches))
             .map(|other| state.stores[self.publishers[other]].provenance())
             .filter(|provenance| *provenance != own)
             .collect();
@@ -723,10 +723,10 @@ impl World {
 
     fn answer_probe(&self, state: &mut State, publisher: usize, index: usize, nonce: u64) -> Option<()> {
         let probe = *state.agents[index].probes.iter().find(|probe| probe.nonce == nonce)?;
-        if let Some(seen) = &probe.seen {
-            if !self.vouches_for(state, publisher, seen)? {
-                return Some(());
-            }
+        if let Some(seen) = &probe.seen
+            && !self.vouches_for(state, publisher, seen)?
+        {
+            return Some(());
         }
         let store = &state.stores[self.publishers[publisher]];
         let answer = ProbeAnswer { nonce, head: store.voucher(), deleted: store.has(DELETION) };

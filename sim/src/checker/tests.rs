@@ -57,6 +57,7 @@ fn what_an_agent_confirmed_is_in_its_later_answers() {
     let change = deleted(&mut checker);
     checker.numbered(seconds(100), Incarnation(1), change, at(1));
     assert_eq!(broken(&mut checker, 4, seconds(101), Confirmed::default()), None);
+    let confirmed = checker.confirmed(Incarnation(1), at(1));
     assert_eq!(broken(&mut checker, 4, seconds(101), confirmed), Some(Rule::G2));
 }
 

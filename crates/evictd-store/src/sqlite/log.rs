@@ -170,8 +170,9 @@ pub(super) async fn begin(
     let mut head = Head { incarnation: Incarnation(draw()?), ..before };
     if cause.begins_epoch() {
         let lost = write.value::<i64>(sqlx::query("SELECT lost_epoch FROM log_head")).await?.unwrap_or(0);
-        let above = before.at.epoch().max(u32::try_from(lost).unwrap_or(0));
-        let at = LogPosition::new(above + 1, before.at.position());
+        let lost = u32::try_from(lost).unwrap_or(0);
+        let at =
+            LogPosition::new(epochs::next_epoch(TIMELINE, before.at.epoch(), lost), before.at.position());
         (head.at, head.token) = (at.ok_or(StoreError::EpochsUsedUp)?, LogToken(draw()?));
         // Whatever changed unseen before is covered, so that the present schema is the one to compare with (R3).
         let covered = sqlx::query(

@@ -42,7 +42,7 @@ async fn a_change_that_no_trigger_saw_begins_an_epoch_in_the_next_round() {
         let after = round(&fixture.store).await;
         assert_eq!((after.began.is_some(), after.schema_fault), (true, None));
         assert_eq!(after.numbered.head.at.epoch(), before.numbered.head.at.epoch() + 1);
-        assert!(!round(&fixture.store).await.began.is_some(), "once");
+        assert!(round(&fixture.store).await.began.is_none(), "once");
         fixture.store.check_triggers().await.unwrap();
     }
 }
@@ -65,7 +65,7 @@ async fn a_schema_that_lets_changes_go_past_the_log_begins_an_epoch_and_is_told(
         ),
     ] {
         let fixture = populated(2).await;
-        assert!(!round(&fixture.store).await.began.is_some());
+        assert!(round(&fixture.store).await.began.is_none());
         run(&fixture, sql).await;
         let after = round(&fixture.store).await;
         assert!(after.began.is_some(), "{sql}");
@@ -86,7 +86,7 @@ async fn while_a_trigger_is_missing_no_round_proves_anything_and_its_return_begi
     assert!(round(&fixture.store).await.began.is_some());
     run(&fixture, DELETE).await;
     let meanwhile = round(&fixture.store).await;
-    assert!(!meanwhile.began.is_some() && meanwhile.schema_fault.is_some());
+    assert!(meanwhile.began.is_none() && meanwhile.schema_fault.is_some());
     // Nor is it forgotten when an epoch begins for another reason, or the store is opened anew.
     fixture.store.begin_epoch(&operator()).await.unwrap();
     fixture.store.close().await;
@@ -94,7 +94,7 @@ async fn while_a_trigger_is_missing_no_round_proves_anything_and_its_return_begi
     run(&fixture, &create).await;
     let after = round(&store).await;
     assert_eq!((after.began.is_some(), after.schema_fault), (true, None));
-    assert!(!round(&store).await.began.is_some(), "once");
+    assert!(round(&store).await.began.is_none(), "once");
 }
 
 #[tokio::test]
