@@ -12,7 +12,7 @@ use crate::generated as pb;
 /// A publisher, as it describes itself.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Introduction {
-    /// Drawn when its process started; its answers come on [`crate::subject::publisher_inbox`].
+    /// Drawn when its process started; its answers come on [`crate::subject::publisher_answers`].
     pub id: u64,
     /// Who it is, and how it stands.
     pub peer: Peer,
