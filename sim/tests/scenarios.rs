@@ -58,11 +58,14 @@ fn every_kind_of_trouble_takes_place() {
     );
 }
 
+/// No claim can be forged here, and there is no second copy of a store: `model::history` has the controls of R15 and R16.
 #[test]
 fn every_rule_has_a_negative_control_that_must_be_found() {
     use evictd_core::rules::Rule;
     use evictd_sim::controls::Expected;
-    for rule in Rule::ALL.into_iter().filter(|rule| rule.id().starts_with('R')) {
+    let elsewhere = [Rule::R15, Rule::R16];
+    let rules = Rule::ALL.into_iter().filter(|rule| rule.id().starts_with('R') && !elsewhere.contains(rule));
+    for rule in rules {
         let covers = CONTROLS
             .iter()
             .any(|control| control.without.rule() == rule && matches!(control.expected, Expected::Breaks(_)));

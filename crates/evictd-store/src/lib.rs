@@ -142,7 +142,7 @@ pub enum StoreError {
         "the home store lacks the trigger {name}, or it is switched off or altered: a change past the API would go unpublished. Put it back as it was; on PostgreSQL it has to be enabled by ENABLE ALWAYS"
     )]
     TriggerMissing {
-        /// Which one.
+        /// Which ones.
         name: String,
     },
     /// Something on the store's tables isn't evictd's, and may keep a change from its log or rows from readers (R3).

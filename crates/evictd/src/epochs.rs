@@ -94,7 +94,7 @@ mod tests {
         };
         assert_eq!(
             text(&begin),
-            "1970-01-01T00:00:00Z  epoch 2 from position 105  declared (ops)  incarnation 0000000000c0ffee"
+            "1970-01-01T00:00:00.000Z  epoch 2 from position 105  declared (ops)  incarnation 0000000000c0ffee"
         );
         assert!(is_epoch(&begin) && !is_epoch(&Begin { after: at(2), ..begin }));
     }

@@ -173,6 +173,7 @@ fn receipts_of_a_store_that_was_put_back_count_once_it_is_declared() {
 #[test]
 fn a_final_receipt_that_is_pending_is_none() {
     let mut checker = checker();
+    checker.incarnation_began(seconds(1), &begin(1, at(0), BeginCause::Created));
     let change = deleted(&mut checker);
     checker.numbered(seconds(100), Incarnation(1), change, at(1));
     checker.receipt(seconds(102), at(1), RegionState::Pending);

@@ -10,7 +10,7 @@
 //!
 //! Out of reach is what says nothing: `PRAGMA writable_schema`, and a version that was set by hand.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use evictd_core::protection::Protection;
 use sqlx::Row;
@@ -26,7 +26,7 @@ const TRIGGERS: &str = "SELECT name, tbl_name, sql FROM sqlite_master WHERE type
 const LOG: [&str; 2] = ["log_head", "invalidations"];
 
 /// Triggers by name, with their texts.
-pub(super) type Triggers = HashMap<String, String>;
+pub(super) type Triggers = BTreeMap<String, String>;
 
 /// Those of a database as the migrations make it.
 pub(super) async fn intended(scratch: &mut SqliteConnection) -> Result<Triggers, StoreError> {
@@ -56,10 +56,9 @@ fn judge(rows: &[SqliteRow], intended: &Triggers) -> Result<(), StoreError> {
         }
         found.insert(name, text);
     }
-    match intended.iter().find(|(name, text)| found.get(name.as_str()) != Some(&text.as_str())) {
-        Some((name, _)) => Err(StoreError::TriggerMissing { name: name.clone() }),
-        None => Ok(()),
-    }
+    let missing = intended.iter().filter(|(name, text)| found.get(name.as_str()) != Some(&text.as_str()));
+    let missing: Vec<&str> = missing.map(|(name, _)| name.as_str()).collect();
+    if missing.is_empty() { Ok(()) } else { Err(StoreError::TriggerMissing { name: missing.join(", ") }) }
 }
 
 /// What a round finds.

@@ -53,11 +53,12 @@ async fn a_schema_that_lets_changes_go_past_the_log_begins_an_epoch_and_is_told(
         (DROP, "trigger keys_after_delete"),
         (
             "ALTER TABLE keys RENAME TO old; CREATE TABLE keys AS SELECT * FROM old WHERE id <> 'key_1'",
-            "trigger keys_",
+            // A renamed table takes the texts of other tables' triggers along: all of them are named.
+            "keys_after_delete",
         ),
         (
             "CREATE TABLE kept AS SELECT * FROM keys; DROP TABLE keys; CREATE TABLE keys AS SELECT * FROM kept",
-            "trigger keys_",
+            "keys_after_delete",
         ),
         (
             "CREATE TRIGGER keep_out BEFORE INSERT ON invalidations BEGIN SELECT RAISE(IGNORE); END",
