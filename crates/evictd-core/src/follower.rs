@@ -386,6 +386,29 @@ impl Follower {
         now: LeaseTime,
         effects: &mut Vec<Effect>,
     ) -> Accepted {
+        self.on_answer(nonce, head, true, now, effects)
+    }
+
+    /// The answer to a probe that proves nothing, because changes can go past the log at present (R3): it names the
+    /// history and its head. So the agent goes on without a lease, as a cache that lives for the bound.
+    pub fn on_unproving_answer(
+        &mut self,
+        nonce: u64,
+        head: &Voucher,
+        now: LeaseTime,
+        effects: &mut Vec<Effect>,
+    ) -> Accepted {
+        self.on_answer(nonce, head, false, now, effects)
+    }
+
+    fn on_answer(
+        &mut self,
+        nonce: u64,
+        head: &Voucher,
+        is_proof: bool,
+        now: LeaseTime,
+        effects: &mut Vec<Effect>,
+    ) -> Accepted {
         let asked = self.probes.iter().position(|probe| probe.nonce == nonce);
         let Some(index) = asked.or_else(|| Self::unmatched(self.probes.len())) else {
             return Accepted::No;
@@ -415,6 +438,9 @@ impl Follower {
             this.raise_head(head, RepairCause::Probe, now);
             // What waited for a confirmation waits no longer.
             this.hole = this.hole.map(|hole| Hole { since: hole.since.min(now), ..hole });
+            if !is_proof {
+                return;
+            }
             if this.unproven.len() == PROBES_OUTSTANDING_MAX {
                 this.unproven.pop_back();
             }

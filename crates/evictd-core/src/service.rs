@@ -216,8 +216,8 @@ impl Service {
         }
         let conflict = match &self.state {
             State::Behind { .. } => return,
-            // It was there first; but of two that come together neither was.
-            State::Asking { .. } => peer.standing == Standing::Asking,
+            // It was there first; but of two that come together neither was, and one may have noticed already.
+            State::Asking { .. } => matches!(peer.standing, Standing::Asking | Standing::Conflicting),
             // It is the newcomer, and yields.
             State::Serving if peer.standing == Standing::Asking => return,
             State::Serving if !Protection::RivalsFallSilent.holds() => return,
@@ -388,6 +388,16 @@ mod tests {
         let mut service = newcomer();
         let query = service.beat(true, ms(0)).unwrap();
         service.on_rival(query.nonce, rival(Standing::Asking), ms(10));
+        assert_eq!(service.standing(), Standing::Conflicting);
+    }
+
+    /// Failure: of two that come together, the one that gets its answer second yields. The other takes that for gone, and
+    /// serves a bound later: chance has decided which store is believed.
+    #[test]
+    fn two_that_come_together_wait_for_each_other() {
+        let mut service = newcomer();
+        let query = service.beat(true, ms(0)).unwrap();
+        service.on_rival(query.nonce, rival(Standing::Conflicting), ms(10));
         assert_eq!(service.standing(), Standing::Conflicting);
     }
 

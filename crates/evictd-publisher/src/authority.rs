@@ -266,11 +266,8 @@ impl Authority {
         }
         // First what the answers speak of, or every agent would find a gap in it.
         self.feed.send(known, &round.numbered).await;
-        if round.schema_fault.is_some() {
-            // What isn't in the log can't be vouched for (R3). Agents go on without a lease, by lookups.
-            self.fence.raised(began, head.round);
-            return;
-        }
+        // What isn't in the log can't be vouched for (R3). Agents go on without a lease, by lookups.
+        let is_proof = round.schema_fault.is_none();
         // Whoever takes it for a sign of life sees what the round led to.
         self.fence.raised(began, head.round);
         let mut admitted = Vec::with_capacity(probes.len());
@@ -288,7 +285,8 @@ impl Authority {
             // leaves open must stay with the agent's ways.
             let held = clock::lease_now().since(probe.arrived).saturating_sub(round.clock.within);
             let store_time = round.clock.store_time_now();
-            let answer = ProbeAnswer { nonce: probe.request.nonce, head: voucher, store_time, held };
+            let answer =
+                ProbeAnswer { nonce: probe.request.nonce, head: voucher, store_time, held, is_proof };
             self.feed.bus.answer(probe.heard.reply, answer.encode()).await;
         }
     }

@@ -37,6 +37,9 @@ pub struct ProbeAnswer {
     pub store_time: StoreTime,
     /// How long the authority held the probe until then.
     pub held: Duration,
+    /// Whether nothing committed before the probe can be missing from the log. If not, the answer only names the history
+    /// and its head.
+    pub is_proof: bool,
 }
 
 impl ProbeRequest {
@@ -85,6 +88,7 @@ impl ProbeAnswer {
             head: Some(codec::voucher_to(&self.head)),
             store_time_unix_us: self.store_time.0,
             held_us: u64::try_from(self.held.as_micros()).unwrap_or(u64::MAX),
+            proves_nothing: !self.is_proof,
         })
     }
 
@@ -96,6 +100,7 @@ impl ProbeAnswer {
             head: codec::voucher_from(answer.head)?,
             store_time: StoreTime(answer.store_time_unix_us),
             held: Duration::from_micros(answer.held_us),
+            is_proof: !answer.proves_nothing,
         })
     }
 }

@@ -168,8 +168,9 @@ pub(crate) fn wait_until_silent(node: &Node, standing: &str, words: &[String]) -
     let what = format!("{} to be {standing}, with {words:?}", node.daemon.name());
     let mut last = String::new();
     let outcome = try_eventually(&what, SOON, || {
-        let ready = Client::new().get(&format!("http://{}/readyz", node.admin))?;
-        let status = node.status()?;
+        // Before it listens, it answers nothing.
+        let Ok(ready) = Client::new().get(&format!("http://{}/readyz", node.admin)) else { return Ok(None) };
+        let Ok(status) = node.status() else { return Ok(None) };
         let reason = status["silentBecause"].as_str().unwrap_or_default();
         last = format!("{} {}; {}: {reason}", ready.status, ready.text, status["standing"]);
         let says = |text: &str| words.iter().all(|words| text.contains(words));

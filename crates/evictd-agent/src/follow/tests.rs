@@ -80,7 +80,8 @@ async fn what_is_malformed_or_unasked_is_counted_and_changes_nothing() {
     task.on_probe_answer(&answer(garbage.clone()));
     task.on_replay_answer(&answer(garbage));
     let head = voucher(at(BASE + 7));
-    let unasked = ProbeAnswer { nonce: 99, head, store_time: StoreTime(0), held: Duration::ZERO };
+    let (store_time, held, is_proof) = (StoreTime(0), Duration::ZERO, true);
+    let unasked = ProbeAnswer { nonce: 99, head, store_time, held, is_proof };
     task.on_probe_answer(&answer(unasked.encode()));
     let request = ReplayRequest { nonce: 99, epoch: 1, from: BASE + 1, to: BASE + 1 };
     let rows = evictd_core::follower::ReplayAnswer::Rows(vec![row(at(BASE + 1), Scope::All)]);

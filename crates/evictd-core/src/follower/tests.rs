@@ -440,6 +440,25 @@ fn answer_of_a_rival_moves_nothing() {
     assert_eq!(follower.proven_at(), Some(ms(5_000)), "the probe was still open");
 }
 
+/// Failure: changes can go past the log, and agents can't follow the epoch that began, so that they answer nothing.
+#[test]
+fn answer_that_proves_nothing_names_the_history() {
+    let mut follower = started(7);
+    follower.poll(ms(5_000), &mut Vec::new());
+    let out = effects(|out| {
+        assert_eq!(
+            follower.on_unproving_answer(101, &voucher(in_epoch(2, 7)), ms(5_010), out),
+            Accepted::Yes
+        );
+    });
+    let moved = Effect::Progress { applied: in_epoch(2, 7), head: in_epoch(2, 7) };
+    assert_eq!(out, [Effect::Flush(FlushReason::NewEpoch), moved, Effect::Announce]);
+    assert_eq!(follower.proven_at(), Some(ms(0)));
+    let anchors = follower.anchors(&Record::Absent, &mut Vec::new());
+    let source = LoadSource::Authority(voucher(in_epoch(2, 7)).milestone.provenance);
+    assert!(follower.admits(&KeyHash([1; 32]), &anchors, source, in_epoch(2, 7)));
+}
+
 /// A store that was opened again has a new incarnation, and the same epoch.
 #[test]
 fn restarted_store_costs_no_flush() {

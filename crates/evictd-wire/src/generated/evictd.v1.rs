@@ -273,6 +273,10 @@ pub struct ProbeAnswer {
     /// so without this a waiting probe would look like a clock that is off.
     #[prost(uint64, tag = "4")]
     pub held_us: u64,
+    /// The answer only names the history and its head, and proves nothing: the store's schema lets changes go past the log
+    /// at present.
+    #[prost(bool, tag = "5")]
+    pub proves_nothing: bool,
 }
 /// What an agent answers when neither its lease nor an authority vouches for an entry.
 /// An unknown value is read as PARTITION_POLICY_SERVE_STALE: a receipt must not promise too much.

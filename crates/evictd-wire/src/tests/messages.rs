@@ -156,6 +156,7 @@ pub(super) fn smallest() -> Vec<Message> {
             head: voucher(start),
             store_time: StoreTime(0),
             held: Duration::ZERO,
+            is_proof: true,
         }),
         Message::ReplayRequest(request),
         Message::ReplayAnswer(request, refused),
@@ -290,9 +291,15 @@ fn any_probe_request() -> impl Strategy<Value = ProbeRequest> {
 }
 
 fn any_probe_answer() -> impl Strategy<Value = ProbeAnswer> {
-    (any_nonce(), any_voucher(), any::<i64>(), any::<u64>()).prop_map(|(nonce, head, time, held)| {
-        ProbeAnswer { nonce, head, store_time: StoreTime(time), held: Duration::from_micros(held) }
-    })
+    (any_nonce(), any_voucher(), any::<i64>(), any::<u64>(), any::<bool>()).prop_map(
+        |(nonce, head, time, held, is_proof)| ProbeAnswer {
+            nonce,
+            head,
+            store_time: StoreTime(time),
+            held: Duration::from_micros(held),
+            is_proof,
+        },
+    )
 }
 
 fn any_replay_request() -> impl Strategy<Value = ReplayRequest> {

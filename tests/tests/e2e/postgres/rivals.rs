@@ -38,8 +38,9 @@ fn start() -> Result<(Site, Key, Key)> {
 }
 
 /// What a server says of its history, and a store of its own.
-const IDENTITY: &str = "SELECT substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8), system_identifier,
-    store_id, incarnation FROM pg_control_system(), log_head";
+const IDENTITY: &str =
+    "SELECT substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8), control.system_identifier,
+    store_id, incarnation FROM pg_control_system() AS control, log_head";
 
 /// Failure: a copied server carries the same ids, timeline and incarnation as the one that serves, so that its publisher
 /// is taken for a colleague, and vouches for what it doesn't hold.
