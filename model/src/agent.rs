@@ -282,18 +282,18 @@ impl Agent {
             entry.hash(&mut hasher);
         }
         (&self.flights, self.loads_left, self.rostered).hash(&mut hasher);
-        let since = |nonce: u64| follower.questions_since(nonce);
+        let question = |nonce: u64| follower.question(nonce);
         for (nonce, seen) in &self.asked {
-            (0, since(*nonce), seen).hash(&mut hasher);
+            (0, question(*nonce), seen).hash(&mut hasher);
         }
         for (nonce, head) in &self.proofs {
-            (1, since(*nonce), head).hash(&mut hasher);
+            (1, question(*nonce), head).hash(&mut hasher);
         }
         for Wanted { nonce, .. } in &self.wanted {
-            (2, since(*nonce)).hash(&mut hasher);
+            (2, question(*nonce)).hash(&mut hasher);
         }
         for (nonce, head, replay) in &self.replays {
-            (3, since(*nonce), head, replay).hash(&mut hasher);
+            (3, question(*nonce), head, replay).hash(&mut hasher);
         }
         hasher.finish()
     }

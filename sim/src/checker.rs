@@ -4,7 +4,7 @@
 //! announce and what receipts say. It knows nothing of floors, leases or modes but what liveness needs.
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use evictd_core::history::{Begin, BeginCause, Incarnation};
 use evictd_core::invalidation::Cause;
@@ -145,6 +145,8 @@ pub struct Checker {
     workspaces: Vec<Vec<ChangeId>>,
     /// Where each incarnation has got to.
     ends: BTreeMap<Incarnation, (Ordinal, LogPosition)>,
+    /// Every epoch that any store began, also those that were lost with the commit that began them.
+    epochs: BTreeSet<u32>,
     /// The store went back, and nothing in it tells that yet.
     is_put_back: bool,
     /// Epochs that the server's own history began.
@@ -179,6 +181,7 @@ impl Checker {
             apis: vec![Vec::new(); size.apis],
             workspaces: vec![Vec::new(); size.workspaces],
             ends: BTreeMap::new(),
+            epochs: BTreeSet::new(),
             is_put_back: false,
             branches: 0,
             log: BTreeMap::new(),
@@ -291,6 +294,11 @@ impl Checker {
             return;
         }
         self.counts.epochs += 1;
+        // A declared epoch may repeat one that was lost: who follows that one is answered by nobody until the operator
+        // declares again.
+        if !self.epochs.insert(base.epoch()) && begin.cause == BeginCause::Branched {
+            self.violated(Rule::R2, now, || format!("epoch {} began a second time", base.epoch()));
+        }
         self.is_put_back = false;
         self.branches += u64::from(begin.cause == BeginCause::Branched);
         if self.branches > self.counts.regressions {

@@ -152,11 +152,10 @@ impl Allegiance {
         is_lie
     }
 
-    /// A publisher said that this incarnation ended: whatever follows it needs not wait.
-    pub fn on_end(&mut self, provenance: Provenance) {
-        if let Some(own) = self.own.as_mut().filter(|own| own.voucher.milestone.provenance == provenance) {
-            own.received_at = LeaseTime::default();
-        }
+    /// A publisher said that this incarnation ended: whatever follows it needs not wait. Tells whether that is news.
+    pub fn on_end(&mut self, provenance: Provenance) -> bool {
+        let own = self.own.as_mut().filter(|own| own.voucher.milestone.provenance == provenance);
+        own.is_some_and(|own| std::mem::take(&mut own.received_at) != LeaseTime::default())
     }
 
     /// The same, for checkers to which allegiances that behave alike have to be equal: how long the own history has been

@@ -374,8 +374,9 @@ impl Follower {
 
     /// A publisher said that its incarnation ended: another one of the same history may follow at once.
     pub fn on_end(&mut self, provenance: Provenance, now: LeaseTime) {
-        self.allegiance.on_end(provenance);
-        self.probe_soon(now);
+        if self.allegiance.on_end(provenance) {
+            self.probe_soon(now);
+        }
     }
 
     /// The answer to a probe: everything that was committed when the probe was sent is at or below `head`.

@@ -19,7 +19,8 @@ use std::time::Duration;
 
 use evictd_core::entry::Stamp;
 use evictd_core::floors::FloorLimits;
-use evictd_core::follower::{Effect, Follower, FollowerConfig};
+use evictd_core::follower::{Effect, Follower, FollowerConfig, LoadSource};
+use evictd_core::history::{Incarnation, LogToken, Milestone, Provenance, StoreId, Voucher};
 use evictd_core::ids::{ApiId, KeyHash, KeyId, WorkspaceId};
 use evictd_core::invalidation::{Cause, Invalidation, Scope};
 use evictd_core::lease::Bound;
@@ -42,6 +43,16 @@ const NOW: LeaseTime = LeaseTime(2_000_000_000);
 
 fn at(position: u64) -> LogPosition {
     LogPosition::new(1, position).expect("small")
+}
+
+/// Each epoch is one incarnation.
+fn provenance(epoch: u32) -> Provenance {
+    Provenance { store: StoreId(1), incarnation: Incarnation(epoch.into()) }
+}
+
+fn voucher(at: LogPosition) -> Voucher {
+    let milestone = Milestone { provenance: provenance(at.epoch()), at, token: LogToken(at.position()) };
+    Voucher { milestone, mac: [0; 16] }
 }
 
 fn bound() -> Bound {
@@ -161,16 +172,18 @@ impl Agent {
             request_timeout: Duration::from_secs(1),
             gap_patience: Duration::ZERO,
             floors: FloorLimits::default(),
+            home_store: None,
         };
         let state = AgentState::new(Follower::new(config, 1), bound());
         let mut effects = Vec::new();
         {
             let mut follower = state.follower.lock();
             follower.poll(LONG_AGO, &mut effects);
-            follower.on_probe_answer(1, at(1), LONG_AGO, &mut effects);
+            follower.on_probe_answer(1, &voucher(at(1)), LONG_AGO, &mut effects);
         }
         effects.iter().for_each(|effect| drop(state.perform(effect, &NoCache)));
-        let answer = LoadAnswer { hash: HASH, as_of: at(1), read_at, sent_at: NOW };
+        let source = LoadSource::Authority(provenance(1));
+        let answer = LoadAnswer { hash: HASH, source, as_of: at(1), read_at, sent_at: NOW };
         let loaded = LoadedEntry::new(&state, answer, record(end), &mut effects, |_, stamp| Entry(stamp));
         let slot = Slot { entry: loaded.entry().clone(), is_cached: AtomicBool::new(false) };
         (Self { state, slot, announced: AtomicU64::new(at(1).to_bits()) }, loaded)
@@ -193,12 +206,7 @@ impl Agent {
         let mut effects = Vec::new();
         {
             let mut follower = self.state.follower.lock();
-            let later = LogPosition::new(2, 1).expect("small");
-            if proves {
-                let head = if matches!(end, End::Flush) { later } else { at(2) };
-                follower.poll(NOW, &mut Vec::new());
-                follower.on_probe_answer(2, head, NOW, &mut effects);
-            }
+            follower.poll(NOW, &mut Vec::new());
             let invalidate = |scope| {
                 vec![Invalidation {
                     position: at(2),
@@ -207,13 +215,27 @@ impl Agent {
                     committed_at: StoreTime(0),
                 }]
             };
+            let change = voucher(at(2));
+            if proves && !matches!(end, End::Flush) {
+                follower.on_probe_answer(2, &change, NOW, &mut effects);
+            }
             match end {
                 End::Key => {
                     let scope = Scope::Key { hash: HASH, key_id: None, api_id: Some(ApiId::new("api")) };
-                    follower.on_live(invalidate(scope), NOW, &mut effects);
+                    follower.on_live(&change, invalidate(scope), NOW, &mut effects);
                 }
-                End::Api => follower.on_live(invalidate(Scope::Api(ApiId::new("api"))), NOW, &mut effects),
-                End::Flush => follower.on_tick(later, NOW, &mut effects),
+                End::Api => {
+                    follower.on_live(&change, invalidate(Scope::Api(ApiId::new("api"))), NOW, &mut effects);
+                }
+                // A new epoch begins with the answer to a probe.
+                End::Flush => {
+                    let later = voucher(LogPosition::new(2, 1).expect("small"));
+                    if proves {
+                        follower.on_probe_answer(2, &later, NOW, &mut effects);
+                    } else {
+                        follower.on_unproving_answer(2, &later, NOW, &mut effects);
+                    }
+                }
             }
         }
         for effect in effects {

@@ -349,16 +349,16 @@ impl Agent {
         (self.deleted_at, self.told, self.state.proven_at(), self.state.applied()).hash(&mut hasher);
         let place = self.cache.place();
         place.as_deref().map(|Entry { stamp, .. }| (stamp.as_of(), stamp.anchors.floor())).hash(&mut hasher);
-        let since = |nonce: u64| follower.questions_since(nonce);
+        let question = |nonce: u64| follower.question(nonce);
         for probe in &self.probes {
-            (0, since(probe.nonce), probe.seen).hash(&mut hasher);
+            (0, question(probe.nonce), probe.seen).hash(&mut hasher);
         }
         let answers: BTreeSet<_> = self
             .answers
             .iter()
             .map(|answer| {
                 let Voucher { milestone, .. } = answer.head;
-                (since(answer.nonce), milestone.provenance, milestone.at, milestone.token, answer.deleted)
+                (question(answer.nonce), milestone.provenance, milestone.at, milestone.token, answer.deleted)
             })
             .collect();
         answers.hash(&mut hasher);

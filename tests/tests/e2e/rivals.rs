@@ -293,9 +293,14 @@ fn move_to_host_2(world: &mut World) -> Result<Node> {
     Ok(rival)
 }
 
-/// Waits until `node` serves, after the rival that it was silent for has gone.
+/// Waits until `node` serves, after its start or after the rival that it was silent for has gone.
 pub(crate) fn wait_until_serving(node: &Node) -> Result<()> {
-    wait_for_readiness(node, 200)?;
+    // Before it listens, it answers nothing.
+    try_eventually("the publisher to be ready", SOON, || {
+        let ready = Client::new().get(&format!("http://{}/readyz", node.admin));
+        Ok(ready.is_ok_and(|ready| ready.status == 200).then_some(()))
+    })
+    .with_context(|| node.daemon.log_tail())?;
     wait_for_count(node, "evictd_publisher_standing", &[("standing", "serving")], 1)
 }
 

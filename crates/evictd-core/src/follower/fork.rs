@@ -37,9 +37,15 @@ impl Follower {
             || self.repairs.iter().any(|repair| repair.nonce == nonce)
     }
 
-    /// How many questions were asked from the one with this number on.
-    pub fn questions_since(&self, nonce: u64) -> u64 {
-        self.next_nonce.wrapping_sub(nonce)
+    /// What the number of a question means: its place among those that an answer is still accepted to. Otherwise how many
+    /// were asked since.
+    pub fn question(&self, nonce: u64) -> (bool, u64) {
+        if !self.awaits(nonce) {
+            return (false, self.next_nonce.wrapping_sub(nonce));
+        }
+        let probes = self.probes.iter().map(|probe| probe.nonce);
+        let open = probes.chain(self.repairs.iter().map(|repair| repair.nonce));
+        (true, open.filter(|other| *other > nonce).count() as u64)
     }
 
     /// Hashes everything that decides what it will do from `now` on, but for its configuration, the numbers
@@ -55,11 +61,10 @@ impl Follower {
         let hole = self.repair_due().map(|due| due.max(now));
         (hole, self.probe_due.max(now)).hash(state);
         for repair in &self.repairs {
-            (self.questions_since(repair.nonce), repair.sent_at, repair.epoch, repair.from, repair.to)
-                .hash(state);
+            (self.question(repair.nonce), repair.sent_at, repair.epoch, repair.from, repair.to).hash(state);
         }
         for probe in &self.probes {
-            (self.questions_since(probe.nonce), probe.sent_at, probe.seen).hash(state);
+            (self.question(probe.nonce), probe.sent_at, probe.seen).hash(state);
         }
         (self.repairs.len(), &self.unproven, self.proven_at).hash(state);
     }
