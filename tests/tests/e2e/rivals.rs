@@ -448,6 +448,12 @@ fn split() -> Result<(World, Key, Key, NatsServer, Proxy, Node)> {
     Ok((world, doomed, good, site, link, host_2))
 }
 
+/// Heals the bus. Publishers meet before what agents ask comes through `link`, which the caller releases.
+fn heal(link: &Proxy) {
+    link.hold_messages("evictd.v1.probe.>");
+    link.set(Mode::Pass);
+}
+
 /// Failure: two copies have served on the halves of a bus. When it heals, one of them wins by chance, and undoes what was
 /// deleted at the other.
 #[test]
@@ -458,9 +464,10 @@ fn copies_that_meet_after_a_partition_fall_silent_both() -> Result<()> {
     let confirmed_at = delete_confirmed(&world, host_1, &doomed)?;
     let footing = Footing::of(&world)?;
 
-    link.set(Mode::Pass);
+    heal(&link);
     wait_until_silent(host_1, "conflicting", &names_of(&host_2)?)?;
     wait_until_silent(&host_2, "conflicting", &names_of(host_1)?)?;
+    link.release();
     for node in [host_1, &host_2] {
         assert_refuses_changes(&world, node, &good)?;
     }
@@ -488,9 +495,10 @@ fn copy_that_agents_have_not_followed_needs_a_word_after_a_partition() -> Result
     let watch = Watch::start(&world, &doomed);
     let confirmed_at = delete_confirmed(&world, world.publisher(), &doomed)?;
     let footing = Footing::of(&world)?;
-    link.set(Mode::Pass);
+    heal(&link);
     wait_until_silent(world.publisher(), "conflicting", &names_of(&host_2)?)?;
     wait_until_silent(&host_2, "conflicting", &names_of(world.publisher())?)?;
+    link.release();
 
     ensure!(world.topology.publisher.daemon.stop(SOON)?.success());
     wait_until_silent(&host_2, "behind", &["this home store is an older copy: ".to_owned()])?;
@@ -498,6 +506,24 @@ fn copy_that_agents_have_not_followed_needs_a_word_after_a_partition() -> Result
     for agent in world.topology.agents() {
         wait_for_mode(agent, "expired")?;
     }
+    watch.assert_none_valid_since(confirmed_at)?;
+    assert_no_rule_was_broken(&world, &host_2)
+}
+
+/// Failure: after a partition, a copy that no agent has followed keeps the store silent that all of them know.
+#[test]
+fn copy_that_hears_what_agents_have_seen_is_behind_and_the_other_goes_on() -> Result<()> {
+    let (world, doomed, good, _site, link, host_2) = split()?;
+    let watch = Watch::start(&world, &doomed);
+    let confirmed_at = delete_confirmed(&world, world.publisher(), &doomed)?;
+    let footing = Footing::of(&world)?;
+    link.set(Mode::Pass);
+    // Agents that nobody answers ask everybody.
+    wait_until_silent(&host_2, "behind", &["this home store is an older copy: ".to_owned()])?;
+    wait_until_serving(world.publisher())?;
+    world.topology.agents().try_for_each(|agent| wait_for_mode(agent, "live"))?;
+    assert_untouched(&world, &footing, &good)?;
+    assert_eq!(host_2.status()?["standing"], "behind");
     watch.assert_none_valid_since(confirmed_at)?;
     assert_no_rule_was_broken(&world, &host_2)
 }
@@ -511,7 +537,7 @@ fn agents_report_a_rival_that_speaks_and_keep_their_own_history() -> Result<()> 
     let confirmed_at = delete_confirmed(&world, host_1, &doomed)?;
     let footing = Footing::of(&world)?;
     // The other one's ticks come through, and its questions and answers to publishers don't.
-    link.hold_messages("evictd.v1.publishers");
+    link.hold_messages(PUBLISHERS);
     link.hold_messages("evictd.v1.publishers.>");
     link.set(Mode::Pass);
     for agent in world.topology.agents() {
@@ -539,6 +565,8 @@ fn old_copy_that_boots_while_the_restored_one_restarts_ends_behind() -> Result<(
     host_2.restart()?;
     wait_until_serving(&host_2)?;
     world.topology.agents().try_for_each(|agent| wait_for_mode(agent, "live"))?;
+    // Once the incarnation that was killed counts as over, agents take answers of the next one.
+    world.wait_for_codes(&[&good], "VALID")?;
     assert_refuses_changes(&world, world.publisher(), &good)?;
     assert_untouched(&world, &footing, &good)?;
     assert_eq!(world.publisher().status()?["standing"], "behind");
