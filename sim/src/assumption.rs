@@ -1,15 +1,29 @@
-//! What the guarantees assume of their surroundings, one by one, so that each can be lacking.
+//! What the guarantees assume of what the core doesn't do itself, one by one, so that each can be lacking.
 //!
-//! No code protects against their absence, so these are no protections of the core: a world is set up without
-//! one ([`crate::scenario::Settings::lacking`]), and a promise must break in it.
+//! A part is the surroundings', and no code of evictd's protects against its absence. The rest is done by the stores' SQL
+//! and the publisher's shell, which this crate's own models stand in for: a control shows that the checkers would
+//! notice, and says nothing about the shipped code, which has tests of its own. A world is set up without one
+//! ([`crate::scenario::Settings::lacking`]), and a promise must break in it.
 
 use evictd_core::rules::Rule;
 
-/// Something that `docs/proof.md` assumes.
+/// Something that the core builds on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Assumption {
     /// A2: the lease clock goes on while the machine sleeps.
     ClocksCountSuspension,
+    /// R1: rows are found by "no position yet", not by a cursor that a late commit slips past.
+    LateCommitsAreFound,
+    /// R3: every change writes its row, also one made past the API.
+    EveryChangeWritesItsRow,
+    /// R4: a commit whose outcome is unknown is not answered with success.
+    UnknownIsNotSuccess,
+    /// R7: a round is a durable write, which a demoted primary can't do.
+    RoundsAreWrites,
+    /// R7: a round answers only probes that were seen before it began.
+    RoundsFollowTheirProbes,
+    /// R11: an instance is in the roster before its probe's head is read.
+    RosterPrecedesHead,
 }
 
 impl Assumption {
@@ -17,6 +31,12 @@ impl Assumption {
     pub fn rule(self) -> Rule {
         match self {
             Self::ClocksCountSuspension => Rule::R8,
+            Self::LateCommitsAreFound => Rule::R1,
+            Self::EveryChangeWritesItsRow => Rule::R3,
+            Self::UnknownIsNotSuccess => Rule::R4,
+            Self::RoundsAreWrites => Rule::R7,
+            Self::RoundsFollowTheirProbes => Rule::R7,
+            Self::RosterPrecedesHead => Rule::R11,
         }
     }
 }

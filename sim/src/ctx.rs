@@ -3,6 +3,7 @@
 use evictd_core::rules::Rule;
 
 use crate::agent::Denial;
+use crate::assumption::Assumption;
 use crate::checker::Checker;
 use crate::health::Health;
 use crate::net::Net;
@@ -40,6 +41,11 @@ pub struct Ctx {
 const DENIAL_GRACE: Micros = 15 * SECOND;
 
 impl Ctx {
+    /// Whether this world is set up without it.
+    pub fn lacks(&self, assumption: Assumption) -> bool {
+        self.settings.lacking == Some(assumption)
+    }
+
     /// A verification was denied. While all is well, it must not be (G5).
     pub fn denied(&mut self, agent: Node, key: KeyNumber, why: Denial) {
         self.checker.counts.denied += 1;

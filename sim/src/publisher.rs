@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
-use evictd_core::authority::Rounds;
+use evictd_core::authority::{Rounds, fence_age};
 use evictd_core::history::{
     BeginCause, Claim, History, LogToken, Milestone, Past, Provenance, RoundToken, Voucher,
 };
@@ -19,13 +19,13 @@ use evictd_core::ids::Identity;
 use evictd_core::invalidation::Invalidation;
 use evictd_core::limits::LIVE_BATCH_MAX;
 use evictd_core::position::LogPosition;
-use evictd_core::protection::Protection;
 use evictd_core::receipts::{Book, BookConfig, Change, Event as BookEvent, Measured, Receipt};
 use evictd_core::rules::Rule;
 use evictd_core::service::Service;
 use evictd_core::time::LeaseTime;
 
 use self::rivals::WaitingQuery;
+use crate::assumption::Assumption;
 use crate::checker::ChangeId;
 use crate::ctx::Ctx;
 use crate::net::{Found, Message, Nonce};
@@ -346,9 +346,7 @@ impl Publisher {
             }
             Message::Lookup { from, life, nonce, key } => {
                 // Before the read: the fence may rise meanwhile, but this read is no newer for it.
-                let age = self.clock(ctx).since(self.fence);
-                let fence_age =
-                    if Protection::LookupsCarryTheFenceAge.holds() { age } else { Duration::ZERO };
+                let fence_age = fence_age(Some(self.fence), self.clock(ctx));
                 let slow = ctx.dice.permille(ctx.settings.slow_loads_permille);
                 let took = store.statement(ctx) + if slow { ctx.dice.below(600 * MS) } else { 0 };
                 let at = ctx.now.after(took);
@@ -548,7 +546,7 @@ impl Publisher {
             // First what the answers speak of, or every agent would find a gap in it.
             self.emit(ctx, store, &Numbered { head, rows });
             (self.fence, self.round) = (self.fence.max(began), head.round);
-            if !Protection::RoundsFollowTheirProbes.holds() {
+            if ctx.lacks(Assumption::RoundsFollowTheirProbes) {
                 waiting.extend(self.rounds.waiting().iter().cloned());
             }
             let probes: Vec<&Probe> = waiting.iter().filter_map(Waiting::probe).collect();

@@ -24,6 +24,7 @@ use evictd_core::record::{KeyRecord, Record, RecordState, RootKeyRecord};
 use evictd_core::roster::{Instance, PartitionPolicy};
 use evictd_core::time::StoreTime;
 
+use crate::assumption::Assumption;
 use crate::checker::ChangeId;
 use crate::ctx::Ctx;
 use crate::publisher::PublisherEvent;
@@ -414,7 +415,7 @@ impl Store {
             // A commit that ended badly, or whose end nobody heard, is unknown (R4).
             let unheard = ctx.settings.unknown_permille;
             let known = !gone && !ctx.dice.permille(unheard);
-            let success = known || !Protection::UnknownIsNotSuccess.holds();
+            let success = known || ctx.lacks(Assumption::UnknownIsNotSuccess);
             let at = ctx.now.after(ctx.dice.span(MS / 4));
             ctx.queue
                 .push(at, Event::Publisher(publisher, life, PublisherEvent::Committed { change, success }));
@@ -452,7 +453,7 @@ impl Store {
         let change = ctx.checker.committed(ctx.now, lsn, target, cause, scopes.len());
         self.journal.push((ctx.now, Commit::Change(target, change)));
         trace!(ctx, "commit {} {target:?} {cause:?} {row:?} ({change:?})", lsn.0);
-        let unseen = transaction.asker.is_none() && !Protection::EveryChangeWritesItsRow.holds();
+        let unseen = transaction.asker.is_none() && ctx.lacks(Assumption::EveryChangeWritesItsRow);
         if !unseen {
             for (id, scope) in transaction.rows.into_iter().zip(scopes) {
                 let committed = ctx.now;
@@ -491,19 +492,19 @@ impl Store {
         let is_round = round.is_some();
         let gone = generation != self.generation || ctx.now < self.down_until;
         if on_demoted || gone {
-            if (on_demoted || gone) && is_round && !Protection::RoundsAreWrites.holds() {
+            if (on_demoted || gone) && is_round && ctx.lacks(Assumption::RoundsAreWrites) {
                 return self.vouch_without_writing(ctx, publisher, life);
             }
             return fail(ctx, publisher, life, is_round, 0);
         }
         self.begin_epoch_if_due(ctx, round.as_ref().map_or(0, |round| round.seen_epoch));
         if let Some(round) = &round {
-            if Protection::RosterPrecedesHead.holds() {
-                self.register(ctx, &round.instances);
-            } else {
+            if ctx.lacks(Assumption::RosterPrecedesHead) {
                 let late = ctx.now.after(ctx.dice.span(100 * MS));
                 let instances = round.instances.clone();
                 ctx.queue.push(late, Event::Store(StoreEvent::Register(instances)));
+            } else {
+                self.register(ctx, &round.instances);
             }
         }
         let numbered = self.give_positions(ctx, visible, is_round);
@@ -558,7 +559,8 @@ impl Store {
 
     /// Gives the rows that were visible then the next positions.
     fn give_positions(&mut self, ctx: &mut Ctx, visible: Moment, is_round: bool) -> Numbered {
-        let after = if Protection::LateCommitsAreFound.holds() { 0 } else { self.highest_numbered_row + 1 };
+        let after =
+            if ctx.lacks(Assumption::LateCommitsAreFound) { self.highest_numbered_row + 1 } else { 0 };
         let limit = if is_round { usize::MAX } else { BATCH };
         let found = self.unnumbered.range(after..).filter(|(_, row)| row.committed <= visible);
         let ids: Vec<u64> = found.map(|(id, _)| *id).take(limit).collect();

@@ -456,7 +456,7 @@ impl World {
     fn thaw(&mut self, node: Node, suspend: bool) {
         let agents = self.agents.len();
         let ctx = &mut self.ctx;
-        let stood = suspend && ctx.settings.lacking == Some(Assumption::ClocksCountSuspension);
+        let stood = suspend && ctx.lacks(Assumption::ClocksCountSuspension);
         if node.0 < agents {
             self.agents[node.0].process.thaw(ctx, stood);
         } else {

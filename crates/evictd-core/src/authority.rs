@@ -1,4 +1,5 @@
-//! The publisher's side: when a probe round runs, and when a publisher must leave its queue groups (R7, R14).
+//! The publisher's side: when a probe round runs, what its reads answer for, and when a publisher must leave its queue
+//! groups (R7, R8, R14).
 
 use std::time::Duration;
 
@@ -80,6 +81,16 @@ impl<P> Rounds<P> {
         let waits = [self.running_since, self.oldest_waiting, self.failing_since];
         Protection::StalledPublishersKeepSilent.holds()
             && waits.into_iter().flatten().any(|since| now.since(since) >= patience)
+    }
+}
+
+/// How old the last round that began at `began` is: a read answers for no later moment, because the server that gave it
+/// may have been demoted since (R8). Decades if there was no round yet.
+pub fn fence_age(began: Option<LeaseTime>, now: LeaseTime) -> Duration {
+    if Protection::LookupsCarryTheFenceAge.holds() {
+        now.since(began.unwrap_or_default())
+    } else {
+        Duration::ZERO
     }
 }
 

@@ -9,18 +9,12 @@ use crate::rules::Rule;
 /// Something that is done for the sake of one rule, and whose absence breaks a guarantee.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Protection {
-    /// R1: rows are found by "no position yet", not by a cursor that a late commit slips past.
-    LateCommitsAreFound,
     /// R2: a store whose server writes another history begins a new epoch before it numbers anything.
     BranchesBeginAnEpoch,
     /// R2: an epoch whose beginning was lost with other commits is not begun a second time.
     LostEpochsAreNotRepeated,
-    /// R3: every change writes its row, also one made past the API.
-    EveryChangeWritesItsRow,
     /// R3: where the schema was altered, so that rows may have changed without a trigger, an epoch begins.
     SchemaChangesBeginAnEpoch,
-    /// R4: a commit whose outcome is unknown is not answered with success.
-    UnknownIsNotSuccess,
     /// R5: what arrives at or below `applied` raises its floor all the same.
     OldPositionsAreApplied,
     /// R5: `applied` moves over contiguous positions only.
@@ -39,10 +33,6 @@ pub enum Protection {
     ProofsWaitForTheirHead,
     /// R7: a proof dates from when its probe was sent.
     ProofsDateFromTheQuestion,
-    /// R7: a round is a durable write, which a demoted primary can't do.
-    RoundsAreWrites,
-    /// R7: a round answers only probes that were seen before it began.
-    RoundsFollowTheirProbes,
     /// R8: an entry is answered from within the bound only.
     LeasesRunOut,
     /// R8: something is kept back of the bound for clock rates and scheduling.
@@ -73,8 +63,6 @@ pub enum Protection {
     FencesWaitForTheBound,
     /// G5: what leaves the cache hands on when it was last answered from.
     AnswersAreHandedOn,
-    /// R11: an instance is in the roster before its probe's head is read.
-    RosterPrecedesHead,
     /// R11: when the store went back, the roster counts as incomplete for a bound.
     LostRostersAreDistrusted,
     /// R13: an answer counts only if it repeats an open question's number.
@@ -107,19 +95,14 @@ impl Protection {
     /// The rule that it serves.
     pub fn rule(self) -> Rule {
         match self {
-            Self::LateCommitsAreFound => Rule::R1,
             Self::BranchesBeginAnEpoch
             | Self::LostEpochsAreNotRepeated
             | Self::OlderEpochsMoveNothing
             | Self::NewerEpochsFlush => Rule::R2,
-            Self::EveryChangeWritesItsRow | Self::SchemaChangesBeginAnEpoch => Rule::R3,
-            Self::UnknownIsNotSuccess => Rule::R4,
+            Self::SchemaChangesBeginAnEpoch => Rule::R3,
             Self::OldPositionsAreApplied | Self::AppliedIsContiguous | Self::ReplaysAreComplete => Rule::R5,
             Self::ForgottenFloorsLiveOn | Self::HitsMeetFloors | Self::LiftsRestOnTheReading => Rule::R6,
-            Self::ProofsWaitForTheirHead
-            | Self::ProofsDateFromTheQuestion
-            | Self::RoundsAreWrites
-            | Self::RoundsFollowTheirProbes => Rule::R7,
+            Self::ProofsWaitForTheirHead | Self::ProofsDateFromTheQuestion => Rule::R7,
             Self::LeasesRunOut | Self::MarginsAreKept | Self::LookupsCarryTheFenceAge => Rule::R8,
             Self::EntriesAppearChecked
             | Self::ChecksFollowInsertions
@@ -131,7 +114,7 @@ impl Protection {
             }
             Self::AnswersAreHandedOn => Rule::G5,
             Self::ReceiptsWaitForAll | Self::FencesWaitForTheBound => Rule::R12,
-            Self::RosterPrecedesHead | Self::LostRostersAreDistrusted => Rule::R11,
+            Self::LostRostersAreDistrusted => Rule::R11,
             Self::AnswersMatchQuestions => Rule::R13,
             Self::SecondTriesGoToAll | Self::StalledPublishersKeepSilent => Rule::R14,
             Self::PastsAreKnown

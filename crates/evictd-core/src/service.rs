@@ -147,11 +147,6 @@ impl Service {
             && (now.since(self.present_at) < AWAY_AFTER || !Protection::NewcomersAsk.holds())
     }
 
-    /// Until when [`Service::may_vouch`] holds, if nothing happens.
-    pub fn vouches_until(&self) -> Option<LeaseTime> {
-        (self.state == State::Serving).then(|| self.present_at.after(AWAY_AFTER))
-    }
-
     /// To be called several times in [`AWAY_AFTER`]. `present`: it is connected, and its rounds succeed. Returns a
     /// question to send.
     pub fn beat(&mut self, present: bool, now: LeaseTime) -> Option<Query> {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use evictd_core::authority::fence_age;
 use evictd_core::history::RoundToken;
 use evictd_core::time::LeaseTime;
 use evictd_ops::clock;
@@ -34,8 +35,7 @@ impl Fence {
 
     /// Decades if there was no round yet: nothing is vouched for.
     pub(crate) fn age(&self) -> Duration {
-        let began = self.last().map_or(LeaseTime::default(), |(began, _)| began);
-        clock::lease_now().since(began)
+        fence_age(self.last().map(|(began, _)| began), clock::lease_now())
     }
 
     /// `None` if there was no round yet.
