@@ -2,9 +2,9 @@
 
 use evictd_core::protection::Protection::{
     self, AnswersMatchQuestions, AnswersMeetWhatWasApplied, AppliedIsContiguous, BranchesBeginAnEpoch,
-    ForgottenFloorsLiveOn, HitsMeetFloors, LeasesRunOut, LoadsAreJoinedUnderALease, LoadsMeetFloors,
-    LostEpochsAreNotRepeated, NewerEpochsFlush, OldPositionsAreApplied, OlderEpochsMoveNothing,
-    ProofsDateFromTheQuestion, ProofsWaitForTheirHead, ReplaysAreComplete,
+    DatabasesShareTheLog, ForgottenFloorsLiveOn, HitsMeetFloors, LeasesRunOut, LoadsAreJoinedUnderALease,
+    LoadsMeetFloors, LostEpochsAreNotRepeated, NewerEpochsFlush, OldPositionsAreApplied,
+    OlderEpochsMoveNothing, ProofsDateFromTheQuestion, ProofsWaitForTheirHead, ReplaysAreComplete,
 };
 use evictd_core::rules::Rule;
 
@@ -12,7 +12,7 @@ use crate::check::{self, Outcome};
 use crate::world::{Flaw, World};
 use crate::worlds::{
     DEMOTED, FAIL_OVER, FEW_API_FLOORS, FEW_KEY_FLOORS, PURGE, RECEIPTS, REPLICA, RESTART, ROUNDS, SMALLEST,
-    TWO_CHANGES, TWO_FAIL_OVERS,
+    STRAY, TWO_CHANGES, TWO_FAIL_OVERS,
 };
 
 /// Something that is missing or wrong, and where that shows.
@@ -75,6 +75,7 @@ pub const ALL: &[Control] = &[
     without(LoadsMeetFloors, SMALLEST, &[Rule::G1, Rule::G2]),
     without(AnswersMeetWhatWasApplied, SMALLEST, &[Rule::G1, Rule::G2]),
     without(LoadsAreJoinedUnderALease, RECEIPTS, &[Rule::G4]),
+    without(DatabasesShareTheLog, STRAY, &[Rule::G1, Rule::G2]),
     without(AnswersMatchQuestions, RESTART, &[Rule::G1, Rule::G2]),
 ];
 

@@ -98,6 +98,8 @@ pub struct World {
     pub failovers: u8,
     /// Loads may come from the standby.
     pub replica: bool,
+    /// The standby is promoted by mistake: loads still come from it, and its log is ahead of home's.
+    pub stray: bool,
     /// After a fail-over, the old primary goes on answering reads. The standby is a synchronous one, then.
     pub demoted: bool,
     /// The log is purged up to its head.
@@ -147,6 +149,8 @@ pub struct State {
     pub store: Store,
     /// Another one, that is behind or not.
     pub standby: Store,
+    /// Whether the standby was promoted by mistake.
+    pub is_stray: bool,
     /// The one before the fail-over, and when its fence was last raised.
     pub old_primary: Option<(Store, Tick)>,
     /// The last successful round.
@@ -198,6 +202,7 @@ pub enum Action {
     Commit,
     Number,
     CatchUp,
+    Stray,
     FailOver,
     Purge,
     Poll(usize),
@@ -226,6 +231,7 @@ impl fmt::Display for Action {
             Self::Commit => f.write_str("the next change commits"),
             Self::Number => f.write_str("the sequencer numbers what is committed"),
             Self::CatchUp => f.write_str("the standby catches up"),
+            Self::Stray => f.write_str("the standby is promoted by mistake, and numbers a log of its own"),
             Self::FailOver => f.write_str("the standby becomes the primary"),
             Self::Purge => f.write_str("the log is purged"),
             Self::Poll(a) => write!(f, "agent {a} asks what is due"),
@@ -272,6 +278,7 @@ impl World {
             restarts: 0,
             failovers: 0,
             replica: false,
+            stray: false,
             demoted: false,
             purges: false,
             reconnects: 0,
@@ -335,6 +342,7 @@ impl State {
             heads: BTreeSet::from([store.mark()]),
             ended: BTreeSet::new(),
             store,
+            is_stray: false,
             old_primary: None,
             fence: Tick(0),
             live: BTreeMap::new(),
@@ -482,8 +490,11 @@ impl World {
         if !state.store.is_numbered() {
             actions.push(Action::Number);
         }
-        if self.has_standby() && !self.demoted && state.standby != state.store {
+        if self.has_standby() && !self.demoted && !state.is_stray && state.standby != state.store {
             actions.push(Action::CatchUp);
+        }
+        if self.stray && !state.is_stray {
+            actions.push(Action::Stray);
         }
         if state.failovers < self.failovers {
             actions.push(Action::FailOver);
@@ -548,6 +559,7 @@ impl World {
             | Action::Commit
             | Action::Number
             | Action::CatchUp
+            | Action::Stray
             | Action::FailOver
             | Action::Purge => Some(self.step_store(last, action)),
             Action::Verify(index, key) => self.step_verification(last, index, key),
@@ -581,6 +593,10 @@ impl World {
             }
             Action::Number => state.number(0),
             Action::CatchUp => state.standby = state.store.clone(),
+            Action::Stray => {
+                state.is_stray = true;
+                state.standby.number(0, 2);
+            }
             Action::FailOver => state.fail_over(self),
             _ => state.store.purged = state.store.head.position(),
         }

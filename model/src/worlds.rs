@@ -24,6 +24,7 @@ pub const ALL: &[World] = &[
     RESTART,
     PURGE,
     REPLICA,
+    STRAY,
     FAIL_OVER,
     TWO_FAIL_OVERS,
     DEMOTED,
@@ -64,6 +65,13 @@ pub const PURGE: World = World {
 pub const REPLICA: World = World {
     replica: true,
     ..World::plain("replica", "loads read from a replica that lags", Script(&[Delete(A)]))
+};
+
+/// Loads read from a standby that was promoted by mistake, whose log looks newer than home's.
+pub const STRAY: World = World {
+    replica: true,
+    stray: true,
+    ..World::plain("stray standby", "agents read a standby promoted by mistake", Script(&[Delete(A)]))
 };
 
 /// A standby that lacks the last transactions takes over. Without a clock: time is the next worlds' business.
