@@ -49,7 +49,7 @@ struct Own {
     voucher_at: LeaseTime,
     /// The furthest that came in the answer to a probe of this agent.
     confirmed: Voucher,
-    /// When something was last received of it; the clock's start if it said that it ended.
+    /// When something was last received of it that wasn't old; the clock's start if it said that it ended.
     received_at: LeaseTime,
 }
 
@@ -128,7 +128,7 @@ impl Allegiance {
             None => AnswerSource::First,
             Some(own) if own == provenance => {
                 self.receive(voucher, now);
-                self.confirm(voucher);
+                self.confirm(voucher, now);
                 AnswerSource::Own
             }
             Some(_) if self.is_alive(now) && Protection::OwnHistoryComesFirst.holds() => AnswerSource::Rival,
@@ -172,17 +172,20 @@ impl Allegiance {
 
     fn receive(&mut self, voucher: &Voucher, now: LeaseTime) {
         let Some(own) = &mut self.own else { return };
-        own.received_at = own.received_at.max(now);
-        if own.is_of_epoch(voucher)
-            && voucher.milestone.at > own.voucher.milestone.at
-            && voucher.milestone.provenance == own.voucher.milestone.provenance
-        {
+        let is_own =
+            own.is_of_epoch(voucher) && voucher.milestone.provenance == own.voucher.milestone.provenance;
+        // What lies below the furthest may have been under way for long, and tells of no publisher that is alive.
+        if is_own && voucher.milestone.at >= own.voucher.milestone.at {
+            own.received_at = own.received_at.max(now);
+        }
+        if is_own && voucher.milestone.at > own.voucher.milestone.at {
             (own.voucher, own.voucher_at) = (*voucher, now);
         }
     }
 
-    fn confirm(&mut self, voucher: &Voucher) {
+    fn confirm(&mut self, voucher: &Voucher, now: LeaseTime) {
         let Some(own) = &mut self.own else { return };
+        own.received_at = own.received_at.max(now);
         if own.is_of_epoch(voucher) && voucher.milestone.at > own.confirmed.milestone.at {
             own.confirmed = *voucher;
         }
@@ -245,6 +248,19 @@ mod tests {
         assert!(allegiance.follows(voucher(1, 1, 5).milestone.provenance), "not before the caller says so");
         allegiance.follow(voucher(1, 2, 9), ms(2_000));
         assert!(!allegiance.follows(voucher(1, 1, 5).milestone.provenance));
+    }
+
+    /// Failure: messages of a publisher that is gone arrive late, one after the other, and no successor is ever followed.
+    #[test]
+    fn late_messages_keep_no_history_alive() {
+        let mut allegiance = follower_of_1();
+        for late in [500, 1_000, 1_500, 2_000] {
+            assert_eq!(allegiance.on_feed(&voucher(1, 1, 4), ms(late)), FeedSource::Own);
+        }
+        assert_eq!(allegiance.on_answer(&voucher(1, 2, 9), ms(2_000)), AnswerSource::Successor);
+        // An idle publisher repeats its head.
+        assert_eq!(allegiance.on_feed(&voucher(1, 1, 5), ms(2_100)), FeedSource::Own);
+        assert_eq!(allegiance.on_answer(&voucher(1, 2, 9), ms(3_900)), AnswerSource::Rival);
     }
 
     #[test]
