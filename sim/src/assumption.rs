@@ -34,8 +34,7 @@ impl Assumption {
             Self::LateCommitsAreFound => Rule::R1,
             Self::EveryChangeWritesItsRow => Rule::R3,
             Self::UnknownIsNotSuccess => Rule::R4,
-            Self::RoundsAreWrites => Rule::R7,
-            Self::RoundsFollowTheirProbes => Rule::R7,
+            Self::RoundsAreWrites | Self::RoundsFollowTheirProbes => Rule::R7,
             Self::RosterPrecedesHead => Rule::R11,
         }
     }
