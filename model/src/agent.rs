@@ -282,18 +282,17 @@ impl Agent {
             entry.hash(&mut hasher);
         }
         (&self.flights, self.loads_left, self.rostered).hash(&mut hasher);
-        let question = |nonce: u64| follower.question(nonce);
         for (nonce, seen) in &self.asked {
-            (0, question(*nonce), seen).hash(&mut hasher);
+            (0, follower.question(*nonce), seen).hash(&mut hasher);
         }
         for (nonce, head) in &self.proofs {
-            (1, question(*nonce), head).hash(&mut hasher);
+            (1, follower.question(*nonce), head).hash(&mut hasher);
         }
         for Wanted { nonce, .. } in &self.wanted {
-            (2, question(*nonce)).hash(&mut hasher);
+            (2, follower.question(*nonce)).hash(&mut hasher);
         }
         for (nonce, head, replay) in &self.replays {
-            (3, question(*nonce), head, replay).hash(&mut hasher);
+            (3, follower.question(*nonce), head, replay).hash(&mut hasher);
         }
         hasher.finish()
     }

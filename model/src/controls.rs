@@ -43,7 +43,7 @@ impl Control {
 /// The controls, in the order of the rules.
 pub const ALL: &[Control] = &[
     without(BranchesBeginAnEpoch, FAIL_OVER, &[Rule::G1, Rule::G2, Rule::G3]),
-    // Incarnations tell two epochs with one number apart: who followed the lost one is denied. `sim` sees the number.
+    // Two epochs with one number are different incarnations: an agent of the lost one is denied. `sim` checks the number.
     without(LostEpochsAreNotRepeated, TWO_FAIL_OVERS, &[]),
     // Proofs of the new epoch wait for a head in it, and the store refuses replays of the old one: that flushes.
     without(NewerEpochsFlush, FAIL_OVER, &[]),

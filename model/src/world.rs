@@ -658,7 +658,7 @@ impl World {
                 return (state != *last).then_some(state);
             }
             Action::HearProof(_, nonce, head) => agent.after(self, last.now, |agent, effects| {
-                agent.state.follower.lock().on_probe_answer(nonce, &head.voucher(), now, effects);
+                agent.state.follower.lock().on_probe_answer(nonce, &head.voucher(), true, now, effects);
             }),
             Action::Replay(_, nonce) => {
                 let wanted = *agent.wanted.iter().find(|wanted| wanted.nonce == nonce)?;

@@ -371,7 +371,7 @@ impl Agent {
             Input::Tick(head) => follower.on_tick(&head, now, effects),
             Input::Ended(provenance) => follower.on_end(provenance, now),
             Input::ProbeAnswer(nonce, head) => {
-                follower.on_probe_answer(nonce, &head, now, effects);
+                follower.on_probe_answer(nonce, &head, true, now, effects);
             }
             Input::ReplayAnswer(nonce, provenance, answer) => {
                 follower.on_replay_answer(nonce, provenance, answer, now, effects);
@@ -398,7 +398,7 @@ impl Agent {
         match effect {
             Effect::Applied { invalidation, .. } => {
                 self.count_ends(ctx, &invalidation.scope);
-                self.tell_exposure(ctx, &invalidation, evicted.as_deref());
+                self.report_exposure(ctx, &invalidation, evicted.as_deref());
             }
             Effect::Flush(reason) => self.flushed(ctx, reason),
             Effect::Proven(at) => {
@@ -422,29 +422,31 @@ impl Agent {
         }
     }
 
-    /// What is told of a change must cover what was answered, and no breach may be told that wasn't (G5).
-    fn tell_exposure(&self, ctx: &mut Ctx, invalidation: &Invalidation, evicted: Option<&Entry>) {
+    /// Checks the exposure that the agent reports: it covers what was answered, and no breach is reported that wasn't (G5).
+    fn report_exposure(&self, ctx: &mut Ctx, invalidation: &Invalidation, evicted: Option<&Entry>) {
         let Invalidation { position, ref scope, .. } = *invalidation;
         let Some(exposed) = ctx.checker.exposed(self.node(), position) else { return };
         let read = |moment| self.process.clock.read(moment);
         let committed = read(exposed.committed);
         let commit = Commit { earliest: committed, latest: committed };
         let evicted = evicted.map(|entry| (&entry.answers, entry.stamp.as_of()));
-        let told = self.cache.exposure.exposure(scope, position, commit, evicted);
+        let reported = self.cache.exposure.exposure(scope, position, commit, evicted);
         let began = read(exposed.last_began).since(committed);
         let given = read(exposed.last_given).since(committed);
         let node = self.node();
-        if told.at_most < began {
+        if reported.at_most < began {
             ctx.checker.violated(Rule::G5, ctx.now, || {
-                format!("{node:?} tells {told:?} of {position}, and a verification began {began:?} after it")
+                format!(
+                    "{node:?} reports {reported:?} of {position}, and a verification began {began:?} after it"
+                )
             });
         }
         // An entry that was read between the commit and its numbering has the change, and can't know it. A row that
         // is wider than the change speaks for others, too.
         let bound = self.state.bound.bound();
-        if told.surely > bound && given <= bound && evicts_one(scope).is_some() {
+        if reported.surely > bound && given <= bound && evicts_one(scope).is_some() {
             ctx.checker.violated(Rule::G5, ctx.now, || {
-                format!("{node:?} tells of a breach, {told:?} of {position}, and the last answer came {given:?} after it")
+                format!("{node:?} reports a breach, {reported:?} of {position}, and the last answer came {given:?} after it")
             });
         }
     }

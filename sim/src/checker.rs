@@ -294,7 +294,7 @@ impl Checker {
             return;
         }
         self.counts.epochs += 1;
-        // A declared epoch may repeat one that was lost: who follows that one is answered by nobody until the operator
+        // A declared epoch may repeat one that was lost: agents that follow the lost one are denied until the operator
         // declares again.
         if !self.epochs.insert(base.epoch()) && begin.cause == BeginCause::Branched {
             self.violated(Rule::R2, now, || format!("epoch {} began a second time", base.epoch()));

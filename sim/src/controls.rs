@@ -163,6 +163,7 @@ pub const CONTROLS: &[Control] = {
         unfounded(Assumption::RoundsAreWrites, S::Failover, &[G1], 200),
         unfounded(Assumption::RoundsFollowTheirProbes, S::Failover, &[G1, G4], 200).tuned(in_pairs),
         breaks(P::LeasesRunOut, S::Partition, &[G1], 200),
+        // Late answers may lie within the bound, and follow a receipt that ended with it.
         breaks(P::MarginsAreKept, S::Clocks, &[G1, G4], 200),
         unfounded(Assumption::ClocksCountSuspension, S::Clocks, &[G1], 200),
         breaks(P::LookupsCarryTheFenceAge, S::Failover, &[G1], 200),

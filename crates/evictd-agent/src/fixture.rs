@@ -233,7 +233,7 @@ impl Agent {
                 Effect::SendProbe { nonce, .. } => Some(*nonce),
                 _ => None,
             });
-            let accepted = follower.on_probe_answer(nonce.unwrap(), &voucher(head), now, &mut effects);
+            let accepted = follower.on_probe_answer(nonce.unwrap(), &voucher(head), true, now, &mut effects);
             assert_eq!(accepted, Accepted::Yes);
         }
         self.perform(effects);

@@ -163,12 +163,7 @@ impl Task {
         let now = clock::lease_now();
         let mut follower = self.follow.knowledge.follower.lock();
         let sent_at = follower.probe_sent_at(answer.nonce);
-        let accepted = if answer.is_proof {
-            follower.on_probe_answer(answer.nonce, &answer.head, now, &mut self.effects)
-        } else {
-            follower.on_unproving_answer(answer.nonce, &answer.head, now, &mut self.effects)
-        };
-        match accepted {
+        match follower.on_probe_answer(answer.nonce, &answer.head, answer.is_proof, now, &mut self.effects) {
             Accepted::Yes => {
                 if let Some(sent_at) = sent_at {
                     let ProbeAnswer { held, store_time, head, .. } = answer;

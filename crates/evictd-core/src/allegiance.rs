@@ -152,7 +152,7 @@ impl Allegiance {
         is_lie
     }
 
-    /// A publisher said that this incarnation ended: whatever follows it needs not wait. Tells whether that is news.
+    /// A publisher said that this incarnation ended: whatever follows it needs not wait. Returns whether that was unknown.
     pub fn on_end(&mut self, provenance: Provenance) -> bool {
         let own = self.own.as_mut().filter(|own| own.voucher.milestone.provenance == provenance);
         own.is_some_and(|own| std::mem::take(&mut own.received_at) != LeaseTime::default())
@@ -174,11 +174,12 @@ impl Allegiance {
         let Some(own) = &mut self.own else { return };
         let is_own =
             own.is_of_epoch(voucher) && voucher.milestone.provenance == own.voucher.milestone.provenance;
-        // What lies below the furthest may have been under way for long, and tells of no publisher that is alive.
-        if is_own && voucher.milestone.at >= own.voucher.milestone.at {
-            own.received_at = own.received_at.max(now);
+        // What lies below the furthest may have been under way for long, and is no sign of life.
+        if !is_own || voucher.milestone.at < own.voucher.milestone.at {
+            return;
         }
-        if is_own && voucher.milestone.at > own.voucher.milestone.at {
+        own.received_at = own.received_at.max(now);
+        if voucher.milestone.at > own.voucher.milestone.at {
             (own.voucher, own.voucher_at) = (*voucher, now);
         }
     }

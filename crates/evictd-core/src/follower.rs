@@ -379,30 +379,10 @@ impl Follower {
         }
     }
 
-    /// The answer to a probe: everything that was committed when the probe was sent is at or below `head`.
+    /// The answer to a probe. If it is a proof, everything that was committed when the probe was sent is at or below
+    /// `head`. Otherwise changes can bypass the log at present (R3), and it only names the history and its head: the agent
+    /// goes on without a lease, as a cache whose entries live for the bound.
     pub fn on_probe_answer(
-        &mut self,
-        nonce: u64,
-        head: &Voucher,
-        now: LeaseTime,
-        effects: &mut Vec<Effect>,
-    ) -> Accepted {
-        self.on_answer(nonce, head, true, now, effects)
-    }
-
-    /// The answer to a probe that proves nothing, because changes can go past the log at present (R3): it names the
-    /// history and its head. So the agent goes on without a lease, as a cache that lives for the bound.
-    pub fn on_unproving_answer(
-        &mut self,
-        nonce: u64,
-        head: &Voucher,
-        now: LeaseTime,
-        effects: &mut Vec<Effect>,
-    ) -> Accepted {
-        self.on_answer(nonce, head, false, now, effects)
-    }
-
-    fn on_answer(
         &mut self,
         nonce: u64,
         head: &Voucher,

@@ -378,22 +378,16 @@ mod tests {
         assert_eq!(service.standing(), Standing::Serving);
     }
 
+    /// Failure: of two that come together, the one that gets its answer second yields. The other takes that for gone, and
+    /// serves a bound later, so that chance has decided which store is followed.
     #[test]
     fn two_that_come_together_both_fall_silent() {
-        let mut service = newcomer();
-        let query = service.beat(true, ms(0)).unwrap();
-        service.on_rival(query.nonce, rival(Standing::Asking), ms(10));
-        assert_eq!(service.standing(), Standing::Conflicting);
-    }
-
-    /// Failure: of two that come together, the one that gets its answer second yields. The other takes that for gone, and
-    /// serves a bound later: chance has decided which store is believed.
-    #[test]
-    fn two_that_come_together_wait_for_each_other() {
-        let mut service = newcomer();
-        let query = service.beat(true, ms(0)).unwrap();
-        service.on_rival(query.nonce, rival(Standing::Conflicting), ms(10));
-        assert_eq!(service.standing(), Standing::Conflicting);
+        for standing in [Standing::Asking, Standing::Conflicting] {
+            let mut service = newcomer();
+            let query = service.beat(true, ms(0)).unwrap();
+            service.on_rival(query.nonce, rival(standing), ms(10));
+            assert_eq!(service.standing(), Standing::Conflicting);
+        }
     }
 
     #[test]

@@ -179,7 +179,7 @@ impl Agent {
         {
             let mut follower = state.follower.lock();
             follower.poll(LONG_AGO, &mut effects);
-            follower.on_probe_answer(1, &voucher(at(1)), LONG_AGO, &mut effects);
+            follower.on_probe_answer(1, &voucher(at(1)), true, LONG_AGO, &mut effects);
         }
         effects.iter().for_each(|effect| drop(state.perform(effect, &NoCache)));
         let source = LoadSource::Authority(provenance(1));
@@ -217,7 +217,7 @@ impl Agent {
             };
             let change = voucher(at(2));
             if proves && !matches!(end, End::Flush) {
-                follower.on_probe_answer(2, &change, NOW, &mut effects);
+                follower.on_probe_answer(2, &change, true, NOW, &mut effects);
             }
             match end {
                 End::Key => {
@@ -230,11 +230,7 @@ impl Agent {
                 // A new epoch begins with the answer to a probe.
                 End::Flush => {
                     let later = voucher(LogPosition::new(2, 1).expect("small"));
-                    if proves {
-                        follower.on_probe_answer(2, &later, NOW, &mut effects);
-                    } else {
-                        follower.on_unproving_answer(2, &later, NOW, &mut effects);
-                    }
+                    follower.on_probe_answer(2, &later, proves, NOW, &mut effects);
                 }
             }
         }

@@ -253,7 +253,7 @@ impl Agent {
     #[must_use]
     pub fn receives_answer(&self, answer: ProbeAnswer) -> Self {
         self.after(|agent, effects| {
-            agent.state.follower.lock().on_probe_answer(answer.nonce, &answer.head, NOW, effects);
+            agent.state.follower.lock().on_probe_answer(answer.nonce, &answer.head, true, NOW, effects);
             let flushes = effects.iter().any(|effect| matches!(effect, Effect::Flush(_)));
             // Its base covers what it never received.
             agent.told |= flushes && answer.deleted;
@@ -349,16 +349,21 @@ impl Agent {
         (self.deleted_at, self.told, self.state.proven_at(), self.state.applied()).hash(&mut hasher);
         let place = self.cache.place();
         place.as_deref().map(|Entry { stamp, .. }| (stamp.as_of(), stamp.anchors.floor())).hash(&mut hasher);
-        let question = |nonce: u64| follower.question(nonce);
         for probe in &self.probes {
-            (0, question(probe.nonce), probe.seen).hash(&mut hasher);
+            (0, follower.question(probe.nonce), probe.seen).hash(&mut hasher);
         }
         let answers: BTreeSet<_> = self
             .answers
             .iter()
             .map(|answer| {
                 let Voucher { milestone, .. } = answer.head;
-                (question(answer.nonce), milestone.provenance, milestone.at, milestone.token, answer.deleted)
+                (
+                    follower.question(answer.nonce),
+                    milestone.provenance,
+                    milestone.at,
+                    milestone.token,
+                    answer.deleted,
+                )
             })
             .collect();
         answers.hash(&mut hasher);

@@ -293,14 +293,9 @@ fn move_to_host_2(world: &mut World) -> Result<Node> {
     Ok(rival)
 }
 
-/// Waits until `node` serves, after its start or after the rival that it was silent for has gone.
+/// Waits until `node` serves, after the rival that it was silent for has gone.
 pub(crate) fn wait_until_serving(node: &Node) -> Result<()> {
-    // Before it listens, it answers nothing.
-    try_eventually("the publisher to be ready", SOON, || {
-        let ready = Client::new().get(&format!("http://{}/readyz", node.admin));
-        Ok(ready.is_ok_and(|ready| ready.status == 200).then_some(()))
-    })
-    .with_context(|| node.daemon.log_tail())?;
+    wait_for_readiness(node, 200)?;
     wait_for_count(node, "evictd_publisher_standing", &[("standing", "serving")], 1)
 }
 
@@ -443,7 +438,8 @@ fn split() -> Result<(World, Key, Key, NatsServer, Proxy, Node)> {
     let wire = Proxy::start(site.clients())?;
     let store = HomeStore::Sqlite(copy);
     let login = site.login(&User::Publisher)?;
-    let host_2 = world.topology.start_rival(world.dir(), "host-2", &store, wire, login)?;
+    let mut host_2 = world.topology.start_rival(world.dir(), "host-2", &store, wire, login)?;
+    host_2.wait_until_ready()?;
     wait_until_serving(&host_2)?;
     Ok((world, doomed, good, site, link, host_2))
 }
@@ -518,7 +514,7 @@ fn copy_that_hears_what_agents_have_seen_is_behind_and_the_other_goes_on() -> Re
     let confirmed_at = delete_confirmed(&world, world.publisher(), &doomed)?;
     let footing = Footing::of(&world)?;
     link.set(Mode::Pass);
-    // Agents that nobody answers ask everybody.
+    // Agents whose probes go unanswered send them to all publishers.
     wait_until_silent(&host_2, "behind", &["this home store is an older copy: ".to_owned()])?;
     wait_until_serving(world.publisher())?;
     world.topology.agents().try_for_each(|agent| wait_for_mode(agent, "live"))?;

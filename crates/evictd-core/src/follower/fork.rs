@@ -33,8 +33,7 @@ impl Follower {
 
     /// Whether an answer to the question with this number is still accepted.
     pub fn awaits(&self, nonce: u64) -> bool {
-        self.probes.iter().any(|probe| probe.nonce == nonce)
-            || self.repairs.iter().any(|repair| repair.nonce == nonce)
+        self.open_questions().any(|open| open == nonce)
     }
 
     /// What the number of a question means: its place among those that an answer is still accepted to. Otherwise how many
@@ -43,9 +42,11 @@ impl Follower {
         if !self.awaits(nonce) {
             return (false, self.next_nonce.wrapping_sub(nonce));
         }
-        let probes = self.probes.iter().map(|probe| probe.nonce);
-        let open = probes.chain(self.repairs.iter().map(|repair| repair.nonce));
-        (true, open.filter(|other| *other > nonce).count() as u64)
+        (true, self.open_questions().filter(|open| *open > nonce).count() as u64)
+    }
+
+    fn open_questions(&self) -> impl Iterator<Item = u64> {
+        self.probes.iter().map(|probe| probe.nonce).chain(self.repairs.iter().map(|repair| repair.nonce))
     }
 
     /// Hashes everything that decides what it will do from `now` on, but for its configuration, the numbers

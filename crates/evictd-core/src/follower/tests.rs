@@ -67,7 +67,7 @@ fn on_probe_answer(
     now: LeaseTime,
     out: &mut Vec<Effect>,
 ) -> Accepted {
-    follower.on_probe_answer(nonce, &voucher(head), now, out)
+    follower.on_probe_answer(nonce, &voucher(head), true, now, out)
 }
 
 fn on_replay_answer(
@@ -447,7 +447,7 @@ fn answer_that_proves_nothing_names_the_history() {
     follower.poll(ms(5_000), &mut Vec::new());
     let out = effects(|out| {
         assert_eq!(
-            follower.on_unproving_answer(101, &voucher(in_epoch(2, 7)), ms(5_010), out),
+            follower.on_probe_answer(101, &voucher(in_epoch(2, 7)), false, ms(5_010), out),
             Accepted::Yes
         );
     });
@@ -467,7 +467,7 @@ fn restarted_store_costs_no_flush() {
     let mut restarted = voucher(at(8));
     restarted.milestone.provenance.incarnation = Incarnation(99);
     let out = effects(|out| {
-        assert_eq!(follower.on_probe_answer(101, &restarted, ms(5_010), out), Accepted::Yes);
+        assert_eq!(follower.on_probe_answer(101, &restarted, true, ms(5_010), out), Accepted::Yes);
     });
     assert_eq!(out, [progress(7, 8)]);
     assert_eq!(follower.provenance(), Some(restarted.milestone.provenance));
@@ -483,7 +483,7 @@ fn answer_that_is_behind_what_was_received_moves_nothing() {
     follower.poll(ms(5_000), &mut Vec::new());
     let mut copy = voucher(at(7));
     copy.milestone.provenance.incarnation = Incarnation(99);
-    assert_eq!(follower.on_probe_answer(101, &copy, ms(5_010), &mut Vec::new()), Accepted::No);
+    assert_eq!(follower.on_probe_answer(101, &copy, true, ms(5_010), &mut Vec::new()), Accepted::No);
     assert_eq!(follower.provenance(), Some(voucher(at(8)).milestone.provenance));
 }
 
@@ -496,10 +496,10 @@ fn answer_about_an_earlier_past_moves_nothing() {
     on_live(&mut follower, vec![deletion(at(8))], ms(5_010), &mut Vec::new());
     let mut copy = voucher(at(9));
     copy.milestone.provenance.incarnation = Incarnation(99);
-    assert_eq!(follower.on_probe_answer(101, &copy, ms(9_000), &mut Vec::new()), Accepted::No);
+    assert_eq!(follower.on_probe_answer(101, &copy, true, ms(9_000), &mut Vec::new()), Accepted::No);
     assert_eq!(follower.provenance(), Some(voucher(at(8)).milestone.provenance));
     follower.poll(ms(9_000), &mut Vec::new());
-    assert_eq!(follower.on_probe_answer(102, &copy, ms(9_010), &mut Vec::new()), Accepted::Yes);
+    assert_eq!(follower.on_probe_answer(102, &copy, true, ms(9_010), &mut Vec::new()), Accepted::Yes);
     assert_eq!(
         follower.provenance(),
         Some(copy.milestone.provenance),
