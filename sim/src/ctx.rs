@@ -46,10 +46,26 @@ impl Ctx {
         self.settings.lacking == Some(assumption)
     }
 
+    /// The publishers of the home store.
+    pub fn home_publishers(&self) -> impl Iterator<Item = Node> + use<> {
+        (self.settings.agents..self.settings.agents + self.settings.publishers).map(Node)
+    }
+
+    /// Those of a copy of it.
+    pub fn copys_publishers(&self) -> impl Iterator<Item = Node> + use<> {
+        let first = self.settings.agents + self.settings.publishers;
+        (first..first + self.settings.copies).map(Node)
+    }
+
+    /// Whether this publisher works on a copy of the home store.
+    pub fn is_at_copy(&self, publisher: Node) -> bool {
+        publisher.0 >= self.settings.agents + self.settings.publishers
+    }
+
     /// A verification was denied. While all is well, it must not be (G5).
     pub fn denied(&mut self, agent: Node, key: KeyNumber, why: Denial) {
         self.checker.counts.denied += 1;
-        let all = [agent].into_iter().chain(self.net.publishers());
+        let all = [agent].into_iter().chain(self.home_publishers());
         let well = all.map(|node| self.health.well_for(self.now, node)).min().flatten();
         if why != Denial::Busy && well.is_some_and(|well| well > DENIAL_GRACE) {
             self.checker.violated(Rule::G5, self.now, || {

@@ -85,6 +85,11 @@ pub enum Fault {
         /// Whether an operator says so at once; otherwise when publishers keep silent about it.
         declared: bool,
     },
+    /// The store is copied, and publishers are started on the copy later. They are stopped at the end.
+    Copy {
+        /// How long after that.
+        after: Micros,
+    },
     /// The store is slow.
     Slow {
         /// So many times as slow.
@@ -123,6 +128,7 @@ impl Fault {
             | Self::Crash { node, .. }
             | Self::Detached { node } => Some(*node),
             Self::Failover { .. } | Self::Restore { .. } | Self::Slow { .. } | Self::Down => None,
+            Self::Copy { .. } => None,
         }
     }
 }

@@ -200,7 +200,7 @@ impl Publisher {
         self.book = book(ctx);
         self.departed.clear();
         self.unanswered_since = None;
-        store.attach(ctx, self.node(), Attached::Primary);
+        store.attach(self.node(), Attached::Primary);
         trace!(ctx, "{:?} starts its life {}", self.node(), self.process.life.0);
         let now = self.clock(ctx);
         if ctx.settings.exclusive {
@@ -324,7 +324,7 @@ impl Publisher {
                     self.reply(ctx, asker, Message::ReplayAnswer { nonce, provenance, answer });
                 }
             }
-            PublisherEvent::Attach => store.attach(ctx, self.node(), Attached::Primary),
+            PublisherEvent::Attach => store.attach(self.node(), Attached::Primary),
         }
     }
 
@@ -508,6 +508,11 @@ impl Publisher {
     fn tell_receipt(&self, ctx: &mut Ctx, receipt: &Receipt) {
         let position = receipt.change.position;
         trace!(ctx, "{:?} receipt of {position}: {:?}", self.node(), receipt.state());
+        if ctx.is_at_copy(self.node()) {
+            // Agents follow home's history, and nothing that is known of them is about this one.
+            let what = || format!("a copy of the store calls its receipt of {position} final");
+            return ctx.checker.violated(Rule::G4, ctx.now, what);
+        }
         ctx.checker.receipt(ctx.now, position, receipt.state());
         let limit = ctx.settings.bound + RECEIPT_SLACK;
         let after = receipt.final_after.unwrap_or_default();

@@ -7,11 +7,11 @@ use crate::agent::AgentEvent;
 use crate::fault::Edge;
 use crate::net::Message;
 use crate::publisher::PublisherEvent;
-use crate::store::StoreEvent;
+use crate::store::{Site, StoreEvent};
 use crate::time::Moment;
 use crate::workload::WorkEvent;
 
-/// Numbers processes: agents from zero, then publishers.
+/// Numbers processes: agents from zero, then publishers, last those of a copy of the store.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Node(pub usize);
 
@@ -28,8 +28,8 @@ pub enum Event {
     Agent(Node, Life, AgentEvent),
     /// Something inside a publisher process.
     Publisher(Node, Life, PublisherEvent),
-    /// Something inside the store.
-    Store(StoreEvent),
+    /// Something inside a store.
+    Store(Site, StoreEvent),
     /// Somebody asks for something.
     Work(WorkEvent),
     /// A fault begins or ends.

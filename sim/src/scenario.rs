@@ -47,11 +47,14 @@ pub enum Scenario {
     Bulk,
     /// All of it.
     Everything,
+    /// A copy of the store comes to life beside it, with a publisher of its own: from a backup, or the original of a
+    /// store that was restored.
+    Copies,
 }
 
 impl Scenario {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Calm,
         Self::Loss,
         Self::Reorder,
@@ -65,6 +68,7 @@ impl Scenario {
         Self::Clocks,
         Self::Bulk,
         Self::Everything,
+        Self::Copies,
     ];
 
     /// Its name on the command line.
@@ -127,8 +131,8 @@ pub struct Settings {
     pub paired_permille: u32,
     /// Whether all that end say goodbye: receipts wait for those who don't.
     pub polite: bool,
-    /// Rows of the log that are kept.
-    pub retention: usize,
+    /// How long rows of the log are kept.
+    pub retention: Duration,
     /// Loads of one agent at once.
     pub loads_max: usize,
     /// Whose receipts these are.
@@ -175,6 +179,7 @@ impl Settings {
             _ => dice.permille(250),
         };
         let publishers = if exclusive { 1 } else { dice.between(1, 3) as usize };
+        let copies = usize::from(scenario == Scenario::Copies);
         let bulk = matches!(scenario, Scenario::Bulk | Scenario::Everything);
         let bound = scale(30_000);
         let size = Size { keys: dice.between(400, 4_000) as usize, root_keys: 12, apis: 7, workspaces: 2 };
@@ -189,13 +194,13 @@ impl Settings {
         let distance = |dice: &mut Dice, agent: bool| {
             if agent { dice.between(200, if far { 40 * MS } else { 2 * MS }) } else { dice.between(100, MS) }
         };
-        let distances = (0..agents + publishers).map(|node| distance(dice, node < agents)).collect();
+        let distances = (0..agents + publishers + copies).map(|node| distance(dice, node < agents)).collect();
         let troubled = !matches!(scenario, Scenario::Calm | Scenario::Replica | Scenario::Bulk);
         Self {
             agents,
             publishers,
             exclusive,
-            copies: 0,
+            copies,
             bound,
             margin: scale(3_000),
             probe_interval: scale(5_000),
@@ -217,7 +222,11 @@ impl Settings {
             stalled_verifications_permille: if troubled { 2 } else { 0 },
             paired_permille: 300,
             polite: dice.permille(500),
-            retention: if dice.permille(300) { dice.between(200, 2_000) as usize } else { usize::MAX },
+            retention: if dice.permille(300) {
+                Duration::from_millis(dice.between(500, 10_000))
+            } else {
+                Duration::MAX
+            },
             loads_max: 256,
             receipt_workspace: WorkspaceId::new("ws"),
             distances,
@@ -231,6 +240,7 @@ impl Settings {
 pub fn draw_faults(scenario: Scenario, settings: &Settings, dice: &mut Dice) -> Vec<Scheduled> {
     let kinds: &[Scenario] = match scenario {
         Scenario::Everything => &Scenario::ALL[1..12],
+        Scenario::Copies => &[Scenario::Loss, Scenario::Partition, Scenario::Freeze, Scenario::Crash],
         _ => &[scenario],
     };
     let count = match scenario {
@@ -257,12 +267,47 @@ pub fn draw_faults(scenario: Scenario, settings: &Settings, dice: &mut Dice) -> 
         }
         faults.append(&mut drawn);
     }
+    if scenario == Scenario::Copies {
+        // A copy that home's publishers don't answer may serve, which is what the model's worlds are for.
+        faults.retain(|fault| fault.fault.node().is_some_and(|node| node.0 < settings.agents));
+        faults.extend(draw_copy(settings, dice));
+    }
     for fault in &mut faults {
         fault.until = fault.until.min(last).max(fault.from.after(MS));
     }
     faults.sort_by_key(|fault| fault.from);
     faults
 }
+
+/// A copy, what goes wrong with its publisher, and perhaps a restore of the store that it was made from: then the copy
+/// is the original, which comes back when the restored one serves.
+fn draw_copy(settings: &Settings, dice: &mut Dice) -> Vec<Scheduled> {
+    let bound = settings.bound_micros();
+    let from = Moment(dice.between(bound / 3, 3 * bound / 2));
+    let mut after = if dice.permille(500) { 0 } else { dice.below(bound) };
+    let mut faults = Vec::new();
+    if settings.exclusive && dice.permille(600) {
+        let (lasts, lost) = (dice.below(3 * SECOND), dice.below(5_000));
+        let restore = Fault::Restore { lost, declared: true };
+        faults.push(Scheduled { from, until: from.after(lasts), fault: restore });
+        after += lasts + RESTORED_WITHIN;
+    }
+    faults.insert(0, Scheduled { from, until: Moment::NEVER, fault: Fault::Copy { after } });
+    let node = Node(settings.agents + settings.publishers);
+    for _ in 0..dice.below(4) {
+        let fault = match dice.below(3) {
+            0 => Fault::Freeze { node, suspend: false },
+            1 => Fault::Crash { node, goodbye: dice.permille(500) },
+            _ => Fault::Disconnect { node },
+        };
+        let from = from.after(after + dice.below(bound));
+        faults.push(Scheduled { from, until: from.after(dice.below(bound)), fault });
+    }
+    faults
+}
+
+/// By when a publisher serves a store that was declared: it asks first whether anybody else is there.
+const RESTORED_WITHIN: Micros = 8 * SECOND;
 
 /// Two faults, of which the second makes the first one matter. What an agent wrongly believes, say, is found
 /// out within milliseconds, unless it is cut off right then.
@@ -347,6 +392,6 @@ fn draw_fault(kind: Scenario, settings: &Settings, dice: &mut Dice) -> Option<Fa
         // A server that is put back begins another timeline, like one that fails over.
         Scenario::Restore if !settings.exclusive => return draw_fault(Scenario::Failover, settings, dice),
         Scenario::Restore => Fault::Restore { lost: dice.below(20_000), declared: dice.permille(300) },
-        Scenario::Everything => return draw_fault(Scenario::Loss, settings, dice),
+        Scenario::Everything | Scenario::Copies => return draw_fault(Scenario::Loss, settings, dice),
     })
 }

@@ -1,5 +1,7 @@
 //! The home store as the rest sees it: transactions, the log, snapshots, and what can go wrong with them.
 //!
+//! A world may have a second one, that began as a copy of it. The truth is the first one's alone.
+//!
 //! Every commit has a number, and everything keeps its history, so that a replica, a demoted primary or a
 //! restored copy can be read as it was. A regression (a fail-over that lost commits, a restored copy) is a
 //! commit of its own that puts back what the lost ones changed.
@@ -18,14 +20,14 @@ use evictd_core::history::{
 use evictd_core::ids::{AgentName, ApiId, Identity, InstanceId, KeyHash, KeyId, Region, WorkspaceId};
 use evictd_core::invalidation::{Cause, Invalidation, Scope};
 use evictd_core::limits::REPLAY_BATCH_MAX;
+use evictd_core::log::{self, LoggedRow};
 use evictd_core::position::LogPosition;
-use evictd_core::protection::Protection;
 use evictd_core::record::{KeyRecord, Record, RecordState, RootKeyRecord};
-use evictd_core::roster::{Instance, PartitionPolicy};
+use evictd_core::roster::{self, Instance, PartitionPolicy, RosterEntry};
 use evictd_core::time::StoreTime;
 
 use crate::assumption::Assumption;
-use crate::checker::ChangeId;
+use crate::checker::{ChangeId, Checker};
 use crate::ctx::Ctx;
 use crate::publisher::PublisherEvent;
 use crate::queue::{Event, Life, Node};
@@ -35,6 +37,18 @@ use crate::trace::trace;
 /// Names a commit; they follow each other in the order of becoming visible.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Lsn(pub u64);
+
+/// Which of the two stores that a world can have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Site {
+    /// The one that agents shall follow.
+    Home,
+    /// A copy of it, that lives its own life from some commit of home's on.
+    Copy {
+        /// The last commit that they share.
+        of: Lsn,
+    },
+}
 
 /// Names a key's text. Deleted and created again, it is the same.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -162,7 +176,7 @@ pub enum Attached {
     Nowhere,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Versions<T>(Vec<(Lsn, T)>);
 
 impl<T: Copy> Versions<T> {
@@ -187,7 +201,8 @@ impl<T: Copy> Versions<T> {
 #[derive(Clone, Debug)]
 struct Row {
     id: u64,
-    change: ChangeId,
+    /// `None` in a copy.
+    change: Option<ChangeId>,
     scope: Scope,
     cause: Cause,
     committed: Moment,
@@ -204,7 +219,7 @@ struct NumberedRow {
 
 #[derive(Clone, Debug)]
 enum Commit {
-    Change(Target, ChangeId),
+    Change(Target, Option<ChangeId>),
     Other,
 }
 
@@ -224,17 +239,20 @@ pub struct Head {
 }
 
 /// The primary that was demoted, as it answers reads.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Demoted {
     lsn: Lsn,
     log: Vec<NumberedRow>,
+    purged: usize,
     history: History,
     rounds: Vec<(Lsn, RoundToken)>,
 }
 
-/// The home store.
-#[derive(Debug)]
+/// The home store, or a copy of it.
+#[derive(Clone, Debug)]
 pub struct Store {
+    /// Which one.
+    pub site: Site,
     lsn: Lsn,
     keys: Vec<Versions<Option<KeyRow>>>,
     apis: Vec<Versions<bool>>,
@@ -249,7 +267,10 @@ pub struct Store {
     journal: Vec<(Moment, Commit)>,
     unnumbered: BTreeMap<u64, Row>,
     log: Vec<NumberedRow>,
-    roster: BTreeMap<Identity, (Instance, Lsn)>,
+    /// So many of the log's first rows are gone.
+    purged: usize,
+    /// And when each process was entered.
+    roster: BTreeMap<Identity, (RosterEntry, Lsn)>,
     next_row: u64,
     highest_numbered_row: u64,
     /// Changes at each regression: transactions of an earlier one are gone.
@@ -264,11 +285,14 @@ pub struct Store {
     pub down_until: Moment,
     /// Everything takes so many times as long.
     pub slowness: u64,
+    /// By publisher of this store.
     attached: Vec<Attached>,
+    /// The first of them.
+    first_publisher: Node,
     names: Names,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Names {
     apis: Vec<ApiId>,
     workspaces: Vec<WorkspaceId>,
@@ -317,6 +341,7 @@ impl Store {
             Begin { incarnation, after, at, cause: BeginCause::Created, time: StoreTime(0), evidence: None };
         ctx.checker.incarnation_began(ctx.now, &created);
         Self {
+            site: Site::Home,
             lsn: Lsn(0),
             id: StoreId(ctx.dice.any()),
             key: ctx.dice.any(),
@@ -329,6 +354,7 @@ impl Store {
             journal: vec![(Moment(0), Commit::Other)],
             unnumbered: BTreeMap::new(),
             log: Vec::new(),
+            purged: 0,
             roster: BTreeMap::new(),
             next_row: 1,
             highest_numbered_row: 0,
@@ -341,6 +367,7 @@ impl Store {
             down_until: Moment(0),
             slowness: 1,
             attached: vec![Attached::Primary; publishers],
+            first_publisher: Node(ctx.settings.agents),
             names: Names {
                 apis: (0..size.apis).map(|api| ApiId::new(format!("api_{api}"))).collect(),
                 workspaces: (0..size.workspaces).map(|ws| WorkspaceId::new(format!("ws_{ws}"))).collect(),
@@ -348,6 +375,24 @@ impl Store {
                 root_keys: size.root_keys,
             },
         }
+    }
+
+    /// A copy for publishers of its own. What is under way here isn't there.
+    #[must_use]
+    pub fn copy(&self, ctx: &Ctx) -> Self {
+        let attached = vec![Attached::Primary; ctx.settings.copies];
+        let first_publisher = Node(self.first_publisher.0 + self.attached.len());
+        let site = Site::Copy { of: self.lsn };
+        Self { site, attached, first_publisher, lock_free: ctx.now, ..self.clone() }
+    }
+
+    /// Who judges what happens here: nobody, in a copy.
+    fn checker<'c>(&self, ctx: &'c mut Ctx) -> Option<&'c mut Checker> {
+        (self.site == Site::Home).then_some(&mut ctx.checker)
+    }
+
+    fn later(&self, ctx: &mut Ctx, at: Moment, event: StoreEvent) {
+        ctx.queue.push(at, Event::Store(self.site, event));
     }
 
     /// The present row of a key.
@@ -377,13 +422,13 @@ impl Store {
 
     /// What a publisher's connections reach now.
     pub fn attached(&self, ctx: &Ctx, publisher: Node) -> Attached {
-        let attached = self.attached[publisher.0 - ctx.settings.agents];
+        let attached = self.attached[publisher.0 - self.first_publisher.0];
         if attached == Attached::Primary && ctx.now < self.down_until { Attached::Nowhere } else { attached }
     }
 
     /// Changes what a publisher's connections reach.
-    pub fn attach(&mut self, ctx: &Ctx, publisher: Node, attached: Attached) {
-        self.attached[publisher.0 - ctx.settings.agents] = attached;
+    pub fn attach(&mut self, publisher: Node, attached: Attached) {
+        self.attached[publisher.0 - self.first_publisher.0] = attached;
     }
 
     /// When the last numbering that is under way will be over.
@@ -403,14 +448,13 @@ impl Store {
         let transaction = Transaction { plan, rows, asker, generation: self.generation };
         // Changes lock single rows; it is the log's one row that everybody waits for.
         let at = ctx.now.after(span * self.slowness.min(50));
-        ctx.queue.push(at, Event::Store(StoreEvent::Commit(Box::new(transaction))));
+        self.later(ctx, at, StoreEvent::Commit(Box::new(transaction)));
     }
 
-    /// A change's transaction ends: it commits, unless the primary that it ran on is gone. Tells which
-    /// change it became.
-    pub fn commit(&mut self, ctx: &mut Ctx, transaction: &Transaction) -> Option<ChangeId> {
+    /// A change's transaction ends: it commits, unless the primary that it ran on is gone. Tells whether it did.
+    pub fn commit(&mut self, ctx: &mut Ctx, transaction: &Transaction) -> bool {
         let gone = transaction.generation != self.generation || ctx.now < self.down_until;
-        let change = (!gone).then(|| self.apply(ctx, transaction));
+        let change = if gone { None } else { self.apply(ctx, transaction) };
         if let Some((publisher, life)) = transaction.asker {
             // A commit that ended badly, or whose end nobody heard, is unknown (R4).
             let unheard = ctx.settings.unknown_permille;
@@ -420,10 +464,10 @@ impl Store {
             ctx.queue
                 .push(at, Event::Publisher(publisher, life, PublisherEvent::Committed { change, success }));
         }
-        change
+        !gone
     }
 
-    fn apply(&mut self, ctx: &mut Ctx, transaction: &Transaction) -> ChangeId {
+    fn apply(&mut self, ctx: &mut Ctx, transaction: &Transaction) -> Option<ChangeId> {
         let Plan { target, row, cause } = transaction.plan;
         self.lsn.0 += 1;
         let lsn = self.lsn;
@@ -450,7 +494,9 @@ impl Store {
                 scopes.push(Scope::Workspace(self.names.workspaces[workspace.0].clone()));
             }
         }
-        let change = ctx.checker.committed(ctx.now, lsn, target, cause, scopes.len());
+        let now = ctx.now;
+        let judged = self.checker(ctx);
+        let change = judged.map(|checker| checker.committed(now, lsn, target, cause, scopes.len()));
         self.journal.push((ctx.now, Commit::Change(target, change)));
         trace!(ctx, "commit {} {target:?} {cause:?} {row:?} ({change:?})", lsn.0);
         let unseen = transaction.asker.is_none() && ctx.lacks(Assumption::EveryChangeWritesItsRow);
@@ -483,7 +529,7 @@ impl Store {
         }
         let generation = self.generation;
         let numbering = Numbering { publisher, life, visible, generation, on_demoted, round };
-        ctx.queue.push(at, Event::Store(StoreEvent::Number(Box::new(numbering))));
+        self.later(ctx, at, StoreEvent::Number(Box::new(numbering)));
     }
 
     /// A numbering transaction ends.
@@ -502,7 +548,7 @@ impl Store {
             if ctx.lacks(Assumption::RosterPrecedesHead) {
                 let late = ctx.now.after(ctx.dice.span(100 * MS));
                 let instances = round.instances.clone();
-                ctx.queue.push(late, Event::Store(StoreEvent::Register(instances)));
+                self.later(ctx, late, StoreEvent::Register(instances));
             } else {
                 self.register(ctx, &round.instances);
             }
@@ -545,10 +591,13 @@ impl Store {
         head.incarnation = Incarnation(ctx.dice.any());
         self.commit_other(ctx);
         self.head.push(self.lsn, head);
-        let time = StoreTime(ctx.now.0 as i64);
+        let time = ctx.now.store_time();
         let begin = Begin { incarnation: head.incarnation, after, at: head.at, cause, time, evidence: None };
         trace!(ctx, "incarnation {} begins at {}: {}", begin.incarnation, begin.at, cause.label());
-        ctx.checker.incarnation_began(ctx.now, &begin);
+        let now = ctx.now;
+        if let Some(checker) = self.checker(ctx) {
+            checker.incarnation_began(now, &begin);
+        }
         self.begins.push((self.lsn, begin));
     }
 
@@ -563,21 +612,25 @@ impl Store {
             if ctx.lacks(Assumption::LateCommitsAreFound) { self.highest_numbered_row + 1 } else { 0 };
         let limit = if is_round { usize::MAX } else { BATCH };
         let found = self.unnumbered.range(after..).filter(|(_, row)| row.committed <= visible);
-        let ids: Vec<u64> = found.map(|(id, _)| *id).take(limit).collect();
+        let waiting: Vec<Row> = found.map(|(_, row)| row.clone()).take(limit).collect();
         let mut head = self.head.now();
-        let mut rows = Vec::with_capacity(ids.len());
+        let mut rows = Vec::with_capacity(waiting.len());
         self.commit_other(ctx);
         let token = LogToken(ctx.dice.any());
-        for id in ids {
-            let (Some(row), Some(position)) = (self.unnumbered.remove(&id), head.at.next()) else { continue };
+        for (position, row) in log::number(head.at, waiting).unwrap_or_default() {
+            self.unnumbered.remove(&row.id);
             (head.at, head.token) = (position, token);
             self.highest_numbered_row = self.highest_numbered_row.max(row.id);
-            ctx.checker.numbered(ctx.now, head.incarnation, row.change, position);
+            let now = ctx.now;
+            if let Some((checker, change)) = self.checker(ctx).zip(row.change) {
+                checker.numbered(now, head.incarnation, change, position);
+            }
             let numbered = NumberedRow { row, position, token, numbered: self.lsn };
             rows.push(numbered.invalidation());
             self.log.push(numbered);
         }
         if is_round {
+            self.purge(ctx);
             head.round = RoundToken(ctx.dice.any());
             self.rounds.push((self.lsn, head.round));
             if self.rounds.len() > ROUND_TOKENS_KEPT {
@@ -593,19 +646,31 @@ impl Store {
         Numbered { head, rows: rows.into() }
     }
 
+    /// Deletes what is old in the log.
+    fn purge(&mut self, ctx: &Ctx) {
+        let logged = self.log[self.purged..]
+            .iter()
+            .map(|row| LoggedRow { committed_at: row.row.committed.store_time(), awaits_receipt: false });
+        self.purged += log::purgeable(logged, ctx.now.store_time(), ctx.settings.retention);
+    }
+
     /// Writes instances into the roster (R11).
     pub fn register(&mut self, ctx: &Ctx, instances: &[(Node, Life)]) {
-        for (node, life) in instances {
-            let instance = instance(*node, *life, ctx.settings.bound);
-            let lsn = self.lsn;
-            self.roster.entry(instance.identity.clone()).or_insert((instance, lsn));
+        let presented = instances.iter().map(|(node, life)| instance(*node, *life, ctx.settings.bound));
+        let presented: Vec<Instance> = presented.collect();
+        let known = presented.iter().filter_map(|instance| self.roster.get(&instance.identity));
+        let known: Vec<RosterEntry> = known.map(|(entry, _)| entry.clone()).collect();
+        for entry in roster::update(&known, &presented, &[], ctx.now.store_time()).entries {
+            let entered = self.roster.get(&entry.instance.identity).map_or(self.lsn, |(_, lsn)| *lsn);
+            self.roster.insert(entry.instance.identity.clone(), (entry, entered));
         }
     }
 
     /// The roster, as a publisher reads it; `None` if it can't.
     pub fn roster(&self, ctx: &Ctx, publisher: Node) -> Option<Vec<Instance>> {
         let reaches = self.attached(ctx, publisher) == Attached::Primary;
-        reaches.then(|| self.roster.values().map(|(instance, _)| instance.clone()).collect())
+        let counted = || self.roster.values().filter(|(entry, _)| entry.counts());
+        reaches.then(|| counted().map(|(entry, _)| entry.instance.clone()).collect())
     }
 
     /// How long ago the present epoch began; `None` for the first one.
@@ -727,6 +792,11 @@ impl Store {
                 expires_at: None,
             }),
         };
+        // What happened in a copy alone, the truth knows nothing of.
+        let lsn = match self.site {
+            Site::Home => lsn,
+            Site::Copy { of } => lsn.min(of),
+        };
         Snapshot { as_of, provenance, token, record, lsn, api, workspace: row.map(|_| workspace) }
     }
 
@@ -740,26 +810,18 @@ impl Store {
         last: u64,
     ) -> Option<ReplayAnswer> {
         let head = self.head(ctx, publisher)?;
-        let log = match (self.attached(ctx, publisher), &self.demoted) {
-            (Attached::Demoted, Some(demoted)) => &demoted.log,
-            _ => &self.log,
+        let (log, purged) = match (self.attached(ctx, publisher), &self.demoted) {
+            (Attached::Demoted, Some(demoted)) => (&demoted.log, demoted.purged),
+            _ => (&self.log, self.purged),
         };
-        let start = LogPosition::new(epoch, first)
-            .map_or(log.len(), |first| log.partition_point(|row| row.position < first));
-        let wanted = usize::try_from(last.saturating_sub(first) + 1).unwrap_or(usize::MAX);
-        // What is purged is absent, and absent never means nothing (R5).
-        let purged = log.len().saturating_sub(ctx.settings.retention);
-        let is_there = start >= purged || !Protection::ReplaysAreComplete.holds();
-        let is_first = |row: &NumberedRow| row.position.position() == first || start < purged;
-        let rows: Vec<Invalidation> = log[start.max(purged)..]
-            .iter()
-            .take(if is_there { wanted.min(REPLAY_BATCH_MAX) } else { 0 })
-            .take_while(|row| row.position.epoch() == epoch && epoch == head.at.epoch())
-            .map(NumberedRow::invalidation)
-            .collect();
-        let is_covered = log.get(start.max(purged)).is_some_and(is_first) && !rows.is_empty();
-        let voucher = self.voucher(&head, head.at);
-        Some(if is_covered { ReplayAnswer::Rows(rows) } else { ReplayAnswer::Refused { head: voucher } })
+        let (first, last) = (LogPosition::new(epoch, first)?, LogPosition::new(epoch, last)?);
+        let found = log[purged..].partition_point(|row| row.position < first) + purged;
+        let found = log[found..].iter().take_while(|row| row.position <= last).take(REPLAY_BATCH_MAX);
+        let covered = log::covered(head.at, first, found.clone().map(|row| row.position));
+        if covered == 0 {
+            return Some(ReplayAnswer::Refused { head: self.voucher(&head, head.at) });
+        }
+        Some(ReplayAnswer::Rows(found.take(covered).map(NumberedRow::invalidation).collect()))
     }
 
     /// Another primary takes over, which lacks the last `lost` commits. It writes another timeline, and the old
@@ -767,7 +829,7 @@ impl Store {
     pub fn fail_over(&mut self, ctx: &mut Ctx, lost: u64) {
         let history = self.own_history();
         let (log, rounds) = (self.log.clone(), self.rounds.clone());
-        self.demoted = Some(Demoted { lsn: self.lsn, log, history, rounds });
+        self.demoted = Some(Demoted { lsn: self.lsn, log, purged: self.purged, history, rounds });
         self.timeline += 1;
         self.go_back(ctx, lost);
     }
@@ -795,7 +857,10 @@ impl Store {
                 Target::Api(api) => put_back(&mut self.apis[api.0], cut, lsn),
                 Target::Workspace(workspace) => put_back(&mut self.workspaces[workspace.0], cut, lsn),
             }
-            ctx.checker.lost(ctx.now, change, lsn, target);
+            let now = ctx.now;
+            if let Some((checker, change)) = self.checker(ctx).zip(change) {
+                checker.lost(now, change, lsn, target);
+            }
         }
         self.branch = lsn;
         put_back(&mut self.head, cut, lsn);
@@ -804,14 +869,19 @@ impl Store {
         self.unnumbered.retain(|_, row| row.lsn <= cut);
         // Rows whose numbering is among what was lost wait again.
         let kept = self.log.partition_point(|row| row.numbered <= cut);
+        self.purged = self.purged.min(kept);
         for numbered in self.log.split_off(kept) {
             if numbered.row.lsn <= cut {
-                ctx.checker.unnumbered(numbered.row.change, numbered.position);
+                if let Some((checker, change)) = self.checker(ctx).zip(numbered.row.change) {
+                    checker.unnumbered(change, numbered.position);
+                }
                 self.unnumbered.insert(numbered.row.id, numbered.row);
             }
         }
         self.roster.retain(|_, (_, registered)| *registered <= cut);
-        ctx.checker.regressed();
+        if let Some(checker) = self.checker(ctx) {
+            checker.regressed();
+        }
         self.lock_free = ctx.now;
         self.highest_numbered_row = self.log.last().map_or(0, |row| row.row.id);
     }
@@ -823,7 +893,7 @@ impl NumberedRow {
             position: self.position,
             scope: self.row.scope.clone(),
             cause: self.row.cause,
-            committed_at: StoreTime(self.row.committed.0 as i64),
+            committed_at: self.row.committed.store_time(),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Real time, which no process can see, and the clocks that processes have instead.
 
-use evictd_core::time::LeaseTime;
+use evictd_core::time::{LeaseTime, StoreTime};
 
 /// A span of real time in microseconds.
 pub type Micros = u64;
@@ -28,6 +28,11 @@ impl Moment {
     /// How long ago `earlier` was; zero if it lies ahead.
     pub fn since(self, earlier: Self) -> Micros {
         self.0.saturating_sub(earlier.0)
+    }
+
+    /// As the store's clock shows it, which is exact.
+    pub fn store_time(self) -> StoreTime {
+        StoreTime(self.0 as i64)
     }
 }
 

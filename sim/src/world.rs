@@ -19,7 +19,7 @@ use crate::publisher::{Publisher, PublisherEvent};
 use crate::queue::{Event, Node, Queue};
 use crate::rng::Dice;
 use crate::scenario::{Scenario, Settings, draw_faults};
-use crate::store::{Attached, Store, StoreEvent};
+use crate::store::{Attached, KeyNumber, Site, Store, StoreEvent};
 use crate::time::{Clock, Micros, Moment, SECOND};
 use crate::trace::{Trace, trace};
 use crate::workload::{self, WorkEvent};
@@ -32,6 +32,8 @@ const LIVE_GRACE: Micros = 15 * SECOND;
 pub struct World {
     ctx: Ctx,
     store: Store,
+    /// A copy of it, with the last of the publishers.
+    copy: Option<Store>,
     agents: Vec<Agent>,
     publishers: Vec<Publisher>,
     faults: Vec<Scheduled>,
@@ -73,7 +75,7 @@ impl World {
         let mut settings = Settings::draw(scenario, &mut dice);
         tune(&mut settings);
         let faults = draw_faults(scenario, &settings, &mut dice);
-        let nodes = settings.agents + settings.publishers;
+        let nodes = settings.agents + settings.publishers + settings.copies;
         let bound = settings.bound.as_micros() as u64;
         let mut ctx = Ctx {
             now: Moment(0),
@@ -109,7 +111,7 @@ impl World {
             let process = process(&mut ctx, node);
             publishers.push(Publisher::new(process, &ctx));
         }
-        Self { ctx, store, agents, publishers, faults, is_operator_called: false }
+        Self { ctx, store, copy: None, agents, publishers, faults, is_operator_called: false }
     }
 
     fn run(mut self) -> Outcome {
@@ -175,19 +177,20 @@ impl World {
                 }
             }
             Event::Deliver(node, life, _) | Event::Publisher(node, life, _) => {
+                let is_at_copy = self.ctx.is_at_copy(node);
+                let store = if is_at_copy { self.copy.as_mut() } else { Some(&mut self.store) };
+                let Some(store) = store else { return };
                 let publisher = &mut self.publishers[node.0 - agents];
                 match publisher.process.admit(life, event) {
                     Some(Event::Deliver(_, _, message)) => {
-                        publisher.on_message(&mut self.ctx, &mut self.store, &message);
+                        publisher.on_message(&mut self.ctx, store, &message);
                     }
-                    Some(Event::Publisher(_, _, event)) => {
-                        publisher.on_event(&mut self.ctx, &mut self.store, event);
-                    }
+                    Some(Event::Publisher(_, _, event)) => publisher.on_event(&mut self.ctx, store, event),
                     _ => {}
                 }
             }
             Event::Agent(..) => {}
-            Event::Store(event) => self.on_store(event),
+            Event::Store(site, event) => self.on_store(site, event),
             Event::Work(event) => self.on_work(event),
             Event::Fault(index, edge) => self.on_fault(index, edge),
             Event::Restart(node) => self.start(node),
@@ -197,17 +200,24 @@ impl World {
         }
     }
 
-    fn on_store(&mut self, event: StoreEvent) {
+    fn on_store(&mut self, site: Site, event: StoreEvent) {
+        let Self { ctx, store, copy, publishers, .. } = self;
+        let (at_home, at_copy) = publishers.split_at_mut(ctx.settings.publishers);
+        let (store, publishers) = match (site, copy) {
+            (Site::Home, _) => (store, at_home),
+            (Site::Copy { .. }, Some(copy)) => (copy, at_copy),
+            (Site::Copy { .. }, None) => return,
+        };
         match event {
             StoreEvent::Commit(transaction) => {
-                if self.store.commit(&mut self.ctx, &transaction).is_some() {
-                    for publisher in &mut self.publishers {
-                        publisher.wake(&mut self.ctx);
+                if store.commit(ctx, &transaction) {
+                    for publisher in publishers {
+                        publisher.wake(ctx);
                     }
                 }
             }
-            StoreEvent::Number(numbering) => self.store.finish_numbering(&mut self.ctx, *numbering),
-            StoreEvent::Register(instances) => self.store.register(&self.ctx, &instances),
+            StoreEvent::Number(numbering) => store.finish_numbering(ctx, *numbering),
+            StoreEvent::Register(instances) => store.register(ctx, &instances),
         }
     }
 
@@ -218,6 +228,7 @@ impl World {
             WorkEvent::Change(key) => {
                 let plan = workload::plan_key(ctx, &self.store, key);
                 self.change(plan);
+                self.change_copy(key);
             }
             WorkEvent::Wide(target) => {
                 let plan = workload::plan_wide(&self.store, target);
@@ -239,7 +250,7 @@ impl World {
         }
     }
 
-    fn verify(&mut self, agent: Node, key: crate::store::KeyNumber) {
+    fn verify(&mut self, agent: Node, key: KeyNumber) {
         let agent = &mut self.agents[agent.0];
         if agent.process.is_up() {
             agent.verify(&mut self.ctx, key);
@@ -253,20 +264,37 @@ impl World {
         if ctx.dice.permille(300) {
             self.store.begin(ctx, plan, None, span);
         } else {
-            let publisher = ctx.dice.index(self.publishers.len());
+            let publisher = ctx.dice.index(ctx.settings.publishers);
             self.publishers[publisher].change(ctx, &mut self.store, plan, span);
         }
     }
 
+    /// By direct SQL. So a copy's positions catch up with home's.
+    fn change_copy(&mut self, key: KeyNumber) {
+        let ctx = &mut self.ctx;
+        if let Some(copy) = &mut self.copy
+            && ctx.dice.permille(700)
+        {
+            let plan = workload::plan_key(ctx, copy, key);
+            let span = workload::transaction_span(ctx);
+            copy.begin(ctx, plan, None, span);
+        }
+    }
+
     fn start(&mut self, node: Node) {
-        let agents = self.agents.len();
-        if node.0 < agents {
-            self.agents[node.0].start(&mut self.ctx);
-        } else if self.ctx.now < self.store.down_until {
+        let Self { ctx, store, copy, agents, publishers, .. } = self;
+        if let Some(agent) = agents.get_mut(node.0) {
+            return agent.start(ctx);
+        }
+        let store = if ctx.is_at_copy(node) { copy.as_mut() } else { Some(store) };
+        let Some(store) = store else { return };
+        if ctx.now < store.down_until {
             // It can't open the store, exits, and is started again.
-            self.ctx.queue.push(self.store.down_until, Event::Restart(node));
-        } else if self.process(node).state == State::Down {
-            self.publishers[node.0 - agents].start(&mut self.ctx, &mut self.store);
+            return ctx.queue.push(store.down_until, Event::Restart(node));
+        }
+        let publisher = &mut publishers[node.0 - agents.len()];
+        if publisher.process.state == State::Down {
+            publisher.start(ctx, store);
         }
     }
 
@@ -335,7 +363,7 @@ impl World {
             }
             Fault::Failover { lost, pause, lingers } => self.fail_over(lost, pause, lingers),
             Fault::Restore { lost, .. } => {
-                for node in self.ctx.net.publishers() {
+                for node in self.ctx.home_publishers() {
                     self.kill(node);
                 }
                 self.store.restore(&mut self.ctx, lost);
@@ -343,7 +371,13 @@ impl World {
             }
             Fault::Slow { times } => self.store.slowness = times,
             Fault::Down => self.store.down_until = until,
-            Fault::Detached { node } => self.store.attach(ctx, node, Attached::Nowhere),
+            Fault::Detached { node } => self.store.attach(node, Attached::Nowhere),
+            Fault::Copy { after } => {
+                self.copy = Some(self.store.copy(ctx));
+                for node in ctx.copys_publishers() {
+                    ctx.queue.push(ctx.now.after(after), Event::Restart(node));
+                }
+            }
         }
     }
 
@@ -377,21 +411,27 @@ impl World {
                 }
             }
             Fault::Failover { .. } => {
-                for node in ctx.net.publishers() {
-                    self.store.attach(ctx, node, Attached::Primary);
+                for node in ctx.home_publishers() {
+                    self.store.attach(node, Attached::Primary);
                 }
             }
             Fault::Restore { declared, .. } => {
                 if declared {
                     self.store.begin_incarnation(ctx, BeginCause::Declared, 0);
                 }
-                for node in self.ctx.net.publishers() {
+                for node in self.ctx.home_publishers() {
                     self.start(node);
                 }
             }
             Fault::Slow { .. } => self.store.slowness = 1,
             Fault::Down => {}
-            Fault::Detached { node } => self.store.attach(ctx, node, Attached::Primary),
+            Fault::Detached { node } => self.store.attach(node, Attached::Primary),
+            Fault::Copy { .. } => {
+                for node in ctx.copys_publishers() {
+                    self.kill(node);
+                }
+                self.copy = None;
+            }
         }
     }
 
@@ -399,9 +439,9 @@ impl World {
         let ctx = &mut self.ctx;
         self.store.fail_over(ctx, lost);
         self.store.down_until = ctx.now.after(pause);
-        for publisher in &self.publishers {
+        for publisher in &self.publishers[..ctx.settings.publishers] {
             let node = publisher.process.node;
-            self.store.attach(ctx, node, Attached::Demoted);
+            self.store.attach(node, Attached::Demoted);
             if lingers < Micros::MAX {
                 let at = ctx.now.after(ctx.dice.below(lingers + 1));
                 ctx.queue.push(at, Event::Publisher(node, publisher.process.life, PublisherEvent::Attach));
@@ -413,7 +453,8 @@ impl World {
     /// than once after one restore: an earlier word may be among what was lost.
     fn call_operator(&mut self) {
         let is_behind = |publisher: &Publisher| publisher.standing() == Standing::Behind;
-        if self.is_operator_called || !self.publishers.iter().any(is_behind) {
+        let at_home = &self.publishers[..self.ctx.settings.publishers];
+        if self.is_operator_called || !at_home.iter().any(is_behind) {
             return;
         }
         self.is_operator_called = true;
@@ -472,7 +513,7 @@ impl World {
         let ctx = &mut self.ctx;
         ctx.queue.push(ctx.now.after(SECOND), Event::Second);
         let well = |node: Node| ctx.health.well_for(ctx.now, node);
-        let best = ctx.net.publishers().filter_map(well).max();
+        let best = ctx.home_publishers().filter_map(well).max();
         for agent in &self.agents {
             let node = agent.process.node;
             let Some(since) = well(node).min(best) else { continue };

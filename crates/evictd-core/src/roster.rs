@@ -1,8 +1,13 @@
 //! Which agent processes there are, and what each promises (R11).
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::ids::Identity;
+use crate::time::StoreTime;
+
+/// An entry's `last_seen` is at most this old: rounds shouldn't write a row per agent each.
+pub const ROSTER_REFRESH: Duration = Duration::from_mins(1);
 
 /// An agent process as it presents itself to the authority.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -31,5 +36,131 @@ impl PartitionPolicy {
             Self::Deny => "deny",
             Self::ServeStale => "serve_stale",
         }
+    }
+}
+
+/// An instance in the roster.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RosterEntry {
+    /// Who, with which policy and bound.
+    pub instance: Instance,
+    /// When it was last heard, on the store's clock: up to [`ROSTER_REFRESH`] too early, because it isn't written at
+    /// every sign of life.
+    pub last_seen: StoreTime,
+    /// It said goodbye to some publisher: it holds no lease, and answers nothing any more.
+    pub departed: bool,
+}
+
+impl RosterEntry {
+    /// Whether it may hold a lease, so that receipts wait for it.
+    pub fn counts(&self) -> bool {
+        !self.departed
+    }
+
+    fn is_due(&self, now: StoreTime) -> bool {
+        // The store's clock may have been put back, too.
+        self.last_seen.0.abs_diff(now.0) >= ROSTER_REFRESH.as_micros() as u64
+    }
+}
+
+/// What a round writes into the roster.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct RosterUpdate {
+    /// Entries to be written as they are here, whatever they were.
+    pub entries: Vec<RosterEntry>,
+    /// Entries of which only `last_seen` changes, to the present time.
+    pub seen: Vec<Identity>,
+}
+
+/// What a round writes whose probes came from `presented`, when `heard` were heard otherwise. `known` are the entries of
+/// all these, as far as the roster has any. One that is presented twice is as it said last.
+///
+/// Who was only heard isn't entered: it has no lease.
+pub fn update(
+    known: &[RosterEntry],
+    presented: &[Instance],
+    heard: &[Identity],
+    now: StoreTime,
+) -> RosterUpdate {
+    let known: BTreeMap<&Identity, &RosterEntry> =
+        known.iter().map(|entry| (&entry.instance.identity, entry)).collect();
+    let presented: BTreeMap<&Identity, &Instance> =
+        presented.iter().map(|instance| (&instance.identity, instance)).collect();
+    let is_news = |instance: &Instance| {
+        known
+            .get(&instance.identity)
+            .is_none_or(|known| known.instance != *instance || known.departed || known.is_due(now))
+    };
+    let entry =
+        |instance: &Instance| RosterEntry { instance: instance.clone(), last_seen: now, departed: false };
+    let entries =
+        presented.values().filter(|instance| is_news(instance)).map(|instance| entry(instance)).collect();
+    let is_due = |identity: &&Identity| {
+        !presented.contains_key(identity) && known.get(identity).is_some_and(|known| known.is_due(now))
+    };
+    RosterUpdate { entries, seen: heard.iter().filter(is_due).cloned().collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{AgentName, InstanceId, Region};
+
+    const NOW: StoreTime = StoreTime(1_000_000_000);
+
+    fn instance(number: u64) -> Instance {
+        let identity = Identity {
+            region: Region::new("eu"),
+            agent: AgentName::new("edge"),
+            instance: InstanceId(number),
+        };
+        Instance { identity, policy: PartitionPolicy::Deny, bound: Duration::from_secs(30) }
+    }
+
+    fn entry(number: u64, age: Duration) -> RosterEntry {
+        RosterEntry { instance: instance(number), last_seen: NOW.before(age), departed: false }
+    }
+
+    const JUST_NOW: Duration = Duration::from_secs(59);
+
+    #[test]
+    fn who_is_new_is_written_and_who_is_known_is_not() {
+        let update = update(&[entry(1, JUST_NOW)], &[instance(1), instance(2)], &[], NOW);
+        assert_eq!(update.entries, [entry(2, Duration::ZERO)]);
+    }
+
+    #[test]
+    fn who_presents_itself_differently_or_left_is_written() {
+        let stale = Instance { policy: PartitionPolicy::ServeStale, ..instance(1) };
+        let entries = update(&[entry(1, JUST_NOW)], &[stale.clone()], &[], NOW).entries;
+        assert_eq!(entries, [RosterEntry { instance: stale, ..entry(1, Duration::ZERO) }]);
+        let departed = RosterEntry { departed: true, ..entry(1, JUST_NOW) };
+        assert!(!departed.counts());
+        assert_eq!(update(&[departed], &[instance(1)], &[], NOW).entries, [entry(1, Duration::ZERO)]);
+    }
+
+    #[test]
+    fn who_asks_twice_is_as_it_said_last() {
+        let stale = Instance { policy: PartitionPolicy::ServeStale, ..instance(1) };
+        let entries = update(&[], &[stale, instance(1)], &[], NOW).entries;
+        assert_eq!(entries, [entry(1, Duration::ZERO)]);
+    }
+
+    #[test]
+    fn last_seen_is_refreshed_once_a_minute_whichever_way_the_clock_went() {
+        for known in [
+            entry(1, ROSTER_REFRESH),
+            RosterEntry { last_seen: NOW.after(ROSTER_REFRESH), ..entry(1, JUST_NOW) },
+        ] {
+            let known = [known];
+            assert_eq!(update(&known, &[instance(1)], &[], NOW).entries, [entry(1, Duration::ZERO)]);
+            assert_eq!(update(&known, &[], &[instance(1).identity], NOW).seen, [instance(1).identity]);
+        }
+        assert_eq!(update(&[entry(1, JUST_NOW)], &[], &[instance(1).identity], NOW), RosterUpdate::default());
+    }
+
+    #[test]
+    fn who_was_only_heard_is_not_entered() {
+        assert_eq!(update(&[], &[], &[instance(1).identity], NOW), RosterUpdate::default());
     }
 }

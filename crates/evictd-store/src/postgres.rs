@@ -214,8 +214,7 @@ impl HomeStore for PostgresStore {
         let mut write = self.log("commit a probe round").await?;
         let mut head = log::lock_head(&mut write).await?;
         let clock = head.clock;
-        roster::register(&mut write, instances, clock.store_time).await?;
-        roster::touch(&mut write, touched, clock.store_time).await?;
+        roster::update(&mut write, instances, touched, clock.store_time).await?;
         head.compare_schema(&mut write).await?;
         let began = head.begin_epoch_if_due(&mut write, seen_epoch).await?;
         let schema_fault = head.schema_fault(&mut write).await?;

@@ -9,7 +9,7 @@ use evictd_core::invalidation::{Cause, Scope};
 use evictd_core::limits::ID_BYTES_MAX;
 use evictd_core::position::LogPosition;
 use evictd_core::record::RecordState;
-use evictd_core::roster::{Instance, PartitionPolicy};
+use evictd_core::roster::{Instance, PartitionPolicy, RosterEntry};
 use evictd_core::time::StoreTime;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -18,14 +18,10 @@ use crate::StoreError;
 use crate::audit::AuditTarget;
 use crate::change::{Actor, DeleteMode, Edit, Operator, Reroll};
 use crate::history::VoucherKey;
-use crate::roster::RosterEntry;
 
 /// Above so many waiting key rows, an API gets one row for all of them: a bulk deletion by direct SQL must
 /// not hold up every agent's proof.
 pub(crate) const MERGE_ABOVE: i64 = 1_000;
-
-/// An instance's `last_seen` in the roster is at most this old: rounds shouldn't write a row per agent each.
-pub(crate) const ROSTER_REFRESH: Duration = Duration::from_mins(1);
 
 /// For LIMIT, where "as many as there are" is as good as any number that doesn't fit.
 pub(crate) fn sql_limit(limit: usize) -> i64 {

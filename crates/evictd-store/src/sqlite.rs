@@ -242,9 +242,7 @@ impl HomeStore for SqliteStore {
         let RoundRequest { instances, touched, seen_epoch: _ } = request;
         let mut write = Write::begin(&self.connections.writer, "commit a probe round").await?;
         let clock = read_clock();
-        let store_time = clock.store_time;
-        roster::register(&mut write, instances, store_time).await?;
-        roster::touch(&mut write, touched, store_time).await?;
+        roster::update(&mut write, instances, touched, clock.store_time).await?;
         log::draw_round_token(&mut write).await?;
         let Look { changed, fault: schema_fault } = schema::compare(&mut write, &self.triggers).await?;
         let began = changed.then_some(BeginCause::SchemaChanged);

@@ -4,11 +4,11 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use evictd_core::ids::Identity;
-use evictd_core::roster::Instance;
+use evictd_core::roster::{Instance, RosterEntry};
 use evictd_core::time::{LeaseTime, StoreTime};
 use evictd_ops::clock;
 use evictd_store::StoreError;
-use evictd_store::roster::{Roster, RosterEntry};
+use evictd_store::roster::Roster;
 
 use super::{Receipts, State};
 
@@ -171,10 +171,10 @@ impl State {
         if self.departed.contains(identity) {
             return;
         }
-        if entry.departed {
-            self.book.left(identity, now);
-        } else {
+        if entry.counts() {
             self.book.registered(&entry.instance, now);
+        } else {
+            self.book.left(identity, now);
         }
         let known = self.known.get(identity);
         let touched = known.and_then(|known| known.touched);

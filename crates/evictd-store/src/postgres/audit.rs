@@ -1,6 +1,7 @@
 //! Writing and reading audit records, and deleting what is old enough to go.
 
 use evictd_core::ids::WorkspaceId;
+use evictd_core::log::{self, LoggedRow};
 use evictd_core::time::StoreTime;
 use serde_json::{Value, json};
 use sqlx::postgres::PgRow;
@@ -13,6 +14,7 @@ use crate::audit::{AuditQuery, AuditRecord, Purge, Purged};
 use crate::rows::{AuditEntry, Author, micros, parse_audit_targets, sql_limit};
 
 const READ: &str = "read its audit log";
+const PURGE: &str = "purge old rows";
 
 /// Records of so many rows are written in one statement.
 const BATCH: usize = 10_000;
@@ -127,20 +129,26 @@ fn read(row: &PgRow) -> Result<AuditRecord, StoreError> {
 /// Deletes a prefix of the log, and what else is old on the server's clock.
 pub(super) async fn purge(write: &mut Write, purge: Purge) -> Result<Purged, StoreError> {
     let limit = sql_limit(purge.limit);
-    // The oldest positions up to the first row that must stay: what is gone is a prefix. A row from the future was
-    // written before the clock was put back: it is as old as the one before it, and stops nothing.
-    let log = sqlx::query(
-        "WITH clock AS MATERIALIZED (
-             SELECT evictd_now() AS now
-         ), oldest AS (
-             SELECT id, bool_or((committed_at > now - $1 AND committed_at <= now)
-                                OR (request_id IS NOT NULL AND NOT receipted)) OVER (ORDER BY position) AS stays
-             FROM (SELECT * FROM ONLY invalidations WHERE position IS NOT NULL ORDER BY position LIMIT $2) AS first,
-                  clock
-         )
-         DELETE FROM ONLY invalidations WHERE id IN (SELECT id FROM oldest WHERE NOT stays)",
+    let oldest = sqlx::query(
+        "SELECT position, committed_at, request_id IS NOT NULL AND NOT receipted AS awaits_receipt,
+                (SELECT evictd_now()) AS now
+         FROM ONLY invalidations WHERE position IS NOT NULL ORDER BY position LIMIT $1",
     );
-    let log = write.run(log.bind(micros(purge.log)).bind(limit)).await?;
+    let oldest = write.rows(oldest.bind(limit)).await?;
+    let logged = |row: &PgRow| -> sqlx::Result<_> {
+        let committed_at = StoreTime(row.try_get("committed_at")?);
+        Ok(LoggedRow { committed_at, awaits_receipt: row.try_get("awaits_receipt")? })
+    };
+    let logged = oldest.iter().map(logged).collect::<sqlx::Result<Vec<_>>>().map_err(failed(PURGE))?;
+    let now = oldest.first().map(|row| row.try_get("now")).transpose().map_err(failed(PURGE))?;
+    let now = now.map_or(StoreTime(0), StoreTime);
+    let log = match oldest[..log::purgeable(logged, now, purge.log)].last() {
+        None => 0,
+        Some(last) => {
+            let last: i64 = last.try_get("position").map_err(failed(PURGE))?;
+            write.run(sqlx::query("DELETE FROM ONLY invalidations WHERE position <= $1").bind(last)).await?
+        }
+    };
     let receipts = sqlx::query(
         "DELETE FROM ONLY receipts WHERE request_id IN
              (SELECT request_id FROM ONLY receipts WHERE final_at <= (SELECT evictd_now()) - $1
@@ -159,7 +167,7 @@ pub(super) async fn purge(write: &mut Write, purge: Purge) -> Result<Purged, Sto
             write.run(audit.bind(micros(kept)).bind(limit)).await?
         }
     };
-    let final_at = |row: &PgRow| row.try_get("final_at").map(StoreTime).map_err(failed("purge old rows"));
+    let final_at = |row: &PgRow| row.try_get("final_at").map(StoreTime).map_err(failed(PURGE));
     let newest = receipts.iter().map(final_at).collect::<Result<Vec<_>, _>>()?.into_iter().max();
     if let Some(newest) = newest {
         // Last, because rounds wait for this lock.

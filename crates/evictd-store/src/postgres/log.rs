@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use evictd_core::epochs;
 use evictd_core::history::{BeginCause, History, Incarnation, LogToken, Provenance, RoundToken, StoreId};
 use evictd_core::ids::WorkspaceId;
 use evictd_core::invalidation::{Cause, Invalidation};
 use evictd_core::position::LogPosition;
 use evictd_core::protection::Protection;
 use evictd_core::time::StoreTime;
+use evictd_core::{epochs, log};
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 use sqlx::postgres::types::Oid;
@@ -265,7 +265,7 @@ impl LockedHead {
         let leap = if self.is_branched() { BRANCH_LEAP } else { 0 };
         let epoch = epochs::next_epoch(self.server.timeline, self.head.at.epoch(), seen_epoch);
         LogPosition::new(epoch, self.head.at.position().saturating_add_signed(leap))
-            .ok_or(StoreError::EpochsUsedUp)?;
+            .ok_or(StoreError::NumbersUsedUp)?;
         let after = self.head.at;
         let Lineage { timeline, system, database } = self.server;
         let fingerprint = schema::fingerprint(write).await?;
@@ -317,43 +317,49 @@ impl LockedHead {
             write.take_time(CROWD_LIMIT).await?;
             merge_crowds(write).await?;
         }
-        let mut head = self.head;
-        let token = LogToken(draw()?);
-        let numbering = sqlx::query(
+        let waiting = sqlx::query(
             "WITH oldest AS (
-                 SELECT id, request_id FROM ONLY invalidations WHERE position IS NULL ORDER BY id LIMIT $3
-             ), waiting AS (
-                 SELECT id, row_number() OVER (ORDER BY id) AS place
-                 FROM (SELECT id FROM oldest UNION
-                       -- The rows of one request stay together: it is settled with the last of them.
-                       SELECT id FROM ONLY invalidations
-                       WHERE position IS NULL AND request_id IN (SELECT request_id FROM oldest)) AS together
+                 SELECT id, request_id FROM ONLY invalidations WHERE position IS NULL ORDER BY id LIMIT $1
+             ), together AS (
+                 SELECT id FROM oldest UNION
+                 -- The rows of one request stay together: it is settled with the last of them.
+                 SELECT id FROM ONLY invalidations
+                 WHERE position IS NULL AND request_id IN (SELECT request_id FROM oldest)
              )
-             UPDATE ONLY invalidations AS i SET epoch = $1, position = $2 + waiting.place, token = $4
-             FROM waiting WHERE i.id = waiting.id
-             RETURNING epoch, position, scope, key_hash, key_id, api_id, workspace_id, cause, request_id,
-                       committed_at, merged",
+             SELECT id, scope, key_hash, key_id, api_id, workspace_id, cause, request_id, committed_at, merged
+             FROM ONLY invalidations WHERE id IN (SELECT id FROM together) ORDER BY id",
+        );
+        let waiting = write.rows(waiting.bind(limit)).await?;
+        let numbered = log::number(self.head.at, &waiting).ok_or(StoreError::NumbersUsedUp)?;
+        let Some((last, _)) = numbered.last() else {
+            return Ok(Numbered { head: self.head, rows: Vec::new(), requests: Vec::new() });
+        };
+        let head = Head { at: *last, token: LogToken(draw()?), ..self.head };
+        let ids = waiting.iter().map(|row| row.try_get::<i64, _>("id").map_err(failed(READ_ROW)));
+        let ids = ids.collect::<Result<Vec<_>, _>>()?;
+        let positions: Vec<i64> = numbered.iter().map(|(at, _)| at.position() as i64).collect();
+        let give = sqlx::query(
+            "WITH given AS (
+                 UPDATE ONLY invalidations AS waiting SET epoch = $1, position = given.position, token = $2
+                 FROM unnest($3, $4) AS given (id, position) WHERE waiting.id = given.id
+             )
+             UPDATE ONLY log_head SET head = $5, token = $2",
         )
         .bind(head.at.epoch() as i32)
-        .bind(head.at.position() as i64)
-        .bind(limit)
-        .bind(token.0.cast_signed());
-        let numbered = write.rows(numbering).await?;
-        let mut rows = numbered.iter().map(invalidation).collect::<Result<Vec<_>, _>>()?;
-        let requests = numbered.iter().filter_map(|row| request(row).transpose());
-        let mut requests = requests.collect::<Result<Vec<_>, _>>()?;
-        // RETURNING promises no order.
-        rows.sort_unstable_by_key(|row| row.position);
-        requests.sort_unstable_by_key(|request| request.position);
-        if let Some(last) = rows.last() {
-            head = Head { at: last.position, token, ..head };
-            let advance = sqlx::query("UPDATE ONLY log_head SET head = $1, token = $2");
-            write.run(advance.bind(head.at.position() as i64).bind(token.0.cast_signed())).await?;
-        }
-        let unrequested = numbered.iter().filter_map(|row| unrequested(row).transpose());
+        .bind(head.token.0.cast_signed())
+        .bind(ids)
+        .bind(positions)
+        .bind(head.at.position() as i64);
+        write.run(give).await?;
+        let unrequested = numbered.iter().filter_map(|(at, row)| unrequested(row, *at).transpose());
         let records = audit_records(unrequested.collect::<Result<_, _>>()?);
         audit::record_unrequested(write, &records).await?;
-        Ok(Numbered { head, rows, requests })
+        let requests = numbered.iter().filter_map(|(at, row)| request(row, *at).transpose());
+        Ok(Numbered {
+            head,
+            rows: numbered.iter().map(|(at, row)| invalidation(row, *at)).collect::<Result<_, _>>()?,
+            requests: requests.collect::<Result<_, _>>()?,
+        })
     }
 }
 
@@ -401,6 +407,7 @@ pub(super) async fn replay(
 ) -> Result<Replay, StoreError> {
     const ACTION: &str = "replay its log";
     let bound = |position: u64| i64::try_from(position).unwrap_or(i64::MAX);
+    let Some(first) = LogPosition::new(epoch, from) else { return head(replays).await.map(refused) };
     // One statement, one snapshot: the head and the rows belong together.
     let ask = || {
         sqlx::query(
@@ -419,16 +426,18 @@ pub(super) async fn replay(
     };
     let found = replays.rows(ACTION, ask).await?;
     let head = head_of(found.first())?;
-    let mut rows = Vec::with_capacity(found.len());
-    for (expected, row) in (from..=to).zip(&found) {
-        if row.try_get::<Option<i64>, _>("position").map_err(failed(ACTION))? != Some(bound(expected)) {
-            break; // Absent never means nothing (R5).
-        }
-        rows.push(invalidation(row)?);
-    }
-    let Some(last) = found[..rows.len()].last() else { return Ok(Replay::Refused { head }) };
+    // Without any row there is the head alone.
+    let places = found.iter().map_while(|row| position_of(row).transpose());
+    let places = places.collect::<Result<Vec<_>, _>>()?;
+    let covered = log::covered(head.at, first, places.iter().copied());
+    let Some(last) = found[..covered].last() else { return Ok(refused(head)) };
     let token: i64 = last.try_get("row_token").map_err(failed(ACTION))?;
-    Ok(Replay::Rows { rows, token: LogToken(token.cast_unsigned()) })
+    let rows = places[..covered].iter().zip(&found).map(|(at, row)| invalidation(row, *at));
+    Ok(Replay::Rows { rows: rows.collect::<Result<_, _>>()?, token: LogToken(token.cast_unsigned()) })
+}
+
+fn refused(head: Head) -> Replay {
+    Replay::Refused { head }
 }
 
 /// All incarnations, and whose they are, in one snapshot.
@@ -510,23 +519,23 @@ pub(super) async fn backlog(log: &Lane) -> Result<Backlog, StoreError> {
     Ok(Backlog { rows: read("rows")?, oldest: Duration::from_micros(read("age")?) })
 }
 
-/// Reads a numbered row.
-fn invalidation(row: &PgRow) -> Result<Invalidation, StoreError> {
+/// Reads a row that has this position.
+fn invalidation(row: &PgRow, position: LogPosition) -> Result<Invalidation, StoreError> {
     Ok(Invalidation {
-        position: numbered_position_of(row)?,
+        position,
         scope: scope_columns(row)?.read(),
         cause: cause_of(row)?,
         committed_at: committed_at_of(row)?,
     })
 }
 
-/// Reads a numbered row that no request wrote; `None` if one did.
-fn unrequested(row: &PgRow) -> Result<Option<UnrequestedRow<'_>>, StoreError> {
+/// Reads a row that no request wrote and has this position; `None` if one did.
+fn unrequested(row: &PgRow, position: LogPosition) -> Result<Option<UnrequestedRow<'_>>, StoreError> {
     if row.try_get::<Option<&str>, _>("request_id").map_err(failed(READ_ROW))?.is_some() {
         return Ok(None);
     }
     Ok(Some(UnrequestedRow {
-        position: numbered_position_of(row)?,
+        position,
         columns: scope_columns(row)?,
         cause: cause_of(row)?,
         committed_at: committed_at_of(row)?,
@@ -549,8 +558,8 @@ fn scope_columns(row: &PgRow) -> Result<ScopeColumns<'_>, StoreError> {
 
 const READ_ROW: &str = "read a row of its log";
 
-/// Reads which request wrote a numbered row; `None` if none did.
-pub(super) fn request(row: &PgRow) -> Result<Option<NumberedRequest>, StoreError> {
+/// Reads which request wrote a row that has this position; `None` if none did.
+pub(super) fn request(row: &PgRow, position: LogPosition) -> Result<Option<NumberedRequest>, StoreError> {
     let text = |column| row.try_get::<Option<&str>, _>(column).map_err(failed(READ_ROW));
     let (Some(request_id), Some(workspace_id)) = (text("request_id")?, text("workspace_id")?) else {
         return Ok(None);
@@ -558,13 +567,14 @@ pub(super) fn request(row: &PgRow) -> Result<Option<NumberedRequest>, StoreError
     Ok(Some(NumberedRequest {
         request_id: request_id.to_owned(),
         workspace_id: WorkspaceId::new(workspace_id),
-        position: numbered_position_of(row)?,
+        position,
         cause: cause_of(row)?,
         committed_at: committed_at_of(row)?,
     }))
 }
 
-fn numbered_position_of(row: &PgRow) -> Result<LogPosition, StoreError> {
+/// Reads the place of a row that has one.
+pub(super) fn numbered_position_of(row: &PgRow) -> Result<LogPosition, StoreError> {
     let failed = failed(READ_ROW);
     let epoch: i32 = row.try_get("epoch").map_err(&failed)?;
     log_position(epoch.into(), row.try_get("position").map_err(&failed)?)

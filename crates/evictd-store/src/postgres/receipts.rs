@@ -115,5 +115,6 @@ pub(super) async fn open_requests(
         .bind(limit)
     };
     let rows = log.rows("look for requests without a receipt", ask).await?;
-    rows.iter().filter_map(|row| log::request(row).transpose()).collect()
+    let request = |row| log::request(row, log::numbered_position_of(row)?);
+    rows.iter().filter_map(|row| request(row).transpose()).collect()
 }

@@ -2,7 +2,7 @@
 //! nobody sees one before those below it.
 
 use evictd_core::ids::Identity;
-use evictd_core::roster::Instance;
+use evictd_core::roster::{self, Instance, RosterEntry, RosterUpdate};
 use evictd_core::time::StoreTime;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
@@ -10,53 +10,70 @@ use sqlx::postgres::PgRow;
 use super::connections::{Lane, failed};
 use super::write::Write;
 use crate::StoreError;
-use crate::roster::{Roster, RosterEntry};
-use crate::rows::{ROSTER_REFRESH, RosterColumns};
+use crate::roster::Roster;
+use crate::rows::RosterColumns;
 
-/// Writes the instances that the roster lacks, or knows differently, or hasn't heard of for a while.
-///
-/// What one round changes shares one revision.
-pub(super) async fn register(
+/// Writes what a round changes. A known instance costs a lookup and no write. What one round changes shares one
+/// revision.
+pub(super) async fn update(
     write: &mut Write,
-    instances: &[Instance],
+    presented: &[Instance],
+    heard: &[Identity],
     now: StoreTime,
 ) -> Result<(), StoreError> {
-    if instances.is_empty() {
+    if presented.is_empty() && heard.is_empty() {
         return Ok(());
     }
-    let [regions, agents, ids] = columns(instances.iter().map(|instance| &instance.identity));
-    let policies: Vec<&str> = instances.iter().map(|instance| instance.policy.label()).collect();
-    let bounds: Vec<i64> = instances
+    let asked = presented.iter().map(|instance| &instance.identity).chain(heard);
+    let [regions, agents, instances] = columns(asked);
+    let find = sqlx::query(
+        "SELECT region, agent, instance, policy, bound_ms, last_seen, departed FROM ONLY roster
+         WHERE (region, agent, instance) IN (SELECT * FROM unnest($1, $2, $3))",
+    );
+    let known = write.rows(find.bind(regions).bind(agents).bind(instances)).await?;
+    let known = known.iter().map(entry).collect::<Result<Vec<_>, _>>()?;
+    let RosterUpdate { entries, seen } = roster::update(&known, presented, heard, now);
+    if !entries.is_empty() {
+        upsert(write, &entries).await?;
+        revise(write).await?;
+    }
+    if !seen.is_empty() {
+        let [regions, agents, instances] = columns(&seen);
+        let refresh = sqlx::query(
+            "UPDATE ONLY roster SET last_seen = $4
+             WHERE (region, agent, instance) IN (SELECT * FROM unnest($1, $2, $3))",
+        );
+        write.run(refresh.bind(regions).bind(agents).bind(instances).bind(now.0)).await?;
+    }
+    Ok(())
+}
+
+async fn upsert(write: &mut Write, entries: &[RosterEntry]) -> Result<(), StoreError> {
+    let [regions, agents, instances] = columns(entries.iter().map(|entry| &entry.instance.identity));
+    let policies: Vec<&str> = entries.iter().map(|entry| entry.instance.policy.label()).collect();
+    let bounds: Vec<i64> = entries
         .iter()
-        .map(|instance| i64::try_from(instance.bound.as_millis()).unwrap_or(i64::MAX))
+        .map(|entry| i64::try_from(entry.instance.bound.as_millis()).unwrap_or(i64::MAX))
         .collect();
-    // One statement however many they are; a known instance costs a lookup and no write. Whoever is told of twice
-    // counts as the last says.
     let upsert = sqlx::query(
-        "INSERT INTO roster AS known (region, agent, instance, policy, bound_ms, first_seen, last_seen, revision)
-         SELECT DISTINCT ON (region, agent, instance)
-                region, agent, instance, policy, bound_ms, $6, $6, roster_revision + 1
-         FROM unnest($1, $2, $3, $4, $5) WITH ORDINALITY
-                  AS presented (region, agent, instance, policy, bound_ms, place),
+        "INSERT INTO roster
+             (region, agent, instance, policy, bound_ms, first_seen, last_seen, departed, revision)
+         SELECT region, agent, instance, policy, bound_ms, last_seen, last_seen, departed, roster_revision + 1
+         FROM unnest($1, $2, $3, $4, $5, $6, $7)
+                  AS entry (region, agent, instance, policy, bound_ms, last_seen, departed),
               ONLY log_head
-         ORDER BY region, agent, instance, place DESC
          ON CONFLICT (region, agent, instance) DO UPDATE
          SET policy = excluded.policy, bound_ms = excluded.bound_ms, last_seen = excluded.last_seen,
-             revision = excluded.revision, departed = false
-         WHERE (known.policy, known.bound_ms, known.departed) <> (excluded.policy, excluded.bound_ms, false)
-            OR abs(excluded.last_seen - known.last_seen) >= $7",
+             departed = excluded.departed, revision = excluded.revision",
     )
     .bind(regions)
     .bind(agents)
-    .bind(ids)
+    .bind(instances)
     .bind(policies)
     .bind(bounds)
-    .bind(now.0)
-    .bind(ROSTER_REFRESH.as_micros() as i64);
-    if write.run(upsert).await? > 0 {
-        revise(write).await?;
-    }
-    Ok(())
+    .bind(entries.iter().map(|entry| entry.last_seen.0).collect::<Vec<_>>())
+    .bind(entries.iter().map(|entry| entry.departed).collect::<Vec<_>>());
+    write.run(upsert).await.map(drop)
 }
 
 /// The rows that were written above the head's revision are visible from now on.
@@ -74,25 +91,6 @@ pub(super) async fn part(write: &mut Write, departed: &[Identity]) -> Result<(),
     if write.run(mark.bind(regions).bind(agents).bind(instances)).await? > 0 {
         revise(write).await?;
     }
-    Ok(())
-}
-
-/// Keeps up when instances were last seen. Who isn't in the roster stays out: it has no lease.
-pub(super) async fn touch(write: &mut Write, heard: &[Identity], now: StoreTime) -> Result<(), StoreError> {
-    if heard.is_empty() {
-        return Ok(());
-    }
-    let [regions, agents, instances] = columns(heard);
-    let refresh = sqlx::query(
-        "UPDATE ONLY roster SET last_seen = $4
-         WHERE (region, agent, instance) IN (SELECT * FROM unnest($1, $2, $3)) AND abs($4 - last_seen) >= $5",
-    )
-    .bind(regions)
-    .bind(agents)
-    .bind(instances)
-    .bind(now.0)
-    .bind(ROSTER_REFRESH.as_micros() as i64);
-    write.run(refresh).await?;
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! Writing and reading audit records, and deleting what is old enough to go.
 
 use evictd_core::ids::WorkspaceId;
+use evictd_core::log::{self, LoggedRow};
 use evictd_core::time::StoreTime;
 use serde_json::{Value, json};
 use sqlx::Row;
@@ -11,6 +12,8 @@ use super::write::{Write, failed};
 use crate::StoreError;
 use crate::audit::{AuditQuery, AuditRecord, Purge, Purged};
 use crate::rows::{AuditEntry, Author, parse_audit_targets, sql_limit};
+
+const PURGE: &str = "purge old rows";
 
 /// Writes a request's audit record.
 pub(super) async fn record(write: &mut Write, by: Author<'_>, entry: &AuditEntry) -> Result<(), StoreError> {
@@ -102,23 +105,30 @@ fn read(row: &SqliteRow) -> Result<AuditRecord, StoreError> {
 /// Deletes a prefix of the log, and what else is old at `now`.
 pub(super) async fn purge(write: &mut Write, purge: Purge, now: StoreTime) -> Result<Purged, StoreError> {
     let limit = sql_limit(purge.limit);
-    // The oldest positions up to the first row that must stay: what is gone is a prefix. A row from the future was
-    // written before the clock was put back: it is as old as the one before it, and stops nothing.
-    let log = sqlx::query(
-        "WITH oldest AS (
-             SELECT id, max((committed_at > ?1 AND committed_at <= ?2) OR (request_id IS NOT NULL AND receipted = 0))
-                            OVER (ORDER BY position) AS stays
-             FROM (SELECT * FROM invalidations WHERE position IS NOT NULL ORDER BY position LIMIT ?3))
-         DELETE FROM invalidations WHERE id IN (SELECT id FROM oldest WHERE NOT stays)",
+    let oldest = sqlx::query(
+        "SELECT position, committed_at, request_id IS NOT NULL AND receipted = 0 AS awaits_receipt
+         FROM invalidations WHERE position IS NOT NULL ORDER BY position LIMIT ?1",
     );
-    let log = write.run(log.bind(now.before(purge.log).0).bind(now.0).bind(limit)).await?;
+    let oldest = write.rows(oldest.bind(limit)).await?;
+    let logged = |row: &SqliteRow| -> sqlx::Result<_> {
+        let committed_at = StoreTime(row.try_get("committed_at")?);
+        Ok(LoggedRow { committed_at, awaits_receipt: row.try_get("awaits_receipt")? })
+    };
+    let logged = oldest.iter().map(logged).collect::<sqlx::Result<Vec<_>>>().map_err(failed(PURGE))?;
+    let log = match oldest[..log::purgeable(logged, now, purge.log)].last() {
+        None => 0,
+        Some(last) => {
+            let last: i64 = last.try_get("position").map_err(failed(PURGE))?;
+            write.run(sqlx::query("DELETE FROM invalidations WHERE position <= ?1").bind(last)).await?
+        }
+    };
     let receipts = sqlx::query(
         "DELETE FROM receipts WHERE request_id IN
              (SELECT request_id FROM receipts WHERE final_at <= ?1 ORDER BY final_at LIMIT ?2)
          RETURNING final_at",
     );
     let receipts = write.rows(receipts.bind(now.before(purge.receipts).0).bind(limit)).await?;
-    let final_at = |row: &SqliteRow| row.try_get("final_at").map(StoreTime).map_err(failed("purge old rows"));
+    let final_at = |row: &SqliteRow| row.try_get("final_at").map(StoreTime).map_err(failed(PURGE));
     let newest = receipts.iter().map(final_at).collect::<Result<Vec<_>, _>>()?.into_iter().max();
     if let Some(newest) = newest {
         let since = sqlx::query("UPDATE log_head SET receipts_since_m = max(receipts_since_m, ?1)");

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use evictd_core::epochs;
 use evictd_core::history::{BeginCause, History, Incarnation, LogToken, Provenance, RoundToken, StoreId};
 use evictd_core::ids::WorkspaceId;
 use evictd_core::invalidation::{Cause, Invalidation};
 use evictd_core::position::LogPosition;
 use evictd_core::time::StoreTime;
+use evictd_core::{epochs, log};
+use serde_json::{Value, json};
 use sqlx::Row;
 use sqlx::sqlite::{SqlitePool, SqliteRow};
 
@@ -77,40 +78,44 @@ fn no_head() -> StoreError {
 pub(super) async fn number(write: &mut Write, limit: i64) -> Result<Numbered, StoreError> {
     merge_crowds(write).await?;
     let mut head = head_of(write.row(sqlx::query(READ_HEAD)).await?.as_ref())?;
-    let token = LogToken(draw()?);
-    let numbering = sqlx::query(
-        "UPDATE invalidations SET epoch = ?1, position = ?2 + waiting.place, token = ?4
-         FROM (WITH oldest AS (SELECT id, request_id FROM invalidations
-                               WHERE position IS NULL ORDER BY id LIMIT ?3)
-               SELECT id AS row, row_number() OVER (ORDER BY id) AS place
-               FROM (SELECT id FROM oldest UNION
-                     -- The rows of one request stay together: it is settled with the last of them.
-                     SELECT id FROM invalidations
-                     WHERE position IS NULL AND request_id IN (SELECT request_id FROM oldest))) AS waiting
-         WHERE id = waiting.row
-         RETURNING epoch, position, scope, key_hash, key_id, api_id, workspace_id, cause, request_id, committed_at,
-                   merged",
-    )
-    .bind(head.at.epoch())
-    .bind(head.at.position() as i64)
-    .bind(limit)
-    .bind(token.0.cast_signed());
-    let numbered = write.rows(numbering).await?;
-    let mut rows = numbered.iter().map(invalidation).collect::<Result<Vec<_>, _>>()?;
-    let requests = numbered.iter().filter_map(|row| request(row).transpose());
-    let mut requests = requests.collect::<Result<Vec<_>, _>>()?;
-    // RETURNING promises no order.
-    rows.sort_unstable_by_key(|row| row.position);
-    requests.sort_unstable_by_key(|request| request.position);
-    if let Some(last) = rows.last() {
-        head = Head { at: last.position, token, ..head };
-        let advance = sqlx::query("UPDATE log_head SET head = ?1, token = ?2");
-        write.run(advance.bind(head.at.position() as i64).bind(token.0.cast_signed())).await?;
-    }
-    let unrequested = numbered.iter().filter_map(|row| unrequested(row).transpose());
+    let waiting = sqlx::query(
+        "WITH oldest AS (SELECT id, request_id FROM invalidations WHERE position IS NULL ORDER BY id LIMIT ?1)
+         SELECT id, scope, key_hash, key_id, api_id, workspace_id, cause, request_id, committed_at, merged
+         FROM invalidations
+         WHERE id IN (SELECT id FROM oldest UNION
+                      -- The rows of one request stay together: it is settled with the last of them.
+                      SELECT id FROM invalidations
+                      WHERE position IS NULL AND request_id IN (SELECT request_id FROM oldest))
+         ORDER BY id",
+    );
+    let waiting = write.rows(waiting.bind(limit)).await?;
+    let numbered = log::number(head.at, &waiting).ok_or(StoreError::NumbersUsedUp)?;
+    let Some((last, _)) = numbered.last() else {
+        return Ok(Numbered { head, rows: Vec::new(), requests: Vec::new() });
+    };
+    head = Head { at: *last, token: LogToken(draw()?), ..head };
+    let place = |(position, row): &(LogPosition, &SqliteRow)| -> Result<Value, StoreError> {
+        let id: i64 = row.try_get("id").map_err(failed("read a row of its log"))?;
+        Ok(json!([id, position.position()]))
+    };
+    let places: Value = numbered.iter().map(place).collect::<Result<_, _>>()?;
+    let give = sqlx::query(
+        "UPDATE invalidations SET epoch = ?1, token = ?2, position = given.value ->> 1
+         FROM json_each(?3) AS given WHERE invalidations.id = given.value ->> 0",
+    );
+    let token = head.token.0.cast_signed();
+    write.run(give.bind(head.at.epoch()).bind(token).bind(places.to_string())).await?;
+    let advance = sqlx::query("UPDATE log_head SET head = ?1, token = ?2");
+    write.run(advance.bind(head.at.position() as i64).bind(token)).await?;
+    let unrequested = numbered.iter().filter_map(|(at, row)| unrequested(row, *at).transpose());
     let records = audit_records(unrequested.collect::<Result<_, _>>()?);
     audit::record_unrequested(write, &records).await?;
-    Ok(Numbered { head, rows, requests })
+    let requests = numbered.iter().filter_map(|(at, row)| request(row, *at).transpose());
+    Ok(Numbered {
+        head,
+        rows: numbered.iter().map(|(at, row)| invalidation(row, *at)).collect::<Result<_, _>>()?,
+        requests: requests.collect::<Result<_, _>>()?,
+    })
 }
 
 /// Replaces more than [`MERGE_ABOVE`] waiting key rows of one API by one row for the API, as old as the
@@ -173,7 +178,7 @@ pub(super) async fn begin(
         let lost = u32::try_from(lost).unwrap_or(0);
         let at =
             LogPosition::new(epochs::next_epoch(TIMELINE, before.at.epoch(), lost), before.at.position());
-        (head.at, head.token) = (at.ok_or(StoreError::EpochsUsedUp)?, LogToken(draw()?));
+        (head.at, head.token) = (at.ok_or(StoreError::NumbersUsedUp)?, LogToken(draw()?));
         // Whatever changed unseen before is covered, so that the present schema is the one to compare with (R3).
         let covered = sqlx::query(
             "UPDATE log_head SET roster_complete = 0, schema_version = now.schema_version
@@ -276,6 +281,7 @@ pub(super) async fn replay(
 ) -> Result<Replay, StoreError> {
     const ACTION: &str = "replay its log";
     let bound = |position: u64| i64::try_from(position).unwrap_or(i64::MAX);
+    let Some(first) = LogPosition::new(epoch, from) else { return head(readers).await.map(refused) };
     // One statement, one snapshot: the head and the rows belong together.
     let found = sqlx::query(
         "SELECT log_head.epoch, head, incarnation, log_head.token, round, kept.token AS row_token,
@@ -294,16 +300,18 @@ pub(super) async fn replay(
     .await
     .map_err(failed(ACTION))?;
     let head = head_of(found.first())?;
-    let mut rows = Vec::with_capacity(found.len());
-    for (expected, row) in (from..=to).zip(&found) {
-        if row.try_get::<Option<i64>, _>("position").map_err(failed(ACTION))? != Some(bound(expected)) {
-            break; // Absent never means nothing (R5).
-        }
-        rows.push(invalidation(row)?);
-    }
-    let Some(last) = found[..rows.len()].last() else { return Ok(Replay::Refused { head }) };
+    // Without any row there is the head alone.
+    let places = found.iter().map_while(|row| position_of(row).transpose());
+    let places = places.collect::<Result<Vec<_>, _>>()?;
+    let covered = log::covered(head.at, first, places.iter().copied());
+    let Some(last) = found[..covered].last() else { return Ok(refused(head)) };
     let token: i64 = last.try_get("row_token").map_err(failed(ACTION))?;
-    Ok(Replay::Rows { rows, token: LogToken(token.cast_unsigned()) })
+    let rows = places[..covered].iter().zip(&found).map(|(at, row)| invalidation(row, *at));
+    Ok(Replay::Rows { rows: rows.collect::<Result<_, _>>()?, token: LogToken(token.cast_unsigned()) })
+}
+
+fn refused(head: Head) -> Replay {
+    Replay::Refused { head }
 }
 
 /// What waits for a position.
@@ -320,23 +328,23 @@ pub(super) async fn backlog(readers: &SqlitePool) -> Result<Backlog, StoreError>
     })
 }
 
-/// Reads a numbered row.
-fn invalidation(row: &SqliteRow) -> Result<Invalidation, StoreError> {
+/// Reads a row that has this position.
+fn invalidation(row: &SqliteRow, position: LogPosition) -> Result<Invalidation, StoreError> {
     Ok(Invalidation {
-        position: numbered_position_of(row)?,
+        position,
         scope: scope_columns(row).read(),
         cause: cause_of(row),
         committed_at: committed_at_of(row)?,
     })
 }
 
-/// Reads a numbered row that no request wrote; `None` if one did.
-fn unrequested(row: &SqliteRow) -> Result<Option<UnrequestedRow<'_>>, StoreError> {
+/// Reads a row that no request wrote and has this position; `None` if one did.
+fn unrequested(row: &SqliteRow, position: LogPosition) -> Result<Option<UnrequestedRow<'_>>, StoreError> {
     if text(row, "request_id").is_some() {
         return Ok(None);
     }
     Ok(Some(UnrequestedRow {
-        position: numbered_position_of(row)?,
+        position,
         columns: scope_columns(row),
         cause: cause_of(row),
         committed_at: committed_at_of(row)?,
@@ -344,21 +352,22 @@ fn unrequested(row: &SqliteRow) -> Result<Option<UnrequestedRow<'_>>, StoreError
     }))
 }
 
-/// Reads which request wrote a numbered row; `None` if none did.
-pub(super) fn request(row: &SqliteRow) -> Result<Option<NumberedRequest>, StoreError> {
+/// Reads which request wrote a row that has this position; `None` if none did.
+pub(super) fn request(row: &SqliteRow, position: LogPosition) -> Result<Option<NumberedRequest>, StoreError> {
     let (Some(request_id), Some(workspace_id)) = (text(row, "request_id"), text(row, "workspace_id")) else {
         return Ok(None);
     };
     Ok(Some(NumberedRequest {
         request_id: request_id.to_owned(),
         workspace_id: WorkspaceId::new(workspace_id),
-        position: numbered_position_of(row)?,
+        position,
         cause: cause_of(row),
         committed_at: committed_at_of(row)?,
     }))
 }
 
-fn numbered_position_of(row: &SqliteRow) -> Result<LogPosition, StoreError> {
+/// Reads the place of a row that has one.
+pub(super) fn numbered_position_of(row: &SqliteRow) -> Result<LogPosition, StoreError> {
     let number = |column| row.try_get::<i64, _>(column).map_err(failed("read a row of its log"));
     log_position(number("epoch")?, number("position")?)
 }

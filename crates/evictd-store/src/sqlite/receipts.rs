@@ -116,5 +116,6 @@ pub(super) async fn open_requests(
     .fetch_all(readers)
     .await
     .map_err(failed("look for requests without a receipt"))?;
-    rows.iter().filter_map(|row| log::request(row).transpose()).collect()
+    let request = |row| log::request(row, log::numbered_position_of(row)?);
+    rows.iter().filter_map(|row| request(row).transpose()).collect()
 }

@@ -1,7 +1,7 @@
 //! The roster: who may hold a lease (R11).
 
 use evictd_core::ids::Identity;
-use evictd_core::roster::Instance;
+use evictd_core::roster::{self, Instance, RosterEntry, RosterUpdate};
 use evictd_core::time::StoreTime;
 use serde_json::{Value, json};
 use sqlx::Row;
@@ -9,47 +9,63 @@ use sqlx::sqlite::{SqlitePool, SqliteRow};
 
 use super::write::{Write, failed};
 use crate::StoreError;
-use crate::roster::{Roster, RosterEntry};
-use crate::rows::{ROSTER_REFRESH, RosterColumns};
+use crate::roster::Roster;
+use crate::rows::RosterColumns;
 
-/// Writes the instances that the roster lacks, or knows differently, or hasn't heard of for a while.
+/// Writes what a round changes. A known instance costs a lookup and no write.
 ///
 /// What one round changes shares one revision. Rounds have the write lock, so revisions follow commits:
 /// nobody sees one before those below it.
-pub(super) async fn register(
+pub(super) async fn update(
     write: &mut Write,
-    instances: &[Instance],
+    presented: &[Instance],
+    heard: &[Identity],
     now: StoreTime,
 ) -> Result<(), StoreError> {
-    if instances.is_empty() {
+    let asked: Vec<&Identity> = presented.iter().map(|instance| &instance.identity).chain(heard).collect();
+    if asked.is_empty() {
         return Ok(());
     }
-    let presented: Vec<Value> = instances
+    let find = sqlx::query(
+        "SELECT region, agent, instance, policy, bound_ms, last_seen, departed FROM roster
+         WHERE (region, agent, instance) IN (SELECT value ->> 0, value ->> 1, value ->> 2 FROM json_each(?1))",
+    );
+    let known = write.rows(find.bind(keys(asked))).await?;
+    let known = known.iter().map(entry).collect::<Result<Vec<_>, _>>()?;
+    let RosterUpdate { entries, seen } = roster::update(&known, presented, heard, now);
+    if !entries.is_empty() {
+        upsert(write, &entries).await?;
+        revise(write).await?;
+    }
+    if !seen.is_empty() {
+        let refresh = sqlx::query(
+            "UPDATE roster SET last_seen = ?2
+             WHERE (region, agent, instance) IN (SELECT value ->> 0, value ->> 1, value ->> 2 FROM json_each(?1))",
+        );
+        write.run(refresh.bind(keys(&seen)).bind(now.0)).await?;
+    }
+    Ok(())
+}
+
+async fn upsert(write: &mut Write, entries: &[RosterEntry]) -> Result<(), StoreError> {
+    let entries: Value = entries
         .iter()
-        .map(|Instance { identity, policy, bound }| {
+        .map(|RosterEntry { instance: Instance { identity, policy, bound }, last_seen, departed }| {
             let bound_ms = i64::try_from(bound.as_millis()).unwrap_or(i64::MAX);
-            let (region, agent) = (identity.region.as_str(), identity.agent.as_str());
-            json!([region, agent, identity.instance.to_string(), policy.label(), bound_ms])
+            let [region, agent, instance] = key(identity);
+            json!([region, agent, instance, policy.label(), bound_ms, last_seen.0, *departed])
         })
         .collect();
-    // One statement however many they are; a known instance costs a lookup and no write.
     let upsert = sqlx::query(
-        "INSERT INTO roster (region, agent, instance, policy, bound_ms, first_seen, last_seen, revision)
-         SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, ?2, ?2, roster_revision + 1
+        "INSERT INTO roster (region, agent, instance, policy, bound_ms, first_seen, last_seen, departed, revision)
+         SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 5,
+                value ->> 6, roster_revision + 1
          FROM json_each(?1), log_head WHERE true
          ON CONFLICT (region, agent, instance) DO UPDATE
          SET policy = excluded.policy, bound_ms = excluded.bound_ms, last_seen = excluded.last_seen,
-             revision = excluded.revision, departed = 0
-         WHERE (policy, bound_ms, departed) IS NOT (excluded.policy, excluded.bound_ms, 0)
-            OR abs(excluded.last_seen - last_seen) >= ?3",
-    )
-    .bind(Value::from(presented).to_string())
-    .bind(now.0)
-    .bind(ROSTER_REFRESH.as_micros() as i64);
-    if write.run(upsert).await? > 0 {
-        revise(write).await?;
-    }
-    Ok(())
+             departed = excluded.departed, revision = excluded.revision",
+    );
+    write.run(upsert.bind(entries.to_string())).await.map(drop)
 }
 
 /// The head's revision follows those of the rows.
@@ -62,33 +78,14 @@ async fn revise(write: &mut Write) -> Result<(), StoreError> {
 
 /// Notes that instances said goodbye.
 pub(super) async fn part(write: &mut Write, departed: &[Identity]) -> Result<(), StoreError> {
-    let departed: Vec<Value> = departed.iter().map(|identity| json!(key(identity))).collect();
     let mark = sqlx::query(
         "UPDATE roster SET departed = 1, revision = (SELECT roster_revision + 1 FROM log_head)
          WHERE (region, agent, instance) IN (SELECT value ->> 0, value ->> 1, value ->> 2 FROM json_each(?1))
            AND departed = 0",
     );
-    if write.run(mark.bind(Value::from(departed).to_string())).await? > 0 {
+    if write.run(mark.bind(keys(departed))).await? > 0 {
         revise(write).await?;
     }
-    Ok(())
-}
-
-/// Keeps up when instances were last seen. Who isn't in the roster stays out: it has no lease.
-pub(super) async fn touch(write: &mut Write, heard: &[Identity], now: StoreTime) -> Result<(), StoreError> {
-    if heard.is_empty() {
-        return Ok(());
-    }
-    let heard: Vec<Value> = heard.iter().map(|identity| json!(key(identity))).collect();
-    let refresh = sqlx::query(
-        "UPDATE roster SET last_seen = ?2
-         WHERE (region, agent, instance) IN (SELECT value ->> 0, value ->> 1, value ->> 2 FROM json_each(?1))
-           AND abs(?2 - last_seen) >= ?3",
-    )
-    .bind(Value::from(heard).to_string())
-    .bind(now.0)
-    .bind(ROSTER_REFRESH.as_micros() as i64);
-    write.run(refresh).await?;
     Ok(())
 }
 
@@ -113,6 +110,11 @@ pub(super) async fn forget(write: &mut Write, gone: &[(Identity, StoreTime)]) ->
     );
     write.run(delete.bind(Value::from(gone).to_string())).await?;
     Ok(())
+}
+
+/// As a parameter of a statement.
+fn keys<'a>(identities: impl IntoIterator<Item = &'a Identity>) -> String {
+    identities.into_iter().map(|identity| json!(key(identity))).collect::<Value>().to_string()
 }
 
 fn key(identity: &Identity) -> [String; 3] {

@@ -10,7 +10,7 @@ use evictd_core::invalidation::{Cause, Scope};
 use evictd_core::limits::EPOCH_MAX;
 use evictd_core::position::LogPosition;
 use evictd_core::record::{Record, RecordState};
-use evictd_core::roster::{Instance, PartitionPolicy};
+use evictd_core::roster::{Instance, PartitionPolicy, RosterEntry};
 use evictd_core::time::StoreTime;
 use evictd_store::HomeStore;
 use evictd_store::audit::{AuditQuery, Purge, Purged};
@@ -19,7 +19,6 @@ use evictd_store::change::{
 };
 use evictd_store::log::{Numbered, NumberedRequest, Replay, RoundRequest};
 use evictd_store::receipt::{FinalReceipt, OpenRow, Recorded};
-use evictd_store::roster::RosterEntry;
 
 use crate::fixture::{
     PostgresFixture, SqliteFixture, actor, api_id, asking, end, instance, key, key_scope, new_api, news,

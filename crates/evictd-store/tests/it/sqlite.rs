@@ -498,7 +498,7 @@ async fn the_last_epoch_is_not_exceeded() {
     let fixture = populated(0).await;
     after(&fixture, "UPDATE log_head SET epoch = 1048575").await;
     let error = fixture.store.begin_epoch(&operator()).await.unwrap_err();
-    assert!(matches!(error, StoreError::EpochsUsedUp), "{error:?}");
+    assert!(matches!(error, StoreError::NumbersUsedUp), "{error:?}");
     assert!(error.to_string().contains("into a new store"), "{error}");
     assert_eq!(fixture.store.history().await.unwrap().begins().len(), 1, "nothing began");
 }

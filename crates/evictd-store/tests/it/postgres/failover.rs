@@ -192,10 +192,10 @@ async fn the_last_epoch_is_not_exceeded() {
     let fixture = populated(0).await;
     run(&fixture.url, "UPDATE log_head SET epoch = 1048575").await;
     let error = fixture.store.begin_epoch(&operator()).await.unwrap_err();
-    assert!(matches!(error, StoreError::EpochsUsedUp), "{error:?}");
+    assert!(matches!(error, StoreError::NumbersUsedUp), "{error:?}");
     run(&fixture.url, "UPDATE log_head SET timeline = 7; UPDATE keys SET enabled = false").await;
     let error = fixture.store.round(RoundRequest::default()).await.unwrap_err();
-    assert!(matches!(error, StoreError::EpochsUsedUp), "no proof rather than a wrong one: {error:?}");
+    assert!(matches!(error, StoreError::NumbersUsedUp), "no proof rather than a wrong one: {error:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
