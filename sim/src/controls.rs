@@ -181,6 +181,14 @@ pub const CONTROLS: &[Control] = {
         breaks(P::FencesWaitForTheBound, S::Partition, &[G4], 200),
         breaks(P::AnswersMatchQuestions, S::Reorder, &[G1], 200),
         breaks(P::SecondTriesGoToAll, S::Freeze, &[G5], 200),
+        breaks(P::PastsAreKnown, S::Copies, &[G1, G2, G4], 200),
+        breaks(P::LostPastsNeedAWord, S::Copies, &[G1, G2, G4], 200),
+        breaks(P::NewcomersAsk, S::Copies, &[G1, G2, G4], 200),
+        breaks(P::RivalsFallSilent, S::Copies, &[G1, G2, G4], 200),
+        breaks(P::SilentPublishersHoldReceipts, S::Copies, &[G4], 200),
+        breaks(P::OwnHistoryComesFirst, S::Copies, &[G1, G2, G4], 200),
+        breaks(P::ForeignHistoriesMoveNothing, S::Copies, &[G1, G2, G4], 200),
+        breaks(P::SuccessorsKnowAllThatWasSeen, S::Copies, &[G1, G2, G4], 200),
         breaks(P::StalledPublishersKeepSilent, S::Failover, &[R14], 200),
     ]
 };

@@ -283,6 +283,7 @@ impl Publisher {
 
     /// Handles one of its own events.
     pub fn on_event(&mut self, ctx: &mut Ctx, store: &mut Store, event: PublisherEvent) {
+        self.hold_receipts(ctx);
         match event {
             PublisherEvent::Tick => self.tick(ctx, store),
             PublisherEvent::Beat => self.beat(ctx, store),
@@ -330,6 +331,7 @@ impl Publisher {
 
     /// Handles a message.
     pub fn on_message(&mut self, ctx: &mut Ctx, store: &mut Store, message: &Message) {
+        self.hold_receipts(ctx);
         match *message {
             Message::Probe { from, life, nonce, seen, all } => {
                 let now = self.clock(ctx);
@@ -358,7 +360,8 @@ impl Publisher {
                 // What was applied of another history confirms nothing here.
                 let seen = Milestone { provenance, at: applied, token: LogToken::default() };
                 let judge = |known: &Known| known.history.judge(&seen, self.head) == Past::Known;
-                if applied <= self.head && self.known.as_ref().is_some_and(judge) {
+                let counts = applied <= self.head && self.known.as_ref().is_some_and(judge);
+                if counts {
                     let identity = instance(from, life, ctx.settings.bound).identity;
                     self.book.applied(&identity, applied, &[], now);
                     self.tell_receipts(ctx);
@@ -373,6 +376,11 @@ impl Publisher {
             }
             _ => self.on_publisher(ctx, store, message),
         }
+    }
+
+    fn hold_receipts(&mut self, ctx: &Ctx) {
+        let may_settle = self.service.may_settle(self.clock(ctx));
+        self.book.hold(!may_settle);
     }
 
     fn reply(&self, ctx: &mut Ctx, asker: Asker, message: Message) {
@@ -398,7 +406,10 @@ impl Publisher {
         }
         let now = self.clock(ctx);
         if self.is_silent() {
-            // Agents may follow another history, so that the bound's end says nothing of them.
+            // When this history is followed again, there may be agents that its roster lacks.
+            self.book.distrust_roster(now.after(ctx.settings.bound));
+        }
+        if self.book.is_held() {
             self.held_at = now;
         } else {
             self.book.poll(now);

@@ -79,6 +79,8 @@ pub enum Protection {
     NewcomersAsk,
     /// R15: publishers of two histories that both served fall silent when they meet.
     RivalsFallSilent,
+    /// R15: no receipt becomes final while agents may follow another history.
+    SilentPublishersHoldReceipts,
     /// R15: messages of another history move nothing while the agent's own is alive.
     OwnHistoryComesFirst,
     /// R15: loads and rows count only if they come from the agent's own history.
@@ -121,6 +123,7 @@ impl Protection {
             | Self::LostPastsNeedAWord
             | Self::NewcomersAsk
             | Self::RivalsFallSilent
+            | Self::SilentPublishersHoldReceipts
             | Self::OwnHistoryComesFirst
             | Self::ForeignHistoriesMoveNothing
             | Self::SuccessorsKnowAllThatWasSeen

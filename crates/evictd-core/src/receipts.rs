@@ -221,6 +221,8 @@ pub struct Book {
     /// Before this, processes may serve that the roster has forgotten.
     roster_complete_from: LeaseTime,
     polled_at: LeaseTime,
+    /// Nothing becomes final.
+    held: bool,
     /// What was applied in an older one says nothing.
     epoch: u32,
     events: Vec<Event>,
@@ -299,6 +301,7 @@ impl Book {
             early: BTreeMap::new(),
             roster_complete_from: LeaseTime(0),
             polled_at: LeaseTime(0),
+            held: false,
             epoch: 0,
             events: Vec::new(),
         }
@@ -329,7 +332,7 @@ impl Book {
     ) {
         let Some(progress) = self.instances.get_mut(identity) else { return };
         progress.speak(now);
-        if applied.epoch() < self.epoch {
+        if applied.epoch() < self.epoch || self.held {
             return;
         }
         for sighting in sightings.iter().filter(|sighting| sighting.position <= applied) {
@@ -354,6 +357,17 @@ impl Book {
             }
             self.confirm(&identity.region, now);
         }
+    }
+
+    /// While agents may follow another history than this store's, nothing becomes final: neither what they have applied
+    /// nor the bound says anything of this one (R15). A copy of the store may give the same positions.
+    pub fn hold(&mut self, held: bool) {
+        self.held = held;
+    }
+
+    /// Whether it is so.
+    pub fn is_held(&self) -> bool {
+        self.held
     }
 
     /// A process was heard here.
@@ -445,7 +459,8 @@ impl Book {
 
     /// When the bound ends something next.
     pub fn wake_at(&self) -> Option<LeaseTime> {
-        self.open.front().map(|open| open.first_seen.after(self.fence()))
+        let first = self.open.front().filter(|_| !self.held);
+        first.map(|open| open.first_seen.after(self.fence()))
     }
 
     /// The longest bound that anybody may keep: after it a change is fenced.
@@ -618,7 +633,7 @@ impl Book {
     fn finish(&mut self, now: LeaseTime) {
         let everywhere = self.reached.first_key_value().map_or(LogPosition::NEVER, |(reached, _)| *reached);
         let fence = self.fence();
-        while let Some(open) = self.open.front() {
+        while let Some(open) = self.open.front().filter(|_| !self.held) {
             let everybody = open.change.position <= everywhere && self.knows_everybody(now);
             let confirmed = everybody || !Protection::ReceiptsWaitForAll.holds();
             if !confirmed && now.since(open.first_seen) < fence {

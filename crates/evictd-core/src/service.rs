@@ -101,6 +101,9 @@ pub struct Service {
     bound: Duration,
     state: State,
     present_at: LeaseTime,
+    beaten_at: LeaseTime,
+    /// It served when it was cut off, and has not stood still since.
+    is_cut_off: bool,
     /// The newest questions, oldest first, and when they were sent.
     queries: VecDeque<(u64, LeaseTime)>,
     next_nonce: u64,
@@ -111,7 +114,15 @@ impl Service {
     /// didn't answer for `bound`.
     pub fn new(bound: Duration, nonce: u64, now: LeaseTime) -> Self {
         let state = State::Asking { since: None };
-        Self { bound, state, present_at: now, queries: VecDeque::new(), next_nonce: nonce.max(1) }
+        Self {
+            bound,
+            state,
+            present_at: now,
+            beaten_at: now,
+            is_cut_off: false,
+            queries: VecDeque::new(),
+            next_nonce: nonce.max(1),
+        }
     }
 
     /// How this publisher stands.
@@ -147,11 +158,23 @@ impl Service {
             && (now.since(self.present_at) < AWAY_AFTER || !Protection::NewcomersAsk.holds())
     }
 
+    /// Whether receipts may become final at `now`: agents that could follow this store do. Also while it is cut off,
+    /// which ends no promise; but not when it stood still, or has only just started, until it knows that no other took
+    /// its place meanwhile (G4).
+    pub fn may_settle(&self, now: LeaseTime) -> bool {
+        self.may_vouch(now)
+            || self.is_cut_off && now.since(self.beaten_at) < AWAY_AFTER
+            || !Protection::SilentPublishersHoldReceipts.holds()
+    }
+
     /// To be called several times in [`AWAY_AFTER`]. `present`: it is connected, and its rounds succeed. Returns a
     /// question to send.
     pub fn beat(&mut self, present: bool, now: LeaseTime) -> Option<Query> {
+        let stood_still = now.since(std::mem::replace(&mut self.beaten_at, now)) >= AWAY_AFTER;
+        self.is_cut_off &= !stood_still && !present;
         // Of one that asks, too: answers that came while it stood still may not have been looked at yet.
         if now.since(self.present_at) >= AWAY_AFTER {
+            self.is_cut_off |= self.state == State::Serving && !stood_still && !present;
             self.away();
         }
         if !present {
@@ -251,6 +274,7 @@ impl Service {
         let oldest = self.bound.max(ANSWER_PATIENCE);
         let rebase = |at: LeaseTime| to.before(now.since(at).min(oldest));
         self.present_at = rebase(self.present_at);
+        self.beaten_at = rebase(self.beaten_at);
         let lasting = ANSWER_PATIENCE.max(QUERY_SPACING);
         self.queries.retain(|(_, at)| now.since(*at) < lasting);
         self.queries = (1..).zip(&self.queries).map(|(nonce, (_, at))| (nonce, rebase(*at))).collect();
@@ -316,6 +340,57 @@ mod tests {
     fn rival(standing: Standing) -> Peer {
         let provenance = Provenance { store: StoreId(1), incarnation: Incarnation(9) };
         Peer { publisher: "host-1".into(), provenance, since: StoreTime(0), standing }
+    }
+
+    #[test]
+    fn receipts_are_not_final_before_a_newcomer_knows_who_else_is_there() {
+        let mut service = newcomer();
+        for tenth in 0..600 {
+            service.beat(false, ms(tenth * 100));
+            assert!(!service.may_settle(ms(tenth * 100)), "it never served");
+        }
+        let query = service.beat(true, ms(60_000)).unwrap();
+        assert!(!service.may_settle(ms(60_000)));
+        service.on_nobody(query.nonce, ms(60_001));
+        assert!(service.may_settle(ms(60_001)));
+    }
+
+    #[test]
+    fn receipts_become_final_while_a_publisher_is_cut_off_but_not_after_it_stood_still() {
+        let mut service = serving();
+        for tenth in 1..600 {
+            service.beat(false, ms(tenth * 100));
+            assert!(service.may_settle(ms(tenth * 100)));
+        }
+        assert!(!service.may_settle(ms(63_000)), "it stood still, and nothing has told it yet");
+        service.beat(false, ms(63_000));
+        assert!(!service.may_settle(ms(63_000)));
+        let query = service.beat(true, ms(63_100)).unwrap();
+        assert!(!service.may_settle(ms(63_100)));
+        service.on_nobody(query.nonce, ms(63_101));
+        assert!(service.may_settle(ms(63_101)));
+    }
+
+    #[test]
+    fn receipts_are_held_while_another_history_may_be_followed() {
+        let mut service = serving();
+        service.beat(false, ms(1_900));
+        service.beat(false, ms(3_000));
+        assert!(service.may_settle(ms(3_000)), "cut off");
+        let query = service.beat(true, ms(3_100)).unwrap();
+        assert!(!service.may_settle(ms(3_100)), "connected again, it asks first");
+        service.on_rival(query.nonce, rival(Standing::Serving), ms(3_200));
+        for second in 4..33 {
+            service.beat(true, ms(second * 1_000));
+            assert!(!service.may_settle(ms(second * 1_000)));
+        }
+        for second in 33..90 {
+            service.beat(false, ms(second * 1_000));
+            assert!(
+                !service.may_settle(ms(second * 1_000)),
+                "cut off, and nobody knows whether that is gone"
+            );
+        }
     }
 
     #[test]

@@ -29,7 +29,7 @@ use evictd_ops::invariants::Invariants;
 use evictd_ops::metrics::Registry;
 use evictd_store::log::{Numbered, NumberedRequest};
 use evictd_store::{HomeStore, StoreError};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
@@ -170,7 +170,7 @@ impl Receipts {
 
     /// The log reaches to `head`.
     pub(crate) fn head(&self, head: LogPosition) {
-        let mut state = self.state.lock();
+        let mut state = self.lock();
         let began = head.epoch() > state.head.epoch() && state.head > LogPosition::ZERO;
         state.head = state.head.max(head);
         if began {
@@ -188,12 +188,12 @@ impl Receipts {
 
     /// The longest bound that an agent may keep.
     pub(crate) fn bound(&self) -> Duration {
-        self.state.lock().book.bound()
+        self.lock().book.bound()
     }
 
     /// How far the log reaches, as far as this publisher has seen.
     pub(crate) fn log_head(&self) -> LogPosition {
-        self.state.lock().head
+        self.lock().head
     }
 
     /// Rows got their positions, and are on their way. `known` is the head as it was known before they did.
@@ -226,7 +226,7 @@ impl Receipts {
     /// Notices that other publishers have numbered rows. This publisher's own requests may be among them, and who
     /// waits for their receipts must not wait until they are found by themselves.
     fn account_for(&self, numbered: &Numbered) {
-        let mut state = self.state.lock();
+        let mut state = self.lock();
         let begin = numbered.rows.first().map(|row| row.position);
         if begin.is_some() && begin == state.accounted.next() {
             state.accounted = numbered.head.at;
@@ -262,7 +262,7 @@ impl Receipts {
             Ok(head) => head.at,
             Err(error) => return self.metrics.store_failed(&error),
         };
-        let mut state = self.state.lock();
+        let mut state = self.lock();
         if head < state.head {
             // It went back. What agents have applied of the lost history must not confirm what replaced it.
             return self.rounds.want();
@@ -294,6 +294,14 @@ impl Receipts {
     }
 
     /// Tells what the book's last changes brought about.
+    /// What is known, with nothing final unless it may be.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        let may_settle = self.vouching.may_settle();
+        let mut state = self.state.lock();
+        state.book.hold(!may_settle);
+        state
+    }
+
     fn settle(&self, state: &mut State) {
         let bound = state.book.bound();
         let mut any_final = false;
@@ -328,9 +336,12 @@ impl Receipts {
             let now = clock::lease_now();
             let wait = {
                 let is_silent = self.vouching.refusal().is_some();
-                let mut state = self.state.lock();
+                let mut state = self.lock();
                 if is_silent {
-                    // Agents may follow another history, so that the bound's end says nothing of them.
+                    // When this history is followed again, there may be agents that its roster lacks.
+                    state.distrust_roster(now);
+                }
+                if state.book.is_held() {
                     state.count(now);
                 } else if swept.is_none_or(|swept| now.since(swept) >= SWEEP) {
                     swept = Some(now);

@@ -56,6 +56,11 @@ impl Vouching {
         self.state.lock().service.may_vouch(clock::lease_now())
     }
 
+    /// Whether receipts may become final now.
+    pub(crate) fn may_settle(&self) -> bool {
+        self.state.lock().service.may_settle(clock::lease_now())
+    }
+
     /// How this publisher stands.
     pub(crate) fn standing(&self) -> Standing {
         *self.standing.borrow()

@@ -2,7 +2,7 @@
 
 use evictd_core::protection::Protection::{
     self, ForeignHistoriesMoveNothing, LostPastsNeedAWord, NewcomersAsk, OwnHistoryComesFirst, PastsAreKnown,
-    RivalsFallSilent, SuccessorsKnowAllThatWasSeen, VouchersAreChecked,
+    RivalsFallSilent, SilentPublishersHoldReceipts, SuccessorsKnowAllThatWasSeen, VouchersAreChecked,
 };
 use evictd_core::rules::Rule;
 
@@ -45,7 +45,7 @@ pub const ALL: &[Control] = &[
     with(Flaw::LoneNewcomersBeginNothing, PHYSICAL_COPY, &[Rule::G2]),
     without(NewcomersAsk, HANDOVER, &[Rule::G4]),
     without(RivalsFallSilent, CUT, &[Rule::G4]),
-    with(Flaw::SilentPublishersFinishReceipts, HANDOVER, &[Rule::G4]),
+    without(SilentPublishersHoldReceipts, HANDOVER, &[Rule::G4]),
     without(OwnHistoryComesFirst, LOYAL, &[Rule::G4]),
     without(VouchersAreChecked, FORGED, &[Rule::R16]),
 ];

@@ -73,6 +73,11 @@ impl Process {
         !self.frozen && self.service.may_vouch(NOW)
     }
 
+    /// Whether it may call receipts final.
+    pub fn may_settle(&self) -> bool {
+        !self.frozen && self.service.may_settle(NOW)
+    }
+
     /// Whether it wants to know more than it does: then an answer may still change something.
     pub fn waits(&self) -> bool {
         self.asks && self.standing() != Standing::Behind

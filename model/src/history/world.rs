@@ -35,8 +35,6 @@ pub enum Flaw {
     RowsLagBehindTheirVouchers,
     /// On PostgreSQL a newcomer that found no colleague goes on in the incarnation that it finds.
     LoneNewcomersBeginNothing,
-    /// A publisher that yields or knows itself to be behind goes on finishing receipts.
-    SilentPublishersFinishReceipts,
 }
 
 /// How often what happens.
@@ -404,7 +402,7 @@ impl World {
         if self.talks {
             self.talk_actions(state, publisher, process, actions);
         }
-        if self.receipts && !process.is_final && store.has(DELETION) && self.may_finish(process) {
+        if self.receipts && !process.is_final && store.has(DELETION) && process.may_settle() {
             actions.push(Action::BoundPasses(publisher));
         }
         if self.forges && process.vouches() {
@@ -441,10 +439,6 @@ impl World {
         sent.store != self.publishers[publisher]
             && (sent.voucher.milestone.provenance != store.provenance()
                 || self.database == Database::Postgres)
-    }
-
-    fn may_finish(&self, process: &Process) -> bool {
-        process.vouches() || self.flaw == Some(Flaw::SilentPublishersFinishReceipts)
     }
 
     /// Whether it may conclude from silence what it concludes from silence.
