@@ -54,10 +54,7 @@ pub const ALL: &[Control] = &[
     without(OldPositionsAreApplied, RESTART, &[]),
     without(AppliedIsContiguous, PURGE, &[Rule::G1, Rule::G2]),
     // What is left out stays a hole, since `applied` advances over what is contiguous only.
-    Control {
-        world: World { missing: Some(ReplaysAreComplete), flaw: Some(Flaw::PurgedRowsAreSkipped), ..PURGE },
-        breaks: &[],
-    },
+    Control { world: World { missing: Some(ReplaysAreComplete), ..PURGE }, breaks: &[] },
     without(ForgottenFloorsLiveOn, SMALLEST, &[Rule::G1, Rule::G2]),
     without(ForgottenFloorsLiveOn, FEW_KEY_FLOORS, &[Rule::G1, Rule::G2]),
     without(ForgottenFloorsLiveOn, FEW_API_FLOORS, &[Rule::G1, Rule::G2]),

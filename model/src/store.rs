@@ -1,9 +1,12 @@
 //! The home store: rows, positions, epochs, snapshots. Each method is one transaction.
 
+use std::time::Duration;
+
 use evictd_core::epochs;
 use evictd_core::history::{
     Begin, BeginCause, Claim, History, Incarnation, LogToken, Milestone, Provenance, StoreId, Voucher,
 };
+use evictd_core::log::{self, LoggedRow};
 use evictd_core::position::LogPosition;
 use evictd_core::time::StoreTime;
 
@@ -70,8 +73,8 @@ pub struct Store {
     pub rows: Vec<Row>,
     /// The last position given.
     pub head: LogPosition,
-    /// Rows up to here were purged from the log.
-    pub purged: u64,
+    /// So many of the oldest rows were purged from the log.
+    purged: usize,
     /// The timeline that its head was written on.
     timeline: u32,
     /// Its incarnations, oldest first.
@@ -136,31 +139,37 @@ impl Store {
             self.timeline = timeline;
             self.begins.push(begin(timeline, after, self.head, BeginCause::Branched));
         }
+        let waiting = self.rows.iter_mut().filter(|row| row.position.is_none());
         let mut numbered = Vec::new();
-        for row in self.rows.iter_mut().filter(|row| row.position.is_none()) {
-            self.head = self.head.next().unwrap_or(self.head);
-            row.position = Some(self.head);
-            numbered.push((self.head, row.change));
+        for (position, row) in log::number(self.head, waiting).unwrap_or_default() {
+            row.position = Some(position);
+            numbered.push((position, row.change));
         }
+        self.head = numbered.last().map_or(self.head, |(position, _)| *position);
         (numbered, begins)
+    }
+
+    /// Deletes all that may go, when nothing is young any more.
+    pub fn purge(&mut self) {
+        let logged = LoggedRow { committed_at: StoreTime(0), awaits_receipt: false };
+        let rows = self.rows.iter().filter(|row| row.position.is_some()).map(|_| logged);
+        self.purged = log::purgeable(rows, StoreTime(1), Duration::ZERO);
+    }
+
+    /// Whether [`Store::purge`] would change anything.
+    pub fn is_purged(&self) -> bool {
+        self.rows.iter().skip(self.purged).all(|row| row.position.is_none())
     }
 
     /// The rows `from..=to` of `epoch`, from the first on, as many as there are without a hole (R5).
     pub fn replay(&self, epoch: u32, from: u64, to: u64) -> Replay {
-        let rows: Vec<_> =
-            (from..=to).map_while(|position| self.row_at(LogPosition::new(epoch, position)?)).collect();
-        let covered = epoch == self.head.epoch() && from > self.purged && !rows.is_empty();
-        if covered { Replay::Rows(rows) } else { Replay::Refused(self.mark()) }
-    }
-
-    /// A replay that takes what is absent for nothing, as no store may.
-    pub fn careless_replay(&self, epoch: u32, from: u64, to: u64) -> Replay {
-        let kept = (from.max(self.purged + 1)..=to).filter_map(|at| LogPosition::new(epoch, at));
-        Replay::Rows(kept.filter_map(|position| self.row_at(position)).collect())
-    }
-
-    fn row_at(&self, position: LogPosition) -> Option<(LogPosition, ChangeId)> {
-        let row = self.rows.iter().find(|row| row.position == Some(position))?;
-        Some((position, row.change))
+        let (Some(first), Some(last)) = (LogPosition::new(epoch, from), LogPosition::new(epoch, to)) else {
+            return Replay::Refused(self.mark());
+        };
+        let kept = self.rows.iter().skip(self.purged);
+        let kept = kept.filter_map(|row| Some((row.position?, row.change)));
+        let mut rows: Vec<_> = kept.filter(|(position, _)| (first..=last).contains(position)).collect();
+        rows.truncate(log::covered(self.head, first, rows.iter().map(|(position, _)| *position)));
+        if rows.is_empty() { Replay::Refused(self.mark()) } else { Replay::Rows(rows) }
     }
 }

@@ -66,8 +66,6 @@ pub enum Flaw {
     ReplicasVouchForTheirReads,
     /// Loads count from when they arrive.
     LoadsDateFromTheirArrival,
-    /// A replay leaves out what was purged.
-    PurgedRowsAreSkipped,
     /// A round answers with the head, whatever waits for its position.
     RoundsDoNotNumber,
 }
@@ -499,7 +497,7 @@ impl World {
         if state.failovers < self.failovers {
             actions.push(Action::FailOver);
         }
-        if self.purges && state.store.purged < state.store.head.position() {
+        if self.purges && !state.store.is_purged() {
             actions.push(Action::Purge);
         }
     }
@@ -598,7 +596,7 @@ impl World {
                 state.standby.number(0, 2);
             }
             Action::FailOver => state.fail_over(self),
-            _ => state.store.purged = state.store.head.position(),
+            _ => state.store.purge(),
         }
         state
     }
@@ -663,10 +661,7 @@ impl World {
             Action::Replay(_, nonce) => {
                 let wanted = *agent.wanted.iter().find(|wanted| wanted.nonce == nonce)?;
                 let (epoch, from, to) = (wanted.epoch, wanted.from, wanted.to);
-                let replay = match self.flaw {
-                    Some(Flaw::PurgedRowsAreSkipped) => state.store.careless_replay(epoch, from, to),
-                    _ => state.store.replay(epoch, from, to),
-                };
+                let replay = state.store.replay(epoch, from, to);
                 let head = state.store.mark();
                 agent.after(self, last.now, |agent, _| {
                     agent.replays.insert((nonce, head, replay));

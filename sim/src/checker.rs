@@ -88,6 +88,8 @@ pub struct Counts {
     pub epochs: u64,
     /// Regressions of the store.
     pub regressions: u64,
+    /// Publishers of a copy that found out that they aren't the ones to follow.
+    pub copies: u64,
     /// Replays asked for.
     pub repairs: u64,
     /// Receipts that became final.

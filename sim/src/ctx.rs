@@ -41,6 +41,23 @@ pub struct Ctx {
 const DENIAL_GRACE: Micros = 15 * SECOND;
 
 impl Ctx {
+    /// The surroundings of all processes of a world, before anything happened.
+    pub fn new(settings: Settings, dice: Dice, trace: Trace) -> Self {
+        let nodes = settings.agents + settings.publishers + settings.copies;
+        let bound = settings.bound.as_micros() as u64;
+        Self {
+            now: Moment(0),
+            queue: Queue::default(),
+            net: Net::new(settings.agents, &settings.distances),
+            checker: Checker::new(settings.size, bound),
+            health: Health::new(nodes),
+            starved_at: Moment(0),
+            dice,
+            trace,
+            settings,
+        }
+    }
+
     /// Whether this world is set up without it.
     pub fn lacks(&self, assumption: Assumption) -> bool {
         self.settings.lacking == Some(assumption)

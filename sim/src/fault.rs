@@ -127,8 +127,11 @@ impl Fault {
             | Self::Freeze { node, .. }
             | Self::Crash { node, .. }
             | Self::Detached { node } => Some(*node),
-            Self::Failover { .. } | Self::Restore { .. } | Self::Slow { .. } | Self::Down => None,
-            Self::Copy { .. } => None,
+            Self::Failover { .. }
+            | Self::Restore { .. }
+            | Self::Copy { .. }
+            | Self::Slow { .. }
+            | Self::Down => None,
         }
     }
 }

@@ -14,9 +14,11 @@
 //! * [`checker`], [`health`]: the truth, and what may be demanded when.
 //! * [`world`], [`ctx`]: all of it together; [`trace`]: what happened.
 //! * [`controls`]: a checker that finds nothing proves nothing.
+//! * [`alone`]: the store by itself, for comparing it with those that ship.
 //! * [`report`], [`histogram`], [`cli`]: runs in bulk, and what is told of them.
 
 pub mod agent;
+pub mod alone;
 pub mod assumption;
 pub mod checker;
 pub mod cli;

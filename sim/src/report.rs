@@ -157,6 +157,7 @@ impl Counts {
         self.flushes += other.flushes;
         self.epochs += other.epochs;
         self.regressions += other.regressions;
+        self.copies += other.copies;
         self.repairs += other.repairs;
         self.receipts += other.receipts;
         self.fenced += other.fenced;

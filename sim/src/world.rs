@@ -9,14 +9,13 @@ use evictd_core::service::Standing;
 
 use crate::agent::{Agent, AgentEvent};
 use crate::assumption::Assumption;
-use crate::checker::{Checker, Counts, Violation};
+use crate::checker::{Counts, Violation};
 use crate::ctx::Ctx;
 use crate::fault::{Edge, Fault, Scheduled};
-use crate::health::Health;
-use crate::net::{Found, Net};
+use crate::net::Found;
 use crate::process::{Process, State};
 use crate::publisher::{Publisher, PublisherEvent};
-use crate::queue::{Event, Node, Queue};
+use crate::queue::{Event, Node};
 use crate::rng::Dice;
 use crate::scenario::{Scenario, Settings, draw_faults};
 use crate::store::{Attached, KeyNumber, Site, Store, StoreEvent};
@@ -76,18 +75,7 @@ impl World {
         tune(&mut settings);
         let faults = draw_faults(scenario, &settings, &mut dice);
         let nodes = settings.agents + settings.publishers + settings.copies;
-        let bound = settings.bound.as_micros() as u64;
-        let mut ctx = Ctx {
-            now: Moment(0),
-            queue: Queue::default(),
-            net: Net::new(settings.agents, &settings.distances),
-            checker: Checker::new(settings.size, bound),
-            health: Health::new(nodes),
-            starved_at: Moment(0),
-            dice,
-            trace,
-            settings,
-        };
+        let mut ctx = Ctx::new(settings, dice, trace);
         trace!(ctx, "{:?}", ctx.settings);
         for fault in &faults {
             trace!(ctx, "planned {} .. {}: {:?}", fault.from, fault.until, fault.fault);

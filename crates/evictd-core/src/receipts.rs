@@ -664,7 +664,7 @@ impl Book {
     }
 
     fn write(&self, open: &Open, now: LeaseTime, is_final: bool) -> Receipt {
-        let fenced = now.since(open.first_seen) >= self.fence();
+        let fenced = now.since(open.first_seen) >= self.fence() && !self.held;
         let line = |(name, standings)| self.line(name, standings, open, fenced);
         Receipt {
             change: open.change.clone(),

@@ -33,10 +33,14 @@ impl Vouching {
         Self { state: Arc::new(Mutex::new(State { service, presented_by: None })), standing }
     }
 
+    /// The number of the first question of [`Vouching::serving`].
+    #[cfg(test)]
+    pub(crate) const FIRST_QUERY: u64 = 1;
+
     /// One that vouches for as long as its runtime lives.
     #[cfg(test)]
     pub(crate) fn serving() -> Self {
-        let vouching = Self::new(Duration::from_secs(30), 1);
+        let vouching = Self::new(Duration::from_secs(30), Self::FIRST_QUERY);
         if let Some(query) = vouching.with(|service, now| service.beat(true, now)) {
             vouching.with(|service, now| service.on_nobody(query.nonce, now));
         }

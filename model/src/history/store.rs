@@ -1,9 +1,11 @@
 //! A home store as the rules of one history see it: incarnations, rows, copies. Each method is one transaction.
 
+use evictd_core::epochs;
 use evictd_core::history::{
     Begin, BeginCause, History, Incarnation, LogToken, Milestone, Past, Provenance, StoreId, Voucher,
 };
 use evictd_core::invalidation::Invalidation;
+use evictd_core::log;
 use evictd_core::position::LogPosition;
 use evictd_core::protection::Protection;
 use evictd_core::time::StoreTime;
@@ -67,7 +69,7 @@ impl Store {
 
     /// An operator's word: this store is the one to follow, whatever agents have seen.
     pub fn declare(&mut self, incarnation: Incarnation) {
-        let epoch = self.head.epoch().max(self.noted) + 1;
+        let epoch = epochs::next_epoch(1, self.head.epoch(), self.noted);
         let at = LogPosition::new(epoch, self.head.position()).unwrap_or(self.head);
         self.begin(incarnation, at, BeginCause::Declared);
     }
@@ -80,8 +82,10 @@ impl Store {
 
     /// A change commits.
     pub fn record(&mut self, change: Change, token: LogToken) {
-        self.head = self.head.next().unwrap_or(self.head);
-        self.rows.push(Row { change, at: self.head, token });
+        for (at, change) in log::number(self.head, [change]).unwrap_or_default() {
+            self.rows.push(Row { change, at, token });
+            self.head = at;
+        }
     }
 
     /// Keeps for `declare` what an agent has proved.

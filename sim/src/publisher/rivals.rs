@@ -93,7 +93,10 @@ impl Publisher {
                 if is_colleague {
                     self.service.on_colleague(*nonce, peer.standing, now);
                 } else {
+                    let before = self.standing();
                     self.service.on_rival(*nonce, peer.clone(), now);
+                    let yields = self.standing() == Standing::Yielding && before != Standing::Yielding;
+                    ctx.checker.counts.copies += u64::from(yields);
                     trace!(ctx, "{:?} meets {peer:?}, and is {:?}", self.node(), self.standing());
                 }
             }

@@ -1,9 +1,11 @@
 //! Each state is truthful, whoever restarts, falls silent or loses what.
 
+use evictd_core::history::{Incarnation, Provenance, StoreId};
 use evictd_core::ids::{AgentName, ApiId, InstanceId, KeyHash, KeyId, WorkspaceId};
 use evictd_core::invalidation::Cause;
 use evictd_core::receipts::{Exposure, Sighting, Span};
 use evictd_core::roster::{Instance, PartitionPolicy};
+use evictd_core::service::{Peer, Standing};
 use evictd_core::time::StoreTime;
 use evictd_store::change::{Actor, DeleteMode, NewApi, NewKey, NewRootKey, Operator};
 use evictd_store::log::RoundRequest;
@@ -82,7 +84,7 @@ impl Store {
             counted,
             &registry,
             rounds,
-            (history, vouching),
+            (history, vouching.clone()),
             draining.clone(),
         );
         receipts.begin().await.unwrap();
@@ -91,7 +93,8 @@ impl Store {
         tokio::spawn(receipts.clone().keep_time(stop.clone()));
         let (keeper, until) = (receipts.clone(), stop.clone());
         tokio::spawn(async move { keeper.keep_final_ones(&until).await });
-        Home { store: self.store.clone(), receipts, registry, draining, _stop: stop.drop_guard() }
+        let _stop = stop.drop_guard();
+        Home { store: self.store.clone(), receipts, vouching, registry, draining, _stop }
     }
 
     /// Changes something past everybody.
@@ -120,6 +123,7 @@ fn actor(request: &str) -> Actor {
 struct Home {
     store: Arc<SqliteStore>,
     receipts: Arc<Receipts>,
+    vouching: Vouching,
     registry: Registry,
     draining: CancellationToken,
     _stop: DropGuard,
@@ -290,6 +294,37 @@ async fn a_process_that_vanished_is_fenced_at_the_bound_and_named() {
     assert_eq!(states(&settled), [("eu", "fenced")]);
     assert_eq!((missing(&settled.regions[0]), settled.regions[0].missing_count), (vec!["gone"], 1));
     assert_eq!(home.metric("evictd_publisher_confirmed_seconds_count{region=\"eu\"}"), 0);
+}
+
+#[tokio::test]
+async fn while_another_home_store_is_active_nothing_is_final() {
+    let store = Store::new().await;
+    let home = store.publisher(SHORT, &[]).await;
+    let (here, gone) = (agent("eu", "here", 1), agent("eu", "gone", 2));
+    home.round(&[&here, &gone]).await;
+    let rival = Peer {
+        publisher: "other".into(),
+        provenance: Provenance { store: StoreId(1), incarnation: Incarnation(2) },
+        since: StoreTime(0),
+        standing: Standing::Serving,
+    };
+    // Its question, when it was new, was answered by nobody in time.
+    home.vouching.with(|service, now| service.on_rival(Vouching::FIRST_QUERY, rival, now));
+    assert!(home.vouching.refusal().is_some());
+    let under = home.receipts.under("req_1", true);
+    home.delete("req_1").await;
+    home.number().await;
+    // Of the other store, which gives the same positions if it is a physical copy.
+    home.applies(&here);
+    home.applies(&gone);
+    let after_the_bound = under.settled(&workspace(), 2 * SHORT).await;
+    assert_eq!((&*after_the_bound.state, after_the_bound.r#final), ("pending", false));
+    home.delete("req_2").await;
+    home.number().await;
+    for request in ["req_1", "req_2"] {
+        let told = home.told(request).await.unwrap();
+        assert_eq!((&*told.state, told.r#final), ("pending", false));
+    }
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ mod by_hand;
 mod conformance;
 mod copies;
 mod fixture;
+mod log_conformance;
 #[cfg(evictd_negative_controls)]
 mod negative_controls;
 mod postgres;

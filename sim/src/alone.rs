@@ -1,0 +1,147 @@
+//! A store without a world, to be compared with the stores that ship: what it does to one statement at a time.
+
+use evictd_core::follower::ReplayAnswer;
+use evictd_core::history::{BeginCause, History, LogToken, RoundToken};
+use evictd_core::invalidation::Cause;
+use evictd_core::position::LogPosition;
+use evictd_core::record::RecordState;
+use evictd_core::roster::Instance;
+
+use crate::ctx::Ctx;
+use crate::publisher::PublisherEvent;
+use crate::queue::{Event, Life, Node};
+use crate::rng::Dice;
+use crate::scenario::{Scenario, Settings};
+use crate::store::{
+    ApiNumber, Head, KeyNumber, KeyRow, Numbered, Plan, RoundInput, Snapshot, Store, StoreEvent, Target,
+};
+use crate::time::Moment;
+use crate::trace::Trace;
+
+/// One store, one publisher that asks it, and nothing that goes wrong.
+#[derive(Debug)]
+pub struct LoneStore {
+    ctx: Ctx,
+    store: Store,
+    publisher: Node,
+}
+
+impl Default for LoneStore {
+    fn default() -> Self {
+        let mut dice = Dice::new(0, 0);
+        let mut settings = Settings::draw(Scenario::Calm, &mut dice);
+        (settings.publishers, settings.exclusive, settings.unknown_permille) = (1, true, 0);
+        let publisher = Node(settings.agents);
+        let mut ctx = Ctx::new(settings, dice, Trace::Off);
+        Self { store: Store::new(&mut ctx), ctx, publisher }
+    }
+}
+
+impl LoneStore {
+    /// The first keys are root keys, and in no API.
+    fn key(&self, n: u8) -> KeyNumber {
+        KeyNumber(self.ctx.settings.size.root_keys + usize::from(n))
+    }
+
+    fn api(&self, n: u8) -> ApiNumber {
+        ApiNumber(self.key(n).0 % self.ctx.settings.size.apis)
+    }
+
+    /// Everything that was asked of the store comes to its end. Returns what the publisher is told of its numbering.
+    fn finish(&mut self) -> Option<Numbered> {
+        let mut told = None;
+        while let Some((at, event)) = self.ctx.queue.pop() {
+            self.ctx.now = at.max(self.ctx.now);
+            match event {
+                Event::Store(_, StoreEvent::Commit(transaction)) => {
+                    self.store.commit(&mut self.ctx, &transaction);
+                }
+                Event::Store(_, StoreEvent::Number(numbering)) => {
+                    self.store.finish_numbering(&mut self.ctx, *numbering);
+                }
+                Event::Store(_, StoreEvent::Register(instances)) => {
+                    self.store.register(&self.ctx, &instances)
+                }
+                Event::Publisher(_, _, PublisherEvent::Numbered { numbered, .. }) => told = numbered,
+                _ => {}
+            }
+        }
+        told
+    }
+
+    /// Changes the row of key `n`; `None` deletes it.
+    pub fn change_key(&mut self, n: u8, state: Option<RecordState>, cause: Cause) {
+        let row = state.map(|state| KeyRow { api: self.api(n), state });
+        let plan = Plan { target: Target::Key(self.key(n)), row, cause };
+        self.store.begin(&mut self.ctx, plan, None, 1);
+        self.finish();
+    }
+
+    /// Deletes the API of key `n`.
+    pub fn delete_api_of(&mut self, n: u8) {
+        let plan = Plan { target: Target::Api(self.api(n)), row: None, cause: Cause::Deleted };
+        self.store.begin(&mut self.ctx, plan, None, 1);
+        self.finish();
+    }
+
+    /// The sequencer's transaction.
+    pub fn number(&mut self) -> Option<Numbered> {
+        self.store.number(&mut self.ctx, self.publisher, Life::default(), None);
+        self.finish()
+    }
+
+    /// A round that so many agents asked for.
+    pub fn round(&mut self, agents: usize) -> Option<Numbered> {
+        let instances = (0..agents).map(|agent| (Node(agent), Life(1))).collect();
+        let round = RoundInput { seen_epoch: 0, instances };
+        self.store.number(&mut self.ctx, self.publisher, Life::default(), Some(round));
+        self.finish()
+    }
+
+    /// Nothing is kept in the log that may go.
+    pub fn purge(&mut self) {
+        self.ctx.now = Moment(self.ctx.now.0 + 1);
+        self.ctx.settings.retention = std::time::Duration::ZERO;
+        self.round(0);
+    }
+
+    /// An operator's word.
+    pub fn declare(&mut self) {
+        self.store.begin_incarnation(&mut self.ctx, BeginCause::Declared, 0);
+    }
+
+    /// The answer to a replay.
+    pub fn replay(&self, epoch: u32, first: u64, last: u64) -> Option<ReplayAnswer> {
+        self.store.replay(&self.ctx, self.publisher, epoch, first, last)
+    }
+
+    /// What is read of key `n`.
+    pub fn read(&self, n: u8) -> Option<Snapshot> {
+        self.store.read(&self.ctx, self.publisher, self.key(n))
+    }
+
+    /// Where the log ends.
+    pub fn head(&self) -> Option<Head> {
+        self.store.head(&self.ctx, self.publisher)
+    }
+
+    /// Its incarnations.
+    pub fn history(&self) -> Option<History> {
+        self.store.history(&self.ctx, self.publisher)
+    }
+
+    /// Which agents there are.
+    pub fn roster(&self) -> Option<Vec<Instance>> {
+        self.store.roster(&self.ctx, self.publisher)
+    }
+
+    /// The token of what has this position.
+    pub fn row_token(&self, at: LogPosition) -> Option<LogToken> {
+        self.store.row_token(&self.ctx, self.publisher, at)
+    }
+
+    /// Whether one of the last rounds drew it.
+    pub fn has_round_token(&self, token: RoundToken) -> bool {
+        self.store.has_round_token(&self.ctx, self.publisher, token).unwrap_or(false)
+    }
+}
