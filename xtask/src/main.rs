@@ -6,10 +6,12 @@
 //! * [`generate()`]: what is checked in and comes from something else.
 //! * [`model`]: what is checked to exhaustion.
 //! * [`sim`]: the simulator.
+//! * [`missing`]: builds that can miss a protection.
 //! * [`monitoring`]: the shipped Prometheus files, against a running deployment.
 
 mod crashes;
 mod demo;
+mod missing;
 mod model;
 mod monitoring;
 mod sim;
@@ -47,6 +49,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    if let Some(compiled) = missing::compile() {
+        return compiled;
+    }
     let done = match Cli::parse().command {
         Command::Demo(args) => demo::run(&args),
         Command::Crashes(args) => crashes::run(&args),

@@ -3,11 +3,8 @@
 
 use clap::Args;
 
-use crate::steps;
-
-/// What is built with protections that can be switched off, and where.
-const MISSING: &str = "--cfg evictd_negative_controls";
-const CONTROLS: &str = "target/model-controls";
+use crate::missing::without_protections;
+use crate::steps::{self, Step};
 
 #[derive(Args)]
 pub(crate) struct ModelArgs {
@@ -19,35 +16,34 @@ pub(crate) struct ModelArgs {
 }
 
 pub(crate) fn run(args: &ModelArgs) -> anyhow::Result<()> {
-    if args.negative_controls {
-        loom("target/loom-controls", "--cfg loom --cfg evictd_negative_controls", args)?;
-        if args.filter.is_none() {
-            // Those of the stores, on real databases.
-            let package = ["--package", "evictd-store", "--test", "it", "--target-dir", CONTROLS];
-            steps::cargo(&[&["test", "--quiet"][..], &package, &["negative_control"]].concat())
-                .env("RUSTFLAGS", MISSING)
-                .run()?;
-        }
-        return check(CONTROLS, MISSING, &["--negative-controls"], args);
-    }
-    loom("target/loom", "--cfg loom", args)?;
-    check("target/model", "", &[], args)
-}
-
-/// The tests of interleavings, unless only some worlds or controls are asked for.
-fn loom(target: &str, rustflags: &str, args: &ModelArgs) -> anyhow::Result<()> {
-    if args.filter.is_some() {
-        return Ok(());
-    }
-    let package = ["--package", "evictd-core", "--test", "loom", "--target-dir", target];
-    steps::cargo(&[&["test", "--quiet", "--release"][..], &package].concat())
-        .env("RUSTFLAGS", rustflags)
-        .run()
-}
-
-/// A directory for each kind of build, so that none rebuilds for another.
-fn check(target: &str, rustflags: &str, more: &[&str], args: &ModelArgs) -> anyhow::Result<()> {
+    // Without some worlds or controls that are asked for.
+    let everything = args.filter.is_none();
     let filter: Vec<&str> = args.filter.as_deref().into_iter().collect();
-    let run = ["run", "--quiet", "--release", "--package", "evictd-model", "--target-dir", target, "--"];
-    steps::cargo(&[&run[..], more, &filter].concat()).env("RUSTFLAGS", rustflags).run()
+    if !args.negative_controls {
+        if everything {
+            loom().run()?;
+        }
+        return check(&filter).run();
+    }
+    if everything {
+        without_protections(loom())?.run()?;
+        without_protections(stores())?.run()?;
+    }
+    without_protections(check(&[&["--negative-controls"], &filter[..]].concat()))?.run()
+}
+
+/// The tests of interleavings, in a directory of their own: other crates look at this flag, too.
+fn loom() -> Step {
+    let package = ["--package", "evictd-core", "--test", "loom", "--target-dir", "target/loom"];
+    steps::cargo(&[&["test", "--quiet", "--release"][..], &package].concat()).env("RUSTFLAGS", "--cfg loom")
+}
+
+/// The controls of the stores, on real databases. Built as for all tests, so that these find the crates of others built.
+fn stores() -> Step {
+    steps::cargo(&["test", "--quiet", "--workspace", "--test", "it", "negative_control"])
+}
+
+fn check(args: &[&str]) -> Step {
+    let run = ["run", "--quiet", "--release", "--package", "evictd-model", "--"];
+    steps::cargo(&[&run[..], args].concat())
 }

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use crate::steps;
+use crate::{missing, steps};
 
 /// Passed on to the simulator; `cargo xtask sim --help` shows its options.
 #[derive(Args)]
@@ -32,9 +32,5 @@ fn simulator(args: &[String]) -> steps::Step {
 
 /// A build of its own, which can miss one protection of the core at a time; no other can.
 fn without_protections(args: &[String]) -> anyhow::Result<()> {
-    let flags = std::env::var("RUSTFLAGS").unwrap_or_default();
-    simulator(args)
-        .env("RUSTFLAGS", format!("{flags} --cfg evictd_negative_controls"))
-        .env("CARGO_TARGET_DIR", steps::root().join("target/negative-controls"))
-        .run()
+    missing::without_protections(simulator(args))?.run()
 }

@@ -19,8 +19,11 @@ pub(crate) struct TestArgs {
 pub(crate) fn run(args: &TestArgs) -> anyhow::Result<()> {
     let nats_server = nats_server::find_or_install()?;
     steps::build_evictd()?;
-    let (mut command, shown) =
-        steps::cargo(&cargo_args(&args.rest)).env("EVICTD_NATS_SERVER", nats_server).into_parts();
+    let step = steps::cargo(&cargo_args(&args.rest)).env("EVICTD_NATS_SERVER", nats_server);
+    // Most tests wait most of the time, for real processes and for bounds to pass.
+    let threads = std::env::var("RUST_TEST_THREADS")
+        .unwrap_or_else(|_| (2 * std::thread::available_parallelism().map_or(1, usize::from)).to_string());
+    let (mut command, shown) = step.env("RUST_TEST_THREADS", threads).into_parts();
     let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("can't run `{shown}`"))?;
     let stdout = child.stdout.take().context("the tests' output was piped")?;
     let mut counts = Counts::default();
