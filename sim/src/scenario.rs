@@ -223,7 +223,7 @@ impl Settings {
             paired_permille: 300,
             polite: dice.permille(500),
             retention: if dice.permille(300) {
-                Duration::from_millis(dice.between(500, 10_000))
+                Duration::from_millis(dice.between(500, 40_000))
             } else {
                 Duration::MAX
             },
