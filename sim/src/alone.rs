@@ -60,7 +60,7 @@ impl LoneStore {
                     self.store.finish_numbering(&mut self.ctx, *numbering);
                 }
                 Event::Store(_, StoreEvent::Register(instances)) => {
-                    self.store.register(&self.ctx, &instances)
+                    self.store.register(&self.ctx, &instances);
                 }
                 Event::Publisher(_, _, PublisherEvent::Numbered { numbered, .. }) => told = numbered,
                 _ => {}

@@ -132,7 +132,7 @@ mod tests {
     #[test]
     fn who_presents_itself_differently_or_left_is_written() {
         let stale = Instance { policy: PartitionPolicy::ServeStale, ..instance(1) };
-        let entries = update(&[entry(1, JUST_NOW)], &[stale.clone()], &[], NOW).entries;
+        let entries = update(&[entry(1, JUST_NOW)], std::slice::from_ref(&stale), &[], NOW).entries;
         assert_eq!(entries, [RosterEntry { instance: stale, ..entry(1, Duration::ZERO) }]);
         let departed = RosterEntry { departed: true, ..entry(1, JUST_NOW) };
         assert!(!departed.counts());

@@ -93,8 +93,7 @@ impl Store {
         tokio::spawn(receipts.clone().keep_time(stop.clone()));
         let (keeper, until) = (receipts.clone(), stop.clone());
         tokio::spawn(async move { keeper.keep_final_ones(&until).await });
-        let _stop = stop.drop_guard();
-        Home { store: self.store.clone(), receipts, vouching, registry, draining, _stop }
+        Home { store: self.store.clone(), receipts, vouching, registry, draining, _stop: stop.drop_guard() }
     }
 
     /// Changes something past everybody.
