@@ -274,7 +274,7 @@ fn start() -> Result<(World, Key, Key)> {
     Ok((world, doomed, good))
 }
 
-fn wait_for_epoch(world: &World, epoch: u64) -> Result<()> {
+pub(crate) fn wait_for_epoch(world: &World, epoch: u64) -> Result<()> {
     for agent in world.topology.agents() {
         wait_for_count(agent, "evictd_agent_epoch", &[], epoch)?;
         wait_for_mode(agent, "live")?;
@@ -399,12 +399,34 @@ fn copies_that_start_together_fall_silent_until_one_is_stopped() -> Result<()> {
     assert_no_rule_was_broken(&world, &host_2)
 }
 
-/// Failure: a publisher that stood still goes on where it was, and vouches for what a successor has changed meanwhile.
+/// Deletes `key` at the world's publisher, which stands still from then on: before an agent that stood still has
+/// applied it. Returns the request, whose receipt is open.
+pub(crate) fn delete_and_pause(world: &mut World, key: &Key) -> Result<String> {
+    world.agent_mut(1).daemon.pause()?;
+    let answer = world.topology.call(world.publisher(), "keys.deleteKey", &json!({ "keyId": key.id }))?;
+    ensure!(answer.status == 200, "it was answered {}: {}", answer.status, answer.text);
+    world.topology.publisher.daemon.pause()?;
+    world.agent_mut(1).daemon.resume()?;
+    Ok(answer.body["meta"]["requestId"].as_str().context("no request id")?.to_owned())
+}
+
+/// The receipt is open, whatever has passed: agents follow the other store, and accept the key again.
+pub(crate) fn assert_receipt_is_open(world: &World, request: &str) -> Result<()> {
+    let body = json!({ "requestId": request });
+    let answer = world.topology.call(world.publisher(), "propagation.getReceipt", &body)?;
+    let receipt = &answer.body["data"];
+    ensure!(receipt["state"] == "pending" && receipt["final"] == false, "{}", answer.text);
+    Ok(())
+}
+
+/// Failure: a publisher that stood still goes on where it was, and vouches for what a successor has changed meanwhile, or
+/// calls receipts final although agents follow the successor.
 #[test]
 fn thawed_publisher_asks_before_it_answers() -> Result<()> {
     let (mut world, doomed, good) = start()?;
+    let undone = world.create_key()?;
     let copy = snapshot(&mut world)?;
-    world.topology.publisher.daemon.pause()?;
+    let request = delete_and_pause(&mut world, &undone)?;
     declare_successfully(&copy)?;
     let mut host_2 = start_host_2(&world, &copy)?;
     host_2.wait_until_ready()?;
@@ -417,16 +439,20 @@ fn thawed_publisher_asks_before_it_answers() -> Result<()> {
     wait_until_silent(world.publisher(), "yielding", &names_of(&host_2)?)?;
     assert_refuses_changes(&world, world.publisher(), &good)?;
     assert_untouched(&world, &footing, &good)?;
+    world.wait_for_codes(&[&undone], "VALID")?;
+    assert_receipt_is_open(&world, &request)?;
     watch.assert_none_valid_since(confirmed_at)?;
     assert_eq!(rival_messages(world.agent(0))?, received, "it has spoken before it asked");
     wait_until_serving(&host_2)?;
     assert_no_rule_was_broken(&world, &host_2)
 }
 
-/// A world whose bus has a second server, where a copy of the store serves that its agents haven't met: the wire between
+/// The world's bus gets a second server, where a copy of the store serves that its agents haven't met: the wire between
 /// the servers is cut.
-fn split() -> Result<(World, Key, Key, NatsServer, Proxy, Node)> {
-    let (mut world, doomed, good) = start()?;
+pub(crate) fn split_off(
+    world: &mut World,
+    copy: impl FnOnce(&mut World) -> Result<HomeStore>,
+) -> Result<(NatsServer, Proxy, Node)> {
     let home = &world.topology.home;
     let link = Proxy::start(home.leaves())?;
     let login = home.login(&User::Site)?;
@@ -434,18 +460,23 @@ fn split() -> Result<(World, Key, Key, NatsServer, Proxy, Node)> {
     world.topology.home.wait_for_leaves(1)?;
     link.set(Mode::Cut);
     world.topology.home.wait_for_leaves(0)?;
-    let copy = snapshot(&mut world)?;
+    let store = copy(world)?;
     let wire = Proxy::start(site.clients())?;
-    let store = HomeStore::Sqlite(copy);
     let login = site.login(&User::Publisher)?;
     let mut host_2 = world.topology.start_rival(world.dir(), "host-2", &store, wire, login)?;
     host_2.wait_until_ready()?;
     wait_until_serving(&host_2)?;
+    Ok((site, link, host_2))
+}
+
+fn split() -> Result<(World, Key, Key, NatsServer, Proxy, Node)> {
+    let (mut world, doomed, good) = start()?;
+    let (site, link, host_2) = split_off(&mut world, |world| snapshot(world).map(HomeStore::Sqlite))?;
     Ok((world, doomed, good, site, link, host_2))
 }
 
 /// Heals the bus. Publishers meet before what agents ask comes through `link`, which the caller releases.
-fn heal(link: &Proxy) {
+pub(crate) fn heal(link: &Proxy) {
     link.hold_messages("evictd.v1.probe.>");
     link.set(Mode::Pass);
 }

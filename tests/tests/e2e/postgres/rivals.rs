@@ -15,9 +15,9 @@ use evictd_tests::wait::throughout;
 use super::failover::{cut_off, wait_until_received};
 use super::{Site, reading};
 use crate::rivals::{
-    BOUND, Footing, Watch, assert_no_rule_was_broken, assert_refuses_changes, assert_untouched,
-    delete_confirmed, names_of, rival_messages, start_rival, start_together, wait_until_serving,
-    wait_until_silent, wire,
+    BOUND, Footing, Watch, assert_no_rule_was_broken, assert_receipt_is_open, assert_refuses_changes,
+    assert_untouched, delete_and_pause, delete_confirmed, heal, names_of, rival_messages, split_off,
+    start_rival, start_together, wait_for_epoch, wait_until_serving, wait_until_silent, wire,
 };
 use crate::world::{Key, SOON, World, breakable, count, flushes, wait_for_count, wait_for_mode, with_bound};
 
@@ -90,6 +90,68 @@ fn server_and_its_copy_that_start_together_fall_silent() -> Result<()> {
         wait_for_mode(agent, "live")?;
         assert_eq!(flushes(agent)?, 0);
     }
+    world.assert_works()?;
+    watch.assert_none_valid_since(confirmed_at)?;
+    assert_no_rule_was_broken(world, &rival)
+}
+
+/// Failure: a publisher that stood still goes on where it was, although a copy of its server took its agents over.
+#[test]
+fn thawed_publisher_yields_to_the_copy_that_took_over() -> Result<()> {
+    let (mut site, doomed, good) = start()?;
+    let undone = site.world.create_key()?;
+    site.world.wait_until_caught_up()?;
+    let copy = site.server.copy()?;
+    let request = delete_and_pause(&mut site.world, &undone)?;
+    declare(&copy.url())?;
+    let world = &mut site.world;
+    let mut rival = start_rival(world, &HomeStore::Postgres(copy.url()), wire(world)?)?;
+    rival.wait_until_ready()?;
+    wait_for_epoch(world, 2)?;
+    let watch = Watch::start(world, &doomed);
+    let confirmed_at = delete_confirmed(world, &rival, &doomed)?;
+    let footing = Footing::of(world)?;
+
+    world.topology.publisher.daemon.resume()?;
+    wait_until_silent(world.publisher(), "yielding", &names_of(&rival)?)?;
+    assert_refuses_changes(world, world.publisher(), &good)?;
+    assert_untouched(world, &footing, &good)?;
+    world.wait_for_codes(&[&undone], "VALID")?;
+    assert_receipt_is_open(world, &request)?;
+    watch.assert_none_valid_since(confirmed_at)?;
+    wait_until_serving(&rival)?;
+    assert_no_rule_was_broken(world, &rival)
+}
+
+/// Failure: a server and its copy have served on the halves of a bus. When it heals, one of them wins by chance, and
+/// undoes what was deleted at the other.
+#[test]
+fn server_and_its_copy_that_meet_after_a_partition_fall_silent_both() -> Result<()> {
+    let (mut site, doomed, good) = start()?;
+    let copy = site.server.copy()?;
+    let world = &mut site.world;
+    let (_site, link, mut rival) = split_off(world, |_| Ok(HomeStore::Postgres(copy.url())))?;
+    let watch = Watch::start(world, &doomed);
+    let confirmed_at = delete_confirmed(world, world.publisher(), &doomed)?;
+    let footing = Footing::of(world)?;
+
+    heal(&link);
+    wait_until_silent(world.publisher(), "conflicting", &names_of(&rival)?)?;
+    wait_until_silent(&rival, "conflicting", &names_of(world.publisher())?)?;
+    link.release();
+    for node in [world.publisher(), &rival] {
+        assert_refuses_changes(world, node, &good)?;
+    }
+    for agent in world.topology.agents() {
+        wait_for_mode(agent, "expired")?;
+    }
+    assert_eq!(Footing::of(world)?, footing);
+
+    ensure!(rival.daemon.stop(SOON)?.success());
+    wait_until_serving(world.publisher())?;
+    world.topology.agents().try_for_each(|agent| wait_for_mode(agent, "live"))?;
+    assert_eq!(Footing::of(world)?, footing);
+    world.wait_for_codes(&[&good], "VALID")?;
     world.assert_works()?;
     watch.assert_none_valid_since(confirmed_at)?;
     assert_no_rule_was_broken(world, &rival)
