@@ -1,5 +1,7 @@
 //! A store without a world, to be compared with the stores that ship: what it does to one statement at a time.
 
+use std::time::Duration;
+
 use evictd_core::follower::ReplayAnswer;
 use evictd_core::history::{BeginCause, History, LogToken, RoundToken};
 use evictd_core::invalidation::Cause;
@@ -15,7 +17,6 @@ use crate::scenario::{Scenario, Settings};
 use crate::store::{
     ApiNumber, Head, KeyNumber, KeyRow, Numbered, Plan, RoundInput, Snapshot, Store, StoreEvent, Target,
 };
-use crate::time::Moment;
 use crate::trace::Trace;
 
 /// One store, one publisher that asks it, and nothing that goes wrong.
@@ -31,6 +32,7 @@ impl Default for LoneStore {
         let mut dice = Dice::new(0, 0);
         let mut settings = Settings::draw(Scenario::Calm, &mut dice);
         (settings.publishers, settings.exclusive, settings.unknown_permille) = (1, true, 0);
+        settings.retention = Duration::MAX;
         let publisher = Node(settings.agents);
         let mut ctx = Ctx::new(settings, dice, Trace::Off);
         Self { store: Store::new(&mut ctx), ctx, publisher }
@@ -47,9 +49,9 @@ impl LoneStore {
         ApiNumber(self.key(n).0 % self.ctx.settings.size.apis)
     }
 
-    /// Everything that was asked of the store comes to its end. Returns what the publisher is told of its numbering.
+    /// Runs what the store has to do, to its end. Returns the outcome of a numbering.
     fn finish(&mut self) -> Option<Numbered> {
-        let mut told = None;
+        let mut outcome = None;
         while let Some((at, event)) = self.ctx.queue.pop() {
             self.ctx.now = at.max(self.ctx.now);
             match event {
@@ -62,11 +64,11 @@ impl LoneStore {
                 Event::Store(_, StoreEvent::Register(instances)) => {
                     self.store.register(&self.ctx, &instances);
                 }
-                Event::Publisher(_, _, PublisherEvent::Numbered { numbered, .. }) => told = numbered,
+                Event::Publisher(_, _, PublisherEvent::Numbered { numbered, .. }) => outcome = numbered,
                 _ => {}
             }
         }
-        told
+        outcome
     }
 
     /// Changes the row of key `n`; `None` deletes it.
@@ -98,14 +100,13 @@ impl LoneStore {
         self.finish()
     }
 
-    /// Nothing is kept in the log that may go.
+    /// Keeps nothing in the log that may go.
     pub fn purge(&mut self) {
-        self.ctx.now = Moment(self.ctx.now.0 + 1);
-        self.ctx.settings.retention = std::time::Duration::ZERO;
-        self.round(0);
+        self.ctx.now = self.ctx.now.after(1);
+        self.store.purge(&self.ctx, Duration::ZERO);
     }
 
-    /// An operator's word.
+    /// What `evictd new-epoch` does.
     pub fn declare(&mut self) {
         self.store.begin_incarnation(&mut self.ctx, BeginCause::Declared, 0);
     }

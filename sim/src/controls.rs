@@ -128,8 +128,8 @@ fn with_slow_starts(settings: &mut Settings) {
 }
 
 /// One line for each protection and each assumption that shows here. `ProofsPrecedeApplied` and `LiftsRestOnTheReading`
-/// show within a step of the agent's, where loom looks; what the stores do by themselves, in the stores' own tests; and what
-/// shows only when a copy of the store serves, in the exhaustive model.
+/// show within a step of the agent's, where loom looks; what the stores do by themselves, in the stores' own tests; and
+/// what shows only by forged claims, or when a copy of the store serves, in the exhaustive model.
 pub const CONTROLS: &[Control] = {
     use Protection as P;
     use Rule::{G1, G2, G3, G4, G5, R2, R14};

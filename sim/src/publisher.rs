@@ -411,9 +411,8 @@ impl Publisher {
         }
         if self.book.is_held() {
             self.held_at = now;
-        } else {
-            self.book.poll(now);
         }
+        self.book.poll(now);
         self.tell_receipts(ctx);
         self.keep_silent(ctx);
     }

@@ -19,7 +19,7 @@ use evictd_core::history::{
 };
 use evictd_core::ids::{AgentName, ApiId, Identity, InstanceId, KeyHash, KeyId, Region, WorkspaceId};
 use evictd_core::invalidation::{Cause, Invalidation, Scope};
-use evictd_core::limits::REPLAY_BATCH_MAX;
+use evictd_core::limits::{POSITION_MAX, REPLAY_BATCH_MAX};
 use evictd_core::log::{self, LoggedRow};
 use evictd_core::position::LogPosition;
 use evictd_core::record::{KeyRecord, Record, RecordState, RootKeyRecord};
@@ -630,7 +630,7 @@ impl Store {
             self.log.push(numbered);
         }
         if is_round {
-            self.purge(ctx);
+            self.purge(ctx, ctx.settings.retention);
             head.round = RoundToken(ctx.dice.any());
             self.rounds.push((self.lsn, head.round));
             if self.rounds.len() > ROUND_TOKENS_KEPT {
@@ -646,12 +646,12 @@ impl Store {
         Numbered { head, rows: rows.into() }
     }
 
-    /// Deletes what is old in the log.
-    fn purge(&mut self, ctx: &Ctx) {
+    /// Deletes of the log what is older than `kept`. Requests and their receipts aren't kept here.
+    pub fn purge(&mut self, ctx: &Ctx, kept: Duration) {
         let logged = self.log[self.purged..]
             .iter()
             .map(|row| LoggedRow { committed_at: row.row.committed.store_time(), awaits_receipt: false });
-        self.purged += log::purgeable(logged, ctx.now.store_time(), ctx.settings.retention);
+        self.purged += log::purgeable(logged, ctx.now.store_time(), kept);
     }
 
     /// Writes instances into the roster (R11).
@@ -814,12 +814,14 @@ impl Store {
             (Attached::Demoted, Some(demoted)) => (&demoted.log, demoted.purged),
             _ => (&self.log, self.purged),
         };
-        let (first, last) = (LogPosition::new(epoch, first)?, LogPosition::new(epoch, last)?);
+        let refused = || ReplayAnswer::Refused { head: self.voucher(&head, head.at) };
+        let last = LogPosition::new(epoch, last.min(POSITION_MAX));
+        let Some((first, last)) = LogPosition::new(epoch, first).zip(last) else { return Some(refused()) };
         let found = log[purged..].partition_point(|row| row.position < first) + purged;
         let found = log[found..].iter().take_while(|row| row.position <= last).take(REPLAY_BATCH_MAX);
         let covered = log::covered(head.at, first, found.clone().map(|row| row.position));
         if covered == 0 {
-            return Some(ReplayAnswer::Refused { head: self.voucher(&head, head.at) });
+            return Some(refused());
         }
         Some(ReplayAnswer::Rows(found.take(covered).map(NumberedRow::invalidation).collect()))
     }

@@ -1,7 +1,8 @@
 //! Builds that can miss a protection.
 //!
 //! For the workspace's own crates cargo runs this program in place of rustc, and keeps what comes of it apart from all
-//! other builds. The crates of others are built once for both.
+//! other builds, except for the programs themselves: `cargo xtask` replaces them each time. The crates of others are built
+//! once for both.
 
 use std::ffi::OsStr;
 use std::process::{Command, ExitCode};
@@ -26,7 +27,13 @@ pub(crate) fn compile() -> Option<ExitCode> {
     std::env::var_os(AS_RUSTC)?;
     let mut args = std::env::args_os().skip(1);
     let rustc = args.next()?;
-    let status = Command::new(rustc).args(args).args(["--cfg", CFG].map(OsStr::new)).status();
-    let code = status.ok().and_then(|status| status.code()).and_then(|code| u8::try_from(code).ok());
+    let status = match Command::new(&rustc).args(args).args(["--cfg", CFG].map(OsStr::new)).status() {
+        Ok(status) => status,
+        Err(error) => {
+            eprintln!("xtask: can't run {}: {error}", rustc.display());
+            return Some(ExitCode::FAILURE);
+        }
+    };
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
     Some(ExitCode::from(code.unwrap_or(1)))
 }

@@ -5,6 +5,7 @@ use clap::Args;
 
 use crate::missing::without_protections;
 use crate::steps::{self, Step};
+use crate::test::run_counted;
 
 #[derive(Args)]
 pub(crate) struct ModelArgs {
@@ -21,13 +22,13 @@ pub(crate) fn run(args: &ModelArgs) -> anyhow::Result<()> {
     let filter: Vec<&str> = args.filter.as_deref().into_iter().collect();
     if !args.negative_controls {
         if everything {
-            loom().run()?;
+            run_counted(loom())?;
         }
         return check(&filter).run();
     }
     if everything {
-        without_protections(loom())?.run()?;
-        without_protections(stores())?.run()?;
+        run_counted(without_protections(loom())?)?;
+        run_counted(without_protections(stores())?)?;
     }
     without_protections(check(&[&["--negative-controls"], &filter[..]].concat()))?.run()
 }
@@ -35,12 +36,12 @@ pub(crate) fn run(args: &ModelArgs) -> anyhow::Result<()> {
 /// The tests of interleavings, in a directory of their own: other crates look at this flag, too.
 fn loom() -> Step {
     let package = ["--package", "evictd-core", "--test", "loom", "--target-dir", "target/loom"];
-    steps::cargo(&[&["test", "--quiet", "--release"][..], &package].concat()).env("RUSTFLAGS", "--cfg loom")
+    steps::cargo(&[&["test", "--release"][..], &package].concat()).env("RUSTFLAGS", "--cfg loom")
 }
 
 /// The controls of the stores, on real databases. Built as for all tests, so that these find the crates of others built.
 fn stores() -> Step {
-    steps::cargo(&["test", "--quiet", "--workspace", "--test", "it", "negative_control"])
+    steps::cargo(&["test", "--workspace", "--test", "it", "negative_control"])
 }
 
 fn check(args: &[&str]) -> Step {

@@ -20,7 +20,7 @@
 //! * [`serving`]: what the agent's threads share, and the steps of a hit, a load and an invalidation (R9, R10).
 //! * [`authority`]: the publisher's side: pacing of probe rounds (R7, R14).
 //! * [`epochs`]: when a store begins a new epoch, and which (R2).
-//! * [`log`]: which positions rows get, and how long they are kept (R1, R5).
+//! * [`log`]: which positions rows get, which rows answer a replay, how long they are kept (R1, R5).
 //!
 //! * [`exposure`]: until when the old state was answered from.
 //! * [`offset`]: when something was committed at home, told on the agent's lease clock.

@@ -43,7 +43,8 @@ pub struct LoggedRow {
 /// How many of the oldest rows, in the order of positions, may be deleted at `now` when each is kept for `kept`: what is
 /// gone is a prefix, never a row from the middle.
 ///
-/// A row from the future was written before the clock was put back. It is as old as the one before it, and keeps nothing.
+/// A row from the future was written before the clock was put back. It is as old as the one before it, and doesn't stop
+/// the purge.
 pub fn purgeable(rows: impl IntoIterator<Item = LoggedRow>, now: StoreTime, kept: Duration) -> usize {
     let may_go = |row: &LoggedRow| {
         let is_young = row.committed_at > now.before(kept) && row.committed_at <= now;
@@ -62,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn positions_follow_the_head_in_the_order_of_the_rows() {
+    fn positions_follow_the_head() {
         assert_eq!(number(at(2, 7), ["a", "b"]), Some(vec![(at(2, 8), "a"), (at(2, 9), "b")]));
         assert_eq!(number(at(2, 7), [""; 0]), Some(vec![]));
     }

@@ -365,7 +365,7 @@ impl Book {
         self.held = held;
     }
 
-    /// Whether it is so.
+    /// Whether nothing becomes final at present.
     pub fn is_held(&self) -> bool {
         self.held
     }
@@ -421,8 +421,11 @@ impl Book {
     }
 
     /// Ends what the bound has ended, and forgets who fell silent: to be called now and then. Costs as much as
-    /// there are processes.
+    /// there are processes. While receipts are held nobody is forgotten: those that follow another history aren't silent.
     pub fn poll(&mut self, now: LeaseTime) {
+        if self.held {
+            return;
+        }
         if now.since(std::mem::replace(&mut self.polled_at, now)) > SILENCE_SLACK {
             // This process stood still itself, and could hear nobody.
             self.instances.values_mut().for_each(|progress| progress.heard_at = now);

@@ -44,10 +44,10 @@ impl PartitionPolicy {
 pub struct RosterEntry {
     /// Who, with which policy and bound.
     pub instance: Instance,
-    /// When it was last heard, on the store's clock: up to [`ROSTER_REFRESH`] too early, because it isn't written at
-    /// every sign of life.
+    /// When its last message arrived, on the store's clock: up to [`ROSTER_REFRESH`] too early, because it isn't written
+    /// each time.
     pub last_seen: StoreTime,
-    /// It said goodbye to some publisher: it holds no lease, and answers nothing any more.
+    /// It announced its end: it holds no lease, and answers nothing any more.
     pub departed: bool,
 }
 
@@ -72,21 +72,21 @@ pub struct RosterUpdate {
     pub seen: Vec<Identity>,
 }
 
-/// What a round writes whose probes came from `presented`, when `heard` were heard otherwise. `known` are the entries of
-/// all these, as far as the roster has any. One that is presented twice is as it said last.
+/// What a round writes whose probes came from the instances `probing`, when other messages came from those `seen`.
+/// `known` are the entries of all these, as far as the roster has any. Of two probes of one instance the later one counts.
 ///
-/// Who was only heard isn't entered: it has no lease.
+/// An instance that was only seen isn't entered: it has no lease.
 pub fn update(
     known: &[RosterEntry],
-    presented: &[Instance],
-    heard: &[Identity],
+    probing: &[Instance],
+    seen: &[Identity],
     now: StoreTime,
 ) -> RosterUpdate {
     let known: BTreeMap<&Identity, &RosterEntry> =
         known.iter().map(|entry| (&entry.instance.identity, entry)).collect();
-    let presented: BTreeMap<&Identity, &Instance> =
-        presented.iter().map(|instance| (&instance.identity, instance)).collect();
-    let is_news = |instance: &Instance| {
+    let probing: BTreeMap<&Identity, &Instance> =
+        probing.iter().map(|instance| (&instance.identity, instance)).collect();
+    let needs_write = |instance: &Instance| {
         known
             .get(&instance.identity)
             .is_none_or(|known| known.instance != *instance || known.departed || known.is_due(now))
@@ -94,11 +94,11 @@ pub fn update(
     let entry =
         |instance: &Instance| RosterEntry { instance: instance.clone(), last_seen: now, departed: false };
     let entries =
-        presented.values().filter(|instance| is_news(instance)).map(|instance| entry(instance)).collect();
+        probing.values().filter(|instance| needs_write(instance)).map(|instance| entry(instance)).collect();
     let is_due = |identity: &&Identity| {
-        !presented.contains_key(identity) && known.get(identity).is_some_and(|known| known.is_due(now))
+        !probing.contains_key(identity) && known.get(identity).is_some_and(|known| known.is_due(now))
     };
-    RosterUpdate { entries, seen: heard.iter().filter(is_due).cloned().collect() }
+    RosterUpdate { entries, seen: seen.iter().filter(is_due).cloned().collect() }
 }
 
 #[cfg(test)]
@@ -124,13 +124,13 @@ mod tests {
     const JUST_NOW: Duration = Duration::from_secs(59);
 
     #[test]
-    fn who_is_new_is_written_and_who_is_known_is_not() {
+    fn new_instances_are_written_and_known_ones_are_not() {
         let update = update(&[entry(1, JUST_NOW)], &[instance(1), instance(2)], &[], NOW);
         assert_eq!(update.entries, [entry(2, Duration::ZERO)]);
     }
 
     #[test]
-    fn who_presents_itself_differently_or_left_is_written() {
+    fn changed_and_departed_instances_are_written() {
         let stale = Instance { policy: PartitionPolicy::ServeStale, ..instance(1) };
         let entries = update(&[entry(1, JUST_NOW)], std::slice::from_ref(&stale), &[], NOW).entries;
         assert_eq!(entries, [RosterEntry { instance: stale, ..entry(1, Duration::ZERO) }]);
@@ -140,14 +140,14 @@ mod tests {
     }
 
     #[test]
-    fn who_asks_twice_is_as_it_said_last() {
+    fn later_of_two_probes_counts() {
         let stale = Instance { policy: PartitionPolicy::ServeStale, ..instance(1) };
         let entries = update(&[], &[stale, instance(1)], &[], NOW).entries;
         assert_eq!(entries, [entry(1, Duration::ZERO)]);
     }
 
     #[test]
-    fn last_seen_is_refreshed_once_a_minute_whichever_way_the_clock_went() {
+    fn last_seen_is_refreshed_once_a_minute() {
         for known in [
             entry(1, ROSTER_REFRESH),
             RosterEntry { last_seen: NOW.after(ROSTER_REFRESH), ..entry(1, JUST_NOW) },
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn who_was_only_heard_is_not_entered() {
+    fn instances_that_were_only_seen_are_not_entered() {
         assert_eq!(update(&[], &[], &[instance(1).identity], NOW), RosterUpdate::default());
     }
 }

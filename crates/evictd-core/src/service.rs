@@ -78,6 +78,17 @@ impl Standing {
     }
 }
 
+/// What a publisher can do at the moment.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Presence {
+    /// It is connected to the bus, and its rounds succeed.
+    Present,
+    /// It has no connection to the bus, as far as it knows.
+    CutOff,
+    /// Its rounds don't succeed.
+    Stalled,
+}
+
 /// A question to all publishers; also says how the asking one stands.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Query {
@@ -102,8 +113,10 @@ pub struct Service {
     state: State,
     present_at: LeaseTime,
     beaten_at: LeaseTime,
-    /// It served when it was cut off, and has not stood still since.
-    is_cut_off: bool,
+    presence: Presence,
+    /// It has served, and since then it has neither stood still nor stalled, and has learned of no other history that
+    /// agents may follow.
+    has_kept_watch: bool,
     /// The newest questions, oldest first, and when they were sent.
     queries: VecDeque<(u64, LeaseTime)>,
     next_nonce: u64,
@@ -119,7 +132,8 @@ impl Service {
             state,
             present_at: now,
             beaten_at: now,
-            is_cut_off: false,
+            presence: Presence::CutOff,
+            has_kept_watch: false,
             queries: VecDeque::new(),
             next_nonce: nonce.max(1),
         }
@@ -158,29 +172,30 @@ impl Service {
             && (now.since(self.present_at) < AWAY_AFTER || !Protection::NewcomersAsk.holds())
     }
 
-    /// Whether receipts may become final at `now`: agents that could follow this store do. Also while it is cut off,
-    /// which ends no promise; but not when it stood still, or has only just started, until it knows that no other took
-    /// its place meanwhile (G4).
+    /// Whether receipts may become final at `now`: agents follow this store, or none. Also while it is cut off from the
+    /// bus, or no outage of that would let them. But not when it has only just started, stood still or stalled, until it
+    /// knows that no other took its place meanwhile (G4).
     pub fn may_settle(&self, now: LeaseTime) -> bool {
+        let is_cut_off = self.presence == Presence::CutOff && now.since(self.beaten_at) < AWAY_AFTER;
         self.may_vouch(now)
-            || self.is_cut_off && now.since(self.beaten_at) < AWAY_AFTER
+            || self.has_kept_watch && is_cut_off
             || !Protection::SilentPublishersHoldReceipts.holds()
     }
 
-    /// To be called several times in [`AWAY_AFTER`]. `present`: it is connected, and its rounds succeed. Returns a
-    /// question to send.
-    pub fn beat(&mut self, present: bool, now: LeaseTime) -> Option<Query> {
+    /// To be called several times in [`AWAY_AFTER`]. Returns a question to send.
+    pub fn beat(&mut self, presence: Presence, now: LeaseTime) -> Option<Query> {
+        self.presence = presence;
         let stood_still = now.since(std::mem::replace(&mut self.beaten_at, now)) >= AWAY_AFTER;
-        self.is_cut_off &= !stood_still && !present;
+        self.has_kept_watch &= !stood_still && presence != Presence::Stalled;
         // Of one that asks, too: answers that came while it stood still may not have been looked at yet.
         if now.since(self.present_at) >= AWAY_AFTER {
-            self.is_cut_off |= self.state == State::Serving && !stood_still && !present;
             self.away();
         }
-        if !present {
+        if presence != Presence::Present {
             return None;
         }
         self.present_at = now;
+        self.has_kept_watch |= self.state == State::Serving;
         match &self.state {
             State::Asking { since: None } if Protection::NewcomersAsk.holds() => {
                 self.state = State::Asking { since: Some(now) };
@@ -243,6 +258,7 @@ impl Service {
             State::Silent { conflict, .. } => *conflict,
         };
         self.state = State::Silent { rival: peer, answered_at: now, conflict };
+        self.has_kept_watch = false;
     }
 
     /// Something came from another history: a tick, or a rival's question. It may be old; its publisher is asked.
@@ -256,6 +272,7 @@ impl Service {
     /// An agent has proved a past that the store doesn't know.
     pub fn on_unknown_past(&mut self, seen: Milestone) {
         self.state = State::Behind { seen };
+        self.has_kept_watch = false;
     }
 
     /// The store knows that past now, or an operator has declared it superseded.
@@ -331,7 +348,7 @@ mod tests {
 
     fn serving() -> Service {
         let mut service = newcomer();
-        let query = service.beat(true, ms(0)).unwrap();
+        let query = service.beat(Presence::Present, ms(0)).unwrap();
         service.on_nobody(query.nonce, ms(0));
         assert_eq!(service.standing(), Standing::Serving);
         service
@@ -343,49 +360,78 @@ mod tests {
     }
 
     #[test]
-    fn receipts_are_not_final_before_a_newcomer_knows_who_else_is_there() {
+    fn receipts_are_held_until_a_newcomer_has_asked() {
         let mut service = newcomer();
         for tenth in 0..600 {
-            service.beat(false, ms(tenth * 100));
+            service.beat(Presence::CutOff, ms(tenth * 100));
             assert!(!service.may_settle(ms(tenth * 100)), "it never served");
         }
-        let query = service.beat(true, ms(60_000)).unwrap();
+        let query = service.beat(Presence::Present, ms(60_000)).unwrap();
         assert!(!service.may_settle(ms(60_000)));
         service.on_nobody(query.nonce, ms(60_001));
         assert!(service.may_settle(ms(60_001)));
     }
 
     #[test]
-    fn receipts_become_final_while_a_publisher_is_cut_off_but_not_after_it_stood_still() {
+    fn receipts_end_during_a_cut_and_not_after_a_pause() {
         let mut service = serving();
         for tenth in 1..600 {
-            service.beat(false, ms(tenth * 100));
+            service.beat(Presence::CutOff, ms(tenth * 100));
             assert!(service.may_settle(ms(tenth * 100)));
         }
         assert!(!service.may_settle(ms(63_000)), "it stood still, and nothing has told it yet");
-        service.beat(false, ms(63_000));
+        service.beat(Presence::CutOff, ms(63_000));
         assert!(!service.may_settle(ms(63_000)));
-        let query = service.beat(true, ms(63_100)).unwrap();
+        let query = service.beat(Presence::Present, ms(63_100)).unwrap();
         assert!(!service.may_settle(ms(63_100)));
         service.on_nobody(query.nonce, ms(63_101));
         assert!(service.may_settle(ms(63_101)));
     }
 
     #[test]
+    fn receipts_end_when_a_cut_comes_back_before_the_answer() {
+        let mut service = serving();
+        service.beat(Presence::CutOff, ms(1_900));
+        service.beat(Presence::CutOff, ms(3_000));
+        service.away();
+        service.beat(Presence::Present, ms(3_100)).unwrap();
+        assert!(!service.may_settle(ms(3_100)));
+        service.beat(Presence::CutOff, ms(3_200));
+        assert!(service.may_settle(ms(3_200)));
+        let provenance = Provenance { store: StoreId(1), incarnation: Incarnation(9) };
+        service.on_unknown_past(Milestone { provenance, at: LogPosition::ZERO, token: LogToken(0) });
+        assert!(!service.may_settle(ms(3_200)), "agents have seen more");
+    }
+
+    #[test]
+    fn receipts_are_held_while_rounds_fail() {
+        let mut service = serving();
+        for tenth in 1..30 {
+            service.beat(Presence::Stalled, ms(tenth * 100));
+        }
+        assert!(!service.may_settle(ms(2_900)), "a copy may have found nobody who answers");
+        service.beat(Presence::CutOff, ms(3_000));
+        assert!(!service.may_settle(ms(3_000)));
+        let query = service.beat(Presence::Present, ms(3_100)).unwrap();
+        service.on_nobody(query.nonce, ms(3_200));
+        assert!(service.may_settle(ms(3_200)));
+    }
+
+    #[test]
     fn receipts_are_held_while_another_history_may_be_followed() {
         let mut service = serving();
-        service.beat(false, ms(1_900));
-        service.beat(false, ms(3_000));
+        service.beat(Presence::CutOff, ms(1_900));
+        service.beat(Presence::CutOff, ms(3_000));
         assert!(service.may_settle(ms(3_000)), "cut off");
-        let query = service.beat(true, ms(3_100)).unwrap();
+        let query = service.beat(Presence::Present, ms(3_100)).unwrap();
         assert!(!service.may_settle(ms(3_100)), "connected again, it asks first");
         service.on_rival(query.nonce, rival(Standing::Serving), ms(3_200));
         for second in 4..33 {
-            service.beat(true, ms(second * 1_000));
+            service.beat(Presence::Present, ms(second * 1_000));
             assert!(!service.may_settle(ms(second * 1_000)));
         }
         for second in 33..90 {
-            service.beat(false, ms(second * 1_000));
+            service.beat(Presence::CutOff, ms(second * 1_000));
             assert!(
                 !service.may_settle(ms(second * 1_000)),
                 "cut off, and nobody knows whether that is gone"
@@ -397,7 +443,7 @@ mod tests {
     fn newcomer_without_others_serves_at_once() {
         let mut service = newcomer();
         assert!(!service.may_vouch(ms(0)));
-        let query = service.beat(true, ms(0)).unwrap();
+        let query = service.beat(Presence::Present, ms(0)).unwrap();
         service.on_nobody(query.nonce, ms(0));
         assert!(service.may_vouch(ms(1)));
     }
@@ -405,12 +451,12 @@ mod tests {
     #[test]
     fn newcomer_serves_when_only_frozen_publishers_are_there() {
         let mut service = newcomer();
-        service.beat(true, ms(0)).unwrap();
+        service.beat(Presence::Present, ms(0)).unwrap();
         for at in [900, 1_800, 2_700] {
-            assert_eq!(service.beat(true, ms(at)), None);
+            assert_eq!(service.beat(Presence::Present, ms(at)), None);
             assert!(!service.may_vouch(ms(at)));
         }
-        service.beat(true, ms(3_000));
+        service.beat(Presence::Present, ms(3_000));
         assert!(service.may_vouch(ms(3_000)));
     }
 
@@ -418,16 +464,16 @@ mod tests {
     fn newcomer_that_is_not_connected_goes_on_asking() {
         let mut service = newcomer();
         for at in [0, 1_000, 5_000] {
-            assert_eq!(service.beat(false, ms(at)), None);
+            assert_eq!(service.beat(Presence::CutOff, ms(at)), None);
         }
-        assert!(service.beat(true, ms(6_000)).is_some());
+        assert!(service.beat(Presence::Present, ms(6_000)).is_some());
         assert_eq!(service.standing(), Standing::Asking);
     }
 
     #[test]
     fn colleague_that_serves_ends_the_wait() {
         let mut service = newcomer();
-        let query = service.beat(true, ms(0)).unwrap();
+        let query = service.beat(Presence::Present, ms(0)).unwrap();
         service.on_colleague(query.nonce, Standing::Asking, ms(5));
         assert_eq!(service.standing(), Standing::Asking);
         service.on_colleague(query.nonce, Standing::Serving, ms(5));
@@ -437,17 +483,17 @@ mod tests {
     #[test]
     fn newcomer_yields_until_its_rival_has_been_gone_for_a_bound() {
         let mut service = newcomer();
-        let query = service.beat(true, ms(0)).unwrap();
+        let query = service.beat(Presence::Present, ms(0)).unwrap();
         service.on_rival(query.nonce, rival(Standing::Serving), ms(10));
         assert_eq!(service.standing(), Standing::Yielding);
-        let again = service.beat(true, ms(1_000)).unwrap();
+        let again = service.beat(Presence::Present, ms(1_000)).unwrap();
         assert_eq!(again.standing, Standing::Yielding);
         service.on_rival(again.nonce, rival(Standing::Serving), ms(1_010));
         for at in (2_000..31_000).step_by(1_000) {
-            assert!(service.beat(true, ms(at)).is_some());
+            assert!(service.beat(Presence::Present, ms(at)).is_some());
             assert_eq!(service.standing(), Standing::Yielding);
         }
-        let last = service.beat(true, ms(31_010)).unwrap();
+        let last = service.beat(Presence::Present, ms(31_010)).unwrap();
         assert_eq!(last.standing, Standing::Asking);
         service.on_nobody(last.nonce, ms(31_010));
         assert_eq!(service.standing(), Standing::Serving);
@@ -459,7 +505,7 @@ mod tests {
     fn two_that_come_together_both_fall_silent() {
         for standing in [Standing::Asking, Standing::Conflicting] {
             let mut service = newcomer();
-            let query = service.beat(true, ms(0)).unwrap();
+            let query = service.beat(Presence::Present, ms(0)).unwrap();
             service.on_rival(query.nonce, rival(standing), ms(10));
             assert_eq!(service.standing(), Standing::Conflicting);
         }
@@ -498,7 +544,7 @@ mod tests {
     fn publisher_that_stood_still_asks_before_it_answers() {
         let mut service = serving();
         assert!(!service.may_vouch(ms(2_000)), "before anything has told it");
-        assert!(service.beat(true, ms(2_000)).is_some());
+        assert!(service.beat(Presence::Present, ms(2_000)).is_some());
         assert_eq!(service.standing(), Standing::Asking);
     }
 
@@ -506,8 +552,8 @@ mod tests {
     #[test]
     fn newcomer_that_stood_still_while_it_asked_asks_again() {
         let mut service = newcomer();
-        let first = service.beat(true, ms(0)).unwrap();
-        let second = service.beat(true, ms(3_500)).unwrap();
+        let first = service.beat(Presence::Present, ms(0)).unwrap();
+        let second = service.beat(Presence::Present, ms(3_500)).unwrap();
         assert_ne!(first.nonce, second.nonce);
         assert_eq!(service.standing(), Standing::Asking);
         service.on_rival(second.nonce, rival(Standing::Serving), ms(3_510));
@@ -519,7 +565,7 @@ mod tests {
         let mut service = serving();
         service.away();
         assert_eq!(service.standing(), Standing::Asking);
-        assert!(service.beat(true, ms(100)).is_some());
+        assert!(service.beat(Presence::Present, ms(100)).is_some());
     }
 
     #[test]
@@ -529,9 +575,9 @@ mod tests {
         let seen = Milestone { provenance, at: LogPosition::ZERO, token: LogToken(0) };
         service.on_unknown_past(seen);
         service.away();
-        assert_eq!(service.beat(true, ms(90_000)), None);
+        assert_eq!(service.beat(Presence::Present, ms(90_000)), None);
         assert_eq!(service.unknown_past(), Some(&seen));
         service.on_past_settled();
-        assert!(service.beat(true, ms(90_000)).is_some());
+        assert!(service.beat(Presence::Present, ms(90_000)).is_some());
     }
 }

@@ -42,7 +42,7 @@ metric_specs! {
     UNNUMBERED_OLDEST = "evictd_publisher_unnumbered_oldest_seconds", GAUGE, SECONDS, [],
         "The age of the oldest of them.";
     UNCONFIRMED = "evictd_publisher_unconfirmed_deletions", GAUGE, COUNT, [],
-        "Deletions of the last bound that not every agent has confirmed.";
+        "Deletions whose receipt isn't final, and that not every agent has confirmed.";
     LIVE_MESSAGES = "evictd_publisher_live_messages_total", COUNTER, COUNT, ["outcome"],
         "Messages with invalidations for the live feed: sent, or unsent (NATS not connected; agents ask for what they miss).";
     ROUNDS = "evictd_publisher_rounds_total", COUNTER, COUNT, ["outcome"],

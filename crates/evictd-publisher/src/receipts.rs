@@ -170,13 +170,12 @@ impl Receipts {
 
     /// The log reaches to `head`.
     pub(crate) fn head(&self, head: LogPosition) {
-        let mut state = self.lock();
+        let (mut state, now) = self.lock();
         let began = head.epoch() > state.head.epoch() && state.head > LogPosition::ZERO;
         state.head = state.head.max(head);
         if began {
             // The store may have lost changes, and the agents' word for the new epoch would confirm them. What it
             // still has is found in it.
-            let now = clock::lease_now();
             state.book.begin_epoch(head.epoch(), now);
             state.distrust_roster(now);
             state.unrecorded.clear();
@@ -188,12 +187,12 @@ impl Receipts {
 
     /// The longest bound that an agent may keep.
     pub(crate) fn bound(&self) -> Duration {
-        self.lock().book.bound()
+        self.state.lock().book.bound()
     }
 
     /// How far the log reaches, as far as this publisher has seen.
     pub(crate) fn log_head(&self) -> LogPosition {
-        self.lock().head
+        self.state.lock().head
     }
 
     /// Rows got their positions, and are on their way. `known` is the head as it was known before they did.
@@ -226,7 +225,7 @@ impl Receipts {
     /// Notices that other publishers have numbered rows. This publisher's own requests may be among them, and who
     /// waits for their receipts must not wait until they are found by themselves.
     fn account_for(&self, numbered: &Numbered) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let begin = numbered.rows.first().map(|row| row.position);
         if begin.is_some() && begin == state.accounted.next() {
             state.accounted = numbered.head.at;
@@ -262,7 +261,7 @@ impl Receipts {
             Ok(head) => head.at,
             Err(error) => return self.metrics.store_failed(&error),
         };
-        let mut state = self.lock();
+        let (mut state, now) = self.lock();
         if head < state.head {
             // It went back. What agents have applied of the lost history must not confirm what replaced it.
             return self.rounds.want();
@@ -270,7 +269,6 @@ impl Receipts {
         if state.head.epoch() != epoch {
             return;
         }
-        let now = clock::lease_now();
         for change in last_of_each_request(changes) {
             let (request, position) = (change.request.as_ref().map(|(id, _)| id.clone()), change.position);
             // What is open or final here already is not to be measured once more, from now.
@@ -293,15 +291,16 @@ impl Receipts {
         self.settle(&mut state);
     }
 
-    /// Tells what the book's last changes brought about.
-    /// What is known, with nothing final unless it may be.
-    fn lock(&self) -> MutexGuard<'_, State> {
-        let may_settle = self.vouching.may_settle();
+    /// Locks the state, and holds receipts unless they may become final now. What is done to the book under this lock is
+    /// done at the time that comes with it: a process may stand still at any moment, and its clock may not.
+    fn lock(&self) -> (MutexGuard<'_, State>, LeaseTime) {
         let mut state = self.state.lock();
-        state.book.hold(!may_settle);
-        state
+        let now = clock::lease_now();
+        state.book.hold(!self.vouching.may_settle(now));
+        (state, now)
     }
 
+    /// Records and reports what the book's last changes brought about.
     fn settle(&self, state: &mut State) {
         let bound = state.book.bound();
         let mut any_final = false;
@@ -333,17 +332,14 @@ impl Receipts {
         const SWEEP: Duration = Duration::from_secs(1);
         let mut swept: Option<LeaseTime> = None;
         loop {
-            let now = clock::lease_now();
             let wait = {
                 let is_silent = self.vouching.refusal().is_some();
-                let mut state = self.lock();
+                let (mut state, now) = self.lock();
                 if is_silent {
                     // When this history is followed again, there may be agents that its roster lacks.
                     state.distrust_roster(now);
                 }
-                if state.book.is_held() {
-                    state.count(now);
-                } else if swept.is_none_or(|swept| now.since(swept) >= SWEEP) {
+                if swept.is_none_or(|swept| now.since(swept) >= SWEEP) {
                     swept = Some(now);
                     state.book.poll(now);
                     state.count(now);

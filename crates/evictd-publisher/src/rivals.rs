@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_nats::{Message, StatusCode};
 use evictd_core::history::{Past, Provenance, RoundToken};
-use evictd_core::service::{Peer, Query, Standing};
+use evictd_core::service::{Peer, Presence, Query, Standing};
 use evictd_core::time::LeaseTime;
 use evictd_ops::clock;
 use evictd_ops::readiness::Condition;
@@ -150,8 +150,12 @@ impl Rivals {
 impl Task {
     async fn beat(&mut self) {
         let Rivals { vouching, bus, succeeding, .. } = &*self.rivals;
-        let present = bus.is_up() && *succeeding.borrow();
-        if let Some(query) = vouching.with(|service, now| service.beat(present, now)) {
+        let presence = match (bus.is_up(), *succeeding.borrow()) {
+            (_, false) => Presence::Stalled,
+            (false, true) => Presence::CutOff,
+            (true, true) => Presence::Present,
+        };
+        if let Some(query) = vouching.with(|service, now| service.beat(presence, now)) {
             self.rivals.send(query).await;
         }
         self.look_for_awaited_past().await;

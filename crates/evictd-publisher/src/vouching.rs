@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use evictd_core::history::Milestone;
+#[cfg(test)]
+use evictd_core::service::Presence;
 use evictd_core::service::{Query, Service, Standing};
 use evictd_core::time::{LeaseTime, StoreTime};
 use evictd_ops::clock;
@@ -41,7 +43,7 @@ impl Vouching {
     #[cfg(test)]
     pub(crate) fn serving() -> Self {
         let vouching = Self::new(Duration::from_secs(30), Self::FIRST_QUERY);
-        if let Some(query) = vouching.with(|service, now| service.beat(true, now)) {
+        if let Some(query) = vouching.with(|service, now| service.beat(Presence::Present, now)) {
             vouching.with(|service, now| service.on_nobody(query.nonce, now));
         }
         let beating = vouching.clone();
@@ -49,7 +51,7 @@ impl Vouching {
             let mut beat = tokio::time::interval(Duration::from_millis(100));
             loop {
                 beat.tick().await;
-                beating.with(|service, now| service.beat(true, now));
+                beating.with(|service, now| service.beat(Presence::Present, now));
             }
         });
         vouching
@@ -60,9 +62,9 @@ impl Vouching {
         self.state.lock().service.may_vouch(clock::lease_now())
     }
 
-    /// Whether receipts may become final now.
-    pub(crate) fn may_settle(&self) -> bool {
-        self.state.lock().service.may_settle(clock::lease_now())
+    /// Whether receipts may become final at `now`.
+    pub(crate) fn may_settle(&self, now: LeaseTime) -> bool {
+        self.state.lock().service.may_settle(now)
     }
 
     /// How this publisher stands.

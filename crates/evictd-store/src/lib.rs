@@ -29,7 +29,7 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use evictd_core::history::{History, LogToken, RoundToken};
 use evictd_core::ids::{ApiId, Identity, KeyHash, KeyId, WorkspaceId};
-use evictd_core::limits::EPOCH_MAX;
+use evictd_core::limits::{EPOCH_MAX, POSITION_MAX};
 use evictd_core::position::LogPosition;
 use evictd_core::record::{Lookup, RootKeyRecord};
 use evictd_core::time::StoreTime;
@@ -124,11 +124,16 @@ pub enum StoreError {
         /// The offending value; never a secret.
         value: String,
     },
-    /// The last epoch has begun already, or the last position was given.
+    /// The last epoch has begun already.
     #[error(
-        "the home store has used up its {EPOCH_MAX} epochs, or their positions: copy workspaces, root_keys, apis and keys into a new store, start the publishers on that one, and restart the agents"
+        "the home store has used up its {EPOCH_MAX} epochs, so that none can begin: copy workspaces, root_keys, apis and keys into a new store, start the publishers on that one, and restart the agents"
     )]
-    NumbersUsedUp,
+    EpochsUsedUp,
+    /// The last position was given.
+    #[error(
+        "the home store's log has used up its {POSITION_MAX} positions, so that no change can get one: copy workspaces, root_keys, apis and keys into a new store, start the publishers on that one, and restart the agents"
+    )]
+    PositionsUsedUp,
     /// A change that a verification reads got no row in the log (R3), and was undone.
     #[error(
         "the home store couldn't {action}: its log got no row of the change, so that its triggers are switched off or altered. Nothing was changed; put the triggers back, then repeat it"
@@ -196,7 +201,7 @@ pub trait HomeStore: std::fmt::Debug + Send + Sync + 'static {
 
     /// Begins an incarnation and an epoch because an operator says that this store is the one to follow, and may have
     /// gone back (R2, R15). All agents flush once. Returns the new head: its position goes on.
-    /// [`StoreError::NumbersUsedUp`] after the last one.
+    /// [`StoreError::EpochsUsedUp`] after the last one.
     async fn begin_epoch(&self, operator: &Operator) -> Result<Head, StoreError>;
 
     /// Notes an epoch that an agent has proved to have seen of a history that isn't this store's: what an operator

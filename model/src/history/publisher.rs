@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use evictd_core::history::Provenance;
-use evictd_core::service::{ANSWER_PATIENCE, AWAY_AFTER, Peer, Service, Standing};
+use evictd_core::service::{ANSWER_PATIENCE, AWAY_AFTER, Peer, Presence, Service, Standing};
 use evictd_core::time::{LeaseTime, StoreTime};
 
 /// Each process has a clock of its own, which is set back to this after every step.
@@ -95,7 +95,7 @@ impl Process {
         if self.open_for.is_zero() {
             self.close_question();
         }
-        let query = self.service.beat(true, now);
+        let query = self.service.beat(Presence::Present, now);
         self.asked(query.is_some());
         self.settle(now);
     }

@@ -5,7 +5,8 @@
 use std::time::Duration;
 
 use evictd_core::history::{Past, Provenance, RoundToken};
-use evictd_core::service::{Peer, Query, Standing};
+use evictd_core::rules::Rule;
+use evictd_core::service::{Peer, Presence, Query, Standing};
 use evictd_core::time::LeaseTime;
 
 use super::{Publisher, PublisherEvent};
@@ -46,8 +47,13 @@ impl Publisher {
         let next = ctx.now.after(BEAT);
         self.later(ctx, next, PublisherEvent::Beat);
         let now = self.clock(ctx);
-        let present = ctx.net.links[self.node().0].connected && !self.rounds.stalled(now, super::PATIENCE);
-        let query = self.service.beat(present, now);
+        let presence =
+            match (ctx.net.links[self.node().0].connected, self.rounds.stalled(now, super::PATIENCE)) {
+                (_, true) => Presence::Stalled,
+                (false, false) => Presence::CutOff,
+                (true, false) => Presence::Present,
+            };
+        let query = self.service.beat(presence, now);
         self.query(ctx, query);
         self.look_for_awaited_past(ctx, store);
         self.keep_silent(ctx);
@@ -95,8 +101,9 @@ impl Publisher {
                 } else {
                     let before = self.standing();
                     self.service.on_rival(*nonce, peer.clone(), now);
-                    let yields = self.standing() == Standing::Yielding && before != Standing::Yielding;
-                    ctx.checker.counts.copies += u64::from(yields);
+                    if self.standing() == Standing::Yielding && before != Standing::Yielding {
+                        self.count_yielding(ctx);
+                    }
                     trace!(ctx, "{:?} meets {peer:?}, and is {:?}", self.node(), self.standing());
                 }
             }
@@ -111,6 +118,15 @@ impl Publisher {
             }
             Message::Live(voucher, _) if self.is_foreign(voucher.milestone.provenance) => self.question(ctx),
             _ => {}
+        }
+    }
+
+    fn count_yielding(&self, ctx: &mut Ctx) {
+        if ctx.is_at_copy(self.node()) {
+            ctx.checker.counts.copies += 1;
+        } else {
+            let what = || format!("{:?} yields to a copy of its store", self.node());
+            ctx.checker.violated(Rule::R15, ctx.now, what);
         }
     }
 

@@ -605,7 +605,7 @@ fn old_copy_that_boots_while_the_restored_one_restarts_ends_behind() -> Result<(
 /// them flush.
 #[test]
 fn used_up_epochs_fail_closed_with_the_way_out() -> Result<()> {
-    const USED_UP: &str = "the home store has used up its 1048575 epochs, or their positions";
+    const USED_UP: &str = "the home store has used up its 1048575 epochs, so that none can begin";
     let (mut world, doomed, good) = start()?;
     ensure!(world.topology.publisher.daemon.stop(SOON)?.success());
     world.sql(&format!("UPDATE log_head SET epoch = {EPOCH_MAX}"))?;

@@ -57,6 +57,39 @@ fn states(receipt: &Receipt) -> Vec<(&str, &str)> {
 }
 
 #[test]
+fn held_receipt_is_neither_confirmed_nor_fenced() {
+    let eu = agent("eu", "a", 1);
+    let mut book = book(&[&eu]);
+    track(&mut book, 2, ms(0));
+    book.hold(true);
+    book.applied(&eu.identity, at(2), &[], ms(1));
+    track(&mut book, 3, ms(60_000));
+    book.poll(ms(60_000));
+    book.end_due(ms(60_000));
+    assert_eq!((finals(&mut book), book.wake_at()), (vec![], None));
+    assert_eq!(states(&book.receipt("req_2", ms(60_000)).unwrap()), [("eu", "pending")]);
+    book.left(&eu.identity, ms(60_001));
+    assert_eq!(finals(&mut book), []);
+}
+
+#[test]
+fn receipt_goes_on_when_it_is_held_no_longer() {
+    let eu = agent("eu", "a", 1);
+    let mut book = book(&[&eu]);
+    track(&mut book, 2, ms(0));
+    track(&mut book, 3, ms(20_000));
+    book.hold(true);
+    book.applied(&eu.identity, at(3), &[], ms(40_000));
+    book.hold(false);
+    assert_eq!(book.wake_at(), Some(ms(30_000)));
+    book.end_due(ms(40_001));
+    assert_eq!(finals(&mut book).iter().map(states).collect::<Vec<_>>(), [[("eu", "fenced")]]);
+    book.applied(&eu.identity, at(3), &[], ms(40_002));
+    let confirmed = finals(&mut book);
+    assert_eq!(confirmed.iter().map(states).collect::<Vec<_>>(), [[("eu", "confirmed")]], "it says so again");
+}
+
+#[test]
 fn a_receipt_is_final_as_soon_as_everybody_has_confirmed() {
     let (eu, us) = (agent("eu", "a", 1), agent("us", "a", 2));
     let mut book = book(&[&eu, &us]);

@@ -127,7 +127,7 @@ impl State {
 impl Receipts {
     pub(crate) fn agents(&self) -> Vec<AgentStatus> {
         let now = clock::lease_now();
-        let state = self.lock();
+        let state = self.state.lock();
         let status = |(identity, applied, heard_at, policy): (
             &evictd_core::ids::Identity,
             evictd_core::position::LogPosition,
@@ -146,11 +146,11 @@ impl Receipts {
 
     /// Deletions that not every agent has confirmed.
     pub(crate) fn unconfirmed(&self) -> usize {
-        self.lock().book.unconfirmed()
+        self.state.lock().book.unconfirmed()
     }
 
     pub(crate) fn status(&self) -> ReceiptsStatus {
-        let state = self.lock();
+        let state = self.state.lock();
         ReceiptsStatus {
             open: state.book.open(),
             unrecorded: state.unrecorded.len(),

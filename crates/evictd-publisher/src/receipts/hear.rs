@@ -53,7 +53,7 @@ impl Receipts {
 
     /// Whether the store may know what this publisher doesn't.
     fn is_news(&self, identity: &Identity, announcement: &Applied) -> bool {
-        let state = self.lock();
+        let state = self.state.lock();
         let ahead = announcement.applied > state.head;
         ahead || (!announcement.leaving && !state.book.knows(identity) && !state.departed.contains(identity))
     }
@@ -70,10 +70,9 @@ impl Receipts {
 
     /// Takes an announcement in, unless it claims to have applied more than there is: that confirms nothing.
     pub(super) fn announced(&self, identity: &Identity, announcement: &Applied) -> Result<(), Ahead> {
-        let now = clock::lease_now();
         let (at, provenance) = (announcement.applied, announcement.provenance);
         let history = self.history.history();
-        let mut state = self.lock();
+        let (mut state, now) = self.lock();
         // What was applied of another history confirms nothing here.
         let applied = Milestone { provenance, at, token: LogToken::default() };
         let counts = at <= state.head && history.judge(&applied, state.head) == Past::Known;

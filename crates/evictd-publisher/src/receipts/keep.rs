@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use evictd_core::ids::WorkspaceId;
 use evictd_core::position::LogPosition;
-use evictd_ops::clock;
 use evictd_store::StoreError;
 use evictd_store::receipt::{self, FinalReceipt};
 use evictd_wire::api::propagation::Propagation;
@@ -130,14 +129,14 @@ impl Receipts {
     /// Stores what is final, and tells those who wait for it. It stays here until that has succeeded.
     pub(super) async fn record(&self) -> Result<(), StoreError> {
         loop {
-            let batch: Vec<Arc<Final>> = self.lock().unrecorded.values().take(BATCH).cloned().collect();
+            let batch: Vec<Arc<Final>> = self.state.lock().unrecorded.values().take(BATCH).cloned().collect();
             if batch.is_empty() {
                 return Ok(());
             }
             let receipts: Vec<FinalReceipt> =
                 batch.iter().filter_map(|settled| settled.to_record()).collect();
             let settled_elsewhere = self.store.record_receipts(&receipts).await?;
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             for settled in &batch {
                 let Some((request, _)) = &settled.receipt.change.request else { continue };
                 // A new epoch may have come between, and with it another receipt of the same request.
@@ -169,7 +168,7 @@ impl Receipts {
     /// theirs: two who keep the same receipt do everything twice.
     pub(super) async fn adopt_what_is_waited_for(&self) -> Result<(), StoreError> {
         let accounted = {
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             if state.waiting.is_empty() {
                 // Whoever comes to wait later has a change that is numbered later.
                 state.accounted = state.accounted.max(state.head);
@@ -195,7 +194,7 @@ impl Receipts {
             after = last.position;
             let whole = page.len() == PAGE;
             let strays = {
-                let state = self.lock();
+                let state = self.state.lock();
                 let is_stray = |id: &str| !state.looks_after(id) && wanted(&state, id);
                 page.iter().filter(|request| is_stray(&request.request_id)).map(change).collect()
             };
@@ -204,7 +203,7 @@ impl Receipts {
                 break;
             }
         }
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.accounted = state.accounted.max(head);
         Ok(())
     }
@@ -220,7 +219,7 @@ impl Receipts {
         }
         self.until_recorded(request).await;
         let epoch = self.log_head().epoch();
-        let bound = self.lock().book.bound();
+        let bound = self.state.lock().book.bound();
         let propagation = match self.store.receipt(workspace, request).await? {
             None => return Ok(None),
             Some(receipt::Recorded::Final { body }) => {
@@ -258,7 +257,7 @@ impl Receipts {
             loop {
                 let mut stored = std::pin::pin!(self.stored.notified());
                 stored.as_mut().enable();
-                if !self.lock().unrecorded.contains_key(request) {
+                if !self.state.lock().unrecorded.contains_key(request) {
                     return;
                 }
                 self.awaited.notify_one();
@@ -271,8 +270,8 @@ impl Receipts {
 
     /// What is known of an open receipt.
     fn tell_from_memory(&self, workspace: &WorkspaceId, request: &str) -> Option<Told> {
-        let state = self.lock();
-        let receipt = state.book.receipt(request, clock::lease_now())?;
+        let (state, now) = self.lock();
+        let receipt = state.book.receipt(request, now)?;
         let of_workspace = receipt.change.request.as_ref().is_some_and(|(_, owner)| owner == workspace);
         let told = of_workspace.then(|| Propagation::new(&receipt, state.book.bound()))??;
         Some(Told::Here(Box::new(told)))

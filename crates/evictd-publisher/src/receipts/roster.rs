@@ -51,8 +51,7 @@ impl Receipts {
             return self.read_roster().await;
         }
         *revision = roster.revision;
-        let now = clock::lease_now();
-        let mut state = self.lock();
+        let (mut state, now) = self.lock();
         state.note_completeness(&roster, now);
         for entry in &roster.entries {
             state.register(entry, now);
@@ -66,7 +65,7 @@ impl Receipts {
             let mut revision = self.revision.lock().await;
             let roster = self.store.roster(0).await?;
             *revision = roster.revision;
-            let (mut state, now) = (self.lock(), clock::lease_now());
+            let (mut state, now) = self.lock();
             state.note_completeness(&roster, now);
             state.compare(&roster, now)
         };
@@ -82,7 +81,7 @@ impl Receipts {
     /// Tells the store when a bound has passed since the epoch began.
     async fn trust_roster_again(&self) -> Result<(), StoreError> {
         let epoch = {
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             if state.distrusted_until.is_none_or(|until| clock::lease_now() < until) {
                 return Ok(());
             }
@@ -95,8 +94,7 @@ impl Receipts {
     /// A process asks for a proof. From here on receipts wait for it: before the round that writes it into the
     /// roster, and however long it was silent (R11).
     pub(crate) fn probed(&self, instance: &Instance) {
-        let now = clock::lease_now();
-        let mut state = self.lock();
+        let (mut state, now) = self.lock();
         state.departed.remove(&instance.identity);
         state.book.registered(instance, now);
         state.book.heard(&instance.identity, now);
@@ -105,23 +103,22 @@ impl Receipts {
 
     /// How many processes were heard lately under this agent's name, besides this one.
     pub(crate) fn namesakes(&self, identity: &Identity) -> usize {
-        let state = self.lock();
+        let state = self.state.lock();
         state.book.namesakes(identity, clock::lease_now())
     }
 
     /// Whether receipts wait for this process. Asks the store before it says no: another publisher may have
     /// written the process into the roster a moment ago.
     pub(crate) async fn waits_for(&self, identity: &Identity) -> bool {
-        if self.lock().book.knows(identity) {
+        if self.state.lock().book.knows(identity) {
             return true;
         }
-        self.read_roster_changes().await.is_ok() && self.lock().book.knows(identity)
+        self.read_roster_changes().await.is_ok() && self.state.lock().book.knows(identity)
     }
 
     /// A process was heard. It is kept in the roster.
     pub(crate) fn heard(&self, identity: &Identity) {
-        let now = clock::lease_now();
-        let mut state = self.lock();
+        let (mut state, now) = self.lock();
         state.book.heard(identity, now);
         state.touch(identity, now);
     }
@@ -129,7 +126,7 @@ impl Receipts {
     /// Who was heard since the last call, to go with a round. The roster's own time is coarse, so that each goes
     /// now and then only.
     pub(crate) fn take_heard(&self) -> Vec<Identity> {
-        std::mem::take(&mut self.lock().heard)
+        std::mem::take(&mut self.state.lock().heard)
     }
 }
 

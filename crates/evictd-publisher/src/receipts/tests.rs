@@ -210,7 +210,7 @@ impl Home {
     }
 
     fn agents(&self, region: &str) -> [u64; 4] {
-        self.receipts.lock().count(clock::lease_now());
+        self.receipts.state.lock().count(clock::lease_now());
         ["live", "silent", "duplicate", "absent"].map(|state| {
             self.metric(&format!("evictd_publisher_agents{{region=\"{region}\",state=\"{state}\"}}"))
         })
@@ -346,7 +346,7 @@ async fn two_processes_under_one_name_both_have_to_confirm() {
     home.delete("req_1").await;
     home.number().await;
     home.applies(&one);
-    home.receipts.lock().book.poll(clock::lease_now());
+    home.receipts.state.lock().book.poll(clock::lease_now());
     let pending = home.told("req_1").await.unwrap();
     assert_eq!(states(&pending), [("eu", "pending")]);
     assert_eq!((missing(&pending.regions[0]), pending.regions[0].duplicate_names), (vec!["a"], true));
@@ -452,11 +452,14 @@ async fn a_publisher_notices_by_its_own_numbering_that_another_one_was_faster() 
             here.delete("req_between").await;
         }
         here.number().await;
-        assert!(!here.receipts.lock().looks_after(request));
+        assert!(!here.receipts.state.lock().looks_after(request));
         assert!(noticed(&here));
         here.receipts.adopt_what_is_waited_for().await.unwrap();
-        assert!(here.receipts.lock().looks_after(request));
-        assert!(!here.receipts.lock().looks_after(&format!("{request}_creation")), "nobody waits for it");
+        assert!(here.receipts.state.lock().looks_after(request));
+        assert!(
+            !here.receipts.state.lock().looks_after(&format!("{request}_creation")),
+            "nobody waits for it"
+        );
         here.applies(&eu);
         let settled = under.settled(&workspace(), LONG).await;
         assert_eq!((&*settled.state, settled.measured_from.as_deref()), ("confirmed", Some("request")));
@@ -480,7 +483,7 @@ async fn what_another_publisher_numbered_is_taken_over_without_waiting_for_the_n
     there.number().await;
     here.number().await;
     let taken_over = async {
-        while !here.receipts.lock().looks_after("req_1") {
+        while !here.receipts.state.lock().looks_after("req_1") {
             tokio::task::yield_now().await;
         }
     };
@@ -519,7 +522,7 @@ async fn a_final_receipt_survives_and_is_told_byte_for_byte() {
         before.applies(&eu);
         let settled = under.settled(&workspace(), LONG).await;
         before.receipts.record().await.unwrap();
-        assert!(before.receipts.lock().unrecorded.is_empty());
+        assert!(before.receipts.state.lock().unrecorded.is_empty());
         settled
     };
     let after = store.publisher(LONG, &[]).await;
@@ -527,7 +530,7 @@ async fn a_final_receipt_survives_and_is_told_byte_for_byte() {
         panic!("it is in the store")
     };
     assert_eq!(body.get(), serde_json::to_string(&settled).unwrap());
-    assert_eq!(after.receipts.lock().book.open(), 0);
+    assert_eq!(after.receipts.state.lock().book.open(), 0);
 }
 
 #[tokio::test]
@@ -612,7 +615,7 @@ async fn a_process_that_said_goodbye_is_waited_for_by_no_publisher() {
     assert!(!home.receipts.waits_for(&leaving.identity).await);
     home.receipts.read_roster().await.unwrap();
     home.receipts.read_roster().await.unwrap();
-    assert!(home.receipts.lock().departed.is_empty(), "the roster tells it now");
+    assert!(home.receipts.state.lock().departed.is_empty(), "the roster tells it now");
     assert!(!home.receipts.waits_for(&leaving.identity).await);
     // The other one missed it. It reads what is new in the roster whenever something is to be confirmed.
     assert!(other.receipts.waits_for(&leaving.identity).await);
@@ -661,7 +664,7 @@ async fn a_request_that_nobody_waits_for_any_more_costs_nothing() {
     let store = Store::new().await;
     let home = store.publisher(LONG, &[]).await;
     drop(home.receipts.under("req_1", true));
-    assert!(home.receipts.lock().waiting.take("req_1").is_none());
+    assert!(home.receipts.state.lock().waiting.take("req_1").is_none());
     assert_eq!(home.receipts.places.available_permits(), WAITS_MAX);
     let waits: Vec<String> = (0..=WAITS_MAX).map(|number| format!("req_{number}")).collect();
     let all: Vec<_> = waits.iter().map(|request| home.receipts.under(request, true)).collect();
@@ -679,7 +682,7 @@ async fn a_process_that_was_forgotten_and_probes_again_is_waited_for() {
     let (eu, us) = (agent("eu", "a", 1), agent("us", "b", 2));
     home.round(&[&eu, &us]).await;
     home.receipts.read_roster().await.unwrap();
-    home.receipts.lock().book.left(&us.identity, clock::lease_now());
+    home.receipts.state.lock().book.left(&us.identity, clock::lease_now());
     home.round(&[&eu, &us]).await;
     home.receipts.read_roster().await.unwrap();
     assert_eq!(home.store.roster(0).await.unwrap().entries.len(), 2);

@@ -78,7 +78,7 @@ impl Receipts {
     /// be confirmed before anybody has asked for it.
     pub(crate) fn under<'a>(&'a self, request: &'a str, waits: bool) -> Under<'a> {
         let place = if waits { self.places.clone().try_acquire_owned().ok() } else { None };
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.starts.note(request, clock::lease_now());
         let wait = place.map(|place| {
             let (sender, receiver) = oneshot::channel();
@@ -93,13 +93,13 @@ impl Under<'_> {
     /// The request failed. Unless it is unknown whether it was carried out, it changed nothing.
     pub(crate) fn refused(self, error: &ApiError) {
         if error.kind != ErrorKind::ServiceUnavailable {
-            self.receipts.lock().starts.take(self.request);
+            self.receipts.state.lock().starts.take(self.request);
         }
     }
 
     /// The request has made a change that no agent could have cached.
     pub(crate) fn without_effect(self) -> Propagation {
-        let mut state = self.receipts.lock();
+        let mut state = self.receipts.state.lock();
         state.starts.take(self.request);
         Propagation::nothing(self.request, state.book.bound())
     }
@@ -123,7 +123,7 @@ impl Under<'_> {
                 () = &mut over => return self.reached(workspace).await,
                 () = tokio::time::sleep(pause) => {
                     pause = (pause * 2).min(LOOK_EVERY);
-                    if !receipts.lock().looks_after(self.request) {
+                    if !receipts.state.lock().looks_after(self.request) {
                         let reached = self.reached(workspace).await;
                         if reached.r#final {
                             return reached;
@@ -135,7 +135,7 @@ impl Under<'_> {
     }
 
     async fn reached(&self, workspace: &WorkspaceId) -> Propagation {
-        let bound = self.receipts.lock().book.bound();
+        let bound = self.receipts.state.lock().book.bound();
         match self.receipts.tell(workspace, self.request).await {
             Ok(Some(Told::Here(propagation))) => return *propagation,
             Ok(Some(Told::Recorded(body))) => {
@@ -152,6 +152,6 @@ impl Under<'_> {
 
 impl Drop for Under<'_> {
     fn drop(&mut self) {
-        self.receipts.lock().waiting.take(self.request);
+        self.receipts.state.lock().waiting.take(self.request);
     }
 }

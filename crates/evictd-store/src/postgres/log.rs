@@ -265,7 +265,7 @@ impl LockedHead {
         let leap = if self.is_branched() { BRANCH_LEAP } else { 0 };
         let epoch = epochs::next_epoch(self.server.timeline, self.head.at.epoch(), seen_epoch);
         LogPosition::new(epoch, self.head.at.position().saturating_add_signed(leap))
-            .ok_or(StoreError::NumbersUsedUp)?;
+            .ok_or(StoreError::EpochsUsedUp)?;
         let after = self.head.at;
         let Lineage { timeline, system, database } = self.server;
         let fingerprint = schema::fingerprint(write).await?;
@@ -330,7 +330,7 @@ impl LockedHead {
              FROM ONLY invalidations WHERE id IN (SELECT id FROM together) ORDER BY id",
         );
         let waiting = write.rows(waiting.bind(limit)).await?;
-        let numbered = log::number(self.head.at, &waiting).ok_or(StoreError::NumbersUsedUp)?;
+        let numbered = log::number(self.head.at, &waiting).ok_or(StoreError::PositionsUsedUp)?;
         let Some((last, _)) = numbered.last() else {
             return Ok(Numbered { head: self.head, rows: Vec::new(), requests: Vec::new() });
         };
@@ -342,15 +342,20 @@ impl LockedHead {
             "WITH given AS (
                  UPDATE ONLY invalidations AS waiting SET epoch = $1, position = given.position, token = $2
                  FROM unnest($3, $4) AS given (id, position) WHERE waiting.id = given.id
+                 RETURNING waiting.id
              )
-             UPDATE ONLY log_head SET head = $5, token = $2",
+             UPDATE ONLY log_head SET head = $5, token = $2 WHERE (SELECT count(*) FROM given) = $6",
         )
         .bind(head.at.epoch() as i32)
         .bind(head.token.0.cast_signed())
         .bind(ids)
         .bind(positions)
-        .bind(head.at.position() as i64);
-        write.run(give).await?;
+        .bind(head.at.position() as i64)
+        .bind(numbered.len() as i64);
+        if write.run(give).await? == 0 {
+            // Somebody deleted a row in between. Without it there would be a gap below the head; the next call finds none.
+            return Err(failed("number its log")(sqlx::Error::RowNotFound));
+        }
         let unrequested = numbered.iter().filter_map(|(at, row)| unrequested(row, *at).transpose());
         let records = audit_records(unrequested.collect::<Result<_, _>>()?);
         audit::record_unrequested(write, &records).await?;

@@ -17,14 +17,14 @@ use crate::rows::RosterColumns;
 /// revision.
 pub(super) async fn update(
     write: &mut Write,
-    presented: &[Instance],
-    heard: &[Identity],
+    probing: &[Instance],
+    seen: &[Identity],
     now: StoreTime,
 ) -> Result<(), StoreError> {
-    if presented.is_empty() && heard.is_empty() {
+    if probing.is_empty() && seen.is_empty() {
         return Ok(());
     }
-    let asked = presented.iter().map(|instance| &instance.identity).chain(heard);
+    let asked = probing.iter().map(|instance| &instance.identity).chain(seen);
     let [regions, agents, instances] = columns(asked);
     let find = sqlx::query(
         "SELECT region, agent, instance, policy, bound_ms, last_seen, departed FROM ONLY roster
@@ -32,7 +32,7 @@ pub(super) async fn update(
     );
     let known = write.rows(find.bind(regions).bind(agents).bind(instances)).await?;
     let known = known.iter().map(entry).collect::<Result<Vec<_>, _>>()?;
-    let RosterUpdate { entries, seen } = roster::update(&known, presented, heard, now);
+    let RosterUpdate { entries, seen } = roster::update(&known, probing, seen, now);
     if !entries.is_empty() {
         upsert(write, &entries).await?;
         revise(write).await?;

@@ -89,7 +89,7 @@ pub(super) async fn number(write: &mut Write, limit: i64) -> Result<Numbered, St
          ORDER BY id",
     );
     let waiting = write.rows(waiting.bind(limit)).await?;
-    let numbered = log::number(head.at, &waiting).ok_or(StoreError::NumbersUsedUp)?;
+    let numbered = log::number(head.at, &waiting).ok_or(StoreError::PositionsUsedUp)?;
     let Some((last, _)) = numbered.last() else {
         return Ok(Numbered { head, rows: Vec::new(), requests: Vec::new() });
     };
@@ -178,7 +178,7 @@ pub(super) async fn begin(
         let lost = u32::try_from(lost).unwrap_or(0);
         let at =
             LogPosition::new(epochs::next_epoch(TIMELINE, before.at.epoch(), lost), before.at.position());
-        (head.at, head.token) = (at.ok_or(StoreError::NumbersUsedUp)?, LogToken(draw()?));
+        (head.at, head.token) = (at.ok_or(StoreError::EpochsUsedUp)?, LogToken(draw()?));
         // Whatever changed unseen before is covered, so that the present schema is the one to compare with (R3).
         let covered = sqlx::query(
             "UPDATE log_head SET roster_complete = 0, schema_version = now.schema_version

@@ -18,11 +18,11 @@ use crate::rows::RosterColumns;
 /// nobody sees one before those below it.
 pub(super) async fn update(
     write: &mut Write,
-    presented: &[Instance],
-    heard: &[Identity],
+    probing: &[Instance],
+    seen: &[Identity],
     now: StoreTime,
 ) -> Result<(), StoreError> {
-    let asked: Vec<&Identity> = presented.iter().map(|instance| &instance.identity).chain(heard).collect();
+    let asked: Vec<&Identity> = probing.iter().map(|instance| &instance.identity).chain(seen).collect();
     if asked.is_empty() {
         return Ok(());
     }
@@ -32,7 +32,7 @@ pub(super) async fn update(
     );
     let known = write.rows(find.bind(keys(asked))).await?;
     let known = known.iter().map(entry).collect::<Result<Vec<_>, _>>()?;
-    let RosterUpdate { entries, seen } = roster::update(&known, presented, heard, now);
+    let RosterUpdate { entries, seen } = roster::update(&known, probing, seen, now);
     if !entries.is_empty() {
         upsert(write, &entries).await?;
         revise(write).await?;

@@ -240,16 +240,16 @@ macro_rules! log_conformance {
 }
 
 log_conformance!(
-    rows_get_the_positions_after_the_head_in_the_order_of_their_commits,
+    rows_get_the_positions_after_the_head,
     a_round_numbers_what_waits_and_draws_a_token,
-    each_numbering_has_a_token_and_what_it_numbered_keeps_it,
+    each_numbering_has_a_token,
     a_replay_gives_what_is_there_without_a_gap,
     a_replay_of_what_is_not_there_is_refused,
     what_was_purged_is_never_left_out_of_a_replay,
     a_lookup_says_how_new_it_is,
     a_change_is_visible_before_it_has_a_position,
-    whoever_asked_for_a_round_is_in_the_roster,
-    an_operators_epoch_goes_on_from_the_head_and_supersedes_what_was_seen,
+    probing_instances_are_in_the_roster,
+    declared_epoch_supersedes_what_was_lost,
 );
 
 fn after(at: LogPosition, rows: u64) -> LogPosition {
@@ -260,7 +260,7 @@ fn places(rows: &[Invalidation]) -> Vec<(LogPosition, Cause)> {
     rows.iter().map(|row| (row.position, row.cause)).collect()
 }
 
-async fn rows_get_the_positions_after_the_head_in_the_order_of_their_commits(store: &mut impl LogStore) {
+async fn rows_get_the_positions_after_the_head(store: &mut impl LogStore) {
     let start = store.end().await.at;
     store.delete(2).await;
     store.erase(1).await;
@@ -289,7 +289,7 @@ async fn a_round_numbers_what_waits_and_draws_a_token(store: &mut impl LogStore)
     assert!(!store.has_round_token(RoundToken(again.round.0 ^ 1)).await);
 }
 
-async fn each_numbering_has_a_token_and_what_it_numbered_keeps_it(store: &mut impl LogStore) {
+async fn each_numbering_has_a_token(store: &mut impl LogStore) {
     let start = store.end().await;
     store.delete(1).await;
     store.delete(2).await;
@@ -315,8 +315,10 @@ async fn a_replay_gives_what_is_there_without_a_gap(store: &mut impl LogStore) {
     let first = start.position() + 1;
     assert_eq!(store.replay(start.epoch(), first, first + 2).await.as_deref(), Some(&rows[..]));
     assert_eq!(store.replay(start.epoch(), first + 1, first + 1).await.as_deref(), Some(&rows[1..2]));
-    let beyond = store.replay(start.epoch(), first + 1, first + 900).await;
-    assert_eq!(beyond.as_deref(), Some(&rows[1..]), "a prefix, up to the head");
+    for last in [first + 900, u64::MAX] {
+        let beyond = store.replay(start.epoch(), first + 1, last).await;
+        assert_eq!(beyond.as_deref(), Some(&rows[1..]), "a prefix, up to the head");
+    }
 }
 
 async fn a_replay_of_what_is_not_there_is_refused(store: &mut impl LogStore) {
@@ -326,6 +328,7 @@ async fn a_replay_of_what_is_not_there_is_refused(store: &mut impl LogStore) {
     let (epoch, next) = (head.epoch(), head.position() + 1);
     assert_eq!(store.replay(epoch, next, next).await, None, "it has no position yet");
     assert_eq!(store.replay(epoch + 1, next - 1, next - 1).await, None, "of an epoch to come");
+    assert_eq!(store.replay(u32::MAX, u64::MAX, u64::MAX).await, None, "of none");
     store.declare().await;
     assert_eq!(store.replay(epoch, next - 1, next - 1).await, None, "of an older epoch");
 }
@@ -357,7 +360,7 @@ async fn a_change_is_visible_before_it_has_a_position(store: &mut impl LogStore)
     assert_eq!(store.look_up(1).await, (start.at, start.token, Some(RecordState::Deleted)));
 }
 
-async fn whoever_asked_for_a_round_is_in_the_roster(store: &mut impl LogStore) {
+async fn probing_instances_are_in_the_roster(store: &mut impl LogStore) {
     assert_eq!(store.roster().await, 0);
     store.round(2).await;
     assert_eq!(store.roster().await, 2);
@@ -366,7 +369,7 @@ async fn whoever_asked_for_a_round_is_in_the_roster(store: &mut impl LogStore) {
     assert_eq!(store.roster().await, 2, "who doesn't ask again stays");
 }
 
-async fn an_operators_epoch_goes_on_from_the_head_and_supersedes_what_was_seen(store: &mut impl LogStore) {
+async fn declared_epoch_supersedes_what_was_lost(store: &mut impl LogStore) {
     store.delete(1).await;
     let before = store.number().await.0;
     let history = store.history().await;

@@ -3,6 +3,7 @@
 
 use evictd_core::protection::Protection;
 use evictd_store::HomeStore;
+use evictd_store::log::Replay;
 use sqlx::postgres::PgConnection;
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{Connection, Executor};
@@ -50,6 +51,22 @@ async fn in_postgres() -> bool {
 /// On this thread alone, where the protection is missing.
 fn run(test: impl Future<Output = bool>) -> bool {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test)
+}
+
+/// Whether a replay that begins with a row that was purged is refused.
+async fn a_purged_row_is_missed() -> bool {
+    let fixture = SqliteFixture::new().await;
+    populate(&fixture.store, 2).await;
+    let mut somebody =
+        SqliteConnection::connect(&format!("sqlite://{}", fixture.path().display())).await.unwrap();
+    somebody.execute("DELETE FROM invalidations WHERE position = 1").await.unwrap();
+    matches!(fixture.store.replay(1, 1, 9, 100).await.unwrap(), Replay::Refused { .. })
+}
+
+#[test]
+fn negative_control_of_complete_replays() {
+    assert!(run(a_purged_row_is_missed()));
+    Protection::ReplaysAreComplete.without(|| assert!(!run(a_purged_row_is_missed())));
 }
 
 #[test]

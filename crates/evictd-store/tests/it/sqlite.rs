@@ -494,11 +494,23 @@ async fn two_stores_on_one_file_share_the_log() {
 }
 
 #[tokio::test]
+async fn last_position_is_not_exceeded() {
+    let fixture = populated(1).await;
+    after(&fixture, "UPDATE log_head SET head = 17592186044414; UPDATE keys SET enabled = 0").await;
+    assert_eq!(fixture.store.number(10).await.unwrap().rows.len(), 1);
+    after(&fixture, "UPDATE keys SET enabled = 1").await;
+    let error = fixture.store.number(10).await.unwrap_err();
+    assert!(matches!(error, StoreError::PositionsUsedUp), "{error:?}");
+    let error = fixture.store.round(RoundRequest::default()).await.unwrap_err();
+    assert!(matches!(error, StoreError::PositionsUsedUp), "no proof rather than a wrong one: {error:?}");
+}
+
+#[tokio::test]
 async fn the_last_epoch_is_not_exceeded() {
     let fixture = populated(0).await;
     after(&fixture, "UPDATE log_head SET epoch = 1048575").await;
     let error = fixture.store.begin_epoch(&operator()).await.unwrap_err();
-    assert!(matches!(error, StoreError::NumbersUsedUp), "{error:?}");
+    assert!(matches!(error, StoreError::EpochsUsedUp), "{error:?}");
     assert!(error.to_string().contains("into a new store"), "{error}");
     assert_eq!(fixture.store.history().await.unwrap().begins().len(), 1, "nothing began");
 }

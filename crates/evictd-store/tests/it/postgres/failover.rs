@@ -188,14 +188,26 @@ async fn an_operators_word_on_a_branch_is_one_epoch_of_his() {
 }
 
 #[tokio::test]
+async fn last_position_is_not_exceeded() {
+    let fixture = populated(1).await;
+    run(&fixture.url, "UPDATE log_head SET head = 17592186044415; UPDATE keys SET enabled = false").await;
+    for error in [
+        fixture.store.number(10).await.unwrap_err(),
+        fixture.store.round(RoundRequest::default()).await.unwrap_err(),
+    ] {
+        assert!(matches!(error, StoreError::PositionsUsedUp), "{error:?}");
+    }
+}
+
+#[tokio::test]
 async fn the_last_epoch_is_not_exceeded() {
     let fixture = populated(0).await;
     run(&fixture.url, "UPDATE log_head SET epoch = 1048575").await;
     let error = fixture.store.begin_epoch(&operator()).await.unwrap_err();
-    assert!(matches!(error, StoreError::NumbersUsedUp), "{error:?}");
+    assert!(matches!(error, StoreError::EpochsUsedUp), "{error:?}");
     run(&fixture.url, "UPDATE log_head SET timeline = 7; UPDATE keys SET enabled = false").await;
     let error = fixture.store.round(RoundRequest::default()).await.unwrap_err();
-    assert!(matches!(error, StoreError::NumbersUsedUp), "no proof rather than a wrong one: {error:?}");
+    assert!(matches!(error, StoreError::EpochsUsedUp), "no proof rather than a wrong one: {error:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
