@@ -203,7 +203,7 @@ impl Service {
             }
             State::Asking { since } => {
                 if since.is_none_or(|since| now.since(since) >= ANSWER_PATIENCE) {
-                    self.state = State::Serving;
+                    self.serve();
                 }
                 None
             }
@@ -228,7 +228,7 @@ impl Service {
     /// Nobody else is there to answer the question with this number.
     pub fn on_nobody(&mut self, nonce: u64, now: LeaseTime) {
         if self.is_open(nonce, now) && matches!(self.state, State::Asking { .. }) {
-            self.state = State::Serving;
+            self.serve();
         }
     }
 
@@ -238,7 +238,7 @@ impl Service {
             && matches!(self.state, State::Asking { .. })
             && standing == Standing::Serving
         {
-            self.state = State::Serving;
+            self.serve();
         }
     }
 
@@ -308,6 +308,11 @@ impl Service {
     #[cfg(feature = "fork")]
     pub fn newest_query(&self) -> Option<u64> {
         self.queries.back().map(|(nonce, _)| *nonce)
+    }
+
+    fn serve(&mut self) {
+        self.state = State::Serving;
+        self.has_kept_watch = true;
     }
 
     fn ask_spaced(&mut self, now: LeaseTime) -> Option<Query> {
