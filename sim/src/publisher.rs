@@ -175,7 +175,7 @@ impl Publisher {
             running: None,
             fence: LeaseTime(0),
             round: RoundToken(0),
-            service: Service::new(ctx.settings.bound, 1, LeaseTime(0)),
+            service: Service::new(ctx.settings.bound, !ctx.settings.exclusive, 1, LeaseTime(0)),
             known: None,
             queries: Vec::new(),
             reread_at: LeaseTime(0),
@@ -208,7 +208,7 @@ impl Publisher {
         }
         self.known = self.read_history(ctx, store);
         (self.round, self.reread_at) = (RoundToken(0), LeaseTime(0));
-        self.service = Service::new(ctx.settings.bound, ctx.dice.any(), now);
+        self.service = Service::new(ctx.settings.bound, !ctx.settings.exclusive, ctx.dice.any(), now);
         self.queries.clear();
         for instance in store.roster(ctx, self.node()).unwrap_or_default() {
             self.book.registered(&instance, now);

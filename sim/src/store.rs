@@ -577,6 +577,17 @@ impl Store {
         }
     }
 
+    /// Begins an incarnation for a publisher that is alone, and the epoch that is due, if one is. `false` if it can't.
+    pub fn open(&mut self, ctx: &mut Ctx, publisher: Node) -> bool {
+        if self.attached(ctx, publisher) != Attached::Primary {
+            return false;
+        }
+        let is_branched = epochs::is_branched(&self.head.now().timeline, &self.timeline);
+        let cause = if is_branched { BeginCause::Branched } else { BeginCause::Opened };
+        self.begin_incarnation(ctx, cause, 0);
+        true
+    }
+
     /// Begins an incarnation, and an epoch if its cause says so.
     pub fn begin_incarnation(&mut self, ctx: &mut Ctx, cause: BeginCause, seen_epoch: u32) {
         let mut head = self.head.now();

@@ -77,6 +77,8 @@ pub enum Protection {
     LostPastsNeedAWord,
     /// R15: a publisher that was away asks who else is there before it answers anything.
     NewcomersAsk,
+    /// R15: a publisher that is the only one at a shared store begins an incarnation before it serves.
+    LoneNewcomersBegin,
     /// R15: publishers of two histories that both served fall silent when they meet.
     RivalsFallSilent,
     /// R15: no receipt becomes final while agents may follow another history.
@@ -122,6 +124,7 @@ impl Protection {
             Self::PastsAreKnown
             | Self::LostPastsNeedAWord
             | Self::NewcomersAsk
+            | Self::LoneNewcomersBegin
             | Self::RivalsFallSilent
             | Self::SilentPublishersHoldReceipts
             | Self::OwnHistoryComesFirst

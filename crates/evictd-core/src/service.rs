@@ -100,16 +100,28 @@ pub struct Query {
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 enum State {
-    Asking { since: Option<LeaseTime> },
+    Asking {
+        since: Option<LeaseTime>,
+    },
+    /// Nobody serves this store, nor another one that answers.
+    Alone,
     Serving,
-    Silent { rival: Peer, answered_at: LeaseTime, conflict: bool },
-    Behind { seen: Milestone },
+    Silent {
+        rival: Peer,
+        answered_at: LeaseTime,
+        conflict: bool,
+    },
+    Behind {
+        seen: Milestone,
+    },
 }
 
 /// The standing of one publisher, and what it has to ask.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Service {
     bound: Duration,
+    /// Others may share the store, so that starting a publisher begins no incarnation.
+    is_shared: bool,
     state: State,
     present_at: LeaseTime,
     beaten_at: LeaseTime,
@@ -123,12 +135,13 @@ pub struct Service {
 }
 
 impl Service {
-    /// A newcomer. `nonce` seeds the numbers of its questions and should be random. A rival counts as gone when it
-    /// didn't answer for `bound`.
-    pub fn new(bound: Duration, nonce: u64, now: LeaseTime) -> Self {
+    /// A newcomer to a store that others may share, or not. `nonce` seeds the numbers of its questions and should be
+    /// random. A rival counts as gone when it didn't answer for `bound`.
+    pub fn new(bound: Duration, is_shared: bool, nonce: u64, now: LeaseTime) -> Self {
         let state = State::Asking { since: None };
         Self {
             bound,
+            is_shared,
             state,
             present_at: now,
             beaten_at: now,
@@ -142,7 +155,7 @@ impl Service {
     /// How this publisher stands.
     pub fn standing(&self) -> Standing {
         match &self.state {
-            State::Asking { .. } => Standing::Asking,
+            State::Asking { .. } | State::Alone => Standing::Asking,
             State::Serving => Standing::Serving,
             State::Silent { conflict: false, .. } => Standing::Yielding,
             State::Silent { conflict: true, .. } => Standing::Conflicting,
@@ -203,7 +216,7 @@ impl Service {
             }
             State::Asking { since } => {
                 if since.is_none_or(|since| now.since(since) >= ANSWER_PATIENCE) {
-                    self.serve();
+                    self.serve_alone();
                 }
                 None
             }
@@ -212,13 +225,15 @@ impl Service {
                 Some(self.ask(now))
             }
             State::Silent { .. } => self.ask_spaced(now),
-            State::Serving | State::Behind { .. } => None,
+            State::Alone | State::Serving | State::Behind { .. } => None,
         }
     }
 
     /// It was cut off, or stalled: it is a newcomer again if it served. One that is silent stays so.
     pub fn away(&mut self) {
-        if matches!(self.state, State::Serving | State::Asking { .. }) && Protection::NewcomersAsk.holds() {
+        if matches!(self.state, State::Serving | State::Asking { .. } | State::Alone)
+            && Protection::NewcomersAsk.holds()
+        {
             self.state = State::Asking { since: None };
             // What they found out may not hold any more.
             self.queries.clear();
@@ -228,6 +243,19 @@ impl Service {
     /// Nobody else is there to answer the question with this number.
     pub fn on_nobody(&mut self, nonce: u64, now: LeaseTime) {
         if self.is_open(nonce, now) && matches!(self.state, State::Asking { .. }) {
+            self.serve_alone();
+        }
+    }
+
+    /// Whether it serves as soon as an incarnation begins in its store. No colleague serves that, so it may be a physical
+    /// copy, whose incarnation is that of the original: then rows of the one would count as rows of the other.
+    pub fn wants_incarnation(&self) -> bool {
+        self.state == State::Alone
+    }
+
+    /// An incarnation has begun, because this publisher wanted one.
+    pub fn on_incarnation_begun(&mut self) {
+        if self.state == State::Alone {
             self.serve();
         }
     }
@@ -235,7 +263,7 @@ impl Service {
     /// A colleague's answer: one that serves has met no rival.
     pub fn on_colleague(&mut self, nonce: u64, standing: Standing, now: LeaseTime) {
         if self.is_open(nonce, now)
-            && matches!(self.state, State::Asking { .. })
+            && matches!(self.state, State::Asking { .. } | State::Alone)
             && standing == Standing::Serving
         {
             self.serve();
@@ -250,7 +278,9 @@ impl Service {
         let conflict = match &self.state {
             State::Behind { .. } => return,
             // It was there first; but of two that come together neither was, and one may have noticed already.
-            State::Asking { .. } => matches!(peer.standing, Standing::Asking | Standing::Conflicting),
+            State::Asking { .. } | State::Alone => {
+                matches!(peer.standing, Standing::Asking | Standing::Conflicting)
+            }
             // It is the newcomer, and yields.
             State::Serving if peer.standing == Standing::Asking => return,
             State::Serving if !Protection::RivalsFallSilent.holds() => return,
@@ -299,7 +329,7 @@ impl Service {
         match &mut self.state {
             State::Asking { since } => *since = since.map(rebase),
             State::Silent { answered_at, .. } => *answered_at = rebase(*answered_at),
-            State::Serving | State::Behind { .. } => {}
+            State::Alone | State::Serving | State::Behind { .. } => {}
         }
         self
     }
@@ -308,6 +338,14 @@ impl Service {
     #[cfg(feature = "fork")]
     pub fn newest_query(&self) -> Option<u64> {
         self.queries.back().map(|(nonce, _)| *nonce)
+    }
+
+    fn serve_alone(&mut self) {
+        if self.is_shared && Protection::LoneNewcomersBegin.holds() {
+            self.state = State::Alone;
+        } else {
+            self.serve();
+        }
     }
 
     fn serve(&mut self) {
@@ -348,7 +386,7 @@ mod tests {
     }
 
     fn newcomer() -> Service {
-        Service::new(BOUND, 1, ms(0))
+        Service::new(BOUND, false, 1, ms(0))
     }
 
     fn serving() -> Service {
@@ -442,6 +480,32 @@ mod tests {
                 "cut off, and nobody knows whether that is gone"
             );
         }
+    }
+
+    #[test]
+    fn lone_newcomer_to_a_shared_store_waits_for_an_incarnation() {
+        let mut service = Service::new(BOUND, true, 1, ms(0));
+        service.on_incarnation_begun();
+        let query = service.beat(Presence::Present, ms(0)).unwrap();
+        service.on_nobody(query.nonce, ms(1));
+        assert!(service.wants_incarnation() && !service.may_vouch(ms(1)));
+        service.on_incarnation_begun();
+        assert!(!service.wants_incarnation() && service.may_vouch(ms(1)));
+
+        service.away();
+        let query = service.beat(Presence::Present, ms(100)).unwrap();
+        service.on_colleague(query.nonce, Standing::Serving, ms(101));
+        assert!(service.may_vouch(ms(101)), "a colleague's incarnation goes on");
+    }
+
+    #[test]
+    fn rival_that_answers_late_keeps_a_lone_newcomer_silent() {
+        let mut service = Service::new(BOUND, true, 1, ms(0));
+        let query = service.beat(Presence::Present, ms(0)).unwrap();
+        service.on_nobody(query.nonce, ms(1));
+        service.on_rival(query.nonce, rival(Standing::Serving), ms(2));
+        service.on_incarnation_begun();
+        assert_eq!(service.standing(), Standing::Yielding);
     }
 
     #[test]

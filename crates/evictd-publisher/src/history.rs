@@ -80,6 +80,11 @@ impl HomeHistory {
         self.note(&self.store.head().await?).await
     }
 
+    /// Begins an incarnation, because nobody else serves the store.
+    pub(crate) async fn begin_incarnation(&self) -> Result<(), StoreError> {
+        self.note(&self.store.begin_incarnation().await?).await
+    }
+
     /// The incarnation that has ended since the last call, for agents to be told.
     pub(crate) fn take_ended(&self) -> Option<EndedIncarnation> {
         self.known.lock().ended.take()

@@ -67,7 +67,7 @@ impl Common {
         let rounds = RoundWish::default();
         let history = Arc::new(history);
         let id = draw()?;
-        let vouching = Vouching::new(config.receipts.bound.into(), draw()?);
+        let vouching = Vouching::new(config.receipts.bound.into(), !store.is_exclusive(), draw()?);
         let receipts = Arc::new(Receipts::new(
             &config.receipts,
             store.clone(),

@@ -107,6 +107,7 @@ impl Rivals {
                 Ok(()) = fence.changed() => task.answer_waiting().await,
                 Some(Ok(found)) = task.checks.join_next() => task.on_finding(found).await,
             }
+            task.begin_alone().await;
             task.tell();
         }
     }
@@ -159,6 +160,18 @@ impl Task {
             self.rivals.send(query).await;
         }
         self.look_for_awaited_past().await;
+    }
+
+    /// Begins an incarnation if this publisher serves as soon as one has begun.
+    async fn begin_alone(&self) {
+        let Rivals { history, vouching, metrics, .. } = &*self.rivals;
+        if !vouching.with(|service, _| service.wants_incarnation()) {
+            return;
+        }
+        match history.begin_incarnation().await {
+            Ok(()) => vouching.with(|service, _| service.on_incarnation_begun()),
+            Err(error) => metrics.store_failed(&error),
+        }
     }
 
     /// An operator may have declared that this store replaces the one whose past it doesn't know.

@@ -29,8 +29,8 @@ struct State {
 
 impl Vouching {
     /// A newcomer; a rival is gone when it didn't answer for `bound`.
-    pub(crate) fn new(bound: Duration, nonce: u64) -> Self {
-        let service = Service::new(bound, nonce, clock::lease_now());
+    pub(crate) fn new(bound: Duration, is_shared: bool, nonce: u64) -> Self {
+        let service = Service::new(bound, is_shared, nonce, clock::lease_now());
         let standing = watch::Sender::new(service.standing());
         Self { state: Arc::new(Mutex::new(State { service, presented_by: None })), standing }
     }
@@ -42,7 +42,7 @@ impl Vouching {
     /// One that vouches for as long as its runtime lives.
     #[cfg(test)]
     pub(crate) fn serving() -> Self {
-        let vouching = Self::new(Duration::from_secs(30), Self::FIRST_QUERY);
+        let vouching = Self::new(Duration::from_secs(30), false, Self::FIRST_QUERY);
         if let Some(query) = vouching.with(|service, now| service.beat(Presence::Present, now)) {
             vouching.with(|service, now| service.on_nobody(query.nonce, now));
         }

@@ -204,6 +204,10 @@ pub trait HomeStore: std::fmt::Debug + Send + Sync + 'static {
     /// [`StoreError::EpochsUsedUp`] after the last one.
     async fn begin_epoch(&self, operator: &Operator) -> Result<Head, StoreError>;
 
+    /// Begins an incarnation in the present epoch: what is given out from here on is taken for nothing that a copy of the
+    /// store gives out (R15). An epoch, if one is due.
+    async fn begin_incarnation(&self) -> Result<Head, StoreError>;
+
     /// Notes an epoch that an agent has proved to have seen of a history that isn't this store's: what an operator
     /// declares begins above it (R15).
     async fn note_lost_epoch(&self, epoch: u32) -> Result<(), StoreError>;

@@ -236,6 +236,16 @@ impl HomeStore for PostgresStore {
         Ok(head)
     }
 
+    async fn begin_incarnation(&self) -> Result<Head, StoreError> {
+        let mut write = self.log("begin an incarnation").await?;
+        let mut head = log::lock_head(&mut write).await?;
+        if head.begin_epoch_if_due(&mut write, 0).await?.is_none() {
+            head.begin_incarnation(&mut write).await?;
+        }
+        write.commit().await?;
+        Ok(head.head)
+    }
+
     async fn note_lost_epoch(&self, epoch: u32) -> Result<(), StoreError> {
         let mut write = self.log("note a lost epoch").await?;
         let mut head = log::lock_head(&mut write).await?;

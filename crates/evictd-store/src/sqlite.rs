@@ -121,13 +121,6 @@ impl SqliteStore {
         let has_traces = AtomicBool::new(true);
         Ok(Self { connections, triggers, exclusive, has_traces })
     }
-
-    /// Names what is given out from here on, so that nothing which a copy of the file gives out is taken for it (R15).
-    async fn begin_incarnation(&self) -> Result<(), StoreError> {
-        let mut write = Write::begin(&self.connections.writer, "begin an incarnation").await?;
-        log::begin(&mut write, BeginCause::Opened, None).await?;
-        write.commit().await
-    }
 }
 
 /// The store couldn't be opened.
@@ -261,6 +254,13 @@ impl HomeStore for SqliteStore {
         audit::record(&mut write, by, &AuditEntry::epoch_begun(head.at)).await?;
         write.commit().await?;
         tracing::warn!(head = %head.at, "a new epoch begins because an operator said so; agents flush once");
+        Ok(head)
+    }
+
+    async fn begin_incarnation(&self) -> Result<Head, StoreError> {
+        let mut write = Write::begin(&self.connections.writer, "begin an incarnation").await?;
+        let head = log::begin(&mut write, BeginCause::Opened, None).await?;
+        write.commit().await?;
         Ok(head)
     }
 

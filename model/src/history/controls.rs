@@ -1,8 +1,9 @@
 //! What the checker must find: each protection missing by itself, and flaws around the core.
 
 use evictd_core::protection::Protection::{
-    self, ForeignHistoriesMoveNothing, LostPastsNeedAWord, NewcomersAsk, OwnHistoryComesFirst, PastsAreKnown,
-    RivalsFallSilent, SilentPublishersHoldReceipts, SuccessorsKnowAllThatWasSeen, VouchersAreChecked,
+    self, ForeignHistoriesMoveNothing, LoneNewcomersBegin, LostPastsNeedAWord, NewcomersAsk,
+    OwnHistoryComesFirst, PastsAreKnown, RivalsFallSilent, SilentPublishersHoldReceipts,
+    SuccessorsKnowAllThatWasSeen, VouchersAreChecked,
 };
 use evictd_core::rules::Rule;
 
@@ -42,7 +43,7 @@ pub const ALL: &[Control] = &[
     without(SuccessorsKnowAllThatWasSeen, TWO_COPIES, &[Rule::G2]),
     with(Flaw::RowsLagBehindTheirVouchers, TWO_COPIES, &[Rule::G2]),
     without(ForeignHistoriesMoveNothing, TWO_COPIES, &[Rule::G2]),
-    with(Flaw::LoneNewcomersBeginNothing, PHYSICAL_COPY, &[Rule::G2]),
+    without(LoneNewcomersBegin, PHYSICAL_COPY, &[Rule::G2]),
     without(NewcomersAsk, HANDOVER, &[Rule::G4]),
     without(RivalsFallSilent, CUT, &[Rule::G4]),
     without(SilentPublishersHoldReceipts, HANDOVER, &[Rule::G4]),

@@ -48,9 +48,9 @@ pub struct Process {
 
 impl Process {
     /// Starts, is connected, and asks who else is there.
-    pub fn start() -> Self {
+    pub fn start(is_shared: bool) -> Self {
         let mut process = Self {
-            service: Service::new(BOUND, 1, NOW),
+            service: Service::new(BOUND, is_shared, 1, NOW),
             frozen: false,
             asks: false,
             open_for: Duration::ZERO,
@@ -102,10 +102,21 @@ impl Process {
 
     /// It waits in vain for answers, and serves.
     pub fn settle_in(&mut self) {
-        while self.standing() == Standing::Asking {
+        while self.standing() == Standing::Asking && !self.wants_incarnation() {
             self.wait();
         }
         self.close_question();
+    }
+
+    /// Whether it serves as soon as an incarnation begins in its store.
+    pub fn wants_incarnation(&self) -> bool {
+        self.service.wants_incarnation()
+    }
+
+    /// That has begun.
+    pub fn incarnation_begun(&mut self) {
+        self.service.on_incarnation_begun();
+        self.settle(NOW);
     }
 
     /// As long as it waits for answers.

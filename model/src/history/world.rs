@@ -33,8 +33,6 @@ pub enum Database {
 pub enum Flaw {
     /// A row says that the log reached the beginning of its incarnation, instead of its own position.
     RowsLagBehindTheirVouchers,
-    /// On PostgreSQL a newcomer that found no colleague goes on in the incarnation that it finds.
-    LoneNewcomersBeginNothing,
 }
 
 /// How often what happens.
@@ -282,7 +280,9 @@ impl State {
         };
         let home = world.publishers.iter().zip(&mut state.publishers).filter(|(store, _)| **store == 0);
         for (_, process) in home {
-            process.insert(Process::start()).settle_in();
+            let process = process.insert(Process::start(world.database == Database::Postgres));
+            process.settle_in();
+            process.incarnation_begun();
         }
         state.send(&setup);
         for agent in 0..world.agents {
@@ -515,28 +515,24 @@ impl World {
                     .filter(|process| !process.frozen)
                     .for_each(Process::settle_in);
             }
-            self.begin_alone(last, &mut state, action);
+            self.begin_alone(&mut state);
             state.send(self);
             Some(state)
         })
     }
 
-    /// On PostgreSQL, whoever begins to serve and has found no colleague that serves begins an incarnation: the server may
-    /// be a copy, which has the incarnations of the other one.
-    fn begin_alone(&self, last: &State, state: &mut State, action: Action) {
-        if self.database == Database::Sqlite || self.flaw == Some(Flaw::LoneNewcomersBeginNothing) {
-            return;
-        }
-        let serves = |process: &Option<Process>| {
-            process.as_ref().is_some_and(|process| process.standing() == Standing::Serving)
-        };
-        let (Action::Wait(publisher) | Action::HearNobody(publisher) | Action::Start(publisher)) = action
-        else {
-            return;
-        };
-        if serves(&state.publishers[publisher]) && !serves(&last.publishers[publisher]) {
+    /// A publisher that wants an incarnation begins it at once: whatever comes between comes before or after.
+    fn begin_alone(&self, state: &mut State) {
+        for publisher in 0..self.publishers.len() {
+            let wants = |process: &Process| !process.frozen && process.wants_incarnation();
+            if !state.publishers[publisher].as_ref().is_some_and(wants) {
+                continue;
+            }
             let incarnation = state.draw_incarnation();
             state.stores[self.publishers[publisher]].open(incarnation);
+            if let Some(process) = &mut state.publishers[publisher] {
+                process.incarnation_begun();
+            }
         }
     }
 
@@ -549,7 +545,7 @@ impl World {
                     let incarnation = state.draw_incarnation();
                     state.stores[self.publishers[publisher]].open(incarnation);
                 }
-                state.publishers[publisher] = Some(Process::start());
+                state.publishers[publisher] = Some(Process::start(self.database == Database::Postgres));
             }
             Action::Crash(publisher) => state.publishers[publisher] = None,
             Action::Freeze(publisher) => {

@@ -43,7 +43,7 @@ impl Publisher {
         self.service.rival().is_some() || self.service.unknown_past().is_some()
     }
 
-    pub(super) fn beat(&mut self, ctx: &mut Ctx, store: &Store) {
+    pub(super) fn beat(&mut self, ctx: &mut Ctx, store: &mut Store) {
         let next = ctx.now.after(BEAT);
         self.later(ctx, next, PublisherEvent::Beat);
         let now = self.clock(ctx);
@@ -55,8 +55,16 @@ impl Publisher {
             };
         let query = self.service.beat(presence, now);
         self.query(ctx, query);
+        self.begin_alone(ctx, store);
         self.look_for_awaited_past(ctx, store);
         self.keep_silent(ctx);
+    }
+
+    fn begin_alone(&mut self, ctx: &mut Ctx, store: &mut Store) {
+        if self.service.wants_incarnation() && store.open(ctx, self.node()) {
+            self.reread(ctx, store);
+            self.service.on_incarnation_begun();
+        }
     }
 
     /// An operator may have declared that this store replaces the one whose past it doesn't know.
@@ -107,7 +115,10 @@ impl Publisher {
                     trace!(ctx, "{:?} meets {peer:?}, and is {:?}", self.node(), self.standing());
                 }
             }
-            Message::NoPublisher { nonce } => self.service.on_nobody(*nonce, self.clock(ctx)),
+            Message::NoPublisher { nonce } => {
+                self.service.on_nobody(*nonce, self.clock(ctx));
+                self.begin_alone(ctx, store);
+            }
             Message::Tick(voucher, round) => {
                 let provenance = voucher.milestone.provenance;
                 if self.is_foreign(provenance)

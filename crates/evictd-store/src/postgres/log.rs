@@ -286,15 +286,16 @@ impl LockedHead {
         self.head = head_of(write.row(set).await?.as_ref())?;
         (self.noted, self.is_original) = (self.server, true);
         self.schema = NotedSchema { fingerprint: Some(fingerprint), is_intact: false, is_altered: false };
-        let append = sqlx::query(
-            "INSERT INTO history (incarnation, after_epoch, after_position, epoch, position, token, cause, evidence)
-             SELECT incarnation, $1, $2, epoch, head, token, $3, $4 FROM ONLY log_head",
-        )
-        .bind(after.epoch() as i32)
-        .bind(after.position() as i64)
-        .bind(cause.label())
-        .bind(evidence.to_owned());
-        write.run(append).await.map(drop)
+        append_history(write, after, cause, Some(evidence)).await
+    }
+
+    /// Begins an incarnation in the present epoch.
+    pub(super) async fn begin_incarnation(&mut self, write: &mut Write) -> Result<(), StoreError> {
+        let set = sqlx::query(
+            "UPDATE ONLY log_head SET incarnation = $1 RETURNING epoch, head, incarnation, token, round",
+        );
+        self.head = head_of(write.row(set.bind(draw()?.cast_signed())).await?.as_ref())?;
+        append_history(write, self.head.at, BeginCause::Opened, None).await
     }
 
     /// Draws the token of a round, which shows a copy of the store that works at the same time (R15).
@@ -366,6 +367,24 @@ impl LockedHead {
             requests: requests.collect::<Result<_, _>>()?,
         })
     }
+}
+
+/// The incarnation that the head names has begun, after the one that ended at `after`.
+async fn append_history(
+    write: &mut Write,
+    after: LogPosition,
+    cause: BeginCause,
+    evidence: Option<&str>,
+) -> Result<(), StoreError> {
+    let append = sqlx::query(
+        "INSERT INTO history (incarnation, after_epoch, after_position, epoch, position, token, cause, evidence)
+         SELECT incarnation, $1, $2, epoch, head, token, $3, $4 FROM ONLY log_head",
+    )
+    .bind(after.epoch() as i32)
+    .bind(after.position() as i64)
+    .bind(cause.label())
+    .bind(evidence.map(str::to_owned));
+    write.run(append).await.map(drop)
 }
 
 /// Replaces more than [`MERGE_ABOVE`] waiting key rows of one API by one row for the API, as old as the
