@@ -124,7 +124,7 @@ impl Store {
     pub fn admits(&self, seen: Option<Mark>) -> bool {
         let claim = |seen: Mark| {
             let past = self.history().judge(&seen.voucher().milestone, self.head);
-            Claim::new(past, true, true)
+            Claim::new(past, true)
         };
         seen.is_none_or(|seen| claim(seen) == Claim::Admitted)
     }

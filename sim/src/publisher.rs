@@ -381,6 +381,9 @@ impl Publisher {
     fn hold_receipts(&mut self, ctx: &Ctx) {
         let may_settle = self.service.may_settle(self.clock(ctx));
         self.book.hold(!may_settle);
+        if let Some(at) = self.service.regained_at() {
+            self.book.regained(at);
+        }
     }
 
     fn reply(&self, ctx: &mut Ctx, asker: Asker, message: Message) {
@@ -405,10 +408,6 @@ impl Publisher {
             }
         }
         let now = self.clock(ctx);
-        if self.is_silent() {
-            // When this history is followed again, there may be agents that its roster lacks.
-            self.book.distrust_roster(now.after(ctx.settings.bound));
-        }
         if self.book.is_held() {
             self.held_at = now;
         }
@@ -588,10 +587,9 @@ impl Publisher {
 
     fn admits_past(&mut self, ctx: &mut Ctx, store: &Store, probe: &Probe, head: &Head) -> bool {
         let (Some(seen), Some(known)) = (&probe.seen, &self.known) else { return probe.seen.is_none() };
-        let Milestone { at, token, .. } = seen.milestone;
-        let past = known.history.judge(&seen.milestone, head.at);
-        let is_given_out = store.row_token(ctx, self.node(), at).is_none_or(|own| own == token);
-        let claim = Claim::new(past, store.is_authentic(seen), is_given_out);
+        let own = store.row_token(ctx, self.node(), seen.milestone.at);
+        let past = known.history.judge_row(&seen.milestone, head.at, own);
+        let claim = Claim::new(past, store.is_authentic(seen));
         if claim == Claim::Unknown {
             trace!(ctx, "{:?} doesn't know what {:?} has seen: {seen:?}", self.node(), probe.asker.node);
             self.service.on_unknown_past(seen.milestone);

@@ -116,8 +116,9 @@ impl Feed {
         self.port.send(subject, Some(self.port.inbox(Kind::Replay)), payload).await;
     }
 
-    pub(crate) async fn announce(&self, payload: Bytes) {
-        self.port.send(self.port.subject(Kind::Applied, false), None, payload).await;
+    /// Returns whether it was sent.
+    pub(crate) async fn announce(&self, payload: Bytes) -> bool {
+        self.port.send(self.port.subject(Kind::Applied, false), None, payload).await
     }
 
     /// Announces for the last time, and sees it off: the process ends next.

@@ -95,7 +95,7 @@ impl Follow {
         if !task.follow.knowledge.has_ended()
             && let Some(last) = task.announcement(true)
         {
-            feed.leave(last).await;
+            feed.leave(last.encode()).await;
         }
     }
 }
@@ -420,20 +420,22 @@ impl Task {
     async fn announce(&mut self, feed: &Feed) {
         self.announcement_due = false;
         self.announce_from = Instant::now() + ANNOUNCEMENT_SPACING;
-        if let Some(announcement) = self.announcement(false) {
-            feed.announce(announcement).await;
+        if let Some(announcement) = self.announcement(false)
+            && !feed.announce(announcement.encode()).await
+        {
+            self.sightings.unsent(&announcement.sightings);
         }
     }
 
     /// How far this agent is, and what it saw lately; nothing before it knows where it stands.
-    fn announcement(&mut self, leaving: bool) -> Option<Bytes> {
+    fn announcement(&mut self, leaving: bool) -> Option<Applied> {
         let applied = self.follow.knowledge.applied();
         if applied == LogPosition::ZERO {
             return None;
         }
         let provenance = self.follow.knowledge.follower.lock().provenance()?;
         let (instance, sightings) = (self.follow.identity.instance, self.sightings.told_with(applied));
-        Some(Applied { instance, provenance, applied, sightings, leaving }.encode())
+        Some(Applied { instance, provenance, applied, sightings, leaving })
     }
 }
 

@@ -36,17 +36,27 @@ impl Sightings {
     /// The sightings for an announcement of `applied`, at most as many as fit, those first that were told least.
     /// What isn't covered yet waits; what belongs to an older epoch is of no use to anybody.
     pub(crate) fn told_with(&mut self, applied: LogPosition) -> Vec<Sighting> {
-        self.0.make_contiguous().sort_by_key(|waiting| waiting.tellings);
-        let mut told = Vec::new();
-        self.0.retain_mut(|Waiting { sighting, tellings }| {
-            let is_covered = sighting.position <= applied && sighting.position.epoch() == applied.epoch();
-            if is_covered && told.len() < SIGHTINGS_MAX {
-                told.push(*sighting);
-                *tellings += 1;
-            }
+        self.0.retain(|Waiting { sighting, tellings }| {
             *tellings < TELLINGS && sighting.position.epoch() >= applied.epoch()
         });
-        told
+        self.0.make_contiguous().sort_by_key(|waiting| waiting.tellings);
+        let is_covered = |sighting: &Sighting| {
+            sighting.position <= applied && sighting.position.epoch() == applied.epoch()
+        };
+        let covered = self.0.iter_mut().filter(|waiting| is_covered(&waiting.sighting)).take(SIGHTINGS_MAX);
+        covered
+            .map(|waiting| {
+                waiting.tellings += 1;
+                waiting.sighting
+            })
+            .collect()
+    }
+
+    /// The announcement that these went with wasn't sent.
+    pub(crate) fn unsent(&mut self, told: &[Sighting]) {
+        for waiting in self.0.iter_mut().filter(|waiting| told.contains(&waiting.sighting)) {
+            waiting.tellings = waiting.tellings.saturating_sub(1);
+        }
     }
 }
 
@@ -77,6 +87,21 @@ mod tests {
         assert_eq!(told(&mut sightings, 1, 7), [7, 5]);
         assert_eq!(told(&mut sightings, 1, 7), [7]);
         assert_eq!(told(&mut sightings, 1, 7), [0; 0]);
+    }
+
+    #[test]
+    fn what_was_not_sent_goes_with_later_ones() {
+        let mut sightings = Sightings::default();
+        sightings.push(sighting(1, 5));
+        for _ in 0..5 {
+            let told = sightings.told_with(LogPosition::new(1, 5).unwrap());
+            assert_eq!(told.len(), 1);
+            sightings.unsent(&told);
+        }
+        for _ in 0..TELLINGS {
+            assert_eq!(told(&mut sightings, 1, 5), [5]);
+        }
+        assert_eq!(told(&mut sightings, 1, 5), [0; 0]);
     }
 
     #[test]

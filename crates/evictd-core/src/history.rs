@@ -164,18 +164,16 @@ pub enum Claim {
 }
 
 impl Claim {
-    /// Judges what [`History::judge`] made of it. `is_authentic`: the store's own code is over it (R16). `is_given_out`:
-    /// its position has the same token in this store's log, as far as that is still known; so it comes from no other
-    /// copy of the same incarnation (of a PostgreSQL server, say).
+    /// Judges what [`History::judge_row`] made of it. `is_authentic`: the store's own code is over it (R16).
     ///
     /// Without the code it shows nothing about this store. But an agent that followed a store which this one
     /// supersedes may change over.
-    pub fn new(past: Past, is_authentic: bool, is_given_out: bool) -> Self {
+    pub fn new(past: Past, is_authentic: bool) -> Self {
         match past {
             Past::Superseded => Self::Admitted,
             _ if !is_authentic && Protection::VouchersAreChecked.holds() => Self::Unproved,
-            Past::Known if is_given_out || !Protection::PastsAreKnown.holds() => Self::Admitted,
-            Past::Known | Past::Unknown => Self::Unknown,
+            Past::Known => Self::Admitted,
+            Past::Unknown => Self::Unknown,
         }
     }
 }
@@ -224,6 +222,21 @@ impl History {
         if self.has(seen, head) || !Protection::PastsAreKnown.holds() {
             return Past::Known;
         }
+        self.judge_lost(seen)
+    }
+
+    /// The same when the row at that position has the token `own` in this log, if it is still kept: with another one, the
+    /// position was given out by another copy of the same incarnation (of a PostgreSQL server, say), or by a future that
+    /// this store has lost and has caught up with.
+    pub fn judge_row(&self, seen: &Milestone, head: LogPosition, own: Option<LogToken>) -> Past {
+        let is_another = own.is_some_and(|own| own != seen.token) && Protection::PastsAreKnown.holds();
+        match self.judge(seen, head) {
+            Past::Known if is_another => self.judge_lost(seen),
+            past => past,
+        }
+    }
+
+    fn judge_lost(&self, seen: &Milestone) -> Past {
         let mut superseding = self.begins.iter().filter(|begin| begin.cause.supersedes());
         if superseding.any(|begin| begin.at.epoch() > seen.at.epoch())
             || !Protection::LostPastsNeedAWord.holds()
@@ -328,16 +341,24 @@ mod tests {
 
     #[test]
     fn claim_without_the_stores_code_moves_nothing() {
-        assert_eq!(Claim::new(Past::Known, false, true), Claim::Unproved);
-        assert_eq!(Claim::new(Past::Unknown, false, true), Claim::Unproved);
-        assert_eq!(Claim::new(Past::Unknown, true, true), Claim::Unknown);
-        assert_eq!(Claim::new(Past::Superseded, false, false), Claim::Admitted);
+        assert_eq!(Claim::new(Past::Known, false), Claim::Unproved);
+        assert_eq!(Claim::new(Past::Unknown, false), Claim::Unproved);
+        assert_eq!(Claim::new(Past::Unknown, true), Claim::Unknown);
+        assert_eq!(Claim::new(Past::Superseded, false), Claim::Admitted);
+        assert_eq!(Claim::new(Past::Known, true), Claim::Admitted);
     }
 
     #[test]
-    fn position_that_another_copy_gave_out_is_unknown() {
-        assert_eq!(Claim::new(Past::Known, true, true), Claim::Admitted);
-        assert_eq!(Claim::new(Past::Known, true, false), Claim::Unknown);
+    fn position_that_another_copy_gave_out_is_unknown_until_a_word() {
+        let (seen, head) = (seen(3, at(2, 22)), at(2, 25));
+        let another = Some(LogToken(seen.token.0 + 1));
+        assert_eq!(history().judge_row(&seen, head, Some(seen.token)), Past::Known);
+        assert_eq!(history().judge_row(&seen, head, None), Past::Known, "a purged row says nothing");
+        assert_eq!(history().judge_row(&seen, head, another), Past::Unknown);
+        let mut begins = history().begins().to_vec();
+        begins.push(begin(9, at(2, 25), at(3, 25), BeginCause::Declared));
+        let declared = History::new(STORE, begins).unwrap();
+        assert_eq!(declared.judge_row(&seen, at(3, 25), another), Past::Superseded);
     }
 
     #[test]

@@ -223,6 +223,8 @@ pub struct Book {
     polled_at: LeaseTime,
     /// Nothing becomes final.
     held: bool,
+    /// The bound counts from here at the earliest.
+    fences_from: LeaseTime,
     /// What was applied in an older one says nothing.
     epoch: u32,
     events: Vec<Event>,
@@ -302,6 +304,7 @@ impl Book {
             roster_complete_from: LeaseTime(0),
             polled_at: LeaseTime(0),
             held: false,
+            fences_from: LeaseTime(0),
             epoch: 0,
             events: Vec::new(),
         }
@@ -332,7 +335,7 @@ impl Book {
     ) {
         let Some(progress) = self.instances.get_mut(identity) else { return };
         progress.speak(now);
-        if applied.epoch() < self.epoch || self.held {
+        if applied.epoch() < self.epoch {
             return;
         }
         for sighting in sightings.iter().filter(|sighting| sighting.position <= applied) {
@@ -349,6 +352,9 @@ impl Book {
             };
             seen.entry(identity.region.clone()).or_default().add(sighting);
         }
+        if self.held {
+            return;
+        }
         if applied > progress.applied {
             let before = std::mem::replace(&mut progress.applied, applied);
             if let Some(standings) = self.regions.get_mut(&identity.region) {
@@ -363,6 +369,13 @@ impl Book {
     /// nor the bound says anything of this one (R15). A copy of the store may give the same positions.
     pub fn hold(&mut self, held: bool) {
         self.held = held;
+    }
+
+    /// This publisher serves again since `at`, after another may have taken its place. That one's leases last for a bound
+    /// from then on, and its agents may be missing in the roster.
+    pub fn regained(&mut self, at: LeaseTime) {
+        self.fences_from = self.fences_from.max(at);
+        self.distrust_roster(at.after(self.config.bound));
     }
 
     /// Whether nothing becomes final at present.
@@ -463,7 +476,7 @@ impl Book {
     /// When the bound ends something next.
     pub fn wake_at(&self) -> Option<LeaseTime> {
         let first = self.open.front().filter(|_| !self.held);
-        first.map(|open| open.first_seen.after(self.fence()))
+        first.map(|open| self.counts_from(open).after(self.fence()))
     }
 
     /// The longest bound that anybody may keep: after it a change is fenced.
@@ -579,6 +592,10 @@ impl Book {
         if Protection::FencesWaitForTheBound.holds() { bound } else { bound / 2 }
     }
 
+    fn counts_from(&self, open: &Open) -> LeaseTime {
+        open.first_seen.max(self.fences_from)
+    }
+
     fn knows_everybody(&self, now: LeaseTime) -> bool {
         now >= self.roster_complete_from || !Protection::LostRostersAreDistrusted.holds()
     }
@@ -639,7 +656,7 @@ impl Book {
         while let Some(open) = self.open.front().filter(|_| !self.held) {
             let everybody = open.change.position <= everywhere && self.knows_everybody(now);
             let confirmed = everybody || !Protection::ReceiptsWaitForAll.holds();
-            if !confirmed && now.since(open.first_seen) < fence {
+            if !confirmed && now.since(self.counts_from(open)) < fence {
                 break;
             }
             // Of several changes of one request, the last one's receipt counts.
@@ -667,7 +684,7 @@ impl Book {
     }
 
     fn write(&self, open: &Open, now: LeaseTime, is_final: bool) -> Receipt {
-        let fenced = now.since(open.first_seen) >= self.fence() && !self.held;
+        let fenced = now.since(self.counts_from(open)) >= self.fence() && !self.held;
         let line = |(name, standings)| self.line(name, standings, open, fenced);
         Receipt {
             change: open.change.clone(),

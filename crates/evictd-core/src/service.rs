@@ -129,6 +129,10 @@ pub struct Service {
     /// It has served, and since then it has neither stood still nor stalled, and has learned of no other history that
     /// agents may follow.
     has_kept_watch: bool,
+    /// Another may have taken its place for a time.
+    has_lost_watch: bool,
+    /// When it served again after that.
+    regained_at: Option<LeaseTime>,
     /// The newest questions, oldest first, and when they were sent.
     queries: VecDeque<(u64, LeaseTime)>,
     next_nonce: u64,
@@ -147,6 +151,8 @@ impl Service {
             beaten_at: now,
             presence: Presence::CutOff,
             has_kept_watch: false,
+            has_lost_watch: false,
+            regained_at: None,
             queries: VecDeque::new(),
             next_nonce: nonce.max(1),
         }
@@ -195,6 +201,12 @@ impl Service {
             || !Protection::SilentPublishersHoldReceipts.holds()
     }
 
+    /// When this publisher served again after another may have taken its place, if that ever happened. Agents may have
+    /// leases of that other one for a bound from then on, and stand in its roster only.
+    pub fn regained_at(&self) -> Option<LeaseTime> {
+        self.regained_at
+    }
+
     /// To be called several times in [`AWAY_AFTER`]. Returns a question to send.
     pub fn beat(&mut self, presence: Presence, now: LeaseTime) -> Option<Query> {
         self.presence = presence;
@@ -202,6 +214,7 @@ impl Service {
         self.has_kept_watch &= !stood_still && presence != Presence::Stalled;
         // Of one that asks, too: answers that came while it stood still may not have been looked at yet.
         if now.since(self.present_at) >= AWAY_AFTER {
+            self.has_lost_watch |= stood_still || presence == Presence::Stalled;
             self.away();
         }
         if presence != Presence::Present {
@@ -216,7 +229,7 @@ impl Service {
             }
             State::Asking { since } => {
                 if since.is_none_or(|since| now.since(since) >= ANSWER_PATIENCE) {
-                    self.serve_alone();
+                    self.serve_alone(now);
                 }
                 None
             }
@@ -243,7 +256,7 @@ impl Service {
     /// Nobody else is there to answer the question with this number.
     pub fn on_nobody(&mut self, nonce: u64, now: LeaseTime) {
         if self.is_open(nonce, now) && matches!(self.state, State::Asking { .. }) {
-            self.serve_alone();
+            self.serve_alone(now);
         }
     }
 
@@ -254,9 +267,9 @@ impl Service {
     }
 
     /// An incarnation has begun, because this publisher wanted one.
-    pub fn on_incarnation_begun(&mut self) {
+    pub fn on_incarnation_begun(&mut self, now: LeaseTime) {
         if self.state == State::Alone {
-            self.serve();
+            self.serve(now);
         }
     }
 
@@ -266,7 +279,9 @@ impl Service {
             && matches!(self.state, State::Asking { .. } | State::Alone)
             && standing == Standing::Serving
         {
-            self.serve();
+            // It has kept watch meanwhile.
+            self.has_lost_watch = false;
+            self.serve(now);
         }
     }
 
@@ -288,7 +303,7 @@ impl Service {
             State::Silent { conflict, .. } => *conflict,
         };
         self.state = State::Silent { rival: peer, answered_at: now, conflict };
-        self.has_kept_watch = false;
+        self.lose_watch();
     }
 
     /// Something came from another history: a tick, or a rival's question. It may be old; its publisher is asked.
@@ -302,7 +317,7 @@ impl Service {
     /// An agent has proved a past that the store doesn't know.
     pub fn on_unknown_past(&mut self, seen: Milestone) {
         self.state = State::Behind { seen };
-        self.has_kept_watch = false;
+        self.lose_watch();
     }
 
     /// The store knows that past now, or an operator has declared it superseded.
@@ -322,6 +337,8 @@ impl Service {
         let rebase = |at: LeaseTime| to.before(now.since(at).min(oldest));
         self.present_at = rebase(self.present_at);
         self.beaten_at = rebase(self.beaten_at);
+        // Of interest to receipts only.
+        self.regained_at = None;
         let lasting = ANSWER_PATIENCE.max(QUERY_SPACING);
         self.queries.retain(|(_, at)| now.since(*at) < lasting);
         self.queries = (1..).zip(&self.queries).map(|(nonce, (_, at))| (nonce, rebase(*at))).collect();
@@ -340,17 +357,24 @@ impl Service {
         self.queries.back().map(|(nonce, _)| *nonce)
     }
 
-    fn serve_alone(&mut self) {
+    fn serve_alone(&mut self, now: LeaseTime) {
         if self.is_shared && Protection::LoneNewcomersBegin.holds() {
             self.state = State::Alone;
         } else {
-            self.serve();
+            self.serve(now);
         }
     }
 
-    fn serve(&mut self) {
+    fn serve(&mut self, now: LeaseTime) {
         self.state = State::Serving;
         self.has_kept_watch = true;
+        if std::mem::take(&mut self.has_lost_watch) {
+            self.regained_at = Some(now);
+        }
+    }
+
+    fn lose_watch(&mut self) {
+        (self.has_kept_watch, self.has_lost_watch) = (false, true);
     }
 
     fn ask_spaced(&mut self, now: LeaseTime) -> Option<Query> {
@@ -483,13 +507,35 @@ mod tests {
     }
 
     #[test]
+    fn watch_is_regained_when_nobody_answers_after_a_pause() {
+        let mut service = serving();
+        assert_eq!(service.regained_at(), None, "it has just started");
+        let query = service.beat(Presence::Present, ms(60_000)).unwrap();
+        service.on_nobody(query.nonce, ms(60_001));
+        assert_eq!(service.regained_at(), Some(ms(60_001)), "another may have served, and ended just now");
+
+        let mut service = serving();
+        let query = service.beat(Presence::Present, ms(60_000)).unwrap();
+        service.on_colleague(query.nonce, Standing::Serving, ms(60_001));
+        assert_eq!(service.regained_at(), None, "a colleague has kept watch");
+
+        let mut service = serving();
+        for tenth in 1..300 {
+            service.beat(Presence::CutOff, ms(tenth * 100));
+        }
+        let query = service.beat(Presence::Present, ms(30_000)).unwrap();
+        service.on_nobody(query.nonce, ms(30_001));
+        assert_eq!(service.regained_at(), None, "it was only cut off");
+    }
+
+    #[test]
     fn lone_newcomer_to_a_shared_store_waits_for_an_incarnation() {
         let mut service = Service::new(BOUND, true, 1, ms(0));
-        service.on_incarnation_begun();
+        service.on_incarnation_begun(ms(1));
         let query = service.beat(Presence::Present, ms(0)).unwrap();
         service.on_nobody(query.nonce, ms(1));
         assert!(service.wants_incarnation() && !service.may_vouch(ms(1)));
-        service.on_incarnation_begun();
+        service.on_incarnation_begun(ms(1));
         assert!(!service.wants_incarnation() && service.may_vouch(ms(1)));
 
         service.away();
@@ -504,7 +550,7 @@ mod tests {
         let query = service.beat(Presence::Present, ms(0)).unwrap();
         service.on_nobody(query.nonce, ms(1));
         service.on_rival(query.nonce, rival(Standing::Serving), ms(2));
-        service.on_incarnation_begun();
+        service.on_incarnation_begun(ms(1));
         assert_eq!(service.standing(), Standing::Yielding);
     }
 

@@ -106,26 +106,32 @@ impl HomeHistory {
     pub(crate) async fn judge(&self, seen: Option<&Voucher>, head: &Head) -> Result<Claim, StoreError> {
         // An agent that follows no history yet.
         let Some(seen) = seen else { return Ok(Claim::Admitted) };
-        let past = self.history().judge(&seen.milestone, head.at);
-        let is_authentic = self.is_authentic(seen);
+        let (history, is_authentic, seen) = (self.history(), self.is_authentic(seen), &seen.milestone);
         // A lie costs the store no look.
-        let is_given_out = past == Past::Known && is_authentic && self.has_given_out(&seen.milestone).await?;
-        Ok(Claim::new(past, is_authentic, is_given_out))
+        let looks = is_authentic && history.judge(seen, head.at) == Past::Known;
+        let own = if looks { self.row_token(seen.at).await? } else { None };
+        Ok(Claim::new(history.judge_row(seen, head.at, own), is_authentic))
     }
 
-    /// Whether the position of a past that seems to be known has the same token here.
-    async fn has_given_out(&self, milestone: &Milestone) -> Result<bool, StoreError> {
-        let Milestone { at, token, .. } = *milestone;
+    /// Whether the store holds or supersedes by now what it didn't know: the newer one was put back, or an operator has
+    /// declared it. The store itself is asked.
+    pub(crate) async fn is_settled(&self, awaited: &Milestone) -> Result<bool, StoreError> {
+        let head = self.store.head().await?;
+        self.note(&head).await?;
+        let own = self.store.row_token(awaited.at).await?;
+        Ok(self.history().judge_row(awaited, head.at, own) != Past::Unknown)
+    }
+
+    async fn row_token(&self, at: LogPosition) -> Result<Option<LogToken>, StoreError> {
         let known = self.known.lock().tokens.get(&at).copied();
-        let own = match known {
-            Some(own) => Some(own),
-            None => self.store.row_token(at).await?,
-        };
+        if known.is_some() {
+            return Ok(known);
+        }
+        let own = self.store.row_token(at).await?;
         if let Some(own) = own {
             self.known.lock().keep(at, own);
         }
-        // A row that was purged tells nothing.
-        Ok(own.is_none_or(|own| own == token))
+        Ok(own)
     }
 }
 
@@ -137,6 +143,9 @@ impl Known {
         }
         if self.head.at <= head.at || self.head.incarnation != head.incarnation {
             self.head = *head;
+        } else {
+            // Something older was put in the place of the store, perhaps, or this head is merely late.
+            self.tokens.clear();
         }
         self.keep(head.at, head.token);
         true

@@ -297,6 +297,9 @@ impl Receipts {
         let mut state = self.state.lock();
         let now = clock::lease_now();
         state.book.hold(!self.vouching.may_settle(now));
+        if let Some(at) = self.vouching.regained_at() {
+            state.book.regained(at);
+        }
         (state, now)
     }
 
@@ -333,12 +336,7 @@ impl Receipts {
         let mut swept: Option<LeaseTime> = None;
         loop {
             let wait = {
-                let is_silent = self.vouching.refusal().is_some();
                 let (mut state, now) = self.lock();
-                if is_silent {
-                    // When this history is followed again, there may be agents that its roster lacks.
-                    state.distrust_roster(now);
-                }
                 if swept.is_none_or(|swept| now.since(swept) >= SWEEP) {
                     swept = Some(now);
                     state.book.poll(now);

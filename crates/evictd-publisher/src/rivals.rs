@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::{Message, StatusCode};
-use evictd_core::history::{Past, Provenance, RoundToken};
-use evictd_core::service::{Peer, Presence, Query, Standing};
+use evictd_core::history::{Provenance, RoundToken};
+use evictd_core::service::{Peer, Presence, Query, Service, Standing};
 use evictd_core::time::LeaseTime;
 use evictd_ops::clock;
 use evictd_ops::readiness::Condition;
@@ -169,7 +169,7 @@ impl Task {
             return;
         }
         match history.begin_incarnation().await {
-            Ok(()) => vouching.with(|service, _| service.on_incarnation_begun()),
+            Ok(()) => vouching.with(Service::on_incarnation_begun),
             Err(error) => metrics.store_failed(&error),
         }
     }
@@ -183,13 +183,9 @@ impl Task {
         }
         self.reread_at = now;
         let Rivals { history, vouching, metrics, .. } = &*self.rivals;
-        match history.reread().await {
-            Ok(()) => {
-                let head = history.head();
-                if history.history().judge(&awaited, head.at) != Past::Unknown {
-                    vouching.with(|service, _| service.on_past_settled());
-                }
-            }
+        match history.is_settled(&awaited).await {
+            Ok(true) => vouching.with(|service, _| service.on_past_settled()),
+            Ok(false) => {}
             Err(error) => metrics.store_failed(&error),
         }
     }

@@ -62,6 +62,11 @@ impl Vouching {
         self.state.lock().service.may_vouch(clock::lease_now())
     }
 
+    /// When this publisher served again after another may have taken its place.
+    pub(crate) fn regained_at(&self) -> Option<LeaseTime> {
+        self.state.lock().service.regained_at()
+    }
+
     /// Whether receipts may become final at `now`.
     pub(crate) fn may_settle(&self, now: LeaseTime) -> bool {
         self.state.lock().service.may_settle(now)

@@ -296,7 +296,8 @@ pub trait HomeStore: std::fmt::Debug + Send + Sync + 'static {
     async fn purge(&self, purge: Purge) -> Result<Purged, StoreError>;
 
     /// Keeps final receipts, all or none. The first one of a request stays: several publishers may have
-    /// finished the same, and what was answered once is answered again. Returns the requests that had one. Rounds
+    /// finished the same, and what was answered once is answered again. Of a change that the store doesn't hold none is kept.
+    /// Returns the requests for which none was kept now. Rounds
     /// wait for it meanwhile: a thousand at once are well, a hundred thousand aren't.
     async fn record_receipts(&self, receipts: &[FinalReceipt]) -> Result<HashSet<String>, StoreError>;
 

@@ -127,12 +127,7 @@ impl Store {
 
     /// What it makes of an agent's past.
     pub fn judge(&self, seen: &Milestone) -> Past {
-        match self.history().judge(seen, self.head) {
-            Past::Known if self.token_at(seen.at) != seen.token && Protection::PastsAreKnown.holds() => {
-                Past::Unknown
-            }
-            past => past,
-        }
+        self.history().judge_row(seen, self.head, Some(self.token_at(seen.at)))
     }
 
     fn token_at(&self, at: LogPosition) -> LogToken {

@@ -38,11 +38,6 @@ impl Publisher {
         self.service.standing()
     }
 
-    /// Whether agents may follow another history than its own, as far as it knows.
-    pub(super) fn is_silent(&self) -> bool {
-        self.service.rival().is_some() || self.service.unknown_past().is_some()
-    }
-
     pub(super) fn beat(&mut self, ctx: &mut Ctx, store: &mut Store) {
         let next = ctx.now.after(BEAT);
         self.later(ctx, next, PublisherEvent::Beat);
@@ -63,7 +58,7 @@ impl Publisher {
     fn begin_alone(&mut self, ctx: &mut Ctx, store: &mut Store) {
         if self.service.wants_incarnation() && store.open(ctx, self.node()) {
             self.reread(ctx, store);
-            self.service.on_incarnation_begun();
+            self.service.on_incarnation_begun(self.clock(ctx));
         }
     }
 
@@ -76,8 +71,9 @@ impl Publisher {
         }
         self.reread_at = now;
         self.reread(ctx, store);
-        let Some(known) = &self.known else { return };
-        if known.history.judge(&awaited, known.head.at) != Past::Unknown {
+        let (Some(known), Some(head)) = (&self.known, store.head(ctx, self.node())) else { return };
+        let own = store.row_token(ctx, self.node(), awaited.at);
+        if known.history.judge_row(&awaited, head.at, own) != Past::Unknown {
             self.service.on_past_settled();
         }
     }

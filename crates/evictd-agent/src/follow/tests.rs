@@ -126,7 +126,7 @@ async fn take_in(task: &mut Task, feed: &Feed, row: Invalidation) -> Option<Sigh
     let position = row.position;
     task.on_live(&live(&[row]));
     task.poll_and_perform(feed).await;
-    let told = Applied::decode(&task.announcement(false).unwrap()).unwrap();
+    let told = task.announcement(false).unwrap();
     told.sightings.into_iter().find(|sighting| sighting.position == position)
 }
 
@@ -287,7 +287,7 @@ async fn before_the_stores_clock_is_known_nothing_is_said_of_a_lag() {
 async fn the_last_announcement_says_that_the_agent_leaves() {
     let agent = Agent::live();
     let mut task = task(&agent);
-    let told = |task: &mut Task, leaving| Applied::decode(&task.announcement(leaving).unwrap()).unwrap();
+    let told = |task: &mut Task, leaving| task.announcement(leaving).unwrap();
     assert!(!told(&mut task, false).leaving);
     let last = told(&mut task, true);
     assert!(last.leaving);

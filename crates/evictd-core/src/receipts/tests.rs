@@ -73,6 +73,34 @@ fn held_receipt_is_neither_confirmed_nor_fenced() {
 }
 
 #[test]
+fn bound_counts_anew_when_watch_is_regained() {
+    let eu = agent("eu", "a", 1);
+    let mut book = book(&[&eu]);
+    track(&mut book, 2, ms(0));
+    book.hold(true);
+    book.hold(false);
+    book.regained(ms(40_000));
+    book.applied(&eu.identity, at(2), &[], ms(40_001));
+    book.end_due(ms(69_999));
+    assert_eq!((finals(&mut book), book.wake_at()), (vec![], Some(ms(70_000))), "somebody may be missing");
+    book.end_due(ms(70_000));
+    assert_eq!(finals(&mut book).iter().map(states).collect::<Vec<_>>(), [[("eu", "confirmed")]]);
+}
+
+#[test]
+fn sightings_count_although_receipts_are_held() {
+    let eu = agent("eu", "a", 1);
+    let mut book = book(&[&eu]);
+    track(&mut book, 2, ms(0));
+    book.hold(true);
+    let exposure = Exposure { last_after: Duration::from_secs(25) };
+    book.applied(&eu.identity, at(2), &[Sighting { position: at(2), lag: Span::default(), exposure }], ms(1));
+    book.hold(false);
+    book.applied(&eu.identity, at(2), &[], ms(2));
+    assert_eq!(finals(&mut book)[0].regions[0].exposure, Some(exposure));
+}
+
+#[test]
 fn receipt_goes_on_when_it_is_held_no_longer() {
     let eu = agent("eu", "a", 1);
     let mut book = book(&[&eu]);

@@ -342,7 +342,9 @@ impl LockedHead {
         let give = sqlx::query(
             "WITH given AS (
                  UPDATE ONLY invalidations AS waiting SET epoch = $1, position = given.position, token = $2
-                 FROM unnest($3, $4) AS given (id, position) WHERE waiting.id = given.id
+                 FROM unnest($3, $4) AS given (id, position)
+                 -- That it has none leads to the index of those that wait, however long the log is.
+                 WHERE waiting.id = given.id AND waiting.position IS NULL
                  RETURNING waiting.id
              )
              UPDATE ONLY log_head SET head = $5, token = $2 WHERE (SELECT count(*) FROM given) = $6",

@@ -15,7 +15,7 @@ use crate::log::NumberedRequest;
 use crate::receipt::{FinalReceipt, OpenRow, Recorded};
 
 /// Keeps the receipts of requests that have none, and takes their log rows off the open ones. In the order of
-/// requests: publishers that finish the same ones at once wait for each other in one direction. Returns who had one.
+/// requests: publishers that finish the same ones at once wait for each other in one direction. Returns who had one, or is unknown.
 pub(super) async fn record(
     write: &mut Write,
     receipts: &[FinalReceipt],
@@ -28,7 +28,12 @@ pub(super) async fn record(
     };
     let insert = sqlx::query(
         "INSERT INTO receipts (request_id, workspace_id, epoch, position, committed_at, final_at, body)
-         SELECT * FROM unnest($1::text[], $2::text[], $3::int[], $4::bigint[], $5::bigint[], $6::bigint[], $7::text[])
+         SELECT final.* FROM unnest($1::text[], $2::text[], $3::int[], $4::bigint[], $5::bigint[], $6::bigint[], $7::text[])
+                    AS final (request_id, workspace_id, epoch, position, committed_at, final_at, body)
+         -- A fail-over may have lost the change.
+         WHERE EXISTS (SELECT FROM ONLY invalidations AS changed
+                       WHERE changed.position = final.position AND changed.epoch = final.epoch
+                         AND changed.request_id = final.request_id)
          ON CONFLICT (request_id) DO NOTHING RETURNING request_id",
     )
     .bind(&requests)

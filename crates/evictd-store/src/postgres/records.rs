@@ -39,6 +39,10 @@ fn look_up(hash: KeyHash, ask_whose: bool) -> Statement {
                 CASE WHEN $2 THEN log_head.is_original AND log_head.xmin = log_head.written_by
                     AND log_head.database = (SELECT oid FROM pg_database WHERE datname = current_database())
                     AND log_head.system_identifier = (SELECT system_identifier FROM pg_control_system())
+                    -- A standby that was promoted may have been written to, by whoever takes it for home.
+                    AND CASE WHEN pg_is_in_recovery() THEN true
+                        ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint = log_head.timeline
+                        END
                 END AS is_own,
                 k.id AS key_id, k.api_id, k.workspace_id AS key_workspace_id, k.name, k.meta,
                 k.external_id, k.permissions AS key_permissions,

@@ -13,7 +13,7 @@ use crate::StoreError;
 use crate::log::NumberedRequest;
 use crate::receipt::{FinalReceipt, OpenRow, Recorded};
 
-/// Keeps the receipts of requests that have none, and takes their log rows off the open ones. Returns who had one.
+/// Keeps the receipts of requests that have none, and takes their log rows off the open ones. Returns who had one, or is unknown.
 pub(super) async fn record(
     write: &mut Write,
     receipts: &[FinalReceipt],
@@ -22,7 +22,10 @@ pub(super) async fn record(
     for FinalReceipt { request_id, workspace_id, position, committed_at, final_at, body } in receipts {
         let insert = sqlx::query(
             "INSERT INTO receipts (request_id, workspace_id, epoch, position, committed_at, final_at, body)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT (request_id) DO NOTHING",
+             SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7
+             -- The store may have been put back, and have lost the change.
+             WHERE EXISTS (SELECT 1 FROM invalidations WHERE position = ?4 AND epoch = ?3 AND request_id = ?1)
+             ON CONFLICT (request_id) DO NOTHING",
         )
         .bind(request_id)
         .bind(workspace_id.as_str())

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use evictd_core::ids::{ApiId, KeyHash, KeyId};
 use evictd_core::invalidation::{Cause, Scope};
-use evictd_core::position::LogPosition;
 use evictd_core::record::{Record, RecordState};
 use evictd_core::time::StoreTime;
 use evictd_store::audit::{AuditQuery, AuditRecord, Purge, Purged};
@@ -436,13 +435,15 @@ async fn receipts_count_as_purged_only_as_far_as_they_were(home: &impl ByHand) {
     assert_eq!(told, Some(Recorded::Nothing), "nothing was purged");
 
     // One of long ago doesn't speak of this one either.
-    let old = receipt("req_old", LogPosition::new(1, 1).unwrap(), "{}");
-    store.record_receipts(&[old]).await.unwrap();
+    store.create_key(&asking("req_old"), key(2)).await.unwrap();
+    store.create_key(&asking("req_young"), key(3)).await.unwrap();
+    let rows = store.number(10).await.unwrap().rows;
+    store.record_receipts(&[receipt("req_old", rows[0].position, "{}")]).await.unwrap();
     assert_eq!(store.purge(at_once).await.unwrap().receipts, 1);
     assert_eq!(store.receipt(&workspace(), "req_same").await.unwrap(), Some(Recorded::Nothing));
 
     let now = StoreTime::from_millis(audited(home, 0).await.last().unwrap().time.as_millis() + 1);
-    let young = receipt("req_young", LogPosition::new(1, 1).unwrap(), "{}");
+    let young = receipt("req_young", rows[1].position, "{}");
     store.record_receipts(&[FinalReceipt { final_at: now, ..young }]).await.unwrap();
     while store.purge(at_once).await.unwrap().receipts == 0 {
         tokio::task::yield_now().await;

@@ -90,6 +90,7 @@ conformance!(
     a_request_that_changed_nothing_or_was_refused_is_told_apart,
     the_first_receipt_of_a_request_stays,
     receipts_are_recorded_together_or_not_at_all,
+    receipt_of_a_change_that_was_lost_is_not_kept,
     open_requests_are_those_numbered_and_without_a_receipt,
     open_requests_go_on_through_a_new_epoch,
     an_operators_new_epoch_goes_on_from_the_head,
@@ -705,10 +706,13 @@ async fn a_request_that_changed_nothing_or_was_refused_is_told_apart(store: &dyn
 
 async fn the_first_receipt_of_a_request_stays(store: &dyn HomeStore) {
     populate(store, 0).await;
-    let head = end(store).await;
-    let (first, second) = (receipt("req_1", head, "{\"n\":1}"), receipt("req_1", head, "{\"n\":2}"));
+    store.create_key(&asking("req_1"), key(1)).await.unwrap();
+    store.create_key(&asking("req_2"), key(2)).await.unwrap();
+    let rows = store.number(10).await.unwrap().rows;
+    let [one, two] = [rows[0].position, rows[1].position];
+    let (first, second) = (receipt("req_1", one, "{\"n\":1}"), receipt("req_1", one, "{\"n\":2}"));
     assert_eq!(store.record_receipts(std::slice::from_ref(&first)).await.unwrap(), HashSet::new());
-    let had_one = store.record_receipts(&[second, receipt("req_2", head, "{}")]).await.unwrap();
+    let had_one = store.record_receipts(&[second, receipt("req_2", two, "{}")]).await.unwrap();
     assert_eq!(had_one, HashSet::from(["req_1".to_owned()]));
     let recorded = async |request: &str| store.receipt(&workspace(), request).await.unwrap();
     assert_eq!(recorded("req_1").await, Some(Recorded::Final { body: first.body }));
@@ -720,13 +724,29 @@ async fn the_first_receipt_of_a_request_stays(store: &dyn HomeStore) {
 }
 
 async fn receipts_are_recorded_together_or_not_at_all(store: &dyn HomeStore) {
-    populate(store, 1).await;
+    populate(store, 2).await;
+    let before = end(store).await;
     store.delete_key(&asking("req_d"), &key(1).id, DeleteMode::Soft, &|_| true).await.unwrap();
-    let position = store.number(10).await.unwrap().head.at;
-    let half = [receipt("req_d", position, "{}"), receipt("req_e", position, "not JSON")];
+    store.delete_key(&asking("req_e"), &key(2).id, DeleteMode::Soft, &|_| true).await.unwrap();
+    let rows = store.number(10).await.unwrap().rows;
+    let half = [receipt("req_d", rows[0].position, "{}"), receipt("req_e", rows[1].position, "not JSON")];
     store.record_receipts(&half).await.unwrap_err();
     assert!(matches!(store.receipt(&workspace(), "req_d").await.unwrap(), Some(Recorded::Open(_))));
-    assert_eq!(store.open_requests(at(1, position.position() - 1), 10).await.unwrap().len(), 1);
+    assert_eq!(store.open_requests(before, 10).await.unwrap().len(), 2);
+}
+
+async fn receipt_of_a_change_that_was_lost_is_not_kept(store: &dyn HomeStore) {
+    populate(store, 1).await;
+    let lost = end(store).await.next().unwrap();
+    let receipts = [receipt("req_lost", lost, "{}"), receipt("req_1", lost, "{}")];
+    let not_kept = store.record_receipts(&receipts).await.unwrap();
+    assert_eq!(not_kept, HashSet::from(["req_lost".to_owned(), "req_1".to_owned()]));
+    assert_eq!(store.receipt(&workspace(), "req_lost").await.unwrap(), None);
+    // Another change is at that position meanwhile.
+    store.delete_key(&asking("req_new"), &key(1).id, DeleteMode::Soft, &|_| true).await.unwrap();
+    assert_eq!(store.number(10).await.unwrap().head.at, lost);
+    store.record_receipts(&receipts).await.unwrap();
+    assert_eq!(store.receipt(&workspace(), "req_lost").await.unwrap(), None);
 }
 
 async fn open_requests_are_those_numbered_and_without_a_receipt(store: &dyn HomeStore) {

@@ -496,9 +496,9 @@ async fn two_stores_on_one_file_share_the_log() {
 #[tokio::test]
 async fn last_position_is_not_exceeded() {
     let fixture = populated(1).await;
-    after(&fixture, "UPDATE log_head SET head = 17592186044414; UPDATE keys SET enabled = 0").await;
-    assert_eq!(fixture.store.number(10).await.unwrap().rows.len(), 1);
-    after(&fixture, "UPDATE keys SET enabled = 1").await;
+    let last = "UPDATE log_head SET head = 17592186044414; UPDATE keys SET enabled = 0";
+    assert_eq!(after(&fixture, last).await.len(), 1);
+    fixture.store.create_key(&actor(), key(2)).await.unwrap();
     let error = fixture.store.number(10).await.unwrap_err();
     assert!(matches!(error, StoreError::PositionsUsedUp), "{error:?}");
     let error = fixture.store.round(RoundRequest::default()).await.unwrap_err();

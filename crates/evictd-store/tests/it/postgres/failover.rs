@@ -190,7 +190,9 @@ async fn an_operators_word_on_a_branch_is_one_epoch_of_his() {
 #[tokio::test]
 async fn last_position_is_not_exceeded() {
     let fixture = populated(1).await;
-    run(&fixture.url, "UPDATE log_head SET head = 17592186044415; UPDATE keys SET enabled = false").await;
+    let last = "UPDATE log_head SET head = 17592186044415, written_by = pg_current_xact_id()::xid";
+    run(&fixture.url, last).await;
+    run(&fixture.url, "UPDATE keys SET enabled = false").await;
     for error in [
         fixture.store.number(10).await.unwrap_err(),
         fixture.store.round(RoundRequest::default()).await.unwrap_err(),
