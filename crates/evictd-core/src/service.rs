@@ -126,8 +126,8 @@ pub struct Service {
     present_at: LeaseTime,
     beaten_at: LeaseTime,
     presence: Presence,
-    /// It has served, and since then it has neither stood still nor stalled, and has learned of no other history that
-    /// agents may follow.
+    /// The bus has carried a question of its own, and the answer was that no other history is served. Since then it has
+    /// neither stood still nor stalled, nor learned of another one.
     has_kept_watch: bool,
     /// Another may have taken its place for a time.
     has_lost_watch: bool,
@@ -211,17 +211,19 @@ impl Service {
     pub fn beat(&mut self, presence: Presence, now: LeaseTime) -> Option<Query> {
         self.presence = presence;
         let stood_still = now.since(std::mem::replace(&mut self.beaten_at, now)) >= AWAY_AFTER;
-        self.has_kept_watch &= !stood_still && presence != Presence::Stalled;
         // Of one that asks, too: answers that came while it stood still may not have been looked at yet.
         if now.since(self.present_at) >= AWAY_AFTER {
-            self.has_lost_watch |= stood_still || presence == Presence::Stalled;
+            if stood_still {
+                self.lose_watch();
+            }
+            // While its rounds fail, it still receives what others send.
+            self.has_kept_watch &= presence != Presence::Stalled;
             self.away();
         }
         if presence != Presence::Present {
             return None;
         }
         self.present_at = now;
-        self.has_kept_watch |= self.state == State::Serving;
         match &self.state {
             State::Asking { since: None } if Protection::NewcomersAsk.holds() => {
                 self.state = State::Asking { since: Some(now) };
@@ -256,6 +258,7 @@ impl Service {
     /// Nobody else is there to answer the question with this number.
     pub fn on_nobody(&mut self, nonce: u64, now: LeaseTime) {
         if self.is_open(nonce, now) && matches!(self.state, State::Asking { .. }) {
+            self.has_kept_watch = true;
             self.serve_alone(now);
         }
     }
@@ -279,8 +282,8 @@ impl Service {
             && matches!(self.state, State::Asking { .. } | State::Alone)
             && standing == Standing::Serving
         {
-            // It has kept watch meanwhile.
-            self.has_lost_watch = false;
+            // That one has kept watch meanwhile.
+            (self.has_kept_watch, self.has_lost_watch) = (true, false);
             self.serve(now);
         }
     }
@@ -310,7 +313,12 @@ impl Service {
     pub fn on_foreign(&mut self, now: LeaseTime) -> Option<Query> {
         match self.state {
             State::Serving => self.ask_spaced(now),
-            _ => None,
+            State::Asking { .. } | State::Alone => {
+                // It may be gone by the time that this one is answered.
+                self.lose_watch();
+                None
+            }
+            State::Silent { .. } | State::Behind { .. } => None,
         }
     }
 
@@ -367,7 +375,6 @@ impl Service {
 
     fn serve(&mut self, now: LeaseTime) {
         self.state = State::Serving;
-        self.has_kept_watch = true;
         if std::mem::take(&mut self.has_lost_watch) {
             self.regained_at = Some(now);
         }
@@ -504,6 +511,39 @@ mod tests {
                 "cut off, and nobody knows whether that is gone"
             );
         }
+    }
+
+    #[test]
+    fn rival_that_is_received_while_rounds_fail_is_a_lost_watch() {
+        for is_received in [true, false] {
+            let mut service = serving();
+            for tenth in 1..100 {
+                service.beat(Presence::Stalled, ms(tenth * 100));
+            }
+            assert!(!service.may_settle(ms(9_900)));
+            if is_received {
+                assert_eq!(service.on_foreign(ms(9_900)), None);
+            }
+            let query = service.beat(Presence::Present, ms(10_000)).unwrap();
+            service.on_nobody(query.nonce, ms(10_001));
+            assert_eq!(service.regained_at(), is_received.then_some(ms(10_001)));
+            assert!(service.may_settle(ms(10_001)));
+        }
+    }
+
+    #[test]
+    fn silence_is_no_proof_that_the_bus_has_carried_the_question() {
+        let mut service = serving();
+        assert!(
+            service.beat(Presence::Present, ms(60_000)).is_some(),
+            "it stood still, and its connection is dead"
+        );
+        service.beat(Presence::Present, ms(61_500));
+        service.beat(Presence::Present, ms(63_000));
+        assert!(service.may_vouch(ms(63_000)));
+        service.beat(Presence::CutOff, ms(64_000));
+        service.beat(Presence::CutOff, ms(65_500));
+        assert!(!service.may_settle(ms(65_500)), "now it knows that it is cut off");
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::when;
 pub(crate) struct EpochsArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Shows also the incarnations that began no epoch: each time that a publisher opened an SQLite store.
+    /// Shows also the incarnations that began no epoch: a publisher opened an SQLite store, or was alone at a PostgreSQL one.
     #[arg(long)]
     all: bool,
     /// `json` prints one JSON object per line.
