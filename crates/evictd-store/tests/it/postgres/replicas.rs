@@ -7,7 +7,7 @@ use evictd_store::StoreError;
 use evictd_store::postgres::{PostgresReader, PostgresStore};
 
 use super::{connect, options, wait_for};
-use crate::fixture::populate;
+use crate::fixture::{populate, run_round};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_reads_no_logical_replica() {
@@ -41,4 +41,21 @@ async fn an_agent_reads_no_logical_replica() {
         assert!(matches!(error, StoreError::NotAReplica), "{error:?}");
         assert!(error.to_string().contains("streaming replica"), "{error}");
     }
+}
+
+#[tokio::test]
+async fn promoted_standby_is_no_replica_although_nobody_has_numbered_there() {
+    let home = Postgres::start().unwrap();
+    let store = PostgresStore::connect(options(&home.url())).await.unwrap();
+    populate(&store, 1).await;
+    run_round(&store, &[]).await;
+    let standby = home.standby().unwrap();
+    wait_for(&standby, "SELECT count(*) FROM keys", "1");
+    let reader = PostgresReader::connect(options(&standby.url())).await.unwrap();
+    assert!(matches!(reader.lookup(KeyHash([1; 32])).await.unwrap().record, Record::Key(_)));
+
+    standby.promote().unwrap();
+    standby.query("UPDATE keys SET enabled = NOT enabled").unwrap();
+    let error = reader.lookup(KeyHash([1; 32])).await.unwrap_err();
+    assert!(matches!(error, StoreError::NotAReplica), "{error:?}");
 }
