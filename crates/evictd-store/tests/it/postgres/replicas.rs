@@ -43,8 +43,8 @@ async fn an_agent_reads_no_logical_replica() {
     }
 }
 
-#[tokio::test]
-async fn promoted_standby_is_no_replica_although_nobody_has_numbered_there() {
+#[tokio::test(flavor = "multi_thread")]
+async fn promoted_standby_is_no_replica() {
     let home = Postgres::start().unwrap();
     let store = PostgresStore::connect(options(&home.url())).await.unwrap();
     populate(&store, 1).await;
