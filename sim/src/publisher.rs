@@ -379,11 +379,7 @@ impl Publisher {
     }
 
     fn hold_receipts(&mut self, ctx: &Ctx) {
-        let may_settle = self.service.may_settle(self.clock(ctx));
-        self.book.hold(!may_settle);
-        if let Some(at) = self.service.regained_at() {
-            self.book.regained(at);
-        }
+        self.book.heed(&self.service, self.process.clock.read(ctx.now));
     }
 
     fn reply(&self, ctx: &mut Ctx, asker: Asker, message: Message) {

@@ -19,6 +19,7 @@ use crate::limits::{EARLY_SIGHTINGS_MAX, RECEIPT_NAMES_MAX, SIGHTINGS_REMEMBERED
 use crate::position::LogPosition;
 use crate::protection::Protection;
 use crate::roster::{Instance, PartitionPolicy};
+use crate::service::Service;
 use crate::time::{LeaseTime, StoreTime};
 
 /// Tunables of a book.
@@ -365,15 +366,24 @@ impl Book {
         }
     }
 
+    /// Keeps receipts to what their publisher knows of other publishers at `now`: to be called before anything is done to
+    /// the book at that time.
+    pub fn heed(&mut self, service: &Service, now: LeaseTime) {
+        self.hold(!service.may_settle(now));
+        if let Some(at) = service.regained_at() {
+            self.regained(at);
+        }
+    }
+
     /// While agents may follow another history than this store's, nothing becomes final: neither what they have applied
     /// nor the bound says anything of this one (R15). A copy of the store may give the same positions.
-    pub fn hold(&mut self, held: bool) {
+    fn hold(&mut self, held: bool) {
         self.held = held;
     }
 
     /// This publisher serves again since `at`, after another may have taken its place. That one's leases last for a bound
     /// from then on, and its agents may be missing in the roster.
-    pub fn regained(&mut self, at: LeaseTime) {
+    fn regained(&mut self, at: LeaseTime) {
         self.fences_from = self.fences_from.max(at);
         self.distrust_roster(at.after(self.config.bound));
     }

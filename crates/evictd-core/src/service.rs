@@ -116,6 +116,17 @@ enum State {
     },
 }
 
+/// Whether another history may have been served beside or instead of this one.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+enum Watch {
+    /// Not known: the publisher has just started, its rounds have failed, or the bus was silent when it asked.
+    Open,
+    /// No: the bus has carried a question, which was answered, and nothing was missed or received since.
+    Kept,
+    /// Perhaps: the publisher stood still, or has received another history.
+    Lost,
+}
+
 /// The standing of one publisher, and what it has to ask.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Service {
@@ -126,12 +137,8 @@ pub struct Service {
     present_at: LeaseTime,
     beaten_at: LeaseTime,
     presence: Presence,
-    /// The bus has carried a question of its own, and the answer was that no other history is served. Since then it has
-    /// neither stood still nor stalled, nor learned of another one.
-    has_kept_watch: bool,
-    /// Another may have taken its place for a time.
-    has_lost_watch: bool,
-    /// When it served again after that.
+    watch: Watch,
+    /// When the watch was lost last and no other history was served any more.
     regained_at: Option<LeaseTime>,
     /// The newest questions, oldest first, and when they were sent.
     queries: VecDeque<(u64, LeaseTime)>,
@@ -150,8 +157,7 @@ impl Service {
             present_at: now,
             beaten_at: now,
             presence: Presence::CutOff,
-            has_kept_watch: false,
-            has_lost_watch: false,
+            watch: Watch::Open,
             regained_at: None,
             queries: VecDeque::new(),
             next_nonce: nonce.max(1),
@@ -197,7 +203,7 @@ impl Service {
     pub fn may_settle(&self, now: LeaseTime) -> bool {
         let is_cut_off = self.presence == Presence::CutOff && now.since(self.beaten_at) < AWAY_AFTER;
         self.may_vouch(now)
-            || self.has_kept_watch && is_cut_off
+            || self.watch == Watch::Kept && is_cut_off
             || !Protection::SilentPublishersHoldReceipts.holds()
     }
 
@@ -213,11 +219,12 @@ impl Service {
         let stood_still = now.since(std::mem::replace(&mut self.beaten_at, now)) >= AWAY_AFTER;
         // Of one that asks, too: answers that came while it stood still may not have been looked at yet.
         if now.since(self.present_at) >= AWAY_AFTER {
-            if stood_still {
-                self.lose_watch();
+            match self.watch {
+                _ if stood_still => self.watch = Watch::Lost,
+                // While its rounds fail, it still receives what others send.
+                Watch::Kept if presence == Presence::Stalled => self.watch = Watch::Open,
+                _ => {}
             }
-            // While its rounds fail, it still receives what others send.
-            self.has_kept_watch &= presence != Presence::Stalled;
             self.away();
         }
         if presence != Presence::Present {
@@ -231,7 +238,10 @@ impl Service {
             }
             State::Asking { since } => {
                 if since.is_none_or(|since| now.since(since) >= ANSWER_PATIENCE) {
-                    self.serve_alone(now);
+                    if self.watch == Watch::Lost {
+                        (self.watch, self.regained_at) = (Watch::Open, Some(now));
+                    }
+                    self.serve_alone();
                 }
                 None
             }
@@ -258,8 +268,11 @@ impl Service {
     /// Nobody else is there to answer the question with this number.
     pub fn on_nobody(&mut self, nonce: u64, now: LeaseTime) {
         if self.is_open(nonce, now) && matches!(self.state, State::Asking { .. }) {
-            self.has_kept_watch = true;
-            self.serve_alone(now);
+            if self.watch == Watch::Lost {
+                self.regained_at = Some(now);
+            }
+            self.watch = Watch::Kept;
+            self.serve_alone();
         }
     }
 
@@ -270,9 +283,9 @@ impl Service {
     }
 
     /// An incarnation has begun, because this publisher wanted one.
-    pub fn on_incarnation_begun(&mut self, now: LeaseTime) {
+    pub fn on_incarnation_begun(&mut self) {
         if self.state == State::Alone {
-            self.serve(now);
+            self.state = State::Serving;
         }
     }
 
@@ -283,8 +296,7 @@ impl Service {
             && standing == Standing::Serving
         {
             // That one has kept watch meanwhile.
-            (self.has_kept_watch, self.has_lost_watch) = (true, false);
-            self.serve(now);
+            (self.state, self.watch) = (State::Serving, Watch::Kept);
         }
     }
 
@@ -306,7 +318,7 @@ impl Service {
             State::Silent { conflict, .. } => *conflict,
         };
         self.state = State::Silent { rival: peer, answered_at: now, conflict };
-        self.lose_watch();
+        self.watch = Watch::Lost;
     }
 
     /// Something came from another history: a tick, or a rival's question. It may be old; its publisher is asked.
@@ -315,7 +327,7 @@ impl Service {
             State::Serving => self.ask_spaced(now),
             State::Asking { .. } | State::Alone => {
                 // It may be gone by the time that this one is answered.
-                self.lose_watch();
+                self.watch = Watch::Lost;
                 None
             }
             State::Silent { .. } | State::Behind { .. } => None,
@@ -325,7 +337,7 @@ impl Service {
     /// An agent has proved a past that the store doesn't know.
     pub fn on_unknown_past(&mut self, seen: Milestone) {
         self.state = State::Behind { seen };
-        self.lose_watch();
+        self.watch = Watch::Lost;
     }
 
     /// The store knows that past now, or an operator has declared it superseded.
@@ -365,23 +377,9 @@ impl Service {
         self.queries.back().map(|(nonce, _)| *nonce)
     }
 
-    fn serve_alone(&mut self, now: LeaseTime) {
-        if self.is_shared && Protection::LoneNewcomersBegin.holds() {
-            self.state = State::Alone;
-        } else {
-            self.serve(now);
-        }
-    }
-
-    fn serve(&mut self, now: LeaseTime) {
-        self.state = State::Serving;
-        if std::mem::take(&mut self.has_lost_watch) {
-            self.regained_at = Some(now);
-        }
-    }
-
-    fn lose_watch(&mut self) {
-        (self.has_kept_watch, self.has_lost_watch) = (false, true);
+    fn serve_alone(&mut self) {
+        let begins = self.is_shared && Protection::LoneNewcomersBegin.holds();
+        self.state = if begins { State::Alone } else { State::Serving };
     }
 
     fn ask_spaced(&mut self, now: LeaseTime) -> Option<Query> {
@@ -571,11 +569,11 @@ mod tests {
     #[test]
     fn lone_newcomer_to_a_shared_store_waits_for_an_incarnation() {
         let mut service = Service::new(BOUND, true, 1, ms(0));
-        service.on_incarnation_begun(ms(1));
+        service.on_incarnation_begun();
         let query = service.beat(Presence::Present, ms(0)).unwrap();
         service.on_nobody(query.nonce, ms(1));
         assert!(service.wants_incarnation() && !service.may_vouch(ms(1)));
-        service.on_incarnation_begun(ms(1));
+        service.on_incarnation_begun();
         assert!(!service.wants_incarnation() && service.may_vouch(ms(1)));
 
         service.away();
@@ -585,12 +583,24 @@ mod tests {
     }
 
     #[test]
+    fn watch_is_regained_before_the_incarnation_begins() {
+        let mut service = Service::new(BOUND, true, 1, ms(0));
+        let query = service.beat(Presence::Present, ms(60_000)).unwrap();
+        service.on_nobody(query.nonce, ms(60_001));
+        for tenth in 1..30 {
+            service.beat(Presence::CutOff, ms(60_000 + tenth * 100));
+        }
+        assert!(!service.may_vouch(ms(62_900)) && service.may_settle(ms(62_900)));
+        assert_eq!(service.regained_at(), Some(ms(60_001)), "so the bound counts from there");
+    }
+
+    #[test]
     fn rival_that_answers_late_keeps_a_lone_newcomer_silent() {
         let mut service = Service::new(BOUND, true, 1, ms(0));
         let query = service.beat(Presence::Present, ms(0)).unwrap();
         service.on_nobody(query.nonce, ms(1));
         service.on_rival(query.nonce, rival(Standing::Serving), ms(2));
-        service.on_incarnation_begun(ms(1));
+        service.on_incarnation_begun();
         assert_eq!(service.standing(), Standing::Yielding);
     }
 

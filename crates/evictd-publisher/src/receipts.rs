@@ -296,10 +296,7 @@ impl Receipts {
     fn lock(&self) -> (MutexGuard<'_, State>, LeaseTime) {
         let mut state = self.state.lock();
         let now = clock::lease_now();
-        state.book.hold(!self.vouching.may_settle(now));
-        if let Some(at) = self.vouching.regained_at() {
-            state.book.regained(at);
-        }
+        self.vouching.rule(&mut state.book, now);
         (state, now)
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_nats::{Message, StatusCode};
 use evictd_core::history::{Provenance, RoundToken};
-use evictd_core::service::{Peer, Presence, Query, Service, Standing};
+use evictd_core::service::{Peer, Presence, Query, Standing};
 use evictd_core::time::LeaseTime;
 use evictd_ops::clock;
 use evictd_ops::readiness::Condition;
@@ -169,7 +169,7 @@ impl Task {
             return;
         }
         match history.begin_incarnation().await {
-            Ok(()) => vouching.with(Service::on_incarnation_begun),
+            Ok(()) => vouching.with(|service, _| service.on_incarnation_begun()),
             Err(error) => metrics.store_failed(&error),
         }
     }

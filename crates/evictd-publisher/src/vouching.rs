@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use evictd_core::history::Milestone;
+use evictd_core::receipts::Book;
 #[cfg(test)]
 use evictd_core::service::Presence;
 use evictd_core::service::{Query, Service, Standing};
@@ -62,9 +63,9 @@ impl Vouching {
         self.state.lock().service.may_vouch(clock::lease_now())
     }
 
-    /// When this publisher served again after another may have taken its place.
-    pub(crate) fn regained_at(&self) -> Option<LeaseTime> {
-        self.state.lock().service.regained_at()
+    /// Holds receipts unless they may become final at `now`.
+    pub(crate) fn rule(&self, book: &mut Book, now: LeaseTime) {
+        book.heed(&self.state.lock().service, now);
     }
 
     /// Whether receipts may become final at `now`.

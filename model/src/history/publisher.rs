@@ -115,7 +115,7 @@ impl Process {
 
     /// That has begun.
     pub fn incarnation_begun(&mut self) {
-        self.service.on_incarnation_begun(NOW);
+        self.service.on_incarnation_begun();
         self.settle(NOW);
     }
 

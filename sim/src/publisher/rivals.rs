@@ -58,7 +58,7 @@ impl Publisher {
     fn begin_alone(&mut self, ctx: &mut Ctx, store: &mut Store) {
         if self.service.wants_incarnation() && store.open(ctx, self.node()) {
             self.reread(ctx, store);
-            self.service.on_incarnation_begun(self.clock(ctx));
+            self.service.on_incarnation_begun();
         }
     }
 
