@@ -8,14 +8,14 @@ use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use evictd_core::entry::Stamp;
+use evictd_core::entry::Validity;
 use evictd_core::follower::{Effect, Follower, LoadSource};
 use evictd_core::ids::KeyHash;
 use evictd_core::lease::Mode;
 use evictd_core::position::LogPosition;
 use evictd_core::protection::Protection;
 use evictd_core::serving::{
-    AgentState, CacheEntry, EntryCache, Hit, HitVerdict, LoadAnswer, LoadedEntry, Reading,
+    AgentState, CacheEntry, EntryCache, Hit, HitVerdict, LoadAnswer, LoadedEntry, VerificationStart,
 };
 use evictd_core::time::LeaseTime;
 
@@ -23,18 +23,18 @@ use crate::script::{Key, View};
 use crate::store::{Mark, Replay};
 use crate::world::{Flaw, Tick, World};
 
-/// A cached record: what of the store's history is in it, and the core's stamp.
+/// A cached record: what of the store's history is in it, and the core's validity.
 #[derive(Debug)]
 pub struct Entry {
     /// The changes of its key that it includes.
     pub view: View,
     /// When it is servable.
-    pub stamp: Stamp,
+    pub validity: Validity,
 }
 
 impl CacheEntry for Entry {
-    fn stamp(&self) -> &Stamp {
-        &self.stamp
+    fn validity(&self) -> &Validity {
+        &self.validity
     }
 }
 
@@ -87,7 +87,7 @@ pub struct Verification {
     /// When it began.
     pub at: Tick,
     /// What it builds on; what was applied was announced, too.
-    pub reading: Reading,
+    pub reading: VerificationStart,
     /// The changes whose receipts said then that everybody had confirmed (G4).
     pub confirmed: View,
     /// The changes that this agent had confirmed then (G2).
@@ -212,11 +212,11 @@ impl Agent {
     }
 
     fn fork(&self) -> Self {
-        let (state, mut crossing) = self.state.fork();
+        let (state, mut fork_map) = self.state.fork();
         let cache = Cache::default();
         for key in Key::ALL {
             let copy = |entry: &Arc<Entry>| {
-                Arc::new(Entry { view: entry.view, stamp: entry.stamp.fork(&mut crossing) })
+                Arc::new(Entry { view: entry.view, validity: entry.validity.fork(&mut fork_map) })
             };
             *cache.place(key) = self.cache.place(key).as_ref().map(copy);
         }
@@ -259,8 +259,8 @@ impl Agent {
             let horizon = self.state.follower.lock().floors().horizon().get();
             for key in Key::ALL {
                 // Floors never sink.
-                let is_void = |stamp: &Stamp| stamp.as_of() < stamp.anchors.floor().max(horizon);
-                self.cache.place(key).take_if(|entry| is_void(&entry.stamp));
+                let is_void = |validity: &Validity| validity.as_of() < validity.anchors.floor().max(horizon);
+                self.cache.place(key).take_if(|entry| is_void(&entry.validity));
             }
         }
         self.print = self.digest(world, now);
@@ -274,10 +274,10 @@ impl Agent {
         (self.process, applied, proven_at).hash(&mut hasher);
         for key in Key::ALL {
             let place = self.cache.place(key);
-            let entry = place.as_deref().map(|Entry { view, stamp }| {
+            let entry = place.as_deref().map(|Entry { view, validity }| {
                 // It lives by the later of the two, and `proven_at` never goes back.
-                let lives_by = stamp.read_at.max(proven_at);
-                (view, stamp.as_of(), lives_by, stamp.anchors.floor(), stamp.is_shown())
+                let lives_by = validity.read_at.max(proven_at);
+                (view, validity.as_of(), lives_by, validity.anchors.floor(), validity.is_shown())
             });
             entry.hash(&mut hasher);
         }
@@ -312,7 +312,7 @@ impl Agent {
         let reading = self.state.begin(now.lease_time());
         match reading.find(&self.state, &self.cache, &key.key_hash())?.judge(&self.state) {
             HitVerdict::Servable(hit) => Some(hit),
-            HitVerdict::OutOfTime { .. } | HitVerdict::Void => None,
+            HitVerdict::Stale { .. } | HitVerdict::Void => None,
         }
     }
 
@@ -334,7 +334,7 @@ impl Agent {
         let sent_at = sent_at.lease_time();
         let answer = LoadAnswer { hash: key.key_hash(), source, as_of: as_of.at, read_at, sent_at };
         let record = world.script.record(key, view);
-        let new_entry = |_, stamp| Entry { view, stamp };
+        let new_entry = |_, validity| Entry { view, validity };
         let settled = LoadedEntry::new(&self.state, answer, record, effects, new_entry)
             .insert(&self.cache)
             .settle(&self.state, &self.cache);

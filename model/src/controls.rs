@@ -2,7 +2,7 @@
 
 use evictd_core::protection::Protection::{
     self, AnswersMatchQuestions, AnswersMeetWhatWasApplied, AppliedIsContiguous, BranchesBeginAnEpoch,
-    DatabasesShareTheLog, ForgottenFloorsLiveOn, HitsMeetFloors, LeasesRunOut, LoadsAreJoinedUnderALease,
+    DatabasesShareTheLog, DroppedFloorsLiveOn, HitsMeetFloors, LeasesRunOut, LoadsAreSharedUnderALease,
     LoadsMeetFloors, LostEpochsAreNotRepeated, NewerEpochsFlush, OldPositionsAreApplied,
     OlderEpochsMoveNothing, ProofsDateFromTheQuestion, ProofsWaitForTheirHead, ReplaysAreComplete,
 };
@@ -55,10 +55,10 @@ pub const ALL: &[Control] = &[
     without(AppliedIsContiguous, PURGE, &[Rule::G1, Rule::G2]),
     // What is left out stays a hole, since `applied` advances over what is contiguous only.
     Control { world: World { missing: Some(ReplaysAreComplete), ..PURGE }, breaks: &[] },
-    without(ForgottenFloorsLiveOn, SMALLEST, &[Rule::G1, Rule::G2]),
-    without(ForgottenFloorsLiveOn, FEW_KEY_FLOORS, &[Rule::G1, Rule::G2]),
-    without(ForgottenFloorsLiveOn, FEW_API_FLOORS, &[Rule::G1, Rule::G2]),
-    without(ForgottenFloorsLiveOn, REPLICA, &[Rule::G1, Rule::G2]),
+    without(DroppedFloorsLiveOn, SMALLEST, &[Rule::G1, Rule::G2]),
+    without(DroppedFloorsLiveOn, FEW_KEY_FLOORS, &[Rule::G1, Rule::G2]),
+    without(DroppedFloorsLiveOn, FEW_API_FLOORS, &[Rule::G1, Rule::G2]),
+    without(DroppedFloorsLiveOn, REPLICA, &[Rule::G1, Rule::G2]),
     without(HitsMeetFloors, TWO_CHANGES, &[Rule::G1, Rule::G2]),
     with(Flaw::SnapshotsAreTorn, SMALLEST, &[Rule::G1, Rule::G2]),
     without(ProofsWaitForTheirHead, SMALLEST, &[Rule::G1, Rule::G2]),
@@ -71,7 +71,7 @@ pub const ALL: &[Control] = &[
     with(Flaw::FencesAreIgnored, DEMOTED, &[Rule::G1]),
     without(LoadsMeetFloors, SMALLEST, &[Rule::G1, Rule::G2]),
     without(AnswersMeetWhatWasApplied, SMALLEST, &[Rule::G1, Rule::G2]),
-    without(LoadsAreJoinedUnderALease, RECEIPTS, &[Rule::G4]),
+    without(LoadsAreSharedUnderALease, RECEIPTS, &[Rule::G4]),
     without(DatabasesShareTheLog, STRAY, &[Rule::G1, Rule::G2]),
     without(AnswersMatchQuestions, RESTART, &[Rule::G1, Rule::G2]),
 ];

@@ -1,7 +1,7 @@
 //! The protocol in small worlds, checked to exhaustion.
 //!
 //! A [`world::World`] is a home store, publishers, one or two agents and a handful of changes, and everything
-//! that can happen to them. The agents are the core's own `Follower`, `Floors` and `Stamp`; the probe rounds
+//! that can happen to them. The agents are the core's own `Follower`, `Floors` and `Validity`; the probe rounds
 //! are its `Rounds`. The store and the bus are modelled. The checker visits every state that such a world can
 //! get into, and looks in each whether the guarantees hold ([`laws`]), and whether the agents would find back
 //! if faults stopped ([`heal`]).

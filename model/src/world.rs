@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use evictd_core::authority::Rounds;
 use evictd_core::floors::FloorLimits;
-use evictd_core::follower::{FollowerConfig, ReplayAnswer};
+use evictd_core::follower::{FollowerConfig, ReplayOutcome};
 use evictd_core::history::Incarnation;
 use evictd_core::lease::Bound;
 use evictd_core::position::LogPosition;
@@ -688,12 +688,12 @@ impl World {
         state.with(index, next)
     }
 
-    fn replay_answer(&self, replay: Replay) -> ReplayAnswer {
+    fn replay_answer(&self, replay: Replay) -> ReplayOutcome {
         match replay {
-            Replay::Rows(rows) => ReplayAnswer::Rows(
+            Replay::Rows(rows) => ReplayOutcome::Rows(
                 rows.into_iter().map(|(position, change)| self.script.change(change).row(position)).collect(),
             ),
-            Replay::Refused(head) => ReplayAnswer::Refused { head: head.voucher() },
+            Replay::Refused(head) => ReplayOutcome::Refused { head: head.voucher() },
         }
     }
 

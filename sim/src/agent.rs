@@ -17,14 +17,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use evictd_core::entry::Stamp;
+use evictd_core::entry::Validity;
 use evictd_core::exposure::{Answers, ExposureLog};
-use evictd_core::follower::{Effect, FlushReason, Follower, LoadSource, ReplayAnswer, evicts_one};
+use evictd_core::follower::{Effect, FlushReason, Follower, LoadSource, ReplayOutcome, evicted_key};
 use evictd_core::history::{Provenance, Voucher};
 use evictd_core::ids::KeyHash;
 use evictd_core::invalidation::{Invalidation, Scope};
 use evictd_core::lease::Mode;
-use evictd_core::offset::Commit;
+use evictd_core::offset::CommitWindow;
 use evictd_core::position::LogPosition;
 use evictd_core::record::{Record, RecordState};
 use evictd_core::rules::Rule;
@@ -69,7 +69,7 @@ enum Input {
     Tick(Voucher),
     Ended(Provenance),
     ProbeAnswer(Nonce, Voucher),
-    ReplayAnswer(Nonce, Provenance, ReplayAnswer),
+    ReplayOutcome(Nonce, Provenance, ReplayOutcome),
     Connected,
     Nothing,
     Beat,
@@ -80,7 +80,7 @@ enum Input {
 pub struct Entry {
     key: KeyNumber,
     record: Record,
-    stamp: Stamp,
+    validity: Validity,
     sent_at: LeaseTime,
     not_found_ttl: Duration,
     /// Where it was read: for the checker.
@@ -103,8 +103,8 @@ impl Entry {
 }
 
 impl CacheEntry for Entry {
-    fn stamp(&self) -> &Stamp {
-        &self.stamp
+    fn validity(&self) -> &Validity {
+        &self.validity
     }
 
     fn is_expired(&self, now: LeaseTime) -> bool {
@@ -112,7 +112,7 @@ impl CacheEntry for Entry {
     }
 
     fn note_answer(&self, now: LeaseTime, applied: LogPosition) {
-        self.answers.note(now, self.stamp.as_of(), applied);
+        self.answers.note(now, self.validity.as_of(), applied);
     }
 }
 
@@ -131,7 +131,7 @@ impl Cache {
     fn put(&self, hash: &KeyHash, entry: Option<Arc<Entry>>) -> Option<Arc<Entry>> {
         let gone = std::mem::replace(&mut self.places.borrow_mut()[key_of(hash).0], entry);
         if let Some(gone) = &gone {
-            self.exposure.remember(hash, gone.stamp.as_of(), &gone.answers);
+            self.exposure.record_evicted(hash, gone.validity.as_of(), &gone.answers);
         }
         gone
     }
@@ -309,8 +309,8 @@ impl Agent {
             Message::Tick(head, _) => self.take_in(ctx, Input::Tick(head)),
             Message::Ended(provenance) => self.take_in(ctx, Input::Ended(provenance)),
             Message::ProbeAnswer { nonce, head } => self.take_in(ctx, Input::ProbeAnswer(nonce, head)),
-            Message::ReplayAnswer { nonce, provenance, answer } => {
-                self.take_in(ctx, Input::ReplayAnswer(nonce, provenance, *answer));
+            Message::ReplayOutcome { nonce, provenance, answer } => {
+                self.take_in(ctx, Input::ReplayOutcome(nonce, provenance, *answer));
             }
             Message::LookupAnswer { nonce, key, found } => {
                 let source = LoadSource::Authority(found.read.provenance);
@@ -373,7 +373,7 @@ impl Agent {
             Input::ProbeAnswer(nonce, head) => {
                 follower.on_probe_answer(nonce, &head, true, now, effects);
             }
-            Input::ReplayAnswer(nonce, provenance, answer) => {
+            Input::ReplayOutcome(nonce, provenance, answer) => {
                 follower.on_replay_answer(nonce, provenance, answer, now, effects);
             }
             Input::Connected => follower.connected(now),
@@ -405,7 +405,7 @@ impl Agent {
                 self.cache.exposure.proven(at);
                 ctx.checker.settled(self.node(), self.process.clock.moment(at));
             }
-            Effect::Widened(_) | Effect::Progress { .. } | Effect::Rival(_) => {}
+            Effect::FloorsMerged(_) | Effect::Progress { .. } | Effect::Rival(_) => {}
             Effect::Announce => self.announce(ctx),
             Effect::SendProbe { nonce, seen, all } => {
                 let audience = if all { Audience::All } else { Audience::One };
@@ -428,8 +428,8 @@ impl Agent {
         let Some(exposed) = ctx.checker.exposed(self.node(), position) else { return };
         let read = |moment| self.process.clock.read(moment);
         let committed = read(exposed.committed);
-        let commit = Commit { earliest: committed, latest: committed };
-        let evicted = evicted.map(|entry| (&entry.answers, entry.stamp.as_of()));
+        let commit = CommitWindow { earliest: committed, latest: committed };
+        let evicted = evicted.map(|entry| (&entry.answers, entry.validity.as_of()));
         let reported = self.cache.exposure.exposure(scope, position, commit, evicted);
         let began = read(exposed.last_began).since(committed);
         let given = read(exposed.last_given).since(committed);
@@ -444,7 +444,7 @@ impl Agent {
         // An entry that was read between the commit and its numbering has the change, and can't know it. A row that
         // is wider than the change speaks for others, too.
         let bound = self.state.bound.bound();
-        if reported.surely > bound && given <= bound && evicts_one(scope).is_some() {
+        if reported.at_least > bound && given <= bound && evicted_key(scope).is_some() {
             ctx.checker.violated(Rule::G5, ctx.now, || {
                 format!("{node:?} reports a breach, {reported:?} of {position}, and the last answer came {given:?} after it")
             });
@@ -480,7 +480,7 @@ impl Agent {
 
     /// What is below an API or a workspace stays, and dies by its floor: only its end is counted.
     fn count_ends(&self, ctx: &mut Ctx, scope: &Scope) {
-        if evicts_one(scope).is_some() {
+        if evicted_key(scope).is_some() {
             return;
         }
         let depends = |entry: &Entry| match (scope, &entry.record) {
@@ -497,12 +497,12 @@ impl Agent {
 
     /// From now on this entry is not answered from: how long was it, while something had changed?
     fn count_end(&self, ctx: &mut Ctx, entry: &Entry) {
-        if !entry.stamp.is_shown() || entry.counted.replace(true) {
+        if !entry.validity.is_shown() || entry.counted.replace(true) {
             return;
         }
         let lacking = ctx.checker.first_lacking(entry.key, entry.api, entry.workspace, entry.lsn);
         let Some(since) = lacking else { return };
-        let trusted = entry.stamp.read_at.max(self.state.proven_at()).after(self.state.bound.trust());
+        let trusted = entry.validity.read_at.max(self.state.proven_at()).after(self.state.bound.trust());
         let until = self.process.clock.moment(trusted).min(ctx.now);
         if until > since {
             ctx.checker.counts.forgotten.add(until.since(since));

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use evictd_core::follower::ReplayAnswer;
+use evictd_core::follower::ReplayOutcome;
 use evictd_core::history::{BeginCause, History, LogToken, RoundToken};
 use evictd_core::invalidation::Cause;
 use evictd_core::position::LogPosition;
@@ -112,7 +112,7 @@ impl LoneStore {
     }
 
     /// The answer to a replay.
-    pub fn replay(&self, epoch: u32, first: u64, last: u64) -> Option<ReplayAnswer> {
+    pub fn replay(&self, epoch: u32, first: u64, last: u64) -> Option<ReplayOutcome> {
         self.store.replay(&self.ctx, self.publisher, epoch, first, last)
     }
 

@@ -332,7 +332,7 @@ impl Checker {
     /// what was lost, until one of them shows itself. `docs/simulation.md` says so.
     pub fn receipt(&mut self, now: Moment, position: LogPosition, state: RegionState) {
         self.counts.receipts += 1;
-        self.counts.fenced += u64::from(state == RegionState::Fenced);
+        self.counts.fenced += u64::from(state == RegionState::Elapsed);
         let Some(change) = self.log.get(&position).copied() else { return };
         if state == RegionState::Pending {
             return self

@@ -127,7 +127,7 @@ fn with_slow_starts(settings: &mut Settings) {
     (settings.polite, settings.paired_permille, settings.slow_loads_permille) = (true, 700, 300);
 }
 
-/// One line for each protection and each assumption that shows here. `ProofsPrecedeApplied` and `LiftsRestOnTheReading`
+/// One line for each protection and each assumption that shows here. `ProofsPrecedeApplied` and `AdvancesRestOnTheReading`
 /// show within a step of the agent's, where loom looks; what the stores do by themselves, in the stores' own tests; and
 /// what shows only by forged claims, or when a copy of the store serves, in the exhaustive model.
 pub const CONTROLS: &[Control] = {
@@ -161,7 +161,7 @@ pub const CONTROLS: &[Control] = {
             S::Partition,
             "what is left out stays a hole, and the next replay of that is refused",
         ),
-        breaks(P::ForgottenFloorsLiveOn, S::Bulk, &[G1, G2, G4], 200),
+        breaks(P::DroppedFloorsLiveOn, S::Bulk, &[G1, G2, G4], 200),
         breaks(P::HitsMeetFloors, S::Calm, &[G1, G2], 200),
         breaks(P::ProofsWaitForTheirHead, S::Loss, &[G1], 200),
         breaks(P::ProofsDateFromTheQuestion, S::Reorder, &[G1], 200).tuned(in_pairs),
@@ -178,12 +178,12 @@ pub const CONTROLS: &[Control] = {
         breaks(P::DeadlinePrecedesFloors, S::Partition, &[G1], 200).tuned(with_stalled_verifications),
         breaks(P::LoadsMeetFloors, S::Calm, &[G1, G2, G4], 200),
         breaks(P::AnswersMeetWhatWasApplied, S::Calm, &[G2, G4], 200),
-        breaks(P::LoadsAreJoinedUnderALease, S::Crash, &[G4], 400).tuned(with_slow_starts),
+        breaks(P::LoadsAreSharedUnderALease, S::Crash, &[G4], 400).tuned(with_slow_starts),
         breaks(P::AnswersAreHandedOn, S::Partition, &[G5], 200),
         unfounded(Assumption::RosterPrecedesHead, S::Crash, &[G4], 200).tuned(with_slow_starts),
         breaks(P::LostRostersAreDistrusted, S::Restore, &[G4], 200),
         breaks(P::ReceiptsWaitForAll, S::Calm, &[G4], 200),
-        breaks(P::FencesWaitForTheBound, S::Partition, &[G4], 200),
+        breaks(P::ReceiptsWaitForTheBound, S::Partition, &[G4], 200),
         breaks(P::AnswersMatchQuestions, S::Reorder, &[G1], 200),
         breaks(P::SecondTriesGoToAll, S::Freeze, &[G5], 200),
         breaks(P::NewcomersAsk, S::Copies, &[G1, G2, G4], 200),

@@ -6,7 +6,7 @@
 
 use std::rc::Rc;
 
-use evictd_core::follower::ReplayAnswer;
+use evictd_core::follower::ReplayOutcome;
 use evictd_core::history::{Provenance, RoundToken, Voucher};
 use evictd_core::invalidation::Invalidation;
 use evictd_core::position::LogPosition;
@@ -38,7 +38,7 @@ pub enum Message {
     /// Asks for missed rows.
     Replay { from: Node, life: Life, nonce: Nonce, epoch: u32, first: u64, last: u64 },
     /// Answers a replay.
-    ReplayAnswer { nonce: Nonce, provenance: Provenance, answer: Box<ReplayAnswer> },
+    ReplayOutcome { nonce: Nonce, provenance: Provenance, answer: Box<ReplayOutcome> },
     /// Asks for a record.
     Lookup { from: Node, life: Life, nonce: Nonce, key: KeyNumber },
     /// Answers a lookup.
@@ -95,7 +95,7 @@ impl Kinds {
         match message {
             Message::Live(..) => Self::LIVE,
             Message::Tick(..) | Message::Ended(_) => Self::TICK,
-            Message::ReplayAnswer { .. } => Self::REPLAY,
+            Message::ReplayOutcome { .. } => Self::REPLAY,
             Message::Applied { .. } => Self::APPLIED,
             _ => Self::NONE,
         }

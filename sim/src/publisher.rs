@@ -19,7 +19,7 @@ use evictd_core::ids::Identity;
 use evictd_core::invalidation::Invalidation;
 use evictd_core::limits::LIVE_BATCH_MAX;
 use evictd_core::position::LogPosition;
-use evictd_core::receipts::{Book, BookConfig, Change, Event as BookEvent, Measured, Receipt};
+use evictd_core::receipts::{Change, Measured, Receipt, ReceiptEvent, ReceiptTracker, TrackerConfig};
 use evictd_core::rules::Rule;
 use evictd_core::service::Service;
 use evictd_core::time::LeaseTime;
@@ -153,7 +153,7 @@ pub struct Publisher {
     known: Option<Known>,
     queries: Vec<WaitingQuery>,
     reread_at: LeaseTime,
-    book: Book,
+    tracker: ReceiptTracker,
     head: LogPosition,
     numbering: Sequencer,
     /// Who said goodbye: the roster still lists them.
@@ -179,7 +179,7 @@ impl Publisher {
             known: None,
             queries: Vec::new(),
             reread_at: LeaseTime(0),
-            book: book(ctx),
+            tracker: tracker(ctx),
             head: LogPosition::ZERO,
             numbering: Sequencer::Idle,
             departed: BTreeSet::new(),
@@ -197,7 +197,7 @@ impl Publisher {
         (self.running, self.fence, self.head) = (None, LeaseTime(0), LogPosition::ZERO);
         self.numbering = Sequencer::Idle;
         (self.poll_due, self.patience_due) = (false, false);
-        self.book = book(ctx);
+        self.tracker = tracker(ctx);
         self.departed.clear();
         self.unanswered_since = None;
         store.attach(self.node(), Attached::Primary);
@@ -211,12 +211,12 @@ impl Publisher {
         self.service = Service::new(ctx.settings.bound, !ctx.settings.exclusive, ctx.dice.any(), now);
         self.queries.clear();
         for instance in store.roster(ctx, self.node()).unwrap_or_default() {
-            self.book.registered(&instance, now);
+            self.tracker.register(&instance, now);
         }
         self.head = self.known.as_ref().map_or(LogPosition::ZERO, |known| known.head.at);
         // The store tells when its epoch began: the roster may lack somebody for a bound from then on.
         if let Some(age) = store.epoch_age(ctx) {
-            self.book.distrust_roster(now.after(ctx.settings.bound.saturating_sub(age)));
+            self.tracker.distrust_roster(now.after(ctx.settings.bound.saturating_sub(age)));
         }
         let tick = ctx.now.after(ctx.dice.below(SECOND));
         self.later(ctx, tick, PublisherEvent::Tick);
@@ -228,7 +228,7 @@ impl Publisher {
 
     /// A new connection came about: whoever else came meanwhile must be asked.
     pub fn connected(&mut self) {
-        self.service.away();
+        self.service.mark_absent();
     }
 
     /// It ends in an orderly way. What comes next of an exclusive store is another incarnation.
@@ -322,7 +322,7 @@ impl Publisher {
                     // Whom it speaks for it knows from elsewhere.
                     let Some(known) = &self.known else { return };
                     let provenance = known.history.provenance();
-                    self.reply(ctx, asker, Message::ReplayAnswer { nonce, provenance, answer });
+                    self.reply(ctx, asker, Message::ReplayOutcome { nonce, provenance, answer });
                 }
             }
             PublisherEvent::Attach => store.attach(self.node(), Attached::Primary),
@@ -363,14 +363,14 @@ impl Publisher {
                 let counts = applied <= self.head && self.known.as_ref().is_some_and(judge);
                 if counts {
                     let identity = instance(from, life, ctx.settings.bound).identity;
-                    self.book.applied(&identity, applied, &[], now);
+                    self.tracker.record_applied(&identity, applied, &[], now);
                     self.tell_receipts(ctx);
                 }
             }
             Message::Goodbye { from, life } => {
                 let now = self.clock(ctx);
                 let identity = instance(from, life, ctx.settings.bound).identity;
-                self.book.left(&identity, now);
+                self.tracker.mark_departed(&identity, now);
                 self.departed.insert(identity);
                 self.tell_receipts(ctx);
             }
@@ -379,7 +379,7 @@ impl Publisher {
     }
 
     fn hold_receipts(&mut self, ctx: &Ctx) {
-        self.book.heed(&self.service, self.process.clock.read(ctx.now));
+        self.tracker.apply_service(&self.service, self.process.clock.read(ctx.now));
     }
 
     fn reply(&self, ctx: &mut Ctx, asker: Asker, message: Message) {
@@ -404,10 +404,10 @@ impl Publisher {
             }
         }
         let now = self.clock(ctx);
-        if self.book.is_held() {
+        if self.tracker.is_held() {
             self.held_at = now;
         }
-        self.book.poll(now);
+        self.tracker.poll(now);
         self.tell_receipts(ctx);
         self.keep_silent(ctx);
     }
@@ -438,8 +438,8 @@ impl Publisher {
     fn note_head(&mut self, ctx: &Ctx, head: LogPosition) {
         if head.epoch() > self.head.epoch() && self.head != LogPosition::ZERO {
             // The store may have lost changes whose receipts are open.
-            self.book.begin_epoch(head.epoch(), self.clock(ctx));
-            self.book.distrust_roster(self.clock(ctx).after(ctx.settings.bound));
+            self.tracker.begin_epoch(head.epoch(), self.clock(ctx));
+            self.tracker.distrust_roster(self.clock(ctx).after(ctx.settings.bound));
         }
         self.head = self.head.max(head);
     }
@@ -487,7 +487,7 @@ impl Publisher {
         let Some(roster) = store.roster(ctx, self.node()) else { return };
         let now = self.clock(ctx);
         for instance in roster.iter().filter(|instance| !self.departed.contains(&instance.identity)) {
-            self.book.registered(instance, now);
+            self.tracker.register(instance, now);
         }
         for row in rows.iter().filter(|row| row.cause.is_deletion()) {
             let request: Box<str> = format!("req_{}", row.position).into();
@@ -497,14 +497,14 @@ impl Publisher {
                 cause: row.cause,
                 committed_at: row.committed_at,
             };
-            self.book.track(change, now, Measured::FromFirstSight, now);
+            self.tracker.track(change, now, Measured::FromFirstSight, now);
         }
         self.tell_receipts(ctx);
     }
 
     fn tell_receipts(&mut self, ctx: &mut Ctx) {
-        for event in self.book.take_events() {
-            if let BookEvent::Final(receipt) = event {
+        for event in self.tracker.take_events() {
+            if let ReceiptEvent::Final(receipt) = event {
                 self.tell_receipt(ctx, &receipt);
             }
         }
@@ -644,7 +644,7 @@ impl Waiting {
     }
 }
 
-fn book(ctx: &Ctx) -> Book {
+fn tracker(ctx: &Ctx) -> ReceiptTracker {
     let bound = ctx.settings.bound;
-    Book::new(BookConfig { bound, heard_elsewhere: bound * 2, open_max: 100_000 }, [])
+    ReceiptTracker::new(TrackerConfig { bound, roster_delay: bound * 2, open_max: 100_000 }, [])
 }

@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use evictd_core::epochs;
-use evictd_core::follower::ReplayAnswer;
+use evictd_core::follower::ReplayOutcome;
 use evictd_core::history::{
     Begin, BeginCause, History, Incarnation, LogToken, Mac, Milestone, Provenance, RoundToken, StoreId,
     Voucher,
@@ -680,7 +680,7 @@ impl Store {
     /// The roster, as a publisher reads it; `None` if it can't.
     pub fn roster(&self, ctx: &Ctx, publisher: Node) -> Option<Vec<Instance>> {
         let reaches = self.attached(ctx, publisher) == Attached::Primary;
-        let counted = || self.roster.values().filter(|(entry, _)| entry.counts());
+        let counted = || self.roster.values().filter(|(entry, _)| entry.may_hold_lease());
         reaches.then(|| counted().map(|(entry, _)| entry.instance.clone()).collect())
     }
 
@@ -819,13 +819,13 @@ impl Store {
         epoch: u32,
         first: u64,
         last: u64,
-    ) -> Option<ReplayAnswer> {
+    ) -> Option<ReplayOutcome> {
         let head = self.head(ctx, publisher)?;
         let (log, purged) = match (self.attached(ctx, publisher), &self.demoted) {
             (Attached::Demoted, Some(demoted)) => (&demoted.log, demoted.purged),
             _ => (&self.log, self.purged),
         };
-        let refused = || ReplayAnswer::Refused { head: self.voucher(&head, head.at) };
+        let refused = || ReplayOutcome::Refused { head: self.voucher(&head, head.at) };
         let last = LogPosition::new(epoch, last.min(POSITION_MAX));
         let Some((first, last)) = LogPosition::new(epoch, first).zip(last) else { return Some(refused()) };
         let found = log[purged..].partition_point(|row| row.position < first) + purged;
@@ -834,7 +834,7 @@ impl Store {
         if covered == 0 {
             return Some(refused());
         }
-        Some(ReplayAnswer::Rows(found.take(covered).map(NumberedRow::invalidation).collect()))
+        Some(ReplayOutcome::Rows(found.take(covered).map(NumberedRow::invalidation).collect()))
     }
 
     /// Another primary takes over, which lacks the last `lost` commits. It writes another timeline, and the old

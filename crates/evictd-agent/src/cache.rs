@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use evictd_core::entry::Stamp;
+use evictd_core::entry::Validity;
 use evictd_core::exposure::{Answers, ExposureLog};
 use evictd_core::ids::KeyHash;
 use evictd_core::position::LogPosition;
@@ -25,7 +25,7 @@ use crate::metrics::Metrics;
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) record: Record,
-    pub(crate) stamp: Stamp,
+    pub(crate) validity: Validity,
     /// When what was not found is asked for again, whatever vouches for it.
     pub(crate) expires_at: LeaseTime,
     /// When it was answered from.
@@ -33,8 +33,8 @@ pub(crate) struct Entry {
 }
 
 impl CacheEntry for Entry {
-    fn stamp(&self) -> &Stamp {
-        &self.stamp
+    fn validity(&self) -> &Validity {
+        &self.validity
     }
 
     fn is_expired(&self, now: LeaseTime) -> bool {
@@ -42,7 +42,7 @@ impl CacheEntry for Entry {
     }
 
     fn note_answer(&self, now: LeaseTime, applied: LogPosition) {
-        self.answers.note(now, self.stamp.as_of(), applied);
+        self.answers.note(now, self.validity.as_of(), applied);
     }
 }
 
@@ -89,7 +89,7 @@ impl Cache {
         let hand_on = |exposure: &Arc<ExposureLog>| {
             let exposure = exposure.clone();
             move |hash: Arc<KeyHash>, entry: Arc<Entry>, _| {
-                exposure.remember(&hash, entry.stamp.as_of(), &entry.answers);
+                exposure.record_evicted(&hash, entry.validity.as_of(), &entry.answers);
             }
         };
         let found = moka::sync::Cache::builder()
@@ -107,9 +107,9 @@ impl Cache {
     }
 
     /// An entry for a record that was asked for at `sent_at`.
-    pub(crate) fn new_entry(&self, record: Record, stamp: Stamp, sent_at: LeaseTime) -> Entry {
+    pub(crate) fn new_entry(&self, record: Record, validity: Validity, sent_at: LeaseTime) -> Entry {
         let answers = self.exposure.answers_of(&record);
-        let mut entry = Entry { record, stamp, expires_at: LeaseTime(u64::MAX), answers };
+        let mut entry = Entry { record, validity, expires_at: LeaseTime(u64::MAX), answers };
         if entry.is_not_found() {
             entry.expires_at = sent_at.after(self.not_found_ttl);
         }

@@ -276,7 +276,7 @@ impl Agent {
     ) -> LoadedEntry<Entry> {
         let answer =
             LoadAnswer { hash, source: LoadSource::Authority(PROVENANCE), as_of, read_at, sent_at: read_at };
-        let new_entry = |record, stamp| self.cache.new_entry(record, stamp, read_at);
+        let new_entry = |record, validity| self.cache.new_entry(record, validity, read_at);
         LoadedEntry::new(&self.knowledge, answer, record, &mut Vec::new(), new_entry)
     }
 

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use async_nats::Message;
 use bytes::Bytes;
-use evictd_core::follower::{Accepted, Effect, Via, evicts_one};
+use evictd_core::follower::{Accepted, Effect, Via, evicted_key};
 use evictd_core::history::Provenance;
 use evictd_core::ids::{Identity, KeyHash};
 use evictd_core::invalidation::{Invalidation, Scope};
 use evictd_core::lease::{Bound, Mode};
-use evictd_core::offset::{Commit, Measurement, Offset};
+use evictd_core::offset::{ClockOffset, CommitWindow, Measurement};
 use evictd_core::position::LogPosition;
-use evictd_core::receipts::{Exposure, Sighting};
+use evictd_core::receipts::{ApplyReport, Exposure};
 use evictd_core::roster::PartitionPolicy;
 use evictd_core::rules::Rule;
 use evictd_core::serving::EntryCache;
@@ -29,12 +29,12 @@ use futures_util::StreamExt;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+use crate::apply_reports::ApplyReportQueue;
 use crate::bus::{Feed, nobody_listens};
 use crate::cache::{Cache, Entry};
 use crate::knowledge::Knowledge;
 use crate::metrics::{Incoming, Metrics};
 use crate::policy::Policies;
-use crate::sightings::Sightings;
 use crate::status::Recent;
 
 /// How often gauges are refreshed and progress is announced if nothing asks for it sooner.
@@ -103,8 +103,8 @@ impl Follow {
 struct Task {
     follow: Follow,
     effects: Vec<Effect>,
-    offset: Offset,
-    sightings: Sightings,
+    offset: ClockOffset,
+    apply_reports: ApplyReportQueue,
     last_heard: LeaseTime,
     /// Nothing can be heard before.
     connected_at: LeaseTime,
@@ -121,8 +121,8 @@ impl Task {
         Self {
             follow,
             effects: Vec::new(),
-            offset: Offset::default(),
-            sightings: Sightings::default(),
+            offset: ClockOffset::default(),
+            apply_reports: ApplyReportQueue::default(),
             last_heard: clock::lease_now(),
             connected_at: clock::lease_now(),
             announce_from: Instant::now(),
@@ -307,7 +307,7 @@ impl Task {
         let evicted = knowledge.perform(&effect, &**cache);
         match effect {
             Effect::Applied { invalidation, via } => {
-                if let Some(hash) = evicts_one(&invalidation.scope) {
+                if let Some(hash) = evicted_key(&invalidation.scope) {
                     self.check_evicted(hash, invalidation.position);
                 }
                 self.applied(&invalidation, via, evicted.as_deref());
@@ -316,9 +316,9 @@ impl Task {
                 tracing::info!(reason = reason.label(), "everything cached is forgotten");
                 metrics.flushed(reason);
             }
-            Effect::Widened(widened) => {
-                tracing::warn!(?widened, "floors were merged to bound memory; more than necessary reloads");
-                metrics.floors_merged(widened.floors());
+            Effect::FloorsMerged(merged) => {
+                tracing::warn!(?merged, "floors were merged to bound memory; more than necessary reloads");
+                metrics.floors_merged(merged.floors());
             }
             Effect::Progress { applied, head } => {
                 check_progress(&metrics.invariants, applied_before, applied);
@@ -364,9 +364,10 @@ impl Task {
     /// After an eviction nothing may be left, or have come, that is older than what evicted it (R9).
     fn check_evicted(&self, hash: &KeyHash, position: LogPosition) {
         let Follow { cache, metrics, .. } = &self.follow;
-        let left = cache.get(hash).filter(|entry| entry.stamp.is_shown() && entry.stamp.as_of() < position);
+        let left =
+            cache.get(hash).filter(|entry| entry.validity.is_shown() && entry.validity.as_of() < position);
         if let Some(entry) = left {
-            let as_of = entry.stamp.as_of();
+            let as_of = entry.validity.as_of();
             metrics
                 .invariants
                 .violated(Rule::G2, format_args!("{as_of} is shown after the eviction at {position}"));
@@ -378,29 +379,34 @@ impl Task {
         let now = clock::lease_now();
         let Invalidation { position, committed_at, cause, ref scope } = *invalidation;
         let commit = self.offset.commit_of(position, committed_at, now);
-        let sighting = commit.map(|commit| {
+        let apply_report = commit.map(|commit| {
             let lag = commit.age(now);
             let mut exposure = self.exposure(invalidation, commit, evicted);
             // Answers are dated a tick late, and end here.
             exposure.last_after = exposure.last_after.min(lag.high);
-            Sighting { position, lag, exposure }
+            ApplyReport { position, lag, exposure }
         });
-        let lag = sighting.map(|sighting| sighting.lag.middle());
+        let lag = apply_report.map(|apply_report| apply_report.lag.middle());
         self.follow.metrics.applied(scope, via, lag);
-        self.follow.recent.push(invalidation, via, sighting.as_ref());
-        if let Some(sighting) = sighting {
-            self.sightings.push(sighting);
+        self.follow.recent.push(invalidation, via, apply_report.as_ref());
+        if let Some(apply_report) = apply_report {
+            self.apply_reports.push(apply_report);
         }
         tracing::debug!(%position, scope = scope.label(), cause = cause.label(), ?lag, "applied");
     }
 
-    fn exposure(&self, invalidation: &Invalidation, commit: Commit, evicted: Option<&Entry>) -> Exposure {
+    fn exposure(
+        &self,
+        invalidation: &Invalidation,
+        commit: CommitWindow,
+        evicted: Option<&Entry>,
+    ) -> Exposure {
         let Follow { cache, metrics, bound, policies, .. } = &self.follow;
         let Invalidation { position, ref scope, .. } = *invalidation;
-        let answers = evicted.map(|entry| (&entry.answers, entry.stamp.as_of()));
+        let answers = evicted.map(|entry| (&entry.answers, entry.validity.as_of()));
         let after = cache.exposure.exposure(scope, position, commit, answers);
         metrics.exposed(after.at_most);
-        if after.surely > bound.bound() {
+        if after.at_least > bound.bound() {
             metrics.breached();
             let policy = match (evicted, scope) {
                 (Some(entry), _) => policies.of(&entry.record),
@@ -408,7 +414,7 @@ impl Task {
                 (None, _) => policies.widest(),
             };
             if policy == PartitionPolicy::Deny {
-                let after = after.surely;
+                let after = after.at_least;
                 metrics
                     .invariants
                     .violated(Rule::G1, format_args!("answered {after:?} after the commit of {position}"));
@@ -423,7 +429,7 @@ impl Task {
         if let Some(announcement) = self.announcement(false)
             && !feed.announce(announcement.encode()).await
         {
-            self.sightings.unsent(&announcement.sightings);
+            self.apply_reports.unsent(&announcement.apply_reports);
         }
     }
 
@@ -434,8 +440,9 @@ impl Task {
             return None;
         }
         let provenance = self.follow.knowledge.follower.lock().provenance()?;
-        let (instance, sightings) = (self.follow.identity.instance, self.sightings.told_with(applied));
-        Some(Applied { instance, provenance, applied, sightings, leaving })
+        let (instance, apply_reports) =
+            (self.follow.identity.instance, self.apply_reports.told_with(applied));
+        Some(Applied { instance, provenance, applied, apply_reports, leaving })
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use evictd_core::follower::Follower;
 use evictd_core::lease::Bound;
-use evictd_core::serving::{AgentState, Reading};
+use evictd_core::serving::{AgentState, VerificationStart};
 use evictd_core::time::StoreTime;
 use evictd_ops::clock;
 
@@ -34,7 +34,7 @@ impl Knowledge {
     }
 
     /// What a verification that begins now builds on.
-    pub(crate) fn begin(&self) -> Reading {
+    pub(crate) fn begin(&self) -> VerificationStart {
         self.state.begin(clock::lease_now())
     }
 

@@ -12,10 +12,11 @@
 //! * [`verify`]: the hot path.
 //! * [`loads`], [`origin`], [`database`]: what the cache doesn't have, one question at a time.
 //! * [`bus`]: subjects and payloads in and out, everything else counted and ignored.
-//! * [`follow`]: the shell of [`evictd_core::follower`]; [`sightings`]: what it tells of each change.
+//! * [`follow`]: the shell of [`evictd_core::follower`]; [`apply_reports`]: what it tells of each change.
 //! * [`http`], [`status`]: what clients and operators see.
 //! * [`parts`]: how all of them are made.
 
+mod apply_reports;
 mod bus;
 mod cache;
 pub mod config;
@@ -30,7 +31,6 @@ pub mod metrics;
 mod origin;
 mod parts;
 mod policy;
-mod sightings;
 mod status;
 mod verify;
 

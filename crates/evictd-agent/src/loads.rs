@@ -8,7 +8,7 @@ use std::sync::Arc;
 use evictd_core::follower::Effect;
 use evictd_core::ids::KeyHash;
 use evictd_core::record::Lookup;
-use evictd_core::serving::{LoadAnswer, LoadedEntry, Reading, SettledEntry};
+use evictd_core::serving::{LoadAnswer, LoadedEntry, SettledEntry, VerificationStart};
 use evictd_core::time::LeaseTime;
 use evictd_ops::clock;
 use parking_lot::Mutex;
@@ -59,7 +59,11 @@ impl Loads {
     /// Loads `hash` for a verification that `began` so, joining a load that is under way already. Such a
     /// load may have been sent before something that this verification must know; then it is repeated,
     /// once (R10).
-    pub(crate) async fn load(&self, hash: KeyHash, began: Reading) -> Result<Arc<Entry>, LoadError> {
+    pub(crate) async fn load(
+        &self,
+        hash: KeyHash,
+        began: VerificationStart,
+    ) -> Result<Arc<Entry>, LoadError> {
         for _ in 0..2 {
             let settled = self.join(hash)?.await_landing().await?;
             if let Some(entry) = settled.answer(&self.shared.knowledge, began, clock::lease_now()) {
@@ -158,13 +162,13 @@ impl Shared {
         let Loaded { lookup: Lookup { as_of, record, .. }, source, read_at } = loaded;
         let mut effects = Vec::new();
         let answer = LoadAnswer { hash, source, as_of, read_at, sent_at };
-        let new_entry = |record, stamp| self.cache.new_entry(record, stamp, sent_at);
+        let new_entry = |record, validity| self.cache.new_entry(record, validity, sent_at);
         let settled = LoadedEntry::new(&self.knowledge, answer, record, &mut effects, new_entry)
             .insert(&*self.cache)
             .settle(&self.knowledge, &*self.cache);
         for effect in &effects {
-            if let Effect::Widened(widened) = effect {
-                self.metrics.floors_merged(widened.floors());
+            if let Effect::FloorsMerged(merged) = effect {
+                self.metrics.floors_merged(merged.floors());
             }
         }
         if !settled.is_admitted() {

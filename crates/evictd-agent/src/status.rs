@@ -8,7 +8,7 @@ use evictd_core::follower::Via;
 use evictd_core::ids::Identity;
 use evictd_core::invalidation::{Invalidation, Scope};
 use evictd_core::position::LogPosition;
-use evictd_core::receipts::Sighting;
+use evictd_core::receipts::ApplyReport;
 use evictd_ops::clock;
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -53,7 +53,7 @@ struct RecentSight {
 }
 
 impl Recent {
-    pub(crate) fn push(&self, invalidation: &Invalidation, via: Via, sighting: Option<&Sighting>) {
+    pub(crate) fn push(&self, invalidation: &Invalidation, via: Via, apply_report: Option<&ApplyReport>) {
         let id = match &invalidation.scope {
             Scope::Key { key_id, .. } => key_id.as_ref().map(ToString::to_string),
             Scope::Api(api) => Some(api.to_string()),
@@ -70,7 +70,7 @@ impl Recent {
                 Via::Replay => "replay",
             },
             committed_at_us: invalidation.committed_at.0,
-            seen: sighting.map(|Sighting { lag, exposure, .. }| RecentSight {
+            seen: apply_report.map(|ApplyReport { lag, exposure, .. }| RecentSight {
                 lag_ms: millis(lag.middle()),
                 lag_low_ms: millis(lag.low),
                 lag_high_ms: millis(lag.high),
@@ -132,7 +132,7 @@ fn millis(duration: Duration) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use evictd_core::receipts::{Exposure, Span};
+    use evictd_core::receipts::{DurationRange, Exposure};
 
     use super::*;
     use crate::fixture::{at, row};
@@ -141,10 +141,11 @@ mod tests {
     fn a_recent_change_shows_its_lag_as_an_interval_and_its_exposure() {
         let recent = Recent::default();
         let row = row(at(7), Scope::All);
-        let span = |low, high| Span { low: Duration::from_millis(low), high: Duration::from_millis(high) };
+        let span =
+            |low, high| DurationRange { low: Duration::from_millis(low), high: Duration::from_millis(high) };
         let exposure = Exposure { last_after: Duration::from_millis(19) };
         recent.push(&row, Via::Live, None);
-        recent.push(&row, Via::Live, Some(&Sighting { position: at(7), lag: span(10, 20), exposure }));
+        recent.push(&row, Via::Live, Some(&ApplyReport { position: at(7), lag: span(10, 20), exposure }));
         let shown = serde_json::to_value(&*recent.0.lock()).unwrap();
         assert_eq!(shown[0].get("lagMs"), None, "the store's clock was not known yet");
         assert_eq!(shown[0]["position"], 7);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use evictd_core::ids::KeyHash;
 use evictd_core::record::KeyRecord;
 use evictd_core::roster::PartitionPolicy;
-use evictd_core::serving::{HitVerdict, Reading};
+use evictd_core::serving::{HitVerdict, VerificationStart};
 use evictd_core::time::StoreTime;
 
 use crate::cache::{Cache, Entry};
@@ -61,11 +61,11 @@ impl Verifier {
         }
     }
 
-    fn cached(&self, hash: &KeyHash, reading: Reading) -> Option<Arc<Entry>> {
+    fn cached(&self, hash: &KeyHash, reading: VerificationStart) -> Option<Arc<Entry>> {
         let candidate = reading.find(&self.knowledge, &*self.cache, hash)?;
         match candidate.judge(&self.knowledge) {
             HitVerdict::Servable(hit) => Some(hit.answer(&self.knowledge)),
-            HitVerdict::OutOfTime { .. } | HitVerdict::Void => None,
+            HitVerdict::Stale { .. } | HitVerdict::Void => None,
         }
     }
 
@@ -76,12 +76,12 @@ impl Verifier {
         let (hit, stale) = match candidate.judge(&self.knowledge) {
             // A publisher vouched for it while none answered.
             HitVerdict::Servable(hit) => (hit, None),
-            HitVerdict::OutOfTime { hit, unproven_for }
+            HitVerdict::Stale { hit, unproven_for }
                 if self.policies.of(&hit.entry().record) == PartitionPolicy::ServeStale =>
             {
                 (hit, Some(unproven_for))
             }
-            HitVerdict::OutOfTime { .. } | HitVerdict::Void => return None,
+            HitVerdict::Stale { .. } | HitVerdict::Void => return None,
         };
         Some(Found { entry: hit.answer(&self.knowledge), stale })
     }

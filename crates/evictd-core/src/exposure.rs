@@ -2,12 +2,12 @@
 //!
 //! Every entry has the time of its last answer ([`Answers`]). When a change is applied, the entry that it evicts
 //! gives that time. But what was answered from may be gone by then: replaced by a load, pushed out by others,
-//! flushed. So whatever leaves the cache hands its time on ([`ExposureLog::remember`]), until a proof shows that
+//! flushed. So whatever leaves the cache hands its time on ([`ExposureLog::record_evicted`]), until a proof shows that
 //! every change of before that time has been applied here. Of an API or a workspace, whose entries aren't looked at
 //! one by one, a [`Ring`] has the times; entries hold it like their floors, so a hit looks nothing up and writes
 //! a few words of memory.
 //!
-//! Told is an upper estimate, never less than what was answered ([`AnswersAfter::surely`] alone is a lower one).
+//! Told is an upper estimate, never less than what was answered ([`AnswersAfter::at_least`] alone is a lower one).
 //! Memory is bounded: where single keys are too many to remember, or all are flushed, the last answer of any
 //! stands in for that of each. What is missed are answers that are on their way in the very moment of the
 //! application or of a flush, and what a flush covers, since no change below its position is looked at any more.
@@ -19,7 +19,7 @@ use std::time::Duration;
 use crate::ids::{ApiId, KeyHash, WorkspaceId};
 use crate::invalidation::Scope;
 use crate::limits::PAST_ANSWERS_MAX;
-use crate::offset::Commit;
+use crate::offset::CommitWindow;
 use crate::position::LogPosition;
 use crate::protection::Protection;
 use crate::record::Record;
@@ -82,24 +82,24 @@ pub struct AnswersAfter {
     /// At most; zero if there was none.
     pub at_most: Duration,
     /// At least, of what is known to be this change's.
-    pub surely: Duration,
+    pub at_least: Duration,
 }
 
 impl AnswersAfter {
     /// The last answer was given in the tick that ends then; if that is known of this very key or scope.
-    fn of_tick(before: LeaseTime, commit: Commit, is_exact: bool) -> Self {
+    fn of_tick(before: LeaseTime, commit: CommitWindow, is_exact: bool) -> Self {
         let earliest = if is_exact { before.before(Duration::from_micros(TICK_US)) } else { LeaseTime(0) };
-        Self { at_most: before.since(commit.earliest), surely: earliest.since(commit.latest) }
+        Self { at_most: before.since(commit.earliest), at_least: earliest.since(commit.latest) }
     }
 
     fn max(self, other: Self) -> Self {
-        Self { at_most: self.at_most.max(other.at_most), surely: self.surely.max(other.surely) }
+        Self { at_most: self.at_most.max(other.at_most), at_least: self.at_least.max(other.at_least) }
     }
 }
 
 /// The answers of one second from states that were ahead of what was applied.
 #[derive(Debug)]
-struct Slot {
+struct RingSlot {
     /// Which second.
     second: AtomicU64,
     /// The oldest state that was answered from.
@@ -115,14 +115,14 @@ struct Ring {
     ahead: LastAnswer,
     /// That of its log.
     late: Arc<LastAnswer>,
-    slots: [Slot; SLOTS],
+    slots: [RingSlot; SLOTS],
     /// The end of the last slot that was written over.
     forgotten: AtomicU64,
 }
 
 impl Ring {
     fn new(late: Arc<LastAnswer>) -> Self {
-        let slot = |_| Slot { second: AtomicU64::new(0), oldest: AtomicU64::new(u64::MAX) };
+        let slot = |_| RingSlot { second: AtomicU64::new(0), oldest: AtomicU64::new(u64::MAX) };
         Self {
             applied: LastAnswer::new(),
             ahead: LastAnswer::new(),
@@ -161,7 +161,7 @@ impl Ring {
     }
 
     /// What was answered from before `position` since its commit.
-    fn exposure(&self, position: LogPosition, commit: Commit) -> AnswersAfter {
+    fn exposure(&self, position: LogPosition, commit: CommitWindow) -> AnswersAfter {
         let mut after = AnswersAfter::of_tick(self.applied.before(), commit, true);
         let last = self.ahead.before();
         for slot in &self.slots {
@@ -169,7 +169,7 @@ impl Ring {
             if slot.oldest.load(Ordering::Acquire) < position.to_bits() {
                 let ends = begins.after(Duration::from_micros(SLOT_US)).min(last);
                 let at_most = ends.since(commit.earliest);
-                after = after.max(AnswersAfter { at_most, surely: begins.since(commit.latest) });
+                after = after.max(AnswersAfter { at_most, at_least: begins.since(commit.latest) });
             }
         }
         let forgotten = LeaseTime(self.forgotten.load(Ordering::Acquire));
@@ -197,7 +197,7 @@ impl Answers {
 
 /// An entry that is gone, or several.
 #[derive(Clone, Copy, Debug)]
-struct Past {
+struct EvictedEntry {
     /// Of several, the oldest.
     as_of: LogPosition,
     /// Of several, the last.
@@ -208,7 +208,7 @@ struct Past {
 /// The answers from everything that is or was cached.
 #[derive(Debug)]
 pub struct ExposureLog {
-    kept: Mutex<Kept>,
+    kept: Mutex<ExposureState>,
     /// From entries that had left the cache: by verifications on their way, and by loads that weren't cached.
     late: Arc<LastAnswer>,
     /// Of what was not found, which belongs to nobody.
@@ -216,7 +216,7 @@ pub struct ExposureLog {
 }
 
 #[derive(Debug)]
-struct Kept {
+struct ExposureState {
     apis: HashMap<ApiId, (WorkspaceId, Arc<Ring>)>,
     /// Of root keys.
     workspaces: HashMap<WorkspaceId, Arc<Ring>>,
@@ -225,7 +225,7 @@ struct Kept {
     /// The last answer of rings that were dropped.
     dropped: LeaseTime,
     /// By key, the entries that are gone.
-    past: HashMap<KeyHash, Vec<Past>>,
+    past: HashMap<KeyHash, Vec<EvictedEntry>>,
     /// Until then, any key may have been answered from entries that are not in `past`.
     given_up: LeaseTime,
     proven_at: LeaseTime,
@@ -233,7 +233,7 @@ struct Kept {
 
 impl Default for ExposureLog {
     fn default() -> Self {
-        let kept = Kept {
+        let kept = ExposureState {
             apis: HashMap::new(),
             workspaces: HashMap::new(),
             rings_full_at: RINGS_KEPT,
@@ -259,13 +259,13 @@ impl ExposureLog {
     }
 
     /// An entry as of `as_of` has left the cache, for whatever reason.
-    pub fn remember(&self, hash: &KeyHash, as_of: LogPosition, answers: &Answers) {
+    pub fn record_evicted(&self, hash: &KeyHash, as_of: LogPosition, answers: &Answers) {
         if !Protection::AnswersAreHandedOn.holds() {
             return;
         }
         // Answers that are given from it all the same are late.
         if let Some(before) = answers.last.close() {
-            self.kept.lock().remember(hash, Past { as_of, before, is_exact: true });
+            self.kept.lock().record_evicted(hash, EvictedEntry { as_of, before, is_exact: true });
         }
     }
 
@@ -291,7 +291,7 @@ impl ExposureLog {
         &self,
         scope: &Scope,
         position: LogPosition,
-        commit: Commit,
+        commit: CommitWindow,
         evicted: Option<(&Answers, LogPosition)>,
     ) -> AnswersAfter {
         let kept = self.kept.lock();
@@ -299,7 +299,7 @@ impl ExposureLog {
             Scope::Key { hash, .. } => {
                 let evicted = evicted.map(|(answers, as_of)| {
                     let before = answers.last.before();
-                    Past { as_of, before, is_exact: true }
+                    EvictedEntry { as_of, before, is_exact: true }
                 });
                 let past = kept.past.get(hash).into_iter().flatten().copied();
                 // An entry that was loaded since the commit has the change in it.
@@ -323,7 +323,7 @@ impl ExposureLog {
     }
 }
 
-impl Kept {
+impl ExposureState {
     fn of_api(&mut self, api: &ApiId, workspace: &WorkspaceId, late: &Arc<LastAnswer>) -> Arc<Ring> {
         self.make_room_for_rings();
         let new = || (workspace.clone(), Arc::new(Ring::new(late.clone())));
@@ -360,7 +360,7 @@ impl Kept {
         of_api: impl Fn(&WorkspaceId, &ApiId) -> bool,
         of_workspace: impl Fn(&WorkspaceId) -> bool,
         position: LogPosition,
-        commit: Commit,
+        commit: CommitWindow,
     ) -> AnswersAfter {
         let apis = self.apis.iter().filter(|(api, (owner, _))| of_api(owner, api)).map(|(_, (_, ring))| ring);
         let workspaces =
@@ -370,7 +370,7 @@ impl Kept {
         rings.fold(dropped, AnswersAfter::max)
     }
 
-    fn remember(&mut self, hash: &KeyHash, new: Past) {
+    fn record_evicted(&mut self, hash: &KeyHash, new: EvictedEntry) {
         if new.before <= self.proven_at {
             return;
         }
@@ -385,7 +385,7 @@ impl Kept {
         if past.len() < PAST_OF_A_KEY {
             past.push(new);
         } else if let Some(last) = past.last_mut() {
-            *last = Past {
+            *last = EvictedEntry {
                 as_of: last.as_of.min(new.as_of),
                 before: last.before.max(new.before),
                 is_exact: false,

@@ -76,7 +76,7 @@ impl Default for FloorLimits {
 
 /// What had to be forgotten to stay within the limits; each is safe, and costs reloads.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Widened {
+pub enum FloorsMerged {
     /// The floors of one API's keys became the API's floor.
     Api {
         /// Which.
@@ -91,7 +91,7 @@ pub enum Widened {
     },
 }
 
-impl Widened {
+impl FloorsMerged {
     /// How many floors were given up.
     pub fn floors(&self) -> usize {
         match self {
@@ -147,7 +147,7 @@ impl Floors {
     }
 
     /// Applies one invalidation: from now on nothing older than `position` in `scope` is served.
-    pub fn raise(&mut self, scope: &Scope, position: LogPosition) -> Option<Widened> {
+    pub fn raise(&mut self, scope: &Scope, position: LogPosition) -> Option<FloorsMerged> {
         match scope {
             Scope::Key { hash, api_id, .. } => {
                 let floor =
@@ -178,7 +178,7 @@ impl Floors {
 
     /// The shared floors that an entry for `record` depends on, and what had to be forgotten to make
     /// room for them.
-    pub fn anchors(&mut self, record: &Record) -> (Anchors, Option<Widened>) {
+    pub fn anchors(&mut self, record: &Record) -> (Anchors, Option<FloorsMerged>) {
         let anchors = match record {
             Record::Absent => Anchors { api: self.absent.clone(), workspace: self.absent.clone() },
             Record::Key(key) => Anchors {
@@ -201,7 +201,7 @@ impl Floors {
     }
 
     fn raise_horizon(&self, position: LogPosition) {
-        if Protection::ForgottenFloorsLiveOn.holds() {
+        if Protection::DroppedFloorsLiveOn.holds() {
             self.horizon.raise(position);
         }
     }
@@ -210,14 +210,14 @@ impl Floors {
         self.scopes.entry(id).or_insert_with(|| Arc::new(FloorCell::new(LogPosition::ZERO))).clone()
     }
 
-    fn raise_scope(&mut self, id: ScopeId, position: LogPosition) -> Option<Widened> {
+    fn raise_scope(&mut self, id: ScopeId, position: LogPosition) -> Option<FloorsMerged> {
         self.cell(id).raise(position);
         self.make_room_for_scopes()
     }
 
     /// Merges the floors of the API that has most of them into that API's floor. When no API stands
     /// out, merging would free too little for its cost, and the older half goes into the horizon.
-    fn merge_keys(&mut self) -> Widened {
+    fn merge_keys(&mut self) -> FloorsMerged {
         let mut counts: HashMap<&ApiId, usize> = HashMap::new();
         for api in self.keys.values().filter_map(|floor| floor.api.as_ref()) {
             *counts.entry(api).or_default() += 1;
@@ -234,18 +234,18 @@ impl Floors {
                     }
                     !merge
                 });
-                if Protection::ForgottenFloorsLiveOn.holds() {
+                if Protection::DroppedFloorsLiveOn.holds() {
                     self.cell(ScopeId::Api(api.clone())).raise(highest);
                     // "Not found" has no API and was covered by the floors that just went.
                     self.absent.raise(highest);
                 }
-                Widened::Api { api, merged }
+                FloorsMerged::Api { api, merged }
             }
             _ => self.drop_older_keys(),
         }
     }
 
-    fn drop_older_keys(&mut self) -> Widened {
+    fn drop_older_keys(&mut self) -> FloorsMerged {
         let mut positions: Vec<_> = self.keys.values().map(|floor| floor.position).collect();
         let middle = positions.len() / 2;
         let (_, median, _) = positions.select_nth_unstable(middle);
@@ -253,13 +253,13 @@ impl Floors {
         let before = self.keys.len();
         self.keys.retain(|_, floor| floor.position > horizon);
         self.raise_horizon(horizon);
-        Widened::Horizon { dropped: before - self.keys.len() }
+        FloorsMerged::Horizon { dropped: before - self.keys.len() }
     }
 
     /// Drops cells that no entry holds: first those that the horizon covers anyway, then all, the
     /// horizon rising in their place. Cells that are still held stay, unless even they are too many:
     /// then everything starts over.
-    fn make_room_for_scopes(&mut self) -> Option<Widened> {
+    fn make_room_for_scopes(&mut self) -> Option<FloorsMerged> {
         if self.scopes.len() <= self.limits.scopes {
             return None;
         }
@@ -283,7 +283,7 @@ impl Floors {
             self.raise_horizon(above_all);
             self.drop_scopes(|_| false);
         }
-        Some(Widened::Horizon { dropped: before - self.scopes.len() })
+        Some(FloorsMerged::Horizon { dropped: before - self.scopes.len() })
     }
 
     /// Forgets cells. Entries that still hold a forgotten one would miss its later rises, so the cell
@@ -367,7 +367,7 @@ mod tests {
         for n in 0..20 {
             widened = widened.or(floors.raise(&key_scope(n, "api_big"), at(10 + u64::from(n))));
         }
-        assert_eq!(widened, Some(Widened::Api { api: ApiId::new("api_big"), merged: 20 }));
+        assert_eq!(widened, Some(FloorsMerged::Api { api: ApiId::new("api_big"), merged: 20 }));
         assert_eq!(floor(&mut floors, 0, &record("api_big")), at(29));
         assert_eq!(floor(&mut floors, 200, &record("api_small")), at(1));
         assert_eq!(floor(&mut floors, 0, &Record::Absent), at(29), "a cached `not found` lost its key floor");

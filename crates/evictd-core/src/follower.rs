@@ -8,8 +8,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use crate::allegiance::{Allegiance, AnswerSource, FeedSource};
-use crate::floors::{Anchors, FloorLimits, Floors, Widened};
+use crate::floors::{Anchors, FloorLimits, Floors, FloorsMerged};
+use crate::followed_history::{AnswerSource, FeedSource, FollowedHistory};
 use crate::history::{LogToken, Provenance, StoreId, Voucher};
 use crate::ids::KeyHash;
 use crate::invalidation::{Invalidation, Scope};
@@ -113,7 +113,7 @@ pub enum Effect {
         via: Via,
     },
     /// Floors were merged to stay within the limits.
-    Widened(Widened),
+    FloorsMerged(FloorsMerged),
     /// Forget everything that is cached.
     Flush(FlushReason),
     /// `applied` or the head moved: publish them.
@@ -176,7 +176,7 @@ pub enum LoadSource {
 
 /// The answer to a replay, as decoded.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum ReplayAnswer {
+pub enum ReplayOutcome {
     /// The rows from the first position asked for on, dense.
     Rows(Vec<Invalidation>),
     /// The range can't be covered: start over at `head`.
@@ -187,7 +187,7 @@ pub enum ReplayAnswer {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Probe {
+struct OpenProbe {
     nonce: u64,
     sent_at: LeaseTime,
     /// What it proved to have seen.
@@ -195,7 +195,7 @@ struct Probe {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Repair {
+struct OpenReplay {
     nonce: u64,
     sent_at: LeaseTime,
     epoch: u32,
@@ -215,7 +215,7 @@ struct Hole {
 #[derive(Debug)]
 pub struct Follower {
     config: FollowerConfig,
-    allegiance: Allegiance,
+    followed_history: FollowedHistory,
     /// Of what was received of the history that is followed: which token belongs to which position.
     tokens: BTreeMap<LogPosition, LogToken>,
     floors: Floors,
@@ -226,8 +226,8 @@ pub struct Follower {
     pending: BTreeMap<LogPosition, bool>,
     hole: Option<Hole>,
     /// Replays asked for and not answered, oldest first; empty unless there is a hole.
-    repairs: VecDeque<Repair>,
-    probes: VecDeque<Probe>,
+    repairs: VecDeque<OpenReplay>,
+    probes: VecDeque<OpenProbe>,
     probe_due: LeaseTime,
     unanswered: u32,
     /// Answers whose head `applied` hasn't reached yet: (probe sent at, head).
@@ -242,7 +242,7 @@ impl Follower {
     pub fn new(config: FollowerConfig, nonce: u64) -> Self {
         Self {
             config,
-            allegiance: Allegiance::new(config.bound, config.home_store),
+            followed_history: FollowedHistory::new(config.bound, config.home_store),
             tokens: BTreeMap::new(),
             floors: Floors::new(config.floors),
             applied: None,
@@ -271,13 +271,13 @@ impl Follower {
 
     /// The history that this agent follows; `None` before the base is known.
     pub fn provenance(&self) -> Option<Provenance> {
-        self.allegiance.provenance()
+        self.followed_history.provenance()
     }
 
     /// Whether a record that was read as of `as_of` belongs to the history that this agent follows (R15).
     pub fn accepts(&self, source: LoadSource, as_of: LogPosition) -> bool {
         match source {
-            LoadSource::Authority(provenance) => self.allegiance.follows(provenance),
+            LoadSource::Authority(provenance) => self.followed_history.follows(provenance),
             LoadSource::Database(token) => {
                 self.shares_log(as_of, token) || !Protection::DatabasesShareTheLog.holds()
             }
@@ -317,7 +317,7 @@ impl Follower {
     /// The shared floors that an entry for `record` depends on.
     pub fn anchors(&mut self, record: &Record, effects: &mut Vec<Effect>) -> Anchors {
         let (anchors, widened) = self.floors.anchors(record);
-        effects.extend(widened.map(Effect::Widened));
+        effects.extend(widened.map(Effect::FloorsMerged));
         anchors
     }
 
@@ -374,7 +374,7 @@ impl Follower {
 
     /// A publisher said that its incarnation ended: another one of the same history may follow at once.
     pub fn on_end(&mut self, provenance: Provenance, now: LeaseTime) {
-        if self.allegiance.on_end(provenance) {
+        if self.followed_history.on_end(provenance) {
             self.probe_soon(now);
         }
     }
@@ -395,7 +395,7 @@ impl Follower {
             return Accepted::No;
         };
         let (voucher, head) = (head, head.milestone.at);
-        let source = self.allegiance.on_answer(voucher, now);
+        let source = self.followed_history.on_answer(voucher, now);
         if source == AnswerSource::Rival {
             effects.push(Effect::Rival(voucher.milestone.provenance));
             return Accepted::No;
@@ -435,7 +435,7 @@ impl Follower {
         &mut self,
         nonce: u64,
         provenance: Provenance,
-        answer: ReplayAnswer,
+        answer: ReplayOutcome,
         now: LeaseTime,
         effects: &mut Vec<Effect>,
     ) -> Accepted {
@@ -443,7 +443,7 @@ impl Follower {
         let Some(index) = asked.or_else(|| Self::unmatched(self.repairs.len())) else {
             return Accepted::No;
         };
-        if !self.allegiance.follows(provenance) {
+        if !self.followed_history.follows(provenance) {
             effects.push(Effect::Rival(provenance));
             return Accepted::No;
         }
@@ -455,17 +455,17 @@ impl Follower {
         self.repairs.clear();
         self.track(effects, |this, effects| match answer {
             // The rows are dense from what was the first missing one, so `applied` advances over them.
-            ReplayAnswer::Rows(rows) => {
+            ReplayOutcome::Rows(rows) => {
                 for row in rows {
                     this.apply(row, Via::Replay, now, effects);
                 }
             }
             // There is nothing to be missed.
-            ReplayAnswer::Refused { head } if this.is_covered(head.milestone.at) => {
+            ReplayOutcome::Refused { head } if this.is_covered(head.milestone.at) => {
                 this.lower_head(head.milestone.at);
             }
-            ReplayAnswer::Refused { head } => {
-                this.allegiance.on_feed(&head, now);
+            ReplayOutcome::Refused { head } => {
+                this.followed_history.on_feed(&head, now);
                 this.note_token(&head);
                 let base = head.milestone.at.max(this.applied.unwrap_or(LogPosition::ZERO));
                 this.start_over(base, FlushReason::Refused, effects);
@@ -506,10 +506,10 @@ impl Follower {
         // What the live feed said may be a lie, which no publisher vouches for. So now and then only what is confirmed is
         // presented; that is enough for a proof, but not to change over.
         let seen = match self.unanswered % 4 {
-            0 | 1 => self.allegiance.voucher(),
-            _ => self.allegiance.confirmed(),
+            0 | 1 => self.followed_history.voucher(),
+            _ => self.followed_history.confirmed(),
         };
-        self.probes.push_back(Probe { nonce, sent_at: now, seen });
+        self.probes.push_back(OpenProbe { nonce, sent_at: now, seen });
         // Until an answer comes, the next try is a timeout away, and every other one goes to all.
         let all = self.unanswered % 2 == 1 && Protection::SecondTriesGoToAll.holds();
         self.unanswered += 1;
@@ -523,7 +523,7 @@ impl Follower {
             return;
         }
         if self.head.position().saturating_sub(applied.position()) > REPAIR_SPAN_MAX {
-            let confirmed = self.allegiance.confirmed().map_or(applied, |voucher| voucher.milestone.at);
+            let confirmed = self.followed_history.confirmed().map_or(applied, |voucher| voucher.milestone.at);
             if confirmed.position().saturating_sub(applied.position()) <= REPAIR_SPAN_MAX {
                 // So far only the live feed says so: everything cached is too much for a lie.
                 self.hole = Some(Hole { since: now.after(self.config.request_timeout), ..hole });
@@ -542,7 +542,7 @@ impl Follower {
         if self.repairs.len() == REPAIRS_OUTSTANDING_MAX {
             self.repairs.pop_front();
         }
-        self.repairs.push_back(Repair { nonce, sent_at: now, epoch, from, to, all });
+        self.repairs.push_back(OpenReplay { nonce, sent_at: now, epoch, from, to, all });
         effects.push(Effect::SendReplay { nonce, epoch, from, to, cause: hole.cause, all });
     }
 
@@ -552,7 +552,7 @@ impl Follower {
         if !self.is_of_epoch(position) {
             return;
         }
-        let first = self.is_news(position);
+        let first = self.is_new(position);
         if !first && !Protection::OldPositionsAreApplied.holds() {
             return;
         }
@@ -565,17 +565,17 @@ impl Follower {
                 self.pending.insert(position, awaited);
             }
         }
-        effects.extend(widened.map(Effect::Widened));
+        effects.extend(widened.map(Effect::FloorsMerged));
         self.raise_head(position, RepairCause::Gap, now);
     }
 
-    fn is_news(&self, position: LogPosition) -> bool {
+    fn is_new(&self, position: LogPosition) -> bool {
         self.applied.is_none_or(|applied| position > applied) && !self.pending.contains_key(&position)
     }
 
     /// Whether something of the live feed counts, and why not.
     fn receives(&mut self, voucher: &Voucher, now: LeaseTime, effects: &mut Vec<Effect>) -> bool {
-        match self.allegiance.on_feed(voucher, now) {
+        match self.followed_history.on_feed(voucher, now) {
             FeedSource::Own => self.note_token(voucher),
             FeedSource::Candidate => {
                 self.probe_soon(now);
@@ -599,7 +599,7 @@ impl Follower {
             }
             (AnswerSource::Successor, Some(applied)) => {
                 (head >= applied.max(self.head) || !Protection::OlderEpochsMoveNothing.holds())
-                    && (seen == self.allegiance.voucher()
+                    && (seen == self.followed_history.voucher()
                         || !Protection::SuccessorsKnowAllThatWasSeen.holds())
             }
             _ => true,
@@ -608,7 +608,7 @@ impl Follower {
 
     /// Follows the history of `head` from now on; with it as base if it is the first or of a later epoch.
     fn follow(&mut self, head: &Voucher, now: LeaseTime, effects: &mut Vec<Effect>) {
-        self.allegiance.follow(*head, now);
+        self.followed_history.follow(*head, now);
         // Both were asked of the history that is over.
         self.repairs.clear();
         self.unproven.clear();
@@ -625,7 +625,7 @@ impl Follower {
 
     /// Takes back what the live feed claimed, if the authority's answer shows that it was a lie.
     fn retract(&mut self, answer: &Voucher, asked_at: LeaseTime) {
-        if self.allegiance.retract(answer, asked_at) {
+        if self.followed_history.retract(answer, asked_at) {
             self.lower_head(answer.milestone.at);
             self.tokens.retain(|at, _| *at <= answer.milestone.at);
         }
@@ -651,7 +651,7 @@ impl Follower {
 
     /// Asks for a proof now, unless that was just done.
     fn probe_soon(&mut self, now: LeaseTime) {
-        let asked = |probe: &Probe| now.since(probe.sent_at) < self.config.request_timeout;
+        let asked = |probe: &OpenProbe| now.since(probe.sent_at) < self.config.request_timeout;
         if !self.probes.back().is_some_and(asked) {
             self.probe_due = self.probe_due.min(now);
         }
@@ -761,9 +761,9 @@ impl Follower {
 }
 
 /// Absent never means nothing: rows count only when they are exactly the first ones asked for, dense.
-fn answer_covers(repair: &Repair, answer: &ReplayAnswer) -> bool {
+fn answer_covers(repair: &OpenReplay, answer: &ReplayOutcome) -> bool {
     match answer {
-        ReplayAnswer::Rows(rows) => {
+        ReplayOutcome::Rows(rows) => {
             let asked = LogPosition::new(repair.epoch, repair.from).into_iter();
             !rows.is_empty()
                 && rows.len() as u64 <= repair.to - repair.from + 1
@@ -772,12 +772,12 @@ fn answer_covers(repair: &Repair, answer: &ReplayAnswer) -> bool {
                     .zip(rows)
                     .all(|(expected, row)| row.position == expected)
         }
-        ReplayAnswer::Refused { .. } => true,
+        ReplayOutcome::Refused { .. } => true,
     }
 }
 
 /// Whether cached entries below the scope are removed one by one (a key) or die by their floor.
-pub fn evicts_one(scope: &Scope) -> Option<&KeyHash> {
+pub fn evicted_key(scope: &Scope) -> Option<&KeyHash> {
     match scope {
         Scope::Key { hash, .. } => Some(hash),
         Scope::Api(_) | Scope::Workspace(_) | Scope::All => None,

@@ -108,10 +108,10 @@ pub fn answers(as_of: LogPosition, floor: LogPosition, joined: LogPosition) -> b
 ///
 /// Later ones may join it only while a lease runs: receipts don't wait for an agent without one, so what was
 /// read before the verification began may be older than what they already say everywhere.
-pub fn may_join(bound: Bound, sent_at: LeaseTime, began_at: LeaseTime, proven_at: LeaseTime) -> bool {
+pub fn may_share(bound: Bound, sent_at: LeaseTime, began_at: LeaseTime, proven_at: LeaseTime) -> bool {
     sent_at >= began_at
         || !bound.remaining(began_at, proven_at).is_zero()
-        || !Protection::LoadsAreJoinedUnderALease.holds()
+        || !Protection::LoadsAreSharedUnderALease.holds()
 }
 
 #[cfg(test)]
@@ -147,7 +147,12 @@ mod tests {
     #[test]
     fn without_a_lease_a_load_is_only_for_those_who_waited_when_it_was_sent() {
         let joins = |sent, began, proven| {
-            may_join(bound(), LeaseTime(sent * SECOND), LeaseTime(began * SECOND), LeaseTime(proven * SECOND))
+            may_share(
+                bound(),
+                LeaseTime(sent * SECOND),
+                LeaseTime(began * SECOND),
+                LeaseTime(proven * SECOND),
+            )
         };
         assert!(joins(100, 101, 90), "a lease runs");
         assert!(!joins(100, 101, 0), "nobody waits for this agent's word");

@@ -14,7 +14,7 @@
 //! * [`floors`]: what an agent remembers of invalidations (R6).
 //! * [`lease`]: until when a cached answer may be given (R8).
 //! * [`entry`]: the two together, for one cached record (R9).
-//! * [`allegiance`]: which history an agent follows (R15).
+//! * [`followed_history`]: which history an agent follows (R15).
 //! * [`follower`]: the agent's side of the protocol: gaps, repair, probes, proof (R5, R7).
 //! * [`service`]: whether a publisher may vouch for its store (R15).
 //! * [`serving`]: what the agent's threads share, and the steps of a hit, a load and an invalidation (R9, R10).
@@ -29,12 +29,12 @@
 //!
 //! The rule numbers are those of ARCHITECTURE.md.
 
-pub mod allegiance;
 pub mod authority;
 pub mod entry;
 pub mod epochs;
 pub mod exposure;
 pub mod floors;
+pub mod followed_history;
 pub mod follower;
 pub mod history;
 pub mod ids;

@@ -17,7 +17,7 @@ pub const EPOCHS_PER_TIMELINE: u32 = 256;
 pub const PROBES_WAITING_PER_AGENT_MAX: usize = 4;
 
 /// Processes under one agent's name that may hold leases at once: one, and those that a restart leaves behind.
-pub const NAMESAKES_MAX: usize = 8;
+pub const DUPLICATE_INSTANCES_MAX: usize = 8;
 
 /// Longest id (key, API, workspace, region, agent) in bytes. Unkey's requests allow 255.
 pub const ID_BYTES_MAX: usize = 255;
@@ -69,13 +69,13 @@ pub const PAST_ANSWERS_MAX: usize = 65_536;
 pub const SCOPE_FLOORS_MAX: usize = 65_536;
 
 /// Most changes that an announcement tells something about.
-pub const SIGHTINGS_MAX: usize = 64;
+pub const APPLY_REPORTS_MAX: usize = 64;
 
-/// Changes of one agent whose sighting a publisher remembers to have counted. Each is told three times.
-pub const SIGHTINGS_REMEMBERED_MAX: usize = 4 * SIGHTINGS_MAX;
+/// Changes of one agent whose apply report a publisher remembers to have counted. Each is told three times.
+pub const COUNTED_REPORTS_MAX: usize = 4 * APPLY_REPORTS_MAX;
 
-/// Changes whose sightings a publisher keeps before it has tracked the change itself.
-pub const EARLY_SIGHTINGS_MAX: usize = 256;
+/// Changes whose apply reports a publisher keeps before it has tracked the change itself.
+pub const EARLY_REPORTS_MAX: usize = 256;
 
 /// Most names of agents that didn't confirm that a receipt keeps for each region; it counts the others.
 pub const RECEIPT_NAMES_MAX: usize = 20;

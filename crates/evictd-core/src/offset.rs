@@ -11,14 +11,14 @@
 //! be seen, and is off by no more than that.
 //!
 //! It informs. No correctness depends on it, but one direction: a key that ends by itself ends early rather
-//! than late ([`Offset::home_high`]).
+//! than late ([`ClockOffset::home_high`]).
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::limits::PROBES_OUTSTANDING_MAX;
 use crate::position::LogPosition;
-use crate::receipts::Span;
+use crate::receipts::DurationRange;
 use crate::time::{LeaseTime, StoreTime};
 
 /// The answer to a probe, as far as it tells the time.
@@ -38,23 +38,23 @@ pub struct Measurement {
 
 /// When a change was committed, on this machine's lease clock.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Commit {
+pub struct CommitWindow {
     /// Not earlier.
     pub earliest: LeaseTime,
     /// Not later.
     pub latest: LeaseTime,
 }
 
-impl Commit {
+impl CommitWindow {
     /// How long ago that was.
-    pub fn age(&self, now: LeaseTime) -> Span {
-        Span { low: now.since(self.latest), high: now.since(self.earliest) }
+    pub fn age(&self, now: LeaseTime) -> DurationRange {
+        DurationRange { low: now.since(self.latest), high: now.since(self.earliest) }
     }
 }
 
 /// The store's clock less this machine's lease clock, in microseconds.
 #[derive(Clone, Copy, Debug)]
-struct Interval {
+struct OffsetInterval {
     low: i64,
     high: i64,
     measured_at: LeaseTime,
@@ -62,13 +62,13 @@ struct Interval {
 
 /// What probes have told of the store's clock.
 #[derive(Clone, Default, Debug)]
-pub struct Offset {
-    interval: Option<Interval>,
+pub struct ClockOffset {
+    interval: Option<OffsetInterval>,
     /// When probes were sent, and the heads that answered them; rising.
     heads: VecDeque<(LeaseTime, LogPosition)>,
 }
 
-impl Offset {
+impl ClockOffset {
     /// By how much two clocks may drift apart between two probes, at least;
     pub const DRIFT: Duration = Duration::from_micros(500);
     /// and over longer times by one part in so many (100 ppm).
@@ -84,8 +84,9 @@ impl Offset {
         self.heads.push_back((sent_at, head));
         let travelled = received_at.since(sent_at).saturating_sub(held);
         let low = store_time.0.saturating_sub(signed(received_at));
-        let new = Interval { low, high: low.saturating_add(micros(travelled)), measured_at: received_at };
-        let met = self.at(received_at).map(|old| Interval {
+        let new =
+            OffsetInterval { low, high: low.saturating_add(micros(travelled)), measured_at: received_at };
+        let met = self.at(received_at).map(|old| OffsetInterval {
             low: old.low.max(new.low),
             high: old.high.min(new.high),
             measured_at: received_at,
@@ -113,7 +114,7 @@ impl Offset {
         position: LogPosition,
         committed_at: StoreTime,
         now: LeaseTime,
-    ) -> Option<Commit> {
+    ) -> Option<CommitWindow> {
         let interval = self.at(now)?;
         // The last probe that didn't know of it yet. Without one, only the clocks can tell.
         let unknown_at =
@@ -122,22 +123,22 @@ impl Offset {
         let earliest = unsigned(committed_at.0.saturating_sub(interval.high)).max(after);
         let latest = unsigned(committed_at.0.saturating_sub(interval.low)).min(now);
         Some(if earliest <= latest {
-            Commit { earliest, latest }
+            CommitWindow { earliest, latest }
         } else {
-            Commit { earliest: after, latest: now }
+            CommitWindow { earliest: after, latest: now }
         })
     }
 
     /// The interval, widened by what the clocks may have drifted since.
-    fn at(&self, now: LeaseTime) -> Option<Interval> {
+    fn at(&self, now: LeaseTime) -> Option<OffsetInterval> {
         let interval = self.interval?;
         let drift = micros((now.since(interval.measured_at) / Self::DRIFT_PART).max(Self::DRIFT));
         let (low, high) = (interval.low.saturating_sub(drift), interval.high.saturating_add(drift));
-        Some(Interval { low, high, ..interval })
+        Some(OffsetInterval { low, high, ..interval })
     }
 }
 
-impl Span {
+impl DurationRange {
     /// Its middle: the best guess.
     pub fn middle(&self) -> Duration {
         self.low + self.high.saturating_sub(self.low) / 2
@@ -176,12 +177,12 @@ mod tests {
         now: u64,
         offset: i64,
         head: u64,
-        estimate: Offset,
+        estimate: ClockOffset,
     }
 
     impl World {
         fn new(offset: i64) -> Self {
-            Self { now: START, offset, head: 1, estimate: Offset::default() }
+            Self { now: START, offset, head: 1, estimate: ClockOffset::default() }
         }
 
         fn store_time(&self) -> StoreTime {
@@ -200,7 +201,7 @@ mod tests {
         }
 
         /// Commits a change that arrives after `lag`; returns what is said of its lag.
-        fn change(&mut self, lag: u64) -> Span {
+        fn change(&mut self, lag: u64) -> DurationRange {
             self.head += 1;
             let committed_at = self.store_time();
             self.now += lag;
@@ -209,13 +210,13 @@ mod tests {
         }
     }
 
-    fn holds(span: Span, lag: u64) -> bool {
+    fn holds(span: DurationRange, lag: u64) -> bool {
         (span.low..=span.high).contains(&Duration::from_micros(lag))
     }
 
     #[test]
     fn before_the_first_probe_nothing_is_known() {
-        let offset = Offset::default();
+        let offset = ClockOffset::default();
         assert_eq!(offset.bounds(LeaseTime(START)), None);
         assert_eq!(offset.home_high(LeaseTime(START)), None);
         assert_eq!(offset.commit_of(at(1), StoreTime(0), LeaseTime(START)), None);
@@ -226,7 +227,7 @@ mod tests {
         let mut world = World::new(5 * HOUR);
         world.probe(100, 250_000, 300);
         let span = world.change(20_000);
-        assert_eq!(span.high, span.low + Duration::from_micros(400) + Offset::DRIFT * 2);
+        assert_eq!(span.high, span.low + Duration::from_micros(400) + ClockOffset::DRIFT * 2);
         assert!(holds(span, 20_000), "{span:?}");
         assert!((19_000..21_000).contains(&span.middle().as_micros()), "{span:?}");
     }
@@ -291,7 +292,7 @@ mod tests {
     fn times_out_of_this_world_are_survived() {
         for micros in [i64::MIN, -1, 0, i64::MAX] {
             for time in [0, u64::MAX] {
-                let mut offset = Offset::default();
+                let mut offset = ClockOffset::default();
                 let (sent_at, received_at) = (LeaseTime(0), LeaseTime(time));
                 let (held, head) = (Duration::MAX, at(1));
                 for store_time in [StoreTime(micros), StoreTime(0)] {

@@ -26,7 +26,7 @@ pub enum Protection {
     /// R2: a newer epoch makes everything forgotten.
     NewerEpochsFlush,
     /// R6: when floors are forgotten, something wider rises in their place.
-    ForgottenFloorsLiveOn,
+    DroppedFloorsLiveOn,
     /// R6, R9: each hit meets the floors.
     HitsMeetFloors,
     /// R7: a proof counts once its head is applied.
@@ -50,17 +50,17 @@ pub enum Protection {
     /// R9: a verification reads the proof before what was applied.
     ProofsPrecedeApplied,
     /// R6: a hit lifts its entry to what was applied before it read the floors, not after.
-    LiftsRestOnTheReading,
+    AdvancesRestOnTheReading,
     /// R10: a load is cached only if it meets the floors after its insertion.
     LoadsMeetFloors,
     /// R10: a load answers only those who may have it.
     AnswersMeetWhatWasApplied,
     /// R10: without a lease, a load answers only those who waited when it was sent.
-    LoadsAreJoinedUnderALease,
+    LoadsAreSharedUnderALease,
     /// R12: a receipt is final early only when everybody has confirmed.
     ReceiptsWaitForAll,
     /// R12: what isn't confirmed is fenced when the bound has passed, not earlier.
-    FencesWaitForTheBound,
+    ReceiptsWaitForTheBound,
     /// G5: what leaves the cache hands on when it was last answered from.
     AnswersAreHandedOn,
     /// R11: when the store went back, the roster counts as incomplete for a bound.
@@ -105,7 +105,7 @@ impl Protection {
             | Self::NewerEpochsFlush => Rule::R2,
             Self::SchemaChangesBeginAnEpoch => Rule::R3,
             Self::OldPositionsAreApplied | Self::AppliedIsContiguous | Self::ReplaysAreComplete => Rule::R5,
-            Self::ForgottenFloorsLiveOn | Self::HitsMeetFloors | Self::LiftsRestOnTheReading => Rule::R6,
+            Self::DroppedFloorsLiveOn | Self::HitsMeetFloors | Self::AdvancesRestOnTheReading => Rule::R6,
             Self::ProofsWaitForTheirHead | Self::ProofsDateFromTheQuestion => Rule::R7,
             Self::LeasesRunOut | Self::MarginsAreKept | Self::LookupsCarryTheFenceAge => Rule::R8,
             Self::EntriesAppearChecked
@@ -113,11 +113,11 @@ impl Protection {
             | Self::EvictionPrecedesApplied
             | Self::DeadlinePrecedesFloors
             | Self::ProofsPrecedeApplied => Rule::R9,
-            Self::LoadsMeetFloors | Self::AnswersMeetWhatWasApplied | Self::LoadsAreJoinedUnderALease => {
+            Self::LoadsMeetFloors | Self::AnswersMeetWhatWasApplied | Self::LoadsAreSharedUnderALease => {
                 Rule::R10
             }
             Self::AnswersAreHandedOn => Rule::G5,
-            Self::ReceiptsWaitForAll | Self::FencesWaitForTheBound => Rule::R12,
+            Self::ReceiptsWaitForAll | Self::ReceiptsWaitForTheBound => Rule::R12,
             Self::LostRostersAreDistrusted => Rule::R11,
             Self::AnswersMatchQuestions => Rule::R13,
             Self::SecondTriesGoToAll | Self::StalledPublishersKeepSilent => Rule::R14,

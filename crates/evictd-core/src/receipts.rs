@@ -1,13 +1,13 @@
 //! What is known of each change's way through the regions (R11, R12).
 //!
-//! A [`Book`] hears which agent processes there are, how far each has applied the log, and which changes
+//! A [`ReceiptTracker`] hears which agent processes there are, how far each has applied the log, and which changes
 //! were numbered. It ends the receipt of a change early when every process that could have served the key
 //! has confirmed; otherwise when the bound has passed since the change was seen: then G1 itself holds for
 //! it, whatever became of the others.
 //!
 //! Two things are the caller's duty. The roster must have been read after the change was committed, before
 //! the change is tracked: who is written there later starts at a base that covers it. And when a new epoch
-//! began, the open receipts must be looked up in the store again ([`Book::begin_epoch`]): the store may have
+//! began, the open receipts must be looked up in the store again ([`ReceiptTracker::begin_epoch`]): the store may have
 //! lost the change.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -15,22 +15,22 @@ use std::time::Duration;
 
 use crate::ids::{AgentName, Identity, InstanceId, Region, WorkspaceId};
 use crate::invalidation::Cause;
-use crate::limits::{EARLY_SIGHTINGS_MAX, RECEIPT_NAMES_MAX, SIGHTINGS_REMEMBERED_MAX};
+use crate::limits::{COUNTED_REPORTS_MAX, EARLY_REPORTS_MAX, RECEIPT_NAMES_MAX};
 use crate::position::LogPosition;
 use crate::protection::Protection;
 use crate::roster::{Instance, PartitionPolicy};
 use crate::service::Service;
 use crate::time::{LeaseTime, StoreTime};
 
-/// Tunables of a book.
+/// Tunables of a tracker.
 #[derive(Clone, Copy, Debug)]
-pub struct BookConfig {
+pub struct TrackerConfig {
     /// The longest bound that any agent may keep: after it a change is fenced. Whoever presents a longer one must
     /// get no lease.
     pub bound: Duration,
-    /// How long other publishers may hear a process before this book learns of it by the roster. A process is
+    /// How long other publishers may hear a process before this tracker learns of it by the roster. A process is
     /// forgotten when it was silent for so long and a bound: then whatever it may hold has run out.
-    pub heard_elsewhere: Duration,
+    pub roster_delay: Duration,
     /// Most receipts open at once. Over it the newest are dropped, and found again in the store.
     pub open_max: usize,
 }
@@ -80,7 +80,7 @@ const LIVE_WITHIN: Duration = Duration::from_secs(5);
 
 /// A span of time that is known up to an error: the truth lies within, both ends included.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Span {
+pub struct DurationRange {
     /// At least.
     pub low: Duration,
     /// At most.
@@ -96,11 +96,11 @@ pub struct Exposure {
 
 /// What an agent saw of one change, by its own clocks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Sighting {
+pub struct ApplyReport {
     /// Which change.
     pub position: LogPosition,
     /// From its commit to its application.
-    pub lag: Span,
+    pub lag: DurationRange,
     /// What was answered meanwhile.
     pub exposure: Exposure,
 }
@@ -113,7 +113,7 @@ pub enum RegionState {
     /// Everybody there who could have served the key has applied the change.
     Confirmed,
     /// Not everybody confirmed, and the bound has passed: nobody there answers from before the change.
-    Fenced,
+    Elapsed,
     /// Not everybody confirmed, and one who didn't serves stale records by policy.
     Unproven,
     /// A configured region in which no agent was heard of.
@@ -126,7 +126,7 @@ impl RegionState {
         match self {
             Self::Pending => "pending",
             Self::Confirmed => "confirmed",
-            Self::Fenced => "fenced",
+            Self::Elapsed => "fenced",
             Self::Unproven => "unproven",
             Self::Absent => "absent",
         }
@@ -149,7 +149,7 @@ pub struct RegionReceipt {
     /// How many haven't.
     pub missing_count: usize,
     /// The slowest agent's own measurement, as far as it arrived.
-    pub lag: Option<Span>,
+    pub lag: Option<DurationRange>,
     /// All agents' answers from the old state, as far as they told.
     pub exposure: Option<Exposure>,
     /// Names that several live processes bear.
@@ -174,7 +174,7 @@ pub struct Receipt {
 impl Receipt {
     /// The weakest of what the regions say; absent regions say nothing.
     pub fn state(&self) -> RegionState {
-        let weakest = [RegionState::Pending, RegionState::Unproven, RegionState::Fenced]
+        let weakest = [RegionState::Pending, RegionState::Unproven, RegionState::Elapsed]
             .into_iter()
             .find(|state| self.regions.iter().any(|region| region.state == *state));
         match weakest {
@@ -187,7 +187,7 @@ impl Receipt {
 
 /// What happened, for metrics and the store.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Event {
+pub enum ReceiptEvent {
     /// Every agent of the region has applied the deletion.
     Confirmed {
         /// Which region.
@@ -201,8 +201,8 @@ pub enum Event {
 
 /// All open receipts, and who they wait for.
 #[derive(Debug)]
-pub struct Book {
-    config: BookConfig,
+pub struct ReceiptTracker {
+    config: TrackerConfig,
     regions: BTreeMap<Region, Standings>,
     /// How many regions with agents have come exactly so far.
     reached: BTreeMap<LogPosition, usize>,
@@ -217,7 +217,7 @@ pub struct Book {
     tracked: u64,
     /// The highest position of them.
     newest: LogPosition,
-    /// Sightings of changes above: an agent may be quicker than the publisher itself.
+    /// Apply reports of changes above: an agent may be quicker than the publisher itself.
     early: BTreeMap<LogPosition, BTreeMap<Region, Seen>>,
     /// Before this, processes may serve that the roster has forgotten.
     roster_complete_from: LeaseTime,
@@ -228,7 +228,7 @@ pub struct Book {
     fences_from: LeaseTime,
     /// What was applied in an older one says nothing.
     epoch: u32,
-    events: Vec<Event>,
+    events: Vec<ReceiptEvent>,
 }
 
 /// Where the processes of one region stand.
@@ -242,7 +242,7 @@ struct Standings {
     history: VecDeque<Stood>,
     /// Open changes up to here have been confirmed.
     confirmed: LogPosition,
-    /// As of the last [`Book::poll`].
+    /// As of the last [`ReceiptTracker::poll`].
     duplicate_names: bool,
 }
 
@@ -265,7 +265,7 @@ struct Progress {
     /// When this publisher heard it first, and last.
     spoke: Option<(LeaseTime, LeaseTime)>,
     policy: PartitionPolicy,
-    /// Sightings that were counted already: each is told several times.
+    /// Apply reports that were counted already: each is told several times.
     sighted: VecDeque<LogPosition>,
 }
 
@@ -277,19 +277,19 @@ struct Open {
     first_seen: LeaseTime,
     /// How many changes had been tracked before.
     number: u64,
-    sightings: BTreeMap<Region, Seen>,
+    apply_reports: BTreeMap<Region, Seen>,
 }
 
 /// What a region's agents saw of one change.
 #[derive(Clone, Copy, Default, Debug)]
 struct Seen {
-    lag: Option<Span>,
+    lag: Option<DurationRange>,
     exposure: Option<Exposure>,
 }
 
-impl Book {
-    /// An empty book. Regions that are `configured` appear in receipts even without an agent.
-    pub fn new(config: BookConfig, configured: impl IntoIterator<Item = Region>) -> Self {
+impl ReceiptTracker {
+    /// An empty tracker. Regions that are `configured` appear in receipts even without an agent.
+    pub fn new(config: TrackerConfig, configured: impl IntoIterator<Item = Region>) -> Self {
         let regions = configured.into_iter().map(|region| (region, Standings::default())).collect();
         Self {
             config,
@@ -312,7 +312,7 @@ impl Book {
     }
 
     /// A process stands in the roster: from now on receipts wait for it.
-    pub fn registered(&mut self, Instance { identity, policy, .. }: &Instance, now: LeaseTime) {
+    pub fn register(&mut self, Instance { identity, policy, .. }: &Instance, now: LeaseTime) {
         if let Some(known) = self.instances.get_mut(identity) {
             (known.policy, known.heard_at) = (*policy, now);
             return;
@@ -327,11 +327,11 @@ impl Book {
 
     /// A process tells how far it has applied, and what it saw of some changes. One that the roster doesn't
     /// know holds no lease, and nobody waits for it.
-    pub fn applied(
+    pub fn record_applied(
         &mut self,
         identity: &Identity,
         applied: LogPosition,
-        sightings: &[Sighting],
+        apply_reports: &[ApplyReport],
         now: LeaseTime,
     ) {
         let Some(progress) = self.instances.get_mut(identity) else { return };
@@ -339,19 +339,19 @@ impl Book {
         if applied.epoch() < self.epoch {
             return;
         }
-        for sighting in sightings.iter().filter(|sighting| sighting.position <= applied) {
-            let position = sighting.position;
+        for apply_report in apply_reports.iter().filter(|apply_report| apply_report.position <= applied) {
+            let position = apply_report.position;
             let seen = match place_of(&self.open, position) {
-                Ok(place) if progress.is_first(position) => &mut self.open[place].sightings,
+                Ok(place) if progress.is_first(position) => &mut self.open[place].apply_reports,
                 Err(_) if position > self.newest && progress.is_first(position) => {
-                    if self.early.len() == EARLY_SIGHTINGS_MAX {
+                    if self.early.len() == EARLY_REPORTS_MAX {
                         self.early.pop_first();
                     }
                     self.early.entry(position).or_default()
                 }
                 _ => continue,
             };
-            seen.entry(identity.region.clone()).or_default().add(sighting);
+            seen.entry(identity.region.clone()).or_default().add(apply_report);
         }
         if self.held {
             return;
@@ -367,11 +367,11 @@ impl Book {
     }
 
     /// Keeps receipts to what their publisher knows of other publishers at `now`: to be called before anything is done to
-    /// the book at that time.
-    pub fn heed(&mut self, service: &Service, now: LeaseTime) {
-        self.hold(!service.may_settle(now));
-        if let Some(at) = service.regained_at() {
-            self.regained(at);
+    /// the tracker at that time.
+    pub fn apply_service(&mut self, service: &Service, now: LeaseTime) {
+        self.hold(!service.may_finalize(now));
+        if let Some(at) = service.exclusive_since() {
+            self.resume_at(at);
         }
     }
 
@@ -383,7 +383,7 @@ impl Book {
 
     /// This publisher serves again since `at`, after another may have taken its place. That one's leases last for a bound
     /// from then on, and its agents may be missing in the roster.
-    fn regained(&mut self, at: LeaseTime) {
+    fn resume_at(&mut self, at: LeaseTime) {
         self.fences_from = self.fences_from.max(at);
         self.distrust_roster(at.after(self.config.bound));
     }
@@ -394,14 +394,14 @@ impl Book {
     }
 
     /// A process was heard here.
-    pub fn heard(&mut self, identity: &Identity, now: LeaseTime) {
+    pub fn record_contact(&mut self, identity: &Identity, now: LeaseTime) {
         if let Some(progress) = self.instances.get_mut(identity) {
             progress.speak(now);
         }
     }
 
     /// A process told that it answers nothing any more.
-    pub fn left(&mut self, identity: &Identity, now: LeaseTime) {
+    pub fn mark_departed(&mut self, identity: &Identity, now: LeaseTime) {
         self.remove(identity);
         self.confirm(&identity.region, now);
     }
@@ -414,11 +414,11 @@ impl Book {
         let number = self.tracked;
         self.tracked += 1;
         self.newest = self.newest.max(position);
-        let sightings = self.early.remove(&position).unwrap_or_default();
+        let apply_reports = self.early.remove(&position).unwrap_or_default();
         // Whatever lies above was committed no earlier, so this one's bound ends no later than that one's. Thus what
         // is due first stands first.
         let first_seen = self.open.get(place).map_or(now, |next| now.min(next.first_seen));
-        let open = Open { change, since, measured, first_seen, number, sightings };
+        let open = Open { change, since, measured, first_seen, number, apply_reports };
         if position <= self.furthest {
             for (name, standings) in &mut self.regions {
                 if standings.reached().is_some_and(|reached| reached >= position) {
@@ -454,7 +454,7 @@ impl Book {
             self.instances.values_mut().for_each(|progress| progress.heard_at = now);
         }
         let silent = |progress: &Progress| now.since(progress.heard_at);
-        let run_out = self.config.bound + self.config.heard_elsewhere + SILENCE_SLACK;
+        let run_out = self.config.bound + self.config.roster_delay + SILENCE_SLACK;
         let is_gone = |progress: &Progress| match progress.policy {
             PartitionPolicy::Deny => silent(progress) >= run_out,
             // Nothing of it runs out by itself.
@@ -467,10 +467,10 @@ impl Book {
             .map(|(identity, _)| identity.clone())
             .collect();
         for identity in &gone {
-            self.left(identity, now);
+            self.mark_departed(identity, now);
         }
         self.regions.values_mut().for_each(|standings| standings.duplicate_names = false);
-        for (region, _) in self.shared_names(now).into_keys() {
+        for (region, _) in self.duplicate_names(now).into_keys() {
             if let Some(standings) = self.regions.get_mut(&region) {
                 standings.duplicate_names = true;
             }
@@ -478,7 +478,7 @@ impl Book {
         self.finish(now);
     }
 
-    /// Ends what the bound has ended: to be called at [`Book::wake_at`].
+    /// Ends what the bound has ended: to be called at [`ReceiptTracker::wake_at`].
     pub fn end_due(&mut self, now: LeaseTime) {
         self.finish(now);
     }
@@ -495,12 +495,12 @@ impl Book {
     }
 
     /// Whether receipts wait for this process: the roster holds it.
-    pub fn knows(&self, identity: &Identity) -> bool {
+    pub fn has_instance(&self, identity: &Identity) -> bool {
         self.instances.contains_key(identity)
     }
 
     /// How many other processes were heard lately under the name of this one.
-    pub fn namesakes(&self, identity: &Identity, now: LeaseTime) -> usize {
+    pub fn duplicate_instances(&self, identity: &Identity, now: LeaseTime) -> usize {
         let first = Identity { instance: InstanceId(0), ..identity.clone() };
         self.instances
             .range(first..)
@@ -513,7 +513,7 @@ impl Book {
 
     /// The names that several processes bear at once, and how many: each has spoken after all of them had begun to. A
     /// process that was killed and its successor haven't, however soon after the first the second comes.
-    pub fn shared_names(&self, now: LeaseTime) -> BTreeMap<(Region, AgentName), usize> {
+    pub fn duplicate_names(&self, now: LeaseTime) -> BTreeMap<(Region, AgentName), usize> {
         let live = self.instances.iter().filter_map(|(identity, progress)| {
             let (first, last) = progress.spoke?;
             (now.since(last) < LIVE_WITHIN).then_some(((&identity.region, &identity.agent), first, last))
@@ -546,7 +546,7 @@ impl Book {
     }
 
     /// What happened since the last call.
-    pub fn take_events(&mut self) -> Vec<Event> {
+    pub fn take_events(&mut self) -> Vec<ReceiptEvent> {
         std::mem::take(&mut self.events)
     }
 
@@ -599,7 +599,7 @@ impl Book {
     /// change was seen, so from after its commit.
     fn fence(&self) -> Duration {
         let bound = self.config.bound;
-        if Protection::FencesWaitForTheBound.holds() { bound } else { bound / 2 }
+        if Protection::ReceiptsWaitForTheBound.holds() { bound } else { bound / 2 }
     }
 
     fn counts_from(&self, open: &Open) -> LeaseTime {
@@ -677,7 +677,7 @@ impl Book {
                 .is_some_and(|(id, _)| self.requests.get(id) == Some(&open.change.position))
             {
                 let receipt = self.write(open, now, true);
-                self.events.push(Event::Final(receipt));
+                self.events.push(ReceiptEvent::Final(receipt));
             }
             let done = self.open.pop_front();
             self.close(done);
@@ -706,7 +706,7 @@ impl Book {
     }
 
     fn line(&self, name: &Region, standings: &Standings, open: &Open, fenced: bool) -> RegionReceipt {
-        let seen = open.sightings.get(name).copied().unwrap_or_default();
+        let seen = open.apply_reports.get(name).copied().unwrap_or_default();
         let confirmed_at = standings.confirmed_at(open);
         let confirmed = confirmed_at.is_some();
         let before = if confirmed { LogPosition::ZERO } else { open.change.position };
@@ -725,7 +725,7 @@ impl Book {
         } else if missing().any(is_stale) {
             RegionState::Unproven
         } else {
-            RegionState::Fenced
+            RegionState::Elapsed
         };
         RegionReceipt {
             region: name.clone(),
@@ -748,15 +748,15 @@ fn place_of(open: &VecDeque<Open>, position: LogPosition) -> Result<usize, usize
 
 impl Open {
     /// What is to be told of a region that confirms now.
-    fn confirmation(&self, region: &Region, now: LeaseTime) -> Option<Event> {
+    fn confirmation(&self, region: &Region, now: LeaseTime) -> Option<ReceiptEvent> {
         let after = now.since(self.since);
         let is_deletion = self.change.cause.is_deletion();
-        is_deletion.then(|| Event::Confirmed { region: region.clone(), after })
+        is_deletion.then(|| ReceiptEvent::Confirmed { region: region.clone(), after })
     }
 }
 
 impl Seen {
-    fn add(&mut self, Sighting { lag, exposure, .. }: &Sighting) {
+    fn add(&mut self, ApplyReport { lag, exposure, .. }: &ApplyReport) {
         let slowest = self.lag.get_or_insert(*lag);
         if lag.high > slowest.high {
             *slowest = *lag;
@@ -772,12 +772,12 @@ impl Progress {
         (self.heard_at, self.spoke) = (now, Some((first, now)));
     }
 
-    /// Whether this sighting comes for the first time, as far as remembered.
+    /// Whether this apply report comes for the first time, as far as remembered.
     fn is_first(&mut self, position: LogPosition) -> bool {
         if self.sighted.contains(&position) {
             return false;
         }
-        if self.sighted.len() == SIGHTINGS_REMEMBERED_MAX {
+        if self.sighted.len() == COUNTED_REPORTS_MAX {
             self.sighted.pop_front();
         }
         self.sighted.push_back(position);

@@ -53,7 +53,7 @@ pub struct RosterEntry {
 
 impl RosterEntry {
     /// Whether it may hold a lease, so that receipts wait for it.
-    pub fn counts(&self) -> bool {
+    pub fn may_hold_lease(&self) -> bool {
         !self.departed
     }
 
@@ -135,7 +135,7 @@ mod tests {
         let entries = update(&[entry(1, JUST_NOW)], std::slice::from_ref(&stale), &[], NOW).entries;
         assert_eq!(entries, [RosterEntry { instance: stale, ..entry(1, Duration::ZERO) }]);
         let departed = RosterEntry { departed: true, ..entry(1, JUST_NOW) };
-        assert!(!departed.counts());
+        assert!(!departed.may_hold_lease());
         assert_eq!(update(&[departed], &[instance(1)], &[], NOW).entries, [entry(1, Duration::ZERO)]);
     }
 

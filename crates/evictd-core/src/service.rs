@@ -16,7 +16,7 @@ use crate::protection::Protection;
 use crate::time::{LeaseTime, StoreTime};
 
 /// Whoever was not present for so long is a newcomer: it may have been replaced meanwhile.
-pub const AWAY_AFTER: Duration = Duration::from_secs(2);
+pub const ABSENT_AFTER: Duration = Duration::from_secs(2);
 
 /// How long a question to all publishers waits for answers, if there is anybody to answer. Others do a round before
 /// they answer.
@@ -80,11 +80,11 @@ impl Standing {
 
 /// What a publisher can do at the moment.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Presence {
+pub enum Connectivity {
     /// It is connected to the bus, and its rounds succeed.
-    Present,
+    Connected,
     /// It has no connection to the bus, as far as it knows.
-    CutOff,
+    Disconnected,
     /// Its rounds don't succeed.
     Stalled,
 }
@@ -99,7 +99,7 @@ pub struct Query {
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
-enum State {
+enum ServiceState {
     Asking {
         since: Option<LeaseTime>,
     },
@@ -118,13 +118,13 @@ enum State {
 
 /// Whether another history may have been served beside or instead of this one.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-enum Watch {
+enum Exclusivity {
     /// Not known: the publisher has just started, its rounds have failed, or the bus was silent when it asked.
-    Open,
+    Unverified,
     /// No: the bus has carried a question, which was answered, and nothing was missed or received since.
-    Kept,
+    Verified,
     /// Perhaps: the publisher stood still, or has received another history.
-    Lost,
+    Doubtful,
 }
 
 /// The standing of one publisher, and what it has to ask.
@@ -133,13 +133,13 @@ pub struct Service {
     bound: Duration,
     /// Others may share the store, so that starting a publisher begins no incarnation.
     is_shared: bool,
-    state: State,
+    state: ServiceState,
     present_at: LeaseTime,
-    beaten_at: LeaseTime,
-    presence: Presence,
-    watch: Watch,
+    polled_at: LeaseTime,
+    connectivity: Connectivity,
+    exclusivity: Exclusivity,
     /// When the watch was lost last and no other history was served any more.
-    regained_at: Option<LeaseTime>,
+    exclusive_since: Option<LeaseTime>,
     /// The newest questions, oldest first, and when they were sent.
     queries: VecDeque<(u64, LeaseTime)>,
     next_nonce: u64,
@@ -149,16 +149,16 @@ impl Service {
     /// A newcomer to a store that others may share, or not. `nonce` seeds the numbers of its questions and should be
     /// random. A rival counts as gone when it didn't answer for `bound`.
     pub fn new(bound: Duration, is_shared: bool, nonce: u64, now: LeaseTime) -> Self {
-        let state = State::Asking { since: None };
+        let state = ServiceState::Asking { since: None };
         Self {
             bound,
             is_shared,
             state,
             present_at: now,
-            beaten_at: now,
-            presence: Presence::CutOff,
-            watch: Watch::Open,
-            regained_at: None,
+            polled_at: now,
+            connectivity: Connectivity::Disconnected,
+            exclusivity: Exclusivity::Unverified,
+            exclusive_since: None,
             queries: VecDeque::new(),
             next_nonce: nonce.max(1),
         }
@@ -167,18 +167,18 @@ impl Service {
     /// How this publisher stands.
     pub fn standing(&self) -> Standing {
         match &self.state {
-            State::Asking { .. } | State::Alone => Standing::Asking,
-            State::Serving => Standing::Serving,
-            State::Silent { conflict: false, .. } => Standing::Yielding,
-            State::Silent { conflict: true, .. } => Standing::Conflicting,
-            State::Behind { .. } => Standing::Behind,
+            ServiceState::Asking { .. } | ServiceState::Alone => Standing::Asking,
+            ServiceState::Serving => Standing::Serving,
+            ServiceState::Silent { conflict: false, .. } => Standing::Yielding,
+            ServiceState::Silent { conflict: true, .. } => Standing::Conflicting,
+            ServiceState::Behind { .. } => Standing::Behind,
         }
     }
 
     /// The rival that this publisher is silent for.
     pub fn rival(&self) -> Option<&Peer> {
         match &self.state {
-            State::Silent { rival, .. } => Some(rival),
+            ServiceState::Silent { rival, .. } => Some(rival),
             _ => None,
         }
     }
@@ -186,92 +186,95 @@ impl Service {
     /// The past that this publisher's store doesn't know.
     pub fn unknown_past(&self) -> Option<&Milestone> {
         match &self.state {
-            State::Behind { seen } => Some(seen),
+            ServiceState::Behind { seen } => Some(seen),
             _ => None,
         }
     }
 
     /// Whether it may vouch at `now`: whoever stood still asks before it answers, also if nothing has told it yet.
     pub fn may_vouch(&self, now: LeaseTime) -> bool {
-        self.state == State::Serving
-            && (now.since(self.present_at) < AWAY_AFTER || !Protection::NewcomersAsk.holds())
+        self.state == ServiceState::Serving
+            && (now.since(self.present_at) < ABSENT_AFTER || !Protection::NewcomersAsk.holds())
     }
 
     /// Whether receipts may become final at `now`: agents follow this store, or none. Also while it is cut off from the
     /// bus, or no outage of that would let them. But not when it has only just started, stood still or stalled, until it
     /// knows that no other took its place meanwhile (G4).
-    pub fn may_settle(&self, now: LeaseTime) -> bool {
-        let is_cut_off = self.presence == Presence::CutOff && now.since(self.beaten_at) < AWAY_AFTER;
+    pub fn may_finalize(&self, now: LeaseTime) -> bool {
+        let is_cut_off =
+            self.connectivity == Connectivity::Disconnected && now.since(self.polled_at) < ABSENT_AFTER;
         self.may_vouch(now)
-            || self.watch == Watch::Kept && is_cut_off
+            || self.exclusivity == Exclusivity::Verified && is_cut_off
             || !Protection::SilentPublishersHoldReceipts.holds()
     }
 
     /// When this publisher served again after another may have taken its place, if that ever happened. Agents may have
     /// leases of that other one for a bound from then on, and stand in its roster only.
-    pub fn regained_at(&self) -> Option<LeaseTime> {
-        self.regained_at
+    pub fn exclusive_since(&self) -> Option<LeaseTime> {
+        self.exclusive_since
     }
 
-    /// To be called several times in [`AWAY_AFTER`]. Returns a question to send.
-    pub fn beat(&mut self, presence: Presence, now: LeaseTime) -> Option<Query> {
-        self.presence = presence;
-        let stood_still = now.since(std::mem::replace(&mut self.beaten_at, now)) >= AWAY_AFTER;
+    /// To be called several times in [`ABSENT_AFTER`]. Returns a question to send.
+    pub fn poll(&mut self, connectivity: Connectivity, now: LeaseTime) -> Option<Query> {
+        self.connectivity = connectivity;
+        let stood_still = now.since(std::mem::replace(&mut self.polled_at, now)) >= ABSENT_AFTER;
         // Of one that asks, too: answers that came while it stood still may not have been looked at yet.
-        if now.since(self.present_at) >= AWAY_AFTER {
-            match self.watch {
-                _ if stood_still => self.watch = Watch::Lost,
+        if now.since(self.present_at) >= ABSENT_AFTER {
+            match self.exclusivity {
+                _ if stood_still => self.exclusivity = Exclusivity::Doubtful,
                 // While its rounds fail, it still receives what others send.
-                Watch::Kept if presence == Presence::Stalled => self.watch = Watch::Open,
+                Exclusivity::Verified if connectivity == Connectivity::Stalled => {
+                    self.exclusivity = Exclusivity::Unverified
+                }
                 _ => {}
             }
-            self.away();
+            self.mark_absent();
         }
-        if presence != Presence::Present {
+        if connectivity != Connectivity::Connected {
             return None;
         }
         self.present_at = now;
         match &self.state {
-            State::Asking { since: None } if Protection::NewcomersAsk.holds() => {
-                self.state = State::Asking { since: Some(now) };
+            ServiceState::Asking { since: None } if Protection::NewcomersAsk.holds() => {
+                self.state = ServiceState::Asking { since: Some(now) };
                 Some(self.ask(now))
             }
-            State::Asking { since } => {
+            ServiceState::Asking { since } => {
                 if since.is_none_or(|since| now.since(since) >= ANSWER_PATIENCE) {
-                    if self.watch == Watch::Lost {
-                        (self.watch, self.regained_at) = (Watch::Open, Some(now));
+                    if self.exclusivity == Exclusivity::Doubtful {
+                        (self.exclusivity, self.exclusive_since) = (Exclusivity::Unverified, Some(now));
                     }
                     self.serve_alone();
                 }
                 None
             }
-            State::Silent { answered_at, .. } if now.since(*answered_at) >= self.bound => {
-                self.state = State::Asking { since: Some(now) };
+            ServiceState::Silent { answered_at, .. } if now.since(*answered_at) >= self.bound => {
+                self.state = ServiceState::Asking { since: Some(now) };
                 Some(self.ask(now))
             }
-            State::Silent { .. } => self.ask_spaced(now),
-            State::Alone | State::Serving | State::Behind { .. } => None,
+            ServiceState::Silent { .. } => self.ask_spaced(now),
+            ServiceState::Alone | ServiceState::Serving | ServiceState::Behind { .. } => None,
         }
     }
 
     /// It was cut off, or stalled: it is a newcomer again if it served. One that is silent stays so.
-    pub fn away(&mut self) {
-        if matches!(self.state, State::Serving | State::Asking { .. } | State::Alone)
+    pub fn mark_absent(&mut self) {
+        if matches!(self.state, ServiceState::Serving | ServiceState::Asking { .. } | ServiceState::Alone)
             && Protection::NewcomersAsk.holds()
         {
-            self.state = State::Asking { since: None };
+            self.state = ServiceState::Asking { since: None };
             // What they found out may not hold any more.
             self.queries.clear();
         }
     }
 
     /// Nobody else is there to answer the question with this number.
-    pub fn on_nobody(&mut self, nonce: u64, now: LeaseTime) {
-        if self.is_open(nonce, now) && matches!(self.state, State::Asking { .. }) {
-            if self.watch == Watch::Lost {
-                self.regained_at = Some(now);
+    pub fn on_no_responders(&mut self, nonce: u64, now: LeaseTime) {
+        if self.is_open(nonce, now) && matches!(self.state, ServiceState::Asking { .. }) {
+            if self.exclusivity == Exclusivity::Doubtful {
+                self.exclusive_since = Some(now);
             }
-            self.watch = Watch::Kept;
+            self.exclusivity = Exclusivity::Verified;
             self.serve_alone();
         }
     }
@@ -279,24 +282,24 @@ impl Service {
     /// Whether it serves as soon as an incarnation begins in its store. No colleague serves that, so it may be a physical
     /// copy, whose incarnation is that of the original: then rows of the one would count as rows of the other.
     pub fn wants_incarnation(&self) -> bool {
-        self.state == State::Alone
+        self.state == ServiceState::Alone
     }
 
     /// An incarnation has begun, because this publisher wanted one.
     pub fn on_incarnation_begun(&mut self) {
-        if self.state == State::Alone {
-            self.state = State::Serving;
+        if self.state == ServiceState::Alone {
+            self.state = ServiceState::Serving;
         }
     }
 
     /// A colleague's answer: one that serves has met no rival.
-    pub fn on_colleague(&mut self, nonce: u64, standing: Standing, now: LeaseTime) {
+    pub fn on_same_history(&mut self, nonce: u64, standing: Standing, now: LeaseTime) {
         if self.is_open(nonce, now)
-            && matches!(self.state, State::Asking { .. } | State::Alone)
+            && matches!(self.state, ServiceState::Asking { .. } | ServiceState::Alone)
             && standing == Standing::Serving
         {
             // That one has kept watch meanwhile.
-            (self.state, self.watch) = (State::Serving, Watch::Kept);
+            (self.state, self.exclusivity) = (ServiceState::Serving, Exclusivity::Verified);
         }
     }
 
@@ -306,44 +309,44 @@ impl Service {
             return;
         }
         let conflict = match &self.state {
-            State::Behind { .. } => return,
+            ServiceState::Behind { .. } => return,
             // It was there first; but of two that come together neither was, and one may have noticed already.
-            State::Asking { .. } | State::Alone => {
+            ServiceState::Asking { .. } | ServiceState::Alone => {
                 matches!(peer.standing, Standing::Asking | Standing::Conflicting)
             }
             // It is the newcomer, and yields.
-            State::Serving if peer.standing == Standing::Asking => return,
-            State::Serving if !Protection::RivalsFallSilent.holds() => return,
-            State::Serving => true,
-            State::Silent { conflict, .. } => *conflict,
+            ServiceState::Serving if peer.standing == Standing::Asking => return,
+            ServiceState::Serving if !Protection::RivalsFallSilent.holds() => return,
+            ServiceState::Serving => true,
+            ServiceState::Silent { conflict, .. } => *conflict,
         };
-        self.state = State::Silent { rival: peer, answered_at: now, conflict };
-        self.watch = Watch::Lost;
+        self.state = ServiceState::Silent { rival: peer, answered_at: now, conflict };
+        self.exclusivity = Exclusivity::Doubtful;
     }
 
     /// Something came from another history: a tick, or a rival's question. It may be old; its publisher is asked.
     pub fn on_foreign(&mut self, now: LeaseTime) -> Option<Query> {
         match self.state {
-            State::Serving => self.ask_spaced(now),
-            State::Asking { .. } | State::Alone => {
+            ServiceState::Serving => self.ask_spaced(now),
+            ServiceState::Asking { .. } | ServiceState::Alone => {
                 // It may be gone by the time that this one is answered.
-                self.watch = Watch::Lost;
+                self.exclusivity = Exclusivity::Doubtful;
                 None
             }
-            State::Silent { .. } | State::Behind { .. } => None,
+            ServiceState::Silent { .. } | ServiceState::Behind { .. } => None,
         }
     }
 
     /// An agent has proved a past that the store doesn't know.
     pub fn on_unknown_past(&mut self, seen: Milestone) {
-        self.state = State::Behind { seen };
-        self.watch = Watch::Lost;
+        self.state = ServiceState::Behind { seen };
+        self.exclusivity = Exclusivity::Doubtful;
     }
 
     /// The store knows that past now, or an operator has declared it superseded.
-    pub fn on_past_settled(&mut self) {
-        if matches!(self.state, State::Behind { .. }) {
-            self.state = State::Asking { since: None };
+    pub fn on_past_resolved(&mut self) {
+        if matches!(self.state, ServiceState::Behind { .. }) {
+            self.state = ServiceState::Asking { since: None };
         }
     }
 
@@ -356,17 +359,17 @@ impl Service {
         let oldest = self.bound.max(ANSWER_PATIENCE);
         let rebase = |at: LeaseTime| to.before(now.since(at).min(oldest));
         self.present_at = rebase(self.present_at);
-        self.beaten_at = rebase(self.beaten_at);
+        self.polled_at = rebase(self.polled_at);
         // Of interest to receipts only.
-        self.regained_at = None;
+        self.exclusive_since = None;
         let lasting = ANSWER_PATIENCE.max(QUERY_SPACING);
         self.queries.retain(|(_, at)| now.since(*at) < lasting);
         self.queries = (1..).zip(&self.queries).map(|(nonce, (_, at))| (nonce, rebase(*at))).collect();
         self.next_nonce = self.queries.len() as u64 + 1;
         match &mut self.state {
-            State::Asking { since } => *since = since.map(rebase),
-            State::Silent { answered_at, .. } => *answered_at = rebase(*answered_at),
-            State::Alone | State::Serving | State::Behind { .. } => {}
+            ServiceState::Asking { since } => *since = since.map(rebase),
+            ServiceState::Silent { answered_at, .. } => *answered_at = rebase(*answered_at),
+            ServiceState::Alone | ServiceState::Serving | ServiceState::Behind { .. } => {}
         }
         self
     }
@@ -379,7 +382,7 @@ impl Service {
 
     fn serve_alone(&mut self) {
         let begins = self.is_shared && Protection::LoneNewcomersBegin.holds();
-        self.state = if begins { State::Alone } else { State::Serving };
+        self.state = if begins { ServiceState::Alone } else { ServiceState::Serving };
     }
 
     fn ask_spaced(&mut self, now: LeaseTime) -> Option<Query> {
@@ -420,8 +423,8 @@ mod tests {
 
     fn serving() -> Service {
         let mut service = newcomer();
-        let query = service.beat(Presence::Present, ms(0)).unwrap();
-        service.on_nobody(query.nonce, ms(0));
+        let query = service.poll(Connectivity::Connected, ms(0)).unwrap();
+        service.on_no_responders(query.nonce, ms(0));
         assert_eq!(service.standing(), Standing::Serving);
         service
     }
@@ -435,77 +438,77 @@ mod tests {
     fn receipts_are_held_until_a_newcomer_has_asked() {
         let mut service = newcomer();
         for tenth in 0..600 {
-            service.beat(Presence::CutOff, ms(tenth * 100));
-            assert!(!service.may_settle(ms(tenth * 100)), "it never served");
+            service.poll(Connectivity::Disconnected, ms(tenth * 100));
+            assert!(!service.may_finalize(ms(tenth * 100)), "it never served");
         }
-        let query = service.beat(Presence::Present, ms(60_000)).unwrap();
-        assert!(!service.may_settle(ms(60_000)));
-        service.on_nobody(query.nonce, ms(60_001));
-        assert!(service.may_settle(ms(60_001)));
+        let query = service.poll(Connectivity::Connected, ms(60_000)).unwrap();
+        assert!(!service.may_finalize(ms(60_000)));
+        service.on_no_responders(query.nonce, ms(60_001));
+        assert!(service.may_finalize(ms(60_001)));
     }
 
     #[test]
     fn receipts_end_during_a_cut_and_not_after_a_pause() {
         let mut service = serving();
         for tenth in 1..600 {
-            service.beat(Presence::CutOff, ms(tenth * 100));
-            assert!(service.may_settle(ms(tenth * 100)));
+            service.poll(Connectivity::Disconnected, ms(tenth * 100));
+            assert!(service.may_finalize(ms(tenth * 100)));
         }
-        assert!(!service.may_settle(ms(63_000)), "it stood still, and nothing has told it yet");
-        service.beat(Presence::CutOff, ms(63_000));
-        assert!(!service.may_settle(ms(63_000)));
-        let query = service.beat(Presence::Present, ms(63_100)).unwrap();
-        assert!(!service.may_settle(ms(63_100)));
-        service.on_nobody(query.nonce, ms(63_101));
-        assert!(service.may_settle(ms(63_101)));
+        assert!(!service.may_finalize(ms(63_000)), "it stood still, and nothing has told it yet");
+        service.poll(Connectivity::Disconnected, ms(63_000));
+        assert!(!service.may_finalize(ms(63_000)));
+        let query = service.poll(Connectivity::Connected, ms(63_100)).unwrap();
+        assert!(!service.may_finalize(ms(63_100)));
+        service.on_no_responders(query.nonce, ms(63_101));
+        assert!(service.may_finalize(ms(63_101)));
     }
 
     #[test]
     fn receipts_end_when_a_cut_comes_back_before_the_answer() {
         let mut service = serving();
-        service.beat(Presence::CutOff, ms(1_900));
-        service.beat(Presence::CutOff, ms(3_000));
-        service.away();
-        service.beat(Presence::Present, ms(3_100)).unwrap();
-        assert!(!service.may_settle(ms(3_100)));
-        service.beat(Presence::CutOff, ms(3_200));
-        assert!(service.may_settle(ms(3_200)));
+        service.poll(Connectivity::Disconnected, ms(1_900));
+        service.poll(Connectivity::Disconnected, ms(3_000));
+        service.mark_absent();
+        service.poll(Connectivity::Connected, ms(3_100)).unwrap();
+        assert!(!service.may_finalize(ms(3_100)));
+        service.poll(Connectivity::Disconnected, ms(3_200));
+        assert!(service.may_finalize(ms(3_200)));
         let provenance = Provenance { store: StoreId(1), incarnation: Incarnation(9) };
         service.on_unknown_past(Milestone { provenance, at: LogPosition::ZERO, token: LogToken(0) });
-        assert!(!service.may_settle(ms(3_200)), "agents have seen more");
+        assert!(!service.may_finalize(ms(3_200)), "agents have seen more");
     }
 
     #[test]
     fn receipts_are_held_while_rounds_fail() {
         let mut service = serving();
         for tenth in 1..30 {
-            service.beat(Presence::Stalled, ms(tenth * 100));
+            service.poll(Connectivity::Stalled, ms(tenth * 100));
         }
-        assert!(!service.may_settle(ms(2_900)), "a copy may have found nobody who answers");
-        service.beat(Presence::CutOff, ms(3_000));
-        assert!(!service.may_settle(ms(3_000)));
-        let query = service.beat(Presence::Present, ms(3_100)).unwrap();
-        service.on_nobody(query.nonce, ms(3_200));
-        assert!(service.may_settle(ms(3_200)));
+        assert!(!service.may_finalize(ms(2_900)), "a copy may have found nobody who answers");
+        service.poll(Connectivity::Disconnected, ms(3_000));
+        assert!(!service.may_finalize(ms(3_000)));
+        let query = service.poll(Connectivity::Connected, ms(3_100)).unwrap();
+        service.on_no_responders(query.nonce, ms(3_200));
+        assert!(service.may_finalize(ms(3_200)));
     }
 
     #[test]
     fn receipts_are_held_while_another_history_may_be_followed() {
         let mut service = serving();
-        service.beat(Presence::CutOff, ms(1_900));
-        service.beat(Presence::CutOff, ms(3_000));
-        assert!(service.may_settle(ms(3_000)), "cut off");
-        let query = service.beat(Presence::Present, ms(3_100)).unwrap();
-        assert!(!service.may_settle(ms(3_100)), "connected again, it asks first");
+        service.poll(Connectivity::Disconnected, ms(1_900));
+        service.poll(Connectivity::Disconnected, ms(3_000));
+        assert!(service.may_finalize(ms(3_000)), "cut off");
+        let query = service.poll(Connectivity::Connected, ms(3_100)).unwrap();
+        assert!(!service.may_finalize(ms(3_100)), "connected again, it asks first");
         service.on_rival(query.nonce, rival(Standing::Serving), ms(3_200));
         for second in 4..33 {
-            service.beat(Presence::Present, ms(second * 1_000));
-            assert!(!service.may_settle(ms(second * 1_000)));
+            service.poll(Connectivity::Connected, ms(second * 1_000));
+            assert!(!service.may_finalize(ms(second * 1_000)));
         }
         for second in 33..90 {
-            service.beat(Presence::CutOff, ms(second * 1_000));
+            service.poll(Connectivity::Disconnected, ms(second * 1_000));
             assert!(
-                !service.may_settle(ms(second * 1_000)),
+                !service.may_finalize(ms(second * 1_000)),
                 "cut off, and nobody knows whether that is gone"
             );
         }
@@ -516,16 +519,16 @@ mod tests {
         for is_received in [true, false] {
             let mut service = serving();
             for tenth in 1..100 {
-                service.beat(Presence::Stalled, ms(tenth * 100));
+                service.poll(Connectivity::Stalled, ms(tenth * 100));
             }
-            assert!(!service.may_settle(ms(9_900)));
+            assert!(!service.may_finalize(ms(9_900)));
             if is_received {
                 assert_eq!(service.on_foreign(ms(9_900)), None);
             }
-            let query = service.beat(Presence::Present, ms(10_000)).unwrap();
-            service.on_nobody(query.nonce, ms(10_001));
-            assert_eq!(service.regained_at(), is_received.then_some(ms(10_001)));
-            assert!(service.may_settle(ms(10_001)));
+            let query = service.poll(Connectivity::Connected, ms(10_000)).unwrap();
+            service.on_no_responders(query.nonce, ms(10_001));
+            assert_eq!(service.exclusive_since(), is_received.then_some(ms(10_001)));
+            assert!(service.may_finalize(ms(10_001)));
         }
     }
 
@@ -533,72 +536,76 @@ mod tests {
     fn silence_is_no_proof_that_the_bus_has_carried_the_question() {
         let mut service = serving();
         assert!(
-            service.beat(Presence::Present, ms(60_000)).is_some(),
+            service.poll(Connectivity::Connected, ms(60_000)).is_some(),
             "it stood still, and its connection is dead"
         );
-        service.beat(Presence::Present, ms(61_500));
-        service.beat(Presence::Present, ms(63_000));
+        service.poll(Connectivity::Connected, ms(61_500));
+        service.poll(Connectivity::Connected, ms(63_000));
         assert!(service.may_vouch(ms(63_000)));
-        service.beat(Presence::CutOff, ms(64_000));
-        service.beat(Presence::CutOff, ms(65_500));
-        assert!(!service.may_settle(ms(65_500)), "now it knows that it is cut off");
+        service.poll(Connectivity::Disconnected, ms(64_000));
+        service.poll(Connectivity::Disconnected, ms(65_500));
+        assert!(!service.may_finalize(ms(65_500)), "now it knows that it is cut off");
     }
 
     #[test]
     fn watch_is_regained_when_nobody_answers_after_a_pause() {
         let mut service = serving();
-        assert_eq!(service.regained_at(), None, "it has just started");
-        let query = service.beat(Presence::Present, ms(60_000)).unwrap();
-        service.on_nobody(query.nonce, ms(60_001));
-        assert_eq!(service.regained_at(), Some(ms(60_001)), "another may have served, and ended just now");
+        assert_eq!(service.exclusive_since(), None, "it has just started");
+        let query = service.poll(Connectivity::Connected, ms(60_000)).unwrap();
+        service.on_no_responders(query.nonce, ms(60_001));
+        assert_eq!(
+            service.exclusive_since(),
+            Some(ms(60_001)),
+            "another may have served, and ended just now"
+        );
 
         let mut service = serving();
-        let query = service.beat(Presence::Present, ms(60_000)).unwrap();
-        service.on_colleague(query.nonce, Standing::Serving, ms(60_001));
-        assert_eq!(service.regained_at(), None, "a colleague has kept watch");
+        let query = service.poll(Connectivity::Connected, ms(60_000)).unwrap();
+        service.on_same_history(query.nonce, Standing::Serving, ms(60_001));
+        assert_eq!(service.exclusive_since(), None, "a colleague has kept watch");
 
         let mut service = serving();
         for tenth in 1..300 {
-            service.beat(Presence::CutOff, ms(tenth * 100));
+            service.poll(Connectivity::Disconnected, ms(tenth * 100));
         }
-        let query = service.beat(Presence::Present, ms(30_000)).unwrap();
-        service.on_nobody(query.nonce, ms(30_001));
-        assert_eq!(service.regained_at(), None, "it was only cut off");
+        let query = service.poll(Connectivity::Connected, ms(30_000)).unwrap();
+        service.on_no_responders(query.nonce, ms(30_001));
+        assert_eq!(service.exclusive_since(), None, "it was only cut off");
     }
 
     #[test]
     fn lone_newcomer_to_a_shared_store_waits_for_an_incarnation() {
         let mut service = Service::new(BOUND, true, 1, ms(0));
         service.on_incarnation_begun();
-        let query = service.beat(Presence::Present, ms(0)).unwrap();
-        service.on_nobody(query.nonce, ms(1));
+        let query = service.poll(Connectivity::Connected, ms(0)).unwrap();
+        service.on_no_responders(query.nonce, ms(1));
         assert!(service.wants_incarnation() && !service.may_vouch(ms(1)));
         service.on_incarnation_begun();
         assert!(!service.wants_incarnation() && service.may_vouch(ms(1)));
 
-        service.away();
-        let query = service.beat(Presence::Present, ms(100)).unwrap();
-        service.on_colleague(query.nonce, Standing::Serving, ms(101));
+        service.mark_absent();
+        let query = service.poll(Connectivity::Connected, ms(100)).unwrap();
+        service.on_same_history(query.nonce, Standing::Serving, ms(101));
         assert!(service.may_vouch(ms(101)), "a colleague's incarnation goes on");
     }
 
     #[test]
     fn watch_is_regained_before_the_incarnation_begins() {
         let mut service = Service::new(BOUND, true, 1, ms(0));
-        let query = service.beat(Presence::Present, ms(60_000)).unwrap();
-        service.on_nobody(query.nonce, ms(60_001));
+        let query = service.poll(Connectivity::Connected, ms(60_000)).unwrap();
+        service.on_no_responders(query.nonce, ms(60_001));
         for tenth in 1..30 {
-            service.beat(Presence::CutOff, ms(60_000 + tenth * 100));
+            service.poll(Connectivity::Disconnected, ms(60_000 + tenth * 100));
         }
-        assert!(!service.may_vouch(ms(62_900)) && service.may_settle(ms(62_900)));
-        assert_eq!(service.regained_at(), Some(ms(60_001)), "so the bound counts from there");
+        assert!(!service.may_vouch(ms(62_900)) && service.may_finalize(ms(62_900)));
+        assert_eq!(service.exclusive_since(), Some(ms(60_001)), "so the bound counts from there");
     }
 
     #[test]
     fn rival_that_answers_late_keeps_a_lone_newcomer_silent() {
         let mut service = Service::new(BOUND, true, 1, ms(0));
-        let query = service.beat(Presence::Present, ms(0)).unwrap();
-        service.on_nobody(query.nonce, ms(1));
+        let query = service.poll(Connectivity::Connected, ms(0)).unwrap();
+        service.on_no_responders(query.nonce, ms(1));
         service.on_rival(query.nonce, rival(Standing::Serving), ms(2));
         service.on_incarnation_begun();
         assert_eq!(service.standing(), Standing::Yielding);
@@ -608,20 +615,20 @@ mod tests {
     fn newcomer_without_others_serves_at_once() {
         let mut service = newcomer();
         assert!(!service.may_vouch(ms(0)));
-        let query = service.beat(Presence::Present, ms(0)).unwrap();
-        service.on_nobody(query.nonce, ms(0));
+        let query = service.poll(Connectivity::Connected, ms(0)).unwrap();
+        service.on_no_responders(query.nonce, ms(0));
         assert!(service.may_vouch(ms(1)));
     }
 
     #[test]
     fn newcomer_serves_when_only_frozen_publishers_are_there() {
         let mut service = newcomer();
-        service.beat(Presence::Present, ms(0)).unwrap();
+        service.poll(Connectivity::Connected, ms(0)).unwrap();
         for at in [900, 1_800, 2_700] {
-            assert_eq!(service.beat(Presence::Present, ms(at)), None);
+            assert_eq!(service.poll(Connectivity::Connected, ms(at)), None);
             assert!(!service.may_vouch(ms(at)));
         }
-        service.beat(Presence::Present, ms(3_000));
+        service.poll(Connectivity::Connected, ms(3_000));
         assert!(service.may_vouch(ms(3_000)));
     }
 
@@ -629,38 +636,38 @@ mod tests {
     fn newcomer_that_is_not_connected_goes_on_asking() {
         let mut service = newcomer();
         for at in [0, 1_000, 5_000] {
-            assert_eq!(service.beat(Presence::CutOff, ms(at)), None);
+            assert_eq!(service.poll(Connectivity::Disconnected, ms(at)), None);
         }
-        assert!(service.beat(Presence::Present, ms(6_000)).is_some());
+        assert!(service.poll(Connectivity::Connected, ms(6_000)).is_some());
         assert_eq!(service.standing(), Standing::Asking);
     }
 
     #[test]
     fn colleague_that_serves_ends_the_wait() {
         let mut service = newcomer();
-        let query = service.beat(Presence::Present, ms(0)).unwrap();
-        service.on_colleague(query.nonce, Standing::Asking, ms(5));
+        let query = service.poll(Connectivity::Connected, ms(0)).unwrap();
+        service.on_same_history(query.nonce, Standing::Asking, ms(5));
         assert_eq!(service.standing(), Standing::Asking);
-        service.on_colleague(query.nonce, Standing::Serving, ms(5));
+        service.on_same_history(query.nonce, Standing::Serving, ms(5));
         assert_eq!(service.standing(), Standing::Serving);
     }
 
     #[test]
     fn newcomer_yields_until_its_rival_has_been_gone_for_a_bound() {
         let mut service = newcomer();
-        let query = service.beat(Presence::Present, ms(0)).unwrap();
+        let query = service.poll(Connectivity::Connected, ms(0)).unwrap();
         service.on_rival(query.nonce, rival(Standing::Serving), ms(10));
         assert_eq!(service.standing(), Standing::Yielding);
-        let again = service.beat(Presence::Present, ms(1_000)).unwrap();
+        let again = service.poll(Connectivity::Connected, ms(1_000)).unwrap();
         assert_eq!(again.standing, Standing::Yielding);
         service.on_rival(again.nonce, rival(Standing::Serving), ms(1_010));
         for at in (2_000..31_000).step_by(1_000) {
-            assert!(service.beat(Presence::Present, ms(at)).is_some());
+            assert!(service.poll(Connectivity::Connected, ms(at)).is_some());
             assert_eq!(service.standing(), Standing::Yielding);
         }
-        let last = service.beat(Presence::Present, ms(31_010)).unwrap();
+        let last = service.poll(Connectivity::Connected, ms(31_010)).unwrap();
         assert_eq!(last.standing, Standing::Asking);
-        service.on_nobody(last.nonce, ms(31_010));
+        service.on_no_responders(last.nonce, ms(31_010));
         assert_eq!(service.standing(), Standing::Serving);
     }
 
@@ -670,7 +677,7 @@ mod tests {
     fn two_that_come_together_both_fall_silent() {
         for standing in [Standing::Asking, Standing::Conflicting] {
             let mut service = newcomer();
-            let query = service.beat(Presence::Present, ms(0)).unwrap();
+            let query = service.poll(Connectivity::Connected, ms(0)).unwrap();
             service.on_rival(query.nonce, rival(standing), ms(10));
             assert_eq!(service.standing(), Standing::Conflicting);
         }
@@ -709,7 +716,7 @@ mod tests {
     fn publisher_that_stood_still_asks_before_it_answers() {
         let mut service = serving();
         assert!(!service.may_vouch(ms(2_000)), "before anything has told it");
-        assert!(service.beat(Presence::Present, ms(2_000)).is_some());
+        assert!(service.poll(Connectivity::Connected, ms(2_000)).is_some());
         assert_eq!(service.standing(), Standing::Asking);
     }
 
@@ -717,8 +724,8 @@ mod tests {
     #[test]
     fn newcomer_that_stood_still_while_it_asked_asks_again() {
         let mut service = newcomer();
-        let first = service.beat(Presence::Present, ms(0)).unwrap();
-        let second = service.beat(Presence::Present, ms(3_500)).unwrap();
+        let first = service.poll(Connectivity::Connected, ms(0)).unwrap();
+        let second = service.poll(Connectivity::Connected, ms(3_500)).unwrap();
         assert_ne!(first.nonce, second.nonce);
         assert_eq!(service.standing(), Standing::Asking);
         service.on_rival(second.nonce, rival(Standing::Serving), ms(3_510));
@@ -728,9 +735,9 @@ mod tests {
     #[test]
     fn publisher_that_was_cut_off_asks_before_it_answers() {
         let mut service = serving();
-        service.away();
+        service.mark_absent();
         assert_eq!(service.standing(), Standing::Asking);
-        assert!(service.beat(Presence::Present, ms(100)).is_some());
+        assert!(service.poll(Connectivity::Connected, ms(100)).is_some());
     }
 
     #[test]
@@ -739,10 +746,10 @@ mod tests {
         let provenance = Provenance { store: StoreId(1), incarnation: Incarnation(9) };
         let seen = Milestone { provenance, at: LogPosition::ZERO, token: LogToken(0) };
         service.on_unknown_past(seen);
-        service.away();
-        assert_eq!(service.beat(Presence::Present, ms(90_000)), None);
+        service.mark_absent();
+        assert_eq!(service.poll(Connectivity::Connected, ms(90_000)), None);
         assert_eq!(service.unknown_past(), Some(&seen));
-        service.on_past_settled();
-        assert!(service.beat(Presence::Present, ms(90_000)).is_some());
+        service.on_past_resolved();
+        assert!(service.poll(Connectivity::Connected, ms(90_000)).is_some());
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! [`AgentState`] is what the follow task publishes. Three parties meet at it and at the cached entries:
 //!
-//! * a verification: [`Reading`] -> [`Candidate`] -> [`HitVerdict`], see [`hit`];
+//! * a verification: [`VerificationStart`] -> [`Candidate`] -> [`HitVerdict`], see [`hit`];
 //! * a load: [`LoadedEntry`] -> [`InsertedEntry`] -> [`SettledEntry`], see [`load`];
 //! * the follow task, which performs the follower's effects in their order, see [`perform`].
 //!
@@ -20,9 +20,9 @@ pub mod perform;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use self::hit::{Candidate, Hit, HitVerdict, Reading};
+pub use self::hit::{Candidate, Hit, HitVerdict, VerificationStart};
 pub use self::load::{InsertedEntry, LoadAnswer, LoadedEntry, SettledEntry};
-use crate::entry::Stamp;
+use crate::entry::Validity;
 use crate::floors::FloorCell;
 use crate::follower::Follower;
 use crate::ids::KeyHash;
@@ -34,7 +34,7 @@ use crate::time::LeaseTime;
 /// A cached record.
 pub trait CacheEntry {
     /// What decides whether it may be answered from.
-    fn stamp(&self) -> &Stamp;
+    fn validity(&self) -> &Validity;
 
     /// Whether it is too old by a rule of the cache's own.
     fn is_expired(&self, _now: LeaseTime) -> bool {

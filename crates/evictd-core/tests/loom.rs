@@ -17,7 +17,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use evictd_core::entry::Stamp;
+use evictd_core::entry::Validity;
 use evictd_core::floors::FloorLimits;
 use evictd_core::follower::{Effect, Follower, FollowerConfig, LoadSource};
 use evictd_core::history::{Incarnation, LogToken, Milestone, Provenance, StoreId, Voucher};
@@ -96,10 +96,10 @@ enum End {
 const ENDS: [End; 3] = [End::Key, End::Api, End::Flush];
 
 #[derive(Debug)]
-struct Entry(Stamp);
+struct Entry(Validity);
 
 impl CacheEntry for Entry {
-    fn stamp(&self) -> &Stamp {
+    fn validity(&self) -> &Validity {
         &self.0
     }
 }
@@ -184,7 +184,8 @@ impl Agent {
         effects.iter().for_each(|effect| drop(state.perform(effect, &NoCache)));
         let source = LoadSource::Authority(provenance(1));
         let answer = LoadAnswer { hash: HASH, source, as_of: at(1), read_at, sent_at: NOW };
-        let loaded = LoadedEntry::new(&state, answer, record(end), &mut effects, |_, stamp| Entry(stamp));
+        let loaded =
+            LoadedEntry::new(&state, answer, record(end), &mut effects, |_, validity| Entry(validity));
         let slot = Slot { entry: loaded.entry().clone(), is_cached: AtomicBool::new(false) };
         (Self { state, slot, announced: AtomicU64::new(at(1).to_bits()) }, loaded)
     }
@@ -399,6 +400,6 @@ mod controls {
     #[test]
     #[should_panic(expected = "confirmed, and answered from before")]
     fn lifting_to_what_was_applied_after_the_floors_were_read_would_carry_it_over_one() {
-        Protection::LiftsRestOnTheReading.without(|| a_lift_meets(End::Api));
+        Protection::AdvancesRestOnTheReading.without(|| a_lift_meets(End::Api));
     }
 }

@@ -1,4 +1,4 @@
-//! The book of receipts at the size that evictd is planned for: 10,000 agents in 300 regions, each of which
+//! The tracker of receipts at the size that evictd is planned for: 10,000 agents in 300 regions, each of which
 //! announces once a second, while 10,000 changes a second are tracked.
 
 use std::time::{Duration, Instant};
@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use evictd_core::ids::{AgentName, Identity, InstanceId, Region, WorkspaceId};
 use evictd_core::invalidation::Cause;
 use evictd_core::position::LogPosition;
-use evictd_core::receipts::{Book, BookConfig, Change, Event, Exposure, Measured, Sighting, Span};
+use evictd_core::receipts::{
+    ApplyReport, Change, DurationRange, Exposure, Measured, ReceiptEvent, ReceiptTracker, TrackerConfig,
+};
 use evictd_core::roster::{Instance, PartitionPolicy};
 use evictd_core::time::{LeaseTime, StoreTime};
 
@@ -34,15 +36,15 @@ fn at(position: u64) -> LogPosition {
 
 /// Runs [`SECONDS`] of announcements and changes, and returns how long that took, and how many receipts came
 /// of it. Every `with_request`-th change is a request's.
-fn run(with_request: u64, sightings: u64) -> (Duration, u64, u64) {
-    let config = BookConfig {
+fn run(with_request: u64, apply_reports: u64) -> (Duration, u64, u64) {
+    let config = TrackerConfig {
         bound: Duration::from_secs(30),
-        heard_elsewhere: Duration::from_secs(100),
+        roster_delay: Duration::from_secs(100),
         open_max: 100_000,
     };
-    let (mut book, agents) = (Book::new(config, []), agents());
+    let (mut tracker, agents) = (ReceiptTracker::new(config, []), agents());
     for agent in &agents {
-        book.registered(agent, LeaseTime(0));
+        tracker.register(agent, LeaseTime(0));
     }
     let (mut finals, mut confirmations) = (0, 0);
     let started = Instant::now();
@@ -56,24 +58,24 @@ fn run(with_request: u64, sightings: u64) -> (Duration, u64, u64) {
             cause: Cause::Deleted,
             committed_at: StoreTime(0),
         };
-        book.track(change, now, Measured::FromRequest, now);
+        tracker.track(change, now, Measured::FromRequest, now);
         let agent = &agents[(tick % AGENTS) as usize];
-        let seen: Vec<Sighting> = (position.saturating_sub(sightings)..position)
+        let seen: Vec<ApplyReport> = (position.saturating_sub(apply_reports)..position)
             .filter(|position| *position > 0)
-            .map(|position| Sighting {
+            .map(|position| ApplyReport {
                 position: at(position),
-                lag: Span::default(),
+                lag: DurationRange::default(),
                 exposure: Exposure::default(),
             })
             .collect();
-        book.applied(&agent.identity, at(position), &seen, now);
+        tracker.record_applied(&agent.identity, at(position), &seen, now);
         if tick % CHANGES_PER_SECOND == 0 {
-            book.poll(now);
+            tracker.poll(now);
         }
-        for event in book.take_events() {
+        for event in tracker.take_events() {
             match event {
-                Event::Final(_) => finals += 1,
-                Event::Confirmed { .. } => confirmations += 1,
+                ReceiptEvent::Final(_) => finals += 1,
+                ReceiptEvent::Confirmed { .. } => confirmations += 1,
             }
         }
     }
@@ -82,8 +84,8 @@ fn run(with_request: u64, sightings: u64) -> (Duration, u64, u64) {
 
 #[test]
 fn a_second_at_full_size_costs_a_fraction_of_a_second() {
-    for (with_request, sightings) in [(u64::MAX, 0), (100, 16), (1, 0)] {
-        let (took, finals, confirmations) = run(with_request, sightings);
+    for (with_request, apply_reports) in [(u64::MAX, 0), (100, 16), (1, 0)] {
+        let (took, finals, confirmations) = run(with_request, apply_reports);
         eprintln!(
             "every {with_request}: {:?} per second, {finals} receipts, {confirmations} confirmations",
             took / SECONDS as u32

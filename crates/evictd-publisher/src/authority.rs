@@ -7,7 +7,7 @@ use std::time::Duration;
 use evictd_core::authority::Rounds;
 use evictd_core::history::Claim;
 use evictd_core::ids::Identity;
-use evictd_core::limits::{NAMESAKES_MAX, PROBES_WAITING_PER_AGENT_MAX};
+use evictd_core::limits::{DUPLICATE_INSTANCES_MAX, PROBES_WAITING_PER_AGENT_MAX};
 use evictd_core::position::LogPosition;
 use evictd_core::roster::Instance;
 use evictd_core::service::Standing;
@@ -214,7 +214,7 @@ impl Authority {
             );
             return Err(Refusal::Bound);
         }
-        if receipts.namesakes(identity) >= NAMESAKES_MAX {
+        if receipts.duplicate_instances(identity) >= DUPLICATE_INSTANCES_MAX {
             tracing::warn!(
                 region = %identity.region, agent = %identity.agent,
                 "refused a process: too many run under one agent's name; give each its own"

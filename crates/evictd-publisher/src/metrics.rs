@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use evictd_core::follower::ReplayAnswer;
+use evictd_core::follower::ReplayOutcome;
 use evictd_core::position::LogPosition;
 use evictd_core::receipts::RegionState;
 use evictd_core::service::Standing;
@@ -78,7 +78,7 @@ metric_specs! {
 }
 
 /// How receipts end.
-const FINAL_STATES: [RegionState; 3] = [RegionState::Confirmed, RegionState::Fenced, RegionState::Unproven];
+const FINAL_STATES: [RegionState; 3] = [RegionState::Confirmed, RegionState::Elapsed, RegionState::Unproven];
 
 /// Why a message from an agent was refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -241,10 +241,10 @@ impl Metrics {
         self.stalled.set(if stalled { 1.0 } else { 0.0 });
     }
 
-    pub(crate) fn replayed(&self, outcome: &ReplayAnswer) {
+    pub(crate) fn replayed(&self, outcome: &ReplayOutcome) {
         match outcome {
-            ReplayAnswer::Rows(_) => self.replays_rows.increment(1),
-            ReplayAnswer::Refused { .. } => self.replays_refused.increment(1),
+            ReplayOutcome::Rows(_) => self.replays_rows.increment(1),
+            ReplayOutcome::Refused { .. } => self.replays_refused.increment(1),
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use evictd_core::follower::ReplayAnswer as Outcome;
+use evictd_core::follower::ReplayOutcome as Outcome;
 use evictd_core::ids::Identity;
 use evictd_core::limits::REPLAY_BATCH_MAX;
 use evictd_store::HomeStore;

@@ -1,4 +1,4 @@
-//! What becomes of each change: the core's book of receipts, and what it hears and tells (R11, R12).
+//! What becomes of each change: the core's tracker of receipts, and what it hears and tells (R11, R12).
 //!
 //! The rules are [`evictd_core::receipts`]. Here is who calls them: numbering, announcements, rounds, the
 //! roster in the store, and those who wait.
@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use evictd_core::ids::{Identity, Region};
 use evictd_core::position::LogPosition;
-use evictd_core::receipts::{Book, BookConfig, Change, Event, Measured, Receipt};
+use evictd_core::receipts::{Change, Measured, Receipt, ReceiptEvent, ReceiptTracker, TrackerConfig};
 use evictd_core::rules::Rule;
 use evictd_core::time::LeaseTime;
 use evictd_ops::clock;
@@ -43,7 +43,7 @@ use crate::metrics::Metrics;
 use crate::rounds::RoundWish;
 use crate::vouching::Vouching;
 
-pub(crate) use self::keep::Told;
+pub(crate) use self::keep::ReceiptView;
 
 /// Receipts open at once, and those that wait to be stored; what is dropped beyond is found in the store again.
 const OPEN_MAX: usize = 100_000;
@@ -86,7 +86,7 @@ pub(crate) struct Receipts {
 }
 
 struct State {
-    book: Book,
+    tracker: ReceiptTracker,
     head: LogPosition,
     /// Up to here, every row was numbered by this publisher, or looked at for whoever waits here.
     accounted: LogPosition,
@@ -125,10 +125,10 @@ impl Receipts {
     ) -> Self {
         let bound = Duration::from(config.bound);
         let configured: Vec<Region> = config.regions.iter().map(|name| Region::new(name.as_str())).collect();
-        let book_config =
-            BookConfig { bound, heard_elsewhere: heard_elsewhere(&*store, bound), open_max: OPEN_MAX };
+        let tracker_config =
+            TrackerConfig { bound, roster_delay: roster_delay(&*store, bound), open_max: OPEN_MAX };
         let state = State {
-            book: Book::new(book_config, configured.iter().cloned()),
+            tracker: ReceiptTracker::new(tracker_config, configured.iter().cloned()),
             head: LogPosition::ZERO,
             accounted: LogPosition::ZERO,
             known: BTreeMap::new(),
@@ -176,7 +176,7 @@ impl Receipts {
         if began {
             // The store may have lost changes, and the agents' word for the new epoch would confirm them. What it
             // still has is found in it.
-            state.book.begin_epoch(head.epoch(), now);
+            state.tracker.begin_epoch(head.epoch(), now);
             state.distrust_roster(now);
             state.unrecorded.clear();
             state.recorded = Recorded::default();
@@ -187,7 +187,7 @@ impl Receipts {
 
     /// The longest bound that an agent may keep.
     pub(crate) fn bound(&self) -> Duration {
-        self.state.lock().book.bound()
+        self.state.lock().tracker.bound()
     }
 
     /// How far the log reaches, as far as this publisher has seen.
@@ -273,7 +273,7 @@ impl Receipts {
             let (request, position) = (change.request.as_ref().map(|(id, _)| id.clone()), change.position);
             // What is open or final here already is not to be measured once more, from now.
             // A later change of an open one is news: pages of the log may take a request's rows apart.
-            let is_known = |id: &str| match state.book.last_of(id) {
+            let is_known = |id: &str| match state.tracker.last_of(id) {
                 Some(last) => last >= position,
                 None => state.looks_after(id) || state.recorded.contains(id),
             };
@@ -286,28 +286,28 @@ impl Receipts {
                 None => (now, Measured::FromFirstSight),
             };
             tracing::trace!(%position, request, "a receipt is open");
-            state.book.track(change, since, measured, now);
+            state.tracker.track(change, since, measured, now);
         }
         self.settle(&mut state);
     }
 
-    /// Locks the state, and holds receipts unless they may become final now. What is done to the book under this lock is
+    /// Locks the state, and holds receipts unless they may become final now. What is done to the tracker under this lock is
     /// done at the time that comes with it: a process may stand still at any moment, and its clock may not.
     fn lock(&self) -> (MutexGuard<'_, State>, LeaseTime) {
         let mut state = self.state.lock();
         let now = clock::lease_now();
-        self.vouching.rule(&mut state.book, now);
+        self.vouching.rule(&mut state.tracker, now);
         (state, now)
     }
 
-    /// Records and reports what the book's last changes brought about.
+    /// Records and reports what the tracker's last changes brought about.
     fn settle(&self, state: &mut State) {
-        let bound = state.book.bound();
+        let bound = state.tracker.bound();
         let mut any_final = false;
-        for event in state.book.take_events() {
+        for event in state.tracker.take_events() {
             match event {
-                Event::Confirmed { region, after } => state.series.confirmed(&region, after),
-                Event::Final(receipt) => {
+                ReceiptEvent::Confirmed { region, after } => state.series.confirmed(&region, after),
+                ReceiptEvent::Final(receipt) => {
                     self.metrics.receipt(receipt.state());
                     let Some((request, _)) = &receipt.change.request else { continue };
                     // Whoever waits is told when it is stored: what was told as final stays so, whoever is killed
@@ -336,16 +336,16 @@ impl Receipts {
                 let (mut state, now) = self.lock();
                 if swept.is_none_or(|swept| now.since(swept) >= SWEEP) {
                     swept = Some(now);
-                    state.book.poll(now);
+                    state.tracker.poll(now);
                     state.count(now);
-                    self.metrics.unconfirmed(state.book.unconfirmed());
+                    self.metrics.unconfirmed(state.tracker.unconfirmed());
                 } else {
-                    state.book.end_due(now);
+                    state.tracker.end_due(now);
                 }
                 self.settle(&mut state);
-                let due = state.book.wake_at().map_or(SWEEP, |due| due.since(now));
+                let due = state.tracker.wake_at().map_or(SWEEP, |due| due.since(now));
                 // A receipt may be opened meanwhile; the next one is due a bound later at the earliest.
-                due.min(SWEEP).min(state.book.bound() / 10).max(Duration::from_millis(5))
+                due.min(SWEEP).min(state.tracker.bound() / 10).max(Duration::from_millis(5))
             };
             if shutdown.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
                 return;
@@ -370,7 +370,7 @@ fn last_of_each_request(mut changes: Vec<Change>) -> Vec<Change> {
 }
 
 /// How long other publishers may hear a process before this one learns of it.
-fn heard_elsewhere(store: &dyn HomeStore, bound: Duration) -> Duration {
+fn roster_delay(store: &dyn HomeStore, bound: Duration) -> Duration {
     if store.is_exclusive() { Duration::ZERO } else { ROSTER_AGE + bound + ROSTER_SLACK }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_nats::{Message, StatusCode};
 use evictd_core::history::{Provenance, RoundToken};
-use evictd_core::service::{Peer, Presence, Query, Standing};
+use evictd_core::service::{Connectivity, Peer, Query, Standing};
 use evictd_core::time::LeaseTime;
 use evictd_ops::clock;
 use evictd_ops::readiness::Condition;
@@ -151,12 +151,12 @@ impl Rivals {
 impl Task {
     async fn beat(&mut self) {
         let Rivals { vouching, bus, succeeding, .. } = &*self.rivals;
-        let presence = match (bus.is_up(), *succeeding.borrow()) {
-            (_, false) => Presence::Stalled,
-            (false, true) => Presence::CutOff,
-            (true, true) => Presence::Present,
+        let connectivity = match (bus.is_up(), *succeeding.borrow()) {
+            (_, false) => Connectivity::Stalled,
+            (false, true) => Connectivity::Disconnected,
+            (true, true) => Connectivity::Connected,
         };
-        if let Some(query) = vouching.with(|service, now| service.beat(presence, now)) {
+        if let Some(query) = vouching.with(|service, now| service.poll(connectivity, now)) {
             self.rivals.send(query).await;
         }
         self.look_for_awaited_past().await;
@@ -184,7 +184,7 @@ impl Task {
         self.reread_at = now;
         let Rivals { history, vouching, metrics, .. } = &*self.rivals;
         match history.is_settled(&awaited).await {
-            Ok(true) => vouching.with(|service, _| service.on_past_settled()),
+            Ok(true) => vouching.with(|service, _| service.on_past_resolved()),
             Ok(false) => {}
             Err(error) => metrics.store_failed(&error),
         }
@@ -219,7 +219,7 @@ impl Task {
     fn on_answer(&mut self, message: &Message) {
         if message.status == Some(StatusCode::NO_RESPONDERS) {
             let Some(nonce) = answered_nonce(&message.subject) else { return };
-            return self.rivals.vouching.with(|service, now| service.on_nobody(nonce, now));
+            return self.rivals.vouching.with(|service, now| service.on_no_responders(nonce, now));
         }
         let Ok(PublisherAnswer { nonce, from }) = PublisherAnswer::decode(&message.payload) else { return };
         if self.checks.len() >= CHECKS_MAX {
@@ -255,7 +255,7 @@ impl Task {
         let vouching = &self.rivals.vouching;
         match found {
             Ok(Finding::Answer { nonce, peer, is_colleague: true }) => {
-                vouching.with(|service, now| service.on_colleague(nonce, peer.standing, now));
+                vouching.with(|service, now| service.on_same_history(nonce, peer.standing, now));
             }
             Ok(Finding::Answer { nonce, peer, is_colleague: false }) => {
                 vouching.with(|service, now| service.on_rival(nonce, peer, now));

@@ -96,6 +96,6 @@ impl Vouched {
         let mut fence = self.fence.watch();
         let young = fence.wait_for(|_| self.fence.age() < self.trust);
         let waited = tokio::time::timeout(VOUCHING_PATIENCE, young).await;
-        matches!(waited, Ok(Ok(_))) && self.vouching.may_settle(clock::lease_now())
+        matches!(waited, Ok(Ok(_))) && self.vouching.may_finalize(clock::lease_now())
     }
 }

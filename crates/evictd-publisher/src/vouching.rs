@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use evictd_core::history::Milestone;
-use evictd_core::receipts::Book;
+use evictd_core::receipts::ReceiptTracker;
 #[cfg(test)]
-use evictd_core::service::Presence;
+use evictd_core::service::Connectivity;
 use evictd_core::service::{Query, Service, Standing};
 use evictd_core::time::{LeaseTime, StoreTime};
 use evictd_ops::clock;
@@ -44,15 +44,15 @@ impl Vouching {
     #[cfg(test)]
     pub(crate) fn serving() -> Self {
         let vouching = Self::new(Duration::from_secs(30), false, Self::FIRST_QUERY);
-        if let Some(query) = vouching.with(|service, now| service.beat(Presence::Present, now)) {
-            vouching.with(|service, now| service.on_nobody(query.nonce, now));
+        if let Some(query) = vouching.with(|service, now| service.poll(Connectivity::Connected, now)) {
+            vouching.with(|service, now| service.on_no_responders(query.nonce, now));
         }
         let beating = vouching.clone();
         tokio::spawn(async move {
             let mut beat = tokio::time::interval(Duration::from_millis(100));
             loop {
                 beat.tick().await;
-                beating.with(|service, now| service.beat(Presence::Present, now));
+                beating.with(|service, now| service.poll(Connectivity::Connected, now));
             }
         });
         vouching
@@ -64,13 +64,13 @@ impl Vouching {
     }
 
     /// Holds receipts unless they may become final at `now`.
-    pub(crate) fn rule(&self, book: &mut Book, now: LeaseTime) {
-        book.heed(&self.state.lock().service, now);
+    pub(crate) fn rule(&self, tracker: &mut ReceiptTracker, now: LeaseTime) {
+        tracker.apply_service(&self.state.lock().service, now);
     }
 
     /// Whether receipts may become final at `now`.
-    pub(crate) fn may_settle(&self, now: LeaseTime) -> bool {
-        self.state.lock().service.may_settle(now)
+    pub(crate) fn may_finalize(&self, now: LeaseTime) -> bool {
+        self.state.lock().service.may_finalize(now)
     }
 
     /// How this publisher stands.
@@ -117,7 +117,7 @@ impl Vouching {
 
     /// It was cut off: whoever else came meanwhile must be asked.
     pub(crate) fn away(&self) {
-        self.with(|service, _| service.away());
+        self.with(|service, _| service.mark_absent());
     }
 
     /// Changes the standing, or asks for something.

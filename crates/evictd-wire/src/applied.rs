@@ -5,9 +5,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use evictd_core::history::Provenance;
 use evictd_core::ids::InstanceId;
-use evictd_core::limits::SIGHTINGS_MAX;
+use evictd_core::limits::APPLY_REPORTS_MAX;
 use evictd_core::position::LogPosition;
-use evictd_core::receipts::{Exposure, Sighting, Span};
+use evictd_core::receipts::{ApplyReport, DurationRange, Exposure};
 
 use crate::codec::{self, DecodeError, field};
 use crate::generated as pb;
@@ -21,22 +21,23 @@ pub struct Applied {
     pub provenance: Provenance,
     /// Everything up to here is applied.
     pub applied: LogPosition,
-    /// What it saw of changes of that epoch that it applied lately, at most [`SIGHTINGS_MAX`].
-    pub sightings: Vec<Sighting>,
+    /// What it saw of changes of that epoch that it applied lately, at most [`APPLY_REPORTS_MAX`].
+    pub apply_reports: Vec<ApplyReport>,
     /// It answers nothing any more.
     pub leaving: bool,
 }
 
 impl Applied {
-    /// As bytes. Sightings of another epoch, and those over the limit, are left out.
+    /// As bytes. Apply reports of another epoch, and those over the limit, are left out.
     pub fn encode(&self) -> Bytes {
         let epoch = self.applied.epoch();
-        let sightings = self.sightings.iter().filter(|sighting| sighting.position.epoch() == epoch);
+        let apply_reports =
+            self.apply_reports.iter().filter(|apply_report| apply_report.position.epoch() == epoch);
         codec::encode(&pb::Applied {
             instance: self.instance.0,
             epoch,
             position: self.applied.position(),
-            sightings: sightings.take(SIGHTINGS_MAX).map(sighting_to_wire).collect(),
+            apply_reports: apply_reports.take(APPLY_REPORTS_MAX).map(apply_report_to_wire).collect(),
             leaving: self.leaving,
             provenance: Some(codec::provenance_to(self.provenance)),
         })
@@ -48,41 +49,42 @@ impl Applied {
         if applied.instance == 0 {
             return Err(field("instance"));
         }
-        if applied.sightings.len() > SIGHTINGS_MAX {
-            return Err(field("sightings"));
+        if applied.apply_reports.len() > APPLY_REPORTS_MAX {
+            return Err(field("apply_reports"));
         }
-        let sighting = |sighting: &pb::Sighting| sighting_from_wire(applied.epoch, sighting);
+        let apply_report =
+            |apply_report: &pb::ApplyReport| apply_report_from_wire(applied.epoch, apply_report);
         Ok(Self {
             instance: InstanceId(applied.instance),
             provenance: codec::provenance_from(applied.provenance)?,
             applied: codec::position(applied.epoch, applied.position, "position")?,
-            sightings: applied.sightings.iter().map(sighting).collect::<Result<_, _>>()?,
+            apply_reports: applied.apply_reports.iter().map(apply_report).collect::<Result<_, _>>()?,
             leaving: applied.leaving,
         })
     }
 }
 
-fn sighting_to_wire(sighting: &Sighting) -> pb::Sighting {
+fn apply_report_to_wire(apply_report: &ApplyReport) -> pb::ApplyReport {
     let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
-    pb::Sighting {
-        position: sighting.position.position(),
-        lag_low_us: micros(sighting.lag.low),
-        lag_high_us: micros(sighting.lag.high),
-        last_answer_after_us: micros(sighting.exposure.last_after),
+    pb::ApplyReport {
+        position: apply_report.position.position(),
+        lag_low_us: micros(apply_report.lag.low),
+        lag_high_us: micros(apply_report.lag.high),
+        last_answer_after_us: micros(apply_report.exposure.last_after),
     }
 }
 
-fn sighting_from_wire(epoch: u32, sighting: &pb::Sighting) -> Result<Sighting, DecodeError> {
-    if sighting.position == 0 {
-        return Err(field("sightings.position"));
+fn apply_report_from_wire(epoch: u32, apply_report: &pb::ApplyReport) -> Result<ApplyReport, DecodeError> {
+    if apply_report.position == 0 {
+        return Err(field("apply_reports.position"));
     }
-    let lag = Span {
-        low: Duration::from_micros(sighting.lag_low_us),
-        high: Duration::from_micros(sighting.lag_high_us),
+    let lag = DurationRange {
+        low: Duration::from_micros(apply_report.lag_low_us),
+        high: Duration::from_micros(apply_report.lag_high_us),
     };
-    let last_after = Duration::from_micros(sighting.last_answer_after_us);
-    Ok(Sighting {
-        position: codec::position(epoch, sighting.position, "sightings.position")?,
+    let last_after = Duration::from_micros(apply_report.last_answer_after_us);
+    Ok(ApplyReport {
+        position: codec::position(epoch, apply_report.position, "apply_reports.position")?,
         lag,
         exposure: Exposure { last_after },
     })

@@ -1,7 +1,7 @@
 //! Replays: requests for missed rows, and their answers.
 
 use bytes::Bytes;
-use evictd_core::follower::ReplayAnswer as Outcome;
+use evictd_core::follower::ReplayOutcome as Outcome;
 use evictd_core::history::Provenance;
 use evictd_core::invalidation::Invalidation;
 use evictd_core::limits::{INVALIDATION_BYTES_MAX, PAYLOAD_BYTES_MAX, POSITION_MAX, REPLAY_BATCH_MAX};

@@ -74,7 +74,7 @@ fn the_largest_rows_fit_where_they_are_promised_to_fit() {
     let Ok(Message::ReplayAnswer(_, answer)) = message.decode_same_kind(&payload) else {
         panic!("not a replay answer");
     };
-    let evictd_core::follower::ReplayAnswer::Rows(prefix) = answer.outcome else { panic!("not rows") };
+    let evictd_core::follower::ReplayOutcome::Rows(prefix) = answer.outcome else { panic!("not rows") };
     assert!(!prefix.is_empty());
     assert_eq!(prefix, rows[..prefix.len()], "a prefix has no holes");
 }

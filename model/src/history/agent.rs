@@ -8,9 +8,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use evictd_core::entry::Stamp;
+use evictd_core::entry::Validity;
 use evictd_core::floors::FloorLimits;
-use evictd_core::follower::{Effect, Follower, FollowerConfig, LoadSource, ReplayAnswer};
+use evictd_core::follower::{Effect, Follower, FollowerConfig, LoadSource, ReplayOutcome};
 use evictd_core::history::{Past, Provenance, Voucher};
 use evictd_core::ids::KeyHash;
 use evictd_core::invalidation::Cause;
@@ -40,12 +40,12 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 struct Entry {
     deleted: bool,
-    stamp: Stamp,
+    validity: Validity,
 }
 
 impl CacheEntry for Entry {
-    fn stamp(&self) -> &Stamp {
-        &self.stamp
+    fn validity(&self) -> &Validity {
+        &self.validity
     }
 }
 
@@ -271,7 +271,7 @@ impl Agent {
         }
         let rows = store.rows[from..to].iter().map(Row::invalidation).collect();
         asked.after(|agent, effects| {
-            let answer = ReplayAnswer::Rows(rows);
+            let answer = ReplayOutcome::Rows(rows);
             agent.state.follower.lock().on_replay_answer(nonce, store.provenance(), answer, NOW, effects);
         })
     }
@@ -286,7 +286,7 @@ impl Agent {
             let source = LoadSource::Authority(head.provenance);
             let hash = Key::A.key_hash();
             let answer = LoadAnswer { hash, source, as_of: head.at, read_at: NOW, sent_at: NOW };
-            let new_entry = |_, stamp| Entry { deleted: store.has(DELETION), stamp };
+            let new_entry = |_, validity| Entry { deleted: store.has(DELETION), validity };
             LoadedEntry::new(&agent.state, answer, record, effects, new_entry)
                 .insert(&agent.cache)
                 .settle(&agent.state, &agent.cache);
@@ -311,9 +311,11 @@ impl Agent {
     }
 
     fn fork(&self) -> Self {
-        let (state, mut crossing) = self.state.fork();
-        let copy =
-            |entry: &Arc<Entry>| Entry { deleted: entry.deleted, stamp: entry.stamp.fork(&mut crossing) };
+        let (state, mut fork_map) = self.state.fork();
+        let copy = |entry: &Arc<Entry>| Entry {
+            deleted: entry.deleted,
+            validity: entry.validity.fork(&mut fork_map),
+        };
         let cache = Cache(Mutex::new(self.cache.place().as_ref().map(copy).map(Arc::new)));
         Self { state, cache, probes: self.probes.clone(), answers: self.answers.clone(), ..*self }
     }
@@ -348,7 +350,10 @@ impl Agent {
         follower.digest(NOW, false, &mut hasher);
         (self.deleted_at, self.told, self.state.proven_at(), self.state.applied()).hash(&mut hasher);
         let place = self.cache.place();
-        place.as_deref().map(|Entry { stamp, .. }| (stamp.as_of(), stamp.anchors.floor())).hash(&mut hasher);
+        place
+            .as_deref()
+            .map(|Entry { validity, .. }| (validity.as_of(), validity.anchors.floor()))
+            .hash(&mut hasher);
         for probe in &self.probes {
             (0, follower.question(probe.nonce), probe.seen).hash(&mut hasher);
         }

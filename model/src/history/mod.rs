@@ -1,5 +1,5 @@
 //! One history (R15, R16) in small worlds: two databases, one a copy of the other, with the core's own `History`,
-//! `Service`, `Allegiance` and `Follower`.
+//! `Service`, `FollowedHistory` and `Follower`.
 
 pub mod agent;
 pub mod controls;

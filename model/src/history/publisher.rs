@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use evictd_core::history::Provenance;
-use evictd_core::service::{ANSWER_PATIENCE, AWAY_AFTER, Peer, Presence, Service, Standing};
+use evictd_core::service::{ABSENT_AFTER, ANSWER_PATIENCE, Connectivity, Peer, Service, Standing};
 use evictd_core::time::{LeaseTime, StoreTime};
 
 /// Each process has a clock of its own, which is set back to this after every step.
 const NOW: LeaseTime = LeaseTime(1_000_000_000);
 
 /// After so long without an answer, a rival is gone.
-const BOUND: Duration = AWAY_AFTER;
+const BOUND: Duration = ABSENT_AFTER;
 
 /// An answer under way.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -74,8 +74,8 @@ impl Process {
     }
 
     /// Whether it may call receipts final.
-    pub fn may_settle(&self) -> bool {
-        !self.frozen && self.service.may_settle(NOW)
+    pub fn may_finalize(&self) -> bool {
+        !self.frozen && self.service.may_finalize(NOW)
     }
 
     /// Whether it wants to know more than it does: then an answer may still change something.
@@ -95,7 +95,7 @@ impl Process {
         if self.open_for.is_zero() {
             self.close_question();
         }
-        let query = self.service.beat(Presence::Present, now);
+        let query = self.service.poll(Connectivity::Connected, now);
         self.asked(query.is_some());
         self.settle(now);
     }
@@ -128,12 +128,12 @@ impl Process {
     /// It goes on after it stood still for so long that others may have replaced it.
     pub fn thaw(&mut self) {
         self.frozen = false;
-        self.pass(AWAY_AFTER);
+        self.pass(ABSENT_AFTER);
     }
 
     /// The bus says that no other publisher is there.
     pub fn hear_nobody(&mut self) {
-        self.service.on_nobody(self.newest(), NOW);
+        self.service.on_no_responders(self.newest(), NOW);
         self.settle(NOW);
     }
 
@@ -148,7 +148,7 @@ impl Process {
         self.heard.insert(answer.from);
         let Answer { standing, provenance, colleague, .. } = answer;
         if colleague {
-            self.service.on_colleague(self.newest(), standing, NOW);
+            self.service.on_same_history(self.newest(), standing, NOW);
         } else {
             self.has_met |= standing == Standing::Serving;
             let peer = Peer { publisher: "".into(), provenance, since: StoreTime(0), standing };
@@ -177,7 +177,7 @@ impl Process {
 
     /// An operator declared the store.
     pub fn past_is_settled(&mut self) {
-        self.service.on_past_settled();
+        self.service.on_past_resolved();
         self.pass(Duration::ZERO);
     }
 

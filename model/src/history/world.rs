@@ -402,7 +402,7 @@ impl World {
         if self.talks {
             self.talk_actions(state, publisher, process, actions);
         }
-        if self.receipts && !process.is_final && store.has(DELETION) && process.may_settle() {
+        if self.receipts && !process.is_final && store.has(DELETION) && process.may_finalize() {
             actions.push(Action::BoundPasses(publisher));
         }
         if self.forges && process.vouches() {

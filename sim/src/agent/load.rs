@@ -153,10 +153,10 @@ impl Agent {
         let answer = LoadAnswer { hash: hash(key), source, as_of: read.as_of, read_at, sent_at };
         let not_found_ttl = NOT_FOUND_TTL.min(self.state.bound.bound());
         let (lsn, api, workspace) = (read.lsn, read.api, read.workspace);
-        let new_entry = |record, stamp| {
+        let new_entry = |record, validity| {
             let counted = Cell::new(false);
             let answers = self.cache.exposure.answers_of(&record);
-            Entry { key, record, stamp, sent_at, not_found_ttl, lsn, api, workspace, counted, answers }
+            Entry { key, record, validity, sent_at, not_found_ttl, lsn, api, workspace, counted, answers }
         };
         let loaded = LoadedEntry::new(&self.state, answer, read.record, &mut Vec::new(), new_entry);
         self.proceed(ctx, key, Landing::Loaded(loaded));

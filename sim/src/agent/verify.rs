@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use evictd_core::serving::{Candidate, HitVerdict, Reading};
+use evictd_core::serving::{Candidate, HitVerdict, VerificationStart};
 use evictd_core::time::LeaseTime;
 
 use super::{Agent, AgentEvent, Entry};
@@ -17,7 +17,7 @@ use crate::trace::trace;
 enum Step {
     Begun,
     Clock(LeaseTime),
-    Read(Reading),
+    Read(VerificationStart),
     Found(Candidate<Entry>),
     Judged(Option<Arc<Entry>>),
 }
@@ -32,7 +32,7 @@ pub struct Verification {
     /// What the agent had confirmed then: for the checker.
     confirmed: Confirmed,
     /// What it builds on, from when it was read.
-    pub began: Option<Reading>,
+    pub began: Option<VerificationStart>,
     step: Step,
     /// Loads that it waited for.
     pub loads: u8,
@@ -82,7 +82,7 @@ impl Agent {
             }
             Step::Found(candidate) => Step::Judged(match candidate.judge(&self.state) {
                 HitVerdict::Servable(hit) => Some(hit.answer(&self.state)),
-                HitVerdict::OutOfTime { .. } | HitVerdict::Void => None,
+                HitVerdict::Stale { .. } | HitVerdict::Void => None,
             }),
             judged @ Step::Judged(_) => judged,
         };
@@ -114,7 +114,7 @@ impl Agent {
             self.node(),
             verification.key,
             entry.lsn.0,
-            entry.stamp.as_of()
+            entry.validity.as_of()
         );
         ctx.checker.answered(ctx.now, answer);
     }

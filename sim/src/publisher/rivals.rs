@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use evictd_core::history::{Past, Provenance, RoundToken};
 use evictd_core::rules::Rule;
-use evictd_core::service::{Peer, Presence, Query, Standing};
+use evictd_core::service::{Connectivity, Peer, Query, Standing};
 use evictd_core::time::LeaseTime;
 
 use super::{Publisher, PublisherEvent};
@@ -42,13 +42,13 @@ impl Publisher {
         let next = ctx.now.after(BEAT);
         self.later(ctx, next, PublisherEvent::Beat);
         let now = self.clock(ctx);
-        let presence =
+        let connectivity =
             match (ctx.net.links[self.node().0].connected, self.rounds.stalled(now, super::PATIENCE)) {
-                (_, true) => Presence::Stalled,
-                (false, false) => Presence::CutOff,
-                (true, false) => Presence::Present,
+                (_, true) => Connectivity::Stalled,
+                (false, false) => Connectivity::Disconnected,
+                (true, false) => Connectivity::Connected,
             };
-        let query = self.service.beat(presence, now);
+        let query = self.service.poll(connectivity, now);
         self.query(ctx, query);
         self.begin_alone(ctx, store);
         self.look_for_awaited_past(ctx, store);
@@ -74,7 +74,7 @@ impl Publisher {
         let (Some(known), Some(head)) = (&self.known, store.head(ctx, self.node())) else { return };
         let own = store.row_token(ctx, self.node(), awaited.at);
         if known.history.judge_row(&awaited, head.at, own) != Past::Unknown {
-            self.service.on_past_settled();
+            self.service.on_past_resolved();
         }
     }
 
@@ -101,7 +101,7 @@ impl Publisher {
                 };
                 let now = self.clock(ctx);
                 if is_colleague {
-                    self.service.on_colleague(*nonce, peer.standing, now);
+                    self.service.on_same_history(*nonce, peer.standing, now);
                 } else {
                     let before = self.standing();
                     self.service.on_rival(*nonce, peer.clone(), now);
@@ -112,7 +112,7 @@ impl Publisher {
                 }
             }
             Message::NoPublisher { nonce } => {
-                self.service.on_nobody(*nonce, self.clock(ctx));
+                self.service.on_no_responders(*nonce, self.clock(ctx));
                 self.begin_alone(ctx, store);
             }
             Message::Tick(voucher, round) => {

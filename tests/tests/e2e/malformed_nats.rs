@@ -66,7 +66,7 @@ fn good(kind: Kind) -> Result<Bytes> {
             let applied = LogPosition::new(1, 1).context("a position")?;
             let provenance = Provenance { store: StoreId(77), incarnation: Incarnation(77) };
             let instance = InstanceId(77);
-            Applied { instance, provenance, applied, sightings: Vec::new(), leaving: false }.encode()
+            Applied { instance, provenance, applied, apply_reports: Vec::new(), leaving: false }.encode()
         }
     })
 }
@@ -225,7 +225,7 @@ fn forged_claims_move_no_epoch_and_cost_no_other_agent_anything() -> Result<()> 
     }
     let last = at(EPOCH_MAX, POSITION_MAX)?;
     let instance = InstanceId(77);
-    let applied = Applied { instance, provenance, applied: last, sightings: Vec::new(), leaving: false };
+    let applied = Applied { instance, provenance, applied: last, apply_reports: Vec::new(), leaving: false };
     rogue.publish("evictd.v1.applied.eu.agent-1", None, &applied.encode())?;
     settle(&mut rogue)?;
 

@@ -84,7 +84,7 @@ async fn what_is_malformed_or_unasked_is_counted_and_changes_nothing() {
     let unasked = ProbeAnswer { nonce: 99, head, store_time, held, is_proof };
     task.on_probe_answer(&answer(unasked.encode()));
     let request = ReplayRequest { nonce: 99, epoch: 1, from: BASE + 1, to: BASE + 1 };
-    let rows = evictd_core::follower::ReplayAnswer::Rows(vec![row(at(BASE + 1), Scope::All)]);
+    let rows = evictd_core::follower::ReplayOutcome::Rows(vec![row(at(BASE + 1), Scope::All)]);
     let unasked = ReplayAnswer { nonce: 99, provenance: PROVENANCE, outcome: rows };
     task.on_replay_answer(&answer(unasked.encode(&request)));
 
@@ -122,12 +122,12 @@ fn change(ago: Duration, scope: Scope) -> Invalidation {
 }
 
 /// Takes `row` in from the live feed, as far as applying it; returns what is told of it.
-async fn take_in(task: &mut Task, feed: &Feed, row: Invalidation) -> Option<Sighting> {
+async fn take_in(task: &mut Task, feed: &Feed, row: Invalidation) -> Option<ApplyReport> {
     let position = row.position;
     task.on_live(&live(&[row]));
     task.poll_and_perform(feed).await;
     let told = task.announcement(false).unwrap();
-    told.sightings.into_iter().find(|sighting| sighting.position == position)
+    told.apply_reports.into_iter().find(|apply_report| apply_report.position == position)
 }
 
 /// An agent that has just answered from a cached "alice", and whose last probe is a minute old.

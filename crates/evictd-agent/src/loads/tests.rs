@@ -89,7 +89,7 @@ async fn who_began_after_a_newer_floor_is_not_answered_by_an_older_load() {
     let (early, late) = (early.await.unwrap().unwrap(), late.await.unwrap());
     assert_eq!(state(&early), Some(RecordState::Active), "it began before the deletion was confirmed");
     assert_eq!(state(&late), Some(RecordState::Deleted));
-    assert_eq!(late.stamp.as_of(), deleted_at);
+    assert_eq!(late.validity.as_of(), deleted_at);
     assert_eq!(agent.home.asked(), 2);
     assert_eq!(agent.metric("evictd_agent_stale_loads_rejected_total"), 1);
     assert_eq!(state(&agent.cache.get(&hash("alice")).unwrap()), Some(RecordState::Deleted));
@@ -357,7 +357,7 @@ async fn while_a_lease_runs_the_replica_answers_alone() {
     let entry = load(&agent, "alice").await.unwrap();
     assert_eq!((state(&entry), agent.home.asked()), (Some(RecordState::Active), 0));
     assert!(is_cached(&agent, "alice"));
-    assert_eq!(entry.stamp.read_at, LeaseTime::default(), "the lease alone vouches for it");
+    assert_eq!(entry.validity.read_at, LeaseTime::default(), "the lease alone vouches for it");
     assert_eq!(agent.metric(r#"evictd_agent_database_reads_total{outcome="ok"}"#), 1);
 }
 
@@ -368,7 +368,7 @@ async fn a_replica_that_lags_never_brings_a_deleted_key_back() {
     let deleted_at = delete_alice(&agent);
     let entry = load(&agent, "alice").await.unwrap();
     assert_eq!((state(&entry), agent.home.asked()), (Some(RecordState::Deleted), 1));
-    assert_eq!(entry.stamp.as_of(), deleted_at);
+    assert_eq!(entry.validity.as_of(), deleted_at);
     assert_eq!(state(&agent.cache.get(&hash("alice")).unwrap()), Some(RecordState::Deleted));
     assert_eq!(agent.metric(r#"evictd_agent_database_reads_total{outcome="too_old"}"#), 1);
 

@@ -155,7 +155,7 @@ fn an_entry_in_use_outlives_a_horizon_that_it_met() {
     let applied = agent.invalidate(key_scope(hash("bob")));
 
     let entry = cached(&agent, "alice").unwrap();
-    assert_eq!(entry.stamp.as_of(), applied, "the hit had met every floor up to here");
+    assert_eq!(entry.validity.as_of(), applied, "the hit had met every floor up to here");
 
     // As when bob's floor is dropped to save memory.
     agent.knowledge.follower.lock().floors().horizon().raise(applied);
@@ -172,7 +172,7 @@ fn a_hit_lifts_no_entry_above_what_was_applied_before_it_looked() {
     let before = agent.knowledge.begin();
     let after = agent.invalidate(key_scope(hash("bob")));
     let entry = agent.verifier.cached(&hash("alice"), before).unwrap();
-    assert!(entry.stamp.as_of() < after, "its floors may have been read before that position was applied");
+    assert!(entry.validity.as_of() < after, "its floors may have been read before that position was applied");
 }
 
 #[tokio::test]

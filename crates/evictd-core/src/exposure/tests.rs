@@ -20,12 +20,12 @@ fn at(position: u64) -> LogPosition {
 }
 
 /// A commit that is known to the microsecond.
-fn exactly(at: LeaseTime) -> Commit {
-    Commit { earliest: at, latest: at }
+fn exactly(at: LeaseTime) -> CommitWindow {
+    CommitWindow { earliest: at, latest: at }
 }
 
-fn after(at_most: u64, surely: u64) -> AnswersAfter {
-    AnswersAfter { at_most: Duration::from_millis(at_most), surely: Duration::from_millis(surely) }
+fn after(at_most: u64, at_least: u64) -> AnswersAfter {
+    AnswersAfter { at_most: Duration::from_millis(at_most), at_least: Duration::from_millis(at_least) }
 }
 
 fn key_in(api: &str, workspace: &str) -> Record {
@@ -54,7 +54,7 @@ fn key_scope(n: u8) -> Scope {
 fn gone(log: &ExposureLog, n: u8, as_of: u64, time: LeaseTime) {
     let answers = log.answers_of(&key_in("api_1", "ws_1"));
     answers.note(time, at(as_of), at(as_of));
-    log.remember(&hash(n), at(as_of), &answers);
+    log.record_evicted(&hash(n), at(as_of), &answers);
 }
 
 fn exposure(log: &ExposureLog, scope: &Scope, position: u64, commit: LeaseTime) -> AnswersAfter {
@@ -78,7 +78,7 @@ fn an_evicted_entry_tells_when_it_was_last_answered_from() {
 fn a_commit_that_is_known_up_to_an_error_gives_the_highest_time_and_the_lowest() {
     let ring = Ring::new(Arc::new(LastAnswer::new()));
     ring.note(seconds(10), at(5), at(5));
-    let commit = Commit { earliest: seconds(7), latest: seconds(9) };
+    let commit = CommitWindow { earliest: seconds(7), latest: seconds(9) };
     assert_eq!(ring.exposure(at(6), commit), after(3_001, 1_000));
 }
 
@@ -103,9 +103,9 @@ fn what_was_replaced_is_told_until_a_proof_covers_it() {
 fn an_answer_from_what_is_gone_already_is_not_left_out() {
     let log = ExposureLog::default();
     let answers = log.answers_of(&key_in("api_1", "ws_1"));
-    log.remember(&hash(1), at(5), &answers);
+    log.record_evicted(&hash(1), at(5), &answers);
     answers.note(seconds(3), at(5), at(5));
-    log.remember(&hash(1), at(5), &answers);
+    log.record_evicted(&hash(1), at(5), &answers);
     assert_eq!(exposure(&log, &key_scope(1), 6, seconds(1)), after(2_001, 0));
     assert_eq!(exposure(&log, &key_scope(1), 6, seconds(4)), AnswersAfter::default());
 }
@@ -128,7 +128,7 @@ fn when_keys_are_too_many_the_last_answer_of_any_stands_in() {
         hash.0[..8].copy_from_slice(&n.to_le_bytes());
         let answers = log.answers_of(&key_in("api_2", "ws_1"));
         answers.note(seconds(21), at(5), at(5));
-        log.remember(&hash, at(5), &answers);
+        log.record_evicted(&hash, at(5), &answers);
     }
     assert!(log.kept.lock().past.len() < PAST_ANSWERS_MAX);
     assert_eq!(
@@ -199,7 +199,7 @@ fn each_scope_looks_at_what_lies_in_it() {
     for (second, record) in (1..).zip(&records) {
         log.answers_of(record).note(seconds(second), at(5), at(5));
     }
-    let last = |scope: &Scope| exposure(&log, scope, 6, START).surely.as_secs();
+    let last = |scope: &Scope| exposure(&log, scope, 6, START).at_least.as_secs();
     assert_eq!(last(&Scope::Api(ApiId::new("api_1"))), 1);
     assert_eq!(last(&Scope::Api(ApiId::new("api_unknown"))), 0);
     assert_eq!(last(&Scope::Workspace(WorkspaceId::new("ws_1"))), 2);
@@ -217,5 +217,5 @@ fn rings_that_no_entry_holds_are_dropped_when_there_are_many() {
     held.note(seconds(1), at(5), at(5));
     let of = |api: &str| exposure(&log, &Scope::Api(ApiId::new(api)), 6, START);
     assert_eq!(of("api_gone"), after(3_001, 0), "what it told is kept, if not of which it was");
-    assert_eq!(of("api_0").surely, Duration::from_secs(1), "it is still the one");
+    assert_eq!(of("api_0").at_least, Duration::from_secs(1), "it is still the one");
 }

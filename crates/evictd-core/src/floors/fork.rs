@@ -9,12 +9,12 @@ use crate::position::LogPosition;
 
 /// The way from floors to their copy, for the entries that are anchored there.
 #[derive(Debug)]
-pub struct Crossing {
+pub struct ForkMap {
     /// Each cell and its copy; those that the floors forgot are added as their entries come over.
     cells: Vec<(Arc<FloorCell>, Arc<FloorCell>)>,
 }
 
-impl Crossing {
+impl ForkMap {
     /// What `anchors` are in the copy.
     pub fn anchors(&mut self, anchors: &Anchors) -> Anchors {
         Anchors { api: self.cell(&anchors.api), workspace: self.cell(&anchors.workspace) }
@@ -32,8 +32,8 @@ impl Crossing {
 
 impl Floors {
     /// A copy that shares nothing with the original, and the way over. The copy counts a cell as held once an
-    /// entry has come over that holds it, and the crossing is gone.
-    pub fn fork(&self) -> (Self, Crossing) {
+    /// entry has come over that holds it, and the map is gone.
+    pub fn fork(&self) -> (Self, ForkMap) {
         let copied = |cell: &Arc<FloorCell>| (cell.clone(), Arc::new(FloorCell::new(cell.get())));
         let (horizon, absent) = (copied(&self.horizon), copied(&self.absent));
         let scopes: Vec<_> = self.scopes.iter().map(|(id, cell)| (id.clone(), copied(cell))).collect();
@@ -45,7 +45,7 @@ impl Floors {
             scopes: scopes.iter().map(|(id, (_, copy))| (id.clone(), copy.clone())).collect(),
         };
         let cells = [horizon, absent].into_iter().chain(scopes.into_iter().map(|(_, pair)| pair)).collect();
-        (floors, Crossing { cells })
+        (floors, ForkMap { cells })
     }
 }
 
@@ -83,13 +83,13 @@ mod tests {
         let at = |position| LogPosition::new(1, position).unwrap();
         let mut original = Floors::new(FloorLimits::default());
         let (held, _) = original.anchors(&record);
-        let (mut floors, mut crossing) = original.fork();
-        let moved = crossing.anchors(&held);
+        let (mut floors, mut fork_map) = original.fork();
+        let moved = fork_map.anchors(&held);
         floors.raise(&Scope::Workspace(workspace.clone()), at(3));
         assert_eq!((held.floor(), moved.floor()), (LogPosition::ZERO, at(3)));
         original.flush(at(1));
-        let (mut floors, mut crossing) = original.fork();
-        let forgotten = crossing.anchors(&held);
+        let (mut floors, mut fork_map) = original.fork();
+        let forgotten = fork_map.anchors(&held);
         floors.raise(&Scope::Workspace(workspace), at(4));
         assert_eq!(forgotten.floor(), LogPosition::NEVER, "its cell was forgotten, and stays so in the copy");
     }

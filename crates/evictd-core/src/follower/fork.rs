@@ -3,17 +3,17 @@
 use std::hash::{Hash, Hasher};
 
 use super::Follower;
-use crate::floors::fork::Crossing;
+use crate::floors::fork::ForkMap;
 use crate::time::LeaseTime;
 
 impl Follower {
     /// A copy that shares nothing with the original, and the way over for the entries that are anchored to
     /// its floors.
-    pub fn fork(&self) -> (Self, Crossing) {
-        let (floors, crossing) = self.floors.fork();
+    pub fn fork(&self) -> (Self, ForkMap) {
+        let (floors, fork_map) = self.floors.fork();
         let follower = Self {
             config: self.config,
-            allegiance: self.allegiance.clone(),
+            followed_history: self.followed_history.clone(),
             tokens: self.tokens.clone(),
             floors,
             applied: self.applied,
@@ -28,7 +28,7 @@ impl Follower {
             proven_at: self.proven_at,
             next_nonce: self.next_nonce,
         };
-        (follower, crossing)
+        (follower, fork_map)
     }
 
     /// Whether an answer to the question with this number is still accepted.
@@ -53,7 +53,7 @@ impl Follower {
     /// of its questions, the causes of its repairs, and whom it asks next. Tokens of the log decide only about what is
     /// read from a database.
     pub fn digest(&self, now: LeaseTime, reads_databases: bool, state: &mut impl Hasher) {
-        self.allegiance.clone().rebased(now).hash(state);
+        self.followed_history.clone().rebased(now).hash(state);
         if reads_databases {
             self.tokens.hash(state);
         }

@@ -73,7 +73,7 @@ fn on_probe_answer(
 fn on_replay_answer(
     follower: &mut Follower,
     nonce: u64,
-    answer: ReplayAnswer,
+    answer: ReplayOutcome,
     now: LeaseTime,
     out: &mut Vec<Effect>,
 ) -> Accepted {
@@ -188,7 +188,7 @@ fn a_hole_that_stays_is_repaired_by_a_replay() {
         asked,
         [Effect::SendReplay { nonce: 101, epoch: 1, from: 8, to: 10, cause: RepairCause::Gap, all: false }]
     );
-    let rows = ReplayAnswer::Rows(vec![deletion(at(8)), deletion(at(9)), deletion(at(10))]);
+    let rows = ReplayOutcome::Rows(vec![deletion(at(8)), deletion(at(9)), deletion(at(10))]);
     let out =
         effects(|out| assert_eq!(on_replay_answer(&mut follower, 101, rows, ms(50), out), Accepted::Yes));
     assert_eq!(
@@ -242,7 +242,7 @@ fn a_path_slower_than_the_timeout_is_repaired_by_the_late_answer() {
     on_tick(&mut follower, at(8), ms(20), &mut Vec::new());
     follower.poll(ms(40), &mut Vec::new());
     follower.poll(ms(40 + TIMEOUT_MS), &mut Vec::new());
-    let late = ReplayAnswer::Rows(vec![deletion(at(8))]);
+    let late = ReplayOutcome::Rows(vec![deletion(at(8))]);
     assert_eq!(on_replay_answer(&mut follower, 101, late.clone(), ms(1_100), &mut Vec::new()), Accepted::Yes);
     assert_eq!(follower.applied(), Some(at(8)));
     assert_eq!(
@@ -269,11 +269,11 @@ fn an_answer_with_a_row_missing_is_not_taken_for_nothing() {
     on_tick(&mut follower, at(9), ms(20), &mut Vec::new());
     follower.poll(ms(40), &mut Vec::new());
     for rows in [vec![], vec![deletion(at(9))], vec![deletion(at(8)), deletion(at(10))]] {
-        let answer = ReplayAnswer::Rows(rows);
+        let answer = ReplayOutcome::Rows(rows);
         assert_eq!(on_replay_answer(&mut follower, 101, answer, ms(50), &mut Vec::new()), Accepted::No);
     }
     assert_eq!(follower.applied(), Some(at(7)));
-    let prefix = ReplayAnswer::Rows(vec![deletion(at(8))]);
+    let prefix = ReplayOutcome::Rows(vec![deletion(at(8))]);
     assert_eq!(on_replay_answer(&mut follower, 101, prefix, ms(60), &mut Vec::new()), Accepted::Yes);
     let rest = effects(|out| follower.poll(ms(60), out));
     assert!(matches!(rest[..], [Effect::SendReplay { from: 9, to: 9, .. }]), "{rest:?}");
@@ -285,7 +285,7 @@ fn a_refused_replay_flushes_and_goes_on_from_the_head() {
     on_tick(&mut follower, at(9), ms(20), &mut Vec::new());
     follower.poll(ms(40), &mut Vec::new());
     let out = effects(|out| {
-        on_replay_answer(&mut follower, 101, ReplayAnswer::Refused { head: voucher(at(12)) }, ms(50), out);
+        on_replay_answer(&mut follower, 101, ReplayOutcome::Refused { head: voucher(at(12)) }, ms(50), out);
     });
     assert_eq!(out, [Effect::Flush(FlushReason::Refused), progress(12, 12), Effect::Announce]);
     assert_eq!(follower.floors().horizon().get(), at(12));
@@ -329,7 +329,7 @@ fn agent_finds_back_from_a_lie_about_the_head() {
     });
     assert_eq!(out, [progress(7, 8)], "nothing was flushed");
     assert_eq!((follower.applied(), follower.head()), (Some(at(7)), at(8)));
-    assert_eq!(follower.allegiance.voucher(), Some(voucher(at(8))));
+    assert_eq!(follower.followed_history.voucher(), Some(voucher(at(8))));
 }
 
 /// Failure: a tick that claims a little more than there is costs everything cached.
@@ -339,7 +339,7 @@ fn refusal_of_what_was_never_given_out_costs_nothing() {
     on_tick(&mut follower, at(9), ms(20), &mut Vec::new());
     follower.poll(ms(20 + PATIENCE_MS), &mut Vec::new());
     let out = effects(|out| {
-        on_replay_answer(&mut follower, 101, ReplayAnswer::Refused { head: voucher(at(7)) }, ms(50), out);
+        on_replay_answer(&mut follower, 101, ReplayOutcome::Refused { head: voucher(at(7)) }, ms(50), out);
     });
     assert_eq!(out, [progress(7, 7)]);
 }
@@ -513,7 +513,7 @@ fn replay_of_another_history_moves_nothing() {
     on_live(&mut follower, vec![deletion(at(9))], ms(20), &mut Vec::new());
     follower.poll(ms(20 + PATIENCE_MS), &mut Vec::new());
     let (foreign, rows) =
-        (voucher(in_epoch(2, 0)).milestone.provenance, ReplayAnswer::Rows(vec![deletion(at(8))]));
+        (voucher(in_epoch(2, 0)).milestone.provenance, ReplayOutcome::Rows(vec![deletion(at(8))]));
     let answer = follower.on_replay_answer(101, foreign, rows, ms(50), &mut Vec::new());
     assert_eq!((answer, follower.applied()), (Accepted::No, Some(at(7))));
 }
@@ -571,7 +571,7 @@ enum Input {
     Live(u64),
     Tick(u64),
     ProbeAnswer { age: u64, head: u64 },
-    ReplayAnswer { age: u64, rows: u64 },
+    ReplayOutcome { age: u64, rows: u64 },
     Connected,
 }
 
@@ -581,7 +581,7 @@ fn any_input() -> impl proptest::strategy::Strategy<Value = Input> {
         4 => (1u64..40).prop_map(Input::Live),
         2 => (1u64..40).prop_map(Input::Tick),
         3 => (0u64..4, 1u64..40).prop_map(|(age, head)| Input::ProbeAnswer { age, head }),
-        3 => (0u64..4, 1u64..12).prop_map(|(age, rows)| Input::ReplayAnswer { age, rows }),
+        3 => (0u64..4, 1u64..12).prop_map(|(age, rows)| Input::ReplayOutcome { age, rows }),
         1 => Just(Input::Connected),
     ]
 }
@@ -604,10 +604,10 @@ proptest::proptest! {
                 Input::ProbeAnswer { age, head } => {
                     on_probe_answer(&mut follower, last_probe - age.min(last_probe), at(head), ms(now), &mut out);
                 }
-                Input::ReplayAnswer { age, rows } => {
+                Input::ReplayOutcome { age, rows } => {
                     let (nonce, from) = last_replay;
                     let rows = (from..from + rows).filter(|p| *p > 0).map(|p| deletion(at(p))).collect();
-                    on_replay_answer(&mut follower, nonce - age.min(nonce), ReplayAnswer::Rows(rows), ms(now), &mut out);
+                    on_replay_answer(&mut follower, nonce - age.min(nonce), ReplayOutcome::Rows(rows), ms(now), &mut out);
                 }
                 Input::Connected => follower.connected(ms(now)),
             }

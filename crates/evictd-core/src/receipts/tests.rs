@@ -32,24 +32,26 @@ fn deletion(position: u64) -> Change {
     }
 }
 
-/// A book with these agents, each at position 1.
-fn book(agents: &[&Instance]) -> Book {
-    let config = BookConfig { bound: BOUND, heard_elsewhere: BOUND, open_max: 1_000 };
-    let mut book = Book::new(config, []);
+/// A tracker with these agents, each at position 1.
+fn tracker(agents: &[&Instance]) -> ReceiptTracker {
+    let config = TrackerConfig { bound: BOUND, roster_delay: BOUND, open_max: 1_000 };
+    let mut tracker = ReceiptTracker::new(config, []);
     for agent in agents {
-        book.registered(agent, ms(0));
-        book.applied(&agent.identity, at(1), &[], ms(0));
+        tracker.register(agent, ms(0));
+        tracker.record_applied(&agent.identity, at(1), &[], ms(0));
     }
-    book
+    tracker
 }
 
-fn track(book: &mut Book, position: u64, now: LeaseTime) {
-    book.track(deletion(position), now, Measured::FromRequest, now);
+fn track(tracker: &mut ReceiptTracker, position: u64, now: LeaseTime) {
+    tracker.track(deletion(position), now, Measured::FromRequest, now);
 }
 
-fn finals(book: &mut Book) -> Vec<Receipt> {
-    let events = book.take_events().into_iter();
-    events.filter_map(|event| if let Event::Final(receipt) = event { Some(receipt) } else { None }).collect()
+fn finals(tracker: &mut ReceiptTracker) -> Vec<Receipt> {
+    let events = tracker.take_events().into_iter();
+    events
+        .filter_map(|event| if let ReceiptEvent::Final(receipt) = event { Some(receipt) } else { None })
+        .collect()
 }
 
 fn states(receipt: &Receipt) -> Vec<(&str, &str)> {
@@ -59,219 +61,228 @@ fn states(receipt: &Receipt) -> Vec<(&str, &str)> {
 #[test]
 fn held_receipt_is_neither_confirmed_nor_fenced() {
     let eu = agent("eu", "a", 1);
-    let mut book = book(&[&eu]);
-    track(&mut book, 2, ms(0));
-    book.hold(true);
-    book.applied(&eu.identity, at(2), &[], ms(1));
-    track(&mut book, 3, ms(60_000));
-    book.poll(ms(60_000));
-    book.end_due(ms(60_000));
-    assert_eq!((finals(&mut book), book.wake_at()), (vec![], None));
-    assert_eq!(states(&book.receipt("req_2", ms(60_000)).unwrap()), [("eu", "pending")]);
-    book.left(&eu.identity, ms(60_001));
-    assert_eq!(finals(&mut book), []);
+    let mut tracker = tracker(&[&eu]);
+    track(&mut tracker, 2, ms(0));
+    tracker.hold(true);
+    tracker.record_applied(&eu.identity, at(2), &[], ms(1));
+    track(&mut tracker, 3, ms(60_000));
+    tracker.poll(ms(60_000));
+    tracker.end_due(ms(60_000));
+    assert_eq!((finals(&mut tracker), tracker.wake_at()), (vec![], None));
+    assert_eq!(states(&tracker.receipt("req_2", ms(60_000)).unwrap()), [("eu", "pending")]);
+    tracker.mark_departed(&eu.identity, ms(60_001));
+    assert_eq!(finals(&mut tracker), []);
 }
 
 #[test]
 fn bound_counts_anew_when_watch_is_regained() {
     let eu = agent("eu", "a", 1);
-    let mut book = book(&[&eu]);
-    track(&mut book, 2, ms(0));
-    book.hold(true);
-    book.hold(false);
-    book.regained(ms(40_000));
-    book.applied(&eu.identity, at(2), &[], ms(40_001));
-    book.end_due(ms(69_999));
-    assert_eq!((finals(&mut book), book.wake_at()), (vec![], Some(ms(70_000))), "somebody may be missing");
-    book.end_due(ms(70_000));
-    assert_eq!(finals(&mut book).iter().map(states).collect::<Vec<_>>(), [[("eu", "confirmed")]]);
+    let mut tracker = tracker(&[&eu]);
+    track(&mut tracker, 2, ms(0));
+    tracker.hold(true);
+    tracker.hold(false);
+    tracker.resume_at(ms(40_000));
+    tracker.record_applied(&eu.identity, at(2), &[], ms(40_001));
+    tracker.end_due(ms(69_999));
+    assert_eq!(
+        (finals(&mut tracker), tracker.wake_at()),
+        (vec![], Some(ms(70_000))),
+        "somebody may be missing"
+    );
+    tracker.end_due(ms(70_000));
+    assert_eq!(finals(&mut tracker).iter().map(states).collect::<Vec<_>>(), [[("eu", "confirmed")]]);
 }
 
 #[test]
-fn sightings_count_although_receipts_are_held() {
+fn apply_reports_count_while_receipts_are_held() {
     let eu = agent("eu", "a", 1);
-    let mut book = book(&[&eu]);
-    track(&mut book, 2, ms(0));
-    book.hold(true);
+    let mut tracker = tracker(&[&eu]);
+    track(&mut tracker, 2, ms(0));
+    tracker.hold(true);
     let exposure = Exposure { last_after: Duration::from_secs(25) };
-    book.applied(&eu.identity, at(2), &[Sighting { position: at(2), lag: Span::default(), exposure }], ms(1));
-    book.hold(false);
-    book.applied(&eu.identity, at(2), &[], ms(2));
-    assert_eq!(finals(&mut book)[0].regions[0].exposure, Some(exposure));
+    tracker.record_applied(
+        &eu.identity,
+        at(2),
+        &[ApplyReport { position: at(2), lag: DurationRange::default(), exposure }],
+        ms(1),
+    );
+    tracker.hold(false);
+    tracker.record_applied(&eu.identity, at(2), &[], ms(2));
+    assert_eq!(finals(&mut tracker)[0].regions[0].exposure, Some(exposure));
 }
 
 #[test]
 fn receipt_goes_on_when_it_is_held_no_longer() {
     let eu = agent("eu", "a", 1);
-    let mut book = book(&[&eu]);
-    track(&mut book, 2, ms(0));
-    track(&mut book, 3, ms(20_000));
-    book.hold(true);
-    book.applied(&eu.identity, at(3), &[], ms(40_000));
-    book.hold(false);
-    assert_eq!(book.wake_at(), Some(ms(30_000)));
-    book.end_due(ms(40_001));
-    assert_eq!(finals(&mut book).iter().map(states).collect::<Vec<_>>(), [[("eu", "fenced")]]);
-    book.applied(&eu.identity, at(3), &[], ms(40_002));
-    let confirmed = finals(&mut book);
+    let mut tracker = tracker(&[&eu]);
+    track(&mut tracker, 2, ms(0));
+    track(&mut tracker, 3, ms(20_000));
+    tracker.hold(true);
+    tracker.record_applied(&eu.identity, at(3), &[], ms(40_000));
+    tracker.hold(false);
+    assert_eq!(tracker.wake_at(), Some(ms(30_000)));
+    tracker.end_due(ms(40_001));
+    assert_eq!(finals(&mut tracker).iter().map(states).collect::<Vec<_>>(), [[("eu", "fenced")]]);
+    tracker.record_applied(&eu.identity, at(3), &[], ms(40_002));
+    let confirmed = finals(&mut tracker);
     assert_eq!(confirmed.iter().map(states).collect::<Vec<_>>(), [[("eu", "confirmed")]], "it says so again");
 }
 
 #[test]
 fn a_receipt_is_final_as_soon_as_everybody_has_confirmed() {
     let (eu, us) = (agent("eu", "a", 1), agent("us", "a", 2));
-    let mut book = book(&[&eu, &us]);
-    track(&mut book, 2, ms(100));
-    book.applied(&eu.identity, at(2), &[], ms(103));
-    assert_eq!(finals(&mut book), []);
-    let pending = book.receipt("req_2", ms(104)).unwrap();
+    let mut tracker = tracker(&[&eu, &us]);
+    track(&mut tracker, 2, ms(100));
+    tracker.record_applied(&eu.identity, at(2), &[], ms(103));
+    assert_eq!(finals(&mut tracker), []);
+    let pending = tracker.receipt("req_2", ms(104)).unwrap();
     assert_eq!(states(&pending), [("eu", "confirmed"), ("us", "pending")]);
     assert_eq!((pending.state(), pending.is_final), (RegionState::Pending, false));
-    book.applied(&us.identity, at(2), &[], ms(120));
-    let [receipt] = &finals(&mut book)[..] else { panic!("one receipt") };
+    tracker.record_applied(&us.identity, at(2), &[], ms(120));
+    let [receipt] = &finals(&mut tracker)[..] else { panic!("one receipt") };
     assert_eq!(receipt.state(), RegionState::Confirmed);
     let after: Vec<_> = receipt.regions.iter().map(|region| region.confirmed_after.unwrap()).collect();
     assert_eq!(after, [Duration::from_millis(3), Duration::from_millis(20)]);
     assert_eq!(receipt.final_after, Some(Duration::from_millis(20)));
-    assert_eq!(book.receipt("req_2", ms(121)), None, "it is closed");
+    assert_eq!(tracker.receipt("req_2", ms(121)), None, "it is closed");
 }
 
 #[test]
 fn who_does_not_confirm_is_fenced_when_the_bound_has_passed_and_named() {
     let (eu, us) = (agent("eu", "a", 1), agent("us", "a", 2));
-    let mut book = book(&[&eu, &us]);
-    track(&mut book, 2, ms(100));
-    book.applied(&eu.identity, at(2), &[], ms(103));
-    assert_eq!(book.wake_at(), Some(ms(30_100)));
-    book.poll(ms(30_099));
-    assert_eq!(finals(&mut book), []);
-    book.poll(ms(30_100));
-    let [receipt] = &finals(&mut book)[..] else { panic!("one receipt") };
+    let mut tracker = tracker(&[&eu, &us]);
+    track(&mut tracker, 2, ms(100));
+    tracker.record_applied(&eu.identity, at(2), &[], ms(103));
+    assert_eq!(tracker.wake_at(), Some(ms(30_100)));
+    tracker.poll(ms(30_099));
+    assert_eq!(finals(&mut tracker), []);
+    tracker.poll(ms(30_100));
+    let [receipt] = &finals(&mut tracker)[..] else { panic!("one receipt") };
     assert_eq!(states(receipt), [("eu", "confirmed"), ("us", "fenced")]);
     assert_eq!(receipt.regions[1].missing, [us.identity]);
-    assert_eq!(receipt.state(), RegionState::Fenced);
+    assert_eq!(receipt.state(), RegionState::Elapsed);
 }
 
 #[test]
 fn who_serves_stale_records_is_unproven_not_fenced() {
     let stale = Instance { policy: PartitionPolicy::ServeStale, ..agent("eu", "a", 1) };
-    let mut book = book(&[&stale, &agent("eu", "b", 2)]);
-    track(&mut book, 2, ms(0));
-    book.poll(ms(30_000));
-    assert_eq!(finals(&mut book)[0].state(), RegionState::Unproven);
+    let mut tracker = tracker(&[&stale, &agent("eu", "b", 2)]);
+    track(&mut tracker, 2, ms(0));
+    tracker.poll(ms(30_000));
+    assert_eq!(finals(&mut tracker)[0].state(), RegionState::Unproven);
 }
 
 #[test]
 fn both_processes_under_one_name_have_to_confirm_and_it_is_said() {
     let (one, other) = (agent("eu", "a", 1), agent("eu", "a", 2));
-    let mut book = book(&[&one]);
-    book.registered(&other, ms(1));
-    track(&mut book, 2, ms(1));
-    book.heard(&other.identity, ms(1));
-    book.poll(ms(1));
-    assert!(!book.receipt("req_2", ms(1)).unwrap().regions[0].duplicate_names, "it may be a successor");
-    book.applied(&one.identity, at(2), &[], ms(1));
-    book.poll(ms(2));
-    let pending = book.receipt("req_2", ms(2)).unwrap();
+    let mut tracker = tracker(&[&one]);
+    tracker.register(&other, ms(1));
+    track(&mut tracker, 2, ms(1));
+    tracker.record_contact(&other.identity, ms(1));
+    tracker.poll(ms(1));
+    assert!(!tracker.receipt("req_2", ms(1)).unwrap().regions[0].duplicate_names, "it may be a successor");
+    tracker.record_applied(&one.identity, at(2), &[], ms(1));
+    tracker.poll(ms(2));
+    let pending = tracker.receipt("req_2", ms(2)).unwrap();
     assert_eq!(states(&pending), [("eu", "pending")]);
     assert_eq!(pending.regions[0].missing, std::slice::from_ref(&other.identity));
     assert!(pending.regions[0].duplicate_names);
     // What another publisher tells by the roster is old, and no sign of two at once.
-    book.registered(&one, ms(6_000));
-    book.heard(&other.identity, ms(6_000));
-    assert!(book.shared_names(ms(6_000)).is_empty());
-    book.applied(&other.identity, at(2), &[], ms(3));
-    assert_eq!(finals(&mut book)[0].state(), RegionState::Confirmed);
+    tracker.register(&one, ms(6_000));
+    tracker.record_contact(&other.identity, ms(6_000));
+    assert!(tracker.duplicate_names(ms(6_000)).is_empty());
+    tracker.record_applied(&other.identity, at(2), &[], ms(3));
+    assert_eq!(finals(&mut tracker)[0].state(), RegionState::Confirmed);
 }
 
 #[test]
 fn a_configured_region_without_an_agent_is_absent_and_holds_up_nobody() {
-    let config = BookConfig { bound: BOUND, heard_elsewhere: BOUND, open_max: 10 };
-    let mut book = Book::new(config, [Region::new("ap")]);
+    let config = TrackerConfig { bound: BOUND, roster_delay: BOUND, open_max: 10 };
+    let mut tracker = ReceiptTracker::new(config, [Region::new("ap")]);
     let eu = agent("eu", "a", 1);
-    book.registered(&eu, ms(0));
-    track(&mut book, 2, ms(0));
-    assert_eq!(finals(&mut book), []);
-    book.applied(&eu.identity, at(2), &[], ms(1));
-    assert_eq!(states(&finals(&mut book)[0]), [("ap", "absent"), ("eu", "confirmed")]);
+    tracker.register(&eu, ms(0));
+    track(&mut tracker, 2, ms(0));
+    assert_eq!(finals(&mut tracker), []);
+    tracker.record_applied(&eu.identity, at(2), &[], ms(1));
+    assert_eq!(states(&finals(&mut tracker)[0]), [("ap", "absent"), ("eu", "confirmed")]);
 }
 
 #[test]
 fn a_process_that_vanished_is_waited_for_until_the_bound_and_forgotten_later() {
     let (here, gone) = (agent("eu", "a", 1), agent("eu", "b", 2));
-    let mut book = book(&[&here, &gone]);
-    track(&mut book, 2, ms(0));
-    book.applied(&here.identity, at(2), &[], ms(1));
-    book.poll(ms(30_000));
-    let receipt = finals(&mut book).remove(0);
-    assert_eq!((receipt.state(), &receipt.regions[0].missing), (RegionState::Fenced, &vec![gone.identity]));
-    // Silent since it was last taken for heard: when the book wasn't polled for 30 s.
+    let mut tracker = tracker(&[&here, &gone]);
+    track(&mut tracker, 2, ms(0));
+    tracker.record_applied(&here.identity, at(2), &[], ms(1));
+    tracker.poll(ms(30_000));
+    let receipt = finals(&mut tracker).remove(0);
+    assert_eq!((receipt.state(), &receipt.regions[0].missing), (RegionState::Elapsed, &vec![gone.identity]));
+    // Silent since it was last taken for heard: when the tracker wasn't polled for 30 s.
     for second in 31..95 {
-        book.heard(&here.identity, ms(second * 1_000));
-        book.poll(ms(second * 1_000));
+        tracker.record_contact(&here.identity, ms(second * 1_000));
+        tracker.poll(ms(second * 1_000));
     }
-    assert_eq!(book.instances().count(), 2);
-    book.poll(ms(95_000));
-    assert_eq!(book.instances().count(), 1);
-    track(&mut book, 3, ms(95_001));
-    book.applied(&here.identity, at(3), &[], ms(95_002));
-    assert_eq!(finals(&mut book)[0].state(), RegionState::Confirmed);
+    assert_eq!(tracker.instances().count(), 2);
+    tracker.poll(ms(95_000));
+    assert_eq!(tracker.instances().count(), 1);
+    track(&mut tracker, 3, ms(95_001));
+    tracker.record_applied(&here.identity, at(3), &[], ms(95_002));
+    assert_eq!(finals(&mut tracker)[0].state(), RegionState::Confirmed);
 }
 
 #[test]
 fn a_silent_process_that_may_serve_stale_records_is_not_forgotten() {
     let stale = Instance { policy: PartitionPolicy::ServeStale, ..agent("us", "a", 2) };
-    let mut book = book(&[&stale]);
+    let mut tracker = tracker(&[&stale]);
     let hour = 3_600;
-    (0..23 * hour).for_each(|second| book.poll(ms(second * 1_000)));
-    track(&mut book, 2, ms(23 * hour * 1_000));
-    (23 * hour..24 * hour).for_each(|second| book.poll(ms(second * 1_000)));
-    assert_eq!(finals(&mut book)[0].state(), RegionState::Unproven);
-    assert_eq!(book.instances().count(), 1);
-    book.poll(ms(24 * hour * 1_000));
-    assert_eq!(book.instances().count(), 0);
+    (0..23 * hour).for_each(|second| tracker.poll(ms(second * 1_000)));
+    track(&mut tracker, 2, ms(23 * hour * 1_000));
+    (23 * hour..24 * hour).for_each(|second| tracker.poll(ms(second * 1_000)));
+    assert_eq!(finals(&mut tracker)[0].state(), RegionState::Unproven);
+    assert_eq!(tracker.instances().count(), 1);
+    tracker.poll(ms(24 * hour * 1_000));
+    assert_eq!(tracker.instances().count(), 0);
 }
 
 #[test]
 fn a_process_that_said_goodbye_is_not_waited_for() {
     let (here, leaving) = (agent("eu", "a", 1), agent("us", "a", 2));
-    let mut book = book(&[&here, &leaving]);
-    track(&mut book, 2, ms(0));
-    book.applied(&here.identity, at(2), &[], ms(1));
-    book.left(&leaving.identity, ms(2));
-    assert_eq!(states(&finals(&mut book)[0]), [("eu", "confirmed"), ("us", "absent")]);
+    let mut tracker = tracker(&[&here, &leaving]);
+    track(&mut tracker, 2, ms(0));
+    tracker.record_applied(&here.identity, at(2), &[], ms(1));
+    tracker.mark_departed(&leaving.identity, ms(2));
+    assert_eq!(states(&finals(&mut tracker)[0]), [("eu", "confirmed"), ("us", "absent")]);
 }
 
 #[test]
 fn a_process_that_the_roster_does_not_know_confirms_nothing() {
     let (known, unknown) = (agent("eu", "a", 1), agent("eu", "b", 2));
-    let mut book = book(&[&known]);
-    track(&mut book, 2, ms(0));
-    book.applied(&unknown.identity, at(2), &[], ms(1));
-    assert_eq!(finals(&mut book), []);
-    book.registered(&unknown, ms(2));
-    book.applied(&known.identity, at(2), &[], ms(3));
-    assert_eq!(finals(&mut book), [], "it is waited for until it has spoken");
-    book.applied(&unknown.identity, at(2), &[], ms(4));
-    assert_eq!(finals(&mut book).len(), 1);
+    let mut tracker = tracker(&[&known]);
+    track(&mut tracker, 2, ms(0));
+    tracker.record_applied(&unknown.identity, at(2), &[], ms(1));
+    assert_eq!(finals(&mut tracker), []);
+    tracker.register(&unknown, ms(2));
+    tracker.record_applied(&known.identity, at(2), &[], ms(3));
+    assert_eq!(finals(&mut tracker), [], "it is waited for until it has spoken");
+    tracker.record_applied(&unknown.identity, at(2), &[], ms(4));
+    assert_eq!(finals(&mut tracker).len(), 1);
 }
 
 #[test]
-fn the_worst_sighting_speaks_for_a_region() {
+fn slowest_apply_report_stands_for_its_region() {
     let (one, other) = (agent("eu", "a", 1), agent("eu", "b", 2));
-    let mut book = book(&[&one, &other]);
-    track(&mut book, 2, ms(0));
-    let sighting = |low, high, last| Sighting {
+    let mut tracker = tracker(&[&one, &other]);
+    track(&mut tracker, 2, ms(0));
+    let apply_report = |low, high, last| ApplyReport {
         position: at(2),
-        lag: Span { low: Duration::from_millis(low), high: Duration::from_millis(high) },
+        lag: DurationRange { low: Duration::from_millis(low), high: Duration::from_millis(high) },
         exposure: Exposure { last_after: Duration::from_millis(last) },
     };
     for _ in 0..3 {
-        book.applied(&one.identity, at(2), &[sighting(1, 3, 2)], ms(3));
+        tracker.record_applied(&one.identity, at(2), &[apply_report(1, 3, 2)], ms(3));
     }
-    book.applied(&other.identity, at(2), &[sighting(2, 9, 8)], ms(9));
-    let receipt = finals(&mut book).remove(0);
-    let Span { low, high } = receipt.regions[0].lag.unwrap();
+    tracker.record_applied(&other.identity, at(2), &[apply_report(2, 9, 8)], ms(9));
+    let receipt = finals(&mut tracker).remove(0);
+    let DurationRange { low, high } = receipt.regions[0].lag.unwrap();
     assert_eq!((low.as_millis(), high.as_millis()), (2, 9), "the slowest agent's");
     assert_eq!(receipt.regions[0].exposure.unwrap().last_after.as_millis(), 8, "the last answer of any");
 }
@@ -279,26 +290,26 @@ fn the_worst_sighting_speaks_for_a_region() {
 #[test]
 fn a_change_that_is_tracked_late_is_confirmed_by_what_was_said_before() {
     let eu = agent("eu", "a", 1);
-    let mut book = book(&[&eu]);
-    book.applied(&eu.identity, at(9), &[], ms(0));
-    track(&mut book, 5, ms(1));
-    assert_eq!(finals(&mut book)[0].state(), RegionState::Confirmed);
+    let mut tracker = tracker(&[&eu]);
+    tracker.record_applied(&eu.identity, at(9), &[], ms(0));
+    track(&mut tracker, 5, ms(1));
+    assert_eq!(finals(&mut tracker)[0].state(), RegionState::Confirmed);
 }
 
 #[test]
 fn changes_that_come_out_of_order_are_all_confirmed() {
     let (eu, us) = (agent("eu", "a", 1), agent("us", "a", 2));
-    let mut book = book(&[&eu, &us]);
-    track(&mut book, 3, ms(0));
-    book.applied(&eu.identity, at(3), &[], ms(1));
+    let mut tracker = tracker(&[&eu, &us]);
+    track(&mut tracker, 3, ms(0));
+    tracker.record_applied(&eu.identity, at(3), &[], ms(1));
     // Somebody starts there, and has not spoken yet.
     let late = agent("eu", "b", 3);
-    book.registered(&late, ms(2));
-    track(&mut book, 2, ms(2));
+    tracker.register(&late, ms(2));
+    track(&mut tracker, 2, ms(2));
     for instance in [&late, &us] {
-        book.applied(&instance.identity, at(3), &[], ms(3));
+        tracker.record_applied(&instance.identity, at(3), &[], ms(3));
     }
-    let receipts = finals(&mut book);
+    let receipts = finals(&mut tracker);
     assert_eq!(receipts.len(), 2);
     assert!(receipts.iter().all(|receipt| receipt.state() == RegionState::Confirmed), "{receipts:?}");
 }
@@ -306,50 +317,50 @@ fn changes_that_come_out_of_order_are_all_confirmed() {
 #[test]
 fn what_a_new_epoch_may_have_lost_is_not_confirmed_from_memory() {
     let eu = agent("eu", "a", 1);
-    let mut book = book(&[&eu]);
-    track(&mut book, 2, ms(0));
-    book.begin_epoch(2, ms(1));
-    book.applied(&eu.identity, LogPosition::new(2, 1).unwrap(), &[], ms(1));
-    assert_eq!(finals(&mut book), []);
+    let mut tracker = tracker(&[&eu]);
+    track(&mut tracker, 2, ms(0));
+    tracker.begin_epoch(2, ms(1));
+    tracker.record_applied(&eu.identity, LogPosition::new(2, 1).unwrap(), &[], ms(1));
+    assert_eq!(finals(&mut tracker), []);
 }
 
 #[test]
 fn nothing_is_final_early_while_the_roster_may_have_forgotten_somebody() {
     let eu = agent("eu", "a", 1);
-    let mut book = book(&[&eu]);
-    book.distrust_roster(ms(30_000));
-    track(&mut book, 2, ms(10_000));
-    book.applied(&eu.identity, at(2), &[], ms(10_001));
-    book.poll(ms(29_999));
-    assert_eq!(finals(&mut book), []);
-    book.poll(ms(30_000));
-    assert_eq!(finals(&mut book).len(), 1);
+    let mut tracker = tracker(&[&eu]);
+    tracker.distrust_roster(ms(30_000));
+    track(&mut tracker, 2, ms(10_000));
+    tracker.record_applied(&eu.identity, at(2), &[], ms(10_001));
+    tracker.poll(ms(29_999));
+    assert_eq!(finals(&mut tracker), []);
+    tracker.poll(ms(30_000));
+    assert_eq!(finals(&mut tracker).len(), 1);
 }
 
 #[test]
 fn what_was_applied_of_a_lost_history_confirms_nothing() {
     let eu = agent("eu", "a", 1);
-    let mut book = book(&[&eu]);
-    book.applied(&eu.identity, at(9), &[], ms(0));
-    book.begin_epoch(2, ms(1));
+    let mut tracker = tracker(&[&eu]);
+    tracker.record_applied(&eu.identity, at(9), &[], ms(0));
+    tracker.begin_epoch(2, ms(1));
     let again = Change { position: LogPosition::new(2, 5).unwrap(), ..deletion(5) };
-    book.track(Change { position: at(8), ..deletion(8) }, ms(2), Measured::FromFirstSight, ms(2));
-    book.track(again, ms(2), Measured::FromFirstSight, ms(2));
-    book.applied(&eu.identity, at(99), &[], ms(2));
-    assert_eq!(finals(&mut book), []);
-    book.applied(&eu.identity, LogPosition::new(2, 5).unwrap(), &[], ms(3));
-    assert_eq!(finals(&mut book).len(), 2);
+    tracker.track(Change { position: at(8), ..deletion(8) }, ms(2), Measured::FromFirstSight, ms(2));
+    tracker.track(again, ms(2), Measured::FromFirstSight, ms(2));
+    tracker.record_applied(&eu.identity, at(99), &[], ms(2));
+    assert_eq!(finals(&mut tracker), []);
+    tracker.record_applied(&eu.identity, LogPosition::new(2, 5).unwrap(), &[], ms(3));
+    assert_eq!(finals(&mut tracker).len(), 2);
 }
 
 #[test]
 fn one_that_is_found_late_holds_up_nobody_behind_it() {
     let eu = agent("eu", "a", 1);
-    let mut book = book(&[&eu]);
-    track(&mut book, 10, ms(0));
-    track(&mut book, 5, ms(29_000));
-    book.poll(ms(30_000));
+    let mut tracker = tracker(&[&eu]);
+    track(&mut tracker, 10, ms(0));
+    track(&mut tracker, 5, ms(29_000));
+    tracker.poll(ms(30_000));
     assert_eq!(
-        finals(&mut book).len(),
+        finals(&mut tracker).len(),
         2,
         "the lower position was committed before the higher one was numbered"
     );
@@ -358,12 +369,12 @@ fn one_that_is_found_late_holds_up_nobody_behind_it() {
 #[test]
 fn memory_is_bounded_and_the_oldest_get_done() {
     let eu = agent("eu", "a", 1);
-    let config = BookConfig { bound: BOUND, heard_elsewhere: BOUND, open_max: 2 };
-    let mut book = Book::new(config, []);
-    book.registered(&eu, ms(0));
+    let config = TrackerConfig { bound: BOUND, roster_delay: BOUND, open_max: 2 };
+    let mut tracker = ReceiptTracker::new(config, []);
+    tracker.register(&eu, ms(0));
     for position in [3, 4, 2] {
-        track(&mut book, position, ms(0));
+        track(&mut tracker, position, ms(0));
     }
-    assert_eq!(book.receipt("req_4", ms(0)), None);
-    assert!(book.receipt("req_2", ms(0)).is_some() && book.receipt("req_3", ms(0)).is_some());
+    assert_eq!(tracker.receipt("req_4", ms(0)), None);
+    assert!(tracker.receipt("req_2", ms(0)).is_some() && tracker.receipt("req_3", ms(0)).is_some());
 }

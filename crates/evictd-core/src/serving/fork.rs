@@ -1,14 +1,14 @@
 //! Copies of an agent's state, for checkers that follow one history into several futures.
 
 use super::AgentState;
-use crate::entry::Stamp;
-use crate::floors::fork::Crossing;
+use crate::entry::Validity;
+use crate::floors::fork::ForkMap;
 use crate::sync::{AtomicU64, Mutex};
 
 impl AgentState {
     /// A copy that shares nothing with the original, and the way over for its entries.
-    pub fn fork(&self) -> (Self, Crossing) {
-        let (follower, crossing) = self.follower.lock().fork();
+    pub fn fork(&self) -> (Self, ForkMap) {
+        let (follower, fork_map) = self.follower.lock().fork();
         let copy = Self {
             horizon: follower.floors().horizon().clone(),
             follower: Mutex::new(follower),
@@ -16,15 +16,15 @@ impl AgentState {
             applied: AtomicU64::new(self.applied().to_bits()),
             proven_at: AtomicU64::new(self.proven_at().0),
         };
-        (copy, crossing)
+        (copy, fork_map)
     }
 }
 
-impl Stamp {
-    /// A copy that is anchored where `crossing` leads.
+impl Validity {
+    /// A copy that is anchored where `fork_map` leads.
     #[must_use]
-    pub fn fork(&self, crossing: &mut Crossing) -> Self {
-        let copy = Self::new(self.as_of(), self.read_at, crossing.anchors(&self.anchors));
+    pub fn fork(&self, fork_map: &mut ForkMap) -> Self {
+        let copy = Self::new(self.as_of(), self.read_at, fork_map.anchors(&self.anchors));
         if self.is_shown() {
             copy.show();
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{AgentState, CacheEntry, EntryCache};
-use crate::entry::Standing;
+use crate::entry::EntryState;
 use crate::ids::KeyHash;
 use crate::position::LogPosition;
 use crate::protection::Protection;
@@ -15,7 +15,7 @@ use crate::time::LeaseTime;
 
 /// What a verification reads before it looks for an entry.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Reading {
+pub struct VerificationStart {
     /// The lease clock.
     now: LeaseTime,
     /// Since when nothing could have been missed.
@@ -24,7 +24,7 @@ pub struct Reading {
     applied: LogPosition,
 }
 
-impl Reading {
+impl VerificationStart {
     /// The lease clock when the verification began.
     pub fn now(self) -> LeaseTime {
         self.now
@@ -49,7 +49,7 @@ impl Reading {
     ) -> Option<Candidate<C::Entry>> {
         let entry = cache.get(hash)?;
         let early = (!Protection::DeadlinePrecedesFloors.holds())
-            .then(|| entry.stamp().standing(self.now, self.now, &state.horizon, state.bound));
+            .then(|| entry.validity().state(self.now, self.now, &state.horizon, state.bound));
         Some(Candidate { reading: self, entry, early })
     }
 }
@@ -57,10 +57,10 @@ impl Reading {
 /// An entry that was found after the deadline was read, and is still to be judged.
 #[derive(Debug)]
 pub struct Candidate<E> {
-    reading: Reading,
+    reading: VerificationStart,
     entry: Arc<E>,
     /// How the floors stood when it was found; only as a negative control.
-    early: Option<Standing>,
+    early: Option<EntryState>,
 }
 
 impl<E> Clone for Candidate<E> {
@@ -75,7 +75,7 @@ pub enum HitVerdict<E> {
     /// It may.
     Servable(Hit<E>),
     /// It meets every floor that is known, but nothing vouches for it any more.
-    OutOfTime {
+    Stale {
         /// It may be answered from where policy prefers old answers to none.
         hit: Hit<E>,
         /// How long ago something vouched for it.
@@ -89,24 +89,24 @@ impl<E: CacheEntry> Candidate<E> {
     /// Looks at the floors, and judges.
     pub fn judge(self, state: &AgentState) -> HitVerdict<E> {
         let Self { reading, entry, early } = self;
-        let stamp = entry.stamp();
-        let (now, read_at) = (reading.now, stamp.read_at);
-        let standing = match early {
-            None => stamp.standing(now, reading.proven_at, &state.horizon, state.bound),
-            Some(Standing::Servable) if !state.bound.allows(now, read_at, state.proven_at()) => {
-                Standing::OutOfTime
+        let validity = entry.validity();
+        let (now, read_at) = (reading.now, validity.read_at);
+        let entry_state = match early {
+            None => validity.state(now, reading.proven_at, &state.horizon, state.bound),
+            Some(EntryState::Servable) if !state.bound.allows(now, read_at, state.proven_at()) => {
+                EntryState::Stale
             }
             Some(early) => early,
         };
         let is_expired = entry.is_expired(now);
         let hit = Hit { reading, entry };
-        match standing {
-            Standing::Servable if is_expired => HitVerdict::Void,
-            Standing::Servable => HitVerdict::Servable(hit),
-            Standing::OutOfTime => {
-                HitVerdict::OutOfTime { unproven_for: now.since(read_at.max(reading.proven_at)), hit }
+        match entry_state {
+            EntryState::Servable if is_expired => HitVerdict::Void,
+            EntryState::Servable => HitVerdict::Servable(hit),
+            EntryState::Stale => {
+                HitVerdict::Stale { unproven_for: now.since(read_at.max(reading.proven_at)), hit }
             }
-            Standing::Void => HitVerdict::Void,
+            EntryState::Void => HitVerdict::Void,
         }
     }
 }
@@ -114,7 +114,7 @@ impl<E: CacheEntry> Candidate<E> {
 /// An entry that meets all its floors.
 #[derive(Debug)]
 pub struct Hit<E> {
-    reading: Reading,
+    reading: VerificationStart,
     entry: Arc<E>,
 }
 
@@ -130,8 +130,8 @@ impl<E: CacheEntry> Hit<E> {
         let Self { reading, entry } = self;
         entry.note_answer(reading.now, reading.applied);
         let applied =
-            if Protection::LiftsRestOnTheReading.holds() { reading.applied } else { state.applied() };
-        entry.stamp().lift(applied);
+            if Protection::AdvancesRestOnTheReading.holds() { reading.applied } else { state.applied() };
+        entry.validity().advance(applied);
         entry
     }
 }
@@ -141,12 +141,12 @@ impl AgentState {
     ///
     /// The proof is read before `applied`: the other way round, a proof could be read whose head isn't in that
     /// `applied`, and a load below it would pass for proven.
-    pub fn begin(&self, now: LeaseTime) -> Reading {
+    pub fn begin(&self, now: LeaseTime) -> VerificationStart {
         if !Protection::ProofsPrecedeApplied.holds() {
             let applied = self.applied();
-            return Reading { now, proven_at: self.proven_at(), applied };
+            return VerificationStart { now, proven_at: self.proven_at(), applied };
         }
         let proven_at = self.proven_at();
-        Reading { now, proven_at, applied: self.applied() }
+        VerificationStart { now, proven_at, applied: self.applied() }
     }
 }

@@ -5,11 +5,11 @@
 
 use std::sync::Arc;
 
-use super::{AgentState, CacheEntry, EntryCache, Reading};
-use crate::entry::Stamp;
+use super::{AgentState, CacheEntry, EntryCache, VerificationStart};
+use crate::entry::Validity;
 use crate::follower::{Effect, LoadSource};
 use crate::ids::KeyHash;
-use crate::lease::{answers, may_join};
+use crate::lease::{answers, may_share};
 use crate::position::LogPosition;
 use crate::protection::Protection;
 use crate::record::Record;
@@ -64,10 +64,10 @@ impl<E: CacheEntry> LoadedEntry<E> {
         answer: LoadAnswer,
         record: Record,
         effects: &mut Vec<Effect>,
-        new_entry: impl FnOnce(Record, Stamp) -> E,
+        new_entry: impl FnOnce(Record, Validity) -> E,
     ) -> Self {
         let anchors = state.follower.lock().anchors(&record, effects);
-        let entry = Arc::new(new_entry(record, Stamp::new(answer.as_of, answer.read_at, anchors)));
+        let entry = Arc::new(new_entry(record, Validity::new(answer.as_of, answer.read_at, anchors)));
         let mut loaded = Self { answer, entry, early: None };
         if !Protection::ChecksFollowInsertions.holds() {
             loaded.early = Some(loaded.meets_floors(state));
@@ -83,7 +83,7 @@ impl<E: CacheEntry> LoadedEntry<E> {
     /// Puts it into the cache, where no verification is answered from it yet.
     pub fn insert(self, cache: &impl EntryCache<Entry = E>) -> InsertedEntry<E> {
         if !Protection::EntriesAppearChecked.holds() {
-            self.entry.stamp().show();
+            self.entry.validity().show();
         }
         cache.insert_hidden(self.answer.hash, self.entry.clone());
         InsertedEntry(self)
@@ -91,7 +91,7 @@ impl<E: CacheEntry> LoadedEntry<E> {
 
     fn meets_floors(&self, state: &AgentState) -> bool {
         let LoadAnswer { hash, source, as_of, .. } = self.answer;
-        state.follower.lock().admits(&hash, &self.entry.stamp().anchors, source, as_of)
+        state.follower.lock().admits(&hash, &self.entry.validity().anchors, source, as_of)
     }
 }
 
@@ -102,7 +102,7 @@ impl<E: CacheEntry> InsertedEntry<E> {
         let is_admitted = loaded.early.unwrap_or_else(|| loaded.meets_floors(state));
         let LoadedEntry { answer, entry, .. } = loaded;
         if is_admitted {
-            entry.stamp().show();
+            entry.validity().show();
         } else {
             cache.evict(&answer.hash);
         }
@@ -122,11 +122,11 @@ impl<E: CacheEntry> SettledEntry<E> {
     }
 
     /// The entry, if it answers, at `now`, a verification that waited for it and `began` so (R8, R10).
-    pub fn answer(&self, state: &AgentState, began: Reading, now: LeaseTime) -> Option<Arc<E>> {
+    pub fn answer(&self, state: &AgentState, began: VerificationStart, now: LeaseTime) -> Option<Arc<E>> {
         let LoadAnswer { hash, source, as_of, sent_at, .. } = self.answer;
         let look = || {
             let follower = state.follower.lock();
-            (follower.floor(&hash, &self.entry.stamp().anchors), follower.accepts(source, as_of))
+            (follower.floor(&hash, &self.entry.validity().anchors), follower.accepts(source, as_of))
         };
         // The proof before the floors, as everywhere (R9). And the floors of now, not of the check: what rose
         // in between may have been confirmed before this verification began, if it was the last to join.
@@ -143,7 +143,7 @@ impl<E: CacheEntry> SettledEntry<E> {
             && state.may_share(sent_at, began)
             && answers(as_of, floor, began.applied())
             && !state.has_ended()
-            && state.bound.allows(now, self.entry.stamp().read_at, proof);
+            && state.bound.allows(now, self.entry.validity().read_at, proof);
         may_answer.then(|| {
             self.entry.note_answer(now, began.applied());
             self.entry.clone()
@@ -153,7 +153,7 @@ impl<E: CacheEntry> SettledEntry<E> {
 
 impl AgentState {
     /// Whether a verification that `began` so may wait for a load that was sent at `sent_at` (R10).
-    pub fn may_share(&self, sent_at: LeaseTime, began: Reading) -> bool {
-        may_join(self.bound, sent_at, began.now(), began.proven_at())
+    pub fn may_share(&self, sent_at: LeaseTime, began: VerificationStart) -> bool {
+        may_share(self.bound, sent_at, began.now(), began.proven_at())
     }
 }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::{AgentState, EntryCache};
-use crate::follower::{Effect, evicts_one};
+use crate::follower::{Effect, evicted_key};
 use crate::sync::Ordering;
 
 impl AgentState {
@@ -14,7 +14,7 @@ impl AgentState {
     pub fn perform<C: EntryCache>(&self, effect: &Effect, cache: &C) -> Option<Arc<C::Entry>> {
         match effect {
             Effect::Applied { invalidation, .. } => {
-                return evicts_one(&invalidation.scope).and_then(|hash| cache.evict(hash));
+                return evicted_key(&invalidation.scope).and_then(|hash| cache.evict(hash));
             }
             Effect::Flush(_) => cache.clear(),
             Effect::Progress { applied, .. } => self.applied.store(applied.to_bits(), Ordering::Release),
@@ -22,7 +22,7 @@ impl AgentState {
                 self.proven_at.fetch_max(at.0, Ordering::AcqRel);
             }
             // An announcement is of what was published, so of nothing that isn't evicted yet.
-            Effect::Widened(_)
+            Effect::FloorsMerged(_)
             | Effect::Rival(_)
             | Effect::Announce
             | Effect::SendProbe { .. }

@@ -5,14 +5,14 @@ use evictd_wire::api::error::{ApiError, ErrorKind};
 use evictd_wire::api::requests::GetReceipt;
 
 use super::caller::Caller;
-use crate::receipts::Told;
+use crate::receipts::ReceiptView;
 
 /// Whoever may act for the workspace may know what became of its requests: a receipt has ids only.
 pub(super) async fn get_receipt(caller: &Caller<'_>, request: GetReceipt) -> Result<Reply, ApiError> {
     let told = caller.surface.receipts.tell(&caller.root.workspace_id, &request.request_id).await;
     match told.map_err(|error| caller.surface.store_failed(&error))? {
-        Some(Told::Here(propagation)) => Ok(caller.call.success(propagation)),
-        Some(Told::Recorded(body)) => Ok(caller.call.success(body)),
+        Some(ReceiptView::Open(propagation)) => Ok(caller.call.success(propagation)),
+        Some(ReceiptView::Stored(body)) => Ok(caller.call.success(body)),
         None => Err(ApiError::new(
             ErrorKind::ReceiptNotFound,
             "This workspace has carried out no request with this id",

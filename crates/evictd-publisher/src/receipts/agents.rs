@@ -91,9 +91,9 @@ impl Series {
 impl State {
     /// Brings the gauges up to date.
     pub(super) fn count(&mut self, now: LeaseTime) {
-        let bound = self.book.bound();
+        let bound = self.tracker.bound();
         let mut counts: BTreeMap<&Region, [u32; AgentState::ALL.len()]> = BTreeMap::new();
-        for (identity, _, heard_at, _) in self.book.instances() {
+        for (identity, _, heard_at, _) in self.tracker.instances() {
             let live = now.since(heard_at) < bound;
             let counts = counts.entry(&identity.region).or_default();
             counts[if live { AgentState::Live } else { AgentState::Silent } as usize] += 1;
@@ -105,7 +105,7 @@ impl State {
                 counts
             });
         }
-        let shared = self.book.shared_names(now);
+        let shared = self.tracker.duplicate_names(now);
         for ((region, _), processes) in &shared {
             let processes = u32::try_from(*processes).unwrap_or(u32::MAX);
             counts.entry(region).or_default()[AgentState::Duplicate as usize] += processes;
@@ -141,20 +141,20 @@ impl Receipts {
             heard_ms_ago: u64::try_from(now.since(heard_at).as_millis()).unwrap_or(u64::MAX),
             partition_policy: policy.label(),
         };
-        state.book.instances().map(status).collect()
+        state.tracker.instances().map(status).collect()
     }
 
     /// Deletions that not every agent has confirmed.
     pub(crate) fn unconfirmed(&self) -> usize {
-        self.state.lock().book.unconfirmed()
+        self.state.lock().tracker.unconfirmed()
     }
 
     pub(crate) fn status(&self) -> ReceiptsStatus {
         let state = self.state.lock();
         ReceiptsStatus {
-            open: state.book.open(),
+            open: state.tracker.open(),
             unrecorded: state.unrecorded.len(),
-            bound_ms: u64::try_from(state.book.bound().as_millis()).unwrap_or(u64::MAX),
+            bound_ms: u64::try_from(state.tracker.bound().as_millis()).unwrap_or(u64::MAX),
             configured_regions: state.series.configured.iter().map(ToString::to_string).collect(),
         }
     }

@@ -55,7 +55,10 @@ impl Receipts {
     fn is_news(&self, identity: &Identity, announcement: &Applied) -> bool {
         let state = self.state.lock();
         let ahead = announcement.applied > state.head;
-        ahead || (!announcement.leaving && !state.book.knows(identity) && !state.departed.contains(identity))
+        ahead
+            || (!announcement.leaving
+                && !state.tracker.has_instance(identity)
+                && !state.departed.contains(identity))
     }
 
     async fn catch_up(&self) {
@@ -82,17 +85,22 @@ impl Receipts {
         if announcement.leaving {
             // First what it has applied, and then that it doesn't count any more.
             if counts {
-                state.book.applied(identity, announcement.applied, &announcement.sightings, now);
+                state.tracker.record_applied(
+                    identity,
+                    announcement.applied,
+                    &announcement.apply_reports,
+                    now,
+                );
             }
             // It may be listed by its probe alone: its row in the roster is still to be read, and must not count.
-            let was_listed = state.book.knows(identity);
-            state.book.left(identity, now);
+            let was_listed = state.tracker.has_instance(identity);
+            state.tracker.mark_departed(identity, now);
             if state.known.remove(identity).is_some() || was_listed {
                 state.departed.insert(identity.clone());
                 self.look_again.notify_one();
             }
         } else {
-            state.book.applied(identity, announcement.applied, &announcement.sightings, now);
+            state.tracker.record_applied(identity, announcement.applied, &announcement.apply_reports, now);
             state.touch(identity, now);
         }
         self.settle(&mut state);

@@ -65,11 +65,11 @@ impl Recorded {
 }
 
 /// What can be told of a request.
-pub(crate) enum Told {
+pub(crate) enum ReceiptView {
     /// It is on its way.
-    Here(Box<Propagation>),
+    Open(Box<Propagation>),
     /// It is settled: as recorded, byte for byte.
-    Recorded(Box<RawValue>),
+    Stored(Box<RawValue>),
 }
 
 impl Receipts {
@@ -213,18 +213,18 @@ impl Receipts {
         &self,
         workspace: &WorkspaceId,
         request: &str,
-    ) -> Result<Option<Told>, StoreError> {
+    ) -> Result<Option<ReceiptView>, StoreError> {
         if let Some(told) = self.tell_from_memory(workspace, request) {
             return Ok(Some(told));
         }
         self.until_recorded(request).await;
         let epoch = self.log_head().epoch();
-        let bound = self.state.lock().book.bound();
+        let bound = self.state.lock().tracker.bound();
         let propagation = match self.store.receipt(workspace, request).await? {
             None => return Ok(None),
             Some(receipt::Recorded::Final { body }) => {
                 let corrupt = |_| StoreError::Corrupt { what: "receipt", value: request.to_owned() };
-                return Ok(Some(Told::Recorded(RawValue::from_string(body).map_err(corrupt)?)));
+                return Ok(Some(ReceiptView::Stored(RawValue::from_string(body).map_err(corrupt)?)));
             }
             Some(receipt::Recorded::Nothing) => Propagation::nothing(request, bound),
             Some(receipt::Recorded::Open(rows)) => {
@@ -247,7 +247,7 @@ impl Receipts {
                 Propagation::waiting(request, place, committed_at, bound)
             }
         };
-        Ok(Some(Told::Here(Box::new(propagation))))
+        Ok(Some(ReceiptView::Open(Box::new(propagation))))
     }
 
     /// Waits until a receipt that is final is stored, as long as that takes no longer than it should. Only its own task
@@ -269,18 +269,18 @@ impl Receipts {
     }
 
     /// What is known of an open receipt.
-    fn tell_from_memory(&self, workspace: &WorkspaceId, request: &str) -> Option<Told> {
+    fn tell_from_memory(&self, workspace: &WorkspaceId, request: &str) -> Option<ReceiptView> {
         let (state, now) = self.lock();
-        let receipt = state.book.receipt(request, now)?;
+        let receipt = state.tracker.receipt(request, now)?;
         let of_workspace = receipt.change.request.as_ref().is_some_and(|(_, owner)| owner == workspace);
-        let told = of_workspace.then(|| Propagation::new(&receipt, state.book.bound()))??;
-        Some(Told::Here(Box::new(told)))
+        let told = of_workspace.then(|| Propagation::new(&receipt, state.tracker.bound()))??;
+        Some(ReceiptView::Open(Box::new(told)))
     }
 }
 
 impl State {
     pub(super) fn looks_after(&self, request: &str) -> bool {
-        self.book.is_open(request) || self.unrecorded.contains_key(request)
+        self.tracker.is_open(request) || self.unrecorded.contains_key(request)
     }
 }
 

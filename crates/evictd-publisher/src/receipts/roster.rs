@@ -96,30 +96,30 @@ impl Receipts {
     pub(crate) fn probed(&self, instance: &Instance) {
         let (mut state, now) = self.lock();
         state.departed.remove(&instance.identity);
-        state.book.registered(instance, now);
-        state.book.heard(&instance.identity, now);
+        state.tracker.register(instance, now);
+        state.tracker.record_contact(&instance.identity, now);
         state.series.region(&instance.identity.region);
     }
 
     /// How many processes were heard lately under this agent's name, besides this one.
-    pub(crate) fn namesakes(&self, identity: &Identity) -> usize {
+    pub(crate) fn duplicate_instances(&self, identity: &Identity) -> usize {
         let state = self.state.lock();
-        state.book.namesakes(identity, clock::lease_now())
+        state.tracker.duplicate_instances(identity, clock::lease_now())
     }
 
     /// Whether receipts wait for this process. Asks the store before it says no: another publisher may have
     /// written the process into the roster a moment ago.
     pub(crate) async fn waits_for(&self, identity: &Identity) -> bool {
-        if self.state.lock().book.knows(identity) {
+        if self.state.lock().tracker.has_instance(identity) {
             return true;
         }
-        self.read_roster_changes().await.is_ok() && self.state.lock().book.knows(identity)
+        self.read_roster_changes().await.is_ok() && self.state.lock().tracker.has_instance(identity)
     }
 
     /// A process was heard. It is kept in the roster.
     pub(crate) fn heard(&self, identity: &Identity) {
         let (mut state, now) = self.lock();
-        state.book.heard(identity, now);
+        state.tracker.record_contact(identity, now);
         state.touch(identity, now);
     }
 
@@ -152,9 +152,9 @@ impl State {
 
     /// Receipts aren't final early while the roster may lack somebody.
     pub(super) fn distrust_roster(&mut self, now: LeaseTime) {
-        let until = now.after(self.book.bound());
+        let until = now.after(self.tracker.bound());
         self.distrusted_until = Some(until);
-        self.book.distrust_roster(until);
+        self.tracker.distrust_roster(until);
     }
 
     fn note_completeness(&mut self, roster: &Roster, now: LeaseTime) {
@@ -168,10 +168,10 @@ impl State {
         if self.departed.contains(identity) {
             return;
         }
-        if entry.counts() {
-            self.book.registered(&entry.instance, now);
+        if entry.may_hold_lease() {
+            self.tracker.register(&entry.instance, now);
         } else {
-            self.book.left(identity, now);
+            self.tracker.mark_departed(identity, now);
         }
         let known = self.known.get(identity);
         let touched = known.and_then(|known| known.touched);
@@ -187,7 +187,7 @@ impl State {
             let identity = &entry.instance.identity;
             let known = self.known.get(identity).filter(|known| known.last_seen == entry.last_seen);
             let is_old = known.is_some_and(|known| now.since(known.since) >= KEEP_ROWS);
-            if is_old && !self.book.knows(identity) {
+            if is_old && !self.tracker.has_instance(identity) {
                 ended.gone.push((identity.clone(), entry.last_seen));
             } else if self.departed.contains(identity) {
                 if entry.departed {
@@ -201,9 +201,9 @@ impl State {
         }
         let listed: HashSet<&Identity> =
             roster.entries.iter().map(|entry| &entry.instance.identity).collect();
-        let Self { known, book, departed, .. } = self;
+        let Self { known, tracker, departed, .. } = self;
         departed.retain(|identity| listed.contains(identity));
-        known.retain(|identity, _| book.knows(identity) || listed.contains(identity));
+        known.retain(|identity, _| tracker.has_instance(identity) || listed.contains(identity));
         ended
     }
 }

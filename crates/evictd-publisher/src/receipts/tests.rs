@@ -3,7 +3,7 @@
 use evictd_core::history::{Incarnation, Provenance, StoreId};
 use evictd_core::ids::{AgentName, ApiId, InstanceId, KeyHash, KeyId, WorkspaceId};
 use evictd_core::invalidation::Cause;
-use evictd_core::receipts::{Exposure, Sighting, Span};
+use evictd_core::receipts::{ApplyReport, DurationRange, Exposure};
 use evictd_core::roster::{Instance, PartitionPolicy};
 use evictd_core::service::{Peer, Standing};
 use evictd_core::time::StoreTime;
@@ -180,14 +180,14 @@ impl Home {
 
     fn announce(&self, agent: &Instance, applied: LogPosition) -> Result<(), Ahead> {
         let Identity { instance, .. } = agent.identity;
-        let sighting = Sighting {
+        let apply_report = ApplyReport {
             position: applied,
-            lag: Span { low: Duration::from_millis(1), high: Duration::from_millis(2) },
+            lag: DurationRange { low: Duration::from_millis(1), high: Duration::from_millis(2) },
             exposure: Exposure { last_after: Duration::from_millis(1) },
         };
         let provenance = self.receipts.history.history().provenance();
         let announcement =
-            Applied { instance, provenance, applied, sightings: vec![sighting], leaving: false };
+            Applied { instance, provenance, applied, apply_reports: vec![apply_report], leaving: false };
         self.receipts.announced(&agent.identity, &announcement)
     }
 
@@ -198,8 +198,8 @@ impl Home {
 
     async fn told(&self, request: &str) -> Option<Propagation> {
         match self.receipts.tell(&workspace(), request).await.unwrap()? {
-            Told::Here(propagation) => Some(*propagation),
-            Told::Recorded(body) => Some(serde_json::from_str(body.get()).unwrap()),
+            ReceiptView::Open(propagation) => Some(*propagation),
+            ReceiptView::Stored(body) => Some(serde_json::from_str(body.get()).unwrap()),
         }
     }
 
@@ -346,7 +346,7 @@ async fn two_processes_under_one_name_both_have_to_confirm() {
     home.delete("req_1").await;
     home.number().await;
     home.applies(&one);
-    home.receipts.state.lock().book.poll(clock::lease_now());
+    home.receipts.state.lock().tracker.poll(clock::lease_now());
     let pending = home.told("req_1").await.unwrap();
     assert_eq!(states(&pending), [("eu", "pending")]);
     assert_eq!((missing(&pending.regions[0]), pending.regions[0].duplicate_names), (vec!["a"], true));
@@ -526,11 +526,11 @@ async fn a_final_receipt_survives_and_is_told_byte_for_byte() {
         settled
     };
     let after = store.publisher(LONG, &[]).await;
-    let Some(Told::Recorded(body)) = after.receipts.tell(&workspace(), "req_1").await.unwrap() else {
+    let Some(ReceiptView::Stored(body)) = after.receipts.tell(&workspace(), "req_1").await.unwrap() else {
         panic!("it is in the store")
     };
     assert_eq!(body.get(), serde_json::to_string(&settled).unwrap());
-    assert_eq!(after.receipts.state.lock().book.open(), 0);
+    assert_eq!(after.receipts.state.lock().tracker.open(), 0);
 }
 
 #[tokio::test]
@@ -606,7 +606,7 @@ async fn a_process_that_said_goodbye_is_waited_for_by_no_publisher() {
         instance: leaving.identity.instance,
         provenance: home.receipts.history.history().provenance(),
         applied: LogPosition::ZERO,
-        sightings: Vec::new(),
+        apply_reports: Vec::new(),
         leaving: true,
     };
     home.receipts.announced(&leaving.identity, &goodbye).unwrap();
@@ -682,7 +682,7 @@ async fn a_process_that_was_forgotten_and_probes_again_is_waited_for() {
     let (eu, us) = (agent("eu", "a", 1), agent("us", "b", 2));
     home.round(&[&eu, &us]).await;
     home.receipts.read_roster().await.unwrap();
-    home.receipts.state.lock().book.left(&us.identity, clock::lease_now());
+    home.receipts.state.lock().tracker.mark_departed(&us.identity, clock::lease_now());
     home.round(&[&eu, &us]).await;
     home.receipts.read_roster().await.unwrap();
     assert_eq!(home.store.roster(0).await.unwrap().entries.len(), 2);
@@ -702,7 +702,7 @@ async fn a_process_that_probes_after_its_goodbye_is_waited_for() {
     home.round(&[&eu, &us]).await;
     let (instance, applied) = (us.identity.instance, LogPosition::ZERO);
     let provenance = home.receipts.history.history().provenance();
-    let goodbye = Applied { instance, provenance, applied, sightings: Vec::new(), leaving: true };
+    let goodbye = Applied { instance, provenance, applied, apply_reports: Vec::new(), leaving: true };
     home.receipts.announced(&us.identity, &goodbye).unwrap();
     home.round(&[&eu, &us]).await;
     home.delete("req_1").await;
@@ -766,7 +766,7 @@ async fn a_process_that_left_before_its_row_was_read_is_not_waited_for() {
     home.round(&[&eu, &us]).await;
     let (instance, applied) = (us.identity.instance, LogPosition::ZERO);
     let provenance = home.receipts.history.history().provenance();
-    let goodbye = Applied { instance, provenance, applied, sightings: Vec::new(), leaving: true };
+    let goodbye = Applied { instance, provenance, applied, apply_reports: Vec::new(), leaving: true };
     home.receipts.announced(&us.identity, &goodbye).unwrap();
     home.delete("req_1").await;
     home.number().await;

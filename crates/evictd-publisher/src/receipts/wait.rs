@@ -12,7 +12,7 @@ use evictd_wire::api::propagation::Propagation;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::Receipts;
-use super::keep::Told;
+use super::keep::ReceiptView;
 
 /// Beginnings remembered; a change whose request began before them is measured from its first sight.
 const STARTS_MAX: usize = 65_536;
@@ -101,7 +101,7 @@ impl Under<'_> {
     pub(crate) fn without_effect(self) -> Propagation {
         let mut state = self.receipts.state.lock();
         state.starts.take(self.request);
-        Propagation::nothing(self.request, state.book.bound())
+        Propagation::nothing(self.request, state.tracker.bound())
     }
 
     /// The receipt as soon as it is final, or what is known when `limit` is over or the publisher shuts down.
@@ -135,10 +135,10 @@ impl Under<'_> {
     }
 
     async fn reached(&self, workspace: &WorkspaceId) -> Propagation {
-        let bound = self.receipts.state.lock().book.bound();
+        let bound = self.receipts.state.lock().tracker.bound();
         match self.receipts.tell(workspace, self.request).await {
-            Ok(Some(Told::Here(propagation))) => return *propagation,
-            Ok(Some(Told::Recorded(body))) => {
+            Ok(Some(ReceiptView::Open(propagation))) => return *propagation,
+            Ok(Some(ReceiptView::Stored(body))) => {
                 if let Ok(propagation) = serde_json::from_str(body.get()) {
                     return propagation;
                 }

@@ -1,7 +1,7 @@
 //! What a home store's log, roster and history promise the protocol: one suite for the stores that ship and for the
 //! simulator's model of one, so that a simulation says something about evictd.
 
-use evictd_core::follower::ReplayAnswer;
+use evictd_core::follower::ReplayOutcome;
 use evictd_core::history::{BeginCause, History, LogToken, Milestone, Past, RoundToken};
 use evictd_core::ids::KeyHash;
 use evictd_core::invalidation::{Cause, Invalidation};
@@ -106,7 +106,13 @@ impl<S: HomeStore> LogStore for &S {
     }
 
     async fn roster(&mut self) -> usize {
-        HomeStore::roster(*self, 0).await.unwrap().entries.iter().filter(|entry| entry.counts()).count()
+        HomeStore::roster(*self, 0)
+            .await
+            .unwrap()
+            .entries
+            .iter()
+            .filter(|entry| entry.may_hold_lease())
+            .count()
     }
 
     async fn row_token(&mut self, at: LogPosition) -> Option<LogToken> {
@@ -151,8 +157,8 @@ impl LogStore for LoneStore {
 
     async fn replay(&mut self, epoch: u32, first: u64, last: u64) -> Option<Vec<Invalidation>> {
         match Self::replay(self, epoch, first, last).unwrap() {
-            ReplayAnswer::Rows(rows) => Some(rows),
-            ReplayAnswer::Refused { .. } => None,
+            ReplayOutcome::Rows(rows) => Some(rows),
+            ReplayOutcome::Refused { .. } => None,
         }
     }
 

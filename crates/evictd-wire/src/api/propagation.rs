@@ -8,7 +8,7 @@ use std::time::Duration;
 use evictd_core::ids::Identity;
 use evictd_core::invalidation::Cause;
 use evictd_core::position::LogPosition;
-use evictd_core::receipts::{Receipt, RegionReceipt, RegionState, Span};
+use evictd_core::receipts::{DurationRange, Receipt, RegionReceipt, RegionState};
 use evictd_core::time::StoreTime;
 use serde::{Deserialize, Serialize};
 
@@ -165,7 +165,9 @@ impl RegionPropagation {
             confirmed_after_ms: region.confirmed_after.map(millis),
             missing: region.missing.iter().map(missing).collect(),
             missing_count: region.missing_count,
-            lag_ms: region.lag.map(|Span { low, high }| Interval { low: millis(low), high: millis(high) }),
+            lag_ms: region
+                .lag
+                .map(|DurationRange { low, high }| Interval { low: millis(low), high: millis(high) }),
             exposure: region
                 .exposure
                 .map(|exposure| ExposureSeen { last_answer_after_ms: millis(exposure.last_after) }),
@@ -194,13 +196,13 @@ mod tests {
             confirmed_after: Some(Duration::from_micros(4_250)),
             missing: Vec::new(),
             missing_count: 0,
-            lag: Some(Span { low: Duration::from_micros(900), high: Duration::from_millis(2) }),
+            lag: Some(DurationRange { low: Duration::from_micros(900), high: Duration::from_millis(2) }),
             exposure: Some(Exposure { last_after: Duration::from_millis(1) }),
             duplicate_names: false,
         };
         let fenced = RegionReceipt {
             region: Region::new("us"),
-            state: RegionState::Fenced,
+            state: RegionState::Elapsed,
             confirmed_after: None,
             missing: vec![Identity {
                 region: Region::new("us"),

@@ -528,7 +528,7 @@ pub struct Applied {
     pub position: u64,
     /// What this agent saw of changes that it applied lately; at most 64.
     #[prost(message, repeated, tag = "4")]
-    pub sightings: ::prost::alloc::vec::Vec<Sighting>,
+    pub apply_reports: ::prost::alloc::vec::Vec<ApplyReport>,
     /// The process answers nothing any more, and nobody needs to wait for it.
     #[prost(bool, tag = "5")]
     pub leaving: bool,
@@ -538,7 +538,7 @@ pub struct Applied {
 }
 /// What an agent saw of one change, by its own clocks. It informs; no correctness depends on it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Sighting {
+pub struct ApplyReport {
     /// Which change, in the epoch of the enclosing message. Required, not zero.
     #[prost(uint64, tag = "1")]
     pub position: u64,

@@ -3,8 +3,8 @@
 use std::fmt::Debug;
 
 use evictd_core::limits::{
-    EPOCH_MAX, ID_BYTES_MAX, INVALIDATION_BYTES_MAX, LIVE_BATCH_MAX, META_BYTES_MAX, PAYLOAD_BYTES_MAX,
-    POSITION_MAX, SIGHTINGS_MAX,
+    APPLY_REPORTS_MAX, EPOCH_MAX, ID_BYTES_MAX, INVALIDATION_BYTES_MAX, LIVE_BATCH_MAX, META_BYTES_MAX,
+    PAYLOAD_BYTES_MAX, POSITION_MAX,
 };
 use evictd_core::service::Standing;
 use prost::Message as _;
@@ -137,22 +137,22 @@ fn applied(instance: u64, epoch: u32, position: u64) -> Result<Applied, DecodeEr
 }
 
 #[test]
-fn sightings_are_limited_and_name_a_change() {
-    let with = |sightings| {
+fn apply_reports_are_limited_and_name_a_change() {
+    let with = |apply_reports| {
         let applied = pb::Applied {
             instance: 1,
             epoch: 1,
             position: 9,
-            sightings,
+            apply_reports,
             leaving: false,
             provenance: Some(provenance()),
         };
         Applied::decode(&applied.encode_to_vec())
     };
-    let sighting = pb::Sighting { position: 1, ..pb::Sighting::default() };
-    assert_refused(with(vec![sighting; SIGHTINGS_MAX + 1]), "sightings");
-    assert_refused(with(vec![pb::Sighting::default()]), "sightings.position");
-    assert_eq!(with(vec![sighting]).unwrap().sightings.len(), 1);
+    let apply_report = pb::ApplyReport { position: 1, ..pb::ApplyReport::default() };
+    assert_refused(with(vec![apply_report; APPLY_REPORTS_MAX + 1]), "apply_reports");
+    assert_refused(with(vec![pb::ApplyReport::default()]), "apply_reports.position");
+    assert_eq!(with(vec![apply_report]).unwrap().apply_reports.len(), 1);
 }
 
 #[test]

@@ -4,15 +4,16 @@ use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
-use evictd_core::follower::ReplayAnswer as Replayed;
+use evictd_core::follower::ReplayOutcome as Replayed;
 use evictd_core::history::{Incarnation, LogToken, Milestone, Provenance, RoundToken, StoreId, Voucher};
 use evictd_core::ids::{ApiId, InstanceId, KeyHash, KeyId, WorkspaceId};
 use evictd_core::invalidation::{Cause, Invalidation, Scope};
 use evictd_core::limits::{
-    EPOCH_MAX, ID_BYTES_MAX, LIVE_BATCH_MAX, META_BYTES_MAX, POSITION_MAX, REPLAY_BATCH_MAX, SIGHTINGS_MAX,
+    APPLY_REPORTS_MAX, EPOCH_MAX, ID_BYTES_MAX, LIVE_BATCH_MAX, META_BYTES_MAX, POSITION_MAX,
+    REPLAY_BATCH_MAX,
 };
 use evictd_core::position::LogPosition;
-use evictd_core::receipts::{Exposure, Sighting, Span};
+use evictd_core::receipts::{ApplyReport, DurationRange, Exposure};
 use evictd_core::record::{KeyRecord, Lookup, Record, RecordState, RootKeyRecord};
 use evictd_core::roster::PartitionPolicy;
 use evictd_core::service::{Peer, Standing};
@@ -167,7 +168,7 @@ pub(super) fn smallest() -> Vec<Message> {
             instance: InstanceId(1),
             provenance: PROVENANCE,
             applied: start,
-            sightings: Vec::new(),
+            apply_reports: Vec::new(),
             leaving: false,
         }),
     ]
@@ -219,18 +220,18 @@ pub(super) fn any_message() -> impl Strategy<Value = Message> {
 
 fn any_applied() -> impl Strategy<Value = Applied> {
     let micros = || any::<u64>().prop_map(Duration::from_micros);
-    let sighting = (1..=POSITION_MAX, micros(), micros(), micros());
-    let sightings = prop::collection::vec(sighting, 0..=SIGHTINGS_MAX);
-    (any_nonce(), any_voucher(), sightings, any::<bool>()).prop_map(
-        |(instance, voucher, sightings, leaving)| {
+    let apply_report = (1..=POSITION_MAX, micros(), micros(), micros());
+    let apply_reports = prop::collection::vec(apply_report, 0..=APPLY_REPORTS_MAX);
+    (any_nonce(), any_voucher(), apply_reports, any::<bool>()).prop_map(
+        |(instance, voucher, apply_reports, leaving)| {
             let Milestone { provenance, at: applied, .. } = voucher.milestone;
-            let sighting = |(position, low, high, last_after)| Sighting {
+            let apply_report = |(position, low, high, last_after)| ApplyReport {
                 position: LogPosition::new(applied.epoch(), position).unwrap(),
-                lag: Span { low, high },
+                lag: DurationRange { low, high },
                 exposure: Exposure { last_after },
             };
-            let sightings = sightings.into_iter().map(sighting).collect();
-            Applied { instance: InstanceId(instance), provenance, applied, sightings, leaving }
+            let apply_reports = apply_reports.into_iter().map(apply_report).collect();
+            Applied { instance: InstanceId(instance), provenance, applied, apply_reports, leaving }
         },
     )
 }

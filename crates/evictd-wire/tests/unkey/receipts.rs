@@ -134,7 +134,7 @@ fn the_page_of_receipts_has_every_word_and_the_limit() {
     let states = [
         RegionState::Pending,
         RegionState::Confirmed,
-        RegionState::Fenced,
+        RegionState::Elapsed,
         RegionState::Unproven,
         RegionState::Absent,
     ];

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use evictd_core::offset::{Measurement, Offset};
+use evictd_core::offset::{ClockOffset, Measurement};
 use evictd_core::time::{LeaseTime, StoreTime};
 
 use super::{populated, run};
@@ -28,7 +28,7 @@ async fn a_server_that_answers_late_makes_no_clock_wrong_and_no_agent_warn() {
     .await;
     let start = Instant::now();
     let now = || LeaseTime(1 << 50).after(start.elapsed());
-    let mut offset = Offset::default();
+    let mut offset = ClockOffset::default();
     let mut longest = Duration::ZERO;
     for probe in 0..12 {
         let dawdling = if probe % 3 == 2 { "ENABLE" } else { "DISABLE" };

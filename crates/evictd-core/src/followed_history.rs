@@ -61,14 +61,14 @@ impl Own {
 
 /// The history that one agent follows.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub struct Allegiance {
+pub struct FollowedHistory {
     /// The only store that may be followed, if the configuration names one.
     pinned: Option<StoreId>,
     silence: Duration,
     own: Option<Own>,
 }
 
-impl Allegiance {
+impl FollowedHistory {
     /// Follows no history yet; never one of another store than `pinned`.
     pub fn new(bound: Bound, pinned: Option<StoreId>) -> Self {
         Self { pinned, silence: SILENCE_MAX.min(bound.bound() / 4), own: None }
@@ -118,7 +118,7 @@ impl Allegiance {
     }
 
     /// A probe was answered. On [`AnswerSource::First`] and [`AnswerSource::Successor`] the caller checks the answer,
-    /// and then calls [`Allegiance::follow`].
+    /// and then calls [`FollowedHistory::follow`].
     pub fn on_answer(&mut self, voucher: &Voucher, now: LeaseTime) -> AnswerSource {
         let provenance = voucher.milestone.provenance;
         if self.is_excluded(provenance) {
@@ -218,92 +218,95 @@ mod tests {
         Voucher { milestone: Milestone { provenance, at, token: LogToken(position) }, mac: [0; 16] }
     }
 
-    fn allegiance(pinned: Option<StoreId>) -> Allegiance {
+    fn followed_history(pinned: Option<StoreId>) -> FollowedHistory {
         let bound = Bound::new(Duration::from_secs(30), Duration::from_secs(3)).unwrap();
-        Allegiance::new(bound, pinned)
+        FollowedHistory::new(bound, pinned)
     }
 
-    fn follower_of_1() -> Allegiance {
-        let mut allegiance = allegiance(None);
-        assert_eq!(allegiance.on_feed(&voucher(1, 1, 5), ms(0)), FeedSource::Candidate);
-        assert_eq!(allegiance.on_answer(&voucher(1, 1, 5), ms(0)), AnswerSource::First);
-        allegiance.follow(voucher(1, 1, 5), ms(0));
-        allegiance
+    fn follower_of_1() -> FollowedHistory {
+        let mut followed_history = followed_history(None);
+        assert_eq!(followed_history.on_feed(&voucher(1, 1, 5), ms(0)), FeedSource::Candidate);
+        assert_eq!(followed_history.on_answer(&voucher(1, 1, 5), ms(0)), AnswerSource::First);
+        followed_history.follow(voucher(1, 1, 5), ms(0));
+        followed_history
     }
 
     #[test]
     fn rival_moves_nothing_while_the_own_history_is_alive() {
-        let mut allegiance = follower_of_1();
-        assert_eq!(allegiance.on_feed(&voucher(1, 2, 9), ms(1_900)), FeedSource::Rival);
-        assert_eq!(allegiance.on_answer(&voucher(1, 2, 9), ms(1_900)), AnswerSource::Rival);
-        assert_eq!(allegiance.on_feed(&voucher(1, 1, 6), ms(1_950)), FeedSource::Own);
-        assert_eq!(allegiance.on_answer(&voucher(1, 2, 9), ms(3_900)), AnswerSource::Rival);
-        assert_eq!(allegiance.voucher(), Some(voucher(1, 1, 6)));
+        let mut followed_history = follower_of_1();
+        assert_eq!(followed_history.on_feed(&voucher(1, 2, 9), ms(1_900)), FeedSource::Rival);
+        assert_eq!(followed_history.on_answer(&voucher(1, 2, 9), ms(1_900)), AnswerSource::Rival);
+        assert_eq!(followed_history.on_feed(&voucher(1, 1, 6), ms(1_950)), FeedSource::Own);
+        assert_eq!(followed_history.on_answer(&voucher(1, 2, 9), ms(3_900)), AnswerSource::Rival);
+        assert_eq!(followed_history.voucher(), Some(voucher(1, 1, 6)));
     }
 
     #[test]
     fn successor_takes_over_once_the_own_history_is_silent() {
-        let mut allegiance = follower_of_1();
-        assert_eq!(allegiance.on_feed(&voucher(1, 2, 9), ms(2_000)), FeedSource::Candidate);
-        assert_eq!(allegiance.on_answer(&voucher(1, 2, 9), ms(2_000)), AnswerSource::Successor);
-        assert!(allegiance.follows(voucher(1, 1, 5).milestone.provenance), "not before the caller says so");
-        allegiance.follow(voucher(1, 2, 9), ms(2_000));
-        assert!(!allegiance.follows(voucher(1, 1, 5).milestone.provenance));
+        let mut followed_history = follower_of_1();
+        assert_eq!(followed_history.on_feed(&voucher(1, 2, 9), ms(2_000)), FeedSource::Candidate);
+        assert_eq!(followed_history.on_answer(&voucher(1, 2, 9), ms(2_000)), AnswerSource::Successor);
+        assert!(
+            followed_history.follows(voucher(1, 1, 5).milestone.provenance),
+            "not before the caller says so"
+        );
+        followed_history.follow(voucher(1, 2, 9), ms(2_000));
+        assert!(!followed_history.follows(voucher(1, 1, 5).milestone.provenance));
     }
 
     /// Failure: messages of a publisher that is gone arrive late, one after the other, and no successor is ever followed.
     #[test]
     fn late_messages_keep_no_history_alive() {
-        let mut allegiance = follower_of_1();
+        let mut followed_history = follower_of_1();
         for late in [500, 1_000, 1_500, 2_000] {
-            assert_eq!(allegiance.on_feed(&voucher(1, 1, 4), ms(late)), FeedSource::Own);
+            assert_eq!(followed_history.on_feed(&voucher(1, 1, 4), ms(late)), FeedSource::Own);
         }
-        assert_eq!(allegiance.on_answer(&voucher(1, 2, 9), ms(2_000)), AnswerSource::Successor);
+        assert_eq!(followed_history.on_answer(&voucher(1, 2, 9), ms(2_000)), AnswerSource::Successor);
         // An idle publisher repeats its head.
-        assert_eq!(allegiance.on_feed(&voucher(1, 1, 5), ms(2_100)), FeedSource::Own);
-        assert_eq!(allegiance.on_answer(&voucher(1, 2, 9), ms(3_900)), AnswerSource::Rival);
+        assert_eq!(followed_history.on_feed(&voucher(1, 1, 5), ms(2_100)), FeedSource::Own);
+        assert_eq!(followed_history.on_answer(&voucher(1, 2, 9), ms(3_900)), AnswerSource::Rival);
     }
 
     #[test]
     fn history_that_said_goodbye_is_not_waited_for() {
-        let mut allegiance = follower_of_1();
-        allegiance.on_end(voucher(1, 2, 0).milestone.provenance);
-        assert_eq!(allegiance.on_answer(&voucher(1, 2, 9), ms(1)), AnswerSource::Rival);
-        allegiance.on_end(voucher(1, 1, 0).milestone.provenance);
-        assert_eq!(allegiance.on_answer(&voucher(1, 2, 9), ms(1)), AnswerSource::Successor);
+        let mut followed_history = follower_of_1();
+        followed_history.on_end(voucher(1, 2, 0).milestone.provenance);
+        assert_eq!(followed_history.on_answer(&voucher(1, 2, 9), ms(1)), AnswerSource::Rival);
+        followed_history.on_end(voucher(1, 1, 0).milestone.provenance);
+        assert_eq!(followed_history.on_answer(&voucher(1, 2, 9), ms(1)), AnswerSource::Successor);
     }
 
     #[test]
     fn pinned_agent_follows_its_store_alone() {
-        let mut allegiance = allegiance(Some(StoreId(7)));
-        assert_eq!(allegiance.on_feed(&voucher(1, 1, 5), ms(0)), FeedSource::Excluded);
-        assert_eq!(allegiance.on_answer(&voucher(1, 1, 5), ms(0)), AnswerSource::Rival);
-        assert_eq!(allegiance.on_answer(&voucher(7, 1, 5), ms(0)), AnswerSource::First);
+        let mut followed_history = followed_history(Some(StoreId(7)));
+        assert_eq!(followed_history.on_feed(&voucher(1, 1, 5), ms(0)), FeedSource::Excluded);
+        assert_eq!(followed_history.on_answer(&voucher(1, 1, 5), ms(0)), AnswerSource::Rival);
+        assert_eq!(followed_history.on_answer(&voucher(7, 1, 5), ms(0)), AnswerSource::First);
     }
 
     #[test]
     fn epoch_of_its_own_incarnation_never_changes() {
-        let mut allegiance = follower_of_1();
+        let mut followed_history = follower_of_1();
         let mut lie = voucher(1, 1, 0);
         lie.milestone.at = LogPosition::new(2, 0).unwrap();
-        assert_eq!(allegiance.on_feed(&lie, ms(1)), FeedSource::Rival);
-        assert_eq!(allegiance.voucher(), Some(voucher(1, 1, 5)));
+        assert_eq!(followed_history.on_feed(&lie, ms(1)), FeedSource::Rival);
+        assert_eq!(followed_history.voucher(), Some(voucher(1, 1, 5)));
     }
 
     #[test]
     fn answer_to_a_later_question_takes_back_what_the_feed_claimed() {
-        let mut allegiance = follower_of_1();
-        allegiance.on_feed(&voucher(1, 1, 900), ms(10));
-        assert!(!allegiance.retract(&voucher(1, 1, 6), ms(10)), "it may have been given out since");
-        assert!(allegiance.retract(&voucher(1, 1, 6), ms(11)));
-        assert_eq!(allegiance.voucher(), Some(voucher(1, 1, 6)));
+        let mut followed_history = follower_of_1();
+        followed_history.on_feed(&voucher(1, 1, 900), ms(10));
+        assert!(!followed_history.retract(&voucher(1, 1, 6), ms(10)), "it may have been given out since");
+        assert!(followed_history.retract(&voucher(1, 1, 6), ms(11)));
+        assert_eq!(followed_history.voucher(), Some(voucher(1, 1, 6)));
     }
 
     #[test]
     fn voucher_is_the_furthest_received() {
-        let mut allegiance = follower_of_1();
-        allegiance.on_feed(&voucher(1, 1, 9), ms(1));
-        allegiance.on_feed(&voucher(1, 1, 7), ms(2));
-        assert_eq!(allegiance.voucher(), Some(voucher(1, 1, 9)));
+        let mut followed_history = follower_of_1();
+        followed_history.on_feed(&voucher(1, 1, 9), ms(1));
+        followed_history.on_feed(&voucher(1, 1, 7), ms(2));
+        assert_eq!(followed_history.voucher(), Some(voucher(1, 1, 9)));
     }
 }
