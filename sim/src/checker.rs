@@ -95,7 +95,7 @@ pub struct Counts {
     /// Receipts that became final.
     pub receipts: u64,
     /// Those among them that the bound ended.
-    pub fenced: u64,
+    pub elapsed: u64,
     /// From a commit to the moment an agent that had the old state could no longer answer it.
     pub forgotten: Histogram,
 }
@@ -332,7 +332,7 @@ impl Checker {
     /// what was lost, until one of them shows itself. `docs/simulation.md` says so.
     pub fn receipt(&mut self, now: Moment, position: LogPosition, state: RegionState) {
         self.counts.receipts += 1;
-        self.counts.fenced += u64::from(state == RegionState::Elapsed);
+        self.counts.elapsed += u64::from(state == RegionState::Elapsed);
         let Some(change) = self.log.get(&position).copied() else { return };
         if state == RegionState::Pending {
             return self

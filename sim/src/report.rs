@@ -160,7 +160,7 @@ impl Counts {
         self.copies += other.copies;
         self.repairs += other.repairs;
         self.receipts += other.receipts;
-        self.fenced += other.fenced;
+        self.elapsed += other.elapsed;
         self.forgotten.merge(&other.forgotten);
     }
 }
@@ -230,7 +230,7 @@ impl Report {
                 "denied": counts.denied,
                 "answersWithinTheBound": counts.behind,
                 "receipts": counts.receipts,
-                "fencedReceipts": counts.fenced,
+                "elapsedReceipts": counts.elapsed,
                 "repairs": counts.repairs,
                 "flushes": counts.flushes,
                 "regressions": counts.regressions,

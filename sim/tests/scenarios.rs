@@ -49,7 +49,7 @@ fn every_kind_of_trouble_takes_place() {
         |scenario, of: fn(&evictd_sim::checker::Counts) -> u64| counts(scenario).iter().map(of).sum::<u64>();
     assert!(sum(Scenario::Loss, |counts| counts.repairs) > 100);
     assert!(sum(Scenario::Partition, |counts| counts.denied) > 100, "who is cut off must deny in the end");
-    assert!(sum(Scenario::Partition, |counts| counts.fenced) > 100);
+    assert!(sum(Scenario::Partition, |counts| counts.elapsed) > 100);
     assert!(sum(Scenario::Failover, |counts| counts.epochs) >= 2);
     assert!(sum(Scenario::Restore, |counts| counts.epochs) >= 3);
     assert!(sum(Scenario::Copies, |counts| counts.copies) >= 3);

@@ -341,7 +341,7 @@ fn final_receipts(topology: &Topology, threads: usize, requests: &[String]) -> R
         let (state, position) =
             receipt.with_context(|| format!("the receipt of {request} is last: {last}"))?;
         let position = position.with_context(|| format!("{request} has no place in the log"))?;
-        ensure!(state == "confirmed" || state == "fenced", "{request} ended as {state}");
+        ensure!(state == "confirmed" || state == "elapsed", "{request} ended as {state}");
         Ok((position, state == "confirmed"))
     })?;
     let places: HashSet<u64> = receipts.iter().map(|(position, _)| *position).collect();

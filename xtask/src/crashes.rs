@@ -49,7 +49,7 @@ pub(crate) fn run(args: &CrashArgs) -> Result<()> {
     let each = |counts: &[usize]| counts.iter().map(usize::to_string).collect::<Vec<_>>().join(" + ");
     println!(
         "{} keys deleted by {} clients in {:.1} s ({} by each publisher), publishers killed {} times: every one has \
-         one audit record, one place in the log and a final receipt ({} confirmed, {} fenced), no agent accepts it, \
+         one audit record, one place in the log and a final receipt ({} confirmed, {} elapsed), no agent accepts it, \
          and every other key is valid ({} requests were left unanswered; {} deletions were learned of by asking again)",
         report.deleted,
         args.clients,

@@ -59,7 +59,7 @@ pub enum Protection {
     LoadsAreSharedUnderALease,
     /// R12: a receipt is final early only when everybody has confirmed.
     ReceiptsWaitForAll,
-    /// R12: what isn't confirmed is fenced when the bound has passed, not earlier.
+    /// R12: a receipt that isn't confirmed elapses with the bound, not earlier.
     ReceiptsWaitForTheBound,
     /// G5: what leaves the cache hands on when it was last answered from.
     AnswersAreHandedOn,

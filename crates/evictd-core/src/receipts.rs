@@ -25,7 +25,7 @@ use crate::time::{LeaseTime, StoreTime};
 /// Tunables of a tracker.
 #[derive(Clone, Copy, Debug)]
 pub struct TrackerConfig {
-    /// The longest bound that any agent may keep: after it a change is fenced. Whoever presents a longer one must
+    /// The longest bound that any agent may keep: after it a receipt has elapsed. Whoever presents a longer one must
     /// get no lease.
     pub bound: Duration,
     /// How long other publishers may hear a process before this tracker learns of it by the roster. A process is
@@ -126,7 +126,7 @@ impl RegionState {
         match self {
             Self::Pending => "pending",
             Self::Confirmed => "confirmed",
-            Self::Elapsed => "fenced",
+            Self::Elapsed => "elapsed",
             Self::Unproven => "unproven",
             Self::Absent => "absent",
         }
@@ -225,7 +225,7 @@ pub struct ReceiptTracker {
     /// Nothing becomes final.
     held: bool,
     /// The bound counts from here at the earliest.
-    fences_from: LeaseTime,
+    bound_counts_from: LeaseTime,
     /// What was applied in an older one says nothing.
     epoch: u32,
     events: Vec<ReceiptEvent>,
@@ -305,7 +305,7 @@ impl ReceiptTracker {
             roster_complete_from: LeaseTime(0),
             polled_at: LeaseTime(0),
             held: false,
-            fences_from: LeaseTime(0),
+            bound_counts_from: LeaseTime(0),
             epoch: 0,
             events: Vec::new(),
         }
@@ -384,7 +384,7 @@ impl ReceiptTracker {
     /// This publisher serves again since `at`, after another may have taken its place. That one's leases last for a bound
     /// from then on, and its agents may be missing in the roster.
     fn resume_at(&mut self, at: LeaseTime) {
-        self.fences_from = self.fences_from.max(at);
+        self.bound_counts_from = self.bound_counts_from.max(at);
         self.distrust_roster(at.after(self.config.bound));
     }
 
@@ -486,10 +486,10 @@ impl ReceiptTracker {
     /// When the bound ends something next.
     pub fn wake_at(&self) -> Option<LeaseTime> {
         let first = self.open.front().filter(|_| !self.held);
-        first.map(|open| self.counts_from(open).after(self.fence()))
+        first.map(|open| self.counts_from(open).after(self.time_to_elapse()))
     }
 
-    /// The longest bound that anybody may keep: after it a change is fenced.
+    /// The longest bound that anybody may keep: after it a receipt has elapsed.
     pub fn bound(&self) -> Duration {
         self.config.bound
     }
@@ -595,15 +595,15 @@ impl ReceiptTracker {
             .map(|(identity, progress)| (identity, progress.applied, progress.heard_at, progress.policy))
     }
 
-    /// After this a change is fenced: G1 holds for it, whatever anybody confirmed. Counted from when the
+    /// After this a receipt has elapsed: G1 holds for it, whatever anybody confirmed. Counted from when the
     /// change was seen, so from after its commit.
-    fn fence(&self) -> Duration {
+    fn time_to_elapse(&self) -> Duration {
         let bound = self.config.bound;
         if Protection::ReceiptsWaitForTheBound.holds() { bound } else { bound / 2 }
     }
 
     fn counts_from(&self, open: &Open) -> LeaseTime {
-        open.first_seen.max(self.fences_from)
+        open.first_seen.max(self.bound_counts_from)
     }
 
     fn knows_everybody(&self, now: LeaseTime) -> bool {
@@ -620,14 +620,14 @@ impl ReceiptTracker {
 
     /// Notes where the region stands now.
     fn moved(&mut self, name: &Region, now: LeaseTime) {
-        let fence = self.fence();
+        let time_to_elapse = self.time_to_elapse();
         let Some(standings) = self.regions.get_mut(name) else { return };
         let (before, after) = (standings.reached(), standings.slowest());
         if before == after {
             return;
         }
         // What was before is of interest to changes that are open still.
-        while standings.history.get(1).is_some_and(|next| next.since.after(fence) < now) {
+        while standings.history.get(1).is_some_and(|next| next.since.after(time_to_elapse) < now) {
             standings.history.pop_front();
         }
         standings.history.push_back(Stood { since: now, tracked: self.tracked, reached: after });
@@ -659,14 +659,14 @@ impl ReceiptTracker {
         self.finish(now);
     }
 
-    /// Takes out what is final: what everybody has applied, and what is fenced. Both stand in front.
+    /// Takes out what is final: what every process has applied, and what has elapsed. Both stand in front.
     fn finish(&mut self, now: LeaseTime) {
         let everywhere = self.reached.first_key_value().map_or(LogPosition::NEVER, |(reached, _)| *reached);
-        let fence = self.fence();
+        let time_to_elapse = self.time_to_elapse();
         while let Some(open) = self.open.front().filter(|_| !self.held) {
             let everybody = open.change.position <= everywhere && self.knows_everybody(now);
             let confirmed = everybody || !Protection::ReceiptsWaitForAll.holds();
-            if !confirmed && now.since(self.counts_from(open)) < fence {
+            if !confirmed && now.since(self.counts_from(open)) < time_to_elapse {
                 break;
             }
             // Of several changes of one request, the last one's receipt counts.
@@ -694,8 +694,8 @@ impl ReceiptTracker {
     }
 
     fn write(&self, open: &Open, now: LeaseTime, is_final: bool) -> Receipt {
-        let fenced = now.since(self.counts_from(open)) >= self.fence() && !self.held;
-        let line = |(name, standings)| self.line(name, standings, open, fenced);
+        let elapsed = now.since(self.counts_from(open)) >= self.time_to_elapse() && !self.held;
+        let line = |(name, standings)| self.line(name, standings, open, elapsed);
         Receipt {
             change: open.change.clone(),
             is_final,
@@ -705,7 +705,7 @@ impl ReceiptTracker {
         }
     }
 
-    fn line(&self, name: &Region, standings: &Standings, open: &Open, fenced: bool) -> RegionReceipt {
+    fn line(&self, name: &Region, standings: &Standings, open: &Open, elapsed: bool) -> RegionReceipt {
         let seen = open.apply_reports.get(name).copied().unwrap_or_default();
         let confirmed_at = standings.confirmed_at(open);
         let confirmed = confirmed_at.is_some();
@@ -720,7 +720,7 @@ impl ReceiptTracker {
             RegionState::Confirmed
         } else if standings.instances == 0 {
             RegionState::Absent
-        } else if !fenced {
+        } else if !elapsed {
             RegionState::Pending
         } else if missing().any(is_stale) {
             RegionState::Unproven

@@ -32,7 +32,7 @@ metric_specs! {
     pub(crate) AGENTS = "evictd_publisher_agents", GAUGE, COUNT, ["region", "state"],
         "Agent processes in the roster: live (heard within the bound), silent (not), duplicate (live, under a name that another live one has); absent is 1 for a configured region without any.";
     RECEIPTS = "evictd_publisher_receipts_total", COUNTER, COUNT, ["state"],
-        "Receipts that became final: confirmed by every agent, fenced (not by all, and the bound has passed), or unproven (the same, with an agent that serves stale records).";
+        "Receipts that became final: confirmed by every agent, elapsed (not by all, and the bound has passed), or unproven (the same, with an agent that serves stale records).";
     HEAD = "evictd_publisher_head_position", GAUGE, None, [],
         "The highest log position given.";
     EPOCH = "evictd_publisher_epoch", GAUGE, None, [],

@@ -3,7 +3,7 @@
 //!
 //! It differs from Unkey's where scripts gain: errors go to standard error instead of standard output, so
 //! that a pipe never takes one for a result. Like Unkey's, it exits with 1 on every failure, wrong usage
-//! included; and with 3 when a change succeeded, but `--wait` didn't see every region confirm it or be fenced.
+//! included; and with 3 when a change succeeded, but `--wait` didn't see every region confirm it or its bound elapse.
 //!
 //! * [`args`]: the command tree.
 //! * [`mod@usage`]: what of Unkey's flag syntax clap has to be taught, and what of Unkey's is left out.

@@ -91,7 +91,7 @@ fn a_deletion_that_is_waited_for_is_answered_when_every_region_has_confirmed() -
 }
 
 #[test]
-fn a_region_that_stands_still_is_fenced_at_the_bound_and_its_agent_named() -> Result<()> {
+fn receipt_elapses_and_names_the_agent_of_a_frozen_region() -> Result<()> {
     let mut world = World::start(&with_bound(BOUND, plan(&REGIONS)))?;
     let key = world.create_key()?;
     world.cache_everywhere(&[&key])?;
@@ -102,7 +102,7 @@ fn a_region_that_stands_still_is_fenced_at_the_bound_and_its_agent_named() -> Re
     let request = answer["meta"]["requestId"].as_str().context("no request id")?;
     let told = wait_until_final(&world, request)?;
     assert!(asked.elapsed() >= BOUND, "{:?}", asked.elapsed());
-    assert_eq!(states(&told), pairs([("eu", "confirmed"), ("us", "fenced")]));
+    assert_eq!(states(&told), pairs([("eu", "confirmed"), ("us", "elapsed")]));
     assert_eq!(told["regions"][1]["missing"][0]["agent"], "agent-1");
     // And so it is: whatever it had cached, it answers from it no more.
     world.agent_mut(1).daemon.resume()?;
@@ -147,14 +147,14 @@ fn a_receipt_outlives_the_publisher_that_was_killed_in_between() -> Result<()> {
 }
 
 #[test]
-fn without_nats_a_deletion_is_fenced_by_the_bound_alone() -> Result<()> {
+fn without_nats_a_receipt_elapses_by_the_bound_alone() -> Result<()> {
     let mut world = World::start(&with_bound(BOUND, plan(&REGIONS)))?;
     let key = world.create_key()?;
     world.cache_everywhere(&[&key])?;
     world.topology.home.kill()?;
     let answer = delete_and_wait(&world, &key, 20)?;
     let told = &answer["meta"]["propagation"];
-    assert_eq!(states(told), pairs([("eu", "fenced"), ("us", "fenced")]));
+    assert_eq!(states(told), pairs([("eu", "elapsed"), ("us", "elapsed")]));
     // Nobody told the agents; their leases have run out.
     world.assert_none_valid(&[&key])
 }

@@ -59,7 +59,7 @@ fn states(receipt: &Receipt) -> Vec<(&str, &str)> {
 }
 
 #[test]
-fn held_receipt_is_neither_confirmed_nor_fenced() {
+fn held_receipt_neither_confirms_nor_elapses() {
     let eu = agent("eu", "a", 1);
     let mut tracker = tracker(&[&eu]);
     track(&mut tracker, 2, ms(0));
@@ -122,7 +122,7 @@ fn receipt_goes_on_when_it_is_held_no_longer() {
     tracker.hold(false);
     assert_eq!(tracker.wake_at(), Some(ms(30_000)));
     tracker.end_due(ms(40_001));
-    assert_eq!(finals(&mut tracker).iter().map(states).collect::<Vec<_>>(), [[("eu", "fenced")]]);
+    assert_eq!(finals(&mut tracker).iter().map(states).collect::<Vec<_>>(), [[("eu", "elapsed")]]);
     tracker.record_applied(&eu.identity, at(3), &[], ms(40_002));
     let confirmed = finals(&mut tracker);
     assert_eq!(confirmed.iter().map(states).collect::<Vec<_>>(), [[("eu", "confirmed")]], "it says so again");
@@ -148,7 +148,7 @@ fn a_receipt_is_final_as_soon_as_everybody_has_confirmed() {
 }
 
 #[test]
-fn who_does_not_confirm_is_fenced_when_the_bound_has_passed_and_named() {
+fn unconfirmed_receipt_elapses_at_the_bound_and_names_agents() {
     let (eu, us) = (agent("eu", "a", 1), agent("us", "a", 2));
     let mut tracker = tracker(&[&eu, &us]);
     track(&mut tracker, 2, ms(100));
@@ -158,13 +158,13 @@ fn who_does_not_confirm_is_fenced_when_the_bound_has_passed_and_named() {
     assert_eq!(finals(&mut tracker), []);
     tracker.poll(ms(30_100));
     let [receipt] = &finals(&mut tracker)[..] else { panic!("one receipt") };
-    assert_eq!(states(receipt), [("eu", "confirmed"), ("us", "fenced")]);
+    assert_eq!(states(receipt), [("eu", "confirmed"), ("us", "elapsed")]);
     assert_eq!(receipt.regions[1].missing, [us.identity]);
     assert_eq!(receipt.state(), RegionState::Elapsed);
 }
 
 #[test]
-fn who_serves_stale_records_is_unproven_not_fenced() {
+fn stale_serving_agent_makes_the_receipt_unproven() {
     let stale = Instance { policy: PartitionPolicy::ServeStale, ..agent("eu", "a", 1) };
     let mut tracker = tracker(&[&stale, &agent("eu", "b", 2)]);
     track(&mut tracker, 2, ms(0));

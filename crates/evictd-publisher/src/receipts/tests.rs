@@ -278,7 +278,7 @@ async fn who_waits_is_answered_when_the_publisher_shuts_down() {
 }
 
 #[tokio::test]
-async fn a_process_that_vanished_is_fenced_at_the_bound_and_named() {
+async fn receipt_elapses_at_the_bound_and_names_vanished_process() {
     let store = Store::new().await;
     let home = store.publisher(SHORT, &[]).await;
     let (here, gone) = (agent("eu", "here", 1), agent("eu", "gone", 2));
@@ -290,7 +290,7 @@ async fn a_process_that_vanished_is_fenced_at_the_bound_and_named() {
     home.applies(&here);
     let settled = under.settled(&workspace(), LONG).await;
     assert!(asked.elapsed() >= SHORT, "{:?}", asked.elapsed());
-    assert_eq!(states(&settled), [("eu", "fenced")]);
+    assert_eq!(states(&settled), [("eu", "elapsed")]);
     assert_eq!((missing(&settled.regions[0]), settled.regions[0].missing_count), (vec!["gone"], 1));
     assert_eq!(home.metric("evictd_publisher_confirmed_seconds_count{region=\"eu\"}"), 0);
 }
@@ -425,7 +425,7 @@ async fn who_waits_is_told_what_another_publisher_has_settled_before() {
     }
     here.applies(&eu);
     let settled = under.settled(&workspace(), LONG).await;
-    assert_eq!((&*settled.state, settled.r#final), ("fenced", true));
+    assert_eq!((&*settled.state, settled.r#final), ("elapsed", true));
     assert_eq!(here.told("req_1").await.unwrap(), settled);
 }
 

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 pub struct Propagation {
     /// The request that made the change.
     pub request_id: String,
-    /// `pending`, `confirmed`, `fenced` or `unproven`: the weakest of what the regions say.
+    /// `pending`, `confirmed`, `elapsed` or `unproven`: the weakest of what the regions say.
     pub state: Cow<'static, str>,
     /// Whether nothing can change any more.
     pub r#final: bool,
@@ -54,7 +54,7 @@ pub struct Propagation {
 pub struct RegionPropagation {
     /// Its name.
     pub region: String,
-    /// `pending`; `confirmed` by every agent process; `fenced`: the bound has passed, and no agent answers from
+    /// `pending`; `confirmed` by every agent process; `elapsed`: the bound has elapsed, and no agent answers from
     /// before the change; `unproven`: the same, but for one that serves stale records by policy; `absent`: a
     /// configured region without an agent.
     pub state: Cow<'static, str>,
@@ -200,7 +200,7 @@ mod tests {
             exposure: Some(Exposure { last_after: Duration::from_millis(1) }),
             duplicate_names: false,
         };
-        let fenced = RegionReceipt {
+        let elapsed = RegionReceipt {
             region: Region::new("us"),
             state: RegionState::Elapsed,
             confirmed_after: None,
@@ -224,7 +224,7 @@ mod tests {
             is_final: true,
             measured: Measured::FromRequest,
             final_after: Some(Duration::from_secs(30)),
-            regions: vec![confirmed, fenced],
+            regions: vec![confirmed, elapsed],
         }
     }
 
@@ -235,12 +235,12 @@ mod tests {
         assert_eq!(
             json,
             concat!(
-                r#"{"requestId":"req_1","state":"fenced","final":true,"position":9,"epoch":2,"cause":"deleted","#,
+                r#"{"requestId":"req_1","state":"elapsed","final":true,"position":9,"epoch":2,"cause":"deleted","#,
                 r#""committedAt":1700000000123,"measuredFrom":"request","boundMs":30000,"finalAfterMs":30000.0,"#,
                 r#""regions":[{"region":"eu","state":"confirmed","instances":2,"confirmedAfterMs":4.25,"#,
                 r#""missingCount":0,"lagMs":{"low":0.9,"high":2.0},"#,
                 r#""exposure":{"lastAnswerAfterMs":1.0},"duplicateNames":false},"#,
-                r#"{"region":"us","state":"fenced","instances":2,"#,
+                r#"{"region":"us","state":"elapsed","instances":2,"#,
                 r#""missing":[{"agent":"a","instance":"0000000000000007"}],"missingCount":1,"#,
                 r#""duplicateNames":false}]}"#
             )

@@ -30,14 +30,14 @@ fn full() -> Propagation {
         exposure: Some(ExposureSeen { last_answer_after_ms: 1.5 }),
         duplicate_names: false,
     };
-    let fenced = RegionPropagation {
+    let elapsed = RegionPropagation {
         missing: vec![Missing { agent: "us-1".to_owned(), instance: "00c0ffee00c0ffee".to_owned() }],
         missing_count: 1,
-        ..bare("us", "fenced")
+        ..bare("us", "elapsed")
     };
     Propagation {
         request_id: "req_1a2B3c4D5e6F7g8H".to_owned(),
-        state: Cow::Borrowed("fenced"),
+        state: Cow::Borrowed("elapsed"),
         r#final: true,
         position: Some(4711),
         epoch: Some(2),
@@ -46,7 +46,7 @@ fn full() -> Propagation {
         measured_from: Some(Cow::Borrowed("request")),
         bound_ms: 30_000,
         final_after_ms: Some(30_004.125),
-        regions: vec![confirmed, fenced],
+        regions: vec![confirmed, elapsed],
     }
 }
 

@@ -63,7 +63,7 @@ struct GetReceiptArgs {
 #[derive(Args, Debug)]
 struct Follow {
     /// Shows how the regions forget the old state one by one, for at most this long (30s if not said). Exits with
-    /// 3 if by then not all have confirmed or been fenced, although the change is committed.
+    /// 3 if by then some region has neither confirmed nor elapsed, although the change is committed.
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "30s", value_name = "DURATION")]
     wait: Option<HumanDuration>,
 }

@@ -29,7 +29,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 fn sign(state: &str) -> (char, &'static str) {
     match state {
         "confirmed" => ('✓', "\x1b[32m"),
-        "fenced" => ('✓', "\x1b[33m"),
+        "elapsed" => ('✓', "\x1b[33m"),
         "unproven" => ('✗', "\x1b[31m"),
         "absent" => ('-', "\x1b[2m"),
         _ => ('…', "\x1b[2m"),
@@ -115,8 +115,8 @@ fn ending(propagation: &Propagation) -> String {
             format!("final{after}: there is no agent that could confirm\n")
         }
         "confirmed" => format!("confirmed{after}\n"),
-        "fenced" => format!(
-            "fenced{after}: not every agent confirmed, but the bound has passed, and none answers from before\n"
+        "elapsed" => format!(
+            "elapsed{after}: not every agent confirmed, but the bound has elapsed, and none answers from before\n"
         ),
         "unproven" => {
             format!("unproven{after}: an agent that didn't confirm serves stale records by policy\n")
@@ -237,7 +237,7 @@ pub(super) fn follow(
 
 /// Whether the change is known to be in force everywhere.
 pub(super) fn is_proven(propagation: &Propagation) -> bool {
-    propagation.r#final && matches!(&*propagation.state, "confirmed" | "fenced")
+    propagation.r#final && matches!(&*propagation.state, "confirmed" | "elapsed")
 }
 
 /// The whole answer with what is known now.
@@ -412,15 +412,15 @@ mod tests {
 
     #[test]
     fn who_is_missing_is_named() {
-        let mut fenced = region("eu", "fenced", None);
-        fenced.missing_count = 3;
-        fenced.missing = vec![evictd_wire::api::propagation::Missing {
+        let mut elapsed = region("eu", "elapsed", None);
+        elapsed.missing_count = 3;
+        elapsed.missing = vec![evictd_wire::api::propagation::Missing {
             agent: "edge".to_owned(),
             instance: "00ff".to_owned(),
         }];
-        assert_eq!(line(&fenced, 0), "eu  fenced  waiting for edge/00ff and 2 more");
-        assert!(is_proven(&propagation("fenced", &[fenced.clone()])));
-        assert!(!is_proven(&propagation("unproven", &[fenced])));
+        assert_eq!(line(&elapsed, 0), "eu  elapsed  waiting for edge/00ff and 2 more");
+        assert!(is_proven(&propagation("elapsed", &[elapsed.clone()])));
+        assert!(!is_proven(&propagation("unproven", &[elapsed])));
     }
 
     #[test]

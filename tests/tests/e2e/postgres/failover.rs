@@ -218,7 +218,7 @@ fn a_publisher_that_still_talks_to_the_demoted_primary_falls_silent() -> Result<
     wait_for_readiness(site.publisher(0)?, 200)?;
     // The process that was killed in "us" is waited for: somebody may have heard it lately.
     let settled = Settled::of(world, site.publisher(0)?, later)?;
-    assert_eq!(settled.regions(), [("eu", "confirmed"), ("us", "fenced")], "{}", settled.receipt);
+    assert_eq!(settled.regions(), [("eu", "confirmed"), ("us", "elapsed")], "{}", settled.receipt);
     world.assert_gone(&[before, after, later])?;
     world.wait_for_codes(&[good, unknown], "VALID")?;
     world.assert_works()?;

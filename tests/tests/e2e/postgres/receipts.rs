@@ -20,7 +20,7 @@ const RUN: Duration = Duration::from_secs(9);
 /// So many are confirmed before anybody goes.
 const CONFIRMED_MIN: usize = 20;
 
-/// The run goes on until so many were final, as long as it isn't ten times as long. Fenced ones count as well, because
+/// The run goes on until so many were final, as long as it isn't ten times as long. Elapsed ones count as well, because
 /// they promise the same; and chance may have it that there are no others: nobody has heard a goodbye, or the agent's last
 /// probe is answered after it, so that everybody waits for somebody who is gone.
 const FINAL_MIN: usize = 50;
@@ -29,14 +29,14 @@ const FINAL_MIN: usize = 50;
 #[derive(Default, Debug)]
 struct Said {
     confirmed: AtomicUsize,
-    fenced: AtomicUsize,
+    elapsed: AtomicUsize,
     /// Not final when the wait was over, or never heard.
     open: AtomicUsize,
 }
 
 impl Said {
     fn finals(&self) -> usize {
-        self.confirmed.load(Ordering::Relaxed) + self.fenced.load(Ordering::Relaxed)
+        self.confirmed.load(Ordering::Relaxed) + self.elapsed.load(Ordering::Relaxed)
     }
 }
 
@@ -62,7 +62,7 @@ fn hold_receipts_against_agents(
         let told = &answer.body["meta"]["propagation"];
         match told["state"].as_str() {
             Some("confirmed") if told["final"] == true => &said.confirmed,
-            Some("fenced") if told["final"] == true => &said.fenced,
+            Some("elapsed") if told["final"] == true => &said.elapsed,
             _ => {
                 said.open.fetch_add(1, Ordering::Relaxed);
                 continue;

@@ -279,7 +279,7 @@ mod tests {
         assert_eq!(count(&[deleted(None), not_found()]).exit_code(&lenient), 0);
         assert_eq!(count(&[deleted(None), not_found()]).exit_code(&strict), 1);
         assert_eq!(count(&[deleted(None), Fate::NotStarted]).exit_code(&lenient), 1);
-        assert_eq!(count(&[deleted(Some(reached("fenced")))]).exit_code(&waiting), 0);
+        assert_eq!(count(&[deleted(Some(reached("elapsed")))]).exit_code(&waiting), 0);
         for open in [None, Some(reached("pending")), Some(reached("unproven"))] {
             assert_eq!(count(&[deleted(open)]).exit_code(&waiting), 3);
         }
