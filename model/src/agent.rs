@@ -110,7 +110,7 @@ pub struct Read {
 /// A load under way, with one of the verifications that wait for it: the one that began last of those that
 /// the checker chose to look at.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub struct Flight {
+pub struct PendingLoad {
     /// When it was sent.
     pub sent_at: Tick,
     /// Who waits.
@@ -143,7 +143,7 @@ pub struct Agent {
     /// By key.
     pub cache: Cache,
     /// By key.
-    pub flights: [Option<Flight>; 2],
+    pub loads: [Option<PendingLoad>; 2],
     /// Loads that it may still send.
     pub loads_left: u8,
     /// When a round last wrote it into the roster.
@@ -180,7 +180,7 @@ impl Agent {
             process,
             state: AgentState::new(Follower::new(world.follower_config(), nonce), world.bound()),
             cache: Cache::default(),
-            flights: [None, None],
+            loads: [None, None],
             loads_left: world.loads,
             rostered: None,
             asked: BTreeSet::new(),
@@ -223,7 +223,7 @@ impl Agent {
         Self {
             state,
             cache,
-            flights: self.flights.clone(),
+            loads: self.loads.clone(),
             asked: self.asked.clone(),
             proofs: self.proofs.clone(),
             wanted: self.wanted.clone(),
@@ -281,7 +281,7 @@ impl Agent {
             });
             entry.hash(&mut hasher);
         }
-        (&self.flights, self.loads_left, self.rostered).hash(&mut hasher);
+        (&self.loads, self.loads_left, self.rostered).hash(&mut hasher);
         for (nonce, seen) in &self.asked {
             (0, follower.question(*nonce), seen).hash(&mut hasher);
         }
@@ -317,8 +317,14 @@ impl Agent {
     }
 
     /// What a load brought is cached if it may be, and answers its waiter if it may: then with what view.
-    pub fn land(&mut self, world: &World, key: Key, now: Tick, effects: &mut Vec<Effect>) -> Option<Landed> {
-        let Flight { sent_at, waiter, read } = self.flights[key.index()].take()?;
+    pub fn complete_load(
+        &mut self,
+        world: &World,
+        key: Key,
+        now: Tick,
+        effects: &mut Vec<Effect>,
+    ) -> Option<LoadResult> {
+        let PendingLoad { sent_at, waiter, read } = self.loads[key.index()].take()?;
         let Read { view, as_of, fence_age, vouched } = read?;
         let dated = if world.flaw == Some(Flaw::LoadsDateFromTheirArrival) { now } else { sent_at };
         let read_at = if vouched || world.flaw == Some(Flaw::ReplicasVouchForTheirReads) {
@@ -338,13 +344,13 @@ impl Agent {
         let settled = LoadedEntry::new(&self.state, answer, record, effects, new_entry)
             .insert(&self.cache)
             .settle(&self.state, &self.cache);
-        settled.answer(&self.state, waiter.reading, now.lease_time()).map(|_| Landed { view, waiter })
+        settled.answer(&self.state, waiter.reading, now.lease_time()).map(|_| LoadResult { view, waiter })
     }
 }
 
 /// An answer that a load gave.
 #[derive(Clone, Copy, Debug)]
-pub struct Landed {
+pub struct LoadResult {
     /// What it was based on.
     pub view: View,
     /// Whom it was given to.

@@ -72,7 +72,7 @@ impl World {
         let key = Key::A;
         // What is in the air is given up.
         let calm = state.agents[index].after(self, state.now, |agent: &mut Agent, _| {
-            agent.flights = [None, None];
+            agent.loads = [None, None];
             agent.cache.clear();
             agent.loads_left = 2;
         });
@@ -80,7 +80,7 @@ impl World {
         (0..2).any(|_| {
             self.take(state, Action::Verify(index, key));
             self.take(state, Action::Read(index, key, Origin::Primary));
-            self.take(state, Action::Land(index, key));
+            self.take(state, Action::CompleteLoad(index, key));
             state.broken.is_none() && state.agents[index].hit(key, state.now).is_some()
         })
     }

@@ -7,7 +7,7 @@ use evictd_core::position::LogPosition;
 use evictd_core::rules::Rule;
 use stateright::Property;
 
-use crate::agent::{Agent, Landed};
+use crate::agent::{Agent, LoadResult};
 use crate::heal;
 use crate::script::{ChangeId, Key, View};
 use crate::store::Store;
@@ -88,8 +88,8 @@ fn answers(world: &World, state: &State, mut law: impl FnMut(&Agent, Key, View) 
 }
 
 /// Judges an answer that a load gave, by what its verification could expect when it began.
-pub(crate) fn judge_landing(world: &World, state: &State, key: Key, landed: &Landed) -> Option<Rule> {
-    let Landed { view, waiter } = *landed;
+pub(crate) fn judge_load(world: &World, state: &State, key: Key, result: &LoadResult) -> Option<Rule> {
+    let LoadResult { view, waiter } = *result;
     let lacks = |owed: View| !owed.and(state.store.view()).without(view).is_empty();
     if !is_recent(world, state, key, view, waiter.at) {
         Some(Rule::G1)

@@ -22,7 +22,7 @@ use evictd_core::rules::Rule;
 use evictd_core::time::LeaseTime;
 use stateright::{Model, Property};
 
-use crate::agent::{Agent, Flight, Landed, Read, Verification};
+use crate::agent::{Agent, LoadResult, PendingLoad, Read, Verification};
 use crate::laws;
 use crate::script::{ChangeId, Key, Script};
 use crate::store::{Mark, Replay, Store};
@@ -215,7 +215,7 @@ pub enum Action {
     HearReplay(usize, u64, usize),
     Verify(usize, Key),
     Read(usize, Key, Origin),
-    Land(usize, Key),
+    CompleteLoad(usize, Key),
     Arrive(usize, u64),
     BeginRound(usize),
     EndRound(usize),
@@ -252,7 +252,7 @@ impl fmt::Display for Action {
             Self::Read(a, key, origin) => {
                 write!(f, "agent {a}'s load of key {key:?} is read from {origin:?}")
             }
-            Self::Land(a, key) => write!(f, "agent {a}'s load of key {key:?} arrives"),
+            Self::CompleteLoad(a, key) => write!(f, "agent {a}'s load of key {key:?} arrives"),
             Self::Arrive(p, nonce) => write!(f, "probe {nonce} arrives at publisher {p}"),
             Self::BeginRound(p) => write!(f, "publisher {p} begins a round: its transaction commits"),
             Self::EndRound(p) => write!(f, "publisher {p} ends its round, and answers"),
@@ -534,8 +534,8 @@ impl World {
     fn load_actions(&self, state: &State, index: usize, agent: &Agent, actions: &mut Vec<Action>) {
         for key in self.verified_keys() {
             actions.push(Action::Verify(index, *key));
-            match &agent.flights[key.index()] {
-                Some(Flight { read: None, .. }) => {
+            match &agent.loads[key.index()] {
+                Some(PendingLoad { read: None, .. }) => {
                     actions.push(Action::Read(index, *key, Origin::Primary));
                     if self.replica {
                         actions.push(Action::Read(index, *key, Origin::Replica));
@@ -544,7 +544,7 @@ impl World {
                         actions.push(Action::Read(index, *key, Origin::OldPrimary));
                     }
                 }
-                Some(Flight { read: Some(_), .. }) => actions.push(Action::Land(index, *key)),
+                Some(PendingLoad { read: Some(_), .. }) => actions.push(Action::CompleteLoad(index, *key)),
                 None => {}
             }
         }
@@ -561,7 +561,7 @@ impl World {
             | Action::FailOver
             | Action::Purge => Some(self.step_store(last, action)),
             Action::Verify(index, key) => self.step_verification(last, index, key),
-            Action::Land(index, key) => self.step_landing(last, index, key),
+            Action::CompleteLoad(index, key) => self.complete_load(last, index, key),
             Action::Arrive(index, _)
             | Action::BeginRound(index)
             | Action::EndRound(index)
@@ -678,8 +678,8 @@ impl World {
             Action::Read(_, key, origin) => {
                 let read = last.read(self, key, origin);
                 agent.after(self, last.now, |agent, _| {
-                    if let Some(flight) = &mut agent.flights[key.index()] {
-                        flight.read = read;
+                    if let Some(load) = &mut agent.loads[key.index()] {
+                        load.read = read;
                     }
                 })
             }
@@ -704,32 +704,32 @@ impl World {
         let next = agent.after(self, last.now, |agent, _| {
             if let Some(hit) = agent.hit(key, last.now) {
                 hit.answer(&agent.state);
-            } else if let Some(flight) = &mut agent.flights[key.index()] {
+            } else if let Some(load) = &mut agent.loads[key.index()] {
                 // It begins after the load was sent, if only by a moment.
                 let moment = Duration::from_micros(1);
                 let reading = agent.state.begin(last.now.lease_time().after(moment));
-                if agent.state.may_share(flight.sent_at.lease_time(), reading) {
-                    flight.waiter = Verification { reading, ..began };
+                if agent.state.may_share(load.sent_at.lease_time(), reading) {
+                    load.waiter = Verification { reading, ..began };
                 }
             } else if agent.loads_left > 0 {
                 agent.loads_left -= 1;
-                agent.flights[key.index()] = Some(Flight { sent_at: last.now, waiter: began, read: None });
+                agent.loads[key.index()] = Some(PendingLoad { sent_at: last.now, waiter: began, read: None });
             }
         });
         last.clone().with(index, next)
     }
 
-    fn step_landing(&self, last: &State, index: usize, key: Key) -> Option<State> {
-        let mut landed = None;
+    fn complete_load(&self, last: &State, index: usize, key: Key) -> Option<State> {
+        let mut result = None;
         let next = last.agents[index].after(self, last.now, |agent, effects| {
-            let read = agent.flights[key.index()].as_mut().and_then(|flight| flight.read.as_mut());
+            let read = agent.loads[key.index()].as_mut().and_then(|load| load.read.as_mut());
             if let Some(read) = read.filter(|_| self.flaw == Some(Flaw::SnapshotsAreTorn)) {
                 read.as_of = last.store.mark();
             }
-            landed = agent.land(self, key, last.now, effects);
+            result = agent.complete_load(self, key, last.now, effects);
         });
         let mut state = last.clone();
-        state.broken = landed.and_then(|landed: Landed| laws::judge_landing(self, last, key, &landed));
+        state.broken = result.and_then(|result: LoadResult| laws::judge_load(self, last, key, &result));
         state.with(index, next)
     }
 

@@ -2,7 +2,7 @@
 //! and a bus that are made up.
 //!
 //! Where the real code can be preempted, this one sometimes is: the effects of one input, the steps of one
-//! verification and of one landing load then become events of their own (R9). What lies between two steps is kept
+//! verification and of one load then become events of their own (R9). What lies between two steps is kept
 //! as the core gave it.
 //!
 //! * [`verify`]: a verification's steps.
@@ -32,7 +32,7 @@ use evictd_core::serving::{AgentState, CacheEntry, EntryCache};
 use evictd_core::time::LeaseTime;
 
 pub use self::load::Denial;
-use crate::agent::load::Flight;
+use crate::agent::load::OpenLoad;
 use crate::agent::verify::Verification;
 use crate::checker::Confirmed;
 use crate::ctx::Ctx;
@@ -59,7 +59,7 @@ pub enum AgentEvent {
     /// A replica answers a load.
     Replica(KeyNumber, Nonce),
     /// A load that arrived goes on.
-    Land(KeyNumber),
+    StepLoad(KeyNumber),
 }
 
 /// What the follow task takes in, one at a time.
@@ -171,8 +171,8 @@ pub struct Agent {
     /// What it told the publishers.
     announced: Confirmed,
     cache: Cache,
-    flights: Vec<Option<Box<Flight>>>,
-    flying: usize,
+    loads: Vec<Option<Box<OpenLoad>>>,
+    loading: usize,
     next_nonce: Nonce,
     inputs: VecDeque<Input>,
     performing: VecDeque<Effect>,
@@ -195,8 +195,8 @@ impl Agent {
             state: Self::fresh_state(ctx),
             announced: Confirmed::default(),
             cache: Cache::new(keys),
-            flights: (0..keys).map(|_| None).collect(),
-            flying: 0,
+            loads: (0..keys).map(|_| None).collect(),
+            loading: 0,
             next_nonce: 1,
             inputs: VecDeque::new(),
             performing: VecDeque::new(),
@@ -222,8 +222,8 @@ impl Agent {
         self.cache = Cache::new(ctx.settings.size.keys);
         ctx.checker.restarted(self.node());
         self.announced = Confirmed::default();
-        self.flights.iter_mut().for_each(|flight| *flight = None);
-        self.flying = 0;
+        self.loads.iter_mut().for_each(|load| *load = None);
+        self.loading = 0;
         self.inputs.clear();
         self.performing.clear();
         (self.preempted, self.wake) = (false, Moment::NEVER);
@@ -298,7 +298,7 @@ impl Agent {
             AgentEvent::Verify(verification) => self.go_on(ctx, verification),
             AgentEvent::Timeout(key, nonce) => self.timed_out(ctx, key, nonce),
             AgentEvent::Replica(..) => {}
-            AgentEvent::Land(key) => self.land(ctx, key),
+            AgentEvent::StepLoad(key) => self.step_load(ctx, key),
         }
     }
 

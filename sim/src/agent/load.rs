@@ -29,18 +29,18 @@ const LOADS_MAX: u8 = 2;
 
 /// A load under way.
 #[derive(Debug)]
-pub(super) struct Flight {
+pub(super) struct OpenLoad {
     nonce: Nonce,
     sent_at: LeaseTime,
     last_try: bool,
     from_replica: bool,
-    landing: Option<Landing>,
+    step: Option<LoadStep>,
     waiting: Vec<Verification>,
 }
 
 /// How far a load is that arrived: what the core gave it last.
 #[derive(Debug)]
-enum Landing {
+enum LoadStep {
     Loaded(LoadedEntry<Entry>),
     Inserted(InsertedEntry<Entry>),
     Settled(SettledEntry<Entry>),
@@ -62,33 +62,33 @@ impl Agent {
     pub(super) fn load(&mut self, ctx: &mut Ctx, mut verification: Verification) {
         let key = verification.key;
         verification.loads += 1;
-        if let Some(flight) = &mut self.flights[key.0] {
-            return flight.waiting.push(verification);
+        if let Some(load) = &mut self.loads[key.0] {
+            return load.waiting.push(verification);
         }
-        if self.flying >= ctx.settings.loads_max {
+        if self.loading >= ctx.settings.loads_max {
             return self.deny(ctx, &verification, Denial::Busy);
         }
         // What a replica gave and was too old is asked of the authority.
         let from_replica = self.replica_lag.is_some() && verification.loads == 1;
-        let flight = Flight {
+        let load = OpenLoad {
             nonce: 0,
             sent_at: LeaseTime(0),
             last_try: false,
             from_replica,
-            landing: None,
+            step: None,
             waiting: vec![verification],
         };
-        self.flights[key.0] = Some(Box::new(flight));
-        self.flying += 1;
+        self.loads[key.0] = Some(Box::new(load));
+        self.loading += 1;
         self.ask(ctx, key);
     }
 
     fn ask(&mut self, ctx: &mut Ctx, key: KeyNumber) {
         let (now, nonce) = (self.clock(ctx), self.next_nonce);
-        let Some(flight) = &mut self.flights[key.0] else { return };
+        let Some(load) = &mut self.loads[key.0] else { return };
         self.next_nonce += 1;
-        (flight.nonce, flight.sent_at) = (nonce, now);
-        if flight.from_replica {
+        (load.nonce, load.sent_at) = (nonce, now);
+        if load.from_replica {
             let at = ctx.now.after(ctx.dice.span(2 * MS));
             return self.later(ctx, at, AgentEvent::Replica(key, nonce));
         }
@@ -101,18 +101,18 @@ impl Agent {
         }
     }
 
-    /// The load whose newest question has this number, unless it has landed.
-    fn asked(&mut self, key: KeyNumber, nonce: Nonce) -> Option<&mut Flight> {
-        let flight = self.flights[key.0].as_deref_mut()?;
-        (flight.landing.is_none() && flight.nonce == nonce).then_some(flight)
+    /// The load whose newest question has this number, unless it was answered.
+    fn asked(&mut self, key: KeyNumber, nonce: Nonce) -> Option<&mut OpenLoad> {
+        let load = self.loads[key.0].as_deref_mut()?;
+        (load.step.is_none() && load.nonce == nonce).then_some(load)
     }
 
     pub(super) fn timed_out(&mut self, ctx: &mut Ctx, key: KeyNumber, nonce: Nonce) {
-        let Some(flight) = self.flights[key.0].as_deref_mut() else { return };
-        if flight.nonce != nonce || flight.landing.is_some() {
+        let Some(load) = self.loads[key.0].as_deref_mut() else { return };
+        if load.nonce != nonce || load.step.is_some() {
             return;
         }
-        if std::mem::replace(&mut flight.last_try, true) {
+        if std::mem::replace(&mut load.last_try, true) {
             self.unreachable(ctx, key, nonce);
         } else {
             self.ask(ctx, key);
@@ -123,17 +123,17 @@ impl Agent {
         if self.asked(key, nonce).is_none() {
             return;
         }
-        if let Some(flight) = self.take_flight(key) {
-            for verification in flight.waiting {
+        if let Some(load) = self.take_load(key) {
+            for verification in load.waiting {
                 self.deny(ctx, &verification, Denial::Unreachable);
             }
         }
     }
 
-    fn take_flight(&mut self, key: KeyNumber) -> Option<Box<Flight>> {
-        let flight = self.flights[key.0].take();
-        self.flying -= usize::from(flight.is_some());
-        flight
+    fn take_load(&mut self, key: KeyNumber) -> Option<Box<OpenLoad>> {
+        let load = self.loads[key.0].take();
+        self.loading -= usize::from(load.is_some());
+        load
     }
 
     /// An answer arrives.
@@ -145,11 +145,11 @@ impl Agent {
         source: LoadSource,
         found: Found,
     ) {
-        let Some(flight) = self.asked(key, nonce) else { return };
+        let Some(load) = self.asked(key, nonce) else { return };
         let Found { read, fence_age } = found;
-        let sent_at = flight.sent_at;
+        let sent_at = load.sent_at;
         // A replica vouches for no time: what it gives lives by proofs alone (R8).
-        let read_at = if flight.from_replica { LeaseTime(0) } else { sent_at.before(fence_age) };
+        let read_at = if load.from_replica { LeaseTime(0) } else { sent_at.before(fence_age) };
         let answer = LoadAnswer { hash: hash(key), source, as_of: read.as_of, read_at, sent_at };
         let not_found_ttl = NOT_FOUND_TTL.min(self.state.bound.bound());
         let (lsn, api, workspace) = (read.lsn, read.api, read.workspace);
@@ -159,7 +159,7 @@ impl Agent {
             Entry { key, record, validity, sent_at, not_found_ttl, lsn, api, workspace, counted, answers }
         };
         let loaded = LoadedEntry::new(&self.state, answer, read.record, &mut Vec::new(), new_entry);
-        self.proceed(ctx, key, Landing::Loaded(loaded));
+        self.proceed(ctx, key, LoadStep::Loaded(loaded));
     }
 
     /// Sometimes there is no room left, and another entry has to go.
@@ -172,45 +172,45 @@ impl Agent {
         }
     }
 
-    fn proceed(&mut self, ctx: &mut Ctx, key: KeyNumber, next: Landing) {
-        let Some(flight) = &mut self.flights[key.0] else { return };
-        flight.landing = Some(next);
+    fn proceed(&mut self, ctx: &mut Ctx, key: KeyNumber, next: LoadStep) {
+        let Some(load) = &mut self.loads[key.0] else { return };
+        load.step = Some(next);
         if ctx.dice.permille(ctx.settings.preempted_permille) {
             let at = Self::pause(ctx);
-            self.later(ctx, at, AgentEvent::Land(key));
+            self.later(ctx, at, AgentEvent::StepLoad(key));
         } else {
-            self.land(ctx, key);
+            self.step_load(ctx, key);
         }
     }
 
-    pub(super) fn land(&mut self, ctx: &mut Ctx, key: KeyNumber) {
-        let Some(landing) = self.flights[key.0].as_mut().and_then(|flight| flight.landing.take()) else {
+    pub(super) fn step_load(&mut self, ctx: &mut Ctx, key: KeyNumber) {
+        let Some(step) = self.loads[key.0].as_mut().and_then(|load| load.step.take()) else {
             return;
         };
-        let next = match landing {
-            Landing::Loaded(loaded) => {
+        let next = match step {
+            LoadStep::Loaded(loaded) => {
                 self.push_out(ctx);
                 if let Some(replaced) = self.cache.get(&hash(key)) {
                     self.count_end(ctx, &replaced);
                 }
-                Landing::Inserted(loaded.insert(&self.cache))
+                LoadStep::Inserted(loaded.insert(&self.cache))
             }
-            Landing::Inserted(inserted) => {
+            LoadStep::Inserted(inserted) => {
                 let settled = inserted.settle(&self.state, &self.cache);
                 if !settled.is_admitted() {
                     trace!(ctx, "{:?} refuses a load of {key:?}", self.node());
                 }
-                Landing::Settled(settled)
+                LoadStep::Settled(settled)
             }
-            Landing::Settled(settled) => return self.hand_out(ctx, key, &settled),
+            LoadStep::Settled(settled) => return self.hand_out(ctx, key, &settled),
         };
         self.proceed(ctx, key, next);
     }
 
     /// Whoever comes later doesn't join what is over; whoever waited gets it, if it is for them.
     fn hand_out(&mut self, ctx: &mut Ctx, key: KeyNumber, settled: &SettledEntry<Entry>) {
-        let Some(flight) = self.take_flight(key) else { return };
-        for verification in flight.waiting {
+        let Some(load) = self.take_load(key) else { return };
+        for verification in load.waiting {
             let Some(began) = verification.began else { continue };
             if let Some(entry) = settled.answer(&self.state, began, self.clock(ctx)) {
                 self.answer(ctx, &verification, &entry);
