@@ -35,7 +35,7 @@ impl Key {
 
 /// A change of the home store. Each of a script commits once, in the script's order.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Change {
+pub enum ScriptChange {
     /// The key didn't exist before.
     Create(Key),
     /// A soft deletion: the record stays, and grants nothing.
@@ -53,7 +53,7 @@ static OTHER_API: LazyLock<ApiId> = LazyLock::new(|| ApiId::new("other"));
 static WORKSPACE: LazyLock<WorkspaceId> = LazyLock::new(|| WorkspaceId::new("ws"));
 static KEY: LazyLock<KeyId> = LazyLock::new(|| KeyId::new("key"));
 
-impl Change {
+impl ScriptChange {
     /// Whether a verification of `key` reads what it changes.
     pub fn touches(self, key: Key) -> bool {
         match self {
@@ -126,11 +126,11 @@ impl fmt::Debug for View {
 
 /// The changes of a world, in the order of their commits.
 #[derive(Clone, Copy, Debug)]
-pub struct Script(pub &'static [Change]);
+pub struct Script(pub &'static [ScriptChange]);
 
 impl Script {
     /// The change with this number.
-    pub fn change(self, id: ChangeId) -> Change {
+    pub fn change(self, id: ChangeId) -> ScriptChange {
         self.0[usize::from(id.0)]
     }
 
@@ -151,12 +151,12 @@ impl Script {
 
     /// What a snapshot with these changes says of `key`.
     pub fn record(self, key: Key, view: View) -> Record {
-        let has = |wanted: Change| self.ids().any(|id| self.change(id) == wanted && view.includes(id));
-        let is_created = self.0.contains(&Change::Create(key));
-        if has(Change::Erase(key)) || is_created && !has(Change::Create(key)) {
+        let has = |wanted: ScriptChange| self.ids().any(|id| self.change(id) == wanted && view.includes(id));
+        let is_created = self.0.contains(&ScriptChange::Create(key));
+        if has(ScriptChange::Erase(key)) || is_created && !has(ScriptChange::Create(key)) {
             return Record::Absent;
         }
-        let deleted = has(Change::Delete(key)) || has(Change::DeleteApi);
+        let deleted = has(ScriptChange::Delete(key)) || has(ScriptChange::DeleteApi);
         Record::Key(KeyRecord {
             key_id: KEY.clone(),
             api_id: API.clone(),

@@ -2,9 +2,9 @@
 
 use evictd_core::floors::FloorLimits;
 
-use crate::script::Change::{Create, Delete, DeleteApi, DeleteOtherApi};
 use crate::script::Key::{A, B};
 use crate::script::Script;
+use crate::script::ScriptChange::{Create, Delete, DeleteApi, DeleteOtherApi};
 use crate::world::World;
 
 /// Small enough for every test run.

@@ -17,7 +17,7 @@ use crate::queue::Node;
 use crate::store::{ApiNumber, KeyNumber, Lsn, Size, Target, WorkspaceNumber};
 use crate::time::{Micros, Moment, SECOND};
 
-impl Change {
+impl CheckedChange {
     fn is_covered_by(&self, confirmed: Confirmed) -> bool {
         self.position != LogPosition::ZERO && self.position <= confirmed.at && self.giver <= confirmed.giver
     }
@@ -29,7 +29,7 @@ pub struct ChangeId(u32);
 
 /// A change, as it really was.
 #[derive(Clone, Copy, Debug)]
-struct Change {
+struct CheckedChange {
     lsn: Lsn,
     target: Target,
     /// When it became visible to other transactions.
@@ -141,7 +141,7 @@ pub struct Exposed {
 #[derive(Debug)]
 pub struct Checker {
     bound: Micros,
-    changes: Vec<Change>,
+    changes: Vec<CheckedChange>,
     keys: Vec<Vec<ChangeId>>,
     apis: Vec<Vec<ChangeId>>,
     workspaces: Vec<Vec<ChangeId>>,
@@ -212,7 +212,7 @@ impl Checker {
 
     fn add(&mut self, target: Target, at: Moment, lsn: Lsn, rows: u8, is_reversal: bool) -> ChangeId {
         let id = ChangeId(self.changes.len() as u32);
-        self.changes.push(Change {
+        self.changes.push(CheckedChange {
             lsn,
             target,
             at,

@@ -5,9 +5,9 @@
 
 use std::collections::VecDeque;
 
+use evictd_core::exposure::ApplyReport;
 use evictd_core::limits::APPLY_REPORTS_MAX;
 use evictd_core::position::LogPosition;
-use evictd_core::receipts::ApplyReport;
 
 /// With how many announcements an apply report goes.
 const TELLINGS: u8 = 3;
@@ -63,7 +63,8 @@ impl ApplyReportQueue {
 
 #[cfg(test)]
 mod tests {
-    use evictd_core::receipts::{DurationRange, Exposure};
+    use evictd_core::exposure::Exposure;
+    use evictd_core::offset::DurationRange;
 
     use super::*;
 

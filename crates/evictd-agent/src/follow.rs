@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use async_nats::Message;
 use bytes::Bytes;
+use evictd_core::exposure::{ApplyReport, Exposure};
 use evictd_core::follower::{Accepted, Effect, Via, evicted_key};
 use evictd_core::history::Provenance;
 use evictd_core::ids::{Identity, KeyHash};
@@ -12,7 +13,6 @@ use evictd_core::invalidation::{Invalidation, Scope};
 use evictd_core::lease::{Bound, Mode};
 use evictd_core::offset::{ClockOffset, CommitWindow, Measurement};
 use evictd_core::position::LogPosition;
-use evictd_core::receipts::{ApplyReport, Exposure};
 use evictd_core::roster::PartitionPolicy;
 use evictd_core::rules::Rule;
 use evictd_core::serving::EntryCache;

@@ -4,11 +4,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use evictd_core::exposure::ApplyReport;
 use evictd_core::follower::Via;
 use evictd_core::ids::Identity;
 use evictd_core::invalidation::{Invalidation, Scope};
 use evictd_core::position::LogPosition;
-use evictd_core::receipts::ApplyReport;
 use evictd_ops::clock;
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -132,7 +132,8 @@ fn millis(duration: Duration) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use evictd_core::receipts::{DurationRange, Exposure};
+    use evictd_core::exposure::Exposure;
+    use evictd_core::offset::DurationRange;
 
     use super::*;
     use crate::fixture::{at, row};

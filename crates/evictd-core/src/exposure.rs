@@ -19,7 +19,7 @@ use std::time::Duration;
 use crate::ids::{ApiId, KeyHash, WorkspaceId};
 use crate::invalidation::Scope;
 use crate::limits::PAST_ANSWERS_MAX;
-use crate::offset::CommitWindow;
+use crate::offset::{CommitWindow, DurationRange};
 use crate::position::LogPosition;
 use crate::protection::Protection;
 use crate::record::Record;
@@ -74,6 +74,24 @@ impl LastAnswer {
     fn before(&self) -> LeaseTime {
         LeaseTime((self.0.load(Ordering::Acquire) & !CLOSED) * TICK_US)
     }
+}
+
+/// How long the old state was answered from after the change was committed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Exposure {
+    /// So long after the commit, at most, the last of them was given; zero if there was none.
+    pub last_after: Duration,
+}
+
+/// What an agent saw of one change, by its own clocks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ApplyReport {
+    /// Which change.
+    pub position: LogPosition,
+    /// From its commit to its application.
+    pub lag: DurationRange,
+    /// What was answered meanwhile.
+    pub exposure: Exposure,
 }
 
 /// How long after a commit the last answer was given from before it.

@@ -18,7 +18,6 @@ use std::time::Duration;
 
 use crate::limits::PROBES_OUTSTANDING_MAX;
 use crate::position::LogPosition;
-use crate::receipts::DurationRange;
 use crate::time::{LeaseTime, StoreTime};
 
 /// The answer to a probe, as far as it tells the time.
@@ -34,6 +33,22 @@ pub struct Measurement {
     pub store_time: StoreTime,
     /// Everything that was committed before the probe was sent lies at or below this.
     pub head: LogPosition,
+}
+
+/// A span of time that is known up to an error: the truth lies within, both ends included.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct DurationRange {
+    /// At least.
+    pub low: Duration,
+    /// At most.
+    pub high: Duration,
+}
+
+impl DurationRange {
+    /// Its middle: the best guess.
+    pub fn middle(&self) -> Duration {
+        self.low + self.high.saturating_sub(self.low) / 2
+    }
 }
 
 /// When a change was committed, on this machine's lease clock.
@@ -135,13 +150,6 @@ impl ClockOffset {
         let drift = micros((now.since(interval.measured_at) / Self::DRIFT_PART).max(Self::DRIFT));
         let (low, high) = (interval.low.saturating_sub(drift), interval.high.saturating_add(drift));
         Some(OffsetInterval { low, high, ..interval })
-    }
-}
-
-impl DurationRange {
-    /// Its middle: the best guess.
-    pub fn middle(&self) -> Duration {
-        self.low + self.high.saturating_sub(self.low) / 2
     }
 }
 

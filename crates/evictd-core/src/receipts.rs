@@ -13,9 +13,11 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use crate::exposure::{ApplyReport, Exposure};
 use crate::ids::{AgentName, Identity, InstanceId, Region, WorkspaceId};
 use crate::invalidation::Cause;
 use crate::limits::{COUNTED_REPORTS_MAX, EARLY_REPORTS_MAX, RECEIPT_NAMES_MAX};
+use crate::offset::DurationRange;
 use crate::position::LogPosition;
 use crate::protection::Protection;
 use crate::roster::{Instance, PartitionPolicy};
@@ -77,33 +79,6 @@ const STALE_SILENCE: Duration = Duration::from_hours(24);
 
 /// Who hasn't spoken for so long isn't taken for alive any more, where two bear one name.
 const LIVE_WITHIN: Duration = Duration::from_secs(5);
-
-/// A span of time that is known up to an error: the truth lies within, both ends included.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct DurationRange {
-    /// At least.
-    pub low: Duration,
-    /// At most.
-    pub high: Duration,
-}
-
-/// How long the old state was answered from after the change was committed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Exposure {
-    /// So long after the commit, at most, the last of them was given; zero if there was none.
-    pub last_after: Duration,
-}
-
-/// What an agent saw of one change, by its own clocks.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct ApplyReport {
-    /// Which change.
-    pub position: LogPosition,
-    /// From its commit to its application.
-    pub lag: DurationRange,
-    /// What was answered meanwhile.
-    pub exposure: Exposure,
-}
 
 /// How a region stands towards a change.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

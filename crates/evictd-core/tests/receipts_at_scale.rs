@@ -3,12 +3,12 @@
 
 use std::time::{Duration, Instant};
 
+use evictd_core::exposure::{ApplyReport, Exposure};
 use evictd_core::ids::{AgentName, Identity, InstanceId, Region, WorkspaceId};
 use evictd_core::invalidation::Cause;
+use evictd_core::offset::DurationRange;
 use evictd_core::position::LogPosition;
-use evictd_core::receipts::{
-    ApplyReport, Change, DurationRange, Exposure, Measured, ReceiptEvent, ReceiptTracker, TrackerConfig,
-};
+use evictd_core::receipts::{Change, Measured, ReceiptEvent, ReceiptTracker, TrackerConfig};
 use evictd_core::roster::{Instance, PartitionPolicy};
 use evictd_core::time::{LeaseTime, StoreTime};
 

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use evictd_core::exposure::{ApplyReport, Exposure};
 use evictd_core::history::Provenance;
 use evictd_core::ids::InstanceId;
 use evictd_core::limits::APPLY_REPORTS_MAX;
+use evictd_core::offset::DurationRange;
 use evictd_core::position::LogPosition;
-use evictd_core::receipts::{ApplyReport, DurationRange, Exposure};
 
 use crate::codec::{self, DecodeError, field};
 use crate::generated as pb;

@@ -10,8 +10,8 @@ use evictd_core::position::LogPosition;
 use evictd_core::protection::Protection;
 use evictd_core::time::StoreTime;
 
-use crate::script::Change;
 use crate::script::Key;
+use crate::script::ScriptChange;
 
 const STORE: StoreId = StoreId(1);
 
@@ -19,16 +19,16 @@ const STORE: StoreId = StoreId(1);
 const MAC: [u8; 16] = [1; 16];
 
 /// The change that the laws are about.
-pub const DELETION: Change = Change::Delete(Key::A);
+pub const DELETION: ScriptChange = ScriptChange::Delete(Key::A);
 
 /// A change of something else: with it, the positions of a copy catch up.
-pub const OTHER: Change = Change::Create(Key::B);
+pub const OTHER: ScriptChange = ScriptChange::Create(Key::B);
 
 /// A committed change that has its position: the sequencer's delays are the other worlds' business.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Row {
     /// Which.
-    pub change: Change,
+    pub change: ScriptChange,
     /// Where.
     pub at: LogPosition,
     /// Drawn by the transaction that gave the position.
@@ -81,7 +81,7 @@ impl Store {
     }
 
     /// A change commits.
-    pub fn record(&mut self, change: Change, token: LogToken) {
+    pub fn record(&mut self, change: ScriptChange, token: LogToken) {
         for (at, change) in log::number(self.head, [change]).unwrap_or_default() {
             self.rows.push(Row { change, at, token });
             self.head = at;
@@ -94,7 +94,7 @@ impl Store {
     }
 
     /// Whether the change is in it.
-    pub fn has(&self, change: Change) -> bool {
+    pub fn has(&self, change: ScriptChange) -> bool {
         self.rows.iter().any(|row| row.change == change)
     }
 

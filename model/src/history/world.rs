@@ -17,7 +17,7 @@ use super::agent::{Agent, ProbeAnswer};
 use super::laws;
 use super::publisher::{Answer, Process};
 use super::store::{DELETION, OTHER, Row, Store, forgeries, is_authentic};
-use crate::script::Change;
+use crate::script::ScriptChange;
 
 /// What keeps the databases.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -151,7 +151,7 @@ pub enum Action {
     Heal,
     Copy(usize),
     Declare(usize),
-    Record(usize, Change),
+    Record(usize, ScriptChange),
     Wait(usize),
     HearNobody(usize),
     Answer(usize, usize),

@@ -1,9 +1,10 @@
 //! Each state is truthful, whoever restarts, falls silent or loses what.
 
+use evictd_core::exposure::{ApplyReport, Exposure};
 use evictd_core::history::{Incarnation, Provenance, StoreId};
 use evictd_core::ids::{AgentName, ApiId, InstanceId, KeyHash, KeyId, WorkspaceId};
 use evictd_core::invalidation::Cause;
-use evictd_core::receipts::{ApplyReport, DurationRange, Exposure};
+use evictd_core::offset::DurationRange;
 use evictd_core::roster::{Instance, PartitionPolicy};
 use evictd_core::service::{Peer, Standing};
 use evictd_core::time::StoreTime;

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use evictd_core::ids::Identity;
 use evictd_core::invalidation::Cause;
+use evictd_core::offset::DurationRange;
 use evictd_core::position::LogPosition;
-use evictd_core::receipts::{DurationRange, Receipt, RegionReceipt, RegionState};
+use evictd_core::receipts::{Receipt, RegionReceipt, RegionState};
 use evictd_core::time::StoreTime;
 use serde::{Deserialize, Serialize};
 
@@ -183,8 +184,9 @@ fn millis(duration: Duration) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use evictd_core::exposure::Exposure;
     use evictd_core::ids::{AgentName, InstanceId, Region, WorkspaceId};
-    use evictd_core::receipts::{Change, Exposure, Measured};
+    use evictd_core::receipts::{Change, Measured};
 
     use super::*;
 

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
+use evictd_core::exposure::{ApplyReport, Exposure};
 use evictd_core::follower::ReplayOutcome as Replayed;
 use evictd_core::history::{Incarnation, LogToken, Milestone, Provenance, RoundToken, StoreId, Voucher};
 use evictd_core::ids::{ApiId, InstanceId, KeyHash, KeyId, WorkspaceId};
@@ -12,8 +13,8 @@ use evictd_core::limits::{
     APPLY_REPORTS_MAX, EPOCH_MAX, ID_BYTES_MAX, LIVE_BATCH_MAX, META_BYTES_MAX, POSITION_MAX,
     REPLAY_BATCH_MAX,
 };
+use evictd_core::offset::DurationRange;
 use evictd_core::position::LogPosition;
-use evictd_core::receipts::{ApplyReport, DurationRange, Exposure};
 use evictd_core::record::{KeyRecord, Lookup, Record, RecordState, RootKeyRecord};
 use evictd_core::roster::PartitionPolicy;
 use evictd_core::service::{Peer, Standing};
