@@ -2,7 +2,7 @@
 
 use evictd_core::record::RootKeyRecord;
 use evictd_ops::clock;
-use evictd_store::{HomeStore, StoreError};
+use evictd_store::{RecordStore, StoreError};
 use evictd_wire::api::error::{ApiError, ErrorKind};
 use evictd_wire::api::ids::hash;
 use evictd_wire::api::root_key::acting;
@@ -14,7 +14,7 @@ use crate::metrics::Metrics;
 /// It is looked up by its SHA-256 through an index. What timing could tell of that comparison concerns
 /// a hash that the caller can't steer, not the key.
 pub(crate) async fn authenticate(
-    store: &dyn HomeStore,
+    store: &dyn RecordStore,
     metrics: &Metrics,
     token: &str,
 ) -> Result<RootKeyRecord, ApiError> {

@@ -15,7 +15,7 @@ use evictd_core::time::LeaseTime;
 use evictd_ops::clock;
 use evictd_ops::readiness::Condition;
 use evictd_store::log::{Head, Round, RoundRequest};
-use evictd_store::{HomeStore, StoreError};
+use evictd_store::{LogStore, StoreError};
 use evictd_wire::probe::{ProbeAnswer, ProbeRequest};
 use evictd_wire::subject::{Kind, Speaker};
 use parking_lot::Mutex;
@@ -51,7 +51,7 @@ impl Serving {
 
 pub(crate) struct Authority {
     pub(crate) config: AuthorityConfig,
-    pub(crate) store: Arc<dyn HomeStore>,
+    pub(crate) store: Arc<dyn LogStore>,
     pub(crate) feed: LiveFeed,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) fence: Fence,

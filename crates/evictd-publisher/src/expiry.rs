@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use evictd_store::{HomeStore, StoreError};
+use evictd_store::{ChangeStore, StoreError};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
@@ -18,7 +18,7 @@ const BATCH: usize = 1024;
 
 pub(crate) struct Expiry {
     pub(crate) interval: Duration,
-    pub(crate) store: Arc<dyn HomeStore>,
+    pub(crate) store: Arc<dyn ChangeStore>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) wake: Wake,
 }

@@ -8,7 +8,7 @@ use evictd_core::history::{Claim, History, LogToken, Mac, Milestone, Past, Prove
 use evictd_core::position::LogPosition;
 use evictd_store::history::VoucherKey;
 use evictd_store::log::Head;
-use evictd_store::{HomeStore, StoreError};
+use evictd_store::{LogStore, StoreError};
 use hmac::digest::Key;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use parking_lot::Mutex;
@@ -24,7 +24,7 @@ pub(crate) struct EndedIncarnation(pub(crate) Voucher);
 /// Shared by all that vouches.
 #[derive(Debug)]
 pub(crate) struct HomeHistory {
-    store: Arc<dyn HomeStore>,
+    store: Arc<dyn LogStore>,
     codes: Codes,
     known: Mutex<Known>,
 }
@@ -39,7 +39,7 @@ struct Known {
 
 impl HomeHistory {
     /// Reads it from the store.
-    pub(crate) async fn read(store: Arc<dyn HomeStore>) -> Result<Self, StoreError> {
+    pub(crate) async fn read(store: Arc<dyn LogStore>) -> Result<Self, StoreError> {
         let codes = Codes::new(&store.voucher_key().await?);
         let head = store.head().await?;
         let history = Arc::new(store.history().await?);

@@ -127,7 +127,7 @@ impl Common {
     pub(crate) fn questions(&self, buses: &Buses) -> Questions {
         Questions::new(
             &self.config.authority,
-            self.store.clone(),
+            (self.store.clone(), self.store.clone()),
             self.receipts.clone(),
             (self.fence.clone(), self.rounds.clone()),
             (self.history.clone(), self.vouching.clone()),

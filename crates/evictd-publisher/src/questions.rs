@@ -7,8 +7,8 @@ use std::time::Duration;
 use evictd_core::follower::ReplayOutcome as Outcome;
 use evictd_core::ids::Identity;
 use evictd_core::limits::REPLAY_BATCH_MAX;
-use evictd_store::HomeStore;
 use evictd_store::log::Replay;
+use evictd_store::{LogStore, RecordStore};
 use evictd_wire::lookup::{LookupAnswer, LookupOutcome, LookupRequest};
 use evictd_wire::replay::{ReplayAnswer, ReplayRequest};
 use evictd_wire::subject::Speaker;
@@ -27,7 +27,8 @@ use crate::vouching::Vouching;
 
 #[derive(Clone)]
 pub(crate) struct Questions {
-    store: Arc<dyn HomeStore>,
+    log: Arc<dyn LogStore>,
+    records: Arc<dyn RecordStore>,
     receipts: Arc<Receipts>,
     fence: Fence,
     rounds: RoundWish,
@@ -48,7 +49,7 @@ pub(crate) struct Questions {
 impl Questions {
     pub(crate) fn new(
         config: &AuthorityConfig,
-        store: Arc<dyn HomeStore>,
+        (log, records): (Arc<dyn LogStore>, Arc<dyn RecordStore>),
         receipts: Arc<Receipts>,
         (fence, rounds): (Fence, RoundWish),
         (history, vouching): (Arc<HomeHistory>, Vouching),
@@ -56,7 +57,8 @@ impl Questions {
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
-            store,
+            log,
+            records,
             receipts,
             fence,
             rounds,
@@ -119,7 +121,7 @@ impl Questions {
     }
 
     async fn replay(&self, heard: Heard, request: ReplayRequest) {
-        let replay = self.store.replay(request.epoch, request.from, request.to, REPLAY_BATCH_MAX).await;
+        let replay = self.log.replay(request.epoch, request.from, request.to, REPLAY_BATCH_MAX).await;
         let outcome = match replay {
             Ok(Replay::Rows { rows, .. }) => Outcome::Rows(rows),
             Ok(Replay::Refused { head }) => {
@@ -190,7 +192,7 @@ impl Questions {
             // Probes may all go to other publishers, and then nothing else raises this one's fence (R8).
             self.rounds.want();
         }
-        match self.store.lookup(request.hash).await {
+        match self.records.lookup(request.hash).await {
             // No answer: what another history says of it may count.
             Ok(_) if !self.vouching.is_allowed() => {}
             Ok(lookup) => {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use evictd_store::audit::{Purge, Purged};
-use evictd_store::{HomeStore, StoreError};
+use evictd_store::{ChangeStore, StoreError};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
@@ -27,7 +27,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 pub(crate) struct Retention {
     pub(crate) config: RetentionConfig,
-    pub(crate) store: Arc<dyn HomeStore>,
+    pub(crate) store: Arc<dyn ChangeStore>,
     pub(crate) metrics: Arc<Metrics>,
 }
 

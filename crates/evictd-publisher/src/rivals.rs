@@ -12,7 +12,7 @@ use evictd_core::service::{Connectivity, Peer, Query, Standing};
 use evictd_core::time::LeaseTime;
 use evictd_ops::clock;
 use evictd_ops::readiness::Condition;
-use evictd_store::{HomeStore, StoreError};
+use evictd_store::{LogStore, StoreError};
 use evictd_wire::live::{Event, Live};
 use evictd_wire::publisher::{Introduction, PublisherAnswer, PublisherQuery};
 use evictd_wire::subject::{LIVE, PUBLISHERS, answered_nonce, publisher_answer, publisher_answers};
@@ -46,7 +46,7 @@ pub(crate) struct Rivals {
     pub(crate) name: Box<str>,
     pub(crate) vouching: Vouching,
     pub(crate) history: Arc<HomeHistory>,
-    pub(crate) store: Arc<dyn HomeStore>,
+    pub(crate) store: Arc<dyn LogStore>,
     pub(crate) fence: Fence,
     pub(crate) rounds: RoundWish,
     pub(crate) bus: Bus,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use evictd_core::rules::Rule;
 use evictd_ops::invariants::Invariants;
 use evictd_ops::readiness::Condition;
-use evictd_store::{HomeStore, StoreError};
+use evictd_store::{LogStore, StoreError};
 use tokio::sync::Notify;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -62,7 +62,7 @@ impl Wake {
 
 pub(crate) struct Sequencer {
     pub(crate) config: SequencerConfig,
-    pub(crate) store: Arc<dyn HomeStore>,
+    pub(crate) store: Arc<dyn LogStore>,
     pub(crate) feed: LiveFeed,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) wake: Wake,

@@ -2,10 +2,60 @@
 
 use std::time::Duration;
 
+use async_trait::async_trait;
 use evictd_core::ids::{ApiId, KeyHash, KeyId, WorkspaceId};
 use evictd_core::time::StoreTime;
 
-use crate::StoreError;
+use crate::audit::{Purge, Purged};
+use crate::error::StoreError;
+
+/// What the control API changes, and what time does.
+#[async_trait]
+pub trait ChangeStore: std::fmt::Debug + Send + Sync + 'static {
+    /// Creates an API.
+    async fn create_api(&self, actor: &Actor, api: NewApi) -> Result<(), StoreError>;
+
+    /// Creates a key in a live API of the actor's workspace.
+    async fn create_key(&self, actor: &Actor, key: NewKey) -> Result<(), ChangeError>;
+
+    /// Changes a live key. Existence is judged before permission.
+    async fn update_key(
+        &self,
+        actor: &Actor,
+        key: &KeyId,
+        update: KeyUpdate,
+        authorize: Authorize<'_>,
+    ) -> Result<(), ChangeError>;
+
+    /// Replaces a live key by a new one with its settings. Existence is judged before permission.
+    async fn reroll_key(
+        &self,
+        actor: &Actor,
+        reroll: Reroll,
+        authorize: Authorize<'_>,
+    ) -> Result<(), ChangeError>;
+
+    /// Deletes a live key. Existence is judged before permission: a foreign or deleted key is
+    /// [`ChangeError::KeyNotFound`] even to those who may not delete (unkey-wire contract).
+    async fn delete_key(
+        &self,
+        actor: &Actor,
+        key: &KeyId,
+        mode: DeleteMode,
+        authorize: Authorize<'_>,
+    ) -> Result<(), ChangeError>;
+
+    /// Deletes a live API: one row of the log, however many keys it has.
+    async fn delete_api(&self, actor: &Actor, api: &ApiId) -> Result<(), ChangeError>;
+
+    /// Turns keys and root keys whose expiry has passed on the store's clock into expired ones, at most
+    /// `limit`; each becomes a row of the log. Returns how many.
+    async fn expire(&self, limit: usize) -> Result<u64, StoreError>;
+
+    /// Deletes what is old enough to go. A prefix of the log in the order of positions: never a row from its
+    /// middle. Called again until it finds nothing.
+    async fn purge(&self, purge: Purge) -> Result<Purged, StoreError>;
+}
 
 /// Who changes something through the control API, for the audit record.
 #[derive(Clone, Debug)]
@@ -20,15 +70,6 @@ pub struct Actor {
     pub remote_ip: Option<String>,
     /// What the client calls itself.
     pub user_agent: Option<String>,
-}
-
-/// Who changes something with the command line on the store itself, for the audit record.
-#[derive(Clone, Debug)]
-pub struct Operator {
-    /// The user that the system knows.
-    pub name: String,
-    /// Drawn for this change, `req_...`: its receipt can be asked for.
-    pub request_id: String,
 }
 
 /// Asked inside the transaction, after existence and before the change: may the actor do this to a key
@@ -76,15 +117,6 @@ pub struct NewApi {
     /// Drawn by the caller.
     pub id: ApiId,
     /// For people; not unique.
-    pub name: String,
-}
-
-/// An API as stored.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Api {
-    /// Its id.
-    pub id: ApiId,
-    /// Its name.
     pub name: String,
 }
 
@@ -167,93 +199,4 @@ pub(crate) fn end_of_grace(now: StoreTime, grace: Duration) -> StoreTime {
     let grace_ms = i64::try_from(grace.as_millis()).unwrap_or(i64::MAX);
     let over = now.as_millis().saturating_add(grace_ms);
     StoreTime::from_millis(over.saturating_add(MINUTE_MS - 1) / MINUTE_MS * MINUTE_MS)
-}
-
-/// Which keys of an API to list.
-#[derive(Clone, Debug)]
-pub struct ListKeys {
-    /// The API.
-    pub api_id: ApiId,
-    /// Only those that belong to this external id.
-    pub external_id: Option<String>,
-    /// From this id on, in ascending order of their bytes.
-    pub from: Option<KeyId>,
-    /// How many at most.
-    pub limit: usize,
-}
-
-/// A part of a list of keys.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct KeyPage {
-    /// In ascending order of ids.
-    pub keys: Vec<KeyDetails>,
-    /// The first one of the next page, if there is one.
-    pub next: Option<KeyId>,
-}
-
-/// A key as stored, without its hash.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct KeyDetails {
-    /// Its id.
-    pub id: KeyId,
-    /// Where it belongs.
-    pub api_id: ApiId,
-    /// What of its text may be shown.
-    pub start: String,
-    /// Its name.
-    pub name: Option<String>,
-    /// Its metadata: a JSON object as text.
-    pub meta: Option<String>,
-    /// Whom it belongs to, in the words of its owner.
-    pub external_id: Option<String>,
-    /// What it may do, in the words of its owner: sorted, none twice.
-    pub permissions: Vec<String>,
-    /// Whether it grants anything.
-    pub enabled: bool,
-    /// When it ends.
-    pub expires_at: Option<StoreTime>,
-    /// When it was created.
-    pub created_at: StoreTime,
-    /// When it last changed, if it has.
-    pub updated_at: Option<StoreTime>,
-}
-
-/// A root key to store.
-#[derive(Clone, Debug)]
-pub struct NewRootKey {
-    /// Drawn by the caller.
-    pub id: KeyId,
-    /// The workspace it acts for; created when new.
-    pub workspace_id: WorkspaceId,
-    /// SHA-256 of its text.
-    pub hash: KeyHash,
-    /// What of its text may be shown.
-    pub start: String,
-    /// For people.
-    pub name: Option<String>,
-    /// Literal permission strings.
-    pub permissions: Vec<String>,
-    /// When it ends.
-    pub expires_at: Option<StoreTime>,
-}
-
-/// A root key as listed.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct RootKeyInfo {
-    /// Its id.
-    pub id: KeyId,
-    /// The workspace it acts for.
-    pub workspace_id: WorkspaceId,
-    /// What of its text may be shown.
-    pub start: String,
-    /// For people.
-    pub name: Option<String>,
-    /// Literal permission strings.
-    pub permissions: Vec<String>,
-    /// Whether it may be used; only direct SQL switches one off.
-    pub enabled: bool,
-    /// When it was created.
-    pub created_at: StoreTime,
-    /// When it ends.
-    pub expires_at: Option<StoreTime>,
 }

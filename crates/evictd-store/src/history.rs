@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::StoreError;
+use crate::error::StoreError;
 
 /// How many rounds' tokens are kept: those of ten seconds of twelve publishers that have four rounds a second each.
 pub const ROUND_TOKENS_KEPT: u32 = 512;

@@ -2,12 +2,80 @@
 
 use std::time::{Duration, Instant};
 
-use evictd_core::history::{BeginCause, Incarnation, LogToken, RoundToken};
+use async_trait::async_trait;
+use evictd_core::history::{BeginCause, History, Incarnation, LogToken, RoundToken};
 use evictd_core::ids::{Identity, WorkspaceId};
 use evictd_core::invalidation::{Cause, Invalidation};
 use evictd_core::position::LogPosition;
 use evictd_core::roster::Instance;
 use evictd_core::time::StoreTime;
+
+use crate::error::StoreError;
+use crate::history::VoucherKey;
+
+/// The log: what gets which position, and what a store knows of its own history.
+#[async_trait]
+pub trait LogStore: std::fmt::Debug + Send + Sync + 'static {
+    /// Gives every committed row without a position the next ones, at most `limit` (R1), and a few more where that
+    /// would take a request's rows apart.
+    async fn number(&self, limit: usize) -> Result<Numbered, StoreError>;
+
+    /// One probe round (R7), in one durable transaction: writes `instances` that the roster lacks (R11),
+    /// begins a new epoch if the database's server shows another history than the head's (R2), numbers every
+    /// committed row, and draws a round token, which a demoted primary can't write. It never waits behind the
+    /// control API's changes, beyond the one under way: leases depend on it.
+    async fn round(&self, request: RoundRequest<'_>) -> Result<Round, StoreError>;
+
+    /// The rows `from..=to` of `epoch`, or a prefix of at most `limit`; refused when the store can't
+    /// cover even the first completely (R5).
+    async fn replay(&self, epoch: u32, from: u64, to: u64, limit: usize) -> Result<Replay, StoreError>;
+
+    /// The head, read alone.
+    async fn head(&self) -> Result<Head, StoreError>;
+
+    /// Begins an incarnation in the present epoch: what is given out from here on is taken for nothing that a copy of the
+    /// store gives out (R15). An epoch, if one is due.
+    async fn begin_incarnation(&self) -> Result<Head, StoreError>;
+
+    /// Notes an epoch that an agent has proved to have seen of a history that isn't this store's: what an operator
+    /// declares begins above it (R15).
+    async fn note_lost_epoch(&self, epoch: u32) -> Result<(), StoreError>;
+
+    /// Which pasts this store knows (R15).
+    async fn history(&self) -> Result<History, StoreError>;
+
+    /// The key of its vouchers (R16).
+    async fn voucher_key(&self) -> Result<VoucherKey, StoreError>;
+
+    /// The token of the row at exactly `at`, or of the incarnation that began there; `None` if neither is kept.
+    async fn row_token(&self, at: LogPosition) -> Result<Option<LogToken>, StoreError>;
+
+    /// Whether one of the last [`ROUND_TOKENS_KEPT`](crate::history::ROUND_TOKENS_KEPT) rounds drew `token`.
+    async fn has_round_token(&self, token: RoundToken) -> Result<bool, StoreError>;
+
+    /// What waits for a position.
+    async fn backlog(&self) -> Result<Backlog, StoreError>;
+
+    /// A number that changes when any connection commits anything: the sequencer's cue for changes made
+    /// past the API.
+    async fn version(&self) -> Result<i64, StoreError>;
+
+    /// Returns when the store says by itself that somebody committed something past the API. One that can't
+    /// say never returns; [`LogStore::version`] must be asked either way, because what is said may be lost.
+    async fn told_of_a_change(&self);
+
+    /// Whether no other publisher can use the store meanwhile.
+    fn is_exclusive(&self) -> bool;
+
+    /// An error if the last write has failed and none has succeeded since, or if the next one is known to fail:
+    /// what reading alone doesn't show. Costs nothing. Only a write that succeeds clears it.
+    fn writable(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    /// Checks that the log's triggers are in place and unaltered (R3), and that publishers have all rights they need.
+    async fn check_triggers(&self) -> Result<(), StoreError>;
+}
 
 /// The end of the log, and what tells it from a copy's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -14,10 +14,11 @@ use evictd_core::time::StoreTime;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::StoreError;
 use crate::audit::AuditTarget;
-use crate::change::{Actor, DeleteMode, Edit, Operator, Reroll};
+use crate::change::{Actor, DeleteMode, Edit, Reroll};
+use crate::error::StoreError;
 use crate::history::VoucherKey;
+use crate::operator::Operator;
 
 /// Above so many waiting key rows, an API gets one row for all of them: a bulk deletion by direct SQL must
 /// not hold up every agent's proof.

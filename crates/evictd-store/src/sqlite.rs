@@ -22,9 +22,11 @@
 mod audit;
 mod changes;
 mod checkpoint;
+mod clock;
 mod connections;
 mod exclusive;
 mod log;
+mod operator;
 mod place;
 mod receipts;
 mod records;
@@ -32,20 +34,13 @@ mod roster;
 mod schema;
 mod write;
 
-use std::collections::HashSet;
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::AtomicBool;
 
 use async_trait::async_trait;
-use evictd_core::history::{BeginCause, History, LogToken, RoundToken};
-use evictd_core::ids::{ApiId, Identity, KeyHash, KeyId, WorkspaceId};
-use evictd_core::position::LogPosition;
-use evictd_core::record::{Lookup, RootKeyRecord};
-use evictd_core::time::StoreTime;
 use sqlx::Connection;
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnection, SqlitePool};
@@ -53,19 +48,11 @@ use sqlx::sqlite::{SqliteConnection, SqlitePool};
 use self::connections::Connections;
 use self::exclusive::Exclusive;
 use self::place::Place;
-use self::schema::{Look, Triggers};
-use self::write::{Write, failed};
-use crate::audit::{AuditQuery, AuditRecord, Purge, Purged};
-use crate::change::{
-    Actor, Api, Authorize, ChangeError, DeleteMode, KeyDetails, KeyPage, KeyUpdate, ListKeys, NewApi, NewKey,
-    NewRootKey, Operator, Reroll, RootKeyInfo,
-};
-use crate::history::VoucherKey;
-use crate::log::{Backlog, Head, Numbered, NumberedRequest, Reading, Replay, Round, RoundRequest};
-use crate::receipt::{FinalReceipt, Recorded};
-use crate::roster::Roster;
-use crate::rows::{AuditEntry, Author, sql_limit};
-use crate::{HomeStore, StoreError};
+use self::schema::Triggers;
+use self::write::failed;
+use crate::HomeStore;
+use crate::error::StoreError;
+use crate::log::LogStore;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
@@ -195,320 +182,13 @@ async fn intended_triggers() -> Result<Triggers, StoreError> {
     Ok(triggers)
 }
 
-/// The store's clock: this host's. SQLite has no other.
-fn now() -> StoreTime {
-    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    StoreTime::default().after(since_1970)
-}
-
-/// The same, and when that was.
-fn read_clock() -> Reading {
-    let (asked, store_time, read_by) = (Instant::now(), now(), Instant::now());
-    Reading { store_time, read_by, within: read_by.duration_since(asked) }
-}
-
 #[async_trait]
 impl HomeStore for SqliteStore {
-    fn is_exclusive(&self) -> bool {
-        self.exclusive.is_some()
-    }
-
     async fn close(&self) {
         self.connections.close().await;
         if let Some(exclusive) = &self.exclusive {
             exclusive.release();
         }
-    }
-
-    async fn number(&self, limit: usize) -> Result<Numbered, StoreError> {
-        if let Some(head) = log::head_if_idle(&self.connections.log).await? {
-            return Ok(Numbered { head, rows: Vec::new(), requests: Vec::new() });
-        }
-        let mut write = Write::begin(&self.connections.writer, "number its log").await?;
-        let numbered = log::number(&mut write, sql_limit(limit)).await?;
-        write.commit().await?;
-        Ok(numbered)
-    }
-
-    async fn round(&self, request: RoundRequest<'_>) -> Result<Round, StoreError> {
-        // An epoch that begins by itself would begin above it; here none does.
-        let RoundRequest { instances, touched, seen_epoch: _ } = request;
-        let mut write = Write::begin(&self.connections.writer, "commit a probe round").await?;
-        let clock = read_clock();
-        roster::update(&mut write, instances, touched, clock.store_time).await?;
-        log::draw_round_token(&mut write).await?;
-        let Look { changed, fault: schema_fault } = schema::compare(&mut write, &self.triggers).await?;
-        let began = changed.then_some(BeginCause::SchemaChanged);
-        if let Some(cause) = began {
-            log::begin(&mut write, cause, Some("tables or triggers were altered")).await?;
-        }
-        let numbered = log::number(&mut write, i64::MAX).await?;
-        write.commit().await?;
-        Ok(Round { numbered, clock, began, schema_fault })
-    }
-
-    async fn begin_epoch(&self, operator: &Operator) -> Result<Head, StoreError> {
-        let mut write = Write::begin(&self.connections.writer, "begin a new epoch").await?;
-        let head = log::begin(&mut write, BeginCause::Declared, Some(&operator.name)).await?;
-        let by = Author::operator(operator, None);
-        audit::record(&mut write, by, &AuditEntry::epoch_begun(head.at)).await?;
-        write.commit().await?;
-        tracing::warn!(head = %head.at, "a new epoch begins because an operator said so; agents flush once");
-        Ok(head)
-    }
-
-    async fn begin_incarnation(&self) -> Result<Head, StoreError> {
-        let mut write = Write::begin(&self.connections.writer, "begin an incarnation").await?;
-        let head = log::begin(&mut write, BeginCause::Opened, None).await?;
-        write.commit().await?;
-        Ok(head)
-    }
-
-    async fn note_lost_epoch(&self, epoch: u32) -> Result<(), StoreError> {
-        let mut write = Write::begin(&self.connections.writer, "note a lost epoch").await?;
-        log::note_lost_epoch(&mut write, epoch).await?;
-        write.commit().await
-    }
-
-    async fn roster(&self, since: u64) -> Result<Roster, StoreError> {
-        roster::changed(&self.connections.log, since).await
-    }
-
-    async fn trust_roster(&self, epoch: u32) -> Result<(), StoreError> {
-        let mut write = Write::begin(&self.connections.writer, "trust its roster").await?;
-        roster::trust(&mut write, epoch).await?;
-        write.commit().await
-    }
-
-    async fn part_with_instances(&self, departed: &[Identity]) -> Result<(), StoreError> {
-        if departed.is_empty() {
-            return Ok(());
-        }
-        let mut write = Write::begin(&self.connections.writer, "part with instances").await?;
-        roster::part(&mut write, departed).await?;
-        write.commit().await
-    }
-
-    async fn forget_instances(&self, gone: &[(Identity, StoreTime)]) -> Result<(), StoreError> {
-        if gone.is_empty() {
-            return Ok(());
-        }
-        let mut write = Write::begin(&self.connections.writer, "forget instances").await?;
-        roster::forget(&mut write, gone).await?;
-        write.commit().await
-    }
-
-    async fn replay(&self, epoch: u32, from: u64, to: u64, limit: usize) -> Result<Replay, StoreError> {
-        log::replay(&self.connections.replays, epoch, from, to, sql_limit(limit)).await
-    }
-
-    async fn lookup(&self, hash: KeyHash) -> Result<Lookup, StoreError> {
-        records::lookup(&self.connections.lookups, hash).await
-    }
-
-    async fn head(&self) -> Result<Head, StoreError> {
-        log::head(&self.connections.log).await
-    }
-
-    async fn history(&self) -> Result<History, StoreError> {
-        log::history(&self.connections.log).await
-    }
-
-    async fn voucher_key(&self) -> Result<VoucherKey, StoreError> {
-        log::voucher_key(&self.connections.log).await
-    }
-
-    async fn row_token(&self, at: LogPosition) -> Result<Option<LogToken>, StoreError> {
-        log::row_token(&self.connections.log, at).await
-    }
-
-    async fn has_round_token(&self, token: RoundToken) -> Result<bool, StoreError> {
-        log::has_round_token(&self.connections.log, token).await
-    }
-
-    async fn backlog(&self) -> Result<Backlog, StoreError> {
-        log::backlog(&self.connections.log).await
-    }
-
-    async fn expire(&self, limit: usize) -> Result<u64, StoreError> {
-        let now = now();
-        if !records::any_to_expire(&self.connections.log, now).await? {
-            return Ok(0);
-        }
-        let (mut write, _turn) = self.connections.change("expire keys").await?;
-        let expired = changes::expire(&mut write, now, sql_limit(limit)).await?;
-        write.commit_change(None).await?;
-        Ok(expired)
-    }
-
-    fn writable(&self) -> Result<(), StoreError> {
-        self.connections.writer.check()
-    }
-
-    async fn version(&self) -> Result<i64, StoreError> {
-        sqlx::query_scalar("PRAGMA data_version")
-            .fetch_one(&self.connections.watcher)
-            .await
-            .map_err(failed("tell whether it changed"))
-    }
-
-    async fn told_of_a_change(&self) {
-        std::future::pending::<()>().await;
-    }
-
-    async fn check_triggers(&self) -> Result<(), StoreError> {
-        let mut reader = self.connections.log.acquire().await.map_err(failed("read its triggers"))?;
-        schema::check(&mut reader, &self.triggers).await
-    }
-
-    async fn root_key(&self, hash: KeyHash) -> Result<Option<RootKeyRecord>, StoreError> {
-        records::root_key(&self.connections.records, hash).await
-    }
-
-    async fn create_root_key(&self, operator: &Operator, root_key: NewRootKey) -> Result<(), StoreError> {
-        let (mut write, _turn) = self.connections.change("store a root key").await?;
-        changes::create_root_key(&mut write, operator, &root_key).await?;
-        write.commit_change(Some(&operator.request_id)).await
-    }
-
-    async fn revoke_root_key(&self, operator: &Operator, id: &KeyId) -> Result<bool, StoreError> {
-        let (mut write, _turn) = self.connections.change("revoke a root key").await?;
-        let revoked = changes::revoke_root_key(&mut write, operator, id).await?;
-        write.commit_change(Some(&operator.request_id)).await?;
-        Ok(revoked)
-    }
-
-    async fn protect_api(&self, operator: &Operator, api: &ApiId, protect: bool) -> Result<bool, StoreError> {
-        let (mut write, _turn) = self.connections.change("protect an API").await?;
-        let found = changes::protect_api(&mut write, operator, api, protect).await?;
-        write.commit_change(Some(&operator.request_id)).await?;
-        Ok(found)
-    }
-
-    async fn audit(&self, query: &AuditQuery) -> Result<Vec<AuditRecord>, StoreError> {
-        audit::audit(&self.connections.records, query).await
-    }
-
-    async fn purge(&self, purge: Purge) -> Result<Purged, StoreError> {
-        let (mut write, turn) = self.connections.change("purge old rows").await?;
-        let purged = audit::purge(&mut write, purge, now()).await?;
-        write.commit().await?;
-        drop(turn);
-        if purged.log > 0 {
-            self.has_traces.store(true, Ordering::Relaxed);
-        }
-        let is_last = purged.log < purge.limit as u64;
-        if is_last && self.has_traces.load(Ordering::Relaxed) {
-            // The rows are gone either way; what is left of them is tried again at the next sweep.
-            match checkpoint::empty_log(&self.connections.checkpoints).await {
-                Ok(emptied) => self.has_traces.store(!emptied, Ordering::Relaxed),
-                Err(error) => tracing::warn!(%error, "the write-ahead log wasn't emptied"),
-            }
-        }
-        Ok(purged)
-    }
-
-    async fn record_receipts(&self, receipts: &[FinalReceipt]) -> Result<HashSet<String>, StoreError> {
-        if receipts.is_empty() {
-            return Ok(HashSet::new());
-        }
-        let mut write = Write::begin(&self.connections.writer, "record receipts").await?;
-        let had_one = receipts::record(&mut write, receipts).await?;
-        write.commit().await?;
-        Ok(had_one)
-    }
-
-    async fn receipt(
-        &self,
-        workspace: &WorkspaceId,
-        request_id: &str,
-    ) -> Result<Option<Recorded>, StoreError> {
-        receipts::receipt(&self.connections.records, workspace, request_id).await
-    }
-
-    async fn open_requests(
-        &self,
-        after: LogPosition,
-        limit: usize,
-    ) -> Result<Vec<NumberedRequest>, StoreError> {
-        receipts::open_requests(&self.connections.log, after, sql_limit(limit)).await
-    }
-
-    async fn has_root_keys(&self) -> Result<bool, StoreError> {
-        records::has_root_keys(&self.connections.records).await
-    }
-
-    async fn root_keys(&self) -> Result<Vec<RootKeyInfo>, StoreError> {
-        records::root_keys(&self.connections.records).await
-    }
-
-    async fn create_api(&self, actor: &Actor, api: NewApi) -> Result<(), StoreError> {
-        let (mut write, _turn) = self.connections.change("create an API").await?;
-        changes::create_api(&mut write, actor, &api).await?;
-        write.commit_change(Some(&actor.request_id)).await
-    }
-
-    async fn api(&self, workspace: &WorkspaceId, api: &ApiId) -> Result<Option<Api>, StoreError> {
-        records::api(&self.connections.records, workspace, api).await
-    }
-
-    async fn create_key(&self, actor: &Actor, key: NewKey) -> Result<(), ChangeError> {
-        let (mut write, _turn) = self.connections.change("create a key").await?;
-        changes::create_key(&mut write, actor, &key).await?;
-        Ok(write.commit_change(Some(&actor.request_id)).await?)
-    }
-
-    async fn key(&self, workspace: &WorkspaceId, key: &KeyId) -> Result<Option<KeyDetails>, StoreError> {
-        records::key(&self.connections.records, workspace, key).await
-    }
-
-    async fn list_keys(
-        &self,
-        workspace: &WorkspaceId,
-        list: ListKeys,
-    ) -> Result<Option<KeyPage>, StoreError> {
-        records::list_keys(&self.connections.records, workspace, &list).await
-    }
-
-    async fn update_key(
-        &self,
-        actor: &Actor,
-        key: &KeyId,
-        update: KeyUpdate,
-        authorize: Authorize<'_>,
-    ) -> Result<(), ChangeError> {
-        let (mut write, _turn) = self.connections.change("update a key").await?;
-        changes::update_key(&mut write, actor, key, &update, authorize).await?;
-        Ok(write.commit_change(Some(&actor.request_id)).await?)
-    }
-
-    async fn reroll_key(
-        &self,
-        actor: &Actor,
-        reroll: Reroll,
-        authorize: Authorize<'_>,
-    ) -> Result<(), ChangeError> {
-        let (mut write, _turn) = self.connections.change("reroll a key").await?;
-        changes::reroll_key(&mut write, actor, &reroll, authorize).await?;
-        Ok(write.commit_change(Some(&actor.request_id)).await?)
-    }
-
-    async fn delete_key(
-        &self,
-        actor: &Actor,
-        key: &KeyId,
-        mode: DeleteMode,
-        authorize: Authorize<'_>,
-    ) -> Result<(), ChangeError> {
-        let (mut write, _turn) = self.connections.change("delete a key").await?;
-        changes::delete_key(&mut write, actor, key, mode, authorize).await?;
-        Ok(write.commit_change(Some(&actor.request_id)).await?)
-    }
-
-    async fn delete_api(&self, actor: &Actor, api: &ApiId) -> Result<(), ChangeError> {
-        let (mut write, _turn) = self.connections.change("delete an API").await?;
-        changes::delete_api(&mut write, actor, api).await?;
-        Ok(write.commit_change(Some(&actor.request_id)).await?)
     }
 }
 
@@ -516,10 +196,15 @@ impl HomeStore for SqliteStore {
 mod tests {
     use std::future::{Future, poll_fn};
     use std::pin::{Pin, pin};
-    use std::sync::Arc;
     use std::task::Poll;
 
+    use evictd_core::ids::{KeyHash, KeyId, WorkspaceId};
+
     use super::*;
+    use crate::log::{Replay, RoundRequest};
+    use crate::operator::{NewRootKey, Operator, OperatorStore};
+    use crate::record::RecordStore;
+    use crate::roster::RosterStore;
 
     /// Takes all connections of a pool, as if each were busy.
     async fn occupy(pool: &SqlitePool) -> Vec<sqlx::pool::PoolConnection<sqlx::Sqlite>> {

@@ -76,9 +76,9 @@ fn is_confirmed(mut from: impl BufRead) -> anyhow::Result<bool> {
 
 #[cfg(test)]
 mod tests {
-    use evictd_store::HomeStore as _;
     use evictd_store::audit::AuditQuery;
     use evictd_store::sqlite::SqliteStore;
+    use evictd_store::{LogStore as _, OperatorStore as _};
 
     use super::*;
 

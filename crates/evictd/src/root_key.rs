@@ -6,8 +6,8 @@ use evictd_core::ids::{KeyId, WorkspaceId};
 use evictd_core::limits::ID_BYTES_MAX;
 use evictd_core::time::StoreTime;
 use evictd_ops::clock::wall_now;
-use evictd_store::HomeStore;
-use evictd_store::change::{NewRootKey, Operator, RootKeyInfo};
+use evictd_store::OperatorStore;
+use evictd_store::operator::{NewRootKey, Operator, RootKeyInfo};
 use evictd_wire::api::ids;
 use evictd_wire::api::secret::Secret;
 use serde_json::{Value, json};
@@ -163,7 +163,7 @@ impl Wish {
 }
 
 /// Creates a root key.
-pub(crate) async fn create_in(store: &dyn HomeStore, wish: Wish) -> anyhow::Result<(KeyId, Secret)> {
+pub(crate) async fn create_in(store: &dyn OperatorStore, wish: Wish) -> anyhow::Result<(KeyId, Secret)> {
     let (secret, start) = ids::new_root_key();
     let id = KeyId::new(ids::new_id(ids::ROOT_KEY));
     let permissions = match wish.permissions.len() {

@@ -8,8 +8,9 @@ use evictd_core::ids::{InstanceId, KeyHash};
 use evictd_core::roster::PartitionPolicy;
 use evictd_ops::metrics::Registry;
 use evictd_ops::readiness::Readiness;
-use evictd_store::change::Operator;
+use evictd_store::operator::Operator;
 use evictd_store::sqlite::SqliteStore;
+use evictd_store::{LogStore, OperatorStore, RosterStore};
 use evictd_wire::lookup::LookupRequest;
 use evictd_wire::subject::Kind;
 use sqlx::Connection as _;
@@ -75,7 +76,7 @@ impl Home {
         let fence = Fence::default();
         let questions = Questions::new(
             &config,
-            store.clone(),
+            (store.clone(), store.clone()),
             receipts.clone(),
             (fence.clone(), rounds.clone()),
             (history.clone(), vouching.clone()),

@@ -2,7 +2,8 @@
 
 use evictd_core::ids::{ApiId, KeyId};
 use evictd_ops::http::{Reply, StatusCode, reply};
-use evictd_store::change::{self, NewApi};
+use evictd_store::change::NewApi;
+use evictd_store::record;
 use evictd_wire::api::envelope::Page;
 use evictd_wire::api::error::{ApiError, JSON};
 use evictd_wire::api::ids;
@@ -18,7 +19,7 @@ pub(super) async fn create(caller: &Caller<'_>, request: CreateApi) -> Result<Cr
     let id = ApiId::new(ids::new_id(ids::API));
     let api = NewApi { id: id.clone(), name: request.name };
     caller
-        .store()
+        .changes()
         .create_api(&caller.actor(), api)
         .await
         .map_err(|error| caller.surface.store_failed(&error))?;
@@ -29,7 +30,7 @@ pub(super) async fn create(caller: &Caller<'_>, request: CreateApi) -> Result<Cr
 pub(super) async fn get(caller: &Caller<'_>, request: GetApi) -> Result<Reply, ApiError> {
     caller.require(&request.api_id, "read_api")?;
     let id = ApiId::new(request.api_id);
-    let api = caller.store().api(&caller.root.workspace_id, &id).await;
+    let api = caller.records().api(&caller.root.workspace_id, &id).await;
     let api = api.map_err(|error| caller.surface.store_failed(&error))?.ok_or_else(api_not_found)?;
     Ok(caller.call.success(GetApiData { id: api.id.to_string(), name: api.name }))
 }
@@ -38,7 +39,7 @@ pub(super) async fn get(caller: &Caller<'_>, request: GetApi) -> Result<Reply, A
 pub(super) async fn delete(caller: &Caller<'_>, request: DeleteApi) -> Result<Empty, ApiError> {
     caller.require(&request.api_id, "delete_api")?;
     let api = ApiId::new(request.api_id);
-    let deleted = caller.store().delete_api(&caller.actor(), &api).await;
+    let deleted = caller.changes().delete_api(&caller.actor(), &api).await;
     deleted.map_err(|error| caller.surface.refused(error, "delete_api"))?;
     Ok(Empty {})
 }
@@ -48,14 +49,14 @@ pub(super) async fn list_keys(caller: &Caller<'_>, request: ListKeys) -> Result<
     for action in ["read_key", "read_api"] {
         caller.require(&request.api_id, action).map_err(|_| api_not_found())?;
     }
-    let list = change::ListKeys {
+    let list = record::ListKeys {
         api_id: ApiId::new(request.api_id),
         external_id: request.external_id,
         from: request.cursor.map(KeyId::new),
         limit: request.limit.into(),
     };
     let workspace = &caller.root.workspace_id;
-    let page = caller.store().list_keys(workspace, list).await;
+    let page = caller.records().list_keys(workspace, list).await;
     let page = page.map_err(|error| caller.surface.store_failed(&error))?.ok_or_else(api_not_found)?;
     let keys: Vec<KeyResponseData> = page.keys.into_iter().map(|key| response(workspace, key)).collect();
     let next = page.next.map(|next| next.to_string());

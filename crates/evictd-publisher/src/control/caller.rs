@@ -4,8 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use evictd_core::record::RootKeyRecord;
 use evictd_ops::rpc::Call;
-use evictd_store::HomeStore;
 use evictd_store::change::Actor;
+use evictd_store::{ChangeStore, RecordStore};
 use evictd_wire::api::error::ApiError;
 use hyper::header::USER_AGENT;
 
@@ -21,7 +21,11 @@ pub(super) struct Caller<'a> {
 }
 
 impl Caller<'_> {
-    pub(super) fn store(&self) -> &dyn HomeStore {
+    pub(super) fn records(&self) -> &dyn RecordStore {
+        &*self.surface.store
+    }
+
+    pub(super) fn changes(&self) -> &dyn ChangeStore {
         &*self.surface.store
     }
 

@@ -3,7 +3,8 @@
 use evictd_core::ids::{ApiId, KeyId, WorkspaceId};
 use evictd_core::time::StoreTime;
 use evictd_ops::http::Reply;
-use evictd_store::change::{DeleteMode, Edit, KeyDetails, KeyUpdate, NewKey, Reroll};
+use evictd_store::change::{DeleteMode, Edit, KeyUpdate, NewKey, Reroll};
+use evictd_store::record::KeyDetails;
 use evictd_wire::api::error::ApiError;
 use evictd_wire::api::ids;
 use evictd_wire::api::requests::{CreateKey, DeleteKey, GetKey, Patch, RerollKey, UpdateKey};
@@ -32,7 +33,7 @@ pub(super) async fn create(caller: &Caller<'_>, request: CreateKey) -> Result<Cr
         enabled: request.enabled,
         expires_at: request.expires.map(StoreTime::from_millis),
     };
-    let created = caller.store().create_key(&caller.actor(), new).await;
+    let created = caller.changes().create_key(&caller.actor(), new).await;
     created.map_err(|error| caller.surface.refused(error, "create_key"))?;
     Ok(CreateKeyData { key_id: id.to_string(), key })
 }
@@ -56,7 +57,7 @@ pub(super) async fn update(caller: &Caller<'_>, request: UpdateKey) -> Result<Em
         permissions: request.permissions,
     };
     let authorize = |api: &ApiId| caller.root.allows(api.as_str(), "update_key");
-    let updated = caller.store().update_key(&caller.actor(), &id, update, &authorize).await;
+    let updated = caller.changes().update_key(&caller.actor(), &id, update, &authorize).await;
     updated.map_err(|error| caller.surface.refused(error, "update_key"))?;
     Ok(Empty {})
 }
@@ -74,7 +75,7 @@ pub(super) async fn reroll(caller: &Caller<'_>, request: RerollKey) -> Result<Re
     let new_id = KeyId::new(ids::new_id(ids::KEY));
     let reroll = Reroll { key: old.id, grace, new_id: new_id.clone(), hash: ids::hash(key.expose()), start };
     let authorize = |api: &ApiId| caller.root.allows(api.as_str(), CREATE);
-    let rerolled = caller.store().reroll_key(&caller.actor(), reroll, &authorize).await;
+    let rerolled = caller.changes().reroll_key(&caller.actor(), reroll, &authorize).await;
     rerolled.map_err(|error| caller.surface.refused(error, CREATE))?;
     Ok(CreateKeyData { key_id: new_id.to_string(), key })
 }
@@ -84,14 +85,14 @@ pub(super) async fn delete(caller: &Caller<'_>, request: DeleteKey) -> Result<Em
     let mode = if request.permanent { DeleteMode::Permanent } else { DeleteMode::Soft };
     let id = KeyId::new(request.key_id);
     let authorize = |api: &ApiId| caller.root.allows(api.as_str(), "delete_key");
-    let deleted = caller.store().delete_key(&caller.actor(), &id, mode, &authorize).await;
+    let deleted = caller.changes().delete_key(&caller.actor(), &id, mode, &authorize).await;
     deleted.map_err(|error| caller.surface.refused(error, "delete_key"))?;
     Ok(Empty {})
 }
 
 /// The caller's live key with this id.
 async fn live(caller: &Caller<'_>, id: &KeyId) -> Result<KeyDetails, ApiError> {
-    let key = caller.store().key(&caller.root.workspace_id, id).await;
+    let key = caller.records().key(&caller.root.workspace_id, id).await;
     key.map_err(|error| caller.surface.store_failed(&error))?.ok_or_else(key_not_found)
 }
 

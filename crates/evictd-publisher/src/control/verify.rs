@@ -15,7 +15,7 @@ pub(super) async fn verify(caller: &Caller<'_>, request: VerifyKey<'_>) -> Resul
         return Err(ApiError::new(ErrorKind::Stale, detail));
     }
     let found = caller
-        .store()
+        .records()
         .lookup(hash(&request.key))
         .await
         .map_err(|error| caller.surface.store_failed(&error))?;

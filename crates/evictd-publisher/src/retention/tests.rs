@@ -3,10 +3,11 @@
 use evictd_core::ids::{KeyHash, KeyId, WorkspaceId};
 use evictd_ops::metrics::Registry;
 use evictd_store::audit::AuditQuery;
-use evictd_store::change::{NewRootKey, Operator};
 use evictd_store::log::Replay;
+use evictd_store::operator::{NewRootKey, Operator};
 use evictd_store::receipt::{FinalReceipt, Recorded};
 use evictd_store::sqlite::SqliteStore;
+use evictd_store::{LogStore, OperatorStore, ReceiptStore};
 use sqlx::Connection as _;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 

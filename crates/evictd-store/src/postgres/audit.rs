@@ -9,8 +9,8 @@ use sqlx::{AssertSqlSafe, Row};
 
 use super::connections::{Lane, Statement, failed};
 use super::write::Write;
-use crate::StoreError;
 use crate::audit::{AuditQuery, AuditRecord, Purge, Purged};
+use crate::error::StoreError;
 use crate::rows::{AuditEntry, Author, micros, parse_audit_targets, sql_limit};
 
 const READ: &str = "read its audit log";

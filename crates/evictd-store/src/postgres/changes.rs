@@ -4,20 +4,94 @@
 //! the others don't. One that creates a key locks its API against being deleted meanwhile, with the lock that the
 //! foreign key takes anyway; a stronger one would make all who create keys write that row in turn.
 
-use evictd_core::ids::{ApiId, KeyHash, KeyId, WorkspaceId};
+use async_trait::async_trait;
+use evictd_core::ids::{ApiId, KeyHash, KeyId};
 use evictd_core::time::StoreTime;
 use serde_json::json;
 use sqlx::Row;
 
-use super::audit;
 use super::connections::{Statement, failed};
-use super::write::{Write, repeated};
-use crate::StoreError;
+use super::write::{By, Write, repeated};
+use super::{PostgresStore, audit, records};
+use crate::audit::{Purge, Purged};
 use crate::change::{
-    Actor, Authorize, ChangeError, DeleteMode, KeyUpdate, NewApi, NewKey, NewRootKey, Operator, Reroll,
-    end_of_grace,
+    Actor, Authorize, ChangeError, ChangeStore, DeleteMode, KeyUpdate, NewApi, NewKey, Reroll, end_of_grace,
 };
-use crate::rows::{AuditEntry, Author, edit};
+use crate::error::StoreError;
+use crate::rows::{AuditEntry, Author, edit, sql_limit};
+
+#[async_trait]
+impl ChangeStore for PostgresStore {
+    async fn create_api(&self, actor: &Actor, api: NewApi) -> Result<(), StoreError> {
+        let mut write = self.change("create an API", actor).await?;
+        create_api(&mut write, actor, &api).await?;
+        write.commit_change().await
+    }
+
+    async fn create_key(&self, actor: &Actor, key: NewKey) -> Result<(), ChangeError> {
+        let mut write = self.change("create a key", actor).await?;
+        create_key(&mut write, actor, &key).await?;
+        Ok(write.commit_change().await?)
+    }
+
+    async fn update_key(
+        &self,
+        actor: &Actor,
+        key: &KeyId,
+        update: KeyUpdate,
+        authorize: Authorize<'_>,
+    ) -> Result<(), ChangeError> {
+        let mut write = self.change("update a key", actor).await?;
+        update_key(&mut write, actor, key, &update, authorize).await?;
+        Ok(write.commit_change().await?)
+    }
+
+    async fn reroll_key(
+        &self,
+        actor: &Actor,
+        reroll: Reroll,
+        authorize: Authorize<'_>,
+    ) -> Result<(), ChangeError> {
+        let mut write = self.change("reroll a key", actor).await?;
+        reroll_key(&mut write, actor, &reroll, authorize).await?;
+        Ok(write.commit_change().await?)
+    }
+
+    async fn delete_key(
+        &self,
+        actor: &Actor,
+        key: &KeyId,
+        mode: DeleteMode,
+        authorize: Authorize<'_>,
+    ) -> Result<(), ChangeError> {
+        let mut write = self.change("delete a key", actor).await?;
+        delete_key(&mut write, actor, key, mode, authorize).await?;
+        Ok(write.commit_change().await?)
+    }
+
+    async fn delete_api(&self, actor: &Actor, api: &ApiId) -> Result<(), ChangeError> {
+        let mut write = self.change("delete an API", actor).await?;
+        delete_api(&mut write, actor, api).await?;
+        Ok(write.commit_change().await?)
+    }
+
+    async fn expire(&self, limit: usize) -> Result<u64, StoreError> {
+        if !records::any_to_expire(&self.connections.changes).await? {
+            return Ok(0);
+        }
+        let mut write = Write::begin(&self.connections.changes, "expire keys", By::Publisher).await?;
+        let expired = expire(&mut write, sql_limit(limit)).await?;
+        write.commit_change().await?;
+        Ok(expired)
+    }
+
+    async fn purge(&self, purge: Purge) -> Result<Purged, StoreError> {
+        let mut write = Write::begin(&self.connections.changes, "purge old rows", By::Publisher).await?;
+        let purged = audit::purge(&mut write, purge).await?;
+        write.commit().await?;
+        Ok(purged)
+    }
+}
 
 /// Marks keys and root keys whose end has come, at most `limit` together. What somebody is changing right now, or
 /// another publisher is marking, waits for the next time.
@@ -42,63 +116,6 @@ pub(super) async fn expire(write: &mut Write, limit: i64) -> Result<u64, StoreEr
         write.expect_news();
     }
     Ok(expired)
-}
-
-pub(super) async fn create_root_key(
-    write: &mut Write,
-    operator: &Operator,
-    root_key: &NewRootKey,
-) -> Result<(), StoreError> {
-    let workspace = sqlx::query("INSERT INTO workspaces (id) VALUES ($1) ON CONFLICT (id) DO NOTHING");
-    write.run(workspace.bind(root_key.workspace_id.as_str())).await?;
-    let insert = sqlx::query(
-        "INSERT INTO root_keys (id, workspace_id, hash, start, name, permissions, expires)
-         VALUES ($1, $2, $3, $4, $5, $6, $7)",
-    )
-    .bind(root_key.id.as_str())
-    .bind(root_key.workspace_id.as_str())
-    .bind(&root_key.hash.0[..])
-    .bind(&root_key.start)
-    .bind(root_key.name.as_deref())
-    .bind(json!(root_key.permissions).to_string())
-    .bind(root_key.expires_at.map(StoreTime::as_millis));
-    write.run(insert).await?;
-    write.expect_news();
-    let by = Author::operator(operator, Some(&root_key.workspace_id));
-    audit::record(write, by, &AuditEntry::root_key_created(&root_key.id)).await
-}
-
-pub(super) async fn revoke_root_key(
-    write: &mut Write,
-    operator: &Operator,
-    id: &KeyId,
-) -> Result<bool, StoreError> {
-    let mark = sqlx::query(
-        "UPDATE ONLY root_keys SET deleted_at_m = evictd_now() / 1000 WHERE id = $1 AND deleted_at_m IS NULL
-         RETURNING workspace_id",
-    );
-    let workspace: Option<String> = write.value(mark.bind(id.as_str())).await?;
-    let Some(workspace) = workspace.map(WorkspaceId::new) else { return Ok(false) };
-    write.expect_news();
-    let by = Author::operator(operator, Some(&workspace));
-    audit::record(write, by, &AuditEntry::root_key_revoked(id)).await?;
-    Ok(true)
-}
-
-pub(super) async fn protect_api(
-    write: &mut Write,
-    operator: &Operator,
-    api: &ApiId,
-    protect: bool,
-) -> Result<bool, StoreError> {
-    let mark = sqlx::query(
-        "UPDATE ONLY apis SET delete_protection = $2 WHERE id = $1 AND deleted_at_m IS NULL RETURNING workspace_id",
-    );
-    let workspace: Option<String> = write.value(mark.bind(api.as_str()).bind(protect)).await?;
-    let Some(workspace) = workspace.map(WorkspaceId::new) else { return Ok(false) };
-    let by = Author::operator(operator, Some(&workspace));
-    audit::record(write, by, &AuditEntry::api_protected(api, protect)).await?;
-    Ok(true)
 }
 
 pub(super) async fn create_api(write: &mut Write, actor: &Actor, api: &NewApi) -> Result<(), StoreError> {

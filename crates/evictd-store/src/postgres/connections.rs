@@ -22,7 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::PostgresOptions;
-use crate::StoreError;
+use crate::error::StoreError;
 
 /// A statement with its parameters.
 pub(super) type Statement = Query<'static, Postgres, PgArguments>;

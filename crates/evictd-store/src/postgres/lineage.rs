@@ -13,7 +13,7 @@
 
 use std::fmt;
 
-use crate::StoreError;
+use crate::error::StoreError;
 
 /// The history that a server writes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

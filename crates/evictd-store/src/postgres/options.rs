@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::connections::timed_out;
 use super::schema;
-use crate::StoreError;
+use crate::error::StoreError;
 
 /// The oldest server that has what the schema and the statements use.
 const VERSION_MIN: u32 = 150_000;

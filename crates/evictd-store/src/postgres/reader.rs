@@ -7,7 +7,7 @@ use evictd_core::record::Lookup;
 
 use super::connections::Lane;
 use super::{PostgresOptions, is_current, records, schema};
-use crate::StoreError;
+use crate::error::StoreError;
 
 /// Reads what a verification needs, and nothing else. The user needs SELECT on `log_head`, `keys`, `root_keys`,
 /// `apis`, `workspaces` and `_sqlx_migrations`.

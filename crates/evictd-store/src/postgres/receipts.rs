@@ -2,17 +2,89 @@
 
 use std::collections::HashSet;
 
+use async_trait::async_trait;
 use evictd_core::ids::WorkspaceId;
 use evictd_core::position::LogPosition;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
-use super::connections::{Lane, failed};
-use super::log;
+use super::connections::failed;
 use super::write::Write;
-use crate::StoreError;
+use super::{PostgresStore, log};
+use crate::error::StoreError;
 use crate::log::NumberedRequest;
-use crate::receipt::{FinalReceipt, OpenRow, Recorded};
+use crate::receipt::{FinalReceipt, OpenRow, ReceiptStore, Recorded};
+use crate::rows::sql_limit;
+
+#[async_trait]
+impl ReceiptStore for PostgresStore {
+    async fn record_receipts(&self, receipts: &[FinalReceipt]) -> Result<HashSet<String>, StoreError> {
+        if receipts.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let mut write = self.log("record receipts").await?;
+        let had_one = record(&mut write, receipts).await?;
+        write.commit().await?;
+        Ok(had_one)
+    }
+
+    async fn receipt(
+        &self,
+        workspace: &WorkspaceId,
+        request_id: &str,
+    ) -> Result<Option<Recorded>, StoreError> {
+        const ACTION: &str = "read a receipt";
+        let ask = || {
+            // Of a change from before the purge of receipts nobody knows any more whether it had one.
+            sqlx::query(
+                "SELECT receipts.body, i.id, i.epoch, i.position, i.cause, i.committed_at,
+                        EXISTS (SELECT FROM ONLY audit_log WHERE correlation_id = asked.request_id
+                                AND workspace_id = asked.workspace_id AND time >= receipts_since_m) AS carried_out
+                 FROM (SELECT $1::text AS request_id, $2::text AS workspace_id) AS asked
+                 CROSS JOIN ONLY log_head
+                 LEFT JOIN ONLY receipts USING (request_id, workspace_id)
+                 LEFT JOIN ONLY invalidations AS i USING (request_id, workspace_id)
+                 ORDER BY i.id",
+            )
+            .bind(request_id)
+            .bind(workspace.as_str())
+        };
+        let rows = self.connections.records.rows(ACTION, ask).await?;
+        let Some(first) = rows.first() else { return Ok(None) };
+        let read = || -> sqlx::Result<_> {
+            let written = first.try_get::<Option<i64>, _>("id")?.is_some();
+            Ok((first.try_get::<Option<String>, _>("body")?, written, first.try_get("carried_out")?))
+        };
+        Ok(match read().map_err(failed(ACTION))? {
+            (Some(body), ..) => Some(Recorded::Final { body }),
+            (None, true, _) => Some(Recorded::Open(rows.iter().map(open_row).collect::<Result<_, _>>()?)),
+            (None, false, true) => Some(Recorded::Nothing),
+            (None, false, false) => None,
+        })
+    }
+
+    async fn open_requests(
+        &self,
+        after: LogPosition,
+        limit: usize,
+    ) -> Result<Vec<NumberedRequest>, StoreError> {
+        let limit = sql_limit(limit);
+        let ask = || {
+            sqlx::query(
+                "SELECT epoch, position, request_id, workspace_id, cause, committed_at FROM ONLY invalidations
+                 WHERE (epoch, position) > ($1, $2)
+                   AND position IS NOT NULL AND request_id IS NOT NULL AND NOT receipted
+                 ORDER BY epoch, position LIMIT $3",
+            )
+            .bind(after.epoch() as i32)
+            .bind(after.position() as i64)
+            .bind(limit)
+        };
+        let rows = self.connections.log.rows("look for requests without a receipt", ask).await?;
+        let request = |row| log::request(row, log::numbered_position_of(row)?);
+        rows.iter().filter_map(|row| request(row).transpose()).collect()
+    }
+}
 
 /// Keeps the receipts of requests that have none, and takes their log rows off the open ones. In the order of
 /// requests: publishers that finish the same ones at once wait for each other in one direction. Returns who had one, or is unknown.
@@ -57,69 +129,10 @@ pub(super) async fn record(
     Ok(had_one)
 }
 
-/// What became of a request. One statement, one snapshot, or a request that is receipted meanwhile might be found
-/// in no state at all.
-pub(super) async fn receipt(
-    records: &Lane,
-    workspace: &WorkspaceId,
-    request_id: &str,
-) -> Result<Option<Recorded>, StoreError> {
-    const ACTION: &str = "read a receipt";
-    let ask = || {
-        // Of a change from before the purge of receipts nobody knows any more whether it had one.
-        sqlx::query(
-            "SELECT receipts.body, i.id, i.epoch, i.position, i.cause, i.committed_at,
-                    EXISTS (SELECT FROM ONLY audit_log WHERE correlation_id = asked.request_id
-                            AND workspace_id = asked.workspace_id AND time >= receipts_since_m) AS carried_out
-             FROM (SELECT $1::text AS request_id, $2::text AS workspace_id) AS asked
-             CROSS JOIN ONLY log_head
-             LEFT JOIN ONLY receipts USING (request_id, workspace_id)
-             LEFT JOIN ONLY invalidations AS i USING (request_id, workspace_id)
-             ORDER BY i.id",
-        )
-        .bind(request_id)
-        .bind(workspace.as_str())
-    };
-    let rows = records.rows(ACTION, ask).await?;
-    let Some(first) = rows.first() else { return Ok(None) };
-    let read = || -> sqlx::Result<_> {
-        let written = first.try_get::<Option<i64>, _>("id")?.is_some();
-        Ok((first.try_get::<Option<String>, _>("body")?, written, first.try_get("carried_out")?))
-    };
-    Ok(match read().map_err(failed(ACTION))? {
-        (Some(body), ..) => Some(Recorded::Final { body }),
-        (None, true, _) => Some(Recorded::Open(rows.iter().map(open_row).collect::<Result<_, _>>()?)),
-        (None, false, true) => Some(Recorded::Nothing),
-        (None, false, false) => None,
-    })
-}
-
 fn open_row(row: &PgRow) -> Result<OpenRow, StoreError> {
     Ok(OpenRow {
         position: log::position_of(row)?,
         cause: log::cause_of(row)?,
         committed_at: log::committed_at_of(row)?,
     })
-}
-
-/// Numbered rows of requests without a receipt. An index holds these alone: the log may be a million rows long.
-pub(super) async fn open_requests(
-    log: &Lane,
-    after: LogPosition,
-    limit: i64,
-) -> Result<Vec<NumberedRequest>, StoreError> {
-    let ask = || {
-        sqlx::query(
-            "SELECT epoch, position, request_id, workspace_id, cause, committed_at FROM ONLY invalidations
-             WHERE (epoch, position) > ($1, $2)
-               AND position IS NOT NULL AND request_id IS NOT NULL AND NOT receipted
-             ORDER BY epoch, position LIMIT $3",
-        )
-        .bind(after.epoch() as i32)
-        .bind(after.position() as i64)
-        .bind(limit)
-    };
-    let rows = log.rows("look for requests without a receipt", ask).await?;
-    let request = |row| log::request(row, log::numbered_position_of(row)?);
-    rows.iter().filter_map(|row| request(row).transpose()).collect()
 }

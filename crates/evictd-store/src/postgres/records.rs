@@ -3,6 +3,7 @@
 //! A record is live only while everything above it is: the API of a key, the workspace of both. Rows whose
 //! API or workspace is gone (direct SQL in a session that checks no foreign keys) count as deleted.
 
+use async_trait::async_trait;
 use evictd_core::ids::{ApiId, KeyHash, KeyId, WorkspaceId};
 use evictd_core::record::{KeyRecord, Lookup, Record, RecordState, RootKeyRecord};
 use evictd_core::time::StoreTime;
@@ -10,18 +11,70 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 
 use super::connections::{Lane, Statement, failed};
-use super::log;
-use crate::StoreError;
-use crate::change::{Api, KeyDetails, KeyPage, ListKeys, RootKeyInfo};
+use super::{PostgresStore, head};
+use crate::error::StoreError;
+use crate::record::{Api, KeyDetails, KeyPage, ListKeys, RecordStore};
 use crate::rows::{permissions, record_state, sql_limit};
 
-const LOOK_UP: &str = "look up a key";
+#[async_trait]
+impl RecordStore for PostgresStore {
+    async fn lookup(&self, hash: KeyHash) -> Result<Lookup, StoreError> {
+        let row = self.connections.lookups.row(LOOK_UP, || look_up(hash, false)).await?;
+        read_lookup(row.as_ref())
+    }
 
-/// What `hash` stands for, and the head: one statement, so one snapshot (R6).
-pub(super) async fn lookup(lookups: &Lane, hash: KeyHash) -> Result<Lookup, StoreError> {
-    let row = lookups.row(LOOK_UP, || look_up(hash, false)).await?;
-    read_lookup(row.as_ref())
+    async fn root_key(&self, hash: KeyHash) -> Result<Option<RootKeyRecord>, StoreError> {
+        let ask = || {
+            sqlx::query(
+                "SELECT evictd_now() AS now, r.id, r.workspace_id, r.permissions, r.enabled, r.expires, r.expired,
+                        coalesce(w.enabled, false) AS workspace_enabled,
+                        (r.deleted_at_m IS NOT NULL OR w.id IS NULL) AS deleted
+                 FROM ONLY root_keys r LEFT JOIN ONLY workspaces w ON w.id = r.workspace_id WHERE r.hash = $1",
+            )
+            .bind(&hash.0[..])
+        };
+        let row = self.connections.records.row("look up a root key", ask).await?;
+        row.map_or(Ok(None), |row| root_key_record(&row))
+    }
+
+    async fn api(&self, workspace: &WorkspaceId, api: &ApiId) -> Result<Option<Api>, StoreError> {
+        live_api(&self.connections.records, workspace, api).await
+    }
+
+    async fn key(&self, workspace: &WorkspaceId, key: &KeyId) -> Result<Option<KeyDetails>, StoreError> {
+        let ask = || {
+            sqlx::query(
+                "SELECT k.id, k.api_id, k.start, k.name, k.meta, k.external_id, k.permissions, k.enabled,
+                        k.expires, k.created_at_m, k.updated_at_m
+                 FROM ONLY keys k
+                 JOIN ONLY apis a ON a.id = k.api_id AND a.deleted_at_m IS NULL
+                 JOIN ONLY workspaces w ON w.id = k.workspace_id
+                 WHERE k.id = $1 AND k.workspace_id = $2 AND k.deleted_at_m IS NULL",
+            )
+            .bind(key.as_str())
+            .bind(workspace.as_str())
+        };
+        self.connections.records.row("read a key", ask).await?.as_ref().map(key_details).transpose()
+    }
+
+    async fn list_keys(
+        &self,
+        workspace: &WorkspaceId,
+        list: ListKeys,
+    ) -> Result<Option<KeyPage>, StoreError> {
+        let list = &list;
+        if live_api(&self.connections.records, workspace, &list.api_id).await?.is_none() {
+            return Ok(None);
+        }
+        let rows = self.connections.records.rows("list keys", || list_statement(workspace, list)).await?;
+        let mut keys = rows.iter().map(key_details).collect::<Result<Vec<_>, _>>()?;
+        let next = keys.get(list.limit).map(|key| key.id.clone());
+        keys.truncate(list.limit);
+        Ok(Some(KeyPage { keys, next }))
+    }
 }
+
+const LOOK_UP: &str = "look up a key";
 
 /// The same from the home database or a standby of it, and from nothing else: where something copies the tables
 /// one by one, the head may come before what it vouches for. Such a copy shows itself as other histories do (R2).
@@ -65,8 +118,8 @@ fn look_up(hash: KeyHash, ask_whose: bool) -> Statement {
 }
 
 fn read_lookup(row: Option<&PgRow>) -> Result<Lookup, StoreError> {
-    let head = log::head_of(row)?;
-    let provenance = log::provenance_of(row)?;
+    let head = head::head_of(row)?;
+    let provenance = head::provenance_of(row)?;
     let mut record = Record::Absent;
     if let Some(row) = row {
         if let Some(key) = key_record(row)? {
@@ -134,67 +187,12 @@ fn root_key_record(row: &PgRow) -> Result<Option<RootKeyRecord>, StoreError> {
 }
 
 /// A column of milliseconds.
-fn time(row: &PgRow, column: &str) -> sqlx::Result<Option<StoreTime>> {
+pub(super) fn time(row: &PgRow, column: &str) -> sqlx::Result<Option<StoreTime>> {
     Ok(row.try_get::<Option<i64>, _>(column)?.map(StoreTime::from_millis))
 }
 
-/// The root key with this hash, whatever its state.
-pub(super) async fn root_key(records: &Lane, hash: KeyHash) -> Result<Option<RootKeyRecord>, StoreError> {
-    let ask = || {
-        sqlx::query(
-            "SELECT evictd_now() AS now, r.id, r.workspace_id, r.permissions, r.enabled, r.expires, r.expired,
-                    coalesce(w.enabled, false) AS workspace_enabled,
-                    (r.deleted_at_m IS NOT NULL OR w.id IS NULL) AS deleted
-             FROM ONLY root_keys r LEFT JOIN ONLY workspaces w ON w.id = r.workspace_id WHERE r.hash = $1",
-        )
-        .bind(&hash.0[..])
-    };
-    let row = records.row("look up a root key", ask).await?;
-    row.map_or(Ok(None), |row| root_key_record(&row))
-}
-
-/// Whether there is a root key that wasn't revoked.
-pub(super) async fn has_root_keys(records: &Lane) -> Result<bool, StoreError> {
-    let ask = || sqlx::query("SELECT FROM ONLY root_keys WHERE deleted_at_m IS NULL LIMIT 1");
-    Ok(records.row("look for root keys", ask).await?.is_some())
-}
-
-/// Root keys that weren't deleted, newest first.
-pub(super) async fn root_keys(records: &Lane) -> Result<Vec<RootKeyInfo>, StoreError> {
-    const ACTION: &str = "list root keys";
-    let ask = || {
-        sqlx::query(
-            "SELECT id, workspace_id, start, name, permissions, enabled, created_at_m, expires FROM ONLY root_keys
-             WHERE deleted_at_m IS NULL ORDER BY created_at_m DESC, id DESC",
-        )
-    };
-    let rows = records.rows(ACTION, ask).await?;
-    let read = |row: &PgRow| -> sqlx::Result<_> {
-        let info = RootKeyInfo {
-            id: KeyId::new(row.try_get::<&str, _>("id")?),
-            workspace_id: WorkspaceId::new(row.try_get::<&str, _>("workspace_id")?),
-            start: row.try_get("start")?,
-            name: row.try_get("name")?,
-            permissions: Vec::new(),
-            enabled: row.try_get("enabled")?,
-            created_at: StoreTime::from_millis(row.try_get("created_at_m")?),
-            expires_at: time(row, "expires")?,
-        };
-        Ok((info, row.try_get::<String, _>("permissions")?))
-    };
-    let info = |row| {
-        let (info, list) = read(row).map_err(failed(ACTION))?;
-        Ok(RootKeyInfo { permissions: permissions(info.id.as_str(), &list)?, ..info })
-    };
-    rows.iter().map(info).collect()
-}
-
 /// A live API of this workspace.
-pub(super) async fn api(
-    records: &Lane,
-    workspace: &WorkspaceId,
-    api: &ApiId,
-) -> Result<Option<Api>, StoreError> {
+async fn live_api(records: &Lane, workspace: &WorkspaceId, api: &ApiId) -> Result<Option<Api>, StoreError> {
     const ACTION: &str = "read an API";
     let ask = || {
         sqlx::query(
@@ -206,43 +204,6 @@ pub(super) async fn api(
     };
     let Some(row) = records.row(ACTION, ask).await? else { return Ok(None) };
     Ok(Some(Api { id: api.clone(), name: row.try_get("name").map_err(failed(ACTION))? }))
-}
-
-/// A live key of this workspace, in a live API.
-pub(super) async fn key(
-    records: &Lane,
-    workspace: &WorkspaceId,
-    key: &KeyId,
-) -> Result<Option<KeyDetails>, StoreError> {
-    let ask = || {
-        sqlx::query(
-            "SELECT k.id, k.api_id, k.start, k.name, k.meta, k.external_id, k.permissions, k.enabled,
-                    k.expires, k.created_at_m, k.updated_at_m
-             FROM ONLY keys k
-             JOIN ONLY apis a ON a.id = k.api_id AND a.deleted_at_m IS NULL
-             JOIN ONLY workspaces w ON w.id = k.workspace_id
-             WHERE k.id = $1 AND k.workspace_id = $2 AND k.deleted_at_m IS NULL",
-        )
-        .bind(key.as_str())
-        .bind(workspace.as_str())
-    };
-    records.row("read a key", ask).await?.as_ref().map(key_details).transpose()
-}
-
-/// Live keys of a live API, and which one comes next.
-pub(super) async fn list_keys(
-    records: &Lane,
-    workspace: &WorkspaceId,
-    list: &ListKeys,
-) -> Result<Option<KeyPage>, StoreError> {
-    if api(records, workspace, &list.api_id).await?.is_none() {
-        return Ok(None);
-    }
-    let rows = records.rows("list keys", || list_statement(workspace, list)).await?;
-    let mut keys = rows.iter().map(key_details).collect::<Result<Vec<_>, _>>()?;
-    let next = keys.get(list.limit).map(|key| key.id.clone());
-    keys.truncate(list.limit);
-    Ok(Some(KeyPage { keys, next }))
 }
 
 fn list_statement(workspace: &WorkspaceId, list: &ListKeys) -> Statement {

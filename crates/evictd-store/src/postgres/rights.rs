@@ -6,7 +6,7 @@
 use sqlx::Row;
 
 use super::connections::{Lane, failed};
-use crate::StoreError;
+use crate::error::StoreError;
 
 /// Each table, and what publishers do with it. The log is also written by triggers, with their owner's rights. Root keys
 /// are made by an operator's command, and old audit records purged where `retention.audit` says so: users for these need

@@ -1,17 +1,74 @@
 //! The roster (R11). All that writes it holds the lock on the head of the log, so that revisions follow commits:
 //! nobody sees one before those below it.
 
+use async_trait::async_trait;
 use evictd_core::ids::Identity;
 use evictd_core::roster::{self, Instance, RosterEntry, RosterUpdate};
 use evictd_core::time::StoreTime;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
-use super::connections::{Lane, failed};
+use super::connections::failed;
 use super::write::Write;
-use crate::StoreError;
-use crate::roster::Roster;
+use super::{PostgresStore, head};
+use crate::error::StoreError;
+use crate::roster::{Roster, RosterStore};
 use crate::rows::RosterColumns;
+
+#[async_trait]
+impl RosterStore for PostgresStore {
+    async fn roster(&self, since: u64) -> Result<Roster, StoreError> {
+        const ACTION: &str = "read its roster";
+        let ask = || {
+            sqlx::query(
+                "SELECT roster_revision, roster_complete, region, agent, instance, policy, bound_ms, last_seen, departed
+                 FROM ONLY log_head LEFT JOIN ONLY roster ON roster.revision > $1
+                 ORDER BY region, agent, instance",
+            )
+            .bind(i64::try_from(since).unwrap_or(i64::MAX))
+        };
+        let rows = self.connections.log.rows(ACTION, ask).await?;
+        let Some(first) = rows.first() else {
+            return Err(StoreError::Corrupt { what: "log_head", value: "no row".to_owned() });
+        };
+        let revision: i64 = first.try_get("roster_revision").map_err(failed(ACTION))?;
+        let none = first.try_get::<Option<&str>, _>("instance").map_err(failed(ACTION))?.is_none();
+        let rows = if none { &[] } else { &rows[..] };
+        Ok(Roster {
+            is_complete: first.try_get("roster_complete").map_err(failed(ACTION))?,
+            revision: u64::try_from(revision)
+                .map_err(|_| StoreError::Corrupt { what: "roster revision", value: revision.to_string() })?,
+            entries: rows.iter().map(entry).collect::<Result<_, _>>()?,
+        })
+    }
+
+    async fn trust_roster(&self, epoch: u32) -> Result<(), StoreError> {
+        let mut write = self.log("trust its roster").await?;
+        head::lock_head(&mut write).await?;
+        trust(&mut write, epoch).await?;
+        write.commit().await
+    }
+
+    async fn part_with_instances(&self, departed: &[Identity]) -> Result<(), StoreError> {
+        if departed.is_empty() {
+            return Ok(());
+        }
+        let mut write = self.log("part with instances").await?;
+        head::lock_head(&mut write).await?;
+        part(&mut write, departed).await?;
+        write.commit().await
+    }
+
+    async fn forget_instances(&self, gone: &[(Identity, StoreTime)]) -> Result<(), StoreError> {
+        if gone.is_empty() {
+            return Ok(());
+        }
+        let mut write = self.log("forget instances").await?;
+        head::lock_head(&mut write).await?;
+        forget(&mut write, gone).await?;
+        write.commit().await
+    }
+}
 
 /// Writes what a round changes. A known instance costs a lookup and no write. What one round changes shares one
 /// revision.
@@ -121,32 +178,6 @@ fn columns<'a>(identities: impl IntoIterator<Item = &'a Identity>) -> [Vec<Strin
         columns[2].push(instance.to_string());
     }
     columns
-}
-
-/// What has a revision above `since`, and the present one, in one snapshot.
-pub(super) async fn changed(log: &Lane, since: u64) -> Result<Roster, StoreError> {
-    const ACTION: &str = "read its roster";
-    let ask = || {
-        sqlx::query(
-            "SELECT roster_revision, roster_complete, region, agent, instance, policy, bound_ms, last_seen, departed
-             FROM ONLY log_head LEFT JOIN ONLY roster ON roster.revision > $1
-             ORDER BY region, agent, instance",
-        )
-        .bind(i64::try_from(since).unwrap_or(i64::MAX))
-    };
-    let rows = log.rows(ACTION, ask).await?;
-    let Some(first) = rows.first() else {
-        return Err(StoreError::Corrupt { what: "log_head", value: "no row".to_owned() });
-    };
-    let revision: i64 = first.try_get("roster_revision").map_err(failed(ACTION))?;
-    let none = first.try_get::<Option<&str>, _>("instance").map_err(failed(ACTION))?.is_none();
-    let rows = if none { &[] } else { &rows[..] };
-    Ok(Roster {
-        is_complete: first.try_get("roster_complete").map_err(failed(ACTION))?,
-        revision: u64::try_from(revision)
-            .map_err(|_| StoreError::Corrupt { what: "roster revision", value: revision.to_string() })?,
-        entries: rows.iter().map(entry).collect::<Result<_, _>>()?,
-    })
 }
 
 fn entry(row: &PgRow) -> Result<RosterEntry, StoreError> {

@@ -16,7 +16,7 @@ use super::connections::failed;
 use super::rights;
 use super::write::Write;
 use super::{PostgresOptions, unreadable};
-use crate::StoreError;
+use crate::error::StoreError;
 
 /// Has a connection look for tables in one schema, whatever its user's search path says. A temporary table can't stand
 /// in for one of them.
@@ -172,7 +172,7 @@ mod tests {
 
     use super::*;
     use crate::HomeStore;
-    use crate::log::RoundRequest;
+    use crate::log::{LogStore, RoundRequest};
     use crate::postgres::PostgresStore;
 
     /// Failure: one statement reads a child table's rows, which no trigger of its parent sees.

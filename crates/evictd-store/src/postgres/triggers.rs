@@ -14,7 +14,7 @@ use sqlx::postgres::PgRow;
 use super::MIGRATIONS;
 use super::connections::{Lane, Statement, failed};
 use super::write::Write;
-use crate::StoreError;
+use crate::error::StoreError;
 
 /// Triggers by name, with their definitions; functions by name, with their bodies, as the last migration has them.
 static INTENDED: LazyLock<BTreeMap<&str, &str>> =

@@ -16,7 +16,7 @@ use tokio::runtime::Handle;
 
 use super::connections::{Lane, Session, Statement, failed, sql_state};
 use super::{notices, schema};
-use crate::StoreError;
+use crate::error::StoreError;
 
 /// Who writes.
 #[derive(Clone, Copy)]

@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 use sqlx::Row;
 use sqlx::sqlite::{SqlitePool, SqliteRow};
 
-use super::now;
+use super::clock::now;
 use super::write::{Write, failed};
-use crate::StoreError;
 use crate::audit::{AuditQuery, AuditRecord, Purge, Purged};
+use crate::error::StoreError;
 use crate::rows::{AuditEntry, Author, parse_audit_targets, sql_limit};
 
 const PURGE: &str = "purge old rows";

@@ -1,17 +1,107 @@
 //! What the control API changes, and its audit records. The log rows come from the triggers.
 
-use evictd_core::ids::{ApiId, KeyHash, KeyId, WorkspaceId};
+use std::sync::atomic::Ordering;
+
+use async_trait::async_trait;
+use evictd_core::ids::{ApiId, KeyHash, KeyId};
 use evictd_core::time::StoreTime;
 use serde_json::json;
 
+use super::clock::now;
 use super::write::Write;
-use super::{audit, now};
-use crate::StoreError;
+use super::{SqliteStore, audit, checkpoint, records};
+use crate::audit::{Purge, Purged};
 use crate::change::{
-    Actor, Authorize, ChangeError, DeleteMode, KeyUpdate, NewApi, NewKey, NewRootKey, Operator, Reroll,
-    end_of_grace,
+    Actor, Authorize, ChangeError, ChangeStore, DeleteMode, KeyUpdate, NewApi, NewKey, Reroll, end_of_grace,
 };
-use crate::rows::{AuditEntry, Author, edit};
+use crate::error::StoreError;
+use crate::rows::{AuditEntry, Author, edit, sql_limit};
+
+#[async_trait]
+impl ChangeStore for SqliteStore {
+    async fn create_api(&self, actor: &Actor, api: NewApi) -> Result<(), StoreError> {
+        let (mut write, _turn) = self.connections.change("create an API").await?;
+        create_api(&mut write, actor, &api).await?;
+        write.commit_change(Some(&actor.request_id)).await
+    }
+
+    async fn create_key(&self, actor: &Actor, key: NewKey) -> Result<(), ChangeError> {
+        let (mut write, _turn) = self.connections.change("create a key").await?;
+        create_key(&mut write, actor, &key).await?;
+        Ok(write.commit_change(Some(&actor.request_id)).await?)
+    }
+
+    async fn update_key(
+        &self,
+        actor: &Actor,
+        key: &KeyId,
+        update: KeyUpdate,
+        authorize: Authorize<'_>,
+    ) -> Result<(), ChangeError> {
+        let (mut write, _turn) = self.connections.change("update a key").await?;
+        update_key(&mut write, actor, key, &update, authorize).await?;
+        Ok(write.commit_change(Some(&actor.request_id)).await?)
+    }
+
+    async fn reroll_key(
+        &self,
+        actor: &Actor,
+        reroll: Reroll,
+        authorize: Authorize<'_>,
+    ) -> Result<(), ChangeError> {
+        let (mut write, _turn) = self.connections.change("reroll a key").await?;
+        reroll_key(&mut write, actor, &reroll, authorize).await?;
+        Ok(write.commit_change(Some(&actor.request_id)).await?)
+    }
+
+    async fn delete_key(
+        &self,
+        actor: &Actor,
+        key: &KeyId,
+        mode: DeleteMode,
+        authorize: Authorize<'_>,
+    ) -> Result<(), ChangeError> {
+        let (mut write, _turn) = self.connections.change("delete a key").await?;
+        delete_key(&mut write, actor, key, mode, authorize).await?;
+        Ok(write.commit_change(Some(&actor.request_id)).await?)
+    }
+
+    async fn delete_api(&self, actor: &Actor, api: &ApiId) -> Result<(), ChangeError> {
+        let (mut write, _turn) = self.connections.change("delete an API").await?;
+        delete_api(&mut write, actor, api).await?;
+        Ok(write.commit_change(Some(&actor.request_id)).await?)
+    }
+
+    async fn expire(&self, limit: usize) -> Result<u64, StoreError> {
+        let now = now();
+        if !records::any_to_expire(&self.connections.log, now).await? {
+            return Ok(0);
+        }
+        let (mut write, _turn) = self.connections.change("expire keys").await?;
+        let expired = expire(&mut write, now, sql_limit(limit)).await?;
+        write.commit_change(None).await?;
+        Ok(expired)
+    }
+
+    async fn purge(&self, purge: Purge) -> Result<Purged, StoreError> {
+        let (mut write, turn) = self.connections.change("purge old rows").await?;
+        let purged = audit::purge(&mut write, purge, now()).await?;
+        write.commit().await?;
+        drop(turn);
+        if purged.log > 0 {
+            self.has_traces.store(true, Ordering::Relaxed);
+        }
+        let is_last = purged.log < purge.limit as u64;
+        if is_last && self.has_traces.load(Ordering::Relaxed) {
+            // The rows are gone either way; what is left of them is tried again at the next sweep.
+            match checkpoint::empty_log(&self.connections.checkpoints).await {
+                Ok(emptied) => self.has_traces.store(!emptied, Ordering::Relaxed),
+                Err(error) => tracing::warn!(%error, "the write-ahead log wasn't emptied"),
+            }
+        }
+        Ok(purged)
+    }
+}
 
 /// Marks keys and root keys whose end has come, at most `limit` together.
 pub(super) async fn expire(write: &mut Write, now: StoreTime, limit: i64) -> Result<u64, StoreError> {
@@ -33,65 +123,6 @@ pub(super) async fn expire(write: &mut Write, now: StoreTime, limit: i64) -> Res
         write.expect_news();
     }
     Ok(expired)
-}
-
-pub(super) async fn create_root_key(
-    write: &mut Write,
-    operator: &Operator,
-    root_key: &NewRootKey,
-) -> Result<(), StoreError> {
-    let now = now().as_millis();
-    let workspace =
-        sqlx::query("INSERT INTO workspaces (id, created_at_m) VALUES (?1, ?2) ON CONFLICT (id) DO NOTHING");
-    write.run(workspace.bind(root_key.workspace_id.as_str()).bind(now)).await?;
-    let insert = sqlx::query(
-        "INSERT INTO root_keys (id, workspace_id, hash, start, name, permissions, expires, created_at_m)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-    )
-    .bind(root_key.id.as_str())
-    .bind(root_key.workspace_id.as_str())
-    .bind(&root_key.hash.0[..])
-    .bind(&root_key.start)
-    .bind(root_key.name.as_deref())
-    .bind(json!(root_key.permissions).to_string())
-    .bind(root_key.expires_at.map(StoreTime::as_millis))
-    .bind(now);
-    write.run(insert).await?;
-    write.expect_news();
-    let by = Author::operator(operator, Some(&root_key.workspace_id));
-    audit::record(write, by, &AuditEntry::root_key_created(&root_key.id)).await
-}
-
-pub(super) async fn revoke_root_key(
-    write: &mut Write,
-    operator: &Operator,
-    id: &KeyId,
-) -> Result<bool, StoreError> {
-    let mark = sqlx::query(
-        "UPDATE root_keys SET deleted_at_m = ?2 WHERE id = ?1 AND deleted_at_m IS NULL RETURNING workspace_id",
-    );
-    let workspace: Option<String> = write.value(mark.bind(id.as_str()).bind(now().as_millis())).await?;
-    let Some(workspace) = workspace.map(WorkspaceId::new) else { return Ok(false) };
-    write.expect_news();
-    let by = Author::operator(operator, Some(&workspace));
-    audit::record(write, by, &AuditEntry::root_key_revoked(id)).await?;
-    Ok(true)
-}
-
-pub(super) async fn protect_api(
-    write: &mut Write,
-    operator: &Operator,
-    api: &ApiId,
-    protect: bool,
-) -> Result<bool, StoreError> {
-    let mark = sqlx::query(
-        "UPDATE apis SET delete_protection = ?2 WHERE id = ?1 AND deleted_at_m IS NULL RETURNING workspace_id",
-    );
-    let workspace: Option<String> = write.value(mark.bind(api.as_str()).bind(protect)).await?;
-    let Some(workspace) = workspace.map(WorkspaceId::new) else { return Ok(false) };
-    let by = Author::operator(operator, Some(&workspace));
-    audit::record(write, by, &AuditEntry::api_protected(api, protect)).await?;
-    Ok(true)
 }
 
 pub(super) async fn create_api(write: &mut Write, actor: &Actor, api: &NewApi) -> Result<(), StoreError> {

@@ -9,7 +9,7 @@ use sqlx::Row;
 use sqlx::sqlite::SqlitePool;
 
 use super::write::failed;
-use crate::StoreError;
+use crate::error::StoreError;
 
 /// How long the log's end is waited for: nobody may write meanwhile, and rounds are writes.
 pub(super) const PATIENCE: Duration = Duration::from_millis(100);

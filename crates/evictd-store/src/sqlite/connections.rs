@@ -21,7 +21,7 @@ use tokio::time::{sleep, timeout};
 
 use super::checkpoint;
 use super::write::{self, Health, Write, Writer, failed};
-use crate::StoreError;
+use crate::error::StoreError;
 
 /// How long a statement waits for another process's write.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);

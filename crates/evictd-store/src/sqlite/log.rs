@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use async_trait::async_trait;
 use evictd_core::history::{BeginCause, History, Incarnation, LogToken, Provenance, RoundToken, StoreId};
 use evictd_core::ids::WorkspaceId;
 use evictd_core::invalidation::{Cause, Invalidation};
@@ -12,14 +13,190 @@ use serde_json::{Value, json};
 use sqlx::Row;
 use sqlx::sqlite::{SqlitePool, SqliteRow};
 
+use super::clock::{now, read_clock};
+use super::schema::{self, Look};
 use super::write::{Write, failed};
-use super::{audit, now};
-use crate::StoreError;
+use super::{SqliteStore, audit, roster};
+use crate::error::StoreError;
 use crate::history::{ROUND_TOKENS_KEPT, VoucherKey, draw};
-use crate::log::{Backlog, Head, Numbered, NumberedRequest, Replay};
+use crate::log::{Backlog, Head, LogStore, Numbered, NumberedRequest, Replay, Round, RoundRequest};
 use crate::rows::{
-    self, BeginColumns, MERGE_ABOVE, ScopeColumns, UnrequestedRow, audit_records, log_position,
+    self, BeginColumns, MERGE_ABOVE, ScopeColumns, UnrequestedRow, audit_records, log_position, sql_limit,
 };
+
+#[async_trait]
+impl LogStore for SqliteStore {
+    async fn number(&self, limit: usize) -> Result<Numbered, StoreError> {
+        if let Some(head) = head_if_idle(&self.connections.log).await? {
+            return Ok(Numbered { head, rows: Vec::new(), requests: Vec::new() });
+        }
+        let mut write = Write::begin(&self.connections.writer, "number its log").await?;
+        let numbered = number(&mut write, sql_limit(limit)).await?;
+        write.commit().await?;
+        Ok(numbered)
+    }
+
+    async fn round(&self, request: RoundRequest<'_>) -> Result<Round, StoreError> {
+        // An epoch that begins by itself would begin above it; here none does.
+        let RoundRequest { instances, touched, seen_epoch: _ } = request;
+        let mut write = Write::begin(&self.connections.writer, "commit a probe round").await?;
+        let clock = read_clock();
+        roster::update(&mut write, instances, touched, clock.store_time).await?;
+        draw_round_token(&mut write).await?;
+        let Look { changed, fault: schema_fault } = schema::compare(&mut write, &self.triggers).await?;
+        let began = changed.then_some(BeginCause::SchemaChanged);
+        if let Some(cause) = began {
+            begin(&mut write, cause, Some("tables or triggers were altered")).await?;
+        }
+        let numbered = number(&mut write, i64::MAX).await?;
+        write.commit().await?;
+        Ok(Round { numbered, clock, began, schema_fault })
+    }
+
+    async fn replay(&self, epoch: u32, from: u64, to: u64, limit: usize) -> Result<Replay, StoreError> {
+        let limit = sql_limit(limit);
+        const ACTION: &str = "replay its log";
+        let bound = |position: u64| i64::try_from(position).unwrap_or(i64::MAX);
+        let Some(first) = LogPosition::new(epoch, from) else {
+            return read_head(&self.connections.replays).await.map(refused);
+        };
+        // One statement, one snapshot: the head and the rows belong together.
+        let found = sqlx::query(
+            "SELECT log_head.epoch, head, incarnation, log_head.token, round, kept.token AS row_token,
+                    position, scope, key_hash, key_id, api_id, workspace_id, cause, committed_at
+             FROM log_head LEFT JOIN
+                  (SELECT * FROM invalidations WHERE epoch = ?1 AND position BETWEEN ?2 AND ?3
+                   ORDER BY position LIMIT ?4) AS kept
+                  ON kept.epoch = log_head.epoch
+             ORDER BY position",
+        )
+        .bind(epoch)
+        .bind(bound(from))
+        .bind(bound(to))
+        .bind(limit)
+        .fetch_all(&self.connections.replays)
+        .await
+        .map_err(failed(ACTION))?;
+        let head = head_of(found.first())?;
+        // Without any row there is the head alone.
+        let places = found.iter().map_while(|row| position_of(row).transpose());
+        let places = places.collect::<Result<Vec<_>, _>>()?;
+        let covered = log::covered(head.at, first, places.iter().copied());
+        let Some(last) = found[..covered].last() else { return Ok(refused(head)) };
+        let token: i64 = last.try_get("row_token").map_err(failed(ACTION))?;
+        let rows = places[..covered].iter().zip(&found).map(|(at, row)| invalidation(row, *at));
+        Ok(Replay::Rows { rows: rows.collect::<Result<_, _>>()?, token: LogToken(token.cast_unsigned()) })
+    }
+
+    async fn head(&self) -> Result<Head, StoreError> {
+        read_head(&self.connections.log).await
+    }
+
+    async fn begin_incarnation(&self) -> Result<Head, StoreError> {
+        let mut write = Write::begin(&self.connections.writer, "begin an incarnation").await?;
+        let head = begin(&mut write, BeginCause::Opened, None).await?;
+        write.commit().await?;
+        Ok(head)
+    }
+
+    async fn note_lost_epoch(&self, epoch: u32) -> Result<(), StoreError> {
+        let mut write = Write::begin(&self.connections.writer, "note a lost epoch").await?;
+        note_lost_epoch(&mut write, epoch).await?;
+        write.commit().await
+    }
+
+    async fn history(&self) -> Result<History, StoreError> {
+        const ACTION: &str = "read its history";
+        let rows = sqlx::query(
+            "SELECT store_id, history.incarnation, after_epoch, after_position, history.epoch, position, cause, time, evidence
+             FROM log_head, history ORDER BY place",
+        )
+        .fetch_all(&self.connections.log)
+        .await
+        .map_err(failed(ACTION))?;
+        let begin = |row: &SqliteRow| -> Result<_, StoreError> {
+            let columns = || -> sqlx::Result<_> {
+                Ok(BeginColumns {
+                    incarnation: row.try_get("incarnation")?,
+                    after: (row.try_get("after_epoch")?, row.try_get("after_position")?),
+                    at: (row.try_get("epoch")?, row.try_get("position")?),
+                    cause: row.try_get("cause")?,
+                    time: row.try_get("time")?,
+                    evidence: row.try_get("evidence")?,
+                })
+            };
+            columns().map_err(failed(ACTION))?.read()
+        };
+        let store = rows.first().map(|row| row.try_get("store_id")).transpose().map_err(failed(ACTION))?;
+        rows::history(store, rows.iter().map(begin).collect::<Result<_, _>>()?)
+    }
+
+    async fn voucher_key(&self) -> Result<VoucherKey, StoreError> {
+        let key: Option<Vec<u8>> = sqlx::query_scalar("SELECT key FROM voucher_key")
+            .fetch_optional(&self.connections.log)
+            .await
+            .map_err(failed("read its voucher key"))?;
+        rows::voucher_key(key.as_deref())
+    }
+
+    async fn row_token(&self, at: LogPosition) -> Result<Option<LogToken>, StoreError> {
+        let token: Option<i64> = sqlx::query_scalar(
+            "SELECT coalesce((SELECT token FROM invalidations WHERE position = ?2 AND epoch = ?1),
+                             (SELECT token FROM history WHERE position = ?2 AND epoch = ?1 LIMIT 1))",
+        )
+        .bind(at.epoch())
+        .bind(at.position() as i64)
+        .fetch_one(&self.connections.log)
+        .await
+        .map_err(failed("read the token of a row"))?;
+        Ok(token.map(|token| LogToken(token.cast_unsigned())))
+    }
+
+    async fn has_round_token(&self, token: RoundToken) -> Result<bool, StoreError> {
+        sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM round_tokens WHERE token = ?1)")
+            .bind(token.0.cast_signed())
+            .fetch_one(&self.connections.log)
+            .await
+            .map_err(failed("look for a round's token"))
+    }
+
+    async fn backlog(&self) -> Result<Backlog, StoreError> {
+        let (rows, oldest): (i64, Option<i64>) =
+            sqlx::query_as("SELECT count(*), min(committed_at) FROM invalidations WHERE position IS NULL")
+                .fetch_one(&self.connections.log)
+                .await
+                .map_err(failed("count unnumbered rows"))?;
+        let age = oldest.map_or(0, |oldest| now().0.saturating_sub(oldest));
+        Ok(Backlog {
+            rows: u64::try_from(rows).unwrap_or(0),
+            oldest: Duration::from_micros(u64::try_from(age).unwrap_or(0)),
+        })
+    }
+
+    async fn version(&self) -> Result<i64, StoreError> {
+        sqlx::query_scalar("PRAGMA data_version")
+            .fetch_one(&self.connections.watcher)
+            .await
+            .map_err(failed("tell whether it changed"))
+    }
+
+    async fn told_of_a_change(&self) {
+        std::future::pending::<()>().await;
+    }
+
+    fn is_exclusive(&self) -> bool {
+        self.exclusive.is_some()
+    }
+
+    fn writable(&self) -> Result<(), StoreError> {
+        self.connections.writer.check()
+    }
+
+    async fn check_triggers(&self) -> Result<(), StoreError> {
+        let mut reader = self.connections.log.acquire().await.map_err(failed("read its triggers"))?;
+        schema::check(&mut reader, &self.triggers).await
+    }
+}
 
 /// A file doesn't branch.
 const TIMELINE: u32 = 1;
@@ -27,8 +204,7 @@ const TIMELINE: u32 = 1;
 /// What [`head_of`] reads, of the table `log_head` alone.
 const READ_HEAD: &str = "SELECT epoch, head, incarnation, token, round FROM log_head";
 
-/// The head, read alone.
-pub(super) async fn head(readers: &SqlitePool) -> Result<Head, StoreError> {
+async fn read_head(readers: &SqlitePool) -> Result<Head, StoreError> {
     let row = sqlx::query(READ_HEAD).fetch_optional(readers).await.map_err(failed("read its log's head"))?;
     head_of(row.as_ref())
 }
@@ -210,122 +386,8 @@ pub(super) async fn note_lost_epoch(write: &mut Write, epoch: u32) -> Result<(),
     write.run(note.bind(epoch)).await.map(drop)
 }
 
-/// All incarnations, and whose they are, in one snapshot.
-pub(super) async fn history(readers: &SqlitePool) -> Result<History, StoreError> {
-    const ACTION: &str = "read its history";
-    let rows = sqlx::query(
-        "SELECT store_id, history.incarnation, after_epoch, after_position, history.epoch, position, cause, time, evidence
-         FROM log_head, history ORDER BY place",
-    )
-    .fetch_all(readers)
-    .await
-    .map_err(failed(ACTION))?;
-    let begin = |row: &SqliteRow| -> Result<_, StoreError> {
-        let columns = || -> sqlx::Result<_> {
-            Ok(BeginColumns {
-                incarnation: row.try_get("incarnation")?,
-                after: (row.try_get("after_epoch")?, row.try_get("after_position")?),
-                at: (row.try_get("epoch")?, row.try_get("position")?),
-                cause: row.try_get("cause")?,
-                time: row.try_get("time")?,
-                evidence: row.try_get("evidence")?,
-            })
-        };
-        columns().map_err(failed(ACTION))?.read()
-    };
-    let store = rows.first().map(|row| row.try_get("store_id")).transpose().map_err(failed(ACTION))?;
-    rows::history(store, rows.iter().map(begin).collect::<Result<_, _>>()?)
-}
-
-/// The key of the store's vouchers.
-pub(super) async fn voucher_key(readers: &SqlitePool) -> Result<VoucherKey, StoreError> {
-    let key: Option<Vec<u8>> = sqlx::query_scalar("SELECT key FROM voucher_key")
-        .fetch_optional(readers)
-        .await
-        .map_err(failed("read its voucher key"))?;
-    rows::voucher_key(key.as_deref())
-}
-
-/// The token of the row at `at`, or of the incarnation that began there.
-pub(super) async fn row_token(readers: &SqlitePool, at: LogPosition) -> Result<Option<LogToken>, StoreError> {
-    let token: Option<i64> = sqlx::query_scalar(
-        "SELECT coalesce((SELECT token FROM invalidations WHERE position = ?2 AND epoch = ?1),
-                         (SELECT token FROM history WHERE position = ?2 AND epoch = ?1 LIMIT 1))",
-    )
-    .bind(at.epoch())
-    .bind(at.position() as i64)
-    .fetch_one(readers)
-    .await
-    .map_err(failed("read the token of a row"))?;
-    Ok(token.map(|token| LogToken(token.cast_unsigned())))
-}
-
-/// Whether one of the last rounds drew `token`.
-pub(super) async fn has_round_token(readers: &SqlitePool, token: RoundToken) -> Result<bool, StoreError> {
-    sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM round_tokens WHERE token = ?1)")
-        .bind(token.0.cast_signed())
-        .fetch_one(readers)
-        .await
-        .map_err(failed("look for a round's token"))
-}
-
-/// The rows `from..=to` of `epoch`, as many from the first on as there are without a hole, at most `limit`.
-/// Refused when that is none: `epoch` isn't the present one, `from` lies beyond the head, or its row was
-/// purged.
-pub(super) async fn replay(
-    readers: &SqlitePool,
-    epoch: u32,
-    from: u64,
-    to: u64,
-    limit: i64,
-) -> Result<Replay, StoreError> {
-    const ACTION: &str = "replay its log";
-    let bound = |position: u64| i64::try_from(position).unwrap_or(i64::MAX);
-    let Some(first) = LogPosition::new(epoch, from) else { return head(readers).await.map(refused) };
-    // One statement, one snapshot: the head and the rows belong together.
-    let found = sqlx::query(
-        "SELECT log_head.epoch, head, incarnation, log_head.token, round, kept.token AS row_token,
-                position, scope, key_hash, key_id, api_id, workspace_id, cause, committed_at
-         FROM log_head LEFT JOIN
-              (SELECT * FROM invalidations WHERE epoch = ?1 AND position BETWEEN ?2 AND ?3
-               ORDER BY position LIMIT ?4) AS kept
-              ON kept.epoch = log_head.epoch
-         ORDER BY position",
-    )
-    .bind(epoch)
-    .bind(bound(from))
-    .bind(bound(to))
-    .bind(limit)
-    .fetch_all(readers)
-    .await
-    .map_err(failed(ACTION))?;
-    let head = head_of(found.first())?;
-    // Without any row there is the head alone.
-    let places = found.iter().map_while(|row| position_of(row).transpose());
-    let places = places.collect::<Result<Vec<_>, _>>()?;
-    let covered = log::covered(head.at, first, places.iter().copied());
-    let Some(last) = found[..covered].last() else { return Ok(refused(head)) };
-    let token: i64 = last.try_get("row_token").map_err(failed(ACTION))?;
-    let rows = places[..covered].iter().zip(&found).map(|(at, row)| invalidation(row, *at));
-    Ok(Replay::Rows { rows: rows.collect::<Result<_, _>>()?, token: LogToken(token.cast_unsigned()) })
-}
-
 fn refused(head: Head) -> Replay {
     Replay::Refused { head }
-}
-
-/// What waits for a position.
-pub(super) async fn backlog(readers: &SqlitePool) -> Result<Backlog, StoreError> {
-    let (rows, oldest): (i64, Option<i64>) =
-        sqlx::query_as("SELECT count(*), min(committed_at) FROM invalidations WHERE position IS NULL")
-            .fetch_one(readers)
-            .await
-            .map_err(failed("count unnumbered rows"))?;
-    let age = oldest.map_or(0, |oldest| now().0.saturating_sub(oldest));
-    Ok(Backlog {
-        rows: u64::try_from(rows).unwrap_or(0),
-        oldest: Duration::from_micros(u64::try_from(age).unwrap_or(0)),
-    })
 }
 
 /// Reads a row that has this position.

@@ -10,7 +10,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::StoreError;
+use crate::error::StoreError;
 
 /// What lies beside the database for as long as anybody has it open: its write-ahead log, and the index of that,
 /// by which processes keep out of each other's way.
@@ -69,8 +69,8 @@ fn identity(path: &Path) -> io::Result<Identity> {
 mod tests {
     use super::*;
     use crate::HomeStore;
-    use crate::change::Operator;
-    use crate::log::RoundRequest;
+    use crate::log::{LogStore, RoundRequest};
+    use crate::operator::{Operator, OperatorStore};
     use crate::sqlite::SqliteStore;
 
     fn is_misplaced<T>(outcome: &Result<T, StoreError>) -> bool {

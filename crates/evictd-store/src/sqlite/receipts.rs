@@ -2,16 +2,97 @@
 
 use std::collections::HashSet;
 
+use async_trait::async_trait;
 use evictd_core::ids::WorkspaceId;
 use evictd_core::position::LogPosition;
 use serde_json::json;
-use sqlx::sqlite::{SqlitePool, SqliteRow};
+use sqlx::sqlite::SqliteRow;
 
-use super::log;
 use super::write::{Write, failed};
-use crate::StoreError;
+use super::{SqliteStore, log};
+use crate::error::StoreError;
 use crate::log::NumberedRequest;
-use crate::receipt::{FinalReceipt, OpenRow, Recorded};
+use crate::receipt::{FinalReceipt, OpenRow, ReceiptStore, Recorded};
+use crate::rows::sql_limit;
+
+#[async_trait]
+impl ReceiptStore for SqliteStore {
+    async fn record_receipts(&self, receipts: &[FinalReceipt]) -> Result<HashSet<String>, StoreError> {
+        if receipts.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let mut write = Write::begin(&self.connections.writer, "record receipts").await?;
+        let had_one = record(&mut write, receipts).await?;
+        write.commit().await?;
+        Ok(had_one)
+    }
+
+    async fn receipt(
+        &self,
+        workspace: &WorkspaceId,
+        request_id: &str,
+    ) -> Result<Option<Recorded>, StoreError> {
+        const ACTION: &str = "read a receipt";
+        // One snapshot, or a request that is receipted meanwhile might be found in no state at all.
+        let mut snapshot = self.connections.records.begin().await.map_err(failed(ACTION))?;
+        let body: Option<String> =
+            sqlx::query_scalar("SELECT body FROM receipts WHERE request_id = ?1 AND workspace_id = ?2")
+                .bind(request_id)
+                .bind(workspace.as_str())
+                .fetch_optional(&mut *snapshot)
+                .await
+                .map_err(failed(ACTION))?;
+        if let Some(body) = body {
+            return Ok(Some(Recorded::Final { body }));
+        }
+        let rows = sqlx::query(
+            "SELECT epoch, position, cause, committed_at FROM invalidations
+             WHERE request_id = ?1 AND workspace_id = ?2 ORDER BY id",
+        )
+        .bind(request_id)
+        .bind(workspace.as_str())
+        .fetch_all(&mut *snapshot)
+        .await
+        .map_err(failed(ACTION))?;
+        if !rows.is_empty() {
+            return Ok(Some(Recorded::Open(rows.iter().map(open_row).collect::<Result<_, _>>()?)));
+        }
+        // Of a change from before the purge of receipts nobody knows any more whether it had one.
+        let carried_out: bool = sqlx::query_scalar(
+            "SELECT EXISTS (SELECT 1 FROM audit_log JOIN log_head ON time >= receipts_since_m
+                            WHERE correlation_id = ?1 AND workspace_id = ?2)",
+        )
+        .bind(request_id)
+        .bind(workspace.as_str())
+        .fetch_one(&mut *snapshot)
+        .await
+        .map_err(failed(ACTION))?;
+        Ok(carried_out.then_some(Recorded::Nothing))
+    }
+
+    async fn open_requests(
+        &self,
+        after: LogPosition,
+        limit: usize,
+    ) -> Result<Vec<NumberedRequest>, StoreError> {
+        let limit = sql_limit(limit);
+        let rows = sqlx::query(
+            "SELECT epoch, position, request_id, workspace_id, cause, committed_at
+             FROM invalidations INDEXED BY invalidations_open
+             WHERE (epoch, position) > (?1, ?2)
+               AND position IS NOT NULL AND request_id IS NOT NULL AND receipted = 0
+             ORDER BY epoch, position LIMIT ?3",
+        )
+        .bind(after.epoch())
+        .bind(after.position() as i64)
+        .bind(limit)
+        .fetch_all(&self.connections.log)
+        .await
+        .map_err(failed("look for requests without a receipt"))?;
+        let request = |row| log::request(row, log::numbered_position_of(row)?);
+        rows.iter().filter_map(|row| request(row).transpose()).collect()
+    }
+}
 
 /// Keeps the receipts of requests that have none, and takes their log rows off the open ones. Returns who had one, or is unknown.
 pub(super) async fn record(
@@ -47,78 +128,10 @@ pub(super) async fn record(
     Ok(had_one)
 }
 
-/// What became of a request.
-pub(super) async fn receipt(
-    readers: &SqlitePool,
-    workspace: &WorkspaceId,
-    request_id: &str,
-) -> Result<Option<Recorded>, StoreError> {
-    const ACTION: &str = "read a receipt";
-    // One snapshot, or a request that is receipted meanwhile might be found in no state at all.
-    let mut snapshot = readers.begin().await.map_err(failed(ACTION))?;
-    let body: Option<String> =
-        sqlx::query_scalar("SELECT body FROM receipts WHERE request_id = ?1 AND workspace_id = ?2")
-            .bind(request_id)
-            .bind(workspace.as_str())
-            .fetch_optional(&mut *snapshot)
-            .await
-            .map_err(failed(ACTION))?;
-    if let Some(body) = body {
-        return Ok(Some(Recorded::Final { body }));
-    }
-    let rows = sqlx::query(
-        "SELECT epoch, position, cause, committed_at FROM invalidations
-         WHERE request_id = ?1 AND workspace_id = ?2 ORDER BY id",
-    )
-    .bind(request_id)
-    .bind(workspace.as_str())
-    .fetch_all(&mut *snapshot)
-    .await
-    .map_err(failed(ACTION))?;
-    if !rows.is_empty() {
-        return Ok(Some(Recorded::Open(rows.iter().map(open_row).collect::<Result<_, _>>()?)));
-    }
-    // Of a change from before the purge of receipts nobody knows any more whether it had one.
-    let carried_out: bool = sqlx::query_scalar(
-        "SELECT EXISTS (SELECT 1 FROM audit_log JOIN log_head ON time >= receipts_since_m
-                        WHERE correlation_id = ?1 AND workspace_id = ?2)",
-    )
-    .bind(request_id)
-    .bind(workspace.as_str())
-    .fetch_one(&mut *snapshot)
-    .await
-    .map_err(failed(ACTION))?;
-    Ok(carried_out.then_some(Recorded::Nothing))
-}
-
 fn open_row(row: &SqliteRow) -> Result<OpenRow, StoreError> {
     Ok(OpenRow {
         position: log::position_of(row)?,
         cause: log::cause_of(row),
         committed_at: log::committed_at_of(row)?,
     })
-}
-
-/// Numbered rows of requests without a receipt. The index holds these alone, and the planner has no choice:
-/// the log may be a million rows long.
-pub(super) async fn open_requests(
-    readers: &SqlitePool,
-    after: LogPosition,
-    limit: i64,
-) -> Result<Vec<NumberedRequest>, StoreError> {
-    let rows = sqlx::query(
-        "SELECT epoch, position, request_id, workspace_id, cause, committed_at
-         FROM invalidations INDEXED BY invalidations_open
-         WHERE (epoch, position) > (?1, ?2)
-           AND position IS NOT NULL AND request_id IS NOT NULL AND receipted = 0
-         ORDER BY epoch, position LIMIT ?3",
-    )
-    .bind(after.epoch())
-    .bind(after.position() as i64)
-    .bind(limit)
-    .fetch_all(readers)
-    .await
-    .map_err(failed("look for requests without a receipt"))?;
-    let request = |row| log::request(row, log::numbered_position_of(row)?);
-    rows.iter().filter_map(|row| request(row).transpose()).collect()
 }

@@ -3,55 +3,124 @@
 //! A record is live only while everything above it is: the API of a key, the workspace of both. Rows whose
 //! API or workspace is gone (direct SQL without foreign keys) count as deleted.
 
+use async_trait::async_trait;
 use evictd_core::ids::{ApiId, KeyHash, KeyId, WorkspaceId};
 use evictd_core::record::{KeyRecord, Lookup, Record, RecordState, RootKeyRecord};
 use evictd_core::time::StoreTime;
 use sqlx::Row;
 use sqlx::sqlite::{SqlitePool, SqliteRow};
 
+use super::clock::now;
 use super::write::failed;
-use super::{log, now};
-use crate::StoreError;
-use crate::change::{Api, KeyDetails, KeyPage, ListKeys, RootKeyInfo};
+use super::{SqliteStore, log};
+use crate::error::StoreError;
+use crate::record::{Api, KeyDetails, KeyPage, ListKeys, RecordStore};
 use crate::rows::{self, record_state, sql_limit};
 
-/// What `hash` stands for, and the head: one statement, so one snapshot (R6).
-pub(super) async fn lookup(readers: &SqlitePool, hash: KeyHash) -> Result<Lookup, StoreError> {
-    const ACTION: &str = "look up a key";
-    let row = sqlx::query(
-        "SELECT log_head.epoch, log_head.head, log_head.incarnation, log_head.token, log_head.round, log_head.store_id,
-                k.id AS key_id, k.api_id, k.workspace_id AS key_workspace_id, k.name, k.meta,
-                k.external_id, k.permissions AS key_permissions,
-                k.enabled AS key_enabled, k.expires AS key_expires, k.expired AS key_expired,
-                kw.enabled AS key_workspace_enabled,
-                (k.deleted_at_m IS NOT NULL OR a.id IS NULL OR a.deleted_at_m IS NOT NULL
-                 OR kw.id IS NULL) AS key_deleted,
-                r.id, r.workspace_id, r.permissions, r.enabled, r.expires, r.expired,
-                rw.enabled AS workspace_enabled,
-                (r.deleted_at_m IS NOT NULL OR rw.id IS NULL) AS deleted
-         FROM log_head
-         LEFT JOIN keys k ON k.hash = ?1
-         LEFT JOIN apis a ON a.id = k.api_id
-         LEFT JOIN workspaces kw ON kw.id = k.workspace_id
-         LEFT JOIN root_keys r ON r.hash = ?1
-         LEFT JOIN workspaces rw ON rw.id = r.workspace_id",
-    )
-    .bind(&hash.0[..])
-    .fetch_optional(readers)
-    .await
-    .map_err(failed(ACTION))?;
-    let head = log::head_of(row.as_ref())?;
-    let provenance = log::provenance_of(row.as_ref())?;
-    let mut record = Record::Absent;
-    if let Some(row) = row {
-        let now = now();
-        if let Some(key) = key_record(&row, now)? {
-            record = Record::Key(key);
-        } else if let Some(root_key) = root_key_record(&row, now)? {
-            record = Record::RootKey(root_key);
+#[async_trait]
+impl RecordStore for SqliteStore {
+    async fn lookup(&self, hash: KeyHash) -> Result<Lookup, StoreError> {
+        const ACTION: &str = "look up a key";
+        let row = sqlx::query(
+            "SELECT log_head.epoch, log_head.head, log_head.incarnation, log_head.token, log_head.round, log_head.store_id,
+                    k.id AS key_id, k.api_id, k.workspace_id AS key_workspace_id, k.name, k.meta,
+                    k.external_id, k.permissions AS key_permissions,
+                    k.enabled AS key_enabled, k.expires AS key_expires, k.expired AS key_expired,
+                    kw.enabled AS key_workspace_enabled,
+                    (k.deleted_at_m IS NOT NULL OR a.id IS NULL OR a.deleted_at_m IS NOT NULL
+                     OR kw.id IS NULL) AS key_deleted,
+                    r.id, r.workspace_id, r.permissions, r.enabled, r.expires, r.expired,
+                    rw.enabled AS workspace_enabled,
+                    (r.deleted_at_m IS NOT NULL OR rw.id IS NULL) AS deleted
+             FROM log_head
+             LEFT JOIN keys k ON k.hash = ?1
+             LEFT JOIN apis a ON a.id = k.api_id
+             LEFT JOIN workspaces kw ON kw.id = k.workspace_id
+             LEFT JOIN root_keys r ON r.hash = ?1
+             LEFT JOIN workspaces rw ON rw.id = r.workspace_id",
+        )
+        .bind(&hash.0[..])
+        .fetch_optional(&self.connections.lookups)
+        .await
+        .map_err(failed(ACTION))?;
+        let head = log::head_of(row.as_ref())?;
+        let provenance = log::provenance_of(row.as_ref())?;
+        let mut record = Record::Absent;
+        if let Some(row) = row {
+            let now = now();
+            if let Some(key) = key_record(&row, now)? {
+                record = Record::Key(key);
+            } else if let Some(root_key) = root_key_record(&row, now)? {
+                record = Record::RootKey(root_key);
+            }
         }
+        Ok(Lookup { as_of: head.at, provenance, token: head.token, record })
     }
-    Ok(Lookup { as_of: head.at, provenance, token: head.token, record })
+
+    async fn root_key(&self, hash: KeyHash) -> Result<Option<RootKeyRecord>, StoreError> {
+        let row = sqlx::query(
+            "SELECT r.id, r.workspace_id, r.permissions, r.enabled, r.expires, r.expired,
+                    w.enabled AS workspace_enabled, (r.deleted_at_m IS NOT NULL OR w.id IS NULL) AS deleted
+             FROM root_keys r LEFT JOIN workspaces w ON w.id = r.workspace_id WHERE r.hash = ?1",
+        )
+        .bind(&hash.0[..])
+        .fetch_optional(&self.connections.records)
+        .await
+        .map_err(failed("look up a root key"))?;
+        row.map_or(Ok(None), |row| root_key_record(&row, now()))
+    }
+
+    async fn api(&self, workspace: &WorkspaceId, api: &ApiId) -> Result<Option<Api>, StoreError> {
+        live_api(&self.connections.records, workspace, api).await
+    }
+
+    async fn key(&self, workspace: &WorkspaceId, key: &KeyId) -> Result<Option<KeyDetails>, StoreError> {
+        let row = sqlx::query(
+            "SELECT k.id, k.api_id, k.start, k.name, k.meta, k.external_id, k.permissions, k.enabled, k.expires,
+                    k.created_at_m, k.updated_at_m
+             FROM keys k
+             JOIN apis a ON a.id = k.api_id AND a.deleted_at_m IS NULL
+             JOIN workspaces w ON w.id = k.workspace_id
+             WHERE k.id = ?1 AND k.workspace_id = ?2 AND k.deleted_at_m IS NULL",
+        )
+        .bind(key.as_str())
+        .bind(workspace.as_str())
+        .fetch_optional(&self.connections.records)
+        .await
+        .map_err(failed("read a key"))?;
+        row.as_ref().map(key_details).transpose()
+    }
+
+    async fn list_keys(
+        &self,
+        workspace: &WorkspaceId,
+        list: ListKeys,
+    ) -> Result<Option<KeyPage>, StoreError> {
+        let list = &list;
+        if live_api(&self.connections.records, workspace, &list.api_id).await?.is_none() {
+            return Ok(None);
+        }
+        let rows = sqlx::query(
+            "SELECT id, api_id, start, name, meta, external_id, permissions, enabled, expires,
+                    created_at_m, updated_at_m
+             FROM keys
+             WHERE api_id = ?1 AND workspace_id = ?2 AND deleted_at_m IS NULL AND id >= ?3
+               AND (?4 IS NULL OR external_id = ?4)
+             ORDER BY id LIMIT ?5",
+        )
+        .bind(list.api_id.as_str())
+        .bind(workspace.as_str())
+        .bind(list.from.as_ref().map_or("", KeyId::as_str))
+        .bind(list.external_id.as_deref())
+        .bind(sql_limit(list.limit.saturating_add(1)))
+        .fetch_all(&self.connections.records)
+        .await
+        .map_err(failed("list keys"))?;
+        let mut keys = rows.iter().map(key_details).collect::<Result<Vec<_>, _>>()?;
+        let next = keys.get(list.limit).map(|key| key.id.clone());
+        keys.truncate(list.limit);
+        Ok(Some(KeyPage { keys, next }))
+    }
 }
 
 fn key_record(row: &SqliteRow, now: StoreTime) -> Result<Option<KeyRecord>, StoreError> {
@@ -121,64 +190,12 @@ fn root_key_record(row: &SqliteRow, now: StoreTime) -> Result<Option<RootKeyReco
 }
 
 /// A column of milliseconds.
-fn time(row: &SqliteRow, column: &str) -> sqlx::Result<Option<StoreTime>> {
+pub(super) fn time(row: &SqliteRow, column: &str) -> sqlx::Result<Option<StoreTime>> {
     Ok(row.try_get::<Option<i64>, _>(column)?.map(StoreTime::from_millis))
 }
 
-/// The root key with this hash, whatever its state.
-pub(super) async fn root_key(
-    readers: &SqlitePool,
-    hash: KeyHash,
-) -> Result<Option<RootKeyRecord>, StoreError> {
-    let row = sqlx::query(
-        "SELECT r.id, r.workspace_id, r.permissions, r.enabled, r.expires, r.expired,
-                w.enabled AS workspace_enabled, (r.deleted_at_m IS NOT NULL OR w.id IS NULL) AS deleted
-         FROM root_keys r LEFT JOIN workspaces w ON w.id = r.workspace_id WHERE r.hash = ?1",
-    )
-    .bind(&hash.0[..])
-    .fetch_optional(readers)
-    .await
-    .map_err(failed("look up a root key"))?;
-    row.map_or(Ok(None), |row| root_key_record(&row, now()))
-}
-
-/// Whether there is a root key that wasn't revoked.
-pub(super) async fn has_root_keys(readers: &SqlitePool) -> Result<bool, StoreError> {
-    sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM root_keys WHERE deleted_at_m IS NULL)")
-        .fetch_one(readers)
-        .await
-        .map_err(failed("look for root keys"))
-}
-
-/// Root keys that weren't deleted, newest first.
-pub(super) async fn root_keys(readers: &SqlitePool) -> Result<Vec<RootKeyInfo>, StoreError> {
-    const ACTION: &str = "list root keys";
-    let rows = sqlx::query(
-        "SELECT id, workspace_id, start, name, permissions, enabled, created_at_m, expires FROM root_keys
-         WHERE deleted_at_m IS NULL ORDER BY created_at_m DESC, id DESC",
-    )
-    .fetch_all(readers)
-    .await
-    .map_err(failed(ACTION))?;
-    let info = |row: &SqliteRow| -> Result<RootKeyInfo, StoreError> {
-        let failed = failed(ACTION);
-        let id: &str = row.try_get("id").map_err(&failed)?;
-        Ok(RootKeyInfo {
-            id: KeyId::new(id),
-            workspace_id: WorkspaceId::new(row.try_get::<&str, _>("workspace_id").map_err(&failed)?),
-            start: row.try_get("start").map_err(&failed)?,
-            name: row.try_get("name").map_err(&failed)?,
-            permissions: rows::permissions(id, row.try_get("permissions").map_err(&failed)?)?,
-            enabled: row.try_get("enabled").map_err(&failed)?,
-            created_at: StoreTime::from_millis(row.try_get("created_at_m").map_err(&failed)?),
-            expires_at: time(row, "expires").map_err(&failed)?,
-        })
-    };
-    rows.iter().map(info).collect()
-}
-
 /// A live API of this workspace.
-pub(super) async fn api(
+async fn live_api(
     readers: &SqlitePool,
     workspace: &WorkspaceId,
     api: &ApiId,
@@ -193,59 +210,6 @@ pub(super) async fn api(
     .await
     .map_err(failed("read an API"))?;
     Ok(name.map(|name| Api { id: api.clone(), name }))
-}
-
-/// A live key of this workspace, in a live API.
-pub(super) async fn key(
-    readers: &SqlitePool,
-    workspace: &WorkspaceId,
-    key: &KeyId,
-) -> Result<Option<KeyDetails>, StoreError> {
-    let row = sqlx::query(
-        "SELECT k.id, k.api_id, k.start, k.name, k.meta, k.external_id, k.permissions, k.enabled, k.expires,
-                k.created_at_m, k.updated_at_m
-         FROM keys k
-         JOIN apis a ON a.id = k.api_id AND a.deleted_at_m IS NULL
-         JOIN workspaces w ON w.id = k.workspace_id
-         WHERE k.id = ?1 AND k.workspace_id = ?2 AND k.deleted_at_m IS NULL",
-    )
-    .bind(key.as_str())
-    .bind(workspace.as_str())
-    .fetch_optional(readers)
-    .await
-    .map_err(failed("read a key"))?;
-    row.as_ref().map(key_details).transpose()
-}
-
-/// Live keys of a live API, and which one comes next.
-pub(super) async fn list_keys(
-    readers: &SqlitePool,
-    workspace: &WorkspaceId,
-    list: &ListKeys,
-) -> Result<Option<KeyPage>, StoreError> {
-    if api(readers, workspace, &list.api_id).await?.is_none() {
-        return Ok(None);
-    }
-    let rows = sqlx::query(
-        "SELECT id, api_id, start, name, meta, external_id, permissions, enabled, expires,
-                created_at_m, updated_at_m
-         FROM keys
-         WHERE api_id = ?1 AND workspace_id = ?2 AND deleted_at_m IS NULL AND id >= ?3
-           AND (?4 IS NULL OR external_id = ?4)
-         ORDER BY id LIMIT ?5",
-    )
-    .bind(list.api_id.as_str())
-    .bind(workspace.as_str())
-    .bind(list.from.as_ref().map_or("", KeyId::as_str))
-    .bind(list.external_id.as_deref())
-    .bind(sql_limit(list.limit.saturating_add(1)))
-    .fetch_all(readers)
-    .await
-    .map_err(failed("list keys"))?;
-    let mut keys = rows.iter().map(key_details).collect::<Result<Vec<_>, _>>()?;
-    let next = keys.get(list.limit).map(|key| key.id.clone());
-    keys.truncate(list.limit);
-    Ok(Some(KeyPage { keys, next }))
 }
 
 fn key_details(row: &SqliteRow) -> Result<KeyDetails, StoreError> {

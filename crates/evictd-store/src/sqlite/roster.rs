@@ -1,16 +1,69 @@
 //! The roster: who may hold a lease (R11).
 
+use async_trait::async_trait;
 use evictd_core::ids::Identity;
 use evictd_core::roster::{self, Instance, RosterEntry, RosterUpdate};
 use evictd_core::time::StoreTime;
 use serde_json::{Value, json};
 use sqlx::Row;
-use sqlx::sqlite::{SqlitePool, SqliteRow};
+use sqlx::sqlite::SqliteRow;
 
+use super::SqliteStore;
 use super::write::{Write, failed};
-use crate::StoreError;
-use crate::roster::Roster;
+use crate::error::StoreError;
+use crate::roster::{Roster, RosterStore};
 use crate::rows::RosterColumns;
+
+#[async_trait]
+impl RosterStore for SqliteStore {
+    async fn roster(&self, since: u64) -> Result<Roster, StoreError> {
+        const ACTION: &str = "read its roster";
+        let rows = sqlx::query(
+            "SELECT roster_revision, roster_complete, region, agent, instance, policy, bound_ms, last_seen, departed
+             FROM log_head LEFT JOIN roster ON roster.revision > ?1",
+        )
+        .bind(i64::try_from(since).unwrap_or(i64::MAX))
+        .fetch_all(&self.connections.log)
+        .await
+        .map_err(failed(ACTION))?;
+        let Some(first) = rows.first() else {
+            return Err(StoreError::Corrupt { what: "log_head", value: "no row".to_owned() });
+        };
+        let revision: i64 = first.try_get("roster_revision").map_err(failed(ACTION))?;
+        let none = first.try_get::<Option<&str>, _>("instance").map_err(failed(ACTION))?.is_none();
+        let rows = if none { &[] } else { &rows[..] };
+        Ok(Roster {
+            is_complete: first.try_get("roster_complete").map_err(failed(ACTION))?,
+            revision: u64::try_from(revision)
+                .map_err(|_| StoreError::Corrupt { what: "roster revision", value: revision.to_string() })?,
+            entries: rows.iter().map(entry).collect::<Result<_, _>>()?,
+        })
+    }
+
+    async fn trust_roster(&self, epoch: u32) -> Result<(), StoreError> {
+        let mut write = Write::begin(&self.connections.writer, "trust its roster").await?;
+        trust(&mut write, epoch).await?;
+        write.commit().await
+    }
+
+    async fn part_with_instances(&self, departed: &[Identity]) -> Result<(), StoreError> {
+        if departed.is_empty() {
+            return Ok(());
+        }
+        let mut write = Write::begin(&self.connections.writer, "part with instances").await?;
+        part(&mut write, departed).await?;
+        write.commit().await
+    }
+
+    async fn forget_instances(&self, gone: &[(Identity, StoreTime)]) -> Result<(), StoreError> {
+        if gone.is_empty() {
+            return Ok(());
+        }
+        let mut write = Write::begin(&self.connections.writer, "forget instances").await?;
+        forget(&mut write, gone).await?;
+        write.commit().await
+    }
+}
 
 /// Writes what a round changes. A known instance costs a lookup and no write.
 ///
@@ -120,31 +173,6 @@ fn keys<'a>(identities: impl IntoIterator<Item = &'a Identity>) -> String {
 fn key(identity: &Identity) -> [String; 3] {
     let Identity { region, agent, instance } = identity;
     [region.to_string(), agent.to_string(), instance.to_string()]
-}
-
-/// What has a revision above `since`, and the present one, in one snapshot.
-pub(super) async fn changed(readers: &SqlitePool, since: u64) -> Result<Roster, StoreError> {
-    const ACTION: &str = "read its roster";
-    let rows = sqlx::query(
-        "SELECT roster_revision, roster_complete, region, agent, instance, policy, bound_ms, last_seen, departed
-         FROM log_head LEFT JOIN roster ON roster.revision > ?1",
-    )
-    .bind(i64::try_from(since).unwrap_or(i64::MAX))
-    .fetch_all(readers)
-    .await
-    .map_err(failed(ACTION))?;
-    let Some(first) = rows.first() else {
-        return Err(StoreError::Corrupt { what: "log_head", value: "no row".to_owned() });
-    };
-    let revision: i64 = first.try_get("roster_revision").map_err(failed(ACTION))?;
-    let none = first.try_get::<Option<&str>, _>("instance").map_err(failed(ACTION))?.is_none();
-    let rows = if none { &[] } else { &rows[..] };
-    Ok(Roster {
-        is_complete: first.try_get("roster_complete").map_err(failed(ACTION))?,
-        revision: u64::try_from(revision)
-            .map_err(|_| StoreError::Corrupt { what: "roster revision", value: revision.to_string() })?,
-        entries: rows.iter().map(entry).collect::<Result<_, _>>()?,
-    })
 }
 
 fn entry(row: &SqliteRow) -> Result<RosterEntry, StoreError> {

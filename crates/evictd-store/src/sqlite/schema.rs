@@ -17,7 +17,7 @@ use sqlx::Row;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
 use super::write::{Write, failed};
-use crate::StoreError;
+use crate::error::StoreError;
 
 /// All triggers, by name, with their tables and texts.
 const TRIGGERS: &str = "SELECT name, tbl_name, sql FROM sqlite_master WHERE type = 'trigger'";

@@ -9,9 +9,9 @@ use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqlitePool, SqliteRow};
 use sqlx::{Decode, Row, Sqlite, Transaction, Type};
 
-use super::now;
+use super::clock::now;
 use super::place::Place;
-use crate::StoreError;
+use crate::error::StoreError;
 
 // SQLite's primary result codes, as far as they tell us something.
 pub(super) const PERM: i32 = 3;
@@ -208,7 +208,7 @@ mod tests {
     use std::task::Poll;
 
     use super::*;
-    use crate::HomeStore;
+    use crate::log::LogStore;
     use crate::sqlite::SqliteStore;
 
     async fn add_workspace(write: &mut Write) {

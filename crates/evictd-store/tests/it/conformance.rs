@@ -14,11 +14,10 @@ use evictd_core::roster::{Instance, PartitionPolicy, RosterEntry};
 use evictd_core::time::StoreTime;
 use evictd_store::HomeStore;
 use evictd_store::audit::{AuditQuery, Purge, Purged};
-use evictd_store::change::{
-    Actor, Api, ChangeError, DeleteMode, Edit, KeyDetails, KeyUpdate, ListKeys, NewApi, NewKey, Reroll,
-};
+use evictd_store::change::{Actor, ChangeError, DeleteMode, Edit, KeyUpdate, NewApi, NewKey, Reroll};
 use evictd_store::log::{Numbered, NumberedRequest, Replay, RoundRequest};
 use evictd_store::receipt::{FinalReceipt, OpenRow, Recorded};
+use evictd_store::record::{Api, KeyDetails, ListKeys};
 
 use crate::fixture::{
     PostgresFixture, SqliteFixture, actor, api_id, asking, end, instance, key, key_scope, new_api, news,
@@ -412,7 +411,7 @@ async fn an_end_that_has_come_becomes_a_change_once(store: &dyn HomeStore) {
     expired.sort_by_key(|(scope, _)| *scope != key_scope(1));
     assert_eq!(expired, [(key_scope(1), Cause::Expired), (key_scope(2), Cause::Expired)]);
 
-    let ended = evictd_store::change::NewRootKey {
+    let ended = evictd_store::operator::NewRootKey {
         id: KeyId::new("root_2"),
         hash: KeyHash([254; 32]),
         expires_at: past,
@@ -486,7 +485,7 @@ async fn another_workspace_sees_nothing_and_changes_nothing(store: &dyn HomeStor
     populate(store, 1).await;
     let foreign = WorkspaceId::new("ws_2");
     let stranger = Actor { workspace_id: foreign.clone(), ..actor() };
-    let root = evictd_store::change::NewRootKey {
+    let root = evictd_store::operator::NewRootKey {
         id: KeyId::new("root_2"),
         workspace_id: foreign.clone(),
         hash: KeyHash([254; 32]),
@@ -519,8 +518,11 @@ async fn root_keys_are_listed_newest_first_without_deleted_ones(store: &dyn Home
     assert_eq!((&listed[0].id, &listed[0].start), (&root_key().id, &root_key().start));
     assert_eq!((&listed[0].name, &listed[0].permissions), (&root_key().name, &root_key().permissions));
     assert!(listed[0].enabled);
-    let second =
-        evictd_store::change::NewRootKey { id: KeyId::new("root_2"), hash: KeyHash([254; 32]), ..root_key() };
+    let second = evictd_store::operator::NewRootKey {
+        id: KeyId::new("root_2"),
+        hash: KeyHash([254; 32]),
+        ..root_key()
+    };
     store.create_root_key(&operator(), second).await.unwrap();
     let listed = store.root_keys().await.unwrap();
     assert_eq!(listed.len(), 2);

@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use evictd_core::history::{BeginCause, Past};
-use evictd_store::HomeStore;
 use evictd_store::change::DeleteMode;
 use evictd_store::sqlite::SqliteStore;
+use evictd_store::{ChangeStore, HomeStore, LogStore, OperatorStore, RosterStore};
 
 use crate::fixture::{actor, end, judgment, key, milestone, operator, populate, run_round};
 

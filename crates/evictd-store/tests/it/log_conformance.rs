@@ -8,10 +8,10 @@ use evictd_core::invalidation::{Cause, Invalidation};
 use evictd_core::position::LogPosition;
 use evictd_core::record::{Record, RecordState};
 use evictd_sim::alone::LoneStore;
-use evictd_store::HomeStore;
 use evictd_store::audit::Purge;
 use evictd_store::change::DeleteMode;
 use evictd_store::log::Replay;
+use evictd_store::{ChangeStore, HomeStore, LogStore, ReceiptStore, RosterStore};
 use std::time::Duration;
 
 use crate::fixture::{
@@ -27,7 +27,7 @@ struct End {
 }
 
 /// A store with keys 1 to 3, all of them active, and nothing that waits for a position.
-trait LogStore {
+trait LogUnderTest {
     async fn delete(&mut self, n: u8);
     async fn erase(&mut self, n: u8);
     async fn delete_api(&mut self);
@@ -46,7 +46,7 @@ trait LogStore {
     async fn has_round_token(&mut self, token: RoundToken) -> bool;
 }
 
-impl<S: HomeStore> LogStore for &S {
+impl<S: HomeStore> LogUnderTest for &S {
     async fn delete(&mut self, n: u8) {
         self.delete_key(&actor(), &key(n).id, DeleteMode::Soft, &|_| true).await.unwrap();
     }
@@ -56,11 +56,11 @@ impl<S: HomeStore> LogStore for &S {
     }
 
     async fn delete_api(&mut self) {
-        HomeStore::delete_api(*self, &actor(), &api_id()).await.unwrap();
+        ChangeStore::delete_api(*self, &actor(), &api_id()).await.unwrap();
     }
 
     async fn number(&mut self) -> (End, Vec<Invalidation>) {
-        let numbered = HomeStore::number(*self, usize::MAX).await.unwrap();
+        let numbered = LogStore::number(*self, usize::MAX).await.unwrap();
         (numbered.head.into(), numbered.rows)
     }
 
@@ -71,7 +71,7 @@ impl<S: HomeStore> LogStore for &S {
     }
 
     async fn purge_all(&mut self) {
-        let positions = HomeStore::open_requests(*self, LogPosition::ZERO, 100).await.unwrap();
+        let positions = ReceiptStore::open_requests(*self, LogPosition::ZERO, 100).await.unwrap();
         let receipts: Vec<_> = positions
             .iter()
             .map(|request| crate::fixture::receipt(&request.request_id, request.position, "{}"))
@@ -86,7 +86,7 @@ impl<S: HomeStore> LogStore for &S {
     }
 
     async fn replay(&mut self, epoch: u32, first: u64, last: u64) -> Option<Vec<Invalidation>> {
-        match HomeStore::replay(*self, epoch, first, last, 1_000).await.unwrap() {
+        match LogStore::replay(*self, epoch, first, last, 1_000).await.unwrap() {
             Replay::Rows { rows, .. } => Some(rows),
             Replay::Refused { .. } => None,
         }
@@ -102,11 +102,11 @@ impl<S: HomeStore> LogStore for &S {
     }
 
     async fn history(&mut self) -> History {
-        HomeStore::history(*self).await.unwrap()
+        LogStore::history(*self).await.unwrap()
     }
 
     async fn roster(&mut self) -> usize {
-        HomeStore::roster(*self, 0)
+        RosterStore::roster(*self, 0)
             .await
             .unwrap()
             .entries
@@ -116,15 +116,15 @@ impl<S: HomeStore> LogStore for &S {
     }
 
     async fn row_token(&mut self, at: LogPosition) -> Option<LogToken> {
-        HomeStore::row_token(*self, at).await.unwrap()
+        LogStore::row_token(*self, at).await.unwrap()
     }
 
     async fn has_round_token(&mut self, token: RoundToken) -> bool {
-        HomeStore::has_round_token(*self, token).await.unwrap()
+        LogStore::has_round_token(*self, token).await.unwrap()
     }
 }
 
-impl LogStore for LoneStore {
+impl LogUnderTest for LoneStore {
     async fn delete(&mut self, n: u8) {
         self.change_key(n, Some(RecordState::Deleted), Cause::Deleted);
     }
@@ -266,7 +266,7 @@ fn places(rows: &[Invalidation]) -> Vec<(LogPosition, Cause)> {
     rows.iter().map(|row| (row.position, row.cause)).collect()
 }
 
-async fn rows_get_the_positions_after_the_head(store: &mut impl LogStore) {
+async fn rows_get_the_positions_after_the_head(store: &mut impl LogUnderTest) {
     let start = store.end().await.at;
     store.delete(2).await;
     store.erase(1).await;
@@ -279,7 +279,7 @@ async fn rows_get_the_positions_after_the_head(store: &mut impl LogStore) {
     assert_eq!(store.number().await, (end, Vec::new()), "a row is numbered once");
 }
 
-async fn a_round_numbers_what_waits_and_draws_a_token(store: &mut impl LogStore) {
+async fn a_round_numbers_what_waits_and_draws_a_token(store: &mut impl LogUnderTest) {
     let start = store.end().await;
     store.delete(2).await;
     let (end, rows) = store.round(1).await;
@@ -295,7 +295,7 @@ async fn a_round_numbers_what_waits_and_draws_a_token(store: &mut impl LogStore)
     assert!(!store.has_round_token(RoundToken(again.round.0 ^ 1)).await);
 }
 
-async fn each_numbering_has_a_token(store: &mut impl LogStore) {
+async fn each_numbering_has_a_token(store: &mut impl LogUnderTest) {
     let start = store.end().await;
     store.delete(1).await;
     store.delete(2).await;
@@ -312,7 +312,7 @@ async fn each_numbering_has_a_token(store: &mut impl LogStore) {
     assert!(start.token != one.token && one.token != other.token);
 }
 
-async fn a_replay_gives_what_is_there_without_a_gap(store: &mut impl LogStore) {
+async fn a_replay_gives_what_is_there_without_a_gap(store: &mut impl LogUnderTest) {
     let start = store.end().await.at;
     for n in 1..=3 {
         store.delete(n).await;
@@ -327,7 +327,7 @@ async fn a_replay_gives_what_is_there_without_a_gap(store: &mut impl LogStore) {
     }
 }
 
-async fn a_replay_of_what_is_not_there_is_refused(store: &mut impl LogStore) {
+async fn a_replay_of_what_is_not_there_is_refused(store: &mut impl LogUnderTest) {
     store.delete(1).await;
     let head = store.number().await.0.at;
     store.delete(2).await;
@@ -339,7 +339,7 @@ async fn a_replay_of_what_is_not_there_is_refused(store: &mut impl LogStore) {
     assert_eq!(store.replay(epoch, next - 1, next - 1).await, None, "of an older epoch");
 }
 
-async fn what_was_purged_is_never_left_out_of_a_replay(store: &mut impl LogStore) {
+async fn what_was_purged_is_never_left_out_of_a_replay(store: &mut impl LogUnderTest) {
     store.delete(1).await;
     let old = store.number().await.0.at;
     store.purge_all().await;
@@ -350,7 +350,7 @@ async fn what_was_purged_is_never_left_out_of_a_replay(store: &mut impl LogStore
     assert_eq!(store.replay(epoch, first + 1, first + 1).await, Some(rows));
 }
 
-async fn a_lookup_says_how_new_it_is(store: &mut impl LogStore) {
+async fn a_lookup_says_how_new_it_is(store: &mut impl LogUnderTest) {
     let start = store.end().await;
     assert_eq!(store.look_up(1).await, (start.at, start.token, Some(RecordState::Active)));
     store.delete(1).await;
@@ -360,13 +360,13 @@ async fn a_lookup_says_how_new_it_is(store: &mut impl LogStore) {
     assert_eq!(store.look_up(2).await, (end.at, end.token, None));
 }
 
-async fn a_change_is_visible_before_it_has_a_position(store: &mut impl LogStore) {
+async fn a_change_is_visible_before_it_has_a_position(store: &mut impl LogUnderTest) {
     let start = store.end().await;
     store.delete_api().await;
     assert_eq!(store.look_up(1).await, (start.at, start.token, Some(RecordState::Deleted)));
 }
 
-async fn probing_instances_are_in_the_roster(store: &mut impl LogStore) {
+async fn probing_instances_are_in_the_roster(store: &mut impl LogUnderTest) {
     assert_eq!(store.roster().await, 0);
     store.round(2).await;
     assert_eq!(store.roster().await, 2);
@@ -375,7 +375,7 @@ async fn probing_instances_are_in_the_roster(store: &mut impl LogStore) {
     assert_eq!(store.roster().await, 2, "who doesn't ask again stays");
 }
 
-async fn declared_epoch_supersedes_what_was_lost(store: &mut impl LogStore) {
+async fn declared_epoch_supersedes_what_was_lost(store: &mut impl LogUnderTest) {
     store.delete(1).await;
     let before = store.number().await.0;
     let history = store.history().await;

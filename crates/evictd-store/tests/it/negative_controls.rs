@@ -2,8 +2,8 @@
 //! `cargo xtask model --negative-controls` runs this.
 
 use evictd_core::protection::Protection;
-use evictd_store::HomeStore;
 use evictd_store::log::Replay;
+use evictd_store::{HomeStore, LogStore};
 use sqlx::postgres::PgConnection;
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{Connection, Executor};

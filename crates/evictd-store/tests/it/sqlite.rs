@@ -19,7 +19,9 @@ use evictd_store::change::{DeleteMode, Edit, KeyUpdate};
 use evictd_store::log::{Replay, RoundRequest};
 use evictd_store::receipt::Recorded;
 use evictd_store::sqlite::SqliteStore;
-use evictd_store::{HomeStore, StoreError};
+use evictd_store::{
+    ChangeStore, HomeStore, LogStore, OperatorStore, ReceiptStore, RecordStore, RosterStore, StoreError,
+};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
 

@@ -7,7 +7,7 @@ use evictd_core::invalidation::Cause;
 use evictd_postgres_server::Postgres;
 use evictd_store::change::{ChangeError, DeleteMode};
 use evictd_store::postgres::PostgresStore;
-use evictd_store::{HomeStore, StoreError};
+use evictd_store::{ChangeStore, HomeStore, LogStore, StoreError};
 
 use super::{connect, options, wait_for};
 use crate::fixture::{actor, key, key_scope, news, populate, run_round};

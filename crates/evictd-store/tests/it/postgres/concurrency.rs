@@ -5,10 +5,10 @@ use std::sync::Arc;
 use evictd_core::ids::{KeyHash, KeyId};
 use evictd_core::invalidation::{Cause, Scope};
 use evictd_core::record::Record;
-use evictd_store::HomeStore;
 use evictd_store::change::{ChangeError, DeleteMode, Edit, KeyUpdate, NewKey, Reroll};
 use evictd_store::log::{Replay, RoundRequest};
 use evictd_store::postgres::PostgresStore;
+use evictd_store::{ChangeStore, HomeStore, LogStore, ReceiptStore, RecordStore, RosterStore};
 use sqlx::Executor;
 
 use super::{connect, populated, stranger, wait_for_waiters};

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use evictd_core::position::LogPosition;
 use evictd_postgres_server::Postgres;
-use evictd_store::HomeStore;
 use evictd_store::audit::Purge;
 use evictd_store::change::{DeleteMode, Edit, KeyUpdate};
+use evictd_store::{ChangeStore, HomeStore, LogStore, ReceiptStore};
 
 use super::connect;
 use crate::fixture::{actor, asking, key, populate, receipt};

@@ -8,7 +8,7 @@ use evictd_postgres_server::{Mode, Postgres};
 use evictd_store::change::DeleteMode;
 use evictd_store::log::{Replay, RoundRequest};
 use evictd_store::postgres::PostgresReader;
-use evictd_store::{HomeStore, StoreError};
+use evictd_store::{HomeStore, LogStore, OperatorStore, RecordStore, RosterStore, StoreError};
 use sqlx::AssertSqlSafe;
 
 use super::{connect, options, populated, run, stranger, wait_for};

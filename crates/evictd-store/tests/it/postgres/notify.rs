@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use evictd_postgres_server::Postgres;
-use evictd_store::HomeStore;
 use evictd_store::change::DeleteMode;
+use evictd_store::{ChangeStore, HomeStore, LogStore, OperatorStore};
 use sqlx::postgres::PgListener;
 use tokio::time::timeout;
 

@@ -3,9 +3,9 @@
 use std::sync::{Arc, Mutex};
 
 use evictd_core::invalidation::{Cause, Scope};
-use evictd_store::HomeStore;
 use evictd_store::change::DeleteMode;
 use evictd_store::log::Replay;
+use evictd_store::{ChangeStore, HomeStore, LogStore, ReceiptStore, RosterStore};
 use sqlx::Executor;
 
 use super::{after, connect, populated, run, stranger, wait_for_waiters};

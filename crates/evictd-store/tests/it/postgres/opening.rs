@@ -5,7 +5,7 @@ use std::fs;
 use evictd_postgres_server::Postgres;
 use evictd_store::change::DeleteMode;
 use evictd_store::postgres::{PostgresReader, PostgresStore};
-use evictd_store::{HomeStore, StoreError};
+use evictd_store::{ChangeStore, HomeStore, LogStore, OperatorStore, ReceiptStore, RosterStore, StoreError};
 
 use super::{connect, options, populated, run};
 use crate::fixture::{actor, api_id, asking, instance, key, news, operator, populate, receipt, run_round};

@@ -9,7 +9,7 @@ use evictd_postgres_server::{Mode, Postgres};
 use evictd_store::change::{ChangeError, DeleteMode};
 use evictd_store::log::RoundRequest;
 use evictd_store::postgres::PostgresStore;
-use evictd_store::{HomeStore, StoreError};
+use evictd_store::{ChangeStore, LogStore, RecordStore, StoreError};
 
 use super::{connect, options};
 use crate::fixture::{actor, key, populate, run_round, workspace};

@@ -4,10 +4,10 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use evictd_core::history::{BeginCause, Milestone, Past};
-use evictd_store::HomeStore;
 use evictd_store::audit::Purge;
 use evictd_store::change::DeleteMode;
 use evictd_store::postgres::PostgresStore;
+use evictd_store::{ChangeStore, HomeStore, LogStore, RosterStore};
 
 use super::{connect, populated, run};
 use crate::fixture::{actor, end, judgment, key, milestone, populate, run_round};

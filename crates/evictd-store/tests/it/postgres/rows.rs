@@ -3,7 +3,7 @@
 use evictd_core::invalidation::{Cause, Scope};
 use evictd_core::roster::{Instance, PartitionPolicy};
 use evictd_store::log::{Replay, RoundRequest};
-use evictd_store::{HomeStore, StoreError};
+use evictd_store::{LogStore, RosterStore, StoreError};
 use sqlx::Row;
 
 use super::{after, populated, run, stranger};

@@ -6,7 +6,7 @@ use evictd_core::record::{Lookup, Record, RecordState};
 use evictd_store::change::{ChangeError, DeleteMode};
 use evictd_store::log::{Head, Round};
 use evictd_store::postgres::{PostgresReader, PostgresStore};
-use evictd_store::{HomeStore, StoreError};
+use evictd_store::{ChangeStore, HomeStore, LogStore, OperatorStore, RecordStore, StoreError};
 use sqlx::Executor;
 
 use super::{connect, options, populated, run};

@@ -3,7 +3,7 @@
 use evictd_core::ids::KeyHash;
 use evictd_store::log::RoundRequest;
 use evictd_store::postgres::{PostgresReader, PostgresStore};
-use evictd_store::{HomeStore, StoreError};
+use evictd_store::{ChangeStore, LogStore, StoreError};
 use sqlx::{Connection, Row};
 
 use super::{between, connect, options, populated, run, stranger};

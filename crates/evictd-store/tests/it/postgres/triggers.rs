@@ -3,7 +3,7 @@
 use evictd_core::ids::{ApiId, KeyHash, KeyId, WorkspaceId};
 use evictd_core::invalidation::{Cause, Scope};
 use evictd_core::record::{Record, RecordState};
-use evictd_store::{HomeStore, StoreError};
+use evictd_store::{HomeStore, LogStore, RecordStore, StoreError};
 
 use super::{after, populated, run};
 use crate::fixture::{api_id, key_scope, news, root_key, workspace};

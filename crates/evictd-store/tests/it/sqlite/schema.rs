@@ -2,7 +2,7 @@
 
 use evictd_store::log::Round;
 use evictd_store::sqlite::SqliteStore;
-use evictd_store::{HomeStore, StoreError};
+use evictd_store::{HomeStore, LogStore, OperatorStore, StoreError};
 use sqlx::{AssertSqlSafe, Connection, Executor};
 
 use super::{populated, stranger};
