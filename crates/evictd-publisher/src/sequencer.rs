@@ -83,7 +83,7 @@ impl Sequencer {
         let mut healthy = Health::default();
         let mut missing = false;
         let mut trusted = self.check_triggers(&mut missing).await;
-        let mut told = self.store.told_of_a_change();
+        let mut told = self.store.change_notified();
         loop {
             // What the clock asks for comes before the rows: a steady load of changes must not starve it.
             let (need, done) = tokio::select! {
@@ -111,7 +111,7 @@ impl Sequencer {
                 () = self.wake.rows.notified() => (Need::Writes, self.number().await),
                 () = &mut told => {
                     // Listening again before looking: what is said meanwhile is heard.
-                    told = self.store.told_of_a_change();
+                    told = self.store.change_notified();
                     (Need::Writes, self.number().await)
                 }
             };

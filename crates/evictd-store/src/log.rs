@@ -62,7 +62,7 @@ pub trait LogStore: std::fmt::Debug + Send + Sync + 'static {
 
     /// Returns when the store says by itself that somebody committed something past the API. One that can't
     /// say never returns; [`LogStore::version`] must be asked either way, because what is said may be lost.
-    async fn told_of_a_change(&self);
+    async fn change_notified(&self);
 
     /// Whether no other publisher can use the store meanwhile.
     fn is_exclusive(&self) -> bool;
@@ -135,7 +135,7 @@ pub struct Round {
     /// The head, and the rows that this round numbered.
     pub numbered: Numbered,
     /// The store's clock, read in the transaction.
-    pub clock: Reading,
+    pub clock: ClockReading,
     /// Why this round began a new epoch, if it did.
     pub began: Option<BeginCause>,
     /// What lets changes go past the log at present, if anything does (R3). Then this round proves nothing to an agent,
@@ -145,7 +145,7 @@ pub struct Round {
 
 /// The store's clock, as this process got to know of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Reading {
+pub struct ClockReading {
     /// What it showed when it was read.
     pub store_time: StoreTime,
     /// By when it had been read, on this process's clock.
@@ -154,7 +154,7 @@ pub struct Reading {
     pub within: Duration,
 }
 
-impl Reading {
+impl ClockReading {
     /// What the store's clock shows now, at least; and at most `within` more.
     pub fn store_time_now(&self) -> StoreTime {
         self.store_time.after(self.read_by.elapsed())

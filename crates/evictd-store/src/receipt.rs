@@ -28,7 +28,7 @@ pub trait ReceiptStore: std::fmt::Debug + Send + Sync + 'static {
         &self,
         workspace: &WorkspaceId,
         request_id: &str,
-    ) -> Result<Option<Recorded>, StoreError>;
+    ) -> Result<Option<StoredOutcome>, StoreError>;
 
     /// The numbered rows of requests without a final receipt, after a position, at most `limit`, in order of
     /// position: what a publisher has to go on with that starts, or stands in for another. Cheap however long
@@ -59,7 +59,7 @@ pub struct FinalReceipt {
 
 /// What the store knows of a request that it carried out.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Recorded {
+pub enum StoredOutcome {
     /// Its receipt is final.
     Final {
         /// As recorded, byte for byte.

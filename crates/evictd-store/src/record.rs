@@ -23,7 +23,7 @@ pub trait RecordStore: std::fmt::Debug + Send + Sync + 'static {
     async fn key(&self, workspace: &WorkspaceId, key: &KeyId) -> Result<Option<KeyDetails>, StoreError>;
 
     /// Live keys of a live API of this workspace; `None` if there is no such API.
-    async fn list_keys(&self, workspace: &WorkspaceId, list: ListKeys)
+    async fn list_keys(&self, workspace: &WorkspaceId, list: KeyQuery)
     -> Result<Option<KeyPage>, StoreError>;
 }
 
@@ -38,7 +38,7 @@ pub struct Api {
 
 /// Which keys of an API to list.
 #[derive(Clone, Debug)]
-pub struct ListKeys {
+pub struct KeyQuery {
     /// The API.
     pub api_id: ApiId,
     /// Only those that belong to this external id.

@@ -15,16 +15,16 @@ pub trait RosterStore: std::fmt::Debug + Send + Sync + 'static {
     async fn roster(&self, since: u64) -> Result<Roster, StoreError>;
 
     /// A bound has passed since `epoch` began, so the roster is complete again.
-    async fn trust_roster(&self, epoch: u32) -> Result<(), StoreError>;
+    async fn mark_roster_complete(&self, epoch: u32) -> Result<(), StoreError>;
 
     /// Notes that instances said goodbye, for other publishers to read: they may have missed it. One that asks for a
     /// proof again is there again.
-    async fn part_with_instances(&self, departed: &[Identity]) -> Result<(), StoreError>;
+    async fn mark_departed(&self, departed: &[Identity]) -> Result<(), StoreError>;
 
     /// Deletes roster rows, each only if it was last seen when `gone` says: whoever was heard meanwhile stays.
     /// The roster's time may be a minute old, so an instance that was seen less than its bound and a minute
     /// ago may still hold a lease.
-    async fn forget_instances(&self, gone: &[(Identity, StoreTime)]) -> Result<(), StoreError>;
+    async fn remove_instances(&self, gone: &[(Identity, StoreTime)]) -> Result<(), StoreError>;
 }
 
 /// What the roster has gained or changed since some revision.

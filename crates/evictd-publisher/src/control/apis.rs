@@ -49,7 +49,7 @@ pub(super) async fn list_keys(caller: &Caller<'_>, request: ListKeys) -> Result<
     for action in ["read_key", "read_api"] {
         caller.require(&request.api_id, action).map_err(|_| api_not_found())?;
     }
-    let list = record::ListKeys {
+    let list = record::KeyQuery {
         api_id: ApiId::new(request.api_id),
         external_id: request.external_id,
         from: request.cursor.map(KeyId::new),

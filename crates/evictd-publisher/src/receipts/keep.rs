@@ -222,12 +222,12 @@ impl Receipts {
         let bound = self.state.lock().tracker.bound();
         let propagation = match self.store.receipt(workspace, request).await? {
             None => return Ok(None),
-            Some(receipt::Recorded::Final { body }) => {
+            Some(receipt::StoredOutcome::Final { body }) => {
                 let corrupt = |_| StoreError::Corrupt { what: "receipt", value: request.to_owned() };
                 return Ok(Some(ReceiptView::Stored(RawValue::from_string(body).map_err(corrupt)?)));
             }
-            Some(receipt::Recorded::Nothing) => Propagation::nothing(request, bound),
-            Some(receipt::Recorded::Open(rows)) => {
+            Some(receipt::StoredOutcome::Nothing) => Propagation::nothing(request, bound),
+            Some(receipt::StoredOutcome::Open(rows)) => {
                 let numbered = rows.iter().rev().find_map(|row| Some((row.position?, row)));
                 if let Some((position, row)) = numbered {
                     // Another publisher numbered it, or this one a moment ago.

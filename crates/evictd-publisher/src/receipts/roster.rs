@@ -70,12 +70,12 @@ impl Receipts {
             state.compare(&roster, now)
         };
         self.trust_roster_again().await?;
-        self.store.part_with_instances(&departed).await?;
+        self.store.mark_departed(&departed).await?;
         if gone.is_empty() {
             return Ok(());
         }
         tracing::info!(processes = names(&gone), "forgetting agent processes that are gone");
-        self.store.forget_instances(&gone).await
+        self.store.remove_instances(&gone).await
     }
 
     /// Tells the store when a bound has passed since the epoch began.
@@ -88,7 +88,7 @@ impl Receipts {
             state.distrusted_until = None;
             state.head.epoch()
         };
-        self.store.trust_roster(epoch).await
+        self.store.mark_roster_complete(epoch).await
     }
 
     /// A process asks for a proof. From here on receipts wait for it: before the round that writes it into the

@@ -753,7 +753,7 @@ async fn after_an_epoch_began_nothing_is_final_early_for_a_bound_also_after_a_re
         home.applies(&eu);
         assert!(!home.told(request).await.unwrap().r#final);
     }
-    store.store.trust_roster(2).await.unwrap();
+    store.store.mark_roster_complete(2).await.unwrap();
     let home = store.publisher(LONG, &[]).await;
     home.delete("req_3").await;
     home.number().await;

@@ -5,7 +5,7 @@ use evictd_ops::metrics::Registry;
 use evictd_store::audit::AuditQuery;
 use evictd_store::log::Replay;
 use evictd_store::operator::{NewRootKey, Operator};
-use evictd_store::receipt::{FinalReceipt, Recorded};
+use evictd_store::receipt::{FinalReceipt, StoredOutcome};
 use evictd_store::sqlite::SqliteStore;
 use evictd_store::{LogStore, OperatorStore, ReceiptStore};
 use sqlx::Connection as _;
@@ -87,7 +87,7 @@ impl Home {
         let query = AuditQuery { request_id: Some(REQUEST.to_owned()), limit: 1, ..AuditQuery::default() };
         [
             matches!(replay, Replay::Rows { rows, .. } if !rows.is_empty()),
-            matches!(receipt, Some(Recorded::Final { .. })),
+            matches!(receipt, Some(StoredOutcome::Final { .. })),
             !self.store.audit(&query).await.unwrap().is_empty(),
         ]
     }

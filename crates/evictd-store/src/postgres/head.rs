@@ -17,7 +17,7 @@ use super::write::Write;
 use super::{schema, triggers};
 use crate::error::StoreError;
 use crate::history::{ROUND_TOKENS_KEPT, draw};
-use crate::log::{Head, Reading};
+use crate::log::{ClockReading, Head};
 use crate::rows::{MERGE_ABOVE, log_position};
 
 /// Reads the columns of the head.
@@ -69,7 +69,7 @@ pub(super) struct LockedHead {
     /// Whether so many rows wait that some may be merged.
     pub(super) crowded: bool,
     /// The store's clock, read under the lock.
-    pub(super) clock: Reading,
+    pub(super) clock: ClockReading,
 }
 
 /// What the head knows of the schema (R3).
@@ -108,7 +108,7 @@ pub(super) async fn lock_head(write: &mut Write) -> Result<LockedHead, StoreErro
             row.try_get("server_system_identifier")?,
             row.try_get("server_database")?,
         );
-        let clock = Reading {
+        let clock = ClockReading {
             store_time: StoreTime(row.try_get("now")?),
             read_by: answered,
             within: answered.duration_since(asked),

@@ -202,7 +202,7 @@ impl LogStore for PostgresStore {
         row.try_get("version").map_err(failed(ACTION))
     }
 
-    async fn told_of_a_change(&self) {
+    async fn change_notified(&self) {
         self.listener.told(&self.options).await;
     }
 

@@ -13,7 +13,7 @@ use super::write::Write;
 use super::{PostgresStore, log};
 use crate::error::StoreError;
 use crate::log::NumberedRequest;
-use crate::receipt::{FinalReceipt, OpenRow, ReceiptStore, Recorded};
+use crate::receipt::{FinalReceipt, OpenRow, ReceiptStore, StoredOutcome};
 use crate::rows::sql_limit;
 
 #[async_trait]
@@ -32,7 +32,7 @@ impl ReceiptStore for PostgresStore {
         &self,
         workspace: &WorkspaceId,
         request_id: &str,
-    ) -> Result<Option<Recorded>, StoreError> {
+    ) -> Result<Option<StoredOutcome>, StoreError> {
         const ACTION: &str = "read a receipt";
         let ask = || {
             // Of a change from before the purge of receipts nobody knows any more whether it had one.
@@ -56,9 +56,11 @@ impl ReceiptStore for PostgresStore {
             Ok((first.try_get::<Option<String>, _>("body")?, written, first.try_get("carried_out")?))
         };
         Ok(match read().map_err(failed(ACTION))? {
-            (Some(body), ..) => Some(Recorded::Final { body }),
-            (None, true, _) => Some(Recorded::Open(rows.iter().map(open_row).collect::<Result<_, _>>()?)),
-            (None, false, true) => Some(Recorded::Nothing),
+            (Some(body), ..) => Some(StoredOutcome::Final { body }),
+            (None, true, _) => {
+                Some(StoredOutcome::Open(rows.iter().map(open_row).collect::<Result<_, _>>()?))
+            }
+            (None, false, true) => Some(StoredOutcome::Nothing),
             (None, false, false) => None,
         })
     }

@@ -13,7 +13,7 @@ use sqlx::postgres::PgRow;
 use super::connections::{Lane, Statement, failed};
 use super::{PostgresStore, head};
 use crate::error::StoreError;
-use crate::record::{Api, KeyDetails, KeyPage, ListKeys, RecordStore};
+use crate::record::{Api, KeyDetails, KeyPage, KeyQuery, RecordStore};
 use crate::rows::{permissions, record_state, sql_limit};
 
 #[async_trait]
@@ -60,7 +60,7 @@ impl RecordStore for PostgresStore {
     async fn list_keys(
         &self,
         workspace: &WorkspaceId,
-        list: ListKeys,
+        list: KeyQuery,
     ) -> Result<Option<KeyPage>, StoreError> {
         let list = &list;
         if live_api(&self.connections.records, workspace, &list.api_id).await?.is_none() {
@@ -206,7 +206,7 @@ async fn live_api(records: &Lane, workspace: &WorkspaceId, api: &ApiId) -> Resul
     Ok(Some(Api { id: api.clone(), name: row.try_get("name").map_err(failed(ACTION))? }))
 }
 
-fn list_statement(workspace: &WorkspaceId, list: &ListKeys) -> Statement {
+fn list_statement(workspace: &WorkspaceId, list: &KeyQuery) -> Statement {
     sqlx::query(
         "SELECT id, api_id, start, name, meta, external_id, permissions, enabled, expires,
                 created_at_m, updated_at_m

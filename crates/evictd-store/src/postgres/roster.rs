@@ -42,14 +42,14 @@ impl RosterStore for PostgresStore {
         })
     }
 
-    async fn trust_roster(&self, epoch: u32) -> Result<(), StoreError> {
+    async fn mark_roster_complete(&self, epoch: u32) -> Result<(), StoreError> {
         let mut write = self.log("trust its roster").await?;
         head::lock_head(&mut write).await?;
         trust(&mut write, epoch).await?;
         write.commit().await
     }
 
-    async fn part_with_instances(&self, departed: &[Identity]) -> Result<(), StoreError> {
+    async fn mark_departed(&self, departed: &[Identity]) -> Result<(), StoreError> {
         if departed.is_empty() {
             return Ok(());
         }
@@ -59,7 +59,7 @@ impl RosterStore for PostgresStore {
         write.commit().await
     }
 
-    async fn forget_instances(&self, gone: &[(Identity, StoreTime)]) -> Result<(), StoreError> {
+    async fn remove_instances(&self, gone: &[(Identity, StoreTime)]) -> Result<(), StoreError> {
         if gone.is_empty() {
             return Ok(());
         }

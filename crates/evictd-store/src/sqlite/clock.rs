@@ -4,7 +4,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use evictd_core::time::StoreTime;
 
-use crate::log::Reading;
+use crate::log::ClockReading;
 
 pub(super) fn now() -> StoreTime {
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -12,7 +12,7 @@ pub(super) fn now() -> StoreTime {
 }
 
 /// Reads the clock, and when that was on this process's own.
-pub(super) fn read_clock() -> Reading {
+pub(super) fn read_clock() -> ClockReading {
     let (asked, store_time, read_by) = (Instant::now(), now(), Instant::now());
-    Reading { store_time, read_by, within: read_by.duration_since(asked) }
+    ClockReading { store_time, read_by, within: read_by.duration_since(asked) }
 }

@@ -180,7 +180,7 @@ impl LogStore for SqliteStore {
             .map_err(failed("tell whether it changed"))
     }
 
-    async fn told_of_a_change(&self) {
+    async fn change_notified(&self) {
         std::future::pending::<()>().await;
     }
 

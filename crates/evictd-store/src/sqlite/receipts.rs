@@ -12,7 +12,7 @@ use super::write::{Write, failed};
 use super::{SqliteStore, log};
 use crate::error::StoreError;
 use crate::log::NumberedRequest;
-use crate::receipt::{FinalReceipt, OpenRow, ReceiptStore, Recorded};
+use crate::receipt::{FinalReceipt, OpenRow, ReceiptStore, StoredOutcome};
 use crate::rows::sql_limit;
 
 #[async_trait]
@@ -31,7 +31,7 @@ impl ReceiptStore for SqliteStore {
         &self,
         workspace: &WorkspaceId,
         request_id: &str,
-    ) -> Result<Option<Recorded>, StoreError> {
+    ) -> Result<Option<StoredOutcome>, StoreError> {
         const ACTION: &str = "read a receipt";
         // One snapshot, or a request that is receipted meanwhile might be found in no state at all.
         let mut snapshot = self.connections.records.begin().await.map_err(failed(ACTION))?;
@@ -43,7 +43,7 @@ impl ReceiptStore for SqliteStore {
                 .await
                 .map_err(failed(ACTION))?;
         if let Some(body) = body {
-            return Ok(Some(Recorded::Final { body }));
+            return Ok(Some(StoredOutcome::Final { body }));
         }
         let rows = sqlx::query(
             "SELECT epoch, position, cause, committed_at FROM invalidations
@@ -55,7 +55,7 @@ impl ReceiptStore for SqliteStore {
         .await
         .map_err(failed(ACTION))?;
         if !rows.is_empty() {
-            return Ok(Some(Recorded::Open(rows.iter().map(open_row).collect::<Result<_, _>>()?)));
+            return Ok(Some(StoredOutcome::Open(rows.iter().map(open_row).collect::<Result<_, _>>()?)));
         }
         // Of a change from before the purge of receipts nobody knows any more whether it had one.
         let carried_out: bool = sqlx::query_scalar(
@@ -67,7 +67,7 @@ impl ReceiptStore for SqliteStore {
         .fetch_one(&mut *snapshot)
         .await
         .map_err(failed(ACTION))?;
-        Ok(carried_out.then_some(Recorded::Nothing))
+        Ok(carried_out.then_some(StoredOutcome::Nothing))
     }
 
     async fn open_requests(

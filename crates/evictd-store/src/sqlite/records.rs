@@ -14,7 +14,7 @@ use super::clock::now;
 use super::write::failed;
 use super::{SqliteStore, log};
 use crate::error::StoreError;
-use crate::record::{Api, KeyDetails, KeyPage, ListKeys, RecordStore};
+use crate::record::{Api, KeyDetails, KeyPage, KeyQuery, RecordStore};
 use crate::rows::{self, record_state, sql_limit};
 
 #[async_trait]
@@ -94,7 +94,7 @@ impl RecordStore for SqliteStore {
     async fn list_keys(
         &self,
         workspace: &WorkspaceId,
-        list: ListKeys,
+        list: KeyQuery,
     ) -> Result<Option<KeyPage>, StoreError> {
         let list = &list;
         if live_api(&self.connections.records, workspace, &list.api_id).await?.is_none() {

@@ -40,13 +40,13 @@ impl RosterStore for SqliteStore {
         })
     }
 
-    async fn trust_roster(&self, epoch: u32) -> Result<(), StoreError> {
+    async fn mark_roster_complete(&self, epoch: u32) -> Result<(), StoreError> {
         let mut write = Write::begin(&self.connections.writer, "trust its roster").await?;
         trust(&mut write, epoch).await?;
         write.commit().await
     }
 
-    async fn part_with_instances(&self, departed: &[Identity]) -> Result<(), StoreError> {
+    async fn mark_departed(&self, departed: &[Identity]) -> Result<(), StoreError> {
         if departed.is_empty() {
             return Ok(());
         }
@@ -55,7 +55,7 @@ impl RosterStore for SqliteStore {
         write.commit().await
     }
 
-    async fn forget_instances(&self, gone: &[(Identity, StoreTime)]) -> Result<(), StoreError> {
+    async fn remove_instances(&self, gone: &[(Identity, StoreTime)]) -> Result<(), StoreError> {
         if gone.is_empty() {
             return Ok(());
         }

@@ -10,7 +10,7 @@ use evictd_store::audit::{AuditQuery, AuditRecord, Purge, Purged};
 use evictd_store::change::{ChangeError, DeleteMode, KeyUpdate, Reroll};
 use evictd_store::history::ROUND_TOKENS_KEPT;
 use evictd_store::operator::NewRootKey;
-use evictd_store::receipt::{FinalReceipt, Recorded};
+use evictd_store::receipt::{FinalReceipt, StoredOutcome};
 use evictd_store::{HomeStore, StoreError};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
@@ -433,7 +433,7 @@ async fn receipts_count_as_purged_only_as_far_as_they_were(home: &impl ByHand) {
     let at_once = Purge { receipts: Duration::ZERO, ..AN_HOUR };
     store.purge(at_once).await.unwrap();
     let told = store.receipt(&workspace(), "req_same").await.unwrap();
-    assert_eq!(told, Some(Recorded::Nothing), "nothing was purged");
+    assert_eq!(told, Some(StoredOutcome::Nothing), "nothing was purged");
 
     // One of long ago doesn't speak of this one either.
     store.create_key(&asking("req_old"), key(2)).await.unwrap();
@@ -441,7 +441,7 @@ async fn receipts_count_as_purged_only_as_far_as_they_were(home: &impl ByHand) {
     let rows = store.number(10).await.unwrap().rows;
     store.record_receipts(&[receipt("req_old", rows[0].position, "{}")]).await.unwrap();
     assert_eq!(store.purge(at_once).await.unwrap().receipts, 1);
-    assert_eq!(store.receipt(&workspace(), "req_same").await.unwrap(), Some(Recorded::Nothing));
+    assert_eq!(store.receipt(&workspace(), "req_same").await.unwrap(), Some(StoredOutcome::Nothing));
 
     let now = StoreTime::from_millis(audited(home, 0).await.last().unwrap().time.as_millis() + 1);
     let young = receipt("req_young", rows[1].position, "{}");

@@ -16,8 +16,8 @@ use evictd_store::HomeStore;
 use evictd_store::audit::{AuditQuery, Purge, Purged};
 use evictd_store::change::{Actor, ChangeError, DeleteMode, Edit, KeyUpdate, NewApi, NewKey, Reroll};
 use evictd_store::log::{Numbered, NumberedRequest, Replay, RoundRequest};
-use evictd_store::receipt::{FinalReceipt, OpenRow, Recorded};
-use evictd_store::record::{Api, KeyDetails, ListKeys};
+use evictd_store::receipt::{FinalReceipt, OpenRow, StoredOutcome};
+use evictd_store::record::{Api, KeyDetails, KeyQuery};
 
 use crate::fixture::{
     PostgresFixture, SqliteFixture, actor, api_id, asking, end, instance, key, key_scope, new_api, news,
@@ -613,8 +613,8 @@ async fn an_instance_is_forgotten_unless_it_was_heard_since(store: &dyn HomeStor
     let seen = run_round(store, &[instance(1), instance(2), instance(3)]).await.clock.store_time;
     let earlier = StoreTime(seen.0 - 1);
     let gone = [(instance(1).identity, seen), (instance(2).identity, earlier), (instance(9).identity, seen)];
-    store.forget_instances(&gone).await.unwrap();
-    store.forget_instances(&[]).await.unwrap();
+    store.remove_instances(&gone).await.unwrap();
+    store.remove_instances(&[]).await.unwrap();
     let left = store.roster(0).await.unwrap();
     let identities = |entries: &[RosterEntry]| -> Vec<_> {
         entries.iter().map(|entry| entry.instance.identity.clone()).collect()
@@ -629,15 +629,15 @@ async fn an_instance_is_forgotten_unless_it_was_heard_since(store: &dyn HomeStor
 async fn a_goodbye_is_told_until_the_instance_comes_back(store: &dyn HomeStore) {
     run_round(store, &[instance(1), instance(2)]).await;
     let before = store.roster(0).await.unwrap();
-    store.part_with_instances(&[instance(1).identity, instance(9).identity]).await.unwrap();
-    store.part_with_instances(&[]).await.unwrap();
+    store.mark_departed(&[instance(1).identity, instance(9).identity]).await.unwrap();
+    store.mark_departed(&[]).await.unwrap();
     let news = store.roster(before.revision).await.unwrap();
     let [RosterEntry { instance: gone, departed: true, last_seen }] = &news.entries[..] else {
         panic!("{news:?}")
     };
     assert_eq!((gone, *last_seen), (&instance(1), before.entries[0].last_seen));
     assert!(news.revision > before.revision);
-    store.part_with_instances(&[instance(1).identity]).await.unwrap();
+    store.mark_departed(&[instance(1).identity]).await.unwrap();
     assert_eq!(store.roster(0).await.unwrap().revision, news.revision, "it is known");
 
     run_round(store, &[instance(1)]).await;
@@ -677,19 +677,23 @@ async fn a_request_is_open_until_its_receipt_is_recorded(store: &dyn HomeStore) 
     let recorded = async |request: &str| store.receipt(&workspace(), request).await.unwrap();
     assert_eq!(recorded("req_d").await, None);
     store.delete_key(&asking("req_d"), &key(1).id, DeleteMode::Soft, &|_| true).await.unwrap();
-    let Some(Recorded::Open(waiting)) = recorded("req_d").await else { panic!("it is open") };
+    let Some(StoredOutcome::Open(waiting)) = recorded("req_d").await else { panic!("it is open") };
     let [OpenRow { position: None, cause: Cause::Deleted, committed_at }] = waiting[..] else {
         panic!("{waiting:?}")
     };
     let row = store.number(100).await.unwrap().requests.remove(0);
     assert_eq!(row.committed_at, committed_at);
     let numbered = OpenRow { position: Some(row.position), cause: Cause::Deleted, committed_at };
-    assert_eq!(recorded("req_d").await, Some(Recorded::Open(vec![numbered])));
+    assert_eq!(recorded("req_d").await, Some(StoredOutcome::Open(vec![numbered])));
 
     let body = "{\"regions\": {\"eu\":  \"confirmed\"}, \"text\": \"\\u0000 \\n ü 🗝\"}";
     store.record_receipts(&[receipt("req_d", row.position, body)]).await.unwrap();
     store.record_receipts(&[]).await.unwrap();
-    assert_eq!(recorded("req_d").await, Some(Recorded::Final { body: body.to_owned() }), "byte for byte");
+    assert_eq!(
+        recorded("req_d").await,
+        Some(StoredOutcome::Final { body: body.to_owned() }),
+        "byte for byte"
+    );
     assert_eq!(
         store.receipt(&WorkspaceId::new("ws_2"), "req_d").await.unwrap(),
         None,
@@ -700,7 +704,7 @@ async fn a_request_is_open_until_its_receipt_is_recorded(store: &dyn HomeStore) 
 async fn a_request_that_changed_nothing_or_was_refused_is_told_apart(store: &dyn HomeStore) {
     store.create_root_key(&operator(), root_key()).await.unwrap();
     store.create_api(&asking("req_api"), new_api()).await.unwrap();
-    assert_eq!(store.receipt(&workspace(), "req_api").await.unwrap(), Some(Recorded::Nothing));
+    assert_eq!(store.receipt(&workspace(), "req_api").await.unwrap(), Some(StoredOutcome::Nothing));
     assert_eq!(store.receipt(&WorkspaceId::new("ws_2"), "req_api").await.unwrap(), None);
     store.delete_key(&asking("req_no"), &key(1).id, DeleteMode::Soft, &|_| true).await.unwrap_err();
     assert_eq!(store.receipt(&workspace(), "req_no").await.unwrap(), None);
@@ -717,10 +721,10 @@ async fn the_first_receipt_of_a_request_stays(store: &dyn HomeStore) {
     let had_one = store.record_receipts(&[second, receipt("req_2", two, "{}")]).await.unwrap();
     assert_eq!(had_one, HashSet::from(["req_1".to_owned()]));
     let recorded = async |request: &str| store.receipt(&workspace(), request).await.unwrap();
-    assert_eq!(recorded("req_1").await, Some(Recorded::Final { body: first.body }));
+    assert_eq!(recorded("req_1").await, Some(StoredOutcome::Final { body: first.body }));
     assert_eq!(
         recorded("req_2").await,
-        Some(Recorded::Final { body: "{}".to_owned() }),
+        Some(StoredOutcome::Final { body: "{}".to_owned() }),
         "the others are kept"
     );
 }
@@ -733,7 +737,7 @@ async fn receipts_are_recorded_together_or_not_at_all(store: &dyn HomeStore) {
     let rows = store.number(10).await.unwrap().rows;
     let half = [receipt("req_d", rows[0].position, "{}"), receipt("req_e", rows[1].position, "not JSON")];
     store.record_receipts(&half).await.unwrap_err();
-    assert!(matches!(store.receipt(&workspace(), "req_d").await.unwrap(), Some(Recorded::Open(_))));
+    assert!(matches!(store.receipt(&workspace(), "req_d").await.unwrap(), Some(StoredOutcome::Open(_))));
     assert_eq!(store.open_requests(before, 10).await.unwrap().len(), 2);
 }
 
@@ -900,7 +904,7 @@ async fn an_update_that_changes_nothing_is_no_news(store: &dyn HomeStore) {
     let same = KeyUpdate { name: Edit::Set("billing".to_owned()), ..KeyUpdate::default() };
     store.update_key(&asking("req_same"), &key(1).id, same, &|_| true).await.unwrap();
     assert_eq!(news(store).await, []);
-    assert_eq!(store.receipt(&workspace(), "req_same").await.unwrap(), Some(Recorded::Nothing));
+    assert_eq!(store.receipt(&workspace(), "req_same").await.unwrap(), Some(StoredOutcome::Nothing));
 }
 
 fn reroll(n: u8, grace: Duration) -> Reroll {
@@ -971,7 +975,7 @@ async fn keys_are_listed_page_by_page_without_deleted_ones(store: &dyn HomeStore
     update(store, 4, other).await.unwrap();
     let list = async |external_id: Option<&str>, from, limit| {
         let external_id = external_id.map(str::to_owned);
-        let list = ListKeys { api_id: api_id(), external_id, from, limit };
+        let list = KeyQuery { api_id: api_id(), external_id, from, limit };
         let page = store.list_keys(&workspace(), list).await.unwrap().unwrap();
         (page.keys.iter().map(|key| key.id.to_string()).collect::<Vec<_>>(), page.next)
     };
@@ -981,11 +985,11 @@ async fn keys_are_listed_page_by_page_without_deleted_ones(store: &dyn HomeStore
     assert_eq!(second, (vec!["key_4".to_owned(), "key_5".to_owned()], None));
     assert_eq!(list(Some("customer-2"), None, 100).await.0, ["key_4"]);
     assert_eq!(list(Some("nobody"), None, 100).await.0, [""; 0]);
-    let one = ListKeys { api_id: api_id(), external_id: None, from: None, limit: 1 };
+    let one = KeyQuery { api_id: api_id(), external_id: None, from: None, limit: 1 };
     let page = store.list_keys(&workspace(), one.clone()).await.unwrap().unwrap();
     assert_eq!(page.keys, [details(store, 1).await]);
 
-    let nowhere = ListKeys { api_id: evictd_core::ids::ApiId::new("api_none"), ..one.clone() };
+    let nowhere = KeyQuery { api_id: evictd_core::ids::ApiId::new("api_none"), ..one.clone() };
     assert_eq!(store.list_keys(&workspace(), nowhere).await.unwrap(), None);
     assert_eq!(store.list_keys(&WorkspaceId::new("ws_2"), one).await.unwrap(), None);
 }
@@ -1102,11 +1106,11 @@ async fn a_receipt_that_was_purged_is_not_taken_for_none(store: &dyn HomeStore) 
     let position = store.number(10).await.unwrap().head.at;
     let done = FinalReceipt { final_at: wall_clock(), ..receipt("req_d", position, "{}") };
     store.record_receipts(&[done]).await.unwrap();
-    assert!(matches!(store.receipt(&workspace(), "req_d").await.unwrap(), Some(Recorded::Final { .. })));
+    assert!(matches!(store.receipt(&workspace(), "req_d").await.unwrap(), Some(StoredOutcome::Final { .. })));
     let purged = store.purge(EVERYTHING).await.unwrap();
     assert_eq!(purged.receipts, 1);
     let told = store.receipt(&workspace(), "req_d").await.unwrap();
-    assert!(!matches!(told, Some(Recorded::Nothing)), "{told:?}");
+    assert!(!matches!(told, Some(StoredOutcome::Nothing)), "{told:?}");
     assert_eq!(audited(store, AuditQuery::default()).await.len(), 4, "its audit record stays");
     let all = Purge { audit: Some(Duration::ZERO), ..EVERYTHING };
     assert_eq!(store.purge(all).await.unwrap().audit, 4);

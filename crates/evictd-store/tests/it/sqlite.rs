@@ -17,7 +17,7 @@ use evictd_core::roster::{Instance, PartitionPolicy};
 use evictd_store::audit::{AuditQuery, Purge};
 use evictd_store::change::{DeleteMode, Edit, KeyUpdate};
 use evictd_store::log::{Replay, RoundRequest};
-use evictd_store::receipt::Recorded;
+use evictd_store::receipt::StoredOutcome;
 use evictd_store::sqlite::SqliteStore;
 use evictd_store::{
     ChangeStore, HomeStore, LogStore, OperatorStore, ReceiptStore, RecordStore, RosterStore, StoreError,
@@ -606,7 +606,7 @@ async fn of_a_permanently_deleted_key_only_the_id_remains_when_the_retention_end
     assert!(store.purge(purge).await.unwrap().log >= 3);
     assert_eq!(traces(&fixture), [""; 0]);
     let kept = store.receipt(&workspace(), "req_d").await.unwrap();
-    assert_eq!(kept, Some(Recorded::Final { body: body.to_owned() }), "its receipt remains");
+    assert_eq!(kept, Some(StoredOutcome::Final { body: body.to_owned() }), "its receipt remains");
     let of_key = AuditQuery { target: Some("key_1".to_owned()), limit: 10, ..AuditQuery::default() };
     assert_eq!(store.audit(&of_key).await.unwrap().len(), 3, "and who did what");
 }

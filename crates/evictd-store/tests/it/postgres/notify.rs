@@ -13,7 +13,7 @@ use super::{DEADLINE, connect, populated, run};
 use crate::fixture::{actor, key, news, operator, populate, root_key};
 
 async fn told(store: &dyn HomeStore) {
-    timeout(DEADLINE, store.told_of_a_change()).await.expect("nobody told");
+    timeout(DEADLINE, store.change_notified()).await.expect("nobody told");
 }
 
 #[tokio::test]
@@ -26,7 +26,7 @@ async fn a_change_past_the_control_api_is_told_whether_or_not_anybody_was_waitin
     // A caller that asks again and again, as one in a select does, misses nothing.
     run(&fixture.url, "UPDATE keys SET enabled = true").await;
     let ask =
-        async { while timeout(Duration::from_micros(1), fixture.store.told_of_a_change()).await.is_err() {} };
+        async { while timeout(Duration::from_micros(1), fixture.store.change_notified()).await.is_err() {} };
     timeout(DEADLINE, ask).await.expect("nobody told");
 }
 
@@ -57,7 +57,7 @@ async fn a_listener_whose_server_was_away_listens_again_and_tells_that_it_may_ha
     told(&*store).await;
     let waiting = tokio::spawn({
         let store = store.clone();
-        async move { store.told_of_a_change().await }
+        async move { store.change_notified().await }
     });
     tokio::task::block_in_place(|| {
         server.kill().unwrap();

@@ -130,7 +130,7 @@ async fn a_publisher_is_told_which_rights_it_lacks_and_needs_no_others() {
     store.delete_api(&asking("req_a"), &api_id()).await.unwrap();
     let head = run_round(&store, &[instance(1)]).await.numbered.head.at;
     store.record_receipts(&[receipt("req_a", head, "{}")]).await.unwrap();
-    store.part_with_instances(&[instance(1).identity]).await.unwrap();
+    store.mark_departed(&[instance(1).identity]).await.unwrap();
     run(&owners, "UPDATE root_keys SET expires = 1; UPDATE keys SET expires = 1").await;
     assert_eq!(store.expire(10).await.unwrap(), 2);
     run(&owners, "REVOKE DELETE ON keys FROM worker").await;

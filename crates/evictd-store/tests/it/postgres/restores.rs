@@ -67,7 +67,7 @@ async fn tables_that_are_filled_again_in_place_begin_an_epoch_under_publishers_t
                   DELETE FROM invalidations WHERE position > (SELECT head FROM log_head); COMMIT";
     run(&url, refill).await;
     // What doesn't begin an epoch doesn't hide that one is due either.
-    store.trust_roster(1).await.unwrap();
+    store.mark_roster_complete(1).await.unwrap();
     assert_branches(&url, seen).await;
     assert_eq!(end(&store).await.epoch(), 2, "the old connections see it, too");
 }
@@ -105,7 +105,7 @@ async fn neither_upkeep_of_the_table_nor_publishers_that_take_turns_begin_an_epo
         "REINDEX TABLE log_head; ANALYZE log_head",
     ] {
         run(&fixture.url, upkeep).await;
-        fixture.store.trust_roster(1).await.unwrap();
+        fixture.store.mark_roster_complete(1).await.unwrap();
         let all = Purge { log: Duration::ZERO, receipts: Duration::ZERO, audit: None, limit: 100 };
         other.purge(all).await.unwrap();
         let (one, two) = tokio::join!(run_round(&fixture.store, &[]), run_round(&other, &[]));
