@@ -1,5 +1,13 @@
+use std::time::Duration;
+
 use super::*;
-use crate::ids::{AgentName, InstanceId};
+use crate::exposure::{ApplyReport, Exposure};
+use crate::ids::{AgentName, Identity, InstanceId, Region, WorkspaceId};
+use crate::invalidation::Cause;
+use crate::offset::DurationRange;
+use crate::position::LogPosition;
+use crate::roster::{Instance, PartitionPolicy};
+use crate::time::{LeaseTime, StoreTime};
 
 const BOUND: Duration = Duration::from_secs(30);
 
