@@ -283,16 +283,16 @@ impl Agent {
         }
         (&self.loads, self.loads_left, self.rostered).hash(&mut hasher);
         for (nonce, seen) in &self.asked {
-            (0, follower.question(*nonce), seen).hash(&mut hasher);
+            (0, follower.request_rank(*nonce), seen).hash(&mut hasher);
         }
         for (nonce, head) in &self.proofs {
-            (1, follower.question(*nonce), head).hash(&mut hasher);
+            (1, follower.request_rank(*nonce), head).hash(&mut hasher);
         }
         for Wanted { nonce, .. } in &self.wanted {
-            (2, follower.question(*nonce)).hash(&mut hasher);
+            (2, follower.request_rank(*nonce)).hash(&mut hasher);
         }
         for (nonce, head, replay) in &self.replays {
-            (3, follower.question(*nonce), head, replay).hash(&mut hasher);
+            (3, follower.request_rank(*nonce), head, replay).hash(&mut hasher);
         }
         hasher.finish()
     }

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use evictd_core::entry::Validity;
 use evictd_core::exposure::{Answers, ExposureLog};
-use evictd_core::follower::{Effect, FlushReason, Follower, LoadSource, ReplayOutcome, evicted_key};
+use evictd_core::follower::{Effect, FlushReason, Follower, LoadSource, ReplayOutcome};
 use evictd_core::history::{Provenance, Voucher};
 use evictd_core::ids::KeyHash;
 use evictd_core::invalidation::{Invalidation, Scope};
@@ -444,7 +444,7 @@ impl Agent {
         // An entry that was read between the commit and its numbering has the change, and can't know it. A row that
         // is wider than the change speaks for others, too.
         let bound = self.state.bound.bound();
-        if reported.at_least > bound && given <= bound && evicted_key(scope).is_some() {
+        if reported.at_least > bound && given <= bound && scope.evicted_key().is_some() {
             ctx.checker.violated(Rule::G5, ctx.now, || {
                 format!("{node:?} reports a breach, {reported:?} of {position}, and the last answer came {given:?} after it")
             });
@@ -480,7 +480,7 @@ impl Agent {
 
     /// What is below an API or a workspace stays, and dies by its floor: only its end is counted.
     fn count_ends(&self, ctx: &mut Ctx, scope: &Scope) {
-        if evicted_key(scope).is_some() {
+        if scope.evicted_key().is_some() {
             return;
         }
         let depends = |entry: &Entry| match (scope, &entry.record) {

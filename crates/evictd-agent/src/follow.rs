@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_nats::Message;
 use bytes::Bytes;
 use evictd_core::exposure::{ApplyReport, Exposure};
-use evictd_core::follower::{Accepted, Effect, Via, evicted_key};
+use evictd_core::follower::{Accepted, Effect, Via};
 use evictd_core::history::Provenance;
 use evictd_core::ids::{Identity, KeyHash};
 use evictd_core::invalidation::{Invalidation, Scope};
@@ -307,7 +307,7 @@ impl Task {
         let evicted = knowledge.perform(&effect, &**cache);
         match effect {
             Effect::Applied { invalidation, via } => {
-                if let Some(hash) = evicted_key(&invalidation.scope) {
+                if let Some(hash) = invalidation.scope.evicted_key() {
                     self.check_evicted(hash, invalidation.position);
                 }
                 self.applied(&invalidation, via, evicted.as_deref());

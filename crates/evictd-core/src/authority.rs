@@ -1,13 +1,14 @@
-//! The publisher's side: when a probe round runs, what its reads answer for, and when a publisher must leave its queue
-//! groups (R7, R8, R14).
+//! The publisher's side: when a round of probes runs, how old its reads are, and when a publisher
+//! must leave its queue groups (R7, R8, R14).
 
 use std::time::Duration;
 
 use crate::protection::Protection;
 use crate::time::LeaseTime;
 
-/// Probes that wait for a round. Rounds start at most every `spacing`, one at a time; probes that
-/// arrive meanwhile share the next one, so that the store's cost doesn't grow with the agents.
+/// The probes that wait for a round. Rounds start at most every `spacing`, one at a time. Probes
+/// that arrive meanwhile share the next round, so that the store's load doesn't grow with the
+/// agents.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Rounds<P> {
     spacing: Duration,
@@ -20,7 +21,7 @@ pub struct Rounds<P> {
 }
 
 impl<P> Rounds<P> {
-    /// No probes. More than `waiting_max` at once are refused.
+    /// Without probes. More than `waiting_max` at once are refused.
     pub fn new(spacing: Duration, waiting_max: usize) -> Self {
         Self {
             spacing,
@@ -33,7 +34,7 @@ impl<P> Rounds<P> {
         }
     }
 
-    /// A probe arrived. `Err` gives it back when too many wait.
+    /// Adds a probe, or returns it as the error when too many wait.
     pub fn add(&mut self, probe: P, now: LeaseTime) -> Result<(), P> {
         if self.waiting.len() >= self.waiting_max {
             return Err(probe);
@@ -43,8 +44,8 @@ impl<P> Rounds<P> {
         Ok(())
     }
 
-    /// Starts a round if one is due, and returns whom it will answer: exactly the probes that were
-    /// seen before it began.
+    /// Starts a round if one is due, and returns the probes that it answers: exactly those that
+    /// arrived before it.
     pub fn start(&mut self, now: LeaseTime) -> Option<Vec<P>> {
         if self.start_at().is_none_or(|due| now < due) {
             return None;
@@ -55,18 +56,17 @@ impl<P> Rounds<P> {
         Some(std::mem::take(&mut self.waiting))
     }
 
-    /// The running round ended, well or badly.
-    pub fn finish(&mut self, well: bool) {
+    /// The running round ended.
+    pub fn finish(&mut self, succeeded: bool) {
         let since = self.running_since.take();
-        self.failing_since = if well { None } else { self.failing_since.or(since) };
+        self.failing_since = if succeeded { None } else { self.failing_since.or(since) };
     }
 
-    /// The probes that wait.
     pub fn waiting(&self) -> &[P] {
         &self.waiting
     }
 
-    /// When [`Rounds::start`] would start a round; `None` while one runs or nobody waits.
+    /// When the next round is due; `None` while one runs or no probe waits.
     pub fn start_at(&self) -> Option<LeaseTime> {
         if self.running_since.is_some() || self.waiting.is_empty() {
             return None;
@@ -74,9 +74,10 @@ impl<P> Rounds<P> {
         Some(self.last_start.map_or(LeaseTime(0), |last| last.after(self.spacing)))
     }
 
-    /// Whether somebody has waited longer than `patience` for a round that succeeds: the publisher must
-    /// leave the queue group, or it would swallow its neighbours' probes (R14). Probes that go to all still
-    /// come in, and a round that succeeds ends it.
+    /// Whether a probe has waited longer than `patience` for a round that succeeds. Then the
+    /// publisher must leave the queue group, or probes would reach it instead of a publisher that
+    /// can answer (R14). Probes to all publishers still arrive, and a round that succeeds ends the
+    /// stall.
     pub fn stalled(&self, now: LeaseTime, patience: Duration) -> bool {
         let waits = [self.running_since, self.oldest_waiting, self.failing_since];
         Protection::StalledPublishersKeepSilent.holds()
@@ -84,8 +85,8 @@ impl<P> Rounds<P> {
     }
 }
 
-/// How old the last round that began at `began` is: a read answers for no later moment, because the server that gave it
-/// may have been demoted since (R8). Decades if there was no round yet.
+/// Returns how old the last round is, which began at `began`. A read proves nothing about a later
+/// moment, because its server may have been demoted since (R8). Without a round it is decades.
 pub fn fence_age(began: Option<LeaseTime>, now: LeaseTime) -> Duration {
     if Protection::LookupsCarryTheFenceAge.holds() {
         now.since(began.unwrap_or_default())
@@ -114,14 +115,14 @@ mod tests {
         }
         assert_eq!(rounds.start(ms(2)), None, "a round is running");
         rounds.finish(true);
-        assert_eq!(rounds.start(ms(249)), None, "rounds keep their distance");
+        assert_eq!(rounds.start(ms(249)), None, "rounds are spaced");
         assert_eq!(rounds.start(ms(250)).map(|probes| probes.len()), Some(10_000));
         rounds.finish(true);
-        assert_eq!(rounds.start(ms(900)), None, "nobody waits");
+        assert_eq!(rounds.start(ms(900)), None, "no probe waits");
     }
 
     #[test]
-    fn a_probe_that_arrives_during_a_round_waits_for_the_next() {
+    fn probe_during_a_round_waits_for_the_next_one() {
         let mut rounds = Rounds::new(SPACING, 10);
         rounds.add("early", ms(0)).unwrap();
         assert_eq!(rounds.start(ms(0)), Some(vec!["early"]));
@@ -131,17 +132,17 @@ mod tests {
     }
 
     #[test]
-    fn too_many_probes_are_refused_not_kept() {
+    fn probes_above_the_limit_are_refused() {
         let mut rounds = Rounds::new(SPACING, 1);
         rounds.add(1, ms(0)).unwrap();
         assert_eq!(rounds.add(2, ms(0)), Err(2));
     }
 
     #[test]
-    fn a_round_that_does_not_finish_counts_as_stalled() {
+    fn round_that_does_not_finish_counts_as_stalled() {
         let patience = Duration::from_secs(2);
         let mut rounds = Rounds::new(SPACING, 10);
-        assert!(!rounds.stalled(ms(60_000), patience), "nobody asked");
+        assert!(!rounds.stalled(ms(60_000), patience), "no probe arrived");
         rounds.add(1, ms(0)).unwrap();
         rounds.start(ms(0)).unwrap();
         assert!(!rounds.stalled(ms(1_999), patience));
@@ -151,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn rounds_that_fail_fast_count_as_stalled_until_one_succeeds() {
+    fn failing_rounds_count_as_stalled_until_one_succeeds() {
         let patience = Duration::from_secs(2);
         let mut rounds = Rounds::new(SPACING, 10);
         for at in [0, 1_000, 2_000] {

@@ -1,8 +1,8 @@
-//! Whether a cached record may be answered from (R6, R8, R9).
+//! Whether a cached record may be served (R6, R8, R9).
 //!
-//! A cache keeps each record with a [`Validity`]. Three parties meet at it without a lock: the loader that
-//! inserts it, the follower that raises floors, and the verification that reads; [`crate::serving`] has their
-//! steps.
+//! A cache keeps each record with its [`Validity`]. Three parties use it without a lock: the load
+//! that inserts the record, the follower that raises floors, and the verification that reads.
+//! [`crate::serving`] has their steps.
 
 use crate::floors::{Anchors, FloorCell};
 use crate::lease::Bound;
@@ -11,14 +11,12 @@ use crate::protection::Protection;
 use crate::sync::{AtomicBool, AtomicU64, Ordering};
 use crate::time::LeaseTime;
 
-/// How an entry stands towards a verification.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum EntryState {
-    /// It may be answered from.
     Servable,
-    /// It meets every floor that is known, but neither its read nor the lease vouches for it any more.
+    /// It meets its floors, but both its read and the lease are too old.
     Stale,
-    /// Something that it depends on has changed since, or it isn't shown yet.
+    /// It is below a floor, or not shown yet.
     Void,
 }
 
@@ -27,14 +25,13 @@ pub(crate) enum EntryState {
 pub struct Validity {
     /// When the load was sent, less the age of the authority's last fence (R8).
     pub read_at: LeaseTime,
-    /// The shared floors that it must meet.
     pub anchors: Anchors,
     as_of: AtomicU64,
     shown: AtomicBool,
 }
 
 impl Validity {
-    /// A validity that is hidden until [`Validity::show`].
+    /// Of an entry that is hidden until [`Validity::show`].
     pub(crate) fn new(as_of: LogPosition, read_at: LeaseTime, anchors: Anchors) -> Self {
         let as_of = AtomicU64::new(as_of.to_bits());
         Self { read_at, anchors, as_of, shown: AtomicBool::new(false) }
@@ -45,7 +42,7 @@ impl Validity {
         LogPosition::from_bits(self.as_of.load(Ordering::Acquire))
     }
 
-    /// To be called after a look at the floors that followed the insertion.
+    /// Call it after the check of the floors that follows the insertion.
     pub(crate) fn show(&self) {
         self.shown.store(true, Ordering::Release);
     }
@@ -55,7 +52,8 @@ impl Validity {
         self.shown.load(Ordering::Acquire)
     }
 
-    /// Judges the entry for a verification that read `now` and `proven_at` before it found the entry.
+    /// Judges the entry for a verification that read `now` and `proven_at` before it looked the
+    /// entry up.
     pub(crate) fn state(
         &self,
         now: LeaseTime,
@@ -73,8 +71,9 @@ impl Validity {
         }
     }
 
-    /// After a hit that passed: what was applied before the floors were read is in this entry too (R6).
-    /// So entries in use outlive the horizon.
+    /// Raises `as_of` after a hit: the entry met floors that were read after `applied`, so it
+    /// includes all changes up to there (R6). Without it, a rising horizon would void entries that
+    /// are in use.
     pub(crate) fn advance(&self, applied: LogPosition) {
         if self.as_of() < applied {
             self.as_of.fetch_max(applied.to_bits(), Ordering::AcqRel);

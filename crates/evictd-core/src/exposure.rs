@@ -1,16 +1,22 @@
-//! Until when the old state was answered from after a change was committed (G5).
+//! How long the old state was served after a change was committed (G5).
 //!
-//! Every entry has the time of its last answer ([`Answers`]). When a change is applied, the entry that it evicts
-//! gives that time. But what was answered from may be gone by then: replaced by a load, pushed out by others,
-//! flushed. So whatever leaves the cache hands its time on ([`ExposureLog::record_evicted`]), until a proof shows that
-//! every change of before that time has been applied here. Of an API or a workspace, whose entries aren't looked at
-//! one by one, a [`Ring`] has the times; entries hold it like their floors, so a hit looks nothing up and writes
-//! a few words of memory.
+//! Each entry keeps the time of its last answer ([`Answers`]). When a change is applied, the entry
+//! that it evicts gives that time. But the entry that was served may be gone by then: replaced by a
+//! load, evicted for room, or flushed. So each entry that leaves the cache hands its time on
+//! ([`ExposureLog::record_evicted`]), and it is kept until a proof shows that every change from
+//! before that time was applied.
 //!
-//! Told is an upper estimate, never less than what was answered ([`AnswersAfter::at_least`] alone is a lower one).
-//! Memory is bounded: where single keys are too many to remember, or all are flushed, the last answer of any
-//! stands in for that of each. What is missed are answers that are on their way in the very moment of the
-//! application or of a flush, and what a flush covers, since no change below its position is looked at any more.
+//! The entries of an API or a workspace are not looked at one by one. A [`Ring`] has their times.
+//! Entries hold it as they hold their floors, so a hit looks nothing up, and writes a few words of
+//! memory.
+//!
+//! The estimate is an upper one: the last answer is never later ([`AnswersAfter::at_least`] is the
+//! lower one). Memory is bounded: when single keys are too many, or after a flush, the last answer
+//! of any entry stands in for each.
+//!
+//! Two kinds of answers are missed: those that are given in the moment of the application or of a
+//! flush, and those that lack a change below the position of a flush, because such changes are no
+//! longer looked at.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -26,26 +32,25 @@ use crate::record::Record;
 use crate::sync::{AtomicU64, Mutex, Ordering};
 use crate::time::LeaseTime;
 
-/// Seconds of which a ring tells apart what was answered from.
+/// How many seconds a ring distinguishes.
 const SLOTS: usize = 32;
 
 /// A ring's unit of time, in microseconds.
 const SLOT_US: u64 = 1_000_000;
 
-/// The unit in which last answers are remembered, in microseconds: an entry is written once in it, however
-/// often it is answered from.
+/// The unit of last answers, in microseconds. In each, an entry is written at most once.
 const TICK_US: u64 = 1_000;
 
-/// Rings that are kept before unused ones are dropped.
+/// At so many rings, unused ones are dropped.
 const RINGS_KEPT: usize = 1_024;
 
-/// Past entries of one key that are told apart.
+/// How many evicted entries of one key are distinguished.
 const PAST_OF_A_KEY: usize = 4;
 
-/// Above all ticks: nothing is noted there any more.
+/// The bit that closes a [`LastAnswer`]; above all ticks.
 const CLOSED: u64 = 1 << 63;
 
-/// When something was last answered from: the end of the tick, so it was before.
+/// The end of the tick of the last answer.
 #[derive(Debug)]
 struct LastAnswer(AtomicU64);
 
@@ -54,7 +59,7 @@ impl LastAnswer {
         Self(AtomicU64::new(0))
     }
 
-    /// Returns whether it is noted: not after [`Self::close`].
+    /// Notes an answer, unless it is closed. Returns whether it did.
     fn note(&self, now: LeaseTime) -> bool {
         let tick = now.0 / TICK_US + 1;
         let noted = self.0.load(Ordering::Relaxed);
@@ -64,47 +69,46 @@ impl LastAnswer {
         self.0.fetch_max(tick, Ordering::AcqRel) < CLOSED
     }
 
-    /// Ends it, and returns what was noted, or `None` if it was ended before.
+    /// Closes it, and returns the last answer, or `None` if it was closed before.
     fn close(&self) -> Option<LeaseTime> {
         let noted = self.0.fetch_or(CLOSED, Ordering::AcqRel);
         (noted < CLOSED).then(|| LeaseTime(noted * TICK_US))
     }
 
-    /// Not later than this; the clock's start if never.
+    /// The last answer came before this; the clock's start if there was none.
     fn before(&self) -> LeaseTime {
         LeaseTime((self.0.load(Ordering::Acquire) & !CLOSED) * TICK_US)
     }
 }
 
-/// How long the old state was answered from after the change was committed.
+/// How long the old state was served after the change was committed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Exposure {
-    /// So long after the commit, at most, the last of them was given; zero if there was none.
+    /// The last answer came at most so long after the commit; zero if there was none.
     pub last_after: Duration,
 }
 
-/// What an agent saw of one change, by its own clocks.
+/// What an agent measured of one change, by its own clock.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ApplyReport {
-    /// Which change.
     pub position: LogPosition,
-    /// From its commit to its application.
+    /// From the commit to the application.
     pub lag: DurationRange,
-    /// What was answered meanwhile.
     pub exposure: Exposure,
 }
 
-/// How long after a commit the last answer was given from before it.
+/// How long after a commit the last answer from the old state was given.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct AnswersAfter {
-    /// At most; zero if there was none.
+    /// Zero if there was none.
     pub at_most: Duration,
-    /// At least, of what is known to be this change's.
+    /// Of answers that are known to be of this change's key or scope.
     pub at_least: Duration,
 }
 
 impl AnswersAfter {
-    /// The last answer was given in the tick that ends then; if that is known of this very key or scope.
+    /// Of a last answer in the tick that ends at `before`. `is_exact`: it was of this very key or
+    /// scope.
     fn of_tick(before: LeaseTime, commit: CommitWindow, is_exact: bool) -> Self {
         let earliest = if is_exact { before.before(Duration::from_micros(TICK_US)) } else { LeaseTime(0) };
         Self { at_most: before.since(commit.earliest), at_least: earliest.since(commit.latest) }
@@ -115,27 +119,26 @@ impl AnswersAfter {
     }
 }
 
-/// The answers of one second from states that were ahead of what was applied.
+/// The answers of one second from states ahead of `applied`.
 #[derive(Debug)]
 struct RingSlot {
-    /// Which second.
     second: AtomicU64,
-    /// The oldest state that was answered from.
+    /// The oldest state that was served.
     oldest: AtomicU64,
 }
 
 /// The answers of an API, or of a workspace's own records.
 #[derive(Debug)]
 struct Ring {
-    /// From states of what was applied, or older: they lack whatever is applied later.
+    /// From states at or below `applied`: they lack all changes that are applied later.
     applied: LastAnswer,
-    /// From states ahead of that: a load brings changes that haven't arrived here.
+    /// From states ahead of `applied`: a load brings changes that haven't arrived here.
     ahead: LastAnswer,
-    /// That of its log.
+    /// The log's.
     late: Arc<LastAnswer>,
     slots: [RingSlot; SLOTS],
-    /// The end of the last slot that was written over.
-    forgotten: AtomicU64,
+    /// The end of the last slot that was overwritten.
+    overwritten: AtomicU64,
 }
 
 impl Ring {
@@ -146,11 +149,11 @@ impl Ring {
             ahead: LastAnswer::new(),
             late,
             slots: std::array::from_fn(slot),
-            forgotten: AtomicU64::new(0),
+            overwritten: AtomicU64::new(0),
         }
     }
 
-    /// An answer at `now` from a state as of `as_of`, when `applied` was applied.
+    /// Notes an answer at `now` from a state as of `as_of`.
     fn note(&self, now: LeaseTime, as_of: LogPosition, applied: LogPosition) {
         if as_of <= applied {
             self.applied.note(now);
@@ -161,8 +164,8 @@ impl Ring {
         let slot = &self.slots[second as usize % SLOTS];
         let seen = slot.second.load(Ordering::Acquire);
         if seen < second {
-            self.forgotten.fetch_max((seen + 1) * SLOT_US, Ordering::AcqRel);
-            // Of several that begin it at once, all but one add themselves below.
+            self.overwritten.fetch_max((seen + 1) * SLOT_US, Ordering::AcqRel);
+            // Of several threads that begin the slot at once, all but one go on below.
             slot.oldest.store(as_of.to_bits(), Ordering::Release);
             if slot.second.compare_exchange(seen, second, Ordering::AcqRel, Ordering::Acquire).is_ok() {
                 return;
@@ -173,12 +176,12 @@ impl Ring {
         }
     }
 
-    /// Not later than this.
+    /// The last answer came before this.
     fn last(&self) -> LeaseTime {
         self.applied.before().max(self.ahead.before())
     }
 
-    /// What was answered from before `position` since its commit.
+    /// The answers from before `position` since its commit.
     fn exposure(&self, position: LogPosition, commit: CommitWindow) -> AnswersAfter {
         let mut after = AnswersAfter::of_tick(self.applied.before(), commit, true);
         let last = self.ahead.before();
@@ -190,12 +193,12 @@ impl Ring {
                 after = after.max(AnswersAfter { at_most, at_least: begins.since(commit.latest) });
             }
         }
-        let forgotten = LeaseTime(self.forgotten.load(Ordering::Acquire));
-        after.max(AnswersAfter::of_tick(forgotten, commit, false))
+        let overwritten = LeaseTime(self.overwritten.load(Ordering::Acquire));
+        after.max(AnswersAfter::of_tick(overwritten, commit, false))
     }
 }
 
-/// An entry's part: when it was answered from, and where else that is noted.
+/// The answers of one entry.
 #[derive(Debug)]
 pub struct Answers {
     last: LastAnswer,
@@ -203,8 +206,8 @@ pub struct Answers {
 }
 
 impl Answers {
-    /// An answer at `now` from a state as of `as_of`, by a verification that read `applied` before. No lock, no
-    /// allocation.
+    /// Notes an answer at `now` from a state as of `as_of`, by a verification that read `applied`
+    /// before. Takes no lock, and allocates nothing.
     pub fn note(&self, now: LeaseTime, as_of: LogPosition, applied: LogPosition) {
         if !self.last.note(now) {
             self.ring.late.note(now);
@@ -213,7 +216,7 @@ impl Answers {
     }
 }
 
-/// An entry that is gone, or several.
+/// One or several entries that left the cache.
 #[derive(Clone, Copy, Debug)]
 struct EvictedEntry {
     /// Of several, the oldest.
@@ -223,13 +226,14 @@ struct EvictedEntry {
     is_exact: bool,
 }
 
-/// The answers from everything that is or was cached.
+/// The answers from all entries that are or were cached.
 #[derive(Debug)]
 pub struct ExposureLog {
-    kept: Mutex<ExposureState>,
-    /// From entries that had left the cache: by verifications on their way, and by loads that weren't cached.
+    state: Mutex<ExposureState>,
+    /// From entries that had left the cache: by verifications that had found them, and by loads
+    /// that weren't cached.
     late: Arc<LastAnswer>,
-    /// Of what was not found, which belongs to nobody.
+    /// Of "not found", which belongs to no API or workspace.
     absent: Arc<Ring>,
 }
 
@@ -238,73 +242,72 @@ struct ExposureState {
     apis: HashMap<ApiId, (WorkspaceId, Arc<Ring>)>,
     /// Of root keys.
     workspaces: HashMap<WorkspaceId, Arc<Ring>>,
-    /// At so many, unused ones are dropped.
+    /// At so many, unused rings are dropped.
     rings_full_at: usize,
     /// The last answer of rings that were dropped.
     dropped: LeaseTime,
-    /// By key, the entries that are gone.
+    /// The entries that left the cache, by key.
     past: HashMap<KeyHash, Vec<EvictedEntry>>,
-    /// Until then, any key may have been answered from entries that are not in `past`.
-    given_up: LeaseTime,
+    /// Before this, entries of any key may have been served that are not in `past`.
+    any_key_before: LeaseTime,
     proven_at: LeaseTime,
 }
 
 impl Default for ExposureLog {
     fn default() -> Self {
-        let kept = ExposureState {
+        let state = ExposureState {
             apis: HashMap::new(),
             workspaces: HashMap::new(),
             rings_full_at: RINGS_KEPT,
             dropped: LeaseTime(0),
             past: HashMap::new(),
-            given_up: LeaseTime(0),
+            any_key_before: LeaseTime(0),
             proven_at: LeaseTime(0),
         };
         let late = Arc::new(LastAnswer::new());
-        Self { kept: Mutex::new(kept), absent: Arc::new(Ring::new(late.clone())), late }
+        Self { state: Mutex::new(state), absent: Arc::new(Ring::new(late.clone())), late }
     }
 }
 
 impl ExposureLog {
-    /// The part of a new entry for `record`.
+    /// Returns the answers of a new entry for `record`.
     pub fn answers_of(&self, record: &Record) -> Answers {
         let ring = match record {
             Record::Absent => self.absent.clone(),
-            Record::Key(key) => self.kept.lock().of_api(&key.api_id, &key.workspace_id, &self.late),
-            Record::RootKey(root) => self.kept.lock().of_workspace(&root.workspace_id, &self.late),
+            Record::Key(key) => self.state.lock().of_api(&key.api_id, &key.workspace_id, &self.late),
+            Record::RootKey(root) => self.state.lock().of_workspace(&root.workspace_id, &self.late),
         };
         Answers { last: LastAnswer::new(), ring }
     }
 
-    /// An entry as of `as_of` has left the cache, for whatever reason.
+    /// An entry as of `as_of` has left the cache.
     pub fn record_evicted(&self, hash: &KeyHash, as_of: LogPosition, answers: &Answers) {
         if !Protection::AnswersAreHandedOn.holds() {
             return;
         }
-        // Answers that are given from it all the same are late.
+        // Later answers from it go to `late`.
         if let Some(before) = answers.last.close() {
-            self.kept.lock().record_evicted(hash, EvictedEntry { as_of, before, is_exact: true });
+            self.state.lock().record_evicted(hash, EvictedEntry { as_of, before, is_exact: true });
         }
     }
 
-    /// Everything is about to leave the cache, unseen.
+    /// The cache is about to be cleared, without a call of [`Self::record_evicted`] for each entry.
     pub fn flushed(&self) {
-        let mut kept = self.kept.lock();
-        let rings = kept.apis.values().map(|(_, ring)| ring).chain(kept.workspaces.values());
+        let mut state = self.state.lock();
+        let rings = state.apis.values().map(|(_, ring)| ring).chain(state.workspaces.values());
         let last = rings.map(|ring| ring.last()).fold(self.absent.last(), LeaseTime::max);
-        kept.given_up = kept.given_up.max(kept.dropped).max(last);
+        state.any_key_before = state.any_key_before.max(state.dropped).max(last);
     }
 
-    /// Every change that was committed before `at` has been applied.
+    /// The agent is proven complete as of `at`: every change that was committed before is applied.
     pub fn proven(&self, at: LeaseTime) {
-        let mut kept = self.kept.lock();
-        kept.proven_at = kept.proven_at.max(at);
-        kept.drop_settled();
+        let mut state = self.state.lock();
+        state.proven_at = state.proven_at.max(at);
+        state.drop_proven();
     }
 
-    /// How long after its commit a change that is applied now was not in what was answered. `evicted` is what it
-    /// evicted, and as of when that was. The work is bounded by the number of APIs, and doesn't grow with the
-    /// entries.
+    /// Returns the answers that lacked a change that is applied now. `evicted` is the entry that it
+    /// evicted, and its `as_of`. The work grows with the number of APIs, not with that of entries.
     pub fn exposure(
         &self,
         scope: &Scope,
@@ -312,29 +315,29 @@ impl ExposureLog {
         commit: CommitWindow,
         evicted: Option<(&Answers, LogPosition)>,
     ) -> AnswersAfter {
-        let kept = self.kept.lock();
+        let state = self.state.lock();
         match scope {
             Scope::Key { hash, .. } => {
                 let evicted = evicted.map(|(answers, as_of)| {
                     let before = answers.last.before();
                     EvictedEntry { as_of, before, is_exact: true }
                 });
-                let past = kept.past.get(hash).into_iter().flatten().copied();
-                // An entry that was loaded since the commit has the change in it.
+                let past = state.past.get(hash).into_iter().flatten().copied();
+                // An entry that was loaded since the commit includes the change.
                 past.chain(evicted)
                     .filter(|past| past.as_of < position)
                     .map(|past| AnswersAfter::of_tick(past.before, commit, past.is_exact))
                     .fold(
-                        AnswersAfter::of_tick(kept.given_up.max(self.late.before()), commit, false),
+                        AnswersAfter::of_tick(state.any_key_before.max(self.late.before()), commit, false),
                         AnswersAfter::max,
                     )
             }
-            Scope::Api(id) => kept.of_rings(|_, api| api == id, |_| false, position, commit),
+            Scope::Api(id) => state.of_rings(|_, api| api == id, |_| false, position, commit),
             Scope::Workspace(id) => {
-                kept.of_rings(|owner, _| owner == id, |workspace| workspace == id, position, commit)
+                state.of_rings(|owner, _| owner == id, |workspace| workspace == id, position, commit)
             }
             Scope::All => {
-                let all = kept.of_rings(|_, _| true, |_| true, position, commit);
+                let all = state.of_rings(|_, _| true, |_| true, position, commit);
                 all.max(self.absent.exposure(position, commit))
             }
         }
@@ -354,7 +357,8 @@ impl ExposureState {
         self.workspaces.entry(workspace.clone()).or_insert_with(new).clone()
     }
 
-    /// Drops rings that no entry holds, now and then: there are never many more than twice as many as are in use.
+    /// Now and then, drops rings that no entry holds, so that there are at most about twice as many
+    /// as are in use.
     fn make_room_for_rings(&mut self) {
         if self.apis.len() + self.workspaces.len() < self.rings_full_at {
             return;
@@ -393,10 +397,10 @@ impl ExposureState {
             return;
         }
         if self.past.len() >= PAST_ANSWERS_MAX && !self.past.contains_key(hash) {
-            self.drop_settled();
+            self.drop_proven();
             if self.past.len() * 2 > PAST_ANSWERS_MAX {
                 let all = self.past.drain().flat_map(|(_, past)| past).map(|past| past.before);
-                self.given_up = all.fold(self.given_up, LeaseTime::max);
+                self.any_key_before = all.fold(self.any_key_before, LeaseTime::max);
             }
         }
         let past = self.past.entry(*hash).or_default();
@@ -411,8 +415,8 @@ impl ExposureState {
         }
     }
 
-    /// Every change of before those answers has been applied: they are of no use any more.
-    fn drop_settled(&mut self) {
+    /// Drops answers from before the proof: every change that they lacked is applied.
+    fn drop_proven(&mut self) {
         let proven_at = self.proven_at;
         self.past.retain(|_, past| {
             past.retain(|past| past.before > proven_at);

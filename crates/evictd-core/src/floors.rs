@@ -1,12 +1,13 @@
-//! What an agent remembers of invalidations (R6).
+//! The positions below which nothing is served (R6).
 //!
-//! A floor is a position: whatever is older than the floor of its scope is not served. Floors only
-//! rise, so the order, repetition and batching of invalidations don't matter (they form a
-//! join-semilattice), and forgetting one is safe as long as something wider rises in its place.
+//! A floor belongs to a scope: a key, an API, a workspace, or everything. An entry that is older
+//! than a floor of one of its scopes is not served. Floors only rise, so the order, repetition and
+//! batching of invalidations don't matter: they form a join-semilattice. A floor may be dropped
+//! when a wider one rises in its place.
 //!
-//! Floors of APIs, workspaces and of everything ([`Floors::horizon`]) are shared cells: a cached entry
-//! holds those it depends on as [`Anchors`], and the hot path reads them without a lock or a look-up.
-//! Floors of single keys need no cell: raising one goes with removing the entry from the cache.
+//! The floors of APIs, workspaces and everything ([`Floors::horizon`]) are shared cells. A cached
+//! entry holds the cells that it depends on as [`Anchors`], so the hot path reads them without a
+//! lock or a lookup. The floor of a single key needs no cell: when it rises, the entry is evicted.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,22 +23,20 @@ use crate::sync::{AtomicU64, Ordering};
 #[cfg(any(test, feature = "fork"))]
 pub mod fork;
 
-/// One floor that many entries share.
+/// A floor that many entries share.
 #[derive(Debug)]
 pub struct FloorCell(AtomicU64);
 
 impl FloorCell {
-    /// A cell that starts at `position`.
     pub fn new(position: LogPosition) -> Self {
         Self(AtomicU64::new(position.to_bits()))
     }
 
-    /// The floor now.
     pub fn get(&self) -> LogPosition {
         LogPosition::from_bits(self.0.load(Ordering::Acquire))
     }
 
-    /// Raises the floor to `position` if it is lower.
+    /// Raises the floor to `position`, unless it is higher.
     pub fn raise(&self, position: LogPosition) {
         self.0.fetch_max(position.to_bits(), Ordering::AcqRel);
     }
@@ -46,14 +45,15 @@ impl FloorCell {
 /// The shared floors that an entry depends on, besides the horizon.
 #[derive(Clone, Debug)]
 pub struct Anchors {
-    /// The API's floor; for what has no API, the floor of "not found" or of the workspace.
+    /// The API's floor. Root keys have that of their workspace here, and "not found" a floor of its
+    /// own.
     api: Arc<FloorCell>,
-    /// The workspace's floor, or the same cell again.
+    /// The workspace's floor; that of "not found" for "not found".
     workspace: Arc<FloorCell>,
 }
 
 impl Anchors {
-    /// The higher of the two.
+    /// Returns the higher one.
     pub fn floor(&self) -> LogPosition {
         self.api.get().max(self.workspace.get())
     }
@@ -62,9 +62,8 @@ impl Anchors {
 /// How many floors are kept before they are merged.
 #[derive(Clone, Copy, Debug)]
 pub struct FloorLimits {
-    /// Floors of single keys.
     pub keys: usize,
-    /// Floors of APIs and workspaces.
+    /// Of APIs and workspaces.
     pub scopes: usize,
 }
 
@@ -74,25 +73,18 @@ impl Default for FloorLimits {
     }
 }
 
-/// What had to be forgotten to stay within the limits; each is safe, and costs reloads.
+/// Floors that were merged into a wider one to stay within the limits. It is safe, and costs
+/// reloads.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum FloorsMerged {
-    /// The floors of one API's keys became the API's floor.
-    Api {
-        /// Which.
-        api: ApiId,
-        /// How many were merged.
-        merged: usize,
-    },
-    /// Floors were dropped, and the horizon rose in their place.
-    Horizon {
-        /// How many were dropped.
-        dropped: usize,
-    },
+    /// The floors of one API's keys, into the API's floor.
+    Api { api: ApiId, merged: usize },
+    /// Into the horizon.
+    Horizon { dropped: usize },
 }
 
 impl FloorsMerged {
-    /// How many floors were given up.
+    /// How many floors were merged.
     pub fn floors(&self) -> usize {
         match self {
             Self::Api { merged, .. } => *merged,
@@ -104,7 +96,8 @@ impl FloorsMerged {
 #[derive(Clone, Debug)]
 struct KeyFloor {
     position: LogPosition,
-    /// The API that all invalidations of this hash named, so that its floor can stand in for this one.
+    /// The API of all invalidations of this hash: its floor can replace this one. `None` if they
+    /// named several.
     api: Option<ApiId>,
 }
 
@@ -125,7 +118,6 @@ pub struct Floors {
 }
 
 impl Floors {
-    /// No floors; the horizon lets nothing pass until a base position is known.
     pub fn new(limits: FloorLimits) -> Self {
         Self {
             limits,
@@ -136,17 +128,17 @@ impl Floors {
         }
     }
 
-    /// The floor of everything. The cell never changes its identity.
+    /// The floor of everything: always the same cell.
     pub fn horizon(&self) -> &Arc<FloorCell> {
         &self.horizon
     }
 
-    /// How many key floors and scope floors are kept.
+    /// How many floors of keys, and of APIs and workspaces, are kept.
     pub fn counts(&self) -> (usize, usize) {
         (self.keys.len(), self.scopes.len())
     }
 
-    /// Applies one invalidation: from now on nothing older than `position` in `scope` is served.
+    /// Raises the floor of `scope` to `position`. May merge floors.
     pub fn raise(&mut self, scope: &Scope, position: LogPosition) -> Option<FloorsMerged> {
         match scope {
             Scope::Key { hash, api_id, .. } => {
@@ -154,7 +146,7 @@ impl Floors {
                     self.keys.entry(*hash).or_insert_with(|| KeyFloor { position, api: api_id.clone() });
                 floor.position = floor.position.max(position);
                 if floor.api != *api_id {
-                    // The hash moved between APIs: neither API's floor could stand in for this one.
+                    // The hash moved between APIs, so neither API's floor can replace this one.
                     floor.api = None;
                 }
                 if self.keys.len() > self.limits.keys { Some(self.merge_keys()) } else { None }
@@ -168,15 +160,15 @@ impl Floors {
         }
     }
 
-    /// Forgets all floors below `position`: the horizon stands in for them. Entries anchored to a
-    /// forgotten cell die with it.
+    /// Raises the horizon to `position`, and drops the floors below it. Entries that are anchored
+    /// to a dropped cell become void.
     pub fn flush(&mut self, position: LogPosition) {
         self.raise_horizon(position);
         self.keys.retain(|_, floor| floor.position > position);
         self.drop_scopes(|cell| cell.get() > position);
     }
 
-    /// The shared floors that an entry for `record` depends on, and what had to be forgotten to make
+    /// Returns the shared floors that an entry for `record` depends on. May merge floors to make
     /// room for them.
     pub fn anchors(&mut self, record: &Record) -> (Anchors, Option<FloorsMerged>) {
         let anchors = match record {
@@ -190,11 +182,11 @@ impl Floors {
                 Anchors { api: workspace.clone(), workspace }
             }
         };
-        let widened = self.make_room_for_scopes();
-        (anchors, widened)
+        let merged = self.make_room_for_scopes();
+        (anchors, merged)
     }
 
-    /// The highest floor that an entry for `hash` with these anchors must meet.
+    /// Returns the highest floor that an entry for `hash` with these anchors must meet.
     pub fn floor(&self, hash: &KeyHash, anchors: &Anchors) -> LogPosition {
         let key = self.keys.get(hash).map_or(LogPosition::ZERO, |floor| floor.position);
         key.max(anchors.floor()).max(self.horizon.get())
@@ -215,14 +207,15 @@ impl Floors {
         self.make_room_for_scopes()
     }
 
-    /// Merges the floors of the API that has most of them into that API's floor. When no API stands
-    /// out, merging would free too little for its cost, and the older half goes into the horizon.
+    /// Merges the key floors of the API that has most of them into that API's floor. If no API has
+    /// many, that would free too little for its cost: then the older half is merged into the
+    /// horizon.
     fn merge_keys(&mut self) -> FloorsMerged {
         let mut counts: HashMap<&ApiId, usize> = HashMap::new();
         for api in self.keys.values().filter_map(|floor| floor.api.as_ref()) {
             *counts.entry(api).or_default() += 1;
         }
-        // Ties are broken by name, so that every run of the same history forgets the same.
+        // Ties are broken by name, so that each run of one history merges the same floors.
         let largest = counts.into_iter().max_by_key(|(api, count)| (*count, std::cmp::Reverse(*api)));
         match largest.map(|(api, count)| (api.clone(), count)) {
             Some((api, merged)) if merged * 16 >= self.keys.len() => {
@@ -236,7 +229,7 @@ impl Floors {
                 });
                 if Protection::DroppedFloorsLiveOn.holds() {
                     self.cell(ScopeId::Api(api.clone())).raise(highest);
-                    // "Not found" has no API and was covered by the floors that just went.
+                    // "Not found" has no API: the key floors that are gone covered it.
                     self.absent.raise(highest);
                 }
                 FloorsMerged::Api { api, merged }
@@ -256,9 +249,9 @@ impl Floors {
         FloorsMerged::Horizon { dropped: before - self.keys.len() }
     }
 
-    /// Drops cells that no entry holds: first those that the horizon covers anyway, then all, the
-    /// horizon rising in their place. Cells that are still held stay, unless even they are too many:
-    /// then everything starts over.
+    /// Drops cells that no entry holds: first those below the horizon, then all of them, and the
+    /// horizon rises in their place. If the cells that entries hold are too many as well, all cells
+    /// are dropped.
     fn make_room_for_scopes(&mut self) -> Option<FloorsMerged> {
         if self.scopes.len() <= self.limits.scopes {
             return None;
@@ -286,8 +279,8 @@ impl Floors {
         Some(FloorsMerged::Horizon { dropped: before - self.scopes.len() })
     }
 
-    /// Forgets cells. Entries that still hold a forgotten one would miss its later rises, so the cell
-    /// is raised out of reach first.
+    /// Drops cells. Entries that hold a dropped cell would miss later invalidations, so the cell is
+    /// raised above every position first: they become void.
     fn drop_scopes(&mut self, keep: impl Fn(&FloorCell) -> bool) {
         self.scopes.retain(|_, cell| {
             let kept = keep(cell);
@@ -339,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn an_api_floor_reaches_entries_that_hold_its_cell_already() {
+    fn api_floor_reaches_entries_that_hold_its_cell() {
         let mut floors = Floors::new(FloorLimits::default());
         let (anchors, _) = floors.anchors(&record("api_a"));
         let (others, _) = floors.anchors(&record("api_b"));
@@ -349,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flush_kills_what_was_anchored_before_it() {
+    fn flush_voids_entries_that_were_anchored_before_it() {
         let mut floors = Floors::new(FloorLimits::default());
         let (anchors, _) = floors.anchors(&record("api_a"));
         floors.flush(at(9));
@@ -360,22 +353,22 @@ mod tests {
     }
 
     #[test]
-    fn a_bulk_deletion_becomes_one_api_floor_and_spares_other_tenants() {
+    fn bulk_deletion_is_merged_into_one_api_floor() {
         let mut floors = Floors::new(FloorLimits { keys: 20, scopes: 16 });
         floors.raise(&key_scope(200, "api_small"), at(1));
-        let mut widened = None;
+        let mut merged = None;
         for n in 0..20 {
-            widened = widened.or(floors.raise(&key_scope(n, "api_big"), at(10 + u64::from(n))));
+            merged = merged.or(floors.raise(&key_scope(n, "api_big"), at(10 + u64::from(n))));
         }
-        assert_eq!(widened, Some(FloorsMerged::Api { api: ApiId::new("api_big"), merged: 20 }));
+        assert_eq!(merged, Some(FloorsMerged::Api { api: ApiId::new("api_big"), merged: 20 }));
         assert_eq!(floor(&mut floors, 0, &record("api_big")), at(29));
         assert_eq!(floor(&mut floors, 200, &record("api_small")), at(1));
-        assert_eq!(floor(&mut floors, 0, &Record::Absent), at(29), "a cached `not found` lost its key floor");
+        assert_eq!(floor(&mut floors, 0, &Record::Absent), at(29), "of a cached `not found`");
         assert_eq!(floors.horizon().get(), LogPosition::ZERO);
     }
 
     #[test]
-    fn floors_without_a_common_api_go_into_the_horizon_oldest_first() {
+    fn older_floors_without_a_common_api_go_into_the_horizon() {
         let mut floors = Floors::new(FloorLimits { keys: 20, scopes: 64 });
         for n in 0..=20 {
             floors.raise(&key_scope(n, &format!("api_{n}")), at(1 + u64::from(n)));
@@ -386,18 +379,18 @@ mod tests {
     }
 
     #[test]
-    fn a_hash_that_moved_between_apis_keeps_its_own_floor() {
+    fn hash_that_moved_between_apis_keeps_its_own_floor() {
         let mut floors = Floors::new(FloorLimits { keys: 4, scopes: 16 });
         floors.raise(&key_scope(9, "api_a"), at(1));
         floors.raise(&key_scope(9, "api_b"), at(2));
         for n in 0..4 {
             floors.raise(&key_scope(n, "api_a"), at(10 + u64::from(n)));
         }
-        assert_eq!(floor(&mut floors, 9, &record("api_b")), at(2), "merging api_a must not take it along");
+        assert_eq!(floor(&mut floors, 9, &record("api_b")), at(2), "not merged with api_a");
     }
 
     #[test]
-    fn unheld_cells_go_first_and_held_ones_keep_hearing_of_their_api() {
+    fn cells_that_entries_hold_are_kept() {
         let mut floors = Floors::new(FloorLimits { keys: 8, scopes: 8 });
         let (held, _) = floors.anchors(&record("api_held"));
         for n in 0..20 {
@@ -409,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn when_even_held_cells_are_too_many_everything_starts_over() {
+    fn all_cells_are_dropped_when_entries_hold_too_many() {
         let mut floors = Floors::new(FloorLimits { keys: 8, scopes: 8 });
         let held: Vec<_> = (0..9).map(|n| floors.anchors(&record(&format!("api_{n}"))).0).collect();
         assert!(held[0].floor() == LogPosition::NEVER);
@@ -417,7 +410,7 @@ mod tests {
     }
 
     /// A key stays in its API; one that moves is named by rows for both, see
-    /// `a_hash_that_moved_between_apis_keeps_its_own_floor`.
+    /// `hash_that_moved_between_apis_keeps_its_own_floor`.
     fn api_of(n: u8) -> String {
         format!("api_{}", n % 4)
     }
@@ -462,7 +455,7 @@ mod tests {
         }
 
         #[test]
-        fn forgetting_never_lowers_a_floor(history in history()) {
+        fn merging_never_lowers_a_floor(history in history()) {
             let mut tight = Floors::new(FloorLimits { keys: 6, scopes: 3 });
             let mut roomy = Floors::new(FloorLimits::default());
             for (scope, position) in &history {

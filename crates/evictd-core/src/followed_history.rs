@@ -1,8 +1,9 @@
 //! Which history an agent follows (R15).
 //!
-//! Two copies of a store may speak on one bus. An agent keeps to the history that it follows while that one is
-//! alive, and changes over only by the answer to a probe of its own: a publisher answers only if it knows the past
-//! that the probe proves, or if an operator declared that it supersedes it.
+//! Two copies of a store may publish on one bus. An agent keeps to its history while that one is
+//! alive. It changes to another one only by the answer to a probe of its own: a publisher answers
+//! only if its store has the past that the probe proves, or if an operator declared that the store
+//! supersedes that past.
 
 use std::time::Duration;
 
@@ -11,45 +12,46 @@ use crate::lease::Bound;
 use crate::protection::Protection;
 use crate::time::LeaseTime;
 
-/// Publishers send something once a second. An agent that received nothing for so long takes its history for over.
+/// After so long without a message, an agent takes its history for over. Publishers send one every
+/// second.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
 
-/// What a message of the live feed is worth.
+/// What a message of the live feed means for an agent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FeedSource {
-    /// It comes from the history that the agent follows.
+    /// It is of the history that the agent follows.
     Own,
-    /// It moves nothing: the agent follows another history, and that one is alive.
+    /// Ignored: the agent follows another history, which is alive.
     Rival,
-    /// It moves nothing by itself; but the agent's own history is silent, or it follows none yet, so a probe's answer
-    /// may change that.
+    /// Ignored, but the agent's own history is silent, or it follows none yet: the answer to a
+    /// probe may change that.
     Candidate,
-    /// The agent's configuration names another store.
+    /// Ignored: the agent's configuration names another store.
     Excluded,
 }
 
-/// What the answer to a probe is worth.
+/// What the answer to a probe means for an agent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum AnswerSource {
-    /// It comes from the history that the agent follows.
+    /// It is of the history that the agent follows.
     Own,
     /// The agent follows none yet.
     First,
-    /// The agent's own history is over, and its publisher answered for another one that includes or supersedes it.
+    /// The agent's own history is over, and the answer is of one that includes or supersedes it.
     Successor,
-    /// It moves nothing.
+    /// Ignored.
     Rival,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 struct Own {
-    /// The furthest that was received of it: what a probe proves to have seen.
+    /// The furthest that was received of it: what a probe proves.
     voucher: Voucher,
-    /// When that was.
     voucher_at: LeaseTime,
-    /// The furthest that came in the answer to a probe of this agent.
+    /// The furthest that was received as an answer to a probe.
     confirmed: Voucher,
-    /// When something was last received of it that wasn't old; the clock's start if it said that it ended.
+    /// When the last message of it arrived that wasn't old; the clock's start if a publisher
+    /// announced its end.
     received_at: LeaseTime,
 }
 
@@ -62,19 +64,18 @@ impl Own {
 /// The history that one agent follows.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct FollowedHistory {
-    /// The only store that may be followed, if the configuration names one.
+    /// The only store that may be followed, if one is configured.
     pinned: Option<StoreId>,
     silence: Duration,
     own: Option<Own>,
 }
 
 impl FollowedHistory {
-    /// Follows no history yet; never one of another store than `pinned`.
+    /// Follows no history yet, and never one of another store than `pinned`.
     pub fn new(bound: Bound, pinned: Option<StoreId>) -> Self {
         Self { pinned, silence: SILENCE_MAX.min(bound.bound() / 4), own: None }
     }
 
-    /// The history that is followed.
     pub fn provenance(&self) -> Option<Provenance> {
         self.own.map(|own| own.voucher.milestone.provenance)
     }
@@ -84,19 +85,19 @@ impl FollowedHistory {
         self.own.map(|own| own.voucher)
     }
 
-    /// The same as far as an answer confirmed it: nobody can have made that up.
+    /// The same, as far as an answer confirmed it: it can't be forged.
     pub fn confirmed(&self) -> Option<Voucher> {
         self.own.map(|own| own.confirmed)
     }
 
-    /// Whether what comes from `provenance` counts. An agent that follows no history yet takes what it is given: nothing
-    /// is cached before it does, and no publisher vouches for an agent that it doesn't know.
+    /// Whether messages of `provenance` count. An agent that follows no history yet accepts any: it
+    /// caches nothing, and no publisher vouches for it.
     pub fn follows(&self, provenance: Provenance) -> bool {
         let follows = self.provenance().is_none_or(|own| own == provenance) && !self.is_excluded(provenance);
         follows || !Protection::ForeignHistoriesMoveNothing.holds()
     }
 
-    /// Something of the live feed was received.
+    /// Takes in a message of the live feed.
     pub fn on_feed(&mut self, voucher: &Voucher, now: LeaseTime) -> FeedSource {
         let provenance = voucher.milestone.provenance;
         if self.is_excluded(provenance) {
@@ -117,8 +118,8 @@ impl FollowedHistory {
         }
     }
 
-    /// A probe was answered. On [`AnswerSource::First`] and [`AnswerSource::Successor`] the caller checks the answer,
-    /// and then calls [`FollowedHistory::follow`].
+    /// Takes in the answer to a probe. On [`AnswerSource::First`] and [`AnswerSource::Successor`]
+    /// the caller checks the answer, and then calls [`FollowedHistory::follow`].
     pub fn on_answer(&mut self, voucher: &Voucher, now: LeaseTime) -> AnswerSource {
         let provenance = voucher.milestone.provenance;
         if self.is_excluded(provenance) {
@@ -136,13 +137,13 @@ impl FollowedHistory {
         }
     }
 
-    /// Follows the history of `voucher` from now on.
     pub fn follow(&mut self, voucher: Voucher, now: LeaseTime) {
         self.own = Some(Own { voucher, voucher_at: now, confirmed: voucher, received_at: now });
     }
 
-    /// The answer to a probe that was sent at `sent_at` contradicts what came on the live feed before: whatever was
-    /// given out by then lies at or below it. Goes back to the answer, and tells whether it had to.
+    /// Goes back to the answer to a probe that was sent at `sent_at`, if the live feed claimed more
+    /// before that: every position that existed then is at or below the answer. Returns whether it
+    /// did.
     pub fn retract(&mut self, answer: &Voucher, sent_at: LeaseTime) -> bool {
         let Some(own) = &mut self.own else { return false };
         let is_lie = own.voucher.milestone.at > answer.milestone.at && own.voucher_at < sent_at;
@@ -152,14 +153,15 @@ impl FollowedHistory {
         is_lie
     }
 
-    /// A publisher said that this incarnation ended: whatever follows it needs not wait. Returns whether that was unknown.
+    /// A publisher announced that this incarnation ended: the next one may follow at once. Returns
+    /// whether that is new.
     pub fn on_end(&mut self, provenance: Provenance) -> bool {
         let own = self.own.as_mut().filter(|own| own.voucher.milestone.provenance == provenance);
         own.is_some_and(|own| std::mem::take(&mut own.received_at) != LeaseTime::default())
     }
 
-    /// The same, for checkers to which allegiances that behave alike have to be equal: how long the own history has been
-    /// silent means nothing once it counts as over.
+    /// Makes values that behave alike equal, for model checking: how long the own history has been
+    /// silent doesn't matter once it counts as over.
     #[cfg(any(test, feature = "fork"))]
     #[must_use]
     pub(crate) fn rebased(mut self, now: LeaseTime) -> Self {
@@ -174,7 +176,8 @@ impl FollowedHistory {
         let Some(own) = &mut self.own else { return };
         let is_own =
             own.is_of_epoch(voucher) && voucher.milestone.provenance == own.voucher.milestone.provenance;
-        // What lies below the furthest may have been under way for long, and is no sign of life.
+        // A lower position may have been delayed for long: it doesn't show that the history is
+        // alive.
         if !is_own || voucher.milestone.at < own.voucher.milestone.at {
             return;
         }
@@ -196,7 +199,6 @@ impl FollowedHistory {
         self.pinned.is_some_and(|pinned| pinned != provenance.store)
     }
 
-    /// Whether something was received of the agent's own history lately.
     fn is_alive(&self, now: LeaseTime) -> bool {
         self.own.is_some_and(|own| now.since(own.received_at) < self.silence)
     }
@@ -232,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn rival_moves_nothing_while_the_own_history_is_alive() {
+    fn rival_is_ignored_while_the_own_history_is_alive() {
         let mut followed_history = follower_of_1();
         assert_eq!(followed_history.on_feed(&voucher(1, 2, 9), ms(1_900)), FeedSource::Rival);
         assert_eq!(followed_history.on_answer(&voucher(1, 2, 9), ms(1_900)), AnswerSource::Rival);
@@ -248,15 +250,16 @@ mod tests {
         assert_eq!(followed_history.on_answer(&voucher(1, 2, 9), ms(2_000)), AnswerSource::Successor);
         assert!(
             followed_history.follows(voucher(1, 1, 5).milestone.provenance),
-            "not before the caller says so"
+            "until the caller follows the successor"
         );
         followed_history.follow(voucher(1, 2, 9), ms(2_000));
         assert!(!followed_history.follows(voucher(1, 1, 5).milestone.provenance));
     }
 
-    /// Failure: messages of a publisher that is gone arrive late, one after the other, and no successor is ever followed.
+    /// Failure: delayed messages of a publisher that is gone arrive one after another, and no
+    /// successor is ever followed.
     #[test]
-    fn late_messages_keep_no_history_alive() {
+    fn late_messages_do_not_keep_a_history_alive() {
         let mut followed_history = follower_of_1();
         for late in [500, 1_000, 1_500, 2_000] {
             assert_eq!(followed_history.on_feed(&voucher(1, 1, 4), ms(late)), FeedSource::Own);
@@ -268,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn history_that_said_goodbye_is_not_waited_for() {
+    fn successor_of_an_ended_history_is_followed_at_once() {
         let mut followed_history = follower_of_1();
         followed_history.on_end(voucher(1, 2, 0).milestone.provenance);
         assert_eq!(followed_history.on_answer(&voucher(1, 2, 9), ms(1)), AnswerSource::Rival);
@@ -285,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn epoch_of_its_own_incarnation_never_changes() {
+    fn incarnation_keeps_its_epoch() {
         let mut followed_history = follower_of_1();
         let mut lie = voucher(1, 1, 0);
         lie.milestone.at = LogPosition::new(2, 0).unwrap();
@@ -294,10 +297,10 @@ mod tests {
     }
 
     #[test]
-    fn answer_to_a_later_question_takes_back_what_the_feed_claimed() {
+    fn answer_to_a_later_probe_corrects_the_live_feed() {
         let mut followed_history = follower_of_1();
         followed_history.on_feed(&voucher(1, 1, 900), ms(10));
-        assert!(!followed_history.retract(&voucher(1, 1, 6), ms(10)), "it may have been given out since");
+        assert!(!followed_history.retract(&voucher(1, 1, 6), ms(10)), "it may be from after the probe");
         assert!(followed_history.retract(&voucher(1, 1, 6), ms(11)));
         assert_eq!(followed_history.voucher(), Some(voucher(1, 1, 6)));
     }

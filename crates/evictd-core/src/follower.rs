@@ -1,8 +1,9 @@
-//! The agent's side of the protocol: apply everything, advance contiguously, repair holes, probe, and
-//! say since when nothing can have been missed (R5, R7).
+//! The agent's side of the protocol (R5, R7).
 //!
-//! [`Follower`] takes inputs with the lease clock's reading and appends [`Effect`]s, which its shell
-//! performs in the order given; that order is R9's: floors (already raised inside), eviction, `applied`,
+//! A [`Follower`] applies every invalidation, advances `applied` over contiguous positions, has
+//! holes repaired by replays, and probes for proofs that nothing was missed. It takes each input
+//! with a reading of the lease clock, and appends [`Effect`]s. The agent performs them in the order
+//! given, which is that of R9: floors (raised by the follower itself), evictions, `applied`,
 //! deadline, announcement.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -12,7 +13,7 @@ use crate::floors::{Anchors, FloorLimits, Floors, FloorsMerged};
 use crate::followed_history::{AnswerSource, FeedSource, FollowedHistory};
 use crate::history::{LogToken, Provenance, StoreId, Voucher};
 use crate::ids::KeyHash;
-use crate::invalidation::{Invalidation, Scope};
+use crate::invalidation::Invalidation;
 use crate::lease::{Bound, Mode};
 use crate::limits::{
     LOG_TOKENS_KEPT_MAX, PENDING_MAX, PROBES_OUTSTANDING_MAX, REPAIR_SPAN_MAX, REPAIRS_OUTSTANDING_MAX,
@@ -23,174 +24,139 @@ use crate::protection::Protection;
 use crate::record::Record;
 use crate::time::LeaseTime;
 
-/// Tunables of a follower. All have a documented default in the agent's configuration.
+/// All have a documented default in the agent's configuration.
 #[derive(Clone, Copy, Debug)]
 pub struct FollowerConfig {
-    /// The promise.
     pub bound: Bound,
     /// How often the lease is renewed.
     pub probe_interval: Duration,
-    /// After which silence a probe or a replay is asked again.
+    /// How long an answer to a probe or a replay may take before the next try.
     pub request_timeout: Duration,
-    /// How long a hole may take to close by itself.
+    /// How long a hole may stay open before it is repaired.
     pub gap_patience: Duration,
-    /// Limits of the floors.
     pub floors: FloorLimits,
-    /// The only home store that is followed, if the configuration names one (R15).
+    /// The only home store that is followed, if one is configured (R15).
     pub home_store: Option<StoreId>,
 }
 
 /// How an invalidation arrived.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Via {
-    /// On the live feed.
     Live,
-    /// In the answer to a replay.
     Replay,
 }
 
-/// Why everything was forgotten.
+/// Why the agent flushed its cache.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum FlushReason {
-    /// The process started: its base position is now known.
+    /// The process has started, and its base position is known now.
     Start,
     /// The store may have gone back (R2).
     NewEpoch,
-    /// The authority couldn't cover what was missed.
+    /// No publisher had all missed rows.
     Refused,
-    /// More was missed than a replay is worth.
+    /// So much was missed that a flush costs less than the replay.
     LongGap,
 }
 
-impl FlushReason {
-    /// All reasons, for metrics.
-    pub const ALL: [Self; 4] = [Self::Start, Self::NewEpoch, Self::Refused, Self::LongGap];
+labels!(FlushReason {
+    Start = "start",
+    NewEpoch = "new_epoch",
+    Refused = "refused",
+    LongGap = "long_gap",
+});
 
-    /// The metric label.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Start => "start",
-            Self::NewEpoch => "new_epoch",
-            Self::Refused => "refused",
-            Self::LongGap => "long_gap",
-        }
-    }
-}
-
-/// What showed that something was missed.
+/// What showed that an invalidation was missed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum RepairCause {
-    /// A later invalidation.
+    /// An invalidation beyond the next position.
     Gap,
-    /// A tick whose head lies above `applied`.
+    /// A tick whose head is above `applied`.
     Tick,
-    /// A probe's answer whose head lies above `applied`.
+    /// A probe's answer whose head is above `applied`.
     Probe,
 }
 
-impl RepairCause {
-    /// All causes, for metrics.
-    pub const ALL: [Self; 3] = [Self::Gap, Self::Tick, Self::Probe];
+labels!(RepairCause { Gap = "gap", Tick = "tick", Probe = "probe" });
 
-    /// The metric label.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Gap => "gap",
-            Self::Tick => "tick",
-            Self::Probe => "probe",
-        }
-    }
-}
-
-/// What the shell has to do, in the order given.
+/// What the agent does, in the order given.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Effect {
-    /// A floor was raised. Evict what is cached under the scope; this is the first sight of it here.
+    /// A floor was raised by an invalidation that arrived for the first time: evict the entry of
+    /// its scope.
     Applied {
-        /// The invalidation.
         invalidation: Invalidation,
-        /// How it arrived.
         via: Via,
     },
-    /// Floors were merged to stay within the limits.
     FloorsMerged(FloorsMerged),
-    /// Forget everything that is cached.
+    /// Clear the cache.
     Flush(FlushReason),
     /// `applied` or the head moved: publish them.
     Progress {
-        /// Contiguously applied.
         applied: LogPosition,
-        /// The highest position heard of.
         head: LogPosition,
     },
-    /// The agent was complete as of then: extend the deadline.
+    /// The agent is proven complete as of this time: extend the deadline.
     Proven(LeaseTime),
-    /// Tell the publishers now how far this agent is: a deletion was applied, or may have been.
+    /// Announce `applied` to the publishers now: a deletion was applied, or may have been.
     Announce,
-    /// Ask for a proof.
+    /// Request a proof.
     SendProbe {
-        /// To be repeated by the answer.
+        /// Repeated by the answer.
         nonce: u64,
-        /// What was received of the history that this agent follows: a publisher whose store doesn't know it must not
-        /// vouch (R15, R16). `None` in a process that follows none yet.
+        /// What was received of the followed history. A publisher whose store doesn't have it must
+        /// not vouch (R15, R16). `None` while the agent follows no history.
         seen: Option<Voucher>,
-        /// Ask all publishers instead of the queue group (R14).
+        /// To all publishers instead of the queue group (R14).
         all: bool,
     },
-    /// Something came from a history that this agent doesn't follow, while its own is alive: it moves nothing (R15).
+    /// A message of a history that this agent doesn't follow was ignored (R15).
     Rival(Provenance),
-    /// Ask for missed rows.
+    /// Request missed rows.
     SendReplay {
-        /// To be repeated by the answer.
+        /// Repeated by the answer.
         nonce: u64,
-        /// The epoch of both ends.
         epoch: u32,
         /// The first missing position.
         from: u64,
-        /// The last one wanted.
+        /// The last position requested.
         to: u64,
-        /// What showed the hole.
         cause: RepairCause,
-        /// Ask all publishers instead of the queue group (R14).
+        /// To all publishers instead of the queue group (R14).
         all: bool,
     },
 }
 
-/// What an answer was good for.
+/// Whether an answer counted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Accepted {
-    /// It moved something, or could have.
     Yes,
-    /// It matches no question, or comes from the past: to be counted and ignored.
+    /// It matches no open request, or it is of an older state. The agent counts and ignores it.
     No,
 }
 
-/// Who read a record.
+/// Where a record was read.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum LoadSource {
-    /// A publisher, which speaks for this history.
+    /// By a publisher, which answers for this history.
     Authority(Provenance),
-    /// The agent itself, from a database whose log ends with this token at the position that the record is as of.
+    /// By the agent itself, in a database whose log has this token at the record's position.
     Database(LogToken),
 }
 
-/// The answer to a replay, as decoded.
+/// What a publisher answers to a replay.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ReplayOutcome {
-    /// The rows from the first position asked for on, dense.
+    /// The rows from the first requested position on, without a gap.
     Rows(Vec<Invalidation>),
-    /// The range can't be covered: start over at `head`.
-    Refused {
-        /// The store's head.
-        head: Voucher,
-    },
+    /// The store doesn't have all rows. Start over at its head.
+    Refused { head: Voucher },
 }
 
 #[derive(Clone, Copy, Debug)]
 struct OpenProbe {
     nonce: u64,
     sent_at: LeaseTime,
-    /// What it proved to have seen.
     seen: Option<Voucher>,
 }
 
@@ -201,7 +167,6 @@ struct OpenReplay {
     epoch: u32,
     from: u64,
     to: u64,
-    /// Whether it went to all publishers.
     all: bool,
 }
 
@@ -216,29 +181,30 @@ struct Hole {
 pub struct Follower {
     config: FollowerConfig,
     followed_history: FollowedHistory,
-    /// Of what was received of the history that is followed: which token belongs to which position.
+    /// The tokens that were received of the followed history.
     tokens: BTreeMap<LogPosition, LogToken>,
     floors: Floors,
-    /// `None` until the first probe's answer gives a base position.
+    /// `None` until the answer to the first probe gives a base position.
     applied: Option<LogPosition>,
     head: LogPosition,
-    /// Applied positions above `applied`, and whether somebody waits to hear of them.
+    /// Applied positions above `applied`, and whether each is a deletion, which is announced at
+    /// once.
     pending: BTreeMap<LogPosition, bool>,
     hole: Option<Hole>,
-    /// Replays asked for and not answered, oldest first; empty unless there is a hole.
+    /// Replays without an answer, oldest first; empty without a hole.
     repairs: VecDeque<OpenReplay>,
     probes: VecDeque<OpenProbe>,
     probe_due: LeaseTime,
     unanswered: u32,
-    /// Answers whose head `applied` hasn't reached yet: (probe sent at, head).
+    /// Proofs whose head `applied` hasn't reached yet: (probe sent at, head).
     unproven: VecDeque<(LeaseTime, LogPosition)>,
     proven_at: Option<LeaseTime>,
     next_nonce: u64,
 }
 
 impl Follower {
-    /// A follower that knows nothing. `nonce` seeds the question numbers and should be random, so that
-    /// answers meant for an earlier process match nothing.
+    /// `nonce` is the number of the first request. It should be random, so that answers to an
+    /// earlier process match no request of this one.
     pub fn new(config: FollowerConfig, nonce: u64) -> Self {
         Self {
             config,
@@ -259,22 +225,22 @@ impl Follower {
         }
     }
 
-    /// Contiguously applied; `None` before the base is known.
+    /// Contiguously applied; `None` before the base position is known.
     pub fn applied(&self) -> Option<LogPosition> {
         self.applied
     }
 
-    /// The highest position heard of.
+    /// The highest position received, applied or not.
     pub fn head(&self) -> LogPosition {
         self.head
     }
 
-    /// The history that this agent follows; `None` before the base is known.
+    /// The followed history; `None` before the base position is known.
     pub fn provenance(&self) -> Option<Provenance> {
         self.followed_history.provenance()
     }
 
-    /// Whether a record that was read as of `as_of` belongs to the history that this agent follows (R15).
+    /// Whether a record as of `as_of` belongs to the followed history (R15).
     pub fn accepts(&self, source: LoadSource, as_of: LogPosition) -> bool {
         match source {
             LoadSource::Authority(provenance) => self.followed_history.follows(provenance),
@@ -284,28 +250,26 @@ impl Follower {
         }
     }
 
-    /// Whether a log that ends at `head` with `token` is a beginning of the one that this agent follows and has
-    /// applied. `false` if it isn't, and also if that can't be told.
+    /// Whether a log with `token` at `head` is a prefix of the followed and applied one. `false`
+    /// also if the follower can't decide it.
     fn shares_log(&self, head: LogPosition, token: LogToken) -> bool {
         self.applied.is_some_and(|applied| head <= applied) && self.tokens.get(&head) == Some(&token)
     }
 
-    /// Since when nothing can have been missed.
+    /// The time as of which the agent was proven complete.
     pub fn proven_at(&self) -> Option<LeaseTime> {
         self.proven_at
     }
 
-    /// The floors, for their shared cells and their size.
     pub fn floors(&self) -> &Floors {
         &self.floors
     }
 
-    /// When the probe with this number was sent, as long as an answer to it is still accepted.
+    /// When the probe with this number was sent, while an answer to it counts.
     pub fn probe_sent_at(&self, nonce: u64) -> Option<LeaseTime> {
         self.probes.iter().find(|probe| probe.nonce == nonce).map(|probe| probe.sent_at)
     }
 
-    /// The mode at `now`.
     pub fn mode(&self, now: LeaseTime) -> Mode {
         match self.proven_at {
             None => Mode::Starting,
@@ -314,34 +278,35 @@ impl Follower {
         }
     }
 
-    /// The shared floors that an entry for `record` depends on.
+    /// Returns the shared floors that an entry for `record` depends on.
     pub fn anchors(&mut self, record: &Record, effects: &mut Vec<Effect>) -> Anchors {
-        let (anchors, widened) = self.floors.anchors(record);
-        effects.extend(widened.map(Effect::FloorsMerged));
+        let (anchors, merged) = self.floors.anchors(record);
+        effects.extend(merged.map(Effect::FloorsMerged));
         anchors
     }
 
-    /// The highest floor an entry for `hash` must meet.
+    /// Returns the highest floor that an entry for `hash` must meet.
     pub fn floor(&self, hash: &KeyHash, anchors: &Anchors) -> LogPosition {
         self.floors.floor(hash, anchors)
     }
 
-    /// Whether a load that is as new as `as_of` may be cached: not before the base position is known,
-    /// because until then the floors are not complete.
+    /// Whether a load as of `as_of` may be cached. Not before the base position is known, because
+    /// until then the floors are incomplete.
     pub fn admits(&self, hash: &KeyHash, anchors: &Anchors, source: LoadSource, as_of: LogPosition) -> bool {
         self.applied.is_some()
             && self.accepts(source, as_of)
             && (as_of >= self.floor(hash, anchors) || !Protection::LoadsMeetFloors.holds())
     }
 
-    /// The bus is connected (again): whatever was on the way may be lost, so a proof is due now.
+    /// The bus is connected again. Messages may have been lost meanwhile, so a probe is due now.
     pub fn connected(&mut self, now: LeaseTime) {
         self.probe_due = now;
         self.unanswered = 0;
         self.repairs.clear();
     }
 
-    /// Invalidations of the live feed, in any order, also old ones. `voucher` is that of the last of them.
+    /// Takes in invalidations of the live feed, in any order, old ones included. `voucher` is that
+    /// of the last one.
     pub fn on_live(
         &mut self,
         voucher: &Voucher,
@@ -359,7 +324,7 @@ impl Follower {
         });
     }
 
-    /// A tick of the live feed.
+    /// Takes in a tick of the live feed.
     pub fn on_tick(&mut self, head: &Voucher, now: LeaseTime, effects: &mut Vec<Effect>) {
         if !self.receives(head, now, effects) {
             return;
@@ -372,16 +337,20 @@ impl Follower {
         });
     }
 
-    /// A publisher said that its incarnation ended: another one of the same history may follow at once.
+    /// A publisher announced that its incarnation ended. Another one of the same history may follow
+    /// at once.
     pub fn on_end(&mut self, provenance: Provenance, now: LeaseTime) {
         if self.followed_history.on_end(provenance) {
             self.probe_soon(now);
         }
     }
 
-    /// The answer to a probe. If it is a proof, everything that was committed when the probe was sent is at or below
-    /// `head`. Otherwise changes can bypass the log at present (R3), and it only names the history and its head: the agent
-    /// goes on without a lease, as a cache whose entries live for the bound.
+    /// Takes in the answer to a probe.
+    ///
+    /// If it is a proof, every change that was committed before the probe was sent is at or below
+    /// `head`. Otherwise changes can bypass the log at present (R3), and the answer only names the
+    /// history and its head. Then the agent serves without a lease: each entry for the bound after
+    /// its own read.
     pub fn on_probe_answer(
         &mut self,
         nonce: u64,
@@ -406,7 +375,7 @@ impl Follower {
         let dated = Protection::ProofsDateFromTheQuestion.holds();
         let asked_at = self.probes[index].sent_at;
         let sent_at = if dated { asked_at } else { now };
-        // Older questions need no answer any more, and their number stays small.
+        // Older probes need no answer any more.
         self.probes.drain(..=index);
         self.unanswered = 0;
         self.probe_due = sent_at.after(self.config.probe_interval);
@@ -417,7 +386,7 @@ impl Follower {
             }
             this.note_token(voucher);
             this.raise_head(head, RepairCause::Probe, now);
-            // What waited for a confirmation waits no longer.
+            // A long hole may wait for this answer, see `poll_repair`.
             this.hole = this.hole.map(|hole| Hole { since: hole.since.min(now), ..hole });
             if !is_proof {
                 return;
@@ -430,7 +399,7 @@ impl Follower {
         Accepted::Yes
     }
 
-    /// The answer to a replay, from a store at `provenance`.
+    /// Takes in the answer to a replay, of a store at `provenance`.
     pub fn on_replay_answer(
         &mut self,
         nonce: u64,
@@ -450,17 +419,17 @@ impl Follower {
         if !answer_covers(&self.repairs[index], &answer) && Protection::ReplaysAreComplete.holds() {
             return Accepted::No;
         }
-        // A late answer counts, or a path slower than the timeout would never be repaired. Another one may
-        // have advanced `applied` since it was asked for: rows are idempotent.
+        // A late answer counts, or a path slower than the timeout would never be repaired. If
+        // another one has advanced `applied` since, no harm is done: rows are idempotent.
         self.repairs.clear();
         self.track(effects, |this, effects| match answer {
-            // The rows are dense from what was the first missing one, so `applied` advances over them.
+            // The rows begin at the first missing one, so `applied` advances over them.
             ReplayOutcome::Rows(rows) => {
                 for row in rows {
                     this.apply(row, Via::Replay, now, effects);
                 }
             }
-            // There is nothing to be missed.
+            // Nothing is missing.
             ReplayOutcome::Refused { head } if this.is_covered(head.milestone.at) => {
                 this.lower_head(head.milestone.at);
             }
@@ -474,23 +443,23 @@ impl Follower {
         Accepted::Yes
     }
 
-    /// Asks what is due. To be called after every input and at [`Follower::wake_at`].
+    /// Sends the requests that are due. Call it after each input and at [`Follower::wake_at`].
     pub fn poll(&mut self, now: LeaseTime, effects: &mut Vec<Effect>) {
         self.poll_repair(now, effects);
         self.poll_probe(now, effects);
     }
 
-    /// When [`Follower::poll`] is due next.
     pub fn wake_at(&self) -> LeaseTime {
         self.repair_due().map_or(self.probe_due, |due| due.min(self.probe_due))
     }
 
-    /// When the hole, if there is one, is to be repaired (again).
+    /// When the next replay for the hole is due.
     fn repair_due(&self) -> Option<LeaseTime> {
         let hole = self.hole?;
         Some(match self.repairs.back() {
             None => hole.since.after(self.config.gap_patience),
-            // Twice as long after each question: an authority that is behind must not be asked faster.
+            // The pause doubles with each replay, so that retries don't overload a publisher that
+            // is behind.
             Some(last) => last.sent_at.after(self.config.request_timeout * (1 << (self.repairs.len() - 1))),
         })
     }
@@ -503,14 +472,16 @@ impl Follower {
         if self.probes.len() == PROBES_OUTSTANDING_MAX {
             self.probes.pop_front();
         }
-        // What the live feed said may be a lie, which no publisher vouches for. So now and then only what is confirmed is
-        // presented; that is enough for a proof, but not to change over.
+        // The live feed may be forged, and no publisher vouches for what it claimed. So every other
+        // pair of tries presents only what an answer confirmed. That is enough for a proof, but not
+        // to change to another history.
         let seen = match self.unanswered % 4 {
             0 | 1 => self.followed_history.voucher(),
             _ => self.followed_history.confirmed(),
         };
         self.probes.push_back(OpenProbe { nonce, sent_at: now, seen });
-        // Until an answer comes, the next try is a timeout away, and every other one goes to all.
+        // Without an answer, the next try follows after the timeout. Every other one goes to all
+        // publishers.
         let all = self.unanswered % 2 == 1 && Protection::SecondTriesGoToAll.holds();
         self.unanswered += 1;
         self.probe_due = now.after(self.config.request_timeout);
@@ -525,7 +496,8 @@ impl Follower {
         if self.head.position().saturating_sub(applied.position()) > REPAIR_SPAN_MAX {
             let confirmed = self.followed_history.confirmed().map_or(applied, |voucher| voucher.milestone.at);
             if confirmed.position().saturating_sub(applied.position()) <= REPAIR_SPAN_MAX {
-                // So far only the live feed says so: everything cached is too much for a lie.
+                // Only the live feed claims that much so far. It may be forged, which must not
+                // flush the cache.
                 self.hole = Some(Hole { since: now.after(self.config.request_timeout), ..hole });
                 return self.probe_soon(now);
             }
@@ -537,7 +509,7 @@ impl Follower {
         let from = applied.position() + 1;
         let to = self.head.position().min(applied.position() + REPLAY_BATCH_MAX as u64);
         let epoch = applied.epoch();
-        // Every other one, however many are still remembered.
+        // Every other one, however many have been sent.
         let all = self.repairs.back().is_some_and(|last| !last.all) && Protection::SecondTriesGoToAll.holds();
         if self.repairs.len() == REPAIRS_OUTSTANDING_MAX {
             self.repairs.pop_front();
@@ -546,7 +518,7 @@ impl Follower {
         effects.push(Effect::SendReplay { nonce, epoch, from, to, cause: hole.cause, all });
     }
 
-    /// Applies one invalidation, whatever its position (R5).
+    /// Applies an invalidation at any position (R5).
     fn apply(&mut self, invalidation: Invalidation, via: Via, now: LeaseTime, effects: &mut Vec<Effect>) {
         let position = invalidation.position;
         if !self.is_of_epoch(position) {
@@ -556,16 +528,16 @@ impl Follower {
         if !first && !Protection::OldPositionsAreApplied.holds() {
             return;
         }
-        let widened = self.floors.raise(&invalidation.scope, position);
+        let merged = self.floors.raise(&invalidation.scope, position);
         if first {
-            let awaited = invalidation.cause.is_deletion();
+            let is_deletion = invalidation.cause.is_deletion();
             effects.push(Effect::Applied { invalidation, via });
-            // Over the limit a live position is forgotten, and its repair brings it again.
+            // Above the limit, a live position is dropped. Its repair brings it again.
             if self.pending.len() < PENDING_MAX || via == Via::Replay {
-                self.pending.insert(position, awaited);
+                self.pending.insert(position, is_deletion);
             }
         }
-        effects.extend(widened.map(Effect::FloorsMerged));
+        effects.extend(merged.map(Effect::FloorsMerged));
         self.raise_head(position, RepairCause::Gap, now);
     }
 
@@ -573,7 +545,7 @@ impl Follower {
         self.applied.is_none_or(|applied| position > applied) && !self.pending.contains_key(&position)
     }
 
-    /// Whether something of the live feed counts, and why not.
+    /// Whether a message of the live feed counts.
     fn receives(&mut self, voucher: &Voucher, now: LeaseTime, effects: &mut Vec<Effect>) -> bool {
         match self.followed_history.on_feed(voucher, now) {
             FeedSource::Own => self.note_token(voucher),
@@ -589,9 +561,12 @@ impl Follower {
         true
     }
 
-    /// Whether the answer to a probe agrees with what is known of its history. An epoch belongs to one incarnation,
-    /// so the own one's never changes. What replaces it was asked about everything that was received of the own one: an
-    /// older copy knows the past that an earlier probe proved, and its positions may have caught up since.
+    /// Whether the answer to a probe agrees with what was received of its history.
+    ///
+    /// An epoch belongs to one incarnation, so that of the own history never changes. The answer of
+    /// a successor counts only if its probe presented all that was received of the own history: an
+    /// older copy has the past that an earlier probe proved, and its positions may have caught up
+    /// since.
     fn fits(&self, source: AnswerSource, seen: Option<Voucher>, head: LogPosition) -> bool {
         match (source, self.applied) {
             (AnswerSource::Own, Some(applied)) => {
@@ -606,10 +581,11 @@ impl Follower {
         }
     }
 
-    /// Follows the history of `head` from now on; with it as base if it is the first or of a later epoch.
+    /// Follows the history of `head` from now on. `head` is the new base if it is the first one, or
+    /// of a newer epoch.
     fn follow(&mut self, head: &Voucher, now: LeaseTime, effects: &mut Vec<Effect>) {
         self.followed_history.follow(*head, now);
-        // Both were asked of the history that is over.
+        // Both were requested of the history that is over.
         self.repairs.clear();
         self.unproven.clear();
         let head = head.milestone.at;
@@ -623,7 +599,7 @@ impl Follower {
         }
     }
 
-    /// Takes back what the live feed claimed, if the authority's answer shows that it was a lie.
+    /// Corrects what the live feed claimed, if the answer to a probe shows that it was forged.
     fn retract(&mut self, answer: &Voucher, asked_at: LeaseTime) {
         if self.followed_history.retract(answer, asked_at) {
             self.lower_head(answer.milestone.at);
@@ -631,7 +607,7 @@ impl Follower {
         }
     }
 
-    /// Nothing is missing above `head`.
+    /// Nothing exists above `head`.
     fn lower_head(&mut self, head: LogPosition) {
         let applied = self.applied.unwrap_or(head);
         self.head = head.max(applied);
@@ -649,7 +625,7 @@ impl Follower {
         }
     }
 
-    /// Asks for a proof now, unless that was just done.
+    /// Makes a probe due now, unless one was just sent.
     fn probe_soon(&mut self, now: LeaseTime) {
         let asked = |probe: &OpenProbe| now.since(probe.sent_at) < self.config.request_timeout;
         if !self.probes.back().is_some_and(asked) {
@@ -657,8 +633,8 @@ impl Follower {
         }
     }
 
-    /// Whether `position` belongs to the epoch that this agent is in. A newer one counts once a probe's answer
-    /// confirms it (R16).
+    /// Whether `position` belongs to the current epoch. A newer epoch counts once the answer to a
+    /// probe confirms it (R16).
     fn is_of_epoch(&self, position: LogPosition) -> bool {
         self.applied.is_none_or(|applied| position.epoch() == applied.epoch())
             || !Protection::OlderEpochsMoveNothing.holds()
@@ -675,11 +651,11 @@ impl Follower {
         }
     }
 
-    /// Forgets everything and goes on from `base`: what is older than it is below the horizon.
+    /// Flushes, and goes on from `base`: older entries are below the horizon.
     fn start_over(&mut self, base: LogPosition, reason: FlushReason, effects: &mut Vec<Effect>) {
         self.floors.flush(base);
         self.applied = Some(base);
-        // What is left of an older epoch must not be mistaken for progress in this one.
+        // Positions of an older epoch are no progress in this one.
         self.head = if self.head.epoch() == base.epoch() { self.head.max(base) } else { base };
         self.pending.retain(|position, _| *position > base && position.epoch() == base.epoch());
         self.unproven.retain(|(_, head)| head.epoch() == base.epoch());
@@ -688,20 +664,21 @@ impl Follower {
         effects.push(Effect::Flush(reason));
     }
 
-    /// Runs `step`, then advances over what became contiguous and tells what moved, in R9's order.
+    /// Runs `step`, advances over what became contiguous, and reports what moved, in the order of
+    /// R9.
     fn track(&mut self, effects: &mut Vec<Effect>, step: impl FnOnce(&mut Self, &mut Vec<Effect>)) {
         let (applied_before, head_before) = (self.applied, self.head);
         let start = effects.len();
         step(self, effects);
-        let awaited = self.advance();
+        let has_deletion = self.advance();
         let Some(applied) = self.applied else { return };
         if Some(applied) != applied_before || self.head != head_before {
             effects.push(Effect::Progress { applied, head: self.head });
         }
         self.prove(applied, effects);
-        // A flush may have covered deletions that were never seen.
+        // A flush may have covered deletions that were never received.
         let flushed = effects[start..].iter().any(|effect| matches!(effect, Effect::Flush(_)));
-        if awaited || flushed {
+        if has_deletion || flushed {
             effects.push(Effect::Announce);
         }
         if !Protection::EvictionPrecedesApplied.holds() {
@@ -710,13 +687,13 @@ impl Follower {
         }
     }
 
-    /// Advances over what is contiguous; tells whether a deletion was among it.
+    /// Advances over contiguous positions. Returns whether one of them is a deletion.
     fn advance(&mut self) -> bool {
         let Some(mut applied) = self.applied else { return false };
-        let mut awaited = false;
+        let mut has_deletion = false;
         while let Some((next, deletion)) = applied.next().and_then(|next| self.pending.remove_entry(&next)) {
             applied = next;
-            awaited |= deletion;
+            has_deletion |= deletion;
         }
         if !Protection::AppliedIsContiguous.holds() {
             applied = self.pending.pop_last().map_or(applied, |(last, _)| last.max(applied));
@@ -724,13 +701,13 @@ impl Follower {
         }
         if Some(applied) != self.applied {
             self.applied = Some(applied);
-            // What is missing further up keeps its age: the next batch of its repair is due at once.
+            // A hole further up keeps its age, so that the next batch of its repair is due at once.
             self.hole = self.hole.filter(|_| self.head > applied);
             if self.hole.is_none() {
                 self.repairs.clear();
             }
         }
-        awaited
+        has_deletion
     }
 
     fn prove(&mut self, applied: LogPosition, effects: &mut Vec<Effect>) {
@@ -748,7 +725,8 @@ impl Follower {
         }
     }
 
-    /// The newest of `open` questions, for an answer that matches none: never, but as a negative control.
+    /// The newest of `open` requests, for an answer that matches none. Always `None`, except in a
+    /// negative control.
     fn unmatched(open: usize) -> Option<usize> {
         if Protection::AnswersMatchQuestions.holds() { None } else { open.checked_sub(1) }
     }
@@ -760,7 +738,8 @@ impl Follower {
     }
 }
 
-/// Absent never means nothing: rows count only when they are exactly the first ones asked for, dense.
+/// Whether an answer counts: its rows must be the first requested ones, without a gap. A missing
+/// row never means no change.
 fn answer_covers(repair: &OpenReplay, answer: &ReplayOutcome) -> bool {
     match answer {
         ReplayOutcome::Rows(rows) => {
@@ -773,14 +752,6 @@ fn answer_covers(repair: &OpenReplay, answer: &ReplayOutcome) -> bool {
                     .all(|(expected, row)| row.position == expected)
         }
         ReplayOutcome::Refused { .. } => true,
-    }
-}
-
-/// Whether cached entries below the scope are removed one by one (a key) or die by their floor.
-pub fn evicted_key(scope: &Scope) -> Option<&KeyHash> {
-    match scope {
-        Scope::Key { hash, .. } => Some(hash),
-        Scope::Api(_) | Scope::Workspace(_) | Scope::All => None,
     }
 }
 

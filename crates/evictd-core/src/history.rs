@@ -1,12 +1,13 @@
-//! One history (R15): which store a message speaks for, and which pasts a store knows.
+//! One history (R15): which store a message is of, and which pasts a store has.
 //!
-//! "The agents have seen more than this store holds" has two explanations: the store went back, or it is a copy
-//! and another one serves. A position can't tell them apart, because both copies give out the same positions. So
-//! each stretch of a store's life has a random name, its [`Incarnation`], and the store keeps the list of them,
-//! its [`History`]. Whatever vouches for something names the incarnation it comes from.
+//! If agents have seen more than a store has, there are two explanations: the store went back, or
+//! it is a copy and another one serves. A position can't distinguish them, because both copies use
+//! the same positions. So each stretch of a store's life has a random name, its [`Incarnation`],
+//! and the store keeps the list of them, its [`History`]. Each proof names the incarnation that it
+//! is of.
 //!
-//! A publisher vouches only for agents whose past lies in its own history ([`History::judge`]). An epoch belongs to
-//! one incarnation: what begins an epoch begins an incarnation.
+//! A publisher vouches only for agents whose past is in its own history ([`History::judge`]). An
+//! epoch belongs to one incarnation: each new epoch begins an incarnation.
 
 use std::fmt;
 
@@ -14,21 +15,21 @@ use crate::position::LogPosition;
 use crate::protection::Protection;
 use crate::time::StoreTime;
 
-/// A store, drawn at random when it is created. Its copies have the same.
+/// Drawn at random when a store is created. Its copies have the same.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct StoreId(pub u64);
 
-/// A stretch of a store's life, drawn at random when it begins.
+/// A stretch of a store's life. Drawn at random when it begins.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Incarnation(pub u64);
 
-/// Drawn at random by each transaction that gives positions, and kept with the rows that got them: two logs that
-/// agree on a position and its token agree on everything up to there.
+/// Drawn at random by each transaction that numbers rows, and kept with them. Two logs that agree
+/// on a position and its token agree on all rows up to there.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct LogToken(pub u64);
 
-/// Drawn at random by each probe round, and kept in the store for a while: a publisher that doesn't find the token
-/// of a colleague in its own store works on a copy.
+/// Drawn at random by each round, and kept in the store for a while. Two publishers that don't find
+/// each other's token in their stores work on copies.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct RoundToken(pub u64);
 
@@ -44,34 +45,29 @@ macro_rules! hexadecimal {
 
 hexadecimal!(StoreId, Incarnation, LogToken, RoundToken);
 
-/// Whom a message speaks for.
+/// The store and the incarnation that a message is of.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Provenance {
-    /// The store.
     pub store: StoreId,
-    /// The stretch of its life.
     pub incarnation: Incarnation,
 }
 
 /// A place in one store's log.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Milestone {
-    /// Whose log.
     pub provenance: Provenance,
-    /// How far it reached.
     pub at: LogPosition,
-    /// The token of the row at this position; of the incarnation's beginning, if it has given none yet.
+    /// The token of the row at this position; of the incarnation's beginning, if it has no row yet.
     pub token: LogToken,
 }
 
 /// The bytes of a message authentication code.
 pub type Mac = [u8; 16];
 
-/// A milestone with the store's own code over it (R16): an agent can present only what it was given, and a store
-/// that was put back recognizes what its lost future gave out.
+/// A milestone with the store's own code over it (R16). So an agent can present only what a store
+/// issued, and a restored store recognizes what was issued in its lost future.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Voucher {
-    /// The place in the log.
     pub milestone: Milestone,
     /// HMAC-SHA-256 by the store's key, truncated.
     pub mac: Mac,
@@ -84,41 +80,29 @@ pub enum BeginCause {
     Created,
     /// A publisher opened it (SQLite). The epoch goes on.
     Opened,
-    /// The database's server writes another history: a promotion or a restore (PostgreSQL).
+    /// The server began another timeline, by a promotion or a restore (PostgreSQL).
     Branched,
-    /// An operator declared that this store is the one to follow.
+    /// An operator declared that agents shall follow this store.
     Declared,
-    /// The schema was changed by somebody else than evictd, so that changes may have gone unlogged (R3).
+    /// The schema was changed outside evictd, so changes may be missing in the log (R3).
     SchemaChanged,
 }
 
+labels!(BeginCause {
+    Created = "created",
+    Opened = "opened",
+    Branched = "branched",
+    Declared = "declared",
+    SchemaChanged = "schema_changed",
+});
+
 impl BeginCause {
-    /// All causes.
-    pub const ALL: [Self; 5] =
-        [Self::Created, Self::Opened, Self::Branched, Self::Declared, Self::SchemaChanged];
-
-    /// The name in the store, in logs and on the command line.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Created => "created",
-            Self::Opened => "opened",
-            Self::Branched => "branched",
-            Self::Declared => "declared",
-            Self::SchemaChanged => "schema_changed",
-        }
-    }
-
-    /// The inverse of [`BeginCause::label`].
-    pub fn from_label(label: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|cause| cause.label() == label)
-    }
-
-    /// Whether it begins an epoch, so that agents flush.
+    /// Whether it begins an epoch, which makes agents flush.
     pub fn begins_epoch(self) -> bool {
         matches!(self, Self::Branched | Self::Declared | Self::SchemaChanged)
     }
 
-    /// Whether it says that commits may be lost, and that this store is to be followed all the same.
+    /// Whether agents shall follow the store although it may have lost commits.
     fn supersedes(self) -> bool {
         matches!(self, Self::Branched | Self::Declared)
     }
@@ -127,47 +111,46 @@ impl BeginCause {
 /// The beginning of an incarnation.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Begin {
-    /// Its name.
     pub incarnation: Incarnation,
-    /// The head at which the one before it ended.
+    /// The head at which the previous incarnation ended.
     pub after: LogPosition,
-    /// The head from which it goes on.
+    /// The head at which this one begins.
     pub at: LogPosition,
-    /// Why it began.
     pub cause: BeginCause,
-    /// When, on the store's clock.
     pub time: StoreTime,
-    /// What showed that it had to begin: an operator's name, a server's timeline, a table. For people.
+    /// For people: the operator, the server's timeline, or the table that caused it.
     pub evidence: Option<Box<str>>,
 }
 
-/// What a store makes of an agent's past.
+/// How a store judges an agent's past.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Past {
-    /// It lies in this history.
+    /// It is in this history.
     Known,
-    /// It doesn't, but a later epoch of this history was begun although commits may be lost: the agent flushes.
+    /// It isn't, but a later epoch of this history replaces it although commits may be lost: the
+    /// agent flushes.
     Superseded,
-    /// This store is an older copy, or another store: it must not vouch.
+    /// This store is an older copy, or another store. Its publisher must not vouch.
     Unknown,
 }
 
-/// What an agent's claim to have seen something is worth.
+/// How a publisher treats what an agent claims to have seen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Claim {
-    /// The store knows that past, or supersedes it.
+    /// The store has that past, or supersedes it.
     Admitted,
-    /// It can't be told from a lie, and moves nothing.
+    /// It may be forged, and is ignored.
     Unproved,
-    /// The store gave it out, and doesn't know it: this is an older copy.
+    /// The store issued it, and doesn't have it: this is an older copy.
     Unknown,
 }
 
 impl Claim {
-    /// Judges what [`History::judge_row`] made of it. `is_authentic`: the store's own code is over it (R16).
+    /// `past` is the result of [`History::judge_row`]. `is_authentic`: the store's own code is over
+    /// the claim (R16).
     ///
-    /// Without the code it shows nothing about this store. But an agent that followed a store which this one
-    /// supersedes may change over.
+    /// Without the code, the claim says nothing about this store. But an agent may change to a
+    /// store that supersedes the one that it followed.
     pub fn new(past: Past, is_authentic: bool) -> Self {
         match past {
             Past::Superseded => Self::Admitted,
@@ -186,38 +169,37 @@ pub struct History {
 }
 
 impl History {
-    /// `None` if there is no incarnation.
+    /// Returns `None` without an incarnation.
     pub fn new(store: StoreId, begins: Vec<Begin>) -> Option<Self> {
         (!begins.is_empty()).then_some(Self { store, begins })
     }
 
-    /// Whose history it is.
     pub fn store(&self) -> StoreId {
         self.store
     }
 
-    /// All incarnations, oldest first.
+    /// Oldest first.
     pub fn begins(&self) -> &[Begin] {
         &self.begins
     }
 
-    /// The incarnation that goes on.
+    /// The present incarnation.
     pub fn current(&self) -> &Begin {
         // Never empty: see `new`.
         &self.begins[self.begins.len() - 1]
     }
 
-    /// What messages of this store name now.
     pub fn provenance(&self) -> Provenance {
         Provenance { store: self.store, incarnation: self.current().incarnation }
     }
 
-    /// Whether an agent that has proved to have seen `seen` may be vouched for, when this store's log ends at `head`.
+    /// Judges the past of an agent that proved to have seen `seen`, when this store's log ends at
+    /// `head`.
     ///
-    /// A past that isn't known shows that commits were lost, or that another copy serves. Only what is newer than all
-    /// of it excuses that: an epoch that began above it because the server's own history shows a promotion, or
-    /// because an operator said so. A copy of the store that was taken later has the same excuse, but not for what
-    /// was seen of that epoch.
+    /// A past that isn't in the history shows that commits were lost, or that another copy serves.
+    /// Only a newer epoch replaces it: one that began because the server's own history shows a
+    /// promotion, or because an operator declared it. A later copy of the store has that epoch too,
+    /// but it replaces nothing that was seen of the epoch itself.
     pub fn judge(&self, seen: &Milestone, head: LogPosition) -> Past {
         if self.has(seen, head) || !Protection::PastsAreKnown.holds() {
             return Past::Known;
@@ -225,9 +207,10 @@ impl History {
         self.judge_lost(seen)
     }
 
-    /// The same when the row at that position has the token `own` in this log, if it is still kept: with another one, the
-    /// position was given out by another copy of the same incarnation (of a PostgreSQL server, say), or by a future that
-    /// this store has lost and has caught up with.
+    /// Judges it when the row at that position has the token `own` in this log; `None` if the row
+    /// is no longer kept. If the tokens differ, the position was used by another copy of the same
+    /// incarnation (of a PostgreSQL server, say), or in a future that this store lost and whose
+    /// positions it reached again.
     pub fn judge_row(&self, seen: &Milestone, head: LogPosition, own: Option<LogToken>) -> Past {
         let is_another = own.is_some_and(|own| own != seen.token) && Protection::PastsAreKnown.holds();
         match self.judge(seen, head) {
@@ -248,10 +231,10 @@ impl History {
 
     fn has(&self, seen: &Milestone, head: LogPosition) -> bool {
         let Provenance { store, incarnation } = seen.provenance;
-        let place = self.begins.iter().rposition(|begin| begin.incarnation == incarnation);
-        let Some(place) = place.filter(|_| store == self.store) else { return false };
-        let end = self.begins.get(place + 1).map_or(head, |next| next.after);
-        (self.begins[place].at..=end).contains(&seen.at)
+        let index = self.begins.iter().rposition(|begin| begin.incarnation == incarnation);
+        let Some(index) = index.filter(|_| store == self.store) else { return false };
+        let end = self.begins.get(index + 1).map_or(head, |next| next.after);
+        (self.begins[index].at..=end).contains(&seen.at)
     }
 }
 
@@ -286,14 +269,14 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_within_an_incarnation_is_known() {
+    fn past_within_an_incarnation_is_known() {
         for known in [seen(1, at(1, 0)), seen(1, at(1, 10)), seen(2, at(1, 20)), seen(3, at(2, 25))] {
             assert_eq!(history().judge(&known, at(2, 25)), Past::Known, "{known:?}");
         }
     }
 
     #[test]
-    fn a_restart_costs_no_flush() {
+    fn restart_keeps_the_past_known() {
         let mut restarted = history().begins.clone();
         restarted.push(begin(4, at(2, 25), at(2, 25), BeginCause::Opened));
         let restarted = History::new(STORE, restarted).unwrap();
@@ -301,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn an_older_copy_knows_no_future_even_when_its_positions_caught_up() {
+    fn older_copy_lacks_a_past_even_if_its_positions_caught_up() {
         let copy = History::new(STORE, history().begins[..2].to_vec()).unwrap();
         assert_eq!(copy.judge(&seen(2, at(1, 21)), at(1, 20)), Past::Unknown);
         let mut caught_up = copy.begins.clone();
@@ -312,20 +295,20 @@ mod tests {
     }
 
     #[test]
-    fn a_declared_epoch_supersedes_what_was_seen_before_it() {
+    fn declared_epoch_supersedes_older_pasts() {
         assert_eq!(history().judge(&seen(2, at(1, 21)), at(2, 20)), Past::Superseded);
         assert_eq!(history().judge(&seen(8, at(1, 500)), at(2, 20)), Past::Superseded);
     }
 
     #[test]
-    fn a_declared_epoch_supersedes_nothing_of_its_own() {
+    fn declared_epoch_does_not_supersede_its_own_past() {
         // A copy that was taken after the declaration, started beside the store that went on.
         assert_eq!(history().judge(&seen(3, at(2, 30)), at(2, 25)), Past::Unknown);
         assert_eq!(history().judge(&seen(8, at(2, 1)), at(2, 25)), Past::Unknown);
     }
 
     #[test]
-    fn a_changed_schema_supersedes_nothing() {
+    fn changed_schema_supersedes_nothing() {
         let mut begins = history().begins[..2].to_vec();
         begins.push(begin(3, at(1, 20), at(2, 20), BeginCause::SchemaChanged));
         let history = History::new(STORE, begins).unwrap();
@@ -349,11 +332,11 @@ mod tests {
     }
 
     #[test]
-    fn position_that_another_copy_gave_out_is_unknown_until_a_word() {
+    fn position_of_another_copy_is_unknown_until_declared() {
         let (seen, head) = (seen(3, at(2, 22)), at(2, 25));
         let another = Some(LogToken(seen.token.0 + 1));
         assert_eq!(history().judge_row(&seen, head, Some(seen.token)), Past::Known);
-        assert_eq!(history().judge_row(&seen, head, None), Past::Known, "a purged row says nothing");
+        assert_eq!(history().judge_row(&seen, head, None), Past::Known, "the row is no longer kept");
         assert_eq!(history().judge_row(&seen, head, another), Past::Unknown);
         let mut begins = history().begins().to_vec();
         begins.push(begin(9, at(2, 25), at(3, 25), BeginCause::Declared));

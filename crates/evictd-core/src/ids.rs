@@ -27,7 +27,6 @@ macro_rules! id {
                 Self(id.into())
             }
 
-            /// The id as text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -48,7 +47,8 @@ macro_rules! id {
 }
 
 id! {
-    /// Names a key without revealing it (`key_...`). All that is left of its record after a permanent deletion.
+    /// Names a key without revealing it (`key_...`). Nothing else remains of a key after a
+    /// permanent deletion.
     KeyId
 }
 id! {
@@ -84,13 +84,13 @@ impl fmt::Debug for InstanceId {
     }
 }
 
-/// Who asks an authority: region and agent bind to NATS permissions, the instance to one process.
+/// An agent process. Region and agent are bound to NATS permissions, the instance to one run.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct Identity {
-    /// The region, from the request's subject.
+    /// From the request's subject.
     pub region: Region,
-    /// The agent's name, from the request's subject.
+    /// From the request's subject.
     pub agent: AgentName,
-    /// The process, from the request's body.
+    /// From the request's body.
     pub instance: InstanceId,
 }

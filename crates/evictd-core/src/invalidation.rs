@@ -1,30 +1,37 @@
-//! One row of the log, as it travels.
+//! One row of the log.
 
 use crate::ids::{ApiId, KeyHash, KeyId, WorkspaceId};
 use crate::position::LogPosition;
 use crate::time::StoreTime;
 
-/// What an invalidation makes forgotten.
+/// Which entries an invalidation evicts.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Scope {
-    /// One key or root key, by hash: "not found" and re-created keys are covered too.
+    /// One key or root key. By hash, so that it covers "not found" and re-created keys.
     Key {
-        /// The hash under which agents cache it.
         hash: KeyHash,
-        /// Its id, for people; absent for hashes that never had a row.
+        /// For people; absent for hashes that never had a record.
         key_id: Option<KeyId>,
-        /// Its API; absent for root keys.
+        /// Absent for root keys.
         api_id: Option<ApiId>,
     },
     /// Every key of an API: one floor, however many keys are cached.
     Api(ApiId),
-    /// Everything of a workspace.
     Workspace(WorkspaceId),
-    /// Everything. Also what a reader makes of a scope it doesn't know.
+    /// Everything. A reader takes an unknown scope for this.
     All,
 }
 
 impl Scope {
+    /// The key whose entry is evicted, for a scope of one key. Entries of wider scopes are void by
+    /// their floor.
+    pub fn evicted_key(&self) -> Option<&KeyHash> {
+        match self {
+            Self::Key { hash, .. } => Some(hash),
+            Self::Api(_) | Self::Workspace(_) | Self::All => None,
+        }
+    }
+
     /// The metric label: `key`, `api`, `workspace` or `all`.
     pub fn label(&self) -> &'static str {
         match self {
@@ -36,45 +43,34 @@ impl Scope {
     }
 }
 
-/// Why a row was written. It informs people and paces announcements; it never decides what is
-/// forgotten.
+/// Why a row was written. It informs people and paces announcements. It never decides what is
+/// evicted.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Cause {
-    /// A key appeared: a cached "not found" must go.
+    /// A key was created: a cached "not found" must be evicted.
     Created,
-    /// A record changed in some other way.
+    /// Any other change of a record.
     Changed,
     /// Soft deletion.
     Deleted,
     /// Permanent deletion.
     Erased,
-    /// A soft-deleted record came back.
+    /// A soft-deleted record was restored.
     Restored,
-    /// Its expiry has come.
     Expired,
 }
 
+labels!(Cause {
+    Created = "created",
+    Changed = "changed",
+    Deleted = "deleted",
+    Erased = "erased",
+    Restored = "restored",
+    Expired = "expired",
+});
+
 impl Cause {
-    /// The name in logs, answers and the store.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Created => "created",
-            Self::Changed => "changed",
-            Self::Deleted => "deleted",
-            Self::Erased => "erased",
-            Self::Restored => "restored",
-            Self::Expired => "expired",
-        }
-    }
-
-    /// The inverse of [`Cause::label`].
-    pub fn from_label(label: &str) -> Option<Self> {
-        [Self::Created, Self::Changed, Self::Deleted, Self::Erased, Self::Restored, Self::Expired]
-            .into_iter()
-            .find(|cause| cause.label() == label)
-    }
-
-    /// Whether somebody waits to hear that it was applied (R12: announced at once).
+    /// Whether agents announce at once that they applied it (R12).
     pub fn is_deletion(self) -> bool {
         matches!(self, Self::Deleted | Self::Erased)
     }
@@ -83,12 +79,8 @@ impl Cause {
 /// A numbered row of the log.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Invalidation {
-    /// Its place in the log.
     pub position: LogPosition,
-    /// What it makes forgotten.
     pub scope: Scope,
-    /// Why it was written.
     pub cause: Cause,
-    /// When it was committed, on the store's clock.
     pub committed_at: StoreTime,
 }

@@ -1,33 +1,38 @@
 //! The rules of evictd, as values in and values out.
 //!
-//! Nothing here does I/O, reads a clock, draws randomness, logs or counts: time is an argument and
-//! effects are return values, so that the agent, the publisher and a simulator run the same code.
+//! The core does no I/O, reads no clock, draws no randomness, and neither logs nor counts. Time is
+//! an argument and effects are return values, so that the agent, the publisher and the simulator
+//! run the same code.
 //!
 //! In reading order:
 //!
 //! * [`limits`]: every bound on a size, and how the bounds relate.
 //! * [`ids`], [`position`], [`time`]: the vocabulary. No bare integer crosses a module border.
-//! * [`history`]: which store speaks, and which pasts it knows (R15, R16).
-//! * [`record`]: what the store says of a key, and the verdict that follows from it.
-//! * [`invalidation`]: one row of the log, as it travels.
-//! * [`roster`]: agent processes and their policies (R11).
-//! * [`floors`]: what an agent remembers of invalidations (R6).
-//! * [`lease`]: until when a cached answer may be given (R8).
-//! * [`entry`]: the two together, for one cached record (R9).
+//! * [`history`]: which store a message speaks for, and which pasts a store has (R15, R16).
+//! * [`record`]: what the store holds for a key, and the verdict that follows from it.
+//! * [`invalidation`]: one row of the log.
+//! * [`roster`]: the agent processes and their policies (R11).
+//! * [`floors`]: the positions below which nothing is served (R6).
+//! * [`lease`]: how long a cached answer may be served (R8).
+//! * [`entry`]: floors and lease together, for one cached record (R9).
 //! * [`followed_history`]: which history an agent follows (R15).
-//! * [`follower`]: the agent's side of the protocol: gaps, repair, probes, proof (R5, R7).
+//! * [`follower`]: the agent's side of the protocol: gaps, repair, probes, proofs (R5, R7).
+//! * [`serving`]: what the agent's threads share, and the steps of a hit, a load and an
+//!   invalidation (R9, R10).
+//! * [`authority`]: the publisher's side: when a round of probes runs (R7, R14).
 //! * [`service`]: whether a publisher may vouch for its store (R15).
-//! * [`serving`]: what the agent's threads share, and the steps of a hit, a load and an invalidation (R9, R10).
-//! * [`authority`]: the publisher's side: pacing of probe rounds (R7, R14).
 //! * [`epochs`]: when a store begins a new epoch, and which (R2).
-//! * [`log`]: which positions rows get, which rows answer a replay, how long they are kept (R1, R5).
-//!
-//! * [`exposure`]: until when the old state was answered from.
-//! * [`offset`]: when something was committed at home, told on the agent's lease clock.
-//! * [`receipts`]: what is known of each change's way through the regions (R12).
+//! * [`log`]: which positions rows get, which rows answer a replay, and how long rows are kept (R1,
+//!   R5).
+//! * [`offset`]: when a change was committed, on the agent's lease clock.
+//! * [`exposure`]: how long after a change the old state was served.
+//! * [`receipts`]: how far each change has come through the regions (R12).
 //! * [`rules`], [`protection`]: the ids of guarantees and rules, and their negative controls.
 //!
 //! The rule numbers are those of ARCHITECTURE.md.
+
+#[macro_use]
+mod labels;
 
 pub mod authority;
 pub mod entry;

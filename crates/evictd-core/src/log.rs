@@ -1,6 +1,7 @@
-//! What a store decides about its log: which positions rows get (R1), which rows answer a replay (R5), and which may go.
+//! A store's decisions about its log: which positions rows get (R1), which rows answer a replay
+//! (R5), and which rows it may delete.
 //!
-//! A store is a database. It finds the rows, and writes what is decided here, in one transaction.
+//! The store finds the rows, and writes what is decided here, in one transaction.
 
 use std::time::Duration;
 
@@ -8,19 +9,20 @@ use crate::position::LogPosition;
 use crate::protection::Protection;
 use crate::time::StoreTime;
 
-/// Gives committed rows that have no position those that follow `head`, without a gap. `waiting` is in the order of
-/// their ids. `None` if there aren't that many positions: then none may be given.
+/// Numbers committed rows from `head` on, without a gap. `waiting` is in the order of their ids.
+/// Returns `None` when the epoch has too few positions left: then no row may get one.
 pub fn number<R>(head: LogPosition, waiting: impl IntoIterator<Item = R>) -> Option<Vec<(LogPosition, R)>> {
     let mut at = head;
-    let place = |row| {
+    let number = |row| {
         at = at.next()?;
         Some((at, row))
     };
-    waiting.into_iter().map(place).collect()
+    waiting.into_iter().map(number).collect()
 }
 
-/// How many of the rows `found`, from the first on, may answer a replay that begins at `first`: as many as there are
-/// without a gap, because what is absent doesn't stand for nothing. None of another epoch than the head's.
+/// Returns how many of the rows `found` may answer a replay that begins at `first`: those before
+/// the first gap, because a missing row doesn't mean that nothing changed. Rows of another epoch
+/// than the head's don't answer.
 pub fn covered(head: LogPosition, first: LogPosition, found: impl IntoIterator<Item = LogPosition>) -> usize {
     let mut expected = Some(first).filter(|first| first.epoch() == head.epoch());
     let is_next = |position: &LogPosition| {
@@ -31,20 +33,19 @@ pub fn covered(head: LogPosition, first: LogPosition, found: impl IntoIterator<I
     found.into_iter().take_while(is_next).count()
 }
 
-/// A numbered row, as far as it matters for how long it is kept.
+/// What decides how long a numbered row is kept.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LoggedRow {
-    /// When it was committed, on the store's clock.
     pub committed_at: StoreTime,
-    /// A request wrote it, and has no final receipt yet.
+    /// The row is a request's that has no final receipt yet.
     pub awaits_receipt: bool,
 }
 
-/// How many of the oldest rows, in the order of positions, may be deleted at `now` when each is kept for `kept`: what is
-/// gone is a prefix, never a row from the middle.
+/// Returns how many of the oldest rows may be deleted when each is kept for `kept`. `rows` is in
+/// the order of positions; only a prefix is deleted, never a row from the middle.
 ///
-/// A row from the future was written before the clock was put back. It is as old as the one before it, and doesn't stop
-/// the purge.
+/// A row from the future was written before the clock was set back. It counts as old as the row
+/// before it, and doesn't stop the purge.
 pub fn purgeable(rows: impl IntoIterator<Item = LoggedRow>, now: StoreTime, kept: Duration) -> usize {
     let may_go = |row: &LoggedRow| {
         let is_young = row.committed_at > now.before(kept) && row.committed_at <= now;
@@ -69,17 +70,17 @@ mod tests {
     }
 
     #[test]
-    fn rows_that_find_no_position_take_none() {
+    fn rows_beyond_the_last_position_are_not_numbered() {
         assert_eq!(number(at(1, POSITION_MAX - 1), ["a"]), Some(vec![(at(1, POSITION_MAX), "a")]));
         assert_eq!(number(at(1, POSITION_MAX - 1), ["a", "b"]), None);
     }
 
     #[test]
-    fn replay_covers_what_is_there_without_a_gap() {
+    fn replay_ends_at_the_first_gap() {
         let covered = |found: &[u64]| covered(at(2, 9), at(2, 4), found.iter().map(|n| at(2, *n)));
         assert_eq!(covered(&[4, 5, 6]), 3);
-        assert_eq!(covered(&[4, 5, 7]), 2, "what was purged isn't left out");
-        assert_eq!(covered(&[5, 6]), 0, "nor the first");
+        assert_eq!(covered(&[4, 5, 7]), 2, "a purged row ends the answer");
+        assert_eq!(covered(&[5, 6]), 0, "so does a missing first row");
         assert_eq!(covered(&[]), 0);
     }
 
@@ -90,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_prefix_of_old_settled_rows_may_go() {
+    fn only_a_prefix_of_old_final_rows_is_purgeable() {
         let row = |seconds: i64, awaits_receipt| LoggedRow {
             committed_at: StoreTime(seconds * 1_000_000),
             awaits_receipt,
@@ -100,8 +101,8 @@ mod tests {
         };
         let (old, young, open) = (row(70, false), row(71, false), row(9, true));
         assert_eq!(purgeable(&[old, old, young]), 2);
-        assert_eq!(purgeable(&[young, old]), 0, "never from the middle");
-        assert_eq!(purgeable(&[old, open, old]), 1, "a request waits for its receipt");
+        assert_eq!(purgeable(&[young, old]), 0, "only a prefix");
+        assert_eq!(purgeable(&[old, open, old]), 1, "its receipt is not final");
         assert_eq!(
             purgeable(&[old, row(101, false), old, young]),
             3,

@@ -1,17 +1,17 @@
-//! When something was committed at home, told on this machine's lease clock.
+//! When a change was committed, on this machine's lease clock.
 //!
-//! Changes are dated by the store's clock, which may be wrong by any amount. Each probe's answer brings a
-//! reading of it, taken somewhere on the way: so the store's clock less the lease clock lies in an
-//! interval, and the intervals of several probes together leave a narrower one. This machine's wall clock
-//! has no part in it: whoever sets it changes nothing here.
+//! Changes are dated by the store's clock, which may be wrong by any amount. The answer to each
+//! probe brings a reading of it, taken between the sending of the probe and the arrival of the
+//! answer. So the offset, the store's clock less the lease clock, lies in an interval. The
+//! intervals of several probes intersect in a narrower one. This machine's wall clock is not used.
 //!
-//! What a probe's answer says of the log bounds a commit without any clock: a position above its head was
-//! committed after the probe was sent. Where the two contradict each other, the store's clock was set, and
-//! the log is believed. A step of the store's clock that is smaller than what the interval leaves open can't
-//! be seen, and is off by no more than that.
+//! The head in a probe's answer bounds a commit without any clock: a position above it was
+//! committed after the probe was sent. If it contradicts the interval, the store's clock was set,
+//! and the head counts. A step of the store's clock that is smaller than the interval isn't
+//! noticed, and its error is no larger than the interval.
 //!
-//! It informs. No correctness depends on it, but one direction: a key that ends by itself ends early rather
-//! than late ([`ClockOffset::home_high`]).
+//! The offset informs. Safety depends on it in one direction only: a key expires early rather than
+//! late ([`ClockOffset::home_high`]).
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -20,32 +20,28 @@ use crate::limits::PROBES_OUTSTANDING_MAX;
 use crate::position::LogPosition;
 use crate::time::{LeaseTime, StoreTime};
 
-/// The answer to a probe, as far as it tells the time.
+/// What the answer to a probe says about time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Measurement {
-    /// When the probe was sent.
     pub sent_at: LeaseTime,
-    /// When its answer came.
     pub received_at: LeaseTime,
-    /// How long the authority had it in between.
+    /// How long the publisher held the probe before it answered.
     pub held: Duration,
     /// The store's clock when the answer left.
     pub store_time: StoreTime,
-    /// Everything that was committed before the probe was sent lies at or below this.
+    /// Every change that was committed before the probe was sent is at or below this position.
     pub head: LogPosition,
 }
 
-/// A span of time that is known up to an error: the truth lies within, both ends included.
+/// A duration that is known up to an error: it lies within, both ends included.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct DurationRange {
-    /// At least.
     pub low: Duration,
-    /// At most.
     pub high: Duration,
 }
 
 impl DurationRange {
-    /// Its middle: the best guess.
+    /// The best guess.
     pub fn middle(&self) -> Duration {
         self.low + self.high.saturating_sub(self.low) / 2
     }
@@ -54,14 +50,12 @@ impl DurationRange {
 /// When a change was committed, on this machine's lease clock.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CommitWindow {
-    /// Not earlier.
     pub earliest: LeaseTime,
-    /// Not later.
     pub latest: LeaseTime,
 }
 
 impl CommitWindow {
-    /// How long ago that was.
+    /// How long ago the commit was.
     pub fn age(&self, now: LeaseTime) -> DurationRange {
         DurationRange { low: now.since(self.latest), high: now.since(self.earliest) }
     }
@@ -75,7 +69,7 @@ struct OffsetInterval {
     measured_at: LeaseTime,
 }
 
-/// What probes have told of the store's clock.
+/// The offset, as measured by probes.
 #[derive(Clone, Default, Debug)]
 pub struct ClockOffset {
     interval: Option<OffsetInterval>,
@@ -84,13 +78,13 @@ pub struct ClockOffset {
 }
 
 impl ClockOffset {
-    /// By how much two clocks may drift apart between two probes, at least;
+    /// How far two clocks may drift apart between two probes, at least.
     pub const DRIFT: Duration = Duration::from_micros(500);
-    /// and over longer times by one part in so many (100 ppm).
+    /// Over longer times they drift apart by one part in so many (100 ppm).
     const DRIFT_PART: u32 = 10_000;
 
-    /// Takes in a probe's answer. Tells whether it contradicts the ones before: a clock was set, and only
-    /// this answer counts.
+    /// Takes in a probe's answer. Returns whether it contradicts the earlier ones: then a clock was
+    /// set, and only this answer counts.
     pub fn measured(&mut self, measurement: Measurement) -> bool {
         let Measurement { sent_at, received_at, held, store_time, head } = measurement;
         if self.heads.len() == PROBES_OUTSTANDING_MAX {
@@ -111,8 +105,7 @@ impl ClockOffset {
         contradicts
     }
 
-    /// The store's clock less the lease clock at `now`, in microseconds, lowest and highest; `None` before
-    /// the first answer.
+    /// The lowest and the highest offset at `now`, in microseconds; `None` before the first answer.
     pub fn bounds(&self, now: LeaseTime) -> Option<(i64, i64)> {
         self.at(now).map(|interval| (interval.low, interval.high))
     }
@@ -122,8 +115,8 @@ impl ClockOffset {
         self.at(now).map(|interval| StoreTime(interval.high.saturating_add(signed(now))))
     }
 
-    /// When the change at `position` was committed, which is known here at `now`; `None` before the first
-    /// answer.
+    /// When the change at `position` was committed, which arrived here by `now`. `None` before the
+    /// first answer.
     pub fn commit_of(
         &self,
         position: LogPosition,
@@ -131,7 +124,8 @@ impl ClockOffset {
         now: LeaseTime,
     ) -> Option<CommitWindow> {
         let interval = self.at(now)?;
-        // The last probe that didn't know of it yet. Without one, only the clocks can tell.
+        // The last probe whose head didn't include it. Without one, only the clocks bound the
+        // commit.
         let unknown_at =
             self.heads.iter().rev().find(|(_, head)| *head < position).map(|(sent_at, _)| *sent_at);
         let after = unknown_at.unwrap_or_default();
@@ -144,7 +138,7 @@ impl ClockOffset {
         })
     }
 
-    /// The interval, widened by what the clocks may have drifted since.
+    /// The interval, widened by the possible drift since it was measured.
     fn at(&self, now: LeaseTime) -> Option<OffsetInterval> {
         let interval = self.interval?;
         let drift = micros((now.since(interval.measured_at) / Self::DRIFT_PART).max(Self::DRIFT));
@@ -173,22 +167,22 @@ mod tests {
 
     const SECOND: u64 = 1_000_000;
     const HOUR: i64 = 3_600_000_000;
-    /// As the real one, which is never near 0.
+    /// As a real clock, which is never near 0.
     const START: u64 = 1 << 50;
 
     fn at(position: u64) -> LogPosition {
         LogPosition::new(1, position).unwrap()
     }
 
-    /// Two machines: their clocks differ by `offset`, which the tests change.
-    struct World {
+    /// Two machines, whose clocks differ by `offset`.
+    struct TwoClocks {
         now: u64,
         offset: i64,
         head: u64,
         estimate: ClockOffset,
     }
 
-    impl World {
+    impl TwoClocks {
         fn new(offset: i64) -> Self {
             Self { now: START, offset, head: 1, estimate: ClockOffset::default() }
         }
@@ -197,7 +191,7 @@ mod tests {
             StoreTime(self.now as i64 + self.offset)
         }
 
-        /// A probe that takes so many microseconds there, there and back.
+        /// A probe; its three parts take so many microseconds.
         fn probe(&mut self, there: u64, held: u64, back: u64) -> bool {
             let sent_at = LeaseTime(self.now);
             self.now += there + held;
@@ -208,7 +202,7 @@ mod tests {
             self.estimate.measured(Measurement { sent_at, received_at, held, store_time, head })
         }
 
-        /// Commits a change that arrives after `lag`; returns what is said of its lag.
+        /// Commits a change that arrives after `lag`. Returns its measured lag.
         fn change(&mut self, lag: u64) -> DurationRange {
             self.head += 1;
             let committed_at = self.store_time();
@@ -223,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn before_the_first_probe_nothing_is_known() {
+    fn nothing_is_known_before_the_first_probe() {
         let offset = ClockOffset::default();
         assert_eq!(offset.bounds(LeaseTime(START)), None);
         assert_eq!(offset.home_high(LeaseTime(START)), None);
@@ -231,8 +225,8 @@ mod tests {
     }
 
     #[test]
-    fn a_change_after_a_quick_probe_is_dated_to_half_the_way_and_the_drift() {
-        let mut world = World::new(5 * HOUR);
+    fn quick_probe_dates_a_change_to_its_way_and_the_drift() {
+        let mut world = TwoClocks::new(5 * HOUR);
         world.probe(100, 250_000, 300);
         let span = world.change(20_000);
         assert_eq!(span.high, span.low + Duration::from_micros(400) + ClockOffset::DRIFT * 2);
@@ -241,8 +235,8 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_probe_does_not_replace_what_a_quick_one_told() {
-        let mut world = World::new(-HOUR);
+    fn slow_probe_does_not_widen_the_interval() {
+        let mut world = TwoClocks::new(-HOUR);
         world.probe(100, 0, 100);
         world.now += 5 * SECOND;
         world.probe(10, 0, 800_000);
@@ -252,8 +246,8 @@ mod tests {
     }
 
     #[test]
-    fn without_probes_the_interval_widens() {
-        let mut world = World::new(0);
+    fn interval_widens_without_probes() {
+        let mut world = TwoClocks::new(0);
         world.probe(0, 0, 0);
         world.now += 3600 * SECOND;
         let (low, high) = world.estimate.bounds(LeaseTime(world.now)).unwrap();
@@ -261,9 +255,9 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_of_the_store_that_is_set_is_noticed_at_the_next_probe() {
+    fn step_of_the_stores_clock_is_noticed_at_the_next_probe() {
         for step in [-HOUR, -2_000_000, 2_000_000, HOUR] {
-            let mut world = World::new(HOUR);
+            let mut world = TwoClocks::new(HOUR);
             world.probe(200, 0, 200);
             world.now += SECOND;
             world.offset += step;
@@ -274,9 +268,9 @@ mod tests {
     }
 
     #[test]
-    fn until_then_the_log_contradicts_the_clock() {
+    fn log_bounds_a_commit_after_a_clock_step() {
         for step in [-HOUR, -8_000_000, 8_000_000, HOUR] {
-            let mut world = World::new(HOUR);
+            let mut world = TwoClocks::new(HOUR);
             world.probe(200, 0, 200);
             world.now += SECOND;
             world.offset += step;
@@ -286,10 +280,10 @@ mod tests {
         }
     }
 
-    /// A control: the tests would notice a clock that runs away.
+    /// A control: the tests would notice a clock that drifts too fast.
     #[test]
-    fn clocks_that_drift_apart_faster_than_that_are_not_covered() {
-        let mut world = World::new(0);
+    fn faster_drift_is_not_covered() {
+        let mut world = TwoClocks::new(0);
         world.probe(0, 0, 0);
         world.now += SECOND;
         world.offset += 20_000;
@@ -297,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn times_out_of_this_world_are_survived() {
+    fn extreme_times_do_not_overflow() {
         for micros in [i64::MIN, -1, 0, i64::MAX] {
             for time in [0, u64::MAX] {
                 let mut offset = ClockOffset::default();
@@ -313,38 +307,34 @@ mod tests {
         }
     }
 
-    /// One step of a history: a pause with drift, a probe, and a change.
+    /// A pause with drift, a probe, and a change.
     #[derive(Clone, Debug)]
-    struct Step {
+    struct ProbeAndChange {
         pause: u64,
         drift: i64,
         probe: (u64, u64, u64),
         lag: u64,
     }
 
-    fn any_step() -> impl Strategy<Value = Step> {
+    fn any_step() -> impl Strategy<Value = ProbeAndChange> {
         let way = prop_oneof![0..2_000u64, 0..400_000u64];
         let probe = (way.clone(), 0..300_000u64, way);
         // The drift of the whole step, ways and lag included, stays within the limit.
-        (0..4_000_000u64, -250i64..=250, probe, 0..200_000u64).prop_map(|(pause, drift, probe, lag)| Step {
-            pause,
-            drift,
-            probe,
-            lag,
-        })
+        (0..4_000_000u64, -250i64..=250, probe, 0..200_000u64)
+            .prop_map(|(pause, drift, probe, lag)| ProbeAndChange { pause, drift, probe, lag })
     }
 
     proptest! {
         #[test]
-        fn the_truth_lies_within_whatever_the_offset_the_ways_and_the_drift(
+        fn truth_lies_within_for_any_offset_and_drift(
             offset in -12 * HOUR..12 * HOUR,
             steps in prop::collection::vec(any_step(), 1..40),
         ) {
-            let mut world = World::new(offset);
-            for Step { pause, drift, probe: (there, held, back), lag } in steps {
+            let mut world = TwoClocks::new(offset);
+            for ProbeAndChange { pause, drift, probe: (there, held, back), lag } in steps {
                 world.now += pause;
                 world.offset += drift;
-                prop_assert!(!world.probe(there, held, back), "nobody set a clock");
+                prop_assert!(!world.probe(there, held, back), "no clock was set");
                 let (low, high) = world.estimate.bounds(LeaseTime(world.now)).unwrap();
                 prop_assert!((low..=high).contains(&world.offset));
                 prop_assert!(world.estimate.home_high(LeaseTime(world.now)).unwrap() >= world.store_time());
@@ -355,20 +345,20 @@ mod tests {
         }
 
         #[test]
-        fn after_a_step_and_a_probe_the_truth_lies_within_again(
+        fn truth_lies_within_again_after_a_step_and_a_probe(
             offset in -12 * HOUR..12 * HOUR,
             step in prop_oneof![-12 * HOUR..-2_000_000, 2_000_000..12 * HOUR],
             before in prop::collection::vec(any_step(), 1..10),
             (there, held, back) in (0..400_000u64, 0..300_000u64, 0..400_000u64),
             lag in 0..200_000u64,
         ) {
-            let mut world = World::new(offset);
-            for Step { pause, probe: (there, held, back), .. } in before {
+            let mut world = TwoClocks::new(offset);
+            for ProbeAndChange { pause, probe: (there, held, back), .. } in before {
                 world.now += pause;
                 world.probe(there, held, back);
             }
             world.offset += step;
-            prop_assert!(world.probe(there, held, back), "a step beyond what the ways leave open");
+            prop_assert!(world.probe(there, held, back), "a step larger than the interval");
             prop_assert!(holds(world.change(lag), lag));
         }
     }

@@ -1,4 +1,4 @@
-//! Where something stands in the log.
+//! Positions in the log.
 
 use std::fmt;
 
@@ -11,13 +11,13 @@ use crate::limits::{EPOCH_MAX, POSITION_BITS, POSITION_MAX};
 pub struct LogPosition(u64);
 
 impl LogPosition {
-    /// Before everything. Real epochs start at 1.
+    /// Below every position of a log: epochs start at 1.
     pub const ZERO: Self = Self(0);
 
-    /// Above everything: a floor that nothing meets.
+    /// Above every position: a floor that nothing meets.
     pub const NEVER: Self = Self(u64::MAX);
 
-    /// `None` when either part is out of range ([`EPOCH_MAX`], [`POSITION_MAX`]).
+    /// Returns `None` when a part is out of range ([`EPOCH_MAX`], [`POSITION_MAX`]).
     pub const fn new(epoch: u32, position: u64) -> Option<Self> {
         if epoch > EPOCH_MAX || position > POSITION_MAX {
             return None;
@@ -25,27 +25,26 @@ impl LogPosition {
         Some(Self(((epoch as u64) << POSITION_BITS) | position))
     }
 
-    /// Counts how often the store may have gone back.
+    /// How often the store may have gone back.
     pub const fn epoch(self) -> u32 {
         (self.0 >> POSITION_BITS) as u32
     }
 
-    /// Counts changes: dense, starting at 1, going on through new epochs.
+    /// The number of the change: dense, from 1, and not reset by a new epoch.
     pub const fn position(self) -> u64 {
         self.0 & POSITION_MAX
     }
 
-    /// The position after this one in the same epoch, or `None` at the very end.
+    /// The next position of the same epoch, or `None` at [`POSITION_MAX`].
     pub const fn next(self) -> Option<Self> {
         Self::new(self.epoch(), self.position() + 1)
     }
 
-    /// As one integer that orders like the position, for atomics.
+    /// An integer that orders like the position, for atomics.
     pub const fn to_bits(self) -> u64 {
         self.0
     }
 
-    /// The inverse of [`LogPosition::to_bits`].
     pub const fn from_bits(bits: u64) -> Self {
         Self(bits)
     }

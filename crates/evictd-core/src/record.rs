@@ -1,65 +1,51 @@
-//! What the store says of a hash, and the verdict that follows from it.
+//! What the store holds for a hash, and the verdict that follows from it.
 
 use crate::history::{LogToken, Provenance};
 use crate::ids::{ApiId, KeyId, WorkspaceId};
 use crate::position::LogPosition;
 use crate::time::StoreTime;
 
-/// Whether a record grants anything.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum RecordState {
-    /// It does.
     Active,
-    /// Switched off by its owner.
     Disabled,
-    /// Its end has come.
     Expired,
-    /// It, or the API it belongs to, was deleted; the ids remain so that floors reach the answer.
+    /// The record or its API was deleted. The ids remain, so that floors reach the answer.
     Deleted,
-    /// Its workspace was switched off.
     WorkspaceDisabled,
 }
 
 /// A key, as far as a verification needs it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct KeyRecord {
-    /// Its id.
     pub key_id: KeyId,
-    /// Its API.
     pub api_id: ApiId,
-    /// Its tenant.
     pub workspace_id: WorkspaceId,
-    /// Whether it grants anything.
     pub state: RecordState,
-    /// Its name, if it has one.
     pub name: Option<Box<str>>,
-    /// Its metadata as JSON text, an object, if it has any.
+    /// A JSON object as text.
     pub meta: Option<Box<str>>,
-    /// Whom it belongs to in the words of its owner, if that was said.
+    /// The owner's id for whom the key belongs to.
     pub external_id: Option<Box<str>>,
-    /// What it may do, in the words of its owner: literal strings, sorted.
+    /// Literal strings of the owner's, sorted.
     pub permissions: Vec<Box<str>>,
-    /// When it ends, if it does.
     pub expires_at: Option<StoreTime>,
 }
 
-/// A root key: it authorises calls instead of being verified.
+/// A root key: it authorizes calls instead of being verified.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RootKeyRecord {
-    /// Its id.
     pub root_key_id: KeyId,
-    /// The tenant it acts for.
     pub workspace_id: WorkspaceId,
-    /// Whether it grants anything.
     pub state: RecordState,
-    /// Its permissions, literal strings such as `api.*.verify_key`.
+    /// Literal strings such as `api.*.verify_key`.
     pub permissions: Vec<Box<str>>,
-    /// When it ends, if it does.
     pub expires_at: Option<StoreTime>,
 }
 
 impl RootKeyRecord {
-    /// Whether it may do `action` on `api`: `api.*.<action>` or `api.<id>.<action>`, matched literally.
+    /// Whether it may do `action` on `api`: `api.*.<action>` or `api.<id>.<action>`, matched
+    /// literally.
     pub fn allows(&self, api: &str, action: &str) -> bool {
         self.permissions.iter().any(|permission| permission_matches(permission, api, action))
     }
@@ -74,49 +60,39 @@ pub fn permission_matches(permission: &str, api: &str, action: &str) -> bool {
         .is_some_and(|target| target == "*" || target == api)
 }
 
-/// What a hash stands for.
+/// What the store has under a hash.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Record {
-    /// Nothing.
     Absent,
-    /// A key.
     Key(KeyRecord),
-    /// A root key.
     RootKey(RootKeyRecord),
 }
 
-/// A record and how new it is (R6): both were read in one snapshot.
+/// A record and how new it is (R6), read in one snapshot.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Lookup {
-    /// Everything up to here is in the record.
+    /// The record includes every change up to here.
     pub as_of: LogPosition,
-    /// Whose log that is.
     pub provenance: Provenance,
-    /// Of the row at `as_of`.
+    /// The token of the row at `as_of`.
     pub token: LogToken,
-    /// What was found.
     pub record: Record,
 }
 
-/// The outcome of a verification, in Unkey's words.
+/// The outcome of a verification, as Unkey names it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Verdict {
-    /// The key may be used.
     Valid,
-    /// There is no such key, or no longer.
     NotFound,
-    /// Its owner switched it off.
     Disabled,
-    /// Its end has come.
     Expired,
-    /// Its workspace is switched off.
+    /// The workspace is disabled.
     Forbidden,
-    /// It lacks a permission that the caller asked for.
+    /// The key lacks a permission that the request requires.
     InsufficientPermissions,
 }
 
 impl Verdict {
-    /// All verdicts, for tables and metrics.
     pub const ALL: [Self; 6] = [
         Self::Valid,
         Self::NotFound,
@@ -140,9 +116,10 @@ impl Verdict {
 }
 
 impl KeyRecord {
-    /// The verdict on the key alone at `home_time`; which permissions are asked for is the caller's business.
-    /// `home_time` is the agent's best upper estimate of the store's clock. The estimate
-    /// can only end a key early; the store ends it for good (the state becomes `Expired`).
+    /// Returns the verdict on the key alone; the caller checks the required permissions.
+    ///
+    /// `home_time` is an upper estimate of the store's clock, so it can only end a key early. The
+    /// store ends the key for good: its state becomes `Expired`.
     pub fn verdict(&self, home_time: StoreTime) -> Verdict {
         match self.state {
             RecordState::Deleted => Verdict::NotFound,
@@ -174,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn each_state_has_its_verdict() {
+    fn verdict_follows_from_the_state() {
         let now = StoreTime(1_000);
         assert_eq!(key(RecordState::Active, None).verdict(now), Verdict::Valid);
         assert_eq!(key(RecordState::Deleted, None).verdict(now), Verdict::NotFound);
@@ -183,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_that_has_come_needs_no_message() {
+    fn key_expires_without_an_invalidation() {
         let record = key(RecordState::Active, Some(1_000));
         assert_eq!(record.verdict(StoreTime(999)), Verdict::Valid);
         assert_eq!(record.verdict(StoreTime(1_000)), Verdict::Expired);

@@ -1,4 +1,4 @@
-//! Which agent processes there are, and what each promises (R11).
+//! The agent processes, and what each promises (R11).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -6,48 +6,35 @@ use std::time::Duration;
 use crate::ids::Identity;
 use crate::time::StoreTime;
 
-/// An entry's `last_seen` is at most this old: rounds shouldn't write a row per agent each.
+/// How old `last_seen` may get before it is written again. Without it, each round would write a row
+/// per agent.
 pub const ROSTER_REFRESH: Duration = Duration::from_mins(1);
 
 /// An agent process as it presents itself to the authority.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Instance {
-    /// Who it is.
     pub identity: Identity,
-    /// What it does when its lease has run out.
     pub policy: PartitionPolicy,
-    /// The bound it keeps.
     pub bound: Duration,
 }
 
 /// What an agent answers when neither its lease nor the authority vouches for an entry.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum PartitionPolicy {
-    /// It denies.
     Deny,
-    /// It answers from the old entry, marked and counted.
+    /// The agent answers from the old entry, and marks and counts the answer.
     ServeStale,
 }
 
-impl PartitionPolicy {
-    /// The name in the configuration, the roster and the metrics.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Deny => "deny",
-            Self::ServeStale => "serve_stale",
-        }
-    }
-}
+labels!(PartitionPolicy { Deny = "deny", ServeStale = "serve_stale" });
 
 /// An instance in the roster.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RosterEntry {
-    /// Who, with which policy and bound.
     pub instance: Instance,
-    /// When its last message arrived, on the store's clock: up to [`ROSTER_REFRESH`] too early, because it isn't written
-    /// each time.
+    /// When its last message arrived, on the store's clock: up to [`ROSTER_REFRESH`] too early.
     pub last_seen: StoreTime,
-    /// It announced its end: it holds no lease, and answers nothing any more.
+    /// It announced its shutdown: it holds no lease, and answers nothing any more.
     pub departed: bool,
 }
 
@@ -58,7 +45,7 @@ impl RosterEntry {
     }
 
     fn is_due(&self, now: StoreTime) -> bool {
-        // The store's clock may have been put back, too.
+        // The store's clock may also have been set back.
         self.last_seen.0.abs_diff(now.0) >= ROSTER_REFRESH.as_micros() as u64
     }
 }
@@ -66,16 +53,17 @@ impl RosterEntry {
 /// What a round writes into the roster.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct RosterUpdate {
-    /// Entries to be written as they are here, whatever they were.
+    /// Entries to write in full.
     pub entries: Vec<RosterEntry>,
-    /// Entries of which only `last_seen` changes, to the present time.
+    /// Entries of which only `last_seen` is written.
     pub seen: Vec<Identity>,
 }
 
-/// What a round writes whose probes came from the instances `probing`, when other messages came from those `seen`.
-/// `known` are the entries of all these, as far as the roster has any. Of two probes of one instance the later one counts.
+/// Returns what a round writes. Its probes came from the instances `probing`, other messages from
+/// those `seen`, and `known` are their entries so far. Of two probes of one instance, the later one
+/// counts.
 ///
-/// An instance that was only seen isn't entered: it has no lease.
+/// An instance that was only seen gets no entry: it has no lease.
 pub fn update(
     known: &[RosterEntry],
     probing: &[Instance],
@@ -124,7 +112,7 @@ mod tests {
     const JUST_NOW: Duration = Duration::from_secs(59);
 
     #[test]
-    fn new_instances_are_written_and_known_ones_are_not() {
+    fn only_new_instances_are_written() {
         let update = update(&[entry(1, JUST_NOW)], &[instance(1), instance(2)], &[], NOW);
         assert_eq!(update.entries, [entry(2, Duration::ZERO)]);
     }
@@ -160,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn instances_that_were_only_seen_are_not_entered() {
+    fn instance_without_a_probe_gets_no_entry() {
         assert_eq!(update(&[], &[], &[instance(1).identity], NOW), RosterUpdate::default());
     }
 }

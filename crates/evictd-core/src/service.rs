@@ -1,12 +1,13 @@
-//! Whether a publisher may vouch for its store: newcomers ask first, and rivals that meet fall silent (R15).
+//! Whether a publisher may vouch for its store (R15).
 //!
-//! Publishers of one history are colleagues, and share the work. Publishers of two histories are rivals: one of
-//! them works on a copy, and neither can know which. Who has served without a break goes on, a newcomer yields to
-//! it, and two that both served, or that came together, both fall silent: to undo deletions is an operator's
-//! decision, never a guess.
+//! Publishers of one history share the work. Publishers of two histories are rivals: one of them
+//! works on a copy, and neither can decide which. A publisher that has served without a break goes
+//! on, and a newcomer yields to it. If both served, or both are newcomers, both fall silent: only
+//! an operator may decide to undo deletions.
 //!
-//! A rival counts as alive only by its answer to a question of our own, which it gives after a durable round: so a
-//! message that was long under way does nothing, and neither does the publisher of a primary that was demoted.
+//! A newcomer queries the other publishers before it serves. A rival counts as alive only by its
+//! answer to a query of this publisher, which it gives after a durable round. So a delayed message
+//! has no effect, nor has the publisher of a demoted primary.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -15,86 +16,78 @@ use crate::history::{Milestone, Provenance};
 use crate::protection::Protection;
 use crate::time::{LeaseTime, StoreTime};
 
-/// Whoever was not present for so long is a newcomer: it may have been replaced meanwhile.
+/// A publisher that was absent for so long is a newcomer: another one may have replaced it.
 pub const ABSENT_AFTER: Duration = Duration::from_secs(2);
 
-/// How long a question to all publishers waits for answers, if there is anybody to answer. Others do a round before
-/// they answer.
+/// How long a query waits for answers, unless there are no responders. Publishers finish a round
+/// before they answer.
 pub const ANSWER_PATIENCE: Duration = Duration::from_secs(3);
 
-/// The pause between questions to a rival.
+/// The pause between queries to a rival.
 const QUERY_SPACING: Duration = Duration::from_secs(1);
 
-/// Questions whose answers still count.
+/// Queries whose answers still count.
 const QUERIES_OPEN_MAX: usize = 4;
 
 /// Another publisher, as it describes itself.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Peer {
-    /// Its name, for people.
+    /// For people.
     pub publisher: Box<str>,
-    /// Whom it speaks for.
     pub provenance: Provenance,
-    /// When its incarnation began, on its store's clock.
+    /// When its incarnation began.
     pub since: StoreTime,
-    /// How it stands.
     pub standing: Standing,
 }
 
-/// How a publisher stands.
+/// The role of a publisher among others.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Standing {
-    /// It was away, and asks who else is there.
+    /// It was absent, and queries the others.
     Asking,
     /// It vouches for its store.
     Serving,
     /// It is silent: a publisher of another history serves.
     Yielding,
-    /// It is silent: a publisher of another history served as well, or came at the same time.
+    /// It is silent: a publisher of another history served as well, or is a newcomer as well.
     Conflicting,
-    /// It is silent: agents have seen what its store doesn't know, so that it is an older copy.
+    /// It is silent: agents have seen what its store lacks, so the store is an older copy.
     Behind,
 }
 
+labels!(Standing {
+    Asking = "asking",
+    Serving = "serving",
+    Yielding = "yielding",
+    Conflicting = "conflicting",
+    Behind = "behind",
+});
+
 impl Standing {
-    /// All, for metrics.
-    pub const ALL: [Self; 5] = [Self::Asking, Self::Serving, Self::Yielding, Self::Conflicting, Self::Behind];
-
-    /// The metric label.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Asking => "asking",
-            Self::Serving => "serving",
-            Self::Yielding => "yielding",
-            Self::Conflicting => "conflicting",
-            Self::Behind => "behind",
-        }
-    }
-
-    /// Whether a rival that stands so must be waited for. One that yields, or that knows itself to be an older
-    /// copy, vouches for nothing.
+    /// Whether a rival in this role must be waited for. One that yields or is behind vouches for
+    /// nothing.
     fn is_alive(self) -> bool {
         matches!(self, Self::Asking | Self::Serving | Self::Conflicting)
     }
 }
 
-/// What a publisher can do at the moment.
+/// Whether a publisher can receive and answer at the moment.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Connectivity {
     /// It is connected to the bus, and its rounds succeed.
     Connected,
-    /// It has no connection to the bus, as far as it knows.
+    /// It has no connection to the bus.
     Disconnected,
-    /// Its rounds don't succeed.
+    /// Its rounds fail.
     Stalled,
 }
 
-/// A question to all publishers; also says how the asking one stands.
+/// A query to all publishers.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Query {
-    /// To be repeated by the answers.
+    /// Repeated by the answers.
     pub nonce: u64,
-    /// How the requester stands.
+    /// That of the requester.
     pub standing: Standing,
 }
 
@@ -103,7 +96,7 @@ enum ServiceState {
     Asking {
         since: Option<LeaseTime>,
     },
-    /// Nobody serves this store, nor another one that answers.
+    /// No publisher serves this store, and no rival answers.
     Alone,
     Serving,
     Silent {
@@ -116,38 +109,40 @@ enum ServiceState {
     },
 }
 
-/// Whether another history may have been served beside or instead of this one.
+/// Whether only this history was served, and no other one beside or instead of it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum Exclusivity {
-    /// Not known: the publisher has just started, its rounds have failed, or the bus was silent when it asked.
+    /// The publisher has just started, its rounds have failed, or the bus was silent at its query.
     Unverified,
-    /// No: the bus has carried a question, which was answered, and nothing was missed or received since.
+    /// The bus has carried a query and its answer. Since then, nothing was missed, and no rival
+    /// received.
     Verified,
-    /// Perhaps: the publisher stood still, or has received another history.
+    /// The publisher was frozen, or has received another history.
     Doubtful,
 }
 
-/// The standing of one publisher, and what it has to ask.
+/// The role of one publisher, and its queries.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Service {
     bound: Duration,
-    /// Others may share the store, so that starting a publisher begins no incarnation.
+    /// Others may share the store, so starting a publisher begins no incarnation.
     is_shared: bool,
     state: ServiceState,
     present_at: LeaseTime,
     polled_at: LeaseTime,
     connectivity: Connectivity,
     exclusivity: Exclusivity,
-    /// When the watch was lost last and no other history was served any more.
+    /// When this history was again the only one, after that was doubtful.
     exclusive_since: Option<LeaseTime>,
-    /// The newest questions, oldest first, and when they were sent.
+    /// The newest queries, oldest first, and when they were sent.
     queries: VecDeque<(u64, LeaseTime)>,
     next_nonce: u64,
 }
 
 impl Service {
-    /// A newcomer to a store that others may share, or not. `nonce` seeds the numbers of its questions and should be
-    /// random. A rival counts as gone when it didn't answer for `bound`.
+    /// A newcomer. A rival counts as gone after it hasn't answered for `bound`. `is_shared`: other
+    /// publishers may share the store. `nonce` is the number of the first query, and should be
+    /// random.
     pub fn new(bound: Duration, is_shared: bool, nonce: u64, now: LeaseTime) -> Self {
         let state = ServiceState::Asking { since: None };
         Self {
@@ -164,7 +159,6 @@ impl Service {
         }
     }
 
-    /// How this publisher stands.
     pub fn standing(&self) -> Standing {
         match &self.state {
             ServiceState::Asking { .. } | ServiceState::Alone => Standing::Asking,
@@ -183,7 +177,7 @@ impl Service {
         }
     }
 
-    /// The past that this publisher's store doesn't know.
+    /// The past that this publisher's store lacks.
     pub fn unknown_past(&self) -> Option<&Milestone> {
         match &self.state {
             ServiceState::Behind { seen } => Some(seen),
@@ -191,15 +185,18 @@ impl Service {
         }
     }
 
-    /// Whether it may vouch at `now`: whoever stood still asks before it answers, also if nothing has told it yet.
+    /// Whether it may vouch at `now`. Not after it was frozen: it queries first, even if
+    /// [`Self::poll`] hasn't noticed yet.
     pub fn may_vouch(&self, now: LeaseTime) -> bool {
         self.state == ServiceState::Serving
             && (now.since(self.present_at) < ABSENT_AFTER || !Protection::NewcomersAsk.holds())
     }
 
-    /// Whether receipts may become final at `now`: agents follow this store, or none. Also while it is cut off from the
-    /// bus, or no outage of that would let them. But not when it has only just started, stood still or stalled, until it
-    /// knows that no other took its place meanwhile (G4).
+    /// Whether receipts may become final at `now`, because agents follow this store or none (G4).
+    ///
+    /// They may also while the publisher is cut off from the bus; otherwise no receipt would become
+    /// final during an outage. They may not after it started, was frozen or stalled, until it has
+    /// verified that no other publisher took its place.
     pub fn may_finalize(&self, now: LeaseTime) -> bool {
         let is_cut_off =
             self.connectivity == Connectivity::Disconnected && now.since(self.polled_at) < ABSENT_AFTER;
@@ -208,23 +205,25 @@ impl Service {
             || !Protection::SilentPublishersHoldReceipts.holds()
     }
 
-    /// When this publisher served again after another may have taken its place, if that ever happened. Agents may have
-    /// leases of that other one for a bound from then on, and stand in its roster only.
+    /// When this history was again the only one, after another publisher may have taken this one's
+    /// place. Agents may hold leases of the other one for a bound from then on, and may be missing
+    /// in the roster.
     pub fn exclusive_since(&self) -> Option<LeaseTime> {
         self.exclusive_since
     }
 
-    /// To be called several times in [`ABSENT_AFTER`]. Returns a question to send.
+    /// Call it several times in [`ABSENT_AFTER`]. Returns a query to send.
     pub fn poll(&mut self, connectivity: Connectivity, now: LeaseTime) -> Option<Query> {
         self.connectivity = connectivity;
-        let stood_still = now.since(std::mem::replace(&mut self.polled_at, now)) >= ABSENT_AFTER;
-        // Of one that asks, too: answers that came while it stood still may not have been looked at yet.
+        let was_frozen = now.since(std::mem::replace(&mut self.polled_at, now)) >= ABSENT_AFTER;
+        // Also while it queries: answers that arrived while it was frozen may not have been read
+        // yet.
         if now.since(self.present_at) >= ABSENT_AFTER {
             match self.exclusivity {
-                _ if stood_still => self.exclusivity = Exclusivity::Doubtful,
-                // While its rounds fail, it still receives what others send.
+                _ if was_frozen => self.exclusivity = Exclusivity::Doubtful,
+                // It still receives messages while its rounds fail.
                 Exclusivity::Verified if connectivity == Connectivity::Stalled => {
-                    self.exclusivity = Exclusivity::Unverified
+                    self.exclusivity = Exclusivity::Unverified;
                 }
                 _ => {}
             }
@@ -237,7 +236,7 @@ impl Service {
         match &self.state {
             ServiceState::Asking { since: None } if Protection::NewcomersAsk.holds() => {
                 self.state = ServiceState::Asking { since: Some(now) };
-                Some(self.ask(now))
+                Some(self.query(now))
             }
             ServiceState::Asking { since } => {
                 if since.is_none_or(|since| now.since(since) >= ANSWER_PATIENCE) {
@@ -250,25 +249,26 @@ impl Service {
             }
             ServiceState::Silent { answered_at, .. } if now.since(*answered_at) >= self.bound => {
                 self.state = ServiceState::Asking { since: Some(now) };
-                Some(self.ask(now))
+                Some(self.query(now))
             }
-            ServiceState::Silent { .. } => self.ask_spaced(now),
+            ServiceState::Silent { .. } => self.query_spaced(now),
             ServiceState::Alone | ServiceState::Serving | ServiceState::Behind { .. } => None,
         }
     }
 
-    /// It was cut off, or stalled: it is a newcomer again if it served. One that is silent stays so.
+    /// It was cut off, or stalled: a publisher that served is a newcomer again. A silent one stays
+    /// silent.
     pub fn mark_absent(&mut self) {
         if matches!(self.state, ServiceState::Serving | ServiceState::Asking { .. } | ServiceState::Alone)
             && Protection::NewcomersAsk.holds()
         {
             self.state = ServiceState::Asking { since: None };
-            // What they found out may not hold any more.
+            // Their answers are out of date.
             self.queries.clear();
         }
     }
 
-    /// Nobody else is there to answer the question with this number.
+    /// The bus has no other publisher to answer the query with this number.
     pub fn on_no_responders(&mut self, nonce: u64, now: LeaseTime) {
         if self.is_open(nonce, now) && matches!(self.state, ServiceState::Asking { .. }) {
             if self.exclusivity == Exclusivity::Doubtful {
@@ -279,26 +279,27 @@ impl Service {
         }
     }
 
-    /// Whether it serves as soon as an incarnation begins in its store. No colleague serves that, so it may be a physical
-    /// copy, whose incarnation is that of the original: then rows of the one would count as rows of the other.
+    /// Whether it serves as soon as an incarnation begins in its store. No other publisher serves
+    /// that store, so it may be a physical copy with the incarnation of the original. Then rows of
+    /// the one would count as rows of the other.
     pub fn wants_incarnation(&self) -> bool {
         self.state == ServiceState::Alone
     }
 
-    /// An incarnation has begun, because this publisher wanted one.
+    /// An incarnation has begun, as [`Self::wants_incarnation`] requested.
     pub fn on_incarnation_begun(&mut self) {
         if self.state == ServiceState::Alone {
             self.state = ServiceState::Serving;
         }
     }
 
-    /// A colleague's answer: one that serves has met no rival.
+    /// The answer of a publisher of the same history: if that one serves, it has met no rival.
     pub fn on_same_history(&mut self, nonce: u64, standing: Standing, now: LeaseTime) {
         if self.is_open(nonce, now)
             && matches!(self.state, ServiceState::Asking { .. } | ServiceState::Alone)
             && standing == Standing::Serving
         {
-            // That one has kept watch meanwhile.
+            // The other one served without a break.
             (self.state, self.exclusivity) = (ServiceState::Serving, Exclusivity::Verified);
         }
     }
@@ -310,11 +311,12 @@ impl Service {
         }
         let conflict = match &self.state {
             ServiceState::Behind { .. } => return,
-            // It was there first; but of two that come together neither was, and one may have noticed already.
+            // The rival was first, unless it is a newcomer too. Of two newcomers, one may have
+            // noticed the conflict already.
             ServiceState::Asking { .. } | ServiceState::Alone => {
                 matches!(peer.standing, Standing::Asking | Standing::Conflicting)
             }
-            // It is the newcomer, and yields.
+            // The rival is the newcomer, and yields.
             ServiceState::Serving if peer.standing == Standing::Asking => return,
             ServiceState::Serving if !Protection::RivalsFallSilent.holds() => return,
             ServiceState::Serving => true,
@@ -324,12 +326,13 @@ impl Service {
         self.exclusivity = Exclusivity::Doubtful;
     }
 
-    /// Something came from another history: a tick, or a rival's question. It may be old; its publisher is asked.
+    /// A message of another history arrived: a tick, or a rival's query. It may be old, so the
+    /// publisher queries the rival.
     pub fn on_foreign(&mut self, now: LeaseTime) -> Option<Query> {
         match self.state {
-            ServiceState::Serving => self.ask_spaced(now),
+            ServiceState::Serving => self.query_spaced(now),
             ServiceState::Asking { .. } | ServiceState::Alone => {
-                // It may be gone by the time that this one is answered.
+                // The rival may be gone before this publisher's query reaches it.
                 self.exclusivity = Exclusivity::Doubtful;
                 None
             }
@@ -337,30 +340,30 @@ impl Service {
         }
     }
 
-    /// An agent has proved a past that the store doesn't know.
+    /// An agent has proved a past that the store lacks.
     pub fn on_unknown_past(&mut self, seen: Milestone) {
         self.state = ServiceState::Behind { seen };
         self.exclusivity = Exclusivity::Doubtful;
     }
 
-    /// The store knows that past now, or an operator has declared it superseded.
+    /// The store has that past now, or an operator has declared it superseded.
     pub fn on_past_resolved(&mut self) {
         if matches!(self.state, ServiceState::Behind { .. }) {
             self.state = ServiceState::Asking { since: None };
         }
     }
 
-    /// The same at another reading of the clock, its questions numbered from 1: for checkers, to which services that
-    /// behave alike have to be equal.
+    /// Makes values that behave alike equal, for model checking: moves it to another reading of the
+    /// clock, and numbers its queries from 1.
     #[cfg(feature = "fork")]
     #[must_use]
     pub fn rebased(mut self, now: LeaseTime, to: LeaseTime) -> Self {
-        // Nothing depends on how much older than this anything is.
+        // Greater ages make no difference.
         let oldest = self.bound.max(ANSWER_PATIENCE);
         let rebase = |at: LeaseTime| to.before(now.since(at).min(oldest));
         self.present_at = rebase(self.present_at);
         self.polled_at = rebase(self.polled_at);
-        // Of interest to receipts only.
+        // Only receipts depend on it.
         self.exclusive_since = None;
         let lasting = ANSWER_PATIENCE.max(QUERY_SPACING);
         self.queries.retain(|(_, at)| now.since(*at) < lasting);
@@ -374,7 +377,6 @@ impl Service {
         self
     }
 
-    /// The number of the newest question.
     #[cfg(feature = "fork")]
     pub fn newest_query(&self) -> Option<u64> {
         self.queries.back().map(|(nonce, _)| *nonce)
@@ -385,12 +387,12 @@ impl Service {
         self.state = if begins { ServiceState::Alone } else { ServiceState::Serving };
     }
 
-    fn ask_spaced(&mut self, now: LeaseTime) -> Option<Query> {
-        let asked = self.queries.back().is_some_and(|(_, at)| now.since(*at) < QUERY_SPACING);
-        (!asked).then(|| self.ask(now))
+    fn query_spaced(&mut self, now: LeaseTime) -> Option<Query> {
+        let just_sent = self.queries.back().is_some_and(|(_, at)| now.since(*at) < QUERY_SPACING);
+        (!just_sent).then(|| self.query(now))
     }
 
-    fn ask(&mut self, now: LeaseTime) -> Query {
+    fn query(&mut self, now: LeaseTime) -> Query {
         let nonce = self.next_nonce;
         self.next_nonce = nonce.wrapping_add(1).max(1);
         if self.queries.len() == QUERIES_OPEN_MAX {
@@ -435,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn receipts_are_held_until_a_newcomer_has_asked() {
+    fn receipts_are_held_until_a_newcomer_has_queried() {
         let mut service = newcomer();
         for tenth in 0..600 {
             service.poll(Connectivity::Disconnected, ms(tenth * 100));
@@ -448,13 +450,13 @@ mod tests {
     }
 
     #[test]
-    fn receipts_end_during_a_cut_and_not_after_a_pause() {
+    fn receipts_end_while_cut_off_but_not_after_a_pause() {
         let mut service = serving();
         for tenth in 1..600 {
             service.poll(Connectivity::Disconnected, ms(tenth * 100));
             assert!(service.may_finalize(ms(tenth * 100)));
         }
-        assert!(!service.may_finalize(ms(63_000)), "it stood still, and nothing has told it yet");
+        assert!(!service.may_finalize(ms(63_000)), "it was frozen, and hasn't noticed yet");
         service.poll(Connectivity::Disconnected, ms(63_000));
         assert!(!service.may_finalize(ms(63_000)));
         let query = service.poll(Connectivity::Connected, ms(63_100)).unwrap();
@@ -464,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn receipts_end_when_a_cut_comes_back_before_the_answer() {
+    fn receipts_end_during_a_second_cut_before_the_answer() {
         let mut service = serving();
         service.poll(Connectivity::Disconnected, ms(1_900));
         service.poll(Connectivity::Disconnected, ms(3_000));
@@ -475,7 +477,7 @@ mod tests {
         assert!(service.may_finalize(ms(3_200)));
         let provenance = Provenance { store: StoreId(1), incarnation: Incarnation(9) };
         service.on_unknown_past(Milestone { provenance, at: LogPosition::ZERO, token: LogToken(0) });
-        assert!(!service.may_finalize(ms(3_200)), "agents have seen more");
+        assert!(!service.may_finalize(ms(3_200)), "agents have seen more than the store has");
     }
 
     #[test]
@@ -484,7 +486,7 @@ mod tests {
         for tenth in 1..30 {
             service.poll(Connectivity::Stalled, ms(tenth * 100));
         }
-        assert!(!service.may_finalize(ms(2_900)), "a copy may have found nobody who answers");
+        assert!(!service.may_finalize(ms(2_900)), "a copy may have had no answer to its query");
         service.poll(Connectivity::Disconnected, ms(3_000));
         assert!(!service.may_finalize(ms(3_000)));
         let query = service.poll(Connectivity::Connected, ms(3_100)).unwrap();
@@ -499,7 +501,7 @@ mod tests {
         service.poll(Connectivity::Disconnected, ms(3_000));
         assert!(service.may_finalize(ms(3_000)), "cut off");
         let query = service.poll(Connectivity::Connected, ms(3_100)).unwrap();
-        assert!(!service.may_finalize(ms(3_100)), "connected again, it asks first");
+        assert!(!service.may_finalize(ms(3_100)), "connected again, it queries first");
         service.on_rival(query.nonce, rival(Standing::Serving), ms(3_200));
         for second in 4..33 {
             service.poll(Connectivity::Connected, ms(second * 1_000));
@@ -507,15 +509,12 @@ mod tests {
         }
         for second in 33..90 {
             service.poll(Connectivity::Disconnected, ms(second * 1_000));
-            assert!(
-                !service.may_finalize(ms(second * 1_000)),
-                "cut off, and nobody knows whether that is gone"
-            );
+            assert!(!service.may_finalize(ms(second * 1_000)), "cut off, the rival may still serve");
         }
     }
 
     #[test]
-    fn rival_that_is_received_while_rounds_fail_is_a_lost_watch() {
+    fn rival_received_while_rounds_fail_makes_exclusivity_doubtful() {
         for is_received in [true, false] {
             let mut service = serving();
             for tenth in 1..100 {
@@ -533,22 +532,22 @@ mod tests {
     }
 
     #[test]
-    fn silence_is_no_proof_that_the_bus_has_carried_the_question() {
+    fn silence_does_not_verify_exclusivity() {
         let mut service = serving();
         assert!(
             service.poll(Connectivity::Connected, ms(60_000)).is_some(),
-            "it stood still, and its connection is dead"
+            "it was frozen, and its connection is dead"
         );
         service.poll(Connectivity::Connected, ms(61_500));
         service.poll(Connectivity::Connected, ms(63_000));
         assert!(service.may_vouch(ms(63_000)));
         service.poll(Connectivity::Disconnected, ms(64_000));
         service.poll(Connectivity::Disconnected, ms(65_500));
-        assert!(!service.may_finalize(ms(65_500)), "now it knows that it is cut off");
+        assert!(!service.may_finalize(ms(65_500)), "it has noticed that it is cut off");
     }
 
     #[test]
-    fn watch_is_regained_when_nobody_answers_after_a_pause() {
+    fn exclusivity_counts_from_an_unanswered_query_after_a_pause() {
         let mut service = serving();
         assert_eq!(service.exclusive_since(), None, "it has just started");
         let query = service.poll(Connectivity::Connected, ms(60_000)).unwrap();
@@ -556,13 +555,13 @@ mod tests {
         assert_eq!(
             service.exclusive_since(),
             Some(ms(60_001)),
-            "another may have served, and ended just now"
+            "another publisher may have served until just now"
         );
 
         let mut service = serving();
         let query = service.poll(Connectivity::Connected, ms(60_000)).unwrap();
         service.on_same_history(query.nonce, Standing::Serving, ms(60_001));
-        assert_eq!(service.exclusive_since(), None, "a colleague has kept watch");
+        assert_eq!(service.exclusive_since(), None, "the other publisher served without a break");
 
         let mut service = serving();
         for tenth in 1..300 {
@@ -586,11 +585,11 @@ mod tests {
         service.mark_absent();
         let query = service.poll(Connectivity::Connected, ms(100)).unwrap();
         service.on_same_history(query.nonce, Standing::Serving, ms(101));
-        assert!(service.may_vouch(ms(101)), "a colleague's incarnation goes on");
+        assert!(service.may_vouch(ms(101)), "the other publisher's incarnation goes on");
     }
 
     #[test]
-    fn watch_is_regained_before_the_incarnation_begins() {
+    fn exclusivity_counts_from_before_the_incarnation() {
         let mut service = Service::new(BOUND, true, 1, ms(0));
         let query = service.poll(Connectivity::Connected, ms(60_000)).unwrap();
         service.on_no_responders(query.nonce, ms(60_001));
@@ -598,7 +597,7 @@ mod tests {
             service.poll(Connectivity::Disconnected, ms(60_000 + tenth * 100));
         }
         assert!(!service.may_vouch(ms(62_900)) && service.may_finalize(ms(62_900)));
-        assert_eq!(service.exclusive_since(), Some(ms(60_001)), "so the bound counts from there");
+        assert_eq!(service.exclusive_since(), Some(ms(60_001)), "the bound counts from there");
     }
 
     #[test]
@@ -612,7 +611,7 @@ mod tests {
     }
 
     #[test]
-    fn newcomer_without_others_serves_at_once() {
+    fn lone_newcomer_serves_at_once() {
         let mut service = newcomer();
         assert!(!service.may_vouch(ms(0)));
         let query = service.poll(Connectivity::Connected, ms(0)).unwrap();
@@ -633,7 +632,7 @@ mod tests {
     }
 
     #[test]
-    fn newcomer_that_is_not_connected_goes_on_asking() {
+    fn disconnected_newcomer_queries_once_connected() {
         let mut service = newcomer();
         for at in [0, 1_000, 5_000] {
             assert_eq!(service.poll(Connectivity::Disconnected, ms(at)), None);
@@ -643,7 +642,7 @@ mod tests {
     }
 
     #[test]
-    fn colleague_that_serves_ends_the_wait() {
+    fn serving_publisher_of_the_same_history_ends_the_wait() {
         let mut service = newcomer();
         let query = service.poll(Connectivity::Connected, ms(0)).unwrap();
         service.on_same_history(query.nonce, Standing::Asking, ms(5));
@@ -653,7 +652,7 @@ mod tests {
     }
 
     #[test]
-    fn newcomer_yields_until_its_rival_has_been_gone_for_a_bound() {
+    fn newcomer_yields_until_its_rival_is_gone_for_a_bound() {
         let mut service = newcomer();
         let query = service.poll(Connectivity::Connected, ms(0)).unwrap();
         service.on_rival(query.nonce, rival(Standing::Serving), ms(10));
@@ -671,10 +670,10 @@ mod tests {
         assert_eq!(service.standing(), Standing::Serving);
     }
 
-    /// Failure: of two that come together, the one that gets its answer second yields. The other takes that for gone, and
-    /// serves a bound later, so that chance has decided which store is followed.
+    /// Failure: of two newcomers, the one that gets its answer second yields. The other one takes
+    /// it for gone, and serves a bound later, so chance has decided which store is followed.
     #[test]
-    fn two_that_come_together_both_fall_silent() {
+    fn newcomers_that_meet_both_fall_silent() {
         for standing in [Standing::Asking, Standing::Conflicting] {
             let mut service = newcomer();
             let query = service.poll(Connectivity::Connected, ms(0)).unwrap();
@@ -684,7 +683,7 @@ mod tests {
     }
 
     #[test]
-    fn two_that_served_both_fall_silent() {
+    fn serving_rivals_both_fall_silent() {
         let mut service = serving();
         let query = service.on_foreign(ms(1_500)).unwrap();
         assert!(service.may_vouch(ms(1_500)), "a message alone does nothing");
@@ -693,9 +692,9 @@ mod tests {
         assert_eq!(service.rival(), Some(&rival(Standing::Serving)));
     }
 
-    /// Whoever asks is the newcomer, and yields to the one that serves.
+    /// The rival that queries is the newcomer, and yields.
     #[test]
-    fn silent_rivals_and_newcomers_keep_nobody_from_serving() {
+    fn silent_rivals_and_newcomers_do_not_stop_a_publisher() {
         for standing in [Standing::Yielding, Standing::Behind, Standing::Asking] {
             let mut service = serving();
             let query = service.on_foreign(ms(1_500)).unwrap();
@@ -705,7 +704,7 @@ mod tests {
     }
 
     #[test]
-    fn old_answers_do_nothing() {
+    fn answers_to_unknown_queries_are_ignored() {
         let mut service = serving();
         let query = service.on_foreign(ms(1_500)).unwrap();
         service.on_rival(query.nonce.wrapping_add(7), rival(Standing::Serving), ms(1_510));
@@ -713,16 +712,17 @@ mod tests {
     }
 
     #[test]
-    fn publisher_that_stood_still_asks_before_it_answers() {
+    fn publisher_that_was_frozen_queries_before_it_serves() {
         let mut service = serving();
-        assert!(!service.may_vouch(ms(2_000)), "before anything has told it");
+        assert!(!service.may_vouch(ms(2_000)), "before it has noticed");
         assert!(service.poll(Connectivity::Connected, ms(2_000)).is_some());
         assert_eq!(service.standing(), Standing::Asking);
     }
 
-    /// Failure: a newcomer freezes right after its question, and takes the answers that it hasn't read for silence.
+    /// Failure: a newcomer freezes right after its query, and takes the answers that it hasn't read
+    /// for silence.
     #[test]
-    fn newcomer_that_stood_still_while_it_asked_asks_again() {
+    fn newcomer_frozen_during_its_query_sends_another() {
         let mut service = newcomer();
         let first = service.poll(Connectivity::Connected, ms(0)).unwrap();
         let second = service.poll(Connectivity::Connected, ms(3_500)).unwrap();
@@ -733,7 +733,7 @@ mod tests {
     }
 
     #[test]
-    fn publisher_that_was_cut_off_asks_before_it_answers() {
+    fn publisher_that_was_cut_off_queries_before_it_serves() {
         let mut service = serving();
         service.mark_absent();
         assert_eq!(service.standing(), Standing::Asking);
@@ -741,7 +741,7 @@ mod tests {
     }
 
     #[test]
-    fn older_copy_stays_silent_until_its_past_is_settled() {
+    fn older_copy_stays_silent_until_its_past_is_resolved() {
         let mut service = serving();
         let provenance = Provenance { store: StoreId(1), incarnation: Incarnation(9) };
         let seen = Milestone { provenance, at: LogPosition::ZERO, token: LogToken(0) };

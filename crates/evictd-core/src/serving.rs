@@ -1,15 +1,15 @@
-//! What an agent serves from, and the steps in which it is read and written without a lock (R9, R10).
+//! The steps of a hit, a load and an invalidation, which share state without a lock (R9, R10).
 //!
-//! [`AgentState`] is what the follow task publishes. Three parties meet at it and at the cached entries:
+//! [`AgentState`] is what the follow task publishes. Three parties use it and the cached entries:
 //!
 //! * a verification: [`VerificationStart`] -> [`Candidate`] -> [`HitVerdict`], see [`hit`];
 //! * a load: [`LoadedEntry`] -> [`InsertedEntry`] -> [`SettledEntry`], see [`load`];
 //! * the follow task, which performs the follower's effects in their order, see [`perform`].
 //!
-//! Each step is a value that only the step before it gives, so the order can't be got wrong: an entry can't be
-//! shown before it was checked, nor looked for before the deadline was read. The product runs the steps straight
-//! through. The simulator keeps what lies between them and runs something else meanwhile, and loom runs every
-//! interleaving.
+//! Each step is a value that only the step before it returns. So the compiler keeps their order: an
+//! entry can't be shown before it was checked, nor looked up before the deadline was read. The
+//! agent runs the steps one after another, the simulator runs other events between them, and loom
+//! runs every interleaving.
 
 #[cfg(any(test, feature = "fork"))]
 pub mod fork;
@@ -33,42 +33,40 @@ use crate::time::LeaseTime;
 
 /// A cached record.
 pub trait CacheEntry {
-    /// What decides whether it may be answered from.
+    /// Decides whether the entry may be served.
     fn validity(&self) -> &Validity;
 
-    /// Whether it is too old by a rule of the cache's own.
+    /// Whether the entry is too old by a rule of the cache itself.
     fn is_expired(&self, _now: LeaseTime) -> bool {
         false
     }
 
-    /// It is answered from, at `now`, by a verification that read `applied` before.
+    /// Notes an answer at `now`, by a verification that read `applied` before.
     fn note_answer(&self, _now: LeaseTime, _applied: LogPosition) {}
 }
 
-/// Entries by hash. For each hash, these are linearizable.
+/// Entries by hash. The operations on one hash must be linearizable.
 pub trait EntryCache {
-    /// What is cached.
     type Entry: CacheEntry;
 
-    /// What is cached under `hash`, hidden or shown.
+    /// Returns the entry, hidden or shown.
     fn get(&self, hash: &KeyHash) -> Option<Arc<Self::Entry>>;
 
-    /// Puts an entry in, in the place of another one. It is hidden, but as a negative control.
+    /// Inserts or replaces an entry. It is hidden, except in a negative control.
     fn insert_hidden(&self, hash: KeyHash, entry: Arc<Self::Entry>);
 
-    /// Removes what is cached under `hash`. When this returns, no `get` that starts later returns it.
+    /// Removes and returns the entry. No `get` that starts after this returns it.
     fn evict(&self, hash: &KeyHash) -> Option<Arc<Self::Entry>>;
 
-    /// Removes everything, to save memory: the horizon protects already.
+    /// Removes all entries. Only to save memory: the horizon voids them already.
     fn clear(&self);
 }
 
 /// The protocol state of an agent, and what of it the hot path reads without a lock.
 #[derive(Debug)]
 pub struct AgentState {
-    /// Loads lock it to anchor and to check what they bring; hits never do.
+    /// Loads lock it to anchor and to check their entries. Hits never do.
     pub follower: Mutex<Follower>,
-    /// The promise.
     pub bound: Bound,
     horizon: Arc<FloorCell>,
     applied: AtomicU64,
@@ -77,7 +75,7 @@ pub struct AgentState {
 }
 
 impl AgentState {
-    /// The state around a follower that knows nothing yet.
+    /// The state around a new follower.
     pub fn new(follower: Follower, bound: Bound) -> Self {
         Self {
             horizon: follower.floors().horizon().clone(),
@@ -88,25 +86,26 @@ impl AgentState {
         }
     }
 
-    /// Contiguously applied, as verifications may rely on it; `ZERO` before the base is known. This is what is
-    /// announced: floors rise and entries are evicted before it does (R9).
+    /// Contiguously applied; `ZERO` before the base is known. Floors rise and entries are evicted
+    /// before it is published, and it is published before it is announced (R9).
     pub fn applied(&self) -> LogPosition {
         LogPosition::from_bits(self.applied.load(Ordering::Acquire))
     }
 
-    /// Since when nothing can have been missed; the clock's start before the first proof.
+    /// The time as of which the agent was proven complete; the clock's start before the first
+    /// proof.
     pub fn proven_at(&self) -> LeaseTime {
         LeaseTime(self.proven_at.load(Ordering::Acquire))
     }
 
-    /// Whether a lease runs at `now`, so that what meets the floors may be answered from, whoever read it.
+    /// Whether a lease runs at `now`, so that entries that meet their floors may be served.
     pub fn has_lease(&self, now: LeaseTime) -> bool {
         let proven_at = self.proven_at();
         proven_at != LeaseTime::default() && !self.bound.remaining(now, proven_at).is_zero()
     }
 
-    /// Ends it for good: the machine stood still without its clock knowing (R8). What is cached is void, and
-    /// loads answer no verification. Only a new process starts over.
+    /// Ends serving for good: the machine was frozen while its clock stood still (R8). Voids all
+    /// entries, and loads answer no verification. Only a new process serves again.
     pub fn end(&self) {
         self.horizon.raise(LogPosition::NEVER);
         self.proven_at.store(0, Ordering::Release);
@@ -117,12 +116,12 @@ impl AgentState {
         self.horizon.get() == LogPosition::NEVER
     }
 
-    /// The mode at `now`; `follower` is this state's own.
+    /// `follower` is this state's own, already locked.
     pub fn mode(&self, follower: &Follower, now: LeaseTime) -> Mode {
         if self.has_ended() { Mode::Expired } else { follower.mode(now) }
     }
 
-    /// What is left of the lease at `now`.
+    /// Returns what is left of the lease at `now`.
     pub fn remaining(&self, follower: &Follower, now: LeaseTime) -> Duration {
         let proven_at = follower.proven_at().filter(|_| !self.has_ended());
         proven_at.map_or(Duration::ZERO, |at| self.bound.remaining(now, at))

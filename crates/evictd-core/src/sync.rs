@@ -1,5 +1,5 @@
-//! What is shared between threads: the standard atomics and mutex, and loom's where a model checker runs every
-//! interleaving of them (`--cfg loom`).
+//! What is shared between threads: the standard atomics and mutex, and loom's where a model checker
+//! runs every interleaving of them (`--cfg loom`).
 
 #[cfg(not(loom))]
 mod used {

@@ -1,16 +1,19 @@
-//! Every interleaving of those who meet at a cached entry, with every value that the memory model lets them
-//! read (R9): the load that brings it, the follow task that ends it, the verifications that read it.
+//! Every interleaving of the accesses to a cached entry, with every value that the memory model
+//! allows them to read (R9): by the load that inserts it, the follow task that voids it, and the
+//! verifications that read it.
 //!
-//! All three run the code that the agent runs, `evictd_core::serving`, on loom's atomics. Only the cache is made
-//! up: it is one slot. moka is linearizable per key, so the slot is an atomic that says whether the entry is in
-//! it; an eviction that finds nothing writes nothing there, and orders nobody's other memory.
+//! All three run the agent's code, `evictd_core::serving`, on loom's atomics. Only the cache is a
+//! fake, with room for one entry. moka is linearizable per key, so an atomic that says whether the
+//! entry is cached is enough. An eviction that finds nothing writes nothing, so that it doesn't
+//! order other memory.
 //!
-//! What must hold: a verification that starts after a confirmation is not answered from the old entry (G2),
-//! and one that sees an extended proof sees the floors that were raised before it (G1). Each order that was
-//! decided against is a protection that can be switched off, and loom must find what is wrong without it.
+//! Two promises are checked. A verification that starts after a confirmation is not answered from
+//! the old entry (G2). One that sees an extended proof sees the floors that were raised before it
+//! (G1). Each rejected order of steps is a protection that can be switched off, and loom must find
+//! what breaks without it.
 //!
-//! `cargo xtask model` runs this with `--cfg loom`, and its `--negative-controls` the controls; without, there is
-//! nothing here.
+//! `cargo xtask model` runs this with `--cfg loom`, and its `--negative-controls` the controls.
+//! Other builds skip it.
 
 #![cfg(loom)]
 
@@ -59,10 +62,10 @@ fn bound() -> Bound {
     Bound::new(Duration::from_secs(30), Duration::from_secs(3)).expect("a tenth is allowed")
 }
 
-/// One that depends on two floors, or on one where all floors are forgotten: floors are kept in a map, whose
-/// order differs from run to run, and loom must see the same steps each time.
-fn record(end: End) -> Record {
-    if matches!(end, End::Flush) {
+/// Depends on two floors, or on one for a flush: floors are in a map whose order differs from run
+/// to run, and loom must see the same steps each time.
+fn record(by: VoidedBy) -> Record {
+    if matches!(by, VoidedBy::Flush) {
         return Record::RootKey(RootKeyRecord {
             root_key_id: KeyId::new("root"),
             workspace_id: WorkspaceId::new("ws"),
@@ -84,51 +87,51 @@ fn record(end: End) -> Record {
     })
 }
 
-/// What ends the entry.
+/// What voids the entry.
 #[derive(Clone, Copy)]
-enum End {
+enum VoidedBy {
     Key,
     Api,
-    /// A new epoch, in which everything is forgotten.
+    /// A new epoch, which flushes.
     Flush,
 }
 
-const ENDS: [End; 3] = [End::Key, End::Api, End::Flush];
+const ALL_CAUSES: [VoidedBy; 3] = [VoidedBy::Key, VoidedBy::Api, VoidedBy::Flush];
 
 #[derive(Debug)]
-struct Entry(Validity);
+struct LoomEntry(Validity);
 
-impl CacheEntry for Entry {
+impl CacheEntry for LoomEntry {
     fn validity(&self) -> &Validity {
         &self.0
     }
 }
 
-/// Room for one entry, and whether it is there.
-struct Slot {
-    entry: Arc<Entry>,
+/// A cache of one entry.
+struct OneEntryCache {
+    entry: Arc<LoomEntry>,
     is_cached: AtomicBool,
 }
 
-impl Slot {
-    /// Only what is there is written to.
+impl OneEntryCache {
+    /// Writes nothing if it is empty.
     fn empty(&self) -> bool {
         self.is_cached.compare_exchange(true, false, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 }
 
-impl EntryCache for Slot {
-    type Entry = Entry;
+impl EntryCache for OneEntryCache {
+    type Entry = LoomEntry;
 
-    fn get(&self, _: &KeyHash) -> Option<Arc<Entry>> {
+    fn get(&self, _: &KeyHash) -> Option<Arc<LoomEntry>> {
         self.is_cached.load(Ordering::Acquire).then(|| self.entry.clone())
     }
 
-    fn insert_hidden(&self, _: KeyHash, _: Arc<Entry>) {
+    fn insert_hidden(&self, _: KeyHash, _: Arc<LoomEntry>) {
         self.is_cached.store(true, Ordering::Release);
     }
 
-    fn evict(&self, _: &KeyHash) -> Option<Arc<Entry>> {
+    fn evict(&self, _: &KeyHash) -> Option<Arc<LoomEntry>> {
         self.empty().then(|| self.entry.clone())
     }
 
@@ -137,19 +140,19 @@ impl EntryCache for Slot {
     }
 }
 
-/// What the entry's slot is before there is one.
+/// Before there is an entry.
 struct NoCache;
 
 impl EntryCache for NoCache {
-    type Entry = Entry;
+    type Entry = LoomEntry;
 
-    fn get(&self, _: &KeyHash) -> Option<Arc<Entry>> {
+    fn get(&self, _: &KeyHash) -> Option<Arc<LoomEntry>> {
         None
     }
 
-    fn insert_hidden(&self, _: KeyHash, _: Arc<Entry>) {}
+    fn insert_hidden(&self, _: KeyHash, _: Arc<LoomEntry>) {}
 
-    fn evict(&self, _: &KeyHash) -> Option<Arc<Entry>> {
+    fn evict(&self, _: &KeyHash) -> Option<Arc<LoomEntry>> {
         None
     }
 
@@ -157,15 +160,15 @@ impl EntryCache for NoCache {
 }
 
 /// An agent with one entry, cached or about to be, from before position 2.
-struct Agent {
+struct LoomAgent {
     state: AgentState,
-    slot: Slot,
+    cache: OneEntryCache,
     announced: AtomicU64,
 }
 
-impl Agent {
-    /// Its base is position 1, proven long ago. What is loaded was read then, at `read_at` on the clock.
-    fn new(end: End, read_at: LeaseTime) -> (Self, LoadedEntry<Entry>) {
+impl LoomAgent {
+    /// Its base is position 1, proven long ago. The load was read at `read_at`, as of the base.
+    fn new(by: VoidedBy, read_at: LeaseTime) -> (Self, LoadedEntry<LoomEntry>) {
         let config = FollowerConfig {
             bound: bound(),
             probe_interval: Duration::from_secs(5),
@@ -185,25 +188,25 @@ impl Agent {
         let source = LoadSource::Authority(provenance(1));
         let answer = LoadAnswer { hash: HASH, source, as_of: at(1), read_at, sent_at: NOW };
         let loaded =
-            LoadedEntry::new(&state, answer, record(end), &mut effects, |_, validity| Entry(validity));
-        let slot = Slot { entry: loaded.entry().clone(), is_cached: AtomicBool::new(false) };
-        (Self { state, slot, announced: AtomicU64::new(at(1).to_bits()) }, loaded)
+            LoadedEntry::new(&state, answer, record(by), &mut effects, |_, validity| LoomEntry(validity));
+        let cache = OneEntryCache { entry: loaded.entry().clone(), is_cached: AtomicBool::new(false) };
+        (Self { state, cache, announced: AtomicU64::new(at(1).to_bits()) }, loaded)
     }
 
-    /// The entry is in the cache, and visible.
-    fn with_entry(end: End, read_at: LeaseTime) -> Self {
-        let (agent, loaded) = Self::new(end, read_at);
-        agent.settle(loaded.insert(&agent.slot));
+    /// With its entry cached and shown.
+    fn with_entry(by: VoidedBy, read_at: LeaseTime) -> Self {
+        let (agent, loaded) = Self::new(by, read_at);
+        agent.settle(loaded.insert(&agent.cache));
         agent
     }
 
-    fn settle(&self, inserted: InsertedEntry<Entry>) {
-        inserted.settle(&self.state, &self.slot);
+    fn settle(&self, inserted: InsertedEntry<LoomEntry>) {
+        inserted.settle(&self.state, &self.cache);
     }
 
-    /// The change is applied. With `proves`, a probe that was sent after the change is answered, too: before
-    /// its head is applied, so that everything follows from the change.
-    fn end(&self, end: End, proves: bool) {
+    /// Applies the change. With `proves`, a probe that was sent after the change is answered, too.
+    /// The answer comes before the change, so that applying the change gives the proof.
+    fn void(&self, by: VoidedBy, proves: bool) {
         let mut effects = Vec::new();
         {
             let mut follower = self.state.follower.lock();
@@ -217,26 +220,26 @@ impl Agent {
                 }]
             };
             let change = voucher(at(2));
-            if proves && !matches!(end, End::Flush) {
+            if proves && !matches!(by, VoidedBy::Flush) {
                 follower.on_probe_answer(2, &change, true, NOW, &mut effects);
             }
-            match end {
-                End::Key => {
+            match by {
+                VoidedBy::Key => {
                     let scope = Scope::Key { hash: HASH, key_id: None, api_id: Some(ApiId::new("api")) };
                     follower.on_live(&change, invalidate(scope), NOW, &mut effects);
                 }
-                End::Api => {
+                VoidedBy::Api => {
                     follower.on_live(&change, invalidate(Scope::Api(ApiId::new("api"))), NOW, &mut effects);
                 }
                 // A new epoch begins with the answer to a probe.
-                End::Flush => {
+                VoidedBy::Flush => {
                     let later = voucher(LogPosition::new(2, 1).expect("small"));
                     follower.on_probe_answer(2, &later, proves, NOW, &mut effects);
                 }
             }
         }
         for effect in effects {
-            self.state.perform(&effect, &self.slot);
+            self.state.perform(&effect, &self.cache);
             if effect == Effect::Announce {
                 self.announced.store(self.state.applied().to_bits(), Ordering::Release);
             }
@@ -245,7 +248,7 @@ impl Agent {
 
     /// Whether a verification at `now` is answered from the entry.
     fn verify(&self, now: LeaseTime) -> bool {
-        let candidate = self.state.begin(now).find(&self.state, &self.slot, &HASH);
+        let candidate = self.state.begin(now).find(&self.state, &self.cache, &HASH);
         match candidate.map(|candidate| candidate.judge(&self.state)) {
             Some(HitVerdict::Servable(hit)) => {
                 hit.answer(&self.state);
@@ -255,94 +258,97 @@ impl Agent {
         }
     }
 
-    /// Whether the change was confirmed before now.
     fn has_confirmed(&self) -> bool {
         LogPosition::from_bits(self.announced.load(Ordering::Acquire)) > at(1)
     }
 }
 
-/// A load lands while the change that it lacks is applied; a verification starts after the confirmation.
-fn a_load_meets(end: End) {
+/// A load is inserted while the change that it lacks is applied. A verification starts after the
+/// confirmation.
+fn a_load_meets(by: VoidedBy) {
     loom::model(move || {
-        // In time: only the floors and the eviction protect.
-        let (agent, loaded) = Agent::new(end, NOW);
+        // The read is recent, so only the floors and the eviction protect.
+        let (agent, loaded) = LoomAgent::new(by, NOW);
         let agent = loom::sync::Arc::new(agent);
         let (loader, follow) = (agent.clone(), agent.clone());
-        let loader = thread::spawn(move || loader.settle(loaded.insert(&loader.slot)));
-        let follow = thread::spawn(move || follow.end(end, false));
+        let loader = thread::spawn(move || loader.settle(loaded.insert(&loader.cache)));
+        let follow = thread::spawn(move || follow.void(by, false));
         if agent.has_confirmed() {
-            assert!(!agent.verify(NOW), "confirmed, and answered from before");
+            assert!(!agent.verify(NOW), "confirmed, and served from before");
         }
-        loader.join().expect("the load ends");
+        loader.join().expect("the load completes");
         follow.join().expect("the change is applied");
-        assert!(!agent.verify(NOW), "confirmed, and answered from before");
+        assert!(!agent.verify(NOW), "confirmed, and served from before");
     });
 }
 
 #[test]
-fn no_load_brings_back_what_was_confirmed() {
-    ENDS.into_iter().for_each(a_load_meets);
+fn no_load_reverts_a_confirmed_change() {
+    ALL_CAUSES.into_iter().for_each(a_load_meets);
 }
 
-/// The lease ran out long ago. While a repair applies the change and proves so, a verification reads.
-fn a_renewal_meets(end: End) {
+/// The lease ran out long ago. A verification reads while a repair applies the change and renews
+/// the lease.
+fn a_renewal_meets(by: VoidedBy) {
     loom::model(move || {
-        let agent = loom::sync::Arc::new(Agent::with_entry(end, LONG_AGO));
+        let agent = loom::sync::Arc::new(LoomAgent::with_entry(by, LONG_AGO));
         let follow = agent.clone();
-        let follow = thread::spawn(move || follow.end(end, true));
-        assert!(!agent.verify(NOW), "answered from older than the bound");
+        let follow = thread::spawn(move || follow.void(by, true));
+        assert!(!agent.verify(NOW), "served from older than the bound");
         follow.join().expect("the change is applied");
-        assert!(!agent.verify(NOW), "answered from older than the bound");
+        assert!(!agent.verify(NOW), "served from older than the bound");
     });
 }
 
 #[test]
-fn who_sees_a_renewed_lease_sees_what_was_raised_before_it() {
-    ENDS.into_iter().for_each(a_renewal_meets);
+fn renewed_lease_is_seen_with_the_floors_raised_before_it() {
+    ALL_CAUSES.into_iter().for_each(a_renewal_meets);
 }
 
-/// A hit lifts its entry while the change is applied; a verification starts after the confirmation.
-fn a_lift_meets(end: End) {
+/// A hit advances its entry while the change is applied. A verification starts after the
+/// confirmation.
+fn a_hit_meets(by: VoidedBy) {
     loom::model(move || {
-        let agent = loom::sync::Arc::new(Agent::with_entry(end, NOW));
+        let agent = loom::sync::Arc::new(LoomAgent::with_entry(by, NOW));
         let (hit, follow) = (agent.clone(), agent.clone());
         let hit = thread::spawn(move || hit.verify(NOW));
-        let follow = thread::spawn(move || follow.end(end, false));
+        let follow = thread::spawn(move || follow.void(by, false));
         if agent.has_confirmed() {
-            assert!(!agent.verify(NOW), "confirmed, and answered from before");
+            assert!(!agent.verify(NOW), "confirmed, and served from before");
         }
-        hit.join().expect("the hit ends");
+        hit.join().expect("the hit completes");
         follow.join().expect("the change is applied");
-        assert!(!agent.verify(NOW), "confirmed, and answered from before");
+        assert!(!agent.verify(NOW), "confirmed, and served from before");
     });
 }
 
 #[test]
-fn no_lift_carries_an_entry_over_a_floor_that_it_did_not_meet() {
-    ENDS.into_iter().for_each(a_lift_meets);
+fn hit_never_advances_an_entry_over_a_floor() {
+    ALL_CAUSES.into_iter().for_each(a_hit_meets);
 }
 
-/// The lease ran out long ago, and what a load brings was read back then. While a repair applies the change
-/// and proves so, a verification begins and the load is judged for it.
-fn a_settled_load_meets(end: End) {
+/// The lease ran out long ago, and the load was read back then. A verification begins and the load
+/// is judged for it, while a repair applies the change and renews the lease.
+fn a_settled_load_meets(by: VoidedBy) {
     loom::model(move || {
-        let (agent, loaded) = Agent::new(end, LONG_AGO);
+        let (agent, loaded) = LoomAgent::new(by, LONG_AGO);
         let agent = loom::sync::Arc::new(agent);
-        let settled = loaded.insert(&agent.slot).settle(&agent.state, &agent.slot);
+        let settled = loaded.insert(&agent.cache).settle(&agent.state, &agent.cache);
         let follow = agent.clone();
-        let follow = thread::spawn(move || follow.end(end, true));
+        let follow = thread::spawn(move || follow.void(by, true));
         let began = agent.state.begin(NOW);
-        assert!(settled.answer(&agent.state, began, NOW).is_none(), "answered from older than the bound");
+        assert!(settled.answer(&agent.state, began, NOW).is_none(), "served from older than the bound");
         follow.join().expect("the change is applied");
     });
 }
 
 #[test]
-fn no_load_is_vouched_for_by_a_proof_that_came_after_its_floor() {
-    ENDS.into_iter().for_each(a_settled_load_meets);
+fn newer_proof_does_not_cover_a_load_below_its_floor() {
+    ALL_CAUSES.into_iter().for_each(a_settled_load_meets);
 }
 
-/// Each order that was decided against. What is missing is missing on loom's threads, too: they all run on this one.
+/// The rejected orders. A protection that is switched off is off on loom's threads too: they all
+/// run on this one.
 #[cfg(evictd_negative_controls)]
 mod controls {
     use evictd_core::protection::Protection;
@@ -350,56 +356,56 @@ mod controls {
     use super::*;
 
     #[test]
-    #[should_panic(expected = "confirmed, and answered from before")]
-    fn checking_before_inserting_would_bring_it_back() {
-        Protection::ChecksFollowInsertions.without(|| a_load_meets(End::Key));
+    #[should_panic(expected = "confirmed, and served from before")]
+    fn checking_before_inserting_reverts_the_change() {
+        Protection::ChecksFollowInsertions.without(|| a_load_meets(VoidedBy::Key));
     }
 
     #[test]
-    #[should_panic(expected = "confirmed, and answered from before")]
-    fn showing_before_checking_would_bring_it_back_for_a_moment() {
-        Protection::EntriesAppearChecked.without(|| a_load_meets(End::Key));
+    #[should_panic(expected = "confirmed, and served from before")]
+    fn showing_before_checking_reverts_the_change() {
+        Protection::EntriesAppearChecked.without(|| a_load_meets(VoidedBy::Key));
     }
 
     #[test]
-    #[should_panic(expected = "confirmed, and answered from before")]
-    fn announcing_before_evicting_would_answer_what_was_confirmed() {
-        Protection::EvictionPrecedesApplied.without(|| a_lift_meets(End::Key));
+    #[should_panic(expected = "confirmed, and served from before")]
+    fn announcing_before_evicting_serves_the_old_entry() {
+        Protection::EvictionPrecedesApplied.without(|| a_hit_meets(VoidedBy::Key));
     }
 
     #[test]
-    #[should_panic(expected = "answered from older than the bound")]
-    fn publishing_the_proof_before_the_eviction_would_renew_the_old_entry() {
-        Protection::EvictionPrecedesApplied.without(|| a_renewal_meets(End::Key));
+    #[should_panic(expected = "served from older than the bound")]
+    fn publishing_the_proof_before_evicting_renews_the_old_entry() {
+        Protection::EvictionPrecedesApplied.without(|| a_renewal_meets(VoidedBy::Key));
     }
 
     #[test]
-    #[should_panic(expected = "answered from older than the bound")]
-    fn reading_the_deadline_after_the_floors_would_answer_from_an_old_entry() {
-        Protection::DeadlinePrecedesFloors.without(|| a_renewal_meets(End::Api));
+    #[should_panic(expected = "served from older than the bound")]
+    fn reading_the_deadline_after_floors_serves_the_old_entry() {
+        Protection::DeadlinePrecedesFloors.without(|| a_renewal_meets(VoidedBy::Api));
     }
 
     #[test]
-    #[should_panic(expected = "answered from older than the bound")]
-    fn finding_the_entry_before_the_deadline_would_answer_from_an_evicted_one() {
-        Protection::DeadlinePrecedesFloors.without(|| a_renewal_meets(End::Key));
+    #[should_panic(expected = "served from older than the bound")]
+    fn finding_the_entry_before_the_deadline_serves_an_evicted_one() {
+        Protection::DeadlinePrecedesFloors.without(|| a_renewal_meets(VoidedBy::Key));
     }
 
     #[test]
-    #[should_panic(expected = "answered from older than the bound")]
-    fn judging_a_load_by_the_floors_first_would_answer_from_an_old_one() {
-        Protection::DeadlinePrecedesFloors.without(|| a_settled_load_meets(End::Api));
+    #[should_panic(expected = "served from older than the bound")]
+    fn reading_floors_before_the_proof_serves_an_old_load() {
+        Protection::DeadlinePrecedesFloors.without(|| a_settled_load_meets(VoidedBy::Api));
     }
 
     #[test]
-    #[should_panic(expected = "answered from older than the bound")]
-    fn beginning_with_what_is_applied_would_answer_from_an_old_load() {
-        Protection::ProofsPrecedeApplied.without(|| a_settled_load_meets(End::Api));
+    #[should_panic(expected = "served from older than the bound")]
+    fn reading_applied_before_the_proof_serves_an_old_load() {
+        Protection::ProofsPrecedeApplied.without(|| a_settled_load_meets(VoidedBy::Api));
     }
 
     #[test]
-    #[should_panic(expected = "confirmed, and answered from before")]
-    fn lifting_to_what_was_applied_after_the_floors_were_read_would_carry_it_over_one() {
-        Protection::AdvancesRestOnTheReading.without(|| a_lift_meets(End::Api));
+    #[should_panic(expected = "confirmed, and served from before")]
+    fn advancing_past_the_floors_read_serves_the_old_entry() {
+        Protection::AdvancesRestOnTheReading.without(|| a_hit_meets(VoidedBy::Api));
     }
 }

@@ -1,5 +1,5 @@
-//! The tracker of receipts at the size that evictd is planned for: 10,000 agents in 300 regions, each of which
-//! announces once a second, while 10,000 changes a second are tracked.
+//! The receipt tracker at the planned size: 10,000 agents in 300 regions, each of which announces
+//! once a second, while 10,000 changes a second are tracked.
 
 use std::time::{Duration, Instant};
 
@@ -34,8 +34,8 @@ fn at(position: u64) -> LogPosition {
     LogPosition::new(1, position).unwrap()
 }
 
-/// Runs [`SECONDS`] of announcements and changes, and returns how long that took, and how many receipts came
-/// of it. Every `with_request`-th change is a request's.
+/// Runs [`SECONDS`] of announcements and changes. Returns how long it took, and how many receipts
+/// and confirmations it gave. Every `with_request`-th change is a request's.
 fn run(with_request: u64, apply_reports: u64) -> (Duration, u64, u64) {
     let config = TrackerConfig {
         bound: Duration::from_secs(30),
@@ -83,14 +83,14 @@ fn run(with_request: u64, apply_reports: u64) -> (Duration, u64, u64) {
 }
 
 #[test]
-fn a_second_at_full_size_costs_a_fraction_of_a_second() {
+fn full_load_takes_a_fraction_of_real_time() {
     for (with_request, apply_reports) in [(u64::MAX, 0), (100, 16), (1, 0)] {
         let (took, finals, confirmations) = run(with_request, apply_reports);
         eprintln!(
             "every {with_request}: {:?} per second, {finals} receipts, {confirmations} confirmations",
             took / SECONDS as u32
         );
-        // Measured: 0.14 to 0.3 s. The rest is for machines that others share.
+        // Measured: 0.14 to 0.3 s. The rest is for shared machines.
         assert!(took < Duration::from_secs(2 * SECONDS), "{took:?} for {SECONDS} seconds");
         assert!(confirmations >= REGIONS * CHANGES_PER_SECOND / 2, "{confirmations}");
     }

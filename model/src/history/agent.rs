@@ -355,7 +355,7 @@ impl Agent {
             .map(|Entry { validity, .. }| (validity.as_of(), validity.anchors.floor()))
             .hash(&mut hasher);
         for probe in &self.probes {
-            (0, follower.question(probe.nonce), probe.seen).hash(&mut hasher);
+            (0, follower.request_rank(probe.nonce), probe.seen).hash(&mut hasher);
         }
         let answers: BTreeSet<_> = self
             .answers
@@ -363,7 +363,7 @@ impl Agent {
             .map(|answer| {
                 let Voucher { milestone, .. } = answer.head;
                 (
-                    follower.question(answer.nonce),
+                    follower.request_rank(answer.nonce),
                     milestone.provenance,
                     milestone.at,
                     milestone.token,

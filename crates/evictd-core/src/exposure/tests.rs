@@ -1,4 +1,4 @@
-//! What rings, entries and what is remembered of them tell.
+//! What rings and entries report.
 
 use super::*;
 use crate::ids::KeyId;
@@ -50,7 +50,7 @@ fn key_scope(n: u8) -> Scope {
     Scope::Key { hash: hash(n), key_id: None, api_id: Some(ApiId::new("api_1")) }
 }
 
-/// An entry of `api_1` as of `as_of` that is answered from at `time`, and leaves the cache.
+/// An entry of `api_1` as of `as_of` that is served at `time`, and leaves the cache.
 fn gone(log: &ExposureLog, n: u8, as_of: u64, time: LeaseTime) {
     let answers = log.answers_of(&key_in("api_1", "ws_1"));
     answers.note(time, at(as_of), at(as_of));
@@ -62,7 +62,7 @@ fn exposure(log: &ExposureLog, scope: &Scope, position: u64, commit: LeaseTime) 
 }
 
 #[test]
-fn an_evicted_entry_tells_when_it_was_last_answered_from() {
+fn evicted_entry_gives_its_last_answer() {
     let log = ExposureLog::default();
     let answers = log.answers_of(&key_in("api_1", "ws_1"));
     answers.note(millis(2_250), at(5), at(5));
@@ -70,37 +70,41 @@ fn an_evicted_entry_tells_when_it_was_last_answered_from() {
         log.exposure(&key_scope(1), at(position), exactly(commit), Some((&answers, at(5))))
     };
     assert_eq!(of(6, millis(400)), after(2_250 - 400 + 1, 2_250 - 400), "up to a tick late");
-    assert_eq!(of(5, millis(400)), AnswersAfter::default(), "it had the change in it");
+    assert_eq!(of(5, millis(400)), AnswersAfter::default(), "it includes the change");
     assert_eq!(of(6, millis(2_300)), AnswersAfter::default(), "before the commit");
 }
 
 #[test]
-fn a_commit_that_is_known_up_to_an_error_gives_the_highest_time_and_the_lowest() {
+fn exposure_spans_the_uncertainty_of_the_commit() {
     let ring = Ring::new(Arc::new(LastAnswer::new()));
     ring.note(seconds(10), at(5), at(5));
     let commit = CommitWindow { earliest: seconds(7), latest: seconds(9) };
     assert_eq!(ring.exposure(at(6), commit), after(3_001, 1_000));
 }
 
-/// Failure: a load replaces the entry that was answered from, and has no memory of it.
+/// Failure: a load replaces the entry that was served, and its answers are lost.
 #[test]
-fn what_was_replaced_is_told_until_a_proof_covers_it() {
+fn replaced_entry_counts_until_a_proof_covers_it() {
     let log = ExposureLog::default();
     gone(&log, 1, 5, seconds(25));
     gone(&log, 1, 7, seconds(40));
-    assert_eq!(exposure(&log, &key_scope(1), 6, seconds(1)), after(24_001, 24_000), "the first had it not");
-    assert_eq!(exposure(&log, &key_scope(1), 8, seconds(1)), after(39_001, 39_000), "neither had it");
+    assert_eq!(
+        exposure(&log, &key_scope(1), 6, seconds(1)),
+        after(24_001, 24_000),
+        "the first one lacked it"
+    );
+    assert_eq!(exposure(&log, &key_scope(1), 8, seconds(1)), after(39_001, 39_000), "both lacked it");
     assert_eq!(exposure(&log, &key_scope(2), 6, seconds(1)), AnswersAfter::default());
     log.proven(seconds(26));
     assert_eq!(exposure(&log, &key_scope(1), 6, seconds(1)), AnswersAfter::default());
     assert_eq!(exposure(&log, &key_scope(1), 8, seconds(1)), after(39_001, 39_000));
     log.proven(seconds(41));
-    assert!(log.kept.lock().past.is_empty());
+    assert!(log.state.lock().past.is_empty());
 }
 
-/// A verification had found it, or waited for it, before it left.
+/// A verification had found the entry, or waited for it, before it left the cache.
 #[test]
-fn an_answer_from_what_is_gone_already_is_not_left_out() {
+fn late_answer_from_an_evicted_entry_counts() {
     let log = ExposureLog::default();
     let answers = log.answers_of(&key_in("api_1", "ws_1"));
     log.record_evicted(&hash(1), at(5), &answers);
@@ -111,16 +115,16 @@ fn an_answer_from_what_is_gone_already_is_not_left_out() {
 }
 
 #[test]
-fn a_key_that_comes_and_goes_is_told_of_as_a_whole() {
+fn evicted_entries_of_a_busy_key_are_merged() {
     let log = ExposureLog::default();
     (0..20).for_each(|n| gone(&log, 1, 5 + n, seconds(n)));
-    assert_eq!(log.kept.lock().past[&hash(1)].len(), PAST_OF_A_KEY);
-    let told = exposure(&log, &key_scope(1), 20, seconds(0));
-    assert!(told.at_most >= Duration::from_secs(14), "{told:?}");
+    assert_eq!(log.state.lock().past[&hash(1)].len(), PAST_OF_A_KEY);
+    let after = exposure(&log, &key_scope(1), 20, seconds(0));
+    assert!(after.at_most >= Duration::from_secs(14), "{after:?}");
 }
 
 #[test]
-fn when_keys_are_too_many_the_last_answer_of_any_stands_in() {
+fn last_answer_of_any_key_stands_in_above_the_limit() {
     let log = ExposureLog::default();
     gone(&log, 1, 5, seconds(20));
     for n in 0..PAST_ANSWERS_MAX as u64 {
@@ -130,7 +134,7 @@ fn when_keys_are_too_many_the_last_answer_of_any_stands_in() {
         answers.note(seconds(21), at(5), at(5));
         log.record_evicted(&hash, at(5), &answers);
     }
-    assert!(log.kept.lock().past.len() < PAST_ANSWERS_MAX);
+    assert!(log.state.lock().past.len() < PAST_ANSWERS_MAX);
     assert_eq!(
         exposure(&log, &key_scope(1), 6, seconds(1)),
         after(20_001, 0),
@@ -139,12 +143,12 @@ fn when_keys_are_too_many_the_last_answer_of_any_stands_in() {
     assert_eq!(
         exposure(&log, &key_scope(1), 6, seconds(22)),
         AnswersAfter::default(),
-        "since then, all is told"
+        "later answers are distinguished"
     );
 }
 
 #[test]
-fn after_a_flush_the_last_answer_of_any_stands_in() {
+fn last_answer_of_any_key_stands_in_after_a_flush() {
     let log = ExposureLog::default();
     let answers = log.answers_of(&key_in("api_1", "ws_1"));
     answers.note(seconds(3), at(5), at(5));
@@ -159,9 +163,10 @@ fn after_a_flush_the_last_answer_of_any_stands_in() {
     assert_eq!(exposure(&log, &key_scope(1), 7, seconds(5)), AnswersAfter::default());
 }
 
-/// Loads may bring changes that have not arrived here: what is answered from them is told apart by its state.
+/// Loads may bring changes that have not arrived here. Their answers are distinguished by their
+/// state.
 #[test]
-fn answers_from_ahead_of_what_was_applied_count_for_what_they_lack() {
+fn answers_ahead_of_applied_count_for_later_changes() {
     let ring = Ring::new(Arc::new(LastAnswer::new()));
     ring.note(seconds(2), at(7), at(5));
     ring.note(seconds(4), at(9), at(5));
@@ -172,16 +177,16 @@ fn answers_from_ahead_of_what_was_applied_count_for_what_they_lack() {
 }
 
 #[test]
-fn a_slot_that_is_written_over_is_not_left_out() {
+fn overwritten_slot_still_counts() {
     let ring = Ring::new(Arc::new(LastAnswer::new()));
     ring.note(seconds(0), at(7), at(5));
     (0..=SLOTS as u64).for_each(|second| ring.note(seconds(second), at(7 + second), at(5)));
-    let told = ring.exposure(at(8), exactly(START.before(Duration::from_secs(1))));
-    assert!(told.at_most >= Duration::from_secs(1), "{told:?}");
+    let after = ring.exposure(at(8), exactly(START.before(Duration::from_secs(1))));
+    assert!(after.at_most >= Duration::from_secs(1), "{after:?}");
 }
 
 #[test]
-fn an_entry_is_written_once_in_a_tick_and_never_dated_too_early() {
+fn last_answer_is_written_once_per_tick() {
     let last = LastAnswer::new();
     assert_eq!(last.before(), LeaseTime(0));
     for micros in [0, 1, 999] {
@@ -193,7 +198,7 @@ fn an_entry_is_written_once_in_a_tick_and_never_dated_too_early() {
 }
 
 #[test]
-fn each_scope_looks_at_what_lies_in_it() {
+fn each_scope_counts_its_own_answers() {
     let log = ExposureLog::default();
     let records = [key_in("api_1", "ws_1"), key_in("api_2", "ws_1"), key_in("api_3", "ws_2"), Record::Absent];
     for (second, record) in (1..).zip(&records) {
@@ -208,14 +213,14 @@ fn each_scope_looks_at_what_lies_in_it() {
 }
 
 #[test]
-fn rings_that_no_entry_holds_are_dropped_when_there_are_many() {
+fn rings_without_entries_are_dropped() {
     let log = ExposureLog::default();
     let held = log.answers_of(&key_in("api_0", "ws_1"));
     log.answers_of(&key_in("api_gone", "ws_1")).note(seconds(3), at(5), at(5));
     (0..RINGS_KEPT * 3).for_each(|n| drop(log.answers_of(&key_in(&format!("api_{n}"), "ws_1"))));
-    assert!(log.kept.lock().apis.len() <= RINGS_KEPT);
+    assert!(log.state.lock().apis.len() <= RINGS_KEPT);
     held.note(seconds(1), at(5), at(5));
     let of = |api: &str| exposure(&log, &Scope::Api(ApiId::new(api)), 6, START);
-    assert_eq!(of("api_gone"), after(3_001, 0), "what it told is kept, if not of which it was");
-    assert_eq!(of("api_0").at_least, Duration::from_secs(1), "it is still the one");
+    assert_eq!(of("api_gone"), after(3_001, 0), "its last answer is kept, but not its API");
+    assert_eq!(of("api_0").at_least, Duration::from_secs(1), "its ring is kept");
 }

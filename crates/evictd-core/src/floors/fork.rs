@@ -1,4 +1,4 @@
-//! Copies of floors, for checkers that follow one history into several futures.
+//! Copies of floors, for model checking.
 
 use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
@@ -7,15 +7,16 @@ use std::sync::Arc;
 use super::{Anchors, FloorCell, Floors, ScopeId};
 use crate::position::LogPosition;
 
-/// The way from floors to their copy, for the entries that are anchored there.
+/// Maps floors to their copies, for the entries that are anchored to them.
 #[derive(Debug)]
 pub struct ForkMap {
-    /// Each cell and its copy; those that the floors forgot are added as their entries come over.
+    /// Each cell and its copy. Cells that the floors dropped are added when an entry that holds one
+    /// is copied.
     cells: Vec<(Arc<FloorCell>, Arc<FloorCell>)>,
 }
 
 impl ForkMap {
-    /// What `anchors` are in the copy.
+    /// Returns the copy of `anchors`.
     pub fn anchors(&mut self, anchors: &Anchors) -> Anchors {
         Anchors { api: self.cell(&anchors.api), workspace: self.cell(&anchors.workspace) }
     }
@@ -31,8 +32,8 @@ impl ForkMap {
 }
 
 impl Floors {
-    /// A copy that shares nothing with the original, and the way over. The copy counts a cell as held once an
-    /// entry has come over that holds it, and the map is gone.
+    /// Copies the floors, and returns the map to the copy. The copy counts a cell as held once an
+    /// entry that holds it was copied, and the map was dropped.
     pub fn fork(&self) -> (Self, ForkMap) {
         let copied = |cell: &Arc<FloorCell>| (cell.clone(), Arc::new(FloorCell::new(cell.get())));
         let (horizon, absent) = (copied(&self.horizon), copied(&self.absent));
@@ -49,7 +50,7 @@ impl Floors {
     }
 }
 
-/// Everything that decides what they will do, but for their limits and who holds their cells.
+/// Hashes all that decides their behavior, except the limits and which cells are held.
 impl Hash for Floors {
     fn hash<H: Hasher>(&self, state: &mut H) {
         (self.horizon.get(), self.absent.get()).hash(state);
@@ -71,7 +72,7 @@ mod tests {
     use crate::record::{Record, RecordState, RootKeyRecord};
 
     #[test]
-    fn what_happens_to_a_copy_reaches_its_own_entries_only() {
+    fn copy_affects_only_its_own_entries() {
         let workspace = WorkspaceId::new("ws_1");
         let record = Record::RootKey(RootKeyRecord {
             root_key_id: crate::ids::KeyId::new("root_1"),
@@ -91,6 +92,6 @@ mod tests {
         let (mut floors, mut fork_map) = original.fork();
         let forgotten = fork_map.anchors(&held);
         floors.raise(&Scope::Workspace(workspace), at(4));
-        assert_eq!(forgotten.floor(), LogPosition::NEVER, "its cell was forgotten, and stays so in the copy");
+        assert_eq!(forgotten.floor(), LogPosition::NEVER, "the dropped cell stays dropped in the copy");
     }
 }

@@ -1,4 +1,4 @@
-//! Copies of a follower, for checkers that follow one history into several futures.
+//! Copies and digests of a follower, for model checking.
 
 use std::hash::{Hash, Hasher};
 
@@ -7,8 +7,7 @@ use crate::floors::fork::ForkMap;
 use crate::time::LeaseTime;
 
 impl Follower {
-    /// A copy that shares nothing with the original, and the way over for the entries that are anchored to
-    /// its floors.
+    /// Copies the follower, and returns the map that anchors copies of its entries.
     pub fn fork(&self) -> (Self, ForkMap) {
         let (floors, fork_map) = self.floors.fork();
         let follower = Self {
@@ -31,41 +30,42 @@ impl Follower {
         (follower, fork_map)
     }
 
-    /// Whether an answer to the question with this number is still accepted.
+    /// Whether an answer to the request with this number counts.
     pub fn awaits(&self, nonce: u64) -> bool {
-        self.open_questions().any(|open| open == nonce)
+        self.open_requests().any(|open| open == nonce)
     }
 
-    /// What the number of a question means: its place among those that an answer is still accepted to. Otherwise how many
-    /// were asked since.
-    pub fn question(&self, nonce: u64) -> (bool, u64) {
+    /// What the number of a request means: its rank among the open ones; otherwise how many were
+    /// sent since.
+    pub fn request_rank(&self, nonce: u64) -> (bool, u64) {
         if !self.awaits(nonce) {
             return (false, self.next_nonce.wrapping_sub(nonce));
         }
-        (true, self.open_questions().filter(|open| *open > nonce).count() as u64)
+        (true, self.open_requests().filter(|open| *open > nonce).count() as u64)
     }
 
-    fn open_questions(&self) -> impl Iterator<Item = u64> {
+    fn open_requests(&self) -> impl Iterator<Item = u64> {
         self.probes.iter().map(|probe| probe.nonce).chain(self.repairs.iter().map(|repair| repair.nonce))
     }
 
-    /// Hashes everything that decides what it will do from `now` on, but for its configuration, the numbers
-    /// of its questions, the causes of its repairs, and whom it asks next. Tokens of the log decide only about what is
-    /// read from a database.
+    /// Hashes all that decides its behavior from `now` on, except its configuration, the numbers of
+    /// its requests, the causes of its repairs, and whether the next request goes to all. Tokens of
+    /// the log matter only to an agent that reads databases.
     pub fn digest(&self, now: LeaseTime, reads_databases: bool, state: &mut impl Hasher) {
         self.followed_history.clone().rebased(now).hash(state);
         if reads_databases {
             self.tokens.hash(state);
         }
         (&self.floors, self.applied, self.head, &self.pending).hash(state);
-        // What is due already is due at any later time.
+        // How long a request has been due doesn't matter.
         let hole = self.repair_due().map(|due| due.max(now));
         (hole, self.probe_due.max(now)).hash(state);
         for repair in &self.repairs {
-            (self.question(repair.nonce), repair.sent_at, repair.epoch, repair.from, repair.to).hash(state);
+            (self.request_rank(repair.nonce), repair.sent_at, repair.epoch, repair.from, repair.to)
+                .hash(state);
         }
         for probe in &self.probes {
-            (self.question(probe.nonce), probe.sent_at, probe.seen).hash(state);
+            (self.request_rank(probe.nonce), probe.sent_at, probe.seen).hash(state);
         }
         (self.repairs.len(), &self.unproven, self.proven_at).hash(state);
     }

@@ -1,9 +1,9 @@
-//! The follower against hand-made histories: every effect, in order.
+//! The follower against given histories: all effects, in order.
 
 use super::*;
 use crate::history::{Incarnation, Milestone};
 use crate::ids::ApiId;
-use crate::invalidation::Cause;
+use crate::invalidation::{Cause, Scope};
 use crate::time::StoreTime;
 
 const TIMEOUT_MS: u64 = 1_000;
@@ -98,7 +98,7 @@ fn started(head: u64) -> Follower {
 }
 
 #[test]
-fn the_first_answer_gives_the_base_and_the_lease_runs_from_the_question() {
+fn lease_runs_from_when_the_first_probe_was_sent() {
     let mut follower = follower();
     assert_eq!(follower.mode(ms(0)), Mode::Starting);
     follower.poll(ms(0), &mut Vec::new());
@@ -142,7 +142,7 @@ fn nothing_is_admitted_before_the_base_is_known() {
 }
 
 #[test]
-fn an_invalidation_in_order_is_applied_then_progress_then_announced() {
+fn invalidation_is_applied_then_published_then_announced() {
     let mut follower = started(7);
     let out = effects(|out| on_live(&mut follower, vec![deletion(at(8))], ms(20), out));
     assert_eq!(out, [applied(at(8), Via::Live), progress(8, 8), Effect::Announce]);
@@ -150,7 +150,7 @@ fn an_invalidation_in_order_is_applied_then_progress_then_announced() {
 }
 
 #[test]
-fn later_invalidations_are_applied_at_once_but_progress_waits_for_the_hole() {
+fn applied_waits_for_the_hole() {
     let mut follower = started(7);
     let out = effects(|out| on_live(&mut follower, vec![deletion(at(9))], ms(20), out));
     assert_eq!(out, [applied(at(9), Via::Live), progress(7, 9)]);
@@ -160,7 +160,7 @@ fn later_invalidations_are_applied_at_once_but_progress_waits_for_the_hole() {
 }
 
 #[test]
-fn a_deletion_that_came_too_early_is_announced_when_its_predecessor_arrives() {
+fn early_deletion_is_announced_once_contiguous() {
     let mut follower = started(7);
     on_live(&mut follower, vec![deletion(at(9))], ms(20), &mut Vec::new());
     let created = Invalidation { cause: Cause::Created, ..deletion(at(8)) };
@@ -170,7 +170,7 @@ fn a_deletion_that_came_too_early_is_announced_when_its_predecessor_arrives() {
 }
 
 #[test]
-fn what_nobody_waits_for_is_not_announced_at_once() {
+fn creation_is_not_announced_at_once() {
     let mut follower = started(7);
     let created = Invalidation { cause: Cause::Created, ..deletion(at(8)) };
     let out = effects(|out| on_live(&mut follower, vec![created], ms(20), out));
@@ -178,7 +178,7 @@ fn what_nobody_waits_for_is_not_announced_at_once() {
 }
 
 #[test]
-fn a_hole_that_stays_is_repaired_by_a_replay() {
+fn hole_is_repaired_by_a_replay() {
     let mut follower = started(7);
     on_live(&mut follower, vec![deletion(at(10))], ms(20), &mut Vec::new());
     assert_eq!(follower.wake_at(), ms(20 + PATIENCE_MS));
@@ -194,12 +194,12 @@ fn a_hole_that_stays_is_repaired_by_a_replay() {
     assert_eq!(
         out,
         [applied(at(8), Via::Replay), applied(at(9), Via::Replay), progress(10, 10), Effect::Announce],
-        "10 was applied when it came live"
+        "10 was applied when the live feed brought it"
     );
 }
 
 #[test]
-fn the_last_message_lost_is_shown_by_the_tick() {
+fn tick_shows_that_the_last_message_was_lost() {
     let mut follower = started(7);
     assert_eq!(effects(|out| on_tick(&mut follower, at(8), ms(20), out)), [progress(7, 8)]);
     let asked = effects(|out| follower.poll(ms(40), out));
@@ -210,7 +210,7 @@ fn the_last_message_lost_is_shown_by_the_tick() {
 }
 
 #[test]
-fn a_replay_that_is_not_answered_is_asked_again_with_a_new_number() {
+fn unanswered_replay_is_sent_again_with_a_new_number() {
     let mut follower = started(7);
     on_tick(&mut follower, at(8), ms(20), &mut Vec::new());
     follower.poll(ms(40), &mut Vec::new());
@@ -221,7 +221,7 @@ fn a_replay_that_is_not_answered_is_asked_again_with_a_new_number() {
 }
 
 #[test]
-fn a_replay_that_nobody_answers_goes_to_all_every_other_time_however_often() {
+fn every_other_unanswered_replay_goes_to_all() {
     let mut follower = started(7);
     on_tick(&mut follower, at(8), ms(20), &mut Vec::new());
     let mut asked = Vec::new();
@@ -237,7 +237,7 @@ fn a_replay_that_nobody_answers_goes_to_all_every_other_time_however_often() {
 }
 
 #[test]
-fn a_path_slower_than_the_timeout_is_repaired_by_the_late_answer() {
+fn late_answer_repairs_a_path_slower_than_the_timeout() {
     let mut follower = started(7);
     on_tick(&mut follower, at(8), ms(20), &mut Vec::new());
     follower.poll(ms(40), &mut Vec::new());
@@ -253,7 +253,7 @@ fn a_path_slower_than_the_timeout_is_repaired_by_the_late_answer() {
 }
 
 #[test]
-fn a_hole_that_closes_by_itself_ends_its_repair() {
+fn hole_that_closes_by_itself_ends_its_repair() {
     let mut follower = started(7);
     on_live(&mut follower, vec![deletion(at(9))], ms(20), &mut Vec::new());
     let asked = effects(|out| follower.poll(ms(40), out));
@@ -264,7 +264,7 @@ fn a_hole_that_closes_by_itself_ends_its_repair() {
 }
 
 #[test]
-fn an_answer_with_a_row_missing_is_not_taken_for_nothing() {
+fn replay_with_a_missing_row_is_rejected() {
     let mut follower = started(7);
     on_tick(&mut follower, at(9), ms(20), &mut Vec::new());
     follower.poll(ms(40), &mut Vec::new());
@@ -280,7 +280,7 @@ fn an_answer_with_a_row_missing_is_not_taken_for_nothing() {
 }
 
 #[test]
-fn a_refused_replay_flushes_and_goes_on_from_the_head() {
+fn refused_replay_flushes_and_goes_on_from_the_head() {
     let mut follower = started(7);
     on_tick(&mut follower, at(9), ms(20), &mut Vec::new());
     follower.poll(ms(40), &mut Vec::new());
@@ -292,13 +292,13 @@ fn a_refused_replay_flushes_and_goes_on_from_the_head() {
 }
 
 #[test]
-fn a_gap_longer_than_a_replay_is_worth_flushes() {
+fn very_long_gap_flushes() {
     let mut follower = started(7);
     let head = 8 + REPAIR_SPAN_MAX;
     on_tick(&mut follower, at(head), ms(20), &mut Vec::new());
     let out = effects(|out| follower.poll(ms(40), out));
     let asked = Effect::SendProbe { nonce: 101, seen: Some(voucher(at(head))), all: false };
-    assert_eq!(out, [asked], "the live feed alone isn't worth it");
+    assert_eq!(out, [asked], "the live feed alone doesn't cause a flush");
     on_probe_answer(&mut follower, 101, at(head), ms(50), &mut Vec::new());
     let out = effects(|out| follower.poll(ms(50 + PATIENCE_MS), out));
     assert_eq!(
@@ -307,14 +307,14 @@ fn a_gap_longer_than_a_replay_is_worth_flushes() {
     );
 }
 
-/// Failure: one tick under a stolen login makes every agent deny until it is restarted.
+/// Failure: one tick sent with stolen credentials makes every agent deny until it is restarted.
 #[test]
-fn agent_finds_back_from_a_lie_about_the_head() {
+fn agent_recovers_from_a_forged_head() {
     let mut follower = started(7);
     on_tick(&mut follower, at(crate::limits::POSITION_MAX), ms(20), &mut Vec::new());
     let mut now = 40;
     let mut presented = Vec::new();
-    // No publisher vouches for an agent that presents what was never given out.
+    // No publisher vouches for an agent that presents a position that doesn't exist.
     while presented.len() < 3 {
         follower.poll(ms(now), &mut Vec::new());
         if let Some(probe) = follower.probes.back().filter(|probe| probe.sent_at == ms(now)) {
@@ -332,9 +332,9 @@ fn agent_finds_back_from_a_lie_about_the_head() {
     assert_eq!(follower.followed_history.voucher(), Some(voucher(at(8))));
 }
 
-/// Failure: a tick that claims a little more than there is costs everything cached.
+/// Failure: a tick that claims a few positions too many makes agents flush.
 #[test]
-fn refusal_of_what_was_never_given_out_costs_nothing() {
+fn refusal_of_a_forged_head_flushes_nothing() {
     let mut follower = started(7);
     on_tick(&mut follower, at(9), ms(20), &mut Vec::new());
     follower.poll(ms(20 + PATIENCE_MS), &mut Vec::new());
@@ -345,7 +345,7 @@ fn refusal_of_what_was_never_given_out_costs_nothing() {
 }
 
 #[test]
-fn a_proof_waits_until_everything_below_its_head_is_applied() {
+fn proof_waits_until_its_head_is_applied() {
     let mut follower = started(7);
     let asked = effects(|out| follower.poll(ms(5_000), out));
     assert_eq!(asked, [Effect::SendProbe { nonce: 101, seen: Some(voucher(at(7))), all: false }]);
@@ -368,7 +368,7 @@ fn a_proof_waits_until_everything_below_its_head_is_applied() {
 }
 
 #[test]
-fn an_unanswered_probe_is_sent_to_all_and_a_late_answer_proves_its_own_time() {
+fn late_answer_proves_the_time_of_its_own_probe() {
     let mut follower = started(7);
     follower.poll(ms(5_000), &mut Vec::new());
     let second = effects(|out| follower.poll(ms(5_000 + TIMEOUT_MS), out));
@@ -385,7 +385,7 @@ fn an_unanswered_probe_is_sent_to_all_and_a_late_answer_proves_its_own_time() {
 }
 
 #[test]
-fn an_unknown_nonce_proves_nothing() {
+fn answer_with_an_unknown_nonce_is_rejected() {
     let mut follower = started(7);
     let out = effects(|out| assert_eq!(on_probe_answer(&mut follower, 55, at(9), ms(20), out), Accepted::No));
     assert_eq!(out, []);
@@ -400,16 +400,17 @@ fn rival(epoch: u32) -> Effect {
     Effect::Rival(voucher(in_epoch(epoch, 0)).milestone.provenance)
 }
 
-/// Failure: one message under a publisher's login sends every agent into an epoch that no publisher answers for.
+/// Failure: one message sent with a publisher's credentials moves every agent to an epoch that no
+/// publisher answers for.
 #[test]
-fn epoch_of_the_live_feed_counts_once_an_answer_confirms_it() {
+fn epoch_of_the_live_feed_counts_once_confirmed() {
     let mut follower = started(7);
     assert_eq!(effects(|out| on_tick(&mut follower, in_epoch(2, 5), ms(20), out)), [rival(2)]);
     assert_eq!(
         effects(|out| on_live(&mut follower, vec![deletion(in_epoch(2, 6))], ms(30), out)),
         [rival(2)]
     );
-    // Its own history falls silent.
+    // The own history falls silent.
     assert_eq!(effects(|out| on_tick(&mut follower, in_epoch(2, 6), ms(3_000), out)), []);
     assert_eq!(follower.applied(), Some(at(7)));
     let asked = effects(|out| follower.poll(ms(3_000), out));
@@ -422,12 +423,12 @@ fn epoch_of_the_live_feed_counts_once_an_answer_confirms_it() {
         out,
         [Effect::Flush(FlushReason::NewEpoch), moved, Effect::Proven(ms(3_000)), Effect::Announce]
     );
-    // What is left of the old one moves nothing.
+    // Late messages of the old one are ignored.
     assert_eq!(effects(|out| on_live(&mut follower, vec![deletion(at(8))], ms(3_030), out)), [rival(1)]);
 }
 
 #[test]
-fn answer_of_a_rival_moves_nothing() {
+fn answer_of_a_rival_is_ignored() {
     let mut follower = started(7);
     follower.poll(ms(5_000), &mut Vec::new());
     on_tick(&mut follower, at(7), ms(5_005), &mut Vec::new());
@@ -440,9 +441,10 @@ fn answer_of_a_rival_moves_nothing() {
     assert_eq!(follower.proven_at(), Some(ms(5_000)), "the probe was still open");
 }
 
-/// Failure: changes can go past the log, and agents can't follow the epoch that began, so that they answer nothing.
+/// Failure: changes can bypass the log, and agents can't follow the new epoch, so they answer
+/// nothing.
 #[test]
-fn answer_that_proves_nothing_names_the_history() {
+fn answer_without_proof_still_names_the_history() {
     let mut follower = started(7);
     follower.poll(ms(5_000), &mut Vec::new());
     let out = effects(|out| {
@@ -459,7 +461,7 @@ fn answer_that_proves_nothing_names_the_history() {
     assert!(follower.admits(&KeyHash([1; 32]), &anchors, source, in_epoch(2, 7)));
 }
 
-/// A store that was opened again has a new incarnation, and the same epoch.
+/// A reopened store has a new incarnation, and the same epoch.
 #[test]
 fn restarted_store_costs_no_flush() {
     let mut follower = started(7);
@@ -475,9 +477,9 @@ fn restarted_store_costs_no_flush() {
     assert_eq!(out, [applied(at(8), Via::Live), progress(8, 8), Effect::Proven(ms(5_000)), Effect::Announce]);
 }
 
-/// Failure: an older copy answers an agent whose newest rows it lacks.
+/// Failure: an older copy answers an agent that has rows which it lacks.
 #[test]
-fn answer_that_is_behind_what_was_received_moves_nothing() {
+fn answer_behind_the_received_head_is_ignored() {
     let mut follower = started(7);
     on_live(&mut follower, vec![deletion(at(8))], ms(20), &mut Vec::new());
     follower.poll(ms(5_000), &mut Vec::new());
@@ -487,10 +489,10 @@ fn answer_that_is_behind_what_was_received_moves_nothing() {
     assert_eq!(follower.provenance(), Some(voucher(at(8)).milestone.provenance));
 }
 
-/// Failure: an older copy knows the past that was proved before a deletion was received; its answer arrives later,
-/// when its positions have caught up and the agent's own history is silent.
+/// Failure: an older copy has the past that a probe proved before a deletion was received. Its
+/// answer arrives later, when its positions have caught up and the agent's own history is silent.
 #[test]
-fn answer_about_an_earlier_past_moves_nothing() {
+fn answer_to_a_probe_of_an_older_past_is_ignored() {
     let mut follower = started(7);
     follower.poll(ms(5_000), &mut Vec::new());
     on_live(&mut follower, vec![deletion(at(8))], ms(5_010), &mut Vec::new());
@@ -503,12 +505,12 @@ fn answer_about_an_earlier_past_moves_nothing() {
     assert_eq!(
         follower.provenance(),
         Some(copy.milestone.provenance),
-        "its publisher was asked about all of it"
+        "this probe presented all that was received"
     );
 }
 
 #[test]
-fn replay_of_another_history_moves_nothing() {
+fn replay_of_another_history_is_ignored() {
     let mut follower = started(7);
     on_live(&mut follower, vec![deletion(at(9))], ms(20), &mut Vec::new());
     follower.poll(ms(20 + PATIENCE_MS), &mut Vec::new());
@@ -527,20 +529,20 @@ fn loads_of_another_history_are_not_admitted() {
 }
 
 #[test]
-fn database_counts_where_it_has_the_log_that_was_received() {
+fn database_counts_if_it_has_the_received_log() {
     let mut follower = started(7);
     on_live(&mut follower, vec![deletion(at(8))], ms(20), &mut Vec::new());
     let accepts = |as_of, token| follower.accepts(LoadSource::Database(LogToken(token)), as_of);
     assert!(accepts(at(8), 8));
     assert!(accepts(at(7), 7), "it lags");
     assert!(!accepts(at(8), 80), "it diverged");
-    assert!(!accepts(at(9), 9), "it is ahead of what was applied");
-    assert!(!accepts(at(3), 3), "it is older than what is remembered");
+    assert!(!accepts(at(9), 9), "it is ahead of `applied`");
+    assert!(!accepts(at(3), 3), "its token is no longer kept");
 }
 
-/// Which history they come from is known only by the first answer; what is missing then is repaired.
+/// Their history is known only after the first answer. What is missing then is repaired.
 #[test]
-fn what_came_before_the_base_moves_nothing() {
+fn messages_before_the_base_are_ignored() {
     let mut follower = follower();
     follower.poll(ms(0), &mut Vec::new());
     assert_eq!(effects(|out| on_live(&mut follower, vec![deletion(at(8))], ms(5), out)), []);
@@ -549,7 +551,7 @@ fn what_came_before_the_base_moves_nothing() {
 }
 
 #[test]
-fn a_duplicate_is_not_news_but_still_raises_its_floor() {
+fn duplicate_still_raises_its_floor() {
     let mut follower = started(7);
     on_live(&mut follower, vec![deletion(at(8))], ms(20), &mut Vec::new());
     assert_eq!(effects(|out| on_live(&mut follower, vec![deletion(at(8))], ms(30), out)), []);
@@ -558,36 +560,36 @@ fn a_duplicate_is_not_news_but_still_raises_its_floor() {
 }
 
 #[test]
-fn a_reconnect_makes_a_proof_due_at_once() {
+fn reconnect_makes_a_probe_due_at_once() {
     let mut follower = started(7);
     follower.connected(ms(700));
     let asked = effects(|out| follower.poll(ms(700), out));
     assert!(matches!(asked[..], [Effect::SendProbe { all: false, .. }]), "{asked:?}");
 }
 
-/// What may come in, at a position near the base.
+/// An input at a position near the base.
 #[derive(Clone, Debug)]
-enum Input {
+enum FollowerInput {
     Live(u64),
     Tick(u64),
     ProbeAnswer { age: u64, head: u64 },
-    ReplayOutcome { age: u64, rows: u64 },
+    ReplayAnswer { age: u64, rows: u64 },
     Connected,
 }
 
-fn any_input() -> impl proptest::strategy::Strategy<Value = Input> {
+fn any_input() -> impl proptest::strategy::Strategy<Value = FollowerInput> {
     use proptest::prelude::*;
     prop_oneof![
-        4 => (1u64..40).prop_map(Input::Live),
-        2 => (1u64..40).prop_map(Input::Tick),
-        3 => (0u64..4, 1u64..40).prop_map(|(age, head)| Input::ProbeAnswer { age, head }),
-        3 => (0u64..4, 1u64..12).prop_map(|(age, rows)| Input::ReplayOutcome { age, rows }),
-        1 => Just(Input::Connected),
+        4 => (1u64..40).prop_map(FollowerInput::Live),
+        2 => (1u64..40).prop_map(FollowerInput::Tick),
+        3 => (0u64..4, 1u64..40).prop_map(|(age, head)| FollowerInput::ProbeAnswer { age, head }),
+        3 => (0u64..4, 1u64..12).prop_map(|(age, rows)| FollowerInput::ReplayAnswer { age, rows }),
+        1 => Just(FollowerInput::Connected),
     ]
 }
 
 proptest::proptest! {
-    /// A shell that sleeps until `wake_at` must never spin, whatever came in.
+    /// An agent that sleeps until `wake_at` must never spin.
     #[test]
     fn after_a_poll_nothing_is_due_yet(
         history in proptest::collection::vec((any_input(), 0u64..1_500), 1..60),
@@ -599,17 +601,17 @@ proptest::proptest! {
             now += pause;
             let mut out = Vec::new();
             match input {
-                Input::Live(position) => on_live(&mut follower, vec![deletion(at(position))], ms(now), &mut out),
-                Input::Tick(head) => on_tick(&mut follower, at(head), ms(now), &mut out),
-                Input::ProbeAnswer { age, head } => {
+                FollowerInput::Live(position) => on_live(&mut follower, vec![deletion(at(position))], ms(now), &mut out),
+                FollowerInput::Tick(head) => on_tick(&mut follower, at(head), ms(now), &mut out),
+                FollowerInput::ProbeAnswer { age, head } => {
                     on_probe_answer(&mut follower, last_probe - age.min(last_probe), at(head), ms(now), &mut out);
                 }
-                Input::ReplayOutcome { age, rows } => {
+                FollowerInput::ReplayAnswer { age, rows } => {
                     let (nonce, from) = last_replay;
                     let rows = (from..from + rows).filter(|p| *p > 0).map(|p| deletion(at(p))).collect();
                     on_replay_answer(&mut follower, nonce - age.min(nonce), ReplayOutcome::Rows(rows), ms(now), &mut out);
                 }
-                Input::Connected => follower.connected(ms(now)),
+                FollowerInput::Connected => follower.connected(ms(now)),
             }
             follower.poll(ms(now), &mut out);
             for effect in &out {
@@ -626,9 +628,9 @@ proptest::proptest! {
         }
     }
 
-    /// R5, R6: floors are a join-semilattice, and `applied` doesn't depend on the way either.
+    /// R5, R6: floors are a join-semilattice, and `applied` doesn't depend on the order either.
     #[test]
-    fn any_order_repetition_and_batching_of_the_same_rows_ends_in_the_same_state(
+    fn any_order_of_the_same_rows_gives_the_same_state(
         (rows, shuffled) in shuffled_rows(),
         batches in proptest::collection::vec(1usize..9, 40),
     ) {

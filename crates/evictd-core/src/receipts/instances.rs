@@ -9,8 +9,8 @@ use crate::position::LogPosition;
 use crate::roster::{Instance, PartitionPolicy};
 use crate::time::LeaseTime;
 
-/// After so long without a message, a process that serves stale records counts as gone. Until then its
-/// receipts are unproven: it may be cut off and serving, which looks the same as its death.
+/// After so long without a message, a process that serves stale records counts as gone. Until then
+/// its receipts are unproven: it may be cut off and serving, which looks the same as its death.
 const STALE_SILENCE: Duration = Duration::from_hours(24);
 
 /// A process that was silent for so long doesn't count as alive where two share a name.
@@ -68,7 +68,8 @@ impl Instances {
         true
     }
 
-    /// The processes that count as gone: silent for `run_out`, so that whatever they hold has run out.
+    /// The processes that count as gone: silent for `run_out`, so that whatever they hold has run
+    /// out.
     pub(super) fn silent(&self, run_out: Duration, now: LeaseTime) -> Vec<Identity> {
         let is_gone = |progress: &InstanceProgress| {
             let silence = now.since(progress.contact_at);
@@ -95,8 +96,9 @@ impl Instances {
             .count()
     }
 
-    /// The names that several processes use at once, and how many. Each of those sent a message after all of
-    /// them had begun to: a killed process and its successor never both did, however soon the second came.
+    /// The names that several processes use at once, and how many. Each of those sent a message
+    /// after all of them had begun to: a killed process and its successor never both did, however
+    /// soon the second came.
     pub(super) fn duplicate_names(&self, now: LeaseTime) -> BTreeMap<(Region, AgentName), usize> {
         let live = self.0.iter().filter_map(|(identity, progress)| {
             let (first, last) = progress.contacts?;

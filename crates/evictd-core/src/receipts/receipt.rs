@@ -12,8 +12,8 @@ use crate::time::StoreTime;
 /// A numbered change.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Change {
-    /// The request that made it, and its workspace. `None` for direct SQL and for expiries, which have no
-    /// request that a receipt could be queried by.
+    /// The request that made it, and its workspace. `None` for direct SQL and for expiries, which
+    /// have no request that a receipt could be queried by.
     pub request: Option<(Box<str>, WorkspaceId)>,
     pub position: LogPosition,
     pub cause: Cause,
@@ -29,15 +29,7 @@ pub enum Measured {
     FromFirstSight,
 }
 
-impl Measured {
-    /// The name in a receipt.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::FromRequest => "request",
-            Self::FromFirstSight => "first_sight",
-        }
-    }
-}
+labels!(Measured { FromRequest = "request", FromFirstSight = "first_sight" });
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum RegionState {
@@ -45,7 +37,8 @@ pub enum RegionState {
     Pending,
     /// Every agent of the region that could have served the key has applied the change.
     Confirmed,
-    /// Not every agent confirmed, but the bound has elapsed: no agent there answers from before the change.
+    /// Not every agent confirmed, but the bound has elapsed: no agent there answers from before the
+    /// change.
     Elapsed,
     /// The bound has elapsed, and an agent that didn't confirm serves stale records by policy.
     Unproven,
@@ -53,18 +46,13 @@ pub enum RegionState {
     Absent,
 }
 
-impl RegionState {
-    /// The name in a receipt.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Pending => "pending",
-            Self::Confirmed => "confirmed",
-            Self::Elapsed => "elapsed",
-            Self::Unproven => "unproven",
-            Self::Absent => "absent",
-        }
-    }
-}
+labels!(RegionState {
+    Pending = "pending",
+    Confirmed = "confirmed",
+    Elapsed = "elapsed",
+    Unproven = "unproven",
+    Absent = "absent",
+});
 
 /// One region's line of a receipt.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -75,7 +63,8 @@ pub struct RegionReceipt {
     pub instances: usize,
     /// When the last of them confirmed, since the start of the measurement.
     pub confirmed_after: Option<Duration>,
-    /// The first [`RECEIPT_NAMES_MAX`](crate::limits::RECEIPT_NAMES_MAX) processes that haven't confirmed.
+    /// The first [`RECEIPT_NAMES_MAX`](crate::limits::RECEIPT_NAMES_MAX) processes that haven't
+    /// confirmed.
     pub missing: Vec<Identity>,
     /// How many haven't confirmed.
     pub missing_count: usize,

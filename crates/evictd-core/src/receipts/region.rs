@@ -39,8 +39,8 @@ impl Regions {
         }
     }
 
-    /// Writes down where the region is now, when `tracked` changes have been tracked. What lies further back
-    /// than `kept` matters to no open receipt.
+    /// Writes down where the region is now, when `tracked` changes have been tracked. What lies
+    /// further back than `kept` matters to no open receipt.
     pub(super) fn note_progress(&mut self, name: &Region, tracked: u64, now: LeaseTime, kept: Duration) {
         let Some(region) = self.by_name.get_mut(name) else { return };
         let (before, after) = (region.reached(), region.slowest());
@@ -72,7 +72,8 @@ pub(super) struct RegionProgress {
     /// Without empty sets.
     by_position: BTreeMap<LogPosition, BTreeSet<Identity>>,
     pub(super) instances: usize,
-    /// Where the region was since when; the last one is now. It spares a note per open change and region.
+    /// Where the region was since when; the last one is now. It spares a note per open change and
+    /// region.
     history: VecDeque<Progress>,
     /// Open changes up to here have been confirmed.
     pub(super) confirmed: LogPosition,
@@ -112,8 +113,8 @@ impl RegionProgress {
         self.by_position.range(..position).map(|(_, names)| names)
     }
 
-    /// When every process here had applied the change, or when it was first seen if that was later. What
-    /// happens to the region afterwards, such as a new process, doesn't take it back.
+    /// When every process here had applied the change, or when it was first seen if that was later.
+    /// What happens to the region afterwards, such as a new process, doesn't take it back.
     pub(super) fn confirmed_at(&self, open: &OpenReceipt) -> Option<LeaseTime> {
         let later = self.first_after(open);
         let earlier = later.checked_sub(1).and_then(|at| self.history.get(at));

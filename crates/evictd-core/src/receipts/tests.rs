@@ -83,7 +83,7 @@ fn held_receipt_neither_confirms_nor_elapses() {
 }
 
 #[test]
-fn bound_counts_anew_when_watch_is_regained() {
+fn bound_restarts_when_the_publisher_serves_again() {
     let eu = agent("eu", "a", 1);
     let mut tracker = tracker(&[&eu]);
     track(&mut tracker, 2, ms(0));
@@ -95,7 +95,7 @@ fn bound_counts_anew_when_watch_is_regained() {
     assert_eq!(
         (finals(&mut tracker), tracker.wake_at()),
         (vec![], Some(ms(70_000))),
-        "somebody may be missing"
+        "an agent may be missing in the roster"
     );
     tracker.end_due(ms(70_000));
     assert_eq!(finals(&mut tracker).iter().map(states).collect::<Vec<_>>(), [[("eu", "confirmed")]]);
@@ -120,7 +120,7 @@ fn apply_reports_count_while_receipts_are_held() {
 }
 
 #[test]
-fn receipt_goes_on_when_it_is_held_no_longer() {
+fn receipt_goes_on_once_it_is_no_longer_held() {
     let eu = agent("eu", "a", 1);
     let mut tracker = tracker(&[&eu]);
     track(&mut tracker, 2, ms(0));
@@ -133,11 +133,15 @@ fn receipt_goes_on_when_it_is_held_no_longer() {
     assert_eq!(finals(&mut tracker).iter().map(states).collect::<Vec<_>>(), [[("eu", "elapsed")]]);
     tracker.record_applied(&eu.identity, at(3), &[], ms(40_002));
     let confirmed = finals(&mut tracker);
-    assert_eq!(confirmed.iter().map(states).collect::<Vec<_>>(), [[("eu", "confirmed")]], "it says so again");
+    assert_eq!(
+        confirmed.iter().map(states).collect::<Vec<_>>(),
+        [[("eu", "confirmed")]],
+        "the agent announces it again"
+    );
 }
 
 #[test]
-fn a_receipt_is_final_as_soon_as_everybody_has_confirmed() {
+fn receipt_is_final_once_every_process_confirmed() {
     let (eu, us) = (agent("eu", "a", 1), agent("us", "a", 2));
     let mut tracker = tracker(&[&eu, &us]);
     track(&mut tracker, 2, ms(100));
@@ -181,7 +185,7 @@ fn stale_serving_agent_makes_the_receipt_unproven() {
 }
 
 #[test]
-fn both_processes_under_one_name_have_to_confirm_and_it_is_said() {
+fn both_processes_of_one_name_must_confirm() {
     let (one, other) = (agent("eu", "a", 1), agent("eu", "a", 2));
     let mut tracker = tracker(&[&one]);
     tracker.register(&other, ms(1));
@@ -195,7 +199,7 @@ fn both_processes_under_one_name_have_to_confirm_and_it_is_said() {
     assert_eq!(states(&pending), [("eu", "pending")]);
     assert_eq!(pending.regions[0].missing, std::slice::from_ref(&other.identity));
     assert!(pending.regions[0].duplicate_names);
-    // What another publisher tells by the roster is old, and no sign of two at once.
+    // What another publisher wrote into the roster is old, and doesn't show two at once.
     tracker.register(&one, ms(6_000));
     tracker.record_contact(&other.identity, ms(6_000));
     assert!(tracker.duplicate_names(ms(6_000)).is_empty());
@@ -204,7 +208,7 @@ fn both_processes_under_one_name_have_to_confirm_and_it_is_said() {
 }
 
 #[test]
-fn a_configured_region_without_an_agent_is_absent_and_holds_up_nobody() {
+fn configured_region_without_an_agent_is_absent() {
     let config = TrackerConfig { bound: BOUND, roster_delay: BOUND, open_max: 10 };
     let mut tracker = ReceiptTracker::new(config, [Region::new("ap")]);
     let eu = agent("eu", "a", 1);
@@ -216,7 +220,7 @@ fn a_configured_region_without_an_agent_is_absent_and_holds_up_nobody() {
 }
 
 #[test]
-fn a_process_that_vanished_is_waited_for_until_the_bound_and_forgotten_later() {
+fn silent_process_is_removed_after_the_roster_delay() {
     let (here, gone) = (agent("eu", "a", 1), agent("eu", "b", 2));
     let mut tracker = tracker(&[&here, &gone]);
     track(&mut tracker, 2, ms(0));
@@ -224,7 +228,7 @@ fn a_process_that_vanished_is_waited_for_until_the_bound_and_forgotten_later() {
     tracker.poll(ms(30_000));
     let receipt = finals(&mut tracker).remove(0);
     assert_eq!((receipt.state(), &receipt.regions[0].missing), (RegionState::Elapsed, &vec![gone.identity]));
-    // Silent since it was last taken for heard: when the tracker wasn't polled for 30 s.
+    // Its silence counts from the poll at 30 s: before that, the tracker itself wasn't polled.
     for second in 31..95 {
         tracker.record_contact(&here.identity, ms(second * 1_000));
         tracker.poll(ms(second * 1_000));
@@ -238,7 +242,7 @@ fn a_process_that_vanished_is_waited_for_until_the_bound_and_forgotten_later() {
 }
 
 #[test]
-fn a_silent_process_that_may_serve_stale_records_is_not_forgotten() {
+fn silent_process_that_serves_stale_records_is_kept() {
     let stale = Instance { policy: PartitionPolicy::ServeStale, ..agent("us", "a", 2) };
     let mut tracker = tracker(&[&stale]);
     let hour = 3_600;
@@ -252,7 +256,7 @@ fn a_silent_process_that_may_serve_stale_records_is_not_forgotten() {
 }
 
 #[test]
-fn a_process_that_said_goodbye_is_not_waited_for() {
+fn departed_process_is_not_waited_for() {
     let (here, leaving) = (agent("eu", "a", 1), agent("us", "a", 2));
     let mut tracker = tracker(&[&here, &leaving]);
     track(&mut tracker, 2, ms(0));
@@ -262,7 +266,7 @@ fn a_process_that_said_goodbye_is_not_waited_for() {
 }
 
 #[test]
-fn a_process_that_the_roster_does_not_know_confirms_nothing() {
+fn process_outside_the_roster_confirms_nothing() {
     let (known, unknown) = (agent("eu", "a", 1), agent("eu", "b", 2));
     let mut tracker = tracker(&[&known]);
     track(&mut tracker, 2, ms(0));
@@ -270,7 +274,7 @@ fn a_process_that_the_roster_does_not_know_confirms_nothing() {
     assert_eq!(finals(&mut tracker), []);
     tracker.register(&unknown, ms(2));
     tracker.record_applied(&known.identity, at(2), &[], ms(3));
-    assert_eq!(finals(&mut tracker), [], "it is waited for until it has spoken");
+    assert_eq!(finals(&mut tracker), [], "receipts wait for its first announcement");
     tracker.record_applied(&unknown.identity, at(2), &[], ms(4));
     assert_eq!(finals(&mut tracker).len(), 1);
 }
@@ -296,7 +300,7 @@ fn slowest_apply_report_stands_for_its_region() {
 }
 
 #[test]
-fn a_change_that_is_tracked_late_is_confirmed_by_what_was_said_before() {
+fn change_tracked_late_is_confirmed_by_earlier_reports() {
     let eu = agent("eu", "a", 1);
     let mut tracker = tracker(&[&eu]);
     tracker.record_applied(&eu.identity, at(9), &[], ms(0));
@@ -305,12 +309,12 @@ fn a_change_that_is_tracked_late_is_confirmed_by_what_was_said_before() {
 }
 
 #[test]
-fn changes_that_come_out_of_order_are_all_confirmed() {
+fn changes_tracked_out_of_order_are_confirmed() {
     let (eu, us) = (agent("eu", "a", 1), agent("us", "a", 2));
     let mut tracker = tracker(&[&eu, &us]);
     track(&mut tracker, 3, ms(0));
     tracker.record_applied(&eu.identity, at(3), &[], ms(1));
-    // Somebody starts there, and has not spoken yet.
+    // A process starts there, and has not announced anything yet.
     let late = agent("eu", "b", 3);
     tracker.register(&late, ms(2));
     track(&mut tracker, 2, ms(2));
@@ -323,7 +327,7 @@ fn changes_that_come_out_of_order_are_all_confirmed() {
 }
 
 #[test]
-fn what_a_new_epoch_may_have_lost_is_not_confirmed_from_memory() {
+fn new_epoch_drops_open_receipts() {
     let eu = agent("eu", "a", 1);
     let mut tracker = tracker(&[&eu]);
     track(&mut tracker, 2, ms(0));
@@ -333,7 +337,7 @@ fn what_a_new_epoch_may_have_lost_is_not_confirmed_from_memory() {
 }
 
 #[test]
-fn nothing_is_final_early_while_the_roster_may_have_forgotten_somebody() {
+fn no_receipt_is_final_early_with_a_distrusted_roster() {
     let eu = agent("eu", "a", 1);
     let mut tracker = tracker(&[&eu]);
     tracker.distrust_roster(ms(30_000));
@@ -346,7 +350,7 @@ fn nothing_is_final_early_while_the_roster_may_have_forgotten_somebody() {
 }
 
 #[test]
-fn what_was_applied_of_a_lost_history_confirms_nothing() {
+fn positions_of_a_lost_history_confirm_nothing() {
     let eu = agent("eu", "a", 1);
     let mut tracker = tracker(&[&eu]);
     tracker.record_applied(&eu.identity, at(9), &[], ms(0));
@@ -361,7 +365,7 @@ fn what_was_applied_of_a_lost_history_confirms_nothing() {
 }
 
 #[test]
-fn one_that_is_found_late_holds_up_nobody_behind_it() {
+fn change_found_late_does_not_delay_later_ones() {
     let eu = agent("eu", "a", 1);
     let mut tracker = tracker(&[&eu]);
     track(&mut tracker, 10, ms(0));
@@ -375,7 +379,7 @@ fn one_that_is_found_late_holds_up_nobody_behind_it() {
 }
 
 #[test]
-fn memory_is_bounded_and_the_oldest_get_done() {
+fn newest_receipts_are_dropped_above_the_limit() {
     let eu = agent("eu", "a", 1);
     let config = TrackerConfig { bound: BOUND, roster_delay: BOUND, open_max: 2 };
     let mut tracker = ReceiptTracker::new(config, []);

@@ -21,11 +21,12 @@ const SILENCE_SLACK: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy, Debug)]
 pub struct TrackerConfig {
-    /// The longest bound that any agent may keep. After it a receipt has elapsed. An agent that presents a
-    /// longer one must get no lease.
+    /// The longest bound that any agent may keep. After it a receipt has elapsed. An agent that
+    /// presents a longer one must get no lease.
     pub bound: Duration,
-    /// How long it may take until a process that other publishers received from shows in the roster. A process
-    /// counts as gone after a silence of this and a bound: then whatever it held has run out.
+    /// How long it may take until a process that other publishers received from shows in the
+    /// roster. A process counts as gone after a silence of this and a bound: then whatever it held
+    /// has run out.
     pub roster_delay: Duration,
     /// Most open receipts. Above it the newest are dropped, and found again in the store.
     pub open_max: usize,
@@ -87,8 +88,8 @@ impl ReceiptTracker {
         }
     }
 
-    /// Takes in how far a process has applied the log, and what it measured of some changes. A process that is
-    /// missing in the roster holds no lease, and receipts don't wait for it.
+    /// Takes in how far a process has applied the log, and what it measured of some changes. A
+    /// process that is missing in the roster holds no lease, and receipts don't wait for it.
     pub fn record_applied(
         &mut self,
         identity: &Identity,
@@ -123,8 +124,8 @@ impl ReceiptTracker {
         }
     }
 
-    /// Takes in what the publisher knows of other publishers at `now`. Call it before any other method at that
-    /// time.
+    /// Takes in what the publisher knows of other publishers at `now`. Call it before any other
+    /// method at that time.
     pub fn apply_service(&mut self, service: &Service, now: LeaseTime) {
         self.hold(!service.may_finalize(now));
         if let Some(at) = service.exclusive_since() {
@@ -132,14 +133,15 @@ impl ReceiptTracker {
         }
     }
 
-    /// While agents may follow another history than this store's, nothing becomes final: neither what they have
-    /// applied nor the bound says anything about this one (R15). A copy of the store may use the same positions.
+    /// While agents may follow another history than this store's, nothing becomes final: neither
+    /// what they have applied nor the bound says anything about this one (R15). A copy of the store
+    /// may use the same positions.
     pub(super) fn hold(&mut self, held: bool) {
         self.held = held;
     }
 
-    /// This publisher serves again since `at`, after another one may have taken its place. Leases of the other
-    /// one last for a bound from then on, and its agents may be missing in the roster.
+    /// This publisher serves again since `at`, after another one may have taken its place. Leases
+    /// of the other one last for a bound from then on, and its agents may be missing in the roster.
     pub(super) fn resume_at(&mut self, at: LeaseTime) {
         self.bound_counts_from = self.bound_counts_from.max(at);
         self.distrust_roster(at.after(self.config.bound));
@@ -174,8 +176,8 @@ impl ReceiptTracker {
         self.tracked += 1;
         self.newest = self.newest.max(position);
         let reports = self.early.remove(&position).unwrap_or_default();
-        // The changes above were committed no earlier, so the bound of this one ends no later than theirs. Thus
-        // the first receipt is the first that is due.
+        // The changes above were committed no earlier, so the bound of this one ends no later than
+        // theirs. Thus the first receipt is the first that is due.
         let first_seen = self.open.get(index).map_or(now, |next| now.min(next.first_seen));
         let open = OpenReceipt { change, since, measured, first_seen, number, reports };
         if position <= self.regions.furthest {
@@ -202,8 +204,9 @@ impl ReceiptTracker {
         self.finish(now);
     }
 
-    /// Ends what the bound has ended, and removes silent processes. Call it now and then: it costs as much as
-    /// there are processes. While receipts are held it does nothing: agents of another history aren't silent.
+    /// Ends what the bound has ended, and removes silent processes. Call it now and then: it costs
+    /// as much as there are processes. While receipts are held it does nothing: agents of another
+    /// history aren't silent.
     pub fn poll(&mut self, now: LeaseTime) {
         if self.held {
             return;
@@ -276,14 +279,15 @@ impl ReceiptTracker {
         std::mem::take(&mut self.events)
     }
 
-    /// The store went back, and the roster with it. Until `until`, a bound later, a process that is missing in
-    /// the roster may hold a lease. So nothing becomes final early until then (R11).
+    /// The store went back, and the roster with it. Until `until`, a bound later, a process that is
+    /// missing in the roster may hold a lease. So nothing becomes final early until then (R11).
     pub fn distrust_roster(&mut self, until: LeaseTime) {
         self.roster_complete_from = self.roster_complete_from.max(until);
     }
 
-    /// A new epoch began. Drops the open receipts: the caller queries the store for which of these changes it
-    /// still has. What agents have applied may be of a lost history, so it counts from here on.
+    /// A new epoch began. Drops the open receipts: the caller queries the store for which of these
+    /// changes it still has. What agents have applied may be of a lost history, so it counts from
+    /// here on.
     pub fn begin_epoch(&mut self, epoch: u32, now: LeaseTime) {
         self.epoch = epoch;
         self.open.clear();
@@ -314,7 +318,8 @@ impl ReceiptTracker {
         self.open.iter().filter(|open| open.change.cause.is_deletion()).count()
     }
 
-    /// The processes that receipts wait for: what each has applied, when its last message arrived, its policy.
+    /// The processes that receipts wait for: what each has applied, when its last message arrived,
+    /// its policy.
     pub fn instances(&self) -> impl Iterator<Item = (&Identity, LogPosition, LeaseTime, PartitionPolicy)> {
         self.instances
             .0
@@ -322,8 +327,8 @@ impl ReceiptTracker {
             .map(|(identity, instance)| (identity, instance.applied, instance.contact_at, instance.policy))
     }
 
-    /// After so long a receipt has elapsed: G1 holds for it, whatever was confirmed. It counts from when the
-    /// change was first seen, which is after its commit.
+    /// After so long a receipt has elapsed: G1 holds for it, whatever was confirmed. It counts from
+    /// when the change was first seen, which is after its commit.
     fn time_to_elapse(&self) -> Duration {
         let bound = self.config.bound;
         if Protection::ReceiptsWaitForTheBound.holds() { bound } else { bound / 2 }
@@ -355,7 +360,8 @@ impl ReceiptTracker {
         self.finish(now);
     }
 
-    /// Takes out what is final: what every process has applied, and what has elapsed. Both are in front.
+    /// Takes out what is final: what every process has applied, and what has elapsed. Both are in
+    /// front.
     fn finish(&mut self, now: LeaseTime) {
         let everywhere = self.regions.reached_everywhere();
         while let Some(open) = self.open.front().filter(|_| !self.held) {

@@ -1,4 +1,4 @@
-//! Copies of an agent's state, for checkers that follow one history into several futures.
+//! Copies of an agent's state, for model checking.
 
 use super::AgentState;
 use crate::entry::Validity;
@@ -6,7 +6,7 @@ use crate::floors::fork::ForkMap;
 use crate::sync::{AtomicU64, Mutex};
 
 impl AgentState {
-    /// A copy that shares nothing with the original, and the way over for its entries.
+    /// Copies the state, and returns the map that anchors copies of its entries.
     pub fn fork(&self) -> (Self, ForkMap) {
         let (follower, fork_map) = self.follower.lock().fork();
         let copy = Self {
@@ -21,7 +21,7 @@ impl AgentState {
 }
 
 impl Validity {
-    /// A copy that is anchored where `fork_map` leads.
+    /// Copies it, anchored to the copies of its floors.
     #[must_use]
     pub fn fork(&self, fork_map: &mut ForkMap) -> Self {
         let copy = Self::new(self.as_of(), self.read_at, fork_map.anchors(&self.anchors));

@@ -1,7 +1,9 @@
-//! A verification that is answered from the cache: clock, deadline, entry, floors, in this order (R9).
+//! A verification that is answered from the cache: it reads clock, deadline, entry and floors, in
+//! this order (R9).
 //!
-//! The follow task writes floors, eviction, `applied` and deadline in that one. So a verification that reads an
-//! extended deadline reads the floors that were raised before it, and doesn't find what was evicted before it.
+//! The follow task writes floors, evictions, `applied` and deadline, in that order. So a
+//! verification that reads an extended deadline also sees the floors that were raised before it,
+//! and doesn't find entries that were evicted before it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,34 +15,29 @@ use crate::position::LogPosition;
 use crate::protection::Protection;
 use crate::time::LeaseTime;
 
-/// What a verification reads before it looks for an entry.
+/// What a verification reads before it looks up an entry.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct VerificationStart {
-    /// The lease clock.
     now: LeaseTime,
-    /// Since when nothing could have been missed.
     proven_at: LeaseTime,
-    /// What was applied; so it is in what passes the floors that are read later.
+    /// An entry that passes floors that are read later includes everything up to here.
     applied: LogPosition,
 }
 
 impl VerificationStart {
-    /// The lease clock when the verification began.
     pub fn now(self) -> LeaseTime {
         self.now
     }
 
-    /// Since when nothing could have been missed.
     pub fn proven_at(self) -> LeaseTime {
         self.proven_at
     }
 
-    /// What was applied.
     pub fn applied(self) -> LogPosition {
         self.applied
     }
 
-    /// Looks for the entry of `hash`.
+    /// Looks up the entry of `hash`.
     pub fn find<C: EntryCache>(
         self,
         state: &AgentState,
@@ -54,12 +51,12 @@ impl VerificationStart {
     }
 }
 
-/// An entry that was found after the deadline was read, and is still to be judged.
+/// An entry that was found after the deadline was read, and is not judged yet.
 #[derive(Debug)]
 pub struct Candidate<E> {
     reading: VerificationStart,
     entry: Arc<E>,
-    /// How the floors stood when it was found; only as a negative control.
+    /// The state when it was found; only in a negative control.
     early: Option<EntryState>,
 }
 
@@ -69,24 +66,23 @@ impl<E> Clone for Candidate<E> {
     }
 }
 
-/// Whether an entry may be answered from.
+/// Whether an entry may be served.
 #[derive(Debug)]
 pub enum HitVerdict<E> {
-    /// It may.
     Servable(Hit<E>),
-    /// It meets every floor that is known, but nothing vouches for it any more.
+    /// It meets its floors, but both its read and the lease are too old.
     Stale {
-        /// It may be answered from where policy prefers old answers to none.
+        /// The policy `serve_stale` serves it all the same.
         hit: Hit<E>,
-        /// How long ago something vouched for it.
+        /// The age of the newer one of read and proof.
         unproven_for: Duration,
     },
-    /// Something that it depends on has changed since, or it isn't shown yet, or the cache's own rule ends it.
+    /// It is below a floor, not shown yet, or expired by the cache's own rule.
     Void,
 }
 
 impl<E: CacheEntry> Candidate<E> {
-    /// Looks at the floors, and judges.
+    /// Reads the floors, and judges the entry by them.
     pub fn judge(self, state: &AgentState) -> HitVerdict<E> {
         let Self { reading, entry, early } = self;
         let validity = entry.validity();
@@ -111,7 +107,7 @@ impl<E: CacheEntry> Candidate<E> {
     }
 }
 
-/// An entry that meets all its floors.
+/// An entry that meets its floors.
 #[derive(Debug)]
 pub struct Hit<E> {
     reading: VerificationStart,
@@ -119,13 +115,12 @@ pub struct Hit<E> {
 }
 
 impl<E: CacheEntry> Hit<E> {
-    /// The entry, for a look that answers no client.
+    /// The entry, for a reader that answers no client.
     pub fn entry(&self) -> &E {
         &self.entry
     }
 
-    /// The entry, to answer from. What was applied before the floors were read is in it too (R6), so entries in
-    /// use outlive the horizon.
+    /// Notes the answer, advances the entry's validity, and returns the entry to answer from.
     pub fn answer(self, state: &AgentState) -> Arc<E> {
         let Self { reading, entry } = self;
         entry.note_answer(reading.now, reading.applied);
@@ -137,10 +132,10 @@ impl<E: CacheEntry> Hit<E> {
 }
 
 impl AgentState {
-    /// What a verification that begins at `now` builds on.
+    /// Begins a verification at `now`.
     ///
-    /// The proof is read before `applied`: the other way round, a proof could be read whose head isn't in that
-    /// `applied`, and a load below it would pass for proven.
+    /// It reads the proof before `applied`. In the other order, it could read a proof whose head
+    /// lies above that `applied`, and a load below the head would count as proven.
     pub fn begin(&self, now: LeaseTime) -> VerificationStart {
         if !Protection::ProofsPrecedeApplied.holds() {
             let applied = self.applied();

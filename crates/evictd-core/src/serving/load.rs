@@ -1,7 +1,8 @@
-//! What a load brings: inserted hidden, checked, then shown (R9); and which verifications it answers (R10).
+//! A load: its entry is inserted hidden, checked, then shown (R9). And which verifications it
+//! answers (R10).
 //!
-//! An invalidation raises floors before it evicts. So either the check, which follows the insertion, sees the
-//! floor, or the eviction sees the entry.
+//! An invalidation raises floors before it evicts. The check follows the insertion. So either the
+//! check sees the floor, or the eviction finds the entry.
 
 use std::sync::Arc;
 
@@ -15,12 +16,10 @@ use crate::protection::Protection;
 use crate::record::Record;
 use crate::time::LeaseTime;
 
-/// What is known of a record that was loaded.
+/// What is known of a loaded record.
 #[derive(Clone, Copy, Debug)]
 pub struct LoadAnswer {
-    /// Of what.
     pub hash: KeyHash,
-    /// Who read it.
     pub source: LoadSource,
     /// The record includes every change up to here.
     pub as_of: LogPosition,
@@ -30,20 +29,20 @@ pub struct LoadAnswer {
     pub sent_at: LeaseTime,
 }
 
-/// An entry that depends on its floors, and is not cached yet.
+/// An entry that is anchored to its floors, and not cached yet.
 #[derive(Debug)]
 pub struct LoadedEntry<E> {
     answer: LoadAnswer,
     entry: Arc<E>,
-    /// How a check came out that preceded the insertion; only as a negative control.
+    /// The result of a check before the insertion; only in a negative control.
     early: Option<bool>,
 }
 
-/// An entry that is cached, hidden.
+/// An entry that is cached and hidden.
 #[derive(Debug)]
 pub struct InsertedEntry<E>(LoadedEntry<E>);
 
-/// An entry that was checked: cached and shown, or taken out.
+/// An entry that was checked: cached and shown, or evicted again.
 #[derive(Debug)]
 pub struct SettledEntry<E> {
     answer: LoadAnswer,
@@ -58,7 +57,7 @@ impl<E> Clone for SettledEntry<E> {
 }
 
 impl<E: CacheEntry> LoadedEntry<E> {
-    /// Anchors a record to its floors. `new_entry` makes an entry of it.
+    /// Anchors a record to its floors. `new_entry` turns it into an entry.
     pub fn new(
         state: &AgentState,
         answer: LoadAnswer,
@@ -75,12 +74,12 @@ impl<E: CacheEntry> LoadedEntry<E> {
         loaded
     }
 
-    /// The entry, for a look that answers no client.
+    /// The entry, for a reader that answers no client.
     pub fn entry(&self) -> &Arc<E> {
         &self.entry
     }
 
-    /// Puts it into the cache, where no verification is answered from it yet.
+    /// Inserts the entry into the cache. No verification is answered from it yet.
     pub fn insert(self, cache: &impl EntryCache<Entry = E>) -> InsertedEntry<E> {
         if !Protection::EntriesAppearChecked.holds() {
             self.entry.validity().show();
@@ -96,7 +95,7 @@ impl<E: CacheEntry> LoadedEntry<E> {
 }
 
 impl<E: CacheEntry> InsertedEntry<E> {
-    /// Looks at the floors, and shows the entry or takes it out.
+    /// Reads the floors, and shows the entry or evicts it.
     pub fn settle(self, state: &AgentState, cache: &impl EntryCache<Entry = E>) -> SettledEntry<E> {
         let Self(loaded) = self;
         let is_admitted = loaded.early.unwrap_or_else(|| loaded.meets_floors(state));
@@ -111,25 +110,25 @@ impl<E: CacheEntry> InsertedEntry<E> {
 }
 
 impl<E: CacheEntry> SettledEntry<E> {
-    /// Whether it is cached.
     pub fn is_admitted(&self) -> bool {
         self.is_admitted
     }
 
-    /// The entry, for a look that answers no client.
+    /// The entry, for a reader that answers no client.
     pub fn entry(&self) -> &Arc<E> {
         &self.entry
     }
 
-    /// The entry, if it answers, at `now`, a verification that waited for it and `began` so (R8, R10).
+    /// Returns the entry if it may answer, at `now`, a verification that waited for it (R8, R10).
     pub fn answer(&self, state: &AgentState, began: VerificationStart, now: LeaseTime) -> Option<Arc<E>> {
         let LoadAnswer { hash, source, as_of, sent_at, .. } = self.answer;
         let look = || {
             let follower = state.follower.lock();
             (follower.floor(&hash, &self.entry.validity().anchors), follower.accepts(source, as_of))
         };
-        // The proof before the floors, as everywhere (R9). And the floors of now, not of the check: what rose
-        // in between may have been confirmed before this verification began, if it was the last to join.
+        // The proof before the floors, as everywhere (R9). And the floors of now, not of the check:
+        // a floor that rose in between may belong to a change that was confirmed before this
+        // verification began, if it joined last.
         let (proven_at, (floor, is_accepted)) = if Protection::DeadlinePrecedesFloors.holds() {
             let proven_at = state.proven_at();
             (proven_at, look())
@@ -137,7 +136,7 @@ impl<E: CacheEntry> SettledEntry<E> {
             let seen = look();
             (state.proven_at(), seen)
         };
-        // A load that is older than a floor is not what the present proof vouches for.
+        // The present proof doesn't cover a load that is older than a floor.
         let proof = if as_of >= floor { proven_at } else { began.proven_at() };
         let may_answer = is_accepted
             && state.may_share(sent_at, began)
@@ -152,7 +151,7 @@ impl<E: CacheEntry> SettledEntry<E> {
 }
 
 impl AgentState {
-    /// Whether a verification that `began` so may wait for a load that was sent at `sent_at` (R10).
+    /// Whether a verification may share a load that was sent at `sent_at` (R10).
     pub fn may_share(&self, sent_at: LeaseTime, began: VerificationStart) -> bool {
         may_share(self.bound, sent_at, began.now(), began.proven_at())
     }
