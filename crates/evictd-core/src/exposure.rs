@@ -22,7 +22,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::ids::{ApiId, KeyHash, WorkspaceId};
+use crate::floors::ScopeId;
+use crate::ids::{KeyHash, WorkspaceId};
 use crate::invalidation::Scope;
 use crate::limits::PAST_ANSWERS_MAX;
 use crate::offset::{CommitWindow, DurationRange};
@@ -239,9 +240,8 @@ pub struct ExposureLog {
 
 #[derive(Debug)]
 struct ExposureState {
-    apis: HashMap<ApiId, (WorkspaceId, Arc<Ring>)>,
-    /// Of root keys.
-    workspaces: HashMap<WorkspaceId, Arc<Ring>>,
+    /// Of the keys of each API, and of the root keys of each workspace; with the workspace.
+    rings: HashMap<ScopeId, (WorkspaceId, Arc<Ring>)>,
     /// At so many, unused rings are dropped.
     rings_full_at: usize,
     /// The last answer of rings that were dropped.
@@ -256,8 +256,7 @@ struct ExposureState {
 impl Default for ExposureLog {
     fn default() -> Self {
         let state = ExposureState {
-            apis: HashMap::new(),
-            workspaces: HashMap::new(),
+            rings: HashMap::new(),
             rings_full_at: RINGS_KEPT,
             dropped: LeaseTime(0),
             past: HashMap::new(),
@@ -274,10 +273,16 @@ impl ExposureLog {
     pub fn answers_of(&self, record: &Record) -> Answers {
         let ring = match record {
             Record::Absent => self.absent.clone(),
-            Record::Key(key) => self.state.lock().of_api(&key.api_id, &key.workspace_id, &self.late),
-            Record::RootKey(root) => self.state.lock().of_workspace(&root.workspace_id, &self.late),
+            Record::Key(key) => self.ring(ScopeId::Api(key.api_id.clone()), &key.workspace_id),
+            Record::RootKey(root) => {
+                self.ring(ScopeId::Workspace(root.workspace_id.clone()), &root.workspace_id)
+            }
         };
         Answers { last: LastAnswer::new(), ring }
+    }
+
+    fn ring(&self, id: ScopeId, workspace: &WorkspaceId) -> Arc<Ring> {
+        self.state.lock().ring(id, workspace, &self.late)
     }
 
     /// An entry as of `as_of` has left the cache.
@@ -294,8 +299,7 @@ impl ExposureLog {
     /// The cache is about to be cleared, without a call of [`Self::record_evicted`] for each entry.
     pub fn flushed(&self) {
         let mut state = self.state.lock();
-        let rings = state.apis.values().map(|(_, ring)| ring).chain(state.workspaces.values());
-        let last = rings.map(|ring| ring.last()).fold(self.absent.last(), LeaseTime::max);
+        let last = state.rings.values().map(|(_, ring)| ring.last()).fold(self.absent.last(), LeaseTime::max);
         state.any_key_before = state.any_key_before.max(state.dropped).max(last);
     }
 
@@ -332,12 +336,13 @@ impl ExposureLog {
                         AnswersAfter::max,
                     )
             }
-            Scope::Api(id) => state.of_rings(|_, api| api == id, |_| false, position, commit),
-            Scope::Workspace(id) => {
-                state.of_rings(|owner, _| owner == id, |workspace| workspace == id, position, commit)
+            Scope::Api(id) => {
+                let scope = ScopeId::Api(id.clone());
+                state.of_rings(|id, _| *id == scope, position, commit)
             }
+            Scope::Workspace(id) => state.of_rings(|_, workspace| workspace == id, position, commit),
             Scope::All => {
-                let all = state.of_rings(|_, _| true, |_| true, position, commit);
+                let all = state.of_rings(|_, _| true, position, commit);
                 all.max(self.absent.exposure(position, commit))
             }
         }
@@ -345,51 +350,37 @@ impl ExposureLog {
 }
 
 impl ExposureState {
-    fn of_api(&mut self, api: &ApiId, workspace: &WorkspaceId, late: &Arc<LastAnswer>) -> Arc<Ring> {
+    fn ring(&mut self, id: ScopeId, workspace: &WorkspaceId, late: &Arc<LastAnswer>) -> Arc<Ring> {
         self.make_room_for_rings();
         let new = || (workspace.clone(), Arc::new(Ring::new(late.clone())));
-        self.apis.entry(api.clone()).or_insert_with(new).1.clone()
-    }
-
-    fn of_workspace(&mut self, workspace: &WorkspaceId, late: &Arc<LastAnswer>) -> Arc<Ring> {
-        self.make_room_for_rings();
-        let new = || Arc::new(Ring::new(late.clone()));
-        self.workspaces.entry(workspace.clone()).or_insert_with(new).clone()
+        self.rings.entry(id).or_insert_with(new).1.clone()
     }
 
     /// Now and then, drops rings that no entry holds, so that there are at most about twice as many
     /// as are in use.
     fn make_room_for_rings(&mut self) {
-        if self.apis.len() + self.workspaces.len() < self.rings_full_at {
+        if self.rings.len() < self.rings_full_at {
             return;
         }
-        let mut dropped = self.dropped;
-        let mut is_held = |ring: &Arc<Ring>| {
+        self.rings.retain(|_, (_, ring)| {
             let is_held = Arc::strong_count(ring) > 1;
             if !is_held {
-                dropped = dropped.max(ring.last());
+                self.dropped = self.dropped.max(ring.last());
             }
             is_held
-        };
-        self.apis.retain(|_, (_, ring)| is_held(ring));
-        self.workspaces.retain(|_, ring| is_held(ring));
-        self.dropped = dropped;
-        self.rings_full_at = RINGS_KEPT.max(2 * (self.apis.len() + self.workspaces.len()));
+        });
+        self.rings_full_at = RINGS_KEPT.max(2 * self.rings.len());
     }
 
     fn of_rings(
         &self,
-        of_api: impl Fn(&WorkspaceId, &ApiId) -> bool,
-        of_workspace: impl Fn(&WorkspaceId) -> bool,
+        is_in_scope: impl Fn(&ScopeId, &WorkspaceId) -> bool,
         position: LogPosition,
         commit: CommitWindow,
     ) -> AnswersAfter {
-        let apis = self.apis.iter().filter(|(api, (owner, _))| of_api(owner, api)).map(|(_, (_, ring))| ring);
-        let workspaces =
-            self.workspaces.iter().filter(|(workspace, _)| of_workspace(workspace)).map(|(_, ring)| ring);
+        let rings = self.rings.iter().filter(|(id, (workspace, _))| is_in_scope(id, workspace));
         let dropped = AnswersAfter::of_tick(self.dropped, commit, false);
-        let rings = apis.chain(workspaces).map(|ring| ring.exposure(position, commit));
-        rings.fold(dropped, AnswersAfter::max)
+        rings.map(|(_, (_, ring))| ring.exposure(position, commit)).fold(dropped, AnswersAfter::max)
     }
 
     fn record_evicted(&mut self, hash: &KeyHash, new: EvictedEntry) {

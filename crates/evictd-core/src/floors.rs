@@ -101,8 +101,9 @@ struct KeyFloor {
     api: Option<ApiId>,
 }
 
+/// A scope between a single key and everything.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-enum ScopeId {
+pub(crate) enum ScopeId {
     Api(ApiId),
     Workspace(WorkspaceId),
 }

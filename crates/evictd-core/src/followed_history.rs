@@ -146,11 +146,11 @@ impl FollowedHistory {
     /// did.
     pub fn retract(&mut self, answer: &Voucher, sent_at: LeaseTime) -> bool {
         let Some(own) = &mut self.own else { return false };
-        let is_lie = own.voucher.milestone.at > answer.milestone.at && own.voucher_at < sent_at;
-        if is_lie {
+        let is_forged = own.voucher.milestone.at > answer.milestone.at && own.voucher_at < sent_at;
+        if is_forged {
             own.voucher = *answer;
         }
-        is_lie
+        is_forged
     }
 
     /// A publisher announced that this incarnation ended: the next one may follow at once. Returns
@@ -290,9 +290,9 @@ mod tests {
     #[test]
     fn incarnation_keeps_its_epoch() {
         let mut followed_history = follower_of_1();
-        let mut lie = voucher(1, 1, 0);
-        lie.milestone.at = LogPosition::new(2, 0).unwrap();
-        assert_eq!(followed_history.on_feed(&lie, ms(1)), FeedSource::Rival);
+        let mut forged = voucher(1, 1, 0);
+        forged.milestone.at = LogPosition::new(2, 0).unwrap();
+        assert_eq!(followed_history.on_feed(&forged, ms(1)), FeedSource::Rival);
         assert_eq!(followed_history.voucher(), Some(voucher(1, 1, 5)));
     }
 

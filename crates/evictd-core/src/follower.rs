@@ -359,8 +359,8 @@ impl Follower {
         now: LeaseTime,
         effects: &mut Vec<Effect>,
     ) -> Accepted {
-        let asked = self.probes.iter().position(|probe| probe.nonce == nonce);
-        let Some(index) = asked.or_else(|| Self::unmatched(self.probes.len())) else {
+        let open = self.probes.iter().position(|probe| probe.nonce == nonce);
+        let Some(index) = open.or_else(|| Self::unmatched(self.probes.len())) else {
             return Accepted::No;
         };
         let (voucher, head) = (head, head.milestone.at);
@@ -373,15 +373,15 @@ impl Follower {
             return Accepted::No;
         }
         let dated = Protection::ProofsDateFromTheQuestion.holds();
-        let asked_at = self.probes[index].sent_at;
-        let sent_at = if dated { asked_at } else { now };
+        let probed_at = self.probes[index].sent_at;
+        let sent_at = if dated { probed_at } else { now };
         // Older probes need no answer any more.
         self.probes.drain(..=index);
         self.unanswered = 0;
         self.probe_due = sent_at.after(self.config.probe_interval);
         self.track(effects, |this, effects| {
             match source {
-                AnswerSource::Own => this.retract(voucher, asked_at),
+                AnswerSource::Own => this.retract(voucher, probed_at),
                 _ => this.follow(voucher, now, effects),
             }
             this.note_token(voucher);
@@ -408,8 +408,8 @@ impl Follower {
         now: LeaseTime,
         effects: &mut Vec<Effect>,
     ) -> Accepted {
-        let asked = self.repairs.iter().position(|repair| repair.nonce == nonce);
-        let Some(index) = asked.or_else(|| Self::unmatched(self.repairs.len())) else {
+        let open = self.repairs.iter().position(|repair| repair.nonce == nonce);
+        let Some(index) = open.or_else(|| Self::unmatched(self.repairs.len())) else {
             return Accepted::No;
         };
         if !self.followed_history.follows(provenance) {
@@ -600,8 +600,8 @@ impl Follower {
     }
 
     /// Corrects what the live feed claimed, if the answer to a probe shows that it was forged.
-    fn retract(&mut self, answer: &Voucher, asked_at: LeaseTime) {
-        if self.followed_history.retract(answer, asked_at) {
+    fn retract(&mut self, answer: &Voucher, probed_at: LeaseTime) {
+        if self.followed_history.retract(answer, probed_at) {
             self.lower_head(answer.milestone.at);
             self.tokens.retain(|at, _| *at <= answer.milestone.at);
         }
@@ -627,8 +627,8 @@ impl Follower {
 
     /// Makes a probe due now, unless one was just sent.
     fn probe_soon(&mut self, now: LeaseTime) {
-        let asked = |probe: &OpenProbe| now.since(probe.sent_at) < self.config.request_timeout;
-        if !self.probes.back().is_some_and(asked) {
+        let just_sent = |probe: &OpenProbe| now.since(probe.sent_at) < self.config.request_timeout;
+        if !self.probes.back().is_some_and(just_sent) {
             self.probe_due = self.probe_due.min(now);
         }
     }
@@ -743,10 +743,10 @@ impl Follower {
 fn answer_covers(repair: &OpenReplay, answer: &ReplayOutcome) -> bool {
     match answer {
         ReplayOutcome::Rows(rows) => {
-            let asked = LogPosition::new(repair.epoch, repair.from).into_iter();
+            let requested = LogPosition::new(repair.epoch, repair.from).into_iter();
             !rows.is_empty()
                 && rows.len() as u64 <= repair.to - repair.from + 1
-                && asked
+                && requested
                     .flat_map(|first| std::iter::successors(Some(first), |at| at.next()))
                     .zip(rows)
                     .all(|(expected, row)| row.position == expected)

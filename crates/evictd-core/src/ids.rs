@@ -8,7 +8,7 @@ use std::sync::Arc;
 pub struct KeyHash(pub [u8; 32]);
 
 impl fmt::Debug for KeyHash {
-    /// Four bytes are enough to tell hashes apart in a test failure, and no more is ever printed.
+    /// Prints four bytes only: enough to distinguish hashes in a test failure.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let start = u32::from_be_bytes([self.0[0], self.0[1], self.0[2], self.0[3]]);
         write!(f, "KeyHash({start:08x}..)")

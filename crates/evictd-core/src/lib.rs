@@ -8,7 +8,7 @@
 //!
 //! * [`limits`]: every bound on a size, and how the bounds relate.
 //! * [`ids`], [`position`], [`time`]: the vocabulary. No bare integer crosses a module border.
-//! * [`history`]: which store a message speaks for, and which pasts a store has (R15, R16).
+//! * [`history`]: which store a message is of, and which pasts a store has (R15, R16).
 //! * [`record`]: what the store holds for a key, and the verdict that follows from it.
 //! * [`invalidation`]: one row of the log.
 //! * [`roster`]: the agent processes and their policies (R11).

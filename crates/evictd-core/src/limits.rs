@@ -77,7 +77,7 @@ pub const SCOPE_FLOORS_MAX: usize = 65_536;
 /// Most changes that an announcement reports on.
 pub const APPLY_REPORTS_MAX: usize = 64;
 
-/// Changes for which a publisher remembers that it counted an agent's report. Each report is sent
+/// Changes of one agent whose report a publisher notes as counted. Each report is sent
 /// three times.
 pub const COUNTED_REPORTS_MAX: usize = 4 * APPLY_REPORTS_MAX;
 

@@ -11,7 +11,7 @@
 //! noticed, and its error is no larger than the interval.
 //!
 //! The offset informs. Safety depends on it in one direction only: a key expires early rather than
-//! late ([`ClockOffset::home_high`]).
+//! late (the upper one of [`ClockOffset::bounds`]).
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -108,11 +108,6 @@ impl ClockOffset {
     /// The lowest and the highest offset at `now`, in microseconds; `None` before the first answer.
     pub fn bounds(&self, now: LeaseTime) -> Option<(i64, i64)> {
         self.at(now).map(|interval| (interval.low, interval.high))
-    }
-
-    /// The highest that the store's clock can show at `now`.
-    pub fn home_high(&self, now: LeaseTime) -> Option<StoreTime> {
-        self.at(now).map(|interval| StoreTime(interval.high.saturating_add(signed(now))))
     }
 
     /// When the change at `position` was committed, which arrived here by `now`. `None` before the
@@ -220,7 +215,6 @@ mod tests {
     fn nothing_is_known_before_the_first_probe() {
         let offset = ClockOffset::default();
         assert_eq!(offset.bounds(LeaseTime(START)), None);
-        assert_eq!(offset.home_high(LeaseTime(START)), None);
         assert_eq!(offset.commit_of(at(1), StoreTime(0), LeaseTime(START)), None);
     }
 
@@ -302,7 +296,7 @@ mod tests {
                 }
                 let commit = offset.commit_of(at(2), StoreTime(micros), received_at).unwrap();
                 assert!(commit.age(received_at).low <= commit.age(received_at).high);
-                offset.home_high(LeaseTime(u64::MAX));
+                offset.bounds(LeaseTime(u64::MAX));
             }
         }
     }
@@ -337,7 +331,7 @@ mod tests {
                 prop_assert!(!world.probe(there, held, back), "no clock was set");
                 let (low, high) = world.estimate.bounds(LeaseTime(world.now)).unwrap();
                 prop_assert!((low..=high).contains(&world.offset));
-                prop_assert!(world.estimate.home_high(LeaseTime(world.now)).unwrap() >= world.store_time());
+                prop_assert!(world.now as i64 + high >= world.store_time().0);
                 world.offset += drift;
                 let span = world.change(lag);
                 prop_assert!(holds(span, lag), "{span:?} {lag}");

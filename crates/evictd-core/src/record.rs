@@ -25,7 +25,7 @@ pub struct KeyRecord {
     pub name: Option<Box<str>>,
     /// A JSON object as text.
     pub meta: Option<Box<str>>,
-    /// The owner's id for whom the key belongs to.
+    /// The owner's id of the user that the key belongs to.
     pub external_id: Option<Box<str>>,
     /// Literal strings of the owner's, sorted.
     pub permissions: Vec<Box<str>>,

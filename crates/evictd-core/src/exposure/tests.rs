@@ -1,7 +1,7 @@
 //! What rings and entries report.
 
 use super::*;
-use crate::ids::KeyId;
+use crate::ids::{ApiId, KeyId};
 use crate::record::{KeyRecord, RecordState};
 
 /// As the real clock, which is never near 0; the beginning of a second.
@@ -218,7 +218,7 @@ fn rings_without_entries_are_dropped() {
     let held = log.answers_of(&key_in("api_0", "ws_1"));
     log.answers_of(&key_in("api_gone", "ws_1")).note(seconds(3), at(5), at(5));
     (0..RINGS_KEPT * 3).for_each(|n| drop(log.answers_of(&key_in(&format!("api_{n}"), "ws_1"))));
-    assert!(log.state.lock().apis.len() <= RINGS_KEPT);
+    assert!(log.state.lock().rings.len() <= RINGS_KEPT);
     held.note(seconds(1), at(5), at(5));
     let of = |api: &str| exposure(&log, &Scope::Api(ApiId::new(api)), 6, START);
     assert_eq!(of("api_gone"), after(3_001, 0), "its last answer is kept, but not its API");

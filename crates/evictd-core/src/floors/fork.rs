@@ -90,8 +90,8 @@ mod tests {
         assert_eq!((held.floor(), moved.floor()), (LogPosition::ZERO, at(3)));
         original.flush(at(1));
         let (mut floors, mut fork_map) = original.fork();
-        let forgotten = fork_map.anchors(&held);
+        let dropped = fork_map.anchors(&held);
         floors.raise(&Scope::Workspace(workspace), at(4));
-        assert_eq!(forgotten.floor(), LogPosition::NEVER, "the dropped cell stays dropped in the copy");
+        assert_eq!(dropped.floor(), LogPosition::NEVER, "the dropped cell stays dropped in the copy");
     }
 }

@@ -90,8 +90,8 @@ fn effects(step: impl FnOnce(&mut Vec<Effect>)) -> Vec<Effect> {
 /// A follower whose base is `head`, proven at 0 ms.
 fn started(head: u64) -> Follower {
     let mut follower = follower();
-    let asked = effects(|out| follower.poll(ms(0), out));
-    assert_eq!(asked, [Effect::SendProbe { nonce: 100, seen: None, all: false }]);
+    let sent = effects(|out| follower.poll(ms(0), out));
+    assert_eq!(sent, [Effect::SendProbe { nonce: 100, seen: None, all: false }]);
     let mut out = Vec::new();
     assert_eq!(on_probe_answer(&mut follower, 100, at(head), ms(10), &mut out), Accepted::Yes);
     follower
@@ -183,9 +183,9 @@ fn hole_is_repaired_by_a_replay() {
     on_live(&mut follower, vec![deletion(at(10))], ms(20), &mut Vec::new());
     assert_eq!(follower.wake_at(), ms(20 + PATIENCE_MS));
     assert_eq!(effects(|out| follower.poll(ms(39), out)), []);
-    let asked = effects(|out| follower.poll(ms(40), out));
+    let sent = effects(|out| follower.poll(ms(40), out));
     assert_eq!(
-        asked,
+        sent,
         [Effect::SendReplay { nonce: 101, epoch: 1, from: 8, to: 10, cause: RepairCause::Gap, all: false }]
     );
     let rows = ReplayOutcome::Rows(vec![deletion(at(8)), deletion(at(9)), deletion(at(10))]);
@@ -202,9 +202,9 @@ fn hole_is_repaired_by_a_replay() {
 fn tick_shows_that_the_last_message_was_lost() {
     let mut follower = started(7);
     assert_eq!(effects(|out| on_tick(&mut follower, at(8), ms(20), out)), [progress(7, 8)]);
-    let asked = effects(|out| follower.poll(ms(40), out));
+    let sent = effects(|out| follower.poll(ms(40), out));
     assert_eq!(
-        asked,
+        sent,
         [Effect::SendReplay { nonce: 101, epoch: 1, from: 8, to: 8, cause: RepairCause::Tick, all: false }]
     );
 }
@@ -224,16 +224,16 @@ fn unanswered_replay_is_sent_again_with_a_new_number() {
 fn every_other_unanswered_replay_goes_to_all() {
     let mut follower = started(7);
     on_tick(&mut follower, at(8), ms(20), &mut Vec::new());
-    let mut asked = Vec::new();
-    while asked.len() < 8 {
+    let mut sent = Vec::new();
+    while sent.len() < 8 {
         let now = follower.wake_at();
-        let sent = effects(|out| follower.poll(now, out));
-        asked.extend(sent.iter().filter_map(|effect| match effect {
+        let effects = effects(|out| follower.poll(now, out));
+        sent.extend(effects.iter().filter_map(|effect| match effect {
             Effect::SendReplay { all, .. } => Some(*all),
             _ => None,
         }));
     }
-    assert_eq!(asked, [false, true, false, true, false, true, false, true]);
+    assert_eq!(sent, [false, true, false, true, false, true, false, true]);
 }
 
 #[test]
@@ -256,8 +256,8 @@ fn late_answer_repairs_a_path_slower_than_the_timeout() {
 fn hole_that_closes_by_itself_ends_its_repair() {
     let mut follower = started(7);
     on_live(&mut follower, vec![deletion(at(9))], ms(20), &mut Vec::new());
-    let asked = effects(|out| follower.poll(ms(40), out));
-    assert!(matches!(asked[..], [Effect::SendReplay { .. }]), "{asked:?}");
+    let sent = effects(|out| follower.poll(ms(40), out));
+    assert!(matches!(sent[..], [Effect::SendReplay { .. }]), "{sent:?}");
     on_live(&mut follower, vec![deletion(at(8))], ms(50), &mut Vec::new());
     assert_eq!(follower.wake_at(), ms(5_000), "only the next probe is due");
     assert_eq!(effects(|out| follower.poll(ms(4_999), out)), []);
@@ -297,8 +297,8 @@ fn very_long_gap_flushes() {
     let head = 8 + REPAIR_SPAN_MAX;
     on_tick(&mut follower, at(head), ms(20), &mut Vec::new());
     let out = effects(|out| follower.poll(ms(40), out));
-    let asked = Effect::SendProbe { nonce: 101, seen: Some(voucher(at(head))), all: false };
-    assert_eq!(out, [asked], "the live feed alone doesn't cause a flush");
+    let sent = Effect::SendProbe { nonce: 101, seen: Some(voucher(at(head))), all: false };
+    assert_eq!(out, [sent], "the live feed alone doesn't cause a flush");
     on_probe_answer(&mut follower, 101, at(head), ms(50), &mut Vec::new());
     let out = effects(|out| follower.poll(ms(50 + PATIENCE_MS), out));
     assert_eq!(
@@ -347,8 +347,8 @@ fn refusal_of_a_forged_head_flushes_nothing() {
 #[test]
 fn proof_waits_until_its_head_is_applied() {
     let mut follower = started(7);
-    let asked = effects(|out| follower.poll(ms(5_000), out));
-    assert_eq!(asked, [Effect::SendProbe { nonce: 101, seen: Some(voucher(at(7))), all: false }]);
+    let sent = effects(|out| follower.poll(ms(5_000), out));
+    assert_eq!(sent, [Effect::SendProbe { nonce: 101, seen: Some(voucher(at(7))), all: false }]);
     let out = effects(|out| {
         on_probe_answer(&mut follower, 101, at(9), ms(5_010), out);
     });
@@ -413,8 +413,8 @@ fn epoch_of_the_live_feed_counts_once_confirmed() {
     // The own history falls silent.
     assert_eq!(effects(|out| on_tick(&mut follower, in_epoch(2, 6), ms(3_000), out)), []);
     assert_eq!(follower.applied(), Some(at(7)));
-    let asked = effects(|out| follower.poll(ms(3_000), out));
-    assert_eq!(asked, [Effect::SendProbe { nonce: 101, seen: Some(voucher(at(7))), all: false }]);
+    let sent = effects(|out| follower.poll(ms(3_000), out));
+    assert_eq!(sent, [Effect::SendProbe { nonce: 101, seen: Some(voucher(at(7))), all: false }]);
     let out = effects(|out| {
         on_probe_answer(&mut follower, 101, in_epoch(2, 6), ms(3_010), out);
     });
@@ -563,8 +563,8 @@ fn duplicate_still_raises_its_floor() {
 fn reconnect_makes_a_probe_due_at_once() {
     let mut follower = started(7);
     follower.connected(ms(700));
-    let asked = effects(|out| follower.poll(ms(700), out));
-    assert!(matches!(asked[..], [Effect::SendProbe { all: false, .. }]), "{asked:?}");
+    let sent = effects(|out| follower.poll(ms(700), out));
+    assert!(matches!(sent[..], [Effect::SendProbe { all: false, .. }]), "{sent:?}");
 }
 
 /// An input at a position near the base.

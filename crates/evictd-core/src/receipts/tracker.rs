@@ -124,7 +124,7 @@ impl ReceiptTracker {
         }
     }
 
-    /// Takes in what the publisher knows of other publishers at `now`. Call it before any other
+    /// Takes in what `service` says of other publishers at `now`. Call it before any other
     /// method at that time.
     pub fn apply_service(&mut self, service: &Service, now: LeaseTime) {
         self.hold(!service.may_finalize(now));
@@ -201,7 +201,7 @@ impl ReceiptTracker {
             let newest = self.open.pop_back();
             self.close(newest);
         }
-        self.finish(now);
+        self.end_due(now);
     }
 
     /// Ends what the bound has ended, and removes silent processes. Call it now and then: it costs
@@ -225,12 +225,7 @@ impl ReceiptTracker {
                 region.duplicate_names = true;
             }
         }
-        self.finish(now);
-    }
-
-    /// Ends what the bound has ended. Call it at [`Self::wake_at`].
-    pub fn end_due(&mut self, now: LeaseTime) {
-        self.finish(now);
+        self.end_due(now);
     }
 
     /// When the bound ends the next receipt.
@@ -357,12 +352,12 @@ impl ReceiptTracker {
             self.events.extend(newly.filter_map(|open| open.confirmation(name, now)));
             region.confirmed = reached;
         }
-        self.finish(now);
+        self.end_due(now);
     }
 
     /// Takes out what is final: what every process has applied, and what has elapsed. Both are in
-    /// front.
-    fn finish(&mut self, now: LeaseTime) {
+    /// front. Call it at [`Self::wake_at`].
+    pub fn end_due(&mut self, now: LeaseTime) {
         let everywhere = self.regions.reached_everywhere();
         while let Some(open) = self.open.front().filter(|_| !self.held) {
             let by_all = open.change.position <= everywhere && self.is_roster_complete(now);
