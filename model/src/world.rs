@@ -194,7 +194,6 @@ pub enum Origin {
 
 /// What can happen. Agents and publishers by their places in the state.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[allow(missing_docs, reason = "`Display` says what each is")]
 pub enum Action {
     Pass,
     Commit,

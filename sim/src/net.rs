@@ -23,7 +23,6 @@ pub type Nonce = u64;
 
 /// What travels.
 #[derive(Clone, Debug)]
-#[allow(missing_docs, reason = "the fields are those of the wire's messages")]
 pub enum Message {
     /// Numbered rows, to all agents and publishers.
     Live(Voucher, Rc<[Invalidation]>),

@@ -37,7 +37,6 @@ pub enum Flaw {
 
 /// How often what happens.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[allow(missing_docs, reason = "`Action` says what each is")]
 pub struct Budget {
     pub starts: u8,
     pub stalls: u8,
@@ -141,7 +140,6 @@ pub struct State {
 
 /// What can happen. Publishers, agents and databases by their places in the state.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[allow(missing_docs, reason = "`Display` says what each is")]
 pub enum Action {
     Start(usize),
     Crash(usize),
