@@ -50,7 +50,7 @@ impl Regions {
         while region.history.get(1).is_some_and(|next| next.since.after(kept) < now) {
             region.history.pop_front();
         }
-        region.history.push_back(Progress { since: now, tracked, reached: after });
+        region.history.push_back(ProgressStep { since: now, tracked, reached: after });
         if let Some(before) = before
             && let Some(regions) = self.reached.get_mut(&before)
         {
@@ -74,7 +74,7 @@ pub(super) struct RegionProgress {
     pub(super) instances: usize,
     /// Where the region was since when; the last one is now. It spares a note per open change and
     /// region.
-    history: VecDeque<Progress>,
+    history: VecDeque<ProgressStep>,
     /// Open changes up to here have been confirmed.
     pub(super) confirmed: LogPosition,
     /// As of the last [`ReceiptTracker::poll`](super::ReceiptTracker::poll).
@@ -83,7 +83,7 @@ pub(super) struct RegionProgress {
 
 /// Where the slowest process of a region was from some moment on.
 #[derive(Clone, Copy, Debug)]
-struct Progress {
+struct ProgressStep {
     since: LeaseTime,
     /// How many changes had been tracked by then.
     tracked: u64,
@@ -91,7 +91,7 @@ struct Progress {
     reached: Option<LogPosition>,
 }
 
-impl Progress {
+impl ProgressStep {
     fn includes(&self, open: &OpenReceipt) -> bool {
         self.reached.is_some_and(|reached| reached >= open.change.position)
     }

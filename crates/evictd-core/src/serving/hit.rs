@@ -47,14 +47,14 @@ impl VerificationStart {
         let entry = cache.get(hash)?;
         let early = (!Protection::DeadlinePrecedesFloors.holds())
             .then(|| entry.validity().state(self.now, self.now, &state.horizon, state.bound));
-        Some(Candidate { reading: self, entry, early })
+        Some(Candidate { start: self, entry, early })
     }
 }
 
 /// An entry that was found after the deadline was read, and is not judged yet.
 #[derive(Debug)]
 pub struct Candidate<E> {
-    reading: VerificationStart,
+    start: VerificationStart,
     entry: Arc<E>,
     /// The state when it was found; only in a negative control.
     early: Option<EntryState>,
@@ -62,7 +62,7 @@ pub struct Candidate<E> {
 
 impl<E> Clone for Candidate<E> {
     fn clone(&self) -> Self {
-        Self { reading: self.reading, entry: self.entry.clone(), early: self.early }
+        Self { start: self.start, entry: self.entry.clone(), early: self.early }
     }
 }
 
@@ -84,23 +84,23 @@ pub enum HitVerdict<E> {
 impl<E: CacheEntry> Candidate<E> {
     /// Reads the floors, and judges the entry by them.
     pub fn judge(self, state: &AgentState) -> HitVerdict<E> {
-        let Self { reading, entry, early } = self;
+        let Self { start, entry, early } = self;
         let validity = entry.validity();
-        let (now, read_at) = (reading.now, validity.read_at);
+        let (now, read_at) = (start.now, validity.read_at);
         let entry_state = match early {
-            None => validity.state(now, reading.proven_at, &state.horizon, state.bound),
+            None => validity.state(now, start.proven_at, &state.horizon, state.bound),
             Some(EntryState::Servable) if !state.bound.allows(now, read_at, state.proven_at()) => {
                 EntryState::Stale
             }
             Some(early) => early,
         };
         let is_expired = entry.is_expired(now);
-        let hit = Hit { reading, entry };
+        let hit = Hit { start, entry };
         match entry_state {
             EntryState::Servable if is_expired => HitVerdict::Void,
             EntryState::Servable => HitVerdict::Servable(hit),
             EntryState::Stale => {
-                HitVerdict::Stale { unproven_for: now.since(read_at.max(reading.proven_at)), hit }
+                HitVerdict::Stale { unproven_for: now.since(read_at.max(start.proven_at)), hit }
             }
             EntryState::Void => HitVerdict::Void,
         }
@@ -110,7 +110,7 @@ impl<E: CacheEntry> Candidate<E> {
 /// An entry that meets its floors.
 #[derive(Debug)]
 pub struct Hit<E> {
-    reading: VerificationStart,
+    start: VerificationStart,
     entry: Arc<E>,
 }
 
@@ -122,10 +122,10 @@ impl<E: CacheEntry> Hit<E> {
 
     /// Notes the answer, advances the entry's validity, and returns the entry to answer from.
     pub fn answer(self, state: &AgentState) -> Arc<E> {
-        let Self { reading, entry } = self;
-        entry.note_answer(reading.now, reading.applied);
+        let Self { start, entry } = self;
+        entry.note_answer(start.now, start.applied);
         let applied =
-            if Protection::AdvancesRestOnTheReading.holds() { reading.applied } else { state.applied() };
+            if Protection::AdvancesRestOnTheReading.holds() { start.applied } else { state.applied() };
         entry.validity().advance(applied);
         entry
     }
