@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use crate::position::LogPosition;
 use crate::protection::Protection;
 use crate::time::LeaseTime;
 
@@ -82,27 +81,6 @@ pub enum Mode {
 
 labels!(Mode { Starting = "starting", Live = "live", Expired = "expired" });
 
-/// Whether a load answers a verification that joined it when `joined` was applied here (R10).
-///
-/// `floor` is the highest floor of its scopes now. The load need not meet floors that rose after
-/// the verification began, because the answer could as well have come before. It must include what
-/// was confirmed before.
-pub fn answers(as_of: LogPosition, floor: LogPosition, joined: LogPosition) -> bool {
-    as_of >= floor.min(joined) || !Protection::AnswersMeetWhatWasApplied.holds()
-}
-
-/// Whether a verification that began at `began_at` may share a load that was sent at `sent_at`. The
-/// agent was proven complete as of `proven_at` when the verification began (R10, R12).
-///
-/// A verification that began after the load was sent may share it only while a lease runs. Receipts
-/// don't wait for an agent without a lease, so a read from before the verification may be older
-/// than a final receipt allows.
-pub fn may_share(bound: Bound, sent_at: LeaseTime, began_at: LeaseTime, proven_at: LeaseTime) -> bool {
-    sent_at >= began_at
-        || !bound.remaining(began_at, proven_at).is_zero()
-        || !Protection::LoadsAreSharedUnderALease.holds()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -131,28 +109,5 @@ mod tests {
         assert_eq!(try_new(30_000, 15_001), Err(BoundError::MarginTooLarge));
         assert_eq!(try_new(0, 0), Err(BoundError::MarginTooSmall));
         assert!(try_new(30_000, 3_000).is_ok());
-    }
-
-    #[test]
-    fn load_is_shared_with_later_verifications_under_a_lease() {
-        let joins = |sent, began, proven| {
-            may_share(
-                bound(),
-                LeaseTime(sent * SECOND),
-                LeaseTime(began * SECOND),
-                LeaseTime(proven * SECOND),
-            )
-        };
-        assert!(joins(100, 101, 90), "a lease runs");
-        assert!(!joins(100, 101, 0), "receipts don't wait for this agent");
-        assert!(joins(101, 101, 0), "sent after the verification began");
-    }
-
-    #[test]
-    fn load_answers_verifications_from_before_the_floor_rose() {
-        let at = |position| LogPosition::new(1, position).unwrap();
-        assert!(answers(at(4), at(5), at(4)), "the floor rose to 5 after the verification began");
-        assert!(!answers(at(4), at(5), at(5)), "5 was confirmed before the verification began");
-        assert!(answers(at(5), at(5), at(9)));
     }
 }

@@ -18,10 +18,10 @@ use crate::time::LeaseTime;
 /// What a verification reads before it looks up an entry.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct VerificationStart {
-    now: LeaseTime,
-    proven_at: LeaseTime,
+    pub(super) now: LeaseTime,
+    pub(super) proven_at: LeaseTime,
     /// An entry that passes floors that are read later includes everything up to here.
-    applied: LogPosition,
+    pub(super) applied: LogPosition,
 }
 
 impl VerificationStart {

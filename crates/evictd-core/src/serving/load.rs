@@ -10,7 +10,7 @@ use super::{AgentState, CacheEntry, EntryCache, VerificationStart};
 use crate::entry::Validity;
 use crate::follower::{Effect, LoadSource};
 use crate::ids::KeyHash;
-use crate::lease::{answers, may_share};
+use crate::lease::Bound;
 use crate::position::LogPosition;
 use crate::protection::Protection;
 use crate::record::Record;
@@ -137,14 +137,14 @@ impl<E: CacheEntry> SettledEntry<E> {
             (state.proven_at(), seen)
         };
         // The present proof doesn't cover a load that is older than a floor.
-        let proof = if as_of >= floor { proven_at } else { began.proven_at() };
+        let proof = if as_of >= floor { proven_at } else { began.proven_at };
         let may_answer = is_accepted
             && state.may_share(sent_at, began)
-            && answers(as_of, floor, began.applied())
+            && answers(as_of, floor, began.applied)
             && !state.has_ended()
             && state.bound.allows(now, self.entry.validity().read_at, proof);
         may_answer.then(|| {
-            self.entry.note_answer(now, began.applied());
+            self.entry.note_answer(now, began.applied);
             self.entry.clone()
         })
     }
@@ -153,6 +153,57 @@ impl<E: CacheEntry> SettledEntry<E> {
 impl AgentState {
     /// Whether a verification may share a load that was sent at `sent_at` (R10).
     pub fn may_share(&self, sent_at: LeaseTime, began: VerificationStart) -> bool {
-        may_share(self.bound, sent_at, began.now(), began.proven_at())
+        may_share(self.bound, sent_at, began)
+    }
+}
+
+/// Whether a load answers a verification that joined it when `joined` was applied here (R10).
+///
+/// `floor` is the highest floor of its scopes now. The load need not meet floors that rose after
+/// the verification began, because the answer could as well have come before. It must include what
+/// was confirmed before.
+fn answers(as_of: LogPosition, floor: LogPosition, joined: LogPosition) -> bool {
+    as_of >= floor.min(joined) || !Protection::AnswersMeetWhatWasApplied.holds()
+}
+
+/// Whether a verification may share a load that was sent at `sent_at` (R10, R12).
+///
+/// A verification that began after the load was sent may share it only while a lease runs. Receipts
+/// don't wait for an agent without a lease, so a read from before the verification may be older
+/// than a final receipt allows.
+fn may_share(bound: Bound, sent_at: LeaseTime, began: VerificationStart) -> bool {
+    sent_at >= began.now
+        || !bound.remaining(began.now, began.proven_at).is_zero()
+        || !Protection::LoadsAreSharedUnderALease.holds()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const SECOND: u64 = 1_000_000;
+
+    #[test]
+    fn load_is_shared_with_later_verifications_under_a_lease() {
+        let joins = |sent, began, proven| {
+            let at = |second| LeaseTime(second * SECOND);
+            let (now, proven_at) = (at(began), at(proven));
+            let start = VerificationStart { now, proven_at, applied: LogPosition::ZERO };
+            let bound = Bound::new(Duration::from_secs(30), Duration::from_secs(3)).unwrap();
+            may_share(bound, at(sent), start)
+        };
+        assert!(joins(100, 101, 90), "a lease runs");
+        assert!(!joins(100, 101, 0), "receipts don't wait for this agent");
+        assert!(joins(101, 101, 0), "sent after the verification began");
+    }
+
+    #[test]
+    fn load_answers_verifications_from_before_the_floor_rose() {
+        let at = |position| LogPosition::new(1, position).unwrap();
+        assert!(answers(at(4), at(5), at(4)), "the floor rose to 5 after the verification began");
+        assert!(!answers(at(4), at(5), at(5)), "5 was confirmed before the verification began");
+        assert!(answers(at(5), at(5), at(9)));
     }
 }
