@@ -1,5 +1,6 @@
-//! The changes of the control API, and why one is refused.
+//! Changes: those of the control API, and those that time makes.
 
+use std::fmt::Debug;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -9,16 +10,16 @@ use evictd_core::time::StoreTime;
 use crate::audit::{Purge, Purged};
 use crate::error::StoreError;
 
-/// What the control API changes, and what time does.
+/// Changes of records. A key's existence is checked before the permission: a foreign or deleted key is
+/// [`ChangeError::KeyNotFound`] even for a root key that may not change it, as with Unkey.
 #[async_trait]
-pub trait ChangeStore: std::fmt::Debug + Send + Sync + 'static {
-    /// Creates an API.
+pub trait ChangeStore: Debug + Send + Sync + 'static {
     async fn create_api(&self, actor: &Actor, api: NewApi) -> Result<(), StoreError>;
 
     /// Creates a key in a live API of the actor's workspace.
     async fn create_key(&self, actor: &Actor, key: NewKey) -> Result<(), ChangeError>;
 
-    /// Changes a live key. Existence is judged before permission.
+    /// Changes a live key.
     async fn update_key(
         &self,
         actor: &Actor,
@@ -27,7 +28,7 @@ pub trait ChangeStore: std::fmt::Debug + Send + Sync + 'static {
         authorize: Authorize<'_>,
     ) -> Result<(), ChangeError>;
 
-    /// Replaces a live key by a new one with its settings. Existence is judged before permission.
+    /// Replaces a live key by a new one with its settings.
     async fn reroll_key(
         &self,
         actor: &Actor,
@@ -35,8 +36,7 @@ pub trait ChangeStore: std::fmt::Debug + Send + Sync + 'static {
         authorize: Authorize<'_>,
     ) -> Result<(), ChangeError>;
 
-    /// Deletes a live key. Existence is judged before permission: a foreign or deleted key is
-    /// [`ChangeError::KeyNotFound`] even to those who may not delete (unkey-wire contract).
+    /// Deletes a live key.
     async fn delete_key(
         &self,
         actor: &Actor,
@@ -48,155 +48,141 @@ pub trait ChangeStore: std::fmt::Debug + Send + Sync + 'static {
     /// Deletes a live API: one row of the log, however many keys it has.
     async fn delete_api(&self, actor: &Actor, api: &ApiId) -> Result<(), ChangeError>;
 
-    /// Turns keys and root keys whose expiry has passed on the store's clock into expired ones, at most
-    /// `limit`; each becomes a row of the log. Returns how many.
+    /// Marks keys and root keys whose expiry has passed on the store's clock, at most `limit`. Each becomes a row of the
+    /// log. Returns how many.
     async fn expire(&self, limit: usize) -> Result<u64, StoreError>;
 
-    /// Deletes what is old enough to go. A prefix of the log in the order of positions: never a row from its
-    /// middle. Called again until it finds nothing.
+    /// Deletes old rows: a prefix of the log, never a row from its middle, and old receipts and audit records. Called
+    /// again until it finds none.
     async fn purge(&self, purge: Purge) -> Result<Purged, StoreError>;
 }
 
-/// Who changes something through the control API, for the audit record.
+/// The author of a change through the control API, for the audit record.
 #[derive(Clone, Debug)]
 pub struct Actor {
-    /// The root key that authorised the change.
     pub root_key_id: KeyId,
-    /// The workspace it acts for.
     pub workspace_id: WorkspaceId,
     /// The request, `req_...`.
     pub request_id: String,
-    /// Where the request came from.
     pub remote_ip: Option<String>,
-    /// What the client calls itself.
     pub user_agent: Option<String>,
 }
 
-/// Asked inside the transaction, after existence and before the change: may the actor do this to a key
-/// of this API?
+/// Decides whether the actor may change a key of this API. Called in the transaction, after the key was found and
+/// before it is changed.
 pub type Authorize<'a> = &'a (dyn Fn(&ApiId) -> bool + Send + Sync);
 
 /// Why a change was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum ChangeError {
-    /// No live key of the workspace has this id.
     #[error("the key doesn't exist or was deleted")]
     KeyNotFound,
-    /// No live API of the workspace has this id.
     #[error("the API doesn't exist or was deleted")]
     ApiNotFound,
-    /// The API is delete-protected.
     #[error("the API is protected from deletion")]
     Protected,
-    /// A key with this hash exists already, perhaps soft-deleted.
+    /// Soft-deleted keys count.
     #[error("a key with the same text exists already")]
     KeyExists,
-    /// The caller may not do this.
     #[error("the root key doesn't have the permission, needed for API {api}")]
-    Forbidden {
-        /// The API of the key.
-        api: ApiId,
-    },
-    /// The store failed.
+    Forbidden { api: ApiId },
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// How much of a key remains.
+/// How much of a deleted key remains.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DeleteMode {
-    /// The row stays, marked: recoverable by direct SQL.
+    /// The row stays, marked as deleted. Direct SQL can restore it.
     Soft,
-    /// The row goes, with hash, name and metadata; the opaque id remains, and the hash in the change's log row.
+    /// The row is deleted, with hash, name and metadata. The opaque id remains, and the hash in the change's log row.
     Permanent,
 }
 
-/// An API to create.
 #[derive(Clone, Debug)]
 pub struct NewApi {
-    /// Drawn by the caller.
     pub id: ApiId,
-    /// For people; not unique.
+    /// Not unique.
     pub name: String,
 }
 
-/// A key to create.
 #[derive(Clone, Debug)]
 pub struct NewKey {
-    /// Drawn by the caller.
     pub id: KeyId,
-    /// Where it belongs.
     pub api_id: ApiId,
-    /// SHA-256 of its text; the text itself never gets here.
+    /// SHA-256 of its text. The text itself never reaches the store.
     pub hash: KeyHash,
-    /// What of its text may be shown: prefix and four characters.
+    /// The part of its text that may be shown: the prefix and four characters.
     pub start: String,
-    /// Its name.
     pub name: Option<String>,
-    /// Its metadata: a JSON object as text.
+    /// A JSON object as text.
     pub meta: Option<String>,
-    /// Whom it belongs to, in the words of its owner.
     pub external_id: Option<String>,
-    /// What it may do, in the words of its owner: sorted, none twice.
+    /// Sorted, without duplicates.
     pub permissions: Vec<String>,
-    /// Whether it grants anything from the start.
     pub enabled: bool,
-    /// When it ends.
     pub expires_at: Option<StoreTime>,
 }
 
-/// What becomes of an optional property.
+/// The change of an optional property.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub enum Edit<T> {
-    /// It stays as it is.
     #[default]
     Keep,
-    /// It is taken away.
     Clear,
-    /// It becomes this.
     Set(T),
 }
 
-/// Changes to a key. What isn't said stays.
+impl<T> Edit<T> {
+    /// Whether the property is to be set, and to what.
+    pub(crate) fn columns(&self) -> (bool, Option<&T>) {
+        match self {
+            Self::Keep => (false, None),
+            Self::Clear => (true, None),
+            Self::Set(value) => (true, Some(value)),
+        }
+    }
+}
+
+/// Changes to a key.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct KeyUpdate {
-    /// Its name.
     pub name: Edit<String>,
-    /// Its metadata: a JSON object as text.
+    /// A JSON object as text.
     pub meta: Edit<String>,
-    /// Whom it belongs to, in the words of its owner.
     pub external_id: Edit<String>,
-    /// When it ends. An end in the future makes an expired key live again.
+    /// An expiry in the future makes an expired key active again.
     pub expires_at: Edit<StoreTime>,
-    /// Whether it grants anything.
+    /// `None` leaves it as it is.
     pub enabled: Option<bool>,
-    /// What it may do, all of it: sorted, none twice.
+    /// All of them, sorted, without duplicates; `None` leaves them as they are.
     pub permissions: Option<Vec<String>>,
 }
 
-/// A key that takes another one's place.
+/// A key that replaces another one.
 #[derive(Clone, Debug)]
 pub struct Reroll {
-    /// The one that is replaced. Its settings go over to the new one.
+    /// The key that is replaced. The new one gets its settings.
     pub key: KeyId,
-    /// How long the old one goes on, by the store's clock: to the end of the minute in which that is over, unless
-    /// it ends earlier by itself. Zero: it has expired at once.
+    /// How long the old key stays valid, by the store's clock: up to the end of that minute, unless it expires earlier.
+    /// With zero it expires at once.
     pub grace: Duration,
-    /// The new one's id, drawn by the caller.
     pub new_id: KeyId,
-    /// SHA-256 of the new one's text.
+    /// SHA-256 of the new key's text.
     pub hash: KeyHash,
-    /// What of the new one's text may be shown.
+    /// The part of the new key's text that may be shown.
     pub start: String,
 }
 
-/// When a key ends that is replaced at `now`: at once without grace, else with the minute in which it is over.
-pub(crate) fn end_of_grace(now: StoreTime, grace: Duration) -> StoreTime {
-    const MINUTE_MS: i64 = 60_000;
-    if grace.is_zero() {
-        return now;
+impl Reroll {
+    /// When the old key expires if it is replaced at `now`.
+    pub(crate) fn end_of_grace(&self, now: StoreTime) -> StoreTime {
+        const MINUTE_MS: i64 = 60_000;
+        if self.grace.is_zero() {
+            return now;
+        }
+        let grace_ms = i64::try_from(self.grace.as_millis()).unwrap_or(i64::MAX);
+        let over = now.as_millis().saturating_add(grace_ms);
+        StoreTime::from_millis(over.saturating_add(MINUTE_MS - 1) / MINUTE_MS * MINUTE_MS)
     }
-    let grace_ms = i64::try_from(grace.as_millis()).unwrap_or(i64::MAX);
-    let over = now.as_millis().saturating_add(grace_ms);
-    StoreTime::from_millis(over.saturating_add(MINUTE_MS - 1) / MINUTE_MS * MINUTE_MS)
 }

@@ -1,16 +1,26 @@
-//! What a store knows of itself (R15, R16), beyond its [`evictd_core::history::History`].
+//! What a store keeps about itself besides its [`evictd_core::history::History`] (R15, R16).
 
 use std::fmt;
 
 use crate::error::StoreError;
+use crate::rows::Columns;
 
-/// How many rounds' tokens are kept: those of ten seconds of twelve publishers that have four rounds a second each.
+/// How many rounds' tokens are kept: ten seconds of twelve publishers with four rounds a second each.
 pub const ROUND_TOKENS_KEPT: u32 = 512;
 
-/// The key by which a store recognizes what it gave out itself (R16). Drawn when the store is created, and copied with
-/// it.
+/// The key with which a store recognizes its own vouchers (R16). Drawn when the store is created, and copied with it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct VoucherKey(pub [u8; 32]);
+
+impl VoucherKey {
+    pub(crate) fn read(row: Option<&impl Columns>) -> Result<Self, StoreError> {
+        let key = row.map_or(Ok(None), |row| row.optional_bytes("key"))?;
+        key.and_then(|key| key.try_into().ok()).map(Self).ok_or_else(|| StoreError::Corrupt {
+            what: "voucher key",
+            value: "absent or too short".to_owned(),
+        })
+    }
+}
 
 impl fmt::Debug for VoucherKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,23 +1,25 @@
-//! The home store: the truth about keys, and the log of what changed, in one database.
+//! The home store: all records, and the log of their changes, in one database.
 //!
-//! A change, its audit record and its log row are one transaction. Rows enter the log through the
-//! database's own triggers, so that a change made past the API is published like any other (R1, R3).
+//! A change, its audit record and its log row are one transaction. The database's own triggers write the log, so that a
+//! change made outside the API is published like any other (R1, R3).
 //!
-//! * [`HomeStore`]: what the publisher needs of a store.
-//! * [`change`]: the changes of the control API, and why one is refused.
-//! * [`log`]: numbered rows, rounds, replays.
-//! * [`history`]: what a store knows of itself.
-//! * [`roster`]: which agents there are.
-//! * [`receipt`]: what became of a request.
-//! * [`audit`]: who changed what, and what becomes of old rows.
-//! * [`sqlite`]: the embedded store.
-//! * [`postgres`]: the store of several publishers.
+//! A store is [`SqliteStore`](sqlite::SqliteStore) or [`PostgresStore`](postgres::PostgresStore). What it does is divided
+//! into traits, and each store implements each of them beside its SQL:
+//!
+//! * [`log::LogStore`]: numbering, rounds, replays, the store's [`history`].
+//! * [`roster::RosterStore`]: the instances that may hold a lease.
+//! * [`receipt::ReceiptStore`]: what became of requests.
+//! * [`record::RecordStore`]: reading keys, root keys and APIs.
+//! * [`change::ChangeStore`]: the control API's changes, expiries, and purging old rows.
+//! * [`operator::OperatorStore`]: what operators do with the command line, with [`audit`] records.
 
 pub mod audit;
+mod audit_entry;
 pub mod change;
 mod error;
 pub mod history;
 pub mod log;
+mod log_rows;
 pub mod operator;
 pub mod postgres;
 pub mod receipt;
@@ -36,8 +38,7 @@ pub use crate::receipt::ReceiptStore;
 pub use crate::record::RecordStore;
 pub use crate::roster::RosterStore;
 
-/// A whole home store. Each part of it is a trait of its own, so that a signature says what it uses.
-/// One conformance suite tests every implementation.
+/// A whole home store, for the composition root. One conformance suite tests every implementation.
 #[async_trait]
 pub trait HomeStore:
     LogStore + RosterStore + ReceiptStore + RecordStore + ChangeStore + OperatorStore

@@ -1,5 +1,6 @@
-//! Numbered rows, rounds, replays.
+//! The log: numbering, rounds, replays, and the store's history.
 
+use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -13,35 +14,50 @@ use evictd_core::time::StoreTime;
 use crate::error::StoreError;
 use crate::history::VoucherKey;
 
-/// The log: what gets which position, and what a store knows of its own history.
+/// The log and the store's history, for the tasks that number and prove.
 #[async_trait]
-pub trait LogStore: std::fmt::Debug + Send + Sync + 'static {
-    /// Gives every committed row without a position the next ones, at most `limit` (R1), and a few more where that
-    /// would take a request's rows apart.
+pub trait LogStore: Debug + Send + Sync + 'static {
+    /// Whether no other publisher can use the store meanwhile.
+    fn is_exclusive(&self) -> bool;
+
+    /// Fails if the last write failed and none has succeeded since, or if the next one is known to fail: reading
+    /// alone doesn't show that. Costs nothing. Only a write that succeeds clears the failure.
+    fn writable(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    /// Checks that the log's triggers are in place and unaltered (R3), and that publishers have all rights they need.
+    async fn check_triggers(&self) -> Result<(), StoreError>;
+
+    /// Gives committed rows without a position the next ones, at most `limit` (R1). The rows of one request are never
+    /// split, so that there may be a few more.
     async fn number(&self, limit: usize) -> Result<Numbered, StoreError>;
 
-    /// One probe round (R7), in one durable transaction: writes `instances` that the roster lacks (R11),
-    /// begins a new epoch if the database's server shows another history than the head's (R2), numbers every
-    /// committed row, and draws a round token, which a demoted primary can't write. It never waits behind the
-    /// control API's changes, beyond the one under way: leases depend on it.
+    /// Runs one probe round (R7) in one durable transaction:
+    ///
+    /// * writes the `instances` that the roster lacks (R11);
+    /// * begins an epoch if the database's server has another history than the head (R2);
+    /// * numbers every committed row;
+    /// * draws a round token, which a demoted primary can't write.
+    ///
+    /// Leases depend on rounds. A round waits for the control API's change that is running, and for no other.
     async fn round(&self, request: RoundRequest<'_>) -> Result<Round, StoreError>;
 
-    /// The rows `from..=to` of `epoch`, or a prefix of at most `limit`; refused when the store can't
-    /// cover even the first completely (R5).
+    /// Returns the rows `from..=to` of `epoch`, or a prefix of at most `limit`. Refuses if the store doesn't have
+    /// the first one (R5).
     async fn replay(&self, epoch: u32, from: u64, to: u64, limit: usize) -> Result<Replay, StoreError>;
 
-    /// The head, read alone.
     async fn head(&self) -> Result<Head, StoreError>;
 
-    /// Begins an incarnation in the present epoch: what is given out from here on is taken for nothing that a copy of the
-    /// store gives out (R15). An epoch, if one is due.
+    /// Begins an incarnation: a copy of the store won't know what is given out from here on (R15). Begins an epoch
+    /// too if one is due.
     async fn begin_incarnation(&self) -> Result<Head, StoreError>;
 
-    /// Notes an epoch that an agent has proved to have seen of a history that isn't this store's: what an operator
-    /// declares begins above it (R15).
+    /// Notes an epoch of another history that an agent has proved to have seen. An epoch that an operator declares
+    /// begins above it (R15).
     async fn note_lost_epoch(&self, epoch: u32) -> Result<(), StoreError>;
 
-    /// Which pasts this store knows (R15).
+    /// The history of the store (R15).
     async fn history(&self) -> Result<History, StoreError>;
 
     /// The key of its vouchers (R16).
@@ -53,28 +69,16 @@ pub trait LogStore: std::fmt::Debug + Send + Sync + 'static {
     /// Whether one of the last [`ROUND_TOKENS_KEPT`](crate::history::ROUND_TOKENS_KEPT) rounds drew `token`.
     async fn has_round_token(&self, token: RoundToken) -> Result<bool, StoreError>;
 
-    /// What waits for a position.
+    /// Returns what waits for a position.
     async fn backlog(&self) -> Result<Backlog, StoreError>;
 
-    /// A number that changes when any connection commits anything: the sequencer's cue for changes made
-    /// past the API.
+    /// Returns a number that changes with every commit of any connection: the sequencer's cue for changes made
+    /// outside the API.
     async fn version(&self) -> Result<i64, StoreError>;
 
-    /// Returns when the store says by itself that somebody committed something past the API. One that can't
-    /// say never returns; [`LogStore::version`] must be asked either way, because what is said may be lost.
+    /// Completes when the store signals a commit made outside the API. Stores without notifications never complete.
+    /// Signals can be lost, so [`LogStore::version`] must be polled as well.
     async fn change_notified(&self);
-
-    /// Whether no other publisher can use the store meanwhile.
-    fn is_exclusive(&self) -> bool;
-
-    /// An error if the last write has failed and none has succeeded since, or if the next one is known to fail:
-    /// what reading alone doesn't show. Costs nothing. Only a write that succeeds clears it.
-    fn writable(&self) -> Result<(), StoreError> {
-        Ok(())
-    }
-
-    /// Checks that the log's triggers are in place and unaltered (R3), and that publishers have all rights they need.
-    async fn check_triggers(&self) -> Result<(), StoreError>;
 }
 
 /// The end of the log, and what tells it from a copy's.
@@ -82,23 +86,30 @@ pub trait LogStore: std::fmt::Debug + Send + Sync + 'static {
 pub struct Head {
     /// The last position that was given out.
     pub at: LogPosition,
-    /// The incarnation that goes on.
+    /// The current incarnation.
     pub incarnation: Incarnation,
-    /// Of the row at this position; of the incarnation's beginning, if it has given out none yet.
+    /// The token of the row at this position; that of the incarnation's beginning if it has no row yet.
     pub token: LogToken,
-    /// Of the newest probe round.
+    /// The token of the newest probe round.
     pub round: RoundToken,
 }
 
-/// Rows that just got their positions, in order. They have not been sent yet.
+/// Rows that just got their positions. They have not been sent yet.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Numbered {
     /// The head after numbering.
     pub head: Head,
-    /// The rows, dense and ascending, ending at `head` unless there are none.
+    /// The rows, dense and ascending. The last one is at `head`.
     pub rows: Vec<Invalidation>,
-    /// Which of them requests of the control API wrote, in the same order: receipts are due for these.
+    /// Those that requests of the control API wrote, in the same order: receipts are due for these.
     pub requests: Vec<NumberedRequest>,
+}
+
+impl Numbered {
+    /// Nothing waited for a position.
+    pub(crate) fn none(head: Head) -> Self {
+        Self { head, rows: Vec::new(), requests: Vec::new() }
+    }
 }
 
 /// A numbered row that a request of the control API wrote.
@@ -106,25 +117,22 @@ pub struct Numbered {
 pub struct NumberedRequest {
     /// The request, `req_...`.
     pub request_id: String,
-    /// The workspace it acted for.
     pub workspace_id: WorkspaceId,
-    /// The row's place in the log.
     pub position: LogPosition,
-    /// Why the row was written.
     pub cause: Cause,
-    /// When it was committed, on the store's clock.
+    /// On the store's clock.
     pub committed_at: StoreTime,
 }
 
-/// What a probe round is about.
+/// The input of a probe round.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct RoundRequest<'a> {
-    /// Who asked for it. They get into the roster before their lease (R11).
+    /// The instances that probed. They enter the roster before they get a lease (R11).
     pub instances: &'a [Instance],
-    /// Who was heard otherwise since the last round (announcements, lookups). The roster's note of when they
-    /// were last seen is kept up; those that it doesn't hold stay out.
+    /// Instances that sent something else since the last round (announcements, lookups). The roster updates when they
+    /// were last seen. Those that it lacks don't enter it.
     pub touched: &'a [Identity],
-    /// The highest epoch that the askers have proved to have seen; 0 if none did. It begins nothing: an epoch that
+    /// The highest epoch that the instances have proved to have seen; 0 if none did. It begins no epoch, but one that
     /// begins anyway begins above it.
     pub seen_epoch: u32,
 }
@@ -136,26 +144,26 @@ pub struct Round {
     pub numbered: Numbered,
     /// The store's clock, read in the transaction.
     pub clock: ClockReading,
-    /// Why this round began a new epoch, if it did.
+    /// Why this round began an epoch; `None` if it didn't.
     pub began: Option<BeginCause>,
-    /// What lets changes go past the log at present, if anything does (R3). Then this round proves nothing to an agent,
-    /// and only that the store is still the primary.
+    /// Why changes may miss the log at present; `None` if none can (R3). With a fault, the round proves nothing to an
+    /// agent, only that the store is still the primary.
     pub schema_fault: Option<String>,
 }
 
-/// The store's clock, as this process got to know of it.
+/// The store's clock, as this process read it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ClockReading {
-    /// What it showed when it was read.
+    /// What it showed.
     pub store_time: StoreTime,
     /// By when it had been read, on this process's clock.
     pub read_by: Instant,
-    /// How long before that at most: an answer may be long under way.
+    /// It was read at most this long before that: the answer may have been delayed.
     pub within: Duration,
 }
 
 impl ClockReading {
-    /// What the store's clock shows now, at least; and at most `within` more.
+    /// The store's time now, at least. At most `within` more.
     pub fn store_time_now(&self) -> StoreTime {
         self.store_time.after(self.read_by.elapsed())
     }
@@ -164,14 +172,13 @@ impl ClockReading {
 /// The answer to a repair request.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Replay {
-    /// Every row from the first position asked for on, none missing; perhaps not up to the last.
+    /// Every row from the first requested position on, without a gap. The last ones may be left out.
     Rows {
-        /// The rows.
         rows: Vec<Invalidation>,
-        /// Of the last one.
+        /// The token of the last row.
         token: LogToken,
     },
-    /// The store can't cover the range completely: the asker must flush.
+    /// The store doesn't have the whole range: the agent must flush.
     Refused {
         /// Where to start over.
         head: Head,
@@ -181,8 +188,14 @@ pub enum Replay {
 /// Rows that are committed but not numbered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Backlog {
-    /// How many.
     pub rows: u64,
-    /// The age of the oldest.
+    /// The age of the oldest row.
     pub oldest: Duration,
+}
+
+impl Backlog {
+    pub(crate) fn new(rows: i64, oldest_micros: i64) -> Self {
+        let [rows, oldest] = [rows, oldest_micros].map(|number| u64::try_from(number).unwrap_or(0));
+        Self { rows, oldest: Duration::from_micros(oldest) }
+    }
 }

@@ -1,4 +1,6 @@
-//! What operators do and look at.
+//! What operators do with the command line: root keys, delete protection, epochs, audit records.
+
+use std::fmt::Debug;
 
 use async_trait::async_trait;
 use evictd_core::ids::{ApiId, KeyHash, KeyId, WorkspaceId};
@@ -7,80 +9,86 @@ use evictd_core::time::StoreTime;
 use crate::audit::{AuditQuery, AuditRecord};
 use crate::error::StoreError;
 use crate::log::Head;
+use crate::rows::Columns;
 
-/// What operators do and look at.
+/// What operators do with the command line.
 #[async_trait]
-pub trait OperatorStore: std::fmt::Debug + Send + Sync + 'static {
-    /// Begins an incarnation and an epoch because an operator says that this store is the one to follow, and may have
-    /// gone back (R2, R15). All agents flush once. Returns the new head: its position goes on.
-    /// [`StoreError::EpochsUsedUp`] after the last one.
+pub trait OperatorStore: Debug + Send + Sync + 'static {
+    /// Begins an incarnation and an epoch: the operator declares that agents are to follow this store, which may have
+    /// gone back (R2, R15). All agents flush once. Returns the new head; positions go on from the old one.
+    /// [`StoreError::EpochsUsedUp`] after the last epoch.
     async fn begin_epoch(&self, operator: &Operator) -> Result<Head, StoreError>;
 
-    /// Stores a root key, and the workspace if it is new.
+    /// Stores a root key, and its workspace if that is new.
     async fn create_root_key(&self, operator: &Operator, root_key: NewRootKey) -> Result<(), StoreError>;
 
-    /// Marks a root key as deleted, which every agent learns like any other deletion. False if there is no
-    /// such root key, or it was deleted before.
+    /// Marks a root key as deleted; agents receive that like any other deletion. Returns whether there was such a
+    /// root key that wasn't deleted.
     async fn revoke_root_key(&self, operator: &Operator, id: &KeyId) -> Result<bool, StoreError>;
 
-    /// Protects a live API from deletion, or lifts that. False if there is no such API.
+    /// Protects a live API from deletion, or lifts the protection. Returns whether there is such an API.
     async fn protect_api(&self, operator: &Operator, api: &ApiId, protect: bool) -> Result<bool, StoreError>;
 
-    /// All root keys, newest first, without their hashes.
+    /// Returns all root keys that aren't deleted, newest first, without their hashes.
     async fn root_keys(&self) -> Result<Vec<RootKeyInfo>, StoreError>;
 
-    /// Whether anybody can call the control API.
+    /// Whether there is a root key: without one, no client can call the control API.
     async fn has_root_keys(&self) -> Result<bool, StoreError>;
 
-    /// Audit records, newest first.
+    /// Returns audit records, newest first.
     async fn audit(&self, query: &AuditQuery) -> Result<Vec<AuditRecord>, StoreError>;
 }
 
-/// Who changes something with the command line on the store itself, for the audit record.
+/// The author of a change made with the command line, for the audit record.
 #[derive(Clone, Debug)]
 pub struct Operator {
-    /// The user that the system knows.
+    /// The name of the system's user.
     pub name: String,
-    /// Drawn for this change, `req_...`: its receipt can be asked for.
+    /// Drawn for this change, `req_...`: clients can ask for its receipt.
     pub request_id: String,
 }
 
 /// A root key to store.
 #[derive(Clone, Debug)]
 pub struct NewRootKey {
-    /// Drawn by the caller.
     pub id: KeyId,
-    /// The workspace it acts for; created when new.
     pub workspace_id: WorkspaceId,
     /// SHA-256 of its text.
     pub hash: KeyHash,
-    /// What of its text may be shown.
+    /// The part of its text that may be shown.
     pub start: String,
-    /// For people.
     pub name: Option<String>,
-    /// Literal permission strings.
     pub permissions: Vec<String>,
-    /// When it ends.
     pub expires_at: Option<StoreTime>,
 }
 
 /// A root key as listed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RootKeyInfo {
-    /// Its id.
     pub id: KeyId,
-    /// The workspace it acts for.
     pub workspace_id: WorkspaceId,
-    /// What of its text may be shown.
+    /// The part of its text that may be shown.
     pub start: String,
-    /// For people.
     pub name: Option<String>,
-    /// Literal permission strings.
     pub permissions: Vec<String>,
-    /// Whether it may be used; only direct SQL switches one off.
+    /// Only direct SQL disables a root key.
     pub enabled: bool,
-    /// When it was created.
     pub created_at: StoreTime,
-    /// When it ends.
     pub expires_at: Option<StoreTime>,
+}
+
+impl RootKeyInfo {
+    pub(crate) fn read(row: &impl Columns) -> Result<Self, StoreError> {
+        let id = row.text("id")?;
+        Ok(Self {
+            id: KeyId::new(id),
+            workspace_id: WorkspaceId::new(row.text("workspace_id")?),
+            start: row.string("start")?,
+            name: row.optional_string("name")?,
+            permissions: row.list("permissions", id)?,
+            enabled: row.flag("enabled")?,
+            created_at: row.millis("created_at_m")?,
+            expires_at: row.optional_millis("expires")?,
+        })
+    }
 }

@@ -1,33 +1,33 @@
 //! The embedded store, on SQLite.
 //!
-//! One connection writes: every change is a `BEGIN IMMEDIATE` transaction on it, so that "the rows of
-//! this transaction" and "the order of commits" are exact. Read-only connections answer everything else from
-//! WAL snapshots and never wait for the writer.
+//! One connection writes. Every change is a `BEGIN IMMEDIATE` transaction on it, so that "the rows of this transaction"
+//! and "the order of commits" are exact. Read-only connections read WAL snapshots and never wait for the writer.
 //!
 //! The schema and its triggers are in `migrations/sqlite`. In reading order:
 //!
-//! * `connections`: which there are, and who may hold up whom (R10).
+//! * `pools`: the connections, and which work may delay which (R10).
 //! * `exclusive`: one publisher per file.
-//! * `place`: notices that the file is no longer where it was opened.
-//! * `write`: a write transaction, and a COMMIT that a dropped caller can't cancel (R4).
+//! * `location`: detects that the file was moved.
+//! * `write`: a write transaction, and a COMMIT that survives its caller (R4).
 //! * `log`: numbering, rounds, replays, incarnations (R1, R2, R5, R7, R15).
-//! * `schema`: whether triggers are in place, and whether they always were (R3).
-//! * `roster`: who may hold a lease (R11).
-//! * `receipts`: what became of a request, and which requests are open (R12).
-//! * `records`: what is read of keys, root keys and APIs (R6).
-//! * `changes`: what the control API and operators change, with their audit records.
-//! * `audit`: these, and deleting what is old enough to go.
-//! * `checkpoint`: empties the write-ahead log after that.
+//! * `schema`: detects missing triggers and changes of the schema (R3).
+//! * `roster`: the instances that may hold a lease (R11).
+//! * `receipts`: receipts and open requests (R12).
+//! * `records`: reading keys, root keys and APIs (R6).
+//! * `changes`, `operator`: changes by the control API, by time and by operators.
+//! * `audit`: their audit records.
+//! * `purge`, `checkpoint`: deleting old rows, and their traces.
 
 mod audit;
 mod changes;
 mod checkpoint;
 mod clock;
-mod connections;
 mod exclusive;
+mod location;
 mod log;
 mod operator;
-mod place;
+mod pools;
+mod purge;
 mod receipts;
 mod records;
 mod roster;
@@ -45,9 +45,9 @@ use sqlx::Connection;
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnection, SqlitePool};
 
-use self::connections::Connections;
 use self::exclusive::Exclusive;
-use self::place::Place;
+use self::location::FileLocation;
+use self::pools::Pools;
 use self::schema::Triggers;
 use self::write::failed;
 use crate::HomeStore;
@@ -56,41 +56,41 @@ use crate::log::LogStore;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
-/// The home store in one SQLite file. Safe to share; other processes may use the file at the same time.
+/// The home store in one SQLite file. Other processes may use the file at the same time.
 #[derive(Debug)]
 pub struct SqliteStore {
-    connections: Connections,
-    /// The triggers as the migrations create them, by name.
+    pools: Pools,
+    /// The triggers as the migrations create them.
     triggers: Triggers,
     exclusive: Option<Exclusive>,
-    /// Whether the write-ahead log may hold traces of what was erased and purged.
+    /// Whether the write-ahead log may hold traces of erased and purged rows.
     has_traces: AtomicBool,
 }
 
 impl SqliteStore {
-    /// The version of the schema of the store at `path`, if there is a store. Makes none, and changes none.
+    /// Returns the schema version of the store at `path`; `None` if there is no store. Changes nothing.
     pub async fn schema_version(path: &Path) -> Result<Option<i64>, StoreError> {
         let refused = refused(path);
         let file = std::path::absolute(path).map_err(|source| refused(source.into()))?;
         if !file.try_exists().map_err(|source| refused(source.into()))? {
             return Ok(None);
         }
-        connections::schema_version(&file).await.map_err(refused)
+        pools::schema_version(&file).await.map_err(refused)
     }
 
-    /// Opens the store at `path` for a tool, whoever else uses it: for all that doesn't number the log.
+    /// Opens the store at `path` for a tool that doesn't number the log. Other processes may have it open.
     ///
-    /// Creates the file (readable by its owner only) where there is none, and brings its schema up to date.
-    /// The directory must exist and be writable: SQLite keeps its log beside the file.
+    /// Creates the file, readable by its owner only, if there is none, and migrates the schema. The directory must exist
+    /// and be writable: SQLite keeps its log beside the file.
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
-        let file = existing(path)?;
+        let file = create_if_missing(path)?;
         Self::connect(path, &file, None).await
     }
 
-    /// As [`SqliteStore::open`], for a publisher: begins an incarnation. [`StoreError::InUse`] while another one has it
-    /// open, until [`SqliteStore::close`] or the end of that process.
+    /// As [`SqliteStore::open`], for a publisher: begins an incarnation. Returns [`StoreError::InUse`] while another
+    /// publisher has the store open.
     pub async fn open_exclusively(path: &Path) -> Result<Self, StoreError> {
-        let file = existing(path)?;
+        let file = create_if_missing(path)?;
         let exclusive = Exclusive::take(&file).map_err(|source| refused(path)(source.into()))?;
         let exclusive = exclusive.ok_or_else(|| StoreError::InUse { path: path.to_owned() })?;
         let store = Self::connect(path, &file, Some(exclusive)).await?;
@@ -99,25 +99,35 @@ impl SqliteStore {
     }
 
     async fn connect(path: &Path, file: &Path, exclusive: Option<Exclusive>) -> Result<Self, StoreError> {
-        let mut connections = Connections::open(file).await.map_err(refused(path))?;
-        migrate(&connections.writer.pool, path).await?;
-        let place = Place::of(file).map_err(|source| refused(path)(source.into()))?;
-        connections.writer.place = Some(Arc::new(place));
+        let mut pools = Pools::open(file).await.map_err(refused(path))?;
+        migrate(&pools.writer.pool, path).await?;
+        let location = FileLocation::of(file).map_err(|source| refused(path)(source.into()))?;
+        pools.writer.location = Some(Arc::new(location));
         let triggers = intended_triggers().await?;
-        // Whoever had it open before may have left some.
+        // An earlier process may have left some.
         let has_traces = AtomicBool::new(true);
-        Ok(Self { connections, triggers, exclusive, has_traces })
+        Ok(Self { pools, triggers, exclusive, has_traces })
     }
 }
 
-/// The store couldn't be opened.
+#[async_trait]
+impl HomeStore for SqliteStore {
+    async fn close(&self) {
+        self.pools.close().await;
+        if let Some(exclusive) = &self.exclusive {
+            exclusive.release();
+        }
+    }
+}
+
+/// Returns the error of a store that can't be opened.
 fn refused(path: &Path) -> impl Fn(sqlx::Error) -> StoreError {
     move |source| StoreError::Open { place: path.display().to_string(), advice: advice(&source), source }
 }
 
-/// The file at `path`, created where there is none. Made absolute, because SQLite takes ":memory:" and
-/// "file:..." for something else than names.
-fn existing(path: &Path) -> Result<PathBuf, StoreError> {
+/// Returns the absolute path of the file, and creates it if it is missing. SQLite would take relative paths such as
+/// ":memory:" and "file:..." for other things than names.
+fn create_if_missing(path: &Path) -> Result<PathBuf, StoreError> {
     let create = || {
         let file = std::path::absolute(path)?;
         create_private(&file)?;
@@ -126,7 +136,7 @@ fn existing(path: &Path) -> Result<PathBuf, StoreError> {
     create().map_err(|source: std::io::Error| refused(path)(source.into()))
 }
 
-/// Creates the file with its final permissions, before SQLite could create it with the process's own.
+/// Creates the file with its final permissions. SQLite would create it with those of the process.
 fn create_private(file: &Path) -> std::io::Result<()> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);
@@ -160,8 +170,8 @@ fn advice(error: &sqlx::Error) -> &'static str {
     }
 }
 
-/// Brings the schema up to date, in one transaction: of two processes that open a new file or an older one, one
-/// does it and the other finds it done.
+/// Migrates the schema in one transaction: of two processes that open a new or older file, one migrates it and the other
+/// finds it done.
 async fn migrate(writer: &SqlitePool, path: &Path) -> Result<(), StoreError> {
     let mut whole = writer.begin_with("BEGIN IMMEDIATE").await.map_err(refused(path))?;
     let was_known = schema::is_known(&mut whole).await.map_err(refused(path))?;
@@ -172,7 +182,7 @@ async fn migrate(writer: &SqlitePool, path: &Path) -> Result<(), StoreError> {
     whole.commit().await.map_err(refused(path))
 }
 
-/// What the triggers should look like: what the migrations make in an empty database.
+/// Reads the triggers that the migrations make in an empty database.
 async fn intended_triggers() -> Result<Triggers, StoreError> {
     let mut scratch =
         SqliteConnection::connect("sqlite::memory:").await.map_err(failed("read its triggers"))?;
@@ -180,16 +190,6 @@ async fn intended_triggers() -> Result<Triggers, StoreError> {
     let triggers = schema::intended(&mut scratch).await?;
     scratch.close().await.map_err(failed("read its triggers"))?;
     Ok(triggers)
-}
-
-#[async_trait]
-impl HomeStore for SqliteStore {
-    async fn close(&self) {
-        self.connections.close().await;
-        if let Some(exclusive) = &self.exclusive {
-            exclusive.release();
-        }
-    }
 }
 
 #[cfg(test)]
@@ -215,7 +215,7 @@ mod tests {
         taken
     }
 
-    /// Goes as far as it can without anybody else doing something.
+    /// Polls the future once. Returns whether it is still waiting.
     async fn waits(future: &mut (impl Future + Unpin)) -> bool {
         poll_fn(|context| Poll::Ready(Pin::new(&mut *future).poll(context).is_pending())).await
     }
@@ -243,9 +243,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn when_lookups_are_stuck_everything_else_goes_on() {
+    async fn stuck_lookups_delay_nothing_else() {
         let (_directory, store) = new_store().await;
-        let _stuck = occupy(&store.connections.lookups).await;
+        let _stuck = occupy(&store.pools.lookups).await;
         let mut lookup = pin!(store.lookup(KeyHash([1; 32])));
         assert!(waits(&mut lookup).await);
 
@@ -259,13 +259,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn when_lookups_and_the_control_api_are_stuck_replays_and_the_log_go_on() {
+    async fn stuck_control_api_delays_neither_replays_nor_the_log() {
         let (_directory, store) = new_store().await;
         store.create_root_key(&operator(), root_key(1)).await.unwrap();
         store.number(10).await.unwrap();
-        let connections = &store.connections;
-        let _stuck = (occupy(&connections.lookups).await, occupy(&connections.records).await);
-        let _change = connections.change("test").await.unwrap();
+        let pools = &store.pools;
+        let _stuck = (occupy(&pools.lookups).await, occupy(&pools.records).await);
+        let _change = pools.change("test").await.unwrap();
         assert!(waits(&mut pin!(store.root_key(KeyHash([1; 32])))).await);
         assert!(waits(&mut pin!(store.create_root_key(&operator(), root_key(2)))).await);
 
@@ -277,9 +277,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn when_replays_are_stuck_rounds_and_numbering_go_on() {
+    async fn stuck_replays_delay_neither_rounds_nor_numbering() {
         let (_directory, store) = new_store().await;
-        let _stuck = occupy(&store.connections.replays).await;
+        let _stuck = occupy(&store.pools.replays).await;
         assert!(waits(&mut pin!(store.replay(1, 1, 1, 10))).await);
         store.create_root_key(&operator(), root_key(1)).await.unwrap();
         assert_eq!(store.number(10).await.unwrap().rows.len(), 1);
@@ -287,9 +287,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_round_waits_for_the_change_under_way_and_for_no_other() {
+    async fn round_waits_for_the_running_change_and_no_other() {
         let (_directory, store) = new_store().await;
-        let under_way = store.connections.change("test").await.unwrap();
+        let running = store.pools.change("test").await.unwrap();
         let mut changes: Vec<_> = (1..=20)
             .map(|n| {
                 let store = store.clone();
@@ -303,7 +303,7 @@ mod tests {
         assert!(waits(&mut round).await);
 
         let changes: Vec<_> = changes.into_iter().map(tokio::spawn).collect();
-        drop(under_way);
+        drop(running);
         assert_eq!(round.await.unwrap().numbered.rows, [], "it came before all that had waited longer");
         for change in changes {
             change.await.unwrap().unwrap();
@@ -311,9 +311,9 @@ mod tests {
         assert_eq!(store.number(100).await.unwrap().rows.len(), 20);
     }
 
-    /// By the error and not by trying: a test that runs as root may write anywhere.
+    /// By the error and not by trying: root may write anywhere.
     #[test]
-    fn a_place_that_cannot_be_written_is_explained() {
+    fn unwritable_place_is_explained() {
         for kind in [ErrorKind::PermissionDenied, ErrorKind::ReadOnlyFilesystem] {
             assert!(advice(&sqlx::Error::Io(kind.into())).contains("must be writable"));
         }

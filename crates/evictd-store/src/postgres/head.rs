@@ -1,91 +1,60 @@
-//! The head of the log, and the lock on it: what begins epochs and incarnations, and what rounds draw.
+//! The head of the log, and the lock on it: epochs, incarnations and round tokens.
 
 use std::time::Instant;
 
 use evictd_core::epochs;
-use evictd_core::history::{BeginCause, Incarnation, LogToken, Provenance, RoundToken, StoreId};
+use evictd_core::history::{BeginCause, RoundToken};
 use evictd_core::position::LogPosition;
 use evictd_core::protection::Protection;
-use evictd_core::time::StoreTime;
 use sqlx::Row;
-use sqlx::postgres::PgRow;
 use sqlx::postgres::types::Oid;
 
-use super::connections::failed;
+use super::errors::failed;
 use super::lineage::Lineage;
-use super::write::Write;
+use super::write::PostgresWrite;
 use super::{schema, triggers};
 use crate::error::StoreError;
 use crate::history::{ROUND_TOKENS_KEPT, draw};
 use crate::log::{ClockReading, Head};
-use crate::rows::{MERGE_ABOVE, log_position};
+use crate::log_rows::{self, MERGE_ABOVE, no_head};
+use crate::rows::Columns;
 
-/// Reads the columns of the head.
-pub(super) fn head_of(row: Option<&PgRow>) -> Result<Head, StoreError> {
-    let row = row.ok_or_else(no_head)?;
-    let failed = failed("read its log's head");
-    let epoch: i32 = row.try_get("epoch").map_err(&failed)?;
-    let read = |column| row.try_get::<i64, _>(column).map_err(&failed);
-    Ok(Head {
-        at: log_position(epoch.into(), read("head")?)?,
-        incarnation: Incarnation(read("incarnation")?.cast_unsigned()),
-        token: LogToken(read("token")?.cast_unsigned()),
-        round: RoundToken(read("round")?.cast_unsigned()),
-    })
-}
-
-/// Reads the columns `store_id` and `incarnation`.
-pub(super) fn provenance_of(row: Option<&PgRow>) -> Result<Provenance, StoreError> {
-    let row = row.ok_or_else(no_head)?;
-    let read = |column| row.try_get::<i64, _>(column).map_err(failed("read which store it is"));
-    Ok(Provenance {
-        store: StoreId(read("store_id")?.cast_unsigned()),
-        incarnation: Incarnation(read("incarnation")?.cast_unsigned()),
-    })
-}
-
-pub(super) fn no_head() -> StoreError {
-    StoreError::Corrupt { what: "log_head", value: "no row".to_owned() }
-}
-
-/// How far above the head an epoch may begin that a fail-over is the cause of. Two standbys that were promoted
-/// from the same primary have the same timeline and would begin the same epoch: what differs is where. So an agent
-/// of the one finds nothing of its own history in the other's log, and flushes, instead of going on in the middle.
-/// It is drawn from so many that two logs of a million rows overlap once in ten thousand such accidents, and there
-/// is room for two thousand fail-overs.
+/// How far above the head an epoch after a fail-over may begin. Two standbys promoted from the same primary have the same
+/// timeline and would begin the same epoch, so they begin it at different positions. An agent of the one then finds nothing
+/// of its history in the other's log, and flushes. The range is so large that two logs of a million rows overlap in one of
+/// ten thousand such accidents, and leaves room for two thousand fail-overs.
 const BRANCH_LEAP: i64 = 1 << 34;
 
 /// The head of the log, locked until the transaction ends.
 pub(super) struct LockedHead {
-    /// Where the log ends.
     pub(super) head: Head,
-    /// The history that this position was given in, and the server's.
+    /// The history in which the head's position was given.
     noted: Lineage,
+    /// The history that the server writes.
     server: Lineage,
-    /// Whether that position was given here, and no copy of it was put here: by a dump, say.
+    /// Whether the head was written here, and isn't a copy, for example from a dump.
     is_original: bool,
-    /// The schema as it was when an epoch began last, or a round looked first.
+    /// The schema when the last epoch began, or at the first round.
     schema: NotedSchema,
-    /// Whether so many rows wait that some may be merged.
-    pub(super) crowded: bool,
+    /// Whether more than [`MERGE_ABOVE`] rows wait for positions.
+    pub(super) has_many_waiting: bool,
     /// The store's clock, read under the lock.
     pub(super) clock: ClockReading,
 }
 
-/// What the head knows of the schema (R3).
+/// What the head holds about the schema (R3).
 struct NotedSchema {
-    /// `None` if nothing yet.
+    /// `None` before the first round.
     fingerprint: Option<Vec<u8>>,
-    /// Whether nothing in it lets changes go past the log, as far as was looked.
+    /// Whether a check has found that no change can miss the log.
     is_intact: bool,
-    /// Whether this transaction found another one, so that rows may have changed unseen.
+    /// Whether this transaction found another schema, so that rows may have changed unseen.
     is_altered: bool,
 }
 
-/// Locks the head by writing it, which a demoted primary and a standby can't do (R7), and reads under this lock what
-/// all else depends on.
-pub(super) async fn lock_head(write: &mut Write) -> Result<LockedHead, StoreError> {
-    // What SET computes, it computes from the row as it was.
+/// Locks the head by writing it, which a demoted primary and a standby can't do (R7), and reads it under this lock.
+pub(super) async fn lock_head(write: &mut PostgresWrite) -> Result<LockedHead, StoreError> {
+    // SET computes from the row as it was before.
     let lock = sqlx::query(
         "UPDATE ONLY log_head SET is_original = is_original AND xmin = written_by, written_by = pg_current_xact_id()::xid
          RETURNING epoch, head, incarnation, token, round, evictd_now() AS now,
@@ -94,43 +63,40 @@ pub(super) async fn lock_head(write: &mut Write) -> Result<LockedHead, StoreErro
                    (SELECT system_identifier FROM pg_control_system()) AS server_system_identifier,
                    (SELECT oid FROM pg_database WHERE datname = current_database()) AS server_database,
                    (SELECT count(*) > $1 FROM
-                       (SELECT FROM ONLY invalidations WHERE position IS NULL LIMIT $1 + 1) AS waiting) AS crowded",
+                       (SELECT FROM ONLY invalidations WHERE position IS NULL LIMIT $1 + 1) AS waiting) AS has_many_waiting",
     );
-    let asked = Instant::now();
+    let before = Instant::now();
     let row = write.row(lock.bind(MERGE_ABOVE)).await?.ok_or_else(no_head)?;
-    let answered = Instant::now();
-    let head = head_of(Some(&row))?;
-    let read = || -> sqlx::Result<_> {
-        let noted: (i64, i64, Oid) =
-            (row.try_get("timeline")?, row.try_get("system_identifier")?, row.try_get("database")?);
-        let server: (&str, i64, Oid) = (
-            row.try_get("server_timeline")?,
-            row.try_get("server_system_identifier")?,
-            row.try_get("server_database")?,
-        );
-        let clock = ClockReading {
-            store_time: StoreTime(row.try_get("now")?),
-            read_by: answered,
-            within: answered.duration_since(asked),
-        };
-        let schema = NotedSchema {
-            fingerprint: row.try_get("schema_fingerprint")?,
-            is_intact: row.try_get("schema_intact")?,
-            is_altered: false,
-        };
-        Ok((noted, server, row.try_get("is_original")?, schema, row.try_get("crowded")?, clock))
-    };
-    let ((timeline, system, database), server, is_original, schema, crowded, clock) =
-        read().map_err(failed("lock its log's head"))?;
+    let read_by = Instant::now();
+    let oid = |name| row.try_get::<Oid, _>(name).map(|oid| oid.0).map_err(failed("lock its log's head"));
+    let timeline = row.integer("timeline")?;
     let corrupt = |_| StoreError::Corrupt { what: "timeline", value: timeline.to_string() };
-    let noted = Lineage { timeline: u32::try_from(timeline).map_err(corrupt)?, system, database: database.0 };
-    let server = Lineage::new(server.0, server.1, server.2.0)?;
-    Ok(LockedHead { head, noted, server, is_original, schema, crowded, clock })
+    Ok(LockedHead {
+        head: log_rows::head(Some(&row))?,
+        noted: Lineage {
+            timeline: u32::try_from(timeline).map_err(corrupt)?,
+            system: row.integer("system_identifier")?,
+            database: oid("database")?,
+        },
+        server: Lineage::new(
+            row.text("server_timeline")?,
+            row.integer("server_system_identifier")?,
+            oid("server_database")?,
+        )?,
+        is_original: row.flag("is_original")?,
+        schema: NotedSchema {
+            fingerprint: row.optional_bytes("schema_fingerprint")?.map(<[u8]>::to_vec),
+            is_intact: row.flag("schema_intact")?,
+            is_altered: false,
+        },
+        has_many_waiting: row.flag("has_many_waiting")?,
+        clock: ClockReading { store_time: row.time("now")?, read_by, within: read_by.duration_since(before) },
+    })
 }
 
 impl LockedHead {
-    /// Looks whether the schema is the one that the head knows. One that it knows nothing of is taken as it is.
-    pub(super) async fn compare_schema(&mut self, write: &mut Write) -> Result<(), StoreError> {
+    /// Compares the schema with the one that the head holds. If the head holds none, the schema is taken as it is.
+    pub(super) async fn compare_schema(&mut self, write: &mut PostgresWrite) -> Result<(), StoreError> {
         let found = Some(schema::fingerprint(write).await?);
         if self.schema.fingerprint == found || !Protection::SchemaChangesBeginAnEpoch.holds() {
             return Ok(());
@@ -143,15 +109,18 @@ impl LockedHead {
         }
         tracing::warn!(
             head = %self.head.at,
-            "the home store's tables, triggers or functions were altered since the last round, so that rows may have \
-             changed unseen. A new epoch begins, agents flush once"
+            "tables, triggers or functions were altered since the last round, so rows may have changed unseen; \
+             beginning an epoch, agents flush once"
         );
         self.schema.is_altered = true;
         Ok(())
     }
 
-    /// What lets changes go past the log, if anything does. Costs nothing once nothing did.
-    pub(super) async fn schema_fault(&mut self, write: &mut Write) -> Result<Option<String>, StoreError> {
+    /// Returns why changes may miss the log; `None` if none can. Costs nothing once a check has found no fault.
+    pub(super) async fn schema_fault(
+        &mut self,
+        write: &mut PostgresWrite,
+    ) -> Result<Option<String>, StoreError> {
         if self.schema.is_intact {
             return Ok(None);
         }
@@ -163,11 +132,11 @@ impl LockedHead {
         Ok(None)
     }
 
-    /// Begins a new epoch if the store may have gone back (R2): the server's history is another one than that of the
-    /// head; or if rows may have changed unseen (R3). It lies above `seen_epoch`. Returns why it did.
+    /// Begins an epoch if the store may have gone back (R2), because the server's history isn't the head's, or if rows may
+    /// have changed unseen (R3). The epoch lies above `seen_epoch`. Returns why it began.
     pub(super) async fn begin_epoch_if_due(
         &mut self,
-        write: &mut Write,
+        write: &mut PostgresWrite,
         seen_epoch: u32,
     ) -> Result<Option<BeginCause>, StoreError> {
         if !self.is_branched() {
@@ -180,8 +149,8 @@ impl LockedHead {
         }
         tracing::warn!(
             head = %self.head.at, before = %self.noted, now = %self.server, is_original = self.is_original,
-            "the home store's server writes another history than before: a fail-over or a restore. \
-             A new epoch begins, agents flush once"
+            "the server writes another history than before, after a fail-over or a restore; \
+             beginning an epoch, agents flush once"
         );
         let copied = if self.is_original { "" } else { ", copied by a dump or by logical replication" };
         let evidence = format!("{}{copied}", self.server);
@@ -189,30 +158,38 @@ impl LockedHead {
         Ok(Some(BeginCause::Branched))
     }
 
-    /// Whether the head comes from another history than the one that is written here now.
+    /// Whether the head is of another history than the one that the server writes.
     fn is_branched(&self) -> bool {
         !self.is_original || epochs::is_branched(&self.noted, &self.server)
     }
 
-    /// Begins a new epoch whatever happened, on an operator's word.
-    pub(super) async fn begin_epoch(&mut self, write: &mut Write, operator: &str) -> Result<(), StoreError> {
+    /// Begins an epoch that an operator declares.
+    pub(super) async fn begin_epoch(
+        &mut self,
+        write: &mut PostgresWrite,
+        operator: &str,
+    ) -> Result<(), StoreError> {
         let lost: i32 =
             write.value(sqlx::query("SELECT lost_epoch FROM ONLY log_head")).await?.unwrap_or_default();
         self.set_epoch(write, u32::try_from(lost).unwrap_or(0), BeginCause::Declared, operator).await
     }
 
-    /// Notes an epoch that an agent has proved to have seen of another history.
-    pub(super) async fn note_lost_epoch(&mut self, write: &mut Write, epoch: u32) -> Result<(), StoreError> {
+    /// Notes an epoch of another history that an agent has proved to have seen.
+    pub(super) async fn note_lost_epoch(
+        &self,
+        write: &mut PostgresWrite,
+        epoch: u32,
+    ) -> Result<(), StoreError> {
         let note = sqlx::query("UPDATE ONLY log_head SET lost_epoch = $1 WHERE lost_epoch < $1");
         write.run(note.bind(i32::try_from(epoch).unwrap_or(i32::MAX))).await.map(drop)
     }
 
-    /// Begins an incarnation and an epoch above `seen_epoch`. Positions go on from the head; if the server's history is
-    /// another one, from somewhere above it. Whatever changed unseen before is covered by that, so the present schema is
-    /// the one to compare with.
+    /// Begins an incarnation and an epoch above `seen_epoch`. Positions go on from the head, or from somewhere above it if
+    /// the server's history is another one. The epoch covers whatever changed unseen before, so later rounds compare with
+    /// the present schema.
     async fn set_epoch(
         &mut self,
-        write: &mut Write,
+        write: &mut PostgresWrite,
         seen_epoch: u32,
         cause: BeginCause,
         evidence: &str,
@@ -238,23 +215,23 @@ impl LockedHead {
         .bind(draw()?.cast_signed())
         .bind(draw()?.cast_signed())
         .bind(fingerprint.clone());
-        self.head = head_of(write.row(set).await?.as_ref())?;
+        self.head = log_rows::head(write.row(set).await?.as_ref())?;
         (self.noted, self.is_original) = (self.server, true);
         self.schema = NotedSchema { fingerprint: Some(fingerprint), is_intact: false, is_altered: false };
         append_history(write, after, cause, Some(evidence)).await
     }
 
     /// Begins an incarnation in the present epoch.
-    pub(super) async fn begin_incarnation(&mut self, write: &mut Write) -> Result<(), StoreError> {
+    pub(super) async fn begin_incarnation(&mut self, write: &mut PostgresWrite) -> Result<(), StoreError> {
         let set = sqlx::query(
             "UPDATE ONLY log_head SET incarnation = $1 RETURNING epoch, head, incarnation, token, round",
         );
-        self.head = head_of(write.row(set.bind(draw()?.cast_signed())).await?.as_ref())?;
+        self.head = log_rows::head(write.row(set.bind(draw()?.cast_signed())).await?.as_ref())?;
         append_history(write, self.head.at, BeginCause::Opened, None).await
     }
 
-    /// Draws the token of a round, which shows a copy of the store that works at the same time (R15).
-    pub(super) async fn draw_round_token(&mut self, write: &mut Write) -> Result<(), StoreError> {
+    /// Draws the token of a round. It shows whether a copy of the store works at the same time (R15).
+    pub(super) async fn draw_round_token(&mut self, write: &mut PostgresWrite) -> Result<(), StoreError> {
         let token = draw()?;
         let keep = sqlx::query(
             "WITH drawn AS (UPDATE ONLY log_head SET round = $1, rounds = rounds + 1 RETURNING rounds)
@@ -267,9 +244,9 @@ impl LockedHead {
     }
 }
 
-/// The incarnation that the head names has begun, after the one that ended at `after`.
+/// Appends the head's incarnation to the history. The one before ended at `after`.
 async fn append_history(
-    write: &mut Write,
+    write: &mut PostgresWrite,
     after: LogPosition,
     cause: BeginCause,
     evidence: Option<&str>,

@@ -1,15 +1,14 @@
-//! Notices that the server's history branched off (R2), and numbers epochs so that no two histories share one.
+//! Which history a server writes, so that a branch of it is detected (R2).
 //!
-//! A standby that is promoted may lack the last commits of the primary that it replaces, and would give their
-//! positions out again. PostgreSQL numbers what it writes from then on as a new timeline. The head of the log
-//! keeps the timeline, the system identifier and the database that its last position was given in; a transaction
-//! that finds another one begins a new epoch before it numbers anything.
+//! A promoted standby may lack the last commits of the primary that it replaces, and would give their positions out again.
+//! PostgreSQL writes a new timeline from then on. The head of the log keeps the timeline, the system identifier and the
+//! database in which its last position was given. A transaction that finds others begins an epoch before it numbers.
 //!
-//! A dump that is loaded where it came from changes none of these. So the head says, too, which transaction wrote
-//! it, and PostgreSQL knows which one did (`xmin`): for a copy, another and later one. What keeps a row as it is
-//! (replication of the server's files, VACUUM FULL, `pg_upgrade`) keeps that as well.
+//! A dump that is loaded where it came from changes none of these. So the head also keeps the transaction that wrote it,
+//! and PostgreSQL has that of the row (`xmin`): for a copy, it is a later one. Whatever keeps a row as it is (physical
+//! replication, VACUUM FULL, `pg_upgrade`) keeps `xmin` too.
 //!
-//! Which epoch that is [`evictd_core::epochs`] says. `docs/adr/0008` has the reasons.
+//! [`evictd_core::epochs`] decides which epoch begins. `docs/adr/0008` has the reasons.
 
 use std::fmt;
 
@@ -18,23 +17,23 @@ use crate::error::StoreError;
 /// The history that a server writes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Lineage {
-    /// Which branch: a promotion begins one.
+    /// A promotion begins one.
     pub(super) timeline: u32,
-    /// Which cluster: `initdb` draws one.
+    /// The identifier of the cluster, which `initdb` draws.
     pub(super) system: i64,
-    /// Which of its databases: one that was made of another as its template has all else in common with it.
+    /// The database's oid. A database created from another one as its template differs only in this.
     pub(super) database: u32,
 }
 
 impl Lineage {
-    /// Of a timeline as in the name of a WAL file, a system identifier, and a database's oid.
+    /// `timeline` is written as in the name of a WAL file.
     pub(super) fn new(timeline: &str, system: i64, database: u32) -> Result<Self, StoreError> {
         let corrupt = |_| StoreError::Corrupt { what: "timeline", value: timeline.to_owned() };
         Ok(Self { timeline: u32::from_str_radix(timeline, 16).map_err(corrupt)?, system, database })
     }
 }
 
-/// As evidence for people.
+/// For the history's evidence.
 impl fmt::Display for Lineage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { timeline, system, database } = self;
@@ -47,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_timeline_is_read_as_wal_files_are_named() {
+    fn timeline_is_parsed_from_the_name_of_a_wal_file() {
         let read = Lineage::new("0000001A", 3, 4).unwrap();
         assert_eq!(read, Lineage { timeline: 26, system: 3, database: 4 });
         assert!(Lineage::new("nonsense", 3, 4).is_err());

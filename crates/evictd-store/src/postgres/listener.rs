@@ -1,7 +1,7 @@
-//! Hears that somebody changed something past the control API: the triggers send `NOTIFY evictd_log`.
+//! Receives the triggers' `NOTIFY evictd_log`, sent for changes made outside the control API.
 //!
-//! What is said while nobody listens is lost, so this only saves the wait for the next poll. Whenever it begins to
-//! listen, it tells of a change: there may have been one.
+//! Notifications without a listener are lost, so this only saves the wait for the next poll. Each new connection signals a
+//! change, because there may have been one before.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -12,35 +12,34 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-use super::PostgresOptions;
-use super::connections::timed_out;
+use super::errors::timed_out;
+use super::options::PostgresOptions;
 
 const CHANNEL: &str = "evictd_log";
 
-/// How long it may be quiet until the connection is tried.
+/// After this time without a notification the connection is tested.
 const QUIET_MAX: Duration = Duration::from_secs(15);
 
-/// How long connecting, and an answer to that, may take.
+/// How long connecting and testing may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Between two attempts to connect: doubled up to the second.
+/// The pause between two attempts to connect: doubled from the first up to the second.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
-/// Listens from the first time that somebody asks.
+/// Listens from the first call of [`Listener::notified`] on.
 #[derive(Debug, Default)]
 pub(super) struct Listener {
-    told: Arc<Notify>,
+    changed: Arc<Notify>,
     task: OnceLock<JoinHandle<()>>,
 }
 
 impl Listener {
-    /// Returns when there may have been a change since the last time.
-    pub(super) async fn told(&self, options: &PostgresOptions) {
-        self.task.get_or_init(|| tokio::spawn(listen(options.clone(), self.told.clone())));
-        self.told.notified().await;
+    /// Completes when there may have been a change since the last call.
+    pub(super) async fn notified(&self, options: &PostgresOptions) {
+        self.task.get_or_init(|| tokio::spawn(listen(options.clone(), self.changed.clone())));
+        self.changed.notified().await;
     }
 
-    /// Ends it.
     pub(super) fn stop(&self) {
         if let Some(task) = self.task.get() {
             task.abort();
@@ -54,7 +53,7 @@ impl Drop for Listener {
     }
 }
 
-async fn listen(options: PostgresOptions, told: Arc<Notify>) {
+async fn listen(options: PostgresOptions, changed: Arc<Notify>) {
     let (shortest, longest) = PAUSE;
     let mut pause = shortest;
     loop {
@@ -62,19 +61,19 @@ async fn listen(options: PostgresOptions, told: Arc<Notify>) {
         let error = match connected {
             Ok(mut listener) => {
                 pause = shortest;
-                hear(&mut listener, &told).await
+                receive(&mut listener, &changed).await
             }
             Err(error) => error,
         };
-        tracing::debug!(%error, "not listening to the home store; it is polled");
+        tracing::debug!(%error, "cannot listen to the home store; polling it");
         sleep(pause).await;
         pause = longest.min(pause * 2);
     }
 }
 
-/// It names no table, so that its search path doesn't matter.
+/// Names no table, so the search path doesn't matter.
 async fn connect(options: &PostgresOptions) -> sqlx::Result<PgListener> {
-    // A pool of its own each time: the connection of the last one may be stuck.
+    // A new pool each time: the connection of the last one may be stuck.
     let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(options.driver().clone());
     let mut listener = PgListener::connect_with(&pool).await?;
     listener.eager_reconnect(false);
@@ -82,12 +81,12 @@ async fn connect(options: &PostgresOptions) -> sqlx::Result<PgListener> {
     Ok(listener)
 }
 
-/// Tells of changes until the connection is lost.
-async fn hear(listener: &mut PgListener, told: &Notify) -> sqlx::Error {
-    told.notify_one();
+/// Signals changes until the connection is lost.
+async fn receive(listener: &mut PgListener, changed: &Notify) -> sqlx::Error {
+    changed.notify_one();
     loop {
         match timeout(QUIET_MAX, listener.try_recv()).await {
-            Ok(Ok(Some(_))) => told.notify_one(),
+            Ok(Ok(Some(_))) => changed.notify_one(),
             Ok(Ok(None)) => return sqlx::Error::Io(std::io::ErrorKind::ConnectionAborted.into()),
             Ok(Err(error)) => return error,
             Err(_) => match timeout(PATIENCE, listener.execute("SELECT 1")).await {

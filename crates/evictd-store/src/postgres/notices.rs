@@ -1,8 +1,8 @@
-//! Hears what the server says beside the answer to a COMMIT (R4).
+//! Detects the server's warnings during a COMMIT (R4).
 //!
-//! A COMMIT that waits for a synchronous standby, and is cancelled, succeeds with a warning: what it wrote is on
-//! this server alone, and lost when the standby takes over. The driver gives such notices to nobody but the log,
-//! so this listens to the log while a COMMIT is polled.
+//! A COMMIT that waits for a synchronous standby and is cancelled succeeds with a warning: what it wrote is on this server
+//! alone, and lost when the standby takes over. The driver only logs such notices, so this subscribes to the log while a
+//! COMMIT is polled.
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -20,16 +20,16 @@ thread_local! {
     static WARNED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs `commit`; returns whether the server warned meanwhile, too.
-pub(super) async fn listening<T>(commit: impl Future<Output = T>) -> (T, bool) {
-    static EAR: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(Ear));
+/// Runs `commit`. Also returns whether the server warned meanwhile.
+pub(super) async fn watch<T>(commit: impl Future<Output = T>) -> (T, bool) {
+    static SUBSCRIBER: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(NoticeSubscriber));
     let mut commit = pin!(commit);
     let mut warned = false;
     let outcome = poll_fn(|context| {
         WARNED.set(false);
-        let listening = tracing::dispatcher::set_default(&EAR);
+        let subscription = tracing::dispatcher::set_default(&SUBSCRIBER);
         let outcome = commit.as_mut().poll(context);
-        drop(listening);
+        drop(subscription);
         warned |= WARNED.get();
         outcome
     })
@@ -37,10 +37,10 @@ pub(super) async fn listening<T>(commit: impl Future<Output = T>) -> (T, bool) {
     (outcome, warned)
 }
 
-/// Takes note of warnings, and of nothing else.
-struct Ear;
+/// Sets [`WARNED`] at a warning.
+struct NoticeSubscriber;
 
-impl Subscriber for Ear {
+impl Subscriber for NoticeSubscriber {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         metadata.target() == TARGET && *metadata.level() <= Level::WARN
     }
@@ -70,14 +70,14 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_warning_of_the_server_is_heard_and_nothing_else() {
-        let quiet = listening(async {
-            tracing::warn!("of somebody else");
+    async fn only_warnings_of_the_server_are_detected() {
+        let quiet = watch(async {
+            tracing::warn!("of another crate");
             tracing::info!(target: "sqlx::postgres::notice", "no warning");
             1
         });
         assert_eq!(quiet.await, (1, false));
-        let warning = listening(async {
+        let warning = watch(async {
             tracing::warn!(target: "sqlx::postgres::notice", "canceling wait");
             tokio::task::yield_now().await;
             2

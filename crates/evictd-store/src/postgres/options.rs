@@ -8,27 +8,25 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection, Executor, Row};
 use tokio::time::timeout;
 
-use super::connections::timed_out;
-use super::schema;
+use super::errors::timed_out;
 use crate::error::StoreError;
 
 /// The oldest server that has what the schema and the statements use.
 const VERSION_MIN: u32 = 150_000;
 
-/// How long a connection may take to come about.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a server waits for a publisher that went away or froze in the middle of a transaction: the others
-/// wait for its locks meanwhile, and their agents for them.
+/// How long the server waits for a publisher that vanished or froze in a transaction. Other publishers wait for its locks
+/// meanwhile, and their agents wait too.
 const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Connections of a store that isn't told how many: 8 for changes, 4 each for lookups and the log.
+/// The default number of connections: 9 for changes, 4 for the log, 3 for lookups, 2 each for replays and records.
 const CONNECTIONS: u32 = 20;
 
-/// What a statement may take that isn't told how long.
+/// The default.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What to do about a database that can't hold every name.
+/// What to do about a database that can't store every name.
 const ENCODING: &str = "not every name can be stored there; create a database with ENCODING 'UTF8' TEMPLATE template0, \
                         and name that one";
 
@@ -36,8 +34,7 @@ const ENCODING: &str = "not every name can be stored there; create a database wi
 const POOLER: &str = "a pooler in between lends one connection of the server to several clients in turn; let it keep \
                       sessions together (pool_mode = session), or connect to the server itself";
 
-/// What a URL may say behind its `?`. Anything else is refused, or a misspelt password would be ignored, and
-/// told in a log.
+/// The parameters that a URL may have. Others are refused: the driver would ignore a misspelled `password`, and log it.
 const PARAMETERS: [&str; 18] = [
     "sslmode",
     "ssl-mode",
@@ -63,15 +60,15 @@ const PARAMETERS: [&str; 18] = [
 const FORM: &str = "write it as postgres://user:password@host:5432/database, and what is special in a password in \
                     percent: %40 for @, %2F for /, %3F for ?, %23 for #";
 
-/// How to reach a home store on PostgreSQL. Shows no password.
+/// How to connect to a home store on PostgreSQL. `Debug` shows no password.
 #[derive(Clone)]
 pub struct PostgresOptions {
     connect: PgConnectOptions,
-    /// The schema of the store, once it is known: where every connection looks for tables, and nowhere else.
+    /// The schema of the store once it is known. Connections look for tables in it alone.
     schema: Option<String>,
-    /// How many connections at most, but for the one that listens: at least 9.
+    /// At most so many connections, and one more that listens. At least 9.
     pub connections: u32,
-    /// How long a statement may take, waiting for locks included. A COMMIT that takes longer is unknown (R4).
+    /// For each statement, waiting for locks included. The outcome of a COMMIT that takes longer is unknown (R4).
     pub statement_timeout: Duration,
 }
 
@@ -88,8 +85,8 @@ impl fmt::Debug for PostgresOptions {
 }
 
 impl PostgresOptions {
-    /// Reads a URL, `postgres://user:password@host:5432/database?sslmode=verify-full`. What it doesn't say comes
-    /// from the environment variables and the password file that psql uses, too.
+    /// Parses a URL, `postgres://user:password@host:5432/database?sslmode=verify-full`. Missing parts come from the
+    /// environment variables and the password file that psql uses.
     pub fn new(url: &str) -> Result<Self, StoreError> {
         let refused = |advice, source| StoreError::Open {
             place: "that PostgreSQL URL names".to_owned(),
@@ -100,7 +97,8 @@ impl PostgresOptions {
         let scheme = url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://"));
         let rest = scheme.ok_or_else(|| wrong("the URL doesn't begin with postgres://"))?;
         let (path, parameters) = rest.split_once('?').unwrap_or((rest, ""));
-        // What follows a / in a password would be taken for the database, and shown; what follows a #, for nothing.
+        // The driver would take what follows a / in a password for the database, and show it. It would drop what follows
+        // a #.
         if path.split_once('/').is_some_and(|(_, database)| database.contains('@')) || rest.contains('#') {
             return Err(wrong("an @ follows the first /, or there is a #"));
         }
@@ -118,7 +116,7 @@ impl PostgresOptions {
         Ok(Self { connect, schema: None, connections: CONNECTIONS, statement_timeout: STATEMENT_TIMEOUT })
     }
 
-    /// Where the database is, for people; without secrets.
+    /// Where the database is, without secrets.
     pub fn place(&self) -> String {
         let connect = &self.connect;
         let host = connect.get_socket().map_or(connect.get_host().into(), |socket| socket.to_string_lossy());
@@ -127,22 +125,45 @@ impl PostgresOptions {
         format!("postgres://{user}@{host}:{port}/{database}")
     }
 
-    /// The same for connections that look for tables in `schema` alone.
+    /// The same options for connections that look for tables in `schema` alone.
     pub(super) fn pinned_to(self, schema: String) -> Self {
         Self { schema: Some(schema), ..self }
     }
 
-    /// The schema that connections look for tables in.
     pub(super) fn schema(&self) -> Option<&str> {
         self.schema.as_deref()
     }
 
-    /// As the driver takes it.
+    /// The statement that has a connection look for tables in the store's schema alone, whatever its user's search path
+    /// is. Temporary tables come last, so that none can replace the store's.
+    pub(super) fn pin(&self) -> String {
+        self.set_search_path("SET")
+    }
+
+    /// The same for one transaction.
+    pub(super) fn pin_transaction(&self) -> String {
+        self.set_search_path("SET LOCAL")
+    }
+
+    /// PostgreSQL searches `pg_catalog` first, because it isn't named.
+    fn set_search_path(&self, set: &str) -> String {
+        self.schema().map_or_else(String::new, |schema| {
+            format!("{set} search_path = \"{}\", pg_temp", schema.replace('"', "\"\""))
+        })
+    }
+
+    /// Returns the error of a store whose schema version can't be read.
+    pub(super) fn unreadable(&self, source: sqlx::Error) -> StoreError {
+        let advice = "its table _sqlx_migrations can't be read; GRANT SELECT on it, and USAGE on its schema";
+        StoreError::Open { place: self.place(), advice, source }
+    }
+
+    /// The driver's form of the options.
     pub(super) fn driver(&self) -> &PgConnectOptions {
         &self.connect
     }
 
-    /// The first connection, whose failure is explained.
+    /// Opens the first connection. The error says what to do.
     pub(super) async fn open(&self) -> Result<PgConnection, StoreError> {
         let refused = |advice, source| StoreError::Open { place: self.place(), advice, source };
         let mut connection = self.connect().await.map_err(|source| refused(advice(&source), source))?;
@@ -164,21 +185,25 @@ impl PostgresOptions {
         }
     }
 
-    /// Whether another connection is served by the same process of the server, while the first one is still there.
-    /// Only a pooler does that which lends the server's connections for one transaction at a time; while it is busy
-    /// it may lend another one, and isn't recognised.
+    /// Whether another connection is served by the same process of the server while the first one is open. Only a pooler
+    /// in transaction mode does that. A busy one may use another process, and isn't recognized.
     async fn shares(&self, process: i32) -> bool {
-        // Where there is no second connection, the store's own will say why.
+        // If this connection fails, the store's own will report why.
         let Ok(mut another) = self.connect().await else { return false };
         let shares = introduction(&mut another).await.is_ok_and(|(_, other)| other == process);
         drop(timeout(CONNECT_TIMEOUT, another.close()).await);
         shares
     }
 
-    /// A connection in bounded time, made ready: each of its statements has a limit, a row that it may not see is
-    /// an error and not absent (R5), and a warning is told. No table is read whole where an index can serve,
-    /// whatever the planner believes of a log that changes all the time; and no statement is long enough to be
-    /// compiled. What durability rests on is set by each transaction itself.
+    /// Opens a connection in bounded time, and configures it:
+    ///
+    /// * statements have a time limit;
+    /// * a row that the user may not see is an error and not absent (R5);
+    /// * warnings are reported;
+    /// * indexes are used, although the planner's statistics of a log that always changes are wrong;
+    /// * statements aren't compiled, because all of them are short.
+    ///
+    /// Each transaction sets what its durability needs.
     pub(super) async fn connect(&self) -> sqlx::Result<PgConnection> {
         let connect = async {
             let mut connection = self.connect.connect().await?;
@@ -191,7 +216,7 @@ impl PostgresOptions {
                  SET client_min_messages = warning;
                  SET enable_seqscan = off; SET jit = off;
                  {}",
-                self.schema().map_or_else(String::new, schema::pin)
+                self.pin()
             );
             connection.execute(sqlx::AssertSqlSafe(settings)).await?;
             Ok(connection)
@@ -200,8 +225,8 @@ impl PostgresOptions {
     }
 }
 
-/// The encoding of a connection's database, and which process of the server works for it. Nothing is prepared for
-/// that: a pooler may not know what was.
+/// Returns the encoding of the database, and the process of the server that serves the connection. Prepares no statement,
+/// because a pooler may not support that.
 async fn introduction(connection: &mut PgConnection) -> sqlx::Result<(String, i32)> {
     let ask = async {
         let ask =
@@ -232,7 +257,7 @@ fn advice(error: &sqlx::Error) -> &'static str {
             ErrorKind::NotFound => {
                 "there is no such socket or certificate file; start the server, or correct the URL"
             }
-            // What the driver's TLS says is an error of the stream.
+            // The driver reports TLS errors as errors of the stream.
             ErrorKind::InvalidData => TLS,
             _ => "the server can't be reached; see the cause",
         },
@@ -261,17 +286,17 @@ mod tests {
     const URL: &str = "postgres://app:hunter2@db.example:6543/home?sslmode=require";
 
     #[test]
-    fn a_place_and_what_is_printed_for_debugging_show_no_password() {
+    fn place_and_debug_output_show_no_password() {
         let options = PostgresOptions::new(URL).unwrap();
         assert_eq!(options.place(), "postgres://app@db.example:6543/home");
         assert!(!format!("{options:?}").contains("hunter2"));
     }
 
     #[test]
-    fn a_parameter_that_nobody_knows_is_refused_by_its_name_alone() {
+    fn unknown_parameter_is_refused_by_its_name_alone() {
         let error = PostgresOptions::new("postgres://db/home?passwrd=hunter2").unwrap_err();
-        let told = format!("{error} {error:?}");
-        assert!(told.contains("passwrd") && !told.contains("hunter2"), "{told}");
+        let text = format!("{error} {error:?}");
+        assert!(text.contains("passwrd") && !text.contains("hunter2"), "{text}");
         for known in
             ["options[search_path]=evictd", "options=-c%20search_path%3Devictd", "password=x&sslmode=prefer"]
         {
@@ -280,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_url_is_refused_without_repeating_it() {
+    fn invalid_url_is_refused_without_repeating_it() {
         for wrong in [
             "app:hunter2@db",
             "hunter2",

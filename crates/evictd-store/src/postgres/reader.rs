@@ -1,23 +1,25 @@
-//! Lookups for agents that read the database themselves: the primary, or a standby near them that streams from it.
+//! Lookups for agents that read the database themselves: the primary, or a streaming standby near them.
 
 use std::sync::Arc;
 
 use evictd_core::ids::KeyHash;
 use evictd_core::record::Lookup;
 
-use super::connections::Lane;
-use super::{PostgresOptions, is_current, records, schema};
+use super::lanes::Lane;
+use super::migrations::is_current;
+use super::options::PostgresOptions;
+use super::{records, schema};
 use crate::error::StoreError;
 
-/// Reads what a verification needs, and nothing else. The user needs SELECT on `log_head`, `keys`, `root_keys`,
-/// `apis`, `workspaces` and `_sqlx_migrations`.
+/// Reads what verifications need. The user needs SELECT on `log_head`, `keys`, `root_keys`, `apis`, `workspaces` and
+/// `_sqlx_migrations`.
 #[derive(Debug)]
 pub struct PostgresReader {
     lookups: Lane,
 }
 
 impl PostgresReader {
-    /// Connects. [`StoreError::NotMigrated`] if the schema isn't this version's.
+    /// Connects. Returns [`StoreError::NotMigrated`] if the schema isn't this version's.
     pub async fn connect(options: PostgresOptions) -> Result<Self, StoreError> {
         let mut connection = options.open().await?;
         let options = schema::pin_to_home(&mut connection, options).await?;
@@ -29,13 +31,13 @@ impl PostgresReader {
         Ok(Self { lookups: Lane::new(&Arc::new(options), size) })
     }
 
-    /// What `hash` stands for, with the head of the log in the same snapshot (R6): a standby that lags says so.
-    /// [`StoreError::NotAReplica`] from any other copy.
+    /// Returns the record with this hash, and the head from the same snapshot (R6), which shows how far a standby lags.
+    /// Returns [`StoreError::NotAReplica`] for any other copy of the store.
     pub async fn lookup(&self, hash: KeyHash) -> Result<Lookup, StoreError> {
         records::lookup_in_replica(&self.lookups, hash).await
     }
 
-    /// Waits for lookups under way, then disconnects. Later ones fail.
+    /// Waits for running lookups, then disconnects. Later lookups fail.
     pub async fn close(&self) {
         self.lookups.close().await;
     }

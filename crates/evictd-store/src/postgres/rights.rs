@@ -1,16 +1,14 @@
-//! What the publishers' database user must be allowed to do.
+//! The rights that the publishers' database user needs.
 //!
-//! A user that lacks something answers most questions well and fails where nobody looks, such as at the audit log of
-//! a deletion. So all of it is asked at the start and now and then, and what is missing is told by name.
+//! A user that lacks a right may fail rarely, for example only at the audit record of a deletion. So all rights are checked
+//! at the start and regularly after that, and the missing ones are reported.
 
-use sqlx::Row;
-
-use super::connections::{Lane, failed};
+use super::lanes::Lane;
 use crate::error::StoreError;
+use crate::rows::Columns;
 
-/// Each table, and what publishers do with it. The log is also written by triggers, with their owner's rights. Root keys
-/// are made by an operator's command, and old audit records purged where `retention.audit` says so: users for these need
-/// more.
+/// The rights of publishers by table. Triggers write the log with their owner's rights. Operators' commands create root
+/// keys, and `retention.audit` deletes audit records: users for these need more.
 const RIGHTS: [(&str, &str); 13] = [
     ("_sqlx_migrations", "SELECT"),
     ("workspaces", "SELECT"),
@@ -32,9 +30,8 @@ pub(super) fn tables() -> Vec<&'static str> {
     RIGHTS.iter().map(|(table, _)| *table).collect()
 }
 
-/// Fails with the GRANTs that are missing.
+/// Fails with the missing GRANTs.
 pub(super) async fn check(log: &Lane) -> Result<(), StoreError> {
-    const ACTION: &str = "look at its user's rights";
     let (tables, rights): (Vec<&str>, Vec<&str>) = RIGHTS.into_iter().unzip();
     let ask = || {
         sqlx::query(
@@ -47,9 +44,8 @@ pub(super) async fn check(log: &Lane) -> Result<(), StoreError> {
         .bind(tables.clone())
         .bind(rights.clone())
     };
-    let rows = log.rows(ACTION, ask).await?;
-    let missing: Vec<String> =
-        rows.iter().map(|row| row.try_get("missing")).collect::<Result<_, _>>().map_err(failed(ACTION))?;
+    let rows = log.rows("read its user's rights", ask).await?;
+    let missing: Vec<&str> = rows.iter().map(|row| row.text("missing")).collect::<Result<_, _>>()?;
     if missing.is_empty() { Ok(()) } else { Err(StoreError::RightMissing { grants: missing.join("; ") }) }
 }
 
@@ -58,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_page_for_operators_grants_just_this() {
+    fn operators_page_grants_exactly_these_rights() {
         const PAGE: &str = include_str!("../../../../docs/operations.md");
         let grants = PAGE
             .lines()

@@ -1,25 +1,21 @@
-//! The roster (R11). All that writes it holds the lock on the head of the log, so that revisions follow commits:
-//! nobody sees one before those below it.
+//! The roster (R11). All writes to it hold the lock on the head of the log, so that revisions follow commits: no reader sees
+//! one before those below it.
 
 use async_trait::async_trait;
 use evictd_core::ids::Identity;
 use evictd_core::roster::{self, Instance, RosterEntry, RosterUpdate};
 use evictd_core::time::StoreTime;
-use sqlx::Row;
-use sqlx::postgres::PgRow;
 
-use super::connections::failed;
-use super::write::Write;
-use super::{PostgresStore, head};
+use super::PostgresStore;
+use super::head::lock_head;
+use super::write::PostgresWrite;
 use crate::error::StoreError;
-use crate::roster::{Roster, RosterStore};
-use crate::rows::RosterColumns;
+use crate::roster::{Roster, RosterStore, bound_ms, read_entry};
 
 #[async_trait]
 impl RosterStore for PostgresStore {
     async fn roster(&self, since: u64) -> Result<Roster, StoreError> {
-        const ACTION: &str = "read its roster";
-        let ask = || {
+        let read = || {
             sqlx::query(
                 "SELECT roster_revision, roster_complete, region, agent, instance, policy, bound_ms, last_seen, departed
                  FROM ONLY log_head LEFT JOIN ONLY roster ON roster.revision > $1
@@ -27,25 +23,14 @@ impl RosterStore for PostgresStore {
             )
             .bind(i64::try_from(since).unwrap_or(i64::MAX))
         };
-        let rows = self.connections.log.rows(ACTION, ask).await?;
-        let Some(first) = rows.first() else {
-            return Err(StoreError::Corrupt { what: "log_head", value: "no row".to_owned() });
-        };
-        let revision: i64 = first.try_get("roster_revision").map_err(failed(ACTION))?;
-        let none = first.try_get::<Option<&str>, _>("instance").map_err(failed(ACTION))?.is_none();
-        let rows = if none { &[] } else { &rows[..] };
-        Ok(Roster {
-            is_complete: first.try_get("roster_complete").map_err(failed(ACTION))?,
-            revision: u64::try_from(revision)
-                .map_err(|_| StoreError::Corrupt { what: "roster revision", value: revision.to_string() })?,
-            entries: rows.iter().map(entry).collect::<Result<_, _>>()?,
-        })
+        Roster::read(&self.lanes.log.rows("read its roster", read).await?)
     }
 
     async fn mark_roster_complete(&self, epoch: u32) -> Result<(), StoreError> {
-        let mut write = self.log("trust its roster").await?;
-        head::lock_head(&mut write).await?;
-        trust(&mut write, epoch).await?;
+        let mut write = self.log("mark its roster as complete").await?;
+        lock_head(&mut write).await?;
+        let mark = sqlx::query("UPDATE ONLY log_head SET roster_complete = true WHERE epoch = $1");
+        write.run(mark.bind(i32::try_from(epoch).unwrap_or(i32::MAX))).await?;
         write.commit().await
     }
 
@@ -53,9 +38,16 @@ impl RosterStore for PostgresStore {
         if departed.is_empty() {
             return Ok(());
         }
-        let mut write = self.log("part with instances").await?;
-        head::lock_head(&mut write).await?;
-        part(&mut write, departed).await?;
+        let mut write = self.log("mark departed instances").await?;
+        lock_head(&mut write).await?;
+        let [regions, agents, instances] = columns(departed);
+        let mark = sqlx::query(
+            "UPDATE ONLY roster SET departed = true, revision = roster_revision + 1 FROM ONLY log_head
+             WHERE (region, agent, instance) IN (SELECT * FROM unnest($1, $2, $3)) AND NOT departed",
+        );
+        if write.run(mark.bind(regions).bind(agents).bind(instances)).await? > 0 {
+            advance_revision(&mut write).await?;
+        }
         write.commit().await
     }
 
@@ -63,17 +55,22 @@ impl RosterStore for PostgresStore {
         if gone.is_empty() {
             return Ok(());
         }
-        let mut write = self.log("forget instances").await?;
-        head::lock_head(&mut write).await?;
-        forget(&mut write, gone).await?;
+        let mut write = self.log("remove instances").await?;
+        lock_head(&mut write).await?;
+        let [regions, agents, instances] = columns(gone.iter().map(|(identity, _)| identity));
+        let times: Vec<i64> = gone.iter().map(|(_, last_seen)| last_seen.0).collect();
+        let delete = sqlx::query(
+            "DELETE FROM ONLY roster WHERE (region, agent, instance, last_seen) IN
+                 (SELECT * FROM unnest($1, $2, $3, $4))",
+        );
+        write.run(delete.bind(regions).bind(agents).bind(instances).bind(times)).await?;
         write.commit().await
     }
 }
 
-/// Writes what a round changes. A known instance costs a lookup and no write. What one round changes shares one
-/// revision.
+/// Writes what a round changes, under one revision. A known instance costs a lookup and no write.
 pub(super) async fn update(
-    write: &mut Write,
+    write: &mut PostgresWrite,
     probing: &[Instance],
     seen: &[Identity],
     now: StoreTime,
@@ -81,18 +78,18 @@ pub(super) async fn update(
     if probing.is_empty() && seen.is_empty() {
         return Ok(());
     }
-    let asked = probing.iter().map(|instance| &instance.identity).chain(seen);
-    let [regions, agents, instances] = columns(asked);
+    let identities = probing.iter().map(|instance| &instance.identity).chain(seen);
+    let [regions, agents, instances] = columns(identities);
     let find = sqlx::query(
         "SELECT region, agent, instance, policy, bound_ms, last_seen, departed FROM ONLY roster
          WHERE (region, agent, instance) IN (SELECT * FROM unnest($1, $2, $3))",
     );
     let known = write.rows(find.bind(regions).bind(agents).bind(instances)).await?;
-    let known = known.iter().map(entry).collect::<Result<Vec<_>, _>>()?;
+    let known = known.iter().map(read_entry).collect::<Result<Vec<_>, _>>()?;
     let RosterUpdate { entries, seen } = roster::update(&known, probing, seen, now);
     if !entries.is_empty() {
         upsert(write, &entries).await?;
-        revise(write).await?;
+        advance_revision(write).await?;
     }
     if !seen.is_empty() {
         let [regions, agents, instances] = columns(&seen);
@@ -105,13 +102,10 @@ pub(super) async fn update(
     Ok(())
 }
 
-async fn upsert(write: &mut Write, entries: &[RosterEntry]) -> Result<(), StoreError> {
+async fn upsert(write: &mut PostgresWrite, entries: &[RosterEntry]) -> Result<(), StoreError> {
     let [regions, agents, instances] = columns(entries.iter().map(|entry| &entry.instance.identity));
     let policies: Vec<&str> = entries.iter().map(|entry| entry.instance.policy.label()).collect();
-    let bounds: Vec<i64> = entries
-        .iter()
-        .map(|entry| i64::try_from(entry.instance.bound.as_millis()).unwrap_or(i64::MAX))
-        .collect();
+    let bounds: Vec<i64> = entries.iter().map(bound_ms).collect();
     let upsert = sqlx::query(
         "INSERT INTO roster
              (region, agent, instance, policy, bound_ms, first_seen, last_seen, departed, revision)
@@ -133,43 +127,13 @@ async fn upsert(write: &mut Write, entries: &[RosterEntry]) -> Result<(), StoreE
     write.run(upsert).await.map(drop)
 }
 
-/// The rows that were written above the head's revision are visible from now on.
-async fn revise(write: &mut Write) -> Result<(), StoreError> {
-    write.run(sqlx::query("UPDATE ONLY log_head SET roster_revision = roster_revision + 1")).await.map(drop)
+/// Makes the rows that were written above the head's revision visible.
+async fn advance_revision(write: &mut PostgresWrite) -> Result<(), StoreError> {
+    let advance = sqlx::query("UPDATE ONLY log_head SET roster_revision = roster_revision + 1");
+    write.run(advance).await.map(drop)
 }
 
-/// Notes that instances said goodbye.
-pub(super) async fn part(write: &mut Write, departed: &[Identity]) -> Result<(), StoreError> {
-    let [regions, agents, instances] = columns(departed);
-    let mark = sqlx::query(
-        "UPDATE ONLY roster SET departed = true, revision = roster_revision + 1 FROM ONLY log_head
-         WHERE (region, agent, instance) IN (SELECT * FROM unnest($1, $2, $3)) AND NOT departed",
-    );
-    if write.run(mark.bind(regions).bind(agents).bind(instances)).await? > 0 {
-        revise(write).await?;
-    }
-    Ok(())
-}
-
-/// A bound has passed since `epoch` began: whoever holds a lease has been written since.
-pub(super) async fn trust(write: &mut Write, epoch: u32) -> Result<(), StoreError> {
-    let trust = sqlx::query("UPDATE ONLY log_head SET roster_complete = true WHERE epoch = $1");
-    write.run(trust.bind(i32::try_from(epoch).unwrap_or(i32::MAX))).await.map(drop)
-}
-
-/// Deletes those that haven't been seen since.
-pub(super) async fn forget(write: &mut Write, gone: &[(Identity, StoreTime)]) -> Result<(), StoreError> {
-    let [regions, agents, instances] = columns(gone.iter().map(|(identity, _)| identity));
-    let times: Vec<i64> = gone.iter().map(|(_, last_seen)| last_seen.0).collect();
-    let delete = sqlx::query(
-        "DELETE FROM ONLY roster WHERE (region, agent, instance, last_seen) IN
-             (SELECT * FROM unnest($1, $2, $3, $4))",
-    );
-    write.run(delete.bind(regions).bind(agents).bind(instances).bind(times)).await?;
-    Ok(())
-}
-
-/// The columns of their names.
+/// The identities as three columns.
 fn columns<'a>(identities: impl IntoIterator<Item = &'a Identity>) -> [Vec<String>; 3] {
     let mut columns = [const { Vec::new() }; 3];
     for Identity { region, agent, instance } in identities {
@@ -178,19 +142,4 @@ fn columns<'a>(identities: impl IntoIterator<Item = &'a Identity>) -> [Vec<Strin
         columns[2].push(instance.to_string());
     }
     columns
-}
-
-fn entry(row: &PgRow) -> Result<RosterEntry, StoreError> {
-    let read = || -> sqlx::Result<_> {
-        Ok(RosterColumns {
-            region: row.try_get("region")?,
-            agent: row.try_get("agent")?,
-            instance: row.try_get("instance")?,
-            policy: row.try_get("policy")?,
-            bound_ms: row.try_get("bound_ms")?,
-            last_seen: row.try_get("last_seen")?,
-            departed: row.try_get("departed")?,
-        })
-    };
-    read().map_err(failed("read its roster"))?.read()
 }

@@ -1,41 +1,25 @@
-//! Which schema the store is in, and whether it is still the one that it was (R3).
+//! Finds the schema that holds the store's tables, and detects changes of it (R3).
 //!
-//! Triggers write the log, and whoever owns the tables can go past them: switch one off, delete a row, switch it on
-//! again; rename a table and put another one in its place; rewrite it. When somebody looks, all is as it should be.
-//! So each round compares a digest of the catalog's rows about the tables with the one that `log_head` holds. Most of
-//! what can go past a trigger leaves a new `xmin`, `oid` or `relfilenode` behind for good. Where the digest is
-//! another one, any row may have changed unseen: an epoch begins, and agents flush.
+//! Triggers write the log, and the owner of the tables can bypass them: disable a trigger, delete a row, enable it again;
+//! rename a table and put another one in its place; rewrite it. Afterwards everything looks right. So each round compares a
+//! digest of the catalog's rows about the tables with the one in `log_head`. Most ways to bypass a trigger leave a new
+//! `xmin`, `oid` or `relfilenode` for good. If the digests differ, any row may have changed unseen: an epoch begins, and
+//! agents flush.
 //!
-//! Rounds alone look: leases rest on rounds, and a digest for each numbering would cost more than the numbering.
-//! Nothing here locks a table, and what isn't committed yet isn't seen, as with the rows themselves.
+//! Only rounds compare: leases depend on rounds, and a digest costs more than numbering. Comparing locks no table, and
+//! doesn't see uncommitted changes.
 
 use sqlx::Executor;
 use sqlx::postgres::PgConnection;
 
-use super::connections::failed;
+use super::errors::failed;
+use super::options::PostgresOptions;
 use super::rights;
-use super::write::Write;
-use super::{PostgresOptions, unreadable};
+use super::write::PostgresWrite;
 use crate::error::StoreError;
 
-/// Has a connection look for tables in one schema, whatever its user's search path says. A temporary table can't stand
-/// in for one of them.
-pub(super) fn pin(schema: &str) -> String {
-    format!("SET search_path = {}", path(schema))
-}
-
-/// The same for one transaction.
-pub(super) fn pin_transaction(schema: &str) -> String {
-    format!("SET LOCAL search_path = {}", path(schema))
-}
-
-/// What isn't named comes first: `pg_catalog`.
-fn path(schema: &str) -> String {
-    format!("\"{}\", pg_temp", schema.replace('"', "\"\""))
-}
-
-/// The first schema of the connection's search path that has a `log_head`, if there is one.
-pub(super) async fn find(connection: &mut PgConnection) -> sqlx::Result<Option<String>> {
+/// Returns the first schema of the connection's search path that has a `log_head`.
+async fn find(connection: &mut PgConnection) -> sqlx::Result<Option<String>> {
     sqlx::query_scalar(
         "SELECT n.nspname::text
          FROM unnest(current_schemas(false)) WITH ORDINALITY AS path (schema, place)
@@ -47,24 +31,21 @@ pub(super) async fn find(connection: &mut PgConnection) -> sqlx::Result<Option<S
     .await
 }
 
-/// Pins `options` and the connection to the schema of the store, if there is one.
+/// Pins `options` and the connection to the schema of the store if there is one.
 pub(super) async fn pin_to_home(
     connection: &mut PgConnection,
     options: PostgresOptions,
 ) -> Result<PostgresOptions, StoreError> {
-    let found = async {
-        let Some(schema) = find(&mut *connection).await? else { return Ok(None) };
-        sqlx::raw_sql(sqlx::AssertSqlSafe(pin(&schema))).execute(connection).await?;
-        Ok(Some(schema))
+    let pin = async {
+        let Some(schema) = find(&mut *connection).await? else { return Ok(options.clone()) };
+        let options = options.clone().pinned_to(schema);
+        sqlx::raw_sql(sqlx::AssertSqlSafe(options.pin())).execute(connection).await?;
+        Ok(options)
     };
-    match found.await {
-        Ok(Some(schema)) => Ok(options.pinned_to(schema)),
-        Ok(None) => Ok(options),
-        Err(source) => Err(unreadable(&options, source)),
-    }
+    pin.await.map_err(|source| options.unreadable(source))
 }
 
-/// Fails unless the pinned schema holds all of the store's tables.
+/// Fails unless the pinned schema has all of the store's tables.
 pub(super) async fn assert_complete(
     connection: &mut PgConnection,
     options: &PostgresOptions,
@@ -78,7 +59,7 @@ pub(super) async fn assert_complete(
     .bind(options.schema())
     .fetch_one(connection)
     .await
-    .map_err(|source| unreadable(options, source))?;
+    .map_err(|source| options.unreadable(source))?;
     match missing {
         None => Ok(()),
         Some(tables) => Err(StoreError::TablesMissing {
@@ -89,15 +70,15 @@ pub(super) async fn assert_complete(
     }
 }
 
-/// A digest of everything in the catalog by which rows of these tables could change unseen.
+/// Returns a digest of everything in the catalog by which rows of these tables could change unseen:
 ///
-/// * A table's identity, its file, and what hides rows of it. Not the file and columns of `log_head`: they may be
-///   rewritten, and what it holds vouches for itself.
-/// * Its columns, triggers, rules, parents and children. Foreign keys' own triggers come and go with other tables.
-/// * The functions of the triggers.
-pub(super) async fn fingerprint(write: &mut Write) -> Result<Vec<u8>, StoreError> {
+/// * a table's identity, file and row security. Not the file and columns of `log_head`, which may be rewritten: its content
+///   proves itself;
+/// * its columns, triggers, rules, parents and children. Not the triggers of foreign keys, which depend on other tables;
+/// * the triggers' functions.
+pub(super) async fn fingerprint(write: &mut PostgresWrite) -> Result<Vec<u8>, StoreError> {
     let digest: Option<Option<Vec<u8>>> = write.value(sqlx::query(FINGERPRINT)).await?;
-    digest.flatten().ok_or_else(|| failed("look at its schema")(sqlx::Error::RowNotFound))
+    digest.flatten().ok_or_else(|| failed("read its schema")(sqlx::Error::RowNotFound))
 }
 
 const FINGERPRINT: &str =
@@ -132,8 +113,8 @@ const FINGERPRINT: &str =
      )
      SELECT sha256(convert_to(string_agg(line, chr(10) ORDER BY line COLLATE \"C\"), 'UTF8')) FROM lines";
 
-/// Whether the schema that is about to be migrated is the one that rounds know, or none knows any. Until the transaction
-/// ends no round begins, and nobody else alters it.
+/// Returns whether the schema before a migration is the one that rounds noted. True if they noted none. Until the
+/// transaction ends, no round begins and no other transaction alters the schema.
 pub(super) async fn begin_migration(connection: &mut PgConnection) -> sqlx::Result<bool> {
     let exists = "SELECT to_regclass('log_head') IS NOT NULL";
     if !sqlx::query_scalar(exists).fetch_one(&mut *connection).await? {
@@ -141,7 +122,7 @@ pub(super) async fn begin_migration(connection: &mut PgConnection) -> sqlx::Resu
     }
     let tables = "LOCK TABLE workspaces, root_keys, apis, keys, invalidations IN SHARE UPDATE EXCLUSIVE MODE";
     connection.execute(tables).await?;
-    // What a migration does is done within a savepoint, whose `xmin` is another one.
+    // The migration runs in a savepoint, which has another `xmin`.
     let head = "UPDATE ONLY log_head SET is_original = is_original AND xmin = written_by,
                                          written_by = pg_current_xact_id()::xid";
     connection.execute(head).await?;
@@ -156,7 +137,7 @@ pub(super) async fn begin_migration(connection: &mut PgConnection) -> sqlx::Resu
     Ok(noted.is_none() || noted == found)
 }
 
-/// What the migration made is what rounds know from now on, if they knew what was before.
+/// Notes the schema that the migration made, unless the one before was unknown.
 pub(super) async fn end_migration(connection: &mut PgConnection, was_known: bool) -> sqlx::Result<()> {
     let made: Option<Vec<u8>> = sqlx::query_scalar(FINGERPRINT).fetch_one(&mut *connection).await?;
     let note = "UPDATE ONLY log_head SET written_by = pg_current_xact_id()::xid, schema_intact = false,
@@ -175,9 +156,9 @@ mod tests {
     use crate::log::{LogStore, RoundRequest};
     use crate::postgres::PostgresStore;
 
-    /// Failure: one statement reads a child table's rows, which no trigger of its parent sees.
+    /// Failure: a statement reads a child table's rows, which no trigger of its parent sees.
     #[test]
-    fn every_statement_keeps_to_the_stores_own_tables() {
+    fn statements_read_only_the_stores_own_tables() {
         let sources = fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/postgres")).unwrap();
         let mut sources: Vec<_> = sources.map(|entry| entry.unwrap().path()).collect();
         sources.push(concat!(env!("CARGO_MANIFEST_DIR"), "/src/postgres.rs").into());
@@ -204,7 +185,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_later_migration_begins_no_epoch_and_hides_none() {
+    async fn later_migration_begins_no_epoch_and_hides_none() {
         let server = evictd_postgres_server::shared().unwrap();
         let url = server.create_database("later_migration").unwrap();
         let store = PostgresStore::connect(PostgresOptions::new(&url).unwrap()).await.unwrap();

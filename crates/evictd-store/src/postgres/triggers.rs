@@ -1,26 +1,24 @@
-//! Whether what feeds the log is in place and unaltered (R3).
+//! Checks that the triggers and functions that write the log are in place and unaltered (R3).
 //!
-//! What is intended stands in the migrations, which are part of this program: a copy of it in the database could be
-//! altered along with what it should vouch for, or be taken from a database that was altered already. Triggers are
-//! written there as PostgreSQL itself tells them (`pg_get_triggerdef`), in one line; function bodies are kept by
-//! PostgreSQL to the letter. So both compare as text.
+//! The intended ones are those of the migrations, which are part of this program. A copy in the database could be altered
+//! with them. The migrations write triggers as `pg_get_triggerdef` does, in one line, and PostgreSQL keeps function bodies
+//! to the letter. So both compare as text.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
-use sqlx::Row;
 use sqlx::postgres::PgRow;
 
-use super::MIGRATIONS;
-use super::connections::{Lane, Statement, failed};
-use super::write::Write;
+use super::lanes::{Lane, Statement};
+use super::migrations::MIGRATIONS;
+use super::write::PostgresWrite;
 use crate::error::StoreError;
+use crate::rows::Columns;
 
-/// Triggers by name, with their definitions; functions by name, with their bodies, as the last migration has them.
+/// The definitions of triggers and the bodies of functions by name, from the last migration that has them.
 static INTENDED: LazyLock<BTreeMap<&str, &str>> =
     LazyLock::new(|| MIGRATIONS.iter().flat_map(|migration| intended(migration.sql.as_str())).collect());
 
-/// Reads a migration.
 fn intended(migration: &str) -> impl Iterator<Item = (&str, &str)> {
     let triggers = migration.lines().filter_map(|line| {
         let name = line.strip_prefix("CREATE TRIGGER ")?.split(' ').next()?;
@@ -35,25 +33,26 @@ fn intended(migration: &str) -> impl Iterator<Item = (&str, &str)> {
     triggers.chain(functions.filter(|(name, _)| *name != "evictd_now"))
 }
 
-const ACTION: &str = "read its triggers";
-
-/// Compares the database's with the intended ones. Triggers must be enabled always; functions must be found by
-/// nobody else's search path, and a trigger's must act with the rights of its owner. And nothing may stand in their way:
-/// a trigger of somebody else's on the log, a rule, a child table whose rows no trigger of its parent sees.
+/// Compares the database's triggers and functions with the intended ones.
+///
+/// * Triggers must be enabled always.
+/// * Functions must have a fixed search path, and those of triggers must run with their owner's rights.
+/// * Nothing may interfere: no other trigger on the log, no rule, and no child table, whose rows the parent's triggers
+///   don't see.
 pub(super) async fn check(log: &Lane) -> Result<(), StoreError> {
-    judge(&log.rows(ACTION, look).await?)
+    judge(&log.rows("read its triggers", read).await?)
 }
 
-/// The same in a transaction. What is found wrong is the inner error.
-pub(super) async fn check_within(write: &mut Write) -> Result<Result<(), StoreError>, StoreError> {
-    let rows = write.rows(look()).await?;
+/// The same in a transaction. The inner error is what the check found.
+pub(super) async fn check_within(write: &mut PostgresWrite) -> Result<Result<(), StoreError>, StoreError> {
+    let rows = write.rows(read()).await?;
     match judge(&rows) {
         Err(error @ (StoreError::TriggerMissing { .. } | StoreError::ForeignObject { .. })) => Ok(Err(error)),
         outcome => outcome.map(Ok),
     }
 }
 
-fn look() -> Statement {
+fn read() -> Statement {
     sqlx::query(
         "WITH head AS (
              SELECT n.oid, n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -69,7 +68,7 @@ fn look() -> Statement {
          WHERE NOT t.tgisinternal
          UNION ALL
          SELECT p.proname::text, p.prosrc,
-                p.proconfig = ARRAY [format('search_path=%I, pg_temp', head.nspname)]
+                coalesce(p.proconfig = ARRAY [format('search_path=%I, pg_temp', head.nspname)], false)
                 AND p.prosecdef = (p.prorettype = 'trigger'::regtype), NULL
          FROM pg_proc p JOIN head ON p.pronamespace = head.oid
          UNION ALL
@@ -85,15 +84,12 @@ fn look() -> Statement {
 fn judge(rows: &[PgRow]) -> Result<(), StoreError> {
     let mut found = BTreeMap::new();
     for row in rows {
-        let read = || -> sqlx::Result<(&str, &str, Option<bool>, Option<&str>)> {
-            Ok((row.try_get("name")?, row.try_get("text")?, row.try_get("in_force")?, row.try_get("remedy")?))
-        };
-        let (name, text, in_force, remedy) = read().map_err(failed(ACTION))?;
-        if let Some(remedy) = remedy {
-            return Err(StoreError::ForeignObject { name: name.to_owned(), remedy: remedy.to_owned() });
+        let name = row.text("name")?;
+        if let Some(remedy) = row.optional_string("remedy")? {
+            return Err(StoreError::ForeignObject { name: name.to_owned(), remedy });
         }
-        if in_force == Some(true) {
-            found.insert(name, text);
+        if row.flag("in_force")? {
+            found.insert(name, row.text("text")?);
         }
     }
     match INTENDED.iter().find(|(name, text)| found.get(*name) != Some(*text)) {
@@ -107,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_migrations_say_what_is_intended() {
+    fn intended_triggers_are_those_of_the_migrations() {
         let tables = ["apis", "keys", "root_keys", "workspaces"];
         let mut names: Vec<_> = tables.iter().map(|table| format!("{table}_changed")).collect();
         names.extend(tables.iter().map(|table| format!("{table}_truncated")));

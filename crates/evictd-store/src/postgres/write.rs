@@ -1,11 +1,11 @@
-//! A transaction, and a COMMIT that a dropped caller can't cancel (R4).
+//! A transaction, and a COMMIT that survives its caller (R4).
 //!
-//! A caller that goes away before the COMMIT leaves nothing behind: the transaction is rolled back. From
-//! the COMMIT on the outcome no longer depends on the caller, who alone may miss it.
+//! A caller that is dropped before the COMMIT leaves nothing behind: the transaction is rolled back. Once the COMMIT has
+//! begun, the outcome doesn't depend on the caller.
 //!
-//! `statement_timeout` ends no COMMIT: PostgreSQL stops that clock before it commits. What remains is that this
-//! side stops waiting, that the connection breaks, or that an operator cancels the wait for a synchronous standby;
-//! each is [`StoreError::Unknown`].
+//! `statement_timeout` doesn't end a COMMIT: PostgreSQL stops that clock before it commits. A COMMIT fails if the client
+//! stops waiting, if the connection breaks, or if an operator cancels the wait for a synchronous standby. Each is
+//! [`StoreError::Unknown`].
 
 use std::io;
 use std::time::Duration;
@@ -14,60 +14,59 @@ use sqlx::postgres::{PgRow, Postgres};
 use sqlx::{AssertSqlSafe, Decode, Row, Type};
 use tokio::runtime::Handle;
 
-use super::connections::{Lane, Session, Statement, failed, sql_state};
-use super::{notices, schema};
+use super::errors::{changed_nothing, failed};
+use super::lanes::{Lane, LaneSession, Statement};
+use super::notices;
 use crate::error::StoreError;
 
-/// Who writes.
+/// The writer of a transaction.
 #[derive(Clone, Copy)]
 pub(super) enum By<'a> {
-    /// A publisher, for itself.
     Publisher,
-    /// A request of the control API, which wakes its own publisher. The commit is spared the lock that NOTIFY takes.
+    /// A request of the control API, with its id. It wakes its own publisher, so its commit sends no NOTIFY and is spared
+    /// the lock for that.
     Request(&'a str),
-    /// A request of an operator, whose process is no publisher: all of them are told.
+    /// A request of an operator, with its id. All publishers are notified, because its process isn't one.
     Operator(&'a str),
 }
 
 impl By<'_> {
-    /// Begins the transaction, and tells the triggers what they don't know. What numbering and success rest on is set
-    /// here, whatever was set before for the session, and whoever had it: rows that can't be seen are an error
-    /// (R1), and the commit is durable (R4, R7), on the synchronous standbys too, if there are any.
+    /// Begins the transaction, and sets what the triggers read. Numbering and success need two more settings, whatever
+    /// the session's are: a row that the user may not see is an error (R1), and the commit is durable (R4, R7), on
+    /// synchronous standbys too.
     fn begin(self) -> String {
         const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL row_security = off;
             SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit')
                 WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true)";
-        const UNTOLD: &str = "SET LOCAL evictd.control_api = on";
-        // Whatever standard_conforming_strings says.
+        const NO_NOTIFY: &str = "SET LOCAL evictd.control_api = on";
+        // Independent of standard_conforming_strings.
         let literal = |id: &str| format!("E'{}'", id.replace('\\', r"\\").replace('\'', r"\'"));
         match self {
-            Self::Publisher => format!("{BEGIN}; {UNTOLD}"),
-            Self::Request(id) => format!("{BEGIN}; {UNTOLD}; SET LOCAL evictd.request_id = {}", literal(id)),
+            Self::Publisher => format!("{BEGIN}; {NO_NOTIFY}"),
+            Self::Request(id) => {
+                format!("{BEGIN}; {NO_NOTIFY}; SET LOCAL evictd.request_id = {}", literal(id))
+            }
             Self::Operator(id) => format!("{BEGIN}; SET LOCAL evictd.request_id = {}", literal(id)),
         }
     }
 }
 
-/// A transaction at the isolation level that numbering rests on: each statement sees what was committed before
-/// it (R1).
-pub(super) struct Write {
-    /// Gone once the COMMIT has begun.
-    session: Option<Session>,
-    /// What for, in error messages.
+/// A transaction. At its isolation level, each statement sees what was committed before it; numbering needs that (R1).
+pub(super) struct PostgresWrite {
+    /// `None` once the COMMIT has begun.
+    session: Option<LaneSession>,
+    /// For error messages.
     action: &'static str,
-    /// Whether the log must have a row of it.
-    is_news: bool,
+    expects_log_row: bool,
 }
 
-impl Write {
-    /// Begins a transaction.
+impl PostgresWrite {
     pub(super) async fn begin(lane: &Lane, action: &'static str, by: By<'_>) -> Result<Self, StoreError> {
-        let pin = lane.schema().map_or_else(String::new, schema::pin_transaction);
-        let begin = format!("{}; {pin}", by.begin());
+        let begin = format!("{}; {}", by.begin(), lane.options().pin_transaction());
         loop {
             let mut session = lane.session().await.map_err(failed(action))?;
             match session.command(AssertSqlSafe(begin.clone())).await {
-                Ok(()) => return Ok(Self { session: Some(session), action, is_news: false }),
+                Ok(()) => return Ok(Self { session: Some(session), action, expects_log_row: false }),
                 Err(error) if session.was_dead(&error) => {}
                 Err(error) => {
                     session.discard();
@@ -82,24 +81,35 @@ impl Write {
         self.try_run(statement).await.map_err(failed(self.action))
     }
 
-    /// Runs a statement whose error is to be looked at.
+    /// Runs a statement. Returns how many rows it changed, or the driver's error.
     pub(super) async fn try_run(&mut self, statement: Statement) -> sqlx::Result<u64> {
         self.session()?.run(statement).await
     }
 
-    /// All rows of a statement.
+    /// Runs a statement that changes what verifications read: if it changes a row, the log must get one.
+    pub(super) async fn run_logged(&mut self, statement: Statement) -> Result<u64, StoreError> {
+        let changed = self.run(statement).await?;
+        self.expects_log_row |= changed > 0;
+        Ok(changed)
+    }
+
+    /// What was just changed is read by verifications, so the triggers must have written to the log (R3).
+    pub(super) fn expect_log_row(&mut self) {
+        self.expects_log_row = true;
+    }
+
     pub(super) async fn rows(&mut self, statement: Statement) -> Result<Vec<PgRow>, StoreError> {
         let action = self.action;
         let rows = async { self.session()?.rows(statement).await };
         rows.await.map_err(failed(action))
     }
 
-    /// The first row of a statement.
+    /// Returns the first row.
     pub(super) async fn row(&mut self, statement: Statement) -> Result<Option<PgRow>, StoreError> {
         Ok(self.rows(statement).await?.into_iter().next())
     }
 
-    /// The first value of a statement's first row.
+    /// Returns the first column of the first row.
     pub(super) async fn value<T>(&mut self, statement: Statement) -> Result<Option<T>, StoreError>
     where
         T: for<'r> Decode<'r, Postgres> + Type<Postgres>,
@@ -108,43 +118,37 @@ impl Write {
         row.map(|row| row.try_get(0)).transpose().map_err(failed(self.action))
     }
 
-    /// Gives the statements that follow more time than usual.
-    pub(super) async fn take_time(&mut self, limit: Duration) -> Result<(), StoreError> {
+    /// Raises the time limit of later statements.
+    pub(super) async fn allow(&mut self, limit: Duration) -> Result<(), StoreError> {
         let set = sqlx::query("SELECT set_config('statement_timeout', $1, true)");
         self.run(set.bind(limit.as_millis().to_string())).await?;
         let action = self.action;
-        self.session().map_err(failed(action))?.wait_for(limit);
+        self.session().map_err(failed(action))?.allow(limit);
         Ok(())
     }
 
-    /// What was just changed is read by verifications, so that the triggers must have told the log (R3).
-    pub(super) fn expect_news(&mut self) {
-        self.is_news = true;
-    }
-
-    /// Dates the log rows of this transaction, and commits. This is the last statement before the COMMIT,
-    /// because the age of a change counts from there. A change that should have such rows and has none is undone:
-    /// no agent would ever learn of it.
+    /// Dates the log rows of this transaction, and commits. Dating is the last statement before the COMMIT, because the
+    /// age of a change counts from there. A change that should have log rows and has none is undone: no agent would
+    /// receive it.
     pub(super) async fn commit_change(mut self) -> Result<(), StoreError> {
         let dating = sqlx::query(
             "UPDATE ONLY invalidations SET committed_at = evictd_now()
              WHERE xact = pg_current_xact_id() AND position IS NULL",
         );
-        if self.run(dating).await? == 0 && self.is_news {
+        if self.run(dating).await? == 0 && self.expects_log_row {
             return Err(StoreError::Unlogged { action: self.action });
         }
         self.commit().await
     }
 
-    /// Commits in a task of its own. What comes back as an error is [`StoreError::Unknown`], unless it is
-    /// certain that nothing was committed.
+    /// Commits in a task of its own. An error is [`StoreError::Unknown`] unless certainly nothing was committed.
     pub(super) async fn commit(mut self) -> Result<(), StoreError> {
         let action = self.action;
         let Some(mut session) = self.session.take() else {
             return Err(failed(action)(sqlx::Error::PoolClosed));
         };
-        let commit = tokio::spawn(async move { notices::listening(session.command("COMMIT")).await });
-        // The task itself is lost only with the runtime.
+        let commit = tokio::spawn(async move { notices::watch(session.command("COMMIT")).await });
+        // The task fails only if the runtime ends.
         match commit.await.unwrap_or((Err(sqlx::Error::WorkerCrashed), false)) {
             (Ok(()), false) => Ok(()),
             (Ok(()), true) => {
@@ -156,15 +160,15 @@ impl Write {
         }
     }
 
-    fn session(&mut self) -> sqlx::Result<&mut Session> {
+    fn session(&mut self) -> sqlx::Result<&mut LaneSession> {
         self.session.as_mut().ok_or(sqlx::Error::PoolClosed)
     }
 }
 
 /// Rolls back what wasn't committed.
-impl Drop for Write {
+impl Drop for PostgresWrite {
     fn drop(&mut self) {
-        let Some(mut session) = self.session.take().filter(Session::is_alive) else { return };
+        let Some(mut session) = self.session.take().filter(LaneSession::is_usable) else { return };
         let Ok(runtime) = Handle::try_current() else { return session.discard() };
         runtime.spawn(async move {
             if session.command("ROLLBACK").await.is_err() {
@@ -174,24 +178,12 @@ impl Drop for Write {
     }
 }
 
-/// Whether a COMMIT that ended so has certainly changed nothing: a constraint, or a conflict with another
-/// transaction, ended it.
-fn changed_nothing(error: &sqlx::Error) -> bool {
-    sql_state(error).is_some_and(|code| code.starts_with("23") || matches!(&*code, "40001" | "40P01"))
-}
-
-/// The constraint that a statement violated by repeating what must be unique.
-pub(super) fn repeated(error: &sqlx::Error) -> Option<&str> {
-    let error = error.as_database_error().filter(|error| error.is_unique_violation())?;
-    error.constraint()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_request_is_told_to_the_triggers_whatever_it_is_called() {
+    fn request_id_is_quoted_for_the_triggers() {
         let begin = By::Operator(r"it's\ odd").begin();
         assert!(begin.ends_with(r"SET LOCAL evictd.request_id = E'it\'s\\ odd'"), "{begin}");
     }

@@ -1,7 +1,7 @@
-//! Empties the write-ahead log, for the sake of what was erased.
+//! Empties the write-ahead log, so that it keeps no traces of erased keys.
 //!
-//! SQLite folds that log back into the file by itself, and then writes over it from its beginning. But once a reader
-//! has let it grow, what lies behind that beginning may stay there for good: the pages of keys that are long gone.
+//! SQLite copies that log into the file by itself, and then overwrites it from its beginning. But once a reader has let
+//! it grow, the pages behind that beginning may stay for good.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use sqlx::sqlite::SqlitePool;
 use super::write::failed;
 use crate::error::StoreError;
 
-/// How long the log's end is waited for: nobody may write meanwhile, and rounds are writes.
+/// How long to wait for readers of the log's end. Writes, such as rounds, wait meanwhile.
 pub(super) const PATIENCE: Duration = Duration::from_millis(100);
 
-/// Folds the log into the file and cuts it to nothing. False if somebody was reading or writing for all of
-/// [`PATIENCE`], and it is to be tried again.
+/// Copies the log into the file and truncates it. Returns false if another connection was reading or writing for all of
+/// [`PATIENCE`]; then it must be tried again.
 pub(super) async fn empty_log(connection: &SqlitePool) -> Result<bool, StoreError> {
     const ACTION: &str = "empty its write-ahead log";
-    // Most of the work first, beside everybody else's.
+    // Most of the work first, which blocks no other connection.
     for pragma in ["PRAGMA wal_checkpoint(PASSIVE)", "PRAGMA wal_checkpoint(TRUNCATE)"] {
         let row = sqlx::query(pragma).fetch_one(connection).await.map_err(failed(ACTION))?;
         let busy: i64 = row.try_get("busy").map_err(failed(ACTION))?;

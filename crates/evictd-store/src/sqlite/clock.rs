@@ -13,6 +13,6 @@ pub(super) fn now() -> StoreTime {
 
 /// Reads the clock, and when that was on this process's own.
 pub(super) fn read_clock() -> ClockReading {
-    let (asked, store_time, read_by) = (Instant::now(), now(), Instant::now());
-    ClockReading { store_time, read_by, within: read_by.duration_since(asked) }
+    let (before, store_time, read_by) = (Instant::now(), now(), Instant::now());
+    ClockReading { store_time, read_by, within: read_by.duration_since(before) }
 }

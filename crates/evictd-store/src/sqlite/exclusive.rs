@@ -1,7 +1,7 @@
-//! One publisher per file: a lock beside it, which the kernel releases when the process ends, however it
-//! ends.
+//! One publisher per file: a lock on a file beside it. The kernel releases the lock when the process ends, in whatever
+//! way.
 //!
-//! Two publishers would number each other's rows and send only their own part of the log. Tools and direct SQL
+//! Two publishers would number each other's rows, and each would send only its own part of the log. Tools and direct SQL
 //! don't number, and don't need the lock.
 
 use std::ffi::OsString;
@@ -10,13 +10,12 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// Held by the publisher. The file stays when the lock goes: whoever deleted it could let two publishers lock
-/// two files of that name.
+/// The publisher's lock. The file is never deleted: otherwise two publishers could lock two files of that name.
 #[derive(Debug)]
 pub(super) struct Exclusive(File);
 
 impl Exclusive {
-    /// Takes the lock of the store at `store`, which must exist; `None` if somebody has it.
+    /// Takes the lock of the store at `store`, which must exist; `None` if another process has it.
     pub(super) fn take(store: &Path) -> io::Result<Option<Self>> {
         // Beside the file itself, whatever links lead to it.
         let mut path = OsString::from(std::fs::canonicalize(store)?);
@@ -29,10 +28,10 @@ impl Exclusive {
         }
     }
 
-    /// Gives it back before the process ends.
+    /// Releases the lock before the process ends.
     pub(super) fn release(&self) {
         if let Err(error) = self.0.unlock() {
-            tracing::warn!(%error, "can't release the home store's lock; it goes when this process ends");
+            tracing::warn!(%error, "cannot release the home store's lock; it is released when this process ends");
         }
     }
 }

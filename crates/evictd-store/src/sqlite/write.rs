@@ -1,19 +1,20 @@
-//! A write transaction, and a COMMIT that a dropped caller can't cancel (R4).
+//! A write transaction, and a COMMIT that survives its caller (R4).
 //!
-//! A caller that goes away before the COMMIT leaves nothing behind: the transaction is rolled back. From
-//! the COMMIT on the outcome no longer depends on the caller, who alone may miss it.
+//! A caller that is dropped before the COMMIT leaves nothing behind: the transaction is rolled back. Once the COMMIT has
+//! begun, the outcome doesn't depend on the caller.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqlitePool, SqliteRow};
 use sqlx::{Decode, Row, Sqlite, Transaction, Type};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::clock::now;
-use super::place::Place;
+use super::location::FileLocation;
 use crate::error::StoreError;
 
-// SQLite's primary result codes, as far as they tell us something.
+// The primary result codes of SQLite that are treated differently.
 pub(super) const PERM: i32 = 3;
 pub(super) const BUSY: i32 = 5;
 pub(super) const READONLY: i32 = 8;
@@ -24,45 +25,45 @@ const CONSTRAINT: i32 = 19;
 pub(super) const NOTADB: i32 = 26;
 
 /// A statement with its parameters.
-type Statement<'q> = Query<'q, Sqlite, SqliteArguments>;
+type BoundQuery<'q> = Query<'q, Sqlite, SqliteArguments>;
 
 /// The one connection that writes.
 #[derive(Debug)]
 pub(super) struct Writer {
     pub(super) pool: SqlitePool,
-    /// Where the store is, once that is known.
-    pub(super) place: Option<Arc<Place>>,
-    pub(super) health: Health,
+    /// `None` until the store is open.
+    pub(super) location: Option<Arc<FileLocation>>,
+    pub(super) health: WriterHealth,
 }
 
 impl Writer {
-    /// An error unless the store lies where it was opened, and the last write has succeeded.
+    /// Fails unless the store's files are where they were opened, and the last write succeeded.
     pub(super) fn check(&self) -> Result<(), StoreError> {
-        self.place.as_ref().map_or(Ok(()), |place| place.check())?;
+        self.location.as_ref().map_or(Ok(()), |location| location.check())?;
         self.health.check()
     }
 }
 
-/// What the last write came to.
+/// The outcome of the last write.
 #[derive(Clone, Default, Debug)]
-pub(super) struct Health(Arc<Mutex<State>>);
+pub(super) struct WriterHealth(Arc<Mutex<WriterState>>);
 
 #[derive(Default, Debug)]
-struct State {
-    /// Why it failed, if it did.
+struct WriterState {
+    /// The error of the last write; `None` if it succeeded.
     failure: Option<String>,
-    /// The connection is no good. SQLite opens a file that it may not write to for reading, without a word; such
-    /// a connection would refuse every change for ever.
-    spoilt: bool,
+    /// Whether the connection must be replaced. SQLite silently opens a file read-only if it may not write to it, and
+    /// such a connection would refuse every change for good.
+    is_read_only: bool,
 }
 
-impl Health {
-    /// Whether the connection has turned out to be no good since this was asked last.
-    pub(super) fn take_spoilt(&self) -> bool {
-        std::mem::take(&mut self.state().spoilt)
+impl WriterHealth {
+    /// Whether the connection has turned out to be read-only since the last call.
+    pub(super) fn take_read_only(&self) -> bool {
+        std::mem::take(&mut self.state().is_read_only)
     }
 
-    /// As the function of this name, of the connection that writes.
+    /// As the function of this name, for the connection that writes.
     fn failed(&self, action: &'static str, error: sqlx::Error) -> StoreError {
         self.note(&error);
         failed(action)(error)
@@ -71,8 +72,8 @@ impl Health {
     fn note(&self, error: &sqlx::Error) {
         let code = result_code(error);
         let mut state = self.state();
-        state.spoilt |= code == Some(READONLY);
-        // That a change contradicts the schema says nothing of the next one.
+        state.is_read_only |= code == Some(READONLY);
+        // A change that violates the schema says nothing about the next one.
         if code != Some(CONSTRAINT) {
             state.failure = Some(error.to_string());
         }
@@ -83,29 +84,30 @@ impl Health {
         failure.map_or(Ok(()), |cause| Err(StoreError::Unwritable { cause }))
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, WriterState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Holds SQLite's one write lock.
-pub(super) struct Write {
+/// A transaction that holds SQLite's one write lock.
+pub(super) struct SqliteWrite {
     transaction: Transaction<'static, Sqlite>,
-    place: Option<Arc<Place>>,
-    health: Health,
-    /// What for, in error messages.
+    location: Option<Arc<FileLocation>>,
+    health: WriterHealth,
+    /// For error messages.
     action: &'static str,
-    /// The last row of the log before this transaction; what lies above is its own.
+    /// The last row of the log before this transaction. Rows above it are this transaction's own.
     log_end: i64,
-    /// Whether the log must have a row of it.
-    is_news: bool,
+    expects_log_row: bool,
+    /// The control API's turn at the writer, if this is a change of its.
+    pub(super) turn: Option<OwnedSemaphorePermit>,
 }
 
-impl Write {
-    /// Takes the write lock at once: a transaction that only later wants to write could find that
-    /// others wrote in between, and fail.
+impl SqliteWrite {
+    /// Takes the write lock at once. A transaction that began with reading would fail if another one wrote before its
+    /// first write.
     pub(super) async fn begin(writer: &Writer, action: &'static str) -> Result<Self, StoreError> {
-        let (place, health) = (writer.place.clone(), writer.health.clone());
+        let (location, health) = (writer.location.clone(), writer.health.clone());
         let begun = async {
             let mut transaction = writer.pool.begin_with("BEGIN IMMEDIATE").await?;
             let log_end = sqlx::query_scalar("SELECT coalesce(max(id), 0) FROM invalidations")
@@ -114,33 +116,50 @@ impl Write {
             Ok((transaction, log_end))
         };
         match begun.await {
-            Ok((transaction, log_end)) => {
-                Ok(Self { transaction, place, health, action, log_end, is_news: false })
-            }
+            Ok((transaction, log_end)) => Ok(Self {
+                transaction,
+                location,
+                health,
+                action,
+                log_end,
+                expects_log_row: false,
+                turn: None,
+            }),
             Err(error) => Err(health.failed(action, error)),
         }
     }
 
     /// Runs a statement. Returns how many rows it changed.
-    pub(super) async fn run(&mut self, statement: Statement<'_>) -> Result<u64, StoreError> {
+    pub(super) async fn run(&mut self, statement: BoundQuery<'_>) -> Result<u64, StoreError> {
         let outcome = statement.execute(&mut *self.transaction).await;
         Ok(outcome.map_err(|error| self.health.failed(self.action, error))?.rows_affected())
     }
 
-    /// All rows of a statement.
-    pub(super) async fn rows(&mut self, statement: Statement<'_>) -> Result<Vec<SqliteRow>, StoreError> {
+    /// Runs a statement that changes what verifications read: if it changes a row, the log must get one.
+    pub(super) async fn run_logged(&mut self, statement: BoundQuery<'_>) -> Result<u64, StoreError> {
+        let changed = self.run(statement).await?;
+        self.expects_log_row |= changed > 0;
+        Ok(changed)
+    }
+
+    /// What was just changed is read by verifications, so the triggers must have written to the log (R3).
+    pub(super) fn expect_log_row(&mut self) {
+        self.expects_log_row = true;
+    }
+
+    pub(super) async fn rows(&mut self, statement: BoundQuery<'_>) -> Result<Vec<SqliteRow>, StoreError> {
         let rows = statement.fetch_all(&mut *self.transaction).await;
         rows.map_err(|error| self.health.failed(self.action, error))
     }
 
-    /// The first row of a statement.
-    pub(super) async fn row(&mut self, statement: Statement<'_>) -> Result<Option<SqliteRow>, StoreError> {
+    /// Returns the first row.
+    pub(super) async fn row(&mut self, statement: BoundQuery<'_>) -> Result<Option<SqliteRow>, StoreError> {
         let row = statement.fetch_optional(&mut *self.transaction).await;
         row.map_err(|error| self.health.failed(self.action, error))
     }
 
-    /// The first value of a statement's first row.
-    pub(super) async fn value<T>(&mut self, statement: Statement<'_>) -> Result<Option<T>, StoreError>
+    /// Returns the first column of the first row.
+    pub(super) async fn value<T>(&mut self, statement: BoundQuery<'_>) -> Result<Option<T>, StoreError>
     where
         T: for<'r> Decode<'r, Sqlite> + Type<Sqlite>,
     {
@@ -148,36 +167,31 @@ impl Write {
         row.map(|row| row.try_get(0)).transpose().map_err(failed(self.action))
     }
 
-    /// What was just changed is read by verifications, so that the triggers must have told the log (R3).
-    pub(super) fn expect_news(&mut self) {
-        self.is_news = true;
-    }
-
-    /// Dates the log rows of this transaction, and commits. This is the last statement before the COMMIT,
-    /// because the age of a change counts from there. A change that should have such rows and has none is undone:
-    /// no agent would ever learn of it.
+    /// Dates the log rows of this transaction, and commits. Dating is the last statement before the COMMIT, because the
+    /// age of a change counts from there. A change that should have log rows and has none is undone: no agent would
+    /// receive it.
     pub(super) async fn commit_change(mut self, request_id: Option<&str>) -> Result<(), StoreError> {
         let dating = sqlx::query("UPDATE invalidations SET committed_at = ?1, request_id = ?2 WHERE id > ?3")
             .bind(now().0)
             .bind(request_id)
             .bind(self.log_end);
-        if self.run(dating).await? == 0 && self.is_news {
+        if self.run(dating).await? == 0 && self.expects_log_row {
             return Err(StoreError::Unlogged { action: self.action });
         }
         self.commit().await
     }
 
-    /// Commits in a task of its own. What comes back as an error is [`StoreError::Unknown`], unless it is
-    /// certain that nothing was committed: a store that isn't where it was opened is left as it was.
+    /// Commits in a task of its own. An error is [`StoreError::Unknown`] unless certainly nothing was committed. Nothing
+    /// is committed to a store whose files were moved.
     pub(super) async fn commit(self) -> Result<(), StoreError> {
-        let Self { transaction, place, health, action, .. } = self;
-        let is_in_place = || place.as_ref().map_or(Ok(()), |place| place.check());
+        let Self { transaction, location, health, action, turn: _turn, .. } = self;
+        let is_in_place = || location.as_ref().map_or(Ok(()), |location| location.check());
         is_in_place()?;
         let outcome = tokio::spawn(transaction.commit()).await;
-        // The task itself is lost only with the runtime.
+        // The task fails only if the runtime ends.
         let Err(source) = outcome.unwrap_or(Err(sqlx::Error::WorkerCrashed)) else {
             health.state().failure = None;
-            // Moved away while it was committed, perhaps: then nobody will find it where the store belongs.
+            // If the files were moved during the commit, the store may lack it.
             let moved = |error: StoreError| sqlx::Error::Protocol(error.to_string());
             return is_in_place().map_err(|error| StoreError::Unknown { action, source: moved(error) });
         };
@@ -190,12 +204,12 @@ impl Write {
     }
 }
 
-/// Says what failed.
+/// Returns the error of an action that failed.
 pub(super) fn failed(action: &'static str) -> impl Fn(sqlx::Error) -> StoreError {
     move |source| StoreError::Database { action, source }
 }
 
-/// SQLite's primary result code, if the error came from SQLite.
+/// Returns SQLite's primary result code if the error came from SQLite.
 pub(super) fn result_code(error: &sqlx::Error) -> Option<i32> {
     let extended: i32 = error.as_database_error()?.code()?.parse().ok()?;
     Some(extended & 0xff)
@@ -211,7 +225,7 @@ mod tests {
     use crate::log::LogStore;
     use crate::sqlite::SqliteStore;
 
-    async fn add_workspace(write: &mut Write) {
+    async fn add_workspace(write: &mut SqliteWrite) {
         write.run(sqlx::query("INSERT INTO workspaces (id) VALUES ('ws_1')")).await.unwrap();
     }
 
@@ -220,10 +234,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_caller_that_goes_away_during_the_commit_does_not_cancel_it() {
+    async fn dropped_caller_does_not_cancel_its_commit() {
         let directory = tempfile::tempdir().unwrap();
         let store = SqliteStore::open(&directory.path().join("home.db")).await.unwrap();
-        let mut write = Write::begin(&store.connections.writer, "test").await.unwrap();
+        let mut write = SqliteWrite::begin(&store.pools.writer, "test").await.unwrap();
         add_workspace(&mut write).await;
         {
             let mut commit = pin!(write.commit());
@@ -233,48 +247,48 @@ mod tests {
             })
             .await;
         }
-        // The writer is free again only when the COMMIT has ended.
-        assert_eq!(workspaces(&store.connections.writer.pool).await, 1);
+        // The writer is free again only after the COMMIT.
+        assert_eq!(workspaces(&store.pools.writer.pool).await, 1);
     }
 
     #[tokio::test]
-    async fn a_caller_that_goes_away_before_the_commit_leaves_nothing() {
+    async fn caller_dropped_before_the_commit_leaves_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let store = SqliteStore::open(&directory.path().join("home.db")).await.unwrap();
-        let mut write = Write::begin(&store.connections.writer, "test").await.unwrap();
+        let mut write = SqliteWrite::begin(&store.pools.writer, "test").await.unwrap();
         add_workspace(&mut write).await;
         drop(write);
-        assert_eq!(workspaces(&store.connections.writer.pool).await, 0);
+        assert_eq!(workspaces(&store.pools.writer.pool).await, 0);
     }
 
     #[tokio::test]
-    async fn a_commit_that_breaks_a_constraint_is_known_to_have_changed_nothing() {
+    async fn commit_that_breaks_a_constraint_changes_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let store = SqliteStore::open(&directory.path().join("home.db")).await.unwrap();
-        let mut write = Write::begin(&store.connections.writer, "test").await.unwrap();
+        let mut write = SqliteWrite::begin(&store.pools.writer, "test").await.unwrap();
         write.run(sqlx::query("PRAGMA defer_foreign_keys = ON")).await.unwrap();
         let orphan = "INSERT INTO apis (id, workspace_id, name) VALUES ('api_1', 'ws_none', 'orphan')";
         write.run(sqlx::query(orphan)).await.unwrap();
         assert!(matches!(write.commit().await, Err(StoreError::Database { .. })));
         store.writable().unwrap();
         store.head().await.unwrap();
-        drop(Write::begin(&store.connections.writer, "test").await.unwrap());
+        drop(SqliteWrite::begin(&store.pools.writer, "test").await.unwrap());
     }
 
     #[tokio::test]
-    async fn a_connection_that_turns_out_to_be_read_only_is_told_of_and_replaced() {
+    async fn read_only_connection_is_reported_and_replaced() {
         let directory = tempfile::tempdir().unwrap();
         let store = SqliteStore::open(&directory.path().join("home.db")).await.unwrap();
         store.writable().unwrap();
-        // As it is when the file can't be written to while it is opened.
-        sqlx::query("PRAGMA query_only = ON").execute(&store.connections.writer.pool).await.unwrap();
-        let error = Write::begin(&store.connections.writer, "test").await.err().unwrap();
+        // As if the file could not be written to when it was opened.
+        sqlx::query("PRAGMA query_only = ON").execute(&store.pools.writer.pool).await.unwrap();
+        let error = SqliteWrite::begin(&store.pools.writer, "test").await.err().unwrap();
         let StoreError::Database { source, .. } = error else { panic!("{error:?}") };
         assert_eq!(result_code(&source), Some(READONLY));
-        let told = store.writable().unwrap_err().to_string();
-        assert!(told.contains("readonly"), "{told}");
+        let error = store.writable().unwrap_err().to_string();
+        assert!(error.contains("readonly"), "{error}");
 
-        let mut write = Write::begin(&store.connections.writer, "test").await.unwrap();
+        let mut write = SqliteWrite::begin(&store.pools.writer, "test").await.unwrap();
         add_workspace(&mut write).await;
         assert!(store.writable().is_err(), "nothing was committed yet");
         write.commit().await.unwrap();
@@ -282,21 +296,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_full_disk_leaves_the_store_usable() {
+    async fn full_disk_leaves_the_store_usable() {
         let directory = tempfile::tempdir().unwrap();
         let store = SqliteStore::open(&directory.path().join("home.db")).await.unwrap();
-        // Becomes the present size, for this connection only: it ends when the store replaces it.
-        sqlx::query("PRAGMA max_page_count = 1").execute(&store.connections.writer.pool).await.unwrap();
+        // SQLite raises the limit to the present size. It applies to this connection only, which the store replaces.
+        sqlx::query("PRAGMA max_page_count = 1").execute(&store.pools.writer.pool).await.unwrap();
         let large =
             "INSERT INTO audit_log (time, workspace_id, event, actor_type, actor_id, targets, description)
                      VALUES (0, '', '', '', '', '[]', hex(zeroblob(60000)))";
-        let mut write = Write::begin(&store.connections.writer, "test").await.unwrap();
+        let mut write = SqliteWrite::begin(&store.pools.writer, "test").await.unwrap();
         let error = write.run(sqlx::query(large)).await.unwrap_err();
         let StoreError::Database { source, .. } = error else { panic!("{error:?}") };
         assert_eq!(result_code(&source), Some(FULL));
         drop(write);
 
-        let mut write = Write::begin(&store.connections.writer, "test").await.unwrap();
+        let mut write = SqliteWrite::begin(&store.pools.writer, "test").await.unwrap();
         write.run(sqlx::query(large)).await.unwrap();
         write.commit().await.unwrap();
     }

@@ -13,7 +13,7 @@ use evictd_core::record::{Record, RecordState};
 use evictd_core::roster::{Instance, PartitionPolicy, RosterEntry};
 use evictd_core::time::StoreTime;
 use evictd_store::HomeStore;
-use evictd_store::audit::{AuditQuery, Purge, Purged};
+use evictd_store::audit::{AuditQuery, AuditTarget, Purge, Purged};
 use evictd_store::change::{Actor, ChangeError, DeleteMode, Edit, KeyUpdate, NewApi, NewKey, Reroll};
 use evictd_store::log::{Numbered, NumberedRequest, Replay, RoundRequest};
 use evictd_store::receipt::{FinalReceipt, OpenRow, StoredOutcome};
@@ -56,9 +56,9 @@ conformance!(
     changes_get_dense_positions_in_the_order_of_their_commits,
     a_limit_leaves_the_rest_for_the_next_call,
     the_rows_of_one_request_are_numbered_together,
-    callers_that_number_at_once_share_the_positions_without_gap_or_repetition,
+    concurrent_numbering_gives_each_position_once,
     a_round_numbers_everything_and_stays_in_its_epoch,
-    what_others_have_seen_begins_no_epoch,
+    epoch_that_agents_have_seen_begins_none,
     a_new_stores_history_begins_with_its_creation,
     every_batch_has_a_token_of_its_own,
     the_tokens_of_the_last_rounds_are_found,
@@ -66,7 +66,7 @@ conformance!(
     a_replay_that_cannot_begin_is_refused,
     a_lookup_knows_every_state_of_a_key,
     a_lookup_finds_root_keys_and_says_how_new_the_answer_is,
-    an_end_that_has_come_becomes_a_change_once,
+    expiry_becomes_a_change_once,
     a_deleted_key_is_not_found_a_second_time,
     existence_is_judged_before_permission,
     a_permanently_deleted_key_leaves_room_for_the_same_text_anew,
@@ -79,26 +79,26 @@ conformance!(
     the_version_changes_with_every_commit_and_only_then,
     the_backlog_counts_what_waits,
     triggers_are_in_place,
-    the_roster_tells_what_changed_since_a_revision,
+    roster_returns_what_changed_since_a_revision,
     an_instance_that_asks_twice_in_one_round_is_as_it_said_last,
-    instances_that_were_only_heard_do_not_enter_the_roster,
-    an_instance_is_forgotten_unless_it_was_heard_since,
-    a_goodbye_is_told_until_the_instance_comes_back,
+    touched_instances_do_not_enter_the_roster,
+    instance_is_removed_unless_it_was_seen_since,
+    goodbye_is_reported_until_the_instance_comes_back,
     numbered_rows_say_which_request_wrote_them,
     a_request_is_open_until_its_receipt_is_recorded,
-    a_request_that_changed_nothing_or_was_refused_is_told_apart,
+    request_without_change_differs_from_a_refused_one,
     the_first_receipt_of_a_request_stays,
     receipts_are_recorded_together_or_not_at_all,
     receipt_of_a_change_that_was_lost_is_not_kept,
     open_requests_are_those_numbered_and_without_a_receipt,
     open_requests_go_on_through_a_new_epoch,
     an_operators_new_epoch_goes_on_from_the_head,
-    an_operators_word_is_part_of_the_history,
+    declared_epoch_is_part_of_the_history,
     an_update_changes_what_it_names_and_nothing_else,
     an_end_in_the_future_makes_an_expired_key_live_again,
-    an_update_that_changes_nothing_is_no_news,
-    a_rerolled_key_expires_and_leaves_its_settings_to_the_new_one,
-    a_rerolled_key_goes_on_to_the_end_of_the_minute_and_no_longer_than_it_would_have,
+    update_that_changes_nothing_is_not_logged,
+    rerolled_key_expires_and_the_new_one_has_its_settings,
+    rerolled_key_ends_with_its_minute_or_earlier,
     updates_and_rerolls_judge_existence_before_permission,
     keys_are_listed_page_by_page_without_deleted_ones,
     a_protected_api_is_not_deleted_until_that_is_lifted,
@@ -192,7 +192,7 @@ async fn the_rows_of_one_request_are_numbered_together(store: &dyn HomeStore) {
     assert_eq!(second.iter().map(|row| &*row.request_id).collect::<Vec<_>>(), ["req_delete"]);
 }
 
-async fn callers_that_number_at_once_share_the_positions_without_gap_or_repetition(store: &dyn HomeStore) {
+async fn concurrent_numbering_gives_each_position_once(store: &dyn HomeStore) {
     populate(store, 0).await;
     let start = end(store).await.position();
     let positions = Mutex::new(Vec::new());
@@ -234,7 +234,7 @@ async fn a_round_numbers_everything_and_stays_in_its_epoch(store: &dyn HomeStore
     assert_eq!((again.numbered.head.at, again.began), (round.numbered.head.at, None));
 }
 
-async fn what_others_have_seen_begins_no_epoch(store: &dyn HomeStore) {
+async fn epoch_that_agents_have_seen_begins_none(store: &dyn HomeStore) {
     populate(store, 1).await;
     let head = end(store).await;
     for seen_epoch in [1, 2, EPOCH_MAX, u32::MAX] {
@@ -372,7 +372,7 @@ async fn a_lookup_knows_every_state_of_a_key(store: &dyn HomeStore) {
     assert_eq!((deleted.key_id, deleted.api_id), (key(2).id, api_id()), "floors must reach it");
 
     assert_eq!(state(store, 3).await, Some(RecordState::Disabled));
-    assert_eq!(state(store, 4).await, Some(RecordState::Expired), "before anybody marked it");
+    assert_eq!(state(store, 4).await, Some(RecordState::Expired), "before it is marked");
     assert_eq!(state(store, 5).await, Some(RecordState::Active));
     assert_eq!(state(store, 6).await, Some(RecordState::Disabled), "disabled comes first");
     assert_eq!(state(store, 7).await, None);
@@ -394,7 +394,7 @@ async fn a_lookup_finds_root_keys_and_says_how_new_the_answer_is(store: &dyn Hom
     assert_eq!(store.root_key(KeyHash([1; 32])).await.unwrap(), None, "a key is no root key");
 }
 
-async fn an_end_that_has_come_becomes_a_change_once(store: &dyn HomeStore) {
+async fn expiry_becomes_a_change_once(store: &dyn HomeStore) {
     populate(store, 0).await;
     let past = Some(StoreTime::from_millis(1_000));
     for n in 1..=3 {
@@ -565,7 +565,7 @@ async fn triggers_are_in_place(store: &dyn HomeStore) {
     store.check_triggers().await.unwrap();
 }
 
-async fn the_roster_tells_what_changed_since_a_revision(store: &dyn HomeStore) {
+async fn roster_returns_what_changed_since_a_revision(store: &dyn HomeStore) {
     assert_eq!(store.roster(0).await.unwrap().entries, []);
     let seen = run_round(store, &[instance(1), instance(u64::MAX)]).await.clock.store_time;
     let entry = |instance: Instance, last_seen| RosterEntry { instance, last_seen, departed: false };
@@ -601,7 +601,7 @@ async fn an_instance_that_asks_twice_in_one_round_is_as_it_said_last(store: &dyn
     }
 }
 
-async fn instances_that_were_only_heard_do_not_enter_the_roster(store: &dyn HomeStore) {
+async fn touched_instances_do_not_enter_the_roster(store: &dyn HomeStore) {
     run_round(store, &[instance(1)]).await;
     let before = store.roster(0).await.unwrap();
     let touched = [instance(1).identity, instance(2).identity];
@@ -609,7 +609,7 @@ async fn instances_that_were_only_heard_do_not_enter_the_roster(store: &dyn Home
     assert_eq!(store.roster(0).await.unwrap(), before, "nor is what was just noted written again");
 }
 
-async fn an_instance_is_forgotten_unless_it_was_heard_since(store: &dyn HomeStore) {
+async fn instance_is_removed_unless_it_was_seen_since(store: &dyn HomeStore) {
     let seen = run_round(store, &[instance(1), instance(2), instance(3)]).await.clock.store_time;
     let earlier = StoreTime(seen.0 - 1);
     let gone = [(instance(1).identity, seen), (instance(2).identity, earlier), (instance(9).identity, seen)];
@@ -626,7 +626,7 @@ async fn an_instance_is_forgotten_unless_it_was_heard_since(store: &dyn HomeStor
     assert_eq!(identities(&back.entries), [instance(1).identity], "who comes back is news");
 }
 
-async fn a_goodbye_is_told_until_the_instance_comes_back(store: &dyn HomeStore) {
+async fn goodbye_is_reported_until_the_instance_comes_back(store: &dyn HomeStore) {
     run_round(store, &[instance(1), instance(2)]).await;
     let before = store.roster(0).await.unwrap();
     store.mark_departed(&[instance(1).identity, instance(9).identity]).await.unwrap();
@@ -697,11 +697,11 @@ async fn a_request_is_open_until_its_receipt_is_recorded(store: &dyn HomeStore) 
     assert_eq!(
         store.receipt(&WorkspaceId::new("ws_2"), "req_d").await.unwrap(),
         None,
-        "nobody else's business"
+        "another workspace can't read it"
     );
 }
 
-async fn a_request_that_changed_nothing_or_was_refused_is_told_apart(store: &dyn HomeStore) {
+async fn request_without_change_differs_from_a_refused_one(store: &dyn HomeStore) {
     store.create_root_key(&operator(), root_key()).await.unwrap();
     store.create_api(&asking("req_api"), new_api()).await.unwrap();
     assert_eq!(store.receipt(&workspace(), "req_api").await.unwrap(), Some(StoredOutcome::Nothing));
@@ -814,7 +814,7 @@ async fn an_operators_new_epoch_goes_on_from_the_head(store: &dyn HomeStore) {
     assert_eq!(began, [3, 4], "each operator's command is one epoch");
 }
 
-async fn an_operators_word_is_part_of_the_history(store: &dyn HomeStore) {
+async fn declared_epoch_is_part_of_the_history(store: &dyn HomeStore) {
     let known = Milestone {
         provenance: store.history().await.unwrap().provenance(),
         at: at(1, 0),
@@ -899,7 +899,7 @@ async fn an_end_in_the_future_makes_an_expired_key_live_again(store: &dyn HomeSt
     assert_eq!(details(store, 1).await.expires_at, None);
 }
 
-async fn an_update_that_changes_nothing_is_no_news(store: &dyn HomeStore) {
+async fn update_that_changes_nothing_is_not_logged(store: &dyn HomeStore) {
     populate(store, 1).await;
     let same = KeyUpdate { name: Edit::Set("billing".to_owned()), ..KeyUpdate::default() };
     store.update_key(&asking("req_same"), &key(1).id, same, &|_| true).await.unwrap();
@@ -912,7 +912,7 @@ fn reroll(n: u8, grace: Duration) -> Reroll {
     Reroll { key: key(n).id, grace, new_id: id, hash, start }
 }
 
-async fn a_rerolled_key_expires_and_leaves_its_settings_to_the_new_one(store: &dyn HomeStore) {
+async fn rerolled_key_expires_and_the_new_one_has_its_settings(store: &dyn HomeStore) {
     populate(store, 1).await;
     let old = details(store, 1).await;
     store.reroll_key(&actor(), reroll(1, Duration::ZERO), &|_| true).await.unwrap();
@@ -921,18 +921,16 @@ async fn a_rerolled_key_expires_and_leaves_its_settings_to_the_new_one(store: &d
     let new = details(store, 101).await;
     let expected = KeyDetails { id: key(101).id, start: key(101).start, created_at: new.created_at, ..old };
     assert_eq!(new, expected);
-    let mut told = news(store).await;
-    told.sort_by_key(|(_, cause)| cause.label());
-    assert_eq!(told, [(key_scope(101), Cause::Created), (key_scope(1), Cause::Expired)]);
+    let mut logged = news(store).await;
+    logged.sort_by_key(|(_, cause)| cause.label());
+    assert_eq!(logged, [(key_scope(101), Cause::Created), (key_scope(1), Cause::Expired)]);
 
     let taken = Reroll { key: key(101).id, new_id: KeyId::new("key_third"), ..reroll(1, Duration::ZERO) };
     let refused = store.reroll_key(&actor(), taken, &|_| true).await;
     assert!(matches!(refused, Err(ChangeError::KeyExists)), "the text is another key's");
 }
 
-async fn a_rerolled_key_goes_on_to_the_end_of_the_minute_and_no_longer_than_it_would_have(
-    store: &dyn HomeStore,
-) {
+async fn rerolled_key_ends_with_its_minute_or_earlier(store: &dyn HomeStore) {
     populate(store, 2).await;
     let grace = Duration::from_hours(1);
     let before = wall_clock();
@@ -984,7 +982,7 @@ async fn keys_are_listed_page_by_page_without_deleted_ones(store: &dyn HomeStore
     let second = list(None, first.1, 2).await;
     assert_eq!(second, (vec!["key_4".to_owned(), "key_5".to_owned()], None));
     assert_eq!(list(Some("customer-2"), None, 100).await.0, ["key_4"]);
-    assert_eq!(list(Some("nobody"), None, 100).await.0, [""; 0]);
+    assert_eq!(list(Some("customer-none"), None, 100).await.0, [""; 0]);
     let one = KeyQuery { api_id: api_id(), external_id: None, from: None, limit: 1 };
     let page = store.list_keys(&workspace(), one.clone()).await.unwrap().unwrap();
     assert_eq!(page.keys, [details(store, 1).await]);
@@ -1042,6 +1040,19 @@ async fn every_change_has_its_audit_record(store: &dyn HomeStore) {
     expected.extend(["Lifted the protection of API api_1", "Deleted API api_1", "Revoked root key root_1"]);
     assert_eq!(audited(store, AuditQuery::default()).await, expected);
 
+    let all = store.audit(&AuditQuery { limit: 100, ..AuditQuery::default() }).await.unwrap();
+    let mut expected =
+        vec!["root_key.create", "api.create", "key.create", "key.create", "key.create", "key.update"];
+    expected.extend(["key.reroll", "key.delete", "key.delete", "api.update", "api.update", "api.delete"]);
+    expected.push("root_key.delete");
+    assert_eq!(all.iter().rev().map(|record| &*record.event).collect::<Vec<_>>(), expected);
+    let erased = all.iter().find(|record| record.description.starts_with("Permanently deleted")).unwrap();
+    assert_eq!(erased.targets, [AuditTarget { kind: "key".to_owned(), id: "key_3".to_owned() }]);
+    for record in all.iter().filter(|record| record.actor_type == "rootkey") {
+        let author = (&*record.actor_id, record.actor_name.as_deref(), record.request_id.as_deref());
+        assert_eq!(author, ("root_1", Some("ops"), Some("req_1")), "{record:?}");
+    }
+
     let newest = store.audit(&AuditQuery { limit: 2, ..AuditQuery::default() }).await.unwrap();
     let [by_operator, by_root_key] = &newest[..] else { panic!("{newest:?}") };
     assert_eq!((&*by_operator.actor_type, &*by_operator.actor_id), ("system", "ops"));
@@ -1059,10 +1070,10 @@ async fn audit_records_are_found_by_what_was_changed(store: &dyn HomeStore) {
     populate(store, 2).await;
     store.delete_key(&asking("req_d"), &key(2).id, DeleteMode::Permanent, &|_| true).await.unwrap();
     let of_key = AuditQuery { target: Some("key_2".to_owned()), ..AuditQuery::default() };
-    let told = ["Created key key_2 in API api_1", "Permanently deleted key key_2"];
-    assert_eq!(audited(store, of_key).await, told);
+    let descriptions = ["Created key key_2 in API api_1", "Permanently deleted key key_2"];
+    assert_eq!(audited(store, of_key).await, descriptions);
     let of_request = AuditQuery { request_id: Some("req_d".to_owned()), ..AuditQuery::default() };
-    assert_eq!(audited(store, of_request).await, told[1..]);
+    assert_eq!(audited(store, of_request).await, descriptions[1..]);
     let of_another = AuditQuery { workspace_id: Some(WorkspaceId::new("ws_2")), ..AuditQuery::default() };
     assert_eq!(audited(store, of_another).await, [""; 0]);
     let later = StoreTime(wall_clock().0 + 60_000_000);
@@ -1109,8 +1120,8 @@ async fn a_receipt_that_was_purged_is_not_taken_for_none(store: &dyn HomeStore) 
     assert!(matches!(store.receipt(&workspace(), "req_d").await.unwrap(), Some(StoredOutcome::Final { .. })));
     let purged = store.purge(EVERYTHING).await.unwrap();
     assert_eq!(purged.receipts, 1);
-    let told = store.receipt(&workspace(), "req_d").await.unwrap();
-    assert!(!matches!(told, Some(StoredOutcome::Nothing)), "{told:?}");
+    let outcome = store.receipt(&workspace(), "req_d").await.unwrap();
+    assert!(!matches!(outcome, Some(StoredOutcome::Nothing)), "{outcome:?}");
     assert_eq!(audited(store, AuditQuery::default()).await.len(), 4, "its audit record stays");
     let all = Purge { audit: Some(Duration::ZERO), ..EVERYTHING };
     assert_eq!(store.purge(all).await.unwrap().audit, 4);

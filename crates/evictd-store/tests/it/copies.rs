@@ -19,7 +19,7 @@ async fn go_on(store: &SqliteStore, deleted: u8) {
     store.number(usize::MAX).await.unwrap();
 }
 
-/// A store with records in `directory`, and a copy of it from a time when nobody had it open.
+/// A store with records in `directory`, and a copy of it from a time when no process had it open.
 async fn copied(directory: &Path) -> [std::path::PathBuf; 2] {
     let [path, copy] = ["home.db", "copy.db"].map(|name| directory.join(name));
     let store = publisher(&path).await;
@@ -31,7 +31,7 @@ async fn copied(directory: &Path) -> [std::path::PathBuf; 2] {
 }
 
 #[tokio::test]
-async fn each_opening_by_a_publisher_is_an_incarnation_and_a_tools_is_none() {
+async fn a_publishers_opening_begins_an_incarnation_a_tools_none() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("home.db");
     let first = publisher(&path).await;
@@ -88,7 +88,7 @@ async fn a_file_that_is_put_back_does_not_know_what_it_lost() {
 }
 
 #[tokio::test]
-async fn two_copies_that_go_on_are_told_apart() {
+async fn two_copies_that_go_on_are_distinguished() {
     let directory = tempfile::tempdir().unwrap();
     let [path, copy] = copied(directory.path()).await;
     let before = SqliteStore::open(&path).await.unwrap();

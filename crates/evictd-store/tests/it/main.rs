@@ -1,8 +1,8 @@
 //! The store against real databases.
 
-mod by_hand;
 mod conformance;
 mod copies;
+mod direct_sql;
 mod fixture;
 mod log_conformance;
 #[cfg(evictd_negative_controls)]

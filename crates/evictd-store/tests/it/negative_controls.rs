@@ -10,7 +10,7 @@ use sqlx::{Connection, Executor};
 
 use crate::fixture::{PostgresFixture, SqliteFixture, populate, run_round};
 
-/// Has a key deleted by `delete`, which triggers don't see. Whether anything tells agents so.
+/// Has a key deleted by `delete`, which triggers don't see. Returns whether agents are notified.
 async fn is_noticed(store: &dyn HomeStore, delete: impl AsyncFnOnce()) -> bool {
     populate(store, 2).await;
     run_round(store, &[]).await;
@@ -28,11 +28,11 @@ async fn in_sqlite() -> bool {
     let fixture = SqliteFixture::new().await;
     let url = format!("sqlite://{}", fixture.path().display());
     is_noticed(&fixture.store, async || {
-        let mut somebody = SqliteConnection::connect(&url).await.unwrap();
+        let mut stranger = SqliteConnection::connect(&url).await.unwrap();
         let trigger = "SELECT sql FROM sqlite_master WHERE name = 'keys_after_delete'";
-        let trigger: String = sqlx::query_scalar(trigger).fetch_one(&mut somebody).await.unwrap();
-        somebody.execute("DROP TRIGGER keys_after_delete; DELETE FROM keys").await.unwrap();
-        somebody.execute(sqlx::AssertSqlSafe(trigger)).await.unwrap();
+        let trigger: String = sqlx::query_scalar(trigger).fetch_one(&mut stranger).await.unwrap();
+        stranger.execute("DROP TRIGGER keys_after_delete; DELETE FROM keys").await.unwrap();
+        stranger.execute(sqlx::AssertSqlSafe(trigger)).await.unwrap();
     })
     .await
 }
@@ -40,10 +40,10 @@ async fn in_sqlite() -> bool {
 async fn in_postgres() -> bool {
     let fixture = PostgresFixture::new().await;
     is_noticed(&fixture.store, async || {
-        let mut somebody = PgConnection::connect(&fixture.url).await.unwrap();
+        let mut stranger = PgConnection::connect(&fixture.url).await.unwrap();
         let delete = "ALTER TABLE keys DISABLE TRIGGER keys_changed; DELETE FROM keys;
                       ALTER TABLE keys ENABLE ALWAYS TRIGGER keys_changed";
-        somebody.execute(delete).await.unwrap();
+        stranger.execute(delete).await.unwrap();
     })
     .await
 }
@@ -57,9 +57,9 @@ fn run(test: impl Future<Output = bool>) -> bool {
 async fn a_purged_row_is_missed() -> bool {
     let fixture = SqliteFixture::new().await;
     populate(&fixture.store, 2).await;
-    let mut somebody =
+    let mut stranger =
         SqliteConnection::connect(&format!("sqlite://{}", fixture.path().display())).await.unwrap();
-    somebody.execute("DELETE FROM invalidations WHERE position = 1").await.unwrap();
+    stranger.execute("DELETE FROM invalidations WHERE position = 1").await.unwrap();
     matches!(fixture.store.replay(1, 1, 9, 100).await.unwrap(), Replay::Refused { .. })
 }
 

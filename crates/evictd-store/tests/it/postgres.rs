@@ -1,4 +1,4 @@
-//! What only PostgreSQL has: many who write at once, fail-overs, and a server that may go away.
+//! What only PostgreSQL has: concurrent writers, fail-overs, and a server that may vanish.
 
 mod between;
 mod clock;
@@ -30,7 +30,7 @@ use crate::fixture::{PostgresFixture, news, populate};
 
 const DEADLINE: Duration = Duration::from_mins(1);
 
-/// A connection as any other program would open it.
+/// A connection of another program.
 async fn stranger(url: &str) -> PgConnection {
     PgConnection::connect(url).await.unwrap()
 }
@@ -42,7 +42,7 @@ async fn run(url: &str, sql: &str) {
     connection.close().await.unwrap();
 }
 
-/// Runs `sql` as a stranger, and returns what the log says of it.
+/// Runs `sql` as a stranger, and returns what the log has of it.
 async fn after(fixture: &PostgresFixture, sql: &str) -> Vec<(Scope, Cause)> {
     run(&fixture.url, sql).await;
     news(&fixture.store).await

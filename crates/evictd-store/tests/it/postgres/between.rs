@@ -11,7 +11,7 @@ use tokio_rustls::TlsAcceptor;
 /// A message: its type, if it has one, and all after that.
 type Message = (Option<u8>, Vec<u8>);
 
-/// A pooler that forgets what is set for a session: as one that has the next transaction run on another connection.
+/// A pooler that drops the settings of a session: as one that has the next transaction run on another connection.
 pub(super) async fn forgetful(server: u16) -> u16 {
     serve(move |client| forget(client, server)).await
 }
@@ -95,7 +95,7 @@ async fn lend(mut client: TcpStream, server: u16, lent: Lent) -> Result<()> {
         let mut request = read(&mut client).await?;
         let mut connection = lent.lock().await;
         let Some((server, _)) = connection.as_mut() else { return Ok(()) };
-        // Until its transaction ends, nobody else has it.
+        // Until its transaction ends, no other client has it.
         loop {
             match request.0 {
                 Some(b'X') => return Ok(()),

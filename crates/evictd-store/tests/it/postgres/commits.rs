@@ -33,7 +33,7 @@ fn is_unknown(outcome: &Result<(), ChangeError>) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_commit_that_no_standby_confirmed_because_an_operator_cancelled_the_wait_is_unknown() {
+async fn commit_whose_wait_for_a_standby_was_cancelled_is_unknown() {
     for ending in ["pg_cancel_backend", "pg_terminate_backend"] {
         let (server, store) = waiting_for_a_standby().await;
         let change = tokio::spawn(deletion(store.clone(), 1));
@@ -51,7 +51,7 @@ async fn a_commit_that_no_standby_confirmed_because_an_operator_cancelled_the_wa
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_commit_that_takes_too_long_is_unknown_and_the_store_goes_on() {
+async fn commit_that_times_out_is_unknown_and_the_store_works() {
     let server = Postgres::start().unwrap();
     let mut options = options(&server.url());
     options.statement_timeout = Duration::from_millis(200);
@@ -72,7 +72,7 @@ async fn a_commit_that_takes_too_long_is_unknown_and_the_store_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn commits_wait_for_standbys_where_the_databases_default_is_not_to() {
+async fn commits_wait_for_standbys_against_the_databases_default() {
     let (server, before) = waiting_for_a_standby().await;
     before.close().await;
     let unreplicated = "SET synchronous_commit = local; ALTER DATABASE evictd SET synchronous_commit = local";
@@ -85,7 +85,7 @@ async fn commits_wait_for_standbys_where_the_databases_default_is_not_to() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_caller_that_goes_away_during_the_commit_does_not_cancel_it_and_one_before_leaves_nothing() {
+async fn dropped_caller_cancels_no_commit_but_an_open_transaction() {
     let (server, store) = waiting_for_a_standby().await;
     let change = tokio::spawn(deletion(store.clone(), 1));
     wait_for(&server, &format!("SELECT count(*) {COMMITTING}"), "1");

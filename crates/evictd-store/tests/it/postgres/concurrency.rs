@@ -164,7 +164,7 @@ async fn deletions_of_different_keys_need_not_wait_for_each_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_leases_depend_on_waits_neither_for_lookups_nor_for_the_control_api() {
+async fn leases_wait_neither_for_lookups_nor_for_the_control_api() {
     let fixture = populated(2).await;
     fixture.store.close().await;
     let mut options = super::options(&fixture.url);

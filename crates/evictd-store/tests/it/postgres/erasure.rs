@@ -25,7 +25,7 @@ fn contains(directory: &Path, trace: &[u8]) -> bool {
 }
 
 #[tokio::test]
-async fn what_was_permanently_deleted_is_gone_from_the_tables_files_once_the_log_is_purged() {
+async fn erased_key_is_gone_from_the_files_after_the_purge() {
     let server = Postgres::start().unwrap();
     let store = connect(&server.url()).await;
     // The planner's statistics tell of values only where there are several.

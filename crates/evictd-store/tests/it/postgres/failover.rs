@@ -35,14 +35,14 @@ fn wait_until_received(primary: &Postgres, standby: &Postgres) {
     wait_for(standby, &format!("SELECT pg_last_wal_replay_lsn() >= '{written}'"), "t");
 }
 
-/// From now on the standby hears nothing of its primary.
+/// Cuts the standby off from its primary.
 fn cut_off(standby: &Postgres) {
     standby.set("primary_conninfo = ''").unwrap();
     wait_for(standby, "SELECT count(*) FROM pg_stat_wal_receiver", "0");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_standby_that_takes_over_begins_an_epoch_even_if_nothing_was_lost() {
+async fn promoted_standby_begins_an_epoch_even_without_loss() {
     let (mut primary, standby) = pair().await;
     let lost = connect(&primary.url()).await;
     let (before, past) = (lost.head().await.unwrap(), milestone(&lost).await);
@@ -68,7 +68,7 @@ async fn a_standby_that_takes_over_begins_an_epoch_even_if_nothing_was_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_standbys_that_take_over_from_the_same_primary_have_no_position_in_common() {
+async fn standbys_of_one_primary_have_no_position_in_common() {
     let (mut primary, first) = pair().await;
     let second = primary.standby().unwrap();
     primary.stop(Mode::Immediate).unwrap();
@@ -95,7 +95,7 @@ async fn positions_that_a_lost_commit_had_are_given_in_another_epoch() {
     let lost = connect(&primary.url()).await;
     cut_off(&standby);
     delete(&lost, 1).await;
-    // Two epochs of an operator's, of which the standby never heard.
+    // An operator declares two epochs, which the standby never receives.
     lost.begin_epoch(&operator()).await.unwrap();
     lost.begin_epoch(&operator()).await.unwrap();
     delete(&lost, 2).await;
@@ -105,7 +105,7 @@ async fn positions_that_a_lost_commit_had_are_given_in_another_epoch() {
     primary.kill().unwrap();
     standby.promote().unwrap();
 
-    // The sequencer comes first, and has heard of nothing that was seen.
+    // The sequencer numbers before any probe reports a seen position.
     let store = connect(&standby.url()).await;
     delete(&store, 3).await;
     let numbered = store.number(10).await.unwrap();
@@ -141,7 +141,7 @@ async fn a_demoted_primary_that_must_replicate_can_do_no_round() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn neither_a_standby_nor_a_server_that_only_reads_can_do_a_round() {
+async fn neither_a_standby_nor_a_read_only_server_can_run_a_round() {
     let (primary, standby) = pair().await;
     let on_standby = connect(&standby.url()).await;
     let round = on_standby.round(RoundRequest::default()).await;
@@ -169,7 +169,7 @@ async fn records_that_were_moved_to_another_cluster_begin_an_epoch() {
 }
 
 #[tokio::test]
-async fn an_epoch_that_begins_anyway_begins_above_those_that_were_seen() {
+async fn epoch_begins_above_those_that_agents_have_seen() {
     let fixture = populated(1).await;
     run(&fixture.url, "UPDATE log_head SET system_identifier = 1").await;
     let round =
@@ -213,7 +213,7 @@ async fn the_last_epoch_is_not_exceeded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_agent_reads_from_a_standby_as_a_user_who_may_do_nothing_else_and_sees_how_old_it_is() {
+async fn agent_reads_a_standby_with_least_rights_and_sees_its_age() {
     let (primary, standby) = pair().await;
     primary
         .query(

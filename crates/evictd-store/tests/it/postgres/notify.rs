@@ -12,22 +12,22 @@ use tokio::time::timeout;
 use super::{DEADLINE, connect, populated, run};
 use crate::fixture::{actor, key, news, operator, populate, root_key};
 
-async fn told(store: &dyn HomeStore) {
-    timeout(DEADLINE, store.change_notified()).await.expect("nobody told");
+async fn notified(store: &dyn HomeStore) {
+    timeout(DEADLINE, store.change_notified()).await.expect("no notification");
 }
 
 #[tokio::test]
-async fn a_change_past_the_control_api_is_told_whether_or_not_anybody_was_waiting() {
+async fn change_outside_the_api_is_notified_also_without_a_waiter() {
     let fixture = populated(1).await;
-    told(&fixture.store).await;
+    notified(&fixture.store).await;
     run(&fixture.url, "UPDATE keys SET enabled = false").await;
-    told(&fixture.store).await;
+    notified(&fixture.store).await;
     assert_eq!(news(&fixture.store).await.len(), 1);
     // A caller that asks again and again, as one in a select does, misses nothing.
     run(&fixture.url, "UPDATE keys SET enabled = true").await;
     let ask =
         async { while timeout(Duration::from_micros(1), fixture.store.change_notified()).await.is_err() {} };
-    timeout(DEADLINE, ask).await.expect("nobody told");
+    timeout(DEADLINE, ask).await.expect("no notification");
 }
 
 #[tokio::test]
@@ -43,18 +43,18 @@ async fn the_control_api_sends_no_notification_and_an_operator_does() {
     assert_eq!(listener.recv().await.unwrap().payload(), "nothing before");
     store.revoke_root_key(&operator(), &root_key().id).await.unwrap();
     assert_eq!(listener.recv().await.unwrap().payload(), "");
-    // The same connections, and it isn't forgotten whose turn it is.
+    // The same connections, and their order is kept.
     store.create_key(&actor(), key(3)).await.unwrap();
     run(&fixture.url, "NOTIFY evictd_log, 'nothing between'").await;
     assert_eq!(listener.recv().await.unwrap().payload(), "nothing between");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_listener_whose_server_was_away_listens_again_and_tells_that_it_may_have_missed_something() {
+async fn listener_reconnects_and_signals_a_possible_change() {
     let mut server = Postgres::start().unwrap();
     let store = Arc::new(connect(&server.url()).await);
     populate(&*store, 1).await;
-    told(&*store).await;
+    notified(&*store).await;
     let waiting = tokio::spawn({
         let store = store.clone();
         async move { store.change_notified().await }
@@ -63,9 +63,9 @@ async fn a_listener_whose_server_was_away_listens_again_and_tells_that_it_may_ha
         server.kill().unwrap();
         server.start_again().unwrap();
     });
-    timeout(DEADLINE, waiting).await.expect("nobody told").unwrap();
+    timeout(DEADLINE, waiting).await.expect("no notification").unwrap();
     run(&server.url(), "UPDATE keys SET enabled = false").await;
-    told(&*store).await;
+    notified(&*store).await;
     store.close().await;
     let connections = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'evictd'";
     super::wait_for(&server, connections, "0");

@@ -2,17 +2,16 @@
 
 use std::sync::{Arc, Mutex};
 
-use evictd_core::invalidation::{Cause, Scope};
-use evictd_store::change::DeleteMode;
+use evictd_core::invalidation::Cause;
 use evictd_store::log::Replay;
 use evictd_store::{ChangeStore, HomeStore, LogStore, ReceiptStore, RosterStore};
 use sqlx::Executor;
 
 use super::{after, connect, populated, run, stranger, wait_for_waiters};
-use crate::fixture::{actor, api_id, asking, instance, key, key_scope, news, receipt, run_round, workspace};
+use crate::fixture::{actor, asking, instance, key, key_scope, news, receipt, run_round, workspace};
 
 #[tokio::test]
-async fn transactions_that_commit_out_of_order_are_numbered_as_they_commit() {
+async fn transactions_are_numbered_in_the_order_of_their_commits() {
     let fixture = populated(3).await;
     let (mut slow, mut slower) = (stranger(&fixture.url).await, stranger(&fixture.url).await);
     slow.execute("BEGIN; UPDATE keys SET enabled = false WHERE id = 'key_1'").await.unwrap();
@@ -36,7 +35,7 @@ async fn transactions_that_commit_out_of_order_are_numbered_as_they_commit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_committed_while_numbering_waits_for_its_lock_is_numbered_too() {
+async fn commit_while_numbering_waits_for_its_lock_is_numbered() {
     let fixture = populated(2).await;
     let server = evictd_postgres_server::shared().unwrap();
     let mut other_publisher = stranger(&fixture.url).await;
@@ -100,25 +99,6 @@ async fn two_publishers_that_number_under_load_share_the_positions() {
 }
 
 #[tokio::test]
-async fn a_huge_bulk_deletion_is_one_change_of_its_api() {
-    let fixture = populated(1).await;
-    let many = "INSERT INTO keys (id, api_id, workspace_id, hash, start)
-                SELECT 'bulk_' || n, 'api_1', 'ws_1', sha256(n::text::bytea), 'abcd'
-                FROM generate_series(1, 1500) AS n";
-    let created = after(&fixture, many).await;
-    assert_eq!(created, [(Scope::Api(api_id()), Cause::Created)], "an import is one change as well");
-
-    fixture.store.delete_key(&actor(), &key(1).id, DeleteMode::Soft, &|_| true).await.unwrap();
-    run(&fixture.url, "DELETE FROM keys WHERE id LIKE 'bulk_%'").await;
-    let round = run_round(&fixture.store, &[]).await.numbered;
-    assert_eq!(
-        crate::fixture::said(&round.rows),
-        [(key_scope(1), Cause::Deleted), (Scope::Api(api_id()), Cause::Erased)],
-        "and a deletion that a request waits for keeps its own row"
-    );
-}
-
-#[tokio::test]
 async fn two_publishers_mark_what_has_expired_once() {
     let fixture = populated(0).await;
     let other = connect(&fixture.url).await;
@@ -135,7 +115,7 @@ async fn two_publishers_mark_what_has_expired_once() {
 }
 
 #[tokio::test]
-async fn a_database_that_reads_all_else_in_old_snapshots_is_numbered_from_new_ones() {
+async fn numbering_uses_new_snapshots_against_the_databases_default() {
     let fixture = populated(0).await;
     let database = super::database(&fixture.url);
     let sql = format!(
@@ -152,7 +132,7 @@ async fn a_database_that_reads_all_else_in_old_snapshots_is_numbered_from_new_on
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_long_log_is_never_read_whole_whatever_the_planner_believes_of_it() {
+async fn long_log_is_never_scanned_whatever_the_statistics() {
     const ROWS: u64 = 20_000;
     let fixture = populated(3).await;
     // Statistics from a moment when nearly all of the log was waiting.

@@ -15,7 +15,7 @@ use super::{connect, options};
 use crate::fixture::{actor, key, populate, run_round, workspace};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_a_restart_of_the_server_the_first_call_of_each_kind_succeeds() {
+async fn first_call_of_each_kind_succeeds_after_a_server_restart() {
     let mut server = Postgres::start().unwrap();
     let store = connect(&server.url()).await;
     populate(&store, 3).await;
@@ -42,7 +42,7 @@ async fn after_a_restart_of_the_server_the_first_call_of_each_kind_succeeds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kill_in_the_middle_of_many_deletions_loses_none_that_was_answered() {
+async fn kill_loses_no_deletion_that_was_answered() {
     let mut server = Postgres::start().unwrap();
     let store = Arc::new(connect(&server.url()).await);
     populate(&*store, 200).await;
@@ -84,7 +84,7 @@ async fn a_kill_in_the_middle_of_many_deletions_loses_none_that_was_answered() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn calls_to_a_server_that_stands_still_end_and_it_works_again_when_it_goes_on() {
+async fn calls_to_a_frozen_server_end_and_work_after_the_thaw() {
     let server = Postgres::start().unwrap();
     let mut options = options(&server.url());
     options.statement_timeout = Duration::from_millis(500);
@@ -113,7 +113,7 @@ async fn calls_to_a_server_that_stands_still_end_and_it_works_again_when_it_goes
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_publisher_that_stands_still_in_a_round_holds_up_the_others_for_some_seconds_only() {
+async fn publisher_frozen_in_a_round_delays_others_for_seconds_only() {
     let server = Postgres::start().unwrap();
     let store = connect(&server.url()).await;
     populate(&store, 1).await;

@@ -29,7 +29,7 @@ async fn go_on(store: &PostgresStore, deleted: RangeInclusive<u8>) -> Milestone 
     milestone(store).await
 }
 
-/// More is changed past the control API than was lost; then the sequencer comes first, and has heard of nothing.
+/// More changes by direct SQL than were lost. Then the sequencer numbers before any probe reports a seen position.
 async fn assert_branches(url: &str, seen: Milestone) {
     run(url, "UPDATE keys SET enabled = false WHERE id > 'key_1'").await;
     let store = connect(url).await;
@@ -59,7 +59,7 @@ async fn a_dump_that_is_loaded_where_it_came_from_begins_an_epoch() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tables_that_are_filled_again_in_place_begin_an_epoch_under_publishers_that_go_on() {
+async fn tables_refilled_in_place_begin_an_epoch() {
     let (url, store) = home("refilled", 20).await;
     run(&url, "CREATE SCHEMA kept; CREATE TABLE kept.log_head AS SELECT * FROM log_head").await;
     let seen = go_on(&store, 1..=5).await;
@@ -94,7 +94,7 @@ async fn a_database_that_was_made_of_another_begins_an_epoch() {
 }
 
 #[tokio::test]
-async fn neither_upkeep_of_the_table_nor_publishers_that_take_turns_begin_an_epoch() {
+async fn table_maintenance_and_taking_turns_begin_no_epoch() {
     let fixture = populated(3).await;
     let other = connect(&fixture.url).await;
     let before = end(&other).await;

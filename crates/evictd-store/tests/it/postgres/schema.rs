@@ -37,9 +37,9 @@ async fn fault_after(sql: &str) -> Option<String> {
     after.schema_fault
 }
 
-/// Failure: whoever looks once a minute finds all triggers in place, and the key stays valid for ever.
+/// Failure: a check once a minute finds all triggers in place, and the key stays valid for ever.
 #[tokio::test]
-async fn a_change_that_no_trigger_saw_begins_an_epoch_in_the_next_round() {
+async fn change_that_no_trigger_saw_begins_an_epoch() {
     for sql in [
         format!(
             "ALTER TABLE keys DISABLE TRIGGER ALL; {DELETE} ALTER TABLE keys ENABLE TRIGGER ALL; {RESTORE}"
@@ -64,8 +64,8 @@ async fn a_change_that_no_trigger_saw_begins_an_epoch_in_the_next_round() {
 }
 
 #[tokio::test]
-async fn a_schema_that_lets_changes_go_past_the_log_begins_an_epoch_and_is_told() {
-    for (sql, told) in [
+async fn schema_with_a_bypass_begins_an_epoch_and_is_reported() {
+    for (sql, reported) in [
         ("ALTER TABLE keys DISABLE TRIGGER ALL", "trigger keys_changed"),
         // As pg_restore --disable-triggers leaves them.
         ("ALTER TABLE keys ENABLE TRIGGER ALL", "trigger keys_changed"),
@@ -88,13 +88,13 @@ async fn a_schema_that_lets_changes_go_past_the_log_begins_an_epoch_and_is_told(
         ),
     ] {
         let fault = fault_after(sql).await.unwrap_or_default();
-        assert!(fault.contains(told), "{sql}: {fault}");
+        assert!(fault.contains(reported), "{sql}: {fault}");
     }
 }
 
 /// Failure: triggers stay off for minutes, the rows go in between, and rounds prove that all is well.
 #[tokio::test]
-async fn while_a_trigger_is_off_no_round_proves_anything_and_its_return_begins_an_epoch() {
+async fn no_round_proves_anything_while_a_trigger_is_off() {
     let fixture = populated(2).await;
     let store = &fixture.store;
     run(&fixture.url, "ALTER TABLE keys DISABLE TRIGGER keys_changed").await;
@@ -102,7 +102,7 @@ async fn while_a_trigger_is_off_no_round_proves_anything_and_its_return_begins_a
     run(&fixture.url, DELETE).await;
     let meanwhile = round(store).await;
     assert!(meanwhile.began.is_none() && meanwhile.schema_fault.is_some());
-    // Nor is it forgotten when an epoch begins for another reason, or the store is opened anew.
+    // It stays so when an epoch begins for another reason, or the store is opened anew.
     store.begin_epoch(&crate::fixture::operator()).await.unwrap();
     let other = connect(&fixture.url).await;
     assert!(round(&other).await.schema_fault.is_some());
@@ -133,7 +133,7 @@ async fn what_changes_nothing_unseen_begins_no_epoch() {
         "ALTER TABLE keys SET (fillfactor = 50); ALTER TABLE keys ALTER COLUMN id SET STATISTICS 7",
         "VACUUM FULL pg_class, pg_trigger, pg_proc, pg_attribute",
         "UPDATE keys SET enabled = NOT enabled; DELETE FROM keys WHERE id = 'key_3'",
-        // What isn't in a table of the store's is nobody's.
+        // Not in a table of the store.
         "CREATE TABLE more () INHERITS (keys); INSERT INTO more SELECT * FROM keys; DROP TABLE more",
         // A change that was rolled back was none.
         "BEGIN; ALTER TABLE keys DISABLE TRIGGER ALL; DELETE FROM keys; ROLLBACK",
@@ -151,7 +151,7 @@ async fn what_changes_nothing_unseen_begins_no_epoch() {
 }
 
 #[tokio::test]
-async fn a_store_from_before_fingerprints_is_brought_up_to_date_without_an_epoch() {
+async fn store_without_fingerprint_is_migrated_without_an_epoch() {
     let fixture = populated(1).await;
     let before = fixture.store.head().await.unwrap();
     fixture.store.close().await;
@@ -241,9 +241,9 @@ async fn a_change_whose_row_is_kept_out_of_the_log_fails() {
         "CREATE RULE keep_out AS ON INSERT TO invalidations DO INSTEAD NOTHING",
     ] {
         let fixture = populated(1).await;
-        let mut somebody = super::stranger(&fixture.url).await;
-        somebody.execute(keep_out).await.unwrap();
-        let refused = somebody.execute("DELETE FROM keys").await.unwrap_err();
+        let mut client = super::stranger(&fixture.url).await;
+        client.execute(keep_out).await.unwrap();
+        let refused = client.execute("DELETE FROM keys").await.unwrap_err();
         assert!(refused.to_string().contains("invalidations"), "{refused}");
         let refused = fixture.store.delete_key(&actor(), &key(1).id, DeleteMode::Soft, &|_| true).await;
         assert!(matches!(refused, Err(ChangeError::Store(StoreError::Database { .. }))), "{refused:?}");
@@ -252,7 +252,7 @@ async fn a_change_whose_row_is_kept_out_of_the_log_fails() {
 
 /// Each is removed as the message says.
 #[tokio::test]
-async fn what_is_not_evictds_on_its_tables_is_told_with_what_removes_it() {
+async fn foreign_objects_are_reported_with_what_removes_them() {
     let fixture = populated(0).await;
     for sql in [
         "CREATE TABLE more () INHERITS (keys)",

@@ -25,7 +25,7 @@ fn assert_says_rows_are_hidden<T: std::fmt::Debug>(outcome: Result<T, StoreError
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rows_that_are_hidden_from_a_publisher_or_an_agent_are_an_error_and_never_absent() {
+async fn hidden_rows_are_an_error_and_not_absent() {
     let fixture = populated(2).await;
     let server = evictd_postgres_server::shared().unwrap();
     server.query("CREATE ROLE restricted LOGIN").unwrap();
@@ -110,8 +110,8 @@ async fn a_database_that_cannot_hold_every_name_is_refused() {
         let url = format!("postgres://evictd@127.0.0.1:{}/{name}", server.port());
         let error = PostgresStore::connect(options(&url)).await.unwrap_err();
         assert!(matches!(error, StoreError::Open { .. }), "{error:?}");
-        let (told, cause) = (error.to_string(), format!("{error:?}"));
-        assert!(told.contains("ENCODING 'UTF8'") && cause.contains(encoding), "{told} {cause}");
+        let (message, cause) = (error.to_string(), format!("{error:?}"));
+        assert!(message.contains("ENCODING 'UTF8'") && cause.contains(encoding), "{message} {cause}");
     }
     let store = connect(&server.create_database("utf8").unwrap()).await;
     populate(&store, 1).await;

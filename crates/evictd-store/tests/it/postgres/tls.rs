@@ -53,7 +53,7 @@ impl Authority {
     }
 }
 
-/// What a publisher and an agent are told, who are both refused.
+/// The errors of a publisher and an agent, both refused.
 async fn refusals(url: &str) -> [String; 2] {
     let publisher = PostgresStore::connect(options(url)).await.unwrap_err();
     let agent = PostgresReader::connect(options(url)).await.unwrap_err();
@@ -65,7 +65,7 @@ async fn refusals(url: &str) -> [String; 2] {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_is_spoken_to_in_tls_if_the_right_authority_vouches_for_its_name_and_else_not_at_all() {
+async fn tls_needs_the_right_authority_and_the_servers_name() {
     let fixture = populated(1).await;
     let plain = evictd_postgres_server::shared().unwrap().port();
     let directory = tempfile::tempdir().unwrap();
@@ -80,17 +80,17 @@ async fn a_server_is_spoken_to_in_tls_if_the_right_authority_vouches_for_its_nam
     let reader = PostgresReader::connect(options(&url)).await.unwrap();
     reader.lookup(KeyHash([1; 32])).await.unwrap();
 
-    for told in refusals(&another.url(port, &fixture.url)).await {
-        assert!(told.contains("UnknownIssuer"), "{told}");
+    for message in refusals(&another.url(port, &fixture.url)).await {
+        assert!(message.contains("UnknownIssuer"), "{message}");
     }
     let port = between::encrypted(plain, authority.server("db.elsewhere.example")).await;
-    for told in refusals(&authority.url(port, &fixture.url)).await {
-        assert!(told.contains("not valid for name"), "{told}");
+    for message in refusals(&authority.url(port, &fixture.url)).await {
+        assert!(message.contains("not valid for name"), "{message}");
     }
-    for told in refusals(&format!("{}?sslmode=require", fixture.url)).await {
-        assert!(told.contains("does not support TLS"), "{told}");
+    for message in refusals(&format!("{}?sslmode=require", fixture.url)).await {
+        assert!(message.contains("does not support TLS"), "{message}");
     }
-    for told in refusals(&authority.url(plain, &fixture.url)).await {
-        assert!(told.contains("does not support TLS"), "{told}");
+    for message in refusals(&authority.url(plain, &fixture.url)).await {
+        assert!(message.contains("does not support TLS"), "{message}");
     }
 }

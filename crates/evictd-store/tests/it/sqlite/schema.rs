@@ -28,9 +28,9 @@ async fn text_of(fixture: &SqliteFixture, name: &str) -> String {
     sqlx::query_scalar(text).bind(name).fetch_one(&mut connection).await.unwrap()
 }
 
-/// Failure: whoever looks once a minute finds all triggers in place, and the key stays valid for ever.
+/// Failure: a check once a minute finds all triggers in place, and the key stays valid for ever.
 #[tokio::test]
-async fn a_change_that_no_trigger_saw_begins_an_epoch_in_the_next_round() {
+async fn change_that_no_trigger_saw_begins_an_epoch() {
     for (first, then) in [("", ""), ("BEGIN;", "COMMIT;")] {
         let fixture = populated(2).await;
         let before = round(&fixture.store).await;
@@ -48,8 +48,8 @@ async fn a_change_that_no_trigger_saw_begins_an_epoch_in_the_next_round() {
 }
 
 #[tokio::test]
-async fn a_schema_that_lets_changes_go_past_the_log_begins_an_epoch_and_is_told() {
-    for (sql, told) in [
+async fn schema_with_a_bypass_begins_an_epoch_and_is_reported() {
+    for (sql, reported) in [
         (DROP, "trigger keys_after_delete"),
         (
             "ALTER TABLE keys RENAME TO old; CREATE TABLE keys AS SELECT * FROM old WHERE id <> 'key_1'",
@@ -71,7 +71,7 @@ async fn a_schema_that_lets_changes_go_past_the_log_begins_an_epoch_and_is_told(
         let after = round(&fixture.store).await;
         assert!(after.began.is_some(), "{sql}");
         let fault = after.schema_fault.unwrap_or_default();
-        assert!(fault.contains(told), "{sql}: {fault}");
+        assert!(fault.contains(reported), "{sql}: {fault}");
         let again = round(&fixture.store).await;
         assert_eq!((again.began.is_some(), again.schema_fault), (false, Some(fault)), "{sql}");
     }
@@ -80,7 +80,7 @@ async fn a_schema_that_lets_changes_go_past_the_log_begins_an_epoch_and_is_told(
 /// Failure: a trigger stays away for minutes, rows go in between, and rounds prove that all is well; its return is one
 /// step, as an index is.
 #[tokio::test]
-async fn while_a_trigger_is_missing_no_round_proves_anything_and_its_return_begins_an_epoch() {
+async fn no_round_proves_anything_while_a_trigger_is_missing() {
     let fixture = populated(2).await;
     let create = text_of(&fixture, "keys_after_delete").await;
     run(&fixture, DROP).await;
@@ -88,7 +88,7 @@ async fn while_a_trigger_is_missing_no_round_proves_anything_and_its_return_begi
     run(&fixture, DELETE).await;
     let meanwhile = round(&fixture.store).await;
     assert!(meanwhile.began.is_none() && meanwhile.schema_fault.is_some());
-    // Nor is it forgotten when an epoch begins for another reason, or the store is opened anew.
+    // It stays so when an epoch begins for another reason, or the store is opened anew.
     fixture.store.begin_epoch(&operator()).await.unwrap();
     fixture.store.close().await;
     let store = SqliteStore::open(&fixture.path()).await.unwrap();
@@ -127,7 +127,7 @@ async fn what_changes_nothing_unseen_begins_no_epoch() {
 
 /// Failure: it is restarted after the change, and takes what it finds for what always was.
 #[tokio::test]
-async fn a_change_while_nobody_has_the_store_open_begins_an_epoch_at_the_next_start() {
+async fn change_of_a_closed_store_begins_an_epoch_at_the_start() {
     let fixture = populated(2).await;
     round(&fixture.store).await;
     fixture.store.close().await;
@@ -138,7 +138,7 @@ async fn a_change_while_nobody_has_the_store_open_begins_an_epoch_at_the_next_st
 }
 
 #[tokio::test]
-async fn a_store_from_before_fingerprints_is_brought_up_to_date_without_an_epoch() {
+async fn store_without_fingerprint_is_migrated_without_an_epoch() {
     let fixture = populated(1).await;
     fixture.store.close().await;
     let older =
@@ -151,7 +151,7 @@ async fn a_store_from_before_fingerprints_is_brought_up_to_date_without_an_epoch
 }
 
 #[tokio::test]
-async fn a_trigger_that_is_not_evictds_on_the_log_is_told_with_what_removes_it() {
+async fn foreign_trigger_is_reported_with_what_removes_it() {
     let fixture = populated(0).await;
     for table in ["invalidations", "LOG_HEAD"] {
         run(&fixture, &format!("CREATE TRIGGER \"A trigger\" BEFORE INSERT ON {table} BEGIN SELECT 1; END"))

@@ -1,14 +1,14 @@
-//! The connections to the file, and who may hold up whom (R10).
+//! The connections to the file, and which work may delay which (R10).
 //!
-//! Whatever an agent's lease depends on waits neither for lookups nor for the control API: when there is too
-//! much to do, lookups are late first, then the control API's changes, and rounds, numbering and replays not
-//! at all. So each kind of reader has connections of its own. Readers never wait for the writer, nor it for
-//! them: that is what the write-ahead log is for.
+//! The work that agents' leases depend on waits neither for lookups nor for the control API. Under overload lookups are
+//! delayed first, then the control API's changes; rounds, numbering and replays aren't. So each kind of reader has
+//! connections of its own. With a write-ahead log, readers and the writer don't wait for each other.
 //!
-//! There is one writer. Rounds, numbering and receipts queue for it directly, and each has one task; the
-//! control API's changes come to it one at a time (`changing`), so that a round waits for one of them at most.
+//! There is one writer. Rounds, numbering and receipts queue for it directly, with one task each. The control API's
+//! changes queue for their turn first, so that a round waits for one of them at most.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sqlx::Connection;
@@ -16,60 +16,50 @@ use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
     SqliteSynchronous,
 };
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
 use super::checkpoint;
-use super::write::{self, Health, Write, Writer, failed};
+use super::write::{self, SqliteWrite, Writer, WriterHealth, failed};
 use crate::error::StoreError;
 
 /// How long a statement waits for another process's write.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often a new file is tried that another process is creating as well.
+/// The pause between attempts to open a new file that another process is creating too.
 const CREATION_RETRY: Duration = Duration::from_millis(10);
 
-/// How long a caller waits for a connection or its turn: longer than [`BUSY_TIMEOUT`], so that a busy database
-/// is reported as such.
+/// How long a caller waits for a connection or its turn. Longer than [`BUSY_TIMEOUT`], so that a busy database is
+/// reported as such.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Connections for lookups: enough for them to overlap, few enough to keep each one's page cache warm.
+// Connections of each kind. For lookups: enough to overlap, few enough to keep each one's page cache warm.
 const LOOKUPS: u32 = 4;
-
-/// Connections for the control API's reads.
 const RECORDS: u32 = 2;
-
-/// Connections for replays.
 const REPLAYS: u32 = 2;
-
-/// Connections for what the sequencer and the receipts ask.
 const LOG: u32 = 2;
 
 /// All connections to one file.
 #[derive(Debug)]
-pub(super) struct Connections {
-    /// The one that writes.
+pub(super) struct Pools {
     pub(super) writer: Writer,
-    /// For lookups.
     pub(super) lookups: SqlitePool,
-    /// For the control API's reads: they don't wait behind lookups.
+    /// For the control API's reads.
     pub(super) records: SqlitePool,
-    /// For replays: they wait behind nothing but replays.
     pub(super) replays: SqlitePool,
-    /// For the log's own questions: they don't wait behind replays either.
+    /// For what the sequencer and the receipts read.
     pub(super) log: SqlitePool,
     /// Never writes, so that `PRAGMA data_version` reports the writer's commits too.
     pub(super) watcher: SqlitePool,
     /// Empties the write-ahead log, with little patience.
     pub(super) checkpoints: SqlitePool,
     /// The control API's turn at the writer.
-    changing: Semaphore,
+    changing: Arc<Semaphore>,
 }
 
-/// The newest migration that was run on the file, which must exist. `None` of one that isn't a store, such as an
-/// empty file.
+/// Returns the version of the newest migration of the file, which must exist; `None` if the file isn't a store.
 pub(super) async fn schema_version(file: &Path) -> sqlx::Result<Option<i64>> {
-    // Not read-only: that fails on a write-ahead log which nobody has open.
+    // Not read-only: that fails if there is a write-ahead log that no process has open.
     let options = SqliteConnectOptions::new().filename(file).busy_timeout(BUSY_TIMEOUT);
     let mut connection = SqliteConnection::connect_with(&options).await?;
     let tables = "SELECT count(*) > 0 FROM sqlite_master WHERE type = 'table' AND name = '_sqlx_migrations'";
@@ -85,8 +75,8 @@ pub(super) async fn schema_version(file: &Path) -> sqlx::Result<Option<i64>> {
     version
 }
 
-impl Connections {
-    /// Opens the file, which must exist, and makes a new one a database.
+impl Pools {
+    /// Opens the file, which must exist. Makes an empty one a database.
     pub(super) async fn open(file: &Path) -> sqlx::Result<Self> {
         let options =
             SqliteConnectOptions::new().filename(file).busy_timeout(BUSY_TIMEOUT).foreign_keys(true);
@@ -95,38 +85,37 @@ impl Connections {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .pragma("recursive_triggers", "ON")
-            // What is erased is overwritten, not only unlinked.
+            // Overwrites what is erased.
             .pragma("secure_delete", "ON");
-        let folding = writing.clone().busy_timeout(checkpoint::PATIENCE);
+        let checkpointing = writing.clone().busy_timeout(checkpoint::PATIENCE);
         let reading = options.read_only(true).pragma("query_only", "ON");
-        let health = Health::default();
+        let health = WriterHealth::default();
         Ok(Self {
-            writer: Writer { pool: writer(writing, &health).await?, place: None, health },
+            writer: Writer { pool: connect_writer(writing, &health).await?, location: None, health },
             lookups: pool(LOOKUPS).connect_with(reading.clone()).await?,
             records: pool(RECORDS).connect_with(reading.clone()).await?,
             replays: pool(REPLAYS).connect_with(reading.clone()).await?,
             log: pool(LOG).connect_with(reading.clone()).await?,
             watcher: pool(1).connect_with(reading).await?,
-            checkpoints: pool(1).connect_with(folding).await?,
-            changing: Semaphore::new(1),
+            checkpoints: pool(1).connect_with(checkpointing).await?,
+            changing: Arc::new(Semaphore::new(1)),
         })
     }
 
-    /// A transaction of the control API's, when its turn has come. The turn ends with the permit.
-    pub(super) async fn change(
-        &self,
-        action: &'static str,
-    ) -> Result<(Write, SemaphorePermit<'_>), StoreError> {
+    /// Begins a transaction of the control API when its turn has come. The turn ends with the transaction.
+    pub(super) async fn change(&self, action: &'static str) -> Result<SqliteWrite, StoreError> {
         let failed = failed(action);
-        let turn = timeout(ACQUIRE_TIMEOUT, self.changing.acquire())
+        let turn = timeout(ACQUIRE_TIMEOUT, self.changing.clone().acquire_owned())
             .await
             .map_err(|_| failed(sqlx::Error::PoolTimedOut))?
             .map_err(|_| failed(sqlx::Error::PoolClosed))?;
-        Ok((Write::begin(&self.writer, action).await?, turn))
+        let mut write = SqliteWrite::begin(&self.writer, action).await?;
+        write.turn = Some(turn);
+        Ok(write)
     }
 
-    /// Waits for transactions in flight, then closes the file. The writer goes last: it alone can fold the
-    /// write-ahead log back into the file.
+    /// Waits for running transactions, then closes the file. The writer closes last: it alone can copy the write-ahead
+    /// log into the file.
     pub(super) async fn close(&self) {
         for others in
             [&self.watcher, &self.checkpoints, &self.log, &self.replays, &self.records, &self.lookups]
@@ -137,15 +126,15 @@ impl Connections {
     }
 }
 
-/// Connects the writer. SQLite's own patience doesn't extend to the change of a new file's journal mode, so
-/// that the slower one of two processes that create it is told "locked" at once.
-async fn writer(options: SqliteConnectOptions, health: &Health) -> sqlx::Result<SqlitePool> {
+/// Connects the writer. SQLite's own timeout doesn't cover the change of a new file's journal mode: of two processes that
+/// create it, the slower one gets "locked" at once.
+async fn connect_writer(options: SqliteConnectOptions, health: &WriterHealth) -> sqlx::Result<SqlitePool> {
     let deadline = Instant::now() + BUSY_TIMEOUT;
     loop {
         let health = health.clone();
         let pool = pool(1).before_acquire(move |connection, _| {
-            let good = !health.take_spoilt() && !connection.is_in_transaction();
-            Box::pin(async move { Ok(good) })
+            let is_usable = !health.take_read_only() && !connection.is_in_transaction();
+            Box::pin(async move { Ok(is_usable) })
         });
         match pool.connect_with(options.clone()).await {
             Err(error) if write::result_code(&error) == Some(write::BUSY) && Instant::now() < deadline => {
@@ -158,8 +147,8 @@ async fn writer(options: SqliteConnectOptions, health: &Health) -> sqlx::Result<
 
 /// Connections that live as long as the store.
 ///
-/// All are opened at once, with the write-ahead log, which SQLite leaves until something is read: later another
-/// file may have taken its place, and two connections would read of different stores, or one of a mixture.
+/// All are opened at once, and so is the write-ahead log, which SQLite opens only when something is read. Later, another
+/// file may have taken its place, and two connections would read different stores, or one a mixture.
 fn pool(size: u32) -> SqlitePoolOptions {
     SqlitePoolOptions::new()
         .max_connections(size)
@@ -173,10 +162,10 @@ fn pool(size: u32) -> SqlitePoolOptions {
         .idle_timeout(None)
         .max_lifetime(None)
         .test_before_acquire(false)
-        // After some failures (a full disk) SQLite has rolled back by itself, while the driver still counts
-        // an open transaction. Such a connection is replaced.
+        // After some failures (a full disk) SQLite has rolled back by itself, while the driver still counts an open
+        // transaction. Such a connection is replaced.
         .before_acquire(|connection, _| {
-            let clean = !connection.is_in_transaction();
-            Box::pin(async move { Ok(clean) })
+            let is_usable = !connection.is_in_transaction();
+            Box::pin(async move { Ok(is_usable) })
         })
 }

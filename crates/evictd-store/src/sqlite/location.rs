@@ -1,8 +1,8 @@
-//! Notices that the file was moved, replaced or removed while it is open, or what belongs beside it.
+//! Detects that the database file, or a file that belongs to it, was moved, replaced or removed while it is open.
 //!
-//! SQLite goes on with the files that it has open, wherever they lie by now. What is committed to them then is
-//! found by nobody who looks where the store belongs, the next start of the publisher among them. So nothing is
-//! committed unless they lie where they were opened.
+//! SQLite keeps using the files that it has open, wherever they are. What it commits to them then is missing where the
+//! store belongs, for example at the next start of the publisher. So nothing is committed unless the files are where
+//! they were opened.
 
 use std::ffi::OsString;
 use std::fs;
@@ -12,27 +12,26 @@ use std::path::{Path, PathBuf};
 
 use crate::error::StoreError;
 
-/// What lies beside the database for as long as anybody has it open: its write-ahead log, and the index of that,
-/// by which processes keep out of each other's way.
+/// The files beside an open database: the write-ahead log, and its index, which processes lock against each other.
 const COMPANIONS: [&str; 2] = ["-wal", "-shm"];
 
-/// SQLite goes without them where it can't share memory between processes, and commits differently then.
+/// SQLite goes without these files where processes can't share memory, and commits differently then.
 const NO_COMPANIONS: &str =
     "SQLite keeps no write-ahead log on this file system; put the home store on a local one";
 
 /// Where an open store's files are.
 #[derive(Debug)]
-pub(super) struct Place {
-    files: Vec<(PathBuf, Identity)>,
+pub(super) struct FileLocation {
+    files: Vec<(PathBuf, FileIdentity)>,
 }
 
-/// What tells one file from any other that takes its name.
-type Identity = (u64, u64);
+/// Device and inode: another file under the same name has others.
+type FileIdentity = (u64, u64);
 
-impl Place {
-    /// Of the store at `store`, which must be open.
+impl FileLocation {
+    /// Returns the location of the store at `store`, which must be open.
     pub(super) fn of(store: &Path) -> io::Result<Self> {
-        // SQLite follows a link, and has the other files beside what it leads to.
+        // SQLite follows a link, and has the other files beside its target.
         let target = fs::canonicalize(store)?;
         let beside = |suffix: &str| {
             let mut path = OsString::from(&target);
@@ -50,18 +49,18 @@ impl Place {
         Ok(Self { files })
     }
 
-    /// [`StoreError::Misplaced`] unless all of it is still there. A few microseconds; a commit takes as many
+    /// Returns [`StoreError::Misplaced`] unless all files are in place. Takes microseconds, where a commit takes
     /// milliseconds.
     pub(super) fn check(&self) -> Result<(), StoreError> {
-        let lost = |(path, opened): &&(PathBuf, Identity)| identity(path).ok() != Some(*opened);
-        match self.files.iter().find(lost) {
+        let moved = |(path, opened): &&(PathBuf, FileIdentity)| identity(path).ok() != Some(*opened);
+        match self.files.iter().find(moved) {
             Some((path, _)) => Err(StoreError::Misplaced { path: path.clone() }),
             None => Ok(()),
         }
     }
 }
 
-fn identity(path: &Path) -> io::Result<Identity> {
+fn identity(path: &Path) -> io::Result<FileIdentity> {
     fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
@@ -78,7 +77,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_store_that_was_moved_away_refuses_changes_until_it_is_back() {
+    async fn moved_store_refuses_changes_until_it_is_back() {
         let directory = tempfile::tempdir().unwrap();
         for (name, away) in [("home.db", "away.db"), ("home.db-wal", "wal"), ("home.db-shm", "shm")] {
             let store = SqliteStore::open(&directory.path().join("home.db")).await.unwrap();
@@ -91,7 +90,7 @@ mod tests {
             assert_eq!(store.head().await.unwrap(), fence, "reading goes on");
             assert!(!here.exists(), "{name} was created anew");
 
-            // Somebody puts another one in its place.
+            // Another file in its place.
             fs::copy(&away, &here).unwrap();
             assert!(is_misplaced(&store.round(RoundRequest::default()).await), "{name}");
 
@@ -103,14 +102,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_reads_goes_on_with_the_store_that_was_opened() {
+    async fn readers_keep_the_store_that_was_opened() {
         let directory = tempfile::tempdir().unwrap();
         let store = SqliteStore::open(&directory.path().join("home.db")).await.unwrap();
         for name in ["home.db", "home.db-wal", "home.db-shm"] {
             fs::remove_file(directory.path().join(name)).unwrap();
         }
         // All connections of a kind at once, so that each of them is asked.
-        let pools = [&store.connections.lookups, &store.connections.records, &store.connections.replays];
+        let pools = [&store.pools.lookups, &store.pools.records, &store.pools.replays];
         for pool in pools {
             let mut connections = Vec::new();
             for _ in 0..pool.options().get_max_connections() {
@@ -123,11 +122,11 @@ mod tests {
     }
 
     #[test]
-    fn a_file_system_without_write_ahead_logs_is_explained() {
+    fn file_system_without_write_ahead_logs_is_explained() {
         let directory = tempfile::tempdir().unwrap();
         let store = directory.path().join("home.db");
         fs::write(&store, "").unwrap();
-        let error = Place::of(&store).unwrap_err();
+        let error = FileLocation::of(&store).unwrap_err();
         assert!(error.to_string().contains("put the home store on a local one"), "{error}");
     }
 
@@ -136,7 +135,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_refused_left_nothing_behind() {
+    async fn refused_change_leaves_nothing_behind() {
         let directory = tempfile::tempdir().unwrap();
         let (here, away) = (directory.path().join("home.db"), directory.path().join("away.db"));
         let store = SqliteStore::open(&here).await.unwrap();

@@ -1,15 +1,13 @@
-//! The connections to the server, and who may hold up whom (R10).
+//! The connections to the server, and which work may delay which (R10).
 //!
-//! Whatever an agent's lease depends on waits neither for lookups nor for the control API: each kind of work has
-//! a [`Lane`] of its own, and `log` has one for each task that uses it. Changes run side by side; what they
-//! have in common is the server's business.
+//! The work that agents' leases depend on waits neither for lookups nor for the control API: each kind of work has a
+//! [`Lane`] of its own. The lane `log` has a connection for each task that uses it. Changes run side by side, and the
+//! server orders them.
 //!
-//! The lanes are no `sqlx::Pool`, because a server may also freeze, or vanish without a word. Every statement
-//! here has a limit on this side, too, and a connection whose statement didn't end is dropped and not given back
-//! to be waited for. A connection that turns out to be dead when it is used again is replaced without anybody
-//! noticing, where that is safe: for what only reads, and for BEGIN.
+//! The lanes aren't a `sqlx::Pool`, because a server may freeze or vanish silently. Here every statement has a time limit
+//! on the client too, and a connection whose statement didn't end is dropped. A connection that turns out to be dead when
+//! it is reused is replaced where that is safe: for statements that only read, and for BEGIN.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,47 +19,43 @@ use sqlx::{Connection, Executor, SqlSafeStr};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-use super::PostgresOptions;
+use super::errors::{ends_connection, failed, is_timeout, timed_out};
+use super::options::PostgresOptions;
 use crate::error::StoreError;
 
 /// A statement with its parameters.
 pub(super) type Statement = Query<'static, Postgres, PgArguments>;
 
-/// How much longer than the server this side waits for a statement: the server's own error says more.
+/// How much longer than the server the client waits for a statement: the server's own error says more.
 const GRACE: Duration = Duration::from_secs(2);
 
 /// How long a caller waits for its turn.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A connection that wasn't used for so long isn't used again: what lies between may have forgotten it.
+/// A connection that was idle for longer isn't reused: a device in between may have dropped it.
 const IDLE_MAX: Duration = Duration::from_mins(2);
 
-/// How long a connection may take to say goodbye.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Connections for the log: the sequencer, rounds, and receipts have a task each, which may ask for two things.
+/// Connections for the log. The sequencer, rounds and receipts have a task each, which may run two statements at once.
 const LOG: u32 = 4;
-
-/// Connections for replays.
 const REPLAYS: u32 = 2;
 
 /// All connections of a store.
 #[derive(Debug)]
-pub(super) struct Connections {
-    /// Rounds, numbering, receipts, and what the sequencer asks. They wait behind nothing else.
+pub(super) struct Lanes {
+    /// For rounds, numbering, receipts, and what the sequencer reads.
     pub(super) log: Lane,
-    /// Replays.
     pub(super) replays: Lane,
-    /// Lookups.
     pub(super) lookups: Lane,
-    /// The control API's reads.
+    /// For the control API's reads.
     pub(super) records: Lane,
-    /// The control API's changes.
+    /// For the control API's changes.
     pub(super) changes: Lane,
 }
 
-impl Connections {
-    /// Connects only when it is needed.
+impl Lanes {
+    /// Creates the lanes. They connect on first use.
     pub(super) fn new(options: PostgresOptions) -> Self {
         let rest = options.connections.saturating_sub(LOG + REPLAYS).max(3);
         let (lookups, records) = ((rest / 4).max(1), (rest / 6).max(1));
@@ -75,7 +69,7 @@ impl Connections {
         }
     }
 
-    /// Waits for what is under way, then closes all of them.
+    /// Waits for running statements, then closes all connections.
     pub(super) async fn close(&self) {
         for lane in [&self.changes, &self.records, &self.lookups, &self.replays, &self.log] {
             lane.close().await;
@@ -85,13 +79,13 @@ impl Connections {
 
 /// Connections of one kind, at most a fixed number.
 #[derive(Clone)]
-pub(super) struct Lane(Arc<Shared>);
+pub(super) struct Lane(Arc<LaneState>);
 
-struct Shared {
+struct LaneState {
     options: Arc<PostgresOptions>,
     size: u32,
     places: Arc<Semaphore>,
-    /// The one that was used last is used next.
+    /// Since when each connection is idle. The last one is reused first.
     idle: Mutex<Vec<(PgConnection, Instant)>>,
 }
 
@@ -104,31 +98,36 @@ impl fmt::Debug for Lane {
 impl Lane {
     pub(super) fn new(options: &Arc<PostgresOptions>, size: u32) -> Self {
         let places = Arc::new(Semaphore::new(size as usize));
-        Self(Arc::new(Shared { options: options.clone(), size, places, idle: Mutex::default() }))
+        Self(Arc::new(LaneState { options: options.clone(), size, places, idle: Mutex::default() }))
     }
 
-    /// The schema that its connections look for tables in.
-    pub(super) fn schema(&self) -> Option<&str> {
-        self.0.options.schema()
+    pub(super) fn options(&self) -> &PostgresOptions {
+        &self.0.options
     }
 
-    /// A connection, in bounded time.
-    pub(super) async fn session(&self) -> sqlx::Result<Session> {
+    /// Returns a connection in bounded time.
+    pub(super) async fn session(&self) -> sqlx::Result<LaneSession> {
         let place = timeout(ACQUIRE_TIMEOUT, self.0.places.clone().acquire_owned())
             .await
             .map_err(|_| sqlx::Error::PoolTimedOut)?
             .map_err(|_| sqlx::Error::PoolClosed)?;
         let idle = self.0.pop_idle();
-        let reused = idle.is_some();
+        let is_reused = idle.is_some();
         let connection = match idle {
             Some(connection) => connection,
             None => self.0.options.connect().await?,
         };
-        let patience = self.0.options.statement_timeout + GRACE;
-        Ok(Session { lane: self.clone(), connection: Some(connection), reused, patience, _place: place })
+        let time_limit = self.0.options.statement_timeout + GRACE;
+        Ok(LaneSession {
+            lane: self.clone(),
+            connection: Some(connection),
+            is_reused,
+            time_limit,
+            _place: place,
+        })
     }
 
-    /// The rows of a statement that only reads; it may be asked twice.
+    /// Returns the rows of a statement that only reads. It may run twice.
     pub(super) async fn rows(
         &self,
         action: &'static str,
@@ -143,7 +142,7 @@ impl Lane {
         }
     }
 
-    /// The first row of a statement that only reads.
+    /// Returns the first row of a statement that only reads. It may run twice.
     pub(super) async fn row(
         &self,
         action: &'static str,
@@ -152,7 +151,7 @@ impl Lane {
         Ok(self.rows(action, statement).await?.into_iter().next())
     }
 
-    /// Waits for what is under way. Later calls fail.
+    /// Waits for running statements. Later calls fail.
     pub(super) async fn close(&self) {
         drop(self.0.places.acquire_many(self.0.size).await);
         self.0.places.close();
@@ -163,7 +162,7 @@ impl Lane {
     }
 }
 
-impl Shared {
+impl LaneState {
     fn idle(&self) -> MutexGuard<'_, Vec<(PgConnection, Instant)>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -175,21 +174,20 @@ impl Shared {
     }
 }
 
-/// A connection in somebody's hands, and its place in the lane.
-pub(super) struct Session {
+/// A connection in use, and its place in the lane. Dropping it makes the connection idle.
+pub(super) struct LaneSession {
     lane: Lane,
-    /// Not here while a statement runs: when its caller goes away or has waited long enough, the connection is
-    /// dropped with it, and the server rolls back.
+    /// `None` while a statement runs: if its caller is dropped or its time is over, the connection is dropped with it, and
+    /// the server rolls back.
     connection: Option<PgConnection>,
-    /// Whether it comes from an earlier use, and may have died since.
-    reused: bool,
-    /// How long a statement may take.
-    patience: Duration,
+    /// Whether the connection was idle before, and may have died since.
+    is_reused: bool,
+    /// For each statement.
+    time_limit: Duration,
     _place: OwnedSemaphorePermit,
 }
 
-impl Session {
-    /// The rows of a statement.
+impl LaneSession {
     pub(super) async fn rows(&mut self, statement: Statement) -> sqlx::Result<Vec<PgRow>> {
         let mut connection = self.take()?;
         let outcome = self.bounded(connection.fetch_all(statement)).await;
@@ -203,30 +201,29 @@ impl Session {
         self.keep(connection, outcome).map(|done| done.rows_affected())
     }
 
-    /// Runs a command that has neither parameters nor an answer.
+    /// Runs a command without parameters and result.
     pub(super) async fn command(&mut self, command: impl SqlSafeStr + Send) -> sqlx::Result<()> {
         let mut connection = self.take()?;
         let outcome = self.bounded(connection.execute(command.into_sql_str())).await;
         self.keep(connection, outcome).map(drop)
     }
 
-    /// How long statements may take from here on, if that is longer.
-    pub(super) fn wait_for(&mut self, limit: Duration) {
-        self.patience = self.patience.max(limit + GRACE);
+    /// Raises the time limit of later statements.
+    pub(super) fn allow(&mut self, limit: Duration) {
+        self.time_limit = self.time_limit.max(limit + GRACE);
     }
 
-    /// Whether `error` only tells that the connection had died before it was used again. Never after a silence:
-    /// the next one would be as silent.
+    /// Whether `error` only shows that the connection had died before it was reused. Never after a timeout: the next
+    /// connection would time out too.
     pub(super) fn was_dead(&self, error: &sqlx::Error) -> bool {
-        self.reused && self.connection.is_none() && !is_time_out(error)
+        self.is_reused && self.connection.is_none() && !is_timeout(error)
     }
 
-    /// Whether it can still be used.
-    pub(super) fn is_alive(&self) -> bool {
+    pub(super) fn is_usable(&self) -> bool {
         self.connection.is_some()
     }
 
-    /// Drops the connection, and with it what it was in the middle of.
+    /// Drops the connection, and with it an unfinished transaction.
     pub(super) fn discard(mut self) {
         self.connection = None;
     }
@@ -236,14 +233,14 @@ impl Session {
     }
 
     async fn bounded<T>(&self, statement: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
-        timeout(self.patience, statement).await.unwrap_or_else(|_| Err(timed_out()))
+        timeout(self.time_limit, statement).await.unwrap_or_else(|_| Err(timed_out()))
     }
 
     fn keep<T>(&mut self, connection: PgConnection, outcome: sqlx::Result<T>) -> sqlx::Result<T> {
         match &outcome {
-            Err(error) if ends_the_connection(error) => {
-                if is_time_out(error) {
-                    // They lead to the same silence.
+            Err(error) if ends_connection(error) => {
+                if is_timeout(error) {
+                    // The idle ones would time out too.
                     self.lane.0.idle().clear();
                 }
             }
@@ -253,45 +250,10 @@ impl Session {
     }
 }
 
-/// Gives the connection back.
-impl Drop for Session {
+impl Drop for LaneSession {
     fn drop(&mut self) {
         if let Some(connection) = self.connection.take() {
             self.lane.0.idle().push((connection, Instant::now()));
         }
     }
-}
-
-/// Whether a connection can't be used any more after this error.
-fn ends_the_connection(error: &sqlx::Error) -> bool {
-    match error {
-        sqlx::Error::Database(_) => sql_state(error).is_some_and(|code| {
-            // It was told to go, or its transaction idled for too long, ...
-            matches!(&*code, "57P01" | "57P02" | "57P03" | "57P04" | "57P05" | "25P03" | "25P04")
-                || code.starts_with("08")
-                // ... or it leads to a server that isn't the primary any more.
-                || code == "25006"
-        }),
-        sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) => true,
-        _ => false,
-    }
-}
-
-/// The code by which the server says what is wrong, if it said so.
-pub(super) fn sql_state(error: &sqlx::Error) -> Option<Cow<'_, str>> {
-    error.as_database_error()?.code()
-}
-
-/// The server didn't answer in time.
-pub(super) fn timed_out() -> sqlx::Error {
-    io::Error::new(ErrorKind::TimedOut, "the server didn't answer in time").into()
-}
-
-fn is_time_out(error: &sqlx::Error) -> bool {
-    matches!(error, sqlx::Error::Io(error) if error.kind() == ErrorKind::TimedOut)
-}
-
-/// Says what failed.
-pub(super) fn failed(action: &'static str) -> impl Fn(sqlx::Error) -> StoreError {
-    move |source| StoreError::Database { action, source }
 }

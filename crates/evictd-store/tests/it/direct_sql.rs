@@ -1,4 +1,9 @@
-//! One suite for every store: what is changed by SQL and not through the API, and what the README tells people to type.
+//! One suite for both stores: changes by direct SQL, with the statements that the README recommends.
+
+#[macro_use]
+mod macros;
+mod rows;
+mod triggers;
 
 use std::time::Duration;
 
@@ -10,7 +15,9 @@ use evictd_store::audit::{AuditQuery, AuditRecord, Purge, Purged};
 use evictd_store::change::{ChangeError, DeleteMode, KeyUpdate, Reroll};
 use evictd_store::history::ROUND_TOKENS_KEPT;
 use evictd_store::operator::NewRootKey;
+use evictd_store::postgres::{PostgresOptions, PostgresStore};
 use evictd_store::receipt::{FinalReceipt, StoredOutcome};
+use evictd_store::sqlite::SqliteStore;
 use evictd_store::{HomeStore, StoreError};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
@@ -20,27 +27,44 @@ use crate::fixture::{
     root_key, run_round, workspace,
 };
 
-/// A store whose database somebody else may change.
-trait ByHand {
-    /// SQL that switches off what feeds the log.
+/// A store whose database other clients change.
+trait DirectSql {
+    /// Disables triggers that write the log.
     const TRIGGERS_OFF: &str;
+
+    /// Ends the checks of foreign keys for the session.
+    const NO_FOREIGN_KEYS: &str;
+
+    /// Ends the checks of values in the log.
+    const NO_CHECKS: &str;
 
     fn store(&self) -> &dyn HomeStore;
 
-    /// Runs statements as any other program would.
+    /// Opens the store once more.
+    async fn open(&self) -> Box<dyn HomeStore>;
+
+    /// Runs statements in a session of another client.
     async fn run(&self, sql: &str);
 
-    /// How its SQL writes bytes.
+    /// Writes bytes in the database's SQL.
     fn literal(hex: &str) -> String;
 }
 
-impl ByHand for SqliteFixture {
+impl DirectSql for SqliteFixture {
     const TRIGGERS_OFF: &str = "
         DROP TRIGGER keys_after_insert; DROP TRIGGER keys_after_update; DROP TRIGGER keys_after_delete;
         DROP TRIGGER root_keys_after_insert; DROP TRIGGER root_keys_after_update; DROP TRIGGER apis_after_update";
 
+    const NO_FOREIGN_KEYS: &str = "PRAGMA foreign_keys = OFF";
+
+    const NO_CHECKS: &str = "PRAGMA ignore_check_constraints = ON";
+
     fn store(&self) -> &dyn HomeStore {
         &self.store
+    }
+
+    async fn open(&self) -> Box<dyn HomeStore> {
+        Box::new(SqliteStore::open(&self.path()).await.unwrap())
     }
 
     async fn run(&self, sql: &str) {
@@ -55,13 +79,24 @@ impl ByHand for SqliteFixture {
     }
 }
 
-impl ByHand for PostgresFixture {
+impl DirectSql for PostgresFixture {
     const TRIGGERS_OFF: &str = "
         ALTER TABLE keys DISABLE TRIGGER ALL; ALTER TABLE root_keys DISABLE TRIGGER ALL;
         ALTER TABLE apis DISABLE TRIGGER ALL";
 
+    const NO_FOREIGN_KEYS: &str = "SET session_replication_role = replica";
+
+    const NO_CHECKS: &str = "DO $$ DECLARE c name; BEGIN
+        FOR c IN SELECT conname FROM pg_constraint WHERE conrelid = 'invalidations'::regclass AND contype = 'c'
+        LOOP EXECUTE format('ALTER TABLE invalidations DROP CONSTRAINT %I', c); END LOOP; END $$";
+
     fn store(&self) -> &dyn HomeStore {
         &self.store
+    }
+
+    async fn open(&self) -> Box<dyn HomeStore> {
+        let options = PostgresOptions::new(&self.url).unwrap();
+        Box::new(PostgresStore::connect(options).await.unwrap())
     }
 
     async fn run(&self, sql: &str) {
@@ -75,37 +110,10 @@ impl ByHand for PostgresFixture {
     }
 }
 
-/// Makes a test of every function of the suite for each store.
-macro_rules! by_hand {
-    ($($name:ident),* $(,)?) => {
-        mod sqlite {
-            $(
-                #[tokio::test]
-                async fn $name() {
-                    let fixture = super::SqliteFixture::new().await;
-                    super::$name(&fixture).await;
-                    super::HomeStore::close(&fixture.store).await;
-                }
-            )*
-        }
-
-        mod postgres {
-            $(
-                #[tokio::test]
-                async fn $name() {
-                    let fixture = super::PostgresFixture::new().await;
-                    super::$name(&fixture).await;
-                    super::HomeStore::close(&fixture.store).await;
-                }
-            )*
-        }
-    };
-}
-
-by_hand!(
-    a_change_that_the_log_does_not_learn_of_is_undone,
-    a_change_by_sql_has_an_audit_record_as_soon_as_it_is_numbered,
-    an_end_that_comes_by_itself_is_audited_as_nobodys_change,
+direct_sql!(
+    change_without_a_log_row_is_undone,
+    change_by_sql_gets_its_audit_record_when_numbered,
+    expiry_is_audited_as_the_systems_change,
     a_bulk_change_by_sql_has_one_audit_record_for_its_api,
     a_crowd_of_changes_by_sql_has_one_audit_record_for_each_api,
     an_operators_new_epoch_has_its_audit_record,
@@ -114,18 +122,31 @@ by_hand!(
     what_was_soft_deleted_is_restored_by_one_statement,
     a_soft_deleted_key_is_erased_by_one_statement,
     the_same_key_text_is_created_anew_by_one_statement,
-    root_keys_and_workspaces_are_switched_off_and_on_by_one_statement,
+    root_keys_and_workspaces_are_disabled_by_one_statement,
     rows_from_the_future_stop_no_purge,
     receipts_count_as_purged_only_as_far_as_they_were,
 );
 
-/// What the log says of statements.
-async fn after(home: &impl ByHand, sql: &str) -> Vec<(Scope, Cause)> {
+/// The hash `n n n ...` in the database's SQL.
+fn hash<H: DirectSql>(n: u8) -> String {
+    H::literal(&format!("{n:02x}").repeat(32))
+}
+
+fn key_in(n: u8, id: &str, api: &str) -> Scope {
+    Scope::Key { hash: KeyHash([n; 32]), key_id: Some(KeyId::new(id)), api_id: Some(ApiId::new(api)) }
+}
+
+fn root_scope(n: u8) -> Scope {
+    Scope::Key { hash: KeyHash([n; 32]), key_id: Some(root_key().id), api_id: None }
+}
+
+/// Runs statements, and returns what the log has of them.
+async fn after(home: &impl DirectSql, sql: &str) -> Vec<(Scope, Cause)> {
     home.run(sql).await;
     news(home.store()).await
 }
 
-async fn state(home: &impl ByHand, n: u8) -> Option<RecordState> {
+async fn state(home: &impl DirectSql, n: u8) -> Option<RecordState> {
     match home.store().lookup(KeyHash([n; 32])).await.unwrap().record {
         Record::Key(key) => Some(key.state),
         Record::RootKey(root_key) => Some(root_key.state),
@@ -134,13 +155,13 @@ async fn state(home: &impl ByHand, n: u8) -> Option<RecordState> {
 }
 
 /// The audit records from the `skip`th on, the oldest first.
-async fn audited(home: &impl ByHand, skip: usize) -> Vec<AuditRecord> {
+async fn audited(home: &impl DirectSql, skip: usize) -> Vec<AuditRecord> {
     let query = AuditQuery { limit: 1_000, ..AuditQuery::default() };
     home.store().audit(&query).await.unwrap().into_iter().rev().skip(skip).collect()
 }
 
 /// Event, description and actor.
-fn told(records: &[AuditRecord]) -> Vec<(&str, &str, &str, &str)> {
+fn summaries(records: &[AuditRecord]) -> Vec<(&str, &str, &str, &str)> {
     records
         .iter()
         .map(|record| (&*record.event, &*record.description, &*record.actor_type, &*record.actor_id))
@@ -152,8 +173,8 @@ fn reroll() -> Reroll {
     Reroll { key: key(1).id, grace: Duration::ZERO, new_id: new.id, hash: new.hash, start: new.start }
 }
 
-/// While triggers are off, and until somebody looks, a deletion would be answered with success and reach nobody.
-async fn a_change_that_the_log_does_not_learn_of_is_undone<H: ByHand>(home: &H) {
+/// Failure: while triggers are off, a deletion is answered with success and reaches no agent.
+async fn change_without_a_log_row_is_undone<H: DirectSql>(home: &H) {
     let store = home.store();
     populate(store, 2).await;
     let ended = KeyUpdate { enabled: Some(false), ..KeyUpdate::default() };
@@ -187,7 +208,7 @@ async fn a_change_that_the_log_does_not_learn_of_is_undone<H: ByHand>(home: &H) 
     assert_eq!(audited(home, before.len()).await.len(), 1, "what changes nothing needs no row");
 }
 
-async fn a_change_by_sql_has_an_audit_record_as_soon_as_it_is_numbered(home: &impl ByHand) {
+async fn change_by_sql_gets_its_audit_record_when_numbered(home: &impl DirectSql) {
     populate(home.store(), 2).await;
     let known = audited(home, 0).await.len();
     let statements = [
@@ -206,7 +227,7 @@ async fn a_change_by_sql_has_an_audit_record_as_soon_as_it_is_numbered(home: &im
     }
     let records = audited(home, known).await;
     assert_eq!(
-        told(&records),
+        summaries(&records),
         [
             ("key.update", "Updated key key_1", "database", "sql"),
             ("key.delete", "Deleted key key_1", "database", "sql"),
@@ -231,7 +252,7 @@ async fn a_change_by_sql_has_an_audit_record_as_soon_as_it_is_numbered(home: &im
     assert_eq!(audited(home, known).await.len(), statements.len(), "each once");
 }
 
-async fn an_end_that_comes_by_itself_is_audited_as_nobodys_change(home: &impl ByHand) {
+async fn expiry_is_audited_as_the_systems_change(home: &impl DirectSql) {
     populate(home.store(), 1).await;
     home.run("UPDATE keys SET expires = 1; UPDATE root_keys SET expires = 1").await;
     home.store().number(100).await.unwrap();
@@ -239,7 +260,7 @@ async fn an_end_that_comes_by_itself_is_audited_as_nobodys_change(home: &impl By
     assert_eq!(home.store().expire(10).await.unwrap(), 2);
     home.store().number(100).await.unwrap();
     assert_eq!(
-        told(&audited(home, known).await),
+        summaries(&audited(home, known).await),
         [
             ("root_key.expire", "Expired root key root_1", "system", "expiry"),
             ("key.expire", "Expired key key_1", "system", "expiry"),
@@ -247,7 +268,7 @@ async fn an_end_that_comes_by_itself_is_audited_as_nobodys_change(home: &impl By
     );
 }
 
-async fn a_bulk_change_by_sql_has_one_audit_record_for_its_api<H: ByHand>(home: &H) {
+async fn a_bulk_change_by_sql_has_one_audit_record_for_its_api<H: DirectSql>(home: &H) {
     populate(home.store(), 0).await;
     let known = audited(home, 0).await.len();
     let row = |n: u32| format!("('bulk_{n}', 'api_1', 'ws_1', {}, 'x')", H::literal(&format!("{n:064x}")));
@@ -258,7 +279,7 @@ async fn a_bulk_change_by_sql_has_one_audit_record_for_its_api<H: ByHand>(home: 
     assert_eq!(after(home, "DELETE FROM keys").await.len(), 1);
     let records = audited(home, known).await;
     assert_eq!(
-        told(&records),
+        summaries(&records),
         [
             ("key.create", "Created 1001 keys of API api_1", "database", "sql"),
             ("key.delete", "Permanently deleted 1001 keys of API api_1", "database", "sql"),
@@ -268,7 +289,7 @@ async fn a_bulk_change_by_sql_has_one_audit_record_for_its_api<H: ByHand>(home: 
 }
 
 /// Failure: a record each for keys of very many APIs takes longer than leases may wait.
-async fn a_crowd_of_changes_by_sql_has_one_audit_record_for_each_api<H: ByHand>(home: &H) {
+async fn a_crowd_of_changes_by_sql_has_one_audit_record_for_each_api<H: DirectSql>(home: &H) {
     populate(home.store(), 0).await;
     after(home, "INSERT INTO apis (id, workspace_id, name) VALUES ('api_2', 'ws_1', 'refunds')").await;
     let known = audited(home, 0).await.len();
@@ -280,10 +301,10 @@ async fn a_crowd_of_changes_by_sql_has_one_audit_record_for_each_api<H: ByHand>(
         format!("INSERT INTO keys (id, api_id, workspace_id, hash, start) VALUES {}", rows.join(","));
     assert_eq!(after(home, &insert).await.len(), 1_201);
     let records = audited(home, known).await;
-    let mut told: Vec<_> = told(&records);
-    told.sort_unstable();
+    let mut summaries: Vec<_> = summaries(&records);
+    summaries.sort_unstable();
     assert_eq!(
-        told,
+        summaries,
         [
             ("key.create", "Created 600 keys of API api_1", "database", "sql"),
             ("key.create", "Created 601 keys of API api_2", "database", "sql"),
@@ -291,7 +312,7 @@ async fn a_crowd_of_changes_by_sql_has_one_audit_record_for_each_api<H: ByHand>(
     );
 }
 
-async fn a_rounds_token_gives_way_to_that_of_a_much_later_one(home: &impl ByHand) {
+async fn a_rounds_token_gives_way_to_that_of_a_much_later_one(home: &impl DirectSql) {
     let store = home.store();
     let oldest = store.head().await.unwrap().round;
     let next = run_round(store, &[]).await.numbered.head.round;
@@ -303,17 +324,17 @@ async fn a_rounds_token_gives_way_to_that_of_a_much_later_one(home: &impl ByHand
     assert!(!store.has_round_token(next).await.unwrap());
 }
 
-async fn an_operators_new_epoch_has_its_audit_record(home: &impl ByHand) {
+async fn an_operators_new_epoch_has_its_audit_record(home: &impl DirectSql) {
     let head = home.store().begin_epoch(&operator()).await.unwrap();
     let records = audited(home, 0).await;
     let description = format!("Began epoch {} at position 0", head.at.epoch());
-    assert_eq!(told(&records), [("store.new_epoch", &*description, "system", "ops")]);
+    assert_eq!(summaries(&records), [("store.new_epoch", &*description, "system", "ops")]);
     assert_eq!((&records[0].workspace_id, &*records[0].targets), (&None, &[][..]));
     assert_eq!(records[0].request_id.as_deref(), Some("req_operator"));
 }
 
 /// An API may be among the targets of most records, a key of few.
-async fn what_happened_to_one_target_is_found_however_often_it_is_one(home: &impl ByHand) {
+async fn what_happened_to_one_target_is_found_however_often_it_is_one(home: &impl DirectSql) {
     let row = |n: u32| {
         format!(
             r#"({n}, 'e', 'd', 'a', 'a', '[{{"type":"key","id":"k_{n}"}},{{"type":"api","id":"api_9"}}]')"#
@@ -332,7 +353,7 @@ async fn what_happened_to_one_target_is_found_however_often_it_is_one(home: &imp
     assert_eq!(times("k_none").await, [0; 0]);
 }
 
-async fn what_was_soft_deleted_is_restored_by_one_statement(home: &impl ByHand) {
+async fn what_was_soft_deleted_is_restored_by_one_statement(home: &impl DirectSql) {
     let store = home.store();
     populate(store, 1).await;
     store.delete_key(&actor(), &key(1).id, DeleteMode::Soft, &|_| true).await.unwrap();
@@ -351,7 +372,7 @@ async fn what_was_soft_deleted_is_restored_by_one_statement(home: &impl ByHand) 
     assert_eq!(state(home, 255).await, Some(RecordState::Active));
 }
 
-async fn a_soft_deleted_key_is_erased_by_one_statement(home: &impl ByHand) {
+async fn a_soft_deleted_key_is_erased_by_one_statement(home: &impl DirectSql) {
     const ERASE: &str = "DELETE FROM keys WHERE id = 'key_1' AND deleted_at_m IS NOT NULL";
     let store = home.store();
     populate(store, 1).await;
@@ -364,7 +385,7 @@ async fn a_soft_deleted_key_is_erased_by_one_statement(home: &impl ByHand) {
     assert_eq!(state(home, 1).await, None);
 }
 
-async fn the_same_key_text_is_created_anew_by_one_statement<H: ByHand>(home: &H) {
+async fn the_same_key_text_is_created_anew_by_one_statement<H: DirectSql>(home: &H) {
     let store = home.store();
     populate(store, 1).await;
     store.delete_key(&actor(), &key(1).id, DeleteMode::Permanent, &|_| true).await.unwrap();
@@ -381,7 +402,7 @@ async fn the_same_key_text_is_created_anew_by_one_statement<H: ByHand>(home: &H)
     assert!(details.enabled && details.permissions.is_empty() && details.created_at > StoreTime(0));
 }
 
-async fn root_keys_and_workspaces_are_switched_off_and_on_by_one_statement(home: &impl ByHand) {
+async fn root_keys_and_workspaces_are_disabled_by_one_statement(home: &impl DirectSql) {
     populate(home.store(), 1).await;
     for (sql, key_state, root_key_state) in [
         (
@@ -411,7 +432,7 @@ const AN_HOUR: Purge =
     Purge { log: Duration::from_hours(1), receipts: Duration::from_hours(1), audit: None, limit: 100 };
 
 /// A store whose clock was ahead for a while would keep everything after that, until that time comes.
-async fn rows_from_the_future_stop_no_purge(home: &impl ByHand) {
+async fn rows_from_the_future_stop_no_purge(home: &impl DirectSql) {
     populate(home.store(), 4).await;
     let day = 24 * 3_600_000_000_i64;
     let sql = format!(
@@ -424,16 +445,16 @@ async fn rows_from_the_future_stop_no_purge(home: &impl ByHand) {
     assert_eq!(purged, Purged { log: 4, ..Purged::default() }, "all but the last, which is young");
 }
 
-/// A purge that finds no receipt has lost none: what is told of older requests stays as it was.
-async fn receipts_count_as_purged_only_as_far_as_they_were(home: &impl ByHand) {
+/// A purge that finds no receipt loses none: the answers about older requests stay as they were.
+async fn receipts_count_as_purged_only_as_far_as_they_were(home: &impl DirectSql) {
     let store = home.store();
     populate(store, 1).await;
-    // Refused by nobody, and no news: a request without a row in the log.
+    // Not refused, and without a row in the log.
     store.update_key(&asking("req_same"), &key(1).id, KeyUpdate::default(), &|_| true).await.unwrap();
     let at_once = Purge { receipts: Duration::ZERO, ..AN_HOUR };
     store.purge(at_once).await.unwrap();
-    let told = store.receipt(&workspace(), "req_same").await.unwrap();
-    assert_eq!(told, Some(StoredOutcome::Nothing), "nothing was purged");
+    let outcome = store.receipt(&workspace(), "req_same").await.unwrap();
+    assert_eq!(outcome, Some(StoredOutcome::Nothing), "nothing was purged");
 
     // One of long ago doesn't speak of this one either.
     store.create_key(&asking("req_old"), key(2)).await.unwrap();
