@@ -19,7 +19,7 @@
 //! * `log`: numbering, rounds, replays (R1, R5, R7).
 //! * `roster`: the instances that may hold a lease (R11).
 //! * `receipts`: receipts and open requests (R12).
-//! * `records`: reading keys, root keys and APIs (R6).
+//! * `records`, `lookups`: reading keys, root keys and APIs (R6).
 //! * `changes`, `operator`: changes by the control API, by time and by operators.
 //! * `audit`, `purge`: their audit records, and deleting old rows.
 //! * `migrations`, `schema`: the tables, and whether they were altered (R3).
@@ -35,6 +35,7 @@ mod lanes;
 mod lineage;
 mod listener;
 mod log;
+mod lookups;
 mod migrations;
 mod notices;
 mod operator;

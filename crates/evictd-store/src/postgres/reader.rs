@@ -8,14 +8,14 @@ use evictd_core::record::Lookup;
 use super::lanes::Lane;
 use super::migrations::is_current;
 use super::options::PostgresOptions;
-use super::{records, schema};
+use super::{lookups, schema};
 use crate::error::StoreError;
 
 /// Reads what verifications need. The user needs SELECT on `log_head`, `keys`, `root_keys`, `apis`, `workspaces` and
 /// `_sqlx_migrations`.
 #[derive(Debug)]
 pub struct PostgresReader {
-    lookups: Lane,
+    lane: Lane,
 }
 
 impl PostgresReader {
@@ -28,17 +28,17 @@ impl PostgresReader {
         }
         schema::assert_complete(&mut connection, &options).await?;
         let size = options.connections.max(1);
-        Ok(Self { lookups: Lane::new(&Arc::new(options), size) })
+        Ok(Self { lane: Lane::new(&Arc::new(options), size) })
     }
 
     /// Returns the record with this hash, and the head from the same snapshot (R6), which shows how far a standby lags.
     /// Returns [`StoreError::NotAReplica`] for any other copy of the store.
     pub async fn lookup(&self, hash: KeyHash) -> Result<Lookup, StoreError> {
-        records::lookup_in_replica(&self.lookups, hash).await
+        lookups::lookup_in_replica(&self.lane, hash).await
     }
 
     /// Waits for running lookups, then disconnects. Later lookups fail.
     pub async fn close(&self) {
-        self.lookups.close().await;
+        self.lane.close().await;
     }
 }
