@@ -1,23 +1,22 @@
-//! `evictd audit`: who changed what, read from the home store directly.
+//! `evictd audit`: shows who changed what, from the home store directly.
 
 use std::fmt::Write as _;
 
 use clap::Args;
+use evictd_cli::print::{OutputFormat, print_line, printable};
+use evictd_cli::time::{When, format_time};
 use evictd_core::ids::WorkspaceId;
 use evictd_ops::clock::wall_now;
 use evictd_store::audit::{AuditQuery, AuditRecord};
 use serde::Serialize;
 
-use crate::daemon::ConfigArgs;
-use crate::home_store::Place;
-use crate::output_format::{OutputFormat, print_line, shown};
-use crate::when::{self, When};
+use crate::operator::OperatorArgs;
 
 /// Shows who changed what: every change of a key, an API or a root key, the newest first.
 ///
-/// Each record of a request was written together with its change. Of a change by direct SQL the record is written when
-/// the log takes it in: the database doesn't know whose it was. Records name ids, never keys, and outlive a permanent
-/// deletion.
+/// The record of a request is written in the transaction of its change. The record of a change by direct SQL is written
+/// when the change gets its position in the log, without an author. Records contain ids, never keys, and remain after a
+/// permanent deletion. `--output=json` prints an object per line, with the field names of Unkey's audit log.
 #[derive(Args, Debug)]
 #[command(
     after_help = "Examples:\n  evictd audit --since=24h\n  evictd audit --key-id=key_1234abcd --output=json\n  \
@@ -25,54 +24,51 @@ use crate::when::{self, When};
 )]
 pub(crate) struct AuditArgs {
     #[command(flatten)]
-    config: ConfigArgs,
-    /// Shows only what happened to this key.
+    operator: OperatorArgs,
+    /// Shows only changes of this key.
     #[arg(long, value_name = "ID", group = "target")]
     key_id: Option<String>,
-    /// Shows only what happened to this API, and to keys in it where their record names it.
+    /// Shows only changes of this API, and of its keys where their record names it.
     #[arg(long, value_name = "ID", group = "target")]
     api_id: Option<String>,
-    /// Shows only what happened to this root key.
+    /// Shows only changes of this root key.
     #[arg(long, value_name = "ID", group = "target")]
     root_key_id: Option<String>,
-    /// Shows only what this request changed.
+    /// Shows only changes by this request.
     #[arg(long, value_name = "ID")]
     request_id: Option<String>,
-    /// Shows only the changes of this workspace.
+    /// Shows only changes in this workspace.
     #[arg(long, value_name = "ID")]
     workspace: Option<String>,
-    /// Shows only changes since then: 2027-01-31T12:00:00Z, milliseconds since 1970, or a span such as 24h or 7d.
+    /// Shows only changes since a time: 2027-01-31T12:00:00Z, milliseconds since 1970, or a duration such as 24h or 7d.
     #[arg(long, value_name = "TIME")]
     since: Option<When>,
-    /// Shows at most so many, the newest.
+    /// Shows at most this many, the newest.
     #[arg(long, value_name = "NUMBER", default_value_t = 100)]
     limit: usize,
-    /// `json` prints one JSON object per line, with the names of Unkey's audit log.
-    #[arg(long, value_name = "FORMAT", default_value = "text")]
-    output: OutputFormat,
 }
 
-/// A record for scripts.
+/// A record in JSON.
 #[derive(Serialize)]
-struct Line<'a> {
+struct RecordLine<'a> {
     event_id: &'a str,
     time: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
     workspace_id: Option<&'a str>,
     event: &'a str,
     description: &'a str,
-    actor: Actor<'a>,
+    actor: RecordActor<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     remote_ip: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     user_agent: Option<&'a str>,
-    targets: Vec<Target<'a>>,
+    targets: Vec<RecordTarget<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     correlation_id: Option<&'a str>,
 }
 
 #[derive(Serialize)]
-struct Actor<'a> {
+struct RecordActor<'a> {
     r#type: &'a str,
     id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -80,13 +76,13 @@ struct Actor<'a> {
 }
 
 #[derive(Serialize)]
-struct Target<'a> {
+struct RecordTarget<'a> {
     r#type: &'a str,
     id: &'a str,
 }
 
 pub(crate) fn run(args: AuditArgs) -> anyhow::Result<()> {
-    let place = Place::existing(&args.config)?;
+    let store = args.operator.store()?;
     let query = AuditQuery {
         workspace_id: args.workspace.map(WorkspaceId::new),
         target: args.key_id.or(args.api_id).or(args.root_key_id),
@@ -94,26 +90,28 @@ pub(crate) fn run(args: AuditArgs) -> anyhow::Result<()> {
         since: args.since.map(|since| since.before(wall_now())),
         limit: args.limit,
     };
-    for record in place.with(async |store| Ok(store.audit(&query).await?))? {
-        print_line(&match args.output {
-            OutputFormat::Json => serde_json::to_string(&Line::of(&record))?,
+    for record in store.with(async |store| Ok(store.audit(&query).await?))? {
+        print_line(&match args.operator.output {
+            OutputFormat::Json => serde_json::to_string(&RecordLine::new(&record))?,
             OutputFormat::Text => text(&record),
         });
     }
     Ok(())
 }
 
-impl<'a> Line<'a> {
-    fn of(record: &'a AuditRecord) -> Self {
-        let target =
-            |target: &'a evictd_store::audit::AuditTarget| Target { r#type: &target.kind, id: &target.id };
+impl<'a> RecordLine<'a> {
+    fn new(record: &'a AuditRecord) -> Self {
+        let target = |target: &'a evictd_store::audit::AuditTarget| RecordTarget {
+            r#type: &target.kind,
+            id: &target.id,
+        };
         Self {
             event_id: &record.event_id,
             time: record.time.as_millis(),
             workspace_id: record.workspace_id.as_ref().map(WorkspaceId::as_str),
             event: &record.event,
             description: &record.description,
-            actor: Actor {
+            actor: RecordActor {
                 r#type: &record.actor_type,
                 id: &record.actor_id,
                 name: record.actor_name.as_deref(),
@@ -130,18 +128,18 @@ impl<'a> Line<'a> {
 fn text(record: &AuditRecord) -> String {
     let mut text = format!(
         "{}  {:15}  {}  by {} {}",
-        when::written(record.time),
+        format_time(record.time),
         record.event,
         record.description,
         record.actor_type,
-        shown(&record.actor_id)
+        printable(&record.actor_id)
     );
     // Writing to a String can't fail.
     if let Some(name) = &record.actor_name {
-        let _ = write!(text, " ({})", shown(name));
+        let _ = write!(text, " ({})", printable(name));
     }
     if let Some(ip) = &record.remote_ip {
-        let _ = write!(text, " from {}", shown(ip));
+        let _ = write!(text, " from {}", printable(ip));
     }
     if let Some(request_id) = &record.request_id {
         let _ = write!(text, "  {request_id}");
@@ -174,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_is_a_line_for_people() {
+    fn text_is_a_line_per_record() {
         assert_eq!(
             text(&record()),
             "2026-08-21T12:34:56.789Z  key.delete       Deleted key key_1  by rootkey root_1 (ci\u{fffd}[31m) from \
@@ -185,9 +183,9 @@ mod tests {
     }
 
     #[test]
-    fn a_record_is_a_line_for_scripts_in_unkeys_words() {
+    fn json_has_unkeys_field_names() {
         assert_eq!(
-            serde_json::to_string(&Line::of(&record())).unwrap(),
+            serde_json::to_string(&RecordLine::new(&record())).unwrap(),
             concat!(
                 r#"{"event_id":"log_1","time":1787315696789,"workspace_id":"ws_1","event":"key.delete","#,
                 r#""description":"Deleted key key_1","#,

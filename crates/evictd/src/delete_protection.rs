@@ -1,20 +1,17 @@
-//! `evictd delete-protection`: an API that can't be deleted by mistake. Works on the home store directly, as Unkey's
-//! API has no such endpoint either.
+//! `evictd delete-protection`: protects an API from deletion by mistake. Works on the home store directly, because
+//! Unkey's API has no endpoint for it.
 
 use clap::{Args, Subcommand};
 use evictd_core::ids::ApiId;
 use serde_json::json;
 
-use crate::daemon::ConfigArgs;
-use crate::home_store::Place;
-use crate::output_format::{OutputFormat, print_line};
-use crate::root_key::operator;
+use crate::operator::{OperatorArgs, operator};
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum DeleteProtection {
-    /// Protects an API from deletion: whoever tries it is refused (412), whatever the root key may do.
+    /// Protects an API from deletion: deleting it answers 412, whatever the root key's permissions.
     On(ProtectArgs),
-    /// Lets an API be deleted again, by whoever may.
+    /// Allows the deletion of an API again.
     Off(ProtectArgs),
 }
 
@@ -24,10 +21,7 @@ pub(crate) struct ProtectArgs {
     #[arg(long, value_name = "ID")]
     api_id: String,
     #[command(flatten)]
-    config: ConfigArgs,
-    /// `json` prints one JSON object.
-    #[arg(long, value_name = "FORMAT", default_value = "text")]
-    output: OutputFormat,
+    operator: OperatorArgs,
 }
 
 pub(crate) fn run(command: &DeleteProtection) -> anyhow::Result<()> {
@@ -35,17 +29,13 @@ pub(crate) fn run(command: &DeleteProtection) -> anyhow::Result<()> {
         DeleteProtection::On(args) => (args, true),
         DeleteProtection::Off(args) => (args, false),
     };
-    let place = Place::existing(&args.config)?;
+    let store = args.operator.store()?;
     let (operator, api) = (operator(), ApiId::new(args.api_id.as_str()));
-    let found = place.with(async |store| Ok(store.protect_api(&operator, &api, protect).await?))?;
-    anyhow::ensure!(found, "there is no API {api} in the home store {place}, or it was deleted");
-    match args.output {
-        OutputFormat::Json => print_line(
-            &json!({ "apiId": api.as_str(), "deleteProtection": protect, "requestId": operator.request_id })
-                .to_string(),
-        ),
-        OutputFormat::Text if protect => print_line(&format!("{api} is protected from deletion")),
-        OutputFormat::Text => print_line(&format!("{api} can be deleted")),
-    }
+    let found = store.with(async |store| Ok(store.protect_api(&operator, &api, protect).await?))?;
+    anyhow::ensure!(found, "there is no API {api} in the home store {store}, or it was deleted");
+    let json =
+        json!({ "apiId": api.as_str(), "deleteProtection": protect, "requestId": operator.request_id });
+    let state = if protect { "is protected from deletion" } else { "can be deleted" };
+    args.operator.output.print_line(&json, &format!("{api} {state}"));
     Ok(())
 }

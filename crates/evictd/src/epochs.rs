@@ -1,40 +1,34 @@
-//! `evictd epochs`: what became of the home store, as its history tells (R15, R16).
+//! `evictd epochs`: shows the history of the home store (R15, R16).
 
 use std::fmt::Write as _;
 
 use clap::Args;
+use evictd_cli::print::printable;
+use evictd_cli::time::format_time;
 use evictd_core::history::Begin;
 use evictd_core::position::LogPosition;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::daemon::ConfigArgs;
-use crate::home_store::Place;
-use crate::output_format::{OutputFormat, print_line, shown};
-use crate::when;
+use crate::operator::OperatorArgs;
 
-/// Shows the epochs of the home store, the newest first: when each began, why, on whose evidence, and from what position.
+/// Shows the epochs of the home store, the newest first: when each began, why, on what evidence, and at what position.
 ///
-/// A new epoch makes every agent flush its cache once. One that an operator declared may have undone deletions.
+/// A new epoch makes every agent flush its cache once. An epoch that an operator declared may have undone deletions.
+/// `--output=json` prints an object per line.
 #[derive(Args, Debug)]
 pub(crate) struct EpochsArgs {
     #[command(flatten)]
-    config: ConfigArgs,
-    /// Shows also the incarnations that began no epoch: a publisher opened an SQLite store, or was alone at a PostgreSQL one.
+    operator: OperatorArgs,
+    /// Also shows incarnations without a new epoch: a publisher opened an SQLite store, or was the only one at a
+    /// PostgreSQL store.
     #[arg(long)]
     all: bool,
-    /// `json` prints one JSON object per line.
-    #[arg(long, value_name = "FORMAT", default_value = "text")]
-    output: OutputFormat,
 }
 
 pub(crate) fn run(args: &EpochsArgs) -> anyhow::Result<()> {
-    let place = Place::existing(&args.config)?;
-    let history = place.with(async |store| Ok(store.history().await?))?;
+    let history = args.operator.store()?.with(async |store| Ok(store.history().await?))?;
     for begin in history.begins().iter().rev().filter(|begin| args.all || is_epoch(begin)) {
-        print_line(&match args.output {
-            OutputFormat::Json => line(begin),
-            OutputFormat::Text => text(begin),
-        });
+        args.operator.output.print_line(&json(begin), &text(begin));
     }
     Ok(())
 }
@@ -43,7 +37,7 @@ fn is_epoch(begin: &Begin) -> bool {
     begin.at.epoch() > begin.after.epoch()
 }
 
-fn line(begin: &Begin) -> String {
+fn json(begin: &Begin) -> Value {
     let place = |at: LogPosition| json!({ "epoch": at.epoch(), "position": at.position() });
     json!({
         "epoch": begin.at.epoch(),
@@ -54,21 +48,20 @@ fn line(begin: &Begin) -> String {
         "cause": begin.cause.label(),
         "evidence": begin.evidence,
     })
-    .to_string()
 }
 
 /// `2026-08-21T12:34:56.789Z  epoch 2 from position 105  declared (ops)  incarnation 00c0ffee00c0ffee`
 fn text(begin: &Begin) -> String {
     let mut text = format!(
         "{}  epoch {} from position {}  {}",
-        when::written(begin.time),
+        format_time(begin.time),
         begin.at.epoch(),
         begin.at.position(),
         begin.cause.label(),
     );
     // Writing to a String can't fail.
     if let Some(evidence) = &begin.evidence {
-        _ = write!(text, " ({})", shown(evidence));
+        _ = write!(text, " ({})", printable(evidence));
     }
     _ = write!(text, "  incarnation {}", begin.incarnation);
     text

@@ -1,5 +1,4 @@
-//! The configured home store: opened for the publisher, and for commands that work on it directly, also beside a
-//! running publisher.
+//! The configured home store: opened for the publisher, and for operator commands, which can run beside a publisher.
 
 use std::error::Error as _;
 use std::fmt;
@@ -12,44 +11,45 @@ use evictd_store::postgres::{PostgresOptions, PostgresStore};
 use evictd_store::sqlite::SqliteStore;
 use evictd_store::{HomeStore, StoreError};
 
-use crate::daemon::{ConfigArgs, runtime};
+use crate::config_args::ConfigArgs;
+use crate::runtime;
 
-/// Where the configured store is. Shown, it is without user and password.
+/// The store that a configuration names. Its `Display` omits user and password.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct ConfiguredStore {
     config: StoreConfig,
     location: StoreLocation,
 }
 
-impl Place {
-    /// Where the publisher's configuration says.
+impl ConfiguredStore {
+    /// The store of the publisher's configuration.
     pub(crate) fn of(config: &ConfigArgs) -> anyhow::Result<Self> {
-        Self::configured(config.publisher()?.config.store)
+        Self::new(config.publisher()?.config.store)
     }
 
-    /// Where `config` says, whatever directory that was said relative to.
-    pub(crate) fn configured(config: StoreConfig) -> anyhow::Result<Self> {
+    /// Makes a relative path absolute, so that messages show which file it is.
+    pub(crate) fn new(config: StoreConfig) -> anyhow::Result<Self> {
         let mut location = config.location()?;
         if let StoreLocation::Sqlite(path) = &mut location {
             let absolute = std::path::absolute(&*path);
-            *path = absolute.with_context(|| format!("can't find out where {} is", path.display()))?;
+            *path = absolute.with_context(|| format!("cannot resolve {}", path.display()))?;
         }
         Ok(Self { config, location })
     }
 
-    /// As [`Place::of`], of a store that must be there: opening would make a new one, and hide that it is the wrong
-    /// one. Only publishers, `evictd dev` and `evictd migrate` make stores.
+    /// As [`Self::of`], of a store that must exist. Opening would create a new one, and hide a wrong path. Only
+    /// publishers, `evictd dev` and `evictd migrate` create stores.
     pub(crate) fn existing(config: &ConfigArgs) -> anyhow::Result<Self> {
-        let place = Self::of(config)?;
+        let store = Self::of(config)?;
         anyhow::ensure!(
-            place.schema_version()?.is_some(),
-            "there is no home store at {place}: start the publisher first (or run `evictd migrate`), or say which \
-             store is meant: --config FILE, the publisher's, or --set store.path=FILE, or --set store.url=URL"
+            store.schema_version()?.is_some(),
+            "there is no home store at {store}: start the publisher first (or run `evictd migrate`), or name the store \
+             with --config FILE, the publisher's, or --set store.path=FILE, or --set store.url=URL"
         );
-        Ok(place)
+        Ok(store)
     }
 
-    /// The version of the store's schema, if there is a store. Makes none.
+    /// Returns the version of the store's schema, or `None` if there is no store. Creates none.
     pub(crate) fn schema_version(&self) -> anyhow::Result<Option<i64>> {
         let look = async {
             match &self.location {
@@ -57,10 +57,10 @@ impl Place {
                 StoreLocation::Postgres(url) => PostgresStore::schema_version(&self.options(url)?).await,
             }
         };
-        runtime()?.block_on(look).map_err(advised)
+        runtime::new()?.block_on(look).map_err(with_advice)
     }
 
-    /// Refuses a URL that couldn't be connected to whatever the database. Connects nowhere.
+    /// Refuses a malformed URL. Does not connect.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
         if let StoreLocation::Postgres(url) = &self.location {
             self.options(url)?;
@@ -68,7 +68,7 @@ impl Place {
         Ok(())
     }
 
-    /// Opens the store for a publisher: an SQLite file is this publisher's alone until it is closed.
+    /// Opens the store for a publisher. An SQLite file is locked against other publishers until it is closed.
     pub(crate) async fn open_for_publisher(&self) -> anyhow::Result<Arc<dyn HomeStore>> {
         let opened: Result<Arc<dyn HomeStore>, StoreError> = match &self.location {
             StoreLocation::Sqlite(path) => {
@@ -76,7 +76,7 @@ impl Place {
             }
             StoreLocation::Postgres(url) => self.connect(url).await.map(|store| Arc::new(store) as _),
         };
-        opened.map_err(advised)
+        opened.map_err(with_advice)
     }
 
     /// Opens the store, works on it, and closes it.
@@ -84,14 +84,14 @@ impl Place {
         &self,
         work: impl AsyncFnOnce(&dyn HomeStore) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
-        runtime()?.block_on(async {
+        runtime::new()?.block_on(async {
             let opened: Result<Box<dyn HomeStore>, StoreError> = match &self.location {
                 StoreLocation::Sqlite(path) => {
                     SqliteStore::open(path).await.map(|store| Box::new(store) as _)
                 }
                 StoreLocation::Postgres(url) => self.connect(url).await.map(|store| Box::new(store) as _),
             };
-            let store = opened.map_err(advised)?;
+            let store = opened.map_err(with_advice)?;
             let done = work(&*store).await;
             store.close().await;
             done
@@ -110,24 +110,23 @@ impl Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for ConfiguredStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.location.fmt(f)
     }
 }
 
-/// Says what to do about a store that another version has made.
-fn advised(error: StoreError) -> anyhow::Error {
-    // The other failures of a migration have a cause of their own, in the database.
+/// Adds what to do about a store of another version.
+fn with_advice(error: StoreError) -> anyhow::Error {
+    // Other failures of a migration have a source, the database's error.
     let is_foreign = matches!(&error, StoreError::Migrate(migration) if migration.source().is_none());
     let error = anyhow::Error::from(error);
     if !is_foreign {
         return error;
     }
     error.context(
-        "this home store was made by another version of evictd. If that is a newer one, use it here, too. If it was \
-         built between two releases, its schema was never released and can't be brought up to date: go on with that \
-         version, or begin with a new store (another store.path or database) and create its keys anew. Nothing was \
-         changed",
+        "this home store was made by another version of evictd. If that version is newer, use it here too. If it was \
+         built between two releases, its schema cannot be migrated: continue with that version, or start with a new \
+         store (another store.path or database) and create its keys again. Nothing was changed",
     )
 }

@@ -1,23 +1,24 @@
 //! `evictd migrate`: brings the home store's schema up to date.
 //!
-//! `evictd publisher` does the same when it starts. This is for whoever wants it done before: with a database user
-//! that may change the schema, say, while the publisher's may not.
+//! `evictd publisher` does the same when it starts. This command does it beforehand, for example with a database
+//! user that may change the schema where the publisher's may not.
 
-use crate::daemon::ConfigArgs;
-use crate::home_store::Place;
-use crate::output_format::print_line;
+use evictd_cli::print::print_line;
+
+use crate::config_args::ConfigArgs;
+use crate::home_store::ConfiguredStore;
 
 pub(crate) fn run(config: &ConfigArgs) -> anyhow::Result<()> {
-    let place = Place::of(config)?;
-    let before = place.schema_version()?;
-    place.with(async |store| Ok(store.check_triggers().await?))?;
-    let done = told(before, place.schema_version()?.unwrap_or_default());
-    print_line(&format!("the home store {place} is up to date: {done}"));
+    let store = ConfiguredStore::of(config)?;
+    let before = store.schema_version()?;
+    store.with(async |store| Ok(store.check_triggers().await?))?;
+    let result = describe(before, store.schema_version()?.unwrap_or_default());
+    print_line(&format!("the home store {store} is up to date: {result}"));
     Ok(())
 }
 
-/// What a migration from one version of the schema to another came to.
-fn told(before: Option<i64>, after: i64) -> String {
+/// Describes a migration from one version of the schema to another.
+fn describe(before: Option<i64>, after: i64) -> String {
     match before {
         None => format!("it was made, with version {after} of the schema"),
         Some(before) if before == after => {
@@ -32,11 +33,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_new_store_is_made_and_an_existing_one_left_as_it_is() {
+    fn new_store_is_made_and_existing_one_is_kept() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("evictd.db");
         let config = ConfigArgs::default().and_set("store.path", path.display().to_string());
-        let version = || Place::of(&config).unwrap().schema_version().unwrap();
+        let version = || ConfiguredStore::of(&config).unwrap().schema_version().unwrap();
         assert_eq!(version(), None);
         assert!(!path.exists());
         run(&config).unwrap();
@@ -47,9 +48,9 @@ mod tests {
     }
 
     #[test]
-    fn it_is_told_what_was_done() {
-        assert_eq!(told(None, 2), "it was made, with version 2 of the schema");
-        assert_eq!(told(Some(2), 2), "it had version 2 of the schema already, nothing was changed");
-        assert_eq!(told(Some(1), 2), "its schema was migrated from version 1 to 2");
+    fn result_says_what_was_done() {
+        assert_eq!(describe(None, 2), "it was made, with version 2 of the schema");
+        assert_eq!(describe(Some(2), 2), "it had version 2 of the schema already, nothing was changed");
+        assert_eq!(describe(Some(1), 2), "its schema was migrated from version 1 to 2");
     }
 }

@@ -1,67 +1,53 @@
 //! `evictd new-epoch`: an operator declares that this home store is the one to follow (R15).
 //!
-//! A store that was put back to an older state, or a copy that replaces a store that was lost, lacks changes that
-//! agents have seen. To go on without them is an operator's decision.
+//! A store that was restored to an older state, or a copy that replaces a lost store, lacks changes that agents have
+//! applied. Continuing without them is an operator's decision.
 
 use std::io::{BufRead, IsTerminal, Write};
 
 use clap::Args;
+use evictd_cli::print::OutputFormat;
 use serde_json::json;
 
-use crate::daemon::ConfigArgs;
-use crate::home_store::Place;
-use crate::output_format::{OutputFormat, print_line};
-use crate::root_key::operator;
+use crate::operator::{OperatorArgs, operator};
 
 #[derive(Args, Debug)]
 pub(crate) struct NewEpochArgs {
     #[command(flatten)]
-    config: ConfigArgs,
-    /// Begins without asking.
+    operator: OperatorArgs,
+    /// Begins the epoch without a confirmation.
     #[arg(long)]
     yes: bool,
-    /// `json` prints one JSON object.
-    #[arg(long, value_name = "FORMAT", default_value = "text")]
-    output: OutputFormat,
 }
 
 pub(crate) fn run(args: &NewEpochArgs) -> anyhow::Result<()> {
-    let place = Place::existing(&args.config)?;
+    let store = args.operator.store()?;
     eprintln!(
-        "This begins a new epoch in the home store {place}, and declares that agents are to follow it.\n\
-         What was changed in a newer copy and is missing here counts as undone: a key that was deleted there is valid \
-         again.\n\
-         Do it once, after the store was put back to an older state, or when a copy replaces a store that was lost.\n\
-         Each agent flushes its cache once, and loads each record again when it is asked for."
+        "This begins a new epoch in the home store {store}, and declares that agents must follow this store.\n\
+         Changes that a newer copy has and this store lacks are undone: a key that was deleted there is valid again.\n\
+         Do it once, after the store was restored to an older state, or when a copy replaces a lost store.\n\
+         Each agent flushes its cache once, and loads each record again at the next verification."
     );
     if !args.yes {
         anyhow::ensure!(
             std::io::stdin().is_terminal(),
-            "nothing was done: say --yes where nobody can be asked"
+            "nothing was done; use --yes where standard input is no terminal"
         );
         anyhow::ensure!(is_confirmed(std::io::stdin().lock())?, "nothing was done");
     }
     let operator = operator();
-    let head = place
+    let head = store
         .with(async |store| Ok(store.begin_epoch(&operator).await?))
-        .map_err(|error| error.context(format!("couldn't begin a new epoch in {place}")))?;
-    match args.output {
-        OutputFormat::Json => {
-            let began = json!({
-                "epoch": head.at.epoch(),
-                "headPosition": head.at.position(),
-                "requestId": operator.request_id
-            });
-            print_line(&began.to_string());
-        }
-        OutputFormat::Text => {
-            print_line(&format!("epoch {} began at position {}", head.at.epoch(), head.at.position()));
-            eprintln!(
-                "Each agent flushes when it hears of it: at once while a publisher runs, and otherwise when one does. \
-                 Until then it answers from its cache for at most the bound. `/status` of an agent shows its epoch, \
-                 evictd_agent_flushes_total{{reason=\"new_epoch\"}} counts."
-            );
-        }
+        .map_err(|error| error.context(format!("cannot begin a new epoch in {store}")))?;
+    let (epoch, position) = (head.at.epoch(), head.at.position());
+    let json = json!({ "epoch": epoch, "headPosition": position, "requestId": operator.request_id });
+    args.operator.output.print_line(&json, &format!("epoch {epoch} began at position {position}"));
+    if args.operator.output == OutputFormat::Text {
+        eprintln!(
+            "Each agent flushes its cache when it receives the new epoch: at once if a publisher runs, otherwise when \
+             one starts. Until then it serves from its cache for at most the bound. `/status` of an agent shows its \
+             epoch; evictd_agent_flushes_total{{reason=\"new_epoch\"}} counts the flushes."
+        );
     }
     Ok(())
 }
@@ -81,24 +67,21 @@ mod tests {
     use evictd_store::{LogStore as _, OperatorStore as _};
 
     use super::*;
+    use crate::operator::test_args;
 
     fn args(path: &std::path::Path) -> NewEpochArgs {
-        NewEpochArgs {
-            config: ConfigArgs::default().and_set("store.path", path.display().to_string()),
-            yes: true,
-            output: OutputFormat::Json,
-        }
+        NewEpochArgs { operator: test_args(path), yes: true }
     }
 
     #[test]
-    fn each_call_begins_one_epoch_also_beside_a_publisher() {
+    fn each_run_begins_one_epoch_beside_a_publisher() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("evictd.db");
         let error = run(&args(&path)).unwrap_err().to_string();
         assert!(error.contains("start the publisher"), "{error}");
         assert!(!path.exists());
 
-        let runtime = crate::daemon::runtime().unwrap();
+        let runtime = crate::runtime::new().unwrap();
         let publisher = runtime.block_on(SqliteStore::open_exclusively(&path)).unwrap();
         let before = runtime.block_on(publisher.head()).unwrap();
         run(&args(&path)).unwrap();
@@ -111,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_yes_is_a_yes() {
+    fn only_yes_confirms() {
         for (answer, expected) in
             [("y\n", true), ("YES\n", true), ("\n", false), ("no\n", false), ("", false)]
         {

@@ -1,4 +1,4 @@
-//! The database that an agent reads records from, where `loads.origin` says so.
+//! The database that an agent loads records from with `loads.origin = "postgres"`.
 
 use std::sync::Arc;
 
@@ -11,40 +11,41 @@ use evictd_store::StoreError;
 use evictd_store::postgres::{PostgresOptions, PostgresReader};
 use tokio::sync::OnceCell;
 
-/// A replica that may be away when the agent starts: then the authority is asked, and this again at each call.
+/// Connects at the first lookup, so the agent can start without the database. Until a connection succeeds, each lookup
+/// tries again, and the agent loads from the authority.
 #[derive(Debug)]
-struct Replica {
+struct ReplicaDatabase {
     options: PostgresOptions,
     reader: OnceCell<PostgresReader>,
 }
 
 #[async_trait]
-impl Database for Replica {
+impl Database for ReplicaDatabase {
     async fn lookup(&self, hash: KeyHash) -> Result<Lookup, DatabaseError> {
-        let asked = async {
+        let lookup = async {
             let reader =
                 self.reader.get_or_try_init(|| PostgresReader::connect(self.options.clone())).await?;
             reader.lookup(hash).await
         };
-        asked.await.map_err(|error| match error {
+        lookup.await.map_err(|error| match error {
             StoreError::Corrupt { .. } => DatabaseError::Record(error.into()),
             _ => DatabaseError::Unusable(error.into()),
         })
     }
 }
 
-/// What the configuration says, if records are to be read from a database. Connects at the first call.
+/// Returns the configured database, or `None` if the agent loads records from the authority only.
 pub(crate) fn configured(config: &AgentConfig) -> anyhow::Result<Option<Arc<dyn Database>>> {
     let Some(url) = config.database()? else { return Ok(None) };
     let mut options = PostgresOptions::new(url.expose())?;
     options.connections = config.postgres.connections;
     options.statement_timeout = config.postgres.timeout.into();
-    Ok(Some(Arc::new(Replica { options, reader: OnceCell::new() })))
+    Ok(Some(Arc::new(ReplicaDatabase { options, reader: OnceCell::new() })))
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::daemon::ConfigArgs;
+    use crate::config_args::ConfigArgs;
 
     use super::*;
 
@@ -55,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_reads_from_a_database_only_if_it_is_told_to() {
+    fn agent_uses_a_database_only_if_configured() {
         assert!(configured(&agent(&[])).unwrap().is_none());
         let url = ("postgres.url", "postgres://agent:hunter2@db.internal/evictd");
         let database = configured(&agent(&[("loads.origin", "postgres"), url])).unwrap().unwrap();
@@ -64,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_that_is_none_is_refused_when_the_agent_starts() {
+    fn malformed_url_is_refused_at_start() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("url");
         std::fs::write(&file, "mysql://agent:hunter2@db.internal/evictd\n").unwrap();
@@ -77,9 +78,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_database_that_isnt_there_fails_a_load_and_nothing_else() {
-        let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let url = format!("postgres://agent@{nobody}/evictd");
+    async fn unreachable_database_fails_only_the_load() {
+        let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let url = format!("postgres://agent@{unused}/evictd");
         let config = agent(&[("loads.origin", "postgres"), ("postgres.url", &url)]);
         let database = configured(&config).unwrap().unwrap();
         for _ in 0..2 {

@@ -1,8 +1,8 @@
-//! Children that end with their parent, even when that one is killed.
+//! Child processes that end with their parent, even if the parent is killed.
 //!
-//! The kernel sends a signal to a process when its parent ends, if that process asked for it; the request
-//! survives `exec`. So a child is started as `evictd exec-tied -- program`, asks, and becomes the program.
-//! The kernel means the parent's *thread* that started it: start tied children from a thread that stays.
+//! The kernel signals a process when its parent exits, if the process has requested it; the request survives `exec`.
+//! So a child starts as `evictd exec-tied -- program`, makes the request, and becomes the program. To the kernel, the
+//! parent is the *thread* that started the child, so start tied children from a thread that does not exit.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -18,17 +18,17 @@ pub(crate) struct TiedArgs {
     command: Vec<OsString>,
 }
 
-/// A command that runs `program` tied to the calling thread, in a process group of its own: Ctrl-C in the
-/// terminal reaches only the parent, which ends the child when it no longer needs it.
+/// Returns a command that runs `program` tied to the calling thread. It has its own process group, so Ctrl-C reaches
+/// only the parent, which ends the child when it no longer needs it.
 pub(crate) fn command(program: &Path) -> anyhow::Result<Command> {
-    let evictd = std::env::current_exe().context("can't find the evictd program itself")?;
+    let evictd = std::env::current_exe().context("cannot find the evictd program itself")?;
     let mut command = Command::new(evictd);
     command.arg("exec-tied").arg("--").arg(program);
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
     Ok(command)
 }
 
-/// Becomes the program; returns only if that fails.
+/// Becomes the program. Returns only if that fails.
 pub(crate) fn exec(args: &TiedArgs) -> anyhow::Result<()> {
     let Some((program, rest)) = args.command.split_first() else {
         anyhow::bail!("name the program to run");
@@ -37,7 +37,7 @@ pub(crate) fn exec(args: &TiedArgs) -> anyhow::Result<()> {
     let mut command = Command::new(program);
     command.args(rest);
     let error = std::os::unix::process::CommandExt::exec(&mut command);
-    Err(error).with_context(|| format!("can't run {}", program.display()))
+    Err(error).with_context(|| format!("cannot run {}", program.display()))
 }
 
 #[cfg(target_os = "linux")]
@@ -45,9 +45,9 @@ fn tie() -> anyhow::Result<()> {
     use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
     let parent = getppid();
-    set_parent_process_death_signal(Some(Signal::KILL)).context("can't tie this process to its parent")?;
-    // The parent may have ended before it was asked for.
-    anyhow::ensure!(getppid() == parent, "the parent has ended already");
+    set_parent_process_death_signal(Some(Signal::KILL)).context("cannot tie this process to its parent")?;
+    // The parent may have exited before the request.
+    anyhow::ensure!(getppid() == parent, "the parent has already exited");
     Ok(())
 }
 

@@ -1,50 +1,51 @@
-//! Environment variables that look like a key's and are none's.
+//! Misspelled environment variables.
 //!
-//! A misspelled `EVICTD_LEASE_BOUNDD` would be ignored without a word, and another bound be kept than the
-//! operator meant. So what begins like a variable of a section has to be one, and what is almost one isn't let pass:
-//! of either daemon's keys, as both may be given the same environment.
+//! A misspelled `EVICTD_LEASE_BOUNDD` would be ignored, and another bound apply than the operator intended. So a
+//! variable with the prefix of a section must be a key's, and a variable that is almost a key's is refused. The keys
+//! of both daemons count, because both may get the same environment.
 
 use std::collections::BTreeSet;
 
-use evictd_ops::config::{distance, env_name};
+use evictd_ops::config::env_name;
+use strsim::levenshtein;
 
-/// How many edits away a name of a section is still taken for a misspelled one.
+/// The most edits between a variable with a section's prefix and the key that is suggested for it.
 const SUGGESTED_WITHIN: usize = 3;
 
-/// How many edits away a name that belongs to no section is: others may have names of their own.
+/// The most edits between a misspelled key and a variable without a section's prefix, which may be another program's.
 const MISSPELLED_WITHIN: usize = 2;
 
-/// What is wrong with these variables' names: a sentence for each that no key has. Values aren't looked at.
+/// Returns a sentence for each misspelled name.
 pub(crate) fn problems(names: impl IntoIterator<Item = String>) -> Vec<String> {
-    let known = Known::of(&[evictd_publisher::config::DEFAULTS, evictd_agent::config::DEFAULTS]);
+    let known = KnownVariables::of(&[evictd_publisher::config::DEFAULTS, evictd_agent::config::DEFAULTS]);
     let mut problems: Vec<String> = names.into_iter().filter_map(|name| known.problem(&name)).collect();
     problems.sort();
     problems
 }
 
-/// The names of this process's environment.
+/// Returns the names of this process's variables.
 pub(crate) fn of_process() -> impl Iterator<Item = String> {
-    // A name that isn't text can't begin like ours and differ only in spelling.
+    // A name that is not UTF-8 is no misspelling.
     std::env::vars_os().filter_map(|(name, _)| name.into_string().ok())
 }
 
 #[derive(Default)]
-struct Known {
-    /// What variables of a section begin with, such as `EVICTD_LEASE_`.
+struct KnownVariables {
+    /// The prefixes of sections, such as `EVICTD_LEASE_`.
     sections: BTreeSet<String>,
     variables: BTreeSet<String>,
 }
 
-impl Known {
+impl KnownVariables {
     fn of(defaults: &[&str]) -> Self {
         let mut known = Self::default();
-        // Defaults that can't be read are reported where they are loaded.
+        // Malformed defaults are reported when they are loaded.
         for table in defaults.iter().filter_map(|defaults| defaults.parse::<toml::Table>().ok()) {
             for (name, value) in &table {
                 match value {
                     toml::Value::Table(section) => {
                         known.sections.insert(format!("{}_", env_name(name)));
-                        known.learn(name, section);
+                        known.add(name, section);
                     }
                     _ => drop(known.variables.insert(env_name(name))),
                 }
@@ -53,28 +54,28 @@ impl Known {
         known
     }
 
-    fn learn(&mut self, path: &str, section: &toml::Table) {
+    fn add(&mut self, path: &str, section: &toml::Table) {
         for (name, value) in section {
             let key = format!("{path}.{name}");
             match value {
-                toml::Value::Table(inner) => self.learn(&key, inner),
+                toml::Value::Table(inner) => self.add(&key, inner),
                 _ => drop(self.variables.insert(env_name(&key))),
             }
         }
     }
 
-    /// Of a name that begins like no section: it may be one of its misspelled.
+    /// Checks a name without the prefix of a section.
     fn problem_outside(&self, name: &str) -> Option<String> {
-        let of_section = name.starts_with("EVICTD_") && self.sections.contains(&format!("{name}_"));
-        if of_section {
+        let is_section = name.starts_with("EVICTD_") && self.sections.contains(&format!("{name}_"));
+        if is_section {
             return Some(format!(
-                "{name} is a section's; a key's name follows it, as in {}",
+                "{name} is a section; add the name of a key, as in {}",
                 self.example(name)?
             ));
         }
-        let (far, meant) = self.variables.iter().map(|known| (distance(name, known), known)).min()?;
+        let (edits, meant) = self.variables.iter().map(|known| (levenshtein(name, known), known)).min()?;
         (1..=MISSPELLED_WITHIN)
-            .contains(&far)
+            .contains(&edits)
             .then(|| format!("{name} matches no key; did you mean {meant}?"))
     }
 
@@ -90,19 +91,21 @@ impl Known {
         if self.variables.contains(name) || is_kubernetes(&name[section.len()..]) {
             return None;
         }
-        let nearest = self.variables.iter().map(|known| (distance(name, known), known)).min()?;
-        // The NATS servers' own configuration takes variables such as EVICTD_NATS_LISTEN and one per login,
-        // named as one likes: only an obvious slip is one there.
+        let nearest = self.variables.iter().map(|known| (levenshtein(name, known), known)).min()?;
+        // The NATS servers' configuration uses variables such as EVICTD_NATS_LISTEN and one per login with a free
+        // name, so only an obvious misspelling counts there.
         let within = if section == "EVICTD_NATS_" { 1 } else { SUGGESTED_WITHIN };
         match nearest {
-            (far, meant) if far <= within => Some(format!("{name} matches no key; did you mean {meant}?")),
+            (edits, meant) if edits <= within => {
+                Some(format!("{name} matches no key; did you mean {meant}?"))
+            }
             _ if section == "EVICTD_NATS_" => None,
-            _ => Some(format!("{name} matches no key; the default file names every key there is")),
+            _ => Some(format!("{name} matches no key; the default file lists every key")),
         }
     }
 }
 
-/// Whether Kubernetes puts this after the name of a service, into every pod beside it.
+/// Returns whether Kubernetes sets a variable with this suffix, for each service, in every pod of its namespace.
 fn is_kubernetes(rest: &str) -> bool {
     rest == "PORT" || ["PORT_", "SERVICE_HOST", "SERVICE_PORT"].iter().any(|start| rest.starts_with(start))
 }
@@ -116,36 +119,36 @@ mod tests {
     }
 
     #[test]
-    fn a_misspelled_variable_is_named_with_what_was_meant() {
+    fn misspelled_variable_gets_a_suggestion() {
         assert_eq!(
             of(&["EVICTD_STORE_XYZZY", "EVICTD_LEASE_BOUNDD", "EVICTD_NATS_URL"]),
             [
                 "EVICTD_LEASE_BOUNDD matches no key; did you mean EVICTD_LEASE_BOUND?",
                 "EVICTD_NATS_URL matches no key; did you mean EVICTD_NATS_URLS?",
-                "EVICTD_STORE_XYZZY matches no key; the default file names every key there is",
+                "EVICTD_STORE_XYZZY matches no key; the default file lists every key",
             ]
         );
     }
 
     #[test]
-    fn a_misspelled_section_is_noticed_as_well() {
+    fn misspelled_section_gets_a_suggestion() {
         assert_eq!(
             of(&["EVICTD_RECEIPT_BOUND", "EVICTD_REGON", "EVICTD_RETENTION"]),
             [
                 "EVICTD_RECEIPT_BOUND matches no key; did you mean EVICTD_RECEIPTS_BOUND?",
                 "EVICTD_REGON matches no key; did you mean EVICTD_REGION?",
-                "EVICTD_RETENTION is a section's; a key's name follows it, as in EVICTD_RETENTION_AUDIT",
+                "EVICTD_RETENTION is a section; add the name of a key, as in EVICTD_RETENTION_AUDIT",
             ]
         );
     }
 
     #[test]
-    fn variables_of_either_daemon_are_known_to_both() {
+    fn variables_of_either_daemon_are_valid_for_both() {
         assert!(of(&["EVICTD_LEASE_BOUND", "EVICTD_STORE_PATH", "EVICTD_REGION"]).is_empty());
     }
 
     #[test]
-    fn variables_of_others_are_left_alone() {
+    fn variables_of_other_programs_are_ignored() {
         let client =
             ["EVICTD_ROOT_KEY", "EVICTD_API_URL", "EVICTD_VERIFY_URL", "EVICTD_OUTPUT", "LEASE_BOUND"];
         let nats_server =

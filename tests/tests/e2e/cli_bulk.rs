@@ -223,7 +223,9 @@ fn the_limit_of_requests_is_waited_for_until_ctrl_c() -> Result<()> {
     world.topology.publisher.restart()?;
     let bulk = Bulk::start(&world, "bulk.stderr", "", &list_of(&keys))?;
     eventually("it to say that it waits", SOON, || {
-        bulk.stderr().ok().filter(|stderr| stderr.contains("The limit of requests is reached; going on in "))
+        bulk.stderr()
+            .ok()
+            .filter(|stderr| stderr.contains("The server's rate limit is reached; continuing in "))
     })?;
     bulk.interrupt()?;
     let (exit, lines, stderr) = bulk.end()?;
@@ -247,7 +249,7 @@ fn ctrl_c_finishes_what_is_under_way_and_names_the_rest() -> Result<()> {
     let bulk = Bulk { world: &world, child, stdout, name };
     bulk.interrupt()?;
     eventually("it to say that it was heard", SOON, || {
-        bulk.stderr().ok().filter(|stderr| stderr.contains("Finishing what is under way.")).map(drop)
+        bulk.stderr().ok().filter(|stderr| stderr.contains("Finishing the deletions in progress.")).map(drop)
     })?;
     let Bulk { child, stdout, name, .. } = bulk;
     world.topology.publisher.daemon.resume()?;
@@ -283,8 +285,8 @@ const TERMINAL: &str = "import os, pty, sys\n\
         os.write(1, written)\n\
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))";
 
-/// Back to the beginning of the line, which becomes empty.
-const CLEAR: &str = "\r\x1b[K";
+/// Clears the line.
+const CLEAR: &str = "\r\x1b[2K";
 
 /// Failure: people don't see that anything happens; or what they see is left between the lines, or instead of them.
 #[test]
@@ -307,7 +309,7 @@ fn a_terminal_shows_a_bar_until_the_end_and_then_only_lines() -> Result<()> {
     let mut run =
         terminal.stdout(File::create(&screen)?).spawn().context("running python3, for a terminal")?;
     let written = || Ok::<_, anyhow::Error>(std::fs::read_to_string(&screen)?);
-    let empty = format!("{CLEAR}[>{}] 0/60", " ".repeat(29));
+    let empty = format!("[{}] 0/60", " ".repeat(30));
     try_eventually("an empty bar", SOON, || Ok(written()?.contains(&empty).then_some(())))?;
     world.topology.publisher.daemon.resume()?;
     let exit = run.wait()?.code();

@@ -177,8 +177,8 @@ fn a_configuration_is_checked_with_the_files_that_it_names() -> Result<()> {
     let world = World::start(&plan(&["eu"]))?;
     let check = |settings: &str| operate(&world, &format!("check-config publisher {settings}"));
     check("--set nats.password= --set nats.password_file=/nope")?
-        .assert_failed("nats.password_file: can't read /nope");
-    check("--set store.url_file=/nope")?.assert_failed("store.url_file: can't read /nope");
+        .assert_failed("nats.password_file: cannot read /nope");
+    check("--set store.url_file=/nope")?.assert_failed("store.url_file: cannot read /nope");
     check("--set store.url=postgres://u@db.internal")?.assert_failed("store.url: it must name a database");
     check("--set http.listen=127.0.0.1:7000 --set admin.listen=127.0.0.1:7000")?
         .assert_failed("admin.listen");
@@ -275,7 +275,11 @@ fn a_new_epoch_says_what_happens_then() -> Result<()> {
     let begun = operate(&world, "new-epoch --yes")?;
     assert_eq!(begun.exit, Some(0), "{}", begun.stderr);
     assert!(begun.stdout.starts_with("epoch 2 began at position "), "{}", begun.stdout);
-    assert!(begun.stderr.contains("Each agent flushes when it hears of it"), "{}", begun.stderr);
+    assert!(
+        begun.stderr.contains("Each agent flushes its cache when it receives the new epoch"),
+        "{}",
+        begun.stderr
+    );
     world.assert_works()
 }
 

@@ -1,33 +1,36 @@
 use std::ffi::OsString;
+use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
 
-use super::super::usage::{SWITCHES, asking_for_help, explained, normalise};
 use super::*;
+use crate::bulk::BulkDeletion;
+use crate::call::{ApiCall, ApiServer};
+use crate::usage::{SWITCHES, expand_help, explain as explain_error, normalize};
 
 #[derive(Parser)]
-struct Cli {
+struct ApiCli {
     #[command(flatten)]
     api: ApiArgs,
 }
 
 fn arguments(line: &str) -> Vec<OsString> {
-    normalise(std::iter::once("api").chain(line.split_whitespace()).map(OsString::from))
+    normalize(std::iter::once("api").chain(line.split_whitespace()).map(OsString::from))
 }
 
-/// Parses what stands after `evictd api`.
+/// Parses the arguments after `evictd api`.
 fn parse(line: &str) -> Result<ApiArgs, clap::Error> {
-    Cli::try_parse_from(arguments(line)).map(|cli| cli.api)
+    ApiCli::try_parse_from(arguments(line)).map(|cli| cli.api)
 }
 
-fn job(line: &str) -> Job {
-    parse(line).unwrap_or_else(|error| panic!("{line}: {error}")).into_job().unwrap().0
+fn action(line: &str) -> ApiAction {
+    parse(line).unwrap_or_else(|error| panic!("{line}: {error}")).into_action().unwrap().0
 }
 
-fn call(line: &str) -> (Call, Option<Duration>) {
-    match job(line) {
-        Job::Call { call, follow } => (call, follow),
-        Job::DeleteKeys(order) => panic!("{line}: {order:?}"),
+fn call(line: &str) -> (ApiCall, Option<Duration>) {
+    match action(line) {
+        ApiAction::Call { call, wait } => (call, wait),
+        ApiAction::DeleteKeys(deletion) => panic!("{line}: {deletion:?}"),
     }
 }
 
@@ -37,12 +40,12 @@ fn body(line: &str) -> String {
 }
 
 #[test]
-fn the_tree_is_sound() {
-    Cli::command().debug_assert();
+fn command_tree_is_valid() {
+    ApiCli::command().debug_assert();
 }
 
 #[test]
-fn switches_are_exactly_the_flags_that_stand_alone() {
+fn switches_are_the_flags_that_need_no_value() {
     fn collect(command: &clap::Command, found: &mut Vec<String>) {
         for arg in command.get_arguments() {
             if arg.is_require_equals_set() || !arg.get_action().takes_values() {
@@ -51,7 +54,7 @@ fn switches_are_exactly_the_flags_that_stand_alone() {
         }
         command.get_subcommands().for_each(|command| collect(command, found));
     }
-    let mut command = Cli::command();
+    let mut command = ApiCli::command();
     command.build();
     let mut found = Vec::new();
     collect(&command, &mut found);
@@ -120,7 +123,7 @@ fn each_command_sends_its_request() {
 }
 
 #[test]
-fn an_update_says_only_what_changes() {
+fn update_sends_only_what_changes() {
     let updated = |flags: &str| {
         let body = body(&format!("keys update-key --key-id=k1 {flags}"));
         body.strip_prefix(r#"/v2/keys.updateKey {"keyId":"k1","#).unwrap().to_owned()
@@ -143,12 +146,12 @@ fn an_update_says_only_what_changes() {
     ] {
         assert_eq!(updated(flags), expected, "{flags}");
     }
-    let nothing = parse("keys update-key --key-id=k1 --wait").unwrap().into_job().unwrap_err().to_string();
-    assert!(nothing.contains("--clear-name") && nothing.contains("--permissions"), "{nothing}");
+    let error = parse("keys update-key --key-id=k1 --wait").unwrap().into_action().unwrap_err().to_string();
+    assert!(error.contains("--clear-name") && error.contains("--permissions"), "{error}");
 }
 
 #[test]
-fn a_change_can_be_followed_for_a_while() {
+fn wait_flag_sets_how_long_to_wait() {
     for (line, seconds) in [
         ("keys delete-key --key-id=k1", None),
         ("keys delete-key --key-id=k1 --wait", Some(30)),
@@ -158,25 +161,26 @@ fn a_change_can_be_followed_for_a_while() {
         ("keys update-key --key-id=k1 --enabled=false --wait=1m", Some(60)),
         ("keys reroll-key --key-id=k1 --expiration=0 --wait", Some(30)),
     ] {
-        let (call, follow) = call(line);
-        assert_eq!(follow, seconds.map(Duration::from_secs), "{line}");
+        let (call, wait) = call(line);
+        assert_eq!(wait, seconds.map(Duration::from_secs), "{line}");
         assert_eq!(call.prefer, seconds.map(|_| Duration::ZERO), "{line}");
     }
 }
 
 #[test]
-fn many_keys_are_read_from_standard_input() {
-    let order = |line: &str| match job(line) {
-        Job::DeleteKeys(order) => order,
-        Job::Call { .. } => panic!("{line}"),
+fn dash_reads_ids_from_standard_input() {
+    let deletion = |line: &str| match action(line) {
+        ApiAction::DeleteKeys(deletion) => deletion,
+        ApiAction::Call { .. } => panic!("{line}"),
     };
-    let plain = Order { permanent: false, concurrency: 8, strict: false, wait: None };
-    assert_eq!(order("keys delete-key --key-id -"), plain);
-    assert_eq!(order("keys delete-key -key-id=-"), plain);
-    let all = Order { permanent: true, concurrency: 64, strict: true, wait: Some(Duration::from_secs(5)) };
-    assert_eq!(order("keys delete-key --key-id=- --permanent --concurrency=64 --strict --wait=5s"), all);
+    let plain = BulkDeletion { permanent: false, concurrency: 8, strict: false, wait: None };
+    assert_eq!(deletion("keys delete-key --key-id -"), plain);
+    assert_eq!(deletion("keys delete-key -key-id=-"), plain);
+    let all =
+        BulkDeletion { permanent: true, concurrency: 64, strict: true, wait: Some(Duration::from_secs(5)) };
+    assert_eq!(deletion("keys delete-key --key-id=- --permanent --concurrency=64 --strict --wait=5s"), all);
     for line in ["keys delete-key --key-id=k1 --strict", "keys delete-key --key-id=k1 --concurrency=2"] {
-        let error = parse(line).unwrap().into_job().unwrap_err().to_string();
+        let error = parse(line).unwrap().into_action().unwrap_err().to_string();
         assert!(error.contains("--key-id=-"), "{error}");
     }
 }
@@ -211,12 +215,12 @@ fn wrong_usage_is_refused() {
     ] {
         assert!(parse(line).is_err(), "{line}");
     }
-    assert!(parse("keys create-key --api-id=a1 --meta-json={").unwrap().into_job().is_err());
+    assert!(parse("keys create-key --api-id=a1 --meta-json={").unwrap().into_action().is_err());
 }
 
 #[test]
-fn what_of_unkeys_is_left_out_is_named() {
-    let explain = |line: &str| explained(&parse(line).unwrap_err(), &arguments(line));
+fn left_out_flags_and_commands_are_named() {
+    let explain = |line: &str| explain_error(&parse(line).unwrap_err(), &arguments(line));
     for (line, name) in [
         ("keys create-key --api-id=a1 --roles=admin", "--roles"),
         ("keys create-key -api-id a1 -roles admin", "--roles"),
@@ -253,19 +257,19 @@ fn what_of_unkeys_is_left_out_is_named() {
 }
 
 #[test]
-fn a_switch_for_what_is_left_out_may_be_off() {
+fn left_out_switch_may_be_off() {
     for line in ["keys create-key --api-id=a1", "keys get-key --key-id=k1", "apis list-keys --api-id=a1"] {
         let switch = if line.contains("create-key") { "--recoverable" } else { "--decrypt" };
         assert_eq!(body(&format!("{line} {switch}=false")), body(line));
         for on in [switch.to_owned(), format!("{switch}=true"), switch[1..].to_owned()] {
-            let refused = parse(&format!("{line} {on}")).unwrap().into_job().unwrap_err().to_string();
+            let refused = parse(&format!("{line} {on}")).unwrap().into_action().unwrap_err().to_string();
             assert!(refused.starts_with(&format!("evictd leaves out {switch}: ")), "{refused}");
         }
     }
 }
 
 #[test]
-fn a_list_of_what_is_left_out_may_be_empty() {
+fn left_out_list_may_be_empty() {
     for line in
         ["keys verify-key --key=k", "keys create-key --api-id=a1", "keys update-key --key-id=k1 --name=n"]
     {
@@ -273,49 +277,49 @@ fn a_list_of_what_is_left_out_may_be_empty() {
             assert_eq!(body(&format!("{line} {empty}")), body(line));
         }
         for full in [r#"[{"name":"x"}]"#, "{}", "", "null"] {
-            let asked = format!("{line} --ratelimits-json={full}");
-            let refused = parse(&asked).unwrap().into_job().unwrap_err().to_string();
+            let line = format!("{line} --ratelimits-json={full}");
+            let refused = parse(&line).unwrap().into_action().unwrap_err().to_string();
             assert!(refused.starts_with("evictd leaves out --ratelimits-json: "), "{refused}");
         }
     }
 }
 
 #[test]
-fn a_number_out_of_its_range_is_refused_with_the_range() {
-    let told = |line: &str| parse(line).unwrap_err().to_string();
-    assert!(told("keys create-key --api-id=a1 --byte-length=300").contains("16..=255"));
-    assert!(told("apis list-keys --api-id=a1 --limit=1000").contains("1..=100"));
+fn number_out_of_range_is_refused_with_the_range() {
+    let message = |line: &str| parse(line).unwrap_err().to_string();
+    assert!(message("keys create-key --api-id=a1 --byte-length=300").contains("16..=255"));
+    assert!(message("apis list-keys --api-id=a1 --limit=1000").contains("1..=100"));
 }
 
 #[test]
-fn a_key_that_would_end_in_the_past_is_refused_with_what_was_understood() {
+fn past_expiry_is_refused_with_its_meaning() {
     for line in ["keys create-key --api-id=a1", "keys update-key --key-id=k1"] {
-        let refused = parse(&format!("{line} --expires=90")).unwrap().into_job().unwrap_err().to_string();
+        let refused = parse(&format!("{line} --expires=90")).unwrap().into_action().unwrap_err().to_string();
         assert!(refused.contains("1970-01-01T00:00:00.090Z") && refused.contains("90d"), "{refused}");
     }
 }
 
 #[test]
-fn help_is_an_argument_of_the_commands_that_do_something() {
-    let asked = |line: &str| {
-        let args = asking_for_help(arguments(line), Cli::command());
-        Cli::try_parse_from(args).err().map(|error| (error.kind(), error.to_string()))
+fn help_is_an_argument_of_leaf_commands() {
+    let help = |line: &str| {
+        let args = expand_help(arguments(line), ApiCli::command());
+        ApiCli::try_parse_from(args).err().map(|error| (error.kind(), error.to_string()))
     };
     for (line, about) in [
         ("keys delete-key help", "Deletes a key, or many"),
         ("apis list-keys help --limit=5", "Lists the keys"),
     ] {
-        let (kind, text) = asked(line).unwrap();
+        let (kind, text) = help(line).unwrap();
         assert_eq!(kind, clap::error::ErrorKind::DisplayHelp, "{line}");
         assert!(text.contains(about), "{text}");
     }
-    // A value is none of it.
-    assert_eq!(asked("apis create-api --name help"), None);
-    assert_eq!(asked("keys delete-key --key-id=k1 help").unwrap().0, clap::error::ErrorKind::UnknownArgument);
+    // A value is not rewritten.
+    assert_eq!(help("apis create-api --name help"), None);
+    assert_eq!(help("keys delete-key --key-id=k1 help").unwrap().0, clap::error::ErrorKind::UnknownArgument);
 }
 
 #[test]
-fn an_output_format_that_isnt_known_is_refused_with_those_that_are() {
+fn unknown_output_format_is_refused() {
     for format in ["xml", "JSON", ""] {
         let error = parse(&format!("keys get-key --key-id=k1 --output={format}")).unwrap_err().to_string();
         assert!(error.contains("--output") && error.contains("possible values: text, json"), "{error}");
@@ -323,8 +327,8 @@ fn an_output_format_that_isnt_known_is_refused_with_those_that_are() {
 }
 
 #[test]
-fn a_value_that_stands_apart_from_its_switch_is_explained() {
-    let explain = |line: &str| explained(&parse(line).unwrap_err(), &arguments(line));
+fn switch_value_without_equals_sign_is_explained() {
+    let explain = |line: &str| explain_error(&parse(line).unwrap_err(), &arguments(line));
     for (line, advice) in [
         ("keys delete-key --key-id=k1 --wait 5s", "--wait=5s"),
         ("keys delete-key -wait 5s -key-id=k1", "--wait=5s"),
@@ -340,13 +344,13 @@ fn a_value_that_stands_apart_from_its_switch_is_explained() {
 #[test]
 fn only_verifications_go_to_the_agent() {
     let server = |line: &str| call(line).0.server;
-    assert_eq!(server("keys verify-key --key=k"), Server::Agent);
-    assert_eq!(server("keys get-key --key-id=k"), Server::Publisher);
-    assert_eq!(server("apis delete-api --api-id=a"), Server::Publisher);
+    assert_eq!(server("keys verify-key --key=k"), ApiServer::Agent);
+    assert_eq!(server("keys get-key --key-id=k"), ApiServer::Publisher);
+    assert_eq!(server("apis delete-api --api-id=a"), ApiServer::Publisher);
 }
 
 #[test]
-fn printing_the_arguments_doesnt_show_the_root_key() {
+fn debug_output_hides_the_root_key() {
     let args = parse("keys get-key --key-id=k --root-key=unkey_hunter2").unwrap();
     assert!(!format!("{args:?}").contains("hunter2"));
 }

@@ -1,4 +1,4 @@
-//! Points in time and spans as people write them on a command line, and points in time as they read them.
+//! Points in time and durations, as a command line takes and prints them.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -10,42 +10,42 @@ use jiff::Timestamp;
 
 const DAY: Duration = Duration::from_hours(24);
 
-/// A point in time, said outright or as its distance from now.
+/// A point in time, absolute or relative to now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum When {
-    /// `2027-01-31T12:00:00Z`, or milliseconds since 1970, as Unkey writes it.
+pub enum When {
+    /// `2027-01-31T12:00:00Z`, or milliseconds since 1970, as Unkey has it.
     At(StoreTime),
-    /// `90d`: so far from now.
+    /// `90d`: a distance from now.
     Away(Duration),
 }
 
-/// A span: `90d`, `12h`, `30s`, or milliseconds, as Unkey writes it.
+/// A duration: `90d`, `12h`, `30s`, or milliseconds, as Unkey has it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Span(pub(crate) Duration);
+pub(crate) struct TimeSpan(pub(crate) Duration);
 
 impl When {
-    /// The point in time, where a span counts from `now` into the future.
-    pub(crate) fn after(self, now: StoreTime) -> StoreTime {
+    /// Returns the point in time; a distance counts from `now` into the future.
+    fn after(self, now: StoreTime) -> StoreTime {
         match self {
             Self::At(time) => time,
             Self::Away(span) => now.after(span),
         }
     }
 
-    /// As [`Self::after`], of something that is to end, later than now.
-    pub(crate) fn in_the_future(self, now: StoreTime) -> anyhow::Result<StoreTime> {
+    /// Returns the point in time of an expiry, which must be later than `now`.
+    pub fn in_the_future(self, now: StoreTime) -> anyhow::Result<StoreTime> {
         let end = self.after(now);
         anyhow::ensure!(
             end > now,
-            "--expires lies in the past: it means {}. A number alone is milliseconds since 1970; a span from now has a \
-             unit, such as 90d",
-            written(end)
+            "--expires is in the past: it means {}. A plain number is milliseconds since 1970; a duration from now \
+             has a unit, such as 90d",
+            format_time(end)
         );
         Ok(end)
     }
 
-    /// The point in time, where a span counts from `now` into the past.
-    pub(crate) fn before(self, now: StoreTime) -> StoreTime {
+    /// Returns the point in time; a distance counts from `now` into the past.
+    pub fn before(self, now: StoreTime) -> StoreTime {
         match self {
             Self::At(time) => time,
             Self::Away(span) => now.before(span),
@@ -62,13 +62,13 @@ impl FromStr for When {
         let at = || millis().or_else(rfc_3339).map(Self::At);
         with_unit(text).map(Self::Away).or_else(at).ok_or_else(|| {
             anyhow!(
-                "write it as 2027-01-31T12:00:00Z, as milliseconds since 1970, or as a span such as 90d or 12h"
+                "write it as 2027-01-31T12:00:00Z, as milliseconds since 1970, or as a duration such as 90d or 12h"
             )
         })
     }
 }
 
-impl FromStr for Span {
+impl FromStr for TimeSpan {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> anyhow::Result<Self> {
@@ -79,12 +79,12 @@ impl FromStr for Span {
     }
 }
 
-/// Digits and nothing else.
+/// Parses digits and nothing else.
 fn whole_number(text: &str) -> Option<i64> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
 }
 
-/// Days, besides the units of the configuration.
+/// Parses days, and the units of the configuration.
 fn with_unit(text: &str) -> Option<Duration> {
     match text.strip_suffix('d') {
         Some(days) => DAY.checked_mul(days.trim_end().parse().ok()?),
@@ -92,8 +92,8 @@ fn with_unit(text: &str) -> Option<Duration> {
     }
 }
 
-/// `2026-08-21T12:34:56.789Z`; what lies beyond the year 9999 is written as milliseconds.
-pub(crate) fn written(time: StoreTime) -> String {
+/// Formats as `2026-08-21T12:34:56.789Z`, and a time after the year 9999 as milliseconds.
+pub fn format_time(time: StoreTime) -> String {
     match Timestamp::from_microsecond(time.0) {
         Ok(time) => format!("{time:.3}"),
         Err(_) => format!("{} ms", time.as_millis()),
@@ -107,7 +107,7 @@ mod tests {
     const NOON: StoreTime = StoreTime(1_769_860_800_000_000);
 
     #[test]
-    fn a_time_is_read_in_every_form() {
+    fn time_is_parsed_in_every_form() {
         for (text, expected) in [
             ("2026-01-31T12:00:00Z", NOON),
             ("2026-01-31T14:00:00.000+02:00", NOON),
@@ -123,21 +123,21 @@ mod tests {
     }
 
     #[test]
-    fn an_end_in_the_past_is_refused_with_what_was_understood() {
+    fn past_expiry_is_refused_with_its_meaning() {
         let end = |text: &str| text.parse::<When>().unwrap().in_the_future(NOON);
         assert_eq!(end("90d").unwrap(), StoreTime(NOON.0 + 90 * 86_400_000_000));
-        for (text, understood) in [
+        for (text, meaning) in [
             ("90", "1970-01-01T00:00:00.090Z"),
             ("2020-01-01T00:00:00Z", "2020-01-01T00:00:00.000Z"),
             ("0s", "2026-01-31T12:00:00.000Z"),
         ] {
             let error = end(text).unwrap_err().to_string();
-            assert!(error.contains(understood) && error.contains("90d"), "{error}");
+            assert!(error.contains(meaning) && error.contains("90d"), "{error}");
         }
     }
 
     #[test]
-    fn what_is_no_time_is_refused_with_examples() {
+    fn malformed_time_is_refused_with_examples() {
         for text in
             ["", "-5", "d", "1.5d", "tomorrow", "2026-01-31", "99999999999999999999", "99999999999999999d"]
         {
@@ -147,19 +147,19 @@ mod tests {
     }
 
     #[test]
-    fn a_span_without_a_unit_is_milliseconds() {
+    fn duration_without_unit_is_milliseconds() {
         for (text, millis) in [("0", 0), ("3600000", 3_600_000), ("7d", 604_800_000), ("250ms", 250)] {
-            assert_eq!(text.parse::<Span>().unwrap(), Span(Duration::from_millis(millis)), "{text}");
+            assert_eq!(text.parse::<TimeSpan>().unwrap(), TimeSpan(Duration::from_millis(millis)), "{text}");
         }
         for text in ["", "-1", "1y", "soon"] {
-            assert!(text.parse::<Span>().unwrap_err().to_string().contains("12h"));
+            assert!(text.parse::<TimeSpan>().unwrap_err().to_string().contains("12h"));
         }
     }
 
     #[test]
-    fn a_time_is_written_to_the_millisecond() {
-        assert_eq!(written(NOON), "2026-01-31T12:00:00.000Z");
-        assert_eq!(written(StoreTime(1_234)), "1970-01-01T00:00:00.001Z");
-        assert_eq!(written(StoreTime(i64::MAX)), "9223372036854775 ms");
+    fn time_is_formatted_to_the_millisecond() {
+        assert_eq!(format_time(NOON), "2026-01-31T12:00:00.000Z");
+        assert_eq!(format_time(StoreTime(1_234)), "1970-01-01T00:00:00.001Z");
+        assert_eq!(format_time(StoreTime(i64::MAX)), "9223372036854775 ms");
     }
 }

@@ -1,0 +1,137 @@
+//! The client side of the command line: `evictd api` and `evictd auth`, with the commands, flags and output of
+//! Unkey's CLI. It calls the HTTP APIs of publisher and agent, and opens no store and no bus.
+//!
+//! It differs from Unkey's in one respect that matters to scripts: errors go to standard error, so that a pipe
+//! never takes one for a result. Like Unkey's, it exits with 1 on every failure, wrong usage included. It exits
+//! with 3 if a change succeeded, but `--wait` ended before each region had confirmed or elapsed.
+//!
+//! In reading order:
+//!
+//! * [`commands`]: the command tree, and the request of each command.
+//! * [`usage`]: the parts of Unkey's flag syntax that clap lacks, and what is left out of it.
+//! * [`settings`]: root key, URL and output format, from flags, environment and files.
+//! * [`call`]: a request, and when it is sent again; [`http`]: sending it.
+//! * [`render`]: what is printed of an answer.
+//! * [`wait`]: `--wait`, the propagation of a change through the regions.
+//! * [`bulk`]: many deletions at once.
+//! * [`login`]: `evictd auth login`, which stores the root key.
+//! * [`print`], [`time`], [`private_file`]: output, times and secret files, for the other commands of `evictd` too.
+
+mod bulk;
+mod call;
+mod commands;
+mod http;
+mod login;
+pub mod print;
+pub mod private_file;
+mod render;
+mod settings;
+pub mod time;
+mod usage;
+mod wait;
+
+use std::ffi::OsString;
+use std::io::{self, IsTerminal};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use evictd_wire::api::propagation::Propagation;
+use indicatif::ProgressDrawTarget;
+
+use call::{ApiAnswer, ApiCall, ApiServer};
+use commands::ApiAction;
+use http::HttpTransport;
+use print::print;
+use render::Printout;
+use settings::{ClientSettings, Env};
+use wait::WaitDisplay;
+
+pub use commands::ApiArgs;
+pub use login::AuthCommand;
+pub use usage::{expand_help, normalize};
+
+/// Runs an `evictd api` command and prints its result.
+pub fn run(args: ApiArgs) -> ExitCode {
+    match execute(args, &Env::of_process()) {
+        Ok(code) => code,
+        Err(error) => {
+            print(io::stderr(), &format!("{error:#}\n"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Prints what is wrong with an `evictd api` command, or the requested help. Exits with 1 on wrong usage, where
+/// clap itself would exit with 2.
+pub fn report_usage(error: &clap::Error, args: &[OsString]) -> ExitCode {
+    if let Some(explanation) = usage::explain(error, args) {
+        print(io::stderr(), &format!("error: {explanation}\n"));
+        return ExitCode::FAILURE;
+    }
+    // A failure to print cannot be reported either.
+    let _ = error.print();
+    if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// Runs an `evictd auth` command.
+pub fn auth(command: AuthCommand) -> anyhow::Result<()> {
+    login::run(command, &Env::of_process())
+}
+
+fn execute(args: ApiArgs, env: &Env<'_>) -> anyhow::Result<ExitCode> {
+    let (action, connection) = args.into_action()?;
+    match action {
+        ApiAction::Call { call, wait } => {
+            let settings = ClientSettings::resolve(&connection, call.server, env)?;
+            let colors = env.first(&["NO_COLOR"]).is_none();
+            Ok(send_one(&call, wait, &settings, colors))
+        }
+        ApiAction::DeleteKeys(deletion) => {
+            bulk::run(&deletion, &ClientSettings::resolve(&connection, ApiServer::Publisher, env)?)
+        }
+    }
+}
+
+/// Sends one request and prints its result. After a change, waits for the regions if requested.
+fn send_one(call: &ApiCall, wait: Option<Duration>, settings: &ClientSettings, colors: bool) -> ExitCode {
+    let started = Instant::now();
+    let mut transport = HttpTransport::new(settings);
+    let mut sent = call::send(&mut transport, call);
+    let took = started.elapsed();
+    let printout = render::render(call, settings, &sent, took);
+    let answer = sent.result.as_ref().ok().filter(|_| printout.is_success).cloned();
+    let Some((limit, answer)) = wait.zip(answer) else { return conclude(&printout) };
+    let receipt = if settings.json {
+        let display = &mut WaitDisplay::Silent;
+        let receipt = wait::wait_for_regions(&mut transport, &answer, limit, display, &mut |_| {});
+        if let Some(body) = receipt.as_ref().and_then(|receipt| wait::with_receipt(&answer, receipt)) {
+            sent.result = Ok(ApiAnswer { body, ..answer });
+        }
+        conclude(&render::render(call, settings, &sent, took));
+        receipt
+    } else {
+        // Printed first, because the change is committed whatever the wait shows.
+        conclude(&printout);
+        let mut display = if io::stdout().is_terminal() {
+            WaitDisplay::live(ProgressDrawTarget::stdout(), colors)
+        } else {
+            WaitDisplay::lines()
+        };
+        let print = &mut |text: &str| print(io::stdout(), text);
+        wait::wait_for_regions(&mut transport, &answer, limit, &mut display, print)
+    };
+    conclude_wait(receipt.as_ref())
+}
+
+fn conclude(printout: &Printout) -> ExitCode {
+    print(io::stdout(), &printout.stdout);
+    print(io::stderr(), &printout.stderr);
+    if printout.is_success { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn conclude_wait(receipt: Option<&Propagation>) -> ExitCode {
+    if let Some(warning) = receipt.and_then(wait::warning) {
+        print(io::stderr(), &warning);
+    }
+    if receipt.is_some_and(wait::is_proven) { ExitCode::SUCCESS } else { ExitCode::from(wait::UNPROVEN) }
+}
