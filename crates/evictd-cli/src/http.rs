@@ -1,18 +1,13 @@
 //! The network side of [`Transport`]: HTTP, and how far a failed request came.
 
-use std::io;
+use std::io::{self, Read};
 use std::net::IpAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use evictd_wire::api::error::JSON;
 use evictd_wire::api::prefer::{self, PREFER};
+use ureq::SendBody;
 use ureq::http::Uri;
-use ureq::unversioned::resolver::DefaultResolver;
-use ureq::unversioned::transport::{
-    self, Buffers, ConnectionDetails, Connector, DefaultConnector, NextTimeout,
-};
 
 use crate::call::{ApiAnswer, ApiCall, Delivery, NoAnswer, RETRY_LIMIT, Transport};
 use crate::settings::ClientSettings;
@@ -25,7 +20,6 @@ const SILENT_FOR: Duration = Duration::from_secs(1);
 
 pub(crate) struct HttpTransport<'a> {
     agent: ureq::Agent,
-    write_flag: WriteFlag,
     settings: &'a ClientSettings,
     started: Instant,
     has_reported_retries: bool,
@@ -45,10 +39,8 @@ impl<'a> HttpTransport<'a> {
             // A proxy cannot reach this machine's loopback, and must not see the root key.
             config = config.proxy(None);
         }
-        let write_flag = WriteFlag::default();
-        let connector = DefaultConnector::new().chain(write_flag.clone());
-        let agent = ureq::Agent::with_parts(config.build(), connector, DefaultResolver::default());
-        Self { agent, write_flag, settings, started: Instant::now(), has_reported_retries: false }
+        let agent = config.build().new_agent();
+        Self { agent, settings, started: Instant::now(), has_reported_retries: false }
     }
 }
 
@@ -58,14 +50,14 @@ impl Transport for HttpTransport<'_> {
             .agent
             .post(format!("{}{}", self.settings.url, call.path))
             .header("Content-Type", JSON)
+            .header("Content-Length", call.body.len())
             .header("Authorization", format!("Bearer {}", self.settings.root_key.expose()));
         if let Some(prefer) = call.prefer {
             request = request.header(PREFER, prefer::applied(prefer));
         }
-        self.write_flag.0.store(false, Ordering::Relaxed);
-        let mut response = request
-            .send(call.body.as_slice())
-            .map_err(|error| no_answer(&error, self.write_flag.0.load(Ordering::Relaxed)))?;
+        let mut body = TrackedBody { unread: &call.body, is_read: false };
+        let response = request.send(SendBody::from_reader(&mut body));
+        let mut response = response.map_err(|error| no_answer(&error, body.is_read))?;
         let status = response.status().as_u16();
         let retry_after =
             response.headers().get("retry-after").and_then(|value| seconds(value.to_str().ok()?));
@@ -96,67 +88,29 @@ fn seconds(retry_after: &str) -> Option<Duration> {
     retry_after.trim().parse().ok().map(Duration::from_secs)
 }
 
-/// Set when anything is written to a connection. Name resolution, connecting and the TLS handshake happen
-/// before, and ureq's errors do not tell which step failed.
-#[derive(Clone, Default, Debug)]
-struct WriteFlag(Arc<AtomicBool>);
+/// A request body that notes when it is read. ureq reads it once the connection is established and the headers are
+/// sent; its errors do not tell whether they came before that. Without the body, a server carries nothing out.
+struct TrackedBody<'a> {
+    unread: &'a [u8],
+    is_read: bool,
+}
 
-impl<Stream: transport::Transport> Connector<Stream> for WriteFlag {
-    type Out = FlaggedStream<Stream>;
-
-    fn connect(
-        &self,
-        _: &ConnectionDetails<'_>,
-        chained: Option<Stream>,
-    ) -> Result<Option<Self::Out>, ureq::Error> {
-        Ok(chained.map(|inner| FlaggedStream { inner, write_flag: self.clone() }))
+impl Read for TrackedBody<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.is_read = true;
+        self.unread.read(buffer)
     }
 }
 
-/// A connection that sets the flag before each write.
-#[derive(Debug)]
-struct FlaggedStream<Stream> {
-    inner: Stream,
-    write_flag: WriteFlag,
-}
-
-impl<Stream: transport::Transport> transport::Transport for FlaggedStream<Stream> {
-    fn buffers(&mut self) -> &mut dyn Buffers {
-        self.inner.buffers()
-    }
-
-    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), ureq::Error> {
-        // Before the result is known, since a failed write may have sent a part.
-        self.write_flag.0.store(true, Ordering::Relaxed);
-        self.inner.transmit_output(amount, timeout)
-    }
-
-    fn maybe_await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
-        self.inner.maybe_await_input(timeout)
-    }
-
-    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
-        self.inner.await_input(timeout)
-    }
-
-    fn is_open(&mut self) -> bool {
-        self.inner.is_open()
-    }
-
-    fn is_tls(&self) -> bool {
-        self.inner.is_tls()
-    }
-}
-
-fn no_answer(error: &ureq::Error, has_written: bool) -> NoAnswer {
+fn no_answer(error: &ureq::Error, is_body_read: bool) -> NoAnswer {
     let delivery = match error {
-        _ if has_written => Delivery::Unknown,
+        _ if is_body_read => Delivery::Unknown,
         ureq::Error::BadUri(_) | ureq::Error::Http(_) | ureq::Error::InvalidProxyUrl => Delivery::Unsendable,
         _ => Delivery::NotSent,
     };
     let cause = match error {
         // The message of rustls names neither TLS nor the server.
-        ureq::Error::Io(error) if !has_written && error.kind() == io::ErrorKind::InvalidData => {
+        ureq::Error::Io(error) if !is_body_read && error.kind() == io::ErrorKind::InvalidData => {
             format!("the TLS handshake failed; is it an http:// URL? ({error})")
         }
         ureq::Error::Io(error) => error.to_string(),

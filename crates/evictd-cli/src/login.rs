@@ -84,10 +84,7 @@ fn store(path: &Path, root_key: &Secret) -> anyhow::Result<()> {
     let parsed = text.parse::<DocumentMut>().ok();
     let mut file = parsed.with_context(|| format!("{shown} is not valid TOML; correct or remove it"))?;
     file["root_key"] = value(root_key.expose());
-    path.parent()
-        .map_or(Ok(()), private_file::create_directory)
-        .and_then(|()| private_file::write(path, &file.to_string()))
-        .with_context(|| format!("cannot write {shown}"))
+    private_file::write(path, &file.to_string()).with_context(|| format!("cannot write {shown}"))
 }
 
 /// Switches the terminal's echo off until dropped. Shells restore it after a Ctrl-C.

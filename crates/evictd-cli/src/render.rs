@@ -80,7 +80,7 @@ fn refusal(answer: &ApiAnswer, settings: &ClientSettings) -> String {
         400 => {
             let mut text = error.detail;
             for problem in error.errors.unwrap_or_default() {
-                // Writing to a String can't fail.
+                // Writing to a String cannot fail.
                 let _ = write!(text, "\n  {}: {}", problem.location, problem.message);
                 if let Some(fix) = problem.fix {
                     let _ = write!(text, " ({fix})");

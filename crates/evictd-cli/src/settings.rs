@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow, bail, ensure};
+use clap::builder::{StringValueParser, TypedValueParser as _};
 use clap::{Args, ValueEnum as _};
 use evictd_wire::api::secret::Secret;
 
@@ -14,12 +15,13 @@ use crate::print::OutputFormat;
 const KEYS: [&str; 3] = ["root_key", "api_url", "verify_url"];
 
 /// The flags of every API command. They may stand anywhere on the command line.
-#[derive(Args, Clone, Default)]
+#[derive(Args, Default, Debug)]
 #[command(next_help_heading = "Connection")]
 pub(crate) struct ConnectionArgs {
     /// The root key. Prefer $EVICTD_ROOT_KEY (or $UNKEY_ROOT_KEY): other users can see command lines.
-    #[arg(long, global = true, value_name = "KEY", allow_hyphen_values = true)]
-    pub(crate) root_key: Option<String>,
+    #[arg(long, global = true, value_name = "KEY", allow_hyphen_values = true,
+          value_parser = StringValueParser::new().map(Secret::new))]
+    pub(crate) root_key: Option<Secret>,
     /// The server's URL. Default: $EVICTD_API_URL, $UNKEY_API_BASE_URL, `api_url` of the file,
     /// http://127.0.0.1:7070; for verify-key $EVICTD_VERIFY_URL, `verify_url` of the file, then the API URL of
     /// environment or file, http://127.0.0.1:7080.
@@ -32,17 +34,6 @@ pub(crate) struct ConnectionArgs {
     /// `json` prints the whole answer. Default: $EVICTD_OUTPUT, $UNKEY_OUTPUT.
     #[arg(long, global = true, value_name = "FORMAT")]
     pub(crate) output: Option<OutputFormat>,
-}
-
-impl std::fmt::Debug for ConnectionArgs {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ConnectionArgs")
-            .field("root_key", &self.root_key.as_ref().map(|_| "[redacted]"))
-            .field("api_url", &self.api_url)
-            .field("config", &self.config)
-            .field("output", &self.output)
-            .finish()
-    }
 }
 
 /// The environment variables and files that settings come from. Tests have their own.
@@ -78,7 +69,7 @@ impl ClientSettings {
     /// Resolves each setting from the strongest place that has it. The error lists the places.
     pub(crate) fn resolve(flags: &ConnectionArgs, server: ApiServer, env: &Env<'_>) -> anyhow::Result<Self> {
         let files = ConfigFiles::load(flags.config.as_deref(), env)?;
-        let flag = flags.root_key.clone().filter(|key| !key.is_empty());
+        let flag = flags.root_key.as_ref().map(|key| key.expose().to_owned()).filter(|key| !key.is_empty());
         let root_key = match flag.or_else(|| env.first(&["EVICTD_ROOT_KEY", "UNKEY_ROOT_KEY"])) {
             Some(key) => Secret::new(key.trim()),
             None => Secret::new(files.text("root_key")?.ok_or_else(|| files.no_root_key())?),
@@ -129,37 +120,33 @@ fn checked_url(url: &str) -> anyhow::Result<String> {
     Ok(url.to_owned())
 }
 
+/// A file to read, and whether it is Unkey's own, which may have keys that only Unkey's programs read.
 struct ConfigFile {
     path: PathBuf,
-    /// Unkey's own file may have keys that only Unkey's programs read.
     is_unkeys: bool,
 }
 
 impl ConfigFile {
-    fn evictds(path: impl Into<PathBuf>) -> Self {
+    /// Users who come from Unkey may pass its file to evictd.
+    fn new(path: impl Into<PathBuf>) -> Self {
         let path = path.into();
-        // Users who come from Unkey may pass its file to evictd.
         let is_unkeys = path.parent().is_some_and(|directory| directory.ends_with(".unkey"));
         Self { path, is_unkeys }
-    }
-
-    fn unkeys(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), is_unkeys: true }
     }
 }
 
 /// Returns the file that flag or environment names, if any.
 fn named_file(flag: Option<&Path>, env: &Env<'_>) -> Option<ConfigFile> {
-    flag.map(ConfigFile::evictds)
-        .or_else(|| env.first(&["EVICTD_CONFIG"]).map(ConfigFile::evictds))
-        .or_else(|| env.first(&["UNKEY_CONFIG"]).map(ConfigFile::unkeys))
+    let unkeys = |path: String| ConfigFile { path: path.into(), is_unkeys: true };
+    flag.map(ConfigFile::new)
+        .or_else(|| env.first(&["EVICTD_CONFIG"]).map(ConfigFile::new))
+        .or_else(|| env.first(&["UNKEY_CONFIG"]).map(unkeys))
 }
 
 /// Returns the files in the home directory, the strongest first.
 fn home_files(env: &Env<'_>) -> Vec<ConfigFile> {
     let Some(home) = env.first(&["HOME"]).map(PathBuf::from) else { return Vec::new() };
-    let evictds = ConfigFile::evictds(home.join(".evictd/config.toml"));
-    vec![evictds, ConfigFile::unkeys(home.join(".unkey/config.toml"))]
+    [".evictd/config.toml", ".unkey/config.toml"].map(|file| ConfigFile::new(home.join(file))).into()
 }
 
 /// Returns the path of the strongest file, whether the file exists or not.
@@ -268,7 +255,7 @@ mod tests {
     }
 
     fn flags(root_key: Option<&str>) -> ConnectionArgs {
-        ConnectionArgs { root_key: root_key.map(str::to_owned), ..ConnectionArgs::default() }
+        ConnectionArgs { root_key: root_key.map(Secret::new), ..ConnectionArgs::default() }
     }
 
     const HOME: (&str, &str) = ("HOME", "/home/u");

@@ -134,7 +134,7 @@ fn text(record: &AuditRecord) -> String {
         record.actor_type,
         printable(&record.actor_id)
     );
-    // Writing to a String can't fail.
+    // Writing to a String cannot fail.
     if let Some(name) = &record.actor_name {
         let _ = write!(text, " ({})", printable(name));
     }

@@ -3,8 +3,10 @@
 //! All parts are those of production, with two exceptions, both on loopback only: the NATS server requires no
 //! password, and the data directory contains the root key in plain text, so that a later run can use it again.
 
+use std::fs::Permissions;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,11 +21,12 @@ use evictd_store::{HomeStore as _, RecordStore as _};
 use evictd_wire::api::ids;
 use evictd_wire::subject::check_name;
 use serde::Serialize;
+use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 use crate::config_args::ConfigArgs;
 use crate::home_store::ConfiguredStore;
-use crate::nats_server::NatsServer;
+use crate::nats_server::DevNats;
 use crate::root_key::{self, RootKeySpec};
 use crate::runtime;
 
@@ -98,18 +101,25 @@ struct AgentEndpoints {
 pub(crate) fn run(args: &DevArgs) -> anyhow::Result<()> {
     logging::init(logging::LogFormat::Text, &args.log);
     check_regions(&args.regions)?;
-    let data = Data::open(args.data_dir.as_deref())?;
+    // A temporary directory is removed when it is dropped.
+    let (data_dir, _temporary) = if let Some(dir) = &args.data_dir {
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        (dir.canonicalize()?, None)
+    } else {
+        let dir = temporary_directory()?;
+        (dir.path().to_owned(), Some(dir))
+    };
     // On the main thread, because the server is killed when the thread that started it exits.
     let mut nats = match &args.nats_url {
-        Some(url) => NatsServer::External(url.clone()),
-        None => NatsServer::start(args.nats_server.as_deref(), data.path())?,
+        Some(url) => DevNats::External(url.clone()),
+        None => DevNats::start(args.nats_server.as_deref(), &data_dir)?,
     };
-    let done = runtime::new()?.block_on(serve(args, data.path(), &mut nats));
+    let done = runtime::new()?.block_on(serve(args, &data_dir, &mut nats));
     nats.stop();
     done
 }
 
-async fn serve(args: &DevArgs, data_dir: &Path, nats: &mut NatsServer) -> anyhow::Result<()> {
+async fn serve(args: &DevArgs, data_dir: &Path, nats: &mut DevNats) -> anyhow::Result<()> {
     let shutdown = shutdown::on_signals();
     // On the heap, because the future of a whole installation is large.
     let url = nats.url().to_owned();
@@ -309,40 +319,11 @@ impl Installation {
     }
 }
 
-/// The directory that holds the store; a temporary one is removed at the end.
-enum Data {
-    Kept(PathBuf),
-    Temporary(PathBuf),
-}
-
-impl Data {
-    fn open(kept: Option<&Path>) -> anyhow::Result<Self> {
-        if let Some(dir) = kept {
-            std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
-            return Ok(Self::Kept(dir.canonicalize()?));
-        }
-        // Random, because a killed process leaves its directory, and process ids are reused.
-        let dir = std::env::temp_dir().join(ids::new_id("evictd-dev"));
-        let private =
-            std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700).create(&dir);
-        private.with_context(|| format!("cannot create {}", dir.display()))?;
-        Ok(Self::Temporary(dir))
-    }
-
-    fn path(&self) -> &Path {
-        match self {
-            Self::Kept(path) | Self::Temporary(path) => path,
-        }
-    }
-}
-
-impl Drop for Data {
-    fn drop(&mut self) {
-        if let Self::Temporary(path) = self {
-            // What cannot be removed is left with the other temporary files.
-            drop(std::fs::remove_dir_all(path));
-        }
-    }
+/// Creates a directory for this run only, which its owner alone can read.
+fn temporary_directory() -> anyhow::Result<TempDir> {
+    let mut directory = tempfile::Builder::new();
+    directory.prefix("evictd-dev").permissions(Permissions::from_mode(0o700));
+    directory.tempdir().context("cannot create a temporary directory")
 }
 
 #[cfg(test)]

@@ -59,7 +59,7 @@ fn text(begin: &Begin) -> String {
         begin.at.position(),
         begin.cause.label(),
     );
-    // Writing to a String can't fail.
+    // Writing to a String cannot fail.
     if let Some(evidence) = &begin.evidence {
         _ = write!(text, " ({})", printable(evidence));
     }

@@ -1,4 +1,4 @@
-//! The configured home store: opened for the publisher, and for operator commands, which can run beside a publisher.
+//! The configured home store: opened for the publisher, and for operator commands, which can run while a publisher runs.
 
 use std::error::Error as _;
 use std::fmt;
@@ -70,32 +70,35 @@ impl ConfiguredStore {
 
     /// Opens the store for a publisher. An SQLite file is locked against other publishers until it is closed.
     pub(crate) async fn open_for_publisher(&self) -> anyhow::Result<Arc<dyn HomeStore>> {
-        let opened: Result<Arc<dyn HomeStore>, StoreError> = match &self.location {
-            StoreLocation::Sqlite(path) => {
-                SqliteStore::open_exclusively(path).await.map(|store| Arc::new(store) as _)
-            }
-            StoreLocation::Postgres(url) => self.connect(url).await.map(|store| Arc::new(store) as _),
-        };
-        opened.map_err(with_advice)
+        self.open(true).await
     }
 
-    /// Opens the store, works on it, and closes it.
+    /// Opens the store, runs `work`, and closes it.
     pub(crate) fn with<T>(
         &self,
         work: impl AsyncFnOnce(&dyn HomeStore) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
         runtime::new()?.block_on(async {
-            let opened: Result<Box<dyn HomeStore>, StoreError> = match &self.location {
-                StoreLocation::Sqlite(path) => {
-                    SqliteStore::open(path).await.map(|store| Box::new(store) as _)
-                }
-                StoreLocation::Postgres(url) => self.connect(url).await.map(|store| Box::new(store) as _),
-            };
-            let store = opened.map_err(with_advice)?;
+            let store = self.open(false).await?;
             let done = work(&*store).await;
             store.close().await;
             done
         })
+    }
+
+    async fn open(&self, for_publisher: bool) -> anyhow::Result<Arc<dyn HomeStore>> {
+        let opened = match &self.location {
+            StoreLocation::Sqlite(path) => {
+                let opened = if for_publisher {
+                    SqliteStore::open_exclusively(path).await
+                } else {
+                    SqliteStore::open(path).await
+                };
+                opened.map(|store| Arc::new(store) as Arc<dyn HomeStore>)
+            }
+            StoreLocation::Postgres(url) => self.connect(url).await.map(|store| Arc::new(store) as _),
+        };
+        opened.map_err(with_advice)
     }
 
     async fn connect(&self, url: &PostgresUrl) -> Result<PostgresStore, StoreError> {

@@ -12,7 +12,7 @@ use crate::tied;
 const START_LIMIT: Duration = Duration::from_secs(10);
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 
-pub(crate) enum NatsServer {
+pub(crate) enum DevNats {
     /// A running server, by its URL.
     External(String),
     Child {
@@ -21,7 +21,7 @@ pub(crate) enum NatsServer {
     },
 }
 
-impl NatsServer {
+impl DevNats {
     pub(crate) fn start(program: Option<&Path>, data_dir: &Path) -> anyhow::Result<Self> {
         let program = match program {
             Some(program) if program.is_file() => program.to_owned(),

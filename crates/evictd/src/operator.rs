@@ -1,4 +1,4 @@
-//! What the commands share that open the home store directly. They work beside a running publisher.
+//! What the commands share that open the home store directly. They work while a publisher runs, too.
 
 use clap::Args;
 use evictd_cli::print::OutputFormat;
