@@ -35,11 +35,11 @@ pub(crate) struct DemoArgs {
     keep: bool,
     /// `json`: print one object with the figures at the end, and nothing else on standard output.
     #[arg(long, value_name = "FORMAT", default_value = "text")]
-    output: OutputFormat,
+    output: DemoFormat,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum OutputFormat {
+enum DemoFormat {
     /// For people.
     Text,
     /// For scripts.
@@ -47,7 +47,7 @@ enum OutputFormat {
 }
 
 pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<()> {
-    let say = Say { quiet: args.output == OutputFormat::Json };
+    let say = Say { quiet: args.output == DemoFormat::Json };
     let server = nats_server::find_or_install()?;
     say.line(&format!("nats-server: {}", server.display()));
     say.line("building evictd ...");

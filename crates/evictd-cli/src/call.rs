@@ -22,19 +22,11 @@ pub(crate) enum ApiServer {
 }
 
 impl ApiServer {
-    /// The command that starts it.
-    pub(crate) fn command(self) -> &'static str {
+    /// Returns the command that starts it, and the environment variable with its URL.
+    pub(crate) fn command_and_variable(self) -> (&'static str, &'static str) {
         match self {
-            Self::Publisher => "evictd publisher",
-            Self::Agent => "evictd agent",
-        }
-    }
-
-    /// The environment variable that holds its URL.
-    pub(crate) fn url_variable(self) -> &'static str {
-        match self {
-            Self::Publisher => "EVICTD_API_URL",
-            Self::Agent => "EVICTD_VERIFY_URL",
+            Self::Publisher => ("evictd publisher", "EVICTD_API_URL"),
+            Self::Agent => ("evictd agent", "EVICTD_VERIFY_URL"),
         }
     }
 

@@ -110,17 +110,15 @@ fn refusal(answer: &ApiAnswer, settings: &ClientSettings) -> String {
 }
 
 fn foreign(answer: &ApiAnswer, settings: &ClientSettings) -> String {
+    let (command, variable) = settings.server.command_and_variable();
     format!(
-        "{} answered {}, but not in the form of `{}`; check --api-url or {}",
-        settings.url,
-        answer.status,
-        settings.server.command(),
-        settings.server.url_variable()
+        "{} answered {}, but not in the form of `{command}`; check --api-url or {variable}",
+        settings.url, answer.status
     )
 }
 
 fn unreachable(call: &ApiCall, settings: &ClientSettings, lost: &NoAnswer) -> String {
-    let (command, variable) = (settings.server.command(), settings.server.url_variable());
+    let (command, variable) = settings.server.command_and_variable();
     let advice = match (lost.delivery, call.repeat) {
         (Delivery::Unsendable, _) => format!("Check --api-url or {variable}, and the root key."),
         (Delivery::NotSent, _) => format!(

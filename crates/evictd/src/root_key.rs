@@ -42,7 +42,8 @@ const EXPIRES_MAX: StoreTime = StoreTime(4_102_444_800_000_000);
 #[derive(Subcommand, Debug)]
 pub(crate) enum RootKeyCommand {
     Create(CreateArgs),
-    List(ListArgs),
+    /// Lists the root keys without their secrets, the newest first.
+    List(OperatorArgs),
     Revoke(RevokeArgs),
 }
 
@@ -67,13 +68,6 @@ pub(crate) struct CreateArgs {
     /// The workspace of the root key; created if it is new.
     #[arg(long, value_name = "ID", default_value = DEFAULT_WORKSPACE)]
     workspace: String,
-}
-
-/// Lists the root keys without their secrets, the newest first.
-#[derive(Args, Debug)]
-pub(crate) struct ListArgs {
-    #[command(flatten)]
-    operator: OperatorArgs,
 }
 
 /// Revokes a root key. Every region stops accepting it within the bound.
@@ -182,9 +176,9 @@ fn create(args: CreateArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn list(args: &ListArgs) -> anyhow::Result<()> {
-    let keys = args.operator.store()?.with(async |store| Ok(store.root_keys().await?))?;
-    if args.operator.output == OutputFormat::Json {
+fn list(args: &OperatorArgs) -> anyhow::Result<()> {
+    let keys = args.store()?.with(async |store| Ok(store.root_keys().await?))?;
+    if args.output == OutputFormat::Json {
         let rows: Vec<_> = keys.iter().map(json_row).collect();
         print_line(&serde_json::to_string_pretty(&rows)?);
         return Ok(());
@@ -296,7 +290,7 @@ mod tests {
     fn root_key_commands_create_no_store() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("evictd.db");
-        let listing = || list(&ListArgs { operator: test_args(&path) });
+        let listing = || list(&test_args(&path));
         let all_refuse = || {
             let revoking =
                 revoke(&RevokeArgs { operator: test_args(&path), root_key_id: "root_1".to_owned() });
