@@ -1,4 +1,4 @@
-//! Who calls: root keys, in Unkey's order of checks.
+//! Authentication by root keys, in Unkey's order of checks.
 
 use evictd_core::record::RootKeyRecord;
 use evictd_ops::clock;
@@ -9,10 +9,10 @@ use evictd_wire::api::root_key::acting;
 
 use crate::metrics::Metrics;
 
-/// The root key with this text, if it may act.
+/// Returns the root key with this text, if it may act.
 ///
-/// It is looked up by its SHA-256 through an index. What timing could tell of that comparison concerns
-/// a hash that the caller can't steer, not the key.
+/// It is looked up by its SHA-256 through an index. Timing could reveal something of a hash that the caller can't choose,
+/// not of the key.
 pub(crate) async fn authenticate(
     store: &dyn RecordStore,
     metrics: &Metrics,
@@ -25,7 +25,7 @@ pub(crate) async fn authenticate(
     acting(root.as_ref(), clock::wall_now()).cloned()
 }
 
-/// The error that names what would have sufficed.
+/// Returns the error that names the permissions of which one is needed.
 pub(crate) fn missing(api: &str, action: &str) -> ApiError {
     let mut needed = vec![format!("api.*.{action}")];
     if api != "*" {
@@ -34,7 +34,7 @@ pub(crate) fn missing(api: &str, action: &str) -> ApiError {
     ApiError::missing_permission(&needed)
 }
 
-/// A store failure as the client sees it; SDKs try again. What happened is for the log: [`Metrics::store_failed`].
+/// Returns the error that the client gets for a store failure; SDKs retry. [`Metrics::store_failed`] logs the cause.
 pub(crate) fn unavailable(error: &StoreError) -> ApiError {
     let detail = match error {
         StoreError::Unlogged { .. } => {

@@ -1,37 +1,36 @@
-//! The publisher's NATS connections: what it hears, and where it may speak (R13).
+//! The publisher's NATS connections: what it receives, and where it may send (R13).
 //!
-//! There are two: lookups come and are answered on one of their own, so that a flood of them holds up no proof,
-//! no repair and no invalidation.
+//! There are two. Lookups have one of their own, so that a flood of them delays no proof, no repair and no invalidation.
 //!
-//! It speaks on the live feed and into the inboxes of agents, and its NATS permissions allow no more.
-//! NATS checks no permission on reply subjects, so a request names its asker in its subject, and the
-//! answer goes into that asker's inbox or nowhere.
+//! The publisher sends on the live feed and into the inboxes of agents, and its NATS permissions allow no more. NATS checks
+//! no permission on reply subjects. So a request names its requester in its subject, and the answer goes into that
+//! requester's inbox or nowhere.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::{Client, Message, SubscribeError};
 use bytes::Bytes;
-use evictd_ops::bus::{BusConfig, BusMetrics, BusOptions, Link, publish_within};
+use evictd_core::ids::{Identity, InstanceId};
+use evictd_ops::bus::{BusConfig, BusError, BusMetrics, BusOptions, Link, publish_within};
 use evictd_ops::readiness::Readiness;
 use evictd_wire::subject::{AUTHORITY_GROUP, Kind, Speaker};
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use metrics::Gauge;
+use tokio::sync::watch;
 
-use crate::StartError;
 use crate::metrics::{Metrics, Refusal};
 
-/// Messages that a subscription holds. What is dropped beyond is asked again.
+/// Messages that a subscription holds. Agents repeat requests that are dropped beyond.
 const SUBSCRIPTION_CAPACITY: usize = 32_768;
 
 /// How long the last messages may take to leave.
 const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 
-/// How long a message may wait for the client. What isn't sent is repaired by whoever misses it.
+/// How long a message may wait for the client. Agents request what wasn't sent.
 const PUBLISH_LIMIT: Duration = Duration::from_millis(250);
 
-/// The connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Bus {
     client: Client,
@@ -39,11 +38,11 @@ pub(crate) struct Bus {
     metrics: Arc<Metrics>,
 }
 
-/// One kind of message from every agent, of which unfit ones are counted and dropped.
+/// One kind of message from every agent. Unfit ones are counted and dropped.
 ///
-/// Questions are shared among the publishers of a queue group; an agent's second try goes to all of them. One
-/// that is heard both ways is answered twice, which does no harm.
-pub(crate) struct Intake {
+/// Queries are shared among the publishers of a queue group; an agent's second try goes to all of them. A query that
+/// arrives both ways is answered twice, which does no harm.
+pub(crate) struct Subscription {
     bus: Bus,
     kind: Kind,
     /// What this publisher shares with others, while it takes part.
@@ -52,18 +51,26 @@ pub(crate) struct Intake {
     to_all: BoxStream<'static, Message>,
 }
 
-/// A message, and who sent it according to its subject.
+/// A message, and its requester according to its subject.
 #[derive(Debug)]
-pub(crate) struct Heard {
-    pub(crate) speaker: Speaker,
+pub(crate) struct Envelope {
+    pub(crate) requester: Speaker,
     pub(crate) payload: Bytes,
-    /// Where the answer goes: into the speaker's own inbox. Empty for announcements.
+    /// The requester's own inbox. Empty for announcements.
     pub(crate) reply: String,
 }
 
-impl Intake {
-    /// The next fit message; `None` when the connection is closed for good.
-    pub(crate) async fn next(&mut self) -> Option<Heard> {
+impl Envelope {
+    /// Returns which of the requester's processes has sent it.
+    pub(crate) fn identity(&self, instance: InstanceId) -> Identity {
+        let Speaker { region, agent } = self.requester.clone();
+        Identity { region, agent, instance }
+    }
+}
+
+impl Subscription {
+    /// Returns the next fit message; `None` when the connection is closed for good.
+    pub(crate) async fn next(&mut self) -> Option<Envelope> {
         loop {
             let message = match &mut self.shared {
                 Some(shared) => tokio::select! {
@@ -73,28 +80,41 @@ impl Intake {
                 None => self.to_all.next().await,
             };
             match self.admit(message?) {
-                Ok(heard) => return Some(heard),
+                Ok(envelope) => return Some(envelope),
                 Err(refusal) => self.refuse(refusal),
             }
         }
     }
 
-    /// Counts a message that came in but can't be used.
+    /// Counts a message that was refused.
     pub(crate) fn refuse(&self, refusal: Refusal) {
         self.bus.metrics.refused(self.kind, refusal);
     }
 
-    fn admit(&self, message: Message) -> Result<Heard, Refusal> {
-        let speaker = Speaker::of(&message.subject).ok_or(Refusal::Subject)?;
+    fn admit(&self, message: Message) -> Result<Envelope, Refusal> {
+        let requester = Speaker::of(&message.subject).ok_or(Refusal::Subject)?;
         let reply = message.reply.map(|reply| reply.to_string()).unwrap_or_default();
-        if self.kind != Kind::Applied && !speaker.owns_inbox(&reply) {
-            tracing::warn!(%speaker, kind = self.kind.token(), "refused a request whose reply subject isn't the asker's inbox");
+        if self.kind != Kind::Applied && !requester.owns_inbox(&reply) {
+            tracing::warn!(%requester, kind = self.kind.token(), "refused a request whose reply subject isn't the requester's inbox");
             return Err(Refusal::Reply);
         }
-        Ok(Heard { speaker, payload: message.payload, reply })
+        Ok(Envelope { requester, payload: message.payload, reply })
     }
 
-    /// Leaves the queue group, or joins it again (R14): a member that can't answer swallows questions.
+    /// Receives as [`Self::next`] does, and takes part in the queue group as `serving` says (R14).
+    pub(crate) async fn next_while(&mut self, serving: &mut watch::Receiver<bool>) -> Option<Envelope> {
+        loop {
+            let takes_part = *serving.borrow_and_update();
+            self.set_serving(takes_part).await;
+            tokio::select! {
+                envelope = self.next() => return envelope,
+                // Its sender has ended at a shutdown, and then nothing changes.
+                Ok(()) = serving.changed() => {}
+            }
+        }
+    }
+
+    /// Leaves the queue group, or joins it again (R14): a member that can't answer swallows queries.
     pub(crate) async fn set_serving(&mut self, serving: bool) {
         if serving == self.shared.is_some() {
             return;
@@ -105,7 +125,7 @@ impl Intake {
             match self.bus.shared(self.kind).await {
                 Ok(shared) => self.shared = Some(shared),
                 Err(error) => {
-                    tracing::warn!(%error, kind = self.kind.token(), "couldn't join the queue group");
+                    tracing::warn!(%error, kind = self.kind.token(), "cannot join the queue group");
                 }
             }
         }
@@ -113,22 +133,21 @@ impl Intake {
 }
 
 /// What other publishers send.
-pub(crate) struct Publishers {
-    /// Questions to all publishers.
+pub(crate) struct PublisherMessages {
+    /// Queries to all publishers.
     pub(crate) queries: BoxStream<'static, Message>,
-    /// Answers to this publisher's own questions.
+    /// Answers to this publisher's own queries.
     pub(crate) answers: BoxStream<'static, Message>,
     /// The live feed, but for what this publisher sends.
     pub(crate) live: BoxStream<'static, Message>,
 }
 
 impl Bus {
-    /// Whether what is sent now has a connection to leave by.
+    /// Returns whether the connection is up.
     pub(crate) fn is_up(&self) -> bool {
         self.link.is_up()
     }
 
-    /// Subscribes to a subject.
     pub(crate) async fn subscribe(
         &self,
         subject: String,
@@ -136,40 +155,41 @@ impl Bus {
         Ok(self.client.subscribe(subject).await?.boxed())
     }
 
-    /// Hears one kind of message from now on.
-    pub(crate) async fn intake(&self, kind: Kind) -> Result<Intake, SubscribeError> {
+    /// Receives one kind of message from now on.
+    pub(crate) async fn receive(&self, kind: Kind) -> Result<Subscription, SubscribeError> {
         let (shared, to_all) = match kind {
             Kind::Applied => (None, kind.wildcard()),
             _ => (Some(self.shared(kind).await?), kind.any_wildcard()),
         };
         let to_all = self.client.subscribe(to_all).await?.boxed();
-        Ok(Intake { bus: self.clone(), kind, shared, to_all })
+        Ok(Subscription { bus: self.clone(), kind, shared, to_all })
     }
 
     async fn shared(&self, kind: Kind) -> Result<BoxStream<'static, Message>, SubscribeError> {
         Ok(self.client.queue_subscribe(kind.wildcard(), AUTHORITY_GROUP.to_owned()).await?.boxed())
     }
 
-    /// Answers into an inbox that [`Intake`] found to be the asker's.
+    /// Sends an answer into an inbox that [`Subscription`] found to be the requester's.
     pub(crate) async fn answer(&self, reply: String, payload: Bytes) {
         self.send(reply, payload).await;
     }
 
-    /// Waits, but not for long, until what was sent has left this process.
+    /// Waits until what was sent has left this process, for [`FLUSH_LIMIT`] at most.
     pub(crate) async fn flush(&self) {
         let flushed = tokio::time::timeout(FLUSH_LIMIT, self.client.flush()).await;
         if !matches!(flushed, Ok(Ok(()))) {
-            tracing::warn!("NATS wasn't reachable at the end; agents will ask for what they missed");
+            tracing::warn!("NATS not reachable at shutdown; agents will request what they missed");
         }
     }
 
-    /// Nothing is queued for a connection that is down: whoever misses something will ask.
+    /// Sends, and returns whether the client has taken the message. Nothing is queued for a connection that is down:
+    /// agents request what they miss.
     pub(crate) async fn send(&self, subject: String, payload: Bytes) -> bool {
         self.publish(subject, None, payload).await
     }
 
-    /// As [`Bus::send`], with a subject for answers. The server says there if nobody listens.
-    pub(crate) async fn ask(&self, subject: String, reply: String, payload: Bytes) -> bool {
+    /// Sends with a subject for answers. The server answers there if there is no subscriber.
+    pub(crate) async fn query(&self, subject: String, reply: String, payload: Bytes) -> bool {
         self.publish(subject, Some(reply), payload).await
     }
 
@@ -180,31 +200,30 @@ impl Bus {
         match publish_within(&self.client, subject, reply, payload, PUBLISH_LIMIT).await {
             Ok(()) => true,
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "not sent");
+                tracing::warn!(error = &error as &dyn std::error::Error, "message not sent");
                 false
             }
         }
     }
 }
 
-/// Connects; returns although no server may be reachable yet. `on_connected` is called at each connection.
+/// Connects; returns even if no server is reachable yet. Calls `on_connected` at each connection.
 pub(crate) async fn connect(
     config: &BusConfig,
     metrics: &Arc<Metrics>,
     readiness: &Readiness,
     on_connected: impl Fn() + Send + Sync + 'static,
-) -> Result<Bus, StartError> {
+) -> Result<Bus, BusError> {
     let link = Link::new(config, metrics.nats.clone(), readiness);
     open("evictd publisher", config, link, metrics, on_connected).await
 }
 
-/// Connects once more, for lookups alone. That it is there counts for readiness too; whether this publisher is
-/// connected at all is the other connection's to show.
+/// Connects once more, for lookups alone. Readiness depends on this connection too; the metric shows the other one.
 pub(crate) async fn connect_for_lookups(
     config: &BusConfig,
     metrics: &Arc<Metrics>,
     readiness: &Readiness,
-) -> Result<Bus, StartError> {
+) -> Result<Bus, BusError> {
     let counted = BusMetrics { connected: Gauge::noop(), ..metrics.nats.clone() };
     let link = Link::named("nats_lookups", config, counted, readiness);
     open("evictd publisher, lookups", config, link, metrics, || {}).await
@@ -216,7 +235,7 @@ async fn open(
     link: Link,
     metrics: &Arc<Metrics>,
     on_connected: impl Fn() + Send + Sync + 'static,
-) -> Result<Bus, StartError> {
+) -> Result<Bus, BusError> {
     let options = BusOptions {
         name: name.to_owned(),
         inbox_prefix: None,

@@ -1,9 +1,9 @@
-//! The control API: Unkey's endpoints for keys and APIs, and what became of a request.
+//! The control API: Unkey's endpoints for keys and APIs, and the receipts of requests.
 //!
-//! Each checks headers and body first (400), then the root key (401, 403) and how much its workspace asks for
-//! (429), then does its work. A change that is answered with success is durable, and its log row with it (G3).
+//! Each endpoint checks headers and body first (400), then the root key (401, 403) and its workspace's rate limit (429),
+//! then does its work. A change that is answered with success is durable, and its log row with it (G3).
 //!
-//! * [`caller`]: who asks, and what they may do.
+//! * [`caller`]: the root key behind a request, and what it may do.
 //! * [`apis`], [`keys`], [`verify`], [`propagation`]: the endpoints.
 
 mod apis;
@@ -37,10 +37,10 @@ use crate::auth::{authenticate, missing, unavailable};
 use crate::metrics::Metrics;
 use crate::rate_limit::{Admission, RateLimits};
 use crate::receipts::Receipts;
-use crate::rounds::Vouched;
+use crate::rounds::FreshnessGuard;
 use crate::sequencer::Wake;
 
-/// Largest body. Every valid request fits, even if each of its characters were escaped.
+/// The largest body. Every valid request fits, even if each of its characters is escaped.
 pub(crate) const BODY_BYTES_MAX: usize = 1024 * 1024;
 
 /// A character as `\u0041`.
@@ -51,121 +51,115 @@ const _: () = assert!(
         < BODY_BYTES_MAX
 );
 
-/// The control API.
 #[derive(Clone)]
-pub(crate) struct Surface {
-    store: Arc<dyn HomeStore>,
-    receipts: Arc<Receipts>,
-    limits: Arc<RateLimits>,
-    wake: Wake,
-    vouched: Vouched,
-    metrics: Arc<Metrics>,
+pub(crate) struct ControlApi {
+    pub(crate) store: Arc<dyn HomeStore>,
+    pub(crate) receipts: Receipts,
+    pub(crate) limits: Arc<RateLimits>,
+    pub(crate) wake: Wake,
+    pub(crate) freshness: FreshnessGuard,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
-/// A call, and what its answer's headers will tell.
-struct Visit<'a> {
+struct RequestContext<'a> {
     endpoint: Endpoint,
     call: &'a Call,
     remote: SocketAddr,
+}
+
+/// What a request has come to, and what its workspace may still request.
+struct Answer {
+    outcome: Result<Reply, ApiError>,
     admission: Admission,
 }
 
-impl Surface {
-    pub(crate) fn new(
-        store: Arc<dyn HomeStore>,
-        receipts: Arc<Receipts>,
-        limits: RateLimits,
-        wake: Wake,
-        vouched: Vouched,
-        metrics: Arc<Metrics>,
-    ) -> Self {
-        Self { store, receipts, limits: Arc::new(limits), wake, vouched, metrics }
-    }
-
-    async fn answer(&self, visit: &mut Visit<'_>) -> Result<Reply, ApiError> {
-        match visit.endpoint {
-            Endpoint::CreateApi => self.change(visit, CreateApi::parse, apis::create).await,
-            Endpoint::GetApi => self.ask(visit, GetApi::parse, apis::get).await,
-            Endpoint::DeleteApi => self.change(visit, DeleteApi::parse, apis::delete).await,
-            Endpoint::ListKeys => self.ask(visit, ListKeys::parse, apis::list_keys).await,
-            Endpoint::CreateKey => self.change(visit, CreateKey::parse, keys::create).await,
-            Endpoint::GetKey => self.ask(visit, GetKey::parse, keys::get).await,
-            Endpoint::UpdateKey => self.change(visit, UpdateKey::parse, keys::update).await,
-            Endpoint::RerollKey => self.change(visit, RerollKey::parse, keys::reroll).await,
-            Endpoint::DeleteKey => self.change(visit, DeleteKey::parse, keys::delete).await,
-            Endpoint::VerifyKey => self.ask(visit, VerifyKey::parse, verify::verify).await,
-            Endpoint::GetReceipt => self.ask(visit, GetReceipt::parse, propagation::get_receipt).await,
-            Endpoint::Liveness => Ok(visit.call.success(LivenessData::ALIVE)),
+impl ControlApi {
+    async fn answer(&self, context: &RequestContext<'_>) -> Answer {
+        match context.endpoint {
+            Endpoint::CreateApi => self.change(context, CreateApi::parse, apis::create).await,
+            Endpoint::GetApi => self.query(context, GetApi::parse, apis::get).await,
+            Endpoint::DeleteApi => self.change(context, DeleteApi::parse, apis::delete).await,
+            Endpoint::ListKeys => self.query(context, ListKeys::parse, apis::list_keys).await,
+            Endpoint::CreateKey => self.change(context, CreateKey::parse, keys::create).await,
+            Endpoint::GetKey => self.query(context, GetKey::parse, keys::get).await,
+            Endpoint::UpdateKey => self.change(context, UpdateKey::parse, keys::update).await,
+            Endpoint::RerollKey => self.change(context, RerollKey::parse, keys::reroll).await,
+            Endpoint::DeleteKey => self.change(context, DeleteKey::parse, keys::delete).await,
+            Endpoint::VerifyKey => self.query(context, VerifyKey::parse, verify::verify).await,
+            Endpoint::GetReceipt => self.query(context, GetReceipt::parse, propagation::get_receipt).await,
+            Endpoint::Liveness => {
+                let outcome = Ok(context.call.success(LivenessData::ALIVE));
+                Answer { outcome, admission: Admission::Unlimited }
+            }
         }
     }
 
-    /// What comes before the work of every endpoint: its body is read, and who asks is found out.
-    async fn admit<'a, 'c: 'a, R>(
-        &'a self,
-        visit: &mut Visit<'c>,
-        parse: impl FnOnce(&'c [u8]) -> Result<R, ApiError>,
-    ) -> Result<(Caller<'a>, R), ApiError> {
-        let Visit { call, remote, .. } = *visit;
-        let request = call.request(parse)?;
-        let root = authenticate(&*self.store, &self.metrics, call.token()?).await?;
-        visit.admission = self.limits.admit(&root.workspace_id, clock::lease_now());
-        if let Some(limit) = visit.admission.refused_by() {
-            return Err(too_many(limit));
-        }
-        Ok((Caller { surface: self, call, root, remote }, request))
-    }
-
-    /// Answers a question.
-    async fn ask<'c, R>(
+    /// Parses the body, authenticates the caller and admits the request, then has it answered.
+    async fn query<'c, R>(
         &self,
-        visit: &mut Visit<'c>,
+        context: &RequestContext<'c>,
         parse: impl FnOnce(&'c [u8]) -> Result<R, ApiError>,
         answer: impl AsyncFnOnce(&Caller<'_>, R) -> Result<Reply, ApiError>,
-    ) -> Result<Reply, ApiError> {
-        let (caller, request) = self.admit(visit, parse).await?;
-        answer(&caller, request).await
+    ) -> Answer {
+        let RequestContext { call, remote, .. } = *context;
+        let checked = async {
+            let request = call.request(parse)?;
+            Ok((request, authenticate(&*self.store, &self.metrics, call.token()?).await?))
+        };
+        let (request, root) = match checked.await {
+            Ok(checked) => checked,
+            Err(error) => return Answer { outcome: Err(error), admission: Admission::Unlimited },
+        };
+        let admission = self.limits.admit(&root.workspace_id, clock::lease_now());
+        let outcome = match admission.refused_by() {
+            Some(limit) => Err(too_many(limit)),
+            None => answer(&Caller { api: self, call, root, remote }, request).await,
+        };
+        Answer { outcome, admission }
     }
 
-    /// Carries out a change, and waits for its receipt if the caller prefers that. Once the change is
-    /// committed, nothing that happens to the wait makes the answer a failure.
+    /// Makes a change, and waits for its receipt if the client prefers that. Once the change is committed, the answer is
+    /// a success whatever happens to the wait.
     async fn change<'c, R, T: Serialize>(
         &self,
-        visit: &mut Visit<'c>,
+        context: &RequestContext<'c>,
         parse: impl FnOnce(&'c [u8]) -> Result<R, ApiError>,
         change: impl AsyncFnOnce(&Caller<'_>, R) -> Result<T, ApiError>,
-    ) -> Result<Reply, ApiError> {
-        let (caller, request) = self.admit(visit, parse).await?;
-        if let Some(reason) = self.vouched.vouching.refusal() {
-            // Agents follow another store: what is changed in this one wouldn't reach them.
-            return Err(ApiError::new(ErrorKind::Stale, format!("Nothing was changed: {reason}")));
-        }
-        let call = caller.call;
-        let wait = prefer::wait(call.headers.get_all(prefer::PREFER).iter().map(HeaderValue::as_bytes));
-        let under = self.receipts.under(&call.request_id, wait.is_some());
-        let data = match change(&caller, request).await {
-            Ok(data) => data,
-            Err(error) => {
-                under.refused(&error);
-                return Err(error);
+    ) -> Answer {
+        let answer = async |caller: &Caller<'_>, request: R| {
+            if let Some(reason) = self.freshness.vouching.refusal() {
+                // Agents follow another store: a change of this one wouldn't reach them.
+                return Err(ApiError::new(ErrorKind::Stale, format!("Nothing was changed: {reason}")));
             }
+            let call = caller.call;
+            let wait = prefer::wait(call.headers.get_all(prefer::PREFER).iter().map(HeaderValue::as_bytes));
+            let pending = self.receipts.begin(&call.request_id, wait.is_some()).await;
+            let data = match change(caller, request).await {
+                Ok(data) => data,
+                Err(error) => {
+                    pending.refused(&error).await;
+                    return Err(error);
+                }
+            };
+            self.wake.now();
+            let Some(limit) = wait else { return Ok(call.success(data)) };
+            let propagation = match context.endpoint {
+                // No agent caches anything of an API before it has a key.
+                Endpoint::CreateApi => pending.without_effect().await,
+                _ => pending.settled(&caller.root.workspace_id, limit).await,
+            };
+            let mut success = Success::new(call.request_id.as_str(), data);
+            success.meta.propagation = Some(Box::new(propagation));
+            let mut reply = reply(StatusCode::OK, JSON, success.to_bytes().into());
+            if let Ok(applied) = HeaderValue::from_str(&prefer::applied(limit)) {
+                reply.headers_mut().insert(prefer::PREFERENCE_APPLIED, applied);
+            }
+            Ok(reply)
         };
-        self.wake.now();
-        let Some(limit) = wait else { return Ok(call.success(data)) };
-        let propagation = match visit.endpoint {
-            // No agent knows of an API before it has a key.
-            Endpoint::CreateApi => under.without_effect(),
-            _ => under.settled(&caller.root.workspace_id, limit).await,
-        };
-        let mut success = Success::new(call.request_id.as_str(), data);
-        success.meta.propagation = Some(Box::new(propagation));
-        let mut reply = reply(StatusCode::OK, JSON, success.to_bytes().into());
-        if let Ok(applied) = HeaderValue::from_str(&prefer::applied(limit)) {
-            reply.headers_mut().insert(prefer::PREFERENCE_APPLIED, applied);
-        }
-        Ok(reply)
+        self.query(context, parse, answer).await
     }
 
-    /// A refused change as the client sees it.
+    /// Returns the error that the client gets for a refused change.
     fn refused(&self, error: ChangeError, action: &str) -> ApiError {
         match error {
             ChangeError::KeyNotFound => key_not_found(),
@@ -182,7 +176,7 @@ impl Surface {
         }
     }
 
-    /// Takes note of a store failure, and has it answered.
+    /// Notes a store failure, and returns the error that the client gets.
     fn store_failed(&self, error: &StoreError) -> ApiError {
         self.metrics.store_failed(error);
         if matches!(error, StoreError::Unlogged { .. }) {
@@ -192,7 +186,7 @@ impl Surface {
     }
 }
 
-impl Handler for Surface {
+impl Handler for ControlApi {
     async fn handle(&self, request: Request) -> Reply {
         let Some(endpoint) = Endpoint::of(request.parts.uri.path()) else {
             return rpc::not_found();
@@ -200,10 +194,10 @@ impl Handler for Surface {
         let remote = request.remote;
         let reply = match read(endpoint, request).await {
             Ok(call) => {
-                let mut visit = Visit { endpoint, call: &call, remote, admission: Admission::Unlimited };
-                let answered = self.answer(&mut visit).await;
-                let mut reply = answered.unwrap_or_else(|error| call.failure(&error));
-                visit.admission.tell(reply.headers_mut());
+                let context = RequestContext { endpoint, call: &call, remote };
+                let Answer { outcome, admission } = self.answer(&context).await;
+                let mut reply = outcome.unwrap_or_else(|error| call.failure(&error));
+                admission.write_headers(reply.headers_mut());
                 reply
             }
             Err(reply) => reply,
@@ -213,7 +207,7 @@ impl Handler for Surface {
     }
 }
 
-/// Reads a call. All but one are a POST with a body.
+/// Reads a call. All endpoints but one take a POST with a body.
 async fn read(endpoint: Endpoint, request: Request) -> Result<Call, Reply> {
     if endpoint != Endpoint::Liveness {
         return Call::read(request).await;

@@ -1,7 +1,6 @@
-//! Ends what has expired: each end becomes a change, so that it comes in every region alike.
+//! Expires keys: each expiry becomes a change, so that all regions apply it alike.
 //!
-//! In a task of its own. Whoever locks the keys for long, a migration for instance, holds this up, and must hold up
-//! neither ticks nor numbering (R10).
+//! In a task of its own: a long lock on `keys`, by a migration for instance, must not delay ticks and numbering.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::metrics::Metrics;
 use crate::sequencer::Wake;
 
-/// Ends in one transaction.
+/// Expiries in one transaction.
 const BATCH: usize = 1024;
 
 pub(crate) struct Expiry {
@@ -24,7 +23,7 @@ pub(crate) struct Expiry {
 }
 
 impl Expiry {
-    /// Looks for ends that have come until `shutdown`.
+    /// Looks for expiries that have come until `shutdown`.
     pub(crate) async fn run(self, shutdown: CancellationToken) {
         let mut interval = tokio::time::interval(self.interval);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -47,7 +46,7 @@ impl Expiry {
                 }
             }
             if failing && outcome.is_ok() {
-                tracing::info!("what has expired is ended again");
+                tracing::info!("expiry works again");
             }
             failing = outcome.is_err();
         }

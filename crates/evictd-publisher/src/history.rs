@@ -1,5 +1,4 @@
-//! The store's history as this publisher knows it: what it puts on its messages, and what it makes of an agent's past
-//! (R15, R16).
+//! The store's history as it was read last: what goes on messages, and how an agent's past is judged (R15, R16).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,104 +16,99 @@ use sha2::Sha256;
 /// Tokens of the log that are kept in memory: most agents' pasts lie close to the head.
 const TOKENS_KEPT_MAX: usize = 4096;
 
-/// An incarnation that ended, with what the last message of it carries.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct EndedIncarnation(pub(crate) Voucher);
-
-/// Shared by all that vouches.
+/// Shared by all parts that vouch for the store.
 #[derive(Debug)]
 pub(crate) struct HomeHistory {
     store: Arc<dyn LogStore>,
-    codes: Codes,
-    known: Mutex<Known>,
+    codes: VoucherCodes,
+    cached: Mutex<CachedHistory>,
 }
 
 #[derive(Debug)]
-struct Known {
+struct CachedHistory {
     history: Arc<History>,
     head: Head,
     tokens: BTreeMap<LogPosition, LogToken>,
-    ended: Option<EndedIncarnation>,
+    /// The last voucher of an incarnation that has ended.
+    ended: Option<Voucher>,
 }
 
 impl HomeHistory {
-    /// Reads it from the store.
     pub(crate) async fn read(store: Arc<dyn LogStore>) -> Result<Self, StoreError> {
-        let codes = Codes::new(&store.voucher_key().await?);
+        let codes = VoucherCodes::new(&store.voucher_key().await?);
         let head = store.head().await?;
         let history = Arc::new(store.history().await?);
-        let known = Mutex::new(Known { history, head, tokens: BTreeMap::new(), ended: None });
-        Ok(Self { store, codes, known })
+        let cached = Mutex::new(CachedHistory { history, head, tokens: BTreeMap::new(), ended: None });
+        Ok(Self { store, codes, cached })
     }
 
-    /// What is known of it.
     pub(crate) fn history(&self) -> Arc<History> {
-        self.known.lock().history.clone()
+        self.cached.lock().history.clone()
     }
 
-    /// The last head that was noted.
+    /// Returns the last head that was noted.
     pub(crate) fn head(&self) -> Head {
-        self.known.lock().head
+        self.cached.lock().head
     }
 
-    /// The log reaches to `head`. Reads the history again if another incarnation has begun.
+    /// Notes the log's head. Reads the history again if another incarnation has begun.
     pub(crate) async fn note(&self, head: &Head) -> Result<(), StoreError> {
-        if self.known.lock().note(head) {
+        if self.cached.lock().note(head) {
             return Ok(());
         }
         let history = Arc::new(self.store.history().await?);
-        let mut known = self.known.lock();
-        if known.head.incarnation != head.incarnation {
-            let Head { at, incarnation, token, .. } = known.head;
-            let provenance = Provenance { store: known.history.store(), incarnation };
-            known.ended = Some(EndedIncarnation(self.codes.vouch(Milestone { provenance, at, token })));
+        let mut cached = self.cached.lock();
+        if cached.head.incarnation != head.incarnation {
+            let Head { at, incarnation, token, .. } = cached.head;
+            let provenance = Provenance { store: cached.history.store(), incarnation };
+            cached.ended = Some(self.codes.vouch(Milestone { provenance, at, token }));
         }
-        known.history = history;
-        known.head = *head;
-        known.note(head);
+        cached.history = history;
+        cached.head = *head;
+        cached.note(head);
         Ok(())
     }
 
-    /// Reads head and history again: others may have begun something.
+    /// Reads head and history again: another publisher may have begun an incarnation.
     pub(crate) async fn reread(&self) -> Result<(), StoreError> {
         self.note(&self.store.head().await?).await
     }
 
-    /// Begins an incarnation, because nobody else serves the store.
+    /// Begins an incarnation, because no other publisher serves the store.
     pub(crate) async fn begin_incarnation(&self) -> Result<(), StoreError> {
         self.note(&self.store.begin_incarnation().await?).await
     }
 
-    /// The incarnation that has ended since the last call, for agents to be told.
-    pub(crate) fn take_ended(&self) -> Option<EndedIncarnation> {
-        self.known.lock().ended.take()
+    /// Returns the last voucher of the incarnation that has ended since the last call, to be sent to agents.
+    pub(crate) fn take_ended(&self) -> Option<Voucher> {
+        self.cached.lock().ended.take()
     }
 
-    /// The voucher of `at`, which the transaction that led to `head` has given out.
+    /// Returns the voucher of `at`, which the transaction that led to `head` has given out.
     pub(crate) fn voucher(&self, head: &Head, at: LogPosition) -> Voucher {
-        let store = self.known.lock().history.store();
+        let store = self.cached.lock().history.store();
         let provenance = Provenance { store, incarnation: head.incarnation };
         self.codes.vouch(Milestone { provenance, at, token: head.token })
     }
 
-    /// Whether a voucher was given out by this store, or by a copy of it.
+    /// Returns whether this store, or a copy of it, has given out a voucher.
     pub(crate) fn is_authentic(&self, voucher: &Voucher) -> bool {
         self.codes.are_over(voucher)
     }
 
-    /// What an agent's claim is worth when the log ends at `head`.
+    /// Judges what an agent claims to have seen when the log ends at `head`.
     pub(crate) async fn judge(&self, seen: Option<&Voucher>, head: &Head) -> Result<Claim, StoreError> {
         // An agent that follows no history yet.
         let Some(seen) = seen else { return Ok(Claim::Admitted) };
         let (history, is_authentic, seen) = (self.history(), self.is_authentic(seen), &seen.milestone);
-        // A lie costs the store no look.
+        // A forged claim causes no query.
         let looks = is_authentic && history.judge(seen, head.at) == Past::Known;
         let own = if looks { self.row_token(seen.at).await? } else { None };
         Ok(Claim::new(history.judge_row(seen, head.at, own), is_authentic))
     }
 
-    /// Whether the store holds or supersedes by now what it didn't know: the newer one was put back, or an operator has
-    /// declared it. The store itself is asked.
+    /// Returns whether the store holds or supersedes by now what it lacked: the newer store was put back, or an operator
+    /// has declared this one its successor. Reads the store.
     pub(crate) async fn is_settled(&self, awaited: &Milestone) -> Result<bool, StoreError> {
         let head = self.store.head().await?;
         self.note(&head).await?;
@@ -123,20 +117,20 @@ impl HomeHistory {
     }
 
     async fn row_token(&self, at: LogPosition) -> Result<Option<LogToken>, StoreError> {
-        let known = self.known.lock().tokens.get(&at).copied();
-        if known.is_some() {
-            return Ok(known);
+        let cached = self.cached.lock().tokens.get(&at).copied();
+        if cached.is_some() {
+            return Ok(cached);
         }
         let own = self.store.row_token(at).await?;
         if let Some(own) = own {
-            self.known.lock().keep(at, own);
+            self.cached.lock().keep(at, own);
         }
         Ok(own)
     }
 }
 
-impl Known {
-    /// `false` if the history must be read again.
+impl CachedHistory {
+    /// Returns false if the history must be read again.
     fn note(&mut self, head: &Head) -> bool {
         if self.history.current().incarnation != head.incarnation {
             return false;
@@ -144,7 +138,7 @@ impl Known {
         if self.head.at <= head.at || self.head.incarnation != head.incarnation {
             self.head = *head;
         } else {
-            // Something older was put in the place of the store, perhaps, or this head is merely late.
+            // The store may have been replaced by an older one, or this head is merely late.
             self.tokens.clear();
         }
         self.keep(head.at, head.token);
@@ -159,11 +153,11 @@ impl Known {
     }
 }
 
-/// The store's own code over milestones.
+/// The store's own code over milestones (R16).
 #[derive(Debug)]
-struct Codes(Hmac<Sha256>);
+struct VoucherCodes(Hmac<Sha256>);
 
-impl Codes {
+impl VoucherCodes {
     fn new(key: &VoucherKey) -> Self {
         // A block, as HMAC pads a shorter key.
         let mut block = Key::<Hmac<Sha256>>::default();
@@ -207,8 +201,8 @@ mod tests {
         Milestone { provenance, at: LogPosition::new(3, 4).unwrap(), token: LogToken(5) }
     }
 
-    fn codes(key: u8) -> Codes {
-        Codes::new(&VoucherKey([key; 32]))
+    fn codes(key: u8) -> VoucherCodes {
+        VoucherCodes::new(&VoucherKey([key; 32]))
     }
 
     #[test]

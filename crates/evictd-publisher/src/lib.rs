@@ -1,90 +1,105 @@
-//! The home region of evictd: records changes, numbers them, emits them, and vouches for the log.
+//! The home region of evictd: records changes, gives them positions, sends them, and proves how far the log reaches.
 //!
-//! A deletion comes in by [`control`], which has the store write it together with its log row; the
-//! [`sequencer`] gives the row its position and sends it on the live feed; the [`authority`] answers
-//! the agents' probes, replays and lookups; [`receipts`] hears how far each agent is, and tells what became
-//! of each change.
+//! A deletion arrives at the [`control`] API, which has the store write it together with its log row. The [`sequencer`]
+//! gives the row its position and passes it on: to the [`live_feed`], and to the [`receipts`] of requests. The
+//! [`authority`] answers the agents' probes, [`queries`] their replays and lookups. Agents announce what they have applied,
+//! and receipts become final.
 //!
 //! * [`config`]: the configuration and its documented defaults.
-//! * [`metrics`]: every metric of the publisher.
+//! * [`metrics`]: every metric of the publisher; [`store_failures`]: how failures of the store are logged.
 //! * [`control`], [`auth`], [`rate_limit`]: the control API, in Unkey's form.
-//! * [`history`]: which store this is, and which pasts it knows (R15, R16).
-//! * [`rivals`]: which other publishers are on the bus; [`vouching`]: whether this one may vouch.
-//! * [`live_feed`]: what goes out to every agent.
-//! * [`sequencer`]: positions and ticks.
-//! * [`authority`], [`rounds`]: probe rounds; replays and lookups in [`questions`].
-//! * [`receipts`]: who has applied what, and who waits for it.
-//! * [`expiry`]: ends that come by themselves.
-//! * [`retention`]: what has been kept long enough goes.
-//! * [`bus`]: subjects in and out, and where answers may go (R13).
-//! * [`store_failures`]: how often the home store fails, and what the log tells of it.
-//! * [`status`]: what operators see.
-//! * [`parts`]: how all of them are made; [`end`]: how they end, and how long that takes.
+//! * [`history`]: the store's history (R15, R16); [`rivals`]: other publishers on the bus; [`vouching`]: whether this one
+//!   may vouch for its store.
+//! * [`log_head`]: the end of the log; [`log_output`]: what the log has gained, on its way to feed and receipts.
+//! * [`rounds`]: how parts request probe rounds, and how old the last one is.
+//! * [`confirmations`]: what agents have applied, on its way to [`receipts`].
+//! * [`expiry`], [`retention`]: keys that expire, and rows that are old enough to go.
+//! * [`bus`]: what is received and where it may be answered (R13).
+//! * [`status`]: what operators see; [`shutdown`]: the order and the time limit of the end.
+//!
+//! This file makes all of them and starts their tasks.
 
 mod auth;
 mod authority;
 mod bus;
 pub mod config;
+mod confirmations;
 mod control;
-mod end;
 mod expiry;
 mod history;
 mod live_feed;
+mod log_head;
+mod log_output;
 pub mod metrics;
-mod parts;
-mod questions;
+mod queries;
 mod rate_limit;
 mod receipts;
 mod retention;
 mod rivals;
 mod rounds;
 mod sequencer;
+mod shutdown;
 mod status;
 mod store_failures;
 mod vouching;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
+use evictd_ops::admin::Admin;
 use evictd_ops::bus::BusError;
 use evictd_ops::config::PostgresUrlError;
-use evictd_ops::http::{BindError, HttpLimits, serve};
-use evictd_ops::metrics::MetricsError;
+use evictd_ops::host::host_name;
+use evictd_ops::http::{BindError, HttpLimits, bind, serve};
+use evictd_ops::invariants::Invariants;
+use evictd_ops::metrics::{MetricsError, Registry};
 use evictd_ops::readiness::Readiness;
 use evictd_ops::tasks::{TaskFailed, Tasks};
 use evictd_store::{HomeStore, StoreError};
+use evictd_wire::subject::Kind;
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::authority::Authority;
 use crate::config::PublisherConfig;
-use crate::end::End;
+use crate::control::ControlApi;
+use crate::expiry::Expiry;
 use crate::history::HomeHistory;
-use crate::parts::{Buses, Common, Intakes, Listeners};
+use crate::live_feed::LiveFeed;
+use crate::log_head::LogHead;
+use crate::log_output::LogOutput;
+use crate::metrics::Metrics;
+use crate::queries::{Lookups, Replays};
+use crate::rate_limit::RateLimits;
+use crate::receipts::{ReceiptSources, ReceiptsTask};
+use crate::retention::Retention;
+use crate::rivals::Rivals;
+use crate::rounds::{Fence, FreshnessGuard, RoundTrigger};
+use crate::sequencer::{Sequencer, Wake};
+use crate::shutdown::ShutdownPhases;
+use crate::status::Status;
+use crate::vouching::Vouching;
 
 /// Why a publisher can't start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// An address can't be listened on.
     #[error(transparent)]
     Bind(#[from] BindError),
     /// The connection's settings are unusable; an unreachable server is not an error.
     #[error(transparent)]
     Bus(#[from] BusError),
-    /// The configuration doesn't say where the home store is.
-    #[error("can't tell where the home store is")]
+    #[error("cannot determine where the home store is")]
     Location(#[from] PostgresUrlError),
-    /// The home store can't be used.
-    #[error("can't use the home store {place}")]
+    #[error("cannot use the home store {place}")]
     Store {
-        /// Where it is, without its password.
+        /// A path, or a URL without its password.
         place: String,
-        /// Why.
         #[source]
         source: StoreError,
     },
-    /// The bus client gave up.
     #[error("the NATS client refused to subscribe")]
     Subscribe(#[from] async_nats::SubscribeError),
-    /// The system gives no random numbers.
     #[error("the system gives no random numbers")]
     Random(#[from] getrandom::Error),
     /// The metric declarations contradict each other.
@@ -94,101 +109,234 @@ pub enum StartError {
 
 /// A running publisher. To end it, cancel the token it was started with; dropping it ends it without a drain.
 #[derive(Debug)]
-pub struct Running {
-    /// Where the control API is.
+pub struct RunningPublisher {
+    /// The control API's address.
     pub http: SocketAddr,
-    /// Where it is watched.
+    /// The address of the operator's port.
     pub admin: SocketAddr,
-    /// Met once it can number and emit.
+    /// Met once it can number rows and send them.
     pub readiness: Readiness,
-    /// Whether anybody can call the control API.
+    /// Whether any client can call the control API.
     pub has_root_keys: bool,
     tasks: Tasks,
     store: Arc<dyn HomeStore>,
-    end: End,
+    phases: ShutdownPhases,
 }
 
-impl Running {
-    /// Waits until everything has ended, requests in flight included, and closes the store. That takes 13 seconds at
-    /// most from the moment when the publisher is told to end: ten for requests, and three for all the rest. An error
-    /// tells of a part that ended by itself, and took the others along.
+impl RunningPublisher {
+    /// Waits until all tasks have ended, requests in progress included, and closes the store. That takes at most 13
+    /// seconds from when its token is cancelled: ten for requests, and three for the rest. An error names a task that
+    /// ended unexpectedly.
     pub async fn ended(self) -> Result<(), TaskFailed> {
         let ended = self.tasks.ended().await;
-        if self.end.in_time(self.store.close()).await.is_none() {
-            tracing::warn!("the home store was let go of without a word, because the end took too long");
+        if self.phases.in_time(self.store.close()).await.is_none() {
+            tracing::warn!("shutdown timed out; home store closed without handover");
         }
         ended
     }
 }
 
 /// Starts a publisher on `store`; it runs until `shutdown` is cancelled, and closes the store at its end.
-/// Addresses with port 0 get one.
+/// Addresses with port 0 get a free port.
 pub async fn start(
     store: Arc<dyn HomeStore>,
     config: PublisherConfig,
     shutdown: CancellationToken,
-) -> Result<Running, StartError> {
+) -> Result<RunningPublisher, StartError> {
     let place = config.store.location()?.to_string();
     let store_error = |source| StartError::Store { place: place.clone(), source };
     store.check_triggers().await.map_err(store_error)?;
     let has_root_keys = store.has_root_keys().await.map_err(store_error)?;
+    let history = Arc::new(HomeHistory::read(store.clone()).await.map_err(store_error)?);
 
-    let history = HomeHistory::read(store.clone()).await.map_err(store_error)?;
-    let common = Common::new(store.clone(), history, config, shutdown.clone())?;
-    let listeners = Listeners::bind(&common.config).await?;
-    common.receipts.begin().await.map_err(store_error)?;
-    let buses = Buses::connect(&common).await?;
-    let intakes = buses.intakes(&common).await?;
+    // What the parts share.
+    let registry = Registry::new(metrics::SPECS, &[])?;
+    let metrics = Arc::new(Metrics::new(&registry));
+    let readiness = Readiness::new();
+    let head = LogHead::new(history.head().at);
+    let (rounds, fence, wake) = (RoundTrigger::default(), Fence::default(), Wake::default());
+    let bound = Duration::from(config.receipts.bound);
+    let (id, nonce) = (getrandom::u64()?.max(1), getrandom::u64()?.max(1));
+    let vouching = Vouching::new(bound, !store.is_exclusive(), nonce);
+    let invariants = Invariants::new(&registry);
+    let (serving, succeeding) = (watch::Sender::new(true), watch::Sender::new(true));
 
-    let (http, admin) = (listeners.http_address, listeners.admin_address);
-    let readiness = common.readiness.clone();
-    let end = End::new();
-    let tasks = spawn(&common, listeners, &buses, intakes, &end, shutdown);
-    tracing::info!(%http, %admin, store = place, "publisher started");
-    Ok(Running { http, admin, readiness, has_root_keys, tasks, store, end })
-}
+    let http = bind(config.http.listen).await?;
+    let admin = bind(config.admin.listen).await?;
+    let http_address = http.local_addr().unwrap_or(config.http.listen);
+    let admin_address = admin.local_addr().unwrap_or(config.admin.listen);
 
-/// Starts the tasks. The API ends first, and only then what numbers and sends the changes that it still answers.
-fn spawn(
-    common: &Common,
-    listeners: Listeners,
-    buses: &Buses,
-    intakes: Intakes,
-    end: &End,
-    shutdown: CancellationToken,
-) -> Tasks {
-    let sequencer = common.sequencer(buses);
-    let authority = common.authority(buses);
-    let questions = common.questions(buses);
-    let Common { config, registry, readiness, receipts, .. } = common;
-    let drained = || end.drained();
+    // The connections to NATS, and what they receive.
+    let connected = Arc::new(Notify::new());
+    let on_connected = {
+        let (wake, connected) = (wake.clone(), connected.clone());
+        move || {
+            connected.notify_one();
+            wake.tick();
+        }
+    };
+    let main_bus = bus::connect(&config.nats, &metrics, &readiness, on_connected).await?;
+    let lookup_bus = bus::connect_for_lookups(&config.nats, &metrics, &readiness).await?;
+    let publishers = rivals::subscribe(&main_bus, id).await?;
+    let probe_requests = main_bus.receive(Kind::Probe).await?;
+    let replay_requests = main_bus.receive(Kind::Replay).await?;
+    let announcements = main_bus.receive(Kind::Applied).await?;
+    let lookup_requests = lookup_bus.receive(Kind::Lookup).await?;
 
+    // The parts.
+    let sources = ReceiptSources {
+        log: store.clone(),
+        roster: store.clone(),
+        receipts: store.clone(),
+        head: head.clone(),
+        history: history.clone(),
+        vouching: vouching.clone(),
+        rounds: rounds.clone(),
+        metrics: metrics.clone(),
+    };
+    let (receipts, membership, receipts_task) =
+        ReceiptsTask::new(&config.receipts, sources, &registry, shutdown.clone());
+    let feed = LiveFeed {
+        bus: main_bus.clone(),
+        history: history.clone(),
+        vouching: vouching.clone(),
+        metrics: metrics.clone(),
+    };
+    let output = LogOutput {
+        head: head.clone(),
+        history: history.clone(),
+        feed,
+        receipts: receipts.clone(),
+        rounds: rounds.clone(),
+        metrics: metrics.clone(),
+        invariants: invariants.clone(),
+    };
+    let sequencer = Sequencer {
+        config: config.sequencer.clone(),
+        store: store.clone(),
+        bus: main_bus.clone(),
+        output: output.clone(),
+        metrics: metrics.clone(),
+        wake: wake.clone(),
+        condition: readiness.condition("store", "the home store to number what was committed"),
+        triggers: readiness.condition("triggers", "the check of the home store's triggers"),
+        rounds: rounds.clone(),
+        invariants,
+    };
+    let authority = Authority {
+        config: config.authority.clone(),
+        store: store.clone(),
+        bus: main_bus.clone(),
+        output,
+        history: history.clone(),
+        membership: membership.clone(),
+        vouching: vouching.clone(),
+        metrics: metrics.clone(),
+        fence: fence.clone(),
+        rounds: rounds.clone(),
+        wake: wake.clone(),
+        serving: serving.clone(),
+        succeeding: succeeding.clone(),
+        refusal_log: Default::default(),
+        condition: readiness.condition("rounds", "the first probe round; see the log if it fails"),
+    };
+    let replays = Arc::new(Replays {
+        store: store.clone(),
+        bus: main_bus.clone(),
+        history: history.clone(),
+        vouching: vouching.clone(),
+        metrics: metrics.clone(),
+        permits: Semaphore::new(config.authority.replays_max),
+        waiting: Default::default(),
+    });
+    let lookups = Arc::new(Lookups {
+        store: store.clone(),
+        bus: lookup_bus,
+        membership,
+        vouching: vouching.clone(),
+        fence: fence.clone(),
+        rounds: rounds.clone(),
+        metrics: metrics.clone(),
+        permits: Semaphore::new(config.authority.lookups_max),
+        by_requester: Default::default(),
+        per_requester_max: config.authority.lookups_max.div_ceil(2),
+    });
+    let rivals = Rivals {
+        id,
+        name: format!("{} ({})", host_name(), config.http.listen).into(),
+        vouching: vouching.clone(),
+        history: history.clone(),
+        store: store.clone(),
+        fence: fence.clone(),
+        rounds: rounds.clone(),
+        bus: main_bus,
+        metrics: metrics.clone(),
+        condition: readiness.condition("history", "the answers of other publishers on this bus"),
+        succeeding: succeeding.subscribe(),
+        connected,
+    };
+    let expiry = Expiry {
+        interval: config.sequencer.expiry_interval.into(),
+        store: store.clone(),
+        metrics: metrics.clone(),
+        wake: wake.clone(),
+    };
+    let retention = Retention { config: config.retention, store: store.clone(), metrics: metrics.clone() };
+    let status = Status {
+        config: config.receipts,
+        head,
+        fence: fence.clone(),
+        history,
+        vouching: vouching.clone(),
+        receipts: receipts_task.snapshot(),
+    };
+    let admin_api = Admin {
+        metrics: registry.clone(),
+        readiness: readiness.clone(),
+        status: Arc::new(move || status.to_json()),
+    };
+    let control = ControlApi {
+        store: store.clone(),
+        receipts: receipts.clone(),
+        limits: Arc::new(RateLimits::new(&config.rate_limit)),
+        wake,
+        // As agents keep a margin.
+        freshness: FreshnessGuard { fence, rounds, vouching, trust: bound * 9 / 10 },
+        metrics,
+    };
+
+    // The tasks. The control API ends first, and only then the tasks that number and send the changes that it has answered.
+    let phases = ShutdownPhases::new();
+    let drained = || phases.drained();
     let mut tasks = Tasks::new(shutdown.clone());
     tasks.spawn("readiness", readiness.unready_at(shutdown.clone()));
     let limits = config.http.limits(control::BODY_BYTES_MAX);
-    let api = serve(listeners.http, common.surface(), limits, shutdown);
-    let the_rest = end.begins_with();
+    let (api, end_of_api) = (serve(http, control, limits, shutdown), phases.begin_at_drop());
     tasks.spawn("control API", async move {
-        let _the_rest = the_rest;
+        let _end_of_api = end_of_api;
         api.await;
     });
+    phases.spawn(&mut tasks, "rivals", rivals.run(publishers, drained()));
+    phases.spawn(&mut tasks, "authority", authority.run(probe_requests, drained()));
+    phases.spawn(&mut tasks, "replays", replays.run(replay_requests, serving.subscribe(), drained()));
+    phases.spawn(&mut tasks, "lookups", lookups.run(lookup_requests, serving.subscribe(), drained()));
+    phases.spawn(&mut tasks, "announcements", confirmations::receive(announcements, receipts, drained()));
+    phases.spawn(&mut tasks, "receipts", receipts_task.run());
+    phases.spawn(&mut tasks, "sequencer", sequencer.run(drained()));
+    phases.spawn(&mut tasks, "expiry", expiry.run(drained()));
+    phases.spawn(&mut tasks, "retention", retention.run(drained()));
+    phases.spawn(&mut tasks, "admin", serve(admin, admin_api, HttpLimits::default(), drained()));
+    let upkeep = drained();
+    phases.spawn(&mut tasks, "metrics", async move { registry.run_upkeep(upkeep).await });
 
-    let rivals = common.rivals(buses, &authority);
-    end.spawn(&mut tasks, "rivals", rivals.run(intakes.publishers, drained()));
-    let (replays, replaying) = (questions.clone(), authority.serving());
-    let (lookups, looking_up) = (questions, authority.serving());
-    end.spawn(&mut tasks, "authority", authority.run(intakes.probes, drained()));
-    end.spawn(&mut tasks, "replays", replays.serve_replays(intakes.replays, replaying, drained()));
-    end.spawn(&mut tasks, "lookups", lookups.serve_lookups(intakes.lookups, looking_up, drained()));
-    end.spawn(&mut tasks, "announcements", receipts.clone().hear(intakes.announcements, drained()));
-    end.spawn(&mut tasks, "bounds", receipts.clone().keep_time(drained()));
-    end.spawn(&mut tasks, "receipts", receipts.clone().keep(drained()));
-    end.spawn(&mut tasks, "sequencer", sequencer.run(drained()));
-    end.spawn(&mut tasks, "expiry", common.expiry().run(drained()));
-    end.spawn(&mut tasks, "retention", common.retention().run(drained()));
-    let admin = serve(listeners.admin, common.admin(), HttpLimits::default(), drained());
-    end.spawn(&mut tasks, "admin", admin);
-    let (registry, drained) = (registry.clone(), drained());
-    end.spawn(&mut tasks, "metrics", async move { registry.run_upkeep(drained).await });
-    tasks
+    tracing::info!(http = %http_address, admin = %admin_address, store = place, "publisher started");
+    Ok(RunningPublisher {
+        http: http_address,
+        admin: admin_address,
+        readiness,
+        has_root_keys,
+        tasks,
+        store,
+        phases,
+    })
 }

@@ -282,6 +282,6 @@ impl Metrics {
 
     /// The home store works again: how many of its failures the log was spared and not told of yet.
     pub(crate) fn store_works_again(&self) -> u64 {
-        self.store_failures.take_left_out()
+        self.store_failures.take_unlogged()
     }
 }

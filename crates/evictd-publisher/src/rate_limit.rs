@@ -1,7 +1,7 @@
-//! How many requests a workspace may make in a minute, whatever root keys it uses.
+//! How many requests a workspace may make in a minute, with whatever root keys.
 //!
-//! A count and the minute in which it holds, for each workspace that has a limit. So the minute is over at a
-//! moment that can be told in advance, and Unkey's headers tell it.
+//! Each workspace that has a limit has a count, and a minute in which it holds. So the end of the minute is known in
+//! advance, and Unkey's headers give it.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -21,7 +21,6 @@ const LIMIT: HeaderName = HeaderName::from_static("ratelimit-limit");
 const REMAINING: HeaderName = HeaderName::from_static("ratelimit-remaining");
 const RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
 
-/// What each workspace may do, and what it has done.
 pub(crate) struct RateLimits {
     of_each: RequestLimit,
     of_workspace: HashMap<WorkspaceId, RequestLimit>,
@@ -31,7 +30,7 @@ pub(crate) struct RateLimits {
 #[derive(Default)]
 struct Windows {
     of_workspace: HashMap<WorkspaceId, Window>,
-    /// When those that are over were forgotten last: there are never more than two minutes' worth.
+    /// When windows that are over were dropped last: there are never more than two minutes' worth.
     swept: LeaseTime,
 }
 
@@ -40,16 +39,14 @@ struct Window {
     requests: u32,
 }
 
-/// Whether a request may be carried out.
+/// Whether a request may be made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Admission {
-    /// It may, and nobody counts.
+    /// It may, and isn't counted.
     Unlimited,
-    /// It may.
     Within(Allowance),
-    /// It must wait.
     Over(Allowance),
-    /// None may.
+    /// No request may.
     Closed,
 }
 
@@ -101,7 +98,7 @@ impl Windows {
 }
 
 impl Admission {
-    /// The limit that refuses the request, if one does.
+    /// Returns the limit that refuses the request, if one does.
     pub(crate) fn refused_by(self) -> Option<u32> {
         match self {
             Self::Unlimited | Self::Within(_) => None,
@@ -110,8 +107,8 @@ impl Admission {
         }
     }
 
-    /// Tells it in the answer's headers.
-    pub(crate) fn tell(self, headers: &mut HeaderMap) {
+    /// Writes Unkey's rate limit headers.
+    pub(crate) fn write_headers(self, headers: &mut HeaderMap) {
         let (Self::Within(allowance) | Self::Over(allowance)) = self else { return };
         // Whole seconds, and not a moment too early.
         let reset = HeaderValue::from(allowance.reset.as_millis().div_ceil(1_000) as u64);
@@ -148,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_minute_begins_with_the_first_request_and_starts_over_when_it_has_passed() {
+    fn a_minute_begins_with_the_first_request_after_the_last() {
         let limits = limits(RequestLimit::PerMinute(2), &[]);
         let admit = |seconds| limits.admit(&ws("ws_1"), after(Duration::from_secs(seconds)));
         assert_eq!(admit(0), within(2, 1, 60));
@@ -161,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn each_workspace_has_a_count_and_perhaps_a_limit_of_its_own() {
+    fn each_workspace_has_its_own_count_and_may_have_its_own_limit() {
         let own = [("ws_free", RequestLimit::Unlimited), ("ws_none", RequestLimit::PerMinute(0))];
         let limits = limits(RequestLimit::PerMinute(1), &own);
         for workspace in ["ws_1", "ws_2"] {
@@ -176,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn workspaces_that_make_no_requests_any_more_are_forgotten() {
+    fn workspaces_that_make_no_more_requests_are_dropped() {
         let limits = limits(RequestLimit::PerMinute(1), &[]);
         for second in 0..600 {
             limits.admit(&ws(&format!("ws_{second}")), after(Duration::from_secs(second)));
@@ -185,20 +182,20 @@ mod tests {
     }
 
     #[test]
-    fn the_headers_tell_whole_seconds_and_never_too_few() {
+    fn headers_give_whole_seconds_and_never_too_few() {
         let allowance = Allowance { limit: 100, remaining: 7, reset: Duration::from_millis(1_001) };
         let headers = |admission: Admission| {
             let mut headers = HeaderMap::new();
-            admission.tell(&mut headers);
+            admission.write_headers(&mut headers);
             let value = |name: &str| headers.get(name).map(|value| value.to_str().unwrap().to_owned());
             ["ratelimit-limit", "ratelimit-remaining", "ratelimit-reset", "retry-after"].map(value)
         };
-        let told = |values: [&str; 4]| values.map(|value| (!value.is_empty()).then(|| value.to_owned()));
-        assert_eq!(headers(Admission::Within(allowance)), told(["100", "7", "2", ""]));
+        let expected = |values: [&str; 4]| values.map(|value| (!value.is_empty()).then(|| value.to_owned()));
+        assert_eq!(headers(Admission::Within(allowance)), expected(["100", "7", "2", ""]));
         let over = Allowance { remaining: 0, ..allowance };
-        assert_eq!(headers(Admission::Over(over)), told(["100", "0", "2", "2"]));
-        for untold in [Admission::Unlimited, Admission::Closed] {
-            assert_eq!(headers(untold), told(["", "", "", ""]));
+        assert_eq!(headers(Admission::Over(over)), expected(["100", "0", "2", "2"]));
+        for admission in [Admission::Unlimited, Admission::Closed] {
+            assert_eq!(headers(admission), expected(["", "", "", ""]));
         }
     }
 }

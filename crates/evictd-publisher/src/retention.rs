@@ -1,9 +1,9 @@
-//! Deletes what has been kept long enough: rows of the log, receipts, audit records.
+//! Deletes old rows of the log, receipts and audit records.
 //!
-//! A little at a time and with pauses, in a task of its own: a probe round and numbering wait for one small
-//! transaction at most. How old a row is the store says, by the clock that dated it: a publisher's own may be years
-//! ahead. No promise rests on what is gone. An agent that asks for a row which is no longer there is refused, and
-//! flushes (R5); so a store's clock that is wrong deletes too early or too late, and breaks nothing of G1 and G2.
+//! A little at a time and with pauses, in a task of its own: a probe round and numbering wait for one small transaction at
+//! most. The store decides how old a row is, by the clock that dated it: a publisher's own may be years ahead. No guarantee
+//! rests on deleted rows. An agent that requests one is refused, and flushes (R5). So a store's clock that is wrong deletes
+//! too early or too late, and breaks neither G1 nor G2.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,13 +16,13 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Keep, RetentionConfig};
 use crate::metrics::Metrics;
 
-/// How often it is looked for what is old enough.
+/// How often old rows are looked for.
 const SWEEP_EVERY: Duration = Duration::from_mins(5);
 
 /// Rows of each kind that are deleted in one transaction: some milliseconds of the store's time.
 const BATCH: usize = 512;
 
-/// Between two of them. Together they delete more than a store of one writer takes in.
+/// The pause between two transactions. Together they delete more than a store of one writer takes in.
 const PAUSE: Duration = Duration::from_millis(100);
 
 pub(crate) struct Retention {
@@ -40,7 +40,7 @@ impl Retention {
             loop {
                 sweep.tick().await;
                 if let Err(error) = self.sweep().await {
-                    // The next sweep goes on where this one broke off.
+                    // The next sweep goes on from here.
                     self.metrics.store_failed(&error);
                 }
             }
@@ -49,7 +49,7 @@ impl Retention {
         shutdown.run_until_cancelled(sweeps).await;
     }
 
-    /// Deletes everything that is old enough.
+    /// Deletes all rows that are old enough.
     async fn sweep(&self) -> Result<(), StoreError> {
         let RetentionConfig { log, receipts, audit } = &self.config;
         let purge = Purge {
@@ -78,7 +78,7 @@ impl Retention {
                 log = whole.log,
                 receipts = whole.receipts,
                 audit = whole.audit,
-                "deleted what was kept long enough"
+                "deleted old rows"
             );
         }
         Ok(())

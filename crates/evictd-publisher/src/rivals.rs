@@ -1,7 +1,7 @@
-//! Other publishers on the bus: who else is there, and for which history they speak (R15).
+//! Other publishers on the bus, and the histories that they serve (R15).
 //!
-//! The rules are [`evictd_core::service`]. Here is who feeds them: a beat, the questions and answers of others, and
-//! what comes on the live feed. Answers are given after a durable round that began when the question was here.
+//! The rules are [`evictd_core::service`]. They are fed with a regular beat, the queries and answers of other publishers,
+//! and the live feed. A query is answered after a durable round that began after it had arrived.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,22 +22,22 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::bus::{Bus, Publishers};
+use crate::bus::{Bus, PublisherMessages};
 use crate::history::HomeHistory;
 use crate::metrics::Metrics;
-use crate::rounds::{Fence, RoundWish};
+use crate::rounds::{Fence, RoundTrigger};
 use crate::vouching::Vouching;
 
-/// How often the standing is looked at: several times in what counts as an absence.
+/// How often the standing is updated: several times in what counts as an absence.
 const BEAT: Duration = Duration::from_millis(250);
 
-/// How often a publisher whose store doesn't know a past looks whether that was settled.
+/// How often a publisher whose store lacks a past checks whether that was resolved.
 const REREAD_EVERY: Duration = Duration::from_secs(1);
 
-/// Questions that wait for a round; there are few publishers.
+/// Queries that wait for a round; there are few publishers.
 const QUERIES_WAITING_MAX: usize = 64;
 
-/// Tokens of colleagues that are looked for in the store at once.
+/// Checks in the store that run at once.
 const CHECKS_MAX: usize = 64;
 
 /// Keeps this publisher's standing.
@@ -48,48 +48,48 @@ pub(crate) struct Rivals {
     pub(crate) history: Arc<HomeHistory>,
     pub(crate) store: Arc<dyn LogStore>,
     pub(crate) fence: Fence,
-    pub(crate) rounds: RoundWish,
+    pub(crate) rounds: RoundTrigger,
     pub(crate) bus: Bus,
     pub(crate) metrics: Arc<Metrics>,
-    /// Met while this publisher may vouch, or asks whether it may.
+    /// Met while this publisher serves.
     pub(crate) condition: Condition,
     /// Whether rounds succeed.
     pub(crate) succeeding: watch::Receiver<bool>,
-    /// Told at each connection to NATS.
+    /// Notified at each connection to NATS.
     pub(crate) connected: Arc<Notify>,
 }
 
-/// What a look into the own store showed of another publisher.
-enum Finding {
-    /// It answered a question.
-    Answer { nonce: u64, peer: Peer, is_colleague: bool },
-    /// Its tick names a round that this store doesn't have.
-    Stranger,
-    /// Nothing worth mentioning.
-    Colleague,
+/// What a check in this publisher's store showed of another publisher.
+enum PeerFinding {
+    /// It answered a query.
+    Answer { nonce: u64, peer: Peer, is_same_store: bool },
+    /// Its tick names a round that this store lacks.
+    UnknownRound,
+    /// Its tick names a round of this store.
+    KnownRound,
 }
 
-struct Task {
+struct RivalsTask {
     rivals: Arc<Rivals>,
-    /// Questions of others, and when they came.
+    /// Queries of others, and when they arrived.
     waiting: Vec<(PublisherQuery, LeaseTime)>,
-    checks: JoinSet<Result<Finding, StoreError>>,
-    told: Option<Standing>,
+    checks: JoinSet<Result<PeerFinding, StoreError>>,
+    reported: Option<Standing>,
     reread_at: LeaseTime,
 }
 
 impl Rivals {
-    /// Until `shutdown`. When it ends, so does what this publisher vouches for.
-    pub(crate) async fn run(self, mut publishers: Publishers, shutdown: CancellationToken) {
+    /// Runs until `shutdown`. This publisher vouches for nothing after that.
+    pub(crate) async fn run(self, mut publishers: PublisherMessages, shutdown: CancellationToken) {
         let mut beat = tokio::time::interval(BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut fence = self.fence.watch();
         let rivals = Arc::new(self);
-        let mut task = Task {
+        let mut task = RivalsTask {
             rivals: rivals.clone(),
             waiting: Vec::new(),
             checks: JoinSet::new(),
-            told: None,
+            reported: None,
             reread_at: LeaseTime::default(),
         };
         loop {
@@ -108,7 +108,7 @@ impl Rivals {
                 Some(Ok(found)) = task.checks.join_next() => task.on_finding(found).await,
             }
             task.begin_alone().await;
-            task.tell();
+            task.report();
         }
     }
 
@@ -124,19 +124,20 @@ impl Rivals {
     }
 
     async fn send(&self, query: Query) {
-        let query = PublisherQuery::new(query, self.introduction(self.fence.round()));
+        let round = self.fence.last().map(|(_, token)| token);
+        let query = PublisherQuery::new(query, self.introduction(round));
         let reply = publisher_answer(self.id, query.nonce);
-        self.bus.ask(PUBLISHERS.to_owned(), reply, query.encode()).await;
+        self.bus.query(PUBLISHERS.to_owned(), reply, query.encode()).await;
     }
 
-    /// Whether another publisher works on the same store: it speaks for the same history, and this publisher's own
+    /// Returns whether another publisher uses the same store: it serves the same history, and this publisher's own
     /// connection to the store shows its rounds.
-    async fn is_colleague(
+    async fn is_same_store(
         &self,
         provenance: Provenance,
         round: Option<RoundToken>,
     ) -> Result<bool, StoreError> {
-        // It may have begun an incarnation that this publisher hasn't heard of yet.
+        // It may have begun an incarnation that this publisher hasn't read yet.
         self.history.reread().await?;
         if provenance != self.history.history().provenance() {
             return Ok(false);
@@ -148,7 +149,7 @@ impl Rivals {
     }
 }
 
-impl Task {
+impl RivalsTask {
     async fn beat(&mut self) {
         let Rivals { vouching, bus, succeeding, .. } = &*self.rivals;
         let connectivity = match (bus.is_up(), *succeeding.borrow()) {
@@ -159,7 +160,7 @@ impl Task {
         if let Some(query) = vouching.with(|service, now| service.poll(connectivity, now)) {
             self.rivals.send(query).await;
         }
-        self.look_for_awaited_past().await;
+        self.check_awaited_past().await;
     }
 
     /// Begins an incarnation if this publisher serves as soon as one has begun.
@@ -174,8 +175,8 @@ impl Task {
         }
     }
 
-    /// An operator may have declared that this store replaces the one whose past it doesn't know.
-    async fn look_for_awaited_past(&mut self) {
+    /// An operator may have declared that this store replaces the one whose past it lacks.
+    async fn check_awaited_past(&mut self) {
         let Some(awaited) = self.rivals.vouching.awaited_past() else { return };
         let now = clock::lease_now();
         if now.since(self.reread_at) < REREAD_EVERY {
@@ -198,13 +199,13 @@ impl Task {
         let peer = &query.from.peer;
         let is_foreign = peer.provenance != self.rivals.history.history().provenance();
         if is_foreign && peer.standing != Standing::Asking {
-            self.question().await;
+            self.query_others().await;
         }
         self.waiting.push((query, clock::lease_now()));
-        self.rivals.rounds.want();
+        self.rivals.rounds.request();
     }
 
-    /// A round that began after a question came shows that this publisher's store is still the primary.
+    /// A round that began after a query had arrived shows that this publisher's store is still the primary.
     async fn answer_waiting(&mut self) {
         let Some((began, token)) = self.rivals.fence.last() else { return };
         let (due, waiting) =
@@ -227,8 +228,8 @@ impl Task {
         }
         let rivals = self.rivals.clone();
         self.checks.spawn(async move {
-            let is_colleague = rivals.is_colleague(from.peer.provenance, from.round).await?;
-            Ok(Finding::Answer { nonce, peer: from.peer, is_colleague })
+            let is_same_store = rivals.is_same_store(from.peer.provenance, from.round).await?;
+            Ok(PeerFinding::Answer { nonce, peer: from.peer, is_same_store })
         });
     }
 
@@ -239,44 +240,44 @@ impl Task {
             return;
         }
         if provenance != self.rivals.history.history().provenance() {
-            return self.question().await;
+            return self.query_others().await;
         }
         let Event::Tick(round @ Some(_)) = event else { return };
         if self.checks.len() < CHECKS_MAX {
             let rivals = self.rivals.clone();
             self.checks.spawn(async move {
-                let is_colleague = rivals.is_colleague(provenance, round).await?;
-                Ok(if is_colleague { Finding::Colleague } else { Finding::Stranger })
+                let is_same_store = rivals.is_same_store(provenance, round).await?;
+                Ok(if is_same_store { PeerFinding::KnownRound } else { PeerFinding::UnknownRound })
             });
         }
     }
 
-    async fn on_finding(&mut self, found: Result<Finding, StoreError>) {
+    async fn on_finding(&mut self, found: Result<PeerFinding, StoreError>) {
         let vouching = &self.rivals.vouching;
         match found {
-            Ok(Finding::Answer { nonce, peer, is_colleague: true }) => {
+            Ok(PeerFinding::Answer { nonce, peer, is_same_store: true }) => {
                 vouching.with(|service, now| service.on_same_history(nonce, peer.standing, now));
             }
-            Ok(Finding::Answer { nonce, peer, is_colleague: false }) => {
+            Ok(PeerFinding::Answer { nonce, peer, is_same_store: false }) => {
                 vouching.with(|service, now| service.on_rival(nonce, peer, now));
             }
-            Ok(Finding::Stranger) => self.question().await,
-            Ok(Finding::Colleague) => {}
+            Ok(PeerFinding::UnknownRound) => self.query_others().await,
+            Ok(PeerFinding::KnownRound) => {}
             Err(error) => self.rivals.metrics.store_failed(&error),
         }
     }
 
-    async fn question(&self) {
+    async fn query_others(&self) {
         if let Some(query) = self.rivals.vouching.foreign() {
             self.rivals.send(query).await;
         }
     }
 
-    /// Says how this publisher stands, when that has changed.
-    fn tell(&mut self) {
+    /// Reports the standing when it has changed.
+    fn report(&mut self) {
         let Rivals { vouching, condition, metrics, .. } = &*self.rivals;
         let standing = vouching.standing();
-        if self.told.replace(standing) == Some(standing) {
+        if self.reported.replace(standing) == Some(standing) {
             return;
         }
         metrics.standing(standing);
@@ -286,17 +287,17 @@ impl Task {
                 condition.unmet(reason);
             }
             None if standing == Standing::Serving => {
-                tracing::info!("publisher vouches for its home store");
+                tracing::info!("publisher serves its home store");
                 condition.met();
             }
-            None => tracing::info!("asking which other publishers are on the bus"),
+            None => tracing::info!("querying other publishers on the bus"),
         }
     }
 }
 
 /// Subscribes to what other publishers send.
-pub(crate) async fn publishers(bus: &Bus, id: u64) -> Result<Publishers, async_nats::SubscribeError> {
-    Ok(Publishers {
+pub(crate) async fn subscribe(bus: &Bus, id: u64) -> Result<PublisherMessages, async_nats::SubscribeError> {
+    Ok(PublisherMessages {
         queries: bus.subscribe(PUBLISHERS.to_owned()).await?,
         answers: bus.subscribe(publisher_answers(id)).await?,
         live: bus.subscribe(LIVE.to_owned()).await?,

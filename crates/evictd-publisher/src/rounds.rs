@@ -1,4 +1,4 @@
-//! What others need of probe rounds: to ask for one, and to know when the last one succeeded (R7, R8).
+//! What other parts need of probe rounds: to request one, and to know how old the last one is (R7, R8).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,39 +11,35 @@ use tokio::sync::{Notify, watch};
 
 use crate::vouching::Vouching;
 
-/// A question starts a round if the last one is older: what isn't vouched for anew is soon worth nothing.
+/// A query requests a round if the last one is older: its proof expires soon.
 pub(crate) const FENCE_AGE_MAX: Duration = Duration::from_secs(1);
 
-/// How long a verification at home waits for a round.
-const VOUCHING_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a local verification waits for a round.
+const FRESHNESS_PATIENCE: Duration = Duration::from_secs(2);
 
-/// The last successful round: when it began, and what it drew. Lookups carry its age: what they read may come from a
-/// primary that was demoted since.
+/// The last successful round: when it began, and the token that it drew. Lookup answers carry its age, because the
+/// server that they were read from may have been demoted since.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Fence(watch::Sender<Option<(LeaseTime, RoundToken)>>);
 
 impl Fence {
-    /// When the last round began, and what it drew; `None` if there was no round yet.
+    /// Returns when the last round began and its token; `None` before the first round.
     pub(crate) fn last(&self) -> Option<(LeaseTime, RoundToken)> {
         *self.0.borrow()
     }
 
-    /// What the last round drew.
-    pub(crate) fn round(&self) -> Option<RoundToken> {
-        self.last().map(|(_, token)| token)
-    }
-
-    /// Decades if there was no round yet: nothing is vouched for.
+    /// Returns decades before the first round: no read is proven then.
     pub(crate) fn age(&self) -> Duration {
         fence_age(self.last().map(|(began, _)| began), clock::lease_now())
     }
 
-    /// `None` if there was no round yet.
+    /// Returns the time since the last round began; `None` before the first round.
     pub(crate) fn raised_ago(&self) -> Option<Duration> {
         self.last().map(|(began, _)| clock::lease_now().since(began))
     }
 
-    pub(crate) fn raised(&self, began: LeaseTime, token: RoundToken) {
+    /// Notes a successful round, unless a later one was noted already.
+    pub(crate) fn raise(&self, began: LeaseTime, token: RoundToken) {
         self.0.send_if_modified(|last| {
             let is_newer = last.is_none_or(|(before, _)| before < began);
             if is_newer {
@@ -53,49 +49,49 @@ impl Fence {
         });
     }
 
-    /// Tells of each further round.
+    /// Signals each further round.
     pub(crate) fn watch(&self) -> watch::Receiver<Option<(LeaseTime, RoundToken)>> {
         self.0.subscribe()
     }
 }
 
-/// How others ask for a round: there may be nobody who probes here, and yet something that rests on rounds.
+/// Requests a round when no agent is probing but something else needs one.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct RoundWish(Arc<Notify>);
+pub(crate) struct RoundTrigger(Arc<Notify>);
 
-impl RoundWish {
-    /// A round is wanted; several wishes are one round.
-    pub(crate) fn want(&self) {
+impl RoundTrigger {
+    /// Requests a round. Several requests are served by one round.
+    pub(crate) fn request(&self) {
         self.0.notify_one();
     }
 
-    /// Returns when one is wanted.
-    pub(crate) async fn wanted(&self) {
+    /// Completes when a round has been requested.
+    pub(crate) async fn requested(&self) {
         self.0.notified().await;
     }
 }
 
-/// What this publisher's own verifications rest on, as an agent's do on its lease: a database that was demoted, or
-/// put back, goes on being readable, and alone doesn't know.
+/// What this publisher's own verifications rest on, as an agent's rest on its lease: a demoted or restored database
+/// stays readable, and its reads alone don't show that it is out of date.
 #[derive(Clone, Debug)]
-pub(crate) struct Vouched {
+pub(crate) struct FreshnessGuard {
     pub(crate) fence: Fence,
-    pub(crate) rounds: RoundWish,
+    pub(crate) rounds: RoundTrigger,
     pub(crate) vouching: Vouching,
-    /// How old the last round may be.
+    /// The greatest age of a round that proves a read.
     pub(crate) trust: Duration,
 }
 
-impl Vouched {
-    /// Whether a round is young enough to vouch for what is read from now on. Has one made if need be, and waits for
-    /// it a while.
-    pub(crate) async fn is_young(&self) -> bool {
+impl FreshnessGuard {
+    /// Returns whether a round is recent enough to prove reads from now on. Requests one if need be, and waits for it
+    /// for [`FRESHNESS_PATIENCE`].
+    pub(crate) async fn is_fresh(&self) -> bool {
         if self.fence.age() > FENCE_AGE_MAX {
-            self.rounds.want();
+            self.rounds.request();
         }
         let mut fence = self.fence.watch();
-        let young = fence.wait_for(|_| self.fence.age() < self.trust);
-        let waited = tokio::time::timeout(VOUCHING_PATIENCE, young).await;
+        let fresh = fence.wait_for(|_| self.fence.age() < self.trust);
+        let waited = tokio::time::timeout(FRESHNESS_PATIENCE, fresh).await;
         matches!(waited, Ok(Ok(_))) && self.vouching.may_finalize(clock::lease_now())
     }
 }

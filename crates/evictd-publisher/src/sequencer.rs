@@ -1,8 +1,7 @@
-//! Gives committed rows their positions and sends them on the live feed; tells the head once a second.
+//! Gives committed rows their positions and sends them on the live feed; sends the end of the log once a second.
 //!
-//! One mechanism for changes of the API, which wake it at once, and for those made past it, which the store
-//! tells of or polling finds (R1). What can't be sent is not kept here: the log is in the store, and agents
-//! ask.
+//! One mechanism serves changes of the API, which wake the sequencer at once, and those made outside it, which the store
+//! signals or polling finds (R1). What can't be sent is not kept here: agents request it, and the store has it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,21 +14,22 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+use crate::bus::Bus;
 use crate::config::SequencerConfig;
-use crate::live_feed::LiveFeed;
+use crate::log_output::LogOutput;
 use crate::metrics::Metrics;
-use crate::rounds::RoundWish;
+use crate::rounds::RoundTrigger;
 
 /// Rows numbered in one transaction.
 const BATCH: usize = 1024;
 
-/// How often triggers and backlog are looked at.
+/// How often triggers and backlog are checked.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The triggers are checked every so many checks (R3), and at each one while they aren't to be trusted.
+/// The triggers are checked at every 60th check (R3), and at each one while they aren't trusted.
 const TRIGGER_CHECK_EVERY: u64 = 60;
 
-/// Tells the sequencer that there is work.
+/// Signals work to the sequencer.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Wake {
     rows: Arc<Notify>,
@@ -39,22 +39,23 @@ pub(crate) struct Wake {
 }
 
 impl Wake {
-    /// Something was committed.
+    /// Signals a commit.
     pub(crate) fn now(&self) {
         self.rows.notify_one();
     }
 
-    /// The connection is back: tell the head without waiting for the second.
+    /// Signals a new connection: the end of the log is sent at once, because agents may have missed messages.
     pub(crate) fn tick(&self) {
         self.tick.notify_one();
     }
 
-    /// A change got no row in the log, and was undone ([`StoreError::Unlogged`]).
+    /// Signals a change that got no row in the log and was undone ([`StoreError::Unlogged`]).
     pub(crate) fn unlogged(&self) {
         self.unlogged.notify_one();
     }
 
-    /// A round found another schema, or one that lets changes go past the log: the triggers are checked at once.
+    /// Signals that a round found another schema, or one that lets changes go past the log: the triggers are checked at
+    /// once.
     pub(crate) fn schema_suspect(&self) {
         self.schema.notify_one();
     }
@@ -63,12 +64,13 @@ impl Wake {
 pub(crate) struct Sequencer {
     pub(crate) config: SequencerConfig,
     pub(crate) store: Arc<dyn LogStore>,
-    pub(crate) feed: LiveFeed,
+    pub(crate) bus: Bus,
+    pub(crate) output: LogOutput,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) wake: Wake,
     pub(crate) condition: Condition,
     pub(crate) triggers: Condition,
-    pub(crate) rounds: RoundWish,
+    pub(crate) rounds: RoundTrigger,
     pub(crate) invariants: Invariants,
 }
 
@@ -80,16 +82,16 @@ impl Sequencer {
         let mut check = every(CHECK_INTERVAL);
         let mut checks = 0_u64;
         let mut version = None;
-        let mut healthy = Health::default();
+        let mut healthy = StoreCondition::default();
         let mut missing = false;
         let mut trusted = self.check_triggers(&mut missing).await;
-        let mut told = self.store.change_notified();
+        let mut notified = self.store.change_notified();
         loop {
-            // What the clock asks for comes before the rows: a steady load of changes must not starve it.
+            // Ticks and checks come before rows: a steady load of changes must not starve them.
             let (need, done) = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
-                () = self.wake.tick.notified() => (Need::Reads, self.tick().await),
+                () = self.wake.tick.notified() => (StoreNeed::Reads, self.tick().await),
                 () = self.wake.unlogged.notified() => {
                     self.distrust_triggers();
                     (trusted, missing) = (false, true);
@@ -99,36 +101,36 @@ impl Sequencer {
                     trusted = self.check_triggers(&mut missing).await;
                     continue;
                 }
-                _ = tick.tick() => (Need::Reads, self.tick().await),
+                _ = tick.tick() => (StoreNeed::Reads, self.tick().await),
                 _ = check.tick() => {
                     checks += 1;
                     if !trusted || checks.is_multiple_of(TRIGGER_CHECK_EVERY) {
                         trusted = self.check_triggers(&mut missing).await;
                     }
-                    (Need::Reads, self.check().await)
+                    (StoreNeed::Reads, self.check().await)
                 }
-                _ = poll.tick() => (Need::Writes, self.number_if_changed(&mut version, &mut poll).await),
-                () = self.wake.rows.notified() => (Need::Writes, self.number().await),
-                () = &mut told => {
-                    // Listening again before looking: what is said meanwhile is heard.
-                    told = self.store.change_notified();
-                    (Need::Writes, self.number().await)
+                _ = poll.tick() => (StoreNeed::Writes, self.number_if_changed(&mut version, &mut poll).await),
+                () = self.wake.rows.notified() => (StoreNeed::Writes, self.number().await),
+                () = &mut notified => {
+                    // Subscribed again before it numbers: a commit meanwhile is signaled.
+                    notified = self.store.change_notified();
+                    (StoreNeed::Writes, self.number().await)
                 }
             };
             healthy.note(need, done, &self.condition, &self.metrics);
         }
-        healthy.note(Need::Writes, self.number().await, &self.condition, &self.metrics);
+        healthy.note(StoreNeed::Writes, self.number().await, &self.condition, &self.metrics);
         if self.store.is_exclusive() {
-            self.feed.end().await;
+            self.output.end().await;
         }
-        self.feed.bus.flush().await;
+        self.bus.flush().await;
     }
 
     async fn number(&self) -> Result<(), StoreError> {
         loop {
-            let known = self.feed.receipts.log_head();
+            let before = self.output.head.current();
             let numbered = self.store.number(BATCH).await?;
-            self.feed.send(known, &numbered).await;
+            self.output.numbered(before, &numbered).await;
             if numbered.rows.len() < BATCH {
                 return Ok(());
             }
@@ -136,29 +138,23 @@ impl Sequencer {
     }
 
     async fn number_if_changed(&self, last: &mut Option<i64>, poll: &mut Interval) -> Result<(), StoreError> {
-        // Idle, it writes nothing, and wouldn't notice that it can't.
+        // While idle it writes nothing, and wouldn't notice that it can't.
         self.store.writable()?;
         let began = Instant::now();
         let version = self.store.version().await?;
         poll.reset_after(rest_after(began.elapsed(), self.config.poll_interval.into()));
         if *last != Some(version) {
             self.number().await?;
-            // Only now: a failed attempt must be repeated. Numbering changes the version once more, and
-            // costs one idle look.
+            // Only now: a failed attempt must be repeated. Numbering changes the version once more, which costs one
+            // idle look.
             *last = Some(version);
         }
         Ok(())
     }
 
     async fn tick(&self) -> Result<(), StoreError> {
-        let known = self.feed.receipts.log_head();
-        let head = self.store.head().await?;
-        if head.at < known {
-            tracing::warn!(head = %head.at, %known, "the home store is behind what it was");
-            // Its server's history may tell why, and a round looks at it.
-            self.rounds.want();
-        }
-        self.feed.tick(&head).await;
+        let before = self.output.head.current();
+        self.output.tick(before, &self.store.head().await?).await;
         Ok(())
     }
 
@@ -166,22 +162,21 @@ impl Sequencer {
         let backlog = self.store.backlog().await?;
         self.metrics.backlog(backlog);
         if self.store.writable().is_err() {
-            // Only a write shows that it can be written to again, and perhaps nobody else tries.
-            self.rounds.want();
+            // Only a write shows that it can be written to again, and there may be no other.
+            self.rounds.request();
         }
         Ok(())
     }
 
-    /// Triggers that were off for a moment are in place again when they are looked at. What they let through then
-    /// shows that they were.
+    /// Triggers that were off for a moment are in place again when they are checked. A change that they let through shows
+    /// that they were off.
     fn distrust_triggers(&self) {
         self.invariants.violated(Rule::R3, "a change got no row in the log, and was undone");
-        self.triggers
-            .unmet("the home store's triggers, which left a change out of the log: they are checked again");
+        self.triggers.unmet("another check of the home store's triggers, which left a change out of the log");
     }
 
-    /// Keeps a condition of its own: numbering goes on well without triggers, and must not hide it. Returns whether they
-    /// are to be trusted; one that goes `missing` is a violation, and one that stays missing no further one.
+    /// Returns whether the triggers are to be trusted. They have a condition of their own, because numbering succeeds
+    /// without triggers. A trigger that goes `missing` is a violation; one that stays missing is no further one.
     async fn check_triggers(&self, missing: &mut bool) -> bool {
         let Err(error) = self.store.check_triggers().await else {
             *missing = false;
@@ -198,26 +193,32 @@ impl Sequencer {
     }
 }
 
-/// What a duty needs of the store. They fail apart: a full disk still reads well, and must not look well.
+/// What a step needs of the store. Reads and writes fail separately: a full disk can be read.
 #[derive(Clone, Copy)]
-enum Need {
+enum StoreNeed {
     Reads = 0,
     Writes = 1,
 }
 
-/// Tells of failures and their end, and keeps readiness.
+/// Logs failures and their end, and keeps readiness.
 #[derive(Default)]
-struct Health {
+struct StoreCondition {
     failing: [bool; 2],
 }
 
-impl Health {
-    fn note(&mut self, need: Need, done: Result<(), StoreError>, condition: &Condition, metrics: &Metrics) {
+impl StoreCondition {
+    fn note(
+        &mut self,
+        need: StoreNeed,
+        done: Result<(), StoreError>,
+        condition: &Condition,
+        metrics: &Metrics,
+    ) {
         let was_failing = std::mem::replace(&mut self.failing[need as usize], done.is_err());
         match done {
             Ok(()) if self.failing == [false, false] => {
                 if was_failing {
-                    tracing::info!(left_out = metrics.store_works_again(), "the home store works again");
+                    tracing::info!(unlogged_failures = metrics.store_works_again(), "home store works again");
                 }
                 condition.met();
             }
@@ -230,9 +231,9 @@ impl Health {
     }
 }
 
-/// How long to wait until the next look. One costs next to nothing, unless somebody holds an old snapshot of the
-/// database; then looking takes a twentieth of the time and no more. Five seconds are the most: it also finds out that a
-/// store that failed works again.
+/// Returns how long to wait until the next look. A look is cheap, unless a transaction holds an old snapshot of the
+/// database; then looking takes a twentieth of the time at most. It waits for five seconds at most, because a look also
+/// finds that a store that failed works again.
 fn rest_after(took: Duration, interval: Duration) -> Duration {
     (took * 20).min(Duration::from_secs(5)).max(interval)
 }

@@ -1,37 +1,52 @@
-//! `/status`: the log's head, receipts on their way, and the agents that they wait for.
+//! `/status`: the log's head, open receipts, and the agents that they wait for.
 
 use std::sync::Arc;
 
 use serde_json::{Value, json};
+use std::time::Duration;
+use tokio::sync::watch;
 
+use crate::config::ReceiptsConfig;
 use crate::history::HomeHistory;
-use crate::receipts::Receipts;
+use crate::log_head::LogHead;
+use crate::receipts::ReceiptsSnapshot;
 use crate::rounds::Fence;
 use crate::vouching::Vouching;
 
-/// The closure behind `/status`. It answers from memory: a store that hangs must not hang this page.
-pub(crate) fn status(
-    receipts: Arc<Receipts>,
-    fence: Fence,
-    history: Arc<HomeHistory>,
-    vouching: Vouching,
-) -> Arc<dyn Fn() -> Value + Send + Sync> {
-    Arc::new(move || {
-        let head = receipts.log_head();
-        let provenance = history.history().provenance();
+/// Answers from memory: a store that hangs must not hang this page.
+pub(crate) struct Status {
+    pub(crate) config: ReceiptsConfig,
+    pub(crate) head: LogHead,
+    pub(crate) fence: Fence,
+    pub(crate) history: Arc<HomeHistory>,
+    pub(crate) vouching: Vouching,
+    pub(crate) receipts: watch::Receiver<ReceiptsSnapshot>,
+}
+
+impl Status {
+    pub(crate) fn to_json(&self) -> Value {
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let head = self.head.current();
+        let provenance = self.history.history().provenance();
+        let receipts = self.receipts.borrow();
         json!({
             "role": "publisher",
             "version": env!("CARGO_PKG_VERSION"),
             "homeStore": provenance.store.to_string(),
             "incarnation": provenance.incarnation.to_string(),
-            "standing": vouching.standing().label(),
-            "silentBecause": vouching.refusal(),
+            "standing": self.vouching.standing().label(),
+            "silentBecause": self.vouching.refusal(),
             "epoch": head.epoch(),
             "headPosition": head.position(),
-            "lastRoundMsAgo": fence.raised_ago().map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
-            "unconfirmedDeletions": receipts.unconfirmed(),
-            "receipts": receipts.status(),
+            "lastRoundMsAgo": self.fence.raised_ago().map(millis),
+            "unconfirmedDeletions": receipts.unconfirmed,
+            "receipts": {
+                "open": receipts.open,
+                "unrecorded": receipts.unstored,
+                "boundMs": millis(self.config.bound.into()),
+                "configuredRegions": self.config.regions,
+            },
             "agents": receipts.agents(),
         })
-    })
+    }
 }

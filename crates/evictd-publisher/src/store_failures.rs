@@ -1,7 +1,7 @@
-//! Failures of the home store: all are counted, and the log tells of each kind once in a while.
+//! Failures of the home store: all are counted, and each kind is logged now and then.
 //!
-//! In an outage every request and every task fails for the same reason, many times a second. Whoever reads the log
-//! then needs the first line of each kind and a sign that it goes on, and the disk needs an end of it.
+//! In an outage every request and every task fails for the same reason, many times a second. The operator needs the first
+//! line of each kind, and a sign that it goes on. The log must not fill the disk.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -15,10 +15,10 @@ use evictd_store::StoreError;
 use metrics::Counter;
 use parking_lot::Mutex;
 
-/// The log tells of one kind of failure this often.
-const TELL_EVERY: Duration = Duration::from_secs(30);
+/// One kind of failure is logged this often.
+const LOG_EVERY: Duration = Duration::from_secs(30);
 
-/// Counts failures, and decides which are told.
+/// Counts failures, and decides which are logged.
 #[derive(Debug)]
 pub(crate) struct StoreFailures {
     counter: Counter,
@@ -30,24 +30,24 @@ impl StoreFailures {
         Self { counter, throttle: Mutex::default() }
     }
 
-    /// Takes note of a failure, once for each.
+    /// Counts a failure; to be called once for each.
     pub(crate) fn note(&self, error: &StoreError) {
         self.counter.increment(1);
-        let Some(left_out) = self.throttle.lock().admit(kind(error), clock::lease_now()) else { return };
-        let left_out = (left_out > 0).then_some(left_out);
-        tracing::error!(error = with_causes(error), left_out, "the home store failed");
+        let Some(unlogged) = self.throttle.lock().admit(kind(error), clock::lease_now()) else { return };
+        let unlogged = (unlogged > 0).then_some(unlogged);
+        tracing::error!(error = with_causes(error), unlogged_failures = unlogged, "home store failed");
     }
 
-    /// It works again: how many failures were left out of the log and not told of yet.
-    pub(crate) fn take_left_out(&self) -> u64 {
-        self.throttle.lock().take_left_out()
+    /// Returns how many failures were not logged, nor counted in a log line yet.
+    pub(crate) fn take_unlogged(&self) -> u64 {
+        self.throttle.lock().take_unlogged()
     }
 }
 
-/// What is told as one: the same variant, about the same thing. The code names all of them, so there are few.
-type Kind = (Discriminant<StoreError>, &'static str);
+/// Failures that are logged as one: the same variant, about the same thing. The code names all of them, so there are few.
+type FailureKind = (Discriminant<StoreError>, &'static str);
 
-fn kind(error: &StoreError) -> Kind {
+fn kind(error: &StoreError) -> FailureKind {
     let about = match error {
         StoreError::Database { action, .. } | StoreError::Unknown { action, .. } => action,
         StoreError::Corrupt { what, .. } => what,
@@ -56,39 +56,39 @@ fn kind(error: &StoreError) -> Kind {
     (discriminant(error), about)
 }
 
-/// When each kind was told last, and how many of it weren't since.
+/// When each kind was logged last, and how many of it weren't since.
 #[derive(Default, Debug)]
-struct Throttle(HashMap<Kind, Series>);
+struct Throttle(HashMap<FailureKind, FailureSeries>);
 
 #[derive(Debug)]
-struct Series {
-    told_at: LeaseTime,
-    left_out: u64,
+struct FailureSeries {
+    logged_at: LeaseTime,
+    unlogged: u64,
 }
 
 impl Throttle {
-    /// If this failure is to be told: how many of its kind were left out before it.
-    fn admit(&mut self, kind: Kind, now: LeaseTime) -> Option<u64> {
+    /// Returns how many of this kind weren't logged before, if this one is to be logged.
+    fn admit(&mut self, kind: FailureKind, now: LeaseTime) -> Option<u64> {
         match self.0.entry(kind) {
             Entry::Vacant(first) => {
-                first.insert(Series { told_at: now, left_out: 0 });
+                first.insert(FailureSeries { logged_at: now, unlogged: 0 });
                 Some(0)
             }
             Entry::Occupied(mut series) => {
                 let series = series.get_mut();
-                if now.since(series.told_at) < TELL_EVERY {
-                    series.left_out += 1;
+                if now.since(series.logged_at) < LOG_EVERY {
+                    series.unlogged += 1;
                     return None;
                 }
-                series.told_at = now;
-                Some(std::mem::take(&mut series.left_out))
+                series.logged_at = now;
+                Some(std::mem::take(&mut series.unlogged))
             }
         }
     }
 
-    /// The pauses go on: a store that fails and works by turns fills no log either.
-    fn take_left_out(&mut self) -> u64 {
-        self.0.values_mut().map(|series| std::mem::take(&mut series.left_out)).sum()
+    /// The pauses go on: a store that alternately fails and works must not fill the log either.
+    fn take_unlogged(&mut self) -> u64 {
+        self.0.values_mut().map(|series| std::mem::take(&mut series.unlogged)).sum()
     }
 }
 

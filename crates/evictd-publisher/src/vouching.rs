@@ -1,4 +1,4 @@
-//! Whether this publisher may vouch for its store now, as all see it who vouch (R15).
+//! Whether this publisher may vouch for its store now (R15).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,33 +14,33 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-/// Shared by those who ask, and by [`crate::rivals`], which keeps it.
+/// Kept by [`crate::rivals`], and shared by all parts that vouch.
 #[derive(Clone, Debug)]
 pub(crate) struct Vouching {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<VouchingState>>,
     standing: watch::Sender<Standing>,
 }
 
 #[derive(Debug)]
-struct State {
+struct VouchingState {
     service: Service,
-    /// Who presented the past that this store doesn't know.
+    /// The agent that presented the past that this store lacks.
     presented_by: Option<Box<str>>,
 }
 
 impl Vouching {
-    /// A newcomer; a rival is gone when it didn't answer for `bound`.
+    /// Makes a newcomer. A rival is gone when it hasn't answered for `bound`.
     pub(crate) fn new(bound: Duration, is_shared: bool, nonce: u64) -> Self {
         let service = Service::new(bound, is_shared, nonce, clock::lease_now());
         let standing = watch::Sender::new(service.standing());
-        Self { state: Arc::new(Mutex::new(State { service, presented_by: None })), standing }
+        Self { state: Arc::new(Mutex::new(VouchingState { service, presented_by: None })), standing }
     }
 
-    /// The number of the first question of [`Vouching::serving`].
+    /// The number of the first query of [`Vouching::serving`].
     #[cfg(test)]
     pub(crate) const FIRST_QUERY: u64 = 1;
 
-    /// One that vouches for as long as its runtime lives.
+    /// Makes one that serves for as long as its runtime lives.
     #[cfg(test)]
     pub(crate) fn serving() -> Self {
         let vouching = Self::new(Duration::from_secs(30), false, Self::FIRST_QUERY);
@@ -58,32 +58,31 @@ impl Vouching {
         vouching
     }
 
-    /// Whether messages that vouch for something may be sent now.
+    /// Returns whether messages that vouch for something may be sent now.
     pub(crate) fn is_allowed(&self) -> bool {
         self.state.lock().service.may_vouch(clock::lease_now())
     }
 
     /// Holds receipts unless they may become final at `now`.
-    pub(crate) fn rule(&self, tracker: &mut ReceiptTracker, now: LeaseTime) {
+    pub(crate) fn apply_to(&self, tracker: &mut ReceiptTracker, now: LeaseTime) {
         tracker.apply_service(&self.state.lock().service, now);
     }
 
-    /// Whether receipts may become final at `now`.
+    /// Returns whether receipts may become final at `now`.
     pub(crate) fn may_finalize(&self, now: LeaseTime) -> bool {
         self.state.lock().service.may_finalize(now)
     }
 
-    /// How this publisher stands.
     pub(crate) fn standing(&self) -> Standing {
         *self.standing.borrow()
     }
 
-    /// Tells when that changes.
+    /// Signals each change of the standing.
     pub(crate) fn watch(&self) -> watch::Receiver<Standing> {
         self.standing.subscribe()
     }
 
-    /// Why nothing is to be changed here, and no receipt final, if so: agents follow another history.
+    /// Returns why changes are refused here and no receipt becomes final, if that is so: agents follow another history.
     pub(crate) fn refusal(&self) -> Option<String> {
         let state = self.state.lock();
         if let Some(rival) = state.service.rival() {
@@ -104,23 +103,23 @@ impl Vouching {
         ))
     }
 
-    /// An agent has proved a past that the store doesn't know.
+    /// Notes that an agent has proved a past that the store lacks.
     pub(crate) fn unknown_past(&self, seen: Milestone, agent: &str) {
         self.with(|service, _| service.on_unknown_past(seen));
         self.state.lock().presented_by = Some(agent.into());
     }
 
-    /// The past that the store doesn't know.
+    /// Returns the past that the store lacks.
     pub(crate) fn awaited_past(&self) -> Option<Milestone> {
         self.state.lock().service.unknown_past().copied()
     }
 
-    /// It was cut off: whoever else came meanwhile must be asked.
+    /// Notes that the publisher was disconnected: others may have come meanwhile, and must be queried.
     pub(crate) fn away(&self) {
         self.with(|service, _| service.mark_absent());
     }
 
-    /// Changes the standing, or asks for something.
+    /// Changes the standing, or makes a query.
     pub(crate) fn with<T>(&self, step: impl FnOnce(&mut Service, LeaseTime) -> T) -> T {
         let mut state = self.state.lock();
         let done = step(&mut state.service, clock::lease_now());
@@ -129,13 +128,13 @@ impl Vouching {
         done
     }
 
-    /// A question that something from another history gives reason for.
+    /// Returns the query that a message of another history gives reason for.
     pub(crate) fn foreign(&self) -> Option<Query> {
         self.with(Service::on_foreign)
     }
 }
 
-/// As people read it; microseconds if it is out of this world.
+/// Formats a time for the operator, or in microseconds if the calendar doesn't reach so far.
 fn when(time: StoreTime) -> String {
     Timestamp::from_microsecond(time.0).map_or_else(|_| time.0.to_string(), |time| format!("{time:.0}"))
 }

@@ -6,6 +6,7 @@ use async_nats::Message;
 use evictd_core::history::{Incarnation, LogToken, Milestone, Voucher};
 use evictd_core::ids::{InstanceId, KeyHash};
 use evictd_core::roster::PartitionPolicy;
+use evictd_ops::invariants::Invariants;
 use evictd_ops::metrics::Registry;
 use evictd_ops::readiness::Readiness;
 use evictd_store::operator::Operator;
@@ -15,24 +16,25 @@ use evictd_wire::lookup::LookupRequest;
 use evictd_wire::subject::Kind;
 use sqlx::Connection as _;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use tokio::sync::Semaphore;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio_util::sync::DropGuard;
 
 use super::*;
 use crate::bus::tests::{carrying, fed, unconnected};
 use crate::config::ReceiptsConfig;
-use crate::history::HomeHistory;
+use crate::live_feed::LiveFeed;
+use crate::log_head::LogHead;
 use crate::metrics;
-use crate::questions::Questions;
-use crate::receipts::Receipts;
-use crate::vouching::Vouching;
+use crate::queries::Lookups;
+use crate::receipts::{ReceiptSources, ReceiptsTask};
 
 /// How long what is bound to happen may take on a busy machine.
 const SOON: Duration = Duration::from_secs(20);
 
 const BOUND: Duration = Duration::from_secs(30);
 
-/// A publisher without NATS: questions are put before it by hand.
+/// A publisher without NATS: tests feed it with requests.
 struct Home {
     store: Arc<SqliteStore>,
     vouching: Vouching,
@@ -51,21 +53,23 @@ impl Home {
         let metrics = Arc::new(Metrics::new(&registry));
         let bus = unconnected(&metrics).await;
         let stop = CancellationToken::new();
-        let rounds = RoundWish::default();
+        let rounds = RoundTrigger::default();
         let history = Arc::new(HomeHistory::read(store.clone()).await.unwrap());
         let vouching = Vouching::serving();
         let config = ReceiptsConfig { bound: BOUND.into(), regions: Vec::new() };
-        let receipts = Receipts::new(
-            &config,
-            store.clone(),
-            metrics.clone(),
-            &registry,
-            rounds.clone(),
-            (history.clone(), vouching.clone()),
-            stop.clone(),
-        );
-        receipts.begin().await.unwrap();
-        let receipts = Arc::new(receipts);
+        let head = LogHead::new(history.head().at);
+        let sources = ReceiptSources {
+            log: store.clone(),
+            roster: store.clone(),
+            receipts: store.clone(),
+            head: head.clone(),
+            history: history.clone(),
+            vouching: vouching.clone(),
+            rounds: rounds.clone(),
+            metrics: metrics.clone(),
+        };
+        let (receipts, membership, task) = ReceiptsTask::new(&config, sources, &registry, stop.clone());
+        tokio::spawn(task.run());
         let config = AuthorityConfig {
             round_spacing: Duration::from_millis(250).into(),
             round_patience: patience.into(),
@@ -74,41 +78,57 @@ impl Home {
             replays_max: 8,
         };
         let fence = Fence::default();
-        let questions = Questions::new(
-            &config,
-            (store.clone(), store.clone()),
-            receipts.clone(),
-            (fence.clone(), rounds.clone()),
-            (history.clone(), vouching.clone()),
-            [bus.clone(), bus.clone()],
-            metrics.clone(),
-        );
+        let lookups = Arc::new(Lookups {
+            store: store.clone(),
+            bus: bus.clone(),
+            membership: membership.clone(),
+            vouching: vouching.clone(),
+            fence: fence.clone(),
+            rounds: rounds.clone(),
+            metrics: metrics.clone(),
+            permits: Semaphore::new(config.lookups_max),
+            by_requester: Mutex::default(),
+            per_requester_max: config.lookups_max / 2,
+        });
         let feed = LiveFeed {
             bus: bus.clone(),
-            receipts,
             history: history.clone(),
             vouching: vouching.clone(),
             metrics: metrics.clone(),
         };
-        let readiness = Readiness::new();
+        let output = LogOutput {
+            head,
+            history: history.clone(),
+            feed,
+            receipts,
+            rounds: rounds.clone(),
+            metrics: metrics.clone(),
+            invariants: Invariants::new(&registry),
+        };
+        let (readiness, serving) = (Readiness::new(), watch::Sender::new(true));
         let authority = Authority {
             config,
             store: store.clone(),
-            feed,
+            bus: bus.clone(),
+            output,
+            history: history.clone(),
+            membership,
+            vouching: vouching.clone(),
             metrics,
             fence,
             rounds,
             wake: Wake::default(),
-            serving: watch::Sender::new(true),
+            serving: serving.clone(),
             succeeding: watch::Sender::new(true),
-            complaints: Mutex::default(),
+            refusal_log: Mutex::default(),
             condition: readiness.condition("rounds", "the test"),
         };
-        let (probe_intake, probes) = fed(&bus, Kind::Probe);
-        let (lookup_intake, lookups) = fed(&bus, Kind::Lookup);
-        tokio::spawn(questions.serve_lookups(lookup_intake, authority.serving(), stop.clone()));
-        tokio::spawn(authority.run(probe_intake, stop.clone()));
-        Self { store, vouching, history, registry, readiness, probes, lookups, _stop: stop.drop_guard() }
+        let (probe_requests, probes) = fed(&bus, Kind::Probe);
+        let (lookup_requests, lookup_senders) = fed(&bus, Kind::Lookup);
+        tokio::spawn(lookups.run(lookup_requests, serving.subscribe(), stop.clone()));
+        tokio::spawn(authority.run(probe_requests, stop.clone()));
+        let (lookups, _stop) = (lookup_senders, stop.drop_guard());
+        Self { store, vouching, history, registry, readiness, probes, lookups, _stop }
     }
 
     fn metric(&self, series: &str) -> u64 {

@@ -15,10 +15,10 @@ pub(crate) async fn unconnected(metrics: &Arc<Metrics>) -> Bus {
 }
 
 /// An intake of such a publisher; messages are put before it by hand.
-async fn intake(kind: Kind) -> (Intake, Registry) {
+async fn subscription(kind: Kind) -> (Subscription, Registry) {
     let registry = Registry::new(metrics::SPECS, &[]).unwrap();
     let bus = unconnected(&Arc::new(Metrics::new(&registry))).await;
-    (bus.intake(kind).await.unwrap(), registry)
+    (bus.receive(kind).await.unwrap(), registry)
 }
 
 fn message(subject: &str, reply: Option<&str>) -> Message {
@@ -40,52 +40,52 @@ pub(crate) fn carrying(payload: Bytes, subject: &str, reply: Option<&str>) -> Me
 #[tokio::test]
 async fn a_request_is_heard_with_its_asker_and_the_askers_inbox() {
     for kind in [Kind::Probe, Kind::Replay, Kind::Lookup] {
-        let (intake, _) = intake(kind).await;
+        let (subscription, _) = subscription(kind).await;
         let subject = format!("evictd.v1.{}.eu-central-1.edge", kind.token());
-        let heard = intake.admit(message(&subject, Some(INBOX))).unwrap();
-        assert_eq!(heard.speaker, Speaker::new("eu-central-1", "edge").unwrap());
-        assert_eq!((heard.reply.as_str(), &heard.payload[..]), (INBOX, &b"x"[..]));
+        let envelope = subscription.admit(message(&subject, Some(INBOX))).unwrap();
+        assert_eq!(envelope.requester, Speaker::new("eu-central-1", "edge").unwrap());
+        assert_eq!((envelope.reply.as_str(), &envelope.payload[..]), (INBOX, &b"x"[..]));
     }
 }
 
 #[tokio::test]
 async fn a_question_to_all_publishers_names_its_asker_too() {
     for kind in [Kind::Probe, Kind::Replay, Kind::Lookup] {
-        let (intake, _) = intake(kind).await;
+        let (subscription, _) = subscription(kind).await;
         let subject = format!("evictd.v1.{}.eu-central-1.edge.any", kind.token());
-        let heard = intake.admit(message(&subject, Some(INBOX))).unwrap();
-        assert_eq!(heard.speaker, Speaker::new("eu-central-1", "edge").unwrap());
+        let envelope = subscription.admit(message(&subject, Some(INBOX))).unwrap();
+        assert_eq!(envelope.requester, Speaker::new("eu-central-1", "edge").unwrap());
     }
 }
 
 /// Feeds an intake by hand: what it shares with other publishers, and what goes to all.
-pub(crate) fn fed(bus: &Bus, kind: Kind) -> (Intake, [mpsc::UnboundedSender<Message>; 2]) {
+pub(crate) fn fed(bus: &Bus, kind: Kind) -> (Subscription, [mpsc::UnboundedSender<Message>; 2]) {
     let channel = || {
         let (sender, mut receiver) = mpsc::unbounded_channel();
         (sender, futures_util::stream::poll_fn(move |context| receiver.poll_recv(context)).boxed())
     };
     let ((share, shared), (tell_all, to_all)) = (channel(), channel());
-    (Intake { bus: bus.clone(), kind, shared: Some(shared), to_all }, [share, tell_all])
+    (Subscription { bus: bus.clone(), kind, shared: Some(shared), to_all }, [share, tell_all])
 }
 
 #[tokio::test]
 async fn who_has_left_the_queue_group_still_hears_what_goes_to_all() {
-    let (unfed, _) = intake(Kind::Lookup).await;
-    let (mut intake, [share, tell_all]) = fed(&unfed.bus, Kind::Lookup);
+    let (unfed, _) = subscription(Kind::Lookup).await;
+    let (mut subscription, [share, tell_all]) = fed(&unfed.bus, Kind::Lookup);
     let subject = "evictd.v1.lookup.eu-central-1.edge";
     share.send(message(subject, Some(INBOX))).unwrap();
-    assert!(intake.next().await.is_some());
-    intake.set_serving(false).await;
+    assert!(subscription.next().await.is_some());
+    subscription.set_serving(false).await;
     assert!(share.is_closed(), "the subscription has ended");
     tell_all.send(message(&format!("{subject}.any"), Some(INBOX))).unwrap();
-    assert!(intake.next().await.is_some());
-    intake.set_serving(true).await;
-    assert!(intake.shared.is_some());
+    assert!(subscription.next().await.is_some());
+    subscription.set_serving(true).await;
+    assert!(subscription.shared.is_some());
 }
 
 #[tokio::test]
 async fn an_answer_goes_into_the_askers_inbox_or_nowhere() {
-    let (intake, _) = intake(Kind::Lookup).await;
+    let (subscription, _) = subscription(Kind::Lookup).await;
     for reply in [
         None,
         Some(""),
@@ -99,14 +99,14 @@ async fn an_answer_goes_into_the_askers_inbox_or_nowhere() {
         Some("evictd.v1.applied.eu-central-1.edge"),
         Some("$SYS.REQ.SERVER.PING"),
     ] {
-        let refused = intake.admit(message("evictd.v1.lookup.eu-central-1.edge", reply)).unwrap_err();
+        let refused = subscription.admit(message("evictd.v1.lookup.eu-central-1.edge", reply)).unwrap_err();
         assert_eq!(refused, Refusal::Reply, "{reply:?}");
     }
 }
 
 #[tokio::test]
 async fn a_subject_that_names_nobody_is_refused() {
-    let (intake, _) = intake(Kind::Probe).await;
+    let (subscription, _) = subscription(Kind::Probe).await;
     for subject in [
         "evictd.v1.probe",
         "evictd.v1.probe.eu",
@@ -114,23 +114,25 @@ async fn a_subject_that_names_nobody_is_refused() {
         "evictd.v1.probe..a",
         "probe.eu.a",
     ] {
-        let refused = intake.admit(message(subject, Some(INBOX))).unwrap_err();
+        let refused = subscription.admit(message(subject, Some(INBOX))).unwrap_err();
         assert_eq!(refused, Refusal::Subject, "{subject}");
     }
 }
 
 #[tokio::test]
 async fn an_announcement_wants_no_answer() {
-    let (intake, _) = intake(Kind::Applied).await;
-    let heard = intake.admit(message("evictd.v1.applied.eu-central-1.edge", None)).unwrap();
-    assert_eq!(heard.reply, "");
+    let (subscription, _) = subscription(Kind::Applied).await;
+    let envelope = subscription.admit(message("evictd.v1.applied.eu-central-1.edge", None)).unwrap();
+    assert_eq!(envelope.reply, "");
     // Nothing is ever sent there.
-    assert!(intake.admit(message("evictd.v1.applied.eu-central-1.edge", Some("evictd.v1.live"))).is_ok());
+    assert!(
+        subscription.admit(message("evictd.v1.applied.eu-central-1.edge", Some("evictd.v1.live"))).is_ok()
+    );
 }
 
 #[tokio::test]
 async fn refusals_are_counted_by_kind_and_reason() {
-    let (intake, registry) = intake(Kind::Replay).await;
+    let (subscription, registry) = subscription(Kind::Replay).await;
     for (refusal, reason) in [
         (Refusal::Malformed, "malformed"),
         (Refusal::Reply, "reply"),
@@ -138,7 +140,7 @@ async fn refusals_are_counted_by_kind_and_reason() {
         (Refusal::Overload, "overload"),
         (Refusal::Ahead, "ahead"),
     ] {
-        intake.refuse(refusal);
+        subscription.refuse(refusal);
         let line =
             format!("evictd_publisher_refused_messages_total{{subject=\"replay\",reason=\"{reason}\"}} 1");
         let scrape = registry.render();
@@ -148,6 +150,6 @@ async fn refusals_are_counted_by_kind_and_reason() {
 
 #[tokio::test]
 async fn nothing_is_queued_for_a_connection_that_is_down() {
-    let (intake, _) = intake(Kind::Probe).await;
-    assert!(!intake.bus.send("evictd.v1.live".to_owned(), Bytes::from_static(b"x")).await);
+    let (subscription, _) = subscription(Kind::Probe).await;
+    assert!(!subscription.bus.send("evictd.v1.live".to_owned(), Bytes::from_static(b"x")).await);
 }

@@ -22,16 +22,16 @@ pub(super) async fn create(caller: &Caller<'_>, request: CreateApi) -> Result<Cr
         .changes()
         .create_api(&caller.actor(), api)
         .await
-        .map_err(|error| caller.surface.store_failed(&error))?;
+        .map_err(|error| caller.api.store_failed(&error))?;
     Ok(CreateApiData { api_id: id.to_string() })
 }
 
-/// Permission comes before existence: who may not read an API learns nothing about it.
+/// Permission comes before existence: a caller that may not read an API learns nothing about it.
 pub(super) async fn get(caller: &Caller<'_>, request: GetApi) -> Result<Reply, ApiError> {
     caller.require(&request.api_id, "read_api")?;
     let id = ApiId::new(request.api_id);
     let api = caller.records().api(&caller.root.workspace_id, &id).await;
-    let api = api.map_err(|error| caller.surface.store_failed(&error))?.ok_or_else(api_not_found)?;
+    let api = api.map_err(|error| caller.api.store_failed(&error))?.ok_or_else(api_not_found)?;
     Ok(caller.call.success(GetApiData { id: api.id.to_string(), name: api.name }))
 }
 
@@ -40,11 +40,11 @@ pub(super) async fn delete(caller: &Caller<'_>, request: DeleteApi) -> Result<Em
     caller.require(&request.api_id, "delete_api")?;
     let api = ApiId::new(request.api_id);
     let deleted = caller.changes().delete_api(&caller.actor(), &api).await;
-    deleted.map_err(|error| caller.surface.refused(error, "delete_api"))?;
+    deleted.map_err(|error| caller.api.refused(error, "delete_api"))?;
     Ok(Empty {})
 }
 
-/// It takes two rights. Who lacks one is told that the API doesn't exist.
+/// Requires two rights. To a caller that lacks one, the API doesn't exist.
 pub(super) async fn list_keys(caller: &Caller<'_>, request: ListKeys) -> Result<Reply, ApiError> {
     for action in ["read_key", "read_api"] {
         caller.require(&request.api_id, action).map_err(|_| api_not_found())?;
@@ -57,7 +57,7 @@ pub(super) async fn list_keys(caller: &Caller<'_>, request: ListKeys) -> Result<
     };
     let workspace = &caller.root.workspace_id;
     let page = caller.records().list_keys(workspace, list).await;
-    let page = page.map_err(|error| caller.surface.store_failed(&error))?.ok_or_else(api_not_found)?;
+    let page = page.map_err(|error| caller.api.store_failed(&error))?.ok_or_else(api_not_found)?;
     let keys: Vec<KeyResponseData> = page.keys.into_iter().map(|key| response(workspace, key)).collect();
     let next = page.next.map(|next| next.to_string());
     let page = Page::new(caller.call.request_id.as_str(), keys, next);

@@ -1,4 +1,4 @@
-//! Who asks, and what they may do.
+//! The root key behind a request, and what it may do.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -9,12 +9,12 @@ use evictd_store::{ChangeStore, RecordStore};
 use evictd_wire::api::error::ApiError;
 use hyper::header::USER_AGENT;
 
-use super::Surface;
+use super::ControlApi;
 use crate::auth::missing;
 
-/// A root key that may act, and the call that it authorises.
+/// A root key that may act, and the call that it authorizes.
 pub(super) struct Caller<'a> {
-    pub(super) surface: &'a Surface,
+    pub(super) api: &'a ControlApi,
     pub(super) call: &'a Call,
     pub(super) root: RootKeyRecord,
     pub(super) remote: SocketAddr,
@@ -22,11 +22,11 @@ pub(super) struct Caller<'a> {
 
 impl Caller<'_> {
     pub(super) fn records(&self) -> &dyn RecordStore {
-        &*self.surface.store
+        &*self.api.store
     }
 
     pub(super) fn changes(&self) -> &dyn ChangeStore {
-        &*self.surface.store
+        &*self.api.store
     }
 
     /// Refuses a root key that may not do `action` on `api` (`*` asks for the right on all).
@@ -34,7 +34,7 @@ impl Caller<'_> {
         if self.root.allows(api, action) { Ok(()) } else { Err(missing(api, action)) }
     }
 
-    /// Who changes something, for the audit record.
+    /// Returns who makes a change, for the audit record.
     pub(super) fn actor(&self) -> Actor {
         let header = |name: &str| self.call.headers.get(name).and_then(|value| value.to_str().ok());
         let forwarded = header("x-forwarded-for").and_then(forwarded_for);
@@ -48,8 +48,8 @@ impl Caller<'_> {
     }
 }
 
-/// The address that an `X-Forwarded-For` list names first, without its port; `None` if what stands there is none. It is
-/// a claim: whoever isn't behind a proxy that sets the header can name any address, but nothing else.
+/// Returns the first address of an `X-Forwarded-For` list, without its port; `None` if the first entry is no address. It
+/// is a claim: a client that isn't behind a proxy that sets the header can name any address, but nothing else.
 fn forwarded_for(list: &str) -> Option<IpAddr> {
     let first = list.split(',').map(str::trim).find(|address| !address.is_empty())?;
     let in_brackets = || first.strip_prefix('[')?.strip_suffix(']')?.parse().ok().map(IpAddr::V6);
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_not_recorded_nor_is_what_follows_it() {
+    fn other_text_is_not_recorded_nor_what_follows_it() {
         for list in [
             "",
             " , ,",

@@ -16,7 +16,7 @@ use serde_json::value::RawValue;
 use super::caller::Caller;
 use super::{api_not_found, key_not_found};
 
-/// Who may not create keys in an API is told that it doesn't exist.
+/// To a caller that may not create keys in an API, it doesn't exist.
 pub(super) async fn create(caller: &Caller<'_>, request: CreateKey) -> Result<CreateKeyData, ApiError> {
     caller.require(&request.api_id, "create_key").map_err(|_| api_not_found())?;
     let (key, start) = ids::new_key(request.prefix.as_deref(), request.byte_length.into());
@@ -34,7 +34,7 @@ pub(super) async fn create(caller: &Caller<'_>, request: CreateKey) -> Result<Cr
         expires_at: request.expires.map(StoreTime::from_millis),
     };
     let created = caller.changes().create_key(&caller.actor(), new).await;
-    created.map_err(|error| caller.surface.refused(error, "create_key"))?;
+    created.map_err(|error| caller.api.refused(error, "create_key"))?;
     Ok(CreateKeyData { key_id: id.to_string(), key })
 }
 
@@ -45,7 +45,7 @@ pub(super) async fn get(caller: &Caller<'_>, request: GetKey) -> Result<Reply, A
     Ok(caller.call.success(response(&caller.root.workspace_id, key)))
 }
 
-/// Existence comes before permission; both are judged inside the store's transaction.
+/// Existence comes before permission; both are checked inside the store's transaction.
 pub(super) async fn update(caller: &Caller<'_>, request: UpdateKey) -> Result<Empty, ApiError> {
     let id = KeyId::new(request.key_id);
     let update = KeyUpdate {
@@ -58,14 +58,13 @@ pub(super) async fn update(caller: &Caller<'_>, request: UpdateKey) -> Result<Em
     };
     let authorize = |api: &ApiId| caller.root.allows(api.as_str(), "update_key");
     let updated = caller.changes().update_key(&caller.actor(), &id, update, &authorize).await;
-    updated.map_err(|error| caller.surface.refused(error, "update_key"))?;
+    updated.map_err(|error| caller.api.refused(error, "update_key"))?;
     Ok(Empty {})
 }
 
-/// It takes the right to create keys, and no other: the old one ends by itself.
+/// Requires the right to create keys, and no other: the old key expires by itself.
 ///
-/// What the new key looks like is read off the old one before. Whether that still exists is judged in the
-/// transaction once more.
+/// The new key's form is read from the old one before. Whether that still exists is checked again in the transaction.
 pub(super) async fn reroll(caller: &Caller<'_>, request: RerollKey) -> Result<RerollKeyData, ApiError> {
     const CREATE: &str = "create_key";
     let grace = request.grace();
@@ -76,27 +75,27 @@ pub(super) async fn reroll(caller: &Caller<'_>, request: RerollKey) -> Result<Re
     let reroll = Reroll { key: old.id, grace, new_id: new_id.clone(), hash: ids::hash(key.expose()), start };
     let authorize = |api: &ApiId| caller.root.allows(api.as_str(), CREATE);
     let rerolled = caller.changes().reroll_key(&caller.actor(), reroll, &authorize).await;
-    rerolled.map_err(|error| caller.surface.refused(error, CREATE))?;
+    rerolled.map_err(|error| caller.api.refused(error, CREATE))?;
     Ok(CreateKeyData { key_id: new_id.to_string(), key })
 }
 
-/// Existence comes before permission; both are judged inside the store's transaction.
+/// Existence comes before permission; both are checked inside the store's transaction.
 pub(super) async fn delete(caller: &Caller<'_>, request: DeleteKey) -> Result<Empty, ApiError> {
     let mode = if request.permanent { DeleteMode::Permanent } else { DeleteMode::Soft };
     let id = KeyId::new(request.key_id);
     let authorize = |api: &ApiId| caller.root.allows(api.as_str(), "delete_key");
     let deleted = caller.changes().delete_key(&caller.actor(), &id, mode, &authorize).await;
-    deleted.map_err(|error| caller.surface.refused(error, "delete_key"))?;
+    deleted.map_err(|error| caller.api.refused(error, "delete_key"))?;
     Ok(Empty {})
 }
 
-/// The caller's live key with this id.
+/// Returns the caller's live key with this id.
 async fn live(caller: &Caller<'_>, id: &KeyId) -> Result<KeyDetails, ApiError> {
     let key = caller.records().key(&caller.root.workspace_id, id).await;
-    key.map_err(|error| caller.surface.store_failed(&error))?.ok_or_else(key_not_found)
+    key.map_err(|error| caller.api.store_failed(&error))?.ok_or_else(key_not_found)
 }
 
-/// A key as it is shown. Metadata that isn't JSON, which only direct SQL can have stored, is left out.
+/// Returns a key as it is shown. Metadata that isn't JSON, which only direct SQL can have stored, is omitted.
 pub(super) fn response(workspace: &WorkspaceId, key: KeyDetails) -> KeyResponseData {
     KeyResponseData {
         key_id: key.id.to_string(),
@@ -112,7 +111,7 @@ pub(super) fn response(workspace: &WorkspaceId, key: KeyDetails) -> KeyResponseD
     }
 }
 
-/// What stands before the last underscore of what may be shown of a key: base58 has none.
+/// Returns the part before the last underscore of a key's start: base58 has none.
 fn prefix(start: &str) -> Option<&str> {
     start.rsplit_once('_').map(|(prefix, _)| prefix)
 }

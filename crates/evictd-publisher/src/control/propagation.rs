@@ -1,4 +1,4 @@
-//! What became of a request.
+//! The receipt of a request.
 
 use evictd_ops::http::Reply;
 use evictd_wire::api::error::{ApiError, ErrorKind};
@@ -7,10 +7,10 @@ use evictd_wire::api::requests::GetReceipt;
 use super::caller::Caller;
 use crate::receipts::ReceiptView;
 
-/// Whoever may act for the workspace may know what became of its requests: a receipt has ids only.
+/// Any root key of the workspace may read its receipts: they hold ids only.
 pub(super) async fn get_receipt(caller: &Caller<'_>, request: GetReceipt) -> Result<Reply, ApiError> {
-    let told = caller.surface.receipts.tell(&caller.root.workspace_id, &request.request_id).await;
-    match told.map_err(|error| caller.surface.store_failed(&error))? {
+    let view = caller.api.receipts.view(&caller.root.workspace_id, &request.request_id).await;
+    match view.map_err(|error| caller.api.store_failed(&error))? {
         Some(ReceiptView::Open(propagation)) => Ok(caller.call.success(propagation)),
         Some(ReceiptView::Stored(body)) => Ok(caller.call.success(body)),
         None => Err(ApiError::new(

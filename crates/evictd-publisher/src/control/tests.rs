@@ -37,8 +37,10 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::*;
 use crate::config::{RateLimitConfig, ReceiptsConfig, RequestLimit};
 use crate::history::HomeHistory;
+use crate::log_head::LogHead;
 use crate::metrics;
-use crate::rounds::{Fence, RoundWish, Vouched};
+use crate::receipts::{ReceiptSources, ReceiptsTask};
+use crate::rounds::{Fence, RoundTrigger};
 use crate::vouching::Vouching;
 
 /// Every right that an endpoint asks for, on all APIs.
@@ -137,30 +139,38 @@ impl Home {
         let registry = Registry::new(metrics::SPECS, &[]).unwrap();
         let metrics = Arc::new(Metrics::new(&registry));
         let config = ReceiptsConfig { bound: Duration::from_secs(30).into(), regions: Vec::new() };
-        let (rounds, shutdown) = (RoundWish::default(), CancellationToken::new());
+        let (rounds, shutdown) = (RoundTrigger::default(), CancellationToken::new());
         let history = Arc::new(HomeHistory::read(store.clone()).await.unwrap());
         let vouching = Vouching::serving();
-        let receipts = Receipts::new(
-            &config,
-            store.clone(),
-            metrics.clone(),
-            &registry,
-            rounds,
-            (history, vouching.clone()),
-            shutdown.clone(),
-        );
+        let sources = ReceiptSources {
+            log: store.clone(),
+            roster: store.clone(),
+            receipts: store.clone(),
+            head: LogHead::new(history.head().at),
+            history,
+            vouching: vouching.clone(),
+            rounds: rounds.clone(),
+            metrics: metrics.clone(),
+        };
+        let (receipts, _, task) = ReceiptsTask::new(&config, sources, &registry, shutdown.clone());
+        tokio::spawn(task.run());
         let rate_limit = RateLimitConfig {
             requests_per_minute: RequestLimit::Unlimited,
             workspaces: workspaces.iter().map(|(name, limit)| ((*name).to_owned(), *limit)).collect(),
         };
-        let rate_limits = RateLimits::new(&rate_limit);
-        let vouched = Vouched { fence: Fence::default(), rounds: RoundWish::default(), vouching, trust };
-        vouched.fence.raised(clock::lease_now(), RoundToken(1));
-        let surface =
-            Surface::new(store.clone(), Arc::new(receipts), rate_limits, Wake::default(), vouched, metrics);
+        let freshness = FreshnessGuard { fence: Fence::default(), rounds, vouching, trust };
+        freshness.fence.raise(clock::lease_now(), RoundToken(1));
+        let control = ControlApi {
+            store: store.clone(),
+            receipts,
+            limits: Arc::new(RateLimits::new(&rate_limit)),
+            wake: Wake::default(),
+            freshness,
+            metrics,
+        };
         let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
         let address = listener.local_addr().unwrap();
-        tokio::spawn(serve(listener, surface, limits, shutdown.clone()));
+        tokio::spawn(serve(listener, control, limits, shutdown.clone()));
         let home = Self { directory, store, registry, address, _shutdown: shutdown.drop_guard() };
         home.root_key("root", "ws_1", &ALL).await;
         home.root_key("poor", "ws_1", &[]).await;

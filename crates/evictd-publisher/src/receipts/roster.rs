@@ -1,209 +1,178 @@
-//! Which agent processes there are, as the store's roster tells (R11).
+//! The roster as it was read last, and what is to be written to it (R11).
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
 
 use evictd_core::ids::Identity;
-use evictd_core::roster::{Instance, RosterEntry};
+use evictd_core::receipts::ReceiptTracker;
+use evictd_core::roster::RosterEntry;
 use evictd_core::time::{LeaseTime, StoreTime};
-use evictd_ops::clock;
-use evictd_store::StoreError;
 use evictd_store::roster::Roster;
 
-use super::{Receipts, State};
+/// How often one process's row is to be refreshed. A refresh changes the row once a minute at most.
+const REFRESH_EVERY: Duration = Duration::from_secs(15);
 
-/// How often one process's sign of life is taken to the roster. There it changes something once a minute.
-const TOUCH_EVERY: Duration = Duration::from_secs(15);
-
-/// A row whose process nobody heard for so long goes. It is longer than the roster's own time is old, so that
-/// whoever comes back later finds the row gone, or refreshes it first: then it stays.
+/// A row goes when its process has sent nothing to any publisher for so long. It exceeds the age of the roster's times, so
+/// that a process that comes back finds its row gone, or refreshes it first.
 const KEEP_ROWS: Duration = Duration::from_mins(5);
 
-/// Forgotten processes that the log names.
+/// Processes that the log names at once.
 const NAMES_MAX: usize = 20;
 
-/// A row of the roster, as it was read last.
-pub(super) struct Known {
-    last_seen: StoreTime,
-    /// Since when the row says so, as far as noticed.
-    since: LeaseTime,
-    /// When a sign of life last went with a round.
-    touched: Option<LeaseTime>,
-}
-
-/// Rows of the roster whose processes serve nothing any more.
 #[derive(Default)]
-struct Ended {
-    /// They said goodbye, and the roster doesn't tell others yet.
-    departed: Vec<Identity>,
-    /// They can go: nobody has heard of them for so long that they hold nothing any more.
-    gone: Vec<(Identity, StoreTime)>,
+pub(super) struct RosterMirror {
+    revision: u64,
+    rows: BTreeMap<Identity, RosterRow>,
+    /// Processes that have left, but whose row doesn't show that to other publishers yet.
+    departed: BTreeSet<Identity>,
+    /// Processes that have sent something since the last round.
+    seen: Vec<Identity>,
+    /// Until then the roster may lack processes, because an epoch has begun.
+    distrusted_until: Option<LeaseTime>,
 }
 
-impl Receipts {
-    /// Reads what the roster gained. Cheap if that is nothing.
-    pub(super) async fn read_roster_changes(&self) -> Result<(), StoreError> {
-        let mut revision = self.revision.lock().await;
-        let roster = self.store.roster(*revision).await?;
-        if roster.revision < *revision {
-            // The store was put back: what this publisher knows of its roster means nothing.
-            drop(revision);
-            return self.read_roster().await;
-        }
-        *revision = roster.revision;
-        let (mut state, now) = self.lock();
-        state.note_completeness(&roster, now);
-        for entry in &roster.entries {
-            state.register(entry, now);
-        }
-        Ok(())
-    }
-
-    /// Reads all of it: also who was heard by other publishers, and who can be forgotten.
-    pub(super) async fn read_roster(&self) -> Result<(), StoreError> {
-        let Ended { departed, gone } = {
-            let mut revision = self.revision.lock().await;
-            let roster = self.store.roster(0).await?;
-            *revision = roster.revision;
-            let (mut state, now) = self.lock();
-            state.note_completeness(&roster, now);
-            state.compare(&roster, now)
-        };
-        self.trust_roster_again().await?;
-        self.store.mark_departed(&departed).await?;
-        if gone.is_empty() {
-            return Ok(());
-        }
-        tracing::info!(processes = names(&gone), "forgetting agent processes that are gone");
-        self.store.remove_instances(&gone).await
-    }
-
-    /// Tells the store when a bound has passed since the epoch began.
-    async fn trust_roster_again(&self) -> Result<(), StoreError> {
-        let epoch = {
-            let mut state = self.state.lock();
-            if state.distrusted_until.is_none_or(|until| clock::lease_now() < until) {
-                return Ok(());
-            }
-            state.distrusted_until = None;
-            state.head.epoch()
-        };
-        self.store.mark_roster_complete(epoch).await
-    }
-
-    /// A process asks for a proof. From here on receipts wait for it: before the round that writes it into the
-    /// roster, and however long it was silent (R11).
-    pub(crate) fn probed(&self, instance: &Instance) {
-        let (mut state, now) = self.lock();
-        state.departed.remove(&instance.identity);
-        state.tracker.register(instance, now);
-        state.tracker.record_contact(&instance.identity, now);
-        state.series.region(&instance.identity.region);
-    }
-
-    /// How many processes were heard lately under this agent's name, besides this one.
-    pub(crate) fn duplicate_instances(&self, identity: &Identity) -> usize {
-        let state = self.state.lock();
-        state.tracker.duplicate_instances(identity, clock::lease_now())
-    }
-
-    /// Whether receipts wait for this process. Asks the store before it says no: another publisher may have
-    /// written the process into the roster a moment ago.
-    pub(crate) async fn waits_for(&self, identity: &Identity) -> bool {
-        if self.state.lock().tracker.has_instance(identity) {
-            return true;
-        }
-        self.read_roster_changes().await.is_ok() && self.state.lock().tracker.has_instance(identity)
-    }
-
-    /// A process was heard. It is kept in the roster.
-    pub(crate) fn heard(&self, identity: &Identity) {
-        let (mut state, now) = self.lock();
-        state.tracker.record_contact(identity, now);
-        state.touch(identity, now);
-    }
-
-    /// Who was heard since the last call, to go with a round. The roster's own time is coarse, so that each goes
-    /// now and then only.
-    pub(crate) fn take_heard(&self) -> Vec<Identity> {
-        std::mem::take(&mut self.state.lock().heard)
-    }
+struct RosterRow {
+    last_seen: StoreTime,
+    /// When this publisher first read the row with this `last_seen`.
+    since: LeaseTime,
+    /// When a round last refreshed it.
+    refreshed: Option<LeaseTime>,
 }
 
-/// Names for the log: of the first few, and how many more there are.
-fn names(gone: &[(Identity, StoreTime)]) -> String {
-    let name = |Identity { region, agent, instance }: &Identity| format!("{region}/{agent}/{instance}");
-    let mut names: Vec<String> = gone.iter().take(NAMES_MAX).map(|(identity, _)| name(identity)).collect();
-    if gone.len() > NAMES_MAX {
-        names.push(format!("and {} more", gone.len() - NAMES_MAX));
-    }
-    names.join(", ")
+/// What is to be written to the roster.
+#[derive(Default)]
+pub(super) struct RosterWrites {
+    /// Whether the roster is complete again.
+    pub(super) is_complete: bool,
+    /// Processes that have left.
+    pub(super) departed: Vec<Identity>,
+    /// Rows to delete, unless they have been refreshed.
+    pub(super) gone: Vec<(Identity, StoreTime)>,
 }
 
-impl State {
-    pub(super) fn touch(&mut self, identity: &Identity, now: LeaseTime) {
-        if let Some(known) = self.known.get_mut(identity)
-            && known.touched.is_none_or(|touched| now.since(touched) >= TOUCH_EVERY)
+impl RosterMirror {
+    pub(super) fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    pub(super) fn has_departed(&self, identity: &Identity) -> bool {
+        self.departed.contains(identity)
+    }
+
+    pub(super) fn take_seen(&mut self) -> Vec<Identity> {
+        std::mem::take(&mut self.seen)
+    }
+
+    /// Notes that a process has sent something. Only rows that exist are refreshed.
+    pub(super) fn saw(&mut self, identity: &Identity, now: LeaseTime) {
+        if let Some(row) = self.rows.get_mut(identity)
+            && row.refreshed.is_none_or(|refreshed| now.since(refreshed) >= REFRESH_EVERY)
         {
-            known.touched = Some(now);
-            self.heard.push(identity.clone());
+            row.refreshed = Some(now);
+            self.seen.push(identity.clone());
         }
     }
 
-    /// Receipts aren't final early while the roster may lack somebody.
-    pub(super) fn distrust_roster(&mut self, now: LeaseTime) {
-        let until = now.after(self.tracker.bound());
+    /// Notes that a process requests a lease, perhaps after it had left.
+    pub(super) fn probed(&mut self, identity: &Identity) {
+        self.departed.remove(identity);
+    }
+
+    /// Notes that a process has left; `is_member` if receipts waited for it. It may be so because of its probe alone:
+    /// then its row is still to be read, and must not count. Returns whether the roster is to be read soon.
+    pub(super) fn left(&mut self, identity: &Identity, is_member: bool) -> bool {
+        let is_listed = self.rows.remove(identity).is_some() || is_member;
+        if is_listed {
+            self.departed.insert(identity.clone());
+        }
+        is_listed
+    }
+
+    /// Receipts aren't final early while the roster may lack processes.
+    pub(super) fn distrust(&mut self, tracker: &mut ReceiptTracker, now: LeaseTime) {
+        let until = now.after(tracker.bound());
         self.distrusted_until = Some(until);
-        self.tracker.distrust_roster(until);
+        tracker.distrust_roster(until);
     }
 
-    fn note_completeness(&mut self, roster: &Roster, now: LeaseTime) {
+    /// Takes in what the roster has gained.
+    pub(super) fn update(&mut self, roster: &Roster, tracker: &mut ReceiptTracker, now: LeaseTime) {
+        self.begin_update(roster, tracker, now);
+        roster.entries.iter().for_each(|entry| self.register(entry, tracker, now));
+    }
+
+    /// Takes in all of the roster, and returns what is to be written to it.
+    pub(super) fn replace(
+        &mut self,
+        roster: &Roster,
+        tracker: &mut ReceiptTracker,
+        now: LeaseTime,
+    ) -> RosterWrites {
+        self.begin_update(roster, tracker, now);
+        let is_complete = self.distrusted_until.take_if(|until| now >= *until).is_some();
+        let mut writes = RosterWrites { is_complete, ..RosterWrites::default() };
+        for entry in &roster.entries {
+            let identity = &entry.instance.identity;
+            let row = self.rows.get(identity).filter(|row| row.last_seen == entry.last_seen);
+            let is_old = row.is_some_and(|row| now.since(row.since) >= KEEP_ROWS);
+            if is_old && !tracker.has_instance(identity) {
+                writes.gone.push((identity.clone(), entry.last_seen));
+            } else if self.departed.contains(identity) {
+                if entry.departed {
+                    self.departed.remove(identity);
+                } else {
+                    writes.departed.push(identity.clone());
+                }
+            } else if row.is_none() {
+                self.register(entry, tracker, now);
+            }
+        }
+        let listed: HashSet<&Identity> =
+            roster.entries.iter().map(|entry| &entry.instance.identity).collect();
+        self.departed.retain(|identity| listed.contains(identity));
+        self.rows.retain(|identity, _| tracker.has_instance(identity) || listed.contains(identity));
+        writes
+    }
+
+    fn begin_update(&mut self, roster: &Roster, tracker: &mut ReceiptTracker, now: LeaseTime) {
+        self.revision = roster.revision;
         if !roster.is_complete && self.distrusted_until.is_none() {
-            self.distrust_roster(now);
+            self.distrust(tracker, now);
         }
     }
 
-    fn register(&mut self, entry: &RosterEntry, now: LeaseTime) {
+    fn register(&mut self, entry: &RosterEntry, tracker: &mut ReceiptTracker, now: LeaseTime) {
         let identity = &entry.instance.identity;
         if self.departed.contains(identity) {
             return;
         }
         if entry.may_hold_lease() {
-            self.tracker.register(&entry.instance, now);
+            tracker.register(&entry.instance, now);
         } else {
-            self.tracker.mark_departed(identity, now);
+            tracker.mark_departed(identity, now);
         }
-        let known = self.known.get(identity);
-        let touched = known.and_then(|known| known.touched);
-        let since = known.filter(|known| known.last_seen == entry.last_seen).map_or(now, |known| known.since);
-        self.known.insert(identity.clone(), Known { last_seen: entry.last_seen, since, touched });
-        self.series.region(&identity.region);
+        let row = self.rows.get(identity);
+        let refreshed = row.and_then(|row| row.refreshed);
+        let since = row.filter(|row| row.last_seen == entry.last_seen).map_or(now, |row| row.since);
+        let row = RosterRow { last_seen: entry.last_seen, since, refreshed };
+        self.rows.insert(identity.clone(), row);
+    }
+}
+
+impl RosterWrites {
+    pub(super) fn is_empty(&self) -> bool {
+        !self.is_complete && self.departed.is_empty() && self.gone.is_empty()
     }
 
-    /// Compares the whole roster with what was known of it.
-    fn compare(&mut self, roster: &Roster, now: LeaseTime) -> Ended {
-        let mut ended = Ended::default();
-        for entry in &roster.entries {
-            let identity = &entry.instance.identity;
-            let known = self.known.get(identity).filter(|known| known.last_seen == entry.last_seen);
-            let is_old = known.is_some_and(|known| now.since(known.since) >= KEEP_ROWS);
-            if is_old && !self.tracker.has_instance(identity) {
-                ended.gone.push((identity.clone(), entry.last_seen));
-            } else if self.departed.contains(identity) {
-                if entry.departed {
-                    self.departed.remove(identity);
-                } else {
-                    ended.departed.push(identity.clone());
-                }
-            } else if known.is_none() {
-                self.register(entry, now);
-            }
+    /// Returns the names of the first few rows to delete, and how many more there are.
+    pub(super) fn names_of_gone(&self) -> String {
+        let name = |(Identity { region, agent, instance }, _): &(Identity, StoreTime)| {
+            format!("{region}/{agent}/{instance}")
+        };
+        let mut names: Vec<String> = self.gone.iter().take(NAMES_MAX).map(name).collect();
+        if self.gone.len() > NAMES_MAX {
+            names.push(format!("and {} more", self.gone.len() - NAMES_MAX));
         }
-        let listed: HashSet<&Identity> =
-            roster.entries.iter().map(|entry| &entry.instance.identity).collect();
-        let Self { known, tracker, departed, .. } = self;
-        departed.retain(|identity| listed.contains(identity));
-        known.retain(|identity, _| tracker.has_instance(identity) || listed.contains(identity));
-        ended
+        names.join(", ")
     }
 }

@@ -1,13 +1,22 @@
-//! Each state is truthful, whoever restarts, falls silent or loses what.
+//! Each state is truthful, whatever restarts, falls silent or is lost.
+
+use std::any::Any;
+use std::sync::Arc;
+use std::time::Duration;
 
 use evictd_core::exposure::{ApplyReport, Exposure};
 use evictd_core::history::{Incarnation, Provenance, StoreId};
-use evictd_core::ids::{AgentName, ApiId, InstanceId, KeyHash, KeyId, WorkspaceId};
+use evictd_core::ids::{AgentName, ApiId, Identity, InstanceId, KeyHash, KeyId, Region, WorkspaceId};
 use evictd_core::invalidation::Cause;
 use evictd_core::offset::DurationRange;
+use evictd_core::position::LogPosition;
+use evictd_core::receipts::Change;
 use evictd_core::roster::{Instance, PartitionPolicy};
 use evictd_core::service::{Peer, Standing};
-use evictd_core::time::StoreTime;
+use evictd_core::time::{LeaseTime, StoreTime};
+use evictd_ops::clock;
+use evictd_ops::invariants::Invariants;
+use evictd_ops::metrics::Registry;
 use evictd_store::change::{Actor, DeleteMode, NewApi, NewKey};
 use evictd_store::log::RoundRequest;
 use evictd_store::operator::{NewRootKey, Operator};
@@ -15,14 +24,25 @@ use evictd_store::sqlite::SqliteStore;
 use evictd_store::{ChangeStore, LogStore, OperatorStore, RosterStore};
 use evictd_wire::api::propagation::{Propagation, RegionPropagation};
 use evictd_wire::applied::Applied;
-use futures_util::FutureExt as _;
 use sqlx::Connection as _;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
-use tokio_util::sync::DropGuard;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
-use super::hear::Ahead;
+use super::handle::WAITS_MAX;
+use super::input::Input;
+use super::state::{Ahead, last_of_each_request};
+use super::task::ADOPT_EVERY;
 use super::*;
-use crate::metrics;
+use crate::bus::tests::unconnected;
+use crate::config::ReceiptsConfig;
+use crate::history::HomeHistory;
+use crate::live_feed::LiveFeed;
+use crate::log_head::LogHead;
+use crate::log_output::LogOutput;
+use crate::metrics::{self, Metrics};
+use crate::rounds::RoundTrigger;
+use crate::vouching::Vouching;
 
 /// Long enough for a test that must not reach it.
 const LONG: Duration = Duration::from_secs(30);
@@ -73,33 +93,48 @@ impl Store {
 
     async fn publisher(&self, bound: Duration, regions: &[&str]) -> Home {
         let registry = Registry::new(metrics::SPECS, &[]).unwrap();
-        let config = ReceiptsConfig {
-            bound: bound.into(),
-            regions: regions.iter().map(ToString::to_string).collect(),
-        };
-        let (rounds, draining) = (RoundWish::default(), CancellationToken::new());
-        let counted = Arc::new(Metrics::new(&registry));
+        let metrics = Arc::new(Metrics::new(&registry));
+        let regions = regions.iter().map(ToString::to_string).collect();
+        let config = ReceiptsConfig { bound: bound.into(), regions };
         let history = Arc::new(HomeHistory::read(self.store.clone()).await.unwrap());
+        let (rounds, draining) = (RoundTrigger::default(), CancellationToken::new());
+        let head = LogHead::new(history.head().at);
         let vouching = Vouching::serving();
-        let receipts = Receipts::new(
-            &config,
-            self.store.clone(),
-            counted,
-            &registry,
+        let sources = ReceiptSources {
+            log: self.store.clone(),
+            roster: self.store.clone(),
+            receipts: self.store.clone(),
+            head: head.clone(),
+            history: history.clone(),
+            vouching: vouching.clone(),
+            rounds: rounds.clone(),
+            metrics: metrics.clone(),
+        };
+        let (receipts, membership, task) = ReceiptsTask::new(&config, sources, &registry, draining.clone());
+        tokio::spawn(task.run());
+        let feed = LiveFeed {
+            bus: unconnected(&metrics).await,
+            history: history.clone(),
+            vouching: vouching.clone(),
+            metrics: metrics.clone(),
+        };
+        let output = LogOutput {
+            head,
+            history,
+            feed,
+            receipts: receipts.clone(),
             rounds,
-            (history, vouching.clone()),
-            draining.clone(),
-        );
-        receipts.begin().await.unwrap();
-        let receipts = Arc::new(receipts);
-        let stop = CancellationToken::new();
-        tokio::spawn(receipts.clone().keep_time(stop.clone()));
-        let (keeper, until) = (receipts.clone(), stop.clone());
-        tokio::spawn(async move { keeper.keep_final_ones(&until).await });
-        Home { store: self.store.clone(), receipts, vouching, registry, draining, _stop: stop.drop_guard() }
+            metrics,
+            invariants: Invariants::new(&registry),
+        };
+        let home =
+            Home { store: self.store.clone(), output, receipts, membership, vouching, registry, draining };
+        home.idle().await;
+        home.read_nothing_unasked().await;
+        home
     }
 
-    /// Changes something past everybody.
+    /// Makes a change outside the API.
     async fn sql(&self, statement: &'static str) {
         let options = SqliteConnectOptions::new().filename(self.directory.path().join("home.db"));
         let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
@@ -124,33 +159,91 @@ fn actor(request: &str) -> Actor {
 /// A publisher's receipts.
 struct Home {
     store: Arc<SqliteStore>,
-    receipts: Arc<Receipts>,
+    output: LogOutput,
+    receipts: Receipts,
+    membership: Membership,
     vouching: Vouching,
     registry: Registry,
     draining: CancellationToken,
-    _stop: DropGuard,
 }
 
 impl Home {
+    /// Looks at the task's state, or changes it.
+    async fn inspect<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&mut ReceiptsTask) -> T + Send + 'static,
+    ) -> T {
+        let (reply, result) = oneshot::channel();
+        let look = Box::new(move |task: &mut dyn Any| {
+            reply.send(look(task.downcast_mut().unwrap())).ok();
+        });
+        self.receipts.queue.send(Input::Inspect(look)).await.ok().unwrap();
+        result.await.unwrap()
+    }
+
+    /// Waits until the task has finished what its inputs have caused.
+    async fn idle(&self) {
+        while !self.inspect(|task| task.is_idle()).await {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// The roster and the open requests are read only when a test asks for it.
+    async fn read_nothing_unasked(&self) {
+        let never = clock::lease_now().after(Duration::from_hours(1));
+        self.inspect(move |task| (task.roster_due, task.adoption_due) = (never, never)).await;
+    }
+
+    async fn read_roster(&self) {
+        self.inspect(|task| task.roster_due = LeaseTime::default()).await;
+        self.idle().await;
+        self.read_nothing_unasked().await;
+    }
+
+    async fn read_roster_changes(&self) {
+        assert!(!self.membership.looked_up(&agent("none", "none", 0).identity).await);
+    }
+
+    async fn adopt_open_requests(&self) {
+        self.inspect(|task| task.adoption_due = LeaseTime::default()).await;
+        self.idle().await;
+        self.read_nothing_unasked().await;
+    }
+
+    async fn adopt_awaited_requests(&self) {
+        self.inspect(|task| (task.adoption, task.numbered_elsewhere) = (None, true)).await;
+        self.idle().await;
+        self.inspect(ReceiptsTask::pause_adoption).await;
+    }
+
+    async fn looks_after(&self, request: &str) -> bool {
+        let request = request.to_owned();
+        self.inspect(move |task| task.state.looks_after(&request)).await
+    }
+
+    fn head(&self) -> LogPosition {
+        self.output.head.current()
+    }
+
     /// Agents probe, and a round writes them into the roster.
     async fn round(&self, instances: &[&Instance]) {
         let instances: Vec<Instance> = instances.iter().copied().cloned().collect();
         for instance in &instances {
-            self.receipts.probed(instance);
+            self.membership.admit(instance).await.unwrap();
         }
-        let known = self.receipts.log_head();
-        let request =
-            RoundRequest { instances: &instances, touched: &self.receipts.take_heard(), seen_epoch: 0 };
+        let before = self.head();
+        let touched = self.membership.take_seen().await;
+        let request = RoundRequest { instances: &instances, touched: &touched, seen_epoch: 0 };
         let round = self.store.round(request).await.unwrap();
-        self.receipts.head(round.numbered.head.at);
-        self.receipts.numbered(known, &round.numbered).await;
+        self.output.numbered(before, &round.numbered).await;
+        self.idle().await;
     }
 
     async fn number(&self) {
-        let known = self.receipts.log_head();
+        let before = self.head();
         let numbered = self.store.number(1_000).await.unwrap();
-        self.receipts.head(numbered.head.at);
-        self.receipts.numbered(known, &numbered).await;
+        self.output.numbered(before, &numbered).await;
+        self.idle().await;
     }
 
     /// Creates a key and deletes it by `request`; nothing of it is numbered yet.
@@ -173,34 +266,51 @@ impl Home {
         self.store.delete_key(&actor(request), &id, DeleteMode::Soft, &allowed).await.unwrap();
     }
 
-    /// Deletes a key as the control API does, and returns what it would answer.
+    /// Deletes a key as the control API does, and returns its answer.
     async fn delete_and_wait(&self, request: &str, limit: Duration) -> Propagation {
-        let under = self.receipts.under(request, true);
+        let pending = self.receipts.begin(request, true).await;
         self.delete(request).await;
         self.number().await;
-        under.settled(&workspace(), limit).await
+        pending.settled(&workspace(), limit).await
     }
 
-    fn announce(&self, agent: &Instance, applied: LogPosition) -> Result<(), Ahead> {
-        let Identity { instance, .. } = agent.identity;
+    async fn announce(&self, agent: &Instance, applied: LogPosition) -> Result<(), Ahead> {
         let apply_report = ApplyReport {
             position: applied,
             lag: DurationRange { low: Duration::from_millis(1), high: Duration::from_millis(2) },
             exposure: Exposure { last_after: Duration::from_millis(1) },
         };
-        let provenance = self.receipts.history.history().provenance();
         let announcement =
-            Applied { instance, provenance, applied, apply_reports: vec![apply_report], leaving: false };
-        self.receipts.announced(&agent.identity, &announcement)
+            Applied { applied, apply_reports: vec![apply_report], leaving: false, ..self.goodbye(agent) };
+        self.apply(agent, announcement).await
     }
 
-    /// The agent has applied everything that there is.
-    fn applies(&self, agent: &Instance) {
-        self.announce(agent, self.receipts.log_head()).unwrap();
+    /// What an agent announces that has applied nothing and leaves.
+    fn goodbye(&self, agent: &Instance) -> Applied {
+        Applied {
+            instance: agent.identity.instance,
+            provenance: self.output.history.history().provenance(),
+            applied: LogPosition::ZERO,
+            apply_reports: Vec::new(),
+            leaving: true,
+        }
     }
 
-    async fn told(&self, request: &str) -> Option<Propagation> {
-        match self.receipts.tell(&workspace(), request).await.unwrap()? {
+    async fn apply(&self, agent: &Instance, announcement: Applied) -> Result<(), Ahead> {
+        let identity = agent.identity.clone();
+        let apply = move |task: &mut ReceiptsTask| {
+            task.apply_announcement(&identity, &announcement, clock::lease_now())
+        };
+        self.inspect(apply).await
+    }
+
+    /// An agent has applied the whole log.
+    async fn applies(&self, agent: &Instance) {
+        self.announce(agent, self.head()).await.unwrap();
+    }
+
+    async fn view(&self, request: &str) -> Option<Propagation> {
+        match self.receipts.view(&workspace(), request).await.unwrap()? {
             ReceiptView::Open(propagation) => Some(*propagation),
             ReceiptView::Stored(body) => Some(serde_json::from_str(body.get()).unwrap()),
         }
@@ -212,8 +322,8 @@ impl Home {
         line.unwrap_or_else(|| panic!("no {series} in\n{scrape}")).parse::<f64>().unwrap() as u64
     }
 
-    fn agents(&self, region: &str) -> [u64; 4] {
-        self.receipts.state.lock().count(clock::lease_now());
+    async fn agents(&self, region: &str) -> [u64; 4] {
+        self.inspect(|task| task.state.regions.count(&task.state.tracker, clock::lease_now())).await;
         ["live", "silent", "duplicate", "absent"].map(|state| {
             self.metric(&format!("evictd_publisher_agents{{region=\"{region}\",state=\"{state}\"}}"))
         })
@@ -234,21 +344,21 @@ async fn a_wait_ends_as_soon_as_every_region_has_confirmed() {
     let home = store.publisher(LONG, &[]).await;
     let (eu, us) = (agent("eu", "a", 1), agent("us", "a", 2));
     home.round(&[&eu, &us]).await;
-    let under = home.receipts.under("req_1", true);
+    let pending = home.receipts.begin("req_1", true).await;
     home.delete("req_1").await;
     home.number().await;
-    home.applies(&eu);
-    let half_way = home.told("req_1").await.unwrap();
+    home.applies(&eu).await;
+    let half_way = home.view("req_1").await.unwrap();
     assert_eq!(states(&half_way), [("eu", "confirmed"), ("us", "pending")]);
     assert_eq!((&*half_way.state, half_way.r#final), ("pending", false));
-    home.applies(&us);
-    let settled = under.settled(&workspace(), LONG).await;
+    home.applies(&us).await;
+    let settled = pending.settled(&workspace(), LONG).await;
     assert_eq!((&*settled.state, settled.r#final), ("confirmed", true));
     assert_eq!(
         (settled.measured_from.as_deref(), settled.cause.as_deref()),
         (Some("request"), Some("deleted"))
     );
-    assert_eq!((settled.epoch, settled.position), (Some(1), Some(home.receipts.log_head().position())));
+    assert_eq!((settled.epoch, settled.position), (Some(1), Some(home.head().position())));
     let exposure = settled.regions[0].exposure.unwrap();
     assert_eq!((exposure.last_answer_after_ms, settled.regions[0].lag_ms.unwrap().high), (1.0, 2.0));
     assert_eq!(home.metric("evictd_publisher_confirmed_seconds_count{region=\"eu\"}"), 1);
@@ -267,8 +377,8 @@ async fn a_wait_that_runs_out_tells_what_was_reached_and_undoes_nothing() {
     home.round(&[&eu]).await;
     let reached = home.delete_and_wait("req_1", Duration::ZERO).await;
     assert_eq!((&*reached.state, reached.r#final), ("pending", false));
-    home.applies(&eu);
-    assert_eq!(home.told("req_1").await.unwrap().state, "confirmed");
+    home.applies(&eu).await;
+    assert_eq!(home.view("req_1").await.unwrap().state, "confirmed");
 }
 
 #[tokio::test]
@@ -286,12 +396,12 @@ async fn receipt_elapses_at_the_bound_and_names_vanished_process() {
     let home = store.publisher(SHORT, &[]).await;
     let (here, gone) = (agent("eu", "here", 1), agent("eu", "gone", 2));
     home.round(&[&here, &gone]).await;
-    let under = home.receipts.under("req_1", true);
+    let pending = home.receipts.begin("req_1", true).await;
     let asked = std::time::Instant::now();
     home.delete("req_1").await;
     home.number().await;
-    home.applies(&here);
-    let settled = under.settled(&workspace(), LONG).await;
+    home.applies(&here).await;
+    let settled = pending.settled(&workspace(), LONG).await;
     assert!(asked.elapsed() >= SHORT, "{:?}", asked.elapsed());
     assert_eq!(states(&settled), [("eu", "elapsed")]);
     assert_eq!((missing(&settled.regions[0]), settled.regions[0].missing_count), (vec!["gone"], 1));
@@ -313,18 +423,18 @@ async fn while_another_home_store_is_active_nothing_is_final() {
     // Its question, when it was new, was answered by nobody in time.
     home.vouching.with(|service, now| service.on_rival(Vouching::FIRST_QUERY, rival, now));
     assert!(home.vouching.refusal().is_some());
-    let under = home.receipts.under("req_1", true);
+    let pending = home.receipts.begin("req_1", true).await;
     home.delete("req_1").await;
     home.number().await;
     // Of the other store, which gives the same positions if it is a physical copy.
-    home.applies(&here);
-    home.applies(&gone);
-    let after_the_bound = under.settled(&workspace(), 2 * SHORT).await;
+    home.applies(&here).await;
+    home.applies(&gone).await;
+    let after_the_bound = pending.settled(&workspace(), 2 * SHORT).await;
     assert_eq!((&*after_the_bound.state, after_the_bound.r#final), ("pending", false));
     home.delete("req_2").await;
     home.number().await;
     for request in ["req_1", "req_2"] {
-        let told = home.told(request).await.unwrap();
+        let told = home.view(request).await.unwrap();
         assert_eq!((&*told.state, told.r#final), ("pending", false));
     }
 }
@@ -345,17 +455,17 @@ async fn two_processes_under_one_name_both_have_to_confirm() {
     let home = store.publisher(LONG, &[]).await;
     let (one, other) = (agent("eu", "a", 1), agent("eu", "a", 2));
     home.round(&[&one, &other]).await;
-    let under = home.receipts.under("req_1", true);
+    let pending = home.receipts.begin("req_1", true).await;
     home.delete("req_1").await;
     home.number().await;
-    home.applies(&one);
-    home.receipts.state.lock().tracker.poll(clock::lease_now());
-    let pending = home.told("req_1").await.unwrap();
-    assert_eq!(states(&pending), [("eu", "pending")]);
-    assert_eq!((missing(&pending.regions[0]), pending.regions[0].duplicate_names), (vec!["a"], true));
-    home.applies(&other);
-    assert_eq!(under.settled(&workspace(), LONG).await.state, "confirmed");
-    assert_eq!(home.agents("eu"), [2, 0, 2, 0]);
+    home.applies(&one).await;
+    home.inspect(|task| task.state.tracker.poll(clock::lease_now())).await;
+    let view = home.view("req_1").await.unwrap();
+    assert_eq!(states(&view), [("eu", "pending")]);
+    assert_eq!((missing(&view.regions[0]), view.regions[0].duplicate_names), (vec!["a"], true));
+    home.applies(&other).await;
+    assert_eq!(pending.settled(&workspace(), LONG).await.state, "confirmed");
+    assert_eq!(home.agents("eu").await, [2, 0, 2, 0]);
 }
 
 #[tokio::test]
@@ -364,14 +474,14 @@ async fn a_configured_region_without_an_agent_is_absent() {
     let home = store.publisher(LONG, &["ap", "eu"]).await;
     let eu = agent("eu", "a", 1);
     home.round(&[&eu]).await;
-    let under = home.receipts.under("req_1", true);
+    let pending = home.receipts.begin("req_1", true).await;
     home.delete("req_1").await;
     home.number().await;
-    home.applies(&eu);
-    let settled = under.settled(&workspace(), LONG).await;
+    home.applies(&eu).await;
+    let settled = pending.settled(&workspace(), LONG).await;
     assert_eq!(states(&settled), [("ap", "absent"), ("eu", "confirmed")]);
     assert_eq!(settled.state, "confirmed");
-    assert_eq!((home.agents("ap"), home.agents("eu")), ([0, 0, 0, 1], [1, 0, 0, 0]));
+    assert_eq!((home.agents("ap").await, home.agents("eu").await), ([0, 0, 0, 1], [1, 0, 0, 0]));
 }
 
 #[tokio::test]
@@ -381,13 +491,13 @@ async fn an_agent_that_another_publisher_registered_is_waited_for() {
     let (eu, us) = (agent("eu", "a", 1), agent("us", "a", 2));
     here.round(&[&eu]).await;
     there.round(&[&us]).await;
-    let under = here.receipts.under("req_1", true);
+    let pending = here.receipts.begin("req_1", true).await;
     here.delete("req_1").await;
     here.number().await;
-    here.applies(&eu);
-    assert_eq!(states(&here.told("req_1").await.unwrap()), [("eu", "confirmed"), ("us", "pending")]);
-    here.applies(&us);
-    assert_eq!(under.settled(&workspace(), LONG).await.state, "confirmed");
+    here.applies(&eu).await;
+    assert_eq!(states(&here.view("req_1").await.unwrap()), [("eu", "confirmed"), ("us", "pending")]);
+    here.applies(&us).await;
+    assert_eq!(pending.settled(&workspace(), LONG).await.state, "confirmed");
 }
 
 #[tokio::test]
@@ -396,19 +506,19 @@ async fn a_change_that_another_publisher_numbered_is_waited_for_and_told_by_both
     let (here, there) = (store.publisher(LONG, &[]).await, store.publisher(LONG, &[]).await);
     let eu = agent("eu", "a", 1);
     here.round(&[&eu]).await;
-    let under = here.receipts.under("req_1", true);
+    let pending = here.receipts.begin("req_1", true).await;
     here.delete("req_1").await;
     there.number().await;
     for publisher in [&here, &there] {
-        publisher.receipts.head(there.receipts.log_head());
-        publisher.receipts.read_roster_changes().await.unwrap();
-        publisher.applies(&eu);
+        publisher.output.head.advance(there.head());
+        publisher.read_roster_changes().await;
+        publisher.applies(&eu).await;
     }
-    let settled = under.settled(&workspace(), LONG).await;
+    let settled = pending.settled(&workspace(), LONG).await;
     assert_eq!(settled.state, "confirmed");
     // The first one that is stored is what both tell.
-    assert_eq!(there.told("req_1").await.unwrap(), settled);
-    assert_eq!(here.told("req_1").await.unwrap(), settled);
+    assert_eq!(there.view("req_1").await.unwrap(), settled);
+    assert_eq!(here.view("req_1").await.unwrap(), settled);
 }
 
 #[tokio::test]
@@ -417,24 +527,24 @@ async fn who_waits_is_told_what_another_publisher_has_settled_before() {
     let (here, there) = (store.publisher(LONG, &[]).await, store.publisher(SHORT, &[]).await);
     let eu = agent("eu", "a", 1);
     here.round(&[&eu]).await;
-    let under = here.receipts.under("req_1", true);
+    let pending = here.receipts.begin("req_1", true).await;
     here.delete("req_1").await;
     here.number().await;
     // There, the bound ends it first.
-    there.receipts.head(here.receipts.log_head());
-    there.receipts.adopt_what_is_open().await.unwrap();
-    while !there.told("req_1").await.unwrap().r#final {
+    there.output.head.advance(here.head());
+    there.adopt_open_requests().await;
+    while !there.view("req_1").await.unwrap().r#final {
         tokio::task::yield_now().await;
     }
-    here.applies(&eu);
-    let settled = under.settled(&workspace(), LONG).await;
+    here.applies(&eu).await;
+    let settled = pending.settled(&workspace(), LONG).await;
     assert_eq!((&*settled.state, settled.r#final), ("elapsed", true));
-    assert_eq!(here.told("req_1").await.unwrap(), settled);
+    assert_eq!(here.view("req_1").await.unwrap(), settled);
 }
 
-/// Whether this publisher has noticed that others number, too.
-fn noticed(home: &Home) -> bool {
-    home.receipts.numbered_elsewhere.notified().now_or_never().is_some()
+/// Returns whether this publisher has noticed that others number, too.
+async fn noticed(home: &Home) -> bool {
+    home.inspect(|task| std::mem::take(&mut task.numbered_elsewhere)).await
 }
 
 #[tokio::test]
@@ -442,55 +552,50 @@ async fn a_publisher_notices_by_its_own_numbering_that_another_one_was_faster() 
     let store = Store::new().await;
     let (here, there) = (store.publisher(LONG, &[]).await, store.publisher(LONG, &[]).await);
     let eu = agent("eu", "a", 1);
+    here.inspect(ReceiptsTask::pause_adoption).await;
     here.round(&[&eu]).await;
     here.delete("req_own").await;
     here.number().await;
-    assert!(!noticed(&here), "that was all its own");
+    assert!(!noticed(&here).await, "all rows were its own");
 
     for (request, between) in [("req_1", false), ("req_2", true)] {
-        let under = here.receipts.under(request, true);
+        let pending = here.receipts.begin(request, true).await;
         here.delete(request).await;
         there.number().await;
         if between {
             here.delete("req_between").await;
         }
         here.number().await;
-        assert!(!here.receipts.state.lock().looks_after(request));
-        assert!(noticed(&here));
-        here.receipts.adopt_what_is_waited_for().await.unwrap();
-        assert!(here.receipts.state.lock().looks_after(request));
-        assert!(
-            !here.receipts.state.lock().looks_after(&format!("{request}_creation")),
-            "nobody waits for it"
-        );
-        here.applies(&eu);
-        let settled = under.settled(&workspace(), LONG).await;
+        assert!(!here.looks_after(request).await);
+        assert!(noticed(&here).await);
+        here.adopt_awaited_requests().await;
+        assert!(here.looks_after(request).await);
+        assert!(!here.looks_after(&format!("{request}_creation")).await, "no client waits for it");
+        here.applies(&eu).await;
+        let settled = pending.settled(&workspace(), LONG).await;
         assert_eq!((&*settled.state, settled.measured_from.as_deref()), ("confirmed", Some("request")));
     }
     here.delete("req_own_again").await;
     here.number().await;
-    assert!(!noticed(&here), "what was looked for is accounted for");
+    assert!(!noticed(&here).await, "the searched rows are accounted for");
 }
 
 #[tokio::test]
 async fn what_another_publisher_numbered_is_taken_over_without_waiting_for_the_next_search() {
     let store = Store::new().await;
     let (here, there) = (store.publisher(LONG, &[]).await, store.publisher(LONG, &[]).await);
-    let stop = CancellationToken::new();
-    tokio::spawn(here.receipts.clone().keep(stop.clone()));
-    let _stop = stop.drop_guard();
     // Final receipts wait to be stored together, and must not hold it up.
     here.round(&[&agent("eu", "a", 1)]).await;
-    let _under = here.receipts.under("req_1", true);
+    let _pending = here.receipts.begin("req_1", true).await;
     here.delete("req_1").await;
     there.number().await;
     here.number().await;
     let taken_over = async {
-        while !here.receipts.state.lock().looks_after("req_1") {
+        while !here.looks_after("req_1").await {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(keep::ADOPT_EVERY / 2, taken_over).await.unwrap();
+    tokio::time::timeout(ADOPT_EVERY / 2, taken_over).await.unwrap();
 }
 
 #[tokio::test]
@@ -503,13 +608,13 @@ async fn after_a_restart_open_receipts_are_taken_over_from_the_store() {
         assert_eq!(before.delete_and_wait("req_1", Duration::ZERO).await.state, "pending");
     }
     let after = store.publisher(LONG, &[]).await;
-    let open = after.told("req_1").await.unwrap();
+    let open = after.view("req_1").await.unwrap();
     assert_eq!(
         (states(&open), open.measured_from.as_deref()),
         (vec![("eu", "pending")], Some("first_sight"))
     );
-    after.applies(&eu);
-    assert_eq!(after.told("req_1").await.unwrap().state, "confirmed");
+    after.applies(&eu).await;
+    assert_eq!(after.view("req_1").await.unwrap().state, "confirmed");
 }
 
 #[tokio::test]
@@ -519,21 +624,22 @@ async fn a_final_receipt_survives_and_is_told_byte_for_byte() {
     let settled = {
         let before = store.publisher(LONG, &[]).await;
         before.round(&[&eu]).await;
-        let under = before.receipts.under("req_1", true);
+        let pending = before.receipts.begin("req_1", true).await;
         before.delete("req_1").await;
         before.number().await;
-        before.applies(&eu);
-        let settled = under.settled(&workspace(), LONG).await;
-        before.receipts.record().await.unwrap();
-        assert!(before.receipts.state.lock().unrecorded.is_empty());
+        before.applies(&eu).await;
+        let settled = pending.settled(&workspace(), LONG).await;
+        while before.inspect(|task| task.state.unstored()).await > 0 {
+            tokio::task::yield_now().await;
+        }
         settled
     };
     let after = store.publisher(LONG, &[]).await;
-    let Some(ReceiptView::Stored(body)) = after.receipts.tell(&workspace(), "req_1").await.unwrap() else {
+    let Some(ReceiptView::Stored(body)) = after.receipts.view(&workspace(), "req_1").await.unwrap() else {
         panic!("it is in the store")
     };
     assert_eq!(body.get(), serde_json::to_string(&settled).unwrap());
-    assert_eq!(after.receipts.state.lock().tracker.open(), 0);
+    assert_eq!(after.inspect(|task| task.state.tracker.open()).await, 0);
 }
 
 #[tokio::test]
@@ -541,10 +647,10 @@ async fn only_the_workspace_that_asked_for_a_change_is_told_of_it() {
     let store = Store::new().await;
     let home = store.publisher(LONG, &[]).await;
     home.delete_and_wait("req_1", Duration::ZERO).await;
-    assert!(home.told("req_1").await.is_some());
-    assert!(home.receipts.tell(&WorkspaceId::new("ws_2"), "req_1").await.unwrap().is_none());
-    assert!(home.told("req_unknown").await.is_none());
-    let nothing = home.told("req_api").await.unwrap();
+    assert!(home.view("req_1").await.is_some());
+    assert!(home.receipts.view(&WorkspaceId::new("ws_2"), "req_1").await.unwrap().is_none());
+    assert!(home.view("req_unknown").await.is_none());
+    let nothing = home.view("req_api").await.unwrap();
     assert_eq!((&*nothing.state, nothing.r#final, nothing.position), ("confirmed", true, None));
 }
 
@@ -560,13 +666,17 @@ async fn what_a_store_that_was_put_back_has_lost_is_never_confirmed() {
     store.sql("DELETE FROM invalidations WHERE request_id = 'req_lost'").await;
     store.sql("DELETE FROM audit_log WHERE correlation_id = 'req_lost'").await;
     let restored = home.store.begin_epoch(&operator()).await.unwrap().at;
-    assert_eq!(home.announce(&eu, restored), Err(Ahead), "before the publisher knows, it hears nothing");
-    home.receipts.history.reread().await.unwrap();
-    home.receipts.head(restored);
-    home.announce(&eu, restored).unwrap();
-    home.receipts.adopt_what_is_open().await.unwrap();
-    assert_eq!(home.told("req_lost").await, None);
-    let kept = home.told("req_kept").await.unwrap();
+    assert_eq!(
+        home.announce(&eu, restored).await,
+        Err(Ahead),
+        "before the publisher knows, it hears nothing"
+    );
+    home.output.history.reread().await.unwrap();
+    home.output.head.advance(restored);
+    home.announce(&eu, restored).await.unwrap();
+    home.adopt_open_requests().await;
+    assert_eq!(home.view("req_lost").await, None);
+    let kept = home.view("req_kept").await.unwrap();
     assert_eq!((&*kept.regions[0].state, kept.r#final), ("confirmed", false), "the roster may lack somebody");
 }
 
@@ -577,11 +687,11 @@ async fn rows_of_a_store_that_went_back_open_no_receipt_and_ask_for_a_round() {
     let eu = agent("eu", "a", 1);
     home.round(&[&eu]).await;
     let further = LogPosition::new(1, 100).unwrap();
-    home.receipts.head(further);
-    home.announce(&eu, further).unwrap();
+    home.output.head.advance(further);
+    home.announce(&eu, further).await.unwrap();
     let reached = home.delete_and_wait("req_1", Duration::ZERO).await;
     assert_eq!(reached.state, "pending", "what the agent applied at that position was another change");
-    home.receipts.rounds.wanted().await;
+    home.output.rounds.requested().await;
 }
 
 #[tokio::test]
@@ -591,10 +701,10 @@ async fn an_agent_that_claims_more_than_there_is_confirms_nothing() {
     let eu = agent("eu", "a", 1);
     home.round(&[&eu]).await;
     home.delete_and_wait("req_1", Duration::ZERO).await;
-    for ahead in [home.receipts.log_head().next().unwrap(), LogPosition::new(2, 0).unwrap()] {
-        assert_eq!(home.announce(&eu, ahead), Err(Ahead));
+    for ahead in [home.head().next().unwrap(), LogPosition::new(2, 0).unwrap()] {
+        assert_eq!(home.announce(&eu, ahead).await, Err(Ahead));
     }
-    assert_eq!(home.told("req_1").await.unwrap().state, "pending");
+    assert_eq!(home.view("req_1").await.unwrap().state, "pending");
 }
 
 #[tokio::test]
@@ -603,33 +713,28 @@ async fn a_process_that_said_goodbye_is_waited_for_by_no_publisher() {
     let (home, other) = (store.publisher(LONG, &[]).await, store.publisher(LONG, &[]).await);
     let (here, leaving) = (agent("eu", "here", 1), agent("eu", "leaving", 2));
     home.round(&[&here, &leaving]).await;
-    home.receipts.read_roster().await.unwrap();
-    other.receipts.read_roster().await.unwrap();
-    let goodbye = Applied {
-        instance: leaving.identity.instance,
-        provenance: home.receipts.history.history().provenance(),
-        applied: LogPosition::ZERO,
-        apply_reports: Vec::new(),
-        leaving: true,
-    };
-    home.receipts.announced(&leaving.identity, &goodbye).unwrap();
+    home.read_roster().await;
+    other.read_roster().await;
+    home.apply(&leaving, home.goodbye(&leaving)).await.unwrap();
     // A probe that was on its way doesn't bring it back.
-    home.receipts.read_roster_changes().await.unwrap();
-    assert!(!home.receipts.waits_for(&leaving.identity).await);
-    home.receipts.read_roster().await.unwrap();
-    home.receipts.read_roster().await.unwrap();
-    assert!(home.receipts.state.lock().departed.is_empty(), "the roster tells it now");
-    assert!(!home.receipts.waits_for(&leaving.identity).await);
+    home.read_roster_changes().await;
+    assert!(!home.membership.looked_up(&leaving.identity).await);
+    home.read_roster().await;
+    home.read_roster().await;
+    let left = leaving.identity.clone();
+    let is_departed = home.inspect(move |task| task.state.roster.has_departed(&left)).await;
+    assert!(!is_departed, "the roster shows it now");
+    assert!(!home.membership.looked_up(&leaving.identity).await);
     // The other one missed it. It reads what is new in the roster whenever something is to be confirmed.
-    assert!(other.receipts.waits_for(&leaving.identity).await);
+    assert!(other.membership.looked_up(&leaving.identity).await);
     home.delete("req_1").await;
     other.number().await;
-    other.applies(&here);
-    assert!(other.told("req_1").await.unwrap().r#final);
-    other.receipts.read_roster().await.unwrap();
-    assert!(!other.receipts.waits_for(&leaving.identity).await);
+    other.applies(&here).await;
+    assert!(other.view("req_1").await.unwrap().r#final);
+    other.read_roster().await;
+    assert!(!other.membership.looked_up(&leaving.identity).await);
     assert!(
-        !store.publisher(LONG, &[]).await.receipts.waits_for(&leaving.identity).await,
+        !store.publisher(LONG, &[]).await.membership.looked_up(&leaving.identity).await,
         "nor after a restart"
     );
 }
@@ -639,9 +744,9 @@ async fn nobody_is_vouched_for_whom_the_roster_does_not_hold() {
     let store = Store::new().await;
     let (home, other) = (store.publisher(LONG, &[]).await, store.publisher(LONG, &[]).await);
     let eu = agent("eu", "a", 1);
-    assert!(!home.receipts.waits_for(&eu.identity).await);
+    assert!(!home.membership.looked_up(&eu.identity).await);
     other.round(&[&eu]).await;
-    assert!(home.receipts.waits_for(&eu.identity).await);
+    assert!(home.membership.looked_up(&eu.identity).await);
 }
 
 #[tokio::test]
@@ -652,13 +757,13 @@ async fn what_was_deleted_past_the_api_is_waited_for_without_a_receipt() {
     home.round(&[&eu]).await;
     home.delete("req_1").await;
     home.number().await;
-    home.applies(&eu);
+    home.applies(&eu).await;
     let before = home.metric("evictd_publisher_confirmed_seconds_count{region=\"eu\"}");
     store.sql("DELETE FROM keys").await;
     home.number().await;
-    assert_eq!(home.receipts.unconfirmed(), 1);
-    home.applies(&eu);
-    assert_eq!(home.receipts.unconfirmed(), 0);
+    assert_eq!(home.inspect(|task| task.state.tracker.unconfirmed()).await, 1);
+    home.applies(&eu).await;
+    assert_eq!(home.inspect(|task| task.state.tracker.unconfirmed()).await, 0);
     assert_eq!(home.metric("evictd_publisher_confirmed_seconds_count{region=\"eu\"}"), before + 1);
 }
 
@@ -666,14 +771,18 @@ async fn what_was_deleted_past_the_api_is_waited_for_without_a_receipt() {
 async fn a_request_that_nobody_waits_for_any_more_costs_nothing() {
     let store = Store::new().await;
     let home = store.publisher(LONG, &[]).await;
-    drop(home.receipts.under("req_1", true));
-    assert!(home.receipts.state.lock().waiting.take("req_1").is_none());
-    assert_eq!(home.receipts.places.available_permits(), WAITS_MAX);
+    drop(home.receipts.begin("req_1", true).await);
+    assert!(!home.inspect(|task| task.state.waiters.contains("req_1")).await);
+    assert!(!home.inspect(|task| task.state.waiters.any_waits()).await);
+    assert_eq!(home.receipts.waits.available_permits(), WAITS_MAX);
     let waits: Vec<String> = (0..=WAITS_MAX).map(|number| format!("req_{number}")).collect();
-    let all: Vec<_> = waits.iter().map(|request| home.receipts.under(request, true)).collect();
-    assert_eq!(home.receipts.places.available_permits(), 0);
+    let mut all = Vec::new();
+    for request in &waits {
+        all.push(home.receipts.begin(request, true).await);
+    }
+    assert_eq!(home.receipts.waits.available_permits(), 0);
     drop(all);
-    assert_eq!(home.receipts.places.available_permits(), WAITS_MAX);
+    assert_eq!(home.receipts.waits.available_permits(), WAITS_MAX);
 }
 
 /// Who comes back has a row still, so the roster shows nothing new; and the next comparison must not take it
@@ -684,17 +793,18 @@ async fn a_process_that_was_forgotten_and_probes_again_is_waited_for() {
     let home = store.publisher(LONG, &[]).await;
     let (eu, us) = (agent("eu", "a", 1), agent("us", "b", 2));
     home.round(&[&eu, &us]).await;
-    home.receipts.read_roster().await.unwrap();
-    home.receipts.state.lock().tracker.mark_departed(&us.identity, clock::lease_now());
+    home.read_roster().await;
+    let left = us.identity.clone();
+    home.inspect(move |task| task.state.tracker.mark_departed(&left, clock::lease_now())).await;
     home.round(&[&eu, &us]).await;
-    home.receipts.read_roster().await.unwrap();
+    home.read_roster().await;
     assert_eq!(home.store.roster(0).await.unwrap().entries.len(), 2);
     home.delete("req_1").await;
     home.number().await;
-    home.applies(&eu);
-    assert!(!home.told("req_1").await.unwrap().r#final);
-    home.applies(&us);
-    assert_eq!(home.told("req_1").await.unwrap().state, "confirmed");
+    home.applies(&eu).await;
+    assert!(!home.view("req_1").await.unwrap().r#final);
+    home.applies(&us).await;
+    assert_eq!(home.view("req_1").await.unwrap().state, "confirmed");
 }
 
 #[tokio::test]
@@ -703,15 +813,12 @@ async fn a_process_that_probes_after_its_goodbye_is_waited_for() {
     let home = store.publisher(LONG, &[]).await;
     let (eu, us) = (agent("eu", "a", 1), agent("us", "b", 2));
     home.round(&[&eu, &us]).await;
-    let (instance, applied) = (us.identity.instance, LogPosition::ZERO);
-    let provenance = home.receipts.history.history().provenance();
-    let goodbye = Applied { instance, provenance, applied, apply_reports: Vec::new(), leaving: true };
-    home.receipts.announced(&us.identity, &goodbye).unwrap();
+    home.apply(&us, home.goodbye(&us)).await.unwrap();
     home.round(&[&eu, &us]).await;
     home.delete("req_1").await;
     home.number().await;
-    home.applies(&eu);
-    assert!(!home.told("req_1").await.unwrap().r#final);
+    home.applies(&eu).await;
+    assert!(!home.view("req_1").await.unwrap().r#final);
 }
 
 /// The store was put back, and has not begun its epoch yet: at these positions the agent applied other changes.
@@ -721,21 +828,21 @@ async fn a_lost_history_does_not_confirm_what_took_its_place() {
     let home = store.publisher(LONG, &[]).await;
     let eu = agent("eu", "a", 1);
     home.round(&[&eu]).await;
-    home.receipts.read_roster().await.unwrap();
+    home.read_roster().await;
     let further = LogPosition::new(1, 100).unwrap();
-    home.receipts.head(further);
-    home.announce(&eu, further).unwrap();
+    home.output.head.advance(further);
+    home.announce(&eu, further).await.unwrap();
     assert_eq!(home.delete_and_wait("req_1", Duration::ZERO).await.state, "pending");
     // An operator declares that this store is the one to follow.
     let declared = home.store.begin_epoch(&operator()).await.unwrap();
-    home.receipts.history.note(&declared).await.unwrap();
-    home.receipts.head(declared.at);
-    home.receipts.adopt_what_is_open().await.unwrap();
-    assert_eq!(states(&home.told("req_1").await.unwrap()), [("eu", "pending")]);
-    assert_eq!(home.announce(&eu, further), Err(Ahead), "it has not flushed yet");
-    assert_eq!(states(&home.told("req_1").await.unwrap()), [("eu", "pending")]);
-    home.applies(&eu);
-    assert_eq!(states(&home.told("req_1").await.unwrap()), [("eu", "confirmed")]);
+    home.output.history.note(&declared).await.unwrap();
+    home.output.head.advance(declared.at);
+    home.adopt_open_requests().await;
+    assert_eq!(states(&home.view("req_1").await.unwrap()), [("eu", "pending")]);
+    assert_eq!(home.announce(&eu, further).await, Err(Ahead), "it has not flushed yet");
+    assert_eq!(states(&home.view("req_1").await.unwrap()), [("eu", "pending")]);
+    home.applies(&eu).await;
+    assert_eq!(states(&home.view("req_1").await.unwrap()), [("eu", "confirmed")]);
 }
 
 /// The roster went back with the store: somebody who isn't in it may hold a lease for a bound.
@@ -750,15 +857,15 @@ async fn after_an_epoch_began_nothing_is_final_early_for_a_bound_also_after_a_re
         let home = store.publisher(LONG, &[]).await;
         home.delete(request).await;
         home.number().await;
-        home.applies(&eu);
-        assert!(!home.told(request).await.unwrap().r#final);
+        home.applies(&eu).await;
+        assert!(!home.view(request).await.unwrap().r#final);
     }
     store.store.mark_roster_complete(2).await.unwrap();
     let home = store.publisher(LONG, &[]).await;
     home.delete("req_3").await;
     home.number().await;
-    home.applies(&eu);
-    assert!(home.told("req_3").await.unwrap().r#final);
+    home.applies(&eu).await;
+    assert!(home.view("req_3").await.unwrap().r#final);
 }
 
 #[tokio::test]
@@ -767,14 +874,11 @@ async fn a_process_that_left_before_its_row_was_read_is_not_waited_for() {
     let home = store.publisher(LONG, &[]).await;
     let (eu, us) = (agent("eu", "a", 1), agent("us", "b", 2));
     home.round(&[&eu, &us]).await;
-    let (instance, applied) = (us.identity.instance, LogPosition::ZERO);
-    let provenance = home.receipts.history.history().provenance();
-    let goodbye = Applied { instance, provenance, applied, apply_reports: Vec::new(), leaving: true };
-    home.receipts.announced(&us.identity, &goodbye).unwrap();
+    home.apply(&us, home.goodbye(&us)).await.unwrap();
     home.delete("req_1").await;
     home.number().await;
-    home.applies(&eu);
-    assert!(home.told("req_1").await.unwrap().r#final);
+    home.applies(&eu).await;
+    assert!(home.view("req_1").await.unwrap().r#final);
 }
 
 #[test]

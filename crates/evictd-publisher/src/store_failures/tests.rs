@@ -65,8 +65,8 @@ fn what_was_left_out_is_told_at_the_end_and_then_forgotten() {
             throttle.admit(kind, at(second));
         }
     }
-    assert_eq!(throttle.take_left_out(), 4);
-    assert_eq!(throttle.take_left_out(), 0);
+    assert_eq!(throttle.take_unlogged(), 4);
+    assert_eq!(throttle.take_unlogged(), 0);
     // A store that fails and works by turns is as bad for the log as one that only fails.
     assert_eq!(throttle.admit(kinds[0], at(4)), None);
     assert_eq!(throttle.admit(kinds[0], at(30)), Some(1));

@@ -31,7 +31,7 @@ fn a_full_disk_refuses_changes_and_nothing_else_until_there_is_room() -> Result<
 
         disk.make_room()?;
         wait_for_readiness(world.publisher(), 200)?;
-        wait_for_log(&world, "the home store works again")?;
+        wait_for_log(&world, "home store works again")?;
         let caller = Caller::new(&world, world.publisher());
         let again = story.keys(Told::Unchanged).into_iter().map(|key| Asked::of(&caller, key));
         let again = again.collect::<Result<Vec<_>>>()?;

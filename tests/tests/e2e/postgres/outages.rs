@@ -234,11 +234,10 @@ fn an_outage_is_told_in_a_few_lines_and_the_rest_is_counted() -> Result<()> {
     wait_for_readiness(publisher, 200)?;
     let log = try_eventually("the log to tell of the outage's end", SOON, || {
         let log = publisher.daemon.stdout()? + &publisher.daemon.stderr()?;
-        Ok(log.contains("the home store works again").then_some(log))
+        Ok(log.contains("home store works again").then_some(log))
     })?;
 
-    let told: Vec<&str> =
-        log.lines().filter(|line| line.contains(": the home store failed error=")).collect();
+    let told: Vec<&str> = log.lines().filter(|line| line.contains(": home store failed error=")).collect();
     println!("{}", told.join("\n"));
     ensure!(!told.is_empty() && told.len() <= LINES_MAX, "{} lines", told.len());
     for error in fields(&told.join("\n"), "error") {
@@ -246,7 +245,8 @@ fn an_outage_is_told_in_a_few_lines_and_the_rest_is_counted() -> Result<()> {
         ensure!(causes.windows(2).all(|pair| pair[0] != pair[1]), "it says something twice: {error}");
         ensure!(causes.last().is_some_and(|cause| !cause.is_empty()), "it has no cause: {error}");
     }
-    let left_out = fields(&log, "left_out").into_iter().map(str::parse::<usize>).sum::<Result<usize, _>>()?;
+    let left_out =
+        fields(&log, "unlogged_failures").into_iter().map(str::parse::<usize>).sum::<Result<usize, _>>()?;
     ensure!(told.len() + left_out >= REQUESTS, "{} lines and {left_out} left out", told.len());
     ensure!(count(publisher, "evictd_publisher_store_failures_total", &[])? >= REQUESTS as u64);
     site.world.assert_works()?;

@@ -59,7 +59,7 @@ fn a_server_that_falls_silent_at_a_shutdown_holds_it_up_for_seconds_only_and_not
     ensure!(ended.success(), "it ended with {ended}\n{}", daemon.log_tail());
     ensure!(took >= DRAIN_LIMIT, "what is under way gets its time, and it ended after {took:?}");
     ensure!(took < patience_of_systemd()?, "it would have been killed: {took:?}\n{}", daemon.log_tail());
-    ensure!(daemon.stderr()?.contains("a part was cut short"), "{}", daemon.log_tail());
+    ensure!(daemon.stderr()?.contains("task aborted"), "{}", daemon.log_tail());
     ensure!(endless.answer()?.is_none());
 
     site.server.thaw()?;

@@ -1,0 +1,89 @@
+//! The metrics of each region and its agent processes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use evictd_core::ids::{AgentName, Region};
+use evictd_core::receipts::ReceiptTracker;
+use evictd_core::time::LeaseTime;
+use evictd_ops::metrics::Registry;
+use metrics::{Gauge, Histogram};
+
+use crate::metrics::{AGENTS, AgentState, CONFIRMED};
+
+/// Regions with series of their own. Receipts wait for agents of further regions, but no metric counts them.
+const REGIONS_MAX: usize = 1_000;
+
+pub(super) struct RegionMetrics {
+    registry: Registry,
+    configured: Vec<Region>,
+    regions: BTreeMap<Region, RegionSeries>,
+    /// Names that several live processes share; each was logged once.
+    duplicate_names: BTreeSet<(Region, AgentName)>,
+}
+
+struct RegionSeries {
+    confirmed: Histogram,
+    agents: [Gauge; AgentState::ALL.len()],
+}
+
+impl RegionMetrics {
+    pub(super) fn new(registry: Registry, configured: Vec<Region>) -> Self {
+        let (regions, duplicate_names) = (BTreeMap::new(), BTreeSet::new());
+        let mut metrics = Self { registry, configured: configured.clone(), regions, duplicate_names };
+        configured.iter().for_each(|region| metrics.add(region));
+        metrics
+    }
+
+    /// Shows the region's series from now on.
+    pub(super) fn add(&mut self, region: &Region) {
+        if self.regions.contains_key(region) || self.regions.len() >= REGIONS_MAX {
+            return;
+        }
+        let name = region.as_str();
+        let gauge =
+            |state: AgentState| self.registry.gauge(&AGENTS, &[("region", name), ("state", state.label())]);
+        let confirmed = self.registry.histogram(&CONFIRMED, &[("region", name)]);
+        let series = RegionSeries { confirmed, agents: AgentState::ALL.map(gauge) };
+        self.regions.insert(region.clone(), series);
+    }
+
+    pub(super) fn confirmed(&self, region: &Region, after: Duration) {
+        if let Some(series) = self.regions.get(region) {
+            series.confirmed.record(after.as_secs_f64());
+        }
+    }
+
+    /// Brings the gauges up to date.
+    pub(super) fn count(&mut self, tracker: &ReceiptTracker, now: LeaseTime) {
+        let mut counts: BTreeMap<&Region, [u32; AgentState::ALL.len()]> = BTreeMap::new();
+        for (identity, _, heard_at, _) in tracker.instances() {
+            let is_live = now.since(heard_at) < tracker.bound();
+            let counts = counts.entry(&identity.region).or_default();
+            counts[if is_live { AgentState::Live } else { AgentState::Silent } as usize] += 1;
+        }
+        for region in &self.configured {
+            counts.entry(region).or_insert_with(|| {
+                let mut counts = [0; AgentState::ALL.len()];
+                counts[AgentState::Absent as usize] = 1;
+                counts
+            });
+        }
+        let shared = tracker.duplicate_names(now);
+        for ((region, _), processes) in &shared {
+            let processes = u32::try_from(*processes).unwrap_or(u32::MAX);
+            counts.entry(region).or_default()[AgentState::Duplicate as usize] += processes;
+        }
+        let duplicates: BTreeSet<_> = shared.keys().cloned().collect();
+        for (region, agent) in duplicates.difference(&self.duplicate_names) {
+            tracing::error!(%region, %agent, "several agent processes share one name; give each its own");
+        }
+        for (region, series) in &self.regions {
+            let counts = counts.get(region).copied().unwrap_or_default();
+            for (gauge, count) in series.agents.iter().zip(counts) {
+                gauge.set(f64::from(count));
+            }
+        }
+        self.duplicate_names = duplicates;
+    }
+}

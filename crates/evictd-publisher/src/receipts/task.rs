@@ -1,0 +1,583 @@
+//! The receipts task: takes inputs, starts reads and writes of the store, and ends receipts as time passes.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use evictd_core::ids::{Identity, Region};
+use evictd_core::limits::DUPLICATE_INSTANCES_MAX;
+use evictd_core::position::LogPosition;
+use evictd_core::receipts::TrackerConfig;
+use evictd_core::time::LeaseTime;
+use evictd_ops::clock;
+use evictd_ops::metrics::Registry;
+use evictd_store::log::NumberedRequest;
+use evictd_store::receipt::FinalReceipt;
+use evictd_store::roster::Roster;
+use evictd_store::{LogStore, ReceiptStore, RosterStore, StoreError};
+use evictd_wire::applied::Applied;
+use evictd_wire::subject::Kind;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::handle::{Receipts, WAITS_MAX, change};
+use super::input::{Input, NewChanges, QUEUE_CAPACITY};
+use super::membership::Membership;
+use super::regions::RegionMetrics;
+use super::roster::RosterWrites;
+use super::snapshot::ReceiptsSnapshot;
+use super::state::{Ahead, OPEN_MAX, State, UnstoredReceipt};
+use crate::config::ReceiptsConfig;
+use crate::history::HomeHistory;
+use crate::log_head::LogHead;
+use crate::metrics::{Metrics, Refusal};
+use crate::rounds::RoundTrigger;
+use crate::vouching::Vouching;
+
+/// A roster row's `last_seen` is up to a minute old.
+const ROSTER_AGE: Duration = Duration::from_mins(1);
+
+/// Added for the way of a sign of life from one publisher through the roster to another.
+const ROSTER_SLACK: Duration = Duration::from_secs(45);
+
+/// How often silent processes are dropped and gauges are updated.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+
+/// How often the whole roster is read, for what other publishers have received.
+const ROSTER_EVERY: Duration = Duration::from_secs(15);
+
+/// How often the store is searched for open requests whose receipts aren't open here.
+pub(super) const ADOPT_EVERY: Duration = Duration::from_secs(5);
+
+/// How often announcements may cause a read of the store. The next announcement comes in a second.
+const CATCH_UP_EVERY: Duration = Duration::from_millis(50);
+
+/// Announcements that may wait for such a read.
+const ANNOUNCEMENTS_DEFERRED_MAX: usize = 4_096;
+
+/// Receipts stored in one transaction.
+const BATCH: usize = 256;
+
+/// The pause after the store failed.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Open requests read at once.
+const PAGE: usize = 1_024;
+
+/// What the task reads and writes.
+pub(crate) struct ReceiptSources {
+    pub(crate) log: Arc<dyn LogStore>,
+    pub(crate) roster: Arc<dyn RosterStore>,
+    pub(crate) receipts: Arc<dyn ReceiptStore>,
+    pub(crate) head: LogHead,
+    pub(crate) history: Arc<HomeHistory>,
+    pub(crate) vouching: Vouching,
+    pub(crate) rounds: RoundTrigger,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+pub(crate) struct ReceiptsTask {
+    pub(super) sources: ReceiptSources,
+    inputs: mpsc::Receiver<Input>,
+    pub(super) state: State,
+    snapshot: watch::Sender<ReceiptsSnapshot>,
+    jobs: FuturesUnordered<BoxFuture<'static, JobResult>>,
+    deferred: Deferred,
+    roster_read: Option<RosterRead>,
+    is_writing_roster: bool,
+    storing: Option<Vec<Arc<UnstoredReceipt>>>,
+    pub(super) adoption: Option<Adoption>,
+    /// Up to here, every row was numbered by this publisher, or searched for requests that wait here.
+    accounted: LogPosition,
+    /// Other publishers have numbered rows.
+    pub(super) numbered_elsewhere: bool,
+    pub(super) roster_due: LeaseTime,
+    pub(super) adoption_due: LeaseTime,
+    catch_up_due: LeaseTime,
+    sweep_due: LeaseTime,
+    /// The store has failed to keep receipts, and is left alone until then.
+    store_paused_until: LeaseTime,
+}
+
+/// What waits for the next read of the roster, which has to begin after it came.
+#[derive(Default)]
+struct Deferred {
+    changes: Vec<NewChanges>,
+    announcements: Vec<(Identity, Applied)>,
+    lookups: Vec<(Identity, oneshot::Sender<bool>)>,
+}
+
+/// A read of the roster and the log's head.
+struct RosterRead {
+    /// The revision that changes are read from; 0 for the whole roster.
+    since: u64,
+    /// The log's head when the read began.
+    before: LogPosition,
+    deferred: Deferred,
+}
+
+/// A search of the store for open requests.
+pub(super) struct Adoption {
+    /// Only requests that a client waits for here.
+    only_awaited: bool,
+    /// The log's head when the search began.
+    head: LogPosition,
+}
+
+/// What a read or write of the store has come to.
+enum JobResult {
+    RosterRead(Result<(Roster, LogPosition), StoreError>),
+    RosterWritten(Result<(), StoreError>),
+    Stored(Result<HashSet<String>, StoreError>),
+    /// A page of them, and the epoch in which it was read.
+    OpenRequests(Result<(u32, Vec<NumberedRequest>), StoreError>),
+}
+
+impl ReceiptsTask {
+    /// Makes the task and the handles of its queue. A wait for a receipt ends when `draining` is cancelled.
+    pub(crate) fn new(
+        config: &ReceiptsConfig,
+        sources: ReceiptSources,
+        registry: &Registry,
+        draining: CancellationToken,
+    ) -> (Receipts, Membership, Self) {
+        let bound = Duration::from(config.bound);
+        let regions: Vec<Region> = config.regions.iter().map(|name| Region::new(name.as_str())).collect();
+        let is_alone = sources.log.is_exclusive();
+        let roster_delay = if is_alone { Duration::ZERO } else { ROSTER_AGE + bound + ROSTER_SLACK };
+        let tracker = TrackerConfig { bound, roster_delay, open_max: OPEN_MAX };
+        let metrics = RegionMetrics::new(registry.clone(), regions.clone());
+        let state = State::new(tracker, regions, metrics, sources.head.current().epoch());
+        let (queue, inputs) = mpsc::channel(QUEUE_CAPACITY);
+        let receipts = Receipts {
+            queue: queue.clone(),
+            store: sources.receipts.clone(),
+            metrics: sources.metrics.clone(),
+            head: sources.head.clone(),
+            bound,
+            waits: Arc::new(Semaphore::new(WAITS_MAX)),
+            draining,
+        };
+        let due = LeaseTime::default();
+        let task = Self {
+            sources,
+            inputs,
+            state,
+            snapshot: watch::Sender::default(),
+            jobs: FuturesUnordered::new(),
+            deferred: Deferred::default(),
+            roster_read: None,
+            is_writing_roster: false,
+            storing: None,
+            adoption: None,
+            accounted: LogPosition::ZERO,
+            numbered_elsewhere: false,
+            roster_due: due,
+            adoption_due: due,
+            catch_up_due: due,
+            sweep_due: due,
+            store_paused_until: due,
+        };
+        (receipts, Membership { queue, bound }, task)
+    }
+
+    pub(crate) fn snapshot(&self) -> watch::Receiver<ReceiptsSnapshot> {
+        self.snapshot.subscribe()
+    }
+
+    /// Runs until all senders of its queue are gone. What is final then is stored still.
+    pub(crate) async fn run(mut self) {
+        let mut head = self.sources.head.watch();
+        loop {
+            let now = self.begin_step();
+            self.sweep(now);
+            self.read_roster(now);
+            self.store_receipts(now);
+            self.adopt(now);
+            let pause = self.wake_at().since(now);
+            tokio::select! {
+                input = self.inputs.recv() => match input {
+                    Some(input) => self.on_input(input),
+                    None => return self.finish().await,
+                },
+                Some(done) = self.jobs.next() => self.on_job(done),
+                Ok(()) = head.changed() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    /// Reads the clock, and holds receipts unless they may become final at that time. A step changes the state at the time
+    /// that it began: this process may stand still at any moment, and its clock may not.
+    fn begin_step(&mut self) -> LeaseTime {
+        let now = clock::lease_now();
+        self.sources.vouching.apply_to(&mut self.state.tracker, now);
+        if self.state.enter_epoch(self.sources.head.current().epoch(), now) {
+            (self.roster_due, self.adoption_due) = (now, now);
+        }
+        now
+    }
+
+    fn on_input(&mut self, input: Input) {
+        let now = self.begin_step();
+        let state = &mut self.state;
+        match input {
+            Input::Begun { request, at, waiter } => {
+                state.starts.insert(&request, at);
+                if let Some(waiter) = waiter {
+                    state.waiters.insert(request, waiter);
+                }
+            }
+            Input::Unchanged { request } => {
+                state.starts.take(&request);
+            }
+            Input::Numbered { first, head, changes } => {
+                // This publisher's own requests may be among rows that another has numbered.
+                if first.is_some() && first == self.accounted.next() {
+                    self.accounted = head;
+                } else if head > self.accounted {
+                    self.numbered_elsewhere = true;
+                }
+                self.open(changes);
+            }
+            Input::Found(changes) => self.open(changes),
+            Input::View { workspace, request, reply } => state.view(&workspace, request, reply, now),
+            Input::Announced { identity, announcement } => self.on_announcement(identity, announcement, now),
+            Input::Probed { instance, reply } => {
+                let is_admitted =
+                    state.tracker.duplicate_instances(&instance.identity, now) < DUPLICATE_INSTANCES_MAX;
+                if is_admitted {
+                    state.probed(&instance, now);
+                }
+                reply.send(is_admitted).ok();
+            }
+            Input::LookedUp { identity, reply } => {
+                if state.saw(&identity, now) {
+                    reply.send(true).ok();
+                } else {
+                    self.deferred.lookups.push((identity, reply));
+                }
+            }
+            Input::TakeSeen { reply } => drop(reply.send(state.roster.take_seen())),
+            #[cfg(test)]
+            Input::Inspect(inspect) => inspect(self),
+        }
+        self.state.take_events(&self.sources.metrics, now);
+    }
+
+    fn on_job(&mut self, done: JobResult) {
+        match done {
+            JobResult::RosterRead(read) => self.on_roster_read(read),
+            JobResult::RosterWritten(written) => {
+                self.is_writing_roster = false;
+                if let Err(error) = written {
+                    self.sources.metrics.store_failed(&error);
+                }
+            }
+            JobResult::Stored(stored) => self.on_stored(stored),
+            JobResult::OpenRequests(read) => self.on_open_requests(read),
+        }
+        let now = self.begin_step();
+        self.state.take_events(&self.sources.metrics, now);
+    }
+
+    fn start(&self, job: impl Future<Output = JobResult> + Send + 'static) {
+        self.jobs.push(job.boxed());
+    }
+
+    /// Ends what the bound ends. Once a second, drops processes that fell silent, and updates what operators see.
+    fn sweep(&mut self, now: LeaseTime) {
+        let Self { state, sources, .. } = self;
+        if now < self.sweep_due {
+            state.tracker.end_due(now);
+        } else {
+            self.sweep_due = now.after(SWEEP_EVERY);
+            state.tracker.poll(now);
+            state.regions.count(&state.tracker, now);
+            state.waiters.any_waits();
+            sources.metrics.unconfirmed(state.tracker.unconfirmed());
+            self.snapshot.send_replace(ReceiptsSnapshot::of(&state.tracker, state.unstored()));
+        }
+        state.take_events(&sources.metrics, now);
+    }
+
+    /// Returns when something is due next that no input and no job signals.
+    fn wake_at(&self) -> LeaseTime {
+        let store_due = self.state.store_due().filter(|_| self.storing.is_none());
+        let store_due = store_due.map(|due| due.max(self.store_paused_until));
+        let catches_up = self.roster_read.is_none() && !self.deferred.announcements.is_empty();
+        let catch_up_due = catches_up.then_some(self.catch_up_due);
+        let due = [self.state.tracker.wake_at(), store_due, catch_up_due];
+        due.into_iter().flatten().fold(self.sweep_due, LeaseTime::min)
+    }
+
+    /// Opens receipts after the roster was read: by then every process that may serve from before the changes stands in
+    /// it (R12).
+    fn open(&mut self, changes: NewChanges) {
+        if !changes.changes.is_empty() {
+            self.deferred.changes.push(changes);
+        }
+    }
+
+    /// Takes in an announcement. If the store may show more, that is read first: the head may be another publisher's
+    /// work, or the process new.
+    fn on_announcement(&mut self, identity: Identity, announcement: Applied, now: LeaseTime) {
+        let head = self.sources.head.current();
+        let has_room = self.deferred.announcements.len() < ANNOUNCEMENTS_DEFERRED_MAX;
+        if has_room && self.state.is_unknown(&identity, &announcement, head) {
+            self.deferred.announcements.push((identity, announcement));
+        } else {
+            self.apply_announcement(&identity, &announcement, now).ok();
+        }
+    }
+
+    pub(super) fn apply_announcement(
+        &mut self,
+        identity: &Identity,
+        announcement: &Applied,
+        now: LeaseTime,
+    ) -> Result<(), Ahead> {
+        let ReceiptSources { history, head, metrics, .. } = &self.sources;
+        match self.state.announced(identity, announcement, (history, head.current()), now) {
+            Ok(true) => (self.roster_due, self.adoption_due) = (now, now),
+            Ok(false) => {}
+            Err(Ahead) => {
+                tracing::debug!(
+                    region = %identity.region, agent = %identity.agent, applied = %announcement.applied,
+                    "refused an announcement that is ahead of the log"
+                );
+                metrics.refused(Kind::Applied, Refusal::Ahead);
+                return Err(Ahead);
+            }
+        }
+        Ok(())
+    }
+
+    fn read_roster(&mut self, now: LeaseTime) {
+        let Deferred { changes, announcements, lookups } = &self.deferred;
+        let is_whole = now >= self.roster_due && !self.is_writing_roster;
+        let catches_up = now >= self.catch_up_due && !announcements.is_empty();
+        let is_due = is_whole || catches_up || !changes.is_empty() || !lookups.is_empty();
+        if self.roster_read.is_some() || !is_due {
+            return;
+        }
+        let since = if is_whole { 0 } else { self.state.roster.revision() };
+        if is_whole {
+            self.roster_due = now.after(ROSTER_EVERY);
+        }
+        self.catch_up_due = now.after(CATCH_UP_EVERY);
+        let deferred = std::mem::take(&mut self.deferred);
+        self.roster_read = Some(RosterRead { since, before: self.sources.head.current(), deferred });
+        let (roster, log) = (self.sources.roster.clone(), self.sources.log.clone());
+        self.start(async move {
+            let read = async { Ok((roster.roster(since).await?, log.head().await?.at)) };
+            JobResult::RosterRead(read.await)
+        });
+    }
+
+    fn on_roster_read(&mut self, read: Result<(Roster, LogPosition), StoreError>) {
+        let Some(RosterRead { since, before, mut deferred }) = self.roster_read.take() else { return };
+        if let Ok((_, head)) = &read {
+            self.sources.head.advance(*head);
+        }
+        let now = self.begin_step();
+        match read {
+            Ok((roster, _)) if roster.revision < since => {
+                // The store was put back: what is known of its roster means nothing.
+                self.roster_due = now;
+                deferred.append(&mut self.deferred);
+                self.deferred = deferred;
+                return;
+            }
+            Ok((roster, head)) => {
+                self.take_in(since, &roster, now);
+                if head < before {
+                    // The store went back. What agents have applied of the lost history must not confirm what replaced it.
+                    self.sources.rounds.request();
+                } else {
+                    let epoch = self.sources.head.current().epoch();
+                    let current = deferred.changes.drain(..).filter(|new| new.epoch == epoch);
+                    for NewChanges { changes, opened, .. } in current {
+                        self.state.track(changes, now);
+                        drop(opened);
+                    }
+                }
+            }
+            Err(error) => {
+                // Receipts that weren't opened are found in the store later.
+                self.sources.metrics.store_failed(&error);
+                if since == 0 {
+                    self.roster_due = now.after(PAUSE);
+                }
+                deferred.lookups.clear();
+            }
+        }
+        for (identity, announcement) in deferred.announcements {
+            self.apply_announcement(&identity, &announcement, now).ok();
+        }
+        for (identity, reply) in deferred.lookups {
+            reply.send(self.state.saw(&identity, now)).ok();
+        }
+    }
+
+    fn take_in(&mut self, since: u64, roster: &Roster, now: LeaseTime) {
+        let State { roster: mirror, tracker, regions, .. } = &mut self.state;
+        roster.entries.iter().for_each(|entry| regions.add(&entry.instance.identity.region));
+        if since > 0 {
+            mirror.update(roster, tracker, now);
+        } else {
+            let writes = mirror.replace(roster, tracker, now);
+            self.write_roster(writes);
+        }
+    }
+
+    fn write_roster(&mut self, writes: RosterWrites) {
+        if writes.is_empty() {
+            return;
+        }
+        if !writes.gone.is_empty() {
+            tracing::info!(
+                processes = writes.names_of_gone(),
+                "deleting roster rows of agent processes that are gone"
+            );
+        }
+        self.is_writing_roster = true;
+        let (store, epoch) = (self.sources.roster.clone(), self.sources.head.current().epoch());
+        self.start(async move {
+            let written = async {
+                if writes.is_complete {
+                    store.mark_roster_complete(epoch).await?;
+                }
+                store.mark_departed(&writes.departed).await?;
+                store.remove_instances(&writes.gone).await
+            };
+            JobResult::RosterWritten(written.await)
+        });
+    }
+
+    fn store_receipts(&mut self, now: LeaseTime) {
+        if self.state.store_due().is_some_and(|due| now >= due.max(self.store_paused_until)) {
+            self.start_storing();
+        }
+    }
+
+    /// Stores final receipts, unless some are being stored. They stay here until that has succeeded.
+    fn start_storing(&mut self) {
+        if self.storing.is_some() {
+            return;
+        }
+        let batch = self.state.batch(BATCH);
+        let records: Vec<FinalReceipt> = batch.iter().filter_map(|receipt| receipt.to_record()).collect();
+        self.storing = Some(batch);
+        let store = self.sources.receipts.clone();
+        self.start(async move { JobResult::Stored(store.record_receipts(&records).await) });
+    }
+
+    fn on_stored(&mut self, stored: Result<HashSet<String>, StoreError>) {
+        let (batch, now) = (self.storing.take().unwrap_or_default(), self.begin_step());
+        match stored {
+            Ok(settled_elsewhere) => self.state.on_stored(&batch, &settled_elsewhere),
+            Err(error) => {
+                self.sources.metrics.store_failed(&error);
+                self.store_paused_until = now.after(PAUSE);
+            }
+        }
+    }
+
+    /// Takes over open requests of the store: all of them now and then, and those that a client waits for here as soon as
+    /// another publisher has numbered rows. The others are that publisher's: keeping them twice is twice the work.
+    fn adopt(&mut self, now: LeaseTime) {
+        let is_due = now >= self.adoption_due;
+        if self.adoption.is_some() || !(is_due || std::mem::take(&mut self.numbered_elsewhere)) {
+            return;
+        }
+        let head = self.sources.head.current();
+        if is_due {
+            self.adoption_due = now.after(ADOPT_EVERY);
+        } else if !self.state.waiters.any_waits() {
+            // A client that comes to wait later has a change that is numbered later.
+            self.accounted = self.accounted.max(head);
+            return;
+        }
+        self.adoption = Some(Adoption { only_awaited: !is_due, head });
+        self.read_open_requests(if is_due { LogPosition::ZERO } else { self.accounted }, None);
+    }
+
+    /// Reads a page of open requests, once the receipts of the last page are open.
+    fn read_open_requests(&self, after: LogPosition, opened: Option<oneshot::Receiver<()>>) {
+        let (store, head) = (self.sources.receipts.clone(), self.sources.head.clone());
+        self.start(async move {
+            if let Some(opened) = opened {
+                opened.await.ok();
+            }
+            let epoch = head.current().epoch();
+            JobResult::OpenRequests(store.open_requests(after, PAGE).await.map(|page| (epoch, page)))
+        });
+    }
+
+    fn on_open_requests(&mut self, read: Result<(u32, Vec<NumberedRequest>), StoreError>) {
+        let Some(adoption) = self.adoption.take() else { return };
+        let (epoch, page) = match read {
+            Ok(read) => read,
+            Err(error) => return self.sources.metrics.store_failed(&error),
+        };
+        let state = &self.state;
+        let is_wanted = |request: &str| {
+            !state.looks_after(request) && (!adoption.only_awaited || state.waiters.contains(request))
+        };
+        let changes = page.iter().filter(|request| is_wanted(&request.request_id)).map(change).collect();
+        let (opened, is_open) = oneshot::channel();
+        self.open(NewChanges { epoch, changes, opened: Some(opened) });
+        match page.last() {
+            Some(last) if page.len() == PAGE => {
+                self.read_open_requests(last.position, Some(is_open));
+                self.adoption = Some(adoption);
+            }
+            _ => self.accounted = self.accounted.max(adoption.head),
+        }
+    }
+
+    /// Stores what is final. What is open is found in the store by the next publisher.
+    async fn finish(mut self) {
+        self.store_paused_until = LeaseTime::default();
+        loop {
+            let now = self.begin_step();
+            let is_done = self.state.unstored() == 0 || now < self.store_paused_until;
+            if is_done && self.storing.is_none() {
+                return;
+            }
+            self.start_storing();
+            if let Some(done) = self.jobs.next().await {
+                self.on_job(done);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+impl ReceiptsTask {
+    /// Returns whether nothing is being read or written, nor about to be.
+    pub(super) fn is_idle(&self) -> bool {
+        let Deferred { changes, announcements, lookups } = &self.deferred;
+        let is_deferred = !(changes.is_empty() && announcements.is_empty() && lookups.is_empty());
+        let adopts = self.numbered_elsewhere && self.adoption.is_none();
+        let now = clock::lease_now();
+        !is_deferred && !adopts && self.jobs.is_empty() && now < self.roster_due.min(self.adoption_due)
+    }
+
+    /// Lets no search for open requests begin.
+    pub(super) fn pause_adoption(&mut self) {
+        self.adoption = Some(Adoption { only_awaited: true, head: LogPosition::ZERO });
+    }
+}
+
+impl Deferred {
+    fn append(&mut self, later: &mut Self) {
+        self.changes.append(&mut later.changes);
+        self.announcements.append(&mut later.announcements);
+        self.lookups.append(&mut later.lookups);
+    }
+}
