@@ -22,13 +22,13 @@ pub use self::store::{StoreConfig, StoreLocation};
 /// The documented default file; the program's own defaults.
 pub const DEFAULTS: &str = include_str!("../../../deploy/publisher.toml");
 
-/// The log is kept for at least so long: an agent has to flush for every row that it missed and can't get.
+/// The log is kept for at least so long: an agent that misses a row and can't get it has to flush.
 const LOG_RETENTION_MIN: Duration = Duration::from_hours(1);
 
-/// And for at least so many bounds.
+/// The log is kept for at least so many bounds.
 const LOG_RETENTION_BOUNDS_MIN: u32 = 10;
 
-/// All of it.
+/// The whole configuration.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PublisherConfig {
@@ -48,7 +48,7 @@ pub struct PublisherConfig {
     pub receipts: ReceiptsConfig,
     /// How many requests a workspace may make.
     pub rate_limit: RateLimitConfig,
-    /// How long is kept what nobody needs any more.
+    /// How long old rows are kept.
     pub retention: RetentionConfig,
     /// Logging.
     pub log: LogConfig,
@@ -58,11 +58,11 @@ pub struct PublisherConfig {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SequencerConfig {
-    /// How often changes made past the API are looked for.
+    /// How often changes made outside the API are looked for.
     pub poll_interval: HumanDuration,
-    /// How often the feed tells the head.
+    /// How often the end of the log is sent.
     pub tick_interval: HumanDuration,
-    /// How often expiries that have come are looked for.
+    /// How often expired keys are looked for.
     pub expiry_interval: HumanDuration,
 }
 
@@ -86,7 +86,7 @@ pub struct AuthorityConfig {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ReceiptsConfig {
-    /// The longest bound of any agent.
+    /// The longest bound that an agent may keep.
     pub bound: HumanDuration,
     /// Regions that should have agents.
     pub regions: Vec<String>,
@@ -96,9 +96,9 @@ pub struct ReceiptsConfig {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RateLimitConfig {
-    /// Of each workspace.
+    /// The limit of each workspace.
     pub requests_per_minute: RequestLimit,
-    /// Of single workspaces, by id.
+    /// The limits of single workspaces, by id.
     pub workspaces: BTreeMap<String, RequestLimit>,
 }
 
@@ -106,9 +106,9 @@ pub struct RateLimitConfig {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
 #[serde(try_from = "String")]
 pub enum RequestLimit {
-    /// As many as one likes.
+    /// Any number.
     Unlimited,
-    /// So many; none with 0.
+    /// At most so many; none with 0.
     PerMinute(u32),
 }
 
@@ -117,7 +117,7 @@ pub enum RequestLimit {
 #[error("`{0}` isn't a limit; write a whole number of requests in a minute, or `unlimited`")]
 pub struct LimitError(String);
 
-/// How long is kept what nobody needs any more.
+/// How long old rows are kept.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RetentionConfig {
@@ -133,9 +133,9 @@ pub struct RetentionConfig {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
 #[serde(try_from = "String")]
 pub enum Keep {
-    /// It is never deleted.
+    /// Never deleted.
     Forever,
-    /// For so long.
+    /// Deleted after this time.
     For(HumanDuration),
 }
 
@@ -186,7 +186,7 @@ impl PublisherConfig {
                 HumanDuration::from(least)
             ));
         }
-        // A row without its receipt would look like a change whose outcome is still open.
+        // A row without its receipt would look like a change whose receipt is still open.
         if receipts < log {
             problems
                 .push(format!("retention.receipts: must not be below retention.log ({log}), not {receipts}"));
@@ -224,7 +224,7 @@ impl Validate for PublisherConfig {
                 problems.push(format!("receipts.regions: {error}"));
             }
             if !named.insert(region) {
-                problems.push(format!("receipts.regions: `{region}` stands there more than once"));
+                problems.push(format!("receipts.regions: `{region}` is listed more than once"));
             }
         }
         self.check_retention(problems);

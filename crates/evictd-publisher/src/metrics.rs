@@ -30,7 +30,7 @@ metric_specs! {
     pub(crate) CONFIRMED = "evictd_publisher_confirmed_seconds", CONFIRMED_KIND, SECONDS, ["region"],
         "From the request of a deletion to the moment when every agent of the region had confirmed it, on this machine's clock; from when it was first seen, for what was deleted past the API.";
     pub(crate) AGENTS = "evictd_publisher_agents", GAUGE, COUNT, ["region", "state"],
-        "Agent processes in the roster: live (heard within the bound), silent (not), duplicate (live, under a name that another live one has); absent is 1 for a configured region without any.";
+        "Agent processes in the roster: live (a message received within the bound), silent (none), duplicate (live, and another live process has its name); absent is 1 for a configured region without any.";
     RECEIPTS = "evictd_publisher_receipts_total", COUNTER, COUNT, ["state"],
         "Receipts that became final: confirmed by every agent, elapsed (not by all, and the bound has passed), or unproven (the same, with an agent that serves stale records).";
     HEAD = "evictd_publisher_head_position", GAUGE, None, [],
@@ -44,7 +44,7 @@ metric_specs! {
     UNCONFIRMED = "evictd_publisher_unconfirmed_deletions", GAUGE, COUNT, [],
         "Deletions whose receipt isn't final, and that not every agent has confirmed.";
     LIVE_MESSAGES = "evictd_publisher_live_messages_total", COUNTER, COUNT, ["outcome"],
-        "Messages with invalidations for the live feed: sent, or unsent (NATS not connected; agents ask for what they miss).";
+        "Messages with invalidations for the live feed: sent, or unsent (NATS not connected; agents request what they miss).";
     ROUNDS = "evictd_publisher_rounds_total", COUNTER, COUNT, ["outcome"],
         "Probe rounds, the store transactions that leases rest on: ok or failed.";
     ROUND_SECONDS = "evictd_publisher_round_seconds", ROUND_KIND, SECONDS, [],
@@ -52,15 +52,15 @@ metric_specs! {
     PROBES = "evictd_publisher_probes_total", COUNTER, COUNT, [],
         "Probes that took part in a round.";
     STALLED = "evictd_publisher_stalled", GAUGE, None, [],
-        "1 while this publisher leaves questions to others because a round doesn't finish.";
+        "1 while this publisher leaves queries to others because a round doesn't finish.";
     REPLAYS = "evictd_publisher_replays_total", COUNTER, COUNT, ["outcome"],
         "Replays answered: rows, or refused (the agent flushes).";
     LOOKUPS = "evictd_publisher_lookups_total", COUNTER, COUNT, ["outcome"],
         "Lookups: answered, busy (shed) or failed.";
     ANNOUNCEMENTS = "evictd_publisher_announcements_total", COUNTER, COUNT, [],
-        "Announcements of progress heard from agents.";
+        "Announcements of progress received from agents.";
     REFUSED = "evictd_publisher_refused_messages_total", COUNTER, COUNT, ["subject", "reason"],
-        "Messages from agents that were refused: malformed, reply (the answer would not go into the asker's own inbox), subject, overload (too many of one agent wait, or run), ahead (it claims to have applied more than the log holds), bound (it would keep a longer one than receipts.bound), unproved (what it claims to have seen was not given out by this home store), or unknown_past (it was given out by a newer copy of this home store).";
+        "Messages from agents that were refused: malformed, reply (the answer would not go into the requester's own inbox), subject, overload (too many of one agent wait, or run), ahead (it claims to have applied more than the log holds), bound (its bound exceeds receipts.bound), unproved (this home store didn't give out what it claims to have seen), or unknown_past (a newer copy of this home store gave it out).";
     STANDING = "evictd_publisher_standing", GAUGE, None, ["standing"],
         "1 for how this publisher stands among all on the bus: asking (a newcomer), serving, yielding (silent, because a publisher of another home store serves), conflicting (silent, because one of another home store served as well), or behind (silent, because its home store is an older copy).";
     REQUESTS = "evictd_publisher_requests_total", COUNTER, COUNT, ["endpoint", "class"],
@@ -68,7 +68,7 @@ metric_specs! {
     PURGED = "evictd_publisher_purged_rows_total", COUNTER, COUNT, ["kind"],
         "Rows of the home store that were deleted because they had been kept long enough: log, receipts or audit.";
     STORE_FAILURES = "evictd_publisher_store_failures_total", COUNTER, COUNT, [],
-        "Calls of the home store that failed, whoever made them. The log tells of each kind of failure twice a minute at most.";
+        "Calls of the home store that failed. Each kind of failure is logged twice a minute at most.";
     NATS_CONNECTED = "evictd_publisher_nats_connected", GAUGE, None, [],
         "1 while connected to a NATS server.";
     NATS_CONNECTS = "evictd_publisher_nats_connects_total", COUNTER, COUNT, [],
@@ -275,12 +275,12 @@ impl Metrics {
         }
     }
 
-    /// A call of the home store failed. Whoever made it says so, once; the log is told from here.
+    /// Counts and logs a failed call of the home store. To be called once, by the part that made the call.
     pub(crate) fn store_failed(&self, error: &StoreError) {
         self.store_failures.note(error);
     }
 
-    /// The home store works again: how many of its failures the log was spared and not told of yet.
+    /// Returns how many failures of the home store were not logged, now that it works again.
     pub(crate) fn store_works_again(&self) -> u64 {
         self.store_failures.take_unlogged()
     }

@@ -1,4 +1,4 @@
-//! Rounds: what they cost, who begins epochs, and when a publisher keeps silent.
+//! Rounds: what they cost, what begins epochs, and when a publisher keeps silent.
 
 use std::time::Instant;
 
@@ -223,11 +223,11 @@ async fn claim_that_is_not_proved_moves_nothing() {
     }
     home.until("all claims to be refused", |home| refused(home, "unproved") == 3).await;
     assert_eq!(home.store.head().await.unwrap().at, before.at);
-    assert!(home.vouching.is_allowed(), "a lie silences nobody");
+    assert!(home.vouching.is_allowed(), "a forged claim silences no publisher");
 }
 
 #[tokio::test]
-async fn store_that_does_not_know_a_proved_past_silences_its_publisher() {
+async fn a_proved_past_that_the_store_lacks_silences_its_publisher() {
     let directory = tempfile::tempdir().unwrap();
     let home = Home::new(&directory.path().join("home.db"), SOON).await;
     let lost = given_out(&home, Incarnation(99), 50);
@@ -252,7 +252,7 @@ async fn position_with_the_token_of_another_copy_is_not_known() {
 }
 
 #[tokio::test]
-async fn past_that_an_operator_has_superseded_silences_nobody() {
+async fn a_past_that_an_operator_superseded_silences_no_publisher() {
     let directory = tempfile::tempdir().unwrap();
     let home = Home::new(&directory.path().join("home.db"), SOON).await;
     let lost = given_out(&home, Incarnation(99), 50);
@@ -268,7 +268,7 @@ async fn past_that_an_operator_has_superseded_silences_nobody() {
 }
 
 #[tokio::test]
-async fn a_publisher_that_gets_no_probes_raises_its_own_fence_when_it_is_asked() {
+async fn lookups_raise_the_fence_of_a_publisher_without_probes() {
     let directory = tempfile::tempdir().unwrap();
     let home = Home::new(&directory.path().join("home.db"), SOON).await;
     home.until("its first round", |home| home.rounds() == 1).await;
@@ -289,7 +289,7 @@ async fn a_publisher_that_gets_no_probes_raises_its_own_fence_when_it_is_asked()
 /// Failure: a publisher that can do no round, because its role may not write, calls itself ready until it has failed
 /// for long enough.
 #[tokio::test]
-async fn a_publisher_is_not_ready_before_a_round_of_its_own_has_succeeded() {
+async fn a_publisher_is_ready_after_its_first_successful_round() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("home.db");
     drop(SqliteStore::open(&path).await.unwrap());
@@ -310,7 +310,7 @@ async fn a_publisher_is_not_ready_before_a_round_of_its_own_has_succeeded() {
 }
 
 #[tokio::test]
-async fn a_publisher_whose_rounds_stall_leaves_every_queue_group_and_finds_back() {
+async fn a_publisher_leaves_its_queue_groups_while_rounds_stall() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("home.db");
     let home = Home::new(&path, Duration::from_millis(100)).await;

@@ -38,7 +38,7 @@ pub(crate) fn carrying(payload: Bytes, subject: &str, reply: Option<&str>) -> Me
 }
 
 #[tokio::test]
-async fn a_request_is_heard_with_its_asker_and_the_askers_inbox() {
+async fn a_request_comes_with_its_requester_and_inbox() {
     for kind in [Kind::Probe, Kind::Replay, Kind::Lookup] {
         let (subscription, _) = subscription(kind).await;
         let subject = format!("evictd.v1.{}.eu-central-1.edge", kind.token());
@@ -49,7 +49,7 @@ async fn a_request_is_heard_with_its_asker_and_the_askers_inbox() {
 }
 
 #[tokio::test]
-async fn a_question_to_all_publishers_names_its_asker_too() {
+async fn a_query_to_all_publishers_names_its_requester_too() {
     for kind in [Kind::Probe, Kind::Replay, Kind::Lookup] {
         let (subscription, _) = subscription(kind).await;
         let subject = format!("evictd.v1.{}.eu-central-1.edge.any", kind.token());
@@ -69,7 +69,7 @@ pub(crate) fn fed(bus: &Bus, kind: Kind) -> (Subscription, [mpsc::UnboundedSende
 }
 
 #[tokio::test]
-async fn who_has_left_the_queue_group_still_hears_what_goes_to_all() {
+async fn without_its_queue_group_a_publisher_receives_second_tries() {
     let (unfed, _) = subscription(Kind::Lookup).await;
     let (mut subscription, [share, tell_all]) = fed(&unfed.bus, Kind::Lookup);
     let subject = "evictd.v1.lookup.eu-central-1.edge";
@@ -84,7 +84,7 @@ async fn who_has_left_the_queue_group_still_hears_what_goes_to_all() {
 }
 
 #[tokio::test]
-async fn an_answer_goes_into_the_askers_inbox_or_nowhere() {
+async fn an_answer_goes_into_the_requesters_inbox_or_nowhere() {
     let (subscription, _) = subscription(Kind::Lookup).await;
     for reply in [
         None,
@@ -105,7 +105,7 @@ async fn an_answer_goes_into_the_askers_inbox_or_nowhere() {
 }
 
 #[tokio::test]
-async fn a_subject_that_names_nobody_is_refused() {
+async fn a_subject_without_a_requester_is_refused() {
     let (subscription, _) = subscription(Kind::Probe).await;
     for subject in [
         "evictd.v1.probe",

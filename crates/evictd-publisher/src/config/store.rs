@@ -7,23 +7,23 @@ use evictd_ops::config::{HumanDuration, PostgresUrl, PostgresUrlError, Validate,
 use evictd_wire::api::secret::Secret;
 use serde::Deserialize;
 
-/// The home store: the section `[store]`. An empty string means "not set".
+/// The section `[store]`. An empty string means "not set".
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StoreConfig {
-    /// The SQLite file, which is the store unless there is a URL.
+    /// The SQLite file; used unless there is a URL.
     pub path: PathBuf,
     /// The PostgreSQL database.
     pub url: Secret,
     /// A file that holds the URL.
     pub url_file: PathBuf,
-    /// Connections to PostgreSQL, at most.
+    /// The most connections to PostgreSQL.
     pub connections: usize,
     /// How long PostgreSQL may take for a statement.
     pub statement_timeout: HumanDuration,
 }
 
-/// Where the home store is. Shown, it is without user and password.
+/// Where the home store is. Displayed without user and password.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum StoreLocation {
     /// In this file.
@@ -33,7 +33,7 @@ pub enum StoreLocation {
 }
 
 impl StoreConfig {
-    /// Where the store is. Reads [`Self::url_file`], anew each time.
+    /// Returns where the store is. Reads [`Self::url_file`] at each call.
     pub fn location(&self) -> Result<StoreLocation, PostgresUrlError> {
         let url = PostgresUrl::configured(&self.url, &self.url_file)?;
         Ok(url.map_or_else(|| StoreLocation::Sqlite(self.path.clone()), StoreLocation::Postgres))

@@ -32,7 +32,7 @@ fn the_log_is_kept_well_beyond_the_longest_bound() {
 }
 
 #[test]
-fn receipts_and_audit_records_are_kept_at_least_as_long_as_the_log() {
+fn receipts_and_audit_records_are_kept_as_long_as_the_log() {
     let settings = [("retention.log", "2h"), ("retention.receipts", "1h"), ("retention.audit", "1h")];
     assert_eq!(named(&settings), ["retention.receipts", "retention.audit"]);
     let settings = settings.map(|(key, _)| (key, "2h"));
@@ -65,7 +65,7 @@ fn a_region_is_named_once() {
 }
 
 #[test]
-fn a_checked_configuration_is_printed_without_the_stores_password() {
+fn a_printed_configuration_omits_the_stores_password() {
     let layers = Layers::new(DEFAULTS).set("store.url", "postgres://evictd:hunter2@db:5432/evictd");
     let loaded = layers.load::<PublisherConfig>().unwrap();
     let printed = evictd_ops::config::print_effective(&loaded.effective);

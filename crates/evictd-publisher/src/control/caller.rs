@@ -29,7 +29,7 @@ impl Caller<'_> {
         &*self.api.store
     }
 
-    /// Refuses a root key that may not do `action` on `api` (`*` asks for the right on all).
+    /// Refuses a root key that may not do `action` on `api` (`*` requires the right on all).
     pub(super) fn require(&self, api: &str, action: &str) -> Result<(), ApiError> {
         if self.root.allows(api, action) { Ok(()) } else { Err(missing(api, action)) }
     }

@@ -1,9 +1,9 @@
 //! The control API over a real listener and a real store.
 //!
-//! * [`access`]: the order of checks, and who may do what.
+//! * [`access`]: the order of checks, and permissions.
 //! * [`apis`], [`keys`], [`verify`], [`propagation`]: what each endpoint does.
 //! * [`http`]: methods, headers, sizes.
-//! * [`rate_limit`]: what a workspace may ask for.
+//! * [`rate_limit`]: how much a workspace may request.
 
 mod access;
 mod apis;
@@ -43,7 +43,7 @@ use crate::receipts::{ReceiptSources, ReceiptsTask};
 use crate::rounds::{Fence, RoundTrigger};
 use crate::vouching::Vouching;
 
-/// Every right that an endpoint asks for, on all APIs.
+/// Every right that an endpoint requires, on all APIs.
 const ALL: [&str; 8] = [
     "api.*.create_api",
     "api.*.read_api",
@@ -55,7 +55,7 @@ const ALL: [&str; 8] = [
     "api.*.verify_key",
 ];
 
-/// All but the one that asks for no root key.
+/// All but the one that requires no root key.
 fn endpoints() -> impl Iterator<Item = &'static str> {
     Endpoint::ALL.into_iter().map(Endpoint::path).filter(|path| *path != LIVENESS_PATH)
 }
@@ -87,14 +87,14 @@ impl Answer {
         request_id.to_owned()
     }
 
-    /// What a success says.
+    /// The data of a success.
     fn data(&self) -> Value {
         assert_eq!((self.status, self.content_type()), (200, "application/json"), "{}", self.body);
         self.request_id();
         self.json()["data"].take()
     }
 
-    /// The end of the URL that says what went wrong.
+    /// The end of the error's URL.
     fn r#type(&self) -> String {
         let answer = self.json();
         let r#type = answer["error"]["type"].as_str().unwrap_or_else(|| panic!("no error in {answer}"));
@@ -192,7 +192,7 @@ impl Home {
         self.store.create_root_key(&operator, root_key).await.unwrap();
     }
 
-    /// Changes something past the API.
+    /// Makes a change outside the API.
     async fn sql(&self, statement: &'static str) {
         let done = sqlx::query(statement).execute(&mut self.connect().await).await.unwrap();
         assert_eq!(done.rows_affected(), 1, "{statement}");
@@ -243,7 +243,7 @@ impl Home {
     }
 
     async fn create_key_with(&self, body: &Value) -> (String, String) {
-        told(&self.call("root", CreateKey::PATH, body).await.data())
+        id_and_text(&self.call("root", CreateKey::PATH, body).await.data())
     }
 
     async fn get_key(&self, root: &str, key: &str) -> Answer {
@@ -267,18 +267,18 @@ impl Home {
         self.call(root, DeleteApi::PATH, &json!({ "apiId": api })).await
     }
 
-    /// What a verification at home says.
+    /// The data of a local verification.
     async fn verify(&self, root: &str, key: &str) -> Value {
         self.call(root, VerifyKey::PATH, &json!({ "key": key })).await.data()
     }
 
-    /// What stands in the log that hasn't been numbered yet.
+    /// The log's rows that haven't been numbered yet.
     async fn news(&self) -> Vec<(Scope, Cause)> {
         let rows = self.store.number(usize::MAX).await.unwrap().rows;
         rows.into_iter().map(|row| (row.scope, row.cause)).collect()
     }
 
-    /// What an agent would be told of this key.
+    /// The record that an agent would get for this key.
     async fn record(&self, text: &str) -> Record {
         self.store.lookup(ids::hash(text)).await.unwrap().record
     }
@@ -289,8 +289,8 @@ impl Home {
     }
 }
 
-/// The id and the text of a key that was told just now.
-fn told(data: &Value) -> (String, String) {
+/// The id and the text of a new key.
+fn id_and_text(data: &Value) -> (String, String) {
     (data["keyId"].as_str().unwrap().to_owned(), data["key"].as_str().unwrap().to_owned())
 }
 

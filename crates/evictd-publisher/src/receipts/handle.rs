@@ -1,4 +1,4 @@
-//! What the control API and numbering ask of the receipts task.
+//! The handle of the control API and of numbering.
 
 use std::collections::HashSet;
 use std::sync::Arc;

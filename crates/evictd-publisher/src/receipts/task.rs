@@ -1,4 +1,10 @@
 //! The receipts task: takes inputs, starts reads and writes of the store, and ends receipts as time passes.
+//!
+//! * [`roster_reads`]: receipts are opened after the roster was read.
+//! * [`storage`]: final receipts are stored, and open requests adopted.
+
+mod roster_reads;
+pub(super) mod storage;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -12,28 +18,25 @@ use evictd_core::time::LeaseTime;
 use evictd_ops::clock;
 use evictd_ops::metrics::Registry;
 use evictd_store::log::NumberedRequest;
-use evictd_store::receipt::FinalReceipt;
 use evictd_store::roster::Roster;
 use evictd_store::{LogStore, ReceiptStore, RosterStore, StoreError};
 use evictd_wire::applied::Applied;
-use evictd_wire::subject::Kind;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::handle::{Receipts, WAITS_MAX, change};
+use super::handle::{Receipts, WAITS_MAX};
 use super::input::{Input, NewChanges, QUEUE_CAPACITY};
 use super::membership::Membership;
 use super::regions::RegionMetrics;
-use super::roster::RosterWrites;
 use super::snapshot::ReceiptsSnapshot;
-use super::state::{Ahead, OPEN_MAX, State, UnstoredReceipt};
+use super::state::{OPEN_MAX, State, UnstoredReceipt};
 use crate::config::ReceiptsConfig;
 use crate::history::HomeHistory;
 use crate::log_head::LogHead;
-use crate::metrics::{Metrics, Refusal};
+use crate::metrics::Metrics;
 use crate::rounds::RoundTrigger;
 use crate::vouching::Vouching;
 
@@ -46,26 +49,8 @@ const ROSTER_SLACK: Duration = Duration::from_secs(45);
 /// How often silent processes are dropped and gauges are updated.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
-/// How often the whole roster is read, for what other publishers have received.
-const ROSTER_EVERY: Duration = Duration::from_secs(15);
-
-/// How often the store is searched for open requests whose receipts aren't open here.
-pub(super) const ADOPT_EVERY: Duration = Duration::from_secs(5);
-
-/// How often announcements may cause a read of the store. The next announcement comes in a second.
-const CATCH_UP_EVERY: Duration = Duration::from_millis(50);
-
-/// Announcements that may wait for such a read.
-const ANNOUNCEMENTS_DEFERRED_MAX: usize = 4_096;
-
-/// Receipts stored in one transaction.
-const BATCH: usize = 256;
-
 /// The pause after the store failed.
 const PAUSE: Duration = Duration::from_secs(1);
-
-/// Open requests read at once.
-const PAGE: usize = 1_024;
 
 /// What the task reads and writes.
 pub(crate) struct ReceiptSources {
@@ -312,232 +297,6 @@ impl ReceiptsTask {
         let catch_up_due = catches_up.then_some(self.catch_up_due);
         let due = [self.state.tracker.wake_at(), store_due, catch_up_due];
         due.into_iter().flatten().fold(self.sweep_due, LeaseTime::min)
-    }
-
-    /// Opens receipts after the roster was read: by then every process that may serve from before the changes stands in
-    /// it (R12).
-    fn open(&mut self, changes: NewChanges) {
-        if !changes.changes.is_empty() {
-            self.deferred.changes.push(changes);
-        }
-    }
-
-    /// Takes in an announcement. If the store may show more, that is read first: the head may be another publisher's
-    /// work, or the process new.
-    fn on_announcement(&mut self, identity: Identity, announcement: Applied, now: LeaseTime) {
-        let head = self.sources.head.current();
-        let has_room = self.deferred.announcements.len() < ANNOUNCEMENTS_DEFERRED_MAX;
-        if has_room && self.state.is_unknown(&identity, &announcement, head) {
-            self.deferred.announcements.push((identity, announcement));
-        } else {
-            self.apply_announcement(&identity, &announcement, now).ok();
-        }
-    }
-
-    pub(super) fn apply_announcement(
-        &mut self,
-        identity: &Identity,
-        announcement: &Applied,
-        now: LeaseTime,
-    ) -> Result<(), Ahead> {
-        let ReceiptSources { history, head, metrics, .. } = &self.sources;
-        match self.state.announced(identity, announcement, (history, head.current()), now) {
-            Ok(true) => (self.roster_due, self.adoption_due) = (now, now),
-            Ok(false) => {}
-            Err(Ahead) => {
-                tracing::debug!(
-                    region = %identity.region, agent = %identity.agent, applied = %announcement.applied,
-                    "refused an announcement that is ahead of the log"
-                );
-                metrics.refused(Kind::Applied, Refusal::Ahead);
-                return Err(Ahead);
-            }
-        }
-        Ok(())
-    }
-
-    fn read_roster(&mut self, now: LeaseTime) {
-        let Deferred { changes, announcements, lookups } = &self.deferred;
-        let is_whole = now >= self.roster_due && !self.is_writing_roster;
-        let catches_up = now >= self.catch_up_due && !announcements.is_empty();
-        let is_due = is_whole || catches_up || !changes.is_empty() || !lookups.is_empty();
-        if self.roster_read.is_some() || !is_due {
-            return;
-        }
-        let since = if is_whole { 0 } else { self.state.roster.revision() };
-        if is_whole {
-            self.roster_due = now.after(ROSTER_EVERY);
-        }
-        self.catch_up_due = now.after(CATCH_UP_EVERY);
-        let deferred = std::mem::take(&mut self.deferred);
-        self.roster_read = Some(RosterRead { since, before: self.sources.head.current(), deferred });
-        let (roster, log) = (self.sources.roster.clone(), self.sources.log.clone());
-        self.start(async move {
-            let read = async { Ok((roster.roster(since).await?, log.head().await?.at)) };
-            JobResult::RosterRead(read.await)
-        });
-    }
-
-    fn on_roster_read(&mut self, read: Result<(Roster, LogPosition), StoreError>) {
-        let Some(RosterRead { since, before, mut deferred }) = self.roster_read.take() else { return };
-        if let Ok((_, head)) = &read {
-            self.sources.head.advance(*head);
-        }
-        let now = self.begin_step();
-        match read {
-            Ok((roster, _)) if roster.revision < since => {
-                // The store was put back: what is known of its roster means nothing.
-                self.roster_due = now;
-                deferred.append(&mut self.deferred);
-                self.deferred = deferred;
-                return;
-            }
-            Ok((roster, head)) => {
-                self.take_in(since, &roster, now);
-                if head < before {
-                    // The store went back. What agents have applied of the lost history must not confirm what replaced it.
-                    self.sources.rounds.request();
-                } else {
-                    let epoch = self.sources.head.current().epoch();
-                    let current = deferred.changes.drain(..).filter(|new| new.epoch == epoch);
-                    for NewChanges { changes, opened, .. } in current {
-                        self.state.track(changes, now);
-                        drop(opened);
-                    }
-                }
-            }
-            Err(error) => {
-                // Receipts that weren't opened are found in the store later.
-                self.sources.metrics.store_failed(&error);
-                if since == 0 {
-                    self.roster_due = now.after(PAUSE);
-                }
-                deferred.lookups.clear();
-            }
-        }
-        for (identity, announcement) in deferred.announcements {
-            self.apply_announcement(&identity, &announcement, now).ok();
-        }
-        for (identity, reply) in deferred.lookups {
-            reply.send(self.state.saw(&identity, now)).ok();
-        }
-    }
-
-    fn take_in(&mut self, since: u64, roster: &Roster, now: LeaseTime) {
-        let State { roster: mirror, tracker, regions, .. } = &mut self.state;
-        roster.entries.iter().for_each(|entry| regions.add(&entry.instance.identity.region));
-        if since > 0 {
-            mirror.update(roster, tracker, now);
-        } else {
-            let writes = mirror.replace(roster, tracker, now);
-            self.write_roster(writes);
-        }
-    }
-
-    fn write_roster(&mut self, writes: RosterWrites) {
-        if writes.is_empty() {
-            return;
-        }
-        if !writes.gone.is_empty() {
-            tracing::info!(
-                processes = writes.names_of_gone(),
-                "deleting roster rows of agent processes that are gone"
-            );
-        }
-        self.is_writing_roster = true;
-        let (store, epoch) = (self.sources.roster.clone(), self.sources.head.current().epoch());
-        self.start(async move {
-            let written = async {
-                if writes.is_complete {
-                    store.mark_roster_complete(epoch).await?;
-                }
-                store.mark_departed(&writes.departed).await?;
-                store.remove_instances(&writes.gone).await
-            };
-            JobResult::RosterWritten(written.await)
-        });
-    }
-
-    fn store_receipts(&mut self, now: LeaseTime) {
-        if self.state.store_due().is_some_and(|due| now >= due.max(self.store_paused_until)) {
-            self.start_storing();
-        }
-    }
-
-    /// Stores final receipts, unless some are being stored. They stay here until that has succeeded.
-    fn start_storing(&mut self) {
-        if self.storing.is_some() {
-            return;
-        }
-        let batch = self.state.batch(BATCH);
-        let records: Vec<FinalReceipt> = batch.iter().filter_map(|receipt| receipt.to_record()).collect();
-        self.storing = Some(batch);
-        let store = self.sources.receipts.clone();
-        self.start(async move { JobResult::Stored(store.record_receipts(&records).await) });
-    }
-
-    fn on_stored(&mut self, stored: Result<HashSet<String>, StoreError>) {
-        let (batch, now) = (self.storing.take().unwrap_or_default(), self.begin_step());
-        match stored {
-            Ok(settled_elsewhere) => self.state.on_stored(&batch, &settled_elsewhere),
-            Err(error) => {
-                self.sources.metrics.store_failed(&error);
-                self.store_paused_until = now.after(PAUSE);
-            }
-        }
-    }
-
-    /// Takes over open requests of the store: all of them now and then, and those that a client waits for here as soon as
-    /// another publisher has numbered rows. The others are that publisher's: keeping them twice is twice the work.
-    fn adopt(&mut self, now: LeaseTime) {
-        let is_due = now >= self.adoption_due;
-        if self.adoption.is_some() || !(is_due || std::mem::take(&mut self.numbered_elsewhere)) {
-            return;
-        }
-        let head = self.sources.head.current();
-        if is_due {
-            self.adoption_due = now.after(ADOPT_EVERY);
-        } else if !self.state.waiters.any_waits() {
-            // A client that comes to wait later has a change that is numbered later.
-            self.accounted = self.accounted.max(head);
-            return;
-        }
-        self.adoption = Some(Adoption { only_awaited: !is_due, head });
-        self.read_open_requests(if is_due { LogPosition::ZERO } else { self.accounted }, None);
-    }
-
-    /// Reads a page of open requests, once the receipts of the last page are open.
-    fn read_open_requests(&self, after: LogPosition, opened: Option<oneshot::Receiver<()>>) {
-        let (store, head) = (self.sources.receipts.clone(), self.sources.head.clone());
-        self.start(async move {
-            if let Some(opened) = opened {
-                opened.await.ok();
-            }
-            let epoch = head.current().epoch();
-            JobResult::OpenRequests(store.open_requests(after, PAGE).await.map(|page| (epoch, page)))
-        });
-    }
-
-    fn on_open_requests(&mut self, read: Result<(u32, Vec<NumberedRequest>), StoreError>) {
-        let Some(adoption) = self.adoption.take() else { return };
-        let (epoch, page) = match read {
-            Ok(read) => read,
-            Err(error) => return self.sources.metrics.store_failed(&error),
-        };
-        let state = &self.state;
-        let is_wanted = |request: &str| {
-            !state.looks_after(request) && (!adoption.only_awaited || state.waiters.contains(request))
-        };
-        let changes = page.iter().filter(|request| is_wanted(&request.request_id)).map(change).collect();
-        let (opened, is_open) = oneshot::channel();
-        self.open(NewChanges { epoch, changes, opened: Some(opened) });
-        match page.last() {
-            Some(last) if page.len() == PAGE => {
-                self.read_open_requests(last.position, Some(is_open));
-                self.adoption = Some(adoption);
-            }
-            _ => self.accounted = self.accounted.max(adoption.head),
-        }
     }
 
     /// Stores what is final. What is open is found in the store by the next publisher.

@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 use super::handle::WAITS_MAX;
 use super::input::Input;
 use super::state::{Ahead, last_of_each_request};
-use super::task::ADOPT_EVERY;
+use super::task::storage::ADOPT_EVERY;
 use super::*;
 use crate::bus::tests::unconnected;
 use crate::config::ReceiptsConfig;
@@ -370,7 +370,7 @@ async fn a_wait_ends_as_soon_as_every_region_has_confirmed() {
 }
 
 #[tokio::test]
-async fn a_wait_that_runs_out_tells_what_was_reached_and_undoes_nothing() {
+async fn a_wait_that_times_out_returns_the_state_reached() {
     let store = Store::new().await;
     let home = store.publisher(LONG, &[]).await;
     let eu = agent("eu", "a", 1);
@@ -382,7 +382,7 @@ async fn a_wait_that_runs_out_tells_what_was_reached_and_undoes_nothing() {
 }
 
 #[tokio::test]
-async fn who_waits_is_answered_when_the_publisher_shuts_down() {
+async fn a_wait_ends_when_the_publisher_shuts_down() {
     let store = Store::new().await;
     let home = store.publisher(LONG, &[]).await;
     home.round(&[&agent("eu", "a", 1)]).await;
@@ -397,12 +397,12 @@ async fn receipt_elapses_at_the_bound_and_names_vanished_process() {
     let (here, gone) = (agent("eu", "here", 1), agent("eu", "gone", 2));
     home.round(&[&here, &gone]).await;
     let pending = home.receipts.begin("req_1", true).await;
-    let asked = std::time::Instant::now();
+    let began = std::time::Instant::now();
     home.delete("req_1").await;
     home.number().await;
     home.applies(&here).await;
     let settled = pending.settled(&workspace(), LONG).await;
-    assert!(asked.elapsed() >= SHORT, "{:?}", asked.elapsed());
+    assert!(began.elapsed() >= SHORT, "{:?}", began.elapsed());
     assert_eq!(states(&settled), [("eu", "elapsed")]);
     assert_eq!((missing(&settled.regions[0]), settled.regions[0].missing_count), (vec!["gone"], 1));
     assert_eq!(home.metric("evictd_publisher_confirmed_seconds_count{region=\"eu\"}"), 0);
@@ -420,7 +420,7 @@ async fn while_another_home_store_is_active_nothing_is_final() {
         since: StoreTime(0),
         standing: Standing::Serving,
     };
-    // Its question, when it was new, was answered by nobody in time.
+    // This publisher's first query: no other had answered it in time.
     home.vouching.with(|service, now| service.on_rival(Vouching::FIRST_QUERY, rival, now));
     assert!(home.vouching.refusal().is_some());
     let pending = home.receipts.begin("req_1", true).await;
@@ -434,8 +434,8 @@ async fn while_another_home_store_is_active_nothing_is_final() {
     home.delete("req_2").await;
     home.number().await;
     for request in ["req_1", "req_2"] {
-        let told = home.view(request).await.unwrap();
-        assert_eq!((&*told.state, told.r#final), ("pending", false));
+        let view = home.view(request).await.unwrap();
+        assert_eq!((&*view.state, view.r#final), ("pending", false));
     }
 }
 
@@ -501,7 +501,7 @@ async fn an_agent_that_another_publisher_registered_is_waited_for() {
 }
 
 #[tokio::test]
-async fn a_change_that_another_publisher_numbered_is_waited_for_and_told_by_both() {
+async fn a_change_numbered_elsewhere_has_one_receipt_at_both() {
     let store = Store::new().await;
     let (here, there) = (store.publisher(LONG, &[]).await, store.publisher(LONG, &[]).await);
     let eu = agent("eu", "a", 1);
@@ -516,13 +516,13 @@ async fn a_change_that_another_publisher_numbered_is_waited_for_and_told_by_both
     }
     let settled = pending.settled(&workspace(), LONG).await;
     assert_eq!(settled.state, "confirmed");
-    // The first one that is stored is what both tell.
+    // Both return the receipt that was stored first.
     assert_eq!(there.view("req_1").await.unwrap(), settled);
     assert_eq!(here.view("req_1").await.unwrap(), settled);
 }
 
 #[tokio::test]
-async fn who_waits_is_told_what_another_publisher_has_settled_before() {
+async fn a_wait_ends_with_the_receipt_that_another_publisher_stored() {
     let store = Store::new().await;
     let (here, there) = (store.publisher(LONG, &[]).await, store.publisher(SHORT, &[]).await);
     let eu = agent("eu", "a", 1);
@@ -548,7 +548,7 @@ async fn noticed(home: &Home) -> bool {
 }
 
 #[tokio::test]
-async fn a_publisher_notices_by_its_own_numbering_that_another_one_was_faster() {
+async fn numbering_shows_that_another_publisher_was_faster() {
     let store = Store::new().await;
     let (here, there) = (store.publisher(LONG, &[]).await, store.publisher(LONG, &[]).await);
     let eu = agent("eu", "a", 1);
@@ -581,7 +581,7 @@ async fn a_publisher_notices_by_its_own_numbering_that_another_one_was_faster() 
 }
 
 #[tokio::test]
-async fn what_another_publisher_numbered_is_taken_over_without_waiting_for_the_next_search() {
+async fn a_change_numbered_elsewhere_is_adopted_at_once() {
     let store = Store::new().await;
     let (here, there) = (store.publisher(LONG, &[]).await, store.publisher(LONG, &[]).await);
     // Final receipts wait to be stored together, and must not hold it up.
@@ -599,7 +599,7 @@ async fn what_another_publisher_numbered_is_taken_over_without_waiting_for_the_n
 }
 
 #[tokio::test]
-async fn after_a_restart_open_receipts_are_taken_over_from_the_store() {
+async fn after_a_restart_open_receipts_are_adopted_from_the_store() {
     let store = Store::new().await;
     let eu = agent("eu", "a", 1);
     {
@@ -618,7 +618,7 @@ async fn after_a_restart_open_receipts_are_taken_over_from_the_store() {
 }
 
 #[tokio::test]
-async fn a_final_receipt_survives_and_is_told_byte_for_byte() {
+async fn a_final_receipt_survives_byte_for_byte() {
     let store = Store::new().await;
     let eu = agent("eu", "a", 1);
     let settled = {
@@ -643,7 +643,7 @@ async fn a_final_receipt_survives_and_is_told_byte_for_byte() {
 }
 
 #[tokio::test]
-async fn only_the_workspace_that_asked_for_a_change_is_told_of_it() {
+async fn a_receipt_is_visible_to_its_own_workspace_only() {
     let store = Store::new().await;
     let home = store.publisher(LONG, &[]).await;
     home.delete_and_wait("req_1", Duration::ZERO).await;
@@ -655,7 +655,7 @@ async fn only_the_workspace_that_asked_for_a_change_is_told_of_it() {
 }
 
 #[tokio::test]
-async fn what_a_store_that_was_put_back_has_lost_is_never_confirmed() {
+async fn a_change_that_a_restored_store_lost_is_never_confirmed() {
     let store = Store::new().await;
     let home = store.publisher(LONG, &[]).await;
     let eu = agent("eu", "a", 1);
@@ -669,7 +669,7 @@ async fn what_a_store_that_was_put_back_has_lost_is_never_confirmed() {
     assert_eq!(
         home.announce(&eu, restored).await,
         Err(Ahead),
-        "before the publisher knows, it hears nothing"
+        "before the publisher has read the new epoch"
     );
     home.output.history.reread().await.unwrap();
     home.output.head.advance(restored);
@@ -677,11 +677,11 @@ async fn what_a_store_that_was_put_back_has_lost_is_never_confirmed() {
     home.adopt_open_requests().await;
     assert_eq!(home.view("req_lost").await, None);
     let kept = home.view("req_kept").await.unwrap();
-    assert_eq!((&*kept.regions[0].state, kept.r#final), ("confirmed", false), "the roster may lack somebody");
+    assert_eq!((&*kept.regions[0].state, kept.r#final), ("confirmed", false), "the roster may lack a process");
 }
 
 #[tokio::test]
-async fn rows_of_a_store_that_went_back_open_no_receipt_and_ask_for_a_round() {
+async fn rows_of_a_store_that_went_back_open_no_receipt() {
     let store = Store::new().await;
     let home = store.publisher(LONG, &[]).await;
     let eu = agent("eu", "a", 1);
@@ -695,7 +695,7 @@ async fn rows_of_a_store_that_went_back_open_no_receipt_and_ask_for_a_round() {
 }
 
 #[tokio::test]
-async fn an_agent_that_claims_more_than_there_is_confirms_nothing() {
+async fn an_agent_ahead_of_the_log_confirms_nothing() {
     let store = Store::new().await;
     let home = store.publisher(LONG, &[]).await;
     let eu = agent("eu", "a", 1);
@@ -708,7 +708,7 @@ async fn an_agent_that_claims_more_than_there_is_confirms_nothing() {
 }
 
 #[tokio::test]
-async fn a_process_that_said_goodbye_is_waited_for_by_no_publisher() {
+async fn no_publisher_waits_for_a_process_that_left() {
     let store = Store::new().await;
     let (home, other) = (store.publisher(LONG, &[]).await, store.publisher(LONG, &[]).await);
     let (here, leaving) = (agent("eu", "here", 1), agent("eu", "leaving", 2));
@@ -740,7 +740,7 @@ async fn a_process_that_said_goodbye_is_waited_for_by_no_publisher() {
 }
 
 #[tokio::test]
-async fn nobody_is_vouched_for_whom_the_roster_does_not_hold() {
+async fn a_process_that_the_roster_lacks_gets_no_proof() {
     let store = Store::new().await;
     let (home, other) = (store.publisher(LONG, &[]).await, store.publisher(LONG, &[]).await);
     let eu = agent("eu", "a", 1);
@@ -750,7 +750,7 @@ async fn nobody_is_vouched_for_whom_the_roster_does_not_hold() {
 }
 
 #[tokio::test]
-async fn what_was_deleted_past_the_api_is_waited_for_without_a_receipt() {
+async fn a_deletion_outside_the_api_is_tracked_without_a_receipt() {
     let store = Store::new().await;
     let home = store.publisher(LONG, &[]).await;
     let eu = agent("eu", "a", 1);
@@ -768,7 +768,7 @@ async fn what_was_deleted_past_the_api_is_waited_for_without_a_receipt() {
 }
 
 #[tokio::test]
-async fn a_request_that_nobody_waits_for_any_more_costs_nothing() {
+async fn a_wait_that_was_dropped_holds_no_resources() {
     let store = Store::new().await;
     let home = store.publisher(LONG, &[]).await;
     drop(home.receipts.begin("req_1", true).await);
@@ -785,10 +785,9 @@ async fn a_request_that_nobody_waits_for_any_more_costs_nothing() {
     assert_eq!(home.receipts.waits.available_permits(), WAITS_MAX);
 }
 
-/// Who comes back has a row still, so the roster shows nothing new; and the next comparison must not take it
-/// for the row of somebody who is gone.
+/// Its row still exists, so the roster shows nothing new. The next comparison must not delete that row.
 #[tokio::test]
-async fn a_process_that_was_forgotten_and_probes_again_is_waited_for() {
+async fn a_silent_process_that_probes_again_is_waited_for() {
     let store = Store::new().await;
     let home = store.publisher(LONG, &[]).await;
     let (eu, us) = (agent("eu", "a", 1), agent("us", "b", 2));
@@ -808,7 +807,7 @@ async fn a_process_that_was_forgotten_and_probes_again_is_waited_for() {
 }
 
 #[tokio::test]
-async fn a_process_that_probes_after_its_goodbye_is_waited_for() {
+async fn a_process_that_left_and_probes_again_is_waited_for() {
     let store = Store::new().await;
     let home = store.publisher(LONG, &[]).await;
     let (eu, us) = (agent("eu", "a", 1), agent("us", "b", 2));
@@ -845,9 +844,9 @@ async fn a_lost_history_does_not_confirm_what_took_its_place() {
     assert_eq!(states(&home.view("req_1").await.unwrap()), [("eu", "confirmed")]);
 }
 
-/// The roster went back with the store: somebody who isn't in it may hold a lease for a bound.
+/// The roster went back with the store: a process that it lacks may hold a lease for a bound.
 #[tokio::test]
-async fn after_an_epoch_began_nothing_is_final_early_for_a_bound_also_after_a_restart() {
+async fn a_new_epoch_delays_early_receipts_by_a_bound() {
     let store = Store::new().await;
     let (eu, us) = (agent("eu", "a", 1), agent("us", "b", 2));
     store.publisher(LONG, &[]).await.round(&[&eu, &us]).await;
@@ -869,7 +868,7 @@ async fn after_an_epoch_began_nothing_is_final_early_for_a_bound_also_after_a_re
 }
 
 #[tokio::test]
-async fn a_process_that_left_before_its_row_was_read_is_not_waited_for() {
+async fn a_process_that_left_before_it_was_read_is_not_waited_for() {
     let store = Store::new().await;
     let home = store.publisher(LONG, &[]).await;
     let (eu, us) = (agent("eu", "a", 1), agent("us", "b", 2));

@@ -68,7 +68,7 @@ impl Home {
         SqliteConnection::connect_with(&options).await.unwrap()
     }
 
-    /// Sweeps as if so much time had passed since the beginning, and tells whether the log row, the receipt and the
+    /// Sweeps as if so much time had passed since the beginning, and returns whether the log row, the receipt and the
     /// audit record are still there.
     async fn after(&mut self, time: Duration) -> [bool; 3] {
         let older = i64::try_from(time.checked_sub(self.age).unwrap().as_millis()).unwrap();
@@ -125,7 +125,7 @@ async fn audit_records_can_be_kept_forever() {
 }
 
 #[tokio::test]
-async fn what_is_kept_for_longer_than_time_can_tell_stays() {
+async fn a_retention_beyond_the_calendar_deletes_nothing() {
     let mut home = Home::new(Keep::For(Duration::MAX.into())).await;
     home.retention.config.log = Duration::MAX.into();
     home.retention.config.receipts = Duration::MAX.into();

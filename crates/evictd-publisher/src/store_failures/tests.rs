@@ -12,7 +12,7 @@ fn silent(action: &'static str) -> StoreError {
 }
 
 #[test]
-fn a_cause_that_the_error_tells_itself_is_not_told_twice() {
+fn a_cause_that_the_error_contains_is_not_repeated() {
     assert_eq!(
         with_causes(&silent("number its log")),
         "the home store failed to number its log: error communicating with database: the server didn't answer in time"
@@ -24,14 +24,14 @@ fn a_cause_that_the_error_tells_itself_is_not_told_twice() {
 struct Layer(&'static str, #[source] Option<Box<Self>>);
 
 #[test]
-fn causes_that_say_something_new_are_told_in_order() {
+fn further_causes_are_logged_in_order() {
     let cause = |text, source| Some(Box::new(Layer(text, source)));
     let error = Layer("top", cause("middle: bottom", cause("bottom", cause("rock", None))));
     assert_eq!(with_causes(&error), "top: middle: bottom: rock");
 }
 
 #[test]
-fn the_first_failure_is_told_at_once_and_later_ones_of_its_kind_are_counted() {
+fn the_first_failure_of_a_kind_is_logged_and_later_ones_counted() {
     let mut throttle = Throttle::default();
     let numbering = kind(&silent("number its log"));
     assert_eq!(throttle.admit(numbering, at(0)), Some(0));
@@ -44,7 +44,7 @@ fn the_first_failure_is_told_at_once_and_later_ones_of_its_kind_are_counted() {
 }
 
 #[test]
-fn failures_of_another_kind_are_told_apart() {
+fn each_kind_of_failure_is_logged() {
     let mut throttle = Throttle::default();
     let unknown = |action| {
         let StoreError::Database { source, .. } = silent(action) else { unreachable!() };
@@ -57,7 +57,7 @@ fn failures_of_another_kind_are_told_apart() {
 }
 
 #[test]
-fn what_was_left_out_is_told_at_the_end_and_then_forgotten() {
+fn unlogged_failures_are_reported_once() {
     let mut throttle = Throttle::default();
     let kinds = [kind(&silent("delete a key")), kind(&silent("read a key"))];
     for kind in kinds {

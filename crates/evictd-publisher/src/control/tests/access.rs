@@ -1,4 +1,4 @@
-//! The order of checks, and who may do what.
+//! The order of checks, and permissions.
 
 use super::*;
 
@@ -9,7 +9,7 @@ const FORBIDDEN: &str = "unkey/authorization/insufficient_permissions";
 #[tokio::test]
 async fn a_bad_request_is_refused_before_the_root_key_is_looked_up() {
     let home = Home::new().await;
-    // The store can't be asked any more.
+    // The store is closed.
     home.store.close().await;
     for path in endpoints() {
         let good = good_body(path).to_string();
@@ -50,7 +50,7 @@ async fn unknown_members_are_refused_where_unkey_refuses_them() {
 }
 
 #[tokio::test]
-async fn what_evictd_leaves_out_is_refused_by_name() {
+async fn unsupported_properties_are_refused_by_name() {
     let home = Home::new().await;
     for (path, field, value) in [
         (CreateKey::PATH, "ratelimits", json!([{ "name": "requests" }])),
@@ -107,7 +107,7 @@ async fn a_root_key_that_may_not_act_is_refused_everywhere() {
     }
 }
 
-/// What an endpoint says to whoever lacks its right, and to whoever asks about what isn't there for him.
+/// The error of an endpoint for a caller without its right, and for ids that don't exist for the caller.
 struct Rules {
     path: &'static str,
     rights: &'static [&'static str],
@@ -138,9 +138,9 @@ impl Denial {
 const RULES: [Rules; 9] = {
     use Denial::{Forbidden, NoApi, NoKey, NotFound};
     [
-        // Whoever may not read or delete an API learns nothing about it ...
+        // A caller that may not read or delete an API learns nothing about it ...
         Rules { path: GetApi::PATH, rights: &["read_api"], forbidden: Forbidden, absent: NoApi },
-        // ... whoever may not list or create keys is told that it doesn't exist ...
+        // ... to one that may not list or create keys, it doesn't exist ...
         Rules { path: ListKeys::PATH, rights: &["read_key", "read_api"], forbidden: NoApi, absent: NoApi },
         Rules { path: CreateKey::PATH, rights: &["create_key"], forbidden: NoApi, absent: NoApi },
         // ... and a key must exist before anything about it can be forbidden.
@@ -165,7 +165,7 @@ fn about(path: &str, api: &str, (key, text): &(String, String)) -> Value {
 }
 
 #[tokio::test]
-async fn each_endpoint_takes_its_own_right_on_that_api_or_on_all() {
+async fn each_endpoint_requires_its_right_on_that_api_or_on_all() {
     let home = Home::new().await;
     for Rules { path, rights, .. } in RULES {
         for scope in ["one", "all"] {
@@ -211,7 +211,7 @@ async fn no_other_right_will_do() {
 }
 
 #[tokio::test]
-async fn what_is_foreign_deleted_or_unknown_does_not_exist_and_looks_alike() {
+async fn foreign_deleted_and_unknown_ids_get_the_same_error() {
     let home = Home::new().await;
     let api = home.create_api("root").await;
     let key = home.create_key(&api).await;
@@ -221,7 +221,7 @@ async fn what_is_foreign_deleted_or_unknown_does_not_exist_and_looks_alike() {
     let in_deleted_api = home.create_key(&deleted_api).await;
     home.delete_api("root", &deleted_api).await.data();
     for Rules { path, absent, .. } in RULES {
-        let mut told = std::collections::HashSet::new();
+        let mut errors = std::collections::HashSet::new();
         let about_keys = matches!(absent, Denial::NoKey | Denial::NotFound);
         for answer in [
             home.call("root", path, &good_body(path)).await,
@@ -234,14 +234,14 @@ async fn what_is_foreign_deleted_or_unknown_does_not_exist_and_looks_alike() {
             },
         ] {
             absent.check(&answer);
-            told.insert((answer.json()["error"].to_string(), answer.json()["data"].to_string()));
+            errors.insert((answer.json()["error"].to_string(), answer.json()["data"].to_string()));
         }
-        assert_eq!(told.len(), 1, "{path}: {told:?}");
+        assert_eq!(errors.len(), 1, "{path}: {errors:?}");
     }
 }
 
 #[tokio::test]
-async fn who_lacks_the_right_learns_of_an_apis_existence_by_none_of_them() {
+async fn without_the_right_no_endpoint_reveals_an_api() {
     let home = Home::new().await;
     let api = home.create_api("root").await;
     for path in [GetApi::PATH, DeleteApi::PATH, ListKeys::PATH, CreateKey::PATH] {

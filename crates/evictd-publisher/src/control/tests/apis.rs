@@ -5,7 +5,7 @@ use evictd_core::record::RecordState;
 use super::*;
 
 #[tokio::test]
-async fn deleting_an_api_ends_all_its_keys_with_one_row_of_the_log() {
+async fn deleting_an_api_deletes_all_keys_with_one_log_row() {
     let home = Home::new().await;
     let api = home.create_api("root").await;
     let mut keys = Vec::new();
@@ -24,7 +24,7 @@ async fn deleting_an_api_ends_all_its_keys_with_one_row_of_the_log() {
 }
 
 #[tokio::test]
-async fn a_protected_api_stays_until_it_is_deleted_past_the_protection() {
+async fn a_protected_api_refuses_its_deletion() {
     let home = Home::new().await;
     let api = home.create_api("root").await;
     let (_, text) = home.create_key(&api).await;
@@ -45,12 +45,12 @@ async fn a_protected_api_stays_until_it_is_deleted_past_the_protection() {
 }
 
 #[tokio::test]
-async fn an_api_is_told_by_id_and_name() {
+async fn an_api_is_shown_with_id_and_name() {
     let home = Home::new().await;
     let api = home.create_api("root").await;
     assert!(api.starts_with("api_"), "{api}");
-    let told = home.call("root", GetApi::PATH, &json!({ "apiId": api })).await.data();
-    assert_eq!(told, json!({ "id": api, "name": "payments" }));
+    let shown = home.call("root", GetApi::PATH, &json!({ "apiId": api })).await.data();
+    assert_eq!(shown, json!({ "id": api, "name": "payments" }));
 }
 
 /// The keys of a page, and where it goes on.
@@ -65,7 +65,7 @@ async fn page(home: &Home, body: &Value) -> (Vec<String>, Option<String>) {
 }
 
 #[tokio::test]
-async fn the_keys_of_an_api_are_listed_page_by_page_in_the_order_of_their_ids() {
+async fn keys_of_an_api_are_listed_in_pages_by_id() {
     let home = Home::new().await;
     let (api, other) = (home.create_api("root").await, home.create_api("root").await);
     let mut ids = Vec::new();
@@ -91,7 +91,7 @@ async fn the_keys_of_an_api_are_listed_page_by_page_in_the_order_of_their_ids() 
 }
 
 #[tokio::test]
-async fn a_list_can_be_of_one_owners_keys_and_tells_what_get_key_tells() {
+async fn a_list_can_be_of_one_owner_and_matches_get_key() {
     let home = Home::new().await;
     let api = home.create_api("root").await;
     home.create_key(&api).await;
@@ -103,7 +103,7 @@ async fn a_list_can_be_of_one_owners_keys_and_tells_what_get_key_tells() {
     let list = json!({ "apiId": api, "externalId": "user_1" });
     let answer = home.call("root", ListKeys::PATH, &list).await;
     assert_eq!(answer.data(), json!([home.get_key("root", &own).await.data()]));
-    assert!(!answer.body.contains(&text[9..]), "the key itself is never told again");
-    let nobody = json!({ "apiId": api, "externalId": "user_2" });
-    assert_eq!(home.call("root", ListKeys::PATH, &nobody).await.data(), json!([]));
+    assert!(!answer.body.contains(&text[9..]), "the key itself is never shown again");
+    let other_owner = json!({ "apiId": api, "externalId": "user_2" });
+    assert_eq!(home.call("root", ListKeys::PATH, &other_owner).await.data(), json!([]));
 }

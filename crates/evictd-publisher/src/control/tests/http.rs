@@ -5,7 +5,7 @@ use super::*;
 const ROOT: &str = "authorization: Bearer root";
 
 #[tokio::test]
-async fn whether_anybody_is_there_is_told_to_everybody() {
+async fn liveness_needs_no_root_key() {
     let home = Home::new().await;
     home.store.close().await;
     let alive = home.send(&format!("GET {LIVENESS_PATH} HTTP/1.1"), &[], "").await;
@@ -37,7 +37,7 @@ async fn other_paths_and_methods_are_refused_in_plain_text() {
 }
 
 #[tokio::test]
-async fn a_body_is_json_and_says_so_or_nothing() {
+async fn a_body_is_json_and_its_content_type_agrees() {
     let home = Home::new().await;
     let body = json!({ "name": "payments" }).to_string();
     for fine in [
@@ -101,7 +101,7 @@ async fn errors_come_in_the_type_that_the_client_understands() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_too_large_too_slow_or_broken_is_refused_in_the_envelope() {
+async fn an_unreadable_body_is_refused_in_the_envelope() {
     let limits = HttpLimits {
         body_bytes_max: 1_000,
         body_timeout: Duration::from_millis(50),
@@ -124,7 +124,7 @@ async fn a_body_that_is_too_large_too_slow_or_broken_is_refused_in_the_envelope(
 
 /// A client of the kind that sends everything before it reads anything.
 #[tokio::test]
-async fn a_client_that_sends_too_much_reads_why_and_goes_on() {
+async fn a_client_that_sends_too_much_gets_the_error_and_continues() {
     let home = Home::new().await;
     let url = format!("http://{}", home.address);
     let posted = tokio::task::spawn_blocking(move || {

@@ -51,13 +51,13 @@ async fn a_key_is_created_as_asked_for() {
             "externalId":"user_1","permissions":["write","read","write"]}}"#
     );
     let data = home.post_with(CreateKey::PATH, &["authorization: Bearer root"], &body).await.data();
-    let (id, text) = told(&data);
+    let (id, text) = id_and_text(&data);
     let random = text.strip_prefix("prod_").unwrap();
     assert!((40..=44).contains(&random.len()), "32 bytes in base58: {}", random.len());
 
     let answer = home.get_key("root", &id).await;
     assert!(answer.body.contains(r#""meta":{"plan": "pro"}"#), "byte for byte: {}", answer.body);
-    assert!(!answer.body.contains(random), "the key itself is never told again");
+    assert!(!answer.body.contains(random), "the key itself is never shown again");
     let data = answer.data();
     let now = now_ms();
     assert!((now - 60_000..=now).contains(&data["createdAt"].as_i64().unwrap()));
@@ -77,7 +77,7 @@ async fn a_key_is_created_as_asked_for() {
 }
 
 #[tokio::test]
-async fn a_key_about_which_nothing_was_said_has_nothing_to_tell() {
+async fn a_key_without_settings_is_shown_without_them() {
     let home = Home::new().await;
     let api = home.create_api("root").await;
     let (id, text) = home.create_key(&api).await;
@@ -98,7 +98,7 @@ async fn no_two_keys_are_alike() {
 }
 
 #[tokio::test]
-async fn an_update_sets_clears_and_keeps_what_it_says() {
+async fn an_update_sets_clears_and_keeps_settings() {
     let home = Home::new().await;
     let api = home.create_api("root").await;
     let expires = now_ms() + 3_600_000;
@@ -165,7 +165,7 @@ async fn the_largest_update_of_an_sdk_is_accepted() {
 }
 
 #[tokio::test]
-async fn an_end_that_is_moved_makes_an_expired_key_live_again() {
+async fn a_moved_expiry_makes_an_expired_key_live_again() {
     let home = Home::new().await;
     let api = home.create_api("root").await;
     let (id, text) = home.create_key(&api).await;
@@ -176,7 +176,7 @@ async fn an_end_that_is_moved_makes_an_expired_key_live_again() {
 }
 
 #[tokio::test]
-async fn a_reroll_makes_a_key_with_the_same_settings_and_ends_the_old_one() {
+async fn a_reroll_keeps_the_settings_and_expires_the_old_key() {
     let home = Home::new().await;
     let api = home.create_api("root").await;
     let settings = json!({
@@ -186,7 +186,7 @@ async fn a_reroll_makes_a_key_with_the_same_settings_and_ends_the_old_one() {
     let (old, old_text) = home.create_key_with(&settings).await;
     home.news().await;
     let data = home.reroll_key("root", &old, 0).await.data();
-    let (new, new_text) = told(&data);
+    let (new, new_text) = id_and_text(&data);
     assert_eq!(data.as_object().unwrap().len(), 2);
     assert_ne!(old, new);
     let random = new_text.strip_prefix("prod_eu_").unwrap();
@@ -209,12 +209,12 @@ async fn a_reroll_makes_a_key_with_the_same_settings_and_ends_the_old_one() {
 }
 
 #[tokio::test]
-async fn a_reroll_with_grace_lets_the_old_key_go_on_to_the_end_of_that_minute() {
+async fn a_reroll_with_grace_keeps_the_old_key_to_the_full_minute() {
     let home = Home::new().await;
     let api = home.create_api("root").await;
     let (old, old_text) = home.create_key(&api).await;
     let before = now_ms();
-    let (_, new_text) = told(&home.reroll_key("root", &old, 90_000).await.data());
+    let (_, new_text) = id_and_text(&home.reroll_key("root", &old, 90_000).await.data());
     for text in [&old_text, &new_text] {
         assert_eq!(home.verify("root", text).await["code"], "VALID");
     }
@@ -225,7 +225,7 @@ async fn a_reroll_with_grace_lets_the_old_key_go_on_to_the_end_of_that_minute() 
 }
 
 #[tokio::test]
-async fn only_an_address_is_recorded_as_where_a_change_came_from() {
+async fn only_an_address_is_recorded_as_the_origin_of_a_change() {
     let home = Home::new().await;
     let peer = "127.0.0.1";
     for (forwarded, recorded) in [
@@ -249,7 +249,7 @@ async fn only_an_address_is_recorded_as_where_a_change_came_from() {
 }
 
 #[tokio::test]
-async fn each_change_is_audited_with_who_asked_for_it() {
+async fn each_change_is_audited_with_its_actor() {
     let home = Home::new().await;
     let api = home.create_api("root").await;
     let (id, _) = home.create_key(&api).await;
@@ -291,9 +291,9 @@ async fn each_change_is_audited_with_who_asked_for_it() {
     }
 }
 
-/// Somebody switches triggers off for less than a minute: what was answered with success would have reached nobody.
+/// Failure: triggers are off for less than a minute, and a change that was answered with success reaches no agent.
 #[tokio::test]
-async fn a_deletion_that_the_log_does_not_learn_of_is_an_error_and_undone() {
+async fn a_deletion_without_a_log_row_is_an_error_and_undone() {
     let home = Home::new().await;
     let api = home.create_api("root").await;
     let (id, text) = home.create_key(&api).await;

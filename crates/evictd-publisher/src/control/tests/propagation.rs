@@ -1,9 +1,9 @@
-//! Who waits for a receipt, and who may ask for one.
+//! Waits for receipts, and access to receipts.
 
 use super::*;
 
 #[tokio::test]
-async fn a_preference_for_waiting_is_honoured_by_every_change_and_changes_nothing_else() {
+async fn every_change_honors_a_preference_for_waiting() {
     let home = Home::new().await;
     let prefer = ["authorization: Bearer root", "prefer: respond-async", "prefer: wait=0"];
     let created = home.post_with(CreateApi::PATH, &prefer, r#"{"name":"payments"}"#).await;
@@ -22,27 +22,27 @@ async fn a_preference_for_waiting_is_honoured_by_every_change_and_changes_nothin
         let changed = home.post_with(path, &prefer, &body.to_string()).await;
         let meta = &changed.json()["meta"];
         assert_eq!(meta["propagation"]["requestId"], meta["requestId"], "{path}");
-        assert_eq!(meta["propagation"]["state"], "pending", "nobody has numbered it here");
+        assert_eq!(meta["propagation"]["state"], "pending", "no sequencer runs here");
         assert_eq!(changed.header("preference-applied"), Some("wait=0"));
         changed.data();
     }
 }
 
 #[tokio::test]
-async fn a_change_that_no_agent_could_tell_is_confirmed_at_once() {
+async fn a_change_that_affects_no_cache_is_confirmed_at_once() {
     let home = Home::new().await;
     let api = home.create_api("root").await;
     let (key, _) = home.create_key(&api).await;
     let prefer = ["authorization: Bearer root", "prefer: wait=30"];
-    let asked = std::time::Instant::now();
+    let began = std::time::Instant::now();
     let updated = home.post_with(UpdateKey::PATH, &prefer, &json!({ "keyId": key }).to_string()).await;
     let propagation = &updated.json()["meta"]["propagation"];
     assert_eq!((&propagation["state"], &propagation["final"]), (&json!("confirmed"), &json!(true)));
-    assert!(asked.elapsed() < Duration::from_secs(15), "it was seen, and not waited for to the end");
+    assert!(began.elapsed() < Duration::from_secs(15), "the wait ended early");
 }
 
 #[tokio::test]
-async fn who_prefers_nothing_or_nonsense_gets_the_plain_answer() {
+async fn other_preferences_get_the_plain_answer() {
     let home = Home::new().await;
     for prefer in
         ["accept: application/json", "prefer: wait=soon", "prefer: await=3", "prefer: return=minimal"]
@@ -57,7 +57,7 @@ async fn who_prefers_nothing_or_nonsense_gets_the_plain_answer() {
 }
 
 #[tokio::test]
-async fn whoever_would_wait_longer_than_anybody_may_is_told_so() {
+async fn a_wait_is_capped_and_the_answer_names_the_cap() {
     let home = Home::new().await;
     let headers = ["authorization: Bearer root", "prefer: wait=99999999999999999999999999"];
     let made = home.post_with(CreateApi::PATH, &headers, r#"{"name":"payments"}"#).await;
@@ -65,15 +65,15 @@ async fn whoever_would_wait_longer_than_anybody_may_is_told_so() {
 }
 
 #[tokio::test]
-async fn a_receipt_is_told_to_its_workspace_alone() {
+async fn a_receipt_is_shown_to_its_workspace_only() {
     let home = Home::new().await;
     let answer = home.call("root", CreateApi::PATH, &json!({ "name": "payments" })).await;
     let request = json!({ "requestId": answer.request_id() });
-    // No permission is needed: whoever may act for the workspace may know.
+    // No permission is needed: any root key of the workspace will do.
     for root in ["root", "poor"] {
-        let told = home.call(root, GetReceipt::PATH, &request).await.data();
+        let receipt = home.call(root, GetReceipt::PATH, &request).await.data();
         assert_eq!(
-            (&told["state"], &told["final"], &told["regions"]),
+            (&receipt["state"], &receipt["final"], &receipt["regions"]),
             (&json!("confirmed"), &json!(true), &json!([]))
         );
     }

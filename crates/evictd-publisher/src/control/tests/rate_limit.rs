@@ -1,4 +1,4 @@
-//! What a workspace may ask for.
+//! How much a workspace may request.
 
 use super::*;
 
@@ -10,9 +10,9 @@ fn told_headers(answer: &Answer) -> [Option<&str>; 4] {
 }
 
 #[tokio::test]
-async fn a_workspace_over_its_limit_is_refused_whatever_root_key_it_uses() {
+async fn a_workspace_over_its_limit_is_refused_for_all_root_keys() {
     let home = Home::with(HttpLimits::default(), &[("ws_1", RequestLimit::PerMinute(3))]).await;
-    // What was refused before anybody knew whose it was doesn't count, and is told nothing.
+    // A request that was refused before authentication doesn't count, and gets no headers.
     for (root, body, status) in [("root", json!({}), 400), ("unknown", json!({ "keyId": "key_none" }), 401)] {
         let answer = home.call(root, GetKey::PATH, &body).await;
         assert_eq!((answer.status, told_headers(&answer)), (status, [None; 4]));
@@ -45,7 +45,7 @@ async fn a_workspace_over_its_limit_is_refused_whatever_root_key_it_uses() {
 }
 
 #[tokio::test]
-async fn a_workspace_with_a_limit_of_nothing_is_always_refused() {
+async fn a_workspace_with_a_limit_of_zero_is_always_refused() {
     let home = Home::with(HttpLimits::default(), &[("ws_1", RequestLimit::PerMinute(0))]).await;
     for path in endpoints() {
         let answer = home.call("root", path, &good_body(path)).await;
@@ -56,7 +56,7 @@ async fn a_workspace_with_a_limit_of_nothing_is_always_refused() {
 }
 
 #[tokio::test]
-async fn what_is_refused_after_the_validator_and_the_root_key_counts() {
+async fn requests_refused_after_authentication_count() {
     let home = Home::with(HttpLimits::default(), &[("ws_1", RequestLimit::PerMinute(9))]).await;
     let api = home.create_api("root").await;
     let (_, text) = home.create_key(&api).await;

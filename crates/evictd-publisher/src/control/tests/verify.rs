@@ -1,4 +1,4 @@
-//! Verifications at home.
+//! Local verifications.
 
 use super::*;
 
@@ -32,11 +32,11 @@ async fn a_verification_at_home_is_as_new_as_the_store() {
 }
 
 #[tokio::test]
-async fn a_permission_query_is_held_against_the_keys_permissions() {
+async fn a_permission_query_is_checked_against_the_key() {
     let home = Home::new().await;
     let api = home.create_api("root").await;
     let (id, text) = home.create_key_with(&json!({ "apiId": api, "permissions": ["read", "docs.*"] })).await;
-    let ask = async |root: &str, key: &str, query: &str| {
+    let verify = async |root: &str, key: &str, query: &str| {
         let body = json!({ "key": key, "permissions": query, "tags": ["route=/pay"] });
         home.call(root, VerifyKey::PATH, &body).await
     };
@@ -46,18 +46,18 @@ async fn a_permission_query_is_held_against_the_keys_permissions() {
         ("docs.write", "INSUFFICIENT_PERMISSIONS"),
         ("read and write", "INSUFFICIENT_PERMISSIONS"),
     ] {
-        assert_eq!(ask("root", &text, query).await.data()["code"], code, "{query}");
+        assert_eq!(verify("root", &text, query).await.data()["code"], code, "{query}");
     }
-    // What is wrong with a query is told to those who may verify the key, and to nobody else.
+    // An error of the query is reported only to root keys that may verify the key.
     let syntax = "user/bad_request/permissions_query_syntax_error";
-    ask("root", &text, "read AND").await.refuses(400, syntax);
+    verify("root", &text, "read AND").await.refuses(400, syntax);
     let not_found = json!({ "valid": false, "code": "NOT_FOUND" });
     for (root, key) in [("root", "unknown"), ("poor", &*text), ("foreign", &*text)] {
-        assert_eq!(ask(root, key, "read AND").await.data(), not_found, "{root}");
+        assert_eq!(verify(root, key, "read AND").await.data(), not_found, "{root}");
     }
-    // And a key that grants nothing says so before it is held against anything.
+    // The key's own state precedes its permissions.
     home.update_key("root", &id, json!({ "enabled": false })).await.data();
-    assert_eq!(ask("root", &text, "write").await.data()["code"], "DISABLED");
+    assert_eq!(verify("root", &text, "write").await.data()["code"], "DISABLED");
 }
 
 #[tokio::test]
@@ -67,7 +67,7 @@ async fn a_root_key_is_none_that_can_be_verified() {
 }
 
 #[tokio::test]
-async fn a_publisher_that_nothing_vouches_for_denies_and_says_why() {
+async fn a_verification_without_a_recent_round_is_refused() {
     let home = Home::that_trusts(Duration::ZERO, HttpLimits::default(), &[]).await;
     let api = home.create_api("root").await;
     let (id, text) = home.create_key(&api).await;
@@ -78,29 +78,29 @@ async fn a_publisher_that_nothing_vouches_for_denies_and_says_why() {
         let detail = answer.json()["error"]["detail"].to_string();
         assert!(detail.contains("ask an agent, or try again"), "{detail}");
     }
-    // What isn't answered on the strength of a round is answered.
+    // Endpoints that need no proof are answered.
     home.get_key("root", &id).await.data();
     home.delete_key("root", &id).await.data();
 }
 
 #[tokio::test]
-async fn an_end_at_the_beginning_of_1970_has_come_and_is_left_out_of_every_answer() {
+async fn an_expiry_of_zero_has_passed_and_is_omitted_from_answers() {
     let home = Home::new().await;
     let api = home.create_api("root").await;
     for zero in ["0", "-0"] {
         let body = format!(r#"{{"apiId":"{api}","expires":{zero}}}"#);
         let headers = ["authorization: Bearer root", "content-type: application/json"];
-        let (id, text) = told(&home.post_with(CreateKey::PATH, &headers, &body).await.data());
+        let (id, text) = id_and_text(&home.post_with(CreateKey::PATH, &headers, &body).await.data());
         assert_eq!(
             home.verify("root", &text).await,
             json!({ "valid": false, "code": "EXPIRED", "keyId": id, "enabled": true })
         );
-        assert_eq!(home.key_record(&text).await.expires_at.map(|end| end.0), Some(0), "agents are told");
+        assert_eq!(home.key_record(&text).await.expires_at.map(|end| end.0), Some(0), "agents get it");
         let shown = home.get_key("root", &id).await.data();
         assert_eq!(shown.get("expires"), None, "{shown}");
         let listed = home.call("root", ListKeys::PATH, &json!({ "apiId": api })).await.data();
         assert!(listed.as_array().unwrap().contains(&shown), "{listed}");
-        // And it is an end: taking it away makes the key live again.
+        // It is an expiry: removing it makes the key live again.
         home.update_key("root", &id, json!({ "expires": null })).await.data();
         assert_eq!(home.verify("root", &text).await["code"], "VALID");
         home.update_key("root", &id, json!({ "expires": 0 })).await.data();
