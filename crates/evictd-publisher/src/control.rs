@@ -68,13 +68,13 @@ struct RequestContext<'a> {
 }
 
 /// What a request has come to, and what its workspace may still request.
-struct Answer {
+struct ControlAnswer {
     outcome: Result<Reply, ApiError>,
     admission: Admission,
 }
 
 impl ControlApi {
-    async fn answer(&self, context: &RequestContext<'_>) -> Answer {
+    async fn answer(&self, context: &RequestContext<'_>) -> ControlAnswer {
         match context.endpoint {
             Endpoint::CreateApi => self.change(context, CreateApi::parse, apis::create).await,
             Endpoint::GetApi => self.query(context, GetApi::parse, apis::get).await,
@@ -89,7 +89,7 @@ impl ControlApi {
             Endpoint::GetReceipt => self.query(context, GetReceipt::parse, propagation::get_receipt).await,
             Endpoint::Liveness => {
                 let outcome = Ok(context.call.success(LivenessData::ALIVE));
-                Answer { outcome, admission: Admission::Unlimited }
+                ControlAnswer { outcome, admission: Admission::Unlimited }
             }
         }
     }
@@ -100,7 +100,7 @@ impl ControlApi {
         context: &RequestContext<'c>,
         parse: impl FnOnce(&'c [u8]) -> Result<R, ApiError>,
         answer: impl AsyncFnOnce(&Caller<'_>, R) -> Result<Reply, ApiError>,
-    ) -> Answer {
+    ) -> ControlAnswer {
         let RequestContext { call, remote, .. } = *context;
         let checked = async {
             let request = call.request(parse)?;
@@ -108,14 +108,14 @@ impl ControlApi {
         };
         let (request, root) = match checked.await {
             Ok(checked) => checked,
-            Err(error) => return Answer { outcome: Err(error), admission: Admission::Unlimited },
+            Err(error) => return ControlAnswer { outcome: Err(error), admission: Admission::Unlimited },
         };
         let admission = self.limits.admit(&root.workspace_id, clock::lease_now());
         let outcome = match admission.refused_by() {
             Some(limit) => Err(too_many(limit)),
             None => answer(&Caller { api: self, call, root, remote }, request).await,
         };
-        Answer { outcome, admission }
+        ControlAnswer { outcome, admission }
     }
 
     /// Makes a change, and waits for its receipt if the client prefers that. Once the change is committed, the answer is
@@ -125,7 +125,7 @@ impl ControlApi {
         context: &RequestContext<'c>,
         parse: impl FnOnce(&'c [u8]) -> Result<R, ApiError>,
         change: impl AsyncFnOnce(&Caller<'_>, R) -> Result<T, ApiError>,
-    ) -> Answer {
+    ) -> ControlAnswer {
         let answer = async |caller: &Caller<'_>, request: R| {
             if let Some(reason) = self.freshness.vouching.refusal() {
                 // Agents follow another store: a change of this one wouldn't reach them.
@@ -195,7 +195,7 @@ impl Handler for ControlApi {
         let reply = match read(endpoint, request).await {
             Ok(call) => {
                 let context = RequestContext { endpoint, call: &call, remote };
-                let Answer { outcome, admission } = self.answer(&context).await;
+                let ControlAnswer { outcome, admission } = self.answer(&context).await;
                 let mut reply = outcome.unwrap_or_else(|error| call.failure(&error));
                 admission.write_headers(reply.headers_mut());
                 reply

@@ -58,6 +58,7 @@ use evictd_ops::readiness::Readiness;
 use evictd_ops::tasks::{TaskFailed, Tasks};
 use evictd_store::{HomeStore, StoreError};
 use evictd_wire::subject::Kind;
+use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -237,7 +238,7 @@ pub async fn start(
         wake: wake.clone(),
         serving: serving.clone(),
         succeeding: succeeding.clone(),
-        refusal_log: Default::default(),
+        refusal_log: Mutex::default(),
         condition: readiness.condition("rounds", "the first probe round; see the log if it fails"),
     };
     let replays = Arc::new(Replays {
@@ -247,7 +248,7 @@ pub async fn start(
         vouching: vouching.clone(),
         metrics: metrics.clone(),
         permits: Semaphore::new(config.authority.replays_max),
-        waiting: Default::default(),
+        waiting: Mutex::default(),
     });
     let lookups = Arc::new(Lookups {
         store: store.clone(),
@@ -258,7 +259,7 @@ pub async fn start(
         rounds: rounds.clone(),
         metrics: metrics.clone(),
         permits: Semaphore::new(config.authority.lookups_max),
-        by_requester: Default::default(),
+        by_requester: Mutex::default(),
         per_requester_max: config.authority.lookups_max.div_ceil(2),
     });
     let rivals = Rivals {

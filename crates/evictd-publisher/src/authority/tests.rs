@@ -127,8 +127,8 @@ impl Home {
         let (lookup_requests, lookup_senders) = fed(&bus, Kind::Lookup);
         tokio::spawn(lookups.run(lookup_requests, serving.subscribe(), stop.clone()));
         tokio::spawn(authority.run(probe_requests, stop.clone()));
-        let (lookups, _stop) = (lookup_senders, stop.drop_guard());
-        Self { store, vouching, history, registry, readiness, probes, lookups, _stop }
+        let (lookups, stop) = (lookup_senders, stop.drop_guard());
+        Self { store, vouching, history, registry, readiness, probes, lookups, _stop: stop }
     }
 
     fn metric(&self, series: &str) -> u64 {

@@ -61,7 +61,7 @@ fn a_limit_is_a_number_or_unlimited() {
 #[test]
 fn a_region_is_named_once() {
     let problems = load(&[("receipts.regions", "eu,us,eu")]).unwrap_err().problems;
-    assert_eq!(problems, ["receipts.regions: `eu` stands there more than once"]);
+    assert_eq!(problems, ["receipts.regions: `eu` is listed more than once"]);
 }
 
 #[test]

@@ -60,14 +60,14 @@ fn endpoints() -> impl Iterator<Item = &'static str> {
     Endpoint::ALL.into_iter().map(Endpoint::path).filter(|path| *path != LIVENESS_PATH)
 }
 
-struct Answer {
+struct HttpAnswer {
     status: u16,
     /// By name, in small letters.
     headers: BTreeMap<String, String>,
     body: String,
 }
 
-impl Answer {
+impl HttpAnswer {
     fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(String::as_str)
     }
@@ -204,7 +204,7 @@ impl Home {
     }
 
     /// Sends a request: its first line, more header lines, its body.
-    async fn send(&self, head: &str, headers: &[&str], body: &str) -> Answer {
+    async fn send(&self, head: &str, headers: &[&str], body: &str) -> HttpAnswer {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         let lines = [&[head, "host: home", "connection: close"], headers, &["", body]].concat();
         let request = lines.join("\r\n");
@@ -213,20 +213,20 @@ impl Home {
         stream.read_to_string(&mut answer).await.unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
         let header = |line: &str| line.split_once(": ").map(|(name, value)| (name.into(), value.into()));
-        Answer {
+        HttpAnswer {
             status: head.split(' ').nth(1).unwrap().parse().unwrap(),
             headers: head.lines().filter_map(header).collect(),
             body: body.to_owned(),
         }
     }
 
-    async fn post_with(&self, path: &str, headers: &[&str], body: &str) -> Answer {
+    async fn post_with(&self, path: &str, headers: &[&str], body: &str) -> HttpAnswer {
         let length = format!("content-length: {}", body.len());
         self.send(&format!("POST {path} HTTP/1.1"), &[&[length.as_str()], headers].concat(), body).await
     }
 
     /// Calls an endpoint as an SDK does.
-    async fn call(&self, root: &str, path: &str, body: &Value) -> Answer {
+    async fn call(&self, root: &str, path: &str, body: &Value) -> HttpAnswer {
         let authorization = format!("authorization: Bearer {root}");
         let headers = ["accept: application/json", "content-type: application/json", &authorization];
         self.post_with(path, &headers, &body.to_string()).await
@@ -246,24 +246,24 @@ impl Home {
         id_and_text(&self.call("root", CreateKey::PATH, body).await.data())
     }
 
-    async fn get_key(&self, root: &str, key: &str) -> Answer {
+    async fn get_key(&self, root: &str, key: &str) -> HttpAnswer {
         self.call(root, GetKey::PATH, &json!({ "keyId": key })).await
     }
 
-    async fn update_key(&self, root: &str, key: &str, mut update: Value) -> Answer {
+    async fn update_key(&self, root: &str, key: &str, mut update: Value) -> HttpAnswer {
         update["keyId"] = json!(key);
         self.call(root, UpdateKey::PATH, &update).await
     }
 
-    async fn reroll_key(&self, root: &str, key: &str, grace_ms: u64) -> Answer {
+    async fn reroll_key(&self, root: &str, key: &str, grace_ms: u64) -> HttpAnswer {
         self.call(root, RerollKey::PATH, &json!({ "keyId": key, "expiration": grace_ms })).await
     }
 
-    async fn delete_key(&self, root: &str, key: &str) -> Answer {
+    async fn delete_key(&self, root: &str, key: &str) -> HttpAnswer {
         self.call(root, DeleteKey::PATH, &json!({ "keyId": key, "permanent": false })).await
     }
 
-    async fn delete_api(&self, root: &str, api: &str) -> Answer {
+    async fn delete_api(&self, root: &str, api: &str) -> HttpAnswer {
         self.call(root, DeleteApi::PATH, &json!({ "apiId": api })).await
     }
 

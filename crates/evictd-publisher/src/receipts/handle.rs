@@ -19,7 +19,7 @@ use serde_json::value::RawValue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::input::{Input, NewChanges};
+use super::input::{NewChanges, ReceiptInput};
 use crate::log_head::LogHead;
 use crate::metrics::Metrics;
 
@@ -37,7 +37,7 @@ const STORE_PATIENCE: Duration = Duration::from_secs(1);
 /// The sending end of the receipts task's queue.
 #[derive(Clone)]
 pub(crate) struct Receipts {
-    pub(super) queue: mpsc::Sender<Input>,
+    pub(super) queue: mpsc::Sender<ReceiptInput>,
     pub(super) store: Arc<dyn ReceiptStore>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) head: LogHead,
@@ -69,13 +69,13 @@ impl Receipts {
         let head = numbered.head.at;
         let changes = NewChanges { epoch: head.epoch(), changes, opened: None };
         let first = numbered.rows.first().map(|row| row.position);
-        self.send(Input::Numbered { first, head, changes }).await;
+        self.send(ReceiptInput::Numbered { first, head, changes }).await;
     }
 
     /// Takes in how far an agent process has applied the log.
     pub(crate) async fn announced(&self, identity: Identity, announcement: Applied) {
         self.metrics.announced();
-        self.send(Input::Announced { identity, announcement }).await;
+        self.send(ReceiptInput::Announced { identity, announcement }).await;
     }
 
     /// Begins a request: its times are measured from here. To be called before the store is, or the change could be
@@ -88,7 +88,7 @@ impl Receipts {
                 (waiter, (receiver, permit))
             })
             .unzip();
-        self.send(Input::Begun { request: request.into(), at: clock::lease_now(), waiter }).await;
+        self.send(ReceiptInput::Begun { request: request.into(), at: clock::lease_now(), waiter }).await;
         PendingChange { receipts: self, request, wait }
     }
 
@@ -121,7 +121,8 @@ impl Receipts {
                 committed_at: row.committed_at,
             };
             let (opened, is_open) = oneshot::channel();
-            self.send(Input::Found(NewChanges { epoch, changes: vec![change], opened: Some(opened) })).await;
+            self.send(ReceiptInput::Found(NewChanges { epoch, changes: vec![change], opened: Some(opened) }))
+                .await;
             is_open.await.ok();
             if let Some(open) = self.open_view(workspace, request).await {
                 return Ok(Some(open));
@@ -136,11 +137,11 @@ impl Receipts {
     /// than [`STORE_PATIENCE`], it isn't shown as final yet.
     async fn open_view(&self, workspace: &WorkspaceId, request: &str) -> Option<ReceiptView> {
         let (reply, view) = oneshot::channel();
-        self.send(Input::View { workspace: workspace.clone(), request: request.into(), reply }).await;
+        self.send(ReceiptInput::View { workspace: workspace.clone(), request: request.into(), reply }).await;
         tokio::time::timeout(STORE_PATIENCE, view).await.ok()?.ok().map(open)
     }
 
-    async fn send(&self, input: Input) {
+    async fn send(&self, input: ReceiptInput) {
         // The task outlives all senders. Should it have panicked, the publisher is about to end.
         self.queue.send(input).await.ok();
     }
@@ -161,7 +162,7 @@ impl PendingChange<'_> {
     }
 
     async fn unchanged(&self) {
-        self.receipts.send(Input::Unchanged { request: self.request.into() }).await;
+        self.receipts.send(ReceiptInput::Unchanged { request: self.request.into() }).await;
     }
 
     /// Returns the receipt as soon as it is final, or the state reached when `limit` is over or the publisher shuts down.

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 /// Inputs that may wait. Each takes microseconds; senders wait while the queue is full.
 pub(super) const QUEUE_CAPACITY: usize = 4_096;
 
-pub(super) enum Input {
+pub(super) enum ReceiptInput {
     /// A request begins that may make a change. A client that waits gets its final receipt.
     Begun { request: Box<str>, at: LeaseTime, waiter: Option<oneshot::Sender<Propagation>> },
     /// The request has changed nothing that an agent could have cached.
@@ -33,8 +33,12 @@ pub(super) enum Input {
     /// Answered with the processes whose roster rows are to be refreshed.
     TakeSeen { reply: oneshot::Sender<Vec<Identity>> },
     #[cfg(test)]
-    Inspect(Box<dyn FnOnce(&mut dyn std::any::Any) + Send>),
+    Inspect(Inspection),
 }
+
+/// What a test does with the task.
+#[cfg(test)]
+pub(super) type Inspection = Box<dyn FnOnce(&mut dyn std::any::Any) + Send>;
 
 /// Changes that were read in one epoch, and whose receipts are to be opened.
 pub(super) struct NewChanges {

@@ -6,12 +6,12 @@ use evictd_core::ids::Identity;
 use evictd_core::roster::Instance;
 use tokio::sync::{mpsc, oneshot};
 
-use super::input::Input;
+use super::input::ReceiptInput;
 use crate::metrics::Refusal;
 
 #[derive(Clone)]
 pub(crate) struct Membership {
-    pub(super) queue: mpsc::Sender<Input>,
+    pub(super) queue: mpsc::Sender<ReceiptInput>,
     pub(super) bound: Duration,
 }
 
@@ -27,7 +27,7 @@ impl Membership {
             );
             return Err(Refusal::Bound);
         }
-        let probed = |reply| Input::Probed { instance: instance.clone(), reply };
+        let probed = |reply| ReceiptInput::Probed { instance: instance.clone(), reply };
         if self.query(probed).await.unwrap_or(false) {
             return Ok(());
         }
@@ -41,16 +41,18 @@ impl Membership {
     /// Notes a lookup, and returns whether receipts wait for the process that sent it. The roster is read before the
     /// answer is no: another publisher may have just written the process into it.
     pub(crate) async fn looked_up(&self, identity: &Identity) -> bool {
-        self.query(|reply| Input::LookedUp { identity: identity.clone(), reply }).await.unwrap_or(false)
+        self.query(|reply| ReceiptInput::LookedUp { identity: identity.clone(), reply })
+            .await
+            .unwrap_or(false)
     }
 
     /// Returns the processes that have sent something since the last call, for a round to refresh their rows.
     pub(crate) async fn take_seen(&self) -> Vec<Identity> {
-        self.query(|reply| Input::TakeSeen { reply }).await.unwrap_or_default()
+        self.query(|reply| ReceiptInput::TakeSeen { reply }).await.unwrap_or_default()
     }
 
     /// `None` if the task has ended, or gave no answer.
-    async fn query<T>(&self, input: impl FnOnce(oneshot::Sender<T>) -> Input) -> Option<T> {
+    async fn query<T>(&self, input: impl FnOnce(oneshot::Sender<T>) -> ReceiptInput) -> Option<T> {
         let (reply, answer) = oneshot::channel();
         self.queue.send(input(reply)).await.ok()?;
         answer.await.ok()

@@ -28,10 +28,12 @@ struct RegionSeries {
 }
 
 impl RegionMetrics {
-    pub(super) fn new(registry: Registry, configured: Vec<Region>) -> Self {
+    pub(super) fn new(registry: Registry, configured: &[Region]) -> Self {
         let (regions, duplicate_names) = (BTreeMap::new(), BTreeSet::new());
-        let mut metrics = Self { registry, configured: configured.clone(), regions, duplicate_names };
-        configured.iter().for_each(|region| metrics.add(region));
+        let mut metrics = Self { registry, configured: configured.to_vec(), regions, duplicate_names };
+        for region in configured {
+            metrics.add(region);
+        }
         metrics
     }
 

@@ -33,7 +33,7 @@ const GATHER: Duration = Duration::from_millis(50);
 /// Stored receipts whose requests are kept.
 const STORED_MAX: usize = 8_192;
 
-pub(super) struct State {
+pub(super) struct ReceiptsState {
     pub(super) tracker: ReceiptTracker,
     pub(super) roster: RosterMirror,
     pub(super) regions: RegionMetrics,
@@ -59,7 +59,7 @@ pub(super) struct UnstoredReceipt {
 #[derive(PartialEq, Eq, Debug)]
 pub(super) struct Ahead;
 
-impl State {
+impl ReceiptsState {
     pub(super) fn new(
         config: TrackerConfig,
         regions: Vec<Region>,

@@ -28,11 +28,11 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::handle::{Receipts, WAITS_MAX};
-use super::input::{Input, NewChanges, QUEUE_CAPACITY};
+use super::input::{NewChanges, QUEUE_CAPACITY, ReceiptInput};
 use super::membership::Membership;
 use super::regions::RegionMetrics;
 use super::snapshot::ReceiptsSnapshot;
-use super::state::{OPEN_MAX, State, UnstoredReceipt};
+use super::state::{OPEN_MAX, ReceiptsState, UnstoredReceipt};
 use crate::config::ReceiptsConfig;
 use crate::history::HomeHistory;
 use crate::log_head::LogHead;
@@ -66,8 +66,8 @@ pub(crate) struct ReceiptSources {
 
 pub(crate) struct ReceiptsTask {
     pub(super) sources: ReceiptSources,
-    inputs: mpsc::Receiver<Input>,
-    pub(super) state: State,
+    inputs: mpsc::Receiver<ReceiptInput>,
+    pub(super) state: ReceiptsState,
     snapshot: watch::Sender<ReceiptsSnapshot>,
     jobs: FuturesUnordered<BoxFuture<'static, JobResult>>,
     deferred: Deferred,
@@ -134,8 +134,8 @@ impl ReceiptsTask {
         let is_alone = sources.log.is_exclusive();
         let roster_delay = if is_alone { Duration::ZERO } else { ROSTER_AGE + bound + ROSTER_SLACK };
         let tracker = TrackerConfig { bound, roster_delay, open_max: OPEN_MAX };
-        let metrics = RegionMetrics::new(registry.clone(), regions.clone());
-        let state = State::new(tracker, regions, metrics, sources.head.current().epoch());
+        let metrics = RegionMetrics::new(registry.clone(), &regions);
+        let state = ReceiptsState::new(tracker, regions, metrics, sources.head.current().epoch());
         let (queue, inputs) = mpsc::channel(QUEUE_CAPACITY);
         let receipts = Receipts {
             queue: queue.clone(),
@@ -206,20 +206,20 @@ impl ReceiptsTask {
         now
     }
 
-    fn on_input(&mut self, input: Input) {
+    fn on_input(&mut self, input: ReceiptInput) {
         let now = self.begin_step();
         let state = &mut self.state;
         match input {
-            Input::Begun { request, at, waiter } => {
+            ReceiptInput::Begun { request, at, waiter } => {
                 state.starts.insert(&request, at);
                 if let Some(waiter) = waiter {
                     state.waiters.insert(request, waiter);
                 }
             }
-            Input::Unchanged { request } => {
+            ReceiptInput::Unchanged { request } => {
                 state.starts.take(&request);
             }
-            Input::Numbered { first, head, changes } => {
+            ReceiptInput::Numbered { first, head, changes } => {
                 // This publisher's own requests may be among rows that another has numbered.
                 if first.is_some() && first == self.accounted.next() {
                     self.accounted = head;
@@ -228,10 +228,12 @@ impl ReceiptsTask {
                 }
                 self.open(changes);
             }
-            Input::Found(changes) => self.open(changes),
-            Input::View { workspace, request, reply } => state.view(&workspace, request, reply, now),
-            Input::Announced { identity, announcement } => self.on_announcement(identity, announcement, now),
-            Input::Probed { instance, reply } => {
+            ReceiptInput::Found(changes) => self.open(changes),
+            ReceiptInput::View { workspace, request, reply } => state.view(&workspace, request, reply, now),
+            ReceiptInput::Announced { identity, announcement } => {
+                self.on_announcement(identity, announcement, now);
+            }
+            ReceiptInput::Probed { instance, reply } => {
                 let is_admitted =
                     state.tracker.duplicate_instances(&instance.identity, now) < DUPLICATE_INSTANCES_MAX;
                 if is_admitted {
@@ -239,16 +241,16 @@ impl ReceiptsTask {
                 }
                 reply.send(is_admitted).ok();
             }
-            Input::LookedUp { identity, reply } => {
+            ReceiptInput::LookedUp { identity, reply } => {
                 if state.saw(&identity, now) {
                     reply.send(true).ok();
                 } else {
                     self.deferred.lookups.push((identity, reply));
                 }
             }
-            Input::TakeSeen { reply } => drop(reply.send(state.roster.take_seen())),
+            ReceiptInput::TakeSeen { reply } => drop(reply.send(state.roster.take_seen())),
             #[cfg(test)]
-            Input::Inspect(inspect) => inspect(self),
+            ReceiptInput::Inspect(inspect) => inspect(self),
         }
         self.state.take_events(&self.sources.metrics, now);
     }

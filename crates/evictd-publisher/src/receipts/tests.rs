@@ -30,7 +30,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::handle::WAITS_MAX;
-use super::input::Input;
+use super::input::ReceiptInput;
 use super::state::{Ahead, last_of_each_request};
 use super::task::storage::ADOPT_EVERY;
 use super::*;
@@ -177,7 +177,7 @@ impl Home {
         let look = Box::new(move |task: &mut dyn Any| {
             reply.send(look(task.downcast_mut().unwrap())).ok();
         });
-        self.receipts.queue.send(Input::Inspect(look)).await.ok().unwrap();
+        self.receipts.queue.send(ReceiptInput::Inspect(look)).await.ok().unwrap();
         result.await.unwrap()
     }
 
@@ -666,18 +666,18 @@ async fn a_change_that_a_restored_store_lost_is_never_confirmed() {
     store.sql("DELETE FROM invalidations WHERE request_id = 'req_lost'").await;
     store.sql("DELETE FROM audit_log WHERE correlation_id = 'req_lost'").await;
     let restored = home.store.begin_epoch(&operator()).await.unwrap().at;
-    assert_eq!(
-        home.announce(&eu, restored).await,
-        Err(Ahead),
-        "before the publisher has read the new epoch"
-    );
+    assert_eq!(home.announce(&eu, restored).await, Err(Ahead), "before the publisher has read the new epoch");
     home.output.history.reread().await.unwrap();
     home.output.head.advance(restored);
     home.announce(&eu, restored).await.unwrap();
     home.adopt_open_requests().await;
     assert_eq!(home.view("req_lost").await, None);
     let kept = home.view("req_kept").await.unwrap();
-    assert_eq!((&*kept.regions[0].state, kept.r#final), ("confirmed", false), "the roster may lack a process");
+    assert_eq!(
+        (&*kept.regions[0].state, kept.r#final),
+        ("confirmed", false),
+        "the roster may lack a process"
+    );
 }
 
 #[tokio::test]
@@ -891,4 +891,26 @@ fn of_the_rows_of_one_request_the_last_one_counts() {
     let changes = [(Some("reroll"), 1), (Some("reroll"), 2), (None, 3), (Some("other"), 4), (None, 5)];
     let kept = last_of_each_request(changes.map(|(request, position)| change(request, position)).into());
     assert_eq!(kept.iter().map(|change| change.position.position()).collect::<Vec<_>>(), [2, 3, 4, 5]);
+}
+
+/// Failure: an agent confirms what another publisher has numbered, and counts only with its next announcement.
+#[tokio::test]
+async fn an_announcement_waits_for_a_read_of_a_further_head() {
+    let store = Store::new().await;
+    let (here, there) = (store.publisher(LONG, &[]).await, store.publisher(LONG, &[]).await);
+    let eu = agent("eu", "a", 1);
+    here.round(&[&eu]).await;
+    there.number().await;
+    here.delete("req_1").await;
+    there.number().await;
+    let further = there.head();
+    assert!(further > here.head());
+    let announcement = Applied { applied: further, leaving: false, ..here.goodbye(&eu) };
+    here.receipts.announced(eu.identity.clone(), announcement).await;
+    here.idle().await;
+    assert_eq!(here.head(), further);
+    let refused = "evictd_publisher_refused_messages_total{subject=\"applied\",reason=\"ahead\"}";
+    assert_eq!(here.metric(refused), 0);
+    here.adopt_open_requests().await;
+    assert_eq!(here.view("req_1").await.unwrap().state, "confirmed");
 }

@@ -125,7 +125,7 @@ enum Denial {
 }
 
 impl Denial {
-    fn check(self, answer: &Answer) {
+    fn check(self, answer: &HttpAnswer) {
         match self {
             Self::Forbidden => answer.refuses(403, FORBIDDEN),
             Self::NoApi => answer.refuses(404, "unkey/data/api_not_found"),

@@ -4,7 +4,7 @@ use super::*;
 
 const LIMITED: &str = "user/too_many_requests/workspace_rate_limited";
 
-fn told_headers(answer: &Answer) -> [Option<&str>; 4] {
+fn told_headers(answer: &HttpAnswer) -> [Option<&str>; 4] {
     ["ratelimit-limit", "ratelimit-remaining", "ratelimit-reset", "retry-after"]
         .map(|name| answer.header(name))
 }

@@ -10,11 +10,11 @@ use evictd_store::roster::Roster;
 use evictd_wire::applied::Applied;
 use evictd_wire::subject::Kind;
 
-use crate::receipts::input::NewChanges;
-use crate::receipts::roster::RosterWrites;
-use crate::receipts::state::{Ahead, State};
 use super::{Deferred, JobResult, PAUSE, ReceiptSources, ReceiptsTask, RosterRead};
 use crate::metrics::Refusal;
+use crate::receipts::input::NewChanges;
+use crate::receipts::roster::RosterWrites;
+use crate::receipts::state::{Ahead, ReceiptsState};
 
 /// How often the whole roster is read, for what other publishers have received.
 const ROSTER_EVERY: Duration = Duration::from_secs(15);
@@ -136,7 +136,7 @@ impl ReceiptsTask {
     }
 
     pub(super) fn take_in(&mut self, since: u64, roster: &Roster, now: LeaseTime) {
-        let State { roster: mirror, tracker, regions, .. } = &mut self.state;
+        let ReceiptsState { roster: mirror, tracker, regions, .. } = &mut self.state;
         roster.entries.iter().for_each(|entry| regions.add(&entry.instance.identity.region));
         if since > 0 {
             mirror.update(roster, tracker, now);

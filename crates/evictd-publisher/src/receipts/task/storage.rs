@@ -10,9 +10,9 @@ use evictd_store::log::NumberedRequest;
 use evictd_store::receipt::FinalReceipt;
 use tokio::sync::oneshot;
 
+use super::{Adoption, JobResult, PAUSE, ReceiptsTask};
 use crate::receipts::handle::change;
 use crate::receipts::input::NewChanges;
-use super::{Adoption, JobResult, PAUSE, ReceiptsTask};
 
 /// How often the store is searched for open requests whose receipts aren't open here.
 pub(in crate::receipts) const ADOPT_EVERY: Duration = Duration::from_secs(5);
