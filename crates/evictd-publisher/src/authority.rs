@@ -24,26 +24,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bus::{Bus, Envelope, Subscription};
 use crate::config::AuthorityConfig;
-use crate::history::HomeHistory;
 use crate::log_output::LogOutput;
 use crate::metrics::{Metrics, Refusal};
 use crate::receipts::Membership;
-use crate::rounds::{Fence, RoundTrigger};
-use crate::sequencer::Wake;
-use crate::vouching::Vouching;
+use crate::shared::Shared;
 
 pub(crate) struct Authority {
     pub(crate) config: AuthorityConfig,
     pub(crate) store: Arc<dyn LogStore>,
     pub(crate) bus: Bus,
     pub(crate) output: LogOutput,
-    pub(crate) history: Arc<HomeHistory>,
     pub(crate) membership: Membership,
-    pub(crate) vouching: Vouching,
-    pub(crate) metrics: Arc<Metrics>,
-    pub(crate) fence: Fence,
-    pub(crate) rounds: RoundTrigger,
-    pub(crate) wake: Wake,
     /// Whether this publisher takes its share of queries: rounds succeed, and it may vouch.
     pub(crate) serving: watch::Sender<bool>,
     /// Whether rounds succeed.
@@ -51,6 +42,7 @@ pub(crate) struct Authority {
     pub(crate) refusal_log: Mutex<RefusalLog>,
     /// Met from the first round that succeeds until rounds stall: changes are refused then, or not announced.
     pub(crate) condition: Condition,
+    pub(crate) shared: Shared,
 }
 
 /// What waits for a round.
@@ -107,7 +99,7 @@ impl Authority {
         let rounds = Rounds::new(self.config.round_spacing.into(), self.config.probes_waiting_max);
         let mut waiting = WaitingClients { rounds, of_agent: HashMap::new() };
         let mut running: Option<RunningRound> = None;
-        let mut standing = self.vouching.watch();
+        let mut standing = self.shared.vouching.watch();
         loop {
             let now = clock::lease_now();
             if running.is_none()
@@ -117,15 +109,15 @@ impl Authority {
                 running = Some(self.begin(clients, now));
             }
             let stalled = waiting.rounds.stalled(now, patience);
-            self.metrics.stalled(stalled);
+            self.shared.metrics.stalled(stalled);
             if stalled {
                 self.condition.unmet("a probe round that succeeds; see the log for why they fail");
             }
-            let takes_part = !stalled && self.vouching.standing() == Standing::Serving;
+            let takes_part = !stalled && self.shared.vouching.standing() == Standing::Serving;
             self.succeeding.send_if_modified(|flag| std::mem::replace(flag, !stalled) == stalled);
             self.serving.send_if_modified(|flag| std::mem::replace(flag, takes_part) != takes_part);
             probes.set_serving(takes_part).await;
-            if (stalled || self.fence.last().is_none()) && running.is_none() {
+            if (stalled || self.shared.fence.last().is_none()) && running.is_none() {
                 // A publisher that left the queue groups may get no probe that would start a round. One that has just
                 // started finds out whether it could answer.
                 waiting.add_own(now);
@@ -134,13 +126,13 @@ impl Authority {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
-                done = finished(&mut running, &self.metrics) => {
+                done = finished(&mut running, &self.shared.metrics) => {
                     waiting.rounds.finish(done.1.is_some());
                     self.finish(done).await;
                 }
                 // Its sender outlives this task.
                 Ok(()) = standing.changed() => {}
-                () = self.rounds.requested() => waiting.add_own(clock::lease_now()),
+                () = self.shared.rounds.requested() => waiting.add_own(clock::lease_now()),
                 Some(envelope) = probes.next() => {
                     if let Err(refusal) = self.add(&mut waiting, envelope).await {
                         probes.refuse(refusal);
@@ -151,7 +143,7 @@ impl Authority {
         }
         if running.is_some() {
             // No other publisher sends the rows that it numbers.
-            let done = finished(&mut running, &self.metrics).await;
+            let done = finished(&mut running, &self.shared.metrics).await;
             self.finish(done).await;
             self.bus.flush().await;
         }
@@ -183,7 +175,7 @@ impl Authority {
             })
             .collect();
         let proved = probes.iter().filter_map(|probe| probe.request.seen.as_ref());
-        let proved = proved.filter(|seen| self.history.is_authentic(seen));
+        let proved = proved.filter(|seen| self.shared.history.is_authentic(seen));
         let seen_epoch = proved.map(|seen| seen.milestone.at.epoch()).max().unwrap_or(0);
         let instances: Vec<Instance> =
             probes.iter().map(|probe| instance(&probe.envelope, &probe.request)).collect();
@@ -192,13 +184,13 @@ impl Authority {
             let seen = membership.take_seen().await;
             store.round(RoundRequest { instances: &instances, touched: &seen, seen_epoch }).await
         });
-        RunningRound { probes, began, before: self.output.head.current(), round }
+        RunningRound { probes, began, before: self.shared.head.current(), round }
     }
 
     async fn finish(&self, (running, done): (RunningRound, Option<Round>)) {
         let RunningRound { probes, began, before, .. } = running;
         let took = clock::lease_now().since(began);
-        self.metrics.round(done.is_some(), took, probes.len());
+        self.shared.metrics.round(done.is_some(), took, probes.len());
         // Without a round no probe is answered: the agents send it again, perhaps to another publisher.
         let Some(round) = done else { return };
         self.condition.met();
@@ -210,24 +202,24 @@ impl Authority {
             );
         }
         if round.began.is_some() || round.schema_fault.is_some() {
-            self.wake.schema_suspect();
+            self.shared.wake.schema_suspect();
         }
         // First the rows up to the head that the answers name, or every agent would find a gap.
         self.output.numbered(before, &round.numbered).await;
         // Changes may go past the log, so nothing is proven (R3). Agents go on without a lease, by lookups.
         let is_proof = round.schema_fault.is_none();
         // Those that wait for the fence see what the round led to.
-        self.fence.raise(began, head.round);
+        self.shared.fence.raise(began, head.round);
         let mut admitted = Vec::with_capacity(probes.len());
         for probe in probes {
             if self.admits_past(&probe, &head).await {
                 admitted.push(probe);
             }
         }
-        if !self.vouching.is_allowed() {
+        if !self.shared.vouching.is_allowed() {
             return;
         }
-        let voucher = self.history.voucher(&head, head.at);
+        let voucher = self.shared.history.voucher(&head, head.at);
         for probe in admitted {
             // The round lay within this time, and the store's clock was read somewhere in a part of it. The rest counts
             // as time that the messages took.
@@ -244,7 +236,7 @@ impl Authority {
     async fn admits_past(&self, probe: &ReceivedProbe, head: &Head) -> bool {
         let requester = &probe.envelope.requester;
         let seen = probe.request.seen.as_ref();
-        let refusal = match self.history.judge(seen, head).await {
+        let refusal = match self.shared.history.judge(seen, head).await {
             Ok(Claim::Admitted) => return true,
             Ok(Claim::Unproved) => {
                 if self.refusal_log.lock().is_due(requester, clock::lease_now()) {
@@ -258,19 +250,19 @@ impl Authority {
             }
             Ok(Claim::Unknown) => {
                 if let Some(seen) = seen {
-                    self.vouching.unknown_past(seen.milestone, &requester.to_string());
+                    self.shared.vouching.unknown_past(seen.milestone, &requester.to_string());
                     if let Err(error) = self.store.note_lost_epoch(seen.milestone.at.epoch()).await {
-                        self.metrics.store_failed(&error);
+                        self.shared.metrics.store_failed(&error);
                     }
                 }
                 Refusal::UnknownPast
             }
             Err(error) => {
-                self.metrics.store_failed(&error);
+                self.shared.metrics.store_failed(&error);
                 return false;
             }
         };
-        self.metrics.refused(Kind::Probe, refusal);
+        self.shared.metrics.refused(Kind::Probe, refusal);
         false
     }
 }

@@ -38,7 +38,7 @@ use crate::metrics::Metrics;
 use crate::rate_limit::{Admission, RateLimits};
 use crate::receipts::Receipts;
 use crate::rounds::FreshnessGuard;
-use crate::sequencer::Wake;
+use crate::wake::Wake;
 
 /// The largest body. Every valid request fits, even if each of its characters is escaped.
 pub(crate) const BODY_BYTES_MAX: usize = 1024 * 1024;

@@ -10,7 +10,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
-use crate::sequencer::Wake;
+use crate::wake::Wake;
 
 /// Expiries in one transaction.
 const BATCH: usize = 1024;

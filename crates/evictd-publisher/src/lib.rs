@@ -11,7 +11,7 @@
 //! * [`history`]: the store's history (R15, R16); [`rivals`]: other publishers on the bus; [`vouching`]: whether this one
 //!   may vouch for its store.
 //! * [`log_head`]: the end of the log; [`log_output`]: what the log has gained, on its way to feed and receipts.
-//! * [`rounds`]: how parts request probe rounds, and how old the last one is.
+//! * [`rounds`], [`wake`]: how parts request probe rounds and wake the sequencer; [`shared`]: handles that all share.
 //! * [`confirmations`]: what agents have applied, on its way to [`receipts`].
 //! * [`expiry`], [`retention`]: keys that expire, and rows that are old enough to go.
 //! * [`bus`]: what is received and where it may be answered (R13).
@@ -38,10 +38,12 @@ mod retention;
 mod rivals;
 mod rounds;
 mod sequencer;
+mod shared;
 mod shutdown;
 mod status;
 mod store_failures;
 mod vouching;
+mod wake;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -52,7 +54,6 @@ use evictd_ops::bus::BusError;
 use evictd_ops::config::PostgresUrlError;
 use evictd_ops::host::host_name;
 use evictd_ops::http::{BindError, HttpLimits, bind, serve};
-use evictd_ops::invariants::Invariants;
 use evictd_ops::metrics::{MetricsError, Registry};
 use evictd_ops::readiness::Readiness;
 use evictd_ops::tasks::{TaskFailed, Tasks};
@@ -68,16 +69,14 @@ use crate::control::ControlApi;
 use crate::expiry::Expiry;
 use crate::history::HomeHistory;
 use crate::live_feed::LiveFeed;
-use crate::log_head::LogHead;
 use crate::log_output::LogOutput;
-use crate::metrics::Metrics;
 use crate::queries::{Lookups, Replays};
 use crate::rate_limit::RateLimits;
-use crate::receipts::{ReceiptSources, ReceiptsTask};
+use crate::receipts::ReceiptsTask;
 use crate::retention::Retention;
 use crate::rivals::Rivals;
-use crate::rounds::{Fence, FreshnessGuard, RoundTrigger};
-use crate::sequencer::{Sequencer, Wake};
+use crate::sequencer::Sequencer;
+use crate::shared::Shared;
 use crate::shutdown::ShutdownPhases;
 use crate::status::Status;
 use crate::vouching::Vouching;
@@ -150,16 +149,13 @@ pub async fn start(
     let has_root_keys = store.has_root_keys().await.map_err(store_error)?;
     let history = Arc::new(HomeHistory::read(store.clone()).await.map_err(store_error)?);
 
-    // What the parts share.
     let registry = Registry::new(metrics::SPECS, &[])?;
-    let metrics = Arc::new(Metrics::new(&registry));
     let readiness = Readiness::new();
-    let head = LogHead::new(history.head().at);
-    let (rounds, fence, wake) = (RoundTrigger::default(), Fence::default(), Wake::default());
     let bound = Duration::from(config.receipts.bound);
     let (id, nonce) = (getrandom::u64()?.max(1), getrandom::u64()?.max(1));
     let vouching = Vouching::new(bound, !store.is_exclusive(), nonce);
-    let invariants = Invariants::new(&registry);
+    let shared = Shared::new(history, vouching, &registry);
+    let metrics = &shared.metrics;
     let (serving, succeeding) = (watch::Sender::new(true), watch::Sender::new(true));
 
     let http = bind(config.http.listen).await?;
@@ -170,127 +166,81 @@ pub async fn start(
     // The connections to NATS, and what they receive.
     let connected = Arc::new(Notify::new());
     let on_connected = {
-        let (wake, connected) = (wake.clone(), connected.clone());
+        let (wake, connected) = (shared.wake.clone(), connected.clone());
         move || {
             connected.notify_one();
             wake.tick();
         }
     };
-    let main_bus = bus::connect(&config.nats, &metrics, &readiness, on_connected).await?;
-    let lookup_bus = bus::connect_for_lookups(&config.nats, &metrics, &readiness).await?;
-    let publishers = rivals::subscribe(&main_bus, id).await?;
-    let probe_requests = main_bus.receive(Kind::Probe).await?;
-    let replay_requests = main_bus.receive(Kind::Replay).await?;
-    let announcements = main_bus.receive(Kind::Applied).await?;
+    let bus = bus::connect(&config.nats, metrics, &readiness, on_connected).await?;
+    let lookup_bus = bus::connect_for_lookups(&config.nats, metrics, &readiness).await?;
+    let publishers = rivals::subscribe(&bus, id).await?;
+    let probe_requests = bus.receive(Kind::Probe).await?;
+    let replay_requests = bus.receive(Kind::Replay).await?;
+    let announcements = bus.receive(Kind::Applied).await?;
     let lookup_requests = lookup_bus.receive(Kind::Lookup).await?;
 
     // The parts.
-    let sources = ReceiptSources {
-        log: store.clone(),
-        roster: store.clone(),
-        receipts: store.clone(),
-        head: head.clone(),
-        history: history.clone(),
-        vouching: vouching.clone(),
-        rounds: rounds.clone(),
-        metrics: metrics.clone(),
-    };
     let (receipts, membership, receipts_task) =
-        ReceiptsTask::new(&config.receipts, sources, &registry, shutdown.clone());
-    let feed = LiveFeed {
-        bus: main_bus.clone(),
-        history: history.clone(),
-        vouching: vouching.clone(),
-        metrics: metrics.clone(),
-    };
-    let output = LogOutput {
-        head: head.clone(),
-        history: history.clone(),
-        feed,
-        receipts: receipts.clone(),
-        rounds: rounds.clone(),
-        metrics: metrics.clone(),
-        invariants: invariants.clone(),
-    };
+        ReceiptsTask::new(&config.receipts, store.clone(), shared.clone(), &registry, shutdown.clone());
+    let feed = LiveFeed { bus: bus.clone(), shared: shared.clone() };
+    let output = LogOutput { feed, receipts: receipts.clone(), shared: shared.clone() };
     let sequencer = Sequencer {
         config: config.sequencer.clone(),
         store: store.clone(),
-        bus: main_bus.clone(),
+        bus: bus.clone(),
         output: output.clone(),
-        metrics: metrics.clone(),
-        wake: wake.clone(),
         condition: readiness.condition("store", "the home store to number what was committed"),
         triggers: readiness.condition("triggers", "the check of the home store's triggers"),
-        rounds: rounds.clone(),
-        invariants,
+        shared: shared.clone(),
     };
     let authority = Authority {
         config: config.authority.clone(),
         store: store.clone(),
-        bus: main_bus.clone(),
+        bus: bus.clone(),
         output,
-        history: history.clone(),
         membership: membership.clone(),
-        vouching: vouching.clone(),
-        metrics: metrics.clone(),
-        fence: fence.clone(),
-        rounds: rounds.clone(),
-        wake: wake.clone(),
         serving: serving.clone(),
         succeeding: succeeding.clone(),
         refusal_log: Mutex::default(),
         condition: readiness.condition("rounds", "the first probe round; see the log if it fails"),
+        shared: shared.clone(),
     };
     let replays = Arc::new(Replays {
         store: store.clone(),
-        bus: main_bus.clone(),
-        history: history.clone(),
-        vouching: vouching.clone(),
-        metrics: metrics.clone(),
+        bus: bus.clone(),
         permits: Semaphore::new(config.authority.replays_max),
         waiting: Mutex::default(),
+        shared: shared.clone(),
     });
     let lookups = Arc::new(Lookups {
         store: store.clone(),
         bus: lookup_bus,
         membership,
-        vouching: vouching.clone(),
-        fence: fence.clone(),
-        rounds: rounds.clone(),
-        metrics: metrics.clone(),
         permits: Semaphore::new(config.authority.lookups_max),
         by_requester: Mutex::default(),
         per_requester_max: config.authority.lookups_max.div_ceil(2),
+        shared: shared.clone(),
     });
     let rivals = Rivals {
         id,
         name: format!("{} ({})", host_name(), config.http.listen).into(),
-        vouching: vouching.clone(),
-        history: history.clone(),
         store: store.clone(),
-        fence: fence.clone(),
-        rounds: rounds.clone(),
-        bus: main_bus,
-        metrics: metrics.clone(),
+        bus,
         condition: readiness.condition("history", "the answers of other publishers on this bus"),
         succeeding: succeeding.subscribe(),
         connected,
+        shared: shared.clone(),
     };
     let expiry = Expiry {
         interval: config.sequencer.expiry_interval.into(),
         store: store.clone(),
         metrics: metrics.clone(),
-        wake: wake.clone(),
+        wake: shared.wake.clone(),
     };
     let retention = Retention { config: config.retention, store: store.clone(), metrics: metrics.clone() };
-    let status = Status {
-        config: config.receipts,
-        head,
-        fence: fence.clone(),
-        history,
-        vouching: vouching.clone(),
-        receipts: receipts_task.snapshot(),
-    };
+    let status =
+        Status { config: config.receipts, receipts: receipts_task.snapshot(), shared: shared.clone() };
     let admin_api = Admin {
         metrics: registry.clone(),
         readiness: readiness.clone(),
@@ -300,10 +250,10 @@ pub async fn start(
         store: store.clone(),
         receipts: receipts.clone(),
         limits: Arc::new(RateLimits::new(&config.rate_limit)),
-        wake,
+        wake: shared.wake.clone(),
         // As agents keep a margin.
-        freshness: FreshnessGuard { fence, rounds, vouching, trust: bound * 9 / 10 },
-        metrics,
+        freshness: shared.freshness_guard(bound * 9 / 10),
+        metrics: metrics.clone(),
     };
 
     // The tasks. The control API ends first, and only then the tasks that number and send the changes that it has answered.

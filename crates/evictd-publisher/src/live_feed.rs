@@ -1,7 +1,5 @@
 //! The sending end of the live feed. What can't be sent isn't queued: agents request what they miss.
 
-use std::sync::Arc;
-
 use evictd_core::history::Voucher;
 use evictd_core::limits::LIVE_BATCH_MAX;
 use evictd_store::log::{Head, Numbered};
@@ -9,16 +7,12 @@ use evictd_wire::live::{Event, Live};
 use evictd_wire::subject::LIVE;
 
 use crate::bus::Bus;
-use crate::history::HomeHistory;
-use crate::metrics::Metrics;
-use crate::vouching::Vouching;
+use crate::shared::Shared;
 
 #[derive(Clone)]
 pub(crate) struct LiveFeed {
     pub(crate) bus: Bus,
-    pub(crate) history: Arc<HomeHistory>,
-    pub(crate) vouching: Vouching,
-    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) shared: Shared,
 }
 
 impl LiveFeed {
@@ -26,15 +20,15 @@ impl LiveFeed {
     pub(crate) async fn send(&self, numbered: &Numbered) {
         for batch in numbered.rows.chunks(LIVE_BATCH_MAX) {
             let Some(last) = batch.last() else { continue };
-            let voucher = self.history.voucher(&numbered.head, last.position);
+            let voucher = self.shared.history.voucher(&numbered.head, last.position);
             let sent = self.publish(Live { voucher, event: Event::Invalidations(batch.to_vec()) }).await;
-            self.metrics.live_message(sent);
+            self.shared.metrics.live_message(sent);
         }
     }
 
     /// Sends the end of the log.
     pub(crate) async fn tick(&self, head: &Head) {
-        let voucher = self.history.voucher(head, head.at);
+        let voucher = self.shared.history.voucher(head, head.at);
         self.publish(Live { voucher, event: Event::Tick(Some(head.round)) }).await;
     }
 
@@ -44,6 +38,6 @@ impl LiveFeed {
     }
 
     async fn publish(&self, live: Live) -> bool {
-        self.vouching.is_allowed() && self.bus.send(LIVE.to_owned(), live.encode()).await
+        self.shared.vouching.is_allowed() && self.bus.send(LIVE.to_owned(), live.encode()).await
     }
 }

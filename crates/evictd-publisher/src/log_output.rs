@@ -1,29 +1,19 @@
 //! Passes on what the log has gained: to the live feed, to receipts and to metrics.
 
-use std::sync::Arc;
-
 use evictd_core::position::LogPosition;
 use evictd_core::rules::Rule;
-use evictd_ops::invariants::Invariants;
 use evictd_store::log::{Head, Numbered};
 
-use crate::history::HomeHistory;
 use crate::live_feed::LiveFeed;
-use crate::log_head::LogHead;
-use crate::metrics::Metrics;
 use crate::receipts::Receipts;
-use crate::rounds::RoundTrigger;
+use crate::shared::Shared;
 
 /// Shared by those that number rows: the sequencer, and the authority's rounds.
 #[derive(Clone)]
 pub(crate) struct LogOutput {
-    pub(crate) head: LogHead,
-    pub(crate) history: Arc<HomeHistory>,
     pub(crate) feed: LiveFeed,
     pub(crate) receipts: Receipts,
-    pub(crate) rounds: RoundTrigger,
-    pub(crate) metrics: Arc<Metrics>,
-    pub(crate) invariants: Invariants,
+    pub(crate) shared: Shared,
 }
 
 impl LogOutput {
@@ -48,19 +38,19 @@ impl LogOutput {
 
     /// Ends the incarnation: the next publisher of this store begins another one.
     pub(crate) async fn end(&self) {
-        let head = self.history.head();
-        self.feed.end(self.history.voucher(&head, head.at)).await;
+        let head = self.shared.history.head();
+        self.feed.end(self.shared.history.voucher(&head, head.at)).await;
     }
 
     async fn note(&self, head: &Head) {
-        if let Err(error) = self.history.note(head).await {
-            self.metrics.store_failed(&error);
+        if let Err(error) = self.shared.history.note(head).await {
+            self.shared.metrics.store_failed(&error);
         }
-        if let Some(ended) = self.history.take_ended() {
+        if let Some(ended) = self.shared.history.take_ended() {
             self.feed.end(ended).await;
         }
-        self.head.advance(head.at);
-        self.metrics.head(head.at);
+        self.shared.head.advance(head.at);
+        self.shared.metrics.head(head.at);
     }
 
     /// Returns whether the store went back. Requests a round then, which compares its server's history.
@@ -68,7 +58,7 @@ impl LogOutput {
         let is_behind = head < before;
         if is_behind {
             tracing::warn!(%head, known = %before, "home store is behind the known head");
-            self.rounds.request();
+            self.shared.rounds.request();
         }
         is_behind
     }
@@ -81,7 +71,7 @@ impl LogOutput {
         if !ends_at_head || !is_dense {
             let first = rows.first().map(|row| row.position);
             let found = format_args!("{} rows from {first:?} to the head {}", rows.len(), head.at);
-            self.invariants.violated(Rule::R1, found);
+            self.shared.invariants.violated(Rule::R1, found);
         }
     }
 }

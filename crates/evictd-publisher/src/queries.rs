@@ -16,23 +16,20 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::bus::{Bus, Envelope, Subscription};
-use crate::history::HomeHistory;
-use crate::metrics::{LookupEnd, Metrics, Refusal};
+use crate::metrics::{LookupEnd, Refusal};
 use crate::receipts::Membership;
-use crate::rounds::{FENCE_AGE_MAX, Fence, RoundTrigger};
-use crate::vouching::Vouching;
+use crate::rounds::FENCE_AGE_MAX;
+use crate::shared::Shared;
 
 /// Answers replays.
 pub(crate) struct Replays {
     pub(crate) store: Arc<dyn LogStore>,
     pub(crate) bus: Bus,
-    pub(crate) history: Arc<HomeHistory>,
-    pub(crate) vouching: Vouching,
-    pub(crate) metrics: Arc<Metrics>,
     /// Replays at once.
     pub(crate) permits: Semaphore,
     /// Agents that are being answered, each with the newest request that waits for it.
     pub(crate) waiting: Mutex<HashMap<Speaker, Option<PendingReplay>>>,
+    pub(crate) shared: Shared,
 }
 
 /// A replay that waits until its agent's last one is answered.
@@ -43,15 +40,12 @@ pub(crate) struct Lookups {
     pub(crate) store: Arc<dyn RecordStore>,
     pub(crate) bus: Bus,
     pub(crate) membership: Membership,
-    pub(crate) vouching: Vouching,
-    pub(crate) fence: Fence,
-    pub(crate) rounds: RoundTrigger,
-    pub(crate) metrics: Arc<Metrics>,
     /// Lookups at once.
     pub(crate) permits: Semaphore,
     /// Lookups in progress, by requester.
     pub(crate) by_requester: Mutex<HashMap<Speaker, usize>>,
     pub(crate) per_requester_max: usize,
+    pub(crate) shared: Shared,
 }
 
 impl Replays {
@@ -109,16 +103,16 @@ impl Replays {
                     requester = %envelope.requester, from = request.from,
                     "refused a replay: the store doesn't hold its first row"
                 );
-                ReplayOutcome::Refused { head: self.history.voucher(&head, head.at) }
+                ReplayOutcome::Refused { head: self.shared.history.voucher(&head, head.at) }
             }
             // No answer: the agent repeats its request.
-            Err(error) => return self.metrics.store_failed(&error),
+            Err(error) => return self.shared.metrics.store_failed(&error),
         };
-        if !self.vouching.is_allowed() {
+        if !self.shared.vouching.is_allowed() {
             return;
         }
-        self.metrics.replayed(&outcome);
-        let provenance = self.history.history().provenance();
+        self.shared.metrics.replayed(&outcome);
+        let provenance = self.shared.history.history().provenance();
         let answer = ReplayAnswer { nonce: request.nonce, provenance, outcome };
         self.bus.answer(envelope.reply, answer.encode(&request)).await;
     }
@@ -179,27 +173,27 @@ impl Lookups {
         // proof until it has probed: receipts don't wait for it (R11).
         let is_member = self.membership.looked_up(&envelope.identity(request.instance)).await;
         // Before the read: the fence may rise meanwhile, but this read is no newer for it.
-        let fence_age = if is_member { self.fence.age() } else { Duration::MAX };
-        if self.fence.age() > FENCE_AGE_MAX {
+        let fence_age = if is_member { self.shared.fence.age() } else { Duration::MAX };
+        if self.shared.fence.age() > FENCE_AGE_MAX {
             // Probes may all go to other publishers, and then nothing else raises this one's fence (R8).
-            self.rounds.request();
+            self.shared.rounds.request();
         }
         match self.store.lookup(request.hash).await {
             // No answer: agents may follow another history.
-            Ok(_) if !self.vouching.is_allowed() => {}
+            Ok(_) if !self.shared.vouching.is_allowed() => {}
             Ok(lookup) => {
                 let outcome = LookupOutcome::Found { lookup, fence_age };
                 self.answer(envelope.reply, request, outcome).await;
             }
             Err(error) => {
-                self.metrics.store_failed(&error);
-                self.metrics.looked_up(LookupEnd::Failed);
+                self.shared.metrics.store_failed(&error);
+                self.shared.metrics.looked_up(LookupEnd::Failed);
             }
         }
     }
 
     async fn answer(&self, reply: String, request: LookupRequest, outcome: LookupOutcome) {
-        self.metrics.looked_up(match outcome {
+        self.shared.metrics.looked_up(match outcome {
             LookupOutcome::Found { .. } => LookupEnd::Answered,
             LookupOutcome::Busy => LookupEnd::Busy,
         });

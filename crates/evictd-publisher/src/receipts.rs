@@ -26,7 +26,7 @@ mod task;
 pub(crate) use self::handle::{ReceiptView, Receipts};
 pub(crate) use self::membership::Membership;
 pub(crate) use self::snapshot::ReceiptsSnapshot;
-pub(crate) use self::task::{ReceiptSources, ReceiptsTask};
+pub(crate) use self::task::ReceiptsTask;
 
 #[cfg(test)]
 mod tests;

@@ -23,10 +23,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::bus::{Bus, PublisherMessages};
-use crate::history::HomeHistory;
-use crate::metrics::Metrics;
-use crate::rounds::{Fence, RoundTrigger};
-use crate::vouching::Vouching;
+use crate::shared::Shared;
 
 /// How often the standing is updated: several times in what counts as an absence.
 const BEAT: Duration = Duration::from_millis(250);
@@ -44,19 +41,15 @@ const CHECKS_MAX: usize = 64;
 pub(crate) struct Rivals {
     pub(crate) id: u64,
     pub(crate) name: Box<str>,
-    pub(crate) vouching: Vouching,
-    pub(crate) history: Arc<HomeHistory>,
     pub(crate) store: Arc<dyn LogStore>,
-    pub(crate) fence: Fence,
-    pub(crate) rounds: RoundTrigger,
     pub(crate) bus: Bus,
-    pub(crate) metrics: Arc<Metrics>,
     /// Met while this publisher serves.
     pub(crate) condition: Condition,
     /// Whether rounds succeed.
     pub(crate) succeeding: watch::Receiver<bool>,
     /// Notified at each connection to NATS.
     pub(crate) connected: Arc<Notify>,
+    pub(crate) shared: Shared,
 }
 
 /// What a check in this publisher's store showed of another publisher.
@@ -83,7 +76,7 @@ impl Rivals {
     pub(crate) async fn run(self, mut publishers: PublisherMessages, shutdown: CancellationToken) {
         let mut beat = tokio::time::interval(BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut fence = self.fence.watch();
+        let mut fence = self.shared.fence.watch();
         let rivals = Arc::new(self);
         let mut task = RivalsTask {
             rivals: rivals.clone(),
@@ -98,7 +91,7 @@ impl Rivals {
                 () = shutdown.cancelled() => break,
                 _ = beat.tick() => task.beat().await,
                 () = rivals.connected.notified() => {
-                    rivals.vouching.away();
+                    rivals.shared.vouching.away();
                     task.beat().await;
                 }
                 Some(message) = publishers.queries.next() => task.on_query(&message).await,
@@ -113,18 +106,18 @@ impl Rivals {
     }
 
     fn introduction(&self, round: Option<RoundToken>) -> Introduction {
-        let history = self.history.history();
+        let history = self.shared.history.history();
         let peer = Peer {
             publisher: self.name.clone(),
             provenance: history.provenance(),
             since: history.current().time,
-            standing: self.vouching.standing(),
+            standing: self.shared.vouching.standing(),
         };
         Introduction { id: self.id, peer, round }
     }
 
     async fn send(&self, query: Query) {
-        let round = self.fence.last().map(|(_, token)| token);
+        let round = self.shared.fence.last().map(|(_, token)| token);
         let query = PublisherQuery::new(query, self.introduction(round));
         let reply = publisher_answer(self.id, query.nonce);
         self.bus.query(PUBLISHERS.to_owned(), reply, query.encode()).await;
@@ -138,8 +131,8 @@ impl Rivals {
         round: Option<RoundToken>,
     ) -> Result<bool, StoreError> {
         // It may have begun an incarnation that this publisher hasn't read yet.
-        self.history.reread().await?;
-        if provenance != self.history.history().provenance() {
+        self.shared.history.reread().await?;
+        if provenance != self.shared.history.history().provenance() {
             return Ok(false);
         }
         match round {
@@ -151,7 +144,7 @@ impl Rivals {
 
 impl RivalsTask {
     async fn beat(&mut self) {
-        let Rivals { vouching, bus, succeeding, .. } = &*self.rivals;
+        let Rivals { bus, succeeding, shared: Shared { vouching, .. }, .. } = &*self.rivals;
         let connectivity = match (bus.is_up(), *succeeding.borrow()) {
             (_, false) => Connectivity::Stalled,
             (false, true) => Connectivity::Disconnected,
@@ -165,7 +158,7 @@ impl RivalsTask {
 
     /// Begins an incarnation if this publisher serves as soon as one has begun.
     async fn begin_alone(&self) {
-        let Rivals { history, vouching, metrics, .. } = &*self.rivals;
+        let Shared { history, vouching, metrics, .. } = &self.rivals.shared;
         if !vouching.with(|service, _| service.wants_incarnation()) {
             return;
         }
@@ -177,13 +170,13 @@ impl RivalsTask {
 
     /// An operator may have declared that this store replaces the one whose past it lacks.
     async fn check_awaited_past(&mut self) {
-        let Some(awaited) = self.rivals.vouching.awaited_past() else { return };
+        let Some(awaited) = self.rivals.shared.vouching.awaited_past() else { return };
         let now = clock::lease_now();
         if now.since(self.reread_at) < REREAD_EVERY {
             return;
         }
         self.reread_at = now;
-        let Rivals { history, vouching, metrics, .. } = &*self.rivals;
+        let Shared { history, vouching, metrics, .. } = &self.rivals.shared;
         match history.is_settled(&awaited).await {
             Ok(true) => vouching.with(|service, _| service.on_past_resolved()),
             Ok(false) => {}
@@ -197,17 +190,17 @@ impl RivalsTask {
             return;
         }
         let peer = &query.from.peer;
-        let is_foreign = peer.provenance != self.rivals.history.history().provenance();
+        let is_foreign = peer.provenance != self.rivals.shared.history.history().provenance();
         if is_foreign && peer.standing != Standing::Asking {
             self.query_others().await;
         }
         self.waiting.push((query, clock::lease_now()));
-        self.rivals.rounds.request();
+        self.rivals.shared.rounds.request();
     }
 
     /// A round that began after a query had arrived shows that this publisher's store is still the primary.
     async fn answer_waiting(&mut self) {
-        let Some((began, token)) = self.rivals.fence.last() else { return };
+        let Some((began, token)) = self.rivals.shared.fence.last() else { return };
         let (due, waiting) =
             std::mem::take(&mut self.waiting).into_iter().partition(|(_, came)| *came <= began);
         self.waiting = waiting;
@@ -220,7 +213,7 @@ impl RivalsTask {
     fn on_answer(&mut self, message: &Message) {
         if message.status == Some(StatusCode::NO_RESPONDERS) {
             let Some(nonce) = answered_nonce(&message.subject) else { return };
-            return self.rivals.vouching.with(|service, now| service.on_no_responders(nonce, now));
+            return self.rivals.shared.vouching.with(|service, now| service.on_no_responders(nonce, now));
         }
         let Ok(PublisherAnswer { nonce, from }) = PublisherAnswer::decode(&message.payload) else { return };
         if self.checks.len() >= CHECKS_MAX {
@@ -239,7 +232,7 @@ impl RivalsTask {
         if event == Event::Ended {
             return;
         }
-        if provenance != self.rivals.history.history().provenance() {
+        if provenance != self.rivals.shared.history.history().provenance() {
             return self.query_others().await;
         }
         let Event::Tick(round @ Some(_)) = event else { return };
@@ -253,7 +246,7 @@ impl RivalsTask {
     }
 
     async fn on_finding(&mut self, found: Result<PeerFinding, StoreError>) {
-        let vouching = &self.rivals.vouching;
+        let vouching = &self.rivals.shared.vouching;
         match found {
             Ok(PeerFinding::Answer { nonce, peer, is_same_store: true }) => {
                 vouching.with(|service, now| service.on_same_history(nonce, peer.standing, now));
@@ -263,19 +256,19 @@ impl RivalsTask {
             }
             Ok(PeerFinding::UnknownRound) => self.query_others().await,
             Ok(PeerFinding::KnownRound) => {}
-            Err(error) => self.rivals.metrics.store_failed(&error),
+            Err(error) => self.rivals.shared.metrics.store_failed(&error),
         }
     }
 
     async fn query_others(&self) {
-        if let Some(query) = self.rivals.vouching.foreign() {
+        if let Some(query) = self.rivals.shared.vouching.foreign() {
             self.rivals.send(query).await;
         }
     }
 
     /// Reports the standing when it has changed.
     fn report(&mut self) {
-        let Rivals { vouching, condition, metrics, .. } = &*self.rivals;
+        let Rivals { condition, shared: Shared { vouching, metrics, .. }, .. } = &*self.rivals;
         let standing = vouching.standing();
         if self.reported.replace(standing) == Some(standing) {
             return;

@@ -7,10 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use evictd_core::rules::Rule;
-use evictd_ops::invariants::Invariants;
 use evictd_ops::readiness::Condition;
 use evictd_store::{LogStore, StoreError};
-use tokio::sync::Notify;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
@@ -18,7 +16,7 @@ use crate::bus::Bus;
 use crate::config::SequencerConfig;
 use crate::log_output::LogOutput;
 use crate::metrics::Metrics;
-use crate::rounds::RoundTrigger;
+use crate::shared::Shared;
 
 /// Rows numbered in one transaction.
 const BATCH: usize = 1024;
@@ -29,49 +27,14 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// The triggers are checked at every 60th check (R3), and at each one while they aren't trusted.
 const TRIGGER_CHECK_EVERY: u64 = 60;
 
-/// Signals work to the sequencer.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Wake {
-    rows: Arc<Notify>,
-    tick: Arc<Notify>,
-    unlogged: Arc<Notify>,
-    schema: Arc<Notify>,
-}
-
-impl Wake {
-    /// Signals a commit.
-    pub(crate) fn now(&self) {
-        self.rows.notify_one();
-    }
-
-    /// Signals a new connection: the end of the log is sent at once, because agents may have missed messages.
-    pub(crate) fn tick(&self) {
-        self.tick.notify_one();
-    }
-
-    /// Signals a change that got no row in the log and was undone ([`StoreError::Unlogged`]).
-    pub(crate) fn unlogged(&self) {
-        self.unlogged.notify_one();
-    }
-
-    /// Signals that a round found another schema, or one that lets changes go past the log: the triggers are checked at
-    /// once.
-    pub(crate) fn schema_suspect(&self) {
-        self.schema.notify_one();
-    }
-}
-
 pub(crate) struct Sequencer {
     pub(crate) config: SequencerConfig,
     pub(crate) store: Arc<dyn LogStore>,
     pub(crate) bus: Bus,
     pub(crate) output: LogOutput,
-    pub(crate) metrics: Arc<Metrics>,
-    pub(crate) wake: Wake,
     pub(crate) condition: Condition,
     pub(crate) triggers: Condition,
-    pub(crate) rounds: RoundTrigger,
-    pub(crate) invariants: Invariants,
+    pub(crate) shared: Shared,
 }
 
 impl Sequencer {
@@ -91,13 +54,13 @@ impl Sequencer {
             let (need, done) = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
-                () = self.wake.tick.notified() => (StoreNeed::Reads, self.tick().await),
-                () = self.wake.unlogged.notified() => {
+                () = self.shared.wake.tick.notified() => (StoreNeed::Reads, self.tick().await),
+                () = self.shared.wake.unlogged.notified() => {
                     self.distrust_triggers();
                     (trusted, missing) = (false, true);
                     continue;
                 }
-                () = self.wake.schema.notified() => {
+                () = self.shared.wake.schema.notified() => {
                     trusted = self.check_triggers(&mut missing).await;
                     continue;
                 }
@@ -110,16 +73,16 @@ impl Sequencer {
                     (StoreNeed::Reads, self.check().await)
                 }
                 _ = poll.tick() => (StoreNeed::Writes, self.number_if_changed(&mut version, &mut poll).await),
-                () = self.wake.rows.notified() => (StoreNeed::Writes, self.number().await),
+                () = self.shared.wake.rows.notified() => (StoreNeed::Writes, self.number().await),
                 () = &mut notified => {
                     // Subscribed again before it numbers: a commit meanwhile is signaled.
                     notified = self.store.change_notified();
                     (StoreNeed::Writes, self.number().await)
                 }
             };
-            healthy.note(need, done, &self.condition, &self.metrics);
+            healthy.note(need, done, &self.condition, &self.shared.metrics);
         }
-        healthy.note(StoreNeed::Writes, self.number().await, &self.condition, &self.metrics);
+        healthy.note(StoreNeed::Writes, self.number().await, &self.condition, &self.shared.metrics);
         if self.store.is_exclusive() {
             self.output.end().await;
         }
@@ -128,7 +91,7 @@ impl Sequencer {
 
     async fn number(&self) -> Result<(), StoreError> {
         loop {
-            let before = self.output.head.current();
+            let before = self.shared.head.current();
             let numbered = self.store.number(BATCH).await?;
             self.output.numbered(before, &numbered).await;
             if numbered.rows.len() < BATCH {
@@ -153,17 +116,17 @@ impl Sequencer {
     }
 
     async fn tick(&self) -> Result<(), StoreError> {
-        let before = self.output.head.current();
+        let before = self.shared.head.current();
         self.output.tick(before, &self.store.head().await?).await;
         Ok(())
     }
 
     async fn check(&self) -> Result<(), StoreError> {
         let backlog = self.store.backlog().await?;
-        self.metrics.backlog(backlog);
+        self.shared.metrics.backlog(backlog);
         if self.store.writable().is_err() {
             // Only a write shows that it can be written to again, and there may be no other.
-            self.rounds.request();
+            self.shared.rounds.request();
         }
         Ok(())
     }
@@ -171,7 +134,7 @@ impl Sequencer {
     /// Triggers that were off for a moment are in place again when they are checked. A change that they let through shows
     /// that they were off.
     fn distrust_triggers(&self) {
-        self.invariants.violated(Rule::R3, "a change got no row in the log, and was undone");
+        self.shared.invariants.violated(Rule::R3, "a change got no row in the log, and was undone");
         self.triggers.unmet("another check of the home store's triggers, which left a change out of the log");
     }
 
@@ -185,9 +148,9 @@ impl Sequencer {
         };
         let is_fault = matches!(error, StoreError::TriggerMissing { .. } | StoreError::ForeignObject { .. });
         if is_fault && !std::mem::replace(missing, true) {
-            self.invariants.violated(Rule::R3, &error);
+            self.shared.invariants.violated(Rule::R3, &error);
         }
-        self.metrics.store_failed(&error);
+        self.shared.metrics.store_failed(&error);
         self.triggers.unmet(format!("the home store's triggers: {error}"));
         false
     }

@@ -1,44 +1,37 @@
 //! `/status`: the log's head, open receipts, and the agents that they wait for.
 
-use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
-use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::config::ReceiptsConfig;
-use crate::history::HomeHistory;
-use crate::log_head::LogHead;
 use crate::receipts::ReceiptsSnapshot;
-use crate::rounds::Fence;
-use crate::vouching::Vouching;
+use crate::shared::Shared;
 
 /// Answers from memory: a store that hangs must not hang this page.
 pub(crate) struct Status {
     pub(crate) config: ReceiptsConfig,
-    pub(crate) head: LogHead,
-    pub(crate) fence: Fence,
-    pub(crate) history: Arc<HomeHistory>,
-    pub(crate) vouching: Vouching,
     pub(crate) receipts: watch::Receiver<ReceiptsSnapshot>,
+    pub(crate) shared: Shared,
 }
 
 impl Status {
     pub(crate) fn to_json(&self) -> Value {
         let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        let head = self.head.current();
-        let provenance = self.history.history().provenance();
+        let head = self.shared.head.current();
+        let provenance = self.shared.history.history().provenance();
         let receipts = self.receipts.borrow();
         json!({
             "role": "publisher",
             "version": env!("CARGO_PKG_VERSION"),
             "homeStore": provenance.store.to_string(),
             "incarnation": provenance.incarnation.to_string(),
-            "standing": self.vouching.standing().label(),
-            "silentBecause": self.vouching.refusal(),
+            "standing": self.shared.vouching.standing().label(),
+            "silentBecause": self.shared.vouching.refusal(),
             "epoch": head.epoch(),
             "headPosition": head.position(),
-            "lastRoundMsAgo": self.fence.raised_ago().map(millis),
+            "lastRoundMsAgo": self.shared.fence.raised_ago().map(millis),
             "unconfirmedDeletions": receipts.unconfirmed,
             "receipts": {
                 "open": receipts.open,

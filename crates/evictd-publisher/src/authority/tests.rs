@@ -6,7 +6,6 @@ use async_nats::Message;
 use evictd_core::history::{Incarnation, LogToken, Milestone, Voucher};
 use evictd_core::ids::{InstanceId, KeyHash};
 use evictd_core::roster::PartitionPolicy;
-use evictd_ops::invariants::Invariants;
 use evictd_ops::metrics::Registry;
 use evictd_ops::readiness::Readiness;
 use evictd_store::operator::Operator;
@@ -23,11 +22,12 @@ use tokio_util::sync::DropGuard;
 use super::*;
 use crate::bus::tests::{carrying, fed, unconnected};
 use crate::config::ReceiptsConfig;
+use crate::history::HomeHistory;
 use crate::live_feed::LiveFeed;
-use crate::log_head::LogHead;
 use crate::metrics;
 use crate::queries::Lookups;
-use crate::receipts::{ReceiptSources, ReceiptsTask};
+use crate::receipts::ReceiptsTask;
+use crate::vouching::Vouching;
 
 /// How long what is bound to happen may take on a busy machine.
 const SOON: Duration = Duration::from_secs(20);
@@ -50,25 +50,13 @@ impl Home {
     async fn new(store: &std::path::Path, patience: Duration) -> Self {
         let store = Arc::new(SqliteStore::open(store).await.unwrap());
         let registry = Registry::new(metrics::SPECS, &[]).unwrap();
-        let metrics = Arc::new(Metrics::new(&registry));
-        let bus = unconnected(&metrics).await;
-        let stop = CancellationToken::new();
-        let rounds = RoundTrigger::default();
         let history = Arc::new(HomeHistory::read(store.clone()).await.unwrap());
-        let vouching = Vouching::serving();
-        let config = ReceiptsConfig { bound: BOUND.into(), regions: Vec::new() };
-        let head = LogHead::new(history.head().at);
-        let sources = ReceiptSources {
-            log: store.clone(),
-            roster: store.clone(),
-            receipts: store.clone(),
-            head: head.clone(),
-            history: history.clone(),
-            vouching: vouching.clone(),
-            rounds: rounds.clone(),
-            metrics: metrics.clone(),
-        };
-        let (receipts, membership, task) = ReceiptsTask::new(&config, sources, &registry, stop.clone());
+        let shared = Shared::new(history, Vouching::serving(), &registry);
+        let bus = unconnected(&shared.metrics).await;
+        let stop = CancellationToken::new();
+        let receipts_config = ReceiptsConfig { bound: BOUND.into(), regions: Vec::new() };
+        let (receipts, membership, task) =
+            ReceiptsTask::new(&receipts_config, store.clone(), shared.clone(), &registry, stop.clone());
         tokio::spawn(task.run());
         let config = AuthorityConfig {
             round_spacing: Duration::from_millis(250).into(),
@@ -77,57 +65,35 @@ impl Home {
             lookups_max: 256,
             replays_max: 8,
         };
-        let fence = Fence::default();
         let lookups = Arc::new(Lookups {
             store: store.clone(),
             bus: bus.clone(),
             membership: membership.clone(),
-            vouching: vouching.clone(),
-            fence: fence.clone(),
-            rounds: rounds.clone(),
-            metrics: metrics.clone(),
             permits: Semaphore::new(config.lookups_max),
             by_requester: Mutex::default(),
             per_requester_max: config.lookups_max / 2,
+            shared: shared.clone(),
         });
-        let feed = LiveFeed {
-            bus: bus.clone(),
-            history: history.clone(),
-            vouching: vouching.clone(),
-            metrics: metrics.clone(),
-        };
-        let output = LogOutput {
-            head,
-            history: history.clone(),
-            feed,
-            receipts,
-            rounds: rounds.clone(),
-            metrics: metrics.clone(),
-            invariants: Invariants::new(&registry),
-        };
+        let feed = LiveFeed { bus: bus.clone(), shared: shared.clone() };
         let (readiness, serving) = (Readiness::new(), watch::Sender::new(true));
         let authority = Authority {
             config,
             store: store.clone(),
             bus: bus.clone(),
-            output,
-            history: history.clone(),
+            output: LogOutput { feed, receipts, shared: shared.clone() },
             membership,
-            vouching: vouching.clone(),
-            metrics,
-            fence,
-            rounds,
-            wake: Wake::default(),
             serving: serving.clone(),
             succeeding: watch::Sender::new(true),
             refusal_log: Mutex::default(),
             condition: readiness.condition("rounds", "the test"),
+            shared: shared.clone(),
         };
         let (probe_requests, probes) = fed(&bus, Kind::Probe);
         let (lookup_requests, lookup_senders) = fed(&bus, Kind::Lookup);
         tokio::spawn(lookups.run(lookup_requests, serving.subscribe(), stop.clone()));
         tokio::spawn(authority.run(probe_requests, stop.clone()));
         let (lookups, stop) = (lookup_senders, stop.drop_guard());
+        let Shared { history, vouching, .. } = shared;
         Self { store, vouching, history, registry, readiness, probes, lookups, _stop: stop }
     }
 

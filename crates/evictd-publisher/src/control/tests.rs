@@ -37,10 +37,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::*;
 use crate::config::{RateLimitConfig, ReceiptsConfig, RequestLimit};
 use crate::history::HomeHistory;
-use crate::log_head::LogHead;
 use crate::metrics;
-use crate::receipts::{ReceiptSources, ReceiptsTask};
-use crate::rounds::{Fence, RoundTrigger};
+use crate::receipts::ReceiptsTask;
+use crate::shared::Shared;
 use crate::vouching::Vouching;
 
 /// Every right that an endpoint requires, on all APIs.
@@ -137,36 +136,25 @@ impl Home {
         let directory = tempfile::tempdir().unwrap();
         let store = Arc::new(SqliteStore::open(&directory.path().join("home.db")).await.unwrap());
         let registry = Registry::new(metrics::SPECS, &[]).unwrap();
-        let metrics = Arc::new(Metrics::new(&registry));
         let config = ReceiptsConfig { bound: Duration::from_secs(30).into(), regions: Vec::new() };
-        let (rounds, shutdown) = (RoundTrigger::default(), CancellationToken::new());
+        let shutdown = CancellationToken::new();
         let history = Arc::new(HomeHistory::read(store.clone()).await.unwrap());
-        let vouching = Vouching::serving();
-        let sources = ReceiptSources {
-            log: store.clone(),
-            roster: store.clone(),
-            receipts: store.clone(),
-            head: LogHead::new(history.head().at),
-            history,
-            vouching: vouching.clone(),
-            rounds: rounds.clone(),
-            metrics: metrics.clone(),
-        };
-        let (receipts, _, task) = ReceiptsTask::new(&config, sources, &registry, shutdown.clone());
+        let shared = Shared::new(history, Vouching::serving(), &registry);
+        let (receipts, _, task) =
+            ReceiptsTask::new(&config, store.clone(), shared.clone(), &registry, shutdown.clone());
         tokio::spawn(task.run());
         let rate_limit = RateLimitConfig {
             requests_per_minute: RequestLimit::Unlimited,
             workspaces: workspaces.iter().map(|(name, limit)| ((*name).to_owned(), *limit)).collect(),
         };
-        let freshness = FreshnessGuard { fence: Fence::default(), rounds, vouching, trust };
-        freshness.fence.raise(clock::lease_now(), RoundToken(1));
+        shared.fence.raise(clock::lease_now(), RoundToken(1));
         let control = ControlApi {
             store: store.clone(),
             receipts,
             limits: Arc::new(RateLimits::new(&rate_limit)),
-            wake: Wake::default(),
-            freshness,
-            metrics,
+            wake: shared.wake.clone(),
+            freshness: shared.freshness_guard(trust),
+            metrics: shared.metrics,
         };
         let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
         let address = listener.local_addr().unwrap();

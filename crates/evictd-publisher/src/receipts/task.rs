@@ -6,7 +6,6 @@
 mod roster_reads;
 pub(super) mod storage;
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,9 +16,7 @@ use evictd_core::receipts::TrackerConfig;
 use evictd_core::time::LeaseTime;
 use evictd_ops::clock;
 use evictd_ops::metrics::Registry;
-use evictd_store::log::NumberedRequest;
-use evictd_store::roster::Roster;
-use evictd_store::{LogStore, ReceiptStore, RosterStore, StoreError};
+use evictd_store::HomeStore;
 use evictd_wire::applied::Applied;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
@@ -34,11 +31,7 @@ use super::regions::RegionMetrics;
 use super::snapshot::ReceiptsSnapshot;
 use super::state::{OPEN_MAX, ReceiptsState, UnstoredReceipt};
 use crate::config::ReceiptsConfig;
-use crate::history::HomeHistory;
-use crate::log_head::LogHead;
-use crate::metrics::Metrics;
-use crate::rounds::RoundTrigger;
-use crate::vouching::Vouching;
+use crate::shared::Shared;
 
 /// A roster row's `last_seen` is up to a minute old.
 const ROSTER_AGE: Duration = Duration::from_mins(1);
@@ -52,24 +45,19 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// The pause after the store failed.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// What the task reads and writes.
-pub(crate) struct ReceiptSources {
-    pub(crate) log: Arc<dyn LogStore>,
-    pub(crate) roster: Arc<dyn RosterStore>,
-    pub(crate) receipts: Arc<dyn ReceiptStore>,
-    pub(crate) head: LogHead,
-    pub(crate) history: Arc<HomeHistory>,
-    pub(crate) vouching: Vouching,
-    pub(crate) rounds: RoundTrigger,
-    pub(crate) metrics: Arc<Metrics>,
-}
-
 pub(crate) struct ReceiptsTask {
-    pub(super) sources: ReceiptSources,
+    store: Arc<dyn HomeStore>,
+    shared: Shared,
     inputs: mpsc::Receiver<ReceiptInput>,
     pub(super) state: ReceiptsState,
     snapshot: watch::Sender<ReceiptsSnapshot>,
-    jobs: FuturesUnordered<BoxFuture<'static, JobResult>>,
+    pub(super) work: Work,
+}
+
+/// Reads and writes of the store that are due, or under way.
+#[derive(Default)]
+pub(super) struct Work {
+    jobs: FuturesUnordered<BoxFuture<'static, Completion>>,
     deferred: Deferred,
     roster_read: Option<RosterRead>,
     is_writing_roster: bool,
@@ -112,60 +100,37 @@ pub(super) struct Adoption {
     head: LogPosition,
 }
 
-/// What a read or write of the store has come to.
-enum JobResult {
-    RosterRead(Result<(Roster, LogPosition), StoreError>),
-    RosterWritten(Result<(), StoreError>),
-    Stored(Result<HashSet<String>, StoreError>),
-    /// A page of them, and the epoch in which it was read.
-    OpenRequests(Result<(u32, Vec<NumberedRequest>), StoreError>),
-}
+/// What the task does with the result of a read or write.
+type Completion = Box<dyn FnOnce(&mut ReceiptsTask) + Send>;
 
 impl ReceiptsTask {
     /// Makes the task and the handles of its queue. A wait for a receipt ends when `draining` is cancelled.
     pub(crate) fn new(
         config: &ReceiptsConfig,
-        sources: ReceiptSources,
+        store: Arc<dyn HomeStore>,
+        shared: Shared,
         registry: &Registry,
         draining: CancellationToken,
     ) -> (Receipts, Membership, Self) {
         let bound = Duration::from(config.bound);
         let regions: Vec<Region> = config.regions.iter().map(|name| Region::new(name.as_str())).collect();
-        let is_alone = sources.log.is_exclusive();
+        let is_alone = store.is_exclusive();
         let roster_delay = if is_alone { Duration::ZERO } else { ROSTER_AGE + bound + ROSTER_SLACK };
         let tracker = TrackerConfig { bound, roster_delay, open_max: OPEN_MAX };
         let metrics = RegionMetrics::new(registry.clone(), &regions);
-        let state = ReceiptsState::new(tracker, regions, metrics, sources.head.current().epoch());
+        let state = ReceiptsState::new(tracker, regions, metrics, shared.head.current().epoch());
         let (queue, inputs) = mpsc::channel(QUEUE_CAPACITY);
         let receipts = Receipts {
             queue: queue.clone(),
-            store: sources.receipts.clone(),
-            metrics: sources.metrics.clone(),
-            head: sources.head.clone(),
+            store: store.clone(),
+            metrics: shared.metrics.clone(),
+            head: shared.head.clone(),
             bound,
             waits: Arc::new(Semaphore::new(WAITS_MAX)),
             draining,
         };
-        let due = LeaseTime::default();
-        let task = Self {
-            sources,
-            inputs,
-            state,
-            snapshot: watch::Sender::default(),
-            jobs: FuturesUnordered::new(),
-            deferred: Deferred::default(),
-            roster_read: None,
-            is_writing_roster: false,
-            storing: None,
-            adoption: None,
-            accounted: LogPosition::ZERO,
-            numbered_elsewhere: false,
-            roster_due: due,
-            adoption_due: due,
-            catch_up_due: due,
-            sweep_due: due,
-            store_paused_until: due,
-        };
+        let task =
+            Self { store, shared, inputs, state, snapshot: watch::Sender::default(), work: Work::default() };
         (receipts, Membership { queue, bound }, task)
     }
 
@@ -175,7 +140,7 @@ impl ReceiptsTask {
 
     /// Runs until all senders of its queue are gone. What is final then is stored still.
     pub(crate) async fn run(mut self) {
-        let mut head = self.sources.head.watch();
+        let mut head = self.shared.head.watch();
         loop {
             let now = self.begin_step();
             self.sweep(now);
@@ -188,7 +153,7 @@ impl ReceiptsTask {
                     Some(input) => self.on_input(input),
                     None => return self.finish().await,
                 },
-                Some(done) = self.jobs.next() => self.on_job(done),
+                Some(complete) = self.work.jobs.next() => self.on_job(complete),
                 Ok(()) = head.changed() => {}
                 () = tokio::time::sleep(pause) => {}
             }
@@ -199,9 +164,9 @@ impl ReceiptsTask {
     /// that it began: this process may stand still at any moment, and its clock may not.
     fn begin_step(&mut self) -> LeaseTime {
         let now = clock::lease_now();
-        self.sources.vouching.apply_to(&mut self.state.tracker, now);
-        if self.state.enter_epoch(self.sources.head.current().epoch(), now) {
-            (self.roster_due, self.adoption_due) = (now, now);
+        self.shared.vouching.apply_to(&mut self.state.tracker, now);
+        if self.state.enter_epoch(self.shared.head.current().epoch(), now) {
+            (self.work.roster_due, self.work.adoption_due) = (now, now);
         }
         now
     }
@@ -221,10 +186,10 @@ impl ReceiptsTask {
             }
             ReceiptInput::Numbered { first, head, changes } => {
                 // This publisher's own requests may be among rows that another has numbered.
-                if first.is_some() && first == self.accounted.next() {
-                    self.accounted = head;
-                } else if head > self.accounted {
-                    self.numbered_elsewhere = true;
+                if first.is_some() && first == self.work.accounted.next() {
+                    self.work.accounted = head;
+                } else if head > self.work.accounted {
+                    self.work.numbered_elsewhere = true;
                 }
                 self.open(changes);
             }
@@ -245,74 +210,71 @@ impl ReceiptsTask {
                 if state.saw(&identity, now) {
                     reply.send(true).ok();
                 } else {
-                    self.deferred.lookups.push((identity, reply));
+                    self.work.deferred.lookups.push((identity, reply));
                 }
             }
             ReceiptInput::TakeSeen { reply } => drop(reply.send(state.roster.take_seen())),
             #[cfg(test)]
             ReceiptInput::Inspect(inspect) => inspect(self),
         }
-        self.state.take_events(&self.sources.metrics, now);
+        self.state.take_events(&self.shared.metrics, now);
     }
 
-    fn on_job(&mut self, done: JobResult) {
-        match done {
-            JobResult::RosterRead(read) => self.on_roster_read(read),
-            JobResult::RosterWritten(written) => {
-                self.is_writing_roster = false;
-                if let Err(error) = written {
-                    self.sources.metrics.store_failed(&error);
-                }
-            }
-            JobResult::Stored(stored) => self.on_stored(stored),
-            JobResult::OpenRequests(read) => self.on_open_requests(read),
-        }
+    fn on_job(&mut self, complete: Completion) {
+        complete(self);
         let now = self.begin_step();
-        self.state.take_events(&self.sources.metrics, now);
+        self.state.take_events(&self.shared.metrics, now);
     }
 
-    fn start(&self, job: impl Future<Output = JobResult> + Send + 'static) {
-        self.jobs.push(job.boxed());
+    /// Starts a read or write of the store. `complete` takes its result.
+    fn start<T: Send + 'static>(
+        &self,
+        job: impl Future<Output = T> + Send + 'static,
+        complete: fn(&mut Self, T),
+    ) {
+        let job =
+            job.map(move |result| Box::new(move |task: &mut Self| complete(task, result)) as Completion);
+        self.work.jobs.push(job.boxed());
     }
 
     /// Ends what the bound ends. Once a second, drops processes that fell silent, and updates what operators see.
     fn sweep(&mut self, now: LeaseTime) {
-        let Self { state, sources, .. } = self;
-        if now < self.sweep_due {
+        let Self { state, shared, .. } = self;
+        if now < self.work.sweep_due {
             state.tracker.end_due(now);
         } else {
-            self.sweep_due = now.after(SWEEP_EVERY);
+            self.work.sweep_due = now.after(SWEEP_EVERY);
             state.tracker.poll(now);
             state.regions.count(&state.tracker, now);
             state.waiters.any_waits();
-            sources.metrics.unconfirmed(state.tracker.unconfirmed());
+            shared.metrics.unconfirmed(state.tracker.unconfirmed());
             self.snapshot.send_replace(ReceiptsSnapshot::of(&state.tracker, state.unstored()));
         }
-        state.take_events(&sources.metrics, now);
+        state.take_events(&shared.metrics, now);
     }
 
     /// Returns when something is due next that no input and no job signals.
     fn wake_at(&self) -> LeaseTime {
-        let store_due = self.state.store_due().filter(|_| self.storing.is_none());
-        let store_due = store_due.map(|due| due.max(self.store_paused_until));
-        let catches_up = self.roster_read.is_none() && !self.deferred.announcements.is_empty();
-        let catch_up_due = catches_up.then_some(self.catch_up_due);
+        let store_due = self.state.store_due().filter(|_| self.work.storing.is_none());
+        let store_due = store_due.map(|due| due.max(self.work.store_paused_until));
+        let catches_up = self.work.roster_read.is_none() && !self.work.deferred.announcements.is_empty();
+        let catch_up_due = catches_up.then_some(self.work.catch_up_due);
         let due = [self.state.tracker.wake_at(), store_due, catch_up_due];
-        due.into_iter().flatten().fold(self.sweep_due, LeaseTime::min)
+        due.into_iter().flatten().fold(self.work.sweep_due, LeaseTime::min)
     }
 
     /// Stores what is final. What is open is found in the store by the next publisher.
     async fn finish(mut self) {
-        self.store_paused_until = LeaseTime::default();
+        self.work.store_paused_until = LeaseTime::default();
         loop {
             let now = self.begin_step();
-            let is_done = self.state.unstored() == 0 || now < self.store_paused_until;
-            if is_done && self.storing.is_none() {
+            let is_done = self.state.unstored() == 0 || now < self.work.store_paused_until;
+            if is_done && self.work.storing.is_none() {
                 return;
             }
             self.start_storing();
-            if let Some(done) = self.jobs.next().await {
-                self.on_job(done);
+            if let Some(complete) = self.work.jobs.next().await {
+                self.on_job(complete);
             }
         }
     }
@@ -322,16 +284,19 @@ impl ReceiptsTask {
 impl ReceiptsTask {
     /// Returns whether nothing is being read or written, nor about to be.
     pub(super) fn is_idle(&self) -> bool {
-        let Deferred { changes, announcements, lookups } = &self.deferred;
+        let Deferred { changes, announcements, lookups } = &self.work.deferred;
         let is_deferred = !(changes.is_empty() && announcements.is_empty() && lookups.is_empty());
-        let adopts = self.numbered_elsewhere && self.adoption.is_none();
+        let adopts = self.work.numbered_elsewhere && self.work.adoption.is_none();
         let now = clock::lease_now();
-        !is_deferred && !adopts && self.jobs.is_empty() && now < self.roster_due.min(self.adoption_due)
+        !is_deferred
+            && !adopts
+            && self.work.jobs.is_empty()
+            && now < self.work.roster_due.min(self.work.adoption_due)
     }
 
     /// Lets no search for open requests begin.
     pub(super) fn pause_adoption(&mut self) {
-        self.adoption = Some(Adoption { only_awaited: true, head: LogPosition::ZERO });
+        self.work.adoption = Some(Adoption { only_awaited: true, head: LogPosition::ZERO });
     }
 }
 

@@ -15,7 +15,6 @@ use evictd_core::roster::{Instance, PartitionPolicy};
 use evictd_core::service::{Peer, Standing};
 use evictd_core::time::{LeaseTime, StoreTime};
 use evictd_ops::clock;
-use evictd_ops::invariants::Invariants;
 use evictd_ops::metrics::Registry;
 use evictd_store::change::{Actor, DeleteMode, NewApi, NewKey};
 use evictd_store::log::RoundRequest;
@@ -38,10 +37,9 @@ use crate::bus::tests::unconnected;
 use crate::config::ReceiptsConfig;
 use crate::history::HomeHistory;
 use crate::live_feed::LiveFeed;
-use crate::log_head::LogHead;
 use crate::log_output::LogOutput;
-use crate::metrics::{self, Metrics};
-use crate::rounds::RoundTrigger;
+use crate::metrics;
+use crate::shared::Shared;
 use crate::vouching::Vouching;
 
 /// Long enough for a test that must not reach it.
@@ -93,42 +91,18 @@ impl Store {
 
     async fn publisher(&self, bound: Duration, regions: &[&str]) -> Home {
         let registry = Registry::new(metrics::SPECS, &[]).unwrap();
-        let metrics = Arc::new(Metrics::new(&registry));
         let regions = regions.iter().map(ToString::to_string).collect();
         let config = ReceiptsConfig { bound: bound.into(), regions };
         let history = Arc::new(HomeHistory::read(self.store.clone()).await.unwrap());
-        let (rounds, draining) = (RoundTrigger::default(), CancellationToken::new());
-        let head = LogHead::new(history.head().at);
-        let vouching = Vouching::serving();
-        let sources = ReceiptSources {
-            log: self.store.clone(),
-            roster: self.store.clone(),
-            receipts: self.store.clone(),
-            head: head.clone(),
-            history: history.clone(),
-            vouching: vouching.clone(),
-            rounds: rounds.clone(),
-            metrics: metrics.clone(),
-        };
-        let (receipts, membership, task) = ReceiptsTask::new(&config, sources, &registry, draining.clone());
+        let shared = Shared::new(history, Vouching::serving(), &registry);
+        let draining = CancellationToken::new();
+        let (receipts, membership, task) =
+            ReceiptsTask::new(&config, self.store.clone(), shared.clone(), &registry, draining.clone());
         tokio::spawn(task.run());
-        let feed = LiveFeed {
-            bus: unconnected(&metrics).await,
-            history: history.clone(),
-            vouching: vouching.clone(),
-            metrics: metrics.clone(),
-        };
-        let output = LogOutput {
-            head,
-            history,
-            feed,
-            receipts: receipts.clone(),
-            rounds,
-            metrics,
-            invariants: Invariants::new(&registry),
-        };
+        let feed = LiveFeed { bus: unconnected(&shared.metrics).await, shared: shared.clone() };
+        let output = LogOutput { feed, receipts: receipts.clone(), shared: shared.clone() };
         let home =
-            Home { store: self.store.clone(), output, receipts, membership, vouching, registry, draining };
+            Home { store: self.store.clone(), output, receipts, membership, shared, registry, draining };
         home.idle().await;
         home.read_nothing_unasked().await;
         home
@@ -162,7 +136,7 @@ struct Home {
     output: LogOutput,
     receipts: Receipts,
     membership: Membership,
-    vouching: Vouching,
+    shared: Shared,
     registry: Registry,
     draining: CancellationToken,
 }
@@ -191,11 +165,11 @@ impl Home {
     /// The roster and the open requests are read only when a test asks for it.
     async fn read_nothing_unasked(&self) {
         let never = clock::lease_now().after(Duration::from_hours(1));
-        self.inspect(move |task| (task.roster_due, task.adoption_due) = (never, never)).await;
+        self.inspect(move |task| (task.work.roster_due, task.work.adoption_due) = (never, never)).await;
     }
 
     async fn read_roster(&self) {
-        self.inspect(|task| task.roster_due = LeaseTime::default()).await;
+        self.inspect(|task| task.work.roster_due = LeaseTime::default()).await;
         self.idle().await;
         self.read_nothing_unasked().await;
     }
@@ -205,13 +179,13 @@ impl Home {
     }
 
     async fn adopt_open_requests(&self) {
-        self.inspect(|task| task.adoption_due = LeaseTime::default()).await;
+        self.inspect(|task| task.work.adoption_due = LeaseTime::default()).await;
         self.idle().await;
         self.read_nothing_unasked().await;
     }
 
     async fn adopt_awaited_requests(&self) {
-        self.inspect(|task| (task.adoption, task.numbered_elsewhere) = (None, true)).await;
+        self.inspect(|task| (task.work.adoption, task.work.numbered_elsewhere) = (None, true)).await;
         self.idle().await;
         self.inspect(ReceiptsTask::pause_adoption).await;
     }
@@ -222,7 +196,7 @@ impl Home {
     }
 
     fn head(&self) -> LogPosition {
-        self.output.head.current()
+        self.shared.head.current()
     }
 
     /// Agents probe, and a round writes them into the roster.
@@ -289,7 +263,7 @@ impl Home {
     fn goodbye(&self, agent: &Instance) -> Applied {
         Applied {
             instance: agent.identity.instance,
-            provenance: self.output.history.history().provenance(),
+            provenance: self.shared.history.history().provenance(),
             applied: LogPosition::ZERO,
             apply_reports: Vec::new(),
             leaving: true,
@@ -421,8 +395,8 @@ async fn while_another_home_store_is_active_nothing_is_final() {
         standing: Standing::Serving,
     };
     // This publisher's first query: no other had answered it in time.
-    home.vouching.with(|service, now| service.on_rival(Vouching::FIRST_QUERY, rival, now));
-    assert!(home.vouching.refusal().is_some());
+    home.shared.vouching.with(|service, now| service.on_rival(Vouching::FIRST_QUERY, rival, now));
+    assert!(home.shared.vouching.refusal().is_some());
     let pending = home.receipts.begin("req_1", true).await;
     home.delete("req_1").await;
     home.number().await;
@@ -510,7 +484,7 @@ async fn a_change_numbered_elsewhere_has_one_receipt_at_both() {
     here.delete("req_1").await;
     there.number().await;
     for publisher in [&here, &there] {
-        publisher.output.head.advance(there.head());
+        publisher.shared.head.advance(there.head());
         publisher.read_roster_changes().await;
         publisher.applies(&eu).await;
     }
@@ -531,7 +505,7 @@ async fn a_wait_ends_with_the_receipt_that_another_publisher_stored() {
     here.delete("req_1").await;
     here.number().await;
     // There, the bound ends it first.
-    there.output.head.advance(here.head());
+    there.shared.head.advance(here.head());
     there.adopt_open_requests().await;
     while !there.view("req_1").await.unwrap().r#final {
         tokio::task::yield_now().await;
@@ -544,7 +518,7 @@ async fn a_wait_ends_with_the_receipt_that_another_publisher_stored() {
 
 /// Returns whether this publisher has noticed that others number, too.
 async fn noticed(home: &Home) -> bool {
-    home.inspect(|task| std::mem::take(&mut task.numbered_elsewhere)).await
+    home.inspect(|task| std::mem::take(&mut task.work.numbered_elsewhere)).await
 }
 
 #[tokio::test]
@@ -667,8 +641,8 @@ async fn a_change_that_a_restored_store_lost_is_never_confirmed() {
     store.sql("DELETE FROM audit_log WHERE correlation_id = 'req_lost'").await;
     let restored = home.store.begin_epoch(&operator()).await.unwrap().at;
     assert_eq!(home.announce(&eu, restored).await, Err(Ahead), "before the publisher has read the new epoch");
-    home.output.history.reread().await.unwrap();
-    home.output.head.advance(restored);
+    home.shared.history.reread().await.unwrap();
+    home.shared.head.advance(restored);
     home.announce(&eu, restored).await.unwrap();
     home.adopt_open_requests().await;
     assert_eq!(home.view("req_lost").await, None);
@@ -687,11 +661,11 @@ async fn rows_of_a_store_that_went_back_open_no_receipt() {
     let eu = agent("eu", "a", 1);
     home.round(&[&eu]).await;
     let further = LogPosition::new(1, 100).unwrap();
-    home.output.head.advance(further);
+    home.shared.head.advance(further);
     home.announce(&eu, further).await.unwrap();
     let reached = home.delete_and_wait("req_1", Duration::ZERO).await;
     assert_eq!(reached.state, "pending", "what the agent applied at that position was another change");
-    home.output.rounds.requested().await;
+    home.shared.rounds.requested().await;
 }
 
 #[tokio::test]
@@ -829,13 +803,13 @@ async fn a_lost_history_does_not_confirm_what_took_its_place() {
     home.round(&[&eu]).await;
     home.read_roster().await;
     let further = LogPosition::new(1, 100).unwrap();
-    home.output.head.advance(further);
+    home.shared.head.advance(further);
     home.announce(&eu, further).await.unwrap();
     assert_eq!(home.delete_and_wait("req_1", Duration::ZERO).await.state, "pending");
     // An operator declares that this store is the one to follow.
     let declared = home.store.begin_epoch(&operator()).await.unwrap();
-    home.output.history.note(&declared).await.unwrap();
-    home.output.head.advance(declared.at);
+    home.shared.history.note(&declared).await.unwrap();
+    home.shared.head.advance(declared.at);
     home.adopt_open_requests().await;
     assert_eq!(states(&home.view("req_1").await.unwrap()), [("eu", "pending")]);
     assert_eq!(home.announce(&eu, further).await, Err(Ahead), "it has not flushed yet");

@@ -10,11 +10,12 @@ use evictd_store::roster::Roster;
 use evictd_wire::applied::Applied;
 use evictd_wire::subject::Kind;
 
-use super::{Deferred, JobResult, PAUSE, ReceiptSources, ReceiptsTask, RosterRead};
+use super::{Deferred, PAUSE, ReceiptsTask, RosterRead};
 use crate::metrics::Refusal;
 use crate::receipts::input::NewChanges;
 use crate::receipts::roster::RosterWrites;
 use crate::receipts::state::{Ahead, ReceiptsState};
+use crate::shared::Shared;
 
 /// How often the whole roster is read, for what other publishers have received.
 const ROSTER_EVERY: Duration = Duration::from_secs(15);
@@ -30,17 +31,17 @@ impl ReceiptsTask {
     /// it (R12).
     pub(super) fn open(&mut self, changes: NewChanges) {
         if !changes.changes.is_empty() {
-            self.deferred.changes.push(changes);
+            self.work.deferred.changes.push(changes);
         }
     }
 
     /// Takes in an announcement. If the store may show more, that is read first: the head may be another publisher's
     /// work, or the process new.
     pub(super) fn on_announcement(&mut self, identity: Identity, announcement: Applied, now: LeaseTime) {
-        let head = self.sources.head.current();
-        let has_room = self.deferred.announcements.len() < ANNOUNCEMENTS_DEFERRED_MAX;
+        let head = self.shared.head.current();
+        let has_room = self.work.deferred.announcements.len() < ANNOUNCEMENTS_DEFERRED_MAX;
         if has_room && self.state.is_unknown(&identity, &announcement, head) {
-            self.deferred.announcements.push((identity, announcement));
+            self.work.deferred.announcements.push((identity, announcement));
         } else {
             self.apply_announcement(&identity, &announcement, now).ok();
         }
@@ -52,9 +53,9 @@ impl ReceiptsTask {
         announcement: &Applied,
         now: LeaseTime,
     ) -> Result<(), Ahead> {
-        let ReceiptSources { history, head, metrics, .. } = &self.sources;
+        let Shared { history, head, metrics, .. } = &self.shared;
         match self.state.announced(identity, announcement, (history, head.current()), now) {
-            Ok(true) => (self.roster_due, self.adoption_due) = (now, now),
+            Ok(true) => (self.work.roster_due, self.work.adoption_due) = (now, now),
             Ok(false) => {}
             Err(Ahead) => {
                 tracing::debug!(
@@ -69,48 +70,46 @@ impl ReceiptsTask {
     }
 
     pub(super) fn read_roster(&mut self, now: LeaseTime) {
-        let Deferred { changes, announcements, lookups } = &self.deferred;
-        let is_whole = now >= self.roster_due && !self.is_writing_roster;
-        let catches_up = now >= self.catch_up_due && !announcements.is_empty();
+        let Deferred { changes, announcements, lookups } = &self.work.deferred;
+        let is_whole = now >= self.work.roster_due && !self.work.is_writing_roster;
+        let catches_up = now >= self.work.catch_up_due && !announcements.is_empty();
         let is_due = is_whole || catches_up || !changes.is_empty() || !lookups.is_empty();
-        if self.roster_read.is_some() || !is_due {
+        if self.work.roster_read.is_some() || !is_due {
             return;
         }
         let since = if is_whole { 0 } else { self.state.roster.revision() };
         if is_whole {
-            self.roster_due = now.after(ROSTER_EVERY);
+            self.work.roster_due = now.after(ROSTER_EVERY);
         }
-        self.catch_up_due = now.after(CATCH_UP_EVERY);
-        let deferred = std::mem::take(&mut self.deferred);
-        self.roster_read = Some(RosterRead { since, before: self.sources.head.current(), deferred });
-        let (roster, log) = (self.sources.roster.clone(), self.sources.log.clone());
-        self.start(async move {
-            let read = async { Ok((roster.roster(since).await?, log.head().await?.at)) };
-            JobResult::RosterRead(read.await)
-        });
+        self.work.catch_up_due = now.after(CATCH_UP_EVERY);
+        let deferred = std::mem::take(&mut self.work.deferred);
+        self.work.roster_read = Some(RosterRead { since, before: self.shared.head.current(), deferred });
+        let store = self.store.clone();
+        let read = async move { Ok((store.roster(since).await?, store.head().await?.at)) };
+        self.start(read, Self::on_roster_read);
     }
 
     pub(super) fn on_roster_read(&mut self, read: Result<(Roster, LogPosition), StoreError>) {
-        let Some(RosterRead { since, before, mut deferred }) = self.roster_read.take() else { return };
+        let Some(RosterRead { since, before, mut deferred }) = self.work.roster_read.take() else { return };
         if let Ok((_, head)) = &read {
-            self.sources.head.advance(*head);
+            self.shared.head.advance(*head);
         }
         let now = self.begin_step();
         match read {
             Ok((roster, _)) if roster.revision < since => {
                 // The store was put back: what is known of its roster means nothing.
-                self.roster_due = now;
-                deferred.append(&mut self.deferred);
-                self.deferred = deferred;
+                self.work.roster_due = now;
+                deferred.append(&mut self.work.deferred);
+                self.work.deferred = deferred;
                 return;
             }
             Ok((roster, head)) => {
                 self.take_in(since, &roster, now);
                 if head < before {
                     // The store went back. What agents have applied of the lost history must not confirm what replaced it.
-                    self.sources.rounds.request();
+                    self.shared.rounds.request();
                 } else {
-                    let epoch = self.sources.head.current().epoch();
+                    let epoch = self.shared.head.current().epoch();
                     let current = deferred.changes.drain(..).filter(|new| new.epoch == epoch);
                     for NewChanges { changes, opened, .. } in current {
                         self.state.track(changes, now);
@@ -120,9 +119,9 @@ impl ReceiptsTask {
             }
             Err(error) => {
                 // Receipts that weren't opened are found in the store later.
-                self.sources.metrics.store_failed(&error);
+                self.shared.metrics.store_failed(&error);
                 if since == 0 {
-                    self.roster_due = now.after(PAUSE);
+                    self.work.roster_due = now.after(PAUSE);
                 }
                 deferred.lookups.clear();
             }
@@ -156,17 +155,22 @@ impl ReceiptsTask {
                 "deleting roster rows of agent processes that are gone"
             );
         }
-        self.is_writing_roster = true;
-        let (store, epoch) = (self.sources.roster.clone(), self.sources.head.current().epoch());
-        self.start(async move {
-            let written = async {
-                if writes.is_complete {
-                    store.mark_roster_complete(epoch).await?;
-                }
-                store.mark_departed(&writes.departed).await?;
-                store.remove_instances(&writes.gone).await
-            };
-            JobResult::RosterWritten(written.await)
-        });
+        self.work.is_writing_roster = true;
+        let (store, epoch) = (self.store.clone(), self.shared.head.current().epoch());
+        let written = async move {
+            if writes.is_complete {
+                store.mark_roster_complete(epoch).await?;
+            }
+            store.mark_departed(&writes.departed).await?;
+            store.remove_instances(&writes.gone).await
+        };
+        self.start(written, Self::on_roster_written);
+    }
+
+    fn on_roster_written(&mut self, written: Result<(), StoreError>) {
+        self.work.is_writing_roster = false;
+        if let Err(error) = written {
+            self.shared.metrics.store_failed(&error);
+        }
     }
 }
