@@ -13,7 +13,7 @@ use evictd_core::ids::Identity;
 use evictd_ops::bus::{BusError, BusOptions, Link, publish_within};
 use evictd_ops::readiness::Readiness;
 use evictd_wire::lookup::LookupRequest;
-use evictd_wire::subject::{self, Kind, Speaker};
+use evictd_wire::subject::{self, MessageKind, Requester};
 use tokio::sync::Notify;
 
 use crate::StartError;
@@ -34,19 +34,19 @@ const LEAVE_LIMIT: Duration = Duration::from_secs(1);
 struct Port {
     client: Client,
     link: Link,
-    speaker: Arc<Speaker>,
+    requester: Arc<Requester>,
     /// Inboxes of this process: answers to an earlier one find nobody.
     inbox: Arc<str>,
 }
 
 impl Port {
-    fn inbox(&self, kind: Kind) -> String {
+    fn inbox(&self, kind: MessageKind) -> String {
         format!("{}.{}", self.inbox, kind.token())
     }
 
     /// Where a question goes: to one publisher, or to all of them on a second try (R14).
-    fn subject(&self, kind: Kind, all: bool) -> String {
-        if all { self.speaker.subject_any(kind) } else { self.speaker.subject(kind) }
+    fn subject(&self, kind: MessageKind, all: bool) -> String {
+        if all { self.requester.subject_any(kind) } else { self.requester.subject(kind) }
     }
 
     /// Whether the message was handed to the connection. Nothing is queued for a connection that is
@@ -73,8 +73,8 @@ pub(crate) struct LookupPort(Port);
 
 impl LookupPort {
     pub(crate) async fn send(&self, request: &LookupRequest, all: bool) -> bool {
-        let subject = self.0.subject(Kind::Lookup, all);
-        let reply = format!("{}.{}", self.0.inbox(Kind::Lookup), request.nonce);
+        let subject = self.0.subject(MessageKind::Lookup, all);
+        let reply = format!("{}.{}", self.0.inbox(MessageKind::Lookup), request.nonce);
         self.0.send(subject, Some(reply), request.encode()).await
     }
 }
@@ -107,18 +107,18 @@ impl Feed {
     }
 
     pub(crate) async fn send_probe(&self, payload: Bytes, all: bool) {
-        let subject = self.port.subject(Kind::Probe, all);
-        self.port.send(subject, Some(self.port.inbox(Kind::Probe)), payload).await;
+        let subject = self.port.subject(MessageKind::Probe, all);
+        self.port.send(subject, Some(self.port.inbox(MessageKind::Probe)), payload).await;
     }
 
     pub(crate) async fn send_replay(&self, payload: Bytes, all: bool) {
-        let subject = self.port.subject(Kind::Replay, all);
-        self.port.send(subject, Some(self.port.inbox(Kind::Replay)), payload).await;
+        let subject = self.port.subject(MessageKind::Replay, all);
+        self.port.send(subject, Some(self.port.inbox(MessageKind::Replay)), payload).await;
     }
 
     /// Returns whether it was sent.
     pub(crate) async fn announce(&self, payload: Bytes) -> bool {
-        self.port.send(self.port.subject(Kind::Applied, false), None, payload).await
+        self.port.send(self.port.subject(MessageKind::Applied, false), None, payload).await
     }
 
     /// Announces for the last time, and sees it off: the process ends next.
@@ -160,14 +160,14 @@ pub(crate) async fn connect(
     metrics: &Arc<Metrics>,
     readiness: &Readiness,
 ) -> Result<Bus, StartError> {
-    let speaker = Arc::new(config.speaker());
-    let inbox: Arc<str> = format!("{}.{}", speaker.inbox_prefix(), identity.instance).into();
+    let requester = Arc::new(config.requester());
+    let inbox: Arc<str> = format!("{}.{}", requester.inbox_prefix(), identity.instance).into();
     let options = |name| BusOptions {
         name,
-        inbox_prefix: Some(speaker.inbox_prefix()),
+        inbox_prefix: Some(requester.inbox_prefix()),
         subscription_capacity: SUBSCRIPTION_CAPACITY,
     };
-    let port = |client, link| Port { client, link, speaker: speaker.clone(), inbox: inbox.clone() };
+    let port = |client, link| Port { client, link, requester: requester.clone(), inbox: inbox.clone() };
 
     let connected = Arc::new(Notify::new());
     let link = Link::new(&config.nats, metrics.nats_lease.clone(), readiness);
@@ -180,13 +180,14 @@ pub(crate) async fn connect(
         }
     };
     let client =
-        evictd_ops::bus::connect(&config.nats, options(format!("evictd agent {speaker}")), on_event).await?;
+        evictd_ops::bus::connect(&config.nats, options(format!("evictd agent {requester}")), on_event)
+            .await?;
     let port_of_lease = port(client, link);
     // The live feed first: nothing that follows a probe's answer may be missed.
     let feed = Feed {
         live: subscribe(&port_of_lease, subject::LIVE.to_owned()).await?,
-        probe_answers: subscribe(&port_of_lease, port_of_lease.inbox(Kind::Probe)).await?,
-        replay_answers: subscribe(&port_of_lease, port_of_lease.inbox(Kind::Replay)).await?,
+        probe_answers: subscribe(&port_of_lease, port_of_lease.inbox(MessageKind::Probe)).await?,
+        replay_answers: subscribe(&port_of_lease, port_of_lease.inbox(MessageKind::Replay)).await?,
         connected,
         port: port_of_lease,
     };
@@ -198,9 +199,9 @@ pub(crate) async fn connect(
             link.note(event);
         }
     };
-    let options = options(format!("evictd agent {speaker} lookups"));
+    let options = options(format!("evictd agent {requester} lookups"));
     let lookups = port(evictd_ops::bus::connect(&config.nats, options, on_event).await?, link);
-    let lookup_answers = subscribe(&lookups, format!("{}.*", lookups.inbox(Kind::Lookup))).await?;
+    let lookup_answers = subscribe(&lookups, format!("{}.*", lookups.inbox(MessageKind::Lookup))).await?;
     Ok(Bus { feed, lookups: LookupPort(lookups), lookup_answers })
 }
 

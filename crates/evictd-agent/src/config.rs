@@ -15,7 +15,7 @@ use evictd_ops::config::{ByteSize, HumanDuration, PostgresUrl, PostgresUrlError,
 use evictd_ops::http::HttpConfig;
 use evictd_ops::logging::LogConfig;
 use evictd_wire::api::secret::Secret;
-use evictd_wire::subject::{Speaker, check_name};
+use evictd_wire::subject::{Requester, check_name};
 use serde::Deserialize;
 
 /// The documented default file; the program's own defaults.
@@ -178,8 +178,9 @@ pub struct LoadsConfig {
 
 impl AgentConfig {
     /// Its subjects. The names were validated.
-    pub fn speaker(&self) -> Speaker {
-        Speaker::new(&self.region, &self.agent).expect("`validate` refuses names that are no subject tokens")
+    pub fn requester(&self) -> Requester {
+        Requester::new(&self.region, &self.agent)
+            .expect("`validate` refuses names that are no subject tokens")
     }
 
     /// The database to read records from, if there is one. Reads [`PostgresConfig::url_file`].

@@ -19,7 +19,7 @@ use evictd_ops::clock;
 use evictd_ops::config::Layers;
 use evictd_ops::metrics::Registry;
 use evictd_ops::readiness::Readiness;
-use evictd_wire::live::{Event, Live};
+use evictd_wire::live::{Live, LiveEvent};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -324,7 +324,7 @@ pub(crate) fn loaded(as_of: LogPosition, record: Record, read_at: LeaseTime) -> 
 /// Rows as they come on the live feed.
 pub(crate) fn live(rows: &[Invalidation]) -> Bytes {
     let voucher = voucher(rows[rows.len() - 1].position);
-    Live { voucher, event: Event::Invalidations(rows.to_vec()) }.encode()
+    Live { voucher, event: LiveEvent::Invalidations(rows.to_vec()) }.encode()
 }
 
 /// The end of a key, `from_now` ahead on the wall clock.

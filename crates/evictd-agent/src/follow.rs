@@ -21,10 +21,10 @@ use evictd_ops::clock;
 use evictd_ops::invariants::Invariants;
 use evictd_ops::readiness::Condition;
 use evictd_wire::applied::Applied;
-use evictd_wire::live::{Event, Live};
+use evictd_wire::live::{Live, LiveEvent};
 use evictd_wire::probe::{ProbeAnswer, ProbeRequest};
 use evictd_wire::replay::{ReplayAnswer, ReplayRequest};
-use evictd_wire::subject::Kind;
+use evictd_wire::subject::MessageKind;
 use futures_util::StreamExt;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -136,13 +136,15 @@ impl Task {
         let now = clock::lease_now();
         let mut follower = self.follow.knowledge.follower.lock();
         match Live::decode(payload) {
-            Ok(Live { voucher, event: Event::Invalidations(rows) }) => {
+            Ok(Live { voucher, event: LiveEvent::Invalidations(rows) }) => {
                 follower.on_live(&voucher, rows, now, &mut self.effects);
             }
-            Ok(Live { voucher, event: Event::Tick(_) }) => {
+            Ok(Live { voucher, event: LiveEvent::Tick(_) }) => {
                 follower.on_tick(&voucher, now, &mut self.effects);
             }
-            Ok(Live { voucher, event: Event::Ended }) => follower.on_end(voucher.milestone.provenance, now),
+            Ok(Live { voucher, event: LiveEvent::Ended }) => {
+                follower.on_end(voucher.milestone.provenance, now)
+            }
             Err(error) => {
                 tracing::debug!(%error, "ignored a message of the live feed");
                 self.follow.metrics.malformed(Incoming::Live);
@@ -153,7 +155,7 @@ impl Task {
     }
 
     fn on_probe_answer(&mut self, message: &Message) {
-        let incoming = Incoming::Answer(Kind::Probe);
+        let incoming = Incoming::Answer(MessageKind::Probe);
         if nobody_listens(message) {
             return;
         }
@@ -179,7 +181,7 @@ impl Task {
     }
 
     fn on_replay_answer(&mut self, message: &Message) {
-        let incoming = Incoming::Answer(Kind::Replay);
+        let incoming = Incoming::Answer(MessageKind::Replay);
         if nobody_listens(message) {
             return;
         }

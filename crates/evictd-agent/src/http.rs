@@ -9,7 +9,7 @@ use evictd_wire::api::envelope::{Meta, Stale, Success};
 use evictd_wire::api::error::{ApiError, ErrorKind, JSON};
 use evictd_wire::api::ids::hash;
 use evictd_wire::api::requests::VerifyKey;
-use evictd_wire::api::root_key::acting;
+use evictd_wire::api::root_key::authorize;
 use evictd_wire::api::verification::{judge, visible};
 
 use crate::origin::LoadError;
@@ -41,7 +41,7 @@ impl Surface {
             Record::RootKey(root) => Some(root),
             Record::Key(_) | Record::Absent => None,
         };
-        let root = acting(root, self.verifier.home_time())?;
+        let root = authorize(root, self.verifier.home_time())?;
         let found = self.load(&request.key, age).await?;
         let key = visible(root, &found.entry.record);
         if age.is_some() && key.is_some_and(|key| !self.verifier.may_be_stale(key)) {

@@ -11,7 +11,7 @@ use evictd_ops::http::StatusCode;
 use evictd_ops::invariants::Invariants;
 use evictd_ops::metric_specs;
 use evictd_ops::metrics::{LATENCY_BUCKETS, MetricKind, MetricSpec, PROPAGATION_BUCKETS, Registry};
-use evictd_wire::subject::Kind;
+use evictd_wire::subject::MessageKind;
 use metrics::{Counter, Gauge, Histogram, Unit};
 
 const COUNTER: MetricKind = MetricKind::Counter;
@@ -160,7 +160,7 @@ pub(crate) enum DatabaseOutcome {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Incoming {
     Live,
-    Answer(Kind),
+    Answer(MessageKind),
 }
 
 impl Incoming {
@@ -168,10 +168,10 @@ impl Incoming {
 
     fn index(self) -> usize {
         match self {
-            Self::Live | Self::Answer(Kind::Applied) => 0,
-            Self::Answer(Kind::Probe) => 1,
-            Self::Answer(Kind::Replay) => 2,
-            Self::Answer(Kind::Lookup) => 3,
+            Self::Live | Self::Answer(MessageKind::Applied) => 0,
+            Self::Answer(MessageKind::Probe) => 1,
+            Self::Answer(MessageKind::Replay) => 2,
+            Self::Answer(MessageKind::Lookup) => 3,
         }
     }
 }

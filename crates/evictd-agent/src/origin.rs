@@ -18,7 +18,7 @@ use evictd_core::time::LeaseTime;
 use evictd_ops::clock;
 use evictd_ops::readiness::Condition;
 use evictd_wire::lookup::{LookupAnswer, LookupOutcome, LookupRequest};
-use evictd_wire::subject::Kind;
+use evictd_wire::subject::MessageKind;
 use futures_util::StreamExt;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -153,7 +153,7 @@ impl Authority {
     }
 
     fn on_answer(&self, message: &Message, metrics: &Metrics) {
-        let incoming = Incoming::Answer(Kind::Lookup);
+        let incoming = Incoming::Answer(MessageKind::Lookup);
         if nobody_listens(message) {
             if let Some(question) = asked(message).and_then(|nonce| self.open.lock().remove(&nonce)) {
                 drop(question.answer.send(None));

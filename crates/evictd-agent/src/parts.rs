@@ -38,9 +38,9 @@ pub(crate) struct Common {
 impl Common {
     /// A new instance, which knows nothing yet (R11).
     pub(crate) fn new(config: AgentConfig) -> Result<Self, StartError> {
-        let speaker = config.speaker();
+        let requester = config.requester();
         let instance = InstanceId(getrandom::u64()?.max(1));
-        let identity = Identity { region: speaker.region, agent: speaker.agent, instance };
+        let identity = Identity { region: requester.region, agent: requester.agent, instance };
         let labels = [("region", config.region.clone()), ("agent", config.agent.clone())];
         let registry = Registry::new(metrics::SPECS, &labels)?;
         let follower = Follower::new(config.follower(), getrandom::u64()?);

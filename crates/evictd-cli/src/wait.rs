@@ -232,7 +232,7 @@ pub(crate) fn with_receipt(answer: &ApiAnswer, receipt: &Propagation) -> Option<
 mod tests {
     use std::collections::VecDeque;
 
-    use evictd_wire::api::propagation::Missing;
+    use evictd_wire::api::propagation::MissingInstance;
     use indicatif::InMemoryTerm;
 
     use super::*;

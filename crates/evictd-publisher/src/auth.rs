@@ -5,7 +5,7 @@ use evictd_ops::clock;
 use evictd_store::{RecordStore, StoreError};
 use evictd_wire::api::error::{ApiError, ErrorKind};
 use evictd_wire::api::ids::hash;
-use evictd_wire::api::root_key::acting;
+use evictd_wire::api::root_key::authorize;
 
 use crate::metrics::Metrics;
 
@@ -22,7 +22,7 @@ pub(crate) async fn authenticate(
         metrics.store_failed(&error);
         unavailable(&error)
     })?;
-    acting(root.as_ref(), clock::wall_now()).cloned()
+    authorize(root.as_ref(), clock::wall_now()).cloned()
 }
 
 /// Returns the error that names the permissions of which one is needed.

@@ -16,7 +16,7 @@ use evictd_ops::readiness::Condition;
 use evictd_store::log::{Head, Round, RoundRequest};
 use evictd_store::{LogStore, StoreError};
 use evictd_wire::probe::{ProbeAnswer, ProbeRequest};
-use evictd_wire::subject::{Kind, Speaker};
+use evictd_wire::subject::{MessageKind, Requester};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -69,18 +69,18 @@ struct RunningRound {
 /// What waits for the next round, and how many probes of each agent.
 struct WaitingClients {
     rounds: Rounds<RoundClient>,
-    of_agent: HashMap<Speaker, usize>,
+    of_agent: HashMap<Requester, usize>,
 }
 
 /// When each agent's refusal was last logged: one that forges claims must not fill the log.
 #[derive(Debug, Default)]
-pub(crate) struct RefusalLog(HashMap<Speaker, LeaseTime>);
+pub(crate) struct RefusalLog(HashMap<Requester, LeaseTime>);
 
 impl RefusalLog {
     const EVERY: Duration = Duration::from_mins(1);
     const AGENTS_MAX: usize = 1024;
 
-    fn is_due(&mut self, requester: &Speaker, now: LeaseTime) -> bool {
+    fn is_due(&mut self, requester: &Requester, now: LeaseTime) -> bool {
         if self.0.len() >= Self::AGENTS_MAX {
             self.0.retain(|_, logged| now.since(*logged) < Self::EVERY);
         }
@@ -262,7 +262,7 @@ impl Authority {
                 return false;
             }
         };
-        self.shared.metrics.refused(Kind::Probe, refusal);
+        self.shared.metrics.refused(MessageKind::Probe, refusal);
         false
     }
 }

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use evictd_core::ids::{Identity, InstanceId};
 use evictd_ops::bus::{BusConfig, BusError, BusMetrics, BusOptions, Link, publish_within};
 use evictd_ops::readiness::Readiness;
-use evictd_wire::subject::{AUTHORITY_GROUP, Kind, Speaker};
+use evictd_wire::subject::{AUTHORITY_GROUP, MessageKind, Requester};
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use metrics::Gauge;
@@ -44,7 +44,7 @@ pub(crate) struct Bus {
 /// arrives both ways is answered twice, which does no harm.
 pub(crate) struct Subscription {
     bus: Bus,
-    kind: Kind,
+    kind: MessageKind,
     /// What this publisher shares with others, while it takes part.
     shared: Option<BoxStream<'static, Message>>,
     /// What goes to every publisher.
@@ -54,7 +54,7 @@ pub(crate) struct Subscription {
 /// A message, and its requester according to its subject.
 #[derive(Debug)]
 pub(crate) struct Envelope {
-    pub(crate) requester: Speaker,
+    pub(crate) requester: Requester,
     pub(crate) payload: Bytes,
     /// The requester's own inbox. Empty for announcements.
     pub(crate) reply: String,
@@ -63,7 +63,7 @@ pub(crate) struct Envelope {
 impl Envelope {
     /// Returns which of the requester's processes has sent it.
     pub(crate) fn identity(&self, instance: InstanceId) -> Identity {
-        let Speaker { region, agent } = self.requester.clone();
+        let Requester { region, agent } = self.requester.clone();
         Identity { region, agent, instance }
     }
 }
@@ -92,9 +92,9 @@ impl Subscription {
     }
 
     fn admit(&self, message: Message) -> Result<Envelope, Refusal> {
-        let requester = Speaker::of(&message.subject).ok_or(Refusal::Subject)?;
+        let requester = Requester::from_subject(&message.subject).ok_or(Refusal::Subject)?;
         let reply = message.reply.map(|reply| reply.to_string()).unwrap_or_default();
-        if self.kind != Kind::Applied && !requester.owns_inbox(&reply) {
+        if self.kind != MessageKind::Applied && !requester.owns_inbox(&reply) {
             tracing::warn!(%requester, kind = self.kind.token(), "refused a request whose reply subject isn't the requester's inbox");
             return Err(Refusal::Reply);
         }
@@ -156,16 +156,16 @@ impl Bus {
     }
 
     /// Receives one kind of message from now on.
-    pub(crate) async fn receive(&self, kind: Kind) -> Result<Subscription, SubscribeError> {
+    pub(crate) async fn receive(&self, kind: MessageKind) -> Result<Subscription, SubscribeError> {
         let (shared, to_all) = match kind {
-            Kind::Applied => (None, kind.wildcard()),
+            MessageKind::Applied => (None, kind.wildcard()),
             _ => (Some(self.shared(kind).await?), kind.any_wildcard()),
         };
         let to_all = self.client.subscribe(to_all).await?.boxed();
         Ok(Subscription { bus: self.clone(), kind, shared, to_all })
     }
 
-    async fn shared(&self, kind: Kind) -> Result<BoxStream<'static, Message>, SubscribeError> {
+    async fn shared(&self, kind: MessageKind) -> Result<BoxStream<'static, Message>, SubscribeError> {
         Ok(self.client.queue_subscribe(kind.wildcard(), AUTHORITY_GROUP.to_owned()).await?.boxed())
     }
 

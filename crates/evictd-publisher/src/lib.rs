@@ -58,7 +58,7 @@ use evictd_ops::metrics::{MetricsError, Registry};
 use evictd_ops::readiness::Readiness;
 use evictd_ops::tasks::{TaskFailed, Tasks};
 use evictd_store::{HomeStore, StoreError};
-use evictd_wire::subject::Kind;
+use evictd_wire::subject::MessageKind;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -175,10 +175,10 @@ pub async fn start(
     let bus = bus::connect(&config.nats, metrics, &readiness, on_connected).await?;
     let lookup_bus = bus::connect_for_lookups(&config.nats, metrics, &readiness).await?;
     let publishers = rivals::subscribe(&bus, id).await?;
-    let probe_requests = bus.receive(Kind::Probe).await?;
-    let replay_requests = bus.receive(Kind::Replay).await?;
-    let announcements = bus.receive(Kind::Applied).await?;
-    let lookup_requests = lookup_bus.receive(Kind::Lookup).await?;
+    let probe_requests = bus.receive(MessageKind::Probe).await?;
+    let replay_requests = bus.receive(MessageKind::Replay).await?;
+    let announcements = bus.receive(MessageKind::Applied).await?;
+    let lookup_requests = lookup_bus.receive(MessageKind::Lookup).await?;
 
     // The parts.
     let (receipts, membership, receipts_task) =

@@ -3,7 +3,7 @@
 use evictd_core::history::Voucher;
 use evictd_core::limits::LIVE_BATCH_MAX;
 use evictd_store::log::{Head, Numbered};
-use evictd_wire::live::{Event, Live};
+use evictd_wire::live::{Live, LiveEvent};
 use evictd_wire::subject::LIVE;
 
 use crate::bus::Bus;
@@ -21,7 +21,7 @@ impl LiveFeed {
         for batch in numbered.rows.chunks(LIVE_BATCH_MAX) {
             let Some(last) = batch.last() else { continue };
             let voucher = self.shared.history.voucher(&numbered.head, last.position);
-            let sent = self.publish(Live { voucher, event: Event::Invalidations(batch.to_vec()) }).await;
+            let sent = self.publish(Live { voucher, event: LiveEvent::Invalidations(batch.to_vec()) }).await;
             self.shared.metrics.live_message(sent);
         }
     }
@@ -29,12 +29,12 @@ impl LiveFeed {
     /// Sends the end of the log.
     pub(crate) async fn tick(&self, head: &Head) {
         let voucher = self.shared.history.voucher(head, head.at);
-        self.publish(Live { voucher, event: Event::Tick(Some(head.round)) }).await;
+        self.publish(Live { voucher, event: LiveEvent::Tick(Some(head.round)) }).await;
     }
 
     /// Sends that an incarnation has ended, so that agents needn't wait until it is silent.
     pub(crate) async fn end(&self, voucher: Voucher) {
-        self.publish(Live { voucher, event: Event::Ended }).await;
+        self.publish(Live { voucher, event: LiveEvent::Ended }).await;
     }
 
     async fn publish(&self, live: Live) -> bool {

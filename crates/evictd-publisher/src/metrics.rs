@@ -13,7 +13,7 @@ use evictd_store::StoreError;
 use evictd_store::audit::Purged;
 use evictd_store::log::Backlog;
 use evictd_wire::api::requests::Endpoint;
-use evictd_wire::subject::Kind;
+use evictd_wire::subject::MessageKind;
 use hyper::StatusCode;
 use metrics::{Counter, Gauge, Histogram, Unit};
 
@@ -156,7 +156,7 @@ impl Metrics {
     pub fn new(registry: &Registry) -> Self {
         let counter = |spec: &MetricSpec, label, value| registry.counter(spec, &[(label, value)]);
         let gauge = |spec: &MetricSpec| registry.gauge(spec, &[]);
-        let refused = |kind: Kind| {
+        let refused = |kind: MessageKind| {
             ["malformed", "reply", "subject", "overload", "ahead", "bound", "unproved", "unknown_past"]
                 .map(|reason| registry.counter(&REFUSED, &[("subject", kind.token()), ("reason", reason)]))
         };
@@ -184,7 +184,7 @@ impl Metrics {
             replays_refused: counter(&REPLAYS, "outcome", "refused"),
             lookups: ["answered", "busy", "failed"].map(|outcome| counter(&LOOKUPS, "outcome", outcome)),
             announcements: registry.counter(&ANNOUNCEMENTS, &[]),
-            refused: Kind::ALL.map(refused),
+            refused: MessageKind::ALL.map(refused),
             requests: Endpoint::ALL.map(requests),
             receipts: FINAL_STATES.map(|state| counter(&RECEIPTS, "state", state.label())),
             purged: ["log", "receipts", "audit"].map(|kind| counter(&PURGED, "kind", kind)),
@@ -256,7 +256,7 @@ impl Metrics {
         self.announcements.increment(1);
     }
 
-    pub(crate) fn refused(&self, kind: Kind, refusal: Refusal) {
+    pub(crate) fn refused(&self, kind: MessageKind, refusal: Refusal) {
         self.refused[kind as usize][refusal as usize].increment(1);
     }
 

@@ -10,7 +10,7 @@ use evictd_store::log::Replay;
 use evictd_store::{LogStore, RecordStore};
 use evictd_wire::lookup::{LookupAnswer, LookupOutcome, LookupRequest};
 use evictd_wire::replay::{ReplayAnswer, ReplayRequest};
-use evictd_wire::subject::Speaker;
+use evictd_wire::subject::Requester;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -28,7 +28,7 @@ pub(crate) struct Replays {
     /// Replays at once.
     pub(crate) permits: Semaphore,
     /// Agents that are being answered, each with the newest request that waits for it.
-    pub(crate) waiting: Mutex<HashMap<Speaker, Option<PendingReplay>>>,
+    pub(crate) waiting: Mutex<HashMap<Requester, Option<PendingReplay>>>,
     pub(crate) shared: Shared,
 }
 
@@ -43,7 +43,7 @@ pub(crate) struct Lookups {
     /// Lookups at once.
     pub(crate) permits: Semaphore,
     /// Lookups in progress, by requester.
-    pub(crate) by_requester: Mutex<HashMap<Speaker, usize>>,
+    pub(crate) by_requester: Mutex<HashMap<Requester, usize>>,
     pub(crate) per_requester_max: usize,
     pub(crate) shared: Shared,
 }
@@ -73,7 +73,7 @@ impl Replays {
     }
 
     /// Answers what waits for `requester` until nothing does.
-    async fn take_turns(&self, requester: Speaker) {
+    async fn take_turns(&self, requester: Requester) {
         // Should an answer panic, the next request must begin a turn.
         let mut turn = ReplayTurn { waiting: &self.waiting, requester: Some(&requester) };
         loop {
@@ -145,7 +145,7 @@ impl Lookups {
     }
 
     /// Counts a lookup, unless too many are in progress. One requester gets at most half of what there is.
-    fn begin(&self, requester: &Speaker) -> bool {
+    fn begin(&self, requester: &Requester) -> bool {
         let mut by_requester = self.by_requester.lock();
         let Ok(permit) = self.permits.try_acquire() else { return false };
         let own = by_requester.entry(requester.clone()).or_default();
@@ -157,7 +157,7 @@ impl Lookups {
         true
     }
 
-    fn end(&self, requester: &Speaker) {
+    fn end(&self, requester: &Requester) {
         let mut by_requester = self.by_requester.lock();
         if let Some(own) = by_requester.get_mut(requester) {
             *own -= 1;
@@ -204,8 +204,8 @@ impl Lookups {
 
 /// An agent's turn, until it has ended in order.
 struct ReplayTurn<'a> {
-    waiting: &'a Mutex<HashMap<Speaker, Option<PendingReplay>>>,
-    requester: Option<&'a Speaker>,
+    waiting: &'a Mutex<HashMap<Requester, Option<PendingReplay>>>,
+    requester: Option<&'a Requester>,
 }
 
 impl Drop for ReplayTurn<'_> {
@@ -219,7 +219,7 @@ impl Drop for ReplayTurn<'_> {
 /// A lookup in progress.
 struct LookupSlot<'a> {
     lookups: &'a Lookups,
-    requester: Speaker,
+    requester: Requester,
 }
 
 impl Drop for LookupSlot<'_> {

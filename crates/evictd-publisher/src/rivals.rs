@@ -13,8 +13,8 @@ use evictd_core::time::LeaseTime;
 use evictd_ops::clock;
 use evictd_ops::readiness::Condition;
 use evictd_store::{LogStore, StoreError};
-use evictd_wire::live::{Event, Live};
-use evictd_wire::publisher::{Introduction, PublisherAnswer, PublisherQuery};
+use evictd_wire::live::{Live, LiveEvent};
+use evictd_wire::publisher::{PublisherAnswer, PublisherInfo, PublisherQuery};
 use evictd_wire::subject::{LIVE, PUBLISHERS, answered_nonce, publisher_answer, publisher_answers};
 use futures_util::StreamExt;
 use tokio::sync::{Notify, watch};
@@ -105,7 +105,7 @@ impl Rivals {
         }
     }
 
-    fn introduction(&self, round: Option<RoundToken>) -> Introduction {
+    fn introduction(&self, round: Option<RoundToken>) -> PublisherInfo {
         let history = self.shared.history.history();
         let peer = Peer {
             publisher: self.name.clone(),
@@ -113,7 +113,7 @@ impl Rivals {
             since: history.current().time,
             standing: self.shared.vouching.standing(),
         };
-        Introduction { id: self.id, peer, round }
+        PublisherInfo { id: self.id, peer, round }
     }
 
     async fn send(&self, query: Query) {
@@ -229,13 +229,13 @@ impl RivalsTask {
     async fn on_live(&mut self, message: &Message) {
         let Ok(Live { voucher, event }) = Live::decode(&message.payload) else { return };
         let provenance = voucher.milestone.provenance;
-        if event == Event::Ended {
+        if event == LiveEvent::Ended {
             return;
         }
         if provenance != self.rivals.shared.history.history().provenance() {
             return self.query_others().await;
         }
-        let Event::Tick(round @ Some(_)) = event else { return };
+        let LiveEvent::Tick(round @ Some(_)) = event else { return };
         if self.checks.len() < CHECKS_MAX {
             let rivals = self.rivals.clone();
             self.checks.spawn(async move {

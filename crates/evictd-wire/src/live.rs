@@ -15,12 +15,12 @@ pub struct Live {
     /// Whom it speaks for, and how far that log reaches.
     pub voucher: Voucher,
     /// What happened.
-    pub event: Event,
+    pub event: LiveEvent,
 }
 
 /// What a message of the live feed tells.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Event {
+pub enum LiveEvent {
     /// Rows that were just numbered: at most [`LIVE_BATCH_MAX`], of the voucher's epoch, ending at its position.
     Invalidations(Vec<Invalidation>),
     /// How long the log is, and what the publisher's last round drew, if there was one.
@@ -33,12 +33,12 @@ impl Live {
     /// As bytes.
     pub fn encode(&self) -> Bytes {
         let event = match &self.event {
-            Event::Invalidations(rows) => {
+            LiveEvent::Invalidations(rows) => {
                 let invalidations = rows.iter().map(codec::invalidation_to).collect();
                 PbEvent::Invalidations(pb::Invalidations { invalidations })
             }
-            Event::Tick(round) => PbEvent::Tick(pb::Tick { round: round.map_or(0, |round| round.0) }),
-            Event::Ended => PbEvent::Ended(pb::Ended {}),
+            LiveEvent::Tick(round) => PbEvent::Tick(pb::Tick { round: round.map_or(0, |round| round.0) }),
+            LiveEvent::Ended => PbEvent::Ended(pb::Ended {}),
         };
         codec::encode(&pb::Live { voucher: Some(codec::voucher_to(&self.voucher)), event: Some(event) })
     }
@@ -58,10 +58,10 @@ impl Live {
                 if rows.last().map(|last| last.position) != Some(voucher.milestone.at) {
                     return Err(field("voucher"));
                 }
-                Event::Invalidations(rows)
+                LiveEvent::Invalidations(rows)
             }
-            PbEvent::Tick(tick) => Event::Tick(codec::round(tick.round)),
-            PbEvent::Ended(pb::Ended {}) => Event::Ended,
+            PbEvent::Tick(tick) => LiveEvent::Tick(codec::round(tick.round)),
+            PbEvent::Ended(pb::Ended {}) => LiveEvent::Ended,
         };
         Ok(Self { voucher, event })
     }

@@ -11,7 +11,7 @@ use crate::generated as pb;
 
 /// A publisher, as it describes itself.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Introduction {
+pub struct PublisherInfo {
     /// Drawn when its process started; its answers come on [`crate::subject::publisher_answers`].
     pub id: u64,
     /// Who it is, and how it stands.
@@ -26,7 +26,7 @@ pub struct PublisherQuery {
     /// Repeated by the answers.
     pub nonce: u64,
     /// Who asks.
-    pub from: Introduction,
+    pub from: PublisherInfo,
 }
 
 /// The answer of one of them.
@@ -35,14 +35,14 @@ pub struct PublisherAnswer {
     /// Which question this answers.
     pub nonce: u64,
     /// Who answers.
-    pub from: Introduction,
+    pub from: PublisherInfo,
 }
 
 impl PublisherQuery {
     /// The question `query` of `from`.
-    pub fn new(query: Query, from: Introduction) -> Self {
+    pub fn new(query: Query, from: PublisherInfo) -> Self {
         let peer = Peer { standing: query.standing, ..from.peer };
-        Self { nonce: query.nonce, from: Introduction { peer, ..from } }
+        Self { nonce: query.nonce, from: PublisherInfo { peer, ..from } }
     }
 
     /// As bytes.
@@ -70,8 +70,8 @@ impl PublisherAnswer {
     }
 }
 
-fn introduction_to(from: &Introduction) -> pb::Peer {
-    let Introduction { id, peer, round } = from;
+fn introduction_to(from: &PublisherInfo) -> pb::Peer {
+    let PublisherInfo { id, peer, round } = from;
     pb::Peer {
         id: *id,
         name: peer.publisher.to_string(),
@@ -82,7 +82,7 @@ fn introduction_to(from: &Introduction) -> pb::Peer {
     }
 }
 
-fn introduction_from(peer: Option<pb::Peer>) -> Result<Introduction, DecodeError> {
+fn introduction_from(peer: Option<pb::Peer>) -> Result<PublisherInfo, DecodeError> {
     let peer = peer.ok_or(field("peer"))?;
     if peer.id == 0 {
         return Err(field("id"));
@@ -99,7 +99,7 @@ fn introduction_from(peer: Option<pb::Peer>) -> Result<Introduction, DecodeError
         since: StoreTime(peer.since_unix_us),
         standing,
     };
-    Ok(Introduction { id, peer, round })
+    Ok(PublisherInfo { id, peer, round })
 }
 
 fn standing_to(standing: Standing) -> pb::Standing {

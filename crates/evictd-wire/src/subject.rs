@@ -34,7 +34,7 @@ pub const AUTHORITY_GROUP: &str = "authority";
 
 /// A request or announcement of an agent.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Kind {
+pub enum MessageKind {
     /// Asks for a proof.
     Probe,
     /// Asks for missed rows.
@@ -45,7 +45,7 @@ pub enum Kind {
     Applied,
 }
 
-impl Kind {
+impl MessageKind {
     /// All kinds.
     pub const ALL: [Self; 4] = [Self::Probe, Self::Replay, Self::Lookup, Self::Applied];
 
@@ -72,14 +72,14 @@ impl Kind {
 
 /// An agent as its subjects name it.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-pub struct Speaker {
+pub struct Requester {
     /// Its region.
     pub region: Region,
     /// Its name within the region.
     pub agent: AgentName,
 }
 
-impl Speaker {
+impl Requester {
     /// Refuses names that are not one subject token; see [`check_name`].
     pub fn new(region: &str, agent: &str) -> Result<Self, NameError> {
         check_name(region)?;
@@ -88,12 +88,12 @@ impl Speaker {
     }
 
     /// The subject on which this agent sends `kind`.
-    pub fn subject(&self, kind: Kind) -> String {
+    pub fn subject(&self, kind: MessageKind) -> String {
         format!("evictd.v1.{}.{}.{}", kind.token(), self.region, self.agent)
     }
 
     /// The subject on which it asks all publishers (R14).
-    pub fn subject_any(&self, kind: Kind) -> String {
+    pub fn subject_any(&self, kind: MessageKind) -> String {
         format!("{}.any", self.subject(kind))
     }
 
@@ -111,9 +111,9 @@ impl Speaker {
             .is_some_and(|rest| !rest.is_empty() && rest.split('.').all(is_token))
     }
 
-    /// Reads the speaker from a request's subject, as received by a subscription to
-    /// [`Kind::wildcard`] or [`Kind::any_wildcard`].
-    pub fn of(subject: &str) -> Option<Self> {
+    /// Reads the requester from a request's subject, as received by a subscription to
+    /// [`MessageKind::wildcard`] or [`MessageKind::any_wildcard`].
+    pub fn from_subject(subject: &str) -> Option<Self> {
         let mut tokens = subject.strip_prefix("evictd.v1.")?.split('.');
         let (_kind, region, agent) = (tokens.next()?, tokens.next()?, tokens.next()?);
         match (tokens.next(), tokens.next()) {
@@ -137,7 +137,7 @@ pub fn check_name(name: &str) -> Result<(), NameError> {
     if fits { Ok(()) } else { Err(NameError { name: name.chars().take(NAME_BYTES_MAX).collect() }) }
 }
 
-impl fmt::Display for Speaker {
+impl fmt::Display for Requester {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.region, self.agent)
     }
@@ -151,26 +151,27 @@ fn is_token(token: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn speaker() -> Speaker {
-        Speaker::new("eu-central-1", "a1").unwrap()
+    fn requester() -> Requester {
+        Requester::new("eu-central-1", "a1").unwrap()
     }
 
     #[test]
     fn subjects_name_their_speaker_and_read_back() {
-        assert_eq!(speaker().subject(Kind::Probe), "evictd.v1.probe.eu-central-1.a1");
-        for subject in [speaker().subject(Kind::Lookup), speaker().subject_any(Kind::Probe)] {
-            assert_eq!(Speaker::of(&subject), Some(speaker()));
+        assert_eq!(requester().subject(MessageKind::Probe), "evictd.v1.probe.eu-central-1.a1");
+        for subject in [requester().subject(MessageKind::Lookup), requester().subject_any(MessageKind::Probe)]
+        {
+            assert_eq!(Requester::from_subject(&subject), Some(requester()));
         }
         for strange in
             ["evictd.v1.probe.eu", "evictd.v1.probe.eu.a1.b", "evictd.v1.probe.eu.a1.any.x", "x", ""]
         {
-            assert_eq!(Speaker::of(strange), None, "{strange}");
+            assert_eq!(Requester::from_subject(strange), None, "{strange}");
         }
     }
 
     #[test]
     fn answers_go_only_into_the_askers_inbox() {
-        assert!(speaker().owns_inbox("_INBOX_evictd.eu-central-1.a1.x9.probe"));
+        assert!(requester().owns_inbox("_INBOX_evictd.eu-central-1.a1.x9.probe"));
         for elsewhere in [
             "_INBOX_evictd.eu-central-1.a1",
             "_INBOX_evictd.eu-central-1.a1.",
@@ -183,15 +184,15 @@ mod tests {
             "$JS.API.STREAM.DELETE.X",
             "",
         ] {
-            assert!(!speaker().owns_inbox(elsewhere), "{elsewhere}");
+            assert!(!requester().owns_inbox(elsewhere), "{elsewhere}");
         }
     }
 
     #[test]
     fn names_that_would_change_a_subject_are_refused() {
         for name in ["", "a.b", "*", ">", "a b", "é", &"x".repeat(NAME_BYTES_MAX + 1)] {
-            assert!(Speaker::new(name, "a").is_err(), "{name}");
-            assert!(Speaker::new("r", name).is_err(), "{name}");
+            assert!(Requester::new(name, "a").is_err(), "{name}");
+            assert!(Requester::new("r", name).is_err(), "{name}");
         }
     }
 }

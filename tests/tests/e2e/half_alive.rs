@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use evictd_tests::proxy::{Mode, Proxy};
 use evictd_tests::topology::{Node, Plan};
 use evictd_tests::wait::throughout;
-use evictd_wire::live::{Event, Live};
+use evictd_wire::live::{Live, LiveEvent};
 use toml::toml;
 
 use crate::world::{
@@ -82,11 +82,11 @@ impl Half {
 }
 
 fn is_invalidation(payload: &[u8]) -> bool {
-    Live::decode(payload).is_ok_and(|live| matches!(live.event, Event::Invalidations(_)))
+    Live::decode(payload).is_ok_and(|live| matches!(live.event, LiveEvent::Invalidations(_)))
 }
 
 fn is_tick(payload: &[u8]) -> bool {
-    Live::decode(payload).is_ok_and(|live| matches!(live.event, Event::Tick(_)))
+    Live::decode(payload).is_ok_and(|live| matches!(live.event, LiveEvent::Tick(_)))
 }
 
 /// Failure: a connection that answers pings is taken for one that delivers.

@@ -9,7 +9,7 @@ use evictd_tests::proxy::Proxy;
 use evictd_tests::random::Random;
 use evictd_tests::topology::{Node, Plan};
 use evictd_tests::wait::throughout;
-use evictd_wire::live::{Event, Live};
+use evictd_wire::live::{Live, LiveEvent};
 use toml::{Table, toml};
 
 use crate::world::{A_WHILE, Caller, Key, World, breakable, count, flushes, repairs, wait_for_count};
@@ -37,7 +37,7 @@ fn lose_probe_answers(world: &World) -> Result<()> {
 
 /// A message with invalidations, not a tick.
 fn is_invalidation(payload: &[u8]) -> bool {
-    Live::decode(payload).is_ok_and(|live| matches!(live.event, Event::Invalidations(_)))
+    Live::decode(payload).is_ok_and(|live| matches!(live.event, LiveEvent::Invalidations(_)))
 }
 
 fn lose_invalidations(world: &World, how_many: usize) -> Result<()> {

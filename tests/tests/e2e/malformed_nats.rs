@@ -15,11 +15,11 @@ use evictd_tests::nats_server::User;
 use evictd_tests::topology::Node;
 use evictd_tests::wait::{throughout, try_eventually};
 use evictd_wire::applied::Applied;
-use evictd_wire::live::{Event, Live};
+use evictd_wire::live::{Live, LiveEvent};
 use evictd_wire::lookup::{LookupAnswer, LookupOutcome, LookupRequest};
 use evictd_wire::probe::ProbeRequest;
 use evictd_wire::replay::ReplayRequest;
-use evictd_wire::subject::{Kind, LIVE};
+use evictd_wire::subject::{LIVE, MessageKind};
 
 use crate::world::{A_WHILE, SOON, World, count, flushes, plan, wait_for_count};
 
@@ -55,14 +55,14 @@ fn probe(seen: Option<Voucher>) -> Bytes {
 }
 
 /// A question or announcement that a real agent could send.
-fn good(kind: Kind) -> Result<Bytes> {
+fn good(kind: MessageKind) -> Result<Bytes> {
     Ok(match kind {
-        Kind::Probe => probe(None),
-        Kind::Replay => ReplayRequest { nonce: 77, epoch: 1, from: 1, to: 1 }.encode(),
-        Kind::Lookup => {
+        MessageKind::Probe => probe(None),
+        MessageKind::Replay => ReplayRequest { nonce: 77, epoch: 1, from: 1, to: 1 }.encode(),
+        MessageKind::Lookup => {
             LookupRequest { nonce: 77, hash: KeyHash([7; 32]), instance: InstanceId(77) }.encode()
         }
-        Kind::Applied => {
+        MessageKind::Applied => {
             let applied = LogPosition::new(1, 1).context("a position")?;
             let provenance = Provenance { store: StoreId(77), incarnation: Incarnation(77) };
             let instance = InstanceId(77);
@@ -89,11 +89,11 @@ fn malformed(good: &Bytes) -> Vec<Vec<u8>> {
     ]
 }
 
-fn refused(world: &World, kind: Kind, reason: &str) -> Result<u64> {
+fn refused(world: &World, kind: MessageKind, reason: &str) -> Result<u64> {
     count(world.publisher(), REFUSED, &[("subject", kind.token()), ("reason", reason)])
 }
 
-fn wait_for_refusals(world: &World, kind: Kind, reason: &str, wanted: u64) -> Result<()> {
+fn wait_for_refusals(world: &World, kind: MessageKind, reason: &str, wanted: u64) -> Result<()> {
     wait_for_count(world.publisher(), REFUSED, &[("subject", kind.token()), ("reason", reason)], wanted)
 }
 
@@ -102,10 +102,10 @@ fn wait_for_refusals(world: &World, kind: Kind, reason: &str, wanted: u64) -> Re
 fn requests_that_cannot_be_read_are_counted_and_not_answered() -> Result<()> {
     let world = World::start(&plan(&["eu"]))?;
     let mut rogue = impostor(&world, "eu")?;
-    for kind in Kind::ALL {
+    for kind in MessageKind::ALL {
         let subject = format!("evictd.v1.{}.eu.agent-1", kind.token());
         let reply = format!("{}.rogue.{}", inbox("eu"), kind.token());
-        let reply = Some(reply.as_str()).filter(|_| kind != Kind::Applied);
+        let reply = Some(reply.as_str()).filter(|_| kind != MessageKind::Applied);
         let payloads = malformed(&good(kind)?);
         for payload in &payloads {
             rogue.publish(&subject, reply, payload)?;
@@ -116,7 +116,7 @@ fn requests_that_cannot_be_read_are_counted_and_not_answered() -> Result<()> {
         // The same subject, the same inbox, a message that can be read: so nothing else was in the way.
         rogue.publish(&subject, reply, &good(kind)?)?;
         settle(&mut rogue)?;
-        if kind != Kind::Applied {
+        if kind != MessageKind::Applied {
             let answer = next_answer(&mut rogue)?;
             assert_eq!(Some(answer.as_str()), reply, "the first answer is to the first good question");
         }
@@ -157,7 +157,7 @@ fn answers_go_into_the_askers_own_inbox_or_nowhere() -> Result<()> {
         Some("$SYS.REQ.SERVER.PING"),
         None,
     ];
-    let asking = [Kind::Probe, Kind::Replay, Kind::Lookup];
+    let asking = [MessageKind::Probe, MessageKind::Replay, MessageKind::Lookup];
     for kind in asking {
         for reply in elsewhere {
             rogue.publish(&format!("evictd.v1.{}.eu.agent-1", kind.token()), reply, &good(kind)?)?;
@@ -166,9 +166,9 @@ fn answers_go_into_the_askers_own_inbox_or_nowhere() -> Result<()> {
         wait_for_refusals(&world, kind, "reply", elsewhere.len() as u64)?;
     }
     for reply in elsewhere {
-        rogue.publish("evictd.v1.probe.eu.agent-1.any", reply, &good(Kind::Probe)?)?;
+        rogue.publish("evictd.v1.probe.eu.agent-1.any", reply, &good(MessageKind::Probe)?)?;
     }
-    wait_for_refusals(&world, Kind::Probe, "reply", 2 * elsewhere.len() as u64)?;
+    wait_for_refusals(&world, MessageKind::Probe, "reply", 2 * elsewhere.len() as u64)?;
 
     // Into its own inbox the same questions are answered; when that has happened, the others would have
     // been answered too.
@@ -221,7 +221,7 @@ fn forged_claims_move_no_epoch_and_cost_no_other_agent_anything() -> Result<()> 
         let reply = format!("{}.rogue.probe", inbox("eu"));
         rogue.publish("evictd.v1.probe.eu.agent-1", Some(&reply), &probe(Some(forged(provenance, claim))))?;
         settle(&mut rogue)?;
-        wait_for_refusals(&world, Kind::Probe, "unproved", sent)?;
+        wait_for_refusals(&world, MessageKind::Probe, "unproved", sent)?;
     }
     let last = at(EPOCH_MAX, POSITION_MAX)?;
     let instance = InstanceId(77);
@@ -260,7 +260,7 @@ fn agents_find_back_from_ticks_that_lie() -> Result<()> {
     let foreign = Provenance { incarnation: Incarnation(77), ..provenance };
     for (provenance, epoch) in [(provenance, EPOCH_MAX), (provenance, 1), (foreign, EPOCH_MAX)] {
         let at = LogPosition::new(epoch, POSITION_MAX).context("the last position")?;
-        let lie = Live { voucher: forged(provenance, at), event: Event::Tick(None) };
+        let lie = Live { voucher: forged(provenance, at), event: LiveEvent::Tick(None) };
         thief.publish(LIVE, None, &lie.encode())?;
     }
     settle(&mut thief)?;
@@ -295,7 +295,7 @@ fn agents_ignore_what_cannot_be_read_and_what_they_have_not_asked_for() -> Resul
     let mut thief = Bus::connect(home.clients(), home.login(&User::Publisher)?)?;
 
     let voucher = forged(followed(agent)?, LogPosition::new(1, 1).context("a position")?);
-    let payloads = malformed(&Live { voucher, event: Event::Tick(None) }.encode());
+    let payloads = malformed(&Live { voucher, event: LiveEvent::Tick(None) }.encode());
     for payload in &payloads {
         thief.publish(LIVE, None, payload)?;
     }
@@ -305,7 +305,9 @@ fn agents_ignore_what_cannot_be_read_and_what_they_have_not_asked_for() -> Resul
 
     let outcome = LookupOutcome::Busy;
     let unasked = LookupAnswer { nonce: u64::MAX, hash: KeyHash([7; 32]), outcome }.encode();
-    for (kind, answers) in [(Kind::Probe, "probe"), (Kind::Replay, "replay"), (Kind::Lookup, "lookup.7")] {
+    for (kind, answers) in
+        [(MessageKind::Probe, "probe"), (MessageKind::Replay, "replay"), (MessageKind::Lookup, "lookup.7")]
+    {
         let subject = format!("{}.{instance}.{answers}", inbox("eu"));
         let payloads = malformed(&unasked);
         for payload in &payloads {

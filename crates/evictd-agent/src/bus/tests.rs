@@ -83,7 +83,7 @@ async fn connected(server: &MuteServer, settings: &[(&str, &str)]) -> (AgentConf
     let config = config(&[&[("nats.urls", server.url.as_str())], settings].concat());
     let registry = Registry::new(crate::metrics::SPECS, &[]).unwrap();
     let metrics = Arc::new(Metrics::new(&registry));
-    let Speaker { region, agent } = config.speaker();
+    let Requester { region, agent } = config.requester();
     let identity = Identity { region, agent, instance: InstanceId(7) };
     let readiness = Readiness::new();
     let bus = connect(&config, &identity, &metrics, &readiness).await.unwrap();

@@ -20,7 +20,7 @@ fn problems(settings: &[(&str, &str)]) -> Vec<String> {
 fn the_documented_defaults_are_usable() {
     let config = load(&[]).unwrap();
     assert_eq!(config.bound().bound(), Duration::from_secs(30));
-    assert_eq!(config.speaker().to_string(), "local/agent-1");
+    assert_eq!(config.requester().to_string(), "local/agent-1");
     assert_eq!(config.follower().bound, config.bound());
 }
 

@@ -21,8 +21,8 @@ async fn deaf_feed(agent: &Agent) -> Feed {
 }
 
 fn identity() -> Identity {
-    let speaker = config(&[]).speaker();
-    Identity { region: speaker.region, agent: speaker.agent, instance: evictd_core::ids::InstanceId(1) }
+    let requester = config(&[]).requester();
+    Identity { region: requester.region, agent: requester.agent, instance: evictd_core::ids::InstanceId(1) }
 }
 
 /// An answer as it arrives.
@@ -316,7 +316,7 @@ async fn a_silent_feed_is_remarked_on_and_keeps_nobody_unready() {
     task.on_beat(&feed).await;
     assert_eq!(agent.readiness.remarks(), [], "the connection is lost, too");
     task.remark_on_feed(true, now);
-    task.on_live(&Live { voucher: voucher(at(BASE)), event: Event::Tick(None) }.encode());
+    task.on_live(&Live { voucher: voucher(at(BASE)), event: LiveEvent::Tick(None) }.encode());
     task.on_beat(&feed).await;
     assert_eq!(agent.readiness.remarks(), []);
 }

@@ -29,8 +29,8 @@ async fn of_two_publishers_answers_the_first_counts_and_the_second_is_unasked() 
     let agent = Agent::live();
     let config = config(&[("nats.urls", "nats://127.0.0.1:1")]);
     let identity = evictd_core::ids::Identity {
-        region: config.speaker().region,
-        agent: config.speaker().agent,
+        region: config.requester().region,
+        agent: config.requester().agent,
         instance: InstanceId(1),
     };
     let bus = bus::connect(&config, &identity, &agent.metrics, &Readiness::new()).await.unwrap();

@@ -8,7 +8,7 @@ use evictd_core::position::LogPosition;
 use evictd_core::record::{Record, RecordState, RootKeyRecord, Verdict};
 use evictd_ops::clock;
 use evictd_wire::api::ids::hash;
-use evictd_wire::api::root_key::acting;
+use evictd_wire::api::root_key::authorize;
 
 use super::*;
 use crate::fixture::{Agent, BASE, at, ends_in, key, key_scope, root_key, row};
@@ -191,7 +191,7 @@ fn an_end_that_may_have_come_at_home_has_come() {
     let agent = Agent::live();
     let soon = KeyRecord { expires_at: Some(ends_in(Duration::from_mins(1))), ..key("key_1") };
     let root = RootKeyRecord { expires_at: soon.expires_at, ..root_key(&["api.*.verify_key"]) };
-    let acts = || acting(Some(&root), agent.verifier.home_time()).is_ok();
+    let acts = || authorize(Some(&root), agent.verifier.home_time()).is_ok();
     let verdict = || soon.verdict(agent.verifier.home_time());
     assert_eq!(verdict(), Verdict::Valid);
     assert!(acts());

@@ -12,7 +12,7 @@ use evictd_store::operator::Operator;
 use evictd_store::sqlite::SqliteStore;
 use evictd_store::{LogStore, OperatorStore, RosterStore};
 use evictd_wire::lookup::LookupRequest;
-use evictd_wire::subject::Kind;
+use evictd_wire::subject::MessageKind;
 use sqlx::Connection as _;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use tokio::sync::Semaphore;
@@ -88,8 +88,8 @@ impl Home {
             condition: readiness.condition("rounds", "the test"),
             shared: shared.clone(),
         };
-        let (probe_requests, probes) = fed(&bus, Kind::Probe);
-        let (lookup_requests, lookup_senders) = fed(&bus, Kind::Lookup);
+        let (probe_requests, probes) = fed(&bus, MessageKind::Probe);
+        let (lookup_requests, lookup_senders) = fed(&bus, MessageKind::Lookup);
         tokio::spawn(lookups.run(lookup_requests, serving.subscribe(), stop.clone()));
         tokio::spawn(authority.run(probe_requests, stop.clone()));
         let (lookups, stop) = (lookup_senders, stop.drop_guard());

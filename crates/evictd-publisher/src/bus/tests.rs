@@ -15,7 +15,7 @@ pub(crate) async fn unconnected(metrics: &Arc<Metrics>) -> Bus {
 }
 
 /// An intake of such a publisher; messages are put before it by hand.
-async fn subscription(kind: Kind) -> (Subscription, Registry) {
+async fn subscription(kind: MessageKind) -> (Subscription, Registry) {
     let registry = Registry::new(metrics::SPECS, &[]).unwrap();
     let bus = unconnected(&Arc::new(Metrics::new(&registry))).await;
     (bus.receive(kind).await.unwrap(), registry)
@@ -39,27 +39,27 @@ pub(crate) fn carrying(payload: Bytes, subject: &str, reply: Option<&str>) -> Me
 
 #[tokio::test]
 async fn a_request_comes_with_its_requester_and_inbox() {
-    for kind in [Kind::Probe, Kind::Replay, Kind::Lookup] {
+    for kind in [MessageKind::Probe, MessageKind::Replay, MessageKind::Lookup] {
         let (subscription, _) = subscription(kind).await;
         let subject = format!("evictd.v1.{}.eu-central-1.edge", kind.token());
         let envelope = subscription.admit(message(&subject, Some(INBOX))).unwrap();
-        assert_eq!(envelope.requester, Speaker::new("eu-central-1", "edge").unwrap());
+        assert_eq!(envelope.requester, Requester::new("eu-central-1", "edge").unwrap());
         assert_eq!((envelope.reply.as_str(), &envelope.payload[..]), (INBOX, &b"x"[..]));
     }
 }
 
 #[tokio::test]
 async fn a_query_to_all_publishers_names_its_requester_too() {
-    for kind in [Kind::Probe, Kind::Replay, Kind::Lookup] {
+    for kind in [MessageKind::Probe, MessageKind::Replay, MessageKind::Lookup] {
         let (subscription, _) = subscription(kind).await;
         let subject = format!("evictd.v1.{}.eu-central-1.edge.any", kind.token());
         let envelope = subscription.admit(message(&subject, Some(INBOX))).unwrap();
-        assert_eq!(envelope.requester, Speaker::new("eu-central-1", "edge").unwrap());
+        assert_eq!(envelope.requester, Requester::new("eu-central-1", "edge").unwrap());
     }
 }
 
 /// Feeds an intake by hand: what it shares with other publishers, and what goes to all.
-pub(crate) fn fed(bus: &Bus, kind: Kind) -> (Subscription, [mpsc::UnboundedSender<Message>; 2]) {
+pub(crate) fn fed(bus: &Bus, kind: MessageKind) -> (Subscription, [mpsc::UnboundedSender<Message>; 2]) {
     let channel = || {
         let (sender, mut receiver) = mpsc::unbounded_channel();
         (sender, futures_util::stream::poll_fn(move |context| receiver.poll_recv(context)).boxed())
@@ -70,8 +70,8 @@ pub(crate) fn fed(bus: &Bus, kind: Kind) -> (Subscription, [mpsc::UnboundedSende
 
 #[tokio::test]
 async fn without_its_queue_group_a_publisher_receives_second_tries() {
-    let (unfed, _) = subscription(Kind::Lookup).await;
-    let (mut subscription, [share, tell_all]) = fed(&unfed.bus, Kind::Lookup);
+    let (unfed, _) = subscription(MessageKind::Lookup).await;
+    let (mut subscription, [share, tell_all]) = fed(&unfed.bus, MessageKind::Lookup);
     let subject = "evictd.v1.lookup.eu-central-1.edge";
     share.send(message(subject, Some(INBOX))).unwrap();
     assert!(subscription.next().await.is_some());
@@ -85,7 +85,7 @@ async fn without_its_queue_group_a_publisher_receives_second_tries() {
 
 #[tokio::test]
 async fn an_answer_goes_into_the_requesters_inbox_or_nowhere() {
-    let (subscription, _) = subscription(Kind::Lookup).await;
+    let (subscription, _) = subscription(MessageKind::Lookup).await;
     for reply in [
         None,
         Some(""),
@@ -106,7 +106,7 @@ async fn an_answer_goes_into_the_requesters_inbox_or_nowhere() {
 
 #[tokio::test]
 async fn a_subject_without_a_requester_is_refused() {
-    let (subscription, _) = subscription(Kind::Probe).await;
+    let (subscription, _) = subscription(MessageKind::Probe).await;
     for subject in [
         "evictd.v1.probe",
         "evictd.v1.probe.eu",
@@ -121,7 +121,7 @@ async fn a_subject_without_a_requester_is_refused() {
 
 #[tokio::test]
 async fn an_announcement_wants_no_answer() {
-    let (subscription, _) = subscription(Kind::Applied).await;
+    let (subscription, _) = subscription(MessageKind::Applied).await;
     let envelope = subscription.admit(message("evictd.v1.applied.eu-central-1.edge", None)).unwrap();
     assert_eq!(envelope.reply, "");
     // Nothing is ever sent there.
@@ -132,7 +132,7 @@ async fn an_announcement_wants_no_answer() {
 
 #[tokio::test]
 async fn refusals_are_counted_by_kind_and_reason() {
-    let (subscription, registry) = subscription(Kind::Replay).await;
+    let (subscription, registry) = subscription(MessageKind::Replay).await;
     for (refusal, reason) in [
         (Refusal::Malformed, "malformed"),
         (Refusal::Reply, "reply"),
@@ -150,6 +150,6 @@ async fn refusals_are_counted_by_kind_and_reason() {
 
 #[tokio::test]
 async fn nothing_is_queued_for_a_connection_that_is_down() {
-    let (subscription, _) = subscription(Kind::Probe).await;
+    let (subscription, _) = subscription(MessageKind::Probe).await;
     assert!(!subscription.bus.send("evictd.v1.live".to_owned(), Bytes::from_static(b"x")).await);
 }

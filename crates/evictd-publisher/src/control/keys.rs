@@ -9,7 +9,7 @@ use evictd_wire::api::error::ApiError;
 use evictd_wire::api::ids;
 use evictd_wire::api::requests::{CreateKey, DeleteKey, GetKey, Patch, RerollKey, UpdateKey};
 use evictd_wire::api::responses::{
-    CreateKeyData, Empty, IdentityData, KeyResponseData, RerollKeyData, told_end,
+    CreateKeyData, Empty, IdentityData, KeyResponseData, RerollKeyData, reported_expiry,
 };
 use serde_json::value::RawValue;
 
@@ -105,7 +105,7 @@ pub(super) fn response(workspace: &WorkspaceId, key: KeyDetails) -> KeyResponseD
         name: key.name,
         meta: key.meta.and_then(|meta| RawValue::from_string(meta).ok()),
         updated_at: key.updated_at.map(StoreTime::as_millis),
-        expires: told_end(key.expires_at),
+        expires: reported_expiry(key.expires_at),
         permissions: key.permissions,
         identity: key.external_id.map(|external_id| IdentityData::new(workspace, external_id)),
     }

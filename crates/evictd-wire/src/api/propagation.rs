@@ -67,12 +67,12 @@ pub struct RegionPropagation {
     pub confirmed_after_ms: Option<f64>,
     /// Who hasn't confirmed: the first of them.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
-    pub missing: Vec<Missing>,
+    pub missing: Vec<MissingInstance>,
     /// How many haven't.
     pub missing_count: usize,
     /// From the commit to the slowest agent's application, by that agent's own measurement.
     #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub lag_ms: Option<Interval>,
+    pub lag_ms: Option<MillisInterval>,
     /// What the agents answered from the old state, as far as they told.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub exposure: Option<ExposureSeen>,
@@ -82,7 +82,7 @@ pub struct RegionPropagation {
 
 /// An agent process that hasn't confirmed.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Missing {
+pub struct MissingInstance {
     /// The agent's name.
     pub agent: String,
     /// The process.
@@ -91,7 +91,7 @@ pub struct Missing {
 
 /// A measurement with its error: the truth lies within.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
-pub struct Interval {
+pub struct MillisInterval {
     /// At least.
     pub low: f64,
     /// At most.
@@ -155,7 +155,7 @@ impl Propagation {
 
 impl RegionPropagation {
     fn new(region: &RegionReceipt) -> Self {
-        let missing = |identity: &Identity| Missing {
+        let missing = |identity: &Identity| MissingInstance {
             agent: identity.agent.to_string(),
             instance: identity.instance.to_string(),
         };
@@ -168,7 +168,7 @@ impl RegionPropagation {
             missing_count: region.missing_count,
             lag_ms: region
                 .lag
-                .map(|DurationRange { low, high }| Interval { low: millis(low), high: millis(high) }),
+                .map(|DurationRange { low, high }| MillisInterval { low: millis(low), high: millis(high) }),
             exposure: region
                 .exposure
                 .map(|exposure| ExposureSeen { last_answer_after_ms: millis(exposure.last_after) }),

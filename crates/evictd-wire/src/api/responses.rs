@@ -103,7 +103,7 @@ pub struct KeyResponseData {
     /// When it last changed.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub updated_at: Option<i64>,
-    /// When it ends: see [`told_end`].
+    /// When it ends: see [`reported_expiry`].
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub expires: Option<i64>,
     /// What it may do, in its owner's words, sorted.
@@ -132,7 +132,7 @@ pub struct VerifyKeyData<'a> {
     /// Its metadata, byte for byte as it was given.
     #[serde(borrow, skip_serializing_if = "Option::is_none", default)]
     pub meta: Option<&'a RawValue>,
-    /// When it ends: see [`told_end`].
+    /// When it ends: see [`reported_expiry`].
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub expires: Option<i64>,
     /// Whether its owner left it switched on, where the record tells.
@@ -164,7 +164,7 @@ impl<'a> VerifyKeyData<'a> {
             key_id: Some(record.key_id.as_str().into()),
             name: record.name.as_deref().map(Cow::Borrowed),
             meta: record.meta.as_deref().and_then(|meta| serde_json::from_str(meta).ok()),
-            expires: told_end(record.expires_at),
+            expires: reported_expiry(record.expires_at),
             enabled: enabled(record.state),
             permissions: Cow::Borrowed(&record.permissions),
             identity: record
@@ -192,7 +192,7 @@ impl<'a> VerifyKeyData<'a> {
 
 /// An end as it is told, in milliseconds since 1970: Unkey leaves out every number that is zero. That the key has
 /// expired is told all the same, by the verdict.
-pub fn told_end(expires_at: Option<StoreTime>) -> Option<i64> {
+pub fn reported_expiry(expires_at: Option<StoreTime>) -> Option<i64> {
     expires_at.map(StoreTime::as_millis).filter(|millis| *millis != 0)
 }
 
@@ -245,8 +245,11 @@ mod tests {
 
     #[test]
     fn an_end_of_zero_is_left_out_and_nothing_else_is() {
-        assert_eq!([None, Some(StoreTime(0))].map(told_end), [None, None]);
-        assert_eq!([1, -1].map(|millis| told_end(Some(StoreTime::from_millis(millis)))), [Some(1), Some(-1)]);
+        assert_eq!([None, Some(StoreTime(0))].map(reported_expiry), [None, None]);
+        assert_eq!(
+            [1, -1].map(|millis| reported_expiry(Some(StoreTime::from_millis(millis)))),
+            [Some(1), Some(-1)]
+        );
     }
 
     #[test]

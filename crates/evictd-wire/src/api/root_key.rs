@@ -12,7 +12,7 @@ use crate::api::error::{ApiError, ErrorKind};
 /// [`ErrorKind::RootKeyNotFound`] (401) when there is none or it was revoked, [`ErrorKind::KeyDisabled`],
 /// [`ErrorKind::WorkspaceDisabled`] and [`ErrorKind::Forbidden`] (403) when it or its workspace is switched off,
 /// or it has expired.
-pub fn acting(root: Option<&RootKeyRecord>, home_time: StoreTime) -> Result<&RootKeyRecord, ApiError> {
+pub fn authorize(root: Option<&RootKeyRecord>, home_time: StoreTime) -> Result<&RootKeyRecord, ApiError> {
     let unknown = || ApiError::new(ErrorKind::RootKeyNotFound, "The root key doesn't exist or was revoked");
     let expired = || ApiError::new(ErrorKind::Forbidden, "The root key has expired");
     let root = root.ok_or_else(unknown)?;

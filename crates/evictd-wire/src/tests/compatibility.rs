@@ -9,7 +9,7 @@ use prost::encoding::{bytes, fixed64, uint64};
 
 use super::messages::{any_message, smallest};
 use crate::codec::DecodeError;
-use crate::live::{Event, Live};
+use crate::live::{Live, LiveEvent};
 use crate::lookup::{LookupAnswer, LookupOutcome};
 use crate::probe::ProbeRequest;
 use crate::replay::ReplayAnswer;
@@ -61,7 +61,7 @@ fn live_row(row: Fields) -> (Scope, Cause) {
     let row = row.number(1, 9);
     let payload = fields().message(1, voucher(9)).message(2, fields().message(1, row)).0;
     match Live::decode(&payload).map(|live| live.event) {
-        Ok(Event::Invalidations(mut rows)) if rows.len() == 1 => {
+        Ok(LiveEvent::Invalidations(mut rows)) if rows.len() == 1 => {
             let row = rows.remove(0);
             assert_eq!((row.position.epoch(), row.position.position()), (1, 9));
             (row.scope, row.cause)

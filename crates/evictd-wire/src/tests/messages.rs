@@ -24,10 +24,10 @@ use proptest::prelude::*;
 
 use crate::applied::Applied;
 use crate::codec::DecodeError;
-use crate::live::{Event, Live};
+use crate::live::{Live, LiveEvent};
 use crate::lookup::{LookupAnswer, LookupOutcome, LookupRequest};
 use crate::probe::{ProbeAnswer, ProbeRequest};
-use crate::publisher::{Introduction, PublisherAnswer, PublisherQuery};
+use crate::publisher::{PublisherAnswer, PublisherInfo, PublisherQuery};
 use crate::replay::{ReplayAnswer, ReplayRequest};
 
 /// A message of any kind.
@@ -81,7 +81,7 @@ impl Message {
     /// A live message with these rows.
     pub(super) fn live_of(rows: Vec<Invalidation>) -> Self {
         let voucher = voucher(rows[rows.len() - 1].position);
-        Self::Live(Live { voucher, event: Event::Invalidations(rows) })
+        Self::Live(Live { voucher, event: LiveEvent::Invalidations(rows) })
     }
 
     /// The answer to a request for exactly these rows.
@@ -125,7 +125,7 @@ pub(super) fn smallest() -> Vec<Message> {
         provenance: PROVENANCE,
         outcome: Replayed::Refused { head: voucher(start) },
     };
-    let introduction = Introduction {
+    let introduction = PublisherInfo {
         id: 1,
         peer: Peer {
             publisher: "".into(),
@@ -142,8 +142,8 @@ pub(super) fn smallest() -> Vec<Message> {
     let lookup_answer = |outcome| LookupAnswer { nonce: 1, hash, outcome };
     vec![
         Message::live_of(vec![all]),
-        Message::Live(Live { voucher: voucher(start), event: Event::Tick(None) }),
-        Message::Live(Live { voucher: voucher(start), event: Event::Ended }),
+        Message::Live(Live { voucher: voucher(start), event: LiveEvent::Tick(None) }),
+        Message::Live(Live { voucher: voucher(start), event: LiveEvent::Ended }),
         Message::PublisherQuery(PublisherQuery { nonce: 1, from: introduction.clone() }),
         Message::PublisherAnswer(PublisherAnswer { nonce: 1, from: introduction }),
         Message::ProbeRequest(ProbeRequest {
@@ -194,9 +194,9 @@ pub(super) fn any_message() -> impl Strategy<Value = Message> {
     prop_oneof![
         any_rows(1..LIVE_BATCH_MAX + 1).prop_map(Message::live_of),
         (any_voucher(), option::of(any_nonce())).prop_map(|(voucher, round)| {
-            Message::Live(Live { voucher, event: Event::Tick(round.map(RoundToken)) })
+            Message::Live(Live { voucher, event: LiveEvent::Tick(round.map(RoundToken)) })
         }),
-        any_voucher().prop_map(|voucher| Message::Live(Live { voucher, event: Event::Ended })),
+        any_voucher().prop_map(|voucher| Message::Live(Live { voucher, event: LiveEvent::Ended })),
         (any_nonce(), any_introduction())
             .prop_map(|(nonce, from)| Message::PublisherQuery(PublisherQuery { nonce, from })),
         (any_nonce(), any_introduction())
@@ -398,7 +398,7 @@ fn any_voucher() -> impl Strategy<Value = Voucher> {
     )
 }
 
-fn any_introduction() -> impl Strategy<Value = Introduction> {
+fn any_introduction() -> impl Strategy<Value = PublisherInfo> {
     let standing = prop::sample::select(Standing::ALL.to_vec());
     (any_nonce(), any_id(), any_voucher(), any::<i64>(), standing, option::of(any_nonce())).prop_map(
         |(id, name, voucher, since, standing, round)| {
@@ -408,7 +408,7 @@ fn any_introduction() -> impl Strategy<Value = Introduction> {
                 since: StoreTime(since),
                 standing,
             };
-            Introduction { id, peer, round: round.map(RoundToken) }
+            PublisherInfo { id, peer, round: round.map(RoundToken) }
         },
     )
 }

@@ -9,7 +9,9 @@ use std::time::Duration;
 use evictd_core::invalidation::Cause;
 use evictd_core::limits::RECEIPT_NAMES_MAX;
 use evictd_core::receipts::{Measured, RegionState};
-use evictd_wire::api::propagation::{ExposureSeen, Interval, Missing, Propagation, RegionPropagation};
+use evictd_wire::api::propagation::{
+    ExposureSeen, MillisInterval, MissingInstance, Propagation, RegionPropagation,
+};
 use serde_json::Value;
 
 fn page() -> String {
@@ -26,12 +28,12 @@ fn full() -> Propagation {
         confirmed_after_ms: Some(4.25),
         missing: Vec::new(),
         missing_count: 0,
-        lag_ms: Some(Interval { low: 0.9, high: 2.0 }),
+        lag_ms: Some(MillisInterval { low: 0.9, high: 2.0 }),
         exposure: Some(ExposureSeen { last_answer_after_ms: 1.5 }),
         duplicate_names: false,
     };
     let elapsed = RegionPropagation {
-        missing: vec![Missing { agent: "us-1".to_owned(), instance: "00c0ffee00c0ffee".to_owned() }],
+        missing: vec![MissingInstance { agent: "us-1".to_owned(), instance: "00c0ffee00c0ffee".to_owned() }],
         missing_count: 1,
         ..bare("us", "elapsed")
     };

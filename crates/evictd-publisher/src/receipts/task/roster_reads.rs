@@ -8,7 +8,7 @@ use evictd_core::time::LeaseTime;
 use evictd_store::StoreError;
 use evictd_store::roster::Roster;
 use evictd_wire::applied::Applied;
-use evictd_wire::subject::Kind;
+use evictd_wire::subject::MessageKind;
 
 use super::{Deferred, PAUSE, ReceiptsTask, RosterRead};
 use crate::metrics::Refusal;
@@ -62,7 +62,7 @@ impl ReceiptsTask {
                     region = %identity.region, agent = %identity.agent, applied = %announcement.applied,
                     "refused an announcement that is ahead of the log"
                 );
-                metrics.refused(Kind::Applied, Refusal::Ahead);
+                metrics.refused(MessageKind::Applied, Refusal::Ahead);
                 return Err(Ahead);
             }
         }
