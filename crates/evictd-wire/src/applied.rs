@@ -13,23 +13,20 @@ use evictd_core::position::LogPosition;
 use crate::codec::{self, DecodeError, field};
 use crate::generated as pb;
 
-/// An agent tells how far it is.
+/// An agent's announcement of how far it has applied the log.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Applied {
-    /// The process that speaks.
     pub instance: InstanceId,
-    /// Whose log it applied.
     pub provenance: Provenance,
-    /// Everything up to here is applied.
     pub applied: LogPosition,
-    /// What it saw of changes of that epoch that it applied lately, at most [`APPLY_REPORTS_MAX`].
+    /// Measurements of recently applied changes of that epoch, at most [`APPLY_REPORTS_MAX`].
     pub apply_reports: Vec<ApplyReport>,
-    /// It answers nothing any more.
+    /// The process has stopped answering.
     pub leaving: bool,
 }
 
 impl Applied {
-    /// As bytes. Apply reports of another epoch, and those over the limit, are left out.
+    /// Leaves out apply reports of another epoch and those over the limit.
     pub fn encode(&self) -> Bytes {
         let epoch = self.applied.epoch();
         let apply_reports =
@@ -44,7 +41,6 @@ impl Applied {
         })
     }
 
-    /// From bytes.
     pub fn decode(payload: &[u8]) -> Result<Self, DecodeError> {
         let applied: pb::Applied = codec::decode(payload)?;
         if applied.instance == 0 {

@@ -1,4 +1,4 @@
-//! What all messages share: limits, positions, invalidations.
+//! Conversions that several messages share: limits, positions, invalidations.
 
 use bytes::Bytes;
 use evictd_core::history::{Incarnation, LogToken, Milestone, Provenance, RoundToken, StoreId, Voucher};
@@ -12,29 +12,20 @@ use prost::Message;
 use crate::generated as pb;
 use crate::generated::invalidation::Scope as PbScope;
 
-/// Why a payload is ignored.
+/// The reason that a payload is ignored.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum DecodeError {
-    /// It is empty, which no message is.
     #[error("the payload is empty")]
     Empty,
-    /// It is longer than any message may be.
     #[error("the payload has {bytes} bytes, more than {PAYLOAD_BYTES_MAX}")]
-    TooLong {
-        /// Its length.
-        bytes: usize,
-    },
-    /// It isn't protobuf of this type.
+    TooLong { bytes: usize },
     #[error("the payload doesn't decode: {0}")]
     Malformed(#[from] prost::DecodeError),
-    /// A field breaks a limit that the specification states.
+    /// A field breaks a limit of the specification.
     #[error("the field {field} is missing or out of its limits")]
-    Field {
-        /// Which.
-        field: &'static str,
-    },
-    /// It speaks of an event or outcome that this version doesn't know.
-    #[error("the payload holds nothing that this version knows")]
+    Field { field: &'static str },
+    /// The event or outcome was added by a later version.
+    #[error("the payload has no event or outcome of this version")]
     Unknown,
 }
 
@@ -97,7 +88,7 @@ pub(crate) fn voucher_to(voucher: &Voucher) -> pb::Voucher {
     }
 }
 
-/// A round's token; 0 stands for none.
+/// A round's token; 0 means none.
 pub(crate) fn round(token: u64) -> Option<RoundToken> {
     (token != 0).then_some(RoundToken(token))
 }
@@ -110,12 +101,12 @@ pub(crate) fn hash(bytes: &[u8]) -> Result<KeyHash, DecodeError> {
     bytes.try_into().map(KeyHash).map_err(|_| field("hash"))
 }
 
-/// An id that must be there.
+/// A required id.
 pub(crate) fn id(text: String, name: &'static str) -> Result<String, DecodeError> {
     if text.is_empty() || text.len() > ID_BYTES_MAX { Err(field(name)) } else { Ok(text) }
 }
 
-/// An id that may be missing: proto3 has no other word for that than the empty string.
+/// An optional id. In proto3 an absent string is empty.
 fn optional_id(text: String, name: &'static str) -> Result<Option<String>, DecodeError> {
     if text.is_empty() { Ok(None) } else { id(text, name).map(Some) }
 }
@@ -136,7 +127,7 @@ pub(crate) fn invalidation_from(epoch: u32, row: pb::Invalidation) -> Result<Inv
         Some(PbScope::WorkspaceId(workspace)) => {
             Scope::Workspace(WorkspaceId::new(id(workspace, "workspace_id")?))
         }
-        // A scope of a later version might be narrower, but never wider, than everything.
+        // A scope of a later version is never wider than `all`.
         Some(PbScope::All(_)) | None => Scope::All,
     };
     let committed_at = StoreTime(row.committed_at_unix_us);

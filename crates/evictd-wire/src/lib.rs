@@ -1,12 +1,12 @@
 //! The wire contract of evictd.
 //!
-//! On the bus, between publishers and agents, it is protobuf; `proto/evictd/v1` is the specification.
+//! Publishers and agents exchange protobuf messages; `proto/evictd/v1` is the specification.
 //!
-//! * [`subject`]: who speaks where.
-//! * [`live`], [`probe`], [`replay`], [`lookup`], [`applied`], [`publisher`]: one module a message, bytes to core types
-//!   and back. Decoding checks every limit, so that nothing behind it has to.
+//! * [`subject`]: which process sends on which subject.
+//! * [`live`], [`probe`], [`replay`], [`lookup`], [`applied`], [`publisher`]: one module per message. Each converts
+//!   between bytes and core types. Decoding checks every limit, so that later code needs no check.
 //!
-//! Over HTTP it is Unkey's v2 JSON:
+//! The HTTP API is Unkey's v2 JSON:
 //!
 //! * [`api`]: requests, answers, errors, ids, secrets.
 

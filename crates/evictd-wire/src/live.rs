@@ -9,28 +9,24 @@ use crate::codec::{self, DecodeError, field};
 use crate::generated as pb;
 use crate::generated::live::Event as PbEvent;
 
-/// A message of the live feed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Live {
-    /// Whom it speaks for, and how far that log reaches.
+    /// The history of the sender, and the end of its log.
     pub voucher: Voucher,
-    /// What happened.
     pub event: LiveEvent,
 }
 
-/// What a message of the live feed tells.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum LiveEvent {
-    /// Rows that were just numbered: at most [`LIVE_BATCH_MAX`], of the voucher's epoch, ending at its position.
+    /// Newly numbered rows of the voucher's epoch, at most [`LIVE_BATCH_MAX`]. The last one is at its position.
     Invalidations(Vec<Invalidation>),
-    /// How long the log is, and what the publisher's last round drew, if there was one.
+    /// The head alone, with the token of the publisher's last round, if there was one.
     Tick(Option<RoundToken>),
-    /// The incarnation is over.
+    /// The incarnation has ended.
     Ended,
 }
 
 impl Live {
-    /// As bytes.
     pub fn encode(&self) -> Bytes {
         let event = match &self.event {
             LiveEvent::Invalidations(rows) => {
@@ -43,7 +39,6 @@ impl Live {
         codec::encode(&pb::Live { voucher: Some(codec::voucher_to(&self.voucher)), event: Some(event) })
     }
 
-    /// From bytes.
     pub fn decode(payload: &[u8]) -> Result<Self, DecodeError> {
         let live: pb::Live = codec::decode(payload)?;
         let voucher = codec::voucher_from(live.voucher)?;

@@ -14,51 +14,40 @@ use crate::generated as pb;
 use crate::generated::found::Record as PbRecord;
 use crate::generated::lookup_answer::Outcome as PbOutcome;
 
-/// An agent asks what a hash stands for.
+/// An agent's query for the record behind a key's hash.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LookupRequest {
-    /// Repeated by the answer.
     pub nonce: u64,
-    /// The hash.
     pub hash: KeyHash,
-    /// The process that asks.
     pub instance: InstanceId,
 }
 
-/// What a hash stands for, or that there was no capacity to find out.
+/// The record behind a hash, or the refusal of an overloaded publisher.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LookupAnswer {
-    /// Which request this answers.
     pub nonce: u64,
-    /// The hash asked for.
     pub hash: KeyHash,
-    /// What came of it.
     pub outcome: LookupOutcome,
 }
 
-/// What came of a lookup.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum LookupOutcome {
-    /// It was read.
     Found {
-        /// The record, and how new it is.
         lookup: Lookup,
-        /// The age of the authority's last probe round: the read may come from a primary that was
-        /// demoted since (R8).
+        /// The age of the authority's last probe round. The read may come from a primary that was demoted
+        /// since (R8).
         fence_age: Duration,
     },
-    /// Shed; ask again later.
+    /// The publisher shed the query. The agent retries later.
     Busy,
 }
 
 impl LookupRequest {
-    /// As bytes.
     pub fn encode(&self) -> Bytes {
         let hash = self.hash.0.to_vec();
         codec::encode(&pb::LookupRequest { nonce: self.nonce, hash, instance: self.instance.0 })
     }
 
-    /// From bytes.
     pub fn decode(payload: &[u8]) -> Result<Self, DecodeError> {
         let request: pb::LookupRequest = codec::decode(payload)?;
         if request.instance == 0 {
@@ -70,7 +59,6 @@ impl LookupRequest {
 }
 
 impl LookupAnswer {
-    /// As bytes.
     pub fn encode(&self) -> Bytes {
         let outcome = match &self.outcome {
             LookupOutcome::Found { lookup, fence_age } => PbOutcome::Found(pb::Found {
@@ -90,7 +78,6 @@ impl LookupAnswer {
         })
     }
 
-    /// From bytes.
     pub fn decode(payload: &[u8]) -> Result<Self, DecodeError> {
         let answer: pb::LookupAnswer = codec::decode(payload)?;
         let outcome = match answer.outcome.ok_or(DecodeError::Unknown)? {
@@ -184,7 +171,7 @@ fn state_from(state: pb::State) -> RecordState {
         pb::State::Disabled => RecordState::Disabled,
         pb::State::Expired => RecordState::Expired,
         pb::State::WorkspaceDisabled => RecordState::WorkspaceDisabled,
-        // Unknown to this version: nothing is granted on its strength.
+        // A state of a later version grants nothing.
         pb::State::Deleted | pb::State::Unspecified => RecordState::Deleted,
     }
 }

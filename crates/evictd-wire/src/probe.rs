@@ -11,39 +11,33 @@ use evictd_core::time::StoreTime;
 use crate::codec::{self, DecodeError, field};
 use crate::generated as pb;
 
-/// An agent asks how long the log is.
+/// An agent's query for the head of the log.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ProbeRequest {
-    /// Repeated by the answer.
     pub nonce: u64,
-    /// The asking process.
     pub instance: InstanceId,
-    /// What it does without a lease.
+    /// The agent's policy without a lease.
     pub policy: PartitionPolicy,
-    /// The bound it keeps.
     pub bound: Duration,
-    /// The furthest that it received of the history that it follows; `None` if it follows none yet.
+    /// The furthest voucher received of the history that the agent follows; `None` if it follows none yet.
     pub seen: Option<Voucher>,
 }
 
-/// The log's length, as of the question.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ProbeAnswer {
-    /// Which probe this answers.
     pub nonce: u64,
-    /// Everything committed before the probe was sent lies at or below.
+    /// Every change committed before the probe was sent is at or below this head.
     pub head: Voucher,
     /// The store's clock when the answer left.
     pub store_time: StoreTime,
-    /// How long the authority held the probe until then.
+    /// The time from the probe's arrival at the authority to the answer.
     pub held: Duration,
-    /// Whether nothing committed before the probe can be missing from the log. If not, the answer only names the history
-    /// and its head.
+    /// Whether the log holds every change committed before the probe. If not, the answer only names the history and
+    /// its head.
     pub is_proof: bool,
 }
 
 impl ProbeRequest {
-    /// As bytes.
     pub fn encode(&self) -> Bytes {
         let policy = match self.policy {
             PartitionPolicy::Deny => pb::PartitionPolicy::Deny,
@@ -58,12 +52,12 @@ impl ProbeRequest {
         })
     }
 
-    /// From bytes.
     pub fn decode(payload: &[u8]) -> Result<Self, DecodeError> {
         let request: pb::ProbeRequest = codec::decode(payload)?;
         let policy = match request.policy() {
             pb::PartitionPolicy::Deny => PartitionPolicy::Deny,
-            // Not known to deny: a receipt must not promise too much.
+            // An agent that may serve stale records must not count as one that denies: a receipt would promise
+            // too much.
             pb::PartitionPolicy::ServeStale | pb::PartitionPolicy::Unspecified => PartitionPolicy::ServeStale,
         };
         if request.instance == 0 {
@@ -81,7 +75,6 @@ impl ProbeRequest {
 }
 
 impl ProbeAnswer {
-    /// As bytes.
     pub fn encode(&self) -> Bytes {
         codec::encode(&pb::ProbeAnswer {
             nonce: self.nonce,
@@ -92,7 +85,6 @@ impl ProbeAnswer {
         })
     }
 
-    /// From bytes.
     pub fn decode(payload: &[u8]) -> Result<Self, DecodeError> {
         let answer: pb::ProbeAnswer = codec::decode(payload)?;
         Ok(Self {

@@ -1,4 +1,4 @@
-//! What publishers ask each other, and answer.
+//! Discovery messages between publishers.
 
 use bytes::Bytes;
 use evictd_core::history::RoundToken;
@@ -9,48 +9,39 @@ use evictd_core::time::StoreTime;
 use crate::codec::{self, DecodeError, field};
 use crate::generated as pb;
 
-/// A publisher, as it describes itself.
+/// A publisher's description of itself.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PublisherInfo {
-    /// Drawn when its process started; its answers come on [`crate::subject::publisher_answers`].
+    /// Drawn at process start. Answers to it arrive on [`crate::subject::publisher_answers`].
     pub id: u64,
-    /// Who it is, and how it stands.
     pub peer: Peer,
-    /// What its last round drew, if there was one.
+    /// The token of its last round, if there was one.
     pub round: Option<RoundToken>,
 }
 
-/// A question to all publishers.
+/// A query to all publishers.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PublisherQuery {
-    /// Repeated by the answers.
     pub nonce: u64,
-    /// Who asks.
     pub from: PublisherInfo,
 }
 
-/// The answer of one of them.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PublisherAnswer {
-    /// Which question this answers.
     pub nonce: u64,
-    /// Who answers.
     pub from: PublisherInfo,
 }
 
 impl PublisherQuery {
-    /// The question `query` of `from`.
     pub fn new(query: Query, from: PublisherInfo) -> Self {
         let peer = Peer { standing: query.standing, ..from.peer };
         Self { nonce: query.nonce, from: PublisherInfo { peer, ..from } }
     }
 
-    /// As bytes.
     pub fn encode(&self) -> Bytes {
         codec::encode(&pb::PublisherQuery { nonce: self.nonce, peer: Some(introduction_to(&self.from)) })
     }
 
-    /// From bytes.
     pub fn decode(payload: &[u8]) -> Result<Self, DecodeError> {
         let query: pb::PublisherQuery = codec::decode(payload)?;
         Ok(Self { nonce: codec::nonce(query.nonce)?, from: introduction_from(query.peer)? })
@@ -58,12 +49,10 @@ impl PublisherQuery {
 }
 
 impl PublisherAnswer {
-    /// As bytes.
     pub fn encode(&self) -> Bytes {
         codec::encode(&pb::PublisherAnswer { nonce: self.nonce, peer: Some(introduction_to(&self.from)) })
     }
 
-    /// From bytes.
     pub fn decode(payload: &[u8]) -> Result<Self, DecodeError> {
         let answer: pb::PublisherAnswer = codec::decode(payload)?;
         Ok(Self { nonce: codec::nonce(answer.nonce)?, from: introduction_from(answer.peer)? })
@@ -115,7 +104,7 @@ fn standing_to(standing: Standing) -> pb::Standing {
 fn standing_from(standing: pb::Standing) -> Standing {
     match standing {
         pb::Standing::Asking => Standing::Asking,
-        // Of an unknown standing nothing is known that would make it harmless.
+        // An unknown standing might not be harmless.
         pb::Standing::Serving | pb::Standing::Unspecified => Standing::Serving,
         pb::Standing::Yielding => Standing::Yielding,
         pb::Standing::Conflicting => Standing::Conflicting,

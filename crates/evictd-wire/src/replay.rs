@@ -11,32 +11,24 @@ use crate::codec::{self, DecodeError, field};
 use crate::generated as pb;
 use crate::generated::replay_answer::Outcome as PbOutcome;
 
-/// An agent asks for the rows `from..=to`.
+/// An agent's query for the rows `from..=to`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ReplayRequest {
-    /// Repeated by the answer.
     pub nonce: u64,
-    /// The epoch of both ends.
     pub epoch: u32,
-    /// The first position wanted.
     pub from: u64,
-    /// The last position wanted.
     pub to: u64,
 }
 
-/// The rows, or why not. It repeats the question's nonce and range start.
+/// The rows, or a refusal. On the wire it repeats the request's nonce and range start.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ReplayAnswer {
-    /// Which request this answers.
     pub nonce: u64,
-    /// Whose log it is.
     pub provenance: Provenance,
-    /// What the store has.
     pub outcome: Outcome,
 }
 
 impl ReplayRequest {
-    /// As bytes.
     pub fn encode(&self) -> Bytes {
         codec::encode(&pb::ReplayRequest {
             nonce: self.nonce,
@@ -46,7 +38,6 @@ impl ReplayRequest {
         })
     }
 
-    /// From bytes.
     pub fn decode(payload: &[u8]) -> Result<Self, DecodeError> {
         let request: pb::ReplayRequest = codec::decode(payload)?;
         codec::position(request.epoch, request.to, "to")?;
@@ -67,7 +58,7 @@ impl ReplayRequest {
 }
 
 impl ReplayAnswer {
-    /// As bytes. Rows that would make the message too long are left for the next request.
+    /// Leaves rows that would make the message too long for the next request.
     pub fn encode(&self, request: &ReplayRequest) -> Bytes {
         let outcome = match &self.outcome {
             Outcome::Rows(rows) => PbOutcome::Rows(pb::ReplayRows { invalidations: fitting(rows) }),
@@ -84,7 +75,6 @@ impl ReplayAnswer {
         })
     }
 
-    /// From bytes.
     pub fn decode(payload: &[u8]) -> Result<Self, DecodeError> {
         let answer: pb::ReplayAnswer = codec::decode(payload)?;
         let outcome = match answer.outcome.ok_or(DecodeError::Unknown)? {
@@ -111,7 +101,7 @@ fn fitting(rows: &[Invalidation]) -> Vec<pb::Invalidation> {
     rows.iter()
         .map(codec::invalidation_to)
         .take_while(|row| {
-            // A tag and a length come on top of each row.
+            // Each row is preceded by a tag and a length.
             let length = row.encoded_len() + 8;
             let fits = length <= budget;
             budget = budget.saturating_sub(length);

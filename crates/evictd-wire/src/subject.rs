@@ -1,30 +1,30 @@
-//! Who speaks where on the bus. The only place that knows subjects.
+//! The subjects of the bus. No other module spells one.
 //!
-//! A request's subject names its asker, so that NATS permissions bind identity (R11, R13); its answer
-//! may only go into that asker's inbox.
+//! A request's subject names its requester, so that NATS permissions bind identity (R11, R13). The answer
+//! goes only into that requester's inbox.
 
 use std::fmt;
 
 use evictd_core::ids::{AgentName, Region};
 use evictd_core::limits::NAME_BYTES_MAX;
 
-/// The live feed: publishers send, agents listen.
+/// The live feed, from publishers to agents.
 pub const LIVE: &str = "evictd.v1.live";
 
-/// Publishers ask each other here who else there is.
+/// Publishers discover each other here.
 pub const PUBLISHERS: &str = "evictd.v1.publishers";
 
-/// Where the publisher with this id gets the answer to its question with this nonce.
+/// The subject of the answer to a publisher's query `nonce`.
 pub fn publisher_answer(publisher: u64, nonce: u64) -> String {
     format!("{PUBLISHERS}.{publisher:016x}.{nonce:016x}")
 }
 
-/// What it subscribes to, to get all of them.
+/// The subscription that receives every answer to this publisher.
 pub fn publisher_answers(publisher: u64) -> String {
     format!("{PUBLISHERS}.{publisher:016x}.*")
 }
 
-/// The nonce of the question that a subject answers.
+/// The nonce of the query that a message on `subject` answers.
 pub fn answered_nonce(subject: &str) -> Option<u64> {
     u64::from_str_radix(subject.rsplit_once('.')?.1, 16).ok()
 }
@@ -32,21 +32,20 @@ pub fn answered_nonce(subject: &str) -> Option<u64> {
 /// The queue group in which publishers share requests.
 pub const AUTHORITY_GROUP: &str = "authority";
 
-/// A request or announcement of an agent.
+/// A kind of message that agents send to publishers.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum MessageKind {
-    /// Asks for a proof.
+    /// A query for a proof.
     Probe,
-    /// Asks for missed rows.
+    /// A query for missed rows.
     Replay,
-    /// Asks what a hash stands for.
+    /// A query for a record.
     Lookup,
-    /// Tells how far it is.
+    /// An announcement of progress.
     Applied,
 }
 
 impl MessageKind {
-    /// All kinds.
     pub const ALL: [Self; 4] = [Self::Probe, Self::Replay, Self::Lookup, Self::Applied];
 
     /// The token in the subject, and the metric label.
@@ -59,28 +58,26 @@ impl MessageKind {
         }
     }
 
-    /// What a publisher subscribes to, to hear this kind from every agent.
+    /// The subscription of publishers that receives this kind from every agent.
     pub fn wildcard(self) -> String {
         format!("evictd.v1.{}.*.*", self.token())
     }
 
-    /// What a publisher subscribes to besides, without queue group, to hear second tries (R14).
+    /// The subscription, without a queue group, that receives second tries (R14).
     pub fn any_wildcard(self) -> String {
         format!("{}.any", self.wildcard())
     }
 }
 
-/// An agent as its subjects name it.
+/// An agent, as its subjects name it.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct Requester {
-    /// Its region.
     pub region: Region,
-    /// Its name within the region.
     pub agent: AgentName,
 }
 
 impl Requester {
-    /// Refuses names that are not one subject token; see [`check_name`].
+    /// Rejects names that are not one subject token; see [`check_name`].
     pub fn new(region: &str, agent: &str) -> Result<Self, NameError> {
         check_name(region)?;
         check_name(agent)?;
@@ -92,18 +89,18 @@ impl Requester {
         format!("evictd.v1.{}.{}.{}", kind.token(), self.region, self.agent)
     }
 
-    /// The subject on which it asks all publishers (R14).
+    /// The subject that reaches every publisher (R14).
     pub fn subject_any(&self, kind: MessageKind) -> String {
         format!("{}.any", self.subject(kind))
     }
 
-    /// Under this prefix, and nowhere else, are its answers sent.
+    /// The prefix of every subject that may receive an answer to this agent.
     pub fn inbox_prefix(&self) -> String {
         format!("_INBOX_evictd.{}.{}", self.region, self.agent)
     }
 
-    /// Whether an answer may be sent to `reply` (R13): NATS checks no permission on reply subjects, and
-    /// the publisher must not become the arm of whoever asks.
+    /// Whether an answer may be sent to `reply` (R13). NATS checks no permission on reply subjects. This check
+    /// prevents a confused deputy: the publisher replies only to the requester's own inbox.
     pub fn owns_inbox(&self, reply: &str) -> bool {
         reply
             .strip_prefix(&self.inbox_prefix())
@@ -111,8 +108,7 @@ impl Requester {
             .is_some_and(|rest| !rest.is_empty() && rest.split('.').all(is_token))
     }
 
-    /// Reads the requester from a request's subject, as received by a subscription to
-    /// [`MessageKind::wildcard`] or [`MessageKind::any_wildcard`].
+    /// Parses the subject of a message received on [`MessageKind::wildcard`] or [`MessageKind::any_wildcard`].
     pub fn from_subject(subject: &str) -> Option<Self> {
         let mut tokens = subject.strip_prefix("evictd.v1.")?.split('.');
         let (_kind, region, agent) = (tokens.next()?, tokens.next()?, tokens.next()?);
@@ -130,7 +126,7 @@ pub struct NameError {
     name: String,
 }
 
-/// Region and agent names are one subject token each.
+/// Checks that a region or agent name is one subject token.
 pub fn check_name(name: &str) -> Result<(), NameError> {
     let fits = (1..=NAME_BYTES_MAX).contains(&name.len())
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_');
@@ -156,21 +152,20 @@ mod tests {
     }
 
     #[test]
-    fn subjects_name_their_speaker_and_read_back() {
+    fn subjects_name_their_requester_and_parse_back() {
         assert_eq!(requester().subject(MessageKind::Probe), "evictd.v1.probe.eu-central-1.a1");
         for subject in [requester().subject(MessageKind::Lookup), requester().subject_any(MessageKind::Probe)]
         {
             assert_eq!(Requester::from_subject(&subject), Some(requester()));
         }
-        for strange in
-            ["evictd.v1.probe.eu", "evictd.v1.probe.eu.a1.b", "evictd.v1.probe.eu.a1.any.x", "x", ""]
+        for other in ["evictd.v1.probe.eu", "evictd.v1.probe.eu.a1.b", "evictd.v1.probe.eu.a1.any.x", "x", ""]
         {
-            assert_eq!(Requester::from_subject(strange), None, "{strange}");
+            assert_eq!(Requester::from_subject(other), None, "{other}");
         }
     }
 
     #[test]
-    fn answers_go_only_into_the_askers_inbox() {
+    fn only_the_requesters_own_inbox_is_accepted() {
         assert!(requester().owns_inbox("_INBOX_evictd.eu-central-1.a1.x9.probe"));
         for elsewhere in [
             "_INBOX_evictd.eu-central-1.a1",
@@ -189,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_would_change_a_subject_are_refused() {
+    fn names_that_would_change_a_subject_are_rejected() {
         for name in ["", "a.b", "*", ">", "a b", "é", &"x".repeat(NAME_BYTES_MAX + 1)] {
             assert!(Requester::new(name, "a").is_err(), "{name}");
             assert!(Requester::new("r", name).is_err(), "{name}");

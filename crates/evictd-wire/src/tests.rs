@@ -1,5 +1,5 @@
-//! Tests of the bus messages as a whole: what is written reads back, what is broken is refused, and what
-//! a later version may add doesn't harm.
+//! Tests of the bus messages: encoded messages decode to the same, broken ones are rejected, and additions of later
+//! versions do no harm.
 
 mod compatibility;
 mod limits;
@@ -10,30 +10,30 @@ use evictd_core::limits::{LIVE_BATCH_MAX, PAYLOAD_BYTES_MAX};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use self::messages::{Message, any_message, decode_as_everything};
+use self::messages::{AnyMessage, any_message, decode_as_everything};
 
 proptest! {
     #[test]
-    fn every_message_reads_back_as_it_was_written(message in any_message()) {
+    fn every_message_decodes_as_it_was_encoded(message in any_message()) {
         let payload = message.encode();
-        prop_assert!(!payload.is_empty(), "NATS has a meaning of its own for empty answers");
+        prop_assert!(!payload.is_empty(), "NATS gives empty answers a meaning of its own");
         prop_assert!(payload.len() <= PAYLOAD_BYTES_MAX);
         prop_assert_eq!(message.decode_same_kind(&payload), Ok(message));
     }
 
     #[test]
-    fn arbitrary_bytes_never_panic_a_reader(payload in prop::collection::vec(any::<u8>(), 0..300)) {
+    fn arbitrary_bytes_never_panic_a_decoder(payload in prop::collection::vec(any::<u8>(), 0..300)) {
         decode_as_everything(&payload);
     }
 
     #[test]
-    fn a_truncated_message_never_panics_a_reader(message in any_message(), at in any::<Index>()) {
+    fn a_truncated_message_never_panics_a_decoder(message in any_message(), at in any::<Index>()) {
         let payload = message.encode();
         decode_as_everything(&payload[..at.index(payload.len())]);
     }
 
     #[test]
-    fn flipped_bits_never_panic_a_reader(
+    fn flipped_bits_never_panic_a_decoder(
         message in any_message(),
         flips in prop::collection::vec((any::<Index>(), 0u8..8), 1..8),
     ) {
@@ -45,9 +45,9 @@ proptest! {
         decode_as_everything(&payload);
     }
 
-    /// An inbox takes one kind of answer, but what arrives there is anybody's guess.
+    /// An inbox is meant for one kind of answer, but any message may arrive there.
     #[test]
-    fn a_message_of_another_kind_never_panics_a_reader(message in any_message()) {
+    fn a_message_of_another_kind_never_panics_a_decoder(message in any_message()) {
         decode_as_everything(&message.encode());
     }
 }
@@ -62,16 +62,16 @@ fn the_smallest_message_of_each_kind_is_not_empty() {
 }
 
 #[test]
-fn the_largest_rows_fit_where_they_are_promised_to_fit() {
+fn batches_of_the_largest_rows_fit_a_message() {
     let rows: Vec<_> = (0..1024).map(messages::largest_row).collect();
     for batch in rows.chunks(LIVE_BATCH_MAX) {
-        assert!(Message::live_of(batch.to_vec()).encode().len() <= PAYLOAD_BYTES_MAX);
+        assert!(AnyMessage::live_of(batch.to_vec()).encode().len() <= PAYLOAD_BYTES_MAX);
     }
 
-    let message = Message::replay_of(rows.clone());
+    let message = AnyMessage::replay_of(rows.clone());
     let payload = message.encode();
     assert!(payload.len() < PAYLOAD_BYTES_MAX, "{} bytes", payload.len());
-    let Ok(Message::ReplayAnswer(_, answer)) = message.decode_same_kind(&payload) else {
+    let Ok(AnyMessage::ReplayAnswer(_, answer)) = message.decode_same_kind(&payload) else {
         panic!("not a replay answer");
     };
     let evictd_core::follower::ReplayOutcome::Rows(prefix) = answer.outcome else { panic!("not rows") };

@@ -1,4 +1,4 @@
-//! Every way to fail, with its status, title and content type.
+//! Every API error, with its status, title and content type.
 
 use std::fmt;
 
@@ -7,110 +7,102 @@ use serde::{Deserialize, Serialize};
 /// The content type of every success, and of most errors.
 pub const JSON: &str = "application/json";
 
-/// The content type of an error for a client that says it understands it.
+/// The content type of an error for a client that accepts it.
 pub const PROBLEM_JSON: &str = "application/problem+json";
 
-/// What went wrong, in Unkey's vocabulary. Clients decide by the status and the type URL.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum ErrorKind {
-    /// The body doesn't meet the endpoint's schema, or asks for what evictd leaves out.
-    InvalidInput,
+/// Defines [`ErrorKind`] from one table: each kind's status, title and type.
+macro_rules! error_kinds {
+    ($($(#[$doc:meta])* $kind:ident: $status:literal, $title:literal, $path:literal;)*) => {
+        /// A kind of failure, in Unkey's vocabulary. Clients decide by the status and the type URL.
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+        pub enum ErrorKind {
+            $($(#[$doc])* $kind,)*
+        }
+
+        impl ErrorKind {
+            pub const ALL: &[Self] = &[$(Self::$kind),*];
+
+            fn row(self) -> (u16, &'static str, &'static str) {
+                match self {
+                    $(Self::$kind => ($status, $title, $path),)*
+                }
+            }
+        }
+    };
+}
+
+error_kinds! {
+    /// The body violates the endpoint's schema, or uses a feature that evictd doesn't support.
+    InvalidInput: 400, "Bad Request", "unkey/application/invalid_input";
     /// There is no `Authorization` header.
-    AuthenticationMissing,
+    AuthenticationMissing: 400, "Bad Request", "unkey/authentication/missing";
     /// The `Authorization` header isn't `Bearer <root key>`.
-    AuthenticationMalformed,
-    /// The body couldn't be read to its end.
-    RequestBodyUnreadable,
-    /// No root key has this text: it is unknown, deleted, or an ordinary key.
-    RootKeyNotFound,
+    AuthenticationMalformed: 400, "Bad Request", "unkey/authentication/malformed";
+    /// The connection failed before the end of the body.
+    RequestBodyUnreadable: 400, "Bad Request", "user/bad_request/request_body_unreadable";
+    /// The root key is unknown, deleted, or an ordinary key.
+    RootKeyNotFound: 401, "Unauthorized", "unkey/authentication/key_not_found";
     /// The root key has expired.
-    Forbidden,
+    Forbidden: 403, "Forbidden", "unkey/authorization/forbidden";
     /// The root key lacks a permission.
-    InsufficientPermissions,
-    /// The root key is switched off.
-    KeyDisabled,
-    /// The workspace of the root key is switched off.
-    WorkspaceDisabled,
-    /// A permission query can't be read.
-    PermissionsQuerySyntax,
+    InsufficientPermissions: 403, "Insufficient Permissions", "unkey/authorization/insufficient_permissions";
+    /// The root key is disabled.
+    KeyDisabled: 403, "Key is disabled", "unkey/authorization/key_disabled";
+    /// The workspace of the root key is disabled.
+    WorkspaceDisabled: 403, "Workspace is disabled", "unkey/authorization/workspace_disabled";
+    /// A permission query has a syntax error.
+    PermissionsQuerySyntax: 400, "Bad Request", "user/bad_request/permissions_query_syntax_error";
     /// No live key of the workspace has this id.
-    KeyNotFound,
+    KeyNotFound: 404, "Not Found", "unkey/data/key_not_found";
     /// No live API of the workspace has this id.
-    ApiNotFound,
-    /// The workspace of the root key is gone.
-    WorkspaceNotFound,
-    /// The workspace carried out no request with this id. evictd's own.
-    ReceiptNotFound,
+    ApiNotFound: 404, "Not Found", "unkey/data/api_not_found";
+    /// The workspace of the root key is deleted.
+    WorkspaceNotFound: 404, "Not Found", "unkey/data/workspace_not_found";
+    /// The workspace has no request with this id. evictd's own.
+    ReceiptNotFound: 404, "Not Found", "evictd/data/receipt_not_found";
     /// The request took too long.
-    RequestTimeout,
-    /// A key with this text exists already.
-    KeyAlreadyExists,
+    RequestTimeout: 408, "Request Timeout", "user/bad_request/request_timeout";
+    /// Another key has this text.
+    KeyAlreadyExists: 409, "Conflicting Resource", "unkey/data/key_already_exists";
     /// The API is protected from deletion.
-    ProtectedResource,
+    ProtectedResource: 412, "Resource is protected", "unkey/application/protected_resource";
     /// The body is larger than the server reads.
-    RequestBodyTooLarge,
-    /// The workspace sent more requests than it may.
-    WorkspaceRateLimited,
+    RequestBodyTooLarge: 413, "Request Entity Too Large", "user/bad_request/request_body_too_large";
+    /// The workspace exceeded its request rate.
+    WorkspaceRateLimited: 429, "Too Many Requests", "user/too_many_requests/workspace_rate_limited";
     /// A bug.
-    UnexpectedError,
-    /// The store failed; SDKs try again.
-    ServiceUnavailable,
-    /// The agent can't prove that its answer would be new enough, so it gives none.
-    Stale,
+    UnexpectedError: 500, "Internal Server Error", "unkey/application/unexpected_error";
+    /// The store failed. SDKs retry.
+    ServiceUnavailable: 500, "Internal Server Error", "unkey/application/service_unavailable";
+    /// The agent has no record that is proven fresh enough.
+    Stale: 503, "Service Unavailable", "unkey/application/service_unavailable";
 }
 
 impl ErrorKind {
-    /// All kinds, for tables and tests.
-    pub const ALL: [Self; 22] = [
-        Self::InvalidInput,
-        Self::AuthenticationMissing,
-        Self::AuthenticationMalformed,
-        Self::RequestBodyUnreadable,
-        Self::RootKeyNotFound,
-        Self::Forbidden,
-        Self::InsufficientPermissions,
-        Self::KeyDisabled,
-        Self::WorkspaceDisabled,
-        Self::PermissionsQuerySyntax,
-        Self::KeyNotFound,
-        Self::ApiNotFound,
-        Self::WorkspaceNotFound,
-        Self::ReceiptNotFound,
-        Self::RequestTimeout,
-        Self::KeyAlreadyExists,
-        Self::ProtectedResource,
-        Self::RequestBodyTooLarge,
-        Self::WorkspaceRateLimited,
-        Self::UnexpectedError,
-        Self::ServiceUnavailable,
-        Self::Stale,
-    ];
-
-    /// The HTTP status.
     pub fn status(self) -> u16 {
         self.row().0
     }
 
-    /// The title, in Unkey's words.
+    /// Returns the title in Unkey's words.
     pub fn title(self) -> &'static str {
         self.row().1
     }
 
-    /// The URL that identifies the kind to machines and explains it to people.
+    /// Returns the URL that identifies the kind.
     pub fn type_url(self) -> String {
         format!("https://unkey.com/docs/errors/{}", self.row().2)
     }
 
-    /// Whether the body has an `errors` array, be it empty.
+    /// Whether the body has an `errors` array, which may be empty.
     pub fn has_errors(self) -> bool {
         matches!(self.status(), 400 | 408 | 413)
     }
 
-    /// The content type for a client that sent this `Accept` header.
+    /// Returns the content type for a client that sent this `Accept` header.
     ///
-    /// Unkey's rule is: `application/problem+json` for who names it or accepts anything, else
-    /// `application/json`; refusals of its validator and bugs are always `application/json`. Its SDKs
-    /// understand a 429 as `application/problem+json` only, as Unkey's specification promises it.
+    /// Unkey's rule is `application/problem+json` for clients that accept it by name or by a range, and else
+    /// `application/json`. Its validator's errors and its internal errors are always `application/json`. Its SDKs
+    /// parse a 429 only as `application/problem+json`, as Unkey's specification promises.
     pub fn content_type(self, accept: Option<&str>) -> &'static str {
         match self {
             Self::InvalidInput | Self::AuthenticationMissing | Self::UnexpectedError => JSON,
@@ -119,48 +111,9 @@ impl ErrorKind {
             _ => JSON,
         }
     }
-
-    fn row(self) -> (u16, &'static str, &'static str) {
-        match self {
-            Self::InvalidInput => (400, "Bad Request", "unkey/application/invalid_input"),
-            Self::AuthenticationMissing => (400, "Bad Request", "unkey/authentication/missing"),
-            Self::AuthenticationMalformed => (400, "Bad Request", "unkey/authentication/malformed"),
-            Self::RequestBodyUnreadable => (400, "Bad Request", "user/bad_request/request_body_unreadable"),
-            Self::RootKeyNotFound => (401, "Unauthorized", "unkey/authentication/key_not_found"),
-            Self::Forbidden => (403, "Forbidden", "unkey/authorization/forbidden"),
-            Self::InsufficientPermissions => {
-                (403, "Insufficient Permissions", "unkey/authorization/insufficient_permissions")
-            }
-            Self::KeyDisabled => (403, "Key is disabled", "unkey/authorization/key_disabled"),
-            Self::PermissionsQuerySyntax => {
-                (400, "Bad Request", "user/bad_request/permissions_query_syntax_error")
-            }
-            Self::WorkspaceDisabled => {
-                (403, "Workspace is disabled", "unkey/authorization/workspace_disabled")
-            }
-            Self::KeyNotFound => (404, "Not Found", "unkey/data/key_not_found"),
-            Self::ApiNotFound => (404, "Not Found", "unkey/data/api_not_found"),
-            Self::WorkspaceNotFound => (404, "Not Found", "unkey/data/workspace_not_found"),
-            Self::ReceiptNotFound => (404, "Not Found", "evictd/data/receipt_not_found"),
-            Self::RequestTimeout => (408, "Request Timeout", "user/bad_request/request_timeout"),
-            Self::KeyAlreadyExists => (409, "Conflicting Resource", "unkey/data/key_already_exists"),
-            Self::ProtectedResource => (412, "Resource is protected", "unkey/application/protected_resource"),
-            Self::RequestBodyTooLarge => {
-                (413, "Request Entity Too Large", "user/bad_request/request_body_too_large")
-            }
-            Self::WorkspaceRateLimited => {
-                (429, "Too Many Requests", "user/too_many_requests/workspace_rate_limited")
-            }
-            Self::UnexpectedError => (500, "Internal Server Error", "unkey/application/unexpected_error"),
-            Self::ServiceUnavailable => {
-                (500, "Internal Server Error", "unkey/application/service_unavailable")
-            }
-            Self::Stale => (503, "Service Unavailable", "unkey/application/service_unavailable"),
-        }
-    }
 }
 
-/// Whether an `Accept` header names problem details or a range that holds them. Weights don't count.
+/// Whether an `Accept` header names problem details or a range that includes them. Weights are ignored.
 fn accepts_problems(accept: &str) -> bool {
     accept.split(',').any(|range| {
         let range = range.split(';').next().unwrap_or_default().trim();
@@ -168,36 +121,33 @@ fn accepts_problems(accept: &str) -> bool {
     })
 }
 
-/// One thing wrong with a request.
+/// One problem of a request.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct FieldError {
-    /// Where: the schema's keyword (`/properties/name/minLength`), or the part of the request.
+    /// The schema's keyword (`/properties/name/minLength`), or the part of the request.
     pub location: String,
-    /// What.
     pub message: String,
-    /// What to do about it, where the message doesn't already say.
+    /// The correction, unless the message states it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub fix: Option<String>,
 }
 
-/// A failure as the caller gets to see it.
+/// A failure, as the caller receives it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ApiError {
-    /// What went wrong.
     pub kind: ErrorKind,
-    /// This occurrence, for people. Never holds a secret.
+    /// Describes this occurrence. Never holds a secret.
     pub detail: String,
-    /// What to correct. Sent only where [`ErrorKind::has_errors`].
+    /// Sent only where [`ErrorKind::has_errors`].
     pub errors: Vec<FieldError>,
 }
 
 impl ApiError {
-    /// A failure with nothing to correct field by field.
     pub fn new(kind: ErrorKind, detail: impl Into<String>) -> Self {
         Self { kind, detail: detail.into(), errors: Vec::new() }
     }
 
-    /// The caller lacks all of `permissions`, any one of which would do.
+    /// The caller has none of `permissions`, and needs one of them.
     pub fn missing_permission(permissions: &[String]) -> Self {
         let detail = match permissions {
             [one] => format!("Missing permission: '{one}'"),
@@ -206,12 +156,11 @@ impl ApiError {
         Self::new(ErrorKind::InsufficientPermissions, detail)
     }
 
-    /// The HTTP status.
     pub fn status(&self) -> u16 {
         self.kind.status()
     }
 
-    /// The content type for a client that sent this `Accept` header; see [`ErrorKind::content_type`].
+    /// See [`ErrorKind::content_type`].
     pub fn content_type(&self, accept: Option<&str>) -> &'static str {
         self.kind.content_type(accept)
     }
@@ -238,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn statuses_are_those_of_unkeys_server_not_of_its_documentation() {
+    fn statuses_match_unkeys_server_not_its_documentation() {
         assert_eq!(ErrorKind::AuthenticationMissing.status(), 400);
         assert_eq!(ErrorKind::AuthenticationMalformed.status(), 400);
         assert_eq!(ErrorKind::RootKeyNotFound.status(), 401);
@@ -253,14 +202,14 @@ mod tests {
 
     #[test]
     fn an_sdk_gets_json_for_every_error_but_429() {
-        for kind in ErrorKind::ALL {
+        for &kind in ErrorKind::ALL {
             let expected = if kind.status() == 429 { PROBLEM_JSON } else { JSON };
             assert_eq!(kind.content_type(Some("application/json")), expected, "{kind:?}");
         }
     }
 
     #[test]
-    fn who_accepts_anything_gets_problem_details() {
+    fn a_range_in_accept_gets_problem_details() {
         let kind = ErrorKind::KeyNotFound;
         for accept in [
             "*/*",
@@ -276,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_of_the_validator_and_bugs_are_always_plain_json() {
+    fn validator_and_internal_errors_are_always_plain_json() {
         for kind in [ErrorKind::InvalidInput, ErrorKind::AuthenticationMissing, ErrorKind::UnexpectedError] {
             assert_eq!(kind.content_type(Some("*/*")), JSON);
         }

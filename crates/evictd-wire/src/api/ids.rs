@@ -1,28 +1,24 @@
-//! New ids and keys, and the hash under which a key is known.
+//! New ids and keys, and the hash of a key.
 
 use evictd_core::ids::{KeyHash, WorkspaceId};
 use sha2::{Digest, Sha256};
 
 use super::secret::Secret;
 
-/// Prefix of a key's id.
+// Prefixes of ids.
 pub const KEY: &str = "key";
-/// Prefix of an API's id.
 pub const API: &str = "api";
-/// Prefix of a request's id.
 pub const REQUEST: &str = "req";
-/// Prefix of an identity's id.
 pub const IDENTITY: &str = "id";
-/// Prefix of a root key's id.
 pub const ROOT_KEY: &str = "root";
 
-/// Characters of an id after its prefix: 95 bits, so that two never meet.
+/// Characters of an id after its prefix: 95 bits, so that no two are the same.
 const ID_CHARS: usize = 16;
 
 /// Characters of a key that may be shown after its prefix.
 const START_CHARS: usize = 4;
 
-/// Bytes of an identity's digest that its id shows: enough that no two of a workspace ever meet.
+/// Bytes of the digest in an identity's id: enough that no two of a workspace are the same.
 const IDENTITY_BYTES: usize = 16;
 
 /// Random bytes of a root key.
@@ -30,14 +26,14 @@ const ROOT_KEY_BYTES: usize = 16;
 
 const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
-/// A new id: `<prefix>_` and 16 random characters of `[0-9A-Za-z]`.
+/// Draws a new id: `<prefix>_` and 16 random characters of `[0-9A-Za-z]`.
 pub fn new_id(prefix: &str) -> String {
     let mut id = String::with_capacity(prefix.len() + 1 + ID_CHARS);
     id.push_str(prefix);
     id.push('_');
     let full = id.len() + ID_CHARS;
     loop {
-        // A few more bytes than needed, because some are refused.
+        // A few more bytes than needed, because some are rejected.
         for byte in random_bytes::<{ ID_CHARS + 4 }>() {
             if id.len() == full {
                 return id;
@@ -49,7 +45,7 @@ pub fn new_id(prefix: &str) -> String {
     }
 }
 
-/// A new key, and what of it may be shown: `byte_length` random bytes in base58 behind `<prefix>_`.
+/// Draws a new key, `byte_length` random bytes in base58 after `<prefix>_`. Also returns its start, which may be shown.
 pub fn new_key(prefix: Option<&str>, byte_length: usize) -> (Secret, String) {
     let mut bytes = vec![0; byte_length];
     fill(&mut bytes);
@@ -59,22 +55,22 @@ pub fn new_key(prefix: Option<&str>, byte_length: usize) -> (Secret, String) {
     (Secret::new(format!("{prefix}{random}")), format!("{prefix}{shown}"))
 }
 
-/// A new root key, and what of it may be shown. It starts with `unkey_`, as Unkey's do, so that secret
-/// scanners and people recognise it.
+/// Draws a new root key. Also returns its start. It begins with `unkey_`, as Unkey's do, so that secret scanners
+/// recognize it.
 pub fn new_root_key() -> (Secret, String) {
     new_key(Some("unkey"), ROOT_KEY_BYTES)
 }
 
-/// SHA-256 over the key's full text, prefix included: what the store, the bus and the caches know it by.
+/// Returns SHA-256 over the key's full text, prefix included. Store, bus and caches only have this hash.
 pub fn hash(key: &str) -> KeyHash {
     KeyHash(Sha256::digest(key.as_bytes()).into())
 }
 
-/// The id of whoever `external_id` names in `workspace`.
+/// Derives the id of the identity `external_id` in `workspace`.
 ///
-/// evictd keeps no identities as objects, so nothing could store an id for one. This one follows from the two
-/// names: `id_`, and in base58 the first 16 bytes of SHA-256 over the workspace's id, a zero byte and the
-/// external id. (No id holds a zero byte, so no two pairs run into the same text.)
+/// evictd stores no identities, so the id follows from the two names: `id_`, and in base58 the first 16 bytes of
+/// SHA-256 over the workspace's id, a zero byte and the external id. No id contains a zero byte, so different pairs
+/// have different texts.
 pub fn identity(workspace: &WorkspaceId, external_id: &str) -> String {
     let mut digest = Sha256::new();
     digest.update(workspace.as_str());
@@ -84,7 +80,7 @@ pub fn identity(workspace: &WorkspaceId, external_id: &str) -> String {
     format!("{IDENTITY}_{}", bs58::encode(&digest[..IDENTITY_BYTES]).into_string())
 }
 
-/// Every character comes from equally many bytes: those past the last full run of 62 are refused.
+/// Maps equally many bytes to each character: bytes past the last full run of 62 are rejected.
 fn base62(byte: u8) -> Option<char> {
     const ACCEPTED: usize = 256 / BASE62.len() * BASE62.len();
     let byte = usize::from(byte);
@@ -97,8 +93,8 @@ fn random_bytes<const N: usize>() -> [u8; N] {
     bytes
 }
 
-/// Panics when the kernel has no randomness to give. A running system always has; on one that hasn't, a
-/// key that could be guessed would be worse than none.
+/// Panics if the kernel has no randomness, because a guessable key is worse than none. A running system always
+/// has some.
 fn fill(bytes: &mut [u8]) {
     getrandom::fill(bytes).expect("the kernel gives random bytes");
 }
@@ -110,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_is_its_prefix_and_sixteen_letters_or_digits() {
+    fn an_id_is_its_prefix_and_16_letters_or_digits() {
         let ids: HashSet<String> = (0..1000).map(|_| new_id(REQUEST)).collect();
         assert_eq!(ids.len(), 1000);
         for id in ids {
@@ -144,14 +140,14 @@ mod tests {
     }
 
     #[test]
-    fn root_keys_look_like_unkeys() {
+    fn root_keys_have_unkeys_prefix() {
         let (key, start) = new_root_key();
         assert!(start.starts_with("unkey_"));
         assert!(key.expose().starts_with(&start));
     }
 
     #[test]
-    fn an_identity_is_named_after_workspace_and_external_id() {
+    fn an_identity_depends_on_workspace_and_external_id() {
         let id = |workspace: &str, external_id| identity(&WorkspaceId::new(workspace), external_id);
         // SHA-256 of "ws_1\0user_1", computed elsewhere.
         assert_eq!(id("ws_1", "user_1"), "id_K3s1UbLXo492JC3ERX7Gte");
@@ -161,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_known_by_its_sha256() {
+    fn the_hash_of_a_key_is_its_sha256() {
         // The published test vector.
         assert_eq!(hash("abc").0[..4], [0xba, 0x78, 0x16, 0xbf]);
         assert_eq!(hash("abc").0[28..], [0xf2, 0x00, 0x15, 0xad]);

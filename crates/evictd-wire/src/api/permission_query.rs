@@ -1,51 +1,46 @@
-//! What a verification asks a key to be allowed to do: `documents.read AND (users.view OR users.*)`.
+//! Permission queries of verifications: `documents.read AND (users.view OR users.*)`.
 //!
-//! `AND` binds tighter than `OR`, in any case; parentheses group. A permission is matched literally, `*` too.
+//! `AND` binds tighter than `OR`, in upper or lower case; parentheses group. A permission is matched literally, `*`
+//! included.
 //!
-//! Queries come from outside, on the hot path. So the parser doesn't recurse, however deep the parentheses. What
-//! recurses afterwards goes at most as deep as there are permissions in the query: each level of its tree has at
-//! least two branches.
+//! Queries are untrusted input on the hot path, so the parser doesn't recurse into parentheses. Later recursion is as
+//! deep as the tree, which has at most as many levels as permissions: each level has at least two branches.
 
 use std::fmt;
 use std::mem;
 
 use super::error::{ApiError, ErrorKind, FieldError};
 
-/// Longest query that a request may hold, in characters.
+/// The longest query, in characters.
 pub const CHARS_MAX: usize = 1000;
 
-/// Most permissions that a query may name, counting each time.
+/// The most permissions of a query, repetitions included.
 pub const PERMISSIONS_MAX: usize = 100;
 
-/// A query that was read.
+/// A parsed query.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct PermissionQuery<'q>(Node<'q>);
+pub struct PermissionQuery<'q>(QueryNode<'q>);
 
-/// A list has at least two items: one is its only item.
+/// `All` and `Any` have at least two items.
 #[derive(Clone, PartialEq, Eq, Debug)]
-enum Node<'q> {
+enum QueryNode<'q> {
     Permission(&'q str),
-    All(Vec<Node<'q>>),
-    Any(Vec<Node<'q>>),
+    All(Vec<QueryNode<'q>>),
+    Any(Vec<QueryNode<'q>>),
 }
 
-/// Why a query can't be read.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum SyntaxError {
-    /// Something is where something else should be.
     #[error("at character {at}: expected {expected}, found {found}")]
     Unexpected {
-        /// Where, in characters, the first being 1.
+        /// In characters, the first being 1.
         at: usize,
-        /// What could stand there.
         expected: &'static str,
-        /// What does.
         found: String,
     },
-    /// It names too many permissions.
     #[error("at character {at}: expected at most {PERMISSIONS_MAX} permissions, found another one")]
     TooMany {
-        /// Where the first one too many begins, in characters, the first being 1.
+        /// The start of the first permission above the limit, in characters, the first being 1.
         at: usize,
     },
 }
@@ -63,10 +58,10 @@ impl From<SyntaxError> for ApiError {
 }
 
 impl<'q> PermissionQuery<'q> {
-    /// Reads a query. Time and memory are linear in its length, which the caller limits.
+    /// Parses a query in time and memory linear in its length, which the caller limits.
     pub fn parse(query: &'q str) -> Result<Self, SyntaxError> {
         let mut tokens = Tokens { rest: query, at: 1 };
-        let mut group = Group::default();
+        let mut group = OpenGroup::default();
         let mut enclosing = Vec::new();
         let mut permissions = 0;
         loop {
@@ -80,11 +75,11 @@ impl<'q> PermissionQuery<'q> {
                 }
                 (_, Token::Permission(permission)) => {
                     permissions += 1;
-                    group.all.push(Node::Permission(permission));
+                    group.all.push(QueryNode::Permission(permission));
                 }
                 (at, found) => return Err(unexpected(at, "a permission or '('", found)),
             }
-            // An operand is complete, and perhaps the groups that it closes.
+            // The operand is complete. Closing parentheses may complete groups.
             loop {
                 match (tokens.take(), enclosing.is_empty()) {
                     ((_, Token::And), _) => break,
@@ -105,8 +100,8 @@ impl<'q> PermissionQuery<'q> {
         }
     }
 
-    /// Whether who has `permissions` may do what is asked. It is quick if they are sorted by their bytes, as the
-    /// control API stores them; direct SQL may have stored them in any order.
+    /// Whether `permissions` satisfy the query. The control API stores permissions sorted by bytes, which makes this
+    /// fast; direct SQL may store them in any order.
     pub fn is_met_by(&self, permissions: &[Box<str>]) -> bool {
         if permissions.is_sorted() {
             self.0.is_met_by(&|wanted| permissions.binary_search_by(|has| (**has).cmp(wanted)).is_ok())
@@ -116,27 +111,27 @@ impl<'q> PermissionQuery<'q> {
     }
 }
 
-/// What stands between two parentheses, as far as it was read.
+/// The parsed part of the text between two parentheses.
 #[derive(Default)]
-struct Group<'q> {
-    /// The alternatives that are complete.
-    any: Vec<Node<'q>>,
-    /// What the one that is being read demands so far.
-    all: Vec<Node<'q>>,
+struct OpenGroup<'q> {
+    /// The complete alternatives.
+    any: Vec<QueryNode<'q>>,
+    /// The operands of the alternative under way.
+    all: Vec<QueryNode<'q>>,
 }
 
-impl<'q> Group<'q> {
+impl<'q> OpenGroup<'q> {
     fn begin_alternative(&mut self) {
-        self.any.push(joined(mem::take(&mut self.all), Node::All));
+        self.any.push(joined(mem::take(&mut self.all), QueryNode::All));
     }
 
-    fn into_node(mut self) -> Node<'q> {
+    fn into_node(mut self) -> QueryNode<'q> {
         self.begin_alternative();
-        joined(self.any, Node::Any)
+        joined(self.any, QueryNode::Any)
     }
 }
 
-fn joined<'q>(mut nodes: Vec<Node<'q>>, join: fn(Vec<Node<'q>>) -> Node<'q>) -> Node<'q> {
+fn joined<'q>(mut nodes: Vec<QueryNode<'q>>, join: fn(Vec<QueryNode<'q>>) -> QueryNode<'q>) -> QueryNode<'q> {
     match nodes.pop() {
         Some(only) if nodes.is_empty() => only,
         last => {
@@ -146,7 +141,7 @@ fn joined<'q>(mut nodes: Vec<Node<'q>>, join: fn(Vec<Node<'q>>) -> Node<'q>) -> 
     }
 }
 
-impl Node<'_> {
+impl QueryNode<'_> {
     fn is_met_by(&self, has: &impl Fn(&str) -> bool) -> bool {
         match self {
             Self::Permission(wanted) => has(wanted),
@@ -157,13 +152,13 @@ impl Node<'_> {
 }
 
 impl fmt::Display for PermissionQuery<'_> {
-    /// With no more parentheses than needed to read it back as the same.
+    /// Writes no more parentheses than needed to parse back as the same tree.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
 }
 
-impl fmt::Display for Node<'_> {
+impl fmt::Display for QueryNode<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (nodes, operator) = match self {
             Self::Permission(permission) => return f.write_str(permission),
@@ -190,7 +185,7 @@ enum Token<'q> {
     Or,
     Open,
     Close,
-    /// What no query holds.
+    /// A character outside the grammar.
     Foreign(char),
     End,
 }
@@ -209,7 +204,7 @@ impl fmt::Display for Token<'_> {
     }
 }
 
-/// What is still to be read, and which character of the query it begins with.
+/// The rest of the query, and the number of its first character.
 struct Tokens<'q> {
     rest: &'q str,
     at: usize,

@@ -1,43 +1,42 @@
-//! `Prefer: wait=<seconds>` (RFC 7240): how long a caller would wait for the receipt of its change.
+//! `Prefer: wait=<seconds>` (RFC 7240): how long a client waits for the receipt of its change.
 
 use std::time::Duration;
 
-/// The name of the request's header.
 pub const PREFER: &str = "prefer";
 
-/// The name of the answer's header that tells which preferences were honoured.
+/// The answer's header, which lists the preferences that were honored.
 pub const PREFERENCE_APPLIED: &str = "preference-applied";
 
-/// The longest wait; whoever asks for more gets this.
+/// The longest wait. Longer ones are shortened to this.
 pub const WAIT_MAX: Duration = Duration::from_mins(1);
 
-/// The wait that the header's lines ask for, at most [`WAIT_MAX`].
+/// Returns the wait of the header's lines, at most [`WAIT_MAX`].
 ///
-/// Of several, the first counts. One that can't be read asks for nothing, as RFC 7240 wants it: a preference
-/// is never a reason to refuse a request.
+/// Of several, the first counts. An invalid one is ignored, as RFC 7240 requires: a preference is never a reason to
+/// reject a request.
 pub fn wait<'a>(lines: impl IntoIterator<Item = &'a [u8]>) -> Option<Duration> {
     let lines = lines.into_iter().filter_map(|line| std::str::from_utf8(line).ok());
-    let mut wishes = lines.flat_map(|line| outside_quotes(line, ','));
-    let value = wishes.find_map(|wish| {
-        // What follows a semicolon are parameters, of which `wait` has none.
-        let wish = outside_quotes(wish, ';').next()?;
-        let (name, value) = wish.split_once('=').unwrap_or((wish, ""));
+    let mut preferences = lines.flat_map(|line| outside_quotes(line, ','));
+    let value = preferences.find_map(|preference| {
+        // Parameters follow a semicolon. `wait` has none.
+        let preference = outside_quotes(preference, ';').next()?;
+        let (name, value) = preference.split_once('=').unwrap_or((preference, ""));
         name.trim().eq_ignore_ascii_case("wait").then(|| value.trim())
     })?;
     let digits = value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(value);
     if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
-    // Digits alone fail to be a number only by being too many.
+    // Digits fail to parse only if there are too many.
     Some(digits.parse().map_or(WAIT_MAX, Duration::from_secs).min(WAIT_MAX))
 }
 
-/// What to answer in [`PREFERENCE_APPLIED`].
+/// Returns the value of [`PREFERENCE_APPLIED`].
 pub fn applied(wait: Duration) -> String {
     format!("wait={}", wait.as_secs())
 }
 
-/// The parts of `text` between separators that don't stand in quotes.
+/// Splits `text` at separators outside quotes.
 fn outside_quotes(text: &str, separator: char) -> impl Iterator<Item = &str> {
     let (mut quoted, mut escaped) = (false, false);
     text.split(move |character| {
@@ -59,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_is_found_in_every_form_that_the_standard_allows() {
+    fn a_wait_is_found_in_every_standard_form() {
         for lines in [
             &["wait=10"][..],
             &["WAIT = 10"],
@@ -78,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_wait_is_ignored() {
+    fn other_preferences_are_ignored() {
         for lines in [
             &[][..],
             &[""],
@@ -100,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_for_longer_than_the_server_keeps_a_request() {
+    fn no_wait_is_longer_than_the_server_keeps_a_request() {
         assert_eq!(seconds(&["wait=61"]), Some(60));
         assert_eq!(seconds(&["wait=99999999999999999999999999"]), Some(60));
         assert_eq!(applied(WAIT_MAX), "wait=60");

@@ -13,88 +13,75 @@ use evictd_core::receipts::{Receipt, RegionReceipt, RegionState};
 use evictd_core::time::StoreTime;
 use serde::{Deserialize, Serialize};
 
-/// How far a change has come.
+/// The progress of a change.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Propagation {
-    /// The request that made the change.
     pub request_id: String,
-    /// `pending`, `confirmed`, `elapsed` or `unproven`: the weakest of what the regions say.
+    /// `pending`, `confirmed`, `elapsed` or `unproven`: the weakest state of the regions.
     pub state: Cow<'static, str>,
-    /// Whether nothing can change any more.
     pub r#final: bool,
-    /// The change's place in the log. Absent until it has one, and for a request that changed nothing that any
-    /// agent could have cached.
+    /// The change's position in the log. Absent until it has one, and for a request that affected no cached record.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub position: Option<u64>,
-    /// The epoch of that place.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub epoch: Option<u32>,
-    /// What kind of change it is: `created`, `changed`, `deleted`, `erased`, `restored` or `expired`.
+    /// `created`, `changed`, `deleted`, `erased`, `restored` or `expired`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub cause: Option<Cow<'static, str>>,
-    /// When it was committed, on the home store's clock, in milliseconds since 1970.
+    /// The commit on the home store's clock, in milliseconds since 1970.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub committed_at: Option<i64>,
-    /// From where the times below count: `request` (from before the commit, so that each is an upper bound) or
-    /// `first_sight` (from when this publisher found the change, which another one had left behind).
+    /// The start of the durations below. `request`: before the commit, so that each duration is an upper bound.
+    /// `first_sight`: when this publisher found a change that another one had made.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub measured_from: Option<Cow<'static, str>>,
-    /// The bound that the regions keep.
     pub bound_ms: u64,
-    /// When it became final.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub final_after_ms: Option<f64>,
-    /// By name.
     pub regions: Vec<RegionPropagation>,
 }
 
-/// How far a change has come in one region.
+/// The progress of a change in one region.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RegionPropagation {
-    /// Its name.
     pub region: String,
-    /// `pending`; `confirmed` by every agent process; `elapsed`: the bound has elapsed, and no agent answers from
-    /// before the change; `unproven`: the same, but for one that serves stale records by policy; `absent`: a
+    /// `pending`; `confirmed` by every agent process; `elapsed`: the bound has passed, so no agent answers from
+    /// before the change; `unproven`: the same, except that an agent serves stale records by policy; `absent`: a
     /// configured region without an agent.
     pub state: Cow<'static, str>,
-    /// How many agent processes it has.
+    /// The number of agent processes.
     pub instances: usize,
-    /// When the last of them confirmed: no verification that starts later there is answered from before the
-    /// change.
+    /// The last confirmation. No verification that starts later in the region is answered from before the change.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub confirmed_after_ms: Option<f64>,
-    /// Who hasn't confirmed: the first of them.
+    /// The first of the processes that haven't confirmed.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub missing: Vec<MissingInstance>,
-    /// How many haven't.
+    /// The number of all of them.
     pub missing_count: usize,
-    /// From the commit to the slowest agent's application, by that agent's own measurement.
+    /// From the commit to the application by the slowest agent, as that agent measured it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub lag_ms: Option<MillisInterval>,
-    /// What the agents answered from the old state, as far as they told.
+    /// Answers from the old state, as far as agents reported them.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub exposure: Option<ExposureSeen>,
-    /// Whether several live processes bear one name, which is an error of configuration.
+    /// Whether several live processes have one name, which is a configuration error.
     pub duplicate_names: bool,
 }
 
 /// An agent process that hasn't confirmed.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct MissingInstance {
-    /// The agent's name.
     pub agent: String,
-    /// The process.
     pub instance: String,
 }
 
-/// A measurement with its error: the truth lies within.
+/// A measurement with its error: the true value is between the two.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 pub struct MillisInterval {
-    /// At least.
     pub low: f64,
-    /// At most.
     pub high: f64,
 }
 
@@ -102,12 +89,12 @@ pub struct MillisInterval {
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExposureSeen {
-    /// So long after the commit, at most, was the last given; 0 if there was none.
+    /// The time from the commit to the last such answer, at most; 0 if there was none.
     pub last_answer_after_ms: f64,
 }
 
 impl Propagation {
-    /// Of a receipt, open or final; `None` if nobody can ask for it: no request made the change.
+    /// Converts a receipt, open or final. `None` if no request made the change, so that no client can query it.
     pub fn new(receipt: &Receipt, bound: Duration) -> Option<Self> {
         let change = &receipt.change;
         let (request, _) = change.request.as_ref()?;
@@ -121,7 +108,7 @@ impl Propagation {
         })
     }
 
-    /// Of a request that changed nothing that any agent could have cached: there is nothing to wait for.
+    /// The receipt of a request that affected no cached record: it is final at once.
     pub fn nothing(request_id: &str, bound: Duration) -> Self {
         Self {
             state: Cow::Borrowed(RegionState::Confirmed.label()),
@@ -130,7 +117,7 @@ impl Propagation {
         }
     }
 
-    /// Of a committed change of which no more is known here yet than what the store says.
+    /// The receipt of a committed change that this publisher doesn't track yet.
     pub fn waiting(
         request_id: &str,
         change: Option<(LogPosition, Cause)>,
@@ -177,7 +164,7 @@ impl RegionPropagation {
     }
 }
 
-/// Microseconds are as fine as anything here is measured.
+/// Measurements have a resolution of one microsecond.
 fn millis(duration: Duration) -> f64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX) as f64 / 1000.0
 }
@@ -231,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_receipt_is_the_documented_json_and_reads_back() {
+    fn a_receipt_is_the_documented_json_and_parses_back() {
         let propagation = Propagation::new(&receipt(), Duration::from_secs(30)).unwrap();
         let json = serde_json::to_string(&propagation).unwrap();
         assert_eq!(
@@ -251,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_without_effect_on_any_cache_is_confirmed_at_once() {
+    fn a_request_that_affects_no_cache_is_confirmed_at_once() {
         let json = serde_json::to_string(&Propagation::nothing("req_1", Duration::from_secs(30))).unwrap();
         let expected =
             r#"{"requestId":"req_1","state":"confirmed","final":true,"boundMs":30000,"regions":[]}"#;
@@ -259,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_that_no_request_made_has_no_receipt_to_show() {
+    fn a_change_without_a_request_has_no_receipt() {
         let mut receipt = receipt();
         receipt.change.request = None;
         assert_eq!(Propagation::new(&receipt, Duration::ZERO), None);

@@ -1,8 +1,24 @@
-//! What a caller may send, checked as it is read.
+//! The API's requests, checked while they are parsed.
 //!
-//! A request that parsed is within every limit of its endpoint. What Unkey offers and evictd leaves out is
-//! refused by name instead of being ignored: a caller who asks for a rate limit must not believe that there
-//! is one.
+//! A parsed request is within every limit of its endpoint. A feature of Unkey's that evictd doesn't support is
+//! rejected by name and never ignored: a client that requests a rate limit must not assume that it has one.
+
+/// Gives a request its path, its schema, and `parse`, which checks the one against the other.
+macro_rules! request {
+    ($request:ident, $path:literal, $kind:ident, $fields:expr) => {
+        impl $request {
+            pub const PATH: &'static str = $path;
+
+            const SCHEMA: Schema = Schema::$kind(Self::PATH, $fields);
+
+            /// Parses and checks a body. The error lists every problem.
+            pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
+                Self::SCHEMA.check(body)?;
+                read_checked(&Self::SCHEMA, body)
+            }
+        }
+    };
+}
 
 mod apis;
 mod keys;
@@ -12,113 +28,75 @@ mod verify;
 use evictd_core::limits::{
     EXTERNAL_ID_BYTES_MAX, ID_BYTES_MAX, META_BYTES_MAX, PERMISSION_BYTES_MAX, PERMISSIONS_MAX,
 };
-use serde::de::DeserializeOwned;
+
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::error::{ApiError, ErrorKind, FieldError};
-use super::schema::{EXTERNAL_ID_PATTERN, ID_PATTERN, PERMISSION_PATTERN, Rule, STORED_PATTERN, Schema};
+use super::schema::{EXTERNAL_ID_PATTERN, ID_PATTERN, PERMISSION_PATTERN, STORED_PATTERN, Schema, ValueRule};
 
 pub use apis::{CreateApi, DeleteApi, GetApi, ListKeys};
 pub use keys::{CreateKey, DeleteKey, GetKey, RerollKey, UpdateKey};
 pub use propagation::GetReceipt;
 pub use verify::VerifyKey;
 
-/// The last instant that a key may expire at, in milliseconds since 1970, and the longest grace of a reroll:
-/// the end of the year 2099.
+/// The end of the year 2099, in milliseconds since 1970: the latest expiry of a key, and the longest grace of a
+/// reroll.
 const EXPIRES_MAX: i64 = 4_102_444_800_000;
 
-/// Every endpoint, of both daemons.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Endpoint {
-    /// [`CreateApi`].
-    CreateApi,
-    /// [`GetApi`].
-    GetApi,
-    /// [`DeleteApi`].
-    DeleteApi,
-    /// [`ListKeys`].
-    ListKeys,
-    /// [`CreateKey`].
-    CreateKey,
-    /// [`GetKey`].
-    GetKey,
-    /// [`UpdateKey`].
-    UpdateKey,
-    /// [`RerollKey`].
-    RerollKey,
-    /// [`DeleteKey`].
-    DeleteKey,
-    /// [`VerifyKey`].
-    VerifyKey,
-    /// [`GetReceipt`].
-    GetReceipt,
-    /// Whether anybody is there: the one that is a GET, has no body and asks for no root key.
-    Liveness,
+/// Defines [`Endpoint`] from the list of requests.
+macro_rules! endpoints {
+    ($($request:ident),*) => {
+        /// Every endpoint, of both daemons.
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+        pub enum Endpoint {
+            $($request,)*
+            /// A GET without body and root key.
+            Liveness,
+        }
+
+        impl Endpoint {
+            pub const ALL: [Self; 12] = [$(Self::$request,)* Self::Liveness];
+
+            pub fn path(self) -> &'static str {
+                match self {
+                    $(Self::$request => $request::PATH,)*
+                    Self::Liveness => LIVENESS_PATH,
+                }
+            }
+        }
+    };
 }
 
+endpoints!(
+    CreateApi, GetApi, DeleteApi, ListKeys, CreateKey, GetKey, UpdateKey, RerollKey, DeleteKey, VerifyKey,
+    GetReceipt
+);
+
 impl Endpoint {
-    /// All of them, for routers, metrics and tests.
-    pub const ALL: [Self; 12] = [
-        Self::CreateApi,
-        Self::GetApi,
-        Self::DeleteApi,
-        Self::ListKeys,
-        Self::CreateKey,
-        Self::GetKey,
-        Self::UpdateKey,
-        Self::RerollKey,
-        Self::DeleteKey,
-        Self::VerifyKey,
-        Self::GetReceipt,
-        Self::Liveness,
-    ];
-
-    /// Where it is.
-    pub fn path(self) -> &'static str {
-        match self {
-            Self::CreateApi => CreateApi::PATH,
-            Self::GetApi => GetApi::PATH,
-            Self::DeleteApi => DeleteApi::PATH,
-            Self::ListKeys => ListKeys::PATH,
-            Self::CreateKey => CreateKey::PATH,
-            Self::GetKey => GetKey::PATH,
-            Self::UpdateKey => UpdateKey::PATH,
-            Self::RerollKey => RerollKey::PATH,
-            Self::DeleteKey => DeleteKey::PATH,
-            Self::VerifyKey => VerifyKey::PATH,
-            Self::GetReceipt => GetReceipt::PATH,
-            Self::Liveness => LIVENESS_PATH,
-        }
-    }
-
-    /// The one at `path`.
+    /// Finds the endpoint at `path`.
     pub fn of(path: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|endpoint| endpoint.path() == path)
     }
 }
 
-/// Where to ask whether anybody is there, with GET and without a root key.
 pub const LIVENESS_PATH: &str = "/v2/liveness";
 
-/// What a request says about an optional property: nothing, `null`, or a value.
+/// A change of an optional property: absent, `null`, or a value.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum Patch<T> {
-    /// Nothing: it stays as it is.
+    /// Absent: the property stays as it is.
     #[default]
     Keep,
-    /// `null`: it is taken away.
+    /// `null`: the property is removed.
     Clear,
-    /// It becomes this.
     Set(T),
 }
 
 impl<T> Patch<T> {
-    /// Whether the request says nothing about it.
     pub fn is_keep(&self) -> bool {
         matches!(self, Self::Keep)
     }
 
-    /// The same with another value.
     pub fn map<U>(self, change: impl FnOnce(T) -> U) -> Patch<U> {
         match self {
             Self::Keep => Patch::Keep,
@@ -129,7 +107,7 @@ impl<T> Patch<T> {
 }
 
 impl<T: Serialize> Serialize for Patch<T> {
-    /// A field of this type has to be skipped when it [is kept](Self::is_keep).
+    /// A field of this type must be skipped if [`Self::is_keep`].
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::Keep | Self::Clear => serializer.serialize_none(),
@@ -139,13 +117,13 @@ impl<T: Serialize> Serialize for Patch<T> {
 }
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Patch<T> {
-    /// A field of this type has to have its default when it is absent.
+    /// A field of this type needs `#[serde(default)]`.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Ok(Option::deserialize(deserializer)?.map_or(Self::Clear, Self::Set))
     }
 }
 
-/// Reads the root key out of the `Authorization` header. Endpoints do this and check the body before they
+/// Extracts the root key from the `Authorization` header. Endpoints do this, and check the body, before they
 /// look the root key up.
 ///
 /// # Errors
@@ -177,13 +155,8 @@ pub fn authorization(header: Option<&[u8]>) -> Result<&str, ApiError> {
     }
 }
 
-fn parse<T: DeserializeOwned>(schema: &Schema, body: &[u8]) -> Result<T, ApiError> {
-    schema.check(body)?;
-    read_checked(schema, body)
-}
-
-/// Reads a body that its schema accepts. The schema and the type say the same thing twice; if they ever
-/// differ, that is a bug of evictd's and no fault of the caller's.
+/// Parses a body that its schema accepts. The schema and the type state the same limits twice. A difference
+/// between them is a bug of evictd's and not the caller's error.
 fn read_checked<'a, T: Deserialize<'a>>(schema: &Schema, body: &'a [u8]) -> Result<T, ApiError> {
     serde_json::from_slice(body).map_err(|_| {
         let detail = format!("The body for '{}' passed its checks but couldn't be read", schema.path);
@@ -191,45 +164,34 @@ fn read_checked<'a, T: Deserialize<'a>>(schema: &Schema, body: &'a [u8]) -> Resu
     })
 }
 
-const fn id(min: usize) -> Rule {
-    Rule::Text { min, max: ID_BYTES_MAX, pattern: Some(&ID_PATTERN) }
+const fn id(min: usize) -> ValueRule {
+    ValueRule::Text { min, max: ID_BYTES_MAX, pattern: Some(&ID_PATTERN) }
 }
 
-const fn text(min: usize, max: usize) -> Rule {
-    Rule::Text { min, max, pattern: None }
+const fn text(min: usize, max: usize) -> ValueRule {
+    ValueRule::Text { min, max, pattern: None }
 }
 
-/// Any text that the store can keep.
-const fn stored(min: usize, max: usize) -> Rule {
-    Rule::Text { min, max, pattern: Some(&STORED_PATTERN) }
+/// Any text that every store accepts.
+const fn stored(min: usize, max: usize) -> ValueRule {
+    ValueRule::Text { min, max, pattern: Some(&STORED_PATTERN) }
 }
 
-/// Whom a key belongs to, in its owner's words.
-const EXTERNAL_ID: Rule =
-    Rule::Text { min: 1, max: EXTERNAL_ID_BYTES_MAX, pattern: Some(&EXTERNAL_ID_PATTERN) };
+const EXTERNAL_ID: ValueRule =
+    ValueRule::Text { min: 1, max: EXTERNAL_ID_BYTES_MAX, pattern: Some(&EXTERNAL_ID_PATTERN) };
 
-/// What a key is called.
-const NAME: Rule = stored(1, 255);
+const NAME: ValueRule = stored(1, 255);
 
-/// What a key's owner wants to know of it when it is verified.
-const META: Rule = Rule::Object { max_properties: 100, max_bytes: META_BYTES_MAX };
+const META: ValueRule = ValueRule::Object { max_properties: 100, max_bytes: META_BYTES_MAX };
 
-/// When a key ends.
-const EXPIRES: Rule = Rule::Integer { min: 0, max: EXPIRES_MAX };
+const EXPIRES: ValueRule = ValueRule::Integer { min: 0, max: EXPIRES_MAX };
 
-/// What a key may do.
-const PERMISSIONS: Rule = Rule::Texts {
+const PERMISSIONS: ValueRule = ValueRule::Texts {
     max_items: PERMISSIONS_MAX,
     min: 1,
     max: PERMISSION_BYTES_MAX,
     pattern: Some(&PERMISSION_PATTERN),
 };
-
-/// A set, as the store keeps it: sorted by bytes, none twice.
-fn into_set(permissions: &mut Vec<String>) {
-    permissions.sort_unstable();
-    permissions.dedup();
-}
 
 #[cfg(test)]
 mod tests;

@@ -1,4 +1,4 @@
-//! What a successful answer holds.
+//! The data of successful answers.
 
 use std::borrow::Cow;
 
@@ -11,19 +11,18 @@ use serde_json::value::RawValue;
 use super::ids;
 use super::secret::{Secret, exposed};
 
-/// Of a deletion and of `keys.updateKey`: it was done, and there is nothing more to say.
+/// Of deletions and of `keys.updateKey`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Empty {}
 
 /// Of `GET /v2/liveness`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct LivenessData {
-    /// For people.
     pub message: Cow<'static, str>,
 }
 
 impl LivenessData {
-    /// Somebody is there. The words are those of Unkey's server.
+    /// The message of Unkey's server.
     pub const ALIVE: Self = Self { message: Cow::Borrowed("we're cooking") };
 }
 
@@ -31,7 +30,6 @@ impl LivenessData {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CreateApiData {
-    /// The new API's id.
     pub api_id: String,
 }
 
@@ -39,41 +37,35 @@ pub struct CreateApiData {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct GetApiData {
-    /// The API's id.
     pub id: String,
-    /// Its name.
     pub name: String,
 }
 
-/// Of `keys.createKey`: the only time that the key is told.
+/// Of `keys.createKey`. No other answer contains the key.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CreateKeyData {
-    /// The new key's id, by which it is deleted.
     pub key_id: String,
-    /// The key itself.
     #[serde(serialize_with = "exposed")]
     pub key: Secret,
 }
 
-/// Of `keys.rerollKey`: the same.
+/// Of `keys.rerollKey`.
 pub type RerollKeyData = CreateKeyData;
 
-/// Whom a key belongs to.
+/// The owner of a key.
 ///
-/// Unkey keeps identities as objects of their own. evictd has only what the keys say, so the id is derived: see
-/// [`ids::identity`].
+/// In Unkey, identities are objects of their own. evictd stores only each key's external id and derives the
+/// identity's id from it: see [`ids::identity`].
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct IdentityData<'a> {
-    /// The same for all keys of the workspace that have this external id.
+    /// The same for all keys of the workspace with this external id.
     pub id: String,
-    /// What the caller named it.
     pub external_id: Cow<'a, str>,
 }
 
 impl<'a> IdentityData<'a> {
-    /// Whom `external_id` names in `workspace`.
     pub fn new(workspace: &WorkspaceId, external_id: impl Into<Cow<'a, str>>) -> Self {
         let external_id = external_id.into();
         Self { id: ids::identity(workspace, &external_id), external_id }
@@ -82,80 +74,65 @@ impl<'a> IdentityData<'a> {
 
 /// Of `keys.getKey`, and one item of `apis.listKeys`. Times are milliseconds since 1970.
 ///
-/// `lastUsedAt` isn't told, because verifications are not recorded; nor is anything that evictd leaves out.
+/// `lastUsedAt` is omitted because verifications are not recorded. Unsupported features are omitted too.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct KeyResponseData {
-    /// The key's id.
     pub key_id: String,
-    /// What of the key may be shown.
     pub start: String,
-    /// Whether it grants anything.
     pub enabled: bool,
-    /// When it was created.
     pub created_at: i64,
-    /// Its name.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub name: Option<String>,
-    /// Its metadata, byte for byte as it was given.
+    /// Byte for byte as it was stored.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub meta: Option<Box<RawValue>>,
-    /// When it last changed.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub updated_at: Option<i64>,
-    /// When it ends: see [`reported_expiry`].
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub expires: Option<i64>,
-    /// What it may do, in its owner's words, sorted.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub permissions: Vec<String>,
-    /// Whom it belongs to.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub identity: Option<IdentityData<'static>>,
 }
 
-/// Of `keys.verifyKey`: always a success, whatever the verdict. It borrows from the record it tells of.
+/// Of `keys.verifyKey`: a success whatever the verdict. It borrows from the key's record.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct VerifyKeyData<'a> {
-    /// Whether the key may be used.
     pub valid: bool,
-    /// Why or why not: a [`Verdict::code`].
+    /// A [`Verdict::code`].
     #[serde(borrow)]
     pub code: Cow<'a, str>,
-    /// The key's id.
     #[serde(borrow, skip_serializing_if = "Option::is_none", default)]
     pub key_id: Option<Cow<'a, str>>,
-    /// Its name.
     #[serde(borrow, skip_serializing_if = "Option::is_none", default)]
     pub name: Option<Cow<'a, str>>,
-    /// Its metadata, byte for byte as it was given.
+    /// Byte for byte as it was stored.
     #[serde(borrow, skip_serializing_if = "Option::is_none", default)]
     pub meta: Option<&'a RawValue>,
-    /// When it ends: see [`reported_expiry`].
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub expires: Option<i64>,
-    /// Whether its owner left it switched on, where the record tells.
+    /// Absent where the record doesn't hold it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub enabled: Option<bool>,
-    /// What it may do, in its owner's words, sorted.
     #[serde(skip_serializing_if = "is_empty", default)]
     pub permissions: Cow<'a, [Box<str>]>,
-    /// Whom it belongs to.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub identity: Option<IdentityData<'a>>,
 }
 
 impl<'a> VerifyKeyData<'a> {
-    /// The answer for a key that is unknown, deleted, foreign, or none of the caller's business. It says
-    /// nothing else, so that the cases can't be told apart.
+    /// The answer for a key that is unknown, deleted, or invisible to the caller. It holds no other field, so that
+    /// the caller can't distinguish these cases.
     pub fn not_found() -> Self {
         Self::bare(Verdict::NotFound)
     }
 
     /// The answer for `record` under `verdict`.
     ///
-    /// Metadata that isn't JSON, which only direct SQL can have stored, is left out: the verdict counts.
+    /// Invalid metadata, which only direct SQL can store, is omitted and doesn't fail the verification.
     pub fn new(record: &'a KeyRecord, verdict: Verdict) -> Self {
         if verdict == Verdict::NotFound {
             return Self::not_found();
@@ -190,13 +167,13 @@ impl<'a> VerifyKeyData<'a> {
     }
 }
 
-/// An end as it is told, in milliseconds since 1970: Unkey leaves out every number that is zero. That the key has
-/// expired is told all the same, by the verdict.
+/// An expiry as answers report it, in milliseconds since 1970. Unkey omits every number that is zero; the verdict
+/// still reports that such a key has expired.
 pub fn reported_expiry(expires_at: Option<StoreTime>) -> Option<i64> {
     expires_at.map(StoreTime::as_millis).filter(|millis| *millis != 0)
 }
 
-/// A switched-off workspace hides whether the key was switched off, too.
+/// A disabled workspace hides whether the key itself is enabled.
 fn enabled(state: RecordState) -> Option<bool> {
     (state != RecordState::WorkspaceDisabled).then_some(state != RecordState::Disabled)
 }
@@ -244,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_of_zero_is_left_out_and_nothing_else_is() {
+    fn only_an_expiry_of_zero_is_omitted() {
         assert_eq!([None, Some(StoreTime(0))].map(reported_expiry), [None, None]);
         assert_eq!(
             [1, -1].map(|millis| reported_expiry(Some(StoreTime::from_millis(millis)))),
@@ -253,14 +230,14 @@ mod tests {
     }
 
     #[test]
-    fn not_found_tells_nothing_about_a_record() {
+    fn not_found_reveals_nothing_of_a_record() {
         let bare = r#"{"valid":false,"code":"NOT_FOUND"}"#;
         assert_eq!(json(&VerifyKeyData::not_found()), bare);
         assert_eq!(json(&VerifyKeyData::new(&record(), Verdict::NotFound)), bare);
     }
 
     #[test]
-    fn a_verification_tells_what_the_key_may_do_and_whom_it_belongs_to() {
+    fn a_verification_reports_permissions_and_identity() {
         let record = KeyRecord {
             external_id: Some("user_1".into()),
             permissions: vec!["a".into(), "b.*".into()],
@@ -284,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_of_a_disabled_workspace_is_forbidden_and_doesnt_say_whether_it_is_enabled() {
+    fn a_key_of_a_disabled_workspace_is_forbidden_without_enabled() {
         let record = KeyRecord { state: RecordState::WorkspaceDisabled, meta: None, ..record() };
         assert_eq!(
             json(&VerifyKeyData::new(&record, Verdict::Forbidden)),
@@ -293,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_listed_without_what_it_doesnt_have() {
+    fn absent_settings_of_a_listed_key_are_omitted() {
         let bare = KeyResponseData {
             key_id: "key_1".into(),
             start: "prod_abcd".into(),
@@ -334,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disabled_key_says_so() {
+    fn a_disabled_key_is_reported_as_disabled() {
         let record =
             KeyRecord { state: RecordState::Disabled, name: None, meta: None, expires_at: None, ..record() };
         assert_eq!(
@@ -350,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_key_is_told_once_and_never_printed() {
+    fn a_new_key_is_in_the_answer_but_not_in_debug_output() {
         let data = CreateKeyData { key_id: "key_1".into(), key: Secret::new("prod_abc") };
         assert_eq!(json(&data), r#"{"keyId":"key_1","key":"prod_abc"}"#);
         assert!(!format!("{data:?}").contains("prod_abc"));

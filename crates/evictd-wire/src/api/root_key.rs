@@ -1,17 +1,17 @@
-//! Whether a root key may act: judged alike by the control API and by every agent.
+//! Whether a root key may act, decided by the control API and by every agent.
 
 use evictd_core::record::{RecordState, RootKeyRecord};
 use evictd_core::time::StoreTime;
 
 use crate::api::error::{ApiError, ErrorKind};
 
-/// The root key that was looked up, if it may act at `home_time`.
+/// Returns the root key that was looked up, if it may act at `home_time`.
 ///
 /// # Errors
 ///
-/// [`ErrorKind::RootKeyNotFound`] (401) when there is none or it was revoked, [`ErrorKind::KeyDisabled`],
-/// [`ErrorKind::WorkspaceDisabled`] and [`ErrorKind::Forbidden`] (403) when it or its workspace is switched off,
-/// or it has expired.
+/// [`ErrorKind::RootKeyNotFound`] (401) if it is absent or revoked. [`ErrorKind::KeyDisabled`],
+/// [`ErrorKind::WorkspaceDisabled`] or [`ErrorKind::Forbidden`] (403) if it or its workspace is disabled, or it has
+/// expired.
 pub fn authorize(root: Option<&RootKeyRecord>, home_time: StoreTime) -> Result<&RootKeyRecord, ApiError> {
     let unknown = || ApiError::new(ErrorKind::RootKeyNotFound, "The root key doesn't exist or was revoked");
     let expired = || ApiError::new(ErrorKind::Forbidden, "The root key has expired");

@@ -14,48 +14,58 @@ use serde_json::{Number, Value};
 
 use super::error::{ApiError, ErrorKind, FieldError};
 
-/// Names that one message lists before it only counts.
+/// Names that one message lists; it only counts the rest.
 const LISTED_MAX: usize = 8;
 
-/// Characters of a caller's own field name that a message repeats.
+/// Characters of a field name from the request that a message repeats.
 const NAME_SHOWN_MAX: usize = 64;
 
-/// What an endpoint reads.
+/// The fields of an endpoint's body.
 pub(super) struct Schema {
-    /// The endpoint.
     pub(super) path: &'static str,
-    /// What it knows.
     fields: &'static [Field],
-    /// Whether a field that it doesn't know is an error.
+    /// Whether an unknown field is an error.
     strict: bool,
 }
 
-/// One known field.
 pub(super) struct Field {
     name: &'static str,
     required: bool,
     nullable: bool,
-    rule: Rule,
+    rule: ValueRule,
 }
 
-/// What a field's value must be.
-pub(super) enum Rule {
-    /// Text, its length in characters.
-    Text { min: usize, max: usize, pattern: Option<&'static Pattern> },
-    /// A list of texts, the length of each in characters.
-    Texts { max_items: usize, min: usize, max: usize, pattern: Option<&'static Pattern> },
-    /// `true` or `false`.
+/// The constraints of a field's value.
+pub(super) enum ValueRule {
+    /// Lengths in characters.
+    Text {
+        min: usize,
+        max: usize,
+        pattern: Option<&'static Pattern>,
+    },
+    /// A list of texts. `min` and `max` are lengths of each, in characters.
+    Texts {
+        max_items: usize,
+        min: usize,
+        max: usize,
+        pattern: Option<&'static Pattern>,
+    },
     Flag,
-    /// A whole number, written as one: `1.0` and `1e2` are refused. JSON has a `-0`, too, which is 0; read it as
-    /// [`Whole`].
-    Integer { min: i64, max: i64 },
-    /// Any object, its size in bytes of JSON.
-    Object { max_properties: usize, max_bytes: usize },
-    /// Unkey knows it and evictd leaves it out.
+    /// A whole number, written without fraction and exponent. JSON also has `-0`: parse it as [`Whole`].
+    Integer {
+        min: i64,
+        max: i64,
+    },
+    /// Any object. Its size is in bytes of JSON.
+    Object {
+        max_properties: usize,
+        max_bytes: usize,
+    },
+    /// A field of Unkey's that evictd doesn't support.
     Unsupported(Harmless),
 }
 
-/// A number that [`Rule::Integer`] took. serde_json reads `-0` as a float, which no integer is made of.
+/// A number that [`ValueRule::Integer`] accepted. serde_json parses `-0` as a float, which converts to no integer.
 #[derive(Clone, Copy)]
 pub(super) struct Whole(pub(super) i64);
 
@@ -67,7 +77,7 @@ impl<'de> Deserialize<'de> for Whole {
     }
 }
 
-/// The value of an unsupported field that asks for nothing, which SDKs send without being told to.
+/// The value of an unsupported field that requests nothing. SDKs send it by default.
 #[derive(Clone, Copy)]
 pub(super) enum Harmless {
     Nothing,
@@ -76,60 +86,57 @@ pub(super) enum Harmless {
     EmptyList,
 }
 
-/// A pattern as the documentation words it, and what checks it.
+/// A pattern as Unkey documents it, and its check.
 pub(super) struct Pattern {
     text: &'static str,
     matches: fn(&str) -> bool,
 }
 
-/// What ids are made of.
 pub(super) const ID_PATTERN: Pattern =
     Pattern { text: "^[a-zA-Z0-9_]+$", matches: |text| is_made_of(text, b"_") };
 
-/// What external ids are made of.
 pub(super) const EXTERNAL_ID_PATTERN: Pattern =
     Pattern { text: "^[a-zA-Z0-9_.-]+$", matches: |text| is_made_of(text, b"_.-") };
 
-/// What permissions of keys are made of.
 pub(super) const PERMISSION_PATTERN: Pattern =
     Pattern { text: r"^[a-zA-Z0-9_:\-\.\*]+$", matches: |text| is_made_of(text, b"_:-.*") };
 
-/// What the store keeps as text: PostgreSQL keeps no NUL.
+/// Text that every store accepts: PostgreSQL has no NUL.
 pub(super) const STORED_PATTERN: Pattern =
     Pattern { text: r"^[^\x00]*$", matches: |text| !text.contains('\0') };
 
 impl Field {
-    pub(super) const fn required(name: &'static str, rule: Rule) -> Self {
+    pub(super) const fn required(name: &'static str, rule: ValueRule) -> Self {
         Self { required: true, ..Self::optional(name, rule) }
     }
 
     /// May be absent, but not `null`.
-    pub(super) const fn optional(name: &'static str, rule: Rule) -> Self {
+    pub(super) const fn optional(name: &'static str, rule: ValueRule) -> Self {
         Self { name, required: false, nullable: false, rule }
     }
 
     /// May be absent or `null`.
-    pub(super) const fn nullable(name: &'static str, rule: Rule) -> Self {
+    pub(super) const fn nullable(name: &'static str, rule: ValueRule) -> Self {
         Self { nullable: true, ..Self::optional(name, rule) }
     }
 
     pub(super) const fn unsupported(name: &'static str, harmless: Harmless) -> Self {
-        Self::optional(name, Rule::Unsupported(harmless))
+        Self::optional(name, ValueRule::Unsupported(harmless))
     }
 }
 
 impl Schema {
-    /// Refuses what it doesn't know.
+    /// Rejects unknown fields.
     pub(super) const fn strict(path: &'static str, fields: &'static [Field]) -> Self {
         Self { path, fields, strict: true }
     }
 
-    /// Ignores what it doesn't know.
+    /// Ignores unknown fields.
     pub(super) const fn lenient(path: &'static str, fields: &'static [Field]) -> Self {
         Self { path, fields, strict: false }
     }
 
-    /// Finds everything that is wrong with `body`.
+    /// Finds every problem of `body`.
     pub(super) fn check(&self, body: &[u8]) -> Result<(), ApiError> {
         let problems = match Members::read(body) {
             Ok(members) => self.problems(&members),
@@ -192,16 +199,16 @@ impl Field {
         };
         match (&self.rule, &value) {
             (_, Value::Null) if self.nullable => {}
-            (Rule::Text { min, max, pattern }, Value::String(text)) => {
+            (ValueRule::Text { min, max, pattern }, Value::String(text)) => {
                 self.check_text("", text, (*min, *max), *pattern, problems);
             }
-            (Rule::Texts { max_items, min, max, pattern }, Value::Array(items)) => {
+            (ValueRule::Texts { max_items, min, max, pattern }, Value::Array(items)) => {
                 if items.len() > *max_items {
                     problems.push(self.bound("/maxItems", items.len(), *max_items));
                 }
-                let told_max = problems.len() + LISTED_MAX;
+                let reported_max = problems.len() + LISTED_MAX;
                 for item in items.iter().take(*max_items) {
-                    if problems.len() >= told_max {
+                    if problems.len() >= reported_max {
                         break;
                     }
                     match item {
@@ -212,7 +219,7 @@ impl Field {
                     }
                 }
             }
-            (Rule::Integer { min, max }, Value::Number(number)) => {
+            (ValueRule::Integer { min, max }, Value::Number(number)) => {
                 let number = if raw.get() == "-0" { &Number::from(0) } else { number };
                 if number.is_f64() {
                     problems.push(self.wrong_type("", &value, "integer"));
@@ -222,7 +229,7 @@ impl Field {
                     problems.push(self.bound("/maximum", number, max));
                 }
             }
-            (Rule::Object { max_properties, max_bytes }, Value::Object(object)) => {
+            (ValueRule::Object { max_properties, max_bytes }, Value::Object(object)) => {
                 if object.len() > *max_properties {
                     problems.push(self.bound("/maxProperties", object.len(), *max_properties));
                 }
@@ -232,10 +239,10 @@ impl Field {
                     problems.push(plain(self.location(""), message));
                 }
             }
-            (Rule::Unsupported(harmless), value) if !harmless.is(value) => {
+            (ValueRule::Unsupported(harmless), value) if !harmless.is(value) => {
                 problems.push(self.unsupported_error(*harmless));
             }
-            (Rule::Flag, Value::Bool(_)) | (Rule::Unsupported(_), _) => {}
+            (ValueRule::Flag, Value::Bool(_)) | (ValueRule::Unsupported(_), _) => {}
             (rule, other) => problems.push(self.wrong_type("", other, rule.type_name())),
         }
     }
@@ -284,7 +291,7 @@ impl Field {
     }
 }
 
-impl Rule {
+impl ValueRule {
     fn type_name(&self) -> &'static str {
         match self {
             Self::Text { .. } => "string",
@@ -308,7 +315,7 @@ impl Harmless {
     }
 }
 
-/// The members of a JSON object, their values still as text. Keeps what a JSON map would swallow.
+/// The members of a JSON object, their values still as text. Unlike a JSON map it keeps repeated names.
 struct Members<'a> {
     values: BTreeMap<String, &'a RawValue>,
     repeated: Vec<String>,
@@ -362,7 +369,7 @@ impl<'de> Visitor<'de> for MembersVisitor {
     }
 }
 
-/// Whether `text` has at least one character and only letters and digits of ASCII and those of `others`.
+/// Whether `text` isn't empty and has only ASCII letters, digits, and the characters of `others`.
 fn is_made_of(text: &str, others: &[u8]) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || others.contains(&byte))
 }
@@ -408,11 +415,11 @@ mod tests {
     const SCHEMA: Schema = Schema::strict(
         "/v2/test",
         &[
-            Field::required("id", Rule::Text { min: 3, max: 5, pattern: Some(&ID_PATTERN) }),
-            Field::optional("flag", Rule::Flag),
-            Field::optional("count", Rule::Integer { min: 16, max: 255 }),
-            Field::optional("tags", Rule::Texts { max_items: 2, min: 1, max: 3, pattern: None }),
-            Field::optional("meta", Rule::Object { max_properties: 1, max_bytes: 20 }),
+            Field::required("id", ValueRule::Text { min: 3, max: 5, pattern: Some(&ID_PATTERN) }),
+            Field::optional("flag", ValueRule::Flag),
+            Field::optional("count", ValueRule::Integer { min: 16, max: 255 }),
+            Field::optional("tags", ValueRule::Texts { max_items: 2, min: 1, max: 3, pattern: None }),
+            Field::optional("meta", ValueRule::Object { max_properties: 1, max_bytes: 20 }),
             Field::unsupported("roles", Harmless::EmptyList),
             Field::unsupported("decrypt", Harmless::False),
             Field::unsupported("credits", Harmless::Nothing),
@@ -432,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn a_good_body_passes() {
+    fn a_valid_body_passes() {
         assert_eq!(problems(r#"{"id":"abc"}"#), [""; 0]);
         let all = r#" {"id":"a_1","flag":true,"count":16,"tags":["a","äöü"],"meta":{"a":{"b":[]}},
             "roles":[],"decrypt":false} "#;
@@ -509,7 +516,7 @@ mod tests {
     }
 
     #[test]
-    fn what_evictd_leaves_out_is_refused_by_name_unless_it_asks_for_nothing() {
+    fn unsupported_fields_are_rejected_unless_harmless() {
         assert_eq!(
             problems(r#"{"id":"abc","roles":["a"],"decrypt":true,"credits":{"cost":1}}"#),
             [
@@ -523,7 +530,7 @@ mod tests {
     }
 
     #[test]
-    fn repeated_properties_are_refused() {
+    fn repeated_properties_are_rejected() {
         assert_eq!(problems(r#"{"id":"abc","id":"abc"}"#), ["body: properties given more than once: 'id'"]);
         // The same name, spelled with an escape.
         assert_eq!(
@@ -533,7 +540,7 @@ mod tests {
     }
 
     #[test]
-    fn what_isnt_an_object_is_refused() {
+    fn bodies_other_than_objects_are_rejected() {
         for (body, problem) in [
             ("", "body: the body is empty"),
             (" \n", "body: the body is empty"),
@@ -551,7 +558,7 @@ mod tests {
     }
 
     #[test]
-    fn text_that_isnt_unicode_is_refused_wherever_it_hides() {
+    fn text_that_isnt_unicode_is_rejected_at_any_depth() {
         for body in
             [r#"{"id":"\ud800"}"#, r#"{"id":"abc","meta":{"a":"\ud800"}}"#, r#"{"id":"abc","\ud800":1}"#]
         {
@@ -560,7 +567,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_stay_small_however_wrong_the_request() {
+    fn answers_stay_small_for_any_request() {
         let long = "x".repeat(10_000);
         let members: Vec<_> = (0..1000).map(|n| format!(r#""{long}{n}":1"#)).collect();
         let problems = problems(format!("{{{}}}", members.join(",")));
@@ -569,17 +576,17 @@ mod tests {
     }
 
     #[test]
-    fn of_a_list_full_of_problems_only_the_first_are_told() {
+    fn only_the_first_problems_of_a_list_are_reported() {
         const LISTS: Schema = Schema::strict(
             "/v2/test",
             &[Field::optional(
                 "list",
-                Rule::Texts { max_items: 1000, min: 1, max: 3, pattern: Some(&ID_PATTERN) },
+                ValueRule::Texts { max_items: 1000, min: 1, max: 3, pattern: Some(&ID_PATTERN) },
             )],
         );
-        for (item, told) in [("\"-\"", LISTED_MAX), ("7", LISTED_MAX), ("\"\"", LISTED_MAX)] {
+        for item in ["\"-\"", "7", "\"\""] {
             let body = format!(r#"{{"list":[{}]}}"#, vec![item; 1000].join(","));
-            assert_eq!(LISTS.check(body.as_bytes()).unwrap_err().errors.len(), told, "{item}");
+            assert_eq!(LISTS.check(body.as_bytes()).unwrap_err().errors.len(), LISTED_MAX, "{item}");
         }
     }
 }

@@ -4,20 +4,19 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serializer};
 
-/// A key or root key in full. Printing it prints a placeholder; reading it takes [`Secret::expose`].
+/// A key or root key in full. `Debug` and `Display` print a placeholder; only [`Secret::expose`] returns the text.
 ///
-/// It deliberately doesn't implement `Serialize`: a field that has to carry it says so with
+/// It doesn't implement `Serialize`: a field that must serialize it is marked with
 /// `#[serde(serialize_with = "exposed")]`, which is easy to find.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
 impl Secret {
-    /// Takes custody of `text`.
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
 
-    /// The text itself. Each call is a place where it could leak.
+    /// Returns the text. Each call is a place where it could leak.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -41,7 +40,7 @@ impl<'de> Deserialize<'de> for Secret {
     }
 }
 
-/// Serialises the text itself, for the one answer that has to carry it.
+/// Serializes the text, for the only answer that contains it.
 pub fn exposed<S: Serializer>(secret: &Secret, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(secret.expose())
 }
@@ -51,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn printing_a_secret_doesnt_show_it() {
+    fn a_printed_secret_is_redacted() {
         let secret = Secret::new("unkey_hunter2");
         assert_eq!(
             format!("{secret} {secret:?} {:?}", Some(&secret)),

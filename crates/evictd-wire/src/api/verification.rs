@@ -1,12 +1,12 @@
-//! What a verification answers: decided alike by every agent and by the publisher's own endpoint.
+//! The answer to a verification, computed by every agent and by the publisher's own endpoint.
 //!
-//! The order is that of Unkey's server, and each step hides what comes after it:
+//! The order is that of Unkey's server. Each step hides the following ones:
 //!
-//! 1. A key that is unknown, deleted, of another workspace, or of an API that the caller may not verify, doesn't
-//!    exist. Nothing is said of the request's permission query either.
-//! 2. The query is read. Whoever may verify the key is told what is wrong with it.
-//! 3. A key that grants nothing to anybody says so, whatever it may do.
-//! 4. The key's permissions are held against the query.
+//! 1. A key that is unknown, deleted, of another workspace, or of an API that the caller may not verify, is not
+//!    found. The permission query is not parsed.
+//! 2. The query is parsed. A syntax error is reported.
+//! 3. A key that is disabled or expired, or whose workspace is disabled, has that verdict whatever its permissions.
+//! 4. The key's permissions are compared with the query.
 
 use evictd_core::record::{KeyRecord, Record, RootKeyRecord, Verdict};
 use evictd_core::time::StoreTime;
@@ -18,8 +18,7 @@ use super::responses::VerifyKeyData;
 
 const VERIFY: &str = "verify_key";
 
-/// The key that was `found`, if it exists for the caller: keys of other workspaces, and of APIs that the root
-/// key may not verify, don't.
+/// Returns the key that was `found`, unless it is of another workspace or of an API that the root key may not verify.
 pub fn visible<'r>(root: &RootKeyRecord, found: &'r Record) -> Option<&'r KeyRecord> {
     match found {
         Record::Key(key)
@@ -31,12 +30,12 @@ pub fn visible<'r>(root: &RootKeyRecord, found: &'r Record) -> Option<&'r KeyRec
     }
 }
 
-/// The answer about a [`visible`] key at `home_time`, and the verdict in it.
+/// Returns the answer about a [`visible`] key at `home_time`, and its verdict.
 ///
 /// # Errors
 ///
-/// [`PermissionsQuerySyntax`](super::error::ErrorKind::PermissionsQuerySyntax) (400) when there is such a key and
-/// the request's permission query can't be read.
+/// [`PermissionsQuerySyntax`](super::error::ErrorKind::PermissionsQuerySyntax) (400) if the key is visible and
+/// the request's permission query has a syntax error.
 pub fn judge<'r>(
     key: Option<&'r KeyRecord>,
     request: &VerifyKey<'_>,
@@ -91,12 +90,12 @@ mod tests {
         }
     }
 
-    fn asking(query: Option<&str>) -> VerifyKey<'_> {
+    fn request(query: Option<&str>) -> VerifyKey<'_> {
         VerifyKey { permissions: query.map(Into::into), ..VerifyKey::new("prod_abc") }
     }
 
     fn verdict(key: Option<&KeyRecord>, query: Option<&str>) -> Result<Verdict, ErrorKind> {
-        let judged = judge(key, &asking(query), NOW);
+        let judged = judge(key, &request(query), NOW);
         judged.map_err(|error| error.kind).map(|(verdict, data)| {
             assert_eq!((data.code.as_ref(), data.valid), (verdict.code(), verdict == Verdict::Valid));
             assert_eq!(data.key_id.is_some(), verdict != Verdict::NotFound);
@@ -105,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_exists_only_for_its_own_workspace_and_who_may_verify_its_api() {
+    fn a_key_is_visible_with_permission_in_its_own_workspace() {
         let found = Record::Key(key(RecordState::Active, &[]));
         for permission in ["api.*.verify_key", "api.api_1.verify_key"] {
             assert!(visible(&root("ws_1", permission), &found).is_some());
@@ -120,14 +119,14 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_query_about_a_key_that_doesnt_exist_for_the_caller_is_answered_with_not_found() {
+    fn a_bad_query_about_an_invisible_key_is_not_reported() {
         assert_eq!(verdict(None, Some("AND")), Ok(Verdict::NotFound));
         let deleted = key(RecordState::Deleted, &[]);
         assert_eq!(verdict(Some(&deleted), Some("AND")), Ok(Verdict::NotFound));
     }
 
     #[test]
-    fn a_bad_query_is_told_to_whoever_may_verify_the_key_whatever_state_it_is_in() {
+    fn a_bad_query_about_a_visible_key_is_reported_in_any_state() {
         for state in
             [RecordState::Active, RecordState::Disabled, RecordState::Expired, RecordState::WorkspaceDisabled]
         {
@@ -137,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_grants_nothing_says_so_before_its_permissions_count() {
+    fn the_keys_own_state_precedes_its_permissions() {
         for (state, expected) in [
             (RecordState::Disabled, Verdict::Disabled),
             (RecordState::Expired, Verdict::Expired),
@@ -151,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_without_the_permissions_asked_for_is_not_valid() {
+    fn a_key_without_the_required_permissions_is_not_valid() {
         let key = key(RecordState::Active, &["a", "b"]);
         assert_eq!(verdict(Some(&key), None), Ok(Verdict::Valid));
         assert_eq!(verdict(Some(&key), Some("a AND b")), Ok(Verdict::Valid));

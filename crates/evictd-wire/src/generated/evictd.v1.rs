@@ -12,27 +12,26 @@ pub struct KeyScope {
     #[prost(string, tag = "3")]
     pub api_id: ::prost::alloc::string::String,
 }
-/// Everything. Has no fields; its presence is the statement.
+/// Every record.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AllScope {}
 /// From `position` on, nothing older about the scope may be answered.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Invalidation {
-    /// Its place in the log of the epoch that the enclosing message names. Required, not zero.
+    /// In the epoch of the enclosing message. Required, not zero.
     #[prost(uint64, tag = "1")]
     pub position: u64,
     #[prost(enumeration = "Cause", tag = "6")]
     pub cause: i32,
-    /// When the change was committed.
     #[prost(int64, tag = "7")]
     pub committed_at_unix_us: i64,
-    /// What is forgotten. A reader takes an unknown or missing scope for `all`.
+    /// The records that are evicted. An unknown or missing scope decodes as `all`.
     #[prost(oneof = "invalidation::Scope", tags = "2, 3, 4, 5")]
     pub scope: ::core::option::Option<invalidation::Scope>,
 }
 /// Nested message and enum types in `Invalidation`.
 pub mod invalidation {
-    /// What is forgotten. A reader takes an unknown or missing scope for `all`.
+    /// The records that are evicted. An unknown or missing scope decodes as `all`.
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum Scope {
         #[prost(message, tag = "2")]
@@ -45,8 +44,8 @@ pub mod invalidation {
         All(super::AllScope),
     }
 }
-/// Why a row was written. For people and for pacing announcements; it never decides what is forgotten.
-/// A reader takes an unknown value for CAUSE_CHANGED.
+/// The reason for a row. It informs operators and paces announcements; it never decides what is evicted.
+/// An unknown value decodes as CAUSE_CHANGED.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum Cause {
@@ -91,16 +90,16 @@ impl Cause {
 /// One stretch of a store's life. Both are drawn at random; required, not zero.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Provenance {
-    /// The store, drawn when it was created; its copies have the same.
+    /// Drawn at the store's creation; its copies have the same.
     #[prost(fixed64, tag = "1")]
     pub store: u64,
-    /// Drawn each time that a publisher opens an SQLite store, that PostgreSQL's server turns out to write
-    /// another history, and that an epoch begins.
+    /// Drawn when a publisher opens an SQLite store, when PostgreSQL's server writes another history, and when
+    /// an epoch begins.
     #[prost(fixed64, tag = "2")]
     pub incarnation: u64,
 }
-/// How far a log reached. An agent presents the furthest that it received: a publisher whose store
-/// doesn't know it is an older copy, or another store, and must not vouch.
+/// A position in a log. An agent presents the furthest that it received. A publisher whose store doesn't have
+/// that position works on an older copy or another store, and must not answer.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Voucher {
     /// Required.
@@ -112,8 +111,8 @@ pub struct Voucher {
     /// 0 while the log is empty.
     #[prost(uint64, tag = "3")]
     pub position: u64,
-    /// Drawn by the transaction that gave this position: two logs that agree on a position and its token
-    /// agree on everything up to there.
+    /// Drawn by the transaction that assigned this position: two logs that agree on a position and its token
+    /// agree on every row up to there.
     #[prost(fixed64, tag = "4")]
     pub token: u64,
     /// The first 16 bytes of HMAC-SHA-256 by the store's key over: the fields above as big-endian
@@ -121,25 +120,25 @@ pub struct Voucher {
     #[prost(bytes = "vec", tag = "5")]
     pub mac: ::prost::alloc::vec::Vec<u8>,
 }
-/// A publisher, as it describes itself.
+/// A publisher's description of itself.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Peer {
-    /// Drawn when its process started. Required, not zero.
+    /// Drawn at process start. Required, not zero.
     #[prost(fixed64, tag = "1")]
     pub id: u64,
-    /// For people; at most 255 bytes.
+    /// For operators; at most 255 bytes.
     #[prost(string, tag = "2")]
     pub name: ::prost::alloc::string::String,
     /// Required.
     #[prost(message, optional, tag = "3")]
     pub provenance: ::core::option::Option<Provenance>,
-    /// When its incarnation began.
+    /// The beginning of its incarnation.
     #[prost(int64, tag = "4")]
     pub since_unix_us: i64,
     #[prost(enumeration = "Standing", tag = "5")]
     pub standing: i32,
-    /// Drawn by its last round and kept in its store for a while: a colleague that doesn't find it in its
-    /// own store works on a copy. 0 before its first round.
+    /// Drawn by its last round, and kept in its store for a while: a publisher of the same history that
+    /// doesn't find it in its own store works on a copy. 0 before the first round.
     #[prost(fixed64, tag = "6")]
     pub round: u64,
 }
@@ -158,19 +157,19 @@ pub struct PublisherAnswer {
     #[prost(message, optional, tag = "2")]
     pub peer: ::core::option::Option<Peer>,
 }
-/// How a publisher stands. A reader takes an unknown value for STANDING_SERVING.
+/// A publisher's state. An unknown value decodes as STANDING_SERVING.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum Standing {
     Unspecified = 0,
-    /// It was away, and asks before it answers anything.
+    /// It was away, and queries other publishers before it answers agents.
     Asking = 1,
     Serving = 2,
     /// Silent: a publisher of another history serves.
     Yielding = 3,
     /// Silent: a publisher of another history served as well, or came at the same time.
     Conflicting = 4,
-    /// Silent: agents have seen what its store doesn't know.
+    /// Silent: agents have received a later history than its store's.
     Behind = 5,
 }
 impl Standing {
@@ -201,20 +200,19 @@ impl Standing {
         }
     }
 }
-/// A message of the live feed.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Live {
-    /// Whom it speaks for, and how far that log reaches: the last row of `invalidations`, or the head. An
+    /// The history of the sender, and the end of its log: the last row of `invalidations`, or the head. An
     /// agent that follows another history ignores the whole message. Required.
     #[prost(message, optional, tag = "1")]
     pub voucher: ::core::option::Option<Voucher>,
-    /// A reader ignores an unknown event: the next tick shows what it missed by that.
+    /// The receiver ignores an unknown event: the next tick shows what it missed.
     #[prost(oneof = "live::Event", tags = "2, 3, 4")]
     pub event: ::core::option::Option<live::Event>,
 }
 /// Nested message and enum types in `Live`.
 pub mod live {
-    /// A reader ignores an unknown event: the next tick shows what it missed by that.
+    /// The receiver ignores an unknown event: the next tick shows what it missed.
     #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Event {
         #[prost(message, tag = "2")]
@@ -225,37 +223,37 @@ pub mod live {
         Ended(super::Ended),
     }
 }
-/// Rows that were just numbered: 1 to 64, ascending, of the voucher's epoch.
+/// Newly numbered rows: 1 to 64, ascending, of the voucher's epoch.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Invalidations {
     #[prost(message, repeated, tag = "1")]
     pub invalidations: ::prost::alloc::vec::Vec<Invalidation>,
 }
-/// Sent once a second: how long the log is.
+/// The head alone, sent once a second.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Tick {
-    /// Drawn by the last round of the sending publisher, see Peer.round; 0 before its first.
+    /// The token of the publisher's last round, see Peer.round; 0 before the first.
     #[prost(fixed64, tag = "1")]
     pub round: u64,
 }
-/// This incarnation is over: nothing more comes from it. Has no fields; its presence is the statement.
+/// The incarnation has ended: it sends nothing more.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Ended {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ProbeRequest {
-    /// Chosen by the asker, repeated by the answer. Required, not zero.
+    /// Chosen by the requester, repeated by the answer. Required, not zero.
     #[prost(uint64, tag = "1")]
     pub nonce: u64,
-    /// Drawn at random by the asking process when it started. Required, not zero.
+    /// Drawn at random when the requesting process started. Required, not zero.
     #[prost(fixed64, tag = "2")]
     pub instance: u64,
     #[prost(enumeration = "PartitionPolicy", tag = "3")]
     pub policy: i32,
-    /// The bound that this agent keeps, in milliseconds.
+    /// The agent's bound, in milliseconds.
     #[prost(uint64, tag = "4")]
     pub bound_ms: u64,
-    /// The furthest that the agent received of the history that it follows. A publisher whose store doesn't
-    /// know it doesn't answer. Absent: the agent follows none yet.
+    /// The furthest voucher received of the history that the agent follows. A publisher whose store doesn't
+    /// have that position doesn't answer. Absent: the agent follows no history yet.
     #[prost(message, optional, tag = "5")]
     pub seen: ::core::option::Option<Voucher>,
 }
@@ -263,23 +261,23 @@ pub struct ProbeRequest {
 pub struct ProbeAnswer {
     #[prost(uint64, tag = "1")]
     pub nonce: u64,
-    /// Every change committed before this probe was sent lies at or below. Required.
+    /// Every change committed before this probe was sent is at or below this head. Required.
     #[prost(message, optional, tag = "2")]
     pub head: ::core::option::Option<Voucher>,
     /// The store's clock when the answer left.
     #[prost(int64, tag = "3")]
     pub store_time_unix_us: i64,
-    /// How long the authority held the probe until then, in microseconds. Rounds are spaced,
-    /// so without this a waiting probe would look like a clock that is off.
+    /// The time from the probe's arrival to the answer, in microseconds. Rounds are spaced, so without this
+    /// a waiting probe would look like a clock offset.
     #[prost(uint64, tag = "4")]
     pub held_us: u64,
-    /// The answer only names the history and its head, and proves nothing: the store's schema lets changes go past the log
-    /// at present.
+    /// The answer only names the history and its head, and proves nothing: with the store's present schema,
+    /// changes may bypass the log.
     #[prost(bool, tag = "5")]
     pub proves_nothing: bool,
 }
-/// What an agent answers when neither its lease nor an authority vouches for an entry.
-/// An unknown value is read as PARTITION_POLICY_SERVE_STALE: a receipt must not promise too much.
+/// An agent's policy for entries without a proof, when no authority answers.
+/// An unknown value decodes as PARTITION_POLICY_SERVE_STALE: a receipt must not promise too much.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum PartitionPolicy {
@@ -311,10 +309,10 @@ impl PartitionPolicy {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReplayRequest {
-    /// Chosen by the asker, repeated by the answer. Required, not zero.
+    /// Chosen by the requester, repeated by the answer. Required, not zero.
     #[prost(uint64, tag = "1")]
     pub nonce: u64,
-    /// The range wanted, both ends included; at most 1,024 positions.
+    /// The range, both ends included; at most 1,024 positions.
     #[prost(uint32, tag = "2")]
     pub epoch: u32,
     #[prost(uint64, tag = "3")]
@@ -326,21 +324,21 @@ pub struct ReplayRequest {
 pub struct ReplayAnswer {
     #[prost(uint64, tag = "1")]
     pub nonce: u64,
-    /// Repeats the question.
+    /// As in the request.
     #[prost(uint32, tag = "2")]
     pub epoch: u32,
     #[prost(uint64, tag = "3")]
     pub from: u64,
-    /// Whose log this is. An agent that follows another one ignores the answer. Required.
+    /// The history of the log. An agent that follows another one ignores the answer. Required.
     #[prost(message, optional, tag = "6")]
     pub provenance: ::core::option::Option<Provenance>,
-    /// A reader ignores an unknown outcome and asks again.
+    /// The agent ignores an unknown outcome and retries.
     #[prost(oneof = "replay_answer::Outcome", tags = "4, 5")]
     pub outcome: ::core::option::Option<replay_answer::Outcome>,
 }
 /// Nested message and enum types in `ReplayAnswer`.
 pub mod replay_answer {
-    /// A reader ignores an unknown outcome and asks again.
+    /// The agent ignores an unknown outcome and retries.
     #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Outcome {
         #[prost(message, tag = "4")]
@@ -349,15 +347,15 @@ pub mod replay_answer {
         Refused(super::ReplayRefused),
     }
 }
-/// Every row from `from` on, dense and ascending, at least one; perhaps not up to `to`: then the asker
-/// goes on from there. A position that is missing inside makes the whole answer void.
+/// Every row from `from` on, dense and ascending, at least one. If they end before `to`, the agent queries
+/// the rest. A missing position inside makes the whole answer void.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ReplayRows {
     #[prost(message, repeated, tag = "1")]
     pub invalidations: ::prost::alloc::vec::Vec<Invalidation>,
 }
-/// The store can't cover `from` completely (another epoch, or no longer kept): the asker forgets
-/// everything it has cached and goes on from this head.
+/// The store can't cover `from` completely, because of another epoch or a purged log. The agent flushes its
+/// cache and continues from this head.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReplayRefused {
     /// Required.
@@ -366,14 +364,13 @@ pub struct ReplayRefused {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LookupRequest {
-    /// Chosen by the asker, repeated by the answer. Required, not zero.
+    /// Chosen by the requester, repeated by the answer. Required, not zero.
     #[prost(uint64, tag = "1")]
     pub nonce: u64,
     /// Required, 32 bytes.
     #[prost(bytes = "vec", tag = "2")]
     pub hash: ::prost::alloc::vec::Vec<u8>,
-    /// The process that asks: whoever loads may answer from what it loaded, so the roster keeps it.
-    /// Required, not zero.
+    /// The requesting process. It may answer from what it loads, so the roster keeps it. Required, not zero.
     #[prost(fixed64, tag = "3")]
     pub instance: u64,
 }
@@ -383,18 +380,18 @@ pub struct LookupAnswer {
     pub nonce: u64,
     #[prost(bytes = "vec", tag = "2")]
     pub hash: ::prost::alloc::vec::Vec<u8>,
-    /// A reader takes an unknown outcome for a failed load.
+    /// An unknown outcome decodes as a failed load.
     #[prost(oneof = "lookup_answer::Outcome", tags = "3, 4")]
     pub outcome: ::core::option::Option<lookup_answer::Outcome>,
 }
 /// Nested message and enum types in `LookupAnswer`.
 pub mod lookup_answer {
-    /// A reader takes an unknown outcome for a failed load.
+    /// An unknown outcome decodes as a failed load.
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum Outcome {
         #[prost(message, tag = "3")]
         Found(super::Found),
-        /// The authority sheds lookups before anything else; ask again later.
+        /// Under load the authority sheds lookups first; the agent retries later.
         #[prost(message, tag = "4")]
         Busy(super::Busy),
     }
@@ -402,30 +399,30 @@ pub mod lookup_answer {
 /// The authority has no capacity for this lookup.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Busy {}
-/// What was read, in one snapshot with (epoch, head): the record includes every change up to there.
+/// A record, read in one snapshot with (epoch, head): it includes every change up to there.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Found {
     #[prost(uint32, tag = "1")]
     pub epoch: u32,
     #[prost(uint64, tag = "2")]
     pub head: u64,
-    /// The age of the authority's last probe round when it answered, in microseconds: as old as that may
-    /// be what it believes to be the store's primary.
+    /// The age of the authority's last probe round when it answered, in microseconds. The server that it
+    /// read from may have been demoted since that round.
     #[prost(uint64, tag = "3")]
     pub fence_age_us: u64,
-    /// Whose record this is. An agent that follows another history takes it for a failed load. Required.
+    /// The history of the record. An agent that follows another one treats it as a failed load. Required.
     #[prost(message, optional, tag = "6")]
     pub provenance: ::core::option::Option<Provenance>,
     /// Of the row at (epoch, head), see Voucher.token.
     #[prost(fixed64, tag = "7")]
     pub token: u64,
-    /// None of these: the hash stands for nothing.
+    /// None of these: there is no record.
     #[prost(oneof = "found::Record", tags = "4, 5")]
     pub record: ::core::option::Option<found::Record>,
 }
 /// Nested message and enum types in `Found`.
 pub mod found {
-    /// None of these: the hash stands for nothing.
+    /// None of these: there is no record.
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum Record {
         #[prost(message, tag = "4")]
@@ -444,19 +441,19 @@ pub struct Key {
     pub workspace_id: ::prost::alloc::string::String,
     #[prost(enumeration = "State", tag = "4")]
     pub state: i32,
-    /// Empty: it has none.
+    /// Empty: none.
     #[prost(string, tag = "5")]
     pub name: ::prost::alloc::string::String,
-    /// A JSON object of at most 16 KiB. Empty: it has none.
+    /// A JSON object of at most 16 KiB. Empty: none.
     #[prost(string, tag = "6")]
     pub meta: ::prost::alloc::string::String,
-    /// Absent: it has no end. Zero is an end: 1970.
+    /// Absent: it doesn't expire. Zero is an expiry, too: 1970.
     #[prost(int64, optional, tag = "7")]
     pub expires_at_unix_us: ::core::option::Option<i64>,
-    /// Whom it belongs to in the words of its owner. Empty: that wasn't said.
+    /// The owner's name for the key's user. Empty: none.
     #[prost(string, tag = "8")]
     pub external_id: ::prost::alloc::string::String,
-    /// What it may do in the words of its owner: at most 1,000 literal strings of at most 128 bytes.
+    /// At most 1,000 literal strings of at most 128 bytes, defined by the key's owner.
     #[prost(string, repeated, tag = "9")]
     pub permissions: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
@@ -471,11 +468,11 @@ pub struct RootKey {
     /// Literal permissions such as `api.*.verify_key`.
     #[prost(string, repeated, tag = "4")]
     pub permissions: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// Absent: it has no end. Zero is an end: 1970.
+    /// Absent: it doesn't expire. Zero is an expiry, too: 1970.
     #[prost(int64, optional, tag = "5")]
     pub expires_at_unix_us: ::core::option::Option<i64>,
 }
-/// An unknown value is read as STATE_DELETED.
+/// An unknown value decodes as STATE_DELETED.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum State {
@@ -485,7 +482,7 @@ pub enum State {
     Expired = 3,
     /// Deleted, or of a deleted API; only the ids are set.
     Deleted = 4,
-    /// Its workspace was switched off.
+    /// Its workspace is disabled.
     WorkspaceDisabled = 5,
 }
 impl State {
@@ -518,36 +515,36 @@ impl State {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Applied {
-    /// The process that speaks. Required, not zero.
+    /// The sending process. Required, not zero.
     #[prost(fixed64, tag = "1")]
     pub instance: u64,
-    /// Everything up to here is applied: no verification that starts later returns an older answer.
+    /// Every row up to here is applied: no verification that starts later returns an older answer.
     #[prost(uint32, tag = "2")]
     pub epoch: u32,
     #[prost(uint64, tag = "3")]
     pub position: u64,
-    /// What this agent saw of changes that it applied lately; at most 64.
+    /// Measurements of recently applied changes; at most 64.
     #[prost(message, repeated, tag = "4")]
     pub apply_reports: ::prost::alloc::vec::Vec<ApplyReport>,
-    /// The process answers nothing any more, and nobody needs to wait for it.
+    /// The process has stopped answering, so receipts need not wait for it.
     #[prost(bool, tag = "5")]
     pub leaving: bool,
-    /// Whose log it applied. Required.
+    /// The history of the applied log. Required.
     #[prost(message, optional, tag = "6")]
     pub provenance: ::core::option::Option<Provenance>,
 }
-/// What an agent saw of one change, by its own clocks. It informs; no correctness depends on it.
+/// An agent's measurements of one change, by its own clocks. No correctness depends on them.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ApplyReport {
-    /// Which change, in the epoch of the enclosing message. Required, not zero.
+    /// The change, in the epoch of the enclosing message. Required, not zero.
     #[prost(uint64, tag = "1")]
     pub position: u64,
-    /// From its commit to its application here: the truth lies within, both ends included.
+    /// From the commit to the application: the true value is between the two, both included.
     #[prost(uint64, tag = "2")]
     pub lag_low_us: u64,
     #[prost(uint64, tag = "3")]
     pub lag_high_us: u64,
-    /// The last answer from the old state was given at most so long after the commit; 0 if there was none.
+    /// The time from the commit to the last answer from the old state, at most; 0 if there was none.
     #[prost(uint64, tag = "5")]
     pub last_answer_after_us: u64,
 }

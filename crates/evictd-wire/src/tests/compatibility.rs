@@ -1,4 +1,4 @@
-//! What a later version may say, as this version reads it. Encoded by hand: this version can't write it.
+//! Additions of later versions, as this version decodes them. They are encoded by hand.
 
 use evictd_core::invalidation::{Cause, Scope};
 use evictd_core::record::{Record, RecordState};
@@ -70,7 +70,7 @@ fn live_row(row: Fields) -> (Scope, Cause) {
     }
 }
 
-/// What is found under [`HASH`], given the answer's outcome.
+/// Decodes an answer for [`HASH`] with this outcome.
 fn lookup(outcome: impl FnOnce(Fields) -> Fields) -> Result<LookupOutcome, DecodeError> {
     let answer = outcome(fields().number(1, 1).bytes(2, HASH));
     LookupAnswer::decode(&answer.0).map(|answer| answer.outcome)
@@ -81,14 +81,14 @@ fn key_with_state(state: u64) -> Fields {
 }
 
 #[test]
-fn a_scope_that_is_unknown_or_missing_reads_as_everything() {
+fn an_unknown_or_missing_scope_decodes_as_all() {
     assert_eq!(live_row(fields().message(UNKNOWN, fields().bytes(1, "narrower"))).0, Scope::All);
     assert_eq!(live_row(fields().bytes(UNKNOWN, "")).0, Scope::All);
     assert_eq!(live_row(fields()).0, Scope::All);
 }
 
 #[test]
-fn a_cause_that_is_unknown_or_missing_reads_as_changed() {
+fn an_unknown_or_missing_cause_decodes_as_changed() {
     for cause in [99, u64::MAX, 0] {
         assert_eq!(live_row(fields().number(6, cause)).1, Cause::Changed);
     }
@@ -97,7 +97,7 @@ fn a_cause_that_is_unknown_or_missing_reads_as_changed() {
 }
 
 #[test]
-fn a_state_that_is_unknown_or_missing_grants_nothing() {
+fn an_unknown_or_missing_state_grants_nothing() {
     for state in [99, u64::MAX, 0] {
         let key = fields().number(1, 1).message(6, provenance()).message(4, key_with_state(state));
         let Ok(LookupOutcome::Found { lookup: found, .. }) = lookup(|answer| answer.message(3, key)) else {
@@ -116,7 +116,7 @@ fn a_state_that_is_unknown_or_missing_grants_nothing() {
 }
 
 #[test]
-fn an_end_of_zero_is_an_end_and_only_an_absent_one_is_none() {
+fn an_expiry_of_zero_is_not_absent() {
     let ends = |key: Fields, root_key: Fields| {
         [(4, key), (5, root_key)].map(|(tag, record)| {
             let found = fields().number(1, 1).message(6, provenance()).message(tag, record);
@@ -137,9 +137,9 @@ fn an_end_of_zero_is_an_end_and_only_an_absent_one_is_none() {
     assert_eq!(ends(key_with_state(1).number(7, 0), root_key().number(5, 0)), [zero, zero]);
 }
 
-/// A reader that knew less would take a new kind of record for "not found", which grants nothing either.
+/// Such a record grants nothing.
 #[test]
-fn a_record_of_an_unknown_kind_reads_as_absent() {
+fn a_record_of_an_unknown_kind_decodes_as_absent() {
     let found = fields().number(1, 1).message(6, provenance()).message(UNKNOWN, fields().bytes(1, "x"));
     let Ok(LookupOutcome::Found { lookup: found, .. }) = lookup(|answer| answer.message(3, found)) else {
         panic!("not found");
@@ -148,7 +148,7 @@ fn a_record_of_an_unknown_kind_reads_as_absent() {
 }
 
 #[test]
-fn a_policy_that_is_unknown_or_missing_promises_nothing() {
+fn an_unknown_or_missing_policy_promises_nothing() {
     let request = || fields().number(1, 1).fixed(2, 1);
     for (request, expected) in [
         (request(), PartitionPolicy::ServeStale),
@@ -161,7 +161,7 @@ fn a_policy_that_is_unknown_or_missing_promises_nothing() {
 }
 
 #[test]
-fn an_event_or_outcome_that_is_unknown_or_missing_says_so() {
+fn an_unknown_or_missing_event_or_outcome_is_an_error() {
     let unknown = |known: Fields| [known.clone(), known.message(UNKNOWN, fields().number(1, 1))];
     for live in unknown(fields().message(1, voucher(1))) {
         assert_eq!(Live::decode(&live.0), Err(DecodeError::Unknown));
@@ -197,9 +197,9 @@ fn unknown_fields_inside_are_skipped() {
 }
 
 #[test]
-fn a_field_of_the_wrong_type_is_malformed_not_skipped() {
+fn a_field_of_the_wrong_type_is_malformed() {
     for message in smallest() {
-        // Field 1 is a number, or a message that this isn't.
+        // Field 1 is a number or another message.
         let payload = fields().bytes(1, "x").0;
         let read = message.decode_same_kind(&payload);
         assert!(matches!(read, Err(DecodeError::Malformed(_))), "{read:?}");

@@ -1,4 +1,4 @@
-//! What breaks a limit of the specification is refused, and named.
+//! A message that breaks a limit of the specification is rejected, and the error names the field.
 
 use std::fmt::Debug;
 
@@ -163,7 +163,7 @@ fn an_empty_payload_is_no_message() {
 }
 
 #[test]
-fn a_payload_over_the_limit_is_not_even_parsed() {
+fn a_payload_over_the_limit_is_not_parsed() {
     let bytes = PAYLOAD_BYTES_MAX + 1;
     for message in smallest() {
         let read = message.decode_same_kind(&vec![0xff; bytes]);
@@ -212,7 +212,7 @@ fn a_required_id_has_1_to_255_bytes() {
 }
 
 #[test]
-fn the_ids_of_a_key_scope_may_be_missing_but_not_too_long() {
+fn ids_of_a_key_scope_may_be_missing_but_not_too_long() {
     let too_long = "x".repeat(ID_BYTES_MAX + 1);
     assert!(live_scope(key_scope(&HASH, "", "")).is_ok());
     assert_refused(live_scope(key_scope(&HASH, &too_long, "")), "key_id");
@@ -237,12 +237,12 @@ fn no_epoch_is_zero_or_too_large() {
     assert_refused(found(EPOCH_MAX + 1, 1, None), "head");
     assert_refused(replay_request(0, 1, 1), "epoch");
     assert_refused(replay_request(EPOCH_MAX + 1, 1, 1), "to");
-    // Only what an agent has seen may be nothing yet.
+    // Only an agent that follows no history yet sends no voucher.
     assert!(probe_request(|request| request.seen = None).is_ok());
 }
 
 #[test]
-fn no_position_is_too_large_and_no_row_stands_at_zero() {
+fn no_position_is_too_large_and_no_rows_position_is_zero() {
     let row_at = |position| vec![row(position, PbScope::All(pb::AllScope {}))];
     let over = POSITION_MAX + 1;
     assert!(live_with(1, row_at(POSITION_MAX)).is_ok());
@@ -342,7 +342,7 @@ fn a_replay_spans_1_to_1024_positions() {
 }
 
 #[test]
-fn a_replay_answer_begins_where_the_question_did() {
+fn a_replay_answer_begins_where_its_request_does() {
     let rows = |from: u64| vec![row(from, PbScope::All(pb::AllScope {}))];
     assert!(replay_answer(1, 5, rows(5)).is_ok());
     assert_refused(replay_answer(1, 5, rows(6)), "invalidations");
@@ -356,6 +356,6 @@ fn meta_has_at_most_16_kib() {
 }
 
 #[test]
-fn no_row_is_longer_than_the_sender_reckons_with() {
+fn no_row_is_longer_than_its_limit() {
     assert!(codec::invalidation_to(&largest_row(1023)).encoded_len() <= INVALIDATION_BYTES_MAX);
 }

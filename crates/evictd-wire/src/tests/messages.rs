@@ -32,7 +32,7 @@ use crate::replay::{ReplayAnswer, ReplayRequest};
 
 /// A message of any kind.
 #[derive(Clone, PartialEq, Debug)]
-pub(super) enum Message {
+pub(super) enum AnyMessage {
     Live(Live),
     ProbeRequest(ProbeRequest),
     ProbeAnswer(ProbeAnswer),
@@ -46,7 +46,7 @@ pub(super) enum Message {
     PublisherAnswer(PublisherAnswer),
 }
 
-impl Message {
+impl AnyMessage {
     pub(super) fn encode(&self) -> Bytes {
         match self {
             Self::Live(live) => live.encode(),
@@ -62,7 +62,7 @@ impl Message {
         }
     }
 
-    /// Reads `payload` as a message of this kind.
+    /// Decodes `payload` as a message of this kind.
     pub(super) fn decode_same_kind(&self, payload: &[u8]) -> Result<Self, DecodeError> {
         Ok(match self {
             Self::Live(_) => Self::Live(Live::decode(payload)?),
@@ -102,15 +102,15 @@ pub(super) fn voucher(at: LogPosition) -> Voucher {
     Voucher { milestone: Milestone { provenance: PROVENANCE, at, token: LogToken(0) }, mac: [0; 16] }
 }
 
-/// Reads `payload` as every kind of message; whether that succeeds doesn't matter.
+/// Decodes `payload` as every kind of message, and ignores the result.
 pub(super) fn decode_as_everything(payload: &[u8]) {
     for message in smallest() {
         let _ = message.decode_same_kind(payload);
     }
 }
 
-/// Each kind, with everything zero or absent that may be.
-pub(super) fn smallest() -> Vec<Message> {
+/// Each kind, with every optional part zero or absent.
+pub(super) fn smallest() -> Vec<AnyMessage> {
     let start = LogPosition::new(1, 0).unwrap();
     let hash = KeyHash([0; 32]);
     let all = Invalidation {
@@ -141,31 +141,31 @@ pub(super) fn smallest() -> Vec<Message> {
     };
     let lookup_answer = |outcome| LookupAnswer { nonce: 1, hash, outcome };
     vec![
-        Message::live_of(vec![all]),
-        Message::Live(Live { voucher: voucher(start), event: LiveEvent::Tick(None) }),
-        Message::Live(Live { voucher: voucher(start), event: LiveEvent::Ended }),
-        Message::PublisherQuery(PublisherQuery { nonce: 1, from: introduction.clone() }),
-        Message::PublisherAnswer(PublisherAnswer { nonce: 1, from: introduction }),
-        Message::ProbeRequest(ProbeRequest {
+        AnyMessage::live_of(vec![all]),
+        AnyMessage::Live(Live { voucher: voucher(start), event: LiveEvent::Tick(None) }),
+        AnyMessage::Live(Live { voucher: voucher(start), event: LiveEvent::Ended }),
+        AnyMessage::PublisherQuery(PublisherQuery { nonce: 1, from: introduction.clone() }),
+        AnyMessage::PublisherAnswer(PublisherAnswer { nonce: 1, from: introduction }),
+        AnyMessage::ProbeRequest(ProbeRequest {
             nonce: 1,
             instance: InstanceId(1),
             policy: PartitionPolicy::Deny,
             bound: Duration::ZERO,
             seen: None,
         }),
-        Message::ProbeAnswer(ProbeAnswer {
+        AnyMessage::ProbeAnswer(ProbeAnswer {
             nonce: 1,
             head: voucher(start),
             store_time: StoreTime(0),
             held: Duration::ZERO,
             is_proof: true,
         }),
-        Message::ReplayRequest(request),
-        Message::ReplayAnswer(request, refused),
-        Message::LookupRequest(LookupRequest { nonce: 1, hash, instance: InstanceId(1) }),
-        Message::LookupAnswer(lookup_answer(absent)),
-        Message::LookupAnswer(lookup_answer(LookupOutcome::Busy)),
-        Message::Applied(Applied {
+        AnyMessage::ReplayRequest(request),
+        AnyMessage::ReplayAnswer(request, refused),
+        AnyMessage::LookupRequest(LookupRequest { nonce: 1, hash, instance: InstanceId(1) }),
+        AnyMessage::LookupAnswer(lookup_answer(absent)),
+        AnyMessage::LookupAnswer(lookup_answer(LookupOutcome::Busy)),
+        AnyMessage::Applied(Applied {
             instance: InstanceId(1),
             provenance: PROVENANCE,
             applied: start,
@@ -175,7 +175,7 @@ pub(super) fn smallest() -> Vec<Message> {
     ]
 }
 
-/// The `n`th of rows that are as long as rows can be.
+/// The `n`th of the longest possible rows.
 pub(super) fn largest_row(n: u64) -> Invalidation {
     let id = "x".repeat(ID_BYTES_MAX);
     Invalidation {
@@ -190,32 +190,33 @@ pub(super) fn largest_row(n: u64) -> Invalidation {
     }
 }
 
-pub(super) fn any_message() -> impl Strategy<Value = Message> {
+pub(super) fn any_message() -> impl Strategy<Value = AnyMessage> {
     prop_oneof![
-        any_rows(1..LIVE_BATCH_MAX + 1).prop_map(Message::live_of),
+        any_rows(1..LIVE_BATCH_MAX + 1).prop_map(AnyMessage::live_of),
         (any_voucher(), option::of(any_nonce())).prop_map(|(voucher, round)| {
-            Message::Live(Live { voucher, event: LiveEvent::Tick(round.map(RoundToken)) })
+            AnyMessage::Live(Live { voucher, event: LiveEvent::Tick(round.map(RoundToken)) })
         }),
-        any_voucher().prop_map(|voucher| Message::Live(Live { voucher, event: LiveEvent::Ended })),
+        any_voucher().prop_map(|voucher| AnyMessage::Live(Live { voucher, event: LiveEvent::Ended })),
         (any_nonce(), any_introduction())
-            .prop_map(|(nonce, from)| Message::PublisherQuery(PublisherQuery { nonce, from })),
+            .prop_map(|(nonce, from)| AnyMessage::PublisherQuery(PublisherQuery { nonce, from })),
         (any_nonce(), any_introduction())
-            .prop_map(|(nonce, from)| Message::PublisherAnswer(PublisherAnswer { nonce, from })),
-        any_probe_request().prop_map(Message::ProbeRequest),
-        any_probe_answer().prop_map(Message::ProbeAnswer),
-        any_replay_request().prop_map(Message::ReplayRequest),
-        any_rows(1..100).prop_map(Message::replay_of),
+            .prop_map(|(nonce, from)| AnyMessage::PublisherAnswer(PublisherAnswer { nonce, from })),
+        any_probe_request().prop_map(AnyMessage::ProbeRequest),
+        any_probe_answer().prop_map(AnyMessage::ProbeAnswer),
+        any_replay_request().prop_map(AnyMessage::ReplayRequest),
+        any_rows(1..100).prop_map(AnyMessage::replay_of),
         (any_replay_request(), any_voucher()).prop_map(|(request, head)| {
             let (nonce, provenance) = (request.nonce, head.milestone.provenance);
             let outcome = Replayed::Refused { head };
-            Message::ReplayAnswer(request, ReplayAnswer { nonce, provenance, outcome })
+            AnyMessage::ReplayAnswer(request, ReplayAnswer { nonce, provenance, outcome })
         }),
         (any_nonce(), any_hash(), any_nonce()).prop_map(|(nonce, hash, instance)| {
-            Message::LookupRequest(LookupRequest { nonce, hash, instance: InstanceId(instance) })
+            AnyMessage::LookupRequest(LookupRequest { nonce, hash, instance: InstanceId(instance) })
         }),
-        (any_nonce(), any_hash(), any_outcome())
-            .prop_map(|(nonce, hash, outcome)| Message::LookupAnswer(LookupAnswer { nonce, hash, outcome })),
-        any_applied().prop_map(Message::Applied),
+        (any_nonce(), any_hash(), any_outcome()).prop_map(|(nonce, hash, outcome)| AnyMessage::LookupAnswer(
+            LookupAnswer { nonce, hash, outcome }
+        )),
+        any_applied().prop_map(AnyMessage::Applied),
     ]
 }
 
@@ -362,12 +363,12 @@ fn any_state() -> impl Strategy<Value = RecordState> {
     ])
 }
 
-/// Zero is an end like any other.
+/// Zero is an expiry, too.
 fn any_end() -> impl Strategy<Value = StoreTime> {
     prop_oneof![1 => Just(0), 8 => any::<i64>()].prop_map(StoreTime)
 }
 
-/// The empty text is the wire's word for "none".
+/// Empty text means absent on the wire.
 fn any_text() -> impl Strategy<Value = Box<str>> {
     "\\PC{1,30}".prop_map(String::into_boxed_str)
 }

@@ -1,9 +1,9 @@
-//! What a client sees of each way to fail: it decides by status and type.
+//! What clients see of each kind of error: they decide by status and type.
 
 use evictd_wire::api::envelope::Failure;
 use evictd_wire::api::error::{ApiError, ErrorKind, JSON, PROBLEM_JSON};
 
-/// Unkey's table, and at the end of it what evictd adds.
+/// Unkey's table, followed by evictd's additions.
 const TABLE: [(ErrorKind, u16, &str, &str); ErrorKind::ALL.len()] = [
     (ErrorKind::InvalidInput, 400, "Bad Request", "unkey/application/invalid_input"),
     (ErrorKind::AuthenticationMissing, 400, "Bad Request", "unkey/authentication/missing"),
@@ -59,12 +59,12 @@ fn each_kind_of_error_has_unkeys_status_title_and_type() {
         assert_eq!(error.detail, "why");
     }
     for kind in ErrorKind::ALL {
-        assert!(TABLE.iter().any(|row| row.0 == kind), "{kind:?} is not in the table");
+        assert!(TABLE.iter().any(|row| row.0 == *kind), "{kind:?} is not in the table");
     }
 }
 
 #[test]
-fn refusals_of_a_request_have_a_list_of_errors_and_others_have_none() {
+fn only_rejected_requests_have_a_list_of_errors() {
     for (kind, status, ..) in TABLE {
         let body = Failure::new("req_1", &ApiError::new(kind, "why")).to_bytes();
         let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
@@ -76,7 +76,7 @@ fn refusals_of_a_request_have_a_list_of_errors_and_others_have_none() {
 }
 
 #[test]
-fn an_sdk_gets_plain_json_except_for_429_and_curl_gets_problem_details_except_from_the_validator() {
+fn content_types_are_those_that_sdks_and_curl_expect() {
     let plain = [ErrorKind::InvalidInput, ErrorKind::AuthenticationMissing, ErrorKind::UnexpectedError];
     for (kind, status, ..) in TABLE {
         let sdk = if status == 429 { PROBLEM_JSON } else { JSON };

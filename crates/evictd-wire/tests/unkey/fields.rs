@@ -5,26 +5,26 @@ use evictd_wire::api::requests;
 use serde_json::json;
 
 use crate::table::{
-    CREATE_API, CREATE_KEY, Characters, DELETE_API, DELETE_KEY, ENDPOINTS, Endpoint, Field, GET_API, GET_KEY,
-    GET_RECEIPT, LIST_KEYS, REROLL_KEY, Rule, UPDATE_KEY, VERIFY_KEY,
+    CREATE_API, CREATE_KEY, Characters, DELETE_API, DELETE_KEY, ENDPOINTS, EndpointRow, FieldRow, GET_API,
+    GET_KEY, GET_RECEIPT, LIST_KEYS, REROLL_KEY, RuleRow, UPDATE_KEY, VERIFY_KEY,
 };
 
-/// Longest text that is tried where there is no limit.
+/// The longest text tried where there is no limit.
 const LONG: usize = 10_000;
 
-/// The first half of a surrogate pair, alone: no text.
+/// The first half of a surrogate pair alone, which is no text.
 const HALF_A_CHARACTER: &str = r#""\ud800""#;
 
-/// How many objects and lists may be in each other, the outermost included.
+/// The deepest nesting of objects and lists, the outermost included.
 const DEPTH_MAX: usize = 127;
 
-/// A value, as JSON, and at which keywords of its field it is refused. None: it is taken.
+/// A value as JSON, and the keywords of its field that reject it. None: the value is accepted.
 type Case = (String, &'static [&'static str]);
 
-impl Endpoint {
+impl EndpointRow {
     /// A body of these members; the required ones that aren't among them are added.
     fn body(&self, members: &[(&str, &str)]) -> Vec<u8> {
-        let given = |field: &&Field| members.iter().any(|(name, _)| *name == field.name);
+        let given = |field: &&FieldRow| members.iter().any(|(name, _)| *name == field.name);
         let others = self.fields.iter().filter(|field| field.required && !given(field));
         let others: Vec<_> = others.map(|field| (field.name, field.rule.fine())).collect();
         let others = others.iter().map(|(name, value)| (*name, value.as_str()));
@@ -41,7 +41,7 @@ impl Endpoint {
         }
     }
 
-    /// Refused as Unkey's validator does it, at these places.
+    /// Asserts that the body is rejected as Unkey's validator does, at these locations.
     fn refuses(&self, body: &[u8], locations: &[String], why: &str) {
         let context = || format!("{}, {why}: {}", self.path, shown(body));
         let error = (self.parse)(body).expect_err(&context());
@@ -54,12 +54,12 @@ impl Endpoint {
         );
         assert_eq!(error.content_type(Some("*/*")), JSON, "{}", context());
         assert_eq!(error.detail, format!("POST request body for '{}' failed to validate schema", self.path));
-        let told: Vec<_> = error.errors.iter().map(|error| error.location.clone()).collect();
-        assert_eq!(told, locations, "{}", context());
+        let reported: Vec<_> = error.errors.iter().map(|error| error.location.clone()).collect();
+        assert_eq!(reported, locations, "{}", context());
     }
 
     /// Tries each field at each of its limits.
-    fn keeps_its_limits(&self) {
+    fn enforces_its_limits(&self) {
         for field in self.fields {
             for (value, keywords) in field.cases() {
                 let body = self.body(&[(field.name, &value)]);
@@ -75,19 +75,19 @@ impl Endpoint {
     }
 }
 
-impl Field {
+impl FieldRow {
     fn cases(&self) -> Vec<Case> {
         let mut cases = self.rule.cases();
         cases.extend(self.rule.other_types().into_iter().map(|value| (value, &["/type"][..])));
-        if !matches!(self.rule, Rule::LeftOut { .. }) {
+        if !matches!(self.rule, RuleRow::LeftOut { .. }) {
             cases.push(("null".to_owned(), if self.nullable { &[] } else { &["/type"] }));
         }
         cases
     }
 }
 
-impl Rule {
-    /// A value that is taken.
+impl RuleRow {
+    /// An accepted value.
     fn fine(self) -> String {
         match self {
             Self::Text { min, .. } => quoted(&"a".repeat(min.max(1))),
@@ -129,7 +129,7 @@ impl Rule {
     }
 }
 
-/// How the errors about a text are called.
+/// The keywords of errors about a text.
 struct TextKeywords {
     min: &'static [&'static str],
     max: &'static [&'static str],
@@ -154,7 +154,7 @@ const ITEM_KEYWORDS: TextKeywords = TextKeywords {
 fn texts(min: usize, max: usize, of: Characters, keywords: &TextKeywords) -> Vec<Case> {
     let mut cases: Vec<Case> = vec![(quoted(&"a".repeat(min)), &[])];
     if min > 0 {
-        // Nothing at all is no character of the pattern's either.
+        // Empty text violates the pattern too.
         let short = if min == 1 && of.is_named() { keywords.min_and_pattern } else { keywords.min };
         cases.push((quoted(&"a".repeat(min - 1)), short));
     }
@@ -202,7 +202,7 @@ fn integers(min: i64, max: i64) -> Vec<Case> {
         ("-0".to_owned(), if min > 0 { &["/minimum"] } else { &[] }),
         ("-0.0".to_owned(), &["/type"]),
         (format!("{min}.5"), &["/type"]),
-        // JSON Schema calls these whole; they don't read as an integer.
+        // Whole numbers for JSON Schema, but not integers.
         (format!("{min}.0"), &["/type"]),
         (format!("{min}e0"), &["/type"]),
         // More than any number type holds.
@@ -230,12 +230,12 @@ fn objects() -> Vec<Case> {
     ]
 }
 
-/// An object in an object, and so on: so many of them.
+/// Objects nested so deep.
 fn nested(depth: usize) -> String {
     format!("{}{{}}{}", "{\"a\":".repeat(depth - 1), "}".repeat(depth - 1))
 }
 
-/// What is inside doesn't matter: it is refused as a whole.
+/// The value is rejected as a whole, whatever its content.
 fn left_out(harmless: Option<&'static str>) -> Vec<Case> {
     let values =
         ["null", "false", "true", "0", "\"a\"", "[]", "{}", "[null]", r#"{"cost":1,"unknown":[{}]}"#];
@@ -252,7 +252,7 @@ impl Characters {
         }
     }
 
-    /// Whether the pattern names what it takes, at least one of it.
+    /// Whether the pattern lists characters and requires at least one.
     fn is_named(self) -> bool {
         matches!(self, Self::LettersDigitsAnd(_))
     }
@@ -267,58 +267,58 @@ fn shown(body: &[u8]) -> String {
 }
 
 #[test]
-fn create_api_takes_each_field_within_its_limits_and_refuses_it_beyond() {
-    CREATE_API.keeps_its_limits();
+fn create_api_enforces_the_limits_of_each_field() {
+    CREATE_API.enforces_its_limits();
 }
 
 #[test]
-fn get_api_takes_each_field_within_its_limits_and_refuses_it_beyond() {
-    GET_API.keeps_its_limits();
+fn get_api_enforces_the_limits_of_each_field() {
+    GET_API.enforces_its_limits();
 }
 
 #[test]
-fn delete_api_takes_each_field_within_its_limits_and_refuses_it_beyond() {
-    DELETE_API.keeps_its_limits();
+fn delete_api_enforces_the_limits_of_each_field() {
+    DELETE_API.enforces_its_limits();
 }
 
 #[test]
-fn list_keys_takes_each_field_within_its_limits_and_refuses_it_beyond() {
-    LIST_KEYS.keeps_its_limits();
+fn list_keys_enforces_the_limits_of_each_field() {
+    LIST_KEYS.enforces_its_limits();
 }
 
 #[test]
-fn create_key_takes_each_field_within_its_limits_and_refuses_it_beyond() {
-    CREATE_KEY.keeps_its_limits();
+fn create_key_enforces_the_limits_of_each_field() {
+    CREATE_KEY.enforces_its_limits();
 }
 
 #[test]
-fn get_key_takes_each_field_within_its_limits_and_refuses_it_beyond() {
-    GET_KEY.keeps_its_limits();
+fn get_key_enforces_the_limits_of_each_field() {
+    GET_KEY.enforces_its_limits();
 }
 
 #[test]
-fn update_key_takes_each_field_within_its_limits_and_refuses_it_beyond() {
-    UPDATE_KEY.keeps_its_limits();
+fn update_key_enforces_the_limits_of_each_field() {
+    UPDATE_KEY.enforces_its_limits();
 }
 
 #[test]
-fn reroll_key_takes_each_field_within_its_limits_and_refuses_it_beyond() {
-    REROLL_KEY.keeps_its_limits();
+fn reroll_key_enforces_the_limits_of_each_field() {
+    REROLL_KEY.enforces_its_limits();
 }
 
 #[test]
-fn delete_key_takes_each_field_within_its_limits_and_refuses_it_beyond() {
-    DELETE_KEY.keeps_its_limits();
+fn delete_key_enforces_the_limits_of_each_field() {
+    DELETE_KEY.enforces_its_limits();
 }
 
 #[test]
-fn verify_key_takes_each_field_within_its_limits_and_refuses_it_beyond() {
-    VERIFY_KEY.keeps_its_limits();
+fn verify_key_enforces_the_limits_of_each_field() {
+    VERIFY_KEY.enforces_its_limits();
 }
 
 #[test]
-fn get_receipt_takes_each_field_within_its_limits_and_refuses_it_beyond() {
-    GET_RECEIPT.keeps_its_limits();
+fn get_receipt_enforces_the_limits_of_each_field() {
+    GET_RECEIPT.enforces_its_limits();
 }
 
 #[test]
@@ -329,7 +329,7 @@ fn every_endpoint_that_reads_a_body_is_in_the_table() {
 }
 
 #[test]
-fn a_required_field_that_is_missing_is_refused() {
+fn a_missing_required_field_is_rejected() {
     for endpoint in ENDPOINTS {
         endpoint.refuses(b"{}", &["/required".to_owned()], "nothing at all");
         for missing in endpoint.fields.iter().filter(|field| field.required) {
@@ -343,7 +343,7 @@ fn a_required_field_that_is_missing_is_refused() {
 }
 
 #[test]
-fn a_field_that_is_not_known_is_refused_except_by_the_one_lenient_endpoint() {
+fn unknown_fields_are_rejected_except_by_the_lenient_endpoint() {
     for endpoint in ENDPOINTS {
         for name in ["unknown", "KeyId", "api_id", "", "0"] {
             let body = endpoint.body(&[(name, "null")]);
@@ -359,11 +359,11 @@ fn a_field_that_is_not_known_is_refused_except_by_the_one_lenient_endpoint() {
 }
 
 #[test]
-fn a_field_that_is_given_twice_is_refused() {
+fn a_repeated_field_is_rejected() {
     for endpoint in ENDPOINTS {
         for field in endpoint.fields {
             let harmless = match field.rule {
-                Rule::LeftOut { harmless } => harmless.map(str::to_owned),
+                RuleRow::LeftOut { harmless } => harmless.map(str::to_owned),
                 rule => Some(rule.fine()),
             };
             let Some(value) = harmless else { continue };
@@ -378,7 +378,7 @@ fn a_field_that_is_given_twice_is_refused() {
 }
 
 #[test]
-fn a_body_that_is_no_json_object_is_refused() {
+fn a_body_that_is_no_json_object_is_rejected() {
     for endpoint in ENDPOINTS {
         for (body, location) in [
             (&b""[..], "body"),
@@ -399,7 +399,7 @@ fn a_body_that_is_no_json_object_is_refused() {
 }
 
 #[test]
-fn everything_that_is_wrong_is_told_at_once() {
+fn all_problems_of_a_request_are_reported_at_once() {
     let body = br#"{"apiId":"a","byteLength":15,"permissions":["", "ok", 1],"roles":["x"],"more":1}"#;
     let places = [
         "/additionalProperties",

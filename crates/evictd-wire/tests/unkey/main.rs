@@ -1,9 +1,9 @@
-//! Unkey's contract over HTTP, written down a second time and held against the first.
+//! Unkey's HTTP contract, specified a second time and compared with the implementation.
 //!
 //! * [`table`]: every field of every endpoint, with its limits.
 //! * [`fields`]: requests at those limits.
-//! * [`errors`]: what a client sees of each way to fail.
-//! * [`page`]: docs/unkey-compatibility.md says the same, and names tests that exist.
+//! * [`errors`]: what clients see of each kind of error.
+//! * [`page`]: docs/unkey-compatibility.md states the same, and names existing tests.
 //! * [`receipts`]: docs/receipts.md has every field of evictd's own addition.
 
 mod errors;

@@ -1,4 +1,4 @@
-//! docs/unkey-compatibility.md says what the code does, and names tests that exist.
+//! docs/unkey-compatibility.md agrees with the code, and names existing tests.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,7 +8,7 @@ use evictd_core::record::Verdict;
 use evictd_wire::api::error::ErrorKind;
 use evictd_wire::api::requests;
 
-use crate::table::{Characters, ENDPOINTS, Field, Rule};
+use crate::table::{Characters, ENDPOINTS, FieldRow, RuleRow};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
@@ -18,8 +18,8 @@ fn page() -> String {
     fs::read_to_string(root().join("docs/unkey-compatibility.md")).unwrap()
 }
 
-/// What a row begins with that describes `field`.
-fn row(field: &Field) -> String {
+/// The start of the row about `field`.
+fn row(field: &FieldRow) -> String {
     let need = match (field.required, field.nullable) {
         (true, _) => "required",
         (false, false) => "optional",
@@ -28,7 +28,7 @@ fn row(field: &Field) -> String {
     format!("| `{}` | {need} | {} |", field.name, taken(field.rule))
 }
 
-fn taken(rule: Rule) -> String {
+fn taken(rule: RuleRow) -> String {
     let characters = |of| match of {
         Characters::Any => String::new(),
         Characters::Stored => ", no NUL".to_owned(),
@@ -39,22 +39,22 @@ fn taken(rule: Rule) -> String {
         }
     };
     match rule {
-        Rule::Text { min, max: usize::MAX, of } => {
+        RuleRow::Text { min, max: usize::MAX, of } => {
             format!("text, {min} or more characters{}", characters(of))
         }
-        Rule::Text { min, max, of } => format!("text, {min} to {max} characters{}", characters(of)),
-        Rule::List { max_items, min, max, of } => {
+        RuleRow::Text { min, max, of } => format!("text, {min} to {max} characters{}", characters(of)),
+        RuleRow::List { max_items, min, max, of } => {
             format!("list of at most {max_items} texts, each {min} to {max} characters{}", characters(of))
         }
-        Rule::Integer { min, max } => format!("whole number, {min} to {max}"),
-        Rule::Flag => "`true` or `false`".to_owned(),
-        Rule::Object => "object, at most 100 properties and 16 KiB".to_owned(),
-        Rule::LeftOut { harmless: None } => "left out".to_owned(),
-        Rule::LeftOut { harmless: Some(value) } => format!("left out: only `{value}` is taken"),
+        RuleRow::Integer { min, max } => format!("whole number, {min} to {max}"),
+        RuleRow::Flag => "`true` or `false`".to_owned(),
+        RuleRow::Object => "object, at most 100 properties and 16 KiB".to_owned(),
+        RuleRow::LeftOut { harmless: None } => "left out".to_owned(),
+        RuleRow::LeftOut { harmless: Some(value) } => format!("left out: only `{value}` is taken"),
     }
 }
 
-/// The names of tests on the page: in backticks, and long enough to be a sentence.
+/// The names of tests on the page: in backticks, with at least three underscores.
 fn named_tests(page: &str) -> BTreeSet<&str> {
     let sentence = |code: &&str| {
         code.matches('_').count() >= 3
@@ -63,8 +63,8 @@ fn named_tests(page: &str) -> BTreeSet<&str> {
     page.split('`').skip(1).step_by(2).filter(sentence).collect()
 }
 
-/// The names of all tests: those of the Rust sources, those that the stores' conformance suite makes, and those with
-/// Unkey's Python client (its TypeScript client is asked the same, which another test sees to).
+/// The names of all tests: of the Rust sources, of the stores' conformance suite, and of Unkey's Python client.
+/// Another test checks that the suite of its TypeScript client is the same.
 fn existing_tests() -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     for folder in ["crates", "tests/tests"] {
@@ -109,8 +109,7 @@ fn tests_below(folder: &Path, names: &mut BTreeSet<String>) {
     }
 }
 
-/// The functions of a Rust source that an attribute makes tests. Nothing but further attributes and comments may stand
-/// between the two.
+/// The functions of a Rust source with a test attribute. Only further attributes and comments may follow it.
 fn tests_of(source: &str) -> Vec<&str> {
     let mut names = Vec::new();
     let mut is_test = false;
@@ -129,13 +128,13 @@ fn tests_of(source: &str) -> Vec<&str> {
     names
 }
 
-/// The name of the function that this line begins, `async` or not.
+/// The name of the function that begins on this line, `async` or not.
 fn function(line: &str) -> Option<&str> {
     let rest = line.strip_prefix("async ").unwrap_or(line).strip_prefix("fn ")?;
     rest.split_once(['(', '<']).map(|(name, _)| name)
 }
 
-/// The names on the list that the stores' conformance suite makes tests of.
+/// The names on the list of the stores' conformance suite.
 fn conformance_tests(source: &str) -> Vec<&str> {
     let (_, list) = source.split_once("\nconformance!(").expect("the list");
     let (list, _) = list.split_once(");").expect("its end");
@@ -184,7 +183,7 @@ fn only_what_runs_as_a_test_counts_as_one() {
 }
 
 #[test]
-fn no_line_is_without_a_test() {
+fn every_line_of_the_page_names_a_test() {
     let page = page();
     let rows = rows_with_tests(&page);
     assert!(rows.len() > 200, "{} lines only name tests", rows.len());
@@ -217,8 +216,7 @@ fn the_page_has_every_field_with_its_limits() {
             let has = section.lines().any(|line| line.starts_with(&row));
             assert!(has, "the section of {} needs a row that begins {row}", endpoint.path);
         }
-        let rows =
-            section.lines().filter(|line| line.contains("_takes_each_field_within_its_limits")).count();
+        let rows = section.lines().filter(|line| line.contains("_enforces_the_limits_of_each_field")).count();
         assert_eq!(rows, endpoint.fields.len(), "rows about fields that {} doesn't have", endpoint.path);
     }
 }

@@ -1,4 +1,4 @@
-//! docs/receipts.md has every field of a receipt, says when it is absent, and shows what the code writes.
+//! docs/receipts.md has every field of a receipt, says when it is absent, and shows the JSON that the code writes.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -19,7 +19,7 @@ fn page() -> String {
     fs::read_to_string(docs.join("receipts.md")).unwrap()
 }
 
-/// With everything that a receipt can tell. Without `..`: what is new has to be added here, and to the page.
+/// A receipt with every field. Without `..`, so that a new field must be added here and to the page.
 fn full() -> Propagation {
     let confirmed = RegionPropagation {
         region: "eu".to_owned(),
@@ -52,7 +52,7 @@ fn full() -> Propagation {
     }
 }
 
-/// A region of which nothing more is known.
+/// A region without optional fields.
 fn bare(region: &str, state: &'static str) -> RegionPropagation {
     RegionPropagation {
         region: region.to_owned(),
@@ -88,7 +88,7 @@ fn fields_of(receipt: &Propagation) -> BTreeSet<String> {
     found
 }
 
-/// The page's table of fields: each one's path, and when it is told.
+/// The page's table of fields: the path of each, and when it is present.
 fn table(page: &str) -> Vec<(&str, &str)> {
     let (_, rest) = page.split_once("\n## Fields\n").unwrap();
     let section = rest.split("\n## ").next().unwrap();
@@ -115,10 +115,11 @@ fn the_page_of_receipts_says_which_fields_may_be_absent() {
     let mut least = Propagation::nothing("req_1", Duration::from_secs(30));
     least.regions.push(bare("eu", "pending"));
     let always = fields_of(&least);
-    for (path, told) in table(&page()) {
-        // What an absent object holds is told wherever the object is.
+    for (path, presence) in table(&page()) {
+        // A field of an optional object is present whenever the object is.
         let inside_optional = ["missing[].", "lagMs.", "exposure."].iter().any(|part| path.contains(part));
-        assert_eq!(told == "always", always.contains(path) || inside_optional, "{path}: {told}");
+        let is_always = always.contains(path) || inside_optional;
+        assert_eq!(presence == "always", is_always, "{path}: {presence}");
     }
 }
 

@@ -1,4 +1,4 @@
-//! Every field of every endpoint, with its limits: Unkey's, less what evictd leaves out.
+//! Every field of every endpoint, with its limits: Unkey's, less the unsupported ones.
 
 use evictd_wire::api::error::ApiError;
 use evictd_wire::api::requests::{
@@ -6,31 +6,31 @@ use evictd_wire::api::requests::{
     VerifyKey,
 };
 
-/// What an endpoint reads.
-pub(crate) struct Endpoint {
+/// An endpoint's body.
+pub(crate) struct EndpointRow {
     pub(crate) path: &'static str,
     pub(crate) parse: fn(&[u8]) -> Result<(), ApiError>,
-    /// Whether a field that it doesn't know is an error.
+    /// Whether an unknown field is an error.
     pub(crate) strict: bool,
-    pub(crate) fields: &'static [Field],
+    pub(crate) fields: &'static [FieldRow],
 }
 
-pub(crate) struct Field {
+pub(crate) struct FieldRow {
     pub(crate) name: &'static str,
     pub(crate) required: bool,
     pub(crate) nullable: bool,
-    pub(crate) rule: Rule,
+    pub(crate) rule: RuleRow,
 }
 
 #[derive(Clone, Copy)]
-pub(crate) enum Rule {
+pub(crate) enum RuleRow {
     /// Length in characters.
     Text {
         min: usize,
         max: usize,
         of: Characters,
     },
-    /// The items are text.
+    /// A list of texts.
     List {
         max_items: usize,
         min: usize,
@@ -44,7 +44,7 @@ pub(crate) enum Rule {
     Flag,
     /// At most 100 properties and 16 KiB.
     Object,
-    /// Refused, unless its value is this JSON.
+    /// Rejected, unless its value is this JSON.
     LeftOut {
         harmless: Option<&'static str>,
     },
@@ -64,37 +64,38 @@ use Characters::{Any, LettersDigitsAnd, Stored};
 const UNLIMITED: usize = usize::MAX;
 const END_OF_2099: i64 = 4_102_444_800_000;
 
-const fn required(name: &'static str, rule: Rule) -> Field {
-    Field { name, required: true, nullable: false, rule }
+const fn required(name: &'static str, rule: RuleRow) -> FieldRow {
+    FieldRow { name, required: true, nullable: false, rule }
 }
 
-const fn optional(name: &'static str, rule: Rule) -> Field {
-    Field { name, required: false, nullable: false, rule }
+const fn optional(name: &'static str, rule: RuleRow) -> FieldRow {
+    FieldRow { name, required: false, nullable: false, rule }
 }
 
-const fn nullable(name: &'static str, rule: Rule) -> Field {
-    Field { name, required: false, nullable: true, rule }
+const fn nullable(name: &'static str, rule: RuleRow) -> FieldRow {
+    FieldRow { name, required: false, nullable: true, rule }
 }
 
-const fn left_out(name: &'static str, harmless: Option<&'static str>) -> Field {
-    optional(name, Rule::LeftOut { harmless })
+const fn left_out(name: &'static str, harmless: Option<&'static str>) -> FieldRow {
+    optional(name, RuleRow::LeftOut { harmless })
 }
 
-const fn id(min: usize, max: usize) -> Rule {
-    Rule::Text { min, max, of: LettersDigitsAnd("_") }
+const fn id(min: usize, max: usize) -> RuleRow {
+    RuleRow::Text { min, max, of: LettersDigitsAnd("_") }
 }
 
-const fn text(min: usize, max: usize, of: Characters) -> Rule {
-    Rule::Text { min, max, of }
+const fn text(min: usize, max: usize, of: Characters) -> RuleRow {
+    RuleRow::Text { min, max, of }
 }
 
-const EXTERNAL_ID: Rule = text(1, 255, LettersDigitsAnd("_.-"));
-const PERMISSIONS: Rule = Rule::List { max_items: 1000, min: 1, max: 128, of: LettersDigitsAnd("_:-.*") };
-const TAGS: Rule = Rule::List { max_items: 20, min: 1, max: 512, of: Any };
-const EXPIRES: Rule = Rule::Integer { min: 0, max: END_OF_2099 };
+const EXTERNAL_ID: RuleRow = text(1, 255, LettersDigitsAnd("_.-"));
+const PERMISSIONS: RuleRow =
+    RuleRow::List { max_items: 1000, min: 1, max: 128, of: LettersDigitsAnd("_:-.*") };
+const TAGS: RuleRow = RuleRow::List { max_items: 20, min: 1, max: 512, of: Any };
+const EXPIRES: RuleRow = RuleRow::Integer { min: 0, max: END_OF_2099 };
 
-/// All endpoints that read a body.
-pub(crate) const ENDPOINTS: [&Endpoint; 11] = [
+/// All endpoints with a body.
+pub(crate) const ENDPOINTS: [&EndpointRow; 11] = [
     &CREATE_API,
     &GET_API,
     &DELETE_API,
@@ -108,42 +109,42 @@ pub(crate) const ENDPOINTS: [&Endpoint; 11] = [
     &GET_RECEIPT,
 ];
 
-pub(crate) const CREATE_API: Endpoint = Endpoint {
+pub(crate) const CREATE_API: EndpointRow = EndpointRow {
     path: "/v2/apis.createApi",
     parse: |body| CreateApi::parse(body).map(drop),
     strict: true,
     fields: &[required("name", text(3, 256, Stored))],
 };
 
-pub(crate) const GET_API: Endpoint = Endpoint {
+pub(crate) const GET_API: EndpointRow = EndpointRow {
     path: "/v2/apis.getApi",
     parse: |body| GetApi::parse(body).map(drop),
     strict: true,
     fields: &[required("apiId", id(8, 255))],
 };
 
-pub(crate) const DELETE_API: Endpoint = Endpoint {
+pub(crate) const DELETE_API: EndpointRow = EndpointRow {
     path: "/v2/apis.deleteApi",
     parse: |body| DeleteApi::parse(body).map(drop),
     strict: true,
     fields: &[required("apiId", id(8, 255))],
 };
 
-pub(crate) const LIST_KEYS: Endpoint = Endpoint {
+pub(crate) const LIST_KEYS: EndpointRow = EndpointRow {
     path: "/v2/apis.listKeys",
     parse: |body| ListKeys::parse(body).map(drop),
     strict: true,
     fields: &[
         required("apiId", id(1, UNLIMITED)),
-        optional("limit", Rule::Integer { min: 1, max: 100 }),
+        optional("limit", RuleRow::Integer { min: 1, max: 100 }),
         optional("cursor", text(0, UNLIMITED, Stored)),
         optional("externalId", text(1, UNLIMITED, Stored)),
-        optional("revalidateKeysCache", Rule::Flag),
+        optional("revalidateKeysCache", RuleRow::Flag),
         left_out("decrypt", Some("false")),
     ],
 };
 
-pub(crate) const CREATE_KEY: Endpoint = Endpoint {
+pub(crate) const CREATE_KEY: EndpointRow = EndpointRow {
     path: "/v2/keys.createKey",
     parse: |body| CreateKey::parse(body).map(drop),
     strict: true,
@@ -151,12 +152,12 @@ pub(crate) const CREATE_KEY: Endpoint = Endpoint {
         required("apiId", id(3, 255)),
         optional("prefix", id(1, 16)),
         optional("name", text(1, 255, Stored)),
-        optional("byteLength", Rule::Integer { min: 16, max: 255 }),
+        optional("byteLength", RuleRow::Integer { min: 16, max: 255 }),
         optional("externalId", EXTERNAL_ID),
-        optional("meta", Rule::Object),
+        optional("meta", RuleRow::Object),
         optional("permissions", PERMISSIONS),
         optional("expires", EXPIRES),
-        optional("enabled", Rule::Flag),
+        optional("enabled", RuleRow::Flag),
         left_out("roles", Some("[]")),
         left_out("credits", None),
         left_out("ratelimits", Some("[]")),
@@ -164,14 +165,14 @@ pub(crate) const CREATE_KEY: Endpoint = Endpoint {
     ],
 };
 
-pub(crate) const GET_KEY: Endpoint = Endpoint {
+pub(crate) const GET_KEY: EndpointRow = EndpointRow {
     path: "/v2/keys.getKey",
     parse: |body| GetKey::parse(body).map(drop),
     strict: true,
     fields: &[required("keyId", id(3, 255)), left_out("decrypt", Some("false"))],
 };
 
-pub(crate) const UPDATE_KEY: Endpoint = Endpoint {
+pub(crate) const UPDATE_KEY: EndpointRow = EndpointRow {
     path: "/v2/keys.updateKey",
     parse: |body| UpdateKey::parse(body).map(drop),
     strict: true,
@@ -179,9 +180,9 @@ pub(crate) const UPDATE_KEY: Endpoint = Endpoint {
         required("keyId", id(3, 255)),
         nullable("name", text(1, 255, Stored)),
         nullable("externalId", EXTERNAL_ID),
-        nullable("meta", Rule::Object),
+        nullable("meta", RuleRow::Object),
         nullable("expires", EXPIRES),
-        optional("enabled", Rule::Flag),
+        optional("enabled", RuleRow::Flag),
         optional("permissions", PERMISSIONS),
         left_out("credits", Some("null")),
         left_out("ratelimits", Some("[]")),
@@ -189,24 +190,24 @@ pub(crate) const UPDATE_KEY: Endpoint = Endpoint {
     ],
 };
 
-pub(crate) const REROLL_KEY: Endpoint = Endpoint {
+pub(crate) const REROLL_KEY: EndpointRow = EndpointRow {
     path: "/v2/keys.rerollKey",
     parse: |body| RerollKey::parse(body).map(drop),
     strict: false,
     fields: &[
         required("keyId", id(3, 255)),
-        required("expiration", Rule::Integer { min: 0, max: END_OF_2099 }),
+        required("expiration", RuleRow::Integer { min: 0, max: END_OF_2099 }),
     ],
 };
 
-pub(crate) const DELETE_KEY: Endpoint = Endpoint {
+pub(crate) const DELETE_KEY: EndpointRow = EndpointRow {
     path: "/v2/keys.deleteKey",
     parse: |body| DeleteKey::parse(body).map(drop),
     strict: true,
-    fields: &[required("keyId", id(3, 255)), optional("permanent", Rule::Flag)],
+    fields: &[required("keyId", id(3, 255)), optional("permanent", RuleRow::Flag)],
 };
 
-pub(crate) const VERIFY_KEY: Endpoint = Endpoint {
+pub(crate) const VERIFY_KEY: EndpointRow = EndpointRow {
     path: "/v2/keys.verifyKey",
     parse: |body| VerifyKey::parse(body).map(drop),
     strict: true,
@@ -221,7 +222,7 @@ pub(crate) const VERIFY_KEY: Endpoint = Endpoint {
     ],
 };
 
-pub(crate) const GET_RECEIPT: Endpoint = Endpoint {
+pub(crate) const GET_RECEIPT: EndpointRow = EndpointRow {
     path: "/v2/propagation.getReceipt",
     parse: |body| GetReceipt::parse(body).map(drop),
     strict: true,

@@ -26,22 +26,22 @@ fn is_met(query: &str, permissions: &[&str]) -> bool {
 
 #[test]
 fn and_binds_tighter_than_or_unless_parentheses_say_otherwise() {
-    let (a, b, c) = (Node::Permission("a"), Node::Permission("b"), Node::Permission("c"));
-    let all = Node::All(vec![b.clone(), c.clone()]);
-    assert_eq!(PermissionQuery::parse("a OR b AND c").unwrap().0, Node::Any(vec![a.clone(), all]));
-    let any = Node::Any(vec![a, b]);
-    assert_eq!(PermissionQuery::parse("(a OR b) AND c").unwrap().0, Node::All(vec![any, c]));
+    let (a, b, c) = (QueryNode::Permission("a"), QueryNode::Permission("b"), QueryNode::Permission("c"));
+    let all = QueryNode::All(vec![b.clone(), c.clone()]);
+    assert_eq!(PermissionQuery::parse("a OR b AND c").unwrap().0, QueryNode::Any(vec![a.clone(), all]));
+    let any = QueryNode::Any(vec![a, b]);
+    assert_eq!(PermissionQuery::parse("(a OR b) AND c").unwrap().0, QueryNode::All(vec![any, c]));
 }
 
 #[test]
-fn words_may_be_written_in_any_case_and_spaced_at_will() {
+fn operators_may_have_any_case_and_spacing() {
     assert_eq!(read("a and b"), "a AND b");
     assert_eq!(read("\ta\nAnD\r\n b   oR c "), "a AND b OR c");
     assert_eq!(read("(a)and(b)or(c)"), "a AND b OR c");
 }
 
 #[test]
-fn a_word_counts_only_as_a_whole() {
+fn an_operator_is_a_whole_word() {
     assert_eq!(read("android"), "android");
     assert_eq!(read("order AND and.read AND or:write"), "order AND and.read AND or:write");
     assert_eq!(read("a.or OR _and"), "a.or OR _and");
@@ -50,12 +50,12 @@ fn a_word_counts_only_as_a_whole() {
 #[test]
 fn a_permission_holds_letters_digits_and_six_signs() {
     for permission in ["a", "Z9", "a.b_c-d*e:f/g", "*", "..", "-", "system:admin.*", "api_v2-test:*", "a/b"] {
-        assert_eq!(PermissionQuery::parse(permission).unwrap().0, Node::Permission(permission));
+        assert_eq!(PermissionQuery::parse(permission).unwrap().0, QueryNode::Permission(permission));
     }
 }
 
 #[test]
-fn parentheses_that_change_nothing_are_forgotten() {
+fn redundant_parentheses_are_dropped() {
     assert_eq!(read("((a))"), "a");
     assert_eq!(read("(a AND b) OR c"), "a AND b OR c");
     assert_eq!(read("(a OR b)"), "a OR b");
@@ -76,21 +76,21 @@ fn a_query_is_met_by_what_it_demands() {
 }
 
 #[test]
-fn permissions_count_in_whatever_order_somebody_stored_them() {
+fn permissions_may_be_stored_in_any_order() {
     let query = PermissionQuery::parse("a AND b AND c AND d").unwrap();
     assert!(query.is_met_by(&list(&["d", "a", "c", "b", "a"])));
     assert!(!query.is_met_by(&list(&["d", "a", "c", "a"])));
 }
 
 #[test]
-fn an_asterisk_stands_for_itself() {
+fn an_asterisk_is_literal() {
     assert!(!is_met("documents.read", &["documents.*", "*"]));
     assert!(!is_met("documents.*", &["documents.read"]));
     assert!(is_met("documents.*", &["documents.*"]));
 }
 
 #[test]
-fn a_syntax_error_tells_where_and_what_was_expected() {
+fn a_syntax_error_names_its_place_and_the_expected_token() {
     for (query, error) in [
         ("", "at character 1: expected a permission or '(', found the end"),
         ("  ", "at character 3: expected a permission or '(', found the end"),
@@ -136,7 +136,7 @@ fn a_query_names_at_most_a_hundred_permissions() {
     assert_eq!(refusal(&query(101)), "at character 501: expected at most 100 permissions, found another one");
 }
 
-/// Runs `test` with 2 MiB of stack, which is what a worker thread has.
+/// Runs `test` with 2 MiB of stack, as a worker thread has.
 fn on_a_small_stack(test: impl FnOnce() + Send + 'static) {
     std::thread::Builder::new().stack_size(2 * 1024 * 1024).spawn(test).unwrap().join().unwrap();
 }
@@ -166,9 +166,9 @@ fn the_deepest_tree_of_a_query_fits_the_stack() {
     });
 }
 
-/// The same language once more, as the textbook has it: recursive, and evaluated while it is read.
+/// A second implementation of the language: recursive descent that evaluates while it parses.
 mod naive {
-    /// The value of `query`, if it is one.
+    /// Returns the value of `query`, if it is valid.
     pub(super) fn evaluate(query: &str, permissions: &[&str]) -> Option<bool> {
         let spaced = query.replace('(', " ( ").replace(')', " ) ");
         let mut words: Vec<&str> = spaced.split_whitespace().rev().collect();
@@ -212,21 +212,21 @@ fn permission() -> impl Strategy<Value = &'static str> {
     prop::sample::select(vec!["a", "b", "c", "d", "documents.*", "x:y/z", "and.or"])
 }
 
-fn node() -> impl Strategy<Value = Node<'static>> {
-    permission().prop_map(Node::Permission).prop_recursive(6, PERMISSIONS_MAX as u32, 4, |inner| {
+fn node() -> impl Strategy<Value = QueryNode<'static>> {
+    permission().prop_map(QueryNode::Permission).prop_recursive(6, PERMISSIONS_MAX as u32, 4, |inner| {
         let list = prop::collection::vec(inner, 2..=4);
-        prop_oneof![list.clone().prop_map(Node::All), list.prop_map(Node::Any)]
+        prop_oneof![list.clone().prop_map(QueryNode::All), list.prop_map(QueryNode::Any)]
     })
 }
 
-fn leaves(node: &Node<'_>) -> usize {
+fn leaves(node: &QueryNode<'_>) -> usize {
     match node {
-        Node::Permission(_) => 1,
-        Node::All(nodes) | Node::Any(nodes) => nodes.iter().map(leaves).sum(),
+        QueryNode::Permission(_) => 1,
+        QueryNode::All(nodes) | QueryNode::Any(nodes) => nodes.iter().map(leaves).sum(),
     }
 }
 
-/// Queries that are nearly right: mostly alternating, now and then not.
+/// Nearly valid queries: operands and operators mostly alternate.
 fn nearly_a_query() -> impl Strategy<Value = String> {
     let piece = prop_oneof![
         6 => permission().prop_map(str::to_owned),
@@ -240,7 +240,7 @@ fn nearly_a_query() -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn what_is_printed_reads_back_as_the_same(node in node()) {
+    fn a_printed_query_parses_back_as_the_same(node in node()) {
         prop_assume!(leaves(&node) <= PERMISSIONS_MAX);
         let query = PermissionQuery(node);
         let printed = query.to_string();
@@ -248,7 +248,7 @@ proptest! {
     }
 
     #[test]
-    fn a_tree_is_met_as_a_naive_reading_of_its_text_says(
+    fn a_tree_agrees_with_the_naive_parser(
         node in node(),
         permissions in prop::collection::vec(permission(), 0..4),
     ) {
@@ -260,7 +260,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_nearly_a_query_is_read_or_refused_as_a_naive_reading_says(
+    fn a_nearly_valid_query_agrees_with_the_naive_parser(
         query in nearly_a_query(),
         permissions in prop::collection::vec(permission(), 0..4),
     ) {

@@ -1,26 +1,16 @@
-//! Requests about changes that were made: evictd's own.
+//! Requests for receipts: evictd's own.
 
 use serde::{Deserialize, Serialize};
 
 use super::super::schema::{Field, Schema};
-use super::{ApiError, id, parse};
+use super::{ApiError, id, read_checked};
 
-/// `propagation.getReceipt`: how far has a change come?
+/// `propagation.getReceipt`: the progress of a change.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct GetReceipt {
-    /// The request that made it, as its answer named it.
+    /// The `requestId` in the answer to the change.
     pub request_id: String,
 }
 
-impl GetReceipt {
-    /// The endpoint.
-    pub const PATH: &'static str = "/v2/propagation.getReceipt";
-
-    const SCHEMA: Schema = Schema::strict(Self::PATH, &[Field::required("requestId", id(3))]);
-
-    /// Reads and checks a body; the error names everything that is wrong with it.
-    pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
-        parse(&Self::SCHEMA, body)
-    }
-}
+request!(GetReceipt, "/v2/propagation.getReceipt", strict, &[Field::required("requestId", id(3))]);

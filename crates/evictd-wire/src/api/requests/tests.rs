@@ -1,4 +1,4 @@
-//! Requests as a whole; `tests/requests.rs` has each limit of each field.
+//! Whole requests; `tests/unkey/fields.rs` tests each limit of each field.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -12,7 +12,7 @@ fn locations(error: &ApiError) -> Vec<&str> {
 }
 
 #[test]
-fn what_the_sdks_send_is_accepted() {
+fn requests_of_the_sdks_are_accepted() {
     let deletion = DeleteKey::parse(br#"{"keyId":"key_1234abcd","permanent":false}"#).unwrap();
     assert_eq!(deletion, DeleteKey { key_id: "key_1234abcd".into(), permanent: false });
     assert_eq!(DeleteApi::parse(br#"{"apiId":"api_1234abcd"}"#).unwrap().api_id, "api_1234abcd");
@@ -34,7 +34,7 @@ fn what_the_sdks_send_is_accepted() {
 }
 
 #[test]
-fn what_is_left_out_has_its_default() {
+fn absent_properties_have_their_defaults() {
     assert!(!DeleteKey::parse(br#"{"keyId":"key_1"}"#).unwrap().permanent);
     let key = CreateKey::parse(br#"{"apiId":"api_1"}"#).unwrap();
     assert_eq!((key.byte_length, key.enabled, key.expires), (16, true, None));
@@ -46,7 +46,7 @@ fn what_is_left_out_has_its_default() {
 }
 
 #[test]
-fn an_update_keeps_what_it_doesnt_name_and_clears_what_it_calls_null() {
+fn an_update_keeps_absent_and_clears_null_properties() {
     let kept = UpdateKey::parse(br#"{"keyId":"key_1"}"#).unwrap();
     assert_eq!((&kept.name, &kept.external_id, &kept.expires), (&Patch::Keep, &Patch::Keep, &Patch::Keep));
     assert!(kept.meta.is_keep());
@@ -71,7 +71,7 @@ fn an_update_keeps_what_it_doesnt_name_and_clears_what_it_calls_null() {
 }
 
 #[test]
-fn an_update_with_rights_that_evictd_would_ignore_is_refused() {
+fn an_update_with_unsupported_rights_is_rejected() {
     let body =
         br#"{"keyId":"key_1","roles":["admin"],"ratelimits":[{"name":"x"}],"credits":{"remaining":null}}"#;
     let error = UpdateKey::parse(body).unwrap_err();
@@ -81,7 +81,7 @@ fn an_update_with_rights_that_evictd_would_ignore_is_refused() {
 }
 
 #[test]
-fn permissions_of_keys_become_a_sorted_set() {
+fn permissions_become_a_sorted_set() {
     let key = CreateKey::parse(br#"{"apiId":"api_1","permissions":["b","a","b","B","*"]}"#).unwrap();
     assert_eq!(key.permissions, ["*", "B", "a", "b"]);
     let update = UpdateKey::parse(br#"{"keyId":"key_1","permissions":["z:1","a-b","z:1"]}"#).unwrap();
@@ -89,7 +89,7 @@ fn permissions_of_keys_become_a_sorted_set() {
 }
 
 #[test]
-fn a_reroll_ignores_what_it_doesnt_know() {
+fn a_reroll_ignores_unknown_properties() {
     let body = br#"{"keyId":"key_1","expiration":60000,"remaining":1,"remaining":{"a":"\ud800"}}"#;
     let request = RerollKey::parse(body).unwrap();
     assert_eq!(request.grace(), Duration::from_mins(1));
@@ -125,7 +125,7 @@ fn metadata_is_kept_byte_for_byte() {
 }
 
 #[test]
-fn a_key_with_rights_that_evictd_would_ignore_is_not_created() {
+fn a_key_with_unsupported_rights_is_not_created() {
     let body = br#"{"apiId":"api_1","roles":["admin"],"ratelimits":[{"name":"x"}],"credits":{"remaining":5},
         "recoverable":true}"#;
     let error = CreateKey::parse(body).unwrap_err();
@@ -135,7 +135,7 @@ fn a_key_with_rights_that_evictd_would_ignore_is_not_created() {
 }
 
 #[test]
-fn a_verification_that_asks_for_what_evictd_leaves_out_is_refused() {
+fn a_verification_with_unsupported_properties_is_rejected() {
     for field in [
         r#""credits":{"cost":1}"#,
         r#""ratelimits":[{"name":"x"}]"#,
@@ -145,13 +145,13 @@ fn a_verification_that_asks_for_what_evictd_leaves_out_is_refused() {
         let error = VerifyKey::parse(format!(r#"{{"key":"k",{field}}}"#).as_bytes()).unwrap_err();
         assert!(error.errors[0].message.contains("not supported by evictd"), "{field}");
     }
-    // Version 1 wanted it; version 2 refuses it like any unknown field.
+    // Version 1 required it; version 2 rejects it like any unknown field.
     let error = VerifyKey::parse(br#"{"key":"k","apiId":"api_1"}"#).unwrap_err();
     assert_eq!(locations(&error), ["/additionalProperties"]);
 }
 
 #[test]
-fn harmless_extras_of_a_verification_take_the_long_way() {
+fn harmless_extras_of_a_verification_take_the_slow_path() {
     let body = br#"{"key":"k\u0041","tags":["a=b"],"ratelimits":[],"keyspaces":[]}"#;
     assert_eq!(VerifyKey::parse_plain(body), None);
     let request = VerifyKey::parse(body).unwrap();
@@ -168,7 +168,7 @@ fn a_plain_verification_copies_nothing() {
 }
 
 #[test]
-fn keys_in_a_refused_or_printed_verification_stay_secret() {
+fn keys_in_a_rejected_or_printed_verification_are_redacted() {
     let body = br#"{"key":"prod_hunter2","credits":1}"#;
     assert!(!format!("{:?}", VerifyKey::parse(body)).contains("hunter2"));
     let body = br#"{"key":"prod_hunter2"}"#;
@@ -178,7 +178,7 @@ fn keys_in_a_refused_or_printed_verification_stay_secret() {
 }
 
 #[test]
-fn a_permission_query_goes_the_quick_way_and_is_not_read_yet() {
+fn a_permission_query_takes_the_fast_path_unparsed() {
     let body = br#"{"key":"k","permissions":"a AND ("}"#;
     let request = VerifyKey::parse_plain(body).unwrap();
     assert!(matches!(request.permissions, Some(Cow::Borrowed("a AND ("))));
@@ -187,13 +187,13 @@ fn a_permission_query_goes_the_quick_way_and_is_not_read_yet() {
 }
 
 #[test]
-fn an_array_isnt_mistaken_for_an_object() {
+fn an_array_is_not_accepted_as_an_object() {
     let error = VerifyKey::parse(br#"["prod_abc"]"#).unwrap_err();
     assert_eq!(locations(&error), ["/type"]);
 }
 
 #[test]
-fn the_authorization_header_has_three_ways_to_be_wrong() {
+fn a_missing_or_malformed_authorization_header_is_rejected() {
     assert_eq!(authorization(Some(b"Bearer unkey_1")).unwrap(), "unkey_1");
     assert_eq!(authorization(Some(b"Bearer  unkey_1 ")).unwrap(), "unkey_1");
     let missing = authorization(None).unwrap_err();
@@ -207,7 +207,7 @@ fn the_authorization_header_has_three_ways_to_be_wrong() {
 }
 
 #[test]
-fn requests_survive_the_way_from_the_cli() {
+fn requests_serialize_as_they_parse() {
     let key = CreateKey::parse(br#"{"apiId":"api_1","prefix":"p","meta":{"a":1},"expires":5}"#).unwrap();
     let body = serde_json::to_vec(&key).unwrap();
     let expected =
@@ -223,7 +223,7 @@ fn requests_survive_the_way_from_the_cli() {
     assert_eq!(serde_json::to_string(&verification).unwrap(), r#"{"key":"k"}"#);
 }
 
-/// Bodies around the border of what is allowed: valid ones, wrong types, repeats, extras, raw noise.
+/// Bodies around the limits: valid ones, wrong types, repetitions, extras, random bytes.
 fn bodies() -> impl Strategy<Value = Vec<u8>> {
     let name = prop_oneof![
         4 => Just("key"),
@@ -278,7 +278,7 @@ fn bodies() -> impl Strategy<Value = Vec<u8>> {
 }
 
 #[test]
-fn a_zero_below_zero_is_zero() {
+fn minus_zero_is_zero() {
     let created = CreateKey::parse(br#"{"apiId":"api_1","expires":-0}"#).unwrap();
     assert_eq!(created.expires, Some(0));
     let updated = UpdateKey::parse(br#"{"keyId":"key_1","expires": -0 }"#).unwrap();
@@ -289,7 +289,7 @@ fn a_zero_below_zero_is_zero() {
 
 proptest! {
     #[test]
-    fn the_quick_way_accepts_only_what_the_schema_accepts(body in bodies()) {
+    fn the_fast_path_accepts_only_what_the_schema_accepts(body in bodies()) {
         if let Some(quick) = VerifyKey::parse_plain(&body) {
             prop_assert!(VerifyKey::check(&body).is_ok());
             let slow: VerifyKey<'_> = serde_json::from_slice(&body).unwrap();
@@ -298,7 +298,7 @@ proptest! {
     }
 
     #[test]
-    fn what_a_schema_accepts_can_be_read(body in bodies()) {
+    fn bodies_that_a_schema_accepts_can_be_parsed(body in bodies()) {
         let results = [
             VerifyKey::parse(&body).err(),
             CreateKey::parse(&body).err(),
@@ -312,7 +312,7 @@ proptest! {
     }
 
     #[test]
-    fn keys_read_back_as_they_were_sent(key in "\\PC{1,512}") {
+    fn keys_parse_as_they_were_sent(key in "\\PC{1,512}") {
         let body = serde_json::to_vec(&VerifyKey::new(key.as_str())).unwrap();
         prop_assert_eq!(VerifyKey::parse(&body).unwrap().key, key);
     }

@@ -1,4 +1,4 @@
-//! `keys.verifyKey`: the request that comes on every call of somebody's API.
+//! `keys.verifyKey`: sent for every call of a customer's API.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -6,34 +6,32 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::super::permission_query;
-use super::super::schema::{Field, Harmless, Rule, Schema};
+use super::super::schema::{Field, Harmless, Schema, ValueRule};
 use super::{ApiError, read_checked, text};
 
-/// Longest key that can be verified, in characters.
+/// In characters.
 const KEY_CHARS_MAX: usize = 512;
 
-/// Most tags of a verification.
 const TAGS_MAX: usize = 20;
 
-/// Longest tag, in characters.
+/// In characters.
 const TAG_CHARS_MAX: usize = 512;
 
-/// `keys.verifyKey`: may this key be used?
+/// `keys.verifyKey`: whether a key is valid.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerifyKey<'a> {
     /// The key's full text.
     #[serde(borrow)]
     pub key: Cow<'a, str>,
-    /// Labels for analytics, which evictd has none of: checked and ignored.
+    /// Labels for analytics: checked and ignored, because evictd has no analytics.
     #[serde(borrow, skip_serializing_if = "Vec::is_empty", default)]
     pub tags: Vec<Cow<'a, str>>,
-    /// What the key has to be allowed to do: a query, not parsed yet, because a syntax error is only told to
-    /// those who may verify the key.
+    /// The permission query, not parsed yet: a syntax error is reported only to callers that may verify the key.
     #[serde(borrow, skip_serializing_if = "Option::is_none", default, deserialize_with = "present")]
     pub permissions: Option<Cow<'a, str>>,
 }
 
-/// What nearly every verification looks like. Anything else goes the long way.
+/// Nearly every verification. Any other one takes the slow path.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct PlainVerifyKey<'a> {
@@ -45,13 +43,11 @@ struct PlainVerifyKey<'a> {
     permissions: Option<Cow<'a, str>>,
 }
 
-/// Text that is borrowed where it can be. Serde does that by itself for a field, but not inside a `Vec` or an
-/// `Option`.
+/// Text that is borrowed where possible. Serde borrows a field by itself, but not inside a `Vec` or an `Option`.
 #[derive(Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 impl<'a> VerifyKey<'a> {
-    /// The endpoint.
     pub const PATH: &'static str = "/v2/keys.verifyKey";
 
     const SCHEMA: Schema = Schema::strict(
@@ -60,7 +56,7 @@ impl<'a> VerifyKey<'a> {
             Field::required("key", text(1, KEY_CHARS_MAX)),
             Field::optional(
                 "tags",
-                Rule::Texts { max_items: TAGS_MAX, min: 1, max: TAG_CHARS_MAX, pattern: None },
+                ValueRule::Texts { max_items: TAGS_MAX, min: 1, max: TAG_CHARS_MAX, pattern: None },
             ),
             Field::optional("permissions", text(1, permission_query::CHARS_MAX)),
             Field::unsupported("credits", Harmless::Nothing),
@@ -70,15 +66,15 @@ impl<'a> VerifyKey<'a> {
         ],
     );
 
-    /// Asks for nothing but whether `key` is valid.
+    /// A verification without tags and permission query.
     pub fn new(key: impl Into<Cow<'a, str>>) -> Self {
         Self { key: key.into(), tags: Vec::new(), permissions: None }
     }
 
-    /// Reads and checks a body; the error names everything that is wrong with it.
+    /// Parses and checks a body. The error lists every problem.
     ///
-    /// A plain request is read in one pass that copies no text; only one that doesn't look right is read
-    /// again, to find out what to answer.
+    /// A plain request is parsed in one pass that copies no text. Only a request that fails this pass is checked
+    /// against the schema.
     pub fn parse(body: &'a [u8]) -> Result<Self, ApiError> {
         if let Some(request) = Self::parse_plain(body) {
             return Ok(request);
@@ -87,13 +83,13 @@ impl<'a> VerifyKey<'a> {
         read_checked(&Self::SCHEMA, body)
     }
 
-    /// Accepts nothing that the schema refuses.
+    /// Accepts only bodies that the schema accepts.
     pub(super) fn parse_plain(body: &'a [u8]) -> Option<Self> {
-        // Serde would take an array of the fields' values for the object.
+        // Serde also accepts an array of the fields' values.
         if body.trim_ascii_start().first() != Some(&b'{') {
             return None;
         }
-        // Checked as a whole, which is quicker than each string by itself.
+        // Checking UTF-8 once is faster than checking each string.
         let PlainVerifyKey { key, tags, permissions } =
             serde_json::from_str(std::str::from_utf8(body).ok()?).ok()?;
         let fine = fits(&key, KEY_CHARS_MAX)
@@ -109,7 +105,7 @@ impl<'a> VerifyKey<'a> {
     }
 }
 
-/// Text that may be absent but not `null`, which serde's own `Option` would take.
+/// Text that may be absent but not `null`, which serde's own `Option` accepts.
 fn present<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Cow<'a, str>>, D::Error> {
     Text::deserialize(deserializer).map(|text| Some(text.0))
 }
@@ -119,7 +115,7 @@ fn texts<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Cow<'
     Ok(texts.into_iter().map(|text| text.0).collect())
 }
 
-/// Whether it has 1 to `max` characters. Nearly every text has that few bytes, too.
+/// Whether it has 1 to `max` characters. Bytes are counted first: nearly every text is that short.
 fn fits(text: &str, max: usize) -> bool {
     !text.is_empty() && (text.len() <= max || text.chars().count() <= max)
 }
