@@ -1,13 +1,13 @@
-//! The agent's two NATS connections: what it listens to and what it may say.
+//! The agent's two NATS connections.
 //!
-//! It listens to the live feed and to its own inboxes, one per kind of answer, and speaks on its own
-//! subjects only; its NATS permissions allow no more (R13). Lookups have a connection of their own: however
-//! many wait there, the feed, the probes and the repairs that the lease rests on are not behind them (R10).
+//! The agent subscribes to the live feed and to its own inboxes, one per kind of answer. It publishes on its own
+//! subjects only. Its NATS permissions allow no more (R13). Lookups have a connection of their own: however many wait
+//! there, they delay neither the feed nor the probes and repairs that the lease depends on (R10).
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::{Client, Message, StatusCode, Subscriber};
+use async_nats::{Client, Message, StatusCode, SubscribeError, Subscriber};
 use bytes::Bytes;
 use evictd_core::ids::Identity;
 use evictd_ops::bus::{BusError, BusOptions, Link, publish_within};
@@ -16,26 +16,34 @@ use evictd_wire::lookup::LookupRequest;
 use evictd_wire::subject::{self, MessageKind, Requester};
 use tokio::sync::Notify;
 
-use crate::StartError;
 use crate::config::AgentConfig;
 use crate::metrics::Metrics;
 
-/// Messages that a subscription holds while its task is busy. What is dropped beyond is repaired.
+/// Messages that a subscription buffers while its task is busy. Dropped ones are repaired.
 const SUBSCRIPTION_CAPACITY: usize = 8_192;
 
-/// How long a message may wait for the client before it is given up: questions are asked again anyway.
+/// The longest wait for the client to accept a message. A dropped query is repeated.
 const PUBLISH_LIMIT: Duration = Duration::from_millis(250);
 
-/// How long the last announcement may take to leave.
+/// The longest wait for the last announcement to be sent.
 const LEAVE_LIMIT: Duration = Duration::from_secs(1);
 
-/// Sends on one connection.
+/// The reason that the connections can't be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    #[error("the NATS client rejected a subscription")]
+    Subscribe(#[from] SubscribeError),
+}
+
+/// The sending side of one connection.
 #[derive(Clone, Debug)]
 struct Port {
     client: Client,
     link: Link,
     requester: Arc<Requester>,
-    /// Inboxes of this process: answers to an earlier one find nobody.
+    /// The inbox of this process. It doesn't receive answers to an earlier one.
     inbox: Arc<str>,
 }
 
@@ -44,30 +52,30 @@ impl Port {
         format!("{}.{}", self.inbox, kind.token())
     }
 
-    /// Where a question goes: to one publisher, or to all of them on a second try (R14).
+    /// The subject of a query: to one publisher, or to `all` of them on a second try (R14).
     fn subject(&self, kind: MessageKind, all: bool) -> String {
         if all { self.requester.subject_any(kind) } else { self.requester.subject(kind) }
     }
 
-    /// Whether the message was handed to the connection. Nothing is queued for a connection that is
-    /// down: it would arrive late and together.
+    /// Returns whether the client accepted the message. Nothing is queued for a connection that is down: it would
+    /// arrive late, and all at once.
     async fn send(&self, subject: String, reply: Option<String>, payload: Bytes) -> bool {
         if !self.link.is_up() {
             return false;
         }
         match publish_within(&self.client, subject, reply, payload, PUBLISH_LIMIT).await {
             Ok(()) => true,
-            // The question is asked again anyway.
+            // The query is repeated anyway.
             Err(BusError::PublishTimeout { .. }) => false,
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "NATS refused a message");
+                tracing::warn!(error = &error as &dyn std::error::Error, "NATS rejected a message");
                 false
             }
         }
     }
 }
 
-/// Where lookups are asked.
+/// Sends lookups.
 #[derive(Clone, Debug)]
 pub(crate) struct LookupPort(Port);
 
@@ -79,41 +87,42 @@ impl LookupPort {
     }
 }
 
-/// Whether the server answered instead of a publisher: nobody listens to the question.
-pub(crate) fn nobody_listens(message: &Message) -> bool {
+/// Whether the NATS server answered because no publisher subscribes to the query's subject.
+pub(crate) fn is_no_responders(message: &Message) -> bool {
     message.status == Some(StatusCode::NO_RESPONDERS)
 }
 
-/// The question that a lookup's answer came for, by its inbox.
-pub(crate) fn asked(answer: &Message) -> Option<u64> {
+/// Returns the nonce of a lookup from the inbox of its answer.
+pub(crate) fn lookup_nonce(answer: &Message) -> Option<u64> {
     answer.subject.rsplit('.').next()?.parse().ok()
 }
 
-/// What the follow task hears and says.
+/// The connection of the follow task.
 #[derive(Debug)]
 pub(crate) struct Feed {
     pub(crate) live: Subscriber,
     pub(crate) probe_answers: Subscriber,
     pub(crate) replay_answers: Subscriber,
-    /// Notified whenever the connection came about.
+    /// Notified after each connect.
     pub(crate) connected: Arc<Notify>,
     port: Port,
 }
 
 impl Feed {
-    /// Whether there is a connection by which anything could be heard.
     pub(crate) fn is_connected(&self) -> bool {
         self.port.link.is_up()
     }
 
     pub(crate) async fn send_probe(&self, payload: Bytes, all: bool) {
-        let subject = self.port.subject(MessageKind::Probe, all);
-        self.port.send(subject, Some(self.port.inbox(MessageKind::Probe)), payload).await;
+        self.send_query(MessageKind::Probe, payload, all).await;
     }
 
     pub(crate) async fn send_replay(&self, payload: Bytes, all: bool) {
-        let subject = self.port.subject(MessageKind::Replay, all);
-        self.port.send(subject, Some(self.port.inbox(MessageKind::Replay)), payload).await;
+        self.send_query(MessageKind::Replay, payload, all).await;
+    }
+
+    async fn send_query(&self, kind: MessageKind, payload: Bytes, all: bool) {
+        self.port.send(self.port.subject(kind, all), Some(self.port.inbox(kind)), payload).await;
     }
 
     /// Returns whether it was sent.
@@ -121,93 +130,67 @@ impl Feed {
         self.port.send(self.port.subject(MessageKind::Applied, false), None, payload).await
     }
 
-    /// Announces for the last time, and sees it off: the process ends next.
+    /// Sends the last announcement and flushes the connection, because the process exits next.
     pub(crate) async fn leave(&self, payload: Bytes) {
         self.announce(payload).await;
         if self.port.link.is_up()
             && !matches!(tokio::time::timeout(LEAVE_LIMIT, self.port.client.flush()).await, Ok(Ok(())))
         {
-            tracing::info!(
-                "couldn't tell the publishers that this agent leaves; they will notice its silence"
-            );
+            tracing::info!("last announcement not sent; publishers will detect the exit by its silence");
         }
     }
 }
 
 /// The connections with all their subscriptions.
 #[derive(Debug)]
-pub(crate) struct Bus {
-    feed: Feed,
-    lookups: LookupPort,
-    lookup_answers: Subscriber,
+pub(crate) struct AgentBus {
+    pub(crate) feed: Feed,
+    pub(crate) lookups: LookupPort,
+    pub(crate) lookup_answers: Subscriber,
 }
 
-impl Bus {
-    pub(crate) fn lookups(&self) -> LookupPort {
-        self.lookups.clone()
-    }
-
-    pub(crate) fn split(self) -> (Feed, Subscriber) {
-        (self.feed, self.lookup_answers)
-    }
-}
-
-/// Connects and subscribes; returns although no server may be reachable yet. An agent that starts waits for both
-/// connections: without the one of the lease nothing is trusted, without the other nothing is loaded.
+/// Connects and subscribes. Returns even if no server is reachable yet. A starting agent isn't ready before both
+/// connections are up: it needs one for the lease and one for loads.
 pub(crate) async fn connect(
     config: &AgentConfig,
     identity: &Identity,
     metrics: &Arc<Metrics>,
     readiness: &Readiness,
-) -> Result<Bus, StartError> {
+) -> Result<AgentBus, ConnectError> {
     let requester = Arc::new(config.requester());
     let inbox: Arc<str> = format!("{}.{}", requester.inbox_prefix(), identity.instance).into();
-    let options = |name| BusOptions {
-        name,
-        inbox_prefix: Some(requester.inbox_prefix()),
-        subscription_capacity: SUBSCRIPTION_CAPACITY,
-    };
-    let port = |client, link| Port { client, link, requester: requester.clone(), inbox: inbox.clone() };
-
-    let connected = Arc::new(Notify::new());
-    let link = Link::new(&config.nats, metrics.nats_lease.clone(), readiness);
-    let on_event = {
-        let (link, connected) = (link.clone(), connected.clone());
-        move |event| {
-            if link.note(event) {
-                connected.notify_one();
+    let open = async |name, link: Link| {
+        let options = BusOptions {
+            name,
+            inbox_prefix: Some(requester.inbox_prefix()),
+            subscription_capacity: SUBSCRIPTION_CAPACITY,
+        };
+        let connected = Arc::new(Notify::new());
+        let on_event = {
+            let (link, connected) = (link.clone(), connected.clone());
+            move |event| {
+                if link.note(event) {
+                    connected.notify_one();
+                }
             }
-        }
+        };
+        let client = evictd_ops::bus::connect(&config.nats, options, on_event).await?;
+        let port = Port { client, link, requester: requester.clone(), inbox: inbox.clone() };
+        Ok::<_, BusError>((port, connected))
     };
-    let client =
-        evictd_ops::bus::connect(&config.nats, options(format!("evictd agent {requester}")), on_event)
-            .await?;
-    let port_of_lease = port(client, link);
-    // The live feed first: nothing that follows a probe's answer may be missed.
-    let feed = Feed {
-        live: subscribe(&port_of_lease, subject::LIVE.to_owned()).await?,
-        probe_answers: subscribe(&port_of_lease, port_of_lease.inbox(MessageKind::Probe)).await?,
-        replay_answers: subscribe(&port_of_lease, port_of_lease.inbox(MessageKind::Replay)).await?,
-        connected,
-        port: port_of_lease,
-    };
+
+    let link = Link::new(&config.nats, metrics.nats_lease.clone(), readiness);
+    let (port, connected) = open(format!("evictd agent {requester}"), link).await?;
+    // The live feed first: the agent must not miss a message after the answer to its first probe.
+    let live = port.client.subscribe(subject::LIVE).await?;
+    let probe_answers = port.client.subscribe(port.inbox(MessageKind::Probe)).await?;
+    let replay_answers = port.client.subscribe(port.inbox(MessageKind::Replay)).await?;
+    let feed = Feed { live, probe_answers, replay_answers, connected, port };
 
     let link = Link::named("nats_lookups", &config.nats, metrics.nats_lookups.clone(), readiness);
-    let on_event = {
-        let link = link.clone();
-        move |event| {
-            link.note(event);
-        }
-    };
-    let options = options(format!("evictd agent {requester} lookups"));
-    let lookups = port(evictd_ops::bus::connect(&config.nats, options, on_event).await?, link);
-    let lookup_answers = subscribe(&lookups, format!("{}.*", lookups.inbox(MessageKind::Lookup))).await?;
-    Ok(Bus { feed, lookups: LookupPort(lookups), lookup_answers })
-}
-
-async fn subscribe(port: &Port, subject: String) -> Result<Subscriber, StartError> {
-    let action = "subscribe";
-    port.client.subscribe(subject).await.map_err(|source| StartError::Subscribe { action, source })
+    let (port, _) = open(format!("evictd agent {requester} lookups"), link).await?;
+    let lookup_answers = port.client.subscribe(format!("{}.*", port.inbox(MessageKind::Lookup))).await?;
+    Ok(AgentBus { feed, lookups: LookupPort(port), lookup_answers })
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
-//! Records by hash, in moka. The only place that names it.
+//! Records by hash, in moka. No other module uses moka.
 //!
-//! moka keeps what is worth keeping and bounds the memory; it decides nothing else. Whether an entry may
-//! be served is decided at each hit, from the floors and the lease (R6, R8). In particular moka's own
-//! invalidation does not stop a load in flight, so an entry is inserted hidden, and shown only after a
-//! look at the floors that follows the insertion (R9): [`evictd_core::serving`] has these steps.
+//! moka selects the records to keep and bounds their memory. It doesn't decide whether an entry may be served: each hit
+//! checks the floors and the lease (R6, R8). moka's own invalidation doesn't stop a load in flight, so an entry is
+//! inserted hidden and shown only after a check of the floors that follows the insertion (R9). [`evictd_core::serving`]
+//! has these steps.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,18 +21,18 @@ use tokio_util::sync::CancellationToken;
 use crate::config::CacheConfig;
 use crate::metrics::Metrics;
 
-/// A record with what decides whether it may be answered from.
+/// A record, and the state that decides whether it may be served.
 #[derive(Debug)]
-pub(crate) struct Entry {
+pub(crate) struct CachedRecord {
     pub(crate) record: Record,
     pub(crate) validity: Validity,
-    /// When what was not found is asked for again, whatever vouches for it.
+    /// When a "not found" is loaded again, whatever the lease.
     pub(crate) expires_at: LeaseTime,
-    /// When it was answered from.
+    /// The times of answers from it.
     pub(crate) answers: Answers,
 }
 
-impl CacheEntry for Entry {
+impl CacheEntry for CachedRecord {
     fn validity(&self) -> &Validity {
         &self.validity
     }
@@ -46,9 +46,9 @@ impl CacheEntry for Entry {
     }
 }
 
-impl Entry {
-    /// Whether it grants nothing by itself: such entries live briefly and in a cache of their own, so
-    /// that guessing keys can't push out good ones.
+impl CachedRecord {
+    /// Whether it is absent or deleted. Such entries expire soon and have a cache of their own, so that guessed keys
+    /// can't displace valid ones.
     pub(crate) fn is_not_found(&self) -> bool {
         match &self.record {
             Record::Absent => true,
@@ -57,7 +57,7 @@ impl Entry {
         }
     }
 
-    /// Estimated memory, with what moka and the allocator add.
+    /// Returns the estimated memory, including the overhead of moka and the allocator.
     fn weight(&self) -> u32 {
         const OVERHEAD: usize = 370;
         let variable = match &self.record {
@@ -72,44 +72,44 @@ impl Entry {
     }
 }
 
-/// Found and not found, apart.
+/// Two caches, for records and for "not found".
 #[derive(Debug)]
-pub(crate) struct Cache {
-    found: moka::sync::Cache<KeyHash, Arc<Entry>>,
-    not_found: moka::sync::Cache<KeyHash, Arc<Entry>>,
+pub(crate) struct RecordCache {
+    found: moka::sync::Cache<KeyHash, Arc<CachedRecord>>,
+    not_found: moka::sync::Cache<KeyHash, Arc<CachedRecord>>,
     not_found_ttl: Duration,
-    /// The answers given from what is or was cached.
+    /// The answers from present and evicted entries.
     pub(crate) exposure: Arc<ExposureLog>,
 }
 
-impl Cache {
+impl RecordCache {
     pub(crate) fn new(config: &CacheConfig) -> Self {
         let exposure = Arc::new(ExposureLog::default());
-        // Under the key's lock: a removal that comes next finds what this one handed on.
-        let hand_on = |exposure: &Arc<ExposureLog>| {
+        // Runs under the key's lock, so that the next removal of the key finds these answers.
+        let record_answers = |exposure: &Arc<ExposureLog>| {
             let exposure = exposure.clone();
-            move |hash: Arc<KeyHash>, entry: Arc<Entry>, _| {
+            move |hash: Arc<KeyHash>, entry: Arc<CachedRecord>, _| {
                 exposure.record_evicted(&hash, entry.validity.as_of(), &entry.answers);
             }
         };
         let found = moka::sync::Cache::builder()
             .name("found")
             .max_capacity(config.size.0)
-            .weigher(|_, entry: &Arc<Entry>| entry.weight())
-            .eviction_listener(hand_on(&exposure))
+            .weigher(|_, entry: &Arc<CachedRecord>| entry.weight())
+            .eviction_listener(record_answers(&exposure))
             .build();
         let not_found = moka::sync::Cache::builder()
             .name("not_found")
             .max_capacity(config.not_found_entries)
-            .eviction_listener(hand_on(&exposure))
+            .eviction_listener(record_answers(&exposure))
             .build();
         Self { found, not_found, not_found_ttl: config.not_found_ttl.into(), exposure }
     }
 
-    /// An entry for a record that was asked for at `sent_at`.
-    pub(crate) fn new_entry(&self, record: Record, validity: Validity, sent_at: LeaseTime) -> Entry {
+    /// Creates an entry for a record whose load was sent at `sent_at`.
+    pub(crate) fn new_entry(&self, record: Record, validity: Validity, sent_at: LeaseTime) -> CachedRecord {
         let answers = self.exposure.answers_of(&record);
-        let mut entry = Entry { record, validity, expires_at: LeaseTime(u64::MAX), answers };
+        let mut entry = CachedRecord { record, validity, expires_at: LeaseTime(u64::MAX), answers };
         if entry.is_not_found() {
             entry.expires_at = sent_at.after(self.not_found_ttl);
         }
@@ -126,21 +126,21 @@ impl Cache {
         self.not_found.run_pending_tasks();
     }
 
-    /// Entries found, entries not found, estimated bytes; as of the last housekeeping.
+    /// Returns the number of entries, of "not found" entries, and the estimated bytes, as of the last maintenance.
     pub(crate) fn size(&self) -> (u64, u64, u64) {
         (self.found.entry_count(), self.not_found.entry_count(), self.found.weighted_size())
     }
 }
 
-impl EntryCache for Cache {
-    type Entry = Entry;
+impl EntryCache for RecordCache {
+    type Entry = CachedRecord;
 
-    /// One look-up for what is found; two for what is not.
-    fn get(&self, hash: &KeyHash) -> Option<Arc<Entry>> {
+    /// A record takes one look-up, a "not found" two.
+    fn get(&self, hash: &KeyHash) -> Option<Arc<CachedRecord>> {
         self.found.get(hash).or_else(|| self.not_found.get(hash))
     }
 
-    fn insert_hidden(&self, hash: KeyHash, entry: Arc<Entry>) {
+    fn insert_hidden(&self, hash: KeyHash, entry: Arc<CachedRecord>) {
         let (into, out_of) = if entry.is_not_found() {
             (&self.not_found, &self.found)
         } else {
@@ -150,22 +150,26 @@ impl EntryCache for Cache {
         out_of.invalidate(&hash);
     }
 
-    fn evict(&self, hash: &KeyHash) -> Option<Arc<Entry>> {
+    fn evict(&self, hash: &KeyHash) -> Option<Arc<CachedRecord>> {
         let (found, not_found) = (self.found.remove(hash), self.not_found.remove(hash));
         found.or(not_found)
     }
 
     fn clear(&self) {
-        // moka removes them one by one, later.
+        // moka removes entries one by one, later.
         self.exposure.flushed();
         self.found.invalidate_all();
         self.not_found.invalidate_all();
     }
 }
 
-/// moka does its housekeeping on its callers; without traffic somebody must. Not the follow task: nothing
-/// may hold up an invalidation.
-pub(crate) async fn keep_house(cache: Arc<Cache>, metrics: Arc<Metrics>, shutdown: CancellationToken) {
+/// Runs moka's maintenance every second, until `shutdown`. moka runs it during calls, which stop without traffic. It
+/// must not run in the follow task, where it would delay invalidations.
+pub(crate) async fn run_maintenance(
+    cache: Arc<RecordCache>,
+    metrics: Arc<Metrics>,
+    shutdown: CancellationToken,
+) {
     let mut every_second = tokio::time::interval(Duration::from_secs(1));
     every_second.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while shutdown.run_until_cancelled(every_second.tick()).await.is_some() {

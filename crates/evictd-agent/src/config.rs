@@ -21,46 +21,32 @@ use serde::Deserialize;
 /// The documented default file; the program's own defaults.
 pub const DEFAULTS: &str = include_str!("../../../deploy/agent.toml");
 
-/// All of it.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AgentConfig {
-    /// The region it serves.
     pub region: String,
-    /// Its name within the region.
     pub agent: String,
-    /// The verify surface.
     pub http: HttpConfig,
-    /// The operator's port.
     pub admin: AdminConfig,
-    /// The bus.
     pub nats: BusConfig,
-    /// Which home store is followed.
     pub home: HomeConfig,
-    /// The bound and what keeps it.
     pub lease: LeaseConfig,
-    /// What is answered without proof.
     pub partition: PartitionConfig,
-    /// The cache.
     pub cache: CacheConfig,
-    /// Where records come from.
     pub loads: LoadsConfig,
-    /// The database, where records may be read from one.
     pub postgres: PostgresConfig,
-    /// Logging.
     pub log: LogConfig,
 }
 
-/// Which home store is followed.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HomeConfig {
-    /// 16 hexadecimal digits, or empty: any.
+    /// The store to follow, 16 hexadecimal digits; any if empty.
     pub store_id: String,
 }
 
 impl HomeConfig {
-    /// The store, if there is only one to be followed; an error if the text is none.
+    /// Parses the id; `None` if any store may be followed.
     fn store(&self) -> Result<Option<StoreId>, String> {
         let text = self.store_id.as_str();
         if text.is_empty() {
@@ -76,38 +62,34 @@ impl HomeConfig {
     }
 }
 
-/// The bound and what keeps it.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LeaseConfig {
-    /// The promise.
     pub bound: HumanDuration,
-    /// Kept back of it.
+    /// Part of the bound, reserved for clock rates and scheduling.
     pub margin: HumanDuration,
     /// How often the lease is renewed.
     pub probe_interval: HumanDuration,
-    /// After which silence a question is repeated.
+    /// The silence after which a query is repeated.
     pub request_timeout: HumanDuration,
-    /// How long a gap may take to close by itself.
+    /// The time in which a gap may close by itself.
     pub gap_patience: HumanDuration,
-    /// The device that tells whether the machine was stopped; empty to watch none.
+    /// The device that shows whether the machine was stopped; none if empty.
     pub vm_clock: String,
 }
 
-/// What is answered when neither the lease nor the authority vouches for a record.
+/// The policy for records without a lease, when the authority doesn't answer.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PartitionConfig {
-    /// Of the agent.
     pub policy: PolicyName,
-    /// Of single APIs, by id.
+    /// By API id.
     pub apis: BTreeMap<String, PolicyName>,
 }
 
-/// A [`PartitionPolicy`] as it is configured.
+/// A configured [`PartitionPolicy`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[allow(missing_docs, reason = "`PartitionPolicy` says what each is")]
 pub enum PolicyName {
     Deny,
     ServeStale,
@@ -122,39 +104,32 @@ impl From<PolicyName> for PartitionPolicy {
     }
 }
 
-/// The cache.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CacheConfig {
-    /// Memory for records.
     pub size: ByteSize,
-    /// How many "not found" are remembered.
+    /// The size of the cache of "not found".
     pub not_found_entries: u64,
-    /// For how long.
     pub not_found_ttl: HumanDuration,
 }
 
-/// Where records come from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OriginName {
-    /// The authority, over the bus.
+    /// Over the bus.
     Authority,
-    /// The home database or a replica of it; the authority, when that is too old or fails.
+    /// The home database or a replica of it. The authority if that lags or fails.
     Postgres,
 }
 
-/// The database, where records may be read from one.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PostgresConfig {
-    /// Where it is.
     pub url: Secret,
-    /// A file that holds the URL.
+    /// A file with the URL.
     pub url_file: PathBuf,
-    /// Connections at most.
     pub connections: u32,
-    /// After which silence the authority is asked instead.
+    /// The silence after which the authority is queried instead.
     pub timeout: HumanDuration,
 }
 
@@ -164,42 +139,38 @@ impl PostgresConfig {
     }
 }
 
-/// Loads.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LoadsConfig {
-    /// Where records come from.
     pub origin: OriginName,
-    /// At once.
     pub concurrent_max: usize,
-    /// After which silence one is repeated.
+    /// The silence after which a load is repeated.
     pub timeout: HumanDuration,
 }
 
 impl AgentConfig {
-    /// Its subjects. The names were validated.
+    /// Returns the agent's subjects. The names were validated.
     pub fn requester(&self) -> Requester {
         Requester::new(&self.region, &self.agent)
-            .expect("`validate` refuses names that are no subject tokens")
+            .expect("`validate` rejects names that are no subject tokens")
     }
 
-    /// The database to read records from, if there is one. Reads [`PostgresConfig::url_file`].
+    /// Returns the URL of the database, if one is configured. Reads [`PostgresConfig::url_file`].
     pub fn database(&self) -> Result<Option<PostgresUrl>, PostgresUrlError> {
         PostgresUrl::configured(&self.postgres.url, &self.postgres.url_file)
     }
 
-    /// The bound. Its margin was validated.
+    /// Returns the bound. Its margin was validated.
     pub fn bound(&self) -> Bound {
         Bound::new(self.lease.bound.into(), self.lease.margin.into())
-            .expect("`validate` refuses margins out of proportion")
+            .expect("`validate` rejects margins out of proportion")
     }
 
-    /// The device that tells whether the machine was stopped, if it is to be watched.
+    /// Returns the device that shows whether the machine was stopped, if one is configured.
     pub fn vm_clock(&self) -> Option<&Path> {
         Some(&*self.lease.vm_clock).filter(|path| !path.is_empty()).map(Path::new)
     }
 
-    /// What the follower needs.
     pub fn follower(&self) -> FollowerConfig {
         FollowerConfig {
             bound: self.bound(),

@@ -1,10 +1,10 @@
-//! Records read from the home database or a replica of it, beside the authority (R8, R10).
+//! Records read from the home database or a replica of it, before the authority (R8, R10).
 //!
-//! A database's own read proves nothing: it may be a replica that lags, or a primary that was demoted and
-//! doesn't know. So what it says counts only while the lease vouches for it, and only where it meets the floors;
-//! the lease is always the authority's. It may also be another store: a standby promoted by mistake, or a copy with a
-//! publisher of its own. So a read counts only if its log ends with a position and a token that this agent got from
-//! home (R15). Whatever fails here is asked of the authority instead.
+//! A database's own read proves nothing: a replica may lag, and a primary may have been demoted without noticing. So a
+//! read counts only during a lease, which always comes from the authority, and only if it meets the floors. The database
+//! may also be another store: a standby promoted by mistake, or a copy with a publisher of its own. So a read counts
+//! only if its log ends with a position and a token that this agent received from home (R15). Every other read is
+//! repeated at the authority.
 
 use std::error::Error;
 use std::fmt::Debug;
@@ -22,113 +22,115 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::{DatabaseOutcome, Metrics};
-use crate::origin::Loaded;
+use crate::origin::LoadedRecord;
 
 /// A database that holds the records, primary or replica.
 #[async_trait]
 pub trait Database: Debug + Send + Sync {
-    /// What `hash` stands for and how new that is, both read in one snapshot (R6).
+    /// Returns the record behind `hash` and its position, both read in one snapshot (R6).
     async fn lookup(&self, hash: KeyHash) -> Result<Lookup, DatabaseError>;
 }
 
-/// Why a database didn't tell.
+/// The reason that a database returned no record.
 #[derive(Debug, thiserror::Error)]
 pub enum DatabaseError {
-    /// It can't be used now, for whatever record.
+    /// No record can be read now.
     #[error(transparent)]
     Unusable(Box<dyn Error + Send + Sync>),
-    /// This record makes no sense; others may.
+    /// This record is invalid; others may be valid.
     #[error(transparent)]
     Record(Box<dyn Error + Send + Sync>),
 }
 
-/// The pause before a database that failed is asked again.
+/// The pause before a failed database is tried again.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 
-/// What a trial asks for: nobody's key.
-const NOBODY: KeyHash = KeyHash([0; 32]);
+/// The hash of no key, for tries.
+const NO_KEY: KeyHash = KeyHash([0; 32]);
 
-/// A [`Database`] that may fail.
+/// Reads from a [`Database`] while it works.
 ///
-/// While it does, no load asks it: one that is silent would cost each load its time-out, and many loads at once all
-/// their places. [`Replica::keep_trying`] finds out when it works again.
+/// After a failure no load queries it: a silent database would cost each load its timeout, and many loads at once all
+/// their permits. [`DatabaseReader::retry_failures`] finds out when it works again.
 #[derive(Clone, Debug)]
-pub(crate) struct Replica(Arc<Shared>);
+pub(crate) struct DatabaseReader(Arc<ReaderState>);
 
 #[derive(Debug)]
-struct Shared {
+struct ReaderState {
     database: Arc<dyn Database>,
-    /// After which silence the authority is asked instead.
+    /// After this silence the authority is queried instead.
     timeout: Duration,
     metrics: Arc<Metrics>,
-    remark: Condition,
-    fails: watch::Sender<bool>,
+    warning: Condition,
+    has_failed: watch::Sender<bool>,
 }
 
-impl Replica {
+impl DatabaseReader {
     pub(crate) fn new(
         database: Arc<dyn Database>,
         timeout: Duration,
         metrics: Arc<Metrics>,
-        remark: Condition,
+        warning: Condition,
     ) -> Self {
-        Self(Arc::new(Shared { database, timeout, metrics, remark, fails: watch::Sender::new(false) }))
+        let has_failed = watch::Sender::new(false);
+        Self(Arc::new(ReaderState { database, timeout, metrics, warning, has_failed }))
     }
 
-    /// What the database says of `hash`, if it says anything. It vouches for nothing: the record is as old as the
-    /// lease is.
-    pub(crate) async fn lookup(&self, hash: KeyHash) -> Option<Loaded> {
-        if *self.0.fails.borrow() {
+    /// Returns the database's record for `hash`, if it works. The record is as fresh as the lease: the read itself
+    /// proves nothing.
+    pub(crate) async fn lookup(&self, hash: KeyHash) -> Option<LoadedRecord> {
+        if *self.0.has_failed.borrow() {
             return None;
         }
-        let lookup = self.0.ask(hash).await?;
+        let lookup = self.0.query(hash).await?;
         let source = LoadSource::Database(lookup.token);
-        Some(Loaded { lookup, source, read_at: LeaseTime::default() })
+        Some(LoadedRecord { lookup, source, read_at: LeaseTime::default() })
     }
 
-    /// Asks the database at once, so that a wrong password or a missing right shows before anybody needs it, and again
-    /// and again while it fails, whether there are loads or not. Until `shutdown`.
-    pub(crate) async fn keep_trying(self, shutdown: CancellationToken) {
-        let mut fails = self.0.fails.subscribe();
-        let trying = async {
+    /// Queries the database at once, so that a wrong password or a missing privilege shows before the first load, and
+    /// repeatedly after a failure, also without loads. Runs until `shutdown`.
+    pub(crate) async fn retry_failures(self, shutdown: CancellationToken) {
+        let mut has_failed = self.0.has_failed.subscribe();
+        let retries = async {
             loop {
-                while self.0.ask(NOBODY).await.is_none() {
+                while self.0.query(NO_KEY).await.is_none() {
                     tokio::time::sleep(RETRY_EVERY).await;
                 }
-                // Never the end: this task holds the sender.
-                drop(fails.wait_for(|fails| *fails).await);
+                // Never an error: this task holds the sender.
+                drop(has_failed.wait_for(|failed| *failed).await);
                 tokio::time::sleep(RETRY_EVERY).await;
             }
         };
-        shutdown.run_until_cancelled(trying).await;
+        shutdown.run_until_cancelled(retries).await;
     }
 }
 
-impl Shared {
-    async fn ask(&self, hash: KeyHash) -> Option<Lookup> {
+impl ReaderState {
+    async fn query(&self, hash: KeyHash) -> Option<Lookup> {
         let failure = match tokio::time::timeout(self.timeout, self.database.lookup(hash)).await {
             Ok(Ok(lookup)) => {
-                if self.fails.send_replace(false) {
-                    tracing::info!("the database answers again");
+                if self.has_failed.send_replace(false) {
+                    tracing::info!("database works again");
                 }
-                // Each time: a failure that was noticed beside it may have made its remark only now.
-                self.remark.met();
+                // Every time: a concurrent failure may have set the warning after the last one.
+                self.warning.met();
                 return Some(lookup);
             }
             Ok(Err(DatabaseError::Record(error))) => {
-                // One key that somebody has written nonsense for doesn't send all loads home.
+                // One invalid record must not send all loads to the authority.
                 self.metrics.read_from_database(DatabaseOutcome::Failed);
-                tracing::debug!(error, "the database has a record that can't be read");
+                tracing::debug!(error, "invalid record in the database");
                 return None;
             }
             Ok(Err(DatabaseError::Unusable(error))) => with_causes(&*error),
             Err(_) => format!("no answer within {:?}", self.timeout),
         };
         self.metrics.read_from_database(DatabaseOutcome::Failed);
-        if !self.fails.send_replace(true) {
-            tracing::warn!(error = failure, "the database failed; records are asked of the authority");
+        if !self.has_failed.send_replace(true) {
+            tracing::warn!(error = failure, "database failed; loading records from the authority");
         }
-        self.remark.unmet(format!("the database failed, so records are asked of the authority: {failure}"));
+        self.warning
+            .unmet(format!("the database failed, so records are loaded from the authority: {failure}"));
         None
     }
 }

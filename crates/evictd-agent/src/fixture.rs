@@ -1,13 +1,13 @@
-//! An agent without a bus, for tests: its home region is in memory, and what the follow task would do
-//! with a message is done at once.
+//! An agent without a bus, for tests. Its home region is in memory, and messages take effect at once.
 
 use std::collections::HashMap;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use evictd_core::follower::{Accepted, Effect, Follower, LoadSource};
+use evictd_core::follower::{Accepted, Effect, LoadSource};
 use evictd_core::history::{Incarnation, LogToken, Milestone, Provenance, StoreId, Voucher};
 use evictd_core::ids::{ApiId, KeyHash, KeyId, WorkspaceId};
 use evictd_core::invalidation::{Cause, Invalidation, Scope};
@@ -17,23 +17,19 @@ use evictd_core::serving::{LoadAnswer, LoadedEntry};
 use evictd_core::time::{LeaseTime, StoreTime};
 use evictd_ops::clock;
 use evictd_ops::config::Layers;
-use evictd_ops::metrics::Registry;
-use evictd_ops::readiness::Readiness;
 use evictd_wire::live::{Live, LiveEvent};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::cache::{Cache, Entry};
+use crate::AgentParts;
+use crate::cache::CachedRecord;
 use crate::config::{self, AgentConfig};
-use crate::knowledge::Knowledge;
 use crate::loads::Loads;
-use crate::metrics::{self, LoadOutcome, Metrics};
-use crate::origin::LoadError;
-use crate::origin::{Loaded, Origin};
-use crate::policy::Policies;
+use crate::metrics::LoadOutcome;
+use crate::origin::{LoadError, LoadedRecord, Origin};
 use crate::verify::Verifier;
 
-/// Where the log of every test's home region ends at first.
+/// The initial head of every test's home region.
 pub(crate) const BASE: u64 = 100;
 
 pub(crate) fn at(position: u64) -> LogPosition {
@@ -82,11 +78,11 @@ pub(crate) fn config(settings: &[(&str, &str)]) -> AgentConfig {
     layers.load().unwrap().config
 }
 
-/// A home region in memory: records by hash, and the end of its log.
+/// A home region in memory: records by hash, and the head of its log.
 #[derive(Debug)]
 pub(crate) struct MemoryHome {
     state: Mutex<HomeState>,
-    asked: watch::Sender<usize>,
+    lookups: watch::Sender<usize>,
     answering: watch::Sender<bool>,
 }
 
@@ -102,55 +98,55 @@ impl MemoryHome {
     fn new() -> Self {
         let state =
             HomeState { head: at(BASE), records: HashMap::new(), fence_age: Duration::ZERO, failure: None };
-        Self { state: Mutex::new(state), asked: watch::Sender::new(0), answering: watch::Sender::new(true) }
+        Self { state: Mutex::new(state), lookups: watch::Sender::new(0), answering: watch::Sender::new(true) }
     }
 
-    /// Stores a record. Nobody is told.
+    /// Stores a record without an invalidation.
     pub(crate) fn put(&self, hash: KeyHash, record: Record) {
         self.state.lock().records.insert(hash, record);
     }
 
-    /// Gives the next position.
+    /// Assigns the next position.
     pub(crate) fn advance(&self) -> LogPosition {
         let mut state = self.state.lock();
         state.head = state.head.next().unwrap();
         state.head
     }
 
-    /// From now on the last probe round was this long ago.
+    /// Sets the age of the last probe round.
     pub(crate) fn set_fence_age(&self, age: Duration) {
         self.state.lock().fence_age = age;
     }
 
-    /// From now on, lookups end like this.
+    /// Makes later lookups fail so.
     pub(crate) fn fail(&self, failure: Option<(LoadOutcome, LoadError)>) {
         self.state.lock().failure = failure;
     }
 
-    /// From now on, answers are held back. What they say was read when the question came.
+    /// Holds later answers back. Records are still read when the query arrives.
     pub(crate) fn hold(&self) {
         self.answering.send_replace(false);
     }
 
-    /// Sends what was held back.
+    /// Sends the answers that were held back.
     pub(crate) fn release(&self) {
         self.answering.send_replace(true);
     }
 
-    /// Lookups so far.
-    pub(crate) fn asked(&self) -> usize {
-        *self.asked.borrow()
+    /// Returns the number of lookups so far.
+    pub(crate) fn lookups(&self) -> usize {
+        *self.lookups.borrow()
     }
 
     /// Waits for the lookup with this number, counted from 1.
-    pub(crate) async fn is_asked(&self, number: usize) {
-        self.asked.subscribe().wait_for(|asked| *asked >= number).await.unwrap();
+    pub(crate) async fn wait_for_lookup(&self, number: usize) {
+        self.lookups.subscribe().wait_for(|lookups| *lookups >= number).await.unwrap();
     }
 }
 
 #[async_trait]
 impl Origin for MemoryHome {
-    async fn lookup(&self, hash: KeyHash) -> Result<Loaded, (LoadOutcome, LoadError)> {
+    async fn lookup(&self, hash: KeyHash) -> Result<LoadedRecord, (LoadOutcome, LoadError)> {
         let read = {
             let state = self.state.lock();
             let record = state.records.get(&hash).cloned().unwrap_or(Record::Absent);
@@ -158,41 +154,35 @@ impl Origin for MemoryHome {
             let loaded = loaded(state.head, record, read_at);
             state.failure.map_or(Ok(loaded), Err)
         };
-        self.asked.send_modify(|asked| *asked += 1);
+        self.lookups.send_modify(|lookups| *lookups += 1);
         self.answering.subscribe().wait_for(|answering| *answering).await.unwrap();
         read
     }
 }
 
-/// An agent.
-pub(crate) struct Agent {
+/// An agent's parts, with a home region in memory.
+pub(crate) struct TestAgent {
+    pub(crate) parts: AgentParts,
     pub(crate) home: Arc<MemoryHome>,
-    pub(crate) knowledge: Arc<Knowledge>,
-    pub(crate) cache: Arc<Cache>,
     pub(crate) loads: Loads,
     pub(crate) verifier: Verifier,
-    pub(crate) metrics: Arc<Metrics>,
-    pub(crate) policies: Arc<Policies>,
-    pub(crate) readiness: Readiness,
-    registry: Registry,
 }
 
-impl Agent {
-    /// Just started: it has no proof yet, and no base position.
+impl Deref for TestAgent {
+    type Target = AgentParts;
+
+    fn deref(&self) -> &AgentParts {
+        &self.parts
+    }
+}
+
+impl TestAgent {
+    /// Just started: without a proof and a base position.
     pub(crate) fn starting(settings: &[(&str, &str)]) -> Self {
-        let config = config(settings);
-        let registry = Registry::new(metrics::SPECS, &[]).unwrap();
-        let metrics = Arc::new(Metrics::new(&registry));
-        let knowledge = Arc::new(Knowledge::new(Follower::new(config.follower(), 1), config.bound()));
-        let cache = Arc::new(Cache::new(&config.cache));
+        let parts = AgentParts::new(config(settings)).unwrap();
         let home = Arc::new(MemoryHome::new());
-        let loads =
-            Loads::new(&config.loads, None, home.clone(), knowledge.clone(), cache.clone(), metrics.clone());
-        let policies = Arc::new(Policies::new(&config.partition));
-        let verifier =
-            Verifier::new(knowledge.clone(), cache.clone(), loads.clone(), policies.clone(), metrics.clone());
-        let readiness = Readiness::new();
-        Self { home, knowledge, cache, loads, verifier, metrics, policies, readiness, registry }
+        let loads = parts.loads(None, home.clone());
+        Self { home, verifier: parts.verifier(loads.clone()), loads, parts }
     }
 
     /// Proven complete up to [`BASE`].
@@ -206,7 +196,7 @@ impl Agent {
         agent
     }
 
-    /// Proven complete up to [`BASE`] when the lease clock began: its lease has run out.
+    /// Proven complete up to [`BASE`] at the start of the lease clock: its lease has expired.
     pub(crate) fn expired_with(settings: &[(&str, &str)]) -> Self {
         let agent = Self::starting(settings);
         agent.prove_at(at(BASE), LeaseTime(1));
@@ -221,7 +211,7 @@ impl Agent {
     fn prove_at(&self, head: LogPosition, now: LeaseTime) {
         let mut effects = Vec::new();
         {
-            let mut follower = self.knowledge.follower.lock();
+            let mut follower = self.serving.follower.lock();
             if let Some(followed) = follower.provenance()
                 && followed != voucher(head).milestone.provenance
             {
@@ -239,7 +229,7 @@ impl Agent {
         self.perform(effects);
     }
 
-    /// The home region changes what lies in `scope`, and the agent applies that.
+    /// The home region changes `scope`, and the agent applies that.
     pub(crate) fn invalidate(&self, scope: Scope) -> LogPosition {
         let position = self.home.advance();
         self.apply(row(position, scope));
@@ -250,18 +240,17 @@ impl Agent {
     pub(crate) fn apply(&self, row: Invalidation) {
         let mut effects = Vec::new();
         let last = voucher(row.position);
-        self.knowledge.follower.lock().on_live(&last, vec![row], clock::lease_now(), &mut effects);
+        self.serving.follower.lock().on_live(&last, vec![row], clock::lease_now(), &mut effects);
         self.perform(effects);
     }
 
-    /// What the follow task does to cache and knowledge.
     fn perform(&self, effects: Vec<Effect>) {
         for effect in effects {
-            self.knowledge.perform(&effect, &*self.cache);
+            self.serving.perform(&effect, &*self.cache);
         }
     }
 
-    /// It was complete then.
+    /// Moves the last proof to `at`.
     pub(crate) fn was_proven(&self, at: LeaseTime) {
         self.perform(vec![Effect::Proven(at)]);
     }
@@ -273,11 +262,11 @@ impl Agent {
         record: Record,
         as_of: LogPosition,
         read_at: LeaseTime,
-    ) -> LoadedEntry<Entry> {
+    ) -> LoadedEntry<CachedRecord> {
         let answer =
             LoadAnswer { hash, source: LoadSource::Authority(PROVENANCE), as_of, read_at, sent_at: read_at };
         let new_entry = |record, validity| self.cache.new_entry(record, validity, read_at);
-        LoadedEntry::new(&self.knowledge, answer, record, &mut Vec::new(), new_entry)
+        LoadedEntry::new(&self.serving, answer, record, &mut Vec::new(), new_entry)
     }
 
     /// Caches such a record, if it meets its floors.
@@ -287,20 +276,23 @@ impl Agent {
         record: Record,
         as_of: LogPosition,
         read_at: LeaseTime,
-    ) -> Arc<Entry> {
+    ) -> Arc<CachedRecord> {
         let inserted = self.loaded(hash, record, as_of, read_at).insert(&*self.cache);
-        inserted.settle(&self.knowledge, &*self.cache).entry().clone()
+        inserted.settle(&self.serving, &*self.cache).entry().clone()
     }
 
     /// The value of a counter or gauge, `name{label="value"}`, that holds whole numbers.
     pub(crate) fn metric(&self, series: &str) -> u64 {
+        // Every series has these labels.
+        const OWN: &str = r#"region="local",agent="agent-1""#;
         let scrape = self.registry.render();
+        let scrape = scrape.replace(&format!("{{{OWN}}}"), "").replace(&format!("{OWN},"), "");
         let line = scrape.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         line.unwrap_or_else(|| panic!("no {series} in\n{scrape}")).parse().unwrap()
     }
 }
 
-/// The history that they follow in the first epoch.
+/// The history that test agents follow in the first epoch.
 pub(crate) const PROVENANCE: Provenance = Provenance { store: StoreId(1), incarnation: Incarnation(1) };
 
 pub(crate) fn voucher(at: LogPosition) -> Voucher {
@@ -310,24 +302,24 @@ pub(crate) fn voucher(at: LogPosition) -> Voucher {
     Voucher { milestone, mac: [0; 16] }
 }
 
-/// What a store says of a record at `as_of`.
+/// A store's record at `as_of`.
 pub(crate) fn lookup(as_of: LogPosition, record: Record) -> Lookup {
     let Milestone { provenance, at, token } = voucher(as_of).milestone;
     Lookup { as_of: at, provenance, token, record }
 }
 
-/// The same, as the authority's answer.
-pub(crate) fn loaded(as_of: LogPosition, record: Record, read_at: LeaseTime) -> Loaded {
-    Loaded { lookup: lookup(as_of, record), source: LoadSource::Authority(PROVENANCE), read_at }
+/// The authority's answer with that record.
+pub(crate) fn loaded(as_of: LogPosition, record: Record, read_at: LeaseTime) -> LoadedRecord {
+    LoadedRecord { lookup: lookup(as_of, record), source: LoadSource::Authority(PROVENANCE), read_at }
 }
 
-/// Rows as they come on the live feed.
+/// Rows as a message of the live feed.
 pub(crate) fn live(rows: &[Invalidation]) -> Bytes {
     let voucher = voucher(rows[rows.len() - 1].position);
     Live { voucher, event: LiveEvent::Invalidations(rows.to_vec()) }.encode()
 }
 
-/// The end of a key, `from_now` ahead on the wall clock.
+/// The expiry of a key, `from_now` ahead on the wall clock.
 pub(crate) fn ends_in(from_now: Duration) -> StoreTime {
     StoreTime(clock::wall_now().0 + i64::try_from(from_now.as_micros()).unwrap())
 }

@@ -1,4 +1,4 @@
-//! The shell of the follower: receives, asks the core, performs what it says in order.
+//! The follow task: passes messages to the core, and performs the core's effects in order.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,51 +30,50 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::apply_reports::ApplyReportQueue;
-use crate::bus::{Feed, nobody_listens};
-use crate::cache::{Cache, Entry};
-use crate::knowledge::Knowledge;
+use crate::bus::{Feed, is_no_responders};
+use crate::cache::{CachedRecord, RecordCache};
 use crate::metrics::{Incoming, Metrics};
 use crate::policy::Policies;
-use crate::status::Recent;
+use crate::serving::ServingState;
+use crate::status::RecentChanges;
 
-/// How often gauges are refreshed and progress is announced if nothing asks for it sooner.
+/// The interval of gauges, and of announcements without an applied change.
 const BEAT: Duration = Duration::from_secs(1);
 
-/// Announcements keep this distance: one speaks for all deletions before it. The first goes at once.
+/// The shortest time between two announcements: one covers all deletions before it. The first one is sent at once.
 const ANNOUNCEMENT_SPACING: Duration = Duration::from_millis(10);
 
-/// After so much silence the live feed is called silent: three ticks.
+/// The live feed counts as silent after three missing ticks.
 const FEED_SILENT_AFTER: Duration = Duration::from_secs(3);
 
-/// A rival that was silent for so long is gone.
+/// A rival counts as gone after this silence.
 const RIVAL_GONE_AFTER: Duration = Duration::from_secs(5);
 
-/// What its messages mean. They move nothing here.
 const RIVAL: &str = "another home store than the one that this agent follows is active on this bus; stop one of them, \
                      or give each its own NATS account";
 
-/// Everything the follow task works on.
+/// The parts of the agent that the follow task works on.
 #[derive(Debug)]
-pub(crate) struct Follow {
+pub(crate) struct FollowContext {
     pub(crate) identity: Identity,
     pub(crate) bound: Bound,
-    pub(crate) knowledge: Arc<Knowledge>,
-    pub(crate) cache: Arc<Cache>,
+    pub(crate) serving: Arc<ServingState>,
+    pub(crate) cache: Arc<RecordCache>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) policies: Arc<Policies>,
     /// Met while the lease runs.
     pub(crate) lease: Condition,
-    /// Met while the live feed is heard.
+    /// Met while the live feed isn't silent.
     pub(crate) feed: Condition,
-    /// Met while no other home store speaks on the bus.
+    /// Met while no other home store sends on the bus.
     pub(crate) history: Condition,
-    pub(crate) recent: Recent,
+    pub(crate) recent: RecentChanges,
 }
 
-impl Follow {
-    /// Follows until `shutdown`.
+impl FollowContext {
+    /// Runs the follow task until `shutdown`.
     pub(crate) async fn run(self, mut feed: Feed, shutdown: CancellationToken) {
-        let mut task = Task::new(self);
+        let mut task = FollowTask::new(self);
         let mut beat = tokio::time::interval(BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -91,8 +90,9 @@ impl Follow {
             }
             task.poll_and_perform(&feed).await;
         }
-        // Verifications have ended by now. But a copy of this machine has the same instance, and goes on.
-        if !task.follow.knowledge.has_ended()
+        // Verifications have ended by now. After a disruption no goodbye is sent: a copy of this machine has the same
+        // instance and continues.
+        if !task.context.serving.has_ended()
             && let Some(last) = task.announcement(true)
         {
             feed.leave(last.encode()).await;
@@ -100,30 +100,30 @@ impl Follow {
     }
 }
 
-struct Task {
-    follow: Follow,
+struct FollowTask {
+    context: FollowContext,
     effects: Vec<Effect>,
     offset: ClockOffset,
     apply_reports: ApplyReportQueue,
-    last_heard: LeaseTime,
-    /// Nothing can be heard before.
+    /// The last message of the live feed.
+    last_live_at: LeaseTime,
     connected_at: LeaseTime,
-    /// When the next announcement may go, and whether somebody waits for it.
+    /// The earliest time of the next announcement.
     announce_from: Instant,
     announcement_due: bool,
     mode: Mode,
-    /// Who spoke last for another history, and when.
+    /// The last message of another history.
     rival: Option<(Provenance, LeaseTime)>,
 }
 
-impl Task {
-    fn new(follow: Follow) -> Self {
+impl FollowTask {
+    fn new(context: FollowContext) -> Self {
         Self {
-            follow,
+            context,
             effects: Vec::new(),
             offset: ClockOffset::default(),
             apply_reports: ApplyReportQueue::default(),
-            last_heard: clock::lease_now(),
+            last_live_at: clock::lease_now(),
             connected_at: clock::lease_now(),
             announce_from: Instant::now(),
             announcement_due: false,
@@ -134,7 +134,7 @@ impl Task {
 
     fn on_live(&mut self, payload: &Bytes) {
         let now = clock::lease_now();
-        let mut follower = self.follow.knowledge.follower.lock();
+        let mut follower = self.context.serving.follower.lock();
         match Live::decode(payload) {
             Ok(Live { voucher, event: LiveEvent::Invalidations(rows) }) => {
                 follower.on_live(&voucher, rows, now, &mut self.effects);
@@ -143,27 +143,27 @@ impl Task {
                 follower.on_tick(&voucher, now, &mut self.effects);
             }
             Ok(Live { voucher, event: LiveEvent::Ended }) => {
-                follower.on_end(voucher.milestone.provenance, now)
+                follower.on_end(voucher.milestone.provenance, now);
             }
             Err(error) => {
                 tracing::debug!(%error, "ignored a message of the live feed");
-                self.follow.metrics.malformed(Incoming::Live);
+                self.context.metrics.malformed(Incoming::Live);
                 return;
             }
         }
-        self.last_heard = now;
+        self.last_live_at = now;
     }
 
     fn on_probe_answer(&mut self, message: &Message) {
         let incoming = Incoming::Answer(MessageKind::Probe);
-        if nobody_listens(message) {
+        if is_no_responders(message) {
             return;
         }
         let Ok(answer) = ProbeAnswer::decode(&message.payload) else {
-            return self.follow.metrics.malformed(incoming);
+            return self.context.metrics.malformed(incoming);
         };
         let now = clock::lease_now();
-        let mut follower = self.follow.knowledge.follower.lock();
+        let mut follower = self.context.serving.follower.lock();
         let sent_at = follower.probe_sent_at(answer.nonce);
         match follower.on_probe_answer(answer.nonce, &answer.head, answer.is_proof, now, &mut self.effects) {
             Accepted::Yes => {
@@ -171,64 +171,64 @@ impl Task {
                     let ProbeAnswer { held, store_time, head, .. } = answer;
                     let (received_at, head) = (now, head.milestone.at);
                     if self.offset.measured(Measurement { sent_at, received_at, held, store_time, head }) {
-                        tracing::warn!("the home store's clock was set; lags are measured anew");
+                        tracing::warn!("home store's clock was set; measuring lags anew");
                     }
                     self.publish_offset(now);
                 }
             }
-            Accepted::No => self.follow.metrics.unasked(incoming),
+            Accepted::No => self.context.metrics.unasked(incoming),
         }
     }
 
     fn on_replay_answer(&mut self, message: &Message) {
         let incoming = Incoming::Answer(MessageKind::Replay);
-        if nobody_listens(message) {
+        if is_no_responders(message) {
             return;
         }
         let Ok(answer) = ReplayAnswer::decode(&message.payload) else {
-            return self.follow.metrics.malformed(incoming);
+            return self.context.metrics.malformed(incoming);
         };
         let now = clock::lease_now();
-        let mut follower = self.follow.knowledge.follower.lock();
+        let mut follower = self.context.serving.follower.lock();
         if follower.on_replay_answer(answer.nonce, answer.provenance, answer.outcome, now, &mut self.effects)
             == Accepted::No
         {
-            self.follow.metrics.unasked(incoming);
+            self.context.metrics.unasked(incoming);
         }
     }
 
     fn on_connected(&mut self) {
         self.connected_at = clock::lease_now();
-        self.follow.knowledge.follower.lock().connected(self.connected_at);
+        self.context.serving.follower.lock().connected(self.connected_at);
     }
 
     async fn on_beat(&mut self, feed: &Feed) {
         let now = clock::lease_now();
-        let Follow { knowledge, metrics, bound, .. } = &self.follow;
+        let FollowContext { serving, metrics, bound, .. } = &self.context;
         let (mode, remaining) = {
-            let follower = knowledge.follower.lock();
-            (knowledge.mode(&follower, now), knowledge.remaining(&follower, now))
+            let follower = serving.follower.lock();
+            (serving.mode(&follower, now), serving.remaining(&follower, now))
         };
         metrics.lease(bound.bound(), remaining, mode);
         metrics.feed_silent(self.is_feed_silent(now));
-        self.remark_on_feed(feed.is_connected(), now);
+        self.update_feed_condition(feed.is_connected(), now);
         if let Some((low, high)) = self.offset.bounds(now) {
             let wall_less_lease = clock::wall_now().0.saturating_sub(now.0 as i64);
             metrics.clock(low.saturating_sub(wall_less_lease), high.saturating_sub(wall_less_lease));
         }
         self.publish_offset(now);
-        self.remark_on_rival(now);
+        self.update_history_condition(now);
         self.enter(mode);
         self.announce(feed).await;
     }
 
     fn is_feed_silent(&self, now: LeaseTime) -> bool {
-        now.since(self.last_heard) >= FEED_SILENT_AFTER
+        now.since(self.last_live_at) >= FEED_SILENT_AFTER
     }
 
-    /// That nothing is heard without a connection is said by the connection's own condition.
-    fn remark_on_feed(&self, connected: bool, now: LeaseTime) {
-        let feed = &self.follow.feed;
+    /// Without a connection the feed is silent, too; the connection's own condition reports that.
+    fn update_feed_condition(&self, connected: bool, now: LeaseTime) {
+        let feed = &self.context.feed;
         if !self.is_feed_silent(now) {
             feed.met();
         } else if !connected {
@@ -241,23 +241,23 @@ impl Task {
         }
     }
 
-    /// Another home store on the bus moves nothing here, but somebody has to stop it.
-    fn remark_on_rival(&mut self, now: LeaseTime) {
+    /// Another home store on the bus has no effect here, but an operator must stop it.
+    fn update_history_condition(&mut self, now: LeaseTime) {
         match self.rival {
             Some((provenance, at)) if now.since(at) < RIVAL_GONE_AFTER => {
                 let Provenance { store, incarnation } = provenance;
-                self.follow.history.unmet(format!("{RIVAL}: store {store}, incarnation {incarnation}"));
+                self.context.history.unmet(format!("{RIVAL}: store {store}, incarnation {incarnation}"));
             }
             _ => {
                 self.rival = None;
-                self.follow.history.met();
+                self.context.history.met();
             }
         }
     }
 
     fn publish_offset(&self, now: LeaseTime) {
         if let Some((_, high)) = self.offset.bounds(now) {
-            self.follow.knowledge.publish_home_offset_high(high);
+            self.context.serving.publish_home_offset_high(high);
         }
     }
 
@@ -268,30 +268,28 @@ impl Task {
         self.mode = mode;
         match mode {
             Mode::Live => {
-                tracing::info!("live: the cache is trusted");
-                self.follow.lease.met();
+                tracing::info!("lease live");
+                self.context.lease.met();
             }
             Mode::Expired => {
-                tracing::warn!(
-                    "expired: no proof within the bound, cached entries live by their own read only"
-                );
-                self.follow
+                tracing::warn!("lease expired: serving only entries read within the bound");
+                self.context
                     .lease
                     .unmet("a proof from a publisher that nothing was missed; the last one is too old");
             }
-            // Where every process begins, and none returns to.
+            // Only the first mode of a process.
             Mode::Starting => {}
         }
     }
 
     fn wake_at(&self) -> Instant {
-        let wake_at = self.follow.knowledge.follower.lock().wake_at();
+        let wake_at = self.context.serving.follower.lock().wake_at();
         let wake_at = Instant::now() + wake_at.since(clock::lease_now());
         if self.announcement_due { wake_at.min(self.announce_from) } else { wake_at }
     }
 
     async fn poll_and_perform(&mut self, feed: &Feed) {
-        self.follow.knowledge.follower.lock().poll(clock::lease_now(), &mut self.effects);
+        self.context.serving.follower.lock().poll(clock::lease_now(), &mut self.effects);
         let mut effects = std::mem::take(&mut self.effects);
         for effect in effects.drain(..) {
             self.perform(effect, feed).await;
@@ -302,24 +300,24 @@ impl Task {
         }
     }
 
-    /// The core performs it (R9); what else there is to do or to tell of it is done here.
+    /// The core changes the serving state and the cache (R9). This adds messages, metrics and logs.
     async fn perform(&mut self, effect: Effect, feed: &Feed) {
-        let Follow { knowledge, cache, metrics, identity, .. } = &self.follow;
-        let applied_before = knowledge.applied();
-        let evicted = knowledge.perform(&effect, &**cache);
+        let FollowContext { serving, cache, metrics, identity, .. } = &self.context;
+        let applied_before = serving.applied();
+        let evicted = serving.perform(&effect, &**cache);
         match effect {
             Effect::Applied { invalidation, via } => {
                 if let Some(hash) = invalidation.scope.evicted_key() {
                     self.check_evicted(hash, invalidation.position);
                 }
-                self.applied(&invalidation, via, evicted.as_deref());
+                self.record_applied(&invalidation, via, evicted.as_deref());
             }
             Effect::Flush(reason) => {
-                tracing::info!(reason = reason.label(), "everything cached is forgotten");
+                tracing::info!(reason = reason.label(), "cache flushed");
                 metrics.flushed(reason);
             }
             Effect::FloorsMerged(merged) => {
-                tracing::warn!(?merged, "floors were merged to bound memory; more than necessary reloads");
+                tracing::warn!(?merged, "floors merged to bound memory; more records than necessary reload");
                 metrics.floors_merged(merged.floors());
             }
             Effect::Progress { applied, head } => {
@@ -334,7 +332,7 @@ impl Task {
                         .invariants
                         .violated(Rule::R7, format_args!("a proof from the future: {at:?} at {now:?}"));
                 }
-                let mode = knowledge.mode(&knowledge.follower.lock(), now);
+                let mode = serving.mode(&serving.follower.lock(), now);
                 self.enter(mode);
             }
             Effect::Rival(provenance) => {
@@ -349,8 +347,8 @@ impl Task {
                 let probe = ProbeRequest {
                     nonce,
                     instance: identity.instance,
-                    policy: self.follow.policies.widest(),
-                    bound: self.follow.bound.bound(),
+                    policy: self.context.policies.widest(),
+                    bound: self.context.bound.bound(),
                     seen,
                 };
                 feed.send_probe(probe.encode(), all).await;
@@ -363,9 +361,9 @@ impl Task {
         }
     }
 
-    /// After an eviction nothing may be left, or have come, that is older than what evicted it (R9).
+    /// After an eviction, no entry older than its change may be shown (R9).
     fn check_evicted(&self, hash: &KeyHash, position: LogPosition) {
-        let Follow { cache, metrics, .. } = &self.follow;
+        let FollowContext { cache, metrics, .. } = &self.context;
         let left =
             cache.get(hash).filter(|entry| entry.validity.is_shown() && entry.validity.as_of() < position);
         if let Some(entry) = left {
@@ -376,21 +374,21 @@ impl Task {
         }
     }
 
-    /// A change was applied; `evicted` is what was cached under it, if it concerns a single key.
-    fn applied(&mut self, invalidation: &Invalidation, via: Via, evicted: Option<&Entry>) {
+    /// Measures and reports an applied change. `evicted` is the cached entry of its key, if it concerns a single one.
+    fn record_applied(&mut self, invalidation: &Invalidation, via: Via, evicted: Option<&CachedRecord>) {
         let now = clock::lease_now();
         let Invalidation { position, committed_at, cause, ref scope } = *invalidation;
         let commit = self.offset.commit_of(position, committed_at, now);
         let apply_report = commit.map(|commit| {
             let lag = commit.age(now);
             let mut exposure = self.exposure(invalidation, commit, evicted);
-            // Answers are dated a tick late, and end here.
+            // Answers are dated a tick late. None is later than the application.
             exposure.last_after = exposure.last_after.min(lag.high);
             ApplyReport { position, lag, exposure }
         });
         let lag = apply_report.map(|apply_report| apply_report.lag.middle());
-        self.follow.metrics.applied(scope, via, lag);
-        self.follow.recent.push(invalidation, via, apply_report.as_ref());
+        self.context.metrics.applied(scope, via, lag);
+        self.context.recent.push(invalidation, via, apply_report.as_ref());
         if let Some(apply_report) = apply_report {
             self.apply_reports.push(apply_report);
         }
@@ -401,9 +399,9 @@ impl Task {
         &self,
         invalidation: &Invalidation,
         commit: CommitWindow,
-        evicted: Option<&Entry>,
+        evicted: Option<&CachedRecord>,
     ) -> Exposure {
-        let Follow { cache, metrics, bound, policies, .. } = &self.follow;
+        let FollowContext { cache, metrics, bound, policies, .. } = &self.context;
         let Invalidation { position, ref scope, .. } = *invalidation;
         let answers = evicted.map(|entry| (&entry.answers, entry.validity.as_of()));
         let after = cache.exposure.exposure(scope, position, commit, answers);
@@ -435,15 +433,15 @@ impl Task {
         }
     }
 
-    /// How far this agent is, and what it saw lately; nothing before it knows where it stands.
+    /// Returns the announcement of the applied position and of recent measurements. `None` before the base position.
     fn announcement(&mut self, leaving: bool) -> Option<Applied> {
-        let applied = self.follow.knowledge.applied();
+        let applied = self.context.serving.applied();
         if applied == LogPosition::ZERO {
             return None;
         }
-        let provenance = self.follow.knowledge.follower.lock().provenance()?;
+        let provenance = self.context.serving.follower.lock().provenance()?;
         let (instance, apply_reports) =
-            (self.follow.identity.instance, self.apply_reports.told_with(applied));
+            (self.context.identity.instance, self.apply_reports.take_for(applied));
         Some(Applied { instance, provenance, applied, apply_reports, leaving })
     }
 }

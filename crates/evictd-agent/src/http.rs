@@ -1,4 +1,4 @@
-//! `POST /v2/keys.verifyKey`, in the order of checks that Unkey's clients know.
+//! `POST /v2/keys.verifyKey`, with its checks in the order of Unkey's server.
 
 use std::time::Duration;
 
@@ -13,77 +13,88 @@ use evictd_wire::api::root_key::authorize;
 use evictd_wire::api::verification::{judge, visible};
 
 use crate::origin::LoadError;
-use crate::verify::{Found, Verifier};
+use crate::verify::{FoundRecord, Verifier};
 
-/// Largest body: a key and its tags, all escaped, fit several times.
+/// The largest body. A key and its tags, all escaped, fit several times.
 pub(crate) const BODY_BYTES_MAX: usize = 256 * 1024;
 
-/// In answers from records that are older than the bound allows: whole seconds since somebody vouched for
-/// them. Only policy makes such answers.
+/// Whole seconds since the last proof for the record. Only answers that policy permits from stale records have it.
 const STALE: header::HeaderName = header::HeaderName::from_static("evictd-stale");
 
-/// The verify surface.
+/// The verify API.
 #[derive(Clone, Debug)]
-pub(crate) struct Surface {
+pub(crate) struct VerifyApi {
     verifier: Verifier,
 }
 
-impl Surface {
+/// An error, and the age of the oldest stale record that it rests on.
+struct VerifyRefusal {
+    error: ApiError,
+    stale: Option<Duration>,
+}
+
+impl From<ApiError> for VerifyRefusal {
+    /// For errors that rest on no stale record.
+    fn from(error: ApiError) -> Self {
+        Self { error, stale: None }
+    }
+}
+
+impl VerifyApi {
     pub(crate) fn new(verifier: Verifier) -> Self {
         Self { verifier }
     }
 
-    /// `age` becomes that of the oldest record which was looked at, if it is older than it should be.
-    async fn verify(&self, call: &Call, age: &mut Option<Duration>) -> Result<Reply, ApiError> {
+    async fn verify(&self, call: &Call) -> Result<Reply, VerifyRefusal> {
+        let Self { verifier } = self;
         let request = call.request(VerifyKey::parse)?;
-        let found_root = self.load(call.token()?, age).await?;
+        let found_root = self.load(call.token()?).await?;
+        let stale = found_root.stale;
         let root = match &found_root.entry.record {
             Record::RootKey(root) => Some(root),
             Record::Key(_) | Record::Absent => None,
         };
-        let root = authorize(root, self.verifier.home_time())?;
-        let found = self.load(&request.key, age).await?;
+        let root = authorize(root, verifier.home_time()).map_err(|error| VerifyRefusal { error, stale })?;
+        let found = self.load(&request.key).await?;
+        let stale = stale.max(found.stale);
         let key = visible(root, &found.entry.record);
-        if age.is_some() && key.is_some_and(|key| !self.verifier.may_be_stale(key)) {
-            // Another API's policy let the old root key pass.
-            self.verifier.metrics.unavailable();
-            return Err(unavailable(LoadError::Unreachable));
+        if stale.is_some() && key.is_some_and(|key| !verifier.may_be_stale(key)) {
+            // Another API's policy permitted the stale root key.
+            return Err(self.unavailable(LoadError::Unreachable).into());
         }
-        let (verdict, data) = judge(key, &request, self.verifier.home_time())?;
-        self.verifier.metrics.verified(verdict, age.is_some());
-        let stale = age.map(|age| Stale { age_seconds: age.as_secs() });
-        let meta = Meta { request_id: call.request_id.clone(), stale, ..Meta::default() };
-        Ok(reply(StatusCode::OK, JSON, Success { meta, data }.to_bytes().into()))
+        let judged = judge(key, &request, verifier.home_time());
+        let (verdict, data) = judged.map_err(|error| VerifyRefusal { error, stale })?;
+        verifier.metrics.verified(verdict, stale.is_some());
+        let stale_meta = stale.map(|age| Stale { age_seconds: age.as_secs() });
+        let meta = Meta { request_id: call.request_id.clone(), stale: stale_meta, ..Meta::default() };
+        Ok(marked(reply(StatusCode::OK, JSON, Success { meta, data }.to_bytes().into()), stale))
     }
 
-    async fn load(&self, text: &str, age: &mut Option<Duration>) -> Result<Found, ApiError> {
-        match self.verifier.entry(hash(text)).await {
-            Ok(found) => {
-                *age = (*age).max(found.stale);
-                Ok(found)
+    async fn load(&self, text: &str) -> Result<FoundRecord, ApiError> {
+        self.verifier.entry(hash(text)).await.map_err(|error| self.unavailable(error))
+    }
+
+    fn unavailable(&self, error: LoadError) -> ApiError {
+        self.verifier.metrics.unavailable();
+        let detail = match error {
+            LoadError::Busy => "Too many records are being loaded at once; try again",
+            LoadError::Unreachable => {
+                "This agent has no record that is fresh enough, and no publisher answered; see its /readyz"
             }
-            Err(error) => {
-                self.verifier.metrics.unavailable();
-                Err(unavailable(error))
-            }
-        }
+            LoadError::Stale => "The loaded record is older than a change that was applied here; try again",
+        };
+        ApiError::new(ErrorKind::Stale, detail)
     }
 }
 
-fn unavailable(error: LoadError) -> ApiError {
-    let detail = match error {
-        LoadError::Busy => "Too many records are being loaded at once; try again",
-        LoadError::Unreachable => {
-            "This agent has no record that is fresh enough, and no publisher answered; see its /readyz"
-        }
-        LoadError::Stale => {
-            "The record that could be had is older than a change that is known here; try again"
-        }
-    };
-    ApiError::new(ErrorKind::Stale, detail)
+fn marked(mut reply: Reply, stale: Option<Duration>) -> Reply {
+    if let Some(age) = stale {
+        reply.headers_mut().insert(STALE, age.as_secs().into());
+    }
+    reply
 }
 
-impl Handler for Surface {
+impl Handler for VerifyApi {
     async fn handle(&self, request: Request) -> Reply {
         if request.parts.uri.path() != VerifyKey::PATH {
             return rpc::not_found();
@@ -92,14 +103,9 @@ impl Handler for Surface {
             Ok(call) => call,
             Err(reply) => return reply,
         };
-        let mut age = None;
-        let verified = self.verify(&call, &mut age).await;
-        let mut reply = verified.unwrap_or_else(|error| call.failure(&error));
-        // A denial for want of a record rests on no old one.
-        if let Some(age) = age.filter(|_| reply.status() != StatusCode::SERVICE_UNAVAILABLE) {
-            reply.headers_mut().insert(STALE, age.as_secs().into());
-        }
-        reply
+        self.verify(&call)
+            .await
+            .unwrap_or_else(|VerifyRefusal { error, stale }| marked(call.failure(&error), stale))
     }
 
     fn answered(&self, status: StatusCode) {

@@ -1,20 +1,20 @@
-//! One region of evictd: follows the live feed, keeps the lease, answers verifications.
+//! One region of evictd: follows the live feed, renews the lease, answers verifications.
 //!
-//! An invalidation comes in by [`bus`], [`follow`] hands it to the core and performs what the core
-//! decides, in R9's order; a verification comes in by [`http`], [`verify`] answers it from the
-//! [`cache`], and asks [`loads`] for what the cache doesn't have.
+//! An invalidation arrives on the [`bus`]. [`follow`] passes it to the core and performs the core's effects in R9's
+//! order. A verification arrives over [`http`]. [`verify`] answers it from the [`cache`], or through [`loads`].
 //!
 //! * [`config`]: the configuration and its documented defaults.
 //! * [`metrics`]: every metric of the agent.
-//! * [`knowledge`]: what the follower knows, where the hot path can read it without a lock.
+//! * [`serving`]: the follower's state, which the hot path reads without a lock.
 //! * [`cache`]: records by hash, in moka.
-//! * [`policy`]: what is answered when neither the lease nor the authority vouches for an entry.
+//! * [`policy`]: the answer without a lease and without an authority.
 //! * [`verify`]: the hot path.
-//! * [`loads`], [`origin`], [`database`]: what the cache doesn't have, one question at a time.
-//! * [`bus`]: subjects and payloads in and out, everything else counted and ignored.
-//! * [`follow`]: the shell of [`evictd_core::follower`]; [`apply_reports`]: what it tells of each change.
-//! * [`http`], [`status`]: what clients and operators see.
-//! * [`parts`]: how all of them are made.
+//! * [`loads`]: one load per missing record; [`origin`] and [`database`]: the sources of records.
+//! * [`bus`]: the two NATS connections.
+//! * [`follow`]: the task around [`evictd_core::follower`]; [`apply_reports`]: its queue of measurements.
+//! * [`http`], [`status`]: the endpoints for clients and operators.
+//!
+//! This file is the composition root: it creates every part and starts the tasks.
 
 mod apply_reports;
 mod bus;
@@ -25,170 +25,233 @@ pub mod database;
 mod fixture;
 mod follow;
 mod http;
-mod knowledge;
 mod loads;
 pub mod metrics;
 mod origin;
-mod parts;
 mod policy;
+mod serving;
 mod status;
 mod verify;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use evictd_core::ids::Identity;
-use evictd_ops::bus::BusError;
+use evictd_core::follower::Follower;
+use evictd_core::ids::{Identity, InstanceId};
+use evictd_core::roster::PartitionPolicy;
+use evictd_ops::admin::Admin;
 use evictd_ops::http::{BindError, HttpLimits, bind, serve};
-use evictd_ops::metrics::MetricsError;
-use evictd_ops::readiness::Readiness;
+use evictd_ops::metrics::{MetricsError, Registry};
+use evictd_ops::readiness::{Condition, Readiness};
 use evictd_ops::tasks::{TaskFailed, Tasks};
 use evictd_ops::vm_clock::{VmClock, VmClockError};
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::bus::Bus;
+use crate::bus::{AgentBus, ConnectError};
+use crate::cache::RecordCache;
 use crate::config::AgentConfig;
-use crate::database::Database;
-use crate::knowledge::Knowledge;
-use crate::origin::Authority;
-use crate::parts::Common;
+use crate::database::{Database, DatabaseReader};
+use crate::follow::FollowContext;
+use crate::loads::Loads;
+use crate::metrics::Metrics;
+use crate::origin::{BusOrigin, Origin};
+use crate::policy::Policies;
+use crate::serving::ServingState;
+use crate::status::{RecentChanges, StatusSources};
+use crate::verify::Verifier;
 
-/// Why an agent can't start.
+/// The reason that an agent can't start.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// An address can't be listened on.
+pub enum AgentStartError {
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// The connection's settings are unusable; an unreachable server is not an error.
+    /// An unreachable server is not an error.
     #[error(transparent)]
-    Bus(#[from] BusError),
-    /// The bus client gave up.
-    #[error("the NATS client refused to {action}")]
-    Subscribe {
-        /// What was tried.
-        action: &'static str,
-        /// What the client said.
-        #[source]
-        source: async_nats::SubscribeError,
-    },
-    /// The metric declarations contradict each other.
+    Connect(#[from] ConnectError),
     #[error(transparent)]
     Metrics(#[from] MetricsError),
-    /// The machine's clock device can't be watched.
-    #[error("can't tell whether this machine is stopped (`lease.vm_clock`)")]
+    #[error("cannot tell whether this machine is stopped (`lease.vm_clock`)")]
     VmClock(#[from] VmClockError),
-    /// The kernel gave no random numbers.
     #[error("no random numbers for the instance id")]
     Random(#[from] getrandom::Error),
 }
 
 /// A running agent. To end it, cancel the token it was started with; dropping it ends it without a drain.
 #[derive(Debug)]
-pub struct Running {
-    /// Where it verifies.
+pub struct RunningAgent {
+    /// The address of the verify API.
     pub http: SocketAddr,
-    /// Where it is watched.
+    /// The address of the admin server.
     pub admin: SocketAddr,
-    /// This process.
     pub identity: Identity,
-    /// Met once it is live.
+    /// Ready once the agent is live.
     pub readiness: Readiness,
     tasks: Tasks,
 }
 
-impl Running {
-    /// Waits until everything has ended, requests in flight included. An error tells of a part that ended
-    /// by itself, and took the others along.
+impl RunningAgent {
+    /// Waits until every task has ended, requests in flight included. Returns an error if a task exited by itself,
+    /// which ends the others too.
     pub async fn ended(self) -> Result<(), TaskFailed> {
         self.tasks.ended().await
     }
 }
 
-/// Starts an agent; it runs until `shutdown` is cancelled. Addresses with port 0 get one. `database` is what
-/// `loads.origin` asks for, if that isn't the authority.
+/// Starts an agent, which runs until `shutdown` is cancelled. Port 0 in an address selects a free port. With
+/// `database`, loads query that before the authority.
 pub async fn start(
     config: AgentConfig,
     database: Option<Arc<dyn Database>>,
     shutdown: CancellationToken,
-) -> Result<Running, StartError> {
-    let common = Common::new(config)?;
-    let Common { config, identity, metrics, readiness, .. } = &common;
+) -> Result<RunningAgent, AgentStartError> {
+    let parts = AgentParts::new(config)?;
+    let AgentParts { config, identity, registry, metrics, readiness, serving, cache, .. } = &parts;
     let vm_clock = config.vm_clock().map(VmClock::open).transpose()?.flatten();
     let http_listener = bind(config.http.listen).await?;
     let admin_listener = bind(config.admin.listen).await?;
-    let bus = bus::connect(config, identity, metrics, readiness).await?;
-    let origin = Authority::new(bus.lookups(), identity.instance, config.loads.timeout.into());
-
     let http = http_listener.local_addr().unwrap_or(config.http.listen);
     let admin = admin_listener.local_addr().unwrap_or(config.admin.listen);
-    let (identity, readiness) = (identity.clone(), readiness.clone());
-    let parts = Parts { http_listener, admin_listener, vm_clock, bus, origin, database };
-    let tasks = parts.spawn(common, shutdown);
+
+    let AgentBus { feed, lookups, lookup_answers } =
+        bus::connect(config, identity, metrics, readiness).await?;
+    let origin = BusOrigin::new(lookups, identity.instance, config.loads.timeout.into());
+    let reader = database.map(|database| parts.reader(database));
+    let verifier = parts.verifier(parts.loads(reader.clone(), Arc::new(origin.clone())));
+    let status = parts.status_sources(vm_clock.is_some());
+    let admin_pages = Admin {
+        metrics: registry.clone(),
+        readiness: readiness.clone(),
+        status: Arc::new(move || status.report()),
+    };
+    let answered = readiness.condition_at_start("lookups", "a publisher's answer to a lookup");
+
+    // Verifications end first. Until then the other tasks keep their answers up to date.
+    let drained = CancellationToken::new();
+    let mut tasks = Tasks::new(shutdown.clone());
+    tasks.spawn("readiness", readiness.unready_at(shutdown.clone()));
+    let limits = config.http.limits(http::BODY_BYTES_MAX);
+    let verify = serve(http_listener, http::VerifyApi::new(verifier), limits, shutdown);
+    // Ends the other tasks even if this one panics.
+    let end_the_others = drained.clone().drop_guard();
+    tasks.spawn("verify", async move {
+        let _end_the_others = end_the_others;
+        verify.await;
+    });
+    if let Some(vm_clock) = vm_clock {
+        tasks.spawn("vm_clock", end_when_disrupted(vm_clock, serving.clone(), drained.clone()));
+    }
+    if let Some(reader) = reader {
+        tasks.spawn("database", reader.retry_failures(drained.clone()));
+    }
+    tasks.spawn("first lookup", origin.clone().await_first_answer(answered, drained.clone()));
+    tasks.spawn("lookups", origin.run(lookup_answers, metrics.clone(), drained.clone()));
+    tasks.spawn("follow", parts.follow_context().run(feed, drained.clone()));
+    tasks.spawn("cache", cache::run_maintenance(cache.clone(), metrics.clone(), drained.clone()));
+    tasks.spawn("admin", serve(admin_listener, admin_pages, HttpLimits::default(), drained.clone()));
+    let registry = registry.clone();
+    tasks.spawn("metrics", async move { registry.run_upkeep(drained).await });
+
     tracing::info!(
         region = %identity.region, agent = %identity.agent, instance = %identity.instance, %http, %admin,
         "agent started"
     );
-    Ok(Running { http, admin, identity, readiness, tasks })
+    Ok(RunningAgent { http, admin, identity: identity.clone(), readiness: readiness.clone(), tasks })
 }
 
-/// What connects an agent with the world.
-struct Parts {
-    http_listener: TcpListener,
-    admin_listener: TcpListener,
-    vm_clock: Option<VmClock>,
-    bus: Bus,
-    origin: Authority,
-    database: Option<Arc<dyn Database>>,
+/// The parts that several tasks share.
+struct AgentParts {
+    config: AgentConfig,
+    identity: Identity,
+    registry: Registry,
+    metrics: Arc<Metrics>,
+    readiness: Readiness,
+    serving: Arc<ServingState>,
+    cache: Arc<RecordCache>,
+    policies: Arc<Policies>,
+    recent: RecentChanges,
 }
 
-impl Parts {
-    /// Starts the tasks. Verifications end first: until then they are answered from what is still kept up to date.
-    fn spawn(self, common: Common, shutdown: CancellationToken) -> Tasks {
-        let Self { http_listener, admin_listener, vm_clock, bus, origin, database } = self;
-        let replica = database.map(|database| common.replica(database));
-        let verifier = common.verifier(replica.clone(), &origin);
-        let follow = common.follow();
-        let admin = common.admin(vm_clock.is_some());
-        let answered = common.readiness.condition_at_start("lookups", "a publisher's answer to a lookup");
-        let (feed, answers) = bus.split();
-        let Common { config, registry, metrics, readiness, knowledge, cache, .. } = common;
+impl AgentParts {
+    /// A new instance with an empty cache (R11).
+    fn new(config: AgentConfig) -> Result<Self, AgentStartError> {
+        let requester = config.requester();
+        let instance = InstanceId(getrandom::u64()?.max(1));
+        let identity = Identity { region: requester.region, agent: requester.agent, instance };
+        let labels = [("region", config.region.clone()), ("agent", config.agent.clone())];
+        let registry = Registry::new(metrics::SPECS, &labels)?;
+        let follower = Follower::new(config.follower(), getrandom::u64()?);
+        Ok(Self {
+            identity,
+            metrics: Arc::new(Metrics::new(&registry)),
+            registry,
+            readiness: Readiness::new(),
+            serving: Arc::new(ServingState::new(follower, config.bound())),
+            cache: Arc::new(RecordCache::new(&config.cache)),
+            policies: Arc::new(Policies::new(&config.partition)),
+            recent: RecentChanges::default(),
+            config,
+        })
+    }
 
-        let drained = CancellationToken::new();
-        let mut tasks = Tasks::new(shutdown.clone());
-        tasks.spawn("readiness", readiness.unready_at(shutdown.clone()));
-        let limits = config.http.limits(http::BODY_BYTES_MAX);
-        let verify = serve(http_listener, http::Surface::new(verifier), limits, shutdown);
-        // However it ends, also by a panic.
-        let the_rest = drained.clone().drop_guard();
-        tasks.spawn("verify", async move {
-            let _the_rest = the_rest;
-            verify.await;
-        });
-        if let Some(vm_clock) = vm_clock {
-            tasks.spawn("vm_clock", end_when_disrupted(vm_clock, knowledge, drained.clone()));
+    fn reader(&self, database: Arc<dyn Database>) -> DatabaseReader {
+        let warning = self.readiness.remark("database");
+        DatabaseReader::new(database, self.config.postgres.timeout.into(), self.metrics.clone(), warning)
+    }
+
+    /// Loads query `reader` first, if there is one.
+    fn loads(&self, reader: Option<DatabaseReader>, origin: Arc<dyn Origin>) -> Loads {
+        let Self { config, serving, cache, metrics, .. } = self;
+        Loads::new(&config.loads, reader, origin, serving.clone(), cache.clone(), metrics.clone())
+    }
+
+    fn verifier(&self, loads: Loads) -> Verifier {
+        let Self { serving, cache, policies, metrics, .. } = self;
+        Verifier::new(serving.clone(), cache.clone(), loads, policies.clone(), metrics.clone())
+    }
+
+    fn follow_context(&self) -> FollowContext {
+        FollowContext {
+            identity: self.identity.clone(),
+            bound: self.config.bound(),
+            serving: self.serving.clone(),
+            cache: self.cache.clone(),
+            metrics: self.metrics.clone(),
+            policies: self.policies.clone(),
+            lease: self.lease_condition(),
+            feed: self.readiness.remark("feed"),
+            history: self.readiness.remark("history"),
+            recent: self.recent.clone(),
         }
-        if let Some(replica) = replica {
-            tasks.spawn("database", replica.keep_trying(drained.clone()));
+    }
+
+    fn status_sources(&self, vm_clock_watched: bool) -> StatusSources {
+        StatusSources {
+            identity: self.identity.clone(),
+            bound: self.config.lease.bound,
+            vm_clock_watched,
+            serving: self.serving.clone(),
+            cache: self.cache.clone(),
+            policies: self.policies.clone(),
+            recent: self.recent.clone(),
         }
-        tasks.spawn("first lookup", origin.clone().try_out(answered, drained.clone()));
-        tasks.spawn("lookups", origin.run(answers, metrics.clone(), drained.clone()));
-        tasks.spawn("follow", follow.run(feed, drained.clone()));
-        tasks.spawn("cache", cache::keep_house(cache, metrics, drained.clone()));
-        tasks.spawn("admin", serve(admin_listener, admin, HttpLimits::default(), drained.clone()));
-        tasks.spawn("metrics", async move { registry.run_upkeep(drained).await });
-        tasks
+    }
+
+    /// Without a lease an agent denies, and must get no traffic. If policy lets it serve stale records, only the first
+    /// proof is needed: from then on it has records to serve.
+    fn lease_condition(&self) -> Condition {
+        let (name, waiting_for) = ("lease", "the first proof from a publisher that nothing was missed");
+        match self.policies.of_agent() {
+            PartitionPolicy::Deny => self.readiness.condition(name, waiting_for),
+            PartitionPolicy::ServeStale => self.readiness.condition_at_start(name, waiting_for),
+        }
     }
 }
 
-/// Ends by itself, and so ends the process with an error, when the lease clock can't be trusted any more (R8).
-/// First of all nothing that is known counts any longer.
-async fn end_when_disrupted(vm_clock: VmClock, knowledge: Arc<Knowledge>, shutdown: CancellationToken) {
+/// Returns when the lease clock is disrupted, which ends the process with an error (R8). The cache becomes void first.
+async fn end_when_disrupted(vm_clock: VmClock, serving: Arc<ServingState>, shutdown: CancellationToken) {
     if let Some(disruption) = shutdown.run_until_cancelled(vm_clock.disrupted()).await {
-        knowledge.end();
-        tracing::error!(
-            "{disruption}: its clock doesn't tell how old the cache is, so everything cached is void and this process ends"
-        );
+        serving.end();
+        tracing::error!(%disruption, "lease clock disrupted; cache void, shutting down");
     }
 }
 

@@ -1,5 +1,5 @@
-//! What the cache doesn't have is asked of the origin: one question per hash at a time, few at once. Where the
-//! agent may read a database, that one is asked first.
+//! Loads of records that the cache doesn't have: one at a time per hash, and few at once. If a database is
+//! configured, it is read before the authority is queried.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as MapEntry;
@@ -14,121 +14,116 @@ use evictd_ops::clock;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 
-use crate::cache::{Cache, Entry};
+use crate::cache::{CachedRecord, RecordCache};
 use crate::config::LoadsConfig;
-use crate::database::Replica;
-use crate::knowledge::Knowledge;
+use crate::database::DatabaseReader;
 use crate::metrics::{DatabaseOutcome, LoadOutcome, Metrics};
-use crate::origin::{LoadError, Loaded, Origin};
+use crate::origin::{LoadError, LoadedRecord, Origin};
+use crate::serving::ServingState;
 
-/// The end of a load is shared by all that wait for it.
-type Flight = watch::Receiver<Option<Result<SettledEntry<Entry>, LoadError>>>;
+/// The result of a load, which all its waiters share.
+type SettledLoad = Result<SettledEntry<CachedRecord>, LoadError>;
 
-/// Loads under way.
+/// A load under way.
+type InFlightLoad = watch::Receiver<Option<SettledLoad>>;
+
+/// Loads records.
 #[derive(Clone, Debug)]
-pub(crate) struct Loads {
-    shared: Arc<Shared>,
-}
+pub(crate) struct Loads(Arc<Loader>);
 
 #[derive(Debug)]
-struct Shared {
-    flights: Mutex<HashMap<KeyHash, Flight>>,
+struct Loader {
+    in_flight: Mutex<HashMap<KeyHash, InFlightLoad>>,
     permits: Arc<Semaphore>,
-    /// Asked first, while a lease runs.
-    replica: Option<Replica>,
+    /// Read first, while a lease runs.
+    reader: Option<DatabaseReader>,
     origin: Arc<dyn Origin>,
-    knowledge: Arc<Knowledge>,
-    cache: Arc<Cache>,
+    serving: Arc<ServingState>,
+    cache: Arc<RecordCache>,
     metrics: Arc<Metrics>,
 }
 
 impl Loads {
     pub(crate) fn new(
         config: &LoadsConfig,
-        replica: Option<Replica>,
+        reader: Option<DatabaseReader>,
         origin: Arc<dyn Origin>,
-        knowledge: Arc<Knowledge>,
-        cache: Arc<Cache>,
+        serving: Arc<ServingState>,
+        cache: Arc<RecordCache>,
         metrics: Arc<Metrics>,
     ) -> Self {
         let permits = Arc::new(Semaphore::new(config.concurrent_max));
-        let flights = Mutex::default();
-        Self { shared: Arc::new(Shared { flights, permits, replica, origin, knowledge, cache, metrics }) }
+        let in_flight = Mutex::default();
+        Self(Arc::new(Loader { in_flight, permits, reader, origin, serving, cache, metrics }))
     }
 
-    /// Loads `hash` for a verification that `began` so, joining a load that is under way already. Such a
-    /// load may have been sent before something that this verification must know; then it is repeated,
-    /// once (R10).
+    /// Loads `hash` for a verification that `began` so. Shares a load that is under way. That load may have been sent
+    /// before a change that this verification must include; then it is repeated, once (R10).
     pub(crate) async fn load(
         &self,
         hash: KeyHash,
         began: VerificationStart,
-    ) -> Result<Arc<Entry>, LoadError> {
+    ) -> Result<Arc<CachedRecord>, LoadError> {
         for _ in 0..2 {
-            let settled = self.join(hash)?.await_landing().await?;
-            if let Some(entry) = settled.answer(&self.shared.knowledge, began, clock::lease_now()) {
+            let settled = wait_for_result(self.in_flight(hash)?).await?;
+            if let Some(entry) = settled.answer(&self.0.serving, began, clock::lease_now()) {
                 return Ok(entry);
             }
         }
         Err(LoadError::Stale)
     }
 
-    /// The flight for `hash`: the one under way, or a new one.
-    fn join(&self, hash: KeyHash) -> Result<Waiting, LoadError> {
-        let mut flights = self.shared.flights.lock();
-        match flights.entry(hash) {
-            MapEntry::Occupied(flight) => Ok(Waiting(flight.get().clone())),
-            MapEntry::Vacant(vacant) => {
-                let Ok(permit) = self.shared.permits.clone().try_acquire_owned() else {
-                    self.shared.metrics.loaded(LoadOutcome::Shed);
-                    return Err(LoadError::Busy);
-                };
-                let (landing, flight) = watch::channel(None);
-                vacant.insert(flight.clone());
-                let shared = self.shared.clone();
-                // A task of its own: whoever asked first may give up, the others still want the answer.
-                tokio::spawn(async move {
-                    let _permit = permit;
-                    let result = {
-                        let _listed = Listed { shared: &shared, hash };
-                        shared.fly(hash).await
-                    };
-                    landing.send_replace(Some(result));
-                });
-                Ok(Waiting(flight))
-            }
-        }
+    /// Returns the load of `hash` that is under way, or starts one.
+    fn in_flight(&self, hash: KeyHash) -> Result<InFlightLoad, LoadError> {
+        let mut in_flight = self.0.in_flight.lock();
+        let vacant = match in_flight.entry(hash) {
+            MapEntry::Occupied(load) => return Ok(load.get().clone()),
+            MapEntry::Vacant(vacant) => vacant,
+        };
+        let Ok(permit) = self.0.permits.clone().try_acquire_owned() else {
+            self.0.metrics.loaded(LoadOutcome::Shed);
+            return Err(LoadError::Busy);
+        };
+        let (sender, load) = watch::channel(None);
+        vacant.insert(load.clone());
+        let loader = self.0.clone();
+        // A task of its own: the first waiter may give up while others still wait.
+        tokio::spawn(async move {
+            let _permit = permit;
+            let result = {
+                let _guard = InFlightGuard { loader: &loader, hash };
+                loader.fetch(hash).await
+            };
+            sender.send_replace(Some(result));
+        });
+        Ok(load)
     }
 }
 
-/// A flight's place on the list. It ends before the flight lands: who comes later must not join what is
-/// already over. And it ends whatever happens to the flight.
-struct Listed<'a> {
-    shared: &'a Shared,
+/// Removes a load from the map before its result is published, so that no later verification shares a finished load.
+/// Also removes it if the load panics.
+struct InFlightGuard<'a> {
+    loader: &'a Loader,
     hash: KeyHash,
 }
 
-impl Drop for Listed<'_> {
+impl Drop for InFlightGuard<'_> {
     fn drop(&mut self) {
-        self.shared.flights.lock().remove(&self.hash);
+        self.loader.in_flight.lock().remove(&self.hash);
     }
 }
 
-struct Waiting(Flight);
-
-impl Waiting {
-    async fn await_landing(mut self) -> Result<SettledEntry<Entry>, LoadError> {
-        match self.0.wait_for(Option::is_some).await {
-            Ok(settled) => settled.clone().unwrap_or(Err(LoadError::Unreachable)),
-            // The task was dropped with the runtime: the process ends.
-            Err(_) => Err(LoadError::Unreachable),
-        }
+async fn wait_for_result(mut load: InFlightLoad) -> SettledLoad {
+    match load.wait_for(Option::is_some).await {
+        Ok(result) => result.clone().unwrap_or(Err(LoadError::Unreachable)),
+        // The task panicked, or the runtime shuts down.
+        Err(_) => Err(LoadError::Unreachable),
     }
 }
 
-impl Shared {
-    async fn fly(&self, hash: KeyHash) -> Result<SettledEntry<Entry>, LoadError> {
-        if let Some(settled) = self.fly_to_the_replica(hash).await {
+impl Loader {
+    async fn fetch(&self, hash: KeyHash) -> SettledLoad {
+        if let Some(settled) = self.fetch_from_database(hash).await {
             return Ok(settled);
         }
         let sent_at = clock::lease_now();
@@ -141,31 +136,36 @@ impl Shared {
         };
         self.metrics.loaded(LoadOutcome::Ok);
         self.metrics.load_took(clock::lease_now().since(sent_at));
-        Ok(self.land(hash, loaded, sent_at))
+        Ok(self.insert_checked(hash, loaded, sent_at))
     }
 
-    /// What the replica says, if that may be cached: what is too old is asked of the authority (R10), and so is
-    /// everything when no lease vouches for it.
-    async fn fly_to_the_replica(&self, hash: KeyHash) -> Option<SettledEntry<Entry>> {
-        let replica = self.replica.as_ref().filter(|_| self.knowledge.lease_runs())?;
+    /// Returns the database's record, if a lease runs and the record meets its floors. Otherwise the authority is
+    /// queried (R10).
+    async fn fetch_from_database(&self, hash: KeyHash) -> Option<SettledEntry<CachedRecord>> {
+        let reader = self.reader.as_ref().filter(|_| self.serving.has_lease_now())?;
         let sent_at = clock::lease_now();
-        let loaded = replica.lookup(hash).await?;
-        let settled = self.land(hash, loaded, sent_at);
+        let loaded = reader.lookup(hash).await?;
+        let settled = self.insert_checked(hash, loaded, sent_at);
         let admitted = settled.is_admitted();
         let outcome = if admitted { DatabaseOutcome::Ok } else { DatabaseOutcome::TooOld };
         self.metrics.read_from_database(outcome);
         admitted.then_some(settled)
     }
 
-    /// Caches what was loaded, if it meets its floors.
-    fn land(&self, hash: KeyHash, loaded: Loaded, sent_at: LeaseTime) -> SettledEntry<Entry> {
-        let Loaded { lookup: Lookup { as_of, record, .. }, source, read_at } = loaded;
+    /// Caches a loaded record, if it meets its floors.
+    fn insert_checked(
+        &self,
+        hash: KeyHash,
+        loaded: LoadedRecord,
+        sent_at: LeaseTime,
+    ) -> SettledEntry<CachedRecord> {
+        let LoadedRecord { lookup: Lookup { as_of, record, .. }, source, read_at } = loaded;
         let mut effects = Vec::new();
         let answer = LoadAnswer { hash, source, as_of, read_at, sent_at };
         let new_entry = |record, validity| self.cache.new_entry(record, validity, sent_at);
-        let settled = LoadedEntry::new(&self.knowledge, answer, record, &mut effects, new_entry)
+        let settled = LoadedEntry::new(&self.serving, answer, record, &mut effects, new_entry)
             .insert(&*self.cache)
-            .settle(&self.knowledge, &*self.cache);
+            .settle(&self.serving, &*self.cache);
         for effect in &effects {
             if let Effect::FloorsMerged(merged) = effect {
                 self.metrics.floors_merged(merged.floors());

@@ -1,7 +1,7 @@
-//! Where records come from: the authority, by request and reply over the bus (R10).
+//! The authority as the origin of records: lookups over the bus (R10).
 //!
-//! Questions and answers are matched here by number, not by the client's own request support: that one
-//! keeps every unanswered question for ever, and an agent asks most when nobody answers.
+//! Answers are matched with their queries here, and not by the client's own request support, which keeps every
+//! unanswered request forever. An agent sends most lookups when no publisher answers.
 
 use std::collections::HashMap;
 use std::fmt::Debug;
@@ -24,106 +24,100 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use crate::bus::{LookupPort, asked, nobody_listens};
+use crate::bus::{LookupPort, is_no_responders, lookup_nonce};
 use crate::metrics::{Incoming, LoadOutcome, Metrics};
 
-/// A record as loaded.
+/// A loaded record.
 #[derive(Clone, Debug)]
-pub(crate) struct Loaded {
+pub(crate) struct LoadedRecord {
     pub(crate) lookup: Lookup,
-    /// Who read it.
     pub(crate) source: LoadSource,
-    /// When the question was sent, less the age of the authority's last fence (R8).
+    /// When the query was sent, less the age of the authority's last fence (R8).
     pub(crate) read_at: LeaseTime,
 }
 
-/// Why there is no fresh record.
+/// The reason that there is no fresh record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub(crate) enum LoadError {
-    /// Too many loads here, or the authority sheds them.
+    /// The limit of loads is reached here, or the authority shed the lookup.
     #[error("too many records are being loaded")]
     Busy,
-    /// No publisher answered.
     #[error("no publisher answered")]
     Unreachable,
-    /// What arrived is older than what was applied here, twice.
-    #[error("the record that arrived is too old")]
+    /// Two loads in a row were older than the applied changes.
+    #[error("the loaded record is too old")]
     Stale,
 }
 
-/// Where records come from.
+/// A source of records.
 #[async_trait]
 pub(crate) trait Origin: Debug + Send + Sync {
-    /// What `hash` stands for, read after the call.
-    async fn lookup(&self, hash: KeyHash) -> Result<Loaded, (LoadOutcome, LoadError)>;
+    /// Returns the record behind `hash`, read after the call.
+    async fn lookup(&self, hash: KeyHash) -> Result<LoadedRecord, (LoadOutcome, LoadError)>;
 }
 
-/// Pauses before another trial. The connection comes about within milliseconds, or may be away for hours.
+/// Bounds of the pause between two tries. The connection may come up within milliseconds, or be down for hours.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
 
 /// The authority, over the bus.
 #[derive(Clone, Debug)]
-pub(crate) struct Authority {
+pub(crate) struct BusOrigin {
     port: LookupPort,
     instance: InstanceId,
     timeout: Duration,
-    open: Arc<Mutex<HashMap<u64, Question>>>,
+    pending: Arc<Mutex<HashMap<u64, PendingLookup>>>,
     next_nonce: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
-struct Question {
+struct PendingLookup {
     hash: KeyHash,
-    /// `None` if nobody listens.
+    /// Receives `None` if no publisher subscribes.
     answer: oneshot::Sender<Option<LookupOutcome>>,
 }
 
 #[async_trait]
-impl Origin for Authority {
-    /// Asks once more if no answer comes, since core NATS may lose a message; then all publishers, since the
-    /// one that was asked may be frozen (R14). The first answer counts.
-    async fn lookup(&self, hash: KeyHash) -> Result<Loaded, (LoadOutcome, LoadError)> {
-        for all in [false, true] {
-            match self.ask(hash, all).await {
-                Err((LoadOutcome::Timeout, _)) if !all => {}
-                done => return done,
-            }
+impl Origin for BusOrigin {
+    /// Queries one publisher. If no answer arrives, queries all of them, since core NATS may lose a message and the
+    /// first publisher may be frozen (R14). The first answer counts.
+    async fn lookup(&self, hash: KeyHash) -> Result<LoadedRecord, (LoadOutcome, LoadError)> {
+        match self.query(hash, false).await {
+            Err((LoadOutcome::Timeout, _)) => self.query(hash, true).await,
+            done => done,
         }
-        Err((LoadOutcome::Timeout, LoadError::Unreachable))
     }
 }
 
-impl Authority {
+impl BusOrigin {
     pub(crate) fn new(port: LookupPort, instance: InstanceId, timeout: Duration) -> Self {
-        Self { port, instance, timeout, open: Arc::default(), next_nonce: Arc::new(AtomicU64::new(1)) }
+        Self { port, instance, timeout, pending: Arc::default(), next_nonce: Arc::new(AtomicU64::new(1)) }
     }
 
-    /// Asks for nobody's key until a publisher answers, which meets `works`: a permission that lookups lack shows in
-    /// nothing else, and had better not wait for the first client. Returns at `shutdown`.
-    pub(crate) async fn try_out(self, works: Condition, shutdown: CancellationToken) {
-        let trying = async {
+    /// Sends lookups for a key that doesn't exist until a publisher answers, then meets `works`. Only a lookup shows
+    /// that its permission is missing, and the first client must not be the one to find out. Returns at `shutdown`.
+    pub(crate) async fn await_first_answer(self, works: Condition, shutdown: CancellationToken) {
+        let answered = async {
             let mut pause = FIRST_PAUSE;
-            while let Err((outcome, _)) = self.lookup(KeyHash([0; 32])).await {
-                if outcome == LoadOutcome::Busy {
-                    // That is an answer.
-                    break;
-                }
+            // `Busy` is an answer, too.
+            while let Err((outcome, _)) = self.lookup(KeyHash([0; 32])).await
+                && outcome != LoadOutcome::Busy
+            {
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(LAST_PAUSE);
             }
             works.met();
         };
-        shutdown.run_until_cancelled(trying).await;
+        shutdown.run_until_cancelled(answered).await;
         shutdown.cancelled().await;
     }
 
-    async fn ask(&self, hash: KeyHash, all: bool) -> Result<Loaded, (LoadOutcome, LoadError)> {
+    async fn query(&self, hash: KeyHash, all: bool) -> Result<LoadedRecord, (LoadOutcome, LoadError)> {
         let nonce = self.next_nonce.fetch_add(1, Ordering::Relaxed);
         let (answer, answered) = oneshot::channel();
-        self.open.lock().insert(nonce, Question { hash, answer });
-        // Dropped with this future, whoever drops it: open questions can't pile up.
-        let _open = Open { open: &self.open, nonce };
+        self.pending.lock().insert(nonce, PendingLookup { hash, answer });
+        // Removes the entry even if this future is dropped, so that entries can't pile up.
+        let _guard = PendingGuard { pending: &self.pending, nonce };
         let sent_at = clock::lease_now();
         let request = LookupRequest { nonce, hash, instance: self.instance };
         if !self.port.send(&request, all).await {
@@ -132,7 +126,7 @@ impl Authority {
         match tokio::time::timeout(self.timeout, answered).await {
             Ok(Ok(Some(LookupOutcome::Found { lookup, fence_age }))) => {
                 let source = LoadSource::Authority(lookup.provenance);
-                Ok(Loaded { lookup, source, read_at: sent_at.before(fence_age) })
+                Ok(LoadedRecord { lookup, source, read_at: sent_at.before(fence_age) })
             }
             Ok(Ok(Some(LookupOutcome::Busy))) => Err((LoadOutcome::Busy, LoadError::Busy)),
             Ok(Ok(None)) => Err((LoadOutcome::NoPublisher, LoadError::Unreachable)),
@@ -140,7 +134,7 @@ impl Authority {
         }
     }
 
-    /// Hands answers to their questions until `shutdown`.
+    /// Passes answers to their queries until `shutdown`.
     pub(crate) async fn run(
         self,
         mut answers: Subscriber,
@@ -154,9 +148,9 @@ impl Authority {
 
     fn on_answer(&self, message: &Message, metrics: &Metrics) {
         let incoming = Incoming::Answer(MessageKind::Lookup);
-        if nobody_listens(message) {
-            if let Some(question) = asked(message).and_then(|nonce| self.open.lock().remove(&nonce)) {
-                drop(question.answer.send(None));
+        if is_no_responders(message) {
+            if let Some(lookup) = lookup_nonce(message).and_then(|nonce| self.pending.lock().remove(&nonce)) {
+                drop(lookup.answer.send(None));
             }
             return;
         }
@@ -167,28 +161,28 @@ impl Authority {
                 return metrics.malformed(incoming);
             }
         };
-        let question = {
-            let mut open = self.open.lock();
-            let fits = open.get(&answer.nonce).is_some_and(|question| question.hash == answer.hash);
-            if fits { open.remove(&answer.nonce) } else { None }
+        let lookup = {
+            let mut pending = self.pending.lock();
+            let matches = pending.get(&answer.nonce).is_some_and(|lookup| lookup.hash == answer.hash);
+            if matches { pending.remove(&answer.nonce) } else { None }
         };
-        match question {
-            // The asker may have given up meanwhile.
-            Some(question) => drop(question.answer.send(Some(answer.outcome))),
-            // Late, or another publisher was quicker to answer a second try.
+        match lookup {
+            // The receiver may have given up meanwhile.
+            Some(lookup) => drop(lookup.answer.send(Some(answer.outcome))),
+            // The answer is late, or another publisher answered a second try first.
             None => metrics.unasked(incoming),
         }
     }
 }
 
-struct Open<'a> {
-    open: &'a Mutex<HashMap<u64, Question>>,
+struct PendingGuard<'a> {
+    pending: &'a Mutex<HashMap<u64, PendingLookup>>,
     nonce: u64,
 }
 
-impl Drop for Open<'_> {
+impl Drop for PendingGuard<'_> {
     fn drop(&mut self) {
-        self.open.lock().remove(&self.nonce);
+        self.pending.lock().remove(&self.nonce);
     }
 }
 

@@ -1,4 +1,4 @@
-//! What is answered when neither the lease nor the authority vouches for an entry.
+//! The policy for entries without a lease, when the authority doesn't answer.
 
 use std::collections::HashMap;
 
@@ -8,7 +8,7 @@ use evictd_core::roster::PartitionPolicy;
 
 use crate::config::PartitionConfig;
 
-/// The agent's policy, and the APIs with one of their own.
+/// The agent's policy, and those of single APIs.
 #[derive(Clone, Debug)]
 pub(crate) struct Policies {
     agent: PartitionPolicy,
@@ -27,8 +27,8 @@ impl Policies {
         Self { agent, apis, widest }
     }
 
-    /// What holds for a cached record. A root key is needed for every API of its workspace: it may be stale as
-    /// soon as anything may be, or an API's own policy would have no effect.
+    /// Returns the policy for a cached record. A root key may be stale if any record may be: every API of its
+    /// workspace needs it, and an API's own policy would otherwise have no effect.
     pub(crate) fn of(&self, record: &Record) -> PartitionPolicy {
         match record {
             Record::Absent => self.agent,
@@ -37,17 +37,16 @@ impl Policies {
         }
     }
 
-    /// What holds for an API.
     pub(crate) fn of_api(&self, api: &ApiId) -> PartitionPolicy {
         self.apis.get(api).copied().unwrap_or(self.agent)
     }
 
-    /// What holds for APIs without a policy of their own.
+    /// Returns the policy for APIs without one of their own.
     pub(crate) fn of_agent(&self) -> PartitionPolicy {
         self.agent
     }
 
-    /// What publishers are told: whether anything at all may be answered stale.
+    /// Returns whether any record may be stale, as the agent reports it to publishers.
     pub(crate) fn widest(&self) -> PartitionPolicy {
         self.widest
     }
@@ -63,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn by_default_everything_is_denied() {
+    fn the_default_policy_is_deny() {
         let policies = policies(&[]);
         for record in [Record::Absent, Record::Key(key("key_1")), Record::RootKey(root_key(&[]))] {
             assert_eq!(policies.of(&record), PartitionPolicy::Deny);

@@ -1,4 +1,4 @@
-//! `/status`: how this agent stands, and what it forgot last.
+//! `/status`: the agent's state, and the invalidations that it applied last.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -10,25 +10,25 @@ use evictd_core::ids::Identity;
 use evictd_core::invalidation::{Invalidation, Scope};
 use evictd_core::position::LogPosition;
 use evictd_ops::clock;
+use evictd_ops::config::HumanDuration;
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::cache::Cache;
-use crate::config::AgentConfig;
-use crate::knowledge::Knowledge;
-use crate::policy::Policies;
+use crate::cache::RecordCache;
 
-/// How many applied invalidations are shown.
+use crate::policy::Policies;
+use crate::serving::ServingState;
+
 const RECENT_MAX: usize = 32;
 
 /// The last invalidations applied here, newest last.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Recent(Arc<Mutex<VecDeque<RecentRow>>>);
+pub(crate) struct RecentChanges(Arc<Mutex<VecDeque<RecentChange>>>);
 
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct RecentRow {
+struct RecentChange {
     position: u64,
     scope: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -36,23 +36,23 @@ struct RecentRow {
     cause: &'static str,
     via: &'static str,
     committed_at_us: i64,
-    /// Absent before the store's clock was ever measured.
+    /// Absent before the first measurement of the store's clock.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    seen: Option<RecentSight>,
+    measured: Option<RecentLag>,
 }
 
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[allow(clippy::struct_field_names, reason = "the unit is part of the published names")]
-struct RecentSight {
-    /// The best guess, and the interval in which it lies.
+struct RecentLag {
+    /// The middle of the interval between the next two.
     lag_ms: f64,
     lag_low_ms: f64,
     lag_high_ms: f64,
     last_answer_after_ms: f64,
 }
 
-impl Recent {
+impl RecentChanges {
     pub(crate) fn push(&self, invalidation: &Invalidation, via: Via, apply_report: Option<&ApplyReport>) {
         let id = match &invalidation.scope {
             Scope::Key { key_id, .. } => key_id.as_ref().map(ToString::to_string),
@@ -60,7 +60,7 @@ impl Recent {
             Scope::Workspace(workspace) => Some(workspace.to_string()),
             Scope::All => None,
         };
-        let row = RecentRow {
+        let row = RecentChange {
             position: invalidation.position.position(),
             scope: invalidation.scope.label(),
             id,
@@ -70,7 +70,7 @@ impl Recent {
                 Via::Replay => "replay",
             },
             committed_at_us: invalidation.committed_at.0,
-            seen: apply_report.map(|ApplyReport { lag, exposure, .. }| RecentSight {
+            measured: apply_report.map(|ApplyReport { lag, exposure, .. }| RecentLag {
                 lag_ms: millis(lag.middle()),
                 lag_low_ms: millis(lag.low),
                 lag_high_ms: millis(lag.high),
@@ -85,22 +85,24 @@ impl Recent {
     }
 }
 
-/// The closure behind `/status`.
-pub(crate) fn status(
-    identity: &Identity,
-    config: &AgentConfig,
-    knowledge: &Arc<Knowledge>,
-    cache: &Arc<Cache>,
-    recent: Recent,
-    vm_clock_watched: bool,
-) -> Arc<dyn Fn() -> Value + Send + Sync> {
-    let (knowledge, cache, identity) = (knowledge.clone(), cache.clone(), identity.clone());
-    let (lease, policies) = (config.lease.clone(), Policies::new(&config.partition));
-    Arc::new(move || {
+/// The parts that `/status` reports on.
+pub(crate) struct StatusSources {
+    pub(crate) identity: Identity,
+    pub(crate) bound: HumanDuration,
+    pub(crate) vm_clock_watched: bool,
+    pub(crate) serving: Arc<ServingState>,
+    pub(crate) cache: Arc<RecordCache>,
+    pub(crate) policies: Arc<Policies>,
+    pub(crate) recent: RecentChanges,
+}
+
+impl StatusSources {
+    pub(crate) fn report(&self) -> Value {
+        let Self { identity, serving, cache, .. } = self;
         let now = clock::lease_now();
-        let follower = knowledge.follower.lock();
+        let follower = serving.follower.lock();
         let applied = follower.applied();
-        let remaining = knowledge.remaining(&follower, now);
+        let remaining = serving.remaining(&follower, now);
         let (key_floors, scope_floors) = follower.floors().counts();
         let (found, not_found, bytes) = cache.size();
         json!({
@@ -109,10 +111,10 @@ pub(crate) fn status(
             "region": identity.region.as_str(),
             "agent": identity.agent.as_str(),
             "instance": identity.instance.to_string(),
-            "mode": knowledge.mode(&follower, now).label(),
-            "bound": lease.bound.to_string(),
-            "partitionPolicy": policies.widest().label(),
-            "vmClockWatched": vm_clock_watched,
+            "mode": serving.mode(&follower, now).label(),
+            "bound": self.bound.to_string(),
+            "partitionPolicy": self.policies.widest().label(),
+            "vmClockWatched": self.vm_clock_watched,
             "leaseRemainingMs": millis(remaining),
             "homeStore": follower.provenance().map(|followed| followed.store.to_string()),
             "incarnation": follower.provenance().map(|followed| followed.incarnation.to_string()),
@@ -121,9 +123,9 @@ pub(crate) fn status(
             "headPosition": follower.head().position(),
             "floors": { "keys": key_floors, "scopes": scope_floors },
             "cache": { "found": found, "notFound": not_found, "bytes": bytes },
-            "recent": *recent.0.lock(),
+            "recent": *self.recent.0.lock(),
         })
-    })
+    }
 }
 
 fn millis(duration: Duration) -> f64 {
@@ -139,8 +141,8 @@ mod tests {
     use crate::fixture::{at, row};
 
     #[test]
-    fn a_recent_change_shows_its_lag_as_an_interval_and_its_exposure() {
-        let recent = Recent::default();
+    fn a_recent_change_shows_its_lag_interval_and_exposure() {
+        let recent = RecentChanges::default();
         let row = row(at(7), Scope::All);
         let span =
             |low, high| DurationRange { low: Duration::from_millis(low), high: Duration::from_millis(high) };

@@ -8,9 +8,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::*;
-use crate::follow::Follow;
 
-/// A device of a hypervisor, as far as it is looked at: its name, and a marker.
+/// The parts of a hypervisor's clock device that the agent reads: its name, and a marker.
 fn clock_device() -> NamedTempFile {
     let file = NamedTempFile::new().unwrap();
     let mut bytes = [0; 0x70];
@@ -19,7 +18,7 @@ fn clock_device() -> NamedTempFile {
     file
 }
 
-async fn start_with(vm_clock: &str, shutdown: &CancellationToken) -> Result<Running, StartError> {
+async fn start_with(vm_clock: &str, shutdown: &CancellationToken) -> Result<RunningAgent, AgentStartError> {
     let config = fixture::config(&[
         ("nats.urls", "nats://127.0.0.1:1"),
         ("http.listen", "127.0.0.1:0"),
@@ -29,7 +28,7 @@ async fn start_with(vm_clock: &str, shutdown: &CancellationToken) -> Result<Runn
     start(config, None, shutdown.clone()).await
 }
 
-async fn status(running: &Running) -> serde_json::Value {
+async fn status(running: &RunningAgent) -> serde_json::Value {
     let mut stream = TcpStream::connect(running.admin).await.unwrap();
     stream.write_all(b"GET /status HTTP/1.1\r\nhost: agent\r\nconnection: close\r\n\r\n").await.unwrap();
     let mut answer = String::new();
@@ -38,7 +37,7 @@ async fn status(running: &Running) -> serde_json::Value {
 }
 
 #[tokio::test]
-async fn a_machine_that_was_stopped_ends_the_process_with_an_error() {
+async fn a_stopped_machine_ends_the_process_with_an_error() {
     let device = clock_device();
     let shutdown = CancellationToken::new();
     let running = start_with(device.path().to_str().unwrap(), &shutdown).await.unwrap();
@@ -49,7 +48,7 @@ async fn a_machine_that_was_stopped_ends_the_process_with_an_error() {
 }
 
 #[tokio::test]
-async fn a_machine_without_such_a_device_says_so_and_goes_on() {
+async fn a_machine_without_the_device_reports_it_and_runs() {
     for vm_clock in ["", "/no/such/vmclock0"] {
         let shutdown = CancellationToken::new();
         let running = start_with(vm_clock, &shutdown).await.unwrap();
@@ -60,24 +59,24 @@ async fn a_machine_without_such_a_device_says_so_and_goes_on() {
     }
 }
 
-/// Failure: a balancer takes all agents of a region out of service, though policy has them answer.
+/// Failure: a load balancer takes all agents of a region out of service, although policy has them answer.
 #[tokio::test(start_paused = true)]
-async fn an_agent_without_a_lease_is_unready_unless_its_policy_is_to_answer_all_the_same() {
+async fn without_a_lease_only_a_stale_serving_agent_is_ready() {
     for (policy, of_an_api, is_ready) in [("deny", "serve_stale", false), ("serve_stale", "deny", true)] {
         let settings = [("partition.policy", policy), ("partition.apis.api_1", of_an_api)];
-        let common = Common::new(fixture::config(&settings)).unwrap();
-        let Follow { lease, .. } = common.follow();
-        assert!(!common.readiness.is_ready(), "it has nothing to answer from");
+        let parts = AgentParts::new(fixture::config(&settings)).unwrap();
+        let lease = parts.lease_condition();
+        assert!(!parts.readiness.is_ready(), "it has no records yet");
         lease.met();
         tokio::time::advance(SETTLES_AFTER).await;
         lease.unmet("too old");
-        assert_eq!(common.readiness.is_ready(), is_ready, "{policy}");
+        assert_eq!(parts.readiness.is_ready(), is_ready, "{policy}");
     }
 }
 
-/// Failure: clients find out that an agent may load nothing.
+/// Failure: only client requests reveal that an agent lacks the permission for lookups.
 #[tokio::test]
-async fn an_agent_that_no_publisher_has_answered_a_lookup_is_unready() {
+async fn an_agent_is_unready_before_the_first_answer_to_a_lookup() {
     let shutdown = CancellationToken::new();
     let running = start_with("", &shutdown).await.unwrap();
     let waiting: Vec<_> = running.readiness.waiting_for().iter().map(|waiting| waiting.condition).collect();
@@ -89,8 +88,8 @@ async fn an_agent_that_no_publisher_has_answered_a_lookup_is_unready() {
 }
 
 #[tokio::test]
-async fn something_else_in_its_place_is_refused() {
+async fn another_file_in_place_of_the_device_is_rejected() {
     let file = NamedTempFile::new().unwrap();
     let refused = start_with(file.path().to_str().unwrap(), &CancellationToken::new()).await;
-    assert!(matches!(refused, Err(StartError::VmClock(VmClockError::Strange { .. }))));
+    assert!(matches!(refused, Err(AgentStartError::VmClock(VmClockError::Strange { .. }))));
 }

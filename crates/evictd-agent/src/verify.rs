@@ -1,4 +1,4 @@
-//! The hot path: what a hash stands for, as of now.
+//! The hot path: the record behind a hash.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,26 +9,26 @@ use evictd_core::roster::PartitionPolicy;
 use evictd_core::serving::{HitVerdict, VerificationStart};
 use evictd_core::time::StoreTime;
 
-use crate::cache::{Cache, Entry};
-use crate::knowledge::Knowledge;
+use crate::cache::{CachedRecord, RecordCache};
 use crate::loads::Loads;
 use crate::metrics::Metrics;
 use crate::origin::LoadError;
 use crate::policy::Policies;
+use crate::serving::ServingState;
 
-/// An entry that is to be answered from.
+/// A record for an answer.
 #[derive(Clone, Debug)]
-pub(crate) struct Found {
-    pub(crate) entry: Arc<Entry>,
-    /// How long ago somebody vouched for it, if that is too long and policy answers all the same.
+pub(crate) struct FoundRecord {
+    pub(crate) entry: Arc<CachedRecord>,
+    /// The time since its last proof, if that is too long and policy permits the answer.
     pub(crate) stale: Option<Duration>,
 }
 
-/// Answers from the cache, and loads what it doesn't have.
+/// Finds records in the cache, and loads missing ones.
 #[derive(Clone, Debug)]
 pub(crate) struct Verifier {
-    knowledge: Arc<Knowledge>,
-    cache: Arc<Cache>,
+    serving: Arc<ServingState>,
+    cache: Arc<RecordCache>,
     loads: Loads,
     policies: Arc<Policies>,
     pub(crate) metrics: Arc<Metrics>,
@@ -36,45 +36,45 @@ pub(crate) struct Verifier {
 
 impl Verifier {
     pub(crate) fn new(
-        knowledge: Arc<Knowledge>,
-        cache: Arc<Cache>,
+        serving: Arc<ServingState>,
+        cache: Arc<RecordCache>,
         loads: Loads,
         policies: Arc<Policies>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { knowledge, cache, loads, policies, metrics }
+        Self { serving, cache, loads, policies, metrics }
     }
 
-    /// An entry that may be answered from: cached, or loaded now; an old one, if policy wants that and nobody
-    /// can be reached.
-    pub(crate) async fn entry(&self, hash: KeyHash) -> Result<Found, LoadError> {
-        let began = self.knowledge.begin();
+    /// Returns a record for an answer: cached, or loaded now. If no publisher answers, it may be stale where policy
+    /// permits that.
+    pub(crate) async fn entry(&self, hash: KeyHash) -> Result<FoundRecord, LoadError> {
+        let began = self.serving.begin();
         if let Some(entry) = self.cached(&hash, began) {
             self.metrics.hits.increment(1);
-            return Ok(Found { entry, stale: None });
+            return Ok(FoundRecord { entry, stale: None });
         }
         self.metrics.misses.increment(1);
         match self.loads.load(hash, began).await {
-            Ok(entry) => Ok(Found { entry, stale: None }),
+            Ok(entry) => Ok(FoundRecord { entry, stale: None }),
             Err(LoadError::Unreachable) => self.stale_fallback(&hash).ok_or(LoadError::Unreachable),
             Err(error) => Err(error),
         }
     }
 
-    fn cached(&self, hash: &KeyHash, reading: VerificationStart) -> Option<Arc<Entry>> {
-        let candidate = reading.find(&self.knowledge, &*self.cache, hash)?;
-        match candidate.judge(&self.knowledge) {
-            HitVerdict::Servable(hit) => Some(hit.answer(&self.knowledge)),
+    fn cached(&self, hash: &KeyHash, reading: VerificationStart) -> Option<Arc<CachedRecord>> {
+        let candidate = reading.find(&self.serving, &*self.cache, hash)?;
+        match candidate.judge(&self.serving) {
+            HitVerdict::Servable(hit) => Some(hit.answer(&self.serving)),
             HitVerdict::Stale { .. } | HitVerdict::Void => None,
         }
     }
 
-    /// What is cached and old, if that is better than nothing for its API. What something is known to have
-    /// changed is void, and never answered from (G2).
-    fn stale_fallback(&self, hash: &KeyHash) -> Option<Found> {
-        let candidate = self.knowledge.begin().find(&self.knowledge, &*self.cache, hash)?;
-        let (hit, stale) = match candidate.judge(&self.knowledge) {
-            // A publisher vouched for it while none answered.
+    /// Returns the cached record although its proof is too old, if policy permits that. A record below a floor is
+    /// void, and never returned (G2).
+    fn stale_fallback(&self, hash: &KeyHash) -> Option<FoundRecord> {
+        let candidate = self.serving.begin().find(&self.serving, &*self.cache, hash)?;
+        let (hit, stale) = match candidate.judge(&self.serving) {
+            // A proof arrived while the load failed.
             HitVerdict::Servable(hit) => (hit, None),
             HitVerdict::Stale { hit, unproven_for }
                 if self.policies.of(&hit.entry().record) == PartitionPolicy::ServeStale =>
@@ -83,17 +83,17 @@ impl Verifier {
             }
             HitVerdict::Stale { .. } | HitVerdict::Void => return None,
         };
-        Some(Found { entry: hit.answer(&self.knowledge), stale })
+        Some(FoundRecord { entry: hit.answer(&self.serving), stale })
     }
 
-    /// Whether policy allows old answers about this key.
+    /// Whether policy permits stale answers about this key.
     pub(crate) fn may_be_stale(&self, key: &KeyRecord) -> bool {
         self.policies.of_api(&key.api_id) == PartitionPolicy::ServeStale
     }
 
-    /// The store's clock, as high as it may be: whatever ends, ends early rather than late.
+    /// Returns the highest possible time on the store's clock, so that a key expires early rather than late.
     pub(crate) fn home_time(&self) -> StoreTime {
-        self.knowledge.home_time_high()
+        self.serving.home_time_high()
     }
 }
 

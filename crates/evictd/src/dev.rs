@@ -151,7 +151,7 @@ async fn serve(args: &DevArgs, data_dir: &Path, nats: &mut DevNats) -> anyhow::R
     }
 }
 
-type Daemons = (evictd_publisher::RunningPublisher, Vec<evictd_agent::Running>);
+type Daemons = (evictd_publisher::RunningPublisher, Vec<evictd_agent::RunningAgent>);
 
 async fn start(
     args: &DevArgs,
@@ -237,7 +237,7 @@ fn bound(text: &str) -> Result<HumanDuration, String> {
 
 async fn wait_until_ready(
     publisher: &evictd_publisher::RunningPublisher,
-    agents: &[evictd_agent::Running],
+    agents: &[evictd_agent::RunningAgent],
 ) -> anyhow::Result<()> {
     let all = async {
         publisher.readiness.ready().await;

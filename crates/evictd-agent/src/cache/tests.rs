@@ -1,19 +1,19 @@
-//! What is where. In which order entries come and go is checked where the steps are: in the core, by loom.
+//! Which of the two caches holds an entry. `loom` checks the order of insertions and evictions in the core.
 
 use evictd_core::record::{KeyRecord, RecordState};
 use evictd_ops::clock;
 use evictd_wire::api::ids::hash;
 
 use super::*;
-use crate::fixture::{Agent, BASE, at, key, root_key};
+use crate::fixture::{BASE, TestAgent, at, key, root_key};
 
-fn put(agent: &Agent, text: &str, record: Record) -> Arc<Entry> {
+fn put(agent: &TestAgent, text: &str, record: Record) -> Arc<CachedRecord> {
     agent.cached(hash(text), record, at(BASE), clock::lease_now())
 }
 
 #[test]
-fn a_record_that_changes_sides_is_found_on_the_new_one_only() {
-    let agent = Agent::live();
+fn a_record_is_in_one_of_the_two_caches_only() {
+    let agent = TestAgent::live();
     let cache = &agent.cache;
     let alice = hash("alice");
     let active = || Record::Key(key("key_1"));
@@ -29,25 +29,25 @@ fn a_record_that_changes_sides_is_found_on_the_new_one_only() {
 }
 
 #[test]
-fn evicting_and_clearing_leave_nothing_of_either_side() {
-    let agent = Agent::live();
+fn evicting_and_clearing_affect_both_caches() {
+    let agent = TestAgent::live();
     let cache = &agent.cache;
     let put_both = || {
         put(&agent, "alice", Record::Key(key("key_1")));
-        put(&agent, "nobody", Record::Absent);
+        put(&agent, "absent", Record::Absent);
     };
     put_both();
     cache.evict(&hash("alice"));
-    cache.evict(&hash("nobody"));
-    assert!(cache.get(&hash("alice")).is_none() && cache.get(&hash("nobody")).is_none());
+    cache.evict(&hash("absent"));
+    assert!(cache.get(&hash("alice")).is_none() && cache.get(&hash("absent")).is_none());
     put_both();
     cache.clear();
-    assert!(cache.get(&hash("alice")).is_none() && cache.get(&hash("nobody")).is_none());
+    assert!(cache.get(&hash("alice")).is_none() && cache.get(&hash("absent")).is_none());
 }
 
 #[test]
-fn guessing_keys_pushes_no_good_one_out() {
-    let agent = Agent::live_with(&[("cache.not_found_entries", "10")]);
+fn guessed_keys_displace_no_valid_one() {
+    let agent = TestAgent::live_with(&[("cache.not_found_entries", "10")]);
     let cache = &agent.cache;
     put(&agent, "alice", Record::Key(key("key_1")));
     put(&agent, "root", Record::RootKey(root_key(&["api.*.verify_key"])));
@@ -64,7 +64,7 @@ fn guessing_keys_pushes_no_good_one_out() {
 
 #[test]
 fn large_records_weigh_more() {
-    let agent = Agent::live();
+    let agent = TestAgent::live();
     let weight = |record| put(&agent, "alice", record).weight();
     let small = weight(Record::Key(key("key_1")));
     let meta = KeyRecord { meta: Some("m".repeat(10_000).into()), ..key("key_1") };

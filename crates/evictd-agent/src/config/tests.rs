@@ -75,7 +75,7 @@ fn a_lease_can_be_renewed_twice_before_it_ends() {
 }
 
 #[test]
-fn durations_beyond_all_reason_are_refused_not_overflowed() {
+fn excessive_durations_are_rejected_without_overflow() {
     let longest = "5000000000h";
     for key in ["lease.bound", "lease.margin", "lease.probe_interval"] {
         assert!(!problems(&[(key, longest)]).is_empty(), "{key}");
@@ -93,7 +93,7 @@ fn policies_are_named_for_the_agent_and_for_single_apis() {
 }
 
 #[test]
-fn the_clock_device_can_be_left_alone() {
+fn the_clock_device_is_optional() {
     assert_eq!(load(&[]).unwrap().vm_clock(), Some(Path::new(evictd_ops::vm_clock::DEVICE)));
     assert_eq!(load(&[("lease.vm_clock", "")]).unwrap().vm_clock(), None);
 }

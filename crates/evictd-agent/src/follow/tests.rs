@@ -1,4 +1,4 @@
-//! The follow task without a bus.
+//! The follow task, without a bus.
 
 mod race;
 
@@ -11,18 +11,12 @@ use evictd_wire::api::ids::hash;
 
 use super::*;
 use crate::bus;
-use crate::fixture::{Agent, BASE, PROVENANCE, at, config, key, key_scope, live, row, voucher};
+use crate::fixture::{BASE, PROVENANCE, TestAgent, at, config, key, key_scope, live, row, voucher};
 
-/// A feed whose server can't be reached: nothing arrives, and nothing is sent.
-async fn deaf_feed(agent: &Agent) -> Feed {
+/// A feed without a server: nothing arrives, and nothing is sent.
+async fn disconnected_feed(agent: &TestAgent) -> Feed {
     let config = config(&[("nats.urls", "nats://127.0.0.1:1")]);
-    let bus = bus::connect(&config, &identity(), &agent.metrics, &Readiness::new()).await.unwrap();
-    bus.split().0
-}
-
-fn identity() -> Identity {
-    let requester = config(&[]).requester();
-    Identity { region: requester.region, agent: requester.agent, instance: evictd_core::ids::InstanceId(1) }
+    bus::connect(&config, &agent.identity, &agent.metrics, &Readiness::new()).await.unwrap().feed
 }
 
 /// An answer as it arrives.
@@ -39,26 +33,14 @@ fn answer(payload: Bytes) -> Message {
 }
 
 /// The follow task of `agent`.
-fn task(agent: &Agent) -> Task {
-    let follow = Follow {
-        identity: identity(),
-        bound: agent.knowledge.bound,
-        knowledge: agent.knowledge.clone(),
-        cache: agent.cache.clone(),
-        metrics: agent.metrics.clone(),
-        policies: agent.policies.clone(),
-        lease: agent.readiness.condition("lease", "a proof"),
-        feed: agent.readiness.remark("feed"),
-        history: agent.readiness.remark("history"),
-        recent: Recent::default(),
-    };
-    Task::new(follow)
+fn task(agent: &TestAgent) -> FollowTask {
+    FollowTask::new(agent.follow_context())
 }
 
 #[tokio::test]
-async fn an_invalidation_is_evicted_and_then_counts_as_applied() {
-    let agent = Agent::live();
-    let (mut task, feed) = (task(&agent), deaf_feed(&agent).await);
+async fn an_invalidation_evicts_before_it_counts_as_applied() {
+    let agent = TestAgent::live();
+    let (mut task, feed) = (task(&agent), disconnected_feed(&agent).await);
     let record = Record::Key(key("key_1"));
     agent.cached(hash("alice"), record, at(BASE), clock::lease_now());
 
@@ -66,14 +48,14 @@ async fn an_invalidation_is_evicted_and_then_counts_as_applied() {
     task.on_live(&live(&rows));
     task.poll_and_perform(&feed).await;
     assert!(agent.cache.get(&hash("alice")).is_none());
-    assert_eq!(agent.knowledge.applied(), at(BASE + 1));
+    assert_eq!(agent.serving.applied(), at(BASE + 1));
     assert_eq!(agent.metric("evictd_agent_applied_position"), BASE + 1);
     assert_eq!(agent.metric(r#"evictd_agent_invalidations_total{via="live"}"#), 1);
 }
 
 #[tokio::test]
-async fn what_is_malformed_or_unasked_is_counted_and_changes_nothing() {
-    let agent = Agent::live();
+async fn malformed_and_unrequested_messages_are_only_counted() {
+    let agent = TestAgent::live();
     let mut task = task(&agent);
     let garbage = Bytes::from_static(b"\xff\xff\xff");
     task.on_live(&garbage);
@@ -89,8 +71,8 @@ async fn what_is_malformed_or_unasked_is_counted_and_changes_nothing() {
     task.on_replay_answer(&answer(unasked.encode(&request)));
 
     assert_eq!(task.effects, []);
-    assert_eq!(agent.knowledge.follower.lock().head(), at(BASE));
-    assert_eq!(task.offset.bounds(clock::lease_now()), None, "a clock was believed that nobody asked for");
+    assert_eq!(agent.serving.follower.lock().head(), at(BASE));
+    assert_eq!(task.offset.bounds(clock::lease_now()), None, "a clock from an unrequested answer was used");
     for (subject, reason) in [
         ("live", "malformed"),
         ("probe", "malformed"),
@@ -104,8 +86,8 @@ async fn what_is_malformed_or_unasked_is_counted_and_changes_nothing() {
     }
 }
 
-/// A probe that was answered `ago` by a store whose clock is that of this machine, and knew of [`BASE`].
-fn measured(task: &mut Task, ago: Duration) {
+/// Measures a probe that was answered `ago` with the head [`BASE`], by a store with this machine's clock.
+fn measured(task: &mut FollowTask, ago: Duration) {
     let at_that_time = clock::lease_now().before(ago);
     let store_time = wall_clock(ago);
     let (sent_at, received_at, held, head) = (at_that_time, at_that_time, Duration::ZERO, at(BASE));
@@ -121,20 +103,20 @@ fn change(ago: Duration, scope: Scope) -> Invalidation {
     Invalidation { position: at(BASE + 1), scope, cause: Cause::Deleted, committed_at: wall_clock(ago) }
 }
 
-/// Takes `row` in from the live feed, as far as applying it; returns what is told of it.
-async fn take_in(task: &mut Task, feed: &Feed, row: Invalidation) -> Option<ApplyReport> {
+/// Receives `row` from the live feed and applies it. Returns its announced measurement.
+async fn receive(task: &mut FollowTask, feed: &Feed, row: Invalidation) -> Option<ApplyReport> {
     let position = row.position;
     task.on_live(&live(&[row]));
     task.poll_and_perform(feed).await;
-    let told = task.announcement(false).unwrap();
-    told.apply_reports.into_iter().find(|apply_report| apply_report.position == position)
+    let reported = task.announcement(false).unwrap();
+    reported.apply_reports.into_iter().find(|apply_report| apply_report.position == position)
 }
 
-/// An agent that has just answered from a cached "alice", and whose last probe is a minute old.
-async fn exposed(settings: &[(&str, &str)]) -> (Agent, Task, Feed) {
-    let agent = Agent::live_with(settings);
+/// An agent that has just answered from a cached "alice". Its last probe is a minute old.
+async fn exposed(settings: &[(&str, &str)]) -> (TestAgent, FollowTask, Feed) {
+    let agent = TestAgent::live_with(settings);
     let mut task = task(&agent);
-    let feed = deaf_feed(&agent).await;
+    let feed = disconnected_feed(&agent).await;
     measured(&mut task, Duration::from_mins(1));
     agent.cached(hash("alice"), Record::Key(key("key_1")), at(BASE), clock::lease_now());
     agent.verifier.entry(hash("alice")).await.unwrap();
@@ -149,20 +131,23 @@ fn both_scopes() -> [Scope; 2] {
 }
 
 #[tokio::test]
-async fn what_was_answered_after_the_commit_is_told_with_the_lag() {
+async fn answers_after_the_commit_are_reported_with_the_lag() {
     for scope in both_scopes() {
         let (agent, mut task, feed) = exposed(&[]).await;
         let ago = Duration::from_secs(10);
-        let told = take_in(&mut task, &feed, change(ago, scope)).await.unwrap();
-        assert!((told.lag.low..=told.lag.high + Duration::from_secs(1)).contains(&ago), "{told:?}");
-        assert!(told.exposure.last_after + Duration::from_secs(1) > ago, "{told:?}");
-        assert!(told.exposure.last_after <= told.lag.high, "{told:?}");
+        let reported = receive(&mut task, &feed, change(ago, scope)).await.unwrap();
+        assert!(
+            (reported.lag.low..=reported.lag.high + Duration::from_secs(1)).contains(&ago),
+            "{reported:?}"
+        );
+        assert!(reported.exposure.last_after + Duration::from_secs(1) > ago, "{reported:?}");
+        assert!(reported.exposure.last_after <= reported.lag.high, "{reported:?}");
         assert_eq!(agent.metric("evictd_agent_exposure_seconds_count"), 1);
         assert_eq!((agent.metric(BREACHES), agent.metric(G1)), (0, 0), "within the bound");
     }
 }
 
-/// How an entry can be gone before the change arrives that should have ended it.
+/// The ways in which an entry can leave the cache before the change that would have evicted it.
 #[derive(Clone, Copy, Debug)]
 enum Gone {
     Replaced,
@@ -172,9 +157,9 @@ enum Gone {
     BelowItsApisFloor,
 }
 
-/// Failure: after a long cut a load replaces the old entry, and the change finds an entry without a past.
+/// Failure: after a long partition a load replaces the old entry, and the change finds an entry without answers.
 #[tokio::test]
-async fn what_left_the_cache_before_its_change_came_is_told() {
+async fn answers_from_removed_entries_are_reported() {
     for gone in [Gone::Replaced, Gone::FoundNoMore, Gone::PushedOut, Gone::Flushed, Gone::BelowItsApisFloor] {
         let (agent, mut task, feed) = exposed(&[("cache.size", "64KiB")]).await;
         let put = |text: &str, record: Record| {
@@ -184,7 +169,7 @@ async fn what_left_the_cache_before_its_change_came_is_told() {
             Gone::Replaced => put("alice", Record::Key(key("key_1"))),
             Gone::FoundNoMore => put("alice", Record::Absent),
             Gone::PushedOut => {
-                // Others are asked for more often.
+                // Other keys are used more often.
                 for n in 0..500 {
                     let other = format!("other {n}");
                     (0..9).for_each(|_| drop(agent.cache.get(&hash(&other))));
@@ -200,122 +185,122 @@ async fn what_left_the_cache_before_its_change_came_is_told() {
             }
         }
         let ago = Duration::from_secs(40);
-        let told = take_in(&mut task, &feed, change(ago, key_scope(hash("alice")))).await.unwrap();
-        assert!(told.exposure.last_after + Duration::from_secs(5) > ago, "{gone:?}: {told:?}");
-        // After a flush it may have been any key of that API, unless moka has still to remove it.
+        let reported = receive(&mut task, &feed, change(ago, key_scope(hash("alice")))).await.unwrap();
+        assert!(reported.exposure.last_after + Duration::from_secs(5) > ago, "{gone:?}: {reported:?}");
+        // After a flush it may have been any key of that API, unless moka hasn't removed it yet.
         if !matches!(gone, Gone::Flushed) {
             assert_eq!((agent.metric(BREACHES), agent.metric(G1)), (1, 1), "{gone:?}");
         }
     }
 }
 
-/// It is cached no longer, or never was: but who waited for it got it.
+/// Failure: a load answers its waiter without being cached, and the answer isn't measured.
 #[tokio::test]
-async fn what_a_load_answered_without_being_cached_is_told() {
-    let agent = Agent::live();
-    let (mut task, feed) = (task(&agent), deaf_feed(&agent).await);
+async fn answers_from_uncached_loads_are_reported() {
+    let agent = TestAgent::live();
+    let (mut task, feed) = (task(&agent), disconnected_feed(&agent).await);
     measured(&mut task, Duration::from_mins(1));
     agent.home.put(hash("alice"), Record::Key(key("key_1")));
     agent.home.hold();
     let (verifier, alice) = (agent.verifier.clone(), hash("alice"));
     let early = tokio::spawn(async move { verifier.entry(alice).await });
-    agent.home.is_asked(1).await;
+    agent.home.wait_for_lookup(1).await;
     agent.apply(row(at(BASE + 9), Scope::Api(ApiId::new("api_1"))));
     agent.home.release();
     early.await.unwrap().unwrap();
     assert!(agent.cache.get(&alice).is_none());
     let ago = Duration::from_secs(20);
-    let told = take_in(&mut task, &feed, change(ago, key_scope(alice))).await.unwrap();
-    assert!(told.exposure.last_after + Duration::from_secs(5) > ago, "{told:?}");
+    let reported = receive(&mut task, &feed, change(ago, key_scope(alice))).await.unwrap();
+    assert!(reported.exposure.last_after + Duration::from_secs(5) > ago, "{reported:?}");
 }
 
 #[tokio::test]
-async fn what_was_never_answered_from_or_loaded_since_is_no_exposure() {
+async fn unused_or_reloaded_entries_are_no_exposure() {
     for scope in both_scopes() {
-        let agent = Agent::live();
-        let (mut task, feed) = (task(&agent), deaf_feed(&agent).await);
+        let agent = TestAgent::live();
+        let (mut task, feed) = (task(&agent), disconnected_feed(&agent).await);
         measured(&mut task, Duration::from_mins(1));
-        // Loaded after the change: it is in there.
+        // LoadedRecord after the change: it is in there.
         agent.cached(hash("alice"), Record::Key(key("key_1")), at(BASE + 1), clock::lease_now());
         agent.verifier.entry(hash("alice")).await.unwrap();
         agent.cached(hash("bob"), Record::Key(key("key_2")), at(BASE), clock::lease_now());
-        let told = take_in(&mut task, &feed, change(Duration::from_secs(40), scope)).await.unwrap();
-        assert_eq!(told.exposure, Exposure::default());
+        let reported = receive(&mut task, &feed, change(Duration::from_secs(40), scope)).await.unwrap();
+        assert_eq!(reported.exposure, Exposure::default());
         assert_eq!((agent.metric(BREACHES), agent.metric(G1)), (0, 0));
     }
 }
 
-/// The agent's clock says that it was proven just now, and the change is 40 s old: what must not be.
+/// The last proof is new although the change is 40 s old, which the protocol excludes.
 #[tokio::test]
-async fn an_answer_from_beyond_the_bound_is_a_breach() {
+async fn an_answer_beyond_the_bound_is_a_breach() {
     for scope in both_scopes() {
         let (agent, mut task, feed) = exposed(&[]).await;
-        take_in(&mut task, &feed, change(Duration::from_secs(40), scope)).await.unwrap();
+        receive(&mut task, &feed, change(Duration::from_secs(40), scope)).await.unwrap();
         assert_eq!((agent.metric(BREACHES), agent.metric(G1)), (1, 1));
     }
 }
 
 #[tokio::test]
-async fn a_breach_that_policy_allows_violates_nothing() {
+async fn a_breach_that_policy_permits_is_no_violation() {
     for scope in both_scopes() {
         let (agent, mut task, feed) = exposed(&[("partition.apis.api_1", "serve_stale")]).await;
-        take_in(&mut task, &feed, change(Duration::from_secs(40), scope)).await.unwrap();
+        receive(&mut task, &feed, change(Duration::from_secs(40), scope)).await.unwrap();
         assert_eq!((agent.metric(BREACHES), agent.metric(G1)), (1, 0));
     }
 }
 
 #[tokio::test]
-async fn a_change_applied_late_without_an_answer_is_no_breach() {
-    let agent = Agent::live();
-    let (mut task, feed) = (task(&agent), deaf_feed(&agent).await);
+async fn a_late_change_without_an_answer_is_no_breach() {
+    let agent = TestAgent::live();
+    let (mut task, feed) = (task(&agent), disconnected_feed(&agent).await);
     measured(&mut task, Duration::from_mins(2));
-    let told = take_in(&mut task, &feed, change(Duration::from_secs(90), key_scope(hash("alice")))).await;
-    assert!(told.unwrap().lag.low > Duration::from_secs(80));
+    let reported = receive(&mut task, &feed, change(Duration::from_secs(90), key_scope(hash("alice")))).await;
+    assert!(reported.unwrap().lag.low > Duration::from_secs(80));
     assert_eq!((agent.metric(BREACHES), agent.metric(G1)), (0, 0));
 }
 
 #[tokio::test]
-async fn before_the_stores_clock_is_known_nothing_is_said_of_a_lag() {
-    let agent = Agent::live();
-    let (mut task, feed) = (task(&agent), deaf_feed(&agent).await);
-    assert_eq!(take_in(&mut task, &feed, change(Duration::ZERO, Scope::All)).await, None);
+async fn no_lag_is_reported_before_the_first_clock_measurement() {
+    let agent = TestAgent::live();
+    let (mut task, feed) = (task(&agent), disconnected_feed(&agent).await);
+    assert_eq!(receive(&mut task, &feed, change(Duration::ZERO, Scope::All)).await, None);
     assert_eq!(agent.metric(r#"evictd_agent_propagation_lag_seconds_count{scope="all"}"#), 0);
     assert_eq!(agent.metric(r#"evictd_agent_invalidations_total{via="live"}"#), 1);
 }
 
 #[tokio::test]
-async fn the_last_announcement_says_that_the_agent_leaves() {
-    let agent = Agent::live();
+async fn the_last_announcement_is_marked_as_leaving() {
+    let agent = TestAgent::live();
     let mut task = task(&agent);
-    let told = |task: &mut Task, leaving| task.announcement(leaving).unwrap();
-    assert!(!told(&mut task, false).leaving);
-    let last = told(&mut task, true);
+    let reported = |task: &mut FollowTask, leaving| task.announcement(leaving).unwrap();
+    assert!(!reported(&mut task, false).leaving);
+    let last = reported(&mut task, true);
     assert!(last.leaving);
     assert_eq!(last.applied, at(BASE));
 }
 
 #[tokio::test]
-async fn a_silent_feed_is_remarked_on_and_keeps_nobody_unready() {
-    let agent = Agent::live();
-    let (mut task, feed) = (task(&agent), deaf_feed(&agent).await);
+async fn a_silent_feed_is_a_warning_and_doesnt_affect_readiness() {
+    let agent = TestAgent::live();
+    let (mut task, feed) = (task(&agent), disconnected_feed(&agent).await);
     task.enter(Mode::Live);
     task.on_beat(&feed).await;
     assert_eq!(agent.readiness.remarks(), []);
     let now = clock::lease_now();
-    task.last_heard = now.before(FEED_SILENT_AFTER);
+    task.last_live_at = now.before(FEED_SILENT_AFTER);
     task.on_beat(&feed).await;
     assert_eq!(agent.metric("evictd_agent_feed_silent"), 1);
-    assert_eq!(agent.readiness.remarks(), [], "without a connection that says nothing of the feed");
-    task.remark_on_feed(true, now);
-    assert_eq!(agent.readiness.remarks(), [], "it has just come about");
+    assert_eq!(agent.readiness.remarks(), [], "only the connection's condition reports that");
+    task.update_feed_condition(true, now);
+    assert_eq!(agent.readiness.remarks(), [], "the connection is new");
     task.connected_at = now.before(FEED_SILENT_AFTER);
-    task.remark_on_feed(true, now);
+    task.update_feed_condition(true, now);
     assert!(agent.readiness.is_ready());
     let remark = agent.readiness.remarks().remove(0);
     assert!(remark.condition == "feed" && remark.detail.contains("no publisher ticks"), "{remark:?}");
     task.on_beat(&feed).await;
     assert_eq!(agent.readiness.remarks(), [], "the connection is lost, too");
-    task.remark_on_feed(true, now);
+    task.update_feed_condition(true, now);
     task.on_live(&Live { voucher: voucher(at(BASE)), event: LiveEvent::Tick(None) }.encode());
     task.on_beat(&feed).await;
     assert_eq!(agent.readiness.remarks(), []);
@@ -323,41 +308,41 @@ async fn a_silent_feed_is_remarked_on_and_keeps_nobody_unready() {
 
 #[tokio::test]
 async fn each_mode_shows_in_metrics_and_readiness() {
-    let shown = |agent: &Agent| {
+    let shown = |agent: &TestAgent| {
         Mode::ALL.map(|mode| agent.metric(&format!("evictd_agent_mode{{mode=\"{}\"}}", mode.label())))
     };
-    let waits_for_the_lease = |agent: &Agent| !agent.readiness.is_ready();
+    let waits_for_the_lease = |agent: &TestAgent| !agent.readiness.is_ready();
 
-    let agent = Agent::starting(&[]);
-    let (mut starting, feed) = (task(&agent), deaf_feed(&agent).await);
+    let agent = TestAgent::starting(&[]);
+    let (mut starting, feed) = (task(&agent), disconnected_feed(&agent).await);
     starting.on_beat(&feed).await;
     assert_eq!((shown(&agent), waits_for_the_lease(&agent)), ([1, 0, 0], true));
-    assert!(agent.readiness.waiting_for()[0].detail.contains("a proof"), "no word of an expiry");
+    assert!(agent.readiness.waiting_for()[0].detail.contains("the first proof"), "no expiry yet");
 
     agent.prove(at(BASE));
     starting.on_beat(&feed).await;
     assert_eq!((shown(&agent), waits_for_the_lease(&agent)), ([0, 1, 0], false));
 
-    agent.knowledge.end();
+    agent.serving.end();
     starting.on_beat(&feed).await;
     assert_eq!((shown(&agent), waits_for_the_lease(&agent)), ([0, 0, 1], true));
     assert_eq!(agent.metric("evictd_agent_lease_remaining_seconds"), 0);
 }
 
 #[tokio::test]
-async fn probes_tell_whether_anything_may_be_answered_stale() {
+async fn probes_report_whether_any_record_may_be_stale() {
     for (settings, policy) in [
         (&[][..], PartitionPolicy::Deny),
         (&[("partition.apis.api_9", "serve_stale")], PartitionPolicy::ServeStale),
         (&[("partition.policy", "serve_stale")], PartitionPolicy::ServeStale),
     ] {
-        assert_eq!(task(&Agent::live_with(settings)).follow.policies.widest(), policy);
+        assert_eq!(task(&TestAgent::live_with(settings)).context.policies.widest(), policy);
     }
 }
 
 #[test]
 fn progress_that_goes_back_is_a_violation() {
-    let agent = Agent::live();
+    let agent = TestAgent::live();
     let invariants = &agent.metrics.invariants;
     let violations = |id| agent.metric(&format!("evictd_invariant_violations_total{{id=\"{id}\"}}"));
     let at_epoch = |epoch, position| LogPosition::new(epoch, position).unwrap();
@@ -370,31 +355,31 @@ fn progress_that_goes_back_is_a_violation() {
 }
 
 #[test]
-fn what_an_eviction_left_behind_is_a_violation() {
-    let agent = Agent::live();
+fn an_older_entry_after_an_eviction_is_a_violation() {
+    let agent = TestAgent::live();
     let task = task(&agent);
     let g2 = r#"evictd_invariant_violations_total{id="G2"}"#;
     agent.cached(hash("alice"), Record::Key(key("key_1")), at(BASE + 1), clock::lease_now());
     task.check_evicted(&hash("alice"), at(BASE + 1));
-    task.check_evicted(&hash("nobody"), at(BASE + 1));
+    task.check_evicted(&hash("absent"), at(BASE + 1));
     assert_eq!(agent.metric(g2), 0);
     task.check_evicted(&hash("alice"), at(BASE + 2));
     assert_eq!(agent.metric(g2), 1);
 }
 
-/// A flush sends everybody to the origin at once. The feed must not notice.
+/// A flush causes many loads at once. They must not delay the feed.
 #[tokio::test]
-async fn invalidations_are_applied_while_as_many_loads_as_may_be_are_under_way() {
-    let agent = Agent::live_with(&[("loads.concurrent_max", "8")]);
-    let (mut task, feed) = (task(&agent), deaf_feed(&agent).await);
+async fn invalidations_are_applied_at_the_limit_of_loads() {
+    let agent = TestAgent::live_with(&[("loads.concurrent_max", "8")]);
+    let (mut task, feed) = (task(&agent), disconnected_feed(&agent).await);
     agent.home.hold();
     for n in 0..100 {
         let verifier = agent.verifier.clone();
         tokio::spawn(async move { drop(verifier.entry(hash(&format!("key {n}"))).await) });
     }
-    agent.home.is_asked(8).await;
-    take_in(&mut task, &feed, change(Duration::ZERO, Scope::All)).await;
-    assert_eq!(agent.knowledge.applied(), at(BASE + 1));
-    assert_eq!(agent.home.asked(), 8);
+    agent.home.wait_for_lookup(8).await;
+    receive(&mut task, &feed, change(Duration::ZERO, Scope::All)).await;
+    assert_eq!(agent.serving.applied(), at(BASE + 1));
+    assert_eq!(agent.home.lookups(), 8);
     agent.home.release();
 }

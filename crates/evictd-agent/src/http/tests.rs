@@ -1,4 +1,4 @@
-//! The verify surface over a real listener, its authority in memory.
+//! The verify API on a real listener, with an authority in memory.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -16,11 +16,11 @@ use evictd_core::record::{KeyRecord, RecordState, RootKeyRecord};
 use evictd_core::time::StoreTime;
 
 use super::*;
-use crate::fixture::{Agent, BASE, at, ends_in, key, key_scope, root_key};
+use crate::fixture::{BASE, TestAgent, at, ends_in, key, key_scope, root_key};
 use crate::metrics::LoadOutcome;
 use crate::origin::LoadError;
 
-struct Answer {
+struct HttpAnswer {
     status: u16,
     content_type: String,
     /// The header `Evictd-Stale`, if there is one.
@@ -28,18 +28,18 @@ struct Answer {
     body: String,
 }
 
-impl Answer {
+impl HttpAnswer {
     fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error} in {}", self.body))
     }
 
-    /// What a verification says.
+    /// The data of a verification.
     fn data(&self) -> Value {
         assert_eq!((self.status, self.content_type.as_str()), (200, "application/json"), "{}", self.body);
         self.json()["data"].take()
     }
 
-    /// The status, and the end of the URL that says why.
+    /// The status, and the end of the type's URL.
     fn refusal(&self) -> (u16, String) {
         let answer = self.json();
         let error = &answer["error"];
@@ -50,19 +50,19 @@ impl Answer {
     }
 }
 
-/// An agent that serves, whose home region has the root key "root" and the keys "alice" and "bob".
+/// A serving agent. Its home region has the root key "root" and the keys "alice" and "bob".
 struct Gateway {
-    agent: Agent,
+    agent: TestAgent,
     address: SocketAddr,
     _shutdown: DropGuard,
 }
 
 impl Gateway {
     async fn new() -> Self {
-        Self::of(Agent::live()).await
+        Self::of(TestAgent::live()).await
     }
 
-    async fn of(agent: Agent) -> Self {
+    async fn of(agent: TestAgent) -> Self {
         agent.home.put(hash("root"), Record::RootKey(root_key(&["api.*.verify_key"])));
         agent.home.put(hash("alice"), Record::Key(key("key_1")));
         agent.home.put(hash("bob"), Record::Key(key("key_2")));
@@ -70,11 +70,11 @@ impl Gateway {
         let address = listener.local_addr().unwrap();
         let limits = HttpLimits { body_bytes_max: BODY_BYTES_MAX, ..HttpLimits::default() };
         let shutdown = CancellationToken::new();
-        tokio::spawn(serve(listener, Surface::new(agent.verifier.clone()), limits, shutdown.clone()));
+        tokio::spawn(serve(listener, VerifyApi::new(agent.verifier.clone()), limits, shutdown.clone()));
         Self { agent, address, _shutdown: shutdown.drop_guard() }
     }
 
-    async fn send(&self, head: &str, body: &str) -> Answer {
+    async fn send(&self, head: &str, body: &str) -> HttpAnswer {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         let request = format!("{head}\r\nhost: gateway\r\nconnection: close\r\n\r\n{body}");
         stream.write_all(request.as_bytes()).await.unwrap();
@@ -84,7 +84,7 @@ impl Gateway {
         let header = |name: &str| {
             head.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_owned()
         };
-        Answer {
+        HttpAnswer {
             status: head.split(' ').nth(1).unwrap().parse().unwrap(),
             content_type: header("content-type:"),
             stale: header("evictd-stale:"),
@@ -93,24 +93,24 @@ impl Gateway {
     }
 
     /// Posts `body` with these further header lines.
-    async fn post(&self, headers: &[&str], body: &str) -> Answer {
+    async fn post(&self, headers: &[&str], body: &str) -> HttpAnswer {
         let length = format!("content-length: {}", body.len());
         let lines = [&["POST /v2/keys.verifyKey HTTP/1.1", &length], headers].concat();
         self.send(&lines.join("\r\n"), body).await
     }
 
     /// Verifies a key as an SDK does.
-    async fn verify_as(&self, root: &str, key: &str) -> Answer {
+    async fn verify_as(&self, root: &str, key: &str) -> HttpAnswer {
         let authorization = format!("authorization: Bearer {root}");
         self.post(&["accept: application/json", &authorization], &json!({ "key": key }).to_string()).await
     }
 
-    async fn verify(&self, key: &str) -> Answer {
+    async fn verify(&self, key: &str) -> HttpAnswer {
         self.verify_as("root", key).await
     }
 
-    /// Verifies a key and asks for permissions.
-    async fn ask(&self, key: &str, query: &str) -> Answer {
+    /// Verifies a key with a permission query.
+    async fn verify_with_query(&self, key: &str, query: &str) -> HttpAnswer {
         let body = json!({ "key": key, "permissions": query }).to_string();
         self.post(&["accept: application/json", ROOT], &body).await
     }
@@ -154,7 +154,7 @@ async fn a_valid_key_comes_with_its_details() {
 }
 
 #[tokio::test]
-async fn a_key_that_grants_nothing_now_says_why() {
+async fn an_invalid_key_is_answered_with_the_reason() {
     let gateway = Gateway::new().await;
     let now = ends_in(Duration::ZERO);
     for (record, code, enabled) in [
@@ -173,7 +173,7 @@ async fn a_key_that_grants_nothing_now_says_why() {
 }
 
 #[tokio::test]
-async fn an_end_at_the_beginning_of_1970_has_come_and_is_left_out_of_the_answer() {
+async fn an_expiry_of_zero_has_passed_and_is_omitted() {
     let gateway = Gateway::new().await;
     for state in [RecordState::Active, RecordState::Expired] {
         let record = KeyRecord { state, expires_at: Some(StoreTime(0)), ..key("key_3") };
@@ -192,13 +192,13 @@ async fn an_end_at_the_beginning_of_1970_has_come_and_is_left_out_of_the_answer(
 }
 
 #[tokio::test]
-async fn what_the_caller_may_not_see_does_not_exist() {
+async fn keys_invisible_to_the_caller_are_not_found() {
     let gateway = Gateway::new().await;
     let put = |text: &str, record| gateway.agent.home.put(hash(text), record);
     put("foreign", Record::Key(KeyRecord { workspace_id: WorkspaceId::new("ws_2"), ..key("key_3") }));
     put("deleted", Record::Key(KeyRecord { state: RecordState::Deleted, ..key("key_4") }));
     put("other", Record::RootKey(root_key(&["api.*.verify_key"])));
-    for key in ["nobody", "foreign", "deleted", "other", "root"] {
+    for key in ["absent", "foreign", "deleted", "other", "root"] {
         assert_eq!(gateway.verify(key).await.data(), not_found(), "{key}");
     }
     assert_eq!(gateway.verified("NOT_FOUND"), 5);
@@ -216,7 +216,7 @@ async fn what_the_caller_may_not_see_does_not_exist() {
 }
 
 #[tokio::test]
-async fn a_key_says_what_it_may_do_and_whom_it_belongs_to() {
+async fn a_verification_returns_permissions_and_identity() {
     let gateway = Gateway::new().await;
     let record = KeyRecord {
         external_id: Some("user_1".into()),
@@ -233,38 +233,42 @@ async fn a_key_says_what_it_may_do_and_whom_it_belongs_to() {
     };
     assert_eq!(gateway.verify("carol").await.data(), details(true, "VALID"));
     for met in ["documents.read", "Documents.read or (documents.read AND documents.write)"] {
-        assert_eq!(gateway.ask("carol", met).await.data(), details(true, "VALID"), "{met}");
+        assert_eq!(gateway.verify_with_query("carol", met).await.data(), details(true, "VALID"), "{met}");
     }
     for lacking in ["documents.*", "Documents.Read", "documents.read AND users.view"] {
-        let data = gateway.ask("carol", lacking).await.data();
+        let data = gateway.verify_with_query("carol", lacking).await.data();
         assert_eq!(data, details(false, "INSUFFICIENT_PERMISSIONS"), "{lacking}");
     }
     assert_eq!((gateway.verified("VALID"), gateway.verified("INSUFFICIENT_PERMISSIONS")), (3, 3));
 }
 
 #[tokio::test]
-async fn a_bad_query_about_a_key_that_does_not_exist_for_the_caller_is_not_found() {
+async fn a_bad_query_about_an_invisible_key_is_not_found() {
     let gateway = Gateway::new().await;
     let put = |text: &str, record| gateway.agent.home.put(hash(text), record);
     put("foreign", Record::Key(KeyRecord { workspace_id: WorkspaceId::new("ws_2"), ..key("key_3") }));
     put("deleted", Record::Key(KeyRecord { state: RecordState::Deleted, ..key("key_4") }));
-    for key in ["nobody", "foreign", "deleted", "root"] {
-        assert_eq!(gateway.ask(key, "a AND").await.data(), not_found(), "{key}");
+    for key in ["absent", "foreign", "deleted", "root"] {
+        assert_eq!(gateway.verify_with_query(key, "a AND").await.data(), not_found(), "{key}");
     }
     put("root", Record::RootKey(root_key(&["api.api_2.verify_key"])));
     gateway.agent.invalidate(Scope::All);
-    assert_eq!(gateway.ask("alice", "a AND").await.data(), not_found(), "it may not verify this API");
+    assert_eq!(
+        gateway.verify_with_query("alice", "a AND").await.data(),
+        not_found(),
+        "it may not verify this API"
+    );
 }
 
 #[tokio::test]
-async fn a_bad_query_about_a_visible_key_is_refused_whatever_its_state() {
+async fn a_bad_query_about_a_visible_key_is_rejected_in_any_state() {
     let gateway = Gateway::new().await;
     for state in
         [RecordState::Active, RecordState::Disabled, RecordState::Expired, RecordState::WorkspaceDisabled]
     {
         gateway.agent.home.put(hash("carol"), Record::Key(KeyRecord { state, ..key("key_3") }));
         gateway.agent.invalidate(key_scope(hash("carol")));
-        let answer = gateway.ask("carol", "a AND (b OR").await;
+        let answer = gateway.verify_with_query("carol", "a AND (b OR").await;
         let syntax = "user/bad_request/permissions_query_syntax_error";
         assert_eq!(answer.refusal(), (400, syntax.to_owned()), "{state:?}");
         assert_eq!(answer.content_type, "application/json");
@@ -277,12 +281,12 @@ async fn a_bad_query_about_a_visible_key_is_refused_whatever_its_state() {
     let answer = gateway.post(&[ROOT, "accept: */*"], &body).await;
     assert_eq!((answer.status, answer.content_type.as_str()), (400, "application/problem+json"));
     for code in ["VALID", "DISABLED", "EXPIRED", "FORBIDDEN", "INSUFFICIENT_PERMISSIONS"] {
-        assert_eq!(gateway.verified(code), 0, "{code}: a refused request is no verification");
+        assert_eq!(gateway.verified(code), 0, "{code}: a rejected request is no verification");
     }
 }
 
 #[tokio::test]
-async fn the_keys_own_state_comes_before_its_permissions() {
+async fn the_keys_state_precedes_its_permissions() {
     let gateway = Gateway::new().await;
     for (state, code) in [
         (RecordState::Disabled, "DISABLED"),
@@ -293,15 +297,15 @@ async fn the_keys_own_state_comes_before_its_permissions() {
         gateway.agent.home.put(hash("carol"), Record::Key(record));
         gateway.agent.invalidate(key_scope(hash("carol")));
         for query in ["a", "b"] {
-            let data = gateway.ask("carol", query).await.data();
+            let data = gateway.verify_with_query("carol", query).await.data();
             assert_eq!((&data["code"], &data["valid"]), (&json!(code), &json!(false)), "{query}");
         }
     }
 }
 
-/// Even a key that is disabled or expired must not show that it exists.
+/// The answer must not reveal that an invisible key is disabled or expired.
 #[tokio::test]
-async fn visibility_comes_before_the_keys_own_state() {
+async fn visibility_precedes_the_keys_own_state() {
     let gateway = Gateway::new().await;
     for state in [RecordState::Disabled, RecordState::Expired] {
         let record = KeyRecord { state, api_id: ApiId::new("api_2"), ..key("key_3") };
@@ -313,7 +317,7 @@ async fn visibility_comes_before_the_keys_own_state() {
 }
 
 #[tokio::test]
-async fn a_bad_request_is_refused_before_anybody_is_asked() {
+async fn a_bad_request_is_rejected_before_any_lookup() {
     let gateway = Gateway::new().await;
     let unknown = "authorization: Bearer unknown";
     let long = json!({ "key": "x".repeat(513) }).to_string();
@@ -347,11 +351,11 @@ async fn a_bad_request_is_refused_before_anybody_is_asked() {
         let answer = gateway.post(headers, r#"{"key":"alice"}"#).await;
         assert_eq!(answer.refusal(), (400, r#type.to_owned()));
     }
-    assert_eq!(gateway.agent.home.asked(), 0);
+    assert_eq!(gateway.agent.home.lookups(), 0);
 }
 
 #[tokio::test]
-async fn a_root_key_that_may_not_act_is_refused_before_the_key_is_looked_up() {
+async fn an_unauthorized_root_key_is_rejected_before_the_lookup() {
     let gateway = Gateway::new().await;
     let root = |state| Record::RootKey(RootKeyRecord { state, ..root_key(&["api.*.verify_key"]) });
     let ended = RootKeyRecord { expires_at: Some(ends_in(Duration::ZERO)), ..root_key(&[]) };
@@ -361,10 +365,10 @@ async fn a_root_key_that_may_not_act_is_refused_before_the_key_is_looked_up() {
     put("closed", root(RecordState::WorkspaceDisabled));
     put("expired", root(RecordState::Expired));
     put("ended", Record::RootKey(ended));
-    for (asked, (text, status, r#type)) in [
+    for (lookups, (text, status, r#type)) in [
         ("unknown", 401, "unkey/authentication/key_not_found"),
         ("deleted", 401, "unkey/authentication/key_not_found"),
-        // An ordinary key, and the one to be verified at that.
+        // An ordinary key.
         ("alice", 401, "unkey/authentication/key_not_found"),
         ("disabled", 403, "unkey/authorization/key_disabled"),
         ("closed", 403, "unkey/authorization/workspace_disabled"),
@@ -376,7 +380,7 @@ async fn a_root_key_that_may_not_act_is_refused_before_the_key_is_looked_up() {
     {
         let answer = gateway.verify_as(text, "bob").await;
         assert_eq!(answer.refusal(), (status, r#type.to_owned()), "{text}");
-        assert_eq!(gateway.agent.home.asked(), asked + 1, "{text}");
+        assert_eq!(gateway.agent.home.lookups(), lookups + 1, "{text}");
     }
     for code in ["VALID", "NOT_FOUND"] {
         assert_eq!(gateway.verified(code), 0, "{code}");
@@ -384,7 +388,7 @@ async fn a_root_key_that_may_not_act_is_refused_before_the_key_is_looked_up() {
 }
 
 #[tokio::test]
-async fn when_nothing_answers_it_denies_and_says_why() {
+async fn without_an_answer_it_denies_with_the_reason() {
     let gateway = Gateway::new().await;
     gateway.agent.home.fail(Some((LoadOutcome::Timeout, LoadError::Unreachable)));
     let answer = gateway.verify("alice").await;
@@ -415,29 +419,33 @@ async fn when_nothing_answers_it_denies_and_says_why() {
 }
 
 #[tokio::test]
-async fn what_is_cached_needs_nobody_and_what_is_not_is_denied() {
+async fn when_cut_off_only_cached_keys_are_answered() {
     let gateway = Gateway::new().await;
     assert_eq!(gateway.verify("alice").await.data()["code"], "VALID");
     gateway.agent.home.fail(Some((LoadOutcome::Unsent, LoadError::Unreachable)));
     assert_eq!(gateway.verify("alice").await.data()["code"], "VALID");
     assert_eq!(gateway.verify("bob").await.status, 503);
     gateway.agent.invalidate(key_scope(hash("alice")));
-    assert_eq!(gateway.verify("alice").await.status, 503, "it was deleted: what was cached counts no more");
+    assert_eq!(gateway.verify("alice").await.status, 503, "it was deleted, so the cached record is void");
 }
 
 #[tokio::test]
-async fn a_deletion_shows_at_once() {
+async fn an_applied_deletion_takes_effect_at_once() {
     let gateway = Gateway::new().await;
     assert_eq!(gateway.verify("alice").await.data()["code"], "VALID");
     let deleted = KeyRecord { state: RecordState::Deleted, ..key("key_1") };
     gateway.agent.home.put(hash("alice"), Record::Key(deleted));
-    assert_eq!(gateway.verify("alice").await.data()["code"], "VALID", "nobody has told the agent yet");
+    assert_eq!(
+        gateway.verify("alice").await.data()["code"],
+        "VALID",
+        "the agent hasn't received the invalidation"
+    );
     gateway.agent.invalidate(key_scope(hash("alice")));
     assert_eq!(gateway.verify("alice").await.data(), not_found());
 }
 
 #[tokio::test]
-async fn other_paths_methods_and_sizes_are_refused() {
+async fn other_paths_methods_and_sizes_are_rejected() {
     let gateway = Gateway::new().await;
     let answer = gateway.send("POST /v2/keys.deleteKey HTTP/1.1\r\ncontent-length: 2", "{}").await;
     assert_eq!((answer.status, answer.body.as_str()), (404, "404 page not found\n"));
@@ -448,7 +456,7 @@ async fn other_paths_methods_and_sizes_are_refused() {
     assert_eq!(answer.refusal(), (413, "user/bad_request/request_body_too_large".to_owned()));
 }
 
-/// Failure: a gateway whose root key was revoked gets nothing but refusals, and no metric moves.
+/// Failure: all requests of a gateway with a revoked root key are rejected, and no metric shows it.
 #[tokio::test]
 async fn every_answer_is_counted_by_its_status() {
     let gateway = Gateway::new().await;
@@ -461,8 +469,8 @@ async fn every_answer_is_counted_by_its_status() {
     gateway.send("POST /v2/keys.deleteKey HTTP/1.1\r\ncontent-length: 0", "").await;
     gateway.send("GET /v2/keys.verifyKey HTTP/1.1", "").await;
     gateway.agent.home.fail(Some((LoadOutcome::NoPublisher, LoadError::Unreachable)));
-    gateway.verify("nobody").await;
-    // A header without a name: nothing behind the server gets to see it.
+    gateway.verify("absent").await;
+    // A header without a name: the server rejects it before any handler.
     gateway.send("POST /v2/keys.verifyKey HTTP/1.1\r\n: x", "").await;
     let counted = ["200", "400", "401", "403", "404", "405", "503", "other"].map(|status| {
         (status, gateway.agent.metric(&format!("evictd_agent_requests_total{{status=\"{status}\"}}")))
@@ -475,8 +483,8 @@ async fn every_answer_is_counted_by_its_status() {
 }
 
 #[tokio::test]
-async fn an_answer_that_policy_makes_from_an_old_record_is_marked_and_counted() {
-    let agent = Agent::expired_with(&[("partition.policy", "serve_stale")]);
+async fn a_stale_answer_is_marked_and_counted() {
+    let agent = TestAgent::expired_with(&[("partition.policy", "serve_stale")]);
     let ago = |seconds| clock::lease_now().before(Duration::from_secs(seconds));
     let root = Record::RootKey(root_key(&["api.*.verify_key"]));
     agent.cached(hash("root"), root, at(BASE), ago(1));
@@ -493,12 +501,12 @@ async fn an_answer_that_policy_makes_from_an_old_record_is_marked_and_counted() 
     assert_eq!(old.data(), json!({ "valid": true, "code": "VALID", "keyId": "key_2", "enabled": true }));
     let stale = r#"evictd_agent_stale_answers_total{code="VALID"}"#;
     assert_eq!((gateway.verified("VALID"), gateway.agent.metric(stale)), (2, 1));
-    assert_eq!(gateway.verify("nobody").await.status, 503);
+    assert_eq!(gateway.verify("absent").await.status, 503);
 }
 
 #[tokio::test]
-async fn an_old_root_key_makes_every_answer_old_and_every_refusal_too() {
-    let agent = Agent::expired_with(&[("partition.policy", "serve_stale")]);
+async fn a_stale_root_key_marks_answers_and_errors() {
+    let agent = TestAgent::expired_with(&[("partition.policy", "serve_stale")]);
     let old = clock::lease_now().before(Duration::from_secs(50));
     agent.cached(hash("root"), Record::RootKey(root_key(&["api.*.verify_key"])), at(BASE), old);
     agent.cached(hash("key"), Record::Key(key("key_1")), at(BASE), clock::lease_now());
@@ -513,9 +521,9 @@ async fn an_old_root_key_makes_every_answer_old_and_every_refusal_too() {
 }
 
 #[tokio::test]
-async fn an_old_root_key_that_another_apis_policy_lets_pass_opens_no_api_that_denies() {
+async fn a_root_key_stale_by_another_apis_policy_is_denied() {
     let agent =
-        Agent::expired_with(&[("partition.policy", "deny"), ("partition.apis.api_other", "serve_stale")]);
+        TestAgent::expired_with(&[("partition.policy", "deny"), ("partition.apis.api_other", "serve_stale")]);
     let old = clock::lease_now().before(Duration::from_secs(50_000));
     agent.cached(hash("root"), Record::RootKey(root_key(&["api.*.verify_key"])), at(BASE), old);
     agent.cached(hash("key"), Record::Key(key("key_1")), at(BASE), clock::lease_now());

@@ -1,4 +1,4 @@
-//! The hot path: what is answered from the cache, and what is not any more.
+//! The hot path: which cached records are served.
 
 use std::time::Duration;
 
@@ -11,53 +11,53 @@ use evictd_wire::api::ids::hash;
 use evictd_wire::api::root_key::authorize;
 
 use super::*;
-use crate::fixture::{Agent, BASE, at, ends_in, key, key_scope, root_key, row};
+use crate::fixture::{BASE, TestAgent, at, ends_in, key, key_scope, root_key, row};
 use crate::metrics::LoadOutcome;
 
-/// What the default bound leaves after its margin.
+/// The default bound less its margin.
 const TRUST: Duration = Duration::from_secs(27);
 
-/// What a verification that starts now finds.
-fn cached(agent: &Agent, text: &str) -> Option<Arc<Entry>> {
-    agent.verifier.cached(&hash(text), agent.knowledge.begin())
+/// The entry that a verification finds now.
+fn cached(agent: &TestAgent, text: &str) -> Option<Arc<CachedRecord>> {
+    agent.verifier.cached(&hash(text), agent.serving.begin())
 }
 
 /// An agent with `key_1` of `api_1` cached under "alice", read just now.
-fn with_alice() -> Agent {
-    let agent = Agent::live();
+fn with_alice() -> TestAgent {
+    let agent = TestAgent::live();
     agent.cached(hash("alice"), Record::Key(key("key_1")), at(BASE), clock::lease_now());
     agent
 }
 
 #[test]
-fn what_is_cached_is_answered() {
+fn a_cached_record_is_served() {
     let agent = with_alice();
     assert!(cached(&agent, "alice").is_some());
     assert!(cached(&agent, "bob").is_none());
 }
 
 #[test]
-fn what_is_hidden_is_not_answered() {
-    let agent = Agent::live();
+fn a_hidden_entry_is_not_served() {
+    let agent = TestAgent::live();
     let record = Record::Key(key("key_1"));
     let loaded = agent.loaded(hash("alice"), record, at(BASE), clock::lease_now());
     let inserted = loaded.insert(&*agent.cache);
     assert!(cached(&agent, "alice").is_none());
-    inserted.settle(&agent.knowledge, &*agent.cache);
+    inserted.settle(&agent.serving, &*agent.cache);
     assert!(cached(&agent, "alice").is_some());
 }
 
 #[test]
-fn nothing_is_answered_below_the_floor_of_its_key() {
+fn no_entry_is_served_below_the_floor_of_its_key() {
     let agent = with_alice();
     agent.invalidate(key_scope(hash("bob")));
-    assert!(cached(&agent, "alice").is_some(), "bob's deletion is none of alice's business");
+    assert!(cached(&agent, "alice").is_some(), "bob's deletion doesn't affect alice");
     agent.invalidate(key_scope(hash("alice")));
     assert!(cached(&agent, "alice").is_none());
 }
 
 #[test]
-fn nothing_is_answered_below_the_floor_of_its_api() {
+fn no_entry_is_served_below_the_floor_of_its_api() {
     let agent = with_alice();
     agent.invalidate(Scope::Api(ApiId::new("api_2")));
     assert!(cached(&agent, "alice").is_some());
@@ -66,7 +66,7 @@ fn nothing_is_answered_below_the_floor_of_its_api() {
 }
 
 #[test]
-fn nothing_is_answered_below_the_floor_of_its_workspace() {
+fn no_entry_is_served_below_the_floor_of_its_workspace() {
     let agent = with_alice();
     let root = Record::RootKey(root_key(&["api.*.verify_key"]));
     agent.cached(hash("root"), root, at(BASE), clock::lease_now());
@@ -78,24 +78,24 @@ fn nothing_is_answered_below_the_floor_of_its_workspace() {
 }
 
 #[test]
-fn nothing_is_answered_below_the_horizon() {
+fn no_entry_is_served_below_the_horizon() {
     let agent = with_alice();
-    agent.cached(hash("nobody"), Record::Absent, at(BASE), clock::lease_now());
+    agent.cached(hash("absent"), Record::Absent, at(BASE), clock::lease_now());
     agent.invalidate(Scope::All);
     assert!(cached(&agent, "alice").is_none());
-    assert!(cached(&agent, "nobody").is_none());
+    assert!(cached(&agent, "absent").is_none());
 }
 
 #[test]
-fn a_floor_that_rises_out_of_order_counts_at_once() {
+fn a_floor_counts_at_once_even_out_of_order() {
     let agent = with_alice();
     agent.apply(row(at(BASE + 5), Scope::Api(ApiId::new("api_1"))));
-    assert_eq!(agent.knowledge.applied(), at(BASE), "positions below are missing");
+    assert_eq!(agent.serving.applied(), at(BASE), "positions below are missing");
     assert!(cached(&agent, "alice").is_none());
 }
 
 #[test]
-fn a_new_epoch_ends_everything_that_was_cached() {
+fn a_new_epoch_ends_all_cached_entries() {
     let agent = with_alice();
     agent.prove(LogPosition::new(2, 1).unwrap());
     assert!(cached(&agent, "alice").is_none());
@@ -104,16 +104,16 @@ fn a_new_epoch_ends_everything_that_was_cached() {
 }
 
 #[test]
-fn the_lease_carries_what_was_read_long_ago() {
-    let agent = Agent::live();
+fn a_lease_extends_entries_read_long_ago() {
+    let agent = TestAgent::live();
     let long_ago = clock::lease_now().before(TRUST);
     agent.cached(hash("alice"), Record::Key(key("key_1")), at(BASE), long_ago);
     assert!(cached(&agent, "alice").is_some());
 }
 
 #[test]
-fn without_a_lease_an_entry_lives_by_its_own_read() {
-    let agent = Agent::expired_with(&[]);
+fn without_a_lease_an_entry_lasts_from_its_own_read() {
+    let agent = TestAgent::expired_with(&[]);
     let now = clock::lease_now();
     agent.cached(hash("fresh"), Record::Key(key("key_1")), at(BASE), now);
     agent.cached(hash("old"), Record::Key(key("key_2")), at(BASE), now.before(TRUST));
@@ -122,34 +122,34 @@ fn without_a_lease_an_entry_lives_by_its_own_read() {
 }
 
 #[test]
-fn when_the_lease_has_run_out_too_an_old_entry_is_not_answered() {
-    let agent = Agent::expired_with(&[]);
+fn an_old_entry_is_not_served_after_the_lease() {
+    let agent = TestAgent::expired_with(&[]);
     let old = clock::lease_now().before(TRUST);
     agent.cached(hash("alice"), Record::Key(key("key_1")), at(BASE), old);
     agent.was_proven(old);
     assert!(cached(&agent, "alice").is_none());
     agent.was_proven(clock::lease_now());
-    assert!(cached(&agent, "alice").is_some(), "a proof renews what no floor has reached");
+    assert!(cached(&agent, "alice").is_some(), "a proof renews entries above their floors");
 }
 
 #[test]
-fn not_found_wears_off() {
-    let agent = Agent::live_with(&[("cache.not_found_ttl", "2s")]);
+fn not_found_expires() {
+    let agent = TestAgent::live_with(&[("cache.not_found_ttl", "2s")]);
     let deleted = KeyRecord { state: RecordState::Deleted, ..key("key_1") };
     let now = clock::lease_now();
-    let worn = now.before(Duration::from_secs(2));
-    agent.cached(hash("young"), Record::Absent, at(BASE), now);
-    agent.cached(hash("worn"), Record::Absent, at(BASE), worn);
-    agent.cached(hash("deleted"), Record::Key(deleted), at(BASE), worn);
-    agent.cached(hash("found"), Record::Key(key("key_2")), at(BASE), worn);
-    assert!(cached(&agent, "young").is_some());
-    assert!(cached(&agent, "worn").is_none());
+    let expired = now.before(Duration::from_secs(2));
+    agent.cached(hash("fresh"), Record::Absent, at(BASE), now);
+    agent.cached(hash("expired"), Record::Absent, at(BASE), expired);
+    agent.cached(hash("deleted"), Record::Key(deleted), at(BASE), expired);
+    agent.cached(hash("found"), Record::Key(key("key_2")), at(BASE), expired);
+    assert!(cached(&agent, "fresh").is_some());
+    assert!(cached(&agent, "expired").is_none());
     assert!(cached(&agent, "deleted").is_none(), "a deleted key is not found either");
     assert!(cached(&agent, "found").is_some());
 }
 
 #[test]
-fn an_entry_in_use_outlives_a_horizon_that_it_met() {
+fn a_used_entry_outlives_a_horizon_that_it_met() {
     let agent = with_alice();
     agent.cached(hash("idle"), Record::Key(key("key_2")), at(BASE), clock::lease_now());
     let applied = agent.invalidate(key_scope(hash("bob")));
@@ -158,18 +158,18 @@ fn an_entry_in_use_outlives_a_horizon_that_it_met() {
     assert_eq!(entry.validity.as_of(), applied, "the hit had met every floor up to here");
 
     // As when bob's floor is dropped to save memory.
-    agent.knowledge.follower.lock().floors().horizon().raise(applied);
+    agent.serving.follower.lock().floors().horizon().raise(applied);
     assert!(cached(&agent, "alice").is_some());
-    assert!(cached(&agent, "idle").is_none(), "nobody knows whether it met bob's floor");
+    assert!(cached(&agent, "idle").is_none(), "it may not have met bob's floor");
 
     agent.invalidate(Scope::All);
     assert!(cached(&agent, "alice").is_none());
 }
 
 #[test]
-fn a_hit_lifts_no_entry_above_what_was_applied_before_it_looked() {
+fn a_hit_advances_no_entry_above_the_applied_position_it_read() {
     let agent = with_alice();
-    let before = agent.knowledge.begin();
+    let before = agent.serving.begin();
     let after = agent.invalidate(key_scope(hash("bob")));
     let entry = agent.verifier.cached(&hash("alice"), before).unwrap();
     assert!(entry.validity.as_of() < after, "its floors may have been read before that position was applied");
@@ -183,12 +183,12 @@ async fn hits_and_misses_are_counted() {
     agent.verifier.entry(hash("bob")).await.unwrap();
     assert_eq!(agent.metric("evictd_agent_cache_hits_total"), 2);
     assert_eq!(agent.metric("evictd_agent_cache_misses_total"), 1);
-    assert_eq!(agent.home.asked(), 1);
+    assert_eq!(agent.home.lookups(), 1);
 }
 
 #[test]
-fn an_end_that_may_have_come_at_home_has_come() {
-    let agent = Agent::live();
+fn an_expiry_that_may_have_passed_at_home_has_passed() {
+    let agent = TestAgent::live();
     let soon = KeyRecord { expires_at: Some(ends_in(Duration::from_mins(1))), ..key("key_1") };
     let root = RootKeyRecord { expires_at: soon.expires_at, ..root_key(&["api.*.verify_key"]) };
     let acts = || authorize(Some(&root), agent.verifier.home_time()).is_ok();
@@ -198,7 +198,7 @@ fn an_end_that_may_have_come_at_home_has_come() {
 
     // The store's clock may be that far ahead of this machine's.
     let offset = clock::wall_now().0 - clock::lease_now().0 as i64;
-    agent.knowledge.publish_home_offset_high(offset + 61_000_000);
+    agent.serving.publish_home_offset_high(offset + 61_000_000);
     assert_eq!(verdict(), Verdict::Expired);
     assert!(!acts());
 }
@@ -206,16 +206,16 @@ fn an_end_that_may_have_come_at_home_has_come() {
 const UNREACHABLE: (LoadOutcome, LoadError) = (LoadOutcome::Timeout, LoadError::Unreachable);
 const STALE: &[(&str, &str)] = &[("partition.policy", "serve_stale")];
 
-/// An agent whose lease has run out, and that reaches no publisher; it has "alice", read so long ago.
-fn cut_off(settings: &[(&str, &str)], read_ago: Duration) -> Agent {
-    let agent = Agent::expired_with(settings);
+/// An agent without a lease, cut off from all publishers. It has cached "alice", read so long ago.
+fn cut_off(settings: &[(&str, &str)], read_ago: Duration) -> TestAgent {
+    let agent = TestAgent::expired_with(settings);
     agent.cached(hash("alice"), Record::Key(key("key_1")), at(BASE), clock::lease_now().before(read_ago));
     agent.home.fail(Some(UNREACHABLE));
     agent
 }
 
 #[tokio::test]
-async fn what_is_out_of_time_is_answered_only_if_policy_says_so_and_nobody_can_be_reached() {
+async fn stale_entries_are_served_only_by_policy_and_when_cut_off() {
     let old = TRUST + Duration::from_secs(10);
     let deny = cut_off(&[], old);
     assert_eq!(deny.verifier.entry(hash("alice")).await.unwrap_err(), LoadError::Unreachable);
@@ -225,7 +225,7 @@ async fn what_is_out_of_time_is_answered_only_if_policy_says_so_and_nobody_can_b
     assert_eq!(found.stale.map(|age| age.as_secs()), Some(37));
     assert_eq!(agent.verifier.entry(hash("bob")).await.unwrap_err(), LoadError::Unreachable);
 
-    // Whoever answers that it is busy, or with what is too old, could be reached.
+    // A publisher that is busy or has an old record was reachable.
     for (outcome, error) in [(LoadOutcome::Busy, LoadError::Busy), (LoadOutcome::Ok, LoadError::Stale)] {
         agent.home.fail(Some((outcome, error)));
         assert_eq!(agent.verifier.entry(hash("alice")).await.unwrap_err(), error);
@@ -235,14 +235,14 @@ async fn what_is_out_of_time_is_answered_only_if_policy_says_so_and_nobody_can_b
 }
 
 #[tokio::test]
-async fn what_something_has_changed_is_never_answered_stale() {
+async fn an_entry_below_a_floor_is_never_served_stale() {
     for scope in [
         key_scope(hash("alice")),
         Scope::Api(ApiId::new("api_1")),
         Scope::Workspace(WorkspaceId::new("ws_1")),
         Scope::All,
     ] {
-        let agent = Agent::live_with(STALE);
+        let agent = TestAgent::live_with(STALE);
         let read_at = clock::lease_now().before(TRUST * 2);
         agent.cached(hash("alice"), Record::Key(key("key_1")), at(BASE), read_at);
         agent.home.fail(Some(UNREACHABLE));
@@ -263,24 +263,28 @@ async fn an_api_may_have_a_policy_of_its_own() {
     assert!(agent.verifier.entry(hash("alice")).await.unwrap().stale.is_some());
     assert!(
         agent.verifier.entry(hash("root")).await.unwrap().stale.is_some(),
-        "or nobody could act on api_1"
+        "or no root key could act on api_1"
     );
     assert_eq!(agent.verifier.entry(hash("bob")).await.unwrap_err(), LoadError::Unreachable);
 }
 
 #[tokio::test]
-async fn a_machine_that_stood_still_answers_from_nothing_it_knew() {
-    let agent = Agent::live_with(STALE);
+async fn after_a_disruption_no_earlier_record_is_served() {
+    let agent = TestAgent::live_with(STALE);
     agent.cached(hash("alice"), Record::Key(key("key_1")), at(BASE), clock::lease_now());
     agent.home.put(hash("bob"), Record::Key(key("key_2")));
     agent.home.hold();
     let verifier = agent.verifier.clone();
     let under_way = tokio::spawn(async move { verifier.entry(hash("bob")).await });
-    agent.home.is_asked(1).await;
+    agent.home.wait_for_lookup(1).await;
 
-    agent.knowledge.end();
+    agent.serving.end();
     agent.home.release();
-    assert_eq!(under_way.await.unwrap().unwrap_err(), LoadError::Stale, "its answer may be from before");
+    assert_eq!(
+        under_way.await.unwrap().unwrap_err(),
+        LoadError::Stale,
+        "its answer may be from before the disruption"
+    );
     assert_eq!(agent.verifier.entry(hash("alice")).await.unwrap_err(), LoadError::Stale);
     agent.prove(at(BASE + 1));
     assert!(cached(&agent, "alice").is_none() && cached(&agent, "bob").is_none(), "a proof changes nothing");

@@ -1,7 +1,6 @@
-//! A load, an invalidation and a verification on threads of their own, all of them the real ones (G2).
+//! A load, an invalidation and a verification race on threads of their own (G2).
 //!
-//! The cache's tests show the same for every schedule of the steps as they are meant; this shows that the
-//! code takes those steps.
+//! `loom` checks every interleaving of the core's steps. This checks that the agent's code takes those steps.
 
 use std::hint::spin_loop;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,31 +12,31 @@ use evictd_core::record::{KeyRecord, Record};
 use tokio::runtime::{Builder, Handle};
 
 use super::*;
-use crate::cache::Entry;
+use crate::cache::CachedRecord;
 use crate::fixture::loaded;
 use crate::loads::Loads;
 use crate::metrics::LoadOutcome;
 use crate::origin::LoadError;
-use crate::origin::{Loaded, Origin};
+use crate::origin::{LoadedRecord, Origin};
 use crate::verify::Verifier;
 
 const TRIALS: u64 = 20_000;
 
-/// By how much load and invalidation are shifted against each other, a little differently in each trial.
+/// The largest shift between load and invalidation. Each trial has another one.
 const SHIFT_MAX: u64 = 200;
 
-/// A home region with one key that changes all the time: its name is the position as of which it was read.
+/// A home region with one key that changes all the time. Its name is the position as of which it was read.
 #[derive(Debug)]
-struct Home {
+struct RacingHome {
     head: AtomicU64,
-    /// The load of a trial is about to read; later ones are not waited for.
+    /// The load of a trial is about to read. Its other loads are not delayed.
     expected: AtomicBool,
     has_read: AtomicBool,
 }
 
 #[async_trait]
-impl Origin for Home {
-    async fn lookup(&self, _: KeyHash) -> Result<Loaded, (LoadOutcome, LoadError)> {
+impl Origin for RacingHome {
+    async fn lookup(&self, _: KeyHash) -> Result<LoadedRecord, (LoadOutcome, LoadError)> {
         let read_at = clock::lease_now();
         let head = self.head.load(Ordering::SeqCst);
         if self.expected.swap(false, Ordering::SeqCst) {
@@ -54,23 +53,23 @@ fn spin(rounds: u64) {
     (0..rounds).for_each(|_| spin_loop());
 }
 
-fn position_of(entry: &Entry) -> u64 {
+fn position_of(entry: &CachedRecord) -> u64 {
     match &entry.record {
         Record::Key(key) => key.name.as_deref().unwrap_or_default().parse().unwrap(),
         other => panic!("not the key: {other:?}"),
     }
 }
 
-/// How far each of the three threads is. None waits for one that failed.
+/// Completed trials of each thread. No thread waits for one that failed.
 #[derive(Default)]
-struct Progress {
+struct RaceProgress {
     loads: AtomicU64,
     invalidations: AtomicU64,
     verifications: AtomicU64,
     failed: AtomicBool,
 }
 
-impl Progress {
+impl RaceProgress {
     fn wait_until(&self, met: impl Fn() -> bool) {
         while !met() {
             assert!(!self.failed.load(Ordering::SeqCst), "another thread failed");
@@ -78,7 +77,7 @@ impl Progress {
         }
     }
 
-    /// Runs `each` for the position of each trial, when all are done with the trial before; counts in `own`.
+    /// Runs `each` for the position of each trial, after all threads completed the trial before. Counts in `own`.
     fn trials(&self, own: &AtomicU64, mut each: impl FnMut(u64)) {
         let _attendance = Attendance(self);
         for done in 0..TRIALS {
@@ -90,7 +89,7 @@ impl Progress {
     }
 }
 
-struct Attendance<'a>(&'a Progress);
+struct Attendance<'a>(&'a RaceProgress);
 
 impl Drop for Attendance<'_> {
     fn drop(&mut self) {
@@ -101,43 +100,29 @@ impl Drop for Attendance<'_> {
 }
 
 struct Race {
-    agent: Agent,
-    home: Arc<Home>,
+    agent: TestAgent,
+    home: Arc<RacingHome>,
     loads: Loads,
     verifier: Verifier,
-    progress: Progress,
+    progress: RaceProgress,
 }
 
 impl Race {
     fn new() -> Self {
-        let agent = Agent::live();
-        let home = Arc::new(Home {
+        let agent = TestAgent::live();
+        let home = Arc::new(RacingHome {
             head: AtomicU64::new(BASE),
             expected: AtomicBool::new(true),
             has_read: AtomicBool::new(false),
         });
-        let Agent { knowledge, cache, metrics, .. } = &agent;
-        let loads = Loads::new(
-            &config(&[]).loads,
-            None,
-            home.clone(),
-            knowledge.clone(),
-            cache.clone(),
-            metrics.clone(),
-        );
-        let verifier = Verifier::new(
-            knowledge.clone(),
-            cache.clone(),
-            loads.clone(),
-            agent.policies.clone(),
-            metrics.clone(),
-        );
-        Self { agent, home, loads, verifier, progress: Progress::default() }
+        let loads = agent.parts.loads(None, home.clone());
+        let verifier = agent.parts.verifier(loads.clone());
+        Self { agent, home, loads, verifier, progress: RaceProgress::default() }
     }
 
     fn load(&self, runtime: &Handle) {
         self.progress.trials(&self.progress.loads, |_| {
-            let began = self.agent.knowledge.begin();
+            let began = self.agent.serving.begin();
             runtime.block_on(self.loads.load(hash("alice"), began)).unwrap();
         });
     }
@@ -145,7 +130,7 @@ impl Race {
     fn invalidate(&self, feed: &Feed, runtime: &Handle) {
         let mut task = task(&self.agent);
         self.progress.trials(&self.progress.invalidations, |position| {
-            // One key is evicted; an API only has a floor, which the hot path must look at.
+            // A key is evicted; an API only has a floor, which the hot path must check.
             let scope = match position % 2 {
                 0 => key_scope(hash("alice")),
                 _ => Scope::Api(ApiId::new("api_1")),
@@ -159,16 +144,16 @@ impl Race {
         });
     }
 
-    /// Counts the verifications that began after a position was confirmed and got an answer from before.
+    /// Counts verifications that began after the confirmation of a position and returned an older record.
     fn verify(&self, runtime: &Handle) -> usize {
         let mut stale = 0;
         self.progress.trials(&self.progress.verifications, |position| {
-            // Some come while the load is landing, some when it has landed.
+            // Some begin while the load completes, some after it.
             if position % 4 < 2 {
                 let trial = position - BASE;
                 self.progress.wait_until(|| self.progress.loads.load(Ordering::SeqCst) == trial);
             }
-            self.progress.wait_until(|| self.agent.knowledge.applied() >= at(position));
+            self.progress.wait_until(|| self.agent.serving.applied() >= at(position));
             let entry = runtime.block_on(self.verifier.entry(hash("alice"))).unwrap().entry;
             stale += usize::from(position_of(&entry) < position);
             self.home.expected.store(true, Ordering::SeqCst);
@@ -178,15 +163,15 @@ impl Race {
 }
 
 #[test]
-fn a_verification_that_starts_after_the_confirmation_never_gets_the_old_record() {
+fn no_verification_after_the_confirmation_gets_the_old_record() {
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let (race, handle) = (Race::new(), runtime.handle());
-    let feed = handle.block_on(deaf_feed(&race.agent));
+    let feed = handle.block_on(disconnected_feed(&race.agent));
     let stale = thread::scope(|scope| {
         scope.spawn(|| race.load(handle));
         scope.spawn(|| race.invalidate(&feed, handle));
         scope.spawn(|| race.verify(handle)).join().unwrap()
     });
     assert_eq!(stale, 0, "of {TRIALS} trials");
-    assert_eq!(race.agent.knowledge.applied(), at(BASE + TRIALS));
+    assert_eq!(race.agent.serving.applied(), at(BASE + TRIALS));
 }

@@ -1,4 +1,4 @@
-//! What the follower knows, where the hot path can read it without a lock.
+//! The follower's state, which the hot path reads without a lock.
 
 use std::ops::Deref;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -9,15 +9,15 @@ use evictd_core::serving::{AgentState, VerificationStart};
 use evictd_core::time::StoreTime;
 use evictd_ops::clock;
 
-/// Shared by the follow task, which writes it, and verifications, which read the atomics only.
+/// The core's [`AgentState`] on the real clocks. The follow task writes it; verifications read its atomics.
 #[derive(Debug)]
-pub(crate) struct Knowledge {
+pub(crate) struct ServingState {
     state: AgentState,
     /// Upper estimate of the store's clock less the lease clock, in microseconds.
     home_offset_high_us: AtomicI64,
 }
 
-impl Deref for Knowledge {
+impl Deref for ServingState {
     type Target = AgentState;
 
     fn deref(&self) -> &AgentState {
@@ -25,26 +25,25 @@ impl Deref for Knowledge {
     }
 }
 
-/// Before the first measurement.
+/// The offset before the first measurement.
 const UNMEASURED: i64 = i64::MIN;
 
-impl Knowledge {
+impl ServingState {
     pub(crate) fn new(follower: Follower, bound: Bound) -> Self {
         Self { state: AgentState::new(follower, bound), home_offset_high_us: AtomicI64::new(UNMEASURED) }
     }
 
-    /// What a verification that begins now builds on.
+    /// Begins a verification now.
     pub(crate) fn begin(&self) -> VerificationStart {
         self.state.begin(clock::lease_now())
     }
 
-    /// Whether a lease runs.
-    pub(crate) fn lease_runs(&self) -> bool {
+    pub(crate) fn has_lease_now(&self) -> bool {
         self.state.has_lease(clock::lease_now())
     }
 
-    /// The highest that the store's clock can show now, as far as probes have measured it; before the first
-    /// one, this machine's own.
+    /// Returns the highest possible time on the store's clock, as measured by probes; before the first one, this
+    /// machine's own time.
     pub(crate) fn home_time_high(&self) -> StoreTime {
         match self.home_offset_high_us.load(Ordering::Relaxed) {
             UNMEASURED => clock::wall_now(),
@@ -52,7 +51,7 @@ impl Knowledge {
         }
     }
 
-    /// The highest that the store's clock less the lease clock can be.
+    /// Sets the highest possible difference of the store's clock less the lease clock.
     pub(crate) fn publish_home_offset_high(&self, micros: i64) {
         self.home_offset_high_us.store(micros.max(UNMEASURED + 1), Ordering::Relaxed);
     }
