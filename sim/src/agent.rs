@@ -11,60 +11,36 @@
 mod load;
 mod verify;
 
-use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::time::Duration;
 
-use evictd_core::entry::Validity;
-use evictd_core::exposure::{Answers, ExposureLog};
 use evictd_core::follower::{Effect, FlushReason, Follower, LoadSource, ReplayOutcome};
 use evictd_core::history::{Provenance, Voucher};
-use evictd_core::ids::KeyHash;
 use evictd_core::invalidation::{Invalidation, Scope};
 use evictd_core::lease::Mode;
 use evictd_core::offset::CommitWindow;
 use evictd_core::position::LogPosition;
-use evictd_core::record::{Record, RecordState};
+use evictd_core::record::Record;
 use evictd_core::rules::Rule;
-use evictd_core::serving::{AgentState, CacheEntry, EntryCache};
+use evictd_core::serving::AgentState;
 use evictd_core::time::LeaseTime;
 
-pub use self::load::Denial;
-use crate::agent::load::OpenLoad;
-use crate::agent::verify::Verification;
+use crate::cached::{SimCache, SimEntry};
 use crate::checker::Confirmed;
 use crate::ctx::Ctx;
-use crate::net::{Audience, Found, Message, Nonce};
+use crate::event::{AgentEvent, SimEvent};
+use crate::message::{FoundSnapshot, SimMessage};
+use crate::net::Audience;
+use crate::node::{Life, NodeNumber, Nonce};
 use crate::process::Process;
-use crate::queue::{Event, Life, Node};
-use crate::store::{ApiNumber, KeyNumber, Lsn, WorkspaceNumber, hash, key_of};
+use crate::rows::KeyNumber;
+use crate::steps::OpenLoad;
 use crate::time::{MS, Micros, Moment, SECOND};
 use crate::trace::trace;
 
-/// Something inside an agent process.
-#[derive(Clone, Debug)]
-pub enum AgentEvent {
-    /// The follower wants to be polled.
-    Wake,
-    /// A second went by.
-    Beat,
-    /// The follow task goes on with what it was told to do.
-    Perform,
-    /// A verification goes on.
-    Verify(Box<Verification>),
-    /// A load's question wasn't answered in time.
-    Timeout(KeyNumber, Nonce),
-    /// A replica answers a load.
-    Replica(KeyNumber, Nonce),
-    /// A load that arrived goes on.
-    StepLoad(KeyNumber),
-}
-
 /// What the follow task takes in, one at a time.
 #[derive(Debug)]
-enum Input {
+enum AgentInput {
     Live(Voucher, Rc<[Invalidation]>),
     Tick(Voucher),
     Ended(Provenance),
@@ -75,118 +51,29 @@ enum Input {
     Beat,
 }
 
-/// A cached record.
 #[derive(Debug)]
-pub struct Entry {
-    key: KeyNumber,
-    record: Record,
-    validity: Validity,
-    sent_at: LeaseTime,
-    not_found_ttl: Duration,
-    /// Where it was read: for the checker.
-    lsn: Lsn,
-    api: Option<ApiNumber>,
-    workspace: Option<WorkspaceNumber>,
-    /// Whether its end was counted.
-    counted: Cell<bool>,
-    answers: Answers,
-}
-
-impl Entry {
-    fn is_not_found(&self) -> bool {
-        match &self.record {
-            Record::Absent => true,
-            Record::Key(key) => key.state == RecordState::Deleted,
-            Record::RootKey(root) => root.state == RecordState::Deleted,
-        }
-    }
-}
-
-impl CacheEntry for Entry {
-    fn validity(&self) -> &Validity {
-        &self.validity
-    }
-
-    fn is_expired(&self, now: LeaseTime) -> bool {
-        self.is_not_found() && now.since(self.sent_at) >= self.not_found_ttl
-    }
-
-    fn note_answer(&self, now: LeaseTime, applied: LogPosition) {
-        self.answers.note(now, self.validity.as_of(), applied);
-    }
-}
-
-/// A place for each key. Whatever leaves it hands its answers on, as moka's listener does.
-#[derive(Debug)]
-struct Cache {
-    places: RefCell<Vec<Option<Arc<Entry>>>>,
-    exposure: ExposureLog,
-}
-
-impl Cache {
-    fn new(keys: usize) -> Self {
-        Self { places: RefCell::new(vec![None; keys]), exposure: ExposureLog::default() }
-    }
-
-    fn put(&self, hash: &KeyHash, entry: Option<Arc<Entry>>) -> Option<Arc<Entry>> {
-        let gone = std::mem::replace(&mut self.places.borrow_mut()[key_of(hash).0], entry);
-        if let Some(gone) = &gone {
-            self.exposure.record_evicted(hash, gone.validity.as_of(), &gone.answers);
-        }
-        gone
-    }
-}
-
-impl EntryCache for Cache {
-    type Entry = Entry;
-
-    fn get(&self, hash: &KeyHash) -> Option<Arc<Entry>> {
-        self.places.borrow()[key_of(hash).0].clone()
-    }
-
-    fn insert_hidden(&self, hash: KeyHash, entry: Arc<Entry>) {
-        self.put(&hash, Some(entry));
-    }
-
-    fn evict(&self, hash: &KeyHash) -> Option<Arc<Entry>> {
-        self.put(hash, None)
-    }
-
-    fn clear(&self) {
-        self.exposure.flushed();
-        // moka does so a little later.
-        let keys = self.places.borrow().len();
-        for key in 0..keys {
-            self.put(&hash(KeyNumber(key)), None);
-        }
-    }
-}
-
-/// An agent process.
-#[derive(Debug)]
-pub struct Agent {
-    /// What every process has.
+pub struct SimAgent {
     pub process: Process,
     state: AgentState,
-    /// What it told the publishers.
+    /// The position that it announced.
     announced: Confirmed,
-    cache: Cache,
+    cache: SimCache,
     loads: Vec<Option<Box<OpenLoad>>>,
     loading: usize,
     next_nonce: Nonce,
-    inputs: VecDeque<Input>,
+    inputs: VecDeque<AgentInput>,
     performing: VecDeque<Effect>,
     /// The rest of `performing` waits for its event.
     preempted: bool,
     wake: Moment,
     /// How far behind the replica is that this agent reads; `None` if it asks the authority.
     pub replica_lag: Option<Micros>,
-    /// Times that a new epoch made this process forget everything.
+    /// Flushes of this process because of a new epoch.
     epoch_flushes: u64,
     epochs_at_start: u64,
 }
 
-impl Agent {
+impl SimAgent {
     /// An agent that was not started yet.
     pub fn new(process: Process, ctx: &mut Ctx, replica_lag: Option<Micros>) -> Self {
         let keys = ctx.settings.size.keys;
@@ -194,7 +81,7 @@ impl Agent {
             process,
             state: Self::fresh_state(ctx),
             announced: Confirmed::default(),
-            cache: Cache::new(keys),
+            cache: SimCache::new(keys),
             loads: (0..keys).map(|_| None).collect(),
             loading: 0,
             next_nonce: 1,
@@ -214,12 +101,11 @@ impl Agent {
         AgentState::new(follower, ctx.settings.bound())
     }
 
-    /// A new process.
     pub fn start(&mut self, ctx: &mut Ctx) {
         self.count_ends(ctx, &Scope::All);
         self.process.start(ctx);
         self.state = Self::fresh_state(ctx);
-        self.cache = Cache::new(ctx.settings.size.keys);
+        self.cache = SimCache::new(ctx.settings.size.keys);
         ctx.checker.restarted(self.node());
         self.announced = Confirmed::default();
         self.loads.iter_mut().for_each(|load| *load = None);
@@ -229,7 +115,7 @@ impl Agent {
         (self.preempted, self.wake) = (false, Moment::NEVER);
         (self.epoch_flushes, self.epochs_at_start) = (0, ctx.checker.counts.epochs);
         trace!(ctx, "{:?} starts its life {}", self.process.node, self.process.life.0);
-        self.take_in(ctx, Input::Connected);
+        self.take_in(ctx, AgentInput::Connected);
         let beat = ctx.now.after(ctx.dice.below(SECOND));
         self.later(ctx, beat, AgentEvent::Beat);
     }
@@ -237,15 +123,15 @@ impl Agent {
     /// It answers nothing any more, and says so.
     pub fn leave(&self, ctx: &mut Ctx) {
         if self.process.is_up() {
-            let goodbye = Message::Goodbye { from: self.node(), life: self.life() };
-            ctx.ask(self.node(), Audience::All, goodbye);
+            let goodbye = SimMessage::Goodbye { from: self.node(), life: self.life() };
+            ctx.send_query(self.node(), Audience::All, goodbye);
         }
     }
 
     /// The connection came about (again).
     pub fn connected(&mut self, ctx: &mut Ctx) {
         if self.process.is_up() {
-            self.take_in(ctx, Input::Connected);
+            self.take_in(ctx, AgentInput::Connected);
         }
     }
 
@@ -254,7 +140,7 @@ impl Agent {
         self.state.follower.lock().mode(self.process.clock.read(now))
     }
 
-    fn node(&self) -> Node {
+    fn node(&self) -> NodeNumber {
         self.process.node
     }
 
@@ -267,7 +153,7 @@ impl Agent {
     }
 
     fn later(&self, ctx: &mut Ctx, at: Moment, event: AgentEvent) {
-        ctx.queue.push(at, Event::Agent(self.node(), self.life(), event));
+        ctx.queue.push(at, SimEvent::Agent(self.node(), self.life(), event));
     }
 
     /// A pause between two steps of something that was preempted.
@@ -282,12 +168,11 @@ impl Agent {
         ctx.now.after(ctx.dice.span(usual))
     }
 
-    /// Handles one of its own events.
     pub fn on_event(&mut self, ctx: &mut Ctx, event: AgentEvent) {
         match event {
-            AgentEvent::Wake => self.take_in(ctx, Input::Nothing),
+            AgentEvent::Wake => self.take_in(ctx, AgentInput::Nothing),
             AgentEvent::Beat => {
-                self.take_in(ctx, Input::Beat);
+                self.take_in(ctx, AgentInput::Beat);
                 let next = ctx.now.after(SECOND);
                 self.later(ctx, next, AgentEvent::Beat);
             }
@@ -302,32 +187,33 @@ impl Agent {
         }
     }
 
-    /// Handles a message.
-    pub fn on_message(&mut self, ctx: &mut Ctx, message: Message) {
+    pub fn on_message(&mut self, ctx: &mut Ctx, message: SimMessage) {
         match message {
-            Message::Live(voucher, rows) => self.take_in(ctx, Input::Live(voucher, rows)),
-            Message::Tick(head, _) => self.take_in(ctx, Input::Tick(head)),
-            Message::Ended(provenance) => self.take_in(ctx, Input::Ended(provenance)),
-            Message::ProbeAnswer { nonce, head } => self.take_in(ctx, Input::ProbeAnswer(nonce, head)),
-            Message::ReplayOutcome { nonce, provenance, answer } => {
-                self.take_in(ctx, Input::ReplayOutcome(nonce, provenance, *answer));
+            SimMessage::Live(voucher, rows) => self.take_in(ctx, AgentInput::Live(voucher, rows)),
+            SimMessage::Tick(head, _) => self.take_in(ctx, AgentInput::Tick(head)),
+            SimMessage::Ended(provenance) => self.take_in(ctx, AgentInput::Ended(provenance)),
+            SimMessage::ProbeAnswer { nonce, head } => {
+                self.take_in(ctx, AgentInput::ProbeAnswer(nonce, head));
             }
-            Message::LookupAnswer { nonce, key, found } => {
+            SimMessage::ReplayOutcome { nonce, provenance, answer } => {
+                self.take_in(ctx, AgentInput::ReplayOutcome(nonce, provenance, *answer));
+            }
+            SimMessage::LookupAnswer { nonce, key, found } => {
                 let source = LoadSource::Authority(found.read.provenance);
                 self.arrived(ctx, key, nonce, source, *found);
             }
-            Message::Nobody { nonce, key } => self.unreachable(ctx, key, nonce),
+            SimMessage::NoResponders { nonce, key } => self.unreachable(ctx, key, nonce),
             _ => {}
         }
     }
 
     /// A replica's answer to a load.
-    pub fn on_replica(&mut self, ctx: &mut Ctx, key: KeyNumber, nonce: Nonce, found: Found) {
+    pub fn on_replica(&mut self, ctx: &mut Ctx, key: KeyNumber, nonce: Nonce, found: FoundSnapshot) {
         let source = LoadSource::Database(found.read.token);
         self.arrived(ctx, key, nonce, source, found);
     }
 
-    fn take_in(&mut self, ctx: &mut Ctx, input: Input) {
+    fn take_in(&mut self, ctx: &mut Ctx, input: AgentInput) {
         self.inputs.push_back(input);
         if !self.preempted {
             self.work(ctx);
@@ -363,25 +249,25 @@ impl Agent {
         }
     }
 
-    fn follow(&mut self, ctx: &mut Ctx, input: Input, effects: &mut Vec<Effect>) {
+    fn follow(&mut self, ctx: &mut Ctx, input: AgentInput, effects: &mut Vec<Effect>) {
         let now = self.clock(ctx);
         let mut follower = self.state.follower.lock();
         match input {
-            Input::Live(voucher, rows) => follower.on_live(&voucher, rows.to_vec(), now, effects),
-            Input::Tick(head) => follower.on_tick(&head, now, effects),
-            Input::Ended(provenance) => follower.on_end(provenance, now),
-            Input::ProbeAnswer(nonce, head) => {
+            AgentInput::Live(voucher, rows) => follower.on_live(&voucher, rows.to_vec(), now, effects),
+            AgentInput::Tick(head) => follower.on_tick(&head, now, effects),
+            AgentInput::Ended(provenance) => follower.on_end(provenance, now),
+            AgentInput::ProbeAnswer(nonce, head) => {
                 follower.on_probe_answer(nonce, &head, true, now, effects);
             }
-            Input::ReplayOutcome(nonce, provenance, answer) => {
+            AgentInput::ReplayOutcome(nonce, provenance, answer) => {
                 follower.on_replay_answer(nonce, provenance, answer, now, effects);
             }
-            Input::Connected => follower.connected(now),
-            Input::Beat => {
+            AgentInput::Connected => follower.connected(now),
+            AgentInput::Beat => {
                 drop(follower);
                 self.announce(ctx);
             }
-            Input::Nothing => {}
+            AgentInput::Nothing => {}
         }
     }
 
@@ -409,21 +295,21 @@ impl Agent {
             Effect::Announce => self.announce(ctx),
             Effect::SendProbe { nonce, seen, all } => {
                 let audience = if all { Audience::All } else { Audience::One };
-                let probe = Message::Probe { from: self.node(), life: self.life(), nonce, seen, all };
-                ctx.ask(self.node(), audience, probe);
+                let probe = SimMessage::Probe { from: self.node(), life: self.life(), nonce, seen, all };
+                ctx.send_query(self.node(), audience, probe);
             }
             Effect::SendReplay { nonce, epoch, from, to, all, .. } => {
                 ctx.checker.counts.repairs += 1;
                 let audience = if all { Audience::All } else { Audience::One };
                 let (node, life) = (self.node(), self.life());
-                let replay = Message::Replay { from: node, life, nonce, epoch, first: from, last: to };
-                ctx.ask(node, audience, replay);
+                let replay = SimMessage::Replay { from: node, life, nonce, epoch, first: from, last: to };
+                ctx.send_query(node, audience, replay);
             }
         }
     }
 
     /// Checks the exposure that the agent reports: it covers what was answered, and no breach is reported that wasn't (G5).
-    fn report_exposure(&self, ctx: &mut Ctx, invalidation: &Invalidation, evicted: Option<&Entry>) {
+    fn report_exposure(&self, ctx: &mut Ctx, invalidation: &Invalidation, evicted: Option<&SimEntry>) {
         let Invalidation { position, ref scope, .. } = *invalidation;
         let Some(exposed) = ctx.checker.exposed(self.node(), position) else { return };
         let read = |moment| self.process.clock.read(moment);
@@ -441,8 +327,8 @@ impl Agent {
                 )
             });
         }
-        // An entry that was read between the commit and its numbering has the change, and can't know it. A row that
-        // is wider than the change speaks for others, too.
+        // An entry that was read between the commit and its numbering has the change without a sign of it. A row that
+        // is wider than the change covers other keys, too.
         let bound = self.state.bound.bound();
         if reported.at_least > bound && given <= bound && scope.evicted_key().is_some() {
             ctx.checker.violated(Rule::G5, ctx.now, || {
@@ -456,7 +342,7 @@ impl Agent {
         if reason == FlushReason::NewEpoch {
             self.epoch_flushes += 1;
             let epochs = ctx.checker.counts.epochs;
-            // One that began before the start may be heard of after it.
+            // An epoch that began before the start may be received after it.
             if self.epoch_flushes > epochs - self.epochs_at_start + 1 {
                 let (node, flushes) = (self.node(), self.epoch_flushes);
                 ctx.checker.violated(Rule::G5, ctx.now, || {
@@ -474,8 +360,8 @@ impl Agent {
             return;
         }
         self.announced = ctx.checker.confirmed(provenance.incarnation, applied);
-        let message = Message::Applied { from: self.node(), life: self.life(), provenance, applied };
-        ctx.ask(self.node(), Audience::All, message);
+        let message = SimMessage::Applied { from: self.node(), life: self.life(), provenance, applied };
+        ctx.send_query(self.node(), Audience::All, message);
     }
 
     /// What is below an API or a workspace stays, and dies by its floor: only its end is counted.
@@ -483,7 +369,7 @@ impl Agent {
         if scope.evicted_key().is_some() {
             return;
         }
-        let depends = |entry: &Entry| match (scope, &entry.record) {
+        let depends = |entry: &SimEntry| match (scope, &entry.record) {
             (Scope::Api(id), Record::Key(key)) => key.api_id == *id,
             (Scope::Workspace(id), Record::Key(key)) => key.workspace_id == *id,
             (Scope::Workspace(id), Record::RootKey(key)) => key.workspace_id == *id,
@@ -496,7 +382,7 @@ impl Agent {
     }
 
     /// From now on this entry is not answered from: how long was it, while something had changed?
-    fn count_end(&self, ctx: &mut Ctx, entry: &Entry) {
+    fn count_end(&self, ctx: &mut Ctx, entry: &SimEntry) {
         if !entry.validity.is_shown() || entry.counted.replace(true) {
             return;
         }
@@ -505,7 +391,7 @@ impl Agent {
         let trusted = entry.validity.read_at.max(self.state.proven_at()).after(self.state.bound.trust());
         let until = self.process.clock.moment(trusted).min(ctx.now);
         if until > since {
-            ctx.checker.counts.forgotten.add(until.since(since));
+            ctx.checker.counts.evicted.add(until.since(since));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A store without a world, to be compared with the stores that ship: what it does to one statement at a time.
+//! A store without a world, compared with the stores that ship: it executes one statement at a time.
 
 use std::time::Duration;
 
@@ -10,32 +10,33 @@ use evictd_core::record::RecordState;
 use evictd_core::roster::Instance;
 
 use crate::ctx::Ctx;
-use crate::publisher::PublisherEvent;
-use crate::queue::{Event, Life, Node};
+use crate::event::{PublisherEvent, SimEvent, StoreEvent};
+use crate::node::{Life, NodeNumber};
 use crate::rng::Dice;
-use crate::scenario::{Scenario, Settings};
-use crate::store::{
-    ApiNumber, Head, KeyNumber, KeyRow, Numbered, Plan, RoundInput, Snapshot, Store, StoreEvent, Target,
+use crate::rows::{
+    ApiNumber, ChangePlan, ChangeTarget, KeyNumber, KeyRow, NumberedBatch, RoundInput, SimHead, Snapshot,
 };
-use crate::trace::Trace;
+use crate::scenario::{Scenario, SimSettings};
+use crate::store::SimStore;
+use crate::trace::SimTrace;
 
-/// One store, one publisher that asks it, and nothing that goes wrong.
+/// A store and one publisher, without faults.
 #[derive(Debug)]
 pub struct LoneStore {
     ctx: Ctx,
-    store: Store,
-    publisher: Node,
+    store: SimStore,
+    publisher: NodeNumber,
 }
 
 impl Default for LoneStore {
     fn default() -> Self {
         let mut dice = Dice::new(0, 0);
-        let mut settings = Settings::draw(Scenario::Calm, &mut dice);
+        let mut settings = SimSettings::draw(Scenario::Calm, &mut dice);
         (settings.publishers, settings.exclusive, settings.unknown_permille) = (1, true, 0);
         settings.retention = Duration::MAX;
-        let publisher = Node(settings.agents);
-        let mut ctx = Ctx::new(settings, dice, Trace::Off);
-        Self { store: Store::new(&mut ctx), ctx, publisher }
+        let publisher = NodeNumber(settings.agents);
+        let mut ctx = Ctx::new(settings, dice, SimTrace::Off);
+        Self { store: SimStore::new(&mut ctx), ctx, publisher }
     }
 }
 
@@ -49,22 +50,22 @@ impl LoneStore {
         ApiNumber(self.key(n).0 % self.ctx.settings.size.apis)
     }
 
-    /// Runs what the store has to do, to its end. Returns the outcome of a numbering.
-    fn finish(&mut self) -> Option<Numbered> {
+    /// Runs all scheduled events. Returns the outcome of a numbering.
+    fn finish(&mut self) -> Option<NumberedBatch> {
         let mut outcome = None;
         while let Some((at, event)) = self.ctx.queue.pop() {
             self.ctx.now = at.max(self.ctx.now);
             match event {
-                Event::Store(_, StoreEvent::Commit(transaction)) => {
+                SimEvent::Store(_, StoreEvent::Commit(transaction)) => {
                     self.store.commit(&mut self.ctx, &transaction);
                 }
-                Event::Store(_, StoreEvent::Number(numbering)) => {
+                SimEvent::Store(_, StoreEvent::Number(numbering)) => {
                     self.store.finish_numbering(&mut self.ctx, *numbering);
                 }
-                Event::Store(_, StoreEvent::Register(instances)) => {
+                SimEvent::Store(_, StoreEvent::Register(instances)) => {
                     self.store.register(&self.ctx, &instances);
                 }
-                Event::Publisher(_, _, PublisherEvent::Numbered { numbered, .. }) => outcome = numbered,
+                SimEvent::Publisher(_, _, PublisherEvent::Numbered { numbered, .. }) => outcome = numbered,
                 _ => {}
             }
         }
@@ -74,69 +75,64 @@ impl LoneStore {
     /// Changes the row of key `n`; `None` deletes it.
     pub fn change_key(&mut self, n: u8, state: Option<RecordState>, cause: Cause) {
         let row = state.map(|state| KeyRow { api: self.api(n), state });
-        let plan = Plan { target: Target::Key(self.key(n)), row, cause };
+        let plan = ChangePlan { target: ChangeTarget::Key(self.key(n)), row, cause };
         self.store.begin(&mut self.ctx, plan, None, 1);
         self.finish();
     }
 
     /// Deletes the API of key `n`.
     pub fn delete_api_of(&mut self, n: u8) {
-        let plan = Plan { target: Target::Api(self.api(n)), row: None, cause: Cause::Deleted };
+        let plan = ChangePlan { target: ChangeTarget::Api(self.api(n)), row: None, cause: Cause::Deleted };
         self.store.begin(&mut self.ctx, plan, None, 1);
         self.finish();
     }
 
-    /// The sequencer's transaction.
-    pub fn number(&mut self) -> Option<Numbered> {
+    pub fn number(&mut self) -> Option<NumberedBatch> {
         self.store.number(&mut self.ctx, self.publisher, Life::default(), None);
         self.finish()
     }
 
-    /// A round that so many agents asked for.
-    pub fn round(&mut self, agents: usize) -> Option<Numbered> {
-        let instances = (0..agents).map(|agent| (Node(agent), Life(1))).collect();
+    /// A round for the probes of so many agents.
+    pub fn round(&mut self, agents: usize) -> Option<NumberedBatch> {
+        let instances = (0..agents).map(|agent| (NodeNumber(agent), Life(1))).collect();
         let round = RoundInput { seen_epoch: 0, instances };
         self.store.number(&mut self.ctx, self.publisher, Life::default(), Some(round));
         self.finish()
     }
 
-    /// Keeps nothing in the log that may go.
+    /// Purges every row that may be purged.
     pub fn purge(&mut self) {
         self.ctx.now = self.ctx.now.after(1);
         self.store.purge(&self.ctx, Duration::ZERO);
     }
 
-    /// What `evictd new-epoch` does.
+    /// Acts as `evictd new-epoch`.
     pub fn declare(&mut self) {
         self.store.begin_incarnation(&mut self.ctx, BeginCause::Declared, 0);
     }
 
-    /// The answer to a replay.
     pub fn replay(&self, epoch: u32, first: u64, last: u64) -> Option<ReplayOutcome> {
         self.store.replay(&self.ctx, self.publisher, epoch, first, last)
     }
 
-    /// What is read of key `n`.
+    /// Reads key `n`.
     pub fn read(&self, n: u8) -> Option<Snapshot> {
         self.store.read(&self.ctx, self.publisher, self.key(n))
     }
 
-    /// Where the log ends.
-    pub fn head(&self) -> Option<Head> {
+    pub fn head(&self) -> Option<SimHead> {
         self.store.head(&self.ctx, self.publisher)
     }
 
-    /// Its incarnations.
     pub fn history(&self) -> Option<History> {
         self.store.history(&self.ctx, self.publisher)
     }
 
-    /// Which agents there are.
     pub fn roster(&self) -> Option<Vec<Instance>> {
         self.store.roster(&self.ctx, self.publisher)
     }
 
-    /// The token of what has this position.
+    /// The token of the row at this position.
     pub fn row_token(&self, at: LogPosition) -> Option<LogToken> {
         self.store.row_token(&self.ctx, self.publisher, at)
     }

@@ -1,9 +1,9 @@
 //! What the guarantees assume of what the core doesn't do itself, one by one, so that each can be lacking.
 //!
-//! A part is the surroundings', and no code of evictd's protects against its absence. The rest is done by the stores' SQL
+//! Some belong to the surroundings, and no code of evictd's protects against their absence. The rest is done by the stores' SQL
 //! and the publisher's shell, which this crate's own models stand in for: a control shows that the checkers would
 //! notice, and says nothing about the shipped code, which has tests of its own. A world is set up without one
-//! ([`crate::scenario::Settings::lacking`]), and a promise must break in it.
+//! (`Settings::lacking`), and a promise must break in it.
 
 use evictd_core::rules::Rule;
 
@@ -12,7 +12,7 @@ use evictd_core::rules::Rule;
 pub enum Assumption {
     /// A2: the lease clock goes on while the machine sleeps.
     ClocksCountSuspension,
-    /// R1: rows are found by "no position yet", not by a cursor that a late commit slips past.
+    /// R1: rows are found by "no position yet", not by a cursor, which would skip a late commit.
     LateCommitsAreFound,
     /// R3: every change writes its row, also one made past the API.
     EveryChangeWritesItsRow,

@@ -1,7 +1,7 @@
-//! The truth, and whoever compares it with the answers (G1..G5).
+//! The truth, and its comparison with the answers (G1..G5).
 //!
-//! The checker stands outside: it knows real time and every commit, and sees what agents answer and
-//! announce and what receipts say. It knows nothing of floors, leases or modes but what liveness needs.
+//! The checker is outside the protocol: it has real time and every commit, and receives the agents' answers and
+//! announcements, and the receipts. It uses no floors, leases or modes, except for liveness.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,9 +12,9 @@ use evictd_core::position::LogPosition;
 use evictd_core::receipts::RegionState;
 use evictd_core::rules::Rule;
 
-use crate::histogram::Histogram;
-use crate::queue::Node;
-use crate::store::{ApiNumber, KeyNumber, Lsn, Size, Target, WorkspaceNumber};
+use crate::histogram::SpanHistogram;
+use crate::node::NodeNumber;
+use crate::rows::{ApiNumber, ChangeNumber, ChangeTarget, KeyNumber, Lsn, Size, WorkspaceNumber};
 use crate::time::{Micros, Moment, SECOND};
 
 impl CheckedChange {
@@ -23,15 +23,11 @@ impl CheckedChange {
     }
 }
 
-/// Names a committed change.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct ChangeId(u32);
-
 /// A change, as it really was.
 #[derive(Clone, Copy, Debug)]
 struct CheckedChange {
     lsn: Lsn,
-    target: Target,
+    target: ChangeTarget,
     /// When it became visible to other transactions.
     at: Moment,
     /// Its place in the log; of several rows, the first. `ZERO` until it has one.
@@ -58,31 +54,25 @@ pub struct Confirmed {
     at: LogPosition,
 }
 
-/// A promise that was broken.
+/// A broken rule.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Violation {
-    /// Which.
     pub rule: Rule,
-    /// When.
     pub at: Moment,
-    /// How.
     pub what: String,
 }
 
-/// What was counted.
 #[derive(Clone, Debug, Default)]
-pub struct Counts {
-    /// Changes committed.
+pub struct RunCounts {
     pub changes: u64,
     /// Deletions among them.
     pub deletions: u64,
-    /// Verifications answered from a record.
     pub answered: u64,
-    /// Verifications denied because nothing vouched for a record.
+    /// Verifications denied for want of a fresh record.
     pub denied: u64,
     /// Answers from a state that wasn't the present one; all within the bound, unless there is a violation.
     pub behind: u64,
-    /// Everything forgotten, by any agent.
+    /// Flushes, by any agent.
     pub flushes: u64,
     /// Epochs begun.
     pub epochs: u64,
@@ -97,15 +87,13 @@ pub struct Counts {
     /// Those among them that the bound ended.
     pub elapsed: u64,
     /// From a commit to the moment an agent that had the old state could no longer answer it.
-    pub forgotten: Histogram,
+    pub evicted: SpanHistogram,
 }
 
 /// An answer, and what it was made of.
 #[derive(Clone, Copy, Debug)]
-pub struct Answer {
-    /// Who.
-    pub agent: Node,
-    /// Of what.
+pub struct GivenAnswer {
+    pub agent: NodeNumber,
     pub key: KeyNumber,
     /// When the verification began.
     pub started: Moment,
@@ -122,7 +110,7 @@ pub struct Answer {
 /// An answer that lacked something.
 #[derive(Clone, Copy, Debug)]
 struct BehindAnswer {
-    answer: Answer,
+    answer: GivenAnswer,
     given: Moment,
 }
 
@@ -142,29 +130,27 @@ pub struct Exposed {
 pub struct Checker {
     bound: Micros,
     changes: Vec<CheckedChange>,
-    keys: Vec<Vec<ChangeId>>,
-    apis: Vec<Vec<ChangeId>>,
-    workspaces: Vec<Vec<ChangeId>>,
+    keys: Vec<Vec<ChangeNumber>>,
+    apis: Vec<Vec<ChangeNumber>>,
+    workspaces: Vec<Vec<ChangeNumber>>,
     /// Where each incarnation has got to.
     ends: BTreeMap<Incarnation, (Ordinal, LogPosition)>,
     /// Every epoch that any store began, also those that were lost with the commit that began them.
     epochs: BTreeSet<u32>,
-    /// The store went back, and nothing in it tells that yet.
+    /// The store was restored, and nothing in it shows that yet.
     is_put_back: bool,
     /// Epochs that the server's own history began.
     branches: u64,
     /// Which change has each position. What a regression took back may be given again by another incarnation.
-    log: BTreeMap<LogPosition, ChangeId>,
+    log: BTreeMap<LogPosition, ChangeNumber>,
     /// Reversals that no epoch stands for yet.
-    unplaced: Vec<ChangeId>,
+    unplaced: Vec<ChangeNumber>,
     /// By agent, answers that lacked something, as long as it may not have been applied there.
-    behind: BTreeMap<Node, Vec<BehindAnswer>>,
-    /// What went wrong: the first few.
+    behind: BTreeMap<NodeNumber, Vec<BehindAnswer>>,
+    /// The first few violations.
     pub violations: Vec<Violation>,
-    /// How often something went wrong.
     pub violations_total: u64,
-    /// What was counted.
-    pub counts: Counts,
+    pub counts: RunCounts,
 }
 
 /// Violations kept.
@@ -191,7 +177,7 @@ impl Checker {
             behind: BTreeMap::new(),
             violations: Vec::new(),
             violations_total: 0,
-            counts: Counts::default(),
+            counts: RunCounts::default(),
         }
     }
 
@@ -204,14 +190,28 @@ impl Checker {
     }
 
     /// A change became visible.
-    pub fn committed(&mut self, at: Moment, lsn: Lsn, target: Target, cause: Cause, rows: usize) -> ChangeId {
+    pub fn committed(
+        &mut self,
+        at: Moment,
+        lsn: Lsn,
+        target: ChangeTarget,
+        cause: Cause,
+        rows: usize,
+    ) -> ChangeNumber {
         self.counts.changes += 1;
         self.counts.deletions += u64::from(cause.is_deletion());
         self.add(target, at, lsn, rows as u8, false)
     }
 
-    fn add(&mut self, target: Target, at: Moment, lsn: Lsn, rows: u8, is_reversal: bool) -> ChangeId {
-        let id = ChangeId(self.changes.len() as u32);
+    fn add(
+        &mut self,
+        target: ChangeTarget,
+        at: Moment,
+        lsn: Lsn,
+        rows: u8,
+        is_reversal: bool,
+    ) -> ChangeNumber {
+        let id = ChangeNumber(self.changes.len() as u32);
         self.changes.push(CheckedChange {
             lsn,
             target,
@@ -225,9 +225,9 @@ impl Checker {
             is_reversal,
         });
         match target {
-            Target::Key(key) => self.keys[key.0].push(id),
-            Target::Api(api) => self.apis[api.0].push(id),
-            Target::Workspace(workspace) => self.workspaces[workspace.0].push(id),
+            ChangeTarget::Key(key) => self.keys[key.0].push(id),
+            ChangeTarget::Api(api) => self.apis[api.0].push(id),
+            ChangeTarget::Workspace(workspace) => self.workspaces[workspace.0].push(id),
         }
         id
     }
@@ -237,7 +237,7 @@ impl Checker {
         &mut self,
         now: Moment,
         incarnation: Incarnation,
-        change: ChangeId,
+        change: ChangeNumber,
         position: LogPosition,
     ) {
         let (giver, end) = self.ends.entry(incarnation).or_default();
@@ -265,7 +265,7 @@ impl Checker {
     }
 
     /// A regression took a row's position back.
-    pub fn unnumbered(&mut self, change: ChangeId, position: LogPosition) {
+    pub fn unnumbered(&mut self, change: ChangeNumber, position: LogPosition) {
         self.log.remove(&position);
         let change = &mut self.changes[change.0 as usize];
         change.numbered -= 1;
@@ -273,7 +273,7 @@ impl Checker {
     }
 
     /// A regression undid a change: that is a change as well, at `lsn`.
-    pub fn lost(&mut self, now: Moment, change: ChangeId, lsn: Lsn, target: Target) {
+    pub fn lost(&mut self, now: Moment, change: ChangeNumber, lsn: Lsn, target: ChangeTarget) {
         let lost = &mut self.changes[change.0 as usize];
         if lost.lost_at == Moment::NEVER {
             lost.lost_at = now;
@@ -288,7 +288,7 @@ impl Checker {
         self.is_put_back = true;
     }
 
-    /// An incarnation began. If it begins an epoch, whoever confirms that has forgotten what a regression undid.
+    /// An incarnation began. An agent that confirms an epoch has evicted what a regression undid.
     pub fn incarnation_began(&mut self, now: Moment, begin: &Begin) {
         let (base, giver) = (begin.at, self.ends.len() as Ordinal + 1);
         self.ends.insert(begin.incarnation, (giver, base));
@@ -312,8 +312,8 @@ impl Checker {
         }
     }
 
-    /// A caller was told that its change succeeded (R4).
-    pub fn told_success(&mut self, now: Moment, change: Option<ChangeId>) {
+    /// A client received success for its change (R4).
+    pub fn reported_success(&mut self, now: Moment, change: Option<ChangeNumber>) {
         if change.is_none() {
             self.violated(Rule::G3, now, || "success was answered for a change that isn't there".to_owned());
         }
@@ -325,10 +325,9 @@ impl Checker {
         Confirmed { giver, at }
     }
 
-    /// A receipt is final. From now on nobody may answer from before the change, unless the receipt says
-    /// that somebody might.
+    /// A receipt is final. From now on no agent may answer from before the change, unless the receipt is unproven.
     ///
-    /// Not while the store was put back and nobody has said so: its publisher can't know the agents that joined in
+    /// Not while a restored store wasn't declared: its publisher can't have the agents that joined in
     /// what was lost, until one of them shows itself. `docs/simulation.md` says so.
     pub fn receipt(&mut self, now: Moment, position: LogPosition, state: RegionState) {
         self.counts.receipts += 1;
@@ -346,10 +345,10 @@ impl Checker {
     }
 
     /// Judges an answer: what it lacks must be young, unconfirmed, and without a final receipt.
-    pub fn answered(&mut self, now: Moment, answer: Answer) {
+    pub fn answered(&mut self, now: Moment, answer: GivenAnswer) {
         self.counts.answered += 1;
-        let Answer { agent, key, started, confirmed, lsn, api, workspace } = answer;
-        let mut broken: Option<(Rule, ChangeId)> = None;
+        let GivenAnswer { agent, key, started, confirmed, lsn, api, workspace } = answer;
+        let mut broken: Option<(Rule, ChangeNumber)> = None;
         let mut behind = false;
         let api = api.map(|api| &self.apis[api.0]);
         let workspace = workspace.map(|workspace| &self.workspaces[workspace.0]);
@@ -406,7 +405,7 @@ impl Checker {
         let api = api.map(|api| &self.apis[api.0]);
         let workspace = workspace.map(|workspace| &self.workspaces[workspace.0]);
         let lists = [Some(&self.keys[key.0]), api, workspace];
-        let first = |list: &Vec<ChangeId>| {
+        let first = |list: &Vec<ChangeNumber>| {
             let index = list.partition_point(|id| self.changes[id.0 as usize].lsn <= lsn);
             list[index..].first().map(|id| self.changes[id.0 as usize].at)
         };
@@ -414,19 +413,19 @@ impl Checker {
     }
 
     /// An agent has shown that every change of before `at` was applied there.
-    pub fn settled(&mut self, agent: Node, at: Moment) {
+    pub fn settled(&mut self, agent: NodeNumber, at: Moment) {
         if let Some(behind) = self.behind.get_mut(&agent) {
             behind.retain(|behind| behind.given >= at);
         }
     }
 
     /// An agent's process is another one.
-    pub fn restarted(&mut self, agent: Node) {
+    pub fn restarted(&mut self, agent: NodeNumber) {
         self.behind.remove(&agent);
     }
 
     /// The truth about the exposure of the change at a position, which is applied now; `None` if that was lost.
-    pub fn exposed(&self, agent: Node, position: LogPosition) -> Option<Exposed> {
+    pub fn exposed(&self, agent: NodeNumber, position: LogPosition) -> Option<Exposed> {
         let change = self.changes[self.log.get(&position)?.0 as usize];
         if change.lost_at != Moment::NEVER {
             return None;
@@ -434,9 +433,9 @@ impl Checker {
         let mut exposed = Exposed { committed: change.at, last_began: change.at, last_given: change.at };
         for BehindAnswer { answer, given } in self.behind.get(&agent).into_iter().flatten() {
             let concerns = match change.target {
-                Target::Key(key) => answer.key == key,
-                Target::Api(api) => answer.api == Some(api),
-                Target::Workspace(workspace) => answer.workspace == Some(workspace),
+                ChangeTarget::Key(key) => answer.key == key,
+                ChangeTarget::Api(api) => answer.api == Some(api),
+                ChangeTarget::Workspace(workspace) => answer.workspace == Some(workspace),
             };
             if concerns && answer.lsn < change.lsn {
                 exposed.last_began = exposed.last_began.max(answer.started);
@@ -453,13 +452,13 @@ impl Checker {
 
     /// At the end: every change that is there has its place in the log (G3).
     pub fn finish(&mut self, now: Moment) {
-        let forgotten = self.changes.iter().position(|change| {
+        let evicted = self.changes.iter().position(|change| {
             !change.is_reversal
                 && change.lost_at == Moment::NEVER
                 && change.numbered < change.rows
                 && now.since(change.at) > NUMBERING_GRACE
         });
-        if let Some(index) = forgotten {
+        if let Some(index) = evicted {
             let change = self.changes[index];
             self.violated(Rule::G3, now, || {
                 format!("commit {} of {} never got its place in the log", change.lsn.0, change.at)

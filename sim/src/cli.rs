@@ -8,14 +8,14 @@ use clap::{Parser, ValueEnum};
 use crate::controls;
 use crate::report;
 use crate::scenario::Scenario;
-use crate::trace::Trace;
+use crate::trace::SimTrace;
 use crate::world;
 
 /// Runs evictd's cores in a simulated world and judges every answer.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask sim", bin_name = "cargo xtask sim")]
 #[allow(clippy::struct_excessive_bools, reason = "they are the flags of a command line")]
-pub struct Cli {
+pub struct SimCli {
     /// Seeds of each scenario.
     #[arg(long, default_value_t = 20)]
     seeds: u64,
@@ -31,7 +31,7 @@ pub struct Cli {
     /// Print everything that happens; with one scenario and one seed.
     #[arg(long, requires = "scenario", requires = "seed")]
     trace: bool,
-    /// How the result is told.
+    /// The format of the result.
     #[arg(long, value_enum, default_value_t = Output::Text)]
     output: Output,
     /// Threads; all cores if not given.
@@ -51,7 +51,6 @@ pub struct Cli {
     ci: bool,
 }
 
-/// How the result is told.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 enum Output {
     Text,
@@ -63,7 +62,7 @@ const CI_SEEDS: u64 = 8;
 
 /// Runs what the command line says.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = SimCli::parse();
     let well = if cli.trace {
         cli.trace_one()
     } else if cli.negative_controls {
@@ -79,7 +78,7 @@ pub fn main() -> ExitCode {
     if well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-impl Cli {
+impl SimCli {
     fn threads(&self) -> usize {
         self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
     }
@@ -100,7 +99,7 @@ impl Cli {
 
     fn trace_one(&self) -> bool {
         let (Some(scenario), Some(seed)) = (self.scenario, self.seed) else { return false };
-        let outcome = world::run(scenario, seed, Trace::Print);
+        let outcome = world::run(scenario, seed, SimTrace::Print);
         outcome.violations.is_empty()
     }
 
@@ -114,10 +113,10 @@ impl Cli {
             |index: usize| (scenarios[index % scenarios.len()], first + (index / scenarios.len()) as u64);
         let twice = |index: usize| {
             let (scenario, seed) = job(index);
-            [(); 2].map(|()| world::run(scenario, seed, Trace::Digest(Box::default())).trace)
+            [(); 2].map(|()| world::run(scenario, seed, SimTrace::Digest(Box::default())).trace)
         };
         report::in_parallel(scenarios.len() * seeds as usize, self.threads(), twice, |index, traces| {
-            let [Trace::Digest(one), Trace::Digest(other)] = traces else { return };
+            let [SimTrace::Digest(one), SimTrace::Digest(other)] = traces else { return };
             lines += one.lines;
             bytes += one.bytes;
             if one != other {

@@ -10,9 +10,8 @@ use evictd_core::protection::Protection;
 use evictd_core::rules::Rule;
 
 use crate::assumption::Assumption;
-use crate::scenario::{Scenario, Settings};
+use crate::scenario::{Scenario, SimSettings};
 
-/// What comes of missing a protection.
 #[derive(Clone, Copy, Debug)]
 pub enum Expected {
     /// One of these promises is broken.
@@ -21,16 +20,15 @@ pub enum Expected {
     Nothing(&'static str),
 }
 
-/// What is missing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Missing {
-    /// Something that the shipped code does.
+pub enum Without {
+    /// A protection of the shipped code.
     Protection(Protection),
-    /// Something that its surroundings do.
+    /// A guarantee of the surroundings.
     Assumption(Assumption),
 }
 
-impl Missing {
+impl Without {
     /// The rule that needs it.
     pub fn rule(self) -> Rule {
         match self {
@@ -41,7 +39,7 @@ impl Missing {
 }
 
 #[cfg(evictd_negative_controls)]
-impl Missing {
+impl Without {
     fn kind(self) -> &'static str {
         match self {
             Self::Protection(_) => "protection",
@@ -57,7 +55,7 @@ impl Missing {
     }
 }
 
-impl fmt::Display for Missing {
+impl fmt::Display for Without {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Protection(protection) => write!(f, "{protection:?}"),
@@ -66,71 +64,73 @@ impl fmt::Display for Missing {
     }
 }
 
-/// What is expected when something is missing.
+/// A negative control: the expected result without a protection or an assumption.
 #[derive(Clone, Copy, Debug)]
-pub struct Control {
-    /// Without what.
-    pub without: Missing,
-    /// Where it shows.
+pub struct SimControl {
+    pub without: Without,
     pub scenario: Scenario,
-    /// What comes of it.
     pub expected: Expected,
-    /// Within so many seeds.
+    /// The most seeds to try.
     pub seeds: u64,
-    /// What is set up otherwise, where chance alone would take too many of them.
-    pub tune: fn(&mut Settings),
+    /// Changes the settings where chance alone would need too many seeds.
+    pub tune: fn(&mut SimSettings),
 }
 
-const fn breaks(without: Protection, scenario: Scenario, rules: &'static [Rule], seeds: u64) -> Control {
-    let without = Missing::Protection(without);
-    Control { without, scenario, expected: Expected::Breaks(rules), seeds, tune: |_| {} }
+const fn breaks(without: Protection, scenario: Scenario, rules: &'static [Rule], seeds: u64) -> SimControl {
+    let without = Without::Protection(without);
+    SimControl { without, scenario, expected: Expected::Breaks(rules), seeds, tune: |_| {} }
 }
 
-/// The agents' and the publishers' code is as it is; what it stands on isn't.
-const fn unfounded(without: Assumption, scenario: Scenario, rules: &'static [Rule], seeds: u64) -> Control {
-    let without = Missing::Assumption(without);
-    Control { without, scenario, expected: Expected::Breaks(rules), seeds, tune: |_| {} }
+/// A control without an assumption. The code of agents and publishers is unchanged.
+const fn unfounded(
+    without: Assumption,
+    scenario: Scenario,
+    rules: &'static [Rule],
+    seeds: u64,
+) -> SimControl {
+    let without = Without::Assumption(without);
+    SimControl { without, scenario, expected: Expected::Breaks(rules), seeds, tune: |_| {} }
 }
 
-const fn nothing(without: Protection, scenario: Scenario, why: &'static str) -> Control {
-    let without = Missing::Protection(without);
-    Control { without, scenario, expected: Expected::Nothing(why), seeds: 10, tune: |_| {} }
+const fn nothing(without: Protection, scenario: Scenario, why: &'static str) -> SimControl {
+    let without = Without::Protection(without);
+    SimControl { without, scenario, expected: Expected::Nothing(why), seeds: 10, tune: |_| {} }
 }
 
-impl Control {
-    const fn tuned(self, tune: fn(&mut Settings)) -> Self {
+impl SimControl {
+    const fn tuned(self, tune: fn(&mut SimSettings)) -> Self {
         Self { tune, ..self }
     }
 }
 
 /// Each fault comes with the one that makes it matter.
-fn in_pairs(settings: &mut Settings) {
+fn in_pairs(settings: &mut SimSettings) {
     settings.paired_permille = 1_000;
 }
 
 /// Many verifications stand still between two of their steps.
-fn with_stalled_verifications(settings: &mut Settings) {
+fn with_stalled_verifications(settings: &mut SimSettings) {
     (settings.preempted_permille, settings.stalled_verifications_permille) = (300, 300);
     settings.paired_permille = 1_000;
 }
 
 /// Many loads are read before a change and land after it, with long pauses between their steps, and of keys that are
 /// verified all the time.
-fn with_loads_on_the_way(settings: &mut Settings) {
+fn with_loads_on_the_way(settings: &mut SimSettings) {
     (settings.preempted_permille, settings.slow_loads_permille) = (300, 300);
     (settings.starved_permille, settings.verifications_per_second) = (1_000, 1_000);
     settings.size.keys = 100;
 }
 
 /// Agents start often, on bad links, among others that confirm quickly, and load slowly.
-fn with_slow_starts(settings: &mut Settings) {
+fn with_slow_starts(settings: &mut SimSettings) {
     (settings.polite, settings.paired_permille, settings.slow_loads_permille) = (true, 700, 300);
 }
 
 /// One line for each protection and each assumption that shows here. `ProofsPrecedeApplied` and `AdvancesRestOnTheReading`
 /// show within a step of the agent's, where loom looks; what the stores do by themselves, in the stores' own tests; and
 /// what shows only by forged claims, or when a copy of the store serves, in the exhaustive model.
-pub const CONTROLS: &[Control] = {
+pub const CONTROLS: &[SimControl] = {
     use Protection as P;
     use Rule::{G1, G2, G3, G4, G5, R2, R14};
     use Scenario as S;
@@ -193,8 +193,7 @@ pub const CONTROLS: &[Control] = {
 };
 
 #[cfg(evictd_negative_controls)]
-impl Control {
-    /// What may break.
+impl SimControl {
     fn rules(&self) -> &'static [Rule] {
         match self.expected {
             Expected::Breaks(rules) => rules,
@@ -203,24 +202,24 @@ impl Control {
     }
 }
 
-/// What was found without a protection.
+/// The result of a control.
 #[cfg(evictd_negative_controls)]
-enum Finding {
+enum ControlFinding {
     Found { seed: u64, rule: Rule, at: crate::time::Moment },
     Other { seed: u64, rule: Rule, what: String },
     Nothing,
 }
 
-/// Runs all controls, or that of one protection or assumption; tells whether each found what it must.
+/// Runs all controls, or that of one protection or assumption. Returns whether each had its expected result.
 #[cfg(evictd_negative_controls)]
 pub fn run(only: Option<&str>, threads: usize) -> bool {
     use crate::report::in_parallel;
-    let chosen = |control: &&Control| only.is_none_or(|name| control.without.to_string() == name);
-    let controls: Vec<&Control> = CONTROLS.iter().filter(chosen).collect();
+    let chosen = |control: &&SimControl| only.is_none_or(|name| control.without.to_string() == name);
+    let controls: Vec<&SimControl> = CONTROLS.iter().filter(chosen).collect();
     println!("{:<10} {:<28} {:<4} {:<10} {:<12} found", "without", "", "rule", "scenario", "may break");
     let mut well = !controls.is_empty();
-    let take = |index: usize, finding: Finding| {
-        let control: &Control = controls[index];
+    let take = |index: usize, finding: ControlFinding| {
+        let control: &SimControl = controls[index];
         let (found, as_expected) = judge(control, finding);
         well &= as_expected;
         let names: Vec<&str> = control.rules().iter().map(|rule| rule.id()).collect();
@@ -238,24 +237,24 @@ pub fn run(only: Option<&str>, threads: usize) -> bool {
 }
 
 #[cfg(evictd_negative_controls)]
-fn judge(control: &Control, finding: Finding) -> (String, bool) {
+fn judge(control: &SimControl, finding: ControlFinding) -> (String, bool) {
     let seeds = control.seeds;
     match (finding, control.expected) {
-        (Finding::Found { seed, rule, at }, _) => {
+        (ControlFinding::Found { seed, rule, at }, _) => {
             (format!("{rule} by seed {seed} of {seeds}, at {at} s"), true)
         }
-        (Finding::Nothing, Expected::Nothing(why)) => {
+        (ControlFinding::Nothing, Expected::Nothing(why)) => {
             (format!("nothing in {seeds} seeds, as it should: {why}"), true)
         }
-        (Finding::Nothing, _) => (format!("NOTHING in {seeds} seeds"), false),
-        (Finding::Other { seed, rule, what }, _) => {
+        (ControlFinding::Nothing, _) => (format!("NOTHING in {seeds} seeds"), false),
+        (ControlFinding::Other { seed, rule, what }, _) => {
             (format!("SOMETHING ELSE, {rule}, by seed {seed}: {what}"), false)
         }
     }
 }
 
 #[cfg(evictd_negative_controls)]
-fn search(control: &Control) -> Finding {
+fn search(control: &SimControl) -> ControlFinding {
     use crate::report::run_caught;
     let mut other = None;
     for seed in 0..control.seeds {
@@ -266,19 +265,19 @@ fn search(control: &Control) -> Finding {
             })
         };
         let outcome = match control.without {
-            Missing::Protection(protection) => protection.without(run),
-            Missing::Assumption(_) => run(),
+            Without::Protection(protection) => protection.without(run),
+            Without::Assumption(_) => run(),
         };
         let Some(violation) = outcome.violations.into_iter().next() else { continue };
         if control.rules().contains(&violation.rule) {
-            return Finding::Found { seed, rule: violation.rule, at: violation.at };
+            return ControlFinding::Found { seed, rule: violation.rule, at: violation.at };
         }
-        other.get_or_insert(Finding::Other { seed, rule: violation.rule, what: violation.what });
+        other.get_or_insert(ControlFinding::Other { seed, rule: violation.rule, what: violation.what });
     }
-    other.unwrap_or(Finding::Nothing)
+    other.unwrap_or(ControlFinding::Nothing)
 }
 
-/// Runs all controls, in a build that can.
+/// Only a build with `--cfg evictd_negative_controls` can run controls.
 #[cfg(not(evictd_negative_controls))]
 pub fn run(_only: Option<&str>, _threads: usize) -> bool {
     println!("this build can't miss a protection; `cargo xtask sim --negative-controls` makes one that can");

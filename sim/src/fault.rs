@@ -1,71 +1,58 @@
 //! What goes wrong, as data: a schedule drawn from the seed before the world begins.
 
-use crate::net::Kinds;
-use crate::queue::Node;
+use crate::message::Kinds;
+use crate::node::NodeNumber;
 use crate::time::{Micros, Moment};
 
 /// Whether a fault begins or ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Edge {
-    /// It begins.
     Begin,
-    /// It ends.
     End,
 }
 
-/// Something that goes wrong for a while.
+/// A fault with a duration.
 #[derive(Clone, Debug)]
 pub enum Fault {
     /// A link loses, repeats and delays messages.
     Noise {
-        /// Whose link.
-        node: Node,
-        /// Lost, of 1,000.
+        node: NodeNumber,
+        /// Lost messages, of 1,000.
         loss: u32,
-        /// Repeated, of 1,000.
+        /// Repeated messages, of 1,000.
         twice: u32,
-        /// Overtaken, of 1,000, and by how much at most.
+        /// Overtaken messages, of 1,000, and the longest delay.
         late: (u32, Micros),
     },
     /// A link lets some kinds of messages through and others not.
     Gap {
-        /// Whose link.
-        node: Node,
+        node: NodeNumber,
         /// What is lost.
         kinds: Kinds,
     },
     /// A link carries nothing in, or out, or both, and neither end notices.
     Cut {
-        /// Whose link.
-        node: Node,
+        node: NodeNumber,
         /// Nothing gets in.
         deaf: bool,
         /// Nothing gets out.
         mute: bool,
-        /// After the heal the connection is new, and the process knows it.
+        /// After the cut the connection is new, and the process notices it.
         reconnects: bool,
     },
-    /// A link holds everything up, and delivers it in the end.
-    Stall {
-        /// Whose link.
-        node: Node,
-    },
-    /// The connection is down, and both ends know it.
-    Disconnect {
-        /// Whose.
-        node: Node,
-    },
-    /// A process stands still (SIGSTOP).
+    /// A link holds its messages, and delivers them at the end.
+    Stall { node: NodeNumber },
+    /// The connection is down, and both ends notice it.
+    Disconnect { node: NodeNumber },
+    /// A process is stopped (SIGSTOP).
     Freeze {
-        /// Which.
-        node: Node,
+        node: NodeNumber,
         /// Whether its machine sleeps, clock and all, if the clock doesn't count that.
         suspend: bool,
     },
     /// A process is killed, and started again at the end.
     Crash {
-        /// Which.
-        node: Node,
+        node: NodeNumber,
         /// Whether it says goodbye first.
         goodbye: bool,
     },
@@ -82,7 +69,7 @@ pub enum Fault {
     Restore {
         /// How many commits are lost.
         lost: u64,
-        /// Whether an operator says so at once; otherwise when publishers keep silent about it.
+        /// Whether an operator declares the store at once; otherwise only when its publishers are silent.
         declared: bool,
     },
     /// The store is copied, and publishers are started on the copy later. They are stopped at the end.
@@ -91,33 +78,24 @@ pub enum Fault {
         after: Micros,
     },
     /// The store is slow.
-    Slow {
-        /// So many times as slow.
-        times: u64,
-    },
-    /// Nobody reaches the store.
+    Slow { times: u64 },
+    /// No publisher reaches the store.
     Down,
     /// One publisher doesn't reach the store.
-    Detached {
-        /// Which.
-        node: Node,
-    },
+    Detached { node: NodeNumber },
 }
 
 /// A fault, and when.
 #[derive(Clone, Debug)]
-pub struct Scheduled {
-    /// From.
+pub struct ScheduledFault {
     pub from: Moment,
-    /// Until.
     pub until: Moment,
-    /// What.
     pub fault: Fault,
 }
 
 impl Fault {
-    /// Whose part it spoils; nobody's is everybody's.
-    pub fn node(&self) -> Option<Node> {
+    /// The node that it affects; `None` for all.
+    pub fn node(&self) -> Option<NodeNumber> {
         match self {
             Self::Noise { node, .. }
             | Self::Gap { node, .. }

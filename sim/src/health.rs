@@ -1,54 +1,53 @@
-//! Who has been well for how long: what liveness (G5) may be demanded of.
+//! The time since the last fault of each node: liveness (G5) is demanded only after a while without faults.
 
-use crate::queue::Node;
+use crate::node::NodeNumber;
 use crate::time::{Micros, Moment};
 
 /// Faults under way, by node, and the store's.
 #[derive(Debug)]
-pub struct Health {
-    nodes: Vec<Condition>,
-    store: Condition,
+pub struct SimHealth {
+    nodes: Vec<NodeHealth>,
+    store: NodeHealth,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Condition {
+struct NodeHealth {
     faults: u32,
-    well_since: Moment,
+    healthy_since: Moment,
 }
 
-impl Condition {
-    fn well_for(&self, now: Moment) -> Option<Micros> {
-        (self.faults == 0).then(|| now.since(self.well_since))
+impl NodeHealth {
+    fn healthy_for(&self, now: Moment) -> Option<Micros> {
+        (self.faults == 0).then(|| now.since(self.healthy_since))
     }
 }
 
-impl Health {
-    /// Everybody is well.
+impl SimHealth {
+    /// Without faults.
     pub fn new(nodes: usize) -> Self {
-        Self { nodes: vec![Condition::default(); nodes], store: Condition::default() }
+        Self { nodes: vec![NodeHealth::default(); nodes], store: NodeHealth::default() }
     }
 
-    /// Something goes wrong with a node, or the store.
-    pub fn falls_ill(&mut self, node: Option<Node>) {
+    /// A fault of a node, or of the store, begins.
+    pub fn fault_begins(&mut self, node: Option<NodeNumber>) {
         self.condition(node).faults += 1;
     }
 
-    /// It is over.
-    pub fn recovers(&mut self, now: Moment, node: Option<Node>) {
+    pub fn fault_ends(&mut self, now: Moment, node: Option<NodeNumber>) {
         let condition = self.condition(node);
         condition.faults -= 1;
-        condition.well_since = now;
+        condition.healthy_since = now;
     }
 
-    fn condition(&mut self, node: Option<Node>) -> &mut Condition {
+    fn condition(&mut self, node: Option<NodeNumber>) -> &mut NodeHealth {
         match node {
             Some(node) => &mut self.nodes[node.0],
             None => &mut self.store,
         }
     }
 
-    /// How long a node, and the store, have been well; `None` if they aren't.
-    pub fn well_for(&self, now: Moment, node: Node) -> Option<Micros> {
-        Some(self.nodes[node.0].well_for(now)?.min(self.store.well_for(now)?))
+    /// The time without a fault of the node and the store; `None` during a fault.
+    pub fn healthy_for(&self, now: Moment, node: NodeNumber) -> Option<Micros> {
+        Some(self.nodes[node.0].healthy_for(now)?.min(self.store.healthy_for(now)?))
     }
 }

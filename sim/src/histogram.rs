@@ -6,14 +6,13 @@ const STEPS: u64 = 32;
 
 /// Counts of spans.
 #[derive(Clone, Debug, Default)]
-pub struct Histogram {
+pub struct SpanHistogram {
     counts: Vec<u64>,
     total: u64,
     max: Micros,
 }
 
-impl Histogram {
-    /// Counts one.
+impl SpanHistogram {
     pub fn add(&mut self, span: Micros) {
         let bucket = bucket(span);
         if bucket >= self.counts.len() {
@@ -34,12 +33,10 @@ impl Histogram {
         self.max = self.max.max(other.max);
     }
 
-    /// How many.
     pub fn total(&self) -> u64 {
         self.total
     }
 
-    /// The longest.
     pub fn max(&self) -> Micros {
         self.max
     }
@@ -88,7 +85,7 @@ mod tests {
 
     #[test]
     fn quantiles_are_never_too_low() {
-        let mut histogram = Histogram::default();
+        let mut histogram = SpanHistogram::default();
         (1..=1_000).for_each(|span| histogram.add(span));
         assert!((500..=520).contains(&histogram.quantile(5_000)));
         assert_eq!((histogram.quantile(10_000), histogram.max(), histogram.total()), (1_000, 1_000, 1_000));

@@ -1,9 +1,9 @@
 //! A publisher: the real rounds and receipts, in a shell that does what evictd-publisher's does.
 //!
-//! Several of them work on one store. Each numbers what was committed, whoever committed it, tells the
+//! Several of them work on one store. Each numbers all committed changes, sends the
 //! head once a second, answers probes by rounds, and answers replays and lookups.
 //!
-//! * [`rivals`]: what it and others ask each other, and whether it may vouch for its store (R15).
+//! * [`rivals`]: discovery of other publishers, and whether this one may answer for its store (R15).
 
 mod rivals;
 
@@ -24,79 +24,20 @@ use evictd_core::rules::Rule;
 use evictd_core::service::Service;
 use evictd_core::time::LeaseTime;
 
-use self::rivals::WaitingQuery;
 use crate::assumption::Assumption;
-use crate::checker::ChangeId;
 use crate::ctx::Ctx;
-use crate::net::{Found, Message, Nonce};
+use crate::event::{PublisherEvent, ReplyTo, SimEvent};
+use crate::message::{FoundSnapshot, SimMessage};
+use crate::node::{Life, NodeNumber, Nonce};
 use crate::process::Process;
-use crate::queue::{Event, Life, Node};
-use crate::store::{Attached, Head, KeyNumber, Numbered, Plan, RoundInput, Store, instance};
+use crate::rows::{Attached, ChangePlan, NumberedBatch, RoundInput, SimHead, instance};
+use crate::store::SimStore;
 use crate::time::{MS, Micros, Moment, SECOND};
 use crate::trace::trace;
 
-/// Something inside a publisher process.
-#[derive(Clone, Debug)]
-pub enum PublisherEvent {
-    /// A second went by: tell the head.
-    Tick,
-    /// A look at the own standing among other publishers (R15).
-    Beat,
-    /// Look whether something was committed past the API.
-    Poll,
-    /// A round may be due.
-    Round,
-    /// Somebody may have waited too long for a round (R14).
-    Patience,
-    /// A change's transaction ended.
-    Committed {
-        /// Which change it became, in truth.
-        change: Option<ChangeId>,
-        /// Whether the caller is told that it succeeded.
-        success: bool,
-    },
-    /// Numbering ended.
-    Numbered {
-        /// `None` if it failed, or if nobody knows.
-        numbered: Option<Numbered>,
-        /// Whether it was a round.
-        is_round: bool,
-    },
-    /// A lookup's statement runs now.
-    Look {
-        /// Who asks.
-        asker: Asker,
-        /// For what.
-        key: KeyNumber,
-        /// The age of the last fence when the question came in.
-        fence_age: Duration,
-    },
-    /// A replay's statement runs now.
-    Replay {
-        /// Who asks.
-        asker: Asker,
-        /// The epoch of both ends.
-        epoch: u32,
-        /// From.
-        first: u64,
-        /// To.
-        last: u64,
-    },
-    /// The connection pool finds the primary.
-    Attach,
-}
-
-/// Who asks a question: answers go into the inbox of that process (R13).
-#[derive(Clone, Copy, Debug)]
-pub struct Asker {
-    node: Node,
-    life: Life,
-    nonce: Nonce,
-}
-
 /// What the sequencer does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Sequencer {
+enum SequencerState {
     Idle,
     Numbers,
     /// More was committed meanwhile.
@@ -104,24 +45,24 @@ enum Sequencer {
 }
 
 #[derive(Clone, Debug)]
-struct Probe {
-    asker: Asker,
+struct AgentProbe {
+    reply_to: ReplyTo,
     seen: Option<Voucher>,
 }
 
-/// Somebody who waits for a round.
+/// A waiter for a round.
 #[derive(Clone, Debug)]
-enum Waiting {
-    Agent(Probe),
-    /// This publisher; nobody is answered.
+enum RoundWaiter {
+    Agent(AgentProbe),
+    /// This publisher itself.
     Publisher,
 }
 
-/// What it knows of its store's history.
+/// The history and the head that a publisher read from its store.
 #[derive(Debug)]
-struct Known {
+struct KnownStore {
     history: History,
-    head: Head,
+    head: SimHead,
 }
 
 /// How long a round may take before the publisher falls silent.
@@ -139,34 +80,41 @@ const ROUND_SPACING: Duration = Duration::from_millis(250);
 /// How late a receipt may become final, over the bound: it is looked at once a second.
 const RECEIPT_SLACK: Duration = Duration::from_millis(2_500);
 
-/// A publisher process.
+/// A question of another publisher.
+#[derive(Clone, Copy, Debug)]
+struct WaitingQuery {
+    from: NodeNumber,
+    life: Life,
+    nonce: Nonce,
+    came: LeaseTime,
+}
+
 #[derive(Debug)]
-pub struct Publisher {
-    /// What every process has.
+pub struct SimPublisher {
     pub process: Process,
-    rounds: Rounds<Waiting>,
-    running: Option<(LeaseTime, Vec<Waiting>)>,
+    rounds: Rounds<RoundWaiter>,
+    running: Option<(LeaseTime, Vec<RoundWaiter>)>,
     fence: LeaseTime,
     /// What the last round drew.
     round: RoundToken,
     service: Service,
-    known: Option<Known>,
+    known: Option<KnownStore>,
     queries: Vec<WaitingQuery>,
     reread_at: LeaseTime,
     tracker: ReceiptTracker,
     head: LogPosition,
-    numbering: Sequencer,
+    numbering: SequencerState,
     /// Who said goodbye: the roster still lists them.
     departed: BTreeSet<Identity>,
     poll_due: bool,
     patience_due: bool,
     /// When it last stood still, or was silent: receipts are held then.
     held_at: LeaseTime,
-    /// Since when somebody waits for an answer, as a member of the queue groups: for the checker.
+    /// The oldest unanswered probe since it joined the queue groups: for the checker.
     unanswered_since: Option<Moment>,
 }
 
-impl Publisher {
+impl SimPublisher {
     /// A publisher that was not started yet.
     pub fn new(process: Process, ctx: &Ctx) -> Self {
         Self {
@@ -181,7 +129,7 @@ impl Publisher {
             reread_at: LeaseTime(0),
             tracker: tracker(ctx),
             head: LogPosition::ZERO,
-            numbering: Sequencer::Idle,
+            numbering: SequencerState::Idle,
             departed: BTreeSet::new(),
             poll_due: false,
             patience_due: false,
@@ -190,12 +138,11 @@ impl Publisher {
         }
     }
 
-    /// A new process.
-    pub fn start(&mut self, ctx: &mut Ctx, store: &mut Store) {
+    pub fn start(&mut self, ctx: &mut Ctx, store: &mut SimStore) {
         self.process.start(ctx);
         self.rounds = Rounds::new(ROUND_SPACING, 1_000);
         (self.running, self.fence, self.head) = (None, LeaseTime(0), LogPosition::ZERO);
-        self.numbering = Sequencer::Idle;
+        self.numbering = SequencerState::Idle;
         (self.poll_due, self.patience_due) = (false, false);
         self.tracker = tracker(ctx);
         self.departed.clear();
@@ -214,7 +161,7 @@ impl Publisher {
             self.tracker.register(&instance, now);
         }
         self.head = self.known.as_ref().map_or(LogPosition::ZERO, |known| known.head.at);
-        // The store tells when its epoch began: the roster may lack somebody for a bound from then on.
+        // The roster may be incomplete for a bound after the beginning of an epoch.
         if let Some(age) = store.epoch_age(ctx) {
             self.tracker.distrust_roster(now.after(ctx.settings.bound.saturating_sub(age)));
         }
@@ -226,7 +173,7 @@ impl Publisher {
         self.want_round(ctx, store);
     }
 
-    /// A new connection came about: whoever else came meanwhile must be asked.
+    /// After a reconnect, other publishers must be discovered again.
     pub fn connected(&mut self) {
         self.service.mark_absent();
     }
@@ -234,14 +181,14 @@ impl Publisher {
     /// It ends in an orderly way. What comes next of an exclusive store is another incarnation.
     pub fn leave(&self, ctx: &mut Ctx) {
         if ctx.settings.exclusive && self.process.is_up() {
-            self.tell_end(ctx);
+            self.announce_end(ctx);
         }
     }
 
-    fn tell_end(&self, ctx: &mut Ctx) {
+    fn announce_end(&self, ctx: &mut Ctx) {
         let Some(known) = self.known.as_ref().filter(|_| self.may_vouch(ctx)) else { return };
         let incarnation = known.head.incarnation;
-        let ended = Message::Ended(Provenance { store: known.history.store(), incarnation });
+        let ended = SimMessage::Ended(Provenance { store: known.history.store(), incarnation });
         ctx.broadcast(self.node(), &ended);
     }
 
@@ -251,7 +198,7 @@ impl Publisher {
         self.unanswered_since = None;
     }
 
-    fn node(&self) -> Node {
+    fn node(&self) -> NodeNumber {
         self.process.node
     }
 
@@ -260,10 +207,10 @@ impl Publisher {
     }
 
     fn later(&self, ctx: &mut Ctx, at: Moment, event: PublisherEvent) {
-        ctx.queue.push(at, Event::Publisher(self.node(), self.process.life, event));
+        ctx.queue.push(at, SimEvent::Publisher(self.node(), self.process.life, event));
     }
 
-    /// Something was committed by somebody: it will be found by polling.
+    /// After a commit, polling finds it.
     pub fn wake(&mut self, ctx: &mut Ctx) {
         if !self.poll_due && self.process.is_up() {
             self.poll_due = true;
@@ -273,7 +220,7 @@ impl Publisher {
     }
 
     /// A caller asks for a change, which takes `span`. `false` if it is refused at once.
-    pub fn change(&mut self, ctx: &mut Ctx, store: &mut Store, plan: Plan, span: Micros) -> bool {
+    pub fn change(&mut self, ctx: &mut Ctx, store: &mut SimStore, plan: ChangePlan, span: Micros) -> bool {
         let possible = self.process.is_up() && store.attached(ctx, self.node()) == Attached::Primary;
         if possible {
             store.begin(ctx, plan, Some((self.node(), self.process.life)), span);
@@ -281,8 +228,7 @@ impl Publisher {
         possible
     }
 
-    /// Handles one of its own events.
-    pub fn on_event(&mut self, ctx: &mut Ctx, store: &mut Store, event: PublisherEvent) {
+    pub fn on_event(&mut self, ctx: &mut Ctx, store: &mut SimStore, event: PublisherEvent) {
         self.hold_receipts(ctx);
         match event {
             PublisherEvent::Tick => self.tick(ctx, store),
@@ -300,7 +246,7 @@ impl Publisher {
             }
             PublisherEvent::Committed { change, success } => {
                 if success {
-                    ctx.checker.told_success(ctx.now, change);
+                    ctx.checker.reported_success(ctx.now, change);
                 }
                 self.number(ctx, store);
             }
@@ -308,71 +254,70 @@ impl Publisher {
             PublisherEvent::Numbered { numbered, is_round: false } => {
                 self.finish_numbering(ctx, store, numbered);
             }
-            PublisherEvent::Look { asker, key, fence_age } => {
+            PublisherEvent::Look { reply_to, key, fence_age } => {
                 let read = store.read(ctx, self.node(), key).filter(|_| self.may_vouch(ctx));
                 if let Some(read) = read {
-                    let found = Box::new(Found { read, fence_age });
-                    self.reply(ctx, asker, Message::LookupAnswer { nonce: asker.nonce, key, found });
+                    let found = Box::new(FoundSnapshot { read, fence_age });
+                    self.reply(ctx, reply_to, SimMessage::LookupAnswer { nonce: reply_to.nonce, key, found });
                 }
             }
-            PublisherEvent::Replay { asker, epoch, first, last } => {
+            PublisherEvent::Replay { reply_to, epoch, first, last } => {
                 let answer = store.replay(ctx, self.node(), epoch, first, last);
                 if let Some(answer) = answer.filter(|_| self.may_vouch(ctx)) {
-                    let (nonce, answer) = (asker.nonce, Box::new(answer));
-                    // Whom it speaks for it knows from elsewhere.
+                    let (nonce, answer) = (reply_to.nonce, Box::new(answer));
+                    // The provenance doesn't come from the same read.
                     let Some(known) = &self.known else { return };
                     let provenance = known.history.provenance();
-                    self.reply(ctx, asker, Message::ReplayOutcome { nonce, provenance, answer });
+                    self.reply(ctx, reply_to, SimMessage::ReplayOutcome { nonce, provenance, answer });
                 }
             }
             PublisherEvent::Attach => store.attach(self.node(), Attached::Primary),
         }
     }
 
-    /// Handles a message.
-    pub fn on_message(&mut self, ctx: &mut Ctx, store: &mut Store, message: &Message) {
+    pub fn on_message(&mut self, ctx: &mut Ctx, store: &mut SimStore, message: &SimMessage) {
         self.hold_receipts(ctx);
         match *message {
-            Message::Probe { from, life, nonce, seen, all } => {
+            SimMessage::Probe { from, life, nonce, seen, all } => {
                 let now = self.clock(ctx);
                 self.check_silence(ctx, all);
-                let asker = Asker { node: from, life, nonce };
-                if self.rounds.add(Waiting::Agent(Probe { asker, seen }), now).is_ok() {
+                let reply_to = ReplyTo { node: from, life, nonce };
+                if self.rounds.add(RoundWaiter::Agent(AgentProbe { reply_to, seen }), now).is_ok() {
                     self.start_round(ctx, store);
                 }
             }
-            Message::Replay { from, life, nonce, epoch, first, last } => {
+            SimMessage::Replay { from, life, nonce, epoch, first, last } => {
                 let at = ctx.now.after(store.statement(ctx));
-                let asker = Asker { node: from, life, nonce };
-                self.later(ctx, at, PublisherEvent::Replay { asker, epoch, first, last });
+                let reply_to = ReplyTo { node: from, life, nonce };
+                self.later(ctx, at, PublisherEvent::Replay { reply_to, epoch, first, last });
             }
-            Message::Lookup { from, life, nonce, key } => {
+            SimMessage::Lookup { from, life, nonce, key } => {
                 // Before the read: the fence may rise meanwhile, but this read is no newer for it.
                 let fence_age = fence_age(Some(self.fence), self.clock(ctx));
                 let slow = ctx.dice.permille(ctx.settings.slow_loads_permille);
                 let took = store.statement(ctx) + if slow { ctx.dice.below(600 * MS) } else { 0 };
                 let at = ctx.now.after(took);
-                let asker = Asker { node: from, life, nonce };
-                self.later(ctx, at, PublisherEvent::Look { asker, key, fence_age });
+                let reply_to = ReplyTo { node: from, life, nonce };
+                self.later(ctx, at, PublisherEvent::Look { reply_to, key, fence_age });
             }
-            Message::Applied { from, life, provenance, applied } => {
+            SimMessage::Applied { from, life, provenance, applied } => {
                 let now = self.clock(ctx);
                 // What was applied of another history confirms nothing here.
                 let seen = Milestone { provenance, at: applied, token: LogToken::default() };
-                let judge = |known: &Known| known.history.judge(&seen, self.head) == Past::Known;
+                let judge = |known: &KnownStore| known.history.judge(&seen, self.head) == Past::Known;
                 let counts = applied <= self.head && self.known.as_ref().is_some_and(judge);
                 if counts {
                     let identity = instance(from, life, ctx.settings.bound).identity;
                     self.tracker.record_applied(&identity, applied, &[], now);
-                    self.tell_receipts(ctx);
+                    self.report_receipts(ctx);
                 }
             }
-            Message::Goodbye { from, life } => {
+            SimMessage::Goodbye { from, life } => {
                 let now = self.clock(ctx);
                 let identity = instance(from, life, ctx.settings.bound).identity;
                 self.tracker.mark_departed(&identity, now);
                 self.departed.insert(identity);
-                self.tell_receipts(ctx);
+                self.report_receipts(ctx);
             }
             _ => self.on_publisher(ctx, store, message),
         }
@@ -382,14 +327,14 @@ impl Publisher {
         self.tracker.apply_service(&self.service, self.process.clock.read(ctx.now));
     }
 
-    fn reply(&self, ctx: &mut Ctx, asker: Asker, message: Message) {
-        // The inbox is that of one process: an answer for an earlier one finds nobody.
-        if ctx.net.links[asker.node.0].life == asker.life {
-            ctx.send(self.node(), asker.node, message);
+    fn reply(&self, ctx: &mut Ctx, reply_to: ReplyTo, message: SimMessage) {
+        // The inbox belongs to one process: an answer for an earlier one isn't delivered.
+        if ctx.net.links[reply_to.node.0].life == reply_to.life {
+            ctx.send(self.node(), reply_to.node, message);
         }
     }
 
-    fn tick(&mut self, ctx: &mut Ctx, store: &mut Store) {
+    fn tick(&mut self, ctx: &mut Ctx, store: &mut SimStore) {
         let next = ctx.now.after(SECOND);
         self.later(ctx, next, PublisherEvent::Tick);
         if let Some(head) = store.head(ctx, self.node()) {
@@ -399,7 +344,7 @@ impl Publisher {
             }
             self.note(ctx, store, &head);
             if self.may_vouch(ctx) {
-                let tick = Message::Tick(store.voucher(&head, head.at), head.round);
+                let tick = SimMessage::Tick(store.voucher(&head, head.at), head.round);
                 ctx.broadcast(self.node(), &tick);
             }
         }
@@ -408,24 +353,24 @@ impl Publisher {
             self.held_at = now;
         }
         self.tracker.poll(now);
-        self.tell_receipts(ctx);
+        self.report_receipts(ctx);
         self.keep_silent(ctx);
     }
 
-    fn read_history(&self, ctx: &Ctx, store: &Store) -> Option<Known> {
+    fn read_history(&self, ctx: &Ctx, store: &SimStore) -> Option<KnownStore> {
         let head = store.head(ctx, self.node())?;
-        Some(Known { history: store.history(ctx, self.node())?, head })
+        Some(KnownStore { history: store.history(ctx, self.node())?, head })
     }
 
     /// The log reaches to `head`. Reads the history again if another incarnation has begun, and tells that the one
     /// before it has ended.
-    fn note(&mut self, ctx: &mut Ctx, store: &Store, head: &Head) {
+    fn note(&mut self, ctx: &mut Ctx, store: &SimStore, head: &SimHead) {
         let Some(known) = &mut self.known else { return };
         if known.history.current().incarnation != head.incarnation {
             let Some(history) = store.history(ctx, self.process.node) else { return };
             known.history = history;
             if known.head.incarnation != head.incarnation {
-                self.tell_end(ctx);
+                self.announce_end(ctx);
             }
         }
         let Some(known) = &mut self.known else { return };
@@ -444,20 +389,20 @@ impl Publisher {
         self.head = self.head.max(head);
     }
 
-    fn number(&mut self, ctx: &mut Ctx, store: &mut Store) {
-        if self.numbering == Sequencer::Idle {
-            self.numbering = Sequencer::Numbers;
+    fn number(&mut self, ctx: &mut Ctx, store: &mut SimStore) {
+        if self.numbering == SequencerState::Idle {
+            self.numbering = SequencerState::Numbers;
             store.number(ctx, self.node(), self.process.life, None);
         } else {
-            self.numbering = Sequencer::NumbersAgain;
+            self.numbering = SequencerState::NumbersAgain;
         }
     }
 
-    fn finish_numbering(&mut self, ctx: &mut Ctx, store: &mut Store, numbered: Option<Numbered>) {
-        let before = std::mem::replace(&mut self.numbering, Sequencer::Idle);
+    fn finish_numbering(&mut self, ctx: &mut Ctx, store: &mut SimStore, numbered: Option<NumberedBatch>) {
+        let before = std::mem::replace(&mut self.numbering, SequencerState::Idle);
         if let Some(numbered) = numbered {
             self.emit(ctx, store, &numbered);
-            if before == Sequencer::NumbersAgain {
+            if before == SequencerState::NumbersAgain {
                 self.number(ctx, store);
             }
         } else {
@@ -466,7 +411,7 @@ impl Publisher {
     }
 
     /// Sends what the log gained; receipts are opened first, after a look at the roster (R12).
-    fn emit(&mut self, ctx: &mut Ctx, store: &Store, numbered: &Numbered) {
+    fn emit(&mut self, ctx: &mut Ctx, store: &SimStore, numbered: &NumberedBatch) {
         self.note(ctx, store, &numbered.head);
         let rows = &numbered.rows;
         if !rows.is_empty() {
@@ -479,11 +424,11 @@ impl Publisher {
             let Some(last) = batch.last() else { continue };
             let voucher = store.voucher(&numbered.head, last.position);
             let rows = if batch.len() == rows.len() { rows.clone() } else { Rc::from(batch) };
-            ctx.broadcast(self.node(), &Message::Live(voucher, rows));
+            ctx.broadcast(self.node(), &SimMessage::Live(voucher, rows));
         }
     }
 
-    fn track(&mut self, ctx: &mut Ctx, store: &Store, rows: &[Invalidation]) {
+    fn track(&mut self, ctx: &mut Ctx, store: &SimStore, rows: &[Invalidation]) {
         let Some(roster) = store.roster(ctx, self.node()) else { return };
         let now = self.clock(ctx);
         for instance in roster.iter().filter(|instance| !self.departed.contains(&instance.identity)) {
@@ -499,18 +444,18 @@ impl Publisher {
             };
             self.tracker.track(change, now, Measured::FromFirstSight, now);
         }
-        self.tell_receipts(ctx);
+        self.report_receipts(ctx);
     }
 
-    fn tell_receipts(&mut self, ctx: &mut Ctx) {
+    fn report_receipts(&mut self, ctx: &mut Ctx) {
         for event in self.tracker.take_events() {
             if let ReceiptEvent::Final(receipt) = event {
-                self.tell_receipt(ctx, &receipt);
+                self.report_receipt(ctx, &receipt);
             }
         }
     }
 
-    fn tell_receipt(&self, ctx: &mut Ctx, receipt: &Receipt) {
+    fn report_receipt(&self, ctx: &mut Ctx, receipt: &Receipt) {
         let position = receipt.change.position;
         trace!(ctx, "{:?} receipt of {position}: {:?}", self.node(), receipt.state());
         if ctx.is_at_copy(self.node()) {
@@ -527,14 +472,14 @@ impl Publisher {
         }
     }
 
-    fn start_round(&mut self, ctx: &mut Ctx, store: &mut Store) {
+    fn start_round(&mut self, ctx: &mut Ctx, store: &mut SimStore) {
         let now = self.clock(ctx);
         self.keep_silent(ctx);
         if let Some(waiting) = self.rounds.start(now) {
-            let probes = || waiting.iter().filter_map(Waiting::probe);
+            let probes = || waiting.iter().filter_map(RoundWaiter::probe);
             let proved = probes().filter_map(|probe| probe.seen).filter(|seen| store.is_authentic(seen));
             let seen_epoch = proved.map(|seen| seen.milestone.at.epoch()).max().unwrap_or(0);
-            let instances = probes().map(|probe| (probe.asker.node, probe.asker.life)).collect();
+            let instances = probes().map(|probe| (probe.reply_to.node, probe.reply_to.life)).collect();
             self.running = Some((now, waiting));
             store.number(ctx, self.node(), self.process.life, Some(RoundInput { seen_epoch, instances }));
         } else if let Some(due) = self.rounds.start_at() {
@@ -548,60 +493,60 @@ impl Publisher {
         }
     }
 
-    fn finish_round(&mut self, ctx: &mut Ctx, store: &mut Store, numbered: Option<Numbered>) {
+    fn finish_round(&mut self, ctx: &mut Ctx, store: &mut SimStore, numbered: Option<NumberedBatch>) {
         let Some((began, mut waiting)) = self.running.take() else { return };
         self.rounds.finish(numbered.is_some());
-        // Without a round nobody is answered: the agents ask again, and perhaps somebody else.
-        if let Some(Numbered { head, rows }) = numbered {
-            // First what the answers speak of, or every agent would find a gap in it.
-            self.emit(ctx, store, &Numbered { head, rows });
+        // Without a round there are no answers: the agents retry, perhaps at another publisher.
+        if let Some(NumberedBatch { head, rows }) = numbered {
+            // First the rows below the answered head, or every agent would find a gap.
+            self.emit(ctx, store, &NumberedBatch { head, rows });
             (self.fence, self.round) = (self.fence.max(began), head.round);
             if ctx.lacks(Assumption::RoundsFollowTheirProbes) {
                 waiting.extend(self.rounds.waiting().iter().cloned());
             }
-            let probes: Vec<&Probe> = waiting.iter().filter_map(Waiting::probe).collect();
+            let probes: Vec<&AgentProbe> = waiting.iter().filter_map(RoundWaiter::probe).collect();
             self.answer_probes(ctx, store, &head, &probes);
             self.answer_queries(ctx, began);
         }
         self.start_round(ctx, store);
     }
 
-    /// Answers agents whose past the store knows (R15, R16). If there is one that it gave out and doesn't know, this
+    /// Answers agents whose past the store has (R15, R16). If there is one that it issued and doesn't have, this
     /// publisher falls silent.
-    fn answer_probes(&mut self, ctx: &mut Ctx, store: &Store, head: &Head, probes: &[&Probe]) {
+    fn answer_probes(&mut self, ctx: &mut Ctx, store: &SimStore, head: &SimHead, probes: &[&AgentProbe]) {
         let admitted = probes.iter().filter(|probe| self.admits_past(ctx, store, probe, head));
-        let admitted: Vec<Asker> = admitted.map(|probe| probe.asker).collect();
+        let admitted: Vec<ReplyTo> = admitted.map(|probe| probe.reply_to).collect();
         if !self.may_vouch(ctx) {
             return;
         }
         self.unanswered_since = None;
         let voucher = store.voucher(head, head.at);
-        for asker in admitted {
-            self.reply(ctx, asker, Message::ProbeAnswer { nonce: asker.nonce, head: voucher });
+        for reply_to in admitted {
+            self.reply(ctx, reply_to, SimMessage::ProbeAnswer { nonce: reply_to.nonce, head: voucher });
         }
     }
 
-    fn admits_past(&mut self, ctx: &mut Ctx, store: &Store, probe: &Probe, head: &Head) -> bool {
+    fn admits_past(&mut self, ctx: &mut Ctx, store: &SimStore, probe: &AgentProbe, head: &SimHead) -> bool {
         let (Some(seen), Some(known)) = (&probe.seen, &self.known) else { return probe.seen.is_none() };
         let own = store.row_token(ctx, self.node(), seen.milestone.at);
         let past = known.history.judge_row(&seen.milestone, head.at, own);
         let claim = Claim::new(past, store.is_authentic(seen));
         if claim == Claim::Unknown {
-            trace!(ctx, "{:?} doesn't know what {:?} has seen: {seen:?}", self.node(), probe.asker.node);
+            trace!(ctx, "{:?} doesn't know what {:?} has seen: {seen:?}", self.node(), probe.reply_to.node);
             self.service.on_unknown_past(seen.milestone);
         }
         claim == Claim::Admitted
     }
 
-    /// Whether messages that vouch for something may be sent now.
+    /// Whether answers for the store may be sent now.
     fn may_vouch(&self, ctx: &Ctx) -> bool {
         self.service.may_vouch(self.clock(ctx))
     }
 
-    /// Wants a round for itself. One that somebody waits for already will do.
-    fn want_round(&mut self, ctx: &mut Ctx, store: &mut Store) {
+    /// Requests a round for itself. One that a probe waits for serves as well.
+    fn want_round(&mut self, ctx: &mut Ctx, store: &mut SimStore) {
         let now = self.clock(ctx);
-        if self.rounds.waiting().is_empty() && self.rounds.add(Waiting::Publisher, now).is_ok() {
+        if self.rounds.waiting().is_empty() && self.rounds.add(RoundWaiter::Publisher, now).is_ok() {
             self.start_round(ctx, store);
         }
     }
@@ -621,7 +566,7 @@ impl Publisher {
         }
     }
 
-    /// Leaves the queue groups while it stalls, or may vouch for nothing, and joins them again (R14).
+    /// Leaves the queue groups while it stalls or may not answer, and joins them again (R14).
     fn keep_silent(&mut self, ctx: &mut Ctx) {
         let now = self.clock(ctx);
         let serving = !self.rounds.stalled(now, PATIENCE) && self.may_vouch(ctx);
@@ -635,8 +580,8 @@ impl Publisher {
     }
 }
 
-impl Waiting {
-    fn probe(&self) -> Option<&Probe> {
+impl RoundWaiter {
+    fn probe(&self) -> Option<&AgentProbe> {
         match self {
             Self::Agent(probe) => Some(probe),
             Self::Publisher => None,

@@ -1,4 +1,4 @@
-//! Runs in bulk, and what is told of them.
+//! Runs in bulk, and their results.
 
 use std::fmt::Write as _;
 use std::panic::UnwindSafe;
@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 use evictd_core::rules::Rule;
 use serde_json::{Value, json};
 
-use crate::checker::{Counts, Violation};
-use crate::scenario::{Scenario, Settings};
+use crate::checker::{RunCounts, Violation};
+use crate::scenario::{Scenario, SimSettings};
 use crate::time::{Micros, Moment, SECOND};
-use crate::trace::Trace;
-use crate::world::{self, Outcome};
+use crate::trace::SimTrace;
+use crate::world;
+use crate::world::RunOutcome;
 
 /// Lines of trace before a violation that are shown.
 const TRACE_LINES: usize = 40;
@@ -23,40 +24,29 @@ const SHOWN_MAX: usize = 5;
 
 /// A seed that broke a promise.
 #[derive(Clone, Debug)]
-pub struct Failure {
-    /// Where.
+pub struct FailedSeed {
     pub scenario: Scenario,
-    /// Which.
     pub seed: u64,
-    /// What.
     pub violation: Violation,
 }
 
 /// All seeds of one scenario.
 #[derive(Debug)]
 pub struct Totals {
-    /// Which.
     pub scenario: Scenario,
-    /// How many seeds.
     pub seeds: u64,
-    /// Sums.
-    pub counts: Counts,
-    /// Virtual time.
+    pub counts: RunCounts,
     pub lasted: Micros,
-    /// Events handled.
     pub events: u64,
     /// Seeds that broke a promise.
-    pub failures: Vec<Failure>,
+    pub failures: Vec<FailedSeed>,
 }
 
 /// A whole run.
 #[derive(Debug)]
-pub struct Report {
-    /// By scenario.
+pub struct SimReport {
     pub totals: Vec<Totals>,
-    /// Real time.
     pub took: Duration,
-    /// Threads.
     pub threads: usize,
 }
 
@@ -96,12 +86,12 @@ pub fn in_parallel<T: Send>(
 }
 
 /// Runs the seeds `first..first + seeds` of each scenario.
-pub fn run(scenarios: &[Scenario], first: u64, seeds: u64, threads: usize) -> Report {
+pub fn run(scenarios: &[Scenario], first: u64, seeds: u64, threads: usize) -> SimReport {
     let began = Instant::now();
     let new = |scenario: &Scenario| Totals {
         scenario: *scenario,
         seeds: 0,
-        counts: Counts::default(),
+        counts: RunCounts::default(),
         lasted: 0,
         events: 0,
         failures: Vec::new(),
@@ -117,37 +107,37 @@ pub fn run(scenarios: &[Scenario], first: u64, seeds: u64, threads: usize) -> Re
         },
         |index, outcome| totals[index % scenarios.len()].add(job(index).1, outcome),
     );
-    Report { totals, took: began.elapsed(), threads }
+    SimReport { totals, took: began.elapsed(), threads }
 }
 
 /// Runs one seed; a panic in it is a violation like any other, and has a seed as well.
-pub fn run_caught(scenario: Scenario, seed: u64, tune: impl Fn(&mut Settings) + UnwindSafe) -> Outcome {
-    std::panic::catch_unwind(|| world::run_tuned(scenario, seed, Trace::Off, tune)).unwrap_or_else(|_| {
-        Outcome {
+pub fn run_caught(scenario: Scenario, seed: u64, tune: impl Fn(&mut SimSettings) + UnwindSafe) -> RunOutcome {
+    std::panic::catch_unwind(|| world::run_tuned(scenario, seed, SimTrace::Off, tune)).unwrap_or_else(|_| {
+        RunOutcome {
             violations: vec![Violation {
                 rule: Rule::G5,
                 at: Moment::default(),
                 what: "a core panicked; the message stands above".to_owned(),
             }],
             violations_total: 1,
-            ..Outcome::default()
+            ..RunOutcome::default()
         }
     })
 }
 
 impl Totals {
-    fn add(&mut self, seed: u64, outcome: Outcome) {
+    fn add(&mut self, seed: u64, outcome: RunOutcome) {
         self.seeds += 1;
         self.lasted += outcome.lasted;
         self.events += outcome.events;
         self.counts.add(&outcome.counts);
         if let Some(violation) = outcome.violations.into_iter().next() {
-            self.failures.push(Failure { scenario: self.scenario, seed, violation });
+            self.failures.push(FailedSeed { scenario: self.scenario, seed, violation });
         }
     }
 }
 
-impl Counts {
+impl RunCounts {
     fn add(&mut self, other: &Self) {
         self.changes += other.changes;
         self.deletions += other.deletions;
@@ -161,13 +151,13 @@ impl Counts {
         self.repairs += other.repairs;
         self.receipts += other.receipts;
         self.elapsed += other.elapsed;
-        self.forgotten.merge(&other.forgotten);
+        self.evicted.merge(&other.evicted);
     }
 }
 
-impl Report {
+impl SimReport {
     /// Seeds that broke a promise.
-    pub fn failures(&self) -> impl Iterator<Item = &Failure> {
+    pub fn failures(&self) -> impl Iterator<Item = &FailedSeed> {
         self.totals.iter().flat_map(|totals| &totals.failures)
     }
 
@@ -183,9 +173,9 @@ impl Report {
             "receipts",
             "virtual",
             "violations",
-            "forgotten after p50/p99/p99.9/max"
+            "evicted after p50/p99/p99.9/max"
         );
-        let mut all = Counts::default();
+        let mut all = RunCounts::default();
         let (mut seeds, mut lasted, mut failures) = (0, 0, 0);
         for totals in &self.totals {
             out += &line(
@@ -220,7 +210,7 @@ impl Report {
     pub fn json(&self) -> Value {
         let scenario = |totals: &Totals| {
             let counts = &totals.counts;
-            let seconds = |permyriad| counts.forgotten.quantile(permyriad) as f64 / SECOND as f64;
+            let seconds = |permyriad| counts.evicted.quantile(permyriad) as f64 / SECOND as f64;
             json!({
                 "scenario": totals.scenario,
                 "seeds": totals.seeds,
@@ -237,10 +227,10 @@ impl Report {
                 "epochs": counts.epochs,
                 "virtualHours": totals.lasted as f64 / SECOND as f64 / 3600.0,
                 "events": totals.events,
-                "forgottenAfterSeconds": {
-                    "count": counts.forgotten.total(),
+                "evictedAfterSeconds": {
+                    "count": counts.evicted.total(),
                     "p50": seconds(5_000), "p99": seconds(9_900), "p999": seconds(9_990),
-                    "max": counts.forgotten.max() as f64 / SECOND as f64,
+                    "max": counts.evicted.max() as f64 / SECOND as f64,
                 },
                 "violations": totals.failures.iter().map(|failure| json!({
                     "rule": failure.violation.rule.id(),
@@ -264,8 +254,8 @@ impl Report {
     }
 }
 
-fn line(name: &str, seeds: u64, counts: &Counts, lasted: Micros, failures: usize) -> String {
-    let forgotten = [5_000, 9_900, 9_990].map(|permyriad| span(counts.forgotten.quantile(permyriad)));
+fn line(name: &str, seeds: u64, counts: &RunCounts, lasted: Micros, failures: usize) -> String {
+    let evicted = [5_000, 9_900, 9_990].map(|permyriad| span(counts.evicted.quantile(permyriad)));
     let hours = lasted as f64 / SECOND as f64 / 3600.0;
     format!(
         "{name:<11} {seeds:>6} {:>11} {:>13} {:>8} {:>9} {hours:>6.1} h {failures:>9}  {:>37}\n",
@@ -273,7 +263,7 @@ fn line(name: &str, seeds: u64, counts: &Counts, lasted: Micros, failures: usize
         counts.answered + counts.denied,
         counts.denied,
         counts.receipts,
-        format!("{} / {} / {} / {}", forgotten[0], forgotten[1], forgotten[2], span(counts.forgotten.max())),
+        format!("{} / {} / {} / {}", evicted[0], evicted[1], evicted[2], span(counts.evicted.max())),
     )
 }
 
@@ -286,9 +276,9 @@ fn span(micros: Micros) -> String {
 }
 
 /// A violation, its seed, and the last lines before it.
-pub fn explain(failure: &Failure) -> String {
-    let Failure { scenario, seed, violation } = failure;
-    let outcome = world::run(*scenario, *seed, Trace::last(TRACE_LINES));
+pub fn explain(failure: &FailedSeed) -> String {
+    let FailedSeed { scenario, seed, violation } = failure;
+    let outcome = world::run(*scenario, *seed, SimTrace::last(TRACE_LINES));
     let mut out = format!(
         "\n{} broken: {}\n  {}\n  scenario {}, seed {seed}, at {} s of virtual time; again with\n    \
          cargo xtask sim --scenario {} --seed {seed} --trace\n",

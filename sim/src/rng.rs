@@ -10,7 +10,7 @@ use crate::time::Micros;
 pub struct Dice(ChaCha8Rng);
 
 impl Dice {
-    /// The dice of `seed`; `salt` keeps scenarios apart.
+    /// `salt` gives each scenario another sequence.
     pub fn new(seed: u64, salt: u64) -> Self {
         let mut bytes = [0; 32];
         bytes[..8].copy_from_slice(&seed.to_le_bytes());
@@ -18,7 +18,6 @@ impl Dice {
         Self(ChaCha8Rng::from_seed(bytes))
     }
 
-    /// Any number.
     pub fn any(&mut self) -> u64 {
         self.0.next_u64()
     }
@@ -43,7 +42,6 @@ impl Dice {
         permille > 0 && self.below(1_000) < u64::from(permille)
     }
 
-    /// One of `choices`.
     pub fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
         choices[self.index(choices.len())]
     }

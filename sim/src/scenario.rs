@@ -10,18 +10,17 @@ use evictd_core::lease::Bound;
 use serde::Serialize;
 
 use crate::assumption::Assumption;
-use crate::fault::{Fault, Scheduled};
-use crate::net::Kinds;
-use crate::queue::Node;
+use crate::fault::{Fault, ScheduledFault};
+use crate::message::Kinds;
+use crate::node::NodeNumber;
 use crate::rng::Dice;
-use crate::store::Size;
+use crate::rows::Size;
 use crate::time::{MS, Micros, Moment, SECOND};
 
 /// What kind of trouble a world has.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scenario {
-    /// None.
     Calm,
     /// Messages are lost and repeated.
     Loss,
@@ -29,7 +28,7 @@ pub enum Scenario {
     Reorder,
     /// Links carry nothing, in one direction or both.
     Partition,
-    /// Links are dead, and nobody notices.
+    /// Links are dead, and neither end notices.
     HalfOpen,
     /// Processes stand still.
     Freeze,
@@ -45,7 +44,6 @@ pub enum Scenario {
     Clocks,
     /// Many keys are deleted at once, and floors are few.
     Bulk,
-    /// All of it.
     Everything,
     /// A copy of the store comes to life beside it, with a publisher of its own: from a backup, or the original of a
     /// store that was restored.
@@ -53,7 +51,6 @@ pub enum Scenario {
 }
 
 impl Scenario {
-    /// All of them.
     pub const ALL: [Self; 14] = [
         Self::Calm,
         Self::Loss,
@@ -79,7 +76,7 @@ impl Scenario {
 
 /// How a world is set up.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct SimSettings {
     /// Agent processes: the first nodes.
     pub agents: usize,
     /// Publisher processes: the nodes after them.
@@ -115,7 +112,7 @@ pub struct Settings {
     pub verifications_per_second: u64,
     /// How often there is a bulk deletion; zero for never.
     pub bulk_every: Micros,
-    /// Commits whose outcome nobody hears, of 1,000.
+    /// Commits with an unknown outcome, of 1,000.
     pub unknown_permille: u32,
     /// Transactions that take long, of 1,000.
     pub long_transactions_permille: u32,
@@ -143,7 +140,7 @@ pub struct Settings {
     pub lacking: Option<Assumption>,
 }
 
-impl Settings {
+impl SimSettings {
     /// The bound with its margin.
     pub fn bound(&self) -> Bound {
         // In proportion by construction; a bound that isn't trusts nothing.
@@ -237,7 +234,7 @@ impl Settings {
 
 /// Draws what goes wrong. Faults begin after a first lease and end early enough that all must be well at
 /// the world's end.
-pub fn draw_faults(scenario: Scenario, settings: &Settings, dice: &mut Dice) -> Vec<Scheduled> {
+pub fn draw_faults(scenario: Scenario, settings: &SimSettings, dice: &mut Dice) -> Vec<ScheduledFault> {
     let kinds: &[Scenario] = match scenario {
         Scenario::Everything => &Scenario::ALL[1..12],
         Scenario::Copies => &[Scenario::Loss, Scenario::Partition, Scenario::Freeze, Scenario::Crash],
@@ -263,7 +260,7 @@ pub fn draw_faults(scenario: Scenario, settings: &Settings, dice: &mut Dice) -> 
         let mut drawn = if pair { draw_pair(kind, settings, from, dice) } else { Vec::new() };
         // Not every kind comes in pairs.
         if drawn.is_empty() {
-            drawn.extend(draw_fault(kind, settings, dice).map(|fault| Scheduled { from, until, fault }));
+            drawn.extend(draw_fault(kind, settings, dice).map(|fault| ScheduledFault { from, until, fault }));
         }
         faults.append(&mut drawn);
     }
@@ -281,7 +278,7 @@ pub fn draw_faults(scenario: Scenario, settings: &Settings, dice: &mut Dice) -> 
 
 /// A copy, what goes wrong with its publisher, and perhaps a restore of the store that it was made from: then the copy
 /// is the original, which comes back when the restored one serves.
-fn draw_copy(settings: &Settings, dice: &mut Dice) -> Vec<Scheduled> {
+fn draw_copy(settings: &SimSettings, dice: &mut Dice) -> Vec<ScheduledFault> {
     let bound = settings.bound_micros();
     let from = Moment(dice.between(bound / 3, 3 * bound / 2));
     let mut after = if dice.permille(500) { 0 } else { dice.below(bound) };
@@ -289,11 +286,11 @@ fn draw_copy(settings: &Settings, dice: &mut Dice) -> Vec<Scheduled> {
     if settings.exclusive && dice.permille(600) {
         let (lasts, lost) = (dice.below(3 * SECOND), dice.below(5_000));
         let restore = Fault::Restore { lost, declared: true };
-        faults.push(Scheduled { from, until: from.after(lasts), fault: restore });
+        faults.push(ScheduledFault { from, until: from.after(lasts), fault: restore });
         after += lasts + RESTORED_WITHIN;
     }
-    faults.insert(0, Scheduled { from, until: Moment::NEVER, fault: Fault::Copy { after } });
-    let node = Node(settings.agents + settings.publishers);
+    faults.insert(0, ScheduledFault { from, until: Moment::NEVER, fault: Fault::Copy { after } });
+    let node = NodeNumber(settings.agents + settings.publishers);
     for _ in 0..dice.below(4) {
         let fault = match dice.below(3) {
             0 => Fault::Freeze { node, suspend: false },
@@ -301,7 +298,7 @@ fn draw_copy(settings: &Settings, dice: &mut Dice) -> Vec<Scheduled> {
             _ => Fault::Disconnect { node },
         };
         let from = from.after(after + dice.below(bound));
-        faults.push(Scheduled { from, until: from.after(dice.below(bound)), fault });
+        faults.push(ScheduledFault { from, until: from.after(dice.below(bound)), fault });
     }
     faults
 }
@@ -311,9 +308,9 @@ const RESTORED_WITHIN: Micros = 8 * SECOND;
 
 /// Two faults, of which the second makes the first one matter. What an agent wrongly believes, say, is found
 /// out within milliseconds, unless it is cut off right then.
-fn draw_pair(kind: Scenario, settings: &Settings, from: Moment, dice: &mut Dice) -> Vec<Scheduled> {
+fn draw_pair(kind: Scenario, settings: &SimSettings, from: Moment, dice: &mut Dice) -> Vec<ScheduledFault> {
     let bound = settings.bound_micros();
-    let agent = Node(dice.index(settings.agents));
+    let agent = NodeNumber(dice.index(settings.agents));
     let cut = (Fault::Cut { node: agent, deaf: true, mute: false, reconnects: true }, bound + bound / 4);
     let (first, lasts, (second, second_lasts)) = match kind {
         Scenario::Reorder => {
@@ -333,16 +330,16 @@ fn draw_pair(kind: Scenario, settings: &Settings, from: Moment, dice: &mut Dice)
     };
     let then = from.after(dice.below(lasts));
     vec![
-        Scheduled { from, until: from.after(lasts), fault: first },
-        Scheduled { from: then, until: then.after(second_lasts), fault: second },
+        ScheduledFault { from, until: from.after(lasts), fault: first },
+        ScheduledFault { from: then, until: then.after(second_lasts), fault: second },
     ]
 }
 
-fn draw_fault(kind: Scenario, settings: &Settings, dice: &mut Dice) -> Option<Fault> {
+fn draw_fault(kind: Scenario, settings: &SimSettings, dice: &mut Dice) -> Option<Fault> {
     let nodes = settings.agents + settings.publishers;
-    let node = Node(dice.index(nodes));
-    let agent = Node(dice.index(settings.agents));
-    let publisher = Node(settings.agents + dice.index(settings.publishers));
+    let node = NodeNumber(dice.index(nodes));
+    let agent = NodeNumber(dice.index(settings.agents));
+    let publisher = NodeNumber(settings.agents + dice.index(settings.publishers));
     Some(match kind {
         Scenario::Calm | Scenario::Replica | Scenario::Bulk => return None,
         Scenario::Loss if dice.permille(300) => {

@@ -17,164 +17,26 @@ use evictd_core::history::{
     Begin, BeginCause, History, Incarnation, LogToken, Mac, Milestone, Provenance, RoundToken, StoreId,
     Voucher,
 };
-use evictd_core::ids::{AgentName, ApiId, Identity, InstanceId, KeyHash, KeyId, Region, WorkspaceId};
+use evictd_core::ids::{ApiId, Identity, KeyId, WorkspaceId};
 use evictd_core::invalidation::{Cause, Invalidation, Scope};
 use evictd_core::limits::{POSITION_MAX, REPLAY_BATCH_MAX};
 use evictd_core::log::{self, LoggedRow};
 use evictd_core::position::LogPosition;
 use evictd_core::record::{KeyRecord, Record, RecordState, RootKeyRecord};
-use evictd_core::roster::{self, Instance, PartitionPolicy, RosterEntry};
+use evictd_core::roster::{self, Instance, RosterEntry};
 use evictd_core::time::StoreTime;
 
 use crate::assumption::Assumption;
-use crate::checker::{ChangeId, Checker};
+use crate::checker::Checker;
 use crate::ctx::Ctx;
-use crate::publisher::PublisherEvent;
-use crate::queue::{Event, Life, Node};
+use crate::event::{PublisherEvent, SimEvent, StoreEvent};
+use crate::node::{Life, NodeNumber};
+use crate::rows::{
+    ApiNumber, Attached, ChangeNumber, ChangePlan, ChangeTarget, KeyNumber, KeyRow, Lsn, NumberedBatch,
+    Numbering, RoundInput, SimHead, Snapshot, StoreSite, Transaction, WorkspaceNumber, hash, instance,
+};
 use crate::time::{MS, Micros, Moment, SECOND};
 use crate::trace::trace;
-
-/// Names a commit; they follow each other in the order of becoming visible.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
-pub struct Lsn(pub u64);
-
-/// Which of the two stores that a world can have.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Site {
-    /// The one that agents shall follow.
-    Home,
-    /// A copy of it, that lives its own life from some commit of home's on.
-    Copy {
-        /// The last commit that they share.
-        of: Lsn,
-    },
-}
-
-/// Names a key's text. Deleted and created again, it is the same.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct KeyNumber(pub usize);
-
-/// Names an API.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct ApiNumber(pub usize);
-
-/// Names a workspace.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct WorkspaceNumber(pub usize);
-
-/// A key's row.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct KeyRow {
-    /// Where it belongs; means nothing for root keys.
-    pub api: ApiNumber,
-    /// As `RecordState`, without what API and workspace add.
-    pub state: RecordState,
-}
-
-/// What a change changes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Target {
-    /// One key's row.
-    Key(KeyNumber),
-    /// Whether an API is deleted.
-    Api(ApiNumber),
-    /// Whether a workspace is deleted.
-    Workspace(WorkspaceNumber),
-}
-
-/// A change, as planned.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Plan {
-    /// Of what.
-    pub target: Target,
-    /// What the row becomes; for APIs and workspaces, `Some` is there and `None` deleted.
-    pub row: Option<KeyRow>,
-    /// Why.
-    pub cause: Cause,
-}
-
-/// A change under way.
-#[derive(Clone, Debug)]
-pub struct Transaction {
-    plan: Plan,
-    /// Drawn when its statement ran: ids don't follow the order of commits.
-    rows: [u64; 2],
-    /// Who waits for the outcome; nobody in direct SQL.
-    asker: Option<(Node, Life)>,
-    generation: u32,
-}
-
-/// Numbering under way: by a sequencer, or as part of a round.
-#[derive(Clone, Debug)]
-pub struct Numbering {
-    publisher: Node,
-    life: Life,
-    /// The statement saw what was visible then.
-    visible: Moment,
-    generation: u32,
-    on_demoted: bool,
-    /// The probes' part, if it is a round.
-    round: Option<RoundInput>,
-}
-
-/// What a round takes along.
-#[derive(Clone, Debug)]
-pub struct RoundInput {
-    /// The highest epoch that an agent has proved to have seen.
-    pub seen_epoch: u32,
-    /// Who asks.
-    pub instances: Vec<(Node, Life)>,
-}
-
-/// Something inside the store.
-#[derive(Clone, Debug)]
-pub enum StoreEvent {
-    /// A change's transaction comes to its end.
-    Commit(Box<Transaction>),
-    /// A numbering transaction comes to its end.
-    Number(Box<Numbering>),
-    /// R11's rows, written too late: only without its protection.
-    Register(Vec<(Node, Life)>),
-}
-
-/// Rows that just got their positions.
-#[derive(Clone, Debug)]
-pub struct Numbered {
-    /// The head now.
-    pub head: Head,
-    /// The rows.
-    pub rows: Rc<[Invalidation]>,
-}
-
-/// A record as read, and from where.
-#[derive(Clone, Debug)]
-pub struct Snapshot {
-    /// As the protocol knows it.
-    pub as_of: LogPosition,
-    /// Whose log that is.
-    pub provenance: Provenance,
-    /// Of the row at `as_of`.
-    pub token: LogToken,
-    /// What was found.
-    pub record: Record,
-    /// Where it was read: for the checker.
-    pub lsn: Lsn,
-    /// The key's API in this snapshot: for the checker. Nothing has none.
-    pub api: Option<ApiNumber>,
-    /// Its workspace, likewise.
-    pub workspace: Option<WorkspaceNumber>,
-}
-
-/// What a publisher's connections reach.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Attached {
-    /// The primary.
-    Primary,
-    /// The one that was primary before: it answers reads and can't commit.
-    Demoted,
-    /// Nothing.
-    Nowhere,
-}
 
 #[derive(Clone, Debug)]
 struct Versions<T>(Vec<(Lsn, T)>);
@@ -199,10 +61,10 @@ impl<T: Copy> Versions<T> {
 }
 
 #[derive(Clone, Debug)]
-struct Row {
+struct SimRow {
     id: u64,
     /// `None` in a copy.
-    change: Option<ChangeId>,
+    change: Option<ChangeNumber>,
     scope: Scope,
     cause: Cause,
     committed: Moment,
@@ -211,31 +73,16 @@ struct Row {
 
 #[derive(Clone, Debug)]
 struct NumberedRow {
-    row: Row,
+    row: SimRow,
     position: LogPosition,
     token: LogToken,
     numbered: Lsn,
 }
 
 #[derive(Clone, Debug)]
-enum Commit {
-    Change(Target, Option<ChangeId>),
+enum JournalEntry {
+    Change(ChangeTarget, Option<ChangeNumber>),
     Other,
-}
-
-/// The head of the log, and what tells it from a copy's: one row.
-#[derive(Clone, Copy, Debug)]
-pub struct Head {
-    /// The last position that was given.
-    pub at: LogPosition,
-    /// The incarnation that goes on.
-    pub incarnation: Incarnation,
-    /// Of the row at this position, or of the incarnation's beginning.
-    pub token: LogToken,
-    /// Of the newest round.
-    pub round: RoundToken,
-    /// The timeline that the incarnation was begun on (R2).
-    timeline: u32,
 }
 
 /// The primary that was demoted, as it answers reads.
@@ -250,22 +97,22 @@ struct Demoted {
 
 /// The home store, or a copy of it.
 #[derive(Clone, Debug)]
-pub struct Store {
+pub struct SimStore {
     /// Which one.
-    pub site: Site,
+    pub site: StoreSite,
     lsn: Lsn,
     keys: Vec<Versions<Option<KeyRow>>>,
     apis: Vec<Versions<bool>>,
     workspaces: Vec<Versions<bool>>,
-    head: Versions<Head>,
+    head: Versions<SimHead>,
     id: StoreId,
     /// What its code is made with (R16).
     key: u64,
     begins: Vec<(Lsn, Begin)>,
     /// Tokens of the last rounds.
     rounds: Vec<(Lsn, RoundToken)>,
-    journal: Vec<(Moment, Commit)>,
-    unnumbered: BTreeMap<u64, Row>,
+    journal: Vec<(Moment, JournalEntry)>,
+    unnumbered: BTreeMap<u64, SimRow>,
     log: Vec<NumberedRow>,
     /// So many of the log's first rows are gone.
     purged: usize,
@@ -288,7 +135,7 @@ pub struct Store {
     /// By publisher of this store.
     attached: Vec<Attached>,
     /// The first of them.
-    first_publisher: Node,
+    first_publisher: NodeNumber,
     names: Names,
 }
 
@@ -298,19 +145,6 @@ struct Names {
     workspaces: Vec<WorkspaceId>,
     key: KeyId,
     root_keys: usize,
-}
-
-/// How big the world is.
-#[derive(Clone, Copy, Debug)]
-pub struct Size {
-    /// Texts of keys, root keys included.
-    pub keys: usize,
-    /// How many of them are root keys: the first ones.
-    pub root_keys: usize,
-    /// APIs.
-    pub apis: usize,
-    /// Workspaces.
-    pub workspaces: usize,
 }
 
 /// However slow the store is, a statement doesn't take longer.
@@ -325,7 +159,7 @@ const ROUND_TOKENS_KEPT: usize = 512;
 /// How far above the head an epoch may begin that the server's history is the cause of.
 const BRANCH_LEAP: u64 = 1 << 34;
 
-impl Store {
+impl SimStore {
     /// A store in which every key is active, and `agents` + publishers are numbered as in the network.
     pub fn new(ctx: &mut Ctx) -> Self {
         let (size, publishers) = (ctx.settings.size, ctx.settings.publishers);
@@ -335,13 +169,13 @@ impl Store {
         };
         let at = LogPosition::new(1, 0).unwrap_or(LogPosition::ZERO);
         let (incarnation, token) = (Incarnation(ctx.dice.any()), LogToken(ctx.dice.any()));
-        let head = Head { at, incarnation, token, round: RoundToken(0), timeline: 1 };
+        let head = SimHead { at, incarnation, token, round: RoundToken(0), timeline: 1 };
         let after = LogPosition::ZERO;
         let created =
             Begin { incarnation, after, at, cause: BeginCause::Created, time: StoreTime(0), evidence: None };
         ctx.checker.incarnation_began(ctx.now, &created);
         Self {
-            site: Site::Home,
+            site: StoreSite::Home,
             lsn: Lsn(0),
             id: StoreId(ctx.dice.any()),
             key: ctx.dice.any(),
@@ -351,7 +185,7 @@ impl Store {
             apis: (0..size.apis).map(|_| Versions::new(true)).collect(),
             workspaces: (0..size.workspaces).map(|_| Versions::new(true)).collect(),
             head: Versions::new(head),
-            journal: vec![(Moment(0), Commit::Other)],
+            journal: vec![(Moment(0), JournalEntry::Other)],
             unnumbered: BTreeMap::new(),
             log: Vec::new(),
             purged: 0,
@@ -367,7 +201,7 @@ impl Store {
             down_until: Moment(0),
             slowness: 1,
             attached: vec![Attached::Primary; publishers],
-            first_publisher: Node(ctx.settings.agents),
+            first_publisher: NodeNumber(ctx.settings.agents),
             names: Names {
                 apis: (0..size.apis).map(|api| ApiId::new(format!("api_{api}"))).collect(),
                 workspaces: (0..size.workspaces).map(|ws| WorkspaceId::new(format!("ws_{ws}"))).collect(),
@@ -381,18 +215,18 @@ impl Store {
     #[must_use]
     pub fn copy(&self, ctx: &Ctx) -> Self {
         let attached = vec![Attached::Primary; ctx.settings.copies];
-        let first_publisher = Node(self.first_publisher.0 + self.attached.len());
-        let site = Site::Copy { of: self.lsn };
+        let first_publisher = NodeNumber(self.first_publisher.0 + self.attached.len());
+        let site = StoreSite::Copy { of: self.lsn };
         Self { site, attached, first_publisher, lock_free: ctx.now, ..self.clone() }
     }
 
-    /// Who judges what happens here: nobody, in a copy.
+    /// The checker. `None` for a copy, which isn't judged.
     fn checker<'c>(&self, ctx: &'c mut Ctx) -> Option<&'c mut Checker> {
-        (self.site == Site::Home).then_some(&mut ctx.checker)
+        (self.site == StoreSite::Home).then_some(&mut ctx.checker)
     }
 
     fn later(&self, ctx: &mut Ctx, at: Moment, event: StoreEvent) {
-        ctx.queue.push(at, Event::Store(self.site, event));
+        ctx.queue.push(at, SimEvent::Store(self.site, event));
     }
 
     /// The present row of a key.
@@ -421,13 +255,13 @@ impl Store {
     }
 
     /// What a publisher's connections reach now.
-    pub fn attached(&self, ctx: &Ctx, publisher: Node) -> Attached {
+    pub fn attached(&self, ctx: &Ctx, publisher: NodeNumber) -> Attached {
         let attached = self.attached[publisher.0 - self.first_publisher.0];
         if attached == Attached::Primary && ctx.now < self.down_until { Attached::Nowhere } else { attached }
     }
 
     /// Changes what a publisher's connections reach.
-    pub fn attach(&mut self, publisher: Node, attached: Attached) {
+    pub fn attach(&mut self, publisher: NodeNumber, attached: Attached) {
         self.attached[publisher.0 - self.first_publisher.0] = attached;
     }
 
@@ -442,38 +276,46 @@ impl Store {
     }
 
     /// Begins a change; it commits after `span`.
-    pub fn begin(&mut self, ctx: &mut Ctx, plan: Plan, asker: Option<(Node, Life)>, span: Micros) {
+    pub fn begin(
+        &mut self,
+        ctx: &mut Ctx,
+        plan: ChangePlan,
+        reply_to: Option<(NodeNumber, Life)>,
+        span: Micros,
+    ) {
         let rows = [self.next_row, self.next_row + 1];
         self.next_row += 2;
-        let transaction = Transaction { plan, rows, asker, generation: self.generation };
-        // Changes lock single rows; it is the log's one row that everybody waits for.
+        let transaction = Transaction { plan, rows, reply_to, generation: self.generation };
+        // Changes lock single rows; only numbering locks the log's one row.
         let at = ctx.now.after(span * self.slowness.min(50));
         self.later(ctx, at, StoreEvent::Commit(Box::new(transaction)));
     }
 
-    /// A change's transaction ends: it commits, unless the primary that it ran on is gone. Tells whether it did.
+    /// Ends a change's transaction: it commits, unless its primary is gone. Returns whether it committed.
     pub fn commit(&mut self, ctx: &mut Ctx, transaction: &Transaction) -> bool {
         let gone = transaction.generation != self.generation || ctx.now < self.down_until;
         let change = if gone { None } else { self.apply(ctx, transaction) };
-        if let Some((publisher, life)) = transaction.asker {
-            // A commit that ended badly, or whose end nobody heard, is unknown (R4).
+        if let Some((publisher, life)) = transaction.reply_to {
+            // A commit that failed, or whose answer was lost, is unknown (R4).
             let unheard = ctx.settings.unknown_permille;
             let known = !gone && !ctx.dice.permille(unheard);
             let success = known || ctx.lacks(Assumption::UnknownIsNotSuccess);
             let at = ctx.now.after(ctx.dice.span(MS / 4));
-            ctx.queue
-                .push(at, Event::Publisher(publisher, life, PublisherEvent::Committed { change, success }));
+            ctx.queue.push(
+                at,
+                SimEvent::Publisher(publisher, life, PublisherEvent::Committed { change, success }),
+            );
         }
         !gone
     }
 
-    fn apply(&mut self, ctx: &mut Ctx, transaction: &Transaction) -> Option<ChangeId> {
-        let Plan { target, row, cause } = transaction.plan;
+    fn apply(&mut self, ctx: &mut Ctx, transaction: &Transaction) -> Option<ChangeNumber> {
+        let ChangePlan { target, row, cause } = transaction.plan;
         self.lsn.0 += 1;
         let lsn = self.lsn;
         let mut scopes = Vec::with_capacity(2);
         match target {
-            Target::Key(key) => {
+            ChangeTarget::Key(key) => {
                 let old = self.keys[key.0].now();
                 self.keys[key.0].push(lsn, row);
                 let api = |row: Option<KeyRow>| row.map(|row| row.api);
@@ -485,11 +327,11 @@ impl Store {
                 let api = api(row).or(api(old)).unwrap_or(ApiNumber(0));
                 scopes.push(self.key_scope(key, api));
             }
-            Target::Api(api) => {
+            ChangeTarget::Api(api) => {
                 self.apis[api.0].push(lsn, row.is_some());
                 scopes.push(Scope::Api(self.names.apis[api.0].clone()));
             }
-            Target::Workspace(workspace) => {
+            ChangeTarget::Workspace(workspace) => {
                 self.workspaces[workspace.0].push(lsn, row.is_some());
                 scopes.push(Scope::Workspace(self.names.workspaces[workspace.0].clone()));
             }
@@ -497,13 +339,13 @@ impl Store {
         let now = ctx.now;
         let judged = self.checker(ctx);
         let change = judged.map(|checker| checker.committed(now, lsn, target, cause, scopes.len()));
-        self.journal.push((ctx.now, Commit::Change(target, change)));
+        self.journal.push((ctx.now, JournalEntry::Change(target, change)));
         trace!(ctx, "commit {} {target:?} {cause:?} {row:?} ({change:?})", lsn.0);
-        let unseen = transaction.asker.is_none() && ctx.lacks(Assumption::EveryChangeWritesItsRow);
+        let unseen = transaction.reply_to.is_none() && ctx.lacks(Assumption::EveryChangeWritesItsRow);
         if !unseen {
             for (id, scope) in transaction.rows.into_iter().zip(scopes) {
                 let committed = ctx.now;
-                self.unnumbered.insert(id, Row { id, change, scope, cause, committed, lsn });
+                self.unnumbered.insert(id, SimRow { id, change, scope, cause, committed, lsn });
             }
         }
         change
@@ -515,7 +357,7 @@ impl Store {
     }
 
     /// Begins to number, for a sequencer or a round. The outcome comes as [`PublisherEvent::Numbered`].
-    pub fn number(&mut self, ctx: &mut Ctx, publisher: Node, life: Life, round: Option<RoundInput>) {
+    pub fn number(&mut self, ctx: &mut Ctx, publisher: NodeNumber, life: Life, round: Option<RoundInput>) {
         let attached = self.attached(ctx, publisher);
         if attached == Attached::Nowhere {
             return fail(ctx, publisher, life, round.is_some(), 200 * MS);
@@ -559,15 +401,15 @@ impl Store {
         }
         let at = ctx.now.after(ctx.dice.span(MS / 4));
         let outcome = PublisherEvent::Numbered { numbered: Some(numbered), is_round };
-        ctx.queue.push(at, Event::Publisher(publisher, life, outcome));
+        ctx.queue.push(at, SimEvent::Publisher(publisher, life, outcome));
     }
 
-    /// What a demoted primary would say if nobody asked it to write.
-    fn vouch_without_writing(&self, ctx: &mut Ctx, publisher: Node, life: Life) {
+    /// A demoted primary's answer to a round that doesn't write.
+    fn vouch_without_writing(&self, ctx: &mut Ctx, publisher: NodeNumber, life: Life) {
         let lsn = self.demoted.as_ref().map_or(self.lsn, |demoted| demoted.lsn);
-        let numbered = Numbered { head: self.head.at(lsn), rows: Rc::from([]) };
+        let numbered = NumberedBatch { head: self.head.at(lsn), rows: Rc::from([]) };
         let outcome = PublisherEvent::Numbered { numbered: Some(numbered), is_round: true };
-        ctx.queue.push(ctx.now, Event::Publisher(publisher, life, outcome));
+        ctx.queue.push(ctx.now, SimEvent::Publisher(publisher, life, outcome));
     }
 
     /// Begins a new epoch if the server's history is another one than that of the head (R2).
@@ -578,7 +420,7 @@ impl Store {
     }
 
     /// Begins an incarnation for a publisher that is alone, and the epoch that is due, if one is. `false` if it can't.
-    pub fn open(&mut self, ctx: &mut Ctx, publisher: Node) -> bool {
+    pub fn open(&mut self, ctx: &mut Ctx, publisher: NodeNumber) -> bool {
         if self.attached(ctx, publisher) != Attached::Primary {
             return false;
         }
@@ -614,16 +456,16 @@ impl Store {
 
     fn commit_other(&mut self, ctx: &Ctx) {
         self.lsn.0 += 1;
-        self.journal.push((ctx.now, Commit::Other));
+        self.journal.push((ctx.now, JournalEntry::Other));
     }
 
     /// Gives the rows that were visible then the next positions.
-    fn give_positions(&mut self, ctx: &mut Ctx, visible: Moment, is_round: bool) -> Numbered {
+    fn give_positions(&mut self, ctx: &mut Ctx, visible: Moment, is_round: bool) -> NumberedBatch {
         let after =
             if ctx.lacks(Assumption::LateCommitsAreFound) { self.highest_numbered_row + 1 } else { 0 };
         let limit = if is_round { usize::MAX } else { BATCH };
         let found = self.unnumbered.range(after..).filter(|(_, row)| row.committed <= visible);
-        let waiting: Vec<Row> = found.map(|(_, row)| row.clone()).take(limit).collect();
+        let waiting: Vec<SimRow> = found.map(|(_, row)| row.clone()).take(limit).collect();
         let mut head = self.head.now();
         let mut rows = Vec::with_capacity(waiting.len());
         self.commit_other(ctx);
@@ -654,7 +496,7 @@ impl Store {
         if !rows.is_empty() {
             trace!(ctx, "numbered {} rows up to {}", rows.len(), head.at);
         }
-        Numbered { head, rows: rows.into() }
+        NumberedBatch { head, rows: rows.into() }
     }
 
     /// Deletes of the log what is older than `kept`. Requests and their receipts aren't kept here.
@@ -666,7 +508,7 @@ impl Store {
     }
 
     /// Writes instances into the roster (R11).
-    pub fn register(&mut self, ctx: &Ctx, instances: &[(Node, Life)]) {
+    pub fn register(&mut self, ctx: &Ctx, instances: &[(NodeNumber, Life)]) {
         let presented = instances.iter().map(|(node, life)| instance(*node, *life, ctx.settings.bound));
         let presented: Vec<Instance> = presented.collect();
         let known = presented.iter().filter_map(|instance| self.roster.get(&instance.identity));
@@ -678,7 +520,7 @@ impl Store {
     }
 
     /// The roster, as a publisher reads it; `None` if it can't.
-    pub fn roster(&self, ctx: &Ctx, publisher: Node) -> Option<Vec<Instance>> {
+    pub fn roster(&self, ctx: &Ctx, publisher: NodeNumber) -> Option<Vec<Instance>> {
         let reaches = self.attached(ctx, publisher) == Attached::Primary;
         let counted = || self.roster.values().filter(|(entry, _)| entry.may_hold_lease());
         reaches.then(|| counted().map(|(entry, _)| entry.instance.clone()).collect())
@@ -690,7 +532,7 @@ impl Store {
     }
 
     /// The head, read alone.
-    pub fn head(&self, ctx: &Ctx, publisher: Node) -> Option<Head> {
+    pub fn head(&self, ctx: &Ctx, publisher: NodeNumber) -> Option<SimHead> {
         match (self.attached(ctx, publisher), &self.demoted) {
             (Attached::Primary, _) => Some(self.head.now()),
             (Attached::Demoted, Some(demoted)) => Some(self.head.at(demoted.lsn)),
@@ -699,7 +541,7 @@ impl Store {
     }
 
     /// Its incarnations, as a publisher reads them.
-    pub fn history(&self, ctx: &Ctx, publisher: Node) -> Option<History> {
+    pub fn history(&self, ctx: &Ctx, publisher: NodeNumber) -> Option<History> {
         match (self.attached(ctx, publisher), &self.demoted) {
             (Attached::Primary, _) => Some(self.own_history()),
             (Attached::Demoted, Some(demoted)) => Some(demoted.history.clone()),
@@ -714,7 +556,7 @@ impl Store {
     }
 
     /// Whether one of its last rounds drew `token`, as a publisher finds it.
-    pub fn has_round_token(&self, ctx: &Ctx, publisher: Node, token: RoundToken) -> Option<bool> {
+    pub fn has_round_token(&self, ctx: &Ctx, publisher: NodeNumber, token: RoundToken) -> Option<bool> {
         let rounds = match (self.attached(ctx, publisher), &self.demoted) {
             (Attached::Primary, _) => &self.rounds,
             (Attached::Demoted, Some(demoted)) => &demoted.rounds,
@@ -724,7 +566,7 @@ impl Store {
     }
 
     /// The token of the row at `at`, or of the incarnation that began there, as a publisher finds it.
-    pub fn row_token(&self, ctx: &Ctx, publisher: Node, at: LogPosition) -> Option<LogToken> {
+    pub fn row_token(&self, ctx: &Ctx, publisher: NodeNumber, at: LogPosition) -> Option<LogToken> {
         let log = match (self.attached(ctx, publisher), &self.demoted) {
             (Attached::Demoted, Some(demoted)) => &demoted.log,
             _ => &self.log,
@@ -736,19 +578,19 @@ impl Store {
         })
     }
 
-    /// A milestone with the store's code over it (R16). Only the store and its copies know the key.
-    pub fn voucher(&self, head: &Head, at: LogPosition) -> Voucher {
+    /// A milestone with the store's code over it (R16). Only the store and its copies have the key.
+    pub fn voucher(&self, head: &SimHead, at: LogPosition) -> Voucher {
         let provenance = Provenance { store: self.id, incarnation: head.incarnation };
         let milestone = Milestone { provenance, at, token: head.token };
         Voucher { milestone, mac: self.code(&milestone) }
     }
 
-    /// Whether a voucher was given out by this store, or by a copy of it.
+    /// Whether this store, or a copy of it, issued the voucher.
     pub fn is_authentic(&self, voucher: &Voucher) -> bool {
         voucher.mac == self.code(&voucher.milestone)
     }
 
-    /// Stands for a keyed hash: whoever doesn't know the key doesn't guess it.
+    /// Stands for a keyed hash, which can't be guessed without the key.
     fn code(&self, milestone: &Milestone) -> Mac {
         let mut hasher = DefaultHasher::new();
         (self.key, milestone).hash(&mut hasher);
@@ -756,7 +598,7 @@ impl Store {
     }
 
     /// A lookup, as a publisher's connection sees it.
-    pub fn read(&self, ctx: &Ctx, publisher: Node, key: KeyNumber) -> Option<Snapshot> {
+    pub fn read(&self, ctx: &Ctx, publisher: NodeNumber, key: KeyNumber) -> Option<Snapshot> {
         match (self.attached(ctx, publisher), &self.demoted) {
             (Attached::Primary, _) => Some(self.read_at(key, self.lsn)),
             (Attached::Demoted, Some(demoted)) => Some(self.read_at(key, demoted.lsn)),
@@ -773,7 +615,7 @@ impl Store {
 
     fn read_at(&self, key: KeyNumber, lsn: Lsn) -> Snapshot {
         let row = self.keys[key.0].at(lsn);
-        let Head { at: as_of, incarnation, token, .. } = self.head.at(lsn);
+        let SimHead { at: as_of, incarnation, token, .. } = self.head.at(lsn);
         let provenance = Provenance { store: self.id, incarnation };
         let is_root = key.0 < self.names.root_keys;
         let api = row.map(|row| row.api).filter(|_| !is_root);
@@ -803,10 +645,10 @@ impl Store {
                 expires_at: None,
             }),
         };
-        // What happened in a copy alone, the truth knows nothing of.
+        // Commits of a copy are not part of the truth.
         let lsn = match self.site {
-            Site::Home => lsn,
-            Site::Copy { of } => lsn.min(of),
+            StoreSite::Home => lsn,
+            StoreSite::Copy { of } => lsn.min(of),
         };
         Snapshot { as_of, provenance, token, record, lsn, api, workspace: row.map(|_| workspace) }
     }
@@ -815,7 +657,7 @@ impl Store {
     pub fn replay(
         &self,
         ctx: &Ctx,
-        publisher: Node,
+        publisher: NodeNumber,
         epoch: u32,
         first: u64,
         last: u64,
@@ -847,7 +689,7 @@ impl Store {
         self.go_back(ctx, lost);
     }
 
-    /// A copy that lacks the last `lost` commits is put in its place. Nothing in it tells that.
+    /// Replaces the store by a copy that lacks the last `lost` commits. Nothing in it shows that.
     pub fn restore(&mut self, ctx: &mut Ctx, lost: u64) {
         self.demoted = None;
         self.go_back(ctx, lost);
@@ -858,17 +700,17 @@ impl Store {
         // What happened before the last regression can't be lost by another one.
         let cut = Lsn(last.0.saturating_sub(lost)).max(self.branch);
         self.generation += 1;
-        let undone: Vec<Commit> =
+        let undone: Vec<JournalEntry> =
             self.journal[cut.0 as usize + 1..].iter().map(|(_, commit)| commit.clone()).collect();
         self.commit_other(ctx);
         let lsn = self.lsn;
         trace!(ctx, "the store goes back from {} to {}, timeline {}", last.0, cut.0, self.timeline);
         for commit in undone {
-            let Commit::Change(target, change) = commit else { continue };
+            let JournalEntry::Change(target, change) = commit else { continue };
             match target {
-                Target::Key(key) => put_back(&mut self.keys[key.0], cut, lsn),
-                Target::Api(api) => put_back(&mut self.apis[api.0], cut, lsn),
-                Target::Workspace(workspace) => put_back(&mut self.workspaces[workspace.0], cut, lsn),
+                ChangeTarget::Key(key) => put_back(&mut self.keys[key.0], cut, lsn),
+                ChangeTarget::Api(api) => put_back(&mut self.apis[api.0], cut, lsn),
+                ChangeTarget::Workspace(workspace) => put_back(&mut self.workspaces[workspace.0], cut, lsn),
             }
             let now = ctx.now;
             if let Some((checker, change)) = self.checker(ctx).zip(change) {
@@ -916,34 +758,7 @@ fn put_back<T: Copy>(history: &mut Versions<T>, cut: Lsn, lsn: Lsn) {
     history.push(lsn, before);
 }
 
-fn fail(ctx: &mut Ctx, publisher: Node, life: Life, is_round: bool, after: Micros) {
+fn fail(ctx: &mut Ctx, publisher: NodeNumber, life: Life, is_round: bool, after: Micros) {
     let outcome = PublisherEvent::Numbered { numbered: None, is_round };
-    ctx.queue.push(ctx.now.after(after), Event::Publisher(publisher, life, outcome));
-}
-
-/// The hash under which a key's text is cached.
-pub fn hash(key: KeyNumber) -> KeyHash {
-    let mut bytes = [0; 32];
-    bytes[..4].copy_from_slice(&(key.0 as u32).to_be_bytes());
-    KeyHash(bytes)
-}
-
-/// The key behind a hash.
-pub fn key_of(hash: &KeyHash) -> KeyNumber {
-    let mut bytes = [0; 4];
-    bytes.copy_from_slice(&hash.0[..4]);
-    KeyNumber(u32::from_be_bytes(bytes) as usize)
-}
-
-/// An agent process as it presents itself.
-pub fn instance(node: Node, life: Life, bound: Duration) -> Instance {
-    Instance {
-        identity: Identity {
-            region: Region::new(format!("region-{}", node.0 / 2)),
-            agent: AgentName::new(format!("agent-{}", node.0)),
-            instance: InstanceId(u64::from(life.0) + 1),
-        },
-        policy: PartitionPolicy::Deny,
-        bound,
-    }
+    ctx.queue.push(ctx.now.after(after), SimEvent::Publisher(publisher, life, outcome));
 }

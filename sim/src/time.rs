@@ -5,10 +5,8 @@ use evictd_core::time::{LeaseTime, StoreTime};
 /// A span of real time in microseconds.
 pub type Micros = u64;
 
-/// One millisecond.
 pub const MS: Micros = 1_000;
 
-/// One second.
 pub const SECOND: Micros = 1_000_000;
 
 /// A moment of real time, in microseconds since the world began. Guarantees are judged in it.
@@ -73,7 +71,7 @@ impl Clock {
     }
 
     /// It stood still from `from` until `now`: what a clock does that doesn't count suspended time.
-    pub fn stood_still(&mut self, from: Moment, now: Moment) {
+    pub fn stopped_from(&mut self, from: Moment, now: Moment) {
         let reading = self.read(from).0;
         *self = Self { anchor: now, reading, rate_ppm: self.rate_ppm };
     }
@@ -98,7 +96,7 @@ mod tests {
     #[test]
     fn a_clock_that_stood_still_goes_on_where_it_was() {
         let mut clock = Clock::new(0, 0);
-        clock.stood_still(Moment(10), Moment(500));
+        clock.stopped_from(Moment(10), Moment(500));
         assert_eq!(clock.read(Moment(503)), LeaseTime(13));
     }
 }

@@ -1,30 +1,26 @@
-//! What happened, line by line: only when somebody wants to read it.
+//! The trace of a run, line by line, if it is wanted.
 
 use std::collections::VecDeque;
 use std::fmt;
 
 use crate::time::Moment;
 
-/// Where lines go.
+/// The destination of lines.
 #[derive(Debug, Default)]
-pub enum Trace {
-    /// Nowhere: the usual, fast run.
+pub enum SimTrace {
     #[default]
     Off,
-    /// The last so many are kept.
+    /// Keeps the last lines.
     Last(usize, VecDeque<String>),
-    /// All are printed.
     Print,
-    /// All go into a digest, to compare runs by.
+    /// Adds every line to a digest, for comparing runs.
     Digest(Box<Digest>),
 }
 
-/// What a whole trace comes down to.
+/// The digest of a whole trace.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Digest {
-    /// How many lines.
     pub lines: u64,
-    /// How many bytes.
     pub bytes: u64,
     state: u64,
     /// The state after each 4,096 lines, to find where two runs part.
@@ -49,25 +45,24 @@ impl Digest {
         }
     }
 
-    /// Before which line the two part at the latest.
+    /// Returns a line before which the two differ.
     pub fn parts_before(&self, other: &Self) -> u64 {
         let same = self.marks.iter().zip(&other.marks).take_while(|(one, other)| one == other).count();
         (same as u64 + 1) * 4_096
     }
 }
 
-impl Trace {
+impl SimTrace {
     /// Keeps the last `lines`.
     pub fn last(lines: usize) -> Self {
         Self::Last(lines, VecDeque::with_capacity(lines))
     }
 
-    /// Whether anybody wants lines. To be asked before one is put together.
+    /// Whether lines are wanted. To be checked before one is formatted.
     pub fn is_on(&self) -> bool {
         !matches!(self, Self::Off)
     }
 
-    /// Takes one line.
     pub fn line(&mut self, now: Moment, what: fmt::Arguments<'_>) {
         match self {
             Self::Off => {}
@@ -82,7 +77,6 @@ impl Trace {
         }
     }
 
-    /// The lines that were kept.
     pub fn kept(&self) -> Vec<String> {
         match self {
             Self::Last(_, lines) => lines.iter().cloned().collect(),
@@ -91,7 +85,7 @@ impl Trace {
     }
 }
 
-/// Traces a line, and puts it together only if somebody wants it.
+/// Traces a line. It is formatted only if it is wanted.
 macro_rules! trace {
     ($ctx:expr, $($what:tt)*) => {
         if $ctx.trace.is_on() {

@@ -1,4 +1,4 @@
-//! The world: all parts, one clock, one queue.
+//! The world: all parts, with one clock and one queue.
 
 use std::time::Duration;
 
@@ -7,71 +7,71 @@ use evictd_core::lease::Mode;
 use evictd_core::rules::Rule;
 use evictd_core::service::Standing;
 
-use crate::agent::{Agent, AgentEvent};
+use crate::agent::SimAgent;
 use crate::assumption::Assumption;
-use crate::checker::{Counts, Violation};
+use crate::checker::{RunCounts, Violation};
 use crate::ctx::Ctx;
-use crate::fault::{Edge, Fault, Scheduled};
-use crate::net::Found;
-use crate::process::{Process, State};
-use crate::publisher::{Publisher, PublisherEvent};
-use crate::queue::{Event, Node};
+use crate::event::{AgentEvent, PublisherEvent, SimEvent, StoreEvent, WorkEvent};
+use crate::fault::{Edge, Fault, ScheduledFault};
+use crate::message::{FoundSnapshot, Kinds};
+use crate::node::NodeNumber;
+use crate::process::{Process, ProcessState};
+use crate::publisher::SimPublisher;
 use crate::rng::Dice;
-use crate::scenario::{Scenario, Settings, draw_faults};
-use crate::store::{Attached, KeyNumber, Site, Store, StoreEvent};
+use crate::rows::{Attached, ChangePlan, KeyNumber, StoreSite};
+use crate::scenario::{Scenario, SimSettings, draw_faults};
+use crate::store::SimStore;
 use crate::time::{Clock, Micros, Moment, SECOND};
-use crate::trace::{Trace, trace};
-use crate::workload::{self, WorkEvent};
+use crate::trace::{SimTrace, trace};
+use crate::workload;
 
-/// How long somebody must have been well before it has to be live.
+/// The time without faults after which an agent must be live.
 const LIVE_GRACE: Micros = 15 * SECOND;
 
-/// One run.
 #[derive(Debug)]
-pub struct World {
+pub struct SimWorld {
     ctx: Ctx,
-    store: Store,
-    /// A copy of it, with the last of the publishers.
-    copy: Option<Store>,
-    agents: Vec<Agent>,
-    publishers: Vec<Publisher>,
-    faults: Vec<Scheduled>,
+    store: SimStore,
+    /// A copy of it, used by the last of the publishers.
+    copy: Option<SimStore>,
+    agents: Vec<SimAgent>,
+    publishers: Vec<SimPublisher>,
+    faults: Vec<ScheduledFault>,
     is_operator_called: bool,
 }
 
-/// What became of it.
+/// The result of a run.
 #[derive(Debug, Default)]
-pub struct Outcome {
-    /// What was counted.
-    pub counts: Counts,
-    /// What went wrong: the first few.
+pub struct RunOutcome {
+    pub counts: RunCounts,
+    /// The first few violations.
     pub violations: Vec<Violation>,
-    /// How often something went wrong.
     pub violations_total: u64,
-    /// Virtual time.
     pub lasted: Micros,
-    /// Events handled.
     pub events: u64,
-    /// Messages sent.
     pub messages: u64,
-    /// The trace, if one was wanted.
-    pub trace: Trace,
+    pub trace: SimTrace,
 }
 
-/// Runs one seed of one scenario, and traces it as wanted. Ends at the first violation.
-pub fn run(scenario: Scenario, seed: u64, trace: Trace) -> Outcome {
+/// Runs one seed of one scenario, to the first violation.
+pub fn run(scenario: Scenario, seed: u64, trace: SimTrace) -> RunOutcome {
     run_tuned(scenario, seed, trace, |_| {})
 }
 
-/// Runs one seed of one scenario in a world that is set up a little differently.
-pub fn run_tuned(scenario: Scenario, seed: u64, trace: Trace, tune: impl Fn(&mut Settings)) -> Outcome {
-    World::new(scenario, seed, trace, tune).run()
+/// Runs one seed of one scenario with changed settings.
+pub fn run_tuned(
+    scenario: Scenario,
+    seed: u64,
+    trace: SimTrace,
+    tune: impl Fn(&mut SimSettings),
+) -> RunOutcome {
+    SimWorld::new(scenario, seed, trace, tune).run()
 }
 
-impl World {
-    fn new(scenario: Scenario, seed: u64, trace: Trace, tune: impl Fn(&mut Settings)) -> Self {
+impl SimWorld {
+    fn new(scenario: Scenario, seed: u64, trace: SimTrace, tune: impl Fn(&mut SimSettings)) -> Self {
         let mut dice = Dice::new(seed, scenario as u64);
-        let mut settings = Settings::draw(scenario, &mut dice);
+        let mut settings = SimSettings::draw(scenario, &mut dice);
         tune(&mut settings);
         let faults = draw_faults(scenario, &settings, &mut dice);
         let nodes = settings.agents + settings.publishers + settings.copies;
@@ -80,40 +80,40 @@ impl World {
         for fault in &faults {
             trace!(ctx, "planned {} .. {}: {:?}", fault.from, fault.until, fault.fault);
         }
-        let store = Store::new(&mut ctx);
+        let store = SimStore::new(&mut ctx);
         let process = |ctx: &mut Ctx, node: usize| {
             let most = ctx.settings.drift_ppm as i64;
             let any = ctx.dice.between(0, 2 * most as u64) as i64 - most;
             let drift = ctx.dice.pick(&[-most, most, any]);
             let reading = ctx.dice.between(SECOND, 1_000_000 * SECOND);
-            Process::new(Node(node), Clock::new(reading, drift))
+            Process::new(NodeNumber(node), Clock::new(reading, drift))
         };
         let mut agents = Vec::new();
         for node in 0..ctx.settings.agents {
             let process = process(&mut ctx, node);
             let replica = ctx.settings.replica_lag.filter(|_| ctx.dice.permille(700));
-            agents.push(Agent::new(process, &mut ctx, replica));
+            agents.push(SimAgent::new(process, &mut ctx, replica));
         }
         let mut publishers = Vec::new();
         for node in ctx.settings.agents..nodes {
             let process = process(&mut ctx, node);
-            publishers.push(Publisher::new(process, &ctx));
+            publishers.push(SimPublisher::new(process, &ctx));
         }
         Self { ctx, store, copy: None, agents, publishers, faults, is_operator_called: false }
     }
 
-    fn run(mut self) -> Outcome {
+    fn run(mut self) -> RunOutcome {
         let nodes = self.agents.len() + self.publishers.len();
-        // Publishers first: there is somebody to ask.
+        // Publishers first, so that agents reach one.
         for node in (0..nodes).rev() {
-            self.start(Node(node));
+            self.start(NodeNumber(node));
         }
         workload::begin(&mut self.ctx);
         for (index, fault) in self.faults.iter().enumerate() {
-            self.ctx.queue.push(fault.from, Event::Fault(index, Edge::Begin));
-            self.ctx.queue.push(fault.until, Event::Fault(index, Edge::End));
+            self.ctx.queue.push(fault.from, SimEvent::Fault(index, Edge::Begin));
+            self.ctx.queue.push(fault.until, SimEvent::Fault(index, Edge::End));
         }
-        self.ctx.queue.push(Moment(SECOND), Event::Second);
+        self.ctx.queue.push(Moment(SECOND), SimEvent::Second);
         let mut events = 0;
         while let Some((at, event)) = self.ctx.queue.pop() {
             if at > self.ctx.settings.end {
@@ -136,7 +136,7 @@ impl World {
                 trace.line(*at, format_args!("{rule} {what}"));
             }
         }
-        Outcome {
+        RunOutcome {
             counts: checker.counts,
             violations_total: checker.violations_total,
             violations: checker.violations,
@@ -147,54 +147,54 @@ impl World {
         }
     }
 
-    fn handle(&mut self, event: Event) {
+    fn handle(&mut self, event: SimEvent) {
         let agents = self.agents.len();
         match event {
-            Event::Deliver(node, life, _) | Event::Agent(node, life, _) if node.0 < agents => {
+            SimEvent::Deliver(node, life, _) | SimEvent::Agent(node, life, _) if node.0 < agents => {
                 let agent = &mut self.agents[node.0];
                 match agent.process.admit(life, event) {
-                    Some(Event::Deliver(_, _, message)) => agent.on_message(&mut self.ctx, message),
-                    Some(Event::Agent(_, _, AgentEvent::Replica(key, nonce))) => {
+                    Some(SimEvent::Deliver(_, _, message)) => agent.on_message(&mut self.ctx, message),
+                    Some(SimEvent::Agent(_, _, AgentEvent::Replica(key, nonce))) => {
                         let lag = agent.replica_lag.unwrap_or(0);
                         let read = self.store.read_replica(self.ctx.now, lag, key);
-                        let found = Found { read, fence_age: Duration::ZERO };
+                        let found = FoundSnapshot { read, fence_age: Duration::ZERO };
                         agent.on_replica(&mut self.ctx, key, nonce, found);
                     }
-                    Some(Event::Agent(_, _, event)) => agent.on_event(&mut self.ctx, event),
+                    Some(SimEvent::Agent(_, _, event)) => agent.on_event(&mut self.ctx, event),
                     _ => {}
                 }
             }
-            Event::Deliver(node, life, _) | Event::Publisher(node, life, _) => {
+            SimEvent::Deliver(node, life, _) | SimEvent::Publisher(node, life, _) => {
                 let is_at_copy = self.ctx.is_at_copy(node);
                 let store = if is_at_copy { self.copy.as_mut() } else { Some(&mut self.store) };
                 let Some(store) = store else { return };
                 let publisher = &mut self.publishers[node.0 - agents];
                 match publisher.process.admit(life, event) {
-                    Some(Event::Deliver(_, _, message)) => {
+                    Some(SimEvent::Deliver(_, _, message)) => {
                         publisher.on_message(&mut self.ctx, store, &message);
                     }
-                    Some(Event::Publisher(_, _, event)) => publisher.on_event(&mut self.ctx, store, event),
+                    Some(SimEvent::Publisher(_, _, event)) => publisher.on_event(&mut self.ctx, store, event),
                     _ => {}
                 }
             }
-            Event::Agent(..) => {}
-            Event::Store(site, event) => self.on_store(site, event),
-            Event::Work(event) => self.on_work(event),
-            Event::Fault(index, edge) => self.on_fault(index, edge),
-            Event::Restart(node) => self.start(node),
-            Event::Reconnect(node) => self.connection(node, true),
-            Event::Operator => self.declare(),
-            Event::Second => self.on_second(),
+            SimEvent::Agent(..) => {}
+            SimEvent::Store(site, event) => self.on_store(site, event),
+            SimEvent::Work(event) => self.on_work(event),
+            SimEvent::Fault(index, edge) => self.on_fault(index, edge),
+            SimEvent::Restart(node) => self.start(node),
+            SimEvent::Reconnect(node) => self.connection(node, true),
+            SimEvent::Operator => self.declare(),
+            SimEvent::Second => self.on_second(),
         }
     }
 
-    fn on_store(&mut self, site: Site, event: StoreEvent) {
+    fn on_store(&mut self, site: StoreSite, event: StoreEvent) {
         let Self { ctx, store, copy, publishers, .. } = self;
         let (at_home, at_copy) = publishers.split_at_mut(ctx.settings.publishers);
         let (store, publishers) = match (site, copy) {
-            (Site::Home, _) => (store, at_home),
-            (Site::Copy { .. }, Some(copy)) => (copy, at_copy),
-            (Site::Copy { .. }, None) => return,
+            (StoreSite::Home, _) => (store, at_home),
+            (StoreSite::Copy { .. }, Some(copy)) => (copy, at_copy),
+            (StoreSite::Copy { .. }, None) => return,
         };
         match event {
             StoreEvent::Commit(transaction) => {
@@ -238,7 +238,7 @@ impl World {
         }
     }
 
-    fn verify(&mut self, agent: Node, key: KeyNumber) {
+    fn verify(&mut self, agent: NodeNumber, key: KeyNumber) {
         let agent = &mut self.agents[agent.0];
         if agent.process.is_up() {
             agent.verify(&mut self.ctx, key);
@@ -246,7 +246,7 @@ impl World {
     }
 
     /// By one of the publishers, or by direct SQL.
-    fn change(&mut self, plan: crate::store::Plan) {
+    fn change(&mut self, plan: ChangePlan) {
         let ctx = &mut self.ctx;
         let span = workload::transaction_span(ctx);
         if ctx.dice.permille(300) {
@@ -269,7 +269,7 @@ impl World {
         }
     }
 
-    fn start(&mut self, node: Node) {
+    fn start(&mut self, node: NodeNumber) {
         let Self { ctx, store, copy, agents, publishers, .. } = self;
         if let Some(agent) = agents.get_mut(node.0) {
             return agent.start(ctx);
@@ -278,15 +278,15 @@ impl World {
         let Some(store) = store else { return };
         if ctx.now < store.down_until {
             // It can't open the store, exits, and is started again.
-            return ctx.queue.push(store.down_until, Event::Restart(node));
+            return ctx.queue.push(store.down_until, SimEvent::Restart(node));
         }
         let publisher = &mut publishers[node.0 - agents.len()];
-        if publisher.process.state == State::Down {
+        if publisher.process.state == ProcessState::Down {
             publisher.start(ctx, store);
         }
     }
 
-    fn process(&mut self, node: Node) -> &mut Process {
+    fn process(&mut self, node: NodeNumber) -> &mut Process {
         let agents = self.agents.len();
         if node.0 < agents {
             &mut self.agents[node.0].process
@@ -296,11 +296,11 @@ impl World {
     }
 
     fn on_fault(&mut self, index: usize, edge: Edge) {
-        let Scheduled { fault, until, .. } = self.faults[index].clone();
+        let ScheduledFault { fault, until, .. } = self.faults[index].clone();
         trace!(self.ctx, "{edge:?} {fault:?}");
         match edge {
             Edge::Begin => {
-                self.ctx.health.falls_ill(fault.node());
+                self.ctx.health.fault_begins(fault.node());
                 self.begin(&fault, until);
             }
             Edge::End => {
@@ -308,12 +308,12 @@ impl World {
                 let busy_until = self.store.busy_until();
                 if matches!(fault, Fault::Slow { .. }) && busy_until > self.ctx.now {
                     // What began slowly still blocks the rest.
-                    return self.ctx.queue.push(busy_until, Event::Fault(index, edge));
+                    return self.ctx.queue.push(busy_until, SimEvent::Fault(index, edge));
                 }
                 if let Some(node) = fault.node() {
                     self.ctx.net.links[node.0].clear_since = self.ctx.now;
                 }
-                self.ctx.health.recovers(self.ctx.now, fault.node());
+                self.ctx.health.fault_ends(self.ctx.now, fault.node());
             }
         }
     }
@@ -336,7 +336,7 @@ impl World {
                 let now = ctx.now;
                 self.process(node).freeze(now);
                 if suspend {
-                    // Nobody answers for a machine that sleeps: the server drops it.
+                    // A sleeping machine answers no ping: the server drops it.
                     self.connection(node, false);
                 }
             }
@@ -363,7 +363,7 @@ impl World {
             Fault::Copy { after } => {
                 self.copy = Some(self.store.copy(ctx));
                 for node in ctx.copys_publishers() {
-                    ctx.queue.push(ctx.now.after(after), Event::Restart(node));
+                    ctx.queue.push(ctx.now.after(after), SimEvent::Restart(node));
                 }
             }
         }
@@ -376,7 +376,7 @@ impl World {
                 let trouble = &mut ctx.net.links[node.0].trouble;
                 (trouble.loss, trouble.twice, trouble.late) = (0, 0, (0, 0));
             }
-            Fault::Gap { node, .. } => ctx.net.links[node.0].trouble.without = crate::net::Kinds::NONE,
+            Fault::Gap { node, .. } => ctx.net.links[node.0].trouble.without = Kinds::NONE,
             Fault::Cut { node, reconnects, .. } => {
                 let trouble = &mut ctx.net.links[node.0].trouble;
                 (trouble.deaf, trouble.mute) = (false, false);
@@ -390,11 +390,11 @@ impl World {
                 self.thaw(node, suspend);
                 if suspend {
                     let at = within(&mut self.ctx, 3 * SECOND);
-                    self.ctx.queue.push(at, Event::Reconnect(node));
+                    self.ctx.queue.push(at, SimEvent::Reconnect(node));
                 }
             }
             Fault::Crash { node, .. } => {
-                if self.process(node).state == State::Down {
+                if self.process(node).state == ProcessState::Down {
                     self.start(node);
                 }
             }
@@ -432,7 +432,7 @@ impl World {
             self.store.attach(node, Attached::Demoted);
             if lingers < Micros::MAX {
                 let at = ctx.now.after(ctx.dice.below(lingers + 1));
-                ctx.queue.push(at, Event::Publisher(node, publisher.process.life, PublisherEvent::Attach));
+                ctx.queue.push(at, SimEvent::Publisher(node, publisher.process.life, PublisherEvent::Attach));
             }
         }
     }
@@ -440,32 +440,32 @@ impl World {
     /// Calls an operator if a publisher is silent because its store lacks what agents have seen. That may happen more
     /// than once after one restore: an earlier word may be among what was lost.
     fn call_operator(&mut self) {
-        let is_behind = |publisher: &Publisher| publisher.standing() == Standing::Behind;
+        let is_behind = |publisher: &SimPublisher| publisher.standing() == Standing::Behind;
         let at_home = &self.publishers[..self.ctx.settings.publishers];
         if self.is_operator_called || !at_home.iter().any(is_behind) {
             return;
         }
         self.is_operator_called = true;
-        self.ctx.health.falls_ill(None);
+        self.ctx.health.fault_begins(None);
         let bound = self.ctx.settings.bound.as_micros() as u64;
         let at = within(&mut self.ctx, bound);
-        self.ctx.queue.push(at, Event::Operator);
+        self.ctx.queue.push(at, SimEvent::Operator);
     }
 
-    /// An operator says that the store is the one to follow.
+    /// An operator declares the store.
     fn declare(&mut self) {
         let ctx = &mut self.ctx;
         if ctx.now < self.store.down_until {
-            return ctx.queue.push(self.store.down_until, Event::Operator);
+            return ctx.queue.push(self.store.down_until, SimEvent::Operator);
         }
         self.is_operator_called = false;
         self.store.begin_incarnation(ctx, BeginCause::Declared, 0);
-        ctx.health.recovers(ctx.now, None);
+        ctx.health.fault_ends(ctx.now, None);
     }
 
-    /// The connection is lost, or new; both ends know.
-    fn connection(&mut self, node: Node, up: bool) {
-        let alive = self.process(node).state != State::Down;
+    /// The connection is lost or new, and both ends notice.
+    fn connection(&mut self, node: NodeNumber, up: bool) {
+        let alive = self.process(node).state != ProcessState::Down;
         let link = &mut self.ctx.net.links[node.0];
         (link.connected, link.listening) = (up && alive, up && alive);
         if up && alive && node.0 < self.agents.len() {
@@ -476,13 +476,13 @@ impl World {
         }
     }
 
-    fn kill(&mut self, node: Node) {
+    fn kill(&mut self, node: NodeNumber) {
         self.process(node).kill();
         let link = &mut self.ctx.net.links[node.0];
         (link.connected, link.listening) = (false, false);
     }
 
-    fn thaw(&mut self, node: Node, suspend: bool) {
+    fn thaw(&mut self, node: NodeNumber, suspend: bool) {
         let agents = self.agents.len();
         let ctx = &mut self.ctx;
         let stood = suspend && ctx.lacks(Assumption::ClocksCountSuspension);
@@ -495,12 +495,12 @@ impl World {
         }
     }
 
-    /// Whoever could have proved that it is up to date for long enough must be live (G5).
+    /// An agent without faults for long enough must be live (G5).
     fn on_second(&mut self) {
         self.call_operator();
         let ctx = &mut self.ctx;
-        ctx.queue.push(ctx.now.after(SECOND), Event::Second);
-        let well = |node: Node| ctx.health.well_for(ctx.now, node);
+        ctx.queue.push(ctx.now.after(SECOND), SimEvent::Second);
+        let well = |node: NodeNumber| ctx.health.healthy_for(ctx.now, node);
         let best = ctx.home_publishers().filter_map(well).max();
         for agent in &self.agents {
             let node = agent.process.node;

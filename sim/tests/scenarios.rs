@@ -2,12 +2,12 @@
 
 use evictd_sim::controls::CONTROLS;
 use evictd_sim::scenario::Scenario;
-use evictd_sim::trace::{Digest, Trace};
+use evictd_sim::trace::{Digest, SimTrace};
 use evictd_sim::world::run;
 
 fn digest(scenario: Scenario, seed: u64) -> Digest {
-    match run(scenario, seed, Trace::Digest(Box::default())).trace {
-        Trace::Digest(digest) => *digest,
+    match run(scenario, seed, SimTrace::Digest(Box::default())).trace {
+        SimTrace::Digest(digest) => *digest,
         _ => panic!("the run gives back the trace that it was given"),
     }
 }
@@ -26,7 +26,8 @@ fn another_seed_gives_another_trace() {
 
 #[test]
 fn a_trace_changes_nothing() {
-    let (traced, quiet) = (run(Scenario::Crash, 3, Trace::last(10)), run(Scenario::Crash, 3, Trace::Off));
+    let (traced, quiet) =
+        (run(Scenario::Crash, 3, SimTrace::last(10)), run(Scenario::Crash, 3, SimTrace::Off));
     assert_eq!(traced.events, quiet.events);
     assert_eq!(traced.trace.kept().len(), 10);
 }
@@ -35,7 +36,7 @@ fn a_trace_changes_nothing() {
 fn no_scenario_breaks_a_promise() {
     for scenario in Scenario::ALL {
         for seed in 0..2 {
-            let outcome = run(scenario, seed, Trace::Off);
+            let outcome = run(scenario, seed, SimTrace::Off);
             assert_eq!(outcome.violations, [], "{scenario:?}, seed {seed}");
             assert!(outcome.counts.deletions > 500 && outcome.counts.answered > 5_000, "{scenario:?}");
         }
@@ -44,9 +45,10 @@ fn no_scenario_breaks_a_promise() {
 
 #[test]
 fn every_kind_of_trouble_takes_place() {
-    let counts = |scenario| (0..4).map(|seed| run(scenario, seed, Trace::Off).counts).collect::<Vec<_>>();
-    let sum =
-        |scenario, of: fn(&evictd_sim::checker::Counts) -> u64| counts(scenario).iter().map(of).sum::<u64>();
+    let counts = |scenario| (0..4).map(|seed| run(scenario, seed, SimTrace::Off).counts).collect::<Vec<_>>();
+    let sum = |scenario, of: fn(&evictd_sim::checker::RunCounts) -> u64| {
+        counts(scenario).iter().map(of).sum::<u64>()
+    };
     assert!(sum(Scenario::Loss, |counts| counts.repairs) > 100);
     assert!(sum(Scenario::Partition, |counts| counts.denied) > 100, "who is cut off must deny in the end");
     assert!(sum(Scenario::Partition, |counts| counts.elapsed) > 100);

@@ -4,18 +4,22 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use evictd_core::follower::LoadSource;
-use evictd_core::serving::{EntryCache, InsertedEntry, LoadAnswer, LoadedEntry, SettledEntry};
+use evictd_core::serving::{EntryCache, LoadAnswer, LoadedEntry, SettledEntry};
 use evictd_core::time::LeaseTime;
 
-use super::verify::Verification;
-use super::{Agent, AgentEvent, Entry};
-use crate::ctx::Ctx;
-use crate::net::{Audience, Found, Message, Nonce};
-use crate::store::{KeyNumber, hash};
+use super::SimAgent;
+use crate::cached::SimEntry;
+use crate::ctx::{Ctx, DenialReason};
+use crate::event::AgentEvent;
+use crate::message::{FoundSnapshot, SimMessage};
+use crate::net::Audience;
+use crate::node::Nonce;
+use crate::rows::{KeyNumber, hash};
+use crate::steps::{LoadStep, OpenLoad, SimVerification};
 use crate::time::{MS, SECOND};
 use crate::trace::trace;
 
-/// How long "not found" is remembered.
+/// The time that a "not found" is cached.
 pub(super) const NOT_FOUND_TTL: Duration = Duration::from_secs(10);
 
 /// After which silence a load is repeated, once.
@@ -27,46 +31,16 @@ const PUSHED_OUT_PERMILLE: u32 = 50;
 /// Loads that one verification waits for.
 const LOADS_MAX: u8 = 2;
 
-/// A load under way.
-#[derive(Debug)]
-pub(super) struct OpenLoad {
-    nonce: Nonce,
-    sent_at: LeaseTime,
-    last_try: bool,
-    from_replica: bool,
-    step: Option<LoadStep>,
-    waiting: Vec<Verification>,
-}
-
-/// How far a load is that arrived: what the core gave it last.
-#[derive(Debug)]
-enum LoadStep {
-    Loaded(LoadedEntry<Entry>),
-    Inserted(InsertedEntry<Entry>),
-    Settled(SettledEntry<Entry>),
-}
-
-/// Why there is no record.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Denial {
-    /// Too many loads.
-    Busy,
-    /// Nobody answered.
-    Unreachable,
-    /// What arrived is too old, twice.
-    Stale,
-}
-
-impl Agent {
-    /// Loads for a verification, joining a load that is under way already.
-    pub(super) fn load(&mut self, ctx: &mut Ctx, mut verification: Verification) {
+impl SimAgent {
+    /// Loads for a verification, or shares the load under way.
+    pub(super) fn load(&mut self, ctx: &mut Ctx, mut verification: SimVerification) {
         let key = verification.key;
         verification.loads += 1;
         if let Some(load) = &mut self.loads[key.0] {
             return load.waiting.push(verification);
         }
         if self.loading >= ctx.settings.loads_max {
-            return self.deny(ctx, &verification, Denial::Busy);
+            return self.deny(ctx, &verification, DenialReason::Busy);
         }
         // What a replica gave and was too old is asked of the authority.
         let from_replica = self.replica_lag.is_some() && verification.loads == 1;
@@ -92,8 +66,8 @@ impl Agent {
             let at = ctx.now.after(ctx.dice.span(2 * MS));
             return self.later(ctx, at, AgentEvent::Replica(key, nonce));
         }
-        let lookup = Message::Lookup { from: self.node(), life: self.life(), nonce, key };
-        if ctx.ask(self.node(), Audience::One, lookup) {
+        let lookup = SimMessage::Lookup { from: self.node(), life: self.life(), nonce, key };
+        if ctx.send_query(self.node(), Audience::One, lookup) {
             let timeout = self.process.clock.moment(now.after(Duration::from_micros(LOAD_TIMEOUT)));
             self.later(ctx, timeout, AgentEvent::Timeout(key, nonce));
         } else {
@@ -125,7 +99,7 @@ impl Agent {
         }
         if let Some(load) = self.take_load(key) {
             for verification in load.waiting {
-                self.deny(ctx, &verification, Denial::Unreachable);
+                self.deny(ctx, &verification, DenialReason::Unreachable);
             }
         }
     }
@@ -143,12 +117,12 @@ impl Agent {
         key: KeyNumber,
         nonce: Nonce,
         source: LoadSource,
-        found: Found,
+        found: FoundSnapshot,
     ) {
         let Some(load) = self.asked(key, nonce) else { return };
-        let Found { read, fence_age } = found;
+        let FoundSnapshot { read, fence_age } = found;
         let sent_at = load.sent_at;
-        // A replica vouches for no time: what it gives lives by proofs alone (R8).
+        // A replica's read proves nothing: its record depends on the lease alone (R8).
         let read_at = if load.from_replica { LeaseTime(0) } else { sent_at.before(fence_age) };
         let answer = LoadAnswer { hash: hash(key), source, as_of: read.as_of, read_at, sent_at };
         let not_found_ttl = NOT_FOUND_TTL.min(self.state.bound.bound());
@@ -156,7 +130,7 @@ impl Agent {
         let new_entry = |record, validity| {
             let counted = Cell::new(false);
             let answers = self.cache.exposure.answers_of(&record);
-            Entry { key, record, validity, sent_at, not_found_ttl, lsn, api, workspace, counted, answers }
+            SimEntry { key, record, validity, sent_at, not_found_ttl, lsn, api, workspace, counted, answers }
         };
         let loaded = LoadedEntry::new(&self.state, answer, read.record, &mut Vec::new(), new_entry);
         self.proceed(ctx, key, LoadStep::Loaded(loaded));
@@ -207,8 +181,8 @@ impl Agent {
         self.proceed(ctx, key, next);
     }
 
-    /// Whoever comes later doesn't join what is over; whoever waited gets it, if it is for them.
-    fn hand_out(&mut self, ctx: &mut Ctx, key: KeyNumber, settled: &SettledEntry<Entry>) {
+    /// Ends the load, so that no later verification shares it, and passes the result to its waiters.
+    fn hand_out(&mut self, ctx: &mut Ctx, key: KeyNumber, settled: &SettledEntry<SimEntry>) {
         let Some(load) = self.take_load(key) else { return };
         for verification in load.waiting {
             let Some(began) = verification.began else { continue };
@@ -217,12 +191,12 @@ impl Agent {
             } else if verification.loads < LOADS_MAX {
                 self.load(ctx, verification);
             } else {
-                self.deny(ctx, &verification, Denial::Stale);
+                self.deny(ctx, &verification, DenialReason::Stale);
             }
         }
     }
 
-    fn deny(&self, ctx: &mut Ctx, verification: &Verification, why: Denial) {
+    fn deny(&self, ctx: &mut Ctx, verification: &SimVerification, why: DenialReason) {
         trace!(ctx, "{:?} denies {:?}: {why:?}", self.node(), verification.key);
         ctx.denied(self.node(), verification.key, why);
     }

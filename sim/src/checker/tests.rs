@@ -1,4 +1,4 @@
-//! The checkers against small histories: each notices its own broken promise, and nothing else.
+//! The checkers against small histories: each finds violations of its own rule only.
 
 use evictd_core::time::StoreTime;
 
@@ -26,22 +26,29 @@ fn seconds(seconds: u64) -> Moment {
 }
 
 /// A key's deletion at commit 5, 100 s.
-fn deleted(checker: &mut Checker) -> ChangeId {
-    checker.committed(seconds(100), Lsn(5), Target::Key(KEY), Cause::Deleted, 1)
+fn deleted(checker: &mut Checker) -> ChangeNumber {
+    checker.committed(seconds(100), Lsn(5), ChangeTarget::Key(KEY), Cause::Deleted, 1)
 }
 
 /// The rule that an answer as of `lsn` breaks, given `started` and what was confirmed then.
 fn broken(checker: &mut Checker, lsn: u64, started: Moment, confirmed: Confirmed) -> Option<Rule> {
     checker.violations.clear();
     let workspace = Some(WorkspaceNumber(0));
-    let answer =
-        Answer { agent: Node(0), key: KEY, started, confirmed, lsn: Lsn(lsn), api: Some(API), workspace };
+    let answer = GivenAnswer {
+        agent: NodeNumber(0),
+        key: KEY,
+        started,
+        confirmed,
+        lsn: Lsn(lsn),
+        api: Some(API),
+        workspace,
+    };
     checker.answered(started, answer);
     checker.violations.first().map(|violation| violation.rule)
 }
 
 #[test]
-fn an_answer_may_lack_a_change_until_the_bound_and_no_longer() {
+fn an_answer_may_lack_a_change_until_the_bound() {
     let mut checker = checker();
     deleted(&mut checker);
     let before_the_bound = Moment(seconds(130).0 - 1);
@@ -52,7 +59,7 @@ fn an_answer_may_lack_a_change_until_the_bound_and_no_longer() {
 }
 
 #[test]
-fn what_an_agent_confirmed_is_in_its_later_answers() {
+fn confirmed_changes_are_in_later_answers() {
     let mut checker = checker();
     let change = deleted(&mut checker);
     checker.numbered(seconds(100), Incarnation(1), change, at(1));
@@ -62,7 +69,7 @@ fn what_an_agent_confirmed_is_in_its_later_answers() {
 }
 
 #[test]
-fn what_a_final_receipt_says_is_over_is_over_everywhere() {
+fn after_a_final_receipt_no_answer_lacks_the_change() {
     let mut checker = checker();
     let change = deleted(&mut checker);
     checker.numbered(seconds(100), Incarnation(1), change, at(1));
@@ -75,21 +82,21 @@ fn what_a_final_receipt_says_is_over_is_over_everywhere() {
 
 #[test]
 fn changes_of_the_api_and_the_workspace_count_for_their_keys() {
-    for target in [Target::Api(API), Target::Workspace(WorkspaceNumber(0))] {
+    for target in [ChangeTarget::Api(API), ChangeTarget::Workspace(WorkspaceNumber(0))] {
         let mut checker = checker();
         checker.committed(seconds(100), Lsn(5), target, Cause::Deleted, 1);
         assert_eq!(broken(&mut checker, 4, seconds(130), Confirmed::default()), Some(Rule::G1));
     }
     let mut checker = checker();
-    checker.committed(seconds(100), Lsn(5), Target::Api(ApiNumber(0)), Cause::Deleted, 1);
+    checker.committed(seconds(100), Lsn(5), ChangeTarget::Api(ApiNumber(0)), Cause::Deleted, 1);
     assert_eq!(broken(&mut checker, 4, seconds(130), Confirmed::default()), None, "another API");
 }
 
 #[test]
-fn a_change_that_a_regression_undid_is_not_missed_but_its_reversal_is() {
+fn the_reversal_of_a_lost_change_is_a_change() {
     let mut checker = checker();
     let change = deleted(&mut checker);
-    checker.lost(seconds(110), change, Lsn(6), Target::Key(KEY));
+    checker.lost(seconds(110), change, Lsn(6), ChangeTarget::Key(KEY));
     assert_eq!(broken(&mut checker, 6, seconds(150), Confirmed::default()), None);
     assert_eq!(broken(&mut checker, 5, seconds(139), Confirmed::default()), None);
     assert_eq!(broken(&mut checker, 5, seconds(140), Confirmed::default()), Some(Rule::G1));
@@ -101,7 +108,7 @@ fn positions_are_dense_and_given_once() {
         let mut checker = checker();
         checker.incarnation_began(seconds(1), &begin(1, at(6), BeginCause::Created));
         for (position, lsn) in [(7, 5), (second, 6)] {
-            let change = checker.committed(seconds(1), Lsn(lsn), Target::Key(KEY), Cause::Changed, 1);
+            let change = checker.committed(seconds(1), Lsn(lsn), ChangeTarget::Key(KEY), Cause::Changed, 1);
             checker.numbered(seconds(1), Incarnation(1), change, at(position));
         }
         checker.violations.first().map(|violation| violation.rule)
@@ -112,7 +119,7 @@ fn positions_are_dense_and_given_once() {
 }
 
 #[test]
-fn a_commit_without_a_place_in_the_log_is_found_at_the_end() {
+fn a_commit_without_a_position_is_found_at_the_end() {
     let mut checker = checker();
     deleted(&mut checker);
     checker.finish(seconds(101));
@@ -125,9 +132,9 @@ fn a_commit_without_a_place_in_the_log_is_found_at_the_end() {
 fn success_for_a_change_that_is_not_there_is_found() {
     let mut checker = checker();
     let change = deleted(&mut checker);
-    checker.told_success(seconds(100), Some(change));
+    checker.reported_success(seconds(100), Some(change));
     assert_eq!(checker.violations_total, 0);
-    checker.told_success(seconds(100), None);
+    checker.reported_success(seconds(100), None);
     assert_eq!(checker.violations[0].rule, Rule::G3);
 }
 
@@ -156,9 +163,9 @@ fn position_of_a_lost_incarnation_confirms_nothing() {
     assert_eq!(broken(&mut checker, 4, seconds(101), after), Some(Rule::G2));
 }
 
-/// A publisher can't know who joined in what was lost.
+/// A publisher can't have the agents that joined in the lost commits.
 #[test]
-fn receipts_of_a_store_that_was_put_back_count_once_it_is_declared() {
+fn receipts_of_a_restored_store_count_once_it_is_declared() {
     let mut checker = checker();
     checker.regressed();
     let change = deleted(&mut checker);

@@ -1,4 +1,4 @@
-//! Other publishers: who else is there, and for which history they speak (R15).
+//! Other publishers, and their histories (R15).
 //!
 //! Answers are given after a durable round that began when the question was here.
 
@@ -9,36 +9,27 @@ use evictd_core::rules::Rule;
 use evictd_core::service::{Connectivity, Peer, Query, Standing};
 use evictd_core::time::LeaseTime;
 
-use super::{Publisher, PublisherEvent};
+use super::{SimPublisher, WaitingQuery};
 use crate::ctx::Ctx;
-use crate::net::{Introduction, Message, Nonce};
-use crate::queue::{Life, Node};
-use crate::store::Store;
+use crate::event::PublisherEvent;
+use crate::message::{PeerInfo, SimMessage};
+use crate::store::SimStore;
 use crate::time::{MS, Micros};
 use crate::trace::trace;
 
 /// How often the standing is looked at.
 const BEAT: Micros = 250 * MS;
 
-/// How often a publisher whose store doesn't know a past looks whether that was settled.
+/// How often a publisher that is behind checks whether its store was declared.
 const REREAD_EVERY: Duration = Duration::from_secs(1);
 
-/// A question of another publisher.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct WaitingQuery {
-    from: Node,
-    life: Life,
-    nonce: Nonce,
-    came: LeaseTime,
-}
-
-impl Publisher {
+impl SimPublisher {
     /// How it stands.
     pub fn standing(&self) -> Standing {
         self.service.standing()
     }
 
-    pub(super) fn beat(&mut self, ctx: &mut Ctx, store: &mut Store) {
+    pub(super) fn beat(&mut self, ctx: &mut Ctx, store: &mut SimStore) {
         let next = ctx.now.after(BEAT);
         self.later(ctx, next, PublisherEvent::Beat);
         let now = self.clock(ctx);
@@ -55,15 +46,15 @@ impl Publisher {
         self.keep_silent(ctx);
     }
 
-    fn begin_alone(&mut self, ctx: &mut Ctx, store: &mut Store) {
+    fn begin_alone(&mut self, ctx: &mut Ctx, store: &mut SimStore) {
         if self.service.wants_incarnation() && store.open(ctx, self.node()) {
             self.reread(ctx, store);
             self.service.on_incarnation_begun();
         }
     }
 
-    /// An operator may have declared that this store replaces the one whose past it doesn't know.
-    fn look_for_awaited_past(&mut self, ctx: &mut Ctx, store: &Store) {
+    /// An operator may have declared that this store replaces the one with the unknown past.
+    fn look_for_awaited_past(&mut self, ctx: &mut Ctx, store: &SimStore) {
         let Some(awaited) = self.service.unknown_past().copied() else { return };
         let now = self.clock(ctx);
         if now.since(self.reread_at) < REREAD_EVERY {
@@ -78,24 +69,24 @@ impl Publisher {
         }
     }
 
-    fn reread(&mut self, ctx: &mut Ctx, store: &Store) {
+    fn reread(&mut self, ctx: &mut Ctx, store: &SimStore) {
         if let Some(head) = store.head(ctx, self.node()) {
             self.note(ctx, store, &head);
         }
     }
 
-    pub(super) fn on_publisher(&mut self, ctx: &mut Ctx, store: &mut Store, message: &Message) {
+    pub(super) fn on_publisher(&mut self, ctx: &mut Ctx, store: &mut SimStore, message: &SimMessage) {
         match message {
-            Message::PublisherQuery { from, life, query, introduction } => {
-                if self.is_foreign(introduction.peer.provenance) && query.standing != Standing::Asking {
+            SimMessage::PublisherQuery { from, life, query, info } => {
+                if self.is_foreign(info.peer.provenance) && query.standing != Standing::Asking {
                     self.question(ctx);
                 }
                 let came = self.clock(ctx);
                 self.queries.push(WaitingQuery { from: *from, life: *life, nonce: query.nonce, came });
                 self.want_round(ctx, store);
             }
-            Message::PublisherAnswer { nonce, introduction } => {
-                let Introduction { peer, round } = &**introduction;
+            SimMessage::PublisherAnswer { nonce, info } => {
+                let PeerInfo { peer, round } = &**info;
                 let Some(is_colleague) = self.is_colleague(ctx, store, peer.provenance, *round) else {
                     return;
                 };
@@ -111,11 +102,11 @@ impl Publisher {
                     trace!(ctx, "{:?} meets {peer:?}, and is {:?}", self.node(), self.standing());
                 }
             }
-            Message::NoPublisher { nonce } => {
+            SimMessage::NoPublisher { nonce } => {
                 self.service.on_no_responders(*nonce, self.clock(ctx));
                 self.begin_alone(ctx, store);
             }
-            Message::Tick(voucher, round) => {
+            SimMessage::Tick(voucher, round) => {
                 let provenance = voucher.milestone.provenance;
                 if self.is_foreign(provenance)
                     || self.is_colleague(ctx, store, provenance, *round) == Some(false)
@@ -123,7 +114,9 @@ impl Publisher {
                     self.question(ctx);
                 }
             }
-            Message::Live(voucher, _) if self.is_foreign(voucher.milestone.provenance) => self.question(ctx),
+            SimMessage::Live(voucher, _) if self.is_foreign(voucher.milestone.provenance) => {
+                self.question(ctx);
+            }
             _ => {}
         }
     }
@@ -141,16 +134,16 @@ impl Publisher {
         self.known.as_ref().is_none_or(|known| known.history.provenance() != provenance)
     }
 
-    /// Whether another publisher works on the same store: it speaks for the same history, and this publisher's own
+    /// Whether another publisher works on the same store: it has the same history, and this publisher's own
     /// connection to the store shows its rounds. `None` if the store can't be asked.
     fn is_colleague(
         &mut self,
         ctx: &mut Ctx,
-        store: &Store,
+        store: &SimStore,
         provenance: Provenance,
         round: RoundToken,
     ) -> Option<bool> {
-        // It may have begun an incarnation that this publisher hasn't heard of yet.
+        // It may have begun an incarnation that this publisher hasn't read yet.
         self.reread(ctx, store);
         let has_round = round == RoundToken(0) || store.has_round_token(ctx, self.node(), round)?;
         Some(!self.is_foreign(provenance) && has_round)
@@ -162,13 +155,13 @@ impl Publisher {
     }
 
     fn query(&self, ctx: &mut Ctx, query: Option<Query>) {
-        let (Some(query), Some(introduction)) = (query, self.introduction()) else { return };
+        let (Some(query), Some(info)) = (query, self.info()) else { return };
         let (from, life) = (self.node(), self.process.life);
-        let message = Message::PublisherQuery { from, life, query, introduction };
-        ctx.ask_publishers(from, query.nonce, &message);
+        let message = SimMessage::PublisherQuery { from, life, query, info };
+        ctx.query_publishers(from, query.nonce, &message);
     }
 
-    fn introduction(&self) -> Option<Box<Introduction>> {
+    fn info(&self) -> Option<Box<PeerInfo>> {
         let history = &self.known.as_ref()?.history;
         let peer = Peer {
             publisher: format!("{:?}", self.node()).into(),
@@ -176,19 +169,19 @@ impl Publisher {
             since: history.current().time,
             standing: self.standing(),
         };
-        Some(Box::new(Introduction { peer, round: self.round }))
+        Some(Box::new(PeerInfo { peer, round: self.round }))
     }
 
     /// A round that began after a question came shows that this publisher's store is still the primary.
     pub(super) fn answer_queries(&mut self, ctx: &mut Ctx, began: LeaseTime) {
-        let Some(introduction) = self.introduction() else { return };
+        let Some(info) = self.info() else { return };
         let (due, waiting) =
             std::mem::take(&mut self.queries).into_iter().partition(|query| query.came <= began);
         self.queries = waiting;
         let due: Vec<WaitingQuery> = due;
         for WaitingQuery { from, life, nonce, .. } in due {
             if ctx.net.links[from.0].life == life {
-                let answer = Message::PublisherAnswer { nonce, introduction: introduction.clone() };
+                let answer = SimMessage::PublisherAnswer { nonce, info: info.clone() };
                 ctx.send(self.node(), from, answer);
             }
         }

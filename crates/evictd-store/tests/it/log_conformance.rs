@@ -194,8 +194,8 @@ impl From<evictd_store::log::Head> for End {
     }
 }
 
-impl From<evictd_sim::store::Head> for End {
-    fn from(head: evictd_sim::store::Head) -> Self {
+impl From<evictd_sim::rows::SimHead> for End {
+    fn from(head: evictd_sim::rows::SimHead) -> Self {
         Self { at: head.at, token: head.token, round: head.round }
     }
 }

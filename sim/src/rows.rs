@@ -1,0 +1,193 @@
+//! The store's data, as the other parts of the world refer to it.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use evictd_core::history::{Incarnation, LogToken, Provenance, RoundToken};
+use evictd_core::ids::{AgentName, Identity, InstanceId, KeyHash, Region};
+use evictd_core::invalidation::{Cause, Invalidation};
+use evictd_core::position::LogPosition;
+use evictd_core::record::{Record, RecordState};
+use evictd_core::roster::{Instance, PartitionPolicy};
+
+use crate::node::{Life, NodeNumber};
+use crate::time::Moment;
+
+/// Names a commit; they follow each other in the order of becoming visible.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Lsn(pub u64);
+
+/// Which of the two stores that a world can have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum StoreSite {
+    /// The one that agents shall follow.
+    Home,
+    /// A copy of it, that lives its own life from some commit of home's on.
+    Copy {
+        /// The last commit that they share.
+        of: Lsn,
+    },
+}
+
+/// Names a key's text. Deleted and created again, it is the same.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct KeyNumber(pub usize);
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ApiNumber(pub usize);
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct WorkspaceNumber(pub usize);
+
+/// A key's row.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct KeyRow {
+    /// Where it belongs; means nothing for root keys.
+    pub api: ApiNumber,
+    /// As `RecordState`, without what API and workspace add.
+    pub state: RecordState,
+}
+
+/// Names a committed change.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ChangeNumber(pub u32);
+
+/// What a change changes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ChangeTarget {
+    /// One key's row.
+    Key(KeyNumber),
+    /// Whether an API is deleted.
+    Api(ApiNumber),
+    /// Whether a workspace is deleted.
+    Workspace(WorkspaceNumber),
+}
+
+/// A change, as planned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ChangePlan {
+    pub target: ChangeTarget,
+    /// What the row becomes; for APIs and workspaces, `Some` is there and `None` deleted.
+    pub row: Option<KeyRow>,
+    pub cause: Cause,
+}
+
+/// A change under way.
+#[derive(Clone, Debug)]
+pub struct Transaction {
+    pub plan: ChangePlan,
+    /// Drawn when its statement ran: ids don't follow the order of commits.
+    pub rows: [u64; 2],
+    /// The publisher that waits for the outcome; `None` for direct SQL.
+    pub reply_to: Option<(NodeNumber, Life)>,
+    pub generation: u32,
+}
+
+/// Numbering under way: by a sequencer, or as part of a round.
+#[derive(Clone, Debug)]
+pub struct Numbering {
+    pub publisher: NodeNumber,
+    pub life: Life,
+    /// The statement saw what was visible then.
+    pub visible: Moment,
+    pub generation: u32,
+    pub on_demoted: bool,
+    /// The probes' part, if it is a round.
+    pub round: Option<RoundInput>,
+}
+
+/// What a round takes along.
+#[derive(Clone, Debug)]
+pub struct RoundInput {
+    /// The highest epoch that an agent has proved to have seen.
+    pub seen_epoch: u32,
+    pub instances: Vec<(NodeNumber, Life)>,
+}
+
+/// Rows that just got their positions.
+#[derive(Clone, Debug)]
+pub struct NumberedBatch {
+    pub head: SimHead,
+    pub rows: Rc<[Invalidation]>,
+}
+
+/// The head of the log with its tokens, which distinguish it from a copy's. It is one row.
+#[derive(Clone, Copy, Debug)]
+pub struct SimHead {
+    /// The last position that was given.
+    pub at: LogPosition,
+    /// The incarnation that goes on.
+    pub incarnation: Incarnation,
+    /// Of the row at this position, or of the incarnation's beginning.
+    pub token: LogToken,
+    /// Of the newest round.
+    pub round: RoundToken,
+    /// The timeline that the incarnation was begun on (R2).
+    pub timeline: u32,
+}
+
+/// A record as read, and from where.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Its position for the protocol.
+    pub as_of: LogPosition,
+    /// Whose log that is.
+    pub provenance: Provenance,
+    /// Of the row at `as_of`.
+    pub token: LogToken,
+    /// What was found.
+    pub record: Record,
+    /// Where it was read: for the checker.
+    pub lsn: Lsn,
+    /// The key's API in this snapshot: for the checker. Nothing has none.
+    pub api: Option<ApiNumber>,
+    /// Its workspace, likewise.
+    pub workspace: Option<WorkspaceNumber>,
+}
+
+/// What a publisher's connections reach.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Attached {
+    Primary,
+    /// The one that was primary before: it answers reads and can't commit.
+    Demoted,
+    Nowhere,
+}
+
+/// How big the world is.
+#[derive(Clone, Copy, Debug)]
+pub struct Size {
+    /// Texts of keys, root keys included.
+    pub keys: usize,
+    /// How many of them are root keys: the first ones.
+    pub root_keys: usize,
+    pub apis: usize,
+    pub workspaces: usize,
+}
+
+/// The hash under which a key's text is cached.
+pub fn hash(key: KeyNumber) -> KeyHash {
+    let mut bytes = [0; 32];
+    bytes[..4].copy_from_slice(&(key.0 as u32).to_be_bytes());
+    KeyHash(bytes)
+}
+
+/// The key behind a hash.
+pub fn key_of(hash: &KeyHash) -> KeyNumber {
+    let mut bytes = [0; 4];
+    bytes.copy_from_slice(&hash.0[..4]);
+    KeyNumber(u32::from_be_bytes(bytes) as usize)
+}
+
+/// An agent process as it presents itself.
+pub fn instance(node: NodeNumber, life: Life, bound: Duration) -> Instance {
+    Instance {
+        identity: Identity {
+            region: Region::new(format!("region-{}", node.0 / 2)),
+            agent: AgentName::new(format!("agent-{}", node.0)),
+            instance: InstanceId(u64::from(life.0) + 1),
+        },
+        policy: PartitionPolicy::Deny,
+        bound,
+    }
+}

@@ -1,0 +1,109 @@
+//! Sending over the network: which messages arrive, and when.
+
+use crate::ctx::Ctx;
+use crate::event::SimEvent;
+use crate::message::{Kinds, SimMessage};
+use crate::net::Audience;
+use crate::node::{NodeNumber, Nonce};
+use crate::time::MS;
+use crate::trace::trace;
+
+impl Ctx {
+    /// Sends a message from one process to another. Nothing is queued for a connection that is known to be
+    /// down.
+    pub fn send(&mut self, from: NodeNumber, to: NodeNumber, message: SimMessage) {
+        if self.net.links[from.0].connected {
+            self.carry(from, to, message);
+        }
+    }
+
+    /// Sends to every agent and every other publisher that listens. Publishers learn from ticks what they need;
+    /// where there is no copy of the store, they are spared the rest.
+    pub fn broadcast(&mut self, from: NodeNumber, message: &SimMessage) {
+        let spared = matches!(message, SimMessage::Live(..)) && self.settings.copies == 0;
+        let receivers = if spared { self.net.agents } else { self.net.links.len() };
+        for node in (0..receivers).map(NodeNumber).filter(|node| *node != from) {
+            if self.net.links[node.0].listening {
+                self.send(from, node, message.clone());
+            }
+        }
+    }
+
+    /// Asks all other publishers who they are; the server says if there is none.
+    pub fn query_publishers(&mut self, from: NodeNumber, nonce: Nonce, message: &SimMessage) {
+        if !self.net.links[from.0].connected {
+            return;
+        }
+        let others: Vec<NodeNumber> =
+            self.net.listeners(Audience::All).filter(|node| *node != from).collect();
+        for other in &others {
+            self.carry(from, *other, message.clone());
+        }
+        let link = &self.net.links[from.0];
+        if others.is_empty() && link.is_open(self.now) {
+            let at = self.now.after(2 * link.distance);
+            self.queue.push(at, SimEvent::Deliver(from, link.life, SimMessage::NoPublisher { nonce }));
+        }
+    }
+
+    /// Asks publishers. `false` if the connection is known to be down.
+    pub fn send_query(&mut self, from: NodeNumber, audience: Audience, message: SimMessage) -> bool {
+        if !self.net.links[from.0].connected {
+            return false;
+        }
+        if audience == Audience::All {
+            for publisher in self.net.publishers() {
+                if self.net.links[publisher.0].listening {
+                    self.carry(from, publisher, message.clone());
+                }
+            }
+            return true;
+        }
+        match self.net.nearest(from, audience) {
+            Some(publisher) => self.carry(from, publisher, message),
+            None => self.send_no_responders(from, &message),
+        }
+        true
+    }
+
+    fn send_no_responders(&mut self, to: NodeNumber, message: &SimMessage) {
+        let SimMessage::Lookup { nonce, key, .. } = message else { return };
+        let link = &self.net.links[to.0];
+        if link.is_open(self.now) {
+            let at = self.now.after(2 * link.distance);
+            let nobody = SimMessage::NoResponders { nonce: *nonce, key: *key };
+            let life = link.life;
+            self.queue.push(at, SimEvent::Deliver(to, life, nobody));
+        }
+    }
+
+    fn carry(&mut self, from: NodeNumber, to: NodeNumber, message: SimMessage) {
+        self.net.sent += 1;
+        let (sender, receiver) = (&self.net.links[from.0], &self.net.links[to.0]);
+        let (out, into) = (sender.trouble, receiver.trouble);
+        let kind = Kinds::of(&message);
+        let blocked = out.without.contains(kind) || into.without.contains(kind);
+        if out.mute || into.deaf || blocked || self.dice.permille(out.loss) || self.dice.permille(into.loss) {
+            trace!(self, "lost {from:?} -> {to:?}: {message:?}");
+            return;
+        }
+        let way = sender.distance + receiver.distance;
+        let life = receiver.life;
+        let way = way + self.dice.span(way.max(100) / 8);
+        let mut at = self.now.after(way).max(out.held_until).max(into.held_until);
+        let path = from.0 * self.net.links.len() + to.0;
+        let overtaken = self.dice.permille(out.late.0.max(into.late.0));
+        if overtaken {
+            let late = out.late.1.max(into.late.1);
+            at = at.after(self.dice.below(late.max(1)));
+        } else {
+            at = at.max(self.net.last[path]);
+            self.net.last[path] = at;
+        }
+        if self.dice.permille(out.twice.max(into.twice)) {
+            let again = at.after(self.dice.span(20 * MS));
+            self.queue.push(again, SimEvent::Deliver(to, life, message.clone()));
+        }
+        self.queue.push(at, SimEvent::Deliver(to, life, message));
+    }
+}
