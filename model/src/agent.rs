@@ -19,20 +19,20 @@ use evictd_core::serving::{
 };
 use evictd_core::time::LeaseTime;
 
-use crate::script::{Key, View};
-use crate::store::{Mark, Replay};
-use crate::world::{Flaw, Tick, World};
+use crate::script::{ModelKey, View};
+use crate::store::{Mark, ModelReplay};
+use crate::world::{SmallWorld, Tick, WorldFlaw};
 
 /// A cached record: what of the store's history is in it, and the core's validity.
 #[derive(Debug)]
-pub struct Entry {
+pub struct ModelEntry {
     /// The changes of its key that it includes.
     pub view: View,
     /// When it is servable.
     pub validity: Validity,
 }
 
-impl CacheEntry for Entry {
+impl CacheEntry for ModelEntry {
     fn validity(&self) -> &Validity {
         &self.validity
     }
@@ -40,42 +40,42 @@ impl CacheEntry for Entry {
 
 /// A place for each key. Only one thread works on it, but the checker's threads pass it on.
 #[derive(Debug, Default)]
-pub struct Cache([Mutex<Option<Arc<Entry>>>; 2]);
+pub struct TwoKeyCache([Mutex<Option<Arc<ModelEntry>>>; 2]);
 
-impl Cache {
+impl TwoKeyCache {
     /// Whether nothing is cached.
     pub fn is_empty(&self) -> bool {
-        Key::ALL.into_iter().all(|key| self.place(key).is_none())
+        ModelKey::ALL.into_iter().all(|key| self.place(key).is_none())
     }
 
-    fn place(&self, key: Key) -> MutexGuard<'_, Option<Arc<Entry>>> {
+    fn place(&self, key: ModelKey) -> MutexGuard<'_, Option<Arc<ModelEntry>>> {
         self.0[key.index()].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn place_of(&self, hash: &KeyHash) -> Option<MutexGuard<'_, Option<Arc<Entry>>>> {
-        Key::ALL.into_iter().find(|key| key.key_hash() == *hash).map(|key| self.place(key))
+    fn place_of(&self, hash: &KeyHash) -> Option<MutexGuard<'_, Option<Arc<ModelEntry>>>> {
+        ModelKey::ALL.into_iter().find(|key| key.key_hash() == *hash).map(|key| self.place(key))
     }
 }
 
-impl EntryCache for Cache {
-    type Entry = Entry;
+impl EntryCache for TwoKeyCache {
+    type Entry = ModelEntry;
 
-    fn get(&self, hash: &KeyHash) -> Option<Arc<Entry>> {
+    fn get(&self, hash: &KeyHash) -> Option<Arc<ModelEntry>> {
         self.place_of(hash)?.clone()
     }
 
-    fn insert_hidden(&self, hash: KeyHash, entry: Arc<Entry>) {
+    fn insert_hidden(&self, hash: KeyHash, entry: Arc<ModelEntry>) {
         if let Some(mut place) = self.place_of(&hash) {
             *place = Some(entry);
         }
     }
 
-    fn evict(&self, hash: &KeyHash) -> Option<Arc<Entry>> {
+    fn evict(&self, hash: &KeyHash) -> Option<Arc<ModelEntry>> {
         self.place_of(hash)?.take()
     }
 
     fn clear(&self) {
-        for key in Key::ALL {
+        for key in ModelKey::ALL {
             *self.place(key) = None;
         }
     }
@@ -83,12 +83,12 @@ impl EntryCache for Cache {
 
 /// What a verification knew when it began, and what it is owed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Verification {
+pub struct ModelVerification {
     /// When it began.
     pub at: Tick,
     /// What it builds on; what was applied was announced, too.
     pub reading: VerificationStart,
-    /// The changes whose receipts said then that everybody had confirmed (G4).
+    /// The changes whose receipts were confirmed by all then (G4).
     pub confirmed: View,
     /// The changes that this agent had confirmed then (G2).
     pub owed: View,
@@ -103,7 +103,7 @@ pub struct Read {
     pub as_of: Mark,
     /// How long the publisher's fence was old.
     pub fence_age: Tick,
-    /// Whether the origin has a fence: a replica's reads vouch for nothing.
+    /// Whether the origin has a fence: a replica's reads prove nothing.
     pub vouched: bool,
 }
 
@@ -114,7 +114,7 @@ pub struct PendingLoad {
     /// When it was sent.
     pub sent_at: Tick,
     /// Who waits.
-    pub waiter: Verification,
+    pub waiter: ModelVerification,
     /// What it read, once it was read.
     pub read: Option<Read>,
 }
@@ -132,17 +132,13 @@ pub struct Wanted {
     pub to: u64,
 }
 
-/// An agent process.
 #[derive(Debug)]
-pub struct Agent {
+pub struct ModelAgent {
     /// Counts its restarts.
     pub process: u8,
-    /// The protocol, and what verifications see of it. Whatever is applied is taken for announced: nobody can have
-    /// heard of more.
+    /// The protocol state. Every applied position counts as announced: no publisher can have received a later one.
     pub state: AgentState,
-    /// By key.
-    pub cache: Cache,
-    /// By key.
+    pub cache: TwoKeyCache,
     pub loads: [Option<PendingLoad>; 2],
     /// Loads that it may still send.
     pub loads_left: u8,
@@ -155,31 +151,31 @@ pub struct Agent {
     /// Replays asked for.
     pub wanted: BTreeSet<Wanted>,
     /// Answers to replays: number, the head of the store that gave it, and the answer.
-    pub replays: BTreeSet<(u64, Mark, Replay)>,
+    pub replays: BTreeSet<(u64, Mark, ModelReplay)>,
     /// Of all the above: two agents with the same one behave alike.
     print: u64,
 }
 
-impl PartialEq for Agent {
+impl PartialEq for ModelAgent {
     fn eq(&self, other: &Self) -> bool {
         self.print == other.print
     }
 }
 
-impl Hash for Agent {
+impl Hash for ModelAgent {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.print.hash(state);
     }
 }
 
-impl Agent {
-    /// A process that knows nothing. Its questions have numbers that no other process uses.
-    pub fn new(world: &World, process: u8) -> Self {
+impl ModelAgent {
+    /// A process with an empty memory. Its queries have numbers that no other process uses.
+    pub fn new(world: &SmallWorld, process: u8) -> Self {
         let nonce = 1 + 1000 * u64::from(process);
         let mut agent = Self {
             process,
             state: AgentState::new(Follower::new(world.follower_config(), nonce), world.bound()),
-            cache: Cache::default(),
+            cache: TwoKeyCache::default(),
             loads: [None, None],
             loads_left: world.loads,
             rostered: None,
@@ -200,7 +196,12 @@ impl Agent {
 
     /// This agent after `step`, whose effects were performed in their order.
     #[must_use]
-    pub fn after(&self, world: &World, now: Tick, step: impl FnOnce(&mut Self, &mut Vec<Effect>)) -> Self {
+    pub fn after(
+        &self,
+        world: &SmallWorld,
+        now: Tick,
+        step: impl FnOnce(&mut Self, &mut Vec<Effect>),
+    ) -> Self {
         let mut agent = self.fork();
         let mut effects = Vec::new();
         step(&mut agent, &mut effects);
@@ -213,10 +214,10 @@ impl Agent {
 
     fn fork(&self) -> Self {
         let (state, mut fork_map) = self.state.fork();
-        let cache = Cache::default();
-        for key in Key::ALL {
-            let copy = |entry: &Arc<Entry>| {
-                Arc::new(Entry { view: entry.view, validity: entry.validity.fork(&mut fork_map) })
+        let cache = TwoKeyCache::default();
+        for key in ModelKey::ALL {
+            let copy = |entry: &Arc<ModelEntry>| {
+                Arc::new(ModelEntry { view: entry.view, validity: entry.validity.fork(&mut fork_map) })
             };
             *cache.place(key) = self.cache.place(key).as_ref().map(copy);
         }
@@ -246,7 +247,7 @@ impl Agent {
     }
 
     /// Drops what can have no effect any more, and takes the print.
-    fn seal(&mut self, world: &World, now: Tick) {
+    fn seal(&mut self, world: &SmallWorld, now: Tick) {
         if world.answers_are_matched() {
             let follower = self.state.follower.lock();
             let open = |nonce: &u64| follower.awaits(*nonce);
@@ -257,7 +258,7 @@ impl Agent {
         }
         if world.missing != Some(Protection::HitsMeetFloors) {
             let horizon = self.state.follower.lock().floors().horizon().get();
-            for key in Key::ALL {
+            for key in ModelKey::ALL {
                 // Floors never sink.
                 let is_void = |validity: &Validity| validity.as_of() < validity.anchors.floor().max(horizon);
                 self.cache.place(key).take_if(|entry| is_void(&entry.validity));
@@ -266,15 +267,15 @@ impl Agent {
         self.print = self.digest(world, now);
     }
 
-    fn digest(&self, world: &World, now: Tick) -> u64 {
+    fn digest(&self, world: &SmallWorld, now: Tick) -> u64 {
         let mut hasher = DefaultHasher::new();
         let follower = self.state.follower.lock();
         let (applied, proven_at) = (self.applied(), self.state.proven_at());
         follower.digest(now.lease_time(), world.replica, &mut hasher);
         (self.process, applied, proven_at).hash(&mut hasher);
-        for key in Key::ALL {
+        for key in ModelKey::ALL {
             let place = self.cache.place(key);
-            let entry = place.as_deref().map(|Entry { view, validity }| {
+            let entry = place.as_deref().map(|ModelEntry { view, validity }| {
                 // It lives by the later of the two, and `proven_at` never goes back.
                 let lives_by = validity.read_at.max(proven_at);
                 (view, validity.as_of(), lives_by, validity.anchors.floor(), validity.is_shown())
@@ -297,7 +298,6 @@ impl Agent {
         hasher.finish()
     }
 
-    /// What was applied.
     pub fn applied(&self) -> LogPosition {
         self.state.applied()
     }
@@ -308,7 +308,7 @@ impl Agent {
     }
 
     /// The entry that a verification at `now` is answered from at once, if there is one.
-    pub fn hit(&self, key: Key, now: Tick) -> Option<Hit<Entry>> {
+    pub fn hit(&self, key: ModelKey, now: Tick) -> Option<Hit<ModelEntry>> {
         let reading = self.state.begin(now.lease_time());
         match reading.find(&self.state, &self.cache, &key.key_hash())?.judge(&self.state) {
             HitVerdict::Servable(hit) => Some(hit),
@@ -319,15 +319,15 @@ impl Agent {
     /// What a load brought is cached if it may be, and answers its waiter if it may: then with what view.
     pub fn complete_load(
         &mut self,
-        world: &World,
-        key: Key,
+        world: &SmallWorld,
+        key: ModelKey,
         now: Tick,
         effects: &mut Vec<Effect>,
     ) -> Option<LoadResult> {
         let PendingLoad { sent_at, waiter, read } = self.loads[key.index()].take()?;
         let Read { view, as_of, fence_age, vouched } = read?;
-        let dated = if world.flaw == Some(Flaw::LoadsDateFromTheirArrival) { now } else { sent_at };
-        let read_at = if vouched || world.flaw == Some(Flaw::ReplicasVouchForTheirReads) {
+        let dated = if world.flaw == Some(WorldFlaw::LoadsDateFromTheirArrival) { now } else { sent_at };
+        let read_at = if vouched || world.flaw == Some(WorldFlaw::ReplicasVouchForTheirReads) {
             dated.lease_time().before(fence_age.duration())
         } else {
             LeaseTime(0)
@@ -340,7 +340,7 @@ impl Agent {
         let sent_at = sent_at.lease_time();
         let answer = LoadAnswer { hash: key.key_hash(), source, as_of: as_of.at, read_at, sent_at };
         let record = world.script.record(key, view);
-        let new_entry = |_, validity| Entry { view, validity };
+        let new_entry = |_, validity| ModelEntry { view, validity };
         let settled = LoadedEntry::new(&self.state, answer, record, effects, new_entry)
             .insert(&self.cache)
             .settle(&self.state, &self.cache);
@@ -353,6 +353,5 @@ impl Agent {
 pub struct LoadResult {
     /// What it was based on.
     pub view: View,
-    /// Whom it was given to.
-    pub waiter: Verification,
+    pub waiter: ModelVerification,
 }

@@ -7,18 +7,17 @@ use std::time::{Duration, Instant};
 use stateright::{Checker, CheckerBuilder, Expectation, HasDiscoveries, Model};
 
 use crate::history;
-use crate::world::World;
+use crate::world::SmallWorld;
 
 /// What a world's check came to.
 #[derive(Debug)]
-pub struct Outcome {
+pub struct CheckOutcome {
     /// Steps taken, to whatever state.
     pub steps: usize,
     /// Different states.
     pub states: usize,
     /// The length of the longest of the shortest ways.
     pub depth: usize,
-    /// How long it took.
     pub took: Duration,
     /// A property that doesn't hold, by name, and a way to a state in which it doesn't.
     pub violated: Option<(&'static str, Vec<String>)>,
@@ -38,16 +37,16 @@ pub trait Checkable:
 {
 }
 
-impl Checkable for World {}
-impl Checkable for history::world::World {}
+impl Checkable for SmallWorld {}
+impl Checkable for history::world::HistoryWorld {}
 
 /// Visits all states of `world`, on so many threads; ends at a violation.
-pub fn exhaust(world: impl Checkable, threads: usize) -> Outcome {
+pub fn exhaust(world: impl Checkable, threads: usize) -> CheckOutcome {
     run(world.checker().threads(threads))
 }
 
 /// Looks for a shortest way to a violation.
-pub fn shortest_violation(world: impl Checkable) -> Outcome {
+pub fn shortest_violation(world: impl Checkable) -> CheckOutcome {
     let started = Instant::now();
     // The checker goes breadth first, but looks up from its work only now and then.
     let mut best = run(world.checker());
@@ -63,7 +62,7 @@ pub fn shortest_violation(world: impl Checkable) -> Outcome {
     best
 }
 
-fn run<M: Checkable>(checker: CheckerBuilder<M>) -> Outcome {
+fn run<M: Checkable>(checker: CheckerBuilder<M>) -> CheckOutcome {
     let started = Instant::now();
     let checker = checker.finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
     let discoveries = checker.discoveries();
@@ -75,7 +74,7 @@ fn run<M: Checkable>(checker: CheckerBuilder<M>) -> Outcome {
     let never = never.map(|property| property.name).filter(|name| !discoveries.contains_key(name)).collect();
     let violated = discoveries.into_iter().filter(|(name, _)| expects(name, Expectation::Always));
     let violated = violated.map(|(name, path)| (name, path.into_actions())).min_by_key(|(_, way)| way.len());
-    Outcome {
+    CheckOutcome {
         steps: checker.state_count(),
         states: checker.unique_state_count(),
         depth: checker.max_depth(),

@@ -8,29 +8,27 @@ use evictd_core::protection::Protection::{
 };
 use evictd_core::rules::Rule;
 
-use crate::check::{self, Outcome};
-use crate::world::{Flaw, World};
+use crate::check::{self, CheckOutcome};
+use crate::world::{SmallWorld, WorldFlaw};
 use crate::worlds::{
     DEMOTED, FAIL_OVER, FEW_API_FLOORS, FEW_KEY_FLOORS, PURGE, RECEIPTS, REPLICA, RESTART, ROUNDS, SMALLEST,
     STRAY, TWO_CHANGES, TWO_FAIL_OVERS,
 };
 
-/// Something that is missing or wrong, and where that shows.
+/// A negative control: a missing protection or a flaw, and the world that shows it.
 #[derive(Clone, Copy, Debug)]
-pub struct Control {
-    /// The world without it.
-    pub world: World,
-    /// What must break: one of these. None where the protection is a second line: then nothing may break.
+pub struct WorldControl {
+    pub world: SmallWorld,
+    /// One of these rules must break. Empty for a second line of defense: then none may break.
     pub breaks: &'static [Rule],
 }
 
-impl Control {
+impl WorldControl {
     /// Looks for a shortest way to a broken rule.
-    pub fn check(&self) -> Outcome {
-        check::shortest_violation(World { heals: false, ..self.world })
+    pub fn check(&self) -> CheckOutcome {
+        check::shortest_violation(SmallWorld { heals: false, ..self.world })
     }
 
-    /// What is missing or wrong.
     pub fn name(&self) -> String {
         match (self.world.missing, self.world.flaw) {
             (Some(missing), _) => format!("without {missing:?} ({})", missing.rule()),
@@ -41,7 +39,7 @@ impl Control {
 }
 
 /// The controls, in the order of the rules.
-pub const ALL: &[Control] = &[
+pub const ALL: &[WorldControl] = &[
     without(BranchesBeginAnEpoch, FAIL_OVER, &[Rule::G1, Rule::G2, Rule::G3]),
     // Two epochs with one number are different incarnations: an agent of the lost one is denied. `sim` checks the number.
     without(LostEpochsAreNotRepeated, TWO_FAIL_OVERS, &[]),
@@ -54,21 +52,21 @@ pub const ALL: &[Control] = &[
     without(OldPositionsAreApplied, RESTART, &[]),
     without(AppliedIsContiguous, PURGE, &[Rule::G1, Rule::G2]),
     // What is left out stays a hole, since `applied` advances over what is contiguous only.
-    Control { world: World { missing: Some(ReplaysAreComplete), ..PURGE }, breaks: &[] },
+    WorldControl { world: SmallWorld { missing: Some(ReplaysAreComplete), ..PURGE }, breaks: &[] },
     without(DroppedFloorsLiveOn, SMALLEST, &[Rule::G1, Rule::G2]),
     without(DroppedFloorsLiveOn, FEW_KEY_FLOORS, &[Rule::G1, Rule::G2]),
     without(DroppedFloorsLiveOn, FEW_API_FLOORS, &[Rule::G1, Rule::G2]),
     without(DroppedFloorsLiveOn, REPLICA, &[Rule::G1, Rule::G2]),
     without(HitsMeetFloors, TWO_CHANGES, &[Rule::G1, Rule::G2]),
-    with(Flaw::SnapshotsAreTorn, SMALLEST, &[Rule::G1, Rule::G2]),
+    with(WorldFlaw::SnapshotsAreTorn, SMALLEST, &[Rule::G1, Rule::G2]),
     without(ProofsWaitForTheirHead, SMALLEST, &[Rule::G1, Rule::G2]),
     without(ProofsDateFromTheQuestion, SMALLEST, &[Rule::G1, Rule::G2]),
-    with(Flaw::RoundsDoNotNumber, SMALLEST, &[Rule::G1, Rule::G2]),
-    with(Flaw::RoundsAnswerLatecomers, ROUNDS, &[Rule::G1, Rule::G2]),
+    with(WorldFlaw::RoundsDoNotNumber, SMALLEST, &[Rule::G1, Rule::G2]),
+    with(WorldFlaw::RoundsAnswerLatecomers, ROUNDS, &[Rule::G1, Rule::G2]),
     without(LeasesRunOut, SMALLEST, &[Rule::G1]),
-    with(Flaw::LoadsDateFromTheirArrival, SMALLEST, &[Rule::G1]),
-    with(Flaw::ReplicasVouchForTheirReads, REPLICA, &[Rule::G1]),
-    with(Flaw::FencesAreIgnored, DEMOTED, &[Rule::G1]),
+    with(WorldFlaw::LoadsDateFromTheirArrival, SMALLEST, &[Rule::G1]),
+    with(WorldFlaw::ReplicasVouchForTheirReads, REPLICA, &[Rule::G1]),
+    with(WorldFlaw::FencesAreIgnored, DEMOTED, &[Rule::G1]),
     without(LoadsMeetFloors, SMALLEST, &[Rule::G1, Rule::G2]),
     without(AnswersMeetWhatWasApplied, SMALLEST, &[Rule::G1, Rule::G2]),
     without(LoadsAreSharedUnderALease, RECEIPTS, &[Rule::G4]),
@@ -76,10 +74,10 @@ pub const ALL: &[Control] = &[
     without(AnswersMatchQuestions, RESTART, &[Rule::G1, Rule::G2]),
 ];
 
-const fn without(missing: Protection, world: World, breaks: &'static [Rule]) -> Control {
-    Control { world: World { missing: Some(missing), ..world }, breaks }
+const fn without(missing: Protection, world: SmallWorld, breaks: &'static [Rule]) -> WorldControl {
+    WorldControl { world: SmallWorld { missing: Some(missing), ..world }, breaks }
 }
 
-const fn with(flaw: Flaw, world: World, breaks: &'static [Rule]) -> Control {
-    Control { world: World { flaw: Some(flaw), ..world }, breaks }
+const fn with(flaw: WorldFlaw, world: SmallWorld, breaks: &'static [Rule]) -> WorldControl {
+    WorldControl { world: SmallWorld { flaw: Some(flaw), ..world }, breaks }
 }

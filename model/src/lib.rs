@@ -1,9 +1,9 @@
 //! The protocol in small worlds, checked to exhaustion.
 //!
-//! A [`world::World`] is a home store, publishers, one or two agents and a handful of changes, and everything
+//! A [`world::SmallWorld`] is a home store, publishers, one or two agents and a handful of changes, and everything
 //! that can happen to them. The agents are the core's own `Follower`, `Floors` and `Validity`; the probe rounds
 //! are its `Rounds`. The store and the bus are modelled. The checker visits every state that such a world can
-//! get into, and looks in each whether the guarantees hold ([`laws`]), and whether the agents would find back
+//! get into, and checks in each whether the guarantees hold ([`laws`]), and whether the agents would recover
 //! if faults stopped ([`heal`]).
 //!
 //! Time is a clock of few ticks that all share. `trust`, the bound less its margin, is one or two of them, and
@@ -12,7 +12,7 @@
 //!
 //! The worlds of [`history`] have two stores, one a copy of the other, and check R15 and R16.
 //!
-//! A build with `--cfg evictd_negative_controls` misses one protection at a time ([`controls`]): then the
+//! A build with `--cfg evictd_negative_controls` lacks one protection at a time ([`controls`]): then the
 //! checker must find a violation.
 
 pub mod agent;
@@ -20,10 +20,11 @@ pub mod check;
 pub mod controls;
 mod heal;
 pub mod history;
+mod judge;
 mod laws;
 pub mod script;
+pub mod state;
+mod steps;
 pub mod store;
 pub mod world;
 pub mod worlds;
-
-pub use laws::HEALS;

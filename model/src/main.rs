@@ -5,11 +5,11 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use evictd_core::rules::Rule;
-use evictd_model::check::{self, Outcome};
+use evictd_model::check::{self, CheckOutcome};
 use evictd_model::{controls, history, worlds};
 
 #[derive(Parser)]
-struct Cli {
+struct ModelCli {
     /// Miss each protection in turn.
     #[arg(long)]
     negative_controls: bool,
@@ -22,7 +22,7 @@ struct Cli {
 }
 
 fn main() -> anyhow::Result<ExitCode> {
-    let cli = Cli::parse();
+    let cli = ModelCli::parse();
     let failures = if cli.negative_controls { find_controls(&cli)? } else { exhaust_worlds(&cli) };
     if failures > 0 {
         eprintln!("model: {failures} of the above are not as they must be");
@@ -32,14 +32,14 @@ fn main() -> anyhow::Result<ExitCode> {
 }
 
 /// Returns how many worlds have a violation, or prove too little.
-fn exhaust_worlds(cli: &Cli) -> usize {
+fn exhaust_worlds(cli: &ModelCli) -> usize {
     println!(
         "{:<18} {:>10} {:>10} {:>5} {:>7}  what meets in it",
         "world", "steps", "states", "depth", "seconds"
     );
     let mut failures = 0;
     let (mut steps, mut states, mut seconds) = (0, 0, 0.0);
-    let mut sum = |name: &str, about: &str, outcome: &Outcome| {
+    let mut sum = |name: &str, about: &str, outcome: &CheckOutcome| {
         row(name, outcome, about);
         steps += outcome.steps;
         states += outcome.states;
@@ -63,13 +63,13 @@ fn exhaust_worlds(cli: &Cli) -> usize {
 }
 
 /// Returns how many controls broke nothing, or something else than they should.
-fn find_controls(cli: &Cli) -> anyhow::Result<usize> {
+fn find_controls(cli: &ModelCli) -> anyhow::Result<usize> {
     if !cfg!(evictd_negative_controls) {
         anyhow::bail!("this build can't miss a protection; run `cargo xtask model --negative-controls`");
     }
     println!("{:<18} {:>10} {:>10} {:>5} {:>7}  control", "world", "steps", "states", "depth", "seconds");
     let mut failures = 0;
-    let mut look = |world: &str, name: &str, breaks: &[Rule], outcome: &Outcome| {
+    let mut look = |world: &str, name: &str, breaks: &[Rule], outcome: &CheckOutcome| {
         row(world, outcome, name);
         let broken = outcome.violated.as_ref().map(|(law, _)| *law);
         let is_met = match broken {
@@ -94,8 +94,8 @@ fn find_controls(cli: &Cli) -> anyhow::Result<usize> {
     Ok(failures)
 }
 
-fn row(name: &str, outcome: &Outcome, about: &str) {
-    let Outcome { steps, states, depth, took, .. } = outcome;
+fn row(name: &str, outcome: &CheckOutcome, about: &str) {
+    let CheckOutcome { steps, states, depth, took, .. } = outcome;
     println!("{name:<18} {steps:>10} {states:>10} {depth:>5} {:>7.1}  {about}", took.as_secs_f64());
 }
 

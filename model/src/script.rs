@@ -11,15 +11,14 @@ use evictd_core::time::StoreTime;
 
 /// One of the two keys.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Key {
+pub enum ModelKey {
     /// The one that most worlds are about.
     A,
     /// Its neighbour in the same API.
     B,
 }
 
-impl Key {
-    /// Both.
+impl ModelKey {
     pub const ALL: [Self; 2] = [Self::A, Self::B];
 
     /// Its place in arrays.
@@ -37,11 +36,11 @@ impl Key {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum ScriptChange {
     /// The key didn't exist before.
-    Create(Key),
+    Create(ModelKey),
     /// A soft deletion: the record stays, and grants nothing.
-    Delete(Key),
+    Delete(ModelKey),
     /// A permanent deletion: no record is left.
-    Erase(Key),
+    Erase(ModelKey),
     /// The API is deleted, both keys with it.
     DeleteApi,
     /// Another API is deleted, none of whose keys is looked at.
@@ -55,7 +54,7 @@ static KEY: LazyLock<KeyId> = LazyLock::new(|| KeyId::new("key"));
 
 impl ScriptChange {
     /// Whether a verification of `key` reads what it changes.
-    pub fn touches(self, key: Key) -> bool {
+    pub fn touches(self, key: ModelKey) -> bool {
         match self {
             Self::Create(of) | Self::Delete(of) | Self::Erase(of) => of == key,
             Self::DeleteApi => true,
@@ -76,7 +75,7 @@ impl ScriptChange {
     }
 }
 
-fn key_scope(key: Key) -> Scope {
+fn key_scope(key: ModelKey) -> Scope {
     Scope::Key { hash: key.key_hash(), key_id: None, api_id: Some(API.clone()) }
 }
 
@@ -145,12 +144,12 @@ impl Script {
     }
 
     /// The changes that touch `key`.
-    pub fn of(self, key: Key) -> View {
+    pub fn of(self, key: ModelKey) -> View {
         self.ids().filter(|id| self.change(*id).touches(key)).collect()
     }
 
     /// What a snapshot with these changes says of `key`.
-    pub fn record(self, key: Key, view: View) -> Record {
+    pub fn record(self, key: ModelKey, view: View) -> Record {
         let has = |wanted: ScriptChange| self.ids().any(|id| self.change(id) == wanted && view.includes(id));
         let is_created = self.0.contains(&ScriptChange::Create(key));
         if has(ScriptChange::Erase(key)) || is_created && !has(ScriptChange::Create(key)) {

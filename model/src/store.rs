@@ -16,14 +16,12 @@ use crate::world::Tick;
 /// A place in the log of one incarnation. All stores of a world are the primary or copies of it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Mark {
-    /// The position.
     pub at: LogPosition,
     /// Which incarnation gave it.
     pub incarnation: Incarnation,
 }
 
 impl Mark {
-    /// Whom it speaks for.
     pub fn provenance(self) -> Provenance {
         Provenance { store: StoreId(1), incarnation: self.incarnation }
     }
@@ -48,8 +46,7 @@ impl Mark {
 
 /// A committed change.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Row {
-    /// Which.
+pub struct ModelRow {
     pub change: ChangeId,
     /// When it became visible.
     pub at: Tick,
@@ -59,7 +56,7 @@ pub struct Row {
 
 /// The answer to a replay: rows as (position, change), or from where to start over.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Replay {
+pub enum ModelReplay {
     /// The rows from the first one asked for on.
     Rows(Vec<(LogPosition, ChangeId)>),
     /// The range can't be covered.
@@ -68,9 +65,9 @@ pub enum Replay {
 
 /// A home store, the primary or a copy of it.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub struct Store {
+pub struct ModelStore {
     /// In the order of their commits.
-    pub rows: Vec<Row>,
+    pub rows: Vec<ModelRow>,
     /// The last position given.
     pub head: LogPosition,
     /// So many of the oldest rows were purged from the log.
@@ -81,7 +78,7 @@ pub struct Store {
     begins: Vec<Begin>,
 }
 
-impl Default for Store {
+impl Default for ModelStore {
     fn default() -> Self {
         let head = LogPosition::new(1, 0).unwrap_or(LogPosition::ZERO);
         let begins = vec![begin(1, LogPosition::ZERO, head, BeginCause::Created)];
@@ -95,10 +92,16 @@ fn begin(timeline: u32, after: LogPosition, at: LogPosition, cause: BeginCause) 
     Begin { incarnation, after, at, cause, time: StoreTime(0), evidence: None }
 }
 
-impl Store {
+impl ModelStore {
     /// The changes that a snapshot includes now.
     pub fn view(&self) -> View {
         self.rows.iter().map(|row| row.change).collect()
+    }
+
+    /// The changes whose positions lie at or below `applied`.
+    pub fn covered(&self, applied: LogPosition) -> View {
+        let covered = self.rows.iter().filter(|row| row.position.is_some_and(|position| position <= applied));
+        covered.map(|row| row.change).collect()
     }
 
     /// Whether [`Store::number`] would change anything.
@@ -120,7 +123,7 @@ impl Store {
         History::new(StoreId(1), self.begins.clone()).unwrap_or_else(|| unreachable!("it was created"))
     }
 
-    /// Whether a probe that proves to have seen `seen` may be answered (R15). Nobody forges here.
+    /// Whether a probe that proves to have seen `seen` may be answered (R15). No voucher is forged here.
     pub fn admits(&self, seen: Option<Mark>) -> bool {
         let claim = |seen: Mark| {
             let past = self.history().judge(&seen.voucher().milestone, self.head);
@@ -162,14 +165,14 @@ impl Store {
     }
 
     /// The rows `from..=to` of `epoch`, from the first on, as many as there are without a hole (R5).
-    pub fn replay(&self, epoch: u32, from: u64, to: u64) -> Replay {
+    pub fn replay(&self, epoch: u32, from: u64, to: u64) -> ModelReplay {
         let (Some(first), Some(last)) = (LogPosition::new(epoch, from), LogPosition::new(epoch, to)) else {
-            return Replay::Refused(self.mark());
+            return ModelReplay::Refused(self.mark());
         };
         let kept = self.rows.iter().skip(self.purged);
         let kept = kept.filter_map(|row| Some((row.position?, row.change)));
         let mut rows: Vec<_> = kept.filter(|(position, _)| (first..=last).contains(position)).collect();
         rows.truncate(log::covered(self.head, first, rows.iter().map(|(position, _)| *position)));
-        if rows.is_empty() { Replay::Refused(self.mark()) } else { Replay::Rows(rows) }
+        if rows.is_empty() { ModelReplay::Refused(self.mark()) } else { ModelReplay::Rows(rows) }
     }
 }

@@ -2,22 +2,23 @@
 
 use evictd_core::floors::FloorLimits;
 
-use crate::script::Key::{A, B};
+use crate::script::ModelKey::{A, B};
 use crate::script::Script;
 use crate::script::ScriptChange::{Create, Delete, DeleteApi, DeleteOtherApi};
-use crate::world::World;
+use crate::world::SmallWorld;
 
 /// Small enough for every test run.
-pub const SMALLEST: World = World::plain("one deletion", "loss, repetition, delay", Script(&[Delete(A)]));
+pub const SMALLEST: SmallWorld =
+    SmallWorld::plain("one deletion", "loss, repetition, delay", Script(&[Delete(A)]));
 
 /// All of them, cheapest first.
-pub const ALL: &[World] = &[
+pub const ALL: &[SmallWorld] = &[
     SMALLEST,
     TWO_CHANGES,
-    World {
+    SmallWorld {
         trust: 2,
         ticks: 2,
-        ..World::plain("long lease", "a lease outlives the tick of its probe", Script(&[Delete(A)]))
+        ..SmallWorld::plain("long lease", "a lease outlives the tick of its probe", Script(&[Delete(A)]))
     },
     FEW_KEY_FLOORS,
     FEW_API_FLOORS,
@@ -33,9 +34,9 @@ pub const ALL: &[World] = &[
 ];
 
 /// Of a key, then of its API, with loads that arrive late.
-pub const TWO_CHANGES: World = World {
+pub const TWO_CHANGES: SmallWorld = SmallWorld {
     loads: 2,
-    ..World::plain(
+    ..SmallWorld::plain(
         "two changes",
         "a key's, then its API's; gaps; late loads",
         Script(&[Delete(A), DeleteApi]),
@@ -43,66 +44,66 @@ pub const TWO_CHANGES: World = World {
 };
 
 /// One floor of a key: a second one makes them the API's.
-pub const FEW_KEY_FLOORS: World = World {
+pub const FEW_KEY_FLOORS: SmallWorld = SmallWorld {
     floors: FloorLimits { keys: 1, scopes: 8 },
-    ..World::plain("few key floors", "floors are merged", Script(&[Create(A), Delete(B)]))
+    ..SmallWorld::plain("few key floors", "floors are merged", Script(&[Create(A), Delete(B)]))
 };
 
 /// Room for the floors of one entry and no more.
-pub const FEW_API_FLOORS: World = World {
+pub const FEW_API_FLOORS: SmallWorld = SmallWorld {
     floors: FloorLimits { keys: 8, scopes: 2 },
-    ..World::plain("few API floors", "floors are dropped", Script(&[DeleteApi, DeleteOtherApi]))
+    ..SmallWorld::plain("few API floors", "floors are dropped", Script(&[DeleteApi, DeleteOtherApi]))
 };
 
 /// Replays can't be covered, and agents flush.
-pub const PURGE: World = World {
+pub const PURGE: SmallWorld = SmallWorld {
     purges: true,
     ticks: 0,
-    ..World::plain("purge", "replays are refused, agents flush", Script(&[Delete(A), Delete(B)]))
+    ..SmallWorld::plain("purge", "replays are refused, agents flush", Script(&[Delete(A), Delete(B)]))
 };
 
 /// Loads read from a replica that lags.
-pub const REPLICA: World = World {
+pub const REPLICA: SmallWorld = SmallWorld {
     replica: true,
-    ..World::plain("replica", "loads read from a replica that lags", Script(&[Delete(A)]))
+    ..SmallWorld::plain("replica", "loads read from a replica that lags", Script(&[Delete(A)]))
 };
 
 /// Loads read from a standby that was promoted by mistake, whose log looks newer than home's.
-pub const STRAY: World = World {
+pub const STRAY: SmallWorld = SmallWorld {
     replica: true,
     stray: true,
-    ..World::plain("stray standby", "agents read a standby promoted by mistake", Script(&[Delete(A)]))
+    ..SmallWorld::plain("stray standby", "agents read a standby promoted by mistake", Script(&[Delete(A)]))
 };
 
 /// A standby that lacks the last transactions takes over. Without a clock: time is the next worlds' business.
-pub const FAIL_OVER: World = World {
+pub const FAIL_OVER: SmallWorld = SmallWorld {
     failovers: 1,
     ticks: 0,
-    ..World::plain("fail-over", "commits are lost, an epoch begins", Script(&[Delete(B), Delete(A)]))
+    ..SmallWorld::plain("fail-over", "commits are lost, an epoch begins", Script(&[Delete(B), Delete(A)]))
 };
 
 /// It happens again, and the beginning of the epoch may be lost too.
-pub const TWO_FAIL_OVERS: World = World {
+pub const TWO_FAIL_OVERS: SmallWorld = SmallWorld {
     failovers: 2,
     ticks: 0,
-    ..World::plain("two fail-overs", "an epoch's beginning is lost", Script(&[Delete(A)]))
+    ..SmallWorld::plain("two fail-overs", "an epoch's beginning is lost", Script(&[Delete(A)]))
 };
 
 /// After a fail-over, the old primary goes on answering reads.
-pub const DEMOTED: World = World {
+pub const DEMOTED: SmallWorld = SmallWorld {
     failovers: 1,
     demoted: true,
     // That agents find back is shown without it, too.
     heals: false,
-    ..World::plain("demoted primary", "the old primary goes on answering loads", Script(&[Delete(A)]))
+    ..SmallWorld::plain("demoted primary", "the old primary goes on answering loads", Script(&[Delete(A)]))
 };
 
 /// A publisher whose rounds take their time, and who crashes at any moment, beside one that is quick.
-pub const ROUNDS: World = World {
+pub const ROUNDS: SmallWorld = SmallWorld {
     rounds: true,
     // What agents do with their answers is the other worlds' business.
     heals: false,
-    ..World::plain(
+    ..SmallWorld::plain(
         "rounds",
         "a round under way at one publisher, its crash; another one",
         Script(&[Delete(A)]),
@@ -110,14 +111,14 @@ pub const ROUNDS: World = World {
 };
 
 /// Two agents, and what a publisher may conclude from their announcements.
-pub const RECEIPTS: World = World {
+pub const RECEIPTS: SmallWorld = SmallWorld {
     agents: 2,
     ticks: 0,
-    ..World::plain("receipts", "two agents confirm, one may be starting", Script(&[Delete(A)]))
+    ..SmallWorld::plain("receipts", "two agents confirm, one may be starting", Script(&[Delete(A)]))
 };
 
 /// An agent restarts; answers to its past arrive.
-pub const RESTART: World = World {
+pub const RESTART: SmallWorld = SmallWorld {
     restarts: 1,
-    ..World::plain("restart", "an agent restarts, its past goes on", Script(&[Delete(A)]))
+    ..SmallWorld::plain("restart", "an agent restarts, its past goes on", Script(&[Delete(A)]))
 };

@@ -19,8 +19,8 @@ use evictd_core::position::LogPosition;
 use evictd_core::serving::{AgentState, CacheEntry, EntryCache, HitVerdict, LoadAnswer, LoadedEntry};
 use evictd_core::time::LeaseTime;
 
-use super::store::{DELETION, Row, Store};
-use crate::script::{ChangeId, Key, Script, View};
+use super::store::{DELETION, HistoryRow, HistoryStore};
+use crate::script::{ChangeId, ModelKey, Script, View};
 
 /// Long enough for no lease to run out.
 const BOUND: Duration = Duration::from_secs(100);
@@ -38,12 +38,12 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The key's record.
 #[derive(Debug)]
-struct Entry {
+struct HistoryEntry {
     deleted: bool,
     validity: Validity,
 }
 
-impl CacheEntry for Entry {
+impl CacheEntry for HistoryEntry {
     fn validity(&self) -> &Validity {
         &self.validity
     }
@@ -51,27 +51,27 @@ impl CacheEntry for Entry {
 
 /// A place for one key.
 #[derive(Debug, Default)]
-struct Cache(Mutex<Option<Arc<Entry>>>);
+struct OneKeyCache(Mutex<Option<Arc<HistoryEntry>>>);
 
-impl Cache {
-    fn place(&self) -> MutexGuard<'_, Option<Arc<Entry>>> {
+impl OneKeyCache {
+    fn place(&self) -> MutexGuard<'_, Option<Arc<HistoryEntry>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl EntryCache for Cache {
-    type Entry = Entry;
+impl EntryCache for OneKeyCache {
+    type Entry = HistoryEntry;
 
-    fn get(&self, hash: &KeyHash) -> Option<Arc<Entry>> {
-        self.place().clone().filter(|_| *hash == Key::A.key_hash())
+    fn get(&self, hash: &KeyHash) -> Option<Arc<HistoryEntry>> {
+        self.place().clone().filter(|_| *hash == ModelKey::A.key_hash())
     }
 
-    fn insert_hidden(&self, _: KeyHash, entry: Arc<Entry>) {
+    fn insert_hidden(&self, _: KeyHash, entry: Arc<HistoryEntry>) {
         *self.place() = Some(entry);
     }
 
-    fn evict(&self, hash: &KeyHash) -> Option<Arc<Entry>> {
-        self.place().take_if(|_| *hash == Key::A.key_hash())
+    fn evict(&self, hash: &KeyHash) -> Option<Arc<HistoryEntry>> {
+        self.place().take_if(|_| *hash == ModelKey::A.key_hash())
     }
 
     fn clear(&self) {
@@ -81,7 +81,7 @@ impl EntryCache for Cache {
 
 /// The answer to a probe, under way.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct ProbeAnswer {
+pub struct PendingProbeAnswer {
     /// The probe's number.
     pub nonce: u64,
     /// How far the log reaches.
@@ -92,38 +92,36 @@ pub struct ProbeAnswer {
 
 /// A probe under way.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Probe {
-    /// Its number.
+pub struct PendingProbe {
     pub nonce: u64,
     /// What it proves.
     pub seen: Option<Voucher>,
 }
 
-/// An agent process.
 #[derive(Debug)]
-pub struct Agent {
+pub struct HistoryAgent {
     state: AgentState,
-    cache: Cache,
+    cache: OneKeyCache,
     /// Where the deletion was applied, however many positions before it are missing.
     deleted_at: Option<LogPosition>,
     /// It has applied the deletion, and so may have confirmed it.
-    pub told: bool,
+    pub has_applied: bool,
     /// Probes that answers are still accepted to.
-    pub probes: Vec<Probe>,
+    pub probes: Vec<PendingProbe>,
     /// Answers under way.
-    pub answers: Vec<ProbeAnswer>,
+    pub answers: Vec<PendingProbeAnswer>,
     /// The replay that it asked for: number, first and last position.
     wanted: Option<(u64, u64, u64)>,
     print: u64,
 }
 
-impl PartialEq for Agent {
+impl PartialEq for HistoryAgent {
     fn eq(&self, other: &Self) -> bool {
         self.print == other.print
     }
 }
 
-impl Hash for Agent {
+impl Hash for HistoryAgent {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.print.hash(state);
     }
@@ -133,7 +131,7 @@ fn bound() -> Bound {
     Bound::new(BOUND, BOUND / 10).unwrap_or_else(|error| unreachable!("a tenth is allowed: {error}"))
 }
 
-impl Agent {
+impl HistoryAgent {
     /// A process that follows no history yet. Its questions have numbers that no other process uses.
     pub fn start(process: u8) -> Self {
         let config = FollowerConfig {
@@ -146,9 +144,9 @@ impl Agent {
         };
         let mut agent = Self {
             state: AgentState::new(Follower::new(config, 1 + 1000 * u64::from(process)), bound()),
-            cache: Cache::default(),
+            cache: OneKeyCache::default(),
             deleted_at: None,
-            told: false,
+            has_applied: false,
             probes: Vec::new(),
             answers: Vec::new(),
             wanted: None,
@@ -163,8 +161,8 @@ impl Agent {
         self.state.follower.lock().provenance()
     }
 
-    /// Whether `store` knows what it has seen.
-    pub fn is_known_to(&self, store: &Store) -> bool {
+    /// Whether `store` has what it has received.
+    pub fn is_known_to(&self, store: &HistoryStore) -> bool {
         self.seen().is_none_or(|seen| store.judge(&seen.milestone) != Past::Unknown)
     }
 
@@ -173,7 +171,6 @@ impl Agent {
         self.state.follower.lock().head() > self.applied() && self.follows() == Some(provenance)
     }
 
-    /// What was applied.
     pub fn applied(&self) -> LogPosition {
         self.state.applied()
     }
@@ -181,7 +178,7 @@ impl Agent {
     /// Whether it answers VALID from its cache.
     pub fn answers_valid(&self) -> bool {
         let reading = self.state.begin(NOW);
-        let found = reading.find(&self.state, &self.cache, &Key::A.key_hash());
+        let found = reading.find(&self.state, &self.cache, &ModelKey::A.key_hash());
         let verdict = found.map(|candidate| candidate.judge(&self.state));
         matches!(verdict, Some(HitVerdict::Servable(hit)) if !hit.entry().deleted)
     }
@@ -224,7 +221,7 @@ impl Agent {
 
     /// A tick or a row of the live feed arrives.
     #[must_use]
-    pub fn receives(&self, voucher: &Voucher, row: Option<&Row>) -> Self {
+    pub fn receives(&self, voucher: &Voucher, row: Option<&HistoryRow>) -> Self {
         self.after(|agent, effects| match row {
             Some(row) => agent.state.follower.lock().on_live(voucher, vec![row.invalidation()], NOW, effects),
             None => agent.state.follower.lock().on_tick(voucher, NOW, effects),
@@ -234,7 +231,7 @@ impl Agent {
     /// An answer is sent to one of its probes. One of its own history arrives at once: while the agent follows that, it
     /// says no more later, and afterwards the probe's past is no longer the newest.
     #[must_use]
-    pub fn is_answered(&self, answer: ProbeAnswer) -> Self {
+    pub fn is_answered(&self, answer: PendingProbeAnswer) -> Self {
         let head = answer.head.milestone;
         if self.follows() == Some(head.provenance) {
             let follower = self.state.follower.lock();
@@ -249,27 +246,26 @@ impl Agent {
         })
     }
 
-    /// That answer arrives.
     #[must_use]
-    pub fn receives_answer(&self, answer: ProbeAnswer) -> Self {
+    pub fn receives_answer(&self, answer: PendingProbeAnswer) -> Self {
         self.after(|agent, effects| {
             agent.state.follower.lock().on_probe_answer(answer.nonce, &answer.head, true, NOW, effects);
             let flushes = effects.iter().any(|effect| matches!(effect, Effect::Flush(_)));
             // Its base covers what it never received.
-            agent.told |= flushes && answer.deleted;
+            agent.has_applied |= flushes && answer.deleted;
         })
     }
 
     /// It asks for what it misses, and a publisher of `store` answers at once.
     #[must_use]
-    pub fn repairs(&self, store: &Store) -> Self {
+    pub fn repairs(&self, store: &HistoryStore) -> Self {
         let asked = self.after(|agent, effects| agent.state.follower.lock().poll(NOW, effects));
         let Some((nonce, from, to)) = asked.wanted else { return asked };
         let (from, to) = (from as usize - 1, (to as usize).min(store.rows.len()));
         if from >= to {
             return asked;
         }
-        let rows = store.rows[from..to].iter().map(Row::invalidation).collect();
+        let rows = store.rows[from..to].iter().map(HistoryRow::invalidation).collect();
         asked.after(|agent, effects| {
             let answer = ReplayOutcome::Rows(rows);
             agent.state.follower.lock().on_replay_answer(nonce, store.provenance(), answer, NOW, effects);
@@ -278,15 +274,15 @@ impl Agent {
 
     /// A load is answered from `store`, at once. What it may not be cached for it doesn't answer either.
     #[must_use]
-    pub fn loads(&self, store: &Store) -> Self {
+    pub fn loads(&self, store: &HistoryStore) -> Self {
         let changes = store.has(DELETION).then_some(ChangeId(0));
-        let record = SCRIPT.record(Key::A, changes.into_iter().collect());
+        let record = SCRIPT.record(ModelKey::A, changes.into_iter().collect());
         self.after(|agent, effects| {
             let head = store.voucher().milestone;
             let source = LoadSource::Authority(head.provenance);
-            let hash = Key::A.key_hash();
+            let hash = ModelKey::A.key_hash();
             let answer = LoadAnswer { hash, source, as_of: head.at, read_at: NOW, sent_at: NOW };
-            let new_entry = |_, validity| Entry { deleted: store.has(DELETION), validity };
+            let new_entry = |_, validity| HistoryEntry { deleted: store.has(DELETION), validity };
             LoadedEntry::new(&agent.state, answer, record, effects, new_entry)
                 .insert(&agent.cache)
                 .settle(&agent.state, &agent.cache);
@@ -312,11 +308,11 @@ impl Agent {
 
     fn fork(&self) -> Self {
         let (state, mut fork_map) = self.state.fork();
-        let copy = |entry: &Arc<Entry>| Entry {
+        let copy = |entry: &Arc<HistoryEntry>| HistoryEntry {
             deleted: entry.deleted,
             validity: entry.validity.fork(&mut fork_map),
         };
-        let cache = Cache(Mutex::new(self.cache.place().as_ref().map(copy).map(Arc::new)));
+        let cache = OneKeyCache(Mutex::new(self.cache.place().as_ref().map(copy).map(Arc::new)));
         Self { state, cache, probes: self.probes.clone(), answers: self.answers.clone(), ..*self }
     }
 
@@ -328,9 +324,9 @@ impl Agent {
             }
             Effect::Progress { applied, .. } => {
                 let covers = |at: LogPosition| at <= applied && at.epoch() == applied.epoch();
-                self.told |= self.deleted_at.is_some_and(covers);
+                self.has_applied |= self.deleted_at.is_some_and(covers);
             }
-            Effect::SendProbe { nonce, seen, .. } => self.probes.push(Probe { nonce, seen }),
+            Effect::SendProbe { nonce, seen, .. } => self.probes.push(PendingProbe { nonce, seen }),
             Effect::SendReplay { nonce, from, to, .. } => self.wanted = Some((nonce, from, to)),
             _ => {}
         }
@@ -339,7 +335,7 @@ impl Agent {
     /// Drops what can have no effect any more, and takes the print.
     fn seal(&mut self) {
         // Whether the floors of the key's API are kept, they are the same.
-        self.state.follower.lock().anchors(&SCRIPT.record(Key::A, View::default()), &mut Vec::new());
+        self.state.follower.lock().anchors(&SCRIPT.record(ModelKey::A, View::default()), &mut Vec::new());
         if !self.answers_valid() {
             self.cache.clear();
         }
@@ -348,11 +344,11 @@ impl Agent {
         self.answers.retain(|answer| follower.awaits(answer.nonce));
         let mut hasher = DefaultHasher::new();
         follower.digest(NOW, false, &mut hasher);
-        (self.deleted_at, self.told, self.state.proven_at(), self.state.applied()).hash(&mut hasher);
+        (self.deleted_at, self.has_applied, self.state.proven_at(), self.state.applied()).hash(&mut hasher);
         let place = self.cache.place();
         place
             .as_deref()
-            .map(|Entry { validity, .. }| (validity.as_of(), validity.anchors.floor()))
+            .map(|HistoryEntry { validity, .. }| (validity.as_of(), validity.anchors.floor()))
             .hash(&mut hasher);
         for probe in &self.probes {
             (0, follower.request_rank(probe.nonce), probe.seen).hash(&mut hasher);

@@ -7,26 +7,24 @@ use evictd_core::protection::Protection::{
 };
 use evictd_core::rules::Rule;
 
-use super::world::{Flaw, World};
+use super::world::{HistoryFlaw, HistoryWorld};
 use super::worlds::{CUT, FORGED, HANDOVER, LOYAL, PHYSICAL_COPY, TWO_COPIES};
-use crate::check::{self, Outcome};
+use crate::check::{self, CheckOutcome};
 
-/// Something that is missing or wrong, and where that shows.
+/// A negative control: a missing protection or a flaw, and the world that shows it.
 #[derive(Clone, Copy, Debug)]
-pub struct Control {
-    /// The world without it.
-    pub world: World,
-    /// What must break: one of these. None where the protection is a second line: then nothing may break.
+pub struct HistoryControl {
+    pub world: HistoryWorld,
+    /// One of these rules must break. Empty for a second line of defense: then none may break.
     pub breaks: &'static [Rule],
 }
 
-impl Control {
+impl HistoryControl {
     /// Looks for a shortest way to a broken rule.
-    pub fn check(&self) -> Outcome {
-        check::shortest_violation(World { heals: false, ..self.world })
+    pub fn check(&self) -> CheckOutcome {
+        check::shortest_violation(HistoryWorld { heals: false, ..self.world })
     }
 
-    /// What is missing or wrong.
     pub fn name(&self) -> String {
         match (self.world.missing, self.world.flaw) {
             (Some(missing), _) => format!("without {missing:?} ({})", missing.rule()),
@@ -36,12 +34,11 @@ impl Control {
     }
 }
 
-/// The controls.
-pub const ALL: &[Control] = &[
+pub const ALL: &[HistoryControl] = &[
     without(PastsAreKnown, TWO_COPIES, &[Rule::G2]),
     without(LostPastsNeedAWord, TWO_COPIES, &[Rule::G2]),
     without(SuccessorsKnowAllThatWasSeen, TWO_COPIES, &[Rule::G2]),
-    with(Flaw::RowsLagBehindTheirVouchers, TWO_COPIES, &[Rule::G2]),
+    with(HistoryFlaw::RowsLagBehindTheirVouchers, TWO_COPIES, &[Rule::G2]),
     without(ForeignHistoriesMoveNothing, TWO_COPIES, &[Rule::G2]),
     without(LoneNewcomersBegin, PHYSICAL_COPY, &[Rule::G2]),
     without(NewcomersAsk, HANDOVER, &[Rule::G4]),
@@ -51,10 +48,10 @@ pub const ALL: &[Control] = &[
     without(VouchersAreChecked, FORGED, &[Rule::R16]),
 ];
 
-const fn without(missing: Protection, world: World, breaks: &'static [Rule]) -> Control {
-    Control { world: World { missing: Some(missing), ..world }, breaks }
+const fn without(missing: Protection, world: HistoryWorld, breaks: &'static [Rule]) -> HistoryControl {
+    HistoryControl { world: HistoryWorld { missing: Some(missing), ..world }, breaks }
 }
 
-const fn with(flaw: Flaw, world: World, breaks: &'static [Rule]) -> Control {
-    Control { world: World { flaw: Some(flaw), ..world }, breaks }
+const fn with(flaw: HistoryFlaw, world: HistoryWorld, breaks: &'static [Rule]) -> HistoryControl {
+    HistoryControl { world: HistoryWorld { flaw: Some(flaw), ..world }, breaks }
 }

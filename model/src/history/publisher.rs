@@ -15,10 +15,9 @@ const BOUND: Duration = ABSENT_AFTER;
 
 /// An answer under way.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct Answer {
+pub struct PeerAnswer {
     /// The publisher that gave it.
     pub from: usize,
-    /// How it stood.
     pub standing: Standing,
     provenance: Provenance,
     /// It found its round's token in the same store.
@@ -28,7 +27,7 @@ pub struct Answer {
 /// A publisher that runs.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, and a state has any of them")]
-pub struct Process {
+pub struct PublisherProcess {
     service: Service,
     /// It stands still, and sends nothing.
     pub frozen: bool,
@@ -37,16 +36,16 @@ pub struct Process {
     /// For how long answers to the newest question still count.
     open_for: Duration,
     /// Whose answers to the newest question arrived.
-    heard: BTreeSet<usize>,
+    received: BTreeSet<usize>,
     /// Answers to the newest question that are under way.
-    pub answers: BTreeSet<Answer>,
+    pub answers: BTreeSet<PeerAnswer>,
     /// A rival has answered that it serves.
     pub has_met: bool,
     /// It has called the deletion's receipt final, without having been away or silent since.
     pub is_final: bool,
 }
 
-impl Process {
+impl PublisherProcess {
     /// Starts, is connected, and asks who else is there.
     pub fn start(is_shared: bool) -> Self {
         let mut process = Self {
@@ -54,7 +53,7 @@ impl Process {
             frozen: false,
             asks: false,
             open_for: Duration::ZERO,
-            heard: BTreeSet::new(),
+            received: BTreeSet::new(),
             answers: BTreeSet::new(),
             has_met: false,
             is_final: false,
@@ -63,7 +62,6 @@ impl Process {
         process
     }
 
-    /// How it stands.
     pub fn standing(&self) -> Standing {
         self.service.standing()
     }
@@ -78,14 +76,14 @@ impl Process {
         !self.frozen && self.service.may_finalize(NOW)
     }
 
-    /// Whether it wants to know more than it does: then an answer may still change something.
+    /// Whether it waits for answers that may still change its state.
     pub fn waits(&self) -> bool {
         self.asks && self.standing() != Standing::Behind
     }
 
     /// Whether it has the answer of `other` to its newest question.
-    pub fn has_heard(&self, other: usize) -> bool {
-        self.heard.contains(&other)
+    pub fn has_received(&self, other: usize) -> bool {
+        self.received.contains(&other)
     }
 
     /// So much time passes, at the end of which it is present.
@@ -132,21 +130,20 @@ impl Process {
     }
 
     /// The bus says that no other publisher is there.
-    pub fn hear_nobody(&mut self) {
+    pub fn receive_no_responders(&mut self) {
         self.service.on_no_responders(self.newest(), NOW);
         self.settle(NOW);
     }
 
     /// What it answers to a question, after a durable round.
-    pub fn answer(&self, from: usize, provenance: Provenance, colleague: bool) -> Answer {
-        Answer { from, standing: self.standing(), provenance, colleague }
+    pub fn answer(&self, from: usize, provenance: Provenance, colleague: bool) -> PeerAnswer {
+        PeerAnswer { from, standing: self.standing(), provenance, colleague }
     }
 
-    /// An answer arrives.
-    pub fn hear(&mut self, answer: Answer) {
+    pub fn receive(&mut self, answer: PeerAnswer) {
         self.answers.remove(&answer);
-        self.heard.insert(answer.from);
-        let Answer { standing, provenance, colleague, .. } = answer;
+        self.received.insert(answer.from);
+        let PeerAnswer { standing, provenance, colleague, .. } = answer;
         if colleague {
             self.service.on_same_history(self.newest(), standing, NOW);
         } else {
@@ -158,19 +155,19 @@ impl Process {
     }
 
     /// Something of another history arrives: a tick, or its publisher's question.
-    pub fn hear_foreign(&mut self) {
+    pub fn receive_foreign(&mut self) {
         let query = self.service.on_foreign(NOW);
         self.asked(query.is_some());
         self.settle(NOW);
     }
 
-    /// An agent proves what the store doesn't know.
+    /// An agent proves a past that the store doesn't have.
     pub fn fall_behind(&mut self, seen: evictd_core::history::Milestone) {
         self.service.on_unknown_past(seen);
         self.settle(NOW);
     }
 
-    /// What agents prove, if the store doesn't know it.
+    /// The past that agents proved, if the store doesn't have it.
     pub fn unknown_past(&self) -> Option<&evictd_core::history::Milestone> {
         self.service.unknown_past()
     }
@@ -197,7 +194,7 @@ impl Process {
     fn close_question(&mut self) {
         self.asks = false;
         self.open_for = Duration::ZERO;
-        self.heard.clear();
+        self.received.clear();
         self.answers.clear();
     }
 

@@ -10,7 +10,7 @@ use evictd_core::position::LogPosition;
 use evictd_core::protection::Protection;
 use evictd_core::time::StoreTime;
 
-use crate::script::Key;
+use crate::script::ModelKey;
 use crate::script::ScriptChange;
 
 const STORE: StoreId = StoreId(1);
@@ -19,23 +19,21 @@ const STORE: StoreId = StoreId(1);
 const MAC: [u8; 16] = [1; 16];
 
 /// The change that the laws are about.
-pub const DELETION: ScriptChange = ScriptChange::Delete(Key::A);
+pub const DELETION: ScriptChange = ScriptChange::Delete(ModelKey::A);
 
 /// A change of something else: with it, the positions of a copy catch up.
-pub const OTHER: ScriptChange = ScriptChange::Create(Key::B);
+pub const OTHER: ScriptChange = ScriptChange::Create(ModelKey::B);
 
 /// A committed change that has its position: the sequencer's delays are the other worlds' business.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Row {
-    /// Which.
+pub struct HistoryRow {
     pub change: ScriptChange,
-    /// Where.
     pub at: LogPosition,
     /// Drawn by the transaction that gave the position.
     pub token: LogToken,
 }
 
-impl Row {
+impl HistoryRow {
     /// As it travels.
     pub fn invalidation(&self) -> Invalidation {
         self.change.row(self.at)
@@ -44,16 +42,16 @@ impl Row {
 
 /// One of the two databases.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub struct Store {
+pub struct HistoryStore {
     begins: Vec<Begin>,
     /// Dense: the first one has position 1.
-    pub rows: Vec<Row>,
+    pub rows: Vec<HistoryRow>,
     head: LogPosition,
     /// The highest epoch that an agent has proved without this store knowing it.
     noted: u32,
 }
 
-impl Store {
+impl HistoryStore {
     /// A new one.
     pub fn create(incarnation: Incarnation) -> Self {
         let head = LogPosition::new(1, 0).unwrap_or(LogPosition::ZERO);
@@ -67,7 +65,7 @@ impl Store {
         self.begin(incarnation, self.head, BeginCause::Opened);
     }
 
-    /// An operator's word: this store is the one to follow, whatever agents have seen.
+    /// An operator declares this store, whatever agents have received.
     pub fn declare(&mut self, incarnation: Incarnation) {
         let epoch = epochs::next_epoch(1, self.head.epoch(), self.noted);
         let at = LogPosition::new(epoch, self.head.position()).unwrap_or(self.head);
@@ -83,7 +81,7 @@ impl Store {
     /// A change commits.
     pub fn record(&mut self, change: ScriptChange, token: LogToken) {
         for (at, change) in log::number(self.head, [change]).unwrap_or_default() {
-            self.rows.push(Row { change, at, token });
+            self.rows.push(HistoryRow { change, at, token });
             self.head = at;
         }
     }
@@ -99,21 +97,19 @@ impl Store {
     }
 
     /// The rows above `position`.
-    pub fn rows_above(&self, position: LogPosition) -> &[Row] {
+    pub fn rows_above(&self, position: LogPosition) -> &[HistoryRow] {
         self.rows.get(position.position() as usize..).unwrap_or_default()
     }
 
     /// The last row, if the incarnation that goes on recorded it.
-    pub fn newest_row(&self) -> Option<&Row> {
+    pub fn newest_row(&self) -> Option<&HistoryRow> {
         self.rows.last().filter(|row| row.at > self.history().current().at)
     }
 
-    /// Its incarnations.
     pub fn history(&self) -> History {
         History::new(STORE, self.begins.clone()).unwrap_or_else(|| unreachable!("it was created"))
     }
 
-    /// Whom its publishers speak for.
     pub fn provenance(&self) -> Provenance {
         self.history().provenance()
     }

@@ -2,7 +2,7 @@
 //!
 //! As in the other worlds, whatever needn't happen may not happen: so a message may be lost or late, a publisher may
 //! stand still and an agent may be cut off without an action of its own. Where a world is `prompt`, a publisher doesn't
-//! conclude that nobody answers while somebody can.
+//! conclude that there is no answer while another publisher can give one.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -11,17 +11,14 @@ use std::sync::Arc;
 use evictd_core::history::{Incarnation, LogToken, Past, Provenance, Voucher};
 use evictd_core::protection::Protection;
 use evictd_core::service::Standing;
-use stateright::{Model, Property};
 
-use super::agent::{Agent, ProbeAnswer};
-use super::laws;
-use super::publisher::{Answer, Process};
-use super::store::{DELETION, OTHER, Row, Store, forgeries, is_authentic};
+use super::agent::{HistoryAgent, PendingProbeAnswer};
+use super::publisher::{PeerAnswer, PublisherProcess};
+use super::store::{DELETION, HistoryRow, HistoryStore, OTHER, forgeries, is_authentic};
 use crate::script::ScriptChange;
 
-/// What keeps the databases.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Database {
+pub enum DatabaseKind {
     /// One publisher each; each start begins an incarnation.
     Sqlite,
     /// Several publishers may share one; a physical copy has the same incarnation.
@@ -30,12 +27,11 @@ pub enum Database {
 
 /// Something that is done wrong around the core. Each is a negative control.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Flaw {
+pub enum HistoryFlaw {
     /// A row says that the log reached the beginning of its incarnation, instead of its own position.
     RowsLagBehindTheirVouchers,
 }
 
-/// How often what happens.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Budget {
     pub starts: u8,
@@ -67,28 +63,24 @@ impl Budget {
 /// What can happen, and how often.
 #[derive(Clone, Copy, Debug)]
 #[allow(clippy::struct_excessive_bools, reason = "each says whether one kind of thing happens")]
-pub struct World {
-    /// Names it in tables.
+pub struct HistoryWorld {
     pub name: &'static str,
     /// What is in it, in a few words.
     pub about: &'static str,
-    /// What keeps the databases.
-    pub database: Database,
+    pub database: DatabaseKind,
     /// The database of each publisher.
     pub publishers: &'static [usize],
     /// The databases in which the deletion may be recorded.
     pub deleting: &'static [usize],
     /// Those that never end or stand still.
     pub steady: &'static [usize],
-    /// How many agents there are.
     pub agents: usize,
     /// Agents may take their own history for silent, whatever it is.
     pub silence: bool,
-    /// How often what happens.
     pub budget: Budget,
     /// Publishers ask each other. Otherwise none is ever answered in time: then all serve that may, which is the worst.
     pub talks: bool,
-    /// Whoever can answer a question does, before its asker gives up.
+    /// Every publisher that can answer a query does, before its requester gives up.
     pub prompt: bool,
     /// The publishers can't reach each other at first.
     pub begins_cut: bool,
@@ -96,38 +88,37 @@ pub struct World {
     pub receipts: bool,
     /// An agent's login is used to claim what it was never given.
     pub forges: bool,
-    /// Whether each state is tried for finding back.
+    /// Whether recovery is tried from each state.
     pub heals: bool,
     /// How publishers stand in it sometimes.
     pub standings: &'static [(&'static str, Standing)],
-    /// What the core misses.
+    /// The protection that the core lacks.
     pub missing: Option<Protection>,
-    /// What the rest does wrong.
-    pub flaw: Option<Flaw>,
+    /// The flaw around the core.
+    pub flaw: Option<HistoryFlaw>,
 }
 
 /// A message of the live feed that may still arrive anywhere.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Sent {
+pub struct SentMessage {
     /// The database behind it.
     pub store: usize,
     /// How far the log reached.
     pub voucher: Voucher,
     /// The last row, if it was recorded in this incarnation.
-    pub row: Option<Row>,
+    pub row: Option<HistoryRow>,
 }
 
 /// A state of a world.
 #[derive(Clone, PartialEq, Hash, Debug)]
-pub struct State {
+pub struct HistoryState {
     /// The database, and its copy.
-    pub stores: [Store; 2],
+    pub stores: [HistoryStore; 2],
     /// Those that run.
-    pub publishers: Vec<Option<Process>>,
-    /// The agents.
-    pub agents: Vec<Arc<Agent>>,
+    pub publishers: Vec<Option<PublisherProcess>>,
+    pub agents: Vec<Arc<HistoryAgent>>,
     /// Sent on the live feed, ever.
-    pub sent: Vec<Sent>,
+    pub sent: Vec<SentMessage>,
     /// The publishers can't reach each other.
     pub cut: bool,
     /// An operator declared a store that lacks the deletion.
@@ -140,7 +131,7 @@ pub struct State {
 
 /// What can happen. Publishers, agents and databases by their places in the state.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Action {
+pub enum HistoryAction {
     Start(usize),
     Crash(usize),
     Freeze(usize),
@@ -151,25 +142,25 @@ pub enum Action {
     Declare(usize),
     Record(usize, ScriptChange),
     Wait(usize),
-    HearNobody(usize),
+    ReceiveNoResponders(usize),
     Answer(usize, usize),
-    Hear(usize, Answer),
-    HearForeign(usize),
+    Receive(usize, PeerAnswer),
+    ReceiveForeign(usize),
     BoundPasses(usize),
     Silence(usize),
     Restart(usize),
     Probe(usize),
     AnswerProbe(usize, usize, u64),
     ProbeAt(usize, usize),
-    HearProof(usize, usize),
-    HearTick(usize, usize),
-    HearRow(usize, usize),
+    ReceiveProof(usize, usize),
+    ReceiveTick(usize, usize),
+    ReceiveRow(usize, usize),
     Repair(usize, usize),
     Load(usize, usize),
     Forge(usize, Voucher),
 }
 
-impl fmt::Display for Action {
+impl fmt::Display for HistoryAction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Start(p) => write!(f, "publisher {p} starts"),
@@ -182,21 +173,26 @@ impl fmt::Display for Action {
             Self::Declare(store) => write!(f, "an operator declares store {store}"),
             Self::Record(p, change) => write!(f, "publisher {p} records {change:?}"),
             Self::Wait(p) => write!(f, "publisher {p} waits for a second"),
-            Self::HearNobody(p) => write!(f, "publisher {p} hears that nobody else is there"),
+            Self::ReceiveNoResponders(p) => write!(f, "publisher {p} receives that nobody else is there"),
             Self::Answer(p, other) => write!(f, "publisher {p} answers publisher {other}'s question"),
-            Self::Hear(p, answer) => {
-                write!(f, "publisher {p} hears that publisher {} is {}", answer.from, answer.standing.label())
+            Self::Receive(p, answer) => {
+                write!(
+                    f,
+                    "publisher {p} receives that publisher {} is {}",
+                    answer.from,
+                    answer.standing.label()
+                )
             }
-            Self::HearForeign(p) => write!(f, "publisher {p} hears a tick of another history"),
+            Self::ReceiveForeign(p) => write!(f, "publisher {p} receives a tick of another history"),
             Self::BoundPasses(p) => write!(f, "publisher {p} calls the receipt final after a bound"),
-            Self::Silence(a) => write!(f, "agent {a} hears nothing of its own history for a while"),
+            Self::Silence(a) => write!(f, "agent {a} receives nothing of its own history for a while"),
             Self::Restart(a) => write!(f, "agent {a} restarts"),
             Self::Probe(a) => write!(f, "agent {a} probes"),
             Self::AnswerProbe(p, a, _) => write!(f, "publisher {p} gets agent {a}'s probe"),
             Self::ProbeAt(p, a) => write!(f, "agent {a} probes publisher {p}, who answers at once if at all"),
-            Self::HearProof(a, _) => write!(f, "agent {a} hears the answer to its probe"),
-            Self::HearTick(a, _) => write!(f, "agent {a} hears a tick"),
-            Self::HearRow(a, _) => write!(f, "agent {a} hears a row"),
+            Self::ReceiveProof(a, _) => write!(f, "agent {a} receives the answer to its probe"),
+            Self::ReceiveTick(a, _) => write!(f, "agent {a} receives a tick"),
+            Self::ReceiveRow(a, _) => write!(f, "agent {a} receives a row"),
             Self::Repair(a, p) => write!(f, "agent {a} repairs its gap at publisher {p}"),
             Self::Load(a, p) => write!(f, "agent {a} loads the key from publisher {p}"),
             Self::Forge(p, seen) => write!(f, "publisher {p} gets a forged claim of {}", seen.milestone.at),
@@ -204,13 +200,13 @@ impl fmt::Display for Action {
     }
 }
 
-impl World {
-    /// Whoever is at the first store serves it; a copy of it has another one, that doesn't run yet.
+impl HistoryWorld {
+    /// The publisher of the first store serves; that of its copy doesn't run yet.
     pub const fn plain(name: &'static str, about: &'static str, budget: Budget) -> Self {
         Self {
             name,
             about,
-            database: Database::Sqlite,
+            database: DatabaseKind::Sqlite,
             publishers: &[0, 1],
             deleting: &[0, 1],
             steady: &[],
@@ -243,12 +239,12 @@ impl World {
         self.begins_cut || self.budget.cuts > 0
     }
 
-    fn is_running(state: &State, publisher: usize) -> Option<&Process> {
+    fn is_running(state: &HistoryState, publisher: usize) -> Option<&PublisherProcess> {
         state.publishers[publisher].as_ref().filter(|process| !process.frozen)
     }
 
     /// Whether a question of one arrives at the other, and is answered. Those of one store are never cut off.
-    fn reaches(&self, state: &State, publisher: usize, other: usize) -> bool {
+    fn reaches(&self, state: &HistoryState, publisher: usize, other: usize) -> bool {
         let colleague = self.publishers[publisher] == self.publishers[other];
         publisher != other && (colleague || !state.cut) && Self::is_running(state, other).is_some()
     }
@@ -258,13 +254,13 @@ impl World {
     }
 }
 
-impl State {
-    fn start(world: &World) -> Self {
-        let store = Store::create(Incarnation(1));
+impl HistoryState {
+    pub(super) fn start(world: &HistoryWorld) -> Self {
+        let store = HistoryStore::create(Incarnation(1));
         let mut state = Self {
             stores: [store.clone(), store],
             publishers: world.publishers.iter().map(|_| None).collect(),
-            agents: (0..world.agents).map(|_| Arc::new(Agent::start(0))).collect(),
+            agents: (0..world.agents).map(|_| Arc::new(HistoryAgent::start(0))).collect(),
             sent: Vec::new(),
             cut: world.begins_cut,
             is_overruled: false,
@@ -272,19 +268,19 @@ impl State {
             incarnations: 1,
             tokens: 0,
         };
-        let setup = World { missing: None, database: Database::Sqlite, talks: true, ..*world };
+        let setup = HistoryWorld { missing: None, database: DatabaseKind::Sqlite, talks: true, ..*world };
         let calm = |state: &mut Self, action| {
             *state = setup.step(state, action).unwrap_or_else(|| unreachable!("{action}"));
         };
         let home = world.publishers.iter().zip(&mut state.publishers).filter(|(store, _)| **store == 0);
         for (_, process) in home {
-            let process = process.insert(Process::start(world.database == Database::Postgres));
+            let process = process.insert(PublisherProcess::start(world.database == DatabaseKind::Postgres));
             process.settle_in();
             process.incarnation_begun();
         }
         state.send(&setup);
         for agent in 0..world.agents {
-            calm(&mut state, Action::ProbeAt(0, agent));
+            calm(&mut state, HistoryAction::ProbeAt(0, agent));
         }
         state.left = world.budget;
         state
@@ -295,13 +291,13 @@ impl State {
         Incarnation(self.incarnations)
     }
 
-    /// What publishers that vouch send without being asked.
-    fn send(&mut self, world: &World) {
+    /// Sends what serving publishers send on their own.
+    fn send(&mut self, world: &HistoryWorld) {
         for (publisher, process) in self.publishers.iter().enumerate() {
-            if process.as_ref().is_some_and(Process::vouches) {
+            if process.as_ref().is_some_and(PublisherProcess::vouches) {
                 let store = world.publishers[publisher];
                 let row = self.stores[store].newest_row().copied();
-                let sent = Sent { store, voucher: self.stores[store].voucher(), row };
+                let sent = SentMessage { store, voucher: self.stores[store].voucher(), row };
                 if !self.sent.contains(&sent) {
                     self.sent.push(sent);
                 }
@@ -314,42 +310,13 @@ impl State {
     }
 }
 
-impl Model for World {
-    type State = State;
-    type Action = Action;
-
-    fn init_states(&self) -> Vec<State> {
-        vec![self.under(|| State::start(self))]
-    }
-
-    fn actions(&self, state: &State, actions: &mut Vec<Action>) {
-        self.under(|| {
-            self.fault_actions(state, actions);
-            for publisher in 0..self.publishers.len() {
-                self.publisher_actions(state, publisher, actions);
-            }
-            for index in 0..state.agents.len() {
-                self.agent_actions(state, index, actions);
-            }
-        });
-    }
-
-    fn next_state(&self, last: &State, action: Action) -> Option<State> {
-        self.step(last, action).filter(|next| next != last)
-    }
-
-    fn properties(&self) -> Vec<Property<Self>> {
-        laws::all(self)
-    }
-}
-
-impl World {
-    fn fault_actions(&self, state: &State, actions: &mut Vec<Action>) {
+impl HistoryWorld {
+    pub(super) fn fault_actions(&self, state: &HistoryState, actions: &mut Vec<HistoryAction>) {
         let left = &state.left;
         if state.cut {
-            actions.push(Action::Heal);
+            actions.push(HistoryAction::Heal);
         } else if left.cuts > 0 {
-            actions.push(Action::Cut);
+            actions.push(HistoryAction::Cut);
         }
         for store in 0..state.stores.len() {
             let target = 1 - store;
@@ -359,150 +326,172 @@ impl World {
                 })
             };
             if left.copies > 0 && !runs(target) && state.stores[store] != state.stores[target] {
-                actions.push(Action::Copy(store));
+                actions.push(HistoryAction::Copy(store));
             }
             if left.words > 0 {
-                actions.push(Action::Declare(store));
+                actions.push(HistoryAction::Declare(store));
             }
         }
-        actions.extend((0..state.agents.len()).filter(|_| left.restarts > 0).map(Action::Restart));
+        actions.extend((0..state.agents.len()).filter(|_| left.restarts > 0).map(HistoryAction::Restart));
     }
 
-    fn publisher_actions(&self, state: &State, publisher: usize, actions: &mut Vec<Action>) {
+    pub(super) fn publisher_actions(
+        &self,
+        state: &HistoryState,
+        publisher: usize,
+        actions: &mut Vec<HistoryAction>,
+    ) {
         let left = &state.left;
         let Some(process) = &state.publishers[publisher] else {
             if left.starts > 0 {
-                actions.push(Action::Start(publisher));
+                actions.push(HistoryAction::Start(publisher));
             }
             return;
         };
         if !self.steady.contains(&publisher) {
             // To end and to do nothing are the same where nothing can follow.
             if self.talks || left.starts > 0 || left.copies > 0 {
-                actions.push(Action::Crash(publisher));
+                actions.push(HistoryAction::Crash(publisher));
             }
             if left.stalls > 0 && !process.frozen {
-                actions.push(Action::Freeze(publisher));
+                actions.push(HistoryAction::Freeze(publisher));
             }
         }
         if process.frozen {
-            actions.push(Action::Thaw(publisher));
+            actions.push(HistoryAction::Thaw(publisher));
             return;
         }
         let store = &state.stores[self.publishers[publisher]];
         let deletes = left.deletions > 0 && self.deleting.contains(&self.publishers[publisher]);
         if deletes && !store.has(DELETION) {
-            actions.push(Action::Record(publisher, DELETION));
+            actions.push(HistoryAction::Record(publisher, DELETION));
         }
         if left.others > 0 && !store.has(OTHER) {
-            actions.push(Action::Record(publisher, OTHER));
+            actions.push(HistoryAction::Record(publisher, OTHER));
         }
         if self.talks {
             self.talk_actions(state, publisher, process, actions);
         }
         if self.receipts && !process.is_final && store.has(DELETION) && process.may_finalize() {
-            actions.push(Action::BoundPasses(publisher));
+            actions.push(HistoryAction::BoundPasses(publisher));
         }
         if self.forges && process.vouches() {
-            actions
-                .extend(forgeries(&store.voucher()).into_iter().map(|seen| Action::Forge(publisher, seen)));
+            actions.extend(
+                forgeries(&store.voucher()).into_iter().map(|seen| HistoryAction::Forge(publisher, seen)),
+            );
         }
     }
 
-    fn talk_actions(&self, state: &State, publisher: usize, process: &Process, actions: &mut Vec<Action>) {
+    fn talk_actions(
+        &self,
+        state: &HistoryState,
+        publisher: usize,
+        process: &PublisherProcess,
+        actions: &mut Vec<HistoryAction>,
+    ) {
         let store = &state.stores[self.publishers[publisher]];
         if self.may_give_up(state, publisher, process) {
-            actions.push(Action::Wait(publisher));
+            actions.push(HistoryAction::Wait(publisher));
         }
         if process.waits() {
             if self.others(publisher).all(|other| {
                 state.publishers[other].is_none()
                     || state.cut && self.publishers[other] != self.publishers[publisher]
             }) {
-                actions.push(Action::HearNobody(publisher));
+                actions.push(HistoryAction::ReceiveNoResponders(publisher));
             }
             let answering =
                 self.others(publisher).filter(|other| self.answers(state, publisher, process, *other));
-            actions.extend(answering.map(|other| Action::Answer(other, publisher)));
-            actions.extend(process.answers.iter().map(|answer| Action::Hear(publisher, *answer)));
+            actions.extend(answering.map(|other| HistoryAction::Answer(other, publisher)));
+            actions.extend(process.answers.iter().map(|answer| HistoryAction::Receive(publisher, *answer)));
         }
         // Without a cut, rivals meet by their questions.
         if self.is_ever_cut() && state.sent.iter().any(|sent| self.is_foreign(publisher, sent, store)) {
-            actions.push(Action::HearForeign(publisher));
+            actions.push(HistoryAction::ReceiveForeign(publisher));
         }
     }
 
-    fn is_foreign(&self, publisher: usize, sent: &Sent, store: &Store) -> bool {
+    fn is_foreign(&self, publisher: usize, sent: &SentMessage, store: &HistoryStore) -> bool {
         // A colleague's round token is found in the store, a copy's isn't.
         sent.store != self.publishers[publisher]
             && (sent.voucher.milestone.provenance != store.provenance()
-                || self.database == Database::Postgres)
+                || self.database == DatabaseKind::Postgres)
     }
 
     /// Whether it may conclude from silence what it concludes from silence.
-    fn may_give_up(&self, state: &State, publisher: usize, process: &Process) -> bool {
+    fn may_give_up(&self, state: &HistoryState, publisher: usize, process: &PublisherProcess) -> bool {
         let mut answering =
             self.others(publisher).filter(|other| self.answers(state, publisher, process, *other));
-        !self.prompt || answering.all(|other| process.has_heard(other))
+        !self.prompt || answering.all(|other| process.has_received(other))
     }
 
     /// Whether `other` can answer, with something that matters: a colleague's answer ends a newcomer's wait, no more.
-    fn answers(&self, state: &State, publisher: usize, process: &Process, other: usize) -> bool {
+    fn answers(
+        &self,
+        state: &HistoryState,
+        publisher: usize,
+        process: &PublisherProcess,
+        other: usize,
+    ) -> bool {
         let is_rival = self.publishers[publisher] != self.publishers[other];
         (is_rival || process.standing() == Standing::Asking) && self.reaches(state, publisher, other)
     }
 
-    fn agent_actions(&self, state: &State, index: usize, actions: &mut Vec<Action>) {
+    pub(super) fn agent_actions(&self, state: &HistoryState, index: usize, actions: &mut Vec<HistoryAction>) {
         let agent = &state.agents[index];
         if self.silence && agent.follows().is_some() {
-            actions.push(Action::Silence(index));
+            actions.push(HistoryAction::Silence(index));
         }
         if !self.talks && agent.may_probe() {
-            actions.push(Action::Probe(index));
+            actions.push(HistoryAction::Probe(index));
         }
         for publisher in 0..self.publishers.len() {
-            if Self::is_running(state, publisher).is_some_and(Process::vouches) {
+            if Self::is_running(state, publisher).is_some_and(PublisherProcess::vouches) {
                 if self.talks {
-                    actions.push(Action::ProbeAt(publisher, index));
+                    actions.push(HistoryAction::ProbeAt(publisher, index));
                 }
                 let probes = agent.probes.iter();
-                actions.extend(probes.map(|probe| Action::AnswerProbe(publisher, index, probe.nonce)));
+                actions.extend(probes.map(|probe| HistoryAction::AnswerProbe(publisher, index, probe.nonce)));
                 if agent.misses_rows_of(state.stores[self.publishers[publisher]].provenance()) {
-                    actions.push(Action::Repair(index, publisher));
+                    actions.push(HistoryAction::Repair(index, publisher));
                 }
-                actions.push(Action::Load(index, publisher));
+                actions.push(HistoryAction::Load(index, publisher));
             }
         }
-        actions.extend((0..agent.answers.len()).map(|place| Action::HearProof(index, place)));
+        actions.extend((0..agent.answers.len()).map(|place| HistoryAction::ReceiveProof(index, place)));
         for (place, sent) in state.sent.iter().enumerate() {
-            // A tick that is heard before its row only proves more than was applied.
+            // A tick that arrives before its row only proves more than was applied.
             let row = sent.row.is_some();
-            actions.push(if row { Action::HearRow(index, place) } else { Action::HearTick(index, place) });
+            actions.push(if row {
+                HistoryAction::ReceiveRow(index, place)
+            } else {
+                HistoryAction::ReceiveTick(index, place)
+            });
         }
     }
 
     /// What follows from `action`, if it does anything.
-    pub(super) fn step(&self, last: &State, action: Action) -> Option<State> {
+    pub(super) fn step(&self, last: &HistoryState, action: HistoryAction) -> Option<HistoryState> {
         self.under(|| {
             let mut state = last.clone();
             match action {
-                Action::Start(_)
-                | Action::Crash(_)
-                | Action::Freeze(_)
-                | Action::Thaw(_)
-                | Action::Cut
-                | Action::Heal
-                | Action::Copy(_)
-                | Action::Declare(_)
-                | Action::Restart(_) => self.step_fault(&mut state, action),
-                Action::Record(..)
-                | Action::Wait(_)
-                | Action::HearNobody(_)
-                | Action::Answer(..)
-                | Action::Hear(..)
-                | Action::HearForeign(_)
-                | Action::BoundPasses(_)
-                | Action::Forge(..) => self.step_publisher(&mut state, action)?,
+                HistoryAction::Start(_)
+                | HistoryAction::Crash(_)
+                | HistoryAction::Freeze(_)
+                | HistoryAction::Thaw(_)
+                | HistoryAction::Cut
+                | HistoryAction::Heal
+                | HistoryAction::Copy(_)
+                | HistoryAction::Declare(_)
+                | HistoryAction::Restart(_) => self.step_fault(&mut state, action),
+                HistoryAction::Record(..)
+                | HistoryAction::Wait(_)
+                | HistoryAction::ReceiveNoResponders(_)
+                | HistoryAction::Answer(..)
+                | HistoryAction::Receive(..)
+                | HistoryAction::ReceiveForeign(_)
+                | HistoryAction::BoundPasses(_)
+                | HistoryAction::Forge(..) => self.step_publisher(&mut state, action)?,
                 _ => self.step_agent(&mut state, action)?,
             }
             if !self.talks {
@@ -511,7 +500,7 @@ impl World {
                     .iter_mut()
                     .flatten()
                     .filter(|process| !process.frozen)
-                    .for_each(Process::settle_in);
+                    .for_each(PublisherProcess::settle_in);
             }
             self.begin_alone(&mut state);
             state.send(self);
@@ -520,9 +509,9 @@ impl World {
     }
 
     /// A publisher that wants an incarnation begins it at once: whatever comes between comes before or after.
-    fn begin_alone(&self, state: &mut State) {
+    fn begin_alone(&self, state: &mut HistoryState) {
         for publisher in 0..self.publishers.len() {
-            let wants = |process: &Process| !process.frozen && process.wants_incarnation();
+            let wants = |process: &PublisherProcess| !process.frozen && process.wants_incarnation();
             if !state.publishers[publisher].as_ref().is_some_and(wants) {
                 continue;
             }
@@ -534,39 +523,40 @@ impl World {
         }
     }
 
-    fn step_fault(&self, state: &mut State, action: Action) {
+    fn step_fault(&self, state: &mut HistoryState, action: HistoryAction) {
         let left = &mut state.left;
         match action {
-            Action::Start(publisher) => {
+            HistoryAction::Start(publisher) => {
                 left.starts -= 1;
-                if self.database == Database::Sqlite {
+                if self.database == DatabaseKind::Sqlite {
                     let incarnation = state.draw_incarnation();
                     state.stores[self.publishers[publisher]].open(incarnation);
                 }
-                state.publishers[publisher] = Some(Process::start(self.database == Database::Postgres));
+                state.publishers[publisher] =
+                    Some(PublisherProcess::start(self.database == DatabaseKind::Postgres));
             }
-            Action::Crash(publisher) => state.publishers[publisher] = None,
-            Action::Freeze(publisher) => {
+            HistoryAction::Crash(publisher) => state.publishers[publisher] = None,
+            HistoryAction::Freeze(publisher) => {
                 left.stalls -= 1;
                 if let Some(process) = &mut state.publishers[publisher] {
                     process.frozen = true;
                 }
             }
-            Action::Thaw(publisher) => {
+            HistoryAction::Thaw(publisher) => {
                 if let Some(process) = &mut state.publishers[publisher] {
                     process.thaw();
                 }
             }
-            Action::Cut => {
+            HistoryAction::Cut => {
                 left.cuts -= 1;
                 state.cut = true;
             }
-            Action::Heal => state.cut = false,
-            Action::Copy(from) => {
+            HistoryAction::Heal => state.cut = false,
+            HistoryAction::Copy(from) => {
                 left.copies -= 1;
                 state.stores[1 - from] = state.stores[from].clone();
             }
-            Action::Declare(store) => {
+            HistoryAction::Declare(store) => {
                 left.words -= 1;
                 state.is_overruled |= !state.stores[store].has(DELETION);
                 let incarnation = state.draw_incarnation();
@@ -577,43 +567,49 @@ impl World {
                     }
                 }
             }
-            Action::Restart(index) => {
+            HistoryAction::Restart(index) => {
                 left.restarts -= 1;
                 let process = left.restarts + 1;
-                state.agents[index] = Arc::new(Agent::start(process));
+                state.agents[index] = Arc::new(HistoryAgent::start(process));
             }
             _ => {}
         }
     }
 
-    fn step_publisher(&self, state: &mut State, action: Action) -> Option<()> {
+    fn step_publisher(&self, state: &mut HistoryState, action: HistoryAction) -> Option<()> {
         match action {
-            Action::Record(publisher, change) => {
+            HistoryAction::Record(publisher, change) => {
                 let left =
                     if change == DELETION { &mut state.left.deletions } else { &mut state.left.others };
                 *left -= 1;
                 state.tokens += 1;
                 let place = self.publishers[publisher];
                 // On SQLite, incarnations tell copies apart.
-                let token = if self.database == Database::Sqlite { 0 } else { state.tokens };
+                let token = if self.database == DatabaseKind::Sqlite { 0 } else { state.tokens };
                 state.stores[place].record(change, LogToken(token));
             }
-            Action::Wait(publisher) => state.publishers[publisher].as_mut()?.wait(),
-            Action::HearNobody(publisher) => state.publishers[publisher].as_mut()?.hear_nobody(),
-            Action::Answer(publisher, asker) => {
+            HistoryAction::Wait(publisher) => state.publishers[publisher].as_mut()?.wait(),
+            HistoryAction::ReceiveNoResponders(publisher) => {
+                state.publishers[publisher].as_mut()?.receive_no_responders();
+            }
+            HistoryAction::Answer(publisher, asker) => {
                 let place = self.publishers[publisher];
                 let colleague = place == self.publishers[asker];
                 let provenance = state.stores[place].provenance();
                 let answer = state.publishers[publisher].as_ref()?.answer(publisher, provenance, colleague);
                 state.publishers[asker].as_mut()?.answers.insert(answer);
                 if !colleague {
-                    state.publishers[publisher].as_mut()?.hear_foreign();
+                    state.publishers[publisher].as_mut()?.receive_foreign();
                 }
             }
-            Action::Hear(publisher, answer) => state.publishers[publisher].as_mut()?.hear(answer),
-            Action::HearForeign(publisher) => state.publishers[publisher].as_mut()?.hear_foreign(),
-            Action::BoundPasses(publisher) => self.finish_receipt(state, publisher)?,
-            Action::Forge(publisher, seen) => {
+            HistoryAction::Receive(publisher, answer) => {
+                state.publishers[publisher].as_mut()?.receive(answer);
+            }
+            HistoryAction::ReceiveForeign(publisher) => {
+                state.publishers[publisher].as_mut()?.receive_foreign();
+            }
+            HistoryAction::BoundPasses(publisher) => self.finish_receipt(state, publisher)?,
+            HistoryAction::Forge(publisher, seen) => {
                 self.vouches_for(state, publisher, &seen)?;
             }
             _ => {}
@@ -621,11 +617,11 @@ impl World {
         Some(())
     }
 
-    /// A bound has passed while it served: what agents cache lives on only where somebody else vouches for it.
-    fn finish_receipt(&self, state: &mut State, publisher: usize) -> Option<()> {
+    /// A bound has passed while it served: cached entries last only where another publisher renews their lease.
+    fn finish_receipt(&self, state: &mut HistoryState, publisher: usize) -> Option<()> {
         let own = state.stores[self.publishers[publisher]].provenance();
         let vouched: BTreeSet<Provenance> = (0..self.publishers.len())
-            .filter(|other| Self::is_running(state, *other).is_some_and(Process::vouches))
+            .filter(|other| Self::is_running(state, *other).is_some_and(PublisherProcess::vouches))
             .map(|other| state.stores[self.publishers[other]].provenance())
             .filter(|provenance| *provenance != own)
             .collect();
@@ -638,9 +634,9 @@ impl World {
         Some(())
     }
 
-    /// Whether a publisher answers an agent that presents `seen`. A past that its store doesn't know silences it, if
+    /// Whether a publisher answers an agent that presents `seen`. A past that its store doesn't have silences it, if
     /// the store itself gave that out.
-    fn vouches_for(&self, state: &mut State, publisher: usize, seen: &Voucher) -> Option<bool> {
+    fn vouches_for(&self, state: &mut HistoryState, publisher: usize, seen: &Voucher) -> Option<bool> {
         let store = &mut state.stores[self.publishers[publisher]];
         if store.judge(&seen.milestone) != Past::Unknown {
             return Some(true);
@@ -652,27 +648,27 @@ impl World {
         Some(false)
     }
 
-    fn step_agent(&self, state: &mut State, action: Action) -> Option<()> {
+    fn step_agent(&self, state: &mut HistoryState, action: HistoryAction) -> Option<()> {
         match action {
-            Action::Silence(index) => {
+            HistoryAction::Silence(index) => {
                 state.agents[index] = Arc::new(state.agents[index].waits());
             }
-            Action::Probe(index) => state.agents[index] = Arc::new(state.agents[index].probes()),
-            Action::AnswerProbe(publisher, index, nonce) => {
+            HistoryAction::Probe(index) => state.agents[index] = Arc::new(state.agents[index].probes()),
+            HistoryAction::AnswerProbe(publisher, index, nonce) => {
                 return self.answer_probe(state, publisher, index, nonce);
             }
-            Action::ProbeAt(publisher, index) => return self.probe_at(state, publisher, index),
-            Action::HearProof(index, place) => {
+            HistoryAction::ProbeAt(publisher, index) => return self.probe_at(state, publisher, index),
+            HistoryAction::ReceiveProof(index, place) => {
                 let answer = *state.agents[index].answers.get(place)?;
                 state.agents[index] = Arc::new(state.agents[index].receives_answer(answer));
             }
-            Action::HearTick(index, place) => {
+            HistoryAction::ReceiveTick(index, place) => {
                 let voucher = state.sent[place].voucher;
                 state.agents[index] = Arc::new(state.agents[index].receives(&voucher, None));
             }
-            Action::HearRow(index, place) => {
-                let Sent { mut voucher, row, store } = state.sent[place];
-                if self.flaw == Some(Flaw::RowsLagBehindTheirVouchers) {
+            HistoryAction::ReceiveRow(index, place) => {
+                let SentMessage { mut voucher, row, store } = state.sent[place];
+                if self.flaw == Some(HistoryFlaw::RowsLagBehindTheirVouchers) {
                     let begins = state.stores[store].history();
                     let begins = begins.begins().iter().rev();
                     let mut begins =
@@ -681,11 +677,11 @@ impl World {
                 }
                 state.agents[index] = Arc::new(state.agents[index].receives(&voucher, row.as_ref()));
             }
-            Action::Repair(index, publisher) => {
+            HistoryAction::Repair(index, publisher) => {
                 let store = &state.stores[self.publishers[publisher]];
                 state.agents[index] = Arc::new(state.agents[index].repairs(store));
             }
-            Action::Load(index, publisher) => {
+            HistoryAction::Load(index, publisher) => {
                 let store = &state.stores[self.publishers[publisher]];
                 state.agents[index] = Arc::new(state.agents[index].loads(store));
             }
@@ -694,8 +690,8 @@ impl World {
         Some(())
     }
 
-    /// Where publishers talk, late answers are left to the other worlds. A probe that moves nothing is forgotten.
-    fn probe_at(&self, state: &mut State, publisher: usize, index: usize) -> Option<()> {
+    /// Where publishers talk, other worlds have the late answers. A probe without effect is dropped.
+    fn probe_at(&self, state: &mut HistoryState, publisher: usize, index: usize) -> Option<()> {
         let before = state.agents[index].clone();
         let probing = Arc::new(before.probes());
         let nonce = probing.probes.last()?.nonce;
@@ -709,7 +705,13 @@ impl World {
         Some(())
     }
 
-    fn answer_probe(&self, state: &mut State, publisher: usize, index: usize, nonce: u64) -> Option<()> {
+    fn answer_probe(
+        &self,
+        state: &mut HistoryState,
+        publisher: usize,
+        index: usize,
+        nonce: u64,
+    ) -> Option<()> {
         let probe = *state.agents[index].probes.iter().find(|probe| probe.nonce == nonce)?;
         if let Some(seen) = &probe.seen
             && !self.vouches_for(state, publisher, seen)?
@@ -717,18 +719,18 @@ impl World {
             return Some(());
         }
         let store = &state.stores[self.publishers[publisher]];
-        let answer = ProbeAnswer { nonce, head: store.voucher(), deleted: store.has(DELETION) };
+        let answer = PendingProbeAnswer { nonce, head: store.voucher(), deleted: store.has(DELETION) };
         state.agents[index] = Arc::new(state.agents[index].is_answered(answer));
         Some(())
     }
 }
 
 /// The same where faults are over, and operators and clocks do what they must.
-pub(super) fn calm(world: &World) -> World {
-    World { prompt: false, receipts: false, ..*world }
+pub(super) fn calm(world: &HistoryWorld) -> HistoryWorld {
+    HistoryWorld { prompt: false, receipts: false, ..*world }
 }
 
-impl State {
+impl HistoryState {
     /// Lets everything happen that heals.
     pub(super) fn allow_healing(&mut self) {
         self.left = Budget::ENOUGH;

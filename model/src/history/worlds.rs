@@ -2,10 +2,10 @@
 
 use evictd_core::service::Standing;
 
-use super::world::{Budget, Database, World};
+use super::world::{Budget, DatabaseKind, HistoryWorld};
 
 /// All of them.
-pub const ALL: &[World] =
+pub const ALL: &[HistoryWorld] =
     &[FORGED, RESTARTED, WORD, TWO_COPIES, PHYSICAL_COPY, BACKUP, LOYAL, TOGETHER, CUT, HANDOVER, COLLEAGUES];
 
 const BEHIND: (&str, Standing) = ("a publisher is behind", Standing::Behind);
@@ -13,9 +13,9 @@ const YIELDS: (&str, Standing) = ("a publisher yields", Standing::Yielding);
 const CONFLICT: (&str, Standing) = ("publishers conflict", Standing::Conflicting);
 
 /// A copy of the store is started beside home or instead of it, and its positions catch up.
-pub const TWO_COPIES: World = World {
+pub const TWO_COPIES: HistoryWorld = HistoryWorld {
     standings: &[BEHIND],
-    ..World::plain(
+    ..HistoryWorld::plain(
         "two copies",
         "an old copy is started, its positions catch up",
         Budget { starts: 2, others: 1, deletions: 2, ..Budget::NONE },
@@ -23,10 +23,10 @@ pub const TWO_COPIES: World = World {
 };
 
 /// One of the two is declared, by an operator who may not have been asked.
-pub const WORD: World = World {
+pub const WORD: HistoryWorld = HistoryWorld {
     standings: &[BEHIND],
     heals: true,
-    ..World::plain(
+    ..HistoryWorld::plain(
         "an operator's word",
         "a store is declared",
         Budget { starts: 2, words: 1, ..Budget::NONE },
@@ -34,9 +34,9 @@ pub const WORD: World = World {
 };
 
 /// The copy is made at any moment, also of a store that was declared, or put in place of the original.
-pub const BACKUP: World = World {
+pub const BACKUP: HistoryWorld = HistoryWorld {
     standings: &[BEHIND],
-    ..World::plain(
+    ..HistoryWorld::plain(
         "a backup",
         "a backup is taken at any moment, and started or restored",
         Budget { starts: 1, copies: 1, words: 1, ..Budget::NONE },
@@ -44,20 +44,24 @@ pub const BACKUP: World = World {
 };
 
 /// The agent restarts, and has no past.
-pub const RESTARTED: World = World {
+pub const RESTARTED: HistoryWorld = HistoryWorld {
     standings: &[BEHIND],
     agents: 2,
-    ..World::plain("no past", "one of two agents restarts", Budget { starts: 1, restarts: 1, ..Budget::NONE })
+    ..HistoryWorld::plain(
+        "no past",
+        "one of two agents restarts",
+        Budget { starts: 1, restarts: 1, ..Budget::NONE },
+    )
 };
 
 /// Publishers stand still, crash and come back, and reach each other meanwhile.
-pub const HANDOVER: World = World {
+pub const HANDOVER: HistoryWorld = HistoryWorld {
     talks: true,
     prompt: true,
     receipts: true,
     deleting: &[0],
     standings: &[YIELDS],
-    ..World::plain(
+    ..HistoryWorld::plain(
         "newcomers",
         "publishers freeze and restart beside each other",
         Budget { starts: 1, stalls: 1, ..Budget::NONE },
@@ -65,31 +69,31 @@ pub const HANDOVER: World = World {
 };
 
 /// Two serve while they are cut off from each other, and meet.
-pub const CUT: World = World {
+pub const CUT: HistoryWorld = HistoryWorld {
     talks: true,
     prompt: true,
     receipts: true,
     begins_cut: true,
     deleting: &[0],
     standings: &[YIELDS, CONFLICT],
-    ..World::plain("rivals", "two that serve meet after a cut", Budget { starts: 1, ..Budget::NONE })
+    ..HistoryWorld::plain("rivals", "two that serve meet after a cut", Budget { starts: 1, ..Budget::NONE })
 };
 
 /// An agent that reaches home goes on following it, although a copy serves.
-pub const LOYAL: World = World {
+pub const LOYAL: HistoryWorld = HistoryWorld {
     talks: true,
     prompt: true,
     receipts: true,
     begins_cut: true,
     steady: &[0],
     silence: false,
-    ..World::plain("loyal", "a cut-off copy serves beside home", Budget { starts: 1, ..Budget::NONE })
+    ..HistoryWorld::plain("loyal", "a cut-off copy serves beside home", Budget { starts: 1, ..Budget::NONE })
 };
 
 /// Claims that no store gave out.
-pub const FORGED: World = World {
+pub const FORGED: HistoryWorld = HistoryWorld {
     forges: true,
-    ..World::plain(
+    ..HistoryWorld::plain(
         "forged",
         "an agent's login claims what it never received",
         Budget { starts: 1, ..Budget::NONE },
@@ -97,10 +101,10 @@ pub const FORGED: World = World {
 };
 
 /// A physical copy has the incarnation of the original.
-pub const PHYSICAL_COPY: World = World {
-    database: Database::Postgres,
+pub const PHYSICAL_COPY: HistoryWorld = HistoryWorld {
+    database: DatabaseKind::Postgres,
     standings: &[BEHIND],
-    ..World::plain(
+    ..HistoryWorld::plain(
         "a copied server",
         "a copy with the same incarnation is started",
         Budget { starts: 1, others: 1, deletions: 2, ..Budget::NONE },
@@ -108,8 +112,8 @@ pub const PHYSICAL_COPY: World = World {
 };
 
 /// Two colleagues on one server, and a publisher on its copy.
-pub const COLLEAGUES: World = World {
-    database: Database::Postgres,
+pub const COLLEAGUES: HistoryWorld = HistoryWorld {
+    database: DatabaseKind::Postgres,
     publishers: &[0, 0, 1],
     steady: &[0, 1],
     silence: false,
@@ -118,17 +122,21 @@ pub const COLLEAGUES: World = World {
     receipts: true,
     deleting: &[0],
     standings: &[YIELDS],
-    ..World::plain("colleagues", "two on one server, one on its copy", Budget { starts: 1, ..Budget::NONE })
+    ..HistoryWorld::plain(
+        "colleagues",
+        "two on one server, one on its copy",
+        Budget { starts: 1, ..Budget::NONE },
+    )
 };
 
 /// Publishers come and go together, and one must be able to serve in the end.
-pub const TOGETHER: World = World {
+pub const TOGETHER: HistoryWorld = HistoryWorld {
     talks: true,
     prompt: true,
     heals: true,
     silence: false,
     standings: &[YIELDS, CONFLICT],
-    ..World::plain(
+    ..HistoryWorld::plain(
         "together",
         "two start at once, freeze, end",
         Budget { starts: 1, stalls: 1, deletions: 0, ..Budget::NONE },
