@@ -417,7 +417,7 @@ mod tests {
     fn missing_agents_are_named() {
         let mut elapsed = region("eu", "elapsed", None);
         elapsed.missing_count = 3;
-        elapsed.missing = vec![Missing { agent: "edge".to_owned(), instance: "00ff".to_owned() }];
+        elapsed.missing = vec![MissingInstance { agent: "edge".to_owned(), instance: "00ff".to_owned() }];
         assert_eq!(line(&elapsed, 0), "eu  elapsed  waiting for edge/00ff and 2 more");
         assert!(is_proven(&receipt("elapsed", &[elapsed.clone()])));
         assert!(!is_proven(&receipt("unproven", &[elapsed])));
