@@ -419,14 +419,17 @@ impl SimStore {
         }
     }
 
-    /// Begins an incarnation for a publisher that is alone, and the epoch that is due, if one is. `false` if it can't.
-    pub fn open(&mut self, ctx: &mut Ctx, publisher: NodeNumber) -> bool {
+    /// Begins an incarnation as a publisher requests it, for a cause that begins no epoch; first the
+    /// epoch that is due. `false` if the publisher can't write.
+    pub fn open(&mut self, ctx: &mut Ctx, publisher: NodeNumber, cause: BeginCause) -> bool {
         if self.attached(ctx, publisher) != Attached::Primary {
             return false;
         }
         let is_branched = epochs::is_branched(&self.head.now().timeline, &self.timeline);
-        let cause = if is_branched { BeginCause::Branched } else { BeginCause::Opened };
-        self.begin_incarnation(ctx, cause, 0);
+        self.begin_epoch_if_due(ctx, 0);
+        if !is_branched || cause != BeginCause::Opened {
+            self.begin_incarnation(ctx, cause, 0);
+        }
         true
     }
 

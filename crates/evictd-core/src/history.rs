@@ -86,6 +86,8 @@ pub enum BeginCause {
     Declared,
     /// The schema was changed outside evictd, so changes may be missing in the log (R3).
     SchemaChanged,
+    /// Its publisher yielded to another history for a bound. The epoch goes on.
+    Yielded,
 }
 
 labels!(BeginCause {
@@ -94,6 +96,7 @@ labels!(BeginCause {
     Branched = "branched",
     Declared = "declared",
     SchemaChanged = "schema_changed",
+    Yielded = "yielded",
 });
 
 impl BeginCause {
@@ -200,6 +203,9 @@ impl History {
     /// Only a newer epoch replaces it: one that began because the server's own history shows a
     /// promotion, or because an operator declared it. A later copy of the store has that epoch too,
     /// but it replaces nothing that was seen of the epoch itself.
+    ///
+    /// An epoch replaces nothing either after the store's publisher yielded to another history for
+    /// a bound: agents followed that one, whatever a promotion or an operator said before.
     pub fn judge(&self, seen: &Milestone, head: LogPosition) -> Past {
         if self.has(seen, head) || !Protection::PastsAreKnown.holds() {
             return Past::Known;
@@ -220,13 +226,24 @@ impl History {
     }
 
     fn judge_lost(&self, seen: &Milestone) -> Past {
-        let mut superseding = self.begins.iter().filter(|begin| begin.cause.supersedes());
-        if superseding.any(|begin| begin.at.epoch() > seen.at.epoch())
+        if self.superseding().any(|begin| begin.at.epoch() > seen.at.epoch())
             || !Protection::LostPastsNeedAWord.holds()
         {
             return Past::Superseded;
         }
         Past::Unknown
+    }
+
+    /// Whether an epoch of this history may replace a past that it lacks.
+    pub fn supersedes(&self) -> bool {
+        self.superseding().next().is_some()
+    }
+
+    /// The beginnings that may replace a past that this history lacks, newest first.
+    fn superseding(&self) -> impl Iterator<Item = &Begin> {
+        let counts =
+            |begin: &&Begin| begin.cause != BeginCause::Yielded || !Protection::YieldsNeedAWord.holds();
+        self.begins.iter().rev().take_while(counts).filter(|begin| begin.cause.supersedes())
     }
 
     fn has(&self, seen: &Milestone, head: LogPosition) -> bool {
@@ -305,6 +322,19 @@ mod tests {
         // A copy that was taken after the declaration, started beside the store that went on.
         assert_eq!(history().judge(&seen(3, at(2, 30)), at(2, 25)), Past::Unknown);
         assert_eq!(history().judge(&seen(8, at(2, 1)), at(2, 25)), Past::Unknown);
+    }
+
+    #[test]
+    fn yielding_ends_what_was_declared_before() {
+        let mut begins = history().begins;
+        begins.push(begin(4, at(2, 25), at(2, 25), BeginCause::Yielded));
+        let yielded = History::new(STORE, begins.clone()).unwrap();
+        assert!(!yielded.supersedes());
+        assert_eq!(yielded.judge(&seen(8, at(1, 500)), at(2, 30)), Past::Unknown);
+        assert_eq!(yielded.judge(&seen(3, at(2, 25)), at(2, 30)), Past::Known);
+        begins.push(begin(5, at(2, 30), at(3, 30), BeginCause::Declared));
+        let declared = History::new(STORE, begins).unwrap();
+        assert_eq!(declared.judge(&seen(8, at(1, 500)), at(3, 30)), Past::Superseded);
     }
 
     #[test]

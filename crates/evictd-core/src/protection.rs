@@ -89,6 +89,8 @@ protections! {
     /// A past that the store doesn't have needs an operator's declaration, or the server's own
     /// history.
     LostPastsNeedAWord = R15,
+    /// A store whose publisher yielded for a bound needs an operator's declaration again.
+    YieldsNeedAWord = R15,
     /// A publisher that was absent queries the others before it answers anything.
     NewcomersAsk = R15,
     /// A publisher that is the only one at a shared store begins an incarnation before it serves.

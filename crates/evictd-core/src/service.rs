@@ -101,6 +101,8 @@ enum ServiceState {
     Serving,
     Silent {
         rival: Peer,
+        /// When the first rival answered.
+        since: LeaseTime,
         answered_at: LeaseTime,
         conflict: bool,
     },
@@ -134,6 +136,8 @@ pub struct Service {
     exclusivity: Exclusivity,
     /// When this history was again the only one, after that was doubtful.
     exclusive_since: Option<LeaseTime>,
+    /// A rival that is silent for this publisher, and when it answered last.
+    silent_rival: Option<(Peer, LeaseTime)>,
     /// The newest queries, oldest first, and when they were sent.
     queries: VecDeque<(u64, LeaseTime)>,
     next_nonce: u64,
@@ -154,6 +158,7 @@ impl Service {
             connectivity: Connectivity::Disconnected,
             exclusivity: Exclusivity::Unverified,
             exclusive_since: None,
+            silent_rival: None,
             queries: VecDeque::new(),
             next_nonce: nonce.max(1),
         }
@@ -174,6 +179,34 @@ impl Service {
         match &self.state {
             ServiceState::Silent { rival, .. } => Some(rival),
             _ => None,
+        }
+    }
+
+    /// The rival that is silent because this publisher serves, or because its store is an older copy.
+    pub fn silent_rival(&self, now: LeaseTime) -> Option<&Peer> {
+        let (rival, answered_at) = self.silent_rival.as_ref()?;
+        (now.since(*answered_at) < self.bound && self.state == ServiceState::Serving).then_some(rival)
+    }
+
+    /// The rival that this publisher has yielded to for a bound. Agents follow that one. So an epoch
+    /// that began in this publisher's store before must not replace what they have seen
+    /// ([`BeginCause::Yielded`](crate::history::BeginCause::Yielded)).
+    ///
+    /// During a fail-over, the publisher of the old primary may answer for a moment. So a shorter
+    /// time doesn't count.
+    pub fn yielded_to(&self) -> Option<&Peer> {
+        match &self.state {
+            ServiceState::Silent { rival, since, answered_at, conflict: false } => {
+                (answered_at.since(*since) >= self.bound).then_some(rival)
+            }
+            _ => None,
+        }
+    }
+
+    /// Counts the time of [`Self::yielded_to`] anew, because an incarnation has begun in the store.
+    pub fn restart_yielding(&mut self, now: LeaseTime) {
+        if let ServiceState::Silent { since, answered_at, .. } = &mut self.state {
+            *since = now.max(*answered_at);
         }
     }
 
@@ -306,23 +339,27 @@ impl Service {
 
     /// A rival's answer.
     pub fn on_rival(&mut self, nonce: u64, peer: Peer, now: LeaseTime) {
-        if !self.is_open(nonce, now) || !peer.standing.is_alive() {
+        if !self.is_open(nonce, now) {
             return;
         }
-        let conflict = match &self.state {
+        if !peer.standing.is_alive() {
+            self.silent_rival = Some((peer, now));
+            return;
+        }
+        let (conflict, since) = match &self.state {
             ServiceState::Behind { .. } => return,
             // The rival was first, unless it is a newcomer too. Of two newcomers, one may have
             // noticed the conflict already.
             ServiceState::Asking { .. } | ServiceState::Alone => {
-                matches!(peer.standing, Standing::Asking | Standing::Conflicting)
+                (matches!(peer.standing, Standing::Asking | Standing::Conflicting), now)
             }
             // The rival is the newcomer, and yields.
             ServiceState::Serving if peer.standing == Standing::Asking => return,
             ServiceState::Serving if !Protection::RivalsFallSilent.holds() => return,
-            ServiceState::Serving => true,
-            ServiceState::Silent { conflict, .. } => *conflict,
+            ServiceState::Serving => (true, now),
+            ServiceState::Silent { conflict, since, .. } => (*conflict, *since),
         };
-        self.state = ServiceState::Silent { rival: peer, answered_at: now, conflict };
+        self.state = ServiceState::Silent { rival: peer, since, answered_at: now, conflict };
         self.exclusivity = Exclusivity::Doubtful;
     }
 
@@ -363,15 +400,17 @@ impl Service {
         let rebase = |at: LeaseTime| to.before(now.since(at).min(oldest));
         self.present_at = rebase(self.present_at);
         self.polled_at = rebase(self.polled_at);
-        // Only receipts depend on it.
-        self.exclusive_since = None;
+        // Receipts depend on the one, and no decision on the other.
+        (self.exclusive_since, self.silent_rival) = (None, None);
         let lasting = ANSWER_PATIENCE.max(QUERY_SPACING);
         self.queries.retain(|(_, at)| now.since(*at) < lasting);
         self.queries = (1..).zip(&self.queries).map(|(nonce, (_, at))| (nonce, rebase(*at))).collect();
         self.next_nonce = self.queries.len() as u64 + 1;
         match &mut self.state {
             ServiceState::Asking { since } => *since = since.map(rebase),
-            ServiceState::Silent { answered_at, .. } => *answered_at = rebase(*answered_at),
+            ServiceState::Silent { since, answered_at, .. } => {
+                (*since, *answered_at) = (rebase(*since), rebase(*answered_at));
+            }
             ServiceState::Alone | ServiceState::Serving | ServiceState::Behind { .. } => {}
         }
         self
@@ -652,6 +691,31 @@ mod tests {
     }
 
     #[test]
+    fn serving_publisher_names_the_rival_that_yields_to_it() {
+        let mut service = serving();
+        let query = service.on_foreign(ms(0)).unwrap();
+        service.on_rival(query.nonce, rival(Standing::Yielding), ms(10));
+        assert_eq!(service.standing(), Standing::Serving);
+        assert_eq!(service.silent_rival(ms(30_009)), Some(&rival(Standing::Yielding)));
+        assert_eq!(service.silent_rival(ms(30_010)), None, "it hasn't answered for a bound");
+    }
+
+    #[test]
+    fn yielding_counts_once_the_rival_has_answered_for_a_bound() {
+        let mut service = newcomer();
+        let mut query = service.poll(Connectivity::Connected, ms(0)).unwrap();
+        for at in (0..30_000).step_by(1_000) {
+            service.on_rival(query.nonce, rival(Standing::Serving), ms(at));
+            assert_eq!(service.yielded_to(), None);
+            query = service.poll(Connectivity::Connected, ms(at + 1_000)).unwrap();
+        }
+        service.on_rival(query.nonce, rival(Standing::Serving), ms(30_000));
+        assert_eq!(service.yielded_to(), Some(&rival(Standing::Serving)));
+        service.poll(Connectivity::Connected, ms(60_000));
+        assert_eq!(service.yielded_to(), None, "it queries again");
+    }
+
+    #[test]
     fn newcomer_yields_until_its_rival_is_gone_for_a_bound() {
         let mut service = newcomer();
         let query = service.poll(Connectivity::Connected, ms(0)).unwrap();
@@ -660,6 +724,7 @@ mod tests {
         let again = service.poll(Connectivity::Connected, ms(1_000)).unwrap();
         assert_eq!(again.standing, Standing::Yielding);
         service.on_rival(again.nonce, rival(Standing::Serving), ms(1_010));
+        assert_eq!(service.yielded_to(), None, "it answered for a second, as during a fail-over");
         for at in (2_000..31_000).step_by(1_000) {
             assert!(service.poll(Connectivity::Connected, ms(at)).is_some());
             assert_eq!(service.standing(), Standing::Yielding);

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use evictd_core::history::{Claim, History, LogToken, Mac, Milestone, Past, Provenance, Voucher};
+use evictd_core::history::{BeginCause, Claim, History, LogToken, Mac, Milestone, Past, Provenance, Voucher};
 use evictd_core::position::LogPosition;
+use evictd_core::service::Peer;
 use evictd_store::history::VoucherKey;
 use evictd_store::log::Head;
 use evictd_store::{LogStore, StoreError};
@@ -76,7 +77,14 @@ impl HomeHistory {
 
     /// Begins an incarnation, because no other publisher serves the store.
     pub(crate) async fn begin_incarnation(&self) -> Result<(), StoreError> {
-        self.note(&self.store.begin_incarnation().await?).await
+        self.note(&self.store.begin_incarnation(BeginCause::Opened, None).await?).await
+    }
+
+    /// Records that agents follow `rival` instead: no epoch of this store replaces their past any longer.
+    pub(crate) async fn note_yielding(&self, rival: &Peer) -> Result<(), StoreError> {
+        let Peer { publisher, provenance, .. } = rival;
+        let evidence = format!("store {}, publisher {publisher}", provenance.store);
+        self.note(&self.store.begin_incarnation(BeginCause::Yielded, Some(&evidence)).await?).await
     }
 
     /// Returns the last voucher of the incarnation that has ended since the last call, to be sent to agents.

@@ -63,6 +63,8 @@ metric_specs! {
         "Messages from agents that were refused: malformed, reply (the answer would not go into the requester's own inbox), subject, overload (too many of one agent wait, or run), ahead (it claims to have applied more than the log holds), bound (its bound exceeds receipts.bound), unproved (this home store didn't give out what it claims to have seen), or unknown_past (a newer copy of this home store gave it out).";
     STANDING = "evictd_publisher_standing", GAUGE, None, ["standing"],
         "1 for how this publisher stands among all on the bus: asking (a newcomer), serving, yielding (silent, because a publisher of another home store serves), conflicting (silent, because one of another home store served as well), or behind (silent, because its home store is an older copy).";
+    SILENT_RIVALS = "evictd_publisher_silent_rivals", GAUGE, None, [],
+        "1 while a publisher of another home store is on the bus and silent, because this one serves.";
     REQUESTS = "evictd_publisher_requests_total", COUNTER, COUNT, ["endpoint", "class"],
         "Control API requests answered, by class of status.";
     PURGED = "evictd_publisher_purged_rows_total", COUNTER, COUNT, ["kind"],
@@ -138,6 +140,7 @@ pub struct Metrics {
     round_seconds: Histogram,
     probes: Counter,
     stalled: Gauge,
+    silent_rivals: Gauge,
     standing: [Gauge; Standing::ALL.len()],
     replays_rows: Counter,
     replays_refused: Counter,
@@ -178,6 +181,7 @@ impl Metrics {
             round_seconds: registry.histogram(&ROUND_SECONDS, &[]),
             probes: registry.counter(&PROBES, &[]),
             stalled: gauge(&STALLED),
+            silent_rivals: gauge(&SILENT_RIVALS),
             standing: Standing::ALL
                 .map(|standing| registry.gauge(&STANDING, &[("standing", standing.label())])),
             replays_rows: counter(&REPLAYS, "outcome", "rows"),
@@ -235,6 +239,10 @@ impl Metrics {
         for (gauge, candidate) in self.standing.iter().zip(Standing::ALL) {
             gauge.set(if candidate == standing { 1.0 } else { 0.0 });
         }
+    }
+
+    pub(crate) fn silent_rivals(&self, any: bool) {
+        self.silent_rivals.set(if any { 1.0 } else { 0.0 });
     }
 
     pub(crate) fn stalled(&self, stalled: bool) {

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::{Message, StatusCode};
-use evictd_core::history::{Provenance, RoundToken};
-use evictd_core::service::{Connectivity, Peer, Query, Standing};
+use evictd_core::history::{Incarnation, Provenance, RoundToken};
+use evictd_core::service::{Connectivity, Peer, Query, Service, Standing};
 use evictd_core::time::LeaseTime;
 use evictd_ops::clock;
 use evictd_ops::readiness::Condition;
@@ -45,6 +45,8 @@ pub(crate) struct Rivals {
     pub(crate) bus: Bus,
     /// Met while this publisher serves.
     pub(crate) condition: Condition,
+    /// Unmet while a publisher of another history is silent for this one.
+    pub(crate) silent_rival: Condition,
     /// Whether rounds succeed.
     pub(crate) succeeding: watch::Receiver<bool>,
     /// Notified at each connection to NATS.
@@ -68,6 +70,8 @@ struct RivalsTask {
     waiting: Vec<(PublisherQuery, LeaseTime)>,
     checks: JoinSet<Result<PeerFinding, StoreError>>,
     reported: Option<Standing>,
+    /// The store's incarnation when it was last read while yielding.
+    incarnation: Option<Incarnation>,
     reread_at: LeaseTime,
 }
 
@@ -83,6 +87,7 @@ impl Rivals {
             waiting: Vec::new(),
             checks: JoinSet::new(),
             reported: None,
+            incarnation: None,
             reread_at: LeaseTime::default(),
         };
         loop {
@@ -102,6 +107,7 @@ impl Rivals {
             }
             task.begin_alone().await;
             task.report();
+            task.report_silent_rival();
         }
     }
 
@@ -154,6 +160,42 @@ impl RivalsTask {
             self.rivals.send(query).await;
         }
         self.check_awaited_past().await;
+        self.note_yielding().await;
+    }
+
+    /// After this publisher has yielded for a bound, its store needs an operator's declaration before it may replace
+    /// what agents have seen.
+    async fn note_yielding(&mut self) {
+        let now = clock::lease_now();
+        let is_due = now.since(self.reread_at) >= REREAD_EVERY;
+        if self.rivals.shared.vouching.standing() != Standing::Yielding || !is_due {
+            return;
+        }
+        self.reread_at = now;
+        if let Err(error) = self.try_note_yielding().await {
+            self.rivals.shared.metrics.store_failed(&error);
+        }
+    }
+
+    async fn try_note_yielding(&mut self) -> Result<(), StoreError> {
+        let Shared { history, vouching, .. } = &self.rivals.shared;
+        history.reread().await?;
+        let current = history.history();
+        let incarnation = current.provenance().incarnation;
+        if self.incarnation.replace(incarnation) != Some(incarnation) {
+            // Perhaps an operator has declared it, and has a bound to stop the rival.
+            vouching.with(Service::restart_yielding);
+        }
+        let Some(rival) = vouching.with(|service, _| service.yielded_to().cloned()) else { return Ok(()) };
+        if !current.supersedes() {
+            return Ok(());
+        }
+        history.note_yielding(&rival).await?;
+        tracing::warn!(
+            rival = %rival.publisher,
+            "yielded for a bound; stop the rival and run `evictd new-epoch` if this home store shall replace the other one"
+        );
+        Ok(())
     }
 
     /// Begins an incarnation if this publisher serves as soon as one has begun.
@@ -190,9 +232,8 @@ impl RivalsTask {
             return;
         }
         let peer = &query.from.peer;
-        let is_foreign = peer.provenance != self.rivals.shared.history.history().provenance();
-        if is_foreign && peer.standing != Standing::Asking {
-            self.query_others().await;
+        if peer.standing != Standing::Asking {
+            self.compare(peer.provenance, query.from.round).await;
         }
         self.waiting.push((query, clock::lease_now()));
         self.rivals.shared.rounds.request();
@@ -228,15 +269,20 @@ impl RivalsTask {
 
     async fn on_live(&mut self, message: &Message) {
         let Ok(Live { voucher, event }) = Live::decode(&message.payload) else { return };
-        let provenance = voucher.milestone.provenance;
-        if event == LiveEvent::Ended {
-            return;
-        }
+        let round = match event {
+            LiveEvent::Ended => return,
+            LiveEvent::Tick(round) => round,
+            LiveEvent::Invalidations(_) => None,
+        };
+        self.compare(voucher.milestone.provenance, round).await;
+    }
+
+    /// Queries the others if a message is of another history, or of a round that this store lacks.
+    async fn compare(&mut self, provenance: Provenance, round: Option<RoundToken>) {
         if provenance != self.rivals.shared.history.history().provenance() {
             return self.query_others().await;
         }
-        let LiveEvent::Tick(round @ Some(_)) = event else { return };
-        if self.checks.len() < CHECKS_MAX {
+        if round.is_some() && self.checks.len() < CHECKS_MAX {
             let rivals = self.rivals.clone();
             self.checks.spawn(async move {
                 let is_same_store = rivals.is_same_store(provenance, round).await?;
@@ -263,6 +309,17 @@ impl RivalsTask {
     async fn query_others(&self) {
         if let Some(query) = self.rivals.shared.vouching.foreign() {
             self.rivals.send(query).await;
+        }
+    }
+
+    /// Reports a rival that is silent for this publisher.
+    fn report_silent_rival(&self) {
+        let Rivals { silent_rival, shared: Shared { vouching, metrics, .. }, .. } = &*self.rivals;
+        let rival = vouching.silent_rival();
+        metrics.silent_rivals(rival.is_some());
+        match rival {
+            Some(rival) => silent_rival.unmet(rival),
+            None => silent_rival.met(),
         }
     }
 

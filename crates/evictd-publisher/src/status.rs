@@ -29,6 +29,7 @@ impl Status {
             "incarnation": provenance.incarnation.to_string(),
             "standing": self.shared.vouching.standing().label(),
             "silentBecause": self.shared.vouching.refusal(),
+            "silentRival": self.shared.vouching.silent_rival(),
             "epoch": head.epoch(),
             "headPosition": head.position(),
             "lastRoundMsAgo": self.shared.fence.raised_ago().map(millis),

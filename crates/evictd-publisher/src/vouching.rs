@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use evictd_core::history::Milestone;
+use evictd_core::history::{Milestone, Provenance};
 use evictd_core::receipts::ReceiptTracker;
 #[cfg(test)]
 use evictd_core::service::Connectivity;
-use evictd_core::service::{Query, Service, Standing};
+use evictd_core::service::{Peer, Query, Service, Standing};
 use evictd_core::time::{LeaseTime, StoreTime};
 use evictd_ops::clock;
 use jiff::Timestamp;
@@ -86,12 +86,7 @@ impl Vouching {
     pub(crate) fn refusal(&self) -> Option<String> {
         let state = self.state.lock();
         if let Some(rival) = state.service.rival() {
-            let since = when(rival.since);
-            return Some(format!(
-                "another home store is active on this bus: store {}, incarnation {}, publisher {}, since {since}; stop \
-                 one of them, or give each its own NATS account",
-                rival.provenance.store, rival.provenance.incarnation, rival.publisher,
-            ));
+            return Some(another_store("active", rival));
         }
         let seen = state.service.unknown_past()?;
         let agent = state.presented_by.as_deref().unwrap_or("an agent");
@@ -101,6 +96,13 @@ impl Vouching {
              the other",
             seen.at, seen.provenance.incarnation,
         ))
+    }
+
+    /// Describes the rival that is silent for this publisher.
+    pub(crate) fn silent_rival(&self) -> Option<String> {
+        self.with(|service, now| {
+            service.silent_rival(now).map(|rival| another_store(rival.standing.label(), rival))
+        })
     }
 
     /// Notes that an agent has proved a past that the store lacks.
@@ -132,6 +134,16 @@ impl Vouching {
     pub(crate) fn foreign(&self) -> Option<Query> {
         self.with(Service::on_foreign)
     }
+}
+
+/// Says what the operator has to do about `rival`.
+fn another_store(state: &str, rival: &Peer) -> String {
+    let Peer { publisher, provenance: Provenance { store, incarnation }, since, .. } = rival;
+    format!(
+        "another home store is {state} on this bus: store {store}, incarnation {incarnation}, publisher {publisher}, since \
+         {}; stop one of them, or give each its own NATS account",
+        when(*since),
+    )
 }
 
 /// Formats a time for the operator, or in microseconds if the calendar doesn't reach so far.

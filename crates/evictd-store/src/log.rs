@@ -49,9 +49,9 @@ pub trait LogStore: Debug + Send + Sync + 'static {
 
     async fn head(&self) -> Result<Head, StoreError>;
 
-    /// Begins an incarnation: a copy of the store won't know what is given out from here on (R15). Begins an epoch
-    /// too if one is due.
-    async fn begin_incarnation(&self) -> Result<Head, StoreError>;
+    /// Begins an incarnation: a copy of the store won't know what is given out from here on (R15). `cause` is one that
+    /// begins no epoch. Begins an epoch first if one is due.
+    async fn begin_incarnation(&self, cause: BeginCause, evidence: Option<&str>) -> Result<Head, StoreError>;
 
     /// Notes an epoch of another history that an agent has proved to have seen. An epoch that an operator declares
     /// begins above it (R15).

@@ -41,6 +41,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use async_trait::async_trait;
+use evictd_core::history::BeginCause;
 use sqlx::Connection;
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnection, SqlitePool};
@@ -94,7 +95,7 @@ impl SqliteStore {
         let exclusive = Exclusive::take(&file).map_err(|source| refused(path)(source.into()))?;
         let exclusive = exclusive.ok_or_else(|| StoreError::InUse { path: path.to_owned() })?;
         let store = Self::connect(path, &file, Some(exclusive)).await?;
-        store.begin_incarnation().await?;
+        store.begin_incarnation(BeginCause::Opened, None).await?;
         Ok(store)
     }
 

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use clap::Args;
 use evictd_cli::print::printable;
 use evictd_cli::time::format_time;
-use evictd_core::history::Begin;
+use evictd_core::history::{Begin, BeginCause};
 use evictd_core::position::LogPosition;
 use serde_json::{Value, json};
 
@@ -14,6 +14,7 @@ use crate::operator::OperatorArgs;
 /// Shows the epochs of the home store, the newest first: when each began, why, on what evidence, and at what position.
 ///
 /// A new epoch makes every agent flush its cache once. An epoch that an operator declared may have undone deletions.
+/// `yielded` shows that agents followed another home store: epochs before it no longer replace what agents have seen.
 /// `--output=json` prints an object per line.
 #[derive(Args, Debug)]
 pub(crate) struct EpochsArgs {
@@ -27,14 +28,14 @@ pub(crate) struct EpochsArgs {
 
 pub(crate) fn run(args: &EpochsArgs) -> anyhow::Result<()> {
     let history = args.operator.store()?.with(async |store| Ok(store.history().await?))?;
-    for begin in history.begins().iter().rev().filter(|begin| args.all || is_epoch(begin)) {
+    for begin in history.begins().iter().rev().filter(|begin| args.all || is_shown(begin)) {
         args.operator.output.print_line(&json(begin), &text(begin));
     }
     Ok(())
 }
 
-fn is_epoch(begin: &Begin) -> bool {
-    begin.at.epoch() > begin.after.epoch()
+fn is_shown(begin: &Begin) -> bool {
+    begin.at.epoch() > begin.after.epoch() || begin.cause == BeginCause::Yielded
 }
 
 fn json(begin: &Begin) -> Value {
@@ -69,7 +70,7 @@ fn text(begin: &Begin) -> String {
 
 #[cfg(test)]
 mod tests {
-    use evictd_core::history::{BeginCause, Incarnation};
+    use evictd_core::history::Incarnation;
     use evictd_core::time::StoreTime;
 
     use super::*;
@@ -89,6 +90,9 @@ mod tests {
             text(&begin),
             "1970-01-01T00:00:00.000Z  epoch 2 from position 105  declared (ops)  incarnation 0000000000c0ffee"
         );
-        assert!(is_epoch(&begin) && !is_epoch(&Begin { after: at(2), ..begin }));
+        assert!(is_shown(&begin));
+        let same_epoch = Begin { after: at(2), ..begin };
+        assert!(!is_shown(&same_epoch));
+        assert!(is_shown(&Begin { cause: BeginCause::Yielded, ..same_epoch }));
     }
 }

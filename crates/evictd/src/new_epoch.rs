@@ -25,7 +25,9 @@ pub(crate) fn run(args: &NewEpochArgs) -> anyhow::Result<()> {
     eprintln!(
         "This begins a new epoch in the home store {store}, and declares that agents must follow this store.\n\
          Changes that a newer copy has and this store lacks are undone: a key that was deleted there is valid again.\n\
-         Do it once, after the store was restored to an older state, or when a copy replaces a lost store.\n\
+         Do it once, after the store was restored to an older state, or when a copy replaces a lost store. Stop\n\
+         publishers of other copies first: this store stays silent while one serves, and after a bound the\n\
+         declaration no longer counts.\n\
          Each agent flushes its cache once, and loads each record again at the next verification."
     );
     if !args.yes {

@@ -111,6 +111,11 @@ impl PublisherProcess {
         self.service.wants_incarnation()
     }
 
+    /// Whether it has yielded for a bound.
+    pub fn has_yielded(&self) -> bool {
+        self.service.yielded_to().is_some()
+    }
+
     /// That has begun.
     pub fn incarnation_begun(&mut self) {
         self.service.on_incarnation_begun();

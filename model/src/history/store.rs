@@ -65,6 +65,11 @@ impl HistoryStore {
         self.begin(incarnation, self.head, BeginCause::Opened);
     }
 
+    /// An incarnation begins in the same epoch: the store's publisher has yielded for a bound.
+    pub fn note_yielding(&mut self, incarnation: Incarnation) {
+        self.begin(incarnation, self.head, BeginCause::Yielded);
+    }
+
     /// An operator declares this store, whatever agents have received.
     pub fn declare(&mut self, incarnation: Incarnation) {
         let epoch = epochs::next_epoch(1, self.head.epoch(), self.noted);

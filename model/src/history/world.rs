@@ -503,6 +503,7 @@ impl HistoryWorld {
                     .for_each(PublisherProcess::settle_in);
             }
             self.begin_alone(&mut state);
+            self.note_yielding(&mut state);
             state.send(self);
             Some(state)
         })
@@ -519,6 +520,20 @@ impl HistoryWorld {
             state.stores[self.publishers[publisher]].open(incarnation);
             if let Some(process) = &mut state.publishers[publisher] {
                 process.incarnation_begun();
+            }
+        }
+    }
+
+    /// After a publisher has yielded for a bound, what its store began before replaces no past anymore.
+    fn note_yielding(&self, state: &mut HistoryState) {
+        for publisher in 0..self.publishers.len() {
+            let store = self.publishers[publisher];
+            let has_yielded = |process: &PublisherProcess| !process.frozen && process.has_yielded();
+            if state.publishers[publisher].as_ref().is_some_and(has_yielded)
+                && state.stores[store].history().supersedes()
+            {
+                let incarnation = state.draw_incarnation();
+                state.stores[store].note_yielding(incarnation);
             }
         }
     }

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use evictd_core::history::{Past, Provenance, RoundToken};
+use evictd_core::history::{BeginCause, Past, Provenance, RoundToken};
 use evictd_core::rules::Rule;
 use evictd_core::service::{Connectivity, Peer, Query, Standing};
 use evictd_core::time::LeaseTime;
@@ -42,14 +42,26 @@ impl SimPublisher {
         let query = self.service.poll(connectivity, now);
         self.query(ctx, query);
         self.begin_alone(ctx, store);
+        self.note_yielding(ctx, store);
         self.look_for_awaited_past(ctx, store);
         self.keep_silent(ctx);
     }
 
     fn begin_alone(&mut self, ctx: &mut Ctx, store: &mut SimStore) {
-        if self.service.wants_incarnation() && store.open(ctx, self.node()) {
+        if self.service.wants_incarnation() && store.open(ctx, self.node(), BeginCause::Opened) {
             self.reread(ctx, store);
             self.service.on_incarnation_begun();
+        }
+    }
+
+    /// After it has yielded for a bound, what its store began before replaces no past anymore.
+    fn note_yielding(&mut self, ctx: &mut Ctx, store: &mut SimStore) {
+        let supersedes = self.known.as_ref().is_some_and(|known| known.history.supersedes());
+        if supersedes
+            && self.service.yielded_to().is_some()
+            && store.open(ctx, self.node(), BeginCause::Yielded)
+        {
+            self.reread(ctx, store);
         }
     }
 

@@ -184,6 +184,26 @@ pub(crate) fn wait_until_silent(node: &Node, standing: &str, words: &[String]) -
     Ok(())
 }
 
+/// Waits until `node` has recorded that agents follow the publisher to which it yields.
+pub(crate) fn wait_until_yielded(node: &Node) -> Result<()> {
+    try_eventually("the publisher to have yielded for a bound", SOON, || {
+        let log = node.daemon.stdout()? + &node.daemon.stderr()?;
+        Ok(log.contains("yielded for a bound").then_some(()))
+    })
+}
+
+/// Waits until `node` names the publisher `rival`, which is silent for it, where an operator may look.
+pub(crate) fn wait_until_named(node: &Node, rival: &Node, standing: &str) -> Result<()> {
+    let mut words = names_of(rival)?;
+    words.push(format!("another home store is {standing} on this bus"));
+    try_eventually("the serving publisher to name the silent one", SOON, || {
+        let (ready, status) = (wait_for_readiness(node, 200)?.to_string(), node.status()?);
+        let silent = status["silentRival"].as_str().unwrap_or_default();
+        Ok(words.iter().all(|words| ready.contains(words) && silent.contains(words)).then_some(()))
+    })?;
+    wait_for_count(node, "evictd_publisher_silent_rivals", &[], 1)
+}
+
 /// What the silent publisher `node` is told to change is refused, and why.
 pub(crate) fn assert_refuses_changes(world: &World, node: &Node, key: &Key) -> Result<()> {
     let answer = world.topology.call(node, "keys.deleteKey", &json!({ "keyId": key.id }))?;
@@ -349,6 +369,7 @@ fn staging_on_productions_bus_yields_and_production_goes_on() -> Result<()> {
     let staging = start_host_2(&world, &copy)?;
     wait_until_silent(&staging, "yielding", &names_of(world.publisher())?)?;
     assert_refuses_changes(&world, &staging, &good)?;
+    wait_until_named(world.publisher(), &staging, "yielding")?;
     let watch = Watch::start(&world, &doomed);
     let confirmed_at = delete_confirmed(&world, world.publisher(), &doomed)?;
     assert_untouched(&world, &footing, &good)?;
@@ -598,6 +619,36 @@ fn old_copy_that_boots_while_the_restored_one_restarts_ends_behind() -> Result<(
     assert_untouched(&world, &footing, &good)?;
     assert_eq!(world.publisher().status()?["standing"], "behind");
     watch.assert_none_valid_since(confirmed_at)?;
+    assert_no_rule_was_broken(&world, &host_2)
+}
+
+/// Failure: a store is declared while another one serves, and days later, when that one is restarted, its deletions are
+/// undone.
+#[test]
+fn declaration_ends_when_its_publisher_yields() -> Result<()> {
+    let (mut world, doomed, good) = start()?;
+    let path = snapshot(&mut world)?;
+    let watch = Watch::start(&world, &doomed);
+    let confirmed_at = delete_confirmed(&world, world.publisher(), &doomed)?;
+    declare_successfully(&path)?;
+    let host_2 = start_host_2(&world, &path)?;
+    wait_until_silent(&host_2, "yielding", &names_of(world.publisher())?)?;
+    wait_until_yielded(&host_2)?;
+    let footing = Footing::of(&world)?;
+
+    ensure!(world.topology.publisher.daemon.stop(SOON)?.success());
+    wait_until_silent(&host_2, "behind", &["this home store is an older copy: ".to_owned()])?;
+    world.topology.publisher.restart()?;
+    wait_until_serving(world.publisher())?;
+    world.topology.agents().try_for_each(|agent| wait_for_mode(agent, "live"))?;
+    assert_untouched(&world, &footing, &good)?;
+    watch.assert_none_valid_since(confirmed_at)?;
+
+    // Declared again, it is followed.
+    ensure!(world.topology.publisher.daemon.stop(SOON)?.success());
+    declare_successfully(&path)?;
+    wait_until_serving(&host_2)?;
+    world.wait_for_codes(&[&doomed, &good], "VALID")?;
     assert_no_rule_was_broken(&world, &host_2)
 }
 

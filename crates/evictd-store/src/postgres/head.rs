@@ -222,12 +222,17 @@ impl LockedHead {
     }
 
     /// Begins an incarnation in the present epoch.
-    pub(super) async fn begin_incarnation(&mut self, write: &mut PostgresWrite) -> Result<(), StoreError> {
+    pub(super) async fn begin_incarnation(
+        &mut self,
+        write: &mut PostgresWrite,
+        cause: BeginCause,
+        evidence: Option<&str>,
+    ) -> Result<(), StoreError> {
         let set = sqlx::query(
             "UPDATE ONLY log_head SET incarnation = $1 RETURNING epoch, head, incarnation, token, round",
         );
         self.head = log_rows::head(write.row(set.bind(draw()?.cast_signed())).await?.as_ref())?;
-        append_history(write, self.head.at, BeginCause::Opened, None).await
+        append_history(write, self.head.at, cause, evidence).await
     }
 
     /// Draws the token of a round. It shows whether a copy of the store works at the same time (R15).

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use evictd_core::history::{History, LogToken, RoundToken};
+use evictd_core::history::{BeginCause, History, LogToken, RoundToken};
 use evictd_core::log;
 use evictd_core::position::LogPosition;
 
@@ -88,11 +88,12 @@ impl LogStore for PostgresStore {
         read_head(&self.lanes.log).await
     }
 
-    async fn begin_incarnation(&self) -> Result<Head, StoreError> {
+    async fn begin_incarnation(&self, cause: BeginCause, evidence: Option<&str>) -> Result<Head, StoreError> {
         let mut write = self.log("begin an incarnation").await?;
         let mut head = lock_head(&mut write).await?;
-        if head.begin_epoch_if_due(&mut write, 0).await?.is_none() {
-            head.begin_incarnation(&mut write).await?;
+        let began = head.begin_epoch_if_due(&mut write, 0).await?;
+        if began.is_none() || cause != BeginCause::Opened {
+            head.begin_incarnation(&mut write, cause, evidence).await?;
         }
         write.commit().await?;
         Ok(head.head)

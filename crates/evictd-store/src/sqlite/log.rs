@@ -96,9 +96,9 @@ impl LogStore for SqliteStore {
         read_head(&self.pools.log).await
     }
 
-    async fn begin_incarnation(&self) -> Result<Head, StoreError> {
+    async fn begin_incarnation(&self, cause: BeginCause, evidence: Option<&str>) -> Result<Head, StoreError> {
         let mut write = SqliteWrite::begin(&self.pools.writer, "begin an incarnation").await?;
-        let head = begin(&mut write, BeginCause::Opened, None).await?;
+        let head = begin(&mut write, cause, evidence).await?;
         write.commit().await?;
         Ok(head)
     }

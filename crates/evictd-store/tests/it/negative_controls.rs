@@ -1,14 +1,15 @@
 //! Without a protection of the store's, what it protects from goes unnoticed: so the tests that find nothing do look.
 //! `cargo xtask model --negative-controls` runs this.
 
+use evictd_core::history::{BeginCause, Milestone, Past};
 use evictd_core::protection::Protection;
 use evictd_store::log::Replay;
-use evictd_store::{HomeStore, LogStore};
+use evictd_store::{HomeStore, LogStore, OperatorStore};
 use sqlx::postgres::PgConnection;
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{Connection, Executor};
 
-use crate::fixture::{PostgresFixture, SqliteFixture, populate, run_round};
+use crate::fixture::{PostgresFixture, SqliteFixture, operator, populate, run_round};
 
 /// Has a key deleted by `delete`, which triggers don't see. Returns whether agents are notified.
 async fn is_noticed(store: &dyn HomeStore, delete: impl AsyncFnOnce()) -> bool {
@@ -75,4 +76,25 @@ fn negative_control_of_schema_changes() {
     Protection::SchemaChangesBeginAnEpoch.without(|| {
         assert!(!run(in_sqlite()) && !run(in_postgres()));
     });
+}
+
+/// Whether an operator's declaration ends when the store's publisher yields to another history.
+async fn yielding_ends_a_declaration() -> bool {
+    let fixture = SqliteFixture::new().await;
+    let (before, head) = (fixture.store.history().await.unwrap(), fixture.store.head().await.unwrap());
+    let mut provenance = before.provenance();
+    provenance.incarnation.0 ^= 1;
+    let lost = Milestone { provenance, at: head.at, token: head.token };
+    fixture.store.begin_epoch(&operator()).await.unwrap();
+    let declared = fixture.store.history().await.unwrap();
+    assert_eq!(declared.judge(&lost, head.at), Past::Superseded);
+    fixture.store.begin_incarnation(BeginCause::Yielded, Some("publisher copy")).await.unwrap();
+    let head = fixture.store.head().await.unwrap();
+    fixture.store.history().await.unwrap().judge(&lost, head.at) == Past::Unknown
+}
+
+#[test]
+fn negative_control_of_yielding() {
+    assert!(run(yielding_ends_a_declaration()));
+    Protection::YieldsNeedAWord.without(|| assert!(!run(yielding_ends_a_declaration())));
 }

@@ -17,7 +17,8 @@ use super::{Site, reading};
 use crate::rivals::{
     BOUND, Footing, Watch, assert_no_rule_was_broken, assert_receipt_is_open, assert_refuses_changes,
     assert_untouched, delete_and_pause, delete_confirmed, heal, names_of, rival_messages, split_off,
-    start_rival, start_together, wait_for_epoch, wait_until_serving, wait_until_silent, wire,
+    start_rival, start_together, wait_for_epoch, wait_until_named, wait_until_serving, wait_until_silent,
+    wait_until_yielded, wire,
 };
 use crate::world::{Key, SOON, World, breakable, count, flushes, wait_for_count, wait_for_mode, with_bound};
 
@@ -158,13 +159,14 @@ fn server_and_its_copy_that_meet_after_a_partition_fall_silent_both() -> Result<
 }
 
 /// Failure: a database that was made of the store's as its template begins an epoch, and takes production's agents with
-/// it.
+/// it, at once or when production is restarted.
 #[test]
 fn template_copy_yields_while_its_original_serves() -> Result<()> {
     let (mut site, doomed, good) = start()?;
     // Nobody may be connected to what is copied.
     ensure!(site.world.topology.publisher.daemon.stop(SOON)?.success());
     let copy = site.server.copy_database("evictd", "staging")?;
+    let url = copy.clone();
     site.world.topology.publisher.restart()?;
     let world = &site.world;
     world.topology.agents().try_for_each(|agent| wait_for_mode(agent, "live"))?;
@@ -174,14 +176,19 @@ fn template_copy_yields_while_its_original_serves() -> Result<()> {
     let watch = Watch::start(world, &doomed);
     let confirmed_at = delete_confirmed(world, world.publisher(), &doomed)?;
     assert_untouched(world, &footing, &good)?;
-    watch.assert_none_valid_since(confirmed_at)?;
     wait_until_serving(world.publisher())?;
+    wait_until_named(world.publisher(), &rival, "yielding")?;
+    wait_until_yielded(&rival)?;
 
-    // A database that says itself that it is a copy is followed without a word once the original is gone.
+    // The epoch that it began as a copy replaces nothing once agents have followed the original for a bound.
     ensure!(site.world.topology.publisher.daemon.stop(SOON)?.success());
+    wait_until_silent(&rival, "behind", &["this home store is an older copy: ".to_owned()])?;
+    assert_eq!(Footing::of(&site.world)?, footing);
+    watch.assert_none_valid_since(confirmed_at)?;
+    declare(&url)?;
     rival.wait_until_ready()?;
     for agent in site.world.topology.agents() {
-        wait_for_count(agent, "evictd_agent_epoch", &[], 2)?;
+        wait_for_count(agent, "evictd_agent_epoch", &[], 3)?;
         wait_for_mode(agent, "live")?;
         assert_eq!(flushes(agent)?, 1);
     }
