@@ -43,7 +43,6 @@ impl CacheEntry for ModelEntry {
 pub struct TwoKeyCache([Mutex<Option<Arc<ModelEntry>>>; 2]);
 
 impl TwoKeyCache {
-    /// Whether nothing is cached.
     pub fn is_empty(&self) -> bool {
         ModelKey::ALL.into_iter().all(|key| self.place(key).is_none())
     }
@@ -81,12 +80,10 @@ impl EntryCache for TwoKeyCache {
     }
 }
 
-/// What a verification knew when it began, and what it is owed.
+/// A verification: what it builds on, and the changes that its answer must include.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct ModelVerification {
-    /// When it began.
     pub at: Tick,
-    /// What it builds on; what was applied was announced, too.
     pub reading: VerificationStart,
     /// The changes whose receipts were confirmed by all then (G4).
     pub confirmed: View,
@@ -94,12 +91,10 @@ pub struct ModelVerification {
     pub owed: View,
 }
 
-/// What a load read of the store.
+/// What a load read from the store.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Read {
-    /// The changes of its key in the snapshot.
     pub view: View,
-    /// The head in the same snapshot.
     pub as_of: Mark,
     /// How long the publisher's fence was old.
     pub fence_age: Tick,
@@ -111,9 +106,7 @@ pub struct Read {
 /// the checker chose to look at.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct PendingLoad {
-    /// When it was sent.
     pub sent_at: Tick,
-    /// Who waits.
     pub waiter: ModelVerification,
     /// What it read, once it was read.
     pub read: Option<Read>,
@@ -122,13 +115,9 @@ pub struct PendingLoad {
 /// A replay that was asked for.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Wanted {
-    /// The question's number.
     pub nonce: u64,
-    /// The epoch of both ends.
     pub epoch: u32,
-    /// The first position.
     pub from: u64,
-    /// The last one.
     pub to: u64,
 }
 
@@ -148,11 +137,10 @@ pub struct ModelAgent {
     pub asked: BTreeSet<(u64, Option<Mark>)>,
     /// Answers to probes: number and head.
     pub proofs: BTreeSet<(u64, Mark)>,
-    /// Replays asked for.
     pub wanted: BTreeSet<Wanted>,
     /// Answers to replays: number, the head of the store that gave it, and the answer.
     pub replays: BTreeSet<(u64, Mark, ModelReplay)>,
-    /// Of all the above: two agents with the same one behave alike.
+    /// A digest of the above: agents with the same digest behave alike.
     print: u64,
 }
 
@@ -302,7 +290,6 @@ impl ModelAgent {
         self.state.applied()
     }
 
-    /// The mode at `now`.
     pub fn mode(&self, now: Tick) -> Mode {
         self.state.follower.lock().mode(now.lease_time())
     }
@@ -316,7 +303,7 @@ impl ModelAgent {
         }
     }
 
-    /// What a load brought is cached if it may be, and answers its waiter if it may: then with what view.
+    /// Caches a loaded record if it may be cached. Returns the answer to its waiter, if it may be answered.
     pub fn complete_load(
         &mut self,
         world: &SmallWorld,
@@ -348,10 +335,8 @@ impl ModelAgent {
     }
 }
 
-/// An answer that a load gave.
 #[derive(Clone, Copy, Debug)]
 pub struct LoadResult {
-    /// What it was based on.
     pub view: View,
     pub waiter: ModelVerification,
 }

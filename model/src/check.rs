@@ -9,12 +9,10 @@ use stateright::{Checker, CheckerBuilder, Expectation, HasDiscoveries, Model};
 use crate::history;
 use crate::world::SmallWorld;
 
-/// What a world's check came to.
 #[derive(Debug)]
 pub struct CheckOutcome {
     /// Steps taken, to whatever state.
     pub steps: usize,
-    /// Different states.
     pub states: usize,
     /// The length of the longest of the shortest ways.
     pub depth: usize,
@@ -45,7 +43,6 @@ pub fn exhaust(world: impl Checkable, threads: usize) -> CheckOutcome {
     run(world.checker().threads(threads))
 }
 
-/// Looks for a shortest way to a violation.
 pub fn shortest_violation(world: impl Checkable) -> CheckOutcome {
     let started = Instant::now();
     // The checker goes breadth first, but looks up from its work only now and then.

@@ -24,7 +24,6 @@ pub struct WorldControl {
 }
 
 impl WorldControl {
-    /// Looks for a shortest way to a broken rule.
     pub fn check(&self) -> CheckOutcome {
         check::shortest_violation(SmallWorld { heals: false, ..self.world })
     }

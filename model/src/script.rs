@@ -88,17 +88,14 @@ pub struct ChangeId(pub u8);
 pub struct View(u8);
 
 impl View {
-    /// Whether the snapshot includes `change`.
     pub fn includes(self, change: ChangeId) -> bool {
         self.0 & (1 << change.0) != 0
     }
 
-    /// Whether there is none.
     pub fn is_empty(self) -> bool {
         self.0 == 0
     }
 
-    /// What both include.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         Self(self.0 & other.0)
@@ -128,17 +125,14 @@ impl fmt::Debug for View {
 pub struct Script(pub &'static [ScriptChange]);
 
 impl Script {
-    /// The change with this number.
     pub fn change(self, id: ChangeId) -> ScriptChange {
         self.0[usize::from(id.0)]
     }
 
-    /// How many there are.
     pub fn len(self) -> usize {
         self.0.len()
     }
 
-    /// Whether nothing happens.
     pub fn is_empty(self) -> bool {
         self.0.is_empty()
     }
@@ -148,7 +142,7 @@ impl Script {
         self.ids().filter(|id| self.change(*id).touches(key)).collect()
     }
 
-    /// What a snapshot with these changes says of `key`.
+    /// The record of `key` in a snapshot with these changes.
     pub fn record(self, key: ModelKey, view: View) -> Record {
         let has = |wanted: ScriptChange| self.ids().any(|id| self.change(id) == wanted && view.includes(id));
         let is_created = self.0.contains(&ScriptChange::Create(key));

@@ -15,7 +15,6 @@ use crate::script::{ChangeId, ModelKey, View};
 use crate::store::{Mark, ModelStore};
 use crate::world::{SmallWorld, Tick, WorldFlaw};
 
-/// A change that a fail-over lost.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct LostChange {
     pub change: ChangeId,
@@ -27,7 +26,6 @@ pub struct LostChange {
 /// A probe as a publisher keeps it: number and what was seen. The worlds with rounds have one agent.
 pub type QueuedProbe = (u64, Option<Mark>);
 
-/// What a publisher keeps in memory.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct ModelPublisher {
     pub rounds: Rounds<QueuedProbe>,
@@ -35,7 +33,6 @@ pub struct ModelPublisher {
     pub running: Option<(Vec<QueuedProbe>, Mark)>,
 }
 
-/// A state of a world.
 #[derive(Clone, PartialEq, Hash, Debug)]
 pub struct SmallState {
     pub now: Tick,
@@ -62,15 +59,11 @@ pub struct SmallState {
     pub lost: Vec<LostChange>,
     /// Changes that were committed so far, lost ones included.
     pub committed: u8,
-    /// Fail-overs so far.
     pub failovers: u8,
-    /// Epochs begun so far.
     pub epochs: u8,
-    /// Restarts so far.
     pub restarts: u8,
     /// Until then the roster keeps a process that ended.
     pub rostered_until: Tick,
-    /// Reconnects so far.
     pub reconnects: u8,
     /// A wrong answer was given.
     pub broken: Option<Rule>,

@@ -277,7 +277,7 @@ impl SmallWorld {
         }
     }
 
-    /// A hit lifts its entry; otherwise the verification sends a load or joins the one under way.
+    /// A hit advances its entry. Otherwise the verification sends a load, or shares the one under way.
     fn step_verification(&self, last: &SmallState, index: usize, key: ModelKey) -> Option<SmallState> {
         let agent = &last.agents[index];
         let began = last.verification(self, agent, key);

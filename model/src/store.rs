@@ -44,11 +44,9 @@ impl Mark {
     }
 }
 
-/// A committed change.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct ModelRow {
     pub change: ChangeId,
-    /// When it became visible.
     pub at: Tick,
     /// Its place in the log, once the sequencer was there (R1).
     pub position: Option<LogPosition>,
@@ -66,7 +64,6 @@ pub enum ModelReplay {
 /// A home store, the primary or a copy of it.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct ModelStore {
-    /// In the order of their commits.
     pub rows: Vec<ModelRow>,
     /// The last position given.
     pub head: LogPosition,
@@ -74,7 +71,6 @@ pub struct ModelStore {
     purged: usize,
     /// The timeline that its head was written on.
     timeline: u32,
-    /// Its incarnations, oldest first.
     begins: Vec<Begin>,
 }
 
@@ -104,7 +100,7 @@ impl ModelStore {
         covered.map(|row| row.change).collect()
     }
 
-    /// Whether [`Store::number`] would change anything.
+    /// Whether [`ModelStore::number`] would change anything.
     pub fn is_numbered(&self) -> bool {
         self.rows.iter().all(|row| row.position.is_some())
     }
@@ -152,14 +148,14 @@ impl ModelStore {
         (numbered, begins)
     }
 
-    /// Deletes all that may go, when nothing is young any more.
+    /// Purges every row that may be purged.
     pub fn purge(&mut self) {
         let logged = LoggedRow { committed_at: StoreTime(0), awaits_receipt: false };
         let rows = self.rows.iter().filter(|row| row.position.is_some()).map(|_| logged);
         self.purged = log::purgeable(rows, StoreTime(1), Duration::ZERO);
     }
 
-    /// Whether [`Store::purge`] would change anything.
+    /// Whether [`ModelStore::purge`] would change anything.
     pub fn is_purged(&self) -> bool {
         self.rows.iter().skip(self.purged).all(|row| row.position.is_none())
     }

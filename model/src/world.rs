@@ -18,12 +18,10 @@ pub struct Tick(pub u64);
 impl Tick {
     pub const LENGTH: Duration = Duration::from_secs(1);
 
-    /// As the core reads it.
     pub fn lease_time(self) -> LeaseTime {
         LeaseTime(1_000_000_000).after(self.duration())
     }
 
-    /// So many ticks.
     pub fn duration(self) -> Duration {
         Self::LENGTH * self.0 as u32
     }
@@ -35,18 +33,18 @@ impl Tick {
     }
 }
 
-/// Something that is done wrong around the core. Each is a negative control.
+/// A flaw around the core. Each is a negative control.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum WorldFlaw {
     /// A round's answer goes to probes that arrived after its transaction.
     RoundsAnswerLatecomers,
-    /// A demoted primary's reads count from when they were asked for, however old its fence.
+    /// A demoted primary's reads count from their query, however old its fence.
     FencesAreIgnored,
     /// `as_of` is read after the record, in a snapshot of its own.
     SnapshotsAreTorn,
-    /// A replica's reads count from when they were asked for.
+    /// A replica's reads count from their query.
     ReplicasVouchForTheirReads,
-    /// Loads count from when they arrive.
+    /// Loads count from their arrival.
     LoadsDateFromTheirArrival,
     /// A round answers with the head, whatever waits for its position.
     RoundsDoNotNumber,
@@ -57,9 +55,7 @@ pub enum WorldFlaw {
 #[allow(clippy::struct_excessive_bools, reason = "each says whether one kind of thing happens")]
 pub struct SmallWorld {
     pub name: &'static str,
-    /// What is in it, in a few words.
     pub about: &'static str,
-    /// The changes, in the order of their commits.
     pub script: Script,
     pub agents: usize,
     /// The clock stops there.
@@ -70,7 +66,6 @@ pub struct SmallWorld {
     pub loads: u8,
     /// Verifications of both keys, or of the first one only.
     pub keys: usize,
-    /// How often agents restart.
     pub restarts: u8,
     /// How often a standby takes over that may lack the last transactions.
     pub failovers: u8,
@@ -86,13 +81,10 @@ pub struct SmallWorld {
     pub reconnects: u8,
     /// One publisher keeps its probes in the core's rounds; the rounds of others are one step each.
     pub rounds: bool,
-    /// Floors that agents keep.
     pub floors: FloorLimits,
     /// Whether recovery is tried from each state.
     pub heals: bool,
-    /// The protection that the core lacks.
     pub missing: Option<Protection>,
-    /// The flaw around the core.
     pub flaw: Option<WorldFlaw>,
 }
 

@@ -74,7 +74,6 @@ pub struct SimAgent {
 }
 
 impl SimAgent {
-    /// An agent that was not started yet.
     pub fn new(process: Process, ctx: &mut Ctx, replica_lag: Option<Micros>) -> Self {
         let keys = ctx.settings.size.keys;
         Self {
@@ -95,7 +94,6 @@ impl SimAgent {
         }
     }
 
-    /// Random nonces, empty memory.
     fn fresh_state(ctx: &mut Ctx) -> AgentState {
         let follower = Follower::new(ctx.settings.follower(), ctx.dice.any());
         AgentState::new(follower, ctx.settings.bound())
@@ -120,7 +118,7 @@ impl SimAgent {
         self.later(ctx, beat, AgentEvent::Beat);
     }
 
-    /// It answers nothing any more, and says so.
+    /// Announces that it stops answering.
     pub fn leave(&self, ctx: &mut Ctx) {
         if self.process.is_up() {
             let goodbye = SimMessage::Goodbye { from: self.node(), life: self.life() };
@@ -128,14 +126,13 @@ impl SimAgent {
         }
     }
 
-    /// The connection came about (again).
+    /// Handles a connect.
     pub fn connected(&mut self, ctx: &mut Ctx) {
         if self.process.is_up() {
             self.take_in(ctx, AgentInput::Connected);
         }
     }
 
-    /// Its mode now.
     pub fn mode(&self, now: Moment) -> Mode {
         self.state.follower.lock().mode(self.process.clock.read(now))
     }
@@ -271,7 +268,7 @@ impl SimAgent {
         }
     }
 
-    /// The core performs it (R9); messages and counts are added here.
+    /// The core performs the effect (R9). This adds messages and counts.
     fn perform(&mut self, ctx: &mut Ctx, effect: Effect) {
         trace!(ctx, "{:?} {effect:?}", self.node());
         if matches!(effect, Effect::Flush(_)) {
@@ -364,7 +361,7 @@ impl SimAgent {
         ctx.send_query(self.node(), Audience::All, message);
     }
 
-    /// What is below an API or a workspace stays, and dies by its floor: only its end is counted.
+    /// Entries of an API or a workspace stay cached below its floor. Their end is counted only.
     fn count_ends(&self, ctx: &mut Ctx, scope: &Scope) {
         if scope.evicted_key().is_some() {
             return;
@@ -381,7 +378,7 @@ impl SimAgent {
         }
     }
 
-    /// From now on this entry is not answered from: how long was it, while something had changed?
+    /// An entry ends: counts for how long it could be served after a change.
     fn count_end(&self, ctx: &mut Ctx, entry: &SimEntry) {
         if !entry.validity.is_shown() || entry.counted.replace(true) {
             return;

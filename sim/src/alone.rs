@@ -132,7 +132,6 @@ impl LoneStore {
         self.store.roster(&self.ctx, self.publisher)
     }
 
-    /// The token of the row at this position.
     pub fn row_token(&self, at: LogPosition) -> Option<LogToken> {
         self.store.row_token(&self.ctx, self.publisher, at)
     }

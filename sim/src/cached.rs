@@ -14,7 +14,6 @@ use evictd_core::time::LeaseTime;
 
 use crate::rows::{ApiNumber, KeyNumber, Lsn, WorkspaceNumber, hash, key_of};
 
-/// A cached record.
 #[derive(Debug)]
 pub struct SimEntry {
     pub key: KeyNumber,
@@ -55,7 +54,7 @@ impl CacheEntry for SimEntry {
     }
 }
 
-/// A place for each key. Whatever leaves it hands its answers on, as moka's listener does.
+/// One slot per key. A removed entry's answers are recorded, as by moka's listener.
 #[derive(Debug)]
 pub struct SimCache {
     pub places: RefCell<Vec<Option<Arc<SimEntry>>>>,

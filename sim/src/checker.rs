@@ -47,7 +47,6 @@ struct CheckedChange {
 /// Counts incarnations in the order of their beginnings.
 type Ordinal = u32;
 
-/// What an agent has confirmed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Confirmed {
     giver: Ordinal,
@@ -65,7 +64,6 @@ pub struct Violation {
 #[derive(Clone, Debug, Default)]
 pub struct RunCounts {
     pub changes: u64,
-    /// Deletions among them.
     pub deletions: u64,
     pub answered: u64,
     /// Verifications denied for want of a fresh record.
@@ -74,17 +72,13 @@ pub struct RunCounts {
     pub behind: u64,
     /// Flushes, by any agent.
     pub flushes: u64,
-    /// Epochs begun.
     pub epochs: u64,
-    /// Regressions of the store.
     pub regressions: u64,
-    /// Publishers of a copy that found out that they aren't the ones to follow.
+    /// Publishers of a copy that yielded.
     pub copies: u64,
-    /// Replays asked for.
     pub repairs: u64,
-    /// Receipts that became final.
     pub receipts: u64,
-    /// Those among them that the bound ended.
+    /// Receipts among them that elapsed.
     pub elapsed: u64,
     /// From a commit to the moment an agent that had the old state could no longer answer it.
     pub evicted: SpanHistogram,
@@ -95,15 +89,11 @@ pub struct RunCounts {
 pub struct GivenAnswer {
     pub agent: NodeNumber,
     pub key: KeyNumber,
-    /// When the verification began.
     pub started: Moment,
-    /// What the agent had confirmed by then.
     pub confirmed: Confirmed,
     /// Where the record was read.
     pub lsn: Lsn,
-    /// The key's API in that snapshot.
     pub api: Option<ApiNumber>,
-    /// The key's workspace in that snapshot.
     pub workspace: Option<WorkspaceNumber>,
 }
 
@@ -117,7 +107,6 @@ struct BehindAnswer {
 /// What an agent really answered from before a change, after its commit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Exposed {
-    /// When the change became visible.
     pub committed: Moment,
     /// When the last such verification began; the commit if there was none.
     pub last_began: Moment,
@@ -125,7 +114,6 @@ pub struct Exposed {
     pub last_given: Moment,
 }
 
-/// The truth and its judges.
 #[derive(Debug)]
 pub struct Checker {
     bound: Micros,
@@ -147,20 +135,17 @@ pub struct Checker {
     unplaced: Vec<ChangeNumber>,
     /// By agent, answers that lacked something, as long as it may not have been applied there.
     behind: BTreeMap<NodeNumber, Vec<BehindAnswer>>,
-    /// The first few violations.
     pub violations: Vec<Violation>,
     pub violations_total: u64,
     pub counts: RunCounts,
 }
 
-/// Violations kept.
 const VIOLATIONS_MAX: usize = 8;
 
 /// How long a committed row may wait for its position while all is well.
 const NUMBERING_GRACE: Micros = 5 * SECOND;
 
 impl Checker {
-    /// Judges a world of this size by this bound.
     pub fn new(size: Size, bound: Micros) -> Self {
         Self {
             bound,
@@ -181,7 +166,6 @@ impl Checker {
         }
     }
 
-    /// Something is wrong.
     pub fn violated(&mut self, rule: Rule, at: Moment, what: impl FnOnce() -> String) {
         self.violations_total += 1;
         if self.violations.len() < VIOLATIONS_MAX {
@@ -189,7 +173,6 @@ impl Checker {
         }
     }
 
-    /// A change became visible.
     pub fn committed(
         &mut self,
         at: Moment,
@@ -282,7 +265,6 @@ impl Checker {
         }
     }
 
-    /// The store went back.
     pub fn regressed(&mut self) {
         self.counts.regressions += 1;
         self.is_put_back = true;

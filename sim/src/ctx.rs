@@ -15,41 +15,30 @@ use crate::scenario::SimSettings;
 use crate::time::{Micros, Moment, SECOND};
 use crate::trace::SimTrace;
 
-/// The surroundings of a process.
 #[derive(Debug)]
 pub struct Ctx {
-    /// Real time. Processes look at their own clocks instead.
+    /// Real time. Processes read their own clocks instead.
     pub now: Moment,
-    /// What is still to happen.
     pub queue: Queue<SimEvent>,
-    /// Chance.
     pub dice: Dice,
-    /// The network.
     pub net: Net,
-    /// The truth, and its comparison with the answers.
     pub checker: Checker,
-    /// Who has been well for how long.
     pub health: SimHealth,
-    /// When something last starved: not everything does at once.
+    /// The last long pause: they don't happen all at once.
     pub starved_at: Moment,
-    /// Where lines go.
     pub trace: SimTrace,
-    /// How this world was set up.
     pub settings: SimSettings,
 }
 
-/// Why there is no record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DenialReason {
-    /// Too many loads.
     Busy,
-    /// No publisher answered.
     Unreachable,
     /// What arrived is too old, twice.
     Stale,
 }
 
-/// How long everything must have been well before a denial is one too many.
+/// The time without faults after which no verification may be denied.
 const DENIAL_GRACE: Micros = 15 * SECOND;
 
 impl Ctx {
@@ -70,17 +59,14 @@ impl Ctx {
         }
     }
 
-    /// Whether this world is set up without it.
     pub fn lacks(&self, assumption: Assumption) -> bool {
         self.settings.lacking == Some(assumption)
     }
 
-    /// The publishers of the home store.
     pub fn home_publishers(&self) -> impl Iterator<Item = NodeNumber> + use<> {
         (self.settings.agents..self.settings.agents + self.settings.publishers).map(NodeNumber)
     }
 
-    /// Those of a copy of it.
     pub fn copys_publishers(&self) -> impl Iterator<Item = NodeNumber> + use<> {
         let first = self.settings.agents + self.settings.publishers;
         (first..first + self.settings.copies).map(NodeNumber)
@@ -91,7 +77,7 @@ impl Ctx {
         publisher.0 >= self.settings.agents + self.settings.publishers
     }
 
-    /// A verification was denied. While all is well, it must not be (G5).
+    /// A verification was denied, which is a violation without faults (G5).
     pub fn denied(&mut self, agent: NodeNumber, key: KeyNumber, why: DenialReason) {
         self.checker.counts.denied += 1;
         let all = [agent].into_iter().chain(self.home_publishers());

@@ -85,7 +85,6 @@ pub enum Fault {
     Detached { node: NodeNumber },
 }
 
-/// A fault, and when.
 #[derive(Clone, Debug)]
 pub struct ScheduledFault {
     pub from: Moment,

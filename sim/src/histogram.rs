@@ -4,7 +4,6 @@ use crate::time::Micros;
 
 const STEPS: u64 = 32;
 
-/// Counts of spans.
 #[derive(Clone, Debug, Default)]
 pub struct SpanHistogram {
     counts: Vec<u64>,
@@ -23,7 +22,6 @@ impl SpanHistogram {
         self.max = self.max.max(span);
     }
 
-    /// Counts all of `other`.
     pub fn merge(&mut self, other: &Self) {
         self.counts.resize(self.counts.len().max(other.counts.len()), 0);
         for (count, more) in self.counts.iter_mut().zip(&other.counts) {

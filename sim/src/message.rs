@@ -74,7 +74,6 @@ pub enum SimMessage {
         nonce: Nonce,
         key: KeyNumber,
     },
-    /// A query to all other publishers.
     PublisherQuery {
         from: NodeNumber,
         life: Life,

@@ -28,7 +28,6 @@ pub struct Trouble {
 }
 
 impl Trouble {
-    /// Whether anything is wrong.
     pub fn is_any(&self) -> bool {
         let noise = self.loss + self.twice + self.late.0;
         self.deaf || self.mute || noise > 0 || self.held_until > Moment(0) || self.without != Kinds::NONE
@@ -49,13 +48,12 @@ impl Default for Trouble {
     }
 }
 
-/// One process's connection.
 #[derive(Clone, Debug)]
 pub struct SimLink {
     pub trouble: Trouble,
-    /// Whether the process takes itself for connected.
+    /// As the process sees it.
     pub connected: bool,
-    /// Whether the server takes it for a listener.
+    /// Whether the server has its subscriptions.
     pub listening: bool,
     /// Whether it is a member of the queue groups (R14).
     pub serving: bool,
@@ -74,23 +72,20 @@ impl SimLink {
     }
 }
 
-/// All links.
 #[derive(Debug)]
 pub struct Net {
     pub links: Vec<SimLink>,
     pub agents: usize,
     /// The last arrival on each path, so that order is kept where nothing disturbs it.
     pub last: Vec<Moment>,
-    /// Messages handed over, for the report.
+    /// For the report.
     pub sent: u64,
 }
 
 /// The receivers of a query.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Audience {
-    /// One member of the queue groups.
     One,
-    /// Every publisher that listens.
     All,
 }
 
@@ -115,7 +110,6 @@ impl Net {
         }
     }
 
-    /// The nodes of publishers.
     pub fn publishers(&self) -> impl Iterator<Item = NodeNumber> + use<> {
         (self.agents..self.links.len()).map(NodeNumber)
     }

@@ -8,5 +8,4 @@ pub struct NodeNumber(pub usize);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Life(pub u32);
 
-/// A question's number.
 pub type Nonce = u64;

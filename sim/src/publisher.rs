@@ -35,7 +35,6 @@ use crate::store::SimStore;
 use crate::time::{MS, Micros, Moment, SECOND};
 use crate::trace::trace;
 
-/// What the sequencer does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum SequencerState {
     Idle,
@@ -50,7 +49,6 @@ struct AgentProbe {
     seen: Option<Voucher>,
 }
 
-/// A waiter for a round.
 #[derive(Clone, Debug)]
 enum RoundWaiter {
     Agent(AgentProbe),
@@ -115,7 +113,6 @@ pub struct SimPublisher {
 }
 
 impl SimPublisher {
-    /// A publisher that was not started yet.
     pub fn new(process: Process, ctx: &Ctx) -> Self {
         Self {
             process,

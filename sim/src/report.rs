@@ -22,7 +22,6 @@ const TRACE_LINES: usize = 40;
 /// Violations shown in full.
 const SHOWN_MAX: usize = 5;
 
-/// A seed that broke a promise.
 #[derive(Clone, Debug)]
 pub struct FailedSeed {
     pub scenario: Scenario,
@@ -30,7 +29,6 @@ pub struct FailedSeed {
     pub violation: Violation,
 }
 
-/// All seeds of one scenario.
 #[derive(Debug)]
 pub struct Totals {
     pub scenario: Scenario,
@@ -38,11 +36,9 @@ pub struct Totals {
     pub counts: RunCounts,
     pub lasted: Micros,
     pub events: u64,
-    /// Seeds that broke a promise.
     pub failures: Vec<FailedSeed>,
 }
 
-/// A whole run.
 #[derive(Debug)]
 pub struct SimReport {
     pub totals: Vec<Totals>,
@@ -85,7 +81,6 @@ pub fn in_parallel<T: Send>(
     });
 }
 
-/// Runs the seeds `first..first + seeds` of each scenario.
 pub fn run(scenarios: &[Scenario], first: u64, seeds: u64, threads: usize) -> SimReport {
     let began = Instant::now();
     let new = |scenario: &Scenario| Totals {
@@ -156,12 +151,10 @@ impl RunCounts {
 }
 
 impl SimReport {
-    /// Seeds that broke a promise.
     pub fn failures(&self) -> impl Iterator<Item = &FailedSeed> {
         self.totals.iter().flat_map(|totals| &totals.failures)
     }
 
-    /// For people.
     pub fn table(&self) -> String {
         let mut out = format!(
             "{:<11} {:>6} {:>11} {:>13} {:>8} {:>9} {:>8} {:>9}  {:>37}\n",
@@ -206,7 +199,6 @@ impl SimReport {
         deletions as f64 / self.took.as_secs_f64().max(1e-3)
     }
 
-    /// For programs.
     pub fn json(&self) -> Value {
         let scenario = |totals: &Totals| {
             let counts = &totals.counts;

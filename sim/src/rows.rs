@@ -20,9 +20,9 @@ pub struct Lsn(pub u64);
 /// Which of the two stores that a world can have.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum StoreSite {
-    /// The one that agents shall follow.
+    /// The one that agents must follow.
     Home,
-    /// A copy of it, that lives its own life from some commit of home's on.
+    /// A copy of it, with a history of its own from some commit of home's on.
     Copy {
         /// The last commit that they share.
         of: Lsn,
@@ -39,7 +39,6 @@ pub struct ApiNumber(pub usize);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct WorkspaceNumber(pub usize);
 
-/// A key's row.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct KeyRow {
     /// Where it belongs; means nothing for root keys.
@@ -48,14 +47,11 @@ pub struct KeyRow {
     pub state: RecordState,
 }
 
-/// Names a committed change.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ChangeNumber(pub u32);
 
-/// What a change changes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ChangeTarget {
-    /// One key's row.
     Key(KeyNumber),
     /// Whether an API is deleted.
     Api(ApiNumber),
@@ -63,7 +59,6 @@ pub enum ChangeTarget {
     Workspace(WorkspaceNumber),
 }
 
-/// A change, as planned.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ChangePlan {
     pub target: ChangeTarget,
@@ -72,7 +67,6 @@ pub struct ChangePlan {
     pub cause: Cause,
 }
 
-/// A change under way.
 #[derive(Clone, Debug)]
 pub struct Transaction {
     pub plan: ChangePlan,
@@ -104,7 +98,6 @@ pub struct RoundInput {
     pub instances: Vec<(NodeNumber, Life)>,
 }
 
-/// Rows that just got their positions.
 #[derive(Clone, Debug)]
 pub struct NumberedBatch {
     pub head: SimHead,
@@ -126,7 +119,6 @@ pub struct SimHead {
     pub timeline: u32,
 }
 
-/// A record as read, and from where.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     /// Its position for the protocol.
@@ -135,7 +127,6 @@ pub struct Snapshot {
     pub provenance: Provenance,
     /// Of the row at `as_of`.
     pub token: LogToken,
-    /// What was found.
     pub record: Record,
     /// Where it was read: for the checker.
     pub lsn: Lsn,
@@ -154,10 +145,8 @@ pub enum Attached {
     Nowhere,
 }
 
-/// How big the world is.
 #[derive(Clone, Copy, Debug)]
 pub struct Size {
-    /// Texts of keys, root keys included.
     pub keys: usize,
     /// How many of them are root keys: the first ones.
     pub root_keys: usize,
@@ -172,14 +161,13 @@ pub fn hash(key: KeyNumber) -> KeyHash {
     KeyHash(bytes)
 }
 
-/// The key behind a hash.
 pub fn key_of(hash: &KeyHash) -> KeyNumber {
     let mut bytes = [0; 4];
     bytes.copy_from_slice(&hash.0[..4]);
     KeyNumber(u32::from_be_bytes(bytes) as usize)
 }
 
-/// An agent process as it presents itself.
+/// An agent process, as its probes identify it.
 pub fn instance(node: NodeNumber, life: Life, bound: Duration) -> Instance {
     Instance {
         identity: Identity {

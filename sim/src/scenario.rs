@@ -17,10 +17,10 @@ use crate::rng::Dice;
 use crate::rows::Size;
 use crate::time::{MS, Micros, Moment, SECOND};
 
-/// What kind of trouble a world has.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scenario {
+    /// No fault.
     Calm,
     /// Messages are lost and repeated.
     Loss,
@@ -44,6 +44,7 @@ pub enum Scenario {
     Clocks,
     /// Many keys are deleted at once, and floors are few.
     Bulk,
+    /// All of them.
     Everything,
     /// A copy of the store comes to life beside it, with a publisher of its own: from a backup, or the original of a
     /// store that was restored.
@@ -68,45 +69,36 @@ impl Scenario {
         Self::Copies,
     ];
 
-    /// Its name on the command line.
     pub fn name(self) -> String {
         self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
     }
 }
 
-/// How a world is set up.
 #[derive(Clone, Debug)]
 pub struct SimSettings {
-    /// Agent processes: the first nodes.
+    /// The first nodes.
     pub agents: usize,
-    /// Publisher processes: the nodes after them.
+    /// The nodes after the agents.
     pub publishers: usize,
     /// Whether the store is one publisher's alone, as SQLite's is: it begins an incarnation at each start, and can be
     /// put back unnoticed. A shared one fails over, and shows that, as PostgreSQL does.
     pub exclusive: bool,
     /// Copies of the store that come to life, each with a publisher of its own.
     pub copies: usize,
-    /// The promise.
     pub bound: Duration,
-    /// Kept back of it.
     pub margin: Duration,
-    /// How often leases are renewed.
     pub probe_interval: Duration,
-    /// After which silence a question is repeated.
+    /// The silence after which a query is repeated.
     pub request_timeout: Duration,
-    /// How long a hole may take to close by itself.
+    /// The time in which a gap may close by itself.
     pub gap_patience: Duration,
-    /// How many floors are kept.
     pub floors: FloorLimits,
-    /// Keys, APIs, workspaces.
     pub size: Size,
-    /// When the world ends.
     pub end: Moment,
     /// Clocks run by at most so many millionths too fast or too slow.
     pub drift_ppm: u64,
     /// How far behind replicas are, for agents that read from one.
     pub replica_lag: Option<Micros>,
-    /// Changes chosen in a second.
     pub changes_per_second: u64,
     /// Random verifications in a second, at each agent.
     pub verifications_per_second: u64,
@@ -118,36 +110,33 @@ pub struct SimSettings {
     pub long_transactions_permille: u32,
     /// Lookups that take long, of 1,000.
     pub slow_loads_permille: u32,
-    /// Verifications, landings and inputs in the midst of which something else runs, of 1,000.
+    /// Verifications, loads and inputs that other events interrupt, of 1,000.
     pub preempted_permille: u32,
-    /// Pauses, of those, that are long because something starves, of 1,000.
+    /// Long pauses among those, of 1,000.
     pub starved_permille: u32,
-    /// Verifications, of those, that stall for long, of 1,000.
+    /// Verifications among those that stall for long, of 1,000.
     pub stalled_verifications_permille: u32,
     /// Faults that come in pairs, of 1,000.
     pub paired_permille: u32,
-    /// Whether all that end say goodbye: receipts wait for those who don't.
+    /// Whether every process that exits announces that: receipts wait for the others.
     pub polite: bool,
     /// How long rows of the log are kept.
     pub retention: Duration,
     /// Loads of one agent at once.
     pub loads_max: usize,
-    /// Whose receipts these are.
     pub receipt_workspace: WorkspaceId,
     /// Distances to the centre of the network, by node.
     pub distances: Vec<Micros>,
-    /// What doesn't hold although the guarantees assume it.
+    /// The assumption that doesn't hold.
     pub lacking: Option<Assumption>,
 }
 
 impl SimSettings {
-    /// The bound with its margin.
     pub fn bound(&self) -> Bound {
         // In proportion by construction; a bound that isn't trusts nothing.
         Bound::new(self.bound, self.margin).unwrap_or_else(|_| unreachable!("a tenth is kept back"))
     }
 
-    /// What followers need.
     pub fn follower(&self) -> FollowerConfig {
         FollowerConfig {
             bound: self.bound(),
@@ -163,7 +152,6 @@ impl SimSettings {
         self.bound.as_micros() as u64
     }
 
-    /// Draws a world for a scenario.
     pub fn draw(scenario: Scenario, dice: &mut Dice) -> Self {
         // The default configuration, or one with a third of all times: it finds the same in less time.
         let default = dice.permille(250);
@@ -303,7 +291,7 @@ fn draw_copy(settings: &SimSettings, dice: &mut Dice) -> Vec<ScheduledFault> {
     faults
 }
 
-/// By when a publisher serves a store that was declared: it asks first whether anybody else is there.
+/// The time in which the publisher of a declared store serves: it queries other publishers first.
 const RESTORED_WITHIN: Micros = 8 * SECOND;
 
 /// Two faults, of which the second makes the first one matter. What an agent wrongly believes, say, is found

@@ -11,7 +11,7 @@ use crate::node::Nonce;
 use crate::rows::KeyNumber;
 use crate::time::Moment;
 
-/// How far a verification is: what the core gave it last.
+/// The last step of a verification.
 #[derive(Clone, Debug)]
 pub enum VerifyStep {
     Begun,
@@ -21,7 +21,6 @@ pub enum VerifyStep {
     Judged(Option<Arc<SimEntry>>),
 }
 
-/// A verification under way.
 #[derive(Clone, Debug)]
 pub struct SimVerification {
     pub key: KeyNumber,
@@ -36,7 +35,6 @@ pub struct SimVerification {
     pub loads: u8,
 }
 
-/// A load under way.
 #[derive(Debug)]
 pub struct OpenLoad {
     pub nonce: Nonce,
@@ -47,7 +45,7 @@ pub struct OpenLoad {
     pub waiting: Vec<SimVerification>,
 }
 
-/// How far a load is that arrived: what the core gave it last.
+/// The last step of an answered load.
 #[derive(Debug)]
 pub enum LoadStep {
     Loaded(LoadedEntry<SimEntry>),

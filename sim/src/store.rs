@@ -95,10 +95,8 @@ struct Demoted {
     rounds: Vec<(Lsn, RoundToken)>,
 }
 
-/// The home store, or a copy of it.
 #[derive(Clone, Debug)]
 pub struct SimStore {
-    /// Which one.
     pub site: StoreSite,
     lsn: Lsn,
     keys: Vec<Versions<Option<KeyRow>>>,
@@ -114,7 +112,7 @@ pub struct SimStore {
     journal: Vec<(Moment, JournalEntry)>,
     unnumbered: BTreeMap<u64, SimRow>,
     log: Vec<NumberedRow>,
-    /// So many of the log's first rows are gone.
+    /// The number of purged rows.
     purged: usize,
     /// And when each process was entered.
     roster: BTreeMap<Identity, (RosterEntry, Lsn)>,
@@ -130,11 +128,10 @@ pub struct SimStore {
     demoted: Option<Demoted>,
     /// Nothing is answered until then.
     pub down_until: Moment,
-    /// Everything takes so many times as long.
+    /// The factor of all times.
     pub slowness: u64,
     /// By publisher of this store.
     attached: Vec<Attached>,
-    /// The first of them.
     first_publisher: NodeNumber,
     names: Names,
 }
@@ -153,7 +150,6 @@ const STATEMENT_MAX: Micros = 3 * SECOND;
 /// Rows numbered in one transaction.
 const BATCH: usize = 1024;
 
-/// Tokens of rounds that are kept.
 const ROUND_TOKENS_KEPT: usize = 512;
 
 /// How far above the head an epoch may begin that the server's history is the cause of.
@@ -211,7 +207,7 @@ impl SimStore {
         }
     }
 
-    /// A copy for publishers of its own. What is under way here isn't there.
+    /// Makes a copy with publishers of its own, without the transactions under way.
     #[must_use]
     pub fn copy(&self, ctx: &Ctx) -> Self {
         let attached = vec![Attached::Primary; ctx.settings.copies];
@@ -229,22 +225,18 @@ impl SimStore {
         ctx.queue.push(at, SimEvent::Store(self.site, event));
     }
 
-    /// The present row of a key.
     pub fn row(&self, key: KeyNumber) -> Option<KeyRow> {
         self.keys[key.0].now()
     }
 
-    /// Whether an API is there.
     pub fn api_is_there(&self, api: ApiNumber) -> bool {
         self.apis[api.0].now()
     }
 
-    /// Whether a workspace is there.
     pub fn workspace_is_there(&self, workspace: WorkspaceNumber) -> bool {
         self.workspaces[workspace.0].now()
     }
 
-    /// The last commit.
     pub fn lsn(&self) -> Lsn {
         self.lsn
     }
@@ -260,7 +252,6 @@ impl SimStore {
         if attached == Attached::Primary && ctx.now < self.down_until { Attached::Nowhere } else { attached }
     }
 
-    /// Changes what a publisher's connections reach.
     pub fn attach(&mut self, publisher: NodeNumber, attached: Attached) {
         self.attached[publisher.0 - self.first_publisher.0] = attached;
     }
@@ -270,7 +261,6 @@ impl SimStore {
         self.lock_free
     }
 
-    /// How long a statement takes now.
     pub fn statement(&self, ctx: &mut Ctx) -> Micros {
         (ctx.dice.span(MS / 2) * self.slowness).min(STATEMENT_MAX)
     }
@@ -374,7 +364,6 @@ impl SimStore {
         self.later(ctx, at, StoreEvent::Number(Box::new(numbering)));
     }
 
-    /// A numbering transaction ends.
     pub fn finish_numbering(&mut self, ctx: &mut Ctx, numbering: Numbering) {
         let Numbering { publisher, life, visible, generation, on_demoted, round } = numbering;
         let is_round = round.is_some();
@@ -600,7 +589,7 @@ impl SimStore {
         u128::from(hasher.finish()).to_be_bytes()
     }
 
-    /// A lookup, as a publisher's connection sees it.
+    /// A lookup by a publisher's connection.
     pub fn read(&self, ctx: &Ctx, publisher: NodeNumber, key: KeyNumber) -> Option<Snapshot> {
         match (self.attached(ctx, publisher), &self.demoted) {
             (Attached::Primary, _) => Some(self.read_at(key, self.lsn)),

@@ -44,7 +44,6 @@ pub struct SimWorld {
 #[derive(Debug, Default)]
 pub struct RunOutcome {
     pub counts: RunCounts,
-    /// The first few violations.
     pub violations: Vec<Violation>,
     pub violations_total: u64,
     pub lasted: Micros,
@@ -515,7 +514,6 @@ impl SimWorld {
     }
 }
 
-/// A moment within `span` from now.
 fn within(ctx: &mut Ctx, span: Micros) -> Moment {
     ctx.now.after(ctx.dice.below(span))
 }

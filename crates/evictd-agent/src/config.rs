@@ -126,7 +126,6 @@ pub enum OriginName {
 #[serde(deny_unknown_fields)]
 pub struct PostgresConfig {
     pub url: Secret,
-    /// A file with the URL.
     pub url_file: PathBuf,
     pub connections: u32,
     /// The silence after which the authority is queried instead.

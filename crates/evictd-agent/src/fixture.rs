@@ -67,7 +67,6 @@ pub(crate) fn key_scope(hash: KeyHash) -> Scope {
     Scope::Key { hash, key_id: None, api_id: Some(ApiId::new("api_1")) }
 }
 
-/// A row of the log.
 pub(crate) fn row(position: LogPosition, scope: Scope) -> Invalidation {
     Invalidation { position, scope, cause: Cause::Deleted, committed_at: clock::wall_now() }
 }

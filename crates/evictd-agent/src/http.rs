@@ -21,7 +21,6 @@ pub(crate) const BODY_BYTES_MAX: usize = 256 * 1024;
 /// Whole seconds since the last proof for the record. Only answers that policy permits from stale records have it.
 const STALE: header::HeaderName = header::HeaderName::from_static("evictd-stale");
 
-/// The verify API.
 #[derive(Clone, Debug)]
 pub(crate) struct VerifyApi {
     verifier: Verifier,

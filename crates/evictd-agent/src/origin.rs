@@ -27,7 +27,6 @@ use tokio_util::sync::CancellationToken;
 use crate::bus::{LookupPort, is_no_responders, lookup_nonce};
 use crate::metrics::{Incoming, LoadOutcome, Metrics};
 
-/// A loaded record.
 #[derive(Clone, Debug)]
 pub(crate) struct LoadedRecord {
     pub(crate) lookup: Lookup,

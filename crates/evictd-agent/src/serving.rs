@@ -33,7 +33,6 @@ impl ServingState {
         Self { state: AgentState::new(follower, bound), home_offset_high_us: AtomicI64::new(UNMEASURED) }
     }
 
-    /// Begins a verification now.
     pub(crate) fn begin(&self) -> VerificationStart {
         self.state.begin(clock::lease_now())
     }

@@ -36,7 +36,6 @@ const SCRIPT: Script = Script(&[DELETION]);
 
 const TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The key's record.
 #[derive(Debug)]
 struct HistoryEntry {
     deleted: bool,
@@ -49,7 +48,6 @@ impl CacheEntry for HistoryEntry {
     }
 }
 
-/// A place for one key.
 #[derive(Debug, Default)]
 struct OneKeyCache(Mutex<Option<Arc<HistoryEntry>>>);
 
@@ -82,15 +80,12 @@ impl EntryCache for OneKeyCache {
 /// The answer to a probe, under way.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct PendingProbeAnswer {
-    /// The probe's number.
     pub nonce: u64,
     /// How far the log reaches.
     pub head: Voucher,
-    /// Whether the deletion is in it.
     pub deleted: bool,
 }
 
-/// A probe under way.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct PendingProbe {
     pub nonce: u64,
@@ -108,7 +103,6 @@ pub struct HistoryAgent {
     pub has_applied: bool,
     /// Probes that answers are still accepted to.
     pub probes: Vec<PendingProbe>,
-    /// Answers under way.
     pub answers: Vec<PendingProbeAnswer>,
     /// The replay that it asked for: number, first and last position.
     wanted: Option<(u64, u64, u64)>,
@@ -156,7 +150,6 @@ impl HistoryAgent {
         agent
     }
 
-    /// Whose history it follows.
     pub fn follows(&self) -> Option<Provenance> {
         self.state.follower.lock().provenance()
     }
@@ -256,7 +249,7 @@ impl HistoryAgent {
         })
     }
 
-    /// It asks for what it misses, and a publisher of `store` answers at once.
+    /// It queries missing rows, and a publisher of `store` answers at once.
     #[must_use]
     pub fn repairs(&self, store: &HistoryStore) -> Self {
         let asked = self.after(|agent, effects| agent.state.follower.lock().poll(NOW, effects));

@@ -20,7 +20,6 @@ pub struct HistoryControl {
 }
 
 impl HistoryControl {
-    /// Looks for a shortest way to a broken rule.
     pub fn check(&self) -> CheckOutcome {
         check::shortest_violation(HistoryWorld { heals: false, ..self.world })
     }

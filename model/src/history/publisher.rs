@@ -13,7 +13,6 @@ const NOW: LeaseTime = LeaseTime(1_000_000_000);
 /// After so long without an answer, a rival is gone.
 const BOUND: Duration = ABSENT_AFTER;
 
-/// An answer under way.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct PeerAnswer {
     /// The publisher that gave it.
@@ -24,7 +23,6 @@ pub struct PeerAnswer {
     colleague: bool,
 }
 
-/// A publisher that runs.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, and a state has any of them")]
 pub struct PublisherProcess {
@@ -46,7 +44,7 @@ pub struct PublisherProcess {
 }
 
 impl PublisherProcess {
-    /// Starts, is connected, and asks who else is there.
+    /// Starts, connects, and queries other publishers.
     pub fn start(is_shared: bool) -> Self {
         let mut process = Self {
             service: Service::new(BOUND, is_shared, 1, NOW),
@@ -66,7 +64,7 @@ impl PublisherProcess {
         self.service.standing()
     }
 
-    /// Whether anything that it sends now counts.
+    /// Whether its messages are valid now.
     pub fn vouches(&self) -> bool {
         !self.frozen && self.service.may_vouch(NOW)
     }
@@ -116,7 +114,6 @@ impl PublisherProcess {
         self.service.yielded_to().is_some()
     }
 
-    /// That has begun.
     pub fn incarnation_begun(&mut self) {
         self.service.on_incarnation_begun();
         self.settle(NOW);
@@ -140,7 +137,7 @@ impl PublisherProcess {
         self.settle(NOW);
     }
 
-    /// What it answers to a question, after a durable round.
+    /// Its answer to a query, after a durable round.
     pub fn answer(&self, from: usize, provenance: Provenance, colleague: bool) -> PeerAnswer {
         PeerAnswer { from, standing: self.standing(), provenance, colleague }
     }
@@ -177,13 +174,12 @@ impl PublisherProcess {
         self.service.unknown_past()
     }
 
-    /// An operator declared the store.
     pub fn past_is_settled(&mut self) {
         self.service.on_past_resolved();
         self.pass(Duration::ZERO);
     }
 
-    /// Answers to older questions are taken for lost.
+    /// Answers to older queries count as lost.
     fn newest(&self) -> u64 {
         self.service.newest_query().unwrap_or_default()
     }

@@ -40,7 +40,6 @@ impl HistoryRow {
     }
 }
 
-/// One of the two databases.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct HistoryStore {
     begins: Vec<Begin>,
@@ -52,7 +51,6 @@ pub struct HistoryStore {
 }
 
 impl HistoryStore {
-    /// A new one.
     pub fn create(incarnation: Incarnation) -> Self {
         let head = LogPosition::new(1, 0).unwrap_or(LogPosition::ZERO);
         let mut store = Self { begins: Vec::new(), rows: Vec::new(), head, noted: 0 };
@@ -83,7 +81,6 @@ impl HistoryStore {
         self.head = at;
     }
 
-    /// A change commits.
     pub fn record(&mut self, change: ScriptChange, token: LogToken) {
         for (at, change) in log::number(self.head, [change]).unwrap_or_default() {
             self.rows.push(HistoryRow { change, at, token });
@@ -96,12 +93,10 @@ impl HistoryStore {
         self.noted = self.noted.max(seen.at.epoch());
     }
 
-    /// Whether the change is in it.
     pub fn has(&self, change: ScriptChange) -> bool {
         self.rows.iter().any(|row| row.change == change)
     }
 
-    /// The rows above `position`.
     pub fn rows_above(&self, position: LogPosition) -> &[HistoryRow] {
         self.rows.get(position.position() as usize..).unwrap_or_default()
     }
@@ -142,7 +137,7 @@ pub fn is_authentic(voucher: &Voucher) -> bool {
     voucher.mac == MAC || !Protection::VouchersAreChecked.holds()
 }
 
-/// What an agent may claim without having been given it.
+/// Vouchers that an agent may claim without having received them.
 pub fn forgeries(genuine: &Voucher) -> Vec<Voucher> {
     let Milestone { at, provenance, token } = genuine.milestone;
     let further = at.next().unwrap_or(at);

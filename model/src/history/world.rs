@@ -25,7 +25,7 @@ pub enum DatabaseKind {
     Postgres,
 }
 
-/// Something that is done wrong around the core. Each is a negative control.
+/// A flaw around the core. Each is a negative control.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum HistoryFlaw {
     /// A row says that the log reached the beginning of its incarnation, instead of its own position.
@@ -65,17 +65,15 @@ impl Budget {
 #[allow(clippy::struct_excessive_bools, reason = "each says whether one kind of thing happens")]
 pub struct HistoryWorld {
     pub name: &'static str,
-    /// What is in it, in a few words.
     pub about: &'static str,
     pub database: DatabaseKind,
-    /// The database of each publisher.
     pub publishers: &'static [usize],
     /// The databases in which the deletion may be recorded.
     pub deleting: &'static [usize],
     /// Those that never end or stand still.
     pub steady: &'static [usize],
     pub agents: usize,
-    /// Agents may take their own history for silent, whatever it is.
+    /// Agents may treat their own history as silent at any time.
     pub silence: bool,
     pub budget: Budget,
     /// Publishers ask each other. Otherwise none is ever answered in time: then all serve that may, which is the worst.
@@ -86,22 +84,19 @@ pub struct HistoryWorld {
     pub begins_cut: bool,
     /// Publishers wait for a bound, and call receipts final.
     pub receipts: bool,
-    /// An agent's login is used to claim what it was never given.
+    /// An agent's login claims vouchers that it never received.
     pub forges: bool,
     /// Whether recovery is tried from each state.
     pub heals: bool,
-    /// How publishers stand in it sometimes.
+    /// States of publishers that must occur.
     pub standings: &'static [(&'static str, Standing)],
-    /// The protection that the core lacks.
     pub missing: Option<Protection>,
-    /// The flaw around the core.
     pub flaw: Option<HistoryFlaw>,
 }
 
 /// A message of the live feed that may still arrive anywhere.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct SentMessage {
-    /// The database behind it.
     pub store: usize,
     /// How far the log reached.
     pub voucher: Voucher,
@@ -109,12 +104,9 @@ pub struct SentMessage {
     pub row: Option<HistoryRow>,
 }
 
-/// A state of a world.
 #[derive(Clone, PartialEq, Hash, Debug)]
 pub struct HistoryState {
-    /// The database, and its copy.
     pub stores: [HistoryStore; 2],
-    /// Those that run.
     pub publishers: Vec<Option<PublisherProcess>>,
     pub agents: Vec<Arc<HistoryAgent>>,
     /// Sent on the live feed, ever.
@@ -123,7 +115,6 @@ pub struct HistoryState {
     pub cut: bool,
     /// An operator declared a store that lacks the deletion.
     pub is_overruled: bool,
-    /// What may still happen.
     left: Budget,
     incarnations: u64,
     tokens: u64,
@@ -418,7 +409,7 @@ impl HistoryWorld {
                 || self.database == DatabaseKind::Postgres)
     }
 
-    /// Whether it may conclude from silence what it concludes from silence.
+    /// Whether silence may be the answer to its query.
     fn may_give_up(&self, state: &HistoryState, publisher: usize, process: &PublisherProcess) -> bool {
         let mut answering =
             self.others(publisher).filter(|other| self.answers(state, publisher, process, *other));

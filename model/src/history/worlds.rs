@@ -4,7 +4,6 @@ use evictd_core::service::Standing;
 
 use super::world::{Budget, DatabaseKind, HistoryWorld};
 
-/// All of them.
 pub const ALL: &[HistoryWorld] =
     &[FORGED, RESTARTED, WORD, TWO_COPIES, PHYSICAL_COPY, BACKUP, LOYAL, TOGETHER, CUT, HANDOVER, COLLEAGUES];
 

@@ -24,7 +24,6 @@ const BEAT: Micros = 250 * MS;
 const REREAD_EVERY: Duration = Duration::from_secs(1);
 
 impl SimPublisher {
-    /// How it stands.
     pub fn standing(&self) -> Standing {
         self.service.standing()
     }

@@ -32,7 +32,6 @@ fn answer(payload: Bytes) -> Message {
     }
 }
 
-/// The follow task of `agent`.
 fn task(agent: &TestAgent) -> FollowTask {
     FollowTask::new(agent.follow_context())
 }
