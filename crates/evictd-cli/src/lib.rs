@@ -8,14 +8,14 @@
 //! In reading order:
 //!
 //! * [`commands`]: the command tree, and the request of each command.
-//! * [`usage`]: the parts of Unkey's flag syntax that clap lacks, and what is left out of it.
+//! * [`mod@usage`]: the parts of Unkey's flag syntax that clap lacks, and what is left out of it.
 //! * [`settings`]: root key, URL and output format, from flags, environment and files.
 //! * [`call`]: a request, and when it is sent again; [`http`]: sending it.
 //! * [`render`]: what is printed of an answer.
 //! * [`wait`]: `--wait`, the propagation of a change through the regions.
 //! * [`bulk`]: many deletions at once.
 //! * [`login`]: `evictd auth login`, which stores the root key.
-//! * [`print`], [`time`], [`private_file`]: output, times and secret files, for the other commands of `evictd` too.
+//! * [`mod@print`], [`time`], [`private_file`]: output, times and secret files, for the other commands of `evictd` too.
 
 mod bulk;
 mod call;
