@@ -693,11 +693,11 @@ mod tests {
     #[test]
     fn serving_publisher_names_the_rival_that_yields_to_it() {
         let mut service = serving();
-        let query = service.on_foreign(ms(0)).unwrap();
-        service.on_rival(query.nonce, rival(Standing::Yielding), ms(10));
+        let query = service.on_foreign(ms(1_000)).unwrap();
+        service.on_rival(query.nonce, rival(Standing::Yielding), ms(1_010));
         assert_eq!(service.standing(), Standing::Serving);
-        assert_eq!(service.silent_rival(ms(30_009)), Some(&rival(Standing::Yielding)));
-        assert_eq!(service.silent_rival(ms(30_010)), None, "it hasn't answered for a bound");
+        assert_eq!(service.silent_rival(ms(31_009)), Some(&rival(Standing::Yielding)));
+        assert_eq!(service.silent_rival(ms(31_010)), None, "it hasn't answered for a bound");
     }
 
     #[test]
