@@ -32,7 +32,7 @@
 //! The rule numbers are those of ARCHITECTURE.md.
 
 #[macro_use]
-mod labels;
+pub mod labels;
 
 pub mod authority;
 pub mod entry;

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use crate::limits::PROBES_OUTSTANDING_MAX;
 use crate::position::LogPosition;
-use crate::time::{LeaseTime, StoreTime};
+use crate::time::{LeaseTime, StoreTime, signed_micros};
 
 /// What the answer to a probe says about time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -93,8 +93,11 @@ impl ClockOffset {
         self.heads.push_back((sent_at, head));
         let travelled = received_at.since(sent_at).saturating_sub(held);
         let low = store_time.0.saturating_sub(signed(received_at));
-        let new =
-            OffsetInterval { low, high: low.saturating_add(micros(travelled)), measured_at: received_at };
+        let new = OffsetInterval {
+            low,
+            high: low.saturating_add(signed_micros(travelled)),
+            measured_at: received_at,
+        };
         let met = self.at(received_at).map(|old| OffsetInterval {
             low: old.low.max(new.low),
             high: old.high.min(new.high),
@@ -136,14 +139,10 @@ impl ClockOffset {
     /// The interval, widened by the possible drift since it was measured.
     fn at(&self, now: LeaseTime) -> Option<OffsetInterval> {
         let interval = self.interval?;
-        let drift = micros((now.since(interval.measured_at) / Self::DRIFT_PART).max(Self::DRIFT));
+        let drift = signed_micros((now.since(interval.measured_at) / Self::DRIFT_PART).max(Self::DRIFT));
         let (low, high) = (interval.low.saturating_sub(drift), interval.high.saturating_add(drift));
         Some(OffsetInterval { low, high, ..interval })
     }
-}
-
-fn micros(duration: Duration) -> i64 {
-    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
 
 fn signed(time: LeaseTime) -> i64 {

@@ -92,26 +92,19 @@ pub enum Verdict {
     InsufficientPermissions,
 }
 
-impl Verdict {
-    pub const ALL: [Self; 6] = [
-        Self::Valid,
-        Self::NotFound,
-        Self::Disabled,
-        Self::Expired,
-        Self::Forbidden,
-        Self::InsufficientPermissions,
-    ];
+labels!(Verdict {
+    Valid = "VALID",
+    NotFound = "NOT_FOUND",
+    Disabled = "DISABLED",
+    Expired = "EXPIRED",
+    Forbidden = "FORBIDDEN",
+    InsufficientPermissions = "INSUFFICIENT_PERMISSIONS",
+});
 
+impl Verdict {
     /// The `code` on the wire.
     pub fn code(self) -> &'static str {
-        match self {
-            Self::Valid => "VALID",
-            Self::NotFound => "NOT_FOUND",
-            Self::Disabled => "DISABLED",
-            Self::Expired => "EXPIRED",
-            Self::Forbidden => "FORBIDDEN",
-            Self::InsufficientPermissions => "INSUFFICIENT_PERMISSIONS",
-        }
+        self.label()
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::ids::Identity;
-use crate::time::StoreTime;
+use crate::time::{StoreTime, micros};
 
 /// How old `last_seen` may get before it is written again. Without it, each round would write a row
 /// per agent.
@@ -46,7 +46,7 @@ impl RosterEntry {
 
     fn is_due(&self, now: StoreTime) -> bool {
         // The store's clock may also have been set back.
-        self.last_seen.0.abs_diff(now.0) >= ROSTER_REFRESH.as_micros() as u64
+        self.last_seen.0.abs_diff(now.0) >= micros(ROSTER_REFRESH)
     }
 }
 

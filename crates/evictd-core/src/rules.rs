@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use crate::labels::Label;
+
 macro_rules! rules {
     ($($id:ident = $statement:literal,)*) => {
         /// A guarantee (G), or a rule of the protocol that it rests on (R).
@@ -21,6 +23,18 @@ macro_rules! rules {
 
             pub fn statement(self) -> &'static str {
                 match self { $(Self::$id => $statement,)* }
+            }
+        }
+
+        impl Label for Rule {
+            const ALL: &'static [Self] = &Self::ALL;
+
+            fn index(self) -> usize {
+                self as usize
+            }
+
+            fn label(self) -> &'static str {
+                self.id()
             }
         }
     };

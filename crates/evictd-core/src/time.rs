@@ -52,6 +52,17 @@ impl StoreTime {
     }
 }
 
-fn micros(duration: Duration) -> u64 {
+/// Microseconds, the unit of both clocks, saturating.
+pub fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// As [`micros`], for arithmetic with [`StoreTime`] and for SQL.
+pub fn signed_micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// Milliseconds with a fraction, as JSON shows them. Microseconds are as fine as anything is measured.
+pub fn millis(duration: Duration) -> f64 {
+    micros(duration) as f64 / 1000.0
 }

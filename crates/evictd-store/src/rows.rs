@@ -1,7 +1,5 @@
 //! Reading rows, whichever driver fetched them.
 
-use std::time::Duration;
-
 use evictd_core::position::LogPosition;
 use evictd_core::time::StoreTime;
 use serde::Deserialize;
@@ -134,9 +132,4 @@ pub(crate) fn log_position(epoch: i64, position: i64) -> Result<LogPosition, Sto
 /// For LIMIT. A number that doesn't fit means all rows.
 pub(crate) fn sql_limit(limit: usize) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
-}
-
-/// A span in the unit of the store's clock. One that doesn't fit never ends.
-pub(crate) fn micros(span: Duration) -> i64 {
-    i64::try_from(span.as_micros()).unwrap_or(i64::MAX)
 }

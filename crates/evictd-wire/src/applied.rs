@@ -9,6 +9,7 @@ use evictd_core::ids::InstanceId;
 use evictd_core::limits::APPLY_REPORTS_MAX;
 use evictd_core::offset::DurationRange;
 use evictd_core::position::LogPosition;
+use evictd_core::time::micros;
 
 use crate::codec::{self, DecodeError, field};
 use crate::generated as pb;
@@ -62,7 +63,6 @@ impl Applied {
 }
 
 fn apply_report_to_wire(apply_report: &ApplyReport) -> pb::ApplyReport {
-    let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
     pb::ApplyReport {
         position: apply_report.position.position(),
         lag_low_us: micros(apply_report.lag.low),

@@ -7,7 +7,7 @@ use evictd_core::history::LogToken;
 use evictd_core::ids::{ApiId, InstanceId, KeyHash, KeyId, WorkspaceId};
 use evictd_core::limits::META_BYTES_MAX;
 use evictd_core::record::{KeyRecord, Lookup, Record, RecordState, RootKeyRecord};
-use evictd_core::time::StoreTime;
+use evictd_core::time::{StoreTime, micros};
 
 use crate::codec::{self, DecodeError, field};
 use crate::generated as pb;
@@ -64,7 +64,7 @@ impl LookupAnswer {
             LookupOutcome::Found { lookup, fence_age } => PbOutcome::Found(pb::Found {
                 epoch: lookup.as_of.epoch(),
                 head: lookup.as_of.position(),
-                fence_age_us: u64::try_from(fence_age.as_micros()).unwrap_or(u64::MAX),
+                fence_age_us: micros(*fence_age),
                 record: record_to(&lookup.record),
                 provenance: Some(codec::provenance_to(lookup.provenance)),
                 token: lookup.token.0,

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use evictd_core::history::Voucher;
 use evictd_core::ids::InstanceId;
 use evictd_core::roster::PartitionPolicy;
-use evictd_core::time::StoreTime;
+use evictd_core::time::{StoreTime, micros};
 
 use crate::codec::{self, DecodeError, field};
 use crate::generated as pb;
@@ -80,7 +80,7 @@ impl ProbeAnswer {
             nonce: self.nonce,
             head: Some(codec::voucher_to(&self.head)),
             store_time_unix_us: self.store_time.0,
-            held_us: u64::try_from(self.held.as_micros()).unwrap_or(u64::MAX),
+            held_us: micros(self.held),
             proves_nothing: !self.is_proof,
         })
     }

@@ -32,30 +32,24 @@ pub fn answered_nonce(subject: &str) -> Option<u64> {
 /// The queue group in which publishers share requests.
 pub const AUTHORITY_GROUP: &str = "authority";
 
-/// A kind of message that agents send to publishers.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum MessageKind {
-    /// A query for a proof.
-    Probe,
-    /// A query for missed rows.
-    Replay,
-    /// A query for a record.
-    Lookup,
-    /// An announcement of progress.
-    Applied,
+evictd_core::labels! {
+    /// A kind of message that agents send to publishers.
+    pub enum MessageKind {
+        /// A query for a proof.
+        Probe = "probe",
+        /// A query for missed rows.
+        Replay = "replay",
+        /// A query for a record.
+        Lookup = "lookup",
+        /// An announcement of progress.
+        Applied = "applied",
+    }
 }
 
 impl MessageKind {
-    pub const ALL: [Self; 4] = [Self::Probe, Self::Replay, Self::Lookup, Self::Applied];
-
     /// The token in the subject, and the metric label.
     pub fn token(self) -> &'static str {
-        match self {
-            Self::Probe => "probe",
-            Self::Replay => "replay",
-            Self::Lookup => "lookup",
-            Self::Applied => "applied",
-        }
+        self.label()
     }
 
     /// The subscription of publishers that receives this kind from every agent.

@@ -13,6 +13,8 @@ pub enum Via {
     Replay,
 }
 
+labels!(Via { Live = "live", Replay = "replay" });
+
 /// Why the agent flushed its cache.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum FlushReason {

@@ -1,11 +1,11 @@
 //! Deleting old rows.
 
-use evictd_core::time::StoreTime;
+use evictd_core::time::{StoreTime, signed_micros};
 
 use super::write::PostgresWrite;
 use crate::audit::{Purge, Purged, receipts_kept_since};
 use crate::error::StoreError;
-use crate::rows::{Columns, micros, sql_limit};
+use crate::rows::{Columns, sql_limit};
 
 /// Deletes a prefix of the log, and receipts and audit records that are old by the server's clock.
 pub(super) async fn purge(write: &mut PostgresWrite, purge: Purge) -> Result<Purged, StoreError> {
@@ -28,7 +28,7 @@ pub(super) async fn purge(write: &mut PostgresWrite, purge: Purge) -> Result<Pur
               ORDER BY final_at LIMIT $2)
          RETURNING final_at",
     );
-    let receipts = write.rows(receipts.bind(micros(purge.receipts)).bind(limit)).await?;
+    let receipts = write.rows(receipts.bind(signed_micros(purge.receipts)).bind(limit)).await?;
     purged.receipts = receipts.len() as u64;
     if let Some(kept) = purge.audit {
         let audit = sqlx::query(
@@ -36,7 +36,7 @@ pub(super) async fn purge(write: &mut PostgresWrite, purge: Purge) -> Result<Pur
                  (SELECT event_id FROM ONLY audit_log WHERE time <= (SELECT evictd_now() - $1) / 1000
                   ORDER BY time LIMIT $2)",
         );
-        purged.audit = write.run(audit.bind(micros(kept)).bind(limit)).await?;
+        purged.audit = write.run(audit.bind(signed_micros(kept)).bind(limit)).await?;
     }
     if let Some(since) = receipts_kept_since(&receipts)? {
         // Last, because rounds wait for this lock.

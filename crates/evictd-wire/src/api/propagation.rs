@@ -10,7 +10,7 @@ use evictd_core::invalidation::Cause;
 use evictd_core::offset::DurationRange;
 use evictd_core::position::LogPosition;
 use evictd_core::receipts::{Receipt, RegionReceipt, RegionState};
-use evictd_core::time::StoreTime;
+use evictd_core::time::{StoreTime, millis};
 use serde::{Deserialize, Serialize};
 
 /// The progress of a change.
@@ -162,11 +162,6 @@ impl RegionPropagation {
             duplicate_names: region.duplicate_names,
         }
     }
-}
-
-/// Measurements have a resolution of one microsecond.
-fn millis(duration: Duration) -> f64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX) as f64 / 1000.0
 }
 
 #[cfg(test)]

@@ -46,22 +46,12 @@ const EXPIRES_MAX: i64 = 4_102_444_800_000;
 /// Defines [`Endpoint`] from the list of requests.
 macro_rules! endpoints {
     ($($request:ident),*) => {
-        /// Every endpoint, of both daemons.
-        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-        pub enum Endpoint {
-            $($request,)*
-            /// A GET without body and root key.
-            Liveness,
-        }
-
-        impl Endpoint {
-            pub const ALL: [Self; 12] = [$(Self::$request,)* Self::Liveness];
-
-            pub fn path(self) -> &'static str {
-                match self {
-                    $(Self::$request => $request::PATH,)*
-                    Self::Liveness => LIVENESS_PATH,
-                }
+        evictd_core::labels! {
+            /// Every endpoint of both daemons, labeled by its path.
+            pub enum Endpoint {
+                $($request = $request::PATH,)*
+                /// A GET without body and root key.
+                Liveness = LIVENESS_PATH,
             }
         }
     };
@@ -73,6 +63,10 @@ endpoints!(
 );
 
 impl Endpoint {
+    pub fn path(self) -> &'static str {
+        self.label()
+    }
+
     /// Finds the endpoint at `path`.
     pub fn of(path: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|endpoint| endpoint.path() == path)

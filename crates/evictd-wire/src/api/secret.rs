@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serializer};
 ///
 /// It doesn't implement `Serialize`: a field that must serialize it is marked with
 /// `#[serde(serialize_with = "exposed")]`, which is easy to find.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Default)]
 pub struct Secret(String);
 
 impl Secret {
