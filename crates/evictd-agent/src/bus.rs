@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_nats::{Client, Message, StatusCode, SubscribeError, Subscriber};
 use bytes::Bytes;
 use evictd_core::ids::Identity;
-use evictd_ops::bus::{BusError, BusOptions, Link, publish_within};
+use evictd_ops::bus::{BusError, BusLink, BusOptions, publish_within};
 use evictd_ops::readiness::Readiness;
 use evictd_wire::lookup::LookupRequest;
 use evictd_wire::subject::{self, MessageKind, Requester};
@@ -41,7 +41,7 @@ pub enum ConnectError {
 #[derive(Clone, Debug)]
 struct Port {
     client: Client,
-    link: Link,
+    link: BusLink,
     requester: Arc<Requester>,
     /// The inbox of this process. It doesn't receive answers to an earlier one.
     inbox: Arc<str>,
@@ -159,7 +159,7 @@ pub(crate) async fn connect(
 ) -> Result<AgentBus, ConnectError> {
     let requester = Arc::new(config.requester());
     let inbox: Arc<str> = format!("{}.{}", requester.inbox_prefix(), identity.instance).into();
-    let open = async |name, link: Link| {
+    let open = async |name, link: BusLink| {
         let options = BusOptions {
             name,
             inbox_prefix: Some(requester.inbox_prefix()),
@@ -179,7 +179,7 @@ pub(crate) async fn connect(
         Ok::<_, BusError>((port, connected))
     };
 
-    let link = Link::new(&config.nats, metrics.nats_lease.clone(), readiness);
+    let link = BusLink::new(&config.nats, metrics.nats_lease.clone(), readiness);
     let (port, connected) = open(format!("evictd agent {requester}"), link).await?;
     // The live feed first: the agent must not miss a message after the answer to its first probe.
     let live = port.client.subscribe(subject::LIVE).await?;
@@ -187,7 +187,7 @@ pub(crate) async fn connect(
     let replay_answers = port.client.subscribe(port.inbox(MessageKind::Replay)).await?;
     let feed = Feed { live, probe_answers, replay_answers, connected, port };
 
-    let link = Link::named("nats_lookups", &config.nats, metrics.nats_lookups.clone(), readiness);
+    let link = BusLink::named("nats_lookups", &config.nats, metrics.nats_lookups.clone(), readiness);
     let (port, _) = open(format!("evictd agent {requester} lookups"), link).await?;
     let lookup_answers = port.client.subscribe(format!("{}.*", port.inbox(MessageKind::Lookup))).await?;
     Ok(AgentBus { feed, lookups: LookupPort(port), lookup_answers })

@@ -15,7 +15,7 @@ use evictd_core::position::LogPosition;
 use evictd_core::record::{Record, RecordState};
 use evictd_core::serving::{CacheEntry, EntryCache};
 use evictd_core::time::LeaseTime;
-use tokio::time::MissedTickBehavior;
+use evictd_ops::time::every;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::CacheConfig;
@@ -170,8 +170,7 @@ pub(crate) async fn run_maintenance(
     metrics: Arc<Metrics>,
     shutdown: CancellationToken,
 ) {
-    let mut every_second = tokio::time::interval(Duration::from_secs(1));
-    every_second.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut every_second = every(Duration::from_secs(1));
     while shutdown.run_until_cancelled(every_second.tick()).await.is_some() {
         cache.run_pending_tasks();
         let (found, not_found, bytes) = cache.size();

@@ -11,7 +11,8 @@ use evictd_core::lease::Bound;
 use evictd_core::roster::PartitionPolicy;
 use evictd_ops::admin::AdminConfig;
 use evictd_ops::bus::BusConfig;
-use evictd_ops::config::{ByteSize, HumanDuration, PostgresUrl, PostgresUrlError, Validate, check_count};
+use evictd_ops::config::{ByteSize, HumanDuration, Validate, check_count};
+use evictd_ops::connection_url::{ConnectionUrl, UrlError};
 use evictd_ops::http::HttpConfig;
 use evictd_ops::logging::LogConfig;
 use evictd_wire::api::secret::Secret;
@@ -155,8 +156,8 @@ impl AgentConfig {
     }
 
     /// Returns the URL of the database, if one is configured. Reads [`PostgresConfig::url_file`].
-    pub fn database(&self) -> Result<Option<PostgresUrl>, PostgresUrlError> {
-        PostgresUrl::configured(&self.postgres.url, &self.postgres.url_file)
+    pub fn database(&self) -> Result<Option<ConnectionUrl>, UrlError> {
+        ConnectionUrl::configured_postgres(&self.postgres.url, &self.postgres.url_file)
     }
 
     /// Returns the bound. Its margin was validated.
@@ -224,7 +225,7 @@ impl Validate for AgentConfig {
             }
             _ => {}
         }
-        if let Err(error) = PostgresUrl::configured(&database.url, Path::new("")) {
+        if let Err(error) = ConnectionUrl::configured_postgres(&database.url, Path::new("")) {
             problems.push(format!("postgres.url: {error}"));
         }
         if !database.url.expose().is_empty() && !database.url_file.as_os_str().is_empty() {

@@ -20,13 +20,13 @@ use evictd_core::time::LeaseTime;
 use evictd_ops::clock;
 use evictd_ops::invariants::Invariants;
 use evictd_ops::readiness::Condition;
+use evictd_ops::time::every;
 use evictd_wire::applied::Applied;
 use evictd_wire::live::{Live, LiveEvent};
 use evictd_wire::probe::{ProbeAnswer, ProbeRequest};
 use evictd_wire::replay::{ReplayAnswer, ReplayRequest};
-use evictd_wire::subject::MessageKind;
 use futures_util::StreamExt;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::apply_reports::ApplyReportQueue;
@@ -74,8 +74,7 @@ impl FollowContext {
     /// Runs the follow task until `shutdown`.
     pub(crate) async fn run(self, mut feed: Feed, shutdown: CancellationToken) {
         let mut task = FollowTask::new(self);
-        let mut beat = tokio::time::interval(BEAT);
-        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut beat = every(BEAT);
         loop {
             let wake_at = task.wake_at();
             tokio::select! {
@@ -155,7 +154,7 @@ impl FollowTask {
     }
 
     fn on_probe_answer(&mut self, message: &Message) {
-        let incoming = Incoming::Answer(MessageKind::Probe);
+        let incoming = Incoming::Probe;
         if is_no_responders(message) {
             return;
         }
@@ -181,7 +180,7 @@ impl FollowTask {
     }
 
     fn on_replay_answer(&mut self, message: &Message) {
-        let incoming = Incoming::Answer(MessageKind::Replay);
+        let incoming = Incoming::Replay;
         if is_no_responders(message) {
             return;
         }
@@ -232,7 +231,7 @@ impl FollowTask {
         if !self.is_feed_silent(now) {
             feed.met();
         } else if !connected {
-            feed.moot();
+            feed.not_applicable();
         } else if now.since(self.connected_at) >= FEED_SILENT_AFTER {
             feed.unmet(
                 "no publisher ticks: none is connected, or none can read its store, or the permissions lack \

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use evictd_core::record::Record;
 use evictd_ops::http::{Handler, Reply, Request, StatusCode, header, reply};
-use evictd_ops::rpc::{self, Call};
+use evictd_ops::rpc::{self, RpcCall};
 use evictd_wire::api::envelope::{Meta, Stale, Success};
 use evictd_wire::api::error::{ApiError, ErrorKind, JSON};
 use evictd_wire::api::ids::hash;
@@ -44,7 +44,7 @@ impl VerifyApi {
         Self { verifier }
     }
 
-    async fn verify(&self, call: &Call) -> Result<Reply, VerifyRefusal> {
+    async fn verify(&self, call: &RpcCall) -> Result<Reply, VerifyRefusal> {
         let Self { verifier } = self;
         let request = call.request(VerifyKey::parse)?;
         let found_root = self.load(call.token()?).await?;
@@ -98,7 +98,7 @@ impl Handler for VerifyApi {
         if request.parts.uri.path() != VerifyKey::PATH {
             return rpc::not_found();
         }
-        let call = match Call::read(request).await {
+        let call = match RpcCall::read(request).await {
             Ok(call) => call,
             Err(reply) => return reply,
         };

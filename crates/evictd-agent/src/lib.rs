@@ -194,7 +194,7 @@ impl AgentParts {
     }
 
     fn reader(&self, database: Arc<dyn Database>) -> DatabaseReader {
-        let warning = self.readiness.remark("database");
+        let warning = self.readiness.warning("database");
         DatabaseReader::new(database, self.config.postgres.timeout.into(), self.metrics.clone(), warning)
     }
 
@@ -218,8 +218,8 @@ impl AgentParts {
             metrics: self.metrics.clone(),
             policies: self.policies.clone(),
             lease: self.lease_condition(),
-            feed: self.readiness.remark("feed"),
-            history: self.readiness.remark("history"),
+            feed: self.readiness.warning("feed"),
+            history: self.readiness.warning("history"),
             recent: self.recent.clone(),
         }
     }

@@ -10,8 +10,7 @@ use evictd_ops::bus::BusMetrics;
 use evictd_ops::http::StatusCode;
 use evictd_ops::invariants::Invariants;
 use evictd_ops::metric_specs;
-use evictd_ops::metrics::{LATENCY_BUCKETS, MetricKind, MetricSpec, PROPAGATION_BUCKETS, Registry};
-use evictd_wire::subject::MessageKind;
+use evictd_ops::metrics::{ByLabel, LATENCY_BUCKETS, MetricKind, PROPAGATION_BUCKETS, Registry};
 use metrics::{Counter, Gauge, Histogram, Unit};
 
 const COUNTER: MetricKind = MetricKind::Counter;
@@ -30,15 +29,15 @@ metric_specs! {
     BREACHES = "evictd_agent_bound_breaches_total", COUNTER, COUNT, [],
         "Changes whose old state was answered from for longer than the bound. 0, unless policy serves stale records.";
     PROPAGATION_BOUND = "evictd_agent_propagation_bound_seconds", GAUGE, SECONDS, [],
-        "The promise: no answer is based on anything older.";
+        "The bound: no answer is based on anything older.";
     LEASE_REMAINING = "evictd_agent_lease_remaining_seconds", GAUGE, SECONDS, [],
-        "How long cached entries are still trusted without a new proof; 0 when the lease has run out.";
+        "How long cached entries are still served without a new proof; 0 when the lease has expired.";
     MODE = "evictd_agent_mode", GAUGE, None, ["mode"],
         "1 for the current mode: starting, live or expired.";
     APPLIED = "evictd_agent_applied_position", GAUGE, None, [],
         "Everything up to this log position is applied here.";
     HEAD = "evictd_agent_head_position", GAUGE, None, [],
-        "The highest log position this agent has heard of.";
+        "The highest log position that this agent has received.";
     EPOCH = "evictd_agent_epoch", GAUGE, None, [],
         "The log's epoch; it rises when the home store may have gone back.";
     CLOCK_OFFSET = "evictd_agent_clock_offset_seconds", GAUGE, SECONDS, [],
@@ -50,15 +49,15 @@ metric_specs! {
     INVALIDATIONS = "evictd_agent_invalidations_total", COUNTER, COUNT, ["via"],
         "Invalidations applied, by how they arrived: live or replay.";
     REPAIRS = "evictd_agent_repairs_total", COUNTER, COUNT, ["cause"],
-        "Replays asked for, by what showed the gap.";
+        "Replays requested, by what showed the gap.";
     FLUSHES = "evictd_agent_flushes_total", COUNTER, COUNT, ["reason"],
-        "Times everything cached was forgotten.";
+        "Flushes of the whole cache, by reason.";
     FLOORS_MERGED = "evictd_agent_floors_merged_total", COUNTER, COUNT, [],
         "Floors that were merged into wider ones to bound memory; each costs reloads.";
     VERIFICATIONS = "evictd_agent_verifications_total", COUNTER, COUNT, ["code"],
         "Verifications answered, by code; UNAVAILABLE counts those denied because no fresh record could be had.";
     REQUESTS = "evictd_agent_requests_total", COUNTER, COUNT, ["status"],
-        "Answers of the verify surface by HTTP status, refusals among them; `other` is every status without a series of its own. 401: the gateway's root key is unknown or was revoked; 403: it has expired or was disabled.";
+        "Answers of the verify API by HTTP status, refusals among them; `other` is every status without a series of its own. 401: the gateway's root key is unknown or was revoked; 403: it has expired or was disabled.";
     STALE_ANSWERS = "evictd_agent_stale_answers_total", COUNTER, COUNT, ["code"],
         "Verifications answered, by policy, from records that are older than the bound allows; they count in evictd_agent_verifications_total as well.";
     CACHE_HITS = "evictd_agent_cache_hits_total", COUNTER, COUNT, [],
@@ -70,17 +69,17 @@ metric_specs! {
     CACHE_BYTES = "evictd_agent_cache_bytes", GAUGE, BYTES, [],
         "Estimated memory of the cached records.";
     LOADS = "evictd_agent_loads_total", COUNTER, COUNT, ["outcome"],
-        "Loads from the authority: ok, busy (shed there), shed (too many here), timeout, unsent (NATS not connected) or no_publisher (nobody listens there).";
+        "Loads from the authority: ok, busy (shed there), shed (too many here), timeout, unsent (NATS not connected) or no_publisher (no publisher subscribes there).";
     DATABASE_READS = "evictd_agent_database_reads_total", COUNTER, COUNT, ["outcome"],
-        "Records read from the database, where the agent may (`loads.origin`): ok, too_old (older than a change known here) or failed, each attempt to find out whether it works again among them. Where it isn't ok, the authority was asked.";
+        "Records read from the database, where the agent may (`loads.origin`): ok, too_old (older than a change known here) or failed, retries after a failure among them. Unless it is ok, the record was loaded from the authority.";
     LOAD_SECONDS = "evictd_agent_load_seconds", LOAD, SECONDS, [],
         "How long successful loads took.";
     STALE_LOADS = "evictd_agent_stale_loads_rejected_total", COUNTER, COUNT, [],
-        "Loads that arrived older than a floor that had risen meanwhile, and so were not cached.";
+        "Loads that were not cached, because a floor had risen above them meanwhile.";
     IGNORED = "evictd_agent_ignored_messages_total", COUNTER, COUNT, ["subject", "reason"],
-        "Messages from the bus that were ignored: malformed, or unasked (an answer to no open question).";
+        "Messages from the bus that were ignored: malformed, or unasked (an answer to no open request).";
     RIVAL_MESSAGES = "evictd_agent_rival_messages_total", COUNTER, COUNT, [],
-        "Messages that came from another home store, or another history of it, than the one that this agent follows. They move nothing; some come when a publisher was restarted, and many when two home stores are active on one bus.";
+        "Messages from another home store, or another history of it, than the one that this agent follows. They have no effect. A few are normal after a publisher restarts; many mean that two home stores are active on one bus.";
     NATS_CONNECTED = "evictd_agent_nats_connected", GAUGE, None, ["connection"],
         "1 while connected to a NATS server: lease (the live feed, probes, repairs and announcements) and lookups.";
     NATS_CONNECTS = "evictd_agent_nats_connects_total", COUNTER, COUNT, ["connection"],
@@ -89,139 +88,129 @@ metric_specs! {
         "Errors of a NATS connection: slow_consumer (messages dropped here) or server (as the server reports, permission violations among them).";
 }
 
-/// The statuses that have a series each; the last one is for all others.
-const STATUSES: [&str; 12] =
-    ["200", "400", "401", "403", "404", "405", "408", "413", "429", "500", "503", "other"];
+evictd_core::labels! {
+    /// The scope of a change, as the lag is labeled.
+    enum LagScope { Key = "key", Api = "api", Workspace = "workspace", All = "all" }
+
+    enum CacheKind { Found = "found", NotFound = "not_found" }
+
+    /// The statuses that have a series each, and one for all others.
+    enum StatusLabel {
+        Ok = "200",
+        BadRequest = "400",
+        Unauthorized = "401",
+        Forbidden = "403",
+        NotFound = "404",
+        MethodNotAllowed = "405",
+        RequestTimeout = "408",
+        PayloadTooLarge = "413",
+        TooManyRequests = "429",
+        InternalServerError = "500",
+        ServiceUnavailable = "503",
+        Other = "other",
+    }
+
+    /// The outcome of a load from the authority.
+    pub(crate) enum LoadOutcome {
+        Ok = "ok",
+        Busy = "busy",
+        Shed = "shed",
+        Timeout = "timeout",
+        Unsent = "unsent",
+        NoPublisher = "no_publisher",
+    }
+
+    /// The outcome of a read from the database.
+    pub(crate) enum DatabaseOutcome { Ok = "ok", TooOld = "too_old", Failed = "failed" }
+
+    /// What an incoming message claims to be.
+    pub(crate) enum Incoming { Live = "live", Probe = "probe", Replay = "replay", Lookup = "lookup" }
+
+    /// Why an incoming message was ignored.
+    enum IgnoreReason { Malformed = "malformed", Unasked = "unasked" }
+}
+
+impl From<StatusCode> for StatusLabel {
+    fn from(status: StatusCode) -> Self {
+        Self::ALL.into_iter().find(|known| known.label() == status.as_str()).unwrap_or(Self::Other)
+    }
+}
 
 /// The handles, made once.
 #[derive(Debug)]
 pub struct Metrics {
-    lag: [Histogram; 4],
+    lag: ByLabel<LagScope, Histogram>,
     exposure: Histogram,
     breaches: Counter,
     bound: Gauge,
     lease_remaining: Gauge,
-    mode: [Gauge; 3],
+    mode: ByLabel<Mode, Gauge>,
     applied: Gauge,
     head: Gauge,
     epoch: Gauge,
     clock_offset: Gauge,
     clock_error: Gauge,
     feed_silent: Gauge,
-    live: Counter,
-    replayed: Counter,
-    repairs: [Counter; 3],
-    flushes: [Counter; 4],
+    invalidations: ByLabel<Via, Counter>,
+    repairs: ByLabel<RepairCause, Counter>,
+    flushes: ByLabel<FlushReason, Counter>,
     floors_merged: Counter,
-    verdicts: [Counter; Verdict::ALL.len()],
-    stale_answers: [Counter; Verdict::ALL.len()],
+    verdicts: ByLabel<Verdict, Counter>,
+    stale_answers: ByLabel<Verdict, Counter>,
     unavailable: Counter,
-    requests: [Counter; STATUSES.len()],
+    requests: ByLabel<StatusLabel, Counter>,
     /// Records answered from the cache.
     pub(crate) hits: Counter,
     /// Records that had to be loaded.
     pub(crate) misses: Counter,
-    entries_found: Gauge,
-    entries_not_found: Gauge,
+    cache_entries: ByLabel<CacheKind, Gauge>,
     cache_bytes: Gauge,
-    loads: [Counter; 6],
-    database_reads: [Counter; 3],
+    loads: ByLabel<LoadOutcome, Counter>,
+    database_reads: ByLabel<DatabaseOutcome, Counter>,
     load_seconds: Histogram,
     /// Loads older than a floor that rose meanwhile.
     pub(crate) stale_loads: Counter,
     rival_messages: Counter,
-    malformed: [Counter; 4],
-    unasked: [Counter; 4],
+    ignored: ByLabel<Incoming, ByLabel<IgnoreReason, Counter>>,
     pub(crate) nats_lease: BusMetrics,
     pub(crate) nats_lookups: BusMetrics,
     pub(crate) invariants: Invariants,
 }
 
-/// What came of a load.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum LoadOutcome {
-    Ok,
-    Busy,
-    Shed,
-    Timeout,
-    Unsent,
-    NoPublisher,
-}
-
-/// What came of a read from the database.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum DatabaseOutcome {
-    Ok,
-    TooOld,
-    Failed,
-}
-
-/// What an incoming message pretends to be.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Incoming {
-    Live,
-    Answer(MessageKind),
-}
-
-impl Incoming {
-    const LABELS: [&'static str; 4] = ["live", "probe", "replay", "lookup"];
-
-    fn index(self) -> usize {
-        match self {
-            Self::Live | Self::Answer(MessageKind::Applied) => 0,
-            Self::Answer(MessageKind::Probe) => 1,
-            Self::Answer(MessageKind::Replay) => 2,
-            Self::Answer(MessageKind::Lookup) => 3,
-        }
-    }
-}
-
 impl Metrics {
     /// Makes the handles.
     pub fn new(registry: &Registry) -> Self {
-        let counter = |spec: &MetricSpec, label, value| registry.counter(spec, &[(label, value)]);
-        let gauge = |spec: &MetricSpec| registry.gauge(spec, &[]);
-        let ignored = |reason| {
-            Incoming::LABELS
-                .map(|subject| registry.counter(&IGNORED, &[("subject", subject), ("reason", reason)]))
-        };
         Self {
-            lag: ["key", "api", "workspace", "all"]
-                .map(|scope| registry.histogram(&PROPAGATION_LAG, &[("scope", scope)])),
-            exposure: registry.histogram(&EXPOSURE, &[]),
-            breaches: registry.counter(&BREACHES, &[]),
-            bound: gauge(&PROPAGATION_BOUND),
-            lease_remaining: gauge(&LEASE_REMAINING),
-            mode: Mode::ALL.map(|mode| registry.gauge(&MODE, &[("mode", mode.label())])),
-            applied: gauge(&APPLIED),
-            head: gauge(&HEAD),
-            epoch: gauge(&EPOCH),
-            clock_offset: gauge(&CLOCK_OFFSET),
-            clock_error: gauge(&CLOCK_ERROR),
-            feed_silent: gauge(&FEED_SILENT),
-            live: counter(&INVALIDATIONS, "via", "live"),
-            replayed: counter(&INVALIDATIONS, "via", "replay"),
-            repairs: RepairCause::ALL.map(|cause| counter(&REPAIRS, "cause", cause.label())),
-            flushes: FlushReason::ALL.map(|reason| counter(&FLUSHES, "reason", reason.label())),
-            floors_merged: registry.counter(&FLOORS_MERGED, &[]),
-            verdicts: Verdict::ALL.map(|verdict| counter(&VERIFICATIONS, "code", verdict.code())),
-            stale_answers: Verdict::ALL.map(|verdict| counter(&STALE_ANSWERS, "code", verdict.code())),
-            unavailable: counter(&VERIFICATIONS, "code", "UNAVAILABLE"),
-            requests: STATUSES.map(|status| counter(&REQUESTS, "status", status)),
-            hits: registry.counter(&CACHE_HITS, &[]),
-            misses: registry.counter(&CACHE_MISSES, &[]),
-            entries_found: registry.gauge(&CACHE_ENTRIES, &[("kind", "found")]),
-            entries_not_found: registry.gauge(&CACHE_ENTRIES, &[("kind", "not_found")]),
-            cache_bytes: gauge(&CACHE_BYTES),
-            loads: ["ok", "busy", "shed", "timeout", "unsent", "no_publisher"]
-                .map(|outcome| counter(&LOADS, "outcome", outcome)),
-            database_reads: ["ok", "too_old", "failed"]
-                .map(|outcome| counter(&DATABASE_READS, "outcome", outcome)),
-            load_seconds: registry.histogram(&LOAD_SECONDS, &[]),
-            stale_loads: registry.counter(&STALE_LOADS, &[]),
-            rival_messages: registry.counter(&RIVAL_MESSAGES, &[]),
-            malformed: ignored("malformed"),
-            unasked: ignored("unasked"),
+            lag: registry.handle(&PROPAGATION_LAG),
+            exposure: registry.handle(&EXPOSURE),
+            breaches: registry.handle(&BREACHES),
+            bound: registry.handle(&PROPAGATION_BOUND),
+            lease_remaining: registry.handle(&LEASE_REMAINING),
+            mode: registry.handle(&MODE),
+            applied: registry.handle(&APPLIED),
+            head: registry.handle(&HEAD),
+            epoch: registry.handle(&EPOCH),
+            clock_offset: registry.handle(&CLOCK_OFFSET),
+            clock_error: registry.handle(&CLOCK_ERROR),
+            feed_silent: registry.handle(&FEED_SILENT),
+            invalidations: registry.handle(&INVALIDATIONS),
+            repairs: registry.handle(&REPAIRS),
+            flushes: registry.handle(&FLUSHES),
+            floors_merged: registry.handle(&FLOORS_MERGED),
+            verdicts: registry.handle(&VERIFICATIONS),
+            stale_answers: registry.handle(&STALE_ANSWERS),
+            unavailable: registry.counter(&VERIFICATIONS, &["UNAVAILABLE"]),
+            requests: registry.handle(&REQUESTS),
+            hits: registry.handle(&CACHE_HITS),
+            misses: registry.handle(&CACHE_MISSES),
+            cache_entries: registry.handle(&CACHE_ENTRIES),
+            cache_bytes: registry.handle(&CACHE_BYTES),
+            loads: registry.handle(&LOADS),
+            database_reads: registry.handle(&DATABASE_READS),
+            load_seconds: registry.handle(&LOAD_SECONDS),
+            stale_loads: registry.handle(&STALE_LOADS),
+            rival_messages: registry.handle(&RIVAL_MESSAGES),
+            ignored: registry.handle(&IGNORED),
             nats_lease: bus_metrics(registry, "lease"),
             nats_lookups: bus_metrics(registry, "lookups"),
             invariants: Invariants::new(registry),
@@ -230,19 +219,16 @@ impl Metrics {
 
     /// A change was applied; its lag, if it is known.
     pub(crate) fn applied(&self, scope: &Scope, via: Via, lag: Option<Duration>) {
-        let index = match scope {
-            Scope::Key { .. } => 0,
-            Scope::Api(_) => 1,
-            Scope::Workspace(_) => 2,
-            Scope::All => 3,
+        let lag_scope = match scope {
+            Scope::Key { .. } => LagScope::Key,
+            Scope::Api(_) => LagScope::Api,
+            Scope::Workspace(_) => LagScope::Workspace,
+            Scope::All => LagScope::All,
         };
         if let Some(lag) = lag {
-            self.lag[index].record(lag.as_secs_f64());
+            self.lag.get(lag_scope).record(lag.as_secs_f64());
         }
-        match via {
-            Via::Live => self.live.increment(1),
-            Via::Replay => self.replayed.increment(1),
-        }
+        self.invalidations.get(via).increment(1);
     }
 
     /// What was answered from the state before a change, after its commit.
@@ -256,13 +242,11 @@ impl Metrics {
     }
 
     pub(crate) fn flushed(&self, reason: FlushReason) {
-        let index = FlushReason::ALL.iter().position(|known| *known == reason);
-        self.flushes[index.unwrap_or(0)].increment(1);
+        self.flushes.get(reason).increment(1);
     }
 
     pub(crate) fn repair(&self, cause: RepairCause) {
-        let index = RepairCause::ALL.iter().position(|known| *known == cause);
-        self.repairs[index.unwrap_or(0)].increment(1);
+        self.repairs.get(cause).increment(1);
     }
 
     pub(crate) fn floors_merged(&self, floors: usize) {
@@ -278,9 +262,7 @@ impl Metrics {
     pub(crate) fn lease(&self, bound: Duration, remaining: Duration, mode: Mode) {
         self.bound.set(bound.as_secs_f64());
         self.lease_remaining.set(remaining.as_secs_f64());
-        for (gauge, known) in self.mode.iter().zip(Mode::ALL) {
-            gauge.set(if known == mode { 1.0 } else { 0.0 });
-        }
+        self.mode.set_only(mode);
     }
 
     /// The lowest and highest that the store's clock less this machine's can be, in microseconds.
@@ -295,10 +277,9 @@ impl Metrics {
     }
 
     pub(crate) fn verified(&self, verdict: Verdict, stale: bool) {
-        let index = Verdict::ALL.iter().position(|known| *known == verdict).unwrap_or(0);
-        self.verdicts[index].increment(1);
+        self.verdicts.get(verdict).increment(1);
         if stale {
-            self.stale_answers[index].increment(1);
+            self.stale_answers.get(verdict).increment(1);
         }
     }
 
@@ -306,24 +287,23 @@ impl Metrics {
         self.unavailable.increment(1);
     }
 
-    /// The verify surface has answered something.
+    /// The verify API has answered a request.
     pub(crate) fn answered(&self, status: StatusCode) {
-        let index = STATUSES.iter().position(|known| *known == status.as_str());
-        self.requests[index.unwrap_or(STATUSES.len() - 1)].increment(1);
+        self.requests.get(status.into()).increment(1);
     }
 
     pub(crate) fn cache(&self, found: u64, not_found: u64, bytes: u64) {
-        self.entries_found.set(found as f64);
-        self.entries_not_found.set(not_found as f64);
+        self.cache_entries.get(CacheKind::Found).set(found as f64);
+        self.cache_entries.get(CacheKind::NotFound).set(not_found as f64);
         self.cache_bytes.set(bytes as f64);
     }
 
     pub(crate) fn loaded(&self, outcome: LoadOutcome) {
-        self.loads[outcome as usize].increment(1);
+        self.loads.get(outcome).increment(1);
     }
 
     pub(crate) fn read_from_database(&self, outcome: DatabaseOutcome) {
-        self.database_reads[outcome as usize].increment(1);
+        self.database_reads.get(outcome).increment(1);
     }
 
     pub(crate) fn load_took(&self, duration: Duration) {
@@ -335,20 +315,20 @@ impl Metrics {
     }
 
     pub(crate) fn malformed(&self, incoming: Incoming) {
-        self.malformed[incoming.index()].increment(1);
+        self.ignored.get(incoming).get(IgnoreReason::Malformed).increment(1);
     }
 
     pub(crate) fn unasked(&self, incoming: Incoming) {
-        self.unasked[incoming.index()].increment(1);
+        self.ignored.get(incoming).get(IgnoreReason::Unasked).increment(1);
     }
 }
 
 /// The handles of one of the connections.
 fn bus_metrics(registry: &Registry, connection: &str) -> BusMetrics {
-    let error = |kind| registry.counter(&NATS_ERRORS, &[("connection", connection), ("kind", kind)]);
+    let error = |kind| registry.counter(&NATS_ERRORS, &[connection, kind]);
     BusMetrics {
-        connected: registry.gauge(&NATS_CONNECTED, &[("connection", connection)]),
-        connects: registry.counter(&NATS_CONNECTS, &[("connection", connection)]),
+        connected: registry.gauge(&NATS_CONNECTED, &[connection]),
+        connects: registry.counter(&NATS_CONNECTS, &[connection]),
         slow_consumer: error("slow_consumer"),
         server_errors: error("server"),
     }

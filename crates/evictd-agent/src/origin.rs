@@ -17,8 +17,8 @@ use evictd_core::record::Lookup;
 use evictd_core::time::LeaseTime;
 use evictd_ops::clock;
 use evictd_ops::readiness::Condition;
+use evictd_ops::time::Backoff;
 use evictd_wire::lookup::{LookupAnswer, LookupOutcome, LookupRequest};
-use evictd_wire::subject::MessageKind;
 use futures_util::StreamExt;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -56,8 +56,7 @@ pub(crate) trait Origin: Debug + Send + Sync {
 }
 
 /// Bounds of the pause between two tries. The connection may come up within milliseconds, or be down for hours.
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
-const LAST_PAUSE: Duration = Duration::from_secs(1);
+const RETRY: Backoff = Backoff { first: Duration::from_millis(10), max: Duration::from_secs(1) };
 
 /// The authority, over the bus.
 #[derive(Clone, Debug)]
@@ -97,13 +96,13 @@ impl BusOrigin {
     /// that its permission is missing, and the first client must not be the one to find out. Returns at `shutdown`.
     pub(crate) async fn await_first_answer(self, works: Condition, shutdown: CancellationToken) {
         let answered = async {
-            let mut pause = FIRST_PAUSE;
+            let mut failures = 0_u32;
             // `Busy` is an answer, too.
             while let Err((outcome, _)) = self.lookup(KeyHash([0; 32])).await
                 && outcome != LoadOutcome::Busy
             {
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(LAST_PAUSE);
+                tokio::time::sleep(RETRY.pause(failures)).await;
+                failures = failures.saturating_add(1);
             }
             works.met();
         };
@@ -146,7 +145,7 @@ impl BusOrigin {
     }
 
     fn on_answer(&self, message: &Message, metrics: &Metrics) {
-        let incoming = Incoming::Answer(MessageKind::Lookup);
+        let incoming = Incoming::Lookup;
         if is_no_responders(message) {
             if let Some(lookup) = lookup_nonce(message).and_then(|nonce| self.pending.lock().remove(&nonce)) {
                 drop(lookup.answer.send(None));

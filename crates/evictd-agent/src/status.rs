@@ -2,13 +2,13 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
 
 use evictd_core::exposure::ApplyReport;
 use evictd_core::follower::Via;
 use evictd_core::ids::Identity;
 use evictd_core::invalidation::{Invalidation, Scope};
 use evictd_core::position::LogPosition;
+use evictd_core::time::millis;
 use evictd_ops::clock;
 use evictd_ops::config::HumanDuration;
 use parking_lot::Mutex;
@@ -65,10 +65,7 @@ impl RecentChanges {
             scope: invalidation.scope.label(),
             id,
             cause: invalidation.cause.label(),
-            via: match via {
-                Via::Live => "live",
-                Via::Replay => "replay",
-            },
+            via: via.label(),
             committed_at_us: invalidation.committed_at.0,
             measured: apply_report.map(|ApplyReport { lag, exposure, .. }| RecentLag {
                 lag_ms: millis(lag.middle()),
@@ -128,12 +125,10 @@ impl StatusSources {
     }
 }
 
-fn millis(duration: Duration) -> f64 {
-    duration.as_micros() as f64 / 1000.0
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use evictd_core::exposure::Exposure;
     use evictd_core::offset::DurationRange;
 

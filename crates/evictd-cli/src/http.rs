@@ -1,13 +1,12 @@
 //! The network side of [`Transport`]: HTTP, and how far a failed request came.
 
 use std::io::{self, Read};
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use evictd_ops::connection_url::ConnectionUrl;
 use evictd_wire::api::error::JSON;
 use evictd_wire::api::prefer::{self, PREFER};
 use ureq::SendBody;
-use ureq::http::Uri;
 
 use crate::call::{ApiAnswer, ApiCall, Delivery, NoAnswer, RETRY_LIMIT, Transport};
 use crate::settings::ClientSettings;
@@ -35,7 +34,7 @@ impl<'a> HttpTransport<'a> {
             .timeout_connect(Some(CONNECT_TIMEOUT))
             .accept(JSON)
             .user_agent(concat!("evictd/", env!("CARGO_PKG_VERSION")));
-        if is_loopback(&settings.url) {
+        if ConnectionUrl::http(&settings.url).is_ok_and(|url| url.is_loopback()) {
             // A proxy cannot reach this machine's loopback, and must not see the root key.
             config = config.proxy(None);
         }
@@ -119,14 +118,6 @@ fn no_answer(error: &ureq::Error, is_body_read: bool) -> NoAnswer {
     NoAnswer { delivery, cause }
 }
 
-/// Returns whether a URL names this machine.
-fn is_loopback(url: &str) -> bool {
-    let uri = url.parse::<Uri>().ok();
-    let host = uri.as_ref().and_then(Uri::host).unwrap_or_default().trim_matches(['[', ']']);
-    host.eq_ignore_ascii_case("localhost")
-        || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -149,19 +140,6 @@ mod tests {
             let lost = sent.result.unwrap_err();
             assert_eq!(lost.delivery, Delivery::Unsendable, "{lost:?}");
             assert!(!lost.cause.contains("hunter2"), "{lost:?}");
-        }
-    }
-
-    #[test]
-    fn loopback_is_recognized() {
-        for url in ["http://127.0.0.1:7070", "http://localhost", "https://LOCALHOST:1/x", "http://[::1]:7070"]
-        {
-            assert!(is_loopback(url), "{url}");
-        }
-        for url in
-            ["http://localhost.example.com", "http://10.0.0.1:7070", "http://[::2]", "https://127.example"]
-        {
-            assert!(!is_loopback(url), "{url}");
         }
     }
 

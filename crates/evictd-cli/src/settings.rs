@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, anyhow, bail, ensure};
 use clap::builder::{StringValueParser, TypedValueParser as _};
 use clap::{Args, ValueEnum as _};
+use evictd_ops::connection_url::ConnectionUrl;
 use evictd_wire::api::secret::Secret;
 
 use crate::call::ApiServer;
@@ -79,7 +80,12 @@ impl ClientSettings {
             None => find_url(server, &files, env)?,
         };
         let output = flags.output.map_or_else(|| output_of(env), Ok)?;
-        Ok(Self { root_key, url: checked_url(&url)?, server, json: output == OutputFormat::Json })
+        Ok(Self {
+            root_key,
+            url: ConnectionUrl::http(&url)?.expose().to_owned(),
+            server,
+            json: output == OutputFormat::Json,
+        })
     }
 }
 
@@ -109,15 +115,6 @@ fn output_of(env: &Env<'_>) -> anyhow::Result<OutputFormat> {
     }
     let is_json = env.first(&["UNKEY_OUTPUT"]).as_deref() == Some("json");
     Ok(if is_json { OutputFormat::Json } else { OutputFormat::Text })
-}
-
-fn checked_url(url: &str) -> anyhow::Result<String> {
-    let url = url.trim().trim_end_matches('/');
-    let host = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
-    if host.is_none_or(str::is_empty) {
-        bail!("the API URL '{url}' is not a URL; write it like http://127.0.0.1:7070");
-    }
-    Ok(url.to_owned())
 }
 
 /// A file to read, and whether it is Unkey's own, which may have keys that only Unkey's programs read.

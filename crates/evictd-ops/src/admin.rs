@@ -1,4 +1,4 @@
-//! The admin port: what monitoring, an orchestrator and an operator ask a daemon.
+//! The admin port, for monitoring, orchestrators and operators.
 
 use std::future::{Future, ready};
 use std::net::SocketAddr;
@@ -12,22 +12,19 @@ use crate::http::{self, Handler, Method, Reply, Request, StatusCode, header};
 use crate::metrics::Registry;
 use crate::readiness::Readiness;
 
-/// The section of the operator's port.
+/// The section `[admin]` of a configuration.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AdminConfig {
-    /// Where it listens.
     pub listen: SocketAddr,
 }
 
 /// Answers `/metrics`, `/livez`, `/readyz` and `/status`.
 #[derive(Clone)]
 pub struct Admin {
-    /// What `/metrics` renders.
     pub metrics: Registry,
-    /// What `/readyz` reports.
     pub readiness: Readiness,
-    /// What `/status` shows. Called at each request; must not block.
+    /// Makes the answer of `/status`, at each request. Must not block.
     pub status: Arc<dyn Fn() -> serde_json::Value + Send + Sync>,
 }
 
@@ -44,7 +41,7 @@ impl Admin {
     fn answer(&self, method: &Method, path: &str) -> Reply {
         let page = match path {
             "/metrics" => Self::metrics,
-            // That this answers at all is the answer.
+            // Any answer proves liveness.
             "/livez" => |_: &Self| http::text(StatusCode::OK, "ok"),
             "/readyz" => Self::ready,
             "/status" => Self::status,
@@ -67,9 +64,9 @@ impl Admin {
         let ready = waiting_for.is_empty();
         let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         let mut body = json!({ "ready": ready, "waitingFor": waiting_for });
-        let remarks = self.readiness.remarks();
-        if !remarks.is_empty() {
-            body["remarks"] = json!(remarks);
+        let warnings = self.readiness.warnings();
+        if !warnings.is_empty() {
+            body["warnings"] = json!(warnings);
         }
         http::json(status, body.to_string())
     }
@@ -114,7 +111,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn metrics_come_in_prometheus_text_format() {
+    async fn metrics_are_in_prometheus_text_format() {
         let admin = admin();
         admin.metrics.gauge(&SPECS[0], &[]).set(3.0);
         let (status, content_type, body) = get(&admin, "/metrics").await;
@@ -123,7 +120,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn liveness_is_an_answer() {
+    async fn liveness_is_answered() {
         let (status, _, body) = get(&admin(), "/livez").await;
         assert_eq!((status, body.as_str()), (StatusCode::OK, "ok"));
     }
@@ -141,14 +138,15 @@ mod tests {
         bus.met();
         let (status, _, body) = get(&admin, "/readyz").await;
         assert_eq!((status, body.as_str()), (StatusCode::OK, r#"{"ready":true,"waitingFor":[]}"#));
-        admin.readiness.remark("feed").unmet("silent");
+        admin.readiness.warning("feed").unmet("silent");
         let (status, _, body) = get(&admin, "/readyz").await;
-        let remarked = r#"{"ready":true,"remarks":[{"condition":"feed","detail":"silent"}],"waitingFor":[]}"#;
-        assert_eq!((status, body.as_str()), (StatusCode::OK, remarked));
+        let with_warning =
+            r#"{"ready":true,"waitingFor":[],"warnings":[{"condition":"feed","detail":"silent"}]}"#;
+        assert_eq!((status, body.as_str()), (StatusCode::OK, with_warning));
     }
 
     #[tokio::test]
-    async fn status_shows_what_the_daemon_says_of_itself() {
+    async fn status_shows_the_daemons_own_answer() {
         assert_eq!(get(&admin(), "/status").await.2, r#"{"mode":"live"}"#);
     }
 

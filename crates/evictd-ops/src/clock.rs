@@ -1,4 +1,4 @@
-//! Reads the machine's clocks, so that the rest of the code can take time as an argument.
+//! Reads the machine's clocks, so that other code can take time as an argument.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -9,24 +9,22 @@ use rustix::time::{ClockId, clock_gettime};
 #[cfg(any(target_os = "linux", target_os = "android"))]
 const LEASE_CLOCK: ClockId = ClockId::Boottime;
 
-/// Weaker: this clock may stand still while the machine sleeps, so an agent on such a system keeps
-/// the bound only as long as the machine stays awake. Good enough to develop on.
+/// Weaker: this clock may stop while the machine sleeps, so an agent on such a system keeps the bound only while the
+/// machine stays awake. Good enough for development.
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 const LEASE_CLOCK: ClockId = ClockId::Monotonic;
 
-/// Added to each reading: the clock itself starts at boot, and then "never" and "an hour ago" would look
-/// like a moment ago on a machine that has just started. So they lie 35 years back.
+/// Added to each reading. The clock itself starts at 0 at boot, so that on a machine that has just started "never" would
+/// look recent. With this it lies 35 years back.
 const ORIGIN_US: u64 = 1 << 50;
 
-/// The lease clock's reading: `CLOCK_BOOTTIME` on Linux, elsewhere `CLOCK_MONOTONIC`, which is
-/// weaker because it may stop while the machine sleeps (R8).
+/// Reads the lease clock (R8): `CLOCK_BOOTTIME` on Linux, elsewhere the weaker `CLOCK_MONOTONIC`.
 pub fn lease_now() -> LeaseTime {
     let now = clock_gettime(LEASE_CLOCK);
     LeaseTime(ORIGIN_US + now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1_000)
 }
 
-/// The wall clock's reading. It dates things and decides nothing about safety; a clock set to
-/// before 1970 reads as negative.
+/// Reads the wall clock, which dates things and decides nothing about safety. Before 1970 it is negative.
 pub fn wall_now() -> StoreTime {
     match SystemTime::now().duration_since(UNIX_EPOCH) {
         Ok(after) => StoreTime::default().after(after),
@@ -39,19 +37,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_lease_clock_never_goes_back() {
+    fn lease_clock_never_goes_back() {
         let readings: Vec<LeaseTime> = (0..1_000).map(|_| lease_now()).collect();
         assert!(readings.is_sorted());
     }
 
     #[test]
-    fn what_never_was_is_long_ago_however_young_the_machine() {
+    fn never_is_long_ago_on_a_freshly_booted_machine() {
         let year = std::time::Duration::from_hours(8760);
         assert!(lease_now().since(LeaseTime(0)) > year * 30);
     }
 
     #[test]
-    fn the_wall_clock_is_in_microseconds_since_1970() {
+    fn wall_clock_is_in_microseconds_since_1970() {
         let year_2020 = StoreTime(1_577_836_800_000_000);
         let year_2200 = StoreTime(7_258_118_400_000_000);
         assert!((year_2020..year_2200).contains(&wall_now()));

@@ -1,13 +1,12 @@
-//! The thin shell that serves every HTTP surface: hyper, limits, and a drain.
+//! The thin shell of every HTTP server: hyper, limits, and a drain.
 //!
-//! There is no framework and no router here: the verify hot path is one request type, and each
-//! surface matches on `(method, path)` itself. What this module owns is what every surface needs and
-//! nobody should write twice: how much a client may send and how slowly, how many may come, and how
-//! the last ones leave.
+//! There is no framework and no router: the verify hot path is one request type, and each server matches on
+//! `(method, path)` itself. This module owns what all of them share: how much a client may send and how slowly, how
+//! many connections there may be, and how they end. `docs/adr/0001` says what that costs.
 //!
-//! * `serve`: accepts connections, makes room for them, and lets them leave.
-//! * `watch`: ends connections that send their headers too slowly or nothing at all.
-//! * `body`: what a request carries, read or discarded.
+//! * `serve`: accepts connections, makes room for them, and drains them.
+//! * `watch`: ends connections that are idle or send their headers too slowly.
+//! * `body`: request bodies, read or discarded.
 
 mod body;
 mod serve;
@@ -23,7 +22,7 @@ use http_body_util::Full;
 use serde::Deserialize;
 use tokio::net::{TcpListener, TcpSocket};
 
-use self::body::Body;
+use self::body::RequestBody;
 use crate::config::{HumanDuration, Validate, check_count};
 
 pub use self::body::BodyError;
@@ -31,40 +30,37 @@ pub use hyper::http::request::Parts;
 pub use hyper::{Method, StatusCode, header};
 pub use serve::{DRAIN_LIMIT, serve};
 
-/// Connections that wait in the kernel to be accepted. Clients come all at once after a restart, and one that finds
+/// Connections that wait in the kernel to be accepted. After a restart all clients connect at once, and one that finds
 /// the queue full tries again only a second later. The kernel lowers it to its own limit.
 const BACKLOG: u32 = 4_096;
 
-/// An answer: headers and a body that is already complete.
+/// An answer with a complete body.
 pub type Reply = hyper::Response<Full<Bytes>>;
 
 /// Answers requests. Cloned once per connection and once per request, so keep it an `Arc` or two.
 pub trait Handler: Clone + Send + Sync + 'static {
-    /// Answers one request. There is no error: what went wrong is an answer too.
+    /// Answers one request; a failure is an answer, too.
     fn handle(&self, request: Request) -> impl Future<Output = Reply> + Send;
 
-    /// Takes note of the status of an answer: of each that [`Self::handle`] gave, and of those that the server gives
-    /// by itself, to what isn't HTTP and to connections that are too many.
+    /// Records the status of an answer: of each that [`Self::handle`] gave, and of those that the server gives by
+    /// itself, to what isn't HTTP and to surplus connections.
     fn answered(&self, _status: StatusCode) {}
 }
 
-/// What a client may ask of a server before it is cut off.
+/// What a client may demand of a server.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct HttpLimits {
     /// From a request's first byte to the end of its headers.
     pub header_timeout: Duration,
     /// From the call of [`Request::body`] to the body's end.
     pub body_timeout: Duration,
-    /// Largest body, in bytes.
     pub body_bytes_max: usize,
-    /// Most connections at once. A further one takes the place of one that waits for nothing but its client;
-    /// where all are being answered, it is told so (503).
+    /// A further connection replaces one that waits for its client. If all are busy, it is refused with a 503.
     pub connections_max: usize,
-    /// How long a connection may stay open without a request. The client must have taken its last
-    /// answer within this time, too.
+    /// How long a connection may stay open without a request. The client must also have received its last answer
+    /// within this time.
     pub idle_timeout: Duration,
-    /// How long it may be without one before it has to make room for another connection, when there are too
-    /// many.
+    /// How long a connection may wait for a request before it has to make room for a surplus one.
     pub spared_idle: Duration,
 }
 
@@ -81,24 +77,18 @@ impl Default for HttpLimits {
     }
 }
 
-/// The section of an HTTP surface.
+/// The section `[http]` of a configuration.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HttpConfig {
-    /// Where it listens.
     pub listen: SocketAddr,
-    /// Connections at once.
     pub connections_max: usize,
-    /// How long a request's headers may take.
     pub header_timeout: HumanDuration,
-    /// How long its body may take.
     pub body_timeout: HumanDuration,
-    /// How long a connection may stay open without a request.
     pub idle_timeout: HumanDuration,
 }
 
 impl HttpConfig {
-    /// What a client may ask of the surface.
     pub fn limits(&self, body_bytes_max: usize) -> HttpLimits {
         HttpLimits {
             header_timeout: self.header_timeout.into(),
@@ -129,19 +119,17 @@ impl Validate for HttpConfig {
 /// A request whose headers have arrived, and whose body may still be on its way.
 #[derive(Debug)]
 pub struct Request {
-    /// Method, path, headers.
     pub parts: Parts,
-    /// Who is at the other end of the connection.
     pub remote: SocketAddr,
-    body: Body,
+    body: RequestBody,
     limits: HttpLimits,
 }
 
 impl Request {
     /// Reads the whole body. A second call returns nothing more.
     ///
-    /// What isn't read, because it is refused or because nobody asks for it, is discarded while the answer is on
-    /// its way: a client that is still sending then gets to read it.
+    /// What isn't read is discarded while the answer is on its way, so that a client which is still sending receives
+    /// the answer.
     pub async fn body(&mut self) -> Result<Bytes, BodyError> {
         self.body.read(self.limits.body_bytes_max, self.limits.body_timeout).await
     }
@@ -157,7 +145,7 @@ pub fn json(status: StatusCode, body: impl Into<Bytes>) -> Reply {
     reply(status, "application/json", body.into())
 }
 
-/// An answer of any type of content.
+/// An answer of any content type.
 pub fn reply(status: StatusCode, content_type: &'static str, body: Bytes) -> Reply {
     let mut reply = Reply::new(Full::new(body));
     *reply.status_mut() = status;
@@ -169,9 +157,7 @@ pub fn reply(status: StatusCode, content_type: &'static str, body: Bytes) -> Rep
 #[derive(Debug, thiserror::Error)]
 #[error("can't listen on {address}; {}", advice(.source, .address))]
 pub struct BindError {
-    /// The address that was asked for.
     pub address: SocketAddr,
-    /// What the system said.
     pub source: io::Error,
 }
 
@@ -191,11 +177,11 @@ fn advice(error: &io::Error, address: &SocketAddr) -> String {
 }
 
 /// Listens on `address`; port 0 picks a free port, which the listener then names.
-#[allow(clippy::unused_async, reason = "it needs the runtime that whoever awaits it runs in")]
+#[allow(clippy::unused_async, reason = "it needs the runtime of its caller")]
 pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
     let listen = || {
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-        // A restart needn't wait until what the last connections left behind is gone.
+        // A restart needn't wait until the sockets of the last process are gone.
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
         socket.listen(BACKLOG)

@@ -1,41 +1,39 @@
-//! What must never be seen, counted when it is seen all the same.
+//! Violations of guarantees and rules: logged at error level, and counted.
 //!
-//! A daemon that notices that a guarantee or rule doesn't hold says so in one place: at error level in the
-//! log, and in `evictd_invariant_violations_total{id}`. All ids are there from the start, at 0, so that an
-//! alert needs no series to appear first.
+//! All ids of `evictd_invariant_violations_total{id}` exist from the start, at 0, so that an alert needs no series to
+//! appear first.
 
 use std::fmt;
 
 use evictd_core::rules::Rule;
 use metrics::{Counter, Unit};
 
-use crate::metrics::{MetricKind, MetricSpec, Registry};
+use crate::metrics::{ByLabel, MetricKind, MetricSpec, Registry};
 
-/// The counter. [`crate::metric_specs!`] puts it on every daemon's list.
+/// [`crate::metric_specs!`] adds it to every daemon's list.
 pub const SPEC: MetricSpec = MetricSpec {
     name: "evictd_invariant_violations_total",
     kind: MetricKind::Counter,
     unit: Some(Unit::Count),
     labels: &["id"],
-    help: "Times this process saw a guarantee (G) or rule (R) broken. Anything but 0 is a bug or a machine outside of what evictd is promised.",
+    help: "Times this process saw a guarantee (G) or rule (R) broken. Anything but 0 is a bug, or a machine that breaks evictd's assumptions.",
 };
 
-/// Counts and logs what must not happen. Cheap to clone, and cheap as long as all is well.
+/// Counts and logs violations. Cheap to clone.
 #[derive(Clone)]
 pub struct Invariants {
-    violations: [Counter; Rule::ALL.len()],
+    violations: ByLabel<Rule, Counter>,
 }
 
 impl Invariants {
-    /// Makes the counters, of every rule there is.
     pub fn new(registry: &Registry) -> Self {
-        Self { violations: Rule::ALL.map(|rule| registry.counter(&SPEC, &[("id", rule.id())])) }
+        Self { violations: registry.handle(&SPEC) }
     }
 
-    /// `rule` doesn't hold; `detail` says what was seen instead. No secrets in it: it is logged.
+    /// Reports that `rule` doesn't hold; `detail` says what was seen instead, and is logged.
     pub fn violated(&self, rule: Rule, detail: impl fmt::Display) {
-        tracing::error!(id = rule.id(), rule = rule.statement(), %detail, "an invariant is violated");
-        self.violations[rule as usize].increment(1);
+        tracing::error!(id = rule.id(), rule = rule.statement(), %detail, "invariant violated");
+        self.violations.get(rule).increment(1);
     }
 }
 
@@ -52,7 +50,7 @@ mod tests {
     static SPECS: [MetricSpec; 1] = [SPEC];
 
     #[test]
-    fn every_rule_has_its_series_from_the_start_and_counts_for_itself() {
+    fn every_rule_has_its_own_series_from_the_start() {
         let registry = Registry::new(&SPECS, &[]).unwrap();
         let invariants = Invariants::new(&registry);
         for rule in Rule::ALL {

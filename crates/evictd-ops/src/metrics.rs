@@ -1,32 +1,34 @@
 //! Metrics: declared as data, handed out as handles, rendered in Prometheus' text format.
 //!
-//! Each daemon declares its metrics in one static list of [`MetricSpec`]s; the handles, the scrape
-//! and the reference page all come from that list. A [`Registry`] belongs to one daemon instead of
-//! to the process, so that several daemons in one process (`evictd dev`) don't mix their numbers.
+//! Each daemon declares its metrics in one static list of [`MetricSpec`]s; the handles, the scrape and the reference
+//! page all come from that list. A label with a closed set of values is a [`Label`] enum, and [`ByLabel`] holds a handle
+//! for each value. A [`Registry`] belongs to one daemon instead of to the process, so that several daemons in one
+//! process (`evictd dev`) don't mix their numbers.
 
 use std::fmt::Write as _;
+use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder, SharedString, Unit};
+use evictd_core::labels::Label;
+use metrics::{Counter, Gauge, Histogram, Key, Level, Metadata, Recorder, SharedString, Unit};
 use metrics_exporter_prometheus::{
     BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
-use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-/// One metric: everything there is to say about it.
+use crate::time::every;
+
+/// The declaration of one metric.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct MetricSpec {
-    /// The full name, as it stands in a scrape. Counters end in `_total`.
+    /// The full name. Counters end in `_total`.
     pub name: &'static str,
-    /// What kind of number it is.
     pub kind: MetricKind,
-    /// Its unit; base units only, as the name says (`_seconds`, `_bytes`).
+    /// Base units only, as the name says (`_seconds`, `_bytes`).
     pub unit: Option<Unit>,
-    /// The labels every series of it has, in the order in which handles name them.
+    /// The labels that each of its series has, in the order in which handles give their values.
     pub labels: &'static [&'static str],
-    /// What it means, in a sentence for the person who reads the graph.
     pub help: &'static str,
 }
 
@@ -52,20 +54,16 @@ pub const PROPAGATION_BUCKETS: &[f64] = &[
     60.0,
 ];
 
-/// Edges for questions and transactions: half a millisecond to 5 s.
+/// Edges for requests and transactions: half a millisecond to 5 s.
 pub const LATENCY_BUCKETS: &[f64] =
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0];
 
-/// The kinds of metrics.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum MetricKind {
-    /// A number that only grows.
     Counter,
-    /// A number that goes up and down.
     Gauge,
-    /// A distribution.
     Histogram {
-        /// Upper edges, ascending, in the metric's unit; `+Inf` comes by itself.
+        /// Upper edges, ascending, in the metric's unit; `+Inf` is added.
         buckets: &'static [f64],
     },
 }
@@ -73,23 +71,14 @@ pub enum MetricKind {
 /// Why a [`Registry`] can't be made: the declarations are wrong, which a test should find.
 #[derive(Debug, thiserror::Error)]
 pub enum MetricsError {
-    /// Two declarations share a name.
     #[error("the metric `{0}` is declared twice")]
     DeclaredTwice(&'static str),
-    /// The name breaks Prometheus' rules or evictd's.
     #[error(
         "the metric name `{0}` must be lower case with underscores; counters, and only they, end in `_total`"
     )]
     BadName(&'static str),
-    /// The buckets are unusable.
     #[error("the histogram `{name}` needs ascending buckets")]
-    BadBuckets {
-        /// Which histogram.
-        name: &'static str,
-        /// What the exporter said, if it was asked.
-        #[source]
-        source: Option<BuildError>,
-    },
+    BadBuckets { name: &'static str, source: Option<BuildError> },
 }
 
 /// The metrics of one daemon. Clones share them.
@@ -100,7 +89,7 @@ pub struct Registry {
     scrape: PrometheusHandle,
 }
 
-/// Nothing filters by target or level here; the exporter's interface wants both.
+/// The exporter's interface requires a target and a level, which nothing filters by.
 const METADATA: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, None);
 
 impl Registry {
@@ -129,59 +118,56 @@ impl Registry {
         Ok(Self { specs, recorder: Arc::new(recorder), scrape })
     }
 
-    /// A handle of one series of a counter. It shows in the scrape from now on, at 0.
+    /// Makes the handle of one series of a counter, given the values of its labels. The scrape shows it from now on,
+    /// at 0.
     ///
     /// Make handles once and keep them: making one costs a hundred times as much as counting.
-    pub fn counter(&self, spec: &MetricSpec, labels: &[(&'static str, &str)]) -> Counter {
+    pub fn counter(&self, spec: &MetricSpec, labels: &[&str]) -> Counter {
         debug_assert!(matches!(spec.kind, MetricKind::Counter), "`{}` isn't a counter", spec.name);
         self.recorder.register_counter(&self.key(spec, labels), &METADATA)
     }
 
-    /// A handle of one series of a gauge. It shows in the scrape from now on, at 0.
-    pub fn gauge(&self, spec: &MetricSpec, labels: &[(&'static str, &str)]) -> Gauge {
+    /// As [`Registry::counter`], for a gauge.
+    pub fn gauge(&self, spec: &MetricSpec, labels: &[&str]) -> Gauge {
         debug_assert!(matches!(spec.kind, MetricKind::Gauge), "`{}` isn't a gauge", spec.name);
         self.recorder.register_gauge(&self.key(spec, labels), &METADATA)
     }
 
-    /// A handle of one series of a histogram. It shows in the scrape from now on, empty.
-    pub fn histogram(&self, spec: &MetricSpec, labels: &[(&'static str, &str)]) -> Histogram {
+    /// As [`Registry::counter`], for a histogram.
+    pub fn histogram(&self, spec: &MetricSpec, labels: &[&str]) -> Histogram {
         debug_assert!(matches!(spec.kind, MetricKind::Histogram { .. }), "`{}` isn't a histogram", spec.name);
         self.recorder.register_histogram(&self.key(spec, labels), &METADATA)
     }
 
-    /// All metrics, in Prometheus' text format.
+    /// Makes the handle of a metric all of whose labels are [`Label`]s, one within the other as [`ByLabel`]s.
+    pub fn handle<H: Handle>(&self, spec: &MetricSpec) -> H {
+        H::register(self, spec, &[])
+    }
+
+    /// Renders all metrics in Prometheus' text format.
     pub fn render(&self) -> String {
         self.scrape.render()
     }
 
-    /// Keeps histograms small until `token` is cancelled: the exporter stores every single sample
-    /// until somebody drains it, which may be never if nobody scrapes.
+    /// Keeps histograms small until `token` is cancelled: the exporter stores each sample until it is drained, which
+    /// may be never if there is no scrape.
     pub async fn run_upkeep(&self, token: CancellationToken) {
-        let mut every_second = tokio::time::interval(Duration::from_secs(1));
-        every_second.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let upkeep = async {
-            loop {
-                every_second.tick().await;
-                self.scrape.run_upkeep();
-            }
-        };
-        token.run_until_cancelled(upkeep).await;
+        let mut every_second = every(Duration::from_secs(1));
+        while token.run_until_cancelled(every_second.tick()).await.is_some() {
+            self.scrape.run_upkeep();
+        }
     }
 
-    fn key(&self, spec: &MetricSpec, labels: &[(&'static str, &str)]) -> Key {
+    fn key(&self, spec: &MetricSpec, values: &[&str]) -> Key {
         debug_assert!(
             self.specs.iter().any(|known| known.name == spec.name),
             "`{}` is missing from the list the registry was made of",
             spec.name
         );
-        debug_assert!(
-            labels.iter().map(|(label, _)| label).eq(spec.labels),
-            "`{}` has the labels {:?}",
-            spec.name,
-            spec.labels
-        );
-        let labels: Vec<Label> =
-            labels.iter().map(|(label, value)| Label::new(*label, (*value).to_owned())).collect();
+        debug_assert_eq!(values.len(), spec.labels.len(), "`{}` has the labels {:?}", spec.name, spec.labels);
+        let labels = spec.labels.iter().zip(values);
+        let labels: Vec<_> =
+            labels.map(|(label, value)| metrics::Label::new(*label, (*value).to_owned())).collect();
         Key::from_parts(spec.name, labels)
     }
 }
@@ -189,6 +175,66 @@ impl Registry {
 impl std::fmt::Debug for Registry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Registry").field("specs", &self.specs.len()).finish_non_exhaustive()
+    }
+}
+
+/// A handle of a metric, or one for each value of its labels.
+pub trait Handle {
+    /// `values` are those of the first labels.
+    fn register(registry: &Registry, spec: &MetricSpec, values: &[&str]) -> Self;
+}
+
+impl Handle for Counter {
+    fn register(registry: &Registry, spec: &MetricSpec, values: &[&str]) -> Self {
+        registry.counter(spec, values)
+    }
+}
+
+impl Handle for Gauge {
+    fn register(registry: &Registry, spec: &MetricSpec, values: &[&str]) -> Self {
+        registry.gauge(spec, values)
+    }
+}
+
+impl Handle for Histogram {
+    fn register(registry: &Registry, spec: &MetricSpec, values: &[&str]) -> Self {
+        registry.histogram(spec, values)
+    }
+}
+
+impl<L: Label, H: Handle> Handle for ByLabel<L, H> {
+    fn register(registry: &Registry, spec: &MetricSpec, values: &[&str]) -> Self {
+        Self::new(|value: L| H::register(registry, spec, &[values, &[value.label()]].concat()))
+    }
+}
+
+/// A handle, or whatever `H` is, for each value of a label.
+#[derive(Clone, Debug)]
+pub struct ByLabel<L, H> {
+    handles: Box<[H]>,
+    label: PhantomData<L>,
+}
+
+impl<L: Label, H> ByLabel<L, H> {
+    pub fn new(handle: impl FnMut(L) -> H) -> Self {
+        Self { handles: L::ALL.iter().copied().map(handle).collect(), label: PhantomData }
+    }
+
+    pub fn get(&self, value: L) -> &H {
+        &self.handles[value.index()]
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (L, &H)> {
+        L::ALL.iter().copied().zip(&self.handles)
+    }
+}
+
+impl<L: Label> ByLabel<L, Gauge> {
+    /// Sets the gauge of `value` to 1 and the others to 0.
+    pub fn set_only(&self, value: L) {
+        for (other, gauge) in self.iter() {
+            gauge.set(if other.index() == value.index() { 1.0 } else { 0.0 });
+        }
     }
 }
 
@@ -216,7 +262,7 @@ fn describe(recorder: &PrometheusRecorder, spec: &MetricSpec) {
     }
 }
 
-/// The reference page of a list of metrics, as Markdown.
+/// Renders the reference page of a list of metrics as Markdown.
 pub fn reference(title: &str, specs: &[MetricSpec]) -> String {
     let mut page = format!("# {title}\n\n| name | type | labels | what |\n|---|---|---|---|\n");
     for spec in specs {
@@ -265,9 +311,9 @@ mod tests {
     }
 
     #[test]
-    fn a_registered_series_shows_before_its_first_event() {
+    fn registered_series_shows_before_its_first_event() {
         let registry = registry();
-        let _ = registry.counter(&EVICTIONS, &[("scope", "key")]);
+        let _ = registry.counter(&EVICTIONS, &["key"]);
         let _ = registry.gauge(&ENTRIES, &[]);
         let _ = registry.histogram(&LAG, &[]);
         let scrape = registry.render();
@@ -286,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sample_on_an_edge_counts_in_its_bucket() {
+    fn sample_on_an_edge_counts_in_its_bucket() {
         let registry = registry();
         let lag = registry.histogram(&LAG, &[]);
         lag.record(30.0);
@@ -299,8 +345,8 @@ mod tests {
     #[test]
     fn two_registries_do_not_mix() {
         let (one, other) = (registry(), registry());
-        one.counter(&EVICTIONS, &[("scope", "key")]).increment(7);
-        let _ = other.counter(&EVICTIONS, &[("scope", "key")]);
+        one.counter(&EVICTIONS, &["key"]).increment(7);
+        let _ = other.counter(&EVICTIONS, &["key"]);
         assert!(one.render().contains(r#"scope="key"} 7"#));
         assert!(other.render().contains(r#"scope="key"} 0"#));
     }
@@ -337,12 +383,34 @@ mod tests {
     #[test]
     #[should_panic(expected = "has the labels")]
     #[cfg(debug_assertions)]
-    fn a_handle_with_the_wrong_labels_is_a_bug() {
-        let _ = registry().counter(&EVICTIONS, &[("region", "eu")]);
+    fn handle_with_the_wrong_labels_panics() {
+        let _ = registry().counter(&EVICTIONS, &["eu", "key"]);
+    }
+
+    /// Failure: a variant that is added in the middle shifts the labels of those behind it.
+    #[test]
+    fn each_value_of_a_label_counts_in_its_own_series() {
+        evictd_core::labels! {
+            enum EvictedScope {
+                Key = "key",
+                Api = "api",
+                Workspace = "workspace",
+            }
+        }
+        let registry = registry();
+        let evictions: ByLabel<EvictedScope, Counter> = registry.handle(&EVICTIONS);
+        for (count, scope) in (1..).zip(EvictedScope::ALL) {
+            evictions.get(scope).increment(count);
+        }
+        let scrape = registry.render();
+        for (label, count) in [("key", 1), ("api", 2), ("workspace", 3)] {
+            let line = format!("test_evictions_total{{region=\"eu\",scope=\"{label}\"}} {count}");
+            assert!(scrape.lines().any(|found| found == line), "missing {line:?} in\n{scrape}");
+        }
     }
 
     #[test]
-    fn the_reference_lists_every_metric() {
+    fn reference_lists_every_metric() {
         assert_eq!(
             reference("Metrics of a test", &SPECS),
             "# Metrics of a test\n\n\

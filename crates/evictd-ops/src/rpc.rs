@@ -1,4 +1,4 @@
-//! Calls in Unkey's form: what every endpoint of both daemons does before and after its own work.
+//! Calls in Unkey's form: what all endpoints of both daemons do before and after their own work.
 
 use bytes::Bytes;
 use evictd_wire::api::envelope::{Failure, Success};
@@ -11,18 +11,16 @@ use serde::Serialize;
 
 use crate::http::{BodyError, Reply, Request, reply, text};
 
-/// A call that arrived whole. Not `Debug`: its headers and its body hold keys.
-pub struct Call {
+/// A call whose body has been read. Not `Debug`: its headers and its body hold keys.
+pub struct RpcCall {
     /// `req_...`, drawn here.
     pub request_id: String,
-    /// The headers.
     pub headers: HeaderMap,
-    /// The body, not parsed yet.
     pub body: Bytes,
 }
 
-impl Call {
-    /// Reads a call. What can't be read is answered at once.
+impl RpcCall {
+    /// Reads a call. `Err` is the answer to one that can't be read.
     pub async fn read(mut request: Request) -> Result<Self, Reply> {
         let request_id = ids::new_id(ids::REQUEST);
         if request.parts.method != Method::POST {
@@ -39,13 +37,13 @@ impl Call {
         }
     }
 
-    /// A call that says everything with its path.
+    /// A call whose path says everything.
     pub fn without_body(request: Request) -> Self {
         Self { request_id: ids::new_id(ids::REQUEST), headers: request.parts.headers, body: Bytes::new() }
     }
 
-    /// The body as `parse` reads it. Unkey's validator looks for the `Authorization` header and at the body's
-    /// type and content, and leaves the header's form to what comes later; so do we, in this order.
+    /// Parses the body. The order of the checks is that of Unkey's validator: the presence of the `Authorization`
+    /// header, then the body's type and content. [`RpcCall::token`] checks the header's form.
     pub fn request<'a, T>(
         &'a self,
         parse: impl FnOnce(&'a [u8]) -> Result<T, ApiError>,
@@ -59,7 +57,7 @@ impl Call {
         parse(&self.body)
     }
 
-    /// The root key's text. It was given, but nobody has looked it up yet.
+    /// Returns the text of the root key, which hasn't been looked up yet.
     pub fn token(&self) -> Result<&str, ApiError> {
         let mut headers = self.headers.get_all(AUTHORIZATION).iter().map(HeaderValue::as_bytes);
         let first = headers.next();
@@ -70,12 +68,12 @@ impl Call {
         authorization(first)
     }
 
-    /// The answer of a call that did what it was asked.
+    /// The answer of a call that succeeded.
     pub fn success(&self, data: impl Serialize) -> Reply {
         reply(StatusCode::OK, JSON, Success::new(self.request_id.as_str(), data).to_bytes().into())
     }
 
-    /// The answer of a call that didn't.
+    /// The answer of a call that failed.
     pub fn failure(&self, error: &ApiError) -> Reply {
         let accept = self.headers.get(ACCEPT).and_then(|accept| accept.to_str().ok());
         let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -84,19 +82,19 @@ impl Call {
     }
 }
 
-/// The answer to a path that no endpoint has: plain text, as Unkey's router gives it.
+/// The answer to an unknown path: plain text, as from Unkey's router.
 pub fn not_found() -> Reply {
     text(StatusCode::NOT_FOUND, "404 page not found\n")
 }
 
-/// The answer to a method that an endpoint doesn't have: plain text as well. `allowed` are those that it has.
+/// The answer to another method than the `allowed` ones: plain text as well.
 pub fn not_allowed(allowed: &'static str) -> Reply {
     let mut reply = text(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n");
     reply.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
     reply
 }
 
-/// Whether a `Content-Type` is JSON, whatever its parameters. (Who sends none means JSON: there is nothing else.)
+/// Whether a `Content-Type` is JSON, with any parameters.
 fn is_json(content_type: &HeaderValue) -> bool {
     let media_type = content_type.to_str().unwrap_or_default().split(';').next().unwrap_or_default();
     media_type.trim().eq_ignore_ascii_case(JSON)

@@ -1,15 +1,15 @@
-//! How a process is told to end: the first signal asks, the second insists.
+//! Ends a process by signals: the first one starts the drain, the second one skips it.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// A token that is cancelled at the first SIGINT or SIGTERM. A second signal ends the process at
-/// once, with the exit code a shell reports for it (130, 143), for whoever can't wait for the drain.
+/// Returns a token that is cancelled at the first SIGINT or SIGTERM. A second signal ends the process at once, with the
+/// exit code that a shell reports for it (130, 143).
 ///
-/// Must be called inside a tokio runtime. If the signals can't be watched, that is logged, and they
-/// keep their usual effect: they end the process without a drain.
+/// Must be called inside a tokio runtime. If the signals can't be watched, that is logged, and they keep their usual
+/// effect: they end the process without a drain.
 pub fn on_signals() -> CancellationToken {
     let token = CancellationToken::new();
     match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
@@ -22,7 +22,7 @@ pub fn on_signals() -> CancellationToken {
 }
 
 fn warn_of_no_drain(error: &io::Error) {
-    tracing::error!(%error, "signals can't be watched; SIGINT and SIGTERM will end the process without a drain");
+    tracing::error!(%error, "cannot watch signals; SIGINT and SIGTERM will end the process without a drain");
 }
 
 async fn watch(mut interrupt: Signal, mut terminate: Signal, token: CancellationToken) {
@@ -30,7 +30,7 @@ async fn watch(mut interrupt: Signal, mut terminate: Signal, token: Cancellation
     tracing::info!(signal = name(first), "shutting down; a second signal ends the process at once");
     token.cancel();
     let second = either(&mut interrupt, &mut terminate).await;
-    tracing::warn!(signal = name(second), "ended by a second signal, without waiting for the drain");
+    tracing::warn!(signal = name(second), "second signal; exiting without a drain");
     std::process::exit(exit_code(second));
 }
 
@@ -45,7 +45,7 @@ fn name(signal: SignalKind) -> &'static str {
     if signal == SignalKind::interrupt() { "SIGINT" } else { "SIGTERM" }
 }
 
-/// What shells report for a process that a signal ended: 128 and the signal's number.
+/// As shells report the end of a process by a signal: 128 and the signal's number.
 fn exit_code(signal: SignalKind) -> i32 {
     128 + signal.as_raw_value()
 }
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_first_signal_cancels_the_token() {
+    async fn first_signal_cancels_the_token() {
         let token = on_signals();
         assert!(!token.is_cancelled());
         kill_process(getpid(), Kill::TERM).unwrap();

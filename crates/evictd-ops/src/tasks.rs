@@ -1,7 +1,7 @@
 //! The tasks of a daemon: all of them run, or none does.
 //!
-//! A part that panics or ends by itself would leave a daemon behind that looks alive and isn't. So its end
-//! cancels the others, and the process ends with an error that its supervisor sees.
+//! If a task panicked or exited by itself, the daemon would look alive without working. So its end cancels the others,
+//! and the process exits with an error that its supervisor sees.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -9,15 +9,14 @@ use std::future::Future;
 use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-/// A part ended although nobody asked it to.
+/// A task exited before the shutdown.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("the part `{name}` failed; see the log")]
+#[error("the task `{name}` failed; see the log")]
 pub struct TaskFailed {
-    /// Which part.
     pub name: &'static str,
 }
 
-/// The running tasks of one daemon. Dropping them ends them at once, and whoever shares their token.
+/// The running tasks of one daemon. Dropping them ends them at once, and everything that shares their token.
 #[derive(Debug)]
 pub struct Tasks {
     set: JoinSet<bool>,
@@ -25,46 +24,45 @@ pub struct Tasks {
     shutdown: CancellationToken,
 }
 
-/// Tells of its task's end, however it comes, also by a panic.
-struct End {
+/// Cancels the other tasks when its own exits, also by a panic.
+struct ExitGuard {
     name: &'static str,
     shutdown: CancellationToken,
 }
 
-impl Drop for End {
+impl Drop for ExitGuard {
     fn drop(&mut self) {
         if !self.shutdown.is_cancelled() {
-            tracing::error!(part = self.name, "a part ended by itself; ending the others");
+            tracing::error!(task = self.name, "task exited unexpectedly; shutting down");
             self.shutdown.cancel();
         }
     }
 }
 
 impl Tasks {
-    /// No tasks. Whichever ends before `shutdown` is cancelled cancels it.
+    /// A task that exits before `shutdown` is cancelled cancels it.
     pub fn new(shutdown: CancellationToken) -> Self {
         Self { set: JoinSet::new(), names: HashMap::new(), shutdown }
     }
 
-    /// Starts one.
-    pub fn spawn(&mut self, name: &'static str, part: impl Future<Output = ()> + Send + 'static) {
+    pub fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         let shutdown = self.shutdown.clone();
         let task = self.set.spawn(async move {
-            let _end = End { name, shutdown: shutdown.clone() };
-            part.await;
+            let _guard = ExitGuard { name, shutdown: shutdown.clone() };
+            task.await;
             shutdown.is_cancelled()
         });
         self.names.insert(task.id(), name);
     }
 
-    /// Waits until all have ended.
+    /// Waits until all tasks have exited.
     pub async fn ended(mut self) -> Result<(), TaskFailed> {
         let mut failed = None;
         while let Some(ended) = self.set.join_next_with_id().await {
             let (id, well) = match ended {
                 Ok(ended) => ended,
                 Err(error) => {
-                    tracing::error!(%error, "a part panicked");
+                    tracing::error!(%error, "task panicked");
                     (error.id(), false)
                 }
             };
@@ -77,7 +75,7 @@ impl Tasks {
 }
 
 impl Drop for Tasks {
-    /// Who lets go of tasks that run wants them to end: none of them does so by itself, and the log must not say so.
+    /// Running tasks that are dropped don't exit unexpectedly, and the log must not say so.
     fn drop(&mut self) {
         if !self.set.is_empty() {
             self.shutdown.cancel();
@@ -90,7 +88,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn tasks_that_are_told_to_end_end_well() {
+    async fn shutdown_ends_tasks_without_an_error() {
         let shutdown = CancellationToken::new();
         let mut tasks = Tasks::new(shutdown.clone());
         tasks.spawn("one", shutdown.clone().cancelled_owned());
@@ -99,7 +97,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_part_that_ends_by_itself_ends_the_others() {
+    async fn task_that_exits_unexpectedly_ends_the_others() {
         let shutdown = CancellationToken::new();
         let mut tasks = Tasks::new(shutdown.clone());
         tasks.spawn("patient", shutdown.clone().cancelled_owned());
@@ -109,34 +107,34 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_lets_go_of_tasks_ends_them_before_any_could_seem_to_end_by_itself() {
+    async fn dropped_tasks_are_cancelled_first() {
         let shutdown = CancellationToken::new();
-        let (ended, told) = tokio::sync::oneshot::channel();
+        let (sender, was_cancelled) = tokio::sync::oneshot::channel();
         let mut tasks = Tasks::new(shutdown.clone());
-        let seen = Seen { shutdown: shutdown.clone(), ended: Some(ended) };
+        let observer = DropObserver { shutdown: shutdown.clone(), sender: Some(sender) };
         tasks.spawn("patient", async move {
-            let _seen = seen;
+            let _observer = observer;
             std::future::pending::<()>().await;
         });
         drop(tasks);
-        assert_eq!(told.await, Ok(true), "it was told to end before it was dropped");
+        assert_eq!(was_cancelled.await, Ok(true), "cancelled before it was dropped");
     }
 
-    /// Tells whether the shutdown had begun when its task was dropped.
-    struct Seen {
+    /// Sends whether the shutdown had begun when its task was dropped.
+    struct DropObserver {
         shutdown: CancellationToken,
-        ended: Option<tokio::sync::oneshot::Sender<bool>>,
+        sender: Option<tokio::sync::oneshot::Sender<bool>>,
     }
 
-    impl Drop for Seen {
+    impl Drop for DropObserver {
         fn drop(&mut self) {
-            let told = self.ended.take().map(|ended| ended.send(self.shutdown.is_cancelled()));
-            assert_eq!(told, Some(Ok(())));
+            let sent = self.sender.take().map(|sender| sender.send(self.shutdown.is_cancelled()));
+            assert_eq!(sent, Some(Ok(())));
         }
     }
 
     #[tokio::test]
-    async fn a_part_that_panics_ends_the_others() {
+    async fn task_that_panics_ends_the_others() {
         let shutdown = CancellationToken::new();
         let mut tasks = Tasks::new(shutdown.clone());
         tasks.spawn("patient", shutdown.clone().cancelled_owned());

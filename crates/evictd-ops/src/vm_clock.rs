@@ -1,13 +1,13 @@
 //! Whether this virtual machine was stopped, copied or moved behind its back (R8).
 //!
-//! A machine that is restored from a snapshot goes on where it stood, and its lease clock hasn't counted the
-//! time between. No clock of the machine can tell; the hypervisor can. Linux shows what it says as
-//! `/dev/vmclock0` (the driver ptp_vmclock): a small structure with a *disruption marker*, which changes
-//! when the clocks may have jumped, and a *generation*, which changes when the machine was restored.
+//! A machine that is restored from a snapshot continues where it was, and its lease clock hasn't counted the time
+//! between. Only the hypervisor knows. Linux shows its report as `/dev/vmclock0` (the driver ptp_vmclock): a small
+//! structure with a *disruption marker*, which changes when the clocks may have jumped, and a *generation*, which changes
+//! when the machine was restored.
 //!
-//! A process that trusts its clock must watch this and end when it changes. It is looked at every
-//! [`INTERVAL`], so for as long after a restore old answers remain possible. Where there is no such device, a
-//! machine whose clock its hypervisor stops is outside of what evictd promises.
+//! A process that relies on its clock must watch this and exit when it changes. It is read every [`INTERVAL`], so for
+//! that long after a restore old answers remain possible. Without such a device, evictd's guarantees don't cover a
+//! machine whose clock its hypervisor stops.
 
 use std::fmt;
 use std::fs::File;
@@ -16,19 +16,19 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tokio::time::MissedTickBehavior;
+use crate::time::every;
 
 /// Where Linux shows the first such device.
 pub const DEVICE: &str = "/dev/vmclock0";
 
-/// How often it is looked at: some 100 bytes are copied each time.
+/// How often it is read: some 100 bytes are copied each time.
 pub const INTERVAL: Duration = Duration::from_millis(100);
 
 /// `VCLK`, as stored.
 const MAGIC: [u8; 4] = *b"VCLK";
 
-/// Little-endian fields of `struct vmclock_abi` by their offset, from Linux' uapi/linux/vmclock-abi.h. What
-/// lies behind `flags` exists only if the device has room for it, and a flag says so.
+/// Little-endian fields of `struct vmclock_abi` by their offset, from Linux' uapi/linux/vmclock-abi.h. Fields behind
+/// `flags` exist only if a flag says so.
 const SEQUENCE: usize = 0x0c;
 const DISRUPTION_MARKER: usize = 0x10;
 const FLAGS: usize = 0x18;
@@ -41,30 +41,20 @@ const HAS_GENERATION: u64 = 1 << 8;
 /// Why the device can't be watched.
 #[derive(Debug, thiserror::Error)]
 pub enum VmClockError {
-    /// It is there, and can't be read.
     #[error("can't read the machine's clock device {}; let this user read it, or configure an empty path", .path.display())]
-    Read {
-        /// Which device.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// It holds something else.
+    Read { path: PathBuf, source: io::Error },
     #[error("{} isn't a clock device of a virtual machine", .path.display())]
-    Strange {
-        /// Which file.
-        path: PathBuf,
-    },
+    Strange { path: PathBuf },
 }
 
-/// What the hypervisor says of the machine's continuity: comparable, and nothing else.
+/// The hypervisor's report. Only its changes mean anything.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Continuity {
     disruption_marker: u64,
     generation: Option<u64>,
 }
 
-/// The machine went on after something its own clocks didn't see.
+/// An interruption that the machine's own clocks didn't count.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Disruption {
     /// It was restored from a snapshot, perhaps as one of several copies.
@@ -91,7 +81,7 @@ pub struct VmClock {
 }
 
 impl VmClock {
-    /// Opens the device and remembers what it says; `None` if there is no such device.
+    /// Opens the device and reads its first report; `None` if there is no such device.
     pub fn open(path: &Path) -> Result<Option<Self>, VmClockError> {
         let read = |source| VmClockError::Read { path: path.to_owned(), source };
         let device = match File::open(path) {
@@ -105,28 +95,27 @@ impl VmClock {
         }
     }
 
-    /// Waits for a disruption. Never returns without one: whoever waits ends the process then.
+    /// Waits for a disruption, on which the caller must end the process.
     ///
-    /// A read that fails changes nothing, because it says nothing; it is tried again.
+    /// A read that fails proves nothing, and is tried again.
     pub async fn disrupted(&self) -> Disruption {
-        let mut looks = tokio::time::interval(INTERVAL);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut complained = false;
+        let mut interval = every(INTERVAL);
+        let mut failure_logged = false;
         loop {
-            looks.tick().await;
+            interval.tick().await;
             match continuity(&self.device) {
                 Ok(Some(now)) => {
-                    complained = false;
+                    failure_logged = false;
                     if let Some(disruption) = self.at_start.broken_by(now) {
                         return disruption;
                     }
                 }
-                // It is being written.
+                // The hypervisor is writing it.
                 Ok(None) => {}
                 Err(error) => {
-                    if !std::mem::replace(&mut complained, true) {
+                    if !std::mem::replace(&mut failure_logged, true) {
                         let path = self.path.display();
-                        tracing::error!(%path, %error, "can't read the machine's clock device; trying on");
+                        tracing::error!(%path, %error, "cannot read the machine's clock device; retrying");
                     }
                 }
             }
@@ -146,8 +135,8 @@ impl Continuity {
     }
 }
 
-/// What the device says now; `None` if that isn't the known structure, or it is being written. The driver
-/// hands out consistent readings only.
+/// Reads the device; `None` if the content isn't the known structure, or is being written. The driver returns consistent
+/// readings only.
 fn continuity(device: &File) -> io::Result<Option<Continuity>> {
     let mut bytes = [0; SIZE];
     let length = device.read_at(&mut bytes, 0)?;
@@ -207,13 +196,13 @@ mod tests {
         }
     }
 
-    /// What a watch finds within so many looks.
-    async fn within_ten_looks(clock: &VmClock) -> Option<Disruption> {
+    /// What a watch finds within so many reads.
+    async fn within_ten_reads(clock: &VmClock) -> Option<Disruption> {
         tokio::time::timeout(INTERVAL * 10, clock.disrupted()).await.ok()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_changed_marker_is_a_disruption_and_a_changed_generation_a_restore() {
+    async fn changed_marker_or_generation_is_a_disruption() {
         for (flags, field, found) in [
             (0, DISRUPTION_MARKER, Some(Disruption::Clocks)),
             (HAS_GENERATION, DISRUPTION_MARKER, Some(Disruption::Clocks)),
@@ -222,9 +211,9 @@ mod tests {
         ] {
             let mut device = FakeDevice::new(flags);
             let clock = device.watch();
-            assert_eq!(within_ten_looks(&clock).await, None, "nothing happened");
+            assert_eq!(within_ten_reads(&clock).await, None, "nothing happened");
             device.write(field, 7);
-            assert_eq!(within_ten_looks(&clock).await, found, "{flags} {field:#x}");
+            assert_eq!(within_ten_reads(&clock).await, found, "{flags} {field:#x}");
         }
     }
 
@@ -235,21 +224,21 @@ mod tests {
         for field in [0x28, 0x48, 0x60] {
             device.write(field, 7);
         }
-        assert_eq!(within_ten_looks(&clock).await, None);
+        assert_eq!(within_ten_reads(&clock).await, None);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_structure_that_is_being_written_is_read_when_it_is_done() {
+    async fn structure_that_is_being_written_is_read_later() {
         let mut device = FakeDevice::new(0);
         let clock = device.watch();
         device.begin(DISRUPTION_MARKER, 7);
-        assert_eq!(within_ten_looks(&clock).await, None);
+        assert_eq!(within_ten_reads(&clock).await, None);
         device.step();
-        assert_eq!(within_ten_looks(&clock).await, Some(Disruption::Clocks));
+        assert_eq!(within_ten_reads(&clock).await, Some(Disruption::Clocks));
     }
 
     #[test]
-    fn a_machine_without_the_device_is_told_from_one_with_something_else() {
+    fn missing_device_is_not_taken_for_a_strange_file() {
         assert!(VmClock::open(Path::new("/no/such/vmclock0")).unwrap().is_none());
         let file = NamedTempFile::new().unwrap();
         for content in ["", "VCLK", "something else entirely, and long enough for every field of it"] {

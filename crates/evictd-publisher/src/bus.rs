@@ -12,7 +12,7 @@ use std::time::Duration;
 use async_nats::{Client, Message, SubscribeError};
 use bytes::Bytes;
 use evictd_core::ids::{Identity, InstanceId};
-use evictd_ops::bus::{BusConfig, BusError, BusMetrics, BusOptions, Link, publish_within};
+use evictd_ops::bus::{BusConfig, BusError, BusLink, BusMetrics, BusOptions, publish_within};
 use evictd_ops::readiness::Readiness;
 use evictd_wire::subject::{AUTHORITY_GROUP, MessageKind, Requester};
 use futures_util::StreamExt;
@@ -34,7 +34,7 @@ const PUBLISH_LIMIT: Duration = Duration::from_millis(250);
 #[derive(Clone, Debug)]
 pub(crate) struct Bus {
     client: Client,
-    link: Link,
+    link: BusLink,
     metrics: Arc<Metrics>,
 }
 
@@ -214,7 +214,7 @@ pub(crate) async fn connect(
     readiness: &Readiness,
     on_connected: impl Fn() + Send + Sync + 'static,
 ) -> Result<Bus, BusError> {
-    let link = Link::new(config, metrics.nats.clone(), readiness);
+    let link = BusLink::new(config, metrics.nats.clone(), readiness);
     open("evictd publisher", config, link, metrics, on_connected).await
 }
 
@@ -225,14 +225,14 @@ pub(crate) async fn connect_for_lookups(
     readiness: &Readiness,
 ) -> Result<Bus, BusError> {
     let counted = BusMetrics { connected: Gauge::noop(), ..metrics.nats.clone() };
-    let link = Link::named("nats_lookups", config, counted, readiness);
+    let link = BusLink::named("nats_lookups", config, counted, readiness);
     open("evictd publisher, lookups", config, link, metrics, || {}).await
 }
 
 async fn open(
     name: &str,
     config: &BusConfig,
-    link: Link,
+    link: BusLink,
     metrics: &Arc<Metrics>,
     on_connected: impl Fn() + Send + Sync + 'static,
 ) -> Result<Bus, BusError> {

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use evictd_core::limits::{META_BYTES_MAX, PERMISSION_BYTES_MAX, PERMISSIONS_MAX};
 use evictd_ops::clock;
 use evictd_ops::http::{Handler, Method, Reply, Request, StatusCode, reply};
-use evictd_ops::rpc::{self, Call};
+use evictd_ops::rpc::{self, RpcCall};
 use evictd_store::change::ChangeError;
 use evictd_store::{HomeStore, StoreError};
 use evictd_wire::api::envelope::Success;
@@ -63,7 +63,7 @@ pub(crate) struct ControlApi {
 
 struct RequestContext<'a> {
     endpoint: Endpoint,
-    call: &'a Call,
+    call: &'a RpcCall,
     remote: SocketAddr,
 }
 
@@ -208,12 +208,12 @@ impl Handler for ControlApi {
 }
 
 /// Reads a call. All endpoints but one take a POST with a body.
-async fn read(endpoint: Endpoint, request: Request) -> Result<Call, Reply> {
+async fn read(endpoint: Endpoint, request: Request) -> Result<RpcCall, Reply> {
     if endpoint != Endpoint::Liveness {
-        return Call::read(request).await;
+        return RpcCall::read(request).await;
     }
     match request.parts.method {
-        Method::GET | Method::HEAD => Ok(Call::without_body(request)),
+        Method::GET | Method::HEAD => Ok(RpcCall::without_body(request)),
         _ => Err(rpc::not_allowed("GET, HEAD")),
     }
 }

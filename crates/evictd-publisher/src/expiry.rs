@@ -5,8 +5,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use evictd_ops::time::every;
 use evictd_store::{ChangeStore, StoreError};
-use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
@@ -25,8 +25,7 @@ pub(crate) struct Expiry {
 impl Expiry {
     /// Looks for expiries that have come until `shutdown`.
     pub(crate) async fn run(self, shutdown: CancellationToken) {
-        let mut interval = tokio::time::interval(self.interval);
-        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut interval = every(self.interval);
         let mut failing = false;
         while shutdown.run_until_cancelled(interval.tick()).await.is_some() {
             let outcome = self.store.expire(BATCH).await;

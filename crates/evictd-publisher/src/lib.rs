@@ -51,7 +51,7 @@ use std::time::Duration;
 
 use evictd_ops::admin::Admin;
 use evictd_ops::bus::BusError;
-use evictd_ops::config::PostgresUrlError;
+use evictd_ops::connection_url::UrlError;
 use evictd_ops::host::host_name;
 use evictd_ops::http::{BindError, HttpLimits, bind, serve};
 use evictd_ops::metrics::{MetricsError, Registry};
@@ -90,7 +90,7 @@ pub enum StartError {
     #[error(transparent)]
     Bus(#[from] BusError),
     #[error("cannot determine where the home store is")]
-    Location(#[from] PostgresUrlError),
+    Location(#[from] UrlError),
     #[error("cannot use the home store {place}")]
     Store {
         /// A path, or a URL without its password.

@@ -8,7 +8,7 @@ use evictd_core::receipts::RegionState;
 use evictd_core::service::Standing;
 use evictd_ops::bus::BusMetrics;
 use evictd_ops::metric_specs;
-use evictd_ops::metrics::{LATENCY_BUCKETS, MetricKind, MetricSpec, PROPAGATION_BUCKETS, Registry};
+use evictd_ops::metrics::{ByLabel, LATENCY_BUCKETS, MetricKind, PROPAGATION_BUCKETS, Registry};
 use evictd_store::StoreError;
 use evictd_store::audit::Purged;
 use evictd_store::log::Backlog;
@@ -28,9 +28,9 @@ const COUNT: Option<Unit> = Some(Unit::Count);
 
 metric_specs! {
     pub(crate) CONFIRMED = "evictd_publisher_confirmed_seconds", CONFIRMED_KIND, SECONDS, ["region"],
-        "From the request of a deletion to the moment when every agent of the region had confirmed it, on this machine's clock; from when it was first seen, for what was deleted past the API.";
+        "From the request of a deletion until every agent of the region has confirmed it, on this machine's clock. For a deletion past the API, from when the publisher first saw it.";
     pub(crate) AGENTS = "evictd_publisher_agents", GAUGE, COUNT, ["region", "state"],
-        "Agent processes in the roster: live (a message received within the bound), silent (none), duplicate (live, and another live process has its name); absent is 1 for a configured region without any.";
+        "Agent processes in the roster: live (announced itself within the bound), silent (did not), duplicate (live, under the name of another live one); absent is 1 for a configured region without any.";
     RECEIPTS = "evictd_publisher_receipts_total", COUNTER, COUNT, ["state"],
         "Receipts that became final: confirmed by every agent, elapsed (not by all, and the bound has passed), or unproven (the same, with an agent that serves stale records).";
     HEAD = "evictd_publisher_head_position", GAUGE, None, [],
@@ -52,7 +52,7 @@ metric_specs! {
     PROBES = "evictd_publisher_probes_total", COUNTER, COUNT, [],
         "Probes that took part in a round.";
     STALLED = "evictd_publisher_stalled", GAUGE, None, [],
-        "1 while this publisher leaves queries to others because a round doesn't finish.";
+        "1 while this publisher leaves requests to others because a round doesn't finish.";
     REPLAYS = "evictd_publisher_replays_total", COUNTER, COUNT, ["outcome"],
         "Replays answered: rows, or refused (the agent flushes).";
     LOOKUPS = "evictd_publisher_lookups_total", COUNTER, COUNT, ["outcome"],
@@ -60,15 +60,15 @@ metric_specs! {
     ANNOUNCEMENTS = "evictd_publisher_announcements_total", COUNTER, COUNT, [],
         "Announcements of progress received from agents.";
     REFUSED = "evictd_publisher_refused_messages_total", COUNTER, COUNT, ["subject", "reason"],
-        "Messages from agents that were refused: malformed, reply (the answer would not go into the requester's own inbox), subject, overload (too many of one agent wait, or run), ahead (it claims to have applied more than the log holds), bound (its bound exceeds receipts.bound), unproved (this home store didn't give out what it claims to have seen), or unknown_past (a newer copy of this home store gave it out).";
+        "Messages from agents that were refused: malformed, reply (the answer would not go into the requester's own inbox), subject, overload (too many of one agent wait or run), ahead (the agent claims to have applied more than the log holds), bound (its bound is longer than receipts.bound), unproved (this home store did not issue what the agent claims to have seen), or unknown_past (a newer copy of this home store issued it).";
     STANDING = "evictd_publisher_standing", GAUGE, None, ["standing"],
-        "1 for how this publisher stands among all on the bus: asking (a newcomer), serving, yielding (silent, because a publisher of another home store serves), conflicting (silent, because one of another home store served as well), or behind (silent, because its home store is an older copy).";
+        "1 for the standing of this publisher among all on the bus: asking (a newcomer), serving, yielding (silent, because a publisher of another home store serves), conflicting (silent, because a publisher of another home store served as well), or behind (silent, because its home store is an older copy).";
     SILENT_RIVALS = "evictd_publisher_silent_rivals", GAUGE, None, [],
         "1 while a publisher of another home store is on the bus and silent, because this one serves.";
     REQUESTS = "evictd_publisher_requests_total", COUNTER, COUNT, ["endpoint", "class"],
         "Control API requests answered, by class of status.";
     PURGED = "evictd_publisher_purged_rows_total", COUNTER, COUNT, ["kind"],
-        "Rows of the home store that were deleted because they had been kept long enough: log, receipts or audit.";
+        "Rows of the home store that were deleted after their retention: log, receipts or audit.";
     STORE_FAILURES = "evictd_publisher_store_failures_total", COUNTER, COUNT, [],
         "Calls of the home store that failed. Each kind of failure is logged twice a minute at most.";
     NATS_CONNECTED = "evictd_publisher_nats_connected", GAUGE, None, [],
@@ -79,49 +79,45 @@ metric_specs! {
         "Errors of the NATS connection: slow_consumer (messages dropped here) or server (as the server reports, permission violations among them).";
 }
 
-/// How receipts end.
-const FINAL_STATES: [RegionState; 3] = [RegionState::Confirmed, RegionState::Elapsed, RegionState::Unproven];
+evictd_core::labels! {
+    /// The states in which receipts are final.
+    enum FinalState {
+        Confirmed = RegionState::Confirmed.label(),
+        Elapsed = RegionState::Elapsed.label(),
+        Unproven = RegionState::Unproven.label(),
+    }
 
-/// Why a message from an agent was refused.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Refusal {
-    Malformed,
-    Reply,
-    Subject,
-    Overload,
-    Ahead,
-    Bound,
-    Unproved,
-    UnknownPast,
-}
+    enum SendOutcome { Sent = "sent", Unsent = "unsent" }
 
-/// How a lookup ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum LookupEnd {
-    Answered,
-    Busy,
-    Failed,
-}
+    enum RoundOutcome { Ok = "ok", Failed = "failed" }
 
-/// How an agent process stands.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum AgentState {
-    Live,
-    Silent,
-    Duplicate,
-    Absent,
-}
+    enum ReplayResult { Rows = "rows", Refused = "refused" }
 
-impl AgentState {
-    pub(crate) const ALL: [Self; 4] = [Self::Live, Self::Silent, Self::Duplicate, Self::Absent];
+    pub(crate) enum LookupEnd { Answered = "answered", Busy = "busy", Failed = "failed" }
 
-    pub(crate) fn label(self) -> &'static str {
-        match self {
-            Self::Live => "live",
-            Self::Silent => "silent",
-            Self::Duplicate => "duplicate",
-            Self::Absent => "absent",
-        }
+    /// Why a message from an agent was refused.
+    pub(crate) enum Refusal {
+        Malformed = "malformed",
+        Reply = "reply",
+        Subject = "subject",
+        Overload = "overload",
+        Ahead = "ahead",
+        Bound = "bound",
+        Unproved = "unproved",
+        UnknownPast = "unknown_past",
+    }
+
+    /// A class of HTTP status.
+    enum StatusClass { Success = "2xx", ClientError = "4xx", ServerError = "5xx" }
+
+    enum PurgedKind { Log = "log", Receipts = "receipts", Audit = "audit" }
+
+    /// The state of an agent process.
+    pub(crate) enum AgentState {
+        Live = "live",
+        Silent = "silent",
+        Duplicate = "duplicate",
+        Absent = "absent",
     }
 }
 
@@ -133,23 +129,20 @@ pub struct Metrics {
     unnumbered_rows: Gauge,
     unnumbered_oldest: Gauge,
     unconfirmed: Gauge,
-    live_sent: Counter,
-    live_unsent: Counter,
-    rounds_ok: Counter,
-    rounds_failed: Counter,
+    live_messages: ByLabel<SendOutcome, Counter>,
+    rounds: ByLabel<RoundOutcome, Counter>,
     round_seconds: Histogram,
     probes: Counter,
     stalled: Gauge,
     silent_rivals: Gauge,
-    standing: [Gauge; Standing::ALL.len()],
-    replays_rows: Counter,
-    replays_refused: Counter,
-    lookups: [Counter; 3],
+    standing: ByLabel<Standing, Gauge>,
+    replays: ByLabel<ReplayResult, Counter>,
+    lookups: ByLabel<LookupEnd, Counter>,
     announcements: Counter,
-    refused: [[Counter; 8]; 4],
-    requests: [[Counter; 3]; Endpoint::ALL.len()],
-    receipts: [Counter; 3],
-    purged: [Counter; 3],
+    refused: ByLabel<MessageKind, ByLabel<Refusal, Counter>>,
+    requests: ByLabel<Endpoint, ByLabel<StatusClass, Counter>>,
+    receipts: ByLabel<FinalState, Counter>,
+    purged: ByLabel<PurgedKind, Counter>,
     store_failures: StoreFailures,
     pub(crate) nats: BusMetrics,
 }
@@ -157,47 +150,36 @@ pub struct Metrics {
 impl Metrics {
     /// Makes the handles.
     pub fn new(registry: &Registry) -> Self {
-        let counter = |spec: &MetricSpec, label, value| registry.counter(spec, &[(label, value)]);
-        let gauge = |spec: &MetricSpec| registry.gauge(spec, &[]);
-        let refused = |kind: MessageKind| {
-            ["malformed", "reply", "subject", "overload", "ahead", "bound", "unproved", "unknown_past"]
-                .map(|reason| registry.counter(&REFUSED, &[("subject", kind.token()), ("reason", reason)]))
-        };
         let requests = |endpoint: Endpoint| {
             let name = endpoint.path().trim_start_matches("/v2/");
-            ["2xx", "4xx", "5xx"]
-                .map(|class| registry.counter(&REQUESTS, &[("endpoint", name), ("class", class)]))
+            ByLabel::new(|class: StatusClass| registry.counter(&REQUESTS, &[name, class.label()]))
         };
         Self {
-            head: gauge(&HEAD),
-            epoch: gauge(&EPOCH),
-            unnumbered_rows: gauge(&UNNUMBERED_ROWS),
-            unnumbered_oldest: gauge(&UNNUMBERED_OLDEST),
-            unconfirmed: gauge(&UNCONFIRMED),
-            live_sent: counter(&LIVE_MESSAGES, "outcome", "sent"),
-            live_unsent: counter(&LIVE_MESSAGES, "outcome", "unsent"),
-            rounds_ok: counter(&ROUNDS, "outcome", "ok"),
-            rounds_failed: counter(&ROUNDS, "outcome", "failed"),
-            round_seconds: registry.histogram(&ROUND_SECONDS, &[]),
-            probes: registry.counter(&PROBES, &[]),
-            stalled: gauge(&STALLED),
-            silent_rivals: gauge(&SILENT_RIVALS),
-            standing: Standing::ALL
-                .map(|standing| registry.gauge(&STANDING, &[("standing", standing.label())])),
-            replays_rows: counter(&REPLAYS, "outcome", "rows"),
-            replays_refused: counter(&REPLAYS, "outcome", "refused"),
-            lookups: ["answered", "busy", "failed"].map(|outcome| counter(&LOOKUPS, "outcome", outcome)),
-            announcements: registry.counter(&ANNOUNCEMENTS, &[]),
-            refused: MessageKind::ALL.map(refused),
-            requests: Endpoint::ALL.map(requests),
-            receipts: FINAL_STATES.map(|state| counter(&RECEIPTS, "state", state.label())),
-            purged: ["log", "receipts", "audit"].map(|kind| counter(&PURGED, "kind", kind)),
-            store_failures: StoreFailures::new(registry.counter(&STORE_FAILURES, &[])),
+            head: registry.handle(&HEAD),
+            epoch: registry.handle(&EPOCH),
+            unnumbered_rows: registry.handle(&UNNUMBERED_ROWS),
+            unnumbered_oldest: registry.handle(&UNNUMBERED_OLDEST),
+            unconfirmed: registry.handle(&UNCONFIRMED),
+            live_messages: registry.handle(&LIVE_MESSAGES),
+            rounds: registry.handle(&ROUNDS),
+            round_seconds: registry.handle(&ROUND_SECONDS),
+            probes: registry.handle(&PROBES),
+            stalled: registry.handle(&STALLED),
+            silent_rivals: registry.handle(&SILENT_RIVALS),
+            standing: registry.handle(&STANDING),
+            replays: registry.handle(&REPLAYS),
+            lookups: registry.handle(&LOOKUPS),
+            announcements: registry.handle(&ANNOUNCEMENTS),
+            refused: registry.handle(&REFUSED),
+            requests: ByLabel::new(requests),
+            receipts: registry.handle(&RECEIPTS),
+            purged: registry.handle(&PURGED),
+            store_failures: StoreFailures::new(registry.handle(&STORE_FAILURES)),
             nats: BusMetrics {
-                connected: gauge(&NATS_CONNECTED),
-                connects: registry.counter(&NATS_CONNECTS, &[]),
-                slow_consumer: counter(&NATS_ERRORS, "kind", "slow_consumer"),
-                server_errors: counter(&NATS_ERRORS, "kind", "server"),
+                connected: registry.handle(&NATS_CONNECTED),
+                connects: registry.handle(&NATS_CONNECTS),
+                slow_consumer: registry.counter(&NATS_ERRORS, &["slow_consumer"]),
+                server_errors: registry.counter(&NATS_ERRORS, &["server"]),
             },
         }
     }
@@ -218,27 +200,29 @@ impl Metrics {
 
     /// A receipt became final.
     pub(crate) fn receipt(&self, state: RegionState) {
-        if let Some(index) = FINAL_STATES.iter().position(|candidate| *candidate == state) {
-            self.receipts[index].increment(1);
-        }
+        let state = match state {
+            RegionState::Confirmed => FinalState::Confirmed,
+            RegionState::Elapsed => FinalState::Elapsed,
+            RegionState::Unproven => FinalState::Unproven,
+            RegionState::Pending | RegionState::Absent => return,
+        };
+        self.receipts.get(state).increment(1);
     }
 
     pub(crate) fn live_message(&self, sent: bool) {
-        let counter = if sent { &self.live_sent } else { &self.live_unsent };
-        counter.increment(1);
+        let outcome = if sent { SendOutcome::Sent } else { SendOutcome::Unsent };
+        self.live_messages.get(outcome).increment(1);
     }
 
     pub(crate) fn round(&self, ok: bool, took: Duration, probes: usize) {
-        let counter = if ok { &self.rounds_ok } else { &self.rounds_failed };
-        counter.increment(1);
+        let outcome = if ok { RoundOutcome::Ok } else { RoundOutcome::Failed };
+        self.rounds.get(outcome).increment(1);
         self.round_seconds.record(took.as_secs_f64());
         self.probes.increment(probes as u64);
     }
 
     pub(crate) fn standing(&self, standing: Standing) {
-        for (gauge, candidate) in self.standing.iter().zip(Standing::ALL) {
-            gauge.set(if candidate == standing { 1.0 } else { 0.0 });
-        }
+        self.standing.set_only(standing);
     }
 
     pub(crate) fn silent_rivals(&self, any: bool) {
@@ -250,14 +234,15 @@ impl Metrics {
     }
 
     pub(crate) fn replayed(&self, outcome: &ReplayOutcome) {
-        match outcome {
-            ReplayOutcome::Rows(_) => self.replays_rows.increment(1),
-            ReplayOutcome::Refused { .. } => self.replays_refused.increment(1),
-        }
+        let outcome = match outcome {
+            ReplayOutcome::Rows(_) => ReplayResult::Rows,
+            ReplayOutcome::Refused { .. } => ReplayResult::Refused,
+        };
+        self.replays.get(outcome).increment(1);
     }
 
-    pub(crate) fn looked_up(&self, end: LookupEnd) {
-        self.lookups[end as usize].increment(1);
+    pub(crate) fn looked_up(&self, outcome: LookupEnd) {
+        self.lookups.get(outcome).increment(1);
     }
 
     pub(crate) fn announced(&self) {
@@ -265,21 +250,25 @@ impl Metrics {
     }
 
     pub(crate) fn refused(&self, kind: MessageKind, refusal: Refusal) {
-        self.refused[kind as usize][refusal as usize].increment(1);
+        self.refused.get(kind).get(refusal).increment(1);
     }
 
     pub(crate) fn answered(&self, endpoint: Endpoint, status: StatusCode) {
         let class = match status.as_u16() {
-            ..400 => 0,
-            400..500 => 1,
-            _ => 2,
+            ..400 => StatusClass::Success,
+            400..500 => StatusClass::ClientError,
+            _ => StatusClass::ServerError,
         };
-        self.requests[endpoint as usize][class].increment(1);
+        self.requests.get(endpoint).get(class).increment(1);
     }
 
     pub(crate) fn purged(&self, purged: Purged) {
-        for (counter, rows) in self.purged.iter().zip([purged.log, purged.receipts, purged.audit]) {
-            counter.increment(rows);
+        for (kind, counter) in self.purged.iter() {
+            counter.increment(match kind {
+                PurgedKind::Log => purged.log,
+                PurgedKind::Receipts => purged.receipts,
+                PurgedKind::Audit => purged.audit,
+            });
         }
     }
 

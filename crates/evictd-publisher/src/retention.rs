@@ -8,9 +8,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use evictd_ops::time::every;
 use evictd_store::audit::{Purge, Purged};
 use evictd_store::{ChangeStore, StoreError};
-use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Keep, RetentionConfig};
@@ -34,8 +34,7 @@ pub(crate) struct Retention {
 impl Retention {
     /// Sweeps until `shutdown`.
     pub(crate) async fn run(self, shutdown: CancellationToken) {
-        let mut sweep = tokio::time::interval(SWEEP_EVERY);
-        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut sweep = every(SWEEP_EVERY);
         let sweeps = async {
             loop {
                 sweep.tick().await;

@@ -12,6 +12,7 @@ use evictd_core::service::{Connectivity, Peer, Query, Service, Standing};
 use evictd_core::time::LeaseTime;
 use evictd_ops::clock;
 use evictd_ops::readiness::Condition;
+use evictd_ops::time::every;
 use evictd_store::{LogStore, StoreError};
 use evictd_wire::live::{Live, LiveEvent};
 use evictd_wire::publisher::{PublisherAnswer, PublisherInfo, PublisherQuery};
@@ -19,7 +20,6 @@ use evictd_wire::subject::{LIVE, PUBLISHERS, answered_nonce, publisher_answer, p
 use futures_util::StreamExt;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
-use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::bus::{Bus, PublisherMessages};
@@ -78,8 +78,7 @@ struct RivalsTask {
 impl Rivals {
     /// Runs until `shutdown`. This publisher vouches for nothing after that.
     pub(crate) async fn run(self, mut publishers: PublisherMessages, shutdown: CancellationToken) {
-        let mut beat = tokio::time::interval(BEAT);
-        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut beat = every(BEAT);
         let mut fence = self.shared.fence.watch();
         let rivals = Arc::new(self);
         let mut task = RivalsTask {

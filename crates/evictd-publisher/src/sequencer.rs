@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use evictd_core::rules::Rule;
 use evictd_ops::readiness::Condition;
+use evictd_ops::time::every;
 use evictd_store::{LogStore, StoreError};
-use tokio::time::{Instant, Interval, MissedTickBehavior};
+use tokio::time::{Instant, Interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::bus::Bus;
@@ -199,10 +200,4 @@ impl StoreCondition {
 /// finds that a store that failed works again.
 fn rest_after(took: Duration, interval: Duration) -> Duration {
     (took * 20).min(Duration::from_secs(5)).max(interval)
-}
-
-fn every(interval: Duration) -> Interval {
-    let mut interval = tokio::time::interval(interval);
-    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    interval
 }

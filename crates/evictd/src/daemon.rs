@@ -170,7 +170,7 @@ mod tests {
         // Their content is checked too.
         for (content, problem) in [
             ("postgres://u:hunter2@db", "name a database"),
-            ("postgres://u:hunter2@db:x/evictd", "can't be opened"),
+            ("postgres://u:hunter2@db:x/evictd", "invalid port number"),
         ] {
             std::fs::write(&file, content).unwrap();
             for (daemon, args) in

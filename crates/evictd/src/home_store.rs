@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use anyhow::Context;
-use evictd_ops::config::PostgresUrl;
+use evictd_ops::connection_url::ConnectionUrl;
 use evictd_publisher::config::{StoreConfig, StoreLocation};
 use evictd_store::postgres::{PostgresOptions, PostgresStore};
 use evictd_store::sqlite::SqliteStore;
@@ -101,11 +101,11 @@ impl ConfiguredStore {
         opened.map_err(with_advice)
     }
 
-    async fn connect(&self, url: &PostgresUrl) -> Result<PostgresStore, StoreError> {
+    async fn connect(&self, url: &ConnectionUrl) -> Result<PostgresStore, StoreError> {
         PostgresStore::connect(self.options(url)?).await
     }
 
-    fn options(&self, url: &PostgresUrl) -> Result<PostgresOptions, StoreError> {
+    fn options(&self, url: &ConnectionUrl) -> Result<PostgresOptions, StoreError> {
         let mut options = PostgresOptions::new(url.expose())?;
         options.connections = u32::try_from(self.config.connections).unwrap_or(u32::MAX);
         options.statement_timeout = self.config.statement_timeout.into();

@@ -62,7 +62,7 @@
 //!     `misconfigured::an_agent_that_may_not_hear_the_live_feed_is_not_ready`,
 //!     `misconfigured::an_agent_that_may_not_ask_for_proofs_is_not_ready`,
 //!     `misconfigured::an_agent_that_may_not_load_is_not_ready_and_denies`,
-//!     `misconfigured::a_permission_that_is_lost_later_is_remarked_on`,
+//!     `misconfigured::a_permission_that_is_lost_later_is_warned_of`,
 //!     `misconfigured::a_publisher_that_may_not_speak_on_the_live_feed_is_not_ready`,
 //!     `misconfigured::a_publisher_that_may_not_hear_probes_is_not_ready`,
 //!     `restarts::an_agent_that_stood_still_while_nats_was_restarted_hears_again`

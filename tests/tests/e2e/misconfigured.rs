@@ -8,7 +8,7 @@ use evictd_tests::topology::Node;
 use evictd_tests::wait::{eventually, throughout};
 
 use crate::world::{
-    SOON, UNAVAILABLE, World, plan, wait_for_count, wait_for_mode, wait_for_readiness, wait_for_remark,
+    SOON, UNAVAILABLE, World, plan, wait_for_count, wait_for_mode, wait_for_readiness, wait_for_warning,
     wait_until_settled, with_bound,
 };
 
@@ -43,7 +43,7 @@ fn assert_unready_while(
     })?;
     let livez = client.get(&url.replace("readyz", "livez"))?;
     ensure!(livez.status == 200, "restarting it wouldn't help: {}", livez.text);
-    ensure!(node.daemon.stderr()?.contains("NATS forbids something"), "{}", node.daemon.log_tail());
+    ensure!(node.daemon.stderr()?.contains("NATS denied a permission"), "{}", node.daemon.log_tail());
     meanwhile(&world)?;
 
     world.topology.home.edit_users(wrong, right)?;
@@ -134,15 +134,15 @@ fn an_agent_that_may_not_load_is_not_ready_and_denies() -> Result<()> {
 
 /// Failure: a permission that was taken away takes a region out of service that answers well; or nobody is told.
 #[test]
-fn a_permission_that_is_lost_later_is_remarked_on() -> Result<()> {
+fn a_permission_that_is_lost_later_is_warned_of() -> Result<()> {
     let mistake = (r#"subscribe { allow: ["evictd.v1.live""#, r#"subscribe { allow: ["evictd.v1.feed""#);
     let mut world = World::start(&with_bound(BOUND, plan(&["eu"])))?;
     wait_until_settled(world.agent(0))?;
     world.topology.home.edit_users(mistake.0, mistake.1)?;
     world.topology.home.restart()?;
     wait_for_mode(world.agent(0), "live")?;
-    wait_for_remark(world.agent(0), "evictd.v1.live")?;
-    ensure!(world.agent(0).daemon.stderr()?.contains("NATS forbids something"));
+    wait_for_warning(world.agent(0), "evictd.v1.live")?;
+    ensure!(world.agent(0).daemon.stderr()?.contains("NATS denied a permission"));
     world.topology.home.edit_users(mistake.1, mistake.0)?;
     world.topology.home.restart()?;
     world.assert_works()

@@ -15,7 +15,7 @@ use toml::toml;
 
 use crate::world::{
     Key, SOON, UNAVAILABLE, World, assert_bounded, breakable, connects, count, flushes, wait_for_mode,
-    wait_for_readiness, wait_for_remark, wait_until_settled, with_bound,
+    wait_for_readiness, wait_for_warning, wait_until_settled, with_bound,
 };
 
 const BOUND: Duration = Duration::from_secs(2);
@@ -70,7 +70,7 @@ fn a_region_that_is_cut_off_denies_within_the_bound_and_recovers_without_a_flush
         ensure!(conditions(agent, 503)?.contains(&"lease".to_owned()));
     }
     let cut = wait_for_readiness(world.agent(0), 503)?;
-    ensure!(cut["remarks"].to_string().contains("a connection to"), "it says what it lacks: {cut}");
+    ensure!(cut["warnings"].to_string().contains("a connection to"), "it says what it lacks: {cut}");
     wait_for_mode(near, "live")?;
     world.wait_for_code(near, &good, "VALID")?;
 
@@ -279,7 +279,7 @@ fn old_answers_are_given_where_policy_says_so_and_are_marked() -> Result<()> {
     }
     ensure!(world.code(agent, &deleted)? != "VALID", "its deletion had been applied");
     // A balancer that took it out of service would undo what the policy is for.
-    wait_for_remark(agent, "a proof from a publisher")?;
+    wait_for_warning(agent, "a proof from a publisher")?;
     ensure!(count(agent, "evictd_agent_stale_answers_total", &[("code", "VALID")])? >= 2);
 
     world.topology.regions[0].set_wires(Mode::Pass)?;

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::world::{
     Caller, Key, SOON, World, assert_bounded, connects, count, flushes, plan, wait_for_count, wait_for_mode,
-    wait_for_readiness, wait_for_remark, wait_until_applied, wait_until_settled, with_bound,
+    wait_for_readiness, wait_for_warning, wait_until_applied, wait_until_settled, with_bound,
 };
 
 /// Ways to end.
@@ -250,7 +250,7 @@ fn everybody_finds_back_when_the_only_nats_server_was_killed() -> Result<()> {
     world.delete(&meanwhile)?;
     // Both do what they are for, and no balancer must take them out of service.
     for node in [world.agent(0), world.agent(1), world.publisher()] {
-        wait_for_remark(node, "a connection to nats://")?;
+        wait_for_warning(node, "a connection to nats://")?;
     }
     // Longer than ticks may be missing: what is missing is the connection, and not a publisher or a permission.
     throughout(Duration::from_secs(4), || {
@@ -258,7 +258,7 @@ fn everybody_finds_back_when_the_only_nats_server_was_killed() -> Result<()> {
             // The lease runs on: the default bound is longer than a restart takes.
             assert_eq!(world.code(agent, &good)?, "VALID");
             let ready = wait_for_readiness(agent, 200)?;
-            ensure!(!ready["remarks"].to_string().contains("\"feed\""), "{ready}");
+            ensure!(!ready["warnings"].to_string().contains("\"feed\""), "{ready}");
         }
         Ok(())
     })?;

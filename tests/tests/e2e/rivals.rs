@@ -22,7 +22,7 @@ use serde_json::json;
 use crate::command_line::Outcome;
 use crate::world::{
     Caller, Key, SOON, World, breakable, count, flushes, wait_for_count, wait_for_mode, wait_for_readiness,
-    wait_for_remark, with_bound,
+    wait_for_warning, with_bound,
 };
 
 /// Long enough for leases that outlive a restart, short enough to be waited for.
@@ -378,7 +378,7 @@ fn staging_on_productions_bus_yields_and_production_goes_on() -> Result<()> {
     for agent in world.topology.agents() {
         assert_eq!(rival_messages(agent)?, 0, "a publisher that yields sends agents nothing");
         let ready = wait_for_readiness(agent, 200)?;
-        ensure!(!ready["remarks"].to_string().contains("\"history\""), "{ready}");
+        ensure!(!ready["warnings"].to_string().contains("\"history\""), "{ready}");
     }
     world.assert_works()?;
     assert_no_rule_was_broken(&world, &staging)
@@ -589,7 +589,7 @@ fn agents_report_a_rival_that_speaks_and_keep_their_own_history() -> Result<()> 
     link.hold_messages("evictd.v1.publishers.>");
     link.set(Mode::Pass);
     for agent in world.topology.agents() {
-        wait_for_remark(agent, "another home store")?;
+        wait_for_warning(agent, "another home store")?;
         ensure!(rival_messages(agent)? > 0);
     }
     assert_untouched(&world, &footing, &good)?;

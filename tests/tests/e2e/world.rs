@@ -404,12 +404,12 @@ pub(crate) fn wait_for_readiness(node: &Node, status: u16) -> Result<Value> {
     })
 }
 
-/// Waits until `node` is ready and remarks on something in these words.
-pub(crate) fn wait_for_remark(node: &Node, words: &str) -> Result<()> {
-    let (what, mut last) = (format!("{} to remark on {words:?}", node.daemon.name()), Value::Null);
+/// Waits until `node` is ready and warnings on something in these words.
+pub(crate) fn wait_for_warning(node: &Node, words: &str) -> Result<()> {
+    let (what, mut last) = (format!("{} to warn of {words:?}", node.daemon.name()), Value::Null);
     let outcome = try_eventually(&what, SOON, || {
         last = wait_for_readiness(node, 200)?;
-        Ok(last["remarks"].to_string().contains(words).then_some(()))
+        Ok(last["warnings"].to_string().contains(words).then_some(()))
     });
     outcome.with_context(|| format!("it said {last}"))
 }

@@ -284,25 +284,25 @@ async fn a_silent_feed_is_a_warning_and_doesnt_affect_readiness() {
     let (mut task, feed) = (task(&agent), disconnected_feed(&agent).await);
     task.enter(Mode::Live);
     task.on_beat(&feed).await;
-    assert_eq!(agent.readiness.remarks(), []);
+    assert_eq!(agent.readiness.warnings(), []);
     let now = clock::lease_now();
     task.last_live_at = now.before(FEED_SILENT_AFTER);
     task.on_beat(&feed).await;
     assert_eq!(agent.metric("evictd_agent_feed_silent"), 1);
-    assert_eq!(agent.readiness.remarks(), [], "only the connection's condition reports that");
+    assert_eq!(agent.readiness.warnings(), [], "only the connection's condition reports that");
     task.update_feed_condition(true, now);
-    assert_eq!(agent.readiness.remarks(), [], "the connection is new");
+    assert_eq!(agent.readiness.warnings(), [], "the connection is new");
     task.connected_at = now.before(FEED_SILENT_AFTER);
     task.update_feed_condition(true, now);
     assert!(agent.readiness.is_ready());
-    let remark = agent.readiness.remarks().remove(0);
-    assert!(remark.condition == "feed" && remark.detail.contains("no publisher ticks"), "{remark:?}");
+    let warning = agent.readiness.warnings().remove(0);
+    assert!(warning.condition == "feed" && warning.detail.contains("no publisher ticks"), "{warning:?}");
     task.on_beat(&feed).await;
-    assert_eq!(agent.readiness.remarks(), [], "the connection is lost, too");
+    assert_eq!(agent.readiness.warnings(), [], "the connection is lost, too");
     task.update_feed_condition(true, now);
     task.on_live(&Live { voucher: voucher(at(BASE)), event: LiveEvent::Tick(None) }.encode());
     task.on_beat(&feed).await;
-    assert_eq!(agent.readiness.remarks(), []);
+    assert_eq!(agent.readiness.warnings(), []);
 }
 
 #[tokio::test]

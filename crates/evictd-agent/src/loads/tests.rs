@@ -381,8 +381,8 @@ async fn a_failed_database_is_replaced_by_the_authority_and_reported() {
     *replica.lookup.lock() = None;
     assert_eq!(state(&load(&agent, "alice").await.unwrap()), Some(RecordState::Active));
     assert_eq!(agent.home.lookups(), 1);
-    let remarks = agent.readiness.remarks();
-    assert!(remarks.iter().any(|remark| remark.detail.contains("down for the test")), "{remarks:?}");
+    let warnings = agent.readiness.warnings();
+    assert!(warnings.iter().any(|warning| warning.detail.contains("down for the test")), "{warnings:?}");
     assert!(agent.readiness.is_ready(), "the agent stays in service");
 
     assert_eq!(agent.metric(r#"evictd_agent_database_reads_total{outcome="failed"}"#), 1);
@@ -406,14 +406,14 @@ async fn a_failed_database_is_retried_without_delaying_loads() {
     assert_eq!(agent.home.lookups(), 4);
 
     replica.holds(at(BASE), Record::Absent);
-    until(|| agent.readiness.remarks().is_empty()).await;
+    until(|| agent.readiness.warnings().is_empty()).await;
     load(&agent, "erin").await.unwrap();
     assert_eq!(agent.home.lookups(), 4, "the database is used again");
 
     *replica.lookup.lock() = None;
     load(&agent, "frank").await.unwrap();
     replica.holds(at(BASE), Record::Absent);
-    until(|| agent.readiness.remarks().is_empty()).await;
+    until(|| agent.readiness.warnings().is_empty()).await;
     shutdown.cancel();
     trying.await.unwrap();
 }
@@ -428,7 +428,7 @@ async fn only_an_invalid_record_is_loaded_from_the_authority() {
     assert_eq!(agent.home.lookups(), 1);
     load(&agent, "absent").await.unwrap();
     assert_eq!(agent.home.lookups(), 1, "the database works");
-    assert!(agent.readiness.remarks().is_empty());
+    assert!(agent.readiness.warnings().is_empty());
 }
 
 /// Failure: a wrong password shows only with the first load, and its correction only with the next one.
@@ -439,9 +439,9 @@ async fn a_failure_at_the_start_is_reported_and_cleared_without_loads() {
     *replica.lookup.lock() = None;
     let shutdown = CancellationToken::new();
     let trying = tokio::spawn(reader.retry_failures(shutdown.clone()));
-    until(|| !agent.readiness.remarks().is_empty()).await;
+    until(|| !agent.readiness.warnings().is_empty()).await;
     replica.holds(at(BASE), Record::Absent);
-    until(|| agent.readiness.remarks().is_empty()).await;
+    until(|| agent.readiness.warnings().is_empty()).await;
     shutdown.cancel();
     trying.await.unwrap();
 }

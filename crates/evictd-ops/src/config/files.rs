@@ -1,46 +1,32 @@
-//! The files that a configuration names: the keys that end with `_file`. Daemons read them when they start, or when
-//! they connect.
+//! The files that a configuration names, in keys that end with `_file`. Daemons read them when they start, or when they
+//! connect.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-use toml::{Table, Value};
+use toml::Table;
 
-use super::reference::join;
+use super::leaves;
 
 /// A file that a configuration names.
 #[derive(Debug)]
 pub struct NamedFile {
-    /// The key that names it.
     pub key: String,
-    /// Which one.
     pub path: PathBuf,
-    /// Whether there is something in it that this process may read.
+    /// Whether this process can read it, and it isn't empty.
     pub read: io::Result<()>,
 }
 
 /// Reads every file that the effective configuration names.
 pub fn named_files(effective: &Table) -> Vec<NamedFile> {
-    let mut files = Vec::new();
-    find("", effective, &mut files);
-    files
+    let files = leaves(effective).into_iter().filter(|(key, _)| key.ends_with("_file"));
+    let files = files.filter_map(|(key, value)| {
+        Some((key, PathBuf::from(value.as_str().filter(|path| !path.is_empty())?)))
+    });
+    files.map(|(key, path)| NamedFile { key, read: read(&path), path }).collect()
 }
 
-fn find(path: &str, table: &Table, files: &mut Vec<NamedFile>) {
-    for (name, value) in table {
-        let key = join(path, name);
-        match value {
-            Value::Table(section) => find(&key, section, files),
-            Value::String(file) if name.ends_with("_file") && !file.is_empty() => {
-                let path = PathBuf::from(file);
-                files.push(NamedFile { key, read: read(&path), path });
-            }
-            _ => {}
-        }
-    }
-}
-
-/// To read is more than to open: a directory can be opened.
+/// Opening isn't enough: a directory can be opened.
 fn read(path: &Path) -> io::Result<()> {
     match std::fs::read(path)?.as_slice() {
         [] => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it is empty")),
@@ -53,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_file_that_is_named_is_read() {
+    fn each_named_file_is_read() {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
         std::fs::write(path("password"), "hunter2").unwrap();
@@ -66,12 +52,12 @@ mod tests {
             dir.path(),
             path("empty")
         );
-        let told: Vec<_> = named_files(&effective.parse().unwrap())
+        let failures: Vec<_> = named_files(&effective.parse().unwrap())
             .into_iter()
             .map(|file| (file.key, file.read.err().map(|error| error.kind())))
             .collect();
         assert_eq!(
-            told,
+            failures,
             [
                 ("nats.ca_file".to_owned(), Some(io::ErrorKind::NotFound)),
                 ("nats.password_file".to_owned(), None),

@@ -1,4 +1,4 @@
-//! Puts the layers on top of each other and says everything that is wrong with them.
+//! Merges the layers, and collects all their problems.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -9,54 +9,54 @@ use serde::de::{Deserialize as _, DeserializeOwned};
 use toml::de::{DeTable, DeValue, ValueDeserializer};
 use toml::{Spanned, Table, Value};
 
-use super::redact::{is_secret, mask_urls};
+use super::redact::is_secret;
 use super::reference::join;
 use super::suggest::suggest;
 use super::{ConfigError, Validate, env_name, listen, text};
+use crate::connection_url::mask_urls;
 
-/// The layers of a configuration. Weakest first: defaults, files, environment, flags, in whatever
-/// order they are added; of two files or flags the later wins.
+/// The layers of a configuration. Precedence rises from defaults over files and environment to flags, in whatever order
+/// they are added. Of two files or flags the later wins.
 pub struct Layers {
     defaults: Table,
     /// Each key and each section by its dotted name; a section has no default.
     known: BTreeMap<String, Option<Value>>,
-    given: Vec<Given>,
+    given: Vec<Assignment>,
     problems: Vec<String>,
 }
 
-/// A configuration that has been read and checked.
+/// A configuration that was read and checked.
 #[derive(Debug)]
 pub struct Loaded<T> {
-    /// The typed configuration.
     pub config: T,
-    /// The same, as TOML: every key with the value that is in force. It holds secrets; print it with
+    /// The same as TOML: every key with its effective value. It holds secrets; print it with
     /// [`super::print_effective`].
     pub effective: Table,
 }
 
-/// A value that a layer gave to a known key, and that has the key's type.
-struct Given {
+/// A value that a layer assigned to a known key, and that has the key's type.
+struct Assignment {
     key: String,
     value: Value,
-    source: Source,
+    source: ValueSource,
 }
 
-/// What a name stands for.
-enum Known {
+/// What the default file says of a name.
+enum Declaration {
     Section,
     /// With its default.
     Key(Value),
 }
 
-/// Where a value comes from. The order is the order of precedence.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum Source {
+/// Where a value comes from.
+#[derive(Clone)]
+enum ValueSource {
     File { path: String, line: usize },
     Environment { variable: String },
     Flag { key: String },
 }
 
-impl fmt::Display for Source {
+impl fmt::Display for ValueSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File { path, line } => write!(f, "{path}:{line}"),
@@ -66,7 +66,8 @@ impl fmt::Display for Source {
     }
 }
 
-impl Source {
+impl ValueSource {
+    /// The order of precedence.
     fn rank(&self) -> u8 {
         match self {
             Self::File { .. } => 0,
@@ -77,13 +78,13 @@ impl Source {
 }
 
 impl Layers {
-    /// Starts with the defaults: a documented TOML file that names every key there is.
+    /// Starts with the defaults: a documented TOML file that names every key.
     pub fn new(defaults: &'static str) -> Self {
         let mut layers =
             Self { defaults: Table::new(), known: BTreeMap::new(), given: Vec::new(), problems: Vec::new() };
         match defaults.parse::<Table>() {
             Ok(table) => {
-                learn(&mut layers.known, "", &table);
+                declare(&mut layers.known, "", &table);
                 layers.defaults = table;
             }
             Err(error) => layers.problems.push(format!("built-in defaults: {}", error.message())),
@@ -92,7 +93,7 @@ impl Layers {
         layers
     }
 
-    /// Adds a configuration file. That it can't be read is a problem, which [`Self::load`] reports.
+    /// Adds a configuration file. [`Self::load`] reports it if it can't be read.
     #[must_use]
     pub fn file(mut self, path: &Path) -> Self {
         let name = path.display().to_string();
@@ -105,25 +106,25 @@ impl Layers {
         };
         let (table, errors) = DeTable::parse_recoverable(&content);
         if errors.is_empty() {
-            self.take_table(&File { name, content: &content }, "", table.get_ref());
+            self.take_table(&SourceFile { name, content: &content }, "", table.get_ref());
             return self;
         }
         for error in errors {
-            // Only the message: the error's own text quotes the line, which may hold a password.
+            // The error's own text would quote the line, which may hold a password.
             let line = error.span().map_or(1, |span| line_of(&content, span.start));
             self.problems.push(format!("{name}:{line}: {}", error.message()));
         }
         self
     }
 
-    /// Adds the environment: asks for the variable of each known key.
+    /// Adds the environment, through a lookup of the variable of each known key.
     #[must_use]
     pub fn env(mut self, variable: impl Fn(&str) -> Option<String>) -> Self {
         let keys: Vec<String> = self.keys().map(str::to_owned).collect();
         for key in keys {
             let name = env_name(&key);
             if let Some(value) = variable(&name) {
-                self.take_text(&key, &value, Source::Environment { variable: name });
+                self.take_text(&key, &value, ValueSource::Environment { variable: name });
             }
         }
         self
@@ -132,16 +133,16 @@ impl Layers {
     /// Adds a flag; `key` is dotted.
     #[must_use]
     pub fn set(mut self, key: &str, value: &str) -> Self {
-        self.take_text(key, value, Source::Flag { key: key.to_owned() });
+        self.take_text(key, value, ValueSource::Flag { key: key.to_owned() });
         self
     }
 
-    /// Reads and checks the whole; all problems of all layers are reported together.
+    /// Parses and checks the whole, and reports all problems of all layers together.
     pub fn load<T: DeserializeOwned + Validate>(self) -> Result<Loaded<T>, ConfigError> {
         let Self { defaults, mut given, mut problems, .. } = self;
         given.sort_by_key(|given| given.source.rank());
         let (effective, config) = match layered::<T>(&defaults, &given, &mut problems) {
-            Ok(read) => read,
+            Ok(layered) => layered,
             Err(problem) => {
                 problems.push(problem);
                 return Err(ConfigError { problems });
@@ -157,19 +158,19 @@ impl Layers {
         self.known.iter().filter(|(_, default)| default.is_some()).map(|(key, _)| key.as_str())
     }
 
-    /// What the defaults say of a key. A section that is empty there is open: its keys are the user's own,
-    /// without a variable, and take strings.
-    fn default_of(&self, key: &str) -> Option<Known> {
+    /// What the default file says of a key. A section that is empty there is open: its keys are the user's own, have no
+    /// environment variable, and take strings.
+    fn default_of(&self, key: &str) -> Option<Declaration> {
         match self.known.get(key) {
-            Some(Some(default)) => return Some(Known::Key(default.clone())),
-            Some(None) => return Some(Known::Section),
+            Some(Some(default)) => return Some(Declaration::Key(default.clone())),
+            Some(None) => return Some(Declaration::Section),
             None => {}
         }
         let (section, _) = key.rsplit_once('.')?;
         let inside = format!("{section}.");
         let is_open = matches!(self.known.get(section), Some(None))
             && !self.known.keys().any(|known| known.starts_with(&inside));
-        is_open.then(|| Known::Key(Value::String(String::new())))
+        is_open.then(|| Declaration::Key(Value::String(String::new())))
     }
 
     /// `a.b_c` and `a_b.c` would share a variable.
@@ -185,22 +186,22 @@ impl Layers {
         self.problems.extend(clashes);
     }
 
-    fn take_table(&mut self, file: &File<'_>, path: &str, table: &DeTable<'_>) {
+    fn take_table(&mut self, file: &SourceFile<'_>, path: &str, table: &DeTable<'_>) {
         for (name, value) in table {
             let key = join(path, name.get_ref());
             let source =
-                Source::File { path: file.name.clone(), line: line_of(file.content, name.span().start) };
+                ValueSource::File { path: file.name.clone(), line: line_of(file.content, name.span().start) };
             match self.default_of(&key) {
                 None => self.unknown(&key, &source),
-                Some(Known::Section) => match value.get_ref() {
+                Some(Declaration::Section) => match value.get_ref() {
                     DeValue::Table(inner) => self.take_table(file, &key, inner),
                     _ => self.problems.push(format!(
                         "{source}: `{key}` is a section; write its keys below a line `[{key}]`"
                     )),
                 },
-                Some(Known::Key(default)) => {
+                Some(Declaration::Key(default)) => {
                     match plain(value).and_then(|value| text::fit(value, &default)) {
-                        Ok(value) => self.given.push(Given { key, value, source }),
+                        Ok(value) => self.given.push(Assignment { key, value, source }),
                         Err(expected) => self.wrong_type(&key, &source, &expected),
                     }
                 }
@@ -208,20 +209,20 @@ impl Layers {
         }
     }
 
-    fn take_text(&mut self, key: &str, value: &str, source: Source) {
+    fn take_text(&mut self, key: &str, value: &str, source: ValueSource) {
         match self.default_of(key) {
             None => self.unknown(key, &source),
-            Some(Known::Section) => {
+            Some(Declaration::Section) => {
                 self.problems.push(format!("{source}: `{key}` is a section; set one of its keys instead"));
             }
-            Some(Known::Key(default)) => match text::parse(value, &default) {
-                Ok(value) => self.given.push(Given { key: key.to_owned(), value, source }),
+            Some(Declaration::Key(default)) => match text::parse(value, &default) {
+                Ok(value) => self.given.push(Assignment { key: key.to_owned(), value, source }),
                 Err(expected) => self.wrong_type(key, &source, &expected),
             },
         }
     }
 
-    fn unknown(&mut self, key: &str, source: &Source) {
+    fn unknown(&mut self, key: &str, source: &ValueSource) {
         let known = self.known.keys().map(String::as_str);
         let hint = match suggest(key, known) {
             Some(meant) => Cow::Owned(format!("did you mean `{meant}`?")),
@@ -230,13 +231,13 @@ impl Layers {
         self.problems.push(format!("{source}: unknown key `{key}`; {hint}"));
     }
 
-    fn wrong_type(&mut self, key: &str, source: &Source, expected: &str) {
+    fn wrong_type(&mut self, key: &str, source: &ValueSource, expected: &str) {
         self.problems.push(format!("{source}: `{key}` must be {expected}"));
     }
 }
 
 /// A file that is being read.
-struct File<'a> {
+struct SourceFile<'a> {
     name: String,
     content: &'a str,
 }
@@ -245,17 +246,17 @@ fn line_of(content: &str, offset: usize) -> usize {
     1 + content.bytes().take(offset).filter(|byte| *byte == b'\n').count()
 }
 
-/// A parsed value without its place in the file.
+/// A parsed value without its position in the file.
 fn plain(value: &Spanned<DeValue<'_>>) -> Result<Value, String> {
     Value::deserialize(ValueDeserializer::from(value.clone())).map_err(|error| error.message().to_owned())
 }
 
-/// Learns the keys and sections of the defaults.
-fn learn(known: &mut BTreeMap<String, Option<Value>>, path: &str, table: &Table) {
+/// Collects the keys and sections of the defaults.
+fn declare(known: &mut BTreeMap<String, Option<Value>>, path: &str, table: &Table) {
     for (name, value) in table {
         let key = join(path, name);
         if let Value::Table(inner) = value {
-            learn(known, &key, inner);
+            declare(known, &key, inner);
             known.insert(key, None);
         } else {
             known.insert(key, Some(value.clone()));
@@ -277,16 +278,16 @@ fn put(table: &mut Table, key: &str, value: Value) {
 
 /// The defaults with everything given on top, and its typed form.
 ///
-/// serde stops at the first value it can't read and doesn't say where that came from. So if the
-/// whole can't be read, each given value is tried alone on top of the defaults; those that fail are
-/// reported with their source, and the rest is used. `Err` is a problem that leaves nothing to check.
+/// serde stops at the first value that it can't parse, and doesn't know its source. So if the whole can't be parsed,
+/// each given value is tried alone on top of the defaults. Those that fail are reported with their source, and the rest
+/// is used. `Err` is a problem that leaves nothing to check.
 fn layered<T: DeserializeOwned>(
     defaults: &Table,
-    given: &[Given],
+    given: &[Assignment],
     problems: &mut Vec<String>,
 ) -> Result<(Table, T), String> {
     let mut effective = defaults.clone();
-    for Given { key, value, .. } in given {
+    for Assignment { key, value, .. } in given {
         put(&mut effective, key, value.clone());
     }
     if let Ok(config) = T::deserialize(effective.clone()) {
@@ -296,7 +297,7 @@ fn layered<T: DeserializeOwned>(
         return Err(format!("built-in defaults: {}", error.message()));
     }
     effective = defaults.clone();
-    for Given { key, value, source } in given {
+    for Assignment { key, value, source } in given {
         let mut alone = defaults.clone();
         put(&mut alone, key, value.clone());
         match T::deserialize(alone) {
@@ -310,7 +311,7 @@ fn layered<T: DeserializeOwned>(
     }
     match T::deserialize(effective.clone()) {
         Ok(config) => Ok((effective, config)),
-        Err(error) => Err(format!("values that don't go together: {}", mask_urls(error.message()))),
+        Err(error) => Err(format!("conflicting settings: {}", mask_urls(error.message()))),
     }
 }
 
@@ -343,16 +344,16 @@ mod tests {
 
     #[derive(Deserialize, Debug)]
     #[serde(deny_unknown_fields)]
-    struct Config {
+    struct TestConfig {
         listen: String,
         tags: Vec<String>,
-        lease: Lease,
-        cache: Cache,
+        lease: LeaseSection,
+        cache: CacheSection,
     }
 
     #[derive(Deserialize, Debug)]
     #[serde(deny_unknown_fields)]
-    struct Lease {
+    struct LeaseSection {
         bound: HumanDuration,
         margin: HumanDuration,
         rate: f64,
@@ -360,14 +361,14 @@ mod tests {
 
     #[derive(Deserialize, Debug)]
     #[serde(deny_unknown_fields)]
-    struct Cache {
+    struct CacheSection {
         entries_max: u32,
         bytes_max: ByteSize,
         enabled: bool,
         admin_password: Pin,
     }
 
-    /// A secret with a form, to see that its content isn't quoted.
+    /// A secret with a format, so that an error could quote it.
     #[derive(Deserialize, Debug)]
     #[serde(try_from = "String")]
     struct Pin(String);
@@ -380,7 +381,7 @@ mod tests {
         }
     }
 
-    impl Validate for Config {
+    impl Validate for TestConfig {
         fn validate(&self, problems: &mut Vec<String>) {
             if *self.lease.margin >= *self.lease.bound {
                 problems.push("`lease.margin` must be less than `lease.bound`".to_owned());
@@ -394,16 +395,16 @@ mod tests {
         file
     }
 
-    fn load(layers: Layers) -> Loaded<Config> {
+    fn load(layers: Layers) -> Loaded<TestConfig> {
         layers.load().unwrap()
     }
 
     fn problems(layers: Layers) -> Vec<String> {
-        layers.load::<Config>().unwrap_err().problems
+        layers.load::<TestConfig>().unwrap_err().problems
     }
 
     #[test]
-    fn the_default_file_alone_is_a_configuration() {
+    fn default_file_alone_is_a_configuration() {
         let Loaded { config, effective } = load(Layers::new(DEFAULTS));
         assert_eq!(config.listen, "127.0.0.1:7080");
         assert_eq!(*config.lease.bound, Duration::from_secs(30));
@@ -414,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stronger_layer_wins_whatever_the_order_of_the_calls() {
+    fn stronger_layer_wins_in_any_order_of_calls() {
         let file = file("listen = \"file\"\n[lease]\nbound = \"20s\"\nrate = 2\n[cache]\nentries_max = 5\n");
         let env = HashMap::from([("EVICTD_LISTEN", "env"), ("EVICTD_LEASE_BOUND", "10s")]);
         let variable = |name: &str| env.get(name).map(|value| (*value).to_owned());
@@ -429,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn the_later_of_two_files_and_of_two_flags_wins() {
+    fn later_of_two_files_or_flags_wins() {
         let (one, two) = (file("tags = ['one']\nlisten = 'one'"), file("listen = 'two'"));
         let layers = Layers::new(DEFAULTS).file(one.path()).file(two.path());
         let config = load(layers.set("cache.enabled", "true").set("cache.enabled", "false")).config;
@@ -438,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn text_values_are_read_by_the_type_of_the_default() {
+    fn text_values_are_parsed_by_the_type_of_the_default() {
         let layers =
             Layers::new(DEFAULTS).set("tags", "a, b").set("cache.entries_max", "7").set("lease.rate", "1");
         let config = load(layers).config;
@@ -447,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn all_problems_are_reported_together_with_key_source_and_expectation() {
+    fn all_problems_are_reported_with_key_and_source() {
         let file = file(
             "listne = 'x'\ncache = 1\n[lease]\nbound = 30\nmargin = '3 seconds'\n[leese]\nbound = '1s'\n",
         );
@@ -492,20 +493,20 @@ mod tests {
     }
 
     #[test]
-    fn the_error_shows_one_problem_per_line() {
-        let error = Layers::new(DEFAULTS).set("a", "1").set("b", "2").load::<Config>().unwrap_err();
+    fn error_shows_one_problem_per_line() {
+        let error = Layers::new(DEFAULTS).set("a", "1").set("b", "2").load::<TestConfig>().unwrap_err();
         assert_eq!(error.to_string().lines().count(), 2);
     }
 
     #[test]
-    fn a_file_that_cannot_be_read_is_named() {
+    fn unreadable_file_is_named() {
         let problems = problems(Layers::new(DEFAULTS).file(Path::new("/no/such/agent.toml")));
         assert!(problems[0].starts_with("/no/such/agent.toml: can't read the configuration file: "));
         assert_eq!(problems.len(), 1);
     }
 
     #[test]
-    fn a_syntax_error_names_its_line_and_quotes_nothing() {
+    fn syntax_error_names_its_line_and_quotes_nothing() {
         let file = file("listen = 'x'\n[cache]\nadmin_password = 'hunter2\n");
         let problems = problems(Layers::new(DEFAULTS).file(file.path()));
         assert!(problems[0].starts_with(&format!("{}:3: ", file.path().display())), "{problems:?}");
@@ -513,7 +514,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_that_cannot_be_read_is_not_quoted() {
+    fn unparsable_secret_is_not_quoted() {
         let layers = Layers::new(DEFAULTS).set("cache.admin_password", "hunter-two");
         assert_eq!(problems(layers), ["--set cache.admin_password: `cache.admin_password` can't be read"]);
     }
@@ -525,31 +526,31 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_section_is_open_to_keys_of_the_users_own() {
+    fn empty_section_is_open_to_the_users_own_keys() {
         #[derive(Deserialize, Debug)]
-        struct Open {
+        struct OpenConfig {
             apis: BTreeMap<String, String>,
             closed: BTreeMap<String, String>,
         }
-        impl Validate for Open {
+        impl Validate for OpenConfig {
             fn validate(&self, _: &mut Vec<String>) {}
         }
         const DEFAULTS: &str = "[apis]\n[closed]\nkey = 'x'\n";
         let good = file("[apis]\napi_1 = 'stale'\n");
         let layers = Layers::new(DEFAULTS).file(good.path()).set("apis.api_2", "deny");
-        let Loaded { config, effective } = layers.load::<Open>().unwrap();
+        let Loaded { config, effective } = layers.load::<OpenConfig>().unwrap();
         assert_eq!((config.apis["api_1"].as_str(), config.apis["api_2"].as_str()), ("stale", "deny"));
         assert_eq!(config.closed.len(), 1);
         assert_eq!(effective["apis"]["api_1"].as_str(), Some("stale"));
 
         let bad = file("[apis]\napi_1 = 1\n'a.b' = 'stale'\n[closed]\nother = 'x'\n");
-        let problems = Layers::new(DEFAULTS).file(bad.path()).load::<Open>().unwrap_err().problems;
+        let problems = Layers::new(DEFAULTS).file(bad.path()).load::<OpenConfig>().unwrap_err().problems;
         let keys: Vec<_> = problems.iter().filter_map(|problem| problem.split('`').nth(1)).collect();
         assert_eq!(keys, ["apis.a.b", "apis.api_1", "closed.other"]);
     }
 
     #[test]
-    fn defaults_that_do_not_fit_the_program_are_found() {
+    fn defaults_that_dont_fit_the_program_are_found() {
         let incomplete = Layers::new("listen = 'x'").set("listen", "y");
         assert_eq!(problems(incomplete), ["built-in defaults: missing field `tags`"]);
         assert!(problems(Layers::new("listen = "))[0].starts_with("built-in defaults: "));

@@ -1,48 +1,39 @@
-//! Where a daemon listens: the keys named `listen`, each the address of a listener of the same process.
+//! The keys named `listen`: each is the address of a listener of the same process.
 
 use std::net::{IpAddr, SocketAddr};
 
 use toml::{Table, Value};
 
-use super::reference::join;
+use super::leaves;
 
-/// What such a key takes.
+/// The form of such a value.
 pub(super) const FORM: &str =
     "an IP address and a port, as in 127.0.0.1:7070 (names of hosts aren't looked up)";
 
-/// What the standard library says of anything else.
+/// The standard library's error for anything else.
 pub(super) const NO_ADDRESS: &str = "invalid socket address syntax";
 
-/// Two listeners at one address: only the first would start.
+/// Reports listeners that share an address, of which only the first would start.
 pub(super) fn check(effective: &Table, problems: &mut Vec<String>) {
-    let mut listeners = Vec::new();
-    find("", effective, &mut listeners);
+    // A value that isn't an address is reported where it is parsed.
+    let address = |value: &Value| value.as_str()?.parse::<SocketAddr>().ok();
+    let listeners: Vec<(String, SocketAddr)> = leaves(effective)
+        .into_iter()
+        .filter(|(key, _)| key == "listen" || key.ends_with(".listen"))
+        .filter_map(|(key, value)| Some((key, address(value)?)))
+        .collect();
     for (at, (key, address)) in listeners.iter().enumerate() {
         for (other, taken) in &listeners[..at] {
             if excludes(*address, *taken) {
                 problems.push(format!(
-                    "{other}: `{taken}` leaves no room for {key}, `{address}`; each listener needs a port of its own"
+                    "{other}: `{taken}` excludes {key}, `{address}`; each listener needs a port of its own"
                 ));
             }
         }
     }
 }
 
-/// What isn't an address is reported where it is read.
-fn find(path: &str, table: &Table, listeners: &mut Vec<(String, SocketAddr)>) {
-    for (name, value) in table {
-        let key = join(path, name);
-        match value {
-            Value::Table(section) => find(&key, section, listeners),
-            Value::String(text) if name == "listen" => {
-                listeners.extend(text.parse().ok().map(|address| (key, address)));
-            }
-            _ => {}
-        }
-    }
-}
-
-/// Port 0 is any free one, each time another.
+/// Port 0 is any free port, each time another one.
 fn excludes(one: SocketAddr, other: SocketAddr) -> bool {
     let (here, there) = (one.ip(), other.ip());
     one.port() == other.port()
@@ -50,7 +41,7 @@ fn excludes(one: SocketAddr, other: SocketAddr) -> bool {
         && (here == there || covers(here, there) || covers(there, here))
 }
 
-/// Whether whoever listens at `all` listens at `one`, too. The one for IPv6 takes IPv4 as well.
+/// Whether a listener at `all` also listens at `one`. One for all of IPv6 includes IPv4.
 fn covers(all: IpAddr, one: IpAddr) -> bool {
     all.is_unspecified() && (all.is_ipv6() || one.is_ipv4())
 }
@@ -67,23 +58,23 @@ mod tests {
     }
 
     #[test]
-    fn two_listeners_at_one_address_are_refused_by_their_keys() {
+    fn two_listeners_at_one_address_are_refused() {
         for (http, admin) in [
             ("127.0.0.1:7070", "127.0.0.1:7070"),
             ("0.0.0.0:7070", "127.0.0.1:7070"),
             ("127.0.0.1:7070", "[::]:7070"),
             ("[::1]:7070", "[::]:7070"),
         ] {
-            let told = problems(http, admin);
-            assert_eq!(told.len(), 1, "{http} {admin}");
+            let problems = problems(http, admin);
+            assert_eq!(problems.len(), 1, "{http} {admin}");
             for part in ["http.listen", "admin.listen", http, admin] {
-                assert!(told[0].contains(part), "{told:?}");
+                assert!(problems[0].contains(part), "{problems:?}");
             }
         }
     }
 
     #[test]
-    fn listeners_that_leave_each_other_room_are_fine() {
+    fn listeners_at_different_addresses_are_accepted() {
         for (http, admin) in [
             ("127.0.0.1:7070", "127.0.0.1:7079"),
             ("127.0.0.1:7070", "127.0.0.2:7070"),
@@ -96,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn the_standard_librarys_words_are_known() {
+    fn error_of_the_standard_library_is_as_expected() {
         assert_eq!("localhost:7070".parse::<SocketAddr>().unwrap_err().to_string(), NO_ADDRESS);
     }
 }

@@ -2,11 +2,10 @@
 
 use toml::{Table, Value};
 
-/// What stands in for a secret.
-const REDACTED: &str = "[redacted]";
+use crate::connection_url::{REDACTED, mask_urls};
 
-/// The effective configuration as TOML. Values of keys whose last segment is or ends with `password`,
-/// `secret` or `token` are redacted, and so are passwords inside URLs.
+/// Prints the effective configuration as TOML. Values of keys that end with `password`, `secret` or `token` are redacted,
+/// and so are passwords inside URLs.
 pub fn print_effective(effective: &Table) -> String {
     // Serializing a table of plain values to a String can't fail.
     toml::to_string(&redacted(effective)).unwrap_or_default()
@@ -28,7 +27,7 @@ pub(super) fn is_secret(key: &str) -> bool {
     ["password", "secret", "token"].iter().any(|end| last.ends_with(end))
 }
 
-/// An empty value is shown as it is: that nothing is set is no secret, and worth knowing.
+/// An empty value is shown: that nothing is set is no secret, and worth knowing.
 fn hide(value: &Value) -> Value {
     match value {
         Value::String(text) if text.is_empty() => value.clone(),
@@ -46,27 +45,12 @@ fn hide_in_urls(value: &Value) -> Value {
     }
 }
 
-/// Replaces the password of every `scheme://user:password@host` in a text.
-pub(super) fn mask_urls(text: &str) -> String {
-    let Some((before, after)) = text.split_once("://") else { return text.to_owned() };
-    let authority_ends = after.find(['/', '?', '#', ' ', ',']).unwrap_or(after.len());
-    // A password may hold an unescaped @, so that the last one counts.
-    let masked = match after[..authority_ends].rsplit_once('@') {
-        Some((user_info, host)) => match user_info.split_once(':') {
-            Some((user, _)) => format!("{user}:{REDACTED}@{host}"),
-            None => after[..authority_ends].to_owned(),
-        },
-        None => after[..authority_ends].to_owned(),
-    };
-    format!("{before}://{masked}{}", mask_urls(&after[authority_ends..]))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn secrets_are_redacted_and_the_rest_is_not() {
+    fn only_secrets_are_redacted() {
         let effective: Table = r#"
             listen = "127.0.0.1:7080"
             [bus]
@@ -89,14 +73,5 @@ mod tests {
         assert_eq!(reread["bus"]["token"].as_str(), Some(""), "not set is worth knowing");
         assert_eq!(reread["bus"]["password_file"], effective["bus"]["password_file"]);
         assert_eq!(reread["store"]["url"].as_str(), Some("postgres://evictd:[redacted]@db/evictd"));
-    }
-
-    #[test]
-    fn only_passwords_inside_urls_are_masked() {
-        assert_eq!(mask_urls("no url at all: a@b"), "no url at all: a@b");
-        assert_eq!(mask_urls("nats://host:4222/x@y"), "nats://host:4222/x@y");
-        assert_eq!(mask_urls("nats://user@host"), "nats://user@host");
-        assert_eq!(mask_urls("a://u:p@h, b://v:q@i"), "a://u:[redacted]@h, b://v:[redacted]@i");
-        assert_eq!(mask_urls("a://u:p@ss@h/d"), "a://u:[redacted]@h/d");
     }
 }

@@ -1,4 +1,4 @@
-//! The reference page of a daemon's configuration, out of its documented default file.
+//! The reference page of a daemon's configuration, made from its documented default file.
 
 use std::fmt::Write as _;
 
@@ -6,10 +6,10 @@ use toml_edit::{DocumentMut, Item, RawString, Table};
 
 use super::env_name;
 
-/// Markdown made from a default file: a table per section with each key, its default, its environment
-/// variable, and the comment lines right above it. A section's own comment becomes its introduction.
+/// Renders a default file as Markdown: a table per section with each key, its default, its environment variable, and
+/// the comment right above it. A section's own comment becomes its introduction.
 ///
-/// A default file that isn't TOML yields a page that says so; loading it fails, too.
+/// A default file that isn't TOML yields a page that says so. Loading it fails, too.
 pub fn reference(title: &str, defaults: &str) -> String {
     let mut page = format!("# {title}\n");
     match defaults.parse::<DocumentMut>() {
@@ -49,14 +49,14 @@ pub(super) fn join(path: &str, key: &str) -> String {
     if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }
 
-/// The value alone: without the comment behind it, on one line.
+/// The value on one line, without the comment behind it.
 fn default(item: &Item) -> String {
     let value = item.as_value().map(|value| value.clone().decorated("", "").to_string());
     value.unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// The comment lines right above something; an empty line ends them, so that the head of a file or
-/// of a group isn't taken for the explanation of its first key.
+/// The comment lines right above an item. An empty line ends them, so that the head of a file or of a group isn't taken
+/// for the explanation of its first key.
 fn comment(prefix: Option<&RawString>) -> String {
     let lines: Vec<&str> = prefix.and_then(RawString::as_str).unwrap_or_default().lines().collect();
     let above = lines.iter().rposition(|line| !line.trim_start().starts_with('#')).map_or(0, |gap| gap + 1);
@@ -73,12 +73,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_page_is_made_of_the_default_file() {
+    fn page_is_made_from_the_default_file() {
         let defaults = r#"# The agent's defaults: every key there is.
 
 # Where verifications
 # are answered.
-listen = "127.0.0.1:7080" # a remark
+listen = "127.0.0.1:7080" # a note
 
 # How long an answer may be trusted
 # without proof.

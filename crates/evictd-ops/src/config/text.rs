@@ -1,9 +1,8 @@
-//! Values and their types: the default of a key says what type it has.
+//! Values and their types: a key has the type of its default.
 
 use toml::Value;
 
-/// Reads a value given as text (environment, flag) by the type of its key's default. `Err` says
-/// what was expected.
+/// Parses a value of the environment or a flag by the type of its key's default. `Err` says what was expected.
 pub(super) fn parse(text: &str, default: &Value) -> Result<Value, String> {
     let parsed = match default {
         Value::String(_) => Some(Value::String(text.to_owned())),
@@ -25,7 +24,7 @@ fn parse_list(text: &str, defaults: &[Value]) -> Option<Value> {
     items.map(|item| parse(item, element).ok()).collect::<Option<_>>().map(Value::Array)
 }
 
-/// Accepts a value from a file if it has the type of its key's default. `Err` says what was expected.
+/// Accepts a value of a file if it has the type of its key's default. `Err` says what was expected.
 pub(super) fn fit(value: Value, default: &Value) -> Result<Value, String> {
     match (value, default) {
         (Value::Integer(whole), Value::Float(_)) => Ok(Value::Float(whole as f64)),
@@ -39,7 +38,7 @@ pub(super) fn fit(value: Value, default: &Value) -> Result<Value, String> {
     }
 }
 
-/// What a key with this default takes, with the default as the example.
+/// Describes what a key with this default takes, with the default as the example.
 fn expected(default: &Value) -> String {
     match default {
         Value::String(text) if text.is_empty() => "a string".to_owned(),
@@ -80,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn text_is_read_by_the_type_of_the_default() {
+    fn text_is_parsed_by_the_type_of_the_default() {
         assert_eq!(parse("7", &Value::from("x")), Ok(Value::from("7")));
         assert_eq!(parse(" 7 ", &Value::from(1)), Ok(Value::from(7)));
         assert_eq!(parse("7", &Value::from(0.5)), Ok(Value::from(7.0)));
@@ -98,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_of_a_file_must_have_the_type_of_the_default() {
+    fn file_value_must_have_the_type_of_the_default() {
         assert_eq!(fit(Value::from(2), &Value::from(0.5)), Ok(Value::from(2.0)));
         assert_eq!(
             fit(Value::from(30), &Value::from("30s")),

@@ -5,6 +5,7 @@ use std::ops::Deref;
 use std::str::FromStr;
 use std::time::Duration;
 
+use evictd_core::time::micros;
 use serde::{Deserialize, Serialize};
 
 /// A duration written as a whole number and a unit: `250ms`, `30s`, `5m`, `1h`.
@@ -17,13 +18,10 @@ pub struct HumanDuration(pub Duration);
 #[serde(try_from = "String", into = "String")]
 pub struct ByteSize(pub u64);
 
-/// A text that isn't a duration or a size.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum UnitError {
-    /// No duration.
     #[error("`{0}` isn't a duration; write a whole number and a unit, such as 250ms, 30s, 5m or 1h")]
     Duration(String),
-    /// No size.
     #[error("`{0}` isn't a size; write a whole number and a unit, such as 512B, 64KiB, 512MiB or 4GiB")]
     Size(String),
 }
@@ -36,7 +34,7 @@ const TIMES: [(&str, u64); 5] =
 const SIZES: [(&str, u64); 5] =
     [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
 
-/// Reads a whole number followed by one of `units`.
+/// Parses a whole number followed by one of `units`.
 fn parse(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     let text = text.trim();
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
@@ -64,9 +62,9 @@ impl FromStr for HumanDuration {
 }
 
 impl fmt::Display for HumanDuration {
-    /// What is finer than a microsecond is cut off.
+    /// Truncates to microseconds.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        print(u64::try_from(self.0.as_micros()).unwrap_or(u64::MAX), &TIMES, "0s", f)
+        print(micros(self.0), &TIMES, "0s", f)
     }
 }
 
@@ -91,7 +89,7 @@ impl From<Duration> for HumanDuration {
 }
 
 impl ByteSize {
-    /// As a length in memory; what no memory could hold becomes the largest length.
+    /// As a length in memory, saturating.
     pub fn as_usize(self) -> usize {
         usize::try_from(self.0).unwrap_or(usize::MAX)
     }
@@ -151,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_read_back_as_they_were_written() {
+    fn durations_round_trip() {
         for text in ["250ms", "30s", "5m", "1h", "90s", "1500us", "0s"] {
             let duration: HumanDuration = text.parse().unwrap();
             assert_eq!(duration.to_string(), text);
@@ -161,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_read_back_as_they_were_written() {
+    fn sizes_round_trip() {
         for text in ["512B", "64KiB", "512MiB", "4GiB", "2TiB", "1025B", "0B"] {
             let size: ByteSize = text.parse().unwrap();
             assert_eq!(size.to_string(), text);
@@ -171,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_neither_is_refused_with_examples() {
+    fn invalid_text_is_refused_with_examples() {
         for text in ["", "30", "s", "1.5s", "-1s", "30 seconds", "99999999999999999h"] {
             let error = text.parse::<HumanDuration>().unwrap_err();
             assert!(error.to_string().ends_with("such as 250ms, 30s, 5m or 1h"), "{error}");

@@ -1,4 +1,4 @@
-//! Accepts connections, makes room for them, serves them, and lets them leave.
+//! Accepts connections, makes room for them, serves them, and drains them.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -7,44 +7,46 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::{Id, JoinSet};
-use tokio::time::Instant;
+use tokio::task::{Id, JoinError, JoinSet};
+use tokio::time::{Instant, timeout};
+use tokio_util::io::InspectReader;
 use tokio_util::sync::CancellationToken;
 
-use super::body::Body;
-use super::watch::{Watch, WatchedStream};
+use super::body::RequestBody;
+use super::watch::ConnectionWatch;
 use super::{Handler, HttpLimits, Reply, Request, StatusCode, header, text};
+use crate::time::Backoff;
 
 /// How long a server that shuts down waits for requests in flight.
 pub const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 
-/// Most bytes buffered per connection while headers arrive. hyper's default of 400 KiB, times ten
-/// thousand connections, would be a way to exhaust memory.
+/// Most bytes buffered per connection while headers arrive. hyper's default of 400 KiB, times ten thousand
+/// connections, would be a way to exhaust memory.
 const BUFFER_BYTES_MAX: usize = 64 * 1024;
 
-/// Connections at once that are told that there are too many. Further ones are closed without a word.
+/// Connections at once that get a 503 because there are too many. Further ones are closed without an answer.
 const REFUSALS_MAX: usize = 64;
 
-/// How long a connection may take to be told that.
+/// How long such a connection may take to send its request and to receive the 503.
 const REFUSAL_LIMIT: Duration = Duration::from_secs(1);
 
-/// One of so many connections makes room at once, so that a stream of new ones doesn't look for each anew.
+/// One of so many connections makes room at once, so that a stream of new ones doesn't search for each anew.
 const ROOM_SHARE: usize = 64;
 
-/// How long to wait for a connection that makes room. It has nothing to do but to end.
+/// How long to wait for a connection that makes room. It has nothing left to do but to end.
 const ROOM_LIMIT: Duration = Duration::from_millis(100);
 
-/// First pause after the system refused a connection for lack of something; doubles up to the last.
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
-const LAST_PAUSE: Duration = Duration::from_secs(1);
+/// The pause after the system refused a connection because a resource ran out.
+const ACCEPT_BACKOFF: Backoff = Backoff { first: Duration::from_millis(10), max: Duration::from_secs(1) };
 
-/// Serves `handler` until `shutdown` is cancelled; then stops accepting, lets requests in flight
-/// finish, and returns when the last connection has ended, or after [`DRAIN_LIMIT`].
+/// Serves `handler` until `shutdown` is cancelled. Then it stops accepting, lets requests in flight finish, and
+/// returns when the last connection has ended, or after [`DRAIN_LIMIT`].
 ///
 /// Dropping the returned future ends all its connections.
 pub async fn serve<H: Handler>(
@@ -53,148 +55,130 @@ pub async fn serve<H: Handler>(
     limits: HttpLimits,
     shutdown: CancellationToken,
 ) {
-    let mut connections = JoinSet::new();
-    shutdown.run_until_cancelled(accept(&listener, handler, limits, &shutdown, &mut connections)).await;
+    let mut server = HttpServer {
+        handler,
+        limits,
+        drain: GracefulShutdown::new(),
+        connections: JoinSet::new(),
+        watches: HashMap::new(),
+        refusals: JoinSet::new(),
+        is_full: false,
+    };
+    shutdown.run_until_cancelled(server.accept(&listener)).await;
     drop(listener);
-    let drained = async { while connections.join_next().await.is_some() {} };
-    if tokio::time::timeout(DRAIN_LIMIT, drained).await.is_err() {
-        tracing::warn!(open = connections.len(), "connections were cut off: the drain took too long");
+    if timeout(DRAIN_LIMIT, server.drain.shutdown()).await.is_err() {
+        let open = server.connections.len();
+        tracing::warn!(open, "drain took too long; closing the connections that are left");
     }
-    // What is left in the set is aborted as it is dropped.
+    // What is left in the sets is aborted as it is dropped.
 }
 
-async fn accept<H: Handler>(
-    listener: &TcpListener,
+struct HttpServer<H> {
     handler: H,
     limits: HttpLimits,
-    shutdown: &CancellationToken,
-    connections: &mut JoinSet<()>,
-) -> Infallible {
-    let mut places = Places::new(limits);
-    let mut pause = FIRST_PAUSE;
-    loop {
-        let (stream, remote) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) if is_about_one_connection(&error) => {
-                tracing::debug!(%error, "a connection ended before it was accepted");
-                continue;
+    drain: GracefulShutdown,
+    connections: JoinSet<()>,
+    watches: HashMap<Id, Arc<ConnectionWatch>>,
+    refusals: JoinSet<()>,
+    /// Whether it was logged that there are too many connections.
+    is_full: bool,
+}
+
+impl<H: Handler> HttpServer<H> {
+    async fn accept(&mut self, listener: &TcpListener) -> Infallible {
+        let mut failures = 0;
+        loop {
+            match listener.accept().await {
+                Ok((stream, remote)) => {
+                    failures = 0;
+                    self.admit(stream, remote).await;
+                }
+                Err(error) if concerns_one_connection(&error) => {
+                    tracing::debug!(%error, "connection ended before it was accepted");
+                }
+                Err(error) => {
+                    let pause = ACCEPT_BACKOFF.pause(failures);
+                    tracing::warn!(%error, ?pause, "cannot accept connections; is the limit of open files too low?");
+                    failures = failures.saturating_add(1);
+                    make_room(&self.watches, &self.limits, Instant::now());
+                    tokio::time::sleep(pause).await;
+                }
             }
-            Err(error) => {
-                tracing::warn!(%error, ?pause, "can't accept connections; is the limit of open files too low?");
-                places.make_room(Instant::now());
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(LAST_PAUSE);
-                continue;
-            }
-        };
-        pause = FIRST_PAUSE;
-        while let Some(ended) = connections.try_join_next_with_id() {
-            places.leave(ended.map_or_else(|error| error.id(), |(id, ())| id));
         }
-        let watch = Arc::new(Watch::new());
-        // A token per connection: polling a shared one would make all of them meet at one lock.
-        let draining = shutdown.child_token();
-        let connection = Connection { remote, limits, watch: Arc::clone(&watch), draining };
-        match places.take().await {
-            Place::Free(permit) => {
-                let task = connections.spawn(connection.run(stream, handler.clone(), permit));
-                places.enter(task.id(), watch);
-            }
-            Place::ToBeRefused(permit) => {
-                let limits =
-                    HttpLimits { header_timeout: REFUSAL_LIMIT, idle_timeout: REFUSAL_LIMIT, ..limits };
-                let refusal = Refusal(handler.clone());
-                connections.spawn(Connection { limits, ..connection }.run(stream, refusal, permit));
-            }
-            Place::None => {}
+    }
+
+    /// Serves a connection if there is room, refuses it if not, and closes it if even refusals are too many.
+    async fn admit(&mut self, stream: TcpStream, remote: SocketAddr) {
+        let watch = Arc::new(ConnectionWatch::new());
+        if self.has_room().await {
+            self.is_full = false;
+            let (handler, limits) = (self.handler.clone(), self.limits);
+            let connection =
+                HttpConnection { remote, limits, watch: watch.clone(), drain: self.drain.watcher() };
+            let task = self.connections.spawn(connection.serve(stream, handler));
+            self.watches.insert(task.id(), watch);
+            return;
         }
+        if !std::mem::replace(&mut self.is_full, true) {
+            let connections_max = self.limits.connections_max;
+            tracing::warn!(connections_max, "all connections are busy; refusing further ones");
+        }
+        while self.refusals.try_join_next().is_some() {}
+        if self.refusals.len() < REFUSALS_MAX {
+            let (header_timeout, idle_timeout) = (REFUSAL_LIMIT, REFUSAL_LIMIT);
+            let limits = HttpLimits { header_timeout, idle_timeout, ..self.limits };
+            let connection = HttpConnection { remote, limits, watch, drain: self.drain.watcher() };
+            self.refusals.spawn(connection.serve(stream, OverloadRefusal(self.handler.clone())));
+        }
+    }
+
+    /// Whether one more connection can be served, if need be in the place of one that waits for its client.
+    async fn has_room(&mut self) -> bool {
+        while let Some(ended) = self.connections.try_join_next_with_id() {
+            self.remove_watch(ended);
+        }
+        if self.connections.len() < self.limits.connections_max {
+            return true;
+        }
+        if make_room(&self.watches, &self.limits, Instant::now()) == 0 {
+            return false;
+        }
+        match timeout(ROOM_LIMIT, self.connections.join_next_with_id()).await {
+            Ok(Some(ended)) => {
+                self.remove_watch(ended);
+                true
+            }
+            Ok(None) | Err(_) => false,
+        }
+    }
+
+    fn remove_watch(&mut self, ended: Result<(Id, ()), JoinError>) {
+        self.watches.remove(&ended.map_or_else(|error| error.id(), |(id, ())| id));
     }
 }
 
-/// How many connections there may be, and who could make room.
-struct Places {
-    limits: HttpLimits,
-    free: Arc<Semaphore>,
-    refusals: Arc<Semaphore>,
-    taken: HashMap<Id, Arc<Watch>>,
-    /// That there are too many was logged.
-    complained: bool,
+/// Ends the connections that have waited longest for a request. Returns how many.
+fn make_room(watches: &HashMap<Id, Arc<ConnectionWatch>>, limits: &HttpLimits, now: Instant) -> usize {
+    let mut waiting: Vec<(Instant, &ConnectionWatch)> = watches
+        .values()
+        .filter_map(|watch| Some((watch.waiting_since()?, &**watch)))
+        .filter(|(since, _)| now.duration_since(*since) >= limits.spared_idle)
+        .collect();
+    let share = limits.connections_max.div_ceil(ROOM_SHARE).min(waiting.len());
+    if share < waiting.len() {
+        waiting.select_nth_unstable_by_key(share, |(since, _)| *since);
+    }
+    for (_, watch) in &waiting[..share] {
+        watch.make_room();
+    }
+    share
 }
 
-/// Where a new connection goes.
-enum Place {
-    Free(OwnedSemaphorePermit),
-    ToBeRefused(OwnedSemaphorePermit),
-    None,
-}
-
-impl Places {
-    fn new(limits: HttpLimits) -> Self {
-        Self {
-            limits,
-            free: Arc::new(Semaphore::new(limits.connections_max)),
-            refusals: Arc::new(Semaphore::new(REFUSALS_MAX)),
-            taken: HashMap::new(),
-            complained: false,
-        }
-    }
-
-    fn enter(&mut self, connection: Id, watch: Arc<Watch>) {
-        self.taken.insert(connection, watch);
-    }
-
-    fn leave(&mut self, connection: Id) {
-        self.taken.remove(&connection);
-    }
-
-    async fn take(&mut self) -> Place {
-        if let Ok(permit) = Arc::clone(&self.free).try_acquire_owned() {
-            self.complained = false;
-            return Place::Free(permit);
-        }
-        if self.make_room(Instant::now()) > 0
-            && let Ok(Ok(permit)) =
-                tokio::time::timeout(ROOM_LIMIT, Arc::clone(&self.free).acquire_owned()).await
-        {
-            return Place::Free(permit);
-        }
-        if !std::mem::replace(&mut self.complained, true) {
-            tracing::warn!(
-                connections_max = self.limits.connections_max,
-                "all connections are at work; further ones are refused"
-            );
-        }
-        match Arc::clone(&self.refusals).try_acquire_owned() {
-            Ok(permit) => Place::ToBeRefused(permit),
-            Err(_) => Place::None,
-        }
-    }
-
-    /// Asks the connections that have waited longest for a request to end, and tells how many it asked.
-    fn make_room(&self, now: Instant) -> usize {
-        let spared = self.limits.spared_idle;
-        let mut waiting: Vec<(Instant, &Watch)> = self
-            .taken
-            .values()
-            .filter_map(|watch| Some((watch.waiting_since()?, &**watch)))
-            .filter(|(since, _)| now.duration_since(*since) >= spared)
-            .collect();
-        let share = self.limits.connections_max.div_ceil(ROOM_SHARE).min(waiting.len());
-        if share < waiting.len() {
-            waiting.select_nth_unstable_by_key(share, |(since, _)| *since);
-        }
-        for (_, watch) in &waiting[..share] {
-            watch.make_room();
-        }
-        share
-    }
-}
-
-/// Answers whoever came when there was no place.
+/// Answers a client for whose connection there is no room.
 #[derive(Clone)]
-struct Refusal<H>(H);
+struct OverloadRefusal<H>(H);
 
-impl<H: Handler> Handler for Refusal<H> {
+impl<H: Handler> Handler for OverloadRefusal<H> {
     async fn handle(&self, _: Request) -> Reply {
         let mut reply = text(StatusCode::SERVICE_UNAVAILABLE, "too many connections; try again\n");
         reply.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
@@ -207,80 +191,66 @@ impl<H: Handler> Handler for Refusal<H> {
     }
 }
 
-/// Whether the next connection may well be accepted at once.
-fn is_about_one_connection(error: &io::Error) -> bool {
+/// Whether the next connection can probably be accepted at once.
+fn concerns_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }
 
-struct Connection {
+struct HttpConnection {
     remote: SocketAddr,
     limits: HttpLimits,
-    watch: Arc<Watch>,
-    draining: CancellationToken,
+    watch: Arc<ConnectionWatch>,
+    drain: Watcher,
 }
 
-impl Connection {
-    /// Serves it to its end. The permit frees its place then, however it ends.
-    async fn run<H: Handler>(self, stream: TcpStream, handler: H, _permit: OwnedSemaphorePermit) {
-        // Without it, answers would wait for the client's acknowledgement of the ones before.
+impl HttpConnection {
+    async fn serve<H: Handler>(self, stream: TcpStream, handler: H) {
+        // Otherwise an answer would wait until the client has acknowledged those before it.
         if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "can't set TCP_NODELAY");
+            tracing::debug!(%error, "cannot set TCP_NODELAY");
         }
-        let Self { remote, limits, watch, draining } = self;
-        let server = handler.clone();
-        let service = service_fn(|request: hyper::Request<hyper::body::Incoming>| {
+        let Self { remote, limits, watch, drain } = self;
+        let service = service_fn(|request: hyper::Request<Incoming>| {
             watch.begin();
             let (handler, watch) = (handler.clone(), Arc::clone(&watch));
             async move {
                 let (parts, body) = request.into_parts();
-                let body = Body::new(body, &parts);
+                let body = RequestBody::new(body, &parts);
                 let reply = handler.handle(Request { parts, remote, body, limits }).await;
                 handler.answered(reply.status());
                 watch.finish();
                 Ok::<_, Infallible>(reply)
             }
         });
-        let io = TokioIo::new(WatchedStream { stream, watch: Arc::clone(&watch) });
+        let reading = Arc::clone(&watch);
+        let stream = InspectReader::new(stream, move |bytes: &[u8]| reading.received(bytes));
         let connection = http1::Builder::new()
-            .header_read_timeout(None) // the watch does it
+            .header_read_timeout(None) // see `ConnectionWatch`
             .max_buf_size(BUFFER_BYTES_MAX)
-            // A client that says "no more from me" after its request still waits for the answer.
+            // A client that shuts down its side after its request still waits for the answer.
             .half_close(true)
-            .serve_connection(io, service);
-        let mut connection = std::pin::pin!(connection);
-        let mut draining = std::pin::pin!(draining.cancelled());
-        let mut overstayed = std::pin::pin!(watch.overstayed(&limits));
-        let mut told = false;
-        loop {
-            tokio::select! {
-                biased;
-                ended = &mut connection => {
-                    if let Err(error) = ended {
-                        if let Some(status) = answered_by_hyper(&error) {
-                            server.answered(status);
-                        }
-                        tracing::debug!(%remote, %error, "a connection ended with an error");
-                    }
-                    return;
+            .serve_connection(TokioIo::new(stream), service);
+        tokio::select! {
+            biased;
+            ended = drain.watch(connection) => {
+                let Err(error) = ended else { return };
+                if let Some(status) = status_sent_by_hyper(&error) {
+                    handler.answered(status);
                 }
-                () = &mut draining, if !told => {
-                    told = true;
-                    connection.as_mut().graceful_shutdown();
-                }
-                () = &mut overstayed => {
-                    tracing::debug!(%remote, "closed a connection that was idle or too slow, or made room");
-                    return;
-                }
+                tracing::debug!(%remote, %error, "connection ended with an error");
+            }
+            () = watch.overstayed(&limits) => {
+                tracing::debug!(%remote, "closed a connection that was idle or too slow, or made room");
             }
         }
     }
 }
 
-/// How hyper has answered what it can't read as a request.
-fn answered_by_hyper(error: &hyper::Error) -> Option<StatusCode> {
+/// The status that hyper itself has answered to what it can't read as a request.
+fn status_sent_by_hyper(error: &hyper::Error) -> Option<StatusCode> {
     if error.is_parse_too_large() {
-        // Or 414, which comes to the same.
+        // Or 414, which counts as the same class.
         Some(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE)
     } else {
         (error.is_parse() && !error.is_parse_version_h2()).then_some(StatusCode::BAD_REQUEST)
@@ -295,10 +265,10 @@ mod tests {
     use tokio::sync::{Notify, watch};
     use tokio::task::JoinHandle;
 
-    use super::super::{Reply, StatusCode, bind, json, text};
+    use super::super::{bind, json};
     use super::*;
 
-    /// Answers `/wait` when told to, and everything else with the length of the body.
+    /// Answers `/wait` when [`Echo::go_on`] is notified, and everything else with the length of the body.
     #[derive(Clone, Default)]
     struct Echo {
         served: Arc<AtomicUsize>,
@@ -309,8 +279,8 @@ mod tests {
     }
 
     impl Echo {
-        async fn is_told_of(&self, answers: usize) -> Vec<u16> {
-            self.statuses.subscribe().wait_for(|told| told.len() >= answers).await.unwrap().clone()
+        async fn counted(&self, answers: usize) -> Vec<u16> {
+            self.statuses.subscribe().wait_for(|statuses| statuses.len() >= answers).await.unwrap().clone()
         }
     }
 
@@ -332,24 +302,24 @@ mod tests {
         }
     }
 
-    struct Server {
+    struct TestServer {
         address: SocketAddr,
         echo: Echo,
         shutdown: CancellationToken,
         task: JoinHandle<()>,
     }
 
-    async fn server(limits: HttpLimits) -> Server {
+    async fn server(limits: HttpLimits) -> TestServer {
         let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (echo, shutdown) = (Echo::default(), CancellationToken::new());
         let task = tokio::spawn(serve(listener, echo.clone(), limits, shutdown.clone()));
-        Server { address, echo, shutdown, task }
+        TestServer { address, echo, shutdown, task }
     }
 
-    struct Client(BufReader<TcpStream>);
+    struct TestClient(BufReader<TcpStream>);
 
-    impl Client {
+    impl TestClient {
         async fn connect(address: SocketAddr) -> Self {
             Self(BufReader::new(TcpStream::connect(address).await.unwrap()))
         }
@@ -388,9 +358,9 @@ mod tests {
     const WAIT: &str = "GET /wait HTTP/1.1\r\nhost: test\r\n\r\n";
 
     #[tokio::test]
-    async fn a_connection_serves_one_request_after_another() {
+    async fn connection_serves_one_request_after_another() {
         let server = server(HttpLimits::default()).await;
-        let mut client = Client::connect(server.address).await;
+        let mut client = TestClient::connect(server.address).await;
         for body in ["", "four", "seven.."] {
             client.send(&post(body.len(), body)).await;
             let (head, answer) = client.answer().await;
@@ -400,18 +370,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_that_has_said_all_it_will_say_still_gets_its_answer() {
+    async fn half_closed_client_still_gets_its_answer() {
         let server = server(HttpLimits::default()).await;
-        let mut client = Client::connect(server.address).await;
+        let mut client = TestClient::connect(server.address).await;
         client.send(&post(4, "four")).await;
         client.0.get_mut().shutdown().await.unwrap();
         assert_eq!(client.answer().await.1, "4");
     }
 
     #[tokio::test]
-    async fn a_body_in_many_pieces_is_put_together() {
+    async fn body_in_many_pieces_is_put_together() {
         let server = server(HttpLimits::default()).await;
-        let mut client = Client::connect(server.address).await;
+        let mut client = TestClient::connect(server.address).await;
         client.send("POST / HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n").await;
         for _ in 0..50 {
             client.send("4\r\nfour\r\n").await;
@@ -421,9 +391,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_oversized_body_is_refused_by_its_announcement() {
+    async fn oversized_body_is_refused_by_its_announcement() {
         let server = server(HttpLimits { body_bytes_max: 4, ..HttpLimits::default() }).await;
-        let mut client = Client::connect(server.address).await;
+        let mut client = TestClient::connect(server.address).await;
         client.send(&post(5, "")).await;
         let (head, body) = client.answer().await;
         assert!(head.starts_with("HTTP/1.1 413"), "{head}");
@@ -431,16 +401,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_oversized_body_without_announcement_is_refused_too() {
+    async fn oversized_body_without_announcement_is_refused() {
         let server = server(HttpLimits { body_bytes_max: 4, ..HttpLimits::default() }).await;
-        let mut client = Client::connect(server.address).await;
+        let mut client = TestClient::connect(server.address).await;
         client.send("POST / HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n").await;
         client.send("3\r\nabc\r\n2\r\nde\r\n").await;
         assert!(client.answer().await.0.starts_with("HTTP/1.1 413"));
     }
 
     #[tokio::test]
-    async fn what_is_no_http_request_is_refused_without_a_body_and_reaches_nobody() {
+    async fn malformed_request_is_refused_and_reaches_no_handler() {
         let server = server(HttpLimits::default()).await;
         let path = |length: usize| format!("GET /{} HTTP/1.1\r\nhost: test\r\n\r\n", "x".repeat(length));
         let many = format!("GET / HTTP/1.1\r\n{}\r\n", "x: y\r\n".repeat(101));
@@ -456,7 +426,7 @@ mod tests {
             (&many, &[431]),
             (&long, &[431]),
         ] {
-            let mut client = Client::connect(server.address).await;
+            let mut client = TestClient::connect(server.address).await;
             client.send(request).await;
             let (head, body) = client.answer().await;
             let shown = &request[..request.len().min(40)];
@@ -465,36 +435,36 @@ mod tests {
             assert_eq!(body, if status == Some(200) { "0" } else { "" }, "{shown:?}");
         }
         assert_eq!(server.echo.served.load(Ordering::SeqCst), 1);
-        assert_eq!(server.echo.is_told_of(8).await, [400, 400, 400, 400, 200, 431, 431, 431]);
+        assert_eq!(server.echo.counted(8).await, [400, 400, 400, 400, 200, 431, 431, 431]);
     }
 
     #[tokio::test]
-    async fn a_slow_body_is_given_up() {
+    async fn slow_body_times_out() {
         let limits = HttpLimits { body_timeout: Duration::from_millis(20), ..HttpLimits::default() };
         let server = server(limits).await;
-        let mut client = Client::connect(server.address).await;
+        let mut client = TestClient::connect(server.address).await;
         client.send(&post(100, "the rest never comes")).await;
         let (head, body) = client.answer().await;
         assert!(head.starts_with("HTTP/1.1 408"), "{head}");
         assert_eq!(body, "the request's body didn't arrive within 20ms");
-        assert_eq!(server.echo.is_told_of(1).await, [408]);
+        assert_eq!(server.echo.counted(1).await, [408]);
     }
 
     #[tokio::test]
     async fn slow_headers_are_cut_off() {
         let limits = HttpLimits { header_timeout: Duration::from_millis(20), ..HttpLimits::default() };
         let server = server(limits).await;
-        let mut client = Client::connect(server.address).await;
+        let mut client = TestClient::connect(server.address).await;
         client.send("GET / HTTP/1.1\r\nhost: te").await;
         client.closed().await;
         assert_eq!(server.echo.served.load(Ordering::SeqCst), 0);
     }
 
     #[tokio::test]
-    async fn an_idle_connection_is_closed() {
+    async fn idle_connection_is_closed() {
         let limits = HttpLimits { idle_timeout: Duration::from_millis(20), ..HttpLimits::default() };
         let server = server(limits).await;
-        let mut client = Client::connect(server.address).await;
+        let mut client = TestClient::connect(server.address).await;
         client.send(&post(0, "")).await;
         client.answer().await;
         client.closed().await;
@@ -505,30 +475,30 @@ mod tests {
         || HttpLimits { connections_max: 1, spared_idle: Duration::ZERO, ..HttpLimits::default() };
 
     #[tokio::test]
-    async fn a_connection_over_the_limit_takes_the_place_of_an_idle_one() {
+    async fn surplus_connection_replaces_an_idle_one() {
         let server = server(ONE()).await;
-        let mut idle = Client::connect(server.address).await;
+        let mut idle = TestClient::connect(server.address).await;
         idle.send(&post(0, "")).await;
         idle.answer().await;
-        let mut silent = Client::connect(server.address).await;
+        let mut silent = TestClient::connect(server.address).await;
         idle.closed().await;
-        let mut half = Client::connect(server.address).await;
+        let mut half = TestClient::connect(server.address).await;
         silent.closed().await;
         half.send("POST / HTTP/1.1\r\nhost: te").await;
-        let mut last = Client::connect(server.address).await;
+        let mut last = TestClient::connect(server.address).await;
         half.closed().await;
         last.send(&post(4, "four")).await;
         assert_eq!(last.answer().await.1, "4");
     }
 
     #[tokio::test]
-    async fn a_connection_over_the_limit_is_refused_when_all_are_at_work() {
+    async fn surplus_connection_is_refused_when_all_are_busy() {
         let server = server(ONE()).await;
-        let mut busy = Client::connect(server.address).await;
+        let mut busy = TestClient::connect(server.address).await;
         busy.send(WAIT).await;
         server.echo.waiting.notified().await;
         for _ in 0..REFUSALS_MAX * 2 {
-            let mut refused = Client::connect(server.address).await;
+            let mut refused = TestClient::connect(server.address).await;
             refused.send(&post(4, "four")).await;
             let (head, body) = refused.answer().await;
             assert!(head.starts_with("HTTP/1.1 503"), "{head}");
@@ -539,15 +509,15 @@ mod tests {
         server.echo.go_on.notify_one();
         assert_eq!(busy.answer().await.1, "0");
         assert_eq!(server.echo.served.load(Ordering::SeqCst), 1);
-        let told = server.echo.is_told_of(REFUSALS_MAX * 2 + 1).await;
-        assert_eq!(told.iter().filter(|status| **status == 503).count(), REFUSALS_MAX * 2);
+        let statuses = server.echo.counted(REFUSALS_MAX * 2 + 1).await;
+        assert_eq!(statuses.iter().filter(|status| **status == 503).count(), REFUSALS_MAX * 2);
     }
 
     #[tokio::test]
-    async fn a_connection_that_has_just_come_is_spared() {
+    async fn new_connection_is_spared() {
         let server = server(HttpLimits { spared_idle: Duration::from_mins(1), ..ONE() }).await;
-        let mut first = Client::connect(server.address).await;
-        let mut second = Client::connect(server.address).await;
+        let mut first = TestClient::connect(server.address).await;
+        let mut second = TestClient::connect(server.address).await;
         second.send(&post(0, "")).await;
         assert!(second.answer().await.0.starts_with("HTTP/1.1 503"));
         first.send(&post(4, "four")).await;
@@ -555,43 +525,43 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_has_waited_longest_makes_room_first() {
+    async fn longest_idle_connections_make_room_first() {
         let limits = HttpLimits { connections_max: 200, ..HttpLimits::default() };
-        let mut places = Places::new(limits);
-        let watches: Vec<Arc<Watch>> = (0..10).map(|_| Arc::new(Watch::new())).collect();
+        let mut places = HashMap::new();
+        let watches: Vec<_> = (0..10).map(|_| Arc::new(ConnectionWatch::new())).collect();
         for watch in &watches {
-            places.enter(tokio::spawn(async {}).id(), Arc::clone(watch));
+            places.insert(tokio::spawn(async {}).id(), Arc::clone(watch));
             // In this order they fall idle, a second apart; the first one is being answered.
             tokio::time::advance(Duration::from_secs(1)).await;
             watch.finish();
         }
         watches[0].begin();
-        assert_eq!(places.make_room(Instant::now()), 4, "one of 64, rounded up");
-        let mut asked = Vec::new();
+        assert_eq!(make_room(&places, &limits, Instant::now()), 4, "one of 64, rounded up");
+        let mut ended = Vec::new();
         for (n, watch) in watches.iter().enumerate() {
-            if tokio::time::timeout(Duration::ZERO, watch.overstayed(&limits)).await.is_ok() {
-                asked.push(n);
+            if timeout(Duration::ZERO, watch.overstayed(&limits)).await.is_ok() {
+                ended.push(n);
             }
         }
-        assert_eq!(asked, [1, 2, 3, 4]);
+        assert_eq!(ended, [1, 2, 3, 4]);
     }
 
     #[tokio::test]
-    async fn a_client_that_is_still_sending_when_it_is_refused_reads_why() {
+    async fn client_that_is_still_sending_receives_its_refusal() {
         let server = server(HttpLimits { body_bytes_max: 4, ..HttpLimits::default() }).await;
-        let mut client = Client::connect(server.address).await;
-        // More than the system takes in for a server that doesn't read.
+        let mut client = TestClient::connect(server.address).await;
+        // More than the system buffers for a server that doesn't read.
         let body = "x".repeat(32 << 20);
         client.send(&post(body.len(), &body)).await;
         assert!(client.answer().await.0.starts_with("HTTP/1.1 413"));
         client.send(&post(4, "four")).await;
-        assert_eq!(client.answer().await.1, "4", "the connection is as good as before");
+        assert_eq!(client.answer().await.1, "4", "the connection goes on");
     }
 
     #[tokio::test]
-    async fn a_client_that_asks_before_it_sends_is_not_told_to() {
+    async fn client_that_awaits_continue_is_refused_without_it() {
         let server = server(HttpLimits { body_bytes_max: 4, ..HttpLimits::default() }).await;
-        let mut client = Client::connect(server.address).await;
+        let mut client = TestClient::connect(server.address).await;
         let expect = "POST / HTTP/1.1\r\nhost: test\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n";
         client.send(expect).await;
         assert!(client.answer().await.0.starts_with("HTTP/1.1 413"));
@@ -599,21 +569,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_that_announces_too_much_and_sends_nothing_is_not_waited_for_long() {
+    async fn silent_client_with_a_refused_body_is_closed_soon() {
         let server = server(HttpLimits { body_bytes_max: 4, ..HttpLimits::default() }).await;
-        let mut client = Client::connect(server.address).await;
+        let mut client = TestClient::connect(server.address).await;
         client.send(&post(5, "")).await;
         assert!(client.answer().await.0.starts_with("HTTP/1.1 413"));
-        tokio::time::timeout(HttpLimits::default().idle_timeout / 2, client.closed()).await.unwrap();
+        timeout(HttpLimits::default().idle_timeout / 2, client.closed()).await.unwrap();
     }
 
     #[tokio::test]
-    async fn a_shutdown_closes_idle_connections_and_lets_requests_in_flight_finish() {
+    async fn drain_closes_idle_connections_and_finishes_requests() {
         let server = server(HttpLimits::default()).await;
-        let mut idle = Client::connect(server.address).await;
+        let mut idle = TestClient::connect(server.address).await;
         idle.send(&post(0, "")).await;
         idle.answer().await;
-        let mut busy = Client::connect(server.address).await;
+        let mut busy = TestClient::connect(server.address).await;
         busy.send(WAIT).await;
         server.echo.waiting.notified().await;
 
@@ -629,12 +599,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_that_never_ends_is_cut_off_after_the_drain_limit() {
+    async fn endless_request_is_cut_off_after_the_drain_limit() {
         let server = server(HttpLimits::default()).await;
-        let mut client = Client::connect(server.address).await;
+        let mut client = TestClient::connect(server.address).await;
         client.send(WAIT).await;
         server.echo.waiting.notified().await;
-        // From here nothing happens any more but time, so that it may run ahead.
+        // From here only time passes, so it may run ahead.
         tokio::time::pause();
         server.shutdown.cancel();
         server.task.await.unwrap();
@@ -642,14 +612,14 @@ mod tests {
     }
 
     #[test]
-    fn only_errors_of_one_connection_are_passed_over_without_a_pause() {
-        assert!(is_about_one_connection(&io::ErrorKind::ConnectionAborted.into()));
+    fn errors_of_one_connection_cause_no_pause() {
+        assert!(concerns_one_connection(&io::ErrorKind::ConnectionAborted.into()));
         let too_many_open_files = io::Error::from_raw_os_error(24);
-        assert!(!is_about_one_connection(&too_many_open_files));
+        assert!(!concerns_one_connection(&too_many_open_files));
     }
 
     #[tokio::test]
-    async fn a_taken_address_says_what_to_do() {
+    async fn taken_address_says_what_to_do() {
         let holder = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
         let taken = holder.local_addr().unwrap();
         let error = bind(taken).await.unwrap_err().to_string();
@@ -658,7 +628,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_foreign_address_says_what_to_do() {
+    async fn foreign_address_says_what_to_do() {
         let foreign = SocketAddr::from(([203, 0, 113, 1], 0));
         let error = bind(foreign).await.unwrap_err().to_string();
         assert!(error.contains("203.0.113.1 isn't an address of this machine"), "{error}");

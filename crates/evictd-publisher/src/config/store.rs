@@ -1,9 +1,10 @@
 //! Which home store: an SQLite file, or a PostgreSQL database.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use evictd_ops::config::{HumanDuration, PostgresUrl, PostgresUrlError, Validate, check_count};
+use evictd_ops::config::{HumanDuration, Validate, check_count};
+use evictd_ops::connection_url::{ConnectionUrl, UrlError};
 use evictd_wire::api::secret::Secret;
 use serde::Deserialize;
 
@@ -29,13 +30,13 @@ pub enum StoreLocation {
     /// In this file.
     Sqlite(PathBuf),
     /// In this database.
-    Postgres(PostgresUrl),
+    Postgres(ConnectionUrl),
 }
 
 impl StoreConfig {
     /// Returns where the store is. Reads [`Self::url_file`] at each call.
-    pub fn location(&self) -> Result<StoreLocation, PostgresUrlError> {
-        let url = PostgresUrl::configured(&self.url, &self.url_file)?;
+    pub fn location(&self) -> Result<StoreLocation, UrlError> {
+        let url = ConnectionUrl::configured_postgres(&self.url, &self.url_file)?;
         Ok(url.map_or_else(|| StoreLocation::Sqlite(self.path.clone()), StoreLocation::Postgres))
     }
 }
@@ -55,7 +56,7 @@ impl Validate for StoreConfig {
         if !(url.is_empty() || self.url_file.as_os_str().is_empty()) {
             problems.push("store.url: excludes store.url_file; set one of them".to_owned());
         }
-        if let Some(error) = (!url.is_empty()).then(|| PostgresUrl::parse(url).err()).flatten() {
+        if let Some(error) = ConnectionUrl::configured_postgres(&self.url, Path::new("")).err() {
             problems.push(format!("store.url: {error}"));
         }
         if self.path.as_os_str().is_empty() {

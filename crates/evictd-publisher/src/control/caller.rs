@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use evictd_core::record::RootKeyRecord;
-use evictd_ops::rpc::Call;
+use evictd_ops::rpc::RpcCall;
 use evictd_store::change::Actor;
 use evictd_store::{ChangeStore, RecordStore};
 use evictd_wire::api::error::ApiError;
@@ -15,7 +15,7 @@ use crate::auth::missing;
 /// A root key that may act, and the call that it authorizes.
 pub(super) struct Caller<'a> {
     pub(super) api: &'a ControlApi,
-    pub(super) call: &'a Call,
+    pub(super) call: &'a RpcCall,
     pub(super) root: RootKeyRecord,
     pub(super) remote: SocketAddr,
 }

@@ -9,6 +9,7 @@ use evictd_core::ids::WorkspaceId;
 use evictd_core::position::LogPosition;
 use evictd_core::receipts::Change;
 use evictd_ops::clock;
+use evictd_ops::time::Backoff;
 use evictd_store::log::{Numbered, NumberedRequest};
 use evictd_store::receipt::StoredOutcome;
 use evictd_store::{ReceiptStore, StoreError};
@@ -28,8 +29,7 @@ pub(super) const WAITS_MAX: usize = 4_096;
 
 /// How soon, and then how often, a waiting request looks into the store: another publisher may have made the receipt
 /// final, or no agent could have cached what the change touched.
-const FIRST_LOOK: Duration = Duration::from_millis(50);
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+const LOOK: Backoff = Backoff { first: Duration::from_millis(50), max: Duration::from_millis(500) };
 
 /// How long a query waits for a final receipt to be stored.
 const STORE_PATIENCE: Duration = Duration::from_secs(1);
@@ -184,10 +184,10 @@ impl PendingChange<'_> {
     }
 
     async fn settled_elsewhere(&self, workspace: &WorkspaceId) -> Propagation {
-        let mut pause = FIRST_LOOK;
+        let mut looks = 0_u32;
         loop {
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LOOK_EVERY);
+            tokio::time::sleep(LOOK.pause(looks)).await;
+            looks = looks.saturating_add(1);
             let reached = self.reached(workspace).await;
             if reached.r#final {
                 return reached;

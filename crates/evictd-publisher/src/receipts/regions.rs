@@ -6,7 +6,7 @@ use std::time::Duration;
 use evictd_core::ids::{AgentName, Region};
 use evictd_core::receipts::ReceiptTracker;
 use evictd_core::time::LeaseTime;
-use evictd_ops::metrics::Registry;
+use evictd_ops::metrics::{ByLabel, Registry};
 use metrics::{Gauge, Histogram};
 
 use crate::metrics::{AGENTS, AgentState, CONFIRMED};
@@ -24,7 +24,7 @@ pub(super) struct RegionMetrics {
 
 struct RegionSeries {
     confirmed: Histogram,
-    agents: [Gauge; AgentState::ALL.len()],
+    agents: ByLabel<AgentState, Gauge>,
 }
 
 impl RegionMetrics {
@@ -43,10 +43,9 @@ impl RegionMetrics {
             return;
         }
         let name = region.as_str();
-        let gauge =
-            |state: AgentState| self.registry.gauge(&AGENTS, &[("region", name), ("state", state.label())]);
-        let confirmed = self.registry.histogram(&CONFIRMED, &[("region", name)]);
-        let series = RegionSeries { confirmed, agents: AgentState::ALL.map(gauge) };
+        let gauge = |state: AgentState| self.registry.gauge(&AGENTS, &[name, state.label()]);
+        let confirmed = self.registry.histogram(&CONFIRMED, &[name]);
+        let series = RegionSeries { confirmed, agents: ByLabel::new(gauge) };
         self.regions.insert(region.clone(), series);
     }
 
@@ -82,8 +81,8 @@ impl RegionMetrics {
         }
         for (region, series) in &self.regions {
             let counts = counts.get(region).copied().unwrap_or_default();
-            for (gauge, count) in series.agents.iter().zip(counts) {
-                gauge.set(f64::from(count));
+            for (state, gauge) in series.agents.iter() {
+                gauge.set(f64::from(counts[state as usize]));
             }
         }
         self.duplicate_names = duplicates;

@@ -12,7 +12,7 @@ use evictd_tests::wait::{eventually, throughout, try_eventually};
 use super::{Asked, Story, Told, with_store_in};
 use crate::world::{
     Caller, Key, SOON, UNAVAILABLE, World, assert_bounded, count, flushes, plan, wait_for_count,
-    wait_for_mode, wait_for_readiness, wait_for_remark, wait_until_settled, with_bound,
+    wait_for_mode, wait_for_readiness, wait_for_warning, wait_until_settled, with_bound,
 };
 
 /// Short enough to see what follows it.
@@ -87,7 +87,7 @@ fn outage(world: &mut World, [good, doomed]: [&Key; 2], deleted: &AtomicUsize) -
         assert_eq!(world.code(agent, good)?, UNAVAILABLE, "{}", agent.daemon.name());
         wait_for_readiness(agent, 503)?;
     }
-    wait_for_remark(world.publisher(), "a connection to nats://")?;
+    wait_for_warning(world.publisher(), "a connection to nats://")?;
     ensure!(count(world.publisher(), "evictd_publisher_live_messages_total", &[("outcome", "unsent")])? > 0);
     // Were any of them waiting for NATS, it would wait for ever: nobody brings it back before.
     let enough = format!("{DELETIONS_MIN} deletions to be answered without NATS");
