@@ -184,7 +184,10 @@ impl ReceiptsState {
     ) {
         if self.unstored.contains_key(&request) {
             self.store_due = now;
-            self.queries.entry(request).or_default().push(reply);
+            let queries = self.queries.entry(request).or_default();
+            // While the store fails, clients give up and query again.
+            queries.retain(|query| !query.is_closed());
+            queries.push(reply);
             return;
         }
         let Some(receipt) = self.tracker.receipt(&request, now) else { return };

@@ -162,7 +162,7 @@ impl Home {
         }
     }
 
-    /// The roster and the open requests are read only when a test asks for it.
+    /// The roster and the open requests are read only when a test requests it.
     async fn read_nothing_unasked(&self) {
         let never = clock::lease_now().after(Duration::from_hours(1));
         self.inspect(move |task| (task.work.roster_due, task.work.adoption_due) = (never, never)).await;

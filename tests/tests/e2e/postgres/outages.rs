@@ -245,9 +245,9 @@ fn an_outage_is_told_in_a_few_lines_and_the_rest_is_counted() -> Result<()> {
         ensure!(causes.windows(2).all(|pair| pair[0] != pair[1]), "it says something twice: {error}");
         ensure!(causes.last().is_some_and(|cause| !cause.is_empty()), "it has no cause: {error}");
     }
-    let left_out =
+    let unlogged =
         fields(&log, "unlogged_failures").into_iter().map(str::parse::<usize>).sum::<Result<usize, _>>()?;
-    ensure!(told.len() + left_out >= REQUESTS, "{} lines and {left_out} left out", told.len());
+    ensure!(told.len() + unlogged >= REQUESTS, "{} lines and {unlogged} unlogged", told.len());
     ensure!(count(publisher, "evictd_publisher_store_failures_total", &[])? >= REQUESTS as u64);
     site.world.assert_works()?;
     site.assert_no_rule_was_broken()
