@@ -250,7 +250,7 @@ fn nats_that_was_wiped_and_a_store_that_was_put_back_at_once_cost_one_flush() ->
     stop_publisher(&mut world)?;
     world.topology.home.wipe()?;
     backup.put(&world.store())?;
-    // In the order of docs/operations.md.
+    // In the order of docs/home-store.md.
     declare(&world)?;
     world.topology.home.restart()?;
     world.topology.publisher.restart()?;

@@ -55,7 +55,7 @@ mod tests {
 
     #[test]
     fn operators_page_grants_exactly_these_rights() {
-        const PAGE: &str = include_str!("../../../../docs/operations.md");
+        const PAGE: &str = include_str!("../../../../docs/home-store.md");
         let grants = PAGE
             .lines()
             .filter_map(|line| line.trim().strip_prefix("GRANT ")?.strip_suffix(" TO publisher;"));
