@@ -8,15 +8,19 @@
 //! * [`sim`]: the simulator.
 //! * [`missing`]: builds that can miss a protection.
 //! * [`monitoring`]: the shipped Prometheus files, against a running deployment.
+//! * [`wording`]: no file uses a word that CONTRIBUTING.md rules out.
 
 mod crashes;
 mod demo;
 mod missing;
 mod model;
 mod monitoring;
+#[cfg(test)]
+mod pages;
 mod sim;
 mod steps;
 mod test;
+mod wording;
 
 use std::process::ExitCode;
 
@@ -46,6 +50,8 @@ enum Command {
     /// Check deploy/prometheus with promtool, and have a real Prometheus scrape all targets (Debian: package
     /// `prometheus`).
     Monitoring,
+    /// Find words that CONTRIBUTING.md rules out, in code and pages.
+    Wording,
 }
 
 fn main() -> ExitCode {
@@ -60,6 +66,7 @@ fn main() -> ExitCode {
         Command::Model(args) => model::run(&args),
         Command::Sim(args) => sim::run(&args),
         Command::Monitoring => monitoring::run(),
+        Command::Wording => wording::run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
