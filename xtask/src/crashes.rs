@@ -11,7 +11,7 @@ use crate::steps;
 
 #[derive(Args, Debug)]
 pub(crate) struct CrashArgs {
-    /// Which home store; on PostgreSQL, three publishers share it.
+    /// The home store. On PostgreSQL, three publishers share it.
     #[arg(long, value_enum, default_value_t = StoreName::Sqlite)]
     store: StoreName,
     /// Keys to create; nineteen of twenty are deleted.
@@ -48,9 +48,9 @@ pub(crate) fn run(args: &CrashArgs) -> Result<()> {
     let report = crash_run::run(dir.path(), &plan, run)?;
     let each = |counts: &[usize]| counts.iter().map(usize::to_string).collect::<Vec<_>>().join(" + ");
     println!(
-        "{} keys deleted by {} clients in {:.1} s ({} by each publisher), publishers killed {} times: every one has \
-         one audit record, one place in the log and a final receipt ({} confirmed, {} elapsed), no agent accepts it, \
-         and every other key is valid ({} requests were left unanswered; {} deletions were learned of by asking again)",
+        "{} keys deleted by {} clients in {:.1} s ({} by each publisher), publishers killed {} times: each has \
+         one audit record, one position in the log and a final receipt ({} confirmed, {} elapsed), no agent accepts it, \
+         and every other key is valid ({} requests got no answer; {} deletions were confirmed by a repeated request)",
         report.deleted,
         args.clients,
         report.deleting.as_secs_f64(),

@@ -1,8 +1,7 @@
-//! `cargo xtask demo`: the main job in one command.
+//! `cargo xtask demo`: a deletion, measured in three regions.
 //!
-//! Real parts throughout: a NATS server per region, leaf nodes of home's, with the least permissions of
-//! `deploy/nats`; one publisher process; an agent process per region. Everything that is shown was seen
-//! from outside, through the HTTP APIs and the metrics.
+//! Every part is real: a NATS server per region, as a leaf node of home's, with the permissions of `deploy/nats`; one
+//! publisher process; one agent process per region. The HTTP APIs and the metrics give every number that is shown.
 
 mod deletion;
 mod keys;
@@ -22,7 +21,7 @@ use crate::steps;
 /// The demo's regions.
 pub(crate) const REGIONS: [&str; 3] = ["us-east-1", "eu-central-1", "ap-south-1"];
 
-/// The promise that the demo measures against.
+/// The guarantee that the demo measures against.
 const BOUND: Duration = Duration::from_secs(30);
 
 #[derive(Args)]
@@ -30,19 +29,17 @@ pub(crate) struct DemoArgs {
     /// Keys of the API that is deleted.
     #[arg(long, default_value_t = 10_000)]
     keys: usize,
-    /// Leave everything running at the end, on the documented ports, and say what to try.
+    /// Leave everything running at the end, on the documented ports, and print what to try.
     #[arg(long)]
     keep: bool,
-    /// `json`: print one object with the figures at the end, and nothing else on standard output.
+    /// `json`: print one object with the numbers at the end, and nothing else to standard output.
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     output: DemoFormat,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum DemoFormat {
-    /// For people.
     Text,
-    /// For scripts.
     Json,
 }
 
@@ -100,7 +97,7 @@ pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<()> {
     if args.keep { keep(&deployment, dir.path(), &say) } else { Ok(()) }
 }
 
-/// Prints for people, unless a script reads.
+/// Prints progress: to standard error if standard output is for a script.
 struct Say {
     quiet: bool,
 }
@@ -130,7 +127,7 @@ impl Say {
     }
 }
 
-/// Twenty characters for the bound; a deletion that takes milliseconds fills none of them.
+/// Twenty characters for the bound. A deletion that takes milliseconds fills the first.
 fn bar(duration: Duration) -> String {
     let filled = (duration.as_secs_f64() / BOUND.as_secs_f64() * 20.0).ceil() as usize;
     let filled = filled.clamp(1, 20);
@@ -189,14 +186,14 @@ fn lag_lines(deployment: &Topology) -> anyhow::Result<Vec<String>> {
     Ok(lines)
 }
 
-/// Waits for Ctrl-C, which ends this process and with it everything it started.
+/// Waits for Ctrl-C, which ends this process and every process that it started.
 fn keep(deployment: &Topology, dir: &Path, say: &Say) -> anyhow::Result<()> {
     let key = keys::create(deployment, "yours", 1)?.keys.remove(0);
     let evictd = evictd_tests::process::evictd_binary()?;
     let url = |node: &Node| format!("http://{}", node.http);
     let verify: Vec<String> = deployment.agents().map(url).collect();
     say.line(&format!(
-        "\nEverything is left running; its files are in {dir}. Try, in another terminal:\n\n\
+        "\nAll processes keep running; their files are in {dir}. Try, in another terminal:\n\n\
          export PATH={bin}:$PATH\n\
          export EVICTD_ROOT_KEY={root} EVICTD_API_URL={publisher}\n\
          evictd api keys verify-key --key={text} --api-url={first}\n\
@@ -205,9 +202,9 @@ fn keep(deployment: &Topology, dir: &Path, say: &Say) -> anyhow::Result<()> {
          curl -s {admin}/status\n\
          curl -s {admin}/metrics | grep -E 'lag|lease|mode'\n\
          prometheus --config.file={prometheus} --storage.tsdb.path=/tmp/evictd-tsdb\n\n\
-         Break something: `kill -STOP {pid}` freezes the publisher; the agents go on for at most {rest} s, the\n\
+         Break something: `kill -STOP {pid}` freezes the publisher; the agents serve for at most {rest} s, the\n\
          bound less the margin, and then deny.\n\
-         Ctrl-C ends everything.",
+         Ctrl-C ends all of them.",
         dir = dir.display(),
         bin = evictd.parent().unwrap_or(&evictd).display(),
         root = deployment.root_key(),
@@ -219,7 +216,7 @@ fn keep(deployment: &Topology, dir: &Path, say: &Say) -> anyhow::Result<()> {
         admin = format_args!("http://{}", deployment.agents().next().map_or(deployment.publisher.admin, |a| a.admin)),
         prometheus = steps::root().join("deploy/prometheus/prometheus.yml").display(),
         pid = deployment.publisher.daemon.pid(),
-        // A tenth of the bound is the margin of the demo's agents, as it is by default.
+        // The demo's agents have the default margin, a tenth of the bound.
         rest = (BOUND * 9 / 10).as_secs(),
     ));
     loop {

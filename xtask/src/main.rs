@@ -1,12 +1,12 @@
-//! The scripts of evictd.
+//! The commands of the workspace.
 //!
-//! * [`crashes`]: many deletions, while publishers are killed.
-//! * [`demo`]: a deletion, watched from three regions.
-//! * [`mod@test`]: the whole suite, set-up included.
-//! * [`generate()`]: what is checked in and comes from something else.
-//! * [`model`]: what is checked to exhaustion.
+//! * [`crashes`]: many deletions while publishers are killed.
+//! * [`demo`]: a deletion, measured in three regions.
+//! * [`mod@test`]: all tests, with their setup.
+//! * [`generate()`]: checked-in files that are generated.
+//! * [`model`]: the exhaustive checks.
 //! * [`sim`]: the simulator.
-//! * [`missing`]: builds that can miss a protection.
+//! * [`missing`]: builds that can switch off a protection.
 //! * [`monitoring`]: the shipped Prometheus files, against a running deployment.
 //! * [`wording`]: no file uses a word that CONTRIBUTING.md rules out.
 
@@ -27,7 +27,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", about = "The scripts of evictd", bin_name = "cargo xtask")]
+#[command(name = "cargo xtask", about = "The commands of evictd's workspace", bin_name = "cargo xtask")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -37,15 +37,15 @@ struct Cli {
 enum Command {
     /// Watch a deletion reach three regions: four NATS servers, a publisher, three agents.
     Demo(demo::DemoArgs),
-    /// Delete many keys by many clients while publishers are killed every few seconds, and account for each.
+    /// Delete many keys with many clients while publishers are killed every few seconds, and account for each.
     Crashes(crashes::CrashArgs),
-    /// Run all tests, after getting what they need.
+    /// Install what the tests need, and run all of them.
     Test(test::TestArgs),
-    /// Rewrite what is generated: protobuf code, docs/metrics.md, docs/config.md.
+    /// Rewrite the generated files: protobuf code, docs/metrics.md, docs/config.md.
     Generate,
-    /// Check the shared cells and the protocol to exhaustion, or that each missing protection is noticed.
+    /// Check the shared cells and the protocol exhaustively, or that each missing protection is detected.
     Model(model::ModelArgs),
-    /// Run the cores in a simulated world, and judge every answer (`--help` is the simulator's own).
+    /// Run the cores in a simulated world, and check every answer (`--help` is the simulator's own).
     Sim(sim::SimArgs),
     /// Check deploy/prometheus with promtool, and have a real Prometheus scrape all targets (Debian: package
     /// `prometheus`).
@@ -77,7 +77,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// The tests that find generated files stale rewrite them when they are told to.
+/// With `EVICTD_REGENERATE`, the tests that detect stale files rewrite them.
 fn generate() -> anyhow::Result<()> {
     for package in ["evictd-wire", "evictd"] {
         steps::cargo(&["test", "--quiet", "--package", package, "up_to_date"])

@@ -1,8 +1,8 @@
-//! Builds that can miss a protection.
+//! Builds that can switch off a protection.
 //!
-//! For the workspace's own crates cargo runs this program in place of rustc, and keeps what comes of it apart from all
-//! other builds, except for the programs themselves: `cargo xtask` replaces them each time. The crates of others are built
-//! once for both.
+//! For the workspace's own crates, cargo runs this program in place of rustc. It keeps the results apart from those of other
+//! builds, except for the programs themselves: `cargo xtask` replaces them each time. External crates are built once for
+//! both.
 
 use std::ffi::OsStr;
 use std::process::{Command, ExitCode};
@@ -13,16 +13,16 @@ use crate::steps::Step;
 
 const CFG: &str = "evictd_negative_controls";
 
-/// Set for a cargo that runs this program as rustc.
+/// Set for a cargo that runs this program in place of rustc.
 const AS_RUSTC: &str = "EVICTD_XTASK_AS_RUSTC";
 
-/// Makes a cargo command build what can miss a protection.
+/// Makes a cargo command build code that can switch off a protection.
 pub(crate) fn without_protections(step: Step) -> anyhow::Result<Step> {
-    let this = std::env::current_exe().context("can't find out where xtask is")?;
+    let this = std::env::current_exe().context("cannot find the path of xtask")?;
     Ok(step.env("RUSTC_WORKSPACE_WRAPPER", this).env(AS_RUSTC, "1"))
 }
 
-/// Compiles a crate, if cargo runs this program for that.
+/// Compiles a crate, if cargo runs this program in place of rustc.
 pub(crate) fn compile() -> Option<ExitCode> {
     std::env::var_os(AS_RUSTC)?;
     let mut args = std::env::args_os().skip(1);
@@ -30,7 +30,7 @@ pub(crate) fn compile() -> Option<ExitCode> {
     let status = match Command::new(&rustc).args(args).args(["--cfg", CFG].map(OsStr::new)).status() {
         Ok(status) => status,
         Err(error) => {
-            eprintln!("xtask: can't run {}: {error}", rustc.display());
+            eprintln!("xtask: cannot run {}: {error}", rustc.display());
             return Some(ExitCode::FAILURE);
         }
     };

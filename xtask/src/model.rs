@@ -1,5 +1,5 @@
-//! `cargo xtask model`: everything that is checked to exhaustion. The cells that hits, loads and invalidations
-//! share, under loom; the protocol in small worlds, under a model checker.
+//! `cargo xtask model`: the exhaustive checks. loom checks the cells that hits, loads and invalidations share. A model
+//! checker checks the protocol in small worlds.
 
 use clap::Args;
 
@@ -9,7 +9,7 @@ use crate::test::run_counted;
 
 #[derive(Args)]
 pub(crate) struct ModelArgs {
-    /// Miss each protection in turn instead: a violation must be found without it.
+    /// Switch off each protection in turn: the check must then find a violation.
     #[arg(long)]
     negative_controls: bool,
     /// Check only worlds or controls whose name contains this.
@@ -17,7 +17,7 @@ pub(crate) struct ModelArgs {
 }
 
 pub(crate) fn run(args: &ModelArgs) -> anyhow::Result<()> {
-    // Without some worlds or controls that are asked for.
+    // A filter names worlds or controls, so it excludes loom and the stores.
     let everything = args.filter.is_none();
     let filter: Vec<&str> = args.filter.as_deref().into_iter().collect();
     if !args.negative_controls {
@@ -33,13 +33,13 @@ pub(crate) fn run(args: &ModelArgs) -> anyhow::Result<()> {
     without_protections(check(&[&["--negative-controls"], &filter[..]].concat()))?.run()
 }
 
-/// The tests of interleavings, in a directory of their own: other crates look at this flag, too.
+/// The tests of interleavings. They have a target directory of their own, because other crates read this flag, too.
 fn loom() -> Step {
     let package = ["--package", "evictd-core", "--test", "loom", "--target-dir", "target/loom"];
     steps::cargo(&[&["test", "--release"][..], &package].concat()).env("RUSTFLAGS", "--cfg loom")
 }
 
-/// The controls of the stores, on real databases. Built as for all tests, so that these find the crates of others built.
+/// The controls of the stores, on real databases. The build is that of all tests, so that they share external crates.
 fn stores() -> Step {
     steps::cargo(&["test", "--workspace", "--test", "it", "negative_control"])
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask monitoring`: the shipped Prometheus files, with the real promtool and a real Prometheus.
+//! `cargo xtask monitoring`: checks the shipped Prometheus files with promtool and a running Prometheus.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::demo::REGIONS;
 use crate::steps;
 
-/// Two scrape intervals and some.
+/// More than two scrape intervals.
 const SCRAPED_WITHIN: Duration = Duration::from_secs(30);
 
 pub(crate) fn run() -> anyhow::Result<()> {
@@ -29,8 +29,8 @@ pub(crate) fn run() -> anyhow::Result<()> {
             .args([what, kind])
             .arg(files.join(file))
             .status()
-            .context("can't run promtool; install it, on Debian with `apt-get install prometheus`")?;
-        ensure!(checked.success(), "promtool finds fault with deploy/prometheus/{file}");
+            .context("cannot run promtool; install it, on Debian with `apt-get install prometheus`")?;
+        ensure!(checked.success(), "promtool reports errors in deploy/prometheus/{file}");
     }
     steps::build_evictd()?;
     let dir = tempfile::tempdir()?;
@@ -61,7 +61,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Target (job and instance) to health.
+/// Maps each target (job and instance) to its health.
 fn health(targets: &Value) -> BTreeMap<String, String> {
     let active = targets["data"]["activeTargets"].as_array().map(Vec::as_slice).unwrap_or_default();
     let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();

@@ -1,4 +1,4 @@
-//! `cargo xtask sim`: builds the simulator with optimisation, and runs it.
+//! `cargo xtask sim`: builds the simulator with optimizations, and runs it.
 
 use clap::Args;
 
@@ -30,7 +30,7 @@ fn simulator(args: &[String]) -> steps::Step {
     steps::cargo(&args)
 }
 
-/// A build of its own, which can miss one protection of the core at a time; no other can.
+/// Runs a build of its own, the only one that can switch off protections of the core.
 fn without_protections(args: &[String]) -> anyhow::Result<()> {
     missing::without_protections(simulator(args))?.run()
 }

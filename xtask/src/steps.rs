@@ -30,16 +30,16 @@ impl Step {
         self
     }
 
-    /// Runs it; anything but success is an error.
+    /// Runs it. Any other exit code than 0 is an error.
     pub(crate) fn run(mut self) -> anyhow::Result<()> {
-        let status = self.command.status().with_context(|| format!("can't run `{}`", self.shown))?;
+        let status = self.command.status().with_context(|| format!("cannot run `{}`", self.shown))?;
         if !status.success() {
             bail!("`{}` failed ({status})", self.shown);
         }
         Ok(())
     }
 
-    /// The command, to run it otherwise, and its name.
+    /// Returns the command, to run it in another way, and its name.
     pub(crate) fn into_parts(self) -> (Command, String) {
         (self.command, self.shown)
     }

@@ -1,4 +1,4 @@
-//! `cargo xtask test`: gets what the tests need, runs them all, counts them.
+//! `cargo xtask test`: installs what the tests need, runs all of them and counts them.
 
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
@@ -23,13 +23,14 @@ pub(crate) fn run(args: &TestArgs) -> anyhow::Result<()> {
     run_counted(step)
 }
 
-/// Runs a `cargo test`, and counts what it ran: nothing at all is an error.
+/// Runs a `cargo test` and counts its tests. Without any, it is an error.
 pub(crate) fn run_counted(step: Step) -> anyhow::Result<()> {
     // Most tests wait most of the time, for real processes and for bounds to pass.
     let threads = std::env::var("RUST_TEST_THREADS")
         .unwrap_or_else(|_| (2 * std::thread::available_parallelism().map_or(1, usize::from)).to_string());
     let (mut command, shown) = step.env("RUST_TEST_THREADS", threads).into_parts();
-    let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("can't run `{shown}`"))?;
+    let mut child =
+        command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot run `{shown}`"))?;
     let stdout = child.stdout.take().context("the tests' output was piped")?;
     let mut counts = Counts::default();
     for line in BufReader::new(stdout).lines() {
@@ -62,7 +63,7 @@ fn chooses_package(arg: &str) -> bool {
     (arg.starts_with("-p") && !arg.starts_with("--")) || arg == "--package" || arg.starts_with("--package=")
 }
 
-/// What the test binaries said at their ends.
+/// The sums of the test binaries' results.
 #[derive(Default, PartialEq, Eq, Debug)]
 struct Counts {
     passed: u64,

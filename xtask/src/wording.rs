@@ -90,9 +90,10 @@ impl List {
     }
 
     fn find(&self, file: &str, text: &str) -> Vec<Finding> {
-        let is_markdown = file.ends_with(".md");
+        let extension = Path::new(file).extension().unwrap_or_default();
+        let is_markdown = extension == "md";
         // In JavaScript, back quotes enclose code.
-        let has_quotations = !file.ends_with(".mjs");
+        let has_quotations = extension != "mjs";
         let mut findings = Vec::new();
         for (index, line) in text.lines().enumerate() {
             if is_markdown && line.trim_start().starts_with('>') {
@@ -122,7 +123,7 @@ fn without_quotations(line: &str) -> String {
     (0..=last).filter(is_kept).map(|at| pieces[at]).collect::<Vec<_>>().join(" ")
 }
 
-/// The words of a line in lower case, those of identifiers apart: `toldOf` and `told_of` are both two.
+/// The words of a line in lower case, those of identifiers apart: `oldLog` and `old_log` both have two.
 fn words(line: &str) -> Vec<String> {
     let mut words = Vec::new();
     let mut word = String::new();
@@ -145,7 +146,7 @@ mod tests {
     use super::*;
 
     const PAGE: &str = "# Contributing\n\n## Words that are not used\n\n| not | instead |\n|---|---|\n\
-                        | `told`, `tells of` | reported |\n| `moot` | not applicable |\n\n## Next\n\n| `fine` | x |\n";
+                        | `fie`, `fol de` | shame |\n| `gad` | indeed |\n\n## Next\n\n| `fine` | x |\n";
 
     fn found(file: &str, text: &str) -> Vec<String> {
         let list = List::parse(PAGE).unwrap();
@@ -154,23 +155,22 @@ mod tests {
 
     #[test]
     fn words_on_the_list_are_found_in_text_and_names() {
-        let text =
-            "// It was told.\nfn told_of_it() {}\nstruct WasTold;\nconst MOOT: u8 = 1;\nIt tells of it.";
-        assert_eq!(found("a.rs", text), ["1: told", "2: told", "3: told", "4: moot", "5: tells of"]);
+        let text = "// It was fie.\nfn fie_of_it() {}\nstruct WasFie;\nconst GAD: u8 = 1;\nIt is fol de rol.";
+        assert_eq!(found("a.rs", text), ["1: fie", "2: fie", "3: fie", "4: gad", "5: fol de"]);
     }
 
     #[test]
     fn other_words_are_not_found() {
-        assert!(found("a.rs", "// It tells a story. Untold, moots, fine.").is_empty());
+        assert!(found("a.rs", "// Fol, a field, gadget, fine.").is_empty());
     }
 
     #[test]
     fn quotations_are_exempt_from_the_list() {
-        assert!(found("a.md", "> He told us.\n\nThe word `told` and `was told of`.").is_empty());
-        assert_eq!(found("a.md", "a `b` told"), ["1: told"]);
-        assert_eq!(found("a.rs", "> told"), ["1: told"]);
-        assert_eq!(found("a.rs", "one ` told"), ["1: told"]);
-        assert_eq!(found("a.mjs", "`told`"), ["1: told"]);
+        assert!(found("a.md", "> He said fie.\n\nThe word `fie` and `was fie of`.").is_empty());
+        assert_eq!(found("a.md", "a `b` fie"), ["1: fie"]);
+        assert_eq!(found("a.rs", "> fie"), ["1: fie"]);
+        assert_eq!(found("a.rs", "one ` fie"), ["1: fie"]);
+        assert_eq!(found("a.mjs", "`fie`"), ["1: fie"]);
     }
 
     #[test]
@@ -182,6 +182,6 @@ mod tests {
     #[test]
     fn the_list_in_contributing_can_be_read() {
         let page = std::fs::read_to_string(steps::root().join("CONTRIBUTING.md")).unwrap();
-        assert!(List::parse(&page).unwrap().phrases.contains_key("nobody"));
+        assert!(List::parse(&page).unwrap().phrases.len() > 10);
     }
 }

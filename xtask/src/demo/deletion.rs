@@ -35,15 +35,14 @@ impl Target<'_> {
     }
 }
 
-/// A deletion, as one region saw it. All times begin when the deletion was requested, but for the
-/// eviction's.
+/// A deletion, as measured in one region. All times but the eviction's start at the request for the deletion.
 pub(crate) struct Seen {
     pub(crate) region: String,
     /// Until the control API answered.
     pub(crate) answered_after: Duration,
-    /// From the commit until the agent had applied it, as the agent says.
+    /// From the commit until the agent had applied it, as the agent reports.
     pub(crate) evicted_after: Duration,
-    /// Until a client of this region, which asked without pause, first heard NOT_FOUND.
+    /// Until a client of this region, which verified without pause, first got NOT_FOUND.
     pub(crate) not_found_after: Duration,
 }
 
@@ -69,7 +68,7 @@ pub(crate) fn watch(deployment: &Topology, target: &Target<'_>, watched: &Key) -
             }
         }
     };
-    let (requested, answered, heard) = std::thread::scope(|scope| {
+    let (requested, answered, gone_at) = std::thread::scope(|scope| {
         let watchers: Vec<_> = agents.iter().map(|agent| scope.spawn(|| watcher(agent))).collect();
         ready.wait();
         let (operation, body) = target.call();
@@ -82,28 +81,28 @@ pub(crate) fn watch(deployment: &Topology, target: &Target<'_>, watched: &Key) -
             Err(error) => Some(error),
         };
         failed.store(refused.is_some(), Ordering::Relaxed);
-        let heard: Vec<_> = watchers
+        let gone_at: Vec<_> = watchers
             .into_iter()
             .map(|watcher| watcher.join().unwrap_or_else(|_| bail!("a watcher panicked")))
             .collect();
         match refused {
             Some(error) => Err(error),
-            None => Ok((requested, answered, heard)),
+            None => Ok((requested, answered, gone_at)),
         }
     })?;
     let mut seen = Vec::new();
-    for ((site, agent), heard) in deployment.regions.iter().zip(&agents).zip(heard) {
+    for ((site, agent), gone_at) in deployment.regions.iter().zip(&agents).zip(gone_at) {
         seen.push(Seen {
             region: site.name.clone(),
             answered_after: answered,
             evicted_after: evicted_after(agent, target.id())?,
-            not_found_after: heard.with_context(|| site.name.clone())?.duration_since(requested),
+            not_found_after: gone_at.with_context(|| site.name.clone())?.duration_since(requested),
         });
     }
     Ok(seen)
 }
 
-/// What the agent's `/status` says of the deletion of `id`.
+/// Reads the lag of the deletion of `id` from the agent's `/status`.
 fn evicted_after(agent: &Node, id: &str) -> anyhow::Result<Duration> {
     eventually("the deletion to show in the agent's status", BOUND, || {
         let status = agent.status().ok()?;

@@ -1,4 +1,4 @@
-//! Keys in bulk: created, cached, checked; by a few threads, as a gateway would.
+//! Many keys, created, cached and checked by a few threads, as by a gateway.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -7,10 +7,10 @@ use evictd_tests::http::{Client, Response};
 use evictd_tests::topology::{Node, Topology};
 use serde_json::json;
 
-/// Threads that call at once.
+/// Concurrent threads.
 const CALLERS: usize = 8;
 
-/// A key, with the text that only its creator knows.
+/// A key with its text, which only the answer to its creation contains.
 pub(crate) struct Key {
     pub(crate) id: String,
     pub(crate) text: String,
@@ -65,7 +65,7 @@ pub(crate) fn all_gone(deployment: &Topology, agent: &Node, keys: &[Key]) -> any
     Ok(())
 }
 
-/// What an agent says of a key.
+/// Returns an agent's verdict on a key.
 pub(crate) fn verify(
     client: &Client,
     deployment: &Topology,
@@ -96,7 +96,7 @@ fn text(answer: &Response, field: &str) -> anyhow::Result<String> {
     Ok(value.with_context(|| format!("no {field} in {}", answer.text))?.to_owned())
 }
 
-/// Does `work` for 0..count, results in order.
+/// Calls `work` for 0..count, and returns the results in order.
 fn in_parallel<T: Send>(
     count: usize,
     work: impl Fn(&Client, usize) -> anyhow::Result<T> + Sync,
