@@ -160,6 +160,24 @@ fn architecture_names_files_and_symbols_that_exist() {
 }
 
 #[test]
+fn page_of_tasks_has_every_task() {
+    let page = read("docs/tasks.md");
+    let mut on_page = BTreeSet::new();
+    for row in rows(&page) {
+        on_page.insert((row[0].to_owned(), row[1].trim_matches('`').to_owned()));
+    }
+    let mut in_code = BTreeSet::new();
+    for process in ["agent", "publisher"] {
+        let source = read(&format!("crates/evictd-{process}/src/lib.rs"));
+        for spawn in source.split("spawn(").skip(1) {
+            let name = spawn.split('"').nth(1).unwrap_or_default();
+            in_code.insert((process.to_owned(), name.to_owned()));
+        }
+    }
+    assert_eq!(on_page, in_code);
+}
+
+#[test]
 fn index_of_the_documents_has_every_page() {
     let index = read("docs/README.md");
     let linked: BTreeSet<&str> = links(&index).into_iter().collect();
@@ -169,7 +187,6 @@ fn index_of_the_documents_has_every_page() {
     }
 }
 
-/// One level down, every decision is on the list of decisions.
 #[test]
 fn every_decision_begins_with_its_number() {
     for file in tracked(".md").iter().filter(|file| file.starts_with("docs/adr/")) {
