@@ -228,7 +228,7 @@ pub async fn start(
         store: store.clone(),
         bus,
         condition: readiness.condition("history", "the answers of other publishers on this bus"),
-        silent_rival: readiness.remark("rivals"),
+        silent_rival: readiness.warning("rivals"),
         succeeding: succeeding.subscribe(),
         connected,
         shared: shared.clone(),
