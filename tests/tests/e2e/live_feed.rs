@@ -1,8 +1,8 @@
-//! Messages of the live feed are lost, doubled and swapped on their way to one region; another one hears
+//! Messages of the live feed are lost, duplicated and reordered on their way to one region. Another region receives
 //! everything.
 //!
-//! What a region may find out by is chosen per test: a later message, a tick, or a probe. The others are
-//! switched off, so that none of them can do the work of the one that is looked at.
+//! Each test chooses what reveals the loss: a later message, a tick, or a probe. The other ways are switched off, so
+//! that none of them can do the work of the one under test.
 
 use anyhow::{Context, Result, ensure};
 use evictd_tests::proxy::Proxy;
@@ -18,7 +18,7 @@ const LIVE: &str = "evictd.v1.live";
 
 const NO_TICKS: &str = "1h";
 
-/// Two regions, of which the first will miss something.
+/// Starts two regions. The first one will miss something.
 fn start(tick_interval: &str, agents: Table) -> Result<World> {
     let publisher = toml! { sequencer = { tick_interval = tick_interval } };
     let world = World::start(&Plan { publisher, agents, ..breakable(&["eu", "us"]) })?;
@@ -29,13 +29,13 @@ fn wire(world: &World) -> Result<&Proxy> {
     world.agent(0).wire.as_ref().context("the wire is direct")
 }
 
-/// From now on `eu` gets no answers to its probes. Its lease outlives the test by far.
+/// Drops all further answers to probes of `eu`. Its lease outlives the test by far.
 fn lose_probe_answers(world: &World) -> Result<()> {
     wire(world)?.drop_messages("_INBOX_evictd.eu.agent-1.*.probe", usize::MAX);
     Ok(())
 }
 
-/// A message with invalidations, not a tick.
+/// Returns whether the message carries invalidations, and isn't a tick.
 fn is_invalidation(payload: &[u8]) -> bool {
     Live::decode(payload).is_ok_and(|live| matches!(live.event, LiveEvent::Invalidations(_)))
 }
@@ -45,7 +45,7 @@ fn lose_invalidations(world: &World, how_many: usize) -> Result<()> {
     Ok(())
 }
 
-/// Failure: what a lost message said is never learnt.
+/// Failure: the content of a lost message never reaches the region.
 #[test]
 fn a_gap_is_repaired_as_soon_as_a_later_message_shows_it() -> Result<()> {
     let world = start(NO_TICKS, Table::new())?;
@@ -58,7 +58,7 @@ fn a_gap_is_repaired_as_soon_as_a_later_message_shows_it() -> Result<()> {
     world.delete(&lost)?;
     world.wait_for_code(world.agent(1), &lost, "NOT_FOUND")?;
     throughout(A_WHILE, || {
-        ensure!(world.code(world.agent(0), &lost)? == "VALID", "who has told eu?");
+        ensure!(world.code(world.agent(0), &lost)? == "VALID", "eu received it early");
         Ok(())
     })?;
 
@@ -70,7 +70,7 @@ fn a_gap_is_repaired_as_soon_as_a_later_message_shows_it() -> Result<()> {
     Ok(())
 }
 
-/// Failure: the last message before a silence is lost, and nothing comes after it.
+/// Failure: the last message before a silence is lost, and no later message reveals the gap.
 #[test]
 fn a_tick_shows_that_the_last_message_was_lost() -> Result<()> {
     let world = start("200ms", Table::new())?;
@@ -86,7 +86,7 @@ fn a_tick_shows_that_the_last_message_was_lost() -> Result<()> {
     Ok(())
 }
 
-/// Failure: as above, and the ticks are lost too.
+/// Failure: the last message before a silence is lost, and so are all ticks.
 #[test]
 fn a_probe_shows_that_the_last_message_was_lost() -> Result<()> {
     let world = start(NO_TICKS, toml! { lease = { probe_interval = "500ms" } })?;
@@ -102,7 +102,7 @@ fn a_probe_shows_that_the_last_message_was_lost() -> Result<()> {
     Ok(())
 }
 
-/// Failure: the answer to a repair is lost like everything else.
+/// Failure: the answer to a repair is lost too, and the agent doesn't repeat the request.
 #[test]
 fn a_repair_whose_answer_is_lost_is_asked_for_again() -> Result<()> {
     let world = start("200ms", toml! { lease = { request_timeout = "200ms" } })?;
@@ -119,7 +119,7 @@ fn a_repair_whose_answer_is_lost_is_asked_for_again() -> Result<()> {
     Ok(())
 }
 
-/// Failure: a message that comes twice is counted as two, or brings back what was between them.
+/// Failure: a duplicate is applied as a second message, or undoes what came between the two.
 #[test]
 fn messages_that_come_twice_change_nothing() -> Result<()> {
     let world = start("200ms", Table::new())?;
@@ -141,10 +141,10 @@ fn messages_that_come_twice_change_nothing() -> Result<()> {
     Ok(())
 }
 
-/// Failure: the earlier message is taken for old news because the later one came first.
+/// Failure: the earlier message is dropped as outdated because the later one came first.
 #[test]
 fn messages_that_come_in_the_wrong_order_change_nothing() -> Result<()> {
-    // A hole that closes by itself needs no repair, however slow this machine is.
+    // A gap that closes by itself needs no repair, however slow this machine is.
     let world = start(NO_TICKS, toml! { lease = { gap_patience = "20s" } })?;
     let keys = [world.create_key()?, world.create_key()?];
     let keys = keys.each_ref();
@@ -155,7 +155,7 @@ fn messages_that_come_in_the_wrong_order_change_nothing() -> Result<()> {
 
     world.delete(keys[0])?;
     world.wait_for_code(world.agent(1), keys[0], "NOT_FOUND")?;
-    assert_eq!(world.code(world.agent(0), keys[0])?, "VALID", "it isn't held back");
+    assert_eq!(world.code(world.agent(0), keys[0])?, "VALID", "the message wasn't held back");
     world.delete(keys[1])?;
     world.assert_gone(&keys)?;
     world.wait_until_caught_up()?;
@@ -164,7 +164,7 @@ fn messages_that_come_in_the_wrong_order_change_nothing() -> Result<()> {
     Ok(())
 }
 
-/// Failure: few misses are taken for none, or one costs more than it is.
+/// Failure: one lost message among many goes unnoticed, or its repair replays far more than it.
 #[test]
 fn one_lost_message_among_two_thousand_deletions_is_repaired_and_nothing_else_is() -> Result<()> {
     const KEYS: usize = 2_000;
@@ -178,8 +178,8 @@ fn one_lost_message_among_two_thousand_deletions_is_repaired_and_nothing_else_is
         }
     }
     lose_probe_answers(&world)?;
-    let news = |agent: &Node, via| count(agent, "evictd_agent_invalidations_total", &[("via", via)]);
-    let before = [news(world.agent(0), "live")?, news(world.agent(1), "live")?];
+    let applied = |agent: &Node, via| count(agent, "evictd_agent_invalidations_total", &[("via", via)]);
+    let before = [applied(world.agent(0), "live")?, applied(world.agent(1), "live")?];
 
     world.delete_all(&keys[..KEYS / 2])?;
     lose_invalidations(&world, 1)?;
@@ -191,14 +191,14 @@ fn one_lost_message_among_two_thousand_deletions_is_repaired_and_nothing_else_is
             ensure!(caller.code(key)? == "NOT_FOUND", "{}", key.id);
         }
     }
-    // Each deletion was news once, and only those of the lost message had to be asked for.
-    let (live, replayed) = (news(world.agent(0), "live")? - before[0], news(world.agent(0), "replay")?);
+    // Each deletion was applied once, and only those of the lost message were replayed.
+    let (live, replayed) = (applied(world.agent(0), "live")? - before[0], applied(world.agent(0), "replay")?);
     assert_eq!(live + replayed, KEYS as u64);
     ensure!((1..=64).contains(&replayed), "{replayed} were replayed");
-    assert_eq!(news(world.agent(1), "live")? - before[1], KEYS as u64);
+    assert_eq!(applied(world.agent(1), "live")? - before[1], KEYS as u64);
     assert_eq!((repairs(world.agent(1), "gap")?, flushes(world.agent(0))?), (0, 0));
 
-    // Whoever joins now begins at the end of the log, and asks for nothing of it.
+    // An agent that joins now begins at the end of the log, and requests no replay.
     wire(&world)?.clear_rules();
     let head = world.wait_until_caught_up()?;
     world.agent_mut(0).restart()?;
@@ -209,7 +209,7 @@ fn one_lost_message_among_two_thousand_deletions_is_repaired_and_nothing_else_is
     world.assert_works()
 }
 
-/// Failure: disorder and repetition are each harmless, and together they aren't.
+/// Failure: reordering and duplication are each harmless, but not together.
 #[test]
 fn messages_that_are_doubled_and_jumbled_at_once_change_nothing() -> Result<()> {
     const KEYS: usize = 100;
@@ -228,7 +228,7 @@ fn messages_that_are_doubled_and_jumbled_at_once_change_nothing() -> Result<()> 
         world.delete(key)?;
     }
     world.wait_for_code(world.agent(1), keys[KEYS - 1], "NOT_FOUND")?;
-    ensure!(wire(&world)?.held() > 10, "too few messages to be jumbled");
+    ensure!(wire(&world)?.held() > 10, "too few messages to shuffle");
     wire(&world)?.release_jumbled(&mut random);
     world.wait_until_caught_up().context(repeat)?;
     world.assert_gone(&keys)?;
@@ -238,7 +238,7 @@ fn messages_that_are_doubled_and_jumbled_at_once_change_nothing() -> Result<()> 
     Ok(())
 }
 
-/// Failure: nobody notices that the feed has stopped, because everything else works.
+/// Failure: no report says that the feed has stopped, because everything else works.
 #[test]
 fn a_feed_that_has_fallen_silent_is_reported_and_costs_no_correctness() -> Result<()> {
     let world = start("200ms", toml! { lease = { probe_interval = "500ms" } })?;

@@ -1,8 +1,8 @@
-//! A load is under way while its key is deleted: what it brings was true when it was read, and isn't any
-//! more when it arrives.
+//! A load is in flight while its key is deleted. Its record was correct when it was read, and is outdated when it
+//! arrives.
 //!
-//! The answer is held back on the wire until the agent has applied the deletion, so the order of events is
-//! the same in every run.
+//! The answer is held back on the wire until the agent has applied the deletion, so the order of events is the same in
+//! every run.
 
 use std::thread::{self, ScopedJoinHandle};
 
@@ -18,7 +18,7 @@ use crate::world::{A_WHILE, Caller, Key, SOON, World, breakable, count, wait_for
 
 const MISSES: &str = "evictd_agent_cache_misses_total";
 
-/// One region whose agent waits for its loads as long as it takes.
+/// Starts one region, whose agent waits longer for a load than any test holds it back.
 fn start() -> Result<World> {
     World::start(&Plan { agents: toml! { loads = { timeout = "60s" } }, ..breakable(&["eu"]) })
 }
@@ -27,7 +27,7 @@ fn wire(world: &World) -> Result<&Proxy> {
     world.agent(0).wire.as_ref().context("the wire is direct")
 }
 
-/// Holds back what comes of the agent's loads. The root key is cached before, so that only the key's is.
+/// Holds back the answers to the agent's loads. The root key is cached before, so only the key is loaded.
 fn hold_loads(world: &World) -> Result<()> {
     let other = world.create_key()?;
     world.cache_everywhere(&[&other])?;
@@ -55,8 +55,8 @@ fn code_of(verification: Verification<'_>) -> Result<String> {
     verification.join().map_err(|_| anyhow!("a verification panicked"))?
 }
 
-/// `delete` happens while a load of `key` is under way; the load must not bring the key back.
-fn assert_the_load_comes_too_late(delete: impl Fn(&World, &Key) -> Result<()>) -> Result<()> {
+/// Runs `delete` while a load of `key` is in flight. The load must not restore the key.
+fn assert_late_load_is_rejected(delete: impl Fn(&World, &Key) -> Result<()>) -> Result<()> {
     let world = start()?;
     let key = world.create_key()?;
     hold_loads(&world)?;
@@ -66,22 +66,22 @@ fn assert_the_load_comes_too_late(delete: impl Fn(&World, &Key) -> Result<()>) -
         let early = verify(scope, &world, &key);
         wait_until_held(&world, 1)?;
         delete(&world, &key)?;
-        assert_eq!(world.wait_until_caught_up()?, head + 1, "one change, and eu has applied it");
+        assert_eq!(world.wait_until_caught_up()?, head + 1, "eu has applied exactly one change");
 
-        // It finds the load under way, but began after the deletion was applied here.
+        // It must not share the load in flight: it began after the agent had applied the deletion.
         let misses = count(world.agent(0), MISSES, &[])?;
         let late = verify(scope, &world, &key);
         wait_for_count(world.agent(0), MISSES, &[], misses + 1)?;
         wire(&world)?.release();
 
-        // The early one began before the deletion, and may say either.
+        // The early one began before the deletion, so both codes are correct.
         let early = code_of(early)?;
         assert!(["VALID", "NOT_FOUND"].contains(&early.as_str()), "{early}");
         assert_eq!(code_of(late)?, "NOT_FOUND");
         Ok::<_, anyhow::Error>(())
     })?;
     let rejected = count(world.agent(0), "evictd_agent_stale_loads_rejected_total", &[])?;
-    assert_eq!(rejected, stale + 1, "the load that was held back was not cached");
+    assert_eq!(rejected, stale + 1, "the load that was held back was cached");
     throughout(A_WHILE, || {
         assert_eq!(world.code(world.agent(0), &key)?, "NOT_FOUND");
         Ok(())
@@ -91,24 +91,24 @@ fn assert_the_load_comes_too_late(delete: impl Fn(&World, &Key) -> Result<()>) -
 /// Failure: the late load puts the old record into the cache after the invalidation has emptied it.
 #[test]
 fn a_load_that_was_read_before_its_keys_deletion_does_not_bring_it_back() -> Result<()> {
-    assert_the_load_comes_too_late(World::delete)
+    assert_late_load_is_rejected(World::delete)
 }
 
-/// Failure: as above, for a record of which nothing is left to compare with.
+/// Failure: the late load caches an erased key, because no record is left to compare it with.
 #[test]
 fn a_load_that_was_read_before_its_keys_erasure_does_not_bring_it_back() -> Result<()> {
-    assert_the_load_comes_too_late(World::delete_permanently)
+    assert_late_load_is_rejected(World::delete_permanently)
 }
 
-/// Failure: as above, when the deletion names another thing than the load.
+/// Failure: the late load caches the key, because the deletion names its API and not the key.
 #[test]
 fn a_load_that_was_read_before_its_apis_deletion_does_not_bring_it_back() -> Result<()> {
-    assert_the_load_comes_too_late(|world, _| {
+    assert_late_load_is_rejected(|world, _| {
         world.call("apis.deleteApi", &json!({ "apiId": world.api })).map(drop)
     })
 }
 
-/// Failure: a load whose asker has given up is nobody's, and what it brings is believed.
+/// Failure: a load whose client has given up is no longer checked, and its outdated record is cached.
 #[test]
 fn a_load_that_nobody_waits_for_any_more_does_not_bring_its_key_back() -> Result<()> {
     let world = start()?;
@@ -117,9 +117,9 @@ fn a_load_that_nobody_waits_for_any_more_does_not_bring_its_key_back() -> Result
     world.wait_until_caught_up()?;
     let impatient = Client::with_timeout(A_WHILE);
     let url = format!("http://{}/v2/keys.verifyKey", world.agent(0).http);
-    let given_up =
+    let abandoned =
         impatient.post_json(&url, Some(world.topology.root_key()), &json!({ "key": key.text }), &[]);
-    ensure!(given_up.is_err(), "it was answered although the load was held back");
+    ensure!(abandoned.is_err(), "the client got an answer although the load was held back");
     wait_until_held(&world, 1)?;
     world.delete(&key)?;
     wait_until_applied(world.agent(0), &key.id, "deleted")?;
@@ -131,8 +131,8 @@ fn a_load_that_nobody_waits_for_any_more_does_not_bring_its_key_back() -> Result
     })
 }
 
-/// Failure: a load that is asked for a second time, because the first answer was lost, is older than the
-/// deletion that came between.
+/// Failure: a load is repeated because its answer was lost, and restores a key that was deleted between the two
+/// requests.
 #[test]
 fn a_load_whose_answer_is_lost_is_repeated_and_is_no_older_for_it() -> Result<()> {
     let agents = toml! { loads = { timeout = "500ms" } };
@@ -155,7 +155,7 @@ fn a_load_whose_answer_is_lost_is_repeated_and_is_no_older_for_it() -> Result<()
     world.assert_gone(&[&key])
 }
 
-/// Failure: "not found" is cached over a key that came back meanwhile, and nothing corrects it.
+/// Failure: "not found" is cached for a key that was restored meanwhile, and nothing corrects it.
 #[test]
 fn a_load_that_found_nothing_does_not_hide_a_key_that_came_back() -> Result<()> {
     let world = start()?;
@@ -178,7 +178,7 @@ fn a_load_that_found_nothing_does_not_hide_a_key_that_came_back() -> Result<()> 
     })
 }
 
-/// Failure: a thousand requests for a key that isn't cached become a thousand questions.
+/// Failure: each request for a key that isn't cached sends a lookup of its own.
 #[test]
 fn verifications_of_one_key_share_one_load() -> Result<()> {
     let world = start()?;

@@ -1,32 +1,32 @@
-//! The end-to-end tests: real NATS servers and real `evictd` processes, asserted on as a user sees them,
-//! through the HTTP APIs, `/status`, `/readyz` and `/metrics`.
+//! The end-to-end tests: real NATS servers and real `evictd` processes. They assert on what users see: the HTTP APIs,
+//! `/status`, `/readyz` and `/metrics`.
 //!
 //! Each test has a deployment of its own. In reading order:
 //!
-//! * [`failure_modes`]: how such caches fail, and which test shows that this one doesn't.
-//! * [`world`]: the deployment, and sentences about it.
-//! * [`deletions`]: keys and APIs that everybody has cached are gone everywhere.
-//! * [`live_feed`]: messages of the live feed are lost, doubled, swapped, jumbled.
-//! * [`loads`]: a load that is under way while its key is deleted.
+//! * [`failure_modes`]: known failures of such caches, and the tests that rule them out.
+//! * [`world`]: the deployment, and the assertions on it.
+//! * [`deletions`]: deletions of keys and APIs that every agent has cached.
+//! * [`live_feed`]: messages of the live feed are lost, duplicated, swapped, shuffled.
+//! * [`loads`]: a load is in flight while its key is deleted.
 //! * [`restarts`]: daemons and servers are killed, stopped and started around deletions.
-//! * [`partitions`]: an agent that is cut off, or stands still, for longer than the bound.
-//! * [`half_alive`]: some things pass on a wire and others don't.
+//! * [`partitions`]: an agent is cut off, or paused, for longer than the bound.
+//! * [`half_alive`]: a wire passes some messages and blocks others.
 //! * [`clocks`]: wall clocks that are wrong, and that are set.
-//! * [`storms`]: many agents at once, and caches that are empty all of a sudden.
-//! * [`crashes`]: everything is killed in any order.
+//! * [`storms`]: many agents at once, and caches that are suddenly empty.
+//! * [`crashes`]: all processes are killed in random order.
 //! * [`misconfigured`]: permissions that are wrong from the start.
-//! * [`agents`]: several agents of a region, and one that starts before it can be of use.
-//! * [`receipts`]: what deletions are said to have become, and what clients see.
-//! * [`bad_days`]: disks, locks, outages, crowds, slow clients and shutdowns, in the middle of deletions.
-//! * [`home_store`]: the database is changed, or put back, behind the publisher's back.
+//! * [`agents`]: several agents of a region, and one that starts before the publisher is reachable.
+//! * [`receipts`]: what receipts report, compared with what clients see.
+//! * [`bad_days`]: disks, locks, outages, contention, slow clients and shutdowns, in the middle of deletions.
+//! * [`home_store`]: the database is changed or restored without the publisher.
 //! * [`erasure`]: what is left of a key that was erased, and of a log that was purged.
 //! * [`rivals`]: two copies of a home store on one bus.
-//! * [`postgres`]: all of that on PostgreSQL, which several publishers share and another server may take over.
-//! * [`malformed_http`], [`malformed_nats`]: what nobody should send.
-//! * [`secrets`]: nothing secret is written anywhere.
+//! * [`postgres`]: the home store on PostgreSQL: several publishers share it, and it can fail over.
+//! * [`malformed_http`], [`malformed_nats`]: malformed and forged input.
+//! * [`secrets`]: no secret is written anywhere.
 //! * [`command_line`], [`dev`]: `evictd api`, `check-config`, `root-key`, and `evictd dev`.
-//! * [`cli_keys`], [`cli_bulk`], [`cli_operator`]: each call of the APIs, many deletions at once, and what operators
-//!   do on the home store.
+//! * [`cli_keys`], [`cli_bulk`], [`cli_operator`]: each call of the APIs, bulk deletions, and operators' commands on the
+//!   home store.
 //! * [`sdk`]: Unkey's own clients.
 
 mod agents;

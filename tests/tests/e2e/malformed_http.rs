@@ -1,5 +1,4 @@
-//! Every endpoint is sent what nobody should send: it says what is wrong, nothing else happens, and the
-//! next one is served.
+//! Every endpoint receives malformed requests. It answers with an error, changes nothing, and serves the next request.
 
 use std::net::SocketAddr;
 
@@ -10,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::world::{World, count, plan};
 
-/// More than either daemon reads: 10 MiB and 256 KiB.
+/// More than either daemon accepts: 10 MiB and 256 KiB.
 const TOO_LARGE: usize = 11 << 20;
 
 /// An endpoint with a body that it accepts.
@@ -20,34 +19,33 @@ struct Endpoint<'w> {
     good: Value,
 }
 
-/// All endpoints of both daemons. The bodies name things that don't exist: an accepted request says so.
+/// Returns all endpoints of both daemons. Most bodies name things that don't exist, so accepting one changes nothing.
 fn endpoints(world: &World) -> Vec<Endpoint<'_>> {
     let (publisher, agent) = (world.publisher(), world.agent(0));
     let endpoint = |node, path, good| Endpoint { node, path, good };
     vec![
         endpoint(publisher, "/v2/apis.createApi", json!({ "name": "another" })),
-        endpoint(publisher, "/v2/apis.deleteApi", json!({ "apiId": "api_nobody" })),
-        endpoint(publisher, "/v2/keys.createKey", json!({ "apiId": "api_nobody" })),
-        endpoint(publisher, "/v2/keys.getKey", json!({ "keyId": "key_nobody" })),
-        endpoint(publisher, "/v2/keys.deleteKey", json!({ "keyId": "key_nobody" })),
-        endpoint(agent, "/v2/keys.verifyKey", json!({ "key": "prod_nobody" })),
+        endpoint(publisher, "/v2/apis.deleteApi", json!({ "apiId": "api_missing" })),
+        endpoint(publisher, "/v2/keys.createKey", json!({ "apiId": "api_missing" })),
+        endpoint(publisher, "/v2/keys.getKey", json!({ "keyId": "key_missing" })),
+        endpoint(publisher, "/v2/keys.deleteKey", json!({ "keyId": "key_missing" })),
+        endpoint(agent, "/v2/keys.verifyKey", json!({ "key": "prod_missing" })),
     ]
 }
 
-/// What came back.
 struct Answer {
     status: u16,
     text: String,
 }
 
 impl Answer {
-    /// Sends a whole request.
+    /// Sends a complete request.
     fn to(server: SocketAddr, request: &[u8]) -> Result<Self> {
         raw_request(server, request).map(|answer| Self::read(&answer))
     }
 
-    /// Sends something that isn't a whole request, and no more. The connection may be closed without a
-    /// word, which is read as status 0.
+    /// Sends bytes that aren't a complete request. If the server closes the connection without an answer, the status
+    /// is 0.
     fn to_garbage(server: SocketAddr, bytes: &[u8]) -> Result<Self> {
         raw(server, bytes).map(|answer| Self::read(&answer))
     }
@@ -58,7 +56,7 @@ impl Answer {
         Self { status: status.unwrap_or(0), text }
     }
 
-    /// An error in Unkey's form: with a request id, the status once more, and words.
+    /// Asserts that the body is an error in Unkey's form: with a request id, the status, a type and a detail.
     fn assert_envelope(&self, what: &str) -> Result<()> {
         let (_, body) = self.text.split_once("\r\n\r\n").with_context(|| format!("{what}: no body"))?;
         let body: Value = serde_json::from_str(body).with_context(|| format!("{what}: {}", self.text))?;
@@ -75,7 +73,6 @@ impl Answer {
     }
 }
 
-/// A whole request.
 fn request(method: &str, path: &str, headers: &[u8], body: &[u8]) -> Vec<u8> {
     let head = format!("{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n");
     let length = format!("content-length: {}\r\n\r\n", body.len());
@@ -87,7 +84,7 @@ fn authorized(world: &World) -> Vec<u8> {
     format!("content-type: application/json\r\nauthorization: Bearer {root_key}\r\n").into_bytes()
 }
 
-/// Bodies that no endpoint accepts.
+/// Returns bodies that no endpoint accepts.
 fn bad_bodies(good: &Value) -> Vec<(&'static str, Vec<u8>)> {
     let with = |change: fn(&mut serde_json::Map<String, Value>)| {
         let mut members = good.as_object().cloned().unwrap_or_default();
@@ -100,7 +97,7 @@ fn bad_bodies(good: &Value) -> Vec<(&'static str, Vec<u8>)> {
         ("broken JSON", good_text.as_bytes()[..good_text.len() - 1].to_vec()),
         ("two values", format!("{good_text}{good_text}").into_bytes()),
         ("an array", b"[]".to_vec()),
-        ("a text", b"\"key_nobody\"".to_vec()),
+        ("a text", b"\"key_missing\"".to_vec()),
         ("nothing", b"null".to_vec()),
         ("an empty object", b"{}".to_vec()),
         ("an unknown member", with(|members| drop(members.insert("nonsense".into(), 1.into())))),
@@ -116,7 +113,7 @@ fn bad_bodies(good: &Value) -> Vec<(&'static str, Vec<u8>)> {
         (
             "invalid UTF-8",
             good_text
-                .replace("nobody", "\u{1}")
+                .replace("missing", "\u{1}")
                 .replace("another", "\u{1}")
                 .bytes()
                 .map(|byte| if byte == 1 { 0xff } else { byte })
@@ -124,7 +121,7 @@ fn bad_bodies(good: &Value) -> Vec<(&'static str, Vec<u8>)> {
         ),
         (
             "half a surrogate pair",
-            good_text.replace("nobody", "\\ud800").replace("another", "\\ud800").into(),
+            good_text.replace("missing", "\\ud800").replace("another", "\\ud800").into(),
         ),
         ("a deep nesting", "[".repeat(100_000).into_bytes()),
         ("a deep nesting inside", format!("{{\"meta\":{}", "{\"a\":".repeat(30_000)).into_bytes()),
@@ -132,7 +129,7 @@ fn bad_bodies(good: &Value) -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-/// Failure: a body that isn't one is taken for one, or ends the process.
+/// Failure: a malformed body is accepted, or ends the process.
 #[test]
 fn bodies_that_are_none_are_refused_by_every_endpoint() -> Result<()> {
     let world = World::start(&plan(&["eu"]))?;
@@ -153,14 +150,14 @@ fn bodies_that_are_none_are_refused_by_every_endpoint() -> Result<()> {
     assert_unharmed(&world)
 }
 
-/// Failure: a request that breaks off is carried out, or waited for until the client has gone.
+/// Failure: a truncated request is carried out, or blocks until the client closes the connection.
 #[test]
 fn requests_that_break_off_are_refused() -> Result<()> {
     let world = World::start(&plan(&["eu"]))?;
     let key = world.create_key()?;
     let headers = authorized(&world);
     for Endpoint { node, path, .. } in endpoints(&world) {
-        // Whole, the body would delete the key where that is possible.
+        // Complete, this request would delete the key at the endpoint for that.
         let body = json!({ "keyId": key.id }).to_string();
         let whole = request("POST", path, &headers, body.as_bytes());
         for cut in [whole.len() - 1, whole.len() - body.len(), whole.len() - body.len() - 2, 20, 3] {
@@ -176,7 +173,7 @@ fn requests_that_break_off_are_refused() -> Result<()> {
     assert_unharmed(&world)
 }
 
-/// Failure: whoever asks without a root key, or with something like one, is served.
+/// Failure: a client without a root key, or with another credential, is served.
 #[test]
 fn callers_without_a_root_key_are_refused_by_every_endpoint() -> Result<()> {
     let world = World::start(&plan(&["eu"]))?;
@@ -191,7 +188,7 @@ fn callers_without_a_root_key_are_refused_by_every_endpoint() -> Result<()> {
         ("another scheme", basic.as_bytes(), 400),
         ("no space", lower.as_bytes(), 400),
         ("invalid UTF-8", b"authorization: Bearer \xff\xfe\r\n", 400),
-        ("an unknown root key", b"authorization: Bearer unkey_nobody\r\n", 401),
+        ("an unknown root key", b"authorization: Bearer unkey_missing\r\n", 401),
         ("an ordinary key", ordinary.as_bytes(), 401),
     ];
     for Endpoint { node, path, good } in endpoints(&world) {
@@ -204,7 +201,7 @@ fn callers_without_a_root_key_are_refused_by_every_endpoint() -> Result<()> {
     assert_unharmed(&world)
 }
 
-/// Failure: what isn't meant for an endpoint reaches one; what isn't HTTP ends the process.
+/// Failure: a wrong method or path reaches an endpoint, or bytes that aren't HTTP end the process.
 #[test]
 fn what_is_meant_for_no_endpoint_reaches_none() -> Result<()> {
     let world = World::start(&plan(&["eu"]))?;
@@ -260,10 +257,10 @@ fn assert_garbage_is_refused(address: SocketAddr) -> Result<()> {
     Ok(())
 }
 
-/// Nothing failed on the daemons' side, and everything still works.
+/// Asserts that no daemon failed, and that the deployment still works.
 fn assert_unharmed(world: &World) -> Result<()> {
     let failures = count(world.publisher(), "evictd_publisher_requests_total", &[("class", "5xx")])?;
-    assert_eq!(failures, 0, "the publisher has answered with a failure of its own");
+    assert_eq!(failures, 0, "the publisher answered with a 5xx");
     for node in [world.publisher(), world.agent(0)] {
         assert_eq!(Answer::to(node.admin, &request("GET", "/livez", b"", b""))?.status, 200);
     }

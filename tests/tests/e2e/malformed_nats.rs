@@ -1,5 +1,4 @@
-//! The bus is sent what nobody should send: by an agent that has its own login and bad intentions, and by
-//! somebody who has stolen the publisher's.
+//! Malformed and forged messages on the bus: from an attacker with an agent's login, and from one with the publisher's.
 
 use std::time::Duration;
 
@@ -26,7 +25,7 @@ use crate::world::{A_WHILE, SOON, World, count, flushes, plan, wait_for_count};
 const REFUSED: &str = "evictd_publisher_refused_messages_total";
 const IGNORED: &str = "evictd_agent_ignored_messages_total";
 
-/// Logs in as the first agent of `region`, beside the real one, and listens where it may.
+/// Logs in as the first agent of `region`, beside the real one, and subscribes to what it may.
 fn impostor(world: &World, region: &str) -> Result<Bus> {
     let home = &world.topology.home;
     let mut bus = Bus::connect(home.clients(), home.login(&User::agent(region, "agent-1"))?)?;
@@ -41,10 +40,10 @@ fn inbox(region: &str) -> String {
     format!("_INBOX_evictd.{region}.agent-1")
 }
 
-/// The server has dealt with all that was sent, and had no complaint.
+/// Waits until the server has processed all that was sent. An error that it reported fails the test.
 fn settle(bus: &mut Bus) -> Result<()> {
-    let complaints = bus.sync()?;
-    ensure!(complaints.is_empty(), "{complaints:?}");
+    let errors = bus.sync()?;
+    ensure!(errors.is_empty(), "{errors:?}");
     Ok(())
 }
 
@@ -54,7 +53,7 @@ fn probe(seen: Option<Voucher>) -> Bytes {
     ProbeRequest { nonce, instance, policy: PartitionPolicy::Deny, bound, seen }.encode()
 }
 
-/// A question or announcement that a real agent could send.
+/// Returns a message that a real agent could send.
 fn good(kind: MessageKind) -> Result<Bytes> {
     Ok(match kind {
         MessageKind::Probe => probe(None),
@@ -71,7 +70,7 @@ fn good(kind: MessageKind) -> Result<Bytes> {
     })
 }
 
-/// What isn't a message of any kind.
+/// Returns payloads that decode as no kind of message.
 fn malformed(good: &Bytes) -> Vec<Vec<u8>> {
     let random: Vec<u8> = (0..200_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     vec![
@@ -82,7 +81,7 @@ fn malformed(good: &Bytes) -> Vec<Vec<u8>> {
         b"{\"nonce\": 77}".to_vec(),
         good[..good.len() - 1].to_vec(),
         [&good[..], &[0x0a]].concat(),
-        // A group that never ends, and a field that says it is longer than all memory.
+        // A group that never ends, and a field whose length exceeds all memory.
         vec![0x0b; 300],
         vec![0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f],
         vec![0x08; PAYLOAD_BYTES_MAX + 1],
@@ -97,7 +96,7 @@ fn wait_for_refusals(world: &World, kind: MessageKind, reason: &str, wanted: u64
     wait_for_count(world.publisher(), REFUSED, &[("subject", kind.token()), ("reason", reason)], wanted)
 }
 
-/// Failure: a payload that can't be read ends a task of the publisher, or is read as something.
+/// Failure: an undecodable payload ends a task of the publisher, or is decoded as a message.
 #[test]
 fn requests_that_cannot_be_read_are_counted_and_not_answered() -> Result<()> {
     let world = World::start(&plan(&["eu"]))?;
@@ -113,23 +112,23 @@ fn requests_that_cannot_be_read_are_counted_and_not_answered() -> Result<()> {
         settle(&mut rogue)?;
         wait_for_refusals(&world, kind, "malformed", payloads.len() as u64)?;
 
-        // The same subject, the same inbox, a message that can be read: so nothing else was in the way.
+        // The same subject and inbox with a valid message: nothing else caused the refusals.
         rogue.publish(&subject, reply, &good(kind)?)?;
         settle(&mut rogue)?;
         if kind != MessageKind::Applied {
             let answer = next_answer(&mut rogue)?;
-            assert_eq!(Some(answer.as_str()), reply, "the first answer is to the first good question");
+            assert_eq!(Some(answer.as_str()), reply, "the first answer is not to the first valid request");
         }
         assert_eq!(refused(&world, kind, "malformed")?, payloads.len() as u64);
     }
 
-    // More than the NATS server carries: that ends this connection, and nobody else's.
+    // Larger than the NATS server's limit: it closes this connection, and no other.
     let sent = rogue.publish("evictd.v1.lookup.eu.agent-1", None, &vec![0; 2 << 20]);
     ensure!(sent.and_then(|()| rogue.sync()).is_err(), "2 MiB were accepted");
     world.assert_works()
 }
 
-/// The subject of the next message that isn't the live feed's.
+/// Returns the subject of the next message that isn't the live feed's.
 fn next_answer(bus: &mut Bus) -> Result<String> {
     loop {
         let message = bus.next(SOON)?.context("no answer came")?;
@@ -139,8 +138,8 @@ fn next_answer(bus: &mut Bus) -> Result<String> {
     }
 }
 
-/// Failure: whoever may ask can make the publisher write where the publisher may, and the asker may not.
-/// NATS checks no permission on reply subjects.
+/// Failure: a requester makes the publisher write to a subject that only the publisher may write to. NATS checks no
+/// permission on reply subjects.
 #[test]
 fn answers_go_into_the_askers_own_inbox_or_nowhere() -> Result<()> {
     let world = World::start(&plan(&["eu", "us"]))?;
@@ -157,8 +156,8 @@ fn answers_go_into_the_askers_own_inbox_or_nowhere() -> Result<()> {
         Some("$SYS.REQ.SERVER.PING"),
         None,
     ];
-    let asking = [MessageKind::Probe, MessageKind::Replay, MessageKind::Lookup];
-    for kind in asking {
+    let requests = [MessageKind::Probe, MessageKind::Replay, MessageKind::Lookup];
+    for kind in requests {
         for reply in elsewhere {
             rogue.publish(&format!("evictd.v1.{}.eu.agent-1", kind.token()), reply, &good(kind)?)?;
         }
@@ -170,16 +169,15 @@ fn answers_go_into_the_askers_own_inbox_or_nowhere() -> Result<()> {
     }
     wait_for_refusals(&world, MessageKind::Probe, "reply", 2 * elsewhere.len() as u64)?;
 
-    // Into its own inbox the same questions are answered; when that has happened, the others would have
-    // been answered too.
-    for kind in asking {
+    // The same requests with its own inbox are answered. By then, the earlier ones would have been answered too.
+    for kind in requests {
         let reply = format!("{}.rogue.{}", inbox("eu"), kind.token());
         rogue.publish(&format!("evictd.v1.{}.eu.agent-1", kind.token()), Some(&reply), &good(kind)?)?;
         assert_eq!(next_answer(&mut rogue)?, reply);
     }
-    // The victim hears the ticks of some seconds, and nothing else.
+    // The victim receives the ticks of some seconds, and nothing else.
     for _ in 0..3 {
-        let message = victim.next(SOON)?.context("the victim hears nothing at all")?;
+        let message = victim.next(SOON)?.context("the victim receives nothing at all")?;
         assert_eq!(message.subject, LIVE, "something was written into another's inbox");
         Live::decode(&message.payload).context("something else was written to the live feed")?;
     }
@@ -190,7 +188,7 @@ fn answers_go_into_the_askers_own_inbox_or_nowhere() -> Result<()> {
     world.assert_works()
 }
 
-/// The history that an agent follows.
+/// Returns the history that an agent follows.
 fn followed(agent: &Node) -> Result<Provenance> {
     let status = agent.status()?;
     let id = |name: &str| -> Result<u64> {
@@ -199,13 +197,13 @@ fn followed(agent: &Node) -> Result<Provenance> {
     Ok(Provenance { store: StoreId(id("homeStore")?), incarnation: Incarnation(id("incarnation")?) })
 }
 
-/// A voucher that no store gave out.
+/// Returns a voucher that no store issued.
 fn forged(provenance: Provenance, at: LogPosition) -> Voucher {
     Voucher { milestone: Milestone { provenance, at, token: LogToken(7) }, mac: [7; 16] }
 }
 
-/// Failure: an agent that lies about what it has seen begins epochs, so that every region flushes again and again, and
-/// the epochs are used up.
+/// Failure: an agent that forges what it has seen begins epochs. Every region flushes repeatedly, and the epochs are
+/// used up.
 #[test]
 fn forged_claims_move_no_epoch_and_cost_no_other_agent_anything() -> Result<()> {
     let world = World::start(&plan(&["eu", "us"]))?;
@@ -239,7 +237,7 @@ fn forged_claims_move_no_epoch_and_cost_no_other_agent_anything() -> Result<()> 
     assert_eq!(
         [misses(world.agent(0))?, misses(world.agent(1))?],
         before,
-        "something had to be loaded again"
+        "an agent had to load something again"
     );
     for agent in world.topology.agents() {
         assert_eq!(flushes(agent)?, 0);
@@ -247,8 +245,8 @@ fn forged_claims_move_no_epoch_and_cost_no_other_agent_anything() -> Result<()> 
     world.assert_works()
 }
 
-/// Failure: one tick with the highest epoch, under the publisher's login, leaves every agent denying until it is
-/// restarted.
+/// Failure: one forged tick with the highest epoch, sent with the publisher's login, makes every agent deny until it
+/// is restarted.
 #[test]
 fn agents_find_back_from_ticks_that_lie() -> Result<()> {
     let world = World::start(&plan(&["eu", "us"]))?;
@@ -260,13 +258,17 @@ fn agents_find_back_from_ticks_that_lie() -> Result<()> {
     let foreign = Provenance { incarnation: Incarnation(77), ..provenance };
     for (provenance, epoch) in [(provenance, EPOCH_MAX), (provenance, 1), (foreign, EPOCH_MAX)] {
         let at = LogPosition::new(epoch, POSITION_MAX).context("the last position")?;
-        let lie = Live { voucher: forged(provenance, at), event: LiveEvent::Tick(None) };
-        thief.publish(LIVE, None, &lie.encode())?;
+        let tick = Live { voucher: forged(provenance, at), event: LiveEvent::Tick(None) };
+        thief.publish(LIVE, None, &tick.encode())?;
     }
     settle(&mut thief)?;
-    let lied = |agent: &Node| count(agent, "evictd_agent_rival_messages_total", &[]);
+    let received = |agent: &Node| count(agent, "evictd_agent_rival_messages_total", &[]);
     for agent in world.topology.agents() {
-        try_eventually("the lies to be received", SOON, || Ok((lied(agent)? >= 2).then_some(())))?;
+        try_eventually(
+            "the forged ticks to be received",
+            SOON,
+            || Ok((received(agent)? >= 2).then_some(())),
+        )?;
     }
     throughout(A_WHILE, || {
         for agent in world.topology.agents() {
@@ -282,8 +284,8 @@ fn agents_find_back_from_ticks_that_lie() -> Result<()> {
     world.assert_works()
 }
 
-/// Failure: a payload that can't be read ends the agent's task that follows the log, or an answer that
-/// nobody asked for is believed.
+/// Failure: an undecodable payload ends the agent's task that follows the log, or the agent uses an answer that it
+/// didn't request.
 #[test]
 fn agents_ignore_what_cannot_be_read_and_what_they_have_not_asked_for() -> Result<()> {
     let world = World::start(&plan(&["eu"]))?;
@@ -304,19 +306,19 @@ fn agents_ignore_what_cannot_be_read_and_what_they_have_not_asked_for() -> Resul
     wait_for_count(agent, IGNORED, &ignored("live", "malformed"), payloads.len() as u64)?;
 
     let outcome = LookupOutcome::Busy;
-    let unasked = LookupAnswer { nonce: u64::MAX, hash: KeyHash([7; 32]), outcome }.encode();
+    let unrequested = LookupAnswer { nonce: u64::MAX, hash: KeyHash([7; 32]), outcome }.encode();
     for (kind, answers) in
         [(MessageKind::Probe, "probe"), (MessageKind::Replay, "replay"), (MessageKind::Lookup, "lookup.7")]
     {
         let subject = format!("{}.{instance}.{answers}", inbox("eu"));
-        let payloads = malformed(&unasked);
+        let payloads = malformed(&unrequested);
         for payload in &payloads {
             thief.publish(&subject, None, payload)?;
         }
         settle(&mut thief)?;
         wait_for_count(agent, IGNORED, &ignored(kind.token(), "malformed"), payloads.len() as u64)?;
     }
-    thief.publish(&format!("{}.{instance}.lookup.7", inbox("eu")), None, &unasked)?;
+    thief.publish(&format!("{}.{instance}.lookup.7", inbox("eu")), None, &unrequested)?;
     settle(&mut thief)?;
     wait_for_count(agent, IGNORED, &ignored("lookup", "unasked"), 1)?;
 

@@ -1,4 +1,5 @@
-//! Permissions that are wrong from the start: whoever may not do what it is for must not look healthy.
+//! NATS permissions that are wrong from the start. A daemon without a permission that it needs must not report itself
+//! healthy.
 
 use std::time::Duration;
 
@@ -14,18 +15,18 @@ use crate::world::{
 
 const BOUND: Duration = Duration::from_secs(2);
 
-/// `right` in the file of users becomes `wrong`: NATS and then one daemon are started anew, and must say
-/// of itself that it isn't ready. `meanwhile` looks at the rest. After the mistake is mended and NATS
-/// restarted, all is well without anybody touching the daemon.
+/// Replaces `right` by `wrong` in the file of users, and restarts NATS and one daemon. Asserts that the daemon isn't
+/// ready, and runs `meanwhile`. Once the file is corrected and NATS restarted, the daemon must recover without a
+/// restart of its own.
 fn assert_unready_while(
     (right, wrong): (&str, &str),
-    who: fn(&mut World) -> &mut Node,
+    node: fn(&mut World) -> &mut Node,
     meanwhile: impl FnOnce(&World) -> Result<()>,
 ) -> Result<()> {
     let mut world = World::start(&with_bound(BOUND, plan(&["eu"])))?;
     world.topology.home.edit_users(right, wrong)?;
     world.topology.home.restart()?;
-    let node = who(&mut world);
+    let node = node(&mut world);
     node.daemon.restart()?;
     let url = format!("http://{}/readyz", node.admin);
     let client = Client::with_timeout(Duration::from_secs(5));
@@ -34,15 +35,15 @@ fn assert_unready_while(
         let of = |role| metrics.value(&format!("evictd_{role}_nats_errors_total"), &[("kind", "server")]);
         of("agent").or_else(|| of("publisher")).filter(|errors| *errors > 0.0)
     };
-    let complained = eventually("NATS to forbid something", SOON, || errors(node));
-    complained.with_context(|| node.daemon.log_tail())?;
+    let denied = eventually("NATS to deny a permission", SOON, || errors(node));
+    denied.with_context(|| node.daemon.log_tail())?;
     throughout(BOUND * 2, || {
         let answer = client.get(&url)?;
-        ensure!(answer.status == 503, "it calls itself ready: {}\n{}", answer.text, node.daemon.log_tail());
+        ensure!(answer.status == 503, "it reports itself ready: {}\n{}", answer.text, node.daemon.log_tail());
         Ok(())
     })?;
     let livez = client.get(&url.replace("readyz", "livez"))?;
-    ensure!(livez.status == 200, "restarting it wouldn't help: {}", livez.text);
+    ensure!(livez.status == 200, "a restart of the daemon would not help: {}", livez.text);
     ensure!(node.daemon.stderr()?.contains("NATS denied a permission"), "{}", node.daemon.log_tail());
     meanwhile(&world)?;
 
@@ -62,12 +63,12 @@ fn publisher(world: &mut World) -> &mut Node {
     &mut world.topology.publisher
 }
 
-/// Failure: an agent that hears nothing of the live feed calls itself ready, because probes still work.
+/// Failure: an agent that receives nothing from the live feed reports itself ready, because probes still work.
 #[test]
 fn an_agent_that_may_not_hear_the_live_feed_is_not_ready() -> Result<()> {
     let mistake = (r#"subscribe { allow: ["evictd.v1.live""#, r#"subscribe { allow: ["evictd.v1.feed""#);
     assert_unready_while(mistake, agent, |world| {
-        // It costs speed, not correctness.
+        // Deletions arrive later, but they arrive.
         let key = world.create_key()?;
         world.wait_for_code(world.agent(0), &key, "VALID")?;
         world.delete(&key)?;
@@ -76,12 +77,12 @@ fn an_agent_that_may_not_hear_the_live_feed_is_not_ready() -> Result<()> {
     })
 }
 
-/// Failure: an agent that can't prove anything answers.
+/// Failure: an agent that can't obtain a proof answers.
 #[test]
 fn an_agent_that_may_not_ask_for_proofs_is_not_ready() -> Result<()> {
     let mistake = (r#""evictd.v1.probe.eu.agent-1""#, r#""evictd.v1.prob.eu.agent-1""#);
     let any = (r#""evictd.v1.probe.eu.agent-1.any""#, r#""evictd.v1.prob.eu.agent-1.any""#);
-    // Both, or the second try would get through.
+    // Both subjects, or the second try would succeed.
     let mistake = (format!("{}, {}", mistake.0, any.0), format!("{}, {}", mistake.1, any.1));
     assert_unready_while((&mistake.0, &mistake.1), agent, |world| {
         assert_eq!(world.agent(0).status()?["mode"], "starting");
@@ -89,12 +90,12 @@ fn an_agent_that_may_not_ask_for_proofs_is_not_ready() -> Result<()> {
     })
 }
 
-/// Failure: a publisher whose invalidations NATS throws away calls itself ready.
+/// Failure: a publisher whose invalidations NATS drops reports itself ready.
 #[test]
 fn a_publisher_that_may_not_speak_on_the_live_feed_is_not_ready() -> Result<()> {
     let mistake = (r#"publish { allow: ["evictd.v1.live""#, r#"publish { allow: ["evictd.v1.feed""#);
     assert_unready_while(mistake, publisher, |world| {
-        // It costs speed, not correctness: probes show what was missed.
+        // Deletions arrive later: probes reveal what was missed.
         let key = world.create_key()?;
         world.wait_for_code(world.agent(0), &key, "VALID")?;
         world.delete(&key)?;
@@ -103,7 +104,7 @@ fn a_publisher_that_may_not_speak_on_the_live_feed_is_not_ready() -> Result<()> 
     })
 }
 
-/// Failure: a publisher that nobody can ask calls itself ready, while all agents expire.
+/// Failure: a publisher that receives no probes reports itself ready, while all agents expire.
 #[test]
 fn a_publisher_that_may_not_hear_probes_is_not_ready() -> Result<()> {
     let mistake =
@@ -115,24 +116,27 @@ fn a_publisher_that_may_not_hear_probes_is_not_ready() -> Result<()> {
     })
 }
 
-/// Failure: an agent that may not ask for keys calls itself healthy until the first client comes, and denies
+/// Failure: an agent that may not look up keys reports itself healthy until the first client comes, and then denies
 /// everything.
 #[test]
 fn an_agent_that_may_not_load_is_not_ready_and_denies() -> Result<()> {
     let mistake = (r#""evictd.v1.lookup.eu.agent-1""#, r#""evictd.v1.lokup.eu.agent-1""#);
     let any = (r#""evictd.v1.lookup.eu.agent-1.any""#, r#""evictd.v1.lokup.eu.agent-1.any""#);
-    // Both, or the second try would get through.
+    // Both subjects, or the second try would succeed.
     let mistake = (format!("{}, {}", mistake.0, any.0), format!("{}, {}", mistake.1, any.1));
     assert_unready_while((&mistake.0, &mistake.1), agent, |world| {
         let waiting = wait_for_readiness(world.agent(0), 503)?["waitingFor"].to_string();
-        ensure!(waiting.contains("evictd.v1.lookup.eu.agent-1"), "it doesn't say which: {waiting}");
+        ensure!(
+            waiting.contains("evictd.v1.lookup.eu.agent-1"),
+            "the missing permission isn't named: {waiting}"
+        );
         let key = world.create_key()?;
         assert_eq!(world.code(world.agent(0), &key)?, UNAVAILABLE);
         Ok(())
     })
 }
 
-/// Failure: a permission that was taken away takes a region out of service that answers well; or nobody is told.
+/// Failure: a permission that is revoked at runtime takes a working region out of service, or is not reported.
 #[test]
 fn a_permission_that_is_lost_later_is_warned_of() -> Result<()> {
     let mistake = (r#"subscribe { allow: ["evictd.v1.live""#, r#"subscribe { allow: ["evictd.v1.feed""#);

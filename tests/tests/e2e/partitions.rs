@@ -1,4 +1,4 @@
-//! An agent that hears nothing, isn't heard, or stands still for longer than the bound.
+//! An agent that receives nothing, can send nothing, or is paused for longer than the bound.
 //!
 //! The bound is small, except in one test.
 
@@ -20,7 +20,7 @@ use crate::world::{
 
 const BOUND: Duration = Duration::from_secs(2);
 
-/// What `/readyz` of `node` waits for.
+/// Returns the conditions that `/readyz` of `node` waits for.
 fn conditions(node: &Node, status: u16) -> Result<Vec<String>> {
     let body = wait_for_readiness(node, status)?;
     let waiting = body["waitingFor"].as_array().cloned().unwrap_or_default();
@@ -30,7 +30,7 @@ fn conditions(node: &Node, status: u16) -> Result<Vec<String>> {
     Ok(waiting.iter().filter_map(|condition| Some(condition["condition"].as_str()?.to_owned())).collect())
 }
 
-/// Failure: a region that can't hear of deletions goes on accepting the keys; whichever way it is cut off.
+/// Failure: a region that receives no deletions goes on accepting the keys. Each way to cut it off is tried.
 #[test]
 fn a_region_that_is_cut_off_denies_within_the_bound_and_recovers_without_a_flush() -> Result<()> {
     let ways = [
@@ -61,7 +61,7 @@ fn a_region_that_is_cut_off_denies_within_the_bound_and_recovers_without_a_flush
         Ok(())
     })?;
     for agent in far() {
-        // Denied for want of proof, not because they have heard of the deletion.
+        // Both are denied because the agent has no proof, not because it received the deletion.
         assert_eq!(world.code(agent, &good)?, UNAVAILABLE, "{}", agent.daemon.name());
         assert_eq!(world.code(agent, &doomed)?, UNAVAILABLE, "{}", agent.daemon.name());
         wait_for_mode(agent, "expired")?;
@@ -70,7 +70,10 @@ fn a_region_that_is_cut_off_denies_within_the_bound_and_recovers_without_a_flush
         ensure!(conditions(agent, 503)?.contains(&"lease".to_owned()));
     }
     let cut = wait_for_readiness(world.agent(0), 503)?;
-    ensure!(cut["warnings"].to_string().contains("a connection to"), "it says what it lacks: {cut}");
+    ensure!(
+        cut["warnings"].to_string().contains("a connection to"),
+        "the missing connection isn't named: {cut}"
+    );
     wait_for_mode(near, "live")?;
     world.wait_for_code(near, &good, "VALID")?;
 
@@ -86,13 +89,13 @@ fn a_region_that_is_cut_off_denies_within_the_bound_and_recovers_without_a_flush
     world.wait_for_codes(&[&good], "VALID")?;
     assert_eq!(world.wait_until_caught_up()?, head + 1);
     for agent in world.topology.agents() {
-        assert_eq!(flushes(agent)?, 0, "{}: it was only a gap", agent.daemon.name());
+        assert_eq!(flushes(agent)?, 0, "{}: a gap must not cause a flush", agent.daemon.name());
     }
     Ok(())
 }
 
-/// Failure: a region whose server is cut off from home, while its agents are well connected to it, doesn't
-/// notice; or finds back late.
+/// Failure: a region whose server is cut off from home doesn't notice, because its agents are still connected to that
+/// server; or it recovers late.
 #[test]
 fn a_region_whose_server_is_cut_off_from_home_denies_and_recovers_without_a_flush() -> Result<()> {
     let ways = [Mode::Cut, Mode::BlackHole(Way::Both)];
@@ -117,7 +120,7 @@ fn a_region_whose_server_is_cut_off_from_home_denies_and_recovers_without_a_flus
     for region in 0..ways.len() {
         wait_for_mode(world.agent(region), "expired")?;
         let connected = count(world.agent(region), "evictd_agent_nats_connected", &[])?;
-        assert_eq!(connected, connects(world.agent(region))?, "it isn't the agent that is cut off");
+        assert_eq!(connected, connects(world.agent(region))?, "the agent itself was disconnected");
     }
     for site in &world.topology.regions {
         site.set_wires(Mode::Pass)?;
@@ -126,12 +129,12 @@ fn a_region_whose_server_is_cut_off_from_home_denies_and_recovers_without_a_flus
     world.assert_gone(&[&doomed])?;
     world.wait_for_codes(&[&good], "VALID")?;
     for agent in world.topology.agents() {
-        assert_eq!(flushes(agent)?, 0, "{}: it was only a gap", agent.daemon.name());
+        assert_eq!(flushes(agent)?, 0, "{}: a gap must not cause a flush", agent.daemon.name());
     }
     Ok(())
 }
 
-/// Now that all wires are whole, every agent is live again: on a quiet machine within a second.
+/// Asserts that every agent is live again soon after the wires healed: on an idle machine within a second.
 fn assert_recovers_quickly(world: &World) -> Result<()> {
     const ON_A_BUSY_MACHINE: Duration = Duration::from_secs(5);
     let healed_at = Instant::now();
@@ -150,7 +153,7 @@ fn assert_recovers_quickly(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// Failure: a cut that is over before anybody has missed anything is followed by a cache that has.
+/// Failure: a deletion is lost in a cut that is too short for either end to notice.
 #[test]
 fn cuts_that_are_too_short_for_a_heartbeat_lose_nothing() -> Result<()> {
     const CUTS: usize = 20;
@@ -165,21 +168,21 @@ fn cuts_that_are_too_short_for_a_heartbeat_lose_nothing() -> Result<()> {
         eu.set_wires(Mode::Cut)?;
         world.delete(key)?;
         world.wait_for_code(world.agent(1), key, "NOT_FOUND")?;
-        assert_eq!(world.code(world.agent(0), key)?, "VALID", "who has told eu?");
+        assert_eq!(world.code(world.agent(0), key)?, "VALID", "eu received it early");
         eu.set_wires(Mode::Pass)?;
         let healed_at = Instant::now();
         world.wait_for_code(world.agent(0), key, "NOT_FOUND")?;
         slowest = slowest.max(healed_at.elapsed());
     }
-    println!("what was missed in a short cut was known {slowest:?} after it, at the latest");
-    ensure!(slowest < bound / 5, "waiting for the next probe would not have been slower: {slowest:?}");
+    println!("missed deletions arrived at most {slowest:?} after a short cut");
+    ensure!(slowest < bound / 5, "no faster than waiting for the next probe: {slowest:?}");
     world.assert_gone(&keys.iter().collect::<Vec<_>>())?;
     assert_eq!(flushes(world.agent(0))?, 0);
     assert_eq!(connects(world.agent(0))?, connected * (CUTS as u64 + 1));
     Ok(())
 }
 
-/// Failure: a machine that stood still answers its next request as if no time had passed.
+/// Failure: an agent that was paused answers its next request as if no time had passed.
 #[test]
 fn an_agent_that_stood_still_longer_than_the_bound_serves_nothing_deleted_meanwhile() -> Result<()> {
     const REQUESTS: usize = 16;
@@ -193,7 +196,7 @@ fn an_agent_that_stood_still_longer_than_the_bound_serves_nothing_deleted_meanwh
     let deleted_at = Instant::now();
     throughout(BOUND + BOUND / 4, || world.wait_for_code(world.agent(1), &doomed, "NOT_FOUND"))?;
     ensure!(deleted_at.elapsed() > BOUND);
-    // These lie in the sockets, and are the first that the agent sees when it goes on.
+    // These wait in the sockets. The agent reads them first when it resumes.
     let body = json!({ "key": doomed.text }).to_string();
     let request = format!(
         "POST /v2/keys.verifyKey HTTP/1.1\r\nhost: test\r\nconnection: close\r\nauthorization: Bearer {}\r\n\
@@ -201,7 +204,7 @@ fn an_agent_that_stood_still_longer_than_the_bound_serves_nothing_deleted_meanwh
         world.topology.root_key(),
         body.len()
     );
-    let asking: Vec<TcpStream> = (0..REQUESTS)
+    let waiting: Vec<TcpStream> = (0..REQUESTS)
         .map(|_| {
             let mut stream = TcpStream::connect(world.agent(0).http)?;
             stream.write_all(request.as_bytes())?;
@@ -209,7 +212,7 @@ fn an_agent_that_stood_still_longer_than_the_bound_serves_nothing_deleted_meanwh
         })
         .collect::<Result<_>>()?;
     world.agent_mut(0).daemon.resume()?;
-    for mut stream in asking {
+    for mut stream in waiting {
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         let denied = answer.starts_with("HTTP/1.1 503 ") || answer.contains(r#""code":"NOT_FOUND""#);
@@ -224,7 +227,7 @@ fn an_agent_that_stood_still_longer_than_the_bound_serves_nothing_deleted_meanwh
     Ok(())
 }
 
-/// Failure: agents go on trusting a publisher that stands still, or never come back from it.
+/// Failure: agents go on serving while their publisher is paused, or never recover after it resumes.
 #[test]
 fn agents_of_a_publisher_that_stands_still_deny_and_recover() -> Result<()> {
     let mut world = World::start(&with_bound(BOUND, breakable(&["eu", "us"])))?;
@@ -244,8 +247,8 @@ fn agents_of_a_publisher_that_stands_still_deny_and_recover() -> Result<()> {
     world.assert_works()
 }
 
-/// Failure: a policy that prefers old answers to none gives them unmarked, or to those who didn't ask for it, or
-/// for what is known to be deleted.
+/// Failure: with the policy `serve_stale`, stale answers are not marked, or a key is accepted whose deletion was
+/// applied.
 #[test]
 fn old_answers_are_given_where_policy_says_so_and_are_marked() -> Result<()> {
     let plan = with_bound(BOUND, breakable(&["eu"]));
@@ -274,11 +277,11 @@ fn old_answers_are_given_where_policy_says_so_and_are_marked() -> Result<()> {
         let answer = world.topology.call(agent, "keys.verifyKey", &json!({ "key": key.text }))?;
         assert_eq!(answer.body["data"]["code"], "VALID", "{}", answer.text);
         let age = answer.body["meta"]["stale"]["ageSeconds"].as_u64();
-        ensure!(age.is_some(), "it is not marked: {}", answer.text);
+        ensure!(age.is_some(), "the answer is not marked: {}", answer.text);
         assert_eq!(answer.header("evictd-stale").and_then(|seconds| seconds.parse().ok()), age);
     }
     ensure!(world.code(agent, &deleted)? != "VALID", "its deletion had been applied");
-    // A balancer that took it out of service would undo what the policy is for.
+    // It stays ready: a load balancer that took it out of service would defeat the policy.
     wait_for_warning(agent, "a proof from a publisher")?;
     ensure!(count(agent, "evictd_agent_stale_answers_total", &[("code", "VALID")])? >= 2);
 
@@ -287,8 +290,8 @@ fn old_answers_are_given_where_policy_says_so_and_are_marked() -> Result<()> {
     world.wait_for_codes(&[&good], "VALID")
 }
 
-/// Failure: as in the first test, with everything as it is delivered: the bound of 30 seconds, and the
-/// cache trusted for most of it.
+/// Failure: with the default configuration, a region that is cut off accepts a deleted key for more than 30 seconds, or
+/// denies long before.
 #[test]
 fn with_the_default_configuration_the_bound_is_30_seconds() -> Result<()> {
     const DEFAULT_BOUND: Duration = Duration::from_secs(30);
@@ -310,8 +313,8 @@ fn with_the_default_configuration_the_bound_is_30_seconds() -> Result<()> {
         }
         assert_bounded(asked_at, deleted_at, DEFAULT_BOUND, &code)
     })?;
-    // Probes are 5 s apart and 3 s are kept back, so a lease lasts 22 s at least.
-    ensure!(last_valid > Duration::from_secs(20), "the lease ended after {last_valid:?} already");
+    // Probes are 5 s apart and the margin is 3 s, so a lease lasts 22 s at least.
+    ensure!(last_valid > Duration::from_secs(20), "the lease ended after only {last_valid:?}");
     wait_for_mode(world.agent(0), "expired")?;
     assert_eq!(world.code(world.agent(0), &doomed)?, UNAVAILABLE);
 

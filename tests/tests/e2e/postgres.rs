@@ -1,20 +1,20 @@
-//! The home store on PostgreSQL: several publishers, other people's SQL, fail-overs, replicas, and bad days.
+//! The home store on PostgreSQL: several publishers, direct SQL, fail-overs, replicas, and outages.
 //!
-//! Each test has a server of its own ([`Site`]), and most have more than one publisher. Whatever happens, the same
-//! is held as on SQLite; what is added is that publishers come and go without each other's knowledge, and that the
-//! server itself may be replaced by one that knows less.
+//! Each test has a server of its own ([`Site`]), and most have more than one publisher. The guarantees are those of
+//! SQLite. In addition, publishers start and end independently of each other, and the server may be replaced by one
+//! that lacks commits.
 //!
-//! * [`clients`]: clients that do everything at all publishers and agents, and hold them to the promise.
-//! * [`ordinary`]: a deletion, and that it doesn't matter who numbers it.
-//! * [`direct_sql`]: changes past the API are told by NOTIFY, and found without.
-//! * [`transactions`]: those that take long, and commit in another order than they began.
-//! * [`several`]: publishers end, and stand still, at every point of their common work.
-//! * [`failover`]: another server takes over, with everything or with less.
-//! * [`receipts`]: what is confirmed, while publishers and agents come and go.
+//! * [`clients`]: clients that call all publishers and agents, and check the bound.
+//! * [`ordinary`]: a deletion, whichever publisher numbers it.
+//! * [`direct_sql`]: changes made outside the API are reported by NOTIFY, and found without it.
+//! * [`transactions`]: long transactions, and those that commit in another order than they began.
+//! * [`several`]: publishers exit, and are paused, at every point of their shared work.
+//! * [`failover`]: another server takes over, with all commits or without some.
+//! * [`receipts`]: receipts while publishers and agents start and end.
 //! * [`replicas`]: agents that read a replica.
 //! * [`rivals`]: copies of the database, with publishers of their own, and read by agents.
 //! * [`outages`]: the server is gone, silent, locked, or full.
-//! * [`shutdown`]: a publisher is told to end while the server is silent.
+//! * [`shutdown`]: a publisher is stopped while the server is silent.
 //! * [`erasure`]: what is left of a key that was erased.
 //! * [`crash_run`]: many deletions under many kills, on both stores.
 
@@ -46,14 +46,14 @@ use toml::{Table, toml};
 
 use crate::world::{Key, SOON, World, count};
 
-/// A deployment, and the server of its home store. Dropping it ends both.
+/// A deployment, and the server of its home store. Dropping it stops both.
 struct Site {
     world: World,
     server: Postgres,
 }
 
 impl Site {
-    /// `plan` with so many publishers on a new server.
+    /// Starts `plan` with this many publishers on a new server.
     fn start(publishers: usize, plan: Plan) -> Result<Self> {
         Self::start_on(Postgres::start()?, publishers, plan)
     }
@@ -63,7 +63,7 @@ impl Site {
         Ok(Self { world: World::start(&plan)?, server })
     }
 
-    /// With publishers that aren't the owner of the database.
+    /// Starts `plan` with publishers that log in as `user`, who doesn't own the database.
     fn start_as(user: &str, server: Postgres, publishers: usize, plan: Plan) -> Result<Self> {
         let plan = Plan { store: Store::Postgres(server.url_as(user)), publishers, ..plan };
         let mut world = World::start(&plan)?;
@@ -71,7 +71,7 @@ impl Site {
         Ok(Self { world, server })
     }
 
-    /// Somebody else's session on the home store.
+    /// Opens a session on the home store, outside the publishers.
     fn session(&self) -> Result<Session> {
         Session::connect(&self.server.url())
     }
@@ -80,17 +80,16 @@ impl Site {
         self.world.topology.publishers().nth(index).context("there is no such publisher")
     }
 
-    /// Leads a publisher to another server, as whoever looks after a fail-over does: its connections to the old one
-    /// are cut.
+    /// Redirects a publisher to another server, as a fail-over does, and cuts its connections to the old one.
     fn lead(&self, publisher: usize, server: &Postgres) -> Result<()> {
         let wire = self.publisher(publisher)?.store_wire.as_ref();
-        let wire = wire.context("the wires are direct: start it with `Wires::Proxied`")?;
+        let wire = wire.context("the wires are direct: the plan needs `Wires::Proxied`")?;
         wire.lead_to(server_of(&server.url())?);
         wire.reset();
         Ok(())
     }
 
-    /// Leads everybody to another server. Returns the old one.
+    /// Redirects all publishers to another server. Returns the old one.
     fn move_to(&mut self, server: Postgres) -> Result<Postgres> {
         for publisher in 0..self.world.topology.publishers().count() {
             self.lead(publisher, &server)?;
@@ -99,11 +98,16 @@ impl Site {
         Ok(std::mem::replace(&mut self.server, server))
     }
 
-    /// Nobody has seen a rule broken, or answered from what was too old.
+    /// Asserts that no process counted a broken invariant, and that no agent breached the bound.
     fn assert_no_rule_was_broken(&self) -> Result<()> {
         for node in self.world.topology.publishers().chain(self.world.topology.agents()) {
             let broken = count(node, "evictd_invariant_violations_total", &[])?;
-            ensure!(broken == 0, "{} has seen a rule broken\n{}", node.daemon.name(), node.daemon.log_tail());
+            ensure!(
+                broken == 0,
+                "{} counted a broken invariant\n{}",
+                node.daemon.name(),
+                node.daemon.log_tail()
+            );
         }
         for agent in self.world.topology.agents() {
             assert_eq!(count(agent, "evictd_agent_bound_breaches_total", &[])?, 0, "{}", agent.daemon.name());
@@ -112,7 +116,7 @@ impl Site {
     }
 }
 
-/// What a deletion became that was waited for.
+/// A deletion that was waited for: its receipt, and how long it took.
 struct Settled {
     receipt: Value,
     took: Duration,
@@ -124,11 +128,11 @@ impl Settled {
         let body = json!({ "keyId": key.id });
         let answer =
             world.topology.call_with(publisher, "keys.deleteKey", &body, &[("Prefer", "wait=30")])?;
-        ensure!(answer.status == 200, "it was answered {}: {}", answer.status, answer.text);
+        ensure!(answer.status == 200, "the answer was {}: {}", answer.status, answer.text);
         Ok(Self { receipt: answer.body["meta"]["propagation"].clone(), took: answer.elapsed })
     }
 
-    /// Each region with its state.
+    /// Returns each region with its state.
     fn regions(&self) -> Vec<(&str, &str)> {
         let regions = self.receipt["regions"].as_array().map(Vec::as_slice).unwrap_or_default();
         regions
@@ -138,7 +142,7 @@ impl Settled {
     }
 }
 
-/// All publishers, for clients that go to the next one if one fails.
+/// All publishers, for clients that try the next one when one fails.
 #[derive(Clone)]
 struct Publishers {
     addresses: Vec<SocketAddr>,
@@ -151,8 +155,8 @@ impl Publishers {
         Self { addresses, root_key: world.topology.root_key().to_owned() }
     }
 
-    /// Calls one after the other, from the `first` on, until the answer is definite: none that a failure of the server
-    /// explains. Each has some seconds for it.
+    /// Calls one publisher after the other, beginning with `first`, until an answer isn't a 5xx. Each has some seconds to
+    /// answer.
     fn call(
         &self,
         first: usize,
@@ -179,33 +183,33 @@ impl Publishers {
         let answer = self.call(first, "keys.createKey", &json!({ "apiId": api }), &[])?;
         let text = |member: &str| answer.body["data"][member].as_str().map(str::to_owned);
         let key = text("keyId").zip(text("key")).map(|(id, text)| Key { id, text });
-        key.with_context(|| format!("createKey was answered {}: {}", answer.status, answer.text))
+        key.with_context(|| format!("createKey answered {}: {}", answer.status, answer.text))
     }
 }
 
-/// Deletes `key` at `publisher`, again and again until that is answered with success; when that was.
+/// Retries to delete `key` at `publisher` until it succeeds. Returns when it did.
 fn delete_as_soon_as_possible(world: &World, publisher: &Node, key: &Key) -> Result<Instant> {
     let mut last = String::new();
     let done = try_eventually(&format!("{} to be deleted", key.id), SOON, || {
         let answer = world.topology.call(publisher, "keys.deleteKey", &json!({ "keyId": key.id }))?;
         last = answer.text;
-        // 404: an earlier try had worked although that wasn't known.
+        // 404: an earlier try succeeded, and its answer was lost.
         Ok([200, 404].contains(&answer.status).then(Instant::now))
     });
     done.with_context(|| format!("the last answer was {last}\n{}", publisher.daemon.log_tail()))
 }
 
-/// The ids of `keys` as SQL takes a list.
+/// Returns the ids of `keys` as a list in SQL.
 fn list(keys: &[&Key]) -> String {
     keys.iter().map(|key| format!("'{}'", key.id)).collect::<Vec<_>>().join(", ")
 }
 
-/// The configuration of agents that read a database: it may take its time on a busy machine.
+/// Returns the configuration of agents that read a database. Its timeout allows for a busy machine.
 fn reading(url: &str) -> Table {
     reading_for(url, Duration::from_secs(2))
 }
 
-/// As [`reading`], with agents that turn to the authority when it was silent for `timeout`.
+/// As [`reading`], with agents that fall back to the authority when the database was silent for `timeout`.
 fn reading_for(url: &str, timeout: Duration) -> Table {
     let timeout = format!("{}ms", timeout.as_millis());
     let postgres = Table::from_iter(

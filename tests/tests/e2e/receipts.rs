@@ -1,4 +1,4 @@
-//! Receipts: what a deletion is said to have become, held against what clients see (G4, R12).
+//! Receipts: what they report about a deletion, compared with what clients see (G4, R12).
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -23,13 +23,13 @@ const BOUND: Duration = Duration::from_secs(3);
 
 const REGIONS: [&str; 2] = ["eu", "us"];
 
-/// Deletes a key and waits for its receipt; the whole answer.
+/// Deletes a key and waits for its receipt. Returns the answer's body.
 fn delete_and_wait(world: &World, key: &Key, seconds: u64) -> Result<Value> {
     let prefer = format!("respond-async, wait={seconds}");
     let headers = [("Prefer", prefer.as_str())];
     let body = json!({ "keyId": key.id });
     let answer = world.topology.call_with(world.publisher(), "keys.deleteKey", &body, &headers)?;
-    ensure!(answer.status == 200, "it was answered {}: {}", answer.status, answer.text);
+    ensure!(answer.status == 200, "the answer was {}: {}", answer.status, answer.text);
     assert_eq!(answer.header("preference-applied"), Some(format!("wait={seconds}").as_str()));
     assert_eq!(answer.body["data"], json!({}));
     Ok(answer.body)
@@ -56,7 +56,7 @@ fn pairs(of: [(&str, &str); 2]) -> Vec<(String, String)> {
     of.map(|(region, state)| (region.to_owned(), state.to_owned())).to_vec()
 }
 
-/// Runs `evictd api <line>`: its exit code and its standard output.
+/// Runs `evictd api <line>`. Returns its exit code and its standard output.
 fn evictd(world: &World, line: &str) -> Result<(Option<i32>, String)> {
     let mut command = evictd_command()?;
     command.arg("api").args(line.split_ascii_whitespace()).env("HOME", world.dir());
@@ -72,21 +72,21 @@ fn a_deletion_that_is_waited_for_is_answered_when_every_region_has_confirmed() -
     let key = world.create_key()?;
     world.cache_everywhere(&[&key])?;
     let answer = delete_and_wait(&world, &key, 30)?;
-    // From here on, nobody answers VALID any more: that is what it says.
+    // A confirmed receipt says that no agent answers VALID any more.
     world.assert_none_valid(&[&key])?;
-    let (told, request) = (&answer["meta"]["propagation"], answer["meta"]["requestId"].as_str());
-    assert_eq!(states(told), pairs([("eu", "confirmed"), ("us", "confirmed")]));
+    let (reported, request) = (&answer["meta"]["propagation"], answer["meta"]["requestId"].as_str());
+    assert_eq!(states(reported), pairs([("eu", "confirmed"), ("us", "confirmed")]));
     assert_eq!(
-        (&told["state"], &told["final"], &told["measuredFrom"]),
+        (&reported["state"], &reported["final"], &reported["measuredFrom"]),
         (&json!("confirmed"), &json!(true), &json!("request"))
     );
-    assert_eq!((&told["cause"], &told["boundMs"]), (&json!("deleted"), &json!(30_000)));
-    // The same is told again, also once it is in the store.
+    assert_eq!((&reported["cause"], &reported["boundMs"]), (&json!("deleted"), &json!(30_000)));
+    // The receipt stays the same, also once it is stored.
     let request = request.context("no request id")?;
-    assert_eq!(receipt(&world, request)?, *told);
+    assert_eq!(receipt(&world, request)?, *reported);
     let stored = format!("SELECT count(*) FROM receipts WHERE request_id = '{request}'");
     try_eventually("the receipt to be stored", SOON, || Ok((world.sql(&stored)? == "1").then_some(())))?;
-    assert_eq!(receipt(&world, request)?, *told);
+    assert_eq!(receipt(&world, request)?, *reported);
     Ok(())
 }
 
@@ -100,23 +100,23 @@ fn receipt_elapses_and_names_the_agent_of_a_frozen_region() -> Result<()> {
     let answer = delete_and_wait(&world, &key, 0)?;
     assert_eq!(answer["meta"]["propagation"]["state"], "pending");
     let request = answer["meta"]["requestId"].as_str().context("no request id")?;
-    let told = wait_until_final(&world, request)?;
+    let reported = wait_until_final(&world, request)?;
     assert!(asked.elapsed() >= BOUND, "{:?}", asked.elapsed());
-    assert_eq!(states(&told), pairs([("eu", "confirmed"), ("us", "elapsed")]));
-    assert_eq!(told["regions"][1]["missing"][0]["agent"], "agent-1");
-    // And so it is: whatever it had cached, it answers from it no more.
+    assert_eq!(states(&reported), pairs([("eu", "confirmed"), ("us", "elapsed")]));
+    assert_eq!(reported["regions"][1]["missing"][0]["agent"], "agent-1");
+    // The bound has elapsed: the agent doesn't answer from its cache.
     world.agent_mut(1).daemon.resume()?;
     assert_ne!(world.code(world.agent(1), &key)?, "VALID");
     Ok(())
 }
 
-/// Failure: who was given up for dead comes back, holds a lease again, and nobody waits for it.
+/// Failure: an agent that left the roster returns and holds a lease again, and receipts don't wait for it.
 #[test]
 fn an_agent_that_was_forgotten_and_comes_back_is_waited_for() -> Result<()> {
     let mut world = World::start(&with_bound(BOUND, plan(&REGIONS)))?;
     let key = world.create_key()?;
     world.agent_mut(1).daemon.pause()?;
-    try_eventually("the publisher to forget a silent agent", SOON, || {
+    try_eventually("the publisher to remove the silent agent", SOON, || {
         let status = world.publisher().status()?;
         Ok((status["agents"].as_array().map(Vec::len) == Some(1)).then_some(()))
     })?;
@@ -138,11 +138,11 @@ fn a_receipt_outlives_the_publisher_that_was_killed_in_between() -> Result<()> {
     let answer = delete_and_wait(&world, &key, 0)?;
     let request = answer["meta"]["requestId"].as_str().context("no request id")?.to_owned();
     world.topology.publisher.restart()?;
-    let told = receipt(&world, &request)?;
-    assert_eq!((&told["final"], &told["measuredFrom"]), (&json!(false), &json!("first_sight")));
+    let reported = receipt(&world, &request)?;
+    assert_eq!((&reported["final"], &reported["measuredFrom"]), (&json!(false), &json!("first_sight")));
     world.agent_mut(1).daemon.resume()?;
-    let told = wait_until_final(&world, &request)?;
-    assert_eq!(states(&told), pairs([("eu", "confirmed"), ("us", "confirmed")]));
+    let reported = wait_until_final(&world, &request)?;
+    assert_eq!(states(&reported), pairs([("eu", "confirmed"), ("us", "confirmed")]));
     world.assert_none_valid(&[&key])
 }
 
@@ -153,9 +153,9 @@ fn without_nats_a_receipt_elapses_by_the_bound_alone() -> Result<()> {
     world.cache_everywhere(&[&key])?;
     world.topology.home.kill()?;
     let answer = delete_and_wait(&world, &key, 20)?;
-    let told = &answer["meta"]["propagation"];
-    assert_eq!(states(told), pairs([("eu", "elapsed"), ("us", "elapsed")]));
-    // Nobody told the agents; their leases have run out.
+    let reported = &answer["meta"]["propagation"];
+    assert_eq!(states(reported), pairs([("eu", "elapsed"), ("us", "elapsed")]));
+    // The agents didn't receive the deletion. Their leases have expired.
     world.assert_none_valid(&[&key])
 }
 
@@ -176,10 +176,10 @@ fn the_command_line_shows_each_region_as_it_confirms() -> Result<()> {
 
     let (exit, out) =
         evictd(&world, &format!("keys delete-key --key-id={} --wait=10s --output=json", whole.id))?;
-    let told: Value = serde_json::from_str(&out).with_context(|| out.clone())?;
-    assert_eq!((exit, &told["data"]), (Some(0), &json!({})));
-    assert_eq!(states(&told["meta"]["propagation"]), pairs([("eu", "confirmed"), ("us", "confirmed")]));
-    let request = told["meta"]["requestId"].as_str().context("no request id")?;
+    let reported: Value = serde_json::from_str(&out).with_context(|| out.clone())?;
+    assert_eq!((exit, &reported["data"]), (Some(0), &json!({})));
+    assert_eq!(states(&reported["meta"]["propagation"]), pairs([("eu", "confirmed"), ("us", "confirmed")]));
+    let request = reported["meta"]["requestId"].as_str().context("no request id")?;
     let (exit, out) = evictd(&world, &format!("propagation get-receipt --request-id={request}"))?;
     assert!(exit == Some(0) && out.contains("\"state\": \"confirmed\""), "{out}");
 
@@ -206,38 +206,38 @@ fn receipts_are_for_those_who_may_act_for_the_workspace() -> Result<()> {
     let answer =
         Caller::new(&world, world.publisher()).call("apis.createApi", &json!({ "name": "empty" }))?;
     let request = answer.body["meta"]["requestId"].as_str().context("no request id")?;
-    let told = receipt(&world, request)?;
+    let reported = receipt(&world, request)?;
     assert_eq!(
-        (&told["state"], &told["final"], &told["regions"]),
+        (&reported["state"], &reported["final"], &reported["regions"]),
         (&json!("confirmed"), &json!(true), &json!([]))
     );
     Ok(())
 }
 
-/// A deletion as its client saw it.
+/// A deletion that was answered with success.
 struct Deletion {
     key: Key,
     request: String,
-    /// When its answer was there.
+    /// When the client had the answer.
     answered: Instant,
 }
 
-/// What clients saw.
+/// What the clients share.
 #[derive(Default)]
-struct Story {
+struct Workload {
     keys: Mutex<Vec<Key>>,
     over: AtomicBool,
 }
 
-/// By key, when the last verification began that said VALID.
+/// For each key, when the last verification began that was VALID.
 type Sightings = HashMap<String, Instant>;
 
-impl Story {
-    /// Verifies the newest keys again and again.
+impl Workload {
+    /// Verifies the newest keys until the workload is over.
     fn verify(&self, agent: &Caller) -> Result<Sightings> {
         let mut sightings = Sightings::new();
         while !self.over.load(Ordering::Relaxed) {
-            let keys = self.keys.lock().map_err(|_| anyhow!("somebody panicked"))?.clone();
+            let keys = self.keys.lock().map_err(|_| anyhow!("a client panicked"))?.clone();
             for key in keys.iter().rev().take(20) {
                 let started = Instant::now();
                 let Ok(code) = agent.code(key) else { continue };
@@ -249,8 +249,8 @@ impl Story {
         Ok(sightings)
     }
 
-    /// Creates keys, lets them be cached, and deletes them one by one. A publisher that is dead answers nothing;
-    /// what isn't answered has no receipt that anybody could ask for.
+    /// Creates keys, lets agents cache them, and deletes them one by one. Returns the deletions that were answered: the
+    /// others have no request id to query a receipt by.
     fn delete(&self, publisher: &Caller, api: &str) -> Result<Vec<Deletion>> {
         let mut deletions = Vec::new();
         while !self.over.load(Ordering::Relaxed) {
@@ -258,7 +258,7 @@ impl Story {
             let text = |member: &str| answer.body["data"][member].as_str().map(str::to_owned);
             let (Some(id), Some(text)) = (text("keyId"), text("key")) else { continue };
             let key = Key { id, text };
-            self.keys.lock().map_err(|_| anyhow!("somebody panicked"))?.push(key.clone());
+            self.keys.lock().map_err(|_| anyhow!("a client panicked"))?.push(key.clone());
             throughout(Duration::from_millis(60), || Ok(()))?;
             let Ok(answer) = publisher.call("keys.deleteKey", &json!({ "keyId": key.id })) else { continue };
             let request = answer.body["meta"]["requestId"].as_str().unwrap_or_default().to_owned();
@@ -270,10 +270,10 @@ impl Story {
     }
 }
 
-/// Kills the publisher and agents, and slows wires down, in an order that chance decides.
+/// Kills the publisher and agents, and slows down wires, in random order.
 fn disturb(topology: &mut Topology, random: &mut Random, events: &mut Vec<String>) -> Result<()> {
     let started = Instant::now();
-    // A process that was killed is waited for from then on: without these seconds nothing might be confirmed.
+    // Receipts wait for a killed agent. Without these quiet seconds, none might be confirmed.
     throughout(Duration::from_secs(2), || Ok(()))?;
     while started.elapsed() < Duration::from_secs(15) {
         let region = random.below(2);
@@ -290,19 +290,23 @@ fn disturb(topology: &mut Topology, random: &mut Random, events: &mut Vec<String
     Ok(())
 }
 
-/// Holds a receipt against what clients saw in each region.
-fn hold_against(told: &Value, deletion: &Deletion, seen: &[Sightings; 2]) -> Result<()> {
+/// Checks a receipt against what clients saw in each region.
+fn check_against_clients(reported: &Value, deletion: &Deletion, seen: &[Sightings; 2]) -> Result<()> {
     let answered = deletion.answered;
-    for (region, seen) in told["regions"].as_array().context("no regions")?.iter().zip(seen) {
+    for (region, seen) in reported["regions"].as_array().context("no regions")?.iter().zip(seen) {
         let Some(started) = seen.get(&deletion.key.id) else { continue };
-        // G1, whatever the receipt says.
-        ensure!(*started < answered + BOUND, "VALID after the bound: {told}");
-        // Measured from the request, it began before it was answered; otherwise later than anybody knows.
+        // G1 holds whatever the receipt reports.
+        ensure!(*started < answered + BOUND, "VALID after the bound: {reported}");
+        // Only measured from the request did the time begin before the answer.
         if let Some(after) = region["confirmedAfterMs"].as_f64()
-            && told["measuredFrom"] == "request"
+            && reported["measuredFrom"] == "request"
         {
             let confirmed = answered + Duration::from_secs_f64(after / 1e3);
-            ensure!(*started <= confirmed, "VALID {:?} after it was confirmed: {told}", *started - confirmed);
+            ensure!(
+                *started <= confirmed,
+                "VALID {:?} after it was confirmed: {reported}",
+                *started - confirmed
+            );
         }
     }
     Ok(())
@@ -310,19 +314,19 @@ fn hold_against(told: &Value, deletion: &Deletion, seen: &[Sightings; 2]) -> Res
 
 #[test]
 fn receipts_tell_the_truth_while_publisher_and_agents_are_killed() -> Result<()> {
-    Random::lived_through(live_through)
+    Random::lived_through(run_with_kills)
 }
 
-fn live_through(random: &mut Random, events: &mut Vec<String>) -> Result<()> {
+fn run_with_kills(random: &mut Random, events: &mut Vec<String>) -> Result<()> {
     let mut world = World::start(&with_bound(BOUND, breakable(&REGIONS)))?;
     let publisher = Caller::new(&world, world.publisher());
     let agents = [0, 1].map(|region| Caller::new(&world, world.agent(region)));
-    let (story, api) = (Story::default(), world.api.clone());
+    let (workload, api) = (Workload::default(), world.api.clone());
     let (deletions, seen) = thread::scope(|scope| {
-        let deleting = scope.spawn(|| story.delete(&publisher, &api));
-        let verifying = agents.each_ref().map(|agent| scope.spawn(|| story.verify(agent)));
+        let deleting = scope.spawn(|| workload.delete(&publisher, &api));
+        let verifying = agents.each_ref().map(|agent| scope.spawn(|| workload.verify(agent)));
         let disturbed = disturb(&mut world.topology, random, events);
-        story.over.store(true, Ordering::Relaxed);
+        workload.over.store(true, Ordering::Relaxed);
         let deletions = deleting.join().map_err(|_| anyhow!("a client panicked"))??;
         let [eu, us] = verifying.map(|thread| thread.join().map_err(|_| anyhow!("a client panicked")));
         disturbed?;
@@ -331,19 +335,19 @@ fn live_through(random: &mut Random, events: &mut Vec<String>) -> Result<()> {
     ensure!(deletions.len() > 20, "only {} deletions were answered", deletions.len());
     let (mut confirmed, mut exposed) = (0, 0.0);
     for deletion in &deletions {
-        let told = wait_until_final(&world, &deletion.request)?;
-        hold_against(&told, deletion, &seen)?;
-        ensure!(told["state"] != "unproven", "{told}");
-        confirmed += usize::from(told["state"] == "confirmed");
+        let reported = wait_until_final(&world, &deletion.request)?;
+        check_against_clients(&reported, deletion, &seen)?;
+        ensure!(reported["state"] != "unproven", "{reported}");
+        confirmed += usize::from(reported["state"] == "confirmed");
         let last = |region: &Value| region["exposure"]["lastAnswerAfterMs"].as_f64().unwrap_or(0.0);
-        exposed += told["regions"].as_array().map_or(0.0, |regions| regions.iter().map(last).sum());
+        exposed += reported["regions"].as_array().map_or(0.0, |regions| regions.iter().map(last).sum());
     }
     ensure!(confirmed > 0, "none of {} was confirmed", deletions.len());
-    ensure!(exposed > 0.0, "nobody was exposed, although wires were slow");
+    ensure!(exposed > 0.0, "no exposure was reported, although wires were slow");
     Ok(())
 }
 
-/// Failure: the receipt makes the exposure look smaller than clients found it.
+/// Failure: the receipt reports a smaller exposure than clients saw.
 #[test]
 fn the_exposure_is_not_smaller_than_what_clients_saw() -> Result<()> {
     let world = World::start(&breakable(&["eu"]))?;
@@ -365,21 +369,22 @@ fn the_exposure_is_not_smaller_than_what_clients_saw() -> Result<()> {
             Ok::<_, anyhow::Error>((answer, last.context("it was never VALID")?))
         })?;
         world.topology.regions[0].set_wires(Mode::Pass)?;
-        let told = &answer["meta"]["propagation"];
-        let exposure = &told["regions"][0]["exposure"];
-        let last_after = exposure["lastAnswerAfterMs"].as_f64().with_context(|| format!("none in {told}"))?;
-        // The store's clock is this machine's. Both times are whole milliseconds, cut off.
-        let seen_after = last - told["committedAt"].as_i64().context("no time of commit")? - 1;
+        let reported = &answer["meta"]["propagation"];
+        let exposure = &reported["regions"][0]["exposure"];
+        let last_after =
+            exposure["lastAnswerAfterMs"].as_f64().with_context(|| format!("none in {reported}"))?;
+        // The store uses this machine's clock. Both times are truncated to milliseconds.
+        let seen_after = last - reported["committedAt"].as_i64().context("no time of commit")? - 1;
         ensure!(
             last_after >= seen_after as f64,
-            "a client saw VALID {seen_after} ms after the commit: {told}"
+            "a client saw VALID {seen_after} ms after the commit: {reported}"
         );
     }
     Ok(())
 }
 
-/// One cut, shorter or longer than the lease, in which a key is deleted while a client verifies it throughout.
-/// When the wires heal, it may be loaded before its deletion arrives.
+/// Cuts the wires, for shorter or longer than the lease, and deletes a key that a client verifies throughout. Compares
+/// the agent's report with what the client saw. After the heal, the key may be loaded before its deletion arrives.
 fn cut_and_compare(world: &World, random: &mut Random, others: &[Key]) -> Result<()> {
     let key = world.create_key()?;
     world.cache_everywhere(&[&key])?;
@@ -401,8 +406,8 @@ fn cut_and_compare(world: &World, random: &mut Random, others: &[Key]) -> Result
             })?;
             Ok::<_, anyhow::Error>(last)
         });
-        // Others push it out meanwhile, as far as they can be loaded.
-        let crowding = scope.spawn(|| {
+        // Other keys displace it from the cache meanwhile, as far as they can be loaded.
+        let displacing = scope.spawn(|| {
             let agent = Caller::new(world, world.agent(0));
             for other in others.iter().cycle() {
                 if healed.load(Ordering::Relaxed) {
@@ -417,29 +422,29 @@ fn cut_and_compare(world: &World, random: &mut Random, others: &[Key]) -> Result
         throughout(cut.saturating_sub(began.elapsed()), || Ok(()))?;
         region.set_wires(Mode::Pass)?;
         healed.store(true, Ordering::Relaxed);
-        crowding.join().map_err(|_| anyhow!("a client panicked"))??;
+        displacing.join().map_err(|_| anyhow!("a client panicked"))??;
         let last = verifying.join().map_err(|_| anyhow!("a client panicked"))??;
         Ok::<_, anyhow::Error>((answer, last))
     })?;
     let committed_at = answer["meta"]["propagation"]["committedAt"].as_i64().context("no time of commit")?;
-    let told = try_eventually("the agent to tell", SOON, || {
+    let reported = try_eventually("the agent to report it", SOON, || {
         let status = world.agent(0).status()?;
         let rows = status["recent"].as_array().cloned().unwrap_or_default();
         Ok(rows.into_iter().find(|row| row["id"] == key.id.as_str() && row["cause"] == "deleted"))
     })?;
-    let last_after = told["lastAnswerAfterMs"].as_f64().with_context(|| format!("none in {told}"))?;
-    // Whole milliseconds, cut off. What was answered from before the commit is none.
+    let last_after = reported["lastAnswerAfterMs"].as_f64().with_context(|| format!("none in {reported}"))?;
+    // Truncated to milliseconds. An answer from before the commit counts as 0.
     let seen_after = last.map_or(0, |last| last - committed_at - 1).max(0);
     ensure!(
         last_after >= seen_after as f64,
-        "VALID {seen_after} ms after the commit, in a cut of {cut:?}: {told}"
+        "VALID {seen_after} ms after the commit, in a cut of {cut:?}: {reported}"
     );
     let bound = BOUND.as_millis() as f64;
-    ensure!(last_after <= bound, "told {last_after} ms, and the bound is {bound}: {told}");
+    ensure!(last_after <= bound, "{last_after} ms were reported, and the bound is {bound}: {reported}");
     Ok(())
 }
 
-/// Failure: after a long cut a load replaces the entry that was answered from, and the exposure reads 0.
+/// Failure: after a long cut, a load replaces the entry that answers came from, and the exposure is reported as 0.
 #[test]
 fn exposure_covers_what_clients_saw_in_any_cut() -> Result<()> {
     let mut plan = with_bound(BOUND, breakable(&["eu"]));

@@ -1,5 +1,5 @@
-//! Daemons and NATS servers are killed, stopped and started again around deletions: before them, while
-//! they are down, and right after.
+//! Daemons and NATS servers are killed, stopped and restarted around deletions. Keys are deleted before, while the
+//! process is down, and right after.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -18,7 +18,7 @@ use crate::world::{
     wait_for_readiness, wait_for_warning, wait_until_applied, wait_until_settled, with_bound,
 };
 
-/// Ways to end.
+/// How a process ends.
 #[derive(Clone, Copy, Debug)]
 enum End {
     /// SIGKILL.
@@ -30,7 +30,7 @@ enum End {
 impl End {
     const ALL: [Self; 2] = [Self::Killed, Self::Stopped];
 
-    fn bring_to(self, daemon: &mut Daemon) -> Result<()> {
+    fn apply_to(self, daemon: &mut Daemon) -> Result<()> {
         match self {
             Self::Killed => daemon.kill().map(drop),
             Self::Stopped => {
@@ -42,7 +42,7 @@ impl End {
     }
 }
 
-/// Failure: an agent that starts trusts a cache, or a position, from before its end.
+/// Failure: a restarted agent uses a cache, or a position, from before its restart.
 #[test]
 fn an_agent_that_comes_back_serves_nothing_that_was_deleted() -> Result<()> {
     let mut world = World::start(&plan(&["eu", "us"]))?;
@@ -52,7 +52,7 @@ fn an_agent_that_comes_back_serves_nothing_that_was_deleted() -> Result<()> {
         world.cache_everywhere(&[&before, &meanwhile, &after, &good])?;
 
         world.delete(&before)?;
-        end.bring_to(&mut world.agent_mut(0).daemon)?;
+        end.apply_to(&mut world.agent_mut(0).daemon)?;
         world.delete(&meanwhile)?;
         world.wait_for_code(world.agent(1), &meanwhile, "NOT_FOUND")?;
         world.agent_mut(0).restart()?;
@@ -62,12 +62,12 @@ fn an_agent_that_comes_back_serves_nothing_that_was_deleted() -> Result<()> {
         assert_eq!(code, "NOT_FOUND", "deleted while it was down ({end:?})");
         world.assert_gone(&[&before, &meanwhile, &after])?;
         world.wait_for_codes(&[&good], "VALID")?;
-        assert_eq!(flushes(world.agent(1))?, 0, "the other region has nothing to do with it");
+        assert_eq!(flushes(world.agent(1))?, 0, "the other region must not flush");
     }
     world.assert_works()
 }
 
-/// Failure: what was committed but not yet numbered, or numbered but not yet emitted, stays behind.
+/// Failure: a deletion that was committed but not numbered, or numbered but not published, is lost.
 #[test]
 fn a_deletion_right_before_the_publisher_ends_reaches_every_region() -> Result<()> {
     let mut world = World::start(&plan(&["eu", "us"]))?;
@@ -80,13 +80,12 @@ fn a_deletion_right_before_the_publisher_ends_reaches_every_region() -> Result<(
         world.delete(&numbered)?;
         wait_until_applied(world.agent(0), &numbered.id, "deleted")?;
         world.delete(&last)?;
-        end.bring_to(&mut world.topology.publisher.daemon)?;
-        // What a publisher commits in its last moment looks like this to the next one: a row of the log
-        // without a position.
+        end.apply_to(&mut world.topology.publisher.daemon)?;
+        // A deletion that was committed right before the exit leaves this: a row of the log without a position.
         world.sql(&format!("UPDATE keys SET deleted_at_m = 1 WHERE id = '{}'", unnumbered.id))?;
         ensure!(
             world.sql("SELECT count(*) FROM invalidations WHERE position IS NULL")? != "0",
-            "nothing is left for the next publisher to number"
+            "no row is left for the next publisher to number"
         );
         world.topology.publisher.restart()?;
         world.delete(&after)?;
@@ -95,14 +94,14 @@ fn a_deletion_right_before_the_publisher_ends_reaches_every_region() -> Result<(
         world.wait_until_caught_up()?;
         wait_for_count(world.publisher(), "evictd_publisher_unnumbered_rows", &[], 0)?;
         for agent in world.topology.agents() {
-            assert_eq!(flushes(agent)?, 0, "a publisher that comes back costs nobody its cache ({end:?})");
+            assert_eq!(flushes(agent)?, 0, "a restart of the publisher must not flush agents ({end:?})");
         }
     }
     world.assert_works()
 }
 
-/// Failure: a deletion that was answered with success is lost when the publisher is killed between its
-/// commit, its number and its message.
+/// Failure: a deletion that was answered with success is lost when the publisher is killed between commit, numbering
+/// and publication.
 #[test]
 fn every_deletion_that_was_answered_survives_a_kill_in_the_middle_of_many() -> Result<()> {
     const KEYS: usize = 120;
@@ -133,7 +132,7 @@ fn every_deletion_that_was_answered_survives_a_kill_in_the_middle_of_many() -> R
 
     world.topology.publisher.restart()?;
     world.assert_gone(&answered)?;
-    // What wasn't answered has happened or not, but the same everywhere.
+    // A deletion without an answer may be committed or not, but every region agrees.
     world.wait_until_caught_up()?;
     for key in &keys {
         let [eu, us] = [0, 1].map(|region| world.code(world.agent(region), key));
@@ -142,7 +141,7 @@ fn every_deletion_that_was_answered_survives_a_kill_in_the_middle_of_many() -> R
     world.assert_works()
 }
 
-/// The keys whose deletion was answered with success.
+/// Deletes `keys` until one deletion fails. Returns the keys whose deletion succeeded.
 fn delete_until_it_fails<'k>(caller: &Caller, keys: &'k [Key], answers: &AtomicUsize) -> Vec<&'k Key> {
     let delete = |key: &&Key| {
         let answer = caller.call("keys.deleteKey", &json!({ "keyId": key.id }));
@@ -152,8 +151,8 @@ fn delete_until_it_fails<'k>(caller: &Caller, keys: &'k [Key], answers: &AtomicU
     keys.iter().take_while(delete).collect()
 }
 
-/// Failure: a deletion fails because a message can't be sent, or is forgotten because it wasn't; and a
-/// region that hears nothing goes on trusting its cache.
+/// Failure: a deletion fails because NATS is down, or is lost because its message wasn't sent. Or a region that
+/// receives nothing goes on serving from its cache.
 #[test]
 fn deletions_succeed_without_nats_and_arrive_when_it_is_back() -> Result<()> {
     let bound = Duration::from_secs(3);
@@ -173,7 +172,7 @@ fn deletions_succeed_without_nats_and_arrive_when_it_is_back() -> Result<()> {
         };
         world.delete(&meanwhile)?;
         let deleted_at = Instant::now();
-        // The regions' own servers live, so the agents are connected to somebody who knows nothing.
+        // The regions' own servers run, so the agents stay connected, to servers that receive nothing.
         throughout(bound * 2, || {
             for agent in world.topology.agents() {
                 let asked_at = Instant::now();
@@ -192,14 +191,14 @@ fn deletions_succeed_without_nats_and_arrive_when_it_is_back() -> Result<()> {
         world.wait_for_codes(&[&good], "VALID")?;
         for agent in world.topology.agents() {
             wait_for_mode(agent, "live")?;
-            assert_eq!(flushes(agent)?, 0, "a gap is repaired, it is no reason to forget everything");
+            assert_eq!(flushes(agent)?, 0, "a gap must be repaired without a flush");
         }
         wait_for_readiness(world.publisher(), 200)?;
     }
     world.assert_works()
 }
 
-/// Failure: one region's server takes others with it, or loses what it should have carried.
+/// Failure: the failure of one region's server affects other regions, or loses messages for good.
 #[test]
 fn a_regions_nats_server_that_comes_back_costs_only_its_own_region() -> Result<()> {
     let bound = Duration::from_secs(3);
@@ -236,7 +235,7 @@ fn a_regions_nats_server_that_comes_back_costs_only_its_own_region() -> Result<(
     world.assert_works()
 }
 
-/// Failure: a single server's restart leaves somebody without subscriptions.
+/// Failure: the restart of the only server leaves a daemon without subscriptions.
 #[test]
 fn everybody_finds_back_when_the_only_nats_server_was_killed() -> Result<()> {
     let mut world = World::start(&plan(&["eu", "us"]))?;
@@ -248,14 +247,14 @@ fn everybody_finds_back_when_the_only_nats_server_was_killed() -> Result<()> {
     }
     world.topology.home.kill()?;
     world.delete(&meanwhile)?;
-    // Both do what they are for, and no balancer must take them out of service.
+    // Agents and publisher still work, so no load balancer must take them out of service.
     for node in [world.agent(0), world.agent(1), world.publisher()] {
         wait_for_warning(node, "a connection to nats://")?;
     }
-    // Longer than ticks may be missing: what is missing is the connection, and not a publisher or a permission.
+    // This is longer than ticks may be missing. The warning must name the connection, not a publisher or a permission.
     throughout(Duration::from_secs(4), || {
         for agent in world.topology.agents() {
-            // The lease runs on: the default bound is longer than a restart takes.
+            // The lease outlives the outage: the default bound is longer than a restart takes.
             assert_eq!(world.code(agent, &good)?, "VALID");
             let ready = wait_for_readiness(agent, 200)?;
             ensure!(!ready["warnings"].to_string().contains("\"feed\""), "{ready}");
@@ -275,7 +274,7 @@ fn everybody_finds_back_when_the_only_nats_server_was_killed() -> Result<()> {
     world.assert_works()
 }
 
-/// Failure: an agent that wasn't looking when its subscriptions died goes on without them.
+/// Failure: an agent that was paused when its subscriptions ended goes on without them.
 #[test]
 fn an_agent_that_stood_still_while_nats_was_restarted_hears_again() -> Result<()> {
     let mut world = World::start(&plan(&["eu", "us"]))?;
@@ -288,7 +287,7 @@ fn an_agent_that_stood_still_while_nats_was_restarted_hears_again() -> Result<()
     world.wait_for_code(world.agent(1), &meanwhile, "NOT_FOUND")?;
     world.agent_mut(0).daemon.resume()?;
     world.wait_for_code(world.agent(0), &meanwhile, "NOT_FOUND")?;
-    // By the live feed, and not by what it asked for when it came back.
+    // The next deletion must arrive by the live feed, and not by a replay.
     wait_for_count(world.agent(0), "evictd_agent_feed_silent", &[], 0)?;
     let live = |agent: &Node| count(agent, "evictd_agent_invalidations_total", &[("via", "live")]);
     let before = live(world.agent(0))?;
@@ -300,17 +299,17 @@ fn an_agent_that_stood_still_while_nats_was_restarted_hears_again() -> Result<()
     world.assert_works()
 }
 
-/// How many connections of the first agent NATS knows.
+/// Returns how many connections NATS has from the first agent.
 fn connections(world: &World) -> Result<usize> {
     let connections = world.topology.home.connections()?;
     let names = connections.iter().filter_map(|connection| connection["name"].as_str());
     Ok(names.filter(|name| name.starts_with("evictd agent eu")).count())
 }
 
-/// Failure: a server that throws out whoever reads too slowly throws away what was on its way to it.
+/// Failure: NATS disconnects a slow consumer, and the agent loses the messages that were on their way.
 #[test]
 fn an_agent_that_nats_cuts_off_for_slowness_misses_nothing() -> Result<()> {
-    // More than what a server keeps for one client (64 MiB) and the sockets hold.
+    // More than a server buffers for one client (64 MiB) and the sockets hold.
     const MESSAGES: usize = 240;
     const BYTES: usize = 512 * 1024;
     let mut world = World::start(&plan(&["eu", "us"]))?;
@@ -323,19 +322,19 @@ fn an_agent_that_nats_cuts_off_for_slowness_misses_nothing() -> Result<()> {
     let garbage = vec![b'x'; BYTES];
     for _ in 0..MESSAGES {
         flood.publish("evictd.v1.live", None, &garbage)?;
-        // One by one, so that the other region keeps pace.
+        // One at a time, so that the other region keeps up.
         flood.sync()?;
     }
     world.delete(&doomed)?;
     world.wait_for_code(world.agent(1), &doomed, "NOT_FOUND")?;
     let gone = || Ok((connections(&world)? < connected_to_nats).then_some(()));
-    try_eventually("the server to have enough of the agent", SOON, gone)?;
+    try_eventually("the server to disconnect the agent", SOON, gone)?;
 
     world.agent_mut(0).daemon.resume()?;
     world.assert_gone(&[&doomed])?;
     world.wait_for_codes(&[&good], "VALID")?;
     wait_for_mode(world.agent(0), "live")?;
-    // Only the one that hears the live feed was too slow.
+    // Only the connection with the live feed was too slow.
     assert_eq!((connects(world.agent(0))?, flushes(world.agent(0))?), (connected + 1, 0));
     world.assert_works()
 }

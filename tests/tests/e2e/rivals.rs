@@ -1,5 +1,5 @@
-//! Two copies of a home store on one bus (R15): of two publishers with different histories at most one is believed, and
-//! nothing that was deleted at that one comes back, until an operator says so.
+//! Two copies of a home store on one bus (R15). Of two publishers with different histories, agents follow at most one.
+//! What was deleted there stays deleted until an operator declares the other store.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,17 +25,17 @@ use crate::world::{
     wait_for_warning, with_bound,
 };
 
-/// Long enough for leases that outlive a restart, short enough to be waited for.
+/// Long enough for leases that outlive a restart, short enough to wait for.
 pub(crate) const BOUND: Duration = Duration::from_secs(6);
 
-/// A client per agent that verifies one key all the time, until it is dropped.
+/// One client per agent. Each verifies the same key continuously until the watch is dropped.
 pub(crate) struct Watch {
     over: Arc<AtomicBool>,
     key: String,
     clients: Vec<(String, JoinHandle<Vec<Answer>>)>,
 }
 
-/// When a verification began, and its code; none where there was no answer.
+/// When a verification began, and its code, if there was an answer.
 struct Answer {
     asked_at: Instant,
     code: Option<String>,
@@ -48,7 +48,7 @@ impl Watch {
             let (caller, key, over) = (Caller::new(world, agent), key.clone(), over.clone());
             let watch = move || {
                 let mut answers = Vec::new();
-                // Nothing in it fails, and it is ended from outside.
+                // The only failure is the end of the watch.
                 let _ = throughout(Duration::from_mins(10), || {
                     let asked_at = Instant::now();
                     answers.push(Answer { asked_at, code: caller.code(&key).ok() });
@@ -63,7 +63,7 @@ impl Watch {
         Self { over, key: key.id.clone(), clients }
     }
 
-    /// Ends it. No verification that began at `since` or later was VALID, and there were some.
+    /// Ends the watch. Asserts that every agent answered verifications that began at `since` or later, none with VALID.
     pub(crate) fn assert_none_valid_since(mut self, since: Instant) -> Result<()> {
         self.over.store(true, Ordering::Relaxed);
         for (agent, client) in self.clients.drain(..) {
@@ -94,20 +94,20 @@ impl Drop for Watch {
     }
 }
 
-/// Deletes `key` at `publisher`; when each region had confirmed it.
+/// Deletes `key` at `publisher` and waits until each region has confirmed. Returns when that was.
 pub(crate) fn delete_confirmed(world: &World, publisher: &Node, key: &Key) -> Result<Instant> {
     let body = json!({ "keyId": key.id });
     let answer = world.topology.call_with(publisher, "keys.deleteKey", &body, &[("Prefer", "wait=30")])?;
-    ensure!(answer.status == 200, "it was answered {}: {}", answer.status, answer.text);
+    ensure!(answer.status == 200, "the answer was {}: {}", answer.status, answer.text);
     let receipt = &answer.body["meta"]["propagation"];
     ensure!(receipt["state"] == "confirmed", "{receipt}\n{}", publisher.daemon.log_tail());
     Ok(Instant::now())
 }
 
-/// A copy of the world's store as it is now, for another host.
+/// Copies the world's store as it is now, for another host.
 fn snapshot(world: &mut World) -> Result<PathBuf> {
     let copy = world.dir().join("host-2.db");
-    // As a snapshot of the disk has it: everything at one moment.
+    // As in a snapshot of a disk, all files are of the same moment.
     world.topology.publisher.daemon.pause()?;
     let backup = SqliteBackup::take(&world.store());
     world.topology.publisher.daemon.resume()?;
@@ -115,7 +115,7 @@ fn snapshot(world: &mut World) -> Result<PathBuf> {
     Ok(copy)
 }
 
-/// The operator's word on the store at `path`.
+/// Runs `evictd new-epoch` on the store at `path`, as an operator does.
 pub(crate) fn declare(path: &Path) -> Result<Outcome> {
     let setting = format!("store.path={}", path.display());
     let output = evictd_command()?.args(["new-epoch", "--yes", "--set", &setting]).output()?;
@@ -132,12 +132,12 @@ pub(crate) fn declare_successfully(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A wire of its own to the world's only NATS server.
+/// Starts another wire to the world's only NATS server.
 pub(crate) fn wire(world: &World) -> Result<Proxy> {
     Proxy::start(world.topology.home.clients())
 }
 
-/// Starts a publisher with another store on the world's bus. It is running, not ready.
+/// Starts a publisher with another store on the world's bus, and doesn't wait until it is ready.
 pub(crate) fn start_rival(world: &World, store: &HomeStore, wire: Proxy) -> Result<Node> {
     let login = world.topology.home.login(&User::Publisher)?;
     world.topology.start_rival(world.dir(), "host-2", store, wire, login)
@@ -148,7 +148,7 @@ fn start_host_2(world: &World, path: &Path) -> Result<Node> {
     start_rival(world, &HomeStore::Sqlite(path.to_owned()), wire(world)?)
 }
 
-/// Whom a publisher that is silent for `other` has to name.
+/// Returns the texts with which a publisher that is silent because of `other` must name it.
 pub(crate) fn names_of(other: &Node) -> Result<Vec<String>> {
     let status = other.status()?;
     let text = |name: &str| status[name].as_str().map(str::to_owned).with_context(|| format!("no {name}"));
@@ -163,12 +163,12 @@ pub(crate) fn names_of(other: &Node) -> Result<Vec<String>> {
     ])
 }
 
-/// Waits until `node` stands so, and says these words wherever an operator may look.
+/// Waits until the publisher `node` has this `standing`, with these words in its readiness and status.
 pub(crate) fn wait_until_silent(node: &Node, standing: &str, words: &[String]) -> Result<()> {
     let what = format!("{} to be {standing}, with {words:?}", node.daemon.name());
     let mut last = String::new();
     let outcome = try_eventually(&what, SOON, || {
-        // Before it listens, it answers nothing.
+        // No answers until the daemon listens.
         let Ok(ready) = Client::new().get(&format!("http://{}/readyz", node.admin)) else { return Ok(None) };
         let Ok(status) = node.status() else { return Ok(None) };
         let reason = status["silentBecause"].as_str().unwrap_or_default();
@@ -177,14 +177,14 @@ pub(crate) fn wait_until_silent(node: &Node, standing: &str, words: &[String]) -
         Ok((ready.status == 503 && status["standing"] == standing && says(&ready.text) && says(reason))
             .then_some(()))
     });
-    outcome.with_context(|| format!("it said last: {last}\n{}", node.daemon.log_tail()))?;
+    outcome.with_context(|| format!("the last report was {last}\n{}", node.daemon.log_tail()))?;
     wait_for_count(node, "evictd_publisher_standing", &[("standing", standing)], 1)?;
     let log = node.daemon.stdout()? + &node.daemon.stderr()?;
     ensure!(log.contains("publisher fell silent"), "{}", node.daemon.log_tail());
     Ok(())
 }
 
-/// Waits until `node` has recorded that agents follow the publisher to which it yields.
+/// Waits until `node` has logged that it yielded for a whole bound.
 pub(crate) fn wait_until_yielded(node: &Node) -> Result<()> {
     try_eventually("the publisher to have yielded for a bound", SOON, || {
         let log = node.daemon.stdout()? + &node.daemon.stderr()?;
@@ -192,7 +192,7 @@ pub(crate) fn wait_until_yielded(node: &Node) -> Result<()> {
     })
 }
 
-/// Waits until `node` names the publisher `rival`, which is silent for it, where an operator may look.
+/// Waits until `node` names the silent publisher `rival` in its readiness and status.
 pub(crate) fn wait_until_named(node: &Node, rival: &Node, standing: &str) -> Result<()> {
     let mut words = names_of(rival)?;
     words.push(format!("another home store is {standing} on this bus"));
@@ -204,15 +204,15 @@ pub(crate) fn wait_until_named(node: &Node, rival: &Node, standing: &str) -> Res
     wait_for_count(node, "evictd_publisher_silent_rivals", &[], 1)
 }
 
-/// What the silent publisher `node` is told to change is refused, and why.
+/// Asserts that the silent publisher `node` rejects a deletion, and says that nothing was changed.
 pub(crate) fn assert_refuses_changes(world: &World, node: &Node, key: &Key) -> Result<()> {
     let answer = world.topology.call(node, "keys.deleteKey", &json!({ "keyId": key.id }))?;
-    ensure!(answer.status == 503, "it was answered {}: {}", answer.status, answer.text);
+    ensure!(answer.status == 503, "the answer was {}: {}", answer.status, answer.text);
     ensure!(answer.text.contains("Nothing was changed"), "{}", answer.text);
     Ok(())
 }
 
-/// What a rival must not touch: each agent's epoch, how often it flushed, and what it received of rivals.
+/// What a rival must not change: each agent's epoch, and how often it flushed.
 #[derive(PartialEq, Eq, Debug)]
 pub(crate) struct Footing(Vec<[u64; 2]>);
 
@@ -223,7 +223,7 @@ impl Footing {
     }
 }
 
-/// For two bounds, every agent is live, on the same footing, and knows `good`.
+/// Asserts for two bounds that every agent is live, with an unchanged footing, and accepts `good`.
 pub(crate) fn assert_untouched(world: &World, footing: &Footing, good: &Key) -> Result<()> {
     throughout(BOUND * 2, || {
         for agent in world.topology.agents() {
@@ -239,12 +239,12 @@ pub(crate) fn rival_messages(agent: &Node) -> Result<u64> {
     count(agent, "evictd_agent_rival_messages_total", &[])
 }
 
-/// No process has seen a rule broken, or answered from what was too old.
+/// Asserts that no process panicked or counted a broken invariant, and that no agent breached the bound.
 pub(crate) fn assert_no_rule_was_broken(world: &World, rival: &Node) -> Result<()> {
     for node in world.topology.publishers().chain(world.topology.agents()).chain([rival]) {
         let log = node.daemon.stdout()? + &node.daemon.stderr()?;
         ensure!(!log.contains("panicked"), "{}", node.daemon.log_tail());
-        // One that was stopped has nothing more to say.
+        // A process that was stopped has no metrics.
         let Ok(metrics) = node.metrics() else { continue };
         for name in ["evictd_invariant_violations_total", "evictd_agent_bound_breaches_total"] {
             let broken = metrics.value(name, &[]).unwrap_or(0.0);
@@ -259,7 +259,7 @@ pub(crate) fn assert_no_rule_was_broken(world: &World, rival: &Node) -> Result<(
     Ok(())
 }
 
-/// Restarts the world's publisher and starts a rival so that both ask before either has answered.
+/// Restarts the world's publisher and starts a rival. Both query the bus before either has answered.
 pub(crate) fn start_together(world: &mut World, store: &HomeStore) -> Result<Node> {
     world.topology.publisher.daemon.kill()?;
     let other = wire(world)?;
@@ -273,7 +273,7 @@ pub(crate) fn start_together(world: &mut World, store: &HomeStore) -> Result<Nod
     let (one, two) = (&world.topology.publisher, &rival);
     for node in [one, two] {
         try_eventually("a publisher to have done a round", SOON, || {
-            // Before it listens, it answers nothing.
+            // No answers until the daemon listens.
             let status = node.status().unwrap_or_default();
             Ok((!status["lastRoundMsAgo"].is_null()).then_some(()))
         })
@@ -281,7 +281,9 @@ pub(crate) fn start_together(world: &mut World, store: &HomeStore) -> Result<Nod
     }
     let wires = || [one, two].into_iter().filter_map(|node| node.wire.as_ref());
     wires().for_each(|wire| wire.set(Mode::Pass));
-    try_eventually("both to ask", SOON, || Ok(wires().all(|wire| wire.held() > 0).then_some(())))?;
+    try_eventually("both publishers to query the bus", SOON, || {
+        Ok(wires().all(|wire| wire.held() > 0).then_some(()))
+    })?;
     wires().for_each(Proxy::release);
     Ok(rival)
 }
@@ -302,7 +304,7 @@ pub(crate) fn wait_for_epoch(world: &World, epoch: u64) -> Result<()> {
     Ok(())
 }
 
-/// Host 1 is lost, and the copy at the returned node serves on an operator's word.
+/// Kills host 1. An operator declares the copy, which then serves at the returned node.
 fn move_to_host_2(world: &mut World) -> Result<Node> {
     let copy = snapshot(world)?;
     world.topology.publisher.daemon.kill()?;
@@ -313,14 +315,14 @@ fn move_to_host_2(world: &mut World) -> Result<Node> {
     Ok(rival)
 }
 
-/// Waits until `node` serves, after the rival that it was silent for has gone.
+/// Waits until the publisher `node` serves.
 pub(crate) fn wait_until_serving(node: &Node) -> Result<()> {
     wait_for_readiness(node, 200)?;
     wait_for_count(node, "evictd_publisher_standing", &[("standing", "serving")], 1)
 }
 
-/// Failure: host 1 boots again with its old file while the restored copy serves on host 2; each takes the other's
-/// positions for its own lost future and begins epochs, and what was deleted on host 2 is VALID again.
+/// Failure: host 1 boots again with its old file while the restored copy serves on host 2. Each takes the other's
+/// positions for its own lost commits and begins epochs. What was deleted on host 2 is VALID again.
 #[test]
 fn old_copy_that_comes_back_beside_the_restored_one_stays_silent() -> Result<()> {
     let (mut world, doomed, good) = start()?;
@@ -337,7 +339,7 @@ fn old_copy_that_comes_back_beside_the_restored_one_stays_silent() -> Result<()>
     wait_until_silent(host_1, "yielding", &names_of(&host_2)?)?;
     wait_until_serving(&host_2)?;
 
-    // Host 2 is gone for good: to go on without what it knew is for an operator to decide.
+    // Host 2 is gone for good. Only an operator may decide to go on without its deletions.
     ensure!(host_2.daemon.stop(SOON)?.success());
     let older = ["this home store is an older copy: ", "run `evictd new-epoch` on this one"];
     wait_until_silent(host_1, "behind", &older.map(str::to_owned))?;
@@ -351,16 +353,16 @@ fn old_copy_that_comes_back_beside_the_restored_one_stays_silent() -> Result<()>
     declare_successfully(&world.store())?;
     wait_until_serving(host_1)?;
     wait_for_epoch(&world, 3)?;
-    // As the operator has said, what was deleted on host 2 counts as undone.
+    // With the declaration, the operator has undone what was deleted on host 2.
     world.wait_for_codes(&[&doomed, &good], "VALID")?;
     world.assert_works()?;
     for agent in world.topology.agents() {
-        assert_eq!(flushes(agent)?, 2, "one for each word of an operator");
+        assert_eq!(flushes(agent)?, 2, "one flush for each declaration");
     }
     assert_no_rule_was_broken(&world, &host_2)
 }
 
-/// Failure: staging is started from a copy of production with production's NATS, and takes its agents over.
+/// Failure: staging is started from a copy of production's store, on production's NATS, and takes over its agents.
 #[test]
 fn staging_on_productions_bus_yields_and_production_goes_on() -> Result<()> {
     let (mut world, doomed, good) = start()?;
@@ -376,7 +378,7 @@ fn staging_on_productions_bus_yields_and_production_goes_on() -> Result<()> {
     watch.assert_none_valid_since(confirmed_at)?;
     wait_until_serving(world.publisher())?;
     for agent in world.topology.agents() {
-        assert_eq!(rival_messages(agent)?, 0, "a publisher that yields sends agents nothing");
+        assert_eq!(rival_messages(agent)?, 0, "a yielding publisher sent messages to agents");
         let ready = wait_for_readiness(agent, 200)?;
         ensure!(!ready["warnings"].to_string().contains("\"history\""), "{ready}");
     }
@@ -384,7 +386,7 @@ fn staging_on_productions_bus_yields_and_production_goes_on() -> Result<()> {
     assert_no_rule_was_broken(&world, &staging)
 }
 
-/// Failure: of two copies that are started at once, chance decides which is believed.
+/// Failure: of two copies that start at once, chance decides which one agents follow.
 #[test]
 fn copies_that_start_together_fall_silent_until_one_is_stopped() -> Result<()> {
     let (mut world, doomed, good) = start()?;
@@ -420,18 +422,19 @@ fn copies_that_start_together_fall_silent_until_one_is_stopped() -> Result<()> {
     assert_no_rule_was_broken(&world, &host_2)
 }
 
-/// Deletes `key` at the world's publisher, which stands still from then on: before an agent that stood still has
-/// applied it. Returns the request, whose receipt is open.
+/// Deletes `key` at the world's publisher and pauses it, before a paused agent has applied the deletion. Returns the
+/// request's id. Its receipt is open.
 pub(crate) fn delete_and_pause(world: &mut World, key: &Key) -> Result<String> {
     world.agent_mut(1).daemon.pause()?;
     let answer = world.topology.call(world.publisher(), "keys.deleteKey", &json!({ "keyId": key.id }))?;
-    ensure!(answer.status == 200, "it was answered {}: {}", answer.status, answer.text);
+    ensure!(answer.status == 200, "the answer was {}: {}", answer.status, answer.text);
     world.topology.publisher.daemon.pause()?;
     world.agent_mut(1).daemon.resume()?;
     Ok(answer.body["meta"]["requestId"].as_str().context("no request id")?.to_owned())
 }
 
-/// The receipt is open, whatever has passed: agents follow the other store, and accept the key again.
+/// Asserts that the receipt is open, however much time has passed: agents follow the other store, and accept the key
+/// again.
 pub(crate) fn assert_receipt_is_open(world: &World, request: &str) -> Result<()> {
     let body = json!({ "requestId": request });
     let answer = world.topology.call(world.publisher(), "propagation.getReceipt", &body)?;
@@ -440,8 +443,8 @@ pub(crate) fn assert_receipt_is_open(world: &World, request: &str) -> Result<()>
     Ok(())
 }
 
-/// Failure: a publisher that stood still goes on where it was, and vouches for what a successor has changed meanwhile, or
-/// calls receipts final although agents follow the successor.
+/// Failure: a publisher that was paused goes on as before. It vouches for records that a successor has changed, or
+/// reports receipts as final although agents follow the successor.
 #[test]
 fn thawed_publisher_asks_before_it_answers() -> Result<()> {
     let (mut world, doomed, good) = start()?;
@@ -463,13 +466,17 @@ fn thawed_publisher_asks_before_it_answers() -> Result<()> {
     world.wait_for_codes(&[&undone], "VALID")?;
     assert_receipt_is_open(&world, &request)?;
     watch.assert_none_valid_since(confirmed_at)?;
-    assert_eq!(rival_messages(world.agent(0))?, received, "it has spoken before it asked");
+    assert_eq!(
+        rival_messages(world.agent(0))?,
+        received,
+        "it sent messages to agents before it queried the bus"
+    );
     wait_until_serving(&host_2)?;
     assert_no_rule_was_broken(&world, &host_2)
 }
 
-/// The world's bus gets a second server, where a copy of the store serves that its agents haven't met: the wire between
-/// the servers is cut.
+/// Adds a second server to the world's bus, cuts the wire between the servers, and starts a publisher with a copy of the
+/// store at the second one. No agent has followed it.
 pub(crate) fn split_off(
     world: &mut World,
     copy: impl FnOnce(&mut World) -> Result<HomeStore>,
@@ -496,14 +503,14 @@ fn split() -> Result<(World, Key, Key, NatsServer, Proxy, Node)> {
     Ok((world, doomed, good, site, link, host_2))
 }
 
-/// Heals the bus. Publishers meet before what agents ask comes through `link`, which the caller releases.
+/// Heals the bus. Publishers meet before probes of agents pass `link`. The caller releases these.
 pub(crate) fn heal(link: &Proxy) {
     link.hold_messages("evictd.v1.probe.>");
     link.set(Mode::Pass);
 }
 
-/// Failure: two copies have served on the halves of a bus. When it heals, one of them wins by chance, and undoes what was
-/// deleted at the other.
+/// Failure: two copies have served on the halves of a bus. When it heals, one of them wins by chance, and undoes the
+/// other's deletions.
 #[test]
 fn copies_that_meet_after_a_partition_fall_silent_both() -> Result<()> {
     let (world, doomed, good, _site, link, mut host_2) = split()?;
@@ -519,7 +526,7 @@ fn copies_that_meet_after_a_partition_fall_silent_both() -> Result<()> {
     for node in [host_1, &host_2] {
         assert_refuses_changes(&world, node, &good)?;
     }
-    // Agents deny rather than change over.
+    // Agents deny rather than follow the other store.
     for agent in world.topology.agents() {
         wait_for_mode(agent, "expired")?;
     }
@@ -535,8 +542,8 @@ fn copies_that_meet_after_a_partition_fall_silent_both() -> Result<()> {
     assert_no_rule_was_broken(&world, &host_2)
 }
 
-/// Failure: after a partition between two copies the one that agents know is stopped, and the other takes them over
-/// without what they have seen.
+/// Failure: after a partition between two copies, the one that agents follow is stopped. The other takes them over
+/// although it lacks what they have seen.
 #[test]
 fn copy_that_agents_have_not_followed_needs_a_word_after_a_partition() -> Result<()> {
     let (mut world, doomed, _, _site, link, host_2) = split()?;
@@ -558,7 +565,7 @@ fn copy_that_agents_have_not_followed_needs_a_word_after_a_partition() -> Result
     assert_no_rule_was_broken(&world, &host_2)
 }
 
-/// Failure: after a partition, a copy that no agent has followed keeps the store silent that all of them know.
+/// Failure: after a partition, a copy that no agent has followed silences the store that all of them follow.
 #[test]
 fn copy_that_hears_what_agents_have_seen_is_behind_and_the_other_goes_on() -> Result<()> {
     let (world, doomed, good, _site, link, host_2) = split()?;
@@ -576,7 +583,7 @@ fn copy_that_hears_what_agents_have_seen_is_behind_and_the_other_goes_on() -> Re
     assert_no_rule_was_broken(&world, &host_2)
 }
 
-/// Failure: an agent takes messages of another store for its own, or nobody learns that they come.
+/// Failure: an agent applies messages of another store, or doesn't report them.
 #[test]
 fn agents_report_a_rival_that_speaks_and_keep_their_own_history() -> Result<()> {
     let (world, doomed, good, _site, link, host_2) = split()?;
@@ -584,7 +591,7 @@ fn agents_report_a_rival_that_speaks_and_keep_their_own_history() -> Result<()> 
     let watch = Watch::start(&world, &doomed);
     let confirmed_at = delete_confirmed(&world, host_1, &doomed)?;
     let footing = Footing::of(&world)?;
-    // The other one's ticks come through, and its questions and answers to publishers don't.
+    // The rival's ticks pass, but its messages to publishers don't.
     link.hold_messages(PUBLISHERS);
     link.hold_messages("evictd.v1.publishers.>");
     link.set(Mode::Pass);
@@ -598,7 +605,7 @@ fn agents_report_a_rival_that_speaks_and_keep_their_own_history() -> Result<()> 
     assert_no_rule_was_broken(&world, &host_2)
 }
 
-/// Failure: the copy that serves is restarted, host 1 boots in that gap, finds nobody, and is the incumbent from then on.
+/// Failure: the serving copy is restarted. Host 1 boots meanwhile, finds no other publisher, and serves from then on.
 #[test]
 fn old_copy_that_boots_while_the_restored_one_restarts_ends_behind() -> Result<()> {
     let (mut world, doomed, good) = start()?;
@@ -613,7 +620,7 @@ fn old_copy_that_boots_while_the_restored_one_restarts_ends_behind() -> Result<(
     host_2.restart()?;
     wait_until_serving(&host_2)?;
     world.topology.agents().try_for_each(|agent| wait_for_mode(agent, "live"))?;
-    // Once the incarnation that was killed counts as over, agents take answers of the next one.
+    // Once the killed incarnation counts as ended, agents accept answers of the next one.
     world.wait_for_codes(&[&good], "VALID")?;
     assert_refuses_changes(&world, world.publisher(), &good)?;
     assert_untouched(&world, &footing, &good)?;
@@ -622,7 +629,7 @@ fn old_copy_that_boots_while_the_restored_one_restarts_ends_behind() -> Result<(
     assert_no_rule_was_broken(&world, &host_2)
 }
 
-/// Failure: a store is declared while another one serves, and days later, when that one is restarted, its deletions are
+/// Failure: a store is declared while another one serves. Days later, that one is restarted, and its deletions are
 /// undone.
 #[test]
 fn declaration_ends_when_its_publisher_yields() -> Result<()> {
@@ -652,8 +659,8 @@ fn declaration_ends_when_its_publisher_yields() -> Result<()> {
     assert_no_rule_was_broken(&world, &host_2)
 }
 
-/// Failure: a store whose epochs are used up goes on in the last one, so that agents keep what a new one would have made
-/// them flush.
+/// Failure: a store that has used up its epochs goes on in the last one, and agents keep entries that a new epoch would
+/// have flushed.
 #[test]
 fn used_up_epochs_fail_closed_with_the_way_out() -> Result<()> {
     const USED_UP: &str = "the home store has used up its 1048575 epochs, so that none can begin";
@@ -665,11 +672,11 @@ fn used_up_epochs_fail_closed_with_the_way_out() -> Result<()> {
     let refused = declare(&world.store())?;
     refused.assert_failed(USED_UP);
     refused.assert_failed("copy workspaces, root_keys, apis and keys into a new store");
-    // What needs no epoch goes on.
+    // Deletions that need no new epoch still work.
     world.wait_for_codes(&[&good], "VALID")?;
     world.assert_works()?;
 
-    // A deletion that no trigger saw needs one.
+    // A deletion that bypassed the triggers needs a new epoch.
     let trigger = world.sql("SELECT sql FROM sqlite_master WHERE name = 'keys_after_delete'")?;
     for statement in
         ["DROP TRIGGER keys_after_delete", &format!("DELETE FROM keys WHERE id = '{}'", doomed.id), &trigger]

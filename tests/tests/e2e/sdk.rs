@@ -1,7 +1,7 @@
-//! Unkey's own clients, as they are published, against real deployments: `tests/sdk`.
+//! Unkey's own clients, as published, against real deployments. The suites are in `tests/sdk`.
 //!
-//! Each suite is a program in the client's own language. It gets two deployments, one that works and one
-//! whose store is broken. What was done to them is then checked in their stores.
+//! Each suite is a program in the client's own language. It gets two deployments: one that works, and one whose store
+//! is broken. The test then checks in the stores what the suite changed.
 
 use std::collections::BTreeSet;
 use std::collections::hash_map::DefaultHasher;
@@ -21,13 +21,13 @@ use toml::toml;
 
 use crate::world::{Key, World, plan};
 
-/// How long a suite may take on a busy machine; ten seconds of it are a client that doesn't give up.
+/// How long a suite may take on a busy machine. Ten seconds of it are a client that keeps retrying.
 const SUITE_DEADLINE: Duration = Duration::from_mins(5);
 
-/// How many requests one of the workspaces may send.
+/// The rate limit of one of the workspaces.
 const REQUESTS_PER_MINUTE: &str = "20";
 
-/// Everything that a root key can be allowed to do with an API, but for creating one.
+/// The actions on an API that a root key can have a permission for, except creating one.
 const ACTIONS: [&str; 7] =
     ["read_api", "delete_api", "create_key", "read_key", "update_key", "delete_key", "verify_key"];
 
@@ -56,15 +56,15 @@ const TYPESCRIPT: Suite = Suite {
     ],
 };
 
-/// A program that uses a client, and what says which client that is.
+/// A program that tests a client, and the files that pin the client.
 struct Suite {
     name: &'static str,
     interpreter: &'static str,
     /// What to install where the interpreter is missing.
     needs: &'static str,
-    /// The program's files, the one to run first.
+    /// The program's files. The first one is run.
     sources: &'static [(&'static str, &'static str)],
-    /// The files that pin the client and all that it needs.
+    /// The files that pin the client and its dependencies.
     packages: &'static [(&'static str, &'static str)],
 }
 
@@ -94,7 +94,7 @@ fn both_clients_are_asked_the_same() {
 }
 
 impl Suite {
-    /// The names of its tests, as sentences.
+    /// Returns the names of its tests, as sentences.
     fn tests(&self) -> BTreeSet<String> {
         let lines = self.sources[0].1.lines().map(str::trim_start);
         let names = lines.filter_map(|line| {
@@ -106,15 +106,15 @@ impl Suite {
     }
 }
 
-/// What a suite is run against.
+/// The deployments that a suite runs against.
 struct Stage {
-    /// Two regions, with nothing in the way.
+    /// Two regions without faults.
     working: World,
     /// One region, and a store that lacks a table.
     broken: World,
-    /// A key that was created before.
+    /// A key of `broken`, created before its store broke.
     broken_key: Key,
-    /// What the last one's audit log held when it broke.
+    /// The number of rows in the audit log of `broken` when its store broke.
     broken_audit: String,
 }
 
@@ -133,32 +133,32 @@ impl Stage {
         Ok(Self { working, broken, broken_key, broken_audit })
     }
 
-    /// `suite`, with its files in the directory of the first deployment, and all settings but its own.
+    /// Writes the files of `suite` to the directory of the first deployment. Returns a launch with the common settings.
     fn launch(&self, suite: &Suite) -> Result<Launch> {
         let dir = self.working.dir();
         for (name, text) in suite.sources {
             fs::write(dir.join(name), text).with_context(|| format!("writing {name}"))?;
         }
         let launch = Launch::new(suite.name, suite.interpreter, dir);
-        // A proxy that this machine may use doesn't lead back to it.
+        // An HTTP proxy of this machine must not be used for local addresses.
         let launch = launch.env("NO_PROXY", "127.0.0.1").env("PYTHONDONTWRITEBYTECODE", "1");
         let settings = self.settings()?;
         Ok(settings.into_iter().fold(launch, |launch, (name, value)| launch.env(name, value)))
     }
 
-    /// Runs `suite` to its end; `counted` is how it says that it has run so many tests.
+    /// Runs `suite` to its end. `counted` is its output for the number of tests that it ran.
     fn run(&self, suite: &Suite, launch: Launch, counted: &str) -> Result<()> {
         let mut program = Daemon::start(launch)?;
         let status = program.wait_exit(SUITE_DEADLINE)?;
-        let said = program.stdout()? + &program.stderr()?;
-        ensure!(status.success(), "{} failed ({status}):\n{said}", suite.name);
-        println!("{said}");
+        let output = program.stdout()? + &program.stderr()?;
+        ensure!(status.success(), "{} failed ({status}):\n{output}", suite.name);
+        println!("{output}");
         let counted = counted.replace("{}", &suite.tests().len().to_string());
-        ensure!(said.contains(&counted), "it didn't run all of its tests:\n{said}");
+        ensure!(output.contains(&counted), "the suite didn't run all of its tests:\n{output}");
         self.assert_nothing_was_done_twice()
     }
 
-    /// What the suites read from their environment.
+    /// Returns the environment variables that the suites read.
     fn settings(&self) -> Result<Vec<(&'static str, String)>> {
         let Self { working, broken, broken_key, .. } = self;
         let protected = working.create_api()?;
@@ -204,7 +204,8 @@ impl Stage {
         ])
     }
 
-    /// Retries included: each key and each API was deleted once, and what answered 500 did nothing.
+    /// Asserts that each key and each API was deleted once, despite retries, and that requests answered 500 changed
+    /// nothing.
     fn assert_nothing_was_done_twice(&self) -> Result<()> {
         let deletions = "SELECT count(*) AS times FROM audit_log WHERE event IN ('key.delete', 'api.delete') \
                          GROUP BY event, json_extract(targets, '$[0].id')";
@@ -214,10 +215,10 @@ impl Stage {
             deleted.parse::<u32>()? > 10 && times == "1",
             "{deleted} were deleted, one of them {times} times"
         );
-        ensure!(self.broken.sql(AUDITED)? == self.broken_audit, "an operation was refused and recorded");
+        ensure!(self.broken.sql(AUDITED)? == self.broken_audit, "a failed operation was recorded");
         let alive =
             format!("SELECT count(*) FROM keys WHERE deleted_at_m IS NULL AND id = '{}'", self.broken_key.id);
-        ensure!(self.broken.sql(&alive)? == "1", "an operation was refused and carried out");
+        ensure!(self.broken.sql(&alive)? == "1", "a failed operation was carried out");
         Ok(())
     }
 }
@@ -226,9 +227,9 @@ fn url(node: &Node) -> String {
     format!("http://{}", node.http)
 }
 
-/// A new root key, by default of the first workspace and for everything: its id and its text.
-fn root_key(world: &World, wishes: &[&str]) -> Result<(String, String)> {
-    let created = evictd(world, &[&["root-key", "create"], wishes].concat())?;
+/// Creates a root key, by default of the first workspace and with all permissions. Returns its id and its text.
+fn root_key(world: &World, options: &[&str]) -> Result<(String, String)> {
+    let created = evictd(world, &[&["root-key", "create"], options].concat())?;
     let text =
         |member: &str| created[member].as_str().map(str::to_owned).with_context(|| format!("no {member}"));
     Ok((text("rootKeyId")?, text("rootKey")?))
@@ -243,8 +244,8 @@ fn evictd(world: &World, line: &[&str]) -> Result<Value> {
     serde_json::from_slice(&output.stdout).with_context(|| format!("{line:?} printed no JSON"))
 }
 
-/// Installs the client of `suite` into cargo's target directory, once for each interpreter and set of
-/// packages, however many callers come at the same time. Returns where it is.
+/// Installs the client of `suite` into cargo's target directory, once for each interpreter and set of packages.
+/// Concurrent callers wait for each other. Returns the directory.
 fn install(suite: &Suite, fill: fn(&Path) -> Command) -> Result<PathBuf> {
     let version = Command::new(suite.interpreter).arg("--version").output();
     let version =
@@ -260,7 +261,7 @@ fn install(suite: &Suite, fill: fn(&Path) -> Command) -> Result<PathBuf> {
     if home.is_dir() {
         return Ok(home);
     }
-    // Beside its final place and renamed when complete: what has the name is whole.
+    // Installed beside its final place and renamed when complete, so that the name stands for a complete installation.
     let staging = tempfile::Builder::new().prefix(suite.name).tempdir_in(target)?;
     for (name, text) in suite.packages {
         fs::write(staging.path().join(name), text).with_context(|| format!("writing {name}"))?;

@@ -1,4 +1,4 @@
-//! Nothing secret is written anywhere: neither to logs, nor to the database, nor to the bus.
+//! No secret is written to logs, to the database, or to the bus.
 
 use std::fs;
 use std::time::Duration;
@@ -15,8 +15,8 @@ use crate::world::{Key, UNAVAILABLE, World, plan, wait_for_count, wait_for_readi
 
 const LIVE: &str = "evictd.v1.live";
 
-/// Connections that together hear all that may be heard: requests as a publisher does, the live feed and
-/// answers as the agent does.
+/// Opens connections that together receive all messages: requests with the publisher's login, the live feed and answers
+/// with the agent's.
 fn eavesdrop(world: &World) -> Result<[Bus; 2]> {
     let home = &world.topology.home;
     let mut publisher = Bus::connect(home.clients(), home.login(&User::Publisher)?)?;
@@ -26,13 +26,13 @@ fn eavesdrop(world: &World) -> Result<[Bus; 2]> {
     let mut agent = Bus::connect(home.clients(), home.login(&User::agent("eu", "agent-1"))?)?;
     agent.subscribe(LIVE, None)?;
     agent.subscribe("_INBOX_evictd.eu.agent-1.>", None)?;
-    let complaints = [publisher.sync()?, agent.sync()?].concat();
-    ensure!(complaints.is_empty(), "{complaints:?}");
+    let errors = [publisher.sync()?, agent.sync()?].concat();
+    ensure!(errors.is_empty(), "{errors:?}");
     Ok([publisher, agent])
 }
 
-/// Everything that was heard so far.
-fn heard(mut bus: Bus) -> Result<(usize, Vec<u8>)> {
+/// Returns the number of messages received so far, and their subjects and payloads.
+fn received(mut bus: Bus) -> Result<(usize, Vec<u8>)> {
     bus.sync()?;
     let (mut messages, mut bytes) = (0, Vec::new());
     while let Some(message) = bus.next(Duration::ZERO)? {
@@ -46,11 +46,11 @@ fn heard(mut bus: Bus) -> Result<(usize, Vec<u8>)> {
 fn assert_absent(secrets: &[(&str, &str)], place: &str, bytes: &[u8]) {
     for (what, secret) in secrets {
         let found = bytes.windows(secret.len()).any(|window| window == secret.as_bytes());
-        assert!(!found, "{what} stands in {place}");
+        assert!(!found, "{what} was found in {place}");
     }
 }
 
-/// What users do and get wrong with secrets in their hands.
+/// Uses secrets as users do, correctly and by mistake.
 fn use_and_misuse(world: &mut World, keys: &[Key; 3]) -> Result<()> {
     let [good, deleted, erased] = keys;
     world.cache_everywhere(&[good, deleted, erased])?;
@@ -61,7 +61,7 @@ fn use_and_misuse(world: &mut World, keys: &[Key; 3]) -> Result<()> {
     let root_key = world.topology.root_key();
     let client = Client::new();
     for node in [world.publisher(), world.agent(0)] {
-        // A key for an id, a key for a root key, a root key for a key, secrets where nobody expects them.
+        // A key as an id, a key as a root key, a root key as a key, and secrets in unexpected members and headers.
         for body in
             [json!({ "keyId": good.text }), json!({ "key": root_key }), json!({ "secret": good.text })]
         {
@@ -76,7 +76,7 @@ fn use_and_misuse(world: &mut World, keys: &[Key; 3]) -> Result<()> {
         raw(node.http, garbage.as_bytes())?;
     }
 
-    // The bus goes away, with questions under way.
+    // The bus is lost while a lookup is in flight.
     world.topology.home.kill()?;
     let late = Key { id: String::new(), text: format!("{}x", good.text) };
     assert_eq!(world.code(world.agent(0), &late)?, UNAVAILABLE);
@@ -85,16 +85,16 @@ fn use_and_misuse(world: &mut World, keys: &[Key; 3]) -> Result<()> {
     world.assert_works()
 }
 
-/// Failure: a log, a disk or a wire tells what only its owner should know. The daemons log all they can
-/// here, not just what they do by default.
+/// Failure: a log, a page or a file contains a secret. The daemons log at level trace here, not only what they log by
+/// default.
 #[test]
 fn no_key_root_key_or_password_is_written_anywhere() -> Result<()> {
-    let talkative = toml! { log = { filter = "trace" } };
-    let mut world = World::start(&Plan { publisher: talkative.clone(), agents: talkative, ..plan(&["eu"]) })?;
-    // A long key, so that what may be shown of it is a small part.
+    let verbose = toml! { log = { filter = "trace" } };
+    let mut world = World::start(&Plan { publisher: verbose.clone(), agents: verbose, ..plan(&["eu"]) })?;
+    // Long keys, so that the part that may be shown is small.
     let key = || world.create_key_with(json!({ "prefix": "prod", "byteLength": 32, "name": "ci" }));
     let keys = [key()?, key()?, key()?];
-    use_and_misuse(&mut world, &keys).context("using it")?;
+    use_and_misuse(&mut world, &keys).context("using the secrets")?;
 
     let password = |user| world.topology.home.login(&user).map(|Login { password, .. }| password.clone());
     let passwords = [password(User::Publisher)?, password(User::agent("eu", "agent-1"))?];
@@ -105,7 +105,7 @@ fn no_key_root_key_or_password_is_written_anywhere() -> Result<()> {
     secrets.extend(passwords.iter().map(|password| ("a password", password.as_str())));
 
     let logs = world.logs()?;
-    ensure!(logs.contains("TRACE") && logs.contains("applied"), "the daemons have logged too little");
+    ensure!(logs.contains("TRACE") && logs.contains("applied"), "the daemons logged too little");
     assert_absent(&secrets, "a log", logs.as_bytes());
     for node in [world.publisher(), world.agent(0)] {
         for page in ["status", "metrics", "readyz"] {
@@ -121,11 +121,11 @@ fn no_key_root_key_or_password_is_written_anywhere() -> Result<()> {
             files += 1;
         }
     }
-    ensure!(files >= 2, "the database and its write-ahead log");
+    ensure!(files >= 2, "the database or its write-ahead log is missing");
     Ok(())
 }
 
-/// Failure: the bus carries keys, for which it would have to be trusted like a password store.
+/// Failure: the bus carries keys, so that read access to it is access to the keys.
 #[test]
 fn the_bus_knows_keys_by_their_hashes_only() -> Result<()> {
     let world = World::start(&plan(&["eu"]))?;
@@ -140,8 +140,8 @@ fn the_bus_knows_keys_by_their_hashes_only() -> Result<()> {
     let root_key = &world.topology.root_key()["unkey_".len()..];
     let secrets = [("a key", key.text.as_str()), ("a key", &erased.text), ("the root key", root_key)];
     for bus in buses {
-        let (messages, bytes) = heard(bus)?;
-        ensure!(messages > 4, "hardly anything was heard");
+        let (messages, bytes) = received(bus)?;
+        ensure!(messages > 4, "only {messages} messages were received");
         assert_absent(&secrets, "a message", &bytes);
     }
     Ok(())

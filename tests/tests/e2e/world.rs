@@ -1,4 +1,4 @@
-//! [`World`]: a deployment with one API in it, and what the tests say about it.
+//! [`World`]: a deployment with one API in it, and the assertions on it.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,26 +13,26 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use toml::toml;
 
-/// How long what is bound to happen may take on a busy machine.
+/// How long an expected event may take on a busy machine.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
-/// How long something is watched that must not happen any more.
+/// How long a test watches for an event that must not happen.
 pub(crate) const A_WHILE: Duration = Duration::from_millis(300);
 
-/// The code of a verification that was denied because no answer would have been new enough.
+/// The code of a verification that was denied because the agent had no answer that was recent enough.
 pub(crate) const UNAVAILABLE: &str = "UNAVAILABLE";
 
-/// One agent per region, and one NATS server for all.
+/// Plans one agent per region, and one NATS server for all.
 pub(crate) fn plan(regions: &[&str]) -> Plan {
     Plan { servers: Servers::Single, ..Plan::new(regions) }
 }
 
-/// As [`plan`], with wires that can be broken.
+/// As [`plan`], with wires that a test can break.
 pub(crate) fn breakable(regions: &[&str]) -> Plan {
     Plan { wires: Wires::Proxied, ..plan(regions) }
 }
 
-/// `plan` with a bound that a test can wait for, and loads that give up well within it.
+/// Returns `plan` with a bound that a test can wait for, and a load timeout well within it.
 pub(crate) fn with_bound(bound: Duration, plan: Plan) -> Plan {
     Plan { bound, agents: toml! { loads = { timeout = "300ms" } }, ..plan }
 }
@@ -40,13 +40,13 @@ pub(crate) fn with_bound(bound: Duration, plan: Plan) -> Plan {
 /// A key of the world's API.
 #[derive(Clone)]
 pub(crate) struct Key {
-    /// By this it is deleted.
+    /// Identifies the key for a deletion.
     pub(crate) id: String,
-    /// By this it is verified.
+    /// The secret that is verified.
     pub(crate) text: String,
 }
 
-/// A deployment with an API. Dropping it kills everything, and fails the test if a daemon has panicked.
+/// A deployment with an API. Dropping it kills all processes, and fails the test if a daemon panicked.
 pub(crate) struct World {
     pub(crate) topology: Topology,
     pub(crate) api: String,
@@ -93,7 +93,7 @@ impl World {
         &mut self.topology.regions[region].agents[0]
     }
 
-    /// Calls the control API; an answer other than 200 is an error.
+    /// Calls the control API and returns the answer's `data`. An answer other than 200 is an error.
     pub(crate) fn call(&self, operation: &str, body: &Value) -> Result<Value> {
         let answer = self.topology.call(self.publisher(), operation, body)?;
         ensure!(answer.status == 200, "{operation} answered {}: {}", answer.status, answer.text);
@@ -109,7 +109,7 @@ impl World {
         self.create_key_with(json!({ "apiId": self.api }))
     }
 
-    /// A key of the world's API, or of the one that `body` names.
+    /// Creates a key of the world's API, or of the one that `body` names.
     pub(crate) fn create_key_with(&self, mut body: Value) -> Result<Key> {
         if body["apiId"].is_null() {
             body["apiId"] = self.api.as_str().into();
@@ -119,17 +119,17 @@ impl World {
         Ok(Key { id: text("keyId").context("no keyId")?, text: text("key").context("no key")? })
     }
 
-    /// `how_many` keys of the world's API, made by several clients at once.
+    /// Creates `how_many` keys of the world's API, with several clients at once.
     pub(crate) fn create_keys(&self, how_many: usize) -> Result<Vec<Key>> {
-        let made = self.by_all_clients(&vec![(); how_many], |caller, ()| {
+        let created = self.by_all_clients(&vec![(); how_many], |caller, ()| {
             let answer = caller.call("keys.createKey", &json!({ "apiId": self.api }))?;
             let text = |member: &str| answer.body["data"][member].as_str().map(str::to_owned);
             Ok(Key { id: text("keyId").context("no keyId")?, text: text("key").context("no key")? })
         });
-        made.context("creating keys")
+        created.context("creating keys")
     }
 
-    /// Very many keys of the world's API, brought in by SQL: no request has created them.
+    /// Inserts keys of the world's API by one SQL statement, which is fast also for very many.
     pub(crate) fn import_keys(&self, how_many: usize) -> Result<Vec<Key>> {
         self.sql(&format!(
             "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < {how_many} - 1)
@@ -142,17 +142,23 @@ impl World {
         Ok((0..how_many).map(key).collect())
     }
 
-    /// Deletes `keys` by several clients at once, so in no order.
+    /// Deletes `keys` with several clients at once, in no particular order.
     pub(crate) fn delete_all(&self, keys: &[Key]) -> Result<()> {
         let deleted = self.by_all_clients(keys, |caller, key| {
             let answer = caller.call("keys.deleteKey", &json!({ "keyId": key.id }))?;
-            ensure!(answer.status == 200, "{} was answered {}: {}", key.id, answer.status, answer.text);
+            ensure!(
+                answer.status == 200,
+                "the deletion of {} was answered {}: {}",
+                key.id,
+                answer.status,
+                answer.text
+            );
             Ok(())
         });
         deleted.map(drop).context("deleting keys")
     }
 
-    /// Calls the publisher for each of `items`, shared among some clients; the results in no order.
+    /// Calls the publisher for each of `items`, which several clients share. The results are in no particular order.
     pub(crate) fn by_all_clients<'i, T: Sync, R: Send>(
         &self,
         items: &'i [T],
@@ -185,7 +191,7 @@ impl World {
         self.call("keys.deleteKey", &json!({ "keyId": key.id, "permanent": true })).map(drop)
     }
 
-    /// Verifies `key` at `agent`: the code, or [`UNAVAILABLE`].
+    /// Verifies `key` at `agent`. Returns the code, or [`UNAVAILABLE`].
     pub(crate) fn code(&self, agent: &Node, key: &Key) -> Result<String> {
         Caller::new(self, agent).code(key)
     }
@@ -201,7 +207,7 @@ impl World {
         outcome.with_context(|| format!("the last answer was {last}\n{}", agent.daemon.log_tail()))
     }
 
-    /// Waits until every agent says `wanted` of every one of `keys`.
+    /// Waits until every agent answers `wanted` for all of `keys`.
     pub(crate) fn wait_for_codes(&self, keys: &[&Key], wanted: &str) -> Result<()> {
         for agent in self.topology.agents() {
             for key in keys {
@@ -211,10 +217,9 @@ impl World {
         Ok(())
     }
 
-    /// Verifies `keys` everywhere until every agent has answered VALID for all of them out of its cache
-    /// alone.
+    /// Verifies `keys` at every agent until it answers VALID for all of them from its cache alone.
     pub(crate) fn cache_everywhere(&self, keys: &[&Key]) -> Result<()> {
-        // What is cached before its own creation was announced would have to be loaded once more.
+        // A key that is cached before its creation is applied would be loaded a second time.
         self.wait_until_caught_up()?;
         for agent in self.topology.agents() {
             self.cache(agent, keys)?;
@@ -240,7 +245,7 @@ impl World {
         })
     }
 
-    /// Waits until `keys` are NOT_FOUND everywhere, and watches for a while that none comes back.
+    /// Waits until `keys` are NOT_FOUND at every agent, and asserts for a while that none becomes VALID again.
     pub(crate) fn assert_gone(&self, keys: &[&Key]) -> Result<()> {
         self.wait_for_codes(keys, "NOT_FOUND")?;
         throughout(A_WHILE, || self.assert_none_valid(keys))
@@ -256,18 +261,18 @@ impl World {
         Ok(())
     }
 
-    /// No verification that begins `bound` after the key's row `went`, or later, is VALID.
-    pub(crate) fn assert_gone_within(&self, key: &Key, went: Instant, bound: Duration) -> Result<()> {
+    /// Asserts that no verification is VALID that begins `bound` after `deleted_at` or later.
+    pub(crate) fn assert_gone_within(&self, key: &Key, deleted_at: Instant, bound: Duration) -> Result<()> {
         throughout(bound + A_WHILE, || {
             for agent in self.topology.agents() {
                 let asked_at = Instant::now();
-                assert_bounded(asked_at, went, bound, &self.code(agent, key)?)?;
+                assert_bounded(asked_at, deleted_at, bound, &self.code(agent, key)?)?;
             }
             Ok(())
         })
     }
 
-    /// Waits until every agent has applied all that was committed, and returns the log's length.
+    /// Waits until every agent has applied all that was committed. Returns the head position.
     pub(crate) fn wait_until_caught_up(&self) -> Result<u64> {
         try_eventually("every agent to apply the whole log", SOON, || {
             let head = count(self.publisher(), "evictd_publisher_head_position", &[])?;
@@ -276,7 +281,7 @@ impl World {
                     return Ok(None);
                 }
             }
-            // The gauge may be behind the store.
+            // The gauge may lag behind the store.
             let in_store = self.sql(
                 "SELECT head || ' ' || (SELECT count(*) FROM invalidations WHERE position IS NULL) FROM log_head",
             )?;
@@ -284,8 +289,8 @@ impl World {
         })
     }
 
-    /// Changes or reads the home store as somebody else would, past the publisher: one statement, and the
-    /// first value of its result as text.
+    /// Runs one statement on the home store directly, without the publisher. Returns the first value of its result as
+    /// text.
     pub(crate) fn sql(&self, statement: &str) -> Result<String> {
         const SCRIPT: &str = "import hashlib, sqlite3, sys\n\
             store = sqlite3.connect(sys.argv[1], timeout=20)\n\
@@ -297,14 +302,14 @@ impl World {
             return Session::connect(url)?.query(statement);
         }
         let output = Command::new("python3").args(["-c", SCRIPT]).arg(self.store()).arg(statement).output();
-        let output = output.context("running python3, which stands for somebody else's SQL")?;
+        let output = output.context("running python3 for direct SQL")?;
         if !output.status.success() {
             bail!("{statement}: {}", String::from_utf8_lossy(&output.stderr));
         }
         Ok(String::from_utf8(output.stdout)?.trim_end().to_owned())
     }
 
-    /// The deployment still does what it is for: whatever was done to it before.
+    /// Asserts that the deployment still accepts a valid key and evicts a deleted one.
     pub(crate) fn assert_works(&self) -> Result<()> {
         let (good, doomed) = (self.create_key()?, self.create_key()?);
         self.cache_everywhere(&[&good, &doomed])?;
@@ -313,7 +318,7 @@ impl World {
         self.wait_for_codes(&[&good], "VALID")
     }
 
-    /// Everything the daemons have logged.
+    /// Returns everything that the daemons logged.
     pub(crate) fn logs(&self) -> Result<String> {
         let nodes = self.topology.agents().chain(self.topology.publishers());
         let logs = nodes.map(|node| Ok(node.daemon.stdout()? + &node.daemon.stderr()?));
@@ -328,12 +333,12 @@ impl Drop for World {
             lines.map(str::to_owned).collect::<Vec<_>>()
         });
         if !std::thread::panicking() {
-            assert_eq!(panicked.unwrap_or_default(), Vec::<String>::new(), "a daemon has panicked");
+            assert_eq!(panicked.unwrap_or_default(), Vec::<String>::new(), "a daemon panicked");
         }
     }
 }
 
-/// Calls one daemon, also from another thread.
+/// A client of one daemon, which can move to another thread.
 #[derive(Clone)]
 pub(crate) struct Caller {
     client: Client,
@@ -351,7 +356,7 @@ impl Caller {
         self.client.post_json(&format!("{}/{operation}", self.url), Some(&self.root_key), body, &[])
     }
 
-    /// Verifies `key`: the code, or [`UNAVAILABLE`].
+    /// Verifies `key`. Returns the code, or [`UNAVAILABLE`].
     pub(crate) fn code(&self, key: &Key) -> Result<String> {
         let answer = self.call("keys.verifyKey", &json!({ "key": key.text }))?;
         let body = &answer.body;
@@ -360,7 +365,11 @@ impl Caller {
         match answer.status {
             200 => {
                 let code = body["data"]["code"].as_str().context("a verdict without a code")?;
-                ensure!(body["data"]["valid"] == (code == "VALID"), "it contradicts itself: {}", answer.text);
+                ensure!(
+                    body["data"]["valid"] == (code == "VALID"),
+                    "`valid` contradicts `code`: {}",
+                    answer.text
+                );
                 Ok(code.to_owned())
             }
             503 => {
@@ -395,7 +404,7 @@ pub(crate) fn wait_for_mode(agent: &Node, mode: &str) -> Result<()> {
     })
 }
 
-/// Waits until `/readyz` answers `status`, and returns what it says.
+/// Waits until `/readyz` answers `status`. Returns the answer's body.
 pub(crate) fn wait_for_readiness(node: &Node, status: u16) -> Result<Value> {
     let what = format!("the readiness of {} to be {status}", node.daemon.name());
     try_eventually(&what, SOON, || {
@@ -404,21 +413,21 @@ pub(crate) fn wait_for_readiness(node: &Node, status: u16) -> Result<Value> {
     })
 }
 
-/// Waits until `node` is ready and warnings on something in these words.
+/// Waits until `node` is ready with a warning that contains `words`.
 pub(crate) fn wait_for_warning(node: &Node, words: &str) -> Result<()> {
     let (what, mut last) = (format!("{} to warn of {words:?}", node.daemon.name()), Value::Null);
     let outcome = try_eventually(&what, SOON, || {
         last = wait_for_readiness(node, 200)?;
         Ok(last["warnings"].to_string().contains(words).then_some(()))
     });
-    outcome.with_context(|| format!("it said {last}"))
+    outcome.with_context(|| format!("the last answer was {last}"))
 }
 
-/// Waits until `node` has been ready for so long that it goes on without NATS.
+/// Waits until `node` has been ready for long enough to stay ready without NATS.
 pub(crate) fn wait_until_settled(node: &Node) -> Result<()> {
     const SETTLES_AFTER: Duration = Duration::from_secs(3);
     let mut since = None;
-    try_eventually("it to be ready for a while", SOON, || {
+    try_eventually("the node to be ready for a while", SOON, || {
         let answer = Client::new().get(&format!("http://{}/readyz", node.admin))?;
         if answer.status != 200 {
             since = None;
@@ -429,7 +438,7 @@ pub(crate) fn wait_until_settled(node: &Node) -> Result<()> {
     })
 }
 
-/// A counter or gauge of whole numbers, summed over all series with these labels; 0 if there is none.
+/// Returns a counter or gauge of whole numbers, summed over all series with these labels. Without a series, it is 0.
 pub(crate) fn count(node: &Node, name: &str, labels: &[(&str, &str)]) -> Result<u64> {
     Ok(node.metrics()?.value(name, labels).unwrap_or(0.0) as u64)
 }
@@ -449,28 +458,28 @@ fn hits_and_misses(agent: &Node) -> Result<(u64, u64)> {
     Ok((hits, count(agent, "evictd_agent_cache_misses_total", &[])?))
 }
 
-/// How often an agent has forgotten everything, its start not counted.
+/// Returns how often an agent has flushed its cache, not counting its start.
 pub(crate) fn flushes(agent: &Node) -> Result<u64> {
     let flushes = |labels: &[_]| count(agent, "evictd_agent_flushes_total", labels);
     Ok(flushes(&[])? - flushes(&[("reason", "start")])?)
 }
 
-/// How often an agent has connected to NATS, all of its connections added up.
+/// Returns how often an agent has connected to NATS, summed over its connections.
 pub(crate) fn connects(agent: &Node) -> Result<u64> {
     count(agent, "evictd_agent_nats_connects_total", &[])
 }
 
-/// How often an agent has asked for what it had missed.
+/// Returns how many repairs of this `cause` an agent has requested.
 pub(crate) fn repairs(agent: &Node, cause: &str) -> Result<u64> {
     count(agent, "evictd_agent_repairs_total", &[("cause", cause)])
 }
 
-/// Milliseconds since 1970, as `expires` counts.
+/// Returns milliseconds since 1970, the unit of `expires`.
 pub(crate) fn wall_millis() -> Result<i64> {
     Ok(i64::try_from(std::time::UNIX_EPOCH.elapsed()?.as_millis())?)
 }
 
-/// Checks the promise: a verification that began `bound` after `deleted_at` or later isn't VALID.
+/// Checks the bound: a verification that began `bound` after `deleted_at` or later isn't VALID.
 pub(crate) fn assert_bounded(
     asked_at: Instant,
     deleted_at: Instant,
