@@ -2,20 +2,20 @@
 //! tests that show that evictd doesn't. Each row names its tests as `module::test` of this crate.
 //!
 //! 1. *A load that began before a deletion ends after it and brings the old record back.*
-//!    `loads::a_load_that_was_read_before_its_keys_deletion_does_not_bring_it_back`,
-//!    `loads::a_load_that_was_read_before_its_keys_erasure_does_not_bring_it_back`,
-//!    `loads::a_load_that_was_read_before_its_apis_deletion_does_not_bring_it_back`,
-//!    `loads::a_load_that_nobody_waits_for_any_more_does_not_bring_its_key_back`,
-//!    `loads::a_load_whose_answer_is_lost_is_repeated_and_is_no_older_for_it`
+//!    `loads::load_read_before_a_deletion_does_not_restore_the_key`,
+//!    `loads::load_read_before_an_erasure_does_not_restore_the_key`,
+//!    `loads::load_read_before_an_api_deletion_does_not_restore_its_key`,
+//!    `loads::abandoned_load_does_not_restore_a_deleted_key`,
+//!    `loads::repeated_load_does_not_restore_a_deleted_key`
 //! 2. *A subscriber comes back and silently keeps what it missed.*
-//!    `partitions::a_region_that_is_cut_off_denies_within_the_bound_and_recovers_without_a_flush`,
-//!    `partitions::a_region_whose_server_is_cut_off_from_home_denies_and_recovers_without_a_flush`,
-//!    `partitions::cuts_that_are_too_short_for_a_heartbeat_lose_nothing`,
+//!    `partitions::cut_off_region_denies_within_the_bound_and_recovers`,
+//!    `partitions::region_whose_server_is_cut_off_denies_and_recovers`,
+//!    `partitions::cuts_shorter_than_a_heartbeat_lose_nothing`,
 //!    `restarts::deletions_succeed_without_nats_and_arrive_when_it_is_back`,
 //!    `half_alive::on_a_wire_of_150_ms_deletions_take_as_long_and_nothing_flaps`
 //! 3. *A connection is half open: no data, no error, no log.* Each direction for itself, both, and at the
 //!    bound of 30 seconds.
-//!    `partitions::a_region_that_is_cut_off_denies_within_the_bound_and_recovers_without_a_flush`,
+//!    `partitions::cut_off_region_denies_within_the_bound_and_recovers`,
 //!    `partitions::with_the_default_configuration_the_bound_is_30_seconds`,
 //!    `half_alive::a_connection_on_which_only_pings_pass_proves_nothing`
 //! 4. *A sign of life isn't tied to what was delivered.* Ticks pass, or proofs, or deletions, and the rest
@@ -23,12 +23,12 @@
 //!    `half_alive::ticks_and_proofs_renew_no_lease_while_what_they_speak_of_is_missing`,
 //!    `half_alive::deletions_that_arrive_are_no_proof_that_all_do`,
 //!    `half_alive::an_expired_agent_whose_lookups_are_answered_is_a_cache_that_lives_for_the_bound`,
-//!    `partitions::an_agent_that_stood_still_longer_than_the_bound_serves_nothing_deleted_meanwhile`
+//!    `partitions::paused_agent_serves_nothing_deleted_during_the_pause`
 //! 5. *Few misses are fine; messages repeat and overtake each other; who joins late begins in the middle.*
-//!    `live_feed::one_lost_message_among_two_thousand_deletions_is_repaired_and_nothing_else_is`,
-//!    `live_feed::messages_that_are_doubled_and_jumbled_at_once_change_nothing`,
-//!    `live_feed::messages_that_come_twice_change_nothing`,
-//!    `live_feed::messages_that_come_in_the_wrong_order_change_nothing`
+//!    `live_feed::only_the_lost_message_of_2000_deletions_is_repaired`,
+//!    `live_feed::duplicated_and_shuffled_messages_change_nothing`,
+//!    `live_feed::duplicated_messages_change_nothing`,
+//!    `live_feed::reordered_messages_change_nothing`
 //! 6. *The log is truncated, the stream begins anew, an acknowledged write is lost.* NATS keeps nothing here. The
 //!    log is purged when it is older than `retention.log`: what is missing is refused, and whoever asks for it
 //!    flushes. A store that has gone back is silent until an operator says that it is to be followed; all flush then.
@@ -36,7 +36,7 @@
 //!    `home_store::nats_that_was_wiped_and_a_store_that_was_put_back_at_once_cost_one_flush`,
 //!    `home_store::store_that_was_put_back_is_silent_until_it_is_declared`,
 //!    `home_store::store_that_was_put_back_and_caught_up_is_found_all_the_same`,
-//!    `restarts::every_deletion_that_was_answered_survives_a_kill_in_the_middle_of_many`,
+//!    `restarts::answered_deletions_survive_a_kill_of_the_publisher`,
 //!    `postgres::failover::a_fail_over_that_loses_nothing_costs_one_flush`,
 //!    `postgres::failover::what_is_committed_in_the_place_of_lost_commits_is_not_taken_for_them`,
 //!    `postgres::failover::a_second_fail_over_that_lost_the_first_ones_epoch_begins_another`,
@@ -47,34 +47,34 @@
 //!    `clocks::wall_clocks_that_are_set_all_the_time_change_nothing`
 //! 8. *An older answer replaces a newer one.* It was late (the tests of row 1), or came from a replica that lags
 //!    or from a primary that was demoted: every answer says how new it is.
-//!    `loads::a_load_that_found_nothing_does_not_hide_a_key_that_came_back`,
+//!    `loads::load_that_found_nothing_does_not_hide_a_restored_key`,
 //!    `postgres::replicas::a_replica_that_lags_brings_nothing_back_and_answers_what_has_not_changed`,
 //!    `postgres::replicas::an_agent_that_is_cut_off_with_its_replica_denies_within_the_bound`,
 //!    `postgres::replicas::an_agent_that_reads_the_demoted_primary_believes_nothing_of_what_changed`,
 //!    `postgres::failover::a_publisher_that_still_talks_to_the_demoted_primary_falls_silent`
 //! 9. *A short outage is followed by a storm, or leaves something behind each time.*
 //!    `storms::ten_agents_that_flap_fifty_times_leave_nothing_behind`,
-//!    `storms::a_flush_under_load_is_loaded_again_a_few_at_a_time`,
-//!    `storms::a_cold_start_under_load_is_loaded_a_few_at_a_time`,
+//!    `storms::cache_is_reloaded_with_bounded_loads_after_a_flush`,
+//!    `storms::cache_is_filled_with_bounded_loads_after_a_cold_start`,
 //!    `loads::verifications_of_one_key_share_one_load`
 //! 10. *A subscription dies once, or never lived, and the process stays "healthy".*
-//!     `live_feed::a_feed_that_has_fallen_silent_is_reported_and_costs_no_correctness`,
-//!     `misconfigured::an_agent_that_may_not_hear_the_live_feed_is_not_ready`,
-//!     `misconfigured::an_agent_that_may_not_ask_for_proofs_is_not_ready`,
-//!     `misconfigured::an_agent_that_may_not_load_is_not_ready_and_denies`,
-//!     `misconfigured::a_permission_that_is_lost_later_is_warned_of`,
-//!     `misconfigured::a_publisher_that_may_not_speak_on_the_live_feed_is_not_ready`,
-//!     `misconfigured::a_publisher_that_may_not_hear_probes_is_not_ready`,
-//!     `restarts::an_agent_that_stood_still_while_nats_was_restarted_hears_again`
+//!     `live_feed::silent_feed_is_reported_and_deletions_still_arrive`,
+//!     `misconfigured::agent_without_the_live_feed_permission_is_not_ready`,
+//!     `misconfigured::agent_without_the_probe_permission_is_not_ready`,
+//!     `misconfigured::agent_without_the_lookup_permission_is_not_ready_and_denies`,
+//!     `misconfigured::permission_revoked_at_runtime_is_a_warning`,
+//!     `misconfigured::publisher_that_may_not_publish_the_live_feed_is_not_ready`,
+//!     `misconfigured::publisher_that_may_not_receive_probes_is_not_ready`,
+//!     `restarts::agent_paused_during_a_nats_restart_receives_the_feed_again`
 //! 11. *Two copies of the truth serve at once, and each heals itself at the other's cost.*
-//!     `rivals::old_copy_that_comes_back_beside_the_restored_one_stays_silent`,
+//!     `rivals::old_copy_that_returns_beside_the_restored_one_stays_silent`,
 //!     `rivals::staging_on_productions_bus_yields_and_production_goes_on`,
 //!     `rivals::copies_that_start_together_fall_silent_until_one_is_stopped`,
-//!     `rivals::thawed_publisher_asks_before_it_answers`,
-//!     `rivals::copies_that_meet_after_a_partition_fall_silent_both`,
-//!     `rivals::copy_that_agents_have_not_followed_needs_a_word_after_a_partition`,
-//!     `rivals::agents_report_a_rival_that_speaks_and_keep_their_own_history`,
-//!     `rivals::old_copy_that_boots_while_the_restored_one_restarts_ends_behind`,
+//!     `rivals::resumed_publisher_checks_for_rivals_before_it_serves`,
+//!     `rivals::copies_that_meet_after_a_partition_both_fall_silent`,
+//!     `rivals::unfollowed_copy_needs_a_declaration_after_a_partition`,
+//!     `rivals::agents_report_a_rival_and_keep_their_own_history`,
+//!     `rivals::old_copy_booted_during_the_restored_ones_restart_is_behind`,
 //!     `rivals::used_up_epochs_fail_closed_with_the_way_out`
 //!
 //! And besides: an erased record that can be read off a disk
@@ -83,7 +83,7 @@
 //! hangs on it
 //! (`deletions::an_api_with_500_cached_keys_is_gone_by_one_row_and_one_floor`), a "not found" that outlives
 //! the key's return (`home_store::what_is_changed_by_sql_is_changed_everywhere`), a broker that cuts off who
-//! reads too slowly (`restarts::an_agent_that_nats_cuts_off_for_slowness_misses_nothing`), and several of
+//! reads too slowly (`restarts::agent_disconnected_as_a_slow_consumer_misses_nothing`), and several of
 //! these at once (`crashes::everything_is_killed_in_any_order_and_every_promise_is_kept`).
 
 use std::collections::BTreeSet;

@@ -47,7 +47,7 @@ fn lose_invalidations(world: &World, how_many: usize) -> Result<()> {
 
 /// Failure: the content of a lost message never reaches the region.
 #[test]
-fn a_gap_is_repaired_as_soon_as_a_later_message_shows_it() -> Result<()> {
+fn gap_is_repaired_on_the_next_message() -> Result<()> {
     let world = start(NO_TICKS, Table::new())?;
     let [lost, later] = [world.create_key()?, world.create_key()?];
     world.cache_everywhere(&[&lost, &later])?;
@@ -72,7 +72,7 @@ fn a_gap_is_repaired_as_soon_as_a_later_message_shows_it() -> Result<()> {
 
 /// Failure: the last message before a silence is lost, and no later message reveals the gap.
 #[test]
-fn a_tick_shows_that_the_last_message_was_lost() -> Result<()> {
+fn tick_reveals_that_the_last_message_was_lost() -> Result<()> {
     let world = start("200ms", Table::new())?;
     let key = world.create_key()?;
     world.cache_everywhere(&[&key])?;
@@ -88,7 +88,7 @@ fn a_tick_shows_that_the_last_message_was_lost() -> Result<()> {
 
 /// Failure: the last message before a silence is lost, and so are all ticks.
 #[test]
-fn a_probe_shows_that_the_last_message_was_lost() -> Result<()> {
+fn probe_reveals_that_the_last_message_was_lost() -> Result<()> {
     let world = start(NO_TICKS, toml! { lease = { probe_interval = "500ms" } })?;
     let key = world.create_key()?;
     world.cache_everywhere(&[&key])?;
@@ -104,7 +104,7 @@ fn a_probe_shows_that_the_last_message_was_lost() -> Result<()> {
 
 /// Failure: the answer to a repair is lost too, and the agent doesn't repeat the request.
 #[test]
-fn a_repair_whose_answer_is_lost_is_asked_for_again() -> Result<()> {
+fn repair_whose_answer_is_lost_is_requested_again() -> Result<()> {
     let world = start("200ms", toml! { lease = { request_timeout = "200ms" } })?;
     let key = world.create_key()?;
     world.cache_everywhere(&[&key])?;
@@ -121,7 +121,7 @@ fn a_repair_whose_answer_is_lost_is_asked_for_again() -> Result<()> {
 
 /// Failure: a duplicate is applied as a second message, or undoes what came between the two.
 #[test]
-fn messages_that_come_twice_change_nothing() -> Result<()> {
+fn duplicated_messages_change_nothing() -> Result<()> {
     let world = start("200ms", Table::new())?;
     let keys = [world.create_key()?, world.create_key()?, world.create_key()?];
     let keys = keys.each_ref();
@@ -143,7 +143,7 @@ fn messages_that_come_twice_change_nothing() -> Result<()> {
 
 /// Failure: the earlier message is dropped as outdated because the later one came first.
 #[test]
-fn messages_that_come_in_the_wrong_order_change_nothing() -> Result<()> {
+fn reordered_messages_change_nothing() -> Result<()> {
     // A gap that closes by itself needs no repair, however slow this machine is.
     let world = start(NO_TICKS, toml! { lease = { gap_patience = "20s" } })?;
     let keys = [world.create_key()?, world.create_key()?];
@@ -166,7 +166,7 @@ fn messages_that_come_in_the_wrong_order_change_nothing() -> Result<()> {
 
 /// Failure: one lost message among many goes unnoticed, or its repair replays far more than it.
 #[test]
-fn one_lost_message_among_two_thousand_deletions_is_repaired_and_nothing_else_is() -> Result<()> {
+fn only_the_lost_message_of_2000_deletions_is_repaired() -> Result<()> {
     const KEYS: usize = 2_000;
     let mut world = start("200ms", Table::new())?;
     let keys = world.create_keys(KEYS)?;
@@ -211,7 +211,7 @@ fn one_lost_message_among_two_thousand_deletions_is_repaired_and_nothing_else_is
 
 /// Failure: reordering and duplication are each harmless, but not together.
 #[test]
-fn messages_that_are_doubled_and_jumbled_at_once_change_nothing() -> Result<()> {
+fn duplicated_and_shuffled_messages_change_nothing() -> Result<()> {
     const KEYS: usize = 100;
     let world = start("200ms", toml! { lease = { gap_patience = "20s" } })?;
     let mut random = Random::draw()?;
@@ -240,7 +240,7 @@ fn messages_that_are_doubled_and_jumbled_at_once_change_nothing() -> Result<()> 
 
 /// Failure: no report says that the feed has stopped, because everything else works.
 #[test]
-fn a_feed_that_has_fallen_silent_is_reported_and_costs_no_correctness() -> Result<()> {
+fn silent_feed_is_reported_and_deletions_still_arrive() -> Result<()> {
     let world = start("200ms", toml! { lease = { probe_interval = "500ms" } })?;
     let key = world.create_key()?;
     world.cache_everywhere(&[&key])?;

@@ -90,19 +90,19 @@ fn assert_late_load_is_rejected(delete: impl Fn(&World, &Key) -> Result<()>) -> 
 
 /// Failure: the late load puts the old record into the cache after the invalidation has emptied it.
 #[test]
-fn a_load_that_was_read_before_its_keys_deletion_does_not_bring_it_back() -> Result<()> {
+fn load_read_before_a_deletion_does_not_restore_the_key() -> Result<()> {
     assert_late_load_is_rejected(World::delete)
 }
 
 /// Failure: the late load caches an erased key, because no record is left to compare it with.
 #[test]
-fn a_load_that_was_read_before_its_keys_erasure_does_not_bring_it_back() -> Result<()> {
+fn load_read_before_an_erasure_does_not_restore_the_key() -> Result<()> {
     assert_late_load_is_rejected(World::delete_permanently)
 }
 
 /// Failure: the late load caches the key, because the deletion names its API and not the key.
 #[test]
-fn a_load_that_was_read_before_its_apis_deletion_does_not_bring_it_back() -> Result<()> {
+fn load_read_before_an_api_deletion_does_not_restore_its_key() -> Result<()> {
     assert_late_load_is_rejected(|world, _| {
         world.call("apis.deleteApi", &json!({ "apiId": world.api })).map(drop)
     })
@@ -110,7 +110,7 @@ fn a_load_that_was_read_before_its_apis_deletion_does_not_bring_it_back() -> Res
 
 /// Failure: a load whose client has given up is no longer checked, and its outdated record is cached.
 #[test]
-fn a_load_that_nobody_waits_for_any_more_does_not_bring_its_key_back() -> Result<()> {
+fn abandoned_load_does_not_restore_a_deleted_key() -> Result<()> {
     let world = start()?;
     let key = world.create_key()?;
     hold_loads(&world)?;
@@ -134,7 +134,7 @@ fn a_load_that_nobody_waits_for_any_more_does_not_bring_its_key_back() -> Result
 /// Failure: a load is repeated because its answer was lost, and restores a key that was deleted between the two
 /// requests.
 #[test]
-fn a_load_whose_answer_is_lost_is_repeated_and_is_no_older_for_it() -> Result<()> {
+fn repeated_load_does_not_restore_a_deleted_key() -> Result<()> {
     let agents = toml! { loads = { timeout = "500ms" } };
     let world = World::start(&Plan { agents, ..breakable(&["eu"]) })?;
     let [other, key] = [world.create_key()?, world.create_key()?];
@@ -157,7 +157,7 @@ fn a_load_whose_answer_is_lost_is_repeated_and_is_no_older_for_it() -> Result<()
 
 /// Failure: "not found" is cached for a key that was restored meanwhile, and nothing corrects it.
 #[test]
-fn a_load_that_found_nothing_does_not_hide_a_key_that_came_back() -> Result<()> {
+fn load_that_found_nothing_does_not_hide_a_restored_key() -> Result<()> {
     let world = start()?;
     let key = world.create_key()?;
     world.delete(&key)?;

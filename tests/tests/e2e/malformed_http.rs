@@ -131,7 +131,7 @@ fn bad_bodies(good: &Value) -> Vec<(&'static str, Vec<u8>)> {
 
 /// Failure: a malformed body is accepted, or ends the process.
 #[test]
-fn bodies_that_are_none_are_refused_by_every_endpoint() -> Result<()> {
+fn every_endpoint_rejects_malformed_bodies() -> Result<()> {
     let world = World::start(&plan(&["eu"]))?;
     let headers = authorized(&world);
     let rows = "SELECT (SELECT count(*) FROM keys) || ' ' || (SELECT count(*) FROM apis)";
@@ -152,7 +152,7 @@ fn bodies_that_are_none_are_refused_by_every_endpoint() -> Result<()> {
 
 /// Failure: a truncated request is carried out, or blocks until the client closes the connection.
 #[test]
-fn requests_that_break_off_are_refused() -> Result<()> {
+fn truncated_requests_are_rejected() -> Result<()> {
     let world = World::start(&plan(&["eu"]))?;
     let key = world.create_key()?;
     let headers = authorized(&world);
@@ -175,7 +175,7 @@ fn requests_that_break_off_are_refused() -> Result<()> {
 
 /// Failure: a client without a root key, or with another credential, is served.
 #[test]
-fn callers_without_a_root_key_are_refused_by_every_endpoint() -> Result<()> {
+fn every_endpoint_rejects_callers_without_a_root_key() -> Result<()> {
     let world = World::start(&plan(&["eu"]))?;
     let key = world.create_key()?;
     let ordinary = format!("authorization: Bearer {}\r\n", key.text);
@@ -203,7 +203,7 @@ fn callers_without_a_root_key_are_refused_by_every_endpoint() -> Result<()> {
 
 /// Failure: a wrong method or path reaches an endpoint, or bytes that aren't HTTP end the process.
 #[test]
-fn what_is_meant_for_no_endpoint_reaches_none() -> Result<()> {
+fn wrong_methods_paths_and_garbage_reach_no_endpoint() -> Result<()> {
     let world = World::start(&plan(&["eu"]))?;
     let headers = authorized(&world);
     for Endpoint { node, path, good } in endpoints(&world) {

@@ -98,7 +98,7 @@ fn wait_for_refusals(world: &World, kind: MessageKind, reason: &str, wanted: u64
 
 /// Failure: an undecodable payload ends a task of the publisher, or is decoded as a message.
 #[test]
-fn requests_that_cannot_be_read_are_counted_and_not_answered() -> Result<()> {
+fn undecodable_requests_are_counted_and_not_answered() -> Result<()> {
     let world = World::start(&plan(&["eu"]))?;
     let mut rogue = impostor(&world, "eu")?;
     for kind in MessageKind::ALL {
@@ -141,7 +141,7 @@ fn next_answer(bus: &mut Bus) -> Result<String> {
 /// Failure: a requester makes the publisher write to a subject that only the publisher may write to. NATS checks no
 /// permission on reply subjects.
 #[test]
-fn answers_go_into_the_askers_own_inbox_or_nowhere() -> Result<()> {
+fn replies_go_only_to_the_requesters_own_inbox() -> Result<()> {
     let world = World::start(&plan(&["eu", "us"]))?;
     world.wait_until_caught_up()?;
     let (mut rogue, mut victim) = (impostor(&world, "eu")?, impostor(&world, "us")?);
@@ -205,7 +205,7 @@ fn forged(provenance: Provenance, at: LogPosition) -> Voucher {
 /// Failure: an agent that forges what it has seen begins epochs. Every region flushes repeatedly, and the epochs are
 /// used up.
 #[test]
-fn forged_claims_move_no_epoch_and_cost_no_other_agent_anything() -> Result<()> {
+fn forged_claims_begin_no_epoch_and_flush_no_agent() -> Result<()> {
     let world = World::start(&plan(&["eu", "us"]))?;
     let key = world.create_key()?;
     world.cache_everywhere(&[&key])?;
@@ -248,7 +248,7 @@ fn forged_claims_move_no_epoch_and_cost_no_other_agent_anything() -> Result<()> 
 /// Failure: one forged tick with the highest epoch, sent with the publisher's login, makes every agent deny until it
 /// is restarted.
 #[test]
-fn agents_find_back_from_ticks_that_lie() -> Result<()> {
+fn agents_recover_from_forged_ticks() -> Result<()> {
     let world = World::start(&plan(&["eu", "us"]))?;
     let key = world.create_key()?;
     world.cache_everywhere(&[&key])?;
@@ -287,7 +287,7 @@ fn agents_find_back_from_ticks_that_lie() -> Result<()> {
 /// Failure: an undecodable payload ends the agent's task that follows the log, or the agent uses an answer that it
 /// didn't request.
 #[test]
-fn agents_ignore_what_cannot_be_read_and_what_they_have_not_asked_for() -> Result<()> {
+fn agents_ignore_undecodable_and_unrequested_messages() -> Result<()> {
     let world = World::start(&plan(&["eu"]))?;
     let key = world.create_key()?;
     world.cache_everywhere(&[&key])?;

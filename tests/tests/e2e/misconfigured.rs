@@ -65,7 +65,7 @@ fn publisher(world: &mut World) -> &mut Node {
 
 /// Failure: an agent that receives nothing from the live feed reports itself ready, because probes still work.
 #[test]
-fn an_agent_that_may_not_hear_the_live_feed_is_not_ready() -> Result<()> {
+fn agent_without_the_live_feed_permission_is_not_ready() -> Result<()> {
     let mistake = (r#"subscribe { allow: ["evictd.v1.live""#, r#"subscribe { allow: ["evictd.v1.feed""#);
     assert_unready_while(mistake, agent, |world| {
         // Deletions arrive later, but they arrive.
@@ -79,7 +79,7 @@ fn an_agent_that_may_not_hear_the_live_feed_is_not_ready() -> Result<()> {
 
 /// Failure: an agent that can't obtain a proof answers.
 #[test]
-fn an_agent_that_may_not_ask_for_proofs_is_not_ready() -> Result<()> {
+fn agent_without_the_probe_permission_is_not_ready() -> Result<()> {
     let mistake = (r#""evictd.v1.probe.eu.agent-1""#, r#""evictd.v1.prob.eu.agent-1""#);
     let any = (r#""evictd.v1.probe.eu.agent-1.any""#, r#""evictd.v1.prob.eu.agent-1.any""#);
     // Both subjects, or the second try would succeed.
@@ -92,7 +92,7 @@ fn an_agent_that_may_not_ask_for_proofs_is_not_ready() -> Result<()> {
 
 /// Failure: a publisher whose invalidations NATS drops reports itself ready.
 #[test]
-fn a_publisher_that_may_not_speak_on_the_live_feed_is_not_ready() -> Result<()> {
+fn publisher_that_may_not_publish_the_live_feed_is_not_ready() -> Result<()> {
     let mistake = (r#"publish { allow: ["evictd.v1.live""#, r#"publish { allow: ["evictd.v1.feed""#);
     assert_unready_while(mistake, publisher, |world| {
         // Deletions arrive later: probes reveal what was missed.
@@ -106,7 +106,7 @@ fn a_publisher_that_may_not_speak_on_the_live_feed_is_not_ready() -> Result<()> 
 
 /// Failure: a publisher that receives no probes reports itself ready, while all agents expire.
 #[test]
-fn a_publisher_that_may_not_hear_probes_is_not_ready() -> Result<()> {
+fn publisher_that_may_not_receive_probes_is_not_ready() -> Result<()> {
     let mistake =
         (r#""evictd.v1.probe.>", "evictd.v1.replay.>""#, r#""evictd.v1.prob.>", "evictd.v1.replay.>""#);
     assert_unready_while(mistake, publisher, |world| {
@@ -119,7 +119,7 @@ fn a_publisher_that_may_not_hear_probes_is_not_ready() -> Result<()> {
 /// Failure: an agent that may not look up keys reports itself healthy until the first client comes, and then denies
 /// everything.
 #[test]
-fn an_agent_that_may_not_load_is_not_ready_and_denies() -> Result<()> {
+fn agent_without_the_lookup_permission_is_not_ready_and_denies() -> Result<()> {
     let mistake = (r#""evictd.v1.lookup.eu.agent-1""#, r#""evictd.v1.lokup.eu.agent-1""#);
     let any = (r#""evictd.v1.lookup.eu.agent-1.any""#, r#""evictd.v1.lokup.eu.agent-1.any""#);
     // Both subjects, or the second try would succeed.
@@ -138,7 +138,7 @@ fn an_agent_that_may_not_load_is_not_ready_and_denies() -> Result<()> {
 
 /// Failure: a permission that is revoked at runtime takes a working region out of service, or is not reported.
 #[test]
-fn a_permission_that_is_lost_later_is_warned_of() -> Result<()> {
+fn permission_revoked_at_runtime_is_a_warning() -> Result<()> {
     let mistake = (r#"subscribe { allow: ["evictd.v1.live""#, r#"subscribe { allow: ["evictd.v1.feed""#);
     let mut world = World::start(&with_bound(BOUND, plan(&["eu"])))?;
     wait_until_settled(world.agent(0))?;

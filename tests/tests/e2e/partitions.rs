@@ -32,7 +32,7 @@ fn conditions(node: &Node, status: u16) -> Result<Vec<String>> {
 
 /// Failure: a region that receives no deletions goes on accepting the keys. Each way to cut it off is tried.
 #[test]
-fn a_region_that_is_cut_off_denies_within_the_bound_and_recovers_without_a_flush() -> Result<()> {
+fn cut_off_region_denies_within_the_bound_and_recovers() -> Result<()> {
     let ways = [
         Mode::Cut,
         Mode::BlackHole(Way::ToClient),
@@ -97,7 +97,7 @@ fn a_region_that_is_cut_off_denies_within_the_bound_and_recovers_without_a_flush
 /// Failure: a region whose server is cut off from home doesn't notice, because its agents are still connected to that
 /// server; or it recovers late.
 #[test]
-fn a_region_whose_server_is_cut_off_from_home_denies_and_recovers_without_a_flush() -> Result<()> {
+fn region_whose_server_is_cut_off_denies_and_recovers() -> Result<()> {
     let ways = [Mode::Cut, Mode::BlackHole(Way::Both)];
     let plan = Plan { servers: Servers::PerRegion, ..breakable(&["cut", "lost", "near"]) };
     let world = World::start(&with_bound(BOUND, plan))?;
@@ -155,7 +155,7 @@ fn assert_recovers_quickly(world: &World) -> Result<()> {
 
 /// Failure: a deletion is lost in a cut that is too short for either end to notice.
 #[test]
-fn cuts_that_are_too_short_for_a_heartbeat_lose_nothing() -> Result<()> {
+fn cuts_shorter_than_a_heartbeat_lose_nothing() -> Result<()> {
     const CUTS: usize = 20;
     let bound = Duration::from_secs(30);
     let world = World::start(&breakable(&["eu", "us"]))?;
@@ -184,7 +184,7 @@ fn cuts_that_are_too_short_for_a_heartbeat_lose_nothing() -> Result<()> {
 
 /// Failure: an agent that was paused answers its next request as if no time had passed.
 #[test]
-fn an_agent_that_stood_still_longer_than_the_bound_serves_nothing_deleted_meanwhile() -> Result<()> {
+fn paused_agent_serves_nothing_deleted_during_the_pause() -> Result<()> {
     const REQUESTS: usize = 16;
     let mut world = World::start(&with_bound(BOUND, breakable(&["eu", "us"])))?;
     let [good, doomed] = [world.create_key()?, world.create_key()?];
@@ -229,7 +229,7 @@ fn an_agent_that_stood_still_longer_than_the_bound_serves_nothing_deleted_meanwh
 
 /// Failure: agents go on serving while their publisher is paused, or never recover after it resumes.
 #[test]
-fn agents_of_a_publisher_that_stands_still_deny_and_recover() -> Result<()> {
+fn agents_of_a_paused_publisher_deny_and_recover() -> Result<()> {
     let mut world = World::start(&with_bound(BOUND, breakable(&["eu", "us"])))?;
     let good = world.create_key()?;
     world.cache_everywhere(&[&good])?;
@@ -250,7 +250,7 @@ fn agents_of_a_publisher_that_stands_still_deny_and_recover() -> Result<()> {
 /// Failure: with the policy `serve_stale`, stale answers are not marked, or a key is accepted whose deletion was
 /// applied.
 #[test]
-fn old_answers_are_given_where_policy_says_so_and_are_marked() -> Result<()> {
+fn stale_answers_require_the_policy_and_are_marked() -> Result<()> {
     let plan = with_bound(BOUND, breakable(&["eu"]));
     let agents = toml! {
         loads = { timeout = "300ms" }

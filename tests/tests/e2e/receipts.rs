@@ -67,7 +67,7 @@ fn evictd(world: &World, line: &str) -> Result<(Option<i32>, String)> {
 }
 
 #[test]
-fn a_deletion_that_is_waited_for_is_answered_when_every_region_has_confirmed() -> Result<()> {
+fn awaited_deletion_is_answered_once_every_region_confirmed() -> Result<()> {
     let world = World::start(&plan(&REGIONS))?;
     let key = world.create_key()?;
     world.cache_everywhere(&[&key])?;
@@ -112,7 +112,7 @@ fn receipt_elapses_and_names_the_agent_of_a_frozen_region() -> Result<()> {
 
 /// Failure: an agent that left the roster returns and holds a lease again, and receipts don't wait for it.
 #[test]
-fn an_agent_that_was_forgotten_and_comes_back_is_waited_for() -> Result<()> {
+fn agent_that_left_the_roster_and_returned_is_waited_for() -> Result<()> {
     let mut world = World::start(&with_bound(BOUND, plan(&REGIONS)))?;
     let key = world.create_key()?;
     world.agent_mut(1).daemon.pause()?;
@@ -130,7 +130,7 @@ fn an_agent_that_was_forgotten_and_comes_back_is_waited_for() -> Result<()> {
 }
 
 #[test]
-fn a_receipt_outlives_the_publisher_that_was_killed_in_between() -> Result<()> {
+fn receipt_survives_a_kill_of_the_publisher() -> Result<()> {
     let mut world = World::start(&plan(&REGIONS))?;
     let key = world.create_key()?;
     world.cache_everywhere(&[&key])?;
@@ -147,7 +147,7 @@ fn a_receipt_outlives_the_publisher_that_was_killed_in_between() -> Result<()> {
 }
 
 #[test]
-fn without_nats_a_receipt_elapses_by_the_bound_alone() -> Result<()> {
+fn receipt_elapses_without_nats() -> Result<()> {
     let mut world = World::start(&with_bound(BOUND, plan(&REGIONS)))?;
     let key = world.create_key()?;
     world.cache_everywhere(&[&key])?;
@@ -160,7 +160,7 @@ fn without_nats_a_receipt_elapses_by_the_bound_alone() -> Result<()> {
 }
 
 #[test]
-fn the_command_line_shows_each_region_as_it_confirms() -> Result<()> {
+fn command_line_shows_each_region_as_it_confirms() -> Result<()> {
     let mut world = World::start(&plan(&REGIONS))?;
     let [piped, whole, late] = [world.create_key()?, world.create_key()?, world.create_key()?];
     world.cache_everywhere(&[&piped, &whole, &late])?;
@@ -192,7 +192,7 @@ fn the_command_line_shows_each_region_as_it_confirms() -> Result<()> {
 }
 
 #[test]
-fn receipts_are_for_those_who_may_act_for_the_workspace() -> Result<()> {
+fn unknown_receipt_is_not_found_and_a_creation_has_no_regions() -> Result<()> {
     let world = World::start(&plan(&["eu"]))?;
     let unknown = json!({ "requestId": "req_unknown" });
     let answer = world.topology.call(world.publisher(), "propagation.getReceipt", &unknown)?;
@@ -313,7 +313,7 @@ fn check_against_clients(reported: &Value, deletion: &Deletion, seen: &[Sighting
 }
 
 #[test]
-fn receipts_tell_the_truth_while_publisher_and_agents_are_killed() -> Result<()> {
+fn receipts_match_what_clients_saw_across_random_kills() -> Result<()> {
     Random::lived_through(run_with_kills)
 }
 
@@ -349,7 +349,7 @@ fn run_with_kills(random: &mut Random, events: &mut Vec<String>) -> Result<()> {
 
 /// Failure: the receipt reports a smaller exposure than clients saw.
 #[test]
-fn the_exposure_is_not_smaller_than_what_clients_saw() -> Result<()> {
+fn exposure_is_not_smaller_than_what_clients_saw() -> Result<()> {
     let world = World::start(&breakable(&["eu"]))?;
     let agent = Caller::new(&world, world.agent(0));
     for _ in 0..5 {

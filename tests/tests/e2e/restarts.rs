@@ -44,7 +44,7 @@ impl End {
 
 /// Failure: a restarted agent uses a cache, or a position, from before its restart.
 #[test]
-fn an_agent_that_comes_back_serves_nothing_that_was_deleted() -> Result<()> {
+fn restarted_agent_serves_nothing_deleted() -> Result<()> {
     let mut world = World::start(&plan(&["eu", "us"]))?;
     for end in End::ALL {
         let [before, meanwhile, after, good] =
@@ -69,7 +69,7 @@ fn an_agent_that_comes_back_serves_nothing_that_was_deleted() -> Result<()> {
 
 /// Failure: a deletion that was committed but not numbered, or numbered but not published, is lost.
 #[test]
-fn a_deletion_right_before_the_publisher_ends_reaches_every_region() -> Result<()> {
+fn deletion_right_before_publisher_exit_reaches_every_region() -> Result<()> {
     let mut world = World::start(&plan(&["eu", "us"]))?;
     for end in End::ALL {
         let [numbered, last, unnumbered, after] =
@@ -103,7 +103,7 @@ fn a_deletion_right_before_the_publisher_ends_reaches_every_region() -> Result<(
 /// Failure: a deletion that was answered with success is lost when the publisher is killed between commit, numbering
 /// and publication.
 #[test]
-fn every_deletion_that_was_answered_survives_a_kill_in_the_middle_of_many() -> Result<()> {
+fn answered_deletions_survive_a_kill_of_the_publisher() -> Result<()> {
     const KEYS: usize = 120;
     const THREADS: usize = 4;
     let mut world = World::start(&plan(&["eu", "us"]))?;
@@ -200,7 +200,7 @@ fn deletions_succeed_without_nats_and_arrive_when_it_is_back() -> Result<()> {
 
 /// Failure: the failure of one region's server affects other regions, or loses messages for good.
 #[test]
-fn a_regions_nats_server_that_comes_back_costs_only_its_own_region() -> Result<()> {
+fn restart_of_a_regional_nats_server_affects_only_its_region() -> Result<()> {
     let bound = Duration::from_secs(3);
     let plan = Plan { servers: Servers::PerRegion, ..plan(&["eu", "us"]) };
     let mut world = World::start(&with_bound(bound, plan))?;
@@ -237,7 +237,7 @@ fn a_regions_nats_server_that_comes_back_costs_only_its_own_region() -> Result<(
 
 /// Failure: the restart of the only server leaves a daemon without subscriptions.
 #[test]
-fn everybody_finds_back_when_the_only_nats_server_was_killed() -> Result<()> {
+fn all_daemons_recover_from_a_kill_of_the_only_nats_server() -> Result<()> {
     let mut world = World::start(&plan(&["eu", "us"]))?;
     let [meanwhile, good] = [world.create_key()?, world.create_key()?];
     world.cache_everywhere(&[&meanwhile, &good])?;
@@ -276,7 +276,7 @@ fn everybody_finds_back_when_the_only_nats_server_was_killed() -> Result<()> {
 
 /// Failure: an agent that was paused when its subscriptions ended goes on without them.
 #[test]
-fn an_agent_that_stood_still_while_nats_was_restarted_hears_again() -> Result<()> {
+fn agent_paused_during_a_nats_restart_receives_the_feed_again() -> Result<()> {
     let mut world = World::start(&plan(&["eu", "us"]))?;
     let [meanwhile, after, good] = [world.create_key()?, world.create_key()?, world.create_key()?];
     world.cache_everywhere(&[&meanwhile, &after, &good])?;
@@ -308,7 +308,7 @@ fn connections(world: &World) -> Result<usize> {
 
 /// Failure: NATS disconnects a slow consumer, and the agent loses the messages that were on their way.
 #[test]
-fn an_agent_that_nats_cuts_off_for_slowness_misses_nothing() -> Result<()> {
+fn agent_disconnected_as_a_slow_consumer_misses_nothing() -> Result<()> {
     // More than a server buffers for one client (64 MiB) and the sockets hold.
     const MESSAGES: usize = 240;
     const BYTES: usize = 512 * 1024;

@@ -324,7 +324,7 @@ pub(crate) fn wait_until_serving(node: &Node) -> Result<()> {
 /// Failure: host 1 boots again with its old file while the restored copy serves on host 2. Each takes the other's
 /// positions for its own lost commits and begins epochs. What was deleted on host 2 is VALID again.
 #[test]
-fn old_copy_that_comes_back_beside_the_restored_one_stays_silent() -> Result<()> {
+fn old_copy_that_returns_beside_the_restored_one_stays_silent() -> Result<()> {
     let (mut world, doomed, good) = start()?;
     let mut host_2 = move_to_host_2(&mut world)?;
     let watch = Watch::start(&world, &doomed);
@@ -446,7 +446,7 @@ pub(crate) fn assert_receipt_is_open(world: &World, request: &str) -> Result<()>
 /// Failure: a publisher that was paused goes on as before. It vouches for records that a successor has changed, or
 /// reports receipts as final although agents follow the successor.
 #[test]
-fn thawed_publisher_asks_before_it_answers() -> Result<()> {
+fn resumed_publisher_checks_for_rivals_before_it_serves() -> Result<()> {
     let (mut world, doomed, good) = start()?;
     let undone = world.create_key()?;
     let copy = snapshot(&mut world)?;
@@ -512,7 +512,7 @@ pub(crate) fn heal(link: &Proxy) {
 /// Failure: two copies have served on the halves of a bus. When it heals, one of them wins by chance, and undoes the
 /// other's deletions.
 #[test]
-fn copies_that_meet_after_a_partition_fall_silent_both() -> Result<()> {
+fn copies_that_meet_after_a_partition_both_fall_silent() -> Result<()> {
     let (world, doomed, good, _site, link, mut host_2) = split()?;
     let host_1 = world.publisher();
     let watch = Watch::start(&world, &doomed);
@@ -545,7 +545,7 @@ fn copies_that_meet_after_a_partition_fall_silent_both() -> Result<()> {
 /// Failure: after a partition between two copies, the one that agents follow is stopped. The other takes them over
 /// although it lacks what they have seen.
 #[test]
-fn copy_that_agents_have_not_followed_needs_a_word_after_a_partition() -> Result<()> {
+fn unfollowed_copy_needs_a_declaration_after_a_partition() -> Result<()> {
     let (mut world, doomed, _, _site, link, host_2) = split()?;
     let watch = Watch::start(&world, &doomed);
     let confirmed_at = delete_confirmed(&world, world.publisher(), &doomed)?;
@@ -567,7 +567,7 @@ fn copy_that_agents_have_not_followed_needs_a_word_after_a_partition() -> Result
 
 /// Failure: after a partition, a copy that no agent has followed silences the store that all of them follow.
 #[test]
-fn copy_that_hears_what_agents_have_seen_is_behind_and_the_other_goes_on() -> Result<()> {
+fn copy_that_no_agent_followed_is_behind_and_the_other_serves() -> Result<()> {
     let (world, doomed, good, _site, link, host_2) = split()?;
     let watch = Watch::start(&world, &doomed);
     let confirmed_at = delete_confirmed(&world, world.publisher(), &doomed)?;
@@ -585,7 +585,7 @@ fn copy_that_hears_what_agents_have_seen_is_behind_and_the_other_goes_on() -> Re
 
 /// Failure: an agent applies messages of another store, or doesn't report them.
 #[test]
-fn agents_report_a_rival_that_speaks_and_keep_their_own_history() -> Result<()> {
+fn agents_report_a_rival_and_keep_their_own_history() -> Result<()> {
     let (world, doomed, good, _site, link, host_2) = split()?;
     let host_1 = world.publisher();
     let watch = Watch::start(&world, &doomed);
@@ -607,7 +607,7 @@ fn agents_report_a_rival_that_speaks_and_keep_their_own_history() -> Result<()> 
 
 /// Failure: the serving copy is restarted. Host 1 boots meanwhile, finds no other publisher, and serves from then on.
 #[test]
-fn old_copy_that_boots_while_the_restored_one_restarts_ends_behind() -> Result<()> {
+fn old_copy_booted_during_the_restored_ones_restart_is_behind() -> Result<()> {
     let (mut world, doomed, good) = start()?;
     let mut host_2 = move_to_host_2(&mut world)?;
     let watch = Watch::start(&world, &doomed);

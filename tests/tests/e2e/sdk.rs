@@ -69,7 +69,7 @@ struct Suite {
 }
 
 #[test]
-fn unkeys_python_client_finds_every_operation_and_every_error() -> Result<()> {
+fn unkeys_python_client_supports_every_operation_and_error() -> Result<()> {
     let site = install(&PYTHON, pip_install)?;
     let stage = Stage::start()?;
     let launch = stage.launch(&PYTHON)?.args(["suite.py"]).env("PYTHONPATH", site.display().to_string());
@@ -77,7 +77,7 @@ fn unkeys_python_client_finds_every_operation_and_every_error() -> Result<()> {
 }
 
 #[test]
-fn unkeys_typescript_client_finds_every_operation_and_every_error() -> Result<()> {
+fn unkeys_typescript_client_supports_every_operation_and_error() -> Result<()> {
     let installed = install(&TYPESCRIPT, npm_ci)?;
     let stage = Stage::start()?;
     // Node looks for packages beside the program.
@@ -87,7 +87,7 @@ fn unkeys_typescript_client_finds_every_operation_and_every_error() -> Result<()
 }
 
 #[test]
-fn both_clients_are_asked_the_same() {
+fn both_suites_have_the_same_tests() {
     let [python, typescript] = [&PYTHON, &TYPESCRIPT].map(Suite::tests);
     assert_eq!(python, typescript);
     assert!(python.len() > 30, "{python:?}");

@@ -127,7 +127,7 @@ fn no_key_root_key_or_password_is_written_anywhere() -> Result<()> {
 
 /// Failure: the bus carries keys, so that read access to it is access to the keys.
 #[test]
-fn the_bus_knows_keys_by_their_hashes_only() -> Result<()> {
+fn bus_carries_only_hashes_of_keys() -> Result<()> {
     let world = World::start(&plan(&["eu"]))?;
     let buses = eavesdrop(&world)?;
     let [key, erased] = [world.create_key()?, world.create_key()?];

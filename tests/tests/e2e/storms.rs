@@ -200,7 +200,7 @@ fn hot(bound: Duration) -> Result<(World, Vec<Key>)> {
 
 /// Failure: after a flush, all keys are loaded at once, which crowds out the probes that renew the lease.
 #[test]
-fn a_flush_under_load_is_loaded_again_a_few_at_a_time() -> Result<()> {
+fn cache_is_reloaded_with_bounded_loads_after_a_flush() -> Result<()> {
     let (world, keys) = hot(Duration::from_secs(2))?;
     let agent = world.agent(0);
     let loads = |outcome| count(agent, "evictd_agent_loads_total", &[("outcome", outcome)]);
@@ -237,7 +237,7 @@ fn a_flush_under_load_is_loaded_again_a_few_at_a_time() -> Result<()> {
 
 /// Failure: after a cold start, all keys are loaded at once, which crowds out the probes that renew the lease.
 #[test]
-fn a_cold_start_under_load_is_loaded_a_few_at_a_time() -> Result<()> {
+fn cache_is_filled_with_bounded_loads_after_a_cold_start() -> Result<()> {
     let (mut world, keys) = hot(Duration::from_secs(2))?;
     world.agent_mut(0).daemon.kill()?;
     let restarted = |world: &mut World| {
