@@ -266,7 +266,7 @@ class Apis(Suite):
         self.assert_fails(NO_KEY, client().keys.get_key, key_id=keys[0].key_id)
         self.assert_fails(NO_KEY, client().keys.delete_key, key_id=keys[0].key_id)
 
-    def test_listkeys_pages_through_all_keys_once_in_the_order_of_their_ids(self):
+    def test_listkeys_pages_through_all_keys_in_order_of_id(self):
         listed = create_api()
         keys = sorted(create_key(listed).key_id for _ in range(5))
 
@@ -290,7 +290,7 @@ class Apis(Suite):
         self.assertEqual(plain(whole.result.pagination), {"hasMore": False})
         self.assertIsNone(whole.next())
 
-    def test_listkeys_shows_what_getkey_shows_and_leaves_out_what_is_deleted(self):
+    def test_listkeys_shows_what_getkey_shows_without_deleted_keys(self):
         listed = create_api()
         named = create_key(
             listed, name="ci", meta={"team": "core"}, permissions=["read"], external_id="user_1"
@@ -316,7 +316,7 @@ class Apis(Suite):
 
 
 class Keys(Suite):
-    def test_createkey_tells_an_id_and_a_key_of_the_wanted_form(self):
+    def test_createkey_returns_an_id_and_a_key_in_the_given_form(self):
         created = client().keys.create_key(api_id=api(), prefix="prod", byte_length=24)
         self.assert_told(created, models.V2KeysCreateKeyResponseBody)
         self.assertRegex(created.data.key_id, r"^key_[a-zA-Z0-9]+$")
@@ -352,7 +352,7 @@ class Keys(Suite):
         }
         self.assertEqual(key, expected)
 
-    def test_verifykey_tells_every_field_at_the_publisher_and_at_every_agent(self):
+    def test_verifykey_returns_every_field_at_publisher_and_agents(self):
         ends = now_millis() + 3_600_000
         created = create_key(
             name="Laptop",
@@ -378,7 +378,7 @@ class Keys(Suite):
         self.assert_verdict(expected, created.key, VERIFIER)
         self.assert_verdict(expected, created.key, tags=["path=/v1/pay", "region=eu"])
 
-    def test_a_key_of_which_nothing_was_said_shows_nothing_else(self):
+    def test_a_key_without_settings_shows_only_the_required_fields(self):
         created = create_key()
         key = shown(created.key_id)
         self.assertIs(type(key.pop("createdAt")), int)
@@ -414,11 +414,11 @@ class Keys(Suite):
         self.assertEqual(theirs["externalId"], "ada")
         self.assertNotEqual(theirs["id"], identities[0]["id"])
 
-    def test_an_unknown_key_is_not_found_and_nothing_else_is_said(self):
+    def test_an_unknown_key_is_not_found_without_further_details(self):
         self.assert_verdict(NOT_FOUND, "prod_nobody")
         self.assert_verdict(NOT_FOUND, "🔑 " * 100)
 
-    def test_a_permission_query_is_decided_by_the_permissions_of_the_key(self):
+    def test_a_permission_query_is_decided_by_the_keys_permissions(self):
         created = create_key(permissions=["billing:view", "documents.read", "documents.write"])
         details = {
             "keyId": created.key_id,
@@ -452,7 +452,7 @@ class Keys(Suite):
         # Whatever else is asked for.
         self.assert_verdict(expected, created.key, permissions="admin")
 
-    def test_a_key_is_expired_everywhere_when_its_end_has_come(self):
+    def test_a_key_is_expired_everywhere_at_its_expiry(self):
         ends = now_millis() + 1_500
         created, ended = create_key(expires=ends), create_key(expires=1)
         expired = {"valid": False, "code": "EXPIRED", "enabled": True}
@@ -460,7 +460,7 @@ class Keys(Suite):
         self.assert_becomes(expired | {"keyId": created.key_id, "expires": ends}, created.key)
         self.assertGreater(now_millis(), ends - 500)
 
-    def test_an_end_of_zero_has_come_everywhere_and_is_not_told(self):
+    def test_an_expiry_of_zero_has_passed_and_is_not_shown(self):
         listed = create_api()
         created = create_key(listed, expires=0)
         self.assert_verdict(
@@ -474,7 +474,7 @@ class Keys(Suite):
         living = {"valid": True, "code": "VALID", "keyId": created.key_id, "enabled": True}
         self.assert_becomes(living, created.key, before="EXPIRED")
 
-    def test_updatekey_changes_what_is_named_and_keeps_the_rest(self):
+    def test_updatekey_changes_given_fields_and_keeps_the_rest(self):
         ends = now_millis() + 3_600_000
         created = create_key(name="a", meta={"a": 1}, external_id="a", permissions=["a"], expires=ends)
         before = shown(created.key_id)
@@ -497,7 +497,7 @@ class Keys(Suite):
         after |= {"meta": {"b": [2]}, "expires": ends + 1}
         self.assert_becomes({"valid": True, "code": "VALID"} | after, created.key)
 
-    def test_updatekey_clears_what_is_null(self):
+    def test_updatekey_clears_fields_that_are_null(self):
         created = create_key(
             name="a", meta={"a": 1}, external_id="a", permissions=["a"], expires=now_millis() + 3_600_000
         )
@@ -527,7 +527,7 @@ class Keys(Suite):
         on = {"valid": True, "code": "VALID", "keyId": created.key_id, "enabled": True}
         self.assert_becomes(on, created.key, before="DISABLED")
 
-    def test_updatekey_ends_a_key_and_prolongs_it_everywhere(self):
+    def test_updatekey_expires_and_extends_a_key_everywhere(self):
         created = create_key()
         self.assert_cached(created.key)
         client().keys.update_key(key_id=created.key_id, expires=1)
@@ -547,7 +547,7 @@ class Keys(Suite):
         client().keys.update_key(key_id=created.key_id, permissions=["read"])
         self.assert_becomes(enough, created.key, before="INSUFFICIENT_PERMISSIONS", permissions="read")
 
-    def test_a_rerolled_key_is_expired_everywhere_and_its_successor_is_valid(self):
+    def test_a_rerolled_key_expires_and_its_successor_is_valid(self):
         settings = {"name": "a", "meta": {"a": 1}, "external_id": "a", "permissions": ["a"]}
         old = create_key(prefix="prod", **settings)
         self.assert_cached(old.key)
@@ -572,7 +572,7 @@ class Keys(Suite):
         self.assertGreaterEqual(successor.pop("createdAt"), before["createdAt"])
         self.assertEqual(successor, details)
 
-    def test_a_rerolled_key_stays_valid_for_its_time_of_grace(self):
+    def test_a_rerolled_key_stays_valid_for_its_grace_period(self):
         old = create_key()
         self.assert_cached(old.key)
         asked_at = now_millis()
@@ -597,7 +597,7 @@ class Keys(Suite):
                 self.assert_becomes(NOT_FOUND, created.key)
                 self.assert_cached(other.key)
 
-    def test_a_deletion_that_was_waited_for_holds_everywhere_at_once(self):
+    def test_a_confirmed_deletion_holds_everywhere_at_once(self):
         created, answers = create_key(), Answers()
         self.assert_cached(created.key)
         deleted = answers.client.keys.delete_key(
@@ -613,7 +613,7 @@ class Keys(Suite):
 
 
 class Errors(Suite):
-    def test_a_body_that_breaks_the_schema_is_a_bad_request_that_names_the_rule(self):
+    def test_a_schema_violation_is_a_bad_request_that_names_the_rule(self):
         unkey = client()
         key_id, year_2101 = create_key().key_id, 4_133_980_800_000
         for location, message, call, settings in [
@@ -666,7 +666,7 @@ class Errors(Suite):
         # The body is looked at before the root key.
         self.assert_fails(INVALID, client(root_key="unkey_nobody").apis.create_api, name="ab")
 
-    def test_what_evictd_leaves_out_is_a_bad_request_that_names_the_field(self):
+    def test_an_unsupported_field_is_a_bad_request_that_names_it(self):
         unkey, key_id = client(), create_key().key_id
         limits = [{"name": "requests", "limit": 1, "duration": 1000, "auto_apply": True}]
         calls = [
@@ -694,7 +694,7 @@ class Errors(Suite):
                 self.assertIn(field, problem.message)
                 self.assertTrue(problem.fix)
 
-    def test_what_asks_for_nothing_is_no_error(self):
+    def test_unsupported_fields_without_effect_are_accepted(self):
         created = create_key(roles=[], ratelimits=[], permissions=[], recoverable=False)
         client().keys.update_key(key_id=created.key_id, roles=[], ratelimits=[], credits=None)
         client().keys.get_key(key_id=created.key_id, decrypt=False)
@@ -702,7 +702,7 @@ class Errors(Suite):
         expected = {"valid": True, "code": "VALID", "keyId": created.key_id, "enabled": True}
         self.assert_verdict(expected, created.key, tags=[], ratelimits=[])
 
-    def test_a_permission_query_that_cannot_be_read_is_a_bad_request(self):
+    def test_a_malformed_permission_query_is_a_bad_request(self):
         created = create_key(permissions=["read"])
         for query in ("read AND", "(read", "read write", "read AND OR write", "read & write"):
             for place, url in VERIFIERS.items():
@@ -732,7 +732,7 @@ class Errors(Suite):
                 self.assert_fails(MALFORMED, call, client(url))
         self.assert_cached(created.key)
 
-    def test_a_root_key_that_is_unknown_revoked_or_no_root_key_is_unauthorized(self):
+    def test_an_unknown_revoked_or_ordinary_key_is_unauthorized(self):
         created = create_key()
         root_keys = {
             "unknown": "unkey_nobody",
@@ -745,7 +745,7 @@ class Errors(Suite):
                     self.assert_fails(UNAUTHORIZED, call, client(url, root_key))
         self.assert_cached(created.key)
 
-    def test_a_root_key_that_has_ended_or_is_switched_off_is_forbidden(self):
+    def test_an_expired_or_disabled_root_key_is_forbidden(self):
         created = create_key()
         root_keys = {
             setting("EVICTD_EXPIRED_ROOT_KEY"): EXPIRED,
@@ -758,7 +758,7 @@ class Errors(Suite):
                     self.assert_fails(expected, call, client(url, root_key))
         self.assert_cached(created.key)
 
-    def test_a_root_key_without_the_permission_is_forbidden_or_told_that_there_is_nothing(self):
+    def test_a_missing_permission_is_forbidden_or_not_found(self):
         created = create_key()
         lacking = {
             "apis.createApi": "create_api",
@@ -813,7 +813,7 @@ class Errors(Suite):
                 self.assert_fails(LACKING, calls[operation], unkey)
         self.assert_cached(other.key)
 
-    def test_what_is_not_there_is_not_found_by_any_operation(self):
+    def test_an_unknown_id_is_not_found_by_any_operation(self):
         nothing = operations("api_nobody", "key_nobody", "nobody")
         for operation in ("apis.getApi", "apis.listKeys", "apis.deleteApi", "keys.createKey"):
             with self.subTest(operation):
@@ -822,7 +822,7 @@ class Errors(Suite):
             with self.subTest(operation):
                 self.assert_fails(NO_KEY, nothing[operation], client())
 
-    def test_what_is_deleted_is_not_found_by_any_operation(self):
+    def test_a_deleted_id_is_not_found_by_any_operation(self):
         doomed = create_api()
         created = create_key(doomed)
         calls = operations(doomed, created.key_id, created.key)
@@ -835,7 +835,7 @@ class Errors(Suite):
             with self.subTest(operation):
                 self.assert_fails(NO_API, calls[operation], client())
 
-    def test_what_belongs_to_another_workspace_is_not_found_by_any_operation(self):
+    def test_another_workspaces_id_is_not_found_by_any_operation(self):
         created = create_key()
         stranger, calls = client(root_key=STRANGER), operations(api(), created.key_id, created.key)
         for operation in ("apis.getApi", "apis.listKeys", "apis.deleteApi", "keys.createKey"):
@@ -857,7 +857,7 @@ class Errors(Suite):
         client().keys.delete_key(key_id=created.key_id)
         self.assert_becomes(NOT_FOUND, created.key)
 
-    def test_more_requests_than_the_workspace_may_send_are_too_many(self):
+    def test_requests_above_the_workspaces_limit_are_too_many(self):
         limit = int(setting("EVICTD_REQUESTS_PER_MINUTE"))
         answers = Answers(setting("EVICTD_LIMITED_ROOT_KEY"))
         began_at, refused = time.monotonic(), None
@@ -889,14 +889,14 @@ class Errors(Suite):
         error = self.assert_fails(TOO_MANY, silenced.apis.create_api, name="many")
         self.assertNotIn("ratelimit-limit", error.headers)
 
-    def test_a_broken_store_is_an_internal_server_error_of_every_operation(self):
+    def test_a_broken_store_fails_every_operation_with_500(self):
         url, root_key = setting("EVICTD_BROKEN_URL"), setting("EVICTD_BROKEN_ROOT_KEY")
         api_id, key_id = setting("EVICTD_BROKEN_API_ID"), setting("EVICTD_BROKEN_KEY_ID")
         for operation, call in operations(api_id, key_id, "k", retries=NO_RETRIES).items():
             with self.subTest(operation):
                 self.assert_fails(BROKEN, call, client(url, root_key))
 
-    def test_an_agent_that_has_no_proof_answers_nothing(self):
+    def test_an_agent_without_a_proof_answers_503(self):
         # 503 is not in Unkey's specification: the client knows it as an error, by no name.
         verify = client(setting("EVICTD_BROKEN_AGENT_URL"), setting("EVICTD_BROKEN_ROOT_KEY")).keys.verify_key
         self.assert_fails(UNPROVEN, verify, key=setting("EVICTD_BROKEN_KEY"), retries=NO_RETRIES)
@@ -920,7 +920,7 @@ class Retries(Suite):
             headers={"Authorization": f"Bearer {ROOT_KEY}"},
         )
 
-    def test_a_deletion_whose_answer_was_lost_is_done_once_and_the_retry_finds_nothing(self):
+    def test_a_deletion_whose_answer_was_lost_is_done_once(self):
         for loss in (bad_gateway, reset):
             with self.subTest(loss.__name__), LossyProxy(PUBLISHER) as proxy:
                 unkey, created, doomed = client(proxy.url), create_key(), create_api()
@@ -950,7 +950,7 @@ class Retries(Suite):
             self.assert_deleted_once(proxy.exchanges)
             self.assert_becomes(NOT_FOUND, created.key)
 
-    def test_a_change_whose_answer_was_lost_is_made_again_to_the_same_effect(self):
+    def test_a_change_whose_answer_was_lost_is_repeated_unchanged(self):
         with LossyProxy(PUBLISHER) as proxy:
             created = create_key()
             self.assert_cached(created.key)
@@ -960,7 +960,7 @@ class Retries(Suite):
             off = {"valid": False, "code": "DISABLED", "keyId": created.key_id, "enabled": False}
             self.assert_becomes(off, created.key)
 
-    def test_a_creation_whose_answer_was_lost_leaves_a_key_that_nobody_was_told(self):
+    def test_a_creation_whose_answer_was_lost_leaves_an_extra_key(self):
         # As with Unkey, whose requests name no attempt: but it can be found, and deleted.
         with LossyProxy(PUBLISHER) as proxy:
             owner = create_api()
@@ -971,7 +971,7 @@ class Retries(Suite):
             untold = json.loads(proxy.exchanges[0].answer)["data"]["keyId"]
             self.assertEqual(keys, {told, untold})
 
-    def test_a_publisher_that_stays_broken_is_asked_for_ten_seconds_and_then_reported(self):
+    def test_a_broken_publisher_is_retried_for_ten_seconds(self):
         with LossyProxy(setting("EVICTD_BROKEN_URL")) as proxy:
             unkey = client(proxy.url, setting("EVICTD_BROKEN_ROOT_KEY"))
             began_at = time.monotonic()

@@ -285,7 +285,7 @@ describe("apis", () => {
     await assertFails(NO_KEY, () => control.keys.deleteKey({ keyId: keys[0].keyId }));
   });
 
-  test("listkeys pages through all keys once in the order of their ids", async () => {
+  test("listkeys pages through all keys in order of id", async () => {
     const apiId = await createApi();
     const ids = [];
     for (let count = 0; count < 5; count += 1) ids.push((await createKey({ apiId })).keyId);
@@ -310,7 +310,7 @@ describe("apis", () => {
     assert.deepEqual(whole[0].pagination, { hasMore: false });
   });
 
-  test("listkeys shows what getkey shows and leaves out what is deleted", async () => {
+  test("listkeys shows what getkey shows without deleted keys", async () => {
     const apiId = await createApi();
     const named = { apiId, name: "ci", meta: { team: "core" }, permissions: ["read"], externalId: "user_1" };
     const left = [await createKey(named), await createKey({ apiId, expires: 1, enabled: false })];
@@ -336,7 +336,7 @@ describe("apis", () => {
 });
 
 describe("keys", () => {
-  test("createkey tells an id and a key of the wanted form", async () => {
+  test("createkey returns an id and a key in the given form", async () => {
     const created = await control.keys.createKey({ apiId: API, prefix: "prod", byteLength: 24 });
     const { keyId, key } = created.data;
     assertTold(created, { keyId, key });
@@ -375,7 +375,7 @@ describe("keys", () => {
     });
   });
 
-  test("verifykey tells every field at the publisher and at every agent", async () => {
+  test("verifykey returns every field at publisher and agents", async () => {
     const expires = Date.now() + 3_600_000;
     const { keyId, key } = await createKey({
       name: "Laptop",
@@ -401,7 +401,7 @@ describe("keys", () => {
     await assertVerdict(expected, key, ROOT_KEY, { tags: ["path=/v1/pay", "region=eu"] });
   });
 
-  test("a key of which nothing was said shows nothing else", async () => {
+  test("a key without settings shows only the required fields", async () => {
     const { keyId, key } = await createKey();
     const { createdAt, ...rest } = await shown(keyId);
     assert.ok(Number.isInteger(createdAt));
@@ -440,12 +440,12 @@ describe("keys", () => {
     assert.notEqual(theirs.id, identities[0].id);
   });
 
-  test("an unknown key is not found and nothing else is said", async () => {
+  test("an unknown key is not found without further details", async () => {
     await assertVerdict(NOT_FOUND, "prod_nobody");
     await assertVerdict(NOT_FOUND, "🔑 ".repeat(100));
   });
 
-  test("a permission query is decided by the permissions of the key", async () => {
+  test("a permission query is decided by the keys permissions", async () => {
     const permissions = ["billing:view", "documents.read", "documents.write"];
     const { keyId, key } = await createKey({ permissions });
     const enough = { valid: true, code: "VALID", keyId, enabled: true, permissions };
@@ -476,7 +476,7 @@ describe("keys", () => {
     await assertVerdict(expected, key, ROOT_KEY, { permissions: "admin" });
   });
 
-  test("a key is expired everywhere when its end has come", async () => {
+  test("a key is expired everywhere at its expiry", async () => {
     const expires = Date.now() + 1_500;
     const [created, ended] = [await createKey({ expires }), await createKey({ expires: 1 })];
     const expired = { valid: false, code: "EXPIRED", enabled: true };
@@ -485,7 +485,7 @@ describe("keys", () => {
     assert.ok(Date.now() > expires - 500);
   });
 
-  test("an end of zero has come everywhere and is not told", async () => {
+  test("an expiry of zero has passed and is not shown", async () => {
     const listed = await createApi();
     const { keyId, key } = await createKey({ apiId: listed, expires: 0 });
     await assertVerdict({ valid: false, code: "EXPIRED", keyId, enabled: true }, key);
@@ -498,7 +498,7 @@ describe("keys", () => {
     await assertBecomes({ valid: true, code: "VALID", keyId, enabled: true }, key, "EXPIRED");
   });
 
-  test("updatekey changes what is named and keeps the rest", async () => {
+  test("updatekey changes given fields and keeps the rest", async () => {
     const expires = Date.now() + 3_600_000;
     const settings = { name: "a", meta: { a: 1 }, externalId: "a", permissions: ["a"], expires };
     const { keyId, key } = await createKey(settings);
@@ -520,7 +520,7 @@ describe("keys", () => {
     await assertBecomes({ valid: true, code: "VALID", ...details, ...more }, key);
   });
 
-  test("updatekey clears what is null", async () => {
+  test("updatekey clears fields that are null", async () => {
     const settings = { name: "a", meta: { a: 1 }, externalId: "a", permissions: ["a"] };
     const { keyId, key } = await createKey({ ...settings, expires: Date.now() + 3_600_000 });
     await assertCached(key);
@@ -548,7 +548,7 @@ describe("keys", () => {
     await assertBecomes({ valid: true, code: "VALID", keyId, enabled: true }, key, "DISABLED");
   });
 
-  test("updatekey ends a key and prolongs it everywhere", async () => {
+  test("updatekey expires and extends a key everywhere", async () => {
     const { keyId, key } = await createKey();
     await assertCached(key);
     await control.keys.updateKey({ keyId, expires: 1 });
@@ -569,7 +569,7 @@ describe("keys", () => {
     await assertBecomes(enough, key, "INSUFFICIENT_PERMISSIONS", query);
   });
 
-  test("a rerolled key is expired everywhere and its successor is valid", async () => {
+  test("a rerolled key expires and its successor is valid", async () => {
     const settings = { name: "a", meta: { a: 1 }, externalId: "a", permissions: ["a"] };
     const old = await createKey({ prefix: "prod", ...settings });
     await assertCached(old.key);
@@ -593,7 +593,7 @@ describe("keys", () => {
     assert.deepEqual(rest, { ...details, keyId: successor.keyId, start: successor.key.slice(0, 9) });
   });
 
-  test("a rerolled key stays valid for its time of grace", async () => {
+  test("a rerolled key stays valid for its grace period", async () => {
     const { keyId, key } = await createKey();
     await assertCached(key);
     const askedAt = Date.now();
@@ -620,7 +620,7 @@ describe("keys", () => {
     }
   });
 
-  test("a deletion that was waited for holds everywhere at once", async () => {
+  test("a confirmed deletion holds everywhere at once", async () => {
     const { keyId, key } = await createKey();
     const { unkey, answers } = keepingAnswers();
     await assertCached(key);
@@ -637,7 +637,7 @@ describe("keys", () => {
 });
 
 describe("errors", () => {
-  test("a body that breaks the schema is a bad request that names the rule", async () => {
+  test("a schema violation is a bad request that names the rule", async () => {
     const { apis, keys } = control;
     const { keyId } = await createKey();
     const yearTooLate = 4_133_980_800_000;
@@ -672,7 +672,7 @@ describe("errors", () => {
     await assertFails(INVALID, () => client(PUBLISHER, "unkey_nobody").apis.createApi({ name: "ab" }));
   });
 
-  test("what evictd leaves out is a bad request that names the field", async () => {
+  test("an unsupported field is a bad request that names it", async () => {
     const { apis, keys } = control;
     const { keyId } = await createKey();
     const ratelimits = [{ name: "requests", limit: 1, duration: 1000, autoApply: true }];
@@ -703,7 +703,7 @@ describe("errors", () => {
     }
   });
 
-  test("what asks for nothing is no error", async () => {
+  test("unsupported fields without effect are accepted", async () => {
     const nothing = { roles: [], ratelimits: [] };
     const { keyId, key } = await createKey({ ...nothing, permissions: [], recoverable: false });
     await control.keys.updateKey({ keyId, ...nothing, credits: null });
@@ -713,7 +713,7 @@ describe("errors", () => {
     await assertVerdict(expected, key, ROOT_KEY, { tags: [], ratelimits: [] });
   });
 
-  test("a permission query that cannot be read is a bad request", async () => {
+  test("a malformed permission query is a bad request", async () => {
     const { key } = await createKey({ permissions: ["read"] });
     for (const permissions of ["read AND", "(read", "read write", "read AND OR write", "read & write"]) {
       for (const [place, url] of VERIFIERS) {
@@ -746,7 +746,7 @@ describe("errors", () => {
     await assertCached(key);
   });
 
-  test("a root key that is unknown revoked or no root key is unauthorized", async () => {
+  test("an unknown revoked or ordinary key is unauthorized", async () => {
     const { keyId, key } = await createKey();
     for (const [kind, rootKey] of [
       ["unknown", "unkey_nobody"],
@@ -760,7 +760,7 @@ describe("errors", () => {
     await assertCached(key);
   });
 
-  test("a root key that has ended or is switched off is forbidden", async () => {
+  test("an expired or disabled root key is forbidden", async () => {
     const { keyId, key } = await createKey();
     for (const [rootKey, expected] of [
       [setting("EVICTD_EXPIRED_ROOT_KEY"), EXPIRED],
@@ -774,7 +774,7 @@ describe("errors", () => {
     await assertCached(key);
   });
 
-  test("a root key without the permission is forbidden or told that there is nothing", async () => {
+  test("a missing permission is forbidden or not found", async () => {
     const { keyId, key } = await createKey();
     const verifier = client(PUBLISHER, VERIFIER);
     const calls = operations(API, keyId, key);
@@ -846,13 +846,13 @@ describe("errors", () => {
       await at(operation, () => assertFails(expected, () => calls[operation](unkey)));
   }
 
-  test("what is not there is not found by any operation", async () => {
+  test("an unknown id is not found by any operation", async () => {
     const nothing = operations("api_nobody", "key_nobody", "nobody");
     await assertNoneFound(NO_API, OF_APIS, nothing, control);
     await assertNoneFound(NO_KEY, OF_KEYS, nothing, control);
   });
 
-  test("what is deleted is not found by any operation", async () => {
+  test("a deleted id is not found by any operation", async () => {
     const apiId = await createApi();
     const { keyId, key } = await createKey({ apiId });
     const calls = operations(apiId, keyId, key);
@@ -862,7 +862,7 @@ describe("errors", () => {
     await assertNoneFound(NO_API, OF_APIS, calls, control);
   });
 
-  test("what belongs to another workspace is not found by any operation", async () => {
+  test("another workspaces id is not found by any operation", async () => {
     const { keyId, key } = await createKey();
     const [stranger, calls] = [client(PUBLISHER, STRANGER), operations(API, keyId, key)];
     await assertNoneFound(NO_API, OF_APIS, calls, stranger);
@@ -882,7 +882,7 @@ describe("errors", () => {
     await assertBecomes(NOT_FOUND, key);
   });
 
-  test("more requests than the workspace may send are too many", async () => {
+  test("requests above the workspaces limit are too many", async () => {
     const limit = Number(setting("EVICTD_REQUESTS_PER_MINUTE"));
     const { unkey, answers } = keepingAnswers(setting("EVICTD_LIMITED_ROOT_KEY"));
     const beganAt = performance.now();
@@ -921,7 +921,7 @@ describe("errors", () => {
     assert.equal(nothing.headers.get("ratelimit-limit"), null);
   });
 
-  test("a broken store is an internal server error of every operation", async () => {
+  test("a broken store fails every operation with 500", async () => {
     const broken = client(setting("EVICTD_BROKEN_URL"), setting("EVICTD_BROKEN_ROOT_KEY"));
     const [apiId, keyId] = [setting("EVICTD_BROKEN_API_ID"), setting("EVICTD_BROKEN_KEY_ID")];
     for (const [operation, call] of Object.entries(operations(apiId, keyId, "k", NO_RETRIES))) {
@@ -929,7 +929,7 @@ describe("errors", () => {
     }
   });
 
-  test("an agent that has no proof answers nothing", async () => {
+  test("an agent without a proof answers 503", async () => {
     // 503 is not in Unkey's specification: the client knows it as an error, by no name.
     const agent = client(setting("EVICTD_BROKEN_AGENT_URL"), setting("EVICTD_BROKEN_ROOT_KEY"));
     const key = setting("EVICTD_BROKEN_KEY");
@@ -962,7 +962,7 @@ describe("retries", () => {
     assert.equal(receipts[0].body.data.cause, "deleted");
   }
 
-  test("a deletion whose answer was lost is done once and the retry finds nothing", async (t) => {
+  test("a deletion whose answer was lost is done once", async (t) => {
     for (const loss of [badGateway, reset]) {
       await at(loss.name, async () => {
         const proxy = await LossyProxy.start(t, PUBLISHER);
@@ -993,7 +993,7 @@ describe("retries", () => {
     await assertBecomes(NOT_FOUND, key);
   });
 
-  test("a change whose answer was lost is made again to the same effect", async (t) => {
+  test("a change whose answer was lost is repeated unchanged", async (t) => {
     const proxy = await LossyProxy.start(t, PUBLISHER);
     const { keyId, key } = await createKey();
     await assertCached(key);
@@ -1003,7 +1003,7 @@ describe("retries", () => {
     await assertBecomes({ valid: false, code: "DISABLED", keyId, enabled: false }, key);
   });
 
-  test("a creation whose answer was lost leaves a key that nobody was told", async (t) => {
+  test("a creation whose answer was lost leaves an extra key", async (t) => {
     // As with Unkey, whose requests name no attempt: but it can be found, and deleted.
     const proxy = await LossyProxy.start(t, PUBLISHER);
     const apiId = await createApi();
@@ -1018,7 +1018,7 @@ describe("retries", () => {
     );
   });
 
-  test("a publisher that stays broken is asked for ten seconds and then reported", async (t) => {
+  test("a broken publisher is retried for ten seconds", async (t) => {
     const proxy = await LossyProxy.start(t, setting("EVICTD_BROKEN_URL"));
     const unkey = client(proxy.url, setting("EVICTD_BROKEN_ROOT_KEY"));
     const keyId = setting("EVICTD_BROKEN_KEY_ID");

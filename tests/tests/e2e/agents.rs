@@ -23,7 +23,7 @@ fn two_agents() -> Plan {
 /// Failure: a message is given to one agent of a region instead of all, or one of them speaks for the
 /// other.
 #[test]
-fn a_region_has_confirmed_when_all_of_its_agents_have() -> Result<()> {
+fn region_confirms_when_all_of_its_agents_have() -> Result<()> {
     let mut world = World::start(&two_agents())?;
     let [one, other] = [world.create_key()?, world.create_key()?];
     world.cache_everywhere(&[&one, &other])?;
@@ -74,7 +74,7 @@ fn two_processes_under_one_name_are_reported() -> Result<()> {
 
 /// Failure: an agent that starts without NATS ends, or answers something, or never finds it.
 #[test]
-fn an_agent_that_starts_before_nats_says_what_it_waits_for_and_becomes_live_later() -> Result<()> {
+fn agent_started_before_nats_reports_why_and_becomes_live() -> Result<()> {
     let mut world = World::start(&plan(&["eu", "us"]))?;
     let [good, doomed] = [world.create_key()?, world.create_key()?];
     world.cache_everywhere(&[&good, &doomed])?;
@@ -104,7 +104,7 @@ fn an_agent_that_starts_before_nats_says_what_it_waits_for_and_becomes_live_late
 
 /// Failure: a publisher that starts without NATS can't be used, or never emits what happened meanwhile.
 #[test]
-fn a_publisher_that_starts_before_nats_takes_deletions() -> Result<()> {
+fn publisher_started_before_nats_accepts_deletions() -> Result<()> {
     let mut world = World::start(&plan(&["eu", "us"]))?;
     let doomed = world.create_key()?;
     world.cache_everywhere(&[&doomed])?;

@@ -91,7 +91,7 @@ fn live_keys(world: &World) -> Result<usize> {
 
 /// Failure: a run that is cut off leaves keys alive, or can't be run again.
 #[test]
-fn five_hundred_keys_are_deleted_by_two_runs_between_which_the_publisher_was_killed() -> Result<()> {
+fn bulk_run_is_repeatable_after_a_publisher_restart() -> Result<()> {
     let mut world = World::start(&plan(&["eu"]))?;
     let keys = world.create_keys(500)?;
     let some: Vec<_> = keys.iter().step_by(25).collect();
@@ -116,7 +116,7 @@ fn five_hundred_keys_are_deleted_by_two_runs_between_which_the_publisher_was_kil
 
 /// Failure: keys whose deletion was under way when the publisher was killed are forgotten.
 #[test]
-fn a_run_outlives_a_killed_publisher() -> Result<()> {
+fn bulk_run_survives_a_killed_publisher() -> Result<()> {
     let mut world = World::start(&plan(&["eu"]))?;
     let keys = world.create_keys(500)?;
     let mut bulk = Bulk::start(&world, "bulk.stderr", "--concurrency=4", &list_of(&keys))?;
@@ -138,7 +138,7 @@ fn a_run_outlives_a_killed_publisher() -> Result<()> {
 }
 
 #[test]
-fn each_deletion_of_many_is_followed_through_the_regions() -> Result<()> {
+fn bulk_run_waits_until_every_region_has_confirmed() -> Result<()> {
     let world = World::start(&plan(&["eu", "us"]))?;
     let keys = world.create_keys(40)?;
     world.cache_everywhere(&keys.iter().collect::<Vec<_>>())?;
@@ -164,7 +164,7 @@ fn each_deletion_of_many_is_followed_through_the_regions() -> Result<()> {
 }
 
 #[test]
-fn a_wait_that_runs_out_is_told_by_the_exit_code() -> Result<()> {
+fn wait_timeout_sets_the_exit_code() -> Result<()> {
     let mut world = World::start(&plan(&["eu"]))?;
     let keys = world.create_keys(5)?;
     world.agent_mut(0).daemon.pause()?;
@@ -216,7 +216,7 @@ fn one_missing_permission_fails_those_keys_alone() -> Result<()> {
 
 /// Failure: deletions that the limit of requests refused are given up, or Ctrl-C has to wait for the minute.
 #[test]
-fn the_limit_of_requests_is_waited_for_until_ctrl_c() -> Result<()> {
+fn bulk_run_waits_for_the_rate_limit_until_ctrl_c() -> Result<()> {
     let mut world = World::start(&plan(&["eu"]))?;
     let keys = world.create_keys(30)?;
     world.topology.publisher.daemon.set_env("EVICTD_RATE_LIMIT_REQUESTS_PER_MINUTE", "10");
@@ -238,7 +238,7 @@ fn the_limit_of_requests_is_waited_for_until_ctrl_c() -> Result<()> {
 
 /// Failure: Ctrl-C leaves it open which keys were deleted.
 #[test]
-fn ctrl_c_finishes_what_is_under_way_and_names_the_rest() -> Result<()> {
+fn ctrl_c_finishes_deletions_in_progress_and_lists_the_rest() -> Result<()> {
     let mut world = World::start(&plan(&["eu"]))?;
     let keys = world.create_keys(300)?;
     let mut bulk = Bulk::start(&world, "bulk.stderr", "--concurrency=2", &list_of(&keys))?;
@@ -290,7 +290,7 @@ const CLEAR: &str = "\r\x1b[2K";
 
 /// Failure: people don't see that anything happens; or what they see is left between the lines, or instead of them.
 #[test]
-fn a_terminal_shows_a_bar_until_the_end_and_then_only_lines() -> Result<()> {
+fn terminal_shows_a_progress_bar_and_then_only_lines() -> Result<()> {
     let mut world = World::start(&plan(&["eu"]))?;
     let keys = world.create_keys(60)?;
     let (list, screen) = (world.dir().join("list"), world.dir().join("screen"));

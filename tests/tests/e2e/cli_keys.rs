@@ -24,7 +24,7 @@ fn text(value: &Value) -> Result<String> {
 }
 
 #[test]
-fn every_setting_of_a_key_is_made_shown_changed_and_taken_away() -> Result<()> {
+fn every_key_setting_is_created_shown_changed_and_cleared() -> Result<()> {
     let world = World::start(&plan(&["eu"]))?;
     let create = format!(
         "keys create-key --api-id={} --prefix=prod --name=ci --byte-length=32 --external-id=user_1 \
@@ -58,7 +58,7 @@ fn every_setting_of_a_key_is_made_shown_changed_and_taken_away() -> Result<()> {
 }
 
 #[test]
-fn a_key_is_verified_for_what_it_has_to_be_allowed_to_do() -> Result<()> {
+fn key_is_verified_against_a_permission_query() -> Result<()> {
     let world = World::start(&plan(&["eu"]))?;
     let key = world.create_key_with(json!({ "permissions": ["files.read"] }))?;
     world.wait_for_codes(&[&key], "VALID")?;
@@ -78,7 +78,7 @@ fn a_key_is_verified_for_what_it_has_to_be_allowed_to_do() -> Result<()> {
 }
 
 #[test]
-fn a_rerolled_key_has_a_successor_and_an_end() -> Result<()> {
+fn rerolled_key_has_a_successor_and_an_expiry() -> Result<()> {
     let world = World::start(&plan(&["eu"]))?;
     let (old, slow) = (world.create_key()?, world.create_key()?);
     world.cache_everywhere(&[&old, &slow])?;
@@ -147,7 +147,7 @@ fn an_api_is_shown_with_its_name() -> Result<()> {
 }
 
 #[test]
-fn what_is_left_out_and_what_is_miswritten_is_explained() -> Result<()> {
+fn unsupported_and_malformed_flags_are_explained() -> Result<()> {
     let world = World::start(&plan(&["eu"]))?;
     let key = world.create_key()?;
     let run = |line: &str| evictd(&world, world.topology.root_key(), line);
@@ -164,7 +164,7 @@ fn what_is_left_out_and_what_is_miswritten_is_explained() -> Result<()> {
 
 /// Failure: a set-up made for Unkey names one URL, and its root key is sent to whatever listens on this machine.
 #[test]
-fn whoever_names_only_unkeys_url_is_verified_there() -> Result<()> {
+fn unkeys_base_url_is_used_for_verification_too() -> Result<()> {
     let world = World::start(&plan(&["eu"]))?;
     let key = world.create_key()?;
     let line = format!("api keys verify-key --key={} --ratelimits-json=[] --output=json", key.text);
@@ -179,7 +179,7 @@ fn whoever_names_only_unkeys_url_is_verified_there() -> Result<()> {
 }
 
 #[test]
-fn help_and_version_are_words_too() -> Result<()> {
+fn help_and_version_work_as_subcommands() -> Result<()> {
     use evictd_tests::process::evictd_command;
 
     let said = |words: &[&str]| -> Result<String> {
@@ -196,7 +196,7 @@ fn help_and_version_are_words_too() -> Result<()> {
 
 /// Failure: a mistyped host is told as if something had been created there.
 #[test]
-fn a_creation_that_was_never_sent_is_told_as_such() -> Result<()> {
+fn request_that_was_never_sent_is_not_reported_as_created() -> Result<()> {
     let world = World::start(&plan(&["eu"]))?;
     for url in ["http://nope.invalid".to_owned(), format!("https://{}", world.publisher().http)] {
         let line = format!("api apis create-api --name=x --api-url={url}");
@@ -209,7 +209,7 @@ fn a_creation_that_was_never_sent_is_told_as_such() -> Result<()> {
 
 /// Failure: a deletion that nobody heard of looks confirmed.
 #[test]
-fn a_change_that_met_no_agent_is_told_with_a_warning() -> Result<()> {
+fn change_without_any_agent_prints_a_warning() -> Result<()> {
     let mut world = World::start(&plan(&["eu"]))?;
     let key = world.create_key()?;
     // An agent that is forgotten leaves no trace in the roster.
@@ -226,7 +226,7 @@ fn a_change_that_met_no_agent_is_told_with_a_warning() -> Result<()> {
 }
 
 #[test]
-fn a_stored_root_key_is_used_until_another_one_is_said() -> Result<()> {
+fn stored_root_key_is_used_unless_another_one_is_given() -> Result<()> {
     use std::io::Write as _;
     use std::process::Stdio;
 

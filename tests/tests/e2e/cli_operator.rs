@@ -58,7 +58,7 @@ fn a_revoked_root_key_is_refused_by_publisher_and_agents() -> Result<()> {
 }
 
 #[test]
-fn a_root_key_ends_when_it_was_said_to() -> Result<()> {
+fn root_key_expires_at_the_given_time() -> Result<()> {
     let world = World::start(&plan(&["eu"]))?;
     let create =
         |expires: &str| operate(&world, &format!("root-key create --output=json --expires={expires}"));
@@ -79,7 +79,7 @@ fn a_root_key_ends_when_it_was_said_to() -> Result<()> {
 }
 
 #[test]
-fn the_audit_tells_who_changed_what() -> Result<()> {
+fn audit_shows_who_changed_what() -> Result<()> {
     let world = World::start(&plan(&["eu"]))?;
     let (key, other) = (world.create_key()?, world.create_key()?);
     let deleted = format!("api keys delete-key --key-id={} --output=json", key.id);
@@ -194,7 +194,7 @@ fn a_configuration_is_checked_with_the_files_that_it_names() -> Result<()> {
 
 /// Failure: a store of another version is damaged, or refused without a word of what to do.
 #[test]
-fn a_schema_is_migrated_beforehand_and_a_foreign_one_is_left_alone() -> Result<()> {
+fn migrate_runs_in_advance_and_refuses_a_foreign_schema() -> Result<()> {
     let mut world = World::start(&plan(&["eu"]))?;
     let migrate = |world: &World| operate(world, "migrate");
     let done = migrate(&world)?;
@@ -270,7 +270,7 @@ fn the_same_commands_work_on_postgresql() -> Result<()> {
 }
 
 #[test]
-fn a_new_epoch_says_what_happens_then() -> Result<()> {
+fn new_epoch_prints_what_happens_next() -> Result<()> {
     let world = World::start(&plan(&["eu"]))?;
     let begun = operate(&world, "new-epoch --yes")?;
     assert_eq!(begun.exit, Some(0), "{}", begun.stderr);

@@ -145,7 +145,7 @@ fn assert_the_lease_keeps_its_time(world: &World) -> Result<()> {
 
 /// Failure: an agent decides by its own date what is new, what has ended, or how long it may trust itself.
 #[test]
-fn agents_whose_wall_clocks_are_an_hour_wrong_keep_every_promise() -> Result<()> {
+fn agents_with_wrong_wall_clocks_keep_every_guarantee() -> Result<()> {
     let mut world = World::start(&plan(&["ahead", "behind", "right"]))?;
     let wrong = [HOUR, -HOUR];
     let dir = world.dir().to_owned();
@@ -175,7 +175,7 @@ fn agents_whose_wall_clocks_are_an_hour_wrong_keep_every_promise() -> Result<()>
 
 /// Failure: agents believe the dates on what they are told, or the publisher its own.
 #[test]
-fn a_publisher_whose_wall_clock_is_an_hour_wrong_keeps_every_promise() -> Result<()> {
+fn publisher_with_a_wrong_wall_clock_keeps_every_guarantee() -> Result<()> {
     let mut world = World::start(&plan(&["eu", "us"]))?;
     let dir = world.dir().to_owned();
     let clock = restart_with_clock(&mut world.topology.publisher, &dir, HOUR)?;
@@ -192,7 +192,7 @@ fn a_publisher_whose_wall_clock_is_an_hour_wrong_keeps_every_promise() -> Result
 
 /// Failure: a clock that is set in the very moment of a deletion hides it, or ends a lease, or a proof.
 #[test]
-fn wall_clocks_that_are_set_all_the_time_change_nothing() -> Result<()> {
+fn wall_clocks_set_during_deletions_change_nothing() -> Result<()> {
     let mut world = World::start(&plan(&["eu", "us"]))?;
     let dir = world.dir().to_owned();
     let clocks = [

@@ -87,7 +87,7 @@ fn the_command_line_creates_verifies_and_deletes() -> Result<()> {
 }
 
 #[test]
-fn whatever_goes_wrong_is_said_to_people_and_exits_with_1() -> Result<()> {
+fn errors_go_to_standard_error_and_exit_with_1() -> Result<()> {
     let world = World::start(&plan(&["eu"]))?;
     let key = world.create_key()?;
     let delete = format!("api keys delete-key --key-id={}", key.id);
@@ -107,7 +107,7 @@ fn whatever_goes_wrong_is_said_to_people_and_exits_with_1() -> Result<()> {
 }
 
 #[test]
-fn a_root_key_does_what_it_was_made_for_and_is_shown_once() -> Result<()> {
+fn root_key_has_only_its_permissions_and_is_shown_once() -> Result<()> {
     let world = World::start(&plan(&["eu"]))?;
     let key = world.create_key()?;
     let config = world.publisher().config.display().to_string();

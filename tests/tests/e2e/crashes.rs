@@ -165,7 +165,7 @@ fn kill_in_any_order(topology: &mut Topology, random: &mut Random, events: &mut 
 
 /// Failure: two crashes together undo what each of them alone does not.
 #[test]
-fn everything_is_killed_in_any_order_and_every_promise_is_kept() -> Result<()> {
+fn guarantees_hold_when_everything_is_killed_in_any_order() -> Result<()> {
     Random::lived_through(live_through)
 }
 

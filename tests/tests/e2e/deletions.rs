@@ -11,7 +11,7 @@ const INVALIDATIONS: &str = "evictd_agent_invalidations_total";
 
 /// Failure: a cache that keeps what it has, as one without invalidation does.
 #[test]
-fn a_key_is_gone_in_every_region_whoever_has_cached_it() -> Result<()> {
+fn deleted_key_is_gone_in_every_region_cached_or_not() -> Result<()> {
     let world = World::start(&plan(&["eu", "us"]))?;
     for permanently in [false, true] {
         let [hot, cold, unread] = [world.create_key()?, world.create_key()?, world.create_key()?];
@@ -82,7 +82,7 @@ fn a_key_that_is_switched_off_is_disabled_in_every_region() -> Result<()> {
 
 /// Failure: an end that only comes when somebody asks again, or that each region sees at another time.
 #[test]
-fn a_key_ends_everywhere_when_its_time_has_come_and_nobody_asks() -> Result<()> {
+fn key_expires_at_the_same_time_in_every_region() -> Result<()> {
     let world = World::start(&plan(&["eu", "us"]))?;
     let expires = wall_millis()? + 3_000;
     let key = world.create_key_with(json!({ "expires": expires }))?;

@@ -127,7 +127,7 @@ fn child_of(parent: u32) -> Result<u32> {
 
 /// Failure: Ctrl-C leaves a server or a directory behind, or takes for ever.
 #[test]
-fn a_whole_installation_starts_works_and_ends_without_a_trace() -> Result<()> {
+fn installation_starts_works_and_exits_without_leftovers() -> Result<()> {
     let dir = tempfile::tempdir()?;
     for interrupted in [false, true] {
         let run = if interrupted { "interrupted" } else { "stopped" };
@@ -144,7 +144,7 @@ fn a_whole_installation_starts_works_and_ends_without_a_trace() -> Result<()> {
 
 /// Failure: a port in use is told after an error that blames a part which did nothing wrong.
 #[test]
-fn a_port_in_use_is_the_only_thing_that_is_complained_of() -> Result<()> {
+fn port_in_use_is_the_only_error_reported() -> Result<()> {
     let dir = tempfile::tempdir()?;
     // The second agent's, unless somebody else has it, which does as well.
     let _holder = TcpListener::bind("127.0.0.1:7180");

@@ -312,7 +312,7 @@ pub(crate) fn leave_only_ids(
 
 /// Failure: what was erased can be read off a page, an index, a write-ahead log or a daemon's log.
 #[test]
-fn of_a_key_that_was_erased_its_id_is_left_when_the_log_was_purged() -> Result<()> {
+fn only_the_id_of_an_erased_key_is_left_after_a_purge() -> Result<()> {
     let mut world = World::start(&forgetful(plan(&["eu", "us"])))?;
     // The store's files, and whatever else the deployment writes.
     let places = [world.dir().to_path_buf()];
@@ -328,7 +328,7 @@ fn of_a_key_that_was_erased_its_id_is_left_when_the_log_was_purged() -> Result<(
 /// Failure: who has missed what is no longer told goes on with what it has, forgets everything again and again, or
 /// never finds back.
 #[test]
-fn an_agent_that_was_cut_off_across_a_purge_flushes_once_and_serves_nothing_deleted() -> Result<()> {
+fn agent_cut_off_across_a_purge_flushes_once() -> Result<()> {
     const BOUND: Duration = Duration::from_secs(2);
     let mut world = World::start(&forgetful(with_bound(BOUND, breakable(&["cut", "near"]))))?;
     let keys = world.create_keys(6)?;

@@ -12,7 +12,7 @@
 //!    `partitions::region_whose_server_is_cut_off_denies_and_recovers`,
 //!    `partitions::cuts_shorter_than_a_heartbeat_lose_nothing`,
 //!    `restarts::deletions_succeed_without_nats_and_arrive_when_it_is_back`,
-//!    `half_alive::on_a_wire_of_150_ms_deletions_take_as_long_and_nothing_flaps`
+//!    `half_alive::deletions_over_a_150_ms_wire_take_as_long_without_flaps`
 //! 3. *A connection is half open: no data, no error, no log.* Each direction for itself, both, and at the
 //!    bound of 30 seconds.
 //!    `partitions::cut_off_region_denies_within_the_bound_and_recovers`,
@@ -20,9 +20,9 @@
 //!    `half_alive::a_connection_on_which_only_pings_pass_proves_nothing`
 //! 4. *A sign of life isn't tied to what was delivered.* Ticks pass, or proofs, or deletions, and the rest
 //!    doesn't; or everything arrives at an agent that stands still.
-//!    `half_alive::ticks_and_proofs_renew_no_lease_while_what_they_speak_of_is_missing`,
-//!    `half_alive::deletions_that_arrive_are_no_proof_that_all_do`,
-//!    `half_alive::an_expired_agent_whose_lookups_are_answered_is_a_cache_that_lives_for_the_bound`,
+//!    `half_alive::ticks_and_proofs_renew_no_lease_while_rows_are_missing`,
+//!    `half_alive::received_deletions_do_not_prove_that_none_is_missing`,
+//!    `half_alive::expired_agent_with_working_loads_caches_for_the_bound`,
 //!    `partitions::paused_agent_serves_nothing_deleted_during_the_pause`
 //! 5. *Few misses are fine; messages repeat and overtake each other; who joins late begins in the middle.*
 //!    `live_feed::only_the_lost_message_of_2000_deletions_is_repaired`,
@@ -32,19 +32,19 @@
 //! 6. *The log is truncated, the stream begins anew, an acknowledged write is lost.* NATS keeps nothing here. The
 //!    log is purged when it is older than `retention.log`: what is missing is refused, and whoever asks for it
 //!    flushes. A store that has gone back is silent until an operator says that it is to be followed; all flush then.
-//!    `erasure::an_agent_that_was_cut_off_across_a_purge_flushes_once_and_serves_nothing_deleted`,
-//!    `home_store::nats_that_was_wiped_and_a_store_that_was_put_back_at_once_cost_one_flush`,
-//!    `home_store::store_that_was_put_back_is_silent_until_it_is_declared`,
-//!    `home_store::store_that_was_put_back_and_caught_up_is_found_all_the_same`,
+//!    `erasure::agent_cut_off_across_a_purge_flushes_once`,
+//!    `home_store::wiped_nats_and_restored_store_cost_one_flush`,
+//!    `home_store::restored_store_is_silent_until_an_epoch_is_declared`,
+//!    `home_store::restored_store_that_caught_up_is_still_detected`,
 //!    `restarts::answered_deletions_survive_a_kill_of_the_publisher`,
 //!    `postgres::failover::a_fail_over_that_loses_nothing_costs_one_flush`,
 //!    `postgres::failover::what_is_committed_in_the_place_of_lost_commits_is_not_taken_for_them`,
 //!    `postgres::failover::a_second_fail_over_that_lost_the_first_ones_epoch_begins_another`,
 //!    `postgres::failover::fail_overs_in_the_middle_of_the_work_lose_nothing_that_was_answered`
 //! 7. *The wall clock decides.*
-//!    `clocks::agents_whose_wall_clocks_are_an_hour_wrong_keep_every_promise`,
-//!    `clocks::a_publisher_whose_wall_clock_is_an_hour_wrong_keeps_every_promise`,
-//!    `clocks::wall_clocks_that_are_set_all_the_time_change_nothing`
+//!    `clocks::agents_with_wrong_wall_clocks_keep_every_guarantee`,
+//!    `clocks::publisher_with_a_wrong_wall_clock_keeps_every_guarantee`,
+//!    `clocks::wall_clocks_set_during_deletions_change_nothing`
 //! 8. *An older answer replaces a newer one.* It was late (the tests of row 1), or came from a replica that lags
 //!    or from a primary that was demoted: every answer says how new it is.
 //!    `loads::load_that_found_nothing_does_not_hide_a_restored_key`,
@@ -78,13 +78,13 @@
 //!     `rivals::used_up_epochs_fail_closed_with_the_way_out`
 //!
 //! And besides: an erased record that can be read off a disk
-//! (`erasure::of_a_key_that_was_erased_its_id_is_left_when_the_log_was_purged`,
+//! (`erasure::only_the_id_of_an_erased_key_is_left_after_a_purge`,
 //! `postgres::erasure::of_a_key_that_was_erased_its_id_is_left_when_the_log_was_purged`), a deletion that forgets what
 //! hangs on it
 //! (`deletions::an_api_with_500_cached_keys_is_gone_by_one_row_and_one_floor`), a "not found" that outlives
-//! the key's return (`home_store::what_is_changed_by_sql_is_changed_everywhere`), a broker that cuts off who
+//! the key's return (`home_store::change_by_sql_reaches_every_region`), a broker that cuts off who
 //! reads too slowly (`restarts::agent_disconnected_as_a_slow_consumer_misses_nothing`), and several of
-//! these at once (`crashes::everything_is_killed_in_any_order_and_every_promise_is_kept`).
+//! these at once (`crashes::guarantees_hold_when_everything_is_killed_in_any_order`).
 
 use std::collections::BTreeSet;
 use std::fs;

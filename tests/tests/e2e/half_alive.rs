@@ -102,7 +102,7 @@ fn a_connection_on_which_only_pings_pass_proves_nothing() -> Result<()> {
 
 /// Failure: heartbeats renew the lease of an agent whose follower doesn't get on.
 #[test]
-fn ticks_and_proofs_renew_no_lease_while_what_they_speak_of_is_missing() -> Result<()> {
+fn ticks_and_proofs_renew_no_lease_while_rows_are_missing() -> Result<()> {
     let half = Half::start()?;
     half.wire()?.drop_chosen(LIVE, usize::MAX, is_invalidation);
     half.wire()?.drop_messages(REPLAY_ANSWERS, usize::MAX);
@@ -120,7 +120,7 @@ fn ticks_and_proofs_renew_no_lease_while_what_they_speak_of_is_missing() -> Resu
 
 /// Failure: deletions that come in are taken for the proof that none is missing.
 #[test]
-fn deletions_that_arrive_are_no_proof_that_all_do() -> Result<()> {
+fn received_deletions_do_not_prove_that_none_is_missing() -> Result<()> {
     let half = Half::start()?;
     half.wire()?.drop_chosen(LIVE, usize::MAX, is_tick);
     half.wire()?.drop_messages(PROBE_ANSWERS, usize::MAX);
@@ -136,7 +136,7 @@ fn deletions_that_arrive_are_no_proof_that_all_do() -> Result<()> {
 /// Failure: without invalidations the agent is worse than a cache with a time to live, or denies although
 /// somebody could be asked.
 #[test]
-fn an_expired_agent_whose_lookups_are_answered_is_a_cache_that_lives_for_the_bound() -> Result<()> {
+fn expired_agent_with_working_loads_caches_for_the_bound() -> Result<()> {
     let half = Half::start()?;
     for subject in [LIVE, PROBE_ANSWERS, REPLAY_ANSWERS] {
         half.wire()?.drop_messages(subject, usize::MAX);
@@ -160,7 +160,7 @@ fn an_expired_agent_whose_lookups_are_answered_is_a_cache_that_lives_for_the_bou
 
 /// Failure: what works beside the publisher doesn't on the other side of the world.
 #[test]
-fn on_a_wire_of_150_ms_deletions_take_as_long_and_nothing_flaps() -> Result<()> {
+fn deletions_over_a_150_ms_wire_take_as_long_without_flaps() -> Result<()> {
     const DELAY: Duration = Duration::from_millis(150);
     const LAG: &str = "evictd_agent_propagation_lag_seconds";
     let agents = toml! { lease = { probe_interval = "500ms" } };

@@ -27,7 +27,7 @@ fn change(world: &World, key: &Key, what: &str) -> Result<()> {
 
 /// Failure: only what goes through the API is noticed.
 #[test]
-fn what_is_changed_by_sql_is_changed_everywhere() -> Result<()> {
+fn change_by_sql_reaches_every_region() -> Result<()> {
     let world = World::start(&plan(&["eu", "us"]))?;
     let [key, erased] = [world.create_key()?, world.create_key()?];
     world.cache_everywhere(&[&key, &erased])?;
@@ -80,7 +80,7 @@ fn a_deletion_that_no_trigger_saw_ends_within_the_bound() -> Result<()> {
 
 /// Failure: a root key that was revoked goes on verifying keys out of the agents' caches.
 #[test]
-fn a_root_key_that_is_revoked_by_sql_verifies_nothing_any_more() -> Result<()> {
+fn root_key_revoked_by_sql_verifies_nothing() -> Result<()> {
     let world = World::start(&plan(&["eu", "us"]))?;
     let key = world.create_key()?;
     world.cache_everywhere(&[&key])?;
@@ -135,7 +135,7 @@ fn new_epoch_flushes(agent: &Node) -> Result<u64> {
 /// anybody's decision. Or the operator has decided, and agents wait for ever for positions that no longer exist, or keep
 /// what they learnt in a future that was undone.
 #[test]
-fn store_that_was_put_back_is_silent_until_it_is_declared() -> Result<()> {
+fn restored_store_is_silent_until_an_epoch_is_declared() -> Result<()> {
     let mut world = World::start(&with_bound(RESTORE_BOUND, plan(&["eu", "us"])))?;
     let [deleted_before, deleted_after, good] =
         [world.create_key()?, world.create_key()?, world.create_key()?];
@@ -190,7 +190,7 @@ fn store_that_was_put_back_is_silent_until_it_is_declared() -> Result<()> {
 
 /// Failure: an operator's word beside a publisher that runs is not noticed, or costs more than a flush.
 #[test]
-fn an_operators_new_epoch_makes_everybody_flush_once_and_brings_nothing_back() -> Result<()> {
+fn declared_epoch_makes_every_agent_flush_once() -> Result<()> {
     let world = World::start(&plan(&["eu", "us"]))?;
     let [deleted, good] = [world.create_key()?, world.create_key()?];
     world.cache_everywhere(&[&deleted, &good])?;
@@ -236,7 +236,7 @@ fn a_bulk_deletion_of_one_api_leaves_the_others_cached() -> Result<()> {
 
 /// Failure: positions that an agent remembers, and a broker doesn't, are taken for those of another log.
 #[test]
-fn nats_that_was_wiped_and_a_store_that_was_put_back_at_once_cost_one_flush() -> Result<()> {
+fn wiped_nats_and_restored_store_cost_one_flush() -> Result<()> {
     let mut world = World::start(&plan(&["eu", "us"]))?;
     let [deleted_before, deleted_after, good] =
         [world.create_key()?, world.create_key()?, world.create_key()?];
@@ -270,7 +270,7 @@ fn nats_that_was_wiped_and_a_store_that_was_put_back_at_once_cost_one_flush() ->
 /// Failure: the store that was put back gives out the positions a second time, and reaches those that an
 /// agent has applied before that agent could say so. The agent would take the new rows for old news.
 #[test]
-fn store_that_was_put_back_and_caught_up_is_found_all_the_same() -> Result<()> {
+fn restored_store_that_caught_up_is_still_detected() -> Result<()> {
     let mut world = World::start(&with_bound(RESTORE_BOUND, breakable(&["eu"])))?;
     let keys: Vec<Key> = (0..4).map(|_| world.create_key()).collect::<Result<_>>()?;
     let keys: Vec<&Key> = keys.iter().collect();
