@@ -1,16 +1,20 @@
-//! Bad days: something that evictd stands on is full, locked, gone, slow or told to end, while clients go on.
+//! Bad days: a disk, a lock, NATS, a client or a shutdown disturbs evictd while clients delete keys.
 //!
-//! Whatever the day, the same is held: each client gets an answer that it can act on; what was answered with
-//! success is gone everywhere and has a final receipt; what was answered with "nothing was changed" is VALID
-//! everywhere; the log holds one row, and the audit log one record, for every change and for nothing else
-//! ([`Story::check`]). Readiness, metrics and logs tell what is going on, and when it is over nobody has to help.
+//! Each test checks the same guarantees ([`ClientHistory::check`]):
 //!
-//! * [`store_full`], [`store_locked`], [`store_read_only`], [`store_moved`]: what may happen to the store's disk.
-//! * [`nats_gone`]: an outage under load, and what piles up in it.
-//! * [`contention`]: everybody deletes the same.
-//! * [`clients`]: large and slow requests, and connections that nobody uses.
-//! * [`shutdown`]: told to end in the middle of it.
-//! * [`killed`]: killed in the middle of it, again and again.
+//! * Each client gets an answer that it can act on.
+//! * A deletion that was answered with success is in force everywhere and has a final receipt.
+//! * A key whose deletion was answered with "nothing was changed" is VALID everywhere.
+//! * The log has one row, and the audit log one record, for each change and for nothing else.
+//!
+//! Readiness, metrics and logs show the cause. Afterwards evictd recovers without an operator.
+//!
+//! * [`store_full`], [`store_locked`], [`store_read_only`], [`store_moved`]: faults of the store's disk.
+//! * [`nats_gone`]: an outage under load, and its backlog.
+//! * [`contention`]: many clients delete the same key.
+//! * [`clients`]: large requests, slow requests and idle connections.
+//! * [`shutdown`]: a shutdown under load.
+//! * [`killed`]: repeated kills under load.
 
 mod clients;
 mod contention;
@@ -36,21 +40,21 @@ use toml::Table;
 
 use crate::world::{Caller, Key, SOON, World, plan};
 
-/// What the answer to a deletion says.
+/// The meaning of the answer to a deletion.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Told {
+pub(crate) enum DeleteAnswer {
     /// 200: it is deleted, durably.
     Deleted,
-    /// 404: it doesn't exist, or somebody else has deleted it.
+    /// 404: it doesn't exist, or another client has deleted it.
     NotFound,
     /// 500: the store failed, and nothing was changed.
     Unchanged,
-    /// 500: the store failed, and nobody knows whether it was deleted.
+    /// 500: the store failed, and it is unknown whether it was deleted.
     Unknown,
 }
 
-impl Told {
-    /// Reads an answer in Unkey's form; anything that isn't one of the four is an error.
+impl DeleteAnswer {
+    /// Parses an answer in Unkey's form. Any other answer is an error.
     fn by(answer: &Response) -> Result<Self> {
         let text = |pointer: &str| answer.body.pointer(pointer).and_then(|value| value.as_str());
         let form = || {
@@ -58,13 +62,13 @@ impl Told {
             ensure!(named, "an answer without a request id");
             if answer.status == 200 {
                 ensure!(answer.header("content-type") == Some("application/json"), "it isn't sent as JSON");
-                ensure!(answer.body["data"] == json!({}), "it has other data than none");
+                ensure!(answer.body["data"] == json!({}), "its data isn't empty");
                 return Ok(Self::Deleted);
             }
-            // What Unkey's API gives to who accepts anything, as this client does.
+            // Unkey's API chooses this type for a client that accepts any, as this one does.
             let content_type = answer.header("content-type");
             ensure!(content_type == Some("application/problem+json"), "it is sent as {content_type:?}");
-            ensure!(answer.body["error"]["status"] == answer.status, "it contradicts itself");
+            ensure!(answer.body["error"]["status"] == answer.status, "the statuses differ");
             let kind =
                 text("/error/type").and_then(|kind| kind.strip_prefix("https://unkey.com/docs/errors/"));
             let detail = text("/error/detail").unwrap_or_default();
@@ -78,62 +82,62 @@ impl Told {
                 (500, Some("unkey/application/service_unavailable")) if detail.contains("look before") => {
                     Ok(Self::Unknown)
                 }
-                _ => bail!("a deletion isn't answered like this"),
+                _ => bail!("not an answer to a deletion"),
             }
         };
         form().with_context(|| format!("{}: {}", answer.status, answer.text))
     }
 }
 
-/// A deletion that was asked for, and its answer.
-pub(crate) struct Asked<'k> {
+/// A deletion that a client requested, and its answer.
+pub(crate) struct DeletionRequest<'k> {
     pub(crate) key: &'k Key,
-    pub(crate) told: Told,
-    /// Its id, by which it has a receipt.
+    pub(crate) answer: DeleteAnswer,
+    /// The request id, which names its receipt.
     pub(crate) request: String,
     pub(crate) took: Duration,
 }
 
-impl<'k> Asked<'k> {
-    /// Deletes `key`. An error is an answer that nobody should get, or none.
+impl<'k> DeletionRequest<'k> {
+    /// Deletes `key`. Fails if there is no answer, or one that no client should get.
     pub(crate) fn of(publisher: &Caller, key: &'k Key) -> Result<Self> {
         Self::by(&publisher.call("keys.deleteKey", &json!({ "keyId": key.id }))?, key)
     }
 
-    /// The same, by an answer that is there already.
+    /// Parses an answer that the test has already received.
     fn by(answer: &Response, key: &'k Key) -> Result<Self> {
-        let told = Told::by(answer).with_context(|| format!("deleting {}", key.id))?;
+        let parsed = DeleteAnswer::by(answer).with_context(|| format!("deleting {}", key.id))?;
         let request = answer.body["meta"]["requestId"].as_str().unwrap_or_default().to_owned();
-        Ok(Self { key, told, request, took: answer.elapsed })
+        Ok(Self { key, answer: parsed, request, took: answer.elapsed })
     }
 }
 
-/// All that clients asked for, as it was answered.
+/// All deletions that clients requested, with their answers.
 #[derive(Default)]
-pub(crate) struct Story<'k>(pub(crate) Vec<Asked<'k>>);
+pub(crate) struct ClientHistory<'k>(pub(crate) Vec<DeletionRequest<'k>>);
 
-impl<'k> Story<'k> {
-    /// The keys whose deletion was answered like this.
-    pub(crate) fn keys(&self, told: Told) -> Vec<&'k Key> {
-        self.0.iter().filter(|asked| asked.told == told).map(|asked| asked.key).collect()
+impl<'k> ClientHistory<'k> {
+    /// Returns the keys whose deletion got this answer.
+    pub(crate) fn keys(&self, answer: DeleteAnswer) -> Vec<&'k Key> {
+        self.0.iter().filter(|asked| asked.answer == answer).map(|asked| asked.key).collect()
     }
 
-    pub(crate) fn count(&self, told: Told) -> usize {
-        self.0.iter().filter(|asked| asked.told == told).count()
+    pub(crate) fn count(&self, answer: DeleteAnswer) -> usize {
+        self.0.iter().filter(|asked| asked.answer == answer).count()
     }
 
-    /// Whatever has happened is over: what clients were told is true, at every agent and in the store. A key that
-    /// was refused and then deleted stands in it twice.
+    /// Checks after a fault that all answers hold, at every agent and in the store. A key whose deletion was refused
+    /// and then repeated is in the history twice.
     pub(crate) fn check(&self, world: &World) -> Result<()> {
         world.wait_until_caught_up()?;
-        let deleted = self.keys(Told::Deleted);
+        let deleted = self.keys(DeleteAnswer::Deleted);
         world.assert_gone(&deleted)?;
         let is_deleted = |key: &Key| deleted.iter().any(|deleted| deleted.id == key.id);
-        let mut unchanged = self.keys(Told::Unchanged);
-        let mut unknown = self.keys(Told::Unknown);
+        let mut unchanged = self.keys(DeleteAnswer::Unchanged);
+        let mut unknown = self.keys(DeleteAnswer::Unknown);
         unknown.retain(|key| !is_deleted(key));
         unchanged.retain(|key| !is_deleted(key) && !unknown.iter().any(|unknown| unknown.id == key.id));
-        world.wait_for_codes(&unchanged, "VALID").context("nothing was changed, it was said")?;
+        world.wait_for_codes(&unchanged, "VALID").context("the answer was: nothing was changed")?;
         for key in unknown {
             let in_store =
                 format!("SELECT count(*) FROM keys WHERE id = '{}' AND deleted_at_m IS NULL", key.id);
@@ -141,12 +145,12 @@ impl<'k> Story<'k> {
             world.wait_for_codes(&[key], code)?;
         }
         check_log(world)?;
-        let done = self.0.iter().filter(|asked| asked.told == Told::Deleted);
+        let done = self.0.iter().filter(|asked| asked.answer == DeleteAnswer::Deleted);
         check_receipts(world, done.map(|asked| asked.request.as_str()))
     }
 }
 
-/// Every deletion has a final receipt, in the store and for who asks.
+/// Checks that each deletion has a final receipt, in the store and in the API.
 pub(crate) fn check_receipts<'r>(world: &World, requests: impl Iterator<Item = &'r str>) -> Result<()> {
     const ENOUGH: usize = 200;
     home_store::wait_for_receipts(SOON, |statement| world.sql(statement))?;
@@ -157,12 +161,12 @@ pub(crate) fn check_receipts<'r>(world: &World, requests: impl Iterator<Item = &
     Ok(())
 }
 
-/// [`home_store::check_log`] of a world's store.
+/// Runs [`home_store::check_log`] on the world's store.
 pub(crate) fn check_log(world: &World) -> Result<()> {
     home_store::check_log(|statement| world.sql(statement))
 }
 
-/// Two regions, and a publisher whose store is alone in `dir`, which is created.
+/// Plans two regions and a publisher whose store is the only file in `dir`. Creates `dir`.
 fn with_store_in(dir: &Path) -> Result<Plan> {
     fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
     let path = dir.join("home.db").to_string_lossy().into_owned();
@@ -170,7 +174,7 @@ fn with_store_in(dir: &Path) -> Result<Plan> {
     Ok(Plan { publisher: Table::from_iter([("store".to_owned(), store.into())]), ..plan(&["eu", "us"]) })
 }
 
-/// `evictd` has said so.
+/// Waits until the publisher has logged `words`.
 fn wait_for_log(world: &World, words: &str) -> Result<()> {
     let daemon = &world.publisher().daemon;
     let outcome = try_eventually(&format!("the publisher to log {words:?}"), SOON, || {

@@ -1,9 +1,9 @@
-//! When `retention.log` is over: of a permanently deleted key its opaque id is left, and nothing else; and an agent
-//! that was cut off for longer forgets everything instead of missing something (R5).
+//! After `retention.log`, only the opaque id of a permanently deleted key is left. An agent that was cut off for longer
+//! flushes its cache instead of missing a row (R5).
 //!
-//! The log is kept for an hour at least, by the store's own clock. Nobody waits for that here. SQLite's is that of the
-//! publisher's process, which comes back two hours later by it; on PostgreSQL, whose server nobody can give another
-//! clock, the rows of the log are made two hours older.
+//! The store's clock decides how old a row is, and the log is kept for at least an hour. The tests don't wait that
+//! long. SQLite uses the clock of the publisher's process, so they restart the publisher with a clock that is two hours
+//! ahead. A PostgreSQL server's clock can't be changed, so they make the rows two hours older.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,15 +23,15 @@ use crate::world::{
     Key, SOON, UNAVAILABLE, World, assert_bounded, breakable, count, flushes, plan, wait_for_mode, with_bound,
 };
 
-/// `plan` with a log that is kept as briefly as the configuration allows.
-pub(crate) fn forgetful(plan: Plan) -> Plan {
+/// Returns `plan` with the shortest log retention that the configuration allows.
+pub(crate) fn with_short_log(plan: Plan) -> Plan {
     Plan { publisher: toml! { retention = { log = "1h" } }, ..plan }
 }
 
-/// Two hours later the whole log is purged.
-fn let_the_log_go(world: &mut World) -> Result<()> {
+/// Advances the store's time by two hours, and waits until the whole log is purged.
+fn purge_log(world: &mut World) -> Result<()> {
     const TWO_HOURS: i64 = 7_200;
-    // Until then a row stays, however old it is.
+    // A row without a position is never purged, nor one whose receipt isn't final.
     let open = "SELECT count(*) FROM invalidations
                 WHERE position IS NULL OR (request_id IS NOT NULL AND NOT receipted)";
     try_eventually("every change to have its receipt", SOON, || Ok((world.sql(open)? == "0").then_some(())))?;
@@ -42,7 +42,7 @@ fn let_the_log_go(world: &mut World) -> Result<()> {
         let dir = world.dir().to_path_buf();
         WallClock::give_to(&mut world.topology.publisher.daemon, &dir, TWO_HOURS)?;
     }
-    // The first look is taken at the start.
+    // The publisher checks for old rows when it starts.
     let publisher = &mut world.topology.publisher;
     ensure!(publisher.daemon.stop(SOON)?.success(), "{}", publisher.daemon.log_tail());
     publisher.restart()?;
@@ -52,7 +52,7 @@ fn let_the_log_go(world: &mut World) -> Result<()> {
     .with_context(|| world.publisher().daemon.log_tail())
 }
 
-/// Something that may stand in a file.
+/// A byte sequence that a file may contain.
 struct Trace {
     what: String,
     bytes: Vec<u8>,
@@ -64,10 +64,10 @@ impl Trace {
     }
 }
 
-/// Somebody who has keys, and all that is known of them.
+/// A person with keys, and all personal data that is stored with the keys.
 struct Holder {
     number: usize,
-    /// The first one, and the one that it was rerolled to.
+    /// The first key, and its successor.
     keys: Vec<Key>,
 }
 
@@ -96,8 +96,8 @@ impl Holder {
         format!("zanzibar{}", self.number)
     }
 
-    /// Somebody with a first key.
-    fn appears(world: &World, number: usize) -> Result<Self> {
+    /// Creates a holder with a first key.
+    fn create(world: &World, number: usize) -> Result<Self> {
         let mut holder = Self { number, keys: Vec::new() };
         let key = world.create_key_with(json!({
             "name": holder.old_name(),
@@ -110,12 +110,12 @@ impl Holder {
         Ok(holder)
     }
 
-    /// Has another name now, and one more key.
-    fn changes(&mut self, world: &World) -> Result<()> {
+    /// Changes the name, and rerolls the key.
+    fn change(&mut self, world: &World) -> Result<()> {
         const HOUR_MS: usize = 3_600_000;
         let id = &self.keys[0].id;
         world.call("keys.updateKey", &json!({ "keyId": id, "name": self.name() }))?;
-        // The first one's old key ends at once, the others' go on for hours.
+        // The old key of holder 0 expires at once, those of the others hours later.
         let expiration = self.number * HOUR_MS;
         let data = world.call("keys.rerollKey", &json!({ "keyId": id, "expiration": expiration }))?;
         let text = |member: &str| data[member].as_str().map(str::to_owned);
@@ -124,7 +124,7 @@ impl Holder {
         Ok(())
     }
 
-    /// What no file may ever hold.
+    /// What no file may ever contain.
     fn never_stored(&self) -> Vec<Trace> {
         let each = self.keys.iter().flat_map(|Key { id, text }| {
             let hash = ids::hash(text).0;
@@ -142,13 +142,13 @@ impl Holder {
         each.collect()
     }
 
-    /// What the log holds until its end.
+    /// What the log contains until it is purged.
     fn hashes(&self) -> Vec<Trace> {
         let hash = |key: &Key| Trace::new(format!("the hash of {}", key.id), ids::hash(&key.text).0);
         self.keys.iter().map(hash).collect()
     }
 
-    /// What the records hold, under this name.
+    /// What the records contain while the holder has this name.
     fn stored(&self, name: String) -> Vec<Trace> {
         let shown = self.prefix().len() + "_1234".len();
         let starts =
@@ -173,7 +173,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
-/// Without padding, which a search for a part of a text doesn't want.
+/// Encodes without padding, so that the result is found inside longer texts too.
 fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let group = |three: &[u8]| -> String {
@@ -184,20 +184,20 @@ fn base64(bytes: &[u8]) -> String {
     bytes.chunks(3).map(group).collect()
 }
 
-/// All files below `place`, with what is in them.
+/// Reads all files below `place` into `files`.
 fn read_all(place: &Path, files: &mut Vec<(PathBuf, Vec<u8>)>) -> Result<()> {
     for entry in fs::read_dir(place).with_context(|| format!("reading {}", place.display()))? {
         let path = entry?.path();
         if path.is_dir() {
             read_all(&path, files)?;
         }
-        // Not a socket.
+        // Skips sockets.
         if !path.is_file() {
             continue;
         }
         match fs::read(&path) {
             Ok(bytes) => files.push((path, bytes)),
-            // A database removes its own files at any time.
+            // A database can remove its own files at any time.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
         }
@@ -205,7 +205,7 @@ fn read_all(place: &Path, files: &mut Vec<(PathBuf, Vec<u8>)>) -> Result<()> {
     Ok(())
 }
 
-/// Everything that a store, and whoever uses it, has written.
+/// All files of a store and of the daemons that use it.
 struct Files(Vec<(PathBuf, Vec<u8>)>);
 
 impl Files {
@@ -215,7 +215,7 @@ impl Files {
         Ok(Self(files))
     }
 
-    /// Where `trace` stands.
+    /// Returns the paths of the files that contain `trace`.
     fn holding(&self, trace: &Trace) -> Vec<&Path> {
         let holds = |bytes: &[u8]| memmem::find(bytes, &trace.bytes).is_some();
         self.0.iter().filter(|(_, bytes)| holds(bytes)).map(|(path, _)| path.as_path()).collect()
@@ -230,13 +230,13 @@ impl Files {
     fn assert_hold_none(&self, traces: impl IntoIterator<Item = Trace>) {
         let found = |trace: Trace| match &*self.holding(&trace) {
             [] => None,
-            places => Some(format!("{} stands in {places:?}", trace.what)),
+            places => Some(format!("{} is in {places:?}", trace.what)),
         };
         assert_eq!(traces.into_iter().filter_map(found).collect::<Vec<_>>(), Vec::<String>::new());
     }
 }
 
-/// Deletes `key` for good, and waits until every region has confirmed it.
+/// Deletes `key` permanently, and waits until every region has confirmed it.
 fn erase(world: &World, key: &Key) -> Result<()> {
     let body = json!({ "keyId": key.id, "permanent": true });
     let answer =
@@ -251,7 +251,7 @@ fn erase(world: &World, key: &Key) -> Result<()> {
     Ok(())
 }
 
-/// What `holders` have in common, one after the other.
+/// Returns the traces of all holders.
 fn all<'h>(
     holders: &'h [Holder],
     traces: impl Fn(&'h Holder) -> Vec<Trace> + 'h,
@@ -259,9 +259,9 @@ fn all<'h>(
     holders.iter().flat_map(traces)
 }
 
-/// Keys are created, used, changed, replaced and erased. Each time the store has written and cleaned up what it had to
-/// (`settle`), all files below `places` are searched: at first everything is found that may be stored, then the hashes
-/// alone, in the log, and in the end only ids.
+/// Creates, uses, changes, rerolls and erases keys. After each step it searches all files below `places`, once `settle`
+/// has made the store write and clean up its files. While the keys exist, everything that may be stored is found. After
+/// the erasure only the hashes are left, in the log. After the purge only the ids are left.
 pub(crate) fn leave_only_ids(
     world: &mut World,
     settle: impl Fn(&World) -> Result<()>,
@@ -271,14 +271,14 @@ pub(crate) fn leave_only_ids(
         settle(world)?;
         Files::below(places)
     };
-    let neighbour = Holder::appears(world, 9)?;
-    let mut holders = (0..3).map(|number| Holder::appears(world, number)).collect::<Result<Vec<_>>>()?;
+    let neighbour = Holder::create(world, 9)?;
+    let mut holders = (0..3).map(|number| Holder::create(world, number)).collect::<Result<Vec<_>>>()?;
     let keys = |holders: &[Holder]| holders.iter().flat_map(|holder| holder.keys.clone()).collect::<Vec<_>>();
     world.cache_everywhere(&keys(&holders).iter().chain(&neighbour.keys).collect::<Vec<_>>())?;
     let created = files(world)?;
     created.assert_hold(all(&holders, |holder| holder.stored(holder.old_name())));
 
-    holders.iter_mut().try_for_each(|holder| holder.changes(world))?;
+    holders.iter_mut().try_for_each(|holder| holder.change(world))?;
     let doomed = keys(&holders);
     let replacements = doomed.iter().skip(1).step_by(2).collect::<Vec<_>>();
     world.cache_everywhere(&replacements)?;
@@ -295,28 +295,28 @@ pub(crate) fn leave_only_ids(
             .chain(all(&holders, Holder::never_stored))
     };
     let erased = files(world)?;
-    // Agents that come back learn of it by this.
+    // A reconnecting agent needs the hashes to evict the keys.
     erased.assert_hold(all(&holders, Holder::hashes));
     erased.assert_hold_none(everything_but_hashes());
 
-    let_the_log_go(world)?;
-    let forgotten = files(world)?;
-    forgotten.assert_hold_none(everything_but_hashes().chain(all(&holders, Holder::hashes)));
-    // The same search finds what has to be there.
-    forgotten.assert_hold(all(&holders, Holder::ids));
-    forgotten.assert_hold(neighbour.stored(neighbour.old_name()).into_iter().chain(neighbour.hashes()));
+    purge_log(world)?;
+    let purged = files(world)?;
+    purged.assert_hold_none(everything_but_hashes().chain(all(&holders, Holder::hashes)));
+    // Shows that the search finds what must be there.
+    purged.assert_hold(all(&holders, Holder::ids));
+    purged.assert_hold(neighbour.stored(neighbour.old_name()).into_iter().chain(neighbour.hashes()));
     world.assert_gone(&doomed.iter().collect::<Vec<_>>())?;
     world.wait_for_codes(&neighbour.keys.iter().collect::<Vec<_>>(), "VALID")?;
     world.assert_works()
 }
 
-/// Failure: what was erased can be read off a page, an index, a write-ahead log or a daemon's log.
+/// Failure: erased data can be read from a page, an index, a write-ahead log or a daemon's log.
 #[test]
 fn only_the_id_of_an_erased_key_is_left_after_a_purge() -> Result<()> {
-    let mut world = World::start(&forgetful(plan(&["eu", "us"])))?;
-    // The store's files, and whatever else the deployment writes.
+    let mut world = World::start(&with_short_log(plan(&["eu", "us"])))?;
+    // The store's files, and all other files of the deployment.
     let places = [world.dir().to_path_buf()];
-    // Its write-ahead log is folded back; no VACUUM: what was deleted is overwritten.
+    // A checkpoint empties the write-ahead log. No VACUUM is needed: SQLite overwrites what it deletes.
     let settle = |world: &World| {
         try_eventually("a complete checkpoint", SOON, || {
             Ok((world.sql("PRAGMA wal_checkpoint(TRUNCATE)")? == "0").then_some(()))
@@ -325,12 +325,11 @@ fn only_the_id_of_an_erased_key_is_left_after_a_purge() -> Result<()> {
     leave_only_ids(&mut world, settle, &places)
 }
 
-/// Failure: who has missed what is no longer told goes on with what it has, forgets everything again and again, or
-/// never finds back.
+/// Failure: an agent that missed purged rows keeps its entries, flushes repeatedly, or never becomes live again.
 #[test]
 fn agent_cut_off_across_a_purge_flushes_once() -> Result<()> {
     const BOUND: Duration = Duration::from_secs(2);
-    let mut world = World::start(&forgetful(with_bound(BOUND, breakable(&["cut", "near"]))))?;
+    let mut world = World::start(&with_short_log(with_bound(BOUND, breakable(&["cut", "near"]))))?;
     let keys = world.create_keys(6)?;
     let (doomed, good) = (&keys[..3], &keys[3..]);
     world.cache_everywhere(&keys.iter().collect::<Vec<_>>())?;
@@ -345,7 +344,7 @@ fn agent_cut_off_across_a_purge_flushes_once() -> Result<()> {
         Ok(())
     };
     throughout(BOUND * 2, || watch(&world))?;
-    let_the_log_go(&mut world)?;
+    purge_log(&mut world)?;
     wait_for_mode(world.agent(0), "expired")?;
     for key in &keys {
         assert_eq!(world.code(world.agent(0), key)?, UNAVAILABLE);
@@ -361,7 +360,7 @@ fn agent_cut_off_across_a_purge_flushes_once() -> Result<()> {
     world.assert_works()?;
     let refused =
         |region: usize| count(world.agent(region), "evictd_agent_flushes_total", &[("reason", "refused")]);
-    // Once, and for that reason. Who wasn't cut off has missed nothing.
+    // One flush, for that reason. The other agent missed nothing.
     assert_eq!((flushes(world.agent(0))?, refused(0)?), (1, 1), "{}", world.agent(0).daemon.log_tail());
     assert_eq!(flushes(world.agent(1))?, 0, "{}", world.agent(1).daemon.log_tail());
     for agent in world.topology.agents() {

@@ -7,7 +7,7 @@ use std::thread;
 use anyhow::{Result, anyhow};
 use serde_json::json;
 
-use super::{Asked, Story, Told, check_log, check_receipts};
+use super::{ClientHistory, DeleteAnswer, DeletionRequest, check_log, check_receipts};
 use crate::world::{Caller, Key, World, plan};
 
 /// Calls each of `calls` from a thread and a connection of its own, all at the same moment; their answers in
@@ -36,8 +36,8 @@ fn of_a_hundred_who_delete_the_same_key_one_has_done_it() -> Result<()> {
     let key = world.create_key()?;
     world.cache_everywhere(&[&key])?;
     let caller = Caller::new(&world, world.publisher());
-    let story = Story(at_once(&[&key; 100], |key| Asked::of(&caller, key))?);
-    assert_eq!((story.count(Told::Deleted), story.count(Told::NotFound)), (1, 99));
+    let story = ClientHistory(at_once(&[&key; 100], |key| DeletionRequest::of(&caller, key))?);
+    assert_eq!((story.count(DeleteAnswer::Deleted), story.count(DeleteAnswer::NotFound)), (1, 99));
     let rows =
         format!("SELECT count(*) FROM invalidations WHERE key_id = '{}' AND cause = 'deleted'", key.id);
     assert_eq!(world.sql(&rows)?, "1");
@@ -72,7 +72,7 @@ fn keys_that_are_deleted_together_with_their_api_are_each_gone_once() -> Result<
     let (mut of_api, mut of_keys) = (BTreeMap::new(), BTreeMap::new());
     for (deletion, answer) in deletions.iter().zip(&answers) {
         let counts = if matches!(deletion, Deletion::Api) { &mut of_api } else { &mut of_keys };
-        *counts.entry(Told::by(answer).map(|told| format!("{told:?}"))?).or_insert(0) += 1;
+        *counts.entry(DeleteAnswer::by(answer).map(|told| format!("{told:?}"))?).or_insert(0) += 1;
     }
     println!("keys: {of_keys:?}, their API: {of_api:?}");
     assert_eq!(of_api, BTreeMap::from([("Deleted".to_owned(), 1), ("NotFound".to_owned(), 49)]));

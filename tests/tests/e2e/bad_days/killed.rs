@@ -9,7 +9,7 @@ use anyhow::{Result, anyhow, ensure};
 use evictd_tests::wait::{eventually, try_eventually};
 use serde_json::json;
 
-use super::{Asked, Story, Told, check_log, check_receipts};
+use super::{ClientHistory, DeleteAnswer, DeletionRequest, check_log, check_receipts};
 use crate::world::{Caller, Key, SOON, World, flushes, plan};
 
 /// Deletes `keys` one after the other; while the publisher is dead, it waits. Tells of each answer.
@@ -18,17 +18,17 @@ fn delete_all<'k>(
     publisher: SocketAddr,
     keys: &'k [Key],
     answered: &AtomicUsize,
-) -> Result<Story<'k>> {
-    let mut story = Story::default();
+) -> Result<ClientHistory<'k>> {
+    let mut story = ClientHistory::default();
     for key in keys {
         let Ok(answer) = caller.call("keys.deleteKey", &json!({ "keyId": key.id })) else {
             // Nobody knows whether it was carried out.
             let (request, took) = (String::new(), Duration::ZERO);
-            story.0.push(Asked { key, told: Told::Unknown, request, took });
+            story.0.push(DeletionRequest { key, answer: DeleteAnswer::Unknown, request, took });
             eventually("the publisher to be back", SOON, || TcpStream::connect(publisher).ok())?;
             continue;
         };
-        story.0.push(Asked::by(&answer, key)?);
+        story.0.push(DeletionRequest::by(&answer, key)?);
         answered.fetch_add(1, Ordering::Relaxed);
     }
     Ok(story)
@@ -61,15 +61,18 @@ fn whenever_it_is_killed_every_committed_deletion_is_announced_and_receipted_onc
             })?;
             world.topology.publisher.daemon.restart()?;
         }
-        let mut story = Story::default();
+        let mut story = ClientHistory::default();
         for client in clients {
             story.0.extend(client.join().map_err(|_| anyhow!("a client panicked"))??.0);
         }
         Ok::<_, anyhow::Error>(story)
     })?;
-    let unanswered = story.count(Told::Unknown);
-    println!("{} deletions were answered, {unanswered} met one of {KILLS} kills", story.count(Told::Deleted));
-    assert_eq!(story.0.len(), story.count(Told::Deleted) + unanswered, "somebody was refused");
+    let unanswered = story.count(DeleteAnswer::Unknown);
+    println!(
+        "{} deletions were answered, {unanswered} met one of {KILLS} kills",
+        story.count(DeleteAnswer::Deleted)
+    );
+    assert_eq!(story.0.len(), story.count(DeleteAnswer::Deleted) + unanswered, "somebody was refused");
     ensure!(unanswered >= KILLS, "the kills have met too little");
     world.topology.publisher.wait_until_ready()?;
     story.check(&world)?;

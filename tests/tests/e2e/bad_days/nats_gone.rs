@@ -9,7 +9,7 @@ use evictd_tests::process::Footprint;
 use evictd_tests::topology::{Node, Plan, Servers};
 use evictd_tests::wait::{eventually, throughout, try_eventually};
 
-use super::{Asked, Story, Told, with_store_in};
+use super::{ClientHistory, DeleteAnswer, DeletionRequest, with_store_in};
 use crate::world::{
     Caller, Key, SOON, UNAVAILABLE, World, assert_bounded, count, flushes, plan, wait_for_count,
     wait_for_mode, wait_for_readiness, wait_for_warning, wait_until_settled, with_bound,
@@ -58,10 +58,10 @@ fn delete_steadily<'k>(
     keys: &'k [Key],
     deleted: &AtomicUsize,
     over: &AtomicBool,
-) -> Result<Story<'k>> {
-    let mut story = Story::default();
+) -> Result<ClientHistory<'k>> {
+    let mut story = ClientHistory::default();
     for key in keys.iter().take_while(|_| !over.load(Ordering::Relaxed)) {
-        story.0.push(Asked::of(publisher, key)?);
+        story.0.push(DeletionRequest::of(publisher, key)?);
         deleted.fetch_add(1, Ordering::Relaxed);
         throughout(Duration::from_millis(15), || Ok(()))?;
     }
@@ -95,7 +95,7 @@ fn outage(world: &mut World, [good, doomed]: [&Key; 2], deleted: &AtomicUsize) -
     world.topology.home.restart()
 }
 
-fn median(asked: &[Asked]) -> Result<Duration> {
+fn median(asked: &[DeletionRequest]) -> Result<Duration> {
     let mut took: Vec<Duration> = asked.iter().map(|asked| asked.took).collect();
     took.sort_unstable();
     took.get(took.len() / 2).copied().context("nothing was measured")
@@ -128,7 +128,7 @@ fn a_long_outage_of_nats_costs_a_steady_load_of_deletions_nothing() -> Result<()
     })?;
     let (usual, during) = (median(&story.0[..range.start])?, median(&story.0[range.clone()])?);
     println!("{} deletions during the outage, {during:?} each; {usual:?} before it", range.len());
-    assert_eq!(story.count(Told::Deleted), story.0.len(), "somebody was refused");
+    assert_eq!(story.count(DeleteAnswer::Deleted), story.0.len(), "somebody was refused");
     ensure!(during < GIVEN_UP, "{during:?} instead of {usual:?}: each waits until something is given up");
 
     for agent in world.topology.agents() {
@@ -162,9 +162,9 @@ fn as_many_deletions_as_an_hour_brings_are_caught_up_with_when_nats_is_back() ->
 
     world.topology.home.kill()?;
     let began = Instant::now();
-    let story = Story(world.by_all_clients(&keys, Asked::of)?);
+    let story = ClientHistory(world.by_all_clients(&keys, DeletionRequest::of)?);
     println!("{MANY} deletions took {:?}", began.elapsed());
-    assert_eq!(story.count(Told::Deleted), MANY, "somebody was refused");
+    assert_eq!(story.count(DeleteAnswer::Deleted), MANY, "somebody was refused");
     world.topology.home.restart()?;
     let back_at = Instant::now();
     world.wait_until_caught_up()?;
@@ -175,9 +175,9 @@ fn as_many_deletions_as_an_hour_brings_are_caught_up_with_when_nats_is_back() ->
     }
     assert_bounded_memory(&before, &world)?;
 
-    let mut sample: Vec<Asked> = story.0;
+    let mut sample: Vec<DeletionRequest> = story.0;
     sample.retain(|asked| cached.iter().any(|key| key.id == asked.key.id));
-    Story(sample).check(&world)?;
+    ClientHistory(sample).check(&world)?;
     wait_for_count(world.publisher(), "evictd_publisher_unconfirmed_deletions", &[], 0)?;
     try_eventually("the good key to be VALID", SOON, || {
         let codes = world.topology.agents().map(|agent| world.code(agent, &good));

@@ -14,7 +14,7 @@ use serde_json::json;
 use toml::toml;
 
 use super::store_locked::Lock;
-use super::{Asked, Story, Told};
+use super::{ClientHistory, DeleteAnswer, DeletionRequest};
 use crate::world::{Key, SOON, UNAVAILABLE, World, plan, wait_for_readiness};
 
 /// How long a daemon waits for what is under way.
@@ -32,15 +32,15 @@ fn asking<'k>(world: &World, key: &'k Key) -> Result<(&'k Key, Connection)> {
 }
 
 /// The answer to a deletion.
-fn asked<'k>(key: &'k Key, answer: &RawAnswer) -> Result<Asked<'k>> {
+fn asked<'k>(key: &'k Key, answer: &RawAnswer) -> Result<DeletionRequest<'k>> {
     ensure!(answer.status == 200, "{} {}", answer.head, answer.body);
     let request = answer.body["meta"]["requestId"].as_str().context("no request id")?.to_owned();
-    Ok(Asked { key, told: Told::Deleted, request, took: Duration::ZERO })
+    Ok(DeletionRequest { key, answer: DeleteAnswer::Deleted, request, took: Duration::ZERO })
 }
 
 /// A deletion whose connection was closed instead of an answer.
-fn unanswered(key: &Key) -> Asked<'_> {
-    Asked { key, told: Told::Unknown, request: String::new(), took: Duration::ZERO }
+fn unanswered(key: &Key) -> DeletionRequest<'_> {
+    DeletionRequest { key, answer: DeleteAnswer::Unknown, request: String::new(), took: Duration::ZERO }
 }
 
 /// Waits until nobody is let in any more.
@@ -78,7 +78,7 @@ fn changes_under_way_at_a_shutdown_are_answered_and_nobody_new_is_let_in() -> Re
     ensure!(unready["waitingFor"].to_string().contains("shutting down"), "{unready}");
     ensure!(idle.answer()?.is_none(), "a connection that nobody uses is waited for");
     lock.release()?;
-    let mut story = Story::default();
+    let mut story = ClientHistory::default();
     for (key, mut connection) in under_way {
         let answer = connection.answer()?.with_context(|| format!("{} was under way: no answer", key.id))?;
         story.0.push(asked(key, &answer)?);
@@ -123,7 +123,7 @@ fn whoever_waits_for_a_receipt_at_a_shutdown_is_told_what_is_known() -> Result<(
 
     world.topology.publisher.restart()?;
     world.agent_mut(1).daemon.resume()?;
-    Story(vec![asked(&key, &answer)?]).check(&world)?;
+    ClientHistory(vec![asked(&key, &answer)?]).check(&world)?;
     world.assert_works()
 }
 
@@ -133,9 +133,9 @@ fn delete_until_closed<'k>(
     root_key: &str,
     keys: &'k [Key],
     answered: &AtomicUsize,
-) -> Result<(Story<'k>, bool)> {
+) -> Result<(ClientHistory<'k>, bool)> {
     let mut connection = Connection::open(publisher)?;
-    let mut story = Story::default();
+    let mut story = ClientHistory::default();
     for key in keys {
         let sent = connection.post_json("/v2/keys.deleteKey", root_key, &json!({ "keyId": key.id }));
         // Half an answer is an error; none is what becomes of a request that meets its connection's end.
@@ -184,16 +184,16 @@ fn a_shutdown_under_load_answers_all_that_it_carries_out() -> Result<()> {
         Ok::<_, anyhow::Error>(told)
     })?;
     let farewells = told.iter().filter(|(_, farewell)| *farewell).count();
-    let story = Story(told.into_iter().flat_map(|(story, _)| story.0).collect());
+    let story = ClientHistory(told.into_iter().flat_map(|(story, _)| story.0).collect());
     println!(
         "{} answered, {farewells} of {CLIENTS} connections ended with a word",
-        story.count(Told::Deleted)
+        story.count(DeleteAnswer::Deleted)
     );
     ensure!(story.0.len() < KEYS, "it ended too late to interrupt anything");
     ensure!(farewells > 0, "nobody was told that the connection closes");
 
     world.topology.publisher.restart()?;
-    for key in story.keys(Told::Unknown) {
+    for key in story.keys(DeleteAnswer::Unknown) {
         world.wait_for_codes(&[key], "VALID").context("it was carried out, and nobody was told")?;
     }
     story.check(&world)?;
@@ -222,7 +222,7 @@ fn a_second_signal_ends_it_at_once() -> Result<()> {
     lock.release()?;
 
     world.topology.publisher.restart()?;
-    Story(keys.iter().map(unanswered).collect()).check(&world)?;
+    ClientHistory(keys.iter().map(unanswered).collect()).check(&world)?;
     world.assert_works()
 }
 

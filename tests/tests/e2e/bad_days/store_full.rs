@@ -6,7 +6,7 @@ use evictd_tests::http::Client;
 use evictd_tests::wait::try_eventually;
 use serde_json::json;
 
-use super::{Asked, Story, Told, wait_for_log, with_store_in};
+use super::{ClientHistory, DeleteAnswer, DeletionRequest, wait_for_log, with_store_in};
 use crate::world::{Caller, Key, SOON, World, count, wait_for_readiness};
 
 /// Failure: a deletion that found no room is answered with success, or is half done; the publisher looks well; it
@@ -25,21 +25,26 @@ fn a_full_disk_refuses_changes_and_nothing_else_until_there_is_room() -> Result<
         disk.fill()?;
         let refused = use_up_what_room_the_store_has(&world)?;
         let story = delete_until_it_is_known_to_be_full(&world, &keys)?;
-        println!("{} deletions still found room", story.count(Told::Deleted));
-        assert_eq!(story.count(Told::Unknown), 0, "a disk without room is known to have kept nothing");
+        println!("{} deletions still found room", story.count(DeleteAnswer::Deleted));
+        assert_eq!(
+            story.count(DeleteAnswer::Unknown),
+            0,
+            "a disk without room is known to have kept nothing"
+        );
         assert_only_changes_suffer(&world, &story, refused, &uncached)?;
 
         disk.make_room()?;
         wait_for_readiness(world.publisher(), 200)?;
         wait_for_log(&world, "home store works again")?;
         let caller = Caller::new(&world, world.publisher());
-        let again = story.keys(Told::Unchanged).into_iter().map(|key| Asked::of(&caller, key));
+        let again =
+            story.keys(DeleteAnswer::Unchanged).into_iter().map(|key| DeletionRequest::of(&caller, key));
         let again = again.collect::<Result<Vec<_>>>()?;
         ensure!(
-            again.iter().all(|asked| asked.told == Told::Deleted),
+            again.iter().all(|asked| asked.answer == DeleteAnswer::Deleted),
             "there is room, and somebody was refused"
         );
-        Story(story.0.into_iter().chain(again).collect()).check(&world)?;
+        ClientHistory(story.0.into_iter().chain(again).collect()).check(&world)?;
         world.assert_works()
     })
 }
@@ -62,17 +67,17 @@ fn use_up_what_room_the_store_has(world: &World) -> Result<u64> {
 
 /// Deletes one key after the other, until a few were refused and the publisher says so of itself. Now and then one
 /// may still find room, and then it says so, too.
-fn delete_until_it_is_known_to_be_full<'k>(world: &World, keys: &'k [Key]) -> Result<Story<'k>> {
+fn delete_until_it_is_known_to_be_full<'k>(world: &World, keys: &'k [Key]) -> Result<ClientHistory<'k>> {
     let (caller, client) = (Caller::new(world, world.publisher()), Client::new());
     let readyz = format!("http://{}/readyz", world.publisher().admin);
     let mut left = keys.iter();
-    let mut story = Story::default();
+    let mut story = ClientHistory::default();
     try_eventually("the publisher to know that its disk is full", SOON, || {
         let key = left.next().context("the publisher looks well although its disk is full")?;
-        story.0.push(Asked::of(&caller, key)?);
+        story.0.push(DeletionRequest::of(&caller, key)?);
         let unready = client.get(&readyz)?;
         let known = unready.status == 503 && unready.body["waitingFor"][0]["condition"] == "store";
-        Ok((known && story.count(Told::Unchanged) >= 5).then_some(()))
+        Ok((known && story.count(DeleteAnswer::Unchanged) >= 5).then_some(()))
     })?;
     Ok(story)
 }
@@ -80,17 +85,17 @@ fn delete_until_it_is_known_to_be_full<'k>(world: &World, keys: &'k [Key]) -> Re
 /// While the disk is full: reads go on, and everybody who looks sees what was wrong.
 fn assert_only_changes_suffer(
     world: &World,
-    story: &Story,
+    story: &ClientHistory,
     other_refusals: u64,
     uncached: &Key,
 ) -> Result<()> {
     wait_for_log(world, "database or disk is full")?;
     let refused = count(world.publisher(), "evictd_publisher_requests_total", &[("class", "5xx")])?;
-    assert_eq!(refused, other_refusals + story.count(Told::Unchanged) as u64);
+    assert_eq!(refused, other_refusals + story.count(DeleteAnswer::Unchanged) as u64);
     ensure!(count(world.publisher(), "evictd_publisher_store_failures_total", &[])? > 0);
     world.call("keys.getKey", &json!({ "keyId": uncached.id }))?;
     world.wait_for_codes(&[uncached], "VALID")?;
-    world.wait_for_codes(&story.keys(Told::Unchanged), "VALID")?;
+    world.wait_for_codes(&story.keys(DeleteAnswer::Unchanged), "VALID")?;
     for agent in world.topology.agents() {
         wait_for_readiness(agent, 200)?;
     }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use evictd_tests::wait::throughout;
 use serde_json::json;
 
-use super::{Asked, Story, Told, wait_for_log};
+use super::{ClientHistory, DeleteAnswer, DeletionRequest, wait_for_log};
 use crate::world::{Caller, Key, World, count, plan, wait_for_readiness};
 
 /// How long the publisher waits for somebody else's transaction.
@@ -58,18 +58,18 @@ fn delete_while<'k, T>(
     world: &World,
     keys: &'k [Key],
     meanwhile: impl FnOnce() -> Result<T>,
-) -> Result<(Story<'k>, T)> {
+) -> Result<(ClientHistory<'k>, T)> {
     let caller = Caller::new(world, world.publisher());
     thread::scope(|scope| {
         let clients: Vec<_> = keys
             .iter()
             .map(|key| (caller.clone(), key))
-            .map(|(caller, key)| scope.spawn(move || Asked::of(&caller, key)))
+            .map(|(caller, key)| scope.spawn(move || DeletionRequest::of(&caller, key)))
             .collect();
         let outcome = meanwhile();
         let asked =
             clients.into_iter().map(|client| client.join().map_err(|_| anyhow!("a client panicked"))?);
-        let story = Story(asked.collect::<Result<_>>()?);
+        let story = ClientHistory(asked.collect::<Result<_>>()?);
         Ok((story, outcome?))
     })
 }
@@ -89,7 +89,7 @@ fn a_store_that_is_locked_for_a_moment_costs_changes_that_moment() -> Result<()>
         })?;
         (done, began.elapsed())
     };
-    assert_eq!(story.count(Told::Deleted), 16);
+    assert_eq!(story.count(DeleteAnswer::Deleted), 16);
     ensure!(story.0.iter().all(|asked| asked.took >= Duration::from_millis(900)), "nobody had to wait");
     println!("locked for {locked:?}");
     assert_eq!(count(world.publisher(), "evictd_publisher_requests_total", &[("class", "5xx")])?, 0);
@@ -117,10 +117,10 @@ fn a_store_that_is_locked_for_long_refuses_changes_and_goes_on_when_it_is_free()
         lock.release()
     })?;
     // The first one has waited in vain. Those behind it have their own time.
-    let refused = story.keys(Told::Unchanged);
-    println!("{} were refused, {} done when it was free", refused.len(), story.count(Told::Deleted));
+    let refused = story.keys(DeleteAnswer::Unchanged);
+    println!("{} were refused, {} done when it was free", refused.len(), story.count(DeleteAnswer::Deleted));
     ensure!(!refused.is_empty(), "nobody was refused");
-    assert_eq!(refused.len() + story.count(Told::Deleted), keys.len());
+    assert_eq!(refused.len() + story.count(DeleteAnswer::Deleted), keys.len());
     ensure!(
         story.0.iter().all(|asked| asked.took >= BUSY_TIMEOUT),
         "it was locked, and somebody didn't wait"
@@ -128,8 +128,12 @@ fn a_store_that_is_locked_for_long_refuses_changes_and_goes_on_when_it_is_free()
     wait_for_log(&world, "database is locked")?;
     wait_for_readiness(world.publisher(), 200)?;
     let caller = Caller::new(&world, world.publisher());
-    let again = refused.into_iter().map(|key| Asked::of(&caller, key)).collect::<Result<Vec<_>>>()?;
-    ensure!(again.iter().all(|asked| asked.told == Told::Deleted), "it is free, and somebody was refused");
-    Story(story.0.into_iter().chain(again).collect()).check(&world)?;
+    let again =
+        refused.into_iter().map(|key| DeletionRequest::of(&caller, key)).collect::<Result<Vec<_>>>()?;
+    ensure!(
+        again.iter().all(|asked| asked.answer == DeleteAnswer::Deleted),
+        "it is free, and somebody was refused"
+    );
+    ClientHistory(story.0.into_iter().chain(again).collect()).check(&world)?;
     world.assert_works()
 }

@@ -7,15 +7,16 @@ use anyhow::{Context, Result, ensure};
 use evictd_tests::wait::try_eventually;
 use serde_json::json;
 
-use super::{Asked, Story, Told, wait_for_log, with_store_in};
+use super::{ClientHistory, DeleteAnswer, DeletionRequest, wait_for_log, with_store_in};
 use crate::world::{Caller, Key, SOON, World, wait_for_readiness};
 
 /// Asks for the deletion of `keys` while the store isn't where it belongs: each is refused, and stays VALID. The
 /// publisher says so, and goes on reading.
-fn assert_refused<'k>(world: &World, keys: &'k [Key]) -> Result<Story<'k>> {
+fn assert_refused<'k>(world: &World, keys: &'k [Key]) -> Result<ClientHistory<'k>> {
     let caller = Caller::new(world, world.publisher());
-    let story = Story(keys.iter().map(|key| Asked::of(&caller, key)).collect::<Result<_>>()?);
-    assert_eq!(story.count(Told::Unchanged), keys.len(), "a deletion that nobody will find again");
+    let story =
+        ClientHistory(keys.iter().map(|key| DeletionRequest::of(&caller, key)).collect::<Result<_>>()?);
+    assert_eq!(story.count(DeleteAnswer::Unchanged), keys.len(), "a deletion that nobody will find again");
     let created = world.topology.call(world.publisher(), "keys.createKey", &json!({ "apiId": world.api }))?;
     assert_eq!(created.status, 500, "{}", created.text);
     let unready = wait_for_readiness(world.publisher(), 503)?;
@@ -28,13 +29,16 @@ fn assert_refused<'k>(world: &World, keys: &'k [Key]) -> Result<Story<'k>> {
 }
 
 /// It is back: the publisher goes on by itself, and what it had refused can be done.
-fn assert_healed(world: &World, story: Story<'_>) -> Result<()> {
+fn assert_healed(world: &World, story: ClientHistory<'_>) -> Result<()> {
     wait_for_readiness(world.publisher(), 200)?;
     let caller = Caller::new(world, world.publisher());
-    let again = story.keys(Told::Unchanged).into_iter().map(|key| Asked::of(&caller, key));
+    let again = story.keys(DeleteAnswer::Unchanged).into_iter().map(|key| DeletionRequest::of(&caller, key));
     let again = again.collect::<Result<Vec<_>>>()?;
-    ensure!(again.iter().all(|asked| asked.told == Told::Deleted), "it is back, and somebody was refused");
-    Story(story.0.into_iter().chain(again).collect()).check(world)?;
+    ensure!(
+        again.iter().all(|asked| asked.answer == DeleteAnswer::Deleted),
+        "it is back, and somebody was refused"
+    );
+    ClientHistory(story.0.into_iter().chain(again).collect()).check(world)?;
     world.assert_works()
 }
 
@@ -100,12 +104,12 @@ fn a_store_without_its_write_ahead_log_refuses_changes_and_loses_nothing_by_a_re
     let mut world = World::start(&with_store_in(&dir.path().join("store"))?)?;
     let keys = world.create_keys(6)?;
     world.cache_everywhere(&keys.iter().collect::<Vec<_>>())?;
-    let before = Asked::of(&Caller::new(&world, world.publisher()), &keys[5])?;
-    assert_eq!(before.told, Told::Deleted);
+    let before = DeletionRequest::of(&Caller::new(&world, world.publisher()), &keys[5])?;
+    assert_eq!(before.answer, DeleteAnswer::Deleted);
     fs::remove_file(format!("{}-wal", world.store().display()))?;
     let mut story = assert_refused(&world, &keys[..5])?;
     story.0.push(before);
-    // Told to end, it folds what it still has open back into the file.
+    // A clean exit folds the write-ahead log back into the file.
     ensure!(world.topology.publisher.daemon.stop(SOON)?.success());
     world.topology.publisher.restart()?;
     try_eventually("the log to be complete", SOON, || {

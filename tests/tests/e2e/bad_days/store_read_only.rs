@@ -7,7 +7,7 @@ use evictd_tests::disk::ReadOnly;
 use evictd_tests::wait::try_eventually;
 use serde_json::json;
 
-use super::{Asked, Story, Told, wait_for_log, with_store_in};
+use super::{ClientHistory, DeleteAnswer, DeletionRequest, wait_for_log, with_store_in};
 use crate::world::{Caller, Key, SOON, World, count, wait_for_readiness};
 
 /// Everything of the store that is on its disk.
@@ -28,9 +28,10 @@ fn a_read_only_disk_refuses_changes_until_it_can_be_written_to_again() -> Result
     world.cache_everywhere(&keys.iter().collect::<Vec<_>>())?;
     let read_only = ReadOnly::make(&files(&world)?)?;
     let caller = Caller::new(&world, world.publisher());
-    let story = Story(keys.iter().map(|key| Asked::of(&caller, key)).collect::<Result<_>>()?);
-    println!("{:?}", story.0.iter().map(|asked| asked.told).collect::<Vec<_>>());
-    assert_eq!(story.count(Told::Deleted), 0, "a deletion that was written nowhere");
+    let story =
+        ClientHistory(keys.iter().map(|key| DeletionRequest::of(&caller, key)).collect::<Result<_>>()?);
+    println!("{:?}", story.0.iter().map(|asked| asked.answer).collect::<Vec<_>>());
+    assert_eq!(story.count(DeleteAnswer::Deleted), 0, "a deletion that was written nowhere");
     tell_the_truth(&world, &keys, &uncached)?;
 
     drop(read_only);
@@ -38,11 +39,11 @@ fn a_read_only_disk_refuses_changes_until_it_can_be_written_to_again() -> Result
     let mut again = Vec::new();
     for key in &keys {
         again.push(try_eventually("a deletion to be written", SOON, || {
-            let asked = Asked::of(&caller, key)?;
-            Ok((asked.told == Told::Deleted).then_some(asked))
+            let asked = DeletionRequest::of(&caller, key)?;
+            Ok((asked.answer == DeleteAnswer::Deleted).then_some(asked))
         })?);
     }
-    Story(story.0.into_iter().chain(again).collect()).check(&world)?;
+    ClientHistory(story.0.into_iter().chain(again).collect()).check(&world)?;
     world.assert_works()?;
 
     // One that starts there says what to do, and ends.

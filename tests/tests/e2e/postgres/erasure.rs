@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use evictd_postgres_server::Postgres;
 
 use super::Site;
-use crate::erasure::{forgetful, leave_only_ids};
+use crate::erasure::{leave_only_ids, with_short_log};
 use crate::rivals::BOUND;
 use crate::world::{plan, with_bound};
 
@@ -30,7 +30,7 @@ fn of_a_key_that_was_erased_its_id_is_left_when_the_log_was_purged() -> Result<(
     server.set("wal_keep_size = 0")?;
     server.set("wal_recycle = off")?;
     // VACUUM FULL begins an epoch, and for a bound no receipt is final early.
-    let mut site = Site::start_on(server, 1, forgetful(with_bound(BOUND, plan(&["eu", "us"]))))?;
+    let mut site = Site::start_on(server, 1, with_short_log(with_bound(BOUND, plan(&["eu", "us"]))))?;
     let data = site.server.data_dir();
     // The server's files, its log beside them, and whatever else the deployment writes.
     let places = [data.parent().context("a root")?.to_path_buf(), site.world.dir().to_path_buf()];

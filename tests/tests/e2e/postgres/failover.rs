@@ -16,7 +16,7 @@ use evictd_wire::subject::LIVE;
 
 use super::clients::Clients;
 use super::{Settled, Site, delete_as_soon_as_possible, list};
-use crate::bad_days::{Asked, Told, check_log, check_receipts};
+use crate::bad_days::{DeleteAnswer, DeletionRequest, check_log, check_receipts};
 use crate::rivals::wait_until_silent;
 use crate::world::{
     Caller, Key, SOON, World, assert_bounded, breakable, count, flushes, wait_for_count, wait_for_mode,
@@ -107,8 +107,8 @@ fn a_fail_over_that_loses_nothing_costs_one_flush() -> Result<()> {
     site.world.delete(before)?;
     site.world.assert_gone(&[before])?;
     site.world.agent_mut(1).daemon.pause()?;
-    let asked = Asked::of(&Caller::new(&site.world, site.publisher(1)?), open)?;
-    assert_eq!(asked.told, Told::Deleted);
+    let asked = DeletionRequest::of(&Caller::new(&site.world, site.publisher(1)?), open)?;
+    assert_eq!(asked.answer, DeleteAnswer::Deleted);
     wait_until_received(&site.server, &standby)?;
 
     site.server.kill()?;
@@ -192,12 +192,12 @@ fn a_publisher_that_still_talks_to_the_demoted_primary_falls_silent() -> Result<
     let (old, new) = (site.publisher(0)?, site.publisher(1)?);
     let client_of_the_old_one = Caller::new(world, old);
     let asked = thread::scope(|scope| {
-        let client = scope.spawn(|| Asked::of(&client_of_the_old_one, unknown));
+        let client = scope.spawn(|| DeletionRequest::of(&client_of_the_old_one, unknown));
         let deleted_at = delete_as_soon_as_possible(world, new, after)?;
         watch_until_gone(world, &[before, after], deleted_at)?;
         client.join().map_err(|_| anyhow!("a client panicked"))?
     })?;
-    assert_eq!(asked.told, Told::Unknown);
+    assert_eq!(asked.answer, DeleteAnswer::Unknown);
     ensure!(asked.took < Duration::from_secs(12), "it was answered after {:?}", asked.took);
     wait_for_count(old, "evictd_publisher_stalled", &[], 1)?;
     wait_for_epoch(world, epoch_after(1))?;
@@ -237,8 +237,8 @@ fn a_publisher_that_is_led_to_a_standby_refuses_its_clients_and_falls_silent() -
     wait_until_received(&site.server, &standby)?;
     site.lead(0, &standby)?;
     let (misled, other) = (site.publisher(0)?, site.publisher(1)?);
-    let asked = Asked::of(&Caller::new(world, misled), refused)?;
-    assert_eq!(asked.told, Told::Unchanged);
+    let asked = DeletionRequest::of(&Caller::new(world, misled), refused)?;
+    assert_eq!(asked.answer, DeleteAnswer::Unchanged);
     ensure!(asked.took < Duration::from_secs(2), "it was answered after {:?}", asked.took);
     wait_for_count(misled, "evictd_publisher_stalled", &[], 1)?;
     wait_for_readiness(misled, 503)?;

@@ -13,7 +13,7 @@ use evictd_tests::wait::{throughout, try_eventually};
 use serde_json::json;
 
 use super::Site;
-use crate::bad_days::{Asked, Story, Told};
+use crate::bad_days::{ClientHistory, DeleteAnswer, DeletionRequest};
 use crate::world::{
     Caller, Key, SOON, UNAVAILABLE, World, count, flushes, plan, wait_for_readiness, wait_until_applied,
     with_bound,
@@ -49,7 +49,7 @@ impl Outage {
 /// Clients that delete one key after the other at all publishers, until they are told to stop or have none left.
 struct Load<'k> {
     keys: &'k [Key],
-    story: Mutex<Story<'k>>,
+    story: Mutex<ClientHistory<'k>>,
     over: AtomicBool,
 }
 
@@ -58,16 +58,16 @@ impl<'k> Load<'k> {
         Self { keys, story: Mutex::default(), over: AtomicBool::new(false) }
     }
 
-    fn count(&self, told: Option<Told>) -> Result<usize> {
+    fn count(&self, told: Option<DeleteAnswer>) -> Result<usize> {
         let story = self.story.lock().map_err(|_| anyhow!("a client panicked"))?;
         Ok(told.map_or(story.0.len(), |told| story.count(told)))
     }
 
     /// Waits until so many more were told that their key is deleted.
     fn wait_for_more(&self, more: usize) -> Result<()> {
-        let before = self.count(Some(Told::Deleted))?;
+        let before = self.count(Some(DeleteAnswer::Deleted))?;
         try_eventually("deletions to succeed", SOON, || {
-            Ok((self.count(Some(Told::Deleted))? >= before + more).then_some(()))
+            Ok((self.count(Some(DeleteAnswer::Deleted))? >= before + more).then_some(()))
         })
     }
 
@@ -100,11 +100,11 @@ impl<'k> Load<'k> {
                 if self.over.load(Ordering::Relaxed) {
                     return Ok(());
                 }
-                let asked = Asked::of(publisher, key)?;
-                let told = asked.told;
+                let asked = DeletionRequest::of(publisher, key)?;
+                let told = asked.answer;
                 ensure!(asked.took < ANSWERED_WITHIN, "{told:?} came after {:?}", asked.took);
                 self.story.lock().map_err(|_| anyhow!("a client panicked"))?.0.push(asked);
-                if told != Told::Unchanged {
+                if told != DeleteAnswer::Unchanged {
                     break;
                 }
                 throughout(Duration::from_millis(20), || Ok(()))?;
@@ -113,7 +113,7 @@ impl<'k> Load<'k> {
         Ok(())
     }
 
-    fn told(self) -> Result<Story<'k>> {
+    fn told(self) -> Result<ClientHistory<'k>> {
         self.story.into_inner().map_err(|_| anyhow!("a client panicked"))
     }
 }
@@ -124,19 +124,19 @@ fn delete_at_once<'k>(
     world: &World,
     keys: &'k [Key],
     meanwhile: impl FnOnce() -> Result<()>,
-) -> Result<Story<'k>> {
+) -> Result<ClientHistory<'k>> {
     let publishers = world.topology.publishers().map(|node| Caller::new(world, node)).collect::<Vec<_>>();
     thread::scope(|scope| {
         let clients: Vec<_> = keys
             .iter()
             .zip(publishers.iter().cycle())
-            .map(|(key, publisher)| scope.spawn(move || Asked::of(publisher, key)))
+            .map(|(key, publisher)| scope.spawn(move || DeletionRequest::of(publisher, key)))
             .collect();
         let outcome = meanwhile();
-        let mut story = Story::default();
+        let mut story = ClientHistory::default();
         for client in clients {
             let asked = client.join().map_err(|_| anyhow!("a client panicked"))??;
-            ensure!(asked.took < ANSWERED_WITHIN, "{:?} came after {:?}", asked.told, asked.took);
+            ensure!(asked.took < ANSWERED_WITHIN, "{:?} came after {:?}", asked.answer, asked.took);
             story.0.push(asked);
         }
         outcome.map(|()| story)
@@ -156,10 +156,10 @@ fn live_through(outages: &[Outage]) -> Result<()> {
         for outage in outages {
             load.wait_for_more(30)?;
             outage.begins(server).with_context(|| format!("{outage:?}"))?;
-            let refused = load.count(None)? - load.count(Some(Told::Deleted))?;
+            let refused = load.count(None)? - load.count(Some(DeleteAnswer::Deleted))?;
             if *outage != Outage::Frozen {
                 try_eventually("clients to be refused", SOON, || {
-                    let now = load.count(None)? - load.count(Some(Told::Deleted))?;
+                    let now = load.count(None)? - load.count(Some(DeleteAnswer::Deleted))?;
                     Ok((now > refused + 6).then_some(()))
                 })?;
             }
@@ -171,7 +171,8 @@ fn live_through(outages: &[Outage]) -> Result<()> {
     })?;
     let story = load.told()?;
     let counts =
-        [Told::Deleted, Told::Unchanged, Told::Unknown, Told::NotFound].map(|told| story.count(told));
+        [DeleteAnswer::Deleted, DeleteAnswer::Unchanged, DeleteAnswer::Unknown, DeleteAnswer::NotFound]
+            .map(|told| story.count(told));
     println!("deleted, unchanged, unknown, not found: {counts:?}");
     assert_eq!(counts[3], 0, "nobody else deletes");
     for publisher in world.topology.publishers() {
@@ -272,7 +273,7 @@ fn a_server_that_is_silent_for_long_refuses_its_clients_and_fences_its_agents() 
         }
         Ok(())
     })?;
-    assert_eq!(story.count(Told::Unchanged) + story.count(Told::Unknown), doomed.len());
+    assert_eq!(story.count(DeleteAnswer::Unchanged) + story.count(DeleteAnswer::Unknown), doomed.len());
     site.server.thaw()?;
     for publisher in world.topology.publishers() {
         wait_for_readiness(publisher, 200)?;
@@ -307,7 +308,7 @@ fn keys_that_are_locked_for_long_refuse_changes_and_leave_agents_live() -> Resul
             Ok(())
         })
     })?;
-    assert_eq!(story.count(Told::Unchanged), doomed.len());
+    assert_eq!(story.count(DeleteAnswer::Unchanged), doomed.len());
     // What doesn't touch the table goes on.
     world.call("apis.deleteApi", &json!({ "apiId": other_api }))?;
     let deleted = Instant::now();
@@ -319,12 +320,15 @@ fn keys_that_are_locked_for_long_refuse_changes_and_leave_agents_live() -> Resul
     lock.query("COMMIT")?;
     world.assert_gone(&[&other])?;
     let publisher = Caller::new(world, world.publisher());
-    let again = doomed.iter().map(|key| Asked::of(&publisher, key)).collect::<Result<Vec<_>>>()?;
-    ensure!(again.iter().all(|asked| asked.told == Told::Deleted), "it is free, and somebody was refused");
+    let again = doomed.iter().map(|key| DeletionRequest::of(&publisher, key)).collect::<Result<Vec<_>>>()?;
+    ensure!(
+        again.iter().all(|asked| asked.answer == DeleteAnswer::Deleted),
+        "it is free, and somebody was refused"
+    );
     for publisher in world.topology.publishers() {
         wait_for_readiness(publisher, 200)?;
     }
-    Story(story.0.into_iter().chain(again).collect()).check(world)?;
+    ClientHistory(story.0.into_iter().chain(again).collect()).check(world)?;
     world.assert_works()?;
     site.assert_no_rule_was_broken()
 }
@@ -360,13 +364,13 @@ fn a_server_without_connections_left_refuses_clients_until_it_has_some() -> Resu
         "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE application_name = 'evictd'",
     )?;
     sessions.extend(take_every_place(&site)?);
-    let mut story = Story::default();
+    let mut story = ClientHistory::default();
     let publishers: Vec<Caller> = world.topology.publishers().map(|node| Caller::new(world, node)).collect();
     for (n, key) in doomed.iter().take(6).enumerate() {
-        story.0.push(Asked::of(&publishers[n % 2], key)?);
+        story.0.push(DeletionRequest::of(&publishers[n % 2], key)?);
     }
-    println!("refused: {} of 6", story.count(Told::Unchanged));
-    ensure!(story.count(Told::Unchanged) > 0, "nobody was refused");
+    println!("refused: {} of 6", story.count(DeleteAnswer::Unchanged));
+    ensure!(story.count(DeleteAnswer::Unchanged) > 0, "nobody was refused");
     for asked in &story.0 {
         ensure!(asked.took < ANSWERED_WITHIN, "it was answered after {:?}", asked.took);
     }
@@ -375,8 +379,8 @@ fn a_server_without_connections_left_refuses_clients_until_it_has_some() -> Resu
     for (n, key) in doomed.iter().skip(6).enumerate() {
         let publisher = &publishers[n % 2];
         story.0.push(try_eventually("a deletion to succeed", SOON, || {
-            let asked = Asked::of(publisher, key)?;
-            Ok((asked.told == Told::Deleted).then_some(asked))
+            let asked = DeletionRequest::of(publisher, key)?;
+            Ok((asked.answer == DeleteAnswer::Deleted).then_some(asked))
         })?);
     }
     for publisher in world.topology.publishers() {
@@ -417,7 +421,7 @@ fn while_the_only_standby_is_gone_changes_are_unknown_and_agents_fenced() -> Res
         }
         Ok(())
     })?;
-    assert_eq!(story.count(Told::Unknown), doomed.len());
+    assert_eq!(story.count(DeleteAnswer::Unknown), doomed.len());
     ensure!(
         story.0.iter().any(|asked| asked.took < Duration::from_secs(5)),
         "nobody noticed that it was cancelled"
@@ -443,12 +447,12 @@ fn idle_connections_that_are_cut_again_and_again_are_replaced_unnoticed() -> Res
     world.cache_everywhere(&doomed)?;
     site.server.set("idle_session_timeout = '60ms'")?;
     let publishers: Vec<Caller> = world.topology.publishers().map(|node| Caller::new(world, node)).collect();
-    let mut story = Story::default();
+    let mut story = ClientHistory::default();
     for (key, publisher) in keys.iter().zip(publishers.iter().cycle()) {
         throughout(Duration::from_millis(100), || Ok(()))?;
-        story.0.push(Asked::of(publisher, key)?);
+        story.0.push(DeletionRequest::of(publisher, key)?);
     }
-    assert_eq!(story.count(Told::Deleted), keys.len());
+    assert_eq!(story.count(DeleteAnswer::Deleted), keys.len());
     // Who listens is cut off as well, and polls.
     let by_sql = world.create_key()?;
     world.cache_everywhere(&[&by_sql])?;
@@ -488,7 +492,7 @@ fn what_the_database_sets_for_its_sessions_changes_nothing() -> Result<()> {
     let (good, doomed) = keys.split_first().context("no keys")?;
     world.cache_everywhere(&keys.iter().collect::<Vec<_>>())?;
     let story = delete_at_once(world, doomed, || Ok(()))?;
-    assert_eq!(story.count(Told::Deleted), doomed.len());
+    assert_eq!(story.count(DeleteAnswer::Deleted), doomed.len());
     world.sql(&format!("UPDATE keys SET enabled = false WHERE id = '{}'", good.id))?;
     world.wait_for_codes(&[good], "DISABLED")?;
     story.check(world)?;

@@ -122,7 +122,7 @@ fn a_created_key_is_valid_at_once_although_the_replica_does_not_know_it() -> Res
     replicated.replica.pause_replay()?;
     for _ in 0..10 {
         let key = world.create_key()?;
-        // Asked before the creation is known here: "not found" may be remembered, but no longer than until then.
+        // Requested before the creation is known here: "not found" may be cached, but only until then.
         let first: Vec<String> =
             world.topology.agents().map(|agent| world.code(agent, &key)).collect::<Result<_>>()?;
         ensure!(first.iter().all(|code| ["VALID", "NOT_FOUND"].contains(&code.as_str())), "{first:?}");

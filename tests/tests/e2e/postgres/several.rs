@@ -14,7 +14,7 @@ use toml::toml;
 
 use super::clients::Clients;
 use super::{Settled, Site};
-use crate::bad_days::{Asked, Told, check_log, check_receipts};
+use crate::bad_days::{DeleteAnswer, DeletionRequest, check_log, check_receipts};
 use crate::world::{Caller, Key, SOON, World, breakable, flushes, plan, repairs, wait_for_count, with_bound};
 
 /// Ways to drop out.
@@ -208,7 +208,7 @@ fn agents_stay_live_beside_a_publisher_whose_database_is_silent() -> Result<()> 
     wire.set(Mode::BlackHole(Way::Both));
     let silent = Caller::new(world, world.publisher());
     thread::scope(|scope| {
-        let client = scope.spawn(|| Asked::of(&silent, refused));
+        let client = scope.spawn(|| DeletionRequest::of(&silent, refused));
         throughout(BOUND * 3, || {
             for agent in world.topology.agents() {
                 ensure!(agent.status()?["mode"] == "live", "{}", agent.daemon.log_tail());
@@ -222,7 +222,7 @@ fn agents_stay_live_beside_a_publisher_whose_database_is_silent() -> Result<()> 
         world.wait_for_codes(&[uncached], "VALID")?;
         let asked = client.join().map_err(|_| anyhow!("a client panicked"))??;
         // Its root key wasn't even looked up.
-        assert_eq!(asked.told, Told::Unchanged);
+        assert_eq!(asked.answer, DeleteAnswer::Unchanged);
         ensure!(asked.took < Duration::from_secs(15), "it was answered after {:?}", asked.took);
         Ok(())
     })?;
@@ -247,7 +247,7 @@ fn a_key_that_is_deleted_at_two_publishers_at_once_is_deleted_once() -> Result<(
             .map(|client| {
                 let (publisher, keys) = (&publishers[client % publishers.len()], &keys);
                 scope.spawn(move || {
-                    keys.iter().map(|key| Asked::of(publisher, key)).collect::<Result<Vec<_>>>()
+                    keys.iter().map(|key| DeletionRequest::of(publisher, key)).collect::<Result<Vec<_>>>()
                 })
             })
             .collect();
@@ -256,9 +256,9 @@ fn a_key_that_is_deleted_at_two_publishers_at_once_is_deleted_once() -> Result<(
         told.collect::<Result<Vec<_>>>()
     })?;
     for (n, key) in keys.iter().enumerate() {
-        let told: Vec<Told> = told.iter().map(|by_client| by_client[n].told).collect();
-        let deleted = told.iter().filter(|told| **told == Told::Deleted).count();
-        let found_none = told.iter().filter(|told| **told == Told::NotFound).count();
+        let told: Vec<DeleteAnswer> = told.iter().map(|by_client| by_client[n].answer).collect();
+        let deleted = told.iter().filter(|told| **told == DeleteAnswer::Deleted).count();
+        let found_none = told.iter().filter(|told| **told == DeleteAnswer::NotFound).count();
         assert_eq!((deleted, found_none), (1, CLIENTS - 1), "{}: {told:?}", key.id);
     }
     check(&site, &doomed)

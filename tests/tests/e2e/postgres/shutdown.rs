@@ -9,7 +9,7 @@ use evictd_tests::wait::throughout;
 use serde_json::json;
 
 use super::Site;
-use crate::bad_days::{Asked, Story, Told};
+use crate::bad_days::{ClientHistory, DeleteAnswer, DeletionRequest};
 use crate::world::{Caller, SOON, plan};
 
 /// What is under way gets so much time, and nothing of it is spent on what comes after.
@@ -35,8 +35,9 @@ fn a_server_that_falls_silent_at_a_shutdown_holds_it_up_for_seconds_only_and_not
     let mut lock = site.session()?;
     lock.query("BEGIN; SELECT head FROM log_head FOR UPDATE")?;
     let publisher = Caller::new(&site.world, site.world.publisher());
-    let story = Story(doomed.iter().map(|key| Asked::of(&publisher, key)).collect::<Result<_>>()?);
-    assert_eq!(story.count(Told::Deleted), doomed.len());
+    let story =
+        ClientHistory(doomed.iter().map(|key| DeletionRequest::of(&publisher, key)).collect::<Result<_>>()?);
+    assert_eq!(story.count(DeleteAnswer::Deleted), doomed.len());
     // A client that never finishes its request makes the drain as long as it may be.
     let mut endless = Connection::open(site.world.publisher().http)?;
     endless.send(b"POST /v2/keys.deleteKey HTTP/1.1\r\nhost: test\r\ncontent-length: 100\r\n\r\n{")?;
