@@ -1,4 +1,4 @@
-"""A wire to an HTTP server that can lose the answer to a request that was carried out."""
+"""An HTTP proxy that can drop the answer to a request that the server has carried out."""
 
 import http.client
 import http.server
@@ -9,13 +9,13 @@ import threading
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-# Longer than any answer takes, also that of a publisher whose store is broken.
+# Longer than any answer takes, even from a publisher with a broken store.
 TIMEOUT_SECONDS = 60
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """A request that reached the server, and what the server answered, whatever the client got."""
+    """A request that reached the server, and the server's answer, even if the client got another one."""
 
     operation: str
     request: bytes
@@ -24,7 +24,7 @@ class Exchange:
 
 
 def bad_gateway(handler):
-    """What a gateway says that gave up waiting for the answer."""
+    """Answers like a gateway that timed out waiting for the server."""
     page = b"<html><body>502 Bad Gateway</body></html>"
     handler.send_response(502)
     handler.send_header("content-type", "text/html")
@@ -34,20 +34,20 @@ def bad_gateway(handler):
 
 
 def reset(handler):
-    """The connection breaks: the client's system is told so."""
+    """Resets the connection."""
     handler.close_connection = True
-    # Closed with a linger of zero seconds, a socket sends RST instead of FIN.
+    # With a linger time of zero seconds, closing the socket sends RST instead of FIN.
     handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     os.close(handler.connection.detach())
 
 
 def hang_up(handler):
-    """The server ends the connection in good order, without an answer, as one that shuts down does."""
+    """Closes the connection cleanly without an answer, like a server that shuts down."""
     handler.close_connection = True
 
 
 class LossyProxy:
-    """Passes everything on, and loses the answers that it is told to. A context manager."""
+    """Forwards all requests, and drops the answers that a test chooses. A context manager."""
 
     def __init__(self, server_url):
         self.exchanges = []
@@ -78,14 +78,14 @@ class LossyProxy:
                 self.wfile.write(text)
 
             def log_message(self, *_):
-                """Says nothing: the tests do."""
+                """Logs nothing."""
 
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def lose_next(self, how):
-        """Loses the next answer: `bad_gateway`, `reset` or `hang_up`."""
+        """Drops the next answer, by `bad_gateway`, `reset` or `hang_up`."""
         self._losses.append(how)
 
     def __enter__(self):

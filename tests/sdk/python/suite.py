@@ -1,7 +1,7 @@
-"""Unkey's Python client against evictd: every operation that both know, and every error.
+"""Unkey's Python client against evictd: every operation that both support, and every error.
 
-`cargo xtask test sdk` starts the deployments and runs this, with what it needs in the environment
-(`tests/tests/e2e/sdk.rs`). The same tests, under the same names, are in `../typescript/suite.mjs`.
+`cargo xtask test sdk` starts the deployments, sets the environment variables and runs this suite
+(`tests/tests/e2e/sdk.rs`). `../typescript/suite.mjs` has the same tests under the same names.
 """
 
 import functools
@@ -21,22 +21,22 @@ from lossy_proxy import LossyProxy, bad_gateway, hang_up, reset
 def setting(name):
     value = os.environ.get(name)
     if not value:
-        sys.exit(f"{name} is not set: `cargo xtask test sdk` starts what this needs, and sets it")
+        sys.exit(f"{name} is not set: `cargo xtask test sdk` starts the deployments and sets it")
     return value
 
 
 PUBLISHER = setting("EVICTD_PUBLISHER_URL")
 AGENTS = setting("EVICTD_AGENT_URLS").split(",")
-# Where keys are verified, by name.
+# The servers that verify keys, by name.
 VERIFIERS = {"the publisher": PUBLISHER} | {f"agent {number}": url for number, url in enumerate(AGENTS, 1)}
 
 ROOT_KEY = setting("EVICTD_ROOT_KEY")  # may do everything
 VERIFIER = setting("EVICTD_VERIFIER_ROOT_KEY")  # may verify, and nothing else
 STRANGER = setting("EVICTD_STRANGER_ROOT_KEY")  # may do everything, in another workspace
 
-# How late a change may become visible: what evictd promises.
+# The bound: the longest time until a change is visible everywhere.
 BOUND_SECONDS = 30.0
-# What is asked while something is awaited is asked this often.
+# The pause between two requests while a test waits for a change.
 POLL_SECONDS = 0.02
 
 NO_RETRIES = RetryConfig("none", BackoffStrategy(1, 1, 1, 1), False)
@@ -92,12 +92,12 @@ UNPROVEN = (errors.APIError, 503, "Service Unavailable", "unkey/application/serv
 
 @functools.cache
 def client(url=PUBLISHER, root_key=ROOT_KEY):
-    """The client as everybody gets it, retries included. `None`: without a root key."""
+    """The published client with its default retries. `None`: without a root key."""
     return Unkey(root_key=root_key, server_url=url)
 
 
 class Answers:
-    """A client that keeps the answers, also what it doesn't understand of them."""
+    """A client that keeps the raw answers, including fields that it doesn't know."""
 
     def __init__(self, root_key=ROOT_KEY):
         self.kept = []
@@ -114,7 +114,7 @@ class Answers:
 
 @functools.cache
 def api():
-    """An API for the keys of all tests that need no one of their own."""
+    """The API for keys of tests that need no API of their own."""
     return create_api()
 
 
@@ -127,7 +127,7 @@ def create_key(api_id=None, **settings):
 
 
 def plain(answer):
-    """A typed answer as the JSON it stands for: what is absent is left out."""
+    """Converts a typed answer to JSON without absent fields."""
     return answer.model_dump(by_alias=True, exclude_none=True)
 
 
@@ -144,7 +144,7 @@ def now_millis():
 
 
 def operations(api_id, key_id, key, **options):
-    """All operations, ready to be called on a client; what they name may not exist."""
+    """Returns all operations as functions of a client. The ids need not exist."""
     return {
         "apis.createApi": lambda unkey: unkey.apis.create_api(name="never", **options),
         "apis.getApi": lambda unkey: unkey.apis.get_api(api_id=api_id, **options),
@@ -160,7 +160,7 @@ def operations(api_id, key_id, key, **options):
 
 
 def everywhere(calls):
-    """Each call with where it can be made, and a description for failures."""
+    """Yields each call for each server that supports it, with a description for failures."""
     for operation, call in calls.items():
         places = VERIFIERS if operation == "keys.verifyKey" else {"the publisher": PUBLISHER}
         for place, url in places.items():
@@ -170,13 +170,13 @@ def everywhere(calls):
 class Suite(unittest.TestCase):
     maxDiff = None
 
-    def assert_told(self, answer, kind):
-        """An answer of this type, to a request that has an id."""
+    def assert_answer(self, answer, kind):
+        """Asserts the type of the answer, and that it has a request id."""
         self.assertIs(type(answer), kind)
         self.assertRegex(answer.meta.request_id, r"^req_[a-zA-Z0-9]+$")
 
     def assert_fails(self, expected, call, *arguments, **settings):
-        """The call raises exactly this error, filled in every field. Returns it."""
+        """Asserts that the call raises exactly this error, with all fields. Returns it."""
         kind, status, title, type_url = expected
         with self.assertRaises(errors.UnkeyError) as raised:
             call(*arguments, **settings)
@@ -198,7 +198,7 @@ class Suite(unittest.TestCase):
         return error
 
     def assert_invalid(self, location, message, call, *arguments, **settings):
-        """The call is refused for exactly one reason, at `location`."""
+        """Asserts that the call is refused for exactly one problem, at `location`."""
         error = self.assert_fails(INVALID, call, *arguments, **settings)
         problems = error.data.error.errors
         self.assertEqual([problem.location for problem in problems], [location])
@@ -206,19 +206,19 @@ class Suite(unittest.TestCase):
         return problems[0]
 
     def assert_verdict(self, expected, key, root_key=ROOT_KEY, **settings):
-        """Every verifier says exactly this of the key, now."""
+        """Asserts that every verifier returns exactly this for the key, at once."""
         for place, url in VERIFIERS.items():
             with self.subTest(place):
                 self.assertEqual(verified(url, key, root_key, **settings), expected)
 
     def assert_cached(self, *keys):
-        """The keys are valid everywhere. From now on every agent has them in its cache."""
+        """Asserts that the keys are valid everywhere. Afterwards every agent has cached them."""
         for key in keys:
             for place, url in VERIFIERS.items():
                 self.assertEqual(verified(url, key)["code"], "VALID", place)
 
     def assert_becomes(self, expected, key, before="VALID", **settings):
-        """Every verifier says so within the bound, and until then what it has said before."""
+        """Asserts that every verifier returns this within the bound, and the code `before` until then."""
         changed_at = time.monotonic()
         for place, url in VERIFIERS.items():
             with self.subTest(place):
@@ -229,9 +229,9 @@ class Suite(unittest.TestCase):
                         break
                     self.assertIn(answer["code"], (before, expected["code"]))
                     if asked_at - changed_at >= BOUND_SECONDS:
-                        self.assertEqual(answer, expected, "and the bound is over")
+                        self.assertEqual(answer, expected, "after the bound")
                     time.sleep(POLL_SECONDS)
-        # It stays so.
+        # The new answer is stable.
         self.assert_verdict(expected, key, **settings)
 
 
@@ -241,11 +241,11 @@ NOT_FOUND = {"valid": False, "code": "NOT_FOUND"}
 class Apis(Suite):
     def test_an_api_is_created_and_shown(self):
         created = client().apis.create_api(name="Zahlungen & Rechnungen")
-        self.assert_told(created, models.V2ApisCreateAPIResponseBody)
+        self.assert_answer(created, models.V2ApisCreateAPIResponseBody)
         self.assertRegex(created.data.api_id, r"^api_[a-zA-Z0-9]+$")
 
         answer = client().apis.get_api(api_id=created.data.api_id)
-        self.assert_told(answer, models.V2ApisGetAPIResponseBody)
+        self.assert_answer(answer, models.V2ApisGetAPIResponseBody)
         self.assertEqual(plain(answer.data), {"id": created.data.api_id, "name": "Zahlungen & Rechnungen"})
 
     def test_a_deleted_api_takes_its_keys_with_it_everywhere(self):
@@ -254,7 +254,7 @@ class Apis(Suite):
         self.assert_cached(other.key, *(key.key for key in keys))
 
         deleted = client().apis.delete_api(api_id=doomed)
-        self.assert_told(deleted, models.V2ApisDeleteAPIResponseBody)
+        self.assert_answer(deleted, models.V2ApisDeleteAPIResponseBody)
         self.assertEqual(plain(deleted.data), {})
         for key in keys:
             self.assert_becomes(NOT_FOUND, key.key)
@@ -273,7 +273,7 @@ class Apis(Suite):
         page = client().apis.list_keys(api_id=listed, limit=2)
         pages = []
         while page is not None:
-            self.assert_told(page.result, models.V2ApisListKeysResponseBody)
+            self.assert_answer(page.result, models.V2ApisListKeysResponseBody)
             pages.append(page)
             page = page.next()
         self.assertEqual(
@@ -282,7 +282,7 @@ class Apis(Suite):
         self.assertEqual([page.result.pagination.has_more for page in pages], [True, True, False])
         self.assertIsNone(pages[-1].result.pagination.cursor)
 
-        # A cursor can be kept and used by somebody else.
+        # Another call can use the cursor later.
         later = client().apis.list_keys(api_id=listed, limit=100, cursor=pages[0].result.pagination.cursor)
         self.assertEqual([key.key_id for key in later.result.data], keys[2:])
         whole = client().apis.list_keys(api_id=listed, revalidate_keys_cache=True)
@@ -311,14 +311,14 @@ class Apis(Suite):
         while (page := page.next()) is not None:
             found += [key.key_id for key in page.result.data]
         self.assertEqual(found, sorted([keys[0], keys[2]]))
-        nobody = client().apis.list_keys(api_id=listed, external_id="nobody").result
-        self.assertEqual((nobody.data, nobody.pagination.has_more), ([], False))
+        none = client().apis.list_keys(api_id=listed, external_id="unknown").result
+        self.assertEqual((none.data, none.pagination.has_more), ([], False))
 
 
 class Keys(Suite):
     def test_createkey_returns_an_id_and_a_key_in_the_given_form(self):
         created = client().keys.create_key(api_id=api(), prefix="prod", byte_length=24)
-        self.assert_told(created, models.V2KeysCreateKeyResponseBody)
+        self.assert_answer(created, models.V2KeysCreateKeyResponseBody)
         self.assertRegex(created.data.key_id, r"^key_[a-zA-Z0-9]+$")
         # Base58, as Bitcoin writes it: 24 bytes are 33 digits, or fewer when they begin with zeros.
         self.assertRegex(created.data.key, r"^prod_[1-9A-HJ-NP-Za-km-z]{28,33}$")
@@ -336,7 +336,7 @@ class Keys(Suite):
             enabled=False,
         )
         answer = client().keys.get_key(key_id=created.key_id)
-        self.assert_told(answer, models.V2KeysGetKeyResponseBody)
+        self.assert_answer(answer, models.V2KeysGetKeyResponseBody)
         key = plain(answer.data)
         self.assertTrue(before - 1000 <= key.pop("createdAt") <= now_millis() + 1000)
         self.assertRegex(key["identity"].pop("id"), r"^[a-zA-Z0-9_]+$")
@@ -362,7 +362,8 @@ class Keys(Suite):
             expires=ends,
         )
         for url in VERIFIERS.values():
-            self.assert_told(client(url).keys.verify_key(key=created.key), models.V2KeysVerifyKeyResponseBody)
+            answer = client(url).keys.verify_key(key=created.key)
+            self.assert_answer(answer, models.V2KeysVerifyKeyResponseBody)
         expected = {
             "valid": True,
             "code": models.Code.VALID,
@@ -415,7 +416,7 @@ class Keys(Suite):
         self.assertNotEqual(theirs["id"], identities[0]["id"])
 
     def test_an_unknown_key_is_not_found_without_further_details(self):
-        self.assert_verdict(NOT_FOUND, "prod_nobody")
+        self.assert_verdict(NOT_FOUND, "prod_unknown")
         self.assert_verdict(NOT_FOUND, "🔑 " * 100)
 
     def test_a_permission_query_is_decided_by_the_keys_permissions(self):
@@ -442,14 +443,14 @@ class Keys(Suite):
         }.items():
             with self.subTest(query):
                 self.assert_verdict(expected, created.key, permissions=query)
-        self.assert_verdict({"valid": False, "code": "NOT_FOUND"}, "prod_nobody", permissions="admin")
+        self.assert_verdict({"valid": False, "code": "NOT_FOUND"}, "prod_unknown", permissions="admin")
 
     def test_a_key_that_was_created_disabled_is_disabled_everywhere(self):
         created = create_key(enabled=False, permissions=["read"])
         expected = {"valid": False, "code": "DISABLED", "keyId": created.key_id, "enabled": False}
         expected["permissions"] = ["read"]
         self.assert_verdict(expected, created.key)
-        # Whatever else is asked for.
+        # DISABLED comes before the permission query.
         self.assert_verdict(expected, created.key, permissions="admin")
 
     def test_a_key_is_expired_everywhere_at_its_expiry(self):
@@ -469,10 +470,10 @@ class Keys(Suite):
         key = shown(created.key_id)
         self.assertNotIn("expires", key)
         self.assertEqual(plain(client().apis.list_keys(api_id=listed).result)["data"], [key])
-        # It was an end: without it the key lives.
+        # Zero is a real expiry: without it, the key is valid.
         client().keys.update_key(key_id=created.key_id, expires=None)
-        living = {"valid": True, "code": "VALID", "keyId": created.key_id, "enabled": True}
-        self.assert_becomes(living, created.key, before="EXPIRED")
+        valid = {"valid": True, "code": "VALID", "keyId": created.key_id, "enabled": True}
+        self.assert_becomes(valid, created.key, before="EXPIRED")
 
     def test_updatekey_changes_given_fields_and_keeps_the_rest(self):
         ends = now_millis() + 3_600_000
@@ -482,7 +483,7 @@ class Keys(Suite):
         self.assert_cached(created.key)
 
         updated = client().keys.update_key(key_id=created.key_id, name="b", external_id="b")
-        self.assert_told(updated, models.V2KeysUpdateKeyResponseBody)
+        self.assert_answer(updated, models.V2KeysUpdateKeyResponseBody)
         self.assertEqual(plain(updated.data), {})
         after = shown(created.key_id)
         self.assertGreaterEqual(after.pop("updatedAt"), before["createdAt"])
@@ -556,7 +557,7 @@ class Keys(Suite):
         asked_at = now_millis()
         rerolled = client().keys.reroll_key(key_id=old.key_id, expiration=0)
         answered_at = now_millis()
-        self.assert_told(rerolled, models.V2KeysRerollKeyResponseBody)
+        self.assert_answer(rerolled, models.V2KeysRerollKeyResponseBody)
         new = rerolled.data
         self.assertNotEqual((new.key_id, new.key), (old.key_id, old.key))
         self.assertRegex(new.key, r"^prod_[1-9A-HJ-NP-Za-km-z]{18,22}$")
@@ -592,7 +593,7 @@ class Keys(Suite):
                 created, other = create_key(), create_key()
                 self.assert_cached(created.key, other.key)
                 deleted = client().keys.delete_key(key_id=created.key_id, permanent=permanent)
-                self.assert_told(deleted, models.V2KeysDeleteKeyResponseBody)
+                self.assert_answer(deleted, models.V2KeysDeleteKeyResponseBody)
                 self.assertEqual(plain(deleted.data), {})
                 self.assert_becomes(NOT_FOUND, created.key)
                 self.assert_cached(other.key)
@@ -603,8 +604,8 @@ class Keys(Suite):
         deleted = answers.client.keys.delete_key(
             key_id=created.key_id, http_headers={"Prefer": f"wait={BOUND_SECONDS:.0f}"}
         )
-        # The client passes over what it doesn't know: evictd's receipt.
-        self.assert_told(deleted, models.V2KeysDeleteKeyResponseBody)
+        # The client ignores the receipt, which Unkey's API doesn't have.
+        self.assert_answer(deleted, models.V2KeysDeleteKeyResponseBody)
         self.assertEqual(plain(deleted), {"meta": {"requestId": deleted.meta.request_id}, "data": {}})
         receipt = answers.last()["meta"]["propagation"]
         self.assertEqual((receipt["state"], receipt["final"]), ("confirmed", True))
@@ -663,8 +664,8 @@ class Errors(Suite):
                 self.assert_invalid(
                     "/properties/tags/maxItems", "got 21, want 20", verify, key="k", tags=["t"] * 21
                 )
-        # The body is looked at before the root key.
-        self.assert_fails(INVALID, client(root_key="unkey_nobody").apis.create_api, name="ab")
+        # The body is checked before the root key.
+        self.assert_fails(INVALID, client(root_key="unkey_unknown").apis.create_api, name="ab")
 
     def test_an_unsupported_field_is_a_bad_request_that_names_it(self):
         unkey, key_id = client(), create_key().key_id
@@ -710,8 +711,8 @@ class Errors(Suite):
                     self.assert_fails(
                         BAD_QUERY, client(url).keys.verify_key, key=created.key, permissions=query
                     )
-        # Of a key that isn't there, nothing is asked.
-        self.assert_verdict(NOT_FOUND, "prod_nobody", permissions="read AND")
+        # For an unknown key, the query isn't parsed.
+        self.assert_verdict(NOT_FOUND, "prod_unknown", permissions="read AND")
 
     def test_a_body_that_is_too_large_is_refused(self):
         meta = {"text": "x" * (16 << 20)}
@@ -735,7 +736,7 @@ class Errors(Suite):
     def test_an_unknown_revoked_or_ordinary_key_is_unauthorized(self):
         created = create_key()
         root_keys = {
-            "unknown": "unkey_nobody",
+            "unknown": "unkey_unknown",
             "revoked": setting("EVICTD_REVOKED_ROOT_KEY"),
             "an ordinary key": created.key,
         }
@@ -776,19 +777,19 @@ class Errors(Suite):
                 self.assertIn(f"api.*.{action}", error.data.error.detail)
                 if operation != "apis.createApi":
                     self.assertIn(f"api.{api()}.{action}", error.data.error.detail)
-        # Who may neither read nor create keys in an API isn't told that it exists.
+        # A root key that may neither read nor create keys in an API can't learn that it exists.
         for operation in ("keys.createKey", "apis.listKeys"):
             with self.subTest(operation):
                 self.assert_fails(NO_API, calls[operation], client(root_key=VERIFIER))
         self.assert_verdict(NOT_FOUND, created.key, setting("EVICTD_POWERLESS_ROOT_KEY"))
 
-        # Permission comes before existence for APIs, and after it for keys.
-        nothing = operations("api_nobody", "key_nobody", "nobody")
+        # For APIs the permission is checked before the existence, for keys after it.
+        nothing = operations("api_unknown", "key_unknown", "unknown")
         for operation in ("apis.getApi", "apis.deleteApi"):
-            with self.subTest(f"{operation} of nothing"):
+            with self.subTest(f"{operation}, unknown id"):
                 self.assert_fails(LACKING, nothing[operation], client(root_key=VERIFIER))
         for operation in ("keys.getKey", "keys.updateKey", "keys.rerollKey", "keys.deleteKey"):
-            with self.subTest(f"{operation} of nothing"):
+            with self.subTest(f"{operation}, unknown id"):
                 self.assert_fails(NO_KEY, nothing[operation], client(root_key=VERIFIER))
         self.assert_cached(created.key)
 
@@ -814,7 +815,7 @@ class Errors(Suite):
         self.assert_cached(other.key)
 
     def test_an_unknown_id_is_not_found_by_any_operation(self):
-        nothing = operations("api_nobody", "key_nobody", "nobody")
+        nothing = operations("api_unknown", "key_unknown", "unknown")
         for operation in ("apis.getApi", "apis.listKeys", "apis.deleteApi", "keys.createKey"):
             with self.subTest(operation):
                 self.assert_fails(NO_API, nothing[operation], client())
@@ -861,7 +862,7 @@ class Errors(Suite):
         limit = int(setting("EVICTD_REQUESTS_PER_MINUTE"))
         answers = Answers(setting("EVICTD_LIMITED_ROOT_KEY"))
         began_at, refused = time.monotonic(), None
-        # Twice as many may pass when a minute ends in between.
+        # Twice as many may pass if a minute ends in between.
         while refused is None and len(answers.kept) <= 2 * limit:
             try:
                 answers.client.apis.create_api(name="many")
@@ -878,13 +879,13 @@ class Errors(Suite):
         self.assertEqual((headers["ratelimit-limit"], headers["ratelimit-remaining"]), (str(limit), "0"))
         self.assertTrue(1 <= int(headers["retry-after"]) <= 60)
         self.assertEqual(headers["retry-after"], headers["ratelimit-reset"])
-        # The client hands it on at once, and doesn't try again by itself.
+        # The client raises the error at once, without a retry.
         count = len(answers.kept)
         error = self.assert_fails(TOO_MANY, answers.client.apis.create_api, name="many")
         self.assertIn(f"{limit}/1m0s", error.data.error.detail)
         self.assertEqual(len(answers.kept), count + 1)
         self.assertLess(time.monotonic() - began_at, 20)
-        # Whoever may send nothing at all isn't told how much of nothing is left.
+        # With a limit of zero, the answer has no rate limit headers.
         silenced = client(root_key=setting("EVICTD_SILENCED_ROOT_KEY"))
         error = self.assert_fails(TOO_MANY, silenced.apis.create_api, name="many")
         self.assertNotIn("ratelimit-limit", error.headers)
@@ -897,14 +898,14 @@ class Errors(Suite):
                 self.assert_fails(BROKEN, call, client(url, root_key))
 
     def test_an_agent_without_a_proof_answers_503(self):
-        # 503 is not in Unkey's specification: the client knows it as an error, by no name.
+        # 503 is not in Unkey's specification, so the client has no error class of its own for it.
         verify = client(setting("EVICTD_BROKEN_AGENT_URL"), setting("EVICTD_BROKEN_ROOT_KEY")).keys.verify_key
         self.assert_fails(UNPROVEN, verify, key=setting("EVICTD_BROKEN_KEY"), retries=NO_RETRIES)
 
 
 class Retries(Suite):
     def assert_deleted_once(self, exchanges):
-        """Of these two requests the first was carried out, and the second found nothing to do."""
+        """Asserts that the first request was carried out, and that the second found nothing."""
         self.assertEqual([exchange.status for exchange in exchanges], [200, 404], exchanges)
         self.assertEqual(exchanges[0].request, exchanges[1].request)
         receipts = [self.receipt(exchange) for exchange in exchanges]
@@ -912,7 +913,7 @@ class Retries(Suite):
         self.assertEqual(receipts[0].json()["data"]["cause"], "deleted")
 
     def receipt(self, exchange):
-        """What evictd says became of a request. The client doesn't know this operation."""
+        """Gets the receipt of a request. The client doesn't have this operation."""
         request_id = json.loads(exchange.answer)["meta"]["requestId"]
         return httpx.post(
             f"{PUBLISHER}/v2/propagation.getReceipt",
@@ -936,7 +937,7 @@ class Retries(Suite):
                 self.assert_deleted_once(proxy.exchanges)
 
     def test_a_deletion_whose_connection_was_closed_is_done_once(self):
-        # A connection that is closed in good order is no reason to try again for this client.
+        # This client doesn't retry after a connection that was closed cleanly.
         with LossyProxy(PUBLISHER) as proxy:
             created = create_key()
             self.assert_cached(created.key)
@@ -945,7 +946,7 @@ class Retries(Suite):
                 client(proxy.url).keys.delete_key(key_id=created.key_id)
             self.assertEqual([exchange.status for exchange in proxy.exchanges], [200])
             self.assertEqual(self.receipt(proxy.exchanges[0]).status_code, 200)
-            # Whoever asks again is told.
+            # A repeated deletion finds no key.
             self.assert_fails(NO_KEY, client(proxy.url).keys.delete_key, key_id=created.key_id)
             self.assert_deleted_once(proxy.exchanges)
             self.assert_becomes(NOT_FOUND, created.key)
@@ -961,15 +962,15 @@ class Retries(Suite):
             self.assert_becomes(off, created.key)
 
     def test_a_creation_whose_answer_was_lost_leaves_an_extra_key(self):
-        # As with Unkey, whose requests name no attempt: but it can be found, and deleted.
+        # As with Unkey, requests have no idempotency key. The extra key can be listed and deleted.
         with LossyProxy(PUBLISHER) as proxy:
             owner = create_api()
             proxy.lose_next(bad_gateway)
-            told = client(proxy.url).keys.create_key(api_id=owner).data.key_id
+            returned = client(proxy.url).keys.create_key(api_id=owner).data.key_id
             self.assertEqual([exchange.status for exchange in proxy.exchanges], [200, 200])
             keys = {key.key_id for key in client().apis.list_keys(api_id=owner).result.data}
-            untold = json.loads(proxy.exchanges[0].answer)["data"]["keyId"]
-            self.assertEqual(keys, {told, untold})
+            lost = json.loads(proxy.exchanges[0].answer)["data"]["keyId"]
+            self.assertEqual(keys, {returned, lost})
 
     def test_a_broken_publisher_is_retried_for_ten_seconds(self):
         with LossyProxy(setting("EVICTD_BROKEN_URL")) as proxy:
@@ -977,7 +978,7 @@ class Retries(Suite):
             began_at = time.monotonic()
             self.assert_fails(BROKEN, unkey.keys.delete_key, key_id=setting("EVICTD_BROKEN_KEY_ID"))
             elapsed = time.monotonic() - began_at
-            # The client waits between two attempts as chance has it, up to a second: about fourteen.
+            # The client's pauses are random, at most a second: about fourteen attempts.
             self.assertTrue(8 <= len(proxy.exchanges) <= 22, len(proxy.exchanges))
             self.assertTrue(10 <= elapsed <= 15, elapsed)
             self.assertEqual({exchange.status for exchange in proxy.exchanges}, {500})

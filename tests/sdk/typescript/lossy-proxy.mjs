@@ -1,34 +1,34 @@
-// A wire to an HTTP server that can lose the answer to a request that was carried out.
+// An HTTP proxy that can drop the answer to a request that the server has carried out.
 
 import { once } from "node:events";
 import { createServer } from "node:http";
 
 const PASSED_ON = ["accept", "authorization", "content-type", "prefer", "user-agent"];
 
-/** What a gateway says that gave up waiting for the answer. */
+/** Answers like a gateway that timed out waiting for the server. */
 export function badGateway(request, response) {
   response.writeHead(502, { "content-type": "text/html" });
   response.end("<html><body>502 Bad Gateway</body></html>");
 }
 
-/** The connection breaks: the client's system is told so. */
+/** Resets the connection. */
 export function reset(request) {
   request.socket.resetAndDestroy();
 }
 
-/** The server ends the connection in good order, without an answer, as one that shuts down does. */
+/** Closes the connection cleanly without an answer, like a server that shuts down. */
 export function hangUp(request) {
   request.socket.end();
 }
 
-/** Passes everything on, and loses the answers that it is told to. */
+/** Forwards all requests, and drops the answers that a test chooses. */
 export class LossyProxy {
-  /** What reached the server, and what it answered, whatever the client got. */
+  /** The requests that reached the server, and its answers, even if the client got others. */
   exchanges = [];
   #losses = [];
   #server;
 
-  /** In front of `serverURL`, until the test is over. */
+  /** Starts a proxy for `serverURL`. It stops after the test. */
   static async start(test, serverURL) {
     const proxy = new LossyProxy();
     proxy.#server = createServer((request, response) => proxy.#pass(serverURL, request, response));
@@ -42,7 +42,7 @@ export class LossyProxy {
     return proxy;
   }
 
-  /** Loses the next answer: `badGateway`, `reset` or `hangUp`. */
+  /** Drops the next answer, by `badGateway`, `reset` or `hangUp`. */
   loseNext(how) {
     this.#losses.push(how);
   }

@@ -1,7 +1,7 @@
-// Unkey's TypeScript client against evictd: every operation that both know, and every error.
+// Unkey's TypeScript client against evictd: every operation that both support, and every error.
 //
-// `cargo xtask test sdk` starts the deployments and runs this, with what it needs in the environment
-// (`tests/tests/e2e/sdk.rs`). The same tests, under the same names, are in `../python/suite.py`.
+// `cargo xtask test sdk` starts the deployments, sets the environment variables and runs this suite
+// (`tests/tests/e2e/sdk.rs`). `../python/suite.py` has the same tests under the same names.
 
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
@@ -16,7 +16,7 @@ import { LossyProxy, badGateway, hangUp, reset } from "./lossy-proxy.mjs";
 function setting(name) {
   const value = process.env[name];
   if (!value) {
-    console.error(`${name} is not set: \`cargo xtask test sdk\` starts what this needs, and sets it`);
+    console.error(`${name} is not set: \`cargo xtask test sdk\` starts the deployments and sets it`);
     process.exit(1);
   }
   return value;
@@ -24,16 +24,16 @@ function setting(name) {
 
 const PUBLISHER = setting("EVICTD_PUBLISHER_URL");
 const AGENTS = setting("EVICTD_AGENT_URLS").split(",");
-// Where keys are verified, by name.
+// The servers that verify keys, by name.
 const VERIFIERS = [["the publisher", PUBLISHER], ...AGENTS.map((url, index) => [`agent ${index + 1}`, url])];
 
 const ROOT_KEY = setting("EVICTD_ROOT_KEY"); // may do everything
 const VERIFIER = setting("EVICTD_VERIFIER_ROOT_KEY"); // may verify, and nothing else
 const STRANGER = setting("EVICTD_STRANGER_ROOT_KEY"); // may do everything, in another workspace
 
-// How late a change may become visible: what evictd promises.
+// The bound: the longest time until a change is visible everywhere.
 const BOUND_MILLIS = 30_000;
-// What is asked while something is awaited is asked this often.
+// The pause between two requests while a test waits for a change.
 const POLL_MILLIS = 20;
 
 const NO_RETRIES = { retries: { strategy: "none" } };
@@ -98,14 +98,14 @@ const UNPROVEN = [errors.APIError, 503, "Service Unavailable", "unkey/applicatio
 
 const NOT_FOUND = { valid: false, code: "NOT_FOUND" };
 
-/** The client as everybody gets it, retries included. `undefined`: without a root key. */
+/** The published client with its default retries. `undefined`: without a root key. */
 function client(serverURL = PUBLISHER, rootKey = ROOT_KEY) {
   return new Unkey({ serverURL, rootKey });
 }
 
 const control = client();
 
-/** A client, and the answers to it, also what it doesn't understand of them. */
+/** A client, and the raw answers to it, including fields that it doesn't know. */
 function keepingAnswers(rootKey = ROOT_KEY) {
   const answers = [];
   const httpClient = new HTTPClient();
@@ -120,7 +120,7 @@ async function createApi(name = "payments") {
   return (await control.apis.createApi({ name })).data.apiId;
 }
 
-// An API for the keys of all tests that need no one of their own.
+// The API for keys of tests that need no API of their own.
 const API = await createApi();
 
 async function createKey(settings = {}) {
@@ -135,7 +135,7 @@ async function verified(url, key, rootKey = ROOT_KEY, settings = {}) {
   return (await client(url, rootKey).keys.verifyKey({ key, ...settings })).data;
 }
 
-/** All operations, ready to be called on a client; what they name may not exist. */
+/** Returns all operations as functions of a client. The ids need not exist. */
 function operations(apiId, keyId, key, options = {}) {
   return {
     "apis.createApi": (unkey) => unkey.apis.createApi({ name: "never" }, options),
@@ -151,7 +151,7 @@ function operations(apiId, keyId, key, options = {}) {
   };
 }
 
-/** Each call with where it can be made, and a description for failures. */
+/** Returns each call for each server that supports it, with a description for failures. */
 function everywhere(calls) {
   return Object.entries(calls).flatMap(([operation, call]) => {
     const places = operation === "keys.verifyKey" ? VERIFIERS : [["the publisher", PUBLISHER]];
@@ -159,7 +159,7 @@ function everywhere(calls) {
   });
 }
 
-/** A failure in `check` says where it was. */
+/** Runs `check`, and adds `what` to its failure. */
 async function at(what, check) {
   try {
     await check();
@@ -168,13 +168,13 @@ async function at(what, check) {
   }
 }
 
-/** It is an answer to a request that has an id, and has this data. */
-function assertTold(answer, data) {
+/** Asserts that the answer has a request id, and this data. */
+function assertAnswer(answer, data) {
   assert.match(answer.meta.requestId, /^req_[a-zA-Z0-9]+$/);
   if (data !== undefined) assert.deepEqual(answer, { meta: answer.meta, data });
 }
 
-/** The call fails with exactly this error, filled in every field. Returns it. */
+/** Asserts that the call fails with exactly this error, with all fields. Returns it. */
 async function assertFails([kind, status, title, typeUrl], call) {
   let error;
   try {
@@ -197,7 +197,7 @@ async function assertFails([kind, status, title, typeUrl], call) {
   return error;
 }
 
-/** The call is refused for exactly one reason, at `location`. */
+/** Asserts that the call is refused for exactly one problem, at `location`. */
 async function assertInvalid(location, message, call) {
   const error = await assertFails(INVALID, call);
   assert.deepEqual(
@@ -209,21 +209,21 @@ async function assertInvalid(location, message, call) {
   return problem;
 }
 
-/** Every verifier says exactly this of the key, now. */
+/** Asserts that every verifier returns exactly this for the key, at once. */
 async function assertVerdict(expected, key, rootKey = ROOT_KEY, settings = {}) {
   for (const [place, url] of VERIFIERS) {
     await at(place, async () => assert.deepEqual(await verified(url, key, rootKey, settings), expected));
   }
 }
 
-/** The keys are valid everywhere. From now on every agent has them in its cache. */
+/** Asserts that the keys are valid everywhere. Afterwards every agent has cached them. */
 async function assertCached(...keys) {
   for (const key of keys) {
     for (const [place, url] of VERIFIERS) assert.equal((await verified(url, key)).code, "VALID", place);
   }
 }
 
-/** Every verifier says so within the bound, and until then what it has said before. */
+/** Asserts that every verifier returns this within the bound, and the code `before` until then. */
 async function assertBecomes(expected, key, before = "VALID", settings = {}) {
   const changedAt = performance.now();
   for (const [place, url] of VERIFIERS) {
@@ -241,7 +241,7 @@ async function assertBecomes(expected, key, before = "VALID", settings = {}) {
       }
     });
   }
-  // It stays so.
+  // The new answer is stable.
   await assertVerdict(expected, key, ROOT_KEY, settings);
 }
 
@@ -263,9 +263,9 @@ describe("apis", () => {
   test("an api is created and shown", async () => {
     const created = await control.apis.createApi({ name: "Zahlungen & Rechnungen" });
     const { apiId } = created.data;
-    assertTold(created, { apiId });
+    assertAnswer(created, { apiId });
     assert.match(apiId, /^api_[a-zA-Z0-9]+$/);
-    assertTold(await control.apis.getApi({ apiId }), { id: apiId, name: "Zahlungen & Rechnungen" });
+    assertAnswer(await control.apis.getApi({ apiId }), { id: apiId, name: "Zahlungen & Rechnungen" });
   });
 
   test("a deleted api takes its keys with it everywhere", async () => {
@@ -274,7 +274,7 @@ describe("apis", () => {
     const keys = [await createKey({ apiId }), await createKey({ apiId }), await createKey({ apiId })];
     await assertCached(other.key, ...keys.map((key) => key.key));
 
-    assertTold(await control.apis.deleteApi({ apiId }), {});
+    assertAnswer(await control.apis.deleteApi({ apiId }), {});
     for (const { key } of keys) await assertBecomes(NOT_FOUND, key);
     await assertCached(other.key);
 
@@ -292,7 +292,7 @@ describe("apis", () => {
     ids.sort();
 
     const pages = await pagesOf(control.apis.listKeys({ apiId, limit: 2 }));
-    for (const page of pages) assertTold(page);
+    for (const page of pages) assertAnswer(page);
     assert.deepEqual(idsOf(pages), [ids.slice(0, 2), ids.slice(2, 4), ids.slice(4)]);
     assert.deepEqual(
       pages.map((page) => page.pagination.hasMore),
@@ -300,7 +300,7 @@ describe("apis", () => {
     );
     assert.equal(pages[2].pagination.cursor, undefined);
 
-    // A cursor can be kept and used by somebody else.
+    // Another call can use the cursor later.
     const { cursor } = pages[0].pagination;
     assert.deepEqual(idsOf(await pagesOf(control.apis.listKeys({ apiId, limit: 100, cursor }))), [
       ids.slice(2),
@@ -330,8 +330,8 @@ describe("apis", () => {
     await createKey({ apiId });
     const pages = await pagesOf(control.apis.listKeys({ apiId, externalId: "ada", limit: 1 }));
     assert.deepEqual(idsOf(pages).flat(), [ids[0], ids[2]].sort());
-    const [nobody] = await pagesOf(control.apis.listKeys({ apiId, externalId: "nobody" }));
-    assert.deepEqual([nobody.data, nobody.pagination.hasMore], [[], false]);
+    const [none] = await pagesOf(control.apis.listKeys({ apiId, externalId: "unknown" }));
+    assert.deepEqual([none.data, none.pagination.hasMore], [[], false]);
   });
 });
 
@@ -339,7 +339,7 @@ describe("keys", () => {
   test("createkey returns an id and a key in the given form", async () => {
     const created = await control.keys.createKey({ apiId: API, prefix: "prod", byteLength: 24 });
     const { keyId, key } = created.data;
-    assertTold(created, { keyId, key });
+    assertAnswer(created, { keyId, key });
     assert.match(keyId, /^key_[a-zA-Z0-9]+$/);
     // Base58, as Bitcoin writes it: 24 bytes are 33 digits, or fewer when they begin with zeros.
     assert.match(key, /^prod_[1-9A-HJ-NP-Za-km-z]{28,33}$/);
@@ -362,7 +362,7 @@ describe("keys", () => {
     const { createdAt, identity } = answer.data;
     isBetween(before - 1000, createdAt, Date.now() + 1000);
     assert.match(identity.id, /^[a-zA-Z0-9_]+$/);
-    assertTold(answer, {
+    assertAnswer(answer, {
       keyId: created.keyId,
       start: created.key.slice(0, "prod_".length + 4),
       enabled: false,
@@ -395,7 +395,7 @@ describe("keys", () => {
       permissions: ["documents.read", "documents.write"],
       identity: (await shown(keyId)).identity,
     };
-    for (const [, url] of VERIFIERS) assertTold(await client(url).keys.verifyKey({ key }), expected);
+    for (const [, url] of VERIFIERS) assertAnswer(await client(url).keys.verifyKey({ key }), expected);
     await assertVerdict(expected, key);
     await assertVerdict(expected, key, VERIFIER);
     await assertVerdict(expected, key, ROOT_KEY, { tags: ["path=/v1/pay", "region=eu"] });
@@ -441,7 +441,7 @@ describe("keys", () => {
   });
 
   test("an unknown key is not found without further details", async () => {
-    await assertVerdict(NOT_FOUND, "prod_nobody");
+    await assertVerdict(NOT_FOUND, "prod_unknown");
     await assertVerdict(NOT_FOUND, "🔑 ".repeat(100));
   });
 
@@ -465,14 +465,14 @@ describe("keys", () => {
     ]) {
       await at(query, () => assertVerdict(expected, key, ROOT_KEY, { permissions: query }));
     }
-    await assertVerdict(NOT_FOUND, "prod_nobody", ROOT_KEY, { permissions: "admin" });
+    await assertVerdict(NOT_FOUND, "prod_unknown", ROOT_KEY, { permissions: "admin" });
   });
 
   test("a key that was created disabled is disabled everywhere", async () => {
     const { keyId, key } = await createKey({ enabled: false, permissions: ["read"] });
     const expected = { valid: false, code: "DISABLED", keyId, enabled: false, permissions: ["read"] };
     await assertVerdict(expected, key);
-    // Whatever else is asked for.
+    // DISABLED comes before the permission query.
     await assertVerdict(expected, key, ROOT_KEY, { permissions: "admin" });
   });
 
@@ -489,11 +489,11 @@ describe("keys", () => {
     const listed = await createApi();
     const { keyId, key } = await createKey({ apiId: listed, expires: 0 });
     await assertVerdict({ valid: false, code: "EXPIRED", keyId, enabled: true }, key);
-    const told = await shown(keyId);
-    assert.ok(!("expires" in told));
+    const stored = await shown(keyId);
+    assert.ok(!("expires" in stored));
     const [page] = await pagesOf(control.apis.listKeys({ apiId: listed }));
-    assert.deepEqual(page.data, [told]);
-    // It was an end: without it the key lives.
+    assert.deepEqual(page.data, [stored]);
+    // Zero is a real expiry: without it, the key is valid.
     await control.keys.updateKey({ keyId, expires: null });
     await assertBecomes({ valid: true, code: "VALID", keyId, enabled: true }, key, "EXPIRED");
   });
@@ -506,7 +506,7 @@ describe("keys", () => {
     assert.ok(!("updatedAt" in before));
     await assertCached(key);
 
-    assertTold(await control.keys.updateKey({ keyId, name: "b", externalId: "b" }), {});
+    assertAnswer(await control.keys.updateKey({ keyId, name: "b", externalId: "b" }), {});
     const { updatedAt, ...after } = await shown(keyId);
     assert.ok(updatedAt >= before.createdAt);
     assert.equal(after.identity.externalId, "b");
@@ -579,7 +579,7 @@ describe("keys", () => {
     const rerolled = await control.keys.rerollKey({ keyId, expiration: 0 });
     const answeredAt = Date.now();
     const successor = rerolled.data;
-    assertTold(rerolled, { keyId: successor.keyId, key: successor.key });
+    assertAnswer(rerolled, { keyId: successor.keyId, key: successor.key });
     assert.notEqual(successor.keyId, keyId);
     assert.notEqual(successor.key, old.key);
     assert.match(successor.key, /^prod_[1-9A-HJ-NP-Za-km-z]{18,22}$/);
@@ -613,7 +613,7 @@ describe("keys", () => {
       await at(`permanent: ${permanent}`, async () => {
         const [{ keyId, key }, other] = [await createKey(), await createKey()];
         await assertCached(key, other.key);
-        assertTold(await control.keys.deleteKey({ keyId, permanent }), {});
+        assertAnswer(await control.keys.deleteKey({ keyId, permanent }), {});
         await assertBecomes(NOT_FOUND, key);
         await assertCached(other.key);
       });
@@ -626,8 +626,8 @@ describe("keys", () => {
     await assertCached(key);
     const wait = { headers: { Prefer: `wait=${BOUND_MILLIS / 1000}` } };
     const deleted = await unkey.keys.deleteKey({ keyId }, wait);
-    // The client passes over what it doesn't know: evictd's receipt.
-    assertTold(deleted, {});
+    // The client ignores the receipt, which Unkey's API doesn't have.
+    assertAnswer(deleted, {});
     assert.deepEqual(deleted.meta, { requestId: deleted.meta.requestId });
     const receipt = answers[0].body.meta.propagation;
     assert.deepEqual([receipt.state, receipt.final], ["confirmed", true]);
@@ -668,8 +668,8 @@ describe("errors", () => {
         await assertInvalid("/properties/tags/maxItems", "got 21, want 20", verify({ key: "k", tags }));
       });
     }
-    // The body is looked at before the root key.
-    await assertFails(INVALID, () => client(PUBLISHER, "unkey_nobody").apis.createApi({ name: "ab" }));
+    // The body is checked before the root key.
+    await assertFails(INVALID, () => client(PUBLISHER, "unkey_unknown").apis.createApi({ name: "ab" }));
   });
 
   test("an unsupported field is a bad request that names it", async () => {
@@ -721,8 +721,8 @@ describe("errors", () => {
         await at(`${permissions} at ${place}`, () => assertFails(BAD_QUERY, verify));
       }
     }
-    // Of a key that isn't there, nothing is asked.
-    await assertVerdict(NOT_FOUND, "prod_nobody", ROOT_KEY, { permissions: "read AND" });
+    // For an unknown key, the query isn't parsed.
+    await assertVerdict(NOT_FOUND, "prod_unknown", ROOT_KEY, { permissions: "read AND" });
   });
 
   test("a body that is too large is refused", async () => {
@@ -749,7 +749,7 @@ describe("errors", () => {
   test("an unknown revoked or ordinary key is unauthorized", async () => {
     const { keyId, key } = await createKey();
     for (const [kind, rootKey] of [
-      ["unknown", "unkey_nobody"],
+      ["unknown", "unkey_unknown"],
       ["revoked", setting("EVICTD_REVOKED_ROOT_KEY")],
       ["an ordinary key", key],
     ]) {
@@ -794,19 +794,19 @@ describe("errors", () => {
         for (const permission of wanted) assert.ok(error.detail.includes(permission), error.detail);
       });
     }
-    // Who may neither read nor create keys in an API isn't told that it exists.
+    // A root key that may neither read nor create keys in an API can't learn that it exists.
     for (const operation of ["keys.createKey", "apis.listKeys"]) {
       await at(operation, () => assertFails(NO_API, () => calls[operation](verifier)));
     }
     await assertVerdict(NOT_FOUND, key, setting("EVICTD_POWERLESS_ROOT_KEY"));
 
-    // Permission comes before existence for APIs, and after it for keys.
-    const nothing = operations("api_nobody", "key_nobody", "nobody");
+    // For APIs the permission is checked before the existence, for keys after it.
+    const nothing = operations("api_unknown", "key_unknown", "unknown");
     for (const operation of ["apis.getApi", "apis.deleteApi"]) {
-      await at(`${operation} of nothing`, () => assertFails(LACKING, () => nothing[operation](verifier)));
+      await at(`${operation}, unknown id`, () => assertFails(LACKING, () => nothing[operation](verifier)));
     }
     for (const operation of ["keys.getKey", "keys.updateKey", "keys.rerollKey", "keys.deleteKey"]) {
-      await at(`${operation} of nothing`, () => assertFails(NO_KEY, () => nothing[operation](verifier)));
+      await at(`${operation}, unknown id`, () => assertFails(NO_KEY, () => nothing[operation](verifier)));
     }
     await assertCached(key);
   });
@@ -847,7 +847,7 @@ describe("errors", () => {
   }
 
   test("an unknown id is not found by any operation", async () => {
-    const nothing = operations("api_nobody", "key_nobody", "nobody");
+    const nothing = operations("api_unknown", "key_unknown", "unknown");
     await assertNoneFound(NO_API, OF_APIS, nothing, control);
     await assertNoneFound(NO_KEY, OF_KEYS, nothing, control);
   });
@@ -887,7 +887,7 @@ describe("errors", () => {
     const { unkey, answers } = keepingAnswers(setting("EVICTD_LIMITED_ROOT_KEY"));
     const beganAt = performance.now();
     let refused;
-    // Twice as many may pass when a minute ends in between.
+    // Twice as many may pass if a minute ends in between.
     while (!refused && answers.length <= 2 * limit) {
       try {
         await unkey.apis.createApi({ name: "many" });
@@ -905,17 +905,17 @@ describe("errors", () => {
       isBetween(0, Number(headers.get("ratelimit-reset") ?? NaN), 60);
     }
     const { headers } = refused;
-    const told = [headers.get("ratelimit-limit"), headers.get("ratelimit-remaining")];
-    assert.deepEqual(told, [String(limit), "0"]);
+    const limits = [headers.get("ratelimit-limit"), headers.get("ratelimit-remaining")];
+    assert.deepEqual(limits, [String(limit), "0"]);
     isBetween(1, Number(headers.get("retry-after") ?? NaN), 60);
     assert.equal(headers.get("retry-after"), headers.get("ratelimit-reset"));
-    // The client hands it on at once, and doesn't try again by itself.
+    // The client raises the error at once, without a retry.
     const count = answers.length;
     const { error } = await assertFails(TOO_MANY, () => unkey.apis.createApi({ name: "many" }));
     assert.ok(error.detail.includes(`${limit}/1m0s`), error.detail);
     assert.equal(answers.length, count + 1);
     assert.ok(performance.now() - beganAt < 20_000);
-    // Whoever may send nothing at all isn't told how much of nothing is left.
+    // With a limit of zero, the answer has no rate limit headers.
     const silenced = client(PUBLISHER, setting("EVICTD_SILENCED_ROOT_KEY"));
     const nothing = await assertFails(TOO_MANY, () => silenced.apis.createApi({ name: "many" }));
     assert.equal(nothing.headers.get("ratelimit-limit"), null);
@@ -930,7 +930,7 @@ describe("errors", () => {
   });
 
   test("an agent without a proof answers 503", async () => {
-    // 503 is not in Unkey's specification: the client knows it as an error, by no name.
+    // 503 is not in Unkey's specification, so the client has no error class of its own for it.
     const agent = client(setting("EVICTD_BROKEN_AGENT_URL"), setting("EVICTD_BROKEN_ROOT_KEY"));
     const key = setting("EVICTD_BROKEN_KEY");
     await assertFails(UNPROVEN, () => agent.keys.verifyKey({ key }, NO_RETRIES));
@@ -938,7 +938,7 @@ describe("errors", () => {
 });
 
 describe("retries", () => {
-  /** What evictd says became of a request. The client doesn't know this operation. */
+  /** Gets the receipt of a request. The client doesn't have this operation. */
   async function receipt(exchange) {
     const { requestId } = JSON.parse(exchange.answer).meta;
     const answer = await fetch(`${PUBLISHER}/v2/propagation.getReceipt`, {
@@ -953,7 +953,7 @@ describe("retries", () => {
     return exchanges.map((exchange) => exchange.status);
   }
 
-  /** Of these two requests the first was carried out, and the second found nothing to do. */
+  /** Asserts that the first request was carried out, and that the second found nothing. */
   async function assertDeletedOnce(exchanges) {
     assert.deepEqual(statuses(exchanges), [200, 404]);
     assert.equal(exchanges[0].request, exchanges[1].request);
@@ -983,7 +983,7 @@ describe("retries", () => {
   });
 
   test("a deletion whose connection was closed is done once", async (t) => {
-    // A connection that is closed in good order is a reason to try again for this client.
+    // This client retries after a connection that was closed cleanly.
     const proxy = await LossyProxy.start(t, PUBLISHER);
     const { keyId, key } = await createKey();
     await assertCached(key);
@@ -1004,17 +1004,17 @@ describe("retries", () => {
   });
 
   test("a creation whose answer was lost leaves an extra key", async (t) => {
-    // As with Unkey, whose requests name no attempt: but it can be found, and deleted.
+    // As with Unkey, requests have no idempotency key. The extra key can be listed and deleted.
     const proxy = await LossyProxy.start(t, PUBLISHER);
     const apiId = await createApi();
     proxy.loseNext(badGateway);
-    const told = (await client(proxy.url).keys.createKey({ apiId })).data.keyId;
+    const returned = (await client(proxy.url).keys.createKey({ apiId })).data.keyId;
     assert.deepEqual(statuses(proxy.exchanges), [200, 200]);
     const [page] = await pagesOf(control.apis.listKeys({ apiId }));
-    const untold = JSON.parse(proxy.exchanges[0].answer).data.keyId;
+    const lost = JSON.parse(proxy.exchanges[0].answer).data.keyId;
     assert.deepEqual(
       page.data.map((key) => key.keyId),
-      [told, untold].sort(),
+      [returned, lost].sort(),
     );
   });
 
@@ -1025,7 +1025,7 @@ describe("retries", () => {
     const beganAt = performance.now();
     await assertFails(BROKEN, () => unkey.keys.deleteKey({ keyId }));
     const elapsed = performance.now() - beganAt;
-    // The client waits between two attempts as chance has it, up to a second: about fourteen.
+    // The client's pauses are random, at most a second: about fourteen attempts.
     isBetween(8, proxy.exchanges.length, 22);
     isBetween(10_000, elapsed, 15_000);
     assert.deepEqual([...new Set(statuses(proxy.exchanges))], [500]);
