@@ -1,4 +1,4 @@
-//! Several agents of a region, and one that starts before it can be of use.
+//! Several agents in one region, and daemons that start before NATS does.
 
 use std::time::Duration;
 
@@ -20,8 +20,7 @@ fn two_agents() -> Plan {
     Plan { regions: vec![("eu".to_owned(), names)], ..plan(&[]) }
 }
 
-/// Failure: a message is given to one agent of a region instead of all, or one of them speaks for the
-/// other.
+/// Failure: only one agent of a region receives a message, or one agent confirms for another.
 #[test]
 fn region_confirms_when_all_of_its_agents_have() -> Result<()> {
     let mut world = World::start(&two_agents())?;
@@ -52,7 +51,7 @@ fn second(topology: &mut Topology) -> &mut Daemon {
     &mut topology.regions[0].agents[1].daemon
 }
 
-/// Failure: a second process under the same name hides that one of them is not up to date.
+/// Failure: two processes share a name, and the current one hides that the other lags.
 #[test]
 fn two_processes_under_one_name_are_reported() -> Result<()> {
     let world = World::start(&plan(&["eu"]))?;
@@ -60,7 +59,7 @@ fn two_processes_under_one_name_are_reported() -> Result<()> {
     wait_for_count(world.publisher(), "evictd_publisher_agents", &[("state", "live")], 1)?;
     assert_eq!(count(world.publisher(), "evictd_publisher_agents", &duplicate)?, 0);
 
-    let config = world.agent(0).config.to_str().context("a path that is no text")?;
+    let config = world.agent(0).config.to_str().context("the path isn't UTF-8")?;
     let launch = Launch::new("twin", evictd_binary()?, world.dir()).args(["agent", "--config", config]);
     let _twin = Daemon::start(launch.args([
         "--set",
@@ -72,7 +71,7 @@ fn two_processes_under_one_name_are_reported() -> Result<()> {
     world.assert_works()
 }
 
-/// Failure: an agent that starts without NATS ends, or answers something, or never finds it.
+/// Failure: an agent that starts without NATS exits, answers verifications, or never connects.
 #[test]
 fn agent_started_before_nats_reports_why_and_becomes_live() -> Result<()> {
     let mut world = World::start(&plan(&["eu", "us"]))?;
@@ -88,7 +87,7 @@ fn agent_started_before_nats_reports_why_and_becomes_live() -> Result<()> {
         world.agent_mut(0).daemon.wait_until("its admin port", crate::world::SOON, || get("readyz"))?;
     assert_eq!(ready.status, 503, "{}", ready.text);
     for reason in ["\"nats\"", "\"lease\"", "first proof"] {
-        assert!(ready.text.contains(reason), "{reason} isn't named: {}", ready.text);
+        assert!(ready.text.contains(reason), "{reason} is missing: {}", ready.text);
     }
     assert_eq!(get("livez").context("no /livez")?.status, 200, "restarting it wouldn't help");
     assert_eq!(world.agent(0).status()?["mode"], "starting");
@@ -102,7 +101,7 @@ fn agent_started_before_nats_reports_why_and_becomes_live() -> Result<()> {
     world.wait_for_codes(&[&good], "VALID")
 }
 
-/// Failure: a publisher that starts without NATS can't be used, or never emits what happened meanwhile.
+/// Failure: a publisher that starts without NATS refuses deletions, or never emits them.
 #[test]
 fn publisher_started_before_nats_accepts_deletions() -> Result<()> {
     let mut world = World::start(&plan(&["eu", "us"]))?;

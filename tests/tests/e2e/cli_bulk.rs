@@ -1,4 +1,4 @@
-//! `delete-key --key-id=-`: many deletions at once, and what may come between.
+//! `delete-key --key-id=-`: many deletions in one run, and interruptions of it.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::command_line::command;
 use crate::world::{Key, SOON, World, plan};
 
-/// A run, with a list on its standard input.
+/// A bulk run that reads its list from standard input.
 struct Bulk<'a> {
     world: &'a World,
     child: Child,
@@ -35,15 +35,15 @@ impl<'a> Bulk<'a> {
         Ok(Self { world, child, stdout, name })
     }
 
-    /// What it has told people so far.
+    /// Standard error so far.
     fn stderr(&self) -> Result<String> {
         Ok(std::fs::read_to_string(self.world.dir().join(self.name))?)
     }
 
-    /// The next line.
+    /// Reads the next line of standard output.
     fn line(&mut self) -> Result<String> {
         let mut line = String::new();
-        ensure!(self.stdout.read_line(&mut line)? > 0, "it has ended: {}", self.stderr()?);
+        ensure!(self.stdout.read_line(&mut line)? > 0, "the run has exited: {}", self.stderr()?);
         Ok(line.trim_end().to_owned())
     }
 
@@ -52,7 +52,7 @@ impl<'a> Bulk<'a> {
         Ok(kill_process(Pid::from_raw(pid).context("no process")?, Signal::INT)?)
     }
 
-    /// Its exit code, the rest of its lines, and what it told people.
+    /// Waits for the exit: the exit code, the remaining lines, and standard error.
     fn end(mut self) -> Result<(Option<i32>, Vec<String>, String)> {
         let mut rest = String::new();
         self.stdout.read_to_string(&mut rest)?;
@@ -61,7 +61,7 @@ impl<'a> Bulk<'a> {
     }
 }
 
-/// Runs to the end.
+/// Runs a bulk deletion to its exit.
 fn delete(world: &World, flags: &str, list: &str) -> Result<(Option<i32>, Vec<String>, String)> {
     Bulk::start(world, "bulk.stderr", flags, list)?.end()
 }
@@ -70,26 +70,29 @@ fn list_of(keys: &[Key]) -> String {
     keys.iter().fold(String::new(), |list, key| list + &key.id + "\n")
 }
 
-/// What became of each key; each has one line.
-fn fates(keys: &[Key], lines: &[String]) -> Result<BTreeMap<String, String>> {
-    let mut fates = BTreeMap::new();
+/// Returns the result for each key id. Each key must have exactly one line.
+fn results(keys: &[Key], lines: &[String]) -> Result<BTreeMap<String, String>> {
+    let mut results = BTreeMap::new();
     for line in lines {
-        let (id, fate) = line.split_once("  ").with_context(|| format!("no fate: {line}"))?;
-        ensure!(fates.insert(id.to_owned(), fate.to_owned()).is_none(), "{id} has two lines");
+        let (id, result) = line.split_once("  ").with_context(|| format!("no result: {line}"))?;
+        ensure!(results.insert(id.to_owned(), result.to_owned()).is_none(), "{id} has two lines");
     }
-    ensure!(fates.len() == keys.len() && keys.iter().all(|key| fates.contains_key(&key.id)), "{fates:?}");
-    Ok(fates)
+    ensure!(
+        results.len() == keys.len() && keys.iter().all(|key| results.contains_key(&key.id)),
+        "{results:?}"
+    );
+    Ok(results)
 }
 
-fn count(fates: &BTreeMap<String, String>, start: &str) -> usize {
-    fates.values().filter(|fate| fate.starts_with(start)).count()
+fn count(results: &BTreeMap<String, String>, start: &str) -> usize {
+    results.values().filter(|result| result.starts_with(start)).count()
 }
 
 fn live_keys(world: &World) -> Result<usize> {
     Ok(world.sql("SELECT count(*) FROM keys WHERE deleted_at_m IS NULL")?.parse()?)
 }
 
-/// Failure: a run that is cut off leaves keys alive, or can't be run again.
+/// Failure: an interrupted run leaves keys valid, or can't be repeated.
 #[test]
 fn bulk_run_is_repeatable_after_a_publisher_restart() -> Result<()> {
     let mut world = World::start(&plan(&["eu"]))?;
@@ -99,7 +102,7 @@ fn bulk_run_is_repeatable_after_a_publisher_restart() -> Result<()> {
     let list = format!("# leaked\n\n{}{}\n", list_of(&keys), keys[0].id);
 
     let (exit, lines, stderr) = delete(&world, "", &list)?;
-    let first = fates(&keys, &lines)?;
+    let first = results(&keys, &lines)?;
     assert_eq!((exit, count(&first, "deleted  req_")), (Some(0), 500), "{stderr}");
     assert_eq!(stderr, "500 keys: 500 deleted, 0 not found, 0 failed, 0 not started\n");
     assert_eq!(live_keys(&world)?, 0);
@@ -107,14 +110,14 @@ fn bulk_run_is_repeatable_after_a_publisher_restart() -> Result<()> {
 
     world.topology.publisher.restart()?;
     let (exit, lines, stderr) = delete(&world, "", &list)?;
-    assert_eq!((exit, count(&fates(&keys, &lines)?, "not found")), (Some(0), 500), "{stderr}");
+    assert_eq!((exit, count(&results(&keys, &lines)?, "not found")), (Some(0), 500), "{stderr}");
     assert!(stderr.starts_with("500 keys: 0 deleted, 500 not found, 0 failed, 0 not started\n"), "{stderr}");
     let (exit, ..) = delete(&world, "--strict", &list)?;
-    assert_eq!(exit, Some(1), "who wants to be sure that all were there is told");
+    assert_eq!(exit, Some(1), "--strict reports keys that were not found");
     world.assert_gone(&some)
 }
 
-/// Failure: keys whose deletion was under way when the publisher was killed are forgotten.
+/// Failure: a run skips the keys whose deletion was in progress when the publisher was killed.
 #[test]
 fn bulk_run_survives_a_killed_publisher() -> Result<()> {
     let mut world = World::start(&plan(&["eu"]))?;
@@ -128,11 +131,11 @@ fn bulk_run_survives_a_killed_publisher() -> Result<()> {
     world.topology.publisher.restart()?;
     let (exit, rest, stderr) = Bulk { world: &world, child, stdout, name }.end()?;
     lines.extend(rest);
-    let fates = fates(&keys, &lines)?;
-    // Those whose answer was lost were deleted all the same, or are by now.
-    let lost = count(&fates, "not found  (an earlier attempt got no answer, and may have deleted it)");
-    assert_eq!((exit, count(&fates, "deleted  req_") + lost), (Some(0), 500), "{stderr}");
-    assert!(lost <= 4, "no more than were under way: {lost}");
+    let results = results(&keys, &lines)?;
+    // A key whose answer was lost was deleted by the first attempt, or by the retry.
+    let lost = count(&results, "not found  (an earlier attempt got no answer, and may have deleted it)");
+    assert_eq!((exit, count(&results, "deleted  req_") + lost), (Some(0), 500), "{stderr}");
+    assert!(lost <= 4, "more than were in progress: {lost}");
     assert_eq!(live_keys(&world)?, 0);
     Ok(())
 }
@@ -144,10 +147,10 @@ fn bulk_run_waits_until_every_region_has_confirmed() -> Result<()> {
     world.cache_everywhere(&keys.iter().collect::<Vec<_>>())?;
     let (some, others) = keys.split_at(20);
     let (exit, lines, stderr) = delete(&world, "--wait", &list_of(some))?;
-    let told = fates(some, &lines)?;
-    let confirmed = told.values().filter(|fate| fate.contains("  confirmed after ")).count();
-    assert_eq!((exit, confirmed), (Some(0), 20), "{told:?} {stderr}");
-    // Not a moment later: each was confirmed everywhere.
+    let results = results(some, &lines)?;
+    let confirmed = results.values().filter(|result| result.contains("  confirmed after ")).count();
+    assert_eq!((exit, confirmed), (Some(0), 20), "{results:?} {stderr}");
+    // Without a wait: every region has confirmed each deletion.
     world.assert_none_valid(&some.iter().collect::<Vec<_>>())?;
 
     let (exit, lines, _) = delete(&world, "--wait=20s --output=json", &list_of(others))?;
@@ -170,8 +173,11 @@ fn wait_timeout_sets_the_exit_code() -> Result<()> {
     world.agent_mut(0).daemon.pause()?;
     let (exit, lines, stderr) = delete(&world, "--wait=300ms", &list_of(&keys))?;
     world.agent_mut(0).daemon.resume()?;
-    let told = fates(&keys, &lines)?;
-    assert!(told.values().all(|fate| fate.starts_with("deleted") && fate.ends_with("  pending")), "{told:?}");
+    let results = results(&keys, &lines)?;
+    assert!(
+        results.values().all(|result| result.starts_with("deleted") && result.ends_with("  pending")),
+        "{results:?}"
+    );
     assert_eq!(exit, Some(3), "{stderr}");
     assert!(stderr.contains("get-receipt"), "{stderr}");
     Ok(())
@@ -207,14 +213,14 @@ fn one_missing_permission_fails_those_keys_alone() -> Result<()> {
     child.stdin.take().context("stdin")?.write_all(list_of(&[mine.clone(), other.clone()]).as_bytes())?;
     let output = child.wait_with_output()?;
     let lines: Vec<_> = String::from_utf8(output.stdout)?.lines().map(str::to_owned).collect();
-    let told = fates(&[mine.clone(), other.clone()], &lines)?;
-    assert!(told[&mine.id].starts_with("deleted  req_"), "{told:?}");
-    assert!(told[&other.id].starts_with("failed: Permission denied: "), "{told:?}");
+    let results = results(&[mine.clone(), other.clone()], &lines)?;
+    assert!(results[&mine.id].starts_with("deleted  req_"), "{results:?}");
+    assert!(results[&other.id].starts_with("failed: Permission denied: "), "{results:?}");
     assert_eq!(output.status.code(), Some(1));
     Ok(())
 }
 
-/// Failure: deletions that the limit of requests refused are given up, or Ctrl-C has to wait for the minute.
+/// Failure: the run drops deletions that the rate limit refused, or Ctrl-C has to wait for the next minute.
 #[test]
 fn bulk_run_waits_for_the_rate_limit_until_ctrl_c() -> Result<()> {
     let mut world = World::start(&plan(&["eu"]))?;
@@ -222,21 +228,21 @@ fn bulk_run_waits_for_the_rate_limit_until_ctrl_c() -> Result<()> {
     world.topology.publisher.daemon.set_env("EVICTD_RATE_LIMIT_REQUESTS_PER_MINUTE", "10");
     world.topology.publisher.restart()?;
     let bulk = Bulk::start(&world, "bulk.stderr", "", &list_of(&keys))?;
-    eventually("it to say that it waits", SOON, || {
+    eventually("it to report the rate limit", SOON, || {
         bulk.stderr()
             .ok()
             .filter(|stderr| stderr.contains("The server's rate limit is reached; continuing in "))
     })?;
     bulk.interrupt()?;
     let (exit, lines, stderr) = bulk.end()?;
-    let fates = fates(&keys, &lines)?;
-    let (deleted, not_started) = (count(&fates, "deleted  req_"), count(&fates, "not started"));
+    let results = results(&keys, &lines)?;
+    let (deleted, not_started) = (count(&results, "deleted  req_"), count(&results, "not started"));
     assert_eq!((exit, deleted, not_started), (Some(1), 10, 20), "{stderr}");
     assert_eq!(live_keys(&world)?, 20);
     Ok(())
 }
 
-/// Failure: Ctrl-C leaves it open which keys were deleted.
+/// Failure: after Ctrl-C it is unclear which keys were deleted.
 #[test]
 fn ctrl_c_finishes_deletions_in_progress_and_lists_the_rest() -> Result<()> {
     let mut world = World::start(&plan(&["eu"]))?;
@@ -244,32 +250,36 @@ fn ctrl_c_finishes_deletions_in_progress_and_lists_the_rest() -> Result<()> {
     let mut bulk = Bulk::start(&world, "bulk.stderr", "--concurrency=2", &list_of(&keys))?;
     let mut lines = vec![bulk.line()?];
     let Bulk { child, stdout, name, .. } = bulk;
-    // It can't get to the end before it has heard the signal.
+    // A paused publisher keeps the run from finishing before the signal arrives.
     world.topology.publisher.daemon.pause()?;
     let bulk = Bulk { world: &world, child, stdout, name };
     bulk.interrupt()?;
-    eventually("it to say that it was heard", SOON, || {
+    eventually("it to acknowledge the signal", SOON, || {
         bulk.stderr().ok().filter(|stderr| stderr.contains("Finishing the deletions in progress.")).map(drop)
     })?;
     let Bulk { child, stdout, name, .. } = bulk;
     world.topology.publisher.daemon.resume()?;
     let (exit, rest, stderr) = Bulk { world: &world, child, stdout, name }.end()?;
     lines.extend(rest);
-    let fates = fates(&keys, &lines)?;
-    let (deleted, not_started) = (count(&fates, "deleted  req_"), count(&fates, "not started"));
+    let results = results(&keys, &lines)?;
+    let (deleted, not_started) = (count(&results, "deleted  req_"), count(&results, "not started"));
     assert_eq!((exit, deleted + not_started), (Some(1), 300), "{stderr}");
-    assert_eq!(live_keys(&world)?, not_started, "each line is true");
+    assert_eq!(live_keys(&world)?, not_started, "the lines match the store");
     if not_started == 0 {
-        bail!("it had ended before it could be interrupted");
+        bail!("the run finished before the interrupt");
     }
 
     let (exit, _, stderr) = delete(&world, "", &list_of(&keys))?;
-    assert_eq!((exit, live_keys(&world)?), (Some(0), 0), "the same list again finishes it: {stderr}");
+    assert_eq!(
+        (exit, live_keys(&world)?),
+        (Some(0), 0),
+        "a second run with the same list deletes the rest: {stderr}"
+    );
     Ok(())
 }
 
-/// Runs its arguments from the second one on, with the file of the first one as standard input and a terminal for the
-/// rest. Hands on what that is written, and the exit code.
+/// A Python program that runs a command in a pseudo-terminal. The first argument is the file for standard input, the
+/// others are the command. It copies the terminal's output to standard output, and exits with the command's code.
 const TERMINAL: &str = "import os, pty, sys\n\
     child, terminal = pty.fork()\n\
     if child == 0:\n    \
@@ -285,17 +295,17 @@ const TERMINAL: &str = "import os, pty, sys\n\
         os.write(1, written)\n\
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))";
 
-/// Clears the line.
+/// The escape sequence that clears the line.
 const CLEAR: &str = "\r\x1b[2K";
 
-/// Failure: people don't see that anything happens; or what they see is left between the lines, or instead of them.
+/// Failure: a terminal shows no progress, or the progress bar stays between the lines or hides them.
 #[test]
 fn terminal_shows_a_progress_bar_and_then_only_lines() -> Result<()> {
     let mut world = World::start(&plan(&["eu"]))?;
     let keys = world.create_keys(60)?;
     let (list, screen) = (world.dir().join("list"), world.dir().join("screen"));
     std::fs::write(&list, list_of(&keys))?;
-    // It gets no answer before somebody has seen the bar.
+    // Without an answer the bar stays empty until the test has read it.
     world.topology.publisher.daemon.pause()?;
     let evictd = command(&world, world.topology.root_key(), "api keys delete-key --key-id=-")?;
     let mut terminal = Command::new("python3");
@@ -315,13 +325,13 @@ fn terminal_shows_a_progress_bar_and_then_only_lines() -> Result<()> {
     let exit = run.wait()?.code();
 
     let written = written()?;
-    // What is drawn over isn't seen any more.
+    // A user doesn't see what a cleared line held.
     let mut shown: Vec<_> = written
         .lines()
         .map(|line| line.rsplit(CLEAR).next().unwrap_or_default().trim_end().to_owned())
         .collect();
     assert_eq!(shown.pop().as_deref(), Some("60 keys: 60 deleted, 0 not found, 0 failed, 0 not started"));
-    assert_eq!((exit, count(&fates(&keys, &shown)?, "deleted  req_")), (Some(0), 60), "{written:?}");
+    assert_eq!((exit, count(&results(&keys, &shown)?, "deleted  req_")), (Some(0), 60), "{written:?}");
     assert_eq!(live_keys(&world)?, 0);
     Ok(())
 }

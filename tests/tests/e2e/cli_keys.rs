@@ -1,4 +1,4 @@
-//! Each call of the APIs, from the command line, and what it prints.
+//! Each API operation from the command line, and its output.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -6,12 +6,12 @@ use serde_json::{Value, json};
 use crate::command_line::evictd;
 use crate::world::{World, plan};
 
-/// Runs `evictd api <line> --output=json`, which must succeed: the `data`.
+/// Runs `evictd api <line> --output=json`, which must succeed. Returns the answer's `data`.
 fn data(world: &World, line: &str) -> Result<Value> {
     Ok(whole(world, line)?["data"].clone())
 }
 
-/// As [`data`]: all of the answer.
+/// Like [`data`], but returns the whole answer.
 fn whole(world: &World, line: &str) -> Result<Value> {
     let line = format!("api {line} --output=json");
     let outcome = evictd(world, world.topology.root_key(), &line)?;
@@ -20,7 +20,7 @@ fn whole(world: &World, line: &str) -> Result<Value> {
 }
 
 fn text(value: &Value) -> Result<String> {
-    value.as_str().map(str::to_owned).context("text")
+    value.as_str().map(str::to_owned).context("not a string")
 }
 
 #[test]
@@ -46,7 +46,11 @@ fn every_key_setting_is_created_shown_changed_and_cleared() -> Result<()> {
     let changed = data(&world, &get)?;
     assert_eq!((&changed["name"], &changed["enabled"]), (&json!("cd"), &json!(false)));
     assert_eq!(changed["permissions"], json!(["files.read"]));
-    assert_eq!((&changed["meta"], &changed["expires"]), (&shown["meta"], &shown["expires"]), "not said");
+    assert_eq!(
+        (&changed["meta"], &changed["expires"]),
+        (&shown["meta"], &shown["expires"]),
+        "these fields were not in the request"
+    );
 
     update("--clear-name --clear-external-id --meta-json=null --clear-expires --permissions= --enabled")?;
     let bare = data(&world, &get)?;
@@ -121,7 +125,7 @@ fn a_list_is_printed_a_page_at_a_time() -> Result<()> {
         let more = lines.last().and_then(|line| line.strip_prefix("more: "));
         assert_eq!(more.is_some(), page == 0, "{}", outcome.stdout);
         if let Some(more) = more {
-            // The cursor is the id that comes next, and isn't quoted.
+            // The cursor is the next page's first id. Unlike the ids above, it isn't quoted.
             cursor = format!(" {more}");
         }
     }
@@ -141,7 +145,7 @@ fn an_api_is_shown_with_its_name() -> Result<()> {
     let world = World::start(&plan(&["eu"]))?;
     let shown = data(&world, &format!("apis get-api --api-id={}", world.api))?;
     assert_eq!(shown, json!({ "id": world.api, "name": "payments" }));
-    evictd(&world, world.topology.root_key(), "api apis get-api --api-id=api_nobody")?
+    evictd(&world, world.topology.root_key(), "api apis get-api --api-id=api_unknown")?
         .assert_failed("Not found");
     Ok(())
 }
@@ -162,7 +166,7 @@ fn unsupported_and_malformed_flags_are_explained() -> Result<()> {
     world.wait_for_codes(&[&key], "VALID")
 }
 
-/// Failure: a set-up made for Unkey names one URL, and its root key is sent to whatever listens on this machine.
+/// Failure: a setup made for Unkey sets one URL, and `verify-key` sends the root key to a local default URL instead.
 #[test]
 fn unkeys_base_url_is_used_for_verification_too() -> Result<()> {
     let world = World::start(&plan(&["eu"]))?;
@@ -182,19 +186,19 @@ fn unkeys_base_url_is_used_for_verification_too() -> Result<()> {
 fn help_and_version_work_as_subcommands() -> Result<()> {
     use evictd_tests::process::evictd_command;
 
-    let said = |words: &[&str]| -> Result<String> {
+    let output_of = |words: &[&str]| -> Result<String> {
         let output = evictd_command()?.args(words).output()?;
         ensure!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
         Ok(String::from_utf8(output.stdout)?)
     };
     for words in [["api", "keys", "delete-key", "help"].as_slice(), &["root-key", "create", "help"]] {
-        assert!(said(words)?.contains("Usage: evictd "), "{words:?}");
+        assert!(output_of(words)?.contains("Usage: evictd "), "{words:?}");
     }
-    assert_eq!(said(&["version"])?, said(&["--version"])?);
+    assert_eq!(output_of(&["version"])?, output_of(&["--version"])?);
     Ok(())
 }
 
-/// Failure: a mistyped host is told as if something had been created there.
+/// Failure: with a mistyped host, the error suggests that a resource may have been created.
 #[test]
 fn request_that_was_never_sent_is_not_reported_as_created() -> Result<()> {
     let world = World::start(&plan(&["eu"]))?;
@@ -207,19 +211,19 @@ fn request_that_was_never_sent_is_not_reported_as_created() -> Result<()> {
     Ok(())
 }
 
-/// Failure: a deletion that nobody heard of looks confirmed.
+/// Failure: a deletion that no agent received looks confirmed.
 #[test]
 fn change_without_any_agent_prints_a_warning() -> Result<()> {
     let mut world = World::start(&plan(&["eu"]))?;
     let key = world.create_key()?;
-    // An agent that is forgotten leaves no trace in the roster.
+    // The publisher must not find the killed agent in the roster.
     world.agent_mut(0).daemon.kill()?;
     world.topology.publisher.daemon.kill()?;
     world.sql("DELETE FROM roster")?;
     world.topology.publisher.restart()?;
     let line = format!("api keys delete-key --key-id={} --wait=5s", key.id);
     let outcome = evictd(&world, world.topology.root_key(), &line)?;
-    assert_eq!(outcome.exit, Some(0), "it is in force: {}{}", outcome.stdout, outcome.stderr);
+    assert_eq!(outcome.exit, Some(0), "the deletion is in force: {}{}", outcome.stdout, outcome.stderr);
     assert!(outcome.stderr.starts_with("warning: the publisher has no agent"), "{}", outcome.stderr);
     assert!(!outcome.stdout.contains("\nconfirmed"), "{}", outcome.stdout);
     Ok(())

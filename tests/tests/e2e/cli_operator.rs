@@ -1,4 +1,4 @@
-//! What operators do on the home store itself: root keys, audit records, delete protection, its schema.
+//! Operators' commands on the home store: root keys, audit records, delete protection and the schema.
 
 use std::collections::BTreeSet;
 
@@ -23,7 +23,7 @@ fn data(world: &World, root_key: &str, line: &str) -> Result<Value> {
     Ok(outcome.json()?["data"].clone())
 }
 
-/// Failure: a root key that was revoked goes on working somewhere.
+/// Failure: a revoked root key still works at an agent or at the publisher.
 #[test]
 fn a_revoked_root_key_is_refused_by_publisher_and_agents() -> Result<()> {
     let world = World::start(&plan(&["eu"]))?;
@@ -40,7 +40,7 @@ fn a_revoked_root_key_is_refused_by_publisher_and_agents() -> Result<()> {
         revoked.stdout.trim().strip_prefix(&format!("{id} is revoked  ")).context("no request id")?;
     assert!(revoked.stderr.contains(&format!("get-receipt --request-id={request}")), "{}", revoked.stderr);
 
-    // With another root key of the workspace, as it says.
+    // Another root key of the workspace can read the receipt, as the output says.
     let state = || {
         let line = format!("propagation get-receipt --request-id={request}");
         let receipt = data(&world, world.topology.root_key(), &line).ok()?;
@@ -64,7 +64,7 @@ fn root_key_expires_at_the_given_time() -> Result<()> {
         |expires: &str| operate(&world, &format!("root-key create --output=json --expires={expires}"));
     let created = create("90d")?.json()?;
     let in_90_days = wall_millis()? + 90 * 86_400_000;
-    let expires = created["expires"].as_i64().context("no end")?;
+    let expires = created["expires"].as_i64().context("no expiry")?;
     assert!((in_90_days - 600_000..=in_90_days).contains(&expires), "{expires}");
     assert_eq!(create("2099-01-31T12:00:00+00:00")?.json()?["expires"], 4_073_544_000_000_i64);
     create("2020-01-31T12:00:00Z")?.assert_failed("in the past");
@@ -72,8 +72,8 @@ fn root_key_expires_at_the_given_time() -> Result<()> {
     assert!(list.contains("  expires 2099-01-31T12:00:00.000Z  "), "{list}");
 
     let brief = create("2s")?.json()?["rootKey"].as_str().context("no root key")?.to_owned();
-    eventually("it to end", SOON, || {
-        let outcome = evictd(&world, &brief, "api apis get-api --api-id=api_nobody").ok()?;
+    eventually("the root key to expire", SOON, || {
+        let outcome = evictd(&world, &brief, "api apis get-api --api-id=api_unknown").ok()?;
         outcome.stderr.starts_with("Permission denied").then_some(())
     })
 }
@@ -142,8 +142,8 @@ fn a_protected_api_is_not_deleted() -> Result<()> {
     Ok(())
 }
 
-/// Failure: a name forges rows of the list, a root key that is switched off looks like one in use, and what the store
-/// refuses is told in its words.
+/// Failure: a name forges rows of the list, a disabled root key looks like an enabled one, or a name that is too long
+/// fails with the store's raw error.
 #[test]
 fn root_keys_are_listed_as_they_are() -> Result<()> {
     let world = World::start(&plan(&["eu"]))?;
@@ -171,7 +171,7 @@ fn root_keys_are_listed_as_they_are() -> Result<()> {
     Ok(())
 }
 
-/// Failure: a configuration is found good, and the daemon doesn't start with it.
+/// Failure: `check-config` accepts a configuration with which the daemon doesn't start.
 #[test]
 fn a_configuration_is_checked_with_the_files_that_it_names() -> Result<()> {
     let world = World::start(&plan(&["eu"]))?;
@@ -192,17 +192,17 @@ fn a_configuration_is_checked_with_the_files_that_it_names() -> Result<()> {
     Ok(())
 }
 
-/// Failure: a store of another version is damaged, or refused without a word of what to do.
+/// Failure: a command damages a store of another version, or refuses it without a way out.
 #[test]
 fn migrate_runs_in_advance_and_refuses_a_foreign_schema() -> Result<()> {
     let mut world = World::start(&plan(&["eu"]))?;
     let migrate = |world: &World| operate(world, "migrate");
     let done = migrate(&world)?;
-    assert_eq!(done.exit, Some(0), "beside a running publisher: {}", done.stderr);
+    assert_eq!(done.exit, Some(0), "while a publisher runs: {}", done.stderr);
     let up_to_date = format!("the home store {} is up to date: ", world.store().display());
-    let told = done.stdout.strip_prefix(&up_to_date);
+    let detail = done.stdout.strip_prefix(&up_to_date);
     assert_eq!(
-        told,
+        detail,
         Some("it had version 3 of the schema already, nothing was changed\n"),
         "{}",
         done.stdout
@@ -214,8 +214,8 @@ fn migrate_runs_in_advance_and_refuses_a_foreign_schema() -> Result<()> {
         .arg(format!("store.path={}", elsewhere.display()))
         .output()?;
     assert!(fresh.status.success() && elsewhere.exists());
-    let told = String::from_utf8(fresh.stdout)?;
-    assert!(told.ends_with(": it was made, with version 3 of the schema\n"), "{told}");
+    let printed = String::from_utf8(fresh.stdout)?;
+    assert!(printed.ends_with(": it was made, with version 3 of the schema\n"), "{printed}");
 
     world.topology.publisher.daemon.stop(SOON)?;
     world.sql("UPDATE _sqlx_migrations SET checksum = x'00' WHERE version = 1")?;
@@ -228,15 +228,15 @@ fn migrate_runs_in_advance_and_refuses_a_foreign_schema() -> Result<()> {
     Ok(())
 }
 
-/// Failure: operators of a database can do less than those of a file.
+/// Failure: a command works on SQLite only.
 #[test]
 fn the_same_commands_work_on_postgresql() -> Result<()> {
     let server = Postgres::start()?;
     let mut world =
         World::start(&Plan { store: Store::Postgres(server.url()), publishers: 2, ..plan(&["eu"]) })?;
-    let place = format!("postgres://127.0.0.1:{}/", server.port());
+    let server_url = format!("postgres://127.0.0.1:{}/", server.port());
     let migrated = operate(&world, "migrate")?;
-    assert!(migrated.stdout.starts_with(&format!("the home store {place}")), "{}", migrated.stderr);
+    assert!(migrated.stdout.starts_with(&format!("the home store {server_url}")), "{}", migrated.stderr);
     assert!(migrated.stdout.ends_with(" already, nothing was changed\n"), "{}", migrated.stdout);
 
     let created = operate(&world, "root-key create --expires=90d --output=json")?.json()?;

@@ -1,5 +1,5 @@
-//! Wall clocks that are wrong by an hour, and that are set while everything runs. They date things; nothing
-//! that is promised depends on them.
+//! Wall clocks that are wrong by an hour, or set while the daemons run. They only provide dates: no guarantee
+//! depends on them.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -28,16 +28,16 @@ fn plan(regions: &[&str]) -> Plan {
     with_bound(BOUND, Plan { publisher, ..breakable(regions) })
 }
 
-/// `node` comes back with a wall clock that is wrong by `seconds`.
+/// Restarts `node` with a wall clock that is wrong by `seconds`.
 fn restart_with_clock(node: &mut Node, dir: &Path, seconds: i64) -> Result<WallClock> {
     let clock = WallClock::give_to(&mut node.daemon, dir, seconds)?;
-    // It takes its leave, so that nobody waits for what it was.
+    // It says that it leaves, so that no receipt waits for the old process.
     ensure!(node.daemon.stop(SOON)?.success(), "{}", node.daemon.log_tail());
     node.restart()?;
     Ok(clock)
 }
 
-/// Waits until `agent` has measured that home's clock shows so many seconds more than its own.
+/// Waits until `agent` has measured that home's clock is ahead of its own by `seconds`.
 fn wait_for_offset(agent: &Node, seconds: i64) -> Result<()> {
     let what = format!("{} to measure that home is {seconds} s ahead", agent.daemon.name());
     let mut last = None;
@@ -48,9 +48,9 @@ fn wait_for_offset(agent: &Node, seconds: i64) -> Result<()> {
     outcome.with_context(|| format!("it measured {last:?}"))
 }
 
-/// All that is promised about deletions and ends, as if all clocks were right. Home's shows `home` seconds
-/// more than this machine's.
-fn assert_all_is_well(world: &World, home: i64) -> Result<()> {
+/// Asserts every guarantee about deletions and expiry, as if all clocks were right. Home's clock is ahead of this
+/// machine's by `home` seconds.
+fn assert_guarantees(world: &World, home: i64) -> Result<()> {
     let good = world.create_key()?;
     let doomed: Vec<Key> = (0..5).map(|_| world.create_key()).collect::<Result<_>>()?;
     world.cache_everywhere(&[&good])?;
@@ -62,14 +62,14 @@ fn assert_all_is_well(world: &World, home: i64) -> Result<()> {
     let lasting = world.create_key_with(json!({ "expires": expires + 60_000 }))?;
     world.cache_everywhere(&[&lasting, &ending])?;
     for agent in world.topology.agents() {
-        try_eventually("the key's end", SOON, || {
+        try_eventually("the key to expire", SOON, || {
             let (code, now) = (world.code(agent, &ending)?, wall_millis()? + home * 1_000);
             ensure!(code == "VALID" || now > expires - 200, "{code} {} ms too early", expires - now);
-            ensure!(code != "VALID" || now < expires + 2_000, "VALID {} ms after its end", now - expires);
+            ensure!(code != "VALID" || now < expires + 2_000, "VALID {} ms after its expiry", now - expires);
             Ok((code == "EXPIRED").then_some(()))
         })?;
     }
-    // Longer than a lease: it is renewed all the time, and nobody is denied anything.
+    // Longer than a lease, which must be renewed without a denied request in between.
     throughout(BOUND + BOUND / 2, || {
         for agent in world.topology.agents() {
             let name = agent.daemon.name();
@@ -90,7 +90,7 @@ fn assert_deletions_are_quick_and_dated(world: &World, doomed: &[Key]) -> Result
         let lag = |agent: &Node| agent.metrics()?.histogram(LAG, &[]).context("no lag");
         world.topology.agents().map(lag).collect()
     };
-    // Until then somebody who was restarted may be waited for under its old name.
+    // Until then, receipts may wait for the old process of a restarted agent.
     let regions = world.topology.regions.len() as u64;
     wait_for_count(world.publisher(), "evictd_publisher_agents", &[("state", "live")], regions)?;
     let before = lags()?;
@@ -112,8 +112,8 @@ fn assert_deletions_are_quick_and_dated(world: &World, doomed: &[Key]) -> Result
     wait_for_count(world.publisher(), "evictd_publisher_unconfirmed_deletions", &[], 0)
 }
 
-/// The lease ends when it must, whatever the wall clock says: neither an hour early nor an hour late.
-fn assert_the_lease_keeps_its_time(world: &World) -> Result<()> {
+/// Asserts that the lease expires on time, neither an hour early nor an hour late.
+fn assert_lease_expires_on_time(world: &World) -> Result<()> {
     let [good, doomed] = [world.create_key()?, world.create_key()?];
     world.cache_everywhere(&[&good, &doomed])?;
     for site in &world.topology.regions {
@@ -123,7 +123,7 @@ fn assert_the_lease_keeps_its_time(world: &World) -> Result<()> {
     let deleted_at = Instant::now();
     let callers: Vec<Caller> = world.topology.agents().map(|agent| Caller::new(world, agent)).collect();
     for caller in &callers {
-        ensure!(caller.code(&good)? == "VALID", "it has a proof that is newer than the bound");
+        ensure!(caller.code(&good)? == "VALID", "it has a proof that is younger than the bound");
     }
     throughout(BOUND * 2, || {
         for caller in &callers {
@@ -143,7 +143,7 @@ fn assert_the_lease_keeps_its_time(world: &World) -> Result<()> {
     world.wait_for_codes(&[&good], "VALID")
 }
 
-/// Failure: an agent decides by its own date what is new, what has ended, or how long it may trust itself.
+/// Failure: an agent uses its wall clock to order changes, to expire keys, or to time its lease.
 #[test]
 fn agents_with_wrong_wall_clocks_keep_every_guarantee() -> Result<()> {
     let mut world = World::start(&plan(&["ahead", "behind", "right"]))?;
@@ -159,38 +159,38 @@ fn agents_with_wrong_wall_clocks_keep_every_guarantee() -> Result<()> {
         wait_for_offset(world.agent(2), 0)
     };
     check_offsets(&world, wrong)?;
-    assert_all_is_well(&world, 0)?;
-    assert_the_lease_keeps_its_time(&world)?;
+    assert_guarantees(&world, 0)?;
+    assert_lease_expires_on_time(&world)?;
 
-    // They are set right while the agents run, and wrong again the other way.
+    // The clocks are corrected while the agents run, and then set wrong in the other direction.
     for wrong in [[0, 0], [-HOUR, HOUR]] {
         for (clock, wrong) in clocks.iter().zip(wrong) {
             clock.set(wrong)?;
         }
         check_offsets(&world, wrong)?;
-        assert_all_is_well(&world, 0)?;
+        assert_guarantees(&world, 0)?;
     }
     Ok(())
 }
 
-/// Failure: agents believe the dates on what they are told, or the publisher its own.
+/// Failure: an agent relies on the dates in messages, or the publisher on its own wall clock.
 #[test]
 fn publisher_with_a_wrong_wall_clock_keeps_every_guarantee() -> Result<()> {
     let mut world = World::start(&plan(&["eu", "us"]))?;
     let dir = world.dir().to_owned();
     let clock = restart_with_clock(&mut world.topology.publisher, &dir, HOUR)?;
-    // The hour that is taken back is dated twice.
+    // Setting the clock back makes the same hour happen twice.
     for wrong in [HOUR, 0, -HOUR] {
         clock.set(wrong)?;
         for agent in world.topology.agents() {
             wait_for_offset(agent, wrong)?;
         }
-        assert_all_is_well(&world, wrong)?;
+        assert_guarantees(&world, wrong)?;
     }
-    assert_the_lease_keeps_its_time(&world)
+    assert_lease_expires_on_time(&world)
 }
 
-/// Failure: a clock that is set in the very moment of a deletion hides it, or ends a lease, or a proof.
+/// Failure: a clock that is set during a deletion hides the deletion, or ends a lease or a proof.
 #[test]
 fn wall_clocks_set_during_deletions_change_nothing() -> Result<()> {
     let mut world = World::start(&plan(&["eu", "us"]))?;
@@ -204,7 +204,7 @@ fn wall_clocks_set_during_deletions_change_nothing() -> Result<()> {
     let wrong = [HOUR, -HOUR, 10 * HOUR, 0, -24 * HOUR, HOUR / 4];
     for (step, wrong) in wrong.into_iter().enumerate() {
         clocks[step % 2].set(wrong)?;
-        // The library looks at the clock once a second: some of these meet it while it is set.
+        // The clock library reads the new time once a second, so some deletions coincide with the change.
         throughout(Duration::from_millis(1_200), || {
             let doomed = world.create_key()?;
             world.wait_for_codes(&[&doomed], "VALID")?;

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::world::{World, plan};
 
-/// What a command left behind.
+/// The exit code and the output of a command.
 pub(crate) struct Outcome {
     pub(crate) exit: Option<i32>,
     pub(crate) stdout: String,
@@ -21,14 +21,14 @@ impl Outcome {
         serde_json::from_str(&self.stdout).with_context(|| format!("no JSON: {}{}", self.stdout, self.stderr))
     }
 
-    /// It failed, said `words` to people, and nothing to pipes.
+    /// Asserts that it failed with `words` on standard error, and wrote nothing to standard output.
     pub(crate) fn assert_failed(&self, words: &str) {
         assert_eq!((self.exit, self.stdout.as_str()), (Some(1), ""), "{}", self.stderr);
         assert!(self.stderr.contains(words), "{}", self.stderr);
     }
 }
 
-/// `evictd <line>` with settings in the environment, as a script would run it.
+/// Prepares `evictd <line>` with its settings in the environment, as a script would run it.
 pub(crate) fn command(world: &World, root_key: &str, line: &str) -> Result<Command> {
     let mut command = evictd_command()?;
     command.args(line.split_ascii_whitespace()).env("HOME", world.dir());
@@ -38,7 +38,7 @@ pub(crate) fn command(world: &World, root_key: &str, line: &str) -> Result<Comma
     Ok(command)
 }
 
-/// Runs `evictd <line>` to its end.
+/// Runs `evictd <line>` until it exits.
 pub(crate) fn evictd(world: &World, root_key: &str, line: &str) -> Result<Outcome> {
     let output = command(world, root_key, line)?.output().context("running evictd")?;
     Ok(Outcome {
@@ -59,7 +59,7 @@ fn the_command_line_creates_verifies_and_deletes() -> Result<()> {
         assert!(answer["meta"]["requestId"].as_str().is_some_and(|id| id.starts_with("req_")), "{answer}");
         Ok(answer["data"].clone())
     };
-    let text = |value: &Value| value.as_str().map(str::to_owned).context("text");
+    let text = |value: &Value| value.as_str().map(str::to_owned).context("not a string");
 
     let api = text(&data("apis create-api --name=billing")?["apiId"])?;
     let created = data(&format!("keys create-key --api-id={api} --prefix=prod --name=ci"))?;
@@ -67,17 +67,17 @@ fn the_command_line_creates_verifies_and_deletes() -> Result<()> {
     assert_eq!(data(&format!("keys get-key --key-id={id}"))?["name"], "ci");
     assert_eq!(data(&format!("keys verify-key --key={key}"))?["code"], "VALID");
 
-    // For people: the request, how long it took, and the data.
+    // The text output: the request id, the duration and the data.
     let outcome = run(&format!("keys delete-key --key-id={id}"))?;
     assert_eq!((outcome.exit, outcome.stderr.as_str()), (Some(0), ""));
     assert!(outcome.stdout.starts_with("req_") && outcome.stdout.contains(" (took "), "{}", outcome.stdout);
     assert!(outcome.stdout.ends_with("\n\n{}\n"), "{}", outcome.stdout);
     let key = crate::world::Key { id, text: key };
     world.assert_gone(&[&key])?;
-    // A verdict is no failure.
+    // A negative verdict is not a failure of the command.
     assert_eq!(data(&format!("keys verify-key --key={}", key.text))?["code"], "NOT_FOUND");
 
-    // One dash is as good as two, as in Unkey's own command line.
+    // Flags may have one dash, as in Unkey's own command line.
     let other = text(&data(&format!("keys create-key -api-id {api}"))?["keyId"])?;
     data(&format!("keys delete-key -key-id={other} -permanent"))?;
     assert_eq!(world.sql("SELECT count(*) FROM keys WHERE deleted_at_m IS NULL")?, "0");
@@ -93,10 +93,10 @@ fn errors_go_to_standard_error_and_exit_with_1() -> Result<()> {
     let delete = format!("api keys delete-key --key-id={}", key.id);
     let root_key = world.topology.root_key();
 
-    evictd(&world, "unkey_nobody", &delete)?.assert_failed("Authentication failed");
+    evictd(&world, "unkey_unknown", &delete)?.assert_failed("Authentication failed");
     evictd(&world, &key.text, &delete)?.assert_failed("Authentication failed");
     evictd(&world, "", &delete)?.assert_failed("EVICTD_ROOT_KEY");
-    evictd(&world, root_key, "api keys delete-key --key-id=key_nobody")?.assert_failed("Not found");
+    evictd(&world, root_key, "api keys delete-key --key-id=key_unknown")?.assert_failed("Not found");
     evictd(&world, root_key, "api keys delete-key --key-id=k")?.assert_failed("keyId");
     evictd(&world, root_key, "api keys delete-key")?.assert_failed("--key-id");
     evictd(&world, root_key, &format!("{delete} --permanant"))?.assert_failed("--permanent");

@@ -1,4 +1,4 @@
-//! Everything is killed, in an order that chance decides, while keys come and go.
+//! Daemons and servers are killed in random order while clients create, delete and verify keys.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,40 +16,40 @@ use crate::world::{Caller, Key, World, assert_bounded, plan, with_bound};
 const BOUND: Duration = Duration::from_secs(2);
 const RUN: Duration = Duration::from_secs(20);
 
-/// A key, and since when it is known to be deleted.
+/// A key, and when its deletion was answered.
 #[derive(Clone)]
-struct Fate {
+struct TrackedKey {
     key: Key,
-    /// When the deletion was answered.
     deleted_at: Option<Instant>,
-    /// Whether somebody has asked for its deletion, with whatever outcome.
+    /// Whether a client has requested its deletion, with any outcome.
     doomed: bool,
 }
 
 #[derive(Default)]
-struct Story {
-    fates: Mutex<Vec<Fate>>,
+struct Workload {
+    keys: Mutex<Vec<TrackedKey>>,
     over: AtomicBool,
 }
 
-impl Story {
+impl Workload {
     fn is_over(&self) -> bool {
         self.over.load(Ordering::Relaxed)
     }
 
-    fn fates(&self) -> Result<Vec<Fate>> {
-        Ok(self.fates.lock().map_err(|_| anyhow!("somebody panicked"))?.clone())
+    fn keys(&self) -> Result<Vec<TrackedKey>> {
+        Ok(self.keys.lock().map_err(|_| anyhow!("a client panicked"))?.clone())
     }
 
-    /// Creates keys and deletes every other one, for as long as the story goes on. A publisher that is
-    /// dead answers nothing, and the same deletion is asked for again.
+    /// Creates keys and deletes every other one until the workload is over. Repeats a deletion that was not answered
+    /// because the publisher was dead.
     fn create_and_delete(&self, publisher: &Caller, api: &str) -> Result<()> {
         while !self.is_over() {
             self.create(publisher, api)?;
             self.create(publisher, api)?;
-            let index = self.fates()?.iter().position(|fate| fate.deleted_at.is_none() && fate.doomed);
-            // One that was left over, or else the newest.
-            if let Some(index) = index.or(self.fates()?.len().checked_sub(1)) {
+            let index =
+                self.keys()?.iter().position(|tracked| tracked.deleted_at.is_none() && tracked.doomed);
+            // An unanswered deletion comes first, then the newest key.
+            if let Some(index) = index.or(self.keys()?.len().checked_sub(1)) {
                 self.delete(publisher, index)?;
             }
         }
@@ -57,47 +57,47 @@ impl Story {
     }
 
     fn create(&self, publisher: &Caller, api: &str) -> Result<()> {
-        // Whether it was created is unknown if there is no answer; nobody knows its name then.
+        // Without an answer, the key's id is unknown, and so is whether the key exists.
         let Ok(answer) = publisher.call("keys.createKey", &json!({ "apiId": api })) else { return Ok(()) };
         let text = |member: &str| answer.body["data"][member].as_str().map(str::to_owned);
         if let (200, Some(id), Some(text)) = (answer.status, text("keyId"), text("key")) {
-            let fate = Fate { key: Key { id, text }, deleted_at: None, doomed: false };
-            self.fates.lock().map_err(|_| anyhow!("somebody panicked"))?.push(fate);
+            let tracked = TrackedKey { key: Key { id, text }, deleted_at: None, doomed: false };
+            self.keys.lock().map_err(|_| anyhow!("a client panicked"))?.push(tracked);
         }
         Ok(())
     }
 
     fn delete(&self, publisher: &Caller, index: usize) -> Result<()> {
         let id = {
-            let mut fates = self.fates.lock().map_err(|_| anyhow!("somebody panicked"))?;
-            fates[index].doomed = true;
-            fates[index].key.id.clone()
+            let mut keys = self.keys.lock().map_err(|_| anyhow!("a client panicked"))?;
+            keys[index].doomed = true;
+            keys[index].key.id.clone()
         };
         let Ok(answer) = publisher.call("keys.deleteKey", &json!({ "keyId": id })) else { return Ok(()) };
-        // 404: an earlier try had worked although it wasn't answered.
+        // 404: an earlier attempt succeeded without an answer.
         if [200, 404].contains(&answer.status) {
-            self.fates.lock().map_err(|_| anyhow!("somebody panicked"))?[index].deleted_at =
+            self.keys.lock().map_err(|_| anyhow!("a client panicked"))?[index].deleted_at =
                 Some(Instant::now());
         }
         Ok(())
     }
 
-    /// Verifies all keys at one agent, again and again, and holds each answer against the promise (G1).
-    /// Returns how many there were.
+    /// Verifies the keys at one agent in a loop, and checks each answer against the guarantee G1. Returns the number
+    /// of answers.
     fn verify(&self, agent: &Caller) -> Result<usize> {
         let mut answers = 0;
         while !self.is_over() {
-            // The newest hundred, so that each comes up often enough to be cached.
-            for fate in self.fates()?.iter().rev().take(100) {
+            // Only the newest hundred, so that each is verified often enough to be cached.
+            for tracked in self.keys()?.iter().rev().take(100) {
                 let asked_at = Instant::now();
-                let Ok(code) = agent.code(&fate.key) else { continue };
+                let Ok(code) = agent.code(&tracked.key) else { continue };
                 answers += 1;
-                if let Some(deleted_at) = fate.deleted_at {
-                    assert_bounded(asked_at, deleted_at, BOUND, &code).context(fate.key.id.clone())?;
+                if let Some(deleted_at) = tracked.deleted_at {
+                    assert_bounded(asked_at, deleted_at, BOUND, &code).context(tracked.key.id.clone())?;
                 } else if code == "NOT_FOUND" {
-                    // Nobody had asked for it when this was sent.
-                    let doomed = self.fates()?.iter().any(|now| now.key.id == fate.key.id && now.doomed);
-                    ensure!(doomed, "{} is NOT_FOUND", fate.key.id);
+                    // When this request was sent, no deletion had been answered. One must have been requested.
+                    let doomed = self.keys()?.iter().any(|now| now.key.id == tracked.key.id && now.doomed);
+                    ensure!(doomed, "{} is NOT_FOUND", tracked.key.id);
                 }
             }
         }
@@ -105,7 +105,6 @@ impl Story {
     }
 }
 
-/// What can be killed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Victim {
     Publisher,
@@ -128,7 +127,7 @@ impl Victim {
         .map(drop)
     }
 
-    /// Starts it again; whether it can be of use yet is another matter.
+    /// Starts it again, without waiting until it is ready.
     fn start(self, topology: &mut Topology) -> Result<()> {
         match self {
             Self::Publisher => topology.publisher.daemon.restart(),
@@ -139,10 +138,10 @@ impl Victim {
     }
 }
 
-/// Kills one to three at once, and starts them again in another order, until the time is over.
+/// Kills one to three victims at a time and restarts them in another order, until the run is over.
 fn kill_in_any_order(topology: &mut Topology, random: &mut Random, events: &mut Vec<String>) -> Result<()> {
     let started = Instant::now();
-    // Long enough for something to recover, and short enough for many a crash to meet a recovery.
+    // Long enough for some recoveries to finish, and short enough for crashes during others.
     let pause = |random: &mut Random| throughout(Duration::from_millis(random.below(900) as u64), || Ok(()));
     while started.elapsed() < RUN {
         let mut victims = Victim::ALL;
@@ -163,23 +162,23 @@ fn kill_in_any_order(topology: &mut Topology, random: &mut Random, events: &mut 
     Ok(())
 }
 
-/// Failure: two crashes together undo what each of them alone does not.
+/// Failure: two crashes together lose what each of them alone does not.
 #[test]
 fn guarantees_hold_when_everything_is_killed_in_any_order() -> Result<()> {
-    Random::lived_through(live_through)
+    Random::lived_through(run)
 }
 
-fn live_through(random: &mut Random, events: &mut Vec<String>) -> Result<()> {
+fn run(random: &mut Random, events: &mut Vec<String>) -> Result<()> {
     let plan = Plan { servers: Servers::PerRegion, ..plan(&["eu", "us"]) };
     let mut world = World::start(&with_bound(BOUND, plan))?;
     let publisher = Caller::new(&world, world.publisher());
     let agents = [0, 1].map(|region| Caller::new(&world, world.agent(region)));
-    let (story, api) = (Story::default(), world.api.clone());
+    let (workload, api) = (Workload::default(), world.api.clone());
     let answers = thread::scope(|scope| {
-        let changing = scope.spawn(|| story.create_and_delete(&publisher, &api));
-        let verifying = agents.each_ref().map(|agent| scope.spawn(|| story.verify(agent)));
+        let changing = scope.spawn(|| workload.create_and_delete(&publisher, &api));
+        let verifying = agents.each_ref().map(|agent| scope.spawn(|| workload.verify(agent)));
         let killed = kill_in_any_order(&mut world.topology, random, events);
-        story.over.store(true, Ordering::Relaxed);
+        workload.over.store(true, Ordering::Relaxed);
         let changed = changing.join().map_err(|_| anyhow!("a client panicked"))?;
         let mut answers = 0;
         for thread in verifying {
@@ -193,22 +192,23 @@ fn live_through(random: &mut Random, events: &mut Vec<String>) -> Result<()> {
     for region in 0..2 {
         world.agent_mut(region).wait_until_ready()?;
     }
-    let fates = story.fates()?;
-    // What was asked for and not answered has happened or not; now it has.
-    for fate in fates.iter().filter(|fate| fate.doomed && fate.deleted_at.is_none()) {
-        let answer = publisher.call("keys.deleteKey", &json!({ "keyId": fate.key.id }))?;
+    let keys = workload.keys()?;
+    // Completes the deletions that were requested and never answered.
+    for tracked in keys.iter().filter(|tracked| tracked.doomed && tracked.deleted_at.is_none()) {
+        let answer = publisher.call("keys.deleteKey", &json!({ "keyId": tracked.key.id }))?;
         ensure!([200, 404].contains(&answer.status), "{}", answer.text);
     }
-    let (deleted, good): (Vec<&Fate>, Vec<&Fate>) = fates.iter().partition(|fate| fate.doomed);
+    let (deleted, good): (Vec<&TrackedKey>, Vec<&TrackedKey>) =
+        keys.iter().partition(|tracked| tracked.doomed);
     println!(
         "{} keys, of which {} were deleted; {answers} answers during {} kills and starts",
-        fates.len(),
+        keys.len(),
         deleted.len(),
         events.len()
     );
-    ensure!(deleted.len() > 20 && answers > 500, "too little has happened for a test");
+    ensure!(deleted.len() > 20 && answers > 500, "too few deletions or answers for a meaningful run");
     world.wait_until_caught_up()?;
-    world.assert_gone(&deleted.iter().map(|fate| &fate.key).collect::<Vec<_>>())?;
-    world.wait_for_codes(&good.iter().map(|fate| &fate.key).collect::<Vec<_>>(), "VALID")?;
+    world.assert_gone(&deleted.iter().map(|tracked| &tracked.key).collect::<Vec<_>>())?;
+    world.wait_for_codes(&good.iter().map(|tracked| &tracked.key).collect::<Vec<_>>(), "VALID")?;
     world.assert_works()
 }

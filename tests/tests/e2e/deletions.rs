@@ -1,5 +1,4 @@
-//! Keys and APIs that everybody has cached are gone everywhere; keys that are switched off or at their
-//! end grant nothing anywhere.
+//! Deleted keys and APIs are evicted from every region. Disabled and expired keys grant nothing in any region.
 
 use anyhow::Result;
 use evictd_tests::wait::{throughout, try_eventually};
@@ -9,7 +8,7 @@ use crate::world::{A_WHILE, Key, SOON, World, count, plan, wait_for_count, wait_
 
 const INVALIDATIONS: &str = "evictd_agent_invalidations_total";
 
-/// Failure: a cache that keeps what it has, as one without invalidation does.
+/// Failure: a cached key stays valid after its deletion, as in a cache without invalidation.
 #[test]
 fn deleted_key_is_gone_in_every_region_cached_or_not() -> Result<()> {
     let world = World::start(&plan(&["eu", "us"]))?;
@@ -28,7 +27,7 @@ fn deleted_key_is_gone_in_every_region_cached_or_not() -> Result<()> {
             assert_eq!(answer.status, 404, "{operation}: {}", answer.text);
         }
     }
-    // Each region has confirmed each deletion, and none of them waits any more.
+    // Each region has confirmed each deletion.
     for region in ["eu", "us"] {
         let labels = [("region", region)];
         wait_for_count(world.publisher(), "evictd_publisher_confirmed_seconds_count", &labels, 6)?;
@@ -36,7 +35,7 @@ fn deleted_key_is_gone_in_every_region_cached_or_not() -> Result<()> {
     wait_for_count(world.publisher(), "evictd_publisher_unconfirmed_deletions", &[], 0)
 }
 
-/// Failure: work, messages or memory in proportion to the keys of an API; and keys that are forgotten.
+/// Failure: deleting an API costs work, messages or memory for each of its keys, or misses some of them.
 #[test]
 fn an_api_with_500_cached_keys_is_gone_by_one_row_and_one_floor() -> Result<()> {
     let world = World::start(&plan(&["eu", "us"]))?;
@@ -67,7 +66,7 @@ fn an_api_with_500_cached_keys_is_gone_by_one_row_and_one_floor() -> Result<()> 
     Ok(())
 }
 
-/// Failure: a key that is taken for good because it is known.
+/// Failure: a disabled key is VALID because it exists, or because it is cached.
 #[test]
 fn a_key_that_is_switched_off_is_disabled_in_every_region() -> Result<()> {
     let world = World::start(&plan(&["eu", "us"]))?;
@@ -80,7 +79,7 @@ fn a_key_that_is_switched_off_is_disabled_in_every_region() -> Result<()> {
     Ok(())
 }
 
-/// Failure: an end that only comes when somebody asks again, or that each region sees at another time.
+/// Failure: a key expires only after a new load, or at a different time in each region.
 #[test]
 fn key_expires_at_the_same_time_in_every_region() -> Result<()> {
     let world = World::start(&plan(&["eu", "us"]))?;
@@ -88,15 +87,15 @@ fn key_expires_at_the_same_time_in_every_region() -> Result<()> {
     let key = world.create_key_with(json!({ "expires": expires }))?;
     let lasting = world.create_key_with(json!({ "expires": expires + 3_600_000 }))?;
     world.cache_everywhere(&[&key, &lasting])?;
-    assert!(wall_millis()? < expires, "this machine is too slow for the test: the key has ended already");
+    assert!(wall_millis()? < expires, "this machine is too slow for the test: the key has already expired");
 
     for agent in world.topology.agents() {
-        try_eventually("the key's end", SOON, || {
+        try_eventually("the key to expire", SOON, || {
             let (code, now) = (world.code(agent, &key)?, wall_millis()?);
             assert!(code == "VALID" || now > expires - 200, "{code} {} ms too early", expires - now);
             Ok((code == "EXPIRED").then_some(()))
         })?;
-        // Not by this machine's clock alone: home has said so.
+        // Not by the agent's clock alone: home's expiry row has arrived too.
         wait_until_applied(agent, &key.id, "expired")?;
     }
     throughout(A_WHILE, || {

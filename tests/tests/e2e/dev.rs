@@ -1,4 +1,4 @@
-//! `evictd dev`: up with one command, and gone without a trace however it ends.
+//! `evictd dev`: one command starts an installation, and nothing is left of it after any exit.
 
 use std::fs;
 use std::net::TcpListener;
@@ -13,16 +13,18 @@ use serde_json::{Value, json};
 
 use crate::world::{A_WHILE, SOON};
 
-/// A running `evictd dev` and what it says of itself.
+/// A running `evictd dev`.
 struct Dev {
     daemon: Daemon,
-    says: Value,
+    /// The JSON that it printed at the start.
+    printed: Value,
+    /// The process id of its NATS server.
     nats: u32,
 }
 
 impl Dev {
-    /// Its logs are named after the `run`, and its temporary files go to `<dir>/tmp`, so that what it
-    /// leaves behind can be seen.
+    /// Starts it with log files named after `run`. Its temporary files go to `<dir>/tmp`, so that the test can see
+    /// leftovers.
     fn start(dir: &Path, run: &str, args: &[&str]) -> Result<Self> {
         let temporary = dir.join("tmp");
         fs::create_dir_all(&temporary)?;
@@ -31,21 +33,21 @@ impl Dev {
             .args(["dev", "--ports", "auto", "--output", "json", "--regions", "eu,us", "--nats-server"])
             .args([nats_server])
             .args(args.iter().copied())
-            .env("TMPDIR", temporary.to_str().context("a path that is no text")?);
+            .env("TMPDIR", temporary.to_str().context("the path isn't UTF-8")?);
         let mut daemon = Daemon::start(launch)?;
         let log = dir.join(format!("{run}.stdout"));
         let line = daemon.wait_until("its first line", SOON * 3, || {
             let text = fs::read_to_string(&log).ok()?;
             text.split_once('\n').map(|(line, _)| line.to_owned())
         })?;
-        let says = serde_json::from_str(&line).with_context(|| format!("no JSON: {line}"))?;
+        let printed = serde_json::from_str(&line).with_context(|| format!("no JSON: {line}"))?;
         let nats = child_of(daemon.pid())?;
-        Ok(Self { daemon, says, nats })
+        Ok(Self { daemon, printed, nats })
     }
 
     fn text(&self, pointer: &str) -> Result<&str> {
-        let found = self.says.pointer(pointer).and_then(Value::as_str);
-        found.with_context(|| format!("no {pointer} in {}", self.says))
+        let found = self.printed.pointer(pointer).and_then(Value::as_str);
+        found.with_context(|| format!("no {pointer} in {}", self.printed))
     }
 
     fn call(&self, url: &str, operation: &str, body: &Value) -> Result<Response> {
@@ -58,7 +60,7 @@ impl Dev {
         Ok(answer.body["data"].clone())
     }
 
-    /// Creates a key in an API of its own: its id and its text.
+    /// Creates a key in an API of its own. Returns its id and its text.
     fn create_key(&self) -> Result<(String, String)> {
         let api = self.control("apis.createApi", &json!({ "name": "demo" }))?;
         let key = self.control("keys.createKey", &json!({ "apiId": api["apiId"] }))?;
@@ -66,9 +68,9 @@ impl Dev {
         Ok((text("keyId")?, text("key")?))
     }
 
-    /// What every region says of a key.
+    /// Verifies `key` in each region. Returns the codes.
     fn codes(&self, key: &str) -> Result<Vec<String>> {
-        let agents = self.says["agents"].as_array().context("no agents")?;
+        let agents = self.printed["agents"].as_array().context("no agents")?;
         ensure!(agents.len() == 2 && agents[0]["region"] == "eu" && agents[1]["region"] == "us");
         let code = |agent: &Value| {
             let url = agent["url"].as_str().context("an agent without a URL")?;
@@ -85,7 +87,7 @@ impl Dev {
         })
     }
 
-    /// Creates a key, uses it everywhere, and deletes it.
+    /// Creates a key, verifies it in each region, and deletes it.
     fn assert_works(&self) -> Result<()> {
         let (id, key) = self.create_key()?;
         self.assert_codes(&key, "VALID")?;
@@ -100,7 +102,7 @@ impl Dev {
 
     fn assert_nothing_runs(&self) -> Result<()> {
         let nats = format!("/proc/{}/cmdline", self.nats);
-        // A process that nobody has reaped yet has an empty command line.
+        // A process that wasn't reaped yet has an empty command line.
         eventually("the NATS server to end", SOON, || {
             fs::read(&nats).unwrap_or_default().is_empty().then_some(())
         })
@@ -125,7 +127,7 @@ fn child_of(parent: u32) -> Result<u32> {
     }
 }
 
-/// Failure: Ctrl-C leaves a server or a directory behind, or takes for ever.
+/// Failure: Ctrl-C leaves a server or a directory behind, or the exit takes too long.
 #[test]
 fn installation_starts_works_and_exits_without_leftovers() -> Result<()> {
     let dir = tempfile::tempdir()?;
@@ -142,24 +144,24 @@ fn installation_starts_works_and_exits_without_leftovers() -> Result<()> {
     Ok(())
 }
 
-/// Failure: a port in use is told after an error that blames a part which did nothing wrong.
+/// Failure: before the port in use, the output blames a task that did not fail.
 #[test]
 fn port_in_use_is_the_only_error_reported() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    // The second agent's, unless somebody else has it, which does as well.
+    // The second agent's port. If another process has it already, it is in use all the same.
     let _holder = TcpListener::bind("127.0.0.1:7180");
     let launch = Launch::new("taken", evictd_binary()?, dir.path())
         .args(["dev", "--regions", "eu,us", "--nats-server"])
         .args([find_or_install()?]);
     let mut daemon = Daemon::start(launch)?;
     let status = eventually("it to end", SOON, || daemon.exit_status().ok()?)?;
-    let told = daemon.stderr()?;
-    ensure!(status.code() == Some(1) && told.contains("can't listen on 127.0.0.1:7"), "{status}: {told}");
-    ensure!(!told.contains("ERROR") && !told.contains("a part"), "{told}");
+    let stderr = daemon.stderr()?;
+    ensure!(status.code() == Some(1) && stderr.contains("can't listen on 127.0.0.1:7"), "{status}: {stderr}");
+    ensure!(!stderr.contains("ERROR") && !stderr.contains("a part"), "{stderr}");
     Ok(())
 }
 
-/// Failure: the NATS server outlives whoever started it.
+/// Failure: the NATS server outlives a killed `evictd dev`.
 #[test]
 fn a_killed_installation_leaves_nothing_running() -> Result<()> {
     let dir = tempfile::tempdir()?;
@@ -168,13 +170,12 @@ fn a_killed_installation_leaves_nothing_running() -> Result<()> {
     dev.assert_nothing_runs()
 }
 
-/// Failure: a kept installation comes back with another root key, without its keys, or with keys that
-/// were deleted.
+/// Failure: an installation with `--data-dir` restarts with another root key, without its keys, or with deleted keys.
 #[test]
 fn a_kept_installation_comes_back_as_it_was() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let data = dir.path().join("data");
-    let args = ["--data-dir", data.to_str().context("a path that is no text")?];
+    let args = ["--data-dir", data.to_str().context("the path isn't UTF-8")?];
 
     let mut dev = Dev::start(dir.path(), "first", &args)?;
     let root_key = dev.text("/rootKey")?.to_owned();

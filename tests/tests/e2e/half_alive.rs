@@ -1,5 +1,5 @@
-//! A region's wire on which some things pass and others don't. What passes must not stand for what doesn't:
-//! a lease is as good as what was delivered, and not as the connection it came by.
+//! A region's wire that passes some messages and drops others. The messages that pass must not vouch for those that
+//! don't: a lease depends on what was delivered, not on the connection.
 
 use std::time::{Duration, Instant};
 
@@ -20,17 +20,17 @@ const LIVE: &str = "evictd.v1.live";
 const PROBE_ANSWERS: &str = "_INBOX_evictd.eu.agent-1.*.probe";
 const REPLAY_ANSWERS: &str = "_INBOX_evictd.eu.agent-1.*.replay";
 
-/// `eu`, whose wire will be half alive, and `us`, which hears everything.
+/// Two regions: `eu`, whose wire drops some messages, and `us`, which receives all of them.
 struct Half {
     world: World,
     good: Key,
     doomed: Key,
-    /// How often `eu` had connected when all was well: once per connection.
+    /// The number of connections that `eu` had made before its wire dropped anything.
     connects: u64,
 }
 
 impl Half {
-    /// Both keys are cached everywhere.
+    /// Starts with both keys cached in both regions.
     fn start() -> Result<Self> {
         let world = World::start(&with_bound(BOUND, breakable(&["eu", "us"])))?;
         let [good, doomed] = [world.create_key()?, world.create_key()?];
@@ -48,8 +48,8 @@ impl Half {
         self.eu().wire.as_ref().context("the wire is direct")
     }
 
-    /// Deletes the doomed key, and watches for some bounds that `eu` keeps to the bound; `good` must be
-    /// answered as `wanted` at the end, and with nothing else than that and VALID until then.
+    /// Deletes the doomed key, and checks for three bounds that `eu` keeps the bound. Until then, `eu` must answer
+    /// VALID or `wanted` for the good key. At the end it must answer `wanted`.
     fn delete_and_watch(&self, wanted: &str) -> Result<()> {
         self.world.delete(&self.doomed)?;
         let deleted_at = Instant::now();
@@ -63,12 +63,12 @@ impl Half {
             Ok(())
         })?;
         assert_eq!(eu.code(&self.good)?, wanted);
-        // The connection stood all the time, and proved nothing.
+        // The connection was open all the time, and proved nothing.
         assert_eq!(count(self.eu(), "evictd_agent_nats_connected", &[])?, self.connects);
         Ok(())
     }
 
-    /// From now on everything passes, and `eu` finds back without a flush.
+    /// Removes all rules from the wire. Asserts that `eu` recovers without a flush.
     fn assert_recovers(&self) -> Result<()> {
         self.wire()?.clear_rules();
         wait_for_mode(self.eu(), "live")?;
@@ -89,7 +89,7 @@ fn is_tick(payload: &[u8]) -> bool {
     Live::decode(payload).is_ok_and(|live| matches!(live.event, LiveEvent::Tick(_)))
 }
 
-/// Failure: a connection that answers pings is taken for one that delivers.
+/// Failure: a connection that answers pings counts as one that delivers.
 #[test]
 fn a_connection_on_which_only_pings_pass_proves_nothing() -> Result<()> {
     let half = Half::start()?;
@@ -100,25 +100,25 @@ fn a_connection_on_which_only_pings_pass_proves_nothing() -> Result<()> {
     half.assert_recovers()
 }
 
-/// Failure: heartbeats renew the lease of an agent whose follower doesn't get on.
+/// Failure: heartbeats renew the lease of an agent that misses rows.
 #[test]
 fn ticks_and_proofs_renew_no_lease_while_rows_are_missing() -> Result<()> {
     let half = Half::start()?;
     half.wire()?.drop_chosen(LIVE, usize::MAX, is_invalidation);
     half.wire()?.drop_messages(REPLAY_ANSWERS, usize::MAX);
-    // Until something is missing, ticks and probes are all there is to hear.
+    // As long as no row is missing, the agent needs only ticks and probe answers.
     throughout(BOUND * 2, || {
         ensure!(half.eu().status()?["mode"] == "live", "nothing is missing yet");
         Ok(())
     })?;
     half.delete_and_watch("VALID")?;
     wait_for_mode(half.eu(), "expired")?;
-    assert_eq!(count(half.eu(), "evictd_agent_feed_silent", &[])?, 0, "ticks have come");
-    ensure!(repairs(half.eu(), "tick")? + repairs(half.eu(), "probe")? > 0, "it knows what it misses");
+    assert_eq!(count(half.eu(), "evictd_agent_feed_silent", &[])?, 0, "ticks have arrived");
+    ensure!(repairs(half.eu(), "tick")? + repairs(half.eu(), "probe")? > 0, "the agent noticed no gap");
     half.assert_recovers()
 }
 
-/// Failure: deletions that come in are taken for the proof that none is missing.
+/// Failure: received deletions count as a proof that none is missing.
 #[test]
 fn received_deletions_do_not_prove_that_none_is_missing() -> Result<()> {
     let half = Half::start()?;
@@ -127,14 +127,14 @@ fn received_deletions_do_not_prove_that_none_is_missing() -> Result<()> {
     half.wire()?.drop_messages(REPLAY_ANSWERS, usize::MAX);
     wait_for_mode(half.eu(), "expired")?;
     half.delete_and_watch("VALID")?;
-    // The news is no less news for it: it has evicted what its own read still vouched for.
+    // The agent applies the deletion all the same: it evicts an entry that its own read still allowed.
     wait_until_applied(half.eu(), &half.doomed.id, "deleted")?;
     wait_for_mode(half.eu(), "expired")?;
     half.assert_recovers()
 }
 
-/// Failure: without invalidations the agent is worse than a cache with a time to live, or denies although
-/// somebody could be asked.
+/// Failure: without invalidations the agent is worse than a cache with a time to live, or it denies although a load
+/// would succeed.
 #[test]
 fn expired_agent_with_working_loads_caches_for_the_bound() -> Result<()> {
     let half = Half::start()?;
@@ -143,13 +143,13 @@ fn expired_agent_with_working_loads_caches_for_the_bound() -> Result<()> {
     }
     wait_for_mode(half.eu(), "expired")?;
     let eu = Caller::new(&half.world, half.eu());
-    // Read by themselves, so that the deletion meets a fresh entry.
+    // Loads fresh entries, so that the deletion has something to evict.
     assert_eq!([eu.code(&half.good)?, eu.code(&half.doomed)?], ["VALID", "VALID"]);
     let before = (count(half.eu(), "evictd_agent_loads_total", &[("outcome", "ok")])?, Instant::now());
     half.delete_and_watch("VALID")?;
     half.world.wait_for_code(half.eu(), &half.doomed, "NOT_FOUND")?;
     let loads = count(half.eu(), "evictd_agent_loads_total", &[("outcome", "ok")])? - before.0;
-    // The good key, the root key and "not found" (a third of the bound), each time their time is over.
+    // The good key and the root key are loaded once per life, and "not found" three times.
     let lives = before.1.elapsed().as_secs_f64() / (BOUND * 9 / 10).as_secs_f64();
     let most = (lives + 1.0) * 2.0 + (lives * 3.0 + 1.0);
     ensure!(loads >= 4, "only {loads} loads in {lives:.1} lives");
@@ -158,7 +158,7 @@ fn expired_agent_with_working_loads_caches_for_the_bound() -> Result<()> {
     half.assert_recovers()
 }
 
-/// Failure: what works beside the publisher doesn't on the other side of the world.
+/// Failure: deletions or leases work only close to the publisher.
 #[test]
 fn deletions_over_a_150_ms_wire_take_as_long_without_flaps() -> Result<()> {
     const DELAY: Duration = Duration::from_millis(150);
@@ -169,7 +169,7 @@ fn deletions_over_a_150_ms_wire_take_as_long_without_flaps() -> Result<()> {
     let connected = connects(far)?;
     let wire = far.wire.as_ref().context("the wire is direct")?;
     wire.set(Mode::Delay(DELAY));
-    // Measured on this wire from here on.
+    // Everything from here on is measured on the slow wire.
     let keys: Vec<Key> = (0..12).map(|_| world.create_key()).collect::<Result<_>>()?;
     let (lost, keys) = keys.split_first().context("no keys")?;
     world.cache_everywhere(&keys.iter().collect::<Vec<_>>())?;
@@ -182,7 +182,7 @@ fn deletions_over_a_150_ms_wire_take_as_long_without_flaps() -> Result<()> {
         world.delete(key)?;
         let deleted_at = Instant::now();
         world.wait_for_code(far, key, "NOT_FOUND")?;
-        // A little was over when the publisher answered.
+        // Part of the delay had passed when the publisher answered.
         ensure!(deleted_at.elapsed() > DELAY / 2, "{:?} is faster than the wire", deleted_at.elapsed());
         ensure!(far.status()?["mode"] == "live", "the lease lapsed");
     }
@@ -190,13 +190,13 @@ fn deletions_over_a_150_ms_wire_take_as_long_without_flaps() -> Result<()> {
     let mean = (after.sum - before.sum) / (after.count - before.count);
     println!("on a wire of {DELAY:?}, deletions took {:.0} ms", mean * 1e3);
     assert_eq!((after.count - before.count) as usize, keys.len());
-    ensure!(mean >= DELAY.as_secs_f64() * 0.6, "the lag is said to be {mean} s");
+    ensure!(mean >= DELAY.as_secs_f64() * 0.6, "the reported lag is only {mean} s");
     ensure!(mean <= DELAY.as_secs_f64() * 4.0, "the lag is {mean} s");
 
     wire.drop_chosen(LIVE, 1, is_invalidation);
     world.delete(lost)?;
     world.assert_gone(&[lost])?;
-    ensure!(count(far, "evictd_agent_repairs_total", &[])? >= 1, "it was replayed");
+    ensure!(count(far, "evictd_agent_repairs_total", &[])? >= 1, "no row was replayed");
     assert_eq!((flushes(far)?, connects(far)?), (0, connected));
     assert_eq!(count(far, "evictd_agent_loads_total", &[("outcome", "timeout")])?, 0);
     world.assert_works()

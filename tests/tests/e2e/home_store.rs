@@ -1,4 +1,4 @@
-//! The database is changed behind the publisher's back, and put back to an earlier state.
+//! The database is changed without the API, or restored to an earlier state.
 
 use std::time::{Duration, Instant};
 
@@ -17,15 +17,15 @@ use crate::world::{
     with_bound,
 };
 
-/// For tests that see leases run out.
+/// For tests in which leases expire.
 const RESTORE_BOUND: Duration = Duration::from_secs(4);
 
-/// Somebody else's SQL on the key's row.
+/// Changes the key's row by SQL, without the API.
 fn change(world: &World, key: &Key, what: &str) -> Result<()> {
     world.sql(&format!("UPDATE keys SET {what} WHERE id = '{}'", key.id)).map(drop)
 }
 
-/// Failure: only what goes through the API is noticed.
+/// Failure: only changes through the API are noticed.
 #[test]
 fn change_by_sql_reaches_every_region() -> Result<()> {
     let world = World::start(&plan(&["eu", "us"]))?;
@@ -53,8 +53,8 @@ fn change_by_sql_reaches_every_region() -> Result<()> {
     world.assert_works()
 }
 
-/// Failure: a trigger is away for the moment of one deletion. Whoever looks later finds it in place, and the key stays
-/// valid for ever.
+/// Failure: a trigger is missing during one deletion. A later check finds the trigger in place, and the key stays valid
+/// forever.
 #[test]
 fn a_deletion_that_no_trigger_saw_ends_within_the_bound() -> Result<()> {
     const BOUND: Duration = Duration::from_secs(4);
@@ -78,7 +78,7 @@ fn a_deletion_that_no_trigger_saw_ends_within_the_bound() -> Result<()> {
     world.assert_works()
 }
 
-/// Failure: a root key that was revoked goes on verifying keys out of the agents' caches.
+/// Failure: a revoked root key still verifies keys from the agents' caches.
 #[test]
 fn root_key_revoked_by_sql_verifies_nothing() -> Result<()> {
     let world = World::start(&plan(&["eu", "us"]))?;
@@ -103,7 +103,7 @@ fn stop_publisher(world: &mut World) -> Result<()> {
     Ok(())
 }
 
-/// The operator's word that the world's store is the one to follow.
+/// Declares a new epoch on the world's store, as an operator does after a restore.
 fn declare(world: &World) -> Result<()> {
     let command = format!("new-epoch --yes --set store.path={}", world.store().display());
     let output = evictd_command()?.args(command.split(' ')).output()?;
@@ -111,14 +111,14 @@ fn declare(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// What `evictd epochs` prints of the world's store, a line each.
+/// Returns the lines that `evictd epochs` prints for the world's store.
 fn epochs(world: &World) -> Result<Vec<String>> {
     let output = evictd_command()?.args(["epochs", "--config"]).arg(&world.publisher().config).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(String::from_utf8(output.stdout)?.lines().map(str::to_owned).collect())
 }
 
-/// What a publisher says whose store agents know to be an older copy.
+/// Waits until the publisher reports that its store is an older copy.
 fn wait_until_behind(world: &World) -> Result<()> {
     let words = [
         "this home store is an older copy: ",
@@ -131,9 +131,9 @@ fn new_epoch_flushes(agent: &Node) -> Result<u64> {
     count(agent, "evictd_agent_flushes_total", &[("reason", "new_epoch")])
 }
 
-/// Failure: a store that was put back goes on by itself, and what was deleted after the backup is valid again without
-/// anybody's decision. Or the operator has decided, and agents wait for ever for positions that no longer exist, or keep
-/// what they learnt in a future that was undone.
+/// Failure: the publisher of a restored store continues by itself, and keys that were deleted after the backup are
+/// valid again without an operator's decision. Or, after the decision, agents wait forever for positions that no longer
+/// exist, or keep entries from the history that was undone.
 #[test]
 fn restored_store_is_silent_until_an_epoch_is_declared() -> Result<()> {
     let mut world = World::start(&with_bound(RESTORE_BOUND, plan(&["eu", "us"])))?;
@@ -166,7 +166,7 @@ fn restored_store_is_silent_until_an_epoch_is_declared() -> Result<()> {
         wait_for_mode(agent, "expired")?;
         assert_eq!((count(agent, "evictd_agent_epoch", &[])?, flushes(agent)?), (1, 0));
     }
-    assert_eq!(epochs(&world)?.len(), 1, "only the one in which the store was created");
+    assert_eq!(epochs(&world)?.len(), 1, "only the store's first epoch");
 
     declare(&world)?;
     for agent in world.topology.agents() {
@@ -175,10 +175,10 @@ fn restored_store_is_silent_until_an_epoch_is_declared() -> Result<()> {
     }
     wait_for_readiness(world.publisher(), 200)?;
     let head = world.wait_until_caught_up()?;
-    ensure!(head < undone, "the store was not put back");
-    let [epoch, _] = &epochs(&world)?[..] else { bail!("one epoch began: {:?}", epochs(&world)?) };
+    ensure!(head < undone, "the store was not restored");
+    let [epoch, _] = &epochs(&world)?[..] else { bail!("not exactly one new epoch: {:?}", epochs(&world)?) };
     ensure!(epoch.contains("  epoch 2 from position ") && epoch.contains("  declared ("), "{epoch}");
-    // What holds is what the store says now.
+    // The restored store decides from now on.
     world.assert_gone(&[&deleted_before, &created_after])?;
     world.wait_for_codes(&[&deleted_after, &good], "VALID")?;
     world.assert_works()?;
@@ -188,7 +188,7 @@ fn restored_store_is_silent_until_an_epoch_is_declared() -> Result<()> {
     Ok(())
 }
 
-/// Failure: an operator's word beside a publisher that runs is not noticed, or costs more than a flush.
+/// Failure: a running publisher doesn't notice a declared epoch, or the epoch costs more than one flush.
 #[test]
 fn declared_epoch_makes_every_agent_flush_once() -> Result<()> {
     let world = World::start(&plan(&["eu", "us"]))?;
@@ -211,7 +211,7 @@ fn declared_epoch_makes_every_agent_flush_once() -> Result<()> {
     Ok(())
 }
 
-/// Failure: one tenant deletes very many keys at once, and everybody's cache is emptied.
+/// Failure: a tenant deletes very many keys at once, and every agent flushes its cache.
 #[test]
 fn a_bulk_deletion_of_one_api_leaves_the_others_cached() -> Result<()> {
     const MANY: usize = 2_000;
@@ -228,13 +228,13 @@ fn a_bulk_deletion_of_one_api_leaves_the_others_cached() -> Result<()> {
     world.assert_gone(&[one, another])?;
     world.wait_for_codes(&[&bystander], "VALID")?;
     for (agent, before) in world.topology.agents().zip(before) {
-        assert_eq!(loads(agent)? - before, 2, "only the two that were asked for were loaded again");
+        assert_eq!(loads(agent)? - before, 2, "only the two verified keys were loaded again");
         assert_eq!(flushes(agent)?, 0);
     }
     Ok(())
 }
 
-/// Failure: positions that an agent remembers, and a broker doesn't, are taken for those of another log.
+/// Failure: after a restore and a wipe of NATS, an agent compares old positions with those of the new history.
 #[test]
 fn wiped_nats_and_restored_store_cost_one_flush() -> Result<()> {
     let mut world = World::start(&plan(&["eu", "us"]))?;
@@ -250,7 +250,7 @@ fn wiped_nats_and_restored_store_cost_one_flush() -> Result<()> {
     stop_publisher(&mut world)?;
     world.topology.home.wipe()?;
     backup.put(&world.store())?;
-    // In the order of docs/home-store.md.
+    // The order that docs/home-store.md prescribes.
     declare(&world)?;
     world.topology.home.restart()?;
     world.topology.publisher.restart()?;
@@ -267,8 +267,8 @@ fn wiped_nats_and_restored_store_cost_one_flush() -> Result<()> {
     world.assert_works()
 }
 
-/// Failure: the store that was put back gives out the positions a second time, and reaches those that an
-/// agent has applied before that agent could say so. The agent would take the new rows for old news.
+/// Failure: the restored store assigns positions a second time, and reaches those that an agent has applied before the
+/// agent can report them. The agent would take the new rows for duplicates.
 #[test]
 fn restored_store_that_caught_up_is_still_detected() -> Result<()> {
     let mut world = World::start(&with_bound(RESTORE_BOUND, breakable(&["eu"])))?;
@@ -284,14 +284,14 @@ fn restored_store_that_caught_up_is_still_detected() -> Result<()> {
     world.cache_everywhere(&keys)?;
     world.wait_until_caught_up()?;
 
-    // Put back, and changed: the four deletions get the two positions of the keys that are undone, and
-    // two more. The agent doesn't hear them, only what it asks for.
+    // After the restore, four deletions get the positions of the two undone creations, and two more. The agent receives
+    // no live message about them, only answers to its own requests.
     stop_publisher(&mut world)?;
     world.topology.regions[0].set_wires(Mode::Cut)?;
     backup.put(&world.store())?;
     world.sql("UPDATE keys SET deleted_at_m = 1")?;
     world.topology.publisher.restart()?;
-    try_eventually("the deletions to be numbered", SOON, || {
+    try_eventually("the deletions to get their positions", SOON, || {
         let unnumbered = world.sql("SELECT count(*) FROM invalidations WHERE position IS NULL")?;
         Ok((unnumbered == "0").then_some(()))
     })?;
@@ -299,7 +299,7 @@ fn restored_store_that_caught_up_is_still_detected() -> Result<()> {
     wire.drop_messages(LIVE, 10);
     world.topology.regions[0].set_wires(Mode::Pass)?;
     wait_until_behind(&world)?;
-    // They were deleted where nobody heard of it: they may be answered until the lease is over.
+    // No agent has received these deletions, so the keys may be VALID until the lease expires.
     wait_for_mode(world.agent(0), "expired")?;
     throughout(RESTORE_BOUND, || world.assert_none_valid(&keys))?;
     declare(&world)?;
