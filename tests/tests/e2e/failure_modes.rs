@@ -82,7 +82,7 @@
 //!
 //! * An erased record can still be read from a disk:
 //!   `erasure::only_the_id_of_an_erased_key_is_left_after_a_purge`,
-//!   `postgres::erasure::of_a_key_that_was_erased_its_id_is_left_when_the_log_was_purged`
+//!   `postgres::erasure::only_the_id_of_an_erased_key_is_left_after_a_purge`
 //! * A deletion misses dependent keys:
 //!   `deletions::an_api_with_500_cached_keys_is_gone_by_one_row_and_one_floor`
 //! * A "not found" outlives the key's restoration:
