@@ -203,7 +203,7 @@ fn migrate_runs_in_advance_and_refuses_a_foreign_schema() -> Result<()> {
     let detail = done.stdout.strip_prefix(&up_to_date);
     assert_eq!(
         detail,
-        Some("it had version 3 of the schema already, nothing was changed\n"),
+        Some("it had version 4 of the schema already, nothing was changed\n"),
         "{}",
         done.stdout
     );
@@ -215,7 +215,7 @@ fn migrate_runs_in_advance_and_refuses_a_foreign_schema() -> Result<()> {
         .output()?;
     assert!(fresh.status.success() && elsewhere.exists());
     let printed = String::from_utf8(fresh.stdout)?;
-    assert!(printed.ends_with(": it was made, with version 3 of the schema\n"), "{printed}");
+    assert!(printed.ends_with(": it was made, with version 4 of the schema\n"), "{printed}");
 
     world.topology.publisher.daemon.stop(SOON)?;
     world.sql("UPDATE _sqlx_migrations SET checksum = x'00' WHERE version = 1")?;

@@ -11,7 +11,6 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, timeout};
@@ -58,7 +57,7 @@ pub async fn serve<H: Handler>(
     let mut server = HttpServer {
         handler,
         limits,
-        drain: GracefulShutdown::new(),
+        shutdown: shutdown.clone(),
         connections: JoinSet::new(),
         watches: HashMap::new(),
         refusals: JoinSet::new(),
@@ -66,8 +65,12 @@ pub async fn serve<H: Handler>(
     };
     shutdown.run_until_cancelled(server.accept(&listener)).await;
     drop(listener);
-    if timeout(DRAIN_LIMIT, server.drain.shutdown()).await.is_err() {
-        let open = server.connections.len();
+    let drained = async {
+        while server.connections.join_next().await.is_some() {}
+        while server.refusals.join_next().await.is_some() {}
+    };
+    if timeout(DRAIN_LIMIT, drained).await.is_err() {
+        let open = server.connections.len() + server.refusals.len();
         tracing::warn!(open, "drain took too long; closing the connections that are left");
     }
     // What is left in the sets is aborted as it is dropped.
@@ -76,7 +79,7 @@ pub async fn serve<H: Handler>(
 struct HttpServer<H> {
     handler: H,
     limits: HttpLimits,
-    drain: GracefulShutdown,
+    shutdown: CancellationToken,
     connections: JoinSet<()>,
     watches: HashMap<Id, Arc<ConnectionWatch>>,
     refusals: JoinSet<()>,
@@ -112,9 +115,8 @@ impl<H: Handler> HttpServer<H> {
         let watch = Arc::new(ConnectionWatch::new());
         if self.has_room().await {
             self.is_full = false;
-            let (handler, limits) = (self.handler.clone(), self.limits);
-            let connection =
-                HttpConnection { remote, limits, watch: watch.clone(), drain: self.drain.watcher() };
+            let handler = self.handler.clone();
+            let connection = self.connection(remote, self.limits, watch.clone());
             let task = self.connections.spawn(connection.serve(stream, handler));
             self.watches.insert(task.id(), watch);
             return;
@@ -127,9 +129,14 @@ impl<H: Handler> HttpServer<H> {
         if self.refusals.len() < REFUSALS_MAX {
             let (header_timeout, idle_timeout) = (REFUSAL_LIMIT, REFUSAL_LIMIT);
             let limits = HttpLimits { header_timeout, idle_timeout, ..self.limits };
-            let connection = HttpConnection { remote, limits, watch, drain: self.drain.watcher() };
+            let connection = self.connection(remote, limits, watch);
             self.refusals.spawn(connection.serve(stream, OverloadRefusal(self.handler.clone())));
         }
+    }
+
+    fn connection(&self, remote: SocketAddr, limits: HttpLimits, watch: Arc<ConnectionWatch>) -> HttpConnection {
+        // A token per connection: if all polled one token, they would meet at its lock.
+        HttpConnection { remote, limits, watch, draining: self.shutdown.child_token() }
     }
 
     /// Whether one more connection can be served, if need be in the place of one that waits for its client.
@@ -201,7 +208,7 @@ struct HttpConnection {
     remote: SocketAddr,
     limits: HttpLimits,
     watch: Arc<ConnectionWatch>,
-    drain: Watcher,
+    draining: CancellationToken,
 }
 
 impl HttpConnection {
@@ -210,7 +217,7 @@ impl HttpConnection {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "cannot set TCP_NODELAY");
         }
-        let Self { remote, limits, watch, drain } = self;
+        let Self { remote, limits, watch, draining } = self;
         let service = service_fn(|request: hyper::Request<Incoming>| {
             watch.begin();
             let (handler, watch) = (handler.clone(), Arc::clone(&watch));
@@ -231,17 +238,31 @@ impl HttpConnection {
             // A client that shuts down its side after its request still waits for the answer.
             .half_close(true)
             .serve_connection(TokioIo::new(stream), service);
-        tokio::select! {
-            biased;
-            ended = drain.watch(connection) => {
-                let Err(error) = ended else { return };
-                if let Some(status) = status_sent_by_hyper(&error) {
-                    handler.answered(status);
+        let mut connection = std::pin::pin!(connection);
+        let mut draining = std::pin::pin!(draining.cancelled());
+        let mut overstayed = std::pin::pin!(watch.overstayed(&limits));
+        let mut is_draining = false;
+        loop {
+            tokio::select! {
+                // The connection comes first, so that a drain doesn't discard a request that has arrived. hyper-util's
+                // `GracefulShutdown` does.
+                biased;
+                ended = &mut connection => {
+                    let Err(error) = ended else { return };
+                    if let Some(status) = status_sent_by_hyper(&error) {
+                        handler.answered(status);
+                    }
+                    tracing::debug!(%remote, %error, "connection ended with an error");
+                    return;
                 }
-                tracing::debug!(%remote, %error, "connection ended with an error");
-            }
-            () = watch.overstayed(&limits) => {
-                tracing::debug!(%remote, "closed a connection that was idle or too slow, or made room");
+                () = &mut draining, if !is_draining => {
+                    is_draining = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                () = &mut overstayed => {
+                    tracing::debug!(%remote, "closed a connection that was idle or too slow, or made room");
+                    return;
+                }
             }
         }
     }
