@@ -1,8 +1,8 @@
-//! [`Home`]: a directory for one server's files, which neither it nor its processes outlive the test.
+//! [`Home`]: a directory for one server's files. Neither the directory nor the server's processes outlive the test.
 //!
-//! A test that is killed drops nothing, and statics are never dropped. So each home has a keeper: a shell
-//! that waits for its standard input to end, which the kernel sees to however the test ends, and then ends
-//! all that works in the directory and removes it. Dropping a home does the very same.
+//! A killed test runs no destructors, and statics are never dropped. So each home has a keeper: a shell that waits
+//! for its standard input to end. The kernel closes it however the test ends. The keeper then ends all processes
+//! that work in the directory, and removes it. Dropping a home does the same.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -14,12 +14,12 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 
-/// PostgreSQL refuses to run as root. Where the tests do, this user runs it: `nobody`, and its group.
-pub(crate) const NOBODY: u32 = 65_534;
+/// PostgreSQL refuses to run as root. If the tests run as root, this user runs it: `nobody`, and its group.
+pub(crate) const UNPRIVILEGED: u32 = 65_534;
 
-/// What the keeper does with the home `$1` in the end. An immediate shutdown comes first, because a server
-/// that is killed leaves a segment of shared memory behind, of which a machine has only so many. The one of a
-/// server that the test has killed is found in line 7 of `postmaster.pid`: "key id".
+/// How the keeper removes the home `$1`. It tries an immediate shutdown first: a killed server leaves a segment of
+/// shared memory behind, and a machine has a limited number of them. If the test has killed the server, line 7 of
+/// `postmaster.pid` ("key id") names that segment.
 const KEEPER: &str = r#"
 read -r _
 signal() {
@@ -54,21 +54,21 @@ impl Home {
         // As the kernel spells it in /proc.
         let path = dir.path().canonicalize()?;
         if geteuid().is_root() {
-            chown(&path, Some(NOBODY), Some(NOBODY))
-                .with_context(|| format!("giving {} to user {NOBODY}", path.display()))?;
+            chown(&path, Some(UNPRIVILEGED), Some(UNPRIVILEGED))
+                .with_context(|| format!("giving {} to user {UNPRIVILEGED}", path.display()))?;
         }
         let mut keeper = Command::new("/bin/sh");
         keeper.args(["-c", KEEPER, "keeper"]).arg(&path).current_dir("/");
-        // Whoever ends the test with all of its process group must not end the keeper.
+        // A signal to the test's process group must not end the keeper.
         keeper.process_group(0).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         let keeper = as_server_user(&mut keeper).spawn().context("starting /bin/sh")?;
         Ok(Self { dir: dir.keep(), keeper })
     }
 
-    /// Ends all that works here, and removes the directory.
+    /// Ends all processes that work here, and removes the directory.
     pub(crate) fn remove(&mut self) {
         drop(self.keeper.stdin.take());
-        // Nobody is left to be told if that fails.
+        // A failure can't be reported from here.
         let _ = self.keeper.wait();
     }
 
@@ -76,7 +76,7 @@ impl Home {
         &self.dir
     }
 
-    /// Where the server keeps its data.
+    /// The server's data directory.
     pub(crate) fn data(&self) -> PathBuf {
         self.dir.join("data")
     }
@@ -106,7 +106,7 @@ impl Home {
         for entry in fs::read_dir("/proc").context("listing processes: /proc is needed")? {
             let entry = entry?;
             let Ok(pid) = entry.file_name().to_string_lossy().parse() else { continue };
-            // It can't be read of a process that is ending, or is somebody else's.
+            // The link can't be read if the process is ending or belongs to another user.
             if fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == data) {
                 found.extend(Pid::from_raw(pid));
             }
@@ -114,8 +114,8 @@ impl Home {
         Ok(found)
     }
 
-    /// Whether the server whose first process is `pid` takes connections: it notes that in a file of its own,
-    /// in line 8, as `pg_ctl` reads it.
+    /// Whether the server whose first process is `pid` accepts connections. Line 8 of `postmaster.pid` says so, as for
+    /// `pg_ctl`.
     pub(crate) fn is_ready(&self, pid: u32) -> bool {
         let Ok(notes) = fs::read_to_string(self.data().join("postmaster.pid")) else { return false };
         let mut lines = notes.lines();
@@ -130,10 +130,10 @@ impl Drop for Home {
     }
 }
 
-/// Runs `command` to its end, and returns what it wrote.
+/// Runs `command` to its end, and returns its standard output.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     let program = Path::new(command.get_program()).display().to_string();
-    let user = if geteuid().is_root() { NOBODY } else { geteuid().as_raw() };
+    let user = if geteuid().is_root() { UNPRIVILEGED } else { geteuid().as_raw() };
     let output = command.output().with_context(|| {
         format!("running {program}: user {user} must be able to reach it, and the temporary directory")
     })?;
@@ -153,5 +153,5 @@ pub(crate) fn signal(pid: Pid, signal: Signal) -> Result<()> {
 }
 
 fn as_server_user(command: &mut Command) -> &mut Command {
-    if geteuid().is_root() { command.uid(NOBODY).gid(NOBODY) } else { command }
+    if geteuid().is_root() { command.uid(UNPRIVILEGED).gid(UNPRIVILEGED) } else { command }
 }

@@ -1,9 +1,9 @@
 //! Real PostgreSQL servers for tests, with standbys, and every way to break them.
 //!
-//! Plain blocking code, without a client of its own: what it has to ask a server, `psql` asks. Needs Linux.
+//! Plain blocking code without a client of its own: it queries servers with `psql`. Needs Linux.
 //!
 //! * [`Postgres`]: one server.
-//! * [`shared()`]: the one server of a test process, in which each test takes a database of its own.
+//! * [`shared()`]: one server per test process. Each test creates its own database in it.
 //! * [`wait`], [`ports`], [`python_package`]: what the harness of the end-to-end tests needs as well.
 
 mod home;
@@ -23,11 +23,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::process::{Pid, Signal, geteuid};
 
-use crate::home::{Home, NOBODY, output, signal};
+use crate::home::{Home, UNPRIVILEGED, output, signal};
 use crate::programs::program;
 use crate::wait::try_eventually;
 
-/// Who owns everything, and the name of the first database.
+/// The superuser's name, and the name of the first database.
 const OWNER: &str = "evictd";
 
 /// How long a server may take for any step, recovery and a first checkpoint included, on a busy machine.
@@ -36,8 +36,8 @@ const DEADLINE: Duration = Duration::from_mins(1);
 /// Lines of the log that an error shows.
 const TAIL_LINES: usize = 40;
 
-/// As durable as in production; only what makes tests wait is shortened. Memory that is shared lies in files
-/// of the server's directory, which are gone with it.
+/// As durable as in production, with shorter retry intervals. Shared memory lies in files of the server's directory,
+/// so that it is removed with them.
 const SETTINGS: &str = "
 listen_addresses = '127.0.0.1'
 max_connections = 100
@@ -56,14 +56,14 @@ log_line_prefix = '%m [%p] %q%a '
 /// How to stop a server.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Mode {
-    /// Connections are cut, transactions rolled back, and all is written: a standby that streams gets it first.
+    /// Closes connections, rolls transactions back and writes everything, to streaming standbys as well.
     Fast,
-    /// At once, as if it had crashed. The next start recovers from the log.
+    /// Stops at once, as if it had crashed. The next start recovers from the log.
     Immediate,
 }
 
-/// A server on a loopback port that stays its own. It ends, and its files are removed, when it is dropped, or
-/// with the test process, however that ends.
+/// A server on a loopback port, which it keeps. It ends, and its files are removed, when it is dropped or when the test
+/// process ends in any way.
 pub struct Postgres {
     home: Home,
     port: u16,
@@ -71,7 +71,7 @@ pub struct Postgres {
     server: Option<Child>,
 }
 
-/// One server per test process, started by whoever asks first.
+/// Returns the test process's only shared server. The first call starts it.
 pub fn shared() -> Result<&'static Postgres> {
     static SHARED: OnceLock<Result<Postgres, String>> = OnceLock::new();
     let shared = SHARED.get_or_init(|| Postgres::start().map_err(|failure| format!("{failure:#}")));
@@ -79,15 +79,15 @@ pub fn shared() -> Result<&'static Postgres> {
 }
 
 impl Postgres {
-    /// A fresh server, taking connections. Whoever comes from this machine is trusted to be who they say.
+    /// Starts a fresh server that accepts connections. It needs no password from local clients.
     pub fn start() -> Result<Self> {
         let home = Home::new()?;
         output(home.command("cp").arg("-a").args([template()?.data(), home.data()]))?;
         Self::launch(home, ports::free()?.port())
     }
 
-    /// A standby of this server, which streams from it already and answers queries. It has this server's
-    /// settings, and in the primary's `pg_stat_replication` the name `standby_<its port>`.
+    /// Starts a standby of this server, which already streams from it and answers queries. It has this server's
+    /// settings. Its name in the primary's `pg_stat_replication` is `standby_<its port>`.
     pub fn standby(&self) -> Result<Self> {
         let home = Home::new()?;
         let port = ports::free()?.port();
@@ -101,7 +101,7 @@ impl Postgres {
         Ok(standby)
     }
 
-    /// A copy of this server's files as they are now, under a server of its own: nothing tells the two apart, not even
+    /// Starts a second server on a copy of this server's current files. The two can't be distinguished, not even by
     /// their timeline.
     pub fn copy(&self) -> Result<Self> {
         let home = Home::new()?;
@@ -112,7 +112,7 @@ impl Postgres {
         Self::launch(home, ports::free()?.port())
     }
 
-    /// A new database with all that `source` has, which nobody may be connected to: its URL.
+    /// Creates a copy of the database `source`, and returns its URL. No client may be connected to `source`.
     pub fn copy_database(&self, source: &str, name: &str) -> Result<String> {
         self.query_in("postgres", &format!("CREATE DATABASE \"{name}\" TEMPLATE \"{source}\""))?;
         Ok(self.url_of(OWNER, name))
@@ -124,12 +124,12 @@ impl Postgres {
         Ok(postgres)
     }
 
-    /// Where its first database is, for its superuser.
+    /// Returns the URL of its first database for its superuser.
     pub fn url(&self) -> String {
         self.url_as(OWNER)
     }
 
-    /// Where its first database is, for another user.
+    /// Returns the URL of its first database for another user.
     pub fn url_as(&self, user: &str) -> String {
         self.url_of(user, OWNER)
     }
@@ -148,7 +148,7 @@ impl Postgres {
         self.home.data()
     }
 
-    /// What it has logged so far, over all its starts.
+    /// Returns its log, over all its starts.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(self.log_path()).unwrap_or_default()).into_owned()
     }
@@ -157,17 +157,17 @@ impl Postgres {
         self.home.path().join("log")
     }
 
-    /// A new database, so that many tests can share a server: its URL.
+    /// Creates a database, so that many tests can share a server. Returns its URL.
     pub fn create_database(&self, name: &str) -> Result<String> {
         if !name.bytes().all(|byte| byte == b'_' || byte.is_ascii_lowercase() || byte.is_ascii_digit()) {
-            bail!("{name:?} is no name for a database: take a-z, 0-9 and _");
+            bail!("{name:?} is not a valid database name: use a-z, 0-9 and _");
         }
         self.query(&format!("CREATE DATABASE \"{name}\""))?;
         Ok(self.url_of(OWNER, name))
     }
 
-    /// What the statements return in the first database, for its superuser: rows as lines, columns divided
-    /// by `|`. All of them are one transaction.
+    /// Runs the statements in the first database as its superuser, in one transaction. Returns rows as lines, with
+    /// columns separated by `|`.
     pub fn query(&self, sql: &str) -> Result<String> {
         self.query_in(OWNER, sql)
     }
@@ -175,28 +175,28 @@ impl Postgres {
     fn query_in(&self, database: &str, sql: &str) -> Result<String> {
         let mut psql = self.home.command(program("psql")?);
         psql.args(["--no-psqlrc", "--quiet", "--no-align", "--tuples-only", "--command", sql]);
-        output(psql.arg("--dbname").arg(self.url_of(OWNER, database))).context("asking PostgreSQL")
+        output(psql.arg("--dbname").arg(self.url_of(OWNER, database))).context("querying PostgreSQL")
     }
 
-    /// All of a database of this server, as a script: its URL is what [`Postgres::create_database`] said.
+    /// Dumps a database of this server as a script. `url` comes from [`Postgres::create_database`].
     pub fn dump(&self, url: &str) -> Result<String> {
         output(self.home.command(program("pg_dump")?).arg("--dbname").arg(url)).context("dumping a database")
     }
 
-    /// Runs what [`Postgres::dump`] wrote, statement by statement.
+    /// Runs a dump from [`Postgres::dump`], statement by statement.
     pub fn load(&self, url: &str, dump: &str) -> Result<()> {
         let script = tempfile::Builder::new().prefix("dump-").tempfile_in(self.home.path())?;
         fs::write(script.path(), dump)?;
         if geteuid().is_root() {
-            chown(script.path(), Some(NOBODY), Some(NOBODY))?;
+            chown(script.path(), Some(UNPRIVILEGED), Some(UNPRIVILEGED))?;
         }
         let mut psql = self.home.command(program("psql")?);
         psql.args(["--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--dbname", url, "--file"]);
         output(psql.arg(script.path())).context("loading a dump").map(drop)
     }
 
-    /// Starts it after it was stopped or killed, with the same port, files and settings. Returns when it
-    /// takes connections.
+    /// Starts it after it was stopped or killed, with the same port, files and settings. Returns when it accepts
+    /// connections.
     pub fn start_again(&mut self) -> Result<()> {
         if self.server.is_some() {
             bail!("the server on port {} was neither stopped nor killed", self.port);
@@ -207,16 +207,16 @@ impl Postgres {
         command.args(["-p", &self.port.to_string()]).stdout(log.try_clone()?).stderr(log);
         let server = self.server.insert(command.spawn().context("starting PostgreSQL")?);
         let home = &self.home;
-        let started = try_eventually("PostgreSQL to take connections", DEADLINE, || {
+        let started = try_eventually("PostgreSQL to accept connections", DEADLINE, || {
             if let Some(status) = server.try_wait()? {
-                bail!("PostgreSQL ended ({status}) before it took connections");
+                bail!("PostgreSQL ended ({status}) before it accepted connections");
             }
             Ok(home.is_ready(server.id()).then_some(()))
         });
         started.map_err(|failure| self.explain(&failure))
     }
 
-    /// Stops it, and returns when all its processes are gone. Does nothing if it doesn't run.
+    /// Stops it, and returns when all its processes have ended. Does nothing if it isn't running.
     pub fn stop(&mut self, mode: Mode) -> Result<()> {
         let Some(server) = &mut self.server else { return Ok(()) };
         let how = match mode {
@@ -232,15 +232,15 @@ impl Postgres {
         Ok(())
     }
 
-    /// Stops it and starts it again, so that every setting counts.
+    /// Stops it and starts it again, so that every setting takes effect.
     pub fn restart(&mut self, mode: Mode) -> Result<()> {
         self.stop(mode)?;
         self.start_again()
     }
 
-    /// SIGKILL for all its processes at any instruction. Returns when they are gone.
+    /// Sends SIGKILL to all its processes. Returns when they have ended.
     pub fn kill(&mut self) -> Result<()> {
-        // Nobody new comes when the first is gone, but it may have brought somebody while we looked.
+        // The first process starts the others, and may have started one during a look. Once it has ended, none starts.
         try_eventually("PostgreSQL's processes to be gone", DEADLINE, || {
             let processes = self.home.processes()?;
             processes.iter().try_for_each(|pid| signal(*pid, Signal::KILL))?;
@@ -252,22 +252,22 @@ impl Postgres {
         Ok(())
     }
 
-    /// SIGSTOP for all its processes: connections stay open, and nobody answers. Returns when all stand still.
+    /// Sends SIGSTOP to all its processes: connections stay open without an answer. Returns when all have stopped.
     pub fn freeze(&self) -> Result<()> {
-        try_eventually("PostgreSQL to stand still", DEADLINE, || {
+        try_eventually("PostgreSQL to freeze", DEADLINE, || {
             let processes = self.home.processes()?;
-            let moving: Vec<Pid> = processes.into_iter().filter(|pid| !stands_still(*pid)).collect();
+            let moving: Vec<Pid> = processes.into_iter().filter(|pid| !is_stopped(*pid)).collect();
             moving.iter().try_for_each(|pid| signal(*pid, Signal::STOP))?;
             Ok(moving.is_empty().then_some(()))
         })
     }
 
-    /// SIGCONT, after [`Postgres::freeze`].
+    /// Sends SIGCONT, after [`Postgres::freeze`].
     pub fn thaw(&self) -> Result<()> {
         self.home.processes()?.iter().try_for_each(|pid| signal(*pid, Signal::CONT))
     }
 
-    /// Makes a standby a primary, on a timeline of its own. Returns when it takes writes.
+    /// Promotes a standby to a primary, on its own timeline. Returns when it accepts writes.
     pub fn promote(&self) -> Result<()> {
         match self.query("SELECT pg_promote(true, 60)")?.as_str() {
             "t" => Ok(()),
@@ -275,19 +275,20 @@ impl Postgres {
         }
     }
 
-    /// A standby goes on receiving, and shows nothing newer. Returns when that is so.
+    /// Pauses a standby's replay: it still receives the log, but its tables stay as they are. Returns when the replay
+    /// is paused.
     pub fn pause_replay(&self) -> Result<()> {
         self.query("SELECT pg_wal_replay_pause()")?;
         self.wait_for("the replay to pause", "SELECT pg_get_wal_replay_pause_state() = 'paused'")
     }
 
-    /// A standby shows again what it receives, after [`Postgres::pause_replay`].
+    /// Resumes a standby's replay, after [`Postgres::pause_replay`].
     pub fn resume_replay(&self) -> Result<()> {
         self.query("SELECT pg_wal_replay_resume()").map(drop)
     }
 
-    /// A setting, as in `postgresql.conf`: `name = value`. It overrides all earlier ones and counts at once if
-    /// the server runs, but for those that PostgreSQL reads only at its start: see [`Postgres::restart`].
+    /// Appends a setting, as in `postgresql.conf`: `name = value`. It overrides all earlier ones. A running server
+    /// applies it at once, unless PostgreSQL reads it only at its start: see [`Postgres::restart`].
     pub fn set(&self, line: &str) -> Result<()> {
         let mut settings =
             File::options().append(true).open(self.home.data().join("postgresql.auto.conf"))?;
@@ -304,7 +305,7 @@ impl Postgres {
         came.map_err(|failure| self.explain(&failure))
     }
 
-    /// An error that shows the end of the log.
+    /// Adds the end of the log to an error.
     fn explain(&self, failure: &anyhow::Error) -> anyhow::Error {
         let log = self.log();
         let lines: Vec<_> = log.lines().collect();
@@ -317,20 +318,21 @@ impl Drop for Postgres {
     fn drop(&mut self) {
         if let Some(mut server) = self.server.take() {
             self.home.remove();
-            // It is gone, and must not stay in the list of processes.
+            // It has ended, and must not remain as a zombie.
             let _ = server.kill().and_then(|()| server.wait());
         }
     }
 }
 
-/// Whether a process is stopped. One that is gone moves no more either.
-fn stands_still(pid: Pid) -> bool {
+/// Whether a process is stopped or has ended.
+fn is_stopped(pid: Pid) -> bool {
     let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
     // `<pid> (<name>) <state> ..`, where the name may contain anything.
     stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with(['T', 'Z', 'X']))
 }
 
-/// The files of a fresh server, from which each is copied: that is some ten times faster than to make them.
+/// Returns the files of a fresh server, of which each server gets a copy. A copy is about ten times faster than
+/// `initdb`.
 fn template() -> Result<&'static Home> {
     static TEMPLATE: OnceLock<Result<Home, String>> = OnceLock::new();
     let template = TEMPLATE.get_or_init(|| make_template().map_err(|failure| format!("{failure:#}")));
@@ -344,7 +346,7 @@ fn make_template() -> Result<Home> {
     output(initdb.arg("--pgdata").arg(home.data()))?;
     let mut settings = File::options().append(true).open(home.data().join("postgresql.conf"))?;
     settings.write_all(SETTINGS.as_bytes())?;
-    // Without a server: it takes statements from its standard input.
+    // In single-user mode, PostgreSQL reads statements from its standard input.
     let script = home.path().join("create.sql");
     fs::write(&script, format!("CREATE DATABASE {OWNER}\n"))?;
     let mut single = home.command(program("postgres")?);

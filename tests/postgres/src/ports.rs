@@ -1,8 +1,8 @@
 //! Loopback ports for servers that tests start, kill and start again.
 //!
-//! A port the kernel hands out for `bind(0)` is not good enough: once its server is killed, any outgoing
-//! connection may be given it, even one that is dialling it (which then talks to itself). These ports
-//! lie below the usual ephemeral range, and a file lock keeps concurrent test processes apart.
+//! A port from `bind(0)` is not good enough: once its server is killed, the kernel may give the port to any outgoing
+//! connection, even to one that dials this very port and so connects to itself. These ports lie below the usual
+//! ephemeral range, and a file lock keeps concurrent test processes apart.
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -19,8 +19,8 @@ const COUNT: u16 = 12_000;
 /// releases them however it ends.
 static TAKEN: Mutex<Vec<File>> = Mutex::new(Vec::new());
 
-/// A free loopback address: handed out only once in this process, and to no other process that asks
-/// here. Nothing listens there.
+/// Returns a free loopback address on which nothing listens. It is returned only once, in this process and in all
+/// others that use this function.
 pub fn free() -> Result<SocketAddr> {
     let locks = std::env::temp_dir().join("evictd-test-ports");
     fs::create_dir_all(&locks).with_context(|| format!("creating {}", locks.display()))?;
@@ -34,7 +34,7 @@ pub fn free() -> Result<SocketAddr> {
     bail!("no free port on 127.0.0.1 between {FIRST} and {}", FIRST + COUNT)
 }
 
-/// Takes `port` unless another process holds its lock or somebody listens on it.
+/// Takes `port` unless another process holds its lock or listens on it.
 fn take(locks: &Path, port: u16) -> Result<Option<SocketAddr>> {
     let path = locks.join(port.to_string());
     let lock = File::options().create(true).append(true).open(&path);
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_in_use_or_locked_is_passed_over() -> Result<()> {
+    fn a_port_in_use_or_locked_is_skipped() -> Result<()> {
         let locks = tempfile::tempdir()?;
         let in_use = TcpListener::bind("127.0.0.1:0")?;
         assert_eq!(take(locks.path(), in_use.local_addr()?.port())?, None);

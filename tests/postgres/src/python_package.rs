@@ -8,9 +8,9 @@ use anyhow::{Context, Result, bail};
 
 /// A package, and the one file in it that is needed.
 pub struct PythonPackage {
-    /// As `pip install` knows it.
+    /// Its name for `pip install`.
     pub name: &'static str,
-    /// The one version that is installed: tests run the same everywhere.
+    /// The version to install: pinned, so that tests run the same everywhere.
     pub version: &'static str,
     /// Where it goes inside cargo's target directory.
     pub dir: &'static str,
@@ -18,7 +18,7 @@ pub struct PythonPackage {
     pub file: &'static str,
 }
 
-/// Where cargo put this executable's profile, e.g. `target/debug`: tests lie in its `deps`.
+/// Returns the directory of this executable's cargo profile, e.g. `target/debug`. Tests lie in its `deps`.
 pub fn profile_dir() -> Result<PathBuf> {
     let executable = std::env::current_exe().context("asking for the path of this executable")?;
     let dir = executable.parent().context("this executable lies in no directory")?;
@@ -26,7 +26,7 @@ pub fn profile_dir() -> Result<PathBuf> {
     Ok(dir.to_owned())
 }
 
-/// The path of the package's file. It is installed once, however many callers come at the same time.
+/// Returns the path of the package's file. Installs the package once, also for concurrent callers.
 pub fn install(package: &PythonPackage) -> Result<PathBuf> {
     let PythonPackage { name, version, dir, file } = package;
     let profile = profile_dir()?;
@@ -39,7 +39,7 @@ pub fn install(package: &PythonPackage) -> Result<PathBuf> {
     if installed.is_file() {
         return Ok(installed);
     }
-    // Beside its final place and renamed when complete: what has the name is whole.
+    // Renamed to its final place when complete: a directory with that name is never partial.
     let staging = tempfile::Builder::new().prefix(name).tempdir_in(target)?;
     let advice = format!("`python3 -m pip install {name}=={version}` must work for that");
     let pip = Command::new("python3")

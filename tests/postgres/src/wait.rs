@@ -5,15 +5,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-/// Between two looks: short against anything measured, long enough to leave the cores to the daemons.
+/// The pause between two checks: short against anything measured, long enough to leave the cores to the daemons.
 const POLL: Duration = Duration::from_millis(5);
 
-/// Looks until `check` returns something, and fails after `deadline` with `what` was awaited.
+/// Polls until `check` returns something. After `deadline` it fails with an error that names `what`.
 pub fn eventually<T>(what: &str, deadline: Duration, mut check: impl FnMut() -> Option<T>) -> Result<T> {
     try_eventually(what, deadline, || Ok(check()))
 }
 
-/// As [`eventually`], for a check that can find out that waiting on is pointless: its error ends the wait.
+/// As [`eventually`], for a check that can fail. An error ends the wait.
 pub fn try_eventually<T>(
     what: &str,
     deadline: Duration,
@@ -33,7 +33,7 @@ pub fn try_eventually<T>(
     }
 }
 
-/// Looks again and again for `duration`, and fails as soon as `check` does: for what must not happen.
+/// Polls for `duration`, and fails as soon as `check` fails. For things that must not happen.
 pub fn throughout(duration: Duration, mut check: impl FnMut() -> Result<()>) -> Result<()> {
     let started = Instant::now();
     loop {
@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_comes_true_later_is_returned() -> Result<()> {
+    fn value_that_appears_later_is_returned() -> Result<()> {
         let mut looks = 0;
         let found = eventually("the third look", Duration::from_secs(5), || {
             looks += 1;
@@ -63,13 +63,13 @@ mod tests {
     }
 
     #[test]
-    fn what_never_comes_true_fails_and_says_what_it_was() {
+    fn timeout_error_names_what_was_awaited() {
         let failure = eventually::<()>("a miracle", Duration::from_millis(20), || None).unwrap_err();
         assert!(failure.to_string().contains("a miracle"), "{failure}");
     }
 
     #[test]
-    fn what_must_not_happen_is_looked_for_to_the_end() -> Result<()> {
+    fn throughout_checks_until_the_end() -> Result<()> {
         let started = Instant::now();
         let mut looks = 0;
         throughout(Duration::from_millis(30), || {

@@ -1,4 +1,4 @@
-//! The servers do what tests of a store rely on, and nothing of them is left behind.
+//! The servers do what tests of a store rely on, and leave nothing behind.
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
@@ -18,7 +18,7 @@ fn wait_for(server: &Postgres, sql: &str, expected: &str) -> Result<()> {
 }
 
 #[test]
-fn tests_share_a_server_and_each_has_a_database_of_its_own() -> Result<()> {
+fn tests_share_a_server_with_a_database_each() -> Result<()> {
     let server = shared()?;
     assert_eq!(server.port(), shared()?.port());
     assert_eq!(server.query("SELECT current_user, current_database()")?, "evictd|evictd");
@@ -33,7 +33,7 @@ fn tests_share_a_server_and_each_has_a_database_of_its_own() -> Result<()> {
 }
 
 #[test]
-fn a_standby_follows_can_lag_and_becomes_a_primary_on_its_own_timeline() -> Result<()> {
+fn a_standby_follows_lags_and_is_promoted() -> Result<()> {
     let mut primary = Postgres::start()?;
     primary.query("CREATE TABLE t (n int); INSERT INTO t VALUES (1)")?;
     let standby = primary.standby()?;
@@ -45,7 +45,7 @@ fn a_standby_follows_can_lag_and_becomes_a_primary_on_its_own_timeline() -> Resu
     wait_for(&standby, count, "2")?;
 
     standby.pause_replay()?;
-    // A commit that waits until the standby has it, and not until it shows it.
+    // The commit waits until the standby has received it, not until it has replayed it.
     primary.set("synchronous_standby_names = '*'")?;
     primary.query("INSERT INTO t VALUES (3)")?;
     assert_eq!(standby.query(count)?, "2");
@@ -57,17 +57,17 @@ fn a_standby_follows_can_lag_and_becomes_a_primary_on_its_own_timeline() -> Resu
     standby.promote()?;
     assert_eq!(standby.query(timeline)?, "00000002");
     assert_eq!(standby.query(count)?, "3");
-    // Its settings came with it, and nobody follows it who could confirm.
+    // It has the primary's settings, and no standby that could confirm its commits.
     standby.set("synchronous_standby_names = ''")?;
     standby.query("INSERT INTO t VALUES (4)")?;
 
     primary.start_again()?;
-    assert_eq!(primary.query(timeline)?, "00000001", "the old primary knows nothing of it");
+    assert_eq!(primary.query(timeline)?, "00000001", "the old primary is on the old timeline");
     Ok(())
 }
 
 #[test]
-fn a_killed_server_starts_again_with_all_that_was_committed() -> Result<()> {
+fn a_killed_server_restarts_with_all_committed_data() -> Result<()> {
     let mut server = Postgres::start()?;
     let url = server.url();
     server.query("CREATE TABLE t (n int); INSERT INTO t VALUES (1)")?;
@@ -77,7 +77,7 @@ fn a_killed_server_starts_again_with_all_that_was_committed() -> Result<()> {
     assert_eq!(server.query("SELECT n FROM t")?, "1");
     assert!(server.log().contains("was not properly shut down"), "{}", server.log());
 
-    assert!(server.start_again().is_err(), "it runs already");
+    assert!(server.start_again().is_err(), "it is already running");
     server.set("max_connections = 50")?;
     assert_eq!(server.query("SHOW max_connections")?, "100");
     server.restart(Mode::Fast)?;
@@ -87,10 +87,10 @@ fn a_killed_server_starts_again_with_all_that_was_committed() -> Result<()> {
 }
 
 #[test]
-fn a_frozen_server_answers_when_it_is_thawed_and_not_before() -> Result<()> {
+fn a_frozen_server_answers_only_when_thawed() -> Result<()> {
     let server = Postgres::start()?;
     server.freeze()?;
-    // The kernel connects. The protocol's question about TLS, to which this server's answer is no.
+    // The kernel accepts the connection. The bytes are the protocol's TLS request, which this server answers with N.
     let mut stream = TcpStream::connect(("127.0.0.1", server.port()))?;
     stream.write_all(&[0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f])?;
     let mut answer = [0];
@@ -104,7 +104,7 @@ fn a_frozen_server_answers_when_it_is_thawed_and_not_before() -> Result<()> {
 }
 
 #[test]
-fn nothing_is_left_of_a_server_that_is_dropped() -> Result<()> {
+fn a_dropped_server_leaves_nothing_behind() -> Result<()> {
     for frozen_or_killed in [false, true] {
         let mut server = Postgres::start()?;
         if frozen_or_killed {
@@ -118,7 +118,7 @@ fn nothing_is_left_of_a_server_that_is_dropped() -> Result<()> {
     Ok(())
 }
 
-/// The other half of the next test: does nothing unless that test runs it, and then never returns.
+/// The child process of the next test. Does nothing otherwise; there it never returns.
 #[test]
 fn a_child_of_the_test_below() -> Result<()> {
     let Some(dir) = std::env::var_os("POSTGRES_TEST_ORPHAN").map(PathBuf::from) else { return Ok(()) };
@@ -133,7 +133,7 @@ fn a_child_of_the_test_below() -> Result<()> {
 }
 
 #[test]
-fn nothing_is_left_of_a_server_whose_test_is_killed_even_if_it_stands_still() -> Result<()> {
+fn a_frozen_server_of_a_killed_test_leaves_nothing_behind() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let mut test = Command::new(std::env::current_exe()?)
         .args(["--exact", "a_child_of_the_test_below"])
