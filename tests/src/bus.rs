@@ -1,6 +1,6 @@
-//! [`Bus`]: a NATS client of a hundred lines, to look at the bus and to try what is forbidden.
+//! [`Bus`]: a small NATS client that observes the bus and tries what is forbidden.
 //!
-//! The daemons' own client hides what the server says about permissions; this one hands it out.
+//! The daemons' own client hides the server's permission errors; this one returns them.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
@@ -19,9 +19,9 @@ const DEADLINE: Duration = Duration::from_secs(20);
 /// One message, as received.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Message {
-    /// What it was published on.
+    /// The subject it was published on.
     pub subject: String,
-    /// Where an answer is expected.
+    /// The subject for a reply.
     pub reply: Option<String>,
     /// Its bytes.
     pub payload: Vec<u8>,
@@ -33,13 +33,13 @@ pub struct Bus {
     parser: FrameParser,
     /// Received while waiting for something else.
     messages: VecDeque<Message>,
-    /// What the server complained about since the last [`Bus::sync`].
+    /// Errors that the server has sent since the last [`Bus::sync`].
     errors: Vec<String>,
     subscriptions: u32,
 }
 
 impl Bus {
-    /// Connects as a client. A refused login is an error that carries the server's words.
+    /// Connects as a client. A refused login is an error with the server's message.
     pub fn connect(server: SocketAddr, login: &Login) -> Result<Self> {
         // No headers: the server then sends every message in the plain form.
         let options = json!({
@@ -49,7 +49,7 @@ impl Bus {
         Self::open(server, &options)
     }
 
-    /// Connects as a region's server would, and says what a real one never would: it filters itself.
+    /// Connects as a region's server. A real server filters what it sends; this one doesn't.
     #[cfg(test)]
     pub(crate) fn connect_leaf(server: SocketAddr, login: &Login) -> Result<Self> {
         let options = json!({
@@ -72,29 +72,28 @@ impl Bus {
             subscriptions: 0,
         };
         bus.send_line(&format!("CONNECT {options}"))?;
-        let complaints = bus.sync().context("logging in")?;
-        if !complaints.is_empty() {
-            bail!("the NATS server at {server} refused: {}", complaints.join("; "));
+        let errors = bus.sync().context("logging in")?;
+        if !errors.is_empty() {
+            bail!("the NATS server at {server} refused: {}", errors.join("; "));
         }
         Ok(bus)
     }
 
-    /// Asks for all messages on `subject`, shared with the other members of `queue` if given.
+    /// Subscribes to `subject`, as a member of the queue group `queue` if given.
     pub fn subscribe(&mut self, subject: &str, queue: Option<&str>) -> Result<()> {
         self.subscriptions += 1;
         let queue = queue.map_or(String::new(), |queue| format!(" {queue}"));
         self.send_line(&format!("SUB {subject}{queue} {}", self.subscriptions))
     }
 
-    /// Publishes a message.
     pub fn publish(&mut self, subject: &str, reply: Option<&str>, payload: &[u8]) -> Result<()> {
         self.send_message("PUB", subject, reply, payload)
     }
 
-    /// Waits until the server has dealt with all that was sent, and returns its complaints since the last
-    /// call. A connection that it closed is an error that ends with its last words.
+    /// Waits until the server has processed everything that was sent, and returns its errors since the last
+    /// call. A connection that it closed is an error that ends with its last message.
     pub fn sync(&mut self) -> Result<Vec<String>> {
-        // A connection that is being closed may refuse this write; what it said before can still be read.
+        // A connection that is being closed may refuse this write; earlier messages can still be read.
         let sent = self.send_line("PING");
         let deadline = Instant::now() + DEADLINE;
         loop {
@@ -103,16 +102,16 @@ impl Bus {
                 sent?;
                 return Ok(std::mem::take(&mut self.errors));
             }
-            self.sort(&frame)?;
+            self.dispatch(&frame)?;
         }
     }
 
-    /// The next message, or `None` if none came within `deadline`.
+    /// Returns the next message, or `None` if none arrives within `deadline`.
     pub fn next(&mut self, deadline: Duration) -> Result<Option<Message>> {
         let deadline = Instant::now() + deadline;
         while self.messages.is_empty() {
             let Some(frame) = self.receive(deadline)? else { return Ok(None) };
-            self.sort(&frame)?;
+            self.dispatch(&frame)?;
         }
         Ok(self.messages.pop_front())
     }
@@ -135,8 +134,8 @@ impl Bus {
         self.stream.write_all(format!("{line}\r\n").as_bytes()).context("sending to the NATS server")
     }
 
-    /// Puts what nobody asked for where it belongs.
-    fn sort(&mut self, frame: &Frame) -> Result<()> {
+    /// Handles a frame that may arrive at any time: queues messages and errors, and answers PINGs.
+    fn dispatch(&mut self, frame: &Frame) -> Result<()> {
         match frame.verb() {
             "PING" => self.send_line("PONG")?,
             "-ERR" => self.errors.push(frame.line().trim_start_matches("-ERR ").to_owned()),
@@ -152,7 +151,7 @@ impl Bus {
         Ok(())
     }
 
-    /// The next frame, or `None` at the deadline.
+    /// Returns the next frame, or `None` at the deadline.
     fn receive(&mut self, deadline: Instant) -> Result<Option<Frame>> {
         let mut buffer = [0; 16 * 1024];
         loop {

@@ -1,6 +1,7 @@
-//! [`run`]: many deletions by many clients, while publishers are killed every few seconds. In the end each
-//! deletion has exactly one audit record, one place in the log and a final receipt that tells it; no agent accepts a
-//! deleted key, and whatever nobody deleted is valid still.
+//! [`run`]: many deletions by many clients, while publishers are killed every few seconds.
+//!
+//! At the end, each deletion has exactly one audit record, one position in the log and a final receipt with that
+//! position. No agent accepts a deleted key, and all other keys are still valid.
 
 use std::collections::{HashMap, HashSet};
 use std::io::ErrorKind;
@@ -19,34 +20,34 @@ use crate::process::evictd_command;
 use crate::topology::{Plan, Topology};
 use crate::wait::{eventually, try_eventually};
 
-/// How long a client tries to get a definite answer about one key.
+/// How long a client retries for a definite answer about one key.
 const PATIENCE: Duration = Duration::from_mins(2);
 
-/// How long a receipt that is final may take to be stored.
+/// How long the store may take to hold a receipt that is final.
 const STORED: Duration = Duration::from_secs(20);
 
-/// Of so many keys, one stays: a deletion must not take anything else along.
+/// Of this many keys, one is not deleted: it must stay valid.
 const ONE_STAYS_OF: usize = 20;
 
-/// What to do.
+/// The size of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct CrashRun {
     /// How many keys to create; nineteen of twenty are deleted.
     pub keys: usize,
     /// How many clients delete them.
     pub clients: usize,
-    /// How long a publisher lives before it, or another one, is killed.
+    /// The time between two kills. Publishers are killed in turn.
     pub kill_every: Duration,
 }
 
-/// What happened.
+/// The result of a run.
 #[derive(Clone, Debug)]
 pub struct Report {
     /// Keys that were deleted.
     pub deleted: usize,
-    /// Of these, how many a client learned of only when it asked again and was told that there is no such key.
+    /// Of these, how many got no success answer: the client retried, and the answer was that the key doesn't exist.
     pub learned_late: usize,
-    /// Deletions that a publisher was asked for, and killed before it answered; carried out or not.
+    /// Requests that got no answer because their publisher was killed, carried out or not.
     pub unanswered: usize,
     /// How often each publisher was killed.
     pub kills: Vec<usize>,
@@ -54,14 +55,14 @@ pub struct Report {
     pub answered: Vec<usize>,
     /// How long the deletions took.
     pub deleting: Duration,
-    /// Receipts that every agent confirmed; all others are final too.
+    /// Receipts that every agent confirmed. All others have elapsed.
     pub confirmed: usize,
 }
 
 impl Report {
-    /// That nothing was lost says little where little was at stake.
+    /// Fails if too few deletions met a kill: then the run shows nothing.
     fn ensure_enough_happened(&self) -> Result<()> {
-        // Clients and kills take turns, so that publishers get about the same of both.
+        // Clients and kills go to the publishers in turn, so that each gets about the same share of both.
         let even_share = self.deleted / self.answered.len();
         let quiet = if self.kills.contains(&0) {
             "a publisher was never killed"
@@ -70,19 +71,19 @@ impl Report {
         } else if self.unanswered == 0 {
             "no request met a kill"
         } else {
-            // Agents aren't killed, so that nothing but a publisher's absence delays a receipt.
+            // Agents aren't killed, so only a publisher's absence delays a receipt.
             ensure!(self.confirmed > self.deleted / 2, "few deletions were confirmed: {self:?}");
             return Ok(());
         };
-        bail!("{quiet}: take more keys or clients, or kill more often: {self:?}")
+        bail!("{quiet}: use more keys or clients, or kill more often: {self:?}")
     }
 }
 
-/// Carries out the run on a new deployment of `plan` with its files in `dir`.
+/// Runs it on a new deployment of `plan` with its files in `dir`.
 ///
 /// # Errors
 ///
-/// Anything lost, invented or done twice; and a run in which too little has happened to show that.
+/// If a deletion was lost, invented or done twice, or if the run met too few kills to show that.
 pub fn run(dir: &Path, plan: &Plan, run: CrashRun) -> Result<Report> {
     let mut topology = Topology::start(dir, plan)?;
     let keys = create_keys(&topology, run)?;
@@ -90,7 +91,7 @@ pub fn run(dir: &Path, plan: &Plan, run: CrashRun) -> Result<Report> {
         keys.into_iter().enumerate().partition(|(index, _)| index % ONE_STAYS_OF == 0);
     let (staying, doomed): (Vec<Key>, Vec<Key>) =
         (staying.into_iter().map(|(_, key)| key).collect(), doomed.into_iter().map(|(_, key)| key).collect());
-    // Agents must have something to forget.
+    // Agents must have cached keys to evict.
     expect_everywhere(&topology, run.clients, doomed.iter().step_by(50), "VALID")?;
 
     let mut events = delete_under_fire(&mut topology, run, &doomed)?;
@@ -100,8 +101,8 @@ pub fn run(dir: &Path, plan: &Plan, run: CrashRun) -> Result<Report> {
     expect_everywhere(&topology, run.clients, doomed.iter(), "NOT_FOUND")?;
     expect_everywhere(&topology, run.clients, staying.iter(), "VALID")?;
     let requests = audited_deletions(&topology, &doomed)?;
-    for (key, request) in &events.told {
-        ensure!(requests.get(key) == Some(request), "{request} was told that it deleted {key}, and didn't");
+    for (key, request) in &events.answered {
+        ensure!(requests.get(key) == Some(request), "{request} got success, but didn't delete {key}");
     }
     let requests: Vec<String> = requests.into_values().collect();
     events.report.confirmed = final_receipts(&topology, run.clients, &requests)?;
@@ -118,9 +119,9 @@ struct Key {
     text: String,
 }
 
-/// Does `work` for every item on so many threads; the results come in no order. `work` is also given a number that
-/// goes up by one from item to item of a thread, and begins elsewhere in each: who takes turns by it asks all servers
-/// alike.
+/// Runs `work` for every item on `threads` threads, and returns the results in no particular order. `work` also gets a
+/// turn: a number that starts at the thread's index and rises by one with each of its items. Callers choose a server by
+/// it, so that all servers get about the same load.
 fn shared_among<'i, T: Sync, R: Send>(
     threads: usize,
     items: &'i [T],
@@ -168,20 +169,20 @@ fn create_keys(topology: &Topology, run: CrashRun) -> Result<Vec<Key>> {
     })
 }
 
-/// How the deletion of one key ended for its client.
+/// The result of one key's deletion for its client.
 struct Ended {
-    /// The publisher that answered with success, and the request that it answered. None if the client asked again
-    /// after an answer that never came, or was no definite one, and there was no such key.
-    told: Option<(usize, String)>,
-    /// Requests that got no answer, although there was somebody to ask.
+    /// The publisher that answered with success, and the request id. None if an earlier try got no definite answer, and
+    /// a retry found no such key.
+    success: Option<(usize, String)>,
+    /// Requests that were sent and got no answer.
     unanswered: usize,
 }
 
 /// The deletions and the kills.
 struct Events {
     report: Report,
-    /// Keys, and the requests that were told to have deleted them.
-    told: Vec<(String, String)>,
+    /// Keys, and the requests to which a publisher answered with success.
+    answered: Vec<(String, String)>,
 }
 
 /// Deletes `doomed` by all clients, while a publisher is killed and started again every few seconds.
@@ -201,27 +202,28 @@ fn delete_under_fire(topology: &mut Topology, run: CrashRun, doomed: &[Key]) -> 
         });
         let kills = kill_in_turn(topology, run.kill_every, &over);
         let deleted = deleting.join().map_err(|_| anyhow!("the clients panicked"))?;
-        // A publisher that doesn't start again explains what befalls its clients.
+        // A publisher that doesn't start again is the cause of its clients' errors, so its error comes first.
         let kills = kills?;
         deleted.map(|(ended, deleting)| (ended, deleting, kills))
     })?;
-    let mut answered = vec![0; publishers.len()];
+    let mut per_publisher = vec![0; publishers.len()];
     let mut unanswered = 0;
-    let mut told = Vec::with_capacity(ended.len());
+    let mut answered = Vec::with_capacity(ended.len());
     let deleted = ended.len();
     for (key, ended) in ended {
         unanswered += ended.unanswered;
-        if let Some((publisher, request)) = ended.told {
-            answered[publisher] += 1;
-            told.push((key.id.clone(), request));
+        if let Some((publisher, request)) = ended.success {
+            per_publisher[publisher] += 1;
+            answered.push((key.id.clone(), request));
         }
     }
-    let learned_late = deleted - told.len();
-    let report = Report { deleted, learned_late, unanswered, kills, answered, deleting, confirmed: 0 };
-    Ok(Events { report, told })
+    let learned_late = deleted - answered.len();
+    let report =
+        Report { deleted, learned_late, unanswered, kills, answered: per_publisher, deleting, confirmed: 0 };
+    Ok(Events { report, answered })
 }
 
-/// Kills one publisher after the other until the deletions are `over`. Returns how often each was killed.
+/// Kills publishers in turn until the deletions are `over`. Returns how often each was killed.
 fn kill_in_turn(topology: &mut Topology, every: Duration, over: &AtomicBool) -> Result<Vec<usize>> {
     let mut kills = vec![0; topology.publishers().count()];
     let is_over = || over.load(Ordering::Relaxed).then_some(());
@@ -230,14 +232,15 @@ fn kill_in_turn(topology: &mut Topology, every: Duration, over: &AtomicBool) -> 
             break;
         }
         let node = topology.publishers_mut().nth(victim).context("a publisher is missing")?;
-        // Started at once, and not waited for: another one may be killed before this one is ready.
+        // Not waited for: another one may be killed before this one is ready.
         node.daemon.restart()?;
         kills[victim] += 1;
     }
     Ok(kills)
 }
 
-/// Asks one publisher after the other until the answer is definite. What failed may have been done all the same.
+/// Sends the deletion to publishers in turn until the answer is definite. A request that failed may still have been
+/// carried out.
 fn delete(
     client: &Client,
     publishers: &[SocketAddr],
@@ -249,7 +252,7 @@ fn delete(
     let mut turns = turn..;
     let (mut unanswered, mut maybe_done) = (0, false);
     let mut last = String::new();
-    let told = try_eventually("a definite answer", PATIENCE, || {
+    let success = try_eventually("a definite answer", PATIENCE, || {
         let publisher = turns.next().context("there are no more turns")? % publishers.len();
         let answer = post(client, publishers[publisher], root_key, "keys.deleteKey", &body);
         match &answer {
@@ -257,7 +260,7 @@ fn delete(
                 let request = answer.body["meta"]["requestId"].as_str().context("an answer without an id")?;
                 return Ok(Some(Some((publisher, request.to_owned()))));
             }
-            // Without a request that may have done it, somebody else has.
+            // Without an earlier try that may have deleted it, a 404 is wrong.
             Ok(answer) if answer.status == 404 && maybe_done => return Ok(Some(None)),
             Ok(answer) if answer.status < 500 => bail!("it was answered {}: {}", answer.status, answer.text),
             Ok(answer) => maybe_done |= !answer.text.contains("nothing was changed"),
@@ -267,17 +270,17 @@ fn delete(
         last = format!("{answer:?}");
         Ok(None)
     });
-    let told = told.with_context(|| format!("the last answer was {last}"))?;
-    Ok(Ended { told, unanswered })
+    let success = success.with_context(|| format!("the last answer was {last}"))?;
+    Ok(Ended { success, unanswered })
 }
 
-/// Nobody listened: the request was never sent.
+/// Whether the connection was refused, so that the request was never sent.
 fn is_refused(failure: &anyhow::Error) -> bool {
     let cause = failure.downcast_ref::<ureq::Error>();
     matches!(cause, Some(ureq::Error::Io(cause)) if cause.kind() == ErrorKind::ConnectionRefused)
 }
 
-/// Waits until every agent says `code` of every key.
+/// Waits until every agent answers `code` for every key.
 fn expect_everywhere<'a>(
     topology: &Topology,
     threads: usize,
@@ -285,22 +288,22 @@ fn expect_everywhere<'a>(
     code: &str,
 ) -> Result<()> {
     let agents: Vec<SocketAddr> = topology.agents().map(|agent| agent.http).collect();
-    let questions: Vec<(SocketAddr, &Key)> =
+    let pairs: Vec<(SocketAddr, &Key)> =
         keys.flat_map(|key| agents.iter().map(move |agent| (*agent, key))).collect();
-    let asked = shared_among(threads, &questions, |client, _, (agent, key)| {
+    let verified = shared_among(threads, &pairs, |client, _, (agent, key)| {
         let mut last = String::new();
-        let told = try_eventually("the verdict", Duration::from_mins(1), || {
+        let answered = try_eventually("the code", Duration::from_mins(1), || {
             let body = json!({ "key": key.text });
             let answer = post(client, *agent, topology.root_key(), "keys.verifyKey", &body)?;
             last = answer.text;
             Ok((answer.body["data"]["code"] == code).then_some(()))
         });
-        told.with_context(|| format!("{agent} about {}, which should be {code}, said last: {last}", key.id))
+        answered.with_context(|| format!("last answer of {agent} about {}, expected {code}: {last}", key.id))
     });
-    asked.map(drop)
+    verified.map(drop)
 }
 
-/// The keys of `doomed` with the requests that deleted them: one for each, and none for anything else.
+/// Returns the keys of `doomed` with the requests that deleted them. Each has exactly one, and no other key has any.
 fn audited_deletions(topology: &Topology, doomed: &[Key]) -> Result<HashMap<String, String>> {
     let mut command = evictd_command()?;
     command.args(["audit", "--limit", "10000000", "--output", "json", "--config"]);
@@ -314,7 +317,7 @@ fn audited_deletions(topology: &Topology, doomed: &[Key]) -> Result<HashMap<Stri
         let text = |value: &Value| value.as_str().map(str::to_owned);
         let key = text(&record["targets"][0]["id"]).context("an audit record without a target")?;
         let request = text(&record["correlation_id"]).context("an audit record without a request")?;
-        ensure!(doomed.contains(key.as_str()), "{key} was deleted, and nobody asked for that");
+        ensure!(doomed.contains(key.as_str()), "{key} was deleted without a request");
         let twice = requests.insert(key.clone(), request);
         ensure!(twice.is_none(), "{key} was deleted twice");
     }
@@ -339,12 +342,12 @@ fn final_receipts(topology: &Topology, threads: usize, requests: &[String]) -> R
             Ok(done.then(|| (receipt["state"].clone(), receipt["position"].as_u64())))
         });
         let (state, position) =
-            receipt.with_context(|| format!("the receipt of {request} is last: {last}"))?;
-        let position = position.with_context(|| format!("{request} has no place in the log"))?;
+            receipt.with_context(|| format!("the last receipt of {request}: {last}"))?;
+        let position = position.with_context(|| format!("{request} has no position in the log"))?;
         ensure!(state == "confirmed" || state == "elapsed", "{request} ended as {state}");
         Ok((position, state == "confirmed"))
     })?;
-    let places: HashSet<u64> = receipts.iter().map(|(position, _)| *position).collect();
-    ensure!(places.len() == requests.len(), "two deletions share a place in the log");
+    let positions: HashSet<u64> = receipts.iter().map(|(position, _)| *position).collect();
+    ensure!(positions.len() == requests.len(), "two deletions share a position in the log");
     Ok(receipts.iter().filter(|(_, confirmed)| *confirmed).count())
 }

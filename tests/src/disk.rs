@@ -1,7 +1,7 @@
-//! Disks that are small, and disks that can no longer be written to.
+//! Small disks and read-only disks.
 //!
-//! Both need rights that a test should not use on the machine at large. So a small disk exists only in a mount
-//! namespace of the test's own ([`in_private_mounts`]), which ends with its processes.
+//! A small disk is a mount, which must not be visible to the rest of the machine. So it exists only in the test's own
+//! mount namespace ([`in_private_mounts`]), which ends with its processes.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
@@ -14,15 +14,14 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::process::{Daemon, Launch};
 
-/// How long a test may take that runs in a process of its own.
+/// How long a test in private mounts may take.
 const TEST_DEADLINE: Duration = Duration::from_mins(2);
 
-/// Set in the process that runs a test in mounts of its own.
+/// Set in the process that runs a test in private mounts.
 const INSIDE: &str = "HARNESS_PRIVATE_MOUNTS";
 
-/// Runs `body`, which is all of the test named `test` (as `--exact` takes it), where nothing that it mounts is
-/// seen by anybody else: in a second process of this test binary. As root, or where users may have name spaces
-/// of their own.
+/// Runs `body` in a second process of this test binary, whose mounts no other process sees. `body` must be the whole
+/// test, and `test` its name for `--exact`. Needs root or unprivileged user namespaces.
 pub fn in_private_mounts(test: &str, body: impl FnOnce() -> Result<()>) -> Result<()> {
     if std::env::var_os(INSIDE).is_some() {
         return body();
@@ -34,10 +33,10 @@ pub fn in_private_mounts(test: &str, body: impl FnOnce() -> Result<()>) -> Resul
     }
     args.push("--");
     let launch = Launch::new("test", "unshare", dir.path()).args(args).args([std::env::current_exe()?]);
-    // Only the end of its output is shown, where what it says matters more than where that came from.
+    // A failure shows only the end of the output; without a backtrace that is the error message.
     let launch = launch.args(["--exact", test, "--nocapture"]).env("RUST_LIB_BACKTRACE", "0");
     let mut launch = launch.env(INSIDE, "1");
-    // What the harness is told by its environment counts inside as well; daemons don't get it, there as here.
+    // The harness in the second process needs the same settings. Daemons don't get them there either.
     for (name, value) in std::env::vars_os() {
         if let (Some(name), Some(value)) = (name.to_str(), value.to_str())
             && name.starts_with("EVICTD_")
@@ -45,36 +44,36 @@ pub fn in_private_mounts(test: &str, body: impl FnOnce() -> Result<()>) -> Resul
             launch = launch.env(name, value);
         }
     }
-    let mut inside = Daemon::start(launch).context("running the test in mounts of its own")?;
+    let mut inside = Daemon::start(launch).context("running the test in private mounts")?;
     let ended = inside.wait_exit(TEST_DEADLINE)?;
-    ensure!(ended.success(), "it failed in mounts of its own ({ended})\n{}", inside.log_tail());
+    ensure!(ended.success(), "it failed in private mounts ({ended})\n{}", inside.log_tail());
     ensure!(inside.stdout()?.contains("1 passed"), "there is no test {test}\n{}", inside.log_tail());
     print!("{}", inside.stdout()?);
     Ok(())
 }
 
-/// A file system in memory, to be used [`in_private_mounts`].
+/// A small file system in memory, for tests [`in_private_mounts`].
 pub struct SmallDisk {
     dir: PathBuf,
 }
 
 impl SmallDisk {
-    /// Mounts one that holds `kibibytes` at `dir`, which is created.
+    /// Creates `dir`, and mounts a file system of `kibibytes` there.
     pub fn mount(dir: &Path, kibibytes: u32) -> Result<Self> {
-        // Everybody else's mounts would be changed.
-        ensure!(std::env::var_os(INSIDE).is_some(), "small disks belong into `in_private_mounts`");
+        // Elsewhere the mount would be visible to every process.
+        ensure!(std::env::var_os(INSIDE).is_some(), "small disks are only for `in_private_mounts`");
         fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
         let size = format!("size={kibibytes}k");
         run(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "small-disk"]).arg(dir))?;
         Ok(Self { dir: dir.to_owned() })
     }
 
-    /// Where it is.
+    /// Returns its mount point.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Takes what is left of it, to the last byte.
+    /// Fills it to the last byte.
     pub fn fill(&self) -> Result<()> {
         let mut ballast = File::create(self.ballast()).context("filling the disk")?;
         loop {
@@ -86,7 +85,7 @@ impl SmallDisk {
         }
     }
 
-    /// Gives back what [`SmallDisk::fill`] took.
+    /// Frees the space that [`SmallDisk::fill`] took.
     pub fn make_room(&self) -> Result<()> {
         fs::remove_file(self.ballast()).context("making room on the disk")
     }
@@ -96,28 +95,28 @@ impl SmallDisk {
     }
 }
 
-/// Files that nobody may write to any more, not even root, and not even who has them open: what becomes of all
-/// files when a kernel that has met an error makes their file system read-only. Dropping it gives them back.
+/// Files that no process can write to, not even root's, and not even through an open file. A kernel makes a file system
+/// read-only in this way after an error. Dropping it makes the files writable again.
 pub struct ReadOnly {
     paths: Vec<PathBuf>,
 }
 
 impl ReadOnly {
-    /// Makes `paths` read-only; for a directory that means that nothing is created or removed in it.
+    /// Makes `paths` read-only. In a read-only directory nothing can be created or removed.
     pub fn make(paths: &[PathBuf]) -> Result<Self> {
         let open: Vec<(File, &PathBuf)> = paths
             .iter()
             .filter(|path| path.is_file())
             .map(|path| Ok((File::options().read(true).write(true).open(path)?, path)))
             .collect::<Result<_>>()
-            .context("opening what shall become read-only")?;
+            .context("opening the files before they become read-only")?;
         let made = Self { paths: paths.to_vec() };
         run(Command::new("chattr").arg("+i").args(paths))?;
         for (file, path) in open {
             let mut first = [0];
-            // Written over with itself, should that succeed.
+            // If the write succeeds, it leaves the content as it was.
             if file.read_at(&mut first, 0)? == 1 && file.write_at(&first, 0).is_ok() {
-                bail!("{} is written to all the same: set TMPDIR to a directory on ext4", path.display());
+                bail!("{} can still be written to; set TMPDIR to a directory on ext4", path.display());
             }
         }
         Ok(made)
@@ -126,15 +125,15 @@ impl ReadOnly {
 
 impl Drop for ReadOnly {
     fn drop(&mut self) {
-        // Whoever goes on with them notices.
+        // If this fails, the next write to the files does.
         drop(run(Command::new("chattr").arg("-i").args(&self.paths)));
     }
 }
 
 fn run(command: &mut Command) -> Result<()> {
     let output = command.output().with_context(|| format!("running {command:?}"))?;
-    let complaint = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{command:?} failed: {}", complaint.trim_end());
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{command:?} failed: {}", stderr.trim_end());
     Ok(())
 }
 
@@ -143,27 +142,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_small_disk_that_nobody_else_sees_is_full_and_has_room_again() -> Result<()> {
-        in_private_mounts(
-            "disk::tests::a_small_disk_that_nobody_else_sees_is_full_and_has_room_again",
-            || {
-                let dir = tempfile::tempdir()?;
-                let disk = SmallDisk::mount(dir.path(), 256)?;
-                let file = disk.dir().join("file");
-                disk.fill()?;
-                assert_eq!(fs::write(&file, "x").unwrap_err().kind(), ErrorKind::StorageFull);
-                disk.make_room()?;
-                fs::write(&file, vec![0; 100 * 1024])?;
-                let mounts = |whose: &str| fs::read_to_string(format!("/proc/{whose}/mounts"));
-                let path = dir.path().to_string_lossy().into_owned();
-                let outside = rustix::process::getppid().context("no parent")?.as_raw_nonzero().to_string();
-                assert!(mounts("self")?.contains(&path) && !mounts(&outside)?.contains(&path));
-                Ok(())
-            },
-        )
+    fn a_small_disk_is_private_fills_up_and_is_freed() -> Result<()> {
+        in_private_mounts("disk::tests::a_small_disk_is_private_fills_up_and_is_freed", || {
+            let dir = tempfile::tempdir()?;
+            let disk = SmallDisk::mount(dir.path(), 256)?;
+            let file = disk.dir().join("file");
+            disk.fill()?;
+            assert_eq!(fs::write(&file, "x").unwrap_err().kind(), ErrorKind::StorageFull);
+            disk.make_room()?;
+            fs::write(&file, vec![0; 100 * 1024])?;
+            let mounts = |whose: &str| fs::read_to_string(format!("/proc/{whose}/mounts"));
+            let path = dir.path().to_string_lossy().into_owned();
+            let outside = rustix::process::getppid().context("no parent")?.as_raw_nonzero().to_string();
+            assert!(mounts("self")?.contains(&path) && !mounts(&outside)?.contains(&path));
+            Ok(())
+        })
     }
 
-    /// The other half of the next test: fails only where that test runs it.
+    /// The child process of the next test. Fails only there.
     #[test]
     fn a_failure_for_the_test_below() -> Result<()> {
         ensure!(std::env::var_os(INSIDE).is_none(), "on purpose");
@@ -171,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fails_in_mounts_of_its_own_fails_and_so_does_what_does_not_exist() {
+    fn failing_and_missing_tests_fail_in_private_mounts() {
         let failure = |test: &str| in_private_mounts(test, || Ok(())).unwrap_err().to_string();
         let text = failure("disk::tests::a_failure_for_the_test_below");
         assert!(text.contains("on purpose"), "{text}");
@@ -180,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_read_only_file_is_given_back() -> Result<()> {
+    fn a_read_only_file_becomes_writable_again() -> Result<()> {
         let dir = tempfile::tempdir()?;
         let path = dir.path().join("file");
         fs::write(&path, "x")?;

@@ -1,57 +1,57 @@
-//! The NATS protocol cut into frames: one control line, and a payload if the line announces one.
+//! The NATS protocol, split into frames: one control line, and a payload if the line announces one.
 //!
-//! Enough of it to pick messages out of a connection: clients and leaf nodes, both directions.
+//! It covers as much as is needed to find messages in a connection of a client or a leaf node, in both directions.
 
 use std::ops::Range;
 
-/// Longest control line that is still believed to be one. A server's `INFO` is the longest.
+/// The longest control line that is accepted. A server's `INFO` is the longest.
 const LINE_BYTES_MAX: usize = 1 << 20;
 
 /// Verbs whose first argument is a subject and whose last is the size of the payload that follows.
 const MESSAGES: [&str; 5] = ["MSG", "HMSG", "PUB", "HPUB", "LMSG"];
 
-/// Verbs that are a line and nothing more.
+/// Verbs of frames without a payload.
 const LINES: [&str; 10] = ["INFO", "CONNECT", "SUB", "UNSUB", "PING", "PONG", "+OK", "-ERR", "LS+", "LS-"];
 
 /// One frame, with all its bytes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Frame {
     bytes: Vec<u8>,
-    /// The control line without its line break; empty for bytes that are no NATS.
+    /// The control line without its line break; empty for bytes that are not NATS.
     line: Range<usize>,
     /// The payload (headers included) without its line break.
     payload: Range<usize>,
 }
 
 impl Frame {
-    /// The frame as it came.
+    /// Returns all bytes of the frame, as received.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// The frame as it came.
+    /// Returns all bytes of the frame, as received.
     pub fn into_bytes(self) -> Vec<u8> {
         self.bytes
     }
 
-    /// The control line; empty for bytes that are no NATS.
+    /// Returns the control line; empty for bytes that are not NATS.
     pub fn line(&self) -> &str {
         std::str::from_utf8(&self.bytes[self.line.clone()]).unwrap_or_default()
     }
 
-    /// The first word of the control line.
+    /// Returns the first word of the control line.
     pub fn verb(&self) -> &str {
         self.line().split_ascii_whitespace().next().unwrap_or_default()
     }
 
-    /// The subject, if this is a message.
+    /// Returns the subject if this is a message.
     pub fn subject(&self) -> Option<&str> {
         let mut words = self.line().split_ascii_whitespace();
         let verb = words.next()?;
         if MESSAGES.contains(&verb) { words.next() } else { None }
     }
 
-    /// The subject to answer to, if this is a message from a server to a client (without headers).
+    /// Returns the reply subject if this is a message from a server to a client, without headers.
     pub fn reply(&self) -> Option<&str> {
         let words: Vec<_> = self.line().split_ascii_whitespace().collect();
         match words[..] {
@@ -60,30 +60,30 @@ impl Frame {
         }
     }
 
-    /// The payload, headers included. Empty if there is none.
+    /// Returns the payload, headers included. Empty if there is none.
     pub fn payload(&self) -> &[u8] {
         &self.bytes[self.payload.clone()]
     }
 }
 
-/// Cuts a stream of bytes into frames. What is not NATS (TLS, say) comes out as it went in.
+/// Splits a stream of bytes into frames. Other protocols, such as TLS, pass unchanged.
 #[derive(Default)]
 pub struct FrameParser {
     buffer: Vec<u8>,
     /// Where in `buffer` the next frame begins.
     start: usize,
-    /// Something was not understood: from there on, nothing is looked at any more.
+    /// The stream is not NATS: from there on, bytes pass unparsed.
     opaque: bool,
 }
 
 impl FrameParser {
-    /// Takes the next bytes of the stream, cut anywhere.
+    /// Appends the next bytes of the stream, which may end anywhere.
     pub fn push(&mut self, bytes: &[u8]) {
         self.buffer.drain(..std::mem::take(&mut self.start));
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// The next complete frame.
+    /// Returns the next complete frame.
     pub fn next_frame(&mut self) -> Option<Frame> {
         if !self.opaque {
             match self.measure() {
@@ -160,7 +160,7 @@ pub fn subject_matches(pattern: &str, subject: &str) -> bool {
 mod tests {
     use super::*;
 
-    /// What a client, a server and a leaf node say, payloads that look like frames included.
+    /// Frames of clients, servers and leaf nodes, including payloads that look like frames.
     const STREAM: &[u8] = b"INFO {\"server_id\":\"N\"} \r\n\
         CONNECT {\"verbose\":false}\r\nPING\r\nPONG\r\n+OK\r\n-ERR 'Permissions Violation'\r\n\
         SUB a.> q 7\r\nUNSUB 7\r\nLS+ a.> q 1\r\nLS- a.>\r\n\
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_are_told_from_everything_else() {
+    fn only_messages_have_subjects() {
         let subjects: Vec<_> =
             frames(&[STREAM]).iter().filter_map(|frame| frame.subject().map(str::to_owned)).collect();
         assert_eq!(subjects, ["a.b", "a.c", "a.d", "a.e", "a.f", "a.g", "a.h"]);
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn the_frames_are_the_same_wherever_the_stream_is_cut() {
+    fn frames_do_not_depend_on_where_the_stream_is_cut() {
         let whole = frames(&[STREAM]);
         for cut in 0..=STREAM.len() {
             let (head, tail) = STREAM.split_at(cut);
@@ -213,16 +213,16 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_nats_passes_as_it_came() {
-        for stranger in
+    fn other_protocols_pass_unchanged() {
+        for stream in
             [&b"\x16\x03\x01 PING\r\n"[..], b"GET / HTTP/1.1\r\n\r\n", b"MSG a 1 many\r\n", b"\r\n"]
         {
-            for cut in 0..=stranger.len() {
-                let (head, tail) = stranger.split_at(cut);
+            for cut in 0..=stream.len() {
+                let (head, tail) = stream.split_at(cut);
                 let out = frames(&[b"PING\r\n", head, tail]);
                 assert!(out.iter().all(|frame| frame.subject().is_none()));
                 let joined: Vec<u8> = out.into_iter().skip(1).flat_map(Frame::into_bytes).collect();
-                assert_eq!(joined, stranger, "cut at byte {cut}");
+                assert_eq!(joined, stream, "cut at byte {cut}");
             }
         }
     }

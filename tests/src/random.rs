@@ -1,11 +1,11 @@
-//! [`Random`]: chance that can be repeated, for tests that break things in no particular order.
+//! [`Random`]: reproducible randomness, for tests that break things in random order.
 
 use anyhow::{Context, Result};
 
-/// The environment variable that repeats a run: the seed that a failure names.
+/// The environment variable with the seed of a run to repeat. A failure prints the seed.
 pub const SEED_VARIABLE: &str = "EVICTD_TEST_SEED";
 
-/// A sequence that looks random and is the same for the same seed (SplitMix64).
+/// A pseudorandom sequence, which depends only on its seed (SplitMix64).
 #[derive(Clone, Debug)]
 pub struct Random {
     seed: u64,
@@ -13,12 +13,12 @@ pub struct Random {
 }
 
 impl Random {
-    /// The sequence of `seed`.
+    /// Returns the sequence of `seed`.
     pub fn new(seed: u64) -> Self {
         Self { seed, state: seed }
     }
 
-    /// A sequence that nobody has seen, or that of [`SEED_VARIABLE`].
+    /// Returns a sequence with the seed of [`SEED_VARIABLE`] if set, else with a random seed.
     pub fn draw() -> Result<Self> {
         let seed = match std::env::var(SEED_VARIABLE) {
             Ok(seed) => seed.parse().with_context(|| format!("{SEED_VARIABLE} is no number: {seed}"))?,
@@ -27,19 +27,19 @@ impl Random {
         Ok(Self::new(seed))
     }
 
-    /// Lives through what chance decides, with a list for what happened. A failure names that, and how to repeat it.
+    /// Runs `story` with a random sequence and a list of events. An error shows the events and how to repeat the run.
     pub fn lived_through(story: impl FnOnce(&mut Self, &mut Vec<String>) -> Result<()>) -> Result<()> {
         let (mut random, mut events) = (Self::draw()?, Vec::new());
         let outcome = story(&mut random, &mut events);
         outcome.with_context(|| format!("{}\n{}", events.join("\n"), random.how_to_repeat()))
     }
 
-    /// What a failure must name, so that the run can be repeated.
+    /// Returns the setting that repeats this run. Errors must show it.
     pub fn how_to_repeat(&self) -> String {
         format!("to repeat this run: {SEED_VARIABLE}={}", self.seed)
     }
 
-    /// A number below `end`, which must not be 0.
+    /// Returns a number below `end`, which must not be 0.
     pub fn below(&mut self, end: usize) -> usize {
         (self.next() % end as u64) as usize
     }
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_same_seed_gives_the_same_order_and_another_one_another() {
+    fn order_depends_only_on_the_seed() {
         let order = |seed| {
             let mut items: Vec<u32> = (0..50).collect();
             Random::new(seed).shuffle(&mut items);

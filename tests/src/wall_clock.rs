@@ -1,7 +1,7 @@
 //! [`WallClock`]: a wrong wall clock for one daemon, which can be set while the daemon runs.
 //!
-//! It is libfaketime, loaded into the process. Only the wall clock is changed: the clocks that count since
-//! boot go on, as they do on a machine whose date is set.
+//! It preloads libfaketime. Only the wall clock changes. The monotonic clocks continue, as on a machine whose date is
+//! set.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use crate::process::Daemon;
 use crate::python_package::{self, PythonPackage};
 
-/// What is installed when there is no library on this machine.
+/// The package to install if `EVICTD_LIBFAKETIME` is not set.
 const PACKAGE: PythonPackage = PythonPackage {
     name: "libfaketime",
     version: "3.0.1",
@@ -19,15 +19,14 @@ const PACKAGE: PythonPackage = PythonPackage {
     file: "libfaketime/vendor/libfaketime/src/libfaketime.so.1",
 };
 
-/// A daemon's wall clock, this far from this machine's.
+/// A daemon's wall clock, with an offset to this machine's.
 pub struct WallClock {
-    /// Where the library reads how wrong it has to be.
+    /// The file from which the library reads the offset.
     file: PathBuf,
 }
 
 impl WallClock {
-    /// From `daemon`'s next start on, its clock is its own: wrong by `seconds`, until it is set anew.
-    /// What it needs is kept in `dir`.
+    /// From its next start on, `daemon` has a clock with an offset of `seconds`. The offset file lies in `dir`.
     pub fn give_to(daemon: &mut Daemon, dir: &Path, seconds: i64) -> Result<Self> {
         let library = find_library()?;
         let clock = Self { file: dir.join(format!("{}.wall-clock", daemon.name())) };
@@ -36,7 +35,7 @@ impl WallClock {
         let settings = [
             ("LD_PRELOAD", library.to_str().context("a path that is no text")?),
             ("FAKETIME_TIMESTAMP_FILE", file),
-            // Look into the file once a second.
+            // Reads the file once a second.
             ("FAKETIME_CACHE_DURATION", "1"),
             ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
             ("NO_FAKE_STAT", "1"),
@@ -47,23 +46,22 @@ impl WallClock {
         Ok(clock)
     }
 
-    /// Sets it to `seconds` after (or, if negative, before) this machine's. The daemon sees it within
-    /// about a second.
+    /// Sets the offset to `seconds`; a negative one is in the past. It takes effect within about a second.
     pub fn set(&self, seconds: i64) -> Result<()> {
-        // Renamed into place, so that nobody reads half a number.
+        // Renamed into place, so that the library never reads half a number.
         let new = self.file.with_extension("new");
         fs::write(&new, format!("{seconds:+}\n")).with_context(|| format!("writing {}", new.display()))?;
         fs::rename(&new, &self.file).with_context(|| format!("writing {}", self.file.display()))
     }
 }
 
-/// The library: `EVICTD_LIBFAKETIME`, else the pinned Python package, installed into cargo's target
-/// directory. Not the one that a distribution may have installed: version 0.9.10 breaks sleeping when it is
-/// told to leave the monotonic clock alone.
+/// Returns the library: `EVICTD_LIBFAKETIME`, or else the pinned Python package, installed into cargo's target
+/// directory. A distribution's library is not used: version 0.9.10 breaks sleeping with
+/// `FAKETIME_DONT_FAKE_MONOTONIC`.
 fn find_library() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("EVICTD_LIBFAKETIME") {
         let path = std::path::absolute(path).context("reading EVICTD_LIBFAKETIME")?;
-        // A library that can't be loaded is a warning to the dynamic linker, and the test would test nothing.
+        // The dynamic linker only warns if it can't load a library, and the test would test nothing.
         if !path.is_file() {
             bail!("EVICTD_LIBFAKETIME names {}, which is no file", path.display());
         }
@@ -85,7 +83,7 @@ mod tests {
     const DEADLINE: Duration = Duration::from_secs(20);
 
     #[test]
-    fn a_daemons_wall_clock_is_wrong_and_can_be_set_while_its_other_clocks_go_on() -> Result<()> {
+    fn wall_clock_is_set_without_touching_the_monotonic_one() -> Result<()> {
         const SCRIPT: &str = "import time\nwhile True:\n    \
             print(int(time.time()), int(time.clock_gettime(time.CLOCK_MONOTONIC)), flush=True)\n    \
             time.sleep(0.05)";
@@ -106,7 +104,7 @@ mod tests {
         UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs() as i64)
     }
 
-    /// The wall clock and the monotonic one, in seconds, as soon as they are as `wanted`.
+    /// Waits until the two clocks are as `wanted`. Returns the wall clock and the monotonic clock in seconds.
     fn last_reading(daemon: &mut Daemon, wanted: fn((i64, i64)) -> bool) -> Result<(i64, i64)> {
         eventually("such a reading", DEADLINE, || {
             let log = daemon.stdout().ok()?;
