@@ -1,9 +1,10 @@
-//! The home store, seen past its publishers, and what holds of it whatever has happened: the log has every change
-//! once, in dense positions, and nothing that wasn't committed; so has the audit log; and each deletion has its
-//! receipt.
+//! Direct access to the home store, and its invariants after any failure.
 //!
-//! The checks take whatever runs one statement and returns the first value of its result as text, or nothing: a test
-//! that also changes the store has its own way to it, and [`HomeStore`] only reads.
+//! The log has every committed change exactly once, in dense positions, and nothing else. So has the audit log. Each
+//! deletion has its receipt.
+//!
+//! The checks take a function that runs one statement and returns the first value of its result as text, or an empty
+//! string. [`HomeStore::read`] is one that can't write; tests that also change the store have their own.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -22,12 +23,12 @@ use crate::wait::try_eventually;
 pub enum HomeStore {
     /// In this file.
     Sqlite(PathBuf),
-    /// In the database of this URL.
+    /// In the database at this URL.
     Postgres(String),
 }
 
 impl HomeStore {
-    /// The store of the publisher with this configuration file.
+    /// Returns the store of the publisher with this configuration file.
     pub fn of(config: &Path) -> Result<Self> {
         let text = fs::read_to_string(config).with_context(|| format!("reading {}", config.display()))?;
         let config: Table = text.parse()?;
@@ -39,7 +40,7 @@ impl HomeStore {
         }
     }
 
-    /// The first value that a statement returns, as text; empty if there is none. Nothing can be changed by it.
+    /// Returns the first value of a statement's result as text, or an empty string. The statement can't write.
     pub fn read(&self, statement: &str) -> Result<String> {
         const SCRIPT: &str = "import sqlite3, sys\n\
             store = sqlite3.connect(sys.argv[1], timeout=20)\n\
@@ -57,12 +58,12 @@ impl HomeStore {
     }
 }
 
-/// The files of an SQLite store, of which only the first must exist.
+/// Returns the paths of an SQLite store's files, of which only the first must exist.
 fn sqlite_files(store: &Path) -> [PathBuf; 3] {
     ["", "-wal", "-shm"].map(|suffix| PathBuf::from(format!("{}{suffix}", store.display())))
 }
 
-/// The bytes of an SQLite store at one moment, as a storage snapshot has them.
+/// A copy of an SQLite store's files, like a storage snapshot.
 pub struct SqliteBackup([Option<Vec<u8>>; 3]);
 
 impl SqliteBackup {
@@ -80,7 +81,7 @@ impl SqliteBackup {
         Ok(backup)
     }
 
-    /// Puts it in the place of `store`, with its write-ahead log: another one would do again what is to be undone.
+    /// Overwrites `store` with it, including the write-ahead log: the current one would replay what must be undone.
     pub fn put(&self, store: &Path) -> Result<()> {
         for (path, bytes) in sqlite_files(store).iter().zip(&self.0) {
             let done = match bytes {
@@ -88,13 +89,14 @@ impl SqliteBackup {
                 None if path.exists() => fs::remove_file(path),
                 None => Ok(()),
             };
-            done.with_context(|| format!("putting {} back", path.display()))?;
+            done.with_context(|| format!("restoring {}", path.display()))?;
         }
         Ok(())
     }
 }
 
-/// What `script` prints about the SQLite file `store`, with one more argument. Python stands for somebody else's SQL.
+/// Runs `script` with the SQLite file `store` and one more argument, and returns what it prints. Python shares no code
+/// with the publisher.
 fn python(script: &str, store: &Path, argument: &str) -> Result<String> {
     let output = Command::new("python3").args(["-c", script]).arg(store).arg(argument).output();
     let output = output.context("running python3")?;
@@ -102,14 +104,14 @@ fn python(script: &str, store: &Path, argument: &str) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?.trim_end().to_owned())
 }
 
-/// What must not be there, and the statement that counts it.
+/// The name of a flaw, and the statement that counts it.
 type Flaw = (&'static str, &'static str);
 
-/// Flaws whatever has happened.
+/// Flaws of any log.
 const OF_ANY_LOG: [Flaw; 9] = [
     ("rows without a position", "SELECT count(*) FROM invalidations WHERE position IS NULL"),
     (
-        // Each epoch begins somewhere of its own.
+        // Each epoch has its own first position.
         "positions without a row",
         "SELECT count(*) FROM (SELECT max(position) - min(position) + 1 - count(*) AS holes FROM invalidations
             GROUP BY epoch) AS epochs WHERE holes <> 0",
@@ -147,7 +149,8 @@ const OF_ANY_LOG: [Flaw; 9] = [
     ),
 ];
 
-/// Flaws where each request changes one thing, nobody else changes anything, and the store never goes back.
+/// Flaws of a log where each request makes one change, only requests make changes, and the store was never restored
+/// from a copy.
 const OF_A_PLAIN_LOG: [Flaw; 4] = [
     (
         "deletions that no request asked for",
@@ -163,7 +166,7 @@ const OF_A_PLAIN_LOG: [Flaw; 4] = [
         "SELECT count(*) FROM invalidations WHERE epoch > (SELECT min(epoch) FROM invalidations)",
     ),
     (
-        "deletions whose receipt doesn't tell their place",
+        "deletions whose receipt doesn't have their position",
         "SELECT count(*) FROM invalidations LEFT JOIN receipts ON receipts.request_id = invalidations.request_id
          WHERE cause = 'deleted'
            AND (receipts.position IS NULL OR receipts.position <> invalidations.position
@@ -171,7 +174,7 @@ const OF_A_PLAIN_LOG: [Flaw; 4] = [
     ),
 ];
 
-/// One statement, so that all of it is seen at one moment.
+/// Checks all flaws in one statement, so that all are seen at the same moment.
 fn ensure_none(flaws: &[Flaw], sql: impl Fn(&str) -> Result<String>) -> Result<()> {
     let each = flaws.iter().enumerate().map(|(place, (what, count))| {
         let what = what.replace('\'', "''");
@@ -185,20 +188,20 @@ fn ensure_none(flaws: &[Flaw], sql: impl Fn(&str) -> Result<String>) -> Result<(
     Ok(())
 }
 
-/// The log holds every change once, in dense positions, and nothing that wasn't committed; and so does the audit
-/// log. Everything that was committed must have its position by now.
+/// Checks that the log holds every committed change exactly once, in dense positions, and nothing else, and that the
+/// audit log does as well. Every committed row must already have its position.
 pub fn check_log(sql: impl Fn(&str) -> Result<String>) -> Result<()> {
     ensure_none(&OF_ANY_LOG, sql)
 }
 
-/// As [`check_log`], where single requests of the control API are all that has changed anything: each has one row,
-/// and each deletion a stored receipt that tells the place of that row.
+/// As [`check_log`], for a store that only requests of the control API with one change each have changed. Each request
+/// has one row, and each deletion a stored receipt with that row's position.
 pub fn check_plain_log(sql: impl Fn(&str) -> Result<String>) -> Result<()> {
     check_log(&sql)?;
     ensure_none(&OF_A_PLAIN_LOG, sql)
 }
 
-/// Waits until each deletion that somebody asked for has its final receipt in the store.
+/// Waits until each deletion by a request has its final receipt in the store.
 pub fn wait_for_receipts(deadline: Duration, sql: impl Fn(&str) -> Result<String>) -> Result<()> {
     const OPEN: &str = "SELECT count(*) FROM invalidations
         WHERE request_id IS NOT NULL AND cause = 'deleted' AND NOT receipted";
@@ -229,7 +232,7 @@ mod tests {
         INSERT INTO receipts (request_id, workspace_id, epoch, position, committed_at, final_at, body)
             SELECT request_id, 'ws', epoch, position, 1, 1, '{}' FROM invalidations WHERE cause = 'deleted';";
 
-    /// A store with [`SOUND`] in it, and what `damage` does to that.
+    /// Creates a store with [`SOUND`] in it, and applies `damage`.
     fn store_with(dir: &Path, damage: &str) -> Result<HomeStore> {
         const SCRIPT: &str = "import sqlite3, sys\n\
             sqlite3.connect(sys.argv[1]).executescript(sys.argv[2])";
@@ -239,7 +242,7 @@ mod tests {
         Ok(HomeStore::Sqlite(path))
     }
 
-    /// What the checks say about a store with such damage.
+    /// Returns the checks' error for a store with such damage, or "sound".
     fn verdict(damage: &str) -> Result<String> {
         let dir = tempfile::tempdir()?;
         let store = store_with(dir.path(), damage)?;
@@ -247,7 +250,7 @@ mod tests {
         Ok(checked.map_or_else(|flaw| format!("{flaw:#}"), |()| "sound".to_owned()))
     }
 
-    /// Without its negative controls, a check that counts nothing would look the same.
+    /// Negative controls: without them, a check that counts nothing would pass as well.
     #[test]
     fn every_flaw_of_a_log_is_found() -> Result<()> {
         const AT_THE_END: &str = "UPDATE invalidations SET epoch = 1, position = id WHERE position IS NULL;
@@ -302,21 +305,21 @@ mod tests {
             (format!("UPDATE invalidations SET epoch = 2 {last}"), "rows of a later epoch: 1"),
             (
                 "DELETE FROM receipts WHERE request_id = 'req_a'".to_owned(),
-                "deletions whose receipt doesn't tell their place: 1",
+                "deletions whose receipt doesn't have their position: 1",
             ),
             (
                 "UPDATE receipts SET position = 1 WHERE request_id = 'req_a'".to_owned(),
-                "deletions whose receipt doesn't tell their place: 1",
+                "deletions whose receipt doesn't have their position: 1",
             ),
         ];
-        for (damage, told) in damages {
-            assert_eq!(verdict(&damage)?, told, "{damage}");
+        for (damage, expected) in damages {
+            assert_eq!(verdict(&damage)?, expected, "{damage}");
         }
         Ok(())
     }
 
     #[test]
-    fn a_receipt_that_is_missing_is_waited_for() -> Result<()> {
+    fn missing_receipts_are_waited_for() -> Result<()> {
         let dir = tempfile::tempdir()?;
         let store =
             store_with(dir.path(), "UPDATE invalidations SET receipted = 0 WHERE request_id = 'req_a'")?;

@@ -1,4 +1,4 @@
-//! A small blocking HTTP client: every status is an answer, connections are kept alive.
+//! A small blocking HTTP client. No status is an error, and connections are kept alive.
 
 use std::fmt::Display;
 use std::io::{ErrorKind, Read, Write};
@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use ureq::http;
 
-/// Longer than any answer that is allowed to wait (`Prefer: wait=30`).
+/// Longer than any answer may take (`Prefer: wait=30`).
 const TIMEOUT: Duration = Duration::from_secs(45);
 
 /// One answer.
@@ -19,7 +19,7 @@ pub struct Response {
     pub status: u16,
     /// All headers.
     pub headers: http::HeaderMap,
-    /// The body as JSON; `Null` if it is none.
+    /// The body as JSON; `Null` if it isn't JSON.
     pub body: Value,
     /// The body as text.
     pub text: String,
@@ -28,7 +28,7 @@ pub struct Response {
 }
 
 impl Response {
-    /// A header's value, if it is there and text.
+    /// Returns a header's value if it is present and text.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
@@ -41,12 +41,12 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client that waits for an answer as long as the daemons may take.
+    /// Creates a client that waits as long as the daemons may take to answer.
     pub fn new() -> Self {
         Self::with_timeout(TIMEOUT)
     }
 
-    /// A client that gives up after `timeout`, for daemons that stand still.
+    /// Creates a client that gives up after `timeout`, for daemons that may be frozen.
     pub fn with_timeout(timeout: Duration) -> Self {
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
@@ -57,8 +57,8 @@ impl Client {
         Self { agent: config.new_agent() }
     }
 
-    /// POSTs `body` as it prints (a [`Value`] prints as JSON, a `str` as itself, well-formed or not) with
-    /// the content type of JSON.
+    /// POSTs `body` as its `Display` prints it, with the content type of JSON. A `str` is sent as it is, well-formed or
+    /// not.
     pub fn post_json(
         &self,
         url: &str,
@@ -78,7 +78,6 @@ impl Client {
         read(answer, started).with_context(|| format!("reading the answer to POST {url}"))
     }
 
-    /// GETs `url`.
     pub fn get(&self, url: &str) -> Result<Response> {
         let started = Instant::now();
         let answer = self.agent.get(url).call().with_context(|| format!("GET {url}"))?;
@@ -103,13 +102,13 @@ fn read(mut answer: http::Response<ureq::Body>, started: Instant) -> Result<Resp
     })
 }
 
-/// Sends `bytes`, however malformed, and returns all that comes back until the server closes. The
-/// server learns that no more is coming, and may take that for the client's farewell.
+/// Sends `bytes`, malformed or not, shuts down the writing side, and returns everything that arrives until the server
+/// closes the connection. The server may take the shutdown for the client's end.
 pub fn raw(server: SocketAddr, bytes: &[u8]) -> Result<Vec<u8>> {
     exchange(server, bytes, Some(Shutdown::Write))
 }
 
-/// As [`raw`], for a whole request, after which the server closes by itself (`connection: close`).
+/// As [`raw`], without the shutdown, for a request after which the server closes by itself (`connection: close`).
 pub fn raw_request(server: SocketAddr, bytes: &[u8]) -> Result<Vec<u8>> {
     exchange(server, bytes, None)
 }
@@ -118,7 +117,7 @@ fn exchange(server: SocketAddr, bytes: &[u8], then: Option<Shutdown>) -> Result<
     let mut stream =
         TcpStream::connect_timeout(&server, TIMEOUT).with_context(|| format!("connecting to {server}"))?;
     stream.set_read_timeout(Some(TIMEOUT))?;
-    // A server that refuses early may close before it has read all: what it answered still counts.
+    // A server that refuses early may close before it has read everything. Its answer still counts.
     let _ = stream.write_all(bytes).and_then(|()| then.map_or(Ok(()), |how| stream.shutdown(how)));
     let mut answer = Vec::new();
     match stream.read_to_end(&mut answer) {
@@ -127,26 +126,26 @@ fn exchange(server: SocketAddr, bytes: &[u8], then: Option<Shutdown>) -> Result<
     }
 }
 
-/// A connection that does exactly what a test says: what [`Client`] hides is what is tested with it.
+/// A connection under full control of the test, for what [`Client`] hides.
 pub struct Connection {
     stream: TcpStream,
-    /// Received, and not read as an answer yet.
+    /// Received bytes that aren't parsed yet.
     received: Vec<u8>,
 }
 
-/// An answer as it came over a [`Connection`].
+/// An answer received on a [`Connection`].
 #[derive(Clone, Debug)]
 pub struct RawAnswer {
     /// The HTTP status.
     pub status: u16,
     /// The status line and the headers.
     pub head: String,
-    /// The body as JSON; `Null` if it is none.
+    /// The body as JSON; `Null` if it isn't JSON.
     pub body: Value,
 }
 
 impl RawAnswer {
-    /// A header's value.
+    /// Returns a header's value.
     pub fn header(&self, name: &str) -> Option<&str> {
         let fields = self.head.lines().filter_map(|line| line.split_once(':'));
         fields.filter(|(field, _)| field.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim()).next()
@@ -154,7 +153,7 @@ impl RawAnswer {
 }
 
 impl Connection {
-    /// Connects.
+    /// Connects to `server`.
     pub fn open(server: SocketAddr) -> Result<Self> {
         let stream = TcpStream::connect_timeout(&server, TIMEOUT)
             .with_context(|| format!("connecting to {server}"))?;
@@ -162,15 +161,15 @@ impl Connection {
         Ok(Self { stream, received: Vec::new() })
     }
 
-    /// Sends `bytes`, for as long as the server takes them.
+    /// Sends all of `bytes`.
     pub fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         self.stream.set_write_timeout(Some(TIMEOUT))?;
         self.stream.write_all(bytes)
     }
 
-    /// Sends what the server and its system take within `patience`, and tells how many bytes that were.
-    pub fn send_some(&mut self, bytes: &[u8], patience: Duration) -> Result<usize> {
-        self.stream.set_write_timeout(Some(patience))?;
+    /// Sends as much of `bytes` as the connection accepts within `timeout`. Returns the number of bytes sent.
+    pub fn send_some(&mut self, bytes: &[u8], timeout: Duration) -> Result<usize> {
+        self.stream.set_write_timeout(Some(timeout))?;
         match self.stream.write(bytes) {
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => Ok(0),
             sent => sent.context("sending"),
@@ -188,38 +187,38 @@ impl Connection {
         self.send(&[head.as_bytes(), body.as_bytes()].concat())
     }
 
-    /// The next answer, whole; `None` if the server closes the connection instead of giving one. Half an answer
-    /// is an error, and so is none within the time that any may take.
+    /// Returns the next complete answer, or `None` if the server closes the connection instead. A partial answer and a
+    /// timeout are errors.
     pub fn answer(&mut self) -> Result<Option<RawAnswer>> {
-        match self.hear(TIMEOUT)? {
-            Heard::Answer(answer) => Ok(Some(answer)),
-            Heard::Closed => Ok(None),
-            Heard::Nothing => bail!("no answer within {TIMEOUT:?}"),
+        match self.receive(TIMEOUT)? {
+            Received::Answer(answer) => Ok(Some(answer)),
+            Received::Closed => Ok(None),
+            Received::Nothing => bail!("no answer within {TIMEOUT:?}"),
         }
     }
 
-    /// What comes from the server within `patience`.
-    pub fn hear(&mut self, patience: Duration) -> Result<Heard> {
-        let deadline = Instant::now() + patience;
+    /// Waits up to `timeout` for an answer or the end of the connection.
+    pub fn receive(&mut self, timeout: Duration) -> Result<Received> {
+        let deadline = Instant::now() + timeout;
         loop {
             if let Some((answer, end)) = parse_answer(&self.received)? {
                 self.received.drain(..end);
-                return Ok(Heard::Answer(answer));
+                return Ok(Received::Answer(answer));
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Ok(Heard::Nothing);
+                return Ok(Received::Nothing);
             }
             self.stream.set_read_timeout(Some(left))?;
             let mut buffer = [0; 16 * 1024];
             match self.stream.read(&mut buffer) {
-                Ok(0) if self.received.is_empty() => return Ok(Heard::Closed),
+                Ok(0) if self.received.is_empty() => return Ok(Received::Closed),
                 Ok(0) => bail!("half an answer: {}", String::from_utf8_lossy(&self.received)),
                 Ok(read) => self.received.extend_from_slice(&buffer[..read]),
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
-                // A way to close, too.
+                // The server may also close with a reset.
                 Err(error) if error.kind() == ErrorKind::ConnectionReset && self.received.is_empty() => {
-                    return Ok(Heard::Closed);
+                    return Ok(Received::Closed);
                 }
                 Err(error) => return Err(error).context("reading an answer"),
             }
@@ -227,18 +226,18 @@ impl Connection {
     }
 }
 
-/// What came over a [`Connection`].
+/// The result of [`Connection::receive`].
 #[derive(Clone, Debug)]
-pub enum Heard {
-    /// A whole answer.
+pub enum Received {
+    /// A complete answer.
     Answer(RawAnswer),
     /// The server has closed the connection.
     Closed,
-    /// Nothing yet, or not all of it.
+    /// No complete answer yet.
     Nothing,
 }
 
-/// The answer that `bytes` begin with, and where it ends, once they hold all of it.
+/// Parses the answer at the start of `bytes`, once it is complete. Also returns where it ends.
 fn parse_answer(bytes: &[u8]) -> Result<Option<(RawAnswer, usize)>> {
     let Some(head_end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else { return Ok(None) };
     let head = String::from_utf8(bytes[..head_end].to_vec()).context("headers that aren't text")?;
@@ -265,27 +264,27 @@ mod tests {
 
     use super::*;
 
-    /// Answers one connection's requests with `answers`, and returns what was asked.
+    /// Answers the requests of one connection with `answers`. The thread returns the requests.
     fn serve(answers: &'static [&'static str]) -> Result<(SocketAddr, thread::JoinHandle<String>)> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?;
         let server = thread::spawn(move || {
             let (mut stream, _) = listener.accept().expect("a client");
-            let mut asked = String::new();
+            let mut requests = String::new();
             for answer in answers {
                 let mut buffer = [0; 4096];
                 let read = stream.read(&mut buffer).expect("a request");
-                asked += &String::from_utf8_lossy(&buffer[..read]);
-                stream.write_all(answer.as_bytes()).expect("a client that listens");
+                requests += &String::from_utf8_lossy(&buffer[..read]);
+                stream.write_all(answer.as_bytes()).expect("a client that reads");
             }
-            asked
+            requests
         });
         Ok((address, server))
     }
 
     #[test]
-    fn a_refusal_is_an_answer_and_the_connection_is_kept() -> Result<()> {
-        let (server, asked) = serve(&[
+    fn refusals_are_answers_and_keep_the_connection() -> Result<()> {
+        let (server, requests) = serve(&[
             "HTTP/1.1 401 Unauthorized\r\ncontent-length: 2\r\n\r\nno",
             "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 14\r\nx-a: b\r\n\r\n{\"a\":[1,true]}",
         ])?;
@@ -296,20 +295,20 @@ mod tests {
         let second = client.post_json(&format!("http://{server}/two"), Some("k"), &body, &[("x-b", "c")])?;
         assert_eq!((second.status, second.header("x-a")), (503, Some("b")));
         assert_eq!(second.body["a"][1], true);
-        let asked = asked.join().expect("the server");
-        assert!(asked.contains("GET /one") && asked.contains("POST /two"), "{asked}");
-        assert!(asked.contains("authorization: Bearer k") && asked.contains("x-b: c"), "{asked}");
+        let requests = requests.join().expect("the server");
+        assert!(requests.contains("GET /one") && requests.contains("POST /two"), "{requests}");
+        assert!(requests.contains("authorization: Bearer k") && requests.contains("x-b: c"), "{requests}");
         Ok(())
     }
 
     #[test]
-    fn a_connection_tells_a_whole_answer_from_half_a_one_and_from_none() -> Result<()> {
-        let (server, asked) = serve(&[
+    fn partial_and_missing_answers_are_distinguished() -> Result<()> {
+        let (server, requests) = serve(&[
             "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}HTTP/1.1 204 No Content\r\n",
             "content-length: 0\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf",
         ])?;
         let mut connection = Connection::open(server)?;
-        assert!(matches!(connection.hear(Duration::from_millis(10))?, Heard::Nothing));
+        assert!(matches!(connection.receive(Duration::from_millis(10))?, Received::Nothing));
         connection.post_json("/one", "k", &json!({}))?;
         let answer = connection.answer()?.context("closed")?;
         assert_eq!(
@@ -320,7 +319,7 @@ mod tests {
         assert_eq!(connection.answer()?.map(|answer| answer.status), Some(204));
         let failure = connection.answer().unwrap_err().to_string();
         assert!(failure.contains("half an answer"), "{failure}");
-        assert!(asked.join().expect("the server").contains("authorization: Bearer k"));
+        assert!(requests.join().expect("the server").contains("authorization: Bearer k"));
         let (server, _) = serve(&[])?;
         assert!(Connection::open(server)?.answer()?.is_none());
         Ok(())
@@ -328,9 +327,9 @@ mod tests {
 
     #[test]
     fn malformed_requests_are_sent_as_they_are() -> Result<()> {
-        let (server, asked) = serve(&["HTTP/1.1 400 Bad Request\r\n\r\n"])?;
+        let (server, requests) = serve(&["HTTP/1.1 400 Bad Request\r\n\r\n"])?;
         assert_eq!(raw(server, b"\x00 nonsense\r\n")?, b"HTTP/1.1 400 Bad Request\r\n\r\n");
-        assert_eq!(asked.join().expect("the server"), "\0 nonsense\r\n");
+        assert_eq!(requests.join().expect("the server"), "\0 nonsense\r\n");
         Ok(())
     }
 }

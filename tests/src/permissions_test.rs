@@ -1,5 +1,5 @@
-//! What `deploy/nats` claims about who may say and hear what (R13), tried on real servers. For each
-//! thing that is refused, the same act with the right to it works.
+//! The permissions of `deploy/nats` (R13), tested on real servers. For each refused action, the same action
+//! succeeds for a user with the permission.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -12,9 +12,10 @@ use crate::nats_server::{Listen, Login, NatsServer, User};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-const ASKING: [&str; 4] = ["probe", "replay", "lookup", "applied"];
+/// The kinds of requests that agents send to publishers.
+const REQUESTS: [&str; 4] = ["probe", "replay", "lookup", "applied"];
 
-/// Home and the servers of `eu` and `us`, with one publisher that hears all it may.
+/// Home and the servers of `eu` and `us`, with one publisher that subscribes to all requests.
 struct World {
     home: NatsServer,
     eu: NatsServer,
@@ -36,21 +37,21 @@ impl World {
         us.wait_for_leaves(1)?;
         home.wait_for_leaves(2)?;
         let mut publisher = Bus::connect(home.clients(), home.login(&User::Publisher)?)?;
-        for kind in ASKING {
+        for kind in REQUESTS {
             publisher.subscribe(&format!("evictd.v1.{kind}.>"), Some("authority"))?;
         }
         assert_eq!(publisher.sync()?, NOTHING);
         let mut world = Self { home, eu, us, publisher, _dir: dir };
-        World::agent(&world.eu, "eu", "a1").and_then(|agent| world.wait_until_heard(agent, "eu"))?;
-        World::agent(&world.us, "us", "a1").and_then(|agent| world.wait_until_heard(agent, "us"))?;
+        World::agent(&world.eu, "eu", "a1").and_then(|agent| world.wait_until_received(agent, "eu"))?;
+        World::agent(&world.us, "us", "a1").and_then(|agent| world.wait_until_received(agent, "us"))?;
         Ok(world)
     }
 
-    /// A region's server learns a moment later that somebody at home listens; what is asked before that
-    /// is lost. Ends when nothing of this is under way any more.
-    fn wait_until_heard(&mut self, mut agent: Bus, region: &str) -> Result<()> {
+    /// Waits until the region's server forwards requests, and until none of them is in flight. It learns of
+    /// subscriptions at home with a delay, and drops requests until then.
+    fn wait_until_received(&mut self, mut agent: Bus, region: &str) -> Result<()> {
         let subject = format!("evictd.v1.applied.{region}.a1");
-        crate::wait::try_eventually("a publisher that hears", DEADLINE, || {
+        crate::wait::try_eventually("the publisher to receive", DEADLINE, || {
             agent.publish(&subject, None, b"hello?")?;
             agent.sync()?;
             self.publisher.next(Duration::from_millis(20))
@@ -69,18 +70,18 @@ impl World {
     }
 }
 
-/// A leaf connection names the queue group it has chosen where the reply subject would stand.
+/// A leaf connection names the chosen queue group in place of the reply subject.
 const QUEUE: Option<&str> = Some("| authority");
 
 const NOTHING: [&str; 0] = [];
 
-type Enter = fn(SocketAddr, &Login) -> Result<Bus>;
+type Connect = fn(SocketAddr, &Login) -> Result<Bus>;
 
-fn refused(complaints: &[String], subject: &str) -> bool {
-    matches!(complaints, [only] if only.contains("Permissions Violation") && only.contains(&format!("\"{subject}\"")))
+fn refused(errors: &[String], subject: &str) -> bool {
+    matches!(errors, [only] if only.contains("Permissions Violation") && only.contains(&format!("\"{subject}\"")))
 }
 
-/// What may be subscribed to is, and what may be published is: neither brings a complaint.
+/// Publishing and subscribing cause no errors.
 fn assert_allowed(bus: &mut Bus, publish: &[&str], subscribe: &[&str]) -> Result<()> {
     for subject in publish {
         bus.publish(subject, None, b"x")?;
@@ -106,22 +107,22 @@ fn assert_refused(bus: &mut Bus, publish: &[&str], subscribe: &[&str]) -> Result
 }
 
 fn next(bus: &mut Bus) -> Result<Message> {
-    bus.next(DEADLINE)?.context("an expected message never came")
+    bus.next(DEADLINE)?.context("an expected message never arrived")
 }
 
 #[test]
-fn an_agent_asks_and_is_answered_across_the_leaf_connection() -> Result<()> {
+fn requests_and_answers_cross_the_leaf_connection() -> Result<()> {
     let mut world = World::start()?;
     let mut agent = World::agent(&world.eu, "eu", "a1")?;
     agent.subscribe("_INBOX_evictd.eu.a1.>", None)?;
     agent.subscribe("evictd.v1.live", None)?;
     assert_eq!(agent.sync()?, NOTHING);
-    for kind in ASKING {
+    for kind in REQUESTS {
         let inbox = format!("_INBOX_evictd.eu.a1.{kind}");
-        agent.publish(&format!("evictd.v1.{kind}.eu.a1"), Some(&inbox), b"question")?;
-        let question = next(&mut world.publisher)?;
-        assert_eq!(question.subject, format!("evictd.v1.{kind}.eu.a1"));
-        assert_eq!(question.reply.as_deref(), Some(inbox.as_str()));
+        agent.publish(&format!("evictd.v1.{kind}.eu.a1"), Some(&inbox), b"request")?;
+        let request = next(&mut world.publisher)?;
+        assert_eq!(request.subject, format!("evictd.v1.{kind}.eu.a1"));
+        assert_eq!(request.reply.as_deref(), Some(inbox.as_str()));
         world.publisher.publish(&inbox, None, b"answer")?;
         assert_eq!((next(&mut agent)?.subject, agent.sync()?), (inbox, vec![]));
     }
@@ -131,28 +132,28 @@ fn an_agent_asks_and_is_answered_across_the_leaf_connection() -> Result<()> {
 }
 
 #[test]
-fn a_second_try_reaches_publishers_outside_their_queue_group() -> Result<()> {
+fn retries_reach_publishers_outside_the_queue_group() -> Result<()> {
     let mut world = World::start()?;
     let mut other = Bus::connect(world.home.clients(), world.home.login(&User::Publisher)?)?;
     other.subscribe("evictd.v1.probe.*.*.any", None)?;
     assert_eq!(other.sync()?, NOTHING);
-    // The region's server learns of the subscription a moment later: ask until it has.
+    // The region's server learns of the subscription with a delay.
     let mut agent = World::agent(&world.eu, "eu", "a1")?;
-    let heard = crate::wait::try_eventually("the second try", DEADLINE, || {
-        agent.publish("evictd.v1.probe.eu.a1.any", None, b"anybody?")?;
+    let received = crate::wait::try_eventually("the retry", DEADLINE, || {
+        agent.publish("evictd.v1.probe.eu.a1.any", None, b"retry")?;
         agent.sync()?;
         other.next(Duration::from_millis(50))
     })?;
-    assert_eq!(heard.subject, "evictd.v1.probe.eu.a1.any");
+    assert_eq!(received.subject, "evictd.v1.probe.eu.a1.any");
     assert_eq!(next(&mut world.publisher)?.subject, "evictd.v1.probe.eu.a1.any");
     Ok(())
 }
 
 #[test]
-fn an_agent_may_ask_only_in_its_own_name() -> Result<()> {
+fn an_agent_sends_requests_only_in_its_own_name() -> Result<()> {
     let world = World::start()?;
     let mut agent = World::agent(&world.eu, "eu", "a1")?;
-    for kind in ASKING {
+    for kind in REQUESTS {
         let [own, neighbour, abroad, deeper] =
             ["eu.a1", "eu.a2", "us.a1", "eu.a1.more"].map(|name| format!("evictd.v1.{kind}.{name}"));
         assert_allowed(&mut agent, &[&own], &[])?;
@@ -167,7 +168,7 @@ fn an_agent_may_ask_only_in_its_own_name() -> Result<()> {
 }
 
 #[test]
-fn an_agent_hears_only_the_live_feed_and_its_own_inbox() -> Result<()> {
+fn an_agent_receives_only_the_live_feed_and_its_inbox() -> Result<()> {
     let world = World::start()?;
     let mut agent = World::agent(&world.eu, "eu", "a1")?;
     assert_allowed(&mut agent, &[], &["evictd.v1.live", "_INBOX_evictd.eu.a1.>", "_INBOX_evictd.eu.a1.x"])?;
@@ -189,7 +190,7 @@ fn an_agent_hears_only_the_live_feed_and_its_own_inbox() -> Result<()> {
 }
 
 #[test]
-fn only_a_publisher_speaks_on_the_live_feed() -> Result<()> {
+fn only_publishers_publish_on_the_live_feed() -> Result<()> {
     let mut world = World::start()?;
     let among_publishers = ["evictd.v1.publishers", "evictd.v1.publishers.00c0ffee.01"];
     assert_allowed(&mut world.publisher, &among_publishers, &among_publishers)?;
@@ -198,36 +199,36 @@ fn only_a_publisher_speaks_on_the_live_feed() -> Result<()> {
     assert_refused(&mut agent, &["evictd.v1.live"], &[])?;
     assert_refused(&mut agent, &among_publishers, &[])?;
     let mut leaf = world.eu_leaf()?;
-    assert_leaf_is_thrown_out(&mut leaf, "evictd.v1.live")
+    assert_leaf_is_closed(&mut leaf, "evictd.v1.live")
 }
 
 #[test]
-fn a_publisher_answers_into_agents_inboxes_and_nowhere_else() -> Result<()> {
+fn a_publisher_replies_only_to_agents_inboxes() -> Result<()> {
     let mut world = World::start()?;
     let publisher = &mut world.publisher;
     assert_allowed(publisher, &["_INBOX_evictd.eu.a1.x", "_INBOX_evictd.us.a2.y.z"], &[])?;
-    // Each of these is a place that an asker could name as its reply subject.
+    // A requester could name each of these as its reply subject.
     let elsewhere =
         ["evictd.v1.probe.eu.a1", "evictd.v1.applied.us.a1", "_INBOX.x", "$SYS.REQ.SERVER.PING", "orders"];
     assert_refused(publisher, &elsewhere, &["_INBOX_evictd.>", "_INBOX.>", ">"])
 }
 
 #[test]
-fn a_regions_server_asks_only_for_its_own_agents() -> Result<()> {
+fn a_regions_server_sends_requests_only_of_its_agents() -> Result<()> {
     let mut world = World::start()?;
-    for kind in ASKING {
+    for kind in REQUESTS {
         let mut leaf = world.eu_leaf()?;
         leaf.send_message("LMSG", &format!("evictd.v1.{kind}.eu.a7"), QUEUE, b"x")?;
         assert_eq!(
             (leaf.sync()?, next(&mut world.publisher)?.subject),
             (vec![], format!("evictd.v1.{kind}.eu.a7"))
         );
-        assert_leaf_is_thrown_out(&mut leaf, &format!("evictd.v1.{kind}.us.a1"))?;
+        assert_leaf_is_closed(&mut leaf, &format!("evictd.v1.{kind}.us.a1"))?;
     }
     for subject in ["_INBOX_evictd.us.a1.x", "_INBOX_evictd.eu.a1.x", "$SYS.REQ.USER.INFO", "orders"] {
-        assert_leaf_is_thrown_out(&mut world.eu_leaf()?, subject)?;
+        assert_leaf_is_closed(&mut world.eu_leaf()?, subject)?;
     }
-    // None of it arrived: the next thing the publisher hears is what was said after all that.
+    // None of them arrived: the publisher's next message is the one that was sent after them.
     let mut leaf = world.eu_leaf()?;
     leaf.send_message("LMSG", "evictd.v1.probe.eu.last", QUEUE, b"x")?;
     assert_eq!(leaf.sync()?, NOTHING);
@@ -236,9 +237,9 @@ fn a_regions_server_asks_only_for_its_own_agents() -> Result<()> {
 }
 
 #[test]
-fn a_regions_server_hears_only_the_live_feed_and_its_own_agents_inboxes() -> Result<()> {
+fn a_regions_server_receives_only_for_its_agents() -> Result<()> {
     let mut world = World::start()?;
-    for wish in [
+    for pattern in [
         ">",
         "evictd.v1.live",
         "evictd.v1.>",
@@ -248,9 +249,9 @@ fn a_regions_server_hears_only_the_live_feed_and_its_own_agents_inboxes() -> Res
         "_INBOX_evictd.eu.>",
         "evictd.v1.probe.us.>",
     ] {
-        // The two last ones show that the leaf does hear what is allowed, and when all has come.
+        // The last two are allowed. Their messages also show when all messages have arrived.
         let mut leaf = world.eu_leaf()?;
-        for subject in [wish, "evictd.v1.live", "_INBOX_evictd.eu.a1.>"] {
+        for subject in [pattern, "evictd.v1.live", "_INBOX_evictd.eu.a1.>"] {
             leaf.send_line(&format!("LS+ {subject}"))?;
         }
         assert_eq!(leaf.sync()?, NOTHING);
@@ -261,30 +262,29 @@ fn a_regions_server_hears_only_the_live_feed_and_its_own_agents_inboxes() -> Res
             world.publisher.publish(subject, None, b"x")?;
         }
         world.publisher.sync()?;
-        let heard = [next(&mut leaf)?.subject, next(&mut leaf)?.subject];
-        assert_eq!(heard, ["evictd.v1.live", "_INBOX_evictd.eu.a1.x"], "after LS+ {wish}");
-        assert_eq!((leaf.sync()?, leaf.next(Duration::ZERO)?), (vec![], None), "after LS+ {wish}");
+        let received = [next(&mut leaf)?.subject, next(&mut leaf)?.subject];
+        assert_eq!(received, ["evictd.v1.live", "_INBOX_evictd.eu.a1.x"], "after LS+ {pattern}");
+        assert_eq!((leaf.sync()?, leaf.next(Duration::ZERO)?), (vec![], None), "after LS+ {pattern}");
     }
-    // A wish without wildcards, of which nothing is allowed, ends the connection.
-    for wish in ["_INBOX_evictd.us.a1.x", "evictd.v1.probe.us.a1", "evictd.v1.lookup.eu.a1"] {
+    // A forbidden subject without wildcards ends the connection.
+    for subject in ["_INBOX_evictd.us.a1.x", "evictd.v1.probe.us.a1", "evictd.v1.lookup.eu.a1"] {
         let mut leaf = world.eu_leaf()?;
-        leaf.send_line(&format!("LS+ {wish}"))?;
-        let last_words =
-            leaf.sync().err().with_context(|| format!("LS+ {wish} was not refused"))?.to_string();
-        let expected = format!("Permissions Violation for Subscription to \"{wish}\"");
-        assert!(last_words.contains(&expected), "{last_words}");
+        leaf.send_line(&format!("LS+ {subject}"))?;
+        let error = leaf.sync().err().with_context(|| format!("LS+ {subject} was not refused"))?.to_string();
+        let expected = format!("Permissions Violation for Subscription to \"{subject}\"");
+        assert!(error.contains(&expected), "{error}");
     }
     Ok(())
 }
 
 #[test]
-fn what_an_agent_is_refused_does_not_cost_its_region_the_connection() -> Result<()> {
-    // A leaf that breaks its permissions is thrown out (see above), so a region's server must keep
-    // such messages to itself: else one bad agent could cut off its whole region.
+fn a_refused_agent_does_not_disconnect_its_region() -> Result<()> {
+    // Home closes the connection of a leaf that breaks its permissions (see above). So a region's server must not
+    // forward such messages: otherwise one bad agent could cut off its whole region.
     let mut world = World::start()?;
     let mut bad = World::agent(&world.eu, "eu", "a2")?;
     assert_refused(&mut bad, &["evictd.v1.live", "evictd.v1.probe.us.a1"], &["_INBOX_evictd.us.>", ">"])?;
-    // A reply subject is not checked by NATS, wherever it points; that is the publisher's to refuse.
+    // NATS doesn't check reply subjects; the publisher must.
     bad.publish("evictd.v1.probe.eu.a2", Some("_INBOX_evictd.us.a1.x"), b"x")?;
     assert_eq!(next(&mut world.publisher)?.reply.as_deref(), Some("_INBOX_evictd.us.a1.x"));
     let mut good = World::agent(&world.eu, "eu", "a1")?;
@@ -296,32 +296,32 @@ fn what_an_agent_is_refused_does_not_cost_its_region_the_connection() -> Result<
 }
 
 #[test]
-fn nobody_enters_without_a_login_of_their_own_kind() -> Result<()> {
+fn each_kind_of_login_works_only_where_it_belongs() -> Result<()> {
     let world = World::start()?;
     let (clients, leaves) = (world.home.clients(), world.home.leaves());
     let publisher = world.home.login(&User::Publisher)?.clone();
     let leaf = world.home.login(&User::leaf("eu"))?.clone();
     let agent = world.eu.login(&User::agent("eu", "a1"))?.clone();
-    let nobody = Login { user: String::new(), password: String::new() };
+    let none = Login { user: String::new(), password: String::new() };
     let wrong = Login { user: publisher.user.clone(), password: leaf.password.clone() };
 
-    let attempts: [(&str, Enter, SocketAddr, &Login, bool); 9] = [
+    let attempts: [(&str, Connect, SocketAddr, &Login, bool); 9] = [
         ("a publisher at home", Bus::connect, clients, &publisher, true),
         ("a region's server at home", Bus::connect_leaf, leaves, &leaf, true),
         ("an agent at its region's server", Bus::connect, world.eu.clients(), &agent, true),
-        ("nobody", Bus::connect, clients, &nobody, false),
-        ("nobody, as a leaf", Bus::connect_leaf, leaves, &nobody, false),
+        ("a client without a login", Bus::connect, clients, &none, false),
+        ("a leaf without a login", Bus::connect_leaf, leaves, &none, false),
         ("a wrong password", Bus::connect, clients, &wrong, false),
         ("a publisher as a leaf", Bus::connect_leaf, leaves, &publisher, false),
         ("a region's server as a client", Bus::connect, clients, &leaf, false),
         ("an agent in another region", Bus::connect, world.us.clients(), &agent, false),
     ];
-    for (who, enter, server, login, welcome) in attempts {
-        match enter(server, login) {
-            Ok(_) => assert!(welcome, "{who} was let in"),
+    for (user, connect, server, login, is_allowed) in attempts {
+        match connect(server, login) {
+            Ok(_) => assert!(is_allowed, "{user} could connect"),
             Err(failure) => {
                 let text = format!("{failure:#}");
-                assert!(!welcome && text.contains("Authorization Violation"), "{who}: {text}");
+                assert!(!is_allowed && text.contains("Authorization Violation"), "{user}: {text}");
             }
         }
     }
@@ -329,10 +329,10 @@ fn nobody_enters_without_a_login_of_their_own_kind() -> Result<()> {
 }
 
 /// The server refuses `subject` by ending the leaf connection.
-fn assert_leaf_is_thrown_out(leaf: &mut Bus, subject: &str) -> Result<()> {
+fn assert_leaf_is_closed(leaf: &mut Bus, subject: &str) -> Result<()> {
     leaf.send_message("LMSG", subject, QUEUE, b"x")?;
-    let last_words = leaf.sync().err().with_context(|| format!("{subject} was not refused"))?;
+    let error = leaf.sync().err().with_context(|| format!("{subject} was not refused"))?;
     let expected = format!("Permissions Violation for Publish to \"{subject}\"");
-    assert!(last_words.to_string().contains(&expected), "{last_words}");
+    assert!(error.to_string().contains(&expected), "{error}");
     Ok(())
 }

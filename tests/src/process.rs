@@ -1,9 +1,9 @@
-//! [`Daemon`]: a child process with the verbs that break it.
+//! [`Daemon`]: a child process that a test can kill, pause and restart.
 //!
 //! No child outlives the test, even if the test is killed with SIGKILL. Children are started as `evictd
-//! exec-tied -- <program> <args>`, which asks the kernel for a signal at its parent's death and then
-//! becomes the program. That signal comes when the *thread* that spawned the child ends, so all
-//! children are spawned by one thread that never does.
+//! exec-tied -- <program> <args>`, which requests a signal at its parent's death from the kernel, and then
+//! executes the program. The kernel sends that signal when the *thread* that spawned the child ends. So one
+//! thread, which never ends, spawns all children.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -27,10 +27,10 @@ const TAIL_LINES: usize = 40;
 /// How long the kernel may take to carry out a SIGKILL or a SIGSTOP on a busy machine.
 const KERNEL_DEADLINE: Duration = Duration::from_secs(20);
 
-/// The `evictd` binary: `EVICTD_BIN`, else the one that was built beside this executable.
+/// Returns the `evictd` binary: `EVICTD_BIN`, or else the one that was built beside this executable.
 pub fn evictd_binary() -> Result<PathBuf> {
     let binary = match std::env::var_os("EVICTD_BIN") {
-        // Children run in directories of their own, so a relative path would lead elsewhere.
+        // Children run in their own directories, where a relative path would be wrong.
         Some(path) => std::path::absolute(path).context("reading EVICTD_BIN")?,
         None => profile_dir()?.join("evictd"),
     };
@@ -40,7 +40,7 @@ pub fn evictd_binary() -> Result<PathBuf> {
     Ok(binary)
 }
 
-/// What to run, and how to run exactly the same again. Not `Debug`: its environment holds passwords.
+/// A command that can be started repeatedly. Not `Debug`: its environment holds passwords.
 #[derive(Clone)]
 pub struct Launch {
     name: String,
@@ -51,7 +51,7 @@ pub struct Launch {
 }
 
 impl Launch {
-    /// `program`, run in `dir`, where its output goes to `<name>.stdout` and `<name>.stderr`.
+    /// Runs `program` in `dir`, with its output in `<name>.stdout` and `<name>.stderr` there.
     pub fn new(name: impl Into<String>, program: impl Into<PathBuf>, dir: impl Into<PathBuf>) -> Self {
         Self {
             name: name.into(),
@@ -69,8 +69,8 @@ impl Launch {
         self
     }
 
-    /// Sets a variable in the environment, which is otherwise this process's own without any `EVICTD_*`
-    /// and `UNKEY_*`: what a developer has exported must not configure a test.
+    /// Sets an environment variable. The others are this process's own without `EVICTD_*` and `UNKEY_*`: a
+    /// developer's settings must not configure a test.
     #[must_use]
     pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.env.push((name.into(), value.into()));
@@ -92,7 +92,7 @@ impl Launch {
         self.dir.join(format!("{}.{stream}", self.name))
     }
 
-    /// Appends: the log of a daemon that was restarted tells the whole story.
+    /// Opens a log for appending: it spans restarts.
     fn log(&self, stream: &str) -> Result<File> {
         let path = self.log_path(stream);
         let file = File::options().create(true).append(true).open(&path);
@@ -100,14 +100,14 @@ impl Launch {
     }
 }
 
-/// `evictd`, to be run to its end, without the settings in this process's environment.
+/// Returns a command for `evictd`, without the settings in this process's environment.
 pub fn evictd_command() -> Result<Command> {
     let mut command = Command::new(evictd_binary()?);
     without_settings(&mut command);
     Ok(command)
 }
 
-/// Hides this process's `EVICTD_*` and `UNKEY_*` from `command`.
+/// Removes this process's `EVICTD_*` and `UNKEY_*` from the environment of `command`.
 fn without_settings(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
@@ -119,14 +119,14 @@ fn without_settings(command: &mut Command) {
 
 type Job = (Command, Sender<io::Result<Child>>);
 
-/// Spawns on the one thread that never ends (see the module's documentation).
+/// Spawns on the thread that never ends (see the module's documentation).
 fn spawn_tied(command: Command) -> io::Result<Child> {
     static SPAWNER: OnceLock<Sender<Job>> = OnceLock::new();
     let spawner = SPAWNER.get_or_init(|| {
         let (jobs, inbox) = channel::<Job>();
         thread::spawn(move || {
             for (mut command, reply) in inbox {
-                // A caller that is gone left nobody to own the child: `kill` undoes the spawn.
+                // If the caller has gone, nothing owns the child: `kill` undoes the spawn.
                 if let Err(unread) = reply.send(command.spawn())
                     && let Ok(mut orphan) = unread.0
                 {
@@ -136,32 +136,32 @@ fn spawn_tied(command: Command) -> io::Result<Child> {
         });
         jobs
     });
-    let gone = || io::Error::other("the spawner thread has ended");
+    let ended = || io::Error::other("the spawner thread has ended");
     let (reply, outcome) = channel();
-    spawner.send((command, reply)).map_err(|_| gone())?;
-    outcome.recv().map_err(|_| gone())?
+    spawner.send((command, reply)).map_err(|_| ended())?;
+    outcome.recv().map_err(|_| ended())?
 }
 
-/// Lets this process have `how_many` files and sockets open, and the children that it starts from then on.
+/// Raises the limit of open files and sockets to `how_many`, for this process and its future children.
 pub fn allow_open_files(how_many: u64) -> Result<()> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current.is_none_or(|current| current >= how_many) {
         return Ok(());
     }
-    // More than the maximum is for those who may raise that as well.
+    // Above the maximum, this needs the right to raise the maximum as well.
     let maximum = maximum.map(|maximum| maximum.max(how_many));
     setrlimit(Resource::Nofile, Rlimit { current: Some(how_many), maximum })
         .with_context(|| format!("raising the limit of open files to {how_many}: `ulimit -Hn {how_many}`"))
 }
 
-/// What a process takes of its machine.
+/// The resources that a process uses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Footprint {
-    /// Memory that is really there.
+    /// Resident memory.
     pub resident_bytes: u64,
-    /// The most that there ever was since its start.
+    /// The maximum of its resident memory since its start.
     pub peak_bytes: u64,
-    /// Files and sockets.
+    /// Open files and sockets.
     pub open_files: usize,
 }
 
@@ -172,31 +172,31 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts it. It is running, not ready: see [`Daemon::wait_until`].
+    /// Starts it. It isn't ready yet: see [`Daemon::wait_until`].
     pub fn start(launch: Launch) -> Result<Self> {
         let child = launch.spawn()?;
         Ok(Self { launch, child })
     }
 
-    /// Its name in messages and log files.
+    /// Returns its name in messages and log files.
     pub fn name(&self) -> &str {
         &self.launch.name
     }
 
-    /// Its process id, which stays the same through `exec-tied`.
+    /// Returns its process id, which `exec-tied` keeps.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Sets a variable in its environment, from its next start on.
+    /// Sets an environment variable from its next start on.
     pub fn set_env(&mut self, name: impl Into<String>, value: impl Into<String>) {
         self.launch.env.push((name.into(), value.into()));
     }
 
-    /// What it takes of the machine now (Linux).
+    /// Returns its current resource usage (Linux).
     pub fn footprint(&self) -> Result<Footprint> {
         let proc = PathBuf::from(format!("/proc/{}", self.pid()));
-        let what = || format!("looking at what {} takes", self.launch.name);
+        let what = || format!("reading the resource usage of {}", self.launch.name);
         let status = fs::read_to_string(proc.join("status")).with_context(what)?;
         let bytes = |field: &str| {
             let amount = status.lines().find_map(|line| line.strip_prefix(field)).with_context(what)?;
@@ -207,22 +207,21 @@ impl Daemon {
         Ok(Footprint { resident_bytes: bytes("VmRSS:")?, peak_bytes: bytes("VmHWM:")?, open_files })
     }
 
-    /// Lets it have `how_many` files and sockets open from now on. Those that it has stay.
+    /// Limits its open files and sockets to `how_many`. Those that are open stay open.
     pub fn limit_open_files(&self, how_many: u64) -> Result<()> {
-        // As much as this process, whose child it is, so that it can be lifted again.
+        // The maximum stays as this process's, so that the limit can be raised again.
         let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
         let limit = Rlimit { current: Some(how_many), maximum };
         let limited = prlimit(Some(Pid::from_child(&self.child)), Resource::Nofile, limit);
         limited.map(drop).with_context(|| format!("limiting the open files of {}", self.launch.name))
     }
 
-    /// How it ended, or `None` while it runs.
+    /// Returns its exit status, or `None` while it runs.
     pub fn exit_status(&mut self) -> Result<Option<ExitStatus>> {
-        self.child.try_wait().with_context(|| format!("looking after {}", self.launch.name))
+        self.child.try_wait().with_context(|| format!("reading the status of {}", self.launch.name))
     }
 
-    /// Waits until `check` returns something. Fails at once if the daemon exits, and every failure
-    /// shows the end of its log.
+    /// Waits until `check` returns something. Fails at once if the daemon exits. Errors show the end of its log.
     pub fn wait_until<T>(
         &mut self,
         what: &str,
@@ -246,34 +245,34 @@ impl Daemon {
         outcome.map_err(|failure| anyhow!("{failure}\n{}", self.log_tail()))
     }
 
-    /// SIGKILL: no farewell, at any instruction. Returns when it is gone.
+    /// Sends SIGKILL. Returns when it has ended.
     pub fn kill(&mut self) -> Result<ExitStatus> {
         self.signal(Signal::KILL)?;
         self.wait_exit(KERNEL_DEADLINE)
     }
 
-    /// SIGTERM, and waits until it has drained and ended.
+    /// Sends SIGTERM, and waits until it has drained and ended.
     pub fn stop(&mut self, deadline: Duration) -> Result<ExitStatus> {
         self.signal(Signal::TERM)?;
         self.wait_exit(deadline)
     }
 
-    /// SIGTERM, and returns at once: what happens while it drains is for the caller to see.
+    /// Sends SIGTERM, and returns at once, so that the caller can observe the drain.
     pub fn terminate(&mut self) -> Result<()> {
         self.signal(Signal::TERM)
     }
 
-    /// SIGINT, as Ctrl-C sends it, and waits until it has ended.
+    /// Sends SIGINT, as Ctrl-C does, and waits until it has ended.
     pub fn interrupt(&mut self, deadline: Duration) -> Result<ExitStatus> {
         self.signal(Signal::INT)?;
         self.wait_exit(deadline)
     }
 
-    /// SIGSTOP: a long collection pause, or a VM that stands still. Sockets stay open. Returns when it
-    /// stands still.
+    /// Sends SIGSTOP, which is like a long GC pause or a suspended VM: its sockets stay open. Returns when it has
+    /// stopped.
     pub fn pause(&mut self) -> Result<()> {
         self.signal(Signal::STOP)?;
-        let what = format!("{} to stand still", self.launch.name);
+        let what = format!("{} to pause", self.launch.name);
         let stat = format!("/proc/{}/stat", self.pid());
         eventually(&what, KERNEL_DEADLINE, || {
             // `<pid> (<name>) <state> ..`, where the name may contain anything.
@@ -282,12 +281,12 @@ impl Daemon {
         })
     }
 
-    /// SIGCONT, after [`Daemon::pause`].
+    /// Sends SIGCONT, after [`Daemon::pause`].
     pub fn resume(&mut self) -> Result<()> {
         self.signal(Signal::CONT)
     }
 
-    /// Kills it if it still runs, and starts it again: same arguments, environment, directory and so
+    /// Kills it if it still runs, and starts it again with the same arguments, environment and directory, and so with
     /// the same ports and state.
     pub fn restart(&mut self) -> Result<()> {
         self.kill()?;
@@ -295,17 +294,17 @@ impl Daemon {
         Ok(())
     }
 
-    /// All it wrote to its standard output, restarts included.
+    /// Returns its standard output, restarts included.
     pub fn stdout(&self) -> Result<String> {
         read_log(&self.launch.log_path("stdout"))
     }
 
-    /// All it wrote to its standard error, restarts included.
+    /// Returns its standard error, restarts included.
     pub fn stderr(&self) -> Result<String> {
         read_log(&self.launch.log_path("stderr"))
     }
 
-    /// The last lines of both logs, headed by where they are.
+    /// Returns the last lines of both logs, each below its path.
     pub fn log_tail(&self) -> String {
         let tails = ["stdout", "stderr"].map(|stream| {
             let path = self.launch.log_path(stream);
@@ -317,7 +316,7 @@ impl Daemon {
         tails.join("\n")
     }
 
-    /// Sends a signal unless it has ended: then its id may already be another process's.
+    /// Sends a signal unless it has ended: its id may then belong to another process.
     fn signal(&mut self, signal: Signal) -> Result<()> {
         if self.exit_status()?.is_some() {
             return Ok(());
@@ -329,7 +328,7 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // It may have ended already; either way nobody is left to tell.
+        // It may already have ended, and an error can't be reported from here.
         let _ = self.child.kill().and_then(|()| self.child.wait());
     }
 }
@@ -357,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn a_daemon_that_dies_before_it_is_ready_fails_at_once_and_shows_its_log() -> Result<()> {
+    fn early_exit_ends_the_wait_and_shows_the_log() -> Result<()> {
         let dir = tempfile::tempdir()?;
         let mut daemon = shell(dir.path(), "echo out of cheese >&2; exit 3")?;
         let failure = daemon.wait_until("readiness", Duration::from_mins(10), || None::<()>).unwrap_err();
@@ -367,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn stop_lets_it_finish_and_kill_does_not() -> Result<()> {
+    fn stop_drains_and_kill_does_not() -> Result<()> {
         let dir = tempfile::tempdir()?;
         let script = "trap 'echo drained; exit 0' TERM; echo up; while :; do sleep 0.01; done";
         let mut daemon = shell(dir.path(), script)?;
@@ -383,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn a_paused_daemon_stands_still_until_it_is_resumed() -> Result<()> {
+    fn a_paused_daemon_does_nothing_until_resumed() -> Result<()> {
         let dir = tempfile::tempdir()?;
         let script = "n=0; while :; do n=$((n + 1)); echo line $n; sleep 0.01; done";
         let mut daemon = shell(dir.path(), script)?;
@@ -397,14 +396,14 @@ mod tests {
         daemon.pause()?;
         let remains = format!("/proc/{}", daemon.pid());
         drop(daemon);
-        assert!(!Path::new(&remains).exists(), "also a daemon that stands still is killed");
+        assert!(!Path::new(&remains).exists(), "a paused daemon wasn't killed");
         Ok(())
     }
 
     #[test]
     fn a_developers_settings_do_not_reach_the_daemons() -> Result<()> {
         let dir = tempfile::tempdir()?;
-        // Set by the test runner of a developer, as it were: EVICTD_BIN is often set, and is one of them.
+        // This process's own EVICTD_BIN, which is often set, must not be among them.
         let launch = Launch::new("shell", "/bin/sh", dir.path()).args(["-c", "env"]).env("EVICTD_X", "1");
         let mut daemon = Daemon::start(launch)?;
         assert!(daemon.wait_exit(DEADLINE)?.success());
@@ -415,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn a_setting_counts_from_the_next_start_on_and_a_footprint_is_seen() -> Result<()> {
+    fn settings_apply_at_the_next_start_and_usage_is_read() -> Result<()> {
         let dir = tempfile::tempdir()?;
         let mut daemon = shell(dir.path(), "echo x=$X; exec sleep 100000")?;
         wait_for_output(&mut daemon, "x=\n")?;
@@ -428,7 +427,7 @@ mod tests {
         Ok(())
     }
 
-    /// The other half of the next test: does nothing unless that test runs it, and then never returns.
+    /// The child process of the next test. Does nothing otherwise; there it never returns.
     #[test]
     fn a_child_of_the_test_below() -> Result<()> {
         let Some(dir) = std::env::var_os("HARNESS_TEST_ORPHAN") else { return Ok(()) };
@@ -451,7 +450,7 @@ mod tests {
         test.kill()?;
         test.wait()?;
         let alive = PathBuf::from("/proc").join(pid?.trim()).join("cmdline");
-        // A process that nobody has reaped yet has an empty command line.
+        // A zombie's command line is empty.
         eventually("the daemon to die with the test", DEADLINE, || {
             fs::read(&alive).unwrap_or_default().is_empty().then_some(())
         })

@@ -1,12 +1,12 @@
-//! [`Proxy`]: a TCP connection's bad day. It stands between a NATS client (or a region's server) and its
-//! server, and can cut, block and delay the wire, and lose, double, swap or hold chosen messages.
+//! [`Proxy`]: a TCP proxy that injects network failures. It stands between a NATS client (or a region's server) and its
+//! server. It can cut, block and delay connections, and drop, duplicate, swap or hold chosen messages.
 //!
-//! It carries any other protocol as well, of which it understands nothing: PostgreSQL's, say, for which it is also
-//! the address that moves to another server ([`Proxy::lead_to`]).
+//! It forwards any other protocol unparsed. For PostgreSQL it is also the address that moves to another server
+//! ([`Proxy::lead_to`]).
 //!
-//! Per connection and direction, one thread reads, applies the rules for messages and queues; another
-//! takes from the queue when the [`Mode`] allows it and writes. Nothing is lost but by a rule or with its
-//! connection, as in a network.
+//! Each connection has two threads per direction: one reads, applies the message rules and queues; the other takes from
+//! the queue when the [`Mode`] allows it, and writes. As in a network, bytes are lost only by a rule or with their
+//! connection.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -22,57 +22,57 @@ use crate::frames::{Frame, FrameParser, subject_matches};
 use crate::ports;
 use crate::random::Random;
 
-/// How long the proxy tries to reach the server behind it.
+/// How long connecting to the server may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What happens to the wire.
+/// The state of the proxied connections.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Mode {
     /// Bytes pass at once.
     Pass,
-    /// All connections are closed, and new ones as soon as they come.
+    /// All connections are closed, and new ones are closed as soon as they are accepted.
     Cut,
-    /// Connections stay open and bytes that way stand still. They arrive when the mode changes, or are
-    /// lost when their connection is given up.
+    /// Connections stay open, and bytes in that direction are held back. They arrive when the mode changes, or are
+    /// lost with their connection.
     BlackHole(Way),
-    /// All bytes arrive that much later, in both directions. Nothing else changes, not even throughput.
+    /// All bytes arrive later by this duration, in both directions. Throughput doesn't change.
     Delay(Duration),
 }
 
-/// Which way bytes go.
+/// A direction of bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Way {
-    /// From whoever dialled.
+    /// From the client.
     ToServer,
-    /// To whoever dialled.
+    /// To the client.
     ToClient,
-    /// Either way.
+    /// Both directions.
     Both,
 }
 
-/// A wire to one server. Dropping it closes all connections.
+/// A proxy to one server. Dropping it closes all connections.
 pub struct Proxy {
     address: SocketAddr,
     shared: Arc<Shared>,
 }
 
 impl Proxy {
-    /// Listens on a free loopback port, and connects whoever comes to `server`.
+    /// Listens on a free loopback port, and forwards connections to `server`.
     pub fn start(server: SocketAddr) -> Result<Self> {
         let listener = TcpListener::bind(ports::free()?).context("binding a proxy")?;
         let address = listener.local_addr()?;
-        let shared = Arc::new(Shared::leading_to(server));
+        let shared = Arc::new(Shared::new(server));
         let accepting = Arc::clone(&shared);
         thread::spawn(move || accept(&listener, &accepting));
         Ok(Self { address, shared })
     }
 
-    /// Where to dial instead of the server.
+    /// Returns the address to dial instead of the server's.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Changes what happens to the wire, now.
+    /// Changes the mode at once.
     pub fn set(&self, mode: Mode) {
         let mut state = self.shared.lock();
         state.mode = mode;
@@ -82,31 +82,30 @@ impl Proxy {
         self.shared.changed.notify_all();
     }
 
-    /// From now on connects whoever comes to another server. Connections that stand go on: see
-    /// [`Proxy::reset`].
+    /// Forwards new connections to another server. Open connections stay with theirs: see [`Proxy::reset`].
     pub fn lead_to(&self, server: SocketAddr) {
         self.shared.lock().server = server;
     }
 
-    /// Closes all connections, with everything that stands still in them. New ones are welcome.
+    /// Closes all connections, and drops the bytes that are held back in them. New ones are accepted.
     pub fn reset(&self) {
         self.shared.lock().close_all();
         self.shared.changed.notify_all();
     }
 
-    /// How many connections stand.
+    /// Returns the number of open connections.
     pub fn connections(&self) -> usize {
         self.shared.lock().connections.len()
     }
 
-    /// Loses the next `how_many` messages whose subject matches `subject` (`*` and `>` as in NATS),
-    /// whichever way they go.
+    /// Drops the next `how_many` messages whose subject matches `subject` (`*` and `>` as in NATS), in either
+    /// direction.
     pub fn drop_messages(&self, subject: &str, how_many: usize) {
         self.add_rule(subject, how_many, Fate::Lost);
     }
 
-    /// Loses the next `how_many` matching messages whose payload is `chosen`, for subjects that carry
-    /// messages of several kinds.
+    /// Drops the next `how_many` matching messages for whose payload `chosen` is true, for subjects with several kinds
+    /// of messages.
     pub fn drop_chosen(&self, subject: &str, how_many: usize, chosen: fn(&[u8]) -> bool) {
         let rule = Rule { subject: subject.to_owned(), chosen, left: how_many, fate: Fate::Lost };
         self.shared.lock().rules.push(rule);
@@ -117,7 +116,7 @@ impl Proxy {
         self.add_rule(subject, how_many, Fate::Doubled);
     }
 
-    /// Holds the next matching message back until another matching one has passed on its connection.
+    /// Holds the next matching message back until another one has passed on the same connection.
     pub fn swap_messages(&self, subject: &str) {
         self.add_rule(subject, 2, Fate::Swapped { held: None });
     }
@@ -127,17 +126,17 @@ impl Proxy {
         self.add_rule(subject, usize::MAX, Fate::Held);
     }
 
-    /// Delivers what [`Proxy::hold_messages`] has held back, in order, and holds back no more.
+    /// Delivers the messages that [`Proxy::hold_messages`] has held back, in order, and ends the holding.
     pub fn release(&self) {
         let mut state = self.shared.lock();
         state.rules.retain(|rule| !matches!(rule.fate, Fate::Held));
         for (queue, bytes) in std::mem::take(&mut state.held) {
-            // If nobody takes it, its connection is gone.
+            // If this fails, the connection is closed.
             let _ = queue.send(Parcel::Bytes { arrived: Instant::now(), bytes });
         }
     }
 
-    /// As [`Proxy::release`], but every message comes twice, and in an order that chance decides.
+    /// As [`Proxy::release`], but every message arrives twice, in random order.
     pub fn release_jumbled(&self, random: &mut Random) {
         let mut state = self.shared.lock();
         let twice = state.held.clone();
@@ -147,19 +146,19 @@ impl Proxy {
         self.release();
     }
 
-    /// How many messages are held back by [`Proxy::hold_messages`].
+    /// Returns how many messages [`Proxy::hold_messages`] has held back.
     pub fn held(&self) -> usize {
         self.shared.lock().held.len()
     }
 
-    /// Forgets all rules about messages. What is held back is lost.
+    /// Removes all message rules. Messages that are held back are lost.
     pub fn clear_rules(&self) {
         let mut state = self.shared.lock();
         state.rules.clear();
         state.held.clear();
     }
 
-    /// How many messages were lost by [`Proxy::drop_messages`] since the start.
+    /// Returns how many messages [`Proxy::drop_messages`] has dropped since the start.
     pub fn dropped(&self) -> usize {
         self.shared.lock().dropped
     }
@@ -177,37 +176,37 @@ impl Drop for Proxy {
         state.close_all();
         drop(state);
         self.shared.changed.notify_all();
-        // The accepting thread looks up when somebody comes.
+        // Wakes the accepting thread.
         let _ = TcpStream::connect_timeout(&self.address, CONNECT_TIMEOUT);
     }
 }
 
-/// Names a connection of one proxy.
+/// Identifies a connection of one proxy.
 type ConnectionId = u64;
 
 struct Shared {
     state: Mutex<State>,
-    /// The mode changed or connections were closed.
+    /// Signals that the mode has changed or connections were closed.
     changed: Condvar,
 }
 
 struct State {
-    /// Where whoever comes is connected to.
+    /// The server for new connections.
     server: SocketAddr,
     mode: Mode,
     over: bool,
-    /// Both sockets of each connection: the dialler's, and the one to the server.
+    /// Both sockets of each connection: the client's, and the server's.
     connections: BTreeMap<ConnectionId, [TcpStream; 2]>,
     accepted: ConnectionId,
     rules: Vec<Rule>,
-    /// Messages held back, and where they go when they are released.
+    /// Messages held back, with the queues for their release.
     held: Vec<(Sender<Parcel>, Vec<u8>)>,
     dropped: usize,
 }
 
 struct Rule {
     subject: String,
-    /// Of the messages with that subject, it applies to those with such a payload.
+    /// The rule applies only to messages for whose payload this is true.
     chosen: fn(&[u8]) -> bool,
     /// How many more messages it applies to.
     left: usize,
@@ -221,20 +220,20 @@ enum Fate {
     Held,
 }
 
-/// What a reader hands to its writer.
+/// An item in the queue from a reader to its writer.
 enum Parcel {
     Bytes {
         arrived: Instant,
         bytes: Vec<u8>,
     },
-    /// The sender has closed its half.
+    /// The sender has closed its side.
     End {
         arrived: Instant,
     },
 }
 
 impl Shared {
-    fn leading_to(server: SocketAddr) -> Self {
+    fn new(server: SocketAddr) -> Self {
         let state = State {
             server,
             mode: Mode::Pass,
@@ -252,7 +251,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until something that arrived then may leave. False: its connection is gone.
+    /// Waits until bytes that arrived at `arrived` may pass. Returns false if their connection is closed.
     fn wait_for_passage(&self, id: ConnectionId, way: Way, arrived: Instant) -> bool {
         let mut state = self.lock();
         while state.connections.contains_key(&id) {
@@ -287,7 +286,7 @@ impl State {
         }
     }
 
-    /// What becomes of a frame on its way to `queue`: the bytes to send on, if any.
+    /// Applies the rules to a frame on its way to `queue`. Returns the bytes to forward, if any.
     fn apply_rules(&mut self, id: ConnectionId, queue: &Sender<Parcel>, frame: Frame) -> Vec<u8> {
         let rule = frame.subject().and_then(|subject| {
             let mut rules = self.rules.iter_mut().filter(|rule| rule.left > 0);
@@ -313,8 +312,8 @@ impl State {
                     rule.left = 0;
                     [frame.into_bytes(), earlier].concat()
                 }
-                // The first of the two, or the first on another connection than the one held back,
-                // whose connection is gone: only one is held at a time.
+                // This is the first of the two. Only one is held at a time: a message held for another connection,
+                // which is closed, is lost.
                 _ => {
                     *held = Some((id, frame.into_bytes()));
                     Vec::new()
@@ -324,7 +323,7 @@ impl State {
     }
 }
 
-/// Closes both sockets; whoever reads or writes them is woken.
+/// Shuts both sockets down, which wakes the threads that read and write them.
 fn close(sockets: &[TcpStream; 2]) {
     for socket in sockets {
         let _ = socket.shutdown(Shutdown::Both);
@@ -339,7 +338,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
         }
         let (cut, server) = (state.mode == Mode::Cut, state.server);
         drop(state);
-        // A client that is turned away sees its connection closed, as behind a load balancer.
+        // A client that comes during a cut sees its connection closed, as behind a load balancer.
         if let Ok(client) = client
             && !cut
         {
@@ -394,7 +393,7 @@ fn read(mut from: TcpStream, queue: &Sender<Parcel>, id: ConnectionId, shared: &
             return;
         }
     }
-    // If nobody takes it, the connection is gone already.
+    // If this fails, the connection is already closed.
     let _ = queue.send(Parcel::End { arrived: Instant::now() });
 }
 
@@ -427,7 +426,7 @@ mod tests {
 
     const DEADLINE: Duration = Duration::from_secs(20);
 
-    /// Returns every line as it came.
+    /// Echoes every line.
     fn echo_server() -> Result<SocketAddr> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?;
@@ -448,12 +447,12 @@ mod tests {
             Ok(Self(BufReader::new(stream)))
         }
 
-        fn say(&mut self, words: &str) -> Result<()> {
-            Ok(self.0.get_mut().write_all(format!("{words}\n").as_bytes())?)
+        fn send(&mut self, text: &str) -> Result<()> {
+            Ok(self.0.get_mut().write_all(format!("{text}\n").as_bytes())?)
         }
 
-        /// The next line, empty if the connection was closed.
-        fn hear(&mut self) -> Result<String> {
+        /// Returns the next line, or an empty string if the connection was closed.
+        fn receive(&mut self) -> Result<String> {
             let mut line = String::new();
             match self.0.read_line(&mut line) {
                 Err(error) if error.kind() != std::io::ErrorKind::ConnectionReset => Err(error.into()),
@@ -461,7 +460,7 @@ mod tests {
             }
         }
 
-        fn nothing_comes(&mut self) -> Result<bool> {
+        fn is_silent(&mut self) -> Result<bool> {
             self.0.get_mut().set_read_timeout(Some(Duration::from_millis(100)))?;
             let silent = self.0.fill_buf().is_err();
             self.0.get_mut().set_read_timeout(Some(DEADLINE))?;
@@ -470,26 +469,26 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_closes_what_stands_and_refuses_what_comes() -> Result<()> {
+    fn a_cut_closes_open_and_new_connections() -> Result<()> {
         let proxy = Proxy::start(echo_server()?)?;
         let mut line = Line::dial(&proxy)?;
-        line.say("a")?;
-        assert_eq!(line.hear()?, "a");
+        line.send("a")?;
+        assert_eq!(line.receive()?, "a");
         assert_eq!(proxy.connections(), 1);
 
         proxy.set(Mode::Cut);
-        assert_eq!((line.hear()?.as_str(), proxy.connections()), ("", 0));
-        assert_eq!(Line::dial(&proxy)?.hear()?, "");
+        assert_eq!((line.receive()?.as_str(), proxy.connections()), ("", 0));
+        assert_eq!(Line::dial(&proxy)?.receive()?, "");
 
         proxy.set(Mode::Pass);
         let mut line = Line::dial(&proxy)?;
-        line.say("b")?;
-        assert_eq!(line.hear()?, "b");
+        line.send("b")?;
+        assert_eq!(line.receive()?, "b");
         Ok(())
     }
 
-    /// Says `name` to whoever comes.
-    fn server_that_says(name: &'static str) -> Result<SocketAddr> {
+    /// Sends `name` to each client.
+    fn naming_server(name: &'static str) -> Result<SocketAddr> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?;
         thread::spawn(move || {
@@ -503,76 +502,77 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_after_the_server_was_changed_reaches_the_new_one() -> Result<()> {
-        let proxy = Proxy::start(server_that_says("old")?)?;
+    fn only_new_connections_reach_a_new_server() -> Result<()> {
+        let proxy = Proxy::start(naming_server("old")?)?;
         let mut before = Line::dial(&proxy)?;
-        assert_eq!(before.hear()?, "old");
-        proxy.lead_to(server_that_says("new")?);
-        assert_eq!((Line::dial(&proxy)?.hear()?.as_str(), before.nothing_comes()?), ("new", true));
+        assert_eq!(before.receive()?, "old");
+        proxy.lead_to(naming_server("new")?);
+        assert_eq!((Line::dial(&proxy)?.receive()?.as_str(), before.is_silent()?), ("new", true));
         proxy.reset();
-        assert_eq!(before.hear()?, "");
+        assert_eq!(before.receive()?, "");
         Ok(())
     }
 
     #[test]
-    fn a_black_hole_keeps_bytes_until_it_ends() -> Result<()> {
+    fn a_black_hole_holds_bytes_until_it_ends() -> Result<()> {
         for way in [Way::ToServer, Way::ToClient, Way::Both] {
             let proxy = Proxy::start(echo_server()?)?;
             let mut line = Line::dial(&proxy)?;
             proxy.set(Mode::BlackHole(way));
-            line.say("a")?;
-            assert!(line.nothing_comes()?, "{way:?}");
+            line.send("a")?;
+            assert!(line.is_silent()?, "{way:?}");
             proxy.set(Mode::Pass);
-            assert_eq!(line.hear()?, "a", "{way:?}");
+            assert_eq!(line.receive()?, "a", "{way:?}");
         }
         Ok(())
     }
 
     #[test]
-    fn a_black_hole_swallows_what_was_in_a_connection_that_is_given_up() -> Result<()> {
+    fn bytes_in_a_black_hole_are_lost_with_their_connection() -> Result<()> {
         let proxy = Proxy::start(echo_server()?)?;
         let mut line = Line::dial(&proxy)?;
-        line.say("before")?;
-        assert_eq!(line.hear()?, "before");
+        line.send("before")?;
+        assert_eq!(line.receive()?, "before");
         proxy.set(Mode::BlackHole(Way::Both));
-        line.say("lost")?;
+        line.send("lost")?;
         proxy.reset();
-        assert_eq!(line.hear()?, "");
+        assert_eq!(line.receive()?, "");
         proxy.set(Mode::Pass);
         let mut line = Line::dial(&proxy)?;
-        line.say("kept")?;
-        assert_eq!(line.hear()?, "kept");
+        line.send("kept")?;
+        assert_eq!(line.receive()?, "kept");
         Ok(())
     }
 
     #[test]
-    fn a_delay_counts_once_each_way_and_keeps_the_order() -> Result<()> {
+    fn a_delay_applies_in_each_direction_and_keeps_order() -> Result<()> {
         let proxy = Proxy::start(echo_server()?)?;
         let mut line = Line::dial(&proxy)?;
         let delay = Duration::from_millis(60);
         proxy.set(Mode::Delay(delay));
         let started = Instant::now();
         for word in ["a", "b", "c"] {
-            line.say(word)?;
+            line.send(word)?;
         }
-        assert_eq!([line.hear()?, line.hear()?, line.hear()?], ["a", "b", "c"]);
+        assert_eq!([line.receive()?, line.receive()?, line.receive()?], ["a", "b", "c"]);
         assert!(started.elapsed() >= delay * 2);
         Ok(())
     }
 
     #[test]
-    fn a_connection_ends_for_one_side_when_the_other_leaves() -> Result<()> {
+    fn a_connection_ends_when_either_side_closes() -> Result<()> {
         let proxy = Proxy::start(echo_server()?)?;
         drop(Line::dial(&proxy)?);
         let mut line = Line::dial(&proxy)?;
-        line.say("a")?;
-        assert_eq!(line.hear()?, "a");
-        eventually("the first connection to be forgotten", DEADLINE, || {
+        line.send("a")?;
+        assert_eq!(line.receive()?, "a");
+        eventually("the first connection to be removed", DEADLINE, || {
             (proxy.connections() == 1).then_some(())
         })
     }
 
-    /// A real server, a publisher beside it and an agent behind the proxy, subscribed to the live feed.
+    /// Sends messages from a publisher to an agent, which reaches the server through the proxy. Returns the payloads
+    /// that the agent receives.
     fn feed(proxied: impl FnOnce(&Proxy)) -> Result<Vec<String>> {
         let dir = tempfile::tempdir()?;
         let server = NatsServer::start_single(dir.path(), Listen::free()?, &[("eu", "a1")])?;
@@ -588,16 +588,16 @@ mod tests {
         }
         publisher.publish("_INBOX_evictd.eu.a1.x", None, b"end")?;
         publisher.sync()?;
-        let mut heard = Vec::new();
-        while heard.last().is_none_or(|last| last != "end") {
-            let message = agent.next(DEADLINE)?.context("the last message never came")?;
-            heard.push(String::from_utf8(message.payload)?);
+        let mut received = Vec::new();
+        while received.last().is_none_or(|last| last != "end") {
+            let message = agent.next(DEADLINE)?.context("the last message never arrived")?;
+            received.push(String::from_utf8(message.payload)?);
         }
-        Ok(heard)
+        Ok(received)
     }
 
     #[test]
-    fn chosen_messages_are_lost_doubled_and_swapped_and_no_others() -> Result<()> {
+    fn only_matching_messages_are_dropped_doubled_or_swapped() -> Result<()> {
         assert_eq!(feed(|_| {})?, ["1", "2", "3", "4", "end"]);
         assert_eq!(feed(|proxy| proxy.drop_messages("evictd.v1.live", 2))?, ["3", "4", "end"]);
         assert_eq!(feed(|proxy| proxy.drop_messages("_INBOX.>", 2))?, ["1", "2", "3", "4", "end"]);
@@ -614,7 +614,7 @@ mod tests {
     }
 
     #[test]
-    fn held_messages_are_overtaken_and_come_when_they_are_released() -> Result<()> {
+    fn held_messages_are_overtaken_and_arrive_on_release() -> Result<()> {
         let dir = tempfile::tempdir()?;
         let server = NatsServer::start_single(dir.path(), Listen::free()?, &[("eu", "a1")])?;
         let proxy = Proxy::start(server.clients())?;
@@ -629,12 +629,12 @@ mod tests {
         {
             publisher.publish(subject, None, payload.as_bytes())?;
         }
-        let mut hear = || Ok::<_, anyhow::Error>(agent.next(DEADLINE)?.context("silence")?.payload);
-        assert_eq!((hear()?, proxy.held()), (b"3".to_vec(), 2));
+        let mut receive = || Ok::<_, anyhow::Error>(agent.next(DEADLINE)?.context("no message")?.payload);
+        assert_eq!((receive()?, proxy.held()), (b"3".to_vec(), 2));
         proxy.release();
-        assert_eq!((hear()?, hear()?, proxy.held()), (b"1".to_vec(), b"2".to_vec(), 0));
+        assert_eq!((receive()?, receive()?, proxy.held()), (b"1".to_vec(), b"2".to_vec(), 0));
         publisher.publish("evictd.v1.live", None, b"4")?;
-        assert_eq!(hear()?, b"4", "nothing is held back any more");
+        assert_eq!(receive()?, b"4", "nothing is held back after the release");
 
         proxy.hold_messages("evictd.v1.live");
         for digit in b'0'..=b'9' {
@@ -642,7 +642,7 @@ mod tests {
         }
         eventually("ten to be held back", DEADLINE, || (proxy.held() == 10).then_some(()))?;
         proxy.release_jumbled(&mut Random::new(1));
-        let mut jumbled = (0..20).map(|_| hear()).collect::<Result<Vec<_>>>()?;
+        let mut jumbled = (0..20).map(|_| receive()).collect::<Result<Vec<_>>>()?;
         assert!(!jumbled.is_sorted());
         jumbled.sort();
         let twice: Vec<_> = (b'0'..=b'9').flat_map(|digit| [[digit], [digit]]).collect();
@@ -651,7 +651,7 @@ mod tests {
     }
 
     #[test]
-    fn lost_messages_are_counted() -> Result<()> {
+    fn dropped_messages_are_counted() -> Result<()> {
         let dir = tempfile::tempdir()?;
         let server = NatsServer::start_single(dir.path(), Listen::free()?, &[])?;
         let proxy = Proxy::start(server.clients())?;

@@ -1,8 +1,8 @@
-//! [`Session`]: somebody else's session on a PostgreSQL server, with transactions that stay open for as long as a
-//! test wants.
+//! [`Session`]: a session on a PostgreSQL server besides the publishers', with transactions that stay open for as long
+//! as a test wants.
 //!
-//! A client of a hundred lines: the simple query protocol, everything as text, no TLS, and a server that trusts
-//! whoever comes. It shares no code with what it tests.
+//! A small client: the simple query protocol, everything as text, no TLS, no password. It shares no code with what it
+//! tests.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -19,7 +19,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_mins(1);
 /// Version 3.0 of the protocol.
 const PROTOCOL: i32 = 3 << 16;
 
-/// A session. Dropping it ends it, and rolls back what it was in the middle of.
+/// A session. Dropping it ends it, and rolls back its open transaction.
 pub struct Session {
     stream: TcpStream,
 }
@@ -42,12 +42,12 @@ impl<'a> Place<'a> {
     }
 }
 
-/// Where the server of a URL is.
+/// Returns the server's address from a URL.
 pub fn server_of(url: &str) -> Result<SocketAddr> {
     Ok(Place::parse(url)?.server)
 }
 
-/// The same database, reached by another way.
+/// Returns the URL of the same database through another address.
 pub fn by_way_of(url: &str, address: SocketAddr) -> Result<String> {
     let Place { user, database, .. } = Place::parse(url)?;
     Ok(format!("postgres://{user}@{address}/{database}"))
@@ -62,29 +62,30 @@ impl Session {
         stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
         let mut session = Self { stream };
         let mut hello = PROTOCOL.to_be_bytes().to_vec();
-        for word in ["user", user, "database", database, "application_name", "somebody", ""] {
+        for word in ["user", user, "database", database, "application_name", "test", ""] {
             hello.extend(word.bytes().chain([0]));
         }
         session.send(&hello)?;
-        session.hear().context("connecting to PostgreSQL")?;
+        session.receive().context("connecting to PostgreSQL")?;
         Ok(session)
     }
 
-    /// What the statements return: rows as lines, columns divided by `|`. Without BEGIN they are one transaction.
+    /// Runs the statements, and returns rows as lines, with columns separated by `|`. Without BEGIN they are one
+    /// transaction.
     pub fn query(&mut self, sql: &str) -> Result<String> {
         self.begin(sql)?;
         self.finish().with_context(|| sql.to_owned())
     }
 
-    /// Sends statements without waiting for what becomes of them: for those that are to be held up.
+    /// Sends statements without waiting for their result: for those that wait for a lock.
     pub fn begin(&mut self, sql: &str) -> Result<()> {
         self.stream.write_all(b"Q")?;
         self.send(&[sql.as_bytes(), &[0]].concat())
     }
 
-    /// Waits for what [`Session::begin`] has sent.
+    /// Waits for the result of [`Session::begin`].
     pub fn finish(&mut self) -> Result<String> {
-        self.hear()
+        self.receive()
     }
 
     /// Sends a message's body, with its length before it.
@@ -94,14 +95,14 @@ impl Session {
     }
 
     /// Reads until the server is ready for the next query.
-    fn hear(&mut self) -> Result<String> {
+    fn receive(&mut self) -> Result<String> {
         let mut rows = Vec::new();
         let mut failure = None;
         loop {
             let mut head = [0; 5];
             if let Err(error) = self.stream.read_exact(&mut head) {
-                // What it said before it hung up says more.
-                return Err(failure.unwrap_or_else(|| anyhow!(error).context("PostgreSQL fell silent")));
+                // An error that the server sent before it closed the connection explains more.
+                return Err(failure.unwrap_or_else(|| anyhow!(error).context("reading from PostgreSQL")));
             }
             let [kind, length @ ..] = head;
             let length = usize::try_from(i32::from_be_bytes(length))?;
@@ -109,8 +110,8 @@ impl Session {
             self.stream.read_exact(&mut body)?;
             match kind {
                 b'D' => rows.push(row(&body)?),
-                b'E' => failure = Some(anyhow!("PostgreSQL: {}", complaint(&body))),
-                b'R' if body != [0; 4] => bail!("PostgreSQL doesn't trust whoever comes"),
+                b'E' => failure = Some(anyhow!("PostgreSQL: {}", error_text(&body))),
+                b'R' if body != [0; 4] => bail!("PostgreSQL wants a password"),
                 b'Z' => return failure.map_or_else(|| Ok(rows.join("\n")), Err),
                 _ => {}
             }
@@ -118,7 +119,7 @@ impl Session {
     }
 }
 
-/// A row's columns as text. What is NULL is empty.
+/// Returns a row's columns as text. NULL is empty.
 fn row(mut body: &[u8]) -> Result<String> {
     let mut take = |length: usize| {
         let (taken, rest) = body.split_at_checked(length).context("a row that ends in its middle")?;
@@ -134,13 +135,13 @@ fn row(mut body: &[u8]) -> Result<String> {
     Ok(columns.join("|"))
 }
 
-/// The message of an error, and its code.
-fn complaint(body: &[u8]) -> String {
+/// Returns the message of an error, and its code.
+fn error_text(body: &[u8]) -> String {
     let fields = body.split(|byte| *byte == 0).filter_map(|field| field.split_first());
-    let mut told: Vec<_> = fields.filter(|(kind, _)| [b'C', b'M'].contains(kind)).collect();
-    told.sort_by_key(|(kind, _)| std::cmp::Reverse(**kind));
-    let words = told.iter().map(|(_, text)| String::from_utf8_lossy(text));
-    words.collect::<Vec<_>>().join(", ")
+    let mut shown: Vec<_> = fields.filter(|(kind, _)| [b'C', b'M'].contains(kind)).collect();
+    shown.sort_by_key(|(kind, _)| std::cmp::Reverse(**kind));
+    let texts = shown.iter().map(|(_, text)| String::from_utf8_lossy(text));
+    texts.collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -150,12 +151,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn statements_return_rows_and_say_why_they_fail() -> Result<()> {
+    fn statements_return_rows_or_the_cause_of_failure() -> Result<()> {
         let mut session = Session::connect(&shared()?.url())?;
         assert_eq!(session.query("SELECT 1, 'a', NULL UNION ALL SELECT 2, 'b', 'c'")?, "1|a|\n2|b|c");
         let failure = session.query("SELECT 1/0").unwrap_err();
         assert!(format!("{failure:#}").contains("division by zero, 22012"), "{failure:#}");
-        assert_eq!(session.query("SELECT 3")?, "3", "it goes on after a failure");
+        assert_eq!(session.query("SELECT 3")?, "3", "the session works after a failure");
         let nowhere = by_way_of("postgres://evictd@127.0.0.1:1/nowhere", server_of(&shared()?.url())?)?;
         let failure = Session::connect(&nowhere).err().context("there is no such database")?;
         assert!(format!("{failure:#}").contains("3D000"), "{failure:#}");
@@ -163,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_transaction_stays_open_holds_others_up_and_ends_with_its_session() -> Result<()> {
+    fn an_open_transaction_blocks_until_its_session_ends() -> Result<()> {
         let url = shared()?.create_database("held_up")?;
         let [mut first, mut second] = [Session::connect(&url)?, Session::connect(&url)?];
         first.query("CREATE TABLE t (n int); INSERT INTO t VALUES (1)")?;

@@ -1,8 +1,7 @@
-//! [`Topology`]: a whole deployment on this machine, as the tests and the demo use it: home's NATS server
-//! and publisher, and per region a NATS server and agents. Every connection can run through a
-//! [`Proxy`].
+//! [`Topology`]: a whole deployment on this machine, for the tests and the demo. It has home's NATS server
+//! and publisher, and a NATS server and agents per region. Every connection can run through a [`Proxy`].
 //!
-//! The daemons' configuration files are written here and nowhere else.
+//! Only this module writes the daemons' configuration files.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
@@ -25,7 +24,7 @@ use crate::sql;
 /// How long a daemon may take to become ready on a busy machine.
 const READY_DEADLINE: Duration = Duration::from_mins(1);
 
-/// What to start.
+/// A description of the deployment to start.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// Regions and the names of their agents.
@@ -38,19 +37,19 @@ pub struct Plan {
     pub listen: Where,
     /// Where the home store is.
     pub store: Store,
-    /// How many publishers share it: more than one only on PostgreSQL.
+    /// How many publishers share the store. Only PostgreSQL allows more than one.
     pub publishers: usize,
-    /// The bound that agents keep and receipts count with.
+    /// The bound of agents and receipts.
     pub bound: Duration,
-    /// Laid over the publisher's configuration, table by table.
+    /// Merged into the publisher's configuration, table by table.
     pub publisher: Table,
-    /// Laid over every agent's configuration, table by table.
+    /// Merged into every agent's configuration, table by table.
     pub agents: Table,
 }
 
 impl Plan {
-    /// One agent, `agent-1`, in each of `regions`, on a server of the region's own; a bound of 30 s;
-    /// free ports; no proxies.
+    /// Plans one agent, `agent-1`, and a NATS server in each of `regions`, with a bound of 30 s, free ports and no
+    /// proxies.
     pub fn new(regions: &[&str]) -> Self {
         let region = |name: &&str| ((*name).to_owned(), vec!["agent-1".to_owned()]);
         Self {
@@ -70,7 +69,7 @@ impl Plan {
 /// Where the home store is.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Store {
-    /// In a file of the deployment's own.
+    /// In a file in the deployment's directory.
     Sqlite,
     /// In this database.
     Postgres(String),
@@ -79,23 +78,23 @@ pub enum Store {
 /// Which NATS servers there are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Servers {
-    /// One for everybody: the quickest to start.
+    /// One for all daemons: the quickest to start.
     Single,
-    /// Home's, and one in each region that dials home.
+    /// Home's, and one in each region, which dials home.
     PerRegion,
 }
 
 /// How daemons and servers are connected.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Wires {
-    /// Directly: for measuring.
+    /// Directly, for measurements.
     Direct,
-    /// Through a [`Proxy`] each: for breaking. So is each publisher's way to PostgreSQL.
+    /// Each through a [`Proxy`], which can break it. This includes the publishers' connections to PostgreSQL.
     Proxied,
 }
 
 impl Wires {
-    /// The address to dial for `server`, and the wire that leads there.
+    /// Returns the address to dial for `server`, and its proxy if any.
     fn lay(self, server: SocketAddr) -> Result<(SocketAddr, Option<Proxy>)> {
         match self {
             Self::Direct => Ok((server, None)),
@@ -106,7 +105,7 @@ impl Wires {
         }
     }
 
-    /// The store as it is reached, and the wire that leads there.
+    /// Returns the store as publishers reach it, and its proxy if any.
     fn lay_to_store(self, store: &Store) -> Result<(Store, Option<Proxy>)> {
         let Store::Postgres(url) = store else { return Ok((store.clone(), None)) };
         let (address, wire) = self.lay(sql::server_of(url)?)?;
@@ -125,14 +124,14 @@ pub enum Where {
 }
 
 impl Where {
-    /// For the `index`-th daemon with these documented ports: where it serves, and its admin address.
+    /// Returns the serving and the admin address of the `index`-th daemon with these documented ports.
     fn pick(self, documented: (u16, u16), index: u16) -> Result<(SocketAddr, SocketAddr)> {
         let local = |port: u16| SocketAddr::from(([127, 0, 0, 1], port + 100 * index));
         match self {
             Self::FreePorts => Ok((ports::free()?, ports::free()?)),
             Self::DocumentedPorts => {
                 let picked = (local(documented.0), local(documented.1));
-                // Somebody else there would answer in our daemon's place, and look ready.
+                // Another process that listens there would answer instead of our daemon, and look ready.
                 for address in [picked.0, picked.1] {
                     TcpListener::bind(address)
                         .with_context(|| format!("{address} is in use; stop what listens there"))?;
@@ -170,8 +169,8 @@ pub struct RegionSite {
 }
 
 impl RegionSite {
-    /// Changes what happens to all that connects the region to home, for proxied plans: the wire of its
-    /// server, or, with a single server, those of its agents.
+    /// Sets the mode of all proxies between the region and home: that of its server, or, with a single server, those of
+    /// its agents. Only for proxied plans.
     pub fn set_wires(&self, mode: Mode) -> Result<()> {
         let agents = self.agents.iter().filter_map(|agent| agent.wire.as_ref());
         match &self.wire {
@@ -189,9 +188,9 @@ impl RegionSite {
 pub struct Node {
     /// Its process.
     pub daemon: Daemon,
-    /// Where it serves: the control API, or verifications.
+    /// The address of the control API or of verifications.
     pub http: SocketAddr,
-    /// Where it is operated.
+    /// The address of its admin endpoints.
     pub admin: SocketAddr,
     /// The wire to its NATS server, if proxied.
     pub wire: Option<Proxy>,
@@ -217,7 +216,7 @@ impl Node {
         Ok(Self { daemon: Daemon::start(launch)?, http, admin, wire, store_wire: None, config: path })
     }
 
-    /// Waits until `/readyz` says yes; the failure shows what it said instead.
+    /// Waits until `/readyz` answers 200. An error shows its last answer.
     pub fn wait_until_ready(&mut self) -> Result<()> {
         let url = format!("http://{}/readyz", self.admin);
         let client = Client::with_timeout(Duration::from_secs(5));
@@ -227,7 +226,7 @@ impl Node {
             last = format!("{} {}", answer.status, answer.text.trim_end());
             (answer.status == 200).then_some(())
         });
-        ready.with_context(|| format!("{url} said last: {last}"))
+        ready.with_context(|| format!("the last answer of {url}: {last}"))
     }
 
     /// Kills it if it runs, starts it again with the same configuration, and waits until it is ready.
@@ -236,12 +235,12 @@ impl Node {
         self.wait_until_ready()
     }
 
-    /// Its metrics now.
+    /// Scrapes its metrics.
     pub fn metrics(&self) -> Result<Scrape> {
         Scrape::get(&format!("http://{}/metrics", self.admin))
     }
 
-    /// Its `/status` now.
+    /// Reads its `/status`.
     pub fn status(&self) -> Result<Value> {
         Ok(Client::new().get(&format!("http://{}/status", self.admin))?.body)
     }
@@ -278,8 +277,8 @@ impl Topology {
         Ok(Self { publisher, more_publishers, regions: sites, home, root_key, client: Client::new() })
     }
 
-    /// Starts a publisher with another home store (a copy of the first one's, say), otherwise configured as the first one,
-    /// whose connection to NATS runs through `wire`. It is running, not ready.
+    /// Starts a publisher with another home store, such as a copy of the first one's. Its configuration is otherwise the
+    /// first publisher's, and its connection to NATS runs through `wire`. It isn't ready yet when this returns.
     pub fn start_rival(
         &self,
         dir: &Path,
@@ -293,18 +292,18 @@ impl Topology {
         let mut config: Table = text.parse()?;
         let listen = Where::FreePorts.pick((0, 0), 0)?;
         lay_over(&mut config, &daemon_config(listen, wire.address(), login));
-        let mut place = Table::new();
+        let mut section = Table::new();
         match store {
             HomeStore::Sqlite(path) => {
-                place.insert("path".to_owned(), path.to_string_lossy().as_ref().into())
+                section.insert("path".to_owned(), path.to_string_lossy().as_ref().into())
             }
-            HomeStore::Postgres(url) => place.insert("url".to_owned(), url.as_str().into()),
+            HomeStore::Postgres(url) => section.insert("url".to_owned(), url.as_str().into()),
         };
-        config.insert("store".to_owned(), place.into());
+        config.insert("store".to_owned(), section.into());
         Node::start(dir, "publisher", name, &config, listen, Some(wire))
     }
 
-    /// A root key that may do everything.
+    /// Returns a root key with all permissions.
     pub fn root_key(&self) -> &str {
         &self.root_key
     }
@@ -326,23 +325,23 @@ impl Topology {
         self.client.post_json(&url, Some(&self.root_key), body, headers)
     }
 
-    /// All publishers.
+    /// Returns all publishers, the first one first.
     pub fn publishers(&self) -> impl Iterator<Item = &Node> {
         std::iter::once(&self.publisher).chain(&self.more_publishers)
     }
 
-    /// All publishers, to be broken.
+    /// Returns all publishers mutably, to break them.
     pub fn publishers_mut(&mut self) -> impl Iterator<Item = &mut Node> {
         std::iter::once(&mut self.publisher).chain(&mut self.more_publishers)
     }
 
-    /// All agents, region by region.
+    /// Returns all agents, region by region.
     pub fn agents(&self) -> impl Iterator<Item = &Node> {
         self.regions.iter().flat_map(|site| &site.agents)
     }
 }
 
-/// A region's server and its wire to home, as far as the plan has them.
+/// A region's server and its proxy to home, if the plan has them.
 type RegionServer = (Option<NatsServer>, Option<Proxy>);
 
 /// Starts the NATS servers, and returns when the regions have reached home.
@@ -402,7 +401,7 @@ fn start_agent(
     Node::start(dir, "agent", &format!("{region}.{agent}"), &config, listen, wire)
 }
 
-/// What both daemons have in common.
+/// The configuration that publishers and agents have in common.
 fn daemon_config((http, admin): (SocketAddr, SocketAddr), server: SocketAddr, login: &Login) -> Table {
     let mut config = Table::new();
     set(&mut config, "http", "listen", http.to_string());
@@ -442,7 +441,7 @@ fn agent_config(
     config.insert("agent".to_owned(), agent.into());
     set(&mut config, "lease", "bound", millis(plan.bound));
     set(&mut config, "lease", "margin", millis(plan.bound / 10));
-    // What depends on the bound, in the proportions of the defaults.
+    // These depend on the bound, in the same proportions as the defaults.
     set(&mut config, "lease", "probe_interval", millis(plan.bound / 6));
     set(&mut config, "lease", "request_timeout", millis((plan.bound / 6).min(Duration::from_secs(1))));
     set(&mut config, "cache", "not_found_ttl", millis(plan.bound / 3));
@@ -461,7 +460,7 @@ fn millis(duration: Duration) -> String {
     format!("{}ms", duration.as_millis())
 }
 
-/// Puts `over` on top of `config`: tables are merged, everything else is replaced.
+/// Merges `over` into `config`: tables are merged, other values are replaced.
 fn lay_over(config: &mut Table, over: &Table) {
     for (key, value) in over {
         match (config.get_mut(key), value) {
@@ -471,16 +470,16 @@ fn lay_over(config: &mut Table, over: &Table) {
     }
 }
 
-/// Asks the command line for a root key, as an operator does.
+/// Creates a root key on the command line, as an operator does.
 fn create_root_key(config: &Path) -> Result<String> {
     let mut command = evictd_command()?;
     command.args(["root-key", "create", "--output", "json", "--config"]).arg(config);
     let output = command.output().context("running `evictd root-key create`")?;
     if !output.status.success() {
-        let complaint = String::from_utf8_lossy(&output.stderr);
-        bail!("`evictd root-key create` failed ({}): {}", output.status, complaint.trim_end());
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        bail!("`evictd root-key create` failed ({}): {}", output.status, stderr.trim_end());
     }
-    // Neither message shows the output: it may hold the key.
+    // The messages must not show the output, which may hold the key.
     let answer: Value =
         serde_json::from_slice(&output.stdout).context("`evictd root-key create` printed no JSON")?;
     let key = answer["rootKey"].as_str().context("`evictd root-key create` printed no `rootKey`")?;
@@ -505,7 +504,7 @@ mod tests {
         Ok((publisher, agent_config(plan, ("eu", "agent-1"), listen, server, &login())))
     }
 
-    /// Keys of `config` that `documented` doesn't have, as paths.
+    /// Returns the keys of `config` that `documented` doesn't have, as paths.
     fn unknown(config: &Table, documented: &Table) -> Vec<String> {
         let mut paths = Vec::new();
         for (key, value) in config {
@@ -521,7 +520,7 @@ mod tests {
     }
 
     #[test]
-    fn every_key_written_here_is_documented_for_operators() -> Result<()> {
+    fn every_written_key_is_documented_for_operators() -> Result<()> {
         let (publisher, agent) = configs(&Plan::new(&["eu"]))?;
         for (config, file) in [(publisher, "publisher.toml"), (agent, "agent.toml")] {
             let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(file);
@@ -532,7 +531,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plan_says_the_last_word_about_configuration() -> Result<()> {
+    fn a_plan_overrides_the_default_configuration() -> Result<()> {
         let plan = Plan {
             listen: Where::DocumentedPorts,
             bound: Duration::from_secs(5),
@@ -552,7 +551,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deployment_starts_and_a_region_can_be_cut_off_and_joined_again() -> Result<()> {
+    fn a_region_can_be_cut_off_and_reconnected() -> Result<()> {
         for servers in [Servers::Single, Servers::PerRegion] {
             let dir = tempfile::tempdir()?;
             let plan = Plan { servers, wires: Wires::Proxied, ..Plan::new(&["eu", "us"]) };
@@ -570,7 +569,7 @@ mod tests {
                 silent(eu).filter(|silent| *silent > 0.0)
             })?;
             eu.set_wires(Mode::Pass)?;
-            eventually("eu to hear the live feed", READY_DEADLINE, || {
+            eventually("eu to receive the live feed", READY_DEADLINE, || {
                 silent(eu).filter(|silent| *silent == 0.0)
             })?;
             eu.agents[0].restart()?;
@@ -579,7 +578,7 @@ mod tests {
     }
 
     #[test]
-    fn configuration_survives_being_written_and_read() -> Result<()> {
+    fn configuration_round_trips_through_toml() -> Result<()> {
         let (publisher, agent) = configs(&Plan::new(&["eu"]))?;
         for config in [publisher, agent] {
             assert_eq!(config.to_string().parse::<Table>()?, config);

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use evictd_tests::http::{Connection, Heard, RawAnswer};
+use evictd_tests::http::{Connection, RawAnswer, Received};
 use evictd_tests::process::allow_open_files;
 use evictd_tests::topology::{Node, Plan};
 use evictd_tests::wait::{throughout, try_eventually};
@@ -194,21 +194,21 @@ fn expect_to_continue(node: &Node, path: &str, root_key: &str) -> Result<()> {
 }
 
 /// Sends `bytes` one by one, ten in a second, until something comes back. How long that took, and what came.
-fn trickle(node: &Node, start: &str, bytes: u8) -> Result<(Duration, Heard)> {
+fn trickle(node: &Node, start: &str, bytes: u8) -> Result<(Duration, Received)> {
     // No later than the server's own clock begins.
     let began = Instant::now();
     let mut connection = Connection::open(node.http)?;
     connection.send(start.as_bytes())?;
-    let heard = (0..200).try_for_each(|_| match connection.hear(Duration::from_millis(100)) {
+    let heard = (0..200).try_for_each(|_| match connection.receive(Duration::from_millis(100)) {
         // A connection that was closed a moment ago may still take a byte.
-        Ok(Heard::Nothing) => {
+        Ok(Received::Nothing) => {
             connection.send(&[bytes]).map_or(ControlFlow::Continue(()), ControlFlow::Continue)
         }
         heard => ControlFlow::Break(heard),
     });
     match heard {
         ControlFlow::Break(heard) => Ok((began.elapsed(), heard?)),
-        ControlFlow::Continue(()) => Ok((began.elapsed(), Heard::Nothing)),
+        ControlFlow::Continue(()) => Ok((began.elapsed(), Received::Nothing)),
     }
 }
 
@@ -243,11 +243,11 @@ fn slow_requests_are_given_up_and_hold_up_nobody() -> Result<()> {
         })
     })?;
     for (after, heard) in heads {
-        ensure!(matches!(heard, Heard::Closed), "slow headers: {heard:?} after {after:?}");
+        ensure!(matches!(heard, Received::Closed), "slow headers: {heard:?} after {after:?}");
         ensure!((1..4).contains(&after.as_secs()), "closed after {after:?} instead of 1 s");
     }
     for (after, heard) in bodies {
-        let Heard::Answer(answer) = heard else { anyhow::bail!("a slow body: {heard:?} after {after:?}") };
+        let Received::Answer(answer) = heard else { anyhow::bail!("a slow body: {heard:?} after {after:?}") };
         assert_error(&answer, 408, "user/bad_request/request_timeout")?;
         ensure!((2..5).contains(&after.as_secs()), "answered after {after:?} instead of 2 s");
     }
