@@ -39,9 +39,9 @@
 //!    `home_store::restored_store_that_caught_up_is_still_detected`,
 //!    `restarts::answered_deletions_survive_a_kill_of_the_publisher`,
 //!    `postgres::failover::a_fail_over_that_loses_nothing_costs_one_flush`,
-//!    `postgres::failover::what_is_committed_in_the_place_of_lost_commits_is_not_taken_for_them`,
-//!    `postgres::failover::a_second_fail_over_that_lost_the_first_ones_epoch_begins_another`,
-//!    `postgres::failover::fail_overs_in_the_middle_of_the_work_lose_nothing_that_was_answered`
+//!    `postgres::failover::commits_in_the_place_of_lost_ones_are_applied`,
+//!    `postgres::failover::a_fail_over_that_lost_an_epoch_begins_another`,
+//!    `postgres::failover::fail_overs_under_load_lose_no_answered_change`
 //! 7. *The wall clock decides.*
 //!    `clocks::agents_with_wrong_wall_clocks_keep_every_guarantee`,
 //!    `clocks::publisher_with_a_wrong_wall_clock_keeps_every_guarantee`,
@@ -49,10 +49,10 @@
 //! 8. *An older answer replaces a newer one.* It was late (the tests of row 1), or came from a lagging replica or a
 //!    demoted primary. Here each answer states the position of its read.
 //!    `loads::load_that_found_nothing_does_not_hide_a_restored_key`,
-//!    `postgres::replicas::a_replica_that_lags_brings_nothing_back_and_answers_what_has_not_changed`,
-//!    `postgres::replicas::an_agent_that_is_cut_off_with_its_replica_denies_within_the_bound`,
-//!    `postgres::replicas::an_agent_that_reads_the_demoted_primary_believes_nothing_of_what_changed`,
-//!    `postgres::failover::a_publisher_that_still_talks_to_the_demoted_primary_falls_silent`
+//!    `postgres::replicas::a_lagging_replica_answers_only_what_has_not_changed`,
+//!    `postgres::replicas::an_agent_cut_off_with_its_replica_denies_within_the_bound`,
+//!    `postgres::replicas::readers_of_the_demoted_primary_reject_deleted_keys`,
+//!    `postgres::failover::a_publisher_on_the_demoted_primary_falls_silent`
 //! 9. *A short outage causes a storm, or leaks something each time.*
 //!    `storms::ten_agents_that_flap_fifty_times_leave_nothing_behind`,
 //!    `storms::cache_is_reloaded_with_bounded_loads_after_a_flush`,

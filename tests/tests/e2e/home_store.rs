@@ -56,7 +56,7 @@ fn change_by_sql_reaches_every_region() -> Result<()> {
 /// Failure: a trigger is missing during one deletion. A later check finds the trigger in place, and the key stays valid
 /// forever.
 #[test]
-fn a_deletion_that_no_trigger_saw_ends_within_the_bound() -> Result<()> {
+fn a_deletion_without_triggers_takes_effect_within_the_bound() -> Result<()> {
     const BOUND: Duration = Duration::from_secs(4);
     let world = World::start(&with_bound(BOUND, plan(&["eu", "us"])))?;
     let [key, good] = [world.create_key()?, world.create_key()?];

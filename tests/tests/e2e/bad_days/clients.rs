@@ -136,7 +136,7 @@ fn large_requests(path: &str, root_key: &str) -> [Vec<u8>; 2] {
 /// Failure: who sends too much is cut off before it can read why, or fills the memory; or what is left of its
 /// request is taken for the next one.
 #[test]
-fn a_body_of_10_mib_is_refused_and_its_sender_is_told() -> Result<()> {
+fn a_10_mib_body_is_refused_with_an_answer() -> Result<()> {
     const SENDERS: usize = 8;
     let world = World::start(&plan(&["eu"]))?;
     let key = world.create_key()?;
@@ -214,7 +214,7 @@ fn trickle(node: &Node, start: &str, bytes: u8) -> Result<(Duration, Received)> 
 
 /// Failure: who sends a byte now and then keeps its connection for ever, and enough of them everybody's.
 #[test]
-fn slow_requests_are_given_up_and_hold_up_nobody() -> Result<()> {
+fn slow_requests_time_out_and_delay_no_other_client() -> Result<()> {
     const SLOW: usize = 40;
     let world = World::start(&impatient())?;
     let key = world.create_key()?;
@@ -259,7 +259,7 @@ fn slow_requests_are_given_up_and_hold_up_nobody() -> Result<()> {
 
 /// Failure: answers that nobody reads fill the memory, or occupy whoever sends them.
 #[test]
-fn clients_that_never_read_are_given_up_and_cost_little() -> Result<()> {
+fn clients_that_never_read_are_closed_and_cost_little() -> Result<()> {
     const DEAF: usize = 16;
     let world = World::start(&impatient())?;
     // An answer is as large as this.
@@ -348,7 +348,7 @@ fn crowded() -> Plan {
 
 /// Failure: connections that nobody uses lock out everybody else.
 #[test]
-fn ten_thousand_idle_connections_do_not_keep_the_publisher_from_answering_others() -> Result<()> {
+fn publisher_answers_beside_ten_thousand_idle_connections() -> Result<()> {
     let _alone = CROWD.lock().unwrap_or_else(PoisonError::into_inner);
     allow_open_files(12_000)?;
     let world = World::start(&crowded())?;
@@ -359,7 +359,7 @@ fn ten_thousand_idle_connections_do_not_keep_the_publisher_from_answering_others
 
 /// Failure: as above.
 #[test]
-fn ten_thousand_idle_connections_do_not_keep_an_agent_from_answering_others() -> Result<()> {
+fn agent_answers_beside_ten_thousand_idle_connections() -> Result<()> {
     let _alone = CROWD.lock().unwrap_or_else(PoisonError::into_inner);
     allow_open_files(12_000)?;
     let world = World::start(&crowded())?;
@@ -372,7 +372,7 @@ fn ten_thousand_idle_connections_do_not_keep_an_agent_from_answering_others() ->
 /// Failure: a system that gives no more sockets is taken for a reason to stop, or to spin; connections that nobody
 /// uses are kept for it.
 #[test]
-fn when_there_are_no_more_sockets_idle_connections_make_room() -> Result<()> {
+fn idle_connections_are_closed_when_sockets_run_out() -> Result<()> {
     let world = World::start(&plan(&["eu"]))?;
     let key = world.create_key()?;
     world.cache_everywhere(&[&key])?;

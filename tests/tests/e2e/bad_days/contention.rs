@@ -7,7 +7,7 @@ use std::thread;
 use anyhow::{Result, anyhow};
 use serde_json::json;
 
-use super::{ClientHistory, DeleteAnswer, DeletionRequest, check_log, check_receipts};
+use super::{DeletionRequest, ClientHistory, DeleteAnswer, check_log, check_receipts};
 use crate::world::{Caller, Key, World, plan};
 
 /// Calls each of `calls` from a thread and a connection of its own, all at the same moment; their answers in
@@ -31,7 +31,7 @@ fn at_once<T: Sync, R: Send>(calls: &[T], call: impl Fn(&T) -> Result<R> + Sync)
 
 /// Failure: two of those who delete a key are told that they did it, or the log has it twice.
 #[test]
-fn of_a_hundred_who_delete_the_same_key_one_has_done_it() -> Result<()> {
+fn one_of_a_hundred_concurrent_deletions_of_a_key_succeeds() -> Result<()> {
     let world = World::start(&plan(&["eu", "us"]))?;
     let key = world.create_key()?;
     world.cache_everywhere(&[&key])?;
@@ -56,7 +56,7 @@ enum Deletion<'k> {
 /// Failure: a key's deletion and that of its API hold each other up, or what only one of them did is told twice
 /// or not at all.
 #[test]
-fn keys_that_are_deleted_together_with_their_api_are_each_gone_once() -> Result<()> {
+fn keys_and_their_api_deleted_together_are_deleted_once() -> Result<()> {
     let world = World::start(&plan(&["eu", "us"]))?;
     let (api, bystander) = (world.create_api()?, world.create_key()?);
     let keys = (0..50).map(|_| world.create_key_with(json!({ "apiId": api }))).collect::<Result<Vec<_>>>()?;

@@ -9,7 +9,7 @@ use anyhow::{Result, anyhow, ensure};
 use evictd_tests::wait::{eventually, try_eventually};
 use serde_json::json;
 
-use super::{ClientHistory, DeleteAnswer, DeletionRequest, check_log, check_receipts};
+use super::{DeletionRequest, ClientHistory, DeleteAnswer, check_log, check_receipts};
 use crate::world::{Caller, Key, SOON, World, flushes, plan};
 
 /// Deletes `keys` one after the other; while the publisher is dead, it waits. Tells of each answer.
@@ -37,7 +37,7 @@ fn delete_all<'k>(
 /// Failure: of what was committed when the publisher was killed, something has no position, no message or no
 /// receipt, or has one twice.
 #[test]
-fn whenever_it_is_killed_every_committed_deletion_is_announced_and_receipted_once() -> Result<()> {
+fn deletions_are_announced_and_receipted_once_across_kills() -> Result<()> {
     const CLIENTS: usize = 8;
     const KILLS: usize = 5;
     const BETWEEN: usize = 80;
@@ -68,10 +68,7 @@ fn whenever_it_is_killed_every_committed_deletion_is_announced_and_receipted_onc
         Ok::<_, anyhow::Error>(story)
     })?;
     let unanswered = story.count(DeleteAnswer::Unknown);
-    println!(
-        "{} deletions were answered, {unanswered} met one of {KILLS} kills",
-        story.count(DeleteAnswer::Deleted)
-    );
+    println!("{} deletions were answered, {unanswered} met one of {KILLS} kills", story.count(DeleteAnswer::Deleted));
     assert_eq!(story.0.len(), story.count(DeleteAnswer::Deleted) + unanswered, "somebody was refused");
     ensure!(unanswered >= KILLS, "the kills have met too little");
     world.topology.publisher.wait_until_ready()?;
@@ -85,7 +82,7 @@ fn whenever_it_is_killed_every_committed_deletion_is_announced_and_receipted_onc
 /// Failure: a deletion that was committed in the last moment of a publisher, for a client that got no answer, is
 /// announced by the next one, and has no receipt.
 #[test]
-fn a_deletion_that_was_committed_and_not_numbered_gets_its_receipt_from_the_next_publisher() -> Result<()> {
+fn next_publisher_issues_receipts_of_unnumbered_deletions() -> Result<()> {
     let mut world = World::start(&plan(&["eu", "us"]))?;
     let key = world.create_key()?;
     world.cache_everywhere(&[&key])?;

@@ -9,7 +9,7 @@ use evictd_tests::process::Footprint;
 use evictd_tests::topology::{Node, Plan, Servers};
 use evictd_tests::wait::{eventually, throughout, try_eventually};
 
-use super::{ClientHistory, DeleteAnswer, DeletionRequest, with_store_in};
+use super::{DeletionRequest, ClientHistory, DeleteAnswer, with_store_in};
 use crate::world::{
     Caller, Key, SOON, UNAVAILABLE, World, assert_bounded, count, flushes, plan, wait_for_count,
     wait_for_mode, wait_for_readiness, wait_for_warning, wait_until_settled, with_bound,
@@ -104,7 +104,7 @@ fn median(asked: &[DeletionRequest]) -> Result<Duration> {
 /// Failure: deletions get slower, fail or are forgotten while nobody can be told of them; agents trust what nobody
 /// vouches for; receipts stay open until NATS is back.
 #[test]
-fn a_long_outage_of_nats_costs_a_steady_load_of_deletions_nothing() -> Result<()> {
+fn deletions_are_as_fast_during_a_long_outage_of_nats() -> Result<()> {
     let mut world = World::start(&regions())?;
     wait_until_settled(world.publisher())?;
     let keys = world.import_keys(3_000)?;
@@ -146,7 +146,7 @@ fn a_long_outage_of_nats_costs_a_steady_load_of_deletions_nothing() -> Result<()
 /// Failure: what piles up in an hour without NATS fills somebody's memory, or is more than anybody can catch up
 /// with.
 #[test]
-fn as_many_deletions_as_an_hour_brings_are_caught_up_with_when_nats_is_back() -> Result<()> {
+fn agents_catch_up_with_an_hour_of_deletions_without_nats() -> Result<()> {
     // Five or six in each second of an hour.
     const MANY: usize = 20_000;
     // In memory: this is about what piles up, and not about how fast a disk is.

@@ -14,7 +14,7 @@ use serde_json::json;
 use toml::toml;
 
 use super::store_locked::Lock;
-use super::{ClientHistory, DeleteAnswer, DeletionRequest};
+use super::{DeletionRequest, ClientHistory, DeleteAnswer};
 use crate::world::{Key, SOON, UNAVAILABLE, World, plan, wait_for_readiness};
 
 /// How long a daemon waits for what is under way.
@@ -58,7 +58,7 @@ fn assert_ended_well(daemon: &mut Daemon, told_at: Instant) -> Result<()> {
 /// Failure: what was under way is cut off, perhaps after it was committed; or somebody new is let in, or somebody
 /// who does nothing is waited for.
 #[test]
-fn changes_under_way_at_a_shutdown_are_answered_and_nobody_new_is_let_in() -> Result<()> {
+fn shutdown_answers_changes_in_flight_and_accepts_no_new_ones() -> Result<()> {
     let mut world = World::start(&plan(&["eu", "us"]))?;
     let keys = world.create_keys(CLIENTS)?;
     world.cache_everywhere(&keys.iter().collect::<Vec<_>>())?;
@@ -94,7 +94,7 @@ fn changes_under_way_at_a_shutdown_are_answered_and_nobody_new_is_let_in() -> Re
 
 /// Failure: who waits for a receipt holds up the end, or isn't told that the deletion is done.
 #[test]
-fn whoever_waits_for_a_receipt_at_a_shutdown_is_told_what_is_known() -> Result<()> {
+fn shutdown_answers_waiting_clients_with_the_current_receipt() -> Result<()> {
     let mut world = World::start(&plan(&["eu", "us"]))?;
     let key = world.create_key()?;
     world.cache_everywhere(&[&key])?;
@@ -202,7 +202,7 @@ fn a_shutdown_under_load_answers_all_that_it_carries_out() -> Result<()> {
 
 /// Failure: a change that takes for ever makes it impossible to end the process, other than by SIGKILL.
 #[test]
-fn a_second_signal_ends_it_at_once() -> Result<()> {
+fn a_second_signal_ends_the_publisher_at_once() -> Result<()> {
     let mut world = World::start(&plan(&["eu", "us"]))?;
     let keys = world.create_keys(4)?;
     world.cache_everywhere(&keys.iter().collect::<Vec<_>>())?;
@@ -217,7 +217,7 @@ fn a_second_signal_ends_it_at_once() -> Result<()> {
     let ended = daemon.wait_exit(SOON)?;
     assert_eq!(ended.code(), Some(143), "what shells report for SIGTERM");
     ensure!(again_at.elapsed() < Duration::from_secs(2), "it took {:?}", again_at.elapsed());
-    ensure!(daemon.stderr()?.contains("exiting without a drain"), "{}", daemon.log_tail());
+    ensure!(daemon.stderr()?.contains("without waiting for the drain"), "{}", daemon.log_tail());
     drop(under_way);
     lock.release()?;
 
@@ -228,7 +228,7 @@ fn a_second_signal_ends_it_at_once() -> Result<()> {
 
 /// Failure: a client that never finishes its request keeps the process alive.
 #[test]
-fn a_client_that_never_finishes_holds_up_the_end_for_the_drain_limit_only() -> Result<()> {
+fn an_unfinished_request_delays_shutdown_by_the_drain_limit() -> Result<()> {
     let mut world = World::start(&plan(&["eu"]))?;
     let key = world.create_key()?;
     world.cache_everywhere(&[&key])?;
@@ -240,7 +240,7 @@ fn a_client_that_never_finishes_holds_up_the_end_for_the_drain_limit_only() -> R
     assert_ended_well(&mut world.topology.publisher.daemon, told_at)?;
     ensure!(told_at.elapsed() >= DRAIN_LIMIT, "what is under way gets its time");
     let daemon = &world.topology.publisher.daemon;
-    ensure!(daemon.stderr()?.contains("drain took too long"), "{}", daemon.log_tail());
+    ensure!(daemon.stderr()?.contains("the drain took too long"), "{}", daemon.log_tail());
     ensure!(endless.answer()?.is_none());
     world.topology.publisher.restart()?;
     world.wait_for_codes(&[&key], "VALID")?;
@@ -249,7 +249,7 @@ fn a_client_that_never_finishes_holds_up_the_end_for_the_drain_limit_only() -> R
 
 /// Failure: a gateway that waits for a verdict gets none, and perhaps takes that for a yes.
 #[test]
-fn verifications_under_way_at_an_agents_shutdown_are_answered() -> Result<()> {
+fn agent_shutdown_answers_verifications_in_flight() -> Result<()> {
     let agents = toml! { loads = { timeout = "5s" } };
     let mut world = World::start(&Plan { agents, ..plan(&["eu", "us"]) })?;
     let (cached, uncached) = (world.create_key()?, world.create_keys(CLIENTS)?);
@@ -285,7 +285,7 @@ fn verifications_under_way_at_an_agents_shutdown_are_answered() -> Result<()> {
 
 /// Failure: as above, when nobody answers the agent either.
 #[test]
-fn verifications_that_cannot_be_decided_at_an_agents_shutdown_are_denied() -> Result<()> {
+fn agent_shutdown_denies_verifications_it_cannot_decide() -> Result<()> {
     let mut world = World::start(&plan(&["eu"]))?;
     let key = world.create_key()?;
     world.topology.publisher.daemon.pause()?;

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use evictd_tests::wait::throughout;
 use serde_json::json;
 
-use super::{ClientHistory, DeleteAnswer, DeletionRequest, wait_for_log};
+use super::{DeletionRequest, ClientHistory, DeleteAnswer, wait_for_log};
 use crate::world::{Caller, Key, World, count, plan, wait_for_readiness};
 
 /// How long the publisher waits for somebody else's transaction.
@@ -76,7 +76,7 @@ fn delete_while<'k, T>(
 
 /// Failure: a backup, or somebody's SQL, makes changes fail that could have waited for it.
 #[test]
-fn a_store_that_is_locked_for_a_moment_costs_changes_that_moment() -> Result<()> {
+fn changes_wait_for_a_short_lock_on_the_store() -> Result<()> {
     let world = World::start(&plan(&["eu", "us"]))?;
     let keys = world.create_keys(16)?;
     world.cache_everywhere(&keys.iter().collect::<Vec<_>>())?;
@@ -100,7 +100,7 @@ fn a_store_that_is_locked_for_a_moment_costs_changes_that_moment() -> Result<()>
 /// Failure: who waits too long for the store is not answered at all, or is told that it was done; what only reads
 /// waits too; the publisher looks well although nothing can be changed.
 #[test]
-fn a_store_that_is_locked_for_long_refuses_changes_and_goes_on_when_it_is_free() -> Result<()> {
+fn changes_are_refused_during_a_long_lock_on_the_store() -> Result<()> {
     let world = World::start(&plan(&["eu", "us"]))?;
     let (keys, uncached) = (world.create_keys(4)?, world.create_key()?);
     let all: Vec<&Key> = keys.iter().collect();
@@ -128,12 +128,8 @@ fn a_store_that_is_locked_for_long_refuses_changes_and_goes_on_when_it_is_free()
     wait_for_log(&world, "database is locked")?;
     wait_for_readiness(world.publisher(), 200)?;
     let caller = Caller::new(&world, world.publisher());
-    let again =
-        refused.into_iter().map(|key| DeletionRequest::of(&caller, key)).collect::<Result<Vec<_>>>()?;
-    ensure!(
-        again.iter().all(|asked| asked.answer == DeleteAnswer::Deleted),
-        "it is free, and somebody was refused"
-    );
+    let again = refused.into_iter().map(|key| DeletionRequest::of(&caller, key)).collect::<Result<Vec<_>>>()?;
+    ensure!(again.iter().all(|asked| asked.answer == DeleteAnswer::Deleted), "it is free, and somebody was refused");
     ClientHistory(story.0.into_iter().chain(again).collect()).check(&world)?;
     world.assert_works()
 }

@@ -7,15 +7,14 @@ use anyhow::{Context, Result, ensure};
 use evictd_tests::wait::try_eventually;
 use serde_json::json;
 
-use super::{ClientHistory, DeleteAnswer, DeletionRequest, wait_for_log, with_store_in};
+use super::{DeletionRequest, ClientHistory, DeleteAnswer, wait_for_log, with_store_in};
 use crate::world::{Caller, Key, SOON, World, wait_for_readiness};
 
 /// Asks for the deletion of `keys` while the store isn't where it belongs: each is refused, and stays VALID. The
 /// publisher says so, and goes on reading.
 fn assert_refused<'k>(world: &World, keys: &'k [Key]) -> Result<ClientHistory<'k>> {
     let caller = Caller::new(world, world.publisher());
-    let story =
-        ClientHistory(keys.iter().map(|key| DeletionRequest::of(&caller, key)).collect::<Result<_>>()?);
+    let story = ClientHistory(keys.iter().map(|key| DeletionRequest::of(&caller, key)).collect::<Result<_>>()?);
     assert_eq!(story.count(DeleteAnswer::Unchanged), keys.len(), "a deletion that nobody will find again");
     let created = world.topology.call(world.publisher(), "keys.createKey", &json!({ "apiId": world.api }))?;
     assert_eq!(created.status, 500, "{}", created.text);
@@ -34,17 +33,14 @@ fn assert_healed(world: &World, story: ClientHistory<'_>) -> Result<()> {
     let caller = Caller::new(world, world.publisher());
     let again = story.keys(DeleteAnswer::Unchanged).into_iter().map(|key| DeletionRequest::of(&caller, key));
     let again = again.collect::<Result<Vec<_>>>()?;
-    ensure!(
-        again.iter().all(|asked| asked.answer == DeleteAnswer::Deleted),
-        "it is back, and somebody was refused"
-    );
+    ensure!(again.iter().all(|asked| asked.answer == DeleteAnswer::Deleted), "it is back, and somebody was refused");
     ClientHistory(story.0.into_iter().chain(again).collect()).check(world)?;
     world.assert_works()
 }
 
 /// Failure: the publisher goes on writing into a file that was moved away, where nobody will find it again.
 #[test]
-fn a_store_whose_file_is_moved_away_refuses_changes_until_it_is_back() -> Result<()> {
+fn changes_are_refused_while_the_store_file_is_moved_away() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let world = World::start(&with_store_in(&dir.path().join("store"))?)?;
     let keys = world.create_keys(4)?;
@@ -59,7 +55,7 @@ fn a_store_whose_file_is_moved_away_refuses_changes_until_it_is_back() -> Result
 
 /// Failure: as above, with all that belongs to it.
 #[test]
-fn a_store_whose_directory_is_moved_away_refuses_changes_until_it_is_back() -> Result<()> {
+fn changes_are_refused_while_the_directory_is_moved_away() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let (store, away) = (dir.path().join("store"), dir.path().join("away"));
     let world = World::start(&with_store_in(&store)?)?;
@@ -75,7 +71,7 @@ fn a_store_whose_directory_is_moved_away_refuses_changes_until_it_is_back() -> R
 /// Failure: a copy takes the file's place under the publisher, say by a restore, and the publisher writes into the
 /// one that is no longer there.
 #[test]
-fn a_store_that_is_replaced_under_the_publisher_refuses_changes_until_a_restart() -> Result<()> {
+fn a_replaced_store_file_refuses_changes_until_a_restart() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let mut world = World::start(&with_store_in(&dir.path().join("store"))?)?;
     let keys = world.create_keys(4)?;
@@ -99,7 +95,7 @@ fn a_store_that_is_replaced_under_the_publisher_refuses_changes_until_a_restart(
 
 /// Failure: somebody tidies up beside the store, and all that is committed from then on is lost at the next start.
 #[test]
-fn a_store_without_its_write_ahead_log_refuses_changes_and_loses_nothing_by_a_restart() -> Result<()> {
+fn a_store_without_its_wal_refuses_changes_and_loses_nothing() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let mut world = World::start(&with_store_in(&dir.path().join("store"))?)?;
     let keys = world.create_keys(6)?;
@@ -109,7 +105,7 @@ fn a_store_without_its_write_ahead_log_refuses_changes_and_loses_nothing_by_a_re
     fs::remove_file(format!("{}-wal", world.store().display()))?;
     let mut story = assert_refused(&world, &keys[..5])?;
     story.0.push(before);
-    // A clean exit folds the write-ahead log back into the file.
+    // At its end, it folds what it still has open back into the file.
     ensure!(world.topology.publisher.daemon.stop(SOON)?.success());
     world.topology.publisher.restart()?;
     try_eventually("the log to be complete", SOON, || {

@@ -7,7 +7,7 @@ use evictd_tests::disk::ReadOnly;
 use evictd_tests::wait::try_eventually;
 use serde_json::json;
 
-use super::{ClientHistory, DeleteAnswer, DeletionRequest, wait_for_log, with_store_in};
+use super::{DeletionRequest, ClientHistory, DeleteAnswer, wait_for_log, with_store_in};
 use crate::world::{Caller, Key, SOON, World, count, wait_for_readiness};
 
 /// Everything of the store that is on its disk.
@@ -21,15 +21,14 @@ fn files(world: &World) -> Result<Vec<PathBuf>> {
 /// Failure: a change that couldn't be written is answered with success; the publisher looks well; when the disk can
 /// be written to again, it has to be restarted.
 #[test]
-fn a_read_only_disk_refuses_changes_until_it_can_be_written_to_again() -> Result<()> {
+fn a_read_only_disk_refuses_changes_until_it_is_writable() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let mut world = World::start(&with_store_in(&dir.path().join("store"))?)?;
     let (keys, uncached) = (world.create_keys(6)?, world.create_key()?);
     world.cache_everywhere(&keys.iter().collect::<Vec<_>>())?;
     let read_only = ReadOnly::make(&files(&world)?)?;
     let caller = Caller::new(&world, world.publisher());
-    let story =
-        ClientHistory(keys.iter().map(|key| DeletionRequest::of(&caller, key)).collect::<Result<_>>()?);
+    let story = ClientHistory(keys.iter().map(|key| DeletionRequest::of(&caller, key)).collect::<Result<_>>()?);
     println!("{:?}", story.0.iter().map(|asked| asked.answer).collect::<Vec<_>>());
     assert_eq!(story.count(DeleteAnswer::Deleted), 0, "a deletion that was written nowhere");
     tell_the_truth(&world, &keys, &uncached)?;

@@ -21,12 +21,12 @@ fn run_small(plan: &Plan) -> Result<()> {
 }
 
 #[test]
-fn on_sqlite_every_deletion_is_accounted_for_although_publishers_are_killed() -> Result<()> {
+fn deletions_survive_publisher_kills_on_sqlite() -> Result<()> {
     run_small(&plan(&["eu", "us"]))
 }
 
 #[test]
-fn on_postgresql_every_deletion_is_accounted_for_although_publishers_are_killed() -> Result<()> {
+fn deletions_survive_publisher_kills_on_postgresql() -> Result<()> {
     let server = Postgres::start()?;
     run_small(&Plan { store: Store::Postgres(server.url()), publishers: 3, ..plan(&["eu", "us"]) })
 }

@@ -29,7 +29,7 @@ fn wait_until_applied_everywhere(world: &World, id: &str, cause: &str) -> Result
 
 /// Failure: what isn't done through the API is noticed by the next poll, whenever that is.
 #[test]
-fn what_is_changed_by_sql_is_told_to_everybody_at_once() -> Result<()> {
+fn changes_by_sql_reach_all_agents_at_once() -> Result<()> {
     // Agents ask for a round every six seconds, taken together.
     const AT_ONCE: Duration = Duration::from_secs(5);
     let site = Site::start(2, without_polling())?;
@@ -60,7 +60,7 @@ fn what_is_changed_by_sql_is_told_to_everybody_at_once() -> Result<()> {
 
 /// Failure: TRUNCATE tells no rows, and so nobody.
 #[test]
-fn keys_that_are_truncated_are_gone_everywhere_at_once() -> Result<()> {
+fn truncated_keys_are_rejected_everywhere_at_once() -> Result<()> {
     let site = Site::start(2, without_polling())?;
     let world = &site.world;
     let keys = world.create_keys(20)?;
@@ -79,7 +79,7 @@ fn keys_that_are_truncated_are_gone_everywhere_at_once() -> Result<()> {
 
 /// Failure: a notification is all that there is, and nobody is sure to hear it.
 #[test]
-fn a_change_that_nobody_is_told_of_is_found_by_polling() -> Result<()> {
+fn a_change_without_a_notification_is_found_by_polling() -> Result<()> {
     let site = Site::start(2, plan(&["eu", "us"]))?;
     let world = &site.world;
     let [doomed, good] = [world.create_key()?, world.create_key()?];
@@ -98,7 +98,7 @@ fn a_change_that_nobody_is_told_of_is_found_by_polling() -> Result<()> {
 
 /// Failure: who lost the connection on which it listens has missed what was said meanwhile, and doesn't look.
 #[test]
-fn who_was_cut_off_while_it_was_told_looks_as_soon_as_it_listens_again() -> Result<()> {
+fn a_reconnected_listener_finds_missed_changes_at_once() -> Result<()> {
     const LISTENING: &str = "FROM pg_stat_activity WHERE query ILIKE 'LISTEN%'";
     let site = Site::start(2, without_polling())?;
     let world = &site.world;
@@ -124,7 +124,7 @@ fn who_was_cut_off_while_it_was_told_looks_as_soon_as_it_listens_again() -> Resu
 
 /// Failure: what the command line does past the API is noticed by the next poll.
 #[test]
-fn a_root_key_that_is_revoked_on_the_command_line_verifies_nothing_any_more_at_once() -> Result<()> {
+fn root_key_revoked_on_the_command_line_is_rejected_at_once() -> Result<()> {
     let site = Site::start(2, without_polling())?;
     let world = &site.world;
     let key = world.create_key()?;
@@ -148,7 +148,7 @@ fn a_root_key_that_is_revoked_on_the_command_line_verifies_nothing_any_more_at_o
 
 /// Failure: one tenant's keys are deleted by one statement, all of them, and everybody loses the lease or the cache.
 #[test]
-fn a_bulk_deletion_by_sql_leaves_agents_live_and_the_others_cached() -> Result<()> {
+fn bulk_deletion_by_sql_keeps_agents_live_and_other_keys_cached() -> Result<()> {
     const MANY: usize = 20_000;
     const BOUND: Duration = Duration::from_secs(3);
     let site = Site::start(2, with_bound(BOUND, plan(&["eu", "us"])))?;
@@ -186,7 +186,7 @@ fn a_bulk_deletion_by_sql_leaves_agents_live_and_the_others_cached() -> Result<(
 /// Failure: triggers that are switched off for less than a minute are in place whenever somebody looks, and what was
 /// deleted meanwhile is answered as confirmed and stays valid for ever.
 #[test]
-fn a_deletion_while_triggers_are_off_fails_and_is_told() -> Result<()> {
+fn a_deletion_while_triggers_are_off_fails() -> Result<()> {
     let site = Site::start(1, plan(&["eu"]))?;
     let world = &site.world;
     let key = world.create_key()?;
@@ -216,7 +216,7 @@ fn a_deletion_while_triggers_are_off_fails_and_is_told() -> Result<()> {
 /// Failure: triggers are off for the moment of one deletion. Whoever looks later finds all of them in place, and the key
 /// stays valid for ever.
 #[test]
-fn a_deletion_that_no_trigger_saw_ends_within_the_bound() -> Result<()> {
+fn a_deletion_without_triggers_takes_effect_within_the_bound() -> Result<()> {
     const BOUND: Duration = Duration::from_secs(4);
     let site = Site::start(2, with_bound(BOUND, plan(&["eu", "us"])))?;
     let world = &site.world;
@@ -241,7 +241,7 @@ fn a_deletion_that_no_trigger_saw_ends_within_the_bound() -> Result<()> {
 
 /// Failure: triggers are off for long, keys go meanwhile, and agents have their leases extended.
 #[test]
-fn while_triggers_are_off_records_live_for_the_bound_and_no_longer() -> Result<()> {
+fn records_live_for_the_bound_while_triggers_are_off() -> Result<()> {
     const BOUND: Duration = Duration::from_secs(4);
     let site = Site::start(1, with_bound(BOUND, plan(&["eu"])))?;
     let world = &site.world;

@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use evictd_postgres_server::Postgres;
 
 use super::Site;
-use crate::erasure::{leave_only_ids, with_short_log};
+use crate::erasure::{with_short_log, leave_only_ids};
 use crate::rivals::BOUND;
 use crate::world::{plan, with_bound};
 
@@ -25,7 +25,7 @@ fn clean_up(server: &Postgres) -> Result<()> {
 /// here at each checkpoint. Elsewhere it is overwritten in time, and kept in archives and standbys, which are their
 /// owner's to clear.
 #[test]
-fn of_a_key_that_was_erased_its_id_is_left_when_the_log_was_purged() -> Result<()> {
+fn only_the_id_remains_of_an_erased_key_after_a_purge() -> Result<()> {
     let server = Postgres::start()?;
     server.set("wal_keep_size = 0")?;
     server.set("wal_recycle = off")?;

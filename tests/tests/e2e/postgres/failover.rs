@@ -16,7 +16,7 @@ use evictd_wire::subject::LIVE;
 
 use super::clients::Clients;
 use super::{Settled, Site, delete_as_soon_as_possible, list};
-use crate::bad_days::{DeleteAnswer, DeletionRequest, check_log, check_receipts};
+use crate::bad_days::{DeletionRequest, DeleteAnswer, check_log, check_receipts};
 use crate::rivals::wait_until_silent;
 use crate::world::{
     Caller, Key, SOON, World, assert_bounded, breakable, count, flushes, wait_for_count, wait_for_mode,
@@ -134,7 +134,7 @@ fn a_fail_over_that_loses_nothing_costs_one_flush() -> Result<()> {
 /// Failure: the new primary numbers from where the lost commits began, and agents that have applied those take what
 /// comes for old news.
 #[test]
-fn what_is_committed_in_the_place_of_lost_commits_is_not_taken_for_them() -> Result<()> {
+fn commits_in_the_place_of_lost_ones_are_applied() -> Result<()> {
     let mut site = start()?;
     let mut standby = site.server.standby()?;
     let keys = site.world.create_keys(12)?;
@@ -173,7 +173,7 @@ fn what_is_committed_in_the_place_of_lost_commits_is_not_taken_for_them() -> Res
 /// Failure: who still talks to the old primary vouches for what it reads there, or claims that something was done, or
 /// that it wasn't.
 #[test]
-fn a_publisher_that_still_talks_to_the_demoted_primary_falls_silent() -> Result<()> {
+fn a_publisher_on_the_demoted_primary_falls_silent() -> Result<()> {
     let mut site = start()?;
     let standby = site.server.standby()?;
     // As it has to be, where a fail-over must lose nothing.
@@ -227,7 +227,7 @@ fn a_publisher_that_still_talks_to_the_demoted_primary_falls_silent() -> Result<
 
 /// Failure: a publisher that was led to a standby looks well there, reads what the standby shows, and vouches for it.
 #[test]
-fn a_publisher_that_is_led_to_a_standby_refuses_its_clients_and_falls_silent() -> Result<()> {
+fn a_publisher_on_a_standby_refuses_changes_and_falls_silent() -> Result<()> {
     let site = start()?;
     let standby = site.server.standby()?;
     let world = &site.world;
@@ -285,7 +285,7 @@ fn delete_in_vain(site: &Site, keys: &[&Key]) -> Result<()> {
 
 /// Failure: the second server to take over has not heard that an epoch began, and begins the same one again.
 #[test]
-fn a_second_fail_over_that_lost_the_first_ones_epoch_begins_another() -> Result<()> {
+fn a_fail_over_that_lost_an_epoch_begins_another() -> Result<()> {
     let mut site = start()?;
     let [mut first, mut second] = [site.server.standby()?, site.server.standby()?];
     let keys = site.world.create_keys(16)?;
@@ -325,7 +325,7 @@ fn a_second_fail_over_that_lost_the_first_ones_epoch_begins_another() -> Result<
 /// Failure: two servers that were promoted without knowing of each other number their timelines, and so their epochs,
 /// alike. Nobody is left to remember what was seen but agents, and those are asked too late.
 #[test]
-fn two_servers_that_took_over_from_the_same_one_are_not_taken_for_one_another() -> Result<()> {
+fn two_standbys_promoted_in_turn_are_distinguished() -> Result<()> {
     let mut site = start()?;
     let [mut first, mut second] = [site.server.standby()?, site.server.standby()?];
     let keys = site.world.create_keys(16)?;
@@ -381,7 +381,7 @@ fn two_servers_that_took_over_from_the_same_one_are_not_taken_for_one_another() 
 /// Failure: with a standby that has every commit, something that was answered is lost all the same when it takes over in
 /// the middle of the work; or an agent outlives its bound on the old server's word.
 #[test]
-fn fail_overs_in_the_middle_of_the_work_lose_nothing_that_was_answered() -> Result<()> {
+fn fail_overs_under_load_lose_no_answered_change() -> Result<()> {
     let mut site = start()?;
     let mut standby = site.server.standby()?;
     site.server.set("synchronous_standby_names = '*'")?;
@@ -418,7 +418,7 @@ fn fail_overs_in_the_middle_of_the_work_lose_nothing_that_was_answered() -> Resu
 
 /// Failure: the new primary has never heard of an agent, and so its deletions are confirmed without it (R11).
 #[test]
-fn nothing_is_confirmed_early_without_an_agent_that_the_new_primary_never_heard_of() -> Result<()> {
+fn an_agent_unknown_to_the_new_primary_delays_receipts() -> Result<()> {
     let mut site = start()?;
     let mut standby = site.server.standby()?;
     let key = site.world.create_key()?;

@@ -67,7 +67,7 @@ fn delete_for_the_neighbour(site: &Site, key: &Key, neighbours: &Key) -> Result<
 
 /// Failure: who waits for its receipt waits until its publisher finds, by itself, what another one has numbered.
 #[test]
-fn a_receipt_comes_as_soon_when_another_publisher_has_numbered_the_change() -> Result<()> {
+fn receipts_are_prompt_when_another_publisher_numbered_the_row() -> Result<()> {
     const DELETIONS: usize = 20;
     // Publishers look for what is open in the store every five seconds. Who waits for that comes just after it each
     // time, and so waits for nearly all of it.
@@ -105,7 +105,7 @@ fn a_receipt_comes_as_soon_when_another_publisher_has_numbered_the_change() -> R
 
 /// Failure: what works for the owner of a database doesn't for those who have the documented rights.
 #[test]
-fn publishers_and_agents_need_no_more_than_the_documented_rights() -> Result<()> {
+fn publishers_and_agents_need_only_the_documented_rights() -> Result<()> {
     let server = Postgres::start()?;
     server.query("CREATE ROLE publisher LOGIN; CREATE ROLE agent LOGIN; CREATE ROLE clerk LOGIN")?;
     let store = format!("store.url={}", server.url());

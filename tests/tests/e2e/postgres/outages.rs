@@ -13,7 +13,7 @@ use evictd_tests::wait::{throughout, try_eventually};
 use serde_json::json;
 
 use super::Site;
-use crate::bad_days::{ClientHistory, DeleteAnswer, DeletionRequest};
+use crate::bad_days::{DeletionRequest, ClientHistory, DeleteAnswer};
 use crate::world::{
     Caller, Key, SOON, UNAVAILABLE, World, count, flushes, plan, wait_for_readiness, wait_until_applied,
     with_bound,
@@ -171,8 +171,7 @@ fn live_through(outages: &[Outage]) -> Result<()> {
     })?;
     let story = load.told()?;
     let counts =
-        [DeleteAnswer::Deleted, DeleteAnswer::Unchanged, DeleteAnswer::Unknown, DeleteAnswer::NotFound]
-            .map(|told| story.count(told));
+        [DeleteAnswer::Deleted, DeleteAnswer::Unchanged, DeleteAnswer::Unknown, DeleteAnswer::NotFound].map(|told| story.count(told));
     println!("deleted, unchanged, unknown, not found: {counts:?}");
     assert_eq!(counts[3], 0, "nobody else deletes");
     for publisher in world.topology.publishers() {
@@ -188,13 +187,13 @@ fn live_through(outages: &[Outage]) -> Result<()> {
 
 /// Failure: who was in the middle of something is told nothing, or something that isn't so; publishers never find back.
 #[test]
-fn a_server_that_is_restarted_or_killed_under_load_loses_and_invents_nothing() -> Result<()> {
+fn server_restarts_and_kills_under_load_lose_no_deletion() -> Result<()> {
     live_through(&[Outage::Restarted, Outage::Crashed, Outage::Killed])
 }
 
 /// Failure: nobody notices that a server is silent, and everybody waits.
 #[test]
-fn a_server_that_stands_still_under_load_loses_and_invents_nothing() -> Result<()> {
+fn a_frozen_server_under_load_loses_no_deletion() -> Result<()> {
     live_through(&[Outage::Frozen, Outage::Frozen])
 }
 
@@ -213,7 +212,7 @@ fn fields<'l>(log: &'l str, name: &str) -> Vec<&'l str> {
 /// Failure: each request of an outage writes a line, so that the log has no end and whoever reads it finds nothing; or
 /// a line says everything twice.
 #[test]
-fn an_outage_is_told_in_a_few_lines_and_the_rest_is_counted() -> Result<()> {
+fn an_outage_logs_a_few_lines_and_counts_the_rest() -> Result<()> {
     const REQUESTS: usize = 400;
     const LINES_MAX: usize = 40;
     let mut site = Site::start(1, plan(&["eu"]))?;
@@ -256,7 +255,7 @@ fn an_outage_is_told_in_a_few_lines_and_the_rest_is_counted() -> Result<()> {
 
 /// Failure: a server that is silent for long is waited for, by clients and by agents, until it speaks.
 #[test]
-fn a_server_that_is_silent_for_long_refuses_its_clients_and_fences_its_agents() -> Result<()> {
+fn a_long_silent_server_refuses_changes_and_expires_leases() -> Result<()> {
     const BOUND: Duration = Duration::from_secs(3);
     let site = Site::start(2, with_bound(BOUND, plan(&["eu", "us"])))?;
     let world = &site.world;
@@ -286,7 +285,7 @@ fn a_server_that_is_silent_for_long_refuses_its_clients_and_fences_its_agents() 
 
 /// Failure: somebody's migration locks a table, and with it the proofs that everybody's lease rests on (R10).
 #[test]
-fn keys_that_are_locked_for_long_refuse_changes_and_leave_agents_live() -> Result<()> {
+fn a_long_lock_on_keys_refuses_changes_and_keeps_agents_live() -> Result<()> {
     const BOUND: Duration = Duration::from_secs(3);
     let site = Site::start(2, with_bound(BOUND, plan(&["eu", "us"])))?;
     let world = &site.world;
@@ -321,10 +320,7 @@ fn keys_that_are_locked_for_long_refuse_changes_and_leave_agents_live() -> Resul
     world.assert_gone(&[&other])?;
     let publisher = Caller::new(world, world.publisher());
     let again = doomed.iter().map(|key| DeletionRequest::of(&publisher, key)).collect::<Result<Vec<_>>>()?;
-    ensure!(
-        again.iter().all(|asked| asked.answer == DeleteAnswer::Deleted),
-        "it is free, and somebody was refused"
-    );
+    ensure!(again.iter().all(|asked| asked.answer == DeleteAnswer::Deleted), "it is free, and somebody was refused");
     for publisher in world.topology.publishers() {
         wait_for_readiness(publisher, 200)?;
     }
@@ -348,7 +344,7 @@ fn take_every_place(site: &Site) -> Result<Vec<Session>> {
 
 /// Failure: a server without a place left makes publishers wait for ever; or they need help when there is one again.
 #[test]
-fn a_server_without_connections_left_refuses_clients_until_it_has_some() -> Result<()> {
+fn changes_are_refused_while_the_server_has_no_connections() -> Result<()> {
     let mut server = Postgres::start()?;
     server.set("max_connections = 60")?;
     server.restart(Mode::Fast)?;
@@ -397,7 +393,7 @@ fn a_server_without_connections_left_refuses_clients_until_it_has_some() -> Resu
 
 /// Failure: what only one server has is told as done; or it is told as not done, and happens all the same.
 #[test]
-fn while_the_only_standby_is_gone_changes_are_unknown_and_agents_fenced() -> Result<()> {
+fn without_its_only_standby_changes_are_unknown_leases_expire() -> Result<()> {
     const BOUND: Duration = Duration::from_secs(3);
     const COMMITTING: &str = "FROM pg_stat_activity AS a JOIN pg_locks AS l USING (pid)
         WHERE wait_event = 'SyncRep' AND relation = 'keys'::regclass AND mode = 'RowExclusiveLock'";
@@ -439,7 +435,7 @@ fn while_the_only_standby_is_gone_changes_are_unknown_and_agents_fenced() -> Res
 
 /// Failure: a connection that the server or something in between has given up is noticed by a client.
 #[test]
-fn idle_connections_that_are_cut_again_and_again_are_replaced_unnoticed() -> Result<()> {
+fn cut_idle_connections_are_replaced_unnoticed() -> Result<()> {
     let site = Site::start(2, plan(&["eu", "us"]))?;
     let world = &site.world;
     let keys = world.create_keys(20)?;
@@ -469,7 +465,7 @@ fn idle_connections_that_are_cut_again_and_again_are_replaced_unnoticed() -> Res
 
 /// Failure: somebody has set something else for all sessions of the database than publishers take for granted.
 #[test]
-fn what_the_database_sets_for_its_sessions_changes_nothing() -> Result<()> {
+fn session_defaults_of_the_database_change_nothing() -> Result<()> {
     const SETTINGS: [&str; 10] = [
         "default_transaction_isolation = 'serializable'",
         "default_transaction_deferrable = on",
@@ -502,7 +498,7 @@ fn what_the_database_sets_for_its_sessions_changes_nothing() -> Result<()> {
 
 /// Failure: a publisher that starts before its server waits for ever without a word, or shows its password.
 #[test]
-fn a_publisher_that_starts_without_its_server_ends_and_says_what_to_do() -> Result<()> {
+fn startup_without_a_server_fails_with_advice() -> Result<()> {
     let mut site = Site::start(1, plan(&["eu"]))?;
     site.server.kill()?;
     let publisher = &mut site.world.topology.publisher.daemon;

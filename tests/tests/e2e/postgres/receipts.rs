@@ -110,7 +110,7 @@ fn come_and_go(site: &mut Site, random: &mut Random, events: &mut Vec<String>, s
 /// Failure: an agent that started a moment ago at one publisher's word is unknown to the other, which confirms without
 /// it; or one that a publisher hasn't heard of for a while is forgotten by it, and served by another.
 #[test]
-fn what_is_confirmed_by_any_publisher_is_answered_by_no_agent() -> Result<()> {
+fn no_agent_accepts_a_key_that_any_publisher_confirmed() -> Result<()> {
     Random::lived_through(live_through)
 }
 

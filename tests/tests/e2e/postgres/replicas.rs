@@ -71,7 +71,7 @@ fn lookups(world: &World) -> Result<u64> {
 
 /// Failure: a replica that lags brings back what was deleted; or, because it lags, isn't used for anything.
 #[test]
-fn a_replica_that_lags_brings_nothing_back_and_answers_what_has_not_changed() -> Result<()> {
+fn a_lagging_replica_answers_only_what_has_not_changed() -> Result<()> {
     let replicated = Replicated::start(plan(&["eu", "us"]))?;
     let world = replicated.world();
     let keys = world.create_keys(24)?;
@@ -116,7 +116,7 @@ fn a_replica_that_lags_brings_nothing_back_and_answers_what_has_not_changed() ->
 
 /// Failure: a key that was just created isn't known for as long as the replica lags.
 #[test]
-fn a_created_key_is_valid_at_once_although_the_replica_does_not_know_it() -> Result<()> {
+fn a_created_key_is_valid_before_the_replica_has_it() -> Result<()> {
     let replicated = Replicated::start(plan(&["eu", "us"]))?;
     let world = replicated.world();
     replicated.replica.pause_replay()?;
@@ -136,7 +136,7 @@ fn a_created_key_is_valid_at_once_although_the_replica_does_not_know_it() -> Res
 
 /// Failure: without its replica an agent answers nothing; or never returns to it.
 #[test]
-fn without_its_replica_an_agent_asks_the_authority_until_it_is_back() -> Result<()> {
+fn without_its_replica_an_agent_queries_the_authority() -> Result<()> {
     let mut replicated = Replicated::start(plan(&["eu", "us"]))?;
     let keys = replicated.world().create_keys(12)?;
     let [without, with] = [&keys[..6], &keys[6..]];
@@ -166,7 +166,7 @@ fn without_its_replica_an_agent_asks_the_authority_until_it_is_back() -> Result<
 
 /// Failure: a replica that stands still holds up every load for as long as it may take.
 #[test]
-fn a_replica_that_stands_still_costs_a_load_a_moment_and_no_answer() -> Result<()> {
+fn a_frozen_replica_delays_loads_only_briefly() -> Result<()> {
     const MOMENT: Duration = Duration::from_millis(300);
     let replicated = Replicated::start_with(|url| reading_for(url, MOMENT), plan(&["eu", "us"]))?;
     let world = replicated.world();
@@ -190,7 +190,7 @@ fn a_replica_that_stands_still_costs_a_load_a_moment_and_no_answer() -> Result<(
 
 /// Failure: an agent that hears nothing any more lives on what its replica says (whose fence nobody has seen).
 #[test]
-fn an_agent_that_is_cut_off_with_its_replica_denies_within_the_bound() -> Result<()> {
+fn an_agent_cut_off_with_its_replica_denies_within_the_bound() -> Result<()> {
     const BOUND: Duration = Duration::from_secs(2);
     let replicated = Replicated::start(with_bound(BOUND, breakable(&["eu", "us"])))?;
     let world = replicated.world();
@@ -224,7 +224,7 @@ fn an_agent_that_is_cut_off_with_its_replica_denies_within_the_bound() -> Result
 
 /// Failure: an agent reads a primary that was demoted and doesn't know it, and shows what it shows for ever.
 #[test]
-fn an_agent_that_reads_the_demoted_primary_believes_nothing_of_what_changed() -> Result<()> {
+fn readers_of_the_demoted_primary_reject_deleted_keys() -> Result<()> {
     const BOUND: Duration = Duration::from_secs(3);
     let server = Postgres::start()?;
     let standby = server.standby()?;

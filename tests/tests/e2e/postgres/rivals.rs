@@ -73,7 +73,7 @@ fn copied_server_yields_by_its_round_tokens() -> Result<()> {
 
 /// Failure: a server and its copy that are started at once are both taken for the same store.
 #[test]
-fn server_and_its_copy_that_start_together_fall_silent() -> Result<()> {
+fn server_and_copy_that_start_together_fall_silent() -> Result<()> {
     let (mut site, doomed, good) = start()?;
     let copy = site.server.copy()?;
     let mut rival = start_together(&mut site.world, &HomeStore::Postgres(copy.url()))?;
@@ -127,7 +127,7 @@ fn thawed_publisher_yields_to_the_copy_that_took_over() -> Result<()> {
 /// Failure: a server and its copy have served on the halves of a bus. When it heals, one of them wins by chance, and
 /// undoes what was deleted at the other.
 #[test]
-fn server_and_its_copy_that_meet_after_a_partition_fall_silent_both() -> Result<()> {
+fn server_and_copy_fall_silent_after_a_partition() -> Result<()> {
     let (mut site, doomed, good) = start()?;
     let copy = site.server.copy()?;
     let world = &mut site.world;
@@ -258,7 +258,7 @@ impl Reading {
 
 /// Failure: an agent believes a standby that was promoted by mistake, because its log is ahead.
 #[test]
-fn standby_promoted_by_mistake_brings_nothing_back_to_its_readers() -> Result<()> {
+fn wrongly_promoted_standby_restores_no_deleted_key() -> Result<()> {
     let mut home = Reading::start()?;
     let standby = home.site.server.standby()?;
     home.lead_to(&standby)?;
@@ -284,7 +284,7 @@ fn copy_elsewhere(home: &Reading) -> Result<(Postgres, NatsServer, Node)> {
 
 /// Failure: a copied server whose own publisher has numbered more than home's is newer than every floor.
 #[test]
-fn copy_that_is_ahead_brings_nothing_back_to_its_readers() -> Result<()> {
+fn copy_that_is_ahead_restores_no_deleted_key() -> Result<()> {
     let mut home = Reading::start()?;
     let [cached, uncached, good] = home.keys()?;
     let (_copy, _bus, publisher) = copy_elsewhere(&home)?;
@@ -298,7 +298,7 @@ fn copy_that_is_ahead_brings_nothing_back_to_its_readers() -> Result<()> {
 
 /// Failure: a copied server with a publisher of its own is read as if it were a replica that lags.
 #[test]
-fn copy_that_is_behind_brings_nothing_back_to_its_readers() -> Result<()> {
+fn copy_that_is_behind_restores_no_deleted_key() -> Result<()> {
     let mut home = Reading::start()?;
     let [cached, uncached, good] = home.keys()?;
     let (_copy, _bus, publisher) = copy_elsewhere(&home)?;
@@ -312,7 +312,7 @@ fn copy_that_is_behind_brings_nothing_back_to_its_readers() -> Result<()> {
 
 /// Failure: two standbys that are promoted in turn number their epochs alike, and an agent reads the one that was fenced.
 #[test]
-fn fenced_server_brings_nothing_back_to_its_readers() -> Result<()> {
+fn fenced_server_restores_no_deleted_key() -> Result<()> {
     let mut home = Reading::start()?;
     let [mut first, mut second] = [home.site.server.standby()?, home.site.server.standby()?];
     let [cached, uncached, good] = home.keys()?;
@@ -349,7 +349,7 @@ fn wait_for_flushes(world: &World, flushed: u64) -> Result<()> {
 
 /// Failure: a replica that showed nothing new for a while is trusted with what it shows again, or with what it showed.
 #[test]
-fn replica_whose_replay_pauses_brings_nothing_back() -> Result<()> {
+fn replica_with_paused_replay_restores_no_deleted_key() -> Result<()> {
     let mut home = Reading::start()?;
     let standby = home.site.server.standby()?;
     home.lead_to(&standby)?;
@@ -368,7 +368,7 @@ fn replica_whose_replay_pauses_brings_nothing_back() -> Result<()> {
 
 /// Failure: an older base backup under a server of its own is taken for a replica.
 #[test]
-fn older_base_backup_brings_nothing_back_to_its_readers() -> Result<()> {
+fn older_base_backup_restores_no_deleted_key() -> Result<()> {
     let mut home = Reading::start()?;
     let [cached, uncached, good] = home.keys()?;
     let backup = home.site.server.copy()?;

@@ -14,7 +14,7 @@ use toml::toml;
 
 use super::clients::Clients;
 use super::{Settled, Site};
-use crate::bad_days::{DeleteAnswer, DeletionRequest, check_log, check_receipts};
+use crate::bad_days::{DeletionRequest, DeleteAnswer, check_log, check_receipts};
 use crate::world::{Caller, Key, SOON, World, breakable, flushes, plan, repairs, wait_for_count, with_bound};
 
 /// Ways to drop out.
@@ -69,7 +69,7 @@ fn check(site: &Site, deleted: &[&Key]) -> Result<()> {
 /// Failure: what one publisher has committed waits until that very publisher numbers it. One that stands still while
 /// it waits for the head's lock is even given it, and keeps it.
 #[test]
-fn who_drops_out_between_commit_and_numbering_leaves_that_to_its_neighbours() -> Result<()> {
+fn neighbors_number_what_a_lost_publisher_committed() -> Result<()> {
     let mut site = Site::start(3, plan(&["eu", "us"]))?;
     for out in Out::ALL {
         let keys = site.world.create_keys(24)?;
@@ -95,7 +95,7 @@ fn who_drops_out_between_commit_and_numbering_leaves_that_to_its_neighbours() ->
 /// Failure: what was numbered and never sent is known to nobody but the publisher that had to send it; or it is sent
 /// much later, and taken for news.
 #[test]
-fn who_drops_out_between_numbering_and_sending_is_made_up_for() -> Result<()> {
+fn neighbors_send_what_a_lost_publisher_numbered() -> Result<()> {
     // Only whoever made a change looks for it.
     let publisher = toml! { sequencer = { poll_interval = "1h" } };
     let mut site = Site::start(3, Plan { publisher, ..breakable(&["eu", "us"]) })?;
@@ -129,7 +129,7 @@ fn who_drops_out_between_numbering_and_sending_is_made_up_for() -> Result<()> {
 
 /// Failure: a client without an answer is taken for a change that didn't happen, or happens twice.
 #[test]
-fn what_was_being_committed_when_its_publisher_was_killed_is_done_once() -> Result<()> {
+fn changes_in_commit_at_a_publishers_kill_are_done_once() -> Result<()> {
     const KEYS: usize = 8;
     let mut site = Site::start(2, plan(&["eu", "us"]))?;
     let keys = site.world.create_keys(KEYS)?;
@@ -171,7 +171,7 @@ fn what_was_being_committed_when_its_publisher_was_killed_is_done_once() -> Resu
 
 /// Failure: questions go to whoever is nearest, and that one answers none of them (R14).
 #[test]
-fn agents_stay_live_beside_a_publisher_that_stands_still() -> Result<()> {
+fn agents_stay_live_beside_a_frozen_publisher() -> Result<()> {
     // More than the five seconds for which the server waits for a publisher that stopped in the middle of a round.
     const BOUND: Duration = Duration::from_secs(9);
     let mut site = Site::start(2, with_bound(BOUND, plan(&["eu", "us"])))?;
@@ -234,7 +234,7 @@ fn agents_stay_live_beside_a_publisher_whose_database_is_silent() -> Result<()> 
 
 /// Failure: two publishers delete the same key, and both say that they have; or neither does.
 #[test]
-fn a_key_that_is_deleted_at_two_publishers_at_once_is_deleted_once() -> Result<()> {
+fn a_key_deleted_at_two_publishers_is_deleted_once() -> Result<()> {
     const CLIENTS: usize = 4;
     let site = Site::start(2, plan(&["eu", "us"]))?;
     let world = &site.world;
@@ -267,7 +267,7 @@ fn a_key_that_is_deleted_at_two_publishers_at_once_is_deleted_once() -> Result<(
 /// Failure: changes of the same records at several publishers end each other, or leave agents with something else than
 /// the store has.
 #[test]
-fn everybody_changes_the_same_records_at_all_publishers() -> Result<()> {
+fn concurrent_changes_of_the_same_records_converge() -> Result<()> {
     let mut random = Random::draw()?;
     let site = Site::start(2, plan(&["eu", "us"]))?;
     let world = &site.world;
@@ -396,7 +396,7 @@ fn drop_in_any_order(site: &mut Site, random: &mut Random, events: &mut Vec<Stri
 /// Failure: two that drop out together undo what each of them alone does not; one that returns undoes what its
 /// neighbours did meanwhile.
 #[test]
-fn publishers_that_drop_out_in_any_order_lose_nothing_and_invent_nothing() -> Result<()> {
+fn no_deletion_is_lost_when_publishers_drop_out_in_any_order() -> Result<()> {
     Random::lived_through(live_through)
 }
 

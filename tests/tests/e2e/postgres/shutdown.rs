@@ -9,7 +9,7 @@ use evictd_tests::wait::throughout;
 use serde_json::json;
 
 use super::Site;
-use crate::bad_days::{ClientHistory, DeleteAnswer, DeletionRequest};
+use crate::bad_days::{DeletionRequest, ClientHistory, DeleteAnswer};
 use crate::world::{Caller, SOON, plan};
 
 /// What is under way gets so much time, and nothing of it is spent on what comes after.
@@ -25,7 +25,7 @@ fn patience_of_systemd() -> Result<Duration> {
 /// Failure: each of the last transactions waits for the server, one after the other, until systemd kills; or what was
 /// answered before is forgotten with them.
 #[test]
-fn a_server_that_falls_silent_at_a_shutdown_holds_it_up_for_seconds_only_and_nothing_is_lost() -> Result<()> {
+fn a_silent_server_delays_shutdown_only_for_seconds() -> Result<()> {
     let mut site = Site::start(1, plan(&["eu", "us"]))?;
     let keys = site.world.create_keys(9)?;
     let (good, doomed) = keys.split_first().context("no keys")?;
@@ -35,8 +35,7 @@ fn a_server_that_falls_silent_at_a_shutdown_holds_it_up_for_seconds_only_and_not
     let mut lock = site.session()?;
     lock.query("BEGIN; SELECT head FROM log_head FOR UPDATE")?;
     let publisher = Caller::new(&site.world, site.world.publisher());
-    let story =
-        ClientHistory(doomed.iter().map(|key| DeletionRequest::of(&publisher, key)).collect::<Result<_>>()?);
+    let story = ClientHistory(doomed.iter().map(|key| DeletionRequest::of(&publisher, key)).collect::<Result<_>>()?);
     assert_eq!(story.count(DeleteAnswer::Deleted), doomed.len());
     // A client that never finishes its request makes the drain as long as it may be.
     let mut endless = Connection::open(site.world.publisher().http)?;

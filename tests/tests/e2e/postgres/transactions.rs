@@ -19,7 +19,7 @@ fn position(site: &Site, key: &Key) -> Result<String> {
 
 /// Failure: a cursor over ids, or over times, has passed the row of a transaction that commits late.
 #[test]
-fn a_transaction_that_took_longer_than_the_bound_counts_from_its_commit() -> Result<()> {
+fn a_long_transaction_counts_from_its_commit() -> Result<()> {
     let site = Site::start(2, with_bound(BOUND, plan(&["eu", "us"])))?;
     let world = &site.world;
     let keys = world.create_keys(6)?;
@@ -64,7 +64,7 @@ fn a_transaction_that_took_longer_than_the_bound_counts_from_its_commit() -> Res
 
 /// Failure: what commits between two others that are numbered already has no place left.
 #[test]
-fn transactions_are_numbered_in_the_order_in_which_they_become_visible() -> Result<()> {
+fn transactions_are_numbered_in_commit_order() -> Result<()> {
     const OPEN: usize = 5;
     let site = Site::start(2, plan(&["eu", "us"]))?;
     let world = &site.world;
