@@ -1,4 +1,4 @@
-//! Clients that send too much, too slowly or nothing at all, or never read what they are answered.
+//! Clients that send too much, too slowly or nothing at all, or that never read their answers.
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,17 +16,17 @@ use toml::toml;
 
 use crate::world::{Key, SOON, World, plan, wait_for_readiness};
 
-/// More than anybody else has to wait on a machine that is busy with tests.
+/// The longest wait of other clients on a machine that is busy with tests.
 const SOON_ENOUGH: Duration = Duration::from_secs(3);
 
-/// A region, with daemons that have little patience.
-fn impatient() -> Plan {
+/// Plans a region whose daemons have short timeouts.
+fn short_timeouts() -> Plan {
     let http = toml! { http = { header_timeout = "1s", body_timeout = "2s", idle_timeout = "3s" } };
     Plan { publisher: http.clone(), agents: http, ..plan(&["eu"]) }
 }
 
-/// Something that anybody may ask of either daemon: its endpoint and its body.
-fn question(world: &World, node: &Node, key: &Key) -> (&'static str, Value) {
+/// Returns the path and the body of a request that either daemon answers with 200.
+fn valid_request(world: &World, node: &Node, key: &Key) -> (&'static str, Value) {
     if node.http == world.publisher().http {
         ("/v2/keys.getKey", json!({ "keyId": key.id }))
     } else {
@@ -34,71 +34,71 @@ fn question(world: &World, node: &Node, key: &Key) -> (&'static str, Value) {
     }
 }
 
-/// Asks `node` over a new connection, and tells how long that took. It is answered with 200.
-fn ask(world: &World, node: &Node, key: &Key) -> Result<Duration> {
-    let (path, body) = question(world, node, key);
-    let asked_at = Instant::now();
+/// Sends a request over a new connection, and returns how long its answer took. Any status but 200 is an error.
+fn send_request(world: &World, node: &Node, key: &Key) -> Result<Duration> {
+    let (path, body) = valid_request(world, node, key);
+    let sent_at = Instant::now();
     let mut connection = Connection::open(node.http)?;
     connection.post_json(path, world.topology.root_key(), &body)?;
     let answer = connection.answer()?.with_context(|| format!("{}: no answer", node.daemon.name()))?;
     ensure!(answer.status == 200, "{}: {} {}", node.daemon.name(), answer.head, answer.body);
-    Ok(asked_at.elapsed())
+    Ok(sent_at.elapsed())
 }
 
-/// Asks both daemons again and again while `event` goes on: nobody has to wait for those who misbehave.
+/// Sends requests to both daemons while `event` runs, and checks that misbehaving clients don't delay them.
 fn beside_others<T>(world: &World, key: &Key, event: impl FnOnce() -> Result<T>) -> Result<T> {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
-        let asking = [world.publisher(), world.agent(0)].map(|node| {
+        let clients = [world.publisher(), world.agent(0)].map(|node| {
             let over = &over;
             scope.spawn(move || {
                 let mut waited = Vec::new();
                 while !over.load(Ordering::Relaxed) {
-                    waited.push(ask(world, node, key)?);
+                    waited.push(send_request(world, node, key)?);
                 }
                 Ok::<_, anyhow::Error>(waited)
             })
         });
         let outcome = event();
         over.store(true, Ordering::Relaxed);
-        for (asking, node) in asking.into_iter().zip([world.publisher(), world.agent(0)]) {
-            let waited = asking.join().map_err(|_| anyhow!("a client panicked"))??;
+        for (client, node) in clients.into_iter().zip([world.publisher(), world.agent(0)]) {
+            let waited = client.join().map_err(|_| anyhow!("a client panicked"))??;
             assert_not_starved(waited, node)?;
         }
         outcome
     })
 }
 
-/// Who has to wait for a slow client waits for the second in which that one is given up, or for many of them. A busy
-/// machine makes some requests as slow, but it doesn't make a client spend most of its time in such.
+/// Checks that a client didn't spend most of its time in slow requests. A client that has to wait for a slow one waits
+/// for the second until that one times out, again and again. A busy machine makes only some requests as slow.
 fn assert_not_starved(mut waited: Vec<Duration>, node: &Node) -> Result<()> {
     const STARVED: Duration = Duration::from_millis(500);
     waited.sort_unstable();
     let whole: Duration = waited.iter().sum();
     let mut until_then = Duration::ZERO;
-    // At half of all moments, the request that is under way takes no longer.
+    // During half of the time, the request in flight takes at most this long.
     let usual = waited.iter().find(|request| {
         until_then += **request;
         until_then * 2 >= whole
     });
-    let (usual, slowest) = usual.zip(waited.last()).context("nobody else was there")?;
+    let (usual, slowest) = usual.zip(waited.last()).context("no other client sent a request")?;
     let (name, requests) = (node.daemon.name(), waited.len());
     println!(
-        "others waited for {name} {usual:?} as a rule and {slowest:?} at most, {requests} times in {whole:?}"
+        "others waited for {name} usually {usual:?} and at most {slowest:?}, {requests} times in {whole:?}"
     );
     ensure!(*usual < STARVED, "others waited for {name} {usual:?} most of the time");
     ensure!(*slowest < SOON, "others waited for {name} {slowest:?}");
     Ok(())
 }
 
-/// An error in Unkey's form, of this kind.
+/// Checks that an answer is an error in Unkey's form, with this status and type.
 fn assert_error(answer: &RawAnswer, status: u16, kind: &str) -> Result<()> {
     let error = &answer.body["error"];
-    let told = error["type"].as_str().unwrap_or_default();
+    let url = error["type"].as_str().unwrap_or_default();
     ensure!(
         answer.status == status
             && error["status"] == status
-            && told == format!("https://unkey.com/docs/errors/{kind}")
+            && url == format!("https://unkey.com/docs/errors/{kind}")
             && error["errors"].is_array()
             && answer.body["meta"]["requestId"].as_str().is_some_and(|id| id.starts_with("req_")),
         "{} {}",
@@ -108,7 +108,7 @@ fn assert_error(answer: &RawAnswer, status: u16, kind: &str) -> Result<()> {
     Ok(())
 }
 
-/// Waits until `node` has no more open than before, but for a few.
+/// Waits until `node` has at most a few more open files than before.
 fn wait_until_closed(node: &Node, open_files: usize) -> Result<()> {
     let what = format!("{} to close its connections", node.daemon.name());
     try_eventually(&what, SOON, || Ok((node.daemon.footprint()?.open_files <= open_files + 4).then_some(())))
@@ -116,7 +116,7 @@ fn wait_until_closed(node: &Node, open_files: usize) -> Result<()> {
 
 const LARGE: usize = 10 << 20;
 
-/// A request of 10 MiB with its length, and one without.
+/// Returns a request of 10 MiB with its length, and one in chunks.
 fn large_requests(path: &str, root_key: &str) -> [Vec<u8>; 2] {
     let head = format!(
         "POST {path} HTTP/1.1\r\nhost: test\r\nauthorization: Bearer {root_key}\r\naccept: application/json\r\n"
@@ -133,8 +133,8 @@ fn large_requests(path: &str, root_key: &str) -> [Vec<u8>; 2] {
     [whole, pieces]
 }
 
-/// Failure: who sends too much is cut off before it can read why, or fills the memory; or what is left of its
-/// request is taken for the next one.
+/// Failure: a client that sends too much is disconnected before it can read the error, or its request fills the memory.
+/// Or the rest of its request is parsed as the next one.
 #[test]
 fn a_10_mib_body_is_refused_with_an_answer() -> Result<()> {
     const SENDERS: usize = 8;
@@ -143,7 +143,7 @@ fn a_10_mib_body_is_refused_with_an_answer() -> Result<()> {
     world.cache_everywhere(&[&key])?;
     for node in [world.publisher(), world.agent(0)] {
         let before = node.daemon.footprint()?;
-        let (path, good) = question(&world, node, &key);
+        let (path, good) = valid_request(&world, node, &key);
         let root_key = world.topology.root_key();
         let requests = large_requests(path, root_key);
         beside_others(&world, &key, || {
@@ -164,24 +164,24 @@ fn a_10_mib_body_is_refused_with_an_answer() -> Result<()> {
     world.assert_works()
 }
 
-/// As most clients do: first all is sent, then the answer is read.
+/// Sends the whole request before it reads the answer, as most clients do.
 fn send_large(node: &Node, request: &[u8], path: &str, root_key: &str, good: &Value) -> Result<()> {
     let mut connection = Connection::open(node.http)?;
-    connection.send(request).context("it was cut off while it was still sending")?;
+    connection.send(request).context("disconnected while it was still sending")?;
     let answer = connection.answer()?.context("no answer")?;
     assert_error(&answer, 413, "user/bad_request/request_body_too_large")?;
     assert_eq!(answer.header("content-type"), Some("application/json"));
     if answer.header("connection") == Some("close") {
-        ensure!(connection.answer()?.is_none(), "it says that it closes, and doesn't");
+        ensure!(connection.answer()?.is_none(), "the daemon announced a close, and didn't close");
         return Ok(());
     }
     connection.post_json(path, root_key, good)?;
-    let next = connection.answer()?.context("it doesn't say that it closes, and does")?;
+    let next = connection.answer()?.context("the daemon closed without announcing it")?;
     ensure!(next.status == 200, "{} {}", next.head, next.body);
     Ok(())
 }
 
-/// Who asks before it sends needn't send at all.
+/// A client that expects 100 Continue gets the error before it sends the body.
 fn expect_to_continue(node: &Node, path: &str, root_key: &str) -> Result<()> {
     let head = format!(
         "POST {path} HTTP/1.1\r\nhost: test\r\nauthorization: Bearer {root_key}\r\nexpect: 100-continue\r\n\
@@ -193,30 +193,32 @@ fn expect_to_continue(node: &Node, path: &str, root_key: &str) -> Result<()> {
     assert_error(&answer, 413, "user/bad_request/request_body_too_large")
 }
 
-/// Sends `bytes` one by one, ten in a second, until something comes back. How long that took, and what came.
+/// Sends `bytes` one by one, ten in a second, until the daemon answers or closes. Returns how long that took, and the
+/// result.
 fn trickle(node: &Node, start: &str, bytes: u8) -> Result<(Duration, Received)> {
-    // No later than the server's own clock begins.
+    // Not after the server starts its timeout.
     let began = Instant::now();
     let mut connection = Connection::open(node.http)?;
     connection.send(start.as_bytes())?;
-    let heard = (0..200).try_for_each(|_| match connection.receive(Duration::from_millis(100)) {
-        // A connection that was closed a moment ago may still take a byte.
+    let received = (0..200).try_for_each(|_| match connection.receive(Duration::from_millis(100)) {
+        // A connection that was just closed may still accept a byte.
         Ok(Received::Nothing) => {
             connection.send(&[bytes]).map_or(ControlFlow::Continue(()), ControlFlow::Continue)
         }
-        heard => ControlFlow::Break(heard),
+        other => ControlFlow::Break(other),
     });
-    match heard {
-        ControlFlow::Break(heard) => Ok((began.elapsed(), heard?)),
+    match received {
+        ControlFlow::Break(received) => Ok((began.elapsed(), received?)),
         ControlFlow::Continue(()) => Ok((began.elapsed(), Received::Nothing)),
     }
 }
 
-/// Failure: who sends a byte now and then keeps its connection for ever, and enough of them everybody's.
+/// Failure: a client that sends a byte now and then keeps its connection forever, and many of them occupy all
+/// connections.
 #[test]
 fn slow_requests_time_out_and_delay_no_other_client() -> Result<()> {
     const SLOW: usize = 40;
-    let world = World::start(&impatient())?;
+    let world = World::start(&short_timeouts())?;
     let key = world.create_key()?;
     world.cache_everywhere(&[&key])?;
     let nodes = [world.publisher(), world.agent(0)];
@@ -225,7 +227,7 @@ fn slow_requests_time_out_and_delay_no_other_client() -> Result<()> {
         thread::scope(|scope| {
             let slow = nodes.iter().flat_map(|node| (0..SLOW).map(move |n| (*node, n)));
             let slow = slow.map(|(node, n)| {
-                let path = question(&world, node, &key).0;
+                let path = valid_request(&world, node, &key).0;
                 let head = format!("POST {path} HTTP/1.1\r\nhost: test\r\naccept: application/json\r\n");
                 if n % 2 == 0 {
                     return (true, scope.spawn(move || trickle(node, &format!("{head}x: "), b'x')));
@@ -242,12 +244,14 @@ fn slow_requests_time_out_and_delay_no_other_client() -> Result<()> {
             Ok((heads, bodies))
         })
     })?;
-    for (after, heard) in heads {
-        ensure!(matches!(heard, Received::Closed), "slow headers: {heard:?} after {after:?}");
+    for (after, received) in heads {
+        ensure!(matches!(received, Received::Closed), "slow headers: {received:?} after {after:?}");
         ensure!((1..4).contains(&after.as_secs()), "closed after {after:?} instead of 1 s");
     }
-    for (after, heard) in bodies {
-        let Received::Answer(answer) = heard else { anyhow::bail!("a slow body: {heard:?} after {after:?}") };
+    for (after, received) in bodies {
+        let Received::Answer(answer) = received else {
+            anyhow::bail!("a slow body: {received:?} after {after:?}")
+        };
         assert_error(&answer, 408, "user/bad_request/request_timeout")?;
         ensure!((2..5).contains(&after.as_secs()), "answered after {after:?} instead of 2 s");
     }
@@ -257,46 +261,46 @@ fn slow_requests_time_out_and_delay_no_other_client() -> Result<()> {
     world.assert_works()
 }
 
-/// Failure: answers that nobody reads fill the memory, or occupy whoever sends them.
+/// Failure: answers that no client reads fill the memory, or block the tasks that send them.
 #[test]
 fn clients_that_never_read_are_closed_and_cost_little() -> Result<()> {
-    const DEAF: usize = 16;
-    let world = World::start(&impatient())?;
-    // An answer is as large as this.
+    const NON_READERS: usize = 16;
+    let world = World::start(&short_timeouts())?;
+    // Makes each answer this large.
     let meta = json!({ "what": "x".repeat(16_000) });
     let key = world.create_key_with(json!({ "meta": meta }))?;
     world.cache_everywhere(&[&key])?;
     for node in [world.publisher(), world.agent(0)] {
         let before = node.daemon.footprint()?;
-        let (path, body) = question(&world, node, &key);
+        let (path, body) = valid_request(&world, node, &key);
         let body = body.to_string();
         let request = format!(
             "POST {path} HTTP/1.1\r\nhost: test\r\nauthorization: Bearer {}\r\ncontent-length: {}\r\n\r\n{body}",
             world.topology.root_key(),
             body.len()
         );
-        let deaf = beside_others(&world, &key, || {
-            let deaf = (0..DEAF).map(|_| ask_and_never_read(node, &request.repeat(100)));
-            let deaf = deaf.collect::<Result<Vec<_>>>()?;
+        let clients = beside_others(&world, &key, || {
+            let clients = (0..NON_READERS).map(|_| send_and_never_read(node, &request.repeat(100)));
+            let clients = clients.collect::<Result<Vec<_>>>()?;
             wait_until_closed(node, before.open_files + 4)?;
-            Ok(deaf)
+            Ok(clients)
         })?;
-        let asked: usize = deaf.iter().map(|(_, sent)| sent / request.len()).sum();
+        let requests: usize = clients.iter().map(|(_, sent)| sent / request.len()).sum();
         let after = node.daemon.footprint()?;
         println!(
-            "{asked} requests at {}, {} KiB",
+            "{requests} requests at {}, {} KiB",
             node.daemon.name(),
             (after.peak_bytes - before.peak_bytes) >> 10
         );
-        // Else the sockets' buffers have taken it all.
-        ensure!(asked * 16_000 > DEAF * (8 << 20), "too little was asked to occupy anybody");
+        // Otherwise the answers fit into the sockets' buffers.
+        ensure!(requests * 16_000 > NON_READERS * (8 << 20), "too few requests to block the daemon");
         ensure!(after.peak_bytes < before.peak_bytes + (24 << 20), "{before:?} {after:?}");
     }
     world.assert_works()
 }
 
-/// Sends the same requests again and again until nobody takes them any more.
-fn ask_and_never_read(node: &Node, requests: &str) -> Result<(Connection, usize)> {
+/// Sends the same requests repeatedly until the connection accepts no more.
+fn send_and_never_read(node: &Node, requests: &str) -> Result<(Connection, usize)> {
     let mut connection = Connection::open(node.http)?;
     let (mut sent, mut at) = (0, 0);
     loop {
@@ -309,20 +313,20 @@ fn ask_and_never_read(node: &Node, requests: &str) -> Result<(Connection, usize)
     }
 }
 
-/// Held by whoever needs most of the connections that this process may have.
+/// Held by each test that needs most of the connections that this process may have.
 static CROWD: Mutex<()> = Mutex::new(());
 
-/// Fills all places that `node` has with connections that say nothing. Others are answered all the same, and in the
-/// end they are closed.
+/// Opens as many idle connections as `node` accepts. Other clients still get answers, and the daemon finally closes the
+/// idle connections.
 fn crowd(world: &World, node: &Node, key: &Key) -> Result<()> {
-    const PLACES: usize = 10_000;
+    const CONNECTIONS: usize = 10_000;
     let before = node.daemon.footprint()?;
     let began = Instant::now();
-    let idle = (0..PLACES).map(|_| Connection::open(node.http)).collect::<Result<Vec<_>>>()?;
-    println!("{PLACES} connections to {} took {:?}", node.daemon.name(), began.elapsed());
-    // Right after they came, there is no saying which of them will be of use.
-    try_eventually("somebody else to be answered", SOON, || Ok(ask(world, node, key).ok()))?;
-    let waited = (0..100).map(|_| ask(world, node, key)).collect::<Result<Vec<_>>>()?;
+    let idle = (0..CONNECTIONS).map(|_| Connection::open(node.http)).collect::<Result<Vec<_>>>()?;
+    println!("{CONNECTIONS} connections to {} took {:?}", node.daemon.name(), began.elapsed());
+    // At first the daemon can't know which of them will send a request.
+    try_eventually("another client to be answered", SOON, || Ok(send_request(world, node, key).ok()))?;
+    let waited = (0..100).map(|_| send_request(world, node, key)).collect::<Result<Vec<_>>>()?;
     let slowest = waited.iter().max().copied().unwrap_or_default();
     let after = node.daemon.footprint()?;
     println!(
@@ -331,11 +335,11 @@ fn crowd(world: &World, node: &Node, key: &Key) -> Result<()> {
         after.resident_bytes >> 10
     );
     ensure!(slowest < SOON_ENOUGH, "others waited {slowest:?}");
-    ensure!(after.open_files > PLACES * 9 / 10, "they are not connected: {after:?}");
-    ensure!(after.open_files < PLACES + before.open_files + 200, "{before:?} {after:?}");
+    ensure!(after.open_files > CONNECTIONS * 9 / 10, "they are not connected: {after:?}");
+    ensure!(after.open_files < CONNECTIONS + before.open_files + 200, "{before:?} {after:?}");
     ensure!(after.resident_bytes < before.resident_bytes + (256 << 20), "{before:?} {after:?}");
     wait_for_readiness(node, 200)?;
-    // In the end, although their clients are still there.
+    // The daemon closes them although their clients still hold them open.
     wait_until_closed(node, before.open_files)?;
     drop(idle);
     Ok(())
@@ -346,7 +350,7 @@ fn crowded() -> Plan {
     Plan { publisher: http.clone(), agents: http, ..plan(&["eu"]) }
 }
 
-/// Failure: connections that nobody uses lock out everybody else.
+/// Failure: idle connections lock out all other clients.
 #[test]
 fn publisher_answers_beside_ten_thousand_idle_connections() -> Result<()> {
     let _alone = CROWD.lock().unwrap_or_else(PoisonError::into_inner);
@@ -357,7 +361,7 @@ fn publisher_answers_beside_ten_thousand_idle_connections() -> Result<()> {
     world.assert_works()
 }
 
-/// Failure: as above.
+/// Failure: as above, at an agent.
 #[test]
 fn agent_answers_beside_ten_thousand_idle_connections() -> Result<()> {
     let _alone = CROWD.lock().unwrap_or_else(PoisonError::into_inner);
@@ -369,8 +373,7 @@ fn agent_answers_beside_ten_thousand_idle_connections() -> Result<()> {
     world.assert_works()
 }
 
-/// Failure: a system that gives no more sockets is taken for a reason to stop, or to spin; connections that nobody
-/// uses are kept for it.
+/// Failure: a daemon that gets no more sockets from the system stops or spins, or keeps its idle connections.
 #[test]
 fn idle_connections_are_closed_when_sockets_run_out() -> Result<()> {
     let world = World::start(&plan(&["eu"]))?;
@@ -380,18 +383,18 @@ fn idle_connections_are_closed_when_sockets_run_out() -> Result<()> {
         let before = node.daemon.footprint()?;
         node.daemon.limit_open_files(before.open_files as u64 + 20)?;
         let idle = (0..60).map(|_| Connection::open(node.http)).collect::<Result<Vec<_>>>()?;
-        // They came first, and each of them has its second.
-        let first = ask(&world, node, &key)?;
-        println!("the first one waited {first:?} for {}", node.daemon.name());
-        ensure!(first < SOON, "they were waited for");
+        // The idle connections came first, and each has a second until it may be closed.
+        let first = send_request(&world, node, &key)?;
+        println!("the first request waited {first:?} for {}", node.daemon.name());
+        ensure!(first < SOON, "it waited for the idle connections");
         throughout(Duration::from_secs(1), || {
-            let waited = ask(&world, node, &key)?;
+            let waited = send_request(&world, node, &key)?;
             ensure!(waited < SOON_ENOUGH, "others waited {waited:?}");
             Ok(())
         })?;
         let log = node.daemon.stdout()? + &node.daemon.stderr()?;
         ensure!(log.contains("limit of open files"), "{}", node.daemon.log_tail());
-        ensure!(log.matches("limit of open files").count() < 100, "it has done nothing but complain");
+        ensure!(log.matches("limit of open files").count() < 100, "it logged too many errors");
         drop(idle);
         node.daemon.limit_open_files(10_000)?;
     }

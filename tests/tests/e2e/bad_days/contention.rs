@@ -1,4 +1,4 @@
-//! Everybody deletes the same at once.
+//! Many clients delete the same objects at the same time.
 
 use std::collections::BTreeMap;
 use std::sync::Barrier;
@@ -10,8 +10,8 @@ use serde_json::json;
 use super::{DeletionRequest, ClientHistory, DeleteAnswer, check_log, check_receipts};
 use crate::world::{Caller, Key, World, plan};
 
-/// Calls each of `calls` from a thread and a connection of its own, all at the same moment; their answers in
-/// the order of the calls.
+/// Makes each of `calls` on its own thread and connection, all at the same moment. Returns the answers in the order of
+/// the calls.
 fn at_once<T: Sync, R: Send>(calls: &[T], call: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
     let start = Barrier::new(calls.len());
     thread::scope(|scope| {
@@ -29,7 +29,7 @@ fn at_once<T: Sync, R: Send>(calls: &[T], call: impl Fn(&T) -> Result<R> + Sync)
     })
 }
 
-/// Failure: two of those who delete a key are told that they did it, or the log has it twice.
+/// Failure: two clients get success for the deletion of one key, or the log has it twice.
 #[test]
 fn one_of_a_hundred_concurrent_deletions_of_a_key_succeeds() -> Result<()> {
     let world = World::start(&plan(&["eu", "us"]))?;
@@ -47,14 +47,13 @@ fn one_of_a_hundred_concurrent_deletions_of_a_key_succeeds() -> Result<()> {
     world.assert_works()
 }
 
-/// What somebody deletes.
+/// The object that a client deletes.
 enum Deletion<'k> {
     Key(&'k Key),
     Api,
 }
 
-/// Failure: a key's deletion and that of its API hold each other up, or what only one of them did is told twice
-/// or not at all.
+/// Failure: a key's deletion and that of its API block each other, or one deletion is reported twice or not at all.
 #[test]
 fn keys_and_their_api_deleted_together_are_deleted_once() -> Result<()> {
     let world = World::start(&plan(&["eu", "us"]))?;
@@ -63,7 +62,7 @@ fn keys_and_their_api_deleted_together_are_deleted_once() -> Result<()> {
     let keys: Vec<&Key> = keys.iter().collect();
     world.cache_everywhere(&keys)?;
     let caller = Caller::new(&world, world.publisher());
-    // One after the other, so that neither kind has a start over the other.
+    // Alternating, so that neither kind starts before the other.
     let deletions: Vec<Deletion> = keys.iter().flat_map(|key| [Deletion::Key(key), Deletion::Api]).collect();
     let answers = at_once(&deletions, |deletion| match deletion {
         Deletion::Key(key) => caller.call("keys.deleteKey", &json!({ "keyId": key.id })),
@@ -72,7 +71,7 @@ fn keys_and_their_api_deleted_together_are_deleted_once() -> Result<()> {
     let (mut of_api, mut of_keys) = (BTreeMap::new(), BTreeMap::new());
     for (deletion, answer) in deletions.iter().zip(&answers) {
         let counts = if matches!(deletion, Deletion::Api) { &mut of_api } else { &mut of_keys };
-        *counts.entry(DeleteAnswer::by(answer).map(|told| format!("{told:?}"))?).or_insert(0) += 1;
+        *counts.entry(DeleteAnswer::by(answer).map(|answer| format!("{answer:?}"))?).or_insert(0) += 1;
     }
     println!("keys: {of_keys:?}, their API: {of_api:?}");
     assert_eq!(of_api, BTreeMap::from([("Deleted".to_owned(), 1), ("NotFound".to_owned(), 49)]));
@@ -81,7 +80,7 @@ fn keys_and_their_api_deleted_together_are_deleted_once() -> Result<()> {
     world.assert_gone(&keys)?;
     world.wait_until_caught_up()?;
     check_log(&world)?;
-    // One row, one record and one receipt each for whoever was told that he did it, and for nobody else.
+    // One row, one record and one receipt for each request that got success, and none for the others.
     let done = answers.iter().filter(|answer| answer.status == 200);
     let done: Vec<&str> = done.filter_map(|answer| answer.body["meta"]["requestId"].as_str()).collect();
     for request in &done {

@@ -1,4 +1,4 @@
-//! The publisher is killed in the middle of many deletions, again and again.
+//! The publisher is killed repeatedly during many deletions.
 
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,7 +12,7 @@ use serde_json::json;
 use super::{DeletionRequest, ClientHistory, DeleteAnswer, check_log, check_receipts};
 use crate::world::{Caller, Key, SOON, World, flushes, plan};
 
-/// Deletes `keys` one after the other; while the publisher is dead, it waits. Tells of each answer.
+/// Deletes `keys` one after the other, and waits while the publisher is down. Counts the answers in `answered`.
 fn delete_all<'k>(
     caller: &Caller,
     publisher: SocketAddr,
@@ -22,7 +22,7 @@ fn delete_all<'k>(
     let mut story = ClientHistory::default();
     for key in keys {
         let Ok(answer) = caller.call("keys.deleteKey", &json!({ "keyId": key.id })) else {
-            // Nobody knows whether it was carried out.
+            // It may have been carried out.
             let (request, took) = (String::new(), Duration::ZERO);
             story.0.push(DeletionRequest { key, answer: DeleteAnswer::Unknown, request, took });
             eventually("the publisher to be back", SOON, || TcpStream::connect(publisher).ok())?;
@@ -34,8 +34,8 @@ fn delete_all<'k>(
     Ok(story)
 }
 
-/// Failure: of what was committed when the publisher was killed, something has no position, no message or no
-/// receipt, or has one twice.
+/// Failure: a deletion that was committed when the publisher was killed has no position, no message or no receipt, or
+/// has one twice.
 #[test]
 fn deletions_are_announced_and_receipted_once_across_kills() -> Result<()> {
     const CLIENTS: usize = 8;
@@ -56,7 +56,7 @@ fn deletions_are_announced_and_receipted_once_across_kills() -> Result<()> {
             })
             .collect();
         for kill in 1..=KILLS {
-            eventually("deletions to be under way", SOON, || {
+            eventually("deletions to be in flight", SOON, || {
                 (answered.load(Ordering::Relaxed) >= kill * BETWEEN).then_some(())
             })?;
             world.topology.publisher.daemon.restart()?;
@@ -69,18 +69,18 @@ fn deletions_are_announced_and_receipted_once_across_kills() -> Result<()> {
     })?;
     let unanswered = story.count(DeleteAnswer::Unknown);
     println!("{} deletions were answered, {unanswered} met one of {KILLS} kills", story.count(DeleteAnswer::Deleted));
-    assert_eq!(story.0.len(), story.count(DeleteAnswer::Deleted) + unanswered, "somebody was refused");
-    ensure!(unanswered >= KILLS, "the kills have met too little");
+    assert_eq!(story.0.len(), story.count(DeleteAnswer::Deleted) + unanswered, "a deletion was refused");
+    ensure!(unanswered >= KILLS, "the kills met too few requests");
     world.topology.publisher.wait_until_ready()?;
     story.check(&world)?;
     for agent in world.topology.agents() {
-        assert_eq!(flushes(agent)?, 0, "a publisher that comes back costs nobody its cache");
+        assert_eq!(flushes(agent)?, 0, "a publisher's restart flushed an agent's cache");
     }
     world.assert_works()
 }
 
-/// Failure: a deletion that was committed in the last moment of a publisher, for a client that got no answer, is
-/// announced by the next one, and has no receipt.
+/// Failure: a publisher committed a deletion just before it was killed, and its client got no answer. The next publisher
+/// announces the deletion, but it has no receipt.
 #[test]
 fn next_publisher_issues_receipts_of_unnumbered_deletions() -> Result<()> {
     let mut world = World::start(&plan(&["eu", "us"]))?;
@@ -89,7 +89,7 @@ fn next_publisher_issues_receipts_of_unnumbered_deletions() -> Result<()> {
     world.delete(&world.create_key()?)?;
     world.wait_until_caught_up()?;
     world.topology.publisher.daemon.kill()?;
-    // What its last transaction leaves behind: the key, its row without a position, and its audit record.
+    // This is what its last transaction leaves: the key, its row without a position, and its audit record.
     world.sql(&format!("UPDATE keys SET deleted_at_m = 1 WHERE id = '{}'", key.id))?;
     world.sql("UPDATE invalidations SET request_id = 'req_last' WHERE position IS NULL")?;
     let (columns, changed) = audit_columns(&world)?;
@@ -101,9 +101,9 @@ fn next_publisher_issues_receipts_of_unnumbered_deletions() -> Result<()> {
     world.assert_gone(&[&key])?;
     world.wait_until_caught_up()?;
     check_log(&world)?;
-    let ask = json!({ "requestId": "req_last" });
+    let body = json!({ "requestId": "req_last" });
     let receipt = try_eventually("the receipt to be final", SOON, || {
-        let receipt = world.call("propagation.getReceipt", &ask)?;
+        let receipt = world.call("propagation.getReceipt", &body)?;
         Ok((receipt["final"] == true).then_some(receipt))
     })?;
     assert_eq!((&receipt["state"], &receipt["measuredFrom"]), (&json!("confirmed"), &json!("first_sight")));
@@ -111,7 +111,7 @@ fn next_publisher_issues_receipts_of_unnumbered_deletions() -> Result<()> {
     world.assert_works()
 }
 
-/// The columns of an audit record, and the same with an id and a request of its own.
+/// Returns the columns of an audit record, and the same list with another event id and request.
 fn audit_columns(world: &World) -> Result<(String, String)> {
     let columns = world.sql("SELECT group_concat(name) FROM pragma_table_info('audit_log')")?;
     let changed = columns.replace("event_id", "'log_last'").replace("correlation_id", "'req_last'");

@@ -1,4 +1,4 @@
-//! NATS is gone for long, and deletions go on.
+//! A long outage of NATS, during which clients delete keys.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -15,20 +15,20 @@ use crate::world::{
     wait_for_mode, wait_for_readiness, wait_for_warning, wait_until_settled, with_bound,
 };
 
-/// Short enough to see what follows it.
+/// Short, so that the test also covers the time after it.
 const BOUND: Duration = Duration::from_secs(2);
 
-/// What a daemon may take in addition for an outage.
+/// The memory that an outage may cost a daemon.
 const MEMORY_MAX: u64 = 48 << 20;
 
-/// Deletions that have to be answered in an outage.
+/// The least number of deletions that must be answered during an outage.
 const DELETIONS_MIN: usize = 100;
 
-/// The shortest time after which anything that is sent to NATS is given up: a message of the live feed. A deletion takes
-/// some milliseconds; one that waited for a message would take so long.
-const GIVEN_UP: Duration = Duration::from_millis(250);
+/// The shortest timeout of sends to NATS: that of a live feed message. A deletion takes some milliseconds. One that
+/// waited for a message would take this long.
+const SEND_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// Regions with servers of their own, so that agents stay connected to somebody who knows nothing.
+/// Plans regions with their own servers, so that agents stay connected to a server without a link to home.
 fn regions() -> Plan {
     with_bound(BOUND, Plan { servers: Servers::PerRegion, ..plan(&["eu", "us"]) })
 }
@@ -47,12 +47,12 @@ fn assert_bounded_memory(before: &[Footprint], world: &World) -> Result<()> {
     Ok(())
 }
 
-/// What was applied by replays since an agent's start.
+/// Returns how many rows an agent has applied by replays since its start.
 fn replayed(agent: &Node) -> Result<u64> {
     count(agent, "evictd_agent_invalidations_total", &[("via", "replay")])
 }
 
-/// Deletes `keys` one after the other, some fifty a second, until `over`.
+/// Deletes `keys` one after the other, about fifty a second, until `over`.
 fn delete_steadily<'k>(
     publisher: &Caller,
     keys: &'k [Key],
@@ -68,8 +68,8 @@ fn delete_steadily<'k>(
     Ok(story)
 }
 
-/// Takes home's server away for three bounds, and until enough was `deleted` meanwhile, and gives it back. Whoever hears
-/// nothing denies by then.
+/// Kills home's server for three bounds and until enough keys were `deleted`, and restarts it. Agents that receive
+/// nothing deny by then.
 fn outage(world: &mut World, [good, doomed]: [&Key; 2], deleted: &AtomicUsize) -> Result<()> {
     world.topology.home.kill()?;
     let before = deleted.load(Ordering::Relaxed);
@@ -77,8 +77,8 @@ fn outage(world: &mut World, [good, doomed]: [&Key; 2], deleted: &AtomicUsize) -
     let deleted_at = Instant::now();
     throughout(BOUND * 3, || {
         for agent in world.topology.agents() {
-            let asked_at = Instant::now();
-            assert_bounded(asked_at, deleted_at, BOUND, &world.code(agent, doomed)?)?;
+            let sent_at = Instant::now();
+            assert_bounded(sent_at, deleted_at, BOUND, &world.code(agent, doomed)?)?;
         }
         Ok(())
     })?;
@@ -89,20 +89,20 @@ fn outage(world: &mut World, [good, doomed]: [&Key; 2], deleted: &AtomicUsize) -
     }
     wait_for_warning(world.publisher(), "a connection to nats://")?;
     ensure!(count(world.publisher(), "evictd_publisher_live_messages_total", &[("outcome", "unsent")])? > 0);
-    // Were any of them waiting for NATS, it would wait for ever: nobody brings it back before.
+    // A deletion that waited for NATS would never be answered: NATS stays down until these are.
     let enough = format!("{DELETIONS_MIN} deletions to be answered without NATS");
     eventually(&enough, SOON, || (deleted.load(Ordering::Relaxed) >= before + DELETIONS_MIN).then_some(()))?;
     world.topology.home.restart()
 }
 
-fn median(asked: &[DeletionRequest]) -> Result<Duration> {
-    let mut took: Vec<Duration> = asked.iter().map(|asked| asked.took).collect();
+fn median(requests: &[DeletionRequest]) -> Result<Duration> {
+    let mut took: Vec<Duration> = requests.iter().map(|request| request.took).collect();
     took.sort_unstable();
     took.get(took.len() / 2).copied().context("nothing was measured")
 }
 
-/// Failure: deletions get slower, fail or are forgotten while nobody can be told of them; agents trust what nobody
-/// vouches for; receipts stay open until NATS is back.
+/// Failure: deletions get slower, fail or are lost while they can't be announced. Or agents use caches without a proof.
+/// Or receipts stay open until NATS is back.
 #[test]
 fn deletions_are_as_fast_during_a_long_outage_of_nats() -> Result<()> {
     let mut world = World::start(&regions())?;
@@ -128,8 +128,8 @@ fn deletions_are_as_fast_during_a_long_outage_of_nats() -> Result<()> {
     })?;
     let (usual, during) = (median(&story.0[..range.start])?, median(&story.0[range.clone()])?);
     println!("{} deletions during the outage, {during:?} each; {usual:?} before it", range.len());
-    assert_eq!(story.count(DeleteAnswer::Deleted), story.0.len(), "somebody was refused");
-    ensure!(during < GIVEN_UP, "{during:?} instead of {usual:?}: each waits until something is given up");
+    assert_eq!(story.count(DeleteAnswer::Deleted), story.0.len(), "a deletion was refused");
+    ensure!(during < SEND_TIMEOUT, "{during:?} instead of {usual:?}: each waits for a timeout");
 
     for agent in world.topology.agents() {
         wait_for_mode(agent, "live")?;
@@ -137,19 +137,18 @@ fn deletions_are_as_fast_during_a_long_outage_of_nats() -> Result<()> {
     story.check(&world)?;
     world.wait_for_codes(&[&good], "VALID")?;
     for agent in world.topology.agents() {
-        assert_eq!(flushes(agent)?, 0, "what was missed is asked for, and nothing else forgotten");
+        assert_eq!(flushes(agent)?, 0, "the agent must replay the missed rows without a flush");
     }
     assert_bounded_memory(&before, &world)?;
     world.assert_works()
 }
 
-/// Failure: what piles up in an hour without NATS fills somebody's memory, or is more than anybody can catch up
-/// with.
+/// Failure: the backlog of an hour without NATS fills the memory of a daemon, or is too large for agents to catch up.
 #[test]
 fn agents_catch_up_with_an_hour_of_deletions_without_nats() -> Result<()> {
-    // Five or six in each second of an hour.
+    // Five or six per second for an hour.
     const MANY: usize = 20_000;
-    // In memory: this is about what piles up, and not about how fast a disk is.
+    // In memory: this test is about the backlog, not about the speed of a disk.
     let dir = tempfile::tempdir_in("/dev/shm").context("a directory in memory")?;
     let publisher = with_store_in(dir.path())?.publisher;
     let mut world = World::start(&Plan { publisher, ..regions() })?;
@@ -164,11 +163,11 @@ fn agents_catch_up_with_an_hour_of_deletions_without_nats() -> Result<()> {
     let began = Instant::now();
     let story = ClientHistory(world.by_all_clients(&keys, DeletionRequest::of)?);
     println!("{MANY} deletions took {:?}", began.elapsed());
-    assert_eq!(story.count(DeleteAnswer::Deleted), MANY, "somebody was refused");
+    assert_eq!(story.count(DeleteAnswer::Deleted), MANY, "a deletion was refused");
     world.topology.home.restart()?;
     let back_at = Instant::now();
     world.wait_until_caught_up()?;
-    println!("everybody had caught up after {:?}", back_at.elapsed());
+    println!("all agents had caught up after {:?}", back_at.elapsed());
     for agent in world.topology.agents() {
         wait_for_mode(agent, "live")?;
         println!("{}: {} replayed, {} flushes", agent.daemon.name(), replayed(agent)?, flushes(agent)?);
@@ -176,7 +175,7 @@ fn agents_catch_up_with_an_hour_of_deletions_without_nats() -> Result<()> {
     assert_bounded_memory(&before, &world)?;
 
     let mut sample: Vec<DeletionRequest> = story.0;
-    sample.retain(|asked| cached.iter().any(|key| key.id == asked.key.id));
+    sample.retain(|request| cached.iter().any(|key| key.id == request.key.id));
     ClientHistory(sample).check(&world)?;
     wait_for_count(world.publisher(), "evictd_publisher_unconfirmed_deletions", &[], 0)?;
     try_eventually("the good key to be VALID", SOON, || {

@@ -1,4 +1,4 @@
-//! A daemon is told to end while it is busy.
+//! A daemon is shut down while it is busy.
 
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,46 +17,46 @@ use super::store_locked::Lock;
 use super::{DeletionRequest, ClientHistory, DeleteAnswer};
 use crate::world::{Key, SOON, UNAVAILABLE, World, plan, wait_for_readiness};
 
-/// How long a daemon waits for what is under way.
+/// How long a daemon waits for requests in flight.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 
-/// Clients at once.
+/// The number of concurrent clients.
 const CLIENTS: usize = 16;
 
-/// A connection over which `key`'s deletion was asked for and not answered yet.
-fn asking<'k>(world: &World, key: &'k Key) -> Result<(&'k Key, Connection)> {
+/// Sends the deletion of `key` on a new connection, and doesn't wait for the answer.
+fn send_deletion<'k>(world: &World, key: &'k Key) -> Result<(&'k Key, Connection)> {
     let mut connection = Connection::open(world.publisher().http)?;
     let body = json!({ "keyId": key.id });
     connection.post_json("/v2/keys.deleteKey", world.topology.root_key(), &body)?;
     Ok((key, connection))
 }
 
-/// The answer to a deletion.
-fn asked<'k>(key: &'k Key, answer: &RawAnswer) -> Result<DeletionRequest<'k>> {
+/// Reads the answer to a deletion, which must be a success.
+fn succeeded<'k>(key: &'k Key, answer: &RawAnswer) -> Result<DeletionRequest<'k>> {
     ensure!(answer.status == 200, "{} {}", answer.head, answer.body);
     let request = answer.body["meta"]["requestId"].as_str().context("no request id")?.to_owned();
     Ok(DeletionRequest { key, answer: DeleteAnswer::Deleted, request, took: Duration::ZERO })
 }
 
-/// A deletion whose connection was closed instead of an answer.
+/// Returns a deletion whose connection was closed without an answer.
 fn unanswered(key: &Key) -> DeletionRequest<'_> {
     DeletionRequest { key, answer: DeleteAnswer::Unknown, request: String::new(), took: Duration::ZERO }
 }
 
-/// Waits until nobody is let in any more.
+/// Waits until the daemon accepts no more connections.
 fn wait_until_closed(address: SocketAddr) -> Result<()> {
     eventually("new connections to be refused", SOON, || TcpStream::connect(address).is_err().then_some(()))
 }
 
-fn assert_ended_well(daemon: &mut Daemon, told_at: Instant) -> Result<()> {
+fn assert_ended_well(daemon: &mut Daemon, signaled_at: Instant) -> Result<()> {
     let ended = daemon.wait_exit(DRAIN_LIMIT + SOON)?;
     ensure!(ended.success(), "{} ended with {ended}\n{}", daemon.name(), daemon.log_tail());
-    println!("{} had ended {:?} after it was told to", daemon.name(), told_at.elapsed());
+    println!("{} ended {:?} after the signal", daemon.name(), signaled_at.elapsed());
     Ok(())
 }
 
-/// Failure: what was under way is cut off, perhaps after it was committed; or somebody new is let in, or somebody
-/// who does nothing is waited for.
+/// Failure: the shutdown cuts off a request in flight, perhaps after its commit. Or it accepts a new connection, or waits
+/// for an idle one.
 #[test]
 fn shutdown_answers_changes_in_flight_and_accepts_no_new_ones() -> Result<()> {
     let mut world = World::start(&plan(&["eu", "us"]))?;
@@ -67,38 +67,38 @@ fn shutdown_answers_changes_in_flight_and_accepts_no_new_ones() -> Result<()> {
     idle.post_json("/v2/keys.getKey", &root_key, &json!({ "keyId": keys[0].id }))?;
     ensure!(idle.answer()?.is_some_and(|answer| answer.status == 200));
     let lock = Lock::take(&world)?;
-    let under_way = keys.iter().map(|key| asking(&world, key)).collect::<Result<Vec<_>>>()?;
-    // Whoever comes later and is answered shows that those before were let in.
+    let in_flight = keys.iter().map(|key| send_deletion(&world, key)).collect::<Result<Vec<_>>>()?;
+    // A later request that is answered shows that the earlier ones were accepted.
     world.call("keys.getKey", &json!({ "keyId": keys[0].id }))?;
 
-    let told_at = Instant::now();
+    let signaled_at = Instant::now();
     world.topology.publisher.daemon.terminate()?;
     wait_until_closed(http)?;
     let unready = wait_for_readiness(world.publisher(), 503)?;
     ensure!(unready["waitingFor"].to_string().contains("shutting down"), "{unready}");
-    ensure!(idle.answer()?.is_none(), "a connection that nobody uses is waited for");
+    ensure!(idle.answer()?.is_none(), "the shutdown waits for an idle connection");
     lock.release()?;
     let mut story = ClientHistory::default();
-    for (key, mut connection) in under_way {
-        let answer = connection.answer()?.with_context(|| format!("{} was under way: no answer", key.id))?;
-        story.0.push(asked(key, &answer)?);
+    for (key, mut connection) in in_flight {
+        let answer = connection.answer()?.with_context(|| format!("{} was in flight: no answer", key.id))?;
+        story.0.push(succeeded(key, &answer)?);
         assert_eq!(answer.header("connection"), Some("close"), "{}", answer.head);
-        ensure!(connection.answer()?.is_none(), "it says that it closes, and doesn't");
+        ensure!(connection.answer()?.is_none(), "the daemon announced a close, and didn't close");
     }
-    assert_ended_well(&mut world.topology.publisher.daemon, told_at)?;
+    assert_ended_well(&mut world.topology.publisher.daemon, signaled_at)?;
 
     world.topology.publisher.restart()?;
     story.check(&world)?;
     world.assert_works()
 }
 
-/// Failure: who waits for a receipt holds up the end, or isn't told that the deletion is done.
+/// Failure: a client that waits for a receipt delays the shutdown, or gets no answer to its finished deletion.
 #[test]
 fn shutdown_answers_waiting_clients_with_the_current_receipt() -> Result<()> {
     let mut world = World::start(&plan(&["eu", "us"]))?;
     let key = world.create_key()?;
     world.cache_everywhere(&[&key])?;
-    // So that it can't be confirmed.
+    // Prevents the confirmation.
     world.agent_mut(1).daemon.pause()?;
     let mut waiting = Connection::open(world.publisher().http)?;
     let body = json!({ "keyId": key.id }).to_string();
@@ -113,21 +113,22 @@ fn shutdown_answers_waiting_clients_with_the_current_receipt() -> Result<()> {
         let deleted = format!("SELECT deleted_at_m IS NOT NULL FROM keys WHERE id = '{}'", key.id);
         Ok((world.sql(&deleted)? == "1").then_some(()))
     })?;
-    let told_at = Instant::now();
+    let signaled_at = Instant::now();
     world.topology.publisher.daemon.terminate()?;
     let answer = waiting.answer()?.context("a committed deletion was not answered")?;
-    let told = &answer.body["meta"]["propagation"];
-    assert_eq!((&told["final"], &told["state"]), (&json!(false), &json!("pending")), "{told}");
-    assert_ended_well(&mut world.topology.publisher.daemon, told_at)?;
-    ensure!(told_at.elapsed() < DRAIN_LIMIT, "it was waited for");
+    let receipt = &answer.body["meta"]["propagation"];
+    assert_eq!((&receipt["final"], &receipt["state"]), (&json!(false), &json!("pending")), "{receipt}");
+    assert_ended_well(&mut world.topology.publisher.daemon, signaled_at)?;
+    ensure!(signaled_at.elapsed() < DRAIN_LIMIT, "the shutdown waited for the receipt");
 
     world.topology.publisher.restart()?;
     world.agent_mut(1).daemon.resume()?;
-    ClientHistory(vec![asked(&key, &answer)?]).check(&world)?;
+    ClientHistory(vec![succeeded(&key, &answer)?]).check(&world)?;
     world.assert_works()
 }
 
-/// Deletes `keys` one after the other over one connection until it is closed.
+/// Deletes `keys` one after the other on one connection until it is closed. Also returns whether the daemon announced
+/// the close.
 fn delete_until_closed<'k>(
     publisher: SocketAddr,
     root_key: &str,
@@ -138,22 +139,22 @@ fn delete_until_closed<'k>(
     let mut story = ClientHistory::default();
     for key in keys {
         let sent = connection.post_json("/v2/keys.deleteKey", root_key, &json!({ "keyId": key.id }));
-        // Half an answer is an error; none is what becomes of a request that meets its connection's end.
+        // A partial answer is an error. A request that is sent while the daemon closes the connection gets none.
         let Some(answer) = sent.map_or(Ok(None), |()| connection.answer())? else {
             story.0.push(unanswered(key));
             return Ok((story, false));
         };
-        story.0.push(asked(key, &answer)?);
+        story.0.push(succeeded(key, &answer)?);
         answered.fetch_add(1, Ordering::Relaxed);
         if answer.header("connection") == Some("close") {
-            ensure!(connection.answer()?.is_none(), "it says that it closes, and doesn't");
+            ensure!(connection.answer()?.is_none(), "the daemon announced a close, and didn't close");
             return Ok((story, true));
         }
     }
     Ok((story, false))
 }
 
-/// Failure: as above, for requests that come at any moment of a shutdown; what isn't answered was carried out.
+/// Failure: as above, for requests at any moment of a shutdown. Or a deletion without an answer was carried out.
 #[test]
 fn a_shutdown_under_load_answers_all_that_it_carries_out() -> Result<()> {
     const KEYS: usize = 60 * CLIENTS;
@@ -163,7 +164,7 @@ fn a_shutdown_under_load_answers_all_that_it_carries_out() -> Result<()> {
     world.cache_everywhere(&keys.iter().step_by(40).collect::<Vec<_>>())?;
     let (http, root_key) = (world.publisher().http, world.topology.root_key().to_owned());
     let answered = AtomicUsize::new(0);
-    let told = thread::scope(|scope| {
+    let results = thread::scope(|scope| {
         let clients: Vec<_> = keys
             .chunks(KEYS / CLIENTS)
             .map(|keys| (keys, &root_key, &answered))
@@ -171,43 +172,43 @@ fn a_shutdown_under_load_answers_all_that_it_carries_out() -> Result<()> {
                 scope.spawn(move || delete_until_closed(http, root_key, keys, answered))
             })
             .collect();
-        eventually("deletions to be under way", SOON, || {
+        eventually("deletions to be in flight", SOON, || {
             (answered.load(Ordering::Relaxed) >= KEYS / 8).then_some(())
         })?;
-        let told_at = Instant::now();
+        let signaled_at = Instant::now();
         world.topology.publisher.daemon.terminate()?;
-        let told =
+        let results =
             clients.into_iter().map(|client| client.join().map_err(|_| anyhow!("a client panicked"))?);
-        let told = told.collect::<Result<Vec<_>>>()?;
-        assert_ended_well(&mut world.topology.publisher.daemon, told_at)?;
-        ensure!(told_at.elapsed() < DRAIN_LIMIT, "it was cut off, or waited for nobody");
-        Ok::<_, anyhow::Error>(told)
+        let results = results.collect::<Result<Vec<_>>>()?;
+        assert_ended_well(&mut world.topology.publisher.daemon, signaled_at)?;
+        ensure!(signaled_at.elapsed() < DRAIN_LIMIT, "the drain took as long as its limit");
+        Ok::<_, anyhow::Error>(results)
     })?;
-    let farewells = told.iter().filter(|(_, farewell)| *farewell).count();
-    let story = ClientHistory(told.into_iter().flat_map(|(story, _)| story.0).collect());
+    let announced = results.iter().filter(|(_, is_announced)| *is_announced).count();
+    let story = ClientHistory(results.into_iter().flat_map(|(story, _)| story.0).collect());
     println!(
-        "{} answered, {farewells} of {CLIENTS} connections ended with a word",
+        "{} answered, {announced} of {CLIENTS} connections ended with an announced close",
         story.count(DeleteAnswer::Deleted)
     );
     ensure!(story.0.len() < KEYS, "it ended too late to interrupt anything");
-    ensure!(farewells > 0, "nobody was told that the connection closes");
+    ensure!(announced > 0, "no answer announced that the connection closes");
 
     world.topology.publisher.restart()?;
     for key in story.keys(DeleteAnswer::Unknown) {
-        world.wait_for_codes(&[key], "VALID").context("it was carried out, and nobody was told")?;
+        world.wait_for_codes(&[key], "VALID").context("a deletion without an answer was carried out")?;
     }
     story.check(&world)?;
     world.assert_works()
 }
 
-/// Failure: a change that takes for ever makes it impossible to end the process, other than by SIGKILL.
+/// Failure: a change that never finishes keeps the process alive until SIGKILL.
 #[test]
 fn a_second_signal_ends_the_publisher_at_once() -> Result<()> {
     let mut world = World::start(&plan(&["eu", "us"]))?;
     let keys = world.create_keys(4)?;
     world.cache_everywhere(&keys.iter().collect::<Vec<_>>())?;
     let lock = Lock::take(&world)?;
-    let under_way = keys.iter().map(|key| asking(&world, key)).collect::<Result<Vec<_>>>()?;
+    let in_flight = keys.iter().map(|key| send_deletion(&world, key)).collect::<Result<Vec<_>>>()?;
     let daemon = &mut world.topology.publisher.daemon;
     daemon.terminate()?;
     wait_until_closed(world.topology.publisher.http)?;
@@ -218,7 +219,7 @@ fn a_second_signal_ends_the_publisher_at_once() -> Result<()> {
     assert_eq!(ended.code(), Some(143), "what shells report for SIGTERM");
     ensure!(again_at.elapsed() < Duration::from_secs(2), "it took {:?}", again_at.elapsed());
     ensure!(daemon.stderr()?.contains("without waiting for the drain"), "{}", daemon.log_tail());
-    drop(under_way);
+    drop(in_flight);
     lock.release()?;
 
     world.topology.publisher.restart()?;
@@ -235,10 +236,10 @@ fn an_unfinished_request_delays_shutdown_by_the_drain_limit() -> Result<()> {
     let mut endless = Connection::open(world.publisher().http)?;
     endless.send(b"POST /v2/keys.deleteKey HTTP/1.1\r\nhost: test\r\ncontent-length: 100\r\n\r\n{")?;
     world.call("keys.getKey", &json!({ "keyId": key.id }))?;
-    let told_at = Instant::now();
+    let signaled_at = Instant::now();
     world.topology.publisher.daemon.terminate()?;
-    assert_ended_well(&mut world.topology.publisher.daemon, told_at)?;
-    ensure!(told_at.elapsed() >= DRAIN_LIMIT, "what is under way gets its time");
+    assert_ended_well(&mut world.topology.publisher.daemon, signaled_at)?;
+    ensure!(signaled_at.elapsed() >= DRAIN_LIMIT, "the drain ended before its limit");
     let daemon = &world.topology.publisher.daemon;
     ensure!(daemon.stderr()?.contains("the drain took too long"), "{}", daemon.log_tail());
     ensure!(endless.answer()?.is_none());
@@ -247,14 +248,14 @@ fn an_unfinished_request_delays_shutdown_by_the_drain_limit() -> Result<()> {
     world.assert_works()
 }
 
-/// Failure: a gateway that waits for a verdict gets none, and perhaps takes that for a yes.
+/// Failure: a gateway that waits for a code gets none, and perhaps accepts the key.
 #[test]
 fn agent_shutdown_answers_verifications_in_flight() -> Result<()> {
     let agents = toml! { loads = { timeout = "5s" } };
     let mut world = World::start(&Plan { agents, ..plan(&["eu", "us"]) })?;
     let (cached, uncached) = (world.create_key()?, world.create_keys(CLIENTS)?);
     world.cache_everywhere(&[&cached])?;
-    // What isn't cached has to be loaded from somebody who stands still.
+    // An uncached key must be loaded from the paused publisher.
     world.topology.publisher.daemon.pause()?;
     let (http, root_key) = (world.agent(0).http, world.topology.root_key().to_owned());
     let verifying = uncached
@@ -265,25 +266,25 @@ fn agent_shutdown_answers_verifications_in_flight() -> Result<()> {
             Ok(connection)
         })
         .collect::<Result<Vec<_>>>()?;
-    assert_eq!(world.code(world.agent(0), &cached)?, "VALID", "whoever needn't wait doesn't");
+    assert_eq!(world.code(world.agent(0), &cached)?, "VALID", "a cached key needs no load");
 
-    let told_at = Instant::now();
+    let signaled_at = Instant::now();
     world.agent_mut(0).daemon.terminate()?;
     wait_until_closed(http)?;
     world.topology.publisher.daemon.resume()?;
     for mut connection in verifying {
-        let answer = connection.answer()?.context("a verification that was under way: no answer")?;
-        let told = (answer.status, answer.body["data"]["code"].as_str());
-        assert_eq!(told, (200, Some("VALID")), "{} {}", answer.head, answer.body);
+        let answer = connection.answer()?.context("a verification in flight: no answer")?;
+        let outcome = (answer.status, answer.body["data"]["code"].as_str());
+        assert_eq!(outcome, (200, Some("VALID")), "{} {}", answer.head, answer.body);
         assert_eq!(answer.header("connection"), Some("close"), "{}", answer.head);
     }
-    assert_ended_well(&mut world.agent_mut(0).daemon, told_at)?;
+    assert_ended_well(&mut world.agent_mut(0).daemon, signaled_at)?;
     world.wait_for_code(world.agent(1), &uncached[0], "VALID")?;
     world.agent_mut(0).restart()?;
     world.assert_works()
 }
 
-/// Failure: as above, when nobody answers the agent either.
+/// Failure: as above, when no publisher answers the agent.
 #[test]
 fn agent_shutdown_denies_verifications_it_cannot_decide() -> Result<()> {
     let mut world = World::start(&plan(&["eu"]))?;
@@ -291,11 +292,11 @@ fn agent_shutdown_denies_verifications_it_cannot_decide() -> Result<()> {
     world.topology.publisher.daemon.pause()?;
     let mut connection = Connection::open(world.agent(0).http)?;
     connection.post_json("/v2/keys.verifyKey", world.topology.root_key(), &json!({ "key": key.text }))?;
-    let told_at = Instant::now();
+    let signaled_at = Instant::now();
     world.agent_mut(0).daemon.terminate()?;
     let answer = connection.answer()?.context("no answer")?;
     assert_eq!(answer.status, 503, "{UNAVAILABLE}: {} {}", answer.head, answer.body);
-    assert_ended_well(&mut world.agent_mut(0).daemon, told_at)?;
+    assert_ended_well(&mut world.agent_mut(0).daemon, signaled_at)?;
     world.topology.publisher.daemon.resume()?;
     world.agent_mut(0).restart()?;
     world.assert_works()

@@ -1,4 +1,4 @@
-//! The disk under the store is full, and has room again.
+//! The store's disk is full, and later has room again.
 
 use anyhow::{Context, Result, bail, ensure};
 use evictd_tests::disk::{SmallDisk, in_private_mounts};
@@ -9,8 +9,8 @@ use serde_json::json;
 use super::{DeletionRequest, ClientHistory, DeleteAnswer, wait_for_log, with_store_in};
 use crate::world::{Caller, Key, SOON, World, count, wait_for_readiness};
 
-/// Failure: a deletion that found no room is answered with success, or is half done; the publisher looks well; it
-/// has to be restarted when there is room again.
+/// Failure: a deletion without room on the disk is answered with success, or is half done. Or the publisher looks ready,
+/// or needs a restart when there is room again.
 #[test]
 fn a_full_disk_refuses_only_changes_until_there_is_room() -> Result<()> {
     const THIS: &str =
@@ -23,10 +23,10 @@ fn a_full_disk_refuses_only_changes_until_there_is_room() -> Result<()> {
         world.cache_everywhere(&keys.iter().collect::<Vec<_>>())?;
 
         disk.fill()?;
-        let refused = use_up_what_room_the_store_has(&world)?;
+        let refused = fill_the_store(&world)?;
         let story = delete_until_it_is_known_to_be_full(&world, &keys)?;
         println!("{} deletions still found room", story.count(DeleteAnswer::Deleted));
-        assert_eq!(story.count(DeleteAnswer::Unknown), 0, "a disk without room is known to have kept nothing");
+        assert_eq!(story.count(DeleteAnswer::Unknown), 0, "a full disk has stored nothing, so no result is unknown");
         assert_only_changes_suffer(&world, &story, refused, &uncached)?;
 
         disk.make_room()?;
@@ -36,17 +36,17 @@ fn a_full_disk_refuses_only_changes_until_there_is_room() -> Result<()> {
         let again = story.keys(DeleteAnswer::Unchanged).into_iter().map(|key| DeletionRequest::of(&caller, key));
         let again = again.collect::<Result<Vec<_>>>()?;
         ensure!(
-            again.iter().all(|asked| asked.answer == DeleteAnswer::Deleted),
-            "there is room, and somebody was refused"
+            again.iter().all(|request| request.answer == DeleteAnswer::Deleted),
+            "there is room, and a deletion was refused"
         );
         ClientHistory(story.0.into_iter().chain(again).collect()).check(&world)?;
         world.assert_works()
     })
 }
 
-/// The store has room inside of its own files, enough for thousands of deletions. Creates large keys until it has
-/// no more, and tells how many were refused.
-fn use_up_what_room_the_store_has(world: &World) -> Result<u64> {
+/// Creates large keys until several are refused, and returns how many were. The store's own files have free space for
+/// thousands of deletions, and this uses it up.
+fn fill_the_store(world: &World) -> Result<u64> {
     let large = json!({ "apiId": world.api, "meta": { "what": "x".repeat(16_000) } });
     let mut refused = 0;
     for _ in 0..2_000 {
@@ -60,15 +60,15 @@ fn use_up_what_room_the_store_has(world: &World) -> Result<u64> {
     bail!("the disk is never full")
 }
 
-/// Deletes one key after the other, until a few were refused and the publisher says so of itself. Now and then one
-/// may still find room, and then it says so, too.
+/// Deletes keys one after the other until several are refused and the publisher isn't ready. A single deletion may still
+/// find room; then it succeeds, and the publisher is ready again.
 fn delete_until_it_is_known_to_be_full<'k>(world: &World, keys: &'k [Key]) -> Result<ClientHistory<'k>> {
     let (caller, client) = (Caller::new(world, world.publisher()), Client::new());
     let readyz = format!("http://{}/readyz", world.publisher().admin);
     let mut left = keys.iter();
     let mut story = ClientHistory::default();
-    try_eventually("the publisher to know that its disk is full", SOON, || {
-        let key = left.next().context("the publisher looks well although its disk is full")?;
+    try_eventually("the publisher to detect that its disk is full", SOON, || {
+        let key = left.next().context("the publisher is ready although its disk is full")?;
         story.0.push(DeletionRequest::of(&caller, key)?);
         let unready = client.get(&readyz)?;
         let known = unready.status == 503 && unready.body["waitingFor"][0]["condition"] == "store";
@@ -77,7 +77,7 @@ fn delete_until_it_is_known_to_be_full<'k>(world: &World, keys: &'k [Key]) -> Re
     Ok(story)
 }
 
-/// While the disk is full: reads go on, and everybody who looks sees what was wrong.
+/// While the disk is full, reads succeed, and logs and metrics show the cause.
 fn assert_only_changes_suffer(
     world: &World,
     story: &ClientHistory,

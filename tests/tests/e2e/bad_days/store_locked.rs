@@ -1,4 +1,4 @@
-//! Somebody else's transaction locks the store, for a moment or for longer than a change waits.
+//! Another process's transaction locks the store, for a moment or for longer than a change waits.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -12,15 +12,15 @@ use serde_json::json;
 use super::{DeletionRequest, ClientHistory, DeleteAnswer, wait_for_log};
 use crate::world::{Caller, Key, World, count, plan, wait_for_readiness};
 
-/// How long the publisher waits for somebody else's transaction.
+/// How long the publisher waits for another process's transaction.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Somebody who has begun to write to the store and doesn't end. Dropping it ends it, with nothing written.
+/// An open write transaction of another process. Dropping it rolls it back.
 pub(super) struct Lock(Child);
 
 impl Lock {
     pub(super) fn take(world: &World) -> Result<Self> {
-        // It ends with its input, and so with this process in any case.
+        // It ends with its input, and so with this process.
         const SCRIPT: &str = "import sqlite3, sys\n\
             store = sqlite3.connect(sys.argv[1], timeout=20, isolation_level=None)\n\
             store.execute('BEGIN IMMEDIATE')\n\
@@ -29,7 +29,7 @@ impl Lock {
             store.execute('ROLLBACK')";
         let mut command = Command::new("python3");
         command.args(["-c", SCRIPT]).arg(world.store()).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().context("running python3, which stands for somebody else's SQL")?;
+        let mut child = command.spawn().context("running python3")?;
         let mut line = String::new();
         if let Some(stdout) = child.stdout.take() {
             BufReader::new(stdout).read_line(&mut line)?;
@@ -39,10 +39,10 @@ impl Lock {
         Ok(lock)
     }
 
-    /// Lets go. When this returns, the store is free.
+    /// Releases the lock. When this returns, the store is free.
     pub(super) fn release(mut self) -> Result<()> {
         drop(self.0.stdin.take());
-        ensure!(self.0.wait()?.success(), "whoever locked the store failed");
+        ensure!(self.0.wait()?.success(), "the locking process failed");
         Ok(())
     }
 }
@@ -53,7 +53,7 @@ impl Drop for Lock {
     }
 }
 
-/// Deletes `keys`, all at the same time, while `meanwhile` goes on.
+/// Deletes `keys` concurrently while `meanwhile` runs.
 fn delete_while<'k, T>(
     world: &World,
     keys: &'k [Key],
@@ -67,14 +67,14 @@ fn delete_while<'k, T>(
             .map(|(caller, key)| scope.spawn(move || DeletionRequest::of(&caller, key)))
             .collect();
         let outcome = meanwhile();
-        let asked =
+        let requests =
             clients.into_iter().map(|client| client.join().map_err(|_| anyhow!("a client panicked"))?);
-        let story = ClientHistory(asked.collect::<Result<_>>()?);
+        let story = ClientHistory(requests.collect::<Result<_>>()?);
         Ok((story, outcome?))
     })
 }
 
-/// Failure: a backup, or somebody's SQL, makes changes fail that could have waited for it.
+/// Failure: a backup or another process's SQL makes changes fail that could have waited.
 #[test]
 fn changes_wait_for_a_short_lock_on_the_store() -> Result<()> {
     let world = World::start(&plan(&["eu", "us"]))?;
@@ -90,15 +90,16 @@ fn changes_wait_for_a_short_lock_on_the_store() -> Result<()> {
         (done, began.elapsed())
     };
     assert_eq!(story.count(DeleteAnswer::Deleted), 16);
-    ensure!(story.0.iter().all(|asked| asked.took >= Duration::from_millis(900)), "nobody had to wait");
+    let waited = story.0.iter().all(|request| request.took >= Duration::from_millis(900));
+    ensure!(waited, "a deletion didn't wait for the lock");
     println!("locked for {locked:?}");
     assert_eq!(count(world.publisher(), "evictd_publisher_requests_total", &[("class", "5xx")])?, 0);
     story.check(&world)?;
     world.assert_works()
 }
 
-/// Failure: who waits too long for the store is not answered at all, or is told that it was done; what only reads
-/// waits too; the publisher looks well although nothing can be changed.
+/// Failure: a change that waits too long gets no answer, or success. Or reads wait as well. Or the publisher looks ready
+/// although it can't change anything.
 #[test]
 fn changes_are_refused_during_a_long_lock_on_the_store() -> Result<()> {
     let world = World::start(&plan(&["eu", "us"]))?;
@@ -107,29 +108,30 @@ fn changes_are_refused_during_a_long_lock_on_the_store() -> Result<()> {
     world.cache_everywhere(&all)?;
     let lock = Lock::take(&world)?;
     let (story, ()) = delete_while(&world, &keys, || {
-        // What only reads doesn't wait.
+        // Reads don't wait.
         world.call("keys.getKey", &json!({ "keyId": uncached.id }))?;
         world.wait_for_codes(&[&uncached], "VALID")?;
         let unready = wait_for_readiness(world.publisher(), 503)?;
-        let told = unready["waitingFor"][0]["detail"].as_str().unwrap_or_default();
-        ensure!(unready["waitingFor"][0]["condition"] == "store" && told.contains("locked"), "{unready}");
+        let detail = unready["waitingFor"][0]["detail"].as_str().unwrap_or_default();
+        ensure!(unready["waitingFor"][0]["condition"] == "store" && detail.contains("locked"), "{unready}");
         world.wait_for_codes(&all, "VALID")?;
         lock.release()
     })?;
-    // The first one has waited in vain. Those behind it have their own time.
+    // The first one has timed out. The others wait with their own timeouts, and may succeed.
     let refused = story.keys(DeleteAnswer::Unchanged);
     println!("{} were refused, {} done when it was free", refused.len(), story.count(DeleteAnswer::Deleted));
-    ensure!(!refused.is_empty(), "nobody was refused");
+    ensure!(!refused.is_empty(), "no deletion was refused");
     assert_eq!(refused.len() + story.count(DeleteAnswer::Deleted), keys.len());
     ensure!(
-        story.0.iter().all(|asked| asked.took >= BUSY_TIMEOUT),
-        "it was locked, and somebody didn't wait"
+        story.0.iter().all(|request| request.took >= BUSY_TIMEOUT),
+        "a deletion didn't wait for the lock"
     );
     wait_for_log(&world, "database is locked")?;
     wait_for_readiness(world.publisher(), 200)?;
     let caller = Caller::new(&world, world.publisher());
     let again = refused.into_iter().map(|key| DeletionRequest::of(&caller, key)).collect::<Result<Vec<_>>>()?;
-    ensure!(again.iter().all(|asked| asked.answer == DeleteAnswer::Deleted), "it is free, and somebody was refused");
+    let all_deleted = again.iter().all(|request| request.answer == DeleteAnswer::Deleted);
+    ensure!(all_deleted, "the store is free, and a deletion was refused");
     ClientHistory(story.0.into_iter().chain(again).collect()).check(&world)?;
     world.assert_works()
 }

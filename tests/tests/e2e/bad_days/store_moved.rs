@@ -1,4 +1,4 @@
-//! The store's files are moved away under the publisher, and back.
+//! The store's files are moved away while the publisher runs, and moved back.
 
 use std::fs;
 use std::path::PathBuf;
@@ -10,12 +10,12 @@ use serde_json::json;
 use super::{DeletionRequest, ClientHistory, DeleteAnswer, wait_for_log, with_store_in};
 use crate::world::{Caller, Key, SOON, World, wait_for_readiness};
 
-/// Asks for the deletion of `keys` while the store isn't where it belongs: each is refused, and stays VALID. The
-/// publisher says so, and goes on reading.
+/// Deletes `keys` while the store isn't at its path. Each deletion is refused, and the key stays VALID. The publisher
+/// isn't ready, and still answers reads.
 fn assert_refused<'k>(world: &World, keys: &'k [Key]) -> Result<ClientHistory<'k>> {
     let caller = Caller::new(world, world.publisher());
     let story = ClientHistory(keys.iter().map(|key| DeletionRequest::of(&caller, key)).collect::<Result<_>>()?);
-    assert_eq!(story.count(DeleteAnswer::Unchanged), keys.len(), "a deletion that nobody will find again");
+    assert_eq!(story.count(DeleteAnswer::Unchanged), keys.len(), "a deletion was written to a file that is no longer the store");
     let created = world.topology.call(world.publisher(), "keys.createKey", &json!({ "apiId": world.api }))?;
     assert_eq!(created.status, 500, "{}", created.text);
     let unready = wait_for_readiness(world.publisher(), 503)?;
@@ -27,18 +27,19 @@ fn assert_refused<'k>(world: &World, keys: &'k [Key]) -> Result<ClientHistory<'k
     Ok(story)
 }
 
-/// It is back: the publisher goes on by itself, and what it had refused can be done.
+/// The store is back: the publisher recovers without help, and the refused deletions succeed.
 fn assert_healed(world: &World, story: ClientHistory<'_>) -> Result<()> {
     wait_for_readiness(world.publisher(), 200)?;
     let caller = Caller::new(world, world.publisher());
     let again = story.keys(DeleteAnswer::Unchanged).into_iter().map(|key| DeletionRequest::of(&caller, key));
     let again = again.collect::<Result<Vec<_>>>()?;
-    ensure!(again.iter().all(|asked| asked.answer == DeleteAnswer::Deleted), "it is back, and somebody was refused");
+    let all_deleted = again.iter().all(|request| request.answer == DeleteAnswer::Deleted);
+    ensure!(all_deleted, "the store is back, and a deletion was refused");
     ClientHistory(story.0.into_iter().chain(again).collect()).check(world)?;
     world.assert_works()
 }
 
-/// Failure: the publisher goes on writing into a file that was moved away, where nobody will find it again.
+/// Failure: the publisher continues to write to a file that was moved away, and the changes are lost.
 #[test]
 fn changes_are_refused_while_the_store_file_is_moved_away() -> Result<()> {
     let dir = tempfile::tempdir()?;
@@ -53,7 +54,7 @@ fn changes_are_refused_while_the_store_file_is_moved_away() -> Result<()> {
     assert_healed(&world, story)
 }
 
-/// Failure: as above, with all that belongs to it.
+/// Failure: as above, for the whole directory.
 #[test]
 fn changes_are_refused_while_the_directory_is_moved_away() -> Result<()> {
     let dir = tempfile::tempdir()?;
@@ -68,15 +69,15 @@ fn changes_are_refused_while_the_directory_is_moved_away() -> Result<()> {
     assert_healed(&world, story)
 }
 
-/// Failure: a copy takes the file's place under the publisher, say by a restore, and the publisher writes into the
-/// one that is no longer there.
+/// Failure: a copy replaces the file while the publisher runs, as in a restore. The publisher continues to write to the
+/// replaced file.
 #[test]
 fn a_replaced_store_file_refuses_changes_until_a_restart() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let mut world = World::start(&with_store_in(&dir.path().join("store"))?)?;
     let keys = world.create_keys(4)?;
     world.cache_everywhere(&keys.iter().collect::<Vec<_>>())?;
-    // As a backup is made: of all that is committed.
+    // A backup holds everything that is committed.
     let copy = dir.path().join("copy.db");
     world.sql(&format!("VACUUM INTO '{}'", copy.display()))?;
     fs::rename(&copy, world.store())?;
@@ -93,7 +94,7 @@ fn a_replaced_store_file_refuses_changes_until_a_restart() -> Result<()> {
     assert_healed(&world, story)
 }
 
-/// Failure: somebody tidies up beside the store, and all that is committed from then on is lost at the next start.
+/// Failure: the write-ahead log is removed while the publisher runs, and all later commits are lost at the next start.
 #[test]
 fn a_store_without_its_wal_refuses_changes_and_loses_nothing() -> Result<()> {
     let dir = tempfile::tempdir()?;
@@ -105,7 +106,7 @@ fn a_store_without_its_wal_refuses_changes_and_loses_nothing() -> Result<()> {
     fs::remove_file(format!("{}-wal", world.store().display()))?;
     let mut story = assert_refused(&world, &keys[..5])?;
     story.0.push(before);
-    // At its end, it folds what it still has open back into the file.
+    // At its shutdown, it writes the log that it still has open back into the file.
     ensure!(world.topology.publisher.daemon.stop(SOON)?.success());
     world.topology.publisher.restart()?;
     try_eventually("the log to be complete", SOON, || {
