@@ -1,4 +1,4 @@
-//! Clients that create and delete keys at all publishers, and verify them at all agents, while something goes on.
+//! Clients that create and delete keys at all publishers, and verify them at all agents, while a test injects faults.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,18 +11,20 @@ use serde_json::json;
 use super::Publishers;
 use crate::world::{Caller, Key, World, assert_bounded};
 
-/// Who creates and deletes; besides, there is one who verifies at each agent.
+/// The number of clients that create and delete keys. Besides, one client per agent verifies keys.
 const CHANGING: usize = 3;
 
-/// A key, whether somebody has asked for its deletion, and when that was answered.
+/// A key's history.
 #[derive(Clone)]
 struct Fate {
     key: Key,
+    /// A client has requested its deletion.
     doomed: bool,
+    /// When the deletion was answered.
     deleted_at: Option<Instant>,
 }
 
-/// All keys, when all is over.
+/// The histories of all keys.
 pub(super) struct Fates(Vec<Fate>);
 
 impl Fates {
@@ -35,7 +37,7 @@ impl Fates {
     }
 }
 
-/// What clients do, and the promise that they hold agents to.
+/// The clients' shared state, and the bound that agents must keep.
 pub(super) struct Clients {
     publishers: Publishers,
     agents: Vec<Caller>,
@@ -57,7 +59,7 @@ impl Clients {
         }
     }
 
-    /// Works while `meanwhile` goes on. Fails as soon as that has, or one of the clients was told what it can't be.
+    /// Runs the clients while `meanwhile` runs. Fails if `meanwhile` does, or if a client got a wrong answer.
     pub(super) fn work_while<T>(&self, meanwhile: impl FnOnce() -> Result<T>) -> Result<T> {
         let (outcome, answers) = thread::scope(|scope| {
             let changing: Vec<_> =
@@ -66,7 +68,7 @@ impl Clients {
                 self.agents.iter().map(|agent| scope.spawn(|| self.verify(agent))).collect();
             let outcome = meanwhile();
             self.over.store(true, Ordering::Relaxed);
-            // What went wrong there explains what clients ran into.
+            // An error of `meanwhile` explains the clients' errors, so it comes first.
             let outcome = outcome?;
             for client in changing {
                 client.join().map_err(|_| anyhow!("a client panicked"))??;
@@ -89,10 +91,10 @@ impl Clients {
     }
 
     fn with_fates<T>(&self, work: impl FnOnce(&mut Vec<Fate>) -> T) -> Result<T> {
-        Ok(work(&mut *self.fates.lock().map_err(|_| anyhow!("somebody panicked"))?))
+        Ok(work(&mut *self.fates.lock().map_err(|_| anyhow!("a client panicked"))?))
     }
 
-    /// Creates keys, and deletes three of four of them a moment later, when agents have had time to cache them.
+    /// Creates keys, and deletes three of four a moment later, when agents may have cached them.
     fn create_and_delete(&self, client: usize) -> Result<()> {
         let mut mine = Vec::new();
         for turn in 0.. {
@@ -118,23 +120,23 @@ impl Clients {
             fates[index].key.id.clone()
         })?;
         let answer = self.publishers.call(first, "keys.deleteKey", &json!({ "keyId": id }), &[])?;
-        // 404: an earlier try had worked although it wasn't answered.
+        // 404: an earlier try without an answer was carried out.
         ensure!([200, 404].contains(&answer.status), "{id} was answered {}: {}", answer.status, answer.text);
         self.with_fates(|fates| fates[index].deleted_at = Some(Instant::now()))
     }
 
-    /// Verifies the newest keys at one agent, again and again, and holds each answer against the promise (G1). Returns
-    /// how many there were.
+    /// Verifies the newest keys at one agent repeatedly, and checks each answer against the bound (G1). Returns the
+    /// number of answers.
     fn verify(&self, agent: &Caller) -> Result<usize> {
         let mut answers = 0;
         while !self.over.load(Ordering::Relaxed) {
             let newest = self.with_fates(|fates| fates.iter().rev().take(60).cloned().collect::<Vec<_>>())?;
             for fate in newest {
-                let asked_at = Instant::now();
+                let sent_at = Instant::now();
                 let Ok(code) = agent.code(&fate.key) else { continue };
                 answers += 1;
                 if let Some(deleted_at) = fate.deleted_at {
-                    assert_bounded(asked_at, deleted_at, self.bound, &code).context(fate.key.id.clone())?;
+                    assert_bounded(sent_at, deleted_at, self.bound, &code).context(fate.key.id.clone())?;
                 }
             }
         }

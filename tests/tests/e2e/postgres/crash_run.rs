@@ -1,5 +1,5 @@
-//! The crash run, small: each deletion is accounted for although publishers are killed all the time. `cargo xtask
-//! crashes` does the same at length.
+//! A small crash run: each deletion is accounted for although publishers are killed all the time. `cargo xtask crashes`
+//! runs a large one.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Changes past the API are told by NOTIFY, and found without.
+//! Changes by direct SQL reach publishers by NOTIFY, and are found by polling without it.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use crate::world::{
     Key, SOON, World, count, flushes, plan, wait_for_mode, wait_for_readiness, wait_until_applied, with_bound,
 };
 
-/// Publishers that look for nothing by themselves, and agents that ask seldom: a round numbers rows as well.
+/// Plans publishers that don't poll and agents that probe seldom. Rounds also number rows, so they must be rare.
 fn without_polling() -> Plan {
     Plan {
         publisher: toml! { sequencer = { poll_interval = "1h" } },
@@ -27,10 +27,10 @@ fn wait_until_applied_everywhere(world: &World, id: &str, cause: &str) -> Result
     world.topology.agents().try_for_each(|agent| wait_until_applied(agent, id, cause))
 }
 
-/// Failure: what isn't done through the API is noticed by the next poll, whenever that is.
+/// Failure: a change past the API is found only by the next poll.
 #[test]
 fn changes_by_sql_reach_all_agents_at_once() -> Result<()> {
-    // Agents ask for a round every six seconds, taken together.
+    // Together, the agents cause a round every six seconds.
     const AT_ONCE: Duration = Duration::from_secs(5);
     let site = Site::start(2, without_polling())?;
     let world = &site.world;
@@ -58,7 +58,7 @@ fn changes_by_sql_reach_all_agents_at_once() -> Result<()> {
     site.assert_no_rule_was_broken()
 }
 
-/// Failure: TRUNCATE tells no rows, and so nobody.
+/// Failure: TRUNCATE fires no row triggers, and so reaches no agent.
 #[test]
 fn truncated_keys_are_rejected_everywhere_at_once() -> Result<()> {
     let site = Site::start(2, without_polling())?;
@@ -68,23 +68,23 @@ fn truncated_keys_are_rejected_everywhere_at_once() -> Result<()> {
     world.cache_everywhere(&keys)?;
     world.sql("TRUNCATE keys")?;
     world.assert_gone(&keys)?;
-    // Everything else is there still: the root key, and the API.
+    // Everything else still exists: the root key and the API.
     world.assert_works()?;
     for agent in world.topology.agents() {
-        // A round finds a new file in the table's place, too, and can't tell that a trigger saw it come.
+        // A round also finds that the table has a new file, and can't know that a trigger has logged the TRUNCATE.
         ensure!(flushes(agent)? <= 1, "{}", agent.daemon.log_tail());
     }
     site.assert_no_rule_was_broken()
 }
 
-/// Failure: a notification is all that there is, and nobody is sure to hear it.
+/// Failure: publishers rely on notifications alone, and a notification can be lost.
 #[test]
 fn a_change_without_a_notification_is_found_by_polling() -> Result<()> {
     let site = Site::start(2, plan(&["eu", "us"]))?;
     let world = &site.world;
     let [doomed, good] = [world.create_key()?, world.create_key()?];
     world.cache_everywhere(&[&doomed, &good])?;
-    // What the control API's own sessions say of themselves: somebody else will wake the publishers.
+    // The control API's own sessions set this, because they wake the publishers themselves.
     let mut session = site.session()?;
     session.query(&format!(
         "SET evictd.control_api = on; UPDATE keys SET deleted_at_m = 1 WHERE id = '{}'",
@@ -96,7 +96,7 @@ fn a_change_without_a_notification_is_found_by_polling() -> Result<()> {
     site.assert_no_rule_was_broken()
 }
 
-/// Failure: who lost the connection on which it listens has missed what was said meanwhile, and doesn't look.
+/// Failure: a publisher that lost its listening connection misses notifications, and doesn't poll after it reconnects.
 #[test]
 fn a_reconnected_listener_finds_missed_changes_at_once() -> Result<()> {
     const LISTENING: &str = "FROM pg_stat_activity WHERE query ILIKE 'LISTEN%'";
@@ -109,7 +109,7 @@ fn a_reconnected_listener_finds_missed_changes_at_once() -> Result<()> {
         try_eventually("both publishers to listen", SOON, || {
             Ok((world.sql(&format!("SELECT count(*) {LISTENING}"))? == "2").then_some(()))
         })?;
-        // Their connections are gone when the change commits, and the notification with them.
+        // Their connections are closed before the change commits, so the notification is lost.
         world.sql(&format!(
             "SELECT pg_terminate_backend(pid, 10000) {LISTENING};
              UPDATE keys SET deleted_at_m = 1 WHERE id = '{}'",
@@ -122,7 +122,7 @@ fn a_reconnected_listener_finds_missed_changes_at_once() -> Result<()> {
     site.assert_no_rule_was_broken()
 }
 
-/// Failure: what the command line does past the API is noticed by the next poll.
+/// Failure: a change by the command line is found only by the next poll.
 #[test]
 fn root_key_revoked_on_the_command_line_is_rejected_at_once() -> Result<()> {
     let site = Site::start(2, without_polling())?;
@@ -146,7 +146,7 @@ fn root_key_revoked_on_the_command_line_is_rejected_at_once() -> Result<()> {
     site.assert_no_rule_was_broken()
 }
 
-/// Failure: one tenant's keys are deleted by one statement, all of them, and everybody loses the lease or the cache.
+/// Failure: one statement deletes all keys of a tenant, and every agent loses its lease or its cache.
 #[test]
 fn bulk_deletion_by_sql_keeps_agents_live_and_other_keys_cached() -> Result<()> {
     const MANY: usize = 20_000;
@@ -177,14 +177,14 @@ fn bulk_deletion_by_sql_keeps_agents_live_and_other_keys_cached() -> Result<()> 
     session.finish()?;
     world.assert_gone(&[&one, &another])?;
     for (agent, before) in world.topology.agents().zip(before) {
-        assert_eq!(loads(agent)? - before, 2, "only the two that were asked for were loaded again");
+        assert_eq!(loads(agent)? - before, 2, "only the two verified keys must be loaded again");
         assert_eq!(flushes(agent)?, 0);
     }
     site.assert_no_rule_was_broken()
 }
 
-/// Failure: triggers that are switched off for less than a minute are in place whenever somebody looks, and what was
-/// deleted meanwhile is answered as confirmed and stays valid for ever.
+/// Failure: triggers are off for less than a minute, and every check finds them in place. A deletion meanwhile is
+/// confirmed, and its key stays valid forever.
 #[test]
 fn a_deletion_while_triggers_are_off_fails() -> Result<()> {
     let site = Site::start(1, plan(&["eu"]))?;
@@ -200,7 +200,7 @@ fn a_deletion_while_triggers_are_off_fails() -> Result<()> {
     ensure!(refused.status == 500, "{refused:?}");
     let waits = wait_for_readiness(world.publisher(), 503)?;
     ensure!(waits.to_string().contains("triggers"), "{waits}");
-    // Once by the change, or a round that came first and found the trigger off, or by both.
+    // The change finds the trigger off, or a round does first, or both do.
     let violations = count(world.publisher(), "evictd_invariant_violations_total", &[("id", "R3")])?;
     ensure!([1, 2].contains(&violations), "{violations}");
     world.wait_for_codes(&[&key], "VALID")?;
@@ -213,8 +213,8 @@ fn a_deletion_while_triggers_are_off_fails() -> Result<()> {
     world.assert_gone(&[&key])
 }
 
-/// Failure: triggers are off for the moment of one deletion. Whoever looks later finds all of them in place, and the key
-/// stays valid for ever.
+/// Failure: triggers are off during one deletion. Later checks find all of them in place, and the key stays valid
+/// forever.
 #[test]
 fn a_deletion_without_triggers_takes_effect_within_the_bound() -> Result<()> {
     const BOUND: Duration = Duration::from_secs(4);
@@ -239,7 +239,7 @@ fn a_deletion_without_triggers_takes_effect_within_the_bound() -> Result<()> {
     site.assert_no_rule_was_broken()
 }
 
-/// Failure: triggers are off for long, keys go meanwhile, and agents have their leases extended.
+/// Failure: triggers are off for long, keys are deleted meanwhile, and agents' leases are still extended.
 #[test]
 fn records_live_for_the_bound_while_triggers_are_off() -> Result<()> {
     const BOUND: Duration = Duration::from_secs(4);

@@ -1,5 +1,5 @@
-//! The server is gone, silent, locked, or full: clients are told what they can act on, in bounded time; nothing is
-//! lost and nothing invented; and when it is over nobody has to help.
+//! The server is down, silent, locked or out of connections. Clients get answers that they can act on, in bounded time.
+//! No change is lost or invented, and publishers recover without an operator.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,10 +19,10 @@ use crate::world::{
     with_bound,
 };
 
-/// A statement's five seconds and two of grace, or the five that connecting may take; and a busy machine.
+/// A statement's timeout of five seconds and two of grace, or five to connect, with time for a busy machine.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(14);
 
-/// What happens to the server.
+/// A fault of the server.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Outage {
     Restarted,
@@ -46,7 +46,7 @@ impl Outage {
     }
 }
 
-/// Clients that delete one key after the other at all publishers, until they are told to stop or have none left.
+/// Clients that delete keys one after the other at all publishers, until they are stopped or have no keys left.
 struct Load<'k> {
     keys: &'k [Key],
     story: Mutex<ClientHistory<'k>>,
@@ -58,12 +58,12 @@ impl<'k> Load<'k> {
         Self { keys, story: Mutex::default(), over: AtomicBool::new(false) }
     }
 
-    fn count(&self, told: Option<DeleteAnswer>) -> Result<usize> {
+    fn count(&self, answer: Option<DeleteAnswer>) -> Result<usize> {
         let story = self.story.lock().map_err(|_| anyhow!("a client panicked"))?;
-        Ok(told.map_or(story.0.len(), |told| story.count(told)))
+        Ok(answer.map_or(story.0.len(), |answer| story.count(answer)))
     }
 
-    /// Waits until so many more were told that their key is deleted.
+    /// Waits until `more` further deletions got success.
     fn wait_for_more(&self, more: usize) -> Result<()> {
         let before = self.count(Some(DeleteAnswer::Deleted))?;
         try_eventually("deletions to succeed", SOON, || {
@@ -71,7 +71,7 @@ impl<'k> Load<'k> {
         })
     }
 
-    /// Runs clients while `meanwhile` goes on, and then until they are through with what they had begun.
+    /// Runs clients while `meanwhile` runs, and then until their requests in flight are answered.
     fn run<T>(&self, world: &World, meanwhile: impl FnOnce() -> Result<T>) -> Result<T> {
         const CLIENTS: usize = 6;
         let publishers: Vec<Caller> =
@@ -93,18 +93,18 @@ impl<'k> Load<'k> {
         })
     }
 
-    /// A key whose deletion was refused is tried again, after a moment.
+    /// Deletes `keys`, and retries refused deletions after a moment.
     fn delete(&self, publisher: &Caller, keys: impl Iterator<Item = &'k Key>) -> Result<()> {
         for key in keys {
             loop {
                 if self.over.load(Ordering::Relaxed) {
                     return Ok(());
                 }
-                let asked = DeletionRequest::of(publisher, key)?;
-                let told = asked.answer;
-                ensure!(asked.took < ANSWERED_WITHIN, "{told:?} came after {:?}", asked.took);
-                self.story.lock().map_err(|_| anyhow!("a client panicked"))?.0.push(asked);
-                if told != DeleteAnswer::Unchanged {
+                let request = DeletionRequest::of(publisher, key)?;
+                let answer = request.answer;
+                ensure!(request.took < ANSWERED_WITHIN, "{answer:?} after {:?}", request.took);
+                self.story.lock().map_err(|_| anyhow!("a client panicked"))?.0.push(request);
+                if answer != DeleteAnswer::Unchanged {
                     break;
                 }
                 throughout(Duration::from_millis(20), || Ok(()))?;
@@ -113,13 +113,13 @@ impl<'k> Load<'k> {
         Ok(())
     }
 
-    fn told(self) -> Result<ClientHistory<'k>> {
+    fn into_history(self) -> Result<ClientHistory<'k>> {
         self.story.into_inner().map_err(|_| anyhow!("a client panicked"))
     }
 }
 
-/// Deletes each of `keys` by a client of its own, at all publishers in turn, while `meanwhile` goes on. Each is answered
-/// in bounded time.
+/// Deletes each of `keys` by its own client, at all publishers in turn, while `meanwhile` runs. Checks that each is
+/// answered in bounded time.
 fn delete_at_once<'k>(
     world: &World,
     keys: &'k [Key],
@@ -135,16 +135,16 @@ fn delete_at_once<'k>(
         let outcome = meanwhile();
         let mut story = ClientHistory::default();
         for client in clients {
-            let asked = client.join().map_err(|_| anyhow!("a client panicked"))??;
-            ensure!(asked.took < ANSWERED_WITHIN, "{:?} came after {:?}", asked.answer, asked.took);
-            story.0.push(asked);
+            let request = client.join().map_err(|_| anyhow!("a client panicked"))??;
+            ensure!(request.took < ANSWERED_WITHIN, "{:?} after {:?}", request.answer, request.took);
+            story.0.push(request);
         }
         outcome.map(|()| story)
     })
 }
 
-/// Two publishers whose clients delete all the time; the server is gone for a while; then all is well.
-fn live_through(outages: &[Outage]) -> Result<()> {
+/// Runs the outages one after the other while clients of two publishers delete keys, and checks every answer.
+fn run_outages(outages: &[Outage]) -> Result<()> {
     let mut site = Site::start(2, plan(&["eu", "us"]))?;
     let keys = site.world.create_keys(2_000)?;
     let (good, doomed) = keys.split_first().context("no keys")?;
@@ -163,17 +163,17 @@ fn live_through(outages: &[Outage]) -> Result<()> {
                     Ok((now > refused + 6).then_some(()))
                 })?;
             }
-            // Agents go on, as long as their lease runs.
+            // Agents answer as long as their lease runs.
             throughout(Duration::from_millis(1_500), || world.wait_for_codes(&[good], "VALID"))?;
             outage.ends(server).with_context(|| format!("{outage:?}"))?;
         }
         load.wait_for_more(30)
     })?;
-    let story = load.told()?;
+    let story = load.into_history()?;
     let counts =
-        [DeleteAnswer::Deleted, DeleteAnswer::Unchanged, DeleteAnswer::Unknown, DeleteAnswer::NotFound].map(|told| story.count(told));
+        [DeleteAnswer::Deleted, DeleteAnswer::Unchanged, DeleteAnswer::Unknown, DeleteAnswer::NotFound].map(|answer| story.count(answer));
     println!("deleted, unchanged, unknown, not found: {counts:?}");
-    assert_eq!(counts[3], 0, "nobody else deletes");
+    assert_eq!(counts[3], 0, "no other client deletes keys");
     for publisher in world.topology.publishers() {
         wait_for_readiness(publisher, 200)?;
     }
@@ -185,19 +185,19 @@ fn live_through(outages: &[Outage]) -> Result<()> {
     site.assert_no_rule_was_broken()
 }
 
-/// Failure: who was in the middle of something is told nothing, or something that isn't so; publishers never find back.
+/// Failure: clients of requests in flight get no answer, or a wrong one. Or publishers never reconnect.
 #[test]
 fn server_restarts_and_kills_under_load_lose_no_deletion() -> Result<()> {
-    live_through(&[Outage::Restarted, Outage::Crashed, Outage::Killed])
+    run_outages(&[Outage::Restarted, Outage::Crashed, Outage::Killed])
 }
 
-/// Failure: nobody notices that a server is silent, and everybody waits.
+/// Failure: publishers don't detect that the server is silent, and all clients wait.
 #[test]
 fn a_frozen_server_under_load_loses_no_deletion() -> Result<()> {
-    live_through(&[Outage::Frozen, Outage::Frozen])
+    run_outages(&[Outage::Frozen, Outage::Frozen])
 }
 
-/// What the log says of the field `name`, once for each line that has it.
+/// Returns the values of the log field `name`, one for each line that has it.
 fn fields<'l>(log: &'l str, name: &str) -> Vec<&'l str> {
     let (quoted, plain) = (format!(" {name}=\""), format!(" {name}="));
     let field = |line: &'l str| {
@@ -209,8 +209,7 @@ fn fields<'l>(log: &'l str, name: &str) -> Vec<&'l str> {
     log.lines().filter_map(field).collect()
 }
 
-/// Failure: each request of an outage writes a line, so that the log has no end and whoever reads it finds nothing; or
-/// a line says everything twice.
+/// Failure: each request during an outage logs a line, and the log is too long to read. Or a line repeats itself.
 #[test]
 fn an_outage_logs_a_few_lines_and_counts_the_rest() -> Result<()> {
     const REQUESTS: usize = 400;
@@ -222,38 +221,38 @@ fn an_outage_logs_a_few_lines_and_counts_the_rest() -> Result<()> {
         let answer = caller.call("keys.getKey", &json!({ "keyId": key.id }))?;
         ensure!(
             answer.status == 500,
-            "there is no server, and it answered {}: {}",
+            "without a server the answer is {}: {}",
             answer.status,
             answer.text
         );
         Ok(())
     });
-    refused.context("asking without a server")?;
+    refused.context("requests without a server")?;
     site.server.start_again()?;
     let publisher = site.world.publisher();
     wait_for_readiness(publisher, 200)?;
-    let log = try_eventually("the log to tell of the outage's end", SOON, || {
+    let log = try_eventually("the log to show the outage's end", SOON, || {
         let log = publisher.daemon.stdout()? + &publisher.daemon.stderr()?;
         Ok(log.contains("home store works again").then_some(log))
     })?;
 
-    let told: Vec<&str> = log.lines().filter(|line| line.contains(": home store failed error=")).collect();
-    println!("{}", told.join("\n"));
-    ensure!(!told.is_empty() && told.len() <= LINES_MAX, "{} lines", told.len());
-    for error in fields(&told.join("\n"), "error") {
+    let logged: Vec<&str> = log.lines().filter(|line| line.contains(": home store failed error=")).collect();
+    println!("{}", logged.join("\n"));
+    ensure!(!logged.is_empty() && logged.len() <= LINES_MAX, "{} lines", logged.len());
+    for error in fields(&logged.join("\n"), "error") {
         let causes: Vec<&str> = error.split(": ").collect();
-        ensure!(causes.windows(2).all(|pair| pair[0] != pair[1]), "it says something twice: {error}");
-        ensure!(causes.last().is_some_and(|cause| !cause.is_empty()), "it has no cause: {error}");
+        ensure!(causes.windows(2).all(|pair| pair[0] != pair[1]), "an error repeats itself: {error}");
+        ensure!(causes.last().is_some_and(|cause| !cause.is_empty()), "an error without a cause: {error}");
     }
     let unlogged =
         fields(&log, "unlogged_failures").into_iter().map(str::parse::<usize>).sum::<Result<usize, _>>()?;
-    ensure!(told.len() + unlogged >= REQUESTS, "{} lines and {unlogged} unlogged", told.len());
+    ensure!(logged.len() + unlogged >= REQUESTS, "{} lines and {unlogged} unlogged", logged.len());
     ensure!(count(publisher, "evictd_publisher_store_failures_total", &[])? >= REQUESTS as u64);
     site.world.assert_works()?;
     site.assert_no_rule_was_broken()
 }
 
-/// Failure: a server that is silent for long is waited for, by clients and by agents, until it speaks.
+/// Failure: clients and agents wait without a limit for a silent server.
 #[test]
 fn a_long_silent_server_refuses_changes_and_expires_leases() -> Result<()> {
     const BOUND: Duration = Duration::from_secs(3);
@@ -283,7 +282,7 @@ fn a_long_silent_server_refuses_changes_and_expires_leases() -> Result<()> {
     site.assert_no_rule_was_broken()
 }
 
-/// Failure: somebody's migration locks a table, and with it the proofs that everybody's lease rests on (R10).
+/// Failure: a migration locks a table, and thereby delays the proofs that every lease needs (R10).
 #[test]
 fn a_long_lock_on_keys_refuses_changes_and_keeps_agents_live() -> Result<()> {
     const BOUND: Duration = Duration::from_secs(3);
@@ -297,10 +296,10 @@ fn a_long_lock_on_keys_refuses_changes_and_keeps_agents_live() -> Result<()> {
     let mut lock = site.session()?;
     lock.query("BEGIN; LOCK TABLE keys")?;
     let story = delete_at_once(world, doomed, || {
-        // What was cached is answered from all the while: three bounds are more than any lease.
+        // Agents answer from their caches throughout: three bounds are longer than any lease.
         throughout(BOUND * 3, || {
             for agent in world.topology.agents() {
-                assert_eq!(count(agent, "evictd_agent_feed_silent", &[])?, 0, "nobody tells the head");
+                assert_eq!(count(agent, "evictd_agent_feed_silent", &[])?, 0, "no publisher sends the head");
                 ensure!(agent.status()?["mode"] == "live", "{}", agent.daemon.log_tail());
                 assert_eq!(world.code(agent, good)?, "VALID");
             }
@@ -308,7 +307,7 @@ fn a_long_lock_on_keys_refuses_changes_and_keeps_agents_live() -> Result<()> {
         })
     })?;
     assert_eq!(story.count(DeleteAnswer::Unchanged), doomed.len());
-    // What doesn't touch the table goes on.
+    // Changes that don't use the table succeed.
     world.call("apis.deleteApi", &json!({ "apiId": other_api }))?;
     let deleted = Instant::now();
     for agent in world.topology.agents() {
@@ -320,7 +319,8 @@ fn a_long_lock_on_keys_refuses_changes_and_keeps_agents_live() -> Result<()> {
     world.assert_gone(&[&other])?;
     let publisher = Caller::new(world, world.publisher());
     let again = doomed.iter().map(|key| DeletionRequest::of(&publisher, key)).collect::<Result<Vec<_>>>()?;
-    ensure!(again.iter().all(|asked| asked.answer == DeleteAnswer::Deleted), "it is free, and somebody was refused");
+    let all_deleted = again.iter().all(|request| request.answer == DeleteAnswer::Deleted);
+    ensure!(all_deleted, "the table is free, and a deletion was refused");
     for publisher in world.topology.publishers() {
         wait_for_readiness(publisher, 200)?;
     }
@@ -329,8 +329,8 @@ fn a_long_lock_on_keys_refuses_changes_and_keeps_agents_live() -> Result<()> {
     site.assert_no_rule_was_broken()
 }
 
-/// Opens sessions until the server has no place left.
-fn take_every_place(site: &Site) -> Result<Vec<Session>> {
+/// Opens sessions until the server has no connections left.
+fn take_all_connections(site: &Site) -> Result<Vec<Session>> {
     let mut sessions = Vec::new();
     loop {
         match site.session() {
@@ -338,11 +338,11 @@ fn take_every_place(site: &Site) -> Result<Vec<Session>> {
             Err(refused) if format!("{refused:#}").contains("53300") => return Ok(sessions),
             Err(failure) => return Err(failure),
         }
-        ensure!(sessions.len() < 1_000, "the server takes anybody");
+        ensure!(sessions.len() < 1_000, "the server has no limit");
     }
 }
 
-/// Failure: a server without a place left makes publishers wait for ever; or they need help when there is one again.
+/// Failure: publishers wait forever for a server without free connections, or need a restart when it has some.
 #[test]
 fn changes_are_refused_while_the_server_has_no_connections() -> Result<()> {
     let mut server = Postgres::start()?;
@@ -353,37 +353,37 @@ fn changes_are_refused_while_the_server_has_no_connections() -> Result<()> {
     let keys = world.create_keys(30)?;
     let (good, doomed) = keys.split_first().context("no keys")?;
     world.cache_everywhere(&keys.iter().collect::<Vec<_>>())?;
-    let mut sessions = take_every_place(&site)?;
-    let Some(somebody) = sessions.first_mut() else { bail!("there was no place from the start") };
-    // Who had a connection goes on with it. Now they lose them, to somebody who is faster.
-    somebody.query(
+    let mut sessions = take_all_connections(&site)?;
+    let Some(session) = sessions.first_mut() else { bail!("there was no free connection from the start") };
+    // Publishers keep their open connections. Now they lose them, and the test takes them first.
+    session.query(
         "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE application_name = 'evictd'",
     )?;
-    sessions.extend(take_every_place(&site)?);
+    sessions.extend(take_all_connections(&site)?);
     let mut story = ClientHistory::default();
     let publishers: Vec<Caller> = world.topology.publishers().map(|node| Caller::new(world, node)).collect();
     for (n, key) in doomed.iter().take(6).enumerate() {
         story.0.push(DeletionRequest::of(&publishers[n % 2], key)?);
     }
     println!("refused: {} of 6", story.count(DeleteAnswer::Unchanged));
-    ensure!(story.count(DeleteAnswer::Unchanged) > 0, "nobody was refused");
-    for asked in &story.0 {
-        ensure!(asked.took < ANSWERED_WITHIN, "it was answered after {:?}", asked.took);
+    ensure!(story.count(DeleteAnswer::Unchanged) > 0, "no deletion was refused");
+    for request in &story.0 {
+        ensure!(request.took < ANSWERED_WITHIN, "it was answered after {:?}", request.took);
     }
     world.wait_for_codes(&[good], "VALID")?;
     drop(sessions);
     for (n, key) in doomed.iter().skip(6).enumerate() {
         let publisher = &publishers[n % 2];
         story.0.push(try_eventually("a deletion to succeed", SOON, || {
-            let asked = DeletionRequest::of(publisher, key)?;
-            Ok((asked.answer == DeleteAnswer::Deleted).then_some(asked))
+            let request = DeletionRequest::of(publisher, key)?;
+            Ok((request.answer == DeleteAnswer::Deleted).then_some(request))
         })?);
     }
     for publisher in world.topology.publishers() {
         wait_for_readiness(publisher, 200)?;
         ensure!(
             count(publisher, "evictd_publisher_requests_total", &[("class", "5xx")])? > 0,
-            "it isn't counted"
+            "the failures aren't counted"
         );
     }
     story.check(world)?;
@@ -391,7 +391,8 @@ fn changes_are_refused_while_the_server_has_no_connections() -> Result<()> {
     site.assert_no_rule_was_broken()
 }
 
-/// Failure: what only one server has is told as done; or it is told as not done, and happens all the same.
+/// Failure: a change that only one server has is answered with success. Or it is answered with "nothing was changed",
+/// and takes effect.
 #[test]
 fn without_its_only_standby_changes_are_unknown_leases_expire() -> Result<()> {
     const BOUND: Duration = Duration::from_secs(3);
@@ -419,8 +420,8 @@ fn without_its_only_standby_changes_are_unknown_leases_expire() -> Result<()> {
     })?;
     assert_eq!(story.count(DeleteAnswer::Unknown), doomed.len());
     ensure!(
-        story.0.iter().any(|asked| asked.took < Duration::from_secs(5)),
-        "nobody noticed that it was cancelled"
+        story.0.iter().any(|request| request.took < Duration::from_secs(5)),
+        "no publisher detected the cancelled commit"
     );
     standby.start_again()?;
     for publisher in world.topology.publishers() {
@@ -433,7 +434,7 @@ fn without_its_only_standby_changes_are_unknown_leases_expire() -> Result<()> {
     site.assert_no_rule_was_broken()
 }
 
-/// Failure: a connection that the server or something in between has given up is noticed by a client.
+/// Failure: a client gets an error because the server or a middlebox has closed an idle connection.
 #[test]
 fn cut_idle_connections_are_replaced_unnoticed() -> Result<()> {
     let site = Site::start(2, plan(&["eu", "us"]))?;
@@ -449,7 +450,7 @@ fn cut_idle_connections_are_replaced_unnoticed() -> Result<()> {
         story.0.push(DeletionRequest::of(publisher, key)?);
     }
     assert_eq!(story.count(DeleteAnswer::Deleted), keys.len());
-    // Who listens is cut off as well, and polls.
+    // The listening connection is cut as well; the publisher polls.
     let by_sql = world.create_key()?;
     world.cache_everywhere(&[&by_sql])?;
     world.sql(&format!("UPDATE keys SET deleted_at_m = 1 WHERE id = '{}'", by_sql.id))?;
@@ -463,7 +464,7 @@ fn cut_idle_connections_are_replaced_unnoticed() -> Result<()> {
     site.assert_no_rule_was_broken()
 }
 
-/// Failure: somebody has set something else for all sessions of the database than publishers take for granted.
+/// Failure: a default of the database for its sessions changes what publishers rely on.
 #[test]
 fn session_defaults_of_the_database_change_nothing() -> Result<()> {
     const SETTINGS: [&str; 10] = [
@@ -496,7 +497,7 @@ fn session_defaults_of_the_database_change_nothing() -> Result<()> {
     site.assert_no_rule_was_broken()
 }
 
-/// Failure: a publisher that starts before its server waits for ever without a word, or shows its password.
+/// Failure: a publisher that starts before its server waits forever without a log line, or logs its password.
 #[test]
 fn startup_without_a_server_fails_with_advice() -> Result<()> {
     let mut site = Site::start(1, plan(&["eu"]))?;
@@ -505,8 +506,8 @@ fn startup_without_a_server_fails_with_advice() -> Result<()> {
     publisher.restart()?;
     let status = publisher.wait_exit(SOON)?;
     ensure!(!status.success(), "it ended with {status}");
-    let said = publisher.stderr()?;
-    ensure!(said.contains("no server listens there; start it, or correct host and port"), "{said}");
+    let stderr = publisher.stderr()?;
+    ensure!(stderr.contains("no server listens there; start it, or correct host and port"), "{stderr}");
     site.server.start_again()?;
     site.world.topology.publisher.restart()?;
     site.world.assert_works()?;

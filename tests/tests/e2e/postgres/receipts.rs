@@ -1,5 +1,5 @@
-//! What is confirmed, with publishers and agents that come and go: nobody answers from it any more, whichever publisher
-//! says so (G2, R11, R12).
+//! Receipts while publishers and agents stop and start. No agent accepts a key whose deletion any publisher has
+//! confirmed (G2, R11, R12).
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -17,75 +17,76 @@ use crate::world::{Caller, SOON, plan, with_bound};
 const BOUND: Duration = Duration::from_secs(3);
 const RUN: Duration = Duration::from_secs(9);
 
-/// So many are confirmed before anybody goes.
+/// The number of confirmed deletions before the first fault.
 const CONFIRMED_MIN: usize = 20;
 
-/// The run goes on until so many were final, as long as it isn't ten times as long. Elapsed ones count as well, because
-/// they promise the same; and chance may have it that there are no others: nobody has heard a goodbye, or the agent's last
-/// probe is answered after it, so that everybody waits for somebody who is gone.
+/// The run continues until this many receipts were final, for at most ten times its length. Elapsed ones count as well,
+/// because they guarantee the same. In some runs there are no others: the agent's leave message was lost, or its last
+/// probe was answered after it, so that receipts wait for an agent that has stopped.
 const FINAL_MIN: usize = 50;
 
-/// What receipts said.
+/// How many receipts were in each state.
 #[derive(Default, Debug)]
-struct Said {
+struct Outcomes {
     confirmed: AtomicUsize,
     elapsed: AtomicUsize,
-    /// Not final when the wait was over, or never heard.
+    /// Not final when the wait was over, or absent.
     open: AtomicUsize,
 }
 
-impl Said {
+impl Outcomes {
     fn finals(&self) -> usize {
         self.confirmed.load(Ordering::Relaxed) + self.elapsed.load(Ordering::Relaxed)
     }
 }
 
-/// Creates keys, has all agents cache them, deletes them, and asks every agent as soon as the receipt is final.
-fn hold_receipts_against_agents(
+/// Creates keys, has all agents cache them, deletes them, and verifies them at every agent as soon as the receipt is
+/// final.
+fn check_receipts_against_agents(
     publishers: &Publishers,
     api: &str,
     agents: &[Caller],
     mut turn: usize,
-    said: &Said,
+    outcomes: &Outcomes,
     over: &AtomicBool,
 ) -> Result<()> {
     while !over.load(Ordering::Relaxed) {
         turn += 1;
         let key = publishers.create_key(turn, api)?;
         for agent in agents {
-            // One that isn't there caches nothing.
+            // An agent that isn't running caches nothing.
             drop(agent.code(&key));
         }
         let body = json!({ "keyId": key.id });
         let answer = publishers.call(turn + 1, "keys.deleteKey", &body, &[("Prefer", "wait=5")])?;
         ensure!([200, 404].contains(&answer.status), "{}: {}", answer.status, answer.text);
-        let told = &answer.body["meta"]["propagation"];
-        match told["state"].as_str() {
-            Some("confirmed") if told["final"] == true => &said.confirmed,
-            Some("elapsed") if told["final"] == true => &said.elapsed,
+        let receipt = &answer.body["meta"]["propagation"];
+        match receipt["state"].as_str() {
+            Some("confirmed") if receipt["final"] == true => &outcomes.confirmed,
+            Some("elapsed") if receipt["final"] == true => &outcomes.elapsed,
             _ => {
-                said.open.fetch_add(1, Ordering::Relaxed);
+                outcomes.open.fetch_add(1, Ordering::Relaxed);
                 continue;
             }
         }
         .fetch_add(1, Ordering::Relaxed);
         for (n, agent) in agents.iter().enumerate() {
             if let Ok(code) = agent.code(&key) {
-                ensure!(code != "VALID", "{} is VALID at agent {n}: {told}", key.id);
+                ensure!(code != "VALID", "{} is VALID at agent {n}: {receipt}", key.id);
             }
         }
     }
     Ok(())
 }
 
-/// Publishers are killed and stand still, and agents say goodbye and are started anew, until enough has happened.
-fn come_and_go(site: &mut Site, random: &mut Random, events: &mut Vec<String>, said: &Said) -> Result<()> {
+/// Kills and pauses publishers, and stops and restarts an agent, until enough receipts were final.
+fn stop_and_start(site: &mut Site, random: &mut Random, events: &mut Vec<String>, outcomes: &Outcomes) -> Result<()> {
     eventually("receipts to be confirmed", SOON, || {
-        (said.confirmed.load(Ordering::Relaxed) >= CONFIRMED_MIN).then_some(())
+        (outcomes.confirmed.load(Ordering::Relaxed) >= CONFIRMED_MIN).then_some(())
     })?;
     let began = Instant::now();
-    while began.elapsed() < RUN || said.finals() < FINAL_MIN {
-        ensure!(began.elapsed() < 10 * RUN, "too few receipts were final: {said:?}");
+    while began.elapsed() < RUN || outcomes.finals() < FINAL_MIN {
+        ensure!(began.elapsed() < 10 * RUN, "too few receipts were final: {outcomes:?}");
         let (what, publisher) = (random.below(4), random.below(3));
         events.push(format!("{:?}: {what}, publisher {publisher}", began.elapsed()));
         let publisher = site.world.topology.publishers_mut().nth(publisher).context("no publisher")?;
@@ -107,8 +108,8 @@ fn come_and_go(site: &mut Site, random: &mut Random, events: &mut Vec<String>, s
     Ok(())
 }
 
-/// Failure: an agent that started a moment ago at one publisher's word is unknown to the other, which confirms without
-/// it; or one that a publisher hasn't heard of for a while is forgotten by it, and served by another.
+/// Failure: an agent has just got its first lease from one publisher, and another publisher doesn't have it and confirms
+/// without it. Or a publisher drops an agent from which it has received nothing for a while, and another one serves it.
 #[test]
 fn no_agent_accepts_a_key_that_any_publisher_confirmed() -> Result<()> {
     Random::lived_through(live_through)
@@ -121,19 +122,19 @@ fn live_through(random: &mut Random, events: &mut Vec<String>) -> Result<()> {
     let (publishers, api) = (Publishers::of(&site.world), site.world.api.clone());
     let agents: Vec<Caller> =
         site.world.topology.agents().map(|agent| Caller::new(&site.world, agent)).collect();
-    let (said, over) = (Said::default(), AtomicBool::new(false));
+    let (outcomes, over) = (Outcomes::default(), AtomicBool::new(false));
     thread::scope(|scope| {
         let clients = [0, 1, 2, 3].map(|turn| {
-            let (publishers, api, agents, said, over) = (&publishers, &api, &agents, &said, &over);
-            scope.spawn(move || hold_receipts_against_agents(publishers, api, agents, turn, said, over))
+            let (publishers, api, agents, outcomes, over) = (&publishers, &api, &agents, &outcomes, &over);
+            scope.spawn(move || check_receipts_against_agents(publishers, api, agents, turn, outcomes, over))
         });
-        let outcome = come_and_go(&mut site, random, events, &said);
+        let outcome = stop_and_start(&mut site, random, events, &outcomes);
         over.store(true, Ordering::Relaxed);
         let held = clients.map(|client| client.join().map_err(|_| anyhow!("a client panicked"))?);
         outcome?;
         held.into_iter().collect::<Result<()>>()
     })?;
-    println!("{said:?}");
+    println!("{outcomes:?}");
     for node in site.world.topology.publishers_mut() {
         node.wait_until_ready()?;
     }

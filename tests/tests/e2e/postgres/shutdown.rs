@@ -1,5 +1,5 @@
-//! A publisher is told to end while its server is silent: it ends before its supervisor loses patience, and what it
-//! leaves undone is done by the next one.
+//! A publisher is shut down while its server is silent. It exits before its supervisor kills it, and the next publisher
+//! completes its work.
 
 use std::time::{Duration, Instant};
 
@@ -12,18 +12,18 @@ use super::Site;
 use crate::bad_days::{DeletionRequest, ClientHistory, DeleteAnswer};
 use crate::world::{Caller, SOON, plan};
 
-/// What is under way gets so much time, and nothing of it is spent on what comes after.
+/// The time for requests in flight. Later steps of the shutdown don't count against it.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 
-/// When systemd kills.
-fn patience_of_systemd() -> Result<Duration> {
+/// Returns the time after which systemd kills the publisher.
+fn stop_timeout_of_systemd() -> Result<Duration> {
     const UNIT: &str = include_str!("../../../../deploy/systemd/evictd-publisher.service");
     let limit = UNIT.lines().find_map(|line| line.strip_prefix("TimeoutStopSec=")?.strip_suffix('s'));
     Ok(Duration::from_secs(limit.context("the unit has no TimeoutStopSec in seconds")?.parse()?))
 }
 
-/// Failure: each of the last transactions waits for the server, one after the other, until systemd kills; or what was
-/// answered before is forgotten with them.
+/// Failure: the last transactions wait for the server one after the other, until systemd kills the publisher. Or
+/// deletions that were already answered are lost with them.
 #[test]
 fn a_silent_server_delays_shutdown_only_for_seconds() -> Result<()> {
     let mut site = Site::start(1, plan(&["eu", "us"]))?;
@@ -31,34 +31,34 @@ fn a_silent_server_delays_shutdown_only_for_seconds() -> Result<()> {
     let (good, doomed) = keys.split_first().context("no keys")?;
     site.world.cache_everywhere(&keys.iter().collect::<Vec<_>>())?;
 
-    // What is deleted from here on can be committed and answered, and not numbered.
+    // From here on, deletions can be committed and answered, but not numbered.
     let mut lock = site.session()?;
     lock.query("BEGIN; SELECT head FROM log_head FOR UPDATE")?;
     let publisher = Caller::new(&site.world, site.world.publisher());
     let story = ClientHistory(doomed.iter().map(|key| DeletionRequest::of(&publisher, key)).collect::<Result<_>>()?);
     assert_eq!(story.count(DeleteAnswer::Deleted), doomed.len());
-    // A client that never finishes its request makes the drain as long as it may be.
+    // A client that never finishes its request makes the drain last until its limit.
     let mut endless = Connection::open(site.world.publisher().http)?;
     endless.send(b"POST /v2/keys.deleteKey HTTP/1.1\r\nhost: test\r\ncontent-length: 100\r\n\r\n{")?;
-    // Whoever comes later and is answered shows that it was let in.
+    // A later request that is answered shows that this one was accepted.
     site.world.call("keys.getKey", &json!({ "keyId": good.id }))?;
 
-    let told_at = Instant::now();
+    let signaled_at = Instant::now();
     site.world.topology.publisher.daemon.terminate()?;
-    // Late enough that what waits for the server then is still waiting at the end of the drain.
+    // Late enough that statements which wait for the server still wait at the end of the drain.
     let daemon = &mut site.world.topology.publisher.daemon;
-    throughout(Duration::from_secs(8).saturating_sub(told_at.elapsed()), || {
-        ensure!(daemon.exit_status()?.is_none(), "it didn't wait for what is under way");
+    throughout(Duration::from_secs(8).saturating_sub(signaled_at.elapsed()), || {
+        ensure!(daemon.exit_status()?.is_none(), "it didn't wait for the request in flight");
         Ok(())
     })?;
     site.server.freeze()?;
     let daemon = &mut site.world.topology.publisher.daemon;
     let ended = daemon.wait_exit(DRAIN_LIMIT + SOON)?;
-    let took = told_at.elapsed();
-    println!("it had ended {took:?} after it was told to");
+    let took = signaled_at.elapsed();
+    println!("it ended {took:?} after the signal");
     ensure!(ended.success(), "it ended with {ended}\n{}", daemon.log_tail());
-    ensure!(took >= DRAIN_LIMIT, "what is under way gets its time, and it ended after {took:?}");
-    ensure!(took < patience_of_systemd()?, "it would have been killed: {took:?}\n{}", daemon.log_tail());
+    ensure!(took >= DRAIN_LIMIT, "the drain ended before its limit, after {took:?}");
+    ensure!(took < stop_timeout_of_systemd()?, "it would have been killed: {took:?}\n{}", daemon.log_tail());
     ensure!(daemon.stderr()?.contains("task aborted"), "{}", daemon.log_tail());
     ensure!(endless.answer()?.is_none());
 

@@ -1,4 +1,4 @@
-//! Transactions that take long, and commit in another order than they began.
+//! Long transactions, and transactions that commit in another order than they began.
 
 use std::time::{Duration, Instant};
 
@@ -11,13 +11,13 @@ use crate::world::{Key, assert_bounded, count, flushes, plan, with_bound};
 
 const BOUND: Duration = Duration::from_secs(2);
 
-/// The position of a key's deletion.
+/// Returns the position of a key's deletion.
 fn position(site: &Site, key: &Key) -> Result<String> {
     let rows = "SELECT position FROM invalidations WHERE cause = 'deleted' AND key_id";
     site.world.sql(&format!("{rows} = '{}'", key.id))
 }
 
-/// Failure: a cursor over ids, or over times, has passed the row of a transaction that commits late.
+/// Failure: a cursor over ids or times has already passed the row of a transaction that commits late.
 #[test]
 fn a_long_transaction_counts_from_its_commit() -> Result<()> {
     let site = Site::start(2, with_bound(BOUND, plan(&["eu", "us"])))?;
@@ -32,7 +32,7 @@ fn a_long_transaction_counts_from_its_commit() -> Result<()> {
         let settled = Settled::of(world, site.publisher(n % 2)?, key)?;
         assert_eq!(settled.regions(), [("eu", "confirmed"), ("us", "confirmed")], "{}", settled.receipt);
     }
-    // It isn't visible to anybody, so it isn't missed by anybody.
+    // The row isn't visible yet, so no agent misses it.
     throughout(BOUND * 2, || {
         for agent in world.topology.agents() {
             assert_eq!(world.code(agent, late)?, "VALID");
@@ -44,15 +44,15 @@ fn a_long_transaction_counts_from_its_commit() -> Result<()> {
     let committed = Instant::now();
     throughout(BOUND + BOUND / 2, || {
         for agent in world.topology.agents() {
-            let asked = Instant::now();
-            assert_bounded(asked, committed, BOUND, &world.code(agent, late)?)?;
+            let sent_at = Instant::now();
+            assert_bounded(sent_at, committed, BOUND, &world.code(agent, late)?)?;
         }
         Ok(())
     })?;
     world.assert_gone(&[late])?;
     world.assert_gone(&others.iter().collect::<Vec<_>>())?;
     world.wait_for_codes(&[good], "VALID")?;
-    // Its row is the oldest of them, and the last of the log.
+    // Its row has the lowest id of them, and the last position of the log.
     assert_eq!(position(&site, late)?, world.sql("SELECT head FROM log_head")?);
     check_log(world)?;
     for agent in world.topology.agents() {
@@ -62,7 +62,7 @@ fn a_long_transaction_counts_from_its_commit() -> Result<()> {
     site.assert_no_rule_was_broken()
 }
 
-/// Failure: what commits between two others that are numbered already has no place left.
+/// Failure: a row that commits after rows with higher ids were numbered gets no position.
 #[test]
 fn transactions_are_numbered_in_commit_order() -> Result<()> {
     const OPEN: usize = 5;
@@ -77,7 +77,7 @@ fn transactions_are_numbered_in_commit_order() -> Result<()> {
         session.query(&format!("BEGIN; UPDATE keys SET deleted_at_m = 1 WHERE id = '{}'", key.id))?;
         sessions.push(session);
     }
-    // The last one never happens: its id leaves a hole, and no position does.
+    // The last one rolls back. It leaves a gap in the ids, but none in the positions.
     drop(sessions.pop());
     let mut positions: Vec<u64> = Vec::new();
     for (key, session) in doomed.iter().zip(&mut sessions).rev() {
