@@ -341,8 +341,7 @@ fn final_receipts(topology: &Topology, threads: usize, requests: &[String]) -> R
             let done = answer.status == 200 && receipt["final"] == true;
             Ok(done.then(|| (receipt["state"].clone(), receipt["position"].as_u64())))
         });
-        let (state, position) =
-            receipt.with_context(|| format!("the last receipt of {request}: {last}"))?;
+        let (state, position) = receipt.with_context(|| format!("the last receipt of {request}: {last}"))?;
         let position = position.with_context(|| format!("{request} has no position in the log"))?;
         ensure!(state == "confirmed" || state == "elapsed", "{request} ended as {state}");
         Ok((position, state == "confirmed"))

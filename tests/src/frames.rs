@@ -214,8 +214,7 @@ mod tests {
 
     #[test]
     fn other_protocols_pass_unchanged() {
-        for stream in
-            [&b"\x16\x03\x01 PING\r\n"[..], b"GET / HTTP/1.1\r\n\r\n", b"MSG a 1 many\r\n", b"\r\n"]
+        for stream in [&b"\x16\x03\x01 PING\r\n"[..], b"GET / HTTP/1.1\r\n\r\n", b"MSG a 1 many\r\n", b"\r\n"]
         {
             for cut in 0..=stream.len() {
                 let (head, tail) = stream.split_at(cut);

@@ -7,7 +7,7 @@ use std::thread;
 use anyhow::{Result, anyhow};
 use serde_json::json;
 
-use super::{DeletionRequest, ClientHistory, DeleteAnswer, check_log, check_receipts};
+use super::{ClientHistory, DeleteAnswer, DeletionRequest, check_log, check_receipts};
 use crate::world::{Caller, Key, World, plan};
 
 /// Makes each of `calls` on its own thread and connection, all at the same moment. Returns the answers in the order of

@@ -9,7 +9,7 @@ use anyhow::{Result, anyhow, ensure};
 use evictd_tests::wait::{eventually, try_eventually};
 use serde_json::json;
 
-use super::{DeletionRequest, ClientHistory, DeleteAnswer, check_log, check_receipts};
+use super::{ClientHistory, DeleteAnswer, DeletionRequest, check_log, check_receipts};
 use crate::world::{Caller, Key, SOON, World, flushes, plan};
 
 /// Deletes `keys` one after the other, and waits while the publisher is down. Counts the answers in `answered`.
@@ -68,7 +68,10 @@ fn deletions_are_announced_and_receipted_once_across_kills() -> Result<()> {
         Ok::<_, anyhow::Error>(story)
     })?;
     let unanswered = story.count(DeleteAnswer::Unknown);
-    println!("{} deletions were answered, {unanswered} met one of {KILLS} kills", story.count(DeleteAnswer::Deleted));
+    println!(
+        "{} deletions were answered, {unanswered} met one of {KILLS} kills",
+        story.count(DeleteAnswer::Deleted)
+    );
     assert_eq!(story.0.len(), story.count(DeleteAnswer::Deleted) + unanswered, "a deletion was refused");
     ensure!(unanswered >= KILLS, "the kills met too few requests");
     world.topology.publisher.wait_until_ready()?;

@@ -9,7 +9,7 @@ use evictd_tests::process::Footprint;
 use evictd_tests::topology::{Node, Plan, Servers};
 use evictd_tests::wait::{eventually, throughout, try_eventually};
 
-use super::{DeletionRequest, ClientHistory, DeleteAnswer, with_store_in};
+use super::{ClientHistory, DeleteAnswer, DeletionRequest, with_store_in};
 use crate::world::{
     Caller, Key, SOON, UNAVAILABLE, World, assert_bounded, count, flushes, plan, wait_for_count,
     wait_for_mode, wait_for_readiness, wait_for_warning, wait_until_settled, with_bound,

@@ -14,7 +14,7 @@ use serde_json::json;
 use toml::toml;
 
 use super::store_locked::Lock;
-use super::{DeletionRequest, ClientHistory, DeleteAnswer};
+use super::{ClientHistory, DeleteAnswer, DeletionRequest};
 use crate::world::{Key, SOON, UNAVAILABLE, World, plan, wait_for_readiness};
 
 /// How long a daemon waits for requests in flight.

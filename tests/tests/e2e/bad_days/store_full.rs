@@ -6,15 +6,14 @@ use evictd_tests::http::Client;
 use evictd_tests::wait::try_eventually;
 use serde_json::json;
 
-use super::{DeletionRequest, ClientHistory, DeleteAnswer, wait_for_log, with_store_in};
+use super::{ClientHistory, DeleteAnswer, DeletionRequest, wait_for_log, with_store_in};
 use crate::world::{Caller, Key, SOON, World, count, wait_for_readiness};
 
 /// Failure: a deletion without room on the disk is answered with success, or is half done. Or the publisher looks ready,
 /// or needs a restart when there is room again.
 #[test]
 fn a_full_disk_refuses_only_changes_until_there_is_room() -> Result<()> {
-    const THIS: &str =
-        "bad_days::store_full::a_full_disk_refuses_only_changes_until_there_is_room";
+    const THIS: &str = "bad_days::store_full::a_full_disk_refuses_only_changes_until_there_is_room";
     in_private_mounts(THIS, || {
         let dir = tempfile::tempdir()?;
         let disk = SmallDisk::mount(&dir.path().join("disk"), 16 * 1024)?;
@@ -26,14 +25,19 @@ fn a_full_disk_refuses_only_changes_until_there_is_room() -> Result<()> {
         let refused = fill_the_store(&world)?;
         let story = delete_until_it_is_known_to_be_full(&world, &keys)?;
         println!("{} deletions still found room", story.count(DeleteAnswer::Deleted));
-        assert_eq!(story.count(DeleteAnswer::Unknown), 0, "a full disk has stored nothing, so no result is unknown");
+        assert_eq!(
+            story.count(DeleteAnswer::Unknown),
+            0,
+            "a full disk has stored nothing, so no result is unknown"
+        );
         assert_only_changes_suffer(&world, &story, refused, &uncached)?;
 
         disk.make_room()?;
         wait_for_readiness(world.publisher(), 200)?;
         wait_for_log(&world, "home store works again")?;
         let caller = Caller::new(&world, world.publisher());
-        let again = story.keys(DeleteAnswer::Unchanged).into_iter().map(|key| DeletionRequest::of(&caller, key));
+        let again =
+            story.keys(DeleteAnswer::Unchanged).into_iter().map(|key| DeletionRequest::of(&caller, key));
         let again = again.collect::<Result<Vec<_>>>()?;
         ensure!(
             again.iter().all(|request| request.answer == DeleteAnswer::Deleted),

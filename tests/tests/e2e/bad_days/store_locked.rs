@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use evictd_tests::wait::throughout;
 use serde_json::json;
 
-use super::{DeletionRequest, ClientHistory, DeleteAnswer, wait_for_log};
+use super::{ClientHistory, DeleteAnswer, DeletionRequest, wait_for_log};
 use crate::world::{Caller, Key, World, count, plan, wait_for_readiness};
 
 /// How long the publisher waits for another process's transaction.
@@ -129,7 +129,8 @@ fn changes_are_refused_during_a_long_lock_on_the_store() -> Result<()> {
     wait_for_log(&world, "database is locked")?;
     wait_for_readiness(world.publisher(), 200)?;
     let caller = Caller::new(&world, world.publisher());
-    let again = refused.into_iter().map(|key| DeletionRequest::of(&caller, key)).collect::<Result<Vec<_>>>()?;
+    let again =
+        refused.into_iter().map(|key| DeletionRequest::of(&caller, key)).collect::<Result<Vec<_>>>()?;
     let all_deleted = again.iter().all(|request| request.answer == DeleteAnswer::Deleted);
     ensure!(all_deleted, "the store is free, and a deletion was refused");
     ClientHistory(story.0.into_iter().chain(again).collect()).check(&world)?;

@@ -7,15 +7,20 @@ use anyhow::{Context, Result, ensure};
 use evictd_tests::wait::try_eventually;
 use serde_json::json;
 
-use super::{DeletionRequest, ClientHistory, DeleteAnswer, wait_for_log, with_store_in};
+use super::{ClientHistory, DeleteAnswer, DeletionRequest, wait_for_log, with_store_in};
 use crate::world::{Caller, Key, SOON, World, wait_for_readiness};
 
 /// Deletes `keys` while the store isn't at its path. Each deletion is refused, and the key stays VALID. The publisher
 /// isn't ready, and still answers reads.
 fn assert_refused<'k>(world: &World, keys: &'k [Key]) -> Result<ClientHistory<'k>> {
     let caller = Caller::new(world, world.publisher());
-    let story = ClientHistory(keys.iter().map(|key| DeletionRequest::of(&caller, key)).collect::<Result<_>>()?);
-    assert_eq!(story.count(DeleteAnswer::Unchanged), keys.len(), "a deletion was written to a file that is no longer the store");
+    let story =
+        ClientHistory(keys.iter().map(|key| DeletionRequest::of(&caller, key)).collect::<Result<_>>()?);
+    assert_eq!(
+        story.count(DeleteAnswer::Unchanged),
+        keys.len(),
+        "a deletion was written to a file that is no longer the store"
+    );
     let created = world.topology.call(world.publisher(), "keys.createKey", &json!({ "apiId": world.api }))?;
     assert_eq!(created.status, 500, "{}", created.text);
     let unready = wait_for_readiness(world.publisher(), 503)?;

@@ -7,7 +7,7 @@ use evictd_tests::disk::ReadOnly;
 use evictd_tests::wait::try_eventually;
 use serde_json::json;
 
-use super::{DeletionRequest, ClientHistory, DeleteAnswer, wait_for_log, with_store_in};
+use super::{ClientHistory, DeleteAnswer, DeletionRequest, wait_for_log, with_store_in};
 use crate::world::{Caller, Key, SOON, World, count, wait_for_readiness};
 
 /// Returns the store's files and their directory.
@@ -28,7 +28,8 @@ fn a_read_only_disk_refuses_changes_until_it_is_writable() -> Result<()> {
     world.cache_everywhere(&keys.iter().collect::<Vec<_>>())?;
     let read_only = ReadOnly::make(&files(&world)?)?;
     let caller = Caller::new(&world, world.publisher());
-    let story = ClientHistory(keys.iter().map(|key| DeletionRequest::of(&caller, key)).collect::<Result<_>>()?);
+    let story =
+        ClientHistory(keys.iter().map(|key| DeletionRequest::of(&caller, key)).collect::<Result<_>>()?);
     println!("{:?}", story.0.iter().map(|request| request.answer).collect::<Vec<_>>());
     assert_eq!(story.count(DeleteAnswer::Deleted), 0, "a deletion that wasn't written got success");
     assert_outage_is_visible(&world, &keys, &uncached)?;

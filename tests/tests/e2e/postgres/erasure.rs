@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use evictd_postgres_server::Postgres;
 
 use super::Site;
-use crate::erasure::{with_short_log, leave_only_ids};
+use crate::erasure::{leave_only_ids, with_short_log};
 use crate::rivals::BOUND;
 use crate::world::{plan, with_bound};
 

@@ -1,7 +1,7 @@
-//! Another server takes over, with everything or with less (R2, R7).
+//! Another server takes over, with all commits or without the latest (R2, R7).
 //!
-//! Publishers reach the server by an address that moves, as HAProxy or a virtual IP provides it: the driver knows
-//! one host.
+//! Publishers reach the server at an address that moves, like that of HAProxy or a virtual IP: the driver connects to a
+//! single host.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use evictd_wire::subject::LIVE;
 
 use super::clients::Clients;
 use super::{Settled, Site, delete_as_soon_as_possible, list};
-use crate::bad_days::{DeletionRequest, DeleteAnswer, check_log, check_receipts};
+use crate::bad_days::{DeleteAnswer, DeletionRequest, check_log, check_receipts};
 use crate::rivals::wait_until_silent;
 use crate::world::{
     Caller, Key, SOON, World, assert_bounded, breakable, count, flushes, wait_for_count, wait_for_mode,
@@ -25,10 +25,10 @@ use crate::world::{
 
 const BOUND: Duration = Duration::from_secs(3);
 
-/// Each timeline has so many epochs of its own; a primary that was never promoted is on the first.
+/// The number of epochs per timeline. A primary that was never promoted is on the first timeline.
 const EPOCHS_PER_TIMELINE: u64 = 256;
 
-/// The first epoch that begins after so many fail-overs.
+/// Returns the first epoch after this number of fail-overs.
 fn epoch_after(failovers: u64) -> u64 {
     failovers * EPOCHS_PER_TIMELINE + 1
 }
@@ -37,7 +37,7 @@ fn start() -> Result<Site> {
     Site::start(2, with_bound(BOUND, breakable(&["eu", "us"])))
 }
 
-/// Waits until a standby has, and shows, all that was written on its primary.
+/// Waits until a standby has received and replayed everything that was written on its primary.
 pub(super) fn wait_until_received(primary: &Postgres, standby: &Postgres) -> Result<()> {
     let written = primary.query("SELECT pg_current_wal_insert_lsn()")?;
     let shown = format!("SELECT pg_last_wal_replay_lsn() >= '{written}'");
@@ -46,14 +46,14 @@ pub(super) fn wait_until_received(primary: &Postgres, standby: &Postgres) -> Res
     })
 }
 
-/// From now on the standby hears nothing of its primary. It is started anew for that: one that is about to change its
-/// source of WAL overlooks the setting.
+/// Disconnects the standby from its primary. It is restarted for that: a standby that is about to change its source of
+/// WAL ignores the setting.
 pub(super) fn cut_off(standby: &mut Postgres) -> Result<()> {
     standby.set("primary_conninfo = ''")?;
     standby.restart(postgres::Mode::Fast)
 }
 
-/// From now on the standby follows another primary.
+/// Makes the standby follow another primary.
 fn follow(standby: &Postgres, primary: &Postgres) -> Result<()> {
     standby.set(&format!("primary_conninfo = 'host=127.0.0.1 port={} user=evictd'", primary.port()))?;
     wait_until_received(primary, standby)
@@ -73,7 +73,7 @@ fn assert_flushed_once(agent: &Node) -> Result<()> {
     Ok(())
 }
 
-/// Agents don't hear what is sent to all of them for a while, but only what they ask for.
+/// Drops the next messages of the live feed to each agent. Agents still receive replies to their requests.
 fn lose_the_next_messages(world: &World) {
     for wire in world.topology.agents().filter_map(|agent| agent.wire.as_ref()) {
         wire.clear_rules();
@@ -81,13 +81,13 @@ fn lose_the_next_messages(world: &World) {
     }
 }
 
-/// Until all of `keys` are gone everywhere, nobody answers VALID when they have been so for a bound.
+/// Checks that no agent answers VALID for `keys` after the bound, and waits until all agents reject them.
 fn watch_until_gone(world: &World, keys: &[&Key], deleted_at: Instant) -> Result<()> {
     throughout(BOUND + BOUND / 4, || {
         for agent in world.topology.agents() {
             for key in keys {
-                let asked_at = Instant::now();
-                assert_bounded(asked_at, deleted_at, BOUND, &world.code(agent, key)?)?;
+                let sent_at = Instant::now();
+                assert_bounded(sent_at, deleted_at, BOUND, &world.code(agent, key)?)?;
             }
         }
         Ok(())
@@ -95,8 +95,8 @@ fn watch_until_gone(world: &World, keys: &[&Key], deleted_at: Instant) -> Result
     world.assert_gone(keys)
 }
 
-/// Failure: who doesn't know that nothing was lost trusts a cache from before, or forgets what was deleted before;
-/// receipts that were open stay so for ever.
+/// Failure: an agent keeps its cache although commits may have been lost, or accepts a key that was deleted before the
+/// fail-over. Or receipts that were open stay open forever.
 #[test]
 fn a_fail_over_that_loses_nothing_costs_one_flush() -> Result<()> {
     let mut site = start()?;
@@ -107,8 +107,8 @@ fn a_fail_over_that_loses_nothing_costs_one_flush() -> Result<()> {
     site.world.delete(before)?;
     site.world.assert_gone(&[before])?;
     site.world.agent_mut(1).daemon.pause()?;
-    let asked = DeletionRequest::of(&Caller::new(&site.world, site.publisher(1)?), open)?;
-    assert_eq!(asked.answer, DeleteAnswer::Deleted);
+    let request = DeletionRequest::of(&Caller::new(&site.world, site.publisher(1)?), open)?;
+    assert_eq!(request.answer, DeleteAnswer::Deleted);
     wait_until_received(&site.server, &standby)?;
 
     site.server.kill()?;
@@ -124,15 +124,15 @@ fn a_fail_over_that_loses_nothing_costs_one_flush() -> Result<()> {
     world.wait_for_codes(&[good], "VALID")?;
     world.topology.agents().try_for_each(assert_flushed_once)?;
     world.topology.publishers().try_for_each(|publisher| wait_for_readiness(publisher, 200).map(drop))?;
-    check_receipts(world, [asked.request.as_str()].into_iter())?;
+    check_receipts(world, [request.request.as_str()].into_iter())?;
     check_log(world)?;
     world.assert_works()?;
     world.topology.agents().try_for_each(assert_flushed_once)?;
     site.assert_no_rule_was_broken()
 }
 
-/// Failure: the new primary numbers from where the lost commits began, and agents that have applied those take what
-/// comes for old news.
+/// Failure: the new primary numbers rows from where the lost commits began. Agents that have applied the lost ones take
+/// the new rows for duplicates.
 #[test]
 fn commits_in_the_place_of_lost_ones_are_applied() -> Result<()> {
     let mut site = start()?;
@@ -153,7 +153,7 @@ fn commits_in_the_place_of_lost_ones_are_applied() -> Result<()> {
 
     site.server.kill()?;
     standby.promote()?;
-    // More than were lost, before any publisher is there; and what is sent of them is lost as well.
+    // More deletions than were lost, before any publisher reaches the server. Their messages are lost as well.
     standby.query(&format!("UPDATE keys SET deleted_at_m = 1 WHERE id IN ({})", list(&after)))?;
     let deleted_at = Instant::now();
     lose_the_next_messages(&site.world);
@@ -162,7 +162,7 @@ fn commits_in_the_place_of_lost_ones_are_applied() -> Result<()> {
     watch_until_gone(world, &after, deleted_at)?;
     wait_for_epoch(world, epoch_after(1))?;
     world.wait_until_caught_up()?;
-    // What holds is what the store says now.
+    // The store's current content is authoritative.
     world.wait_for_codes(&lost, "VALID")?;
     world.wait_for_codes(&good, "VALID")?;
     world.topology.agents().try_for_each(assert_flushed_once)?;
@@ -170,13 +170,13 @@ fn commits_in_the_place_of_lost_ones_are_applied() -> Result<()> {
     site.assert_no_rule_was_broken()
 }
 
-/// Failure: who still talks to the old primary vouches for what it reads there, or claims that something was done, or
-/// that it wasn't.
+/// Failure: a publisher on the old primary proves positions that it reads there, or answers that a change was made or
+/// wasn't.
 #[test]
 fn a_publisher_on_the_demoted_primary_falls_silent() -> Result<()> {
     let mut site = start()?;
     let standby = site.server.standby()?;
-    // As it has to be, where a fail-over must lose nothing.
+    // Needed wherever a fail-over must lose nothing.
     site.server.set("synchronous_standby_names = '*'")?;
     let keys = site.world.create_keys(6)?;
     let [before, unknown, after, later, restarted, good] = &keys[..] else { bail!("no keys") };
@@ -184,24 +184,24 @@ fn a_publisher_on_the_demoted_primary_falls_silent() -> Result<()> {
     site.world.delete(before)?;
     site.world.assert_gone(&[before])?;
 
-    // The old primary isn't told, nor is the first publisher.
+    // Neither the old primary nor the first publisher learns of it.
     standby.promote()?;
     site.lead(1, &standby)?;
     site.world.database = Some(standby.url());
     let world = &site.world;
     let (old, new) = (site.publisher(0)?, site.publisher(1)?);
     let client_of_the_old_one = Caller::new(world, old);
-    let asked = thread::scope(|scope| {
+    let request = thread::scope(|scope| {
         let client = scope.spawn(|| DeletionRequest::of(&client_of_the_old_one, unknown));
         let deleted_at = delete_as_soon_as_possible(world, new, after)?;
         watch_until_gone(world, &[before, after], deleted_at)?;
         client.join().map_err(|_| anyhow!("a client panicked"))?
     })?;
-    assert_eq!(asked.answer, DeleteAnswer::Unknown);
-    ensure!(asked.took < Duration::from_secs(12), "it was answered after {:?}", asked.took);
+    assert_eq!(request.answer, DeleteAnswer::Unknown);
+    ensure!(request.took < Duration::from_secs(12), "it was answered after {:?}", request.took);
     wait_for_count(old, "evictd_publisher_stalled", &[], 1)?;
     wait_for_epoch(world, epoch_after(1))?;
-    // Agents live on what the new one vouches for, and load from it alone.
+    // Agents use only the new publisher's proofs, and load only from it.
     let deleted_at = delete_as_soon_as_possible(world, new, restarted)?;
     site.world.agent_mut(1).restart()?;
     let world = &site.world;
@@ -211,12 +211,12 @@ fn a_publisher_on_the_demoted_primary_falls_silent() -> Result<()> {
         ensure!(agent.status()?["mode"] == "live", "{}", agent.daemon.log_tail());
     }
 
-    // In the end it is led to the new one.
+    // Now the first publisher reaches the new primary.
     site.lead(0, &standby)?;
     let world = &site.world;
     wait_for_count(site.publisher(0)?, "evictd_publisher_stalled", &[], 0)?;
     wait_for_readiness(site.publisher(0)?, 200)?;
-    // The process that was killed in "us" is waited for: somebody may have heard it lately.
+    // The receipt waits for the process that was killed in "us": a publisher may have received from it lately.
     let settled = Settled::of(world, site.publisher(0)?, later)?;
     assert_eq!(settled.regions(), [("eu", "confirmed"), ("us", "elapsed")], "{}", settled.receipt);
     world.assert_gone(&[before, after, later])?;
@@ -225,7 +225,7 @@ fn a_publisher_on_the_demoted_primary_falls_silent() -> Result<()> {
     site.assert_no_rule_was_broken()
 }
 
-/// Failure: a publisher that was led to a standby looks well there, reads what the standby shows, and vouches for it.
+/// Failure: a publisher that reaches a standby looks ready there, reads from it, and proves what it reads.
 #[test]
 fn a_publisher_on_a_standby_refuses_changes_and_falls_silent() -> Result<()> {
     let site = start()?;
@@ -237,9 +237,9 @@ fn a_publisher_on_a_standby_refuses_changes_and_falls_silent() -> Result<()> {
     wait_until_received(&site.server, &standby)?;
     site.lead(0, &standby)?;
     let (misled, other) = (site.publisher(0)?, site.publisher(1)?);
-    let asked = DeletionRequest::of(&Caller::new(world, misled), refused)?;
-    assert_eq!(asked.answer, DeleteAnswer::Unchanged);
-    ensure!(asked.took < Duration::from_secs(2), "it was answered after {:?}", asked.took);
+    let request = DeletionRequest::of(&Caller::new(world, misled), refused)?;
+    assert_eq!(request.answer, DeleteAnswer::Unchanged);
+    ensure!(request.took < Duration::from_secs(2), "it was answered after {:?}", request.took);
     wait_for_count(misled, "evictd_publisher_stalled", &[], 1)?;
     wait_for_readiness(misled, 503)?;
     let settled = Settled::of(world, other, doomed)?;
@@ -262,8 +262,8 @@ fn a_publisher_on_a_standby_refuses_changes_and_falls_silent() -> Result<()> {
     site.assert_no_rule_was_broken()
 }
 
-/// A fail-over to `server`, which has none of `lost`. There `keys` are deleted before any publisher comes, and agents
-/// hear of nothing by themselves. Nobody answers VALID for them after the bound.
+/// Fails over to `server`, which lacks the latest commits. There `keys` are deleted before any publisher reaches it, and
+/// the next live messages to agents are dropped. No agent answers VALID for `keys` after the bound.
 fn fail_over_with_loss(site: &mut Site, server: Postgres, keys: &[&Key]) -> Result<()> {
     site.server.kill()?;
     server.promote()?;
@@ -274,8 +274,8 @@ fn fail_over_with_loss(site: &mut Site, server: Postgres, keys: &[&Key]) -> Resu
     watch_until_gone(&site.world, keys, deleted_at)
 }
 
-/// Deletes `keys` where it will be lost, and sees that every agent has learnt of it.
-fn delete_in_vain(site: &Site, keys: &[&Key]) -> Result<()> {
+/// Deletes `keys` on a server whose latest commits will be lost, and waits until every agent has applied the deletions.
+fn delete_to_be_lost(site: &Site, keys: &[&Key]) -> Result<()> {
     for key in keys {
         site.world.delete(key)?;
     }
@@ -283,7 +283,7 @@ fn delete_in_vain(site: &Site, keys: &[&Key]) -> Result<()> {
     site.world.wait_until_caught_up().map(drop)
 }
 
-/// Failure: the second server to take over has not heard that an epoch began, and begins the same one again.
+/// Failure: the second server to take over lacks the commit that began an epoch, and begins the same epoch again.
 #[test]
 fn a_fail_over_that_lost_an_epoch_begins_another() -> Result<()> {
     let mut site = start()?;
@@ -293,13 +293,13 @@ fn a_fail_over_that_lost_an_epoch_begins_another() -> Result<()> {
     let (lost, after_first, lost_again, after_second) =
         (&keys[..3], &keys[3..7], &keys[7..10], &keys[10..15]);
     site.world.cache_everywhere(&keys)?;
-    // In this order: the second one has nothing that the first one lacks, and can follow it.
+    // In this order, the second standby has nothing that the first one lacks, and can follow it.
     for standby in [&mut second, &mut first] {
         wait_until_received(&site.server, standby)?;
         cut_off(standby)?;
     }
-    delete_in_vain(&site, lost)?;
-    // The second one follows the first one's timeline, up to a moment before the epoch begins there.
+    delete_to_be_lost(&site, lost)?;
+    // The second one follows the first one's timeline until just before the epoch begins there.
     site.server.kill()?;
     first.promote()?;
     follow(&second, &first)?;
@@ -309,7 +309,7 @@ fn a_fail_over_that_lost_an_epoch_begins_another() -> Result<()> {
     drop(site.move_to(first)?);
     watch_until_gone(&site.world, after_first, deleted_at)?;
     wait_for_epoch(&site.world, epoch_after(1))?;
-    delete_in_vain(&site, lost_again)?;
+    delete_to_be_lost(&site, lost_again)?;
 
     fail_over_with_loss(&mut site, second, after_second)?;
     let world = &site.world;
@@ -322,8 +322,8 @@ fn a_fail_over_that_lost_an_epoch_begins_another() -> Result<()> {
     site.assert_no_rule_was_broken()
 }
 
-/// Failure: two servers that were promoted without knowing of each other number their timelines, and so their epochs,
-/// alike. Nobody is left to remember what was seen but agents, and those are asked too late.
+/// Failure: two standbys that were promoted independently have the same timeline number, and so the same epochs. Only
+/// agents still have the rows of the first one, and publishers use their positions too late.
 #[test]
 fn two_standbys_promoted_in_turn_are_distinguished() -> Result<()> {
     let mut site = start()?;
@@ -342,7 +342,7 @@ fn two_standbys_promoted_in_turn_are_distinguished() -> Result<()> {
     site.world.cache_everywhere(after_second)?;
     site.world.wait_until_caught_up()?;
 
-    // The site is lost as a whole, and another takes its place before anybody hears of it.
+    // The whole site is lost, and the second server takes over before any agent or publisher detects it.
     site.world.topology.regions.iter().try_for_each(|region| region.set_wires(Mode::Cut))?;
     for publisher in site.world.topology.publishers_mut() {
         publisher.daemon.kill()?;
@@ -362,8 +362,8 @@ fn two_standbys_promoted_in_turn_are_distinguished() -> Result<()> {
     lose_the_next_messages(&site.world);
     site.world.topology.regions.iter().try_for_each(|region| region.set_wires(Mode::Pass))?;
     let world = &site.world;
-    // Both began the same epoch, and what agents have seen isn't in the second one's history: that is an operator's to
-    // decide. Until then nothing that was deleted is answered from, and neither is anything else for longer than the bound.
+    // Both began the same epoch, and the second one's history lacks the rows that agents have applied. An operator must
+    // decide. Until then, agents accept no deleted key, and no other key for longer than the bound.
     for publisher in world.topology.publishers() {
         wait_until_silent(publisher, "behind", &["this home store is an older copy: ".to_owned()])?;
     }
@@ -378,15 +378,15 @@ fn two_standbys_promoted_in_turn_are_distinguished() -> Result<()> {
     site.assert_no_rule_was_broken()
 }
 
-/// Failure: with a standby that has every commit, something that was answered is lost all the same when it takes over in
-/// the middle of the work; or an agent outlives its bound on the old server's word.
+/// Failure: a synchronous standby takes over under load, and an answered change is lost. Or an agent uses the old
+/// server's proof for longer than the bound.
 #[test]
 fn fail_overs_under_load_lose_no_answered_change() -> Result<()> {
     let mut site = start()?;
     let mut standby = site.server.standby()?;
     site.server.set("synchronous_standby_names = '*'")?;
     let clients = Clients::new(&site.world, BOUND);
-    // The last standby stays to the end: without one nothing is committed.
+    // The last standby stays until the end: without one nothing can be committed.
     let _standby = clients.work_while(|| {
         for _ in 0..2 {
             throughout(Duration::from_secs(1), || Ok(()))?;
@@ -394,7 +394,7 @@ fn fail_overs_under_load_lose_no_answered_change() -> Result<()> {
             standby.promote()?;
             drop(site.move_to(standby)?);
             standby = site.server.standby()?;
-            // From here on it has everything; what was committed before was copied.
+            // Earlier commits are in the base backup; from here on, each commit waits for the standby.
             site.server.set("synchronous_standby_names = '*'")?;
         }
         throughout(Duration::from_secs(1), || Ok(()))?;
@@ -410,21 +410,21 @@ fn fail_overs_under_load_lose_no_answered_change() -> Result<()> {
     check_log(world)?;
     check_receipts(world, std::iter::empty())?;
     for agent in world.topology.agents() {
-        assert_eq!(flushes(agent)?, 2, "one for each fail-over");
+        assert_eq!(flushes(agent)?, 2, "one flush for each fail-over");
     }
     world.assert_works()?;
     site.assert_no_rule_was_broken()
 }
 
-/// Failure: the new primary has never heard of an agent, and so its deletions are confirmed without it (R11).
+/// Failure: the new primary's roster lacks an agent, and so deletions are confirmed without it (R11).
 #[test]
 fn an_agent_unknown_to_the_new_primary_delays_receipts() -> Result<()> {
     let mut site = start()?;
     let mut standby = site.server.standby()?;
     let key = site.world.create_key()?;
-    // The standby's roster knows of nobody in the second region.
+    // The standby's roster has no agent in the second region.
     ensure!(site.world.agent_mut(1).daemon.stop(SOON)?.success());
-    try_eventually("the agent that left to be forgotten", SOON, || {
+    try_eventually("the stopped agent to be marked as departed", SOON, || {
         Ok((site.world.sql("SELECT count(*) FROM roster WHERE region = 'us' AND NOT departed")? == "0")
             .then_some(()))
     })?;
@@ -433,7 +433,7 @@ fn an_agent_unknown_to_the_new_primary_delays_receipts() -> Result<()> {
     site.world.agent_mut(1).restart()?;
     site.world.cache_everywhere(&[&key])?;
     site.world.agent_mut(1).daemon.pause()?;
-    // Nor do publishers that are started anew.
+    // Restarted publishers don't have it either.
     site.server.kill()?;
     standby.promote()?;
     drop(site.move_to(standby)?);
@@ -446,7 +446,7 @@ fn an_agent_unknown_to_the_new_primary_delays_receipts() -> Result<()> {
     }
     let settled = Settled::of(&site.world, site.publisher(0)?, &key)?;
     ensure!(settled.receipt["final"] == true, "{}", settled.receipt);
-    // Whoever had a lease of the old primary has none any more.
+    // By then, every lease from the old primary's time has expired.
     ensure!(moved.elapsed() >= BOUND, "it was final after {:?}: {}", settled.took, settled.receipt);
     site.world.agent_mut(1).daemon.resume()?;
     site.world.assert_none_valid(&[&key])?;

@@ -1,4 +1,4 @@
-//! A deletion, and that it doesn't matter who numbers it.
+//! A deletion, whichever publisher numbers it.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ fn a_deletion_is_confirmed_by_three_regions() -> Result<()> {
     let [doomed, good] = [world.create_key()?, world.create_key()?];
     world.cache_everywhere(&[&doomed, &good])?;
     let settled = Settled::of(world, world.publisher(), &doomed)?;
-    // From here on, nobody answers VALID any more: that is what it says.
+    // A confirmed receipt guarantees that from here on no agent answers VALID.
     world.assert_none_valid(&[&doomed])?;
     assert_eq!(settled.regions(), [("ap", "confirmed"), ("eu", "confirmed"), ("us", "confirmed")]);
     world.assert_gone(&[&doomed])?;
@@ -34,19 +34,19 @@ fn a_deletion_is_confirmed_by_three_regions() -> Result<()> {
     site.assert_no_rule_was_broken()
 }
 
-/// Whoever has to wait for a lock on the server.
+/// Counts the sessions that wait for a lock on the server.
 const WAITING: &str = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
 
-/// Deletes `key` at the first publisher in such a way that the second one numbers it: that stands before the head of the
-/// log, which is locked, when the deletion is committed. What became of it, counted from when the head was free.
-fn delete_for_the_neighbour(site: &Site, key: &Key, neighbours: &Key) -> Result<Settled> {
+/// Deletes `key` at the first publisher so that the second one numbers it: the second one already waits for the lock on
+/// the log's head when the deletion is committed. The returned time counts from when the head was unlocked.
+fn delete_for_the_neighbor(site: &Site, key: &Key, neighbors: &Key) -> Result<Settled> {
     let world = &site.world;
     let [first, second] = [site.publisher(0)?, site.publisher(1)?];
     let mut head = site.session()?;
     head.query("BEGIN; SELECT FROM log_head FOR UPDATE")?;
     thread::scope(|scope| {
-        let theirs = scope.spawn(|| Settled::of(world, second, neighbours));
-        try_eventually("somebody to wait for the head", SOON, || {
+        let theirs = scope.spawn(|| Settled::of(world, second, neighbors));
+        try_eventually("a session to wait for the head", SOON, || {
             Ok((site.server.query(WAITING)? != "0").then_some(()))
         })?;
         let mine = scope.spawn(|| Settled::of(world, first, key));
@@ -55,22 +55,22 @@ fn delete_for_the_neighbour(site: &Site, key: &Key, neighbours: &Key) -> Result<
         try_eventually("the deletion to be committed", SOON, || {
             Ok((site.server.query(&is_committed)? == "1").then_some(()))
         })?;
-        let free_at = Instant::now();
+        let unlocked_at = Instant::now();
         head.query("COMMIT")?;
         let [theirs, mine] =
             [theirs, mine].map(|deletion| deletion.join().map_err(|_| anyhow!("a panic"))?);
         let (theirs, mine) = (theirs?, mine?);
         assert_eq!(theirs.regions(), [("eu", "confirmed"), ("us", "confirmed")], "{}", theirs.receipt);
-        Ok(Settled { took: free_at.elapsed(), ..mine })
+        Ok(Settled { took: unlocked_at.elapsed(), ..mine })
     })
 }
 
-/// Failure: who waits for its receipt waits until its publisher finds, by itself, what another one has numbered.
+/// Failure: a client waits for its receipt until its publisher polls for rows that another publisher has numbered.
 #[test]
 fn receipts_are_prompt_when_another_publisher_numbered_the_row() -> Result<()> {
     const DELETIONS: usize = 20;
-    // Publishers look for what is open in the store every five seconds. Who waits for that comes just after it each
-    // time, and so waits for nearly all of it.
+    // Publishers poll the store for open receipts every five seconds. A client that has to wait for that starts just
+    // after each poll, and so waits for nearly all of it.
     const PROMPT: Duration = Duration::from_secs(1);
     let site = Site::start(2, plan(&["eu", "us"]))?;
     let world = &site.world;
@@ -81,12 +81,12 @@ fn receipts_are_prompt_when_another_publisher_numbered_the_row() -> Result<()> {
     let sent = || count(first, "evictd_publisher_live_messages_total", &[]);
     let mut took = Vec::new();
     for pair in keys.chunks_exact(2) {
-        let [key, neighbours] = pair else { bail!("no pair") };
+        let [key, neighbors] = pair else { bail!("no pair") };
         let before = sent()?;
-        let settled = delete_for_the_neighbour(&site, key, neighbours)?;
-        world.assert_none_valid(&[key, neighbours])?;
+        let settled = delete_for_the_neighbor(&site, key, neighbors)?;
+        world.assert_none_valid(&[key, neighbors])?;
         assert_eq!(settled.regions(), [("eu", "confirmed"), ("us", "confirmed")], "{}", settled.receipt);
-        // Now and then it is the first one that stood before the head, for a probe, and then it isn't counted.
+        // Sometimes the first publisher waited for the head, for a probe. Such a deletion isn't counted.
         if sent()? == before {
             took.push(settled.took);
         }
@@ -94,16 +94,16 @@ fn receipts_are_prompt_when_another_publisher_numbered_the_row() -> Result<()> {
             break;
         }
     }
-    ensure!(took.len() == DELETIONS, "the neighbour has numbered only {} of {}", took.len(), keys.len() / 2);
+    ensure!(took.len() == DELETIONS, "the neighbor has numbered only {} of {}", took.len(), keys.len() / 2);
     took.sort();
     let (median, last) = (took[DELETIONS / 2], took[DELETIONS - 1]);
-    println!("{DELETIONS} were numbered by the neighbour; median {median:?}, last {last:?}");
-    ensure!(median < PROMPT, "the receipts come after {median:?}");
+    println!("{DELETIONS} were numbered by the neighbor; median {median:?}, last {last:?}");
+    ensure!(median < PROMPT, "the receipts took {median:?}");
     check_log(world)?;
     site.assert_no_rule_was_broken()
 }
 
-/// Failure: what works for the owner of a database doesn't for those who have the documented rights.
+/// Failure: something works for the database's owner, but not for users with the documented rights.
 #[test]
 fn publishers_and_agents_need_only_the_documented_rights() -> Result<()> {
     let server = Postgres::start()?;
@@ -132,7 +132,7 @@ fn publishers_and_agents_need_only_the_documented_rights() -> Result<()> {
     for agent in world.topology.agents() {
         ensure!(
             count(agent, "evictd_agent_database_reads_total", &[("outcome", "ok")])? > 0,
-            "it wasn't read"
+            "the agent didn't read the database"
         );
         assert_eq!(count(agent, "evictd_agent_database_reads_total", &[("outcome", "failed")])?, 0);
     }

@@ -13,7 +13,7 @@ use evictd_tests::wait::{throughout, try_eventually};
 use serde_json::json;
 
 use super::Site;
-use crate::bad_days::{DeletionRequest, ClientHistory, DeleteAnswer};
+use crate::bad_days::{ClientHistory, DeleteAnswer, DeletionRequest};
 use crate::world::{
     Caller, Key, SOON, UNAVAILABLE, World, count, flushes, plan, wait_for_readiness, wait_until_applied,
     with_bound,
@@ -171,7 +171,8 @@ fn run_outages(outages: &[Outage]) -> Result<()> {
     })?;
     let story = load.into_history()?;
     let counts =
-        [DeleteAnswer::Deleted, DeleteAnswer::Unchanged, DeleteAnswer::Unknown, DeleteAnswer::NotFound].map(|answer| story.count(answer));
+        [DeleteAnswer::Deleted, DeleteAnswer::Unchanged, DeleteAnswer::Unknown, DeleteAnswer::NotFound]
+            .map(|answer| story.count(answer));
     println!("deleted, unchanged, unknown, not found: {counts:?}");
     assert_eq!(counts[3], 0, "no other client deletes keys");
     for publisher in world.topology.publishers() {
@@ -219,12 +220,7 @@ fn an_outage_logs_a_few_lines_and_counts_the_rest() -> Result<()> {
     site.server.kill()?;
     let refused = site.world.by_all_clients(&[(); REQUESTS], |caller, ()| {
         let answer = caller.call("keys.getKey", &json!({ "keyId": key.id }))?;
-        ensure!(
-            answer.status == 500,
-            "without a server the answer is {}: {}",
-            answer.status,
-            answer.text
-        );
+        ensure!(answer.status == 500, "without a server the answer is {}: {}", answer.status, answer.text);
         Ok(())
     });
     refused.context("requests without a server")?;

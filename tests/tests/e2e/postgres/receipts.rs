@@ -80,7 +80,12 @@ fn check_receipts_against_agents(
 }
 
 /// Kills and pauses publishers, and stops and restarts an agent, until enough receipts were final.
-fn stop_and_start(site: &mut Site, random: &mut Random, events: &mut Vec<String>, outcomes: &Outcomes) -> Result<()> {
+fn stop_and_start(
+    site: &mut Site,
+    random: &mut Random,
+    events: &mut Vec<String>,
+    outcomes: &Outcomes,
+) -> Result<()> {
     eventually("receipts to be confirmed", SOON, || {
         (outcomes.confirmed.load(Ordering::Relaxed) >= CONFIRMED_MIN).then_some(())
     })?;

@@ -1,4 +1,4 @@
-//! Agents that read a replica: it answers what it may, and the authority the rest (R6, R8, R10).
+//! Agents that read a replica. It serves the loads that it may, and the authority serves the rest (R6, R8, R10).
 
 use std::time::{Duration, Instant};
 
@@ -38,38 +38,38 @@ impl Replicated {
         &self.site.world
     }
 
-    /// Waits until the replica shows all that was written.
+    /// Waits until the replica has replayed everything that was written.
     fn wait_until_replicated(&self) -> Result<()> {
         let written = self.site.server.query("SELECT pg_current_wal_insert_lsn()")?;
         let shown = format!("SELECT pg_last_wal_replay_lsn() >= '{written}'");
-        try_eventually("the replica to show everything", SOON, || {
+        try_eventually("the replica to replay everything", SOON, || {
             Ok((self.replica.query(&shown)? == "t").then_some(()))
         })
     }
 }
 
-/// What an agent's questions to the replica came to.
+/// Returns how many of an agent's reads of the replica had this outcome.
 fn reads(agent: &Node, outcome: &str) -> Result<u64> {
     count(agent, "evictd_agent_database_reads_total", &[("outcome", outcome)])
 }
 
-/// A replica that failed is tried again now and then. Shown by keys that nobody has cached.
+/// Waits until an agent reads its replica again after a failure. Agents retry it now and then; uncached keys cause loads.
 fn wait_until_read_again(world: &World, agent: &Node) -> Result<()> {
-    let (read_before, mut asked) = (reads(agent, "ok")?, 0);
+    let (read_before, mut verified) = (reads(agent, "ok")?, 0);
     try_eventually("the replica to be read again", SOON, || {
-        asked += 1;
-        let unknown = Key { id: String::new(), text: format!("unknown_{asked}") };
+        verified += 1;
+        let unknown = Key { id: String::new(), text: format!("unknown_{verified}") };
         ensure!(world.code(agent, &unknown)? == "NOT_FOUND", "without a replica the authority answers");
         Ok((reads(agent, "ok")? > read_before).then_some(()))
     })
 }
 
-/// How many lookups the publishers have answered.
+/// Returns how many lookups the publishers have answered.
 fn lookups(world: &World) -> Result<u64> {
     world.topology.publishers().map(|node| count(node, "evictd_publisher_lookups_total", &[])).sum()
 }
 
-/// Failure: a replica that lags brings back what was deleted; or, because it lags, isn't used for anything.
+/// Failure: agents accept a deleted key from a replica that lags. Or they don't use a replica that lags at all.
 #[test]
 fn a_lagging_replica_answers_only_what_has_not_changed() -> Result<()> {
     let replicated = Replicated::start(plan(&["eu", "us"]))?;
@@ -88,14 +88,14 @@ fn a_lagging_replica_answers_only_what_has_not_changed() -> Result<()> {
     for agent in world.topology.agents() {
         wait_until_applied(agent, &changed.id, "changed")?;
         assert_eq!(world.code(agent, changed)?, "DISABLED");
-        ensure!(reads(agent, "too_old")? > 0, "the replica wasn't asked");
+        ensure!(reads(agent, "too_old")? > 0, "the replica wasn't read");
     }
     let still = replicated
         .replica
         .query(&format!("SELECT count(*) FROM keys WHERE id = '{}' AND deleted_at_m IS NULL", doomed.id))?;
     assert_eq!(still, "1", "the replica doesn't lag");
 
-    let asked_before = lookups(world)?;
+    let lookups_before = lookups(world)?;
     for agent in world.topology.agents() {
         let read_before = reads(agent, "ok")?;
         for key in uncached {
@@ -103,7 +103,7 @@ fn a_lagging_replica_answers_only_what_has_not_changed() -> Result<()> {
         }
         assert_eq!(reads(agent, "ok")? - read_before, uncached.len() as u64);
     }
-    assert_eq!(lookups(world)?, asked_before, "what hasn't changed is the replica's business alone");
+    assert_eq!(lookups(world)?, lookups_before, "the replica must serve all records that haven't changed");
 
     replicated.replica.resume_replay()?;
     world.assert_gone(&[doomed])?;
@@ -114,7 +114,7 @@ fn a_lagging_replica_answers_only_what_has_not_changed() -> Result<()> {
     replicated.site.assert_no_rule_was_broken()
 }
 
-/// Failure: a key that was just created isn't known for as long as the replica lags.
+/// Failure: a new key is rejected for as long as the replica lags.
 #[test]
 fn a_created_key_is_valid_before_the_replica_has_it() -> Result<()> {
     let replicated = Replicated::start(plan(&["eu", "us"]))?;
@@ -122,7 +122,7 @@ fn a_created_key_is_valid_before_the_replica_has_it() -> Result<()> {
     replicated.replica.pause_replay()?;
     for _ in 0..10 {
         let key = world.create_key()?;
-        // Requested before the creation is known here: "not found" may be cached, but only until then.
+        // The agent may not have received the creation yet. It may cache "not found", but only until it has.
         let first: Vec<String> =
             world.topology.agents().map(|agent| world.code(agent, &key)).collect::<Result<_>>()?;
         ensure!(first.iter().all(|code| ["VALID", "NOT_FOUND"].contains(&code.as_str())), "{first:?}");
@@ -134,7 +134,7 @@ fn a_created_key_is_valid_before_the_replica_has_it() -> Result<()> {
     replicated.site.assert_no_rule_was_broken()
 }
 
-/// Failure: without its replica an agent answers nothing; or never returns to it.
+/// Failure: without its replica an agent denies, or never reads it again.
 #[test]
 fn without_its_replica_an_agent_queries_the_authority() -> Result<()> {
     let mut replicated = Replicated::start(plan(&["eu", "us"]))?;
@@ -147,7 +147,7 @@ fn without_its_replica_an_agent_queries_the_authority() -> Result<()> {
         for key in without {
             assert_eq!(replicated.world().code(agent, key)?, "VALID");
         }
-        ensure!(reads(agent, "failed")? > failed, "the replica wasn't asked");
+        ensure!(reads(agent, "failed")? > failed, "the replica wasn't read");
     }
     replicated.replica.start_again()?;
     replicated.wait_until_replicated()?;
@@ -164,7 +164,7 @@ fn without_its_replica_an_agent_queries_the_authority() -> Result<()> {
     replicated.site.assert_no_rule_was_broken()
 }
 
-/// Failure: a replica that stands still holds up every load for as long as it may take.
+/// Failure: a frozen replica delays every load until the timeout.
 #[test]
 fn a_frozen_replica_delays_loads_only_briefly() -> Result<()> {
     const MOMENT: Duration = Duration::from_millis(300);
@@ -175,9 +175,9 @@ fn a_frozen_replica_delays_loads_only_briefly() -> Result<()> {
     replicated.replica.freeze()?;
     for agent in world.topology.agents() {
         for key in &keys {
-            let asked = Instant::now();
+            let sent_at = Instant::now();
             assert_eq!(world.code(agent, key)?, "VALID");
-            ensure!(asked.elapsed() < Duration::from_secs(2), "it took {:?}", asked.elapsed());
+            ensure!(sent_at.elapsed() < Duration::from_secs(2), "it took {:?}", sent_at.elapsed());
         }
         assert_eq!(agent.status()?["mode"], "live");
     }
@@ -188,7 +188,7 @@ fn a_frozen_replica_delays_loads_only_briefly() -> Result<()> {
     replicated.site.assert_no_rule_was_broken()
 }
 
-/// Failure: an agent that hears nothing any more lives on what its replica says (whose fence nobody has seen).
+/// Failure: an agent that receives nothing serves what it reads from its replica, although no publisher has proved it.
 #[test]
 fn an_agent_cut_off_with_its_replica_denies_within_the_bound() -> Result<()> {
     const BOUND: Duration = Duration::from_secs(2);
@@ -198,7 +198,7 @@ fn an_agent_cut_off_with_its_replica_denies_within_the_bound() -> Result<()> {
     let [doomed, uncached, good] = &keys[..] else { bail!("no keys") };
     world.cache_everywhere(&[doomed, good])?;
     replicated.wait_until_replicated()?;
-    // The replica is in the same region, so it hears nothing either.
+    // The replica is in the same region, so it receives nothing either.
     replicated.replica.pause_replay()?;
     world.topology.regions[0].set_wires(Mode::Cut)?;
     world.delete(doomed)?;
@@ -206,9 +206,9 @@ fn an_agent_cut_off_with_its_replica_denies_within_the_bound() -> Result<()> {
     let eu = world.agent(0);
     throughout(BOUND * 2, || {
         for key in [doomed, good] {
-            let asked_at = Instant::now();
+            let sent_at = Instant::now();
             let code = world.code(eu, key)?;
-            assert_bounded(asked_at, deleted_at, BOUND, &code)?;
+            assert_bounded(sent_at, deleted_at, BOUND, &code)?;
         }
         Ok(())
     })?;
@@ -222,7 +222,7 @@ fn an_agent_cut_off_with_its_replica_denies_within_the_bound() -> Result<()> {
     replicated.site.assert_no_rule_was_broken()
 }
 
-/// Failure: an agent reads a primary that was demoted and doesn't know it, and shows what it shows for ever.
+/// Failure: an agent reads a primary that doesn't know that it was demoted, and serves its old records forever.
 #[test]
 fn readers_of_the_demoted_primary_reject_deleted_keys() -> Result<()> {
     const BOUND: Duration = Duration::from_secs(3);
@@ -244,20 +244,20 @@ fn readers_of_the_demoted_primary_reject_deleted_keys() -> Result<()> {
     throughout(BOUND * 2, || {
         for agent in world.topology.agents() {
             for key in [cached, uncached] {
-                let asked_at = Instant::now();
-                assert_bounded(asked_at, deleted_at, BOUND, &world.code(agent, key)?)?;
+                let sent_at = Instant::now();
+                assert_bounded(sent_at, deleted_at, BOUND, &world.code(agent, key)?)?;
             }
         }
         Ok(())
     })?;
     world.assert_gone(&[cached, uncached])?;
     let in_the_old_one = demoted.query("SELECT count(*) FROM keys WHERE deleted_at_m IS NULL")?;
-    assert_eq!(in_the_old_one, "6", "it doesn't show what it showed");
+    assert_eq!(in_the_old_one, "6", "the demoted primary has changed");
     for key in others.iter().chain([good]) {
         world.wait_for_codes(&[key], "VALID")?;
     }
     for agent in world.topology.agents() {
-        ensure!(reads(agent, "too_old")? > 0, "the demoted primary wasn't asked");
+        ensure!(reads(agent, "too_old")? > 0, "the demoted primary wasn't read");
     }
     world.assert_works()?;
     site.assert_no_rule_was_broken()

@@ -1,4 +1,4 @@
-//! Copies of a database on one bus, and databases that agents read and that aren't home's (R15).
+//! Copies of the home database on one bus, and agents that read a database other than home's (R15).
 
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ use crate::rivals::{
 };
 use crate::world::{Key, SOON, World, breakable, count, flushes, wait_for_count, wait_for_mode, with_bound};
 
-/// The operator's word on the store of this database.
+/// Begins a new epoch in the store of this database, as an operator does.
 fn declare(url: &str) -> Result<()> {
     let output =
         evictd_command()?.args(["new-epoch", "--yes", "--set", &format!("store.url={url}")]).output()?;
@@ -38,13 +38,13 @@ fn start() -> Result<(Site, Key, Key)> {
     Ok((site, doomed, good))
 }
 
-/// What a server says of its history, and a store of its own.
+/// The identity of a server's history and of its store.
 const IDENTITY: &str =
     "SELECT substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8), control.system_identifier,
     store_id, incarnation FROM pg_control_system() AS control, log_head";
 
-/// Failure: a copied server carries the same ids, timeline and incarnation as the one that serves, so that its publisher
-/// is taken for a colleague, and vouches for what it doesn't hold.
+/// Failure: a copied server has the same ids, timeline and incarnation as the one that serves. So its publisher is taken
+/// for one of the original's, and proves positions that its store doesn't hold.
 #[test]
 fn copied_server_yields_by_its_round_tokens() -> Result<()> {
     let (mut site, doomed, good) = start()?;
@@ -63,7 +63,7 @@ fn copied_server_yields_by_its_round_tokens() -> Result<()> {
         assert_eq!(rival_messages(agent)?, 0, "a publisher that yields sends agents nothing");
     }
 
-    // It doesn't hold what agents have seen.
+    // The copy lacks rows that agents have applied.
     ensure!(site.world.topology.publisher.daemon.stop(SOON)?.success());
     wait_until_silent(&rival, "behind", &["this home store is an older copy: ".to_owned()])?;
     assert_eq!(Footing::of(&site.world)?, footing);
@@ -71,7 +71,7 @@ fn copied_server_yields_by_its_round_tokens() -> Result<()> {
     assert_no_rule_was_broken(&site.world, &rival)
 }
 
-/// Failure: a server and its copy that are started at once are both taken for the same store.
+/// Failure: a server and its copy that start together are taken for the same store.
 #[test]
 fn server_and_copy_that_start_together_fall_silent() -> Result<()> {
     let (mut site, doomed, good) = start()?;
@@ -96,7 +96,7 @@ fn server_and_copy_that_start_together_fall_silent() -> Result<()> {
     assert_no_rule_was_broken(world, &rival)
 }
 
-/// Failure: a publisher that stood still goes on where it was, although a copy of its server took its agents over.
+/// Failure: a paused publisher continues where it was, although a copy of its server has taken over its agents.
 #[test]
 fn thawed_publisher_yields_to_the_copy_that_took_over() -> Result<()> {
     let (mut site, doomed, good) = start()?;
@@ -124,8 +124,8 @@ fn thawed_publisher_yields_to_the_copy_that_took_over() -> Result<()> {
     assert_no_rule_was_broken(world, &rival)
 }
 
-/// Failure: a server and its copy have served on the halves of a bus. When it heals, one of them wins by chance, and
-/// undoes what was deleted at the other.
+/// Failure: a server and its copy have served on the two sides of a partition. When it heals, one of them wins by
+/// chance, and undoes the deletions of the other.
 #[test]
 fn server_and_copy_fall_silent_after_a_partition() -> Result<()> {
     let (mut site, doomed, good) = start()?;
@@ -158,12 +158,12 @@ fn server_and_copy_fall_silent_after_a_partition() -> Result<()> {
     assert_no_rule_was_broken(world, &rival)
 }
 
-/// Failure: a database that was made of the store's as its template begins an epoch, and takes production's agents with
+/// Failure: a database that was created with the store's as its template begins an epoch, and production's agents follow
 /// it, at once or when production is restarted.
 #[test]
 fn template_copy_yields_while_its_original_serves() -> Result<()> {
     let (mut site, doomed, good) = start()?;
-    // Nobody may be connected to what is copied.
+    // No client may be connected to the database that is copied.
     ensure!(site.world.topology.publisher.daemon.stop(SOON)?.success());
     let copy = site.server.copy_database("evictd", "staging")?;
     let url = copy.clone();
@@ -196,7 +196,7 @@ fn template_copy_yields_while_its_original_serves() -> Result<()> {
     assert_no_rule_was_broken(&site.world, &rival)
 }
 
-/// A deployment whose agents read the database to which a wire leads: the home store's at first.
+/// A deployment whose agents read a database through a proxy. At first it is the home store's.
 struct Reading {
     site: Site,
     database: Proxy,
@@ -215,14 +215,14 @@ impl Reading {
         &self.site.world
     }
 
-    /// From now on agents read `server`.
+    /// Makes agents read `server`.
     fn lead_to(&self, server: &Postgres) -> Result<()> {
         self.database.lead_to(server_of(&server.url())?);
         self.database.reset();
         Ok(())
     }
 
-    /// Two keys to delete, of which the first is cached, and one to keep.
+    /// Creates two keys to delete, of which the first is cached, and one to keep.
     fn keys(&self) -> Result<[Key; 3]> {
         let world = self.world();
         let keys = [world.create_key()?, world.create_key()?, world.create_key()?];
@@ -231,9 +231,10 @@ impl Reading {
         Ok(keys)
     }
 
-    /// Deletes keys at home. From their receipts on none is VALID, also at an agent that is restarted, and `good` is.
+    /// Deletes keys at home. Checks that no agent accepts them after their receipts, not even a restarted one, and that
+    /// `good` stays VALID.
     fn assert_deletions_hold(&mut self, doomed: [&Key; 2], good: &Key) -> Result<()> {
-        let asked_before = self.reads()?;
+        let reads_before = self.reads()?;
         let mut watches = Vec::new();
         for key in doomed {
             let watch = Watch::start(self.world(), key);
@@ -243,20 +244,20 @@ impl Reading {
         self.site.world.agent_mut(0).restart()?;
         throughout(BOUND, || self.world().assert_none_valid(&doomed))?;
         self.world().wait_for_codes(&[good], "VALID")?;
-        ensure!(self.reads()? > asked_before, "no agent has read the database");
+        ensure!(self.reads()? > reads_before, "no agent has read the database");
         for (watch, confirmed_at) in watches {
             watch.assert_none_valid_since(confirmed_at)?;
         }
         self.site.assert_no_rule_was_broken()
     }
 
-    /// Reads of the database, whatever came of them, at the agent that isn't restarted.
+    /// Returns the number of reads of the database, with any outcome, by the agent that isn't restarted.
     fn reads(&self) -> Result<u64> {
         count(self.world().agent(1), "evictd_agent_database_reads_total", &[])
     }
 }
 
-/// Failure: an agent believes a standby that was promoted by mistake, because its log is ahead.
+/// Failure: an agent accepts records of a standby that was promoted by mistake, because its log is ahead.
 #[test]
 fn wrongly_promoted_standby_restores_no_deleted_key() -> Result<()> {
     let mut home = Reading::start()?;
@@ -269,7 +270,7 @@ fn wrongly_promoted_standby_restores_no_deleted_key() -> Result<()> {
     home.assert_deletions_hold([&cached, &uncached], &good)
 }
 
-/// A copy of home's server that agents read, with a publisher of its own on a bus of its own.
+/// Starts a copy of home's server, which agents read, with its own publisher on its own bus.
 fn copy_elsewhere(home: &Reading) -> Result<(Postgres, NatsServer, Node)> {
     let copy = home.site.server.copy()?;
     home.lead_to(&copy)?;
@@ -282,7 +283,7 @@ fn copy_elsewhere(home: &Reading) -> Result<(Postgres, NatsServer, Node)> {
     Ok((copy, bus, publisher))
 }
 
-/// Failure: a copied server whose own publisher has numbered more than home's is newer than every floor.
+/// Failure: the copied server's own publisher has numbered more rows than home's, so its records are above every floor.
 #[test]
 fn copy_that_is_ahead_restores_no_deleted_key() -> Result<()> {
     let mut home = Reading::start()?;
@@ -296,7 +297,7 @@ fn copy_that_is_ahead_restores_no_deleted_key() -> Result<()> {
     home.assert_deletions_hold([&cached, &uncached], &good)
 }
 
-/// Failure: a copied server with a publisher of its own is read as if it were a replica that lags.
+/// Failure: a copied server with its own publisher is taken for a replica that lags.
 #[test]
 fn copy_that_is_behind_restores_no_deleted_key() -> Result<()> {
     let mut home = Reading::start()?;
@@ -310,7 +311,7 @@ fn copy_that_is_behind_restores_no_deleted_key() -> Result<()> {
     Ok(())
 }
 
-/// Failure: two standbys that are promoted in turn number their epochs alike, and an agent reads the one that was fenced.
+/// Failure: two standbys that are promoted in turn have the same epochs, and an agent reads the one that was fenced.
 #[test]
 fn fenced_server_restores_no_deleted_key() -> Result<()> {
     let mut home = Reading::start()?;
@@ -325,7 +326,7 @@ fn fenced_server_restores_no_deleted_key() -> Result<()> {
     home.lead_to(&first)?;
     drop(home.site.move_to(first)?);
     wait_for_flushes(home.world(), 1)?;
-    // It has a log of its own by now, of which agents know.
+    // By now it has its own log rows, which agents have applied.
     let more = home.world().create_keys(5)?;
     home.world().cache_everywhere(&more.iter().collect::<Vec<_>>())?;
 
@@ -334,7 +335,7 @@ fn fenced_server_restores_no_deleted_key() -> Result<()> {
     wait_for_flushes(home.world(), 2)?;
     home.assert_deletions_hold([&cached, &uncached], &good)?;
     let there = format!("SELECT count(*) FROM keys WHERE id = '{}' AND deleted_at_m IS NULL", cached.id);
-    assert_eq!(fenced.query(&there)?, "1", "it can still be read");
+    assert_eq!(fenced.query(&there)?, "1", "the fenced server can still be read");
     Ok(())
 }
 
@@ -347,7 +348,7 @@ fn wait_for_flushes(world: &World, flushed: u64) -> Result<()> {
     Ok(())
 }
 
-/// Failure: a replica that showed nothing new for a while is trusted with what it shows again, or with what it showed.
+/// Failure: agents accept a deleted key from a replica whose replay was paused, during the pause or after it.
 #[test]
 fn replica_with_paused_replay_restores_no_deleted_key() -> Result<()> {
     let mut home = Reading::start()?;
@@ -366,7 +367,7 @@ fn replica_with_paused_replay_restores_no_deleted_key() -> Result<()> {
     home.world().assert_works()
 }
 
-/// Failure: an older base backup under a server of its own is taken for a replica.
+/// Failure: a server on an older base backup is taken for a replica.
 #[test]
 fn older_base_backup_restores_no_deleted_key() -> Result<()> {
     let mut home = Reading::start()?;

@@ -1,4 +1,4 @@
-//! Publishers end, and stand still, at every point of their common work.
+//! Several publishers, of which some are killed or paused at any point of their work.
 
 use std::sync::Mutex;
 use std::thread;
@@ -14,15 +14,15 @@ use toml::toml;
 
 use super::clients::Clients;
 use super::{Settled, Site};
-use crate::bad_days::{DeletionRequest, DeleteAnswer, check_log, check_receipts};
+use crate::bad_days::{DeleteAnswer, DeletionRequest, check_log, check_receipts};
 use crate::world::{Caller, Key, SOON, World, breakable, flushes, plan, repairs, wait_for_count, with_bound};
 
-/// Ways to drop out.
+/// How a publisher drops out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Out {
     /// SIGKILL.
     Killed,
-    /// SIGSTOP: its connections stay open, and whatever it holds on the server stays held.
+    /// SIGSTOP: its connections stay open, and it keeps its locks on the server.
     Frozen,
 }
 
@@ -52,7 +52,7 @@ fn wait_until_all_is_numbered(world: &World) -> Result<()> {
     })
 }
 
-/// Everything is as it should be, also for the publisher that had dropped out.
+/// Checks all guarantees, also at the publisher that had dropped out.
 fn check(site: &Site, deleted: &[&Key]) -> Result<()> {
     let world = &site.world;
     world.wait_until_caught_up()?;
@@ -60,14 +60,14 @@ fn check(site: &Site, deleted: &[&Key]) -> Result<()> {
     check_log(world)?;
     check_receipts(world, std::iter::empty())?;
     for agent in world.topology.agents() {
-        assert_eq!(flushes(agent)?, 0, "a publisher costs nobody a cache");
+        assert_eq!(flushes(agent)?, 0, "a publisher's failure flushed an agent's cache");
     }
     world.assert_works()?;
     site.assert_no_rule_was_broken()
 }
 
-/// Failure: what one publisher has committed waits until that very publisher numbers it. One that stands still while
-/// it waits for the head's lock is even given it, and keeps it.
+/// Failure: rows that one publisher has committed wait until that publisher numbers them. A paused publisher that waits
+/// for the head's lock even gets and keeps it.
 #[test]
 fn neighbors_number_what_a_lost_publisher_committed() -> Result<()> {
     let mut site = Site::start(3, plan(&["eu", "us"]))?;
@@ -75,7 +75,7 @@ fn neighbors_number_what_a_lost_publisher_committed() -> Result<()> {
         let keys = site.world.create_keys(24)?;
         let doomed: Vec<&Key> = keys.iter().collect();
         site.world.cache_everywhere(&doomed)?;
-        // Nobody gets at the head of the log, but the deletions are committed.
+        // No publisher can lock the head of the log, but the deletions are committed.
         let mut lock = site.session()?;
         lock.query("BEGIN; SELECT FROM log_head FOR UPDATE")?;
         site.world.delete_all(&keys)?;
@@ -92,11 +92,11 @@ fn neighbors_number_what_a_lost_publisher_committed() -> Result<()> {
     Ok(())
 }
 
-/// Failure: what was numbered and never sent is known to nobody but the publisher that had to send it; or it is sent
-/// much later, and taken for news.
+/// Failure: only the publisher that numbered a row can send it, and it never does. Or it sends the row much later, and
+/// agents take it for a new one.
 #[test]
 fn neighbors_send_what_a_lost_publisher_numbered() -> Result<()> {
-    // Only whoever made a change looks for it.
+    // Without polling, only the publisher that made a change numbers it.
     let publisher = toml! { sequencer = { poll_interval = "1h" } };
     let mut site = Site::start(3, Plan { publisher, ..breakable(&["eu", "us"]) })?;
     for out in Out::ALL {
@@ -117,7 +117,7 @@ fn neighbors_send_what_a_lost_publisher_numbered() -> Result<()> {
         ensure!(repaired(&site.world)? > before, "nothing was missing ({out:?})");
         let wire = site.world.publisher().wire.as_ref().context("the wire is direct")?;
         if out == Out::Killed {
-            // What it had sent is lost with its connection. Otherwise it comes now.
+            // Its messages are lost with its connection. Those of a paused publisher arrive now.
             wire.reset();
         }
         wire.set(Mode::Pass);
@@ -127,7 +127,7 @@ fn neighbors_send_what_a_lost_publisher_numbered() -> Result<()> {
     Ok(())
 }
 
-/// Failure: a client without an answer is taken for a change that didn't happen, or happens twice.
+/// Failure: a change whose client got no answer is lost, or is made twice.
 #[test]
 fn changes_in_commit_at_a_publishers_kill_are_done_once() -> Result<()> {
     const KEYS: usize = 8;
@@ -136,7 +136,7 @@ fn changes_in_commit_at_a_publishers_kill_are_done_once() -> Result<()> {
     let doomed: Vec<&Key> = keys.iter().collect();
     site.world.cache_everywhere(&doomed)?;
     site.world.wait_until_caught_up()?;
-    // No COMMIT ends from now on: there is no standby that it could wait for.
+    // From now on no COMMIT finishes: each waits for a standby, and there is none.
     site.server.set("synchronous_standby_names = '*'")?;
     let caller = Caller::new(&site.world, site.world.publisher());
     thread::scope(|scope| {
@@ -169,10 +169,10 @@ fn changes_in_commit_at_a_publishers_kill_are_done_once() -> Result<()> {
     check(&site, &doomed)
 }
 
-/// Failure: questions go to whoever is nearest, and that one answers none of them (R14).
+/// Failure: requests go to the nearest publisher, which is paused and answers none of them (R14).
 #[test]
 fn agents_stay_live_beside_a_frozen_publisher() -> Result<()> {
-    // More than the five seconds for which the server waits for a publisher that stopped in the middle of a round.
+    // More than the five seconds for which the server waits for a publisher that was paused during a round.
     const BOUND: Duration = Duration::from_secs(9);
     let mut site = Site::start(2, with_bound(BOUND, plan(&["eu", "us"])))?;
     let keys = site.world.create_keys(5)?;
@@ -194,8 +194,8 @@ fn agents_stay_live_beside_a_frozen_publisher() -> Result<()> {
     check(&site, &meanwhile.iter().collect::<Vec<_>>())
 }
 
-/// Failure: a publisher that can't reach its database goes on taking its share of the questions; its clients wait for
-/// ever, or are told that nothing has happened.
+/// Failure: a publisher that can't reach its database still takes its share of the agents' requests. Or its clients wait
+/// forever, or get a wrong answer.
 #[test]
 fn agents_stay_live_beside_a_publisher_whose_database_is_silent() -> Result<()> {
     const BOUND: Duration = Duration::from_secs(3);
@@ -220,10 +220,10 @@ fn agents_stay_live_beside_a_publisher_whose_database_is_silent() -> Result<()> 
         let settled = Settled::of(world, site.publisher(1)?, doomed)?;
         assert_eq!(settled.regions(), [("eu", "confirmed"), ("us", "confirmed")], "{}", settled.receipt);
         world.wait_for_codes(&[uncached], "VALID")?;
-        let asked = client.join().map_err(|_| anyhow!("a client panicked"))??;
-        // Its root key wasn't even looked up.
-        assert_eq!(asked.answer, DeleteAnswer::Unchanged);
-        ensure!(asked.took < Duration::from_secs(15), "it was answered after {:?}", asked.took);
+        let request = client.join().map_err(|_| anyhow!("a client panicked"))??;
+        // Not even its root key could be looked up.
+        assert_eq!(request.answer, DeleteAnswer::Unchanged);
+        ensure!(request.took < Duration::from_secs(15), "it was answered after {:?}", request.took);
         Ok(())
     })?;
     wire.set(Mode::Pass);
@@ -232,7 +232,7 @@ fn agents_stay_live_beside_a_publisher_whose_database_is_silent() -> Result<()> 
     check(&site, &[doomed])
 }
 
-/// Failure: two publishers delete the same key, and both say that they have; or neither does.
+/// Failure: two publishers delete the same key, and both answer success, or neither does.
 #[test]
 fn a_key_deleted_at_two_publishers_is_deleted_once() -> Result<()> {
     const CLIENTS: usize = 4;
@@ -242,7 +242,7 @@ fn a_key_deleted_at_two_publishers_is_deleted_once() -> Result<()> {
     let doomed: Vec<&Key> = keys.iter().collect();
     world.cache_everywhere(&doomed)?;
     let publishers: Vec<Caller> = world.topology.publishers().map(|node| Caller::new(world, node)).collect();
-    let told = thread::scope(|scope| {
+    let answers = thread::scope(|scope| {
         let clients: Vec<_> = (0..CLIENTS)
             .map(|client| {
                 let (publisher, keys) = (&publishers[client % publishers.len()], &keys);
@@ -251,21 +251,21 @@ fn a_key_deleted_at_two_publishers_is_deleted_once() -> Result<()> {
                 })
             })
             .collect();
-        let told =
+        let answers =
             clients.into_iter().map(|client| client.join().map_err(|_| anyhow!("a client panicked"))?);
-        told.collect::<Result<Vec<_>>>()
+        answers.collect::<Result<Vec<_>>>()
     })?;
     for (n, key) in keys.iter().enumerate() {
-        let told: Vec<DeleteAnswer> = told.iter().map(|by_client| by_client[n].answer).collect();
-        let deleted = told.iter().filter(|told| **told == DeleteAnswer::Deleted).count();
-        let found_none = told.iter().filter(|told| **told == DeleteAnswer::NotFound).count();
-        assert_eq!((deleted, found_none), (1, CLIENTS - 1), "{}: {told:?}", key.id);
+        let of_key: Vec<DeleteAnswer> = answers.iter().map(|by_client| by_client[n].answer).collect();
+        let deleted = of_key.iter().filter(|answer| **answer == DeleteAnswer::Deleted).count();
+        let found_none = of_key.iter().filter(|answer| **answer == DeleteAnswer::NotFound).count();
+        assert_eq!((deleted, found_none), (1, CLIENTS - 1), "{}: {of_key:?}", key.id);
     }
     check(&site, &doomed)
 }
 
-/// Failure: changes of the same records at several publishers end each other, or leave agents with something else than
-/// the store has.
+/// Failure: changes of the same records at several publishers abort each other, or leave agents with records that differ
+/// from the store's.
 #[test]
 fn concurrent_changes_of_the_same_records_converge() -> Result<()> {
     let mut random = Random::draw()?;
@@ -312,16 +312,16 @@ fn concurrent_changes_of_the_same_records_converge() -> Result<()> {
     check(&site, &[])
 }
 
-/// A few records that everybody changes.
+/// A few records that all clients change.
 struct Pool {
     apis: Mutex<Vec<String>>,
     keys: Mutex<Vec<Key>>,
 }
 
 impl Pool {
-    /// One change. Whoever else was faster may have taken its object away; nothing else may hinder it.
+    /// Makes one change. It may fail only because another client has already deleted its object.
     fn change(&self, publisher: &Caller, random: &mut Random) -> Result<()> {
-        // Of the newest, so that several meet at each.
+        // One of the newest, so that several clients change the same one.
         let key = {
             let keys = self.keys.lock().map_err(|_| anyhow!("a client panicked"))?;
             keys.iter().rev().nth(random.below(8)).map(|key| key.id.clone())
@@ -365,7 +365,7 @@ impl Pool {
 const CHAOS: Duration = Duration::from_secs(9);
 const CHAOS_BOUND: Duration = Duration::from_secs(3);
 
-/// One publisher after the other drops out and returns, until the time is over; sometimes two at once.
+/// Publishers drop out and return, one or two at a time, until the time is over.
 fn drop_in_any_order(site: &mut Site, random: &mut Random, events: &mut Vec<String>) -> Result<()> {
     let began = Instant::now();
     let pause = |random: &mut Random| throughout(Duration::from_millis(random.below(700) as u64), || Ok(()));
@@ -382,7 +382,7 @@ fn drop_in_any_order(site: &mut Site, random: &mut Random, events: &mut Vec<Stri
         for (victim, out) in &victims {
             let publisher = site.world.topology.publishers_mut().nth(*victim).context("no publisher")?;
             events.push(format!("{:?}: {victim} returns", began.elapsed()));
-            // Whether it is of use yet is another matter.
+            // Doesn't wait until it is ready.
             match out {
                 Out::Killed => publisher.daemon.restart()?,
                 Out::Frozen => publisher.daemon.resume()?,
@@ -393,8 +393,8 @@ fn drop_in_any_order(site: &mut Site, random: &mut Random, events: &mut Vec<Stri
     Ok(())
 }
 
-/// Failure: two that drop out together undo what each of them alone does not; one that returns undoes what its
-/// neighbours did meanwhile.
+/// Failure: two publishers that drop out together cause a failure that one alone doesn't. Or a publisher that returns
+/// undoes what its neighbors did meanwhile.
 #[test]
 fn no_deletion_is_lost_when_publishers_drop_out_in_any_order() -> Result<()> {
     Random::lived_through(live_through)
@@ -408,7 +408,7 @@ fn live_through(random: &mut Random, events: &mut Vec<String>) -> Result<()> {
         publisher.wait_until_ready()?;
     }
     let fates = clients.fates()?;
-    // Leases may have lapsed for a moment, but nobody's cache was worth nothing.
+    // Leases may have expired for a moment, but no cache was flushed.
     check(&site, &fates.doomed())?;
     site.world.wait_for_codes(&fates.good(), "VALID")
 }

@@ -9,7 +9,7 @@ use evictd_tests::wait::throughout;
 use serde_json::json;
 
 use super::Site;
-use crate::bad_days::{DeletionRequest, ClientHistory, DeleteAnswer};
+use crate::bad_days::{ClientHistory, DeleteAnswer, DeletionRequest};
 use crate::world::{Caller, SOON, plan};
 
 /// The time for requests in flight. Later steps of the shutdown don't count against it.
@@ -35,7 +35,8 @@ fn a_silent_server_delays_shutdown_only_for_seconds() -> Result<()> {
     let mut lock = site.session()?;
     lock.query("BEGIN; SELECT head FROM log_head FOR UPDATE")?;
     let publisher = Caller::new(&site.world, site.world.publisher());
-    let story = ClientHistory(doomed.iter().map(|key| DeletionRequest::of(&publisher, key)).collect::<Result<_>>()?);
+    let story =
+        ClientHistory(doomed.iter().map(|key| DeletionRequest::of(&publisher, key)).collect::<Result<_>>()?);
     assert_eq!(story.count(DeleteAnswer::Deleted), doomed.len());
     // A client that never finishes its request makes the drain last until its limit.
     let mut endless = Connection::open(site.world.publisher().http)?;
