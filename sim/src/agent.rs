@@ -121,8 +121,8 @@ impl SimAgent {
     /// Announces that it stops answering.
     pub fn leave(&self, ctx: &mut Ctx) {
         if self.process.is_up() {
-            let goodbye = SimMessage::Goodbye { from: self.node(), life: self.life() };
-            ctx.send_query(self.node(), Audience::All, goodbye);
+            let leave = SimMessage::Leave { from: self.node(), life: self.life() };
+            ctx.send_query(self.node(), Audience::All, leave);
         }
     }
 

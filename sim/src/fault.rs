@@ -53,8 +53,8 @@ pub enum Fault {
     /// A process is killed, and started again at the end.
     Crash {
         node: NodeNumber,
-        /// Whether it says goodbye first.
-        goodbye: bool,
+        /// Whether it sends a leave message first.
+        leaves: bool,
     },
     /// Another primary takes over, which lacks the last commits. The old one answers reads until the end.
     Failover {

@@ -65,7 +65,7 @@ pub enum SimMessage {
         applied: LogPosition,
     },
     /// An agent's announcement of its exit.
-    Goodbye {
+    Leave {
         from: NodeNumber,
         life: Life,
     },

@@ -102,7 +102,7 @@ pub struct SimPublisher {
     tracker: ReceiptTracker,
     head: LogPosition,
     numbering: SequencerState,
-    /// Who said goodbye: the roster still lists them.
+    /// Instances that sent a leave message. The roster still lists them.
     departed: BTreeSet<Identity>,
     poll_due: bool,
     patience_due: bool,
@@ -309,7 +309,7 @@ impl SimPublisher {
                     self.report_receipts(ctx);
                 }
             }
-            SimMessage::Goodbye { from, life } => {
+            SimMessage::Leave { from, life } => {
                 let now = self.clock(ctx);
                 let identity = instance(from, life, ctx.settings.bound).identity;
                 self.tracker.mark_departed(&identity, now);
@@ -359,7 +359,7 @@ impl SimPublisher {
         Some(KnownStore { history: store.history(ctx, self.node())?, head })
     }
 
-    /// The log reaches to `head`. Reads the history again if another incarnation has begun, and tells that the one
+    /// The log reaches to `head`. Reads the history again if another incarnation has begun, and reports that the one
     /// before it has ended.
     fn note(&mut self, ctx: &mut Ctx, store: &SimStore, head: &SimHead) {
         let Some(known) = &mut self.known else { return };
@@ -558,7 +558,7 @@ impl SimPublisher {
         let member = link.serving && clear;
         if !all && member && ctx.now.since(since) > SILENT_AFTER {
             ctx.checker.violated(Rule::R14, ctx.now, || {
-                format!("{node:?} takes probes of its neighbours, and has answered nobody since {since}")
+                format!("{node:?} receives probes of its neighbors, and has answered none since {since}")
             });
         }
     }

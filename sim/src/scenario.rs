@@ -282,7 +282,7 @@ fn draw_copy(settings: &SimSettings, dice: &mut Dice) -> Vec<ScheduledFault> {
     for _ in 0..dice.below(4) {
         let fault = match dice.below(3) {
             0 => Fault::Freeze { node, suspend: false },
-            1 => Fault::Crash { node, goodbye: dice.permille(500) },
+            1 => Fault::Crash { node, leaves: dice.permille(500) },
             _ => Fault::Disconnect { node },
         };
         let from = from.after(after + dice.below(bound));
@@ -294,8 +294,8 @@ fn draw_copy(settings: &SimSettings, dice: &mut Dice) -> Vec<ScheduledFault> {
 /// The time in which the publisher of a declared store serves: it queries other publishers first.
 const RESTORED_WITHIN: Micros = 8 * SECOND;
 
-/// Two faults, of which the second makes the first one matter. What an agent wrongly believes, say, is found
-/// out within milliseconds, unless it is cut off right then.
+/// Draws two faults, of which the second makes the first one matter. For example, an agent detects a missed row within
+/// milliseconds, unless it is cut off right then.
 fn draw_pair(kind: Scenario, settings: &SimSettings, from: Moment, dice: &mut Dice) -> Vec<ScheduledFault> {
     let bound = settings.bound_micros();
     let agent = NodeNumber(dice.index(settings.agents));
@@ -311,7 +311,7 @@ fn draw_pair(kind: Scenario, settings: &SimSettings, from: Moment, dice: &mut Di
             (Fault::Gap { node: agent, kinds: Kinds::NONE }, SECOND, cut)
         }
         Scenario::Crash => {
-            let restart = (Fault::Crash { node: agent, goodbye: true }, SECOND / 2);
+            let restart = (Fault::Crash { node: agent, leaves: true }, SECOND / 2);
             (Fault::Noise { node: agent, loss: 300, twice: 0, late: (0, 0) }, 8 * SECOND, restart)
         }
         _ => return Vec::new(),
@@ -362,7 +362,7 @@ fn draw_fault(kind: Scenario, settings: &SimSettings, dice: &mut Dice) -> Option
             Fault::Cut { node: agent, deaf: true, mute: true, reconnects: true }
         }
         Scenario::Clocks => Fault::Freeze { node, suspend: true },
-        Scenario::Crash => Fault::Crash { node, goodbye: settings.polite || dice.permille(300) },
+        Scenario::Crash => Fault::Crash { node, leaves: settings.polite || dice.permille(300) },
         // One publisher's own store can't.
         Scenario::Failover => match dice.below(if settings.exclusive { 3 } else { 10 }) {
             0 => Fault::Slow { times: dice.between(5, 400) },

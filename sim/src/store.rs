@@ -287,8 +287,8 @@ impl SimStore {
         let change = if gone { None } else { self.apply(ctx, transaction) };
         if let Some((publisher, life)) = transaction.reply_to {
             // A commit that failed, or whose answer was lost, is unknown (R4).
-            let unheard = ctx.settings.unknown_permille;
-            let known = !gone && !ctx.dice.permille(unheard);
+            let unknown = ctx.settings.unknown_permille;
+            let known = !gone && !ctx.dice.permille(unknown);
             let success = known || ctx.lacks(Assumption::UnknownIsNotSuccess);
             let at = ctx.now.after(ctx.dice.span(MS / 4));
             ctx.queue.push(
@@ -386,7 +386,7 @@ impl SimStore {
         }
         let numbered = self.give_positions(ctx, visible, is_round);
         if ctx.dice.permille(ctx.settings.unknown_permille) {
-            return fail(ctx, publisher, life, is_round, 0); // Committed, and nobody knows.
+            return fail(ctx, publisher, life, is_round, 0); // Committed, but the publisher doesn't learn it.
         }
         let at = ctx.now.after(ctx.dice.span(MS / 4));
         let outcome = PublisherEvent::Numbered { numbered: Some(numbered), is_round };

@@ -71,9 +71,9 @@ impl Ctx {
         let link = &self.net.links[to.0];
         if link.is_open(self.now) {
             let at = self.now.after(2 * link.distance);
-            let nobody = SimMessage::NoResponders { nonce: *nonce, key: *key };
+            let answer = SimMessage::NoResponders { nonce: *nonce, key: *key };
             let life = link.life;
-            self.queue.push(at, SimEvent::Deliver(to, life, nobody));
+            self.queue.push(at, SimEvent::Deliver(to, life, answer));
         }
     }
 

@@ -339,11 +339,11 @@ impl SimWorld {
                     self.connection(node, false);
                 }
             }
-            Fault::Crash { node, goodbye } => {
+            Fault::Crash { node, leaves } => {
                 let agents = self.agents.len();
-                if goodbye && node.0 < agents {
+                if leaves && node.0 < agents {
                     self.agents[node.0].leave(&mut self.ctx);
-                } else if goodbye {
+                } else if leaves {
                     self.publishers[node.0 - agents].leave(&mut self.ctx);
                 }
                 self.kill(node);

@@ -89,8 +89,8 @@ impl FollowContext {
             }
             task.poll_and_perform(&feed).await;
         }
-        // Verifications have ended by now. After a disruption no goodbye is sent: a copy of this machine has the same
-        // instance and continues.
+        // Verifications have ended by now. After a disruption no leave message is sent: a copy of this machine has the
+        // same instance and continues.
         if !task.context.serving.has_ended()
             && let Some(last) = task.announcement(true)
         {

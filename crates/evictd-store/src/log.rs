@@ -81,7 +81,7 @@ pub trait LogStore: Debug + Send + Sync + 'static {
     async fn change_notified(&self);
 }
 
-/// The end of the log, and what tells it from a copy's.
+/// The end of the log, and what distinguishes it from a copy's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Head {
     /// The last position that was given out.

@@ -22,7 +22,7 @@ pub trait RosterStore: Debug + Send + Sync + 'static {
     /// Marks the roster as complete again: one bound has passed since `epoch` began.
     async fn mark_roster_complete(&self, epoch: u32) -> Result<(), StoreError>;
 
-    /// Marks instances that sent a goodbye, because other publishers may have missed it. The next probe of an instance
+    /// Marks instances that sent a leave message, because other publishers may have missed it. The next probe of an instance
     /// clears the mark.
     async fn mark_departed(&self, departed: &[Identity]) -> Result<(), StoreError>;
 

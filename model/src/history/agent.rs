@@ -1,7 +1,7 @@
 //! An agent: the core's follower, with the history that it follows inside, and one cached key.
 //!
-//! Leases never run out here, so that an agent answers whatever its floors don't forbid. Its clock stands still: that its
-//! own history is silent it concludes at any moment, as after a goodbye.
+//! Leases never expire here, so that an agent answers whatever its floors don't forbid. Its clock stands still, so it may
+//! conclude at any moment that its own history is silent, as after a leave message.
 
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};

@@ -164,7 +164,9 @@ impl fmt::Display for HistoryAction {
             Self::Declare(store) => write!(f, "an operator declares store {store}"),
             Self::Record(p, change) => write!(f, "publisher {p} records {change:?}"),
             Self::Wait(p) => write!(f, "publisher {p} waits for a second"),
-            Self::ReceiveNoResponders(p) => write!(f, "publisher {p} receives that nobody else is there"),
+            Self::ReceiveNoResponders(p) => {
+                write!(f, "publisher {p} receives that no other publisher is there")
+            }
             Self::Answer(p, other) => write!(f, "publisher {p} answers publisher {other}'s question"),
             Self::Receive(p, answer) => {
                 write!(
@@ -590,7 +592,7 @@ impl HistoryWorld {
                 *left -= 1;
                 state.tokens += 1;
                 let place = self.publishers[publisher];
-                // On SQLite, incarnations tell copies apart.
+                // On SQLite, incarnations distinguish copies.
                 let token = if self.database == DatabaseKind::Sqlite { 0 } else { state.tokens };
                 state.stores[place].record(change, LogToken(token));
             }
@@ -598,12 +600,12 @@ impl HistoryWorld {
             HistoryAction::ReceiveNoResponders(publisher) => {
                 state.publishers[publisher].as_mut()?.receive_no_responders();
             }
-            HistoryAction::Answer(publisher, asker) => {
+            HistoryAction::Answer(publisher, requester) => {
                 let place = self.publishers[publisher];
-                let colleague = place == self.publishers[asker];
+                let colleague = place == self.publishers[requester];
                 let provenance = state.stores[place].provenance();
                 let answer = state.publishers[publisher].as_ref()?.answer(publisher, provenance, colleague);
-                state.publishers[asker].as_mut()?.answers.insert(answer);
+                state.publishers[requester].as_mut()?.answers.insert(answer);
                 if !colleague {
                     state.publishers[publisher].as_mut()?.receive_foreign();
                 }

@@ -58,8 +58,8 @@ impl RegionMetrics {
     /// Brings the gauges up to date.
     pub(super) fn count(&mut self, tracker: &ReceiptTracker, now: LeaseTime) {
         let mut counts: BTreeMap<&Region, [u32; AgentState::ALL.len()]> = BTreeMap::new();
-        for (identity, _, heard_at, _) in tracker.instances() {
-            let is_live = now.since(heard_at) < tracker.bound();
+        for (identity, _, received_at, _) in tracker.instances() {
+            let is_live = now.since(received_at) < tracker.bound();
             let counts = counts.entry(&identity.region).or_default();
             counts[if is_live { AgentState::Live } else { AgentState::Silent } as usize] += 1;
         }

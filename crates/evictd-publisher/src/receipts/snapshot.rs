@@ -18,8 +18,8 @@ pub(crate) struct ReceiptsSnapshot {
 
 impl ReceiptsSnapshot {
     pub(super) fn of(tracker: &ReceiptTracker, unstored: usize) -> Self {
-        let owned = |(identity, applied, heard_at, policy): (&Identity, _, _, _)| {
-            (identity.clone(), applied, heard_at, policy)
+        let owned = |(identity, applied, received_at, policy): (&Identity, _, _, _)| {
+            (identity.clone(), applied, received_at, policy)
         };
         Self {
             open: tracker.open(),
@@ -32,17 +32,21 @@ impl ReceiptsSnapshot {
     /// Returns the agent processes that receipts wait for.
     pub(crate) fn agents(&self) -> Vec<Value> {
         let now = clock::lease_now();
-        let agent =
-            |(identity, applied, heard_at, policy): &(Identity, LogPosition, LeaseTime, PartitionPolicy)| {
-                json!({
-                    "region": identity.region.to_string(),
-                    "agent": identity.agent.to_string(),
-                    "instance": identity.instance.to_string(),
-                    "appliedPosition": applied.position(),
-                    "heardMsAgo": u64::try_from(now.since(*heard_at).as_millis()).unwrap_or(u64::MAX),
-                    "partitionPolicy": policy.label(),
-                })
-            };
+        let agent = |(identity, applied, received_at, policy): &(
+            Identity,
+            LogPosition,
+            LeaseTime,
+            PartitionPolicy,
+        )| {
+            json!({
+                "region": identity.region.to_string(),
+                "agent": identity.agent.to_string(),
+                "instance": identity.instance.to_string(),
+                "appliedPosition": applied.position(),
+                "heardMsAgo": u64::try_from(now.since(*received_at).as_millis()).unwrap_or(u64::MAX),
+                "partitionPolicy": policy.label(),
+            })
+        };
         self.agents.iter().map(agent).collect()
     }
 }

@@ -254,13 +254,17 @@ impl Home {
             lag: DurationRange { low: Duration::from_millis(1), high: Duration::from_millis(2) },
             exposure: Exposure { last_after: Duration::from_millis(1) },
         };
-        let announcement =
-            Applied { applied, apply_reports: vec![apply_report], leaving: false, ..self.goodbye(agent) };
+        let announcement = Applied {
+            applied,
+            apply_reports: vec![apply_report],
+            leaving: false,
+            ..self.leave_message(agent)
+        };
         self.apply(agent, announcement).await
     }
 
-    /// What an agent announces that has applied nothing and leaves.
-    fn goodbye(&self, agent: &Instance) -> Applied {
+    /// Returns the leave message of an agent that has applied nothing.
+    fn leave_message(&self, agent: &Instance) -> Applied {
         Applied {
             instance: agent.identity.instance,
             provenance: self.shared.history.history().provenance(),
@@ -689,7 +693,7 @@ async fn no_publisher_waits_for_a_process_that_left() {
     home.round(&[&here, &leaving]).await;
     home.read_roster().await;
     other.read_roster().await;
-    home.apply(&leaving, home.goodbye(&leaving)).await.unwrap();
+    home.apply(&leaving, home.leave_message(&leaving)).await.unwrap();
     // A probe that was on its way doesn't bring it back.
     home.read_roster_changes().await;
     assert!(!home.membership.looked_up(&leaving.identity).await);
@@ -786,7 +790,7 @@ async fn a_process_that_left_and_probes_again_is_waited_for() {
     let home = store.publisher(LONG, &[]).await;
     let (eu, us) = (agent("eu", "a", 1), agent("us", "b", 2));
     home.round(&[&eu, &us]).await;
-    home.apply(&us, home.goodbye(&us)).await.unwrap();
+    home.apply(&us, home.leave_message(&us)).await.unwrap();
     home.round(&[&eu, &us]).await;
     home.delete("req_1").await;
     home.number().await;
@@ -847,7 +851,7 @@ async fn a_process_that_left_before_it_was_read_is_not_waited_for() {
     let home = store.publisher(LONG, &[]).await;
     let (eu, us) = (agent("eu", "a", 1), agent("us", "b", 2));
     home.round(&[&eu, &us]).await;
-    home.apply(&us, home.goodbye(&us)).await.unwrap();
+    home.apply(&us, home.leave_message(&us)).await.unwrap();
     home.delete("req_1").await;
     home.number().await;
     home.applies(&eu).await;
@@ -879,7 +883,7 @@ async fn an_announcement_waits_for_a_read_of_a_further_head() {
     there.number().await;
     let further = there.head();
     assert!(further > here.head());
-    let announcement = Applied { applied: further, leaving: false, ..here.goodbye(&eu) };
+    let announcement = Applied { applied: further, leaving: false, ..here.leave_message(&eu) };
     here.receipts.announced(eu.identity.clone(), announcement).await;
     here.idle().await;
     assert_eq!(here.head(), further);

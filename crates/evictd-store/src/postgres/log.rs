@@ -154,8 +154,7 @@ impl LogStore for PostgresStore {
         Ok(Backlog::new(row.integer("rows")?, row.integer("age")?))
     }
 
-    /// While rows wait for positions, changes with every commit. Otherwise the head's position tells as much, and costs
-    /// nothing.
+    /// While rows wait for positions, changes with every commit. Otherwise the head's position is enough, and cheaper.
     async fn version(&self) -> Result<i64, StoreError> {
         let read = || {
             sqlx::query(

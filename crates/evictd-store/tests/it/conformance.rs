@@ -83,7 +83,7 @@ conformance!(
     an_instance_that_asks_twice_in_one_round_is_as_it_said_last,
     touched_instances_do_not_enter_the_roster,
     instance_is_removed_unless_it_was_seen_since,
-    goodbye_is_reported_until_the_instance_comes_back,
+    departure_is_reported_until_the_instance_returns,
     numbered_rows_say_which_request_wrote_them,
     a_request_is_open_until_its_receipt_is_recorded,
     request_without_change_differs_from_a_refused_one,
@@ -626,7 +626,7 @@ async fn instance_is_removed_unless_it_was_seen_since(store: &dyn HomeStore) {
     assert_eq!(identities(&back.entries), [instance(1).identity], "who comes back is news");
 }
 
-async fn goodbye_is_reported_until_the_instance_comes_back(store: &dyn HomeStore) {
+async fn departure_is_reported_until_the_instance_returns(store: &dyn HomeStore) {
     run_round(store, &[instance(1), instance(2)]).await;
     let before = store.roster(0).await.unwrap();
     store.mark_departed(&[instance(1).identity, instance(9).identity]).await.unwrap();

@@ -11,9 +11,9 @@ use tokio_rustls::TlsAcceptor;
 /// A message: its type, if it has one, and all after that.
 type Message = (Option<u8>, Vec<u8>);
 
-/// A pooler that drops the settings of a session: as one that has the next transaction run on another connection.
-pub(super) async fn forgetful(server: u16) -> u16 {
-    serve(move |client| forget(client, server)).await
+/// A pooler that drops a session's settings, like one that runs the next transaction on another connection.
+pub(super) async fn without_settings(server: u16) -> u16 {
+    serve(move |client| drop_settings(client, server)).await
 }
 
 /// A pooler that lends the server's only connection to its clients, for one transaction at a time.
@@ -47,7 +47,7 @@ async fn connect(server: u16) -> Result<TcpStream> {
     TcpStream::connect((Ipv4Addr::LOCALHOST, server)).await
 }
 
-async fn forget(client: TcpStream, server: u16) -> Result<()> {
+async fn drop_settings(client: TcpStream, server: u16) -> Result<()> {
     let (mut answers, mut requests) = connect(server).await?.into_split();
     let (mut from_client, mut to_client) = client.into_split();
     tokio::spawn(async move { copy(&mut answers, &mut to_client).await });

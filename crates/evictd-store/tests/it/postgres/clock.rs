@@ -1,4 +1,4 @@
-//! The store's clock, as agents get to know of it: however long the server's answer takes, they measure the truth.
+//! The store's clock, as agents measure it. The offset is right however long the server takes to answer.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 

@@ -1,5 +1,4 @@
-//! A permanent deletion leaves the opaque id, and nothing else: neither in the tables nor in what the planner knows of
-//! them.
+//! A permanent deletion leaves only the opaque id, both in the tables and in the planner's statistics.
 
 use std::path::Path;
 use std::time::Duration;
@@ -28,7 +27,7 @@ fn contains(directory: &Path, trace: &[u8]) -> bool {
 async fn erased_key_is_gone_from_the_files_after_the_purge() {
     let server = Postgres::start().unwrap();
     let store = connect(&server.url()).await;
-    // The planner's statistics tell of values only where there are several.
+    // The planner's statistics hold values only of columns with several.
     populate(&store, 3).await;
     let mut secret = key(9);
     let hash: Vec<u8> = (100..132).collect();

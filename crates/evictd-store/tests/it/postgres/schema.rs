@@ -212,7 +212,7 @@ async fn a_log_head_without_the_other_tables_is_refused() {
         assert!(tables.contains("keys") && tables.contains("invalidations"), "{tables}");
         assert!(error.to_string().contains("search_path"), "{error}");
     }
-    // Whoever knows where the store is goes on.
+    // With the right search path, publishers work.
     round(&fixture.store).await;
     let url = format!("{}?options[search_path]=public", fixture.url);
     connect(&url).await.close().await;

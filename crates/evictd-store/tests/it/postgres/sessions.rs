@@ -37,11 +37,12 @@ async fn hidden_rows_are_an_error_and_not_absent() {
     .await;
     let url = through(&fixture.url, port(), "restricted");
     let store = connect(&url).await;
-    // Also where the pooler forgot what was set for the session.
-    let forgetful = connect(&through(&url, between::forgetful(port()).await, "restricted")).await;
+    // Also behind a pooler that drops the session's settings.
+    let without_settings =
+        connect(&through(&url, between::without_settings(port()).await, "restricted")).await;
     run(&fixture.url, "DELETE FROM keys WHERE id = 'key_1'").await;
     assert_says_rows_are_hidden(store.number(10).await);
-    for publisher in [&store, &forgetful] {
+    for publisher in [&store, &without_settings] {
         assert_says_rows_are_hidden(publisher.round(RoundRequest::default()).await);
     }
     run(&fixture.url, "ALTER TABLE invalidations DISABLE ROW LEVEL SECURITY").await;
@@ -71,7 +72,7 @@ async fn a_commit_is_durable_whatever_the_role_and_a_pooler_say() {
          CREATE TRIGGER noted AFTER INSERT ON keys FOR EACH ROW EXECUTE FUNCTION note()",
     )
     .await;
-    let url = through(&fixture.url, between::forgetful(port()).await, "hasty");
+    let url = through(&fixture.url, between::without_settings(port()).await, "hasty");
     let store = connect(&url).await;
     store.create_key(&actor(), key(7)).await.unwrap();
     run_round(&store, &[]).await;
@@ -97,7 +98,7 @@ async fn a_pooler_that_lends_one_connection_to_several_is_refused() {
         assert!(error.to_string().contains("pool_mode = session"), "{error}");
     }
     // One that keeps them together is welcome.
-    let keeping = through(&fixture.url, between::forgetful(port()).await, "evictd");
+    let keeping = through(&fixture.url, between::without_settings(port()).await, "evictd");
     PostgresReader::connect(options(&keeping)).await.unwrap();
 }
 
