@@ -176,8 +176,8 @@ impl NatsServer {
         Self::start_as_home(dir, listen, users.chain([User::Publisher, User::Site]).collect())
     }
 
-    /// Starts home's second server, only for publishers. It dials the leaf listener `first` with `login`. If the link is
-    /// cut, it is a separate bus.
+    /// Starts home's second server, only for publishers. It dials the leaf listener `first` with `login`. If the link
+    /// is cut, it is a separate bus.
     pub fn start_site(dir: &Path, listen: Listen, first: SocketAddr, login: &Login) -> Result<Self> {
         Self::start_leaf(dir, listen, "site", vec![User::Publisher], first, login)
     }

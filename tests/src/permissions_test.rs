@@ -154,15 +154,15 @@ fn an_agent_sends_requests_only_in_its_own_name() -> Result<()> {
     let world = World::start()?;
     let mut agent = World::agent(&world.eu, "eu", "a1")?;
     for kind in REQUESTS {
-        let [own, neighbour, abroad, deeper] =
+        let [own, neighbor, abroad, deeper] =
             ["eu.a1", "eu.a2", "us.a1", "eu.a1.more"].map(|name| format!("evictd.v1.{kind}.{name}"));
         assert_allowed(&mut agent, &[&own], &[])?;
-        assert_refused(&mut agent, &[&neighbour, &abroad, &deeper], &[])?;
+        assert_refused(&mut agent, &[&neighbor, &abroad, &deeper], &[])?;
     }
     for kind in ["probe", "replay", "lookup"] {
-        let [own, neighbour] = ["eu.a1.any", "eu.a2.any"].map(|name| format!("evictd.v1.{kind}.{name}"));
+        let [own, neighbor] = ["eu.a1.any", "eu.a2.any"].map(|name| format!("evictd.v1.{kind}.{name}"));
         assert_allowed(&mut agent, &[&own], &[])?;
-        assert_refused(&mut agent, &[&neighbour], &[])?;
+        assert_refused(&mut agent, &[&neighbor], &[])?;
     }
     assert_refused(&mut agent, &["evictd.v1.applied.eu.a1.any"], &[])
 }

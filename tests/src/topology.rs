@@ -277,8 +277,8 @@ impl Topology {
         Ok(Self { publisher, more_publishers, regions: sites, home, root_key, client: Client::new() })
     }
 
-    /// Starts a publisher with another home store, such as a copy of the first one's. Its configuration is otherwise the
-    /// first publisher's, and its connection to NATS runs through `wire`. It isn't ready yet when this returns.
+    /// Starts a publisher with another home store, such as a copy of the first one's. Its configuration is otherwise
+    /// the first publisher's, and its connection to NATS runs through `wire`. It isn't ready yet when this returns.
     pub fn start_rival(
         &self,
         dir: &Path,

@@ -82,8 +82,8 @@ fn deletions_are_announced_and_receipted_once_across_kills() -> Result<()> {
     world.assert_works()
 }
 
-/// Failure: a publisher committed a deletion just before it was killed, and its client got no answer. The next publisher
-/// announces the deletion, but it has no receipt.
+/// Failure: a publisher committed a deletion just before it was killed, and its client got no answer. The next
+/// publisher announces the deletion, but it has no receipt.
 #[test]
 fn next_publisher_issues_receipts_of_unnumbered_deletions() -> Result<()> {
     let mut world = World::start(&plan(&["eu", "us"]))?;

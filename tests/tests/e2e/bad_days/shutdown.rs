@@ -55,8 +55,8 @@ fn assert_ended_well(daemon: &mut Daemon, signaled_at: Instant) -> Result<()> {
     Ok(())
 }
 
-/// Failure: the shutdown cuts off a request in flight, perhaps after its commit. Or it accepts a new connection, or waits
-/// for an idle one.
+/// Failure: the shutdown cuts off a request in flight, perhaps after its commit. Or it accepts a new connection, or
+/// waits for an idle one.
 #[test]
 fn shutdown_answers_changes_in_flight_and_accepts_no_new_ones() -> Result<()> {
     let mut world = World::start(&plan(&["eu", "us"]))?;

@@ -9,8 +9,8 @@ use serde_json::json;
 use super::{ClientHistory, DeleteAnswer, DeletionRequest, wait_for_log, with_store_in};
 use crate::world::{Caller, Key, SOON, World, count, wait_for_readiness};
 
-/// Failure: a deletion without room on the disk is answered with success, or is half done. Or the publisher looks ready,
-/// or needs a restart when there is room again.
+/// Failure: a deletion without room on the disk is answered with success, or is half done. Or the publisher looks
+/// ready, or needs a restart when there is room again.
 #[test]
 fn a_full_disk_refuses_only_changes_until_there_is_room() -> Result<()> {
     const THIS: &str = "bad_days::store_full::a_full_disk_refuses_only_changes_until_there_is_room";
@@ -64,8 +64,8 @@ fn fill_the_store(world: &World) -> Result<u64> {
     bail!("the disk is never full")
 }
 
-/// Deletes keys one after the other until several are refused and the publisher isn't ready. A single deletion may still
-/// find room; then it succeeds, and the publisher is ready again.
+/// Deletes keys one after the other until several are refused and the publisher isn't ready. A single deletion may
+/// still find room; then it succeeds, and the publisher is ready again.
 fn delete_until_it_is_known_to_be_full<'k>(world: &World, keys: &'k [Key]) -> Result<ClientHistory<'k>> {
     let (caller, client) = (Caller::new(world, world.publisher()), Client::new());
     let readyz = format!("http://{}/readyz", world.publisher().admin);

@@ -98,8 +98,8 @@ fn changes_wait_for_a_short_lock_on_the_store() -> Result<()> {
     world.assert_works()
 }
 
-/// Failure: a change that waits too long gets no answer, or success. Or reads wait as well. Or the publisher looks ready
-/// although it can't change anything.
+/// Failure: a change that waits too long gets no answer, or success. Or reads wait as well. Or the publisher looks
+/// ready although it can't change anything.
 #[test]
 fn changes_are_refused_during_a_long_lock_on_the_store() -> Result<()> {
     let world = World::start(&plan(&["eu", "us"]))?;

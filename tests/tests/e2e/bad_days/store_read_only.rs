@@ -18,8 +18,8 @@ fn files(world: &World) -> Result<Vec<PathBuf>> {
     Ok(inside.into_iter().chain([dir]).collect())
 }
 
-/// Failure: a change that couldn't be written is answered with success. Or the publisher looks ready, or needs a restart
-/// when the disk is writable again.
+/// Failure: a change that couldn't be written is answered with success. Or the publisher looks ready, or needs a
+/// restart when the disk is writable again.
 #[test]
 fn a_read_only_disk_refuses_changes_until_it_is_writable() -> Result<()> {
     let dir = tempfile::tempdir()?;

@@ -18,12 +18,13 @@ fn clean_up(server: &Postgres) -> Result<()> {
     Ok(())
 }
 
-/// Failure: erased data remains in a table, an index, the planner's statistics, the write-ahead log or the server's log.
+/// Failure: erased data remains in a table, an index, the planner's statistics, the write-ahead log or the server's
+/// log.
 ///
 /// All files of the server are searched, including the write-ahead log. Here each checkpoint removes what recovery no
 /// longer needs. In production it is overwritten in time; archives and standbys are for their owner to clear.
 #[test]
-fn only_the_id_remains_of_an_erased_key_after_a_purge() -> Result<()> {
+fn only_the_id_of_an_erased_key_is_left_after_a_purge() -> Result<()> {
     let server = Postgres::start()?;
     server.set("wal_keep_size = 0")?;
     server.set("wal_recycle = off")?;

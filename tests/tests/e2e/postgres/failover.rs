@@ -262,8 +262,8 @@ fn a_publisher_on_a_standby_refuses_changes_and_falls_silent() -> Result<()> {
     site.assert_no_rule_was_broken()
 }
 
-/// Fails over to `server`, which lacks the latest commits. There `keys` are deleted before any publisher reaches it, and
-/// the next live messages to agents are dropped. No agent answers VALID for `keys` after the bound.
+/// Fails over to `server`, which lacks the latest commits. There `keys` are deleted before any publisher reaches it,
+/// and the next live messages to agents are dropped. No agent answers VALID for `keys` after the bound.
 fn fail_over_with_loss(site: &mut Site, server: Postgres, keys: &[&Key]) -> Result<()> {
     site.server.kill()?;
     server.promote()?;

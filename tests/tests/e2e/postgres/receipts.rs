@@ -113,8 +113,9 @@ fn stop_and_start(
     Ok(())
 }
 
-/// Failure: an agent has just got its first lease from one publisher, and another publisher doesn't have it and confirms
-/// without it. Or a publisher drops an agent from which it has received nothing for a while, and another one serves it.
+/// Failure: an agent has just got its first lease from one publisher, and another publisher doesn't have it and
+/// confirms without it. Or a publisher drops an agent from which it has received nothing for a while, and another one
+/// serves it.
 #[test]
 fn no_agent_accepts_a_key_that_any_publisher_confirmed() -> Result<()> {
     Random::lived_through(live_through)

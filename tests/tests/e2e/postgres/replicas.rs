@@ -53,7 +53,8 @@ fn reads(agent: &Node, outcome: &str) -> Result<u64> {
     count(agent, "evictd_agent_database_reads_total", &[("outcome", outcome)])
 }
 
-/// Waits until an agent reads its replica again after a failure. Agents retry it now and then; uncached keys cause loads.
+/// Waits until an agent reads its replica again after a failure. Agents retry it now and then; uncached keys cause
+/// loads.
 fn wait_until_read_again(world: &World, agent: &Node) -> Result<()> {
     let (read_before, mut verified) = (reads(agent, "ok")?, 0);
     try_eventually("the replica to be read again", SOON, || {

@@ -43,8 +43,8 @@ const IDENTITY: &str =
     "SELECT substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8), control.system_identifier,
     store_id, incarnation FROM pg_control_system() AS control, log_head";
 
-/// Failure: a copied server has the same ids, timeline and incarnation as the one that serves. So its publisher is taken
-/// for one of the original's, and proves positions that its store doesn't hold.
+/// Failure: a copied server has the same ids, timeline and incarnation as the one that serves. So its publisher is
+/// taken for one of the original's, and proves positions that its store doesn't hold.
 #[test]
 fn copied_server_yields_by_its_round_tokens() -> Result<()> {
     let (mut site, doomed, good) = start()?;
@@ -158,8 +158,8 @@ fn server_and_copy_fall_silent_after_a_partition() -> Result<()> {
     assert_no_rule_was_broken(world, &rival)
 }
 
-/// Failure: a database that was created with the store's as its template begins an epoch, and production's agents follow
-/// it, at once or when production is restarted.
+/// Failure: a database that was created with the store's as its template begins an epoch, and production's agents
+/// follow it, at once or when production is restarted.
 #[test]
 fn template_copy_yields_while_its_original_serves() -> Result<()> {
     let (mut site, doomed, good) = start()?;

@@ -194,8 +194,8 @@ fn agents_stay_live_beside_a_frozen_publisher() -> Result<()> {
     check(&site, &meanwhile.iter().collect::<Vec<_>>())
 }
 
-/// Failure: a publisher that can't reach its database still takes its share of the agents' requests. Or its clients wait
-/// forever, or get a wrong answer.
+/// Failure: a publisher that can't reach its database still takes its share of the agents' requests. Or its clients
+/// wait forever, or get a wrong answer.
 #[test]
 fn agents_stay_live_beside_a_publisher_whose_database_is_silent() -> Result<()> {
     const BOUND: Duration = Duration::from_secs(3);
@@ -264,8 +264,8 @@ fn a_key_deleted_at_two_publishers_is_deleted_once() -> Result<()> {
     check(&site, &doomed)
 }
 
-/// Failure: changes of the same records at several publishers abort each other, or leave agents with records that differ
-/// from the store's.
+/// Failure: changes of the same records at several publishers abort each other, or leave agents with records that
+/// differ from the store's.
 #[test]
 fn concurrent_changes_of_the_same_records_converge() -> Result<()> {
     let mut random = Random::draw()?;
