@@ -194,8 +194,9 @@ pub(crate) fn wait_until_yielded(node: &Node) -> Result<()> {
 
 /// Waits until `node` names the silent publisher `rival` in its readiness and status.
 pub(crate) fn wait_until_named(node: &Node, rival: &Node, standing: &str) -> Result<()> {
-    let mut words = names_of(rival)?;
-    words.push(format!("another home store is {standing} on this bus"));
+    let state = format!("is {standing} on this bus");
+    let words: Vec<String> =
+        names_of(rival)?.iter().map(|words| words.replace("is active on this bus", &state)).collect();
     try_eventually("the serving publisher to name the silent one", SOON, || {
         let (ready, status) = (wait_for_readiness(node, 200)?.to_string(), node.status()?);
         let silent = status["silentRival"].as_str().unwrap_or_default();
@@ -647,7 +648,14 @@ fn declaration_ends_when_its_publisher_yields() -> Result<()> {
     wait_until_silent(&host_2, "behind", &["this home store is an older copy: ".to_owned()])?;
     world.topology.publisher.restart()?;
     wait_until_serving(world.publisher())?;
-    world.topology.agents().try_for_each(|agent| wait_for_mode(agent, "live"))?;
+    // Their leases of the incarnation that has ended run out meanwhile.
+    let incarnation = world.publisher().status()?["incarnation"].clone();
+    for agent in world.topology.agents() {
+        try_eventually("the agent to follow the publisher again", SOON, || {
+            let status = agent.status()?;
+            Ok((status["incarnation"] == incarnation && status["mode"] == "live").then_some(()))
+        })?;
+    }
     assert_untouched(&world, &footing, &good)?;
     watch.assert_none_valid_since(confirmed_at)?;
 

@@ -134,7 +134,12 @@ impl<H: Handler> HttpServer<H> {
         }
     }
 
-    fn connection(&self, remote: SocketAddr, limits: HttpLimits, watch: Arc<ConnectionWatch>) -> HttpConnection {
+    fn connection(
+        &self,
+        remote: SocketAddr,
+        limits: HttpLimits,
+        watch: Arc<ConnectionWatch>,
+    ) -> HttpConnection {
         // A token per connection: if all polled one token, they would meet at its lock.
         HttpConnection { remote, limits, watch, draining: self.shutdown.child_token() }
     }
