@@ -1,6 +1,6 @@
 //! Names of variants, for metrics, logs and the store.
 
-/// A value of an enum whose variants have a name each. [`labels!`](crate::labels) implements it.
+/// A value of an enum whose variants have a name each. [`labels!`](macro@crate::labels) implements it.
 pub trait Label: Copy + 'static {
     /// All values, in the order of [`Label::index`].
     const ALL: &'static [Self];
