@@ -106,7 +106,6 @@ impl Rivals {
             }
             task.begin_alone().await;
             task.report();
-            task.report_silent_rival();
         }
     }
 
@@ -160,6 +159,7 @@ impl RivalsTask {
         }
         self.check_awaited_past().await;
         self.note_yielding().await;
+        self.report_silent_rival();
     }
 
     /// After this publisher has yielded for a bound, its store needs an operator's declaration before it may replace
