@@ -3,9 +3,12 @@
 //! A port from `bind(0)` is not good enough: once its server is killed, the kernel may give the port to any outgoing
 //! connection, even to one that dials this very port and so connects to itself. These ports lie below the usual
 //! ephemeral range, and a file lock keeps concurrent test processes apart.
+//!
+//! Whether a port is in use is read from the kernel's tables. Binding it would be no test: a child process that is
+//! forked meanwhile inherits the socket, and holds the port until it executes its program.
 
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -42,17 +45,34 @@ fn take(locks: &Path, port: u16) -> Result<Option<SocketAddr>> {
     if lock.try_lock().is_err() {
         return Ok(None);
     }
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    if TcpListener::bind(address).is_err() {
+    if is_in_use(port)? {
         return Ok(None);
     }
     TAKEN.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(lock);
-    Ok(Some(address))
+    Ok(Some(SocketAddr::from((Ipv4Addr::LOCALHOST, port))))
+}
+
+/// Whether any TCP socket has this local port.
+fn is_in_use(port: u16) -> Result<bool> {
+    let suffix = format!(":{port:04X}");
+    for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
+        let sockets = match fs::read_to_string(table) {
+            // A machine without IPv6.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            sockets => sockets.with_context(|| format!("reading {table}"))?,
+        };
+        let mut local = sockets.lines().filter_map(|line| line.split_whitespace().nth(1));
+        if local.any(|address| address.ends_with(&suffix)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::net::TcpListener;
 
     use super::*;
 
