@@ -17,7 +17,7 @@ use evictd_wire::subject::{self, MessageKind, Requester};
 use tokio::sync::Notify;
 
 use crate::config::AgentConfig;
-use crate::metrics::Metrics;
+use crate::metrics::AgentMetrics;
 
 /// Messages that a subscription buffers while its task is busy. Dropped ones are repaired.
 const SUBSCRIPTION_CAPACITY: usize = 8_192;
@@ -154,7 +154,7 @@ pub(crate) struct AgentBus {
 pub(crate) async fn connect(
     config: &AgentConfig,
     identity: &Identity,
-    metrics: &Arc<Metrics>,
+    metrics: &Arc<AgentMetrics>,
     readiness: &Readiness,
 ) -> Result<AgentBus, ConnectError> {
     let requester = Arc::new(config.requester());

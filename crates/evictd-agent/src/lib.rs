@@ -53,7 +53,7 @@ use crate::config::AgentConfig;
 use crate::database::{Database, DatabaseReader};
 use crate::follow::FollowContext;
 use crate::loads::Loads;
-use crate::metrics::Metrics;
+use crate::metrics::AgentMetrics;
 use crate::origin::{BusOrigin, Origin};
 use crate::policy::Policies;
 use crate::serving::ServingState;
@@ -163,7 +163,7 @@ struct AgentParts {
     config: AgentConfig,
     identity: Identity,
     registry: Registry,
-    metrics: Arc<Metrics>,
+    metrics: Arc<AgentMetrics>,
     readiness: Readiness,
     serving: Arc<ServingState>,
     cache: Arc<RecordCache>,
@@ -182,7 +182,7 @@ impl AgentParts {
         let follower = Follower::new(config.follower(), getrandom::u64()?);
         Ok(Self {
             identity,
-            metrics: Arc::new(Metrics::new(&registry)),
+            metrics: Arc::new(AgentMetrics::new(&registry)),
             registry,
             readiness: Readiness::new(),
             serving: Arc::new(ServingState::new(follower, config.bound())),

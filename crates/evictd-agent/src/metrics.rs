@@ -138,7 +138,7 @@ impl From<StatusCode> for StatusLabel {
 
 /// The handles, made once.
 #[derive(Debug)]
-pub struct Metrics {
+pub struct AgentMetrics {
     lag: ByLabel<LagScope, Histogram>,
     exposure: Histogram,
     breaches: Counter,
@@ -177,7 +177,7 @@ pub struct Metrics {
     pub(crate) invariants: Invariants,
 }
 
-impl Metrics {
+impl AgentMetrics {
     /// Makes the handles.
     pub fn new(registry: &Registry) -> Self {
         Self {

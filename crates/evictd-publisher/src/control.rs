@@ -34,7 +34,7 @@ use serde::Serialize;
 
 use self::caller::Caller;
 use crate::auth::{authenticate, missing, unavailable};
-use crate::metrics::Metrics;
+use crate::metrics::PublisherMetrics;
 use crate::rate_limit::{Admission, RateLimits};
 use crate::receipts::Receipts;
 use crate::rounds::FreshnessGuard;
@@ -58,7 +58,7 @@ pub(crate) struct ControlApi {
     pub(crate) limits: Arc<RateLimits>,
     pub(crate) wake: Wake,
     pub(crate) freshness: FreshnessGuard,
-    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) metrics: Arc<PublisherMetrics>,
 }
 
 struct RequestContext<'a> {

@@ -217,7 +217,7 @@ pub async fn start(
         store: store.clone(),
         bus: lookup_bus,
         membership,
-        permits: Semaphore::new(config.authority.lookups_max),
+        permits: Arc::new(Semaphore::new(config.authority.lookups_max)),
         by_requester: Mutex::default(),
         per_requester_max: config.authority.lookups_max.div_ceil(2),
         shared: shared.clone(),

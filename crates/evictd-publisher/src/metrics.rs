@@ -113,7 +113,7 @@ evictd_core::labels! {
     enum PurgedKind { Log = "log", Receipts = "receipts", Audit = "audit" }
 
     /// The state of an agent process.
-    pub(crate) enum AgentState {
+    pub(crate) enum AgentPresence {
         Live = "live",
         Silent = "silent",
         Duplicate = "duplicate",
@@ -123,7 +123,7 @@ evictd_core::labels! {
 
 /// The handles, made once.
 #[derive(Debug)]
-pub struct Metrics {
+pub struct PublisherMetrics {
     head: Gauge,
     epoch: Gauge,
     unnumbered_rows: Gauge,
@@ -147,7 +147,7 @@ pub struct Metrics {
     pub(crate) nats: BusMetrics,
 }
 
-impl Metrics {
+impl PublisherMetrics {
     /// Makes the handles.
     pub fn new(registry: &Registry) -> Self {
         let requests = |endpoint: Endpoint| {

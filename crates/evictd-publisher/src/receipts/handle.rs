@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::input::{NewChanges, ReceiptInput};
 use crate::log_head::LogHead;
-use crate::metrics::Metrics;
+use crate::metrics::PublisherMetrics;
 
 /// Requests that wait for their receipt at once; further ones are answered with the state reached.
 pub(super) const WAITS_MAX: usize = 4_096;
@@ -39,7 +39,7 @@ const STORE_PATIENCE: Duration = Duration::from_secs(1);
 pub(crate) struct Receipts {
     pub(super) queue: mpsc::Sender<ReceiptInput>,
     pub(super) store: Arc<dyn ReceiptStore>,
-    pub(super) metrics: Arc<Metrics>,
+    pub(super) metrics: Arc<PublisherMetrics>,
     pub(super) head: LogHead,
     pub(super) bound: Duration,
     pub(super) waits: Arc<Semaphore>,

@@ -43,7 +43,7 @@ impl ReceiptsSnapshot {
                 "agent": identity.agent.to_string(),
                 "instance": identity.instance.to_string(),
                 "appliedPosition": applied.position(),
-                "heardMsAgo": u64::try_from(now.since(*received_at).as_millis()).unwrap_or(u64::MAX),
+                "receivedMsAgo": u64::try_from(now.since(*received_at).as_millis()).unwrap_or(u64::MAX),
                 "partitionPolicy": policy.label(),
             })
         };
