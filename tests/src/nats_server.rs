@@ -338,6 +338,11 @@ impl NatsServer {
         self.wait_until_it_listens()
     }
 
+    /// Sends SIGHUP: it reads its configuration again, and disconnects users whose login has changed.
+    pub fn reload(&self) -> Result<()> {
+        self.daemon.hang_up()
+    }
+
     /// Sends SIGSTOP: it freezes, and its sockets stay open.
     pub fn pause(&mut self) -> Result<()> {
         self.daemon.pause()

@@ -61,7 +61,7 @@ use crate::change::Actor;
 use crate::error::StoreError;
 use crate::operator::Operator;
 
-pub use self::options::PostgresOptions;
+pub use self::options::{PostgresOptions, UrlSource};
 pub use self::reader::PostgresReader;
 
 /// The home store in one PostgreSQL database. Other publishers may use the database at the same time.

@@ -21,6 +21,7 @@
 //! * [`home_store`]: the database is changed or restored without the publisher.
 //! * [`erasure`]: what is left of a key that was erased, and of a log that was purged.
 //! * [`rivals`]: two copies of a home store on one bus.
+//! * [`rotation`]: secrets change in their files while the daemons run.
 //! * [`postgres`]: the home store on PostgreSQL: several publishers share it, and it can fail over.
 //! * [`malformed_http`], [`malformed_nats`]: malformed and forged input.
 //! * [`secrets`]: no secret is written anywhere.
@@ -53,6 +54,7 @@ mod postgres;
 mod receipts;
 mod restarts;
 mod rivals;
+mod rotation;
 mod sdk;
 mod secrets;
 mod storms;
