@@ -108,6 +108,13 @@ pub(crate) struct Feed {
     port: Port,
 }
 
+impl AgentBus {
+    /// Returns the clients of both connections.
+    pub(crate) fn clients(&self) -> [Client; 2] {
+        [self.feed.port.client.clone(), self.lookups.0.client.clone()]
+    }
+}
+
 impl Feed {
     pub(crate) fn is_connected(&self) -> bool {
         self.port.link.is_up()

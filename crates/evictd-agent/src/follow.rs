@@ -325,6 +325,7 @@ impl FollowTask {
             }
             Effect::Proven(at) => {
                 cache.exposure.proven(at);
+                self.context.policies.proven(at);
                 let now = clock::lease_now();
                 if at > now {
                     metrics

@@ -296,6 +296,15 @@ fn leave(client: Option<Client>) {
     });
 }
 
+/// Connects again, with the files of the configuration as they are now. It returns once that is queued.
+pub async fn reconnect(client: &Client) {
+    match tokio::time::timeout(LEAVE_LIMIT, client.force_reconnect()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "cannot connect to NATS again"),
+        Err(_) => tracing::warn!("cannot connect to NATS again: busy"),
+    }
+}
+
 /// Publishes, with a subject for answers if there is `reply`. Waits no longer than `limit` for a place in the client's
 /// queue. `Ok` means queued: a message that is under way when a connection breaks is lost without an error.
 pub async fn publish_within(

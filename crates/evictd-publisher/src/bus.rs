@@ -174,6 +174,11 @@ impl Bus {
         self.send(reply, payload).await;
     }
 
+    /// Connects again, with the login and the certificates of now.
+    pub(crate) async fn reconnect(&self) {
+        evictd_ops::bus::reconnect(&self.client).await;
+    }
+
     /// Waits until what was sent has left this process, for [`FLUSH_LIMIT`] at most.
     pub(crate) async fn flush(&self) {
         let flushed = tokio::time::timeout(FLUSH_LIMIT, self.client.flush()).await;

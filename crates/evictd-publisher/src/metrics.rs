@@ -9,6 +9,7 @@ use evictd_core::service::Standing;
 use evictd_ops::bus::BusMetrics;
 use evictd_ops::metric_specs;
 use evictd_ops::metrics::{ByLabel, LATENCY_BUCKETS, MetricKind, PROPAGATION_BUCKETS, Registry};
+use evictd_ops::reload::{self, ReloadOutcome};
 use evictd_store::StoreError;
 use evictd_store::audit::Purged;
 use evictd_store::log::Backlog;
@@ -144,6 +145,7 @@ pub struct PublisherMetrics {
     receipts: ByLabel<FinalState, Counter>,
     purged: ByLabel<PurgedKind, Counter>,
     store_failures: StoreFailures,
+    pub(crate) config_reloads: ByLabel<ReloadOutcome, Counter>,
     pub(crate) nats: BusMetrics,
 }
 
@@ -175,6 +177,7 @@ impl PublisherMetrics {
             receipts: registry.handle(&RECEIPTS),
             purged: registry.handle(&PURGED),
             store_failures: StoreFailures::new(registry.handle(&STORE_FAILURES)),
+            config_reloads: registry.handle(&reload::SPEC),
             nats: BusMetrics {
                 connected: registry.handle(&NATS_CONNECTED),
                 connects: registry.handle(&NATS_CONNECTS),

@@ -4,8 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use evictd_core::ids::Identity;
-use evictd_core::ids::WorkspaceId;
+use evictd_core::ids::{Identity, Region, WorkspaceId};
 use evictd_core::position::LogPosition;
 use evictd_core::receipts::Change;
 use evictd_ops::clock;
@@ -70,6 +69,11 @@ impl Receipts {
         let changes = NewChanges { epoch: head.epoch(), changes, opened: None };
         let first = numbered.rows.first().map(|row| row.position);
         self.send(ReceiptInput::Numbered { first, head, changes }).await;
+    }
+
+    /// Replaces the regions that receipts list even without an agent.
+    pub(crate) async fn configure(&self, regions: Vec<Region>) {
+        self.send(ReceiptInput::Configured { regions }).await;
     }
 
     /// Takes in how far an agent process has applied the log.

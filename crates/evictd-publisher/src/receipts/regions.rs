@@ -30,11 +30,21 @@ struct RegionSeries {
 impl RegionMetrics {
     pub(super) fn new(registry: Registry, configured: &[Region]) -> Self {
         let (regions, duplicate_names) = (BTreeMap::new(), BTreeSet::new());
-        let mut metrics = Self { registry, configured: configured.to_vec(), regions, duplicate_names };
-        for region in configured {
-            metrics.add(region);
-        }
+        let mut metrics = Self { registry, configured: Vec::new(), regions, duplicate_names };
+        metrics.configure(configured);
         metrics
+    }
+
+    /// Shows the series of these regions, and counts those of them that have no agent as absent.
+    pub(super) fn configure(&mut self, configured: &[Region]) {
+        for region in configured {
+            self.add(region);
+        }
+        self.configured = configured.to_vec();
+    }
+
+    pub(super) fn configured(&self) -> &[Region] {
+        &self.configured
     }
 
     /// Shows the region's series from now on.

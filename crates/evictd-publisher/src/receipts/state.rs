@@ -117,6 +117,12 @@ impl ReceiptsState {
         }
     }
 
+    /// Replaces the configured regions.
+    pub(super) fn configure(&mut self, configured: Vec<Region>) {
+        self.regions.configure(&configured);
+        self.tracker.configure(configured);
+    }
+
     /// Notes that a process requests a lease: receipts wait for it from now on.
     pub(super) fn probed(&mut self, instance: &Instance, now: LeaseTime) {
         self.roster.probed(&instance.identity);
