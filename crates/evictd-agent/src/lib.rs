@@ -29,7 +29,7 @@ mod loads;
 pub mod metrics;
 mod origin;
 mod policy;
-mod reload;
+pub mod reload;
 mod serving;
 mod status;
 mod verify;

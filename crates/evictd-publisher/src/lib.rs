@@ -34,7 +34,7 @@ pub mod metrics;
 mod queries;
 mod rate_limit;
 mod receipts;
-mod reload;
+pub mod reload;
 mod retention;
 mod rivals;
 mod rounds;
@@ -66,7 +66,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::authority::Authority;
 use crate::config::PublisherConfig;
-use crate::control::ControlApi;
+use crate::control::{ControlApi, StoreTurns};
 use crate::expiry::Expiry;
 use crate::history::HomeHistory;
 use crate::live_feed::LiveFeed;
@@ -265,6 +265,7 @@ pub async fn start(
         store: store.clone(),
         receipts: receipts.clone(),
         limits,
+        turns: StoreTurns::new(store.concurrency()),
         wake: shared.wake.clone(),
         // As agents keep a margin.
         freshness: shared.freshness_guard(bound * 9 / 10),

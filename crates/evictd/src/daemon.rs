@@ -154,6 +154,25 @@ mod tests {
     }
 
     #[test]
+    fn reloadable_settings_exist_and_are_documented() {
+        use evictd_ops::reload::Reload;
+        let page = include_str!("../../../docs/operations.md");
+        let row = |name: &str| page.lines().find(|line| line.starts_with(&format!("| {name} |"))).unwrap();
+        let publisher = (evictd_publisher::reload::PublisherReload::KEYS, evictd_publisher::config::DEFAULTS);
+        let agent = (evictd_agent::reload::AgentReload::KEYS, evictd_agent::config::DEFAULTS);
+        for ((keys, defaults), row) in [(publisher, row("publisher")), (agent, row("agent"))] {
+            let defaults: toml::Table = defaults.parse().unwrap();
+            let mut documented = Vec::new();
+            for key in keys {
+                let (section, name) = key.split_once('.').unwrap();
+                assert!(name.is_empty() || defaults[section].get(name).is_some(), "{key}");
+                documented.push(if name.is_empty() { format!("`{section}.*`") } else { format!("`{key}`") });
+            }
+            assert!(row.ends_with(&format!("| {} |", documented.join(", "))), "{row}");
+        }
+    }
+
+    #[test]
     fn metrics_page_is_up_to_date() {
         let publisher = metrics_reference("Publisher", evictd_publisher::metrics::SPECS);
         let agent = metrics_reference("Agent", evictd_agent::metrics::SPECS);

@@ -47,7 +47,9 @@ fn publisher_takes_over_limits_regions_and_log_filter() -> Result<()> {
     reload(publisher, &changes)?;
     let log_line = "needs_restart=\"sequencer.poll_interval\"";
     ensure!(log(publisher)?.contains(log_line), "{}", log(publisher)?);
-    ensure!(publisher.status()?["receipts"]["configuredRegions"] == json!(["ap", "eu"]));
+    try_eventually("the regions to be shown", SOON, || {
+        Ok((publisher.status()?["receipts"]["configuredRegions"] == json!(["ap", "eu"])).then_some(()))
+    })?;
     let key = world.create_key()?;
     let answer = world.topology.call_with(
         publisher,

@@ -178,14 +178,16 @@ fn another_database_in_the_file_needs_a_restart() -> Result<()> {
     let mut world = World::start(&Plan { store: StoreKind::Postgres(server.url()), ..plan(&["eu"]) })?;
     let file = move_to_file(&mut world.topology.publisher, "store", "url")?;
     let url = fs::read_to_string(&file)?;
-    replace(&file, &url.replace("/evictd", "/another"))?;
+    let other = url.strip_suffix("/evictd").context("the database is not the last part")?;
+    replace(&file, &format!("{other}/another"))?;
     server.query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")?;
     let publisher = world.publisher();
-    try_eventually("the publisher to refuse the other database", SOON, || {
+    let refused = try_eventually("the publisher to refuse the other database", SOON, || {
         let answer = world.topology.call(publisher, "apis.createApi", &json!({ "name": "x" }))?;
         let log = publisher.daemon.stdout()? + &publisher.daemon.stderr()?;
         Ok((answer.status >= 500 && log.contains("restart to use another database")).then_some(()))
-    })?;
+    });
+    refused.with_context(|| publisher.daemon.log_tail())?;
     replace(&file, &url)?;
     wait_for_readiness(publisher, 200)?;
     assert_deletions_work(&world)

@@ -151,6 +151,7 @@ impl ControlFixture {
         let control = ControlApi {
             store: store.clone(),
             receipts,
+            turns: StoreTurns::new(store.concurrency()),
             limits: Arc::new(RateLimits::new(&rate_limit)),
             wake: shared.wake.clone(),
             freshness: shared.freshness_guard(trust),

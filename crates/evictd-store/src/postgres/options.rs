@@ -23,7 +23,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// meanwhile, and their agents wait too.
 const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The default number of connections: 9 for changes, 4 for the log, 3 for lookups, 2 each for replays and records.
+/// The default number of connections: 8 for changes, 4 for the log, 3 for lookups, 2 each for replays and records, 1 for
+/// authentication.
 const CONNECTIONS: u32 = 20;
 
 /// The default.
@@ -74,7 +75,7 @@ pub struct PostgresOptions {
     source: Option<UrlSource>,
     /// The schema of the store once it is known. Connections look for tables in it alone.
     schema: Option<String>,
-    /// At most so many connections, and one more that listens. At least 9.
+    /// At most so many connections, and one more that listens. At least 10.
     pub connections: u32,
     /// For each statement, waiting for locks included. The outcome of a COMMIT that takes longer is unknown (R4).
     pub statement_timeout: Duration,
