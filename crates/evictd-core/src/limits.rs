@@ -1,5 +1,7 @@
 //! Every bound on a size, in one place, with compile-time checks of how they relate.
 
+use std::time::Duration;
+
 /// Bits of a [`crate::position::LogPosition`] that hold the position inside its epoch.
 pub const POSITION_BITS: u32 = 44;
 
@@ -80,6 +82,10 @@ pub const APPLY_REPORTS_MAX: usize = 64;
 /// Changes of one agent whose report a publisher notes as counted. Each report is sent
 /// three times.
 pub const COUNTED_REPORTS_MAX: usize = 4 * APPLY_REPORTS_MAX;
+
+/// The longest time that an agent's report of a change can measure, where the publisher doesn't know when the change was
+/// committed.
+pub const REPORTED_TIME_MAX: Duration = Duration::from_hours(30 * 24);
 
 /// Changes whose reports a publisher keeps before it has tracked the change itself.
 pub const EARLY_REPORTS_MAX: usize = 256;

@@ -41,6 +41,12 @@ pub struct DurationRange {
 }
 
 impl DurationRange {
+    /// The range without what lies above `max`.
+    #[must_use]
+    pub fn at_most(self, max: Duration) -> Self {
+        Self { low: self.low.min(max), high: self.high.min(max) }
+    }
+
     /// The best guess.
     pub fn middle(&self) -> Duration {
         self.low + self.high.saturating_sub(self.low) / 2

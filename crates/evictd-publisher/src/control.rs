@@ -37,6 +37,7 @@ use serde::Serialize;
 use self::caller::Caller;
 use self::turns::{Turns, Urgency};
 use crate::auth::{authenticate, missing, unavailable};
+use crate::change_trials::ChangeTrials;
 use crate::metrics::PublisherMetrics;
 use crate::rate_limit::{Admission, RateLimits};
 use crate::receipts::Receipts;
@@ -60,6 +61,7 @@ pub(crate) struct ControlApi {
     pub(crate) receipts: Receipts,
     pub(crate) limits: Arc<RateLimits>,
     pub(crate) turns: StoreTurns,
+    pub(crate) trials: ChangeTrials,
     pub(crate) wake: Wake,
     pub(crate) freshness: FreshnessGuard,
     pub(crate) metrics: Arc<PublisherMetrics>,
@@ -173,7 +175,10 @@ impl ControlApi {
             let changed = change(caller, request).await;
             drop(turn);
             let data = match changed {
-                Ok(data) => data,
+                Ok(data) => {
+                    self.trials.succeeded();
+                    data
+                }
                 Err(error) => {
                     pending.refused(&error).await;
                     return Err(error);
@@ -210,8 +215,14 @@ impl ControlApi {
                 ApiError::new(ErrorKind::KeyAlreadyExists, "A key with the same text exists already")
             }
             ChangeError::Forbidden { api } => missing(api.as_str(), action),
-            ChangeError::Store(error) => self.store_failed(&error),
+            ChangeError::Store(error) => self.change_failed(&error),
         }
+    }
+
+    /// As [`Self::store_failed`], of a change.
+    fn change_failed(&self, error: &StoreError) -> ApiError {
+        self.trials.failed(error);
+        self.store_failed(error)
     }
 
     /// Notes a store failure, and returns the error that the client gets.

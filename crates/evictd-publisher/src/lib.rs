@@ -22,6 +22,7 @@
 mod auth;
 mod authority;
 mod bus;
+mod change_trials;
 pub mod config;
 mod confirmations;
 mod control;
@@ -65,6 +66,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::authority::Authority;
+use crate::change_trials::ChangeTrials;
 use crate::config::PublisherConfig;
 use crate::control::{ControlApi, StoreTurns};
 use crate::expiry::Expiry;
@@ -261,11 +263,13 @@ pub async fn start(
         readiness: readiness.clone(),
         status: Arc::new(move || status.to_json()),
     };
+    let trials = ChangeTrials::new(readiness.condition("changes", "a change that succeeds"));
     let control = ControlApi {
         store: store.clone(),
         receipts: receipts.clone(),
         limits,
         turns: StoreTurns::new(store.concurrency()),
+        trials: trials.clone(),
         wake: shared.wake.clone(),
         // As agents keep a margin.
         freshness: shared.freshness_guard(bound * 9 / 10),
@@ -290,6 +294,7 @@ pub async fn start(
     phases.spawn(&mut tasks, "announcements", confirmations::receive(announcements, receipts, drained()));
     phases.spawn(&mut tasks, "receipts", receipts_task.run());
     phases.spawn(&mut tasks, "sequencer", sequencer.run(drained()));
+    phases.spawn(&mut tasks, "changes", trials.run(store.clone(), drained()));
     phases.spawn(&mut tasks, "expiry", expiry.run(drained()));
     phases.spawn(&mut tasks, "retention", retention.run(drained()));
     phases.spawn(&mut tasks, "admin", serve(admin, admin_api, HttpLimits::default(), drained()));

@@ -40,6 +40,18 @@ impl<'a> Author<'a> {
         }
     }
 
+    /// The publisher, in a transaction that it rolls back.
+    pub(crate) fn trial() -> Self {
+        Self {
+            workspace: None,
+            actor_type: "system",
+            actor_id: "trial",
+            request_id: TRIAL,
+            remote_ip: None,
+            user_agent: None,
+        }
+    }
+
     /// An operator with the command line.
     pub(crate) fn operator(operator: &'a Operator, workspace: Option<&'a WorkspaceId>) -> Self {
         Self {
@@ -52,6 +64,9 @@ impl<'a> Author<'a> {
         }
     }
 }
+
+/// The id of a key, and of a request, that exist only in a transaction that is rolled back.
+pub(crate) const TRIAL: &str = "trial";
 
 /// What an audit record says about a change. It has ids only, because it outlives a permanent deletion.
 pub(crate) struct AuditEntry {

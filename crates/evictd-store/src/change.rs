@@ -48,6 +48,9 @@ pub trait ChangeStore: Debug + Send + Sync + 'static {
     /// Deletes a live API: one row of the log, however many keys it has.
     async fn delete_api(&self, actor: &Actor, api: &ApiId) -> Result<(), ChangeError>;
 
+    /// Makes a change of each kind of row that a change writes, and rolls it back. Does nothing in a store without an API.
+    async fn try_change(&self) -> Result<(), StoreError>;
+
     /// Marks keys and root keys whose expiry has passed on the store's clock, at most `limit`. Each becomes a row of the
     /// log. Returns how many.
     async fn expire(&self, limit: usize) -> Result<u64, StoreError>;

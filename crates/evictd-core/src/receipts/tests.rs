@@ -316,6 +316,23 @@ fn slowest_apply_report_stands_for_its_region() {
     assert_eq!(receipt.regions[0].exposure.unwrap().last_after.as_millis(), 8, "the last answer of any");
 }
 
+/// Failure: an agent that measures nonsense, or lies, makes a final receipt useless.
+#[test]
+fn report_of_an_impossible_time_is_cut() {
+    let eu = agent("eu", "a", 1);
+    let mut tracker = tracker(&[&eu]);
+    track(&mut tracker, 2, ms(0));
+    let report = ApplyReport {
+        position: at(2),
+        lag: DurationRange { low: Duration::from_hours(1), high: Duration::MAX },
+        exposure: Exposure { last_after: Duration::MAX },
+    };
+    tracker.record_applied(&eu.identity, at(2), &[report], ms(9));
+    let RegionReceipt { lag, exposure, .. } = finals(&mut tracker).remove(0).regions.remove(0);
+    let DurationRange { low, high } = lag.unwrap();
+    assert_eq!([low, high, exposure.unwrap().last_after].map(|time| time.as_millis()), [9, 9, 9]);
+}
+
 #[test]
 fn change_tracked_late_is_confirmed_by_earlier_reports() {
     let eu = agent("eu", "a", 1);

@@ -396,7 +396,8 @@ impl ReceiptTracker {
 
     fn write(&self, open: &OpenReceipt, now: LeaseTime, is_final: bool) -> Receipt {
         let has_elapsed = now >= self.elapses_at(open) && !self.held;
-        let line = |(name, region)| self.line(name, region, open, has_elapsed);
+        let age = open.age_at_most(now);
+        let line = |(name, region)| self.line(name, region, open, has_elapsed, age);
         Receipt {
             change: open.change.clone(),
             is_final,
@@ -412,8 +413,9 @@ impl ReceiptTracker {
         region: &RegionProgress,
         open: &OpenReceipt,
         has_elapsed: bool,
+        age: Duration,
     ) -> RegionReceipt {
-        let report = open.reports.get(name).copied().unwrap_or_default();
+        let report = open.reports.get(name).copied().unwrap_or_default().at_most(age);
         let confirmed_at = region.confirmed_at(open);
         let confirmed = confirmed_at.is_some();
         let behind = || region.behind(if confirmed { LogPosition::ZERO } else { open.change.position });

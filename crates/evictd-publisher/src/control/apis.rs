@@ -22,7 +22,7 @@ pub(super) async fn create(caller: &Caller<'_>, request: CreateApi) -> Result<Cr
         .changes()
         .create_api(&caller.actor(), api)
         .await
-        .map_err(|error| caller.api.store_failed(&error))?;
+        .map_err(|error| caller.api.change_failed(&error))?;
     Ok(CreateApiData { api_id: id.to_string() })
 }
 

@@ -22,6 +22,7 @@ use evictd_core::invalidation::{Cause, Scope};
 use evictd_core::record::{KeyRecord, Record};
 use evictd_ops::http::{HttpLimits, bind, serve};
 use evictd_ops::metrics::Registry;
+use evictd_ops::readiness::Readiness;
 use evictd_store::operator::{NewRootKey, Operator};
 use evictd_store::sqlite::SqliteStore;
 use evictd_store::{LogStore, OperatorStore, RecordStore};
@@ -152,6 +153,7 @@ impl ControlFixture {
             store: store.clone(),
             receipts,
             turns: StoreTurns::new(store.concurrency()),
+            trials: ChangeTrials::new(Readiness::new().condition("changes", "")),
             limits: Arc::new(RateLimits::new(&rate_limit)),
             wake: shared.wake.clone(),
             freshness: shared.freshness_guard(trust),

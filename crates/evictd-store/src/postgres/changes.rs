@@ -14,7 +14,7 @@ use super::lanes::Statement;
 use super::write::{By, PostgresWrite};
 use super::{PostgresStore, audit, purge};
 use crate::audit::{Purge, Purged};
-use crate::audit_entry::{AuditEntry, Author};
+use crate::audit_entry::{AuditEntry, Author, TRIAL};
 use crate::change::{
     Actor, Authorize, ChangeError, ChangeStore, DeleteMode, KeyUpdate, NewApi, NewKey, Reroll,
 };
@@ -180,6 +180,21 @@ impl ChangeStore for PostgresStore {
     }
 
     /// Skips rows that another transaction is changing. The next call finds them.
+    async fn try_change(&self) -> Result<(), StoreError> {
+        let by = By::Request(TRIAL);
+        let mut write = PostgresWrite::begin(&self.lanes.changes, "try a change", by).await?;
+        let insert = sqlx::query(
+            "INSERT INTO keys (id, api_id, workspace_id, hash, start)
+             SELECT $1, id, workspace_id, sha256($1::bytea), '' FROM ONLY apis WHERE deleted_at_m IS NULL LIMIT 1",
+        );
+        if write.run(insert.bind(TRIAL)).await? > 0 {
+            let entry = AuditEntry::key_created(&KeyId::new(TRIAL), &ApiId::new(TRIAL));
+            audit::record(&mut write, Author::trial(), &entry).await?;
+        }
+        // Dropping the transaction rolls it back.
+        Ok(())
+    }
+
     async fn expire(&self, limit: usize) -> Result<u64, StoreError> {
         let find = || {
             sqlx::query(

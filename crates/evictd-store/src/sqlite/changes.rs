@@ -11,7 +11,7 @@ use super::clock::now;
 use super::write::{SqliteWrite, failed};
 use super::{SqliteStore, audit, checkpoint, purge};
 use crate::audit::{Purge, Purged};
-use crate::audit_entry::{AuditEntry, Author};
+use crate::audit_entry::{AuditEntry, Author, TRIAL};
 use crate::change::{
     Actor, Authorize, ChangeError, ChangeStore, DeleteMode, KeyUpdate, NewApi, NewKey, Reroll,
 };
@@ -174,6 +174,20 @@ impl ChangeStore for SqliteStore {
         let mark = sqlx::query("UPDATE apis SET deleted_at_m = ?2 WHERE id = ?1").bind(api.as_str());
         write.run_logged(mark.bind(now().as_millis())).await?;
         Ok(audit::commit(write, Author::root_key(actor), &AuditEntry::api_deleted(api)).await?)
+    }
+
+    async fn try_change(&self) -> Result<(), StoreError> {
+        let mut write = self.pools.change("try a change").await?;
+        let insert = sqlx::query(
+            "INSERT INTO keys (id, api_id, workspace_id, hash, start, created_at_m)
+             SELECT ?1, id, workspace_id, randomblob(32), '', 0 FROM apis WHERE deleted_at_m IS NULL LIMIT 1",
+        );
+        if write.run(insert.bind(TRIAL)).await? > 0 {
+            let entry = AuditEntry::key_created(&KeyId::new(TRIAL), &ApiId::new(TRIAL));
+            audit::record(&mut write, Author::trial(), &entry).await?;
+        }
+        // Dropping the transaction rolls it back.
+        Ok(())
     }
 
     async fn expire(&self, limit: usize) -> Result<u64, StoreError> {

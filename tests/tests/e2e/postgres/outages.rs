@@ -248,6 +248,38 @@ fn an_outage_logs_a_few_lines_and_counts_the_rest() -> Result<()> {
     site.assert_no_rule_was_broken()
 }
 
+/// Failure: the publisher is ready while it fails every change, or stays unready for ever once it gets no requests.
+#[test]
+fn publisher_that_fails_changes_is_unready_until_they_work() -> Result<()> {
+    let site = Site::start(1, plan(&["eu"]))?;
+    let publisher = site.world.publisher();
+    site.world.create_key()?;
+    let faults = [
+        (
+            "SELECT setval(pg_get_serial_sequence('invalidations', 'id'), 9223372036854775807)",
+            "SELECT setval(pg_get_serial_sequence('invalidations', 'id'), 1000)",
+        ),
+        (
+            "ALTER TABLE audit_log ADD CONSTRAINT none CHECK (false) NOT VALID",
+            "ALTER TABLE audit_log DROP CONSTRAINT none",
+        ),
+    ];
+    for (fault, remedy) in faults {
+        site.server.query(fault)?;
+        let body = json!({ "apiId": site.world.api });
+        let answer = site.world.topology.call(publisher, "keys.createKey", &body)?;
+        assert!(answer.status >= 500, "{}", answer.text);
+        let readyz = wait_for_readiness(publisher, 503)?;
+        ensure!(readyz.to_string().contains("changes that succeed; the last one failed"), "{readyz}");
+        // No request comes any more.
+        site.server.query(remedy)?;
+        wait_for_readiness(publisher, 200)?;
+        site.world.create_key()?;
+    }
+    site.world.assert_works()?;
+    site.assert_no_rule_was_broken()
+}
+
 /// Failure: clients and agents wait without a limit for a silent server.
 #[test]
 fn a_long_silent_server_refuses_changes_and_expires_leases() -> Result<()> {
