@@ -15,7 +15,9 @@ mod verify;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use evictd_core::ids::{ApiId, KeyId};
 use evictd_core::limits::{META_BYTES_MAX, PERMISSION_BYTES_MAX, PERMISSIONS_MAX};
+use evictd_ops::answer_log::{AnswerLog, LoggedAnswer};
 use evictd_ops::clock;
 use evictd_ops::http::{Handler, Method, Reply, Request, StatusCode, reply};
 use evictd_ops::rpc::{self, RpcCall};
@@ -59,6 +61,22 @@ pub(crate) struct ControlApi {
     pub(crate) wake: Wake,
     pub(crate) freshness: FreshnessGuard,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) log: Arc<AnswerLog>,
+}
+
+/// What a change returns to its client, and what it is about.
+struct CommittedChange<T> {
+    data: T,
+    target: ChangeTarget,
+}
+
+/// The ids in a change's line of the log.
+#[derive(Default)]
+struct ChangeTarget {
+    api_id: Option<String>,
+    key_id: Option<String>,
+    /// The key that replaces another.
+    new_key_id: Option<String>,
 }
 
 struct RequestContext<'a> {
@@ -71,6 +89,24 @@ struct RequestContext<'a> {
 struct ControlAnswer {
     outcome: Result<Reply, ApiError>,
     admission: Admission,
+    root_key_id: Option<KeyId>,
+}
+
+impl ControlAnswer {
+    /// The answer to a request without an admitted root key.
+    fn unlimited(outcome: Result<Reply, ApiError>) -> Self {
+        Self { outcome, admission: Admission::Unlimited, root_key_id: None }
+    }
+}
+
+impl ChangeTarget {
+    fn api(api: &ApiId) -> Self {
+        Self { api_id: Some(api.to_string()), ..Self::default() }
+    }
+
+    fn key(key: &KeyId) -> Self {
+        Self { key_id: Some(key.to_string()), ..Self::default() }
+    }
 }
 
 impl ControlApi {
@@ -87,10 +123,7 @@ impl ControlApi {
             Endpoint::DeleteKey => self.change(context, DeleteKey::parse, keys::delete).await,
             Endpoint::VerifyKey => self.query(context, VerifyKey::parse, verify::verify).await,
             Endpoint::GetReceipt => self.query(context, GetReceipt::parse, propagation::get_receipt).await,
-            Endpoint::Liveness => {
-                let outcome = Ok(context.call.success(LivenessData::ALIVE));
-                ControlAnswer { outcome, admission: Admission::Unlimited }
-            }
+            Endpoint::Liveness => ControlAnswer::unlimited(Ok(context.call.success(LivenessData::ALIVE))),
         }
     }
 
@@ -108,14 +141,15 @@ impl ControlApi {
         };
         let (request, root) = match checked.await {
             Ok(checked) => checked,
-            Err(error) => return ControlAnswer { outcome: Err(error), admission: Admission::Unlimited },
+            Err(error) => return ControlAnswer::unlimited(Err(error)),
         };
         let admission = self.limits.admit(&root.workspace_id, clock::lease_now());
+        let root_key_id = Some(root.root_key_id.clone());
         let outcome = match admission.refused_by() {
             Some(limit) => Err(too_many(limit)),
             None => answer(&Caller { api: self, call, root, remote }, request).await,
         };
-        ControlAnswer { outcome, admission }
+        ControlAnswer { outcome, admission, root_key_id }
     }
 
     /// Makes a change, and waits for its receipt if the client prefers that. Once the change is committed, the answer is
@@ -124,7 +158,7 @@ impl ControlApi {
         &self,
         context: &RequestContext<'c>,
         parse: impl FnOnce(&'c [u8]) -> Result<R, ApiError>,
-        change: impl AsyncFnOnce(&Caller<'_>, R) -> Result<T, ApiError>,
+        change: impl AsyncFnOnce(&Caller<'_>, R) -> Result<CommittedChange<T>, ApiError>,
     ) -> ControlAnswer {
         let answer = async |caller: &Caller<'_>, request: R| {
             if let Some(reason) = self.freshness.vouching.refusal() {
@@ -134,14 +168,15 @@ impl ControlApi {
             let call = caller.call;
             let wait = prefer::wait(call.headers.get_all(prefer::PREFER).iter().map(HeaderValue::as_bytes));
             let pending = self.receipts.begin(&call.request_id, wait.is_some()).await;
-            let data = match change(caller, request).await {
-                Ok(data) => data,
+            let CommittedChange { data, target } = match change(caller, request).await {
+                Ok(committed) => committed,
                 Err(error) => {
                     pending.refused(&error).await;
                     return Err(error);
                 }
             };
             self.wake.now();
+            caller.log_change(context.endpoint, &target);
             let Some(limit) = wait else { return Ok(call.success(data)) };
             let propagation = match context.endpoint {
                 // No agent caches anything of an API before it has a key.
@@ -191,16 +226,27 @@ impl Handler for ControlApi {
         let Some(endpoint) = Endpoint::of(request.parts.uri.path()) else {
             return rpc::not_found();
         };
-        let remote = request.remote;
+        let (remote, operation, arrived) = (request.remote, endpoint.path(), self.log.arrived());
+        let log = |request_id: Option<&str>, root_key_id: Option<&str>, status| {
+            let answer = LoggedAnswer { operation, request_id, remote, root_key_id, status };
+            self.log.answered(arrived, answer);
+        };
         let reply = match read(endpoint, request).await {
             Ok(call) => {
                 let context = RequestContext { endpoint, call: &call, remote };
-                let ControlAnswer { outcome, admission } = self.answer(&context).await;
-                let mut reply = outcome.unwrap_or_else(|error| call.failure(&error));
+                let ControlAnswer { outcome, admission, root_key_id } = self.answer(&context).await;
+                let mut reply = outcome.unwrap_or_else(|error| {
+                    self.log.failed(operation, &call.request_id, &error);
+                    call.failure(&error)
+                });
                 admission.write_headers(reply.headers_mut());
+                log(Some(&call.request_id), root_key_id.as_ref().map(KeyId::as_str), reply.status());
                 reply
             }
-            Err(reply) => reply,
+            Err(reply) => {
+                log(None, None, reply.status());
+                reply
+            }
         };
         self.metrics.answered(endpoint, reply.status());
         reply
