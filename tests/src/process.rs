@@ -7,15 +7,16 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, PipeReader, PipeWriter, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::OnceLock;
 use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use rustix::pipe::fcntl_setpipe_size;
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit, setrlimit};
 
 use crate::python_package::profile_dir;
@@ -40,6 +41,32 @@ pub fn evictd_binary() -> Result<PathBuf> {
     Ok(binary)
 }
 
+/// Where a child's standard error goes.
+#[derive(Clone, Default)]
+pub enum LogTarget {
+    /// To `<name>.stderr`.
+    #[default]
+    File,
+    /// To a disk that is full.
+    FullDisk,
+    /// Into a pipe whose reader is gone.
+    ReaderGone,
+    /// Into a full pipe that is not read.
+    Blocked(Arc<(PipeReader, PipeWriter)>),
+    /// It is closed.
+    Closed,
+}
+
+impl LogTarget {
+    /// Fills a pipe.
+    pub fn blocked() -> Result<Self> {
+        let (reader, writer) = io::pipe().context("making a pipe")?;
+        let capacity = fcntl_setpipe_size(&writer, 4096).context("shrinking a pipe")?;
+        (&writer).write_all(&vec![b'x'; capacity]).context("filling a pipe")?;
+        Ok(Self::Blocked(Arc::new((reader, writer))))
+    }
+}
+
 /// A command that can be started repeatedly. Not `Debug`: its environment holds passwords.
 #[derive(Clone)]
 pub struct Launch {
@@ -48,6 +75,7 @@ pub struct Launch {
     args: Vec<OsString>,
     env: Vec<(String, String)>,
     dir: PathBuf,
+    log: LogTarget,
 }
 
 impl Launch {
@@ -59,6 +87,7 @@ impl Launch {
             args: Vec::new(),
             env: Vec::new(),
             dir: dir.into(),
+            log: LogTarget::File,
         }
     }
 
@@ -80,11 +109,24 @@ impl Launch {
     fn spawn(&self) -> Result<Child> {
         fs::create_dir_all(&self.dir).with_context(|| format!("creating {}", self.dir.display()))?;
         let mut command = Command::new(evictd_binary()?);
-        command.arg("exec-tied").arg("--").arg(&self.program).args(&self.args);
+        command.arg("exec-tied").arg("--");
+        if matches!(self.log, LogTarget::Closed) {
+            command.args(["/bin/sh", "-c", r#"exec "$0" "$@" 2>&-"#]);
+        }
+        command.arg(&self.program).args(&self.args);
         without_settings(&mut command);
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
         command.current_dir(&self.dir).stdin(Stdio::null());
-        command.stdout(self.log("stdout")?).stderr(self.log("stderr")?);
+        command.stdout(self.log("stdout")?).stderr(match &self.log {
+            LogTarget::File | LogTarget::Closed => Stdio::from(self.log("stderr")?),
+            LogTarget::FullDisk => File::options().write(true).open("/dev/full")?.into(),
+            LogTarget::ReaderGone => {
+                let (reader, writer) = io::pipe()?;
+                drop(reader);
+                writer.into()
+            }
+            LogTarget::Blocked(pipe) => pipe.1.try_clone()?.into(),
+        });
         spawn_tied(command).with_context(|| format!("starting {} ({})", self.name, self.program.display()))
     }
 
@@ -191,6 +233,11 @@ impl Daemon {
     /// Sets an environment variable from its next start on.
     pub fn set_env(&mut self, name: impl Into<String>, value: impl Into<String>) {
         self.launch.env.push((name.into(), value.into()));
+    }
+
+    /// Sends its standard error elsewhere from its next start on.
+    pub fn set_log(&mut self, target: LogTarget) {
+        self.launch.log = target;
     }
 
     /// Returns its current resource usage (Linux).

@@ -11,6 +11,8 @@ use async_nats::{Client, Message, StatusCode, SubscribeError, Subscriber};
 use bytes::Bytes;
 use evictd_core::ids::Identity;
 use evictd_ops::bus::{BusError, BusLink, BusOptions, publish_within};
+use evictd_ops::log_limit;
+use evictd_ops::logging::with_causes;
 use evictd_ops::readiness::Readiness;
 use evictd_wire::lookup::LookupRequest;
 use evictd_wire::subject::{self, MessageKind, Requester};
@@ -68,7 +70,10 @@ impl Port {
             // The query is repeated anyway.
             Err(BusError::PublishTimeout { .. }) => false,
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "NATS rejected a message");
+                if let Some(unlogged) = log_limit!(1, "") {
+                    let error = with_causes(&error);
+                    tracing::warn!(error, unlogged = unlogged.field(), "NATS rejected a message");
+                }
                 false
             }
         }

@@ -16,6 +16,7 @@ use evictd_core::follower::LoadSource;
 use evictd_core::ids::KeyHash;
 use evictd_core::record::Lookup;
 use evictd_core::time::LeaseTime;
+use evictd_ops::log_limit;
 use evictd_ops::logging::with_causes;
 use evictd_ops::readiness::Condition;
 use tokio::sync::watch;
@@ -109,7 +110,7 @@ impl ReaderState {
     async fn query(&self, hash: KeyHash) -> Option<Lookup> {
         let failure = match tokio::time::timeout(self.timeout, self.database.lookup(hash)).await {
             Ok(Ok(lookup)) => {
-                if self.has_failed.send_replace(false) {
+                if self.has_failed.send_replace(false) && log_limit!(5, "").is_some() {
                     tracing::info!("database works again");
                 }
                 // Every time: a concurrent failure may have set the warning after the last one.
@@ -126,8 +127,11 @@ impl ReaderState {
             Err(_) => format!("no answer within {:?}", self.timeout),
         };
         self.metrics.read_from_database(DatabaseOutcome::Failed);
-        if !self.has_failed.send_replace(true) {
-            tracing::warn!(error = failure, "database failed; loading records from the authority");
+        if !self.has_failed.send_replace(true)
+            && let Some(unlogged) = log_limit!(5, "")
+        {
+            let unlogged = unlogged.field();
+            tracing::warn!(error = failure, unlogged, "database failed; loading records from the authority");
         }
         self.warning
             .unmet(format!("the database failed, so records are loaded from the authority: {failure}"));

@@ -18,12 +18,14 @@ use evictd_core::rules::Rule;
 use evictd_core::serving::EntryCache;
 use evictd_core::time::LeaseTime;
 use evictd_ops::clock;
+use evictd_ops::config::HumanDuration;
 use evictd_ops::invariants::Invariants;
+use evictd_ops::log_limit;
 use evictd_ops::readiness::Condition;
 use evictd_ops::time::every;
 use evictd_wire::applied::Applied;
 use evictd_wire::live::{Live, LiveEvent};
-use evictd_wire::probe::{ProbeAnswer, ProbeRequest};
+use evictd_wire::probe::{ProbeAnswer, ProbeRefusal, ProbeReply, ProbeRequest};
 use evictd_wire::replay::{ReplayAnswer, ReplayRequest};
 use futures_util::StreamExt;
 use tokio::time::Instant;
@@ -158,8 +160,10 @@ impl FollowTask {
         if is_no_responders(message) {
             return;
         }
-        let Ok(answer) = ProbeAnswer::decode(&message.payload) else {
-            return self.context.metrics.malformed(incoming);
+        let answer = match ProbeReply::decode(&message.payload) {
+            Ok(ProbeReply::Answer(answer)) => answer,
+            Ok(ProbeReply::Refused { nonce, refusal }) => return self.on_refusal(nonce, &refusal),
+            Err(_) => return self.context.metrics.malformed(incoming),
         };
         let now = clock::lease_now();
         let mut follower = self.context.serving.follower.lock();
@@ -169,13 +173,44 @@ impl FollowTask {
                 if let Some(sent_at) = sent_at {
                     let ProbeAnswer { held, store_time, head, .. } = answer;
                     let (received_at, head) = (now, head.milestone.at);
-                    if self.offset.measured(Measurement { sent_at, received_at, held, store_time, head }) {
+                    let measured = Measurement { sent_at, received_at, held, store_time, head };
+                    if self.offset.measured(measured) && log_limit!(1, "").is_some() {
                         tracing::warn!("home store's clock was set; measuring lags anew");
                     }
                     self.publish_offset(now);
                 }
             }
             Accepted::No => self.context.metrics.unasked(incoming),
+        }
+    }
+
+    /// A refusal changes nothing: another publisher may answer. It is what an operator must know if none does.
+    fn on_refusal(&mut self, nonce: u64, refusal: &ProbeRefusal) {
+        let FollowContext { serving, bound, lease, metrics, .. } = &self.context;
+        if serving.follower.lock().probe_sent_at(nonce).is_none() {
+            return metrics.unasked(Incoming::Probe);
+        }
+        let reason = match refusal {
+            ProbeRefusal::Bound { limit } => format!(
+                "lease.bound is {} here, and at most {} (receipts.bound) at the publisher; change one of them",
+                HumanDuration::from(bound.bound()),
+                HumanDuration::from(*limit)
+            ),
+            ProbeRefusal::Crowded => {
+                "too many processes run under this agent's name; give each its own".to_owned()
+            }
+            ProbeRefusal::Unproved => {
+                "its home store did not give out what this agent has received: the agent follows another store; if \
+                 that store is replaced by the publisher's, restart the agent"
+                    .to_owned()
+            }
+            ProbeRefusal::Other => "for a reason that this version of evictd doesn't have; update the agent".to_owned(),
+        };
+        if let Some(unlogged) = log_limit!(1, reason) {
+            tracing::warn!(unlogged = unlogged.field(), "a publisher refuses this agent: {reason}");
+        }
+        if self.mode != Mode::Live {
+            lease.unmet(format!("a publisher that gives this agent a lease; one refuses: {reason}"));
         }
     }
 
@@ -312,11 +347,20 @@ impl FollowTask {
                 self.record_applied(&invalidation, via, evicted.as_deref());
             }
             Effect::Flush(reason) => {
-                tracing::info!(reason = reason.label(), "cache flushed");
+                if let Some(unlogged) = log_limit!(10, reason.label()) {
+                    tracing::info!(reason = reason.label(), unlogged = unlogged.field(), "cache flushed");
+                }
                 metrics.flushed(reason);
             }
             Effect::FloorsMerged(merged) => {
-                tracing::warn!(?merged, "floors merged to bound memory; more records than necessary reload");
+                if let Some(unlogged) = log_limit!(1, "") {
+                    let unlogged = unlogged.field();
+                    tracing::warn!(
+                        ?merged,
+                        unlogged,
+                        "floors merged to bound memory; more records than necessary reload"
+                    );
+                }
                 metrics.floors_merged(merged.floors());
             }
             Effect::Progress { applied, head } => {
@@ -337,7 +381,9 @@ impl FollowTask {
             }
             Effect::Rival(provenance) => {
                 metrics.rival_message();
-                if self.rival.replace((provenance, clock::lease_now())).is_none() {
+                if self.rival.replace((provenance, clock::lease_now())).is_none()
+                    && log_limit!(1, "").is_some()
+                {
                     tracing::warn!(store = %provenance.store, incarnation = %provenance.incarnation, "{RIVAL}");
                 }
             }
@@ -354,7 +400,10 @@ impl FollowTask {
                 feed.send_probe(probe.encode(), all).await;
             }
             Effect::SendReplay { nonce, epoch, from, to, cause, all } => {
-                tracing::info!(from, to, cause = cause.label(), "repairing a gap");
+                if let Some(unlogged) = log_limit!(10, cause.label()) {
+                    let (cause, unlogged) = (cause.label(), unlogged.field());
+                    tracing::info!(from, to, cause, unlogged, "repairing a gap");
+                }
                 metrics.repair(cause);
                 feed.send_replay(ReplayRequest { nonce, epoch, from, to }.encode(), all).await;
             }

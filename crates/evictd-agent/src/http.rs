@@ -1,8 +1,10 @@
 //! `POST /v2/keys.verifyKey`, with its checks in the order of Unkey's server.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use evictd_core::record::Record;
+use evictd_ops::answer_log::{AnswerLog, LoggedAnswer};
 use evictd_ops::http::{Handler, Reply, Request, StatusCode, header, reply};
 use evictd_ops::rpc::{self, RpcCall};
 use evictd_wire::api::envelope::{Meta, Stale, Success};
@@ -24,6 +26,7 @@ const STALE: header::HeaderName = header::HeaderName::from_static("evictd-stale"
 #[derive(Clone, Debug)]
 pub(crate) struct VerifyApi {
     verifier: Verifier,
+    log: Arc<AnswerLog>,
 }
 
 /// An error, and the age of the oldest stale record that it rests on.
@@ -40,12 +43,13 @@ impl From<ApiError> for VerifyRefusal {
 }
 
 impl VerifyApi {
-    pub(crate) fn new(verifier: Verifier) -> Self {
-        Self { verifier }
+    /// Logs every answer if `access_log` is set.
+    pub(crate) fn new(verifier: Verifier, access_log: bool) -> Self {
+        Self { verifier, log: Arc::new(AnswerLog::new(access_log)) }
     }
 
     async fn verify(&self, call: &RpcCall) -> Result<Reply, VerifyRefusal> {
-        let Self { verifier } = self;
+        let Self { verifier, .. } = self;
         let request = call.request(VerifyKey::parse)?;
         let found_root = self.load(call.token()?).await?;
         let stale = found_root.stale;
@@ -98,13 +102,21 @@ impl Handler for VerifyApi {
         if request.parts.uri.path() != VerifyKey::PATH {
             return rpc::not_found();
         }
-        let call = match RpcCall::read(request).await {
-            Ok(call) => call,
-            Err(reply) => return reply,
+        let (remote, operation, arrived) = (request.remote, VerifyKey::PATH, self.log.arrived());
+        let (call, reply) = match RpcCall::read(request).await {
+            Ok(call) => {
+                let reply = self.verify(&call).await.unwrap_or_else(|VerifyRefusal { error, stale }| {
+                    self.log.failed(operation, &call.request_id, &error);
+                    marked(call.failure(&error), stale)
+                });
+                (Some(call), reply)
+            }
+            Err(reply) => (None, reply),
         };
-        self.verify(&call)
-            .await
-            .unwrap_or_else(|VerifyRefusal { error, stale }| marked(call.failure(&error), stale))
+        let request_id = call.as_ref().map(|call| call.request_id.as_str());
+        let (root_key_id, status) = (None, reply.status());
+        self.log.answered(arrived, LoggedAnswer { operation, request_id, remote, root_key_id, status });
+        reply
     }
 
     fn answered(&self, status: StatusCode) {

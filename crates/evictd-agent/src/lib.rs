@@ -16,6 +16,9 @@
 //!
 //! This file is the composition root: it creates every part and starts the tasks.
 
+// These macros panic when their stream can't be written.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 mod apply_reports;
 mod bus;
 mod cache;
@@ -145,7 +148,8 @@ pub async fn start(
     let mut tasks = Tasks::new(shutdown.clone());
     tasks.spawn("readiness", readiness.unready_at(shutdown.clone()));
     let limits = config.http.limits(http::BODY_BYTES_MAX);
-    let verify = serve(http_listener, http::VerifyApi::new(verifier), limits, shutdown);
+    let api = http::VerifyApi::new(verifier, config.http.access_log);
+    let verify = serve(http_listener, api, limits, shutdown);
     // Ends the other tasks even if this one panics.
     let end_the_others = drained.clone().drop_guard();
     tasks.spawn("verify", async move {

@@ -31,7 +31,7 @@ use signal_hook::flag;
 
 use crate::call::{self, ApiAnswer, ApiCall, NoAnswer, Repeat, SentCall, Transport};
 use crate::http::HttpTransport;
-use crate::print::print;
+use crate::print::note;
 use crate::render;
 use crate::settings::ClientSettings;
 use crate::wait::{self, WaitDisplay};
@@ -64,7 +64,7 @@ enum BulkEvent {
 /// Deletes the keys whose ids are on standard input.
 pub(crate) fn run(deletion: &BulkDeletion, settings: &ClientSettings) -> anyhow::Result<ExitCode> {
     if io::stdin().is_terminal() {
-        print(io::stderr(), "Type the ids of the keys to delete, one per line, and end with Ctrl-D.\n");
+        note("Type the ids of the keys to delete, one per line, and end with Ctrl-D.");
     }
     let ids = list::read(io::stdin().lock())?;
     let run = BulkRun::new(&ids, deletion, settings);
@@ -72,7 +72,7 @@ pub(crate) fn run(deletion: &BulkDeletion, settings: &ClientSettings) -> anyhow:
     let output = (Box::new(io::stdout()) as _, Box::new(io::stderr()) as _);
     let mut report = BulkReport::new(&ids, settings.json, output, ProgressDrawTarget::stderr());
     run.work(&mut report);
-    Ok(ExitCode::from(report.conclude(deletion)))
+    report.conclude(deletion).map(ExitCode::from)
 }
 
 /// Stops the run: workers finish the deletion in progress and start no other.

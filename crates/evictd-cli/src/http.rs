@@ -9,6 +9,7 @@ use evictd_wire::api::prefer::{self, PREFER};
 use ureq::SendBody;
 
 use crate::call::{ApiAnswer, ApiCall, Delivery, NoAnswer, RETRY_LIMIT, Transport};
+use crate::print::note;
 use crate::settings::ClientSettings;
 
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -71,7 +72,7 @@ impl Transport for HttpTransport<'_> {
     fn pause(&mut self, pause: Duration, cause: &str) {
         if !self.has_reported_retries && self.started.elapsed() > SILENT_FOR {
             self.has_reported_retries = true;
-            eprintln!("{} {cause}; retrying for up to {} s", self.settings.url, RETRY_LIMIT.as_secs());
+            note(&format!("{} {cause}; retrying for up to {} s", self.settings.url, RETRY_LIMIT.as_secs()));
         }
         self.rest(pause);
     }

@@ -17,6 +17,9 @@
 //! * [`login`]: `evictd auth login`, which stores the root key.
 //! * [`mod@print`], [`time`], [`private_file`]: output, times and secret files, for the other commands of `evictd` too.
 
+// These macros panic when their stream can't be written.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 mod bulk;
 mod call;
 mod commands;
@@ -35,13 +38,14 @@ use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use evictd_wire::api::propagation::Propagation;
 use indicatif::ProgressDrawTarget;
 
-use call::{ApiAnswer, ApiCall, ApiServer};
+use call::{ApiAnswer, ApiCall, ApiServer, SentCall};
 use commands::ApiAction;
 use http::HttpTransport;
-use print::print;
+use print::{note, print, print_styled};
 use render::Printout;
 use settings::{ClientSettings, Env};
 use wait::WaitDisplay;
@@ -55,7 +59,7 @@ pub fn run(args: ApiArgs) -> ExitCode {
     match execute(args, &Env::of_process()) {
         Ok(code) => code,
         Err(error) => {
-            print(io::stderr(), &format!("{error:#}\n"));
+            note(&format!("{error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -65,12 +69,10 @@ pub fn run(args: ApiArgs) -> ExitCode {
 /// clap itself would exit with 2.
 pub fn report_usage(error: &clap::Error, args: &[OsString]) -> ExitCode {
     if let Some(explanation) = usage::explain(error, args) {
-        print(io::stderr(), &format!("error: {explanation}\n"));
+        note(&format!("error: {explanation}"));
         return ExitCode::FAILURE;
     }
-    // A failure to print cannot be reported either.
-    let _ = error.print();
-    if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    print::usage(error, 1)
 }
 
 /// Runs an `evictd auth` command.
@@ -84,7 +86,7 @@ fn execute(args: ApiArgs, env: &Env<'_>) -> anyhow::Result<ExitCode> {
         ApiAction::Call { call, wait } => {
             let settings = ClientSettings::resolve(&connection, call.server, env)?;
             let colors = env.first(&["NO_COLOR"]).is_none();
-            Ok(send_one(&call, wait, &settings, colors))
+            send_one(&call, wait, &settings, colors)
         }
         ApiAction::DeleteKeys(deletion) => {
             bulk::run(&deletion, &ClientSettings::resolve(&connection, ApiServer::Publisher, env)?)
@@ -93,45 +95,68 @@ fn execute(args: ApiArgs, env: &Env<'_>) -> anyhow::Result<ExitCode> {
 }
 
 /// Sends one request and prints its result. After a change, waits for the regions if requested.
-fn send_one(call: &ApiCall, wait: Option<Duration>, settings: &ClientSettings, colors: bool) -> ExitCode {
+fn send_one(
+    call: &ApiCall,
+    wait: Option<Duration>,
+    settings: &ClientSettings,
+    colors: bool,
+) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let mut transport = HttpTransport::new(settings);
     let mut sent = call::send(&mut transport, call);
     let took = started.elapsed();
     let printout = render::render(call, settings, &sent, took);
     let answer = sent.result.as_ref().ok().filter(|_| printout.is_success).cloned();
-    let Some((limit, answer)) = wait.zip(answer) else { return conclude(&printout) };
+    let Some((limit, answer)) = wait.zip(answer) else { return conclude(call, &sent, &printout) };
     let receipt = if settings.json {
         let display = &mut WaitDisplay::Silent;
         let receipt = wait::wait_for_regions(&mut transport, &answer, limit, display, &mut |_| {});
         if let Some(body) = receipt.as_ref().and_then(|receipt| wait::with_receipt(&answer, receipt)) {
             sent.result = Ok(ApiAnswer { body, ..answer });
         }
-        conclude(&render::render(call, settings, &sent, took));
+        conclude(call, &sent, &render::render(call, settings, &sent, took))?;
         receipt
     } else {
         // Printed first, because the change is committed whatever the wait shows.
-        conclude(&printout);
+        conclude(call, &sent, &printout)?;
         let mut display = if io::stdout().is_terminal() {
             WaitDisplay::live(ProgressDrawTarget::stdout(), colors)
         } else {
             WaitDisplay::lines()
         };
-        let print = &mut |text: &str| print(io::stdout(), text);
-        wait::wait_for_regions(&mut transport, &answer, limit, &mut display, print)
+        let mut printed = Ok(());
+        let print = &mut |text: &str| {
+            if printed.is_ok() {
+                printed = print_styled(io::stdout(), text);
+            }
+        };
+        let receipt = wait::wait_for_regions(&mut transport, &answer, limit, &mut display, print);
+        printed.context(print::UNPRINTED)?;
+        receipt
     };
-    conclude_wait(receipt.as_ref())
+    Ok(conclude_wait(receipt.as_ref()))
 }
 
-fn conclude(printout: &Printout) -> ExitCode {
-    print(io::stdout(), &printout.stdout);
-    print(io::stderr(), &printout.stderr);
-    if printout.is_success { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+/// Prints the result. If it holds a secret that cannot be shown again, even a closed pipe is a failure.
+fn conclude(call: &ApiCall, sent: &SentCall, printout: &Printout) -> anyhow::Result<ExitCode> {
+    if let Some(key_id) = sent.result.as_ref().ok().and_then(|answer| render::created_key(call, answer)) {
+        print::write(io::stdout(), &printout.stdout).with_context(|| {
+            format!(
+                "the key {key_id} was created, but could not be printed and cannot be shown again; delete it with \
+                 `evictd api keys delete-key --key-id={key_id}`, and create another one"
+            )
+        })?;
+    } else {
+        print(io::stdout(), &printout.stdout).context(print::UNPRINTED)?;
+    }
+    // The exit code stands for what can't be printed here.
+    drop(print(io::stderr(), &printout.stderr));
+    Ok(if printout.is_success { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn conclude_wait(receipt: Option<&Propagation>) -> ExitCode {
     if let Some(warning) = receipt.and_then(wait::warning) {
-        print(io::stderr(), &warning);
+        drop(print(io::stderr(), &warning));
     }
     if receipt.is_some_and(wait::is_proven) { ExitCode::SUCCESS } else { ExitCode::from(wait::UNPROVEN) }
 }

@@ -3,7 +3,7 @@
 //! As with Unkey's CLI, the key is read without echo, is not verified, and is stored in plain text; only the owner
 //! can read the file.
 
-use std::io::{self, BufRead, IsTerminal, Write};
+use std::io::{self, BufRead, IsTerminal};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
@@ -12,6 +12,7 @@ use evictd_wire::api::secret::Secret;
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 use toml_edit::{DocumentMut, value};
 
+use crate::print::{note, print_line, prompt};
 use crate::private_file;
 use crate::settings::{self, Env};
 
@@ -39,20 +40,18 @@ pub(crate) fn run(command: AuthCommand, env: &Env<'_>) -> anyhow::Result<()> {
     let path = settings::strongest_file(args.config.as_deref(), env)
         .context("no home directory to store the root key in; name a file with --config or EVICTD_CONFIG")?;
     store(&path, &read_root_key()?)?;
-    println!("Root key stored in {}", path.display());
-    Ok(())
+    print_line(&format!("Root key stored in {}", path.display()))
 }
 
 fn read_root_key() -> anyhow::Result<Secret> {
     let stdin = io::stdin();
     let mut line = String::new();
     if stdin.is_terminal() {
-        eprint!("Enter your root key: ");
-        io::stderr().flush()?;
+        prompt("Enter your root key: ");
         let hidden = HiddenInput::start().context("cannot switch off the terminal's echo")?;
         let read = stdin.lock().read_line(&mut line);
         drop(hidden);
-        eprintln!();
+        note("");
         read
     } else {
         stdin.lock().read_line(&mut line)

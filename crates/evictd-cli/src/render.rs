@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use evictd_wire::api::envelope::{Failure, Meta, Pagination};
-use evictd_wire::api::requests::{CreateApi, RerollKey};
+use evictd_wire::api::envelope::{Failure, Meta, Pagination, Success};
+use evictd_wire::api::requests::{CreateApi, CreateKey, RerollKey};
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
@@ -54,6 +54,19 @@ struct SuccessParts<'a> {
     data: &'a RawValue,
     #[serde(default)]
     pagination: Option<Pagination>,
+}
+
+/// Returns the id of the key that a call has created; its text is only in this answer.
+pub(crate) fn created_key(call: &ApiCall, answer: &ApiAnswer) -> Option<String> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct CreatedKey {
+        key_id: String,
+    }
+    let creates = [CreateKey::PATH, RerollKey::PATH].contains(&call.path) && answer.status == 200;
+    let success: Success<CreatedKey> =
+        creates.then(|| serde_json::from_slice(&answer.body).ok()).flatten()?;
+    Some(success.data.key_id)
 }
 
 /// Returns `None` if the answer does not have the envelope of evictd and Unkey.
@@ -328,8 +341,6 @@ mod tests {
 
     #[test]
     fn lost_creation_is_described_by_what_it_creates() {
-        use evictd_wire::api::requests::CreateKey;
-
         let text = |path| {
             let lost = NoAnswer { delivery: Delivery::Unknown, cause: "reset".into() };
             let sent = SentCall { result: Err(lost), is_maybe_done: false };

@@ -14,6 +14,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::value::RawValue;
 
 use crate::call::{ApiAnswer, ApiCall, Repeat, Transport};
+use crate::print::printable;
 
 /// The exit code if the change is committed, but not proven in force in every region: the wait timed out, or an
 /// agent serves stale records by policy.
@@ -114,7 +115,7 @@ fn outcome(receipt: &Propagation) -> String {
         _ => format!(
             "pending: the publisher continues; show the receipt with\n  \
              evictd api propagation get-receipt --request-id={}\n",
-            receipt.request_id
+            printable(&receipt.request_id)
         ),
     }
 }
@@ -169,7 +170,7 @@ fn line(region: &RegionPropagation, width: usize) -> String {
     if region.duplicate_names {
         text.push_str("  (several processes under one name)");
     }
-    text
+    printable(&text)
 }
 
 fn duration(ms: f64) -> String {

@@ -31,6 +31,9 @@
 //!
 //! The rule numbers are those of ARCHITECTURE.md.
 
+// These macros panic when their stream can't be written.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 #[macro_use]
 pub mod labels;
 

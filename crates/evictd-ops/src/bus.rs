@@ -3,24 +3,32 @@
 //! The client's defaults suit a program that may lose minutes: it would notice a silent network after three minutes, and
 //! ten thousand agents would reconnect in the same millisecond. See [`connect`].
 
+mod faults;
 mod login;
 
+use std::collections::HashMap;
 use std::fmt;
+use std::future::Ready;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use async_nats::{Client, ConnectError, ConnectOptions, Event, PublishError};
+use async_nats::{
+    Client, ClientError, ConnectError, ConnectErrorKind, ConnectOptions, Event, PublishError,
+    ReconnectToServer, Server, ServerInfo,
+};
 use bytes::Bytes;
 use evictd_wire::api::secret::Secret;
 use metrics::{Counter, Gauge};
 use parking_lot::Mutex;
 use serde::Deserialize;
 
+use self::faults::TlsSettings;
 use crate::config::Validate;
 use crate::connection_url::ConnectionUrl;
+use crate::log_limit;
 use crate::readiness::{Condition, Readiness};
 use crate::time::Backoff;
 
@@ -33,6 +41,9 @@ const RETRY: Backoff = Backoff { first: Duration::from_millis(50), max: Duration
 /// How long an attempt may take. In a network that drops everything, TCP retries at growing intervals, so that a new
 /// attempt succeeds sooner than an old one.
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
+
+/// How long a check of one server may take, name resolution included.
+const CHECK_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long leaving a server that is about to shut down may take to be queued.
 const LEAVE_LIMIT: Duration = Duration::from_secs(5);
@@ -139,9 +150,10 @@ pub struct BusMetrics {
 #[derive(Clone, Debug)]
 pub struct BusLink {
     up: Arc<AtomicBool>,
-    /// Whether this outage was logged: attempts to reconnect fail many times a second.
-    outage_logged: Arc<AtomicBool>,
+    /// What the server reported last on this connection; often it closes it next.
+    server_error: Arc<Mutex<Option<String>>>,
     servers: Arc<str>,
+    tls: TlsSettings,
     metrics: BusMetrics,
     condition: Condition,
     /// In the log.
@@ -159,7 +171,8 @@ impl BusLink {
     pub fn named(name: &'static str, config: &BusConfig, metrics: BusMetrics, readiness: &Readiness) -> Self {
         let servers: Arc<str> = config.urls.join(", ").into();
         let condition = readiness.condition_at_start(name, format!("a connection to {servers}"));
-        Self { up: Arc::default(), outage_logged: Arc::default(), servers, metrics, condition, name }
+        let tls = TlsSettings::of(config);
+        Self { up: Arc::default(), server_error: Arc::default(), servers, tls, metrics, condition, name }
     }
 
     /// Whether there is a connection to send on.
@@ -173,38 +186,72 @@ impl BusLink {
         let connection = self.name;
         match event {
             Event::Connected => {
-                tracing::info!(connection, "connected to NATS");
+                if let Some(unlogged) = log_limit!(5, connection) {
+                    tracing::info!(connection, unlogged = unlogged.field(), "connected to NATS");
+                }
                 self.up.store(true, Ordering::Release);
-                self.outage_logged.store(false, Ordering::Release);
+                *self.server_error.lock() = None;
                 self.metrics.connected.set(1.0);
                 self.metrics.connects.increment(1);
                 self.condition.met();
                 return true;
             }
             Event::Disconnected => {
-                tracing::warn!(connection, "connection to NATS lost; reconnecting");
+                let error = self.server_error.lock().take();
+                if let Some(unlogged) = log_limit!(5, connection) {
+                    let unlogged = unlogged.field();
+                    tracing::warn!(connection, error, unlogged, "connection to NATS lost; reconnecting");
+                }
                 self.up.store(false, Ordering::Release);
                 self.metrics.connected.set(0.0);
-                self.condition.unmet(format!("a connection to {}, which was lost", self.servers));
+                let cause = error.map(|error| format!(": {error}")).unwrap_or_default();
+                self.condition.unmet(format!("a connection to {}, which was lost{cause}", self.servers));
             }
             Event::SlowConsumer(_) => self.metrics.slow_consumer.increment(1),
             Event::ServerError(error) => {
-                if error.to_string().to_lowercase().contains("permission") {
-                    tracing::warn!(connection, %error, "NATS denied a permission; give this user the permissions of deploy/nats");
+                let is_permission = error.to_string().to_lowercase().contains("permission");
+                let error = self.tls.explain(&error.to_string());
+                let unlogged = log_limit!(1, format_args!("{connection} {error}"));
+                if is_permission {
+                    if let Some(unlogged) = unlogged {
+                        tracing::warn!(
+                            connection,
+                            error,
+                            unlogged = unlogged.field(),
+                            "NATS denied a permission; give this user the permissions of deploy/nats"
+                        );
+                    }
                     // A daemon that starts without a permission must not look healthy, even if the rest works. The
                     // next connection requests everything anew.
                     self.condition.unmet(format!("permissions as those of deploy/nats: {error}"));
                 } else {
-                    tracing::warn!(connection, %error, "NATS reported an error");
+                    if let Some(unlogged) = unlogged {
+                        tracing::warn!(
+                            connection,
+                            error,
+                            unlogged = unlogged.field(),
+                            "NATS reported an error"
+                        );
+                    }
+                    *self.server_error.lock() = Some(error);
                 }
                 self.metrics.server_errors.increment(1);
             }
             Event::ClientError(error) => {
-                tracing::debug!(connection, %error, "NATS client reported an error");
+                let error = match error {
+                    ClientError::Other(error) => error,
+                    other => other.to_string(),
+                };
+                tracing::debug!(connection, error, "NATS client reported an error");
                 if !self.is_up() {
                     self.condition.unmet(format!("a connection to {}: {error}", self.servers));
-                    if !self.outage_logged.swap(true, Ordering::AcqRel) {
-                        tracing::warn!(connection, servers = %self.servers, %error, "cannot connect to NATS; retrying");
+                    // Attempts to reconnect fail many times a second.
+                    if let Some(unlogged) = log_limit!(1, format_args!("{connection} {error}")) {
+                        let unlogged = unlogged.field();
+                        tracing::warn!(
+                            connection, servers = %self.servers, error, unlogged,
+                            "cannot connect to NATS; retrying"
+                        );
                     }
                 }
             }
@@ -246,11 +293,11 @@ pub async fn connect(
     options: BusOptions,
     on_event: impl Fn(Event) + Send + Sync + 'static,
 ) -> Result<Client, BusError> {
-    let mut client_options = secure(login::options(config).await?, config)?
-        .name(options.name)
+    let on_event = Arc::new(on_event);
+    let mut client_options = base_options(config, options.name)
+        .await?
         .subscription_capacity(options.subscription_capacity)
         .ping_interval(PING_INTERVAL)
-        .connection_timeout(CONNECT_LIMIT)
         .reconnect_delay_callback(|attempt| {
             RETRY.spread_pause(u32::try_from(attempt.saturating_sub(1)).unwrap_or(u32::MAX))
         })
@@ -258,7 +305,8 @@ pub async fn connect(
         .no_echo()
         .ignore_discovered_servers()
         .retain_servers_order()
-        .retry_on_initial_connect();
+        .retry_on_initial_connect()
+        .reconnect_to_server_callback(report_faults(TlsSettings::of(config), on_event.clone()));
     if let Some(prefix) = options.inbox_prefix {
         client_options = client_options.custom_inbox_prefix(prefix);
     }
@@ -273,7 +321,10 @@ pub async fn connect(
                 Event::Closed => *leaver.lock() = None,
                 _ => {}
             }
-            on_event(event);
+            // The client's own words for a failed attempt leave out the cause; `report_faults` has it.
+            if !matches!(&event, Event::ClientError(ClientError::Other(kind)) if !is_complete(kind)) {
+                on_event(event);
+            }
             std::future::ready(())
         }
     };
@@ -282,6 +333,62 @@ pub async fn connect(
         *leaver.lock() = Some(client.clone());
     }
     Ok(client)
+}
+
+/// What checks and connections have in common.
+async fn base_options(config: &BusConfig, name: String) -> Result<ConnectOptions, BusError> {
+    Ok(secure(login::options(config).await?, config)?.name(name).connection_timeout(CONNECT_LIMIT))
+}
+
+/// Whether the client's text for the kind of a failed attempt says all there is: no server was tried then.
+fn is_complete(kind: &str) -> bool {
+    kind == ConnectErrorKind::Dns.to_string()
+}
+
+/// Reports why attempts failed. The client keeps that with each server, and shows it only when it asks which server to
+/// try next. That is always left to the client.
+fn report_faults(
+    tls: TlsSettings,
+    on_event: Arc<impl Fn(Event) + Send + Sync + 'static>,
+) -> impl Fn(Vec<Server>, ServerInfo) -> Ready<Option<ReconnectToServer>> + Send + Sync + 'static {
+    let attempts = Mutex::new(HashMap::new());
+    move |servers, _| {
+        let is_alone = servers.len() == 1;
+        let mut attempts = attempts.lock();
+        let faults = servers.iter().filter_map(|server| {
+            let before = attempts.insert(server.addr.clone(), server.failed_attempts).unwrap_or_default();
+            // An older error says nothing about this attempt.
+            let error = server.last_error.as_ref().filter(|_| server.failed_attempts > before)?;
+            let fault = tls.explain(error);
+            let (host, port) = (server.addr.host(), server.addr.port());
+            Some(if is_alone { fault } else { format!("{host}:{port}: {fault}") })
+        });
+        let faults = faults.collect::<Vec<_>>().join("; ");
+        drop(attempts);
+        if !faults.is_empty() {
+            on_event(Event::ClientError(ClientError::Other(faults)));
+        }
+        std::future::ready(None)
+    }
+}
+
+/// Connects once to each server, and returns what is wrong with each that can't be used.
+pub async fn check(config: &BusConfig) -> Result<Vec<(String, Result<(), String>)>, BusError> {
+    let mut results = Vec::new();
+    for url in &config.urls {
+        let options = base_options(config, "evictd check-config".to_owned()).await?;
+        let connected = match tokio::time::timeout(CHECK_LIMIT, options.connect(url.as_str())).await {
+            Ok(Ok(client)) => {
+                drop(client);
+                Ok(())
+            }
+            Ok(Err(error)) => Err(TlsSettings::of(config).explain(&error.to_string())),
+            Err(_) => Err(TlsSettings::of(config).explain("timed out")),
+        };
+        results
+            .push((ConnectionUrl::nats(url).map_or_else(|_| url.clone(), |url| url.to_string()), connected));
+    }
+    Ok(results)
 }
 
 /// Moves to another server, in a task of its own: queueing that may wait, and events must not.

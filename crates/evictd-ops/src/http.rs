@@ -83,6 +83,8 @@ impl Default for HttpLimits {
 pub struct HttpConfig {
     pub listen: SocketAddr,
     pub connections_max: usize,
+    /// Logs a line for each answer.
+    pub access_log: bool,
     pub header_timeout: HumanDuration,
     pub body_timeout: HumanDuration,
     pub idle_timeout: HumanDuration,

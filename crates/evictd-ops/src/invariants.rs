@@ -8,6 +8,7 @@ use std::fmt;
 use evictd_core::rules::Rule;
 use metrics::{Counter, Unit};
 
+use crate::log_limit;
 use crate::metrics::{ByLabel, MetricKind, MetricSpec, Registry};
 
 /// [`crate::metric_specs!`] adds it to every daemon's list.
@@ -32,7 +33,10 @@ impl Invariants {
 
     /// Reports that `rule` doesn't hold; `detail` says what was seen instead, and is logged.
     pub fn violated(&self, rule: Rule, detail: impl fmt::Display) {
-        tracing::error!(id = rule.id(), rule = rule.statement(), %detail, "invariant violated");
+        if let Some(unlogged) = log_limit!(10, rule.id()) {
+            let unlogged = unlogged.field();
+            tracing::error!(id = rule.id(), rule = rule.statement(), %detail, unlogged, "invariant violated");
+        }
         self.violations.get(rule).increment(1);
     }
 }

@@ -4,20 +4,27 @@
 //!
 //! * [`config`]: defaults, file, environment and flags become one checked configuration.
 //! * [`connection_url`]: URLs of servers and databases, shown without their secrets.
+//! * [`escape`]: characters that are shown as escapes.
 //! * [`logging`], [`shutdown`], [`reload`], [`tasks`]: the log, signals, and the tasks of a process.
 //! * [`clock`], [`time`], [`vm_clock`]: the two clocks of the protocol; pauses and intervals; whether the machine was
 //!   stopped and went on.
 //! * [`bus`]: a connection to NATS with the settings that the bound needs.
 //! * [`http`]: the thin shell of every HTTP server, the verify hot path included.
-//! * [`rpc`]: calls in Unkey's form on top of it, shared by the control API and the verify API.
+//! * [`rpc`]: calls in Unkey's form on top of it, shared by the control API and the verify API; [`answer_log`]: what the
+//!   log says of their answers.
 //! * [`metrics`], [`readiness`], [`admin`]: what an operator sees, served on one port.
 //! * [`invariants`]: violations of guarantees and rules, counted.
 
+// These macros panic when their stream can't be written.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod admin;
+pub mod answer_log;
 pub mod bus;
 pub mod clock;
 pub mod config;
 pub mod connection_url;
+pub mod escape;
 pub mod host;
 pub mod http;
 pub mod invariants;

@@ -1,15 +1,47 @@
 //! Log output: to stderr, as text for people or as JSON for collectors.
+//!
+//! Logging is best effort. No thread waits for the log or fails with it; `queue` says how. `limit` keeps peers from
+//! filling it.
 
+mod limit;
+mod queue;
+
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::error::Error;
-use std::io::IsTerminal as _;
+use std::io::{self, IsTerminal as _};
 use std::sync::OnceLock;
+use std::time::Duration;
 
+use metrics::Unit;
 use serde::Deserialize;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::reload::Handle;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
+use self::queue::LogQueue;
 use crate::config::Validate;
+use crate::escape::escaped;
+use crate::metrics::{MetricKind, MetricSpec};
+
+pub use self::limit::{LogLimit, Unlogged, WINDOW};
+
+/// [`crate::metric_specs!`] adds it to every daemon's list.
+pub const DROPPED_SPEC: MetricSpec = MetricSpec {
+    name: "evictd_log_lines_dropped_total",
+    kind: MetricKind::Counter,
+    unit: Some(Unit::Count),
+    labels: &[],
+    help: "Log lines of this process that could not be written, or found too many others waiting. No request waits for the log.",
+};
+
+/// How long the end of a process may wait for its log.
+pub const FLUSH_LIMIT: Duration = Duration::from_secs(1);
+
+/// The lines of this process on their way to stderr, from the first one on.
+static QUEUE: OnceLock<LogQueue> = OnceLock::new();
+
+/// The format of the daemon's log, for its last line.
+static FORMAT: OnceLock<LogFormat> = OnceLock::new();
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -54,10 +86,14 @@ pub fn init(format: LogFormat, filter: &str) {
         Ok(directives) => (directives, None),
         Err(error) => (EnvFilter::new(FALLBACK_FILTER), Some(error)),
     };
-    let lines = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(directives);
+    let colored = format == LogFormat::Text && wants_color();
+    let lines = tracing_subscriber::fmt()
+        .with_writer(move || LogSink { colored })
+        .log_internal_errors(false)
+        .with_env_filter(directives);
     let started = match format {
         LogFormat::Text => {
-            let lines = lines.with_ansi(wants_color()).with_filter_reloading();
+            let lines = lines.with_ansi(colored).with_filter_reloading();
             let handle = lines.reload_handle();
             lines.finish().try_init().map(|()| keep(handle))
         }
@@ -88,6 +124,89 @@ pub fn set_filter(filter: &str) {
     }
 }
 
+/// Logs panics. The usual hook writes to stderr itself, and waits for its reader.
+pub fn log_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let location = panic.location().map(tracing::field::display);
+        let backtrace = Backtrace::capture();
+        let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
+        tracing::error!(location, backtrace, "panicked: {}", panic.payload_as_str().unwrap_or("(no text)"));
+    }));
+}
+
+/// Sets the format of [`fatal`], before anything can fail.
+pub fn set_fatal_format(format: LogFormat) {
+    // It is set once per process.
+    let _ = FORMAT.set(format);
+}
+
+/// Reports the error that ends this process, and waits for the log. It is logged in the format of
+/// [`set_fatal_format`], whatever the filter, and printed as plain text on a terminal or if no format was set.
+pub fn fatal(program: &str, error: &str) {
+    match FORMAT.get().filter(|_| !io::stderr().is_terminal()) {
+        None => queue().push(format!("{program}: {}\n", escaped(error, &['\n'])).into_bytes()),
+        Some(format) => {
+            let lines = tracing_subscriber::fmt()
+                .with_writer(|| LogSink { colored: false })
+                .with_ansi(false)
+                .log_internal_errors(false)
+                .with_max_level(tracing::Level::ERROR);
+            match format {
+                LogFormat::Json => {
+                    let json = lines.json().flatten_event(true).finish();
+                    tracing::subscriber::with_default(json, || tracing::error!(target: "evictd", "{error}"));
+                }
+                // A line each: text logs escape line breaks within one.
+                LogFormat::Text => tracing::subscriber::with_default(lines.finish(), || {
+                    for line in error.lines() {
+                        tracing::error!(target: "evictd", "{line}");
+                    }
+                }),
+            }
+        }
+    }
+    flush(FLUSH_LIMIT);
+}
+
+/// Waits until what was logged is written, for `limit` at most. To be called before a process exits.
+pub fn flush(limit: Duration) {
+    if let Some(queue) = QUEUE.get() {
+        queue.flush(limit);
+    }
+}
+
+/// Returns how many lines of this process were lost so far.
+pub fn lines_dropped() -> u64 {
+    QUEUE.get().map_or(0, LogQueue::dropped)
+}
+
+fn queue() -> &'static LogQueue {
+    let warn =
+        |lines| tracing::warn!(lines, "log lines were dropped; the log could not be written fast enough");
+    QUEUE.get_or_init(|| LogQueue::start(io::stderr(), warn))
+}
+
+/// Queues each event as one line, with the characters escaped that are not a line's own.
+struct LogSink {
+    /// Whether lines have colors of their own. The values in them have been escaped then.
+    colored: bool,
+}
+
+impl io::Write for LogSink {
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(event);
+        let kept: &[char] = if self.colored { &['\u{1b}'] } else { &[] };
+        let mut line = escaped(text.trim_end_matches('\n'), kept).into_owned();
+        line.push('\n');
+        queue().push(line.into_bytes());
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Returns what is wrong with a log filter, if anything.
 pub fn check_filter(filter: &str) -> Result<(), String> {
     EnvFilter::try_new(filter)
@@ -96,7 +215,7 @@ pub fn check_filter(filter: &str) -> Result<(), String> {
 }
 
 fn wants_color() -> bool {
-    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty())
+    io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty())
 }
 
 /// Joins an error and its causes, of which the innermost often says the most, as that a password is wrong. Some drivers'

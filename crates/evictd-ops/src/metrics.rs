@@ -17,6 +17,7 @@ use metrics_exporter_prometheus::{
 };
 use tokio_util::sync::CancellationToken;
 
+use crate::logging;
 use crate::time::every;
 
 /// The declaration of one metric.
@@ -33,7 +34,7 @@ pub struct MetricSpec {
 }
 
 /// Declares metrics: a constant each, and `SPECS`, the list of all, with what every daemon has
-/// ([`crate::invariants::SPEC`]) at its end.
+/// ([`crate::invariants::SPEC`], [`crate::logging::DROPPED_SPEC`]) at its end.
 #[macro_export]
 macro_rules! metric_specs {
     ($(
@@ -44,7 +45,12 @@ macro_rules! metric_specs {
             name: $name, kind: $kind, unit: $unit, labels: &[$($label),*], help: $help,
         };)*
         /// All metrics of this daemon.
-        pub const SPECS: &[$crate::metrics::MetricSpec] = &[$($constant,)* $crate::invariants::SPEC, $crate::reload::SPEC];
+        pub const SPECS: &[$crate::metrics::MetricSpec] = &[
+            $($constant,)*
+            $crate::invariants::SPEC,
+            $crate::logging::DROPPED_SPEC,
+            $crate::reload::SPEC,
+        ];
     };
 }
 
@@ -87,6 +93,8 @@ pub struct Registry {
     specs: &'static [MetricSpec],
     recorder: Arc<PrometheusRecorder>,
     scrape: PrometheusHandle,
+    /// Brought up to date at each scrape, if the daemon declares it.
+    log_lines_dropped: Option<Counter>,
 }
 
 /// The exporter's interface requires a target and a level, which nothing filters by.
@@ -115,7 +123,11 @@ impl Registry {
             describe(&recorder, spec);
         }
         let scrape = recorder.handle();
-        Ok(Self { specs, recorder: Arc::new(recorder), scrape })
+        let mut registry = Self { specs, recorder: Arc::new(recorder), scrape, log_lines_dropped: None };
+        if specs.contains(&logging::DROPPED_SPEC) {
+            registry.log_lines_dropped = Some(registry.counter(&logging::DROPPED_SPEC, &[]));
+        }
+        Ok(registry)
     }
 
     /// Makes the handle of one series of a counter, given the values of its labels. The scrape shows it from now on,
@@ -146,6 +158,9 @@ impl Registry {
 
     /// Renders all metrics in Prometheus' text format.
     pub fn render(&self) -> String {
+        if let Some(counter) = &self.log_lines_dropped {
+            counter.absolute(logging::lines_dropped());
+        }
         self.scrape.render()
     }
 

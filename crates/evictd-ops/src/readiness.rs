@@ -15,6 +15,8 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::log_limit;
+
 /// How long a daemon must have been ready without a break until it has settled: long enough that it has done once what
 /// it does every second, so that a missing permission has shown.
 pub const SETTLES_AFTER: Duration = Duration::from_secs(3);
@@ -173,8 +175,10 @@ impl Readiness {
 impl Condition {
     /// Marks the condition as met. Cheap enough for every heartbeat.
     pub fn met(&self) {
-        if let Some(condition) = self.begin() {
-            tracing::info!(condition, "condition met");
+        if let Some(condition) = self.begin()
+            && let Some(unlogged) = log_limit!(10, condition)
+        {
+            tracing::info!(condition, unlogged = unlogged.field(), "condition met");
         }
     }
 
@@ -189,7 +193,10 @@ impl Condition {
         if self.end(&detail) {
             let state = self.readiness.state.lock();
             let effect = if state.is_ready() { "still ready" } else { "not ready" };
-            tracing::warn!(condition = state.conditions[self.index].name, detail, "condition lost: {effect}");
+            let condition = state.conditions[self.index].name;
+            if let Some(unlogged) = log_limit!(10, condition) {
+                tracing::warn!(condition, detail, unlogged = unlogged.field(), "condition lost: {effect}");
+            }
         }
     }
 

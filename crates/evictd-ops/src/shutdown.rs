@@ -1,9 +1,15 @@
 //! Ends a process by signals: the first one starts the drain, the second one skips it.
 
 use std::io;
+use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+
+use crate::logging;
+
+/// How long the log may hold up an exit at once.
+const FLUSH_LIMIT: Duration = Duration::from_millis(100);
 
 /// Returns a token that is cancelled at the first SIGINT or SIGTERM. A second signal ends the process at once, with the
 /// exit code that a shell reports for it (130, 143).
@@ -48,6 +54,7 @@ async fn watch(mut interrupt: Signal, mut terminate: Signal, token: Cancellation
     token.cancel();
     let second = either(&mut interrupt, &mut terminate).await;
     tracing::warn!(signal = name(second), "second signal; exiting without a drain");
+    logging::flush(FLUSH_LIMIT);
     std::process::exit(exit_code(second));
 }
 

@@ -2,6 +2,7 @@
 
 use evictd_core::record::RootKeyRecord;
 use evictd_ops::clock;
+use evictd_ops::logging::with_causes;
 use evictd_store::{RecordStore, StoreError};
 use evictd_wire::api::error::{ApiError, ErrorKind};
 use evictd_wire::api::ids::hash;
@@ -34,17 +35,18 @@ pub(crate) fn missing(api: &str, action: &str) -> ApiError {
     ApiError::missing_permission(&needed)
 }
 
-/// Returns the error that the client gets for a store failure; SDKs retry. [`PublisherMetrics::store_failed`] logs the cause.
+/// Returns the error that the client gets for a store failure; SDKs retry.
 pub(crate) fn unavailable(error: &StoreError) -> ApiError {
-    let detail = match error {
+    let (kind, detail) = match error {
         StoreError::Unlogged { .. } => {
             let detail = "The home store's triggers are switched off or altered; nothing was changed";
-            return ApiError::new(ErrorKind::UnexpectedError, detail);
+            (ErrorKind::UnexpectedError, detail)
         }
         StoreError::Unknown { .. } => {
-            "The home store didn't say whether it kept the change; look before you repeat it"
+            let detail = "The home store didn't say whether it kept the change; look before you repeat it";
+            (ErrorKind::ServiceUnavailable, detail)
         }
-        _ => "The home store failed; nothing was changed",
+        _ => (ErrorKind::ServiceUnavailable, "The home store failed; nothing was changed"),
     };
-    ApiError::new(ErrorKind::ServiceUnavailable, detail)
+    ApiError::new(kind, detail).caused_by(with_causes(error))
 }

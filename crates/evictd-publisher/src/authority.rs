@@ -12,12 +12,12 @@ use evictd_core::roster::Instance;
 use evictd_core::service::Standing;
 use evictd_core::time::LeaseTime;
 use evictd_ops::clock;
+use evictd_ops::log_limit;
 use evictd_ops::readiness::Condition;
 use evictd_store::log::{Head, Round, RoundRequest};
 use evictd_store::{LogStore, StoreError};
-use evictd_wire::probe::{ProbeAnswer, ProbeRequest};
+use evictd_wire::probe::{ProbeAnswer, ProbeRefusal, ProbeReply, ProbeRequest};
 use evictd_wire::subject::{MessageKind, Requester};
-use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -39,7 +39,6 @@ pub(crate) struct Authority {
     pub(crate) serving: watch::Sender<bool>,
     /// Whether rounds succeed.
     pub(crate) succeeding: watch::Sender<bool>,
-    pub(crate) refusal_log: Mutex<RefusalLog>,
     /// Met from the first round that succeeds until rounds stall: changes are refused then, or not announced.
     pub(crate) condition: Condition,
     pub(crate) shared: Shared,
@@ -70,26 +69,6 @@ struct RunningRound {
 struct WaitingClients {
     rounds: Rounds<RoundClient>,
     of_agent: HashMap<Requester, usize>,
-}
-
-/// When each agent's refusal was last logged: one that forges claims must not fill the log.
-#[derive(Debug, Default)]
-pub(crate) struct RefusalLog(HashMap<Requester, LeaseTime>);
-
-impl RefusalLog {
-    const EVERY: Duration = Duration::from_mins(1);
-    const AGENTS_MAX: usize = 1024;
-
-    fn is_due(&mut self, requester: &Requester, now: LeaseTime) -> bool {
-        if self.0.len() >= Self::AGENTS_MAX {
-            self.0.retain(|_, logged| now.since(*logged) < Self::EVERY);
-        }
-        let is_due = self.0.get(requester).is_none_or(|logged| now.since(*logged) >= Self::EVERY);
-        if is_due && self.0.len() < Self::AGENTS_MAX {
-            self.0.insert(requester.clone(), now);
-        }
-        is_due
-    }
 }
 
 impl Authority {
@@ -159,10 +138,21 @@ impl Authority {
         if *of_agent >= PROBES_WAITING_PER_AGENT_MAX {
             return Err(Refusal::Overload);
         }
-        self.membership.admit(&instance(&envelope, &request)).await?;
+        if let Err((refusal, reason)) = self.membership.admit(&instance(&envelope, &request)).await {
+            self.refuse(&envelope, &request, reason).await;
+            return Err(refusal);
+        }
         *of_agent += 1;
         let probe = RoundClient::Agent(ReceivedProbe { envelope, request, arrived });
         waiting.rounds.add(probe, arrived).map_err(|_| Refusal::Overload)
+    }
+
+    /// Has the agent report why it gets no lease here.
+    async fn refuse(&self, envelope: &Envelope, request: &ProbeRequest, refusal: ProbeRefusal) {
+        if self.shared.vouching.is_allowed() {
+            let answer = ProbeReply::Refused { nonce: request.nonce, refusal };
+            self.bus.answer(envelope.reply.clone(), answer.encode()).await;
+        }
     }
 
     /// Begins a round as a task of its own, so that probes are received while it runs.
@@ -239,13 +229,14 @@ impl Authority {
         let refusal = match self.shared.history.judge(seen, head).await {
             Ok(Claim::Admitted) => return true,
             Ok(Claim::Unproved) => {
-                if self.refusal_log.lock().is_due(requester, clock::lease_now()) {
+                if let Some(unlogged) = log_limit!(1, requester) {
                     tracing::warn!(
-                        %requester,
+                        %requester, unlogged = unlogged.field(),
                         "refused an agent: this home store didn't give out what the agent claims to have seen. It \
                          follows another store, or forges the claim; if this store replaces that one, restart the agent"
                     );
                 }
+                self.refuse(&probe.envelope, &probe.request, ProbeRefusal::Unproved).await;
                 Refusal::Unproved
             }
             Ok(Claim::Unknown) => {

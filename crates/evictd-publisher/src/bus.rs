@@ -13,6 +13,8 @@ use async_nats::{Client, Message, SubscribeError};
 use bytes::Bytes;
 use evictd_core::ids::{Identity, InstanceId};
 use evictd_ops::bus::{BusConfig, BusError, BusLink, BusMetrics, BusOptions, publish_within};
+use evictd_ops::log_limit;
+use evictd_ops::logging::with_causes;
 use evictd_ops::readiness::Readiness;
 use evictd_wire::subject::{AUTHORITY_GROUP, MessageKind, Requester};
 use futures_util::StreamExt;
@@ -95,7 +97,13 @@ impl Subscription {
         let requester = Requester::from_subject(&message.subject).ok_or(Refusal::Subject)?;
         let reply = message.reply.map(|reply| reply.to_string()).unwrap_or_default();
         if self.kind != MessageKind::Applied && !requester.owns_inbox(&reply) {
-            tracing::warn!(%requester, kind = self.kind.token(), "refused a request whose reply subject isn't the requester's inbox");
+            let kind = self.kind.token();
+            if let Some(unlogged) = log_limit!(1, format_args!("{kind} {requester}")) {
+                tracing::warn!(
+                    %requester, kind, unlogged = unlogged.field(),
+                    "refused a request whose reply subject isn't the requester's inbox"
+                );
+            }
             return Err(Refusal::Reply);
         }
         Ok(Envelope { requester, payload: message.payload, reply })
@@ -125,7 +133,10 @@ impl Subscription {
             match self.bus.shared(self.kind).await {
                 Ok(shared) => self.shared = Some(shared),
                 Err(error) => {
-                    tracing::warn!(%error, kind = self.kind.token(), "cannot join the queue group");
+                    let kind = self.kind.token();
+                    if let Some(unlogged) = log_limit!(1, kind) {
+                        tracing::warn!(%error, kind, unlogged = unlogged.field(), "cannot join the queue group");
+                    }
                 }
             }
         }
@@ -205,7 +216,10 @@ impl Bus {
         match publish_within(&self.client, subject, reply, payload, PUBLISH_LIMIT).await {
             Ok(()) => true,
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "message not sent");
+                if let Some(unlogged) = log_limit!(1, "") {
+                    let error = with_causes(&error);
+                    tracing::warn!(error, unlogged = unlogged.field(), "message not sent");
+                }
                 false
             }
         }

@@ -17,7 +17,9 @@ mod verify;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use evictd_core::ids::{ApiId, KeyId};
 use evictd_core::limits::{META_BYTES_MAX, PERMISSION_BYTES_MAX, PERMISSIONS_MAX};
+use evictd_ops::answer_log::{AnswerLog, LoggedAnswer};
 use evictd_ops::clock;
 use evictd_ops::http::{Handler, Method, Reply, Request, StatusCode, reply};
 use evictd_ops::rpc::{self, RpcCall};
@@ -65,6 +67,7 @@ pub(crate) struct ControlApi {
     pub(crate) wake: Wake,
     pub(crate) freshness: FreshnessGuard,
     pub(crate) metrics: Arc<PublisherMetrics>,
+    pub(crate) log: Arc<AnswerLog>,
 }
 
 /// The turns at the store, of reads and of changes.
@@ -80,6 +83,21 @@ impl StoreTurns {
     }
 }
 
+/// What a change returns to its client, and what it is about.
+struct CommittedChange<T> {
+    data: T,
+    target: ChangeTarget,
+}
+
+/// The ids in a change's line of the log.
+#[derive(Default)]
+struct ChangeTarget {
+    api_id: Option<String>,
+    key_id: Option<String>,
+    /// The key that replaces another.
+    new_key_id: Option<String>,
+}
+
 struct RequestContext<'a> {
     endpoint: Endpoint,
     call: &'a RpcCall,
@@ -90,6 +108,24 @@ struct RequestContext<'a> {
 struct ControlAnswer {
     outcome: Result<Reply, ApiError>,
     admission: Admission,
+    root_key_id: Option<KeyId>,
+}
+
+impl ControlAnswer {
+    /// The answer to a request without an admitted root key.
+    fn unlimited(outcome: Result<Reply, ApiError>) -> Self {
+        Self { outcome, admission: Admission::Unlimited, root_key_id: None }
+    }
+}
+
+impl ChangeTarget {
+    fn api(api: &ApiId) -> Self {
+        Self { api_id: Some(api.to_string()), ..Self::default() }
+    }
+
+    fn key(key: &KeyId) -> Self {
+        Self { key_id: Some(key.to_string()), ..Self::default() }
+    }
 }
 
 impl ControlApi {
@@ -106,10 +142,7 @@ impl ControlApi {
             Endpoint::DeleteKey => self.change(context, DeleteKey::parse, keys::delete).await,
             Endpoint::VerifyKey => self.read(context, VerifyKey::parse, verify::verify).await,
             Endpoint::GetReceipt => self.read(context, GetReceipt::parse, propagation::get_receipt).await,
-            Endpoint::Liveness => {
-                let outcome = Ok(context.call.success(LivenessData::ALIVE));
-                ControlAnswer { outcome, admission: Admission::Unlimited }
-            }
+            Endpoint::Liveness => ControlAnswer::unlimited(Ok(context.call.success(LivenessData::ALIVE))),
         }
     }
 
@@ -127,14 +160,15 @@ impl ControlApi {
         };
         let (request, root) = match checked.await {
             Ok(checked) => checked,
-            Err(error) => return ControlAnswer { outcome: Err(error), admission: Admission::Unlimited },
+            Err(error) => return ControlAnswer::unlimited(Err(error)),
         };
         let admission = self.limits.admit(&root.workspace_id, clock::lease_now());
+        let root_key_id = Some(root.root_key_id.clone());
         let outcome = match admission.refused_by() {
             Some(limit) => Err(too_many(limit)),
             None => answer(&Caller { api: self, call, root, remote }, request).await,
         };
-        ControlAnswer { outcome, admission }
+        ControlAnswer { outcome, admission, root_key_id }
     }
 
     /// Reads from the store when it is the workspace's turn.
@@ -157,7 +191,7 @@ impl ControlApi {
         &self,
         context: &RequestContext<'c>,
         parse: impl FnOnce(&'c [u8]) -> Result<R, ApiError>,
-        change: impl AsyncFnOnce(&Caller<'_>, R) -> Result<T, ApiError>,
+        change: impl AsyncFnOnce(&Caller<'_>, R) -> Result<CommittedChange<T>, ApiError>,
     ) -> ControlAnswer {
         let answer = async |caller: &Caller<'_>, request: R| {
             if let Some(reason) = self.freshness.vouching.refusal() {
@@ -174,10 +208,10 @@ impl ControlApi {
             let turn = self.turns.changes.take(&caller.root.workspace_id, urgency).await;
             let changed = change(caller, request).await;
             drop(turn);
-            let data = match changed {
-                Ok(data) => {
+            let CommittedChange { data, target } = match changed {
+                Ok(committed) => {
                     self.trials.succeeded();
-                    data
+                    committed
                 }
                 Err(error) => {
                     pending.refused(&error).await;
@@ -185,6 +219,7 @@ impl ControlApi {
                 }
             };
             self.wake.now();
+            caller.log_change(context.endpoint, &target);
             let Some(limit) = wait else { return Ok(call.success(data)) };
             let propagation = match context.endpoint {
                 // No agent caches anything of an API before it has a key.
@@ -240,16 +275,27 @@ impl Handler for ControlApi {
         let Some(endpoint) = Endpoint::of(request.parts.uri.path()) else {
             return rpc::not_found();
         };
-        let remote = request.remote;
+        let (remote, operation, arrived) = (request.remote, endpoint.path(), self.log.arrived());
+        let log = |request_id: Option<&str>, root_key_id: Option<&str>, status| {
+            let answer = LoggedAnswer { operation, request_id, remote, root_key_id, status };
+            self.log.answered(arrived, answer);
+        };
         let reply = match read(endpoint, request).await {
             Ok(call) => {
                 let context = RequestContext { endpoint, call: &call, remote };
-                let ControlAnswer { outcome, admission } = self.answer(&context).await;
-                let mut reply = outcome.unwrap_or_else(|error| call.failure(&error));
+                let ControlAnswer { outcome, admission, root_key_id } = self.answer(&context).await;
+                let mut reply = outcome.unwrap_or_else(|error| {
+                    self.log.failed(operation, &call.request_id, &error);
+                    call.failure(&error)
+                });
                 admission.write_headers(reply.headers_mut());
+                log(Some(&call.request_id), root_key_id.as_ref().map(KeyId::as_str), reply.status());
                 reply
             }
-            Err(reply) => reply,
+            Err(reply) => {
+                log(None, None, reply.status());
+                reply
+            }
         };
         self.metrics.answered(endpoint, reply.status());
         reply

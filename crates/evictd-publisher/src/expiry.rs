@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use evictd_ops::log_limit;
 use evictd_ops::time::every;
 use evictd_store::{ChangeStore, StoreError};
 use tokio_util::sync::CancellationToken;
@@ -44,7 +45,7 @@ impl Expiry {
                     self.metrics.store_failed(error);
                 }
             }
-            if failing && outcome.is_ok() {
+            if failing && outcome.is_ok() && log_limit!(5, "").is_some() {
                 tracing::info!("expiry works again");
             }
             failing = outcome.is_err();

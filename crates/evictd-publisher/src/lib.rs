@@ -19,6 +19,9 @@
 //!
 //! This file makes all of them and starts their tasks.
 
+// These macros panic when their stream can't be written.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 mod auth;
 mod authority;
 mod bus;
@@ -52,6 +55,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use evictd_ops::admin::Admin;
+use evictd_ops::answer_log::AnswerLog;
 use evictd_ops::bus::BusError;
 use evictd_ops::connection_url::UrlError;
 use evictd_ops::host::host_name;
@@ -219,7 +223,6 @@ pub async fn start(
         membership: membership.clone(),
         serving: serving.clone(),
         succeeding: succeeding.clone(),
-        refusal_log: Mutex::default(),
         condition: readiness.condition("rounds", "the first probe round; see the log if it fails"),
         shared: shared.clone(),
     };
@@ -274,6 +277,7 @@ pub async fn start(
         // As agents keep a margin.
         freshness: shared.freshness_guard(bound * 9 / 10),
         metrics: metrics.clone(),
+        log: Arc::new(AnswerLog::new(config.http.access_log)),
     };
 
     // The tasks. The control API ends first, and only then the tasks that number and send the changes that it has answered.

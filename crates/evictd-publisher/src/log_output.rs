@@ -2,6 +2,7 @@
 
 use evictd_core::position::LogPosition;
 use evictd_core::rules::Rule;
+use evictd_ops::log_limit;
 use evictd_store::log::{Head, Numbered};
 
 use crate::live_feed::LiveFeed;
@@ -57,7 +58,10 @@ impl LogOutput {
     fn is_behind(&self, before: LogPosition, head: LogPosition) -> bool {
         let is_behind = head < before;
         if is_behind {
-            tracing::warn!(%head, known = %before, "home store is behind the known head");
+            if let Some(unlogged) = log_limit!(1, "") {
+                let unlogged = unlogged.field();
+                tracing::warn!(%head, known = %before, unlogged, "home store is behind the known head");
+            }
             self.shared.rounds.request();
         }
         is_behind

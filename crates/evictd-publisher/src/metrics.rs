@@ -7,6 +7,7 @@ use evictd_core::position::LogPosition;
 use evictd_core::receipts::RegionState;
 use evictd_core::service::Standing;
 use evictd_ops::bus::BusMetrics;
+use evictd_ops::logging::Unlogged;
 use evictd_ops::metric_specs;
 use evictd_ops::metrics::{ByLabel, LATENCY_BUCKETS, MetricKind, PROPAGATION_BUCKETS, Registry};
 use evictd_ops::reload::{self, ReloadOutcome};
@@ -281,7 +282,7 @@ impl PublisherMetrics {
     }
 
     /// Returns how many failures of the home store were not logged, now that it works again.
-    pub(crate) fn store_works_again(&self) -> u64 {
+    pub(crate) fn store_works_again(&self) -> Unlogged {
         self.store_failures.take_unlogged()
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use evictd_core::follower::ReplayOutcome;
 use evictd_core::limits::REPLAY_BATCH_MAX;
+use evictd_ops::log_limit;
 use evictd_store::log::Replay;
 use evictd_store::{LogStore, RecordStore};
 use evictd_wire::lookup::{LookupAnswer, LookupOutcome, LookupRequest};
@@ -99,10 +100,12 @@ impl Replays {
         let outcome = match replay {
             Ok(Replay::Rows { rows, .. }) => ReplayOutcome::Rows(rows),
             Ok(Replay::Refused { head }) => {
-                tracing::warn!(
-                    requester = %envelope.requester, from = request.from,
-                    "refused a replay: the store doesn't hold its first row"
-                );
+                if let Some(unlogged) = log_limit!(1, envelope.requester) {
+                    tracing::warn!(
+                        requester = %envelope.requester, from = request.from, unlogged = unlogged.field(),
+                        "refused a replay: the store doesn't hold its first row"
+                    );
+                }
                 ReplayOutcome::Refused { head: self.shared.history.voucher(&head, head.at) }
             }
             // No answer: the agent repeats its request.

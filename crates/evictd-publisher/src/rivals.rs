@@ -11,6 +11,7 @@ use evictd_core::history::{Incarnation, Provenance, RoundToken};
 use evictd_core::service::{Connectivity, Peer, Query, Service, Standing};
 use evictd_core::time::LeaseTime;
 use evictd_ops::clock;
+use evictd_ops::log_limit;
 use evictd_ops::readiness::Condition;
 use evictd_ops::time::every;
 use evictd_store::{LogStore, StoreError};
@@ -330,16 +331,27 @@ impl RivalsTask {
             return;
         }
         metrics.standing(standing);
+        // Rivals that come and go must not fill the log.
+        let unlogged = log_limit!(5, standing.label());
         match vouching.refusal() {
             Some(reason) => {
-                tracing::error!(standing = standing.label(), "publisher fell silent: {reason}");
+                if let Some(unlogged) = unlogged {
+                    let (standing, unlogged) = (standing.label(), unlogged.field());
+                    tracing::error!(standing, unlogged, "publisher fell silent: {reason}");
+                }
                 condition.unmet(reason);
             }
             None if standing == Standing::Serving => {
-                tracing::info!("publisher serves its home store");
+                if let Some(unlogged) = unlogged {
+                    tracing::info!(unlogged = unlogged.field(), "publisher serves its home store");
+                }
                 condition.met();
             }
-            None => tracing::info!("querying other publishers on the bus"),
+            None => {
+                if let Some(unlogged) = unlogged {
+                    tracing::info!(unlogged = unlogged.field(), "querying other publishers on the bus");
+                }
+            }
         }
     }
 }

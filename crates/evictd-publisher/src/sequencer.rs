@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use evictd_core::rules::Rule;
+use evictd_ops::log_limit;
 use evictd_ops::readiness::Condition;
 use evictd_ops::time::every;
 use evictd_store::{LogStore, StoreError};
@@ -181,8 +182,9 @@ impl StoreCondition {
         let was_failing = std::mem::replace(&mut self.failing[need as usize], done.is_err());
         match done {
             Ok(()) if self.failing == [false, false] => {
-                if was_failing {
-                    tracing::info!(unlogged_failures = metrics.store_works_again(), "home store works again");
+                if was_failing && log_limit!(5, "").is_some() {
+                    let unlogged_failures = metrics.store_works_again().field();
+                    tracing::info!(unlogged_failures, "home store works again");
                 }
                 condition.met();
             }

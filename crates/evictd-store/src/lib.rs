@@ -13,6 +13,9 @@
 //! * [`change::ChangeStore`]: the control API's changes, expiries, and purging old rows.
 //! * [`operator::OperatorStore`]: what operators do with the command line, with [`audit`] records.
 
+// These macros panic when their stream can't be written.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod audit;
 mod audit_entry;
 pub mod change;

@@ -10,6 +10,9 @@
 //!
 //! * [`api`]: requests, answers, errors, ids, secrets.
 
+// These macros panic when their stream can't be written.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod api;
 pub mod applied;
 mod codec;

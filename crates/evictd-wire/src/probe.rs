@@ -37,6 +37,65 @@ pub struct ProbeAnswer {
     pub is_proof: bool,
 }
 
+/// What a publisher returns to a probe.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ProbeReply {
+    Answer(ProbeAnswer),
+    /// The agent gets no lease from this publisher.
+    Refused {
+        nonce: u64,
+        refusal: ProbeRefusal,
+    },
+}
+
+/// Why an agent gets no lease from a publisher.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ProbeRefusal {
+    /// Its bound is longer than the publisher admits.
+    Bound { limit: Duration },
+    /// Too many processes run under its name.
+    Crowded,
+    /// The publisher's store did not issue what the agent claims to have seen.
+    Unproved,
+    /// A reason of a later version.
+    Other,
+}
+
+impl ProbeReply {
+    pub fn encode(&self) -> Bytes {
+        let (nonce, refusal) = match self {
+            Self::Answer(answer) => return answer.encode(),
+            Self::Refused { nonce, refusal } => (*nonce, refusal),
+        };
+        let (reason, bound_max_ms) = match refusal {
+            ProbeRefusal::Bound { limit } => {
+                (pb::ProbeRefusalReason::Bound, u64::try_from(limit.as_millis()).unwrap_or(u64::MAX))
+            }
+            ProbeRefusal::Crowded => (pb::ProbeRefusalReason::Crowded, 0),
+            ProbeRefusal::Unproved => (pb::ProbeRefusalReason::Unproved, 0),
+            ProbeRefusal::Other => (pb::ProbeRefusalReason::Unspecified, 0),
+        };
+        let refusal = Some(pb::ProbeRefusal { reason: reason.into(), bound_max_ms });
+        codec::encode(&pb::ProbeAnswer { nonce, refusal, ..pb::ProbeAnswer::default() })
+    }
+
+    pub fn decode(payload: &[u8]) -> Result<Self, DecodeError> {
+        let answer: pb::ProbeAnswer = codec::decode(payload)?;
+        let Some(refusal) = answer.refusal else {
+            return ProbeAnswer::from_message(answer).map(Self::Answer);
+        };
+        let refusal = match refusal.reason() {
+            pb::ProbeRefusalReason::Bound => {
+                ProbeRefusal::Bound { limit: Duration::from_millis(refusal.bound_max_ms) }
+            }
+            pb::ProbeRefusalReason::Crowded => ProbeRefusal::Crowded,
+            pb::ProbeRefusalReason::Unproved => ProbeRefusal::Unproved,
+            pb::ProbeRefusalReason::Unspecified => ProbeRefusal::Other,
+        };
+        Ok(Self::Refused { nonce: codec::nonce(answer.nonce)?, refusal })
+    }
+}
+
 impl ProbeRequest {
     pub fn encode(&self) -> Bytes {
         let policy = match self.policy {
@@ -82,11 +141,11 @@ impl ProbeAnswer {
             store_time_unix_us: self.store_time.0,
             held_us: micros(self.held),
             proves_nothing: !self.is_proof,
+            refusal: None,
         })
     }
 
-    pub fn decode(payload: &[u8]) -> Result<Self, DecodeError> {
-        let answer: pb::ProbeAnswer = codec::decode(payload)?;
+    fn from_message(answer: pb::ProbeAnswer) -> Result<Self, DecodeError> {
         Ok(Self {
             nonce: codec::nonce(answer.nonce)?,
             head: codec::voucher_from(answer.head)?,

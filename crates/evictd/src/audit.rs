@@ -94,7 +94,7 @@ pub(crate) fn run(args: AuditArgs) -> anyhow::Result<()> {
         print_line(&match args.operator.output {
             OutputFormat::Json => serde_json::to_string(&RecordLine::new(&record))?,
             OutputFormat::Text => text(&record),
-        });
+        })?;
     }
     Ok(())
 }
@@ -132,19 +132,19 @@ fn text(record: &AuditRecord) -> String {
         record.event,
         record.description,
         record.actor_type,
-        printable(&record.actor_id)
+        record.actor_id
     );
     // Writing to a String cannot fail.
     if let Some(name) = &record.actor_name {
-        let _ = write!(text, " ({})", printable(name));
+        let _ = write!(text, " ({name})");
     }
     if let Some(ip) = &record.remote_ip {
-        let _ = write!(text, " from {}", printable(ip));
+        let _ = write!(text, " from {ip}");
     }
     if let Some(request_id) = &record.request_id {
         let _ = write!(text, "  {request_id}");
     }
-    text
+    printable(&text)
 }
 
 #[cfg(test)]
@@ -175,7 +175,7 @@ mod tests {
     fn text_is_a_line_per_record() {
         assert_eq!(
             text(&record()),
-            "2026-08-21T12:34:56.789Z  key.delete       Deleted key key_1  by rootkey root_1 (ci\u{fffd}[31m) from \
+            "2026-08-21T12:34:56.789Z  key.delete       Deleted key key_1  by rootkey root_1 (ci\\u001b[31m) from \
              10.0.0.1  req_1"
         );
         let plain = AuditRecord { actor_name: None, remote_ip: None, request_id: None, ..record() };

@@ -6,7 +6,9 @@ use anyhow::anyhow;
 use clap::Args;
 use evictd_agent::config::AgentConfig;
 use evictd_ops::config::{Layers, Loaded, Validate};
+use evictd_ops::logging::LogFormat;
 use evictd_publisher::config::PublisherConfig;
+use serde::Deserialize as _;
 use serde::de::DeserializeOwned;
 
 use crate::variables;
@@ -37,13 +39,7 @@ impl ConfigArgs {
     }
 
     fn load<T: DeserializeOwned + Validate>(&self, defaults: &'static str) -> anyhow::Result<Loaded<T>> {
-        let mut layers = Layers::new(defaults).env(|name| std::env::var(name).ok());
-        if let Some(file) = &self.config {
-            layers = layers.file(file);
-        }
-        for (key, value) in &self.set {
-            layers = layers.set(key, value);
-        }
+        let layers = self.layers(defaults);
         let mut problems = variables::problems(variables::of_process());
         match layers.load() {
             Ok(loaded) if problems.is_empty() => return Ok(loaded),
@@ -51,6 +47,23 @@ impl ConfigArgs {
             Err(error) => problems.extend(error.problems),
         }
         Err(anyhow!("the configuration cannot be used:\n{}", problems.join("\n")))
+    }
+
+    /// Returns the format of a daemon's log, even if the rest of its configuration can't be used.
+    pub(crate) fn log_format(&self, defaults: &'static str) -> LogFormat {
+        let format = self.layers(defaults).value("log.format");
+        format.and_then(|format| LogFormat::deserialize(format).ok()).unwrap_or_default()
+    }
+
+    fn layers(&self, defaults: &'static str) -> Layers {
+        let mut layers = Layers::new(defaults).env(|name| std::env::var(name).ok());
+        if let Some(file) = &self.config {
+            layers = layers.file(file);
+        }
+        for (key, value) in &self.set {
+            layers = layers.set(key, value);
+        }
+        layers
     }
 
     /// Returns the flags that make another command open the same store, each after a space, quoted for a shell. A
@@ -92,6 +105,17 @@ mod tests {
     fn documented_defaults_are_valid() {
         ConfigArgs::default().publisher().unwrap();
         ConfigArgs::default().agent().unwrap();
+    }
+
+    #[test]
+    fn log_format_is_read_beside_wrong_settings() {
+        let format = |args: &ConfigArgs| args.log_format(evictd_agent::config::DEFAULTS);
+        let wrong = ConfigArgs::default().and_set("lease.bound", "soon");
+        assert_eq!(format(&wrong), LogFormat::Text);
+        let wrong = wrong.and_set("log.format", "text").and_set("log.format", "json");
+        assert!(wrong.agent().is_err());
+        assert_eq!(format(&wrong), LogFormat::Json);
+        assert_eq!(format(&wrong.and_set("log.format", "yaml")), LogFormat::Text);
     }
 
     #[test]

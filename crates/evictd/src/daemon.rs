@@ -2,8 +2,10 @@
 
 use anyhow::Context;
 use clap::ValueEnum;
-use evictd_cli::print::print_line;
+use evictd_cli::print::{note, print_line};
+use evictd_ops::bus::{self, BusConfig};
 use evictd_ops::config::{Loaded, named_files, print_effective};
+use evictd_ops::logging::LogConfig;
 use evictd_ops::{logging, reload, shutdown};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio_util::sync::CancellationToken;
@@ -21,9 +23,9 @@ pub(crate) enum DaemonKind {
 }
 
 pub(crate) fn run_publisher(args: &ConfigArgs) -> anyhow::Result<()> {
+    logging::set_fatal_format(args.log_format(evictd_publisher::config::DEFAULTS));
     let Loaded { config, effective } = args.publisher()?;
-    logging::init(config.log.format, &config.log.filter);
-    allow_many_connections();
+    prepare(&config.log);
     run_until_exit(async |shutdown| {
         let store = ConfiguredStore::new(config.store.clone())?.open_for_publisher().await?;
         let running = evictd_publisher::start(store, config, shutdown).await?;
@@ -40,9 +42,9 @@ pub(crate) fn run_publisher(args: &ConfigArgs) -> anyhow::Result<()> {
 }
 
 pub(crate) fn run_agent(args: &ConfigArgs) -> anyhow::Result<()> {
+    logging::set_fatal_format(args.log_format(evictd_agent::config::DEFAULTS));
     let Loaded { config, effective } = args.agent()?;
-    logging::init(config.log.format, &config.log.filter);
-    allow_many_connections();
+    prepare(&config.log);
     run_until_exit(async |shutdown| {
         let database = replica::configured(&config)?;
         let running = evictd_agent::start(config, database, shutdown).await?;
@@ -61,6 +63,13 @@ async fn until_ended<T>(ended: impl Future<Output = T>, reloads: impl Future<Out
         ended = ended => ended,
         ended = reloads => ended,
     }
+}
+
+/// Prepares this process for a daemon.
+fn prepare(log: &LogConfig) {
+    logging::init(log.format, &log.filter);
+    logging::log_panics();
+    allow_many_connections();
 }
 
 /// Starts a daemon and runs it until it exits. A signal during the start ends it too, as it serves no requests yet.
@@ -93,23 +102,50 @@ fn allow_many_connections() {
     }
 }
 
-/// Checks the configuration, and reads the files that the daemon would read, as this user on this machine.
-pub(crate) fn check_config(daemon: DaemonKind, args: &ConfigArgs) -> anyhow::Result<()> {
+/// Checks the configuration, and reads the files that the daemon would read, as this user on this machine. With
+/// `connect`, it also tries the servers that the daemon would connect to.
+pub(crate) fn check_config(daemon: DaemonKind, connect: bool, args: &ConfigArgs) -> anyhow::Result<()> {
     let effective = match daemon {
         DaemonKind::Publisher => {
             let Loaded { config, effective } = args.publisher()?;
             check_files(&effective)?;
-            ConfiguredStore::new(config.store).and_then(|store| store.check()).context("`[store]`")?;
+            let store = ConfiguredStore::new(config.store).and_then(|store| store.check().map(|()| store));
+            let store = store.context("`[store]`")?;
+            if connect {
+                let database = store.schema_version().map(drop);
+                check_servers(&config.nats, &[(store.to_string(), database)])?;
+            }
             effective
         }
         DaemonKind::Agent => {
             let Loaded { config, effective } = args.agent()?;
             check_files(&effective)?;
-            replica::configured(&config).context("`[postgres]`")?;
+            let database = replica::configured(&config).context("`[postgres]`")?;
+            if connect {
+                let database =
+                    database.map(|database| ("the database".to_owned(), replica::check(&*database)));
+                check_servers(&config.nats, database.as_slice())?;
+            }
             effective
         }
     };
-    print_line(print_effective(&effective).trim_end());
+    print_line(print_effective(&effective).trim_end())
+}
+
+/// Prints on standard error which servers can be used. The error lists those that cannot.
+fn check_servers(nats: &BusConfig, databases: &[(String, anyhow::Result<()>)]) -> anyhow::Result<()> {
+    let servers = runtime::new()?.block_on(bus::check(nats))?;
+    let servers = servers.into_iter().map(|(server, result)| (server, result.err()));
+    let databases = databases
+        .iter()
+        .map(|(place, result)| (place.clone(), result.as_ref().err().map(|error| format!("{error:#}"))));
+    let (usable, failed): (Vec<_>, Vec<_>) = servers.chain(databases).partition(|(_, error)| error.is_none());
+    for (server, _) in usable {
+        note(&format!("{server}: can be used"));
+    }
+    let failed: Vec<String> =
+        failed.into_iter().filter_map(|(server, error)| Some(format!("{server}: {}", error?))).collect();
+    anyhow::ensure!(failed.is_empty(), "cannot connect:\n{}", failed.join("\n"));
     Ok(())
 }
 
@@ -125,7 +161,7 @@ fn check_files(effective: &toml::Table) -> anyhow::Result<()> {
     }
     anyhow::ensure!(problems.is_empty(), "the configuration cannot be used:\n{}", problems.join("\n"));
     for line in readable {
-        eprintln!("{line}");
+        note(&line);
     }
     Ok(())
 }
@@ -194,12 +230,12 @@ mod tests {
             (DaemonKind::Agent, from_database(), "postgres.url_file"),
         ];
         for (daemon, args, key) in &all {
-            let error = check_config(*daemon, args).unwrap_err().to_string();
+            let error = check_config(*daemon, false, args).unwrap_err().to_string();
             assert!(error.contains(key) && error.contains(file.to_str().unwrap()), "{error}");
         }
         std::fs::write(&file, "postgres://u:hunter2@db/evictd\n").unwrap();
         for (daemon, args, _) in &all {
-            check_config(*daemon, args).unwrap();
+            check_config(*daemon, false, args).unwrap();
         }
         // Their content is checked too.
         for (content, problem) in [
@@ -210,7 +246,7 @@ mod tests {
             for (daemon, args) in
                 [(DaemonKind::Publisher, named("store.url_file")), (DaemonKind::Agent, from_database())]
             {
-                let error = format!("{:#}", check_config(daemon, &args).unwrap_err());
+                let error = format!("{:#}", check_config(daemon, false, &args).unwrap_err());
                 assert!(error.contains(problem) && !error.contains("hunter2"), "{error}");
             }
         }

@@ -36,6 +36,5 @@ pub(crate) fn run(command: &DeleteProtection) -> anyhow::Result<()> {
     let json =
         json!({ "apiId": api.as_str(), "deleteProtection": protect, "requestId": operator.request_id });
     let state = if protect { "is protected from deletion" } else { "can be deleted" };
-    args.operator.output.print_line(&json, &format!("{api} {state}"));
-    Ok(())
+    args.operator.output.print_line(&json, &format!("{api} {state}"))
 }

@@ -100,6 +100,7 @@ struct AgentEndpoints {
 
 pub(crate) fn run(args: &DevArgs) -> anyhow::Result<()> {
     logging::init(logging::LogFormat::Text, &args.log);
+    logging::log_panics();
     check_regions(&args.regions)?;
     // A temporary directory is removed when it is dropped.
     let (data_dir, _temporary) = if let Some(dir) = &args.data_dir {
@@ -132,11 +133,15 @@ async fn serve(args: &DevArgs, data_dir: &Path, nats: &mut DevNats) -> anyhow::R
             return Err(error);
         }
     };
-    match args.output {
-        OutputFormat::Json => print_line(&serde_json::to_string(&installation)?),
-        OutputFormat::Text => print_line(&installation.describe(args.data_dir.is_some())),
+    let printed = match args.output {
+        OutputFormat::Json => serde_json::to_string(&installation).map_err(anyhow::Error::from),
+        OutputFormat::Text => Ok(installation.describe(args.data_dir.is_some())),
     }
-    let exited = shutdown.clone().run_until_cancelled(nats.exited()).await;
+    .and_then(|text| print_line(&text));
+    let exited = match &printed {
+        Ok(()) => shutdown.clone().run_until_cancelled(nats.exited()).await,
+        Err(_) => None,
+    };
     shutdown.cancel();
     let (publisher, agents) = running;
     // All are drained, even if others fail. The first failure is returned.
@@ -145,6 +150,7 @@ async fn serve(args: &DevArgs, data_dir: &Path, nats: &mut DevNats) -> anyhow::R
         done = done.and(agent.ended().await);
     }
     done.and(publisher.ended().await)?;
+    printed?;
     match exited {
         Some(status) => bail!("the NATS server of this installation exited unexpectedly ({status})"),
         None => Ok(()),

@@ -1,11 +1,11 @@
 //! `evictd completions` and `evictd man`: generated from the definition of the command line.
 
-use std::io::{self, Write as _};
 use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::{Args, Command};
 use clap_complete::Shell;
+use evictd_cli::print::print_bytes;
 
 /// Prints completions for a shell.
 #[derive(Args, Debug)]
@@ -28,24 +28,16 @@ pub(crate) struct ManArgs {
 pub(crate) fn completions(args: &CompletionsArgs, mut command: Command) -> anyhow::Result<()> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut command, "evictd", &mut script);
-    print(&script)
+    print_bytes(&script)
 }
 
 pub(crate) fn man(args: &ManArgs, command: Command) -> anyhow::Result<()> {
     let Some(dir) = &args.dir else {
         let mut page = Vec::new();
         clap_mangen::Man::new(command).render(&mut page)?;
-        return print(&page);
+        return print_bytes(&page);
     };
     std::fs::create_dir_all(dir)
         .and_then(|()| clap_mangen::generate_to(command, dir))
         .with_context(|| format!("cannot write the man pages to {}", dir.display()))
-}
-
-/// Prints text. A closed pipe, as of `head`, is no failure.
-fn print(text: &[u8]) -> anyhow::Result<()> {
-    match io::stdout().lock().write_all(text) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(()),
-    }
 }

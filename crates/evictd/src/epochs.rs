@@ -29,7 +29,7 @@ pub(crate) struct EpochsArgs {
 pub(crate) fn run(args: &EpochsArgs) -> anyhow::Result<()> {
     let history = args.operator.store()?.with(async |store| Ok(store.history().await?))?;
     for begin in history.begins().iter().rev().filter(|begin| args.all || is_shown(begin)) {
-        args.operator.output.print_line(&json(begin), &text(begin));
+        args.operator.output.print_line(&json(begin), &text(begin))?;
     }
     Ok(())
 }
@@ -62,10 +62,10 @@ fn text(begin: &Begin) -> String {
     );
     // Writing to a String cannot fail.
     if let Some(evidence) = &begin.evidence {
-        _ = write!(text, " ({})", printable(evidence));
+        _ = write!(text, " ({evidence})");
     }
     _ = write!(text, "  incarnation {}", begin.incarnation);
-    text
+    printable(&text)
 }
 
 #[cfg(test)]

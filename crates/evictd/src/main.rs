@@ -13,6 +13,9 @@
 //! * [`home_store`]: the configured home store; [`replica`]: the database that an agent may load records from.
 //! * [`runtime`], [`tied`]: the async runtime, and child processes that end with their parent.
 
+// These macros panic when their stream can't be written.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 mod audit;
 mod config_args;
 mod daemon;
@@ -35,6 +38,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use evictd_cli::print::print_line;
+use evictd_ops::logging;
 
 use config_args::ConfigArgs;
 
@@ -75,6 +79,9 @@ enum EvictdCommand {
     CheckConfig {
         /// The daemon that the configuration is for.
         daemon: daemon::DaemonKind,
+        /// Also connects to the NATS servers and the database, and reports those that cannot be used.
+        #[arg(long)]
+        connect: bool,
         #[command(flatten)]
         config: ConfigArgs,
     },
@@ -95,7 +102,7 @@ fn main() -> ExitCode {
     let command = match EvictdArgs::try_parse_from(&args) {
         Ok(args) => args.command,
         Err(error) if is_api => return evictd_cli::report_usage(&error, &args),
-        Err(error) => error.exit(),
+        Err(error) => return evictd_cli::print::usage(&error, 2),
     };
     let result = match command {
         EvictdCommand::Api(args) => return evictd_cli::run(args),
@@ -109,19 +116,21 @@ fn main() -> ExitCode {
         EvictdCommand::Migrate(config) => migrate::run(&config),
         EvictdCommand::NewEpoch(args) => new_epoch::run(&args),
         EvictdCommand::Epochs(args) => epochs::run(&args),
-        EvictdCommand::CheckConfig { daemon, config } => daemon::check_config(daemon, &config),
-        EvictdCommand::Version => {
-            print_line(EvictdArgs::command().render_version().trim_end());
-            Ok(())
+        EvictdCommand::CheckConfig { daemon, connect, config } => {
+            daemon::check_config(daemon, connect, &config)
         }
+        EvictdCommand::Version => print_line(EvictdArgs::command().render_version().trim_end()),
         EvictdCommand::Completions(args) => documents::completions(&args, EvictdArgs::command()),
         EvictdCommand::Man(args) => documents::man(&args, EvictdArgs::command()),
         EvictdCommand::ExecTied(args) => tied::exec(&args),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => {
+            logging::flush(logging::FLUSH_LIMIT);
+            ExitCode::SUCCESS
+        }
         Err(error) => {
-            eprintln!("evictd: {error:#}");
+            logging::fatal("evictd", &format!("{error:#}"));
             ExitCode::FAILURE
         }
     }

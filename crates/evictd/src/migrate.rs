@@ -13,8 +13,7 @@ pub(crate) fn run(config: &ConfigArgs) -> anyhow::Result<()> {
     let before = store.schema_version()?;
     store.with(async |store| Ok(store.check_triggers().await?))?;
     let result = describe(before, store.schema_version()?.unwrap_or_default());
-    print_line(&format!("the home store {store} is up to date: {result}"));
-    Ok(())
+    print_line(&format!("the home store {store} is up to date: {result}"))
 }
 
 /// Describes a migration from one version of the schema to another.

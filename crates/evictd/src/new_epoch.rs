@@ -3,10 +3,10 @@
 //! A store that was restored to an older state, or a copy that replaces a lost store, lacks changes that agents have
 //! applied. Continuing without them is an operator's decision.
 
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{BufRead, IsTerminal};
 
 use clap::Args;
-use evictd_cli::print::OutputFormat;
+use evictd_cli::print::{OutputFormat, note, prompt};
 use serde_json::json;
 
 use crate::operator::{OperatorArgs, operator};
@@ -22,14 +22,14 @@ pub(crate) struct NewEpochArgs {
 
 pub(crate) fn run(args: &NewEpochArgs) -> anyhow::Result<()> {
     let store = args.operator.store()?;
-    eprintln!(
+    note(&format!(
         "This begins a new epoch in the home store {store}, and declares that agents must follow this store.\n\
          Changes that a newer copy has and this store lacks are undone: a key that was deleted there is valid again.\n\
          Do it once, after the store was restored to an older state, or when a copy replaces a lost store. Stop\n\
          publishers of other copies first: this store stays silent while one serves, and after a bound the\n\
          declaration no longer counts.\n\
          Each agent flushes its cache once, and loads each record again at the next verification."
-    );
+    ));
     if !args.yes {
         anyhow::ensure!(
             std::io::stdin().is_terminal(),
@@ -43,20 +43,19 @@ pub(crate) fn run(args: &NewEpochArgs) -> anyhow::Result<()> {
         .map_err(|error| error.context(format!("cannot begin a new epoch in {store}")))?;
     let (epoch, position) = (head.at.epoch(), head.at.position());
     let json = json!({ "epoch": epoch, "headPosition": position, "requestId": operator.request_id });
-    args.operator.output.print_line(&json, &format!("epoch {epoch} began at position {position}"));
+    args.operator.output.print_line(&json, &format!("epoch {epoch} began at position {position}"))?;
     if args.operator.output == OutputFormat::Text {
-        eprintln!(
+        note(
             "Each agent flushes its cache when it receives the new epoch: at once if a publisher runs, otherwise when \
              one starts. Until then it serves from its cache for at most the bound. `/status` of an agent shows its \
-             epoch; evictd_agent_flushes_total{{reason=\"new_epoch\"}} counts the flushes."
+             epoch; evictd_agent_flushes_total{reason=\"new_epoch\"} counts the flushes.",
         );
     }
     Ok(())
 }
 
 fn is_confirmed(mut from: impl BufRead) -> anyhow::Result<bool> {
-    eprint!("Begin a new epoch? [y/N] ");
-    std::io::stderr().flush()?;
+    prompt("Begin a new epoch? [y/N] ");
     let mut answer = String::new();
     from.read_line(&mut answer)?;
     Ok(["y", "yes"].iter().any(|yes| answer.trim().eq_ignore_ascii_case(yes)))

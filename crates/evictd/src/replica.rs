@@ -12,6 +12,8 @@ use evictd_store::StoreError;
 use evictd_store::postgres::{PostgresOptions, PostgresReader};
 use tokio::sync::OnceCell;
 
+use crate::runtime;
+
 /// Connects at the first lookup, so the agent can start without the database. Until a connection succeeds, each lookup
 /// tries again, and the agent loads from the authority.
 #[derive(Debug)]
@@ -45,6 +47,11 @@ pub(crate) fn configured(config: &AgentConfig) -> anyhow::Result<Option<Arc<dyn 
     options.connections = config.postgres.connections;
     options.statement_timeout = config.postgres.timeout.into();
     Ok(Some(Arc::new(ReplicaDatabase { options, reader: OnceCell::new() })))
+}
+
+/// Looks up a key that doesn't exist, as an agent does.
+pub(crate) fn check(database: &dyn Database) -> anyhow::Result<()> {
+    Ok(runtime::new()?.block_on(database.lookup(KeyHash([0; 32]))).map(drop)?)
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! `evictd root-key`: creates, lists and revokes the keys that authorize API calls. Works on the home store directly,
 //! so that creating the first root key needs none.
 
+use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use evictd_cli::print::{OutputFormat, print_line, printable};
+use evictd_cli::print::{OutputFormat, note, print_line, printable};
 use evictd_cli::time::{When, format_time};
 use evictd_core::ids::{KeyId, WorkspaceId};
 use evictd_core::limits::ID_BYTES_MAX;
@@ -170,24 +171,25 @@ fn create(args: CreateArgs) -> anyhow::Result<()> {
     let store = args.operator.store()?;
     let (id, secret) = store.with(async |store| create_in(store, spec).await)?;
     // A relative path may lead to another store than the publisher's.
-    eprintln!("stored the root key in {store}");
+    note(&format!("stored the root key in {store}"));
     let json = json!({ "rootKeyId": id.as_str(), "rootKey": secret.expose(), "expires": expires });
-    args.operator.output.print_line(&json, secret.expose());
-    Ok(())
+    args.operator.output.print_secret_line(&json, secret.expose()).with_context(|| {
+        let flags = args.operator.config.store_flags();
+        format!(
+            "the root key {id} was created, but could not be printed and cannot be shown again; revoke it with \
+             `evictd root-key revoke --root-key-id={id}{flags}`, and create another one"
+        )
+    })
 }
 
 fn list(args: &OperatorArgs) -> anyhow::Result<()> {
     let keys = args.store()?.with(async |store| Ok(store.root_keys().await?))?;
     if args.output == OutputFormat::Json {
         let rows: Vec<_> = keys.iter().map(json_row).collect();
-        print_line(&serde_json::to_string_pretty(&rows)?);
-        return Ok(());
+        return print_line(&serde_json::to_string_pretty(&rows)?);
     }
     let now = wall_now();
-    for key in &keys {
-        print_line(&row(key, now));
-    }
-    Ok(())
+    keys.iter().try_for_each(|key| print_line(&row(key, now)))
 }
 
 fn json_row(key: &RootKeyInfo) -> Value {
@@ -229,12 +231,12 @@ fn revoke(args: &RevokeArgs) -> anyhow::Result<()> {
     );
     let request_id = &operator.request_id;
     let json = json!({ "rootKeyId": id.as_str(), "requestId": request_id });
-    args.operator.output.print_line(&json, &format!("{id} is revoked  {request_id}"));
+    args.operator.output.print_line(&json, &format!("{id} is revoked  {request_id}"))?;
     if args.operator.output == OutputFormat::Text {
-        eprintln!(
+        note(&format!(
             "To see the regions confirm it, use another root key of its workspace:\n  \
              evictd api propagation get-receipt --request-id={request_id}"
-        );
+        ));
     }
     Ok(())
 }

@@ -29,6 +29,8 @@
 //! * [`command_line`], [`dev`]: `evictd api`, `check-config`, `root-key`, and `evictd dev`.
 //! * [`cli_keys`], [`cli_bulk`], [`cli_operator`]: each call of the APIs, bulk deletions, and operators' commands on the
 //!   home store.
+//! * [`output`]: logs that can't be written, results that can't be printed, and what the log says.
+//! * [`connection_faults`]: what is said of servers that can't be used.
 //! * [`sdk`]: Unkey's own clients.
 
 mod agents;
@@ -38,6 +40,7 @@ mod cli_keys;
 mod cli_operator;
 mod clocks;
 mod command_line;
+mod connection_faults;
 mod crashes;
 mod deletions;
 mod dev;
@@ -50,6 +53,7 @@ mod loads;
 mod malformed_http;
 mod malformed_nats;
 mod misconfigured;
+mod output;
 mod partitions;
 mod postgres;
 mod receipts;

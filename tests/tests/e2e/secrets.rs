@@ -89,7 +89,10 @@ fn use_and_misuse(world: &mut World, keys: &[Key; 3]) -> Result<()> {
 /// default.
 #[test]
 fn no_key_root_key_or_password_is_written_anywhere() -> Result<()> {
-    let verbose = toml! { log = { filter = "trace" } };
+    let verbose = toml! {
+        log = { filter = "trace" }
+        http = { access_log = true }
+    };
     let mut world = World::start(&Plan { publisher: verbose.clone(), agents: verbose, ..plan(&["eu"]) })?;
     // Long keys, so that the part that may be shown is small.
     let key = || world.create_key_with(json!({ "prefix": "prod", "byteLength": 32, "name": "ci" }));
@@ -105,7 +108,9 @@ fn no_key_root_key_or_password_is_written_anywhere() -> Result<()> {
     secrets.extend(passwords.iter().map(|password| ("a password", password.as_str())));
 
     let logs = world.logs()?;
-    ensure!(logs.contains("TRACE") && logs.contains("applied"), "the daemons logged too little");
+    for line in ["TRACE", "applied", "change committed", "receipt final", "request failed", "answered"] {
+        ensure!(logs.contains(line), "the daemons did not log {line}");
+    }
     assert_absent(&secrets, "a log", logs.as_bytes());
     for node in [world.publisher(), world.agent(0)] {
         for page in ["status", "metrics", "readyz"] {

@@ -52,6 +52,30 @@ async fn an_invalidation_evicts_before_it_counts_as_applied() {
     assert_eq!(agent.metric(r#"evictd_agent_invalidations_total{via="live"}"#), 1);
 }
 
+/// Failure: a stranger's refusal of a probe that this agent never sent misleads its operator.
+#[tokio::test]
+async fn only_a_refusal_of_its_own_probe_is_reported() {
+    let agent = TestAgent::starting(&[]);
+    let mut task = task(&agent);
+    let refused = |nonce| {
+        let refusal = ProbeRefusal::Bound { limit: Duration::from_secs(10) };
+        answer(ProbeReply::Refused { nonce, refusal }.encode())
+    };
+    let waits_for =
+        || agent.readiness.waiting_for().into_iter().map(|unmet| unmet.detail).collect::<String>();
+    task.on_probe_answer(&refused(99));
+    assert!(!waits_for().contains("receipts.bound"), "{}", waits_for());
+    task.context.serving.follower.lock().connected(clock::lease_now());
+    task.context.serving.follower.lock().poll(clock::lease_now(), &mut task.effects);
+    let nonce = task.effects.iter().find_map(|effect| match effect {
+        Effect::SendProbe { nonce, .. } => Some(*nonce),
+        _ => None,
+    });
+    task.on_probe_answer(&refused(nonce.unwrap()));
+    assert!(waits_for().contains("10s (receipts.bound)"), "{}", waits_for());
+    assert_eq!(task.mode, Mode::Starting);
+}
+
 #[tokio::test]
 async fn malformed_and_unrequested_messages_are_only_counted() {
     let agent = TestAgent::live();

@@ -70,7 +70,12 @@ impl Gateway {
         let address = listener.local_addr().unwrap();
         let limits = HttpLimits { body_bytes_max: BODY_BYTES_MAX, ..HttpLimits::default() };
         let shutdown = CancellationToken::new();
-        tokio::spawn(serve(listener, VerifyApi::new(agent.verifier.clone()), limits, shutdown.clone()));
+        tokio::spawn(serve(
+            listener,
+            VerifyApi::new(agent.verifier.clone(), false),
+            limits,
+            shutdown.clone(),
+        ));
         Self { agent, address, _shutdown: shutdown.drop_guard() }
     }
 

@@ -2,14 +2,15 @@
 //! standard error.
 
 use std::fmt::Write as _;
-use std::io::Write;
+use std::io::{self, Write};
 
+use anyhow::Context as _;
 use evictd_wire::api::propagation::Propagation;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use super::deletion::{BulkDeletion, DeletionOutcome};
-use crate::print::print;
+use crate::print::{UNPRINTED, print};
 use crate::wait;
 
 /// Counts and prints the outcomes.
@@ -24,6 +25,8 @@ pub(super) struct BulkReport<'a> {
     warning: Option<String>,
     last_note: String,
     bar: ProgressBar,
+    /// The first failure to print a result. The deletions go on.
+    printed: io::Result<()>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -67,7 +70,8 @@ impl<'a> BulkReport<'a> {
         let bar = bar.with_style(style.progress_chars("=> "));
         bar.tick();
         let (is_reported, tally) = (vec![false; ids.len()], Tally::default());
-        Self { ids, json, out, err, is_reported, tally, warning: None, last_note: String::new(), bar }
+        let (last_note, printed) = (String::new(), Ok(()));
+        Self { ids, json, out, err, is_reported, tally, warning: None, last_note, bar, printed }
     }
 
     /// Prints the line of the id at `index`.
@@ -82,19 +86,20 @@ impl<'a> BulkReport<'a> {
         }
         self.bar.set_message(self.tally.failures());
         self.bar.set_position(self.tally.finished() as u64);
-        self.bar.suspend(|| print(&mut self.out, &line(id, outcome, self.json)));
+        let printed = self.bar.suspend(|| print(&mut self.out, &line(id, outcome, self.json)));
+        self.printed = std::mem::replace(&mut self.printed, Ok(())).and(printed);
     }
 
     /// Prints a note, unless it was the last one too.
     pub(super) fn note(&mut self, note: &str) {
         if self.last_note != note {
             note.clone_into(&mut self.last_note);
-            self.bar.suspend(|| print(&mut self.err, &format!("{note}\n")));
+            self.bar.suspend(|| drop(print(&mut self.err, &format!("{note}\n"))));
         }
     }
 
     /// Prints the ids that were not started, and the sum. Returns the exit code.
-    pub(super) fn conclude(mut self, deletion: &BulkDeletion) -> u8 {
+    pub(super) fn conclude(mut self, deletion: &BulkDeletion) -> anyhow::Result<u8> {
         self.bar.finish_and_clear();
         for index in 0..self.ids.len() {
             if !self.is_reported[index] {
@@ -102,8 +107,9 @@ impl<'a> BulkReport<'a> {
             }
         }
         let warning = self.warning.unwrap_or_default();
-        print(&mut self.err, &format!("{warning}{}", self.tally.sum(deletion)));
-        self.tally.exit_code(deletion)
+        drop(print(&mut self.err, &format!("{warning}{}", self.tally.sum(deletion))));
+        self.printed.context(UNPRINTED)?;
+        Ok(self.tally.exit_code(deletion))
     }
 }
 

@@ -118,7 +118,7 @@ fn run_to_end(run: &BulkRun<'_>) -> (Vec<String>, String, u8) {
         ProgressDrawTarget::hidden(),
     );
     run.work(&mut report);
-    let code = report.conclude(run.deletion);
+    let code = report.conclude(run.deletion).unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     let mut lines: Vec<_> = text(out).lines().map(str::to_owned).collect();
     lines.sort();
@@ -157,7 +157,7 @@ fn terminal_shows_a_bar_and_in_the_end_only_the_outcomes() {
     report.done(2, &DeletionOutcome::Failed("no".to_owned()));
     let bar = terminal.contents().lines().last().unwrap().to_owned();
     assert!(bar.ends_with("] 3/4, 1 not found, 1 failed"), "{bar}");
-    assert_eq!(report.conclude(&deletion(1)), 1);
+    assert_eq!(report.conclude(&deletion(1)).unwrap(), 1);
     let expected = [
         "key_1  deleted  req_1",
         "key_2  not found",
@@ -177,7 +177,7 @@ fn pipe_gets_no_bar() {
     let output = (Box::new(io::sink()) as _, Box::new(&mut err) as _);
     let mut report = BulkReport::new(&ids, false, output, ProgressDrawTarget::hidden());
     report.done(0, &DeletionOutcome::NotFound { is_maybe_done: false });
-    report.conclude(&deletion(1));
+    report.conclude(&deletion(1)).unwrap();
     assert!(!err.contains(&b'\r') && !err.contains(&b'\x1b'), "{}", String::from_utf8_lossy(&err));
 }
 

@@ -137,6 +137,14 @@ impl Layers {
         self
     }
 
+    /// Returns the value of one key, even if others are wrong.
+    pub fn value(&self, key: &str) -> Option<Value> {
+        let given = self.given.iter().filter(|given| given.key == key);
+        let default = || self.known.get(key).cloned().flatten();
+        // Of equals, the last one counts.
+        given.max_by_key(|given| given.source.rank()).map(|given| given.value.clone()).or_else(default)
+    }
+
     /// Parses and checks the whole, and reports all problems of all layers together.
     pub fn load<T: DeserializeOwned + Validate>(self) -> Result<Loaded<T>, ConfigError> {
         let Self { defaults, mut given, mut problems, .. } = self;

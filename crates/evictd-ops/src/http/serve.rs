@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::body::RequestBody;
 use super::watch::ConnectionWatch;
 use super::{Handler, HttpLimits, Reply, Request, StatusCode, header, text};
+use crate::log_limit;
 use crate::time::Backoff;
 
 /// How long a server that shuts down waits for requests in flight.
@@ -61,7 +62,6 @@ pub async fn serve<H: Handler>(
         connections: JoinSet::new(),
         watches: HashMap::new(),
         refusals: JoinSet::new(),
-        is_full: false,
     };
     shutdown.run_until_cancelled(server.accept(&listener)).await;
     drop(listener);
@@ -83,8 +83,6 @@ struct HttpServer<H> {
     connections: JoinSet<()>,
     watches: HashMap<Id, Arc<ConnectionWatch>>,
     refusals: JoinSet<()>,
-    /// Whether it was logged that there are too many connections.
-    is_full: bool,
 }
 
 impl<H: Handler> HttpServer<H> {
@@ -101,7 +99,13 @@ impl<H: Handler> HttpServer<H> {
                 }
                 Err(error) => {
                     let pause = ACCEPT_BACKOFF.pause(failures);
-                    tracing::warn!(%error, ?pause, "cannot accept connections; is the limit of open files too low?");
+                    if let Some(unlogged) = log_limit!(1, "") {
+                        let unlogged = unlogged.field();
+                        tracing::warn!(
+                            %error, unlogged,
+                            "cannot accept connections; is the limit of open files too low?"
+                        );
+                    }
                     failures = failures.saturating_add(1);
                     make_room(&self.watches, &self.limits, Instant::now());
                     tokio::time::sleep(pause).await;
@@ -114,16 +118,15 @@ impl<H: Handler> HttpServer<H> {
     async fn admit(&mut self, stream: TcpStream, remote: SocketAddr) {
         let watch = Arc::new(ConnectionWatch::new());
         if self.has_room().await {
-            self.is_full = false;
             let handler = self.handler.clone();
             let connection = self.connection(remote, self.limits, watch.clone());
             let task = self.connections.spawn(connection.serve(stream, handler));
             self.watches.insert(task.id(), watch);
             return;
         }
-        if !std::mem::replace(&mut self.is_full, true) {
-            let connections_max = self.limits.connections_max;
-            tracing::warn!(connections_max, "all connections are busy; refusing further ones");
+        if let Some(unlogged) = log_limit!(1, "") {
+            let (connections_max, unlogged) = (self.limits.connections_max, unlogged.field());
+            tracing::warn!(connections_max, unlogged, "all connections are busy; refusing further ones");
         }
         while self.refusals.try_join_next().is_some() {}
         if self.refusals.len() < REFUSALS_MAX {

@@ -13,6 +13,7 @@ use evictd_store::sqlite::SqliteStore;
 use evictd_store::{LogStore, OperatorStore, RosterStore};
 use evictd_wire::lookup::LookupRequest;
 use evictd_wire::subject::MessageKind;
+use parking_lot::Mutex;
 use sqlx::Connection as _;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use tokio::sync::Semaphore;
@@ -84,7 +85,6 @@ impl AuthorityFixture {
             membership,
             serving: serving.clone(),
             succeeding: watch::Sender::new(true),
-            refusal_log: Mutex::default(),
             condition: readiness.condition("rounds", "the test"),
             shared: shared.clone(),
         };

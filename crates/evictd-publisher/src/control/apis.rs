@@ -10,11 +10,14 @@ use evictd_wire::api::ids;
 use evictd_wire::api::requests::{CreateApi, DeleteApi, GetApi, ListKeys};
 use evictd_wire::api::responses::{CreateApiData, Empty, GetApiData, KeyResponseData};
 
-use super::api_not_found;
 use super::caller::Caller;
 use super::keys::response;
+use super::{ChangeTarget, CommittedChange, api_not_found};
 
-pub(super) async fn create(caller: &Caller<'_>, request: CreateApi) -> Result<CreateApiData, ApiError> {
+pub(super) async fn create(
+    caller: &Caller<'_>,
+    request: CreateApi,
+) -> Result<CommittedChange<CreateApiData>, ApiError> {
     caller.require("*", "create_api")?;
     let id = ApiId::new(ids::new_id(ids::API));
     let api = NewApi { id: id.clone(), name: request.name };
@@ -23,7 +26,7 @@ pub(super) async fn create(caller: &Caller<'_>, request: CreateApi) -> Result<Cr
         .create_api(&caller.actor(), api)
         .await
         .map_err(|error| caller.api.change_failed(&error))?;
-    Ok(CreateApiData { api_id: id.to_string() })
+    Ok(CommittedChange { data: CreateApiData { api_id: id.to_string() }, target: ChangeTarget::api(&id) })
 }
 
 /// Permission comes before existence: a caller that may not read an API learns nothing about it.
@@ -36,12 +39,15 @@ pub(super) async fn get(caller: &Caller<'_>, request: GetApi) -> Result<Reply, A
 }
 
 /// Permission comes before existence here, too.
-pub(super) async fn delete(caller: &Caller<'_>, request: DeleteApi) -> Result<Empty, ApiError> {
+pub(super) async fn delete(
+    caller: &Caller<'_>,
+    request: DeleteApi,
+) -> Result<CommittedChange<Empty>, ApiError> {
     caller.require(&request.api_id, "delete_api")?;
     let api = ApiId::new(request.api_id);
     let deleted = caller.changes().delete_api(&caller.actor(), &api).await;
     deleted.map_err(|error| caller.api.refused(error, "delete_api"))?;
-    Ok(Empty {})
+    Ok(CommittedChange { data: Empty {}, target: ChangeTarget::api(&api) })
 }
 
 /// Requires two rights. To a caller that lacks one, the API doesn't exist.

@@ -7,9 +7,10 @@ use evictd_ops::rpc::RpcCall;
 use evictd_store::change::Actor;
 use evictd_store::{ChangeStore, RecordStore};
 use evictd_wire::api::error::ApiError;
+use evictd_wire::api::requests::Endpoint;
 use hyper::header::USER_AGENT;
 
-use super::ControlApi;
+use super::{ChangeTarget, ControlApi};
 use crate::auth::missing;
 
 /// A root key that may act, and the call that it authorizes.
@@ -32,6 +33,16 @@ impl Caller<'_> {
     /// Refuses a root key that may not do `action` on `api` (`*` requires the right on all).
     pub(super) fn require(&self, api: &str, action: &str) -> Result<(), ApiError> {
         if self.root.allows(api, action) { Ok(()) } else { Err(missing(api, action)) }
+    }
+
+    /// Logs a change that is committed. The receipts task logs its position and its regions.
+    pub(super) fn log_change(&self, endpoint: Endpoint, target: &ChangeTarget) {
+        let Actor { root_key_id, workspace_id, request_id, remote_ip, .. } = self.actor();
+        let ChangeTarget { api_id, key_id, new_key_id } = target;
+        tracing::info!(
+            request_id, operation = endpoint.path(), %root_key_id, %workspace_id, remote_ip, api_id, key_id, new_key_id,
+            "change committed"
+        );
     }
 
     /// Returns who makes a change, for the audit record.

@@ -14,16 +14,21 @@ use evictd_wire::api::responses::{
 use serde_json::value::RawValue;
 
 use super::caller::Caller;
-use super::{api_not_found, key_not_found};
+use super::{ChangeTarget, CommittedChange, api_not_found, key_not_found};
 
 /// To a caller that may not create keys in an API, it doesn't exist.
-pub(super) async fn create(caller: &Caller<'_>, request: CreateKey) -> Result<CreateKeyData, ApiError> {
+pub(super) async fn create(
+    caller: &Caller<'_>,
+    request: CreateKey,
+) -> Result<CommittedChange<CreateKeyData>, ApiError> {
     caller.require(&request.api_id, "create_key").map_err(|_| api_not_found())?;
     let (key, start) = ids::new_key(request.prefix.as_deref(), request.byte_length.into());
     let id = KeyId::new(ids::new_id(ids::KEY));
+    let api_id = ApiId::new(request.api_id);
+    let target = ChangeTarget { key_id: Some(id.to_string()), ..ChangeTarget::api(&api_id) };
     let new = NewKey {
         id: id.clone(),
-        api_id: ApiId::new(request.api_id),
+        api_id,
         hash: ids::hash(key.expose()),
         start,
         name: request.name,
@@ -35,7 +40,7 @@ pub(super) async fn create(caller: &Caller<'_>, request: CreateKey) -> Result<Cr
     };
     let created = caller.changes().create_key(&caller.actor(), new).await;
     created.map_err(|error| caller.api.refused(error, "create_key"))?;
-    Ok(CreateKeyData { key_id: id.to_string(), key })
+    Ok(CommittedChange { data: CreateKeyData { key_id: id.to_string(), key }, target })
 }
 
 /// Existence comes before permission.
@@ -46,7 +51,10 @@ pub(super) async fn get(caller: &Caller<'_>, request: GetKey) -> Result<Reply, A
 }
 
 /// Existence comes before permission; both are checked inside the store's transaction.
-pub(super) async fn update(caller: &Caller<'_>, request: UpdateKey) -> Result<Empty, ApiError> {
+pub(super) async fn update(
+    caller: &Caller<'_>,
+    request: UpdateKey,
+) -> Result<CommittedChange<Empty>, ApiError> {
     let id = KeyId::new(request.key_id);
     let update = KeyUpdate {
         name: edit(request.name),
@@ -59,34 +67,41 @@ pub(super) async fn update(caller: &Caller<'_>, request: UpdateKey) -> Result<Em
     let authorize = |api: &ApiId| caller.root.allows(api.as_str(), "update_key");
     let updated = caller.changes().update_key(&caller.actor(), &id, update, &authorize).await;
     updated.map_err(|error| caller.api.refused(error, "update_key"))?;
-    Ok(Empty {})
+    Ok(CommittedChange { data: Empty {}, target: ChangeTarget::key(&id) })
 }
 
 /// Requires the right to create keys, and no other: the old key expires by itself.
 ///
 /// The new key's form is read from the old one before. Whether that still exists is checked again in the transaction.
-pub(super) async fn reroll(caller: &Caller<'_>, request: RerollKey) -> Result<RerollKeyData, ApiError> {
+pub(super) async fn reroll(
+    caller: &Caller<'_>,
+    request: RerollKey,
+) -> Result<CommittedChange<RerollKeyData>, ApiError> {
     const CREATE: &str = "create_key";
     let grace = request.grace();
     let old = live(caller, &KeyId::new(request.key_id)).await?;
     caller.require(old.api_id.as_str(), CREATE)?;
     let (key, start) = ids::new_key(prefix(&old.start), CreateKey::DEFAULT_BYTE_LENGTH.into());
     let new_id = KeyId::new(ids::new_id(ids::KEY));
+    let target = ChangeTarget { new_key_id: Some(new_id.to_string()), ..ChangeTarget::key(&old.id) };
     let reroll = Reroll { key: old.id, grace, new_id: new_id.clone(), hash: ids::hash(key.expose()), start };
     let authorize = |api: &ApiId| caller.root.allows(api.as_str(), CREATE);
     let rerolled = caller.changes().reroll_key(&caller.actor(), reroll, &authorize).await;
     rerolled.map_err(|error| caller.api.refused(error, CREATE))?;
-    Ok(CreateKeyData { key_id: new_id.to_string(), key })
+    Ok(CommittedChange { data: CreateKeyData { key_id: new_id.to_string(), key }, target })
 }
 
 /// Existence comes before permission; both are checked inside the store's transaction.
-pub(super) async fn delete(caller: &Caller<'_>, request: DeleteKey) -> Result<Empty, ApiError> {
+pub(super) async fn delete(
+    caller: &Caller<'_>,
+    request: DeleteKey,
+) -> Result<CommittedChange<Empty>, ApiError> {
     let mode = if request.permanent { DeleteMode::Permanent } else { DeleteMode::Soft };
     let id = KeyId::new(request.key_id);
     let authorize = |api: &ApiId| caller.root.allows(api.as_str(), "delete_key");
     let deleted = caller.changes().delete_key(&caller.actor(), &id, mode, &authorize).await;
     deleted.map_err(|error| caller.api.refused(error, "delete_key"))?;
-    Ok(Empty {})
+    Ok(CommittedChange { data: Empty {}, target: ChangeTarget::key(&id) })
 }
 
 /// Returns the caller's live key with this id.

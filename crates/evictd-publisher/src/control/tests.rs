@@ -158,6 +158,7 @@ impl ControlFixture {
             wake: shared.wake.clone(),
             freshness: shared.freshness_guard(trust),
             metrics: shared.metrics,
+            log: Arc::new(AnswerLog::new(false)),
         };
         let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
         let address = listener.local_addr().unwrap();

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use evictd_core::ids::Identity;
 use evictd_core::roster::Instance;
+use evictd_ops::log_limit;
+use evictd_wire::probe::ProbeRefusal;
 use tokio::sync::{mpsc, oneshot};
 
 use super::input::ReceiptInput;
@@ -18,24 +20,29 @@ pub(crate) struct Membership {
 impl Membership {
     /// Admits a process that requests a lease. From here on receipts wait for it: before the round that writes it into
     /// the roster, and however long it was silent (R11).
-    pub(crate) async fn admit(&self, instance: &Instance) -> Result<(), Refusal> {
+    pub(crate) async fn admit(&self, instance: &Instance) -> Result<(), (Refusal, ProbeRefusal)> {
         let Instance { identity, bound, .. } = instance;
         if *bound > self.bound {
-            tracing::warn!(
-                region = %identity.region, agent = %identity.agent, ?bound, limit = ?self.bound,
-                "refused an agent whose lease.bound exceeds this publisher's receipts.bound; change one of them"
-            );
-            return Err(Refusal::Bound);
+            if let Some(unlogged) = log_limit!(1, format_args!("{}.{}", identity.region, identity.agent)) {
+                tracing::warn!(
+                    region = %identity.region, agent = %identity.agent, ?bound, limit = ?self.bound,
+                    unlogged = unlogged.field(),
+                    "refused an agent whose lease.bound exceeds this publisher's receipts.bound; change one of them"
+                );
+            }
+            return Err((Refusal::Bound, ProbeRefusal::Bound { limit: self.bound }));
         }
         let probed = |reply| ReceiptInput::Probed { instance: instance.clone(), reply };
         if self.query(probed).await.unwrap_or(false) {
             return Ok(());
         }
-        tracing::warn!(
-            region = %identity.region, agent = %identity.agent,
-            "refused an agent process: too many run under this name; give each its own"
-        );
-        Err(Refusal::Overload)
+        if let Some(unlogged) = log_limit!(1, format_args!("{}.{}", identity.region, identity.agent)) {
+            tracing::warn!(
+                region = %identity.region, agent = %identity.agent, unlogged = unlogged.field(),
+                "refused an agent process: too many run under this name; give each its own"
+            );
+        }
+        Err((Refusal::Overload, ProbeRefusal::Crowded))
     }
 
     /// Notes a lookup, and returns whether receipts wait for the process that sent it. The roster is read before the

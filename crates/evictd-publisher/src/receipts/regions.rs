@@ -6,6 +6,7 @@ use std::time::Duration;
 use evictd_core::ids::{AgentName, Region};
 use evictd_core::receipts::ReceiptTracker;
 use evictd_core::time::LeaseTime;
+use evictd_ops::log_limit;
 use evictd_ops::metrics::{ByLabel, Registry};
 use metrics::{Gauge, Histogram};
 
@@ -87,6 +88,9 @@ impl RegionMetrics {
         }
         let duplicates: BTreeSet<_> = shared.keys().cloned().collect();
         for (region, agent) in duplicates.difference(&self.duplicate_names) {
+            if log_limit!(1, format_args!("{region}.{agent}")).is_none() {
+                continue;
+            }
             tracing::error!(%region, %agent, "several agent processes share one name; give each its own");
         }
         for (region, series) in &self.regions {

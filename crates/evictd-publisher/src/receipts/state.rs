@@ -7,7 +7,9 @@ use std::time::Duration;
 use evictd_core::history::{LogToken, Milestone, Past};
 use evictd_core::ids::{Identity, Region, WorkspaceId};
 use evictd_core::position::LogPosition;
-use evictd_core::receipts::{Change, Measured, Receipt, ReceiptEvent, ReceiptTracker, TrackerConfig};
+use evictd_core::receipts::{
+    Change, Measured, Receipt, ReceiptEvent, ReceiptTracker, RegionReceipt, TrackerConfig,
+};
 use evictd_core::roster::Instance;
 use evictd_core::time::LeaseTime;
 use evictd_store::receipt::FinalReceipt;
@@ -214,6 +216,7 @@ impl ReceiptsState {
                 ReceiptEvent::Final(receipt) => {
                     metrics.receipt(receipt.state());
                     let Some((request, _)) = &receipt.change.request else { continue };
+                    log_final(request, &receipt);
                     if self.waiters.contains(request) {
                         self.store_due = now;
                     } else if self.unstored.is_empty() {
@@ -262,6 +265,17 @@ impl ReceiptsState {
             }
         }
     }
+}
+
+/// Logs how a change reached the regions. The control API has logged the rest of it.
+fn log_final(request_id: &str, receipt: &Receipt) {
+    let (position, state) = (receipt.change.position, receipt.state().label());
+    let of_region = |region: &RegionReceipt| match region.confirmed_after {
+        Some(after) => format!("{}={} after {after:?}", region.region, region.state.label()),
+        None => format!("{}={}", region.region, region.state.label()),
+    };
+    let regions = receipt.regions.iter().map(of_region).collect::<Vec<_>>().join(", ");
+    tracing::info!(request_id, %position, state, regions, "receipt final");
 }
 
 impl UnstoredReceipt {

@@ -309,7 +309,6 @@ fn is_known(parameter: &str) -> bool {
 fn advice(error: &sqlx::Error) -> &'static str {
     use std::io::ErrorKind;
     const ELSE: &str = "see the cause";
-    const TLS: &str = "TLS failed; see the cause, and sslmode and sslrootcert in the URL";
     match error {
         sqlx::Error::Io(error) => match error.kind() {
             ErrorKind::ConnectionRefused => {
@@ -320,10 +319,23 @@ fn advice(error: &sqlx::Error) -> &'static str {
                 "there is no such socket or certificate file; start the server, or correct the URL"
             }
             // The driver reports TLS errors as errors of the stream.
-            ErrorKind::InvalidData => TLS,
+            ErrorKind::InvalidData => tls_advice(&error.to_string()),
+            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset => {
+                "the server closed the connection; does a PostgreSQL server listen on this port?"
+            }
             _ => "the server can't be reached; see the cause",
         },
-        sqlx::Error::Tls(_) => TLS,
+        sqlx::Error::Tls(error) => tls_advice(&error.to_string()),
+        sqlx::Error::Protocol(_) => {
+            "what listens there doesn't speak as PostgreSQL; check host and port of the URL"
+        }
+        sqlx::Error::Database(error) if error.message().contains("client certificate") => {
+            "the server requires a client certificate; set sslcert and sslkey in the URL"
+        }
+        sqlx::Error::Database(error) if error.message().contains("no encryption") => {
+            "the server admits this user only with TLS, or not at all; set sslmode=verify-full in the URL, or correct its \
+             pg_hba.conf"
+        }
         sqlx::Error::Database(error) => match error.code().as_deref() {
             Some("28P01") => "the password is wrong, or there is no such user",
             Some("28000") => {
@@ -338,6 +350,29 @@ fn advice(error: &sqlx::Error) -> &'static str {
             _ => ELSE,
         },
         _ => ELSE,
+    }
+}
+
+/// What to do about a TLS connection that failed, by the words of the TLS library.
+fn tls_advice(error: &str) -> &'static str {
+    let error = error.to_lowercase();
+    let has = |parts: &[&str]| parts.iter().any(|part| error.contains(part));
+    if has(&["unknownissuer", "badsignature"]) {
+        "TLS failed: the server's certificate isn't signed by the authority in sslrootcert of the URL"
+    } else if has(&["not valid for name", "notvalidforname"]) {
+        "TLS failed: the server's certificate isn't for the host in the URL"
+    } else if has(&["expired"]) {
+        "TLS failed: a certificate has expired; the cause says which"
+    } else if has(&["not valid yet", "notvalidyet"]) {
+        "TLS failed: the server's certificate isn't valid yet; is this machine's clock right?"
+    } else if has(&["certificaterequired", "certificate required"]) {
+        "TLS failed: the server requires a client certificate; set sslcert and sslkey in the URL"
+    } else if has(&["received fatal alert"]) {
+        "TLS failed: the server rejected the connection; check sslcert and sslkey in the URL"
+    } else if has(&["does not support tls"]) {
+        "TLS failed: the server speaks no TLS, which sslmode in the URL requires"
+    } else {
+        "TLS failed; see the cause, and sslmode and sslrootcert in the URL"
     }
 }
 

@@ -140,11 +140,19 @@ pub struct ApiError {
     pub detail: String,
     /// Sent only where [`ErrorKind::has_errors`].
     pub errors: Vec<FieldError>,
+    /// What went wrong inside. For the log, and never sent.
+    pub cause: Option<String>,
 }
 
 impl ApiError {
     pub fn new(kind: ErrorKind, detail: impl Into<String>) -> Self {
-        Self { kind, detail: detail.into(), errors: Vec::new() }
+        Self { kind, detail: detail.into(), errors: Vec::new(), cause: None }
+    }
+
+    /// Adds what the log says about it.
+    #[must_use]
+    pub fn caused_by(self, cause: impl Into<String>) -> Self {
+        Self { cause: Some(cause.into()), ..self }
     }
 
     /// The caller has none of `permissions`, and needs one of them.

@@ -146,7 +146,7 @@ impl Schema {
             return Ok(());
         }
         let detail = format!("POST request body for '{}' failed to validate schema", self.path);
-        Err(ApiError { kind: ErrorKind::InvalidInput, detail, errors: problems })
+        Err(ApiError { errors: problems, ..ApiError::new(ErrorKind::InvalidInput, detail) })
     }
 
     fn problems(&self, members: &Members<'_>) -> Vec<FieldError> {

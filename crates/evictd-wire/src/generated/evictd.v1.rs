@@ -275,6 +275,18 @@ pub struct ProbeAnswer {
     /// changes may bypass the log.
     #[prost(bool, tag = "5")]
     pub proves_nothing: bool,
+    /// Why the requester gets no lease from this publisher. If it is set, only the nonce is set besides. A reader
+    /// without it misses the head, and counts the answer as malformed.
+    #[prost(message, optional, tag = "6")]
+    pub refusal: ::core::option::Option<ProbeRefusal>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ProbeRefusal {
+    #[prost(enumeration = "ProbeRefusalReason", tag = "1")]
+    pub reason: i32,
+    /// The longest bound that the publisher admits, in milliseconds, if the reason is the bound.
+    #[prost(uint64, tag = "2")]
+    pub bound_max_ms: u64,
 }
 /// An agent's policy for entries without a proof, when no authority answers.
 /// An unknown value decodes as PARTITION_POLICY_SERVE_STALE: a receipt must not promise too much.
@@ -303,6 +315,42 @@ impl PartitionPolicy {
             "PARTITION_POLICY_UNSPECIFIED" => Some(Self::Unspecified),
             "PARTITION_POLICY_DENY" => Some(Self::Deny),
             "PARTITION_POLICY_SERVE_STALE" => Some(Self::ServeStale),
+            _ => None,
+        }
+    }
+}
+/// Only for an operator's eyes: an agent acts the same on each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ProbeRefusalReason {
+    Unspecified = 0,
+    /// The agent's bound is longer than the publisher admits.
+    Bound = 1,
+    /// Too many processes run under the agent's name.
+    Crowded = 2,
+    /// The publisher's store did not issue what the agent claims to have seen.
+    Unproved = 3,
+}
+impl ProbeRefusalReason {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "PROBE_REFUSAL_REASON_UNSPECIFIED",
+            Self::Bound => "PROBE_REFUSAL_REASON_BOUND",
+            Self::Crowded => "PROBE_REFUSAL_REASON_CROWDED",
+            Self::Unproved => "PROBE_REFUSAL_REASON_UNPROVED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "PROBE_REFUSAL_REASON_UNSPECIFIED" => Some(Self::Unspecified),
+            "PROBE_REFUSAL_REASON_BOUND" => Some(Self::Bound),
+            "PROBE_REFUSAL_REASON_CROWDED" => Some(Self::Crowded),
+            "PROBE_REFUSAL_REASON_UNPROVED" => Some(Self::Unproved),
             _ => None,
         }
     }

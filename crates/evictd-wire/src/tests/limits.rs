@@ -18,7 +18,7 @@ use crate::generated::invalidation::Scope as PbScope;
 use crate::generated::live::Event;
 use crate::live::Live;
 use crate::lookup::{LookupAnswer, LookupRequest};
-use crate::probe::{ProbeAnswer, ProbeRequest};
+use crate::probe::{ProbeReply, ProbeRequest};
 use crate::publisher::PublisherQuery;
 use crate::replay::{ReplayAnswer, ReplayRequest};
 
@@ -125,9 +125,9 @@ fn probe_request(change: impl FnOnce(&mut pb::ProbeRequest)) -> Result<ProbeRequ
     ProbeRequest::decode(&request.encode_to_vec())
 }
 
-fn probe_answer(nonce: u64, epoch: u32, head: u64) -> Result<ProbeAnswer, DecodeError> {
+fn probe_answer(nonce: u64, epoch: u32, head: u64) -> Result<ProbeReply, DecodeError> {
     let head = Some(voucher(epoch, head));
-    ProbeAnswer::decode(&pb::ProbeAnswer { nonce, head, ..pb::ProbeAnswer::default() }.encode_to_vec())
+    ProbeReply::decode(&pb::ProbeAnswer { nonce, head, ..pb::ProbeAnswer::default() }.encode_to_vec())
 }
 
 fn applied(instance: u64, epoch: u32, position: u64) -> Result<Applied, DecodeError> {

@@ -26,7 +26,7 @@ use crate::applied::Applied;
 use crate::codec::DecodeError;
 use crate::live::{Live, LiveEvent};
 use crate::lookup::{LookupAnswer, LookupOutcome, LookupRequest};
-use crate::probe::{ProbeAnswer, ProbeRequest};
+use crate::probe::{ProbeAnswer, ProbeRefusal, ProbeReply, ProbeRequest};
 use crate::publisher::{PublisherAnswer, PublisherInfo, PublisherQuery};
 use crate::replay::{ReplayAnswer, ReplayRequest};
 
@@ -35,7 +35,7 @@ use crate::replay::{ReplayAnswer, ReplayRequest};
 pub(super) enum AnyMessage {
     Live(Live),
     ProbeRequest(ProbeRequest),
-    ProbeAnswer(ProbeAnswer),
+    ProbeReply(ProbeReply),
     ReplayRequest(ReplayRequest),
     /// With the request that it answers.
     ReplayAnswer(ReplayRequest, ReplayAnswer),
@@ -51,7 +51,7 @@ impl AnyMessage {
         match self {
             Self::Live(live) => live.encode(),
             Self::ProbeRequest(request) => request.encode(),
-            Self::ProbeAnswer(answer) => answer.encode(),
+            Self::ProbeReply(reply) => reply.encode(),
             Self::ReplayRequest(request) => request.encode(),
             Self::ReplayAnswer(request, answer) => answer.encode(request),
             Self::LookupRequest(request) => request.encode(),
@@ -67,7 +67,7 @@ impl AnyMessage {
         Ok(match self {
             Self::Live(_) => Self::Live(Live::decode(payload)?),
             Self::ProbeRequest(_) => Self::ProbeRequest(ProbeRequest::decode(payload)?),
-            Self::ProbeAnswer(_) => Self::ProbeAnswer(ProbeAnswer::decode(payload)?),
+            Self::ProbeReply(_) => Self::ProbeReply(ProbeReply::decode(payload)?),
             Self::ReplayRequest(_) => Self::ReplayRequest(ReplayRequest::decode(payload)?),
             Self::ReplayAnswer(request, _) => Self::ReplayAnswer(*request, ReplayAnswer::decode(payload)?),
             Self::LookupRequest(_) => Self::LookupRequest(LookupRequest::decode(payload)?),
@@ -153,13 +153,13 @@ pub(super) fn smallest() -> Vec<AnyMessage> {
             bound: Duration::ZERO,
             seen: None,
         }),
-        AnyMessage::ProbeAnswer(ProbeAnswer {
+        AnyMessage::ProbeReply(ProbeReply::Answer(ProbeAnswer {
             nonce: 1,
             head: voucher(start),
             store_time: StoreTime(0),
             held: Duration::ZERO,
             is_proof: true,
-        }),
+        })),
         AnyMessage::ReplayRequest(request),
         AnyMessage::ReplayAnswer(request, refused),
         AnyMessage::LookupRequest(LookupRequest { nonce: 1, hash, instance: InstanceId(1) }),
@@ -202,7 +202,7 @@ pub(super) fn any_message() -> impl Strategy<Value = AnyMessage> {
         (any_nonce(), any_introduction())
             .prop_map(|(nonce, from)| AnyMessage::PublisherAnswer(PublisherAnswer { nonce, from })),
         any_probe_request().prop_map(AnyMessage::ProbeRequest),
-        any_probe_answer().prop_map(AnyMessage::ProbeAnswer),
+        any_probe_reply().prop_map(AnyMessage::ProbeReply),
         any_replay_request().prop_map(AnyMessage::ReplayRequest),
         any_rows(1..100).prop_map(AnyMessage::replay_of),
         (any_replay_request(), any_voucher()).prop_map(|(request, head)| {
@@ -291,6 +291,16 @@ fn any_probe_request() -> impl Strategy<Value = ProbeRequest> {
             seen,
         },
     )
+}
+
+fn any_probe_reply() -> impl Strategy<Value = ProbeReply> {
+    let bound = any::<u64>().prop_map(|limit| ProbeRefusal::Bound { limit: Duration::from_millis(limit) });
+    let others = [ProbeRefusal::Crowded, ProbeRefusal::Unproved, ProbeRefusal::Other];
+    let refusal = prop_oneof![bound, proptest::sample::select(others.to_vec())];
+    prop_oneof![
+        any_probe_answer().prop_map(ProbeReply::Answer),
+        (any_nonce(), refusal).prop_map(|(nonce, refusal)| ProbeReply::Refused { nonce, refusal }),
+    ]
 }
 
 fn any_probe_answer() -> impl Strategy<Value = ProbeAnswer> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use evictd_core::ids::KeyHash;
 use evictd_store::postgres::{PostgresReader, PostgresStore};
 use evictd_store::{HomeStore, StoreError};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::ring::default_provider;
@@ -34,8 +34,12 @@ impl CertificateAuthority {
 
     /// Vouches for a server of that name.
     fn server(&self, name: &str) -> TlsAcceptor {
+        self.server_with(CertificateParams::new([name.to_owned()]).unwrap())
+    }
+
+    fn server_with(&self, params: CertificateParams) -> TlsAcceptor {
         let key = KeyPair::generate().unwrap();
-        let certificate = CertificateParams::new([name.to_owned()]).unwrap().signed_by(&key, &self.issuer);
+        let certificate = params.signed_by(&key, &self.issuer);
         let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
             .with_safe_default_protocol_versions()
             .unwrap()
@@ -53,13 +57,13 @@ impl CertificateAuthority {
     }
 }
 
-/// The errors of a publisher and an agent, both refused.
-async fn refusals(url: &str) -> [String; 2] {
+/// The causes that a publisher and an agent report, both refused with this advice.
+async fn refusals(url: &str, expected: &str) -> [String; 2] {
     let publisher = PostgresStore::connect(options(url)).await.unwrap_err();
     let agent = PostgresReader::connect(options(url)).await.unwrap_err();
     [publisher, agent].map(|error| {
         let StoreError::Open { advice, source, .. } = error else { panic!("{error:?}") };
-        assert!(advice.contains("TLS failed"), "{advice}: {source:?}");
+        assert!(advice.contains(expected), "{advice}: {source:?}");
         source.to_string()
     })
 }
@@ -80,17 +84,23 @@ async fn tls_needs_the_right_authority_and_the_servers_name() {
     let reader = PostgresReader::connect(options(&url)).await.unwrap();
     reader.lookup(KeyHash([1; 32])).await.unwrap();
 
-    for message in refusals(&another.url(port, &fixture.url)).await {
+    for message in refusals(&another.url(port, &fixture.url), "authority in sslrootcert").await {
         assert!(message.contains("UnknownIssuer"), "{message}");
     }
+    let mut expired = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+    (expired.not_before, expired.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1));
+    let port = between::encrypted(plain, authority.server_with(expired)).await;
+    for message in refusals(&authority.url(port, &fixture.url), "has expired").await {
+        assert!(message.contains("expired"), "{message}");
+    }
     let port = between::encrypted(plain, authority.server("db.elsewhere.example")).await;
-    for message in refusals(&authority.url(port, &fixture.url)).await {
+    for message in refusals(&authority.url(port, &fixture.url), "isn't for the host").await {
         assert!(message.contains("not valid for name"), "{message}");
     }
-    for message in refusals(&format!("{}?sslmode=require", fixture.url)).await {
+    for message in refusals(&format!("{}?sslmode=require", fixture.url), "speaks no TLS").await {
         assert!(message.contains("does not support TLS"), "{message}");
     }
-    for message in refusals(&authority.url(plain, &fixture.url)).await {
+    for message in refusals(&authority.url(plain, &fixture.url), "speaks no TLS").await {
         assert!(message.contains("does not support TLS"), "{message}");
     }
 }
