@@ -54,6 +54,8 @@ const ALL: [&str; 8] = [
     "api.*.verify_key",
 ];
 
+const JSON_TYPE: &str = "content-type: application/json";
+
 /// All but the one that requires no root key.
 fn endpoints() -> impl Iterator<Item = &'static str> {
     Endpoint::ALL.into_iter().map(Endpoint::path).filter(|path| *path != LIVENESS_PATH)
@@ -216,7 +218,7 @@ impl Home {
     /// Calls an endpoint as an SDK does.
     async fn call(&self, root: &str, path: &str, body: &Value) -> HttpAnswer {
         let authorization = format!("authorization: Bearer {root}");
-        let headers = ["accept: application/json", "content-type: application/json", &authorization];
+        let headers = ["accept: application/json", JSON_TYPE, &authorization];
         self.post_with(path, &headers, &body.to_string()).await
     }
 

@@ -41,30 +41,31 @@ async fn a_body_is_json_and_its_content_type_agrees() {
     let home = Home::new().await;
     let body = json!({ "name": "payments" }).to_string();
     for fine in [
-        "x-content-type: none",
         "content-type: application/json",
         "content-type: application/json; charset=utf-8",
         "content-type: Application/JSON ;charset=utf-8",
     ] {
         home.post_with(CreateApi::PATH, &[ROOT, fine], &body).await.data();
     }
-    for wrong in [
-        "content-type: text/plain",
-        "content-type: application/x-www-form-urlencoded",
-        "content-type: application/jsonp",
-        "content-type: application/problem+json",
-        "content-type:",
+    for (wrong, shown) in [
+        ("x-content-type: none", ""),
+        ("content-type:", ""),
+        ("content-type: text/plain", "text/plain"),
+        ("content-type: application/x-www-form-urlencoded", "application/x-www-form-urlencoded"),
+        ("content-type: application/jsonp; charset=utf-8", "application/jsonp; charset=utf-8"),
+        ("content-type: application/problem+json", "application/problem+json"),
     ] {
-        for (root, body) in [(ROOT, &*body), ("authorization: Bearer unknown", "{")] {
+        for (root, body) in [(ROOT, &*body), ("authorization: Bearer unknown", "{"), (ROOT, "")] {
             let answer = home.post_with(CreateApi::PATH, &[root, wrong], body).await;
             answer.refuses(400, "unkey/application/invalid_input");
-            let error = &answer.json()["error"]["errors"][0];
-            assert_eq!(error["location"], "/header/Content-Type", "{wrong}");
-            assert!(error["fix"].as_str().unwrap().contains("application/json"), "{error}");
+            let error = &answer.json()["error"];
+            assert_eq!(error["detail"], format!("POST operation request content type '{shown}' does not exist"));
+            assert_eq!(error["errors"][0]["location"], "requestBody", "{wrong}");
+            assert!(error["errors"][0]["fix"].as_str().unwrap().contains("application/json"), "{error}");
         }
-        let answer = home.post_with(CreateApi::PATH, &[wrong], &body).await;
-        answer.refuses(400, "unkey/authentication/missing");
     }
+    let both = [ROOT, JSON_TYPE, "content-type: text/plain"];
+    home.post_with(CreateApi::PATH, &both, &body).await.refuses(400, "unkey/application/invalid_input");
 }
 
 #[tokio::test]
@@ -85,7 +86,8 @@ async fn errors_come_in_the_type_that_the_client_understands() {
             ("accept: text/html, */*;q=0.1", "application/problem+json"),
             ("x-accept: none", "application/json"),
         ] {
-            let answer = home.post_with(path, &[&authorization, accept], &body.to_string()).await;
+            let headers = [&authorization, JSON_TYPE, accept];
+            let answer = home.post_with(path, &headers, &body.to_string()).await;
             assert_eq!((answer.status, answer.content_type()), (*status, content_type), "{accept}");
         }
     }
@@ -95,7 +97,8 @@ async fn errors_come_in_the_type_that_the_client_understands() {
         ("authorization: Basic x", r#"{"keyId":"key_none"}"#, "application/problem+json"),
         (ROOT, "{}", "application/json"),
     ] {
-        let answer = home.post_with(DeleteKey::PATH, &["accept: */*", authorization], body).await;
+        let headers = ["accept: */*", JSON_TYPE, authorization];
+        let answer = home.post_with(DeleteKey::PATH, &headers, body).await;
         assert_eq!((answer.status, answer.content_type()), (400, content_type), "{authorization}");
     }
 }
@@ -111,14 +114,14 @@ async fn an_unreadable_body_is_refused_in_the_envelope() {
     let delete = format!("POST {} HTTP/1.1", DeleteKey::PATH);
     let large = "x".repeat(1_001);
     let length = format!("content-length: {}", large.len());
-    let answer = home.send(&delete, &[&length], &large).await;
+    let answer = home.send(&delete, &[ROOT, &length], &large).await;
     answer.refuses(413, "user/bad_request/request_body_too_large");
-    let answer =
-        home.send(&delete, &["transfer-encoding: chunked"], &format!("3e9\r\n{large}\r\n0\r\n\r\n")).await;
+    let chunked = [ROOT, "transfer-encoding: chunked"];
+    let answer = home.send(&delete, &chunked, &format!("3e9\r\n{large}\r\n0\r\n\r\n")).await;
     answer.refuses(413, "user/bad_request/request_body_too_large");
-    let answer = home.send(&delete, &["content-length: 10"], "{").await;
+    let answer = home.send(&delete, &[ROOT, "content-length: 10"], "{").await;
     answer.refuses(408, "user/bad_request/request_timeout");
-    let answer = home.send(&delete, &["transfer-encoding: chunked"], "no length\r\n").await;
+    let answer = home.send(&delete, &chunked, "no length\r\n").await;
     answer.refuses(400, "user/bad_request/request_body_unreadable");
 }
 

@@ -50,7 +50,8 @@ async fn a_key_is_created_as_asked_for() {
             "expires":{expires},"enabled":false,"recoverable":false,"roles":[],"ratelimits":[],
             "externalId":"user_1","permissions":["write","read","write"]}}"#
     );
-    let data = home.post_with(CreateKey::PATH, &["authorization: Bearer root"], &body).await.data();
+    let headers = [JSON_TYPE, "authorization: Bearer root"];
+    let data = home.post_with(CreateKey::PATH, &headers, &body).await.data();
     let (id, text) = id_and_text(&data);
     let random = text.strip_prefix("prod_").unwrap();
     assert!((40..=44).contains(&random.len()), "32 bytes in base58: {}", random.len());
@@ -236,7 +237,7 @@ async fn only_an_address_is_recorded_as_the_origin_of_a_change() {
         ("x-forwarded-for:", peer),
         ("x-nothing: 1", peer),
     ] {
-        let headers = ["authorization: Bearer root", forwarded];
+        let headers = [JSON_TYPE, "authorization: Bearer root", forwarded];
         let answer = home.post_with(CreateApi::PATH, &headers, r#"{"name":"payments"}"#).await;
         answer.data();
         let found: String = sqlx::query_scalar("SELECT remote_ip FROM audit_log WHERE correlation_id = ?1")
@@ -253,8 +254,12 @@ async fn each_change_is_audited_with_its_actor() {
     let home = Home::new().await;
     let api = home.create_api("root").await;
     let (id, _) = home.create_key(&api).await;
-    let headers =
-        ["authorization: Bearer root", "user-agent: curl/8", "x-forwarded-for:  , 192.0.2.7 , 10.0.0.1"];
+    let headers = [
+        JSON_TYPE,
+        "authorization: Bearer root",
+        "user-agent: curl/8",
+        "x-forwarded-for:  , 192.0.2.7 , 10.0.0.1",
+    ];
     let new = home.reroll_key("root", &id, 60_000).await.data()["keyId"].clone();
     for (path, body, event, targets) in [
         (

@@ -62,7 +62,8 @@ impl<'a> VerifyKey<'a> {
             Field::unsupported("credits", Harmless::Nothing),
             Field::unsupported("ratelimits", Harmless::EmptyList),
             Field::unsupported("migrationId", Harmless::Nothing),
-            Field::unsupported("keyspaces", Harmless::EmptyList),
+            // A restriction to no keyspace would admit no key: it isn't the same as none.
+            Field::unsupported("keyspaces", Harmless::Nothing),
         ],
     );
 
