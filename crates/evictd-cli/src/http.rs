@@ -3,12 +3,12 @@
 use std::io::{self, Read};
 use std::time::{Duration, Instant};
 
-use evictd_ops::connection_url::ConnectionUrl;
 use evictd_wire::api::error::JSON;
 use evictd_wire::api::prefer::{self, PREFER};
 use ureq::SendBody;
 
 use crate::call::{ApiAnswer, ApiCall, Delivery, NoAnswer, RETRY_LIMIT, Transport};
+use crate::proxy::Proxy;
 use crate::settings::ClientSettings;
 
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -27,17 +27,14 @@ pub(crate) struct HttpTransport<'a> {
 impl<'a> HttpTransport<'a> {
     /// Connects at the first attempt.
     pub(crate) fn new(settings: &'a ClientSettings) -> Self {
-        let mut config = ureq::Agent::config_builder()
+        let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
             .timeout_global(Some(ATTEMPT_TIMEOUT))
             .timeout_connect(Some(CONNECT_TIMEOUT))
+            .proxy(settings.proxy.as_ref().map(Proxy::server))
             .accept(JSON)
             .user_agent(concat!("evictd/", env!("CARGO_PKG_VERSION")));
-        if ConnectionUrl::http(&settings.url).is_ok_and(|url| url.is_loopback()) {
-            // A proxy cannot reach this machine's loopback, and must not see the root key.
-            config = config.proxy(None);
-        }
         let agent = config.build().new_agent();
         Self { agent, settings, started: Instant::now(), has_reported_retries: false }
     }
@@ -104,7 +101,7 @@ impl Read for TrackedBody<'_> {
 fn no_answer(error: &ureq::Error, is_body_read: bool) -> NoAnswer {
     let delivery = match error {
         _ if is_body_read => Delivery::Unknown,
-        ureq::Error::BadUri(_) | ureq::Error::Http(_) | ureq::Error::InvalidProxyUrl => Delivery::Unsendable,
+        ureq::Error::BadUri(_) | ureq::Error::Http(_) => Delivery::Unsendable,
         _ => Delivery::NotSent,
     };
     let cause = match error {
@@ -144,7 +141,13 @@ mod tests {
     }
 
     fn settings(url: String) -> ClientSettings {
-        ClientSettings { root_key: Secret::new("unkey_1"), url, server: ApiServer::Publisher, json: false }
+        ClientSettings {
+            root_key: Secret::new("unkey_1"),
+            url,
+            server: ApiServer::Publisher,
+            json: false,
+            proxy: None,
+        }
     }
 
     #[test]

@@ -196,7 +196,8 @@ fn every_endpoint_rejects_callers_without_a_root_key() -> Result<()> {
     for Endpoint { node, path, good } in endpoints(&world) {
         for (what, header, status) in cases {
             let headers = [JSON_TYPE, header].concat();
-            let answer = Answer::to(node.http, &request("POST", path, &headers, good.to_string().as_bytes()))?;
+            let answer =
+                Answer::to(node.http, &request("POST", path, &headers, good.to_string().as_bytes()))?;
             assert_eq!(answer.status, status, "{path}, {what}: {}", answer.text);
             answer.assert_envelope(&format!("{path}, {what}"))?;
         }

@@ -60,12 +60,8 @@ pub(super) async fn list_keys(caller: &Caller<'_>, request: ListKeys) -> Result<
     {
         return Err(ListKeys::unreadable_cursor());
     }
-    let list = record::KeyQuery {
-        api_id,
-        external_id: request.external_id,
-        from,
-        limit: request.limit.into(),
-    };
+    let list =
+        record::KeyQuery { api_id, external_id: request.external_id, from, limit: request.limit.into() };
     let workspace = &caller.root.workspace_id;
     let page = caller.records().list_keys(workspace, list).await;
     let page = page.map_err(|error| caller.api.store_failed(&error))?.ok_or_else(api_not_found)?;

@@ -33,7 +33,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::error::{ApiError, ErrorKind, FieldError, JSON};
 use super::schema::{
-    BODY_LOCATION, EXTERNAL_ID_PATTERN, ID_PATTERN, PERMISSION_PATTERN, STORED_PATTERN, Schema, ValueRule, clipped,
+    BODY_LOCATION, EXTERNAL_ID_PATTERN, ID_PATTERN, PERMISSION_PATTERN, STORED_PATTERN, Schema, ValueRule,
+    clipped,
 };
 
 pub use apis::{CreateApi, DeleteApi, GetApi, ListKeys};

@@ -384,7 +384,9 @@ impl<'de> Visitor<'de> for MembersVisitor {
 
 /// Whether these credits are no limit: `{"remaining": null}`, and no refill.
 fn is_unlimited(credits: &Value) -> bool {
-    credits.as_object().is_some_and(|credits| credits.len() == 1 && credits.get("remaining") == Some(&Value::Null))
+    credits
+        .as_object()
+        .is_some_and(|credits| credits.len() == 1 && credits.get("remaining") == Some(&Value::Null))
 }
 
 /// Whether `text` isn't empty and has only ASCII letters, digits, and the characters of `others`.
@@ -549,7 +551,10 @@ mod tests {
 
     #[test]
     fn repeated_properties_are_rejected() {
-        assert_eq!(problems(r#"{"id":"abc","id":"abc"}"#), ["requestBody: properties given more than once: 'id'"]);
+        assert_eq!(
+            problems(r#"{"id":"abc","id":"abc"}"#),
+            ["requestBody: properties given more than once: 'id'"]
+        );
         // The same name, spelled with an escape.
         assert_eq!(
             problems(r#"{"id":"abc","i\u0064":"abc"}"#),

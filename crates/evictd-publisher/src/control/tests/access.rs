@@ -41,7 +41,9 @@ async fn a_missing_authorization_is_refused_before_the_body() {
     home.store.close().await;
     for path in endpoints() {
         let good = good_body(path).to_string();
-        for headers in [&[JSON_TYPE][..], &[JSON_TYPE, "authorization:"], &[JSON_TYPE, "authorization:  "], &[]] {
+        for headers in
+            [&[JSON_TYPE][..], &[JSON_TYPE, "authorization:"], &[JSON_TYPE, "authorization:  "], &[]]
+        {
             for body in [&*good, "{", ""] {
                 let answer = home.post_with(path, &[headers, &["accept: */*"]].concat(), body).await;
                 answer.refuses(400, INVALID);

@@ -129,7 +129,10 @@ async fn an_id_that_no_api_can_have_is_not_found() {
     let empty = home.call("root", ListKeys::PATH, &json!({ "apiId": "" })).await;
     empty.refuses(400, "unkey/application/invalid_input");
     let errors = &empty.json()["error"]["errors"];
-    assert_eq!((errors.as_array().unwrap().len(), &errors[0]["location"]), (1, &json!("/properties/apiId/minLength")));
+    assert_eq!(
+        (errors.as_array().unwrap().len(), &errors[0]["location"]),
+        (1, &json!("/properties/apiId/minLength"))
+    );
 }
 
 #[tokio::test]

@@ -59,7 +59,10 @@ async fn a_body_is_json_and_its_content_type_agrees() {
             let answer = home.post_with(CreateApi::PATH, &[root, wrong], body).await;
             answer.refuses(400, "unkey/application/invalid_input");
             let error = &answer.json()["error"];
-            assert_eq!(error["detail"], format!("POST operation request content type '{shown}' does not exist"));
+            assert_eq!(
+                error["detail"],
+                format!("POST operation request content type '{shown}' does not exist")
+            );
             assert_eq!(error["errors"][0]["location"], "requestBody", "{wrong}");
             assert!(error["errors"][0]["fix"].as_str().unwrap().contains("application/json"), "{error}");
         }

@@ -131,7 +131,8 @@ fn a_key_with_unsupported_rights_is_not_created() {
     let error = CreateKey::parse(body).unwrap_err();
     assert_eq!(error.errors.len(), 4);
     assert!(error.errors.iter().all(|error| error.message.contains("not supported by evictd")));
-    let harmless = br#"{"apiId":"api_1","roles":[],"permissions":[],"ratelimits":[],"credits":{"remaining":null}}"#;
+    let harmless =
+        br#"{"apiId":"api_1","roles":[],"permissions":[],"ratelimits":[],"credits":{"remaining":null}}"#;
     assert!(CreateKey::parse(harmless).is_ok());
     let update = br#"{"keyId":"key_1","credits":{"remaining":null}}"#;
     assert!(UpdateKey::parse(update).is_ok());
