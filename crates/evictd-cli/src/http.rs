@@ -120,10 +120,13 @@ mod tests {
     use std::io::{BufRead as _, BufReader, Read as _, Write as _};
     use std::net::TcpListener;
 
+    use evictd_ops::connection_url::ConnectionUrl;
     use evictd_wire::api::secret::Secret;
 
     use super::*;
-    use crate::call::{ApiServer, Repeat, send};
+    use crate::call::{ApiServer, Repeat, SentCall, send};
+    use crate::render;
+    use crate::settings::Env;
 
     fn call(repeat: Repeat) -> ApiCall {
         ApiCall::new("/v2/test", &serde_json::json!({}), repeat).unwrap()
@@ -202,6 +205,26 @@ mod tests {
         drop(listener);
         let lost = HttpTransport::new(&settings).attempt(&call(Repeat::Harmless)).unwrap_err();
         assert_eq!(lost.delivery, Delivery::NotSent, "{lost:?}");
+    }
+
+    /// Failure: a variable names a proxy that is down, and the message blames the server.
+    #[test]
+    fn failure_names_the_proxy() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let proxy = listener.local_addr().unwrap();
+        drop(listener);
+        let lookup = |name: &str| (name == "http_proxy").then(|| format!("http://user:hunter2@{proxy}"));
+        let env = Env { lookup: &lookup, read_file: &|_| Err(io::ErrorKind::NotFound.into()) };
+        let url = ConnectionUrl::http("http://server.invalid:7070").unwrap();
+        let settings =
+            ClientSettings { proxy: Proxy::of(&url, &env).unwrap(), ..settings(url.expose().to_owned()) };
+        let call = call(Repeat::Duplicates);
+        let lost = HttpTransport::new(&settings).attempt(&call).unwrap_err();
+        assert_eq!(lost.delivery, Delivery::NotSent, "{lost:?}");
+        let sent = SentCall { result: Err(lost), is_maybe_done: false };
+        let problem = render::problem(&call, &settings, &sent).unwrap();
+        let named = format!("(through the proxy {proxy} of http_proxy)");
+        assert!(problem.contains(&named) && !problem.contains("hunter2"), "{problem}");
     }
 
     #[test]

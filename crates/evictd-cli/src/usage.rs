@@ -153,7 +153,7 @@ pub fn normalize(args: impl IntoIterator<Item = OsString>, mut tree: Command) ->
             is_first = false;
             if let Some(subcommand) = arg.to_str().and_then(|name| command.find_subcommand(name)) {
                 is_unkeys |= rewritten.len() == 1 && UNKEYS.contains(&subcommand.get_name());
-                is_first = !subcommand.is_hide_set() && command.get_name() != "help";
+                is_first = !subcommand.is_hide_set() && subcommand.get_name() != "help";
                 command = subcommand;
             }
             rewritten.push(if is_help { "--help".into() } else { arg });

@@ -42,8 +42,15 @@ impl RpcCall {
         }
     }
 
-    /// A call whose path says everything.
-    pub fn without_body(request: Request) -> Self {
+    /// Reads a GET, whose path says everything.
+    pub fn read_open(request: Request) -> Result<Self, Reply> {
+        match request.parts.method {
+            Method::GET | Method::HEAD => Ok(Self::without_body(request)),
+            _ => Err(not_allowed("GET, HEAD")),
+        }
+    }
+
+    fn without_body(request: Request) -> Self {
         Self { request_id: ids::new_id(ids::REQUEST), headers: request.parts.headers, body: Bytes::new() }
     }
 

@@ -65,7 +65,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::authority::Authority;
 use crate::config::PublisherConfig;
-use crate::control::ControlApi;
+use crate::control::{ControlApi, TrustedProxies};
 use crate::expiry::Expiry;
 use crate::history::HomeHistory;
 use crate::live_feed::LiveFeed;
@@ -251,6 +251,7 @@ pub async fn start(
         store: store.clone(),
         receipts: receipts.clone(),
         limits: Arc::new(RateLimits::new(&config.rate_limit)),
+        proxies: TrustedProxies::new(config.audit.trusted_proxies),
         wake: shared.wake.clone(),
         // As agents keep a margin.
         freshness: shared.freshness_guard(bound * 9 / 10),

@@ -458,6 +458,15 @@ async fn an_applied_deletion_takes_effect_at_once() {
 }
 
 #[tokio::test]
+async fn the_openapi_document_of_an_agent_is_served() {
+    let gateway = Gateway::new().await;
+    let answer = gateway.send("GET /openapi.yaml HTTP/1.1", "").await;
+    assert_eq!((answer.status, answer.content_type.as_str()), (200, "application/yaml"));
+    assert!(answer.body.contains("\"/v2/keys.verifyKey\":") && !answer.body.contains("deleteKey"));
+    assert_eq!(gateway.send("POST /openapi.yaml HTTP/1.1\r\ncontent-length: 0", "").await.status, 405);
+}
+
+#[tokio::test]
 async fn other_paths_methods_and_sizes_are_rejected() {
     let gateway = Gateway::new().await;
     let answer = gateway.send("POST /v2/keys.deleteKey HTTP/1.1\r\ncontent-length: 2", "{}").await;

@@ -2,13 +2,14 @@
 //!
 //! * [`access`]: the order of checks, and permissions.
 //! * [`apis`], [`keys`], [`verify`], [`propagation`]: what each endpoint does.
-//! * [`http`]: methods, headers, sizes.
+//! * [`http`]: methods, headers, sizes. [`openapi`]: the document that describes them.
 //! * [`rate_limit`]: how much a workspace may request.
 
 mod access;
 mod apis;
 mod http;
 mod keys;
+mod openapi;
 mod propagation;
 mod rate_limit;
 mod verify;
@@ -56,9 +57,9 @@ const ALL: [&str; 8] = [
 
 const JSON_TYPE: &str = "content-type: application/json";
 
-/// All but the one that requires no root key.
+/// All but those that require no root key.
 fn endpoints() -> impl Iterator<Item = &'static str> {
-    Endpoint::ALL.into_iter().map(Endpoint::path).filter(|path| *path != LIVENESS_PATH)
+    Endpoint::ALL.into_iter().filter(|endpoint| !endpoint.is_open()).map(Endpoint::path)
 }
 
 struct HttpAnswer {
@@ -130,11 +131,21 @@ impl Home {
 
     /// With limits of single workspaces.
     async fn with(limits: HttpLimits, workspaces: &[(&str, RequestLimit)]) -> Self {
-        Self::that_trusts(Duration::from_hours(1), limits, workspaces).await
+        Self::that_trusts(Duration::from_hours(1), limits, workspaces, &[]).await
+    }
+
+    async fn behind(proxies: &[&str]) -> Self {
+        Self::that_trusts(Duration::from_hours(1), HttpLimits::default(), &[], proxies).await
     }
 
     /// With a limit to the age of the round that vouches for the store.
-    async fn that_trusts(trust: Duration, limits: HttpLimits, workspaces: &[(&str, RequestLimit)]) -> Self {
+    async fn that_trusts(
+        trust: Duration,
+        limits: HttpLimits,
+        workspaces: &[(&str, RequestLimit)],
+        proxies: &[&str],
+    ) -> Self {
+        let parsed = |proxy: &str| proxy.to_owned().try_into().unwrap();
         let directory = tempfile::tempdir().unwrap();
         let store = Arc::new(SqliteStore::open(&directory.path().join("home.db")).await.unwrap());
         let registry = Registry::new(metrics::SPECS, &[]).unwrap();
@@ -154,6 +165,7 @@ impl Home {
             store: store.clone(),
             receipts,
             limits: Arc::new(RateLimits::new(&rate_limit)),
+            proxies: TrustedProxies::new(proxies.iter().map(|proxy| parsed(proxy)).collect()),
             wake: shared.wake.clone(),
             freshness: shared.freshness_guard(trust),
             metrics: shared.metrics,
@@ -203,11 +215,13 @@ impl Home {
         stream.read_to_string(&mut answer).await.unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
         let header = |line: &str| line.split_once(": ").map(|(name, value)| (name.into(), value.into()));
-        HttpAnswer {
+        let answer = HttpAnswer {
             status: head.split(' ').nth(1).unwrap().parse().unwrap(),
             headers: head.lines().filter_map(header).collect(),
             body: body.to_owned(),
-        }
+        };
+        openapi::check(lines[0], &answer);
+        answer
     }
 
     async fn post_with(&self, path: &str, headers: &[&str], body: &str) -> HttpAnswer {

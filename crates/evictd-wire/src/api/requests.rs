@@ -9,7 +9,7 @@ macro_rules! request {
         impl $request {
             pub const PATH: &'static str = $path;
 
-            const SCHEMA: Schema = Schema::$kind(Self::PATH, $fields);
+            pub(in crate::api) const SCHEMA: Schema = Schema::$kind(Self::PATH, $fields);
 
             /// Parses and checks a body. The error lists every problem.
             pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
@@ -55,6 +55,18 @@ macro_rules! endpoints {
                 $($request = $request::PATH,)*
                 /// A GET without body and root key.
                 Liveness = LIVENESS_PATH,
+                /// The same: the description of the API.
+                OpenApi = OPENAPI_PATH,
+            }
+        }
+
+        impl Endpoint {
+            /// Returns the schema of the body; `None` for a GET.
+            pub(super) fn schema(self) -> Option<&'static Schema> {
+                match self {
+                    $(Self::$request => Some(const { &$request::SCHEMA }),)*
+                    Self::Liveness | Self::OpenApi => None,
+                }
             }
         }
     };
@@ -70,6 +82,11 @@ impl Endpoint {
         self.label()
     }
 
+    /// Whether it is a GET without body and root key.
+    pub fn is_open(self) -> bool {
+        self.schema().is_none()
+    }
+
     /// Finds the endpoint at `path`.
     pub fn of(path: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|endpoint| endpoint.path() == path)
@@ -77,6 +94,7 @@ impl Endpoint {
 }
 
 pub const LIVENESS_PATH: &str = "/v2/liveness";
+pub const OPENAPI_PATH: &str = "/openapi.yaml";
 
 /// A change of an optional property: absent, `null`, or a value.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]

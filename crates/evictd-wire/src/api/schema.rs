@@ -34,10 +34,10 @@ pub(super) struct Schema {
 }
 
 pub(super) struct Field {
-    name: &'static str,
-    required: bool,
-    nullable: bool,
-    rule: ValueRule,
+    pub(super) name: &'static str,
+    pub(super) required: bool,
+    pub(super) nullable: bool,
+    pub(super) rule: ValueRule,
 }
 
 /// The constraints of a field's value.
@@ -113,6 +113,12 @@ pub(super) const PERMISSION_PATTERN: Pattern =
 pub(super) const STORED_PATTERN: Pattern =
     Pattern { text: r"^[^\x00]*$", matches: |text| !text.contains('\0') };
 
+impl Pattern {
+    pub(super) fn text(&self) -> &'static str {
+        self.text
+    }
+}
+
 impl Field {
     pub(super) const fn required(name: &'static str, rule: ValueRule) -> Self {
         Self { required: true, ..Self::optional(name, rule) }
@@ -142,6 +148,14 @@ impl Schema {
     /// Ignores unknown fields.
     pub(super) const fn lenient(path: &'static str, fields: &'static [Field]) -> Self {
         Self { path, fields, strict: false }
+    }
+
+    pub(super) fn fields(&self) -> &'static [Field] {
+        self.fields
+    }
+
+    pub(super) fn is_strict(&self) -> bool {
+        self.strict
     }
 
     /// Finds every problem of `body`.

@@ -17,15 +17,40 @@ async fn liveness_needs_no_root_key() {
 #[tokio::test]
 async fn other_paths_and_methods_are_refused_in_plain_text() {
     let home = Home::new().await;
-    for path in ["/v2/apis.listApis", "/", "/v2/keys.deleteKey/", "/v2/keys.deletekey", "/v1/keys.deleteKey"]
-    {
+    // Those that Unkey has and evictd leaves out, one of each group.
+    let left_out = [
+        "keys.whoami",
+        "analytics.getVerifications",
+        "identities.getIdentity",
+        "permissions.createRole",
+        "ratelimit.limit",
+        "deploy.getDeployment",
+        "apps.getApp",
+        "deployments.getDeployment",
+        "domains.getDomain",
+        "environments.getEnvironment",
+        "gateway.listPolicies",
+        "github.installApp",
+        "portal.createSession",
+        "projects.getProject",
+    ]
+    .map(|operation| format!("/v2/{operation}"));
+    let others = [
+        "/v2/apis.listApis",
+        "/",
+        "/v2/keys.deleteKey/",
+        "/v2/keys.deletekey",
+        "/v1/keys.deleteKey",
+        "/reference",
+    ];
+    for path in left_out.iter().map(String::as_str).chain(others) {
         let answer = home.post_with(path, &[ROOT], "{}").await;
         assert_eq!((answer.status, answer.body.as_str()), (404, "404 page not found\n"), "{path}");
         assert!(answer.content_type().starts_with("text/plain"), "{path}");
     }
     for endpoint in Endpoint::ALL {
         let (wrong, allowed) = match endpoint {
-            Endpoint::Liveness => (["POST", "PUT", "DELETE"], "GET, HEAD"),
+            Endpoint::Liveness | Endpoint::OpenApi => (["POST", "PUT", "DELETE"], "GET, HEAD"),
             _ => (["GET", "PUT", "DELETE"], "POST"),
         };
         for method in wrong {

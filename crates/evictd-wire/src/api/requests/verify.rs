@@ -50,7 +50,7 @@ struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 impl<'a> VerifyKey<'a> {
     pub const PATH: &'static str = "/v2/keys.verifyKey";
 
-    const SCHEMA: Schema = Schema::strict(
+    pub(in crate::api) const SCHEMA: Schema = Schema::strict(
         Self::PATH,
         &[
             Field::required("key", text(1, KEY_CHARS_MAX)),
