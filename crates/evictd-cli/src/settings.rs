@@ -78,10 +78,7 @@ impl ClientSettings {
         let files = ConfigFiles { named, must_exist: given.is_none(), env, loaded: OnceCell::new() };
         let root_key = match given {
             Some(key) => Secret::new(key.trim()),
-            None => {
-                let found = files.text("root_key")?;
-                Secret::new(found.map_or_else(|| Err(files.no_root_key()), Ok)?)
-            }
+            None => Secret::new(files.text("root_key")?.ok_or_else(|| files.no_root_key())?),
         };
         let (url, server) = match &flags.api_url {
             Some(url) => (url.clone(), server),
@@ -370,8 +367,8 @@ mod tests {
             ("/home/u/.evictd/config.toml", "root_key = \"\"\"\nunkey_1\n\"\"\"\napi_url = ' http://h '");
         let settings = resolve(&flags(None), ApiServer::Publisher, &[HOME], &[file]).unwrap();
         assert_eq!((settings.root_key.expose(), settings.url.as_str()), ("unkey_1", "http://h"));
-        let blank = ("/home/u/.evictd/config.toml", "root_key = ' \\n'".replace("'", "\""));
-        assert!(resolve(&flags(None), ApiServer::Publisher, &[HOME], &[(blank.0, &blank.1)]).is_err());
+        let blank = ("/home/u/.evictd/config.toml", r#"root_key = " \n""#);
+        assert!(resolve(&flags(None), ApiServer::Publisher, &[HOME], &[blank]).is_err());
     }
 
     #[test]

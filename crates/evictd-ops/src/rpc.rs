@@ -43,6 +43,7 @@ impl RpcCall {
     }
 
     /// Reads a GET, whose path says everything.
+    #[expect(clippy::result_large_err, reason = "either is used at once")]
     pub fn read_open(request: Request) -> Result<Self, Reply> {
         match request.parts.method {
             Method::GET | Method::HEAD => Ok(Self::without_body(request)),

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::error::{JSON, PROBLEM_JSON};
 use super::prefer;
 use super::requests::Endpoint;
-use super::schema::{Field, Harmless, Schema, ValueRule};
+use super::schema::{Field, Harmless, Pattern, Schema, ValueRule};
 
 /// The content type of the document.
 pub const YAML: &str = "application/yaml";
@@ -338,11 +338,11 @@ impl Field {
     /// `None` if no value is accepted.
     fn to_json_schema(&self) -> Option<Value> {
         let mut schema = match &self.rule {
-            ValueRule::Text { min, max, pattern } => texts(*min, *max, pattern.map(|pattern| pattern.text())),
+            ValueRule::Text { min, max, pattern } => texts(*min, *max, *pattern),
             ValueRule::Texts { max_items, min, max, pattern } => json!({
                 "type": "array",
                 "maxItems": max_items,
-                "items": texts(*min, *max, pattern.map(|pattern| pattern.text())),
+                "items": texts(*min, *max, *pattern),
             }),
             ValueRule::Flag => json!({ "type": "boolean" }),
             ValueRule::Integer { min, max } => json!({ "type": "integer", "minimum": min, "maximum": max }),
@@ -377,7 +377,7 @@ impl Harmless {
     }
 }
 
-fn texts(min: usize, max: usize, pattern: Option<&str>) -> Value {
+fn texts(min: usize, max: usize, pattern: Option<&Pattern>) -> Value {
     let mut schema = json!({ "type": "string" });
     if min > 0 {
         schema["minLength"] = json!(min);
@@ -386,7 +386,7 @@ fn texts(min: usize, max: usize, pattern: Option<&str>) -> Value {
         schema["maxLength"] = json!(max);
     }
     if let Some(pattern) = pattern {
-        schema["pattern"] = json!(pattern);
+        schema["pattern"] = json!(pattern.text());
     }
     schema
 }

@@ -237,7 +237,11 @@ fn json_form(character: char) -> String {
     match character {
         '"' | '\\' => format!("\\{character}"),
         _ if character == '\'' || character.escape_debug().len() == 1 => character.to_string(),
-        _ => character.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")).collect(),
+        _ => {
+            let mut units = [0; 2];
+            let units = character.encode_utf16(&mut units).iter();
+            units.fold(String::new(), |text, unit| format!("{text}\\u{unit:04x}"))
+        }
     }
 }
 
