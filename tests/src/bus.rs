@@ -1,4 +1,4 @@
-//! [`Bus`]: a small NATS client that observes the bus and tries what is forbidden.
+//! [`NatsConnection`]: a small NATS client that observes the bus and tries what is forbidden.
 //!
 //! The daemons' own client hides the server's permission errors; this one returns them.
 
@@ -28,17 +28,17 @@ pub struct Message {
 }
 
 /// A connection to a NATS server, as a client or (for tests of permissions) as a leaf node.
-pub struct Bus {
+pub struct NatsConnection {
     stream: TcpStream,
     parser: FrameParser,
     /// Received while waiting for something else.
     messages: VecDeque<Message>,
-    /// Errors that the server has sent since the last [`Bus::sync`].
+    /// Errors that the server has sent since the last [`NatsConnection::sync`].
     errors: Vec<String>,
     subscriptions: u32,
 }
 
-impl Bus {
+impl NatsConnection {
     /// Connects as a client. A refused login is an error with the server's message.
     pub fn connect(server: SocketAddr, login: &Login) -> Result<Self> {
         // No headers: the server then sends every message in the plain form.

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::{Value, json};
 
-use crate::home_store::{HomeStore, check_plain_log, wait_for_receipts};
+use crate::home_store::{HomeStoreAddress, check_plain_log, wait_for_receipts};
 use crate::http::{Client, Response};
 use crate::process::evictd_command;
 use crate::topology::{Plan, Topology};
@@ -89,7 +89,7 @@ pub fn run(dir: &Path, plan: &Plan, run: CrashRun) -> Result<Report> {
     let keys = create_keys(&topology, run)?;
     let (staying, doomed): (Vec<_>, Vec<_>) =
         keys.into_iter().enumerate().partition(|(index, _)| index % ONE_STAYS_OF == 0);
-    let (staying, doomed): (Vec<Key>, Vec<Key>) =
+    let (staying, doomed): (Vec<CreatedKey>, Vec<CreatedKey>) =
         (staying.into_iter().map(|(_, key)| key).collect(), doomed.into_iter().map(|(_, key)| key).collect());
     // Agents must have cached keys to evict.
     expect_everywhere(&topology, run.clients, doomed.iter().step_by(50), "VALID")?;
@@ -106,7 +106,7 @@ pub fn run(dir: &Path, plan: &Plan, run: CrashRun) -> Result<Report> {
     }
     let requests: Vec<String> = requests.into_values().collect();
     events.report.confirmed = final_receipts(&topology, run.clients, &requests)?;
-    let store = HomeStore::of(&topology.publisher.config)?;
+    let store = HomeStoreAddress::of(&topology.publisher.config)?;
     wait_for_receipts(STORED, |statement| store.read(statement))?;
     check_plain_log(|statement| store.read(statement))?;
     events.report.ensure_enough_happened()?;
@@ -114,7 +114,7 @@ pub fn run(dir: &Path, plan: &Plan, run: CrashRun) -> Result<Report> {
 }
 
 #[derive(Clone, Debug)]
-struct Key {
+struct CreatedKey {
     id: String,
     text: String,
 }
@@ -156,7 +156,7 @@ fn publishers(topology: &Topology) -> Vec<SocketAddr> {
     topology.publishers().map(|node| node.http).collect()
 }
 
-fn create_keys(topology: &Topology, run: CrashRun) -> Result<Vec<Key>> {
+fn create_keys(topology: &Topology, run: CrashRun) -> Result<Vec<CreatedKey>> {
     let publishers = publishers(topology);
     let api = topology.call(&topology.publisher, "apis.createApi", &json!({ "name": "crash run" }))?;
     let body = json!({ "apiId": api.body["data"]["apiId"] });
@@ -164,7 +164,7 @@ fn create_keys(topology: &Topology, run: CrashRun) -> Result<Vec<Key>> {
         let publisher = publishers[turn % publishers.len()];
         let answer = post(client, publisher, topology.root_key(), "keys.createKey", &body)?;
         let text = |member: &str| Some(answer.body["data"][member].as_str()?.to_owned());
-        let key = text("keyId").zip(text("key")).map(|(id, text)| Key { id, text });
+        let key = text("keyId").zip(text("key")).map(|(id, text)| CreatedKey { id, text });
         key.with_context(|| format!("createKey answered {}: {}", answer.status, answer.text))
     })
 }
@@ -186,7 +186,7 @@ struct Events {
 }
 
 /// Deletes `doomed` by all clients, while a publisher is killed and started again every few seconds.
-fn delete_under_fire(topology: &mut Topology, run: CrashRun, doomed: &[Key]) -> Result<Events> {
+fn delete_under_fire(topology: &mut Topology, run: CrashRun, doomed: &[CreatedKey]) -> Result<Events> {
     let root_key = topology.root_key().to_owned();
     let publishers = publishers(topology);
     let over = AtomicBool::new(false);
@@ -246,7 +246,7 @@ fn delete(
     publishers: &[SocketAddr],
     turn: usize,
     root_key: &str,
-    key: &Key,
+    key: &CreatedKey,
 ) -> Result<Ended> {
     let body = json!({ "keyId": key.id });
     let mut turns = turn..;
@@ -284,11 +284,11 @@ fn is_refused(failure: &anyhow::Error) -> bool {
 fn expect_everywhere<'a>(
     topology: &Topology,
     threads: usize,
-    keys: impl Iterator<Item = &'a Key>,
+    keys: impl Iterator<Item = &'a CreatedKey>,
     code: &str,
 ) -> Result<()> {
     let agents: Vec<SocketAddr> = topology.agents().map(|agent| agent.http).collect();
-    let pairs: Vec<(SocketAddr, &Key)> =
+    let pairs: Vec<(SocketAddr, &CreatedKey)> =
         keys.flat_map(|key| agents.iter().map(move |agent| (*agent, key))).collect();
     let verified = shared_among(threads, &pairs, |client, _, (agent, key)| {
         let mut last = String::new();
@@ -304,7 +304,7 @@ fn expect_everywhere<'a>(
 }
 
 /// Returns the keys of `doomed` with the requests that deleted them. Each has exactly one, and no other key has any.
-fn audited_deletions(topology: &Topology, doomed: &[Key]) -> Result<HashMap<String, String>> {
+fn audited_deletions(topology: &Topology, doomed: &[CreatedKey]) -> Result<HashMap<String, String>> {
     let mut command = evictd_command()?;
     command.args(["audit", "--limit", "10000000", "--output", "json", "--config"]);
     let output = command.arg(&topology.publisher.config).output().context("running `evictd audit`")?;

@@ -4,7 +4,7 @@
 //! deletion has its receipt.
 //!
 //! The checks take a function that runs one statement and returns the first value of its result as text, or an empty
-//! string. [`HomeStore::read`] is one that can't write; tests that also change the store have their own.
+//! string. [`HomeStoreAddress::read`] is one that can't write; tests that also change the store have their own.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -20,14 +20,14 @@ use crate::wait::try_eventually;
 
 /// Where the home store is.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum HomeStore {
+pub enum HomeStoreAddress {
     /// In this file.
     Sqlite(PathBuf),
     /// In the database at this URL.
     Postgres(String),
 }
 
-impl HomeStore {
+impl HomeStoreAddress {
     /// Returns the store of the publisher with this configuration file.
     pub fn of(config: &Path) -> Result<Self> {
         let text = fs::read_to_string(config).with_context(|| format!("reading {}", config.display()))?;
@@ -233,13 +233,13 @@ mod tests {
             SELECT request_id, 'ws', epoch, position, 1, 1, '{}' FROM invalidations WHERE cause = 'deleted';";
 
     /// Creates a store with [`SOUND`] in it, and applies `damage`.
-    fn store_with(dir: &Path, damage: &str) -> Result<HomeStore> {
+    fn store_with(dir: &Path, damage: &str) -> Result<HomeStoreAddress> {
         const SCRIPT: &str = "import sqlite3, sys\n\
             sqlite3.connect(sys.argv[1]).executescript(sys.argv[2])";
         const SCHEMA: &str = include_str!("../../crates/evictd-store/migrations/sqlite/0001_home_store.sql");
         let path = dir.join("home.db");
         python(SCRIPT, &path, &["BEGIN;", SCHEMA, SOUND, damage, "; COMMIT"].concat())?;
-        Ok(HomeStore::Sqlite(path))
+        Ok(HomeStoreAddress::Sqlite(path))
     }
 
     /// Returns the checks' error for a store with such damage, or "sound".

@@ -338,6 +338,11 @@ impl NatsServer {
         self.wait_until_it_listens()
     }
 
+    /// Sends SIGHUP: it reads its configuration again, and disconnects users whose login has changed.
+    pub fn reload(&self) -> Result<()> {
+        self.daemon.hang_up()
+    }
+
     /// Sends SIGSTOP: it freezes, and its sockets stay open.
     pub fn pause(&mut self) -> Result<()> {
         self.daemon.pause()
@@ -365,18 +370,18 @@ mod tests {
     use std::net::TcpStream;
 
     use super::*;
-    use crate::bus::Bus;
+    use crate::bus::NatsConnection;
 
     #[test]
     fn a_restarted_server_has_the_same_ports_and_users() -> Result<()> {
         let dir = tempfile::tempdir()?;
         let mut server = NatsServer::start_single(dir.path(), Listen::free()?, &[("eu", "a1")])?;
         let login = server.login(&User::agent("eu", "a1"))?.clone();
-        Bus::connect(server.clients(), &login)?;
+        NatsConnection::connect(server.clients(), &login)?;
         server.kill()?;
         assert!(TcpStream::connect(server.clients()).is_err());
         server.restart()?;
-        Bus::connect(server.clients(), &login)?;
+        NatsConnection::connect(server.clients(), &login)?;
         server.stop()?;
         Ok(())
     }
@@ -392,7 +397,7 @@ mod tests {
         left.sort();
         assert_eq!(left, ["nats.conf", "users.conf"]);
         server.restart()?;
-        let mut bus = Bus::connect(server.clients(), &login)?;
+        let mut bus = NatsConnection::connect(server.clients(), &login)?;
         bus.subscribe("evictd.v1.live", None)?;
         assert_eq!(bus.sync()?, Vec::<String>::new());
         let connections = server.connections()?;
@@ -409,7 +414,7 @@ mod tests {
         server
             .edit_users("subscribe { allow: [\"evictd.v1.live\"", "subscribe { allow: [\"evictd.v1.lve\"")?;
         server.restart()?;
-        let mut bus = Bus::connect(server.clients(), &login)?;
+        let mut bus = NatsConnection::connect(server.clients(), &login)?;
         bus.subscribe("evictd.v1.live", None)?;
         assert_eq!(bus.sync()?.len(), 1, "one error");
         assert!(server.edit_users("no such text", "").is_err());

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
-use crate::bus::{Bus, Message};
+use crate::bus::{Message, NatsConnection};
 use crate::nats_server::{Listen, Login, NatsServer, User};
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -16,15 +16,15 @@ const DEADLINE: Duration = Duration::from_secs(20);
 const REQUESTS: [&str; 4] = ["probe", "replay", "lookup", "applied"];
 
 /// Home and the servers of `eu` and `us`, with one publisher that subscribes to all requests.
-struct World {
+struct LeafTopology {
     home: NatsServer,
     eu: NatsServer,
     us: NatsServer,
-    publisher: Bus,
+    publisher: NatsConnection,
     _dir: TempDir,
 }
 
-impl World {
+impl LeafTopology {
     fn start() -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let mut home = NatsServer::start_home(dir.path(), Listen::free()?, &["eu", "us"])?;
@@ -36,20 +36,22 @@ impl World {
         eu.wait_for_leaves(1)?;
         us.wait_for_leaves(1)?;
         home.wait_for_leaves(2)?;
-        let mut publisher = Bus::connect(home.clients(), home.login(&User::Publisher)?)?;
+        let mut publisher = NatsConnection::connect(home.clients(), home.login(&User::Publisher)?)?;
         for kind in REQUESTS {
             publisher.subscribe(&format!("evictd.v1.{kind}.>"), Some("authority"))?;
         }
         assert_eq!(publisher.sync()?, NOTHING);
         let mut world = Self { home, eu, us, publisher, _dir: dir };
-        World::agent(&world.eu, "eu", "a1").and_then(|agent| world.wait_until_received(agent, "eu"))?;
-        World::agent(&world.us, "us", "a1").and_then(|agent| world.wait_until_received(agent, "us"))?;
+        LeafTopology::agent(&world.eu, "eu", "a1")
+            .and_then(|agent| world.wait_until_received(agent, "eu"))?;
+        LeafTopology::agent(&world.us, "us", "a1")
+            .and_then(|agent| world.wait_until_received(agent, "us"))?;
         Ok(world)
     }
 
     /// Waits until the region's server forwards requests, and until none of them is in flight. It learns of
     /// subscriptions at home with a delay, and drops requests until then.
-    fn wait_until_received(&mut self, mut agent: Bus, region: &str) -> Result<()> {
+    fn wait_until_received(&mut self, mut agent: NatsConnection, region: &str) -> Result<()> {
         let subject = format!("evictd.v1.applied.{region}.a1");
         crate::wait::try_eventually("the publisher to receive", DEADLINE, || {
             agent.publish(&subject, None, b"hello?")?;
@@ -61,12 +63,12 @@ impl World {
         Ok(())
     }
 
-    fn agent(server: &NatsServer, region: &str, agent: &str) -> Result<Bus> {
-        Bus::connect(server.clients(), server.login(&User::agent(region, agent))?)
+    fn agent(server: &NatsServer, region: &str, agent: &str) -> Result<NatsConnection> {
+        NatsConnection::connect(server.clients(), server.login(&User::agent(region, agent))?)
     }
 
-    fn eu_leaf(&self) -> Result<Bus> {
-        Bus::connect_leaf(self.home.leaves(), self.home.login(&User::leaf("eu"))?)
+    fn eu_leaf(&self) -> Result<NatsConnection> {
+        NatsConnection::connect_leaf(self.home.leaves(), self.home.login(&User::leaf("eu"))?)
     }
 }
 
@@ -75,14 +77,14 @@ const QUEUE: Option<&str> = Some("| authority");
 
 const NOTHING: [&str; 0] = [];
 
-type Connect = fn(SocketAddr, &Login) -> Result<Bus>;
+type Connect = fn(SocketAddr, &Login) -> Result<NatsConnection>;
 
 fn refused(errors: &[String], subject: &str) -> bool {
     matches!(errors, [only] if only.contains("Permissions Violation") && only.contains(&format!("\"{subject}\"")))
 }
 
 /// Publishing and subscribing cause no errors.
-fn assert_allowed(bus: &mut Bus, publish: &[&str], subscribe: &[&str]) -> Result<()> {
+fn assert_allowed(bus: &mut NatsConnection, publish: &[&str], subscribe: &[&str]) -> Result<()> {
     for subject in publish {
         bus.publish(subject, None, b"x")?;
         assert_eq!(bus.sync()?, NOTHING, "publishing {subject}");
@@ -94,7 +96,7 @@ fn assert_allowed(bus: &mut Bus, publish: &[&str], subscribe: &[&str]) -> Result
     Ok(())
 }
 
-fn assert_refused(bus: &mut Bus, publish: &[&str], subscribe: &[&str]) -> Result<()> {
+fn assert_refused(bus: &mut NatsConnection, publish: &[&str], subscribe: &[&str]) -> Result<()> {
     for subject in publish {
         bus.publish(subject, None, b"x")?;
         assert!(refused(&bus.sync()?, subject), "publishing {subject} was not refused");
@@ -106,14 +108,14 @@ fn assert_refused(bus: &mut Bus, publish: &[&str], subscribe: &[&str]) -> Result
     Ok(())
 }
 
-fn next(bus: &mut Bus) -> Result<Message> {
+fn next(bus: &mut NatsConnection) -> Result<Message> {
     bus.next(DEADLINE)?.context("an expected message never arrived")
 }
 
 #[test]
 fn requests_and_answers_cross_the_leaf_connection() -> Result<()> {
-    let mut world = World::start()?;
-    let mut agent = World::agent(&world.eu, "eu", "a1")?;
+    let mut world = LeafTopology::start()?;
+    let mut agent = LeafTopology::agent(&world.eu, "eu", "a1")?;
     agent.subscribe("_INBOX_evictd.eu.a1.>", None)?;
     agent.subscribe("evictd.v1.live", None)?;
     assert_eq!(agent.sync()?, NOTHING);
@@ -133,12 +135,12 @@ fn requests_and_answers_cross_the_leaf_connection() -> Result<()> {
 
 #[test]
 fn retries_reach_publishers_outside_the_queue_group() -> Result<()> {
-    let mut world = World::start()?;
-    let mut other = Bus::connect(world.home.clients(), world.home.login(&User::Publisher)?)?;
+    let mut world = LeafTopology::start()?;
+    let mut other = NatsConnection::connect(world.home.clients(), world.home.login(&User::Publisher)?)?;
     other.subscribe("evictd.v1.probe.*.*.any", None)?;
     assert_eq!(other.sync()?, NOTHING);
     // The region's server learns of the subscription with a delay.
-    let mut agent = World::agent(&world.eu, "eu", "a1")?;
+    let mut agent = LeafTopology::agent(&world.eu, "eu", "a1")?;
     let received = crate::wait::try_eventually("the retry", DEADLINE, || {
         agent.publish("evictd.v1.probe.eu.a1.any", None, b"retry")?;
         agent.sync()?;
@@ -151,8 +153,8 @@ fn retries_reach_publishers_outside_the_queue_group() -> Result<()> {
 
 #[test]
 fn an_agent_sends_requests_only_in_its_own_name() -> Result<()> {
-    let world = World::start()?;
-    let mut agent = World::agent(&world.eu, "eu", "a1")?;
+    let world = LeafTopology::start()?;
+    let mut agent = LeafTopology::agent(&world.eu, "eu", "a1")?;
     for kind in REQUESTS {
         let [own, neighbor, abroad, deeper] =
             ["eu.a1", "eu.a2", "us.a1", "eu.a1.more"].map(|name| format!("evictd.v1.{kind}.{name}"));
@@ -169,8 +171,8 @@ fn an_agent_sends_requests_only_in_its_own_name() -> Result<()> {
 
 #[test]
 fn an_agent_receives_only_the_live_feed_and_its_inbox() -> Result<()> {
-    let world = World::start()?;
-    let mut agent = World::agent(&world.eu, "eu", "a1")?;
+    let world = LeafTopology::start()?;
+    let mut agent = LeafTopology::agent(&world.eu, "eu", "a1")?;
     assert_allowed(&mut agent, &[], &["evictd.v1.live", "_INBOX_evictd.eu.a1.>", "_INBOX_evictd.eu.a1.x"])?;
     let forbidden = [
         "_INBOX_evictd.eu.a2.>",
@@ -191,11 +193,11 @@ fn an_agent_receives_only_the_live_feed_and_its_inbox() -> Result<()> {
 
 #[test]
 fn only_publishers_publish_on_the_live_feed() -> Result<()> {
-    let mut world = World::start()?;
+    let mut world = LeafTopology::start()?;
     let among_publishers = ["evictd.v1.publishers", "evictd.v1.publishers.00c0ffee.01"];
     assert_allowed(&mut world.publisher, &among_publishers, &among_publishers)?;
     assert_allowed(&mut world.publisher, &["evictd.v1.live"], &["evictd.v1.live"])?;
-    let mut agent = World::agent(&world.us, "us", "a2")?;
+    let mut agent = LeafTopology::agent(&world.us, "us", "a2")?;
     assert_refused(&mut agent, &["evictd.v1.live"], &[])?;
     assert_refused(&mut agent, &among_publishers, &[])?;
     let mut leaf = world.eu_leaf()?;
@@ -204,7 +206,7 @@ fn only_publishers_publish_on_the_live_feed() -> Result<()> {
 
 #[test]
 fn a_publisher_replies_only_to_agents_inboxes() -> Result<()> {
-    let mut world = World::start()?;
+    let mut world = LeafTopology::start()?;
     let publisher = &mut world.publisher;
     assert_allowed(publisher, &["_INBOX_evictd.eu.a1.x", "_INBOX_evictd.us.a2.y.z"], &[])?;
     // A requester could name each of these as its reply subject.
@@ -215,7 +217,7 @@ fn a_publisher_replies_only_to_agents_inboxes() -> Result<()> {
 
 #[test]
 fn a_regions_server_sends_requests_only_of_its_agents() -> Result<()> {
-    let mut world = World::start()?;
+    let mut world = LeafTopology::start()?;
     for kind in REQUESTS {
         let mut leaf = world.eu_leaf()?;
         leaf.send_message("LMSG", &format!("evictd.v1.{kind}.eu.a7"), QUEUE, b"x")?;
@@ -238,7 +240,7 @@ fn a_regions_server_sends_requests_only_of_its_agents() -> Result<()> {
 
 #[test]
 fn a_regions_server_receives_only_for_its_agents() -> Result<()> {
-    let mut world = World::start()?;
+    let mut world = LeafTopology::start()?;
     for pattern in [
         ">",
         "evictd.v1.live",
@@ -255,7 +257,7 @@ fn a_regions_server_receives_only_for_its_agents() -> Result<()> {
             leaf.send_line(&format!("LS+ {subject}"))?;
         }
         assert_eq!(leaf.sync()?, NOTHING);
-        let mut us = World::agent(&world.us, "us", "a1")?;
+        let mut us = LeafTopology::agent(&world.us, "us", "a1")?;
         us.publish("evictd.v1.probe.us.a1", None, b"x")?;
         assert_eq!(next(&mut world.publisher)?.subject, "evictd.v1.probe.us.a1");
         for subject in ["_INBOX_evictd.us.a1.x", "evictd.v1.live", "_INBOX_evictd.eu.a1.x"] {
@@ -281,13 +283,13 @@ fn a_regions_server_receives_only_for_its_agents() -> Result<()> {
 fn a_refused_agent_does_not_disconnect_its_region() -> Result<()> {
     // Home closes the connection of a leaf that breaks its permissions (see above). So a region's server must not
     // forward such messages: otherwise one bad agent could cut off its whole region.
-    let mut world = World::start()?;
-    let mut bad = World::agent(&world.eu, "eu", "a2")?;
+    let mut world = LeafTopology::start()?;
+    let mut bad = LeafTopology::agent(&world.eu, "eu", "a2")?;
     assert_refused(&mut bad, &["evictd.v1.live", "evictd.v1.probe.us.a1"], &["_INBOX_evictd.us.>", ">"])?;
     // NATS doesn't check reply subjects; the publisher must.
     bad.publish("evictd.v1.probe.eu.a2", Some("_INBOX_evictd.us.a1.x"), b"x")?;
     assert_eq!(next(&mut world.publisher)?.reply.as_deref(), Some("_INBOX_evictd.us.a1.x"));
-    let mut good = World::agent(&world.eu, "eu", "a1")?;
+    let mut good = LeafTopology::agent(&world.eu, "eu", "a1")?;
     good.publish("evictd.v1.probe.eu.a1", None, b"x")?;
     assert_eq!(next(&mut world.publisher)?.subject, "evictd.v1.probe.eu.a1");
     world.eu.wait_for_leaves(1)?;
@@ -297,7 +299,7 @@ fn a_refused_agent_does_not_disconnect_its_region() -> Result<()> {
 
 #[test]
 fn each_kind_of_login_works_only_where_it_belongs() -> Result<()> {
-    let world = World::start()?;
+    let world = LeafTopology::start()?;
     let (clients, leaves) = (world.home.clients(), world.home.leaves());
     let publisher = world.home.login(&User::Publisher)?.clone();
     let leaf = world.home.login(&User::leaf("eu"))?.clone();
@@ -306,15 +308,15 @@ fn each_kind_of_login_works_only_where_it_belongs() -> Result<()> {
     let wrong = Login { user: publisher.user.clone(), password: leaf.password.clone() };
 
     let attempts: [(&str, Connect, SocketAddr, &Login, bool); 9] = [
-        ("a publisher at home", Bus::connect, clients, &publisher, true),
-        ("a region's server at home", Bus::connect_leaf, leaves, &leaf, true),
-        ("an agent at its region's server", Bus::connect, world.eu.clients(), &agent, true),
-        ("a client without a login", Bus::connect, clients, &none, false),
-        ("a leaf without a login", Bus::connect_leaf, leaves, &none, false),
-        ("a wrong password", Bus::connect, clients, &wrong, false),
-        ("a publisher as a leaf", Bus::connect_leaf, leaves, &publisher, false),
-        ("a region's server as a client", Bus::connect, clients, &leaf, false),
-        ("an agent in another region", Bus::connect, world.us.clients(), &agent, false),
+        ("a publisher at home", NatsConnection::connect, clients, &publisher, true),
+        ("a region's server at home", NatsConnection::connect_leaf, leaves, &leaf, true),
+        ("an agent at its region's server", NatsConnection::connect, world.eu.clients(), &agent, true),
+        ("a client without a login", NatsConnection::connect, clients, &none, false),
+        ("a leaf without a login", NatsConnection::connect_leaf, leaves, &none, false),
+        ("a wrong password", NatsConnection::connect, clients, &wrong, false),
+        ("a publisher as a leaf", NatsConnection::connect_leaf, leaves, &publisher, false),
+        ("a region's server as a client", NatsConnection::connect, clients, &leaf, false),
+        ("an agent in another region", NatsConnection::connect, world.us.clients(), &agent, false),
     ];
     for (user, connect, server, login, is_allowed) in attempts {
         match connect(server, login) {
@@ -329,7 +331,7 @@ fn each_kind_of_login_works_only_where_it_belongs() -> Result<()> {
 }
 
 /// The server refuses `subject` by ending the leaf connection.
-fn assert_leaf_is_closed(leaf: &mut Bus, subject: &str) -> Result<()> {
+fn assert_leaf_is_closed(leaf: &mut NatsConnection, subject: &str) -> Result<()> {
     leaf.send_message("LMSG", subject, QUEUE, b"x")?;
     let error = leaf.sync().err().with_context(|| format!("{subject} was not refused"))?;
     let expected = format!("Permissions Violation for Publish to \"{subject}\"");

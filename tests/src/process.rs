@@ -262,6 +262,13 @@ impl Daemon {
         self.signal(Signal::TERM)
     }
 
+    /// Sends SIGHUP to a process that runs.
+    pub fn hang_up(&self) -> Result<()> {
+        // The child isn't waited for yet, so its id is no other process's.
+        let sent = kill_process(Pid::from_child(&self.child), Signal::HUP);
+        sent.with_context(|| format!("sending SIGHUP to {}", self.launch.name))
+    }
+
     /// Sends SIGINT, as Ctrl-C does, and waits until it has ended.
     pub fn interrupt(&mut self, deadline: Duration) -> Result<ExitStatus> {
         self.signal(Signal::INT)?;

@@ -5,7 +5,7 @@
 //! ([`Proxy::lead_to`]).
 //!
 //! Each connection has two threads per direction: one reads, applies the message rules and queues; the other takes from
-//! the queue when the [`Mode`] allows it, and writes. As in a network, bytes are lost only by a rule or with their
+//! the queue when the [`WireMode`] allows it, and writes. As in a network, bytes are lost only by a rule or with their
 //! connection.
 
 use std::collections::BTreeMap;
@@ -27,7 +27,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The state of the proxied connections.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Mode {
+pub enum WireMode {
     /// Bytes pass at once.
     Pass,
     /// All connections are closed, and new ones are closed as soon as they are accepted.
@@ -53,7 +53,7 @@ pub enum Way {
 /// A proxy to one server. Dropping it closes all connections.
 pub struct Proxy {
     address: SocketAddr,
-    shared: Arc<Shared>,
+    shared: Arc<ProxyShared>,
 }
 
 impl Proxy {
@@ -61,7 +61,7 @@ impl Proxy {
     pub fn start(server: SocketAddr) -> Result<Self> {
         let listener = TcpListener::bind(ports::free()?).context("binding a proxy")?;
         let address = listener.local_addr()?;
-        let shared = Arc::new(Shared::new(server));
+        let shared = Arc::new(ProxyShared::new(server));
         let accepting = Arc::clone(&shared);
         thread::spawn(move || accept(&listener, &accepting));
         Ok(Self { address, shared })
@@ -73,10 +73,10 @@ impl Proxy {
     }
 
     /// Changes the mode at once.
-    pub fn set(&self, mode: Mode) {
+    pub fn set(&self, mode: WireMode) {
         let mut state = self.shared.lock();
         state.mode = mode;
-        if mode == Mode::Cut {
+        if mode == WireMode::Cut {
             state.close_all();
         }
         self.shared.changed.notify_all();
@@ -101,35 +101,36 @@ impl Proxy {
     /// Drops the next `how_many` messages whose subject matches `subject` (`*` and `>` as in NATS), in either
     /// direction.
     pub fn drop_messages(&self, subject: &str, how_many: usize) {
-        self.add_rule(subject, how_many, Fate::Lost);
+        self.add_rule(subject, how_many, MessageFate::Lost);
     }
 
     /// Drops the next `how_many` matching messages for whose payload `chosen` is true, for subjects with several kinds
     /// of messages.
     pub fn drop_chosen(&self, subject: &str, how_many: usize, chosen: fn(&[u8]) -> bool) {
-        let rule = Rule { subject: subject.to_owned(), chosen, left: how_many, fate: Fate::Lost };
+        let rule =
+            MessageRule { subject: subject.to_owned(), chosen, left: how_many, fate: MessageFate::Lost };
         self.shared.lock().rules.push(rule);
     }
 
     /// Delivers the next `how_many` matching messages twice.
     pub fn duplicate_messages(&self, subject: &str, how_many: usize) {
-        self.add_rule(subject, how_many, Fate::Doubled);
+        self.add_rule(subject, how_many, MessageFate::Doubled);
     }
 
     /// Holds the next matching message back until another one has passed on the same connection.
     pub fn swap_messages(&self, subject: &str) {
-        self.add_rule(subject, 2, Fate::Swapped { held: None });
+        self.add_rule(subject, 2, MessageFate::Swapped { held: None });
     }
 
     /// Holds back all matching messages until [`Proxy::release`]; the others overtake them.
     pub fn hold_messages(&self, subject: &str) {
-        self.add_rule(subject, usize::MAX, Fate::Held);
+        self.add_rule(subject, usize::MAX, MessageFate::Held);
     }
 
     /// Delivers the messages that [`Proxy::hold_messages`] has held back, in order, and ends the holding.
     pub fn release(&self) {
         let mut state = self.shared.lock();
-        state.rules.retain(|rule| !matches!(rule.fate, Fate::Held));
+        state.rules.retain(|rule| !matches!(rule.fate, MessageFate::Held));
         for (queue, bytes) in std::mem::take(&mut state.held) {
             // If this fails, the connection is closed.
             let _ = queue.send(Parcel::Bytes { arrived: Instant::now(), bytes });
@@ -163,8 +164,8 @@ impl Proxy {
         self.shared.lock().dropped
     }
 
-    fn add_rule(&self, subject: &str, left: usize, fate: Fate) {
-        let rule = Rule { subject: subject.to_owned(), chosen: |_| true, left, fate };
+    fn add_rule(&self, subject: &str, left: usize, fate: MessageFate) {
+        let rule = MessageRule { subject: subject.to_owned(), chosen: |_| true, left, fate };
         self.shared.lock().rules.push(rule);
     }
 }
@@ -184,7 +185,7 @@ impl Drop for Proxy {
 /// Identifies a connection of one proxy.
 type ConnectionId = u64;
 
-struct Shared {
+struct ProxyShared {
     state: Mutex<State>,
     /// Signals that the mode has changed or connections were closed.
     changed: Condvar,
@@ -193,27 +194,27 @@ struct Shared {
 struct State {
     /// The server for new connections.
     server: SocketAddr,
-    mode: Mode,
+    mode: WireMode,
     over: bool,
     /// Both sockets of each connection: the client's, and the server's.
     connections: BTreeMap<ConnectionId, [TcpStream; 2]>,
     accepted: ConnectionId,
-    rules: Vec<Rule>,
+    rules: Vec<MessageRule>,
     /// Messages held back, with the queues for their release.
     held: Vec<(Sender<Parcel>, Vec<u8>)>,
     dropped: usize,
 }
 
-struct Rule {
+struct MessageRule {
     subject: String,
     /// The rule applies only to messages for whose payload this is true.
     chosen: fn(&[u8]) -> bool,
     /// How many more messages it applies to.
     left: usize,
-    fate: Fate,
+    fate: MessageFate,
 }
 
-enum Fate {
+enum MessageFate {
     Lost,
     Doubled,
     Swapped { held: Option<(ConnectionId, Vec<u8>)> },
@@ -232,11 +233,11 @@ enum Parcel {
     },
 }
 
-impl Shared {
+impl ProxyShared {
     fn new(server: SocketAddr) -> Self {
         let state = State {
             server,
-            mode: Mode::Pass,
+            mode: WireMode::Pass,
             over: false,
             connections: BTreeMap::new(),
             accepted: 0,
@@ -256,10 +257,10 @@ impl Shared {
         let mut state = self.lock();
         while state.connections.contains_key(&id) {
             state = match state.mode {
-                Mode::Pass | Mode::Cut => return true,
-                Mode::BlackHole(blocked) if blocked != way && blocked != Way::Both => return true,
-                Mode::BlackHole(_) => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
-                Mode::Delay(delay) => {
+                WireMode::Pass | WireMode::Cut => return true,
+                WireMode::BlackHole(blocked) if blocked != way && blocked != Way::Both => return true,
+                WireMode::BlackHole(_) => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                WireMode::Delay(delay) => {
                     let left = (arrived + delay).saturating_duration_since(Instant::now());
                     if left.is_zero() {
                         return true;
@@ -294,20 +295,20 @@ impl State {
         });
         let Some(rule) = rule else { return frame.into_bytes() };
         match &mut rule.fate {
-            Fate::Lost => {
+            MessageFate::Lost => {
                 rule.left -= 1;
                 self.dropped += 1;
                 Vec::new()
             }
-            Fate::Doubled => {
+            MessageFate::Doubled => {
                 rule.left -= 1;
                 frame.bytes().repeat(2)
             }
-            Fate::Held => {
+            MessageFate::Held => {
                 self.held.push((queue.clone(), frame.into_bytes()));
                 Vec::new()
             }
-            Fate::Swapped { held } => match held.take() {
+            MessageFate::Swapped { held } => match held.take() {
                 Some((owner, earlier)) if owner == id => {
                     rule.left = 0;
                     [frame.into_bytes(), earlier].concat()
@@ -330,13 +331,13 @@ fn close(sockets: &[TcpStream; 2]) {
     }
 }
 
-fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
+fn accept(listener: &TcpListener, shared: &Arc<ProxyShared>) {
     for client in listener.incoming() {
         let state = shared.lock();
         if state.over {
             return;
         }
-        let (cut, server) = (state.mode == Mode::Cut, state.server);
+        let (cut, server) = (state.mode == WireMode::Cut, state.server);
         drop(state);
         // A client that comes during a cut sees its connection closed, as behind a load balancer.
         if let Ok(client) = client
@@ -351,7 +352,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
 }
 
 /// Joins `client` to `server`. If that fails, dropping `client` closes it.
-fn connect(client: TcpStream, server: SocketAddr, shared: &Arc<Shared>) -> std::io::Result<()> {
+fn connect(client: TcpStream, server: SocketAddr, shared: &Arc<ProxyShared>) -> std::io::Result<()> {
     let server = TcpStream::connect_timeout(&server, CONNECT_TIMEOUT)?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
@@ -360,7 +361,7 @@ fn connect(client: TcpStream, server: SocketAddr, shared: &Arc<Shared>) -> std::
         (Way::ToClient, server.try_clone()?, client.try_clone()?),
     ];
     let mut state = shared.lock();
-    if state.over || state.mode == Mode::Cut {
+    if state.over || state.mode == WireMode::Cut {
         return Ok(());
     }
     state.accepted += 1;
@@ -377,7 +378,7 @@ fn connect(client: TcpStream, server: SocketAddr, shared: &Arc<Shared>) -> std::
     Ok(())
 }
 
-fn read(mut from: TcpStream, queue: &Sender<Parcel>, id: ConnectionId, shared: &Shared) {
+fn read(mut from: TcpStream, queue: &Sender<Parcel>, id: ConnectionId, shared: &ProxyShared) {
     let mut parser = FrameParser::default();
     let mut buffer = [0; 16 * 1024];
     while let Ok(count @ 1..) = from.read(&mut buffer) {
@@ -397,7 +398,7 @@ fn read(mut from: TcpStream, queue: &Sender<Parcel>, id: ConnectionId, shared: &
     let _ = queue.send(Parcel::End { arrived: Instant::now() });
 }
 
-fn write(mut to: TcpStream, arrivals: &Receiver<Parcel>, id: ConnectionId, way: Way, shared: &Shared) {
+fn write(mut to: TcpStream, arrivals: &Receiver<Parcel>, id: ConnectionId, way: Way, shared: &ProxyShared) {
     for parcel in arrivals {
         let (Parcel::Bytes { arrived, .. } | Parcel::End { arrived }) = parcel;
         if !shared.wait_for_passage(id, way, arrived) {
@@ -420,7 +421,7 @@ mod tests {
     use std::io::{BufRead, BufReader};
 
     use super::*;
-    use crate::bus::Bus;
+    use crate::bus::NatsConnection;
     use crate::nats_server::{Listen, NatsServer, User};
     use crate::wait::eventually;
 
@@ -476,11 +477,11 @@ mod tests {
         assert_eq!(line.receive()?, "a");
         assert_eq!(proxy.connections(), 1);
 
-        proxy.set(Mode::Cut);
+        proxy.set(WireMode::Cut);
         assert_eq!((line.receive()?.as_str(), proxy.connections()), ("", 0));
         assert_eq!(Line::dial(&proxy)?.receive()?, "");
 
-        proxy.set(Mode::Pass);
+        proxy.set(WireMode::Pass);
         let mut line = Line::dial(&proxy)?;
         line.send("b")?;
         assert_eq!(line.receive()?, "b");
@@ -518,10 +519,10 @@ mod tests {
         for way in [Way::ToServer, Way::ToClient, Way::Both] {
             let proxy = Proxy::start(echo_server()?)?;
             let mut line = Line::dial(&proxy)?;
-            proxy.set(Mode::BlackHole(way));
+            proxy.set(WireMode::BlackHole(way));
             line.send("a")?;
             assert!(line.is_silent()?, "{way:?}");
-            proxy.set(Mode::Pass);
+            proxy.set(WireMode::Pass);
             assert_eq!(line.receive()?, "a", "{way:?}");
         }
         Ok(())
@@ -533,11 +534,11 @@ mod tests {
         let mut line = Line::dial(&proxy)?;
         line.send("before")?;
         assert_eq!(line.receive()?, "before");
-        proxy.set(Mode::BlackHole(Way::Both));
+        proxy.set(WireMode::BlackHole(Way::Both));
         line.send("lost")?;
         proxy.reset();
         assert_eq!(line.receive()?, "");
-        proxy.set(Mode::Pass);
+        proxy.set(WireMode::Pass);
         let mut line = Line::dial(&proxy)?;
         line.send("kept")?;
         assert_eq!(line.receive()?, "kept");
@@ -549,7 +550,7 @@ mod tests {
         let proxy = Proxy::start(echo_server()?)?;
         let mut line = Line::dial(&proxy)?;
         let delay = Duration::from_millis(60);
-        proxy.set(Mode::Delay(delay));
+        proxy.set(WireMode::Delay(delay));
         let started = Instant::now();
         for word in ["a", "b", "c"] {
             line.send(word)?;
@@ -577,12 +578,12 @@ mod tests {
         let dir = tempfile::tempdir()?;
         let server = NatsServer::start_single(dir.path(), Listen::free()?, &[("eu", "a1")])?;
         let proxy = Proxy::start(server.clients())?;
-        let mut agent = Bus::connect(proxy.address(), server.login(&User::agent("eu", "a1"))?)?;
+        let mut agent = NatsConnection::connect(proxy.address(), server.login(&User::agent("eu", "a1"))?)?;
         agent.subscribe("evictd.v1.live", None)?;
         agent.subscribe("_INBOX_evictd.eu.a1.>", None)?;
         assert_eq!(agent.sync()?, Vec::<String>::new());
         proxied(&proxy);
-        let mut publisher = Bus::connect(server.clients(), server.login(&User::Publisher)?)?;
+        let mut publisher = NatsConnection::connect(server.clients(), server.login(&User::Publisher)?)?;
         for payload in ["1", "2", "3", "4"] {
             publisher.publish("evictd.v1.live", None, payload.as_bytes())?;
         }
@@ -618,12 +619,12 @@ mod tests {
         let dir = tempfile::tempdir()?;
         let server = NatsServer::start_single(dir.path(), Listen::free()?, &[("eu", "a1")])?;
         let proxy = Proxy::start(server.clients())?;
-        let mut agent = Bus::connect(proxy.address(), server.login(&User::agent("eu", "a1"))?)?;
+        let mut agent = NatsConnection::connect(proxy.address(), server.login(&User::agent("eu", "a1"))?)?;
         agent.subscribe("evictd.v1.live", None)?;
         agent.subscribe("_INBOX_evictd.eu.a1.>", None)?;
         agent.sync()?;
         proxy.hold_messages("evictd.v1.live");
-        let mut publisher = Bus::connect(server.clients(), server.login(&User::Publisher)?)?;
+        let mut publisher = NatsConnection::connect(server.clients(), server.login(&User::Publisher)?)?;
         for (subject, payload) in
             [("evictd.v1.live", "1"), ("evictd.v1.live", "2"), ("_INBOX_evictd.eu.a1.x", "3")]
         {
@@ -655,7 +656,7 @@ mod tests {
         let dir = tempfile::tempdir()?;
         let server = NatsServer::start_single(dir.path(), Listen::free()?, &[])?;
         let proxy = Proxy::start(server.clients())?;
-        let mut publisher = Bus::connect(proxy.address(), server.login(&User::Publisher)?)?;
+        let mut publisher = NatsConnection::connect(proxy.address(), server.login(&User::Publisher)?)?;
         proxy.drop_messages("evictd.v1.live", 1);
         publisher.publish("evictd.v1.live", None, b"1")?;
         publisher.publish("evictd.v1.live", None, b"2")?;

@@ -12,13 +12,13 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use toml::Table;
 
-use crate::home_store::HomeStore;
+use crate::home_store::HomeStoreAddress;
 use crate::http::{Client, Response};
 use crate::metrics::Scrape;
 use crate::nats_server::{Listen, Login, NatsServer, User};
 use crate::ports;
 use crate::process::{Daemon, Launch, evictd_binary, evictd_command};
-use crate::proxy::{Mode, Proxy};
+use crate::proxy::{Proxy, WireMode};
 use crate::sql;
 
 /// How long a daemon may take to become ready on a busy machine.
@@ -36,7 +36,7 @@ pub struct Plan {
     /// Where daemons listen.
     pub listen: Where,
     /// Where the home store is.
-    pub store: Store,
+    pub store: StoreKind,
     /// How many publishers share the store. Only PostgreSQL allows more than one.
     pub publishers: usize,
     /// The bound of agents and receipts.
@@ -57,7 +57,7 @@ impl Plan {
             servers: Servers::PerRegion,
             wires: Wires::Direct,
             listen: Where::FreePorts,
-            store: Store::Sqlite,
+            store: StoreKind::Sqlite,
             publishers: 1,
             bound: Duration::from_secs(30),
             publisher: Table::new(),
@@ -68,7 +68,7 @@ impl Plan {
 
 /// Where the home store is.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Store {
+pub enum StoreKind {
     /// In a file in the deployment's directory.
     Sqlite,
     /// In this database.
@@ -106,10 +106,10 @@ impl Wires {
     }
 
     /// Returns the store as publishers reach it, and its proxy if any.
-    fn lay_to_store(self, store: &Store) -> Result<(Store, Option<Proxy>)> {
-        let Store::Postgres(url) = store else { return Ok((store.clone(), None)) };
+    fn lay_to_store(self, store: &StoreKind) -> Result<(StoreKind, Option<Proxy>)> {
+        let StoreKind::Postgres(url) = store else { return Ok((store.clone(), None)) };
         let (address, wire) = self.lay(sql::server_of(url)?)?;
-        Ok((Store::Postgres(sql::by_way_of(url, address)?), wire))
+        Ok((StoreKind::Postgres(sql::by_way_of(url, address)?), wire))
     }
 }
 
@@ -171,7 +171,7 @@ pub struct RegionSite {
 impl RegionSite {
     /// Sets the mode of all proxies between the region and home: that of its server, or, with a single server, those of
     /// its agents. Only for proxied plans.
-    pub fn set_wires(&self, mode: Mode) -> Result<()> {
+    pub fn set_wires(&self, mode: WireMode) -> Result<()> {
         let agents = self.agents.iter().filter_map(|agent| agent.wire.as_ref());
         match &self.wire {
             Some(wire) => wire.set(mode),
@@ -283,7 +283,7 @@ impl Topology {
         &self,
         dir: &Path,
         name: &str,
-        store: &HomeStore,
+        store: &HomeStoreAddress,
         wire: Proxy,
         login: &Login,
     ) -> Result<Node> {
@@ -294,10 +294,10 @@ impl Topology {
         lay_over(&mut config, &daemon_config(listen, wire.address(), login));
         let mut section = Table::new();
         match store {
-            HomeStore::Sqlite(path) => {
+            HomeStoreAddress::Sqlite(path) => {
                 section.insert("path".to_owned(), path.to_string_lossy().as_ref().into())
             }
-            HomeStore::Postgres(url) => section.insert("url".to_owned(), url.as_str().into()),
+            HomeStoreAddress::Postgres(url) => section.insert("url".to_owned(), url.as_str().into()),
         };
         config.insert("store".to_owned(), section.into());
         Node::start(dir, "publisher", name, &config, listen, Some(wire))
@@ -421,8 +421,10 @@ fn publisher_config(
 ) -> Table {
     let mut config = daemon_config(listen, server, login);
     match &plan.store {
-        Store::Sqlite => set(&mut config, "store", "path", dir.join("home.db").to_string_lossy().as_ref()),
-        Store::Postgres(url) => set(&mut config, "store", "url", url.as_str()),
+        StoreKind::Sqlite => {
+            set(&mut config, "store", "path", dir.join("home.db").to_string_lossy().as_ref());
+        }
+        StoreKind::Postgres(url) => set(&mut config, "store", "url", url.as_str()),
     }
     set(&mut config, "receipts", "bound", millis(plan.bound));
     lay_over(&mut config, &plan.publisher);
@@ -562,13 +564,13 @@ mod tests {
             assert_eq!(deployment.agents().count(), 2);
 
             let eu = &mut deployment.regions[0];
-            eu.set_wires(Mode::Cut)?;
+            eu.set_wires(WireMode::Cut)?;
             let silent =
                 |eu: &RegionSite| eu.agents[0].metrics().ok()?.value("evictd_agent_feed_silent", &[]);
             eventually("eu to miss the live feed", READY_DEADLINE, || {
                 silent(eu).filter(|silent| *silent > 0.0)
             })?;
-            eu.set_wires(Mode::Pass)?;
+            eu.set_wires(WireMode::Pass)?;
             eventually("eu to receive the live feed", READY_DEADLINE, || {
                 silent(eu).filter(|silent| *silent == 0.0)
             })?;

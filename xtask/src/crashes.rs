@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use evictd_tests::crash_run::{self, CrashRun};
-use evictd_tests::topology::{Plan, Servers, Store};
+use evictd_tests::topology::{Plan, Servers, StoreKind};
 
 use crate::steps;
 
@@ -41,7 +41,7 @@ pub(crate) fn run(args: &CrashArgs) -> Result<()> {
     let plan = Plan { servers: Servers::Single, ..Plan::new(&["eu", "us"]) };
     let plan = match &postgres {
         None => plan,
-        Some(server) => Plan { store: Store::Postgres(server.url()), publishers: 3, ..plan },
+        Some(server) => Plan { store: StoreKind::Postgres(server.url()), publishers: 3, ..plan },
     };
     let run =
         CrashRun { keys: args.keys, clients: args.clients, kill_every: Duration::from_secs(args.kill_every) };

@@ -15,7 +15,7 @@ use evictd_tests::nats_server;
 use evictd_tests::topology::{Node, Plan, Topology, Where};
 use serde_json::{Value, json};
 
-use crate::demo::deletion::{Seen, Target};
+use crate::demo::deletion::{RegionTimes, Target};
 use crate::steps;
 
 /// The demo's regions.
@@ -111,7 +111,7 @@ impl Say {
         }
     }
 
-    fn timelines(&self, seen: &[Seen]) {
+    fn timelines(&self, seen: &[RegionTimes]) {
         self.line(&format!("  the API answered after {}", millis(seen[0].answered_after)));
         self.line("  region           evicted after   first NOT_FOUND   share of the bound");
         for seen in seen {
@@ -142,7 +142,7 @@ fn share(duration: Duration) -> String {
     format!("{:.3} %", duration.as_secs_f64() / BOUND.as_secs_f64() * 100.0)
 }
 
-fn figures(seen: &[Seen]) -> Value {
+fn figures(seen: &[RegionTimes]) -> Value {
     let rows = seen.iter().map(|seen| {
         json!({
             "region": seen.region,

@@ -20,8 +20,11 @@ pub(crate) fn cargo(args: &[&str]) -> Step {
 }
 
 /// Builds the binary that demo and tests run.
+///
+/// As a part of the workspace and together with a small test: cargo then picks the features of dependencies that
+/// `cargo test --workspace` picks, and compiles them once for both.
 pub(crate) fn build_evictd() -> anyhow::Result<()> {
-    cargo(&["build", "--quiet", "--package", "evictd"]).run()
+    cargo(&["build", "--quiet", "--workspace", "--bin", "evictd", "--test", "loom"]).run()
 }
 
 impl Step {

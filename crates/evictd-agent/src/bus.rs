@@ -17,7 +17,7 @@ use evictd_wire::subject::{self, MessageKind, Requester};
 use tokio::sync::Notify;
 
 use crate::config::AgentConfig;
-use crate::metrics::Metrics;
+use crate::metrics::AgentMetrics;
 
 /// Messages that a subscription buffers while its task is busy. Dropped ones are repaired.
 const SUBSCRIPTION_CAPACITY: usize = 8_192;
@@ -108,6 +108,13 @@ pub(crate) struct Feed {
     port: Port,
 }
 
+impl AgentBus {
+    /// Returns the clients of both connections.
+    pub(crate) fn clients(&self) -> [Client; 2] {
+        [self.feed.port.client.clone(), self.lookups.0.client.clone()]
+    }
+}
+
 impl Feed {
     pub(crate) fn is_connected(&self) -> bool {
         self.port.link.is_up()
@@ -154,7 +161,7 @@ pub(crate) struct AgentBus {
 pub(crate) async fn connect(
     config: &AgentConfig,
     identity: &Identity,
-    metrics: &Arc<Metrics>,
+    metrics: &Arc<AgentMetrics>,
     readiness: &Readiness,
 ) -> Result<AgentBus, ConnectError> {
     let requester = Arc::new(config.requester());

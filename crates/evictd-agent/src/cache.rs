@@ -19,7 +19,7 @@ use evictd_ops::time::every;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::CacheConfig;
-use crate::metrics::Metrics;
+use crate::metrics::AgentMetrics;
 
 /// A record, and the state that decides whether it may be served.
 #[derive(Debug)]
@@ -167,7 +167,7 @@ impl EntryCache for RecordCache {
 /// must not run in the follow task, where it would delay invalidations.
 pub(crate) async fn run_maintenance(
     cache: Arc<RecordCache>,
-    metrics: Arc<Metrics>,
+    metrics: Arc<AgentMetrics>,
     shutdown: CancellationToken,
 ) {
     let mut every_second = every(Duration::from_secs(1));

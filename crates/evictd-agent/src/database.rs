@@ -21,7 +21,7 @@ use evictd_ops::readiness::Condition;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::metrics::{DatabaseOutcome, Metrics};
+use crate::metrics::{AgentMetrics, DatabaseOutcome};
 use crate::origin::LoadedRecord;
 
 /// A database that holds the records, primary or replica.
@@ -60,7 +60,7 @@ struct ReaderState {
     database: Arc<dyn Database>,
     /// After this silence the authority is queried instead.
     timeout: Duration,
-    metrics: Arc<Metrics>,
+    metrics: Arc<AgentMetrics>,
     warning: Condition,
     has_failed: watch::Sender<bool>,
 }
@@ -69,7 +69,7 @@ impl DatabaseReader {
     pub(crate) fn new(
         database: Arc<dyn Database>,
         timeout: Duration,
-        metrics: Arc<Metrics>,
+        metrics: Arc<AgentMetrics>,
         warning: Condition,
     ) -> Self {
         let has_failed = watch::Sender::new(false);

@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 use crate::apply_reports::ApplyReportQueue;
 use crate::bus::{Feed, is_no_responders};
 use crate::cache::{CachedRecord, RecordCache};
-use crate::metrics::{Incoming, Metrics};
+use crate::metrics::{AgentMetrics, Incoming};
 use crate::policy::Policies;
 use crate::serving::ServingState;
 use crate::status::RecentChanges;
@@ -59,7 +59,7 @@ pub(crate) struct FollowContext {
     pub(crate) bound: Bound,
     pub(crate) serving: Arc<ServingState>,
     pub(crate) cache: Arc<RecordCache>,
-    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) metrics: Arc<AgentMetrics>,
     pub(crate) policies: Arc<Policies>,
     /// Met while the lease runs.
     pub(crate) lease: Condition,
@@ -325,6 +325,7 @@ impl FollowTask {
             }
             Effect::Proven(at) => {
                 cache.exposure.proven(at);
+                self.context.policies.proven(at);
                 let now = clock::lease_now();
                 if at > now {
                     metrics

@@ -29,6 +29,7 @@ mod loads;
 pub mod metrics;
 mod origin;
 mod policy;
+pub mod reload;
 mod serving;
 mod status;
 mod verify;
@@ -53,9 +54,10 @@ use crate::config::AgentConfig;
 use crate::database::{Database, DatabaseReader};
 use crate::follow::FollowContext;
 use crate::loads::Loads;
-use crate::metrics::Metrics;
+use crate::metrics::AgentMetrics;
 use crate::origin::{BusOrigin, Origin};
 use crate::policy::Policies;
+use crate::reload::AgentReload;
 use crate::serving::ServingState;
 use crate::status::{RecentChanges, StatusSources};
 use crate::verify::Verifier;
@@ -87,9 +89,15 @@ pub struct RunningAgent {
     /// Ready once the agent is live.
     pub readiness: Readiness,
     tasks: Tasks,
+    reload: AgentReload,
 }
 
 impl RunningAgent {
+    /// Returns what changes its settings while it runs.
+    pub fn reload(&self) -> AgentReload {
+        self.reload.clone()
+    }
+
     /// Waits until every task has ended, requests in flight included. Returns an error if a task exited by itself,
     /// which ends the others too.
     pub async fn ended(self) -> Result<(), TaskFailed> {
@@ -112,8 +120,15 @@ pub async fn start(
     let http = http_listener.local_addr().unwrap_or(config.http.listen);
     let admin = admin_listener.local_addr().unwrap_or(config.admin.listen);
 
-    let AgentBus { feed, lookups, lookup_answers } =
-        bus::connect(config, identity, metrics, readiness).await?;
+    let bus = bus::connect(config, identity, metrics, readiness).await?;
+    let lease = parts.lease_condition();
+    let reload = AgentReload {
+        policies: parts.policies.clone(),
+        lease: lease.clone(),
+        clients: bus.clients(),
+        metrics: metrics.clone(),
+    };
+    let AgentBus { feed, lookups, lookup_answers } = bus;
     let origin = BusOrigin::new(lookups, identity.instance, config.loads.timeout.into());
     let reader = database.map(|database| parts.reader(database));
     let verifier = parts.verifier(parts.loads(reader.clone(), Arc::new(origin.clone())));
@@ -145,7 +160,7 @@ pub async fn start(
     }
     tasks.spawn("first lookup", origin.clone().await_first_answer(answered, drained.clone()));
     tasks.spawn("lookups", origin.run(lookup_answers, metrics.clone(), drained.clone()));
-    tasks.spawn("follow", parts.follow_context().run(feed, drained.clone()));
+    tasks.spawn("follow", parts.follow_context(lease).run(feed, drained.clone()));
     tasks.spawn("cache", cache::run_maintenance(cache.clone(), metrics.clone(), drained.clone()));
     tasks.spawn("admin", serve(admin_listener, admin_pages, HttpLimits::default(), drained.clone()));
     let registry = registry.clone();
@@ -155,7 +170,7 @@ pub async fn start(
         region = %identity.region, agent = %identity.agent, instance = %identity.instance, %http, %admin,
         "agent started"
     );
-    Ok(RunningAgent { http, admin, identity: identity.clone(), readiness: readiness.clone(), tasks })
+    Ok(RunningAgent { http, admin, identity: identity.clone(), readiness: readiness.clone(), tasks, reload })
 }
 
 /// The parts that several tasks share.
@@ -163,7 +178,7 @@ struct AgentParts {
     config: AgentConfig,
     identity: Identity,
     registry: Registry,
-    metrics: Arc<Metrics>,
+    metrics: Arc<AgentMetrics>,
     readiness: Readiness,
     serving: Arc<ServingState>,
     cache: Arc<RecordCache>,
@@ -182,7 +197,7 @@ impl AgentParts {
         let follower = Follower::new(config.follower(), getrandom::u64()?);
         Ok(Self {
             identity,
-            metrics: Arc::new(Metrics::new(&registry)),
+            metrics: Arc::new(AgentMetrics::new(&registry)),
             registry,
             readiness: Readiness::new(),
             serving: Arc::new(ServingState::new(follower, config.bound())),
@@ -209,7 +224,7 @@ impl AgentParts {
         Verifier::new(serving.clone(), cache.clone(), loads, policies.clone(), metrics.clone())
     }
 
-    fn follow_context(&self) -> FollowContext {
+    fn follow_context(&self, lease: Condition) -> FollowContext {
         FollowContext {
             identity: self.identity.clone(),
             bound: self.config.bound(),
@@ -217,7 +232,7 @@ impl AgentParts {
             cache: self.cache.clone(),
             metrics: self.metrics.clone(),
             policies: self.policies.clone(),
-            lease: self.lease_condition(),
+            lease,
             feed: self.readiness.warning("feed"),
             history: self.readiness.warning("history"),
             recent: self.recent.clone(),

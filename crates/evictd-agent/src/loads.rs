@@ -17,7 +17,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::cache::{CachedRecord, RecordCache};
 use crate::config::LoadsConfig;
 use crate::database::DatabaseReader;
-use crate::metrics::{DatabaseOutcome, LoadOutcome, Metrics};
+use crate::metrics::{AgentMetrics, DatabaseOutcome, LoadOutcome};
 use crate::origin::{LoadError, LoadedRecord, Origin};
 use crate::serving::ServingState;
 
@@ -40,7 +40,7 @@ struct Loader {
     origin: Arc<dyn Origin>,
     serving: Arc<ServingState>,
     cache: Arc<RecordCache>,
-    metrics: Arc<Metrics>,
+    metrics: Arc<AgentMetrics>,
 }
 
 impl Loads {
@@ -50,7 +50,7 @@ impl Loads {
         origin: Arc<dyn Origin>,
         serving: Arc<ServingState>,
         cache: Arc<RecordCache>,
-        metrics: Arc<Metrics>,
+        metrics: Arc<AgentMetrics>,
     ) -> Self {
         let permits = Arc::new(Semaphore::new(config.concurrent_max));
         let in_flight = Mutex::default();

@@ -11,6 +11,7 @@ use evictd_ops::http::StatusCode;
 use evictd_ops::invariants::Invariants;
 use evictd_ops::metric_specs;
 use evictd_ops::metrics::{ByLabel, LATENCY_BUCKETS, MetricKind, PROPAGATION_BUCKETS, Registry};
+use evictd_ops::reload::{self, ReloadOutcome};
 use metrics::{Counter, Gauge, Histogram, Unit};
 
 const COUNTER: MetricKind = MetricKind::Counter;
@@ -138,7 +139,7 @@ impl From<StatusCode> for StatusLabel {
 
 /// The handles, made once.
 #[derive(Debug)]
-pub struct Metrics {
+pub struct AgentMetrics {
     lag: ByLabel<LagScope, Histogram>,
     exposure: Histogram,
     breaches: Counter,
@@ -175,12 +176,14 @@ pub struct Metrics {
     pub(crate) nats_lease: BusMetrics,
     pub(crate) nats_lookups: BusMetrics,
     pub(crate) invariants: Invariants,
+    pub(crate) config_reloads: ByLabel<ReloadOutcome, Counter>,
 }
 
-impl Metrics {
+impl AgentMetrics {
     /// Makes the handles.
     pub fn new(registry: &Registry) -> Self {
         Self {
+            config_reloads: registry.handle(&reload::SPEC),
             lag: registry.handle(&PROPAGATION_LAG),
             exposure: registry.handle(&EXPOSURE),
             breaches: registry.handle(&BREACHES),

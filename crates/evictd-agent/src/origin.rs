@@ -25,7 +25,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::bus::{LookupPort, is_no_responders, lookup_nonce};
-use crate::metrics::{Incoming, LoadOutcome, Metrics};
+use crate::metrics::{AgentMetrics, Incoming, LoadOutcome};
 
 #[derive(Clone, Debug)]
 pub(crate) struct LoadedRecord {
@@ -136,7 +136,7 @@ impl BusOrigin {
     pub(crate) async fn run(
         self,
         mut answers: Subscriber,
-        metrics: Arc<Metrics>,
+        metrics: Arc<AgentMetrics>,
         shutdown: CancellationToken,
     ) {
         while let Some(Some(message)) = shutdown.run_until_cancelled(answers.next()).await {
@@ -144,7 +144,7 @@ impl BusOrigin {
         }
     }
 
-    fn on_answer(&self, message: &Message, metrics: &Metrics) {
+    fn on_answer(&self, message: &Message, metrics: &AgentMetrics) {
         let incoming = Incoming::Lookup;
         if is_no_responders(message) {
             if let Some(lookup) = lookup_nonce(message).and_then(|nonce| self.pending.lock().remove(&nonce)) {

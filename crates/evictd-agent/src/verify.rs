@@ -11,7 +11,7 @@ use evictd_core::time::StoreTime;
 
 use crate::cache::{CachedRecord, RecordCache};
 use crate::loads::Loads;
-use crate::metrics::Metrics;
+use crate::metrics::AgentMetrics;
 use crate::origin::LoadError;
 use crate::policy::Policies;
 use crate::serving::ServingState;
@@ -31,7 +31,7 @@ pub(crate) struct Verifier {
     cache: Arc<RecordCache>,
     loads: Loads,
     policies: Arc<Policies>,
-    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) metrics: Arc<AgentMetrics>,
 }
 
 impl Verifier {
@@ -40,7 +40,7 @@ impl Verifier {
         cache: Arc<RecordCache>,
         loads: Loads,
         policies: Arc<Policies>,
-        metrics: Arc<Metrics>,
+        metrics: Arc<AgentMetrics>,
     ) -> Self {
         Self { serving, cache, loads, policies, metrics }
     }

@@ -64,10 +64,10 @@ fn parse(answer: &ApiAnswer) -> Option<SuccessParts<'_>> {
 /// Whether the answer to a verification says that the key is valid.
 pub(crate) fn is_valid_key(answer: &ApiAnswer) -> bool {
     #[derive(Deserialize)]
-    struct Verdict {
+    struct VerdictMember {
         valid: bool,
     }
-    let verdict = parse(answer).and_then(|parts| serde_json::from_str::<Verdict>(parts.data.get()).ok());
+    let verdict = parse(answer).and_then(|parts| serde_json::from_str::<VerdictMember>(parts.data.get()).ok());
     verdict.is_some_and(|verdict| verdict.valid)
 }
 

@@ -18,8 +18,8 @@ pub struct Instance {
     pub bound: Duration,
 }
 
-/// What an agent answers when neither its lease nor the authority vouches for an entry.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+/// What an agent answers when neither its lease nor the authority vouches for an entry. A greater one permits more.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum PartitionPolicy {
     Deny,
     /// The agent answers from the old entry, and marks and counts the answer.

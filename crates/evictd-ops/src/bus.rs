@@ -3,6 +3,8 @@
 //! The client's defaults suit a program that may lose minutes: it would notice a silent network after three minutes, and
 //! ten thousand agents would reconnect in the same millisecond. See [`connect`].
 
+mod login;
+
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -45,8 +47,10 @@ pub struct BusConfig {
     pub password: Secret,
     /// Read at each connect, so that the password can be rotated.
     pub password_file: String,
-    /// A file with a user's JWT and nkey seed. It is read once.
+    /// A file with a user's JWT and nkey seed, read at each connect.
     pub credentials_file: String,
+    /// A file with a user's nkey seed, read at each connect.
+    pub nkey_seed_file: String,
     /// Certificates of the authorities that sign the servers' certificates. Requires TLS.
     pub ca_file: String,
     /// The client's certificate, which needs [`Self::key_file`]. Requires TLS.
@@ -62,6 +66,7 @@ impl fmt::Debug for BusConfig {
             .field("password", &self.password)
             .field("password_file", &self.password_file)
             .field("credentials_file", &self.credentials_file)
+            .field("nkey_seed_file", &self.nkey_seed_file)
             .field("ca_file", &self.ca_file)
             .field("cert_file", &self.cert_file)
             .field("key_file", &self.key_file)
@@ -90,9 +95,14 @@ impl Validate for BusConfig {
             set(&self.user) && !password && !file,
             "`nats.user` needs a password: set `nats.password_file` or `nats.password`",
         );
+        let has_user = set(&self.user) || password || file;
         problem(
-            set(&self.credentials_file) && (set(&self.user) || password || file),
+            set(&self.credentials_file) && has_user,
             "`nats.credentials_file` and `nats.user` exclude each other; set one",
+        );
+        problem(
+            set(&self.nkey_seed_file) && (has_user || set(&self.credentials_file)),
+            "`nats.nkey_seed_file` excludes `nats.user` and `nats.credentials_file`; set one",
         );
         problem(
             set(&self.cert_file) != set(&self.key_file),
@@ -236,7 +246,7 @@ pub async fn connect(
     options: BusOptions,
     on_event: impl Fn(Event) + Send + Sync + 'static,
 ) -> Result<Client, BusError> {
-    let mut client_options = secure(authenticate(config).await?, config)?
+    let mut client_options = secure(login::options(config).await?, config)?
         .name(options.name)
         .subscription_capacity(options.subscription_capacity)
         .ping_interval(PING_INTERVAL)
@@ -286,6 +296,15 @@ fn leave(client: Option<Client>) {
     });
 }
 
+/// Connects again, with the files of the configuration as they are now. It returns once that is queued.
+pub async fn reconnect(client: &Client) {
+    match tokio::time::timeout(LEAVE_LIMIT, client.force_reconnect()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "cannot connect to NATS again"),
+        Err(_) => tracing::warn!("cannot connect to NATS again: busy"),
+    }
+}
+
 /// Publishes, with a subject for answers if there is `reply`. Waits no longer than `limit` for a place in the client's
 /// queue. `Ok` means queued: a message that is under way when a connection breaks is lost without an error.
 pub async fn publish_within(
@@ -307,39 +326,6 @@ pub async fn publish_within(
         Ok(Err(source)) => Err(BusError::Publish { subject, source }),
         Err(_) => Err(BusError::PublishTimeout { subject, after: limit }),
     }
-}
-
-async fn authenticate(config: &BusConfig) -> Result<ConnectOptions, BusError> {
-    if !config.credentials_file.is_empty() {
-        let path = readable("nats.credentials_file", &config.credentials_file)?;
-        return ConnectOptions::with_credentials_file(&path).await.map_err(|source| BusError::File {
-            key: "nats.credentials_file",
-            path,
-            source,
-        });
-    }
-    if !config.password_file.is_empty() {
-        let path = readable("nats.password_file", &config.password_file)?;
-        let user = config.user.clone();
-        return Ok(ConnectOptions::with_auth_callback(move |_nonce| password_of(user.clone(), path.clone())));
-    }
-    if !config.user.is_empty() {
-        return Ok(ConnectOptions::with_user_and_password(
-            config.user.clone(),
-            config.password.expose().to_owned(),
-        ));
-    }
-    Ok(ConnectOptions::new())
-}
-
-async fn password_of(user: String, path: PathBuf) -> Result<async_nats::Auth, async_nats::AuthError> {
-    let read = tokio::task::spawn_blocking(move || std::fs::read_to_string(path)).await;
-    let content = read.map_err(io::Error::other).flatten().map_err(async_nats::AuthError::new)?;
-    let mut auth = async_nats::Auth::new();
-    auth.username = Some(user);
-    // Editors and `echo` end files with a line break that no password has.
-    auth.password = Some(content.trim_end_matches(['\r', '\n']).to_owned());
-    Ok(auth)
 }
 
 fn secure(mut options: ConnectOptions, config: &BusConfig) -> Result<ConnectOptions, BusError> {

@@ -12,6 +12,7 @@ mod layers;
 mod listen;
 mod redact;
 mod reference;
+mod reload;
 mod suggest;
 mod text;
 mod units;
@@ -24,6 +25,7 @@ pub use files::{NamedFile, named_files};
 pub use layers::{Layers, Loaded};
 pub use redact::print_effective;
 pub use reference::reference;
+pub use reload::{ConfigChanges, ConfigSnapshot};
 pub use units::{ByteSize, HumanDuration, UnitError};
 
 /// All problems of a configuration, one per line.

@@ -44,6 +44,8 @@ pub enum UrlError {
     NotNats(String),
     #[error("`{0}` must not hold a user or password; set `nats.user` and `nats.password_file`")]
     NatsUser(ConnectionUrl),
+    #[error("no PostgreSQL URL is configured")]
+    NotSet,
     #[error("the API URL '{0}' is not a URL; write it like http://127.0.0.1:7070")]
     NotHttp(String),
 }
@@ -77,6 +79,18 @@ impl ConnectionUrl {
             return Self::postgres(url.trim()).map(Some);
         }
         Some(url.expose()).filter(|url| !url.is_empty()).map(Self::postgres).transpose()
+    }
+
+    /// Returns a function that reads `url`, or the URL in `file`, at each call. It returns the URL as written.
+    pub fn postgres_source(
+        url: &Secret,
+        file: &Path,
+    ) -> impl Fn() -> Result<String, Box<dyn std::error::Error + Send + Sync>> + Send + Sync + use<> {
+        let (url, file) = (url.clone(), file.to_owned());
+        move || {
+            let read = Self::configured_postgres(&url, &file)?.ok_or(UrlError::NotSet)?;
+            Ok(read.expose().to_owned())
+        }
     }
 
     /// Parses the URL of a NATS server. As for the client, the scheme is `nats` if there is none.

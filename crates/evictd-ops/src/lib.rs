@@ -4,7 +4,7 @@
 //!
 //! * [`config`]: defaults, file, environment and flags become one checked configuration.
 //! * [`connection_url`]: URLs of servers and databases, shown without their secrets.
-//! * [`logging`], [`shutdown`], [`tasks`]: the log, signals, and the tasks of a process.
+//! * [`logging`], [`shutdown`], [`reload`], [`tasks`]: the log, signals, and the tasks of a process.
 //! * [`clock`], [`time`], [`vm_clock`]: the two clocks of the protocol; pauses and intervals; whether the machine was
 //!   stopped and went on.
 //! * [`bus`]: a connection to NATS with the settings that the bound needs.
@@ -24,6 +24,7 @@ pub mod invariants;
 pub mod logging;
 pub mod metrics;
 pub mod readiness;
+pub mod reload;
 pub mod rpc;
 pub mod shutdown;
 pub mod tasks;

@@ -2,9 +2,11 @@
 
 use std::error::Error;
 use std::io::IsTerminal as _;
+use std::sync::OnceLock;
 
 use serde::Deserialize;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::reload::Handle;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::config::Validate;
@@ -18,6 +20,11 @@ pub enum LogFormat {
     /// One JSON object per line.
     Json,
 }
+
+/// Changes the filter of this process's log.
+static FILTER: OnceLock<SetFilter> = OnceLock::new();
+
+type SetFilter = Box<dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync>;
 
 /// In place of a filter that can't be parsed.
 const FALLBACK_FILTER: &str = "info";
@@ -49,11 +56,35 @@ pub fn init(format: LogFormat, filter: &str) {
     };
     let lines = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(directives);
     let started = match format {
-        LogFormat::Text => lines.with_ansi(wants_color()).finish().try_init(),
-        LogFormat::Json => lines.json().flatten_event(true).finish().try_init(),
+        LogFormat::Text => {
+            let lines = lines.with_ansi(wants_color()).with_filter_reloading();
+            let handle = lines.reload_handle();
+            lines.finish().try_init().map(|()| keep(handle))
+        }
+        LogFormat::Json => {
+            let lines = lines.json().flatten_event(true).with_filter_reloading();
+            let handle = lines.reload_handle();
+            lines.finish().try_init().map(|()| keep(handle))
+        }
     };
     if let (Ok(()), Some(error)) = (started, parse_error) {
         tracing::warn!(%error, "cannot parse the log filter; logging at `{FALLBACK_FILTER}` instead");
+    }
+}
+
+/// Keeps what [`set_filter`] needs.
+fn keep<S: 'static>(handle: Handle<EnvFilter, S>) {
+    let set = move |filter: EnvFilter| handle.reload(filter).map_err(|error| error.to_string());
+    // Logging starts once per process.
+    let _ = FILTER.set(Box::new(set));
+}
+
+/// Changes the filter of the log that [`init`] started. Without that, changes nothing.
+pub fn set_filter(filter: &str) {
+    let Some(set) = FILTER.get() else { return };
+    let changed = EnvFilter::try_new(filter).map_err(|error| error.to_string()).and_then(set);
+    if let Err(error) = changed {
+        tracing::warn!(error, "cannot change the log filter");
     }
 }
 

@@ -44,7 +44,7 @@ macro_rules! metric_specs {
             name: $name, kind: $kind, unit: $unit, labels: &[$($label),*], help: $help,
         };)*
         /// All metrics of this daemon.
-        pub const SPECS: &[$crate::metrics::MetricSpec] = &[$($constant,)* $crate::invariants::SPEC];
+        pub const SPECS: &[$crate::metrics::MetricSpec] = &[$($constant,)* $crate::invariants::SPEC, $crate::reload::SPEC];
     };
 }
 

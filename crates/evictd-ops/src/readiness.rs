@@ -193,6 +193,17 @@ impl Condition {
         }
     }
 
+    /// Changes whether the daemon needs the condition always, or only until it has settled.
+    pub fn set_always_needed(&self, always: bool) {
+        let mut state = self.readiness.state.lock();
+        let requirement = if always { Requirement::Always } else { Requirement::AtStart };
+        state.conditions[self.index].requirement = requirement;
+        let met = state.conditions[self.index].met;
+        state.set(self.index, met);
+        drop(state);
+        self.readiness.changed.notify_waiters();
+    }
+
     /// Returns the condition's name if it was unmet before.
     fn begin(&self) -> Option<&'static str> {
         let mut state = self.readiness.state.lock();
@@ -242,6 +253,20 @@ mod tests {
             readiness.waiting_for(),
             [UnmetCondition { condition: "bus", detail: "disconnected".to_owned() }]
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn condition_can_become_one_of_the_start() {
+        let readiness = Readiness::new();
+        let lease = readiness.condition("lease", "the first proof");
+        lease.met();
+        tokio::time::advance(SETTLES_AFTER).await;
+        lease.unmet("too old");
+        assert!(!readiness.is_ready());
+        lease.set_always_needed(false);
+        assert!(readiness.is_ready());
+        lease.set_always_needed(true);
+        assert!(!readiness.is_ready());
     }
 
     #[test]

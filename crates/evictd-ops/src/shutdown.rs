@@ -21,6 +21,23 @@ pub fn on_signals() -> CancellationToken {
     token
 }
 
+/// As [`on_signals`], and SIGHUP is a signal to end too, as for a program that belongs to a terminal.
+pub fn on_signals_and_hang_up() -> CancellationToken {
+    let token = on_signals();
+    match signal(SignalKind::hangup()) {
+        Ok(mut hang_up) => {
+            let shutdown = token.clone();
+            tokio::spawn(async move {
+                hang_up.recv().await;
+                tracing::info!(signal = "SIGHUP", "shutting down");
+                shutdown.cancel();
+            });
+        }
+        Err(error) => warn_of_no_drain(&error),
+    }
+    token
+}
+
 fn warn_of_no_drain(error: &io::Error) {
     tracing::error!(%error, "cannot watch signals; SIGINT and SIGTERM will end the process without a drain");
 }

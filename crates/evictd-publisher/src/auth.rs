@@ -7,7 +7,7 @@ use evictd_wire::api::error::{ApiError, ErrorKind};
 use evictd_wire::api::ids::hash;
 use evictd_wire::api::root_key::authorize;
 
-use crate::metrics::Metrics;
+use crate::metrics::PublisherMetrics;
 
 /// Returns the root key with this text, if it may act.
 ///
@@ -15,7 +15,7 @@ use crate::metrics::Metrics;
 /// not of the key.
 pub(crate) async fn authenticate(
     store: &dyn RecordStore,
-    metrics: &Metrics,
+    metrics: &PublisherMetrics,
     token: &str,
 ) -> Result<RootKeyRecord, ApiError> {
     let root = store.root_key(hash(token)).await.map_err(|error| {
@@ -34,7 +34,7 @@ pub(crate) fn missing(api: &str, action: &str) -> ApiError {
     ApiError::missing_permission(&needed)
 }
 
-/// Returns the error that the client gets for a store failure; SDKs retry. [`Metrics::store_failed`] logs the cause.
+/// Returns the error that the client gets for a store failure; SDKs retry. [`PublisherMetrics::store_failed`] logs the cause.
 pub(crate) fn unavailable(error: &StoreError) -> ApiError {
     let detail = match error {
         StoreError::Unlogged { .. } => {

@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::bus::{Bus, Envelope, Subscription};
 use crate::config::AuthorityConfig;
 use crate::log_output::LogOutput;
-use crate::metrics::{Metrics, Refusal};
+use crate::metrics::{PublisherMetrics, Refusal};
 use crate::receipts::Membership;
 use crate::shared::Shared;
 
@@ -283,7 +283,10 @@ fn instance(envelope: &Envelope, request: &ProbeRequest) -> Instance {
 }
 
 /// Completes when the running round has ended, with `None` if it failed. Never completes while none runs.
-async fn finished(running: &mut Option<RunningRound>, metrics: &Metrics) -> (RunningRound, Option<Round>) {
+async fn finished(
+    running: &mut Option<RunningRound>,
+    metrics: &PublisherMetrics,
+) -> (RunningRound, Option<Round>) {
     let done = match running.as_mut() {
         Some(current) => (&mut current.round).await,
         None => std::future::pending().await,

@@ -20,7 +20,7 @@ use futures_util::stream::BoxStream;
 use metrics::Gauge;
 use tokio::sync::watch;
 
-use crate::metrics::{Metrics, Refusal};
+use crate::metrics::{PublisherMetrics, Refusal};
 
 /// Messages that a subscription holds. Agents repeat requests that are dropped beyond.
 const SUBSCRIPTION_CAPACITY: usize = 32_768;
@@ -35,7 +35,7 @@ const PUBLISH_LIMIT: Duration = Duration::from_millis(250);
 pub(crate) struct Bus {
     client: Client,
     link: BusLink,
-    metrics: Arc<Metrics>,
+    metrics: Arc<PublisherMetrics>,
 }
 
 /// One kind of message from every agent. Unfit ones are counted and dropped.
@@ -174,6 +174,11 @@ impl Bus {
         self.send(reply, payload).await;
     }
 
+    /// Connects again, with the login and the certificates of now.
+    pub(crate) async fn reconnect(&self) {
+        evictd_ops::bus::reconnect(&self.client).await;
+    }
+
     /// Waits until what was sent has left this process, for [`FLUSH_LIMIT`] at most.
     pub(crate) async fn flush(&self) {
         let flushed = tokio::time::timeout(FLUSH_LIMIT, self.client.flush()).await;
@@ -210,7 +215,7 @@ impl Bus {
 /// Connects; returns even if no server is reachable yet. Calls `on_connected` at each connection.
 pub(crate) async fn connect(
     config: &BusConfig,
-    metrics: &Arc<Metrics>,
+    metrics: &Arc<PublisherMetrics>,
     readiness: &Readiness,
     on_connected: impl Fn() + Send + Sync + 'static,
 ) -> Result<Bus, BusError> {
@@ -221,7 +226,7 @@ pub(crate) async fn connect(
 /// Connects once more, for lookups alone. Readiness depends on this connection too; the metric shows the other one.
 pub(crate) async fn connect_for_lookups(
     config: &BusConfig,
-    metrics: &Arc<Metrics>,
+    metrics: &Arc<PublisherMetrics>,
     readiness: &Readiness,
 ) -> Result<Bus, BusError> {
     let counted = BusMetrics { connected: Gauge::noop(), ..metrics.nats.clone() };
@@ -233,7 +238,7 @@ async fn open(
     name: &str,
     config: &BusConfig,
     link: BusLink,
-    metrics: &Arc<Metrics>,
+    metrics: &Arc<PublisherMetrics>,
     on_connected: impl Fn() + Send + Sync + 'static,
 ) -> Result<Bus, BusError> {
     let options = BusOptions {

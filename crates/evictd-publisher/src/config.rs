@@ -10,6 +10,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use evictd_core::ids::Region;
 use evictd_ops::admin::AdminConfig;
 use evictd_ops::bus::BusConfig;
 use evictd_ops::config::{HumanDuration, UnitError, Validate, check_count};
@@ -94,6 +95,13 @@ pub struct ReceiptsConfig {
     pub bound: HumanDuration,
     /// Regions that should have agents.
     pub regions: Vec<String>,
+}
+
+impl ReceiptsConfig {
+    /// Returns the regions by their names.
+    pub(crate) fn regions(&self) -> Vec<Region> {
+        self.regions.iter().map(|name| Region::new(name.as_str())).collect()
+    }
 }
 
 /// How many requests a workspace may make of the control API.

@@ -4,6 +4,7 @@
 //! then does its work. A change that is answered with success is durable, and its log row with it (G3).
 //!
 //! * [`caller`]: the root key behind a request, and what it may do; [`origin`]: where the request comes from.
+//! * [`turns`]: whose request the store works on next.
 //! * [`apis`], [`keys`], [`verify`], [`propagation`]: the endpoints.
 
 mod apis;
@@ -11,6 +12,7 @@ mod caller;
 mod keys;
 mod origin;
 mod propagation;
+mod turns;
 mod verify;
 
 use std::net::SocketAddr;
@@ -22,7 +24,7 @@ use evictd_ops::clock;
 use evictd_ops::http::{Handler, Reply, Request, StatusCode, reply};
 use evictd_ops::rpc::{self, RpcCall};
 use evictd_store::change::ChangeError;
-use evictd_store::{HomeStore, StoreError};
+use evictd_store::{Concurrency, HomeStore, StoreError};
 use evictd_wire::api::envelope::Success;
 use evictd_wire::api::error::{ApiError, ErrorKind, JSON};
 use evictd_wire::api::openapi::{self, ApiKind};
@@ -36,8 +38,9 @@ use hyper::header::HeaderValue;
 use serde::Serialize;
 
 use self::caller::Caller;
+use self::turns::{Turns, Urgency};
 use crate::auth::{authenticate, missing, unavailable};
-use crate::metrics::Metrics;
+use crate::metrics::PublisherMetrics;
 use crate::rate_limit::{Admission, RateLimits};
 use crate::receipts::Receipts;
 use crate::rounds::FreshnessGuard;
@@ -66,9 +69,23 @@ pub(crate) struct ControlApi {
     pub(crate) receipts: Receipts,
     pub(crate) limits: Arc<RateLimits>,
     pub(crate) proxies: TrustedProxies,
+    pub(crate) turns: StoreTurns,
     pub(crate) wake: Wake,
     pub(crate) freshness: FreshnessGuard,
-    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) metrics: Arc<PublisherMetrics>,
+}
+
+/// The turns at the store, of reads and of changes.
+#[derive(Clone, Debug)]
+pub(crate) struct StoreTurns {
+    reads: Turns,
+    changes: Turns,
+}
+
+impl StoreTurns {
+    pub(crate) fn new(concurrency: Concurrency) -> Self {
+        Self { reads: Turns::new(concurrency.reads), changes: Turns::new(concurrency.changes) }
+    }
 }
 
 struct RequestContext<'a> {
@@ -87,16 +104,16 @@ impl ControlApi {
     async fn answer(&self, context: &RequestContext<'_>) -> ControlAnswer {
         match context.endpoint {
             Endpoint::CreateApi => self.change(context, CreateApi::parse, apis::create).await,
-            Endpoint::GetApi => self.query(context, GetApi::parse, apis::get).await,
+            Endpoint::GetApi => self.read(context, GetApi::parse, apis::get).await,
             Endpoint::DeleteApi => self.change(context, DeleteApi::parse, apis::delete).await,
-            Endpoint::ListKeys => self.query(context, ListKeys::parse, apis::list_keys).await,
+            Endpoint::ListKeys => self.read(context, ListKeys::parse, apis::list_keys).await,
             Endpoint::CreateKey => self.change(context, CreateKey::parse, keys::create).await,
-            Endpoint::GetKey => self.query(context, GetKey::parse, keys::get).await,
+            Endpoint::GetKey => self.read(context, GetKey::parse, keys::get).await,
             Endpoint::UpdateKey => self.change(context, UpdateKey::parse, keys::update).await,
             Endpoint::RerollKey => self.change(context, RerollKey::parse, keys::reroll).await,
             Endpoint::DeleteKey => self.change(context, DeleteKey::parse, keys::delete).await,
-            Endpoint::VerifyKey => self.query(context, VerifyKey::parse, verify::verify).await,
-            Endpoint::GetReceipt => self.query(context, GetReceipt::parse, propagation::get_receipt).await,
+            Endpoint::VerifyKey => self.read(context, VerifyKey::parse, verify::verify).await,
+            Endpoint::GetReceipt => self.read(context, GetReceipt::parse, propagation::get_receipt).await,
             Endpoint::Liveness => {
                 let outcome = Ok(context.call.success(LivenessData::ALIVE));
                 ControlAnswer { outcome, admission: Admission::Unlimited }
@@ -132,6 +149,20 @@ impl ControlApi {
         ControlAnswer { outcome, admission }
     }
 
+    /// Reads from the store when it is the workspace's turn.
+    async fn read<'c, R>(
+        &self,
+        context: &RequestContext<'c>,
+        parse: impl FnOnce(&'c [u8]) -> Result<R, ApiError>,
+        read: impl AsyncFnOnce(&Caller<'_>, R) -> Result<Reply, ApiError>,
+    ) -> ControlAnswer {
+        let answer = async |caller: &Caller<'_>, request: R| {
+            let _turn = self.turns.reads.take(&caller.root.workspace_id, Urgency::Other).await;
+            read(caller, request).await
+        };
+        self.query(context, parse, answer).await
+    }
+
     /// Makes a change, and waits for its receipt if the client prefers that. Once the change is committed, the answer is
     /// a success whatever happens to the wait.
     async fn change<'c, R, T: Serialize>(
@@ -148,7 +179,14 @@ impl ControlApi {
             let call = caller.call;
             let wait = prefer::wait(call.headers.get_all(prefer::PREFER).iter().map(HeaderValue::as_bytes));
             let pending = self.receipts.begin(&call.request_id, wait.is_some()).await;
-            let data = match change(caller, request).await {
+            let urgency = match context.endpoint {
+                Endpoint::DeleteKey | Endpoint::DeleteApi => Urgency::Deletion,
+                _ => Urgency::Other,
+            };
+            let turn = self.turns.changes.take(&caller.root.workspace_id, urgency).await;
+            let changed = change(caller, request).await;
+            drop(turn);
+            let data = match changed {
                 Ok(data) => data,
                 Err(error) => {
                     pending.refused(&error).await;

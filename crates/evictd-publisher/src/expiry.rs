@@ -9,7 +9,7 @@ use evictd_ops::time::every;
 use evictd_store::{ChangeStore, StoreError};
 use tokio_util::sync::CancellationToken;
 
-use crate::metrics::Metrics;
+use crate::metrics::PublisherMetrics;
 use crate::wake::Wake;
 
 /// Expiries in one transaction.
@@ -18,7 +18,7 @@ const BATCH: usize = 1024;
 pub(crate) struct Expiry {
     pub(crate) interval: Duration,
     pub(crate) store: Arc<dyn ChangeStore>,
-    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) metrics: Arc<PublisherMetrics>,
     pub(crate) wake: Wake,
 }
 

@@ -34,6 +34,7 @@ pub mod metrics;
 mod queries;
 mod rate_limit;
 mod receipts;
+pub mod reload;
 mod retention;
 mod rivals;
 mod rounds;
@@ -65,7 +66,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::authority::Authority;
 use crate::config::PublisherConfig;
-use crate::control::{ControlApi, TrustedProxies};
+use crate::control::{ControlApi, StoreTurns, TrustedProxies};
 use crate::expiry::Expiry;
 use crate::history::HomeHistory;
 use crate::live_feed::LiveFeed;
@@ -73,6 +74,7 @@ use crate::log_output::LogOutput;
 use crate::queries::{Lookups, Replays};
 use crate::rate_limit::RateLimits;
 use crate::receipts::ReceiptsTask;
+use crate::reload::PublisherReload;
 use crate::retention::Retention;
 use crate::rivals::Rivals;
 use crate::sequencer::Sequencer;
@@ -121,9 +123,15 @@ pub struct RunningPublisher {
     tasks: Tasks,
     store: Arc<dyn HomeStore>,
     phases: ShutdownPhases,
+    reload: PublisherReload,
 }
 
 impl RunningPublisher {
+    /// Returns what changes its settings while it runs.
+    pub fn reload(&self) -> PublisherReload {
+        self.reload.clone()
+    }
+
     /// Waits until all tasks have ended, requests in progress included, and closes the store. That takes at most 13
     /// seconds from when its token is cancelled: ten for requests, and three for the rest. An error names a task that
     /// ended unexpectedly.
@@ -183,6 +191,13 @@ pub async fn start(
     // The parts.
     let (receipts, membership, receipts_task) =
         ReceiptsTask::new(&config.receipts, store.clone(), shared.clone(), &registry, shutdown.clone());
+    let limits = Arc::new(RateLimits::new(&config.rate_limit));
+    let reload = PublisherReload {
+        limits: limits.clone(),
+        receipts: receipts.clone(),
+        buses: [bus.clone(), lookup_bus.clone()],
+        metrics: metrics.clone(),
+    };
     let feed = LiveFeed { bus: bus.clone(), shared: shared.clone() };
     let output = LogOutput { feed, receipts: receipts.clone(), shared: shared.clone() };
     let sequencer = Sequencer {
@@ -217,7 +232,7 @@ pub async fn start(
         store: store.clone(),
         bus: lookup_bus,
         membership,
-        permits: Semaphore::new(config.authority.lookups_max),
+        permits: Arc::new(Semaphore::new(config.authority.lookups_max)),
         by_requester: Mutex::default(),
         per_requester_max: config.authority.lookups_max.div_ceil(2),
         shared: shared.clone(),
@@ -240,8 +255,7 @@ pub async fn start(
         wake: shared.wake.clone(),
     };
     let retention = Retention { config: config.retention, store: store.clone(), metrics: metrics.clone() };
-    let status =
-        Status { config: config.receipts, receipts: receipts_task.snapshot(), shared: shared.clone() };
+    let status = Status { bound, receipts: receipts_task.snapshot(), shared: shared.clone() };
     let admin_api = Admin {
         metrics: registry.clone(),
         readiness: readiness.clone(),
@@ -250,8 +264,9 @@ pub async fn start(
     let control = ControlApi {
         store: store.clone(),
         receipts: receipts.clone(),
-        limits: Arc::new(RateLimits::new(&config.rate_limit)),
+        limits,
         proxies: TrustedProxies::new(config.audit.trusted_proxies),
+        turns: StoreTurns::new(store.concurrency()),
         wake: shared.wake.clone(),
         // As agents keep a margin.
         freshness: shared.freshness_guard(bound * 9 / 10),
@@ -291,5 +306,6 @@ pub async fn start(
         tasks,
         store,
         phases,
+        reload,
     })
 }

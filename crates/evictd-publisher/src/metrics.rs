@@ -9,6 +9,7 @@ use evictd_core::service::Standing;
 use evictd_ops::bus::BusMetrics;
 use evictd_ops::metric_specs;
 use evictd_ops::metrics::{ByLabel, LATENCY_BUCKETS, MetricKind, PROPAGATION_BUCKETS, Registry};
+use evictd_ops::reload::{self, ReloadOutcome};
 use evictd_store::StoreError;
 use evictd_store::audit::Purged;
 use evictd_store::log::Backlog;
@@ -113,7 +114,7 @@ evictd_core::labels! {
     enum PurgedKind { Log = "log", Receipts = "receipts", Audit = "audit" }
 
     /// The state of an agent process.
-    pub(crate) enum AgentState {
+    pub(crate) enum AgentPresence {
         Live = "live",
         Silent = "silent",
         Duplicate = "duplicate",
@@ -123,7 +124,7 @@ evictd_core::labels! {
 
 /// The handles, made once.
 #[derive(Debug)]
-pub struct Metrics {
+pub struct PublisherMetrics {
     head: Gauge,
     epoch: Gauge,
     unnumbered_rows: Gauge,
@@ -144,10 +145,11 @@ pub struct Metrics {
     receipts: ByLabel<FinalState, Counter>,
     purged: ByLabel<PurgedKind, Counter>,
     store_failures: StoreFailures,
+    pub(crate) config_reloads: ByLabel<ReloadOutcome, Counter>,
     pub(crate) nats: BusMetrics,
 }
 
-impl Metrics {
+impl PublisherMetrics {
     /// Makes the handles.
     pub fn new(registry: &Registry) -> Self {
         let requests = |endpoint: Endpoint| {
@@ -175,6 +177,7 @@ impl Metrics {
             receipts: registry.handle(&RECEIPTS),
             purged: registry.handle(&PURGED),
             store_failures: StoreFailures::new(registry.handle(&STORE_FAILURES)),
+            config_reloads: registry.handle(&reload::SPEC),
             nats: BusMetrics {
                 connected: registry.handle(&NATS_CONNECTED),
                 connects: registry.handle(&NATS_CONNECTS),

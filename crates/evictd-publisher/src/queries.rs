@@ -12,7 +12,7 @@ use evictd_wire::lookup::{LookupAnswer, LookupOutcome, LookupRequest};
 use evictd_wire::replay::{ReplayAnswer, ReplayRequest};
 use evictd_wire::subject::Requester;
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::bus::{Bus, Envelope, Subscription};
@@ -41,7 +41,7 @@ pub(crate) struct Lookups {
     pub(crate) bus: Bus,
     pub(crate) membership: Membership,
     /// Lookups at once.
-    pub(crate) permits: Semaphore,
+    pub(crate) permits: Arc<Semaphore>,
     /// Lookups in progress, by requester.
     pub(crate) by_requester: Mutex<HashMap<Requester, usize>>,
     pub(crate) per_requester_max: usize,
@@ -132,12 +132,8 @@ impl Lookups {
                 requests.refuse(Refusal::Malformed);
                 continue;
             };
-            let this = self.clone();
-            if self.begin(&envelope.requester) {
-                tokio::spawn(async move {
-                    let _slot = LookupSlot { lookups: &this, requester: envelope.requester.clone() };
-                    this.look_up(envelope, request).await;
-                });
+            if let Some(slot) = self.begin(&envelope.requester) {
+                tokio::spawn(async move { slot.lookups.look_up(envelope, request).await });
             } else {
                 self.answer(envelope.reply, request, LookupOutcome::Busy).await;
             }
@@ -145,27 +141,15 @@ impl Lookups {
     }
 
     /// Counts a lookup, unless too many are in progress. One requester gets at most half of what there is.
-    fn begin(&self, requester: &Requester) -> bool {
+    fn begin(self: &Arc<Self>, requester: &Requester) -> Option<LookupSlot> {
+        let permit = self.permits.clone().try_acquire_owned().ok()?;
         let mut by_requester = self.by_requester.lock();
-        let Ok(permit) = self.permits.try_acquire() else { return false };
         let own = by_requester.entry(requester.clone()).or_default();
         if *own >= self.per_requester_max {
-            return false;
+            return None;
         }
         *own += 1;
-        permit.forget();
-        true
-    }
-
-    fn end(&self, requester: &Requester) {
-        let mut by_requester = self.by_requester.lock();
-        if let Some(own) = by_requester.get_mut(requester) {
-            *own -= 1;
-            if *own == 0 {
-                by_requester.remove(requester);
-            }
-        }
-        self.permits.add_permits(1);
+        Some(LookupSlot { lookups: self.clone(), requester: requester.clone(), _permit: permit })
     }
 
     async fn look_up(&self, envelope: Envelope, request: LookupRequest) {
@@ -217,13 +201,20 @@ impl Drop for ReplayTurn<'_> {
 }
 
 /// A lookup in progress.
-struct LookupSlot<'a> {
-    lookups: &'a Lookups,
+struct LookupSlot {
+    lookups: Arc<Lookups>,
     requester: Requester,
+    _permit: OwnedSemaphorePermit,
 }
 
-impl Drop for LookupSlot<'_> {
+impl Drop for LookupSlot {
     fn drop(&mut self) {
-        self.lookups.end(&self.requester);
+        let mut by_requester = self.lookups.by_requester.lock();
+        if let Some(own) = by_requester.get_mut(&self.requester) {
+            *own -= 1;
+            if *own == 0 {
+                by_requester.remove(&self.requester);
+            }
+        }
     }
 }

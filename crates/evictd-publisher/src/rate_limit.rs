@@ -10,7 +10,7 @@ use evictd_core::ids::WorkspaceId;
 use evictd_core::time::LeaseTime;
 use hyper::HeaderMap;
 use hyper::header::{HeaderName, HeaderValue, RETRY_AFTER};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use crate::config::{RateLimitConfig, RequestLimit};
 
@@ -22,9 +22,13 @@ const REMAINING: HeaderName = HeaderName::from_static("ratelimit-remaining");
 const RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
 
 pub(crate) struct RateLimits {
+    limits: RwLock<LimitTable>,
+    windows: Mutex<Windows>,
+}
+
+struct LimitTable {
     of_each: RequestLimit,
     of_workspace: HashMap<WorkspaceId, RequestLimit>,
-    windows: Mutex<Windows>,
 }
 
 #[derive(Default)]
@@ -60,22 +64,36 @@ pub(crate) struct Allowance {
 
 impl RateLimits {
     pub(crate) fn new(config: &RateLimitConfig) -> Self {
-        let limit = |(workspace, limit): (&String, &RequestLimit)| (WorkspaceId::new(&**workspace), *limit);
-        Self {
-            of_each: config.requests_per_minute,
-            of_workspace: config.workspaces.iter().map(limit).collect(),
-            windows: Mutex::default(),
-        }
+        Self { limits: RwLock::new(LimitTable::new(config)), windows: Mutex::default() }
+    }
+
+    /// Replaces the limits. Requests that were counted in this minute stay counted.
+    pub(crate) fn configure(&self, config: &RateLimitConfig) {
+        *self.limits.write() = LimitTable::new(config);
     }
 
     /// Counts a request of this workspace.
     pub(crate) fn admit(&self, workspace: &WorkspaceId, now: LeaseTime) -> Admission {
-        let limit = match self.of_workspace.get(workspace).unwrap_or(&self.of_each) {
+        let limit = match self.limits.read().of(workspace) {
             RequestLimit::Unlimited => return Admission::Unlimited,
             RequestLimit::PerMinute(0) => return Admission::Closed,
-            RequestLimit::PerMinute(limit) => *limit,
+            RequestLimit::PerMinute(limit) => limit,
         };
         self.windows.lock().admit(workspace, limit, now)
+    }
+}
+
+impl LimitTable {
+    fn new(config: &RateLimitConfig) -> Self {
+        let limit = |(workspace, limit): (&String, &RequestLimit)| (WorkspaceId::new(&**workspace), *limit);
+        Self {
+            of_each: config.requests_per_minute,
+            of_workspace: config.workspaces.iter().map(limit).collect(),
+        }
+    }
+
+    fn of(&self, workspace: &WorkspaceId) -> RequestLimit {
+        self.of_workspace.get(workspace).copied().unwrap_or(self.of_each)
     }
 }
 
@@ -92,7 +110,7 @@ impl Windows {
         let is_within = window.requests < limit;
         window.requests += u32::from(is_within);
         let reset = WINDOW.saturating_sub(now.since(window.began));
-        let allowance = Allowance { limit, remaining: limit - window.requests, reset };
+        let allowance = Allowance { limit, remaining: limit.saturating_sub(window.requests), reset };
         if is_within { Admission::Within(allowance) } else { Admission::Over(allowance) }
     }
 }

@@ -14,7 +14,7 @@ use evictd_store::{ChangeStore, StoreError};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Keep, RetentionConfig};
-use crate::metrics::Metrics;
+use crate::metrics::PublisherMetrics;
 
 /// How often old rows are looked for.
 const SWEEP_EVERY: Duration = Duration::from_mins(5);
@@ -28,7 +28,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub(crate) struct Retention {
     pub(crate) config: RetentionConfig,
     pub(crate) store: Arc<dyn ChangeStore>,
-    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) metrics: Arc<PublisherMetrics>,
 }
 
 impl Retention {

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::bus::Bus;
 use crate::config::SequencerConfig;
 use crate::log_output::LogOutput;
-use crate::metrics::Metrics;
+use crate::metrics::PublisherMetrics;
 use crate::shared::Shared;
 
 /// Rows numbered in one transaction.
@@ -176,7 +176,7 @@ impl StoreCondition {
         need: StoreNeed,
         done: Result<(), StoreError>,
         condition: &Condition,
-        metrics: &Metrics,
+        metrics: &PublisherMetrics,
     ) {
         let was_failing = std::mem::replace(&mut self.failing[need as usize], done.is_err());
         match done {

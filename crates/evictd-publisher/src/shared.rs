@@ -8,7 +8,7 @@ use evictd_ops::metrics::Registry;
 
 use crate::history::HomeHistory;
 use crate::log_head::LogHead;
-use crate::metrics::Metrics;
+use crate::metrics::PublisherMetrics;
 use crate::rounds::{Fence, FreshnessGuard, RoundTrigger};
 use crate::vouching::Vouching;
 use crate::wake::Wake;
@@ -21,7 +21,7 @@ pub(crate) struct Shared {
     pub(crate) fence: Fence,
     pub(crate) rounds: RoundTrigger,
     pub(crate) wake: Wake,
-    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) metrics: Arc<PublisherMetrics>,
     pub(crate) invariants: Invariants,
 }
 
@@ -34,7 +34,7 @@ impl Shared {
             fence: Fence::default(),
             rounds: RoundTrigger::default(),
             wake: Wake::default(),
-            metrics: Arc::new(Metrics::new(registry)),
+            metrics: Arc::new(PublisherMetrics::new(registry)),
             invariants: Invariants::new(registry),
         }
     }

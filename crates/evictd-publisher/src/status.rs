@@ -5,13 +5,12 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::config::ReceiptsConfig;
 use crate::receipts::ReceiptsSnapshot;
 use crate::shared::Shared;
 
 /// Answers from memory: a store that hangs must not hang this page.
 pub(crate) struct Status {
-    pub(crate) config: ReceiptsConfig,
+    pub(crate) bound: Duration,
     pub(crate) receipts: watch::Receiver<ReceiptsSnapshot>,
     pub(crate) shared: Shared,
 }
@@ -37,8 +36,8 @@ impl Status {
             "receipts": {
                 "open": receipts.open,
                 "unrecorded": receipts.unstored,
-                "boundMs": millis(self.config.bound.into()),
-                "configuredRegions": self.config.regions,
+                "boundMs": millis(self.bound),
+                "configuredRegions": receipts.configured_regions,
             },
             "agents": receipts.agents(),
         })

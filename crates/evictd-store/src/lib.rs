@@ -43,6 +43,16 @@ pub use crate::roster::RosterStore;
 pub trait HomeStore:
     LogStore + RosterStore + ReceiptStore + RecordStore + ChangeStore + OperatorStore
 {
+    /// Returns how many requests of the control API this store works on at once.
+    fn concurrency(&self) -> Concurrency;
+
     /// Waits for running transactions, then closes the database. Later calls fail.
     async fn close(&self);
+}
+
+/// How many requests a store works on at once. Further ones wait.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Concurrency {
+    pub reads: usize,
+    pub changes: usize,
 }

@@ -56,12 +56,12 @@ use sqlx::Connection;
 use self::lanes::Lanes;
 use self::listener::Listener;
 use self::write::{By, PostgresWrite};
-use crate::HomeStore;
 use crate::change::Actor;
 use crate::error::StoreError;
 use crate::operator::Operator;
+use crate::{Concurrency, HomeStore};
 
-pub use self::options::PostgresOptions;
+pub use self::options::{PostgresOptions, UrlSource};
 pub use self::reader::PostgresReader;
 
 /// The home store in one PostgreSQL database. Other publishers may use the database at the same time.
@@ -116,6 +116,10 @@ impl PostgresStore {
 
 #[async_trait]
 impl HomeStore for PostgresStore {
+    fn concurrency(&self) -> Concurrency {
+        Concurrency { reads: self.lanes.records.size(), changes: self.lanes.changes.size() }
+    }
+
     async fn close(&self) {
         self.listener.stop();
         self.lanes.close().await;

@@ -51,9 +51,9 @@ use self::location::FileLocation;
 use self::pools::Pools;
 use self::schema::Triggers;
 use self::write::failed;
-use crate::HomeStore;
 use crate::error::StoreError;
 use crate::log::LogStore;
+use crate::{Concurrency, HomeStore};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
@@ -113,6 +113,11 @@ impl SqliteStore {
 
 #[async_trait]
 impl HomeStore for SqliteStore {
+    /// There is one writer. A second change waits for it, so that it never has to wait for one.
+    fn concurrency(&self) -> Concurrency {
+        Concurrency { reads: pools::RECORDS as usize, changes: 2 }
+    }
+
     async fn close(&self) {
         self.pools.close().await;
         if let Some(exclusive) = &self.exclusive {

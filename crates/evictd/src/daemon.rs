@@ -4,7 +4,7 @@ use anyhow::Context;
 use clap::ValueEnum;
 use evictd_cli::print::print_line;
 use evictd_ops::config::{Loaded, named_files, print_effective};
-use evictd_ops::{logging, shutdown};
+use evictd_ops::{logging, reload, shutdown};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio_util::sync::CancellationToken;
 
@@ -21,7 +21,7 @@ pub(crate) enum DaemonKind {
 }
 
 pub(crate) fn run_publisher(args: &ConfigArgs) -> anyhow::Result<()> {
-    let config = args.publisher()?.config;
+    let Loaded { config, effective } = args.publisher()?;
     logging::init(config.log.format, &config.log.filter);
     allow_many_connections();
     run_until_exit(async |shutdown| {
@@ -34,18 +34,33 @@ pub(crate) fn run_publisher(args: &ConfigArgs) -> anyhow::Result<()> {
                 args.store_flags()
             );
         }
-        Ok(running.ended())
+        let reloads = reload::at_hang_up(running.reload(), &effective, || args.publisher());
+        Ok(until_ended(running.ended(), reloads))
     })
 }
 
 pub(crate) fn run_agent(args: &ConfigArgs) -> anyhow::Result<()> {
-    let config = args.agent()?.config;
+    let Loaded { config, effective } = args.agent()?;
     logging::init(config.log.format, &config.log.filter);
     allow_many_connections();
     run_until_exit(async |shutdown| {
         let database = replica::configured(&config)?;
-        Ok(evictd_agent::start(config, database, shutdown).await?.ended())
+        let running = evictd_agent::start(config, database, shutdown).await?;
+        let reloads = reload::at_hang_up(running.reload(), &effective, || args.agent());
+        Ok(until_ended(running.ended(), reloads))
     })
+}
+
+/// Runs a daemon until it has ended, and reloads it meanwhile.
+async fn until_ended<T>(ended: impl Future<Output = T>, reloads: impl Future<Output = ()>) -> T {
+    let reloads = async {
+        reloads.await;
+        std::future::pending().await
+    };
+    tokio::select! {
+        ended = ended => ended,
+        ended = reloads => ended,
+    }
 }
 
 /// Starts a daemon and runs it until it exits. A signal during the start ends it too, as it serves no requests yet.
@@ -136,6 +151,25 @@ mod tests {
         let publisher = evictd_ops::config::reference("Publisher", evictd_publisher::config::DEFAULTS);
         let agent = evictd_ops::config::reference("Agent", evictd_agent::config::DEFAULTS);
         check_page("config.md", &format!("{publisher}\n{agent}"));
+    }
+
+    #[test]
+    fn reloadable_settings_exist_and_are_documented() {
+        use evictd_ops::reload::Reload;
+        let page = include_str!("../../../docs/operations.md");
+        let row = |name: &str| page.lines().find(|line| line.starts_with(&format!("| {name} |"))).unwrap();
+        let publisher = (evictd_publisher::reload::PublisherReload::KEYS, evictd_publisher::config::DEFAULTS);
+        let agent = (evictd_agent::reload::AgentReload::KEYS, evictd_agent::config::DEFAULTS);
+        for ((keys, defaults), row) in [(publisher, row("publisher")), (agent, row("agent"))] {
+            let defaults: toml::Table = defaults.parse().unwrap();
+            let mut documented = Vec::new();
+            for key in keys {
+                let (section, name) = key.split_once('.').unwrap();
+                assert!(name.is_empty() || defaults[section].get(name).is_some(), "{key}");
+                documented.push(if name.is_empty() { format!("`{section}.*`") } else { format!("`{key}`") });
+            }
+            assert!(row.ends_with(&format!("| {} |", documented.join(", "))), "{row}");
+        }
     }
 
     #[test]

@@ -120,7 +120,7 @@ pub(crate) fn run(args: &DevArgs) -> anyhow::Result<()> {
 }
 
 async fn serve(args: &DevArgs, data_dir: &Path, nats: &mut DevNats) -> anyhow::Result<()> {
-    let shutdown = shutdown::on_signals();
+    let shutdown = shutdown::on_signals_and_hang_up();
     // On the heap, because the future of a whole installation is large.
     let url = nats.url().to_owned();
     let started = Box::pin(start(args, data_dir, &url, &shutdown));

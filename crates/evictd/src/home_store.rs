@@ -54,7 +54,7 @@ impl ConfiguredStore {
         let look = async {
             match &self.location {
                 StoreLocation::Sqlite(path) => SqliteStore::schema_version(path).await,
-                StoreLocation::Postgres(url) => PostgresStore::schema_version(&self.options(url)?).await,
+                StoreLocation::Postgres(_) => PostgresStore::schema_version(&self.options()?).await,
             }
         };
         runtime::new()?.block_on(look).map_err(with_advice)
@@ -62,8 +62,8 @@ impl ConfiguredStore {
 
     /// Refuses a malformed URL. Does not connect.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
-        if let StoreLocation::Postgres(url) = &self.location {
-            self.options(url)?;
+        if let StoreLocation::Postgres(_) = &self.location {
+            self.options()?;
         }
         Ok(())
     }
@@ -96,17 +96,18 @@ impl ConfiguredStore {
                 };
                 opened.map(|store| Arc::new(store) as Arc<dyn HomeStore>)
             }
-            StoreLocation::Postgres(url) => self.connect(url).await.map(|store| Arc::new(store) as _),
+            StoreLocation::Postgres(_) => self.connect().await.map(|store| Arc::new(store) as _),
         };
         opened.map_err(with_advice)
     }
 
-    async fn connect(&self, url: &ConnectionUrl) -> Result<PostgresStore, StoreError> {
-        PostgresStore::connect(self.options(url)?).await
+    async fn connect(&self) -> Result<PostgresStore, StoreError> {
+        PostgresStore::connect(self.options()?).await
     }
 
-    fn options(&self, url: &ConnectionUrl) -> Result<PostgresOptions, StoreError> {
-        let mut options = PostgresOptions::new(url.expose())?;
+    fn options(&self) -> Result<PostgresOptions, StoreError> {
+        let source = ConnectionUrl::postgres_source(&self.config.url, &self.config.url_file);
+        let mut options = PostgresOptions::from_source(Arc::new(source))?;
         options.connections = u32::try_from(self.config.connections).unwrap_or(u32::MAX);
         options.statement_timeout = self.config.statement_timeout.into();
         Ok(options)

@@ -7,6 +7,7 @@ use evictd_agent::config::AgentConfig;
 use evictd_agent::database::{Database, DatabaseError};
 use evictd_core::ids::KeyHash;
 use evictd_core::record::Lookup;
+use evictd_ops::connection_url::ConnectionUrl;
 use evictd_store::StoreError;
 use evictd_store::postgres::{PostgresOptions, PostgresReader};
 use tokio::sync::OnceCell;
@@ -36,8 +37,11 @@ impl Database for ReplicaDatabase {
 
 /// Returns the configured database, or `None` if the agent loads records from the authority only.
 pub(crate) fn configured(config: &AgentConfig) -> anyhow::Result<Option<Arc<dyn Database>>> {
-    let Some(url) = config.database()? else { return Ok(None) };
-    let mut options = PostgresOptions::new(url.expose())?;
+    if config.database()?.is_none() {
+        return Ok(None);
+    }
+    let source = ConnectionUrl::postgres_source(&config.postgres.url, &config.postgres.url_file);
+    let mut options = PostgresOptions::from_source(Arc::new(source))?;
     options.connections = config.postgres.connections;
     options.statement_timeout = config.postgres.timeout.into();
     Ok(Some(Arc::new(ReplicaDatabase { options, reader: OnceCell::new() })))

@@ -55,7 +55,7 @@ log_line_prefix = '%m [%p] %q%a '
 
 /// How to stop a server.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Mode {
+pub enum StopMode {
     /// Closes connections, rolls transactions back and writes everything, to streaming standbys as well.
     Fast,
     /// Stops at once, as if it had crashed. The next start recovers from the log.
@@ -217,11 +217,11 @@ impl Postgres {
     }
 
     /// Stops it, and returns when all its processes have ended. Does nothing if it isn't running.
-    pub fn stop(&mut self, mode: Mode) -> Result<()> {
+    pub fn stop(&mut self, mode: StopMode) -> Result<()> {
         let Some(server) = &mut self.server else { return Ok(()) };
         let how = match mode {
-            Mode::Fast => Signal::INT,
-            Mode::Immediate => Signal::QUIT,
+            StopMode::Fast => Signal::INT,
+            StopMode::Immediate => Signal::QUIT,
         };
         if server.try_wait()?.is_none() {
             signal(Pid::from_child(server), how)?;
@@ -233,7 +233,7 @@ impl Postgres {
     }
 
     /// Stops it and starts it again, so that every setting takes effect.
-    pub fn restart(&mut self, mode: Mode) -> Result<()> {
+    pub fn restart(&mut self, mode: StopMode) -> Result<()> {
         self.stop(mode)?;
         self.start_again()
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use evictd_postgres_server::wait::eventually;
-use evictd_postgres_server::{Mode, Postgres, shared};
+use evictd_postgres_server::{Postgres, StopMode, shared};
 
 const DEADLINE: Duration = Duration::from_mins(1);
 
@@ -53,7 +53,7 @@ fn a_standby_follows_lags_and_is_promoted() -> Result<()> {
     wait_for(&standby, count, "3")?;
 
     assert_eq!(primary.query(timeline)?, "00000001");
-    primary.stop(Mode::Immediate)?;
+    primary.stop(StopMode::Immediate)?;
     standby.promote()?;
     assert_eq!(standby.query(timeline)?, "00000002");
     assert_eq!(standby.query(count)?, "3");
@@ -80,7 +80,7 @@ fn a_killed_server_restarts_with_all_committed_data() -> Result<()> {
     assert!(server.start_again().is_err(), "it is already running");
     server.set("max_connections = 50")?;
     assert_eq!(server.query("SHOW max_connections")?, "100");
-    server.restart(Mode::Fast)?;
+    server.restart(StopMode::Fast)?;
     assert_eq!(server.query("SHOW max_connections")?, "50");
     assert_eq!(server.url(), url);
     Ok(())

@@ -38,7 +38,7 @@ use evictd_tests::wait::try_eventually;
 use serde_json::json;
 use toml::Table;
 
-use crate::world::{Caller, Key, SOON, World, plan};
+use crate::world::{ApiClient, Key, SOON, World, plan};
 
 /// The meaning of the answer to a deletion.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -100,7 +100,7 @@ pub(crate) struct DeletionRequest<'k> {
 
 impl<'k> DeletionRequest<'k> {
     /// Deletes `key`. Fails if there is no answer, or one that no client should get.
-    pub(crate) fn of(publisher: &Caller, key: &'k Key) -> Result<Self> {
+    pub(crate) fn of(publisher: &ApiClient, key: &'k Key) -> Result<Self> {
         Self::by(&publisher.call("keys.deleteKey", &json!({ "keyId": key.id }))?, key)
     }
 

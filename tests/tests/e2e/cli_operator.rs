@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use anyhow::{Context, Result, ensure};
 use evictd_postgres_server::Postgres;
 use evictd_tests::process::evictd_command;
-use evictd_tests::topology::{Plan, Store};
+use evictd_tests::topology::{Plan, StoreKind};
 use evictd_tests::wait::eventually;
 use serde_json::{Value, json};
 
@@ -233,7 +233,7 @@ fn migrate_runs_in_advance_and_refuses_a_foreign_schema() -> Result<()> {
 fn the_same_commands_work_on_postgresql() -> Result<()> {
     let server = Postgres::start()?;
     let mut world =
-        World::start(&Plan { store: Store::Postgres(server.url()), publishers: 2, ..plan(&["eu"]) })?;
+        World::start(&Plan { store: StoreKind::Postgres(server.url()), publishers: 2, ..plan(&["eu"]) })?;
     let server_url = format!("postgres://127.0.0.1:{}/", server.port());
     let migrated = operate(&world, "migrate")?;
     assert!(migrated.stdout.starts_with(&format!("the home store {server_url}")), "{}", migrated.stderr);

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use evictd_tests::proxy::Mode;
+use evictd_tests::proxy::WireMode;
 use evictd_tests::topology::{Node, Plan};
 use evictd_tests::wait::{throughout, try_eventually};
 use evictd_tests::wall_clock::WallClock;
@@ -13,7 +13,7 @@ use serde_json::json;
 use toml::toml;
 
 use crate::world::{
-    Caller, Key, SOON, UNAVAILABLE, World, assert_bounded, breakable, count, flushes, wait_for_count,
+    ApiClient, Key, SOON, UNAVAILABLE, World, assert_bounded, breakable, count, flushes, wait_for_count,
     wait_for_mode, wall_millis, with_bound,
 };
 
@@ -117,11 +117,11 @@ fn assert_lease_expires_on_time(world: &World) -> Result<()> {
     let [good, doomed] = [world.create_key()?, world.create_key()?];
     world.cache_everywhere(&[&good, &doomed])?;
     for site in &world.topology.regions {
-        site.set_wires(Mode::Cut)?;
+        site.set_wires(WireMode::Cut)?;
     }
     world.delete(&doomed)?;
     let deleted_at = Instant::now();
-    let callers: Vec<Caller> = world.topology.agents().map(|agent| Caller::new(world, agent)).collect();
+    let callers: Vec<ApiClient> = world.topology.agents().map(|agent| ApiClient::new(world, agent)).collect();
     for caller in &callers {
         ensure!(caller.code(&good)? == "VALID", "it has a proof that is younger than the bound");
     }
@@ -137,7 +137,7 @@ fn assert_lease_expires_on_time(world: &World) -> Result<()> {
         wait_for_mode(agent, "expired")?;
     }
     for site in &world.topology.regions {
-        site.set_wires(Mode::Pass)?;
+        site.set_wires(WireMode::Pass)?;
     }
     world.assert_gone(&[&doomed])?;
     world.wait_for_codes(&[&good], "VALID")

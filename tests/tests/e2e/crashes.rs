@@ -11,7 +11,7 @@ use evictd_tests::topology::{Plan, Servers, Topology};
 use evictd_tests::wait::throughout;
 use serde_json::json;
 
-use crate::world::{Caller, Key, World, assert_bounded, plan, with_bound};
+use crate::world::{ApiClient, Key, World, assert_bounded, plan, with_bound};
 
 const BOUND: Duration = Duration::from_secs(2);
 const RUN: Duration = Duration::from_secs(20);
@@ -42,7 +42,7 @@ impl Workload {
 
     /// Creates keys and deletes every other one until the workload is over. Repeats a deletion that was not answered
     /// because the publisher was dead.
-    fn create_and_delete(&self, publisher: &Caller, api: &str) -> Result<()> {
+    fn create_and_delete(&self, publisher: &ApiClient, api: &str) -> Result<()> {
         while !self.is_over() {
             self.create(publisher, api)?;
             self.create(publisher, api)?;
@@ -56,7 +56,7 @@ impl Workload {
         Ok(())
     }
 
-    fn create(&self, publisher: &Caller, api: &str) -> Result<()> {
+    fn create(&self, publisher: &ApiClient, api: &str) -> Result<()> {
         // Without an answer, the key's id is unknown, and so is whether the key exists.
         let Ok(answer) = publisher.call("keys.createKey", &json!({ "apiId": api })) else { return Ok(()) };
         let text = |member: &str| answer.body["data"][member].as_str().map(str::to_owned);
@@ -67,7 +67,7 @@ impl Workload {
         Ok(())
     }
 
-    fn delete(&self, publisher: &Caller, index: usize) -> Result<()> {
+    fn delete(&self, publisher: &ApiClient, index: usize) -> Result<()> {
         let id = {
             let mut keys = self.keys.lock().map_err(|_| anyhow!("a client panicked"))?;
             keys[index].doomed = true;
@@ -84,7 +84,7 @@ impl Workload {
 
     /// Verifies the keys at one agent in a loop, and checks each answer against the guarantee G1. Returns the number
     /// of answers.
-    fn verify(&self, agent: &Caller) -> Result<usize> {
+    fn verify(&self, agent: &ApiClient) -> Result<usize> {
         let mut answers = 0;
         while !self.is_over() {
             // Only the newest hundred, so that each is verified often enough to be cached.
@@ -171,8 +171,8 @@ fn guarantees_hold_when_everything_is_killed_in_any_order() -> Result<()> {
 fn run(random: &mut Random, events: &mut Vec<String>) -> Result<()> {
     let plan = Plan { servers: Servers::PerRegion, ..plan(&["eu", "us"]) };
     let mut world = World::start(&with_bound(BOUND, plan))?;
-    let publisher = Caller::new(&world, world.publisher());
-    let agents = [0, 1].map(|region| Caller::new(&world, world.agent(region)));
+    let publisher = ApiClient::new(&world, world.publisher());
+    let agents = [0, 1].map(|region| ApiClient::new(&world, world.agent(region)));
     let (workload, api) = (Workload::default(), world.api.clone());
     let answers = thread::scope(|scope| {
         let changing = scope.spawn(|| workload.create_and_delete(&publisher, &api));

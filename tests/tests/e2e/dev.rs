@@ -127,15 +127,21 @@ fn child_of(parent: u32) -> Result<u32> {
     }
 }
 
-/// Failure: Ctrl-C leaves a server or a directory behind, or the exit takes too long.
+/// Failure: Ctrl-C or a closed terminal leaves a server or a directory behind, or the exit takes too long.
 #[test]
 fn installation_starts_works_and_exits_without_leftovers() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    for interrupted in [false, true] {
-        let run = if interrupted { "interrupted" } else { "stopped" };
-        let mut dev = Dev::start(dir.path(), run, &[])?;
+    for signal in ["SIGTERM", "SIGINT", "SIGHUP"] {
+        let mut dev = Dev::start(dir.path(), signal, &[])?;
         dev.assert_works()?;
-        let status = if interrupted { dev.daemon.interrupt(SOON / 2)? } else { dev.daemon.stop(SOON / 2)? };
+        let status = match signal {
+            "SIGTERM" => dev.daemon.stop(SOON / 2)?,
+            "SIGINT" => dev.daemon.interrupt(SOON / 2)?,
+            _ => {
+                dev.daemon.hang_up()?;
+                dev.daemon.wait_exit(SOON / 2)?
+            }
+        };
         assert_eq!(status.code(), Some(0), "{}", dev.daemon.log_tail());
         dev.assert_nothing_runs()?;
         let left: Vec<_> = fs::read_dir(dir.path().join("tmp"))?.collect();

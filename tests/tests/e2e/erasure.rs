@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use evictd_tests::proxy::Mode;
+use evictd_tests::proxy::WireMode;
 use evictd_tests::topology::Plan;
 use evictd_tests::wait::{throughout, try_eventually};
 use evictd_tests::wall_clock::WallClock;
@@ -333,7 +333,7 @@ fn agent_cut_off_across_a_purge_flushes_once() -> Result<()> {
     let keys = world.create_keys(6)?;
     let (doomed, good) = (&keys[..3], &keys[3..]);
     world.cache_everywhere(&keys.iter().collect::<Vec<_>>())?;
-    world.topology.regions[0].set_wires(Mode::Cut)?;
+    world.topology.regions[0].set_wires(WireMode::Cut)?;
     world.delete_all(doomed)?;
     let deleted_at = Instant::now();
     let watch = |world: &World| {
@@ -350,7 +350,7 @@ fn agent_cut_off_across_a_purge_flushes_once() -> Result<()> {
         assert_eq!(world.code(world.agent(0), key)?, UNAVAILABLE);
     }
 
-    world.topology.regions[0].set_wires(Mode::Pass)?;
+    world.topology.regions[0].set_wires(WireMode::Pass)?;
     try_eventually("the agent to be live again", SOON, || {
         watch(&world)?;
         Ok((world.agent(0).status()?["mode"] == "live").then_some(()))

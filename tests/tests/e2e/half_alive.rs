@@ -4,14 +4,14 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use evictd_tests::proxy::{Mode, Proxy};
+use evictd_tests::proxy::{Proxy, WireMode};
 use evictd_tests::topology::{Node, Plan};
 use evictd_tests::wait::throughout;
 use evictd_wire::live::{Live, LiveEvent};
 use toml::toml;
 
 use crate::world::{
-    Caller, Key, UNAVAILABLE, World, assert_bounded, breakable, connects, count, flushes, repairs,
+    ApiClient, Key, UNAVAILABLE, World, assert_bounded, breakable, connects, count, flushes, repairs,
     wait_for_count, wait_for_mode, wait_until_applied, with_bound,
 };
 
@@ -54,7 +54,7 @@ impl Half {
         self.world.delete(&self.doomed)?;
         let deleted_at = Instant::now();
         self.world.wait_for_code(self.world.agent(1), &self.doomed, "NOT_FOUND")?;
-        let eu = Caller::new(&self.world, self.eu());
+        let eu = ApiClient::new(&self.world, self.eu());
         throughout(BOUND * 3, || {
             let asked_at = Instant::now();
             assert_bounded(asked_at, deleted_at, BOUND, &eu.code(&self.doomed)?)?;
@@ -142,7 +142,7 @@ fn expired_agent_with_working_loads_caches_for_the_bound() -> Result<()> {
         half.wire()?.drop_messages(subject, usize::MAX);
     }
     wait_for_mode(half.eu(), "expired")?;
-    let eu = Caller::new(&half.world, half.eu());
+    let eu = ApiClient::new(&half.world, half.eu());
     // Loads fresh entries, so that the deletion has something to evict.
     assert_eq!([eu.code(&half.good)?, eu.code(&half.doomed)?], ["VALID", "VALID"]);
     let before = (count(half.eu(), "evictd_agent_loads_total", &[("outcome", "ok")])?, Instant::now());
@@ -168,7 +168,7 @@ fn deletions_over_a_150_ms_wire_take_as_long_without_flaps() -> Result<()> {
     let far = world.agent(0);
     let connected = connects(far)?;
     let wire = far.wire.as_ref().context("the wire is direct")?;
-    wire.set(Mode::Delay(DELAY));
+    wire.set(WireMode::Delay(DELAY));
     // Everything from here on is measured on the slow wire.
     let keys: Vec<Key> = (0..12).map(|_| world.create_key()).collect::<Result<_>>()?;
     let (lost, keys) = keys.split_first().context("no keys")?;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use evictd_tests::home_store::SqliteBackup;
 use evictd_tests::process::evictd_command;
-use evictd_tests::proxy::Mode;
+use evictd_tests::proxy::WireMode;
 use evictd_tests::topology::Node;
 use evictd_tests::wait::{throughout, try_eventually};
 use evictd_wire::subject::LIVE;
@@ -287,7 +287,7 @@ fn restored_store_that_caught_up_is_still_detected() -> Result<()> {
     // After the restore, four deletions get the positions of the two undone creations, and two more. The agent receives
     // no live message about them, only answers to its own requests.
     stop_publisher(&mut world)?;
-    world.topology.regions[0].set_wires(Mode::Cut)?;
+    world.topology.regions[0].set_wires(WireMode::Cut)?;
     backup.put(&world.store())?;
     world.sql("UPDATE keys SET deleted_at_m = 1")?;
     world.topology.publisher.restart()?;
@@ -297,7 +297,7 @@ fn restored_store_that_caught_up_is_still_detected() -> Result<()> {
     })?;
     let wire = world.agent(0).wire.as_ref().context("the wire is direct")?;
     wire.drop_messages(LIVE, 10);
-    world.topology.regions[0].set_wires(Mode::Pass)?;
+    world.topology.regions[0].set_wires(WireMode::Pass)?;
     wait_until_behind(&world)?;
     // No agent has received these deletions, so the keys may be VALID until the lease expires.
     wait_for_mode(world.agent(0), "expired")?;

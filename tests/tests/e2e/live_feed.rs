@@ -12,7 +12,7 @@ use evictd_tests::wait::throughout;
 use evictd_wire::live::{Live, LiveEvent};
 use toml::{Table, toml};
 
-use crate::world::{A_WHILE, Caller, Key, World, breakable, count, flushes, repairs, wait_for_count};
+use crate::world::{A_WHILE, ApiClient, Key, World, breakable, count, flushes, repairs, wait_for_count};
 
 const LIVE: &str = "evictd.v1.live";
 
@@ -172,7 +172,7 @@ fn only_the_lost_message_of_2000_deletions_is_repaired() -> Result<()> {
     let keys = world.create_keys(KEYS)?;
     world.wait_until_caught_up()?;
     for agent in world.topology.agents() {
-        let caller = Caller::new(&world, agent);
+        let caller = ApiClient::new(&world, agent);
         for key in &keys {
             ensure!(caller.code(key)? == "VALID", "{}", key.id);
         }
@@ -186,7 +186,7 @@ fn only_the_lost_message_of_2000_deletions_is_repaired() -> Result<()> {
     world.delete_all(&keys[KEYS / 2..])?;
     world.wait_until_caught_up()?;
     for agent in world.topology.agents() {
-        let caller = Caller::new(&world, agent);
+        let caller = ApiClient::new(&world, agent);
         for key in &keys {
             ensure!(caller.code(key)? == "NOT_FOUND", "{}", key.id);
         }

@@ -14,7 +14,9 @@ use evictd_tests::wait::{eventually, throughout};
 use serde_json::json;
 use toml::toml;
 
-use crate::world::{A_WHILE, Caller, Key, SOON, World, breakable, count, wait_for_count, wait_until_applied};
+use crate::world::{
+    A_WHILE, ApiClient, Key, SOON, World, breakable, count, wait_for_count, wait_until_applied,
+};
 
 const MISSES: &str = "evictd_agent_cache_misses_total";
 
@@ -47,7 +49,7 @@ fn verify<'scope>(
     world: &World,
     key: &Key,
 ) -> Verification<'scope> {
-    let (caller, key) = (Caller::new(world, world.agent(0)), key.clone());
+    let (caller, key) = (ApiClient::new(world, world.agent(0)), key.clone());
     scope.spawn(move || caller.code(&key))
 }
 

@@ -21,6 +21,8 @@
 //! * [`home_store`]: the database is changed or restored without the publisher.
 //! * [`erasure`]: what is left of a key that was erased, and of a log that was purged.
 //! * [`rivals`]: two copies of a home store on one bus.
+//! * [`reload`]: a configuration that is read again at SIGHUP.
+//! * [`rotation`]: secrets change in their files while the daemons run.
 //! * [`postgres`]: the home store on PostgreSQL: several publishers share it, and it can fail over.
 //! * [`malformed_http`], [`malformed_nats`]: malformed and forged input.
 //! * [`secrets`]: no secret is written anywhere.
@@ -51,8 +53,10 @@ mod misconfigured;
 mod partitions;
 mod postgres;
 mod receipts;
+mod reload;
 mod restarts;
 mod rivals;
+mod rotation;
 mod sdk;
 mod secrets;
 mod storms;

@@ -15,16 +15,16 @@ const JSON_TYPE: &[u8] = b"content-type: application/json\r\n";
 const TOO_LARGE: usize = 11 << 20;
 
 /// An endpoint with a body that it accepts.
-struct Endpoint<'w> {
+struct EndpointUnderTest<'w> {
     node: &'w Node,
     path: &'static str,
     good: Value,
 }
 
 /// Returns all endpoints of both daemons. Most bodies name things that don't exist, so accepting one changes nothing.
-fn endpoints(world: &World) -> Vec<Endpoint<'_>> {
+fn endpoints(world: &World) -> Vec<EndpointUnderTest<'_>> {
     let (publisher, agent) = (world.publisher(), world.agent(0));
-    let endpoint = |node, path, good| Endpoint { node, path, good };
+    let endpoint = |node, path, good| EndpointUnderTest { node, path, good };
     vec![
         endpoint(publisher, "/v2/apis.createApi", json!({ "name": "another" })),
         endpoint(publisher, "/v2/apis.deleteApi", json!({ "apiId": "api_missing" })),
@@ -35,12 +35,12 @@ fn endpoints(world: &World) -> Vec<Endpoint<'_>> {
     ]
 }
 
-struct Answer {
+struct MalformedAnswer {
     status: u16,
     text: String,
 }
 
-impl Answer {
+impl MalformedAnswer {
     /// Sends a complete request.
     fn to(server: SocketAddr, request: &[u8]) -> Result<Self> {
         raw_request(server, request).map(|answer| Self::read(&answer))
@@ -138,13 +138,14 @@ fn every_endpoint_rejects_malformed_bodies() -> Result<()> {
     let headers = authorized(&world);
     let rows = "SELECT (SELECT count(*) FROM keys) || ' ' || (SELECT count(*) FROM apis)";
     let before = world.sql(rows)?;
-    for Endpoint { node, path, good } in endpoints(&world) {
+    for EndpointUnderTest { node, path, good } in endpoints(&world) {
         for (what, body) in bad_bodies(&good) {
-            let answer = Answer::to(node.http, &request("POST", path, &headers, &body))?;
+            let answer = MalformedAnswer::to(node.http, &request("POST", path, &headers, &body))?;
             assert_eq!(answer.status, 400, "{path}, {what}: {}", answer.text);
             answer.assert_envelope(&format!("{path}, {what}"))?;
         }
-        let answer = Answer::to(node.http, &request("POST", path, &headers, &vec![b' '; TOO_LARGE]))?;
+        let answer =
+            MalformedAnswer::to(node.http, &request("POST", path, &headers, &vec![b' '; TOO_LARGE]))?;
         assert_eq!(answer.status, 413, "{path}: {}", answer.text);
         answer.assert_envelope(path)?;
     }
@@ -158,17 +159,17 @@ fn truncated_requests_are_rejected() -> Result<()> {
     let world = World::start(&plan(&["eu"]))?;
     let key = world.create_key()?;
     let headers = authorized(&world);
-    for Endpoint { node, path, .. } in endpoints(&world) {
+    for EndpointUnderTest { node, path, .. } in endpoints(&world) {
         // Complete, this request would delete the key at the endpoint for that.
         let body = json!({ "keyId": key.id }).to_string();
         let whole = request("POST", path, &headers, body.as_bytes());
         for cut in [whole.len() - 1, whole.len() - body.len(), whole.len() - body.len() - 2, 20, 3] {
-            let answer = Answer::to_garbage(node.http, &whole[..cut])?;
+            let answer = MalformedAnswer::to_garbage(node.http, &whole[..cut])?;
             assert!([0, 400].contains(&answer.status), "{path} cut at {cut}: {}", answer.text);
         }
         let start = format!("POST {path} HTTP/1.1\r\nhost: test\r\n");
         let rest = b"transfer-encoding: chunked\r\n\r\nfffffffffffffffff\r\n{}";
-        let answer = Answer::to_garbage(node.http, &[start.as_bytes(), &headers, rest].concat())?;
+        let answer = MalformedAnswer::to_garbage(node.http, &[start.as_bytes(), &headers, rest].concat())?;
         assert!([0, 400].contains(&answer.status), "{path} in chunks: {}", answer.text);
     }
     world.wait_for_codes(&[&key], "VALID")?;
@@ -193,11 +194,11 @@ fn every_endpoint_rejects_callers_without_a_root_key() -> Result<()> {
         ("an unknown root key", b"authorization: Bearer unkey_missing\r\n", 401),
         ("an ordinary key", ordinary.as_bytes(), 401),
     ];
-    for Endpoint { node, path, good } in endpoints(&world) {
+    for EndpointUnderTest { node, path, good } in endpoints(&world) {
         for (what, header, status) in cases {
             let headers = [JSON_TYPE, header].concat();
             let answer =
-                Answer::to(node.http, &request("POST", path, &headers, good.to_string().as_bytes()))?;
+                MalformedAnswer::to(node.http, &request("POST", path, &headers, good.to_string().as_bytes()))?;
             assert_eq!(answer.status, status, "{path}, {what}: {}", answer.text);
             answer.assert_envelope(&format!("{path}, {what}"))?;
         }
@@ -210,14 +211,14 @@ fn every_endpoint_rejects_callers_without_a_root_key() -> Result<()> {
 fn wrong_methods_paths_and_garbage_reach_no_endpoint() -> Result<()> {
     let world = World::start(&plan(&["eu"]))?;
     let headers = authorized(&world);
-    for Endpoint { node, path, good } in endpoints(&world) {
+    for EndpointUnderTest { node, path, good } in endpoints(&world) {
         let body = good.to_string();
         for method in ["GET", "PUT", "DELETE", "NONSENSE"] {
-            let answer = Answer::to(node.http, &request(method, path, &headers, body.as_bytes()))?;
+            let answer = MalformedAnswer::to(node.http, &request(method, path, &headers, body.as_bytes()))?;
             assert_eq!(answer.status, 405, "{method} {path}: {}", answer.text);
         }
         for path in [&path[..path.len() - 1], &format!("{path}/"), &path.to_uppercase(), "/", "/v2/", "*"] {
-            let answer = Answer::to(node.http, &request("POST", path, &headers, body.as_bytes()))?;
+            let answer = MalformedAnswer::to(node.http, &request("POST", path, &headers, body.as_bytes()))?;
             assert!([400, 404].contains(&answer.status), "POST {path}: {}", answer.text);
         }
     }
@@ -226,11 +227,11 @@ fn wrong_methods_paths_and_garbage_reach_no_endpoint() -> Result<()> {
             assert_garbage_is_refused(address)?;
         }
         for page in ["/metrics", "/livez", "/readyz", "/status"] {
-            assert_eq!(Answer::to(node.admin, &request("GET", page, b"", b""))?.status, 200);
-            assert_eq!(Answer::to(node.admin, &request("POST", page, b"", b"{}"))?.status, 405);
+            assert_eq!(MalformedAnswer::to(node.admin, &request("GET", page, b"", b""))?.status, 200);
+            assert_eq!(MalformedAnswer::to(node.admin, &request("POST", page, b"", b"{}"))?.status, 405);
         }
-        assert_eq!(Answer::to(node.admin, &request("GET", "/metrics/", b"", b""))?.status, 404);
-        assert_eq!(Answer::to(node.http, &request("GET", "/metrics", b"", b""))?.status, 404);
+        assert_eq!(MalformedAnswer::to(node.admin, &request("GET", "/metrics/", b"", b""))?.status, 404);
+        assert_eq!(MalformedAnswer::to(node.http, &request("GET", "/metrics", b"", b""))?.status, 404);
     }
     assert_unharmed(&world)
 }
@@ -254,7 +255,7 @@ fn assert_garbage_is_refused(address: SocketAddr) -> Result<()> {
         path.as_bytes(),
     ];
     for bytes in garbage {
-        let answer = Answer::to_garbage(address, bytes)?;
+        let answer = MalformedAnswer::to_garbage(address, bytes)?;
         let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(40)]);
         assert!([0, 400, 404, 414, 431].contains(&answer.status), "{shown:?}: {}", answer.text);
     }
@@ -266,7 +267,7 @@ fn assert_unharmed(world: &World) -> Result<()> {
     let failures = count(world.publisher(), "evictd_publisher_requests_total", &[("class", "5xx")])?;
     assert_eq!(failures, 0, "the publisher answered with a 5xx");
     for node in [world.publisher(), world.agent(0)] {
-        assert_eq!(Answer::to(node.admin, &request("GET", "/livez", b"", b""))?.status, 200);
+        assert_eq!(MalformedAnswer::to(node.admin, &request("GET", "/livez", b"", b""))?.status, 200);
     }
     world.assert_works()
 }

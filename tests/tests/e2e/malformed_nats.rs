@@ -9,7 +9,7 @@ use evictd_core::ids::{InstanceId, KeyHash};
 use evictd_core::limits::{EPOCH_MAX, PAYLOAD_BYTES_MAX, POSITION_MAX};
 use evictd_core::position::LogPosition;
 use evictd_core::roster::PartitionPolicy;
-use evictd_tests::bus::Bus;
+use evictd_tests::bus::NatsConnection;
 use evictd_tests::nats_server::User;
 use evictd_tests::topology::Node;
 use evictd_tests::wait::{throughout, try_eventually};
@@ -26,9 +26,9 @@ const REFUSED: &str = "evictd_publisher_refused_messages_total";
 const IGNORED: &str = "evictd_agent_ignored_messages_total";
 
 /// Logs in as the first agent of `region`, beside the real one, and subscribes to what it may.
-fn impostor(world: &World, region: &str) -> Result<Bus> {
+fn impostor(world: &World, region: &str) -> Result<NatsConnection> {
     let home = &world.topology.home;
-    let mut bus = Bus::connect(home.clients(), home.login(&User::agent(region, "agent-1"))?)?;
+    let mut bus = NatsConnection::connect(home.clients(), home.login(&User::agent(region, "agent-1"))?)?;
     bus.subscribe(LIVE, None)?;
     bus.subscribe(&format!("{}.rogue.>", inbox(region)), None)?;
     bus.subscribe(&format!("{}.stolen.>", inbox(region)), None)?;
@@ -41,7 +41,7 @@ fn inbox(region: &str) -> String {
 }
 
 /// Waits until the server has processed all that was sent. An error that it reported fails the test.
-fn settle(bus: &mut Bus) -> Result<()> {
+fn settle(bus: &mut NatsConnection) -> Result<()> {
     let errors = bus.sync()?;
     ensure!(errors.is_empty(), "{errors:?}");
     Ok(())
@@ -129,7 +129,7 @@ fn undecodable_requests_are_counted_and_not_answered() -> Result<()> {
 }
 
 /// Returns the subject of the next message that isn't the live feed's.
-fn next_answer(bus: &mut Bus) -> Result<String> {
+fn next_answer(bus: &mut NatsConnection) -> Result<String> {
     loop {
         let message = bus.next(SOON)?.context("no answer came")?;
         if message.subject != LIVE {
@@ -254,7 +254,7 @@ fn agents_recover_from_forged_ticks() -> Result<()> {
     world.cache_everywhere(&[&key])?;
     let provenance = followed(world.agent(0))?;
     let home = &world.topology.home;
-    let mut thief = Bus::connect(home.clients(), home.login(&User::Publisher)?)?;
+    let mut thief = NatsConnection::connect(home.clients(), home.login(&User::Publisher)?)?;
     let foreign = Provenance { incarnation: Incarnation(77), ..provenance };
     for (provenance, epoch) in [(provenance, EPOCH_MAX), (provenance, 1), (foreign, EPOCH_MAX)] {
         let at = LogPosition::new(epoch, POSITION_MAX).context("the last position")?;
@@ -294,7 +294,7 @@ fn agents_ignore_undecodable_and_unrequested_messages() -> Result<()> {
     let agent = world.agent(0);
     let instance = agent.status()?["instance"].as_str().context("no instance")?.to_owned();
     let home = &world.topology.home;
-    let mut thief = Bus::connect(home.clients(), home.login(&User::Publisher)?)?;
+    let mut thief = NatsConnection::connect(home.clients(), home.login(&User::Publisher)?)?;
 
     let voucher = forged(followed(agent)?, LogPosition::new(1, 1).context("a position")?);
     let payloads = malformed(&Live { voucher, event: LiveEvent::Tick(None) }.encode());

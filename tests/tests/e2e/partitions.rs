@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use evictd_tests::proxy::{Mode, Way};
+use evictd_tests::proxy::{Way, WireMode};
 use evictd_tests::topology::{Node, Plan, Servers};
 use evictd_tests::wait::{throughout, try_eventually};
 use serde_json::json;
@@ -34,10 +34,10 @@ fn conditions(node: &Node, status: u16) -> Result<Vec<String>> {
 #[test]
 fn cut_off_region_denies_within_the_bound_and_recovers() -> Result<()> {
     let ways = [
-        Mode::Cut,
-        Mode::BlackHole(Way::ToClient),
-        Mode::BlackHole(Way::ToServer),
-        Mode::BlackHole(Way::Both),
+        WireMode::Cut,
+        WireMode::BlackHole(Way::ToClient),
+        WireMode::BlackHole(Way::ToServer),
+        WireMode::BlackHole(Way::Both),
     ];
     let world = World::start(&with_bound(BOUND, breakable(&["cut", "deaf", "mute", "lost", "near"])))?;
     wait_until_settled(world.agent(0))?;
@@ -78,7 +78,7 @@ fn cut_off_region_denies_within_the_bound_and_recovers() -> Result<()> {
     world.wait_for_code(near, &good, "VALID")?;
 
     for site in &world.topology.regions {
-        site.set_wires(Mode::Pass)?;
+        site.set_wires(WireMode::Pass)?;
     }
     assert_recovers_quickly(&world)?;
     for agent in far() {
@@ -98,7 +98,7 @@ fn cut_off_region_denies_within_the_bound_and_recovers() -> Result<()> {
 /// server; or it recovers late.
 #[test]
 fn region_whose_server_is_cut_off_denies_and_recovers() -> Result<()> {
-    let ways = [Mode::Cut, Mode::BlackHole(Way::Both)];
+    let ways = [WireMode::Cut, WireMode::BlackHole(Way::Both)];
     let plan = Plan { servers: Servers::PerRegion, ..breakable(&["cut", "lost", "near"]) };
     let world = World::start(&with_bound(BOUND, plan))?;
     let near = world.agent(ways.len());
@@ -123,7 +123,7 @@ fn region_whose_server_is_cut_off_denies_and_recovers() -> Result<()> {
         assert_eq!(connected, connects(world.agent(region))?, "the agent itself was disconnected");
     }
     for site in &world.topology.regions {
-        site.set_wires(Mode::Pass)?;
+        site.set_wires(WireMode::Pass)?;
     }
     assert_recovers_quickly(&world)?;
     world.assert_gone(&[&doomed])?;
@@ -165,11 +165,11 @@ fn cuts_shorter_than_a_heartbeat_lose_nothing() -> Result<()> {
     let connected = connects(world.agent(0))?;
     let mut slowest = Duration::ZERO;
     for key in &keys {
-        eu.set_wires(Mode::Cut)?;
+        eu.set_wires(WireMode::Cut)?;
         world.delete(key)?;
         world.wait_for_code(world.agent(1), key, "NOT_FOUND")?;
         assert_eq!(world.code(world.agent(0), key)?, "VALID", "eu received it early");
-        eu.set_wires(Mode::Pass)?;
+        eu.set_wires(WireMode::Pass)?;
         let healed_at = Instant::now();
         world.wait_for_code(world.agent(0), key, "NOT_FOUND")?;
         slowest = slowest.max(healed_at.elapsed());
@@ -270,7 +270,7 @@ fn stale_answers_require_the_policy_and_are_marked() -> Result<()> {
         fresh.text
     );
 
-    world.topology.regions[0].set_wires(Mode::Cut)?;
+    world.topology.regions[0].set_wires(WireMode::Cut)?;
     world.delete(&lost)?;
     wait_for_mode(agent, "expired")?;
     for key in [&good, &lost] {
@@ -285,7 +285,7 @@ fn stale_answers_require_the_policy_and_are_marked() -> Result<()> {
     wait_for_warning(agent, "a proof from a publisher")?;
     ensure!(count(agent, "evictd_agent_stale_answers_total", &[("code", "VALID")])? >= 2);
 
-    world.topology.regions[0].set_wires(Mode::Pass)?;
+    world.topology.regions[0].set_wires(WireMode::Pass)?;
     world.assert_gone(&[&deleted, &lost])?;
     world.wait_for_codes(&[&good], "VALID")
 }
@@ -300,7 +300,7 @@ fn with_the_default_configuration_the_bound_is_30_seconds() -> Result<()> {
     world.cache_everywhere(&[&doomed])?;
     assert_eq!(count(world.agent(0), "evictd_agent_propagation_bound_seconds", &[])?, 30);
 
-    world.topology.regions[0].set_wires(Mode::BlackHole(Way::Both))?;
+    world.topology.regions[0].set_wires(WireMode::BlackHole(Way::Both))?;
     world.delete(&doomed)?;
     let deleted_at = Instant::now();
     world.wait_for_code(world.agent(1), &doomed, "NOT_FOUND")?;
@@ -318,7 +318,7 @@ fn with_the_default_configuration_the_bound_is_30_seconds() -> Result<()> {
     wait_for_mode(world.agent(0), "expired")?;
     assert_eq!(world.code(world.agent(0), &doomed)?, UNAVAILABLE);
 
-    world.topology.regions[0].set_wires(Mode::Pass)?;
+    world.topology.regions[0].set_wires(WireMode::Pass)?;
     world.assert_gone(&[&doomed])?;
     wait_for_mode(world.agent(0), "live")
 }

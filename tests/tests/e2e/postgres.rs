@@ -39,7 +39,7 @@ use anyhow::{Context, Result, bail, ensure};
 use evictd_postgres_server::Postgres;
 use evictd_tests::http::{Client, Response};
 use evictd_tests::sql::{Session, server_of};
-use evictd_tests::topology::{Node, Plan, Store};
+use evictd_tests::topology::{Node, Plan, StoreKind};
 use evictd_tests::wait::{throughout, try_eventually};
 use serde_json::{Value, json};
 use toml::{Table, toml};
@@ -59,13 +59,13 @@ impl Site {
     }
 
     fn start_on(server: Postgres, publishers: usize, plan: Plan) -> Result<Self> {
-        let plan = Plan { store: Store::Postgres(server.url()), publishers, ..plan };
+        let plan = Plan { store: StoreKind::Postgres(server.url()), publishers, ..plan };
         Ok(Self { world: World::start(&plan)?, server })
     }
 
     /// Starts `plan` with publishers that log in as `user`, who doesn't own the database.
     fn start_as(user: &str, server: Postgres, publishers: usize, plan: Plan) -> Result<Self> {
-        let plan = Plan { store: Store::Postgres(server.url_as(user)), publishers, ..plan };
+        let plan = Plan { store: StoreKind::Postgres(server.url_as(user)), publishers, ..plan };
         let mut world = World::start(&plan)?;
         world.database = Some(server.url());
         Ok(Self { world, server })

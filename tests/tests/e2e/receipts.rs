@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use evictd_tests::process::evictd_command;
-use evictd_tests::proxy::Mode;
+use evictd_tests::proxy::WireMode;
 use evictd_tests::random::Random;
 use evictd_tests::topology::Topology;
 use evictd_tests::wait::{throughout, try_eventually};
 use serde_json::{Value, json};
 
 use crate::world::{
-    Caller, Key, SOON, World, breakable, count, plan, wait_for_mode, wall_millis, with_bound,
+    ApiClient, Key, SOON, World, breakable, count, plan, wait_for_mode, wall_millis, with_bound,
 };
 
 /// Short enough to wait for.
@@ -204,7 +204,7 @@ fn unknown_receipt_is_not_found_and_a_creation_has_no_regions() -> Result<()> {
         answer.text
     );
     let answer =
-        Caller::new(&world, world.publisher()).call("apis.createApi", &json!({ "name": "empty" }))?;
+        ApiClient::new(&world, world.publisher()).call("apis.createApi", &json!({ "name": "empty" }))?;
     let request = answer.body["meta"]["requestId"].as_str().context("no request id")?;
     let reported = receipt(&world, request)?;
     assert_eq!(
@@ -215,7 +215,7 @@ fn unknown_receipt_is_not_found_and_a_creation_has_no_regions() -> Result<()> {
 }
 
 /// A deletion that was answered with success.
-struct Deletion {
+struct AnsweredDeletion {
     key: Key,
     request: String,
     /// When the client had the answer.
@@ -224,7 +224,7 @@ struct Deletion {
 
 /// What the clients share.
 #[derive(Default)]
-struct Workload {
+struct DeletionWorkload {
     keys: Mutex<Vec<Key>>,
     over: AtomicBool,
 }
@@ -232,9 +232,9 @@ struct Workload {
 /// For each key, when the last verification began that was VALID.
 type Sightings = HashMap<String, Instant>;
 
-impl Workload {
+impl DeletionWorkload {
     /// Verifies the newest keys until the workload is over.
-    fn verify(&self, agent: &Caller) -> Result<Sightings> {
+    fn verify(&self, agent: &ApiClient) -> Result<Sightings> {
         let mut sightings = Sightings::new();
         while !self.over.load(Ordering::Relaxed) {
             let keys = self.keys.lock().map_err(|_| anyhow!("a client panicked"))?.clone();
@@ -251,7 +251,7 @@ impl Workload {
 
     /// Creates keys, lets agents cache them, and deletes them one by one. Returns the deletions that were answered: the
     /// others have no request id to query a receipt by.
-    fn delete(&self, publisher: &Caller, api: &str) -> Result<Vec<Deletion>> {
+    fn delete(&self, publisher: &ApiClient, api: &str) -> Result<Vec<AnsweredDeletion>> {
         let mut deletions = Vec::new();
         while !self.over.load(Ordering::Relaxed) {
             let Ok(answer) = publisher.call("keys.createKey", &json!({ "apiId": api })) else { continue };
@@ -263,7 +263,7 @@ impl Workload {
             let Ok(answer) = publisher.call("keys.deleteKey", &json!({ "keyId": key.id })) else { continue };
             let request = answer.body["meta"]["requestId"].as_str().unwrap_or_default().to_owned();
             if answer.status == 200 {
-                deletions.push(Deletion { key, request, answered: Instant::now() });
+                deletions.push(AnsweredDeletion { key, request, answered: Instant::now() });
             }
         }
         Ok(deletions)
@@ -282,16 +282,16 @@ fn disturb(topology: &mut Topology, random: &mut Random, events: &mut Vec<String
         match what {
             0 => topology.publisher.restart()?,
             1 => topology.regions[region].agents[0].restart()?,
-            _ => topology.regions[region].set_wires(Mode::Delay(Duration::from_millis(200)))?,
+            _ => topology.regions[region].set_wires(WireMode::Delay(Duration::from_millis(200)))?,
         }
         throughout(Duration::from_millis(300 + random.below(700) as u64), || Ok(()))?;
-        topology.regions[region].set_wires(Mode::Pass)?;
+        topology.regions[region].set_wires(WireMode::Pass)?;
     }
     Ok(())
 }
 
 /// Checks a receipt against what clients saw in each region.
-fn check_against_clients(reported: &Value, deletion: &Deletion, seen: &[Sightings; 2]) -> Result<()> {
+fn check_against_clients(reported: &Value, deletion: &AnsweredDeletion, seen: &[Sightings; 2]) -> Result<()> {
     let answered = deletion.answered;
     for (region, seen) in reported["regions"].as_array().context("no regions")?.iter().zip(seen) {
         let Some(started) = seen.get(&deletion.key.id) else { continue };
@@ -319,9 +319,9 @@ fn receipts_match_what_clients_saw_across_random_kills() -> Result<()> {
 
 fn run_with_kills(random: &mut Random, events: &mut Vec<String>) -> Result<()> {
     let mut world = World::start(&with_bound(BOUND, breakable(&REGIONS)))?;
-    let publisher = Caller::new(&world, world.publisher());
-    let agents = [0, 1].map(|region| Caller::new(&world, world.agent(region)));
-    let (workload, api) = (Workload::default(), world.api.clone());
+    let publisher = ApiClient::new(&world, world.publisher());
+    let agents = [0, 1].map(|region| ApiClient::new(&world, world.agent(region)));
+    let (workload, api) = (DeletionWorkload::default(), world.api.clone());
     let (deletions, seen) = thread::scope(|scope| {
         let deleting = scope.spawn(|| workload.delete(&publisher, &api));
         let verifying = agents.each_ref().map(|agent| scope.spawn(|| workload.verify(agent)));
@@ -351,11 +351,11 @@ fn run_with_kills(random: &mut Random, events: &mut Vec<String>) -> Result<()> {
 #[test]
 fn exposure_is_not_smaller_than_what_clients_saw() -> Result<()> {
     let world = World::start(&breakable(&["eu"]))?;
-    let agent = Caller::new(&world, world.agent(0));
+    let agent = ApiClient::new(&world, world.agent(0));
     for _ in 0..5 {
         let key = world.create_key()?;
         world.cache_everywhere(&[&key])?;
-        world.topology.regions[0].set_wires(Mode::Delay(Duration::from_millis(150)))?;
+        world.topology.regions[0].set_wires(WireMode::Delay(Duration::from_millis(150)))?;
         let (answer, last) = thread::scope(|scope| {
             let deleting = scope.spawn(|| delete_and_wait(&world, &key, 30));
             let mut last = None;
@@ -368,7 +368,7 @@ fn exposure_is_not_smaller_than_what_clients_saw() -> Result<()> {
             let answer = deleting.join().map_err(|_| anyhow!("a client panicked"))??;
             Ok::<_, anyhow::Error>((answer, last.context("it was never VALID")?))
         })?;
-        world.topology.regions[0].set_wires(Mode::Pass)?;
+        world.topology.regions[0].set_wires(WireMode::Pass)?;
         let reported = &answer["meta"]["propagation"];
         let exposure = &reported["regions"][0]["exposure"];
         let last_after =
@@ -389,14 +389,14 @@ fn cut_and_compare(world: &World, random: &mut Random, others: &[Key]) -> Result
     let key = world.create_key()?;
     world.cache_everywhere(&[&key])?;
     let region = &world.topology.regions[0];
-    region.set_wires(Mode::Cut)?;
+    region.set_wires(WireMode::Cut)?;
     let began = Instant::now();
     let cut = Duration::from_millis(600 + random.below(5_400) as u64);
     let delete_after = Duration::from_millis(random.below(500) as u64);
     let healed = AtomicBool::new(false);
     let (answer, last) = thread::scope(|scope| {
         let verifying = scope.spawn(|| {
-            let agent = Caller::new(world, world.agent(0));
+            let agent = ApiClient::new(world, world.agent(0));
             let mut last = None;
             try_eventually("the deletion to arrive", SOON, || {
                 let started = wall_millis()?;
@@ -408,7 +408,7 @@ fn cut_and_compare(world: &World, random: &mut Random, others: &[Key]) -> Result
         });
         // Other keys displace it from the cache meanwhile, as far as they can be loaded.
         let displacing = scope.spawn(|| {
-            let agent = Caller::new(world, world.agent(0));
+            let agent = ApiClient::new(world, world.agent(0));
             for other in others.iter().cycle() {
                 if healed.load(Ordering::Relaxed) {
                     break;
@@ -420,7 +420,7 @@ fn cut_and_compare(world: &World, random: &mut Random, others: &[Key]) -> Result
         throughout(delete_after, || Ok(()))?;
         let answer = delete_and_wait(world, &key, 0)?;
         throughout(cut.saturating_sub(began.elapsed()), || Ok(()))?;
-        region.set_wires(Mode::Pass)?;
+        region.set_wires(WireMode::Pass)?;
         healed.store(true, Ordering::Relaxed);
         displacing.join().map_err(|_| anyhow!("a client panicked"))??;
         let last = verifying.join().map_err(|_| anyhow!("a client panicked"))??;

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, ensure};
-use evictd_tests::bus::Bus;
+use evictd_tests::bus::NatsConnection;
 use evictd_tests::nats_server::User;
 use evictd_tests::process::Daemon;
 use evictd_tests::topology::{Node, Plan, Servers};
@@ -14,20 +14,20 @@ use evictd_tests::wait::{eventually, throughout, try_eventually};
 use serde_json::{Value, json};
 
 use crate::world::{
-    Caller, Key, SOON, World, assert_bounded, connects, count, flushes, plan, wait_for_count, wait_for_mode,
-    wait_for_readiness, wait_for_warning, wait_until_applied, wait_until_settled, with_bound,
+    ApiClient, Key, SOON, World, assert_bounded, connects, count, flushes, plan, wait_for_count,
+    wait_for_mode, wait_for_readiness, wait_for_warning, wait_until_applied, wait_until_settled, with_bound,
 };
 
 /// How a process ends.
 #[derive(Clone, Copy, Debug)]
-enum End {
+enum ProcessEnd {
     /// SIGKILL.
     Killed,
     /// SIGTERM.
     Stopped,
 }
 
-impl End {
+impl ProcessEnd {
     const ALL: [Self; 2] = [Self::Killed, Self::Stopped];
 
     fn apply_to(self, daemon: &mut Daemon) -> Result<()> {
@@ -46,7 +46,7 @@ impl End {
 #[test]
 fn restarted_agent_serves_nothing_deleted() -> Result<()> {
     let mut world = World::start(&plan(&["eu", "us"]))?;
-    for end in End::ALL {
+    for end in ProcessEnd::ALL {
         let [before, meanwhile, after, good] =
             [world.create_key()?, world.create_key()?, world.create_key()?, world.create_key()?];
         world.cache_everywhere(&[&before, &meanwhile, &after, &good])?;
@@ -71,7 +71,7 @@ fn restarted_agent_serves_nothing_deleted() -> Result<()> {
 #[test]
 fn deletion_right_before_publisher_exit_reaches_every_region() -> Result<()> {
     let mut world = World::start(&plan(&["eu", "us"]))?;
-    for end in End::ALL {
+    for end in ProcessEnd::ALL {
         let [numbered, last, unnumbered, after] =
             [world.create_key()?, world.create_key()?, world.create_key()?, world.create_key()?];
         let doomed = [&numbered, &last, &unnumbered, &after];
@@ -110,7 +110,7 @@ fn answered_deletions_survive_a_kill_of_the_publisher() -> Result<()> {
     let keys: Vec<Key> = (0..KEYS).map(|_| world.create_key()).collect::<Result<_>>()?;
     world.cache_everywhere(&keys.iter().collect::<Vec<_>>())?;
 
-    let caller = Caller::new(&world, world.publisher());
+    let caller = ApiClient::new(&world, world.publisher());
     let answers = AtomicUsize::new(0);
     let answered: Vec<Vec<&Key>> = thread::scope(|scope| {
         let deleting: Vec<_> = keys
@@ -142,7 +142,7 @@ fn answered_deletions_survive_a_kill_of_the_publisher() -> Result<()> {
 }
 
 /// Deletes `keys` until one deletion fails. Returns the keys whose deletion succeeded.
-fn delete_until_it_fails<'k>(caller: &Caller, keys: &'k [Key], answers: &AtomicUsize) -> Vec<&'k Key> {
+fn delete_until_it_fails<'k>(caller: &ApiClient, keys: &'k [Key], answers: &AtomicUsize) -> Vec<&'k Key> {
     let delete = |key: &&Key| {
         let answer = caller.call("keys.deleteKey", &json!({ "keyId": key.id }));
         answers.fetch_add(1, Ordering::Relaxed);
@@ -158,7 +158,7 @@ fn deletions_succeed_without_nats_and_arrive_when_it_is_back() -> Result<()> {
     let bound = Duration::from_secs(3);
     let plan = Plan { servers: Servers::PerRegion, ..plan(&["eu", "us"]) };
     let mut world = World::start(&with_bound(bound, plan))?;
-    for end in End::ALL {
+    for end in ProcessEnd::ALL {
         let [before, meanwhile, after, good] =
             [world.create_key()?, world.create_key()?, world.create_key()?, world.create_key()?];
         let doomed = [&before, &meanwhile, &after];
@@ -167,8 +167,8 @@ fn deletions_succeed_without_nats_and_arrive_when_it_is_back() -> Result<()> {
 
         world.delete(&before)?;
         match end {
-            End::Killed => world.topology.home.kill()?,
-            End::Stopped => world.topology.home.stop()?,
+            ProcessEnd::Killed => world.topology.home.kill()?,
+            ProcessEnd::Stopped => world.topology.home.stop()?,
         };
         world.delete(&meanwhile)?;
         let deleted_at = Instant::now();
@@ -204,14 +204,14 @@ fn restart_of_a_regional_nats_server_affects_only_its_region() -> Result<()> {
     let bound = Duration::from_secs(3);
     let plan = Plan { servers: Servers::PerRegion, ..plan(&["eu", "us"]) };
     let mut world = World::start(&with_bound(bound, plan))?;
-    for end in End::ALL {
+    for end in ProcessEnd::ALL {
         let [meanwhile, after, good] = [world.create_key()?, world.create_key()?, world.create_key()?];
         world.cache_everywhere(&[&meanwhile, &after, &good])?;
 
         let nats = world.topology.regions[0].nats.as_mut().ok_or_else(|| anyhow!("eu has no server"))?;
         match end {
-            End::Killed => nats.kill()?,
-            End::Stopped => nats.stop()?,
+            ProcessEnd::Killed => nats.kill()?,
+            ProcessEnd::Stopped => nats.stop()?,
         };
         world.delete(&meanwhile)?;
         let deleted_at = Instant::now();
@@ -318,7 +318,7 @@ fn agent_disconnected_as_a_slow_consumer_misses_nothing() -> Result<()> {
     let (connected, connected_to_nats) = (connects(world.agent(0))?, connections(&world)?);
     world.agent_mut(0).daemon.pause()?;
     let login = world.topology.home.login(&User::Publisher)?.clone();
-    let mut flood = Bus::connect(world.topology.home.clients(), &login)?;
+    let mut flood = NatsConnection::connect(world.topology.home.clients(), &login)?;
     let garbage = vec![b'x'; BYTES];
     for _ in 0..MESSAGES {
         flood.publish("evictd.v1.live", None, &garbage)?;

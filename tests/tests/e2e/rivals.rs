@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use evictd_core::limits::EPOCH_MAX;
-use evictd_tests::home_store::{HomeStore, SqliteBackup};
+use evictd_tests::home_store::{HomeStoreAddress, SqliteBackup};
 use evictd_tests::http::Client;
 use evictd_tests::nats_server::{Listen, NatsServer, User};
 use evictd_tests::process::evictd_command;
-use evictd_tests::proxy::{Mode, Proxy};
+use evictd_tests::proxy::{Proxy, WireMode};
 use evictd_tests::topology::Node;
 use evictd_tests::wait::{throughout, try_eventually};
 use evictd_wire::subject::PUBLISHERS;
@@ -21,8 +21,8 @@ use serde_json::json;
 
 use crate::command_line::Outcome;
 use crate::world::{
-    Caller, Key, SOON, World, breakable, count, flushes, wait_for_count, wait_for_mode, wait_for_readiness,
-    wait_for_warning, with_bound,
+    ApiClient, Key, SOON, World, breakable, count, flushes, wait_for_count, wait_for_mode,
+    wait_for_readiness, wait_for_warning, with_bound,
 };
 
 /// Long enough for leases that outlive a restart, short enough to wait for.
@@ -32,11 +32,11 @@ pub(crate) const BOUND: Duration = Duration::from_secs(6);
 pub(crate) struct Watch {
     over: Arc<AtomicBool>,
     key: String,
-    clients: Vec<(String, JoinHandle<Vec<Answer>>)>,
+    clients: Vec<(String, JoinHandle<Vec<TimedAnswer>>)>,
 }
 
 /// When a verification began, and its code, if there was an answer.
-struct Answer {
+struct TimedAnswer {
     asked_at: Instant,
     code: Option<String>,
 }
@@ -45,13 +45,13 @@ impl Watch {
     pub(crate) fn start(world: &World, key: &Key) -> Self {
         let over = Arc::new(AtomicBool::new(false));
         let client = |agent: &Node| {
-            let (caller, key, over) = (Caller::new(world, agent), key.clone(), over.clone());
+            let (caller, key, over) = (ApiClient::new(world, agent), key.clone(), over.clone());
             let watch = move || {
                 let mut answers = Vec::new();
                 // The only failure is the end of the watch.
                 let _ = throughout(Duration::from_mins(10), || {
                     let asked_at = Instant::now();
-                    answers.push(Answer { asked_at, code: caller.code(&key).ok() });
+                    answers.push(TimedAnswer { asked_at, code: caller.code(&key).ok() });
                     ensure!(!over.load(Ordering::Relaxed));
                     Ok(())
                 });
@@ -138,14 +138,14 @@ pub(crate) fn wire(world: &World) -> Result<Proxy> {
 }
 
 /// Starts a publisher with another store on the world's bus, and doesn't wait until it is ready.
-pub(crate) fn start_rival(world: &World, store: &HomeStore, wire: Proxy) -> Result<Node> {
+pub(crate) fn start_rival(world: &World, store: &HomeStoreAddress, wire: Proxy) -> Result<Node> {
     let login = world.topology.home.login(&User::Publisher)?;
     world.topology.start_rival(world.dir(), "host-2", store, wire, login)
 }
 
 /// Starts host 2 with the copy at `path`.
 fn start_host_2(world: &World, path: &Path) -> Result<Node> {
-    start_rival(world, &HomeStore::Sqlite(path.to_owned()), wire(world)?)
+    start_rival(world, &HomeStoreAddress::Sqlite(path.to_owned()), wire(world)?)
 }
 
 /// Returns the texts with which a publisher that is silent because of `other` must name it.
@@ -261,12 +261,12 @@ pub(crate) fn assert_no_rule_was_broken(world: &World, rival: &Node) -> Result<(
 }
 
 /// Restarts the world's publisher and starts a rival. Both query the bus before either has answered.
-pub(crate) fn start_together(world: &mut World, store: &HomeStore) -> Result<Node> {
+pub(crate) fn start_together(world: &mut World, store: &HomeStoreAddress) -> Result<Node> {
     world.topology.publisher.daemon.kill()?;
     let other = wire(world)?;
     let own = world.topology.publisher.wire.as_ref().context("the wire is direct")?;
     for wire in [own, &other] {
-        wire.set(Mode::Cut);
+        wire.set(WireMode::Cut);
         wire.hold_messages(PUBLISHERS);
     }
     world.topology.publisher.daemon.restart()?;
@@ -281,7 +281,7 @@ pub(crate) fn start_together(world: &mut World, store: &HomeStore) -> Result<Nod
         .with_context(|| node.daemon.log_tail())?;
     }
     let wires = || [one, two].into_iter().filter_map(|node| node.wire.as_ref());
-    wires().for_each(|wire| wire.set(Mode::Pass));
+    wires().for_each(|wire| wire.set(WireMode::Pass));
     try_eventually("both publishers to query the bus", SOON, || {
         Ok(wires().all(|wire| wire.held() > 0).then_some(()))
     })?;
@@ -392,7 +392,7 @@ fn staging_on_productions_bus_yields_and_production_goes_on() -> Result<()> {
 fn copies_that_start_together_fall_silent_until_one_is_stopped() -> Result<()> {
     let (mut world, doomed, good) = start()?;
     let copy = snapshot(&mut world)?;
-    let mut host_2 = start_together(&mut world, &HomeStore::Sqlite(copy))?;
+    let mut host_2 = start_together(&mut world, &HomeStoreAddress::Sqlite(copy))?;
     let host_1 = world.publisher();
     wait_until_silent(host_1, "conflicting", &names_of(&host_2)?)?;
     wait_until_silent(&host_2, "conflicting", &names_of(host_1)?)?;
@@ -480,14 +480,14 @@ fn resumed_publisher_checks_for_rivals_before_it_serves() -> Result<()> {
 /// store at the second one. No agent has followed it.
 pub(crate) fn split_off(
     world: &mut World,
-    copy: impl FnOnce(&mut World) -> Result<HomeStore>,
+    copy: impl FnOnce(&mut World) -> Result<HomeStoreAddress>,
 ) -> Result<(NatsServer, Proxy, Node)> {
     let home = &world.topology.home;
     let link = Proxy::start(home.leaves())?;
     let login = home.login(&User::Site)?;
     let site = NatsServer::start_site(world.dir(), Listen::free()?, link.address(), login)?;
     world.topology.home.wait_for_leaves(1)?;
-    link.set(Mode::Cut);
+    link.set(WireMode::Cut);
     world.topology.home.wait_for_leaves(0)?;
     let store = copy(world)?;
     let wire = Proxy::start(site.clients())?;
@@ -500,14 +500,14 @@ pub(crate) fn split_off(
 
 fn split() -> Result<(World, Key, Key, NatsServer, Proxy, Node)> {
     let (mut world, doomed, good) = start()?;
-    let (site, link, host_2) = split_off(&mut world, |world| snapshot(world).map(HomeStore::Sqlite))?;
+    let (site, link, host_2) = split_off(&mut world, |world| snapshot(world).map(HomeStoreAddress::Sqlite))?;
     Ok((world, doomed, good, site, link, host_2))
 }
 
 /// Heals the bus. Publishers meet before probes of agents pass `link`. The caller releases these.
 pub(crate) fn heal(link: &Proxy) {
     link.hold_messages("evictd.v1.probe.>");
-    link.set(Mode::Pass);
+    link.set(WireMode::Pass);
 }
 
 /// Failure: two copies have served on the halves of a bus. When it heals, one of them wins by chance, and undoes the
@@ -573,7 +573,7 @@ fn copy_that_no_agent_followed_is_behind_and_the_other_serves() -> Result<()> {
     let watch = Watch::start(&world, &doomed);
     let confirmed_at = delete_confirmed(&world, world.publisher(), &doomed)?;
     let footing = Footing::of(&world)?;
-    link.set(Mode::Pass);
+    link.set(WireMode::Pass);
     // Agents whose probes go unanswered send them to all publishers.
     wait_until_silent(&host_2, "behind", &["this home store is an older copy: ".to_owned()])?;
     wait_until_serving(world.publisher())?;
@@ -595,14 +595,14 @@ fn agents_report_a_rival_and_keep_their_own_history() -> Result<()> {
     // The rival's ticks pass, but its messages to publishers don't.
     link.hold_messages(PUBLISHERS);
     link.hold_messages("evictd.v1.publishers.>");
-    link.set(Mode::Pass);
+    link.set(WireMode::Pass);
     for agent in world.topology.agents() {
         wait_for_warning(agent, "another home store")?;
         ensure!(rival_messages(agent)? > 0);
     }
     assert_untouched(&world, &footing, &good)?;
     watch.assert_none_valid_since(confirmed_at)?;
-    link.set(Mode::Cut);
+    link.set(WireMode::Cut);
     assert_no_rule_was_broken(&world, &host_2)
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use evictd_tests::bus::Bus;
+use evictd_tests::bus::NatsConnection;
 use evictd_tests::http::{Client, raw};
 use evictd_tests::nats_server::{Login, User};
 use evictd_tests::topology::Plan;
@@ -17,13 +17,13 @@ const LIVE: &str = "evictd.v1.live";
 
 /// Opens connections that together receive all messages: requests with the publisher's login, the live feed and answers
 /// with the agent's.
-fn eavesdrop(world: &World) -> Result<[Bus; 2]> {
+fn eavesdrop(world: &World) -> Result<[NatsConnection; 2]> {
     let home = &world.topology.home;
-    let mut publisher = Bus::connect(home.clients(), home.login(&User::Publisher)?)?;
+    let mut publisher = NatsConnection::connect(home.clients(), home.login(&User::Publisher)?)?;
     for kind in ["probe", "replay", "lookup", "applied"] {
         publisher.subscribe(&format!("evictd.v1.{kind}.>"), None)?;
     }
-    let mut agent = Bus::connect(home.clients(), home.login(&User::agent("eu", "agent-1"))?)?;
+    let mut agent = NatsConnection::connect(home.clients(), home.login(&User::agent("eu", "agent-1"))?)?;
     agent.subscribe(LIVE, None)?;
     agent.subscribe("_INBOX_evictd.eu.agent-1.>", None)?;
     let errors = [publisher.sync()?, agent.sync()?].concat();
@@ -32,7 +32,7 @@ fn eavesdrop(world: &World) -> Result<[Bus; 2]> {
 }
 
 /// Returns the number of messages received so far, and their subjects and payloads.
-fn received(mut bus: Bus) -> Result<(usize, Vec<u8>)> {
+fn received(mut bus: NatsConnection) -> Result<(usize, Vec<u8>)> {
     bus.sync()?;
     let (mut messages, mut bytes) = (0, Vec::new());
     while let Some(message) = bus.next(Duration::ZERO)? {

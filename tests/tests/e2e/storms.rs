@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use evictd_tests::process::Footprint;
-use evictd_tests::proxy::Mode;
+use evictd_tests::proxy::WireMode;
 use evictd_tests::random::Random;
 use evictd_tests::topology::{Node, Plan};
 use evictd_tests::wait::{eventually, throughout, try_eventually};
@@ -16,7 +16,7 @@ use toml::{Table, toml};
 
 use crate::rivals::declare_successfully;
 use crate::world::{
-    Caller, Key, SOON, UNAVAILABLE, World, assert_bounded, breakable, count, flushes, plan, wait_for_mode,
+    ApiClient, Key, SOON, UNAVAILABLE, World, assert_bounded, breakable, count, flushes, plan, wait_for_mode,
     with_bound,
 };
 
@@ -78,12 +78,13 @@ fn ten_agents_that_flap_fifty_times_leave_nothing_behind() -> Result<()> {
     world.cache_everywhere(&[&good])?;
     let (connected, before) = (connections(&world)?, footprints(&world)?);
     ensure!(connected.len() > 10, "a connection of an agent or the publisher is missing: {connected:?}");
-    let callers: Vec<Caller> = world.topology.agents().map(|agent| Caller::new(&world, agent)).collect();
+    let callers: Vec<ApiClient> =
+        world.topology.agents().map(|agent| ApiClient::new(&world, agent)).collect();
 
     let eu = &world.topology.regions[0];
     let mut deleted: Vec<(&Key, Instant)> = Vec::new();
     for key in &keys {
-        for mode in [Mode::Cut, Mode::Pass] {
+        for mode in [WireMode::Cut, WireMode::Pass] {
             eu.set_wires(mode)?;
             // From no time at all to longer than a reconnect takes.
             throughout(Duration::from_millis(random.below(150) as u64), || {
@@ -96,7 +97,7 @@ fn ten_agents_that_flap_fifty_times_leave_nothing_behind() -> Result<()> {
                 Ok(())
             })
             .with_context(|| repeat.clone())?;
-            if mode == Mode::Cut {
+            if mode == WireMode::Cut {
                 world.delete(key)?;
                 deleted.push((key, Instant::now()));
             }
@@ -126,7 +127,7 @@ fn ten_agents_that_flap_fifty_times_leave_nothing_behind() -> Result<()> {
 
 /// What the clients of one agent saw.
 #[derive(Default)]
-struct Seen {
+struct AnswerCounts {
     valid: AtomicU64,
     unavailable: AtomicU64,
 }
@@ -137,11 +138,11 @@ fn under_load<T>(
     world: &World,
     agent: &Node,
     keys: &[Key],
-    event: impl FnOnce(&Seen) -> Result<T>,
+    event: impl FnOnce(&AnswerCounts) -> Result<T>,
 ) -> Result<T> {
     const CLIENTS: usize = 32;
-    let caller = Caller::new(world, agent);
-    let (seen, over) = (Seen::default(), AtomicBool::new(false));
+    let caller = ApiClient::new(world, agent);
+    let (seen, over) = (AnswerCounts::default(), AtomicBool::new(false));
     thread::scope(|scope| {
         let clients: Vec<_> = (0..CLIENTS)
             .map(|client| {
@@ -173,7 +174,7 @@ fn under_load<T>(
 /// Waits until all of `keys` are VALID without a load.
 fn wait_until_all_is_cached(world: &World, agent: &Node, keys: &[Key]) -> Result<()> {
     let misses = || count(agent, "evictd_agent_cache_misses_total", &[]);
-    let caller = Caller::new(world, agent);
+    let caller = ApiClient::new(world, agent);
     try_eventually("all keys to be cached again", SOON, || {
         let before = misses()?;
         for key in keys {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use evictd_tests::http::{Client, Response};
 use evictd_tests::sql::Session;
-use evictd_tests::topology::{Node, Plan, Servers, Store, Topology, Wires};
+use evictd_tests::topology::{Node, Plan, Servers, StoreKind, Topology, Wires};
 use evictd_tests::wait::{throughout, try_eventually};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -63,8 +63,8 @@ impl World {
         let elsewhere = plan.publisher.get("store").and_then(|store| store.get("path")?.as_str());
         let store = elsewhere.map_or_else(|| dir.path().join("home.db"), PathBuf::from);
         let database = match &plan.store {
-            Store::Sqlite => None,
-            Store::Postgres(url) => Some(url.clone()),
+            StoreKind::Sqlite => None,
+            StoreKind::Postgres(url) => Some(url.clone()),
         };
         let mut world = Self { topology, api: String::new(), database, store, dir };
         world.api = world.create_api()?;
@@ -162,10 +162,10 @@ impl World {
     pub(crate) fn by_all_clients<'i, T: Sync, R: Send>(
         &self,
         items: &'i [T],
-        call: impl Fn(&Caller, &'i T) -> Result<R> + Sync,
+        call: impl Fn(&ApiClient, &'i T) -> Result<R> + Sync,
     ) -> Result<Vec<R>> {
         const CLIENTS: usize = 4;
-        let caller = Caller::new(self, self.publisher());
+        let caller = ApiClient::new(self, self.publisher());
         std::thread::scope(|scope| {
             let clients: Vec<_> = items
                 .chunks(items.len().div_ceil(CLIENTS).max(1))
@@ -193,13 +193,13 @@ impl World {
 
     /// Verifies `key` at `agent`. Returns the code, or [`UNAVAILABLE`].
     pub(crate) fn code(&self, agent: &Node, key: &Key) -> Result<String> {
-        Caller::new(self, agent).code(key)
+        ApiClient::new(self, agent).code(key)
     }
 
     pub(crate) fn wait_for_code(&self, agent: &Node, key: &Key, wanted: &str) -> Result<()> {
         let what = format!("{} to be {wanted} at {}", key.id, agent.daemon.name());
         let mut last = String::new();
-        let caller = Caller::new(self, agent);
+        let caller = ApiClient::new(self, agent);
         let outcome = try_eventually(&what, SOON, || {
             last = caller.code(key)?;
             Ok((last == wanted).then_some(()))
@@ -228,7 +228,7 @@ impl World {
     }
 
     fn cache(&self, agent: &Node, keys: &[&Key]) -> Result<()> {
-        let caller = Caller::new(self, agent);
+        let caller = ApiClient::new(self, agent);
         for key in keys {
             self.wait_for_code(agent, key, "VALID")?;
         }
@@ -340,13 +340,13 @@ impl Drop for World {
 
 /// A client of one daemon, which can move to another thread.
 #[derive(Clone)]
-pub(crate) struct Caller {
+pub(crate) struct ApiClient {
     client: Client,
     url: String,
     root_key: String,
 }
 
-impl Caller {
+impl ApiClient {
     pub(crate) fn new(world: &World, node: &Node) -> Self {
         let url = format!("http://{}/v2", node.http);
         Self { client: Client::new(), url, root_key: world.topology.root_key().to_owned() }

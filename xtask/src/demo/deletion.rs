@@ -11,11 +11,11 @@ use evictd_tests::wait::eventually;
 use serde_json::{Value, json};
 
 use crate::demo::BOUND;
-use crate::demo::keys::{Key, verify};
+use crate::demo::keys::{DemoKey, verify};
 
 /// What is deleted.
 pub(crate) enum Target<'a> {
-    Key(&'a Key),
+    Key(&'a DemoKey),
     Api(&'a str),
 }
 
@@ -36,7 +36,7 @@ impl Target<'_> {
 }
 
 /// A deletion, as measured in one region. All times but the eviction's start at the request for the deletion.
-pub(crate) struct Seen {
+pub(crate) struct RegionTimes {
     pub(crate) region: String,
     /// Until the control API answered.
     pub(crate) answered_after: Duration,
@@ -47,7 +47,11 @@ pub(crate) struct Seen {
 }
 
 /// Deletes `target` while one client per region verifies `watched` without pause.
-pub(crate) fn watch(deployment: &Topology, target: &Target<'_>, watched: &Key) -> anyhow::Result<Vec<Seen>> {
+pub(crate) fn watch(
+    deployment: &Topology,
+    target: &Target<'_>,
+    watched: &DemoKey,
+) -> anyhow::Result<Vec<RegionTimes>> {
     let agents: Vec<&Node> = deployment.agents().collect();
     let ready = Barrier::new(agents.len() + 1);
     let failed = AtomicBool::new(false);
@@ -92,7 +96,7 @@ pub(crate) fn watch(deployment: &Topology, target: &Target<'_>, watched: &Key) -
     })?;
     let mut seen = Vec::new();
     for ((site, agent), gone_at) in deployment.regions.iter().zip(&agents).zip(gone_at) {
-        seen.push(Seen {
+        seen.push(RegionTimes {
             region: site.name.clone(),
             answered_after: answered,
             evicted_after: evicted_after(agent, target.id())?,

@@ -11,7 +11,7 @@ use serde_json::json;
 const CALLERS: usize = 8;
 
 /// A key with its text, which only the answer to its creation contains.
-pub(crate) struct Key {
+pub(crate) struct DemoKey {
     pub(crate) id: String,
     pub(crate) text: String,
 }
@@ -19,7 +19,7 @@ pub(crate) struct Key {
 /// An API with its keys.
 pub(crate) struct Keys {
     pub(crate) api: String,
-    pub(crate) keys: Vec<Key>,
+    pub(crate) keys: Vec<DemoKey>,
 }
 
 /// Creates an API with `count` keys.
@@ -30,13 +30,13 @@ pub(crate) fn create(deployment: &Topology, name: &str, count: usize) -> anyhow:
     let body = json!({ "apiId": api }).to_string();
     let keys = in_parallel(count, |client, _| {
         let created = call(client, deployment, publisher, "keys.createKey", &body)?;
-        Ok(Key { id: text(&created, "keyId")?, text: text(&created, "key")? })
+        Ok(DemoKey { id: text(&created, "keyId")?, text: text(&created, "key")? })
     })?;
     Ok(Keys { api, keys })
 }
 
 /// Verifies each key twice: the second answers must all come from the cache.
-pub(crate) fn cache(deployment: &Topology, agent: &Node, keys: &[Key]) -> anyhow::Result<()> {
+pub(crate) fn cache(deployment: &Topology, agent: &Node, keys: &[DemoKey]) -> anyhow::Result<()> {
     for round in ["loading", "hitting"] {
         let misses =
             || anyhow::Ok(agent.metrics()?.value("evictd_agent_cache_misses_total", &[]).unwrap_or(0.0));
@@ -56,7 +56,7 @@ pub(crate) fn cache(deployment: &Topology, agent: &Node, keys: &[Key]) -> anyhow
 }
 
 /// Verifies that no key is accepted.
-pub(crate) fn all_gone(deployment: &Topology, agent: &Node, keys: &[Key]) -> anyhow::Result<()> {
+pub(crate) fn all_gone(deployment: &Topology, agent: &Node, keys: &[DemoKey]) -> anyhow::Result<()> {
     in_parallel(keys.len(), |client, index| {
         let code = verify(client, deployment, agent, &keys[index])?;
         ensure!(code == "NOT_FOUND", "{} is {code} although its API is deleted", keys[index].id);
@@ -70,7 +70,7 @@ pub(crate) fn verify(
     client: &Client,
     deployment: &Topology,
     agent: &Node,
-    key: &Key,
+    key: &DemoKey,
 ) -> anyhow::Result<String> {
     let body = json!({ "key": key.text }).to_string();
     text(&call(client, deployment, agent, "keys.verifyKey", &body)?, "code")

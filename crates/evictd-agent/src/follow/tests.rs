@@ -33,7 +33,7 @@ fn answer(payload: Bytes) -> Message {
 }
 
 fn task(agent: &TestAgent) -> FollowTask {
-    FollowTask::new(agent.follow_context())
+    FollowTask::new(agent.follow_context(agent.lease_condition()))
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ use crate::fixture::{BASE, TestAgent, at, ends_in, key, key_scope, root_key};
 use crate::metrics::LoadOutcome;
 use crate::origin::LoadError;
 
-struct HttpAnswer {
+struct VerifyAnswer {
     status: u16,
     content_type: String,
     /// The header `Evictd-Stale`, if there is one.
@@ -28,7 +28,7 @@ struct HttpAnswer {
     body: String,
 }
 
-impl HttpAnswer {
+impl VerifyAnswer {
     fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error} in {}", self.body))
     }
@@ -74,7 +74,7 @@ impl Gateway {
         Self { agent, address, _shutdown: shutdown.drop_guard() }
     }
 
-    async fn send(&self, head: &str, body: &str) -> HttpAnswer {
+    async fn send(&self, head: &str, body: &str) -> VerifyAnswer {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         let request = format!("{head}\r\nhost: gateway\r\nconnection: close\r\n\r\n{body}");
         stream.write_all(request.as_bytes()).await.unwrap();
@@ -84,7 +84,7 @@ impl Gateway {
         let header = |name: &str| {
             head.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_owned()
         };
-        HttpAnswer {
+        VerifyAnswer {
             status: head.split(' ').nth(1).unwrap().parse().unwrap(),
             content_type: header("content-type:"),
             stale: header("evictd-stale:"),
@@ -93,7 +93,7 @@ impl Gateway {
     }
 
     /// Posts `body` with these further header lines.
-    async fn post(&self, headers: &[&str], body: &str) -> HttpAnswer {
+    async fn post(&self, headers: &[&str], body: &str) -> VerifyAnswer {
         let length = format!("content-length: {}", body.len());
         let json = "content-type: application/json";
         let lines = [&["POST /v2/keys.verifyKey HTTP/1.1", &length, json], headers].concat();
@@ -101,17 +101,17 @@ impl Gateway {
     }
 
     /// Verifies a key as an SDK does.
-    async fn verify_as(&self, root: &str, key: &str) -> HttpAnswer {
+    async fn verify_as(&self, root: &str, key: &str) -> VerifyAnswer {
         let authorization = format!("authorization: Bearer {root}");
         self.post(&["accept: application/json", &authorization], &json!({ "key": key }).to_string()).await
     }
 
-    async fn verify(&self, key: &str) -> HttpAnswer {
+    async fn verify(&self, key: &str) -> VerifyAnswer {
         self.verify_as("root", key).await
     }
 
     /// Verifies a key with a permission query.
-    async fn verify_with_query(&self, key: &str, query: &str) -> HttpAnswer {
+    async fn verify_with_query(&self, key: &str, query: &str) -> VerifyAnswer {
         let body = json!({ "key": key, "permissions": query }).to_string();
         self.post(&["accept: application/json", ROOT], &body).await
     }

@@ -24,6 +24,14 @@ impl Regions {
         Self { by_name, ..Self::default() }
     }
 
+    /// Replaces the configured regions. One that has had agents stays: open receipts may have its progress.
+    pub(super) fn configure(&mut self, configured: impl IntoIterator<Item = Region>) {
+        self.by_name.retain(|_, region| !region.history.is_empty());
+        for region in configured {
+            self.by_name.entry(region).or_default();
+        }
+    }
+
     /// What every region with agents has reached.
     pub(super) fn reached_everywhere(&self) -> LogPosition {
         self.reached.first_key_value().map_or(LogPosition::NEVER, |(reached, _)| *reached)

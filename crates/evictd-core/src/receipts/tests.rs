@@ -220,6 +220,23 @@ fn configured_region_without_an_agent_is_absent() {
 }
 
 #[test]
+fn regions_can_be_configured_anew() {
+    let config = TrackerConfig { bound: BOUND, roster_delay: BOUND, open_max: 10 };
+    let mut tracker = ReceiptTracker::new(config, [Region::new("ap"), Region::new("us")]);
+    let (eu, us) = (agent("eu", "a", 1), agent("us", "a", 2));
+    tracker.register(&eu, ms(0));
+    tracker.register(&us, ms(0));
+    tracker.configure([Region::new("sa")]);
+    track(&mut tracker, 2, ms(0));
+    tracker.record_applied(&us.identity, at(2), &[], ms(1));
+    tracker.mark_departed(&us.identity, ms(1));
+    tracker.configure([Region::new("sa")]);
+    tracker.record_applied(&eu.identity, at(2), &[], ms(2));
+    let receipt = finals(&mut tracker).remove(0);
+    assert_eq!(states(&receipt), [("eu", "confirmed"), ("sa", "absent"), ("us", "confirmed")]);
+}
+
+#[test]
 fn silent_process_is_removed_after_the_roster_delay() {
     let (here, gone) = (agent("eu", "a", 1), agent("eu", "b", 2));
     let mut tracker = tracker(&[&here, &gone]);

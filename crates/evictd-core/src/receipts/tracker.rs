@@ -80,6 +80,11 @@ impl ReceiptTracker {
         }
     }
 
+    /// Replaces the regions that appear in receipts even without an agent. Final receipts stay as they are.
+    pub fn configure(&mut self, configured: impl IntoIterator<Item = Region>) {
+        self.regions.configure(configured);
+    }
+
     /// Takes in an entry of the roster. From now on receipts wait for the process.
     pub fn register(&mut self, instance: &Instance, now: LeaseTime) {
         if self.instances.register(instance, now) {

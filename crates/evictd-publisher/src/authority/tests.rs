@@ -35,7 +35,7 @@ const SOON: Duration = Duration::from_secs(20);
 const BOUND: Duration = Duration::from_secs(30);
 
 /// A publisher without NATS: tests feed it with requests.
-struct Home {
+struct AuthorityFixture {
     store: Arc<SqliteStore>,
     vouching: Vouching,
     history: Arc<HomeHistory>,
@@ -46,7 +46,7 @@ struct Home {
     _stop: DropGuard,
 }
 
-impl Home {
+impl AuthorityFixture {
     async fn new(store: &std::path::Path, patience: Duration) -> Self {
         let store = Arc::new(SqliteStore::open(store).await.unwrap());
         let registry = Registry::new(metrics::SPECS, &[]).unwrap();
@@ -69,7 +69,7 @@ impl Home {
             store: store.clone(),
             bus: bus.clone(),
             membership: membership.clone(),
-            permits: Semaphore::new(config.lookups_max),
+            permits: Arc::new(Semaphore::new(config.lookups_max)),
             by_requester: Mutex::default(),
             per_requester_max: config.lookups_max / 2,
             shared: shared.clone(),
@@ -141,7 +141,7 @@ fn lookup(agent: u64) -> Message {
 #[tokio::test]
 async fn ten_thousand_agents_cost_no_more_rounds_than_one() {
     let directory = tempfile::tempdir().unwrap();
-    let home = Home::new(&directory.path().join("home.db"), SOON).await;
+    let home = AuthorityFixture::new(&directory.path().join("home.db"), SOON).await;
     let began = Instant::now();
     for times in 1..=3 {
         for agent in 0..10_000 {
@@ -161,12 +161,12 @@ async fn ten_thousand_agents_cost_no_more_rounds_than_one() {
     );
 }
 
-fn refused(home: &Home, reason: &str) -> u64 {
+fn refused(home: &AuthorityFixture, reason: &str) -> u64 {
     home.metric(&format!("evictd_publisher_refused_messages_total{{subject=\"probe\",reason=\"{reason}\"}}"))
 }
 
 /// What this store would give out at `position` of an incarnation.
-fn given_out(home: &Home, incarnation: Incarnation, position: u64) -> Voucher {
+fn given_out(home: &AuthorityFixture, incarnation: Incarnation, position: u64) -> Voucher {
     let head = home.history.head();
     let at = LogPosition::new(head.at.epoch(), position).unwrap();
     home.history.voucher(&Head { incarnation, ..head }, at)
@@ -176,7 +176,7 @@ fn given_out(home: &Home, incarnation: Incarnation, position: u64) -> Voucher {
 #[tokio::test]
 async fn claim_that_is_not_proved_moves_nothing() {
     let directory = tempfile::tempdir().unwrap();
-    let home = Home::new(&directory.path().join("home.db"), SOON).await;
+    let home = AuthorityFixture::new(&directory.path().join("home.db"), SOON).await;
     let before = home.store.head().await.unwrap();
     let provenance = home.history.history().provenance();
     let milestone = |epoch, position| Milestone {
@@ -195,7 +195,7 @@ async fn claim_that_is_not_proved_moves_nothing() {
 #[tokio::test]
 async fn a_proved_past_that_the_store_lacks_silences_its_publisher() {
     let directory = tempfile::tempdir().unwrap();
-    let home = Home::new(&directory.path().join("home.db"), SOON).await;
+    let home = AuthorityFixture::new(&directory.path().join("home.db"), SOON).await;
     let lost = given_out(&home, Incarnation(99), 50);
     home.probes[0].send(probe(1, Some(lost))).unwrap();
     home.until("the claim to be refused", |home| refused(home, "unknown_past") == 1).await;
@@ -209,7 +209,7 @@ async fn a_proved_past_that_the_store_lacks_silences_its_publisher() {
 #[tokio::test]
 async fn position_with_the_token_of_another_copy_is_not_known() {
     let directory = tempfile::tempdir().unwrap();
-    let home = Home::new(&directory.path().join("home.db"), SOON).await;
+    let home = AuthorityFixture::new(&directory.path().join("home.db"), SOON).await;
     let head = home.store.head().await.unwrap();
     let twin = home.history.voucher(&Head { token: LogToken(head.token.0 ^ 1), ..head }, head.at);
     home.probes[0].send(probe(1, Some(twin))).unwrap();
@@ -220,7 +220,7 @@ async fn position_with_the_token_of_another_copy_is_not_known() {
 #[tokio::test]
 async fn a_past_that_an_operator_superseded_silences_no_publisher() {
     let directory = tempfile::tempdir().unwrap();
-    let home = Home::new(&directory.path().join("home.db"), SOON).await;
+    let home = AuthorityFixture::new(&directory.path().join("home.db"), SOON).await;
     let lost = given_out(&home, Incarnation(99), 50);
     let operator = Operator { name: "ops".to_owned(), request_id: "req_1".to_owned() };
     home.store.begin_epoch(&operator).await.unwrap();
@@ -236,9 +236,10 @@ async fn a_past_that_an_operator_superseded_silences_no_publisher() {
 #[tokio::test]
 async fn lookups_raise_the_fence_of_a_publisher_without_probes() {
     let directory = tempfile::tempdir().unwrap();
-    let home = Home::new(&directory.path().join("home.db"), SOON).await;
+    let home = AuthorityFixture::new(&directory.path().join("home.db"), SOON).await;
     home.until("its first round", |home| home.rounds() == 1).await;
-    let answered = |home: &Home| home.metric("evictd_publisher_lookups_total{outcome=\"answered\"}");
+    let answered =
+        |home: &AuthorityFixture| home.metric("evictd_publisher_lookups_total{outcome=\"answered\"}");
     // Until the fence of its start is too old for them.
     for hundreds in 1.. {
         for agent in 0..100 {
@@ -266,8 +267,8 @@ async fn a_publisher_is_ready_after_its_first_successful_round() {
         .execute(&mut other)
         .await
         .unwrap();
-    let home = Home::new(&path, SOON).await;
-    let failed = |home: &Home| home.metric("evictd_publisher_rounds_total{outcome=\"failed\"}");
+    let home = AuthorityFixture::new(&path, SOON).await;
+    let failed = |home: &AuthorityFixture| home.metric("evictd_publisher_rounds_total{outcome=\"failed\"}");
     home.until("it to try again and again", |home| failed(home) >= 3).await;
     assert!(!home.readiness.is_ready(), "its patience hasn't ended, and yet");
     sqlx::query("DROP TRIGGER no_rounds").execute(&mut other).await.unwrap();
@@ -279,7 +280,7 @@ async fn a_publisher_is_ready_after_its_first_successful_round() {
 async fn a_publisher_leaves_its_queue_groups_while_rounds_stall() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("home.db");
-    let home = Home::new(&path, Duration::from_millis(100)).await;
+    let home = AuthorityFixture::new(&path, Duration::from_millis(100)).await;
     let mut other =
         SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(&path)).await.unwrap();
     let lock = other.begin_with("BEGIN IMMEDIATE").await.unwrap();

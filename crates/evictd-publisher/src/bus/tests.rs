@@ -9,7 +9,7 @@ use crate::metrics;
 const INBOX: &str = "_INBOX_evictd.eu-central-1.edge.00ff.probe";
 
 /// A connection to a server that can't be reached: what is sent is dropped.
-pub(crate) async fn unconnected(metrics: &Arc<Metrics>) -> Bus {
+pub(crate) async fn unconnected(metrics: &Arc<PublisherMetrics>) -> Bus {
     let config = BusConfig { urls: vec!["nats://127.0.0.1:1".to_owned()], ..BusConfig::default() };
     connect(&config, metrics, &Readiness::new(), || {}).await.unwrap()
 }
@@ -17,7 +17,7 @@ pub(crate) async fn unconnected(metrics: &Arc<Metrics>) -> Bus {
 /// An intake of such a publisher; messages are put before it by hand.
 async fn subscription(kind: MessageKind) -> (Subscription, Registry) {
     let registry = Registry::new(metrics::SPECS, &[]).unwrap();
-    let bus = unconnected(&Arc::new(Metrics::new(&registry))).await;
+    let bus = unconnected(&Arc::new(PublisherMetrics::new(&registry))).await;
     (bus.receive(kind).await.unwrap(), registry)
 }
 

@@ -62,14 +62,14 @@ fn endpoints() -> impl Iterator<Item = &'static str> {
     Endpoint::ALL.into_iter().filter(|endpoint| !endpoint.is_open()).map(Endpoint::path)
 }
 
-struct HttpAnswer {
+struct ControlResponse {
     status: u16,
     /// By name, in small letters.
     headers: BTreeMap<String, String>,
     body: String,
 }
 
-impl HttpAnswer {
+impl ControlResponse {
     fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(String::as_str)
     }
@@ -116,7 +116,7 @@ impl HttpAnswer {
 
 /// A publisher's store and control API. "root" may do everything in `ws_1`, "poor" nothing; "foreign" may
 /// do everything in `ws_2`.
-struct Home {
+struct ControlFixture {
     directory: tempfile::TempDir,
     store: Arc<SqliteStore>,
     registry: Registry,
@@ -124,7 +124,7 @@ struct Home {
     _shutdown: DropGuard,
 }
 
-impl Home {
+impl ControlFixture {
     async fn new() -> Self {
         Self::with(HttpLimits::default(), &[]).await
     }
@@ -164,6 +164,7 @@ impl Home {
         let control = ControlApi {
             store: store.clone(),
             receipts,
+            turns: StoreTurns::new(store.concurrency()),
             limits: Arc::new(RateLimits::new(&rate_limit)),
             proxies: TrustedProxies::new(proxies.iter().map(|proxy| parsed(proxy)).collect()),
             wake: shared.wake.clone(),
@@ -206,7 +207,7 @@ impl Home {
     }
 
     /// Sends a request: its first line, more header lines, its body.
-    async fn send(&self, head: &str, headers: &[&str], body: &str) -> HttpAnswer {
+    async fn send(&self, head: &str, headers: &[&str], body: &str) -> ControlResponse {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         let lines = [&[head, "host: home", "connection: close"], headers, &["", body]].concat();
         let request = lines.join("\r\n");
@@ -215,7 +216,7 @@ impl Home {
         stream.read_to_string(&mut answer).await.unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
         let header = |line: &str| line.split_once(": ").map(|(name, value)| (name.into(), value.into()));
-        let answer = HttpAnswer {
+        let answer = ControlResponse {
             status: head.split(' ').nth(1).unwrap().parse().unwrap(),
             headers: head.lines().filter_map(header).collect(),
             body: body.to_owned(),
@@ -224,13 +225,13 @@ impl Home {
         answer
     }
 
-    async fn post_with(&self, path: &str, headers: &[&str], body: &str) -> HttpAnswer {
+    async fn post_with(&self, path: &str, headers: &[&str], body: &str) -> ControlResponse {
         let length = format!("content-length: {}", body.len());
         self.send(&format!("POST {path} HTTP/1.1"), &[&[length.as_str()], headers].concat(), body).await
     }
 
     /// Calls an endpoint as an SDK does.
-    async fn call(&self, root: &str, path: &str, body: &Value) -> HttpAnswer {
+    async fn call(&self, root: &str, path: &str, body: &Value) -> ControlResponse {
         let authorization = format!("authorization: Bearer {root}");
         let headers = ["accept: application/json", JSON_TYPE, &authorization];
         self.post_with(path, &headers, &body.to_string()).await
@@ -250,24 +251,24 @@ impl Home {
         id_and_text(&self.call("root", CreateKey::PATH, body).await.data())
     }
 
-    async fn get_key(&self, root: &str, key: &str) -> HttpAnswer {
+    async fn get_key(&self, root: &str, key: &str) -> ControlResponse {
         self.call(root, GetKey::PATH, &json!({ "keyId": key })).await
     }
 
-    async fn update_key(&self, root: &str, key: &str, mut update: Value) -> HttpAnswer {
+    async fn update_key(&self, root: &str, key: &str, mut update: Value) -> ControlResponse {
         update["keyId"] = json!(key);
         self.call(root, UpdateKey::PATH, &update).await
     }
 
-    async fn reroll_key(&self, root: &str, key: &str, grace_ms: u64) -> HttpAnswer {
+    async fn reroll_key(&self, root: &str, key: &str, grace_ms: u64) -> ControlResponse {
         self.call(root, RerollKey::PATH, &json!({ "keyId": key, "expiration": grace_ms })).await
     }
 
-    async fn delete_key(&self, root: &str, key: &str) -> HttpAnswer {
+    async fn delete_key(&self, root: &str, key: &str) -> ControlResponse {
         self.call(root, DeleteKey::PATH, &json!({ "keyId": key, "permanent": false })).await
     }
 
-    async fn delete_api(&self, root: &str, api: &str) -> HttpAnswer {
+    async fn delete_api(&self, root: &str, api: &str) -> ControlResponse {
         self.call(root, DeleteApi::PATH, &json!({ "apiId": api })).await
     }
 

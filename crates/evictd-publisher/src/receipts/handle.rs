@@ -4,8 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use evictd_core::ids::Identity;
-use evictd_core::ids::WorkspaceId;
+use evictd_core::ids::{Identity, Region, WorkspaceId};
 use evictd_core::position::LogPosition;
 use evictd_core::receipts::Change;
 use evictd_ops::clock;
@@ -22,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::input::{NewChanges, ReceiptInput};
 use crate::log_head::LogHead;
-use crate::metrics::Metrics;
+use crate::metrics::PublisherMetrics;
 
 /// Requests that wait for their receipt at once; further ones are answered with the state reached.
 pub(super) const WAITS_MAX: usize = 4_096;
@@ -39,7 +38,7 @@ const STORE_PATIENCE: Duration = Duration::from_secs(1);
 pub(crate) struct Receipts {
     pub(super) queue: mpsc::Sender<ReceiptInput>,
     pub(super) store: Arc<dyn ReceiptStore>,
-    pub(super) metrics: Arc<Metrics>,
+    pub(super) metrics: Arc<PublisherMetrics>,
     pub(super) head: LogHead,
     pub(super) bound: Duration,
     pub(super) waits: Arc<Semaphore>,
@@ -70,6 +69,11 @@ impl Receipts {
         let changes = NewChanges { epoch: head.epoch(), changes, opened: None };
         let first = numbered.rows.first().map(|row| row.position);
         self.send(ReceiptInput::Numbered { first, head, changes }).await;
+    }
+
+    /// Replaces the regions that receipts list even without an agent.
+    pub(crate) async fn configure(&self, regions: Vec<Region>) {
+        self.send(ReceiptInput::Configured { regions }).await;
     }
 
     /// Takes in how far an agent process has applied the log.

@@ -1,6 +1,6 @@
 //! What the receipts task takes from its queue.
 
-use evictd_core::ids::{Identity, WorkspaceId};
+use evictd_core::ids::{Identity, Region, WorkspaceId};
 use evictd_core::position::LogPosition;
 use evictd_core::receipts::Change;
 use evictd_core::roster::Instance;
@@ -32,6 +32,8 @@ pub(super) enum ReceiptInput {
     LookedUp { identity: Identity, reply: oneshot::Sender<bool> },
     /// Answered with the processes whose roster rows are to be refreshed.
     TakeSeen { reply: oneshot::Sender<Vec<Identity>> },
+    /// The configured regions have changed.
+    Configured { regions: Vec<Region> },
     #[cfg(test)]
     Inspect(Inspection),
 }

@@ -9,7 +9,7 @@ use evictd_core::time::LeaseTime;
 use evictd_ops::metrics::{ByLabel, Registry};
 use metrics::{Gauge, Histogram};
 
-use crate::metrics::{AGENTS, AgentState, CONFIRMED};
+use crate::metrics::{AGENTS, AgentPresence, CONFIRMED};
 
 /// Regions with series of their own. Receipts wait for agents of further regions, but no metric counts them.
 const REGIONS_MAX: usize = 1_000;
@@ -24,17 +24,27 @@ pub(super) struct RegionMetrics {
 
 struct RegionSeries {
     confirmed: Histogram,
-    agents: ByLabel<AgentState, Gauge>,
+    agents: ByLabel<AgentPresence, Gauge>,
 }
 
 impl RegionMetrics {
     pub(super) fn new(registry: Registry, configured: &[Region]) -> Self {
         let (regions, duplicate_names) = (BTreeMap::new(), BTreeSet::new());
-        let mut metrics = Self { registry, configured: configured.to_vec(), regions, duplicate_names };
-        for region in configured {
-            metrics.add(region);
-        }
+        let mut metrics = Self { registry, configured: Vec::new(), regions, duplicate_names };
+        metrics.configure(configured);
         metrics
+    }
+
+    /// Shows the series of these regions, and counts those of them that have no agent as absent.
+    pub(super) fn configure(&mut self, configured: &[Region]) {
+        for region in configured {
+            self.add(region);
+        }
+        self.configured = configured.to_vec();
+    }
+
+    pub(super) fn configured(&self) -> &[Region] {
+        &self.configured
     }
 
     /// Shows the region's series from now on.
@@ -43,7 +53,7 @@ impl RegionMetrics {
             return;
         }
         let name = region.as_str();
-        let gauge = |state: AgentState| self.registry.gauge(&AGENTS, &[name, state.label()]);
+        let gauge = |state: AgentPresence| self.registry.gauge(&AGENTS, &[name, state.label()]);
         let confirmed = self.registry.histogram(&CONFIRMED, &[name]);
         let series = RegionSeries { confirmed, agents: ByLabel::new(gauge) };
         self.regions.insert(region.clone(), series);
@@ -57,23 +67,23 @@ impl RegionMetrics {
 
     /// Brings the gauges up to date.
     pub(super) fn count(&mut self, tracker: &ReceiptTracker, now: LeaseTime) {
-        let mut counts: BTreeMap<&Region, [u32; AgentState::ALL.len()]> = BTreeMap::new();
+        let mut counts: BTreeMap<&Region, [u32; AgentPresence::ALL.len()]> = BTreeMap::new();
         for (identity, _, received_at, _) in tracker.instances() {
             let is_live = now.since(received_at) < tracker.bound();
             let counts = counts.entry(&identity.region).or_default();
-            counts[if is_live { AgentState::Live } else { AgentState::Silent } as usize] += 1;
+            counts[if is_live { AgentPresence::Live } else { AgentPresence::Silent } as usize] += 1;
         }
         for region in &self.configured {
             counts.entry(region).or_insert_with(|| {
-                let mut counts = [0; AgentState::ALL.len()];
-                counts[AgentState::Absent as usize] = 1;
+                let mut counts = [0; AgentPresence::ALL.len()];
+                counts[AgentPresence::Absent as usize] = 1;
                 counts
             });
         }
         let shared = tracker.duplicate_names(now);
         for ((region, _), processes) in &shared {
             let processes = u32::try_from(*processes).unwrap_or(u32::MAX);
-            counts.entry(region).or_default()[AgentState::Duplicate as usize] += processes;
+            counts.entry(region).or_default()[AgentPresence::Duplicate as usize] += processes;
         }
         let duplicates: BTreeSet<_> = shared.keys().cloned().collect();
         for (region, agent) in duplicates.difference(&self.duplicate_names) {

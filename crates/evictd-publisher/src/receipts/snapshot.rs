@@ -2,29 +2,38 @@
 
 use evictd_core::ids::Identity;
 use evictd_core::position::LogPosition;
-use evictd_core::receipts::ReceiptTracker;
 use evictd_core::roster::PartitionPolicy;
 use evictd_core::time::LeaseTime;
 use evictd_ops::clock;
 use serde_json::{Value, json};
+
+use super::state::ReceiptsState;
 
 #[derive(Default)]
 pub(crate) struct ReceiptsSnapshot {
     pub(crate) open: usize,
     pub(crate) unstored: usize,
     pub(crate) unconfirmed: usize,
+    pub(crate) configured_regions: Vec<String>,
     agents: Vec<(Identity, LogPosition, LeaseTime, PartitionPolicy)>,
 }
 
 impl ReceiptsSnapshot {
-    pub(super) fn of(tracker: &ReceiptTracker, unstored: usize) -> Self {
+    pub(super) fn of(state: &ReceiptsState) -> Self {
+        let tracker = &state.tracker;
         let owned = |(identity, applied, received_at, policy): (&Identity, _, _, _)| {
             (identity.clone(), applied, received_at, policy)
         };
         Self {
             open: tracker.open(),
-            unstored,
+            unstored: state.unstored(),
             unconfirmed: tracker.unconfirmed(),
+            configured_regions: state
+                .regions
+                .configured()
+                .iter()
+                .map(|region| region.as_str().to_owned())
+                .collect(),
             agents: tracker.instances().map(owned).collect(),
         }
     }
@@ -43,7 +52,7 @@ impl ReceiptsSnapshot {
                 "agent": identity.agent.to_string(),
                 "instance": identity.instance.to_string(),
                 "appliedPosition": applied.position(),
-                "heardMsAgo": u64::try_from(now.since(*received_at).as_millis()).unwrap_or(u64::MAX),
+                "receivedMsAgo": u64::try_from(now.since(*received_at).as_millis()).unwrap_or(u64::MAX),
                 "partitionPolicy": policy.label(),
             })
         };

@@ -19,7 +19,7 @@ use super::regions::RegionMetrics;
 use super::requests::{LatestRequests, ReceiptWaiters};
 use super::roster::RosterMirror;
 use crate::history::HomeHistory;
-use crate::metrics::Metrics;
+use crate::metrics::PublisherMetrics;
 
 /// Receipts open at once, and final ones that wait to be stored. What is dropped beyond is found in the store again.
 pub(super) const OPEN_MAX: usize = 100_000;
@@ -117,6 +117,12 @@ impl ReceiptsState {
         }
     }
 
+    /// Replaces the configured regions.
+    pub(super) fn configure(&mut self, configured: Vec<Region>) {
+        self.regions.configure(&configured);
+        self.tracker.configure(configured);
+    }
+
     /// Notes that a process requests a lease: receipts wait for it from now on.
     pub(super) fn probed(&mut self, instance: &Instance, now: LeaseTime) {
         self.roster.probed(&instance.identity);
@@ -200,7 +206,7 @@ impl ReceiptsState {
     }
 
     /// Takes the tracker's events: counts them, and keeps final receipts to be stored.
-    pub(super) fn take_events(&mut self, metrics: &Metrics, now: LeaseTime) {
+    pub(super) fn take_events(&mut self, metrics: &PublisherMetrics, now: LeaseTime) {
         let bound = self.tracker.bound();
         for event in self.tracker.take_events() {
             match event {

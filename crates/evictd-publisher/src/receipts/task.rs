@@ -9,7 +9,7 @@ pub(super) mod storage;
 use std::sync::Arc;
 use std::time::Duration;
 
-use evictd_core::ids::{Identity, Region};
+use evictd_core::ids::Identity;
 use evictd_core::limits::DUPLICATE_INSTANCES_MAX;
 use evictd_core::position::LogPosition;
 use evictd_core::receipts::TrackerConfig;
@@ -113,7 +113,7 @@ impl ReceiptsTask {
         draining: CancellationToken,
     ) -> (Receipts, Membership, Self) {
         let bound = Duration::from(config.bound);
-        let regions: Vec<Region> = config.regions.iter().map(|name| Region::new(name.as_str())).collect();
+        let regions = config.regions();
         let is_alone = store.is_exclusive();
         let roster_delay = if is_alone { Duration::ZERO } else { ROSTER_AGE + bound + ROSTER_SLACK };
         let tracker = TrackerConfig { bound, roster_delay, open_max: OPEN_MAX };
@@ -214,6 +214,7 @@ impl ReceiptsTask {
                 }
             }
             ReceiptInput::TakeSeen { reply } => drop(reply.send(state.roster.take_seen())),
+            ReceiptInput::Configured { regions } => state.configure(regions),
             #[cfg(test)]
             ReceiptInput::Inspect(inspect) => inspect(self),
         }
@@ -248,7 +249,7 @@ impl ReceiptsTask {
             state.regions.count(&state.tracker, now);
             state.waiters.any_waits();
             shared.metrics.unconfirmed(state.tracker.unconfirmed());
-            self.snapshot.send_replace(ReceiptsSnapshot::of(&state.tracker, state.unstored()));
+            self.snapshot.send_replace(ReceiptsSnapshot::of(state));
         }
         state.take_events(&shared.metrics, now);
     }

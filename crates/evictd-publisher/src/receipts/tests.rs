@@ -65,12 +65,12 @@ fn workspace() -> WorkspaceId {
 }
 
 /// A home store with an API.
-struct Store {
+struct StoreFixture {
     store: Arc<SqliteStore>,
     directory: tempfile::TempDir,
 }
 
-impl Store {
+impl StoreFixture {
     async fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = Arc::new(SqliteStore::open(&directory.path().join("home.db")).await.unwrap());
@@ -89,7 +89,7 @@ impl Store {
         Self { store, directory }
     }
 
-    async fn publisher(&self, bound: Duration, regions: &[&str]) -> Home {
+    async fn publisher(&self, bound: Duration, regions: &[&str]) -> ReceiptsFixture {
         let registry = Registry::new(metrics::SPECS, &[]).unwrap();
         let regions = regions.iter().map(ToString::to_string).collect();
         let config = ReceiptsConfig { bound: bound.into(), regions };
@@ -101,8 +101,15 @@ impl Store {
         tokio::spawn(task.run());
         let feed = LiveFeed { bus: unconnected(&shared.metrics).await, shared: shared.clone() };
         let output = LogOutput { feed, receipts: receipts.clone(), shared: shared.clone() };
-        let home =
-            Home { store: self.store.clone(), output, receipts, membership, shared, registry, draining };
+        let home = ReceiptsFixture {
+            store: self.store.clone(),
+            output,
+            receipts,
+            membership,
+            shared,
+            registry,
+            draining,
+        };
         home.idle().await;
         home.read_nothing_unasked().await;
         home
@@ -132,7 +139,7 @@ fn actor(request: &str) -> Actor {
 }
 
 /// A publisher's receipts.
-struct Home {
+struct ReceiptsFixture {
     store: Arc<SqliteStore>,
     output: LogOutput,
     receipts: Receipts,
@@ -142,7 +149,7 @@ struct Home {
     draining: CancellationToken,
 }
 
-impl Home {
+impl ReceiptsFixture {
     /// Looks at the task's state, or changes it.
     async fn inspect<T: Send + 'static>(
         &self,
@@ -319,7 +326,7 @@ fn missing(region: &RegionPropagation) -> Vec<&str> {
 
 #[tokio::test]
 async fn a_wait_ends_as_soon_as_every_region_has_confirmed() {
-    let store = Store::new().await;
+    let store = StoreFixture::new().await;
     let home = store.publisher(LONG, &[]).await;
     let (eu, us) = (agent("eu", "a", 1), agent("us", "a", 2));
     home.round(&[&eu, &us]).await;
@@ -350,7 +357,7 @@ async fn a_wait_ends_as_soon_as_every_region_has_confirmed() {
 
 #[tokio::test]
 async fn a_wait_that_times_out_returns_the_state_reached() {
-    let store = Store::new().await;
+    let store = StoreFixture::new().await;
     let home = store.publisher(LONG, &[]).await;
     let eu = agent("eu", "a", 1);
     home.round(&[&eu]).await;
@@ -362,7 +369,7 @@ async fn a_wait_that_times_out_returns_the_state_reached() {
 
 #[tokio::test]
 async fn a_wait_ends_when_the_publisher_shuts_down() {
-    let store = Store::new().await;
+    let store = StoreFixture::new().await;
     let home = store.publisher(LONG, &[]).await;
     home.round(&[&agent("eu", "a", 1)]).await;
     home.draining.cancel();
@@ -371,7 +378,7 @@ async fn a_wait_ends_when_the_publisher_shuts_down() {
 
 #[tokio::test]
 async fn receipt_elapses_at_the_bound_and_names_vanished_process() {
-    let store = Store::new().await;
+    let store = StoreFixture::new().await;
     let home = store.publisher(SHORT, &[]).await;
     let (here, gone) = (agent("eu", "here", 1), agent("eu", "gone", 2));
     home.round(&[&here, &gone]).await;
@@ -389,7 +396,7 @@ async fn receipt_elapses_at_the_bound_and_names_vanished_process() {
 
 #[tokio::test]
 async fn while_another_home_store_is_active_nothing_is_final() {
-    let store = Store::new().await;
+    let store = StoreFixture::new().await;
     let home = store.publisher(SHORT, &[]).await;
     let (here, gone) = (agent("eu", "here", 1), agent("eu", "gone", 2));
     home.round(&[&here, &gone]).await;
@@ -420,7 +427,7 @@ async fn while_another_home_store_is_active_nothing_is_final() {
 
 #[tokio::test]
 async fn an_agent_that_serves_stale_records_leaves_it_unproven() {
-    let store = Store::new().await;
+    let store = StoreFixture::new().await;
     let home = store.publisher(SHORT, &[]).await;
     let stale = Instance { policy: PartitionPolicy::ServeStale, ..agent("eu", "a", 1) };
     home.round(&[&stale]).await;
@@ -430,7 +437,7 @@ async fn an_agent_that_serves_stale_records_leaves_it_unproven() {
 
 #[tokio::test]
 async fn two_processes_under_one_name_both_have_to_confirm() {
-    let store = Store::new().await;
+    let store = StoreFixture::new().await;
     let home = store.publisher(LONG, &[]).await;
     let (one, other) = (agent("eu", "a", 1), agent("eu", "a", 2));
     home.round(&[&one, &other]).await;
@@ -449,7 +456,7 @@ async fn two_processes_under_one_name_both_have_to_confirm() {
 
 #[tokio::test]
 async fn a_configured_region_without_an_agent_is_absent() {
-    let store = Store::new().await;
+    let store = StoreFixture::new().await;
     let home = store.publisher(LONG, &["ap", "eu"]).await;
     let eu = agent("eu", "a", 1);
     home.round(&[&eu]).await;
@@ -465,7 +472,7 @@ async fn a_configured_region_without_an_agent_is_absent() {
 
 #[tokio::test]
 async fn an_agent_that_another_publisher_registered_is_waited_for() {
-    let store = Store::new().await;
+    let store = StoreFixture::new().await;
     let (here, there) = (store.publisher(LONG, &[]).await, store.publisher(LONG, &[]).await);
     let (eu, us) = (agent("eu", "a", 1), agent("us", "a", 2));
     here.round(&[&eu]).await;
@@ -481,7 +488,7 @@ async fn an_agent_that_another_publisher_registered_is_waited_for() {
 
 #[tokio::test]
 async fn a_change_numbered_elsewhere_has_one_receipt_at_both() {
-    let store = Store::new().await;
+    let store = StoreFixture::new().await;
     let (here, there) = (store.publisher(LONG, &[]).await, store.publisher(LONG, &[]).await);
     let eu = agent("eu", "a", 1);
     here.round(&[&eu]).await;
@@ -502,7 +509,7 @@ async fn a_change_numbered_elsewhere_has_one_receipt_at_both() {
 
 #[tokio::test]
 async fn a_wait_ends_with_the_receipt_that_another_publisher_stored() {
-    let store = Store::new().await;
+    let store = StoreFixture::new().await;
     let (here, there) = (store.publisher(LONG, &[]).await, store.publisher(SHORT, &[]).await);
     let eu = agent("eu", "a", 1);
     here.round(&[&eu]).await;
@@ -522,13 +529,13 @@ async fn a_wait_ends_with_the_receipt_that_another_publisher_stored() {
 }
 
 /// Returns whether this publisher has noticed that others number, too.
-async fn noticed(home: &Home) -> bool {
+async fn noticed(home: &ReceiptsFixture) -> bool {
     home.inspect(|task| std::mem::take(&mut task.work.numbered_elsewhere)).await
 }
 
 #[tokio::test]
 async fn numbering_shows_that_another_publisher_was_faster() {
-    let store = Store::new().await;
+    let store = StoreFixture::new().await;
     let (here, there) = (store.publisher(LONG, &[]).await, store.publisher(LONG, &[]).await);
     let eu = agent("eu", "a", 1);
     here.inspect(ReceiptsTask::pause_adoption).await;
@@ -561,7 +568,7 @@ async fn numbering_shows_that_another_publisher_was_faster() {
 
 #[tokio::test]
 async fn a_change_numbered_elsewhere_is_adopted_at_once() {
-    let store = Store::new().await;
+    let store = StoreFixture::new().await;
     let (here, there) = (store.publisher(LONG, &[]).await, store.publisher(LONG, &[]).await);
     // Final receipts wait to be stored together, and must not hold it up.
     here.round(&[&agent("eu", "a", 1)]).await;
@@ -579,7 +586,7 @@ async fn a_change_numbered_elsewhere_is_adopted_at_once() {
 
 #[tokio::test]
 async fn after_a_restart_open_receipts_are_adopted_from_the_store() {
-    let store = Store::new().await;
+    let store = StoreFixture::new().await;
     let eu = agent("eu", "a", 1);
     {
         let before = store.publisher(LONG, &[]).await;
@@ -598,7 +605,7 @@ async fn after_a_restart_open_receipts_are_adopted_from_the_store() {
 
 #[tokio::test]
 async fn a_final_receipt_survives_byte_for_byte() {
-    let store = Store::new().await;
+    let store = StoreFixture::new().await;
     let eu = agent("eu", "a", 1);
     let settled = {
         let before = store.publisher(LONG, &[]).await;
@@ -623,7 +630,7 @@ async fn a_final_receipt_survives_byte_for_byte() {
 
 #[tokio::test]
 async fn a_receipt_is_visible_to_its_own_workspace_only() {
-    let store = Store::new().await;
+    let store = StoreFixture::new().await;
     let home = store.publisher(LONG, &[]).await;
     home.delete_and_wait("req_1", Duration::ZERO).await;
     assert!(home.view("req_1").await.is_some());
@@ -635,7 +642,7 @@ async fn a_receipt_is_visible_to_its_own_workspace_only() {
 
 #[tokio::test]
 async fn a_change_that_a_restored_store_lost_is_never_confirmed() {
-    let store = Store::new().await;
+    let store = StoreFixture::new().await;
     let home = store.publisher(LONG, &[]).await;
     let eu = agent("eu", "a", 1);
     home.round(&[&eu]).await;
@@ -661,7 +668,7 @@ async fn a_change_that_a_restored_store_lost_is_never_confirmed() {
 
 #[tokio::test]
 async fn rows_of_a_store_that_went_back_open_no_receipt() {
-    let store = Store::new().await;
+    let store = StoreFixture::new().await;
     let home = store.publisher(LONG, &[]).await;
     let eu = agent("eu", "a", 1);
     home.round(&[&eu]).await;
@@ -675,7 +682,7 @@ async fn rows_of_a_store_that_went_back_open_no_receipt() {
 
 #[tokio::test]
 async fn an_agent_ahead_of_the_log_confirms_nothing() {
-    let store = Store::new().await;
+    let store = StoreFixture::new().await;
     let home = store.publisher(LONG, &[]).await;
     let eu = agent("eu", "a", 1);
     home.round(&[&eu]).await;
@@ -688,7 +695,7 @@ async fn an_agent_ahead_of_the_log_confirms_nothing() {
 
 #[tokio::test]
 async fn no_publisher_waits_for_a_process_that_left() {
-    let store = Store::new().await;
+    let store = StoreFixture::new().await;
     let (home, other) = (store.publisher(LONG, &[]).await, store.publisher(LONG, &[]).await);
     let (here, leaving) = (agent("eu", "here", 1), agent("eu", "leaving", 2));
     home.round(&[&here, &leaving]).await;
@@ -720,7 +727,7 @@ async fn no_publisher_waits_for_a_process_that_left() {
 
 #[tokio::test]
 async fn a_process_that_the_roster_lacks_gets_no_proof() {
-    let store = Store::new().await;
+    let store = StoreFixture::new().await;
     let (home, other) = (store.publisher(LONG, &[]).await, store.publisher(LONG, &[]).await);
     let eu = agent("eu", "a", 1);
     assert!(!home.membership.looked_up(&eu.identity).await);
@@ -730,7 +737,7 @@ async fn a_process_that_the_roster_lacks_gets_no_proof() {
 
 #[tokio::test]
 async fn a_deletion_outside_the_api_is_tracked_without_a_receipt() {
-    let store = Store::new().await;
+    let store = StoreFixture::new().await;
     let home = store.publisher(LONG, &[]).await;
     let eu = agent("eu", "a", 1);
     home.round(&[&eu]).await;
@@ -748,7 +755,7 @@ async fn a_deletion_outside_the_api_is_tracked_without_a_receipt() {
 
 #[tokio::test]
 async fn a_wait_that_was_dropped_holds_no_resources() {
-    let store = Store::new().await;
+    let store = StoreFixture::new().await;
     let home = store.publisher(LONG, &[]).await;
     drop(home.receipts.begin("req_1", true).await);
     assert!(!home.inspect(|task| task.state.waiters.contains("req_1")).await);
@@ -767,7 +774,7 @@ async fn a_wait_that_was_dropped_holds_no_resources() {
 /// Its row still exists, so the roster shows nothing new. The next comparison must not delete that row.
 #[tokio::test]
 async fn a_silent_process_that_probes_again_is_waited_for() {
-    let store = Store::new().await;
+    let store = StoreFixture::new().await;
     let home = store.publisher(LONG, &[]).await;
     let (eu, us) = (agent("eu", "a", 1), agent("us", "b", 2));
     home.round(&[&eu, &us]).await;
@@ -787,7 +794,7 @@ async fn a_silent_process_that_probes_again_is_waited_for() {
 
 #[tokio::test]
 async fn a_process_that_left_and_probes_again_is_waited_for() {
-    let store = Store::new().await;
+    let store = StoreFixture::new().await;
     let home = store.publisher(LONG, &[]).await;
     let (eu, us) = (agent("eu", "a", 1), agent("us", "b", 2));
     home.round(&[&eu, &us]).await;
@@ -802,7 +809,7 @@ async fn a_process_that_left_and_probes_again_is_waited_for() {
 /// The store was put back, and has not begun its epoch yet: at these positions the agent applied other changes.
 #[tokio::test]
 async fn a_lost_history_does_not_confirm_what_took_its_place() {
-    let store = Store::new().await;
+    let store = StoreFixture::new().await;
     let home = store.publisher(LONG, &[]).await;
     let eu = agent("eu", "a", 1);
     home.round(&[&eu]).await;
@@ -826,7 +833,7 @@ async fn a_lost_history_does_not_confirm_what_took_its_place() {
 /// The roster went back with the store: a process that it lacks may hold a lease for a bound.
 #[tokio::test]
 async fn a_new_epoch_delays_early_receipts_by_a_bound() {
-    let store = Store::new().await;
+    let store = StoreFixture::new().await;
     let (eu, us) = (agent("eu", "a", 1), agent("us", "b", 2));
     store.publisher(LONG, &[]).await.round(&[&eu, &us]).await;
     store.sql("DELETE FROM roster WHERE region = 'us'").await;
@@ -848,7 +855,7 @@ async fn a_new_epoch_delays_early_receipts_by_a_bound() {
 
 #[tokio::test]
 async fn a_process_that_left_before_it_was_read_is_not_waited_for() {
-    let store = Store::new().await;
+    let store = StoreFixture::new().await;
     let home = store.publisher(LONG, &[]).await;
     let (eu, us) = (agent("eu", "a", 1), agent("us", "b", 2));
     home.round(&[&eu, &us]).await;
@@ -875,7 +882,7 @@ fn of_the_rows_of_one_request_the_last_one_counts() {
 /// Failure: an agent confirms what another publisher has numbered, and counts only with its next announcement.
 #[tokio::test]
 async fn an_announcement_waits_for_a_read_of_a_further_head() {
-    let store = Store::new().await;
+    let store = StoreFixture::new().await;
     let (here, there) = (store.publisher(LONG, &[]).await, store.publisher(LONG, &[]).await);
     let eu = agent("eu", "a", 1);
     here.round(&[&eu]).await;

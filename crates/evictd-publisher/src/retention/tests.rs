@@ -17,7 +17,7 @@ use crate::metrics;
 const REQUEST: &str = "req_operator";
 
 /// A store with one change, its audit record and its receipt.
-struct Home {
+struct RetentionFixture {
     store: Arc<SqliteStore>,
     retention: Retention,
     registry: Registry,
@@ -26,7 +26,7 @@ struct Home {
     age: Duration,
 }
 
-impl Home {
+impl RetentionFixture {
     async fn new(audit: Keep) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = Arc::new(SqliteStore::open(&directory.path().join("home.db")).await.unwrap());
@@ -37,7 +37,7 @@ impl Home {
             audit,
         };
         let retention =
-            Retention { config, store: store.clone(), metrics: Arc::new(Metrics::new(&registry)) };
+            Retention { config, store: store.clone(), metrics: Arc::new(PublisherMetrics::new(&registry)) };
         let root_key = NewRootKey {
             id: KeyId::new("root_1"),
             workspace_id: WorkspaceId::new("ws_1"),
@@ -103,7 +103,7 @@ impl Home {
 
 #[tokio::test]
 async fn each_kind_of_row_goes_when_its_own_time_is_over() {
-    let mut home = Home::new(Keep::For(Duration::from_hours(3).into())).await;
+    let mut home = RetentionFixture::new(Keep::For(Duration::from_hours(3).into())).await;
     for (minutes, left) in [
         (59, [true; 3]),
         (61, [false, true, true]),
@@ -119,14 +119,14 @@ async fn each_kind_of_row_goes_when_its_own_time_is_over() {
 
 #[tokio::test]
 async fn audit_records_can_be_kept_forever() {
-    let mut home = Home::new(Keep::Forever).await;
+    let mut home = RetentionFixture::new(Keep::Forever).await;
     assert_eq!(home.after(Duration::from_hours(24 * 365 * 100)).await, [false, false, true]);
     assert_eq!(home.purged(), [1, 1, 0]);
 }
 
 #[tokio::test]
 async fn a_retention_beyond_the_calendar_deletes_nothing() {
-    let mut home = Home::new(Keep::For(Duration::MAX.into())).await;
+    let mut home = RetentionFixture::new(Keep::For(Duration::MAX.into())).await;
     home.retention.config.log = Duration::MAX.into();
     home.retention.config.receipts = Duration::MAX.into();
     assert_eq!(home.after(Duration::from_hours(24 * 365 * 100)).await, [true; 3]);
@@ -135,7 +135,7 @@ async fn a_retention_beyond_the_calendar_deletes_nothing() {
 #[tokio::test]
 async fn much_that_is_old_goes_little_by_little_and_all_of_it() {
     const ROWS: u64 = 2 * BATCH as u64 + 1;
-    let mut home = Home::new(Keep::For(Duration::from_hours(3).into())).await;
+    let mut home = RetentionFixture::new(Keep::For(Duration::from_hours(3).into())).await;
     let mut connection = home.connect().await;
     let insert = "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < ?1)
                   INSERT INTO audit_log (time, workspace_id, event, actor_type, actor_id, targets, description)

@@ -7,7 +7,7 @@
 -- * Sizes are bounded in bytes where a column ends up on the wire.
 -- * JSON that must come back byte for byte is text with a check: jsonb would rewrite it.
 
--- Everything below is created here, and the functions find it here whoever calls them: with pg_temp last, no
+-- Everything below is created here, and the functions find it here for every caller: with pg_temp last, no
 -- temporary table can stand in for one of these.
 SELECT set_config('search_path', quote_ident(current_schema()) || ', pg_temp', true);
 
@@ -39,8 +39,8 @@ CREATE INDEX root_keys_workspace ON root_keys (workspace_id);
 CREATE INDEX root_keys_to_expire ON root_keys (expires)
     WHERE expires IS NOT NULL AND NOT expired AND deleted_at_m IS NULL;
 
--- The planner's statistics hold values, and outlive their rows: nobody analyses a table because one key was erased. So
--- there are none of what must be gone then. They wouldn't help: a hash is unique, and the rest is found by API.
+-- The planner's statistics hold values, and outlive their rows: erasing one key causes no ANALYZE. So there are none
+-- of what must be gone then. They wouldn't help: a hash is unique, and the rest is found by API.
 ALTER TABLE root_keys
     ALTER COLUMN hash SET STATISTICS 0,
     ALTER COLUMN start SET STATISTICS 0,
@@ -92,14 +92,14 @@ ALTER TABLE keys
     ALTER COLUMN external_id SET STATISTICS 0,
     ALTER COLUMN permissions SET STATISTICS 0;
 
--- The head of the log (R1, R2): one row. Whoever numbers rows, begins an epoch, or writes the roster raises its
--- fence first, and so holds its lock until the commit; and every probe round is a durable write (R7).
+-- The head of the log (R1, R2): one row. A transaction that numbers rows, begins an epoch, or writes the roster raises
+-- its fence first, and so holds its lock until the commit; and every probe round is a durable write (R7).
 CREATE TABLE log_head (
     id    INTEGER PRIMARY KEY CHECK (id = 1),
     epoch INTEGER NOT NULL CHECK (epoch BETWEEN 1 AND 1048575),
     head  BIGINT  NOT NULL CHECK (head BETWEEN 0 AND 17592186044415),
     fence BIGINT  NOT NULL,
-    -- What a publisher knows of the roster (R11) is as old as a revision; what changed since has a higher one.
+    -- Publishers read the roster (R11) from their last revision on: what changed since has a higher one.
     roster_revision  BIGINT  NOT NULL DEFAULT 1,
     -- False from the beginning of an epoch until a bound later: the store may have gone back, and its roster with it.
     roster_complete  BOOLEAN NOT NULL DEFAULT true,
@@ -137,7 +137,7 @@ CREATE TABLE invalidations (
     api_id       TEXT    COLLATE "C" CHECK (octet_length(api_id) BETWEEN 1 AND 255),
     workspace_id TEXT    COLLATE "C" CHECK (octet_length(workspace_id) BETWEEN 1 AND 255),
     cause        TEXT    COLLATE "C" NOT NULL CHECK (cause IN ('created', 'changed', 'deleted', 'erased', 'restored', 'expired')),
-    -- Which request of the control API, or of an operator, wrote it: it tells so with SET LOCAL. NULL for direct SQL
+    -- Which request of the control API, or of an operator, wrote it: set with SET LOCAL. NULL for direct SQL
     -- and for ends that came by themselves: these get their audit record when they are numbered.
     request_id   TEXT    COLLATE "C" DEFAULT nullif(current_setting('evictd.request_id', true), ''),
     -- The statement's time for direct SQL; the control API sets it as the last statement of its transaction. No
@@ -158,8 +158,8 @@ CREATE INDEX invalidations_request ON invalidations (request_id) WHERE request_i
 CREATE INDEX invalidations_open ON invalidations (epoch, position)
     WHERE position IS NOT NULL AND request_id IS NOT NULL AND NOT receipted;
 
--- Rows wait for milliseconds, and the planner's statistics are minutes old: if it counted a backlog, it would go on
--- for that long to believe that nearly every row waits, and look for one from the beginning of the log.
+-- Rows wait for milliseconds, and the planner's statistics are minutes old: after it has counted a backlog, it would
+-- plan for that long as if nearly every row waited, and look for one from the beginning of the log.
 ALTER TABLE invalidations ALTER COLUMN position SET STATISTICS 0;
 
 -- As with root keys; of a table that has become empty, statistics are never renewed.
@@ -189,7 +189,7 @@ CREATE TABLE roster (
     first_seen BIGINT NOT NULL,
     last_seen  BIGINT NOT NULL, -- refreshed about once a minute
     revision   BIGINT NOT NULL DEFAULT 1,
-    departed   BOOLEAN NOT NULL DEFAULT false, -- it said goodbye, and answers nothing any more
+    departed   BOOLEAN NOT NULL DEFAULT false, -- it announced its departure, and answers nothing any more
     PRIMARY KEY (region, agent, instance)
 );
 
@@ -198,7 +198,7 @@ CREATE INDEX roster_revision ON roster (revision);
 -- Who changed what. Ids only: a permanent deletion must not live on here.
 CREATE TABLE audit_log (
     event_id       TEXT   COLLATE "C" NOT NULL PRIMARY KEY DEFAULT 'log_' || left(replace(gen_random_uuid()::text, '-', ''), 24),
-    written        BIGINT GENERATED ALWAYS AS IDENTITY, -- tells the order of what has the same time
+    written        BIGINT GENERATED ALWAYS AS IDENTITY, -- the order of what has the same time
     time           BIGINT NOT NULL DEFAULT evictd_now() / 1000,
     workspace_id   TEXT   COLLATE "C", -- NULL: it is about the whole store
     bucket         TEXT   NOT NULL DEFAULT 'unkey_mutations',
@@ -222,14 +222,14 @@ CREATE INDEX audit_log_targets ON audit_log
     USING gin (jsonb_path_query_array(targets, '$[*].id') jsonb_path_ops);
 
 -- ---------------------------------------------------------------------------------------------------
--- Triggers (R3). One row of the log for every change of something that a verification reads, whoever
--- makes it. Emitting once too often costs an agent one cache miss; once too seldom breaks the bound.
+-- Triggers (R3). One row of the log for every change of something that a verification reads, by any
+-- client. Emitting once too often costs an agent one cache miss; once too seldom breaks the bound.
 --
 -- * ENABLE ALWAYS: they fire under session_replication_role = replica too, and for what a logical
 --   subscription applies.
 -- * SECURITY DEFINER with a fixed search_path: who may change a key needs no right to the log, and can't
 --   lead its row astray.
--- * What may not be news is compared inside the functions, so that a trigger is told in one line. The
+-- * What may not be news is compared inside the functions, so that a trigger's definition is one line. The
 --   publisher compares those lines and the functions' bodies with this text, at start and regularly.
 -- * Schema changes are out of reach of any trigger.
 -- ---------------------------------------------------------------------------------------------------
@@ -296,7 +296,7 @@ BEGIN
 END
 $$;
 
--- A new API changes nothing for anybody, unless keys were waiting for it: a session that checks no foreign keys
+-- A new API changes no verification, unless keys were waiting for it: a session that checks no foreign keys
 -- brought it back.
 CREATE FUNCTION evictd_apis_changed() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
@@ -341,7 +341,7 @@ BEGIN
 END
 $$;
 
--- TRUNCATE tells no rows: everybody forgets everything.
+-- TRUNCATE names no rows: every agent flushes.
 CREATE FUNCTION evictd_truncated() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
 BEGIN

@@ -17,7 +17,7 @@ REVOKE ALL ON voucher_key FROM PUBLIC;
 -- Without an extension, there is no other source of secure randomness: 122 bits in each.
 INSERT INTO voucher_key (id, key) VALUES (1, sha256((gen_random_uuid()::text || gen_random_uuid()::text)::bytea));
 
--- What tells the head from the head of a copy. `fence` made a durable write of each round; a drawn token does that now.
+-- What distinguishes the head from the head of a copy. `fence` made a durable write of each round; a drawn token does that now.
 ALTER TABLE log_head RENAME COLUMN fence TO rounds;
 ALTER TABLE log_head
     -- Drawn when the store is created; its copies have the same.

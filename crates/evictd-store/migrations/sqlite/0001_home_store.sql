@@ -77,7 +77,7 @@ CREATE TABLE log_head (
     epoch INTEGER NOT NULL CHECK (epoch BETWEEN 1 AND 1048575),
     head  INTEGER NOT NULL CHECK (head BETWEEN 0 AND 17592186044415),
     fence INTEGER NOT NULL,
-    -- What a publisher knows of the roster (R11) is as old as a revision; what changed since has a higher one.
+    -- Publishers read the roster (R11) from their last revision on: what changed since has a higher one.
     roster_revision INTEGER NOT NULL DEFAULT 1,
     -- 0 from the beginning of an epoch until a bound later: the store may have gone back, and its roster with it.
     roster_complete INTEGER NOT NULL DEFAULT 1 CHECK (roster_complete IN (0, 1)),
@@ -142,7 +142,7 @@ CREATE TABLE roster (
     first_seen INTEGER NOT NULL,
     last_seen  INTEGER NOT NULL, -- refreshed about once a minute
     revision   INTEGER NOT NULL DEFAULT 1,
-    -- It said goodbye, and answers nothing any more.
+    -- It announced its departure, and answers nothing any more.
     departed   INTEGER NOT NULL DEFAULT 0 CHECK (departed IN (0, 1)),
     PRIMARY KEY (region, agent, instance)
 ) STRICT, WITHOUT ROWID;
@@ -172,13 +172,13 @@ CREATE INDEX audit_log_time ON audit_log (time);
 CREATE INDEX audit_log_request ON audit_log (correlation_id) WHERE correlation_id IS NOT NULL;
 
 -- ---------------------------------------------------------------------------------------------------
--- Triggers (R3). One row of the log for every change of something that a verification reads, whoever
--- makes it. Emitting once too often costs an agent one cache miss; once too seldom breaks the bound.
+-- Triggers (R3). One row of the log for every change of something that a verification reads, by any
+-- client. Emitting once too often costs an agent one cache miss; once too seldom breaks the bound.
 --
 -- What SQLite has in store for direct SQL:
 -- * There is no TRUNCATE, and DELETE without WHERE visits each row where a delete trigger exists.
 -- * REPLACE removes the rows that are in its way, and fires their delete triggers only under
---   PRAGMA recursive_triggers, which nobody else's connection sets. So the BEFORE triggers look for rows
+--   PRAGMA recursive_triggers, which only the publisher's connections set. So the BEFORE triggers look for rows
 --   that are about to be replaced: those with the new id or the new hash. What remains of such a row
 --   under the same hash, API and workspace is covered by the row for the new record.
 -- * The conflict clause of the outer statement holds inside triggers too; see the note on sizes above.
@@ -280,7 +280,7 @@ BEGIN
     VALUES ('key', OLD.hash, OLD.id, OLD.workspace_id, 'erased');
 END;
 
--- A new API changes nothing for anybody, unless keys were waiting for it: direct SQL brought it back, or
+-- A new API changes no verification, unless keys were waiting for it: direct SQL brought it back, or
 -- replaced it.
 CREATE TRIGGER apis_after_insert AFTER INSERT ON apis
 WHEN EXISTS (SELECT 1 FROM keys WHERE api_id = NEW.id)

@@ -11,7 +11,7 @@ CREATE TABLE voucher_key (
 
 INSERT INTO voucher_key (id, key) VALUES (1, randomblob(32));
 
--- The head of the log, with what tells it from the head of a copy. A column that must not be null can't be added.
+-- The head of the log, with what distinguishes it from the head of a copy. A column that must not be null can't be added.
 CREATE TABLE named_head (
     id    INTEGER PRIMARY KEY CHECK (id = 1),
     epoch INTEGER NOT NULL CHECK (epoch BETWEEN 1 AND 1048575),
@@ -29,7 +29,7 @@ CREATE TABLE named_head (
     -- The highest epoch that an agent has proved to have seen of a history that isn't this one: what an operator
     -- declares begins above it.
     lost_epoch  INTEGER NOT NULL DEFAULT 0,
-    -- What a publisher knows of the roster (R11) is as old as a revision; what changed since has a higher one.
+    -- Publishers read the roster (R11) from their last revision on: what changed since has a higher one.
     roster_revision INTEGER NOT NULL DEFAULT 1,
     -- 0 from the beginning of an epoch until a bound later: the store may have gone back, and its roster with it.
     roster_complete INTEGER NOT NULL DEFAULT 1 CHECK (roster_complete IN (0, 1)),

@@ -20,6 +20,11 @@ pub(super) fn timed_out() -> sqlx::Error {
     io::Error::new(ErrorKind::TimedOut, "the server didn't answer in time").into()
 }
 
+/// Whether the server knows no such user or password, or admits it from nowhere.
+pub(super) fn refuses_login(error: &sqlx::Error) -> bool {
+    sql_state(error).is_some_and(|code| matches!(&*code, "28P01" | "28000"))
+}
+
 pub(super) fn is_timeout(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::Io(error) if error.kind() == ErrorKind::TimedOut)
 }

@@ -40,6 +40,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Connections for the log. The sequencer, rounds and receipts have a task each, which may run two statements at once.
 const LOG: u32 = 4;
 const REPLAYS: u32 = 2;
+const AUTHENTICATIONS: u32 = 1;
 
 /// All connections of a store.
 #[derive(Debug)]
@@ -50,6 +51,8 @@ pub(super) struct Lanes {
     pub(super) lookups: Lane,
     /// For the control API's reads.
     pub(super) records: Lane,
+    /// For root keys: a client's reads must not delay the authentication of others.
+    pub(super) authentications: Lane,
     /// For the control API's changes.
     pub(super) changes: Lane,
 }
@@ -57,7 +60,7 @@ pub(super) struct Lanes {
 impl Lanes {
     /// Creates the lanes. They connect on first use.
     pub(super) fn new(options: PostgresOptions) -> Self {
-        let rest = options.connections.saturating_sub(LOG + REPLAYS).max(3);
+        let rest = options.connections.saturating_sub(LOG + REPLAYS + AUTHENTICATIONS).max(3);
         let (lookups, records) = ((rest / 4).max(1), (rest / 6).max(1));
         let options = Arc::new(options);
         Self {
@@ -65,13 +68,15 @@ impl Lanes {
             replays: Lane::new(&options, REPLAYS),
             lookups: Lane::new(&options, lookups),
             records: Lane::new(&options, records),
+            authentications: Lane::new(&options, AUTHENTICATIONS),
             changes: Lane::new(&options, rest - lookups - records),
         }
     }
 
     /// Waits for running statements, then closes all connections.
     pub(super) async fn close(&self) {
-        for lane in [&self.changes, &self.records, &self.lookups, &self.replays, &self.log] {
+        let Self { log, replays, lookups, records, authentications, changes } = self;
+        for lane in [changes, records, authentications, lookups, replays, log] {
             lane.close().await;
         }
     }
@@ -99,6 +104,11 @@ impl Lane {
     pub(super) fn new(options: &Arc<PostgresOptions>, size: u32) -> Self {
         let places = Arc::new(Semaphore::new(size as usize));
         Self(Arc::new(LaneState { options: options.clone(), size, places, idle: Mutex::default() }))
+    }
+
+    /// Returns how many statements run at once.
+    pub(super) fn size(&self) -> usize {
+        self.0.size as usize
     }
 
     pub(super) fn options(&self) -> &PostgresOptions {

@@ -74,7 +74,7 @@ async fn listen(options: PostgresOptions, changed: Arc<Notify>) {
 /// Names no table, so the search path doesn't matter.
 async fn connect(options: &PostgresOptions) -> sqlx::Result<PgListener> {
     // A new pool each time: the connection of the last one may be stuck.
-    let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(options.driver().clone());
+    let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(options.driver().await?);
     let mut listener = PgListener::connect_with(&pool).await?;
     listener.eager_reconnect(false);
     listener.listen(CHANNEL).await?;

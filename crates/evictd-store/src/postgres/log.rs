@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use evictd_core::history::{BeginCause, History, LogToken, RoundToken};
 use evictd_core::log;
 use evictd_core::position::LogPosition;
+use sqlx::postgres::PgRow;
 
 use super::errors::failed;
 use super::head::{LockedHead, lock_head};
@@ -198,19 +199,10 @@ async fn number(locked: LockedHead, write: &mut PostgresWrite, limit: i64) -> Re
         write.allow(BULK_LIMIT).await?;
         merge_bulk_changes(write).await?;
     }
-    let waiting = sqlx::query(
-        "WITH oldest AS (
-             SELECT id, request_id FROM ONLY invalidations WHERE position IS NULL ORDER BY id LIMIT $1
-         ), together AS (
-             SELECT id FROM oldest UNION
-             -- The rows of one request stay together: its receipt needs all of them.
-             SELECT id FROM ONLY invalidations
-             WHERE position IS NULL AND request_id IN (SELECT request_id FROM oldest)
-         )
-         SELECT id, scope, key_hash, key_id, api_id, workspace_id, cause, request_id, committed_at, merged
-         FROM ONLY invalidations WHERE id IN (SELECT id FROM together) ORDER BY id",
-    );
-    let waiting = write.rows(waiting.bind(limit)).await?;
+    let mut waiting = waiting_rows(write, limit).await?;
+    if drop_false_tags(write, &waiting).await? {
+        waiting = waiting_rows(write, limit).await?;
+    }
     let rows = log::number(locked.head.at, &waiting).ok_or(StoreError::PositionsUsedUp)?;
     let Some((last, _)) = rows.last() else { return Ok(Numbered::none(locked.head)) };
     let head = Head { at: *last, token: LogToken(draw()?), ..locked.head };
@@ -238,6 +230,52 @@ async fn number(locked: LockedHead, write: &mut PostgresWrite, limit: i64) -> Re
     }
     audit::record_unrequested(write, &audit_records(&rows)?).await?;
     log_rows::numbered(head, &rows)
+}
+
+/// Returns the oldest rows without a position.
+///
+/// Any user who may change keys can tag the log row with a request, and a tagged row gets a receipt and no further audit
+/// record. A request's own transaction writes its audit record too, so a tag without one is false.
+async fn waiting_rows(write: &mut PostgresWrite, limit: i64) -> Result<Vec<PgRow>, StoreError> {
+    let waiting = sqlx::query(
+        "WITH oldest AS (
+             SELECT id, request_id FROM ONLY invalidations WHERE position IS NULL ORDER BY id LIMIT $1
+         ), together AS (
+             SELECT id FROM oldest UNION
+             -- The rows of one request stay together: its receipt needs all of them.
+             SELECT id FROM ONLY invalidations
+             WHERE position IS NULL AND request_id IN (SELECT request_id FROM oldest)
+         )
+         SELECT id, scope, key_hash, key_id, api_id, workspace_id, cause, request_id, committed_at, merged,
+                request_id IS NOT NULL AND NOT EXISTS (
+                    SELECT FROM ONLY audit_log AS record
+                    WHERE record.correlation_id = invalidations.request_id AND record.xmin = invalidations.xact::xid
+                ) AS has_false_tag
+         FROM ONLY invalidations WHERE id IN (SELECT id FROM together) ORDER BY id",
+    );
+    write.rows(waiting.bind(limit)).await
+}
+
+/// Drops the tags of rows that no request wrote. Returns whether there were any.
+async fn drop_false_tags(write: &mut PostgresWrite, waiting: &[PgRow]) -> Result<bool, StoreError> {
+    let mut false_tags = Vec::new();
+    for row in waiting {
+        if row.flag("has_false_tag")? {
+            false_tags.push(row.integer("id")?);
+        }
+    }
+    if false_tags.is_empty() {
+        return Ok(false);
+    }
+    tracing::warn!(
+        rows = false_tags.len(),
+        "changes by SQL named a request that did not make them; recorded as changes by SQL"
+    );
+    let drop_tags = sqlx::query(
+        "UPDATE ONLY invalidations SET request_id = NULL WHERE id = ANY ($1) AND position IS NULL",
+    );
+    write.run(drop_tags.bind(false_tags)).await?;
+    Ok(true)
 }
 
 /// Replaces more than [`MERGE_ABOVE`] waiting key rows of one API by one row for the API, as old as the oldest of them.

@@ -1,14 +1,17 @@
 //! Where the server is, and what its connections are like.
 
+use std::error::Error;
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection, Executor, Row};
 use tokio::time::timeout;
 
-use super::errors::timed_out;
+use super::errors::{refuses_login, timed_out};
 use crate::error::StoreError;
 
 /// The oldest server that has what the schema and the statements use.
@@ -20,7 +23,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// meanwhile, and their agents wait too.
 const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The default number of connections: 9 for changes, 4 for the log, 3 for lookups, 2 each for replays and records.
+/// The default number of connections: 8 for changes, 4 for the log, 3 for lookups, 2 each for replays and records, 1 for
+/// authentication.
 const CONNECTIONS: u32 = 20;
 
 /// The default.
@@ -60,13 +64,18 @@ const PARAMETERS: [&str; 18] = [
 const FORM: &str = "write it as postgres://user:password@host:5432/database, and what is special in a password in \
                     percent: %40 for @, %2F for /, %3F for ?, %23 for #";
 
+/// Returns the URL of the database, each time as it is now: its password may be rotated.
+pub type UrlSource = Arc<dyn Fn() -> Result<String, Box<dyn Error + Send + Sync>> + Send + Sync>;
+
 /// How to connect to a home store on PostgreSQL. `Debug` shows no password.
 #[derive(Clone)]
 pub struct PostgresOptions {
     connect: PgConnectOptions,
+    /// Read for each connection, in place of `connect`. It must name the same database.
+    source: Option<UrlSource>,
     /// The schema of the store once it is known. Connections look for tables in it alone.
     schema: Option<String>,
-    /// At most so many connections, and one more that listens. At least 9.
+    /// At most so many connections, and one more that listens. At least 10.
     pub connections: u32,
     /// For each statement, waiting for locks included. The outcome of a COMMIT that takes longer is unknown (R4).
     pub statement_timeout: Duration,
@@ -74,7 +83,7 @@ pub struct PostgresOptions {
 
 impl fmt::Debug for PostgresOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { connect: _, schema, connections, statement_timeout } = self;
+        let Self { connect: _, source: _, schema, connections, statement_timeout } = self;
         f.debug_struct("PostgresOptions")
             .field("place", &self.place())
             .field("schema", schema)
@@ -113,7 +122,25 @@ impl PostgresOptions {
             Some(_) => connect,
             None => connect.application_name("evictd"),
         };
-        Ok(Self { connect, schema: None, connections: CONNECTIONS, statement_timeout: STATEMENT_TIMEOUT })
+        Ok(Self {
+            connect,
+            source: None,
+            schema: None,
+            connections: CONNECTIONS,
+            statement_timeout: STATEMENT_TIMEOUT,
+        })
+    }
+
+    /// As [`Self::new`], with a URL that is read again for each connection, and at once when the server refuses the
+    /// login. User, password and parameters may change. A URL that names another server or database is refused: some
+    /// connections would go on to use the first one.
+    pub fn from_source(source: UrlSource) -> Result<Self, StoreError> {
+        let url = source().map_err(|source| StoreError::Open {
+            place: "the configured PostgreSQL URL".to_owned(),
+            advice: "see the cause",
+            source: sqlx::Error::Configuration(source),
+        })?;
+        Ok(Self { source: Some(source), ..Self::new(&url)? })
     }
 
     /// Where the database is, without secrets.
@@ -158,9 +185,44 @@ impl PostgresOptions {
         StoreError::Open { place: self.place(), advice, source }
     }
 
-    /// The driver's form of the options.
-    pub(super) fn driver(&self) -> &PgConnectOptions {
-        &self.connect
+    /// The driver's form of the options, as of now.
+    pub(super) async fn driver(&self) -> sqlx::Result<PgConnectOptions> {
+        Ok(self.read().await?.0)
+    }
+
+    /// Returns the driver's options, and the URL they come from if there is a source.
+    async fn read(&self) -> sqlx::Result<(PgConnectOptions, Option<String>)> {
+        let Some(source) = self.source.clone() else { return Ok((self.connect.clone(), None)) };
+        let read = tokio::task::spawn_blocking(move || source()).await;
+        let url = read.map_err(sqlx::Error::config)?.map_err(sqlx::Error::Configuration)?;
+        let now = Self::new(&url).map_err(sqlx::Error::config)?;
+        if now.database() != self.database() {
+            return Err(sqlx::Error::InvalidArgument(format!(
+                "the URL names {} now, and {} at the start; restart to use another database",
+                now.place(),
+                self.place()
+            )));
+        }
+        Ok((now.connect, Some(url)))
+    }
+
+    /// What must stay the same for as long as a store is open.
+    fn database(&self) -> (Option<&Path>, &str, u16, &str) {
+        let connect = &self.connect;
+        let database = connect.get_database().unwrap_or_else(|| connect.get_username());
+        (connect.get_socket().map(PathBuf::as_path), connect.get_host(), connect.get_port(), database)
+    }
+
+    /// Logs in. If the server refuses that, and the URL has changed since it was read, tries the newer one.
+    async fn log_in(&self) -> sqlx::Result<PgConnection> {
+        let (options, url) = self.read().await?;
+        match options.connect().await {
+            Err(refusal) if refuses_login(&refusal) => match self.read().await? {
+                (newer, newer_url) if newer_url != url => newer.connect().await,
+                _ => Err(refusal),
+            },
+            outcome => outcome,
+        }
     }
 
     /// Opens the first connection. The error says what to do.
@@ -206,7 +268,7 @@ impl PostgresOptions {
     /// Each transaction sets what its durability needs.
     pub(super) async fn connect(&self) -> sqlx::Result<PgConnection> {
         let connect = async {
-            let mut connection = self.connect.connect().await?;
+            let mut connection = self.log_in().await?;
             let statement = self.statement_timeout.as_millis();
             let idle = IDLE_IN_TRANSACTION_TIMEOUT.as_millis();
             let settings = format!(

@@ -9,6 +9,18 @@ use crate::error::StoreError;
 use crate::record::{Api, KeyDetails, KeyPage, KeyQuery, RecordStore, read_root_key};
 use crate::rows::{Columns, sql_limit};
 
+/// Lists the live keys of an API. The index has them in order, so a page costs no more than it has rows.
+const LIST: &str = "SELECT id, api_id, start, name, meta, external_id, permissions, enabled, expires, created_at_m, updated_at_m
+     FROM ONLY keys
+     WHERE api_id = $1 AND workspace_id = $2 AND deleted_at_m IS NULL AND id >= $3
+     ORDER BY api_id, id LIMIT $4";
+
+/// The same for one external id.
+const LIST_BY_EXTERNAL_ID: &str = "SELECT id, api_id, start, name, meta, external_id, permissions, enabled, expires, created_at_m, updated_at_m
+     FROM ONLY keys
+     WHERE api_id = $1 AND workspace_id = $2 AND deleted_at_m IS NULL AND id >= $3 AND external_id = $5
+     ORDER BY api_id, external_id, id LIMIT $4";
+
 #[async_trait]
 impl RecordStore for PostgresStore {
     async fn lookup(&self, hash: KeyHash) -> Result<Lookup, StoreError> {
@@ -25,7 +37,7 @@ impl RecordStore for PostgresStore {
             )
             .bind(&hash.0[..])
         };
-        let row = self.lanes.records.row("look up a root key", read).await?;
+        let row = self.lanes.authentications.row("look up a root key", read).await?;
         row.map_or(Ok(None), |row| read_root_key(&row, row.time("now")?))
     }
 
@@ -66,21 +78,44 @@ impl RecordStore for PostgresStore {
         if self.api(workspace, &query.api_id).await?.is_none() {
             return Ok(None);
         }
+        let statement = if query.external_id.is_none() { LIST } else { LIST_BY_EXTERNAL_ID };
         let read = || {
-            sqlx::query(
-                "SELECT id, api_id, start, name, meta, external_id, permissions, enabled, expires,
-                        created_at_m, updated_at_m
-                 FROM ONLY keys
-                 WHERE api_id = $1 AND workspace_id = $2 AND deleted_at_m IS NULL AND id >= $3
-                   AND ($4::text IS NULL OR external_id = $4)
-                 ORDER BY id LIMIT $5",
-            )
-            .bind(query.api_id.as_str())
-            .bind(workspace.as_str())
-            .bind(query.from.as_ref().map_or("", KeyId::as_str))
-            .bind(query.external_id.as_deref())
-            .bind(sql_limit(query.limit.saturating_add(1)))
+            let read = sqlx::query(statement)
+                .bind(query.api_id.as_str())
+                .bind(workspace.as_str())
+                .bind(query.from.as_ref().map_or("", KeyId::as_str))
+                .bind(sql_limit(query.limit.saturating_add(1)));
+            match &query.external_id {
+                Some(external_id) => read.bind(external_id),
+                None => read,
+            }
         };
         KeyPage::read(&self.lanes.records.rows("list keys", read).await?, query.limit).map(Some)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::{AssertSqlSafe, Row};
+
+    use super::*;
+    use crate::HomeStore;
+    use crate::postgres::PostgresOptions;
+
+    /// Failure: one client's lists scan or sort all keys of its API, and delay other clients.
+    #[tokio::test]
+    async fn page_reads_no_other_rows_than_its_own() {
+        let server = evictd_postgres_server::shared().unwrap();
+        let url = server.create_database("listing").unwrap();
+        let store = PostgresStore::connect(PostgresOptions::new(&url).unwrap()).await.unwrap();
+        for (statement, index) in [(LIST, "keys_listed"), (LIST_BY_EXTERNAL_ID, "keys_external")] {
+            let explain = format!("EXPLAIN (GENERIC_PLAN) {statement}");
+            let explain = || sqlx::query(AssertSqlSafe(explain.clone()));
+            let plan = store.lanes.records.rows("explain", explain).await.unwrap();
+            let plan: Vec<String> = plan.iter().map(|row| row.get(0)).collect();
+            let plan = plan.join("\n");
+            assert!(plan.contains(&format!("Index Scan using {index}")) && !plan.contains("Sort"), "{plan}");
+        }
+        store.close().await;
     }
 }

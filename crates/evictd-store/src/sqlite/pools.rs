@@ -35,7 +35,8 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
 // Connections of each kind. For lookups: enough to overlap, few enough to keep each one's page cache warm.
 const LOOKUPS: u32 = 4;
-const RECORDS: u32 = 2;
+pub(super) const RECORDS: u32 = 2;
+const AUTHENTICATIONS: u32 = 1;
 const REPLAYS: u32 = 2;
 const LOG: u32 = 2;
 
@@ -46,6 +47,8 @@ pub(super) struct Pools {
     pub(super) lookups: SqlitePool,
     /// For the control API's reads.
     pub(super) records: SqlitePool,
+    /// For root keys: a client's reads must not delay the authentication of others.
+    pub(super) authentications: SqlitePool,
     pub(super) replays: SqlitePool,
     /// For what the sequencer and the receipts read.
     pub(super) log: SqlitePool,
@@ -94,6 +97,7 @@ impl Pools {
             writer: Writer { pool: connect_writer(writing, &health).await?, location: None, health },
             lookups: pool(LOOKUPS).connect_with(reading.clone()).await?,
             records: pool(RECORDS).connect_with(reading.clone()).await?,
+            authentications: pool(AUTHENTICATIONS).connect_with(reading.clone()).await?,
             replays: pool(REPLAYS).connect_with(reading.clone()).await?,
             log: pool(LOG).connect_with(reading.clone()).await?,
             watcher: pool(1).connect_with(reading).await?,
@@ -117,9 +121,15 @@ impl Pools {
     /// Waits for running transactions, then closes the file. The writer closes last: it alone can copy the write-ahead
     /// log into the file.
     pub(super) async fn close(&self) {
-        for others in
-            [&self.watcher, &self.checkpoints, &self.log, &self.replays, &self.records, &self.lookups]
-        {
+        for others in [
+            &self.watcher,
+            &self.checkpoints,
+            &self.log,
+            &self.replays,
+            &self.records,
+            &self.authentications,
+            &self.lookups,
+        ] {
             others.close().await;
         }
         self.writer.pool.close().await;

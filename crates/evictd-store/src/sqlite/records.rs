@@ -12,6 +12,18 @@ use crate::log_rows::no_head;
 use crate::record::{Api, KeyDetails, KeyPage, KeyQuery, RecordStore, read_lookup, read_root_key};
 use crate::rows::sql_limit;
 
+/// Lists the live keys of an API. The index has them in order, so a page costs no more than it has rows.
+const LIST: &str = "SELECT id, api_id, start, name, meta, external_id, permissions, enabled, expires, created_at_m, updated_at_m
+     FROM keys INDEXED BY keys_listed
+     WHERE api_id = ?1 AND workspace_id = ?2 AND deleted_at_m IS NULL AND id >= ?3
+     ORDER BY id LIMIT ?4";
+
+/// The same for one external id.
+const LIST_BY_EXTERNAL_ID: &str = "SELECT id, api_id, start, name, meta, external_id, permissions, enabled, expires, created_at_m, updated_at_m
+     FROM keys INDEXED BY keys_external
+     WHERE api_id = ?1 AND workspace_id = ?2 AND deleted_at_m IS NULL AND id >= ?3 AND external_id = ?5
+     ORDER BY id LIMIT ?4";
+
 #[async_trait]
 impl RecordStore for SqliteStore {
     async fn lookup(&self, hash: KeyHash) -> Result<Lookup, StoreError> {
@@ -47,7 +59,7 @@ impl RecordStore for SqliteStore {
              FROM root_keys r LEFT JOIN workspaces w ON w.id = r.workspace_id WHERE r.hash = ?1",
         )
         .bind(&hash.0[..])
-        .fetch_optional(&self.pools.records)
+        .fetch_optional(&self.pools.authentications)
         .await
         .map_err(failed("look up a root key"))?;
         row.map_or(Ok(None), |row| read_root_key(&row, now()))
@@ -91,22 +103,40 @@ impl RecordStore for SqliteStore {
         if self.api(workspace, &query.api_id).await?.is_none() {
             return Ok(None);
         }
-        let rows = sqlx::query(
-            "SELECT id, api_id, start, name, meta, external_id, permissions, enabled, expires,
-                    created_at_m, updated_at_m
-             FROM keys
-             WHERE api_id = ?1 AND workspace_id = ?2 AND deleted_at_m IS NULL AND id >= ?3
-               AND (?4 IS NULL OR external_id = ?4)
-             ORDER BY id LIMIT ?5",
-        )
-        .bind(query.api_id.as_str())
-        .bind(workspace.as_str())
-        .bind(query.from.as_ref().map_or("", KeyId::as_str))
-        .bind(query.external_id.as_deref())
-        .bind(sql_limit(query.limit.saturating_add(1)))
-        .fetch_all(&self.pools.records)
-        .await
-        .map_err(failed("list keys"))?;
+        let statement = if query.external_id.is_none() { LIST } else { LIST_BY_EXTERNAL_ID };
+        let rows = sqlx::query(statement)
+            .bind(query.api_id.as_str())
+            .bind(workspace.as_str())
+            .bind(query.from.as_ref().map_or("", KeyId::as_str))
+            .bind(sql_limit(query.limit.saturating_add(1)))
+            .bind(query.external_id.as_deref())
+            .fetch_all(&self.pools.records)
+            .await
+            .map_err(failed("list keys"))?;
         KeyPage::read(&rows, query.limit).map(Some)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::Row;
+
+    use super::*;
+
+    /// Failure: one client's lists scan or sort all keys of its API, and delay other clients.
+    #[tokio::test]
+    async fn page_reads_no_other_rows_than_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&dir.path().join("home.db")).await.unwrap();
+        for (statement, index) in [
+            (LIST, "keys_listed (api_id=? AND id>?)"),
+            (LIST_BY_EXTERNAL_ID, "keys_external (api_id=? AND external_id=? AND id>?)"),
+        ] {
+            let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {statement}"));
+            let plan = sqlx::query(explain).fetch_all(&store.pools.records).await.unwrap();
+            let steps: Vec<String> = plan.iter().map(|row| row.get("detail")).collect();
+            assert_eq!(steps, [format!("SEARCH keys USING INDEX {index}")]);
+        }
+        store.pools.close().await;
     }
 }

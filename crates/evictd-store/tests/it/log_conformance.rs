@@ -20,7 +20,7 @@ use crate::fixture::{
 
 /// Where a log ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct End {
+struct LogEnd {
     at: LogPosition,
     token: LogToken,
     round: RoundToken,
@@ -31,15 +31,15 @@ trait LogUnderTest {
     async fn delete(&mut self, n: u8);
     async fn erase(&mut self, n: u8);
     async fn delete_api(&mut self);
-    async fn number(&mut self) -> (End, Vec<Invalidation>);
-    async fn round(&mut self, agents: usize) -> (End, Vec<Invalidation>);
+    async fn number(&mut self) -> (LogEnd, Vec<Invalidation>);
+    async fn round(&mut self, agents: usize) -> (LogEnd, Vec<Invalidation>);
     async fn purge_all(&mut self);
     async fn declare(&mut self);
     /// `None` if it is refused.
     async fn replay(&mut self, epoch: u32, first: u64, last: u64) -> Option<Vec<Invalidation>>;
     /// The state of a key, unless it is absent, and the head that it was read with.
     async fn look_up(&mut self, n: u8) -> (LogPosition, LogToken, Option<RecordState>);
-    async fn end(&mut self) -> End;
+    async fn end(&mut self) -> LogEnd;
     async fn history(&mut self) -> History;
     async fn roster(&mut self) -> usize;
     async fn row_token(&mut self, at: LogPosition) -> Option<LogToken>;
@@ -59,12 +59,12 @@ impl<S: HomeStore> LogUnderTest for &S {
         ChangeStore::delete_api(*self, &actor(), &api_id()).await.unwrap();
     }
 
-    async fn number(&mut self) -> (End, Vec<Invalidation>) {
+    async fn number(&mut self) -> (LogEnd, Vec<Invalidation>) {
         let numbered = LogStore::number(*self, usize::MAX).await.unwrap();
         (numbered.head.into(), numbered.rows)
     }
 
-    async fn round(&mut self, agents: usize) -> (End, Vec<Invalidation>) {
+    async fn round(&mut self, agents: usize) -> (LogEnd, Vec<Invalidation>) {
         let instances: Vec<_> = (1..=agents as u64).map(instance).collect();
         let numbered = run_round(*self, &instances).await.numbered;
         (numbered.head.into(), numbered.rows)
@@ -97,7 +97,7 @@ impl<S: HomeStore> LogUnderTest for &S {
         (lookup.as_of, lookup.token, state(&lookup.record))
     }
 
-    async fn end(&mut self) -> End {
+    async fn end(&mut self) -> LogEnd {
         self.head().await.unwrap().into()
     }
 
@@ -137,12 +137,12 @@ impl LogUnderTest for LoneStore {
         self.delete_api_of(1);
     }
 
-    async fn number(&mut self) -> (End, Vec<Invalidation>) {
+    async fn number(&mut self) -> (LogEnd, Vec<Invalidation>) {
         let numbered = Self::number(self).unwrap();
         (numbered.head.into(), numbered.rows.to_vec())
     }
 
-    async fn round(&mut self, agents: usize) -> (End, Vec<Invalidation>) {
+    async fn round(&mut self, agents: usize) -> (LogEnd, Vec<Invalidation>) {
         let numbered = Self::round(self, agents).unwrap();
         (numbered.head.into(), numbered.rows.to_vec())
     }
@@ -167,7 +167,7 @@ impl LogUnderTest for LoneStore {
         (read.as_of, read.token, state(&read.record))
     }
 
-    async fn end(&mut self) -> End {
+    async fn end(&mut self) -> LogEnd {
         self.head().unwrap().into()
     }
 
@@ -188,13 +188,13 @@ impl LogUnderTest for LoneStore {
     }
 }
 
-impl From<evictd_store::log::Head> for End {
+impl From<evictd_store::log::Head> for LogEnd {
     fn from(head: evictd_store::log::Head) -> Self {
         Self { at: head.at, token: head.token, round: head.round }
     }
 }
 
-impl From<evictd_sim::rows::SimHead> for End {
+impl From<evictd_sim::rows::SimHead> for LogEnd {
     fn from(head: evictd_sim::rows::SimHead) -> Self {
         Self { at: head.at, token: head.token, round: head.round }
     }
@@ -380,7 +380,7 @@ async fn declared_epoch_supersedes_what_was_lost(store: &mut impl LogUnderTest) 
     let before = store.number().await.0;
     let history = store.history().await;
     let seen = |at| Milestone { provenance: history.provenance(), at, token: before.token };
-    let judge = |history: &History, end: End, at| history.judge(&seen(at), end.at);
+    let judge = |history: &History, end: LogEnd, at| history.judge(&seen(at), end.at);
     assert_eq!(judge(&history, before, before.at), Past::Known);
     assert_eq!(judge(&history, before, after(before.at, 1)), Past::Unknown, "above the head");
     store.declare().await;

@@ -8,7 +8,7 @@ use anyhow::{Result, anyhow};
 use serde_json::json;
 
 use super::{ClientHistory, DeleteAnswer, DeletionRequest, check_log, check_receipts};
-use crate::world::{Caller, Key, World, plan};
+use crate::world::{ApiClient, Key, World, plan};
 
 /// Makes each of `calls` on its own thread and connection, all at the same moment. Returns the answers in the order of
 /// the calls.
@@ -35,7 +35,7 @@ fn one_of_a_hundred_concurrent_deletions_of_a_key_succeeds() -> Result<()> {
     let world = World::start(&plan(&["eu", "us"]))?;
     let key = world.create_key()?;
     world.cache_everywhere(&[&key])?;
-    let caller = Caller::new(&world, world.publisher());
+    let caller = ApiClient::new(&world, world.publisher());
     let story = ClientHistory(at_once(&[&key; 100], |key| DeletionRequest::of(&caller, key))?);
     assert_eq!((story.count(DeleteAnswer::Deleted), story.count(DeleteAnswer::NotFound)), (1, 99));
     let rows =
@@ -48,7 +48,7 @@ fn one_of_a_hundred_concurrent_deletions_of_a_key_succeeds() -> Result<()> {
 }
 
 /// The object that a client deletes.
-enum Deletion<'k> {
+enum DeletionTarget<'k> {
     Key(&'k Key),
     Api,
 }
@@ -61,16 +61,17 @@ fn keys_and_their_api_deleted_together_are_deleted_once() -> Result<()> {
     let keys = (0..50).map(|_| world.create_key_with(json!({ "apiId": api }))).collect::<Result<Vec<_>>>()?;
     let keys: Vec<&Key> = keys.iter().collect();
     world.cache_everywhere(&keys)?;
-    let caller = Caller::new(&world, world.publisher());
+    let caller = ApiClient::new(&world, world.publisher());
     // Alternating, so that neither kind starts before the other.
-    let deletions: Vec<Deletion> = keys.iter().flat_map(|key| [Deletion::Key(key), Deletion::Api]).collect();
+    let deletions: Vec<DeletionTarget> =
+        keys.iter().flat_map(|key| [DeletionTarget::Key(key), DeletionTarget::Api]).collect();
     let answers = at_once(&deletions, |deletion| match deletion {
-        Deletion::Key(key) => caller.call("keys.deleteKey", &json!({ "keyId": key.id })),
-        Deletion::Api => caller.call("apis.deleteApi", &json!({ "apiId": api })),
+        DeletionTarget::Key(key) => caller.call("keys.deleteKey", &json!({ "keyId": key.id })),
+        DeletionTarget::Api => caller.call("apis.deleteApi", &json!({ "apiId": api })),
     })?;
     let (mut of_api, mut of_keys) = (BTreeMap::new(), BTreeMap::new());
     for (deletion, answer) in deletions.iter().zip(&answers) {
-        let counts = if matches!(deletion, Deletion::Api) { &mut of_api } else { &mut of_keys };
+        let counts = if matches!(deletion, DeletionTarget::Api) { &mut of_api } else { &mut of_keys };
         *counts.entry(DeleteAnswer::by(answer).map(|answer| format!("{answer:?}"))?).or_insert(0) += 1;
     }
     println!("keys: {of_keys:?}, their API: {of_api:?}");

@@ -10,11 +10,11 @@ use evictd_tests::wait::{eventually, try_eventually};
 use serde_json::json;
 
 use super::{ClientHistory, DeleteAnswer, DeletionRequest, check_log, check_receipts};
-use crate::world::{Caller, Key, SOON, World, flushes, plan};
+use crate::world::{ApiClient, Key, SOON, World, flushes, plan};
 
 /// Deletes `keys` one after the other, and waits while the publisher is down. Counts the answers in `answered`.
 fn delete_all<'k>(
-    caller: &Caller,
+    caller: &ApiClient,
     publisher: SocketAddr,
     keys: &'k [Key],
     answered: &AtomicUsize,
@@ -45,7 +45,7 @@ fn deletions_are_announced_and_receipted_once_across_kills() -> Result<()> {
     let mut world = World::start(&plan(&["eu", "us"]))?;
     let keys = world.create_keys(KEYS)?;
     world.wait_until_caught_up()?;
-    let (caller, publisher) = (Caller::new(&world, world.publisher()), world.publisher().http);
+    let (caller, publisher) = (ApiClient::new(&world, world.publisher()), world.publisher().http);
     let answered = AtomicUsize::new(0);
     let story = thread::scope(|scope| {
         let clients: Vec<_> = keys

@@ -11,7 +11,7 @@ use evictd_tests::wait::{eventually, throughout, try_eventually};
 
 use super::{ClientHistory, DeleteAnswer, DeletionRequest, with_store_in};
 use crate::world::{
-    Caller, Key, SOON, UNAVAILABLE, World, assert_bounded, count, flushes, plan, wait_for_count,
+    ApiClient, Key, SOON, UNAVAILABLE, World, assert_bounded, count, flushes, plan, wait_for_count,
     wait_for_mode, wait_for_readiness, wait_for_warning, wait_until_settled, with_bound,
 };
 
@@ -54,7 +54,7 @@ fn replayed(agent: &Node) -> Result<u64> {
 
 /// Deletes `keys` one after the other, about fifty a second, until `over`.
 fn delete_steadily<'k>(
-    publisher: &Caller,
+    publisher: &ApiClient,
     keys: &'k [Key],
     deleted: &AtomicUsize,
     over: &AtomicBool,
@@ -112,7 +112,7 @@ fn deletions_are_as_fast_during_a_long_outage_of_nats() -> Result<()> {
     let cached = keys.iter().step_by(50).chain([&good, &doomed]);
     world.cache_everywhere(&cached.collect::<Vec<_>>())?;
     let before = footprints(&world)?;
-    let caller = Caller::new(&world, world.publisher());
+    let caller = ApiClient::new(&world, world.publisher());
     let (deleted, over) = (AtomicUsize::new(0), AtomicBool::new(false));
     let (story, range) = thread::scope(|scope| {
         let deleting = scope.spawn(|| delete_steadily(&caller, &keys, &deleted, &over));

@@ -7,7 +7,7 @@ use evictd_tests::wait::try_eventually;
 use serde_json::json;
 
 use super::{ClientHistory, DeleteAnswer, DeletionRequest, wait_for_log, with_store_in};
-use crate::world::{Caller, Key, SOON, World, count, wait_for_readiness};
+use crate::world::{ApiClient, Key, SOON, World, count, wait_for_readiness};
 
 /// Failure: a deletion without room on the disk is answered with success, or is half done. Or the publisher looks
 /// ready, or needs a restart when there is room again.
@@ -35,7 +35,7 @@ fn a_full_disk_refuses_only_changes_until_there_is_room() -> Result<()> {
         disk.make_room()?;
         wait_for_readiness(world.publisher(), 200)?;
         wait_for_log(&world, "home store works again")?;
-        let caller = Caller::new(&world, world.publisher());
+        let caller = ApiClient::new(&world, world.publisher());
         let again =
             story.keys(DeleteAnswer::Unchanged).into_iter().map(|key| DeletionRequest::of(&caller, key));
         let again = again.collect::<Result<Vec<_>>>()?;
@@ -67,7 +67,7 @@ fn fill_the_store(world: &World) -> Result<u64> {
 /// Deletes keys one after the other until several are refused and the publisher isn't ready. A single deletion may
 /// still find room; then it succeeds, and the publisher is ready again.
 fn delete_until_it_is_known_to_be_full<'k>(world: &World, keys: &'k [Key]) -> Result<ClientHistory<'k>> {
-    let (caller, client) = (Caller::new(world, world.publisher()), Client::new());
+    let (caller, client) = (ApiClient::new(world, world.publisher()), Client::new());
     let readyz = format!("http://{}/readyz", world.publisher().admin);
     let mut left = keys.iter();
     let mut story = ClientHistory::default();

@@ -10,7 +10,7 @@ use evictd_tests::wait::throughout;
 use serde_json::json;
 
 use super::{ClientHistory, DeleteAnswer, DeletionRequest, wait_for_log};
-use crate::world::{Caller, Key, World, count, plan, wait_for_readiness};
+use crate::world::{ApiClient, Key, World, count, plan, wait_for_readiness};
 
 /// How long the publisher waits for another process's transaction.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -59,7 +59,7 @@ fn delete_while<'k, T>(
     keys: &'k [Key],
     meanwhile: impl FnOnce() -> Result<T>,
 ) -> Result<(ClientHistory<'k>, T)> {
-    let caller = Caller::new(world, world.publisher());
+    let caller = ApiClient::new(world, world.publisher());
     thread::scope(|scope| {
         let clients: Vec<_> = keys
             .iter()
@@ -128,7 +128,7 @@ fn changes_are_refused_during_a_long_lock_on_the_store() -> Result<()> {
     );
     wait_for_log(&world, "database is locked")?;
     wait_for_readiness(world.publisher(), 200)?;
-    let caller = Caller::new(&world, world.publisher());
+    let caller = ApiClient::new(&world, world.publisher());
     let again =
         refused.into_iter().map(|key| DeletionRequest::of(&caller, key)).collect::<Result<Vec<_>>>()?;
     let all_deleted = again.iter().all(|request| request.answer == DeleteAnswer::Deleted);

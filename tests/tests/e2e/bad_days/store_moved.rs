@@ -8,12 +8,12 @@ use evictd_tests::wait::try_eventually;
 use serde_json::json;
 
 use super::{ClientHistory, DeleteAnswer, DeletionRequest, wait_for_log, with_store_in};
-use crate::world::{Caller, Key, SOON, World, wait_for_readiness};
+use crate::world::{ApiClient, Key, SOON, World, wait_for_readiness};
 
 /// Deletes `keys` while the store isn't at its path. Each deletion is refused, and the key stays VALID. The publisher
 /// isn't ready, and still answers reads.
 fn assert_refused<'k>(world: &World, keys: &'k [Key]) -> Result<ClientHistory<'k>> {
-    let caller = Caller::new(world, world.publisher());
+    let caller = ApiClient::new(world, world.publisher());
     let story =
         ClientHistory(keys.iter().map(|key| DeletionRequest::of(&caller, key)).collect::<Result<_>>()?);
     assert_eq!(
@@ -35,7 +35,7 @@ fn assert_refused<'k>(world: &World, keys: &'k [Key]) -> Result<ClientHistory<'k
 /// The store is back: the publisher recovers without help, and the refused deletions succeed.
 fn assert_healed(world: &World, story: ClientHistory<'_>) -> Result<()> {
     wait_for_readiness(world.publisher(), 200)?;
-    let caller = Caller::new(world, world.publisher());
+    let caller = ApiClient::new(world, world.publisher());
     let again = story.keys(DeleteAnswer::Unchanged).into_iter().map(|key| DeletionRequest::of(&caller, key));
     let again = again.collect::<Result<Vec<_>>>()?;
     let all_deleted = again.iter().all(|request| request.answer == DeleteAnswer::Deleted);
@@ -106,7 +106,7 @@ fn a_store_without_its_wal_refuses_changes_and_loses_nothing() -> Result<()> {
     let mut world = World::start(&with_store_in(&dir.path().join("store"))?)?;
     let keys = world.create_keys(6)?;
     world.cache_everywhere(&keys.iter().collect::<Vec<_>>())?;
-    let before = DeletionRequest::of(&Caller::new(&world, world.publisher()), &keys[5])?;
+    let before = DeletionRequest::of(&ApiClient::new(&world, world.publisher()), &keys[5])?;
     assert_eq!(before.answer, DeleteAnswer::Deleted);
     fs::remove_file(format!("{}-wal", world.store().display()))?;
     let mut story = assert_refused(&world, &keys[..5])?;

@@ -8,7 +8,7 @@ use evictd_tests::wait::try_eventually;
 use serde_json::json;
 
 use super::{ClientHistory, DeleteAnswer, DeletionRequest, wait_for_log, with_store_in};
-use crate::world::{Caller, Key, SOON, World, count, wait_for_readiness};
+use crate::world::{ApiClient, Key, SOON, World, count, wait_for_readiness};
 
 /// Returns the store's files and their directory.
 fn files(world: &World) -> Result<Vec<PathBuf>> {
@@ -27,7 +27,7 @@ fn a_read_only_disk_refuses_changes_until_it_is_writable() -> Result<()> {
     let (keys, uncached) = (world.create_keys(6)?, world.create_key()?);
     world.cache_everywhere(&keys.iter().collect::<Vec<_>>())?;
     let read_only = ReadOnly::make(&files(&world)?)?;
-    let caller = Caller::new(&world, world.publisher());
+    let caller = ApiClient::new(&world, world.publisher());
     let story =
         ClientHistory(keys.iter().map(|key| DeletionRequest::of(&caller, key)).collect::<Result<_>>()?);
     println!("{:?}", story.0.iter().map(|request| request.answer).collect::<Vec<_>>());

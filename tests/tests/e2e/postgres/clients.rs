@@ -9,14 +9,14 @@ use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::json;
 
 use super::Publishers;
-use crate::world::{Caller, Key, World, assert_bounded};
+use crate::world::{ApiClient, Key, World, assert_bounded};
 
 /// The number of clients that create and delete keys. Besides, one client per agent verifies keys.
 const CHANGING: usize = 3;
 
 /// A key's history.
 #[derive(Clone)]
-struct Fate {
+struct KeyHistory {
     key: Key,
     /// A client has requested its deletion.
     doomed: bool,
@@ -25,7 +25,7 @@ struct Fate {
 }
 
 /// The histories of all keys.
-pub(super) struct Fates(Vec<Fate>);
+pub(super) struct Fates(Vec<KeyHistory>);
 
 impl Fates {
     pub(super) fn doomed(&self) -> Vec<&Key> {
@@ -40,10 +40,10 @@ impl Fates {
 /// The clients' shared state, and the bound that agents must keep.
 pub(super) struct Clients {
     publishers: Publishers,
-    agents: Vec<Caller>,
+    agents: Vec<ApiClient>,
     api: String,
     bound: Duration,
-    fates: Mutex<Vec<Fate>>,
+    fates: Mutex<Vec<KeyHistory>>,
     over: AtomicBool,
 }
 
@@ -51,7 +51,7 @@ impl Clients {
     pub(super) fn new(world: &World, bound: Duration) -> Self {
         Self {
             publishers: Publishers::of(world),
-            agents: world.topology.agents().map(|agent| Caller::new(world, agent)).collect(),
+            agents: world.topology.agents().map(|agent| ApiClient::new(world, agent)).collect(),
             api: world.api.clone(),
             bound,
             fates: Mutex::default(),
@@ -90,7 +90,7 @@ impl Clients {
         self.with_fates(|fates| Fates(fates.clone()))
     }
 
-    fn with_fates<T>(&self, work: impl FnOnce(&mut Vec<Fate>) -> T) -> Result<T> {
+    fn with_fates<T>(&self, work: impl FnOnce(&mut Vec<KeyHistory>) -> T) -> Result<T> {
         Ok(work(&mut *self.fates.lock().map_err(|_| anyhow!("a client panicked"))?))
     }
 
@@ -103,7 +103,7 @@ impl Clients {
             }
             let key = self.publishers.create_key(client + turn, &self.api)?;
             mine.push(self.with_fates(|fates| {
-                fates.push(Fate { key, doomed: false, deleted_at: None });
+                fates.push(KeyHistory { key, doomed: false, deleted_at: None });
                 fates.len() - 1
             })?);
             let earlier = mine.len().checked_sub(3).map(|at| mine[at]);
@@ -127,7 +127,7 @@ impl Clients {
 
     /// Verifies the newest keys at one agent repeatedly, and checks each answer against the bound (G1). Returns the
     /// number of answers.
-    fn verify(&self, agent: &Caller) -> Result<usize> {
+    fn verify(&self, agent: &ApiClient) -> Result<usize> {
         let mut answers = 0;
         while !self.over.load(Ordering::Relaxed) {
             let newest = self.with_fates(|fates| fates.iter().rev().take(60).cloned().collect::<Vec<_>>())?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use evictd_postgres_server::Postgres;
 use evictd_tests::crash_run::{CrashRun, run};
-use evictd_tests::topology::{Plan, Store};
+use evictd_tests::topology::{Plan, StoreKind};
 
 use crate::world::plan;
 
@@ -28,5 +28,5 @@ fn deletions_survive_publisher_kills_on_sqlite() -> Result<()> {
 #[test]
 fn deletions_survive_publisher_kills_on_postgresql() -> Result<()> {
     let server = Postgres::start()?;
-    run_small(&Plan { store: Store::Postgres(server.url()), publishers: 3, ..plan(&["eu", "us"]) })
+    run_small(&Plan { store: StoreKind::Postgres(server.url()), publishers: 3, ..plan(&["eu", "us"]) })
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow, bail, ensure};
 use evictd_postgres_server::{self as postgres, Postgres};
 use evictd_tests::process::evictd_command;
-use evictd_tests::proxy::Mode;
+use evictd_tests::proxy::WireMode;
 use evictd_tests::topology::Node;
 use evictd_tests::wait::{throughout, try_eventually};
 use evictd_wire::subject::LIVE;
@@ -19,7 +19,7 @@ use super::{Settled, Site, delete_as_soon_as_possible, list};
 use crate::bad_days::{DeleteAnswer, DeletionRequest, check_log, check_receipts};
 use crate::rivals::wait_until_silent;
 use crate::world::{
-    Caller, Key, SOON, World, assert_bounded, breakable, count, flushes, wait_for_count, wait_for_mode,
+    ApiClient, Key, SOON, World, assert_bounded, breakable, count, flushes, wait_for_count, wait_for_mode,
     wait_for_readiness, with_bound,
 };
 
@@ -50,7 +50,7 @@ pub(super) fn wait_until_received(primary: &Postgres, standby: &Postgres) -> Res
 /// WAL ignores the setting.
 pub(super) fn cut_off(standby: &mut Postgres) -> Result<()> {
     standby.set("primary_conninfo = ''")?;
-    standby.restart(postgres::Mode::Fast)
+    standby.restart(postgres::StopMode::Fast)
 }
 
 /// Makes the standby follow another primary.
@@ -107,7 +107,7 @@ fn a_fail_over_that_loses_nothing_costs_one_flush() -> Result<()> {
     site.world.delete(before)?;
     site.world.assert_gone(&[before])?;
     site.world.agent_mut(1).daemon.pause()?;
-    let request = DeletionRequest::of(&Caller::new(&site.world, site.publisher(1)?), open)?;
+    let request = DeletionRequest::of(&ApiClient::new(&site.world, site.publisher(1)?), open)?;
     assert_eq!(request.answer, DeleteAnswer::Deleted);
     wait_until_received(&site.server, &standby)?;
 
@@ -190,7 +190,7 @@ fn a_publisher_on_the_demoted_primary_falls_silent() -> Result<()> {
     site.world.database = Some(standby.url());
     let world = &site.world;
     let (old, new) = (site.publisher(0)?, site.publisher(1)?);
-    let client_of_the_old_one = Caller::new(world, old);
+    let client_of_the_old_one = ApiClient::new(world, old);
     let request = thread::scope(|scope| {
         let client = scope.spawn(|| DeletionRequest::of(&client_of_the_old_one, unknown));
         let deleted_at = delete_as_soon_as_possible(world, new, after)?;
@@ -237,7 +237,7 @@ fn a_publisher_on_a_standby_refuses_changes_and_falls_silent() -> Result<()> {
     wait_until_received(&site.server, &standby)?;
     site.lead(0, &standby)?;
     let (misled, other) = (site.publisher(0)?, site.publisher(1)?);
-    let request = DeletionRequest::of(&Caller::new(world, misled), refused)?;
+    let request = DeletionRequest::of(&ApiClient::new(world, misled), refused)?;
     assert_eq!(request.answer, DeleteAnswer::Unchanged);
     ensure!(request.took < Duration::from_secs(2), "it was answered after {:?}", request.took);
     wait_for_count(misled, "evictd_publisher_stalled", &[], 1)?;
@@ -343,7 +343,7 @@ fn two_standbys_promoted_in_turn_are_distinguished() -> Result<()> {
     site.world.wait_until_caught_up()?;
 
     // The whole site is lost, and the second server takes over before any agent or publisher detects it.
-    site.world.topology.regions.iter().try_for_each(|region| region.set_wires(Mode::Cut))?;
+    site.world.topology.regions.iter().try_for_each(|region| region.set_wires(WireMode::Cut))?;
     for publisher in site.world.topology.publishers_mut() {
         publisher.daemon.kill()?;
     }
@@ -360,7 +360,7 @@ fn two_standbys_promoted_in_turn_are_distinguished() -> Result<()> {
         Ok((waiting == "0").then_some(()))
     })?;
     lose_the_next_messages(&site.world);
-    site.world.topology.regions.iter().try_for_each(|region| region.set_wires(Mode::Pass))?;
+    site.world.topology.regions.iter().try_for_each(|region| region.set_wires(WireMode::Pass))?;
     let world = &site.world;
     // Both began the same epoch, and the second one's history lacks the rows that agents have applied. An operator must
     // decide. Until then, agents accept no deleted key, and no other key for longer than the bound.

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use evictd_postgres_server::{Mode, Postgres};
+use evictd_postgres_server::{Postgres, StopMode};
 use evictd_tests::sql::Session;
 use evictd_tests::wait::{throughout, try_eventually};
 use serde_json::json;
@@ -15,7 +15,7 @@ use serde_json::json;
 use super::Site;
 use crate::bad_days::{ClientHistory, DeleteAnswer, DeletionRequest};
 use crate::world::{
-    Caller, Key, SOON, UNAVAILABLE, World, count, flushes, plan, wait_for_readiness, wait_until_applied,
+    ApiClient, Key, SOON, UNAVAILABLE, World, count, flushes, plan, wait_for_readiness, wait_until_applied,
     with_bound,
 };
 
@@ -34,8 +34,8 @@ enum Outage {
 impl Outage {
     fn begins(self, server: &mut Postgres) -> Result<()> {
         match self {
-            Self::Restarted => server.stop(Mode::Fast),
-            Self::Crashed => server.stop(Mode::Immediate),
+            Self::Restarted => server.stop(StopMode::Fast),
+            Self::Crashed => server.stop(StopMode::Immediate),
             Self::Killed => server.kill(),
             Self::Frozen => server.freeze(),
         }
@@ -74,8 +74,8 @@ impl<'k> Load<'k> {
     /// Runs clients while `meanwhile` runs, and then until their requests in flight are answered.
     fn run<T>(&self, world: &World, meanwhile: impl FnOnce() -> Result<T>) -> Result<T> {
         const CLIENTS: usize = 6;
-        let publishers: Vec<Caller> =
-            world.topology.publishers().map(|node| Caller::new(world, node)).collect();
+        let publishers: Vec<ApiClient> =
+            world.topology.publishers().map(|node| ApiClient::new(world, node)).collect();
         thread::scope(|scope| {
             let clients: Vec<_> = (0..CLIENTS)
                 .map(|client| {
@@ -94,7 +94,7 @@ impl<'k> Load<'k> {
     }
 
     /// Deletes `keys`, and retries refused deletions after a moment.
-    fn delete(&self, publisher: &Caller, keys: impl Iterator<Item = &'k Key>) -> Result<()> {
+    fn delete(&self, publisher: &ApiClient, keys: impl Iterator<Item = &'k Key>) -> Result<()> {
         for key in keys {
             loop {
                 if self.over.load(Ordering::Relaxed) {
@@ -125,7 +125,7 @@ fn delete_at_once<'k>(
     keys: &'k [Key],
     meanwhile: impl FnOnce() -> Result<()>,
 ) -> Result<ClientHistory<'k>> {
-    let publishers = world.topology.publishers().map(|node| Caller::new(world, node)).collect::<Vec<_>>();
+    let publishers = world.topology.publishers().map(|node| ApiClient::new(world, node)).collect::<Vec<_>>();
     thread::scope(|scope| {
         let clients: Vec<_> = keys
             .iter()
@@ -313,7 +313,7 @@ fn a_long_lock_on_keys_refuses_changes_and_keeps_agents_live() -> Result<()> {
 
     lock.query("COMMIT")?;
     world.assert_gone(&[&other])?;
-    let publisher = Caller::new(world, world.publisher());
+    let publisher = ApiClient::new(world, world.publisher());
     let again = doomed.iter().map(|key| DeletionRequest::of(&publisher, key)).collect::<Result<Vec<_>>>()?;
     let all_deleted = again.iter().all(|request| request.answer == DeleteAnswer::Deleted);
     ensure!(all_deleted, "the table is free, and a deletion was refused");
@@ -343,7 +343,7 @@ fn take_all_connections(site: &Site) -> Result<Vec<Session>> {
 fn changes_are_refused_while_the_server_has_no_connections() -> Result<()> {
     let mut server = Postgres::start()?;
     server.set("max_connections = 60")?;
-    server.restart(Mode::Fast)?;
+    server.restart(StopMode::Fast)?;
     let site = Site::start_on(server, 2, plan(&["eu", "us"]))?;
     let world = &site.world;
     let keys = world.create_keys(30)?;
@@ -357,7 +357,8 @@ fn changes_are_refused_while_the_server_has_no_connections() -> Result<()> {
     )?;
     sessions.extend(take_all_connections(&site)?);
     let mut story = ClientHistory::default();
-    let publishers: Vec<Caller> = world.topology.publishers().map(|node| Caller::new(world, node)).collect();
+    let publishers: Vec<ApiClient> =
+        world.topology.publishers().map(|node| ApiClient::new(world, node)).collect();
     for (n, key) in doomed.iter().take(6).enumerate() {
         story.0.push(DeletionRequest::of(&publishers[n % 2], key)?);
     }
@@ -439,7 +440,8 @@ fn cut_idle_connections_are_replaced_unnoticed() -> Result<()> {
     let doomed: Vec<&Key> = keys.iter().collect();
     world.cache_everywhere(&doomed)?;
     site.server.set("idle_session_timeout = '60ms'")?;
-    let publishers: Vec<Caller> = world.topology.publishers().map(|node| Caller::new(world, node)).collect();
+    let publishers: Vec<ApiClient> =
+        world.topology.publishers().map(|node| ApiClient::new(world, node)).collect();
     let mut story = ClientHistory::default();
     for (key, publisher) in keys.iter().zip(publishers.iter().cycle()) {
         throughout(Duration::from_millis(100), || Ok(()))?;

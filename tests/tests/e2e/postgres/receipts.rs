@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::{Publishers, Site};
 use crate::bad_days::{check_log, check_receipts};
-use crate::world::{Caller, SOON, plan, with_bound};
+use crate::world::{ApiClient, SOON, plan, with_bound};
 
 const BOUND: Duration = Duration::from_secs(3);
 const RUN: Duration = Duration::from_secs(9);
@@ -45,7 +45,7 @@ impl Outcomes {
 fn check_receipts_against_agents(
     publishers: &Publishers,
     api: &str,
-    agents: &[Caller],
+    agents: &[ApiClient],
     mut turn: usize,
     outcomes: &Outcomes,
     over: &AtomicBool,
@@ -126,8 +126,8 @@ fn live_through(random: &mut Random, events: &mut Vec<String>) -> Result<()> {
     plan.regions[0].1.push("agent-2".to_owned());
     let mut site = Site::start(3, plan)?;
     let (publishers, api) = (Publishers::of(&site.world), site.world.api.clone());
-    let agents: Vec<Caller> =
-        site.world.topology.agents().map(|agent| Caller::new(&site.world, agent)).collect();
+    let agents: Vec<ApiClient> =
+        site.world.topology.agents().map(|agent| ApiClient::new(&site.world, agent)).collect();
     let (outcomes, over) = (Outcomes::default(), AtomicBool::new(false));
     thread::scope(|scope| {
         let clients = [0, 1, 2, 3].map(|turn| {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use evictd_postgres_server::Postgres;
-use evictd_tests::proxy::Mode;
+use evictd_tests::proxy::WireMode;
 use evictd_tests::topology::{Node, Plan};
 use evictd_tests::wait::{throughout, try_eventually};
 use toml::Table;
@@ -201,7 +201,7 @@ fn an_agent_cut_off_with_its_replica_denies_within_the_bound() -> Result<()> {
     replicated.wait_until_replicated()?;
     // The replica is in the same region, so it receives nothing either.
     replicated.replica.pause_replay()?;
-    world.topology.regions[0].set_wires(Mode::Cut)?;
+    world.topology.regions[0].set_wires(WireMode::Cut)?;
     world.delete(doomed)?;
     let deleted_at = Instant::now();
     let eu = world.agent(0);
@@ -216,7 +216,7 @@ fn an_agent_cut_off_with_its_replica_denies_within_the_bound() -> Result<()> {
     assert_eq!(world.code(eu, good)?, UNAVAILABLE);
     assert_eq!(world.code(eu, uncached)?, UNAVAILABLE);
     wait_for_mode(eu, "expired")?;
-    world.topology.regions[0].set_wires(Mode::Pass)?;
+    world.topology.regions[0].set_wires(WireMode::Pass)?;
     wait_for_mode(eu, "live")?;
     world.assert_gone(&[doomed])?;
     world.wait_for_codes(&[good, uncached], "VALID")?;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use evictd_postgres_server::Postgres;
-use evictd_tests::home_store::HomeStore;
+use evictd_tests::home_store::HomeStoreAddress;
 use evictd_tests::nats_server::{Listen, NatsServer, User};
 use evictd_tests::process::evictd_command;
 use evictd_tests::proxy::Proxy;
@@ -52,7 +52,7 @@ fn copied_server_yields_by_its_round_tokens() -> Result<()> {
     assert_eq!(copy.query(IDENTITY)?, site.server.query(IDENTITY)?);
     let world = &site.world;
     let footing = Footing::of(world)?;
-    let rival = start_rival(world, &HomeStore::Postgres(copy.url()), wire(world)?)?;
+    let rival = start_rival(world, &HomeStoreAddress::Postgres(copy.url()), wire(world)?)?;
     wait_until_silent(&rival, "yielding", &names_of(world.publisher())?)?;
     assert_refuses_changes(world, &rival, &good)?;
     let watch = Watch::start(world, &doomed);
@@ -76,7 +76,7 @@ fn copied_server_yields_by_its_round_tokens() -> Result<()> {
 fn server_and_copy_that_start_together_fall_silent() -> Result<()> {
     let (mut site, doomed, good) = start()?;
     let copy = site.server.copy()?;
-    let mut rival = start_together(&mut site.world, &HomeStore::Postgres(copy.url()))?;
+    let mut rival = start_together(&mut site.world, &HomeStoreAddress::Postgres(copy.url()))?;
     let world = &site.world;
     wait_until_silent(world.publisher(), "conflicting", &names_of(&rival)?)?;
     wait_until_silent(&rival, "conflicting", &names_of(world.publisher())?)?;
@@ -106,7 +106,7 @@ fn thawed_publisher_yields_to_the_copy_that_took_over() -> Result<()> {
     let request = delete_and_pause(&mut site.world, &undone)?;
     declare(&copy.url())?;
     let world = &mut site.world;
-    let mut rival = start_rival(world, &HomeStore::Postgres(copy.url()), wire(world)?)?;
+    let mut rival = start_rival(world, &HomeStoreAddress::Postgres(copy.url()), wire(world)?)?;
     rival.wait_until_ready()?;
     wait_for_epoch(world, 2)?;
     let watch = Watch::start(world, &doomed);
@@ -131,7 +131,7 @@ fn server_and_copy_fall_silent_after_a_partition() -> Result<()> {
     let (mut site, doomed, good) = start()?;
     let copy = site.server.copy()?;
     let world = &mut site.world;
-    let (_site, link, mut rival) = split_off(world, |_| Ok(HomeStore::Postgres(copy.url())))?;
+    let (_site, link, mut rival) = split_off(world, |_| Ok(HomeStoreAddress::Postgres(copy.url())))?;
     let watch = Watch::start(world, &doomed);
     let confirmed_at = delete_confirmed(world, world.publisher(), &doomed)?;
     let footing = Footing::of(world)?;
@@ -171,7 +171,7 @@ fn template_copy_yields_while_its_original_serves() -> Result<()> {
     let world = &site.world;
     world.topology.agents().try_for_each(|agent| wait_for_mode(agent, "live"))?;
     let footing = Footing::of(world)?;
-    let mut rival = start_rival(world, &HomeStore::Postgres(copy), wire(world)?)?;
+    let mut rival = start_rival(world, &HomeStoreAddress::Postgres(copy), wire(world)?)?;
     wait_until_silent(&rival, "yielding", &names_of(world.publisher())?)?;
     let watch = Watch::start(world, &doomed);
     let confirmed_at = delete_confirmed(world, world.publisher(), &doomed)?;
@@ -277,7 +277,7 @@ fn copy_elsewhere(home: &Reading) -> Result<(Postgres, NatsServer, Node)> {
     let dir = home.world().dir().join("elsewhere");
     let bus = NatsServer::start_single(&dir, Listen::free()?, &[])?;
     let wire = Proxy::start(bus.clients())?;
-    let (store, login) = (HomeStore::Postgres(copy.url()), bus.login(&User::Publisher)?);
+    let (store, login) = (HomeStoreAddress::Postgres(copy.url()), bus.login(&User::Publisher)?);
     let mut publisher = home.world().topology.start_rival(&dir, "elsewhere", &store, wire, login)?;
     publisher.wait_until_ready()?;
     Ok((copy, bus, publisher))

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use evictd_tests::proxy::{Mode, Way};
+use evictd_tests::proxy::{Way, WireMode};
 use evictd_tests::random::Random;
 use evictd_tests::topology::{Node, Plan};
 use evictd_tests::wait::{throughout, try_eventually};
@@ -15,7 +15,9 @@ use toml::toml;
 use super::clients::Clients;
 use super::{Settled, Site};
 use crate::bad_days::{DeleteAnswer, DeletionRequest, check_log, check_receipts};
-use crate::world::{Caller, Key, SOON, World, breakable, flushes, plan, repairs, wait_for_count, with_bound};
+use crate::world::{
+    ApiClient, Key, SOON, World, breakable, flushes, plan, repairs, wait_for_count, with_bound,
+};
 
 /// How a publisher drops out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -108,7 +110,7 @@ fn neighbors_send_what_a_lost_publisher_numbered() -> Result<()> {
         };
         let before = repaired(&site.world)?;
         let wire = site.world.publisher().wire.as_ref().context("the wire is direct")?;
-        wire.set(Mode::BlackHole(Way::ToServer));
+        wire.set(WireMode::BlackHole(Way::ToServer));
         site.world.delete_all(&keys)?;
         wait_until_all_is_numbered(&site.world)?;
         out.drops(&mut site.world.topology.publisher)?;
@@ -120,7 +122,7 @@ fn neighbors_send_what_a_lost_publisher_numbered() -> Result<()> {
             // Its messages are lost with its connection. Those of a paused publisher arrive now.
             wire.reset();
         }
-        wire.set(Mode::Pass);
+        wire.set(WireMode::Pass);
         out.returns(&mut site.world.topology.publisher)?;
         check(&site, &doomed).with_context(|| format!("{out:?}"))?;
     }
@@ -138,7 +140,7 @@ fn changes_in_commit_at_a_publishers_kill_are_done_once() -> Result<()> {
     site.world.wait_until_caught_up()?;
     // From now on no COMMIT finishes: each waits for a standby, and there is none.
     site.server.set("synchronous_standby_names = '*'")?;
-    let caller = Caller::new(&site.world, site.world.publisher());
+    let caller = ApiClient::new(&site.world, site.world.publisher());
     thread::scope(|scope| {
         let clients: Vec<_> = doomed
             .iter()
@@ -205,8 +207,8 @@ fn agents_stay_live_beside_a_publisher_whose_database_is_silent() -> Result<()> 
     let [refused, doomed, uncached, good] = &keys[..] else { bail!("no keys") };
     world.cache_everywhere(&[refused, doomed, good])?;
     let wire = world.publisher().store_wire.as_ref().context("the wire is direct")?;
-    wire.set(Mode::BlackHole(Way::Both));
-    let silent = Caller::new(world, world.publisher());
+    wire.set(WireMode::BlackHole(Way::Both));
+    let silent = ApiClient::new(world, world.publisher());
     thread::scope(|scope| {
         let client = scope.spawn(|| DeletionRequest::of(&silent, refused));
         throughout(BOUND * 3, || {
@@ -226,7 +228,7 @@ fn agents_stay_live_beside_a_publisher_whose_database_is_silent() -> Result<()> 
         ensure!(request.took < Duration::from_secs(15), "it was answered after {:?}", request.took);
         Ok(())
     })?;
-    wire.set(Mode::Pass);
+    wire.set(WireMode::Pass);
     wait_for_count(world.publisher(), "evictd_publisher_stalled", &[], 0)?;
     world.wait_for_codes(&[refused], "VALID")?;
     check(&site, &[doomed])
@@ -241,7 +243,8 @@ fn a_key_deleted_at_two_publishers_is_deleted_once() -> Result<()> {
     let keys = world.create_keys(60)?;
     let doomed: Vec<&Key> = keys.iter().collect();
     world.cache_everywhere(&doomed)?;
-    let publishers: Vec<Caller> = world.topology.publishers().map(|node| Caller::new(world, node)).collect();
+    let publishers: Vec<ApiClient> =
+        world.topology.publishers().map(|node| ApiClient::new(world, node)).collect();
     let answers = thread::scope(|scope| {
         let clients: Vec<_> = (0..CLIENTS)
             .map(|client| {
@@ -273,7 +276,8 @@ fn concurrent_changes_of_the_same_records_converge() -> Result<()> {
     let world = &site.world;
     let pool =
         Pool { apis: Mutex::new(vec![world.create_api()?, world.create_api()?]), keys: Mutex::default() };
-    let publishers: Vec<Caller> = world.topology.publishers().map(|node| Caller::new(world, node)).collect();
+    let publishers: Vec<ApiClient> =
+        world.topology.publishers().map(|node| ApiClient::new(world, node)).collect();
     let over = Instant::now() + Duration::from_secs(4);
     let changed = thread::scope(|scope| {
         let clients: Vec<_> = (0..6)
@@ -320,7 +324,7 @@ struct Pool {
 
 impl Pool {
     /// Makes one change. It may fail only because another client has already deleted its object.
-    fn change(&self, publisher: &Caller, random: &mut Random) -> Result<()> {
+    fn change(&self, publisher: &ApiClient, random: &mut Random) -> Result<()> {
         // One of the newest, so that several clients change the same one.
         let key = {
             let keys = self.keys.lock().map_err(|_| anyhow!("a client panicked"))?;

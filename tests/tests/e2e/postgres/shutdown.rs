@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::Site;
 use crate::bad_days::{ClientHistory, DeleteAnswer, DeletionRequest};
-use crate::world::{Caller, SOON, plan};
+use crate::world::{ApiClient, SOON, plan};
 
 /// The time for requests in flight. Later steps of the shutdown don't count against it.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
@@ -34,7 +34,7 @@ fn a_silent_server_delays_shutdown_only_for_seconds() -> Result<()> {
     // From here on, deletions can be committed and answered, but not numbered.
     let mut lock = site.session()?;
     lock.query("BEGIN; SELECT head FROM log_head FOR UPDATE")?;
-    let publisher = Caller::new(&site.world, site.world.publisher());
+    let publisher = ApiClient::new(&site.world, site.world.publisher());
     let story =
         ClientHistory(doomed.iter().map(|key| DeletionRequest::of(&publisher, key)).collect::<Result<_>>()?);
     assert_eq!(story.count(DeleteAnswer::Deleted), doomed.len());

@@ -8,7 +8,7 @@ const FORBIDDEN: &str = "unkey/authorization/insufficient_permissions";
 
 #[tokio::test]
 async fn a_bad_request_is_refused_before_the_root_key_is_looked_up() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     // The store is closed.
     home.store.close().await;
     for path in endpoints() {
@@ -37,7 +37,7 @@ async fn a_bad_request_is_refused_before_the_root_key_is_looked_up() {
 /// Whether the header is there is looked at before the body, as by Unkey's validator.
 #[tokio::test]
 async fn a_missing_authorization_is_refused_before_the_body() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     home.store.close().await;
     for path in endpoints() {
         let good = good_body(path).to_string();
@@ -65,7 +65,7 @@ async fn a_missing_authorization_is_refused_before_the_body() {
 
 #[tokio::test]
 async fn unknown_members_are_refused_where_unkey_refuses_them() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     for path in endpoints() {
         let mut body = good_body(path);
         body["unknown"] = json!(1);
@@ -79,7 +79,7 @@ async fn unknown_members_are_refused_where_unkey_refuses_them() {
 
 #[tokio::test]
 async fn unsupported_properties_are_refused_by_name() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     for (path, field, value) in [
         (CreateKey::PATH, "ratelimits", json!([{ "name": "requests" }])),
         (CreateKey::PATH, "credits", json!({ "remaining": 5 })),
@@ -107,7 +107,7 @@ async fn unsupported_properties_are_refused_by_name() {
 
 #[tokio::test]
 async fn a_root_key_that_may_not_act_is_refused_everywhere() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     for text in ["deleted", "disabled", "expired", "ended"] {
         home.root_key(text, "ws_1", &ALL).await;
     }
@@ -155,7 +155,7 @@ enum Denial {
 }
 
 impl Denial {
-    fn check(self, answer: &HttpAnswer) {
+    fn check(self, answer: &ControlResponse) {
         match self {
             Self::Forbidden => answer.refuses(403, FORBIDDEN),
             Self::NoApi => answer.refuses(404, "unkey/data/api_not_found"),
@@ -196,7 +196,7 @@ fn about(path: &str, api: &str, (key, text): &(String, String)) -> Value {
 
 #[tokio::test]
 async fn each_endpoint_requires_its_right_on_that_api_or_on_all() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     for Rules { path, rights, .. } in RULES {
         for scope in ["one", "all"] {
             let api = home.create_api("root").await;
@@ -217,7 +217,7 @@ async fn each_endpoint_requires_its_right_on_that_api_or_on_all() {
 
 #[tokio::test]
 async fn no_other_right_will_do() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     let (api, other) = (home.create_api("root").await, home.create_api("root").await);
     let key = home.create_key(&api).await;
     let elsewhere: Vec<String> = ALL.iter().map(|right| right.replace('*', &other)).collect();
@@ -242,7 +242,7 @@ async fn no_other_right_will_do() {
 
 #[tokio::test]
 async fn foreign_deleted_and_unknown_ids_get_the_same_error() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     let api = home.create_api("root").await;
     let key = home.create_key(&api).await;
     let deleted = home.create_key(&api).await;
@@ -272,7 +272,7 @@ async fn foreign_deleted_and_unknown_ids_get_the_same_error() {
 
 #[tokio::test]
 async fn without_the_right_no_endpoint_reveals_an_api() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     let api = home.create_api("root").await;
     for path in [GetApi::PATH, DeleteApi::PATH, ListKeys::PATH, CreateKey::PATH] {
         let mut answers = Vec::new();
@@ -286,7 +286,7 @@ async fn without_the_right_no_endpoint_reveals_an_api() {
 
 #[tokio::test]
 async fn a_missing_right_is_named() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     let api = home.create_api("root").await;
     let key = home.create_key(&api).await;
     for Rules { path, rights, forbidden, .. } in RULES {
@@ -301,7 +301,7 @@ async fn a_missing_right_is_named() {
 
 #[tokio::test]
 async fn apis_are_created_only_by_a_right_on_all_of_them() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     home.root_key("narrow", "ws_1", &["api.api_1.create_api", "api.*.*"]).await;
     for root in ["poor", "narrow"] {
         let answer = home.call(root, CreateApi::PATH, &json!({ "name": "payments" })).await;

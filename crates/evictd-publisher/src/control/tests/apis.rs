@@ -6,7 +6,7 @@ use super::*;
 
 #[tokio::test]
 async fn deleting_an_api_deletes_all_keys_with_one_log_row() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     let api = home.create_api("root").await;
     let mut keys = Vec::new();
     for _ in 0..3 {
@@ -25,7 +25,7 @@ async fn deleting_an_api_deletes_all_keys_with_one_log_row() {
 
 #[tokio::test]
 async fn a_protected_api_refuses_its_deletion() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     let api = home.create_api("root").await;
     let (_, text) = home.create_key(&api).await;
     home.sql("UPDATE apis SET delete_protection = 1").await;
@@ -46,7 +46,7 @@ async fn a_protected_api_refuses_its_deletion() {
 
 #[tokio::test]
 async fn an_api_is_shown_with_id_and_name() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     let api = home.create_api("root").await;
     assert!(api.starts_with("api_"), "{api}");
     let shown = home.call("root", GetApi::PATH, &json!({ "apiId": api })).await.data();
@@ -54,7 +54,7 @@ async fn an_api_is_shown_with_id_and_name() {
 }
 
 /// The keys of a page, and where it goes on.
-async fn page(home: &Home, body: &Value) -> (Vec<String>, Option<String>) {
+async fn page(home: &ControlFixture, body: &Value) -> (Vec<String>, Option<String>) {
     let answer = home.call("root", ListKeys::PATH, body).await;
     let keys = answer.data();
     let keys = keys.as_array().unwrap().iter().map(|key| key["keyId"].as_str().unwrap().to_owned());
@@ -66,7 +66,7 @@ async fn page(home: &Home, body: &Value) -> (Vec<String>, Option<String>) {
 
 #[tokio::test]
 async fn keys_of_an_api_are_listed_in_pages_by_id() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     let (api, other) = (home.create_api("root").await, home.create_api("root").await);
     let mut ids = Vec::new();
     for _ in 0..7 {
@@ -93,7 +93,7 @@ async fn keys_of_an_api_are_listed_in_pages_by_id() {
 /// Failure: a job that pages through all keys sends a broken cursor, and silently gets the first page again.
 #[tokio::test]
 async fn an_unreadable_cursor_is_refused() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     let (api, other) = (home.create_api("root").await, home.create_api("root").await);
     let (key, _) = home.create_key(&api).await;
     home.create_key(&other).await;
@@ -121,7 +121,7 @@ async fn an_unreadable_cursor_is_refused() {
 
 #[tokio::test]
 async fn an_id_that_no_api_can_have_is_not_found() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     for id in ["api-x", "a", " ", "\u{e4}", "api_1\u{0}", "'--", &"x".repeat(5000)] {
         let answer = home.call("root", ListKeys::PATH, &json!({ "apiId": id })).await;
         answer.refuses(404, "unkey/data/api_not_found");
@@ -137,7 +137,7 @@ async fn an_id_that_no_api_can_have_is_not_found() {
 
 #[tokio::test]
 async fn a_list_can_be_of_one_owner_and_matches_get_key() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     let api = home.create_api("root").await;
     home.create_key(&api).await;
     let body = json!({

@@ -6,7 +6,7 @@ const ROOT: &str = "authorization: Bearer root";
 
 #[tokio::test]
 async fn liveness_needs_no_root_key() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     home.store.close().await;
     let alive = home.send(&format!("GET {LIVENESS_PATH} HTTP/1.1"), &[], "").await;
     assert_eq!(alive.data(), json!({ "message": "we're cooking" }));
@@ -16,7 +16,7 @@ async fn liveness_needs_no_root_key() {
 
 #[tokio::test]
 async fn other_paths_and_methods_are_refused_in_plain_text() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     // Those that Unkey has and evictd leaves out, one of each group.
     let left_out = [
         "keys.whoami",
@@ -63,7 +63,7 @@ async fn other_paths_and_methods_are_refused_in_plain_text() {
 
 #[tokio::test]
 async fn a_body_is_json_and_its_content_type_agrees() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     let body = json!({ "name": "payments" }).to_string();
     for fine in [
         "content-type: application/json",
@@ -98,7 +98,7 @@ async fn a_body_is_json_and_its_content_type_agrees() {
 
 #[tokio::test]
 async fn errors_come_in_the_type_that_the_client_understands() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     let api = home.create_api("root").await;
     let (key, _) = home.create_key(&api).await;
     let bodies = [
@@ -138,7 +138,7 @@ async fn an_unreadable_body_is_refused_in_the_envelope() {
         body_timeout: Duration::from_millis(50),
         ..HttpLimits::default()
     };
-    let home = Home::with(limits, &[]).await;
+    let home = ControlFixture::with(limits, &[]).await;
     let delete = format!("POST {} HTTP/1.1", DeleteKey::PATH);
     let large = "x".repeat(1_001);
     let length = format!("content-length: {}", large.len());
@@ -156,7 +156,7 @@ async fn an_unreadable_body_is_refused_in_the_envelope() {
 /// A client of the kind that sends everything before it reads anything.
 #[tokio::test]
 async fn a_client_that_sends_too_much_gets_the_error_and_continues() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     let url = format!("http://{}", home.address);
     let posted = tokio::task::spawn_blocking(move || {
         let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
@@ -178,7 +178,7 @@ async fn a_client_that_sends_too_much_gets_the_error_and_continues() {
 
 #[tokio::test]
 async fn answers_are_counted_by_endpoint_and_class() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     home.create_api("root").await;
     home.delete_key("root", "key_none").await;
     home.call("root", DeleteKey::PATH, &json!({})).await;

@@ -12,7 +12,7 @@ fn now_ms() -> i64 {
 
 #[tokio::test]
 async fn a_key_lives_from_its_creation_to_its_deletion() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     let api = home.create_api("root").await;
     let (id, text) = home.create_key(&api).await;
     assert!(id.starts_with("key_"), "{id}");
@@ -30,7 +30,7 @@ async fn a_key_lives_from_its_creation_to_its_deletion() {
 
 #[tokio::test]
 async fn a_permanent_deletion_leaves_nothing_to_be_found() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     let api = home.create_api("root").await;
     let (id, text) = home.create_key(&api).await;
     home.news().await;
@@ -42,7 +42,7 @@ async fn a_permanent_deletion_leaves_nothing_to_be_found() {
 
 #[tokio::test]
 async fn a_key_is_created_as_asked_for() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     let api = home.create_api("root").await;
     let expires = now_ms() + 3_600_000;
     let body = format!(
@@ -79,7 +79,7 @@ async fn a_key_is_created_as_asked_for() {
 
 #[tokio::test]
 async fn a_key_without_settings_is_shown_without_them() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     let api = home.create_api("root").await;
     let (id, text) = home.create_key(&api).await;
     let data = home.get_key("root", &id).await.data();
@@ -89,7 +89,7 @@ async fn a_key_without_settings_is_shown_without_them() {
 
 #[tokio::test]
 async fn no_two_keys_are_alike() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     let api = home.create_api("root").await;
     let mut seen = HashSet::new();
     for _ in 0..10 {
@@ -100,7 +100,7 @@ async fn no_two_keys_are_alike() {
 
 #[tokio::test]
 async fn an_update_sets_clears_and_keeps_settings() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     let api = home.create_api("root").await;
     let expires = now_ms() + 3_600_000;
     let everything = json!({
@@ -156,7 +156,9 @@ async fn an_update_sets_clears_and_keeps_settings() {
 
 #[tokio::test]
 async fn the_largest_update_of_an_sdk_is_accepted() {
-    let home = Home::with(HttpLimits { body_bytes_max: BODY_BYTES_MAX, ..HttpLimits::default() }, &[]).await;
+    let home =
+        ControlFixture::with(HttpLimits { body_bytes_max: BODY_BYTES_MAX, ..HttpLimits::default() }, &[])
+            .await;
     let api = home.create_api("root").await;
     let (id, text) = home.create_key(&api).await;
     let permissions: Vec<String> = (0..1_000).map(|n| format!("{n:0>128}")).collect();
@@ -167,7 +169,7 @@ async fn the_largest_update_of_an_sdk_is_accepted() {
 
 #[tokio::test]
 async fn a_moved_expiry_makes_an_expired_key_live_again() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     let api = home.create_api("root").await;
     let (id, text) = home.create_key(&api).await;
     home.update_key("root", &id, json!({ "expires": 1 })).await.data();
@@ -178,7 +180,7 @@ async fn a_moved_expiry_makes_an_expired_key_live_again() {
 
 #[tokio::test]
 async fn a_reroll_keeps_the_settings_and_expires_the_old_key() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     let api = home.create_api("root").await;
     let settings = json!({
         "apiId": api, "name": "billing", "externalId": "user_1", "meta": { "plan": "pro" }, "permissions": ["read"],
@@ -211,7 +213,7 @@ async fn a_reroll_keeps_the_settings_and_expires_the_old_key() {
 
 #[tokio::test]
 async fn a_reroll_with_grace_keeps_the_old_key_to_the_full_minute() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     let api = home.create_api("root").await;
     let (old, old_text) = home.create_key(&api).await;
     let before = now_ms();
@@ -228,7 +230,7 @@ async fn a_reroll_with_grace_keeps_the_old_key_to_the_full_minute() {
 #[tokio::test]
 async fn only_trusted_proxies_name_the_origin_of_a_change() {
     let peer = "127.0.0.1";
-    let (proxied, direct) = (Home::behind(&["127.0.0.0/8", "10.0.0.0/8"]).await, Home::new().await);
+    let (proxied, direct) = (ControlFixture::behind(&["127.0.0.0/8", "10.0.0.0/8"]).await, ControlFixture::new().await);
     for (forwarded, recorded) in [
         ("x-forwarded-for: 1.2.3.4:5678", "1.2.3.4"),
         ("x-forwarded-for: 1.2.3.4, [2001:db8::7]:443, 10.0.0.1", "2001:db8::7"),
@@ -254,7 +256,7 @@ async fn only_trusted_proxies_name_the_origin_of_a_change() {
 
 #[tokio::test]
 async fn each_change_is_audited_with_its_actor() {
-    let home = Home::behind(&["127.0.0.1", "10.0.0.1"]).await;
+    let home = ControlFixture::behind(&["127.0.0.1", "10.0.0.1"]).await;
     let api = home.create_api("root").await;
     let (id, _) = home.create_key(&api).await;
     let headers = [
@@ -302,7 +304,7 @@ async fn each_change_is_audited_with_its_actor() {
 /// Failure: triggers are off for less than a minute, and a change that was answered with success reaches no agent.
 #[tokio::test]
 async fn a_deletion_without_a_log_row_is_an_error_and_undone() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     let api = home.create_api("root").await;
     let (id, text) = home.create_key(&api).await;
     sqlx::query("DROP TRIGGER keys_after_update").execute(&mut home.connect().await).await.unwrap();

@@ -10,7 +10,7 @@ use super::*;
 static DOCUMENT: LazyLock<Value> = LazyLock::new(|| document(ApiKind::Control));
 
 /// Checks an answer to `METHOD path HTTP/1.1`. What the router answers in plain text isn't in the document.
-pub(super) fn check(head: &str, answer: &HttpAnswer) {
+pub(super) fn check(head: &str, answer: &ControlResponse) {
     let mut words = head.split(' ').map(str::to_ascii_lowercase);
     let (method, path) = (words.next().unwrap(), head.split(' ').nth(1).unwrap());
     let operation = &DOCUMENT["paths"][path][method];
@@ -65,7 +65,7 @@ fn violation(schema: &Value, value: &Value, at: &str) -> Option<String> {
 
 #[tokio::test]
 async fn the_openapi_document_is_served_without_a_root_key() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     home.store.close().await;
     let answer = home.send(&format!("GET {OPENAPI_PATH} HTTP/1.1"), &[], "").await;
     assert_eq!((answer.status, answer.content_type()), (200, "application/yaml"));

@@ -4,7 +4,7 @@ use super::*;
 
 #[tokio::test]
 async fn every_change_honors_a_preference_for_waiting() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     let prefer = [JSON_TYPE, "authorization: Bearer root", "prefer: respond-async", "prefer: wait=0"];
     let created = home.post_with(CreateApi::PATH, &prefer, r#"{"name":"payments"}"#).await;
     assert_eq!(created.header("preference-applied"), Some("wait=0"));
@@ -30,7 +30,7 @@ async fn every_change_honors_a_preference_for_waiting() {
 
 #[tokio::test]
 async fn a_change_that_affects_no_cache_is_confirmed_at_once() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     let api = home.create_api("root").await;
     let (key, _) = home.create_key(&api).await;
     let prefer = [JSON_TYPE, "authorization: Bearer root", "prefer: wait=30"];
@@ -43,7 +43,7 @@ async fn a_change_that_affects_no_cache_is_confirmed_at_once() {
 
 #[tokio::test]
 async fn other_preferences_get_the_plain_answer() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     for prefer in
         ["accept: application/json", "prefer: wait=soon", "prefer: await=3", "prefer: return=minimal"]
     {
@@ -58,7 +58,7 @@ async fn other_preferences_get_the_plain_answer() {
 
 #[tokio::test]
 async fn a_wait_is_capped_and_the_answer_names_the_cap() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     let headers = [JSON_TYPE, "authorization: Bearer root", "prefer: wait=99999999999999999999999999"];
     let made = home.post_with(CreateApi::PATH, &headers, r#"{"name":"payments"}"#).await;
     assert_eq!(made.header("preference-applied"), Some("wait=60"));
@@ -66,7 +66,7 @@ async fn a_wait_is_capped_and_the_answer_names_the_cap() {
 
 #[tokio::test]
 async fn a_receipt_is_shown_to_its_workspace_only() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     let answer = home.call("root", CreateApi::PATH, &json!({ "name": "payments" })).await;
     let request = json!({ "requestId": answer.request_id() });
     // No permission is needed: any root key of the workspace will do.

@@ -4,14 +4,14 @@ use super::*;
 
 const LIMITED: &str = "user/too_many_requests/workspace_rate_limited";
 
-fn limit_headers(answer: &HttpAnswer) -> [Option<&str>; 4] {
+fn limit_headers(answer: &ControlResponse) -> [Option<&str>; 4] {
     ["ratelimit-limit", "ratelimit-remaining", "ratelimit-reset", "retry-after"]
         .map(|name| answer.header(name))
 }
 
 #[tokio::test]
 async fn a_workspace_over_its_limit_is_refused_for_all_root_keys() {
-    let home = Home::with(HttpLimits::default(), &[("ws_1", RequestLimit::PerMinute(3))]).await;
+    let home = ControlFixture::with(HttpLimits::default(), &[("ws_1", RequestLimit::PerMinute(3))]).await;
     // A request that was refused before authentication doesn't count, and gets no headers.
     for (root, body, status) in [("root", json!({}), 400), ("unknown", json!({ "keyId": "key_none" }), 401)] {
         let answer = home.call(root, GetKey::PATH, &body).await;
@@ -46,7 +46,7 @@ async fn a_workspace_over_its_limit_is_refused_for_all_root_keys() {
 
 #[tokio::test]
 async fn a_workspace_with_a_limit_of_zero_is_always_refused() {
-    let home = Home::with(HttpLimits::default(), &[("ws_1", RequestLimit::PerMinute(0))]).await;
+    let home = ControlFixture::with(HttpLimits::default(), &[("ws_1", RequestLimit::PerMinute(0))]).await;
     for path in endpoints() {
         let answer = home.call("root", path, &good_body(path)).await;
         answer.refuses(429, LIMITED);
@@ -57,7 +57,7 @@ async fn a_workspace_with_a_limit_of_zero_is_always_refused() {
 
 #[tokio::test]
 async fn requests_refused_after_authentication_count() {
-    let home = Home::with(HttpLimits::default(), &[("ws_1", RequestLimit::PerMinute(9))]).await;
+    let home = ControlFixture::with(HttpLimits::default(), &[("ws_1", RequestLimit::PerMinute(9))]).await;
     let api = home.create_api("root").await;
     let (_, text) = home.create_key(&api).await;
     // The last that any check before the endpoint's own refuses.

@@ -4,7 +4,7 @@ use super::*;
 
 #[tokio::test]
 async fn a_verification_at_home_is_as_new_as_the_store() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     let api = home.create_api("root").await;
     let body = json!({
         "apiId": api, "name": "billing", "externalId": "user_1", "meta": { "plan": "pro" }, "permissions": ["read"],
@@ -33,7 +33,7 @@ async fn a_verification_at_home_is_as_new_as_the_store() {
 
 #[tokio::test]
 async fn a_permission_query_is_checked_against_the_key() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     let api = home.create_api("root").await;
     let (id, text) = home.create_key_with(&json!({ "apiId": api, "permissions": ["read", "docs.*"] })).await;
     let verify = async |root: &str, key: &str, query: &str| {
@@ -62,13 +62,13 @@ async fn a_permission_query_is_checked_against_the_key() {
 
 #[tokio::test]
 async fn a_root_key_is_none_that_can_be_verified() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     assert_eq!(home.verify("root", "root").await, json!({ "valid": false, "code": "NOT_FOUND" }));
 }
 
 #[tokio::test]
 async fn a_verification_without_a_recent_round_is_refused() {
-    let home = Home::that_trusts(Duration::ZERO, HttpLimits::default(), &[], &[]).await;
+    let home = ControlFixture::that_trusts(Duration::ZERO, HttpLimits::default(), &[], &[]).await;
     let api = home.create_api("root").await;
     let (id, text) = home.create_key(&api).await;
     for key in [&*text, "unknown"] {
@@ -85,7 +85,7 @@ async fn a_verification_without_a_recent_round_is_refused() {
 
 #[tokio::test]
 async fn an_expiry_of_zero_has_passed_and_is_omitted_from_answers() {
-    let home = Home::new().await;
+    let home = ControlFixture::new().await;
     let api = home.create_api("root").await;
     for zero in ["0", "-0"] {
         let body = format!(r#"{{"apiId":"{api}","expires":{zero}}}"#);

@@ -9,7 +9,7 @@ use tokio::sync::Mutex;
 use tokio_rustls::TlsAcceptor;
 
 /// A message: its type, if it has one, and all after that.
-type Message = (Option<u8>, Vec<u8>);
+type SessionMessage = (Option<u8>, Vec<u8>);
 
 /// A pooler that drops a session's settings, like one that runs the next transaction on another connection.
 pub(super) async fn without_settings(server: u16) -> u16 {
@@ -64,7 +64,7 @@ async fn drop_settings(client: TcpStream, server: u16) -> Result<()> {
 }
 
 /// The server's connection, and what it said when it was opened.
-type Lent = Arc<Mutex<Option<(TcpStream, Vec<Message>)>>>;
+type Lent = Arc<Mutex<Option<(TcpStream, Vec<SessionMessage>)>>>;
 
 async fn lend(mut client: TcpStream, server: u16, lent: Lent) -> Result<()> {
     let hello = {
@@ -135,7 +135,7 @@ async fn encrypt(mut client: TcpStream, server: u16, acceptor: TlsAcceptor) -> R
 async fn startup(
     client: &mut (impl AsyncRead + Unpin),
     server: &mut (impl AsyncWrite + Unpin),
-) -> Result<Message> {
+) -> Result<SessionMessage> {
     loop {
         let message = read_untyped(client).await?;
         if !asks_for_tls(&message) {
@@ -145,16 +145,16 @@ async fn startup(
     }
 }
 
-fn asks_for_tls((_, body): &Message) -> bool {
+fn asks_for_tls((_, body): &SessionMessage) -> bool {
     body[4..].starts_with(&80_877_103_u32.to_be_bytes())
 }
 
-async fn read(from: &mut (impl AsyncRead + Unpin)) -> Result<Message> {
+async fn read(from: &mut (impl AsyncRead + Unpin)) -> Result<SessionMessage> {
     let kind = from.read_u8().await?;
     Ok((Some(kind), read_untyped(from).await?.1))
 }
 
-async fn read_untyped(from: &mut (impl AsyncRead + Unpin)) -> Result<Message> {
+async fn read_untyped(from: &mut (impl AsyncRead + Unpin)) -> Result<SessionMessage> {
     let length = from.read_u32().await?;
     let mut body = length.to_be_bytes().to_vec();
     body.resize(length as usize, 0);
@@ -162,7 +162,7 @@ async fn read_untyped(from: &mut (impl AsyncRead + Unpin)) -> Result<Message> {
     Ok((None, body))
 }
 
-async fn write(to: &mut (impl AsyncWrite + Unpin), (kind, body): &Message) -> Result<()> {
+async fn write(to: &mut (impl AsyncWrite + Unpin), (kind, body): &SessionMessage) -> Result<()> {
     let bytes: Vec<u8> = kind.iter().chain(body).copied().collect();
     to.write_all(&bytes).await
 }

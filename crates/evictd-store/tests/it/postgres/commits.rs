@@ -20,7 +20,7 @@ async fn waiting_for_a_standby() -> (Postgres, Arc<PostgresStore>) {
     let server = Postgres::start().unwrap();
     let store = connect(&server.url()).await;
     populate(&store, 3).await;
-    server.set("synchronous_standby_names = 'nobody'").unwrap();
+    server.set("synchronous_standby_names = 'absent'").unwrap();
     (server, Arc::new(store))
 }
 
@@ -57,7 +57,7 @@ async fn commit_that_times_out_is_unknown_and_the_store_works() {
     options.statement_timeout = Duration::from_millis(200);
     let store = Arc::new(PostgresStore::connect(options).await.unwrap());
     populate(&*store, 3).await;
-    server.set("synchronous_standby_names = 'nobody'").unwrap();
+    server.set("synchronous_standby_names = 'absent'").unwrap();
     let began = Instant::now();
     let outcome = deletion(store.clone(), 1).await;
     assert!(is_unknown(&outcome), "{outcome:?}");

@@ -4,7 +4,7 @@ use evictd_core::history::{BeginCause, Past};
 use evictd_core::ids::KeyHash;
 use evictd_core::invalidation::Cause;
 use evictd_core::record::{Record, RecordState};
-use evictd_postgres_server::{Mode, Postgres};
+use evictd_postgres_server::{Postgres, StopMode};
 use evictd_store::change::DeleteMode;
 use evictd_store::log::{Replay, RoundRequest};
 use evictd_store::postgres::PostgresReader;
@@ -46,7 +46,7 @@ async fn promoted_standby_begins_an_epoch_even_without_loss() {
     let (mut primary, standby) = pair().await;
     let lost = connect(&primary.url()).await;
     let (before, past) = (lost.head().await.unwrap(), milestone(&lost).await);
-    primary.stop(Mode::Immediate).unwrap();
+    primary.stop(StopMode::Immediate).unwrap();
     standby.promote().unwrap();
     let store = connect(&standby.url()).await;
     assert_eq!(store.head().await.unwrap(), before, "to look changes nothing");
@@ -71,7 +71,7 @@ async fn promoted_standby_begins_an_epoch_even_without_loss() {
 async fn standbys_of_one_primary_have_no_position_in_common() {
     let (mut primary, first) = pair().await;
     let second = primary.standby().unwrap();
-    primary.stop(Mode::Immediate).unwrap();
+    primary.stop(StopMode::Immediate).unwrap();
     let mut logs = Vec::new();
     for standby in [&first, &second] {
         standby.promote().unwrap();

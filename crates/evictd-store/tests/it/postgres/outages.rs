@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use evictd_core::ids::KeyHash;
 use evictd_core::record::{Record, RecordState};
-use evictd_postgres_server::{Mode, Postgres};
+use evictd_postgres_server::{Postgres, StopMode};
 use evictd_store::change::{ChangeError, DeleteMode};
 use evictd_store::log::RoundRequest;
 use evictd_store::postgres::PostgresStore;
@@ -24,8 +24,8 @@ async fn first_call_of_each_kind_succeeds_after_a_server_restart() {
         store.key(&workspace(), &key(n).id).await.unwrap();
         store.replay(1, 1, 2, 10).await.unwrap();
         tokio::task::block_in_place(|| match n {
-            1 => server.restart(Mode::Fast).unwrap(),
-            2 => server.restart(Mode::Immediate).unwrap(),
+            1 => server.restart(StopMode::Fast).unwrap(),
+            2 => server.restart(StopMode::Immediate).unwrap(),
             _ => {
                 server.kill().unwrap();
                 server.start_again().unwrap();

@@ -2,7 +2,7 @@
 
 use evictd_core::ids::KeyHash;
 use evictd_core::record::Record;
-use evictd_postgres_server::{Mode, Postgres};
+use evictd_postgres_server::{Postgres, StopMode};
 use evictd_store::StoreError;
 use evictd_store::postgres::{PostgresReader, PostgresStore};
 
@@ -13,7 +13,7 @@ use crate::fixture::{populate, run_round};
 async fn an_agent_reads_no_logical_replica() {
     let mut home = Postgres::start().unwrap();
     home.set("wal_level = logical").unwrap();
-    tokio::task::block_in_place(|| home.restart(Mode::Fast).unwrap());
+    tokio::task::block_in_place(|| home.restart(StopMode::Fast).unwrap());
     let store: PostgresStore = connect(&home.url()).await;
     populate(&store, 3).await;
     home.query("CREATE PUBLICATION everything FOR TABLE log_head, keys, root_keys, apis, workspaces")

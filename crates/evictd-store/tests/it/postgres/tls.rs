@@ -17,12 +17,12 @@ use super::{between, connect, database, options, populated};
 use crate::fixture::run_round;
 
 /// Who vouches for servers, and where clients find that.
-struct Authority {
+struct CertificateAuthority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     file: PathBuf,
 }
 
-impl Authority {
+impl CertificateAuthority {
     fn new(file: PathBuf) -> Self {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, file.to_string_lossy());
@@ -69,8 +69,8 @@ async fn tls_needs_the_right_authority_and_the_servers_name() {
     let fixture = populated(1).await;
     let plain = evictd_postgres_server::shared().unwrap().port();
     let directory = tempfile::tempdir().unwrap();
-    let authority = Authority::new(directory.path().join("ca.pem"));
-    let another = Authority::new(directory.path().join("another.pem"));
+    let authority = CertificateAuthority::new(directory.path().join("ca.pem"));
+    let another = CertificateAuthority::new(directory.path().join("another.pem"));
 
     let port = between::encrypted(plain, authority.server("127.0.0.1")).await;
     let url = authority.url(port, &fixture.url);
