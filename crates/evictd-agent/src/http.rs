@@ -1,8 +1,9 @@
-//! `POST /v2/keys.verifyKey`, with its checks in the order of Unkey's server.
+//! `POST /v2/keys.verifyKey`, with its checks in the order of Unkey's server, and the description of it.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use bytes::Bytes;
 use evictd_core::record::Record;
 use evictd_ops::answer_log::{AnswerLog, LoggedAnswer};
 use evictd_ops::http::{Handler, Reply, Request, StatusCode, header, reply};
@@ -10,7 +11,8 @@ use evictd_ops::rpc::{self, RpcCall};
 use evictd_wire::api::envelope::{Meta, Stale, Success};
 use evictd_wire::api::error::{ApiError, ErrorKind, JSON};
 use evictd_wire::api::ids::hash;
-use evictd_wire::api::requests::VerifyKey;
+use evictd_wire::api::openapi::{self, ApiKind};
+use evictd_wire::api::requests::{OPENAPI_PATH, VerifyKey};
 use evictd_wire::api::root_key::authorize;
 use evictd_wire::api::verification::{judge, visible};
 
@@ -19,6 +21,10 @@ use crate::verify::{FoundRecord, Verifier};
 
 /// The largest body. A key and its tags, all escaped, fit several times.
 pub(crate) const BODY_BYTES_MAX: usize = 256 * 1024;
+
+/// What `GET /openapi.yaml` returns.
+static OPENAPI: LazyLock<Bytes> =
+    LazyLock::new(|| openapi::to_yaml(&openapi::document(ApiKind::Verify)).into());
 
 /// Whole seconds since the last proof for the record. Only answers that policy permits from stale records have it.
 const STALE: header::HeaderName = header::HeaderName::from_static("evictd-stale");
@@ -99,8 +105,13 @@ fn marked(mut reply: Reply, stale: Option<Duration>) -> Reply {
 
 impl Handler for VerifyApi {
     async fn handle(&self, request: Request) -> Reply {
-        if request.parts.uri.path() != VerifyKey::PATH {
-            return rpc::not_found();
+        match request.parts.uri.path() {
+            VerifyKey::PATH => {}
+            OPENAPI_PATH => {
+                let document = |_| reply(StatusCode::OK, openapi::YAML, OPENAPI.clone());
+                return RpcCall::read_open(request).map_or_else(|refusal| refusal, document);
+            }
+            _ => return rpc::not_found(),
         }
         let (remote, operation, arrived) = (request.remote, VerifyKey::PATH, self.log.arrived());
         let (call, reply) = match RpcCall::read(request).await {

@@ -59,6 +59,8 @@ pub(crate) struct ApiCall {
     /// How long the server may delay its answer until every region has confirmed. If set, even to zero, the
     /// answer contains the state of the receipt.
     pub(crate) prefer: Option<Duration>,
+    /// Whether the exit code reports if the key is valid.
+    pub(crate) exits_with_verdict: bool,
 }
 
 impl ApiCall {
@@ -69,7 +71,8 @@ impl ApiCall {
         repeat: Repeat,
     ) -> serde_json::Result<Self> {
         let body = serde_json::to_vec(request)?;
-        Ok(Self { path, body, server: ApiServer::Publisher, repeat, prefer: None })
+        let server = ApiServer::Publisher;
+        Ok(Self { path, body, server, repeat, prefer: None, exits_with_verdict: false })
     }
 }
 

@@ -18,7 +18,11 @@ use action::query;
 pub(crate) use action::ApiAction;
 
 /// Calls the control API (publisher) and the verify API (agent).
+///
+/// As in Unkey's command line, a flag with an empty value counts as not given. Of a repeated flag the last value counts;
+/// repeated lists are joined.
 #[derive(Args, Debug)]
+#[command(args_override_self = true, after_help = crate::EXIT_CODES)]
 pub struct ApiArgs {
     #[command(subcommand)]
     group: ApiGroup,

@@ -3,13 +3,13 @@
 use std::io::{self, Read};
 use std::time::{Duration, Instant};
 
-use evictd_ops::connection_url::ConnectionUrl;
 use evictd_wire::api::error::JSON;
 use evictd_wire::api::prefer::{self, PREFER};
 use ureq::SendBody;
 
 use crate::call::{ApiAnswer, ApiCall, Delivery, NoAnswer, RETRY_LIMIT, Transport};
 use crate::print::note;
+use crate::proxy::Proxy;
 use crate::settings::ClientSettings;
 
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -28,17 +28,14 @@ pub(crate) struct HttpTransport<'a> {
 impl<'a> HttpTransport<'a> {
     /// Connects at the first attempt.
     pub(crate) fn new(settings: &'a ClientSettings) -> Self {
-        let mut config = ureq::Agent::config_builder()
+        let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
             .timeout_global(Some(ATTEMPT_TIMEOUT))
             .timeout_connect(Some(CONNECT_TIMEOUT))
+            .proxy(settings.proxy.as_ref().map(Proxy::server))
             .accept(JSON)
             .user_agent(concat!("evictd/", env!("CARGO_PKG_VERSION")));
-        if ConnectionUrl::http(&settings.url).is_ok_and(|url| url.is_loopback()) {
-            // A proxy cannot reach this machine's loopback, and must not see the root key.
-            config = config.proxy(None);
-        }
         let agent = config.build().new_agent();
         Self { agent, settings, started: Instant::now(), has_reported_retries: false }
     }
@@ -105,7 +102,7 @@ impl Read for TrackedBody<'_> {
 fn no_answer(error: &ureq::Error, is_body_read: bool) -> NoAnswer {
     let delivery = match error {
         _ if is_body_read => Delivery::Unknown,
-        ureq::Error::BadUri(_) | ureq::Error::Http(_) | ureq::Error::InvalidProxyUrl => Delivery::Unsendable,
+        ureq::Error::BadUri(_) | ureq::Error::Http(_) => Delivery::Unsendable,
         _ => Delivery::NotSent,
     };
     let cause = match error {
@@ -124,10 +121,13 @@ mod tests {
     use std::io::{BufRead as _, BufReader, Read as _, Write as _};
     use std::net::TcpListener;
 
+    use evictd_ops::connection_url::ConnectionUrl;
     use evictd_wire::api::secret::Secret;
 
     use super::*;
-    use crate::call::{ApiServer, Repeat, send};
+    use crate::call::{ApiServer, Repeat, SentCall, send};
+    use crate::render;
+    use crate::settings::Env;
 
     fn call(repeat: Repeat) -> ApiCall {
         ApiCall::new("/v2/test", &serde_json::json!({}), repeat).unwrap()
@@ -145,7 +145,13 @@ mod tests {
     }
 
     fn settings(url: String) -> ClientSettings {
-        ClientSettings { root_key: Secret::new("unkey_1"), url, server: ApiServer::Publisher, json: false }
+        ClientSettings {
+            root_key: Secret::new("unkey_1"),
+            url,
+            server: ApiServer::Publisher,
+            json: false,
+            proxy: None,
+        }
     }
 
     #[test]
@@ -200,6 +206,26 @@ mod tests {
         drop(listener);
         let lost = HttpTransport::new(&settings).attempt(&call(Repeat::Harmless)).unwrap_err();
         assert_eq!(lost.delivery, Delivery::NotSent, "{lost:?}");
+    }
+
+    /// Failure: a variable names a proxy that is down, and the message blames the server.
+    #[test]
+    fn failure_names_the_proxy() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let proxy = listener.local_addr().unwrap();
+        drop(listener);
+        let lookup = |name: &str| (name == "http_proxy").then(|| format!("http://user:hunter2@{proxy}"));
+        let env = Env { lookup: &lookup, read_file: &|_| Err(io::ErrorKind::NotFound.into()) };
+        let url = ConnectionUrl::http("http://server.invalid:7070").unwrap();
+        let settings =
+            ClientSettings { proxy: Proxy::of(&url, &env).unwrap(), ..settings(url.expose().to_owned()) };
+        let call = call(Repeat::Duplicates);
+        let lost = HttpTransport::new(&settings).attempt(&call).unwrap_err();
+        assert_eq!(lost.delivery, Delivery::NotSent, "{lost:?}");
+        let sent = SentCall { result: Err(lost), is_maybe_done: false };
+        let problem = render::problem(&call, &settings, &sent).unwrap();
+        let named = format!("(through the proxy {proxy} of http_proxy)");
+        assert!(problem.contains(&named) && !problem.contains("hunter2"), "{problem}");
     }
 
     #[test]

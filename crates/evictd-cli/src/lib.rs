@@ -3,14 +3,15 @@
 //!
 //! It differs from Unkey's in one respect that matters to scripts: errors go to standard error, so that a pipe
 //! never takes one for a result. Like Unkey's, it exits with 1 on every failure, wrong usage included. It exits
-//! with 3 if a change succeeded, but `--wait` ended before each region had confirmed or elapsed.
+//! with 3 if a change succeeded, but `--wait` ended before each region had confirmed or elapsed, and with 4 if
+//! `verify-key --exit-code` found that the key isn't valid.
 //!
 //! In reading order:
 //!
 //! * [`commands`]: the command tree, and the request of each command.
 //! * [`mod@usage`]: the parts of Unkey's flag syntax that clap lacks, and what is left out of it.
 //! * [`settings`]: root key, URL and output format, from flags, environment and files.
-//! * [`call`]: a request, and when it is sent again; [`http`]: sending it.
+//! * [`call`]: a request, and when it is sent again; [`http`]: sending it; [`proxy`]: through which proxy.
 //! * [`render`]: what is printed of an answer.
 //! * [`wait`]: `--wait`, the propagation of a change through the regions.
 //! * [`bulk`]: many deletions at once.
@@ -27,6 +28,7 @@ mod http;
 mod login;
 pub mod print;
 pub mod private_file;
+mod proxy;
 mod render;
 mod settings;
 pub mod time;
@@ -52,7 +54,7 @@ use wait::WaitDisplay;
 
 pub use commands::ApiArgs;
 pub use login::AuthCommand;
-pub use usage::{expand_help, normalize};
+pub use usage::{EXIT_CODES, normalize};
 
 /// Runs an `evictd api` command and prints its result.
 pub fn run(args: ApiArgs) -> ExitCode {
@@ -65,10 +67,10 @@ pub fn run(args: ApiArgs) -> ExitCode {
     }
 }
 
-/// Prints what is wrong with an `evictd api` command, or the requested help. Exits with 1 on wrong usage, where
-/// clap itself would exit with 2.
-pub fn report_usage(error: &clap::Error, args: &[OsString]) -> ExitCode {
-    if let Some(explanation) = usage::explain(error, args) {
+/// Prints what is wrong with a command of `tree`, or the requested help. Exits with 1 on wrong usage, as on any failure
+/// and as Unkey's command line does; clap itself would exit with 2.
+pub fn report_usage(error: &clap::Error, args: &[OsString], tree: &clap::Command) -> ExitCode {
+    if let Some(explanation) = usage::explain(error, args, tree) {
         note(&format!("error: {explanation}"));
         return ExitCode::FAILURE;
     }
@@ -107,6 +109,9 @@ fn send_one(
     let took = started.elapsed();
     let printout = render::render(call, settings, &sent, took);
     let answer = sent.result.as_ref().ok().filter(|_| printout.is_success).cloned();
+    if call.exits_with_verdict && answer.as_ref().is_some_and(|answer| !render::is_valid_key(answer)) {
+        return conclude(call, &sent, &printout).map(|_| ExitCode::from(usage::NOT_VALID));
+    }
     let Some((limit, answer)) = wait.zip(answer) else { return conclude(call, &sent, &printout) };
     let receipt = if settings.json {
         let display = &mut WaitDisplay::Silent;

@@ -28,7 +28,10 @@ pub enum AuthCommand {
 
 /// The flags of `evictd auth login`.
 #[derive(Args, Debug)]
-#[command(after_help = "Examples:\n  evictd auth login\n  evictd root-key create | evictd auth login")]
+#[command(
+    args_override_self = true,
+    after_help = "Examples:\n  evictd auth login\n  evictd root-key create | evictd auth login"
+)]
 pub struct LoginArgs {
     /// The config file. Default: $EVICTD_CONFIG, $UNKEY_CONFIG, ~/.evictd/config.toml.
     #[arg(long, value_name = "FILE")]

@@ -74,6 +74,16 @@ fn parse(answer: &ApiAnswer) -> Option<SuccessParts<'_>> {
     serde_json::from_slice(&answer.body).ok()
 }
 
+/// Whether the answer to a verification says that the key is valid.
+pub(crate) fn is_valid_key(answer: &ApiAnswer) -> bool {
+    #[derive(Deserialize)]
+    struct VerdictMember {
+        valid: bool,
+    }
+    let verdict = parse(answer).and_then(|parts| serde_json::from_str::<VerdictMember>(parts.data.get()).ok());
+    verdict.is_some_and(|verdict| verdict.valid)
+}
+
 fn success(answer: &ApiAnswer, whole: bool, took: Duration) -> Option<String> {
     let parts = parse(answer)?;
     if whole {
@@ -125,8 +135,10 @@ fn refusal(answer: &ApiAnswer, settings: &ClientSettings) -> String {
 fn foreign(answer: &ApiAnswer, settings: &ClientSettings) -> String {
     let (command, variable) = settings.server.command_and_variable();
     format!(
-        "{} answered {}, but not in the form of `{command}`; check --api-url or {variable}",
-        settings.url, answer.status
+        "{} answered {}, but not in the form of `{command}`; check --api-url or {variable}{}",
+        settings.url,
+        answer.status,
+        through(settings)
     )
 }
 
@@ -146,7 +158,12 @@ fn unreachable(call: &ApiCall, settings: &ClientSettings, lost: &NoAnswer) -> St
             format!("{} It was not retried.", possible_result(call.path))
         }
     };
-    format!("no answer from {}: {}\n\n{advice}", settings.url, lost.cause)
+    format!("no answer from {}{}: {}\n\n{advice}", settings.url, through(settings), lost.cause)
+}
+
+/// Names the proxy, which may be what failed.
+fn through(settings: &ClientSettings) -> String {
+    settings.proxy.as_ref().map(|proxy| format!(" ({proxy})")).unwrap_or_default()
 }
 
 /// Describes what a creation without an answer may have left behind.
@@ -195,7 +212,8 @@ mod tests {
 
     fn settings(json: bool) -> ClientSettings {
         let url = "http://127.0.0.1:7070".to_owned();
-        ClientSettings { root_key: Secret::new("unkey_hunter2"), url, server: ApiServer::Publisher, json }
+        let root_key = Secret::new("unkey_hunter2");
+        ClientSettings { root_key, url, server: ApiServer::Publisher, json, proxy: None }
     }
 
     fn call(repeat: Repeat) -> ApiCall {
@@ -318,6 +336,21 @@ mod tests {
             assert!(!printed.is_success && printed.stdout.is_empty());
             assert!(printed.stderr.contains("http://127.0.0.1:7070 answered"), "{}", printed.stderr);
             assert!(printed.stderr.contains("--api-url"), "{}", printed.stderr);
+        }
+    }
+
+    #[test]
+    fn only_an_answer_that_says_so_makes_a_key_valid() {
+        let is_valid =
+            |body: &str| is_valid_key(&ApiAnswer { status: 200, body: body.into(), retry_after: None });
+        assert!(is_valid(r#"{"meta":{"requestId":"r"},"data":{"valid":true,"code":"VALID"}}"#));
+        for body in [
+            r#"{"meta":{"requestId":"r"},"data":{"valid":false,"code":"NOT_FOUND"}}"#,
+            r#"{"meta":{"requestId":"r"},"data":{}}"#,
+            r#"{"meta":{"requestId":"r"},"data":{"valid":"true"}}"#,
+            "",
+        ] {
+            assert!(!is_valid(body), "{body}");
         }
     }
 

@@ -1,5 +1,6 @@
 //! The root key, the URL and the output format: from flags, then the environment, then files.
 
+use std::cell::OnceCell;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +12,7 @@ use evictd_wire::api::secret::Secret;
 
 use crate::call::ApiServer;
 use crate::print::OutputFormat;
+use crate::proxy::Proxy;
 
 /// The keys of evictd's config file.
 const KEYS: [&str; 3] = ["root_key", "api_url", "verify_url"];
@@ -64,14 +66,17 @@ pub(crate) struct ClientSettings {
     pub(crate) server: ApiServer,
     /// Whether to print the whole answer as JSON.
     pub(crate) json: bool,
+    pub(crate) proxy: Option<Proxy>,
 }
 
 impl ClientSettings {
     /// Resolves each setting from the strongest place that has it. The error lists the places.
     pub(crate) fn resolve(flags: &ConnectionArgs, server: ApiServer, env: &Env<'_>) -> anyhow::Result<Self> {
-        let files = ConfigFiles::load(flags.config.as_deref(), env)?;
         let flag = flags.root_key.as_ref().map(|key| key.expose().to_owned()).filter(|key| !key.is_empty());
-        let root_key = match flag.or_else(|| env.first(&["EVICTD_ROOT_KEY", "UNKEY_ROOT_KEY"])) {
+        let given = flag.or_else(|| env.first(&["EVICTD_ROOT_KEY", "UNKEY_ROOT_KEY"]));
+        let named = flags.config.as_deref();
+        let files = ConfigFiles { named, must_exist: given.is_none(), env, loaded: OnceCell::new() };
+        let root_key = match given {
             Some(key) => Secret::new(key.trim()),
             None => Secret::new(files.text("root_key")?.ok_or_else(|| files.no_root_key())?),
         };
@@ -80,9 +85,11 @@ impl ClientSettings {
             None => find_url(server, &files, env)?,
         };
         let output = flags.output.map_or_else(|| output_of(env), Ok)?;
+        let url = ConnectionUrl::http(&url)?;
         Ok(Self {
             root_key,
-            url: ConnectionUrl::http(&url)?.expose().to_owned(),
+            proxy: Proxy::of(&url, env)?,
+            url: url.expose().to_owned(),
             server,
             json: output == OutputFormat::Json,
         })
@@ -91,7 +98,11 @@ impl ClientSettings {
 
 /// Finds the URL in environment or files, and which daemon it belongs to. A publisher verifies keys too: if only
 /// its URL is set, as in a setup made for Unkey, the root key is sent nowhere else.
-fn find_url(server: ApiServer, files: &ConfigFiles, env: &Env<'_>) -> anyhow::Result<(String, ApiServer)> {
+fn find_url(
+    server: ApiServer,
+    files: &ConfigFiles<'_>,
+    env: &Env<'_>,
+) -> anyhow::Result<(String, ApiServer)> {
     let publisher = (ApiServer::Publisher, &["EVICTD_API_URL", "UNKEY_API_BASE_URL"][..], "api_url");
     let agent = (ApiServer::Agent, &["EVICTD_VERIFY_URL"][..], "verify_url");
     let places: &[_] = match server {
@@ -152,17 +163,28 @@ pub(crate) fn strongest_file(flag: Option<&Path>, env: &Env<'_>) -> Option<PathB
     file.map(|file| file.path)
 }
 
+/// The config files, which are read when the first value is looked for in them.
+struct ConfigFiles<'a> {
+    /// As the flag names it.
+    named: Option<&'a Path>,
+    /// Whether a file that flag or environment names has to exist. As for Unkey's command line, it need not if the root
+    /// key comes from elsewhere.
+    must_exist: bool,
+    env: &'a Env<'a>,
+    loaded: OnceCell<LoadedFiles>,
+}
+
 /// The config files that exist, the strongest first.
-struct ConfigFiles {
+struct LoadedFiles {
     tables: Vec<(PathBuf, toml::Table)>,
     searched: Vec<String>,
 }
 
-impl ConfigFiles {
-    /// Reads the named file, which must exist, or else those in the home directory, which may be absent.
-    fn load(flag: Option<&Path>, env: &Env<'_>) -> anyhow::Result<Self> {
-        let named = named_file(flag, env);
-        let must_exist = named.is_some();
+impl LoadedFiles {
+    /// Reads the named file, or else those in the home directory, which may be absent.
+    fn load(named: Option<&Path>, must_exist: bool, env: &Env<'_>) -> anyhow::Result<Self> {
+        let named = named_file(named, env);
+        let must_exist = must_exist && named.is_some();
         let mut files = Self { tables: Vec::new(), searched: Vec::new() };
         for ConfigFile { path, is_unkeys } in named.map_or_else(|| home_files(env), |file| vec![file]) {
             files.searched.push(path.display().to_string());
@@ -182,14 +204,24 @@ impl ConfigFiles {
         }
         Ok(files)
     }
+}
 
-    /// Returns the value of `key` in the strongest file that has it.
+impl ConfigFiles<'_> {
+    fn loaded(&self) -> anyhow::Result<&LoadedFiles> {
+        if let Some(loaded) = self.loaded.get() {
+            return Ok(loaded);
+        }
+        let loaded = LoadedFiles::load(self.named, self.must_exist, self.env)?;
+        Ok(self.loaded.get_or_init(|| loaded))
+    }
+
+    /// Returns the value of `key` in the strongest file that has it, without spaces and line ends around it.
     fn text(&self, key: &str) -> anyhow::Result<Option<String>> {
-        for (path, table) in &self.tables {
+        for (path, table) in &self.loaded()?.tables {
             match table.get(key) {
                 None => {}
-                Some(toml::Value::String(text)) if text.is_empty() => {}
-                Some(toml::Value::String(text)) => return Ok(Some(text.clone())),
+                Some(toml::Value::String(text)) if text.trim().is_empty() => {}
+                Some(toml::Value::String(text)) => return Ok(Some(text.trim().to_owned())),
                 Some(_) => bail!("`{key}` in {} must be text in quotes", path.display()),
             }
         }
@@ -197,7 +229,8 @@ impl ConfigFiles {
     }
 
     fn no_root_key(&self) -> anyhow::Error {
-        let files = match &self.searched[..] {
+        let searched = self.loaded.get().map(|loaded| loaded.searched.as_slice()).unwrap_or_default();
+        let files = match searched {
             [] => "a file that --config names".to_owned(),
             files => files.join(" or "),
         };
@@ -300,15 +333,42 @@ mod tests {
     }
 
     #[test]
-    fn named_config_file_must_exist() {
-        let named = ConnectionArgs { config: Some("/etc/x.toml".into()), ..flags(Some("k")) };
-        let error = resolve(&named, ApiServer::Publisher, &[HOME], &[]).unwrap_err().to_string();
+    fn named_config_file_must_exist_if_the_root_key_is_there() {
+        let named = |root_key| ConnectionArgs { config: Some("/etc/x.toml".into()), ..flags(root_key) };
+        let error = resolve(&named(None), ApiServer::Publisher, &[HOME], &[]).unwrap_err().to_string();
         assert!(error.contains("/etc/x.toml"), "{error}");
+        // As for Unkey's command line, it isn't needed for anything else.
+        let given = resolve(&named(Some("k")), ApiServer::Publisher, &[HOME], &[]).unwrap();
+        assert_eq!(given.url, "http://127.0.0.1:7070");
+        let variables = [HOME, ("UNKEY_ROOT_KEY", "k"), ("UNKEY_CONFIG", "/u.toml")];
+        assert!(resolve(&flags(None), ApiServer::Agent, &variables, &[]).is_ok());
         assert!(resolve(&flags(Some("k")), ApiServer::Publisher, &[HOME], &[]).is_ok());
         let named = [("UNKEY_CONFIG", "/u.toml"), ("EVICTD_CONFIG", "/e.toml")];
         let files = [("/u.toml", "root_key = 'u'"), ("/e.toml", "root_key = 'e'")];
         let settings = resolve(&flags(None), ApiServer::Publisher, &named, &files).unwrap();
         assert_eq!(settings.root_key.expose(), "e");
+    }
+
+    #[test]
+    fn config_file_is_read_only_if_something_is_needed() {
+        let read = |_: &Path| -> io::Result<String> { panic!("it was read") };
+        let variable = |name: &str| (name == "EVICTD_API_URL").then(|| "http://env".to_owned());
+        let env = Env { lookup: &variable, read_file: &read };
+        let named = ConnectionArgs { config: Some("/etc/x.toml".into()), ..flags(Some("k")) };
+        let settings = ClientSettings::resolve(&named, ApiServer::Publisher, &env).unwrap();
+        assert_eq!(settings.url, "http://env");
+        let flag = ConnectionArgs { api_url: Some("http://flag".into()), ..flags(Some("k")) };
+        assert!(ClientSettings::resolve(&flag, ApiServer::Agent, &env).is_ok());
+    }
+
+    #[test]
+    fn values_of_a_config_file_are_trimmed() {
+        let file =
+            ("/home/u/.evictd/config.toml", "root_key = \"\"\"\nunkey_1\n\"\"\"\napi_url = ' http://h '");
+        let settings = resolve(&flags(None), ApiServer::Publisher, &[HOME], &[file]).unwrap();
+        assert_eq!((settings.root_key.expose(), settings.url.as_str()), ("unkey_1", "http://h"));
+        let blank = ("/home/u/.evictd/config.toml", r#"root_key = " \n""#);
+        assert!(resolve(&flags(None), ApiServer::Publisher, &[HOME], &[blank]).is_err());
     }
 
     #[test]

@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 use evictd_wire::api::envelope::{Failure, Success};
-use evictd_wire::api::error::{ApiError, ErrorKind, FieldError, JSON};
+use evictd_wire::api::error::{ApiError, ErrorKind, JSON};
 use evictd_wire::api::ids;
-use evictd_wire::api::requests::authorization;
+use evictd_wire::api::requests::{authorization, missing_authorization, unknown_content_type};
 use hyper::header::{ACCEPT, ALLOW, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use hyper::{HeaderMap, Method, StatusCode};
 use serde::Serialize;
@@ -21,11 +21,16 @@ pub struct RpcCall {
 
 impl RpcCall {
     /// Reads a call. `Err` is the answer to one that can't be read.
+    ///
+    /// The body is read only if there is an `Authorization` header. An empty one is none, as for Unkey's validator.
     pub async fn read(mut request: Request) -> Result<Self, Reply> {
-        let request_id = ids::new_id(ids::REQUEST);
         if request.parts.method != Method::POST {
             return Err(not_allowed("POST"));
         }
+        if request.parts.headers.get(AUTHORIZATION).is_none_or(HeaderValue::is_empty) {
+            return Err(Self::without_body(request).failure(&missing_authorization()));
+        }
+        let request_id = ids::new_id(ids::REQUEST);
         let body = request.body().await;
         let headers = request.parts.headers;
         match body {
@@ -37,24 +42,31 @@ impl RpcCall {
         }
     }
 
-    /// A call whose path says everything.
-    pub fn without_body(request: Request) -> Self {
+    /// Reads a GET, whose path says everything.
+    #[expect(clippy::result_large_err, reason = "either is used at once")]
+    pub fn read_open(request: Request) -> Result<Self, Reply> {
+        match request.parts.method {
+            Method::GET | Method::HEAD => Ok(Self::without_body(request)),
+            _ => Err(not_allowed("GET, HEAD")),
+        }
+    }
+
+    fn without_body(request: Request) -> Self {
         Self { request_id: ids::new_id(ids::REQUEST), headers: request.parts.headers, body: Bytes::new() }
     }
 
-    /// Parses the body. The order of the checks is that of Unkey's validator: the presence of the `Authorization`
-    /// header, then the body's type and content. [`RpcCall::token`] checks the header's form.
+    /// Parses the body. The order of the checks is that of Unkey's validator: the body's type, then its content.
+    /// [`RpcCall::token`] checks the form of the `Authorization` header afterwards.
     pub fn request<'a, T>(
         &'a self,
         parse: impl FnOnce(&'a [u8]) -> Result<T, ApiError>,
     ) -> Result<T, ApiError> {
-        if !self.headers.contains_key(AUTHORIZATION) {
-            authorization(None)?;
+        let mut content_types = self.headers.get_all(CONTENT_TYPE).iter();
+        let first = content_types.next();
+        if first.is_some_and(is_json) && content_types.all(is_json) {
+            return parse(&self.body);
         }
-        if !self.headers.get_all(CONTENT_TYPE).iter().all(is_json) {
-            return Err(wrong_content_type());
-        }
-        parse(&self.body)
+        Err(unknown_content_type(first.and_then(|sent| sent.to_str().ok()).unwrap_or_default()))
     }
 
     /// Returns the text of the root key, which hasn't been looked up yet.
@@ -65,7 +77,7 @@ impl RpcCall {
             let detail = "There are several Authorization headers; send one";
             return Err(ApiError::new(ErrorKind::AuthenticationMalformed, detail));
         }
-        authorization(first)
+        authorization(first.unwrap_or_default())
     }
 
     /// The answer of a call that succeeded.
@@ -98,17 +110,6 @@ pub fn not_allowed(allowed: &'static str) -> Reply {
 fn is_json(content_type: &HeaderValue) -> bool {
     let media_type = content_type.to_str().unwrap_or_default().split(';').next().unwrap_or_default();
     media_type.trim().eq_ignore_ascii_case(JSON)
-}
-
-fn wrong_content_type() -> ApiError {
-    ApiError {
-        errors: vec![FieldError {
-            location: "/header/Content-Type".to_owned(),
-            message: "the body's type isn't application/json".to_owned(),
-            fix: Some("send `Content-Type: application/json`".to_owned()),
-        }],
-        ..ApiError::new(ErrorKind::InvalidInput, "The Content-Type header must be application/json")
-    }
 }
 
 fn unreadable(error: BodyError) -> ApiError {

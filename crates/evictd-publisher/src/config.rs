@@ -1,7 +1,8 @@
 //! The publisher's configuration. `deploy/publisher.toml` documents every key and holds every default.
 //!
-//! * [`StoreConfig`], in `store`: which home store.
+//! * [`StoreConfig`], in `store`: which home store. [`TrustedNetwork`], in `network`: which proxies.
 
+mod network;
 mod store;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,6 +19,7 @@ use evictd_ops::logging::LogConfig;
 use evictd_wire::subject::check_name;
 use serde::Deserialize;
 
+pub use self::network::{NetworkError, TrustedNetwork};
 pub use self::store::{StoreConfig, StoreLocation};
 
 /// The documented default file; the program's own defaults.
@@ -49,6 +51,8 @@ pub struct PublisherConfig {
     pub receipts: ReceiptsConfig,
     /// How many requests a workspace may make.
     pub rate_limit: RateLimitConfig,
+    /// What audit records contain.
+    pub audit: AuditConfig,
     /// How long old rows are kept.
     pub retention: RetentionConfig,
     /// Logging.
@@ -108,6 +112,14 @@ pub struct RateLimitConfig {
     pub requests_per_minute: RequestLimit,
     /// The limits of single workspaces, by id.
     pub workspaces: BTreeMap<String, RequestLimit>,
+}
+
+/// What audit records contain.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AuditConfig {
+    /// The proxies whose `X-Forwarded-For` counts.
+    pub trusted_proxies: Vec<TrustedNetwork>,
 }
 
 /// Requests in a minute: `unlimited` or a number.

@@ -3,30 +3,33 @@
 //! Each endpoint checks headers and body first (400), then the root key (401, 403) and its workspace's rate limit (429),
 //! then does its work. A change that is answered with success is durable, and its log row with it (G3).
 //!
-//! * [`caller`]: the root key behind a request, and what it may do.
+//! * [`caller`]: the root key behind a request, and what it may do; [`origin`]: where the request comes from.
 //! * [`turns`]: whose request the store works on next.
 //! * [`apis`], [`keys`], [`verify`], [`propagation`]: the endpoints.
 
 mod apis;
 mod caller;
 mod keys;
+mod origin;
 mod propagation;
 mod turns;
 mod verify;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
+use bytes::Bytes;
 use evictd_core::ids::{ApiId, KeyId};
 use evictd_core::limits::{META_BYTES_MAX, PERMISSION_BYTES_MAX, PERMISSIONS_MAX};
 use evictd_ops::answer_log::{AnswerLog, LoggedAnswer};
 use evictd_ops::clock;
-use evictd_ops::http::{Handler, Method, Reply, Request, StatusCode, reply};
+use evictd_ops::http::{Handler, Reply, Request, StatusCode, reply};
 use evictd_ops::rpc::{self, RpcCall};
 use evictd_store::change::ChangeError;
 use evictd_store::{Concurrency, HomeStore, StoreError};
 use evictd_wire::api::envelope::Success;
 use evictd_wire::api::error::{ApiError, ErrorKind, JSON};
+use evictd_wire::api::openapi::{self, ApiKind};
 use evictd_wire::api::prefer;
 use evictd_wire::api::requests::{
     CreateApi, CreateKey, DeleteApi, DeleteKey, Endpoint, GetApi, GetKey, GetReceipt, ListKeys, RerollKey,
@@ -46,6 +49,12 @@ use crate::receipts::Receipts;
 use crate::rounds::FreshnessGuard;
 use crate::wake::Wake;
 
+pub(crate) use origin::TrustedProxies;
+
+/// What `GET /openapi.yaml` returns.
+static OPENAPI: LazyLock<Bytes> =
+    LazyLock::new(|| openapi::to_yaml(&openapi::document(ApiKind::Control)).into());
+
 /// The largest body. Every valid request fits, even if each of its characters is escaped.
 pub(crate) const BODY_BYTES_MAX: usize = 1024 * 1024;
 
@@ -62,6 +71,7 @@ pub(crate) struct ControlApi {
     pub(crate) store: Arc<dyn HomeStore>,
     pub(crate) receipts: Receipts,
     pub(crate) limits: Arc<RateLimits>,
+    pub(crate) proxies: TrustedProxies,
     pub(crate) turns: StoreTurns,
     pub(crate) trials: ChangeTrials,
     pub(crate) wake: Wake,
@@ -143,6 +153,9 @@ impl ControlApi {
             Endpoint::VerifyKey => self.read(context, VerifyKey::parse, verify::verify).await,
             Endpoint::GetReceipt => self.read(context, GetReceipt::parse, propagation::get_receipt).await,
             Endpoint::Liveness => ControlAnswer::unlimited(Ok(context.call.success(LivenessData::ALIVE))),
+            Endpoint::OpenApi => {
+                ControlAnswer::unlimited(Ok(reply(StatusCode::OK, openapi::YAML, OPENAPI.clone())))
+            }
         }
     }
 
@@ -302,15 +315,9 @@ impl Handler for ControlApi {
     }
 }
 
-/// Reads a call. All endpoints but one take a POST with a body.
+/// Reads a call: a POST with a body, or of open endpoints a GET.
 async fn read(endpoint: Endpoint, request: Request) -> Result<RpcCall, Reply> {
-    if endpoint != Endpoint::Liveness {
-        return RpcCall::read(request).await;
-    }
-    match request.parts.method {
-        Method::GET | Method::HEAD => Ok(RpcCall::without_body(request)),
-        _ => Err(rpc::not_allowed("GET, HEAD")),
-    }
+    if endpoint.is_open() { RpcCall::read_open(request) } else { RpcCall::read(request).await }
 }
 
 fn key_not_found() -> ApiError {

@@ -72,7 +72,7 @@ use tokio_util::sync::CancellationToken;
 use crate::authority::Authority;
 use crate::change_trials::ChangeTrials;
 use crate::config::PublisherConfig;
-use crate::control::{ControlApi, StoreTurns};
+use crate::control::{ControlApi, StoreTurns, TrustedProxies};
 use crate::expiry::Expiry;
 use crate::history::HomeHistory;
 use crate::live_feed::LiveFeed;
@@ -271,6 +271,7 @@ pub async fn start(
         store: store.clone(),
         receipts: receipts.clone(),
         limits,
+        proxies: TrustedProxies::new(config.audit.trusted_proxies),
         turns: StoreTurns::new(store.concurrency()),
         trials: trials.clone(),
         wake: shared.wake.clone(),

@@ -45,7 +45,10 @@ pub struct AuditRecord {
     pub actor_id: String,
     /// The root key's name at the time of the change.
     pub actor_name: Option<String>,
+    /// The client, as trusted proxies reported it.
     pub remote_ip: Option<String>,
+    /// The other end of the connection.
+    pub peer_ip: Option<String>,
     pub user_agent: Option<String>,
     pub targets: Vec<AuditTarget>,
     /// The request, `req_...`.
@@ -74,6 +77,7 @@ impl AuditRecord {
             actor_id: row.string("actor_id")?,
             actor_name: row.optional_string("actor_name")?,
             remote_ip: row.optional_string("remote_ip")?,
+            peer_ip: row.optional_string("peer_ip")?,
             user_agent: row.optional_string("user_agent")?,
             targets: row.list("targets", event_id)?,
             request_id: row.optional_string("correlation_id")?,

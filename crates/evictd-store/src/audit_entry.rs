@@ -24,6 +24,7 @@ pub(crate) struct Author<'a> {
     pub(crate) actor_id: &'a str,
     pub(crate) request_id: &'a str,
     pub(crate) remote_ip: Option<&'a str>,
+    pub(crate) peer_ip: Option<&'a str>,
     pub(crate) user_agent: Option<&'a str>,
 }
 
@@ -36,6 +37,7 @@ impl<'a> Author<'a> {
             actor_id: actor.root_key_id.as_str(),
             request_id: &actor.request_id,
             remote_ip: actor.remote_ip.as_deref(),
+            peer_ip: actor.peer_ip.as_deref(),
             user_agent: actor.user_agent.as_deref(),
         }
     }
@@ -48,6 +50,7 @@ impl<'a> Author<'a> {
             actor_id: "trial",
             request_id: TRIAL,
             remote_ip: None,
+            peer_ip: None,
             user_agent: None,
         }
     }
@@ -60,6 +63,7 @@ impl<'a> Author<'a> {
             actor_id: &operator.name,
             request_id: &operator.request_id,
             remote_ip: None,
+            peer_ip: None,
             user_agent: None,
         }
     }

@@ -67,7 +67,10 @@ pub struct Actor {
     pub workspace_id: WorkspaceId,
     /// The request, `req_...`.
     pub request_id: String,
+    /// The client, as trusted proxies report it.
     pub remote_ip: Option<String>,
+    /// The other end of the connection.
+    pub peer_ip: Option<String>,
     pub user_agent: Option<String>,
 }
 

@@ -9,6 +9,7 @@
 //! * [`error`]: every error, with its status, title and content type.
 //! * [`root_key`]: whether a root key may act.
 //! * [`verification`]: the answer to a verification. [`permission_query`]: the query in its request.
+//! * [`openapi`]: the description of all this for programs.
 //! * [`ids`]: new ids and keys, and the hash of a key.
 //! * [`secret`]: text that no log may show.
 //!
@@ -18,6 +19,7 @@
 pub mod envelope;
 pub mod error;
 pub mod ids;
+pub mod openapi;
 pub mod permission_query;
 pub mod prefer;
 pub mod propagation;

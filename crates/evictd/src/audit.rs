@@ -16,7 +16,8 @@ use crate::operator::OperatorArgs;
 ///
 /// The record of a request is written in the transaction of its change. The record of a change by direct SQL is written
 /// when the change gets its position in the log, without an author. Records contain ids, never keys, and remain after a
-/// permanent deletion. `--output=json` prints an object per line, with the field names of Unkey's audit log.
+/// permanent deletion. `--output=json` prints an object per line, with the field names of Unkey's audit log, and
+/// `peer_ip`, the other end of the connection.
 #[derive(Args, Debug)]
 #[command(
     after_help = "Examples:\n  evictd audit --since=24h\n  evictd audit --key-id=key_1234abcd --output=json\n  \
@@ -60,6 +61,8 @@ struct RecordLine<'a> {
     actor: RecordActor<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     remote_ip: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peer_ip: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     user_agent: Option<&'a str>,
     targets: Vec<RecordTarget<'a>>,
@@ -117,6 +120,7 @@ impl<'a> RecordLine<'a> {
                 name: record.actor_name.as_deref(),
             },
             remote_ip: record.remote_ip.as_deref(),
+            peer_ip: record.peer_ip.as_deref(),
             user_agent: record.user_agent.as_deref(),
             targets: record.targets.iter().map(target).collect(),
             correlation_id: record.request_id.as_deref(),
@@ -140,6 +144,9 @@ fn text(record: &AuditRecord) -> String {
     }
     if let Some(ip) = &record.remote_ip {
         let _ = write!(text, " from {ip}");
+    }
+    if let Some(peer) = record.peer_ip.as_ref().filter(|peer| Some(*peer) != record.remote_ip.as_ref()) {
+        let _ = write!(text, " through {}", printable(peer));
     }
     if let Some(request_id) = &record.request_id {
         let _ = write!(text, "  {request_id}");
@@ -165,6 +172,7 @@ mod tests {
             actor_id: "root_1".to_owned(),
             actor_name: Some("ci\u{1b}[31m".to_owned()),
             remote_ip: Some("10.0.0.1".to_owned()),
+            peer_ip: Some("10.0.0.1".to_owned()),
             user_agent: Some("evictd/0.1.0".to_owned()),
             targets: vec![AuditTarget { kind: "key".to_owned(), id: "key_1".to_owned() }],
             request_id: Some("req_1".to_owned()),
@@ -178,7 +186,10 @@ mod tests {
             "2026-08-21T12:34:56.789Z  key.delete       Deleted key key_1  by rootkey root_1 (ci\\u001b[31m) from \
              10.0.0.1  req_1"
         );
-        let plain = AuditRecord { actor_name: None, remote_ip: None, request_id: None, ..record() };
+        let proxied = AuditRecord { peer_ip: Some("10.9.9.9".to_owned()), ..record() };
+        assert!(text(&proxied).ends_with(" from 10.0.0.1 through 10.9.9.9  req_1"));
+        let plain =
+            AuditRecord { actor_name: None, remote_ip: None, peer_ip: None, request_id: None, ..record() };
         assert!(text(&plain).ends_with("Deleted key key_1  by rootkey root_1"));
     }
 
@@ -190,7 +201,7 @@ mod tests {
                 r#"{"event_id":"log_1","time":1787315696789,"workspace_id":"ws_1","event":"key.delete","#,
                 r#""description":"Deleted key key_1","#,
                 r#""actor":{"type":"rootkey","id":"root_1","name":"ci\u001b[31m"},"#,
-                r#""remote_ip":"10.0.0.1","user_agent":"evictd/0.1.0","#,
+                r#""remote_ip":"10.0.0.1","peer_ip":"10.0.0.1","user_agent":"evictd/0.1.0","#,
                 r#""targets":[{"type":"key","id":"key_1"}],"correlation_id":"req_1"}"#
             )
         );

@@ -44,7 +44,7 @@ use config_args::ConfigArgs;
 
 /// Evicts deleted API keys from every region within a proven bound.
 #[derive(Parser, Debug)]
-#[command(name = "evictd", version, about, max_term_width = 100)]
+#[command(name = "evictd", version, about, max_term_width = 100, after_help = evictd_cli::EXIT_CODES)]
 struct EvictdArgs {
     #[command(subcommand)]
     command: EvictdCommand,
@@ -95,14 +95,10 @@ enum EvictdCommand {
 }
 
 fn main() -> ExitCode {
-    let args: Vec<_> = std::env::args_os().collect();
-    let is_api = args.get(1).is_some_and(|command| command == "api");
-    let args = if is_api { evictd_cli::normalize(args) } else { args };
-    let args = evictd_cli::expand_help(args, EvictdArgs::command());
+    let args = evictd_cli::normalize(std::env::args_os(), EvictdArgs::command());
     let command = match EvictdArgs::try_parse_from(&args) {
         Ok(args) => args.command,
-        Err(error) if is_api => return evictd_cli::report_usage(&error, &args),
-        Err(error) => return evictd_cli::print::usage(&error, 2),
+        Err(error) => return evictd_cli::report_usage(&error, &args, &EvictdArgs::command()),
     };
     let result = match command {
         EvictdCommand::Api(args) => return evictd_cli::run(args),

@@ -42,7 +42,7 @@ POLL_SECONDS = 0.02
 NO_RETRIES = RetryConfig("none", BackoffStrategy(1, 1, 1, 1), False)
 
 # The errors, as (class, status, title, the end of the type's URL).
-MISSING = (errors.BadRequestErrorResponse, 400, "Bad Request", "unkey/authentication/missing")
+MISSING = (errors.BadRequestErrorResponse, 400, "Bad Request", "unkey/application/invalid_input")
 MALFORMED = (errors.BadRequestErrorResponse, 400, "Bad Request", "unkey/authentication/malformed")
 INVALID = (errors.BadRequestErrorResponse, 400, "Bad Request", "unkey/application/invalid_input")
 BAD_QUERY = (
@@ -688,6 +688,7 @@ class Errors(Suite):
                 ("ratelimits", verify, {"key": "k", "ratelimits": [{"name": "requests"}]}),
                 ("migrationId", verify, {"key": "k", "migration_id": "from_elsewhere"}),
                 ("keyspaces", verify, {"key": "k", "keyspaces": ["ks_1"]}),
+                ("keyspaces", verify, {"key": "k", "keyspaces": []}),
             ]
         for field, call, settings in calls:
             with self.subTest(field, settings=settings):

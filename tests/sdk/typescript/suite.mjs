@@ -39,7 +39,7 @@ const POLL_MILLIS = 20;
 const NO_RETRIES = { retries: { strategy: "none" } };
 
 // The errors, as [class, status, title, the end of the type's URL].
-const MISSING = [errors.BadRequestErrorResponse, 400, "Bad Request", "unkey/authentication/missing"];
+const MISSING = [errors.BadRequestErrorResponse, 400, "Bad Request", "unkey/application/invalid_input"];
 const MALFORMED = [errors.BadRequestErrorResponse, 400, "Bad Request", "unkey/authentication/malformed"];
 const INVALID = [errors.BadRequestErrorResponse, 400, "Bad Request", "unkey/application/invalid_input"];
 const BAD_QUERY = [

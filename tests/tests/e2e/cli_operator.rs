@@ -105,7 +105,7 @@ fn audit_shows_who_changed_what() -> Result<()> {
         (&json!("rootkey"), &json!("ws_default"))
     );
     assert!(record["event_id"].as_str().is_some_and(|id| id.starts_with("log_")), "{record}");
-    assert_eq!(record["remote_ip"], "127.0.0.1");
+    assert_eq!((&record["remote_ip"], &record["peer_ip"]), (&json!("127.0.0.1"), &json!("127.0.0.1")));
     assert!(record["user_agent"].as_str().is_some_and(|agent| agent.starts_with("evictd/")), "{record}");
     assert!(record["time"].as_i64().is_some_and(|time| time > 1_700_000_000_000), "{record}");
 

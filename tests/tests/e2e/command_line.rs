@@ -75,7 +75,10 @@ fn the_command_line_creates_verifies_and_deletes() -> Result<()> {
     let key = crate::world::Key { id, text: key };
     world.assert_gone(&[&key])?;
     // A negative verdict is not a failure of the command.
-    assert_eq!(data(&format!("keys verify-key --key={}", key.text))?["code"], "NOT_FOUND");
+    let verify = format!("keys verify-key --key={}", key.text);
+    assert_eq!(data(&verify)?["code"], "NOT_FOUND");
+    let judged = run(&format!("{verify} --exit-code"))?;
+    assert!(judged.exit == Some(4) && judged.stdout.contains("NOT_FOUND"), "{}", judged.stdout);
 
     // Flags may have one dash, as in Unkey's own command line.
     let other = text(&data(&format!("keys create-key -api-id {api}"))?["keyId"])?;
@@ -100,6 +103,20 @@ fn errors_go_to_standard_error_and_exit_with_1() -> Result<()> {
     evictd(&world, root_key, "api keys delete-key --key-id=k")?.assert_failed("keyId");
     evictd(&world, root_key, "api keys delete-key")?.assert_failed("--key-id");
     evictd(&world, root_key, &format!("{delete} --permanant"))?.assert_failed("--permanent");
+    // Usage has one exit code, of all commands.
+    for (line, words) in [
+        ("", "Usage"),
+        ("auth", "Usage"),
+        ("auth login --nonsense", "--nonsense"),
+        ("root-key create --nonsense", "--nonsense"),
+        ("audit extra", "extra"),
+        ("check-config nonsense", "publisher"),
+        ("delete-key --key-id=k", "`evictd api keys delete-key`"),
+    ] {
+        evictd(&world, root_key, line)?.assert_failed(words);
+    }
+    let help = evictd(&world, "", "--help")?;
+    assert!(help.exit == Some(0) && help.stdout.contains("Exit codes:"), "{}", help.stdout);
     // The verify URL is an agent's, which has no such endpoint.
     let elsewhere = format!("{delete} --api-url=http://{}", world.agent(0).http);
     evictd(&world, root_key, &elsewhere)?.assert_failed("--api-url");

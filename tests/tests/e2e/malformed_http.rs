@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 
 use crate::world::{World, count, plan};
 
+const JSON_TYPE: &[u8] = b"content-type: application/json\r\n";
+
 /// More than either daemon accepts: 10 MiB and 256 KiB.
 const TOO_LARGE: usize = 11 << 20;
 
@@ -194,8 +196,9 @@ fn every_endpoint_rejects_callers_without_a_root_key() -> Result<()> {
     ];
     for EndpointUnderTest { node, path, good } in endpoints(&world) {
         for (what, header, status) in cases {
+            let headers = [JSON_TYPE, header].concat();
             let answer =
-                MalformedAnswer::to(node.http, &request("POST", path, header, good.to_string().as_bytes()))?;
+                MalformedAnswer::to(node.http, &request("POST", path, &headers, good.to_string().as_bytes()))?;
             assert_eq!(answer.status, status, "{path}, {what}: {}", answer.text);
             answer.assert_envelope(&format!("{path}, {what}"))?;
         }

@@ -200,7 +200,7 @@ fn paused_agent_serves_nothing_deleted_during_the_pause() -> Result<()> {
     let body = json!({ "key": doomed.text }).to_string();
     let request = format!(
         "POST /v2/keys.verifyKey HTTP/1.1\r\nhost: test\r\nconnection: close\r\nauthorization: Bearer {}\r\n\
-         content-length: {}\r\n\r\n{body}",
+         content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
         world.topology.root_key(),
         body.len()
     );

@@ -100,7 +100,8 @@ impl Gateway {
     /// Posts `body` with these further header lines.
     async fn post(&self, headers: &[&str], body: &str) -> VerifyAnswer {
         let length = format!("content-length: {}", body.len());
-        let lines = [&["POST /v2/keys.verifyKey HTTP/1.1", &length], headers].concat();
+        let json = "content-type: application/json";
+        let lines = [&["POST /v2/keys.verifyKey HTTP/1.1", &length, json], headers].concat();
         self.send(&lines.join("\r\n"), body).await
     }
 
@@ -341,6 +342,7 @@ async fn a_bad_request_is_rejected_before_any_lookup() {
         &query,
         r#"{"key":"alice","ratelimits":[{"name":"requests"}]}"#,
         r#"{"key":"alice","credits":{"cost":1}}"#,
+        r#"{"key":"alice","keyspaces":[]}"#,
     ] {
         let answer = gateway.post(&[unknown, "accept: */*"], body).await;
         assert_eq!(answer.refusal(), (400, "unkey/application/invalid_input".to_owned()), "{body}");
@@ -348,7 +350,8 @@ async fn a_bad_request_is_rejected_before_any_lookup() {
         assert!(!answer.json()["error"]["errors"].as_array().unwrap().is_empty(), "{body}");
     }
     for (headers, r#type) in [
-        (&[][..], "unkey/authentication/missing"),
+        (&[][..], "unkey/application/invalid_input"),
+        (&["authorization:"], "unkey/application/invalid_input"),
         (&["authorization: Bearer "], "unkey/authentication/malformed"),
         (&["authorization: Basic root"], "unkey/authentication/malformed"),
         (&["authorization: root"], "unkey/authentication/malformed"),
@@ -356,6 +359,16 @@ async fn a_bad_request_is_rejected_before_any_lookup() {
         let answer = gateway.post(headers, r#"{"key":"alice"}"#).await;
         assert_eq!(answer.refusal(), (400, r#type.to_owned()));
     }
+    for headers in [&[][..], &["authorization:"]] {
+        let answer = gateway.post(headers, "{").await;
+        let error = &answer.json()["error"];
+        assert_eq!(error["detail"], "Authorization header for 'bearer' scheme", "before the body");
+        assert_eq!(error["errors"][0]["location"], "security");
+    }
+    let body = r#"{"key":"alice"}"#;
+    let head = format!("POST /v2/keys.verifyKey HTTP/1.1\r\n{ROOT}\r\ncontent-length: {}", body.len());
+    let untyped = gateway.send(&head, body).await;
+    assert_eq!(untyped.json()["error"]["detail"], "POST operation request content type '' does not exist");
     assert_eq!(gateway.agent.home.lookups(), 0);
 }
 
@@ -450,13 +463,23 @@ async fn an_applied_deletion_takes_effect_at_once() {
 }
 
 #[tokio::test]
+async fn the_openapi_document_of_an_agent_is_served() {
+    let gateway = Gateway::new().await;
+    let answer = gateway.send("GET /openapi.yaml HTTP/1.1", "").await;
+    assert_eq!((answer.status, answer.content_type.as_str()), (200, "application/yaml"));
+    assert!(answer.body.contains("\"/v2/keys.verifyKey\":") && !answer.body.contains("deleteKey"));
+    assert_eq!(gateway.send("POST /openapi.yaml HTTP/1.1\r\ncontent-length: 0", "").await.status, 405);
+}
+
+#[tokio::test]
 async fn other_paths_methods_and_sizes_are_rejected() {
     let gateway = Gateway::new().await;
     let answer = gateway.send("POST /v2/keys.deleteKey HTTP/1.1\r\ncontent-length: 2", "{}").await;
     assert_eq!((answer.status, answer.body.as_str()), (404, "404 page not found\n"));
     let answer = gateway.send("GET /v2/keys.verifyKey HTTP/1.1", "").await;
     assert_eq!(answer.status, 405);
-    let head = format!("POST /v2/keys.verifyKey HTTP/1.1\r\ncontent-length: {}", BODY_BYTES_MAX + 1);
+    let length = BODY_BYTES_MAX + 1;
+    let head = format!("POST /v2/keys.verifyKey HTTP/1.1\r\n{ROOT}\r\ncontent-length: {length}");
     let answer = gateway.send(&head, "").await;
     assert_eq!(answer.refusal(), (413, "user/bad_request/request_body_too_large".to_owned()));
 }

@@ -46,7 +46,13 @@ fn publisher(answer: impl Fn(&str, usize) -> FakeAnswer + Send + Sync + 'static)
             });
         }
     });
-    ClientSettings { root_key: Secret::new("unkey_1"), url, server: ApiServer::Publisher, json: false }
+    ClientSettings {
+        root_key: Secret::new("unkey_1"),
+        url,
+        server: ApiServer::Publisher,
+        json: false,
+        proxy: None,
+    }
 }
 
 /// Reads the id in the next request on this connection.
@@ -232,8 +238,13 @@ fn foreign_server_ends_the_run() {
             let _ = stream.write_all(page.as_bytes());
         }
     });
-    let settings =
-        ClientSettings { root_key: Secret::new("unkey_1"), url, server: ApiServer::Publisher, json: false };
+    let settings = ClientSettings {
+        root_key: Secret::new("unkey_1"),
+        url,
+        server: ApiServer::Publisher,
+        json: false,
+        proxy: None,
+    };
     let (lines, _, code) = delete(&ids(3), &deletion(1), &settings);
     assert!(
         lines[0].contains("key_1  failed: http://127.0.0.1:") && lines[0].contains("answered 404"),

@@ -20,9 +20,15 @@ pub(super) struct WaitArgs {
     pub(super) wait: Option<HumanDuration>,
 }
 
-/// Text between commas; an empty text has none.
+/// Text between commas; an empty text has none. A flag of this type may be repeated: the lists are joined.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub(super) struct CommaList(pub(super) Vec<String>);
+
+impl CommaList {
+    pub(super) fn joined(lists: Vec<Self>) -> Vec<String> {
+        lists.into_iter().flat_map(|list| list.0).collect()
+    }
+}
 
 impl FromStr for CommaList {
     type Err = Infallible;

@@ -73,10 +73,12 @@ pub(super) struct ListKeysArgs {
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     external_id: Option<String>,
     /// Accepted for compatibility and ignored: lists always come from the store.
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true,
+          value_parser = usage::switch)]
     revalidate_keys_cache: Option<bool>,
     /// Accepted for compatibility, as long as it is false.
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true,
+          value_parser = usage::switch)]
     decrypt: Option<bool>,
 }
 

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use clap::{Args, Subcommand};
 use evictd_ops::clock::wall_now;
 use evictd_wire::api::requests::{CreateKey, DeleteKey, GetKey, Patch, RerollKey, UpdateKey, VerifyKey};
@@ -47,14 +47,15 @@ struct KeyFields {
     /// Metadata as a JSON object. The answer to each verification contains it.
     #[arg(long, value_name = "JSON")]
     meta_json: Option<String>,
-    /// The key's permissions in your own terms, separated by commas. --permissions= means none.
+    /// The key's permissions in your own terms, separated by commas; repeatable.
     #[arg(long, value_name = "PERMISSIONS")]
-    permissions: Option<CommaList>,
+    permissions: Vec<CommaList>,
     /// When the key expires: 2027-01-31T12:00:00Z, milliseconds since 1970, or a duration from now such as 90d.
     #[arg(long, value_name = "TIME")]
     expires: Option<When>,
     /// Whether the key can be used. A disabled key can be enabled again; a deleted one cannot.
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL",
+          value_parser = usage::switch)]
     enabled: Option<bool>,
     /// Accepted for compatibility, as long as it is empty.
     #[arg(long, value_name = "JSON", hide = true)]
@@ -84,7 +85,8 @@ pub(super) struct CreateKeyArgs {
     #[command(flatten)]
     fields: KeyFields,
     /// Accepted for compatibility, as long as it is false.
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true,
+          value_parser = usage::switch)]
     recoverable: Option<bool>,
     #[command(flatten)]
     wait: WaitArgs,
@@ -100,20 +102,21 @@ pub(super) struct GetKeyArgs {
     #[arg(long, value_name = "ID")]
     key_id: String,
     /// Accepted for compatibility, as long as it is false.
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true,
+          value_parser = usage::switch)]
     decrypt: Option<bool>,
 }
 
 /// Updates settings of a key; those without a flag keep their value. Every region uses the new ones within the bound.
 ///
-/// --meta-json and --permissions replace all metadata and all permissions. An expiry in the future revives an expired
+/// --meta-json and --permissions replace all metadata and all permissions. A flag with an empty value counts as not
+/// given; the --clear flags remove what is there. An expiry in the future revives an expired
 /// key. The root key needs api.*.update_key or api.<api_id>.update_key.
 #[derive(Args, Debug)]
 #[command(
     after_help = "Examples:\n  evictd api keys update-key --key-id=key_1234abcd --enabled=false --wait\n  \
                         evictd api keys update-key --key-id=key_1234abcd --permissions=files.read,files.write --clear-expires"
 )]
-#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(super) struct UpdateKeyArgs {
     /// The key's id, which createKey returned. Not the key itself.
     #[arg(long, value_name = "ID")]
@@ -121,17 +124,25 @@ pub(super) struct UpdateKeyArgs {
     #[command(flatten)]
     fields: KeyFields,
     /// Removes the name.
-    #[arg(long, conflicts_with = "name")]
-    clear_name: bool,
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL",
+          value_parser = usage::switch)]
+    clear_name: Option<bool>,
     /// Removes the owner.
-    #[arg(long, conflicts_with = "external_id")]
-    clear_external_id: bool,
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL",
+          value_parser = usage::switch)]
+    clear_external_id: Option<bool>,
     /// Removes the metadata, as --meta-json=null does.
-    #[arg(long, conflicts_with = "meta_json")]
-    clear_meta: bool,
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL",
+          value_parser = usage::switch)]
+    clear_meta: Option<bool>,
     /// Removes the expiry: the key is valid until it is deleted.
-    #[arg(long, conflicts_with = "expires")]
-    clear_expires: bool,
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL",
+          value_parser = usage::switch)]
+    clear_expires: Option<bool>,
+    /// Removes all permissions.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL",
+          value_parser = usage::switch)]
+    clear_permissions: Option<bool>,
     #[command(flatten)]
     wait: WaitArgs,
 }
@@ -155,7 +166,7 @@ pub(super) struct RerollKeyArgs {
     wait: WaitArgs,
 }
 
-/// Verifies a key at an agent. Exits with 0 whatever the verdict.
+/// Verifies a key at an agent. Without --exit-code, exits with 0 whatever the verdict.
 ///
 /// The root key needs api.*.verify_key or api.<api_id>.verify_key.
 #[derive(Args, Debug)]
@@ -169,9 +180,13 @@ pub(super) struct VerifyKeyArgs {
     /// INSUFFICIENT_PERMISSIONS.
     #[arg(long, value_name = "QUERY")]
     permissions: Option<String>,
-    /// Labels, separated by commas. Accepted for compatibility; evictd does not analyze them.
-    #[arg(long, value_name = "LABELS", default_value = "", hide_default_value = true)]
-    tags: CommaList,
+    /// Labels, separated by commas; repeatable. Accepted for compatibility; evictd does not analyze them.
+    #[arg(long, value_name = "LABELS")]
+    tags: Vec<CommaList>,
+    /// Exits with 4 if the key is not valid.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL",
+          value_parser = usage::switch)]
+    exit_code: Option<bool>,
     /// Accepted for compatibility, as long as it is empty.
     #[arg(long, value_name = "JSON", hide = true)]
     ratelimits_json: Option<String>,
@@ -194,14 +209,16 @@ pub(super) struct DeleteKeyArgs {
     #[arg(long, value_name = "ID", allow_hyphen_values = true)]
     key_id: String,
     /// Also erases hash, name and metadata, which the database otherwise keeps, marked as deleted. Cannot be undone.
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL",
+          value_parser = usage::switch)]
     permanent: Option<bool>,
     /// With --key-id=-: the number of deletions in progress at once (default 8).
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=256))]
     concurrency: Option<u16>,
     /// With --key-id=-: exits with 1 also if a key was not found.
-    #[arg(long)]
-    strict: bool,
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL",
+          value_parser = usage::switch)]
+    strict: Option<bool>,
     #[command(flatten)]
     wait: WaitArgs,
 }
@@ -222,11 +239,15 @@ impl KeysCommand {
             }
             Self::Verify(args) => {
                 usage::must_be_empty(RATELIMITS, args.ratelimits_json.as_deref())?;
-                let tags = args.tags.0.into_iter().map(Cow::Owned).collect();
+                let tags = CommaList::joined(args.tags).into_iter().map(Cow::Owned).collect();
                 let permissions = args.permissions.map(Cow::Owned);
                 let request = VerifyKey { key: args.key.into(), tags, permissions };
-                let call = ApiCall::new(VerifyKey::PATH, &request, Repeat::Harmless)?;
-                Ok(ApiAction::Call { call: ApiCall { server: ApiServer::Agent, ..call }, wait: None })
+                let call = ApiCall {
+                    server: ApiServer::Agent,
+                    exits_with_verdict: args.exit_code.unwrap_or(false),
+                    ..ApiCall::new(VerifyKey::PATH, &request, Repeat::Harmless)?
+                };
+                Ok(ApiAction::Call { call, wait: None })
             }
             Self::Delete(args) => args.into_action(),
         }
@@ -245,7 +266,7 @@ impl CreateKeyArgs {
             byte_length: self.byte_length,
             external_id: fields.external_id,
             meta: fields.meta_json.map(json).transpose()?,
-            permissions: fields.permissions.unwrap_or_default().0,
+            permissions: CommaList::joined(fields.permissions),
             expires: fields.expires.map(expiry).transpose()?,
             enabled: fields.enabled.unwrap_or(true),
         };
@@ -257,18 +278,28 @@ impl UpdateKeyArgs {
     fn into_action(self) -> anyhow::Result<ApiAction> {
         let fields = self.fields;
         usage::must_be_empty(RATELIMITS, fields.ratelimits_json.as_deref())?;
-        let meta = match fields.meta_json.map(json).transpose()? {
-            Some(meta) if meta.get() == "null" => Patch::Clear,
-            meta => patch(meta, self.clear_meta),
+        let meta = match patch("meta-json", "meta", fields.meta_json, self.clear_meta)? {
+            Patch::Set(text) => match json(text)? {
+                meta if meta.get() == "null" => Patch::Clear,
+                meta => Patch::Set(meta),
+            },
+            Patch::Clear => Patch::Clear,
+            Patch::Keep => Patch::Keep,
         };
+        let permissions = Some(CommaList::joined(fields.permissions)).filter(|list| !list.is_empty());
+        let expires = fields.expires.map(expiry).transpose()?;
         let request = UpdateKey {
             key_id: self.key_id,
-            name: patch(fields.name, self.clear_name),
-            external_id: patch(fields.external_id, self.clear_external_id),
+            name: patch("name", "name", fields.name, self.clear_name)?,
+            external_id: patch("external-id", "external-id", fields.external_id, self.clear_external_id)?,
             meta,
-            expires: patch(fields.expires.map(expiry).transpose()?, self.clear_expires),
+            expires: patch("expires", "expires", expires, self.clear_expires)?,
             enabled: fields.enabled,
-            permissions: fields.permissions.map(|permissions| permissions.0),
+            permissions: match patch("permissions", "permissions", permissions, self.clear_permissions)? {
+                Patch::Keep => None,
+                Patch::Clear => Some(Vec::new()),
+                Patch::Set(list) => Some(list),
+            },
         };
         let is_empty = request.name.is_keep()
             && request.external_id.is_keep()
@@ -279,7 +310,7 @@ impl UpdateKeyArgs {
         ensure!(
             !is_empty,
             "nothing to update; use --name, --external-id, --meta-json, --permissions, --expires, --enabled, or one of \
-             --clear-name, --clear-external-id, --clear-meta, --clear-expires"
+             --clear-name, --clear-external-id, --clear-meta, --clear-permissions, --clear-expires"
         );
         change(UpdateKey::PATH, &request, Repeat::Harmless, &self.wait)
     }
@@ -292,12 +323,12 @@ impl DeleteKeyArgs {
             return Ok(ApiAction::DeleteKeys(BulkDeletion {
                 permanent,
                 concurrency: self.concurrency.map_or(bulk::DEFAULT_CONCURRENCY, usize::from),
-                strict: self.strict,
+                strict: self.strict.unwrap_or(false),
                 wait: self.wait.wait.map(Into::into),
             }));
         }
         ensure!(
-            self.concurrency.is_none() && !self.strict,
+            self.concurrency.is_none() && self.strict != Some(true),
             "--concurrency and --strict are for many keys, whose ids --key-id=- reads from standard input"
         );
         let request = DeleteKey { key_id: self.key_id, permanent };
@@ -315,10 +346,12 @@ fn expiry(when: When) -> anyhow::Result<i64> {
     Ok(when.in_the_future(wall_now())?.as_millis())
 }
 
-fn patch<T>(set: Option<T>, clear: bool) -> Patch<T> {
-    match set {
-        Some(value) => Patch::Set(value),
-        None if clear => Patch::Clear,
-        None => Patch::Keep,
+/// Joins a flag and the switch that clears what it sets.
+fn patch<T>(flag: &str, cleared: &str, set: Option<T>, clear: Option<bool>) -> anyhow::Result<Patch<T>> {
+    match (set, clear == Some(true)) {
+        (Some(_), true) => bail!("--{flag} and --clear-{cleared} exclude each other; use one of them"),
+        (Some(value), false) => Ok(Patch::Set(value)),
+        (None, true) => Ok(Patch::Clear),
+        (None, false) => Ok(Patch::Keep),
     }
 }

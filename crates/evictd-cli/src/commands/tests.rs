@@ -1,26 +1,41 @@
 use std::ffi::OsString;
 use std::time::Duration;
 
-use clap::{CommandFactory, Parser};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use super::*;
 use crate::bulk::BulkDeletion;
 use crate::call::{ApiCall, ApiServer};
-use crate::usage::{SWITCHES, expand_help, explain as explain_error, normalize};
+use crate::usage::{explain as explain_error, normalize};
 
 #[derive(Parser)]
+#[command(name = "evictd")]
 struct ApiCli {
-    #[command(flatten)]
-    api: ApiArgs,
+    #[command(subcommand)]
+    command: ApiCommand,
+}
+
+#[derive(Subcommand)]
+enum ApiCommand {
+    Api(Box<ApiArgs>),
 }
 
 fn arguments(line: &str) -> Vec<OsString> {
-    normalize(std::iter::once("api").chain(line.split_whitespace()).map(OsString::from))
+    normalize(
+        ["evictd", "api"].into_iter().chain(line.split_whitespace()).map(OsString::from),
+        ApiCli::command(),
+    )
 }
 
 /// Parses the arguments after `evictd api`.
 fn parse(line: &str) -> Result<ApiArgs, clap::Error> {
-    ApiCli::try_parse_from(arguments(line)).map(|cli| cli.api)
+    let ApiCommand::Api(api) = ApiCli::try_parse_from(arguments(line))?.command;
+    Ok(*api)
+}
+
+/// Returns the explanation of wrong usage, if there is one.
+fn explain(line: &str) -> Option<String> {
+    explain_error(&parse(line).unwrap_err(), &arguments(line), &ApiCli::command())
 }
 
 fn action(line: &str) -> ApiAction {
@@ -45,27 +60,6 @@ fn command_tree_is_valid() {
 }
 
 #[test]
-fn switches_are_the_flags_that_need_no_value() {
-    fn collect(command: &clap::Command, found: &mut Vec<String>) {
-        for arg in command.get_arguments() {
-            if arg.is_require_equals_set() || !arg.get_action().takes_values() {
-                found.extend(arg.get_long().map(str::to_owned));
-            }
-        }
-        command.get_subcommands().for_each(|command| collect(command, found));
-    }
-    let mut command = ApiCli::command();
-    command.build();
-    let mut found = Vec::new();
-    collect(&command, &mut found);
-    found.sort();
-    found.dedup();
-    let mut switches: Vec<_> = SWITCHES.into_iter().filter(|name| name.len() > 1).collect();
-    switches.sort_unstable();
-    assert_eq!(found, switches);
-}
-
-#[test]
 fn each_command_sends_its_request() {
     for (line, expected) in [
         ("keys delete-key --key-id=k1", r#"/v2/keys.deleteKey {"keyId":"k1","permanent":false}"#),
@@ -78,8 +72,23 @@ fn each_command_sends_its_request() {
             "keys delete-key --permanent=false --key-id k1",
             r#"/v2/keys.deleteKey {"keyId":"k1","permanent":false}"#,
         ),
+        (
+            "keys delete-key --permanent=1 --key-id k1",
+            r#"/v2/keys.deleteKey {"keyId":"k1","permanent":true}"#,
+        ),
+        (
+            "keys delete-key --permanent=FALSE --key-id k1",
+            r#"/v2/keys.deleteKey {"keyId":"k1","permanent":false}"#,
+        ),
+        (
+            "keys delete-key --permanent= --key-id k1",
+            r#"/v2/keys.deleteKey {"keyId":"k1","permanent":false}"#,
+        ),
+        ("keys delete-key --key-id k1 -key-id=k2", r#"/v2/keys.deleteKey {"keyId":"k2","permanent":false}"#),
         ("keys get-key --key-id=k1", r#"/v2/keys.getKey {"keyId":"k1"}"#),
         ("keys verify-key --key=-abc --tags=a,b", r#"/v2/keys.verifyKey {"key":"-abc","tags":["a","b"]}"#),
+        ("keys verify-key --key k --tags=a --tags b", r#"/v2/keys.verifyKey {"key":"k","tags":["a","b"]}"#),
+        ("keys verify-key --key k --tags= --permissions=", r#"/v2/keys.verifyKey {"key":"k"}"#),
         (
             "keys verify-key --key=abc --permissions=a.b",
             r#"/v2/keys.verifyKey {"key":"abc","permissions":"a.b"}"#,
@@ -141,13 +150,34 @@ fn update_sends_only_what_changes() {
         ("--enabled", r#""enabled":true}"#),
         ("--enabled=false", r#""enabled":false}"#),
         ("--permissions=a,b", r#""permissions":["a","b"]}"#),
-        ("--permissions=", r#""permissions":[]}"#),
+        ("--permissions=a --permissions b,c", r#""permissions":["a","b","c"]}"#),
+        ("--clear-permissions", r#""permissions":[]}"#),
+        ("--clear-permissions=T", r#""permissions":[]}"#),
+        ("--clear-permissions=0 --name=n", r#""name":"n"}"#),
+        // An empty variable of a script takes nothing away.
+        ("--permissions= --name=n --external-id= --meta-json= --expires= --enabled=", r#""name":"n"}"#),
+        ("--permissions=, --name=n", r#""name":"n"}"#),
+        ("--name=a --name=b --enabled --enabled=false", r#""name":"b","enabled":false}"#),
         ("--name=n --clear-expires --enabled=false", r#""name":"n","expires":null,"enabled":false}"#),
     ] {
         assert_eq!(updated(flags), expected, "{flags}");
     }
-    let error = parse("keys update-key --key-id=k1 --wait").unwrap().into_action().unwrap_err().to_string();
-    assert!(error.contains("--clear-name") && error.contains("--permissions"), "{error}");
+    for nothing in ["--wait", "--permissions=", "--clear-name=false"] {
+        let line = format!("keys update-key --key-id=k1 {nothing}");
+        let error = parse(&line).unwrap().into_action().unwrap_err().to_string();
+        assert!(error.contains("--clear-name") && error.contains("--clear-permissions"), "{error}");
+    }
+    for both in [
+        "--name=n --clear-name",
+        "--external-id=u --clear-external-id",
+        "--meta-json={} --clear-meta",
+        "--expires=4073544000000 --clear-expires",
+        "--permissions=a --clear-permissions",
+    ] {
+        let line = format!("keys update-key --key-id=k1 {both}");
+        let error = parse(&line).unwrap().into_action().unwrap_err().to_string();
+        assert!(error.contains("exclude each other"), "{error}");
+    }
 }
 
 #[test]
@@ -206,8 +236,9 @@ fn wrong_usage_is_refused() {
         "apis list-keys --api-id=a1 --limit=0",
         "apis list-keys --api-id=a1 --limit=101",
         "keys create-key --api-id=a1 --expires=tomorrow",
-        "keys update-key --key-id=k1 --name=n --clear-name",
-        "keys update-key --key-id=k1 --expires=5 --clear-expires",
+        "keys delete-key --key-id=",
+        "keys delete-key --key-id=k1 --permanent=yes",
+        "keys delete-key --key-id=k1 --key-id=",
         "keys reroll-key --key-id=k1",
         "keys reroll-key --key-id=k1 --expiration=-5",
         "apis list-keys --api-id=a1 --limit=256",
@@ -220,7 +251,6 @@ fn wrong_usage_is_refused() {
 
 #[test]
 fn left_out_flags_and_commands_are_named() {
-    let explain = |line: &str| explain_error(&parse(line).unwrap_err(), &arguments(line));
     for (line, name) in [
         ("keys create-key --api-id=a1 --roles=admin", "--roles"),
         ("keys create-key -api-id a1 -roles admin", "--roles"),
@@ -273,10 +303,11 @@ fn left_out_list_may_be_empty() {
     for line in
         ["keys verify-key --key=k", "keys create-key --api-id=a1", "keys update-key --key-id=k1 --name=n"]
     {
-        for empty in ["-ratelimits-json []", "--ratelimits-json=[]"] {
+        for empty in ["-ratelimits-json []", "--ratelimits-json=[]", "--ratelimits-json=", "--credits-json="]
+        {
             assert_eq!(body(&format!("{line} {empty}")), body(line));
         }
-        for full in [r#"[{"name":"x"}]"#, "{}", "", "null"] {
+        for full in [r#"[{"name":"x"}]"#, "{}", "null"] {
             let line = format!("{line} --ratelimits-json={full}");
             let refused = parse(&line).unwrap().into_action().unwrap_err().to_string();
             assert!(refused.starts_with("evictd leaves out --ratelimits-json: "), "{refused}");
@@ -302,8 +333,7 @@ fn past_expiry_is_refused_with_its_meaning() {
 #[test]
 fn help_is_an_argument_of_leaf_commands() {
     let help = |line: &str| {
-        let args = expand_help(arguments(line), ApiCli::command());
-        ApiCli::try_parse_from(args).err().map(|error| (error.kind(), error.to_string()))
+        ApiCli::try_parse_from(arguments(line)).err().map(|error| (error.kind(), error.to_string()))
     };
     for (line, about) in [
         ("keys delete-key help", "Deletes a key, or many"),
@@ -320,7 +350,7 @@ fn help_is_an_argument_of_leaf_commands() {
 
 #[test]
 fn unknown_output_format_is_refused() {
-    for format in ["xml", "JSON", ""] {
+    for format in ["xml", "JSON"] {
         let error = parse(&format!("keys get-key --key-id=k1 --output={format}")).unwrap_err().to_string();
         assert!(error.contains("--output") && error.contains("possible values: text, json"), "{error}");
     }
@@ -328,7 +358,6 @@ fn unknown_output_format_is_refused() {
 
 #[test]
 fn switch_value_without_equals_sign_is_explained() {
-    let explain = |line: &str| explain_error(&parse(line).unwrap_err(), &arguments(line));
     for (line, advice) in [
         ("keys delete-key --key-id=k1 --wait 5s", "--wait=5s"),
         ("keys delete-key -wait 5s -key-id=k1", "--wait=5s"),
@@ -339,6 +368,16 @@ fn switch_value_without_equals_sign_is_explained() {
         assert!(text.contains(advice), "{text}");
     }
     assert_eq!(explain("keys delete-key --key-id=k1 extra"), None);
+}
+
+#[test]
+fn exit_code_follows_the_verdict_only_if_requested() {
+    for (flag, expected) in
+        [("", false), ("--exit-code", true), ("-exit-code=F", false), ("--exit-code=1", true)]
+    {
+        assert_eq!(call(&format!("keys verify-key --key=k {flag}")).0.exits_with_verdict, expected, "{flag}");
+    }
+    assert!(parse("keys get-key --key-id=k --exit-code").is_err());
 }
 
 #[test]

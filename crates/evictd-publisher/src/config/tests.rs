@@ -88,3 +88,23 @@ fn all_problems_are_reported_together() {
         keys.map(|key| (key, "0s")).into_iter().chain(limits.map(|key| (key, "0"))).collect();
     assert_eq!(named(&settings), [&keys[..], &limits[..]].concat());
 }
+
+#[test]
+fn trusted_proxies_are_networks_or_addresses() {
+    let trusted =
+        |list: &str| load(&[("audit.trusted_proxies", list)]).map(|config| config.audit.trusted_proxies);
+    assert_eq!(trusted("").unwrap(), []);
+    let networks = trusted("10.0.0.0/8, 192.0.2.1,2001:db8::/32").unwrap();
+    let is_trusted =
+        |address: &str| networks.iter().any(|network| network.contains(address.parse().unwrap()));
+    for address in ["10.255.0.1", "192.0.2.1", "2001:db8::7"] {
+        assert!(is_trusted(address), "{address}");
+    }
+    for address in ["11.0.0.1", "192.0.2.2", "2001:db9::7"] {
+        assert!(!is_trusted(address), "{address}");
+    }
+    for wrong in ["10.0.0.0/33", "proxy.internal", "10.0.0", "10.0.0.0/8 192.0.2.1"] {
+        let problems = trusted(wrong).unwrap_err().problems;
+        assert!(problems[0].contains("isn't a network"), "{problems:?}");
+    }
+}

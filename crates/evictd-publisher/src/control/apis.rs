@@ -50,17 +50,24 @@ pub(super) async fn delete(
     Ok(CommittedChange { data: Empty {}, target: ChangeTarget::api(&api) })
 }
 
-/// Requires two rights. To a caller that lacks one, the API doesn't exist.
+/// Requires two rights. To a caller that lacks one, the API doesn't exist. Neither does one whose id no store can hold.
 pub(super) async fn list_keys(caller: &Caller<'_>, request: ListKeys) -> Result<Reply, ApiError> {
+    if request.api_id.contains('\0') {
+        return Err(api_not_found());
+    }
     for action in ["read_key", "read_api"] {
         caller.require(&request.api_id, action).map_err(|_| api_not_found())?;
     }
-    let list = record::KeyQuery {
-        api_id: ApiId::new(request.api_id),
-        external_id: request.external_id,
-        from: request.cursor.map(KeyId::new),
-        limit: request.limit.into(),
-    };
+    let api_id = ApiId::new(request.api_id);
+    // As for Unkey, an empty cursor is none.
+    let from = request.cursor.filter(|cursor| !cursor.is_empty()).map(KeyId::new);
+    if let Some(cursor) = &from
+        && !is_cursor(caller, &api_id, cursor).await?
+    {
+        return Err(ListKeys::unreadable_cursor());
+    }
+    let list =
+        record::KeyQuery { api_id, external_id: request.external_id, from, limit: request.limit.into() };
     let workspace = &caller.root.workspace_id;
     let page = caller.records().list_keys(workspace, list).await;
     let page = page.map_err(|error| caller.api.store_failed(&error))?.ok_or_else(api_not_found)?;
@@ -68,4 +75,15 @@ pub(super) async fn list_keys(caller: &Caller<'_>, request: ListKeys) -> Result<
     let next = page.next.map(|next| next.to_string());
     let page = Page::new(caller.call.request_id.as_str(), keys, next);
     Ok(reply(StatusCode::OK, JSON, page.to_bytes().into()))
+}
+
+/// Whether a page of this API's keys can have had this cursor, which is the id of a key. The key may have been erased
+/// since, so the form of an id is enough. Direct SQL can store ids of other forms; such a key must exist.
+async fn is_cursor(caller: &Caller<'_>, api: &ApiId, cursor: &KeyId) -> Result<bool, ApiError> {
+    if ids::is_id(ids::KEY, cursor.as_str()) {
+        return Ok(true);
+    }
+    let key = caller.records().key(&caller.root.workspace_id, cursor).await;
+    let key = key.map_err(|error| caller.api.store_failed(&error))?;
+    Ok(key.is_some_and(|key| key.api_id == *api))
 }

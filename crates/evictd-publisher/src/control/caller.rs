@@ -1,6 +1,6 @@
 //! The root key behind a request, and what it may do.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use evictd_core::record::RootKeyRecord;
 use evictd_ops::rpc::RpcCall;
@@ -47,79 +47,16 @@ impl Caller<'_> {
 
     /// Returns who makes a change, for the audit record.
     pub(super) fn actor(&self) -> Actor {
-        let header = |name: &str| self.call.headers.get(name).and_then(|value| value.to_str().ok());
-        let forwarded = header("x-forwarded-for").and_then(forwarded_for);
+        let headers = &self.call.headers;
+        let peer = self.remote.ip().to_canonical();
+        let user_agent = headers.get(USER_AGENT).and_then(|value| value.to_str().ok());
         Actor {
             root_key_id: self.root.root_key_id.clone(),
             workspace_id: self.root.workspace_id.clone(),
             request_id: self.call.request_id.clone(),
-            remote_ip: Some(forwarded.unwrap_or_else(|| self.remote.ip()).to_string()),
-            user_agent: header(USER_AGENT.as_str()).map(str::to_owned),
-        }
-    }
-}
-
-/// Returns the first address of an `X-Forwarded-For` list, without its port; `None` if the first entry is no address. It
-/// is a claim: a client that isn't behind a proxy that sets the header can name any address, but nothing else.
-fn forwarded_for(list: &str) -> Option<IpAddr> {
-    let first = list.split(',').map(str::trim).find(|address| !address.is_empty())?;
-    let in_brackets = || first.strip_prefix('[')?.strip_suffix(']')?.parse().ok().map(IpAddr::V6);
-    let with_port = || first.parse().ok().map(|address: SocketAddr| address.ip());
-    first.parse().ok().or_else(with_port).or_else(in_brackets)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::forwarded_for;
-
-    fn recorded(list: &str) -> Option<String> {
-        forwarded_for(list).map(|address| address.to_string())
-    }
-
-    #[test]
-    fn an_address_is_recorded_without_its_port() {
-        for (list, address) in [
-            ("192.0.2.7", "192.0.2.7"),
-            ("192.0.2.7:5678", "192.0.2.7"),
-            ("2001:db8::7", "2001:db8::7"),
-            ("2001:DB8:0:0::7", "2001:db8::7"),
-            ("[2001:db8::7]", "2001:db8::7"),
-            ("[2001:db8::7]:5678", "2001:db8::7"),
-            ("::ffff:192.0.2.7", "::ffff:192.0.2.7"),
-        ] {
-            assert_eq!(recorded(list).as_deref(), Some(address), "{list}");
-        }
-    }
-
-    #[test]
-    fn the_first_of_a_list_counts() {
-        for list in ["192.0.2.7, 10.0.0.1", " , ,192.0.2.7:80 , junk", "\t192.0.2.7,", "192.0.2.7,[::1]:80"] {
-            assert_eq!(recorded(list).as_deref(), Some("192.0.2.7"), "{list}");
-        }
-    }
-
-    #[test]
-    fn other_text_is_not_recorded_nor_what_follows_it() {
-        for list in [
-            "",
-            " , ,",
-            "\"><script>",
-            "unknown, 192.0.2.7",
-            "\"192.0.2.7\"",
-            "192.0.2.7 10.0.0.1",
-            "192.0.2.256",
-            "192.0.2.7:",
-            "192.0.2.7:65536",
-            "192.0.2.7:5678:9",
-            "[192.0.2.7]",
-            "[]",
-            "[::1",
-            "::1]",
-            "[::1]:",
-            "for=192.0.2.7",
-            "proxy.example:80",
-        ] {
-            assert_eq!(recorded(list), None, "{list}");
+            remote_ip: Some(self.api.proxies.client(peer, headers).to_string()),
+            peer_ip: Some(peer.to_string()),
+            user_agent: user_agent.map(str::to_owned),
         }
     }
 }

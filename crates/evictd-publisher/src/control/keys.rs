@@ -9,7 +9,7 @@ use evictd_wire::api::error::ApiError;
 use evictd_wire::api::ids;
 use evictd_wire::api::requests::{CreateKey, DeleteKey, GetKey, Patch, RerollKey, UpdateKey};
 use evictd_wire::api::responses::{
-    CreateKeyData, Empty, IdentityData, KeyResponseData, RerollKeyData, reported_expiry,
+    CreateKeyData, Empty, IdentityData, KeyResponseData, RerollKeyData, reported_expiry, reported_meta,
 };
 use serde_json::value::RawValue;
 
@@ -110,7 +110,7 @@ async fn live(caller: &Caller<'_>, id: &KeyId) -> Result<KeyDetails, ApiError> {
     key.map_err(|error| caller.api.store_failed(&error))?.ok_or_else(key_not_found)
 }
 
-/// Returns a key as it is shown. Metadata that isn't JSON, which only direct SQL can have stored, is omitted.
+/// Returns a key as it is shown.
 pub(super) fn response(workspace: &WorkspaceId, key: KeyDetails) -> KeyResponseData {
     KeyResponseData {
         key_id: key.id.to_string(),
@@ -118,7 +118,7 @@ pub(super) fn response(workspace: &WorkspaceId, key: KeyDetails) -> KeyResponseD
         enabled: key.enabled,
         created_at: key.created_at.as_millis(),
         name: key.name,
-        meta: key.meta.and_then(|meta| RawValue::from_string(meta).ok()),
+        meta: key.meta.as_deref().and_then(reported_meta).map(ToOwned::to_owned),
         updated_at: key.updated_at.map(StoreTime::as_millis),
         expires: reported_expiry(key.expires_at),
         permissions: key.permissions,

@@ -2,13 +2,14 @@
 //!
 //! * [`access`]: the order of checks, and permissions.
 //! * [`apis`], [`keys`], [`verify`], [`propagation`]: what each endpoint does.
-//! * [`http`]: methods, headers, sizes.
+//! * [`http`]: methods, headers, sizes. [`openapi`]: the document that describes them.
 //! * [`rate_limit`]: how much a workspace may request.
 
 mod access;
 mod apis;
 mod http;
 mod keys;
+mod openapi;
 mod propagation;
 mod rate_limit;
 mod verify;
@@ -55,9 +56,11 @@ const ALL: [&str; 8] = [
     "api.*.verify_key",
 ];
 
-/// All but the one that requires no root key.
+const JSON_TYPE: &str = "content-type: application/json";
+
+/// All but those that require no root key.
 fn endpoints() -> impl Iterator<Item = &'static str> {
-    Endpoint::ALL.into_iter().map(Endpoint::path).filter(|path| *path != LIVENESS_PATH)
+    Endpoint::ALL.into_iter().filter(|endpoint| !endpoint.is_open()).map(Endpoint::path)
 }
 
 struct ControlResponse {
@@ -129,11 +132,21 @@ impl ControlFixture {
 
     /// With limits of single workspaces.
     async fn with(limits: HttpLimits, workspaces: &[(&str, RequestLimit)]) -> Self {
-        Self::that_trusts(Duration::from_hours(1), limits, workspaces).await
+        Self::that_trusts(Duration::from_hours(1), limits, workspaces, &[]).await
+    }
+
+    async fn behind(proxies: &[&str]) -> Self {
+        Self::that_trusts(Duration::from_hours(1), HttpLimits::default(), &[], proxies).await
     }
 
     /// With a limit to the age of the round that vouches for the store.
-    async fn that_trusts(trust: Duration, limits: HttpLimits, workspaces: &[(&str, RequestLimit)]) -> Self {
+    async fn that_trusts(
+        trust: Duration,
+        limits: HttpLimits,
+        workspaces: &[(&str, RequestLimit)],
+        proxies: &[&str],
+    ) -> Self {
+        let parsed = |proxy: &str| proxy.to_owned().try_into().unwrap();
         let directory = tempfile::tempdir().unwrap();
         let store = Arc::new(SqliteStore::open(&directory.path().join("home.db")).await.unwrap());
         let registry = Registry::new(metrics::SPECS, &[]).unwrap();
@@ -155,6 +168,7 @@ impl ControlFixture {
             turns: StoreTurns::new(store.concurrency()),
             trials: ChangeTrials::new(Readiness::new().condition("changes", "")),
             limits: Arc::new(RateLimits::new(&rate_limit)),
+            proxies: TrustedProxies::new(proxies.iter().map(|proxy| parsed(proxy)).collect()),
             wake: shared.wake.clone(),
             freshness: shared.freshness_guard(trust),
             metrics: shared.metrics,
@@ -205,11 +219,13 @@ impl ControlFixture {
         stream.read_to_string(&mut answer).await.unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
         let header = |line: &str| line.split_once(": ").map(|(name, value)| (name.into(), value.into()));
-        ControlResponse {
+        let answer = ControlResponse {
             status: head.split(' ').nth(1).unwrap().parse().unwrap(),
             headers: head.lines().filter_map(header).collect(),
             body: body.to_owned(),
-        }
+        };
+        openapi::check(lines[0], &answer);
+        answer
     }
 
     async fn post_with(&self, path: &str, headers: &[&str], body: &str) -> ControlResponse {
@@ -220,7 +236,7 @@ impl ControlFixture {
     /// Calls an endpoint as an SDK does.
     async fn call(&self, root: &str, path: &str, body: &Value) -> ControlResponse {
         let authorization = format!("authorization: Bearer {root}");
-        let headers = ["accept: application/json", "content-type: application/json", &authorization];
+        let headers = ["accept: application/json", JSON_TYPE, &authorization];
         self.post_with(path, &headers, &body.to_string()).await
     }
 

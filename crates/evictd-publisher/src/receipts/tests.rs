@@ -133,6 +133,7 @@ fn actor(request: &str) -> Actor {
         workspace_id: workspace(),
         request_id: request.to_owned(),
         remote_ip: None,
+        peer_ip: None,
         user_agent: None,
     }
 }

@@ -25,11 +25,11 @@ pub(super) async fn record(
 ) -> Result<(), StoreError> {
     let insert = sqlx::query(
         "INSERT INTO audit_log (workspace_id, event, description, actor_type, actor_id, actor_name,
-                                remote_ip, user_agent, targets, correlation_id)
+                                remote_ip, user_agent, targets, correlation_id, peer_ip)
          VALUES ($1, $2, $3, $4, $5,
                  CASE WHEN $4 = 'rootkey'
                       THEN coalesce((SELECT name FROM ONLY root_keys WHERE id = $5), 'root key') ELSE $5 END,
-                 $6, left($7, 1024), $8::jsonb, $9)",
+                 $6, left($7, 1024), $8::jsonb, $9, $10)",
     )
     .bind(by.workspace.map(WorkspaceId::as_str))
     .bind(&entry.event)
@@ -39,7 +39,8 @@ pub(super) async fn record(
     .bind(by.remote_ip)
     .bind(by.user_agent)
     .bind(entry.targets().to_string())
-    .bind(by.request_id);
+    .bind(by.request_id)
+    .bind(by.peer_ip);
     write.run(insert).await.map(drop)
 }
 
@@ -104,7 +105,7 @@ fn statement(query: &AuditQuery, target_is_rare: bool) -> Statement {
     };
     sqlx::query(AssertSqlSafe(format!(
         "SELECT event_id, time, workspace_id, event, description, actor_type, actor_id, actor_name,
-                remote_ip, user_agent, targets::text AS targets, correlation_id
+                remote_ip, peer_ip, user_agent, targets::text AS targets, correlation_id
          FROM {records}
          WHERE ($1::text IS NULL OR targets @> jsonb_build_array(jsonb_build_object('id', $1)))
            AND ($2::text IS NULL OR workspace_id = $2)

@@ -16,11 +16,11 @@ pub(super) async fn record(
 ) -> Result<(), StoreError> {
     let insert = sqlx::query(
         "INSERT INTO audit_log (time, workspace_id, event, description, actor_type, actor_id, actor_name,
-                                remote_ip, user_agent, targets, correlation_id)
+                                remote_ip, user_agent, targets, correlation_id, peer_ip)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6,
                  CASE WHEN ?5 = 'rootkey'
                       THEN coalesce((SELECT name FROM root_keys WHERE id = ?6), 'root key') ELSE ?6 END,
-                 ?7, substr(?8, 1, 1024), ?9, ?10)",
+                 ?7, substr(?8, 1, 1024), ?9, ?10, ?11)",
     )
     .bind(now().as_millis())
     .bind(by.workspace.map(WorkspaceId::as_str))
@@ -31,7 +31,8 @@ pub(super) async fn record(
     .bind(by.remote_ip)
     .bind(by.user_agent)
     .bind(entry.targets().to_string())
-    .bind(by.request_id);
+    .bind(by.request_id)
+    .bind(by.peer_ip);
     write.run(insert).await.map(drop)
 }
 

@@ -98,7 +98,7 @@ impl OperatorStore for SqliteStore {
     async fn audit(&self, query: &AuditQuery) -> Result<Vec<AuditRecord>, StoreError> {
         let rows = sqlx::query(
             "SELECT event_id, time, workspace_id, event, description, actor_type, actor_id, actor_name,
-                    remote_ip, user_agent, targets, correlation_id
+                    remote_ip, peer_ip, user_agent, targets, correlation_id
              FROM audit_log
              WHERE (?1 IS NULL OR workspace_id = ?1)
                AND (?2 IS NULL

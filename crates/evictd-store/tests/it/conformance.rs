@@ -1061,6 +1061,7 @@ async fn every_change_has_its_audit_record(store: &dyn HomeStore) {
     assert_eq!((&*by_root_key.actor_type, &*by_root_key.actor_id), ("rootkey", "root_1"));
     assert_eq!(by_root_key.actor_name.as_deref(), Some("ops"));
     assert_eq!(by_root_key.remote_ip.as_deref(), Some("192.0.2.1"));
+    assert_eq!((by_root_key.peer_ip.as_deref(), by_operator.peer_ip.as_deref()), (Some("10.0.0.1"), None));
     assert_eq!(by_root_key.user_agent.as_deref(), Some("test"));
     assert_eq!(by_root_key.workspace_id, Some(workspace()));
     assert!(by_root_key.event_id.starts_with("log_"));

@@ -32,10 +32,9 @@ macro_rules! error_kinds {
 }
 
 error_kinds! {
-    /// The body violates the endpoint's schema, or uses a feature that evictd doesn't support.
+    /// There is no `Authorization` header, the body violates the endpoint's schema, or the request uses a feature that
+    /// evictd doesn't support.
     InvalidInput: 400, "Bad Request", "unkey/application/invalid_input";
-    /// There is no `Authorization` header.
-    AuthenticationMissing: 400, "Bad Request", "unkey/authentication/missing";
     /// The `Authorization` header isn't `Bearer <root key>`.
     AuthenticationMalformed: 400, "Bad Request", "unkey/authentication/malformed";
     /// The connection failed before the end of the body.
@@ -105,7 +104,7 @@ impl ErrorKind {
     /// parse a 429 only as `application/problem+json`, as Unkey's specification promises.
     pub fn content_type(self, accept: Option<&str>) -> &'static str {
         match self {
-            Self::InvalidInput | Self::AuthenticationMissing | Self::UnexpectedError => JSON,
+            Self::InvalidInput | Self::UnexpectedError => JSON,
             Self::WorkspaceRateLimited => PROBLEM_JSON,
             _ if accept.is_some_and(accepts_problems) => PROBLEM_JSON,
             _ => JSON,
@@ -196,7 +195,6 @@ mod tests {
 
     #[test]
     fn statuses_match_unkeys_server_not_its_documentation() {
-        assert_eq!(ErrorKind::AuthenticationMissing.status(), 400);
         assert_eq!(ErrorKind::AuthenticationMalformed.status(), 400);
         assert_eq!(ErrorKind::RootKeyNotFound.status(), 401);
         assert_eq!(ErrorKind::ProtectedResource.status(), 412);
@@ -234,7 +232,7 @@ mod tests {
 
     #[test]
     fn validator_and_internal_errors_are_always_plain_json() {
-        for kind in [ErrorKind::InvalidInput, ErrorKind::AuthenticationMissing, ErrorKind::UnexpectedError] {
+        for kind in [ErrorKind::InvalidInput, ErrorKind::UnexpectedError] {
             assert_eq!(kind.content_type(Some("*/*")), JSON);
         }
         assert_eq!(ErrorKind::AuthenticationMalformed.content_type(Some("*/*")), PROBLEM_JSON);

@@ -45,6 +45,14 @@ pub fn new_id(prefix: &str) -> String {
     }
 }
 
+/// Whether `text` has the form of an id with this prefix, evictd's or Unkey's.
+pub fn is_id(prefix: &str, text: &str) -> bool {
+    let random = text.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('_'));
+    random.is_some_and(|random| {
+        !random.is_empty() && random.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+    })
+}
+
 /// Draws a new key, `byte_length` random bytes in base58 after `<prefix>_`. Also returns its start, which may be shown.
 pub fn new_key(prefix: Option<&str>, byte_length: usize) -> (Secret, String) {
     let mut bytes = vec![0; byte_length];
@@ -113,6 +121,10 @@ mod tests {
             let random = id.strip_prefix("req_").unwrap();
             assert_eq!(random.len(), 16);
             assert!(random.bytes().all(|byte| byte.is_ascii_alphanumeric()));
+            assert!(is_id(REQUEST, &id) && !is_id(KEY, &id));
+        }
+        for other in ["", "key", "key_", "key-1", "key_a-b", "key_\u{e4}", "_1", "monkey_1"] {
+            assert!(!is_id(KEY, other), "{other}");
         }
     }
 

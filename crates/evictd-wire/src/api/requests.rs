@@ -9,7 +9,7 @@ macro_rules! request {
         impl $request {
             pub const PATH: &'static str = $path;
 
-            const SCHEMA: Schema = Schema::$kind(Self::PATH, $fields);
+            pub(in crate::api) const SCHEMA: Schema = Schema::$kind(Self::PATH, $fields);
 
             /// Parses and checks a body. The error lists every problem.
             pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
@@ -31,8 +31,11 @@ use evictd_core::limits::{
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::error::{ApiError, ErrorKind, FieldError};
-use super::schema::{EXTERNAL_ID_PATTERN, ID_PATTERN, PERMISSION_PATTERN, STORED_PATTERN, Schema, ValueRule};
+use super::error::{ApiError, ErrorKind, FieldError, JSON};
+use super::schema::{
+    BODY_LOCATION, EXTERNAL_ID_PATTERN, ID_PATTERN, PERMISSION_PATTERN, STORED_PATTERN, Schema, ValueRule,
+    clipped,
+};
 
 pub use apis::{CreateApi, DeleteApi, GetApi, ListKeys};
 pub use keys::{CreateKey, DeleteKey, GetKey, RerollKey, UpdateKey};
@@ -52,6 +55,18 @@ macro_rules! endpoints {
                 $($request = $request::PATH,)*
                 /// A GET without body and root key.
                 Liveness = LIVENESS_PATH,
+                /// The same: the description of the API.
+                OpenApi = OPENAPI_PATH,
+            }
+        }
+
+        impl Endpoint {
+            /// Returns the schema of the body; `None` for a GET.
+            pub(super) fn schema(self) -> Option<&'static Schema> {
+                match self {
+                    $(Self::$request => Some(const { &$request::SCHEMA }),)*
+                    Self::Liveness | Self::OpenApi => None,
+                }
             }
         }
     };
@@ -67,6 +82,11 @@ impl Endpoint {
         self.label()
     }
 
+    /// Whether it is a GET without body and root key.
+    pub fn is_open(self) -> bool {
+        self.schema().is_none()
+    }
+
     /// Finds the endpoint at `path`.
     pub fn of(path: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|endpoint| endpoint.path() == path)
@@ -74,6 +94,7 @@ impl Endpoint {
 }
 
 pub const LIVENESS_PATH: &str = "/v2/liveness";
+pub const OPENAPI_PATH: &str = "/openapi.yaml";
 
 /// A change of an optional property: absent, `null`, or a value.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -117,27 +138,46 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Patch<T> {
     }
 }
 
-/// Extracts the root key from the `Authorization` header. Endpoints do this, and check the body, before they
-/// look the root key up.
+/// The error of a request without an `Authorization` header, or with an empty one, in the words of Unkey's validator.
+/// Endpoints look for the header before they read the body.
+pub fn missing_authorization() -> ApiError {
+    ApiError {
+        errors: vec![FieldError {
+            location: "security".to_owned(),
+            message: "Authorization header was not found".to_owned(),
+            fix: Some("Add an 'Authorization' header to this request".to_owned()),
+        }],
+        ..ApiError::new(ErrorKind::InvalidInput, "Authorization header for 'bearer' scheme")
+    }
+}
+
+/// The error of a request whose `Content-Type` isn't JSON; empty if it has none.
+pub fn unknown_content_type(content_type: &str) -> ApiError {
+    let content_type = clipped(content_type);
+    ApiError {
+        errors: vec![FieldError {
+            location: BODY_LOCATION.to_owned(),
+            message: format!("the content type '{content_type}' isn't known; a body is JSON"),
+            fix: Some(format!("send `Content-Type: {JSON}`")),
+        }],
+        ..ApiError::new(
+            ErrorKind::InvalidInput,
+            format!("POST operation request content type '{content_type}' does not exist"),
+        )
+    }
+}
+
+/// Extracts the root key from the `Authorization` header. Endpoints do this once they have checked the body, and before
+/// they look the root key up.
 ///
 /// # Errors
 ///
-/// [`ErrorKind::AuthenticationMissing`] without a header, [`ErrorKind::AuthenticationMalformed`] when it
-/// isn't `Bearer` and a token.
-pub fn authorization(header: Option<&[u8]>) -> Result<&str, ApiError> {
-    let Some(header) = header else {
-        return Err(ApiError {
-            errors: vec![FieldError {
-                location: "/header/Authorization".to_owned(),
-                message: "the header is missing".to_owned(),
-                fix: Some("send `Authorization: Bearer <root key>`".to_owned()),
-            }],
-            ..ApiError::new(
-                ErrorKind::AuthenticationMissing,
-                "Authorization header for 'bearer' scheme is missing",
-            )
-        });
-    };
+/// [`missing_authorization`] if the header is empty, [`ErrorKind::AuthenticationMalformed`] when it isn't `Bearer` and a
+/// token.
+pub fn authorization(header: &[u8]) -> Result<&str, ApiError> {
+    if header.is_empty() {
+        return Err(missing_authorization());
+    }
     let token =
         std::str::from_utf8(header).ok().and_then(|header| header.strip_prefix("Bearer ")).map(str::trim);
     match token {

@@ -140,7 +140,7 @@ impl<'a> VerifyKeyData<'a> {
         Self {
             key_id: Some(record.key_id.as_str().into()),
             name: record.name.as_deref().map(Cow::Borrowed),
-            meta: record.meta.as_deref().and_then(|meta| serde_json::from_str(meta).ok()),
+            meta: record.meta.as_deref().and_then(reported_meta),
             expires: reported_expiry(record.expires_at),
             enabled: enabled(record.state),
             permissions: Cow::Borrowed(&record.permissions),
@@ -165,6 +165,15 @@ impl<'a> VerifyKeyData<'a> {
             identity: None,
         }
     }
+}
+
+/// Metadata as answers report it, byte for byte. Unkey omits an object without members. Invalid metadata, which only
+/// direct SQL can store, is omitted too.
+pub fn reported_meta(stored: &str) -> Option<&RawValue> {
+    let meta: &RawValue = serde_json::from_str(stored).ok()?;
+    let members = meta.get().strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
+    let is_empty = meta.get() == "null" || members.is_some_and(|members| members.trim_ascii().is_empty());
+    (!is_empty).then_some(meta)
 }
 
 /// An expiry as answers report it, in milliseconds since 1970. Unkey omits every number that is zero; the verdict
@@ -218,6 +227,18 @@ mod tests {
         );
         let back: VerifyKeyData<'_> = serde_json::from_str(&text).unwrap();
         assert_eq!(back.meta.unwrap().get(), r#"{"b": 1.50, "a":[ ]}"#);
+    }
+
+    #[test]
+    fn metadata_without_members_is_omitted() {
+        for none in ["{}", "{ }", " {\n} ", "null", "", "{", "x"] {
+            assert!(reported_meta(none).is_none(), "{none}");
+        }
+        for some in [r#"{"a":{}}"#, r#"{"":null}"#, "[]", "0"] {
+            assert_eq!(reported_meta(some).map(RawValue::get), Some(some));
+        }
+        let bare = KeyRecord { meta: Some("{}".into()), ..record() };
+        assert!(!json(&VerifyKeyData::new(&bare, Verdict::Valid)).contains("meta"));
     }
 
     #[test]

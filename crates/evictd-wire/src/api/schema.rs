@@ -14,11 +14,16 @@ use serde_json::{Number, Value};
 
 use super::error::{ApiError, ErrorKind, FieldError};
 
+/// Where Unkey's validator finds errors of a body that it can't read.
+pub(super) const BODY_LOCATION: &str = "requestBody";
+
 /// Names that one message lists; it only counts the rest.
 const LISTED_MAX: usize = 8;
 
-/// Characters of a field name from the request that a message repeats.
+/// Characters of a name from the request that a message repeats.
 const NAME_SHOWN_MAX: usize = 64;
+
+const SEND_AN_OBJECT: &str = "send one JSON object as the body";
 
 /// The fields of an endpoint's body.
 pub(super) struct Schema {
@@ -29,10 +34,10 @@ pub(super) struct Schema {
 }
 
 pub(super) struct Field {
-    name: &'static str,
-    required: bool,
-    nullable: bool,
-    rule: ValueRule,
+    pub(super) name: &'static str,
+    pub(super) required: bool,
+    pub(super) nullable: bool,
+    pub(super) rule: ValueRule,
 }
 
 /// The constraints of a field's value.
@@ -81,9 +86,12 @@ impl<'de> Deserialize<'de> for Whole {
 #[derive(Clone, Copy)]
 pub(super) enum Harmless {
     Nothing,
-    Null,
     False,
     EmptyList,
+    /// Credits that are not counted: `{"remaining": null}`.
+    Unlimited,
+    /// Credits that are removed, or not counted.
+    NullOrUnlimited,
 }
 
 /// A pattern as Unkey documents it, and its check.
@@ -104,6 +112,12 @@ pub(super) const PERMISSION_PATTERN: Pattern =
 /// Text that every store accepts: PostgreSQL has no NUL.
 pub(super) const STORED_PATTERN: Pattern =
     Pattern { text: r"^[^\x00]*$", matches: |text| !text.contains('\0') };
+
+impl Pattern {
+    pub(super) fn text(&self) -> &'static str {
+        self.text
+    }
+}
 
 impl Field {
     pub(super) const fn required(name: &'static str, rule: ValueRule) -> Self {
@@ -136,17 +150,32 @@ impl Schema {
         Self { path, fields, strict: false }
     }
 
+    pub(super) fn fields(&self) -> &'static [Field] {
+        self.fields
+    }
+
+    pub(super) fn is_strict(&self) -> bool {
+        self.strict
+    }
+
     /// Finds every problem of `body`.
     pub(super) fn check(&self, body: &[u8]) -> Result<(), ApiError> {
+        if body.is_empty() {
+            let detail = format!("POST request body is empty for '{}'", self.path);
+            let problem = fixable(BODY_LOCATION, "the body is empty", SEND_AN_OBJECT);
+            return Err(ApiError { errors: vec![problem], ..ApiError::new(ErrorKind::InvalidInput, detail) });
+        }
         let problems = match Members::read(body) {
             Ok(members) => self.problems(&members),
             Err(problem) => vec![problem],
         };
-        if problems.is_empty() {
-            return Ok(());
-        }
+        if problems.is_empty() { Ok(()) } else { Err(self.violated(problems)) }
+    }
+
+    /// The error of a body with these problems.
+    pub(super) fn violated(&self, errors: Vec<FieldError>) -> ApiError {
         let detail = format!("POST request body for '{}' failed to validate schema", self.path);
-        Err(ApiError { errors: problems, ..ApiError::new(ErrorKind::InvalidInput, detail) })
+        ApiError { errors, ..ApiError::new(ErrorKind::InvalidInput, detail) }
     }
 
     fn problems(&self, members: &Members<'_>) -> Vec<FieldError> {
@@ -156,7 +185,7 @@ impl Schema {
         if !repeated.is_empty() {
             let names = listed(repeated.iter());
             problems.push(fixable(
-                "body",
+                BODY_LOCATION,
                 format!("properties given more than once: {names}"),
                 "send each once",
             ));
@@ -270,7 +299,8 @@ impl Field {
     fn unsupported_error(&self, harmless: Harmless) -> FieldError {
         let instead = match harmless {
             Harmless::Nothing => "leave it out",
-            Harmless::Null => "leave it out, or send null",
+            Harmless::Unlimited => "leave it out, or send {\"remaining\": null}",
+            Harmless::NullOrUnlimited => "leave it out, or send null",
             Harmless::False => "leave it out, or send false",
             Harmless::EmptyList => "leave it out, or send an empty list",
         };
@@ -308,9 +338,10 @@ impl Harmless {
     fn is(self, value: &Value) -> bool {
         match self {
             Self::Nothing => false,
-            Self::Null => value.is_null(),
             Self::False => *value == Value::Bool(false),
             Self::EmptyList => value.as_array().is_some_and(Vec::is_empty),
+            Self::Unlimited => is_unlimited(value),
+            Self::NullOrUnlimited => value.is_null() || is_unlimited(value),
         }
     }
 }
@@ -323,20 +354,16 @@ struct Members<'a> {
 
 impl<'a> Members<'a> {
     fn read(body: &'a [u8]) -> Result<Self, FieldError> {
-        const FIX: &str = "send one JSON object as the body";
+        let unreadable = |problem: String| fixable(BODY_LOCATION, problem, SEND_AN_OBJECT);
         let text = std::str::from_utf8(body)
-            .map_err(|error| fixable("body", format!("the body isn't UTF-8 text: {error}"), FIX))?;
-        if text.trim().is_empty() {
-            return Err(fixable("body", "the body is empty", FIX));
-        }
-        let raw: &RawValue = serde_json::from_str(text)
-            .map_err(|error| fixable("body", format!("the body isn't JSON: {error}"), FIX))?;
+            .map_err(|error| unreadable(format!("the body isn't UTF-8 text: {error}")))?;
+        let not_json = |error| unreadable(format!("the body isn't JSON: {error}"));
+        let raw: &RawValue = serde_json::from_str(text).map_err(not_json)?;
         if !raw.get().starts_with('{') {
             let other = serde_json::from_str(raw.get()).unwrap_or_default();
             return Err(plain("/type", format!("got {}, want object", type_name(&other))));
         }
-        serde_json::from_str(raw.get())
-            .map_err(|error| fixable("body", format!("the body isn't JSON: {error}"), FIX))
+        serde_json::from_str(raw.get()).map_err(not_json)
     }
 }
 
@@ -369,6 +396,13 @@ impl<'de> Visitor<'de> for MembersVisitor {
     }
 }
 
+/// Whether these credits are no limit: `{"remaining": null}`, and no refill.
+fn is_unlimited(credits: &Value) -> bool {
+    credits
+        .as_object()
+        .is_some_and(|credits| credits.len() == 1 && credits.get("remaining") == Some(&Value::Null))
+}
+
 /// Whether `text` isn't empty and has only ASCII letters, digits, and the characters of `others`.
 fn is_made_of(text: &str, others: &[u8]) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || others.contains(&byte))
@@ -393,7 +427,7 @@ fn listed(names: impl ExactSizeIterator<Item = impl AsRef<str>>) -> String {
     if more == 0 { shown } else { format!("{shown} and {more} more") }
 }
 
-fn clipped(name: &str) -> Cow<'_, str> {
+pub(super) fn clipped(name: &str) -> Cow<'_, str> {
     match name.char_indices().nth(NAME_SHOWN_MAX) {
         Some((end, _)) => Cow::Owned(format!("{}...", &name[..end])),
         None => Cow::Borrowed(name),
@@ -531,30 +565,40 @@ mod tests {
 
     #[test]
     fn repeated_properties_are_rejected() {
-        assert_eq!(problems(r#"{"id":"abc","id":"abc"}"#), ["body: properties given more than once: 'id'"]);
+        assert_eq!(
+            problems(r#"{"id":"abc","id":"abc"}"#),
+            ["requestBody: properties given more than once: 'id'"]
+        );
         // The same name, spelled with an escape.
         assert_eq!(
             problems(r#"{"id":"abc","i\u0064":"abc"}"#),
-            ["body: properties given more than once: 'id'"]
+            ["requestBody: properties given more than once: 'id'"]
         );
     }
 
     #[test]
     fn bodies_other_than_objects_are_rejected() {
         for (body, problem) in [
-            ("", "body: the body is empty"),
-            (" \n", "body: the body is empty"),
+            (" \n", "requestBody: the body isn't JSON: EOF while parsing a value at line 2 column 0"),
             ("[]", "/type: got array, want object"),
             ("null", "/type: got null, want object"),
             ("\"id\"", "/type: got string, want object"),
-            ("{", "body: the body isn't JSON: EOF while parsing an object at line 1 column 1"),
-            ("{} x", "body: the body isn't JSON: trailing characters at line 1 column 4"),
-            ("{'id':1}", "body: the body isn't JSON: key must be a string at line 1 column 2"),
+            ("{", "requestBody: the body isn't JSON: EOF while parsing an object at line 1 column 1"),
+            ("{} x", "requestBody: the body isn't JSON: trailing characters at line 1 column 4"),
+            ("{'id':1}", "requestBody: the body isn't JSON: key must be a string at line 1 column 2"),
         ] {
             assert_eq!(problems(body), [problem], "{body}");
         }
         let problem = &problems(b"{\"id\":\"\xff\"}")[0];
-        assert!(problem.starts_with("body: the body isn't UTF-8 text"), "{problem}");
+        assert!(problem.starts_with("requestBody: the body isn't UTF-8 text"), "{problem}");
+    }
+
+    #[test]
+    fn an_empty_body_has_a_detail_of_its_own() {
+        let error = SCHEMA.check(b"").unwrap_err();
+        assert_eq!(error.detail, "POST request body is empty for '/v2/test'");
+        let places: Vec<_> = error.errors.iter().map(|error| error.location.as_str()).collect();
+        assert_eq!((error.kind, &places[..]), (ErrorKind::InvalidInput, &["requestBody"][..]));
     }
 
     #[test]

@@ -6,7 +6,6 @@ use evictd_wire::api::error::{ApiError, ErrorKind, JSON, PROBLEM_JSON};
 /// Unkey's table, followed by evictd's additions.
 const TABLE: [(ErrorKind, u16, &str, &str); ErrorKind::ALL.len()] = [
     (ErrorKind::InvalidInput, 400, "Bad Request", "unkey/application/invalid_input"),
-    (ErrorKind::AuthenticationMissing, 400, "Bad Request", "unkey/authentication/missing"),
     (ErrorKind::AuthenticationMalformed, 400, "Bad Request", "unkey/authentication/malformed"),
     (ErrorKind::RequestBodyUnreadable, 400, "Bad Request", "user/bad_request/request_body_unreadable"),
     (
@@ -77,7 +76,7 @@ fn only_rejected_requests_have_a_list_of_errors() {
 
 #[test]
 fn content_types_are_those_that_sdks_and_curl_expect() {
-    let plain = [ErrorKind::InvalidInput, ErrorKind::AuthenticationMissing, ErrorKind::UnexpectedError];
+    let plain = [ErrorKind::InvalidInput, ErrorKind::UnexpectedError];
     for (kind, status, ..) in TABLE {
         let sdk = if status == 429 { PROBLEM_JSON } else { JSON };
         assert_eq!(kind.content_type(Some("application/json")), sdk, "{kind:?}");

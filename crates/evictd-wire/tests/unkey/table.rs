@@ -44,9 +44,10 @@ pub(crate) enum RuleRow {
     Flag,
     /// At most 100 properties and 16 KiB.
     Object,
-    /// Rejected, unless its value is this JSON.
+    /// Rejected, unless its value is one of these.
     LeftOut {
-        harmless: Option<&'static str>,
+        /// As JSON.
+        harmless: &'static [&'static str],
     },
 }
 
@@ -63,6 +64,7 @@ use Characters::{Any, LettersDigitsAnd, Stored};
 
 const UNLIMITED: usize = usize::MAX;
 const END_OF_2099: i64 = 4_102_444_800_000;
+const UNLIMITED_CREDITS: &str = r#"{"remaining":null}"#;
 
 const fn required(name: &'static str, rule: RuleRow) -> FieldRow {
     FieldRow { name, required: true, nullable: false, rule }
@@ -76,7 +78,7 @@ const fn nullable(name: &'static str, rule: RuleRow) -> FieldRow {
     FieldRow { name, required: false, nullable: true, rule }
 }
 
-const fn left_out(name: &'static str, harmless: Option<&'static str>) -> FieldRow {
+const fn left_out(name: &'static str, harmless: &'static [&'static str]) -> FieldRow {
     optional(name, RuleRow::LeftOut { harmless })
 }
 
@@ -135,12 +137,12 @@ pub(crate) const LIST_KEYS: EndpointRow = EndpointRow {
     parse: |body| ListKeys::parse(body).map(drop),
     strict: true,
     fields: &[
-        required("apiId", id(1, UNLIMITED)),
+        required("apiId", text(1, UNLIMITED, Any)),
         optional("limit", RuleRow::Integer { min: 1, max: 100 }),
         optional("cursor", text(0, UNLIMITED, Stored)),
         optional("externalId", text(1, UNLIMITED, Stored)),
         optional("revalidateKeysCache", RuleRow::Flag),
-        left_out("decrypt", Some("false")),
+        left_out("decrypt", &["false"]),
     ],
 };
 
@@ -158,10 +160,10 @@ pub(crate) const CREATE_KEY: EndpointRow = EndpointRow {
         optional("permissions", PERMISSIONS),
         optional("expires", EXPIRES),
         optional("enabled", RuleRow::Flag),
-        left_out("roles", Some("[]")),
-        left_out("credits", None),
-        left_out("ratelimits", Some("[]")),
-        left_out("recoverable", Some("false")),
+        left_out("roles", &["[]"]),
+        left_out("credits", &[UNLIMITED_CREDITS]),
+        left_out("ratelimits", &["[]"]),
+        left_out("recoverable", &["false"]),
     ],
 };
 
@@ -169,7 +171,7 @@ pub(crate) const GET_KEY: EndpointRow = EndpointRow {
     path: "/v2/keys.getKey",
     parse: |body| GetKey::parse(body).map(drop),
     strict: true,
-    fields: &[required("keyId", id(3, 255)), left_out("decrypt", Some("false"))],
+    fields: &[required("keyId", id(3, 255)), left_out("decrypt", &["false"])],
 };
 
 pub(crate) const UPDATE_KEY: EndpointRow = EndpointRow {
@@ -184,9 +186,9 @@ pub(crate) const UPDATE_KEY: EndpointRow = EndpointRow {
         nullable("expires", EXPIRES),
         optional("enabled", RuleRow::Flag),
         optional("permissions", PERMISSIONS),
-        left_out("credits", Some("null")),
-        left_out("ratelimits", Some("[]")),
-        left_out("roles", Some("[]")),
+        left_out("credits", &["null", UNLIMITED_CREDITS]),
+        left_out("ratelimits", &["[]"]),
+        left_out("roles", &["[]"]),
     ],
 };
 
@@ -215,10 +217,10 @@ pub(crate) const VERIFY_KEY: EndpointRow = EndpointRow {
         required("key", text(1, 512, Any)),
         optional("tags", TAGS),
         optional("permissions", text(1, 1000, Any)),
-        left_out("credits", None),
-        left_out("ratelimits", Some("[]")),
-        left_out("migrationId", None),
-        left_out("keyspaces", Some("[]")),
+        left_out("credits", &[]),
+        left_out("ratelimits", &["[]"]),
+        left_out("migrationId", &[]),
+        left_out("keyspaces", &[]),
     ],
 };
 

@@ -275,7 +275,8 @@ fn clients_that_never_read_are_closed_and_cost_little() -> Result<()> {
         let (path, body) = valid_request(&world, node, &key);
         let body = body.to_string();
         let request = format!(
-            "POST {path} HTTP/1.1\r\nhost: test\r\nauthorization: Bearer {}\r\ncontent-length: {}\r\n\r\n{body}",
+            "POST {path} HTTP/1.1\r\nhost: test\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\n\
+             content-length: {}\r\n\r\n{body}",
             world.topology.root_key(),
             body.len()
         );

@@ -104,7 +104,7 @@ fn shutdown_answers_waiting_clients_with_the_current_receipt() -> Result<()> {
     let body = json!({ "keyId": key.id }).to_string();
     let request = format!(
         "POST /v2/keys.deleteKey HTTP/1.1\r\nhost: test\r\nauthorization: Bearer {}\r\nprefer: wait=30\r\n\
-         content-length: {}\r\n\r\n{body}",
+         content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
         world.topology.root_key(),
         body.len()
     );
@@ -234,7 +234,9 @@ fn an_unfinished_request_delays_shutdown_by_the_drain_limit() -> Result<()> {
     let key = world.create_key()?;
     world.cache_everywhere(&[&key])?;
     let mut endless = Connection::open(world.publisher().http)?;
-    endless.send(b"POST /v2/keys.deleteKey HTTP/1.1\r\nhost: test\r\ncontent-length: 100\r\n\r\n{")?;
+    endless.send(
+        b"POST /v2/keys.deleteKey HTTP/1.1\r\nhost: test\r\nauthorization: Bearer x\r\ncontent-length: 100\r\n\r\n{",
+    )?;
     world.call("keys.getKey", &json!({ "keyId": key.id }))?;
     let signaled_at = Instant::now();
     world.topology.publisher.daemon.terminate()?;

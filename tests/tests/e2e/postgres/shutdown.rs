@@ -40,7 +40,9 @@ fn a_silent_server_delays_shutdown_only_for_seconds() -> Result<()> {
     assert_eq!(story.count(DeleteAnswer::Deleted), doomed.len());
     // A client that never finishes its request makes the drain last until its limit.
     let mut endless = Connection::open(site.world.publisher().http)?;
-    endless.send(b"POST /v2/keys.deleteKey HTTP/1.1\r\nhost: test\r\ncontent-length: 100\r\n\r\n{")?;
+    endless.send(
+        b"POST /v2/keys.deleteKey HTTP/1.1\r\nhost: test\r\nauthorization: Bearer x\r\ncontent-length: 100\r\n\r\n{",
+    )?;
     // A later request that is answered shows that this one was accepted.
     site.world.call("keys.getKey", &json!({ "keyId": good.id }))?;
 

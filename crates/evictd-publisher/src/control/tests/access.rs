@@ -14,24 +14,52 @@ async fn a_bad_request_is_refused_before_the_root_key_is_looked_up() {
     for path in endpoints() {
         let good = good_body(path).to_string();
         for (headers, r#type) in [
-            (&[][..], "unkey/authentication/missing"),
-            (&["authorization: Bearer "], MALFORMED),
-            (&["authorization: Basic cm9vdA=="], MALFORMED),
-            (&["authorization: bearer root"], MALFORMED),
-            (&["authorization: Bearer root", "authorization: Bearer root"], MALFORMED),
+            (&[JSON_TYPE][..], INVALID),
+            (&[JSON_TYPE, "authorization: Bearer "], MALFORMED),
+            (&[JSON_TYPE, "authorization: Basic cm9vdA=="], MALFORMED),
+            (&[JSON_TYPE, "authorization: bearer root"], MALFORMED),
+            (&[JSON_TYPE, "authorization: Bearer root", "authorization: Bearer root"], MALFORMED),
         ] {
             home.post_with(path, headers, &good).await.refuses(400, r#type);
         }
         for body in ["", "{", "[]", "{}", r#"{"keyId":7,"apiId":7,"name":7}"#] {
-            let answer = home.post_with(path, &["authorization: Bearer unknown"], body).await;
+            let answer = home.post_with(path, &[JSON_TYPE, "authorization: Bearer unknown"], body).await;
             answer.refuses(400, INVALID);
             assert!(!answer.json()["error"]["errors"].as_array().unwrap().is_empty(), "{path} {body}");
         }
-        // Whether the header is there is looked at before the body, its form after it.
-        home.post_with(path, &[], "{").await.refuses(400, "unkey/authentication/missing");
-        let basic = ["authorization: Basic cm9vdA=="];
+        // The form of the header is looked at after the body.
+        let basic = [JSON_TYPE, "authorization: Basic cm9vdA=="];
         home.post_with(path, &basic, "{").await.refuses(400, INVALID);
         home.call("root", path, &good_body(path)).await.refuses(500, "unkey/application/service_unavailable");
+    }
+}
+
+/// Whether the header is there is looked at before the body, as by Unkey's validator.
+#[tokio::test]
+async fn a_missing_authorization_is_refused_before_the_body() {
+    let home = ControlFixture::new().await;
+    home.store.close().await;
+    for path in endpoints() {
+        let good = good_body(path).to_string();
+        for headers in
+            [&[JSON_TYPE][..], &[JSON_TYPE, "authorization:"], &[JSON_TYPE, "authorization:  "], &[]]
+        {
+            for body in [&*good, "{", ""] {
+                let answer = home.post_with(path, &[headers, &["accept: */*"]].concat(), body).await;
+                answer.refuses(400, INVALID);
+                assert_eq!(answer.content_type(), "application/json");
+                let error = &answer.json()["error"];
+                assert_eq!(error["detail"], "Authorization header for 'bearer' scheme");
+                let expected = json!([{
+                    "location": "security",
+                    "message": "Authorization header was not found",
+                    "fix": "Add an 'Authorization' header to this request",
+                }]);
+                assert_eq!(error["errors"], expected, "{path} {headers:?} {body}");
+            }
+        }
+        let unread = home.send(&format!("POST {path} HTTP/1.1"), &["content-length: 99999999"], "").await;
+        unread.refuses(400, INVALID);
     }
 }
 
@@ -65,6 +93,8 @@ async fn unsupported_properties_are_refused_by_name() {
         (VerifyKey::PATH, "credits", json!({ "cost": 1 })),
         (VerifyKey::PATH, "ratelimits", json!([{ "name": "requests" }])),
         (VerifyKey::PATH, "migrationId", json!("m_1")),
+        (VerifyKey::PATH, "keyspaces", json!(["ks_1"])),
+        (VerifyKey::PATH, "keyspaces", json!([])),
     ] {
         let mut body = good_body(path);
         body[field] = value;

@@ -90,6 +90,51 @@ async fn keys_of_an_api_are_listed_in_pages_by_id() {
     assert_eq!(page(&home, &whole).await, (ids, None), "exactly full is not more");
 }
 
+/// Failure: a job that pages through all keys sends a broken cursor, and silently gets the first page again.
+#[tokio::test]
+async fn an_unreadable_cursor_is_refused() {
+    let home = ControlFixture::new().await;
+    let (api, other) = (home.create_api("root").await, home.create_api("root").await);
+    let (key, _) = home.create_key(&api).await;
+    home.create_key(&other).await;
+    home.sql("UPDATE keys SET id = 'by-hand' WHERE id = (SELECT max(id) FROM keys)").await;
+    let (by_hand, elsewhere) = if page(&home, &json!({ "apiId": api })).await.0 == ["by-hand"] {
+        (&api, &other)
+    } else {
+        (&other, &api)
+    };
+    for cursor in ["garbage", "!!", "key-1", "eyJpZCI6MX0=", "\u{e4}", " ", "key_", &key.replace('_', "-")] {
+        let answer = home.call("root", ListKeys::PATH, &json!({ "apiId": api, "cursor": cursor })).await;
+        answer.refuses(400, "unkey/application/invalid_input");
+        assert_eq!(answer.json()["error"]["errors"][0]["location"], "/properties/cursor", "{cursor}");
+    }
+    // Direct SQL can store any id, which is the cursor of its own API only.
+    let list = |api: &str, cursor: &str| json!({ "apiId": api, "cursor": cursor });
+    assert_eq!(page(&home, &list(by_hand, "by-hand")).await.0, ["by-hand"]);
+    let refused = home.call("root", ListKeys::PATH, &list(elsewhere, "by-hand")).await;
+    refused.refuses(400, "unkey/application/invalid_input");
+    // The key of a cursor may be gone when the next page is requested. As for Unkey, an empty cursor is none.
+    for fine in ["key_zzzz", "key_1234abcd", ""] {
+        home.call("root", ListKeys::PATH, &list(&api, fine)).await.data();
+    }
+}
+
+#[tokio::test]
+async fn an_id_that_no_api_can_have_is_not_found() {
+    let home = ControlFixture::new().await;
+    for id in ["api-x", "a", " ", "\u{e4}", "api_1\u{0}", "'--", &"x".repeat(5000)] {
+        let answer = home.call("root", ListKeys::PATH, &json!({ "apiId": id })).await;
+        answer.refuses(404, "unkey/data/api_not_found");
+    }
+    let empty = home.call("root", ListKeys::PATH, &json!({ "apiId": "" })).await;
+    empty.refuses(400, "unkey/application/invalid_input");
+    let errors = &empty.json()["error"]["errors"];
+    assert_eq!(
+        (errors.as_array().unwrap().len(), &errors[0]["location"]),
+        (1, &json!("/properties/apiId/minLength"))
+    );
+}
+
 #[tokio::test]
 async fn a_list_can_be_of_one_owner_and_matches_get_key() {
     let home = ControlFixture::new().await;

@@ -50,7 +50,8 @@ async fn a_key_is_created_as_asked_for() {
             "expires":{expires},"enabled":false,"recoverable":false,"roles":[],"ratelimits":[],
             "externalId":"user_1","permissions":["write","read","write"]}}"#
     );
-    let data = home.post_with(CreateKey::PATH, &["authorization: Bearer root"], &body).await.data();
+    let headers = [JSON_TYPE, "authorization: Bearer root"];
+    let data = home.post_with(CreateKey::PATH, &headers, &body).await.data();
     let (id, text) = id_and_text(&data);
     let random = text.strip_prefix("prod_").unwrap();
     assert!((40..=44).contains(&random.len()), "32 bytes in base58: {}", random.len());
@@ -227,36 +228,43 @@ async fn a_reroll_with_grace_keeps_the_old_key_to_the_full_minute() {
 }
 
 #[tokio::test]
-async fn only_an_address_is_recorded_as_the_origin_of_a_change() {
-    let home = ControlFixture::new().await;
+async fn only_trusted_proxies_name_the_origin_of_a_change() {
     let peer = "127.0.0.1";
+    let (proxied, direct) = (ControlFixture::behind(&["127.0.0.0/8", "10.0.0.0/8"]).await, ControlFixture::new().await);
     for (forwarded, recorded) in [
         ("x-forwarded-for: 1.2.3.4:5678", "1.2.3.4"),
-        ("x-forwarded-for: [2001:db8::7]:443, 10.0.0.1", "2001:db8::7"),
-        ("x-forwarded-for: \"><script>", peer),
-        ("x-forwarded-for: \u{e4}, 1.2.3.4", peer),
+        ("x-forwarded-for: 1.2.3.4, [2001:db8::7]:443, 10.0.0.1", "2001:db8::7"),
+        ("x-forwarded-for: 1.2.3.4, \"><script>", peer),
+        ("x-forwarded-for: \u{e4}, 1.2.3.4", "1.2.3.4"),
         ("x-forwarded-for:", peer),
         ("x-nothing: 1", peer),
     ] {
-        let headers = ["authorization: Bearer root", forwarded];
-        let answer = home.post_with(CreateApi::PATH, &headers, r#"{"name":"payments"}"#).await;
-        answer.data();
-        let found: String = sqlx::query_scalar("SELECT remote_ip FROM audit_log WHERE correlation_id = ?1")
-            .bind(answer.request_id())
-            .fetch_one(&mut home.connect().await)
-            .await
-            .unwrap();
-        assert_eq!(found, recorded, "{forwarded}");
+        for (home, expected) in [(&proxied, recorded), (&direct, peer)] {
+            let headers = [JSON_TYPE, "authorization: Bearer root", forwarded];
+            let answer = home.post_with(CreateApi::PATH, &headers, r#"{"name":"payments"}"#).await;
+            answer.data();
+            let query = "SELECT remote_ip, peer_ip FROM audit_log WHERE correlation_id = ?1";
+            let found: (String, String) = sqlx::query_as(query)
+                .bind(answer.request_id())
+                .fetch_one(&mut home.connect().await)
+                .await
+                .unwrap();
+            assert_eq!(found, (expected.to_owned(), peer.to_owned()), "{forwarded}");
+        }
     }
 }
 
 #[tokio::test]
 async fn each_change_is_audited_with_its_actor() {
-    let home = ControlFixture::new().await;
+    let home = ControlFixture::behind(&["127.0.0.1", "10.0.0.1"]).await;
     let api = home.create_api("root").await;
     let (id, _) = home.create_key(&api).await;
-    let headers =
-        ["authorization: Bearer root", "user-agent: curl/8", "x-forwarded-for:  , 192.0.2.7 , 10.0.0.1"];
+    let headers = [
+        JSON_TYPE,
+        "authorization: Bearer root",
+        "user-agent: curl/8",
+        "x-forwarded-for:  , 192.0.2.7 , 10.0.0.1",
+    ];
     let new = home.reroll_key("root", &id, 60_000).await.data()["keyId"].clone();
     for (path, body, event, targets) in [
         (

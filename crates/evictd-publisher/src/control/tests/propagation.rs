@@ -5,7 +5,7 @@ use super::*;
 #[tokio::test]
 async fn every_change_honors_a_preference_for_waiting() {
     let home = ControlFixture::new().await;
-    let prefer = ["authorization: Bearer root", "prefer: respond-async", "prefer: wait=0"];
+    let prefer = [JSON_TYPE, "authorization: Bearer root", "prefer: respond-async", "prefer: wait=0"];
     let created = home.post_with(CreateApi::PATH, &prefer, r#"{"name":"payments"}"#).await;
     assert_eq!(created.header("preference-applied"), Some("wait=0"));
     let propagation = &created.json()["meta"]["propagation"];
@@ -33,7 +33,7 @@ async fn a_change_that_affects_no_cache_is_confirmed_at_once() {
     let home = ControlFixture::new().await;
     let api = home.create_api("root").await;
     let (key, _) = home.create_key(&api).await;
-    let prefer = ["authorization: Bearer root", "prefer: wait=30"];
+    let prefer = [JSON_TYPE, "authorization: Bearer root", "prefer: wait=30"];
     let began = std::time::Instant::now();
     let updated = home.post_with(UpdateKey::PATH, &prefer, &json!({ "keyId": key }).to_string()).await;
     let propagation = &updated.json()["meta"]["propagation"];
@@ -47,7 +47,7 @@ async fn other_preferences_get_the_plain_answer() {
     for prefer in
         ["accept: application/json", "prefer: wait=soon", "prefer: await=3", "prefer: return=minimal"]
     {
-        let headers = ["authorization: Bearer root", prefer];
+        let headers = [JSON_TYPE, "authorization: Bearer root", prefer];
         let answer = home.post_with(CreateApi::PATH, &headers, r#"{"name":"payments"}"#).await;
         assert_eq!((answer.status, answer.header("preference-applied")), (200, None), "{prefer}");
         assert_eq!(answer.json()["meta"].as_object().unwrap().len(), 1, "{}", answer.body);
@@ -59,7 +59,7 @@ async fn other_preferences_get_the_plain_answer() {
 #[tokio::test]
 async fn a_wait_is_capped_and_the_answer_names_the_cap() {
     let home = ControlFixture::new().await;
-    let headers = ["authorization: Bearer root", "prefer: wait=99999999999999999999999999"];
+    let headers = [JSON_TYPE, "authorization: Bearer root", "prefer: wait=99999999999999999999999999"];
     let made = home.post_with(CreateApi::PATH, &headers, r#"{"name":"payments"}"#).await;
     assert_eq!(made.header("preference-applied"), Some("wait=60"));
 }

@@ -68,7 +68,7 @@ async fn a_root_key_is_none_that_can_be_verified() {
 
 #[tokio::test]
 async fn a_verification_without_a_recent_round_is_refused() {
-    let home = ControlFixture::that_trusts(Duration::ZERO, HttpLimits::default(), &[]).await;
+    let home = ControlFixture::that_trusts(Duration::ZERO, HttpLimits::default(), &[], &[]).await;
     let api = home.create_api("root").await;
     let (id, text) = home.create_key(&api).await;
     for key in [&*text, "unknown"] {

@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::super::schema::{Field, Harmless, ID_PATTERN, Schema, ValueRule};
-use super::{ApiError, id, read_checked, stored};
+use super::super::schema::{Field, Harmless, Schema, ValueRule};
+use super::{ApiError, FieldError, id, read_checked, stored, text};
 
 /// `apis.createApi`: a new namespace of keys.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -35,6 +35,7 @@ request!(DeleteApi, "/v2/apis.deleteApi", strict, &[Field::required("apiId", id(
 
 /// `apis.listKeys`: the keys of an API, a page at a time.
 ///
+/// The API's id may be any text, as Unkey has it: to one that isn't an id, the answer is that no API has it.
 /// `revalidateKeysCache` is accepted and has no effect: lists are read from the store.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -53,6 +54,15 @@ pub struct ListKeys {
 impl ListKeys {
     /// The largest page, and the default.
     pub const DEFAULT_LIMIT: u8 = 100;
+
+    /// The error of a cursor that no page had. Without it, such a list would begin anew or end early.
+    pub fn unreadable_cursor() -> ApiError {
+        Self::SCHEMA.violated(vec![FieldError {
+            location: "/properties/cursor".to_owned(),
+            message: "it isn't the cursor of any page of this list".to_owned(),
+            fix: Some("send `pagination.cursor` of the page before, unchanged".to_owned()),
+        }])
+    }
 }
 
 request!(
@@ -60,7 +70,7 @@ request!(
     "/v2/apis.listKeys",
     strict,
     &[
-        Field::required("apiId", ValueRule::Text { min: 1, max: usize::MAX, pattern: Some(&ID_PATTERN) }),
+        Field::required("apiId", text(1, usize::MAX)),
         Field::optional("limit", ValueRule::Integer { min: 1, max: Self::DEFAULT_LIMIT as i64 }),
         Field::optional("cursor", stored(0, usize::MAX)),
         Field::optional("externalId", stored(1, usize::MAX)),

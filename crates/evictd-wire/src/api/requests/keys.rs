@@ -60,7 +60,7 @@ request!(
         Field::optional("expires", EXPIRES),
         Field::optional("enabled", ValueRule::Flag),
         Field::unsupported("roles", Harmless::EmptyList),
-        Field::unsupported("credits", Harmless::Nothing),
+        Field::unsupported("credits", Harmless::Unlimited),
         Field::unsupported("ratelimits", Harmless::EmptyList),
         Field::unsupported("recoverable", Harmless::False),
     ]
@@ -114,7 +114,7 @@ request!(
         Field::nullable("expires", EXPIRES),
         Field::optional("enabled", ValueRule::Flag),
         Field::optional("permissions", PERMISSIONS),
-        Field::unsupported("credits", Harmless::Null),
+        Field::unsupported("credits", Harmless::NullOrUnlimited),
         Field::unsupported("ratelimits", Harmless::EmptyList),
         Field::unsupported("roles", Harmless::EmptyList),
     ]

@@ -50,7 +50,7 @@ struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 impl<'a> VerifyKey<'a> {
     pub const PATH: &'static str = "/v2/keys.verifyKey";
 
-    const SCHEMA: Schema = Schema::strict(
+    pub(in crate::api) const SCHEMA: Schema = Schema::strict(
         Self::PATH,
         &[
             Field::required("key", text(1, KEY_CHARS_MAX)),
@@ -62,7 +62,8 @@ impl<'a> VerifyKey<'a> {
             Field::unsupported("credits", Harmless::Nothing),
             Field::unsupported("ratelimits", Harmless::EmptyList),
             Field::unsupported("migrationId", Harmless::Nothing),
-            Field::unsupported("keyspaces", Harmless::EmptyList),
+            // A restriction to no keyspace would admit no key: it isn't the same as none.
+            Field::unsupported("keyspaces", Harmless::Nothing),
         ],
     );
 
