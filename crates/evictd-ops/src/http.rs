@@ -7,8 +7,10 @@
 //! * `serve`: accepts connections, makes room for them, and drains them.
 //! * `watch`: ends connections that are idle or send their headers too slowly.
 //! * `body`: request bodies, read or discarded.
+//! * `framing`: requests that a proxy may read differently.
 
 mod body;
+mod framing;
 mod serve;
 mod watch;
 

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::body::RequestBody;
 use super::watch::ConnectionWatch;
-use super::{Handler, HttpLimits, Reply, Request, StatusCode, header, text};
+use super::{Handler, HttpLimits, Reply, Request, StatusCode, framing, header, text};
 use crate::log_limit;
 use crate::time::Backoff;
 
@@ -74,6 +74,13 @@ pub async fn serve<H: Handler>(
         tracing::warn!(open, "drain took too long; closing the connections that are left");
     }
     // What is left in the sets is aborted as it is dropped.
+}
+
+/// The answer to a request that a proxy may have read differently. Nothing more is read from its connection.
+fn refused(ambiguity: &str) -> Reply {
+    let mut reply = text(StatusCode::BAD_REQUEST, &format!("the request has {ambiguity}\n"));
+    reply.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
+    reply
 }
 
 struct HttpServer<H> {
@@ -232,7 +239,10 @@ impl HttpConnection {
             async move {
                 let (parts, body) = request.into_parts();
                 let body = RequestBody::new(body, &parts);
-                let reply = handler.handle(Request { parts, remote, body, limits }).await;
+                let reply = match framing::ambiguity(&parts) {
+                    None => handler.handle(Request { parts, remote, body, limits }).await,
+                    Some(ambiguity) => refused(ambiguity),
+                };
                 handler.answered(reply.status());
                 watch.finish();
                 Ok::<_, Infallible>(reply)
