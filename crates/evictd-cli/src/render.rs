@@ -67,7 +67,8 @@ pub(crate) fn is_valid_key(answer: &ApiAnswer) -> bool {
     struct VerdictMember {
         valid: bool,
     }
-    let verdict = parse(answer).and_then(|parts| serde_json::from_str::<VerdictMember>(parts.data.get()).ok());
+    let verdict =
+        parse(answer).and_then(|parts| serde_json::from_str::<VerdictMember>(parts.data.get()).ok());
     verdict.is_some_and(|verdict| verdict.valid)
 }
 

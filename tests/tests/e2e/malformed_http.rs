@@ -197,8 +197,10 @@ fn every_endpoint_rejects_callers_without_a_root_key() -> Result<()> {
     for EndpointUnderTest { node, path, good } in endpoints(&world) {
         for (what, header, status) in cases {
             let headers = [JSON_TYPE, header].concat();
-            let answer =
-                MalformedAnswer::to(node.http, &request("POST", path, &headers, good.to_string().as_bytes()))?;
+            let answer = MalformedAnswer::to(
+                node.http,
+                &request("POST", path, &headers, good.to_string().as_bytes()),
+            )?;
             assert_eq!(answer.status, status, "{path}, {what}: {}", answer.text);
             answer.assert_envelope(&format!("{path}, {what}"))?;
         }

@@ -230,7 +230,8 @@ async fn a_reroll_with_grace_keeps_the_old_key_to_the_full_minute() {
 #[tokio::test]
 async fn only_trusted_proxies_name_the_origin_of_a_change() {
     let peer = "127.0.0.1";
-    let (proxied, direct) = (ControlFixture::behind(&["127.0.0.0/8", "10.0.0.0/8"]).await, ControlFixture::new().await);
+    let (proxied, direct) =
+        (ControlFixture::behind(&["127.0.0.0/8", "10.0.0.0/8"]).await, ControlFixture::new().await);
     for (forwarded, recorded) in [
         ("x-forwarded-for: 1.2.3.4:5678", "1.2.3.4"),
         ("x-forwarded-for: 1.2.3.4, [2001:db8::7]:443, 10.0.0.1", "2001:db8::7"),
