@@ -44,6 +44,10 @@ pub(crate) fn unavailable(error: &StoreError) -> ApiError {
         StoreError::Unknown { .. } => {
             "The home store didn't say whether it kept the change; look before you repeat it"
         }
+        _ if error.is_busy() => {
+            let detail = "The home store is busy; nothing was changed. Try again";
+            return ApiError::new(ErrorKind::TryLater, detail);
+        }
         _ => "The home store failed; nothing was changed",
     };
     ApiError::new(ErrorKind::ServiceUnavailable, detail)

@@ -14,6 +14,7 @@ use evictd_ops::bus::BusConfig;
 use evictd_ops::config::{HumanDuration, UnitError, Validate, check_count};
 use evictd_ops::http::HttpConfig;
 use evictd_ops::logging::LogConfig;
+use evictd_ops::shutdown::ShutdownConfig;
 use evictd_wire::subject::check_name;
 use serde::Deserialize;
 
@@ -50,6 +51,8 @@ pub struct PublisherConfig {
     pub rate_limit: RateLimitConfig,
     /// How long old rows are kept.
     pub retention: RetentionConfig,
+    /// How it ends.
+    pub shutdown: ShutdownConfig,
     /// Logging.
     pub log: LogConfig,
 }

@@ -8,6 +8,7 @@
 //! * [`config`]: the configuration and its documented defaults.
 //! * [`metrics`]: every metric of the publisher; [`store_failures`]: how failures of the store are logged.
 //! * [`control`], [`auth`], [`rate_limit`]: the control API, in Unkey's form.
+//! * [`opening`]: waits for the home store at the start.
 //! * [`history`]: the store's history (R15, R16); [`rivals`]: other publishers on the bus; [`vouching`]: whether this one
 //!   may vouch for its store.
 //! * [`log_head`]: the end of the log; [`log_output`]: what the log has gained, on its way to feed and receipts.
@@ -31,6 +32,7 @@ mod live_feed;
 mod log_head;
 mod log_output;
 pub mod metrics;
+mod opening;
 mod queries;
 mod rate_limit;
 mod receipts;
@@ -46,16 +48,17 @@ mod vouching;
 mod wake;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use evictd_ops::admin::Admin;
+use evictd_ops::admin::{self, Admin};
 use evictd_ops::bus::BusError;
 use evictd_ops::connection_url::UrlError;
 use evictd_ops::host::host_name;
-use evictd_ops::http::{BindError, HttpLimits, bind, serve};
+use evictd_ops::http::{BindError, bind, serve};
 use evictd_ops::metrics::{MetricsError, Registry};
 use evictd_ops::readiness::Readiness;
+use evictd_ops::shutdown::Shutdown;
 use evictd_ops::tasks::{TaskFailed, Tasks};
 use evictd_store::{HomeStore, StoreError};
 use evictd_wire::subject::MessageKind;
@@ -65,11 +68,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::authority::Authority;
 use crate::config::PublisherConfig;
-use crate::control::ControlApi;
+use crate::control::{ControlApi, ControlServer};
 use crate::expiry::Expiry;
-use crate::history::HomeHistory;
 use crate::live_feed::LiveFeed;
 use crate::log_output::LogOutput;
+use crate::metrics::Metrics;
+use crate::opening::{OpenStore, open_store};
 use crate::queries::{Lookups, Replays};
 use crate::rate_limit::RateLimits;
 use crate::receipts::ReceiptsTask;
@@ -80,6 +84,7 @@ use crate::shared::Shared;
 use crate::shutdown::ShutdownPhases;
 use crate::status::Status;
 use crate::vouching::Vouching;
+use crate::wake::Wake;
 
 /// Why a publisher can't start.
 #[derive(Debug, thiserror::Error)]
@@ -124,40 +129,35 @@ pub struct RunningPublisher {
 }
 
 impl RunningPublisher {
-    /// Waits until all tasks have ended, requests in progress included, and closes the store. That takes at most 13
-    /// seconds from when its token is cancelled: ten for requests, and three for the rest. An error names a task that
-    /// ended unexpectedly.
+    /// Waits until all tasks have ended, requests in progress included, and closes the store; the admin port ends last.
+    /// That takes at most 14 seconds from the end of the lame-duck time: ten for requests, three for the rest, and one for
+    /// the admin port. An error names a task that ended unexpectedly.
     pub async fn ended(self) -> Result<(), TaskFailed> {
-        let ended = self.tasks.ended().await;
-        if self.phases.in_time(self.store.close()).await.is_none() {
-            tracing::warn!("shutdown timed out; home store closed without handover");
-        }
-        ended
+        let Self { tasks, store, phases, .. } = self;
+        let close = async {
+            if phases.in_time(store.close()).await.is_none() {
+                tracing::warn!("shutdown timed out; home store closed without handover");
+            }
+        };
+        tasks.ended_then(close).await
     }
 }
 
-/// Starts a publisher on `store`; it runs until `shutdown` is cancelled, and closes the store at its end.
-/// Addresses with port 0 get a free port.
+/// Starts a publisher on the store that `open` opens; it runs until `shutdown` is cancelled, and closes the store at its
+/// end. Addresses with port 0 get a free port.
+///
+/// Returns when the store is open. Until then, both ports answer: `/readyz` with what is missing, and the control API
+/// with 503. Dropping the returned future ends them.
 pub async fn start(
-    store: Arc<dyn HomeStore>,
+    open: impl AsyncFn() -> Result<Arc<dyn HomeStore>, StoreError>,
     config: PublisherConfig,
     shutdown: CancellationToken,
 ) -> Result<RunningPublisher, StartError> {
     let place = config.store.location()?.to_string();
-    let store_error = |source| StartError::Store { place: place.clone(), source };
-    store.check_triggers().await.map_err(store_error)?;
-    let has_root_keys = store.has_root_keys().await.map_err(store_error)?;
-    let history = Arc::new(HomeHistory::read(store.clone()).await.map_err(store_error)?);
-
     let registry = Registry::new(metrics::SPECS, &[])?;
     let readiness = Readiness::new();
-    let bound = Duration::from(config.receipts.bound);
-    let (id, nonce) = (getrandom::u64()?.max(1), getrandom::u64()?.max(1));
-    let vouching = Vouching::new(bound, !store.is_exclusive(), nonce);
-    let shared = Shared::new(history, vouching, &registry);
-    let metrics = &shared.metrics;
-    let (serving, succeeding) = (watch::Sender::new(true), watch::Sender::new(true));
-
+    let metrics = &Arc::new(Metrics::new(&registry));
+    let wake = Wake::default();
     let http = bind(config.http.listen).await?;
     let admin = bind(config.admin.listen).await?;
     let http_address = http.local_addr().unwrap_or(config.http.listen);
@@ -166,7 +166,7 @@ pub async fn start(
     // The connections to NATS, and what they receive.
     let connected = Arc::new(Notify::new());
     let on_connected = {
-        let (wake, connected) = (shared.wake.clone(), connected.clone());
+        let (wake, connected) = (wake.clone(), connected.clone());
         move || {
             connected.notify_one();
             wake.tick();
@@ -174,6 +174,39 @@ pub async fn start(
     };
     let bus = bus::connect(&config.nats, metrics, &readiness, on_connected).await?;
     let lookup_bus = bus::connect_for_lookups(&config.nats, metrics, &readiness).await?;
+
+    // What answers before the store is open.
+    let (control, status) = (Arc::<OnceLock<ControlApi>>::default(), Arc::<OnceLock<Status>>::default());
+    let (phases, shutdown) = (ShutdownPhases::new(), Shutdown::after(shutdown));
+    let mut tasks = Tasks::new(shutdown.clone());
+    tasks.spawn("readiness", readiness.lame_duck(shutdown.clone(), config.shutdown.delay.into()));
+    let server = ControlServer { api: control.clone(), metrics: metrics.clone() };
+    let limits = config.http.limits(control::BODY_BYTES_MAX);
+    let (api, end_of_api) = (serve(http, server, limits, shutdown.clone()), phases.begin_at_drop());
+    tasks.spawn("control API", async move {
+        let _end_of_api = end_of_api;
+        api.await;
+    });
+    let admin_api = Admin {
+        metrics: registry.clone(),
+        readiness: readiness.clone(),
+        status: {
+            let status = status.clone();
+            Arc::new(move || status.get().map_or_else(status::before_the_store_is_open, Status::to_json))
+        },
+    };
+    tasks.spawn_last("admin", |end| serve(admin, admin_api, admin::limits(), end));
+
+    let condition = readiness.condition("store", "the home store to open");
+    let opened = open_store(open, &condition, metrics).await;
+    let OpenStore { store, history, has_root_keys } =
+        opened.map_err(|source| StartError::Store { place: place.clone(), source })?;
+
+    let bound = Duration::from(config.receipts.bound);
+    let (id, nonce) = (getrandom::u64()?.max(1), getrandom::u64()?.max(1));
+    let vouching = Vouching::new(bound, !store.is_exclusive(), nonce);
+    let shared = Shared::new(history, vouching, wake, metrics.clone(), &registry);
+    let (serving, succeeding) = (watch::Sender::new(true), watch::Sender::new(true));
     let publishers = rivals::subscribe(&bus, id).await?;
     let probe_requests = bus.receive(MessageKind::Probe).await?;
     let replay_requests = bus.receive(MessageKind::Replay).await?;
@@ -182,7 +215,7 @@ pub async fn start(
 
     // The parts.
     let (receipts, membership, receipts_task) =
-        ReceiptsTask::new(&config.receipts, store.clone(), shared.clone(), &registry, shutdown.clone());
+        ReceiptsTask::new(&config.receipts, store.clone(), shared.clone(), &registry, shutdown.closing.clone());
     let feed = LiveFeed { bus: bus.clone(), shared: shared.clone() };
     let output = LogOutput { feed, receipts: receipts.clone(), shared: shared.clone() };
     let sequencer = Sequencer {
@@ -190,7 +223,7 @@ pub async fn start(
         store: store.clone(),
         bus: bus.clone(),
         output: output.clone(),
-        condition: readiness.condition("store", "the home store to number what was committed"),
+        condition,
         triggers: readiness.condition("triggers", "the check of the home store's triggers"),
         shared: shared.clone(),
     };
@@ -240,14 +273,12 @@ pub async fn start(
         wake: shared.wake.clone(),
     };
     let retention = Retention { config: config.retention, store: store.clone(), metrics: metrics.clone() };
-    let status =
-        Status { config: config.receipts, receipts: receipts_task.snapshot(), shared: shared.clone() };
-    let admin_api = Admin {
-        metrics: registry.clone(),
-        readiness: readiness.clone(),
-        status: Arc::new(move || status.to_json()),
-    };
-    let control = ControlApi {
+    let _ = status.set(Status {
+        config: config.receipts,
+        receipts: receipts_task.snapshot(),
+        shared: shared.clone(),
+    });
+    let _ = control.set(ControlApi {
         store: store.clone(),
         receipts: receipts.clone(),
         limits: Arc::new(RateLimits::new(&config.rate_limit)),
@@ -255,19 +286,10 @@ pub async fn start(
         // As agents keep a margin.
         freshness: shared.freshness_guard(bound * 9 / 10),
         metrics: metrics.clone(),
-    };
+    });
 
     // The tasks. The control API ends first, and only then the tasks that number and send the changes that it has answered.
-    let phases = ShutdownPhases::new();
     let drained = || phases.drained();
-    let mut tasks = Tasks::new(shutdown.clone());
-    tasks.spawn("readiness", readiness.unready_at(shutdown.clone()));
-    let limits = config.http.limits(control::BODY_BYTES_MAX);
-    let (api, end_of_api) = (serve(http, control, limits, shutdown), phases.begin_at_drop());
-    tasks.spawn("control API", async move {
-        let _end_of_api = end_of_api;
-        api.await;
-    });
     phases.spawn(&mut tasks, "rivals", rivals.run(publishers, drained()));
     phases.spawn(&mut tasks, "authority", authority.run(probe_requests, drained()));
     phases.spawn(&mut tasks, "replays", replays.run(replay_requests, serving.subscribe(), drained()));
@@ -277,7 +299,6 @@ pub async fn start(
     phases.spawn(&mut tasks, "sequencer", sequencer.run(drained()));
     phases.spawn(&mut tasks, "expiry", expiry.run(drained()));
     phases.spawn(&mut tasks, "retention", retention.run(drained()));
-    phases.spawn(&mut tasks, "admin", serve(admin, admin_api, HttpLimits::default(), drained()));
     let upkeep = drained();
     phases.spawn(&mut tasks, "metrics", async move { registry.run_upkeep(upkeep).await });
 

@@ -61,6 +61,7 @@ use crate::change::Actor;
 use crate::error::StoreError;
 use crate::operator::Operator;
 
+pub(crate) use self::errors::is_busy;
 pub use self::options::PostgresOptions;
 pub use self::reader::PostgresReader;
 

@@ -5,12 +5,16 @@ use clap::ValueEnum;
 use evictd_cli::print::print_line;
 use evictd_ops::config::{Loaded, named_files, print_effective};
 use evictd_ops::{logging, shutdown};
+use evictd_publisher::StartError;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio_util::sync::CancellationToken;
 
 use crate::config_args::ConfigArgs;
-use crate::home_store::ConfiguredStore;
+use crate::home_store::{ConfiguredStore, with_advice};
 use crate::{replica, runtime};
+
+/// In `evictd dev`, it is no mistake.
+const UNNAMED_REGION: &str = "`region` is the default's, `local`: agents of several places would count as one region; set it";
 
 #[derive(Clone, Copy, ValueEnum, Debug)]
 pub(crate) enum DaemonKind {
@@ -25,8 +29,13 @@ pub(crate) fn run_publisher(args: &ConfigArgs) -> anyhow::Result<()> {
     logging::init(config.log.format, &config.log.filter);
     allow_many_connections();
     run_until_exit(async |shutdown| {
-        let store = ConfiguredStore::new(config.store.clone())?.open_for_publisher().await?;
-        let running = evictd_publisher::start(store, config, shutdown).await?;
+        let store = ConfiguredStore::new(config.store.clone())?;
+        store.check()?;
+        let open = async || store.open_for_publisher().await;
+        let running = evictd_publisher::start(open, config, shutdown).await.map_err(|error| match error {
+            StartError::Store { source, .. } => with_advice(source),
+            error => error.into(),
+        })?;
         if !running.has_root_keys {
             tracing::warn!(
                 "the store has no root key, so the control API rejects every request; create one with: \
@@ -44,7 +53,12 @@ pub(crate) fn run_agent(args: &ConfigArgs) -> anyhow::Result<()> {
     allow_many_connections();
     run_until_exit(async |shutdown| {
         let database = replica::configured(&config)?;
-        Ok(evictd_agent::start(config, database, shutdown).await?.ended())
+        let is_region_default = config.is_region_default();
+        let running = evictd_agent::start(config, database, shutdown).await?;
+        if is_region_default {
+            running.readiness.warning("region").unmet(UNNAMED_REGION);
+        }
+        Ok(running.ended())
     })
 }
 
