@@ -35,12 +35,13 @@ mod verify;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use evictd_core::follower::Follower;
 use evictd_core::ids::{Identity, InstanceId};
 use evictd_core::roster::PartitionPolicy;
 use evictd_ops::admin::{self, Admin};
-use evictd_ops::http::{BindError, bind, serve};
+use evictd_ops::http::{BindError, DRAIN_LIMIT, bind, serve};
 use evictd_ops::metrics::{MetricsError, Registry};
 use evictd_ops::readiness::{Condition, Readiness};
 use evictd_ops::shutdown::Shutdown;
@@ -60,6 +61,10 @@ use crate::policy::Policies;
 use crate::serving::ServingState;
 use crate::status::{RecentChanges, StatusSources};
 use crate::verify::Verifier;
+
+/// The longest time from the end of the lame-duck time to the end of the process.
+pub const STOP_LIMIT: Duration =
+    DRAIN_LIMIT.saturating_add(bus::LEAVE_LIMIT).saturating_add(admin::DRAIN_LIMIT);
 
 /// The reason that an agent can't start.
 #[derive(Debug, thiserror::Error)]
@@ -148,6 +153,7 @@ pub async fn start(
     tasks.spawn("first lookup", origin.clone().await_first_answer(answered, drained.clone()));
     tasks.spawn("lookups", origin.run(lookup_answers, metrics.clone(), drained.clone()));
     tasks.spawn("follow", parts.follow_context().run(feed, drained.clone()));
+    tasks.spawn("sweep", cache::evict_void_entries(cache.clone(), serving.clone(), drained.clone()));
     tasks.spawn("cache", cache::run_maintenance(cache.clone(), metrics.clone(), drained.clone()));
     tasks.spawn_last("admin", |end| serve(admin_listener, admin_pages, admin::limits(), end));
     let registry = registry.clone();

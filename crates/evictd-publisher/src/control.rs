@@ -201,7 +201,9 @@ impl Handler for ControlServer {
         let Some(endpoint) = Endpoint::of(request.parts.uri.path()) else {
             return rpc::not_found();
         };
-        let reply = read(endpoint, request).await.map_or_else(|refusal| refusal, |call| before_the_store_is_open(endpoint, &call));
+        let reply = read(endpoint, request)
+            .await
+            .map_or_else(|refusal| refusal, |call| before_the_store_is_open(endpoint, &call));
         self.metrics.answered(endpoint, reply.status());
         reply
     }

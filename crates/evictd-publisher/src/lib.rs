@@ -81,6 +81,7 @@ use crate::retention::Retention;
 use crate::rivals::Rivals;
 use crate::sequencer::Sequencer;
 use crate::shared::Shared;
+pub use crate::shutdown::STOP_LIMIT;
 use crate::shutdown::ShutdownPhases;
 use crate::status::Status;
 use crate::vouching::Vouching;
@@ -214,8 +215,13 @@ pub async fn start(
     let lookup_requests = lookup_bus.receive(MessageKind::Lookup).await?;
 
     // The parts.
-    let (receipts, membership, receipts_task) =
-        ReceiptsTask::new(&config.receipts, store.clone(), shared.clone(), &registry, shutdown.closing.clone());
+    let (receipts, membership, receipts_task) = ReceiptsTask::new(
+        &config.receipts,
+        store.clone(),
+        shared.clone(),
+        &registry,
+        shutdown.closing.clone(),
+    );
     let feed = LiveFeed { bus: bus.clone(), shared: shared.clone() };
     let output = LogOutput { feed, receipts: receipts.clone(), shared: shared.clone() };
     let sequencer = Sequencer {
@@ -225,6 +231,7 @@ pub async fn start(
         output: output.clone(),
         condition,
         triggers: readiness.condition("triggers", "the check of the home store's triggers"),
+        files: readiness.warning("store_files"),
         shared: shared.clone(),
     };
     let authority = Authority {

@@ -14,7 +14,8 @@ use crate::home_store::{ConfiguredStore, with_advice};
 use crate::{replica, runtime};
 
 /// In `evictd dev`, it is no mistake.
-const UNNAMED_REGION: &str = "`region` is the default's, `local`: agents of several places would count as one region; set it";
+const UNNAMED_REGION: &str =
+    "`region` is the default's, `local`: agents of several places would count as one region; set it";
 
 #[derive(Clone, Copy, ValueEnum, Debug)]
 pub(crate) enum DaemonKind {

@@ -178,9 +178,9 @@ async fn start(
         .and_set("admin.listen", listen(7079));
     let config = config.publisher()?.config;
     // Whatever is wrong with it, there is no use in waiting: the operator is at the terminal.
-    let store = ConfiguredStore::new(config.store.clone())?.open_for_publisher().await.map_err(with_advice)?;
-    let publisher =
-        evictd_publisher::start(async || Ok(store.clone()), config, shutdown.clone()).await?;
+    let store =
+        ConfiguredStore::new(config.store.clone())?.open_for_publisher().await.map_err(with_advice)?;
+    let publisher = evictd_publisher::start(async || Ok(store.clone()), config, shutdown.clone()).await?;
     let mut agents = Vec::new();
     for (index, region) in args.regions.iter().enumerate() {
         let step = u16::try_from(index).ok().and_then(|index| index.checked_mul(PORT_STEP));

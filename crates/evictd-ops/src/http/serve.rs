@@ -721,7 +721,8 @@ mod tests {
         set_options(&stream);
         let options = SockRef::from(&stream);
         assert!(options.keepalive().unwrap() && options.tcp_nodelay().unwrap());
-        let (after, between) = (options.tcp_keepalive_time().unwrap(), options.tcp_keepalive_interval().unwrap());
+        let (after, between) =
+            (options.tcp_keepalive_time().unwrap(), options.tcp_keepalive_interval().unwrap());
         let noticed = after + between * options.tcp_keepalive_retries().unwrap();
         assert!(noticed <= Duration::from_mins(2), "{noticed:?}");
     }
