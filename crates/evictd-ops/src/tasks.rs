@@ -181,7 +181,7 @@ mod tests {
         tasks.spawn("patient", shutdown.closing.clone().cancelled_owned());
         tasks.spawn_last("admin", |_| async {});
         assert_eq!(tasks.ended().await, Err(TaskFailed { name: "admin" }));
-        assert!(shutdown.requested.is_cancelled(), "whoever started the daemon must see it");
+        assert!(shutdown.requested.is_cancelled(), "the process that started the daemon sees it");
     }
 
     #[tokio::test]

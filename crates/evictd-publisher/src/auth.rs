@@ -52,3 +52,18 @@ pub(crate) fn unavailable(error: &StoreError) -> ApiError {
     };
     ApiError::new(ErrorKind::ServiceUnavailable, detail)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Failure: a client gives up, or an operator is paged, because a bulk change keeps the store busy for a moment.
+    #[test]
+    fn busy_store_is_no_failed_one() {
+        let of = |source| unavailable(&StoreError::Database { action: "delete a key", source });
+        let busy = of(sqlx::Error::PoolTimedOut);
+        assert_eq!((busy.kind, busy.status()), (ErrorKind::TryLater, 503));
+        assert!(busy.detail.contains("nothing was changed"), "{}", busy.detail);
+        assert_eq!(of(sqlx::Error::PoolClosed).kind, ErrorKind::ServiceUnavailable);
+    }
+}

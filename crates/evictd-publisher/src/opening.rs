@@ -63,7 +63,7 @@ pub(crate) async fn open_store(
                 if failures == 0 {
                     tracing::warn!("waiting for the home store");
                 }
-                condition.unmet(format!("the home store: {}", with_causes(&error)));
+                condition.unmet(with_causes(&error));
                 tokio::time::sleep(RETRY.spread_pause(failures)).await;
                 failures = failures.saturating_add(1);
             }

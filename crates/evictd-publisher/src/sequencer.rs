@@ -167,7 +167,7 @@ impl Sequencer {
     }
 }
 
-/// Warns of a write-ahead log that a forgotten reader keeps from being used again.
+/// Warns of a write-ahead log that an old reader keeps from being used again.
 fn note_files(files: StoreFiles, condition: &Condition) {
     if files.write_ahead_log <= WRITE_AHEAD_LOG_MAX {
         return condition.met();

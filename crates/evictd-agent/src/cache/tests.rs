@@ -122,6 +122,8 @@ async fn deletion_of_an_api_starts_the_eviction_of_its_entries() {
 fn record(kind: &str, n: usize) -> Record {
     let text = |length: usize| Some(Box::from("x".repeat(length)));
     let named = |prefix: &str| format!("{prefix}_{n:022}");
+    // As a load decodes it: of its exact size from the start.
+    let boxed = |text: String| Box::<str>::from(&*text);
     let small = KeyRecord {
         key_id: KeyId::new(named("key")),
         api_id: ApiId::new("api_2cGKbMxRjIzhCxo1IdjH3a"),
@@ -134,11 +136,11 @@ fn record(kind: &str, n: usize) -> Record {
             name: text(20),
             meta: text(90),
             external_id: text(24),
-            permissions: (0..4).map(|n| format!("documents.{n}.read").into()).collect(),
+            permissions: (0..4).map(|n| boxed(format!("documents.{n}.read"))).collect(),
             ..small
         },
         _ => KeyRecord {
-            permissions: (0..400).map(|n| format!("documents.{n:06}.read").into()).collect(),
+            permissions: (0..400).map(|n| boxed(format!("documents.{n:06}.read"))).collect(),
             meta: text(4_000),
             ..small
         },
@@ -162,9 +164,9 @@ fn measure(kind: &str, entries: usize) {
         agent.cached(hash(&n.to_string()), record(kind, n), at(BASE), clock::lease_now());
     }
     agent.cache.run_pending_tasks();
-    let (found, _, told) = agent.cache.size();
+    let (found, _, weight) = agent.cache.size();
     assert_eq!(found, entries as u64);
-    println!("MEASURED {told} {}", resident() - before);
+    println!("MEASURED {weight} {}", resident() - before);
 }
 
 /// Failure: the cache takes a multiple of `cache.size`, and the kernel kills the agent. Each size is measured in a process of

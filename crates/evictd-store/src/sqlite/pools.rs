@@ -30,7 +30,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const CREATION_RETRY: Duration = Duration::from_millis(10);
 
 /// What is left of the write-ahead log once no reader needs it any more: several times what SQLite writes between two
-/// checkpoints. Without a limit, the file keeps the size that one forgotten reader or one bulk change has given it.
+/// checkpoints. Without a limit, the file keeps the size that one old reader or one bulk change has given it.
 const WRITE_AHEAD_LOG_KEPT: u64 = 16 * 1024 * 1024;
 
 /// How long a caller waits for a connection or its turn. Longer than [`BUSY_TIMEOUT`], so that a busy database is

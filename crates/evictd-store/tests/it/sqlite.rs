@@ -451,7 +451,7 @@ async fn processes_that_create_a_store_at_once_all_get_it() {
     }
 }
 
-/// Failure: the write-ahead log keeps the size that a forgotten reader has given it.
+/// Failure: the write-ahead log keeps the size that an old reader has given it.
 #[tokio::test]
 async fn write_ahead_log_shrinks_when_its_reader_is_gone() {
     const LARGE: u64 = 40 << 20;

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use evictd_postgres_server::{Mode, Postgres};
+use evictd_tests::http::Client;
 use evictd_tests::sql::Session;
-use evictd_tests::wait::{throughout, try_eventually};
+use evictd_tests::wait::{eventually, throughout, try_eventually};
 use serde_json::json;
 
 use super::Site;
@@ -503,12 +504,13 @@ fn publisher_waits_for_its_server_at_the_start() -> Result<()> {
     site.server.kill()?;
     site.world.topology.publisher.daemon.restart()?;
     let publisher = site.world.publisher();
-    let unready = wait_for_readiness(publisher, 503)?;
-    ensure!(unready["waitingFor"].to_string().contains(r#""condition":"store""#), "{unready}");
-    try_eventually("/readyz to say why", SOON, || {
-        let unready = wait_for_readiness(publisher, 503)?;
-        Ok(unready["waitingFor"].to_string().contains(ADVICE).then_some(()))
+    let readyz = format!("http://{}/readyz", publisher.admin);
+    let unready = eventually("/readyz to say why", SOON, || {
+        let answer = Client::new().get(&readyz).ok()?;
+        answer.text.contains(ADVICE).then_some(answer)
     })?;
+    let condition = &unready.body["waitingFor"][0]["condition"];
+    ensure!(unready.status == 503 && condition == "store", "{}", unready.text);
     let answer = site.world.topology.call(publisher, "keys.deleteKey", &json!({ "keyId": key.id }))?;
     ensure!(answer.status == 503 && answer.header("retry-after") == Some("1"), "{answer:?}");
     ensure!(answer.text.contains("nothing was changed"), "{}", answer.text);
