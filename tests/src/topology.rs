@@ -406,6 +406,8 @@ fn daemon_config((http, admin): (SocketAddr, SocketAddr), server: SocketAddr, lo
     let mut config = Table::new();
     set(&mut config, "http", "listen", http.to_string());
     set(&mut config, "admin", "listen", admin.to_string());
+    // No gateway follows these daemons, and their ends must not be slow.
+    set(&mut config, "shutdown", "delay", "0s");
     set(&mut config, "nats", "urls", vec![format!("nats://{server}")]);
     set(&mut config, "nats", "user", login.user.as_str());
     set(&mut config, "nats", "password", login.password.as_str());

@@ -28,7 +28,7 @@ const SUBSCRIPTION_CAPACITY: usize = 8_192;
 const PUBLISH_LIMIT: Duration = Duration::from_millis(250);
 
 /// The longest wait for the last announcement to be sent.
-const LEAVE_LIMIT: Duration = Duration::from_secs(1);
+pub(crate) const LEAVE_LIMIT: Duration = Duration::from_secs(1);
 
 /// The reason that the connections can't be set up.
 #[derive(Debug, thiserror::Error)]

@@ -4,6 +4,11 @@
 //! checks the floors and the lease (R6, R8). moka's own invalidation doesn't stop a load in flight, so an entry is
 //! inserted hidden and shown only after a check of the floors that follows the insertion (R9). [`evictd_core::serving`]
 //! has these steps.
+//!
+//! * [`weight`]: the memory of an entry.
+//! * [`evict_void_entries`]: gives the room of entries that a wide change has voided to new ones.
+
+mod weight;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,10 +21,14 @@ use evictd_core::record::{Record, RecordState};
 use evictd_core::serving::{CacheEntry, EntryCache};
 use evictd_core::time::LeaseTime;
 use evictd_ops::time::every;
+use moka::policy::EvictionPolicy;
+use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::CacheConfig;
 use crate::metrics::AgentMetrics;
+use crate::serving::ServingState;
 
 /// A record, and the state that decides whether it may be served.
 #[derive(Debug)]
@@ -56,20 +65,6 @@ impl CachedRecord {
             Record::RootKey(root) => root.state == RecordState::Deleted,
         }
     }
-
-    /// Returns the estimated memory, including the overhead of moka and the allocator.
-    fn weight(&self) -> u32 {
-        const OVERHEAD: usize = 370;
-        let variable = match &self.record {
-            Record::Absent => 0,
-            Record::Key(key) => {
-                let text = |text: &Option<Box<str>>| text.as_ref().map_or(0, |text| text.len());
-                key.key_id.as_str().len() + text(&key.name) + text(&key.meta)
-            }
-            Record::RootKey(root) => root.permissions.iter().map(|permission| permission.len() + 16).sum(),
-        };
-        u32::try_from(OVERHEAD + variable).unwrap_or(u32::MAX)
-    }
 }
 
 /// Two caches, for records and for "not found".
@@ -80,6 +75,8 @@ pub(crate) struct RecordCache {
     not_found_ttl: Duration,
     /// The answers from present and evicted entries.
     pub(crate) exposure: Arc<ExposureLog>,
+    /// A change may have voided many entries.
+    many_void: Notify,
 }
 
 impl RecordCache {
@@ -95,15 +92,18 @@ impl RecordCache {
         let found = moka::sync::Cache::builder()
             .name("found")
             .max_capacity(config.size.0)
-            .weigher(|_, entry: &Arc<CachedRecord>| entry.weight())
+            .weigher(|_, entry: &Arc<CachedRecord>| weight::weight(entry))
             .eviction_listener(record_answers(&exposure))
             .build();
         let not_found = moka::sync::Cache::builder()
             .name("not_found")
             .max_capacity(config.not_found_entries)
+            // By default, moka would keep entries that have expired, and were popular before, and refuse new ones.
+            .eviction_policy(EvictionPolicy::lru())
             .eviction_listener(record_answers(&exposure))
             .build();
-        Self { found, not_found, not_found_ttl: config.not_found_ttl.into(), exposure }
+        let not_found_ttl = config.not_found_ttl.into();
+        Self { found, not_found, not_found_ttl, exposure, many_void: Notify::new() }
     }
 
     /// Creates an entry for a record whose load was sent at `sent_at`.
@@ -114,6 +114,35 @@ impl RecordCache {
             entry.expires_at = sent_at.after(self.not_found_ttl);
         }
         entry
+    }
+
+    /// A floor has risen that many entries may depend on.
+    pub(crate) fn wide_floor_raised(&self) {
+        self.many_void.notify_one();
+    }
+
+    /// Evicts the entries that are below a floor, in small steps, until all were looked at or `is_over`. Returns how many it
+    /// evicted. A newer entry of the same key that is loaded in this moment may be evicted too, and is loaded again.
+    fn evict_void(&self, is_void: impl Fn(&CachedRecord) -> bool, is_over: impl Fn() -> bool) -> usize {
+        let mut evicted = 0;
+        for cache in [&self.found, &self.not_found] {
+            for (looked_at, (hash, entry)) in cache.iter().enumerate() {
+                if is_void(&entry) {
+                    cache.invalidate(&*hash);
+                    evicted += 1;
+                }
+                if looked_at % SWEEP_STEP == 0 {
+                    if is_over() {
+                        return evicted;
+                    }
+                    // Gives the room of this step to new entries.
+                    cache.run_pending_tasks();
+                    std::thread::yield_now();
+                }
+            }
+            cache.run_pending_tasks();
+        }
+        evicted
     }
 
     #[cfg(test)]
@@ -175,6 +204,32 @@ pub(crate) async fn run_maintenance(
         cache.run_pending_tasks();
         let (found, not_found, bytes) = cache.size();
         metrics.cache(found, not_found, bytes);
+    }
+}
+
+/// Entries that are looked at between two pauses of [`RecordCache::evict_void`].
+const SWEEP_STEP: usize = 512;
+
+/// Sweeps take at most a tenth of a core.
+const SWEEP_REST: u32 = 9;
+
+/// Evicts what wide changes have voided, such as the deletion of an API: its entries. They would be void without it. But
+/// their memory and their places would stay taken until a verification looks at each, and moka, which prefers entries that
+/// were popular, would refuse new ones meanwhile.
+pub(crate) async fn evict_void_entries(
+    cache: Arc<RecordCache>,
+    serving: Arc<ServingState>,
+    shutdown: CancellationToken,
+) {
+    while shutdown.run_until_cancelled(cache.many_void.notified()).await.is_some() {
+        let (began, over) = (Instant::now(), shutdown.clone());
+        let (cache, serving) = (cache.clone(), serving.clone());
+        let sweep = move || cache.evict_void(|entry| serving.is_void(entry), || over.is_cancelled());
+        // It may take seconds, and would delay what shares its thread.
+        let Ok(evicted) = tokio::task::spawn_blocking(sweep).await else { return };
+        let took = began.elapsed();
+        tracing::debug!(evicted, ?took, "evicted entries below their floors");
+        shutdown.run_until_cancelled(tokio::time::sleep(took * SWEEP_REST)).await;
     }
 }
 

@@ -1,5 +1,6 @@
 //! The agent's configuration. `deploy/agent.toml` documents every key and holds every default.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,13 +9,16 @@ use evictd_core::floors::FloorLimits;
 use evictd_core::follower::FollowerConfig;
 use evictd_core::history::StoreId;
 use evictd_core::lease::Bound;
+use evictd_core::limits::NAME_BYTES_MAX;
 use evictd_core::roster::PartitionPolicy;
 use evictd_ops::admin::AdminConfig;
 use evictd_ops::bus::BusConfig;
 use evictd_ops::config::{ByteSize, HumanDuration, Validate, check_count};
 use evictd_ops::connection_url::{ConnectionUrl, UrlError};
+use evictd_ops::host::host_name;
 use evictd_ops::http::HttpConfig;
 use evictd_ops::logging::LogConfig;
+use evictd_ops::shutdown::ShutdownConfig;
 use evictd_wire::api::secret::Secret;
 use evictd_wire::subject::{Requester, check_name};
 use serde::Deserialize;
@@ -22,11 +26,22 @@ use serde::Deserialize;
 /// The documented default file; the program's own defaults.
 pub const DEFAULTS: &str = include_str!("../../../deploy/agent.toml");
 
+/// As in the default file. An agent that keeps it was probably not configured.
+const DEFAULT_REGION: &str = "local";
+
+/// A host's name as one subject token: each other character is replaced by `-`, of which the dots of a full name are the
+/// usual ones.
+fn subject_token(host: &str) -> String {
+    let fits = |character: char| character.is_ascii_alphanumeric() || character == '-' || character == '_';
+    host.chars().map(|character| if fits(character) { character } else { '-' }).take(NAME_BYTES_MAX).collect()
+}
+
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AgentConfig {
     pub region: String,
-    pub agent: String,
+    /// The host's name if empty.
+    agent: String,
     pub http: HttpConfig,
     pub admin: AdminConfig,
     pub nats: BusConfig,
@@ -36,6 +51,7 @@ pub struct AgentConfig {
     pub cache: CacheConfig,
     pub loads: LoadsConfig,
     pub postgres: PostgresConfig,
+    pub shutdown: ShutdownConfig,
     pub log: LogConfig,
 }
 
@@ -151,8 +167,19 @@ pub struct LoadsConfig {
 impl AgentConfig {
     /// Returns the agent's subjects. The names were validated.
     pub fn requester(&self) -> Requester {
-        Requester::new(&self.region, &self.agent)
+        Requester::new(&self.region, &self.name())
             .expect("`validate` rejects names that are no subject tokens")
+    }
+
+    /// Returns the agent's name. Two agents of one region must differ in it, and so do their hosts: a pod's host name is
+    /// its own name.
+    fn name(&self) -> Cow<'_, str> {
+        if self.agent.is_empty() { subject_token(&host_name()).into() } else { self.agent.as_str().into() }
+    }
+
+    /// Whether the region still has the default's name, which may be in use for another one.
+    pub fn is_region_default(&self) -> bool {
+        self.region == DEFAULT_REGION
     }
 
     /// Returns the URL of the database, if one is configured. Reads [`PostgresConfig::url_file`].
@@ -185,7 +212,7 @@ impl AgentConfig {
 
 impl Validate for AgentConfig {
     fn validate(&self, problems: &mut Vec<String>) {
-        for (key, name) in [("region", &self.region), ("agent", &self.agent)] {
+        for (key, name) in [("region", self.region.as_str()), ("agent", &self.name())] {
             problems.extend(check_name(name).err().map(|error| format!("{key}: {error}")));
         }
         problems.extend(self.home.store().err());

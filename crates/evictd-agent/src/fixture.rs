@@ -72,7 +72,7 @@ pub(crate) fn row(position: LogPosition, scope: Scope) -> Invalidation {
 }
 
 pub(crate) fn config(settings: &[(&str, &str)]) -> AgentConfig {
-    let layers = Layers::new(config::DEFAULTS);
+    let layers = Layers::new(config::DEFAULTS).set("agent", "agent-1").set("shutdown.delay", "0s");
     let layers = settings.iter().fold(layers, |layers, (key, value)| layers.set(key, value));
     layers.load().unwrap().config
 }

@@ -341,8 +341,9 @@ impl FollowTask {
         let evicted = serving.perform(&effect, &**cache);
         match effect {
             Effect::Applied { invalidation, via } => {
-                if let Some(hash) = invalidation.scope.evicted_key() {
-                    self.check_evicted(hash, invalidation.position);
+                match invalidation.scope.evicted_key() {
+                    Some(hash) => self.check_evicted(hash, invalidation.position),
+                    None => cache.wide_floor_raised(),
                 }
                 self.record_applied(&invalidation, via, evicted.as_deref());
             }
@@ -362,6 +363,7 @@ impl FollowTask {
                     );
                 }
                 metrics.floors_merged(merged.floors());
+                cache.wide_floor_raised();
             }
             Effect::Progress { applied, head } => {
                 check_progress(&metrics.invariants, applied_before, applied);

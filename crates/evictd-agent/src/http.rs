@@ -92,7 +92,7 @@ impl VerifyApi {
             }
             LoadError::Stale => "The loaded record is older than a change that was applied here; try again",
         };
-        ApiError::new(ErrorKind::Stale, detail)
+        ApiError::new(ErrorKind::TryLater, detail)
     }
 }
 

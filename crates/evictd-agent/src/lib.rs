@@ -39,14 +39,16 @@ mod verify;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use evictd_core::follower::Follower;
 use evictd_core::ids::{Identity, InstanceId};
 use evictd_core::roster::PartitionPolicy;
-use evictd_ops::admin::Admin;
-use evictd_ops::http::{BindError, HttpLimits, bind, serve};
+use evictd_ops::admin::{self, Admin};
+use evictd_ops::http::{BindError, DRAIN_LIMIT, bind, serve};
 use evictd_ops::metrics::{MetricsError, Registry};
 use evictd_ops::readiness::{Condition, Readiness};
+use evictd_ops::shutdown::Shutdown;
 use evictd_ops::tasks::{TaskFailed, Tasks};
 use evictd_ops::vm_clock::{VmClock, VmClockError};
 use tokio_util::sync::CancellationToken;
@@ -64,6 +66,10 @@ use crate::reload::AgentReload;
 use crate::serving::ServingState;
 use crate::status::{RecentChanges, StatusSources};
 use crate::verify::Verifier;
+
+/// The longest time from the end of the lame-duck time to the end of the process.
+pub const STOP_LIMIT: Duration =
+    DRAIN_LIMIT.saturating_add(bus::LEAVE_LIMIT).saturating_add(admin::DRAIN_LIMIT);
 
 /// The reason that an agent can't start.
 #[derive(Debug, thiserror::Error)]
@@ -143,10 +149,11 @@ pub async fn start(
     };
     let answered = readiness.condition_at_start("lookups", "a publisher's answer to a lookup");
 
-    // Verifications end first. Until then the other tasks keep their answers up to date.
+    // Verifications end first. Until then the other tasks keep their answers up to date. The admin port ends last.
     let drained = CancellationToken::new();
+    let shutdown = Shutdown::after(shutdown);
     let mut tasks = Tasks::new(shutdown.clone());
-    tasks.spawn("readiness", readiness.unready_at(shutdown.clone()));
+    tasks.spawn("readiness", readiness.lame_duck(shutdown.clone(), config.shutdown.delay.into()));
     let limits = config.http.limits(http::BODY_BYTES_MAX);
     let api = http::VerifyApi::new(verifier, config.http.access_log);
     let verify = serve(http_listener, api, limits, shutdown);
@@ -165,8 +172,9 @@ pub async fn start(
     tasks.spawn("first lookup", origin.clone().await_first_answer(answered, drained.clone()));
     tasks.spawn("lookups", origin.run(lookup_answers, metrics.clone(), drained.clone()));
     tasks.spawn("follow", parts.follow_context(lease).run(feed, drained.clone()));
+    tasks.spawn("sweep", cache::evict_void_entries(cache.clone(), serving.clone(), drained.clone()));
     tasks.spawn("cache", cache::run_maintenance(cache.clone(), metrics.clone(), drained.clone()));
-    tasks.spawn("admin", serve(admin_listener, admin_pages, HttpLimits::default(), drained.clone()));
+    tasks.spawn_last("admin", |end| serve(admin_listener, admin_pages, admin::limits(), end));
     let registry = registry.clone();
     tasks.spawn("metrics", async move { registry.run_upkeep(drained).await });
 
@@ -195,8 +203,8 @@ impl AgentParts {
     fn new(config: AgentConfig) -> Result<Self, AgentStartError> {
         let requester = config.requester();
         let instance = InstanceId(getrandom::u64()?.max(1));
+        let labels = [("region", config.region.clone()), ("agent", requester.agent.to_string())];
         let identity = Identity { region: requester.region, agent: requester.agent, instance };
-        let labels = [("region", config.region.clone()), ("agent", config.agent.clone())];
         let registry = Registry::new(metrics::SPECS, &labels)?;
         let follower = Follower::new(config.follower(), getrandom::u64()?);
         Ok(Self {

@@ -61,14 +61,19 @@ impl Validity {
         horizon: &FloorCell,
         bound: Bound,
     ) -> EntryState {
-        let floor = self.anchors.floor().max(horizon.get());
-        if !self.is_shown() || (self.as_of() < floor && Protection::HitsMeetFloors.holds()) {
+        if !self.is_shown() || (self.is_below_floor(horizon) && Protection::HitsMeetFloors.holds()) {
             EntryState::Void
         } else if bound.allows(now, self.read_at, proven_at) {
             EntryState::Servable
         } else {
             EntryState::Stale
         }
+    }
+
+    /// Whether one of its shared floors is above it.
+    pub(crate) fn is_below_floor(&self, horizon: &FloorCell) -> bool {
+        let floor = self.anchors.floor().max(horizon.get());
+        self.as_of() < floor
     }
 
     /// Raises `as_of` after a hit: the entry met floors that were read after `applied`, so it

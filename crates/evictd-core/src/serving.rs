@@ -104,6 +104,11 @@ impl AgentState {
         proven_at != LeaseTime::default() && !self.bound.remaining(now, proven_at).is_zero()
     }
 
+    /// Whether an entry is below a floor, so that no verification will be answered from it.
+    pub fn is_void(&self, entry: &impl CacheEntry) -> bool {
+        entry.validity().is_below_floor(&self.horizon)
+    }
+
     /// Ends serving for good: the machine was frozen while its clock stood still (R8). Voids all
     /// entries, and loads answer no verification. Only a new process serves again.
     pub fn end(&self) {

@@ -3,12 +3,13 @@
 use std::future::{Future, ready};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::http::{self, Handler, Method, Reply, Request, StatusCode, header};
+use crate::http::{self, Handler, HttpLimits, Method, Reply, Request, StatusCode, header};
 use crate::metrics::Registry;
 use crate::readiness::Readiness;
 
@@ -26,6 +27,14 @@ pub struct Admin {
     pub readiness: Readiness,
     /// Makes the answer of `/status`, at each request. Must not block.
     pub status: Arc<dyn Fn() -> serde_json::Value + Send + Sync>,
+}
+
+/// How long the admin port waits for requests in flight. It closes last, and its pages are answered from memory.
+pub const DRAIN_LIMIT: Duration = Duration::from_secs(1);
+
+/// What a client may demand of the admin port.
+pub fn limits() -> HttpLimits {
+    HttpLimits { drain: DRAIN_LIMIT, ..HttpLimits::default() }
 }
 
 /// The version of the text format is part of its name.

@@ -64,7 +64,13 @@ pub struct HttpLimits {
     pub idle_timeout: Duration,
     /// How long a connection may wait for a request before it has to make room for a surplus one.
     pub spared_idle: Duration,
+    /// How long a server that shuts down waits for requests in flight.
+    pub drain: Duration,
 }
+
+/// The longest of any gateway: Envoy keeps its connections for an hour. A gateway that closes first never sends a
+/// request into a connection that is being closed. `docs/keep-alive.md` has the others.
+const IDLE_TIMEOUT: Duration = Duration::from_mins(65);
 
 impl Default for HttpLimits {
     fn default() -> Self {
@@ -73,8 +79,9 @@ impl Default for HttpLimits {
             body_timeout: Duration::from_secs(20),
             body_bytes_max: 10 * 1024 * 1024,
             connections_max: 10_000,
-            idle_timeout: Duration::from_secs(75),
+            idle_timeout: IDLE_TIMEOUT,
             spared_idle: Duration::from_secs(1),
+            drain: DRAIN_LIMIT,
         }
     }
 }

@@ -13,7 +13,8 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::Notify;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+
+use crate::shutdown::Shutdown;
 
 use crate::log_limit;
 
@@ -145,13 +146,23 @@ impl Readiness {
         }
     }
 
-    /// Makes the daemon unready when `shutdown` is cancelled, so that it gets no new traffic while it drains.
-    pub fn unready_at(&self, shutdown: CancellationToken) -> impl Future<Output = ()> + Send + 'static {
+    /// Makes the daemon unready when its end is requested, and closes it `delay` later.
+    pub fn lame_duck(
+        &self,
+        shutdown: Shutdown,
+        delay: Duration,
+    ) -> impl Future<Output = ()> + Send + 'static {
         let running = self.condition("running", "its start");
         running.met();
         async move {
-            shutdown.cancelled().await;
-            running.end("nothing any more: it is shutting down");
+            shutdown.requested.cancelled().await;
+            running.end("nothing any more: it is draining, and shutting down");
+            let lame_duck = shutdown.closing.run_until_cancelled(tokio::time::sleep(delay));
+            if !delay.is_zero() && !shutdown.closing.is_cancelled() {
+                tracing::info!(?delay, "draining: not ready, and still serving");
+            }
+            lame_duck.await;
+            shutdown.closing.cancel();
         }
     }
 
@@ -231,6 +242,9 @@ impl Condition {
 
 #[cfg(test)]
 mod tests {
+    use tokio::task::JoinHandle;
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
 
     #[test]
@@ -369,14 +383,38 @@ mod tests {
         waiting.await.unwrap();
     }
 
-    #[tokio::test]
-    async fn shutdown_makes_unready() {
-        let (readiness, shutdown) = (Readiness::new(), CancellationToken::new());
-        let unready = readiness.unready_at(shutdown.clone());
+    /// Spawns the lame-duck time, requests the end, and waits until the daemon is unready.
+    async fn request_end(readiness: &Readiness, shutdown: &Shutdown, delay: u64) -> JoinHandle<()> {
+        let lame_duck = tokio::spawn(readiness.lame_duck(shutdown.clone(), Duration::from_secs(delay)));
         assert!(readiness.is_ready());
-        shutdown.cancel();
-        unready.await;
-        assert_eq!(readiness.waiting_for()[0].condition, "running");
+        shutdown.requested.cancel();
+        while readiness.is_ready() {
+            tokio::task::yield_now().await;
+        }
+        assert!(readiness.waiting_for()[0].detail.contains("draining"), "{:?}", readiness.waiting_for());
+        lame_duck
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn lame_duck_is_unready_and_closes_after_the_delay() {
+        for delay in [0, 5] {
+            let (readiness, shutdown) = (Readiness::new(), Shutdown::after(CancellationToken::new()));
+            let began = Instant::now();
+            let lame_duck = request_end(&readiness, &shutdown, delay).await;
+            shutdown.closing.cancelled().await;
+            assert_eq!(began.elapsed().as_secs(), delay);
+            lame_duck.await.unwrap();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failed_daemon_has_no_lame_duck_time() {
+        let (readiness, shutdown) = (Readiness::new(), Shutdown::after(CancellationToken::new()));
+        let began = Instant::now();
+        let lame_duck = request_end(&readiness, &shutdown, 5).await;
+        shutdown.close();
+        lame_duck.await.unwrap();
+        assert_eq!(began.elapsed(), Duration::ZERO);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::future::Future;
 
 use evictd_core::labels;
 use metrics::{Counter, Unit};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::{ConfigChanges, ConfigSnapshot, Loaded};
 use crate::metrics::{ByLabel, MetricKind, MetricSpec};
@@ -40,20 +40,22 @@ pub trait Reload {
     fn reloads(&self) -> &ByLabel<ReloadOutcome, Counter>;
 }
 
+/// Watches SIGHUP from now on: it no longer ends the process. `None` if that isn't possible; it is logged. Must be called
+/// inside a tokio runtime.
+pub fn hang_ups() -> Option<Signal> {
+    let watched = signal(SignalKind::hangup());
+    watched.inspect_err(|error| tracing::error!(%error, "cannot watch SIGHUP; it will end the process")).ok()
+}
+
 /// Reloads `daemon` at each SIGHUP, for ever. `running` is what it runs with; `load` reads the configuration again. If it
 /// can't be used, nothing changes.
 pub async fn at_hang_up<D: Reload, E: std::fmt::Display>(
+    hang_ups: Option<Signal>,
     daemon: D,
     running: &toml::Table,
     load: impl Fn() -> Result<Loaded<D::Config>, E>,
 ) {
-    let mut hang_ups = match signal(SignalKind::hangup()) {
-        Ok(hang_ups) => hang_ups,
-        Err(error) => {
-            tracing::error!(%error, "cannot watch SIGHUP; it will end the process");
-            return std::future::pending().await;
-        }
-    };
+    let Some(mut hang_ups) = hang_ups else { return };
     let mut running = ConfigSnapshot::take(running);
     while hang_ups.recv().await.is_some() {
         let Loaded { config, effective } = match load() {

@@ -5,7 +5,7 @@ use evictd_wire::api::envelope::{Failure, Success};
 use evictd_wire::api::error::{ApiError, ErrorKind, JSON};
 use evictd_wire::api::ids;
 use evictd_wire::api::requests::{authorization, missing_authorization, unknown_content_type};
-use hyper::header::{ACCEPT, ALLOW, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ACCEPT, ALLOW, AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::{HeaderMap, Method, StatusCode};
 use serde::Serialize;
 
@@ -90,7 +90,11 @@ impl RpcCall {
         let accept = self.headers.get(ACCEPT).and_then(|accept| accept.to_str().ok());
         let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let body = Failure::new(self.request_id.as_str(), error).to_bytes();
-        reply(status, error.content_type(accept), body.into())
+        let mut reply = reply(status, error.content_type(accept), body.into());
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            reply.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        reply
     }
 }
 

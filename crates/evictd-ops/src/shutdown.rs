@@ -1,15 +1,56 @@
-//! Ends a process by signals: the first one starts the drain, the second one skips it.
+//! Ends a process by signals: the first one starts its end, the second one skips what is left of it.
 
 use std::io;
 use std::time::Duration;
 
+use serde::Deserialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use crate::config::HumanDuration;
 use crate::logging;
 
 /// How long the log may hold up an exit at once.
 const FLUSH_LIMIT: Duration = Duration::from_millis(100);
+
+/// The section `[shutdown]` of a configuration.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShutdownConfig {
+    /// The lame-duck time: from the request to end until the daemon stops serving.
+    pub delay: HumanDuration,
+}
+
+/// The two moments at which a daemon's end begins. In between it isn't ready, and still serves everything, so that
+/// gateways and balancers that follow its readiness stop sending requests before it refuses any.
+#[derive(Clone, Debug)]
+pub struct Shutdown {
+    /// Cancelled when the daemon is asked to end.
+    pub requested: CancellationToken,
+    /// Cancelled when it stops serving, never before `requested`.
+    pub closing: CancellationToken,
+}
+
+impl Shutdown {
+    /// Of a daemon that ends some time after `requested`: see
+    /// [`Readiness::lame_duck`](crate::readiness::Readiness::lame_duck).
+    pub fn after(requested: CancellationToken) -> Self {
+        Self { requested, closing: CancellationToken::new() }
+    }
+
+    /// Ends at once, without lame-duck time.
+    pub fn close(&self) {
+        self.requested.cancel();
+        self.closing.cancel();
+    }
+}
+
+/// Of what ends when it is asked to.
+impl From<CancellationToken> for Shutdown {
+    fn from(token: CancellationToken) -> Self {
+        Self { requested: token.clone(), closing: token }
+    }
+}
 
 /// Returns a token that is cancelled at the first SIGINT or SIGTERM. A second signal ends the process at once, with the
 /// exit code that a shell reports for it (130, 143).

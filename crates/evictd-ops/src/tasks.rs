@@ -9,6 +9,8 @@ use std::future::Future;
 use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use crate::shutdown::Shutdown;
+
 /// A task exited before the shutdown.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("the task `{name}` failed; see the log")]
@@ -20,57 +22,92 @@ pub struct TaskFailed {
 #[derive(Debug)]
 pub struct Tasks {
     set: JoinSet<bool>,
-    names: HashMap<Id, &'static str>,
-    shutdown: CancellationToken,
+    running: HashMap<Id, RunningTask>,
+    shutdown: Shutdown,
+    /// Cancelled when only the last tasks are left.
+    last: CancellationToken,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct RunningTask {
+    name: &'static str,
+    is_last: bool,
 }
 
 /// Cancels the other tasks when its own exits, also by a panic.
 struct ExitGuard {
     name: &'static str,
-    shutdown: CancellationToken,
+    shutdown: Shutdown,
 }
 
 impl Drop for ExitGuard {
     fn drop(&mut self) {
-        if !self.shutdown.is_cancelled() {
+        if !self.shutdown.closing.is_cancelled() {
             tracing::error!(task = self.name, "task exited unexpectedly; shutting down");
-            self.shutdown.cancel();
+            self.shutdown.close();
         }
     }
 }
 
 impl Tasks {
-    /// A task that exits before `shutdown` is cancelled cancels it.
-    pub fn new(shutdown: CancellationToken) -> Self {
-        Self { set: JoinSet::new(), names: HashMap::new(), shutdown }
+    /// A task that exits before `shutdown` closes the daemon closes it.
+    pub fn new(shutdown: impl Into<Shutdown>) -> Self {
+        let (shutdown, last) = (shutdown.into(), CancellationToken::new());
+        Self { set: JoinSet::new(), running: HashMap::new(), shutdown, last }
     }
 
     pub fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
-        let shutdown = self.shutdown.clone();
+        self.spawn_task(RunningTask { name, is_last: false }, task);
+    }
+
+    /// Spawns a task that ends after the others: when the token that `task` gets is cancelled.
+    pub fn spawn_last<T>(&mut self, name: &'static str, task: impl FnOnce(CancellationToken) -> T)
+    where
+        T: Future<Output = ()> + Send + 'static,
+    {
+        self.spawn_task(RunningTask { name, is_last: true }, task(self.last.clone()));
+    }
+
+    fn spawn_task(&mut self, running: RunningTask, task: impl Future<Output = ()> + Send + 'static) {
+        let (name, shutdown) = (running.name, self.shutdown.clone());
         let task = self.set.spawn(async move {
             let _guard = ExitGuard { name, shutdown: shutdown.clone() };
             task.await;
-            shutdown.is_cancelled()
+            shutdown.closing.is_cancelled()
         });
-        self.names.insert(task.id(), name);
+        self.running.insert(task.id(), running);
     }
 
     /// Waits until all tasks have exited.
-    pub async fn ended(mut self) -> Result<(), TaskFailed> {
+    pub async fn ended(self) -> Result<(), TaskFailed> {
+        self.ended_then(async {}).await
+    }
+
+    /// As [`Tasks::ended`]. Runs `finally` when all but the last tasks have exited.
+    pub async fn ended_then(mut self, finally: impl Future<Output = ()>) -> Result<(), TaskFailed> {
         let mut failed = None;
-        while let Some(ended) = self.set.join_next_with_id().await {
-            let (id, well) = match ended {
-                Ok(ended) => ended,
-                Err(error) => {
-                    tracing::error!(%error, "task panicked");
-                    (error.id(), false)
-                }
-            };
-            if !well {
-                failed = failed.or(self.names.get(&id).copied());
-            }
+        while self.running.values().any(|task| !task.is_last) {
+            failed = failed.or(self.next_failure().await);
         }
-        failed.map_or(Ok(()), |name| Err(TaskFailed { name }))
+        finally.await;
+        self.last.cancel();
+        while !self.running.is_empty() {
+            failed = failed.or(self.next_failure().await);
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Waits for the end of one task, and returns its failure.
+    async fn next_failure(&mut self) -> Option<TaskFailed> {
+        let (id, well) = match self.set.join_next_with_id().await? {
+            Ok(ended) => ended,
+            Err(error) => {
+                tracing::error!(%error, "task panicked");
+                (error.id(), false)
+            }
+        };
+        let task = self.running.remove(&id)?;
+        (!well).then_some(TaskFailed { name: task.name })
     }
 }
 
@@ -78,13 +115,17 @@ impl Drop for Tasks {
     /// Running tasks that are dropped don't exit unexpectedly, and the log must not say so.
     fn drop(&mut self) {
         if !self.set.is_empty() {
-            self.shutdown.cancel();
+            self.shutdown.close();
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use parking_lot::Mutex;
+
     use super::*;
 
     #[tokio::test]
@@ -104,6 +145,43 @@ mod tests {
         tasks.spawn("hasty", async {});
         assert_eq!(tasks.ended().await, Err(TaskFailed { name: "hasty" }));
         assert!(shutdown.is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn last_task_ends_after_all_others_and_what_follows_them() {
+        let shutdown = CancellationToken::new();
+        let mut tasks = Tasks::new(shutdown.clone());
+        let ends: Arc<Mutex<Vec<&str>>> = Arc::default();
+        let note = |name| {
+            let ends = ends.clone();
+            move || ends.lock().push(name)
+        };
+        let noted = note("admin");
+        tasks.spawn_last("admin", |end| async move {
+            end.cancelled().await;
+            noted();
+        });
+        for name in ["one", "another"] {
+            let (noted, shutdown) = (note("other"), shutdown.clone());
+            tasks.spawn(name, async move {
+                shutdown.cancelled().await;
+                noted();
+            });
+        }
+        shutdown.cancel();
+        let noted = note("store");
+        assert_eq!(tasks.ended_then(async move { noted() }).await, Ok(()));
+        assert_eq!(*ends.lock(), ["other", "other", "store", "admin"]);
+    }
+
+    #[tokio::test]
+    async fn last_task_that_exits_unexpectedly_ends_the_others() {
+        let shutdown = Shutdown::after(CancellationToken::new());
+        let mut tasks = Tasks::new(shutdown.clone());
+        tasks.spawn("patient", shutdown.closing.clone().cancelled_owned());
+        tasks.spawn_last("admin", |_| async {});
+        assert_eq!(tasks.ended().await, Err(TaskFailed { name: "admin" }));
+        assert!(shutdown.requested.is_cancelled(), "the process that started the daemon sees it");
     }
 
     #[tokio::test]

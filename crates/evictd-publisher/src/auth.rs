@@ -46,7 +46,25 @@ pub(crate) fn unavailable(error: &StoreError) -> ApiError {
             let detail = "The home store didn't say whether it kept the change; look before you repeat it";
             (ErrorKind::ServiceUnavailable, detail)
         }
+        _ if error.is_busy() => {
+            (ErrorKind::TryLater, "The home store is busy; nothing was changed. Try again")
+        }
         _ => (ErrorKind::ServiceUnavailable, "The home store failed; nothing was changed"),
     };
     ApiError::new(kind, detail).caused_by(with_causes(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Failure: a client gives up, or an operator is paged, because a bulk change keeps the store busy for a moment.
+    #[test]
+    fn busy_store_is_no_failed_one() {
+        let of = |source| unavailable(&StoreError::Database { action: "delete a key", source });
+        let busy = of(sqlx::Error::PoolTimedOut);
+        assert_eq!((busy.kind, busy.status()), (ErrorKind::TryLater, 503));
+        assert!(busy.detail.contains("nothing was changed"), "{}", busy.detail);
+        assert_eq!(of(sqlx::Error::PoolClosed).kind, ErrorKind::ServiceUnavailable);
+    }
 }

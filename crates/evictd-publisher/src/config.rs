@@ -16,6 +16,7 @@ use evictd_ops::bus::BusConfig;
 use evictd_ops::config::{HumanDuration, UnitError, Validate, check_count};
 use evictd_ops::http::HttpConfig;
 use evictd_ops::logging::LogConfig;
+use evictd_ops::shutdown::ShutdownConfig;
 use evictd_wire::subject::check_name;
 use serde::Deserialize;
 
@@ -55,6 +56,8 @@ pub struct PublisherConfig {
     pub audit: AuditConfig,
     /// How long old rows are kept.
     pub retention: RetentionConfig,
+    /// How it ends.
+    pub shutdown: ShutdownConfig,
     /// Logging.
     pub log: LogConfig,
 }

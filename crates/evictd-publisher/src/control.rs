@@ -16,7 +16,7 @@ mod turns;
 mod verify;
 
 use std::net::SocketAddr;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 
 use bytes::Bytes;
 use evictd_core::ids::{ApiId, KeyId};
@@ -209,7 +209,7 @@ impl ControlApi {
         let answer = async |caller: &Caller<'_>, request: R| {
             if let Some(reason) = self.freshness.vouching.refusal() {
                 // Agents follow another store: a change of this one wouldn't reach them.
-                return Err(ApiError::new(ErrorKind::Stale, format!("Nothing was changed: {reason}")));
+                return Err(ApiError::new(ErrorKind::TryLater, format!("Nothing was changed: {reason}")));
             }
             let call = caller.call;
             let wait = prefer::wait(call.headers.get_all(prefer::PREFER).iter().map(HeaderValue::as_bytes));
@@ -280,6 +280,40 @@ impl ControlApi {
             self.wake.unlogged();
         }
         unavailable(error)
+    }
+}
+
+/// What answers at the control API's address: the API from when the home store is open, and 503 until then.
+#[derive(Clone)]
+pub(crate) struct ControlServer {
+    pub(crate) api: Arc<OnceLock<ControlApi>>,
+    pub(crate) metrics: Arc<PublisherMetrics>,
+}
+
+impl Handler for ControlServer {
+    async fn handle(&self, request: Request) -> Reply {
+        if let Some(api) = self.api.get() {
+            return api.handle(request).await;
+        }
+        let Some(endpoint) = Endpoint::of(request.parts.uri.path()) else {
+            return rpc::not_found();
+        };
+        let reply = read(endpoint, request)
+            .await
+            .map_or_else(|refusal| refusal, |call| before_the_store_is_open(endpoint, &call));
+        self.metrics.answered(endpoint, reply.status());
+        reply
+    }
+}
+
+fn before_the_store_is_open(endpoint: Endpoint, call: &RpcCall) -> Reply {
+    match endpoint {
+        Endpoint::Liveness => call.success(LivenessData::ALIVE),
+        Endpoint::OpenApi => reply(StatusCode::OK, openapi::YAML, OPENAPI.clone()),
+        _ => {
+            let detail = "The home store isn't open yet; nothing was changed. Try again";
+            call.failure(&ApiError::new(ErrorKind::TryLater, detail))
+        }
     }
 }
 

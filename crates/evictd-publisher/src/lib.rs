@@ -8,6 +8,7 @@
 //! * [`config`]: the configuration and its documented defaults.
 //! * [`metrics`]: every metric of the publisher; [`store_failures`]: how failures of the store are logged.
 //! * [`control`], [`auth`], [`rate_limit`]: the control API, in Unkey's form.
+//! * [`opening`]: waits for the home store at the start.
 //! * [`history`]: the store's history (R15, R16); [`rivals`]: other publishers on the bus; [`vouching`]: whether this one
 //!   may vouch for its store.
 //! * [`log_head`]: the end of the log; [`log_output`]: what the log has gained, on its way to feed and receipts.
@@ -35,6 +36,7 @@ mod live_feed;
 mod log_head;
 mod log_output;
 pub mod metrics;
+mod opening;
 mod queries;
 mod rate_limit;
 mod receipts;
@@ -51,17 +53,18 @@ mod vouching;
 mod wake;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use evictd_ops::admin::Admin;
+use evictd_ops::admin::{self, Admin};
 use evictd_ops::answer_log::AnswerLog;
 use evictd_ops::bus::BusError;
 use evictd_ops::connection_url::UrlError;
 use evictd_ops::host::host_name;
-use evictd_ops::http::{BindError, HttpLimits, bind, serve};
+use evictd_ops::http::{BindError, bind, serve};
 use evictd_ops::metrics::{MetricsError, Registry};
 use evictd_ops::readiness::Readiness;
+use evictd_ops::shutdown::Shutdown;
 use evictd_ops::tasks::{TaskFailed, Tasks};
 use evictd_store::{HomeStore, StoreError};
 use evictd_wire::subject::MessageKind;
@@ -72,11 +75,12 @@ use tokio_util::sync::CancellationToken;
 use crate::authority::Authority;
 use crate::change_trials::ChangeTrials;
 use crate::config::PublisherConfig;
-use crate::control::{ControlApi, StoreTurns, TrustedProxies};
+use crate::control::{ControlApi, ControlServer, StoreTurns, TrustedProxies};
 use crate::expiry::Expiry;
-use crate::history::HomeHistory;
 use crate::live_feed::LiveFeed;
 use crate::log_output::LogOutput;
+use crate::metrics::Metrics;
+use crate::opening::{OpenStore, open_store};
 use crate::queries::{Lookups, Replays};
 use crate::rate_limit::RateLimits;
 use crate::receipts::ReceiptsTask;
@@ -85,9 +89,11 @@ use crate::retention::Retention;
 use crate::rivals::Rivals;
 use crate::sequencer::Sequencer;
 use crate::shared::Shared;
+pub use crate::shutdown::STOP_LIMIT;
 use crate::shutdown::ShutdownPhases;
 use crate::status::Status;
 use crate::vouching::Vouching;
+use crate::wake::Wake;
 
 /// Why a publisher can't start.
 #[derive(Debug, thiserror::Error)]
@@ -138,40 +144,35 @@ impl RunningPublisher {
         self.reload.clone()
     }
 
-    /// Waits until all tasks have ended, requests in progress included, and closes the store. That takes at most 13
-    /// seconds from when its token is cancelled: ten for requests, and three for the rest. An error names a task that
-    /// ended unexpectedly.
+    /// Waits until all tasks have ended, requests in progress included, and closes the store; the admin port ends last.
+    /// That takes at most 14 seconds from the end of the lame-duck time: ten for requests, three for the rest, and one for
+    /// the admin port. An error names a task that ended unexpectedly.
     pub async fn ended(self) -> Result<(), TaskFailed> {
-        let ended = self.tasks.ended().await;
-        if self.phases.in_time(self.store.close()).await.is_none() {
-            tracing::warn!("shutdown timed out; home store closed without handover");
-        }
-        ended
+        let Self { tasks, store, phases, .. } = self;
+        let close = async {
+            if phases.in_time(store.close()).await.is_none() {
+                tracing::warn!("shutdown timed out; home store closed without handover");
+            }
+        };
+        tasks.ended_then(close).await
     }
 }
 
-/// Starts a publisher on `store`; it runs until `shutdown` is cancelled, and closes the store at its end.
-/// Addresses with port 0 get a free port.
+/// Starts a publisher on the store that `open` opens; it runs until `shutdown` is cancelled, and closes the store at its
+/// end. Addresses with port 0 get a free port.
+///
+/// Returns when the store is open. Until then, both ports answer: `/readyz` with what is missing, and the control API
+/// with 503. Dropping the returned future ends them.
 pub async fn start(
-    store: Arc<dyn HomeStore>,
+    open: impl AsyncFn() -> Result<Arc<dyn HomeStore>, StoreError>,
     config: PublisherConfig,
     shutdown: CancellationToken,
 ) -> Result<RunningPublisher, StartError> {
     let place = config.store.location()?.to_string();
-    let store_error = |source| StartError::Store { place: place.clone(), source };
-    store.check_triggers().await.map_err(store_error)?;
-    let has_root_keys = store.has_root_keys().await.map_err(store_error)?;
-    let history = Arc::new(HomeHistory::read(store.clone()).await.map_err(store_error)?);
-
     let registry = Registry::new(metrics::SPECS, &[])?;
     let readiness = Readiness::new();
-    let bound = Duration::from(config.receipts.bound);
-    let (id, nonce) = (getrandom::u64()?.max(1), getrandom::u64()?.max(1));
-    let vouching = Vouching::new(bound, !store.is_exclusive(), nonce);
-    let shared = Shared::new(history, vouching, &registry);
-    let metrics = &shared.metrics;
-    let (serving, succeeding) = (watch::Sender::new(true), watch::Sender::new(true));
-
+    let metrics = &Arc::new(PublisherMetrics::new(&registry));
+    let wake = Wake::default();
     let http = bind(config.http.listen).await?;
     let admin = bind(config.admin.listen).await?;
     let http_address = http.local_addr().unwrap_or(config.http.listen);
@@ -180,7 +181,7 @@ pub async fn start(
     // The connections to NATS, and what they receive.
     let connected = Arc::new(Notify::new());
     let on_connected = {
-        let (wake, connected) = (shared.wake.clone(), connected.clone());
+        let (wake, connected) = (wake.clone(), connected.clone());
         move || {
             connected.notify_one();
             wake.tick();
@@ -188,6 +189,39 @@ pub async fn start(
     };
     let bus = bus::connect(&config.nats, metrics, &readiness, on_connected).await?;
     let lookup_bus = bus::connect_for_lookups(&config.nats, metrics, &readiness).await?;
+
+    // What answers before the store is open.
+    let (control, status) = (Arc::<OnceLock<ControlApi>>::default(), Arc::<OnceLock<Status>>::default());
+    let (phases, shutdown) = (ShutdownPhases::new(), Shutdown::after(shutdown));
+    let mut tasks = Tasks::new(shutdown.clone());
+    tasks.spawn("readiness", readiness.lame_duck(shutdown.clone(), config.shutdown.delay.into()));
+    let server = ControlServer { api: control.clone(), metrics: metrics.clone() };
+    let limits = config.http.limits(control::BODY_BYTES_MAX);
+    let (api, end_of_api) = (serve(http, server, limits, shutdown.clone()), phases.begin_at_drop());
+    tasks.spawn("control API", async move {
+        let _end_of_api = end_of_api;
+        api.await;
+    });
+    let admin_api = Admin {
+        metrics: registry.clone(),
+        readiness: readiness.clone(),
+        status: {
+            let status = status.clone();
+            Arc::new(move || status.get().map_or_else(status::before_the_store_is_open, Status::to_json))
+        },
+    };
+    tasks.spawn_last("admin", |end| serve(admin, admin_api, admin::limits(), end));
+
+    let condition = readiness.condition("store", "the home store to open");
+    let opened = open_store(open, &condition, metrics).await;
+    let OpenStore { store, history, has_root_keys } =
+        opened.map_err(|source| StartError::Store { place: place.clone(), source })?;
+
+    let bound = Duration::from(config.receipts.bound);
+    let (id, nonce) = (getrandom::u64()?.max(1), getrandom::u64()?.max(1));
+    let vouching = Vouching::new(bound, !store.is_exclusive(), nonce);
+    let shared = Shared::new(history, vouching, wake, metrics.clone(), &registry);
+    let (serving, succeeding) = (watch::Sender::new(true), watch::Sender::new(true));
     let publishers = rivals::subscribe(&bus, id).await?;
     let probe_requests = bus.receive(MessageKind::Probe).await?;
     let replay_requests = bus.receive(MessageKind::Replay).await?;
@@ -195,8 +229,13 @@ pub async fn start(
     let lookup_requests = lookup_bus.receive(MessageKind::Lookup).await?;
 
     // The parts.
-    let (receipts, membership, receipts_task) =
-        ReceiptsTask::new(&config.receipts, store.clone(), shared.clone(), &registry, shutdown.clone());
+    let (receipts, membership, receipts_task) = ReceiptsTask::new(
+        &config.receipts,
+        store.clone(),
+        shared.clone(),
+        &registry,
+        shutdown.closing.clone(),
+    );
     let limits = Arc::new(RateLimits::new(&config.rate_limit));
     let reload = PublisherReload {
         limits: limits.clone(),
@@ -211,8 +250,9 @@ pub async fn start(
         store: store.clone(),
         bus: bus.clone(),
         output: output.clone(),
-        condition: readiness.condition("store", "the home store to number what was committed"),
+        condition,
         triggers: readiness.condition("triggers", "the check of the home store's triggers"),
+        files: readiness.warning("store_files"),
         shared: shared.clone(),
     };
     let authority = Authority {
@@ -260,14 +300,9 @@ pub async fn start(
         wake: shared.wake.clone(),
     };
     let retention = Retention { config: config.retention, store: store.clone(), metrics: metrics.clone() };
-    let status = Status { bound, receipts: receipts_task.snapshot(), shared: shared.clone() };
-    let admin_api = Admin {
-        metrics: registry.clone(),
-        readiness: readiness.clone(),
-        status: Arc::new(move || status.to_json()),
-    };
+    let _ = status.set(Status { bound, receipts: receipts_task.snapshot(), shared: shared.clone() });
     let trials = ChangeTrials::new(readiness.condition("changes", "a change that succeeds"));
-    let control = ControlApi {
+    let _ = control.set(ControlApi {
         store: store.clone(),
         receipts: receipts.clone(),
         limits,
@@ -279,19 +314,10 @@ pub async fn start(
         freshness: shared.freshness_guard(bound * 9 / 10),
         metrics: metrics.clone(),
         log: Arc::new(AnswerLog::new(config.http.access_log)),
-    };
+    });
 
     // The tasks. The control API ends first, and only then the tasks that number and send the changes that it has answered.
-    let phases = ShutdownPhases::new();
     let drained = || phases.drained();
-    let mut tasks = Tasks::new(shutdown.clone());
-    tasks.spawn("readiness", readiness.unready_at(shutdown.clone()));
-    let limits = config.http.limits(control::BODY_BYTES_MAX);
-    let (api, end_of_api) = (serve(http, control, limits, shutdown), phases.begin_at_drop());
-    tasks.spawn("control API", async move {
-        let _end_of_api = end_of_api;
-        api.await;
-    });
     phases.spawn(&mut tasks, "rivals", rivals.run(publishers, drained()));
     phases.spawn(&mut tasks, "authority", authority.run(probe_requests, drained()));
     phases.spawn(&mut tasks, "replays", replays.run(replay_requests, serving.subscribe(), drained()));
@@ -302,7 +328,6 @@ pub async fn start(
     phases.spawn(&mut tasks, "changes", trials.run(store.clone(), drained()));
     phases.spawn(&mut tasks, "expiry", expiry.run(drained()));
     phases.spawn(&mut tasks, "retention", retention.run(drained()));
-    phases.spawn(&mut tasks, "admin", serve(admin, admin_api, HttpLimits::default(), drained()));
     let upkeep = drained();
     phases.spawn(&mut tasks, "metrics", async move { registry.run_upkeep(upkeep).await });
 

@@ -13,7 +13,7 @@ use evictd_ops::metrics::{ByLabel, LATENCY_BUCKETS, MetricKind, PROPAGATION_BUCK
 use evictd_ops::reload::{self, ReloadOutcome};
 use evictd_store::StoreError;
 use evictd_store::audit::Purged;
-use evictd_store::log::Backlog;
+use evictd_store::log::{Backlog, StoreFiles};
 use evictd_wire::api::requests::Endpoint;
 use evictd_wire::subject::MessageKind;
 use hyper::StatusCode;
@@ -73,6 +73,8 @@ metric_specs! {
         "Rows of the home store that were deleted after their retention: log, receipts or audit.";
     STORE_FAILURES = "evictd_publisher_store_failures_total", COUNTER, COUNT, [],
         "Calls of the home store that failed. Each kind of failure is logged twice a minute at most.";
+    STORE_FILE_BYTES = "evictd_publisher_store_file_bytes", GAUGE, Some(Unit::Bytes), ["file"],
+        "The sizes of the home store's files on SQLite: database, and write_ahead_log, which grows while a reader of any process keeps an old snapshot.";
     NATS_CONNECTED = "evictd_publisher_nats_connected", GAUGE, None, [],
         "1 while connected to a NATS server.";
     NATS_CONNECTS = "evictd_publisher_nats_connects_total", COUNTER, COUNT, [],
@@ -112,6 +114,8 @@ evictd_core::labels! {
     /// A class of HTTP status.
     enum StatusClass { Success = "2xx", ClientError = "4xx", ServerError = "5xx" }
 
+    enum StoreFile { Database = "database", WriteAheadLog = "write_ahead_log" }
+
     enum PurgedKind { Log = "log", Receipts = "receipts", Audit = "audit" }
 
     /// The state of an agent process.
@@ -147,6 +151,7 @@ pub struct PublisherMetrics {
     purged: ByLabel<PurgedKind, Counter>,
     store_failures: StoreFailures,
     pub(crate) config_reloads: ByLabel<ReloadOutcome, Counter>,
+    store_files: ByLabel<StoreFile, Gauge>,
     pub(crate) nats: BusMetrics,
 }
 
@@ -179,6 +184,7 @@ impl PublisherMetrics {
             purged: registry.handle(&PURGED),
             store_failures: StoreFailures::new(registry.handle(&STORE_FAILURES)),
             config_reloads: registry.handle(&reload::SPEC),
+            store_files: registry.handle(&STORE_FILE_BYTES),
             nats: BusMetrics {
                 connected: registry.handle(&NATS_CONNECTED),
                 connects: registry.handle(&NATS_CONNECTS),
@@ -196,6 +202,12 @@ impl PublisherMetrics {
     pub(crate) fn backlog(&self, backlog: Backlog) {
         self.unnumbered_rows.set(backlog.rows as f64);
         self.unnumbered_oldest.set(backlog.oldest.as_secs_f64());
+    }
+
+    pub(crate) fn store_files(&self, files: StoreFiles) {
+        let StoreFiles { database, write_ahead_log } = files;
+        self.store_files.get(StoreFile::Database).set(database as f64);
+        self.store_files.get(StoreFile::WriteAheadLog).set(write_ahead_log as f64);
     }
 
     pub(crate) fn unconfirmed(&self, deletions: usize) {

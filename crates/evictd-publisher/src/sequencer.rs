@@ -10,6 +10,7 @@ use evictd_core::rules::Rule;
 use evictd_ops::log_limit;
 use evictd_ops::readiness::Condition;
 use evictd_ops::time::every;
+use evictd_store::log::StoreFiles;
 use evictd_store::{LogStore, StoreError};
 use tokio::time::{Instant, Interval};
 use tokio_util::sync::CancellationToken;
@@ -26,6 +27,9 @@ const BATCH: usize = 1024;
 /// How often triggers and backlog are checked.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
+/// A larger write-ahead log causes a warning. With the store's own readers it stays below a quarter of this.
+const WRITE_AHEAD_LOG_MAX: u64 = 64 << 20;
+
 /// The triggers are checked at every 60th check (R3), and at each one while they aren't trusted.
 const TRIGGER_CHECK_EVERY: u64 = 60;
 
@@ -36,6 +40,8 @@ pub(crate) struct Sequencer {
     pub(crate) output: LogOutput,
     pub(crate) condition: Condition,
     pub(crate) triggers: Condition,
+    /// Met unless the store's write-ahead log grows.
+    pub(crate) files: Condition,
     pub(crate) shared: Shared,
 }
 
@@ -126,6 +132,10 @@ impl Sequencer {
     async fn check(&self) -> Result<(), StoreError> {
         let backlog = self.store.backlog().await?;
         self.shared.metrics.backlog(backlog);
+        if let Some(files) = self.store.files() {
+            self.shared.metrics.store_files(files);
+            note_files(files, &self.files);
+        }
         if self.store.writable().is_err() {
             // Only a write shows that it can be written to again, and there may be no other.
             self.shared.rounds.request();
@@ -156,6 +166,18 @@ impl Sequencer {
         self.triggers.unmet(format!("the home store's triggers: {error}"));
         false
     }
+}
+
+/// Warns of a write-ahead log that an old reader keeps from being used again.
+fn note_files(files: StoreFiles, condition: &Condition) {
+    if files.write_ahead_log <= WRITE_AHEAD_LOG_MAX {
+        return condition.met();
+    }
+    let size = files.write_ahead_log >> 20;
+    condition.unmet(format!(
+        "the home store's write-ahead log to shrink from {size} MiB: a transaction of another process has been open for \
+         long, or a bulk change was made at once; end that transaction (fuser lists the processes that have the file open)"
+    ));
 }
 
 /// What a step needs of the store. Reads and writes fail separately: a full disk can be read.
@@ -202,4 +224,25 @@ impl StoreCondition {
 /// finds that a store that failed works again.
 fn rest_after(took: Duration, interval: Duration) -> Duration {
     (took * 20).min(Duration::from_secs(5)).max(interval)
+}
+
+#[cfg(test)]
+mod tests {
+    use evictd_ops::readiness::Readiness;
+
+    use super::*;
+
+    #[test]
+    fn large_write_ahead_log_is_a_warning() {
+        let readiness = Readiness::new();
+        let condition = readiness.warning("store_files");
+        let files = |mib: u64| StoreFiles { database: 1 << 30, write_ahead_log: mib << 20 };
+        for (mib, warnings) in [(16, 0), (64, 0), (206, 1), (3, 0)] {
+            note_files(files(mib), &condition);
+            let shown = readiness.warnings();
+            assert_eq!(shown.len(), warnings, "{shown:?}");
+            assert!(shown.iter().all(|warning| warning.detail.contains("206 MiB")), "{shown:?}");
+        }
+        assert!(readiness.is_ready());
+    }
 }

@@ -26,17 +26,30 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(history: Arc<HomeHistory>, vouching: Vouching, registry: &Registry) -> Self {
+    pub(crate) fn new(
+        history: Arc<HomeHistory>,
+        vouching: Vouching,
+        wake: Wake,
+        metrics: Arc<PublisherMetrics>,
+        registry: &Registry,
+    ) -> Self {
         Self {
             head: LogHead::new(history.head().at),
             history,
             vouching,
             fence: Fence::default(),
             rounds: RoundTrigger::default(),
-            wake: Wake::default(),
-            metrics: Arc::new(PublisherMetrics::new(registry)),
+            wake,
+            metrics,
             invariants: Invariants::new(registry),
         }
+    }
+
+    /// Of a publisher that serves.
+    #[cfg(test)]
+    pub(crate) fn serving(history: Arc<HomeHistory>, registry: &Registry) -> Self {
+        let metrics = Arc::new(PublisherMetrics::new(registry));
+        Self::new(history, Vouching::serving(), Wake::default(), metrics, registry)
     }
 
     /// Returns a guard for reads that need a round no older than `trust`.

@@ -15,6 +15,15 @@ pub(crate) struct Status {
     pub(crate) shared: Shared,
 }
 
+/// The page while the home store isn't open.
+pub(crate) fn before_the_store_is_open() -> Value {
+    json!({
+        "role": "publisher",
+        "version": env!("CARGO_PKG_VERSION"),
+        "silentBecause": "the home store isn't open yet; /readyz has the reason",
+    })
+}
+
 impl Status {
     pub(crate) fn to_json(&self) -> Value {
         let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);

@@ -1,8 +1,11 @@
 //! The errors of a home store.
 
+use std::error::Error as _;
 use std::path::PathBuf;
 
 use evictd_core::limits::{EPOCH_MAX, POSITION_MAX};
+
+use crate::{postgres, sqlite};
 
 /// A call that failed. Nothing was changed, except perhaps with [`StoreError::Unknown`].
 #[derive(Debug, thiserror::Error)]
@@ -12,6 +15,8 @@ pub enum StoreError {
         /// A path, or a URL without its password.
         place: String,
         advice: &'static str,
+        /// Whether the configuration names a place that can't be a home store.
+        is_permanent: bool,
         #[source]
         source: sqlx::Error,
     },
@@ -105,4 +110,28 @@ pub enum StoreError {
         /// The statements that give them.
         grants: String,
     },
+}
+
+impl StoreError {
+    /// Whether the store can't be opened with this configuration and this version of evictd, however long one waits.
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            Self::Open { is_permanent, .. } => *is_permanent,
+            Self::Migrate(_) => self.is_foreign_schema(),
+            Self::EpochsUsedUp | Self::PositionsUsedUp => true,
+            _ => false,
+        }
+    }
+
+    /// Whether another version of evictd made the store's schema. Other failures of a migration have a source, the
+    /// database's error.
+    pub fn is_foreign_schema(&self) -> bool {
+        matches!(self, Self::Migrate(error) if error.source().is_none())
+    }
+
+    /// Whether the store works, and the call waited too long for others. The same call may succeed later.
+    pub fn is_busy(&self) -> bool {
+        let Self::Database { source, .. } = self else { return false };
+        matches!(source, sqlx::Error::PoolTimedOut) || sqlite::is_busy(source) || postgres::is_busy(source)
+    }
 }

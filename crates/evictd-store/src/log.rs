@@ -14,6 +14,14 @@ use evictd_core::time::StoreTime;
 use crate::error::StoreError;
 use crate::history::VoucherKey;
 
+/// The sizes of a store's files, in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StoreFiles {
+    pub database: u64,
+    /// What isn't copied into the database yet, or was and isn't overwritten yet.
+    pub write_ahead_log: u64,
+}
+
 /// The log and the store's history, for the tasks that number and prove.
 #[async_trait]
 pub trait LogStore: Debug + Send + Sync + 'static {
@@ -24,6 +32,11 @@ pub trait LogStore: Debug + Send + Sync + 'static {
     /// alone doesn't show that. Costs nothing. Only a write that succeeds clears the failure.
     fn writable(&self) -> Result<(), StoreError> {
         Ok(())
+    }
+
+    /// Returns the sizes of the store's files, if it has files of its own. Costs next to nothing.
+    fn files(&self) -> Option<StoreFiles> {
+        None
     }
 
     /// Checks that the log's triggers are in place and unaltered (R3), and that publishers have all rights they need.

@@ -61,6 +61,7 @@ use crate::error::StoreError;
 use crate::operator::Operator;
 use crate::{Concurrency, HomeStore};
 
+pub(crate) use self::errors::is_busy;
 pub use self::options::{PostgresOptions, UrlSource};
 pub use self::reader::PostgresReader;
 

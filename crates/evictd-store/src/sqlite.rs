@@ -128,7 +128,12 @@ impl HomeStore for SqliteStore {
 
 /// Returns the error of a store that can't be opened.
 fn refused(path: &Path) -> impl Fn(sqlx::Error) -> StoreError {
-    move |source| StoreError::Open { place: path.display().to_string(), advice: advice(&source), source }
+    move |source| StoreError::Open {
+        place: path.display().to_string(),
+        advice: advice(&source),
+        is_permanent: is_permanent(&source),
+        source,
+    }
 }
 
 /// Returns the absolute path of the file, and creates it if it is missing. SQLite would take relative paths such as
@@ -174,6 +179,29 @@ fn advice(error: &sqlx::Error) -> &'static str {
             _ => "see the cause",
         },
     }
+}
+
+/// Whether it isn't the file's state of the moment that prevents it from being opened, but its place or what it is.
+fn is_permanent(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(error) => matches!(
+            error.kind(),
+            ErrorKind::NotFound
+                | ErrorKind::NotADirectory
+                | ErrorKind::IsADirectory
+                | ErrorKind::PermissionDenied
+                | ErrorKind::ReadOnlyFilesystem
+        ),
+        _ => matches!(
+            write::result_code(error),
+            Some(write::READONLY | write::CANTOPEN | write::PERM | write::NOTADB | write::CORRUPT)
+        ),
+    }
+}
+
+/// Whether another connection kept the file locked for too long.
+pub(crate) fn is_busy(error: &sqlx::Error) -> bool {
+    write::result_code(error) == Some(write::BUSY)
 }
 
 /// Migrates the schema in one transaction: of two processes that open a new or older file, one migrates it and the other

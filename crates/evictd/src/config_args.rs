@@ -99,12 +99,23 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
     fn documented_defaults_are_valid() {
         ConfigArgs::default().publisher().unwrap();
         ConfigArgs::default().agent().unwrap();
+    }
+
+    /// Failure: a gateway sends a request on a connection that the daemon is about to close. Envoy waits longest.
+    #[test]
+    fn idle_timeout_is_above_that_of_every_usual_gateway() {
+        let envoy = Duration::from_hours(1);
+        assert!(*ConfigArgs::default().publisher().unwrap().config.http.idle_timeout > envoy);
+        assert!(*ConfigArgs::default().agent().unwrap().config.http.idle_timeout > envoy);
+        assert!(evictd_ops::admin::limits().idle_timeout > envoy);
     }
 
     #[test]

@@ -7,12 +7,17 @@ use evictd_ops::bus::{self, BusConfig};
 use evictd_ops::config::{Loaded, named_files, print_effective};
 use evictd_ops::logging::LogConfig;
 use evictd_ops::{logging, reload, shutdown};
+use evictd_publisher::StartError;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio_util::sync::CancellationToken;
 
 use crate::config_args::ConfigArgs;
-use crate::home_store::ConfiguredStore;
+use crate::home_store::{ConfiguredStore, with_advice};
 use crate::{replica, runtime};
+
+/// In `evictd dev`, it is no mistake.
+const UNNAMED_REGION: &str =
+    "`region` is the default's, `local`: agents of several places would count as one region; set it";
 
 #[derive(Clone, Copy, ValueEnum, Debug)]
 pub(crate) enum DaemonKind {
@@ -27,8 +32,14 @@ pub(crate) fn run_publisher(args: &ConfigArgs) -> anyhow::Result<()> {
     let Loaded { config, effective } = args.publisher()?;
     prepare(&config.log);
     run_until_exit(async |shutdown| {
-        let store = ConfiguredStore::new(config.store.clone())?.open_for_publisher().await?;
-        let running = evictd_publisher::start(store, config, shutdown).await?;
+        let hang_ups = reload::hang_ups();
+        let store = ConfiguredStore::new(config.store.clone())?;
+        store.check()?;
+        let open = async || store.open_for_publisher().await;
+        let running = evictd_publisher::start(open, config, shutdown).await.map_err(|error| match error {
+            StartError::Store { source, .. } => with_advice(source),
+            error => error.into(),
+        })?;
         if !running.has_root_keys {
             tracing::warn!(
                 "the store has no root key, so the control API rejects every request; create one with: \
@@ -36,7 +47,7 @@ pub(crate) fn run_publisher(args: &ConfigArgs) -> anyhow::Result<()> {
                 args.store_flags()
             );
         }
-        let reloads = reload::at_hang_up(running.reload(), &effective, || args.publisher());
+        let reloads = reload::at_hang_up(hang_ups, running.reload(), &effective, || args.publisher());
         Ok(until_ended(running.ended(), reloads))
     })
 }
@@ -46,9 +57,14 @@ pub(crate) fn run_agent(args: &ConfigArgs) -> anyhow::Result<()> {
     let Loaded { config, effective } = args.agent()?;
     prepare(&config.log);
     run_until_exit(async |shutdown| {
+        let hang_ups = reload::hang_ups();
         let database = replica::configured(&config)?;
+        let is_region_default = config.is_region_default();
         let running = evictd_agent::start(config, database, shutdown).await?;
-        let reloads = reload::at_hang_up(running.reload(), &effective, || args.agent());
+        if is_region_default {
+            running.readiness.warning("region").unmet(UNNAMED_REGION);
+        }
+        let reloads = reload::at_hang_up(hang_ups, running.reload(), &effective, || args.agent());
         Ok(until_ended(running.ended(), reloads))
     })
 }

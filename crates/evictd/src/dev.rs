@@ -25,7 +25,7 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 use crate::config_args::ConfigArgs;
-use crate::home_store::ConfiguredStore;
+use crate::home_store::{ConfiguredStore, with_advice};
 use crate::nats_server::DevNats;
 use crate::root_key::{self, RootKeySpec};
 use crate::runtime;
@@ -35,6 +35,9 @@ const PORT_STEP: u16 = 100;
 
 /// How long all parts may take to become ready.
 const READY_LIMIT: Duration = Duration::from_secs(30);
+
+/// Ctrl-C ends everything at once: no gateway follows the readiness of an installation on one machine.
+const NO_DELAY: &str = "0s";
 
 /// The shortest bound: an agent's timeout for a query. A shorter one would leave no time for a retry.
 const BOUND_MIN: Duration = Duration::from_secs(1);
@@ -176,11 +179,14 @@ async fn start(
         .and_set("store.path", store.display().to_string())
         .and_set("receipts.bound", args.bound.to_string())
         .and_set("receipts.regions", args.regions.join(","))
+        .and_set("shutdown.delay", NO_DELAY)
         .and_set("http.listen", listen(7070))
         .and_set("admin.listen", listen(7079));
     let config = config.publisher()?.config;
-    let store = ConfiguredStore::new(config.store.clone())?.open_for_publisher().await?;
-    let publisher = evictd_publisher::start(store, config, shutdown.clone()).await?;
+    // Whatever is wrong with it, there is no use in waiting: the operator is at the terminal.
+    let store =
+        ConfiguredStore::new(config.store.clone())?.open_for_publisher().await.map_err(with_advice)?;
+    let publisher = evictd_publisher::start(async || Ok(store.clone()), config, shutdown.clone()).await?;
     let mut agents = Vec::new();
     for (index, region) in args.regions.iter().enumerate() {
         let step = u16::try_from(index).ok().and_then(|index| index.checked_mul(PORT_STEP));
@@ -189,6 +195,8 @@ async fn start(
             .context("too many regions for fixed ports; use --ports auto")?;
         let config = with_bound(ConfigArgs::default(), args.bound)
             .and_set("region", region)
+            .and_set("agent", "agent-1")
+            .and_set("shutdown.delay", NO_DELAY)
             .and_set("nats.urls", nats_url)
             .and_set("http.listen", listen(7080 + step))
             .and_set("admin.listen", listen(7089 + step));

@@ -1,6 +1,5 @@
 //! The configured home store: opened for the publisher, and for operator commands, which can run while a publisher runs.
 
-use std::error::Error as _;
 use std::fmt;
 use std::sync::Arc;
 
@@ -69,7 +68,7 @@ impl ConfiguredStore {
     }
 
     /// Opens the store for a publisher. An SQLite file is locked against other publishers until it is closed.
-    pub(crate) async fn open_for_publisher(&self) -> anyhow::Result<Arc<dyn HomeStore>> {
+    pub(crate) async fn open_for_publisher(&self) -> Result<Arc<dyn HomeStore>, StoreError> {
         self.open(true).await
     }
 
@@ -79,15 +78,15 @@ impl ConfiguredStore {
         work: impl AsyncFnOnce(&dyn HomeStore) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
         runtime::new()?.block_on(async {
-            let store = self.open(false).await?;
+            let store = self.open(false).await.map_err(with_advice)?;
             let done = work(&*store).await;
             store.close().await;
             done
         })
     }
 
-    async fn open(&self, for_publisher: bool) -> anyhow::Result<Arc<dyn HomeStore>> {
-        let opened = match &self.location {
+    async fn open(&self, for_publisher: bool) -> Result<Arc<dyn HomeStore>, StoreError> {
+        match &self.location {
             StoreLocation::Sqlite(path) => {
                 let opened = if for_publisher {
                     SqliteStore::open_exclusively(path).await
@@ -97,8 +96,7 @@ impl ConfiguredStore {
                 opened.map(|store| Arc::new(store) as Arc<dyn HomeStore>)
             }
             StoreLocation::Postgres(_) => self.connect().await.map(|store| Arc::new(store) as _),
-        };
-        opened.map_err(with_advice)
+        }
     }
 
     async fn connect(&self) -> Result<PostgresStore, StoreError> {
@@ -121,9 +119,8 @@ impl fmt::Display for ConfiguredStore {
 }
 
 /// Adds what to do about a store of another version.
-fn with_advice(error: StoreError) -> anyhow::Error {
-    // Other failures of a migration have a source, the database's error.
-    let is_foreign = matches!(&error, StoreError::Migrate(migration) if migration.source().is_none());
+pub(crate) fn with_advice(error: StoreError) -> anyhow::Error {
+    let is_foreign = error.is_foreign_schema();
     let error = anyhow::Error::from(error);
     if !is_foreign {
         return error;

@@ -32,6 +32,8 @@ mod replica;
 mod root_key;
 mod runtime;
 mod tied;
+#[cfg(test)]
+mod units;
 mod variables;
 
 use std::process::ExitCode;

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use evictd_tests::http::Client;
 use evictd_tests::process::{Daemon, Launch, evictd_binary};
 use evictd_tests::topology::{Plan, Topology};
-use evictd_tests::wait::throughout;
+use evictd_tests::wait::{throughout, try_eventually};
 
 use crate::world::{
     A_WHILE, UNAVAILABLE, World, count, plan, wait_for_count, wait_for_mode, wait_for_readiness,
@@ -69,6 +69,31 @@ fn two_processes_under_one_name_are_reported() -> Result<()> {
     ]))?;
     wait_for_count(world.publisher(), "evictd_publisher_agents", &duplicate, 2)?;
     world.assert_works()
+}
+
+/// Failure: agents of several places that were never configured count as one region.
+#[test]
+fn an_agent_whose_region_was_not_set_warns_of_it() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    for (region, warns) in [("local", true), ("eu", false)] {
+        let nowhere = ["http.listen=127.0.0.1:0", "admin.listen=127.0.0.1:0", "nats.urls=nats://127.0.0.1:1"];
+        let settings = nowhere.map(str::to_owned).into_iter().chain([format!("region={region}")]);
+        let flags = settings.flat_map(|setting| ["--set".to_owned(), setting]);
+        let launch = Launch::new(region, evictd_binary()?, dir.path()).args(["agent"]).args(flags);
+        let mut agent = Daemon::start(launch)?;
+        let log = |agent: &Daemon| Ok::<_, anyhow::Error>(agent.stdout()? + &agent.stderr()?);
+        try_eventually("the agent to start", crate::world::SOON, || {
+            Ok(log(&agent)?.contains("agent started").then_some(()))
+        })?;
+        if warns {
+            try_eventually("a warning", crate::world::SOON, || {
+                Ok(log(&agent)?.contains("`region` is the default's").then_some(()))
+            })?;
+        }
+        agent.kill()?;
+        ensure!(log(&agent)?.contains("`region` is the default's") == warns, "{}", log(&agent)?);
+    }
+    Ok(())
 }
 
 /// Failure: an agent that starts without NATS exits, answers verifications, or never connects.

@@ -47,7 +47,7 @@ pub(crate) enum DeleteAnswer {
     Deleted,
     /// 404: it doesn't exist, or another client has deleted it.
     NotFound,
-    /// 500: the store failed, and nothing was changed.
+    /// 500 or 503: the store failed or was busy, and nothing was changed.
     Unchanged,
     /// 500: the store failed, and it is unknown whether it was deleted.
     Unknown,
@@ -72,9 +72,11 @@ impl DeleteAnswer {
             let kind =
                 text("/error/type").and_then(|kind| kind.strip_prefix("https://unkey.com/docs/errors/"));
             let detail = text("/error/detail").unwrap_or_default();
+            let is_repeatable = answer.header("retry-after").is_some();
+            ensure!(is_repeatable == (answer.status == 503), "503 alone says when to repeat");
             match (answer.status, kind) {
                 (404, Some("unkey/data/key_not_found" | "unkey/data/api_not_found")) => Ok(Self::NotFound),
-                (500, Some("unkey/application/service_unavailable"))
+                (500 | 503, Some("unkey/application/service_unavailable"))
                     if detail.contains("nothing was changed") =>
                 {
                     Ok(Self::Unchanged)

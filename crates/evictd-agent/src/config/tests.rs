@@ -20,7 +20,8 @@ fn problems(settings: &[(&str, &str)]) -> Vec<String> {
 fn the_documented_defaults_are_usable() {
     let config = load(&[]).unwrap();
     assert_eq!(config.bound().bound(), Duration::from_secs(30));
-    assert_eq!(config.requester().to_string(), "local/agent-1");
+    assert_eq!(config.requester().region.as_str(), "local");
+    assert!(config.is_region_default());
     assert_eq!(config.follower().bound, config.bound());
 }
 
@@ -53,9 +54,29 @@ fn all_problems_are_reported_together() {
 fn a_name_must_be_one_token_of_a_subject() {
     let longest = "x".repeat(64);
     assert!(load(&[("region", &longest), ("agent", "A-1_b")]).is_ok());
-    for name in ["", "a b", "a.b", ">", "é", &"x".repeat(65)] {
+    for name in ["a b", "a.b", ">", "é", &"x".repeat(65)] {
         assert_eq!(problems(&[("region", name), ("agent", name)]), ["region", "agent"], "{name}");
     }
+    assert_eq!(problems(&[("region", "")]), ["region"]);
+}
+
+/// Failure: agents whose names weren't configured share one, and receipts wait for one of them in the other's name.
+#[test]
+fn host_name_is_the_agents_name_by_default() {
+    let own = load(&[]).unwrap().requester().agent.to_string();
+    assert_eq!(own, subject_token(&host_name()));
+    for (host, token) in [
+        ("evictd-agent-7c9f4d-x2x9b", "evictd-agent-7c9f4d-x2x9b"),
+        ("ip-10-0-0-7.eu-central-1.compute.internal", "ip-10-0-0-7-eu-central-1-compute-internal"),
+        ("(none)", "-none-"),
+        (&"x".repeat(65), &"x".repeat(64)),
+    ] {
+        assert_eq!(subject_token(host), token);
+        check_name(token).unwrap();
+    }
+    let named = load(&[("region", "eu"), ("agent", "a1")]).unwrap();
+    assert_eq!(named.requester().to_string(), "eu/a1");
+    assert!(!named.is_region_default());
 }
 
 #[test]

@@ -5,12 +5,14 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, timeout};
@@ -21,9 +23,10 @@ use super::body::RequestBody;
 use super::watch::ConnectionWatch;
 use super::{Handler, HttpLimits, Reply, Request, StatusCode, framing, header, text};
 use crate::log_limit;
+use crate::shutdown::Shutdown;
 use crate::time::Backoff;
 
-/// How long a server that shuts down waits for requests in flight.
+/// How long an API that shuts down waits for requests in flight.
 pub const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 
 /// Most bytes buffered per connection while headers arrive. hyper's default of 400 KiB, times ten thousand
@@ -42,34 +45,55 @@ const ROOM_SHARE: usize = 64;
 /// How long to wait for a connection that makes room. It has nothing left to do but to end.
 const ROOM_LIMIT: Duration = Duration::from_millis(100);
 
+/// The system probes the peer of a silent connection after a minute, and closes the connection about a minute later if no
+/// probe is answered. The server doesn't notice the probes.
+const PEER_PROBES: fn() -> TcpKeepalive = || {
+    let (after, between) = (Duration::from_mins(1), Duration::from_secs(15));
+    TcpKeepalive::new().with_time(after).with_interval(between).with_retries(4)
+};
+
 /// The pause after the system refused a connection because a resource ran out.
 const ACCEPT_BACKOFF: Backoff = Backoff { first: Duration::from_millis(10), max: Duration::from_secs(1) };
 
-/// Serves `handler` until `shutdown` is cancelled. Then it stops accepting, lets requests in flight finish, and
-/// returns when the last connection has ended, or after [`DRAIN_LIMIT`].
+/// Serves `handler` until `shutdown` closes it. Then it stops accepting, lets requests in flight finish, and returns
+/// when the last connection has ended, or after [`HttpLimits::drain`].
+///
+/// From when the end is requested, each answer announces that its connection closes. So connections that are in use
+/// move to another server, or are made anew, before the idle ones are closed, which gives no occasion to announce it.
 ///
 /// Dropping the returned future ends all its connections.
 pub async fn serve<H: Handler>(
     listener: TcpListener,
     handler: H,
     limits: HttpLimits,
-    shutdown: CancellationToken,
+    shutdown: impl Into<Shutdown>,
 ) {
+    let Shutdown { requested, closing } = shutdown.into();
+    let is_ending = Arc::new(AtomicBool::new(false));
     let mut server = HttpServer {
         handler,
         limits,
-        shutdown: shutdown.clone(),
+        is_ending: is_ending.clone(),
+        closing: closing.clone(),
         connections: JoinSet::new(),
         watches: HashMap::new(),
         refusals: JoinSet::new(),
     };
-    shutdown.run_until_cancelled(server.accept(&listener)).await;
+    let announce = async {
+        requested.cancelled().await;
+        is_ending.store(true, Ordering::Relaxed);
+        closing.cancelled().await;
+    };
+    tokio::select! {
+        () = announce => {}
+        never = server.accept(&listener) => match never {},
+    }
     drop(listener);
     let drained = async {
         while server.connections.join_next().await.is_some() {}
         while server.refusals.join_next().await.is_some() {}
     };
-    if timeout(DRAIN_LIMIT, drained).await.is_err() {
+    if timeout(limits.drain, drained).await.is_err() {
         let open = server.connections.len() + server.refusals.len();
         tracing::warn!(open, "drain took too long; closing the connections that are left");
     }
@@ -86,7 +110,9 @@ fn refused(ambiguity: &str) -> Reply {
 struct HttpServer<H> {
     handler: H,
     limits: HttpLimits,
-    shutdown: CancellationToken,
+    /// Whether answers announce that their connection closes.
+    is_ending: Arc<AtomicBool>,
+    closing: CancellationToken,
     connections: JoinSet<()>,
     watches: HashMap<Id, Arc<ConnectionWatch>>,
     refusals: JoinSet<()>,
@@ -151,7 +177,8 @@ impl<H: Handler> HttpServer<H> {
         watch: Arc<ConnectionWatch>,
     ) -> HttpConnection {
         // A token per connection: if all polled one token, they would meet at its lock.
-        HttpConnection { remote, limits, watch, draining: self.shutdown.child_token() }
+        let draining = self.closing.child_token();
+        HttpConnection { remote, limits, watch, is_ending: self.is_ending.clone(), draining }
     }
 
     /// Whether one more connection can be served, if need be in the place of one that waits for its client.
@@ -203,7 +230,7 @@ struct OverloadRefusal<H>(H);
 impl<H: Handler> Handler for OverloadRefusal<H> {
     async fn handle(&self, _: Request) -> Reply {
         let mut reply = text(StatusCode::SERVICE_UNAVAILABLE, "too many connections; try again\n");
-        reply.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
+        announce_close(&mut reply);
         reply.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
         reply
     }
@@ -211,6 +238,11 @@ impl<H: Handler> Handler for OverloadRefusal<H> {
     fn answered(&self, status: StatusCode) {
         self.0.answered(status);
     }
+}
+
+/// Has hyper close the connection after this answer, and the client expect it.
+fn announce_close(reply: &mut Reply) {
+    reply.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
 }
 
 /// Whether the next connection can probably be accepted at once.
@@ -223,26 +255,27 @@ struct HttpConnection {
     remote: SocketAddr,
     limits: HttpLimits,
     watch: Arc<ConnectionWatch>,
+    is_ending: Arc<AtomicBool>,
     draining: CancellationToken,
 }
 
 impl HttpConnection {
     async fn serve<H: Handler>(self, stream: TcpStream, handler: H) {
-        // Otherwise an answer would wait until the client has acknowledged those before it.
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "cannot set TCP_NODELAY");
-        }
-        let Self { remote, limits, watch, draining } = self;
+        set_options(&stream);
+        let Self { remote, limits, watch, is_ending, draining } = self;
         let service = service_fn(|request: hyper::Request<Incoming>| {
             watch.begin();
-            let (handler, watch) = (handler.clone(), Arc::clone(&watch));
+            let (handler, watch, is_ending) = (handler.clone(), Arc::clone(&watch), is_ending.clone());
             async move {
                 let (parts, body) = request.into_parts();
                 let body = RequestBody::new(body, &parts);
-                let reply = match framing::ambiguity(&parts) {
+                let mut reply = match framing::ambiguity(&parts) {
                     None => handler.handle(Request { parts, remote, body, limits }).await,
                     Some(ambiguity) => refused(ambiguity),
                 };
+                if is_ending.load(Ordering::Relaxed) {
+                    announce_close(&mut reply);
+                }
                 handler.answered(reply.status());
                 watch.finish();
                 Ok::<_, Infallible>(reply)
@@ -286,6 +319,16 @@ impl HttpConnection {
     }
 }
 
+fn set_options(stream: &TcpStream) {
+    // Otherwise an answer would wait until the client has acknowledged those before it.
+    let nodelay = stream.set_nodelay(true);
+    // Otherwise the connection of a client that disappeared would stay open for the whole idle timeout.
+    let keepalive = SockRef::from(stream).set_tcp_keepalive(&PEER_PROBES());
+    if let Err(error) = nodelay.and(keepalive) {
+        tracing::debug!(%error, "cannot set the options of a connection");
+    }
+}
+
 /// The status that hyper itself has answered to what it can't read as a request.
 fn status_sent_by_hyper(error: &hyper::Error) -> Option<StatusCode> {
     if error.is_parse_too_large() {
@@ -298,7 +341,7 @@ fn status_sent_by_hyper(error: &hyper::Error) -> Option<StatusCode> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
     use tokio::sync::{Notify, watch};
@@ -349,11 +392,15 @@ mod tests {
     }
 
     async fn server(limits: HttpLimits) -> TestServer {
+        server_until(limits, CancellationToken::new()).await
+    }
+
+    async fn server_until(limits: HttpLimits, shutdown: impl Into<Shutdown>) -> TestServer {
         let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (echo, shutdown) = (Echo::default(), CancellationToken::new());
+        let (echo, shutdown) = (Echo::default(), shutdown.into());
         let task = tokio::spawn(serve(listener, echo.clone(), limits, shutdown.clone()));
-        TestServer { address, echo, shutdown, task }
+        TestServer { address, echo, shutdown: shutdown.closing, task }
     }
 
     struct TestClient(BufReader<TcpStream>);
@@ -637,6 +684,34 @@ mod tests {
         server.task.await.unwrap();
     }
 
+    /// Failure: a gateway loses requests that it sends on connections which the end of the lame-duck time closes.
+    #[tokio::test]
+    async fn lame_duck_serves_and_announces_each_close() {
+        let shutdown = Shutdown::after(CancellationToken::new());
+        let server = server_until(HttpLimits::default(), shutdown.clone()).await;
+        let mut kept = TestClient::connect(server.address).await;
+        kept.send(&post(0, "")).await;
+        assert!(!kept.answer().await.0.to_lowercase().contains("connection: close"));
+
+        shutdown.requested.cancel();
+        for mut client in [kept, TestClient::connect(server.address).await] {
+            loop {
+                client.send(&post(4, "four")).await;
+                let (head, body) = client.answer().await;
+                assert_eq!(body, "4");
+                // The server may not have noticed yet.
+                if head.to_lowercase().contains("connection: close") {
+                    break;
+                }
+            }
+            client.closed().await;
+        }
+        assert!(!server.task.is_finished());
+        shutdown.closing.cancel();
+        server.task.await.unwrap();
+        assert!(TcpStream::connect(server.address).await.is_err());
+    }
+
     #[tokio::test]
     async fn endless_request_is_cut_off_after_the_drain_limit() {
         let server = server(HttpLimits::default()).await;
@@ -648,6 +723,21 @@ mod tests {
         server.shutdown.cancel();
         server.task.await.unwrap();
         client.closed().await;
+    }
+
+    /// Failure: connections of clients that disappeared fill the server until the idle timeout.
+    #[tokio::test]
+    async fn peers_of_silent_connections_are_probed() {
+        let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        set_options(&stream);
+        let options = SockRef::from(&stream);
+        assert!(options.keepalive().unwrap() && options.tcp_nodelay().unwrap());
+        let (after, between) =
+            (options.tcp_keepalive_time().unwrap(), options.tcp_keepalive_interval().unwrap());
+        let noticed = after + between * options.tcp_keepalive_retries().unwrap();
+        assert!(noticed <= Duration::from_mins(2), "{noticed:?}");
     }
 
     #[test]

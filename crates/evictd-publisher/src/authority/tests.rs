@@ -52,7 +52,7 @@ impl AuthorityFixture {
         let store = Arc::new(SqliteStore::open(store).await.unwrap());
         let registry = Registry::new(metrics::SPECS, &[]).unwrap();
         let history = Arc::new(HomeHistory::read(store.clone()).await.unwrap());
-        let shared = Shared::new(history, Vouching::serving(), &registry);
+        let shared = Shared::serving(history, &registry);
         let bus = unconnected(&shared.metrics).await;
         let stop = CancellationToken::new();
         let receipts_config = ReceiptsConfig { bound: BOUND.into(), regions: Vec::new() };

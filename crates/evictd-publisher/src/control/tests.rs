@@ -42,7 +42,6 @@ use crate::history::HomeHistory;
 use crate::metrics;
 use crate::receipts::ReceiptsTask;
 use crate::shared::Shared;
-use crate::vouching::Vouching;
 
 /// Every right that an endpoint requires, on all APIs.
 const ALL: [&str; 8] = [
@@ -153,7 +152,7 @@ impl ControlFixture {
         let config = ReceiptsConfig { bound: Duration::from_secs(30).into(), regions: Vec::new() };
         let shutdown = CancellationToken::new();
         let history = Arc::new(HomeHistory::read(store.clone()).await.unwrap());
-        let shared = Shared::new(history, Vouching::serving(), &registry);
+        let shared = Shared::serving(history, &registry);
         let (receipts, _, task) =
             ReceiptsTask::new(&config, store.clone(), shared.clone(), &registry, shutdown.clone());
         tokio::spawn(task.run());

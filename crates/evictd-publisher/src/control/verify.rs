@@ -12,7 +12,7 @@ use super::caller::Caller;
 pub(super) async fn verify(caller: &Caller<'_>, request: VerifyKey<'_>) -> Result<Reply, ApiError> {
     if !caller.api.freshness.is_fresh().await {
         let detail = "This publisher can't prove that its store is up to date; ask an agent, or try again";
-        return Err(ApiError::new(ErrorKind::Stale, detail));
+        return Err(ApiError::new(ErrorKind::TryLater, detail));
     }
     let found =
         caller.records().lookup(hash(&request.key)).await.map_err(|error| caller.api.store_failed(&error))?;

@@ -94,7 +94,7 @@ impl StoreFixture {
         let regions = regions.iter().map(ToString::to_string).collect();
         let config = ReceiptsConfig { bound: bound.into(), regions };
         let history = Arc::new(HomeHistory::read(self.store.clone()).await.unwrap());
-        let shared = Shared::new(history, Vouching::serving(), &registry);
+        let shared = Shared::serving(history, &registry);
         let draining = CancellationToken::new();
         let (receipts, membership, task) =
             ReceiptsTask::new(&config, self.store.clone(), shared.clone(), &registry, draining.clone());

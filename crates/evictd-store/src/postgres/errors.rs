@@ -50,6 +50,11 @@ pub(super) fn changed_nothing(error: &sqlx::Error) -> bool {
     sql_state(error).is_some_and(|code| code.starts_with("23") || matches!(&*code, "40001" | "40P01"))
 }
 
+/// Whether a statement waited too long for a lock or for its turn, or the server has no connection left.
+pub(crate) fn is_busy(error: &sqlx::Error) -> bool {
+    sql_state(error).is_some_and(|code| matches!(&*code, "55P03" | "57014" | "53300" | "40001" | "40P01"))
+}
+
 /// Returns the unique constraint that a statement violated.
 pub(super) fn violated_unique(error: &sqlx::Error) -> Option<&str> {
     let error = error.as_database_error().filter(|error| error.is_unique_violation())?;

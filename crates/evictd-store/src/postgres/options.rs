@@ -100,6 +100,7 @@ impl PostgresOptions {
         let refused = |advice, source| StoreError::Open {
             place: "that PostgreSQL URL names".to_owned(),
             advice,
+            is_permanent: true,
             source,
         };
         let wrong = |what: &str| refused(FORM, sqlx::Error::InvalidArgument(what.to_owned()));
@@ -182,7 +183,7 @@ impl PostgresOptions {
     /// Returns the error of a store whose schema version can't be read.
     pub(super) fn unreadable(&self, source: sqlx::Error) -> StoreError {
         let advice = "its table _sqlx_migrations can't be read; GRANT SELECT on it, and USAGE on its schema";
-        StoreError::Open { place: self.place(), advice, source }
+        StoreError::Open { place: self.place(), advice, is_permanent: false, source }
     }
 
     /// The driver's form of the options, as of now.
@@ -227,7 +228,11 @@ impl PostgresOptions {
 
     /// Opens the first connection. The error says what to do.
     pub(super) async fn open(&self) -> Result<PgConnection, StoreError> {
-        let refused = |advice, source| StoreError::Open { place: self.place(), advice, source };
+        let refused = |advice, source| {
+            // Other errors come from a server that may change, or from the way to it.
+            let is_permanent = matches!(source, sqlx::Error::InvalidArgument(_));
+            StoreError::Open { place: self.place(), advice, is_permanent, source }
+        };
         let mut connection = self.connect().await.map_err(|source| refused(advice(&source), source))?;
         let (encoding, process) =
             introduction(&mut connection).await.map_err(|source| refused(advice(&source), source))?;

@@ -11,6 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::StoreError;
+use crate::log::StoreFiles;
 
 /// The files beside an open database: the write-ahead log, and its index, which processes lock against each other.
 const COMPANIONS: [&str; 2] = ["-wal", "-shm"];
@@ -47,6 +48,12 @@ impl FileLocation {
             files.push((path, identity));
         }
         Ok(Self { files })
+    }
+
+    /// Returns the sizes of the database and of its write-ahead log, as far as they can be read.
+    pub(super) fn sizes(&self) -> Option<StoreFiles> {
+        let size = |index: usize| Some(fs::metadata(&self.files.get(index)?.0).ok()?.len());
+        Some(StoreFiles { database: size(0)?, write_ahead_log: size(1)? })
     }
 
     /// Returns [`StoreError::Misplaced`] unless all files are in place. Takes microseconds, where a commit takes

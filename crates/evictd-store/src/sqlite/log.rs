@@ -15,7 +15,7 @@ use super::{SqliteStore, audit, roster};
 use crate::audit_entry::audit_records;
 use crate::error::StoreError;
 use crate::history::{ROUND_TOKENS_KEPT, VoucherKey, draw};
-use crate::log::{Backlog, Head, LogStore, Numbered, Replay, Round, RoundRequest};
+use crate::log::{Backlog, Head, LogStore, Numbered, Replay, Round, RoundRequest, StoreFiles};
 use crate::log_rows::{self, MERGE_ABOVE};
 use crate::rows::{Columns, sql_limit};
 
@@ -32,6 +32,10 @@ impl LogStore for SqliteStore {
 
     fn writable(&self) -> Result<(), StoreError> {
         self.pools.writer.check()
+    }
+
+    fn files(&self) -> Option<StoreFiles> {
+        self.pools.writer.location.as_ref()?.sizes()
     }
 
     async fn check_triggers(&self) -> Result<(), StoreError> {

@@ -29,6 +29,10 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// The pause between attempts to open a new file that another process is creating too.
 const CREATION_RETRY: Duration = Duration::from_millis(10);
 
+/// What is left of the write-ahead log once no reader needs it any more: several times what SQLite writes between two
+/// checkpoints. Without a limit, the file keeps the size that one old reader or one bulk change has given it.
+const WRITE_AHEAD_LOG_KEPT: u64 = 16 * 1024 * 1024;
+
 /// How long a caller waits for a connection or its turn. Longer than [`BUSY_TIMEOUT`], so that a busy database is
 /// reported as such.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -88,6 +92,7 @@ impl Pools {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .pragma("recursive_triggers", "ON")
+            .pragma("journal_size_limit", WRITE_AHEAD_LOG_KEPT.to_string())
             // Overwrites what is erased.
             .pragma("secure_delete", "ON");
         let checkpointing = writing.clone().busy_timeout(checkpoint::PATIENCE);

@@ -450,3 +450,26 @@ async fn processes_that_create_a_store_at_once_all_get_it() {
         assert!(process.wait().unwrap().success());
     }
 }
+
+/// Failure: the write-ahead log keeps the size that an old reader has given it.
+#[tokio::test]
+async fn write_ahead_log_shrinks_when_its_reader_is_gone() {
+    const LARGE: u64 = 40 << 20;
+    let fixture = populated(3).await;
+    let log = || fixture.store.files().unwrap().write_ahead_log;
+    let mut reader = stranger(&fixture.path()).await;
+    reader.execute("BEGIN; SELECT count(*) FROM keys").await.unwrap();
+    let mut writer = stranger(&fixture.path()).await;
+    writer.execute("CREATE TABLE bulk (bytes BLOB)").await.unwrap();
+    writer.execute(AssertSqlSafe(format!("INSERT INTO bulk VALUES (zeroblob({LARGE}))"))).await.unwrap();
+    run_round(&fixture.store, &[]).await;
+    assert!(log() > LARGE, "the reader needs what the log replaces");
+    reader.execute("ROLLBACK").await.unwrap();
+    // A commit copies the log into the database, and the next one begins the log anew.
+    for _ in 0..3 {
+        run_round(&fixture.store, &[]).await;
+    }
+    assert!(log() <= 16 << 20, "{} bytes are left", log());
+    let database = fixture.store.files().unwrap().database;
+    assert!(database > LARGE, "{database}");
+}

@@ -73,8 +73,9 @@ error_kinds! {
     UnexpectedError: 500, "Internal Server Error", "unkey/application/unexpected_error";
     /// The store failed. SDKs retry.
     ServiceUnavailable: 500, "Internal Server Error", "unkey/application/service_unavailable";
-    /// The agent has no record that is proven fresh enough.
-    Stale: 503, "Service Unavailable", "unkey/application/service_unavailable";
+    /// Nothing was changed, and the same request may soon succeed: no record is proven fresh enough, or the home store is
+    /// busy or not open yet.
+    TryLater: 503, "Service Unavailable", "unkey/application/service_unavailable";
 }
 
 impl ErrorKind {
@@ -199,7 +200,7 @@ mod tests {
         assert_eq!(ErrorKind::RootKeyNotFound.status(), 401);
         assert_eq!(ErrorKind::ProtectedResource.status(), 412);
         assert_eq!(ErrorKind::ServiceUnavailable.status(), 500);
-        assert_eq!(ErrorKind::Stale.status(), 503);
+        assert_eq!(ErrorKind::TryLater.status(), 503);
         assert_eq!(
             ErrorKind::KeyNotFound.type_url(),
             "https://unkey.com/docs/errors/unkey/data/key_not_found"

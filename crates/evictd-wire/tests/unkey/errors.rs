@@ -45,7 +45,7 @@ const TABLE: [(ErrorKind, u16, &str, &str); ErrorKind::ALL.len()] = [
     (ErrorKind::UnexpectedError, 500, "Internal Server Error", "unkey/application/unexpected_error"),
     (ErrorKind::ServiceUnavailable, 500, "Internal Server Error", "unkey/application/service_unavailable"),
     (ErrorKind::ReceiptNotFound, 404, "Not Found", "evictd/data/receipt_not_found"),
-    (ErrorKind::Stale, 503, "Service Unavailable", "unkey/application/service_unavailable"),
+    (ErrorKind::TryLater, 503, "Service Unavailable", "unkey/application/service_unavailable"),
 ];
 
 #[test]

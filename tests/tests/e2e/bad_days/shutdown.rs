@@ -201,6 +201,51 @@ fn a_shutdown_under_load_answers_all_that_it_carries_out() -> Result<()> {
     world.assert_works()
 }
 
+/// Failure: a gateway that follows readiness loses requests, because a daemon that was asked to end refuses them before
+/// the gateway has noticed.
+#[test]
+fn lame_duck_serves_until_its_time_has_passed() -> Result<()> {
+    let brief = toml! { shutdown = { delay = "2s" } };
+    let endless = toml! { shutdown = { delay = "10m" } };
+    let mut world = World::start(&Plan { agents: brief, publisher: endless, ..plan(&["eu"]) })?;
+    let key = world.create_key()?;
+    world.cache_everywhere(&[&key])?;
+    let root_key = world.topology.root_key().to_owned();
+
+    let agent = world.agent(0).http;
+    let verify = json!({ "key": key.text });
+    world.agent_mut(0).daemon.terminate()?;
+    let mut served = 0;
+    loop {
+        // A new connection for each.
+        let Ok(mut connection) = Connection::open(agent) else { break };
+        connection.post_json("/v2/keys.verifyKey", &root_key, &verify)?;
+        let Some(answer) = connection.answer()? else { break };
+        assert_eq!(answer.body["data"]["code"], "VALID", "{}", answer.body);
+        if served == 0 {
+            let unready = wait_for_readiness(world.agent(0), 503)?;
+            ensure!(unready["waitingFor"].to_string().contains("draining"), "{unready}");
+        }
+        served += 1;
+    }
+    ensure!(served > 1, "it was served {served} times");
+    assert_ended_well(&mut world.agent_mut(0).daemon, Instant::now())?;
+
+    world.topology.publisher.daemon.terminate()?;
+    wait_for_readiness(world.publisher(), 503)?;
+    let mut connection = Connection::open(world.publisher().http)?;
+    connection.post_json("/v2/keys.getKey", &root_key, &json!({ "keyId": key.id }))?;
+    let answer = connection.answer()?.context("no answer")?;
+    assert_eq!((answer.status, answer.header("connection")), (200, Some("close")), "{}", answer.head);
+    let publisher = &mut world.topology.publisher.daemon;
+    publisher.terminate()?;
+    assert_eq!(publisher.wait_exit(SOON)?.code(), Some(143), "a second signal ends it at once");
+    world.agent_mut(0).daemon.restart()?;
+    world.topology.publisher.restart()?;
+    world.agent_mut(0).wait_until_ready()?;
+    world.assert_works()
+}
+
 /// Failure: a change that never finishes keeps the process alive until SIGKILL.
 #[test]
 fn a_second_signal_ends_the_publisher_at_once() -> Result<()> {

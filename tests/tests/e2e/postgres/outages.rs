@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use evictd_postgres_server::{Postgres, StopMode};
+use evictd_tests::http::Client;
 use evictd_tests::sql::Session;
-use evictd_tests::wait::{throughout, try_eventually};
+use evictd_tests::wait::{eventually, throughout, try_eventually};
 use serde_json::json;
 
 use super::Site;
@@ -527,19 +528,31 @@ fn session_defaults_of_the_database_change_nothing() -> Result<()> {
     site.assert_no_rule_was_broken()
 }
 
-/// Failure: a publisher that starts before its server waits forever without a log line, or logs its password.
+/// Failure: a publisher that starts before its server exits, and its supervisor gives it up. Or it waits without saying
+/// why.
 #[test]
-fn startup_without_a_server_fails_with_advice() -> Result<()> {
+fn publisher_waits_for_its_server_at_the_start() -> Result<()> {
+    const ADVICE: &str = "no server listens there; start it, or correct host and port";
     let mut site = Site::start(1, plan(&["eu"]))?;
+    let key = site.world.create_key()?;
     site.server.kill()?;
-    let publisher = &mut site.world.topology.publisher.daemon;
-    publisher.restart()?;
-    let status = publisher.wait_exit(SOON)?;
-    ensure!(!status.success(), "it ended with {status}");
-    let stderr = publisher.stderr()?;
-    ensure!(stderr.contains("no server listens there; start it, or correct host and port"), "{stderr}");
+    site.world.topology.publisher.daemon.restart()?;
+    let publisher = site.world.publisher();
+    let readyz = format!("http://{}/readyz", publisher.admin);
+    let unready = eventually("/readyz to say why", SOON, || {
+        let answer = Client::new().get(&readyz).ok()?;
+        answer.text.contains(ADVICE).then_some(answer)
+    })?;
+    let condition = &unready.body["waitingFor"][0]["condition"];
+    ensure!(unready.status == 503 && condition == "store", "{}", unready.text);
+    let answer = site.world.topology.call(publisher, "keys.deleteKey", &json!({ "keyId": key.id }))?;
+    ensure!(answer.status == 503 && answer.header("retry-after") == Some("1"), "{answer:?}");
+    ensure!(answer.text.contains("nothing was changed"), "{}", answer.text);
+    ensure!(publisher.status()?["role"] == "publisher");
+    let log = publisher.daemon.stdout()? + &publisher.daemon.stderr()?;
+    ensure!(log.contains(ADVICE), "{log}");
     site.server.start_again()?;
-    site.world.topology.publisher.restart()?;
+    wait_for_readiness(publisher, 200)?;
     site.world.assert_works()?;
     site.assert_no_rule_was_broken()
 }
