@@ -79,7 +79,7 @@ use crate::control::{ControlApi, ControlServer, StoreTurns, TrustedProxies};
 use crate::expiry::Expiry;
 use crate::live_feed::LiveFeed;
 use crate::log_output::LogOutput;
-use crate::metrics::Metrics;
+use crate::metrics::PublisherMetrics;
 use crate::opening::{OpenStore, open_store};
 use crate::queries::{Lookups, Replays};
 use crate::rate_limit::RateLimits;

@@ -9,7 +9,7 @@ use evictd_ops::time::Backoff;
 use evictd_store::{HomeStore, StoreError};
 
 use crate::history::HomeHistory;
-use crate::metrics::Metrics;
+use crate::metrics::PublisherMetrics;
 
 /// The pauses between attempts. A server that comes back is used soon, and one that is away isn't pressed.
 const RETRY: Backoff = Backoff { first: Duration::from_millis(100), max: Duration::from_secs(2) };
@@ -51,7 +51,7 @@ pub(crate) async fn open_store(
         match attempt.await {
             Ok(open) => {
                 if failures > 0 {
-                    let unlogged_failures = metrics.store_works_again();
+                    let unlogged_failures = metrics.store_works_again().field();
                     tracing::info!(unlogged_failures, attempts = failures + 1, "home store is open");
                 }
                 condition.unmet("the home store to number what was committed");

@@ -43,7 +43,7 @@ pub fn install(package: &PythonPackage) -> Result<PathBuf> {
     }
     // Renamed to its final place when complete: a directory with that name is never partial.
     let staging = tempfile::Builder::new().prefix(name).tempdir_in(target)?;
-    let hashes: String = sha256.iter().map(|hash| format!(" --hash=sha256:{hash}")).collect();
+    let hashes = sha256.iter().map(|hash| format!(" --hash=sha256:{hash}")).collect::<Vec<_>>().concat();
     let requirement = tempfile::NamedTempFile::new()?;
     fs::write(requirement.path(), format!("{name}=={version}{hashes}\n"))?;
     let advice = format!("`python3 -m pip install {name}=={version}` must work for that");

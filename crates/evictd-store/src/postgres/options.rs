@@ -139,6 +139,7 @@ impl PostgresOptions {
         let url = source().map_err(|source| StoreError::Open {
             place: "the configured PostgreSQL URL".to_owned(),
             advice: "see the cause",
+            is_permanent: true,
             source: sqlx::Error::Configuration(source),
         })?;
         Ok(Self { source: Some(source), ..Self::new(&url)? })
