@@ -141,7 +141,7 @@ mod tests {
         assert_eq!((policies.widest(), policies.of_agent()), (ServeStale, Deny));
         policies.proven(before);
         assert_eq!(policies.of_agent(), Deny, "that probe reported the old policy");
-        policies.proven(clock::lease_now().after(Duration::from_nanos(1)));
+        policies.proven(clock::lease_now().after(Duration::from_micros(1)));
         assert_eq!((policies.widest(), policies.of_agent()), (ServeStale, ServeStale));
     }
 
@@ -151,7 +151,7 @@ mod tests {
         let policies = policies(&[("partition.policy", "serve_stale")]);
         policies.change(&config(&[]).partition);
         assert_eq!((policies.widest(), policies.of_agent()), (ServeStale, Deny));
-        policies.proven(clock::lease_now().after(Duration::from_nanos(1)));
+        policies.proven(clock::lease_now().after(Duration::from_micros(1)));
         assert_eq!((policies.widest(), policies.of_agent()), (Deny, Deny));
     }
 
@@ -160,7 +160,7 @@ mod tests {
         let policies = policies(&[]);
         policies.change(&config(&[("partition.policy", "serve_stale")]).partition);
         policies.change(&config(&[]).partition);
-        policies.proven(clock::lease_now().after(Duration::from_nanos(1)));
+        policies.proven(clock::lease_now().after(Duration::from_micros(1)));
         assert_eq!(policies.widest(), PartitionPolicy::Deny);
     }
 

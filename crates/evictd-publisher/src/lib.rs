@@ -239,7 +239,7 @@ pub async fn start(
     let limits = Arc::new(RateLimits::new(&config.rate_limit));
     let reload = PublisherReload {
         limits: limits.clone(),
-        receipts: receipts.clone(),
+        receipts: receipts.downgrade(),
         buses: [bus.clone(), lookup_bus.clone()],
         metrics: metrics.clone(),
     };

@@ -23,7 +23,7 @@ mod snapshot;
 mod state;
 mod task;
 
-pub(crate) use self::handle::{ReceiptView, Receipts};
+pub(crate) use self::handle::{ReceiptView, Receipts, WeakReceipts};
 pub(crate) use self::membership::Membership;
 pub(crate) use self::snapshot::ReceiptsSnapshot;
 pub(crate) use self::task::ReceiptsTask;

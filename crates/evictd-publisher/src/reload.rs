@@ -13,13 +13,13 @@ use crate::bus::Bus;
 use crate::config::PublisherConfig;
 use crate::metrics::PublisherMetrics;
 use crate::rate_limit::RateLimits;
-use crate::receipts::Receipts;
+use crate::receipts::WeakReceipts;
 
 /// Changes the settings of a running publisher.
 #[derive(Clone)]
 pub struct PublisherReload {
     pub(crate) limits: Arc<RateLimits>,
-    pub(crate) receipts: Receipts,
+    pub(crate) receipts: WeakReceipts,
     pub(crate) buses: [Bus; 2],
     pub(crate) metrics: Arc<PublisherMetrics>,
 }

@@ -103,6 +103,9 @@ where
             None => Ok(()),
         }
     });
+    if outcome.is_ok() {
+        tracing::info!("stopped");
+    }
     // Dropping the runtime would wait for a name resolution in progress, which can take long.
     runtime.shutdown_background();
     outcome

@@ -112,10 +112,10 @@ fn apply_reports_count_while_receipts_are_held() {
         &eu.identity,
         at(2),
         &[ApplyReport { position: at(2), lag: DurationRange::default(), exposure }],
-        ms(1),
+        ms(25_001),
     );
     tracker.hold(false);
-    tracker.record_applied(&eu.identity, at(2), &[], ms(2));
+    tracker.record_applied(&eu.identity, at(2), &[], ms(25_002));
     assert_eq!(finals(&mut tracker)[0].regions[0].exposure, Some(exposure));
 }
 

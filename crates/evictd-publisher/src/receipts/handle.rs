@@ -46,6 +46,19 @@ pub(crate) struct Receipts {
     pub(super) draining: CancellationToken,
 }
 
+/// A handle of the receipts task, which ends when all other handles are gone.
+#[derive(Clone)]
+pub(crate) struct WeakReceipts(mpsc::WeakSender<ReceiptInput>);
+
+impl WeakReceipts {
+    /// Replaces the regions that receipts list even without an agent. Without a task, does nothing.
+    pub(crate) async fn configure(&self, regions: Vec<Region>) {
+        if let Some(queue) = self.0.upgrade() {
+            drop(queue.send(ReceiptInput::Configured { regions }).await);
+        }
+    }
+}
+
 /// The receipt of one request.
 pub(crate) enum ReceiptView {
     Open(Box<Propagation>),
@@ -71,9 +84,9 @@ impl Receipts {
         self.send(ReceiptInput::Numbered { first, head, changes }).await;
     }
 
-    /// Replaces the regions that receipts list even without an agent.
-    pub(crate) async fn configure(&self, regions: Vec<Region>) {
-        self.send(ReceiptInput::Configured { regions }).await;
+    /// Returns a handle that doesn't keep the task running.
+    pub(crate) fn downgrade(&self) -> WeakReceipts {
+        WeakReceipts(self.queue.downgrade())
     }
 
     /// Takes in how far an agent process has applied the log.
