@@ -73,10 +73,10 @@ struct CommittedChange<T> {
 /// The ids in a change's line of the log.
 #[derive(Default)]
 struct ChangeTarget {
-    api_id: Option<String>,
-    key_id: Option<String>,
+    api: Option<String>,
+    key: Option<String>,
     /// The key that replaces another.
-    new_key_id: Option<String>,
+    new_key: Option<String>,
 }
 
 struct RequestContext<'a> {
@@ -101,11 +101,11 @@ impl ControlAnswer {
 
 impl ChangeTarget {
     fn api(api: &ApiId) -> Self {
-        Self { api_id: Some(api.to_string()), ..Self::default() }
+        Self { api: Some(api.to_string()), ..Self::default() }
     }
 
     fn key(key: &KeyId) -> Self {
-        Self { key_id: Some(key.to_string()), ..Self::default() }
+        Self { key: Some(key.to_string()), ..Self::default() }
     }
 }
 

@@ -38,7 +38,7 @@ impl Caller<'_> {
     /// Logs a change that is committed. The receipts task logs its position and its regions.
     pub(super) fn log_change(&self, endpoint: Endpoint, target: &ChangeTarget) {
         let Actor { root_key_id, workspace_id, request_id, remote_ip, .. } = self.actor();
-        let ChangeTarget { api_id, key_id, new_key_id } = target;
+        let ChangeTarget { api: api_id, key: key_id, new_key: new_key_id } = target;
         tracing::info!(
             request_id, operation = endpoint.path(), %root_key_id, %workspace_id, remote_ip, api_id, key_id, new_key_id,
             "change committed"

@@ -25,7 +25,7 @@ pub(super) async fn create(
     let (key, start) = ids::new_key(request.prefix.as_deref(), request.byte_length.into());
     let id = KeyId::new(ids::new_id(ids::KEY));
     let api_id = ApiId::new(request.api_id);
-    let target = ChangeTarget { key_id: Some(id.to_string()), ..ChangeTarget::api(&api_id) };
+    let target = ChangeTarget { key: Some(id.to_string()), ..ChangeTarget::api(&api_id) };
     let new = NewKey {
         id: id.clone(),
         api_id,
@@ -83,7 +83,7 @@ pub(super) async fn reroll(
     caller.require(old.api_id.as_str(), CREATE)?;
     let (key, start) = ids::new_key(prefix(&old.start), CreateKey::DEFAULT_BYTE_LENGTH.into());
     let new_id = KeyId::new(ids::new_id(ids::KEY));
-    let target = ChangeTarget { new_key_id: Some(new_id.to_string()), ..ChangeTarget::key(&old.id) };
+    let target = ChangeTarget { new_key: Some(new_id.to_string()), ..ChangeTarget::key(&old.id) };
     let reroll = Reroll { key: old.id, grace, new_id: new_id.clone(), hash: ids::hash(key.expose()), start };
     let authorize = |api: &ApiId| caller.root.allows(api.as_str(), CREATE);
     let rerolled = caller.changes().reroll_key(&caller.actor(), reroll, &authorize).await;

@@ -34,10 +34,10 @@ impl Authority {
 
     /// Vouches for a server of that name.
     fn server(&self, name: &str) -> TlsAcceptor {
-        self.server_with(CertificateParams::new([name.to_owned()]).unwrap())
+        self.server_with(&CertificateParams::new([name.to_owned()]).unwrap())
     }
 
-    fn server_with(&self, params: CertificateParams) -> TlsAcceptor {
+    fn server_with(&self, params: &CertificateParams) -> TlsAcceptor {
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer);
         let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
@@ -89,7 +89,7 @@ async fn tls_needs_the_right_authority_and_the_servers_name() {
     }
     let mut expired = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
     (expired.not_before, expired.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1));
-    let port = between::encrypted(plain, authority.server_with(expired)).await;
+    let port = between::encrypted(plain, authority.server_with(&expired)).await;
     for message in refusals(&authority.url(port, &fixture.url), "has expired").await {
         assert!(message.contains("expired"), "{message}");
     }
