@@ -74,11 +74,13 @@ pub struct SimAgent {
 }
 
 impl SimAgent {
+    /// An agent that holds nothing yet.
     pub fn new(process: Process, ctx: &mut Ctx, replica_lag: Option<Micros>) -> Self {
         let keys = ctx.settings.size.keys;
+        let follower = Follower::new(ctx.settings.follower(), ctx.dice.any());
         Self {
             process,
-            state: Self::fresh_state(ctx),
+            state: AgentState::new(follower, ctx.settings.bound()),
             announced: Confirmed::default(),
             cache: SimCache::new(keys),
             loads: (0..keys).map(|_| None).collect(),
@@ -90,28 +92,16 @@ impl SimAgent {
             wake: Moment::NEVER,
             replica_lag,
             epoch_flushes: 0,
-            epochs_at_start: 0,
+            epochs_at_start: ctx.checker.counts.epochs,
         }
-    }
-
-    fn fresh_state(ctx: &mut Ctx) -> AgentState {
-        let follower = Follower::new(ctx.settings.follower(), ctx.dice.any());
-        AgentState::new(follower, ctx.settings.bound())
     }
 
     pub fn start(&mut self, ctx: &mut Ctx) {
         self.count_ends(ctx, &Scope::All);
         self.process.start(ctx);
-        self.state = Self::fresh_state(ctx);
-        self.cache = SimCache::new(ctx.settings.size.keys);
+        *self =
+            Self { next_nonce: self.next_nonce, ..Self::new(self.process.clone(), ctx, self.replica_lag) };
         ctx.checker.restarted(self.node());
-        self.announced = Confirmed::default();
-        self.loads.iter_mut().for_each(|load| *load = None);
-        self.loading = 0;
-        self.inputs.clear();
-        self.performing.clear();
-        (self.preempted, self.wake) = (false, Moment::NEVER);
-        (self.epoch_flushes, self.epochs_at_start) = (0, ctx.checker.counts.epochs);
         trace!(ctx, "{:?} starts its life {}", self.process.node, self.process.life.0);
         self.take_in(ctx, AgentInput::Connected);
         let beat = ctx.now.after(ctx.dice.below(SECOND));
@@ -318,33 +308,30 @@ impl SimAgent {
         let given = read(exposed.last_given).since(committed);
         let node = self.node();
         if reported.at_most < began {
-            ctx.checker.violated(Rule::G5, ctx.now, || {
-                format!(
-                    "{node:?} reports {reported:?} of {position}, and a verification began {began:?} after it"
-                )
-            });
+            let what = format!(
+                "{node:?} reports {reported:?} of {position}, but a verification began {began:?} after it"
+            );
+            ctx.violated(Rule::G5, what);
         }
         // An entry that was read between the commit and its numbering has the change without a sign of it. A row that
         // is wider than the change covers other keys, too.
         let bound = self.state.bound.bound();
         if reported.at_least > bound && given <= bound && scope.evicted_key().is_some() {
-            ctx.checker.violated(Rule::G5, ctx.now, || {
-                format!("{node:?} reports a breach, {reported:?} of {position}, and the last answer came {given:?} after it")
-            });
+            let what = format!(
+                "{node:?} reports a breach, {reported:?} of {position}, but last answered {given:?} after it"
+            );
+            ctx.violated(Rule::G5, what);
         }
     }
 
     fn flushed(&mut self, ctx: &mut Ctx, reason: FlushReason) {
-        ctx.checker.counts.flushes += 1;
         if reason == FlushReason::NewEpoch {
             self.epoch_flushes += 1;
             let epochs = ctx.checker.counts.epochs;
             // An epoch that began before the start may be received after it.
             if self.epoch_flushes > epochs - self.epochs_at_start + 1 {
                 let (node, flushes) = (self.node(), self.epoch_flushes);
-                ctx.checker.violated(Rule::G5, ctx.now, || {
-                    format!("{node:?} flushed {flushes} times for {epochs} epochs: they fight")
-                });
+                ctx.violated(Rule::G5, format!("{node:?} flushed {flushes} times for {epochs} epochs"));
             }
         }
     }
@@ -383,7 +370,7 @@ impl SimAgent {
         if !entry.validity.is_shown() || entry.counted.replace(true) {
             return;
         }
-        let lacking = ctx.checker.first_lacking(entry.key, entry.api, entry.workspace, entry.lsn);
+        let lacking = ctx.checker.lacking_since(&entry.place);
         let Some(since) = lacking else { return };
         let trusted = entry.validity.read_at.max(self.state.proven_at()).after(self.state.bound.trust());
         let until = self.process.clock.moment(trusted).min(ctx.now);

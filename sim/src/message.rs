@@ -107,7 +107,7 @@ pub struct FoundSnapshot {
 }
 
 /// Sets of message kinds, for faults that affect some of them.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Kinds(pub u8);
 
 impl Kinds {

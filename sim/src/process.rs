@@ -13,7 +13,7 @@ pub enum ProcessState {
     Down,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Process {
     pub node: NodeNumber,
     pub life: Life,

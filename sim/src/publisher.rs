@@ -49,12 +49,8 @@ struct AgentProbe {
     seen: Option<Voucher>,
 }
 
-#[derive(Clone, Debug)]
-enum RoundWaiter {
-    Agent(AgentProbe),
-    /// This publisher itself.
-    Publisher,
-}
+/// The probe that waits for a round; `None` for this publisher itself.
+type RoundWaiter = Option<AgentProbe>;
 
 /// The history and the head that a publisher read from its store.
 #[derive(Debug)]
@@ -113,18 +109,21 @@ pub struct SimPublisher {
 }
 
 impl SimPublisher {
-    pub fn new(process: Process, ctx: &Ctx) -> Self {
+    /// A publisher that has read nothing yet, and whose service draws its numbers from `nonce` on.
+    pub fn new(process: Process, ctx: &Ctx, nonce: u64) -> Self {
+        let (bound, now) = (ctx.settings.bound, process.clock.read(ctx.now));
+        let config = TrackerConfig { bound, roster_delay: bound * 2, open_max: 100_000 };
         Self {
             process,
             rounds: Rounds::new(ROUND_SPACING, 1_000),
             running: None,
             fence: LeaseTime(0),
             round: RoundToken(0),
-            service: Service::new(ctx.settings.bound, !ctx.settings.exclusive, 1, LeaseTime(0)),
+            service: Service::new(bound, !ctx.settings.exclusive, nonce, now),
             known: None,
             queries: Vec::new(),
             reread_at: LeaseTime(0),
-            tracker: tracker(ctx),
+            tracker: ReceiptTracker::new(config, []),
             head: LogPosition::ZERO,
             numbering: SequencerState::Idle,
             departed: BTreeSet::new(),
@@ -137,23 +136,15 @@ impl SimPublisher {
 
     pub fn start(&mut self, ctx: &mut Ctx, store: &mut SimStore) {
         self.process.start(ctx);
-        self.rounds = Rounds::new(ROUND_SPACING, 1_000);
-        (self.running, self.fence, self.head) = (None, LeaseTime(0), LogPosition::ZERO);
-        self.numbering = SequencerState::Idle;
-        (self.poll_due, self.patience_due) = (false, false);
-        self.tracker = tracker(ctx);
-        self.departed.clear();
-        self.unanswered_since = None;
         store.attach(self.node(), Attached::Primary);
         trace!(ctx, "{:?} starts its life {}", self.node(), self.process.life.0);
-        let now = self.clock(ctx);
         if ctx.settings.exclusive {
             store.begin_incarnation(ctx, BeginCause::Opened, 0);
         }
+        let nonce = ctx.dice.any();
+        *self = Self::new(self.process.clone(), ctx, nonce);
         self.known = self.read_history(ctx, store);
-        (self.round, self.reread_at) = (RoundToken(0), LeaseTime(0));
-        self.service = Service::new(ctx.settings.bound, !ctx.settings.exclusive, ctx.dice.any(), now);
-        self.queries.clear();
+        let now = self.clock(ctx);
         for instance in store.roster(ctx, self.node()).unwrap_or_default() {
             self.tracker.register(&instance, now);
         }
@@ -279,7 +270,7 @@ impl SimPublisher {
                 let now = self.clock(ctx);
                 self.check_silence(ctx, all);
                 let reply_to = ReplyTo { node: from, life, nonce };
-                if self.rounds.add(RoundWaiter::Agent(AgentProbe { reply_to, seen }), now).is_ok() {
+                if self.rounds.add(Some(AgentProbe { reply_to, seen }), now).is_ok() {
                     self.start_round(ctx, store);
                 }
             }
@@ -457,15 +448,15 @@ impl SimPublisher {
         trace!(ctx, "{:?} receipt of {position}: {:?}", self.node(), receipt.state());
         if ctx.is_at_copy(self.node()) {
             // Agents follow home's history, and nothing that is known of them is about this one.
-            let what = || format!("a copy of the store calls its receipt of {position} final");
-            return ctx.checker.violated(Rule::G4, ctx.now, what);
+            return ctx
+                .violated(Rule::G4, format!("a copy of the store finalized its receipt of {position}"));
         }
         ctx.checker.receipt(ctx.now, position, receipt.state());
         let limit = ctx.settings.bound + RECEIPT_SLACK;
         let after = receipt.final_after.unwrap_or_default();
         let was_held = self.clock(ctx).since(self.held_at) < after;
         if after > limit && !was_held {
-            ctx.checker.violated(Rule::G4, ctx.now, || format!("the receipt of {position} took {after:?}"));
+            ctx.violated(Rule::G4, format!("the receipt of {position} took {after:?}"));
         }
     }
 
@@ -473,7 +464,7 @@ impl SimPublisher {
         let now = self.clock(ctx);
         self.keep_silent(ctx);
         if let Some(waiting) = self.rounds.start(now) {
-            let probes = || waiting.iter().filter_map(RoundWaiter::probe);
+            let probes = || waiting.iter().flatten();
             let proved = probes().filter_map(|probe| probe.seen).filter(|seen| store.is_authentic(seen));
             let seen_epoch = proved.map(|seen| seen.milestone.at.epoch()).max().unwrap_or(0);
             let instances = probes().map(|probe| (probe.reply_to.node, probe.reply_to.life)).collect();
@@ -501,7 +492,7 @@ impl SimPublisher {
             if ctx.lacks(Assumption::RoundsFollowTheirProbes) {
                 waiting.extend(self.rounds.waiting().iter().cloned());
             }
-            let probes: Vec<&AgentProbe> = waiting.iter().filter_map(RoundWaiter::probe).collect();
+            let probes: Vec<&AgentProbe> = waiting.iter().flatten().collect();
             self.answer_probes(ctx, store, &head, &probes);
             self.answer_queries(ctx, began);
         }
@@ -543,7 +534,7 @@ impl SimPublisher {
     /// Requests a round for itself. One that a probe waits for serves as well.
     fn want_round(&mut self, ctx: &mut Ctx, store: &mut SimStore) {
         let now = self.clock(ctx);
-        if self.rounds.waiting().is_empty() && self.rounds.add(RoundWaiter::Publisher, now).is_ok() {
+        if self.rounds.waiting().is_empty() && self.rounds.add(None, now).is_ok() {
             self.start_round(ctx, store);
         }
     }
@@ -557,9 +548,9 @@ impl SimPublisher {
         let clear = !link.trouble.is_any() && ctx.now.since(link.clear_since) > 2 * SECOND;
         let member = link.serving && clear;
         if !all && member && ctx.now.since(since) > SILENT_AFTER {
-            ctx.checker.violated(Rule::R14, ctx.now, || {
-                format!("{node:?} receives probes of its neighbors, and has answered none since {since}")
-            });
+            let what =
+                format!("{node:?} is still in the queue group, and has answered no probe since {since}");
+            ctx.violated(Rule::R14, what);
         }
     }
 
@@ -575,18 +566,4 @@ impl SimPublisher {
             link.serving = serving;
         }
     }
-}
-
-impl RoundWaiter {
-    fn probe(&self) -> Option<&AgentProbe> {
-        match self {
-            Self::Agent(probe) => Some(probe),
-            Self::Publisher => None,
-        }
-    }
-}
-
-fn tracker(ctx: &Ctx) -> ReceiptTracker {
-    let bound = ctx.settings.bound;
-    ReceiptTracker::new(TrackerConfig { bound, roster_delay: bound * 2, open_max: 100_000 }, [])
 }

@@ -7,7 +7,6 @@ use evictd_core::floors::FloorLimits;
 use evictd_core::follower::FollowerConfig;
 use evictd_core::ids::WorkspaceId;
 use evictd_core::lease::Bound;
-use serde::Serialize;
 
 use crate::assumption::Assumption;
 use crate::fault::{Fault, ScheduledFault};
@@ -17,8 +16,7 @@ use crate::rng::Dice;
 use crate::rows::Size;
 use crate::time::{MS, Micros, Moment, SECOND};
 
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, ValueEnum, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, ValueEnum)]
 pub enum Scenario {
     /// No fault.
     Calm,
@@ -52,23 +50,6 @@ pub enum Scenario {
 }
 
 impl Scenario {
-    pub const ALL: [Self; 14] = [
-        Self::Calm,
-        Self::Loss,
-        Self::Reorder,
-        Self::Partition,
-        Self::HalfOpen,
-        Self::Freeze,
-        Self::Crash,
-        Self::Failover,
-        Self::Restore,
-        Self::Replica,
-        Self::Clocks,
-        Self::Bulk,
-        Self::Everything,
-        Self::Copies,
-    ];
-
     pub fn name(self) -> String {
         self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
     }
@@ -224,7 +205,7 @@ impl SimSettings {
 /// the world's end.
 pub fn draw_faults(scenario: Scenario, settings: &SimSettings, dice: &mut Dice) -> Vec<ScheduledFault> {
     let kinds: &[Scenario] = match scenario {
-        Scenario::Everything => &Scenario::ALL[1..12],
+        Scenario::Everything => &Scenario::value_variants()[1..12],
         Scenario::Copies => &[Scenario::Loss, Scenario::Partition, Scenario::Freeze, Scenario::Crash],
         _ => &[scenario],
     };

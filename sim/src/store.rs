@@ -6,7 +6,7 @@
 //! restored copy can be read as it was. A regression (a fail-over that lost commits, a restored copy) is a
 //! commit of its own that puts back what the lost ones changed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 use std::time::Duration;
@@ -33,7 +33,8 @@ use crate::event::{PublisherEvent, SimEvent, StoreEvent};
 use crate::node::{Life, NodeNumber};
 use crate::rows::{
     ApiNumber, Attached, ChangeNumber, ChangePlan, ChangeTarget, KeyNumber, KeyRow, Lsn, NumberedBatch,
-    Numbering, RoundInput, SimHead, Snapshot, StoreSite, Transaction, WorkspaceNumber, hash, instance,
+    Numbering, ReadPlace, RoundInput, SimHead, Snapshot, StoreSite, Transaction, WorkspaceNumber, hash,
+    instance,
 };
 use crate::time::{MS, Micros, Moment, SECOND};
 use crate::trace::trace;
@@ -85,23 +86,11 @@ enum JournalEntry {
     Other,
 }
 
-/// The primary that was demoted, as it answers reads.
-#[derive(Clone, Debug)]
-struct Demoted {
-    lsn: Lsn,
-    log: Vec<NumberedRow>,
-    purged: usize,
-    history: History,
-    rounds: Vec<(Lsn, RoundToken)>,
-}
-
 #[derive(Clone, Debug)]
 pub struct SimStore {
     pub site: StoreSite,
     lsn: Lsn,
-    keys: Vec<Versions<Option<KeyRow>>>,
-    apis: Vec<Versions<bool>>,
-    workspaces: Vec<Versions<bool>>,
+    rows: HashMap<ChangeTarget, Versions<Option<KeyRow>>>,
     head: Versions<SimHead>,
     id: StoreId,
     /// What its code is made with (R16).
@@ -125,7 +114,8 @@ pub struct SimStore {
     branch: Lsn,
     epoch_since: Option<Moment>,
     lock_free: Moment,
-    demoted: Option<Demoted>,
+    /// The primary that was demoted, as it answers reads.
+    demoted: Option<Box<SimStore>>,
     /// Nothing is answered until then.
     pub down_until: Moment,
     /// The factor of all times.
@@ -133,14 +123,9 @@ pub struct SimStore {
     /// By publisher of this store.
     attached: Vec<Attached>,
     first_publisher: NodeNumber,
-    names: Names,
-}
-
-#[derive(Clone, Debug)]
-struct Names {
-    apis: Vec<ApiId>,
-    workspaces: Vec<WorkspaceId>,
-    key: KeyId,
+    api_ids: Vec<ApiId>,
+    workspace_ids: Vec<WorkspaceId>,
+    key_id: KeyId,
     root_keys: usize,
 }
 
@@ -159,10 +144,11 @@ impl SimStore {
     /// A store in which every key is active, and `agents` + publishers are numbered as in the network.
     pub fn new(ctx: &mut Ctx) -> Self {
         let (size, publishers) = (ctx.settings.size, ctx.settings.publishers);
-        let row = |key: usize| {
-            let api = ApiNumber(key % size.apis);
-            Versions::new(Some(KeyRow { api, state: RecordState::Active }))
-        };
+        let keys = (0..size.keys).map(|key| (ChangeTarget::Key(KeyNumber(key)), ApiNumber(key % size.apis)));
+        let apis = (0..size.apis).map(|api| (ChangeTarget::Api(ApiNumber(api)), ApiNumber(api)));
+        let workspaces = (0..size.workspaces).map(|ws| ChangeTarget::Workspace(WorkspaceNumber(ws)));
+        let all = keys.chain(apis).chain(workspaces.map(|workspace| (workspace, ApiNumber(0))));
+        let active = |api| Versions::new(Some(KeyRow { api, state: RecordState::Active }));
         let at = LogPosition::new(1, 0).unwrap_or(LogPosition::ZERO);
         let (incarnation, token) = (Incarnation(ctx.dice.any()), LogToken(ctx.dice.any()));
         let head = SimHead { at, incarnation, token, round: RoundToken(0), timeline: 1 };
@@ -177,9 +163,7 @@ impl SimStore {
             key: ctx.dice.any(),
             begins: vec![(Lsn(0), created)],
             rounds: Vec::new(),
-            keys: (0..size.keys).map(row).collect(),
-            apis: (0..size.apis).map(|_| Versions::new(true)).collect(),
-            workspaces: (0..size.workspaces).map(|_| Versions::new(true)).collect(),
+            rows: all.map(|(target, api)| (target, active(api))).collect(),
             head: Versions::new(head),
             journal: vec![(Moment(0), JournalEntry::Other)],
             unnumbered: BTreeMap::new(),
@@ -198,12 +182,10 @@ impl SimStore {
             slowness: 1,
             attached: vec![Attached::Primary; publishers],
             first_publisher: NodeNumber(ctx.settings.agents),
-            names: Names {
-                apis: (0..size.apis).map(|api| ApiId::new(format!("api_{api}"))).collect(),
-                workspaces: (0..size.workspaces).map(|ws| WorkspaceId::new(format!("ws_{ws}"))).collect(),
-                key: KeyId::new("key"),
-                root_keys: size.root_keys,
-            },
+            api_ids: (0..size.apis).map(|api| ApiId::new(format!("api_{api}"))).collect(),
+            workspace_ids: (0..size.workspaces).map(|ws| WorkspaceId::new(format!("ws_{ws}"))).collect(),
+            key_id: KeyId::new("key"),
+            root_keys: size.root_keys,
         }
     }
 
@@ -225,20 +207,13 @@ impl SimStore {
         ctx.queue.push(at, SimEvent::Store(self.site, event));
     }
 
-    pub fn row(&self, key: KeyNumber) -> Option<KeyRow> {
-        self.keys[key.0].now()
+    /// The present row; `None` if it is deleted.
+    pub fn row(&self, target: ChangeTarget) -> Option<KeyRow> {
+        self.rows[&target].now()
     }
 
-    pub fn api_is_there(&self, api: ApiNumber) -> bool {
-        self.apis[api.0].now()
-    }
-
-    pub fn workspace_is_there(&self, workspace: WorkspaceNumber) -> bool {
-        self.workspaces[workspace.0].now()
-    }
-
-    pub fn lsn(&self) -> Lsn {
-        self.lsn
+    fn put(&mut self, target: ChangeTarget, row: Option<KeyRow>) {
+        self.rows.entry(target).or_insert_with(|| Versions::new(None)).push(self.lsn, row);
     }
 
     /// Whether rows wait for a position.
@@ -250,6 +225,15 @@ impl SimStore {
     pub fn attached(&self, ctx: &Ctx, publisher: NodeNumber) -> Attached {
         let attached = self.attached[publisher.0 - self.first_publisher.0];
         if attached == Attached::Primary && ctx.now < self.down_until { Attached::Nowhere } else { attached }
+    }
+
+    /// What answers a publisher's reads now.
+    fn reached(&self, ctx: &Ctx, publisher: NodeNumber) -> Option<&Self> {
+        match self.attached(ctx, publisher) {
+            Attached::Primary => Some(self),
+            Attached::Demoted => self.demoted.as_deref(),
+            Attached::Nowhere => None,
+        }
     }
 
     pub fn attach(&mut self, publisher: NodeNumber, attached: Attached) {
@@ -303,29 +287,21 @@ impl SimStore {
         let ChangePlan { target, row, cause } = transaction.plan;
         self.lsn.0 += 1;
         let lsn = self.lsn;
-        let mut scopes = Vec::with_capacity(2);
-        match target {
+        let scopes = match target {
             ChangeTarget::Key(key) => {
-                let old = self.keys[key.0].now();
-                self.keys[key.0].push(lsn, row);
-                let api = |row: Option<KeyRow>| row.map(|row| row.api);
-                if let (Some(was), Some(is)) = (api(old), api(row))
-                    && was != is
-                {
-                    scopes.push(self.key_scope(key, was));
-                }
-                let api = api(row).or(api(old)).unwrap_or(ApiNumber(0));
-                scopes.push(self.key_scope(key, api));
+                // A key that moves has a row for both APIs.
+                let mut apis: Vec<ApiNumber> =
+                    [self.row(target), row].iter().flatten().map(|row| row.api).collect();
+                apis.dedup();
+                apis.resize(apis.len().max(1), ApiNumber(0));
+                apis.into_iter().map(|api| self.key_scope(key, api)).collect()
             }
-            ChangeTarget::Api(api) => {
-                self.apis[api.0].push(lsn, row.is_some());
-                scopes.push(Scope::Api(self.names.apis[api.0].clone()));
-            }
+            ChangeTarget::Api(api) => vec![Scope::Api(self.api_ids[api.0].clone())],
             ChangeTarget::Workspace(workspace) => {
-                self.workspaces[workspace.0].push(lsn, row.is_some());
-                scopes.push(Scope::Workspace(self.names.workspaces[workspace.0].clone()));
+                vec![Scope::Workspace(self.workspace_ids[workspace.0].clone())]
             }
-        }
+        };
+        self.put(target, row);
         let now = ctx.now;
         let judged = self.checker(ctx);
         let change = judged.map(|checker| checker.committed(now, lsn, target, cause, scopes.len()));
@@ -342,7 +318,7 @@ impl SimStore {
     }
 
     fn key_scope(&self, key: KeyNumber, api: ApiNumber) -> Scope {
-        let api_id = (key.0 >= self.names.root_keys).then(|| self.names.apis[api.0].clone());
+        let api_id = (key.0 >= self.root_keys).then(|| self.api_ids[api.0].clone());
         Scope::Key { hash: hash(key), key_id: None, api_id }
     }
 
@@ -395,8 +371,8 @@ impl SimStore {
 
     /// A demoted primary's answer to a round that doesn't write.
     fn vouch_without_writing(&self, ctx: &mut Ctx, publisher: NodeNumber, life: Life) {
-        let lsn = self.demoted.as_ref().map_or(self.lsn, |demoted| demoted.lsn);
-        let numbered = NumberedBatch { head: self.head.at(lsn), rows: Rc::from([]) };
+        let head = self.demoted.as_deref().unwrap_or(self).head.now();
+        let numbered = NumberedBatch { head, rows: Rc::from([]) };
         let outcome = PublisherEvent::Numbered { numbered: Some(numbered), is_round: true };
         ctx.queue.push(ctx.now, SimEvent::Publisher(publisher, life, outcome));
     }
@@ -525,49 +501,29 @@ impl SimStore {
 
     /// The head, read alone.
     pub fn head(&self, ctx: &Ctx, publisher: NodeNumber) -> Option<SimHead> {
-        match (self.attached(ctx, publisher), &self.demoted) {
-            (Attached::Primary, _) => Some(self.head.now()),
-            (Attached::Demoted, Some(demoted)) => Some(self.head.at(demoted.lsn)),
-            _ => None,
-        }
+        self.reached(ctx, publisher).map(|store| store.head.now())
     }
 
     /// Its incarnations, as a publisher reads them.
     pub fn history(&self, ctx: &Ctx, publisher: NodeNumber) -> Option<History> {
-        match (self.attached(ctx, publisher), &self.demoted) {
-            (Attached::Primary, _) => Some(self.own_history()),
-            (Attached::Demoted, Some(demoted)) => Some(demoted.history.clone()),
-            _ => None,
-        }
-    }
-
-    fn own_history(&self) -> History {
-        let begins = self.begins.iter().map(|(_, begin)| begin.clone()).collect();
-        // It begins with the store's creation.
-        History::new(self.id, begins).unwrap_or_else(|| unreachable!("a store was created"))
+        let store = self.reached(ctx, publisher)?;
+        History::new(store.id, store.begins.iter().map(|(_, begin)| begin.clone()).collect())
     }
 
     /// Whether one of its last rounds drew `token`, as a publisher finds it.
     pub fn has_round_token(&self, ctx: &Ctx, publisher: NodeNumber, token: RoundToken) -> Option<bool> {
-        let rounds = match (self.attached(ctx, publisher), &self.demoted) {
-            (Attached::Primary, _) => &self.rounds,
-            (Attached::Demoted, Some(demoted)) => &demoted.rounds,
-            _ => return None,
-        };
-        Some(rounds.iter().any(|(_, drawn)| *drawn == token))
+        let store = self.reached(ctx, publisher)?;
+        Some(store.rounds.iter().any(|(_, drawn)| *drawn == token))
     }
 
     /// The token of the row at `at`, or of the incarnation that began there, as a publisher finds it.
     pub fn row_token(&self, ctx: &Ctx, publisher: NodeNumber, at: LogPosition) -> Option<LogToken> {
-        let log = match (self.attached(ctx, publisher), &self.demoted) {
-            (Attached::Demoted, Some(demoted)) => &demoted.log,
-            _ => &self.log,
-        };
-        let row = log.binary_search_by_key(&at, |row| row.position).ok().map(|index| log[index].token);
-        row.or_else(|| {
-            let began = self.begins.iter().find(|(_, begin)| begin.at == at)?;
-            Some(self.head.at(began.0).token)
-        })
+        let store = self.reached(ctx, publisher).unwrap_or(self);
+        if let Ok(index) = store.log.binary_search_by_key(&at, |row| row.position) {
+            return Some(store.log[index].token);
+        }
+        let (began, _) = store.begins.iter().find(|(_, begin)| begin.at == at)?;
+        Some(store.head.at(*began).token)
     }
 
     /// A milestone with the store's code over it (R16). Only the store and its copies have the key.
@@ -591,11 +547,7 @@ impl SimStore {
 
     /// A lookup by a publisher's connection.
     pub fn read(&self, ctx: &Ctx, publisher: NodeNumber, key: KeyNumber) -> Option<Snapshot> {
-        match (self.attached(ctx, publisher), &self.demoted) {
-            (Attached::Primary, _) => Some(self.read_at(key, self.lsn)),
-            (Attached::Demoted, Some(demoted)) => Some(self.read_at(key, demoted.lsn)),
-            _ => None,
-        }
+        self.reached(ctx, publisher).map(|store| store.read_at(key, store.lsn))
     }
 
     /// A lookup at a replica that is behind by `lag`.
@@ -606,28 +558,30 @@ impl SimStore {
     }
 
     fn read_at(&self, key: KeyNumber, lsn: Lsn) -> Snapshot {
-        let row = self.keys[key.0].at(lsn);
+        let row_of = |target| self.rows[&target].at(lsn);
+        let row = row_of(ChangeTarget::Key(key));
         let SimHead { at: as_of, incarnation, token, .. } = self.head.at(lsn);
         let provenance = Provenance { store: self.id, incarnation };
-        let is_root = key.0 < self.names.root_keys;
-        let api = row.map(|row| row.api).filter(|_| !is_root);
+        let is_root = key.0 < self.root_keys;
+        let api = row.filter(|_| !is_root).map(|row| ChangeTarget::Api(row.api));
         let of = if is_root { key.0 } else { row.map_or(0, |row| row.api.0) };
-        let workspace = WorkspaceNumber(of % self.workspaces.len());
-        let gone = api.is_some_and(|api| !self.apis[api.0].at(lsn)) || !self.workspaces[workspace.0].at(lsn);
-        let workspace_id = self.names.workspaces[workspace.0].clone();
+        let workspace = WorkspaceNumber(of % self.workspace_ids.len());
+        let workspace_id = self.workspace_ids[workspace.0].clone();
+        let workspace = ChangeTarget::Workspace(workspace);
+        let gone = api.into_iter().chain([workspace]).any(|target| row_of(target).is_none());
         let state = |row: KeyRow| if gone { RecordState::Deleted } else { row.state };
         let record = match row {
             None => Record::Absent,
             Some(row) if is_root => Record::RootKey(RootKeyRecord {
-                root_key_id: self.names.key.clone(),
+                root_key_id: self.key_id.clone(),
                 workspace_id,
                 state: state(row),
                 permissions: Vec::new(),
                 expires_at: None,
             }),
             Some(row) => Record::Key(KeyRecord {
-                key_id: self.names.key.clone(),
-                api_id: self.names.apis[row.api.0].clone(),
+                key_id: self.key_id.clone(),
+                api_id: self.api_ids[row.api.0].clone(),
                 workspace_id,
                 state: state(row),
                 name: None,
@@ -642,7 +596,8 @@ impl SimStore {
             StoreSite::Home => lsn,
             StoreSite::Copy { of } => lsn.min(of),
         };
-        Snapshot { as_of, provenance, token, record, lsn, api, workspace: row.map(|_| workspace) }
+        let targets = [Some(ChangeTarget::Key(key)), api, row.map(|_| workspace)];
+        Snapshot { as_of, provenance, token, record, place: ReadPlace { lsn, targets } }
     }
 
     /// The answer to a replay; `None` if the store can't be reached.
@@ -654,15 +609,12 @@ impl SimStore {
         first: u64,
         last: u64,
     ) -> Option<ReplayOutcome> {
-        let head = self.head(ctx, publisher)?;
-        let (log, purged) = match (self.attached(ctx, publisher), &self.demoted) {
-            (Attached::Demoted, Some(demoted)) => (&demoted.log, demoted.purged),
-            _ => (&self.log, self.purged),
-        };
+        let store = self.reached(ctx, publisher)?;
+        let (head, log) = (store.head.now(), &store.log[store.purged..]);
         let refused = || ReplayOutcome::Refused { head: self.voucher(&head, head.at) };
         let last = LogPosition::new(epoch, last.min(POSITION_MAX));
         let Some((first, last)) = LogPosition::new(epoch, first).zip(last) else { return Some(refused()) };
-        let found = log[purged..].partition_point(|row| row.position < first) + purged;
+        let found = log.partition_point(|row| row.position < first);
         let found = log[found..].iter().take_while(|row| row.position <= last).take(REPLAY_BATCH_MAX);
         let covered = log::covered(head.at, first, found.clone().map(|row| row.position));
         if covered == 0 {
@@ -674,9 +626,8 @@ impl SimStore {
     /// Another primary takes over, which lacks the last `lost` commits. It writes another timeline, and the old
     /// one still answers reads.
     pub fn fail_over(&mut self, ctx: &mut Ctx, lost: u64) {
-        let history = self.own_history();
-        let (log, rounds) = (self.log.clone(), self.rounds.clone());
-        self.demoted = Some(Demoted { lsn: self.lsn, log, purged: self.purged, history, rounds });
+        self.demoted = None;
+        self.demoted = Some(Box::new(self.clone()));
         self.timeline += 1;
         self.go_back(ctx, lost);
     }
@@ -699,18 +650,14 @@ impl SimStore {
         trace!(ctx, "the store goes back from {} to {}, timeline {}", last.0, cut.0, self.timeline);
         for commit in undone {
             let JournalEntry::Change(target, change) = commit else { continue };
-            match target {
-                ChangeTarget::Key(key) => put_back(&mut self.keys[key.0], cut, lsn),
-                ChangeTarget::Api(api) => put_back(&mut self.apis[api.0], cut, lsn),
-                ChangeTarget::Workspace(workspace) => put_back(&mut self.workspaces[workspace.0], cut, lsn),
-            }
+            self.put(target, self.rows[&target].at(cut));
             let now = ctx.now;
             if let Some((checker, change)) = self.checker(ctx).zip(change) {
                 checker.lost(now, change, lsn, target);
             }
         }
         self.branch = lsn;
-        put_back(&mut self.head, cut, lsn);
+        self.head.push(lsn, self.head.at(cut));
         self.begins.retain(|(began, _)| *began <= cut);
         self.rounds.retain(|(drawn, _)| *drawn <= cut);
         self.unnumbered.retain(|_, row| row.lsn <= cut);
@@ -743,11 +690,6 @@ impl NumberedRow {
             committed_at: self.row.committed.store_time(),
         }
     }
-}
-
-fn put_back<T: Copy>(history: &mut Versions<T>, cut: Lsn, lsn: Lsn) {
-    let before = history.at(cut);
-    history.push(lsn, before);
 }
 
 fn fail(ctx: &mut Ctx, publisher: NodeNumber, life: Life, is_round: bool, after: Micros) {

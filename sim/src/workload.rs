@@ -79,7 +79,7 @@ fn choose_wide(ctx: &mut Ctx) {
 /// Draws a change of a key, given its present row.
 pub fn plan_key(ctx: &mut Ctx, store: &SimStore, key: KeyNumber) -> ChangePlan {
     let size = ctx.settings.size;
-    let row = store.row(key);
+    let row = store.row(ChangeTarget::Key(key));
     let other_api = ApiNumber(ctx.dice.index(size.apis));
     let with = |api: ApiNumber, state: RecordState| Some(KeyRow { api, state });
     let (row, cause) = match row {
@@ -116,13 +116,11 @@ pub fn plan_key(ctx: &mut Ctx, store: &SimStore, key: KeyNumber) -> ChangePlan {
 
 /// Plans a change of an API or a workspace: a deletion if it exists, otherwise its restoration.
 pub fn plan_wide(store: &SimStore, target: ChangeTarget) -> ChangePlan {
-    let is_there = match target {
-        ChangeTarget::Api(api) => store.api_is_there(api),
-        ChangeTarget::Workspace(workspace) => store.workspace_is_there(workspace),
-        ChangeTarget::Key(_) => false,
-    };
     let there = KeyRow { api: ApiNumber(0), state: RecordState::Active };
-    let (row, cause) = if is_there { (None, Cause::Deleted) } else { (Some(there), Cause::Restored) };
+    let (row, cause) = match store.row(target) {
+        Some(_) => (None, Cause::Deleted),
+        None => (Some(there), Cause::Restored),
+    };
     ChangePlan { target, row, cause }
 }
 

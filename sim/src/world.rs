@@ -45,10 +45,8 @@ pub struct SimWorld {
 pub struct RunOutcome {
     pub counts: RunCounts,
     pub violations: Vec<Violation>,
-    pub violations_total: u64,
     pub lasted: Micros,
     pub events: u64,
-    pub messages: u64,
     pub trace: SimTrace,
 }
 
@@ -96,7 +94,7 @@ impl SimWorld {
         let mut publishers = Vec::new();
         for node in ctx.settings.agents..nodes {
             let process = process(&mut ctx, node);
-            publishers.push(SimPublisher::new(process, &ctx));
+            publishers.push(SimPublisher::new(process, &ctx, 1));
         }
         Self { ctx, store, copy: None, agents, publishers, faults, is_operator_called: false }
     }
@@ -121,29 +119,21 @@ impl SimWorld {
             self.ctx.now = at;
             events += 1;
             self.handle(event);
-            if self.ctx.checker.violations_total > 0 {
+            if !self.ctx.checker.violations.is_empty() {
                 break;
             }
         }
-        if self.ctx.checker.violations_total == 0 {
+        if self.ctx.checker.violations.is_empty() {
             self.ctx.now = self.ctx.settings.end;
             self.ctx.checker.finish(self.ctx.now);
         }
-        let Ctx { now, checker, net, mut trace, .. } = self.ctx;
+        let Ctx { now, checker, mut trace, .. } = self.ctx;
         for Violation { rule, at, what } in &checker.violations {
             if trace.is_on() {
                 trace.line(*at, format_args!("{rule} {what}"));
             }
         }
-        RunOutcome {
-            counts: checker.counts,
-            violations_total: checker.violations_total,
-            violations: checker.violations,
-            lasted: now.0,
-            events,
-            messages: net.sent,
-            trace,
-        }
+        RunOutcome { counts: checker.counts, violations: checker.violations, lasted: now.0, events, trace }
     }
 
     fn handle(&mut self, event: SimEvent) {
@@ -506,9 +496,8 @@ impl SimWorld {
             let Some(since) = well(node).min(best) else { continue };
             if since > LIVE_GRACE && ctx.now.0 > LIVE_GRACE && agent.mode(ctx.now) != Mode::Live {
                 let mode = agent.mode(ctx.now);
-                ctx.checker.violated(Rule::G5, ctx.now, || {
-                    format!("{node:?} is {mode:?}, although it and a publisher have been well for long")
-                });
+                let what = format!("{node:?} is {mode:?} long after the last fault of it and of a publisher");
+                ctx.checker.violated(Rule::G5, ctx.now, what);
             }
         }
     }

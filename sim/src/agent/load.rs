@@ -44,14 +44,7 @@ impl SimAgent {
         }
         // What a replica gave and was too old is asked of the authority.
         let from_replica = self.replica_lag.is_some() && verification.loads == 1;
-        let load = OpenLoad {
-            nonce: 0,
-            sent_at: LeaseTime(0),
-            last_try: false,
-            from_replica,
-            step: None,
-            waiting: vec![verification],
-        };
+        let load = OpenLoad { from_replica, waiting: vec![verification], ..OpenLoad::default() };
         self.loads[key.0] = Some(Box::new(load));
         self.loading += 1;
         self.ask(ctx, key);
@@ -82,10 +75,7 @@ impl SimAgent {
     }
 
     pub(super) fn timed_out(&mut self, ctx: &mut Ctx, key: KeyNumber, nonce: Nonce) {
-        let Some(load) = self.loads[key.0].as_deref_mut() else { return };
-        if load.nonce != nonce || load.step.is_some() {
-            return;
-        }
+        let Some(load) = self.asked(key, nonce) else { return };
         if std::mem::replace(&mut load.last_try, true) {
             self.unreachable(ctx, key, nonce);
         } else {
@@ -126,11 +116,11 @@ impl SimAgent {
         let read_at = if load.from_replica { LeaseTime(0) } else { sent_at.before(fence_age) };
         let answer = LoadAnswer { hash: hash(key), source, as_of: read.as_of, read_at, sent_at };
         let not_found_ttl = NOT_FOUND_TTL.min(self.state.bound.bound());
-        let (lsn, api, workspace) = (read.lsn, read.api, read.workspace);
+        let place = read.place;
         let new_entry = |record, validity| {
             let counted = Cell::new(false);
             let answers = self.cache.exposure.answers_of(&record);
-            SimEntry { key, record, validity, sent_at, not_found_ttl, lsn, api, workspace, counted, answers }
+            SimEntry { record, validity, sent_at, not_found_ttl, place, counted, answers }
         };
         let loaded = LoadedEntry::new(&self.state, answer, read.record, &mut Vec::new(), new_entry);
         self.proceed(ctx, key, LoadStep::Loaded(loaded));

@@ -75,21 +75,12 @@ impl SimAgent {
     pub(super) fn answer(&self, ctx: &mut Ctx, verification: &SimVerification, entry: &SimEntry) {
         let answer = GivenAnswer {
             agent: self.node(),
-            key: verification.key,
             started: verification.started,
             confirmed: verification.confirmed,
-            lsn: entry.lsn,
-            api: entry.api,
-            workspace: entry.workspace,
+            place: entry.place,
         };
-        trace!(
-            ctx,
-            "{:?} answers {:?} as of {} ({})",
-            self.node(),
-            verification.key,
-            entry.lsn.0,
-            entry.validity.as_of()
-        );
+        let (lsn, as_of) = (entry.place.lsn.0, entry.validity.as_of());
+        trace!(ctx, "{:?} answers {:?} as of {lsn} ({as_of})", self.node(), verification.key);
         ctx.checker.answered(ctx.now, answer);
     }
 }

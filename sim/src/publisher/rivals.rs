@@ -13,6 +13,7 @@ use super::{SimPublisher, WaitingQuery};
 use crate::ctx::Ctx;
 use crate::event::PublisherEvent;
 use crate::message::{PeerInfo, SimMessage};
+use crate::net::Audience;
 use crate::store::SimStore;
 use crate::time::{MS, Micros};
 use crate::trace::trace;
@@ -136,8 +137,7 @@ impl SimPublisher {
         if ctx.is_at_copy(self.node()) {
             ctx.checker.counts.copies += 1;
         } else {
-            let what = || format!("{:?} yields to a copy of its store", self.node());
-            ctx.checker.violated(Rule::R15, ctx.now, what);
+            ctx.violated(Rule::R15, format!("{:?} yields to a copy of its store", self.node()));
         }
     }
 
@@ -168,8 +168,7 @@ impl SimPublisher {
     fn query(&self, ctx: &mut Ctx, query: Option<Query>) {
         let (Some(query), Some(info)) = (query, self.info()) else { return };
         let (from, life) = (self.node(), self.process.life);
-        let message = SimMessage::PublisherQuery { from, life, query, info };
-        ctx.query_publishers(from, query.nonce, &message);
+        ctx.send_query(from, Audience::All, SimMessage::PublisherQuery { from, life, query, info });
     }
 
     fn info(&self) -> Option<Box<PeerInfo>> {
