@@ -12,10 +12,9 @@ mod load;
 mod verify;
 
 use std::collections::VecDeque;
-use std::rc::Rc;
+use std::time::Duration;
 
-use evictd_core::follower::{Effect, FlushReason, Follower, LoadSource, ReplayOutcome};
-use evictd_core::history::{Provenance, Voucher};
+use evictd_core::follower::{Effect, FlushReason, Follower, LoadSource};
 use evictd_core::invalidation::{Invalidation, Scope};
 use evictd_core::lease::Mode;
 use evictd_core::offset::CommitWindow;
@@ -29,11 +28,11 @@ use crate::cached::{SimCache, SimEntry};
 use crate::checker::Confirmed;
 use crate::ctx::Ctx;
 use crate::event::{AgentEvent, SimEvent};
-use crate::message::{FoundSnapshot, SimMessage};
+use crate::message::SimMessage;
 use crate::net::Audience;
 use crate::node::{Life, NodeNumber, Nonce};
 use crate::process::Process;
-use crate::rows::KeyNumber;
+use crate::rows::{KeyNumber, RowRange, Snapshot};
 use crate::steps::OpenLoad;
 use crate::time::{MS, Micros, Moment, SECOND};
 use crate::trace::trace;
@@ -41,14 +40,10 @@ use crate::trace::trace;
 /// What the follow task takes in, one at a time.
 #[derive(Debug)]
 enum AgentInput {
-    Live(Voucher, Rc<[Invalidation]>),
-    Tick(Voucher),
-    Ended(Provenance),
-    ProbeAnswer(Nonce, Voucher),
-    ReplayOutcome(Nonce, Provenance, ReplayOutcome),
+    Message(SimMessage),
     Connected,
-    Nothing,
     Beat,
+    Wake,
 }
 
 #[derive(Debug)]
@@ -76,7 +71,7 @@ pub struct SimAgent {
 impl SimAgent {
     /// An agent that holds nothing yet.
     pub fn new(process: Process, ctx: &mut Ctx, replica_lag: Option<Micros>) -> Self {
-        let keys = ctx.settings.size.keys;
+        let keys = ctx.settings.keys;
         let follower = Follower::new(ctx.settings.follower(), ctx.dice.any());
         Self {
             process,
@@ -111,7 +106,7 @@ impl SimAgent {
     /// Announces that it stops answering.
     pub fn leave(&self, ctx: &mut Ctx) {
         if self.process.is_up() {
-            let leave = SimMessage::Leave { from: self.node(), life: self.life() };
+            let leave = SimMessage::Leave(self.node(), self.life());
             ctx.send_query(self.node(), Audience::All, leave);
         }
     }
@@ -157,7 +152,7 @@ impl SimAgent {
 
     pub fn on_event(&mut self, ctx: &mut Ctx, event: AgentEvent) {
         match event {
-            AgentEvent::Wake => self.take_in(ctx, AgentInput::Nothing),
+            AgentEvent::Wake => self.take_in(ctx, AgentInput::Wake),
             AgentEvent::Beat => {
                 self.take_in(ctx, AgentInput::Beat);
                 let next = ctx.now.after(SECOND);
@@ -176,28 +171,19 @@ impl SimAgent {
 
     pub fn on_message(&mut self, ctx: &mut Ctx, message: SimMessage) {
         match message {
-            SimMessage::Live(voucher, rows) => self.take_in(ctx, AgentInput::Live(voucher, rows)),
-            SimMessage::Tick(head, _) => self.take_in(ctx, AgentInput::Tick(head)),
-            SimMessage::Ended(provenance) => self.take_in(ctx, AgentInput::Ended(provenance)),
-            SimMessage::ProbeAnswer { nonce, head } => {
-                self.take_in(ctx, AgentInput::ProbeAnswer(nonce, head));
+            SimMessage::LookupAnswer(nonce, key, read, fence_age) => {
+                let source = LoadSource::Authority(read.provenance);
+                self.arrived(ctx, key, nonce, source, *read, fence_age);
             }
-            SimMessage::ReplayOutcome { nonce, provenance, answer } => {
-                self.take_in(ctx, AgentInput::ReplayOutcome(nonce, provenance, *answer));
-            }
-            SimMessage::LookupAnswer { nonce, key, found } => {
-                let source = LoadSource::Authority(found.read.provenance);
-                self.arrived(ctx, key, nonce, source, *found);
-            }
-            SimMessage::NoResponders { nonce, key } => self.unreachable(ctx, key, nonce),
-            _ => {}
+            SimMessage::NoResponders(nonce, key) => self.unreachable(ctx, key, nonce),
+            message => self.take_in(ctx, AgentInput::Message(message)),
         }
     }
 
     /// A replica's answer to a load.
-    pub fn on_replica(&mut self, ctx: &mut Ctx, key: KeyNumber, nonce: Nonce, found: FoundSnapshot) {
-        let source = LoadSource::Database(found.read.token);
-        self.arrived(ctx, key, nonce, source, found);
+    pub fn on_replica(&mut self, ctx: &mut Ctx, key: KeyNumber, nonce: Nonce, read: Snapshot) {
+        let source = LoadSource::Database(read.token);
+        self.arrived(ctx, key, nonce, source, read, Duration::ZERO);
     }
 
     fn take_in(&mut self, ctx: &mut Ctx, input: AgentInput) {
@@ -240,21 +226,23 @@ impl SimAgent {
         let now = self.clock(ctx);
         let mut follower = self.state.follower.lock();
         match input {
-            AgentInput::Live(voucher, rows) => follower.on_live(&voucher, rows.to_vec(), now, effects),
-            AgentInput::Tick(head) => follower.on_tick(&head, now, effects),
-            AgentInput::Ended(provenance) => follower.on_end(provenance, now),
-            AgentInput::ProbeAnswer(nonce, head) => {
+            AgentInput::Message(SimMessage::Live(voucher, rows)) => {
+                follower.on_live(&voucher, rows.to_vec(), now, effects);
+            }
+            AgentInput::Message(SimMessage::Tick(head, _)) => follower.on_tick(&head, now, effects),
+            AgentInput::Message(SimMessage::Ended(provenance)) => follower.on_end(provenance, now),
+            AgentInput::Message(SimMessage::ProbeAnswer(nonce, head)) => {
                 follower.on_probe_answer(nonce, &head, true, now, effects);
             }
-            AgentInput::ReplayOutcome(nonce, provenance, answer) => {
-                follower.on_replay_answer(nonce, provenance, answer, now, effects);
+            AgentInput::Message(SimMessage::ReplayOutcome(nonce, provenance, answer)) => {
+                follower.on_replay_answer(nonce, provenance, *answer, now, effects);
             }
+            AgentInput::Message(_) | AgentInput::Wake => {}
             AgentInput::Connected => follower.connected(now),
             AgentInput::Beat => {
                 drop(follower);
                 self.announce(ctx);
             }
-            AgentInput::Nothing => {}
         }
     }
 
@@ -282,15 +270,15 @@ impl SimAgent {
             Effect::Announce => self.announce(ctx),
             Effect::SendProbe { nonce, seen, all } => {
                 let audience = if all { Audience::All } else { Audience::One };
-                let probe = SimMessage::Probe { from: self.node(), life: self.life(), nonce, seen, all };
+                let probe = SimMessage::Probe(self.process.reply_to(nonce), seen, audience);
                 ctx.send_query(self.node(), audience, probe);
             }
             Effect::SendReplay { nonce, epoch, from, to, all, .. } => {
                 ctx.checker.counts.repairs += 1;
                 let audience = if all { Audience::All } else { Audience::One };
-                let (node, life) = (self.node(), self.life());
-                let replay = SimMessage::Replay { from: node, life, nonce, epoch, first: from, last: to };
-                ctx.send_query(node, audience, replay);
+                let range = RowRange { epoch, first: from, last: to };
+                let replay = SimMessage::Replay(self.process.reply_to(nonce), range);
+                ctx.send_query(self.node(), audience, replay);
             }
         }
     }
@@ -344,7 +332,7 @@ impl SimAgent {
             return;
         }
         self.announced = ctx.checker.confirmed(provenance.incarnation, applied);
-        let message = SimMessage::Applied { from: self.node(), life: self.life(), provenance, applied };
+        let message = SimMessage::Applied(self.node(), self.life(), provenance, applied);
         ctx.send_query(self.node(), Audience::All, message);
     }
 

@@ -14,7 +14,8 @@ use crate::event::{PublisherEvent, SimEvent, StoreEvent};
 use crate::node::{Life, NodeNumber};
 use crate::rng::Dice;
 use crate::rows::{
-    ApiNumber, ChangePlan, ChangeTarget, KeyNumber, KeyRow, NumberedBatch, RoundInput, SimHead, Snapshot,
+    APIS, ApiNumber, ChangePlan, ChangeTarget, KeyNumber, KeyRow, NumberedBatch, ROOT_KEYS, RoundInput,
+    RowRange, SimHead, Snapshot,
 };
 use crate::scenario::{Scenario, SimSettings};
 use crate::store::SimStore;
@@ -43,11 +44,11 @@ impl Default for LoneStore {
 impl LoneStore {
     /// The first keys are root keys, and in no API.
     fn key(&self, n: u8) -> KeyNumber {
-        KeyNumber(self.ctx.settings.size.root_keys + usize::from(n))
+        KeyNumber(ROOT_KEYS + usize::from(n))
     }
 
     fn api(&self, n: u8) -> ApiNumber {
-        ApiNumber(self.key(n).0 % self.ctx.settings.size.apis)
+        ApiNumber(self.key(n).0 % APIS)
     }
 
     /// Runs all scheduled events. Returns the outcome of a numbering.
@@ -60,7 +61,7 @@ impl LoneStore {
                     self.store.commit(&mut self.ctx, &transaction);
                 }
                 SimEvent::Store(_, StoreEvent::Number(numbering)) => {
-                    self.store.finish_numbering(&mut self.ctx, *numbering);
+                    self.store.finish_numbering(&mut self.ctx, &numbering);
                 }
                 SimEvent::Store(_, StoreEvent::Register(instances)) => {
                     self.store.register(&self.ctx, &instances);
@@ -112,7 +113,7 @@ impl LoneStore {
     }
 
     pub fn replay(&self, epoch: u32, first: u64, last: u64) -> Option<ReplayOutcome> {
-        self.store.replay(&self.ctx, self.publisher, epoch, first, last)
+        self.store.replay(&self.ctx, self.publisher, RowRange { epoch, first, last })
     }
 
     /// Reads key `n`.

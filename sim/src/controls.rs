@@ -94,7 +94,7 @@ fn with_stalled_verifications(settings: &mut SimSettings) {
 fn with_loads_on_the_way(settings: &mut SimSettings) {
     (settings.preempted_permille, settings.slow_loads_permille) = (300, 300);
     (settings.starved_permille, settings.verifications_per_second) = (1_000, 1_000);
-    settings.size.keys = 100;
+    settings.keys = 100;
 }
 
 /// Agents start often, on bad links, among others that confirm quickly, and load slowly.

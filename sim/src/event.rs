@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use crate::fault::Edge;
-use crate::message::SimMessage;
+use crate::message::{ReplyTo, SimMessage};
 use crate::node::{Life, NodeNumber, Nonce};
-use crate::rows::{ChangeNumber, ChangeTarget, KeyNumber, NumberedBatch, Numbering, StoreSite, Transaction};
+use crate::rows::{
+    ChangeNumber, ChangeTarget, KeyNumber, NumberedBatch, Numbering, RowRange, StoreSite, Transaction,
+};
 use crate::steps::SimVerification;
 
 #[derive(Clone, Debug)]
@@ -59,30 +61,12 @@ pub enum PublisherEvent {
         numbered: Option<NumberedBatch>,
         is_round: bool,
     },
-    /// A lookup's statement runs now.
-    Look {
-        reply_to: ReplyTo,
-        key: KeyNumber,
-        /// The age of the last fence when the question came in.
-        fence_age: Duration,
-    },
+    /// A lookup's statement runs now. The fence had this age when the query arrived.
+    Look(ReplyTo, KeyNumber, Duration),
     /// A replay's statement runs now.
-    Replay {
-        reply_to: ReplyTo,
-        epoch: u32,
-        first: u64,
-        last: u64,
-    },
+    Replay(ReplyTo, RowRange),
     /// The connection pool finds the primary.
     Attach,
-}
-
-/// The inbox of a requester: answers go only there (R13).
-#[derive(Clone, Copy, Debug)]
-pub struct ReplyTo {
-    pub node: NodeNumber,
-    pub life: Life,
-    pub nonce: Nonce,
 }
 
 #[derive(Clone, Debug)]

@@ -9,7 +9,7 @@ use crate::node::{Life, NodeNumber};
 use crate::time::{Micros, Moment};
 
 /// What is wrong with a link now.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Trouble {
     /// Messages lost, of 1,000, each way.
     pub loss: u32,
@@ -29,8 +29,7 @@ pub struct Trouble {
 
 impl Trouble {
     pub fn is_any(&self) -> bool {
-        let noise = self.loss + self.twice + self.late.0;
-        self.deaf || self.mute || noise > 0 || self.held_until > Moment(0) || self.without != Kinds::NONE
+        *self != Self::default()
     }
 }
 

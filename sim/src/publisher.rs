@@ -26,9 +26,10 @@ use evictd_core::time::LeaseTime;
 
 use crate::assumption::Assumption;
 use crate::ctx::Ctx;
-use crate::event::{PublisherEvent, ReplyTo, SimEvent};
-use crate::message::{FoundSnapshot, SimMessage};
-use crate::node::{Life, NodeNumber, Nonce};
+use crate::event::{PublisherEvent, SimEvent};
+use crate::message::{ReplyTo, SimMessage};
+use crate::net::Audience;
+use crate::node::NodeNumber;
 use crate::process::Process;
 use crate::rows::{Attached, ChangePlan, NumberedBatch, RoundInput, SimHead, instance};
 use crate::store::SimStore;
@@ -74,15 +75,6 @@ const ROUND_SPACING: Duration = Duration::from_millis(250);
 /// How late a receipt may become final, over the bound: it is looked at once a second.
 const RECEIPT_SLACK: Duration = Duration::from_millis(2_500);
 
-/// A question of another publisher.
-#[derive(Clone, Copy, Debug)]
-struct WaitingQuery {
-    from: NodeNumber,
-    life: Life,
-    nonce: Nonce,
-    came: LeaseTime,
-}
-
 #[derive(Debug)]
 pub struct SimPublisher {
     pub process: Process,
@@ -93,7 +85,8 @@ pub struct SimPublisher {
     round: RoundToken,
     service: Service,
     known: Option<KnownStore>,
-    queries: Vec<WaitingQuery>,
+    /// Queries of other publishers, and when each arrived.
+    queries: Vec<(ReplyTo, LeaseTime)>,
     reread_at: LeaseTime,
     tracker: ReceiptTracker,
     head: LogPosition,
@@ -242,21 +235,20 @@ impl SimPublisher {
             PublisherEvent::Numbered { numbered, is_round: false } => {
                 self.finish_numbering(ctx, store, numbered);
             }
-            PublisherEvent::Look { reply_to, key, fence_age } => {
+            PublisherEvent::Look(reply_to, key, fence_age) => {
                 let read = store.read(ctx, self.node(), key).filter(|_| self.may_vouch(ctx));
-                if let Some(read) = read {
-                    let found = Box::new(FoundSnapshot { read, fence_age });
-                    self.reply(ctx, reply_to, SimMessage::LookupAnswer { nonce: reply_to.nonce, key, found });
+                if let Some(read) = read.map(Box::new) {
+                    let answer = SimMessage::LookupAnswer(reply_to.nonce, key, read, fence_age);
+                    self.reply(ctx, reply_to, answer);
                 }
             }
-            PublisherEvent::Replay { reply_to, epoch, first, last } => {
-                let answer = store.replay(ctx, self.node(), epoch, first, last);
-                if let Some(answer) = answer.filter(|_| self.may_vouch(ctx)) {
-                    let (nonce, answer) = (reply_to.nonce, Box::new(answer));
-                    // The provenance doesn't come from the same read.
-                    let Some(known) = &self.known else { return };
+            PublisherEvent::Replay(reply_to, range) => {
+                let rows = store.replay(ctx, self.node(), range).filter(|_| self.may_vouch(ctx));
+                // The provenance doesn't come from the same read.
+                if let Some((rows, known)) = rows.zip(self.known.as_ref()) {
                     let provenance = known.history.provenance();
-                    self.reply(ctx, reply_to, SimMessage::ReplayOutcome { nonce, provenance, answer });
+                    let answer = SimMessage::ReplayOutcome(reply_to.nonce, provenance, Box::new(rows));
+                    self.reply(ctx, reply_to, answer);
                 }
             }
             PublisherEvent::Attach => store.attach(self.node(), Attached::Primary),
@@ -266,29 +258,26 @@ impl SimPublisher {
     pub fn on_message(&mut self, ctx: &mut Ctx, store: &mut SimStore, message: &SimMessage) {
         self.hold_receipts(ctx);
         match *message {
-            SimMessage::Probe { from, life, nonce, seen, all } => {
+            SimMessage::Probe(reply_to, seen, audience) => {
                 let now = self.clock(ctx);
-                self.check_silence(ctx, all);
-                let reply_to = ReplyTo { node: from, life, nonce };
+                self.check_silence(ctx, audience);
                 if self.rounds.add(Some(AgentProbe { reply_to, seen }), now).is_ok() {
                     self.start_round(ctx, store);
                 }
             }
-            SimMessage::Replay { from, life, nonce, epoch, first, last } => {
+            SimMessage::Replay(reply_to, range) => {
                 let at = ctx.now.after(store.statement(ctx));
-                let reply_to = ReplyTo { node: from, life, nonce };
-                self.later(ctx, at, PublisherEvent::Replay { reply_to, epoch, first, last });
+                self.later(ctx, at, PublisherEvent::Replay(reply_to, range));
             }
-            SimMessage::Lookup { from, life, nonce, key } => {
+            SimMessage::Lookup(reply_to, key) => {
                 // Before the read: the fence may rise meanwhile, but this read is no newer for it.
                 let fence_age = fence_age(Some(self.fence), self.clock(ctx));
                 let slow = ctx.dice.permille(ctx.settings.slow_loads_permille);
                 let took = store.statement(ctx) + if slow { ctx.dice.below(600 * MS) } else { 0 };
                 let at = ctx.now.after(took);
-                let reply_to = ReplyTo { node: from, life, nonce };
-                self.later(ctx, at, PublisherEvent::Look { reply_to, key, fence_age });
+                self.later(ctx, at, PublisherEvent::Look(reply_to, key, fence_age));
             }
-            SimMessage::Applied { from, life, provenance, applied } => {
+            SimMessage::Applied(from, life, provenance, applied) => {
                 let now = self.clock(ctx);
                 // What was applied of another history confirms nothing here.
                 let seen = Milestone { provenance, at: applied, token: LogToken::default() };
@@ -300,7 +289,7 @@ impl SimPublisher {
                     self.report_receipts(ctx);
                 }
             }
-            SimMessage::Leave { from, life } => {
+            SimMessage::Leave(from, life) => {
                 let now = self.clock(ctx);
                 let identity = instance(from, life, ctx.settings.bound).identity;
                 self.tracker.mark_departed(&identity, now);
@@ -510,7 +499,7 @@ impl SimPublisher {
         self.unanswered_since = None;
         let voucher = store.voucher(head, head.at);
         for reply_to in admitted {
-            self.reply(ctx, reply_to, SimMessage::ProbeAnswer { nonce: reply_to.nonce, head: voucher });
+            self.reply(ctx, reply_to, SimMessage::ProbeAnswer(reply_to.nonce, voucher));
         }
     }
 
@@ -539,15 +528,15 @@ impl SimPublisher {
         }
     }
 
-    /// A probe came through the queue group (unless to `all`): has this one any business in it (R14)?
-    fn check_silence(&mut self, ctx: &mut Ctx, all: bool) {
+    /// Checks, when a probe arrives through the queue group, that this publisher may be a member of it (R14).
+    fn check_silence(&mut self, ctx: &mut Ctx, audience: Audience) {
         let since = *self.unanswered_since.get_or_insert(ctx.now);
         let node = self.node();
         let link = &ctx.net.links[node.0];
         // What is late was routed when this one still answered.
         let clear = !link.trouble.is_any() && ctx.now.since(link.clear_since) > 2 * SECOND;
         let member = link.serving && clear;
-        if !all && member && ctx.now.since(since) > SILENT_AFTER {
+        if audience == Audience::One && member && ctx.now.since(since) > SILENT_AFTER {
             let what =
                 format!("{node:?} is still in the queue group, and has answered no probe since {since}");
             ctx.violated(Rule::R14, what);

@@ -111,6 +111,14 @@ pub struct NumberedBatch {
     pub rows: Rc<[Invalidation]>,
 }
 
+/// Rows of one epoch, both ends included.
+#[derive(Clone, Copy, Debug)]
+pub struct RowRange {
+    pub epoch: u32,
+    pub first: u64,
+    pub last: u64,
+}
+
 /// The head of the log with its tokens, which distinguish it from a copy's. It is one row.
 #[derive(Clone, Copy, Debug)]
 pub struct SimHead {
@@ -147,14 +155,12 @@ pub enum Attached {
     Nowhere,
 }
 
-#[derive(Clone, Copy, Debug)]
-pub struct Size {
-    pub keys: usize,
-    /// How many of them are root keys: the first ones.
-    pub root_keys: usize,
-    pub apis: usize,
-    pub workspaces: usize,
-}
+/// The first keys are root keys.
+pub const ROOT_KEYS: usize = 12;
+
+pub const APIS: usize = 7;
+
+pub const WORKSPACES: usize = 2;
 
 /// The hash under which a key's text is cached.
 pub fn hash(key: KeyNumber) -> KeyHash {

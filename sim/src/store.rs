@@ -32,9 +32,9 @@ use crate::ctx::Ctx;
 use crate::event::{PublisherEvent, SimEvent, StoreEvent};
 use crate::node::{Life, NodeNumber};
 use crate::rows::{
-    ApiNumber, Attached, ChangeNumber, ChangePlan, ChangeTarget, KeyNumber, KeyRow, Lsn, NumberedBatch,
-    Numbering, ReadPlace, RoundInput, SimHead, Snapshot, StoreSite, Transaction, WorkspaceNumber, hash,
-    instance,
+    APIS, ApiNumber, Attached, ChangeNumber, ChangePlan, ChangeTarget, KeyNumber, KeyRow, Lsn, NumberedBatch,
+    Numbering, ROOT_KEYS, ReadPlace, RoundInput, RowRange, SimHead, Snapshot, StoreSite, Transaction,
+    WORKSPACES, WorkspaceNumber, hash, instance,
 };
 use crate::time::{MS, Micros, Moment, SECOND};
 use crate::trace::trace;
@@ -81,12 +81,6 @@ struct NumberedRow {
 }
 
 #[derive(Clone, Debug)]
-enum JournalEntry {
-    Change(ChangeTarget, Option<ChangeNumber>),
-    Other,
-}
-
-#[derive(Clone, Debug)]
 pub struct SimStore {
     pub site: StoreSite,
     lsn: Lsn,
@@ -98,7 +92,8 @@ pub struct SimStore {
     begins: Vec<(Lsn, Begin)>,
     /// Tokens of the last rounds.
     rounds: Vec<(Lsn, RoundToken)>,
-    journal: Vec<(Moment, JournalEntry)>,
+    /// Every commit: its time, and the change; `None` if it changed no row.
+    journal: Vec<(Moment, Option<(ChangeTarget, Option<ChangeNumber>)>)>,
     unnumbered: BTreeMap<u64, SimRow>,
     log: Vec<NumberedRow>,
     /// The number of purged rows.
@@ -126,7 +121,6 @@ pub struct SimStore {
     api_ids: Vec<ApiId>,
     workspace_ids: Vec<WorkspaceId>,
     key_id: KeyId,
-    root_keys: usize,
 }
 
 /// However slow the store is, a statement doesn't take longer.
@@ -143,10 +137,11 @@ const BRANCH_LEAP: u64 = 1 << 34;
 impl SimStore {
     /// A store in which every key is active, and `agents` + publishers are numbered as in the network.
     pub fn new(ctx: &mut Ctx) -> Self {
-        let (size, publishers) = (ctx.settings.size, ctx.settings.publishers);
-        let keys = (0..size.keys).map(|key| (ChangeTarget::Key(KeyNumber(key)), ApiNumber(key % size.apis)));
-        let apis = (0..size.apis).map(|api| (ChangeTarget::Api(ApiNumber(api)), ApiNumber(api)));
-        let workspaces = (0..size.workspaces).map(|ws| ChangeTarget::Workspace(WorkspaceNumber(ws)));
+        let publishers = ctx.settings.publishers;
+        let keys =
+            (0..ctx.settings.keys).map(|key| (ChangeTarget::Key(KeyNumber(key)), ApiNumber(key % APIS)));
+        let apis = (0..APIS).map(|api| (ChangeTarget::Api(ApiNumber(api)), ApiNumber(api)));
+        let workspaces = (0..WORKSPACES).map(|ws| ChangeTarget::Workspace(WorkspaceNumber(ws)));
         let all = keys.chain(apis).chain(workspaces.map(|workspace| (workspace, ApiNumber(0))));
         let active = |api| Versions::new(Some(KeyRow { api, state: RecordState::Active }));
         let at = LogPosition::new(1, 0).unwrap_or(LogPosition::ZERO);
@@ -165,7 +160,7 @@ impl SimStore {
             rounds: Vec::new(),
             rows: all.map(|(target, api)| (target, active(api))).collect(),
             head: Versions::new(head),
-            journal: vec![(Moment(0), JournalEntry::Other)],
+            journal: vec![(Moment(0), None)],
             unnumbered: BTreeMap::new(),
             log: Vec::new(),
             purged: 0,
@@ -182,10 +177,9 @@ impl SimStore {
             slowness: 1,
             attached: vec![Attached::Primary; publishers],
             first_publisher: NodeNumber(ctx.settings.agents),
-            api_ids: (0..size.apis).map(|api| ApiId::new(format!("api_{api}"))).collect(),
-            workspace_ids: (0..size.workspaces).map(|ws| WorkspaceId::new(format!("ws_{ws}"))).collect(),
+            api_ids: (0..APIS).map(|api| ApiId::new(format!("api_{api}"))).collect(),
+            workspace_ids: (0..WORKSPACES).map(|ws| WorkspaceId::new(format!("ws_{ws}"))).collect(),
             key_id: KeyId::new("key"),
-            root_keys: size.root_keys,
         }
     }
 
@@ -305,7 +299,7 @@ impl SimStore {
         let now = ctx.now;
         let judged = self.checker(ctx);
         let change = judged.map(|checker| checker.committed(now, lsn, target, cause, scopes.len()));
-        self.journal.push((ctx.now, JournalEntry::Change(target, change)));
+        self.journal.push((ctx.now, Some((target, change))));
         trace!(ctx, "commit {} {target:?} {cause:?} {row:?} ({change:?})", lsn.0);
         let unseen = transaction.reply_to.is_none() && ctx.lacks(Assumption::EveryChangeWritesItsRow);
         if !unseen {
@@ -318,63 +312,52 @@ impl SimStore {
     }
 
     fn key_scope(&self, key: KeyNumber, api: ApiNumber) -> Scope {
-        let api_id = (key.0 >= self.root_keys).then(|| self.api_ids[api.0].clone());
+        let api_id = (key.0 >= ROOT_KEYS).then(|| self.api_ids[api.0].clone());
         Scope::Key { hash: hash(key), key_id: None, api_id }
     }
 
     /// Begins to number, for a sequencer or a round. The outcome comes as [`PublisherEvent::Numbered`].
     pub fn number(&mut self, ctx: &mut Ctx, publisher: NodeNumber, life: Life, round: Option<RoundInput>) {
         let attached = self.attached(ctx, publisher);
-        if attached == Attached::Nowhere {
-            return fail(ctx, publisher, life, round.is_some(), 200 * MS);
-        }
-        let visible = ctx.now.after(self.statement(ctx)).max(self.lock_free);
-        let at = visible.after(self.statement(ctx));
+        let (visible, generation) = (ctx.now, self.generation);
         let on_demoted = attached == Attached::Demoted;
+        let mut numbering = Numbering { publisher, life, visible, generation, on_demoted, round };
+        if attached == Attached::Nowhere {
+            return numbering.report(ctx, 200 * MS, None);
+        }
+        numbering.visible = ctx.now.after(self.statement(ctx)).max(self.lock_free);
+        let at = numbering.visible.after(self.statement(ctx));
         if !on_demoted {
             // One row lock: numbering is serial.
             self.lock_free = at;
         }
-        let generation = self.generation;
-        let numbering = Numbering { publisher, life, visible, generation, on_demoted, round };
         self.later(ctx, at, StoreEvent::Number(Box::new(numbering)));
     }
 
-    pub fn finish_numbering(&mut self, ctx: &mut Ctx, numbering: Numbering) {
-        let Numbering { publisher, life, visible, generation, on_demoted, round } = numbering;
-        let is_round = round.is_some();
-        let gone = generation != self.generation || ctx.now < self.down_until;
-        if on_demoted || gone {
-            if (on_demoted || gone) && is_round && ctx.lacks(Assumption::RoundsAreWrites) {
-                return self.vouch_without_writing(ctx, publisher, life);
-            }
-            return fail(ctx, publisher, life, is_round, 0);
+    pub fn finish_numbering(&mut self, ctx: &mut Ctx, numbering: &Numbering) {
+        let is_round = numbering.round.is_some();
+        let gone = numbering.generation != self.generation || ctx.now < self.down_until;
+        if numbering.on_demoted || gone {
+            // Where rounds don't write, a demoted primary answers them.
+            let answers = is_round && ctx.lacks(Assumption::RoundsAreWrites);
+            let head = self.demoted.as_deref().unwrap_or(self).head.now();
+            let numbered = answers.then(|| NumberedBatch { head, rows: Rc::from([]) });
+            return numbering.report(ctx, 0, numbered);
         }
-        self.begin_epoch_if_due(ctx, round.as_ref().map_or(0, |round| round.seen_epoch));
-        if let Some(round) = &round {
+        self.begin_epoch_if_due(ctx, numbering.round.as_ref().map_or(0, |round| round.seen_epoch));
+        if let Some(RoundInput { instances, .. }) = &numbering.round {
             if ctx.lacks(Assumption::RosterPrecedesHead) {
                 let late = ctx.now.after(ctx.dice.span(100 * MS));
-                let instances = round.instances.clone();
-                self.later(ctx, late, StoreEvent::Register(instances));
+                self.later(ctx, late, StoreEvent::Register(instances.clone()));
             } else {
-                self.register(ctx, &round.instances);
+                self.register(ctx, instances);
             }
         }
-        let numbered = self.give_positions(ctx, visible, is_round);
-        if ctx.dice.permille(ctx.settings.unknown_permille) {
-            return fail(ctx, publisher, life, is_round, 0); // Committed, but the publisher doesn't learn it.
-        }
-        let at = ctx.now.after(ctx.dice.span(MS / 4));
-        let outcome = PublisherEvent::Numbered { numbered: Some(numbered), is_round };
-        ctx.queue.push(at, SimEvent::Publisher(publisher, life, outcome));
-    }
-
-    /// A demoted primary's answer to a round that doesn't write.
-    fn vouch_without_writing(&self, ctx: &mut Ctx, publisher: NodeNumber, life: Life) {
-        let head = self.demoted.as_deref().unwrap_or(self).head.now();
-        let numbered = NumberedBatch { head, rows: Rc::from([]) };
-        let outcome = PublisherEvent::Numbered { numbered: Some(numbered), is_round: true };
-        ctx.queue.push(ctx.now, SimEvent::Publisher(publisher, life, outcome));
+        let numbered = self.give_positions(ctx, numbering.visible, is_round);
+        // It is committed, but the publisher may not learn it.
+        let is_known = !ctx.dice.permille(ctx.settings.unknown_permille);
+        let span = if is_known { ctx.dice.span(MS / 4) } else { 0 };
+        numbering.report(ctx, span, is_known.then_some(numbered));
     }
 
     /// Begins a new epoch if the server's history is another one than that of the head (R2).
@@ -424,7 +407,7 @@ impl SimStore {
 
     fn commit_other(&mut self, ctx: &Ctx) {
         self.lsn.0 += 1;
-        self.journal.push((ctx.now, JournalEntry::Other));
+        self.journal.push((ctx.now, None));
     }
 
     /// Gives the rows that were visible then the next positions.
@@ -562,10 +545,10 @@ impl SimStore {
         let row = row_of(ChangeTarget::Key(key));
         let SimHead { at: as_of, incarnation, token, .. } = self.head.at(lsn);
         let provenance = Provenance { store: self.id, incarnation };
-        let is_root = key.0 < self.root_keys;
+        let is_root = key.0 < ROOT_KEYS;
         let api = row.filter(|_| !is_root).map(|row| ChangeTarget::Api(row.api));
         let of = if is_root { key.0 } else { row.map_or(0, |row| row.api.0) };
-        let workspace = WorkspaceNumber(of % self.workspace_ids.len());
+        let workspace = WorkspaceNumber(of % WORKSPACES);
         let workspace_id = self.workspace_ids[workspace.0].clone();
         let workspace = ChangeTarget::Workspace(workspace);
         let gone = api.into_iter().chain([workspace]).any(|target| row_of(target).is_none());
@@ -601,14 +584,8 @@ impl SimStore {
     }
 
     /// The answer to a replay; `None` if the store can't be reached.
-    pub fn replay(
-        &self,
-        ctx: &Ctx,
-        publisher: NodeNumber,
-        epoch: u32,
-        first: u64,
-        last: u64,
-    ) -> Option<ReplayOutcome> {
+    pub fn replay(&self, ctx: &Ctx, publisher: NodeNumber, range: RowRange) -> Option<ReplayOutcome> {
+        let RowRange { epoch, first, last } = range;
         let store = self.reached(ctx, publisher)?;
         let (head, log) = (store.head.now(), &store.log[store.purged..]);
         let refused = || ReplayOutcome::Refused { head: self.voucher(&head, head.at) };
@@ -643,13 +620,12 @@ impl SimStore {
         // What happened before the last regression can't be lost by another one.
         let cut = Lsn(last.0.saturating_sub(lost)).max(self.branch);
         self.generation += 1;
-        let undone: Vec<JournalEntry> =
-            self.journal[cut.0 as usize + 1..].iter().map(|(_, commit)| commit.clone()).collect();
+        let undone: Vec<_> =
+            self.journal[cut.0 as usize + 1..].iter().filter_map(|(_, change)| *change).collect();
         self.commit_other(ctx);
         let lsn = self.lsn;
         trace!(ctx, "the store goes back from {} to {}, timeline {}", last.0, cut.0, self.timeline);
-        for commit in undone {
-            let JournalEntry::Change(target, change) = commit else { continue };
+        for (target, change) in undone {
             self.put(target, self.rows[&target].at(cut));
             let now = ctx.now;
             if let Some((checker, change)) = self.checker(ctx).zip(change) {
@@ -692,7 +668,10 @@ impl NumberedRow {
     }
 }
 
-fn fail(ctx: &mut Ctx, publisher: NodeNumber, life: Life, is_round: bool, after: Micros) {
-    let outcome = PublisherEvent::Numbered { numbered: None, is_round };
-    ctx.queue.push(ctx.now.after(after), SimEvent::Publisher(publisher, life, outcome));
+impl Numbering {
+    /// Sends the outcome to the publisher, so much later. `None` if it failed, or is unknown.
+    fn report(&self, ctx: &mut Ctx, span: Micros, numbered: Option<NumberedBatch>) {
+        let outcome = PublisherEvent::Numbered { numbered, is_round: self.round.is_some() };
+        ctx.queue.push(ctx.now.after(span), SimEvent::Publisher(self.publisher, self.life, outcome));
+    }
 }

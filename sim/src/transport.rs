@@ -46,8 +46,8 @@ impl Ctx {
 
     fn send_no_responders(&mut self, to: NodeNumber, message: &SimMessage) {
         let answer = match *message {
-            SimMessage::Lookup { nonce, key, .. } => SimMessage::NoResponders { nonce, key },
-            SimMessage::PublisherQuery { ref query, .. } => SimMessage::NoPublisher { nonce: query.nonce },
+            SimMessage::Lookup(reply_to, key) => SimMessage::NoResponders(reply_to.nonce, key),
+            SimMessage::PublisherQuery(reply_to, ..) => SimMessage::NoPublisher(reply_to.nonce),
             _ => return,
         };
         let link = &self.net.links[to.0];

@@ -11,10 +11,10 @@ use super::SimAgent;
 use crate::cached::SimEntry;
 use crate::ctx::{Ctx, DenialReason};
 use crate::event::AgentEvent;
-use crate::message::{FoundSnapshot, SimMessage};
+use crate::message::SimMessage;
 use crate::net::Audience;
 use crate::node::Nonce;
-use crate::rows::{KeyNumber, hash};
+use crate::rows::{KeyNumber, Snapshot, hash};
 use crate::steps::{LoadStep, OpenLoad, SimVerification};
 use crate::time::{MS, SECOND};
 use crate::trace::trace;
@@ -59,7 +59,7 @@ impl SimAgent {
             let at = ctx.now.after(ctx.dice.span(2 * MS));
             return self.later(ctx, at, AgentEvent::Replica(key, nonce));
         }
-        let lookup = SimMessage::Lookup { from: self.node(), life: self.life(), nonce, key };
+        let lookup = SimMessage::Lookup(self.process.reply_to(nonce), key);
         if ctx.send_query(self.node(), Audience::One, lookup) {
             let timeout = self.process.clock.moment(now.after(Duration::from_micros(LOAD_TIMEOUT)));
             self.later(ctx, timeout, AgentEvent::Timeout(key, nonce));
@@ -107,10 +107,10 @@ impl SimAgent {
         key: KeyNumber,
         nonce: Nonce,
         source: LoadSource,
-        found: FoundSnapshot,
+        read: Snapshot,
+        fence_age: Duration,
     ) {
         let Some(load) = self.asked(key, nonce) else { return };
-        let FoundSnapshot { read, fence_age } = found;
         let sent_at = load.sent_at;
         // A replica's read proves nothing: its record depends on the lease alone (R8).
         let read_at = if load.from_replica { LeaseTime(0) } else { sent_at.before(fence_age) };
@@ -129,7 +129,7 @@ impl SimAgent {
     /// Sometimes there is no room left, and another entry has to go.
     fn push_out(&self, ctx: &mut Ctx) {
         if ctx.dice.permille(PUSHED_OUT_PERMILLE) {
-            let other = hash(KeyNumber(ctx.dice.index(ctx.settings.size.keys)));
+            let other = hash(KeyNumber(ctx.dice.index(ctx.settings.keys)));
             if let Some(entry) = self.cache.evict(&other) {
                 self.count_end(ctx, &entry);
             }

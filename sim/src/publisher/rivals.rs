@@ -9,10 +9,10 @@ use evictd_core::rules::Rule;
 use evictd_core::service::{Connectivity, Peer, Query, Standing};
 use evictd_core::time::LeaseTime;
 
-use super::{SimPublisher, WaitingQuery};
+use super::SimPublisher;
 use crate::ctx::Ctx;
 use crate::event::PublisherEvent;
-use crate::message::{PeerInfo, SimMessage};
+use crate::message::SimMessage;
 use crate::net::Audience;
 use crate::store::SimStore;
 use crate::time::{MS, Micros};
@@ -89,16 +89,14 @@ impl SimPublisher {
 
     pub(super) fn on_publisher(&mut self, ctx: &mut Ctx, store: &mut SimStore, message: &SimMessage) {
         match message {
-            SimMessage::PublisherQuery { from, life, query, info } => {
-                if self.is_foreign(info.peer.provenance) && query.standing != Standing::Asking {
+            SimMessage::PublisherQuery(reply_to, standing, provenance) => {
+                if self.is_foreign(*provenance) && *standing != Standing::Asking {
                     self.question(ctx);
                 }
-                let came = self.clock(ctx);
-                self.queries.push(WaitingQuery { from: *from, life: *life, nonce: query.nonce, came });
+                self.queries.push((*reply_to, self.clock(ctx)));
                 self.want_round(ctx, store);
             }
-            SimMessage::PublisherAnswer { nonce, info } => {
-                let PeerInfo { peer, round } = &**info;
+            SimMessage::PublisherAnswer(nonce, peer, round) => {
                 let Some(is_colleague) = self.is_colleague(ctx, store, peer.provenance, *round) else {
                     return;
                 };
@@ -107,14 +105,14 @@ impl SimPublisher {
                     self.service.on_same_history(*nonce, peer.standing, now);
                 } else {
                     let before = self.standing();
-                    self.service.on_rival(*nonce, peer.clone(), now);
+                    self.service.on_rival(*nonce, Peer::clone(peer), now);
                     if self.standing() == Standing::Yielding && before != Standing::Yielding {
                         self.count_yielding(ctx);
                     }
                     trace!(ctx, "{:?} meets {peer:?}, and is {:?}", self.node(), self.standing());
                 }
             }
-            SimMessage::NoPublisher { nonce } => {
+            SimMessage::NoPublisher(nonce) => {
                 self.service.on_no_responders(*nonce, self.clock(ctx));
                 self.begin_alone(ctx, store);
             }
@@ -166,34 +164,25 @@ impl SimPublisher {
     }
 
     fn query(&self, ctx: &mut Ctx, query: Option<Query>) {
-        let (Some(query), Some(info)) = (query, self.info()) else { return };
-        let (from, life) = (self.node(), self.process.life);
-        ctx.send_query(from, Audience::All, SimMessage::PublisherQuery { from, life, query, info });
-    }
-
-    fn info(&self) -> Option<Box<PeerInfo>> {
-        let history = &self.known.as_ref()?.history;
-        let peer = Peer {
-            publisher: format!("{:?}", self.node()).into(),
-            provenance: history.provenance(),
-            since: history.current().time,
-            standing: self.standing(),
-        };
-        Some(Box::new(PeerInfo { peer, round: self.round }))
+        let (Some(Query { nonce, standing }), Some(known)) = (query, &self.known) else { return };
+        let (reply_to, provenance) = (self.process.reply_to(nonce), known.history.provenance());
+        let query = SimMessage::PublisherQuery(reply_to, standing, provenance);
+        ctx.send_query(self.node(), Audience::All, query);
     }
 
     /// A round that began after a question came shows that this publisher's store is still the primary.
     pub(super) fn answer_queries(&mut self, ctx: &mut Ctx, began: LeaseTime) {
-        let Some(info) = self.info() else { return };
-        let (due, waiting) =
-            std::mem::take(&mut self.queries).into_iter().partition(|query| query.came <= began);
-        self.queries = waiting;
-        let due: Vec<WaitingQuery> = due;
-        for WaitingQuery { from, life, nonce, .. } in due {
-            if ctx.net.links[from.0].life == life {
-                let answer = SimMessage::PublisherAnswer { nonce, info: info.clone() };
-                ctx.send(self.node(), from, answer);
-            }
+        let Some(known) = &self.known else { return };
+        let peer = Peer {
+            publisher: format!("{:?}", self.node()).into(),
+            provenance: known.history.provenance(),
+            since: known.history.current().time,
+            standing: self.standing(),
+        };
+        for (reply_to, _) in self.queries.extract_if(.., |(_, arrived)| *arrived <= began).collect::<Vec<_>>()
+        {
+            let (nonce, peer) = (reply_to.nonce, Box::new(peer.clone()));
+            self.reply(ctx, reply_to, SimMessage::PublisherAnswer(nonce, peer, self.round));
         }
     }
 }
