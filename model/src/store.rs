@@ -52,10 +52,10 @@ pub struct ModelRow {
     pub position: Option<LogPosition>,
 }
 
-/// The answer to a replay: rows as (position, change), or from where to start over.
+/// The answer to a replay: rows as (position, change), or the head after which to start over.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum ModelReplay {
-    /// The rows from the first one asked for on.
+    /// The rows from the first requested one on.
     Rows(Vec<(LogPosition, ChangeId)>),
     /// The range can't be covered.
     Refused(Mark),

@@ -1,12 +1,12 @@
-//! An agent: the real follower, floors and lease, and the real steps of hits, loads and evictions, around a cache
-//! and a bus that are made up.
+//! An agent: the real follower, floors and lease, and the real steps of hits, loads and evictions, around a modeled
+//! cache and bus.
 //!
 //! Where the real code can be preempted, this one sometimes is: the effects of one input, the steps of one
 //! verification and of one load then become events of their own (R9). What lies between two steps is kept
 //! as the core gave it.
 //!
 //! * [`verify`]: a verification's steps.
-//! * [`load`]: what the cache doesn't have.
+//! * [`load`]: loads of what the cache doesn't have.
 
 mod load;
 mod verify;
@@ -61,7 +61,7 @@ pub struct SimAgent {
     /// The rest of `performing` waits for its event.
     preempted: bool,
     wake: Moment,
-    /// How far behind the replica is that this agent reads; `None` if it asks the authority.
+    /// How far behind the replica is that this agent reads; `None` if it queries the authority.
     pub replica_lag: Option<Micros>,
     /// Flushes of this process because of a new epoch.
     epoch_flushes: u64,
@@ -107,7 +107,7 @@ impl SimAgent {
     pub fn leave(&self, ctx: &mut Ctx) {
         if self.process.is_up() {
             let leave = SimMessage::Leave(self.node(), self.life());
-            ctx.send_query(self.node(), Audience::All, leave);
+            ctx.send_query(self.node(), Audience::All, &leave);
         }
     }
 
@@ -162,7 +162,7 @@ impl SimAgent {
                 self.preempted = false;
                 self.work(ctx);
             }
-            AgentEvent::Verify(verification) => self.go_on(ctx, verification),
+            AgentEvent::Verify(verification) => self.step_and_pause(ctx, verification),
             AgentEvent::Timeout(key, nonce) => self.timed_out(ctx, key, nonce),
             AgentEvent::Replica(..) => {}
             AgentEvent::StepLoad(key) => self.step_load(ctx, key),
@@ -271,19 +271,19 @@ impl SimAgent {
             Effect::SendProbe { nonce, seen, all } => {
                 let audience = if all { Audience::All } else { Audience::One };
                 let probe = SimMessage::Probe(self.process.reply_to(nonce), seen, audience);
-                ctx.send_query(self.node(), audience, probe);
+                ctx.send_query(self.node(), audience, &probe);
             }
             Effect::SendReplay { nonce, epoch, from, to, all, .. } => {
                 ctx.checker.counts.repairs += 1;
                 let audience = if all { Audience::All } else { Audience::One };
                 let range = RowRange { epoch, first: from, last: to };
                 let replay = SimMessage::Replay(self.process.reply_to(nonce), range);
-                ctx.send_query(self.node(), audience, replay);
+                ctx.send_query(self.node(), audience, &replay);
             }
         }
     }
 
-    /// Checks the exposure that the agent reports: it covers what was answered, and no breach is reported that wasn't (G5).
+    /// Checks the exposure that the agent reports: it covers what was answered, and no breach is reported without one (G5).
     fn report_exposure(&self, ctx: &mut Ctx, invalidation: &Invalidation, evicted: Option<&SimEntry>) {
         let Invalidation { position, ref scope, .. } = *invalidation;
         let Some(exposed) = ctx.checker.exposed(self.node(), position) else { return };
@@ -333,7 +333,7 @@ impl SimAgent {
         }
         self.announced = ctx.checker.confirmed(provenance.incarnation, applied);
         let message = SimMessage::Applied(self.node(), self.life(), provenance, applied);
-        ctx.send_query(self.node(), Audience::All, message);
+        ctx.send_query(self.node(), Audience::All, &message);
     }
 
     /// Entries of an API or a workspace stay cached below its floor. Their end is counted only.

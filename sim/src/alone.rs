@@ -42,15 +42,6 @@ impl Default for LoneStore {
 }
 
 impl LoneStore {
-    /// The first keys are root keys, and in no API.
-    fn key(&self, n: u8) -> KeyNumber {
-        KeyNumber(ROOT_KEYS + usize::from(n))
-    }
-
-    fn api(&self, n: u8) -> ApiNumber {
-        ApiNumber(self.key(n).0 % APIS)
-    }
-
     /// Runs all scheduled events. Returns the outcome of a numbering.
     fn finish(&mut self) -> Option<NumberedBatch> {
         let mut outcome = None;
@@ -75,15 +66,16 @@ impl LoneStore {
 
     /// Changes the row of key `n`; `None` deletes it.
     pub fn change_key(&mut self, n: u8, state: Option<RecordState>, cause: Cause) {
-        let row = state.map(|state| KeyRow { api: self.api(n), state });
-        let plan = ChangePlan { target: ChangeTarget::Key(self.key(n)), row, cause };
-        self.store.begin(&mut self.ctx, plan, None, 1);
-        self.finish();
+        let row = state.map(|state| KeyRow { api: api(n), state });
+        self.change(ChangePlan { target: ChangeTarget::Key(key(n)), row, cause });
     }
 
     /// Deletes the API of key `n`.
     pub fn delete_api_of(&mut self, n: u8) {
-        let plan = ChangePlan { target: ChangeTarget::Api(self.api(n)), row: None, cause: Cause::Deleted };
+        self.change(ChangePlan { target: ChangeTarget::Api(api(n)), row: None, cause: Cause::Deleted });
+    }
+
+    fn change(&mut self, plan: ChangePlan) {
         self.store.begin(&mut self.ctx, plan, None, 1);
         self.finish();
     }
@@ -118,7 +110,7 @@ impl LoneStore {
 
     /// Reads key `n`.
     pub fn read(&self, n: u8) -> Option<Snapshot> {
-        self.store.read(&self.ctx, self.publisher, self.key(n))
+        self.store.read(&self.ctx, self.publisher, key(n))
     }
 
     pub fn head(&self) -> Option<SimHead> {
@@ -141,4 +133,13 @@ impl LoneStore {
     pub fn has_round_token(&self, token: RoundToken) -> bool {
         self.store.has_round_token(&self.ctx, self.publisher, token).unwrap_or(false)
     }
+}
+
+/// The first keys are root keys, and in no API.
+fn key(n: u8) -> KeyNumber {
+    KeyNumber(ROOT_KEYS + usize::from(n))
+}
+
+fn api(n: u8) -> ApiNumber {
+    ApiNumber(key(n).0 % APIS)
 }

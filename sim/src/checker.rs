@@ -1,4 +1,4 @@
-//! The truth, and its comparison with the answers (G1..G5).
+//! Compares the answers with what was really committed (G1..G5).
 //!
 //! The checker is outside the protocol: it has real time and every commit, and receives the agents' answers and
 //! announcements, and the receipts. It uses no floors, leases or modes, except for liveness.
@@ -30,12 +30,11 @@ struct CheckedChange {
     giver: Ordinal,
     /// When a regression undid it.
     lost_at: Moment,
-    /// When a receipt first said that it was over.
+    /// When a receipt was first final.
     final_at: Moment,
+    /// None if a regression made the change: the new epoch covers it.
     rows: u8,
     numbered: u8,
-    /// A regression's own change: it has no row, and the new epoch stands for it.
-    is_reversal: bool,
 }
 
 impl CheckedChange {
@@ -90,13 +89,6 @@ pub struct GivenAnswer {
     pub place: ReadPlace,
 }
 
-/// An answer that lacked something.
-#[derive(Clone, Copy, Debug)]
-struct BehindAnswer {
-    answer: GivenAnswer,
-    given: Moment,
-}
-
 /// What an agent really answered from before a change, after its commit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Exposed {
@@ -118,20 +110,20 @@ pub struct Checker {
     /// Every epoch that any store began, also those that were lost with the commit that began them.
     epochs: BTreeSet<u32>,
     /// The store was restored, and nothing in it shows that yet.
-    is_put_back: bool,
+    is_restored: bool,
     /// Epochs that the server's own history began.
     branches: u64,
     /// Which change has each position. What a regression took back may be given again by another incarnation.
     log: BTreeMap<LogPosition, ChangeNumber>,
-    /// Reversals that no epoch stands for yet.
+    /// Reversals that no epoch covers yet.
     unplaced: Vec<ChangeNumber>,
-    /// By agent, answers that lacked something, as long as it may not have been applied there.
-    behind: BTreeMap<NodeNumber, Vec<BehindAnswer>>,
+    /// By agent, answers that lacked something and when they were given, as long as it may not have been applied there.
+    behind: BTreeMap<NodeNumber, Vec<(GivenAnswer, Moment)>>,
     pub violations: Vec<Violation>,
     pub counts: RunCounts,
 }
 
-/// How long a committed row may wait for its position while all is well.
+/// How long a committed row may wait for its position without a fault.
 const NUMBERING_GRACE: Micros = 5 * SECOND;
 
 impl Checker {
@@ -152,17 +144,10 @@ impl Checker {
         rows: usize,
     ) -> ChangeNumber {
         self.counts.deletions += u64::from(cause.is_deletion());
-        self.add(target, at, lsn, rows as u8, false)
+        self.add(target, at, lsn, rows as u8)
     }
 
-    fn add(
-        &mut self,
-        target: ChangeTarget,
-        at: Moment,
-        lsn: Lsn,
-        rows: u8,
-        is_reversal: bool,
-    ) -> ChangeNumber {
+    fn add(&mut self, target: ChangeTarget, at: Moment, lsn: Lsn, rows: u8) -> ChangeNumber {
         let id = ChangeNumber(self.changes.len() as u32);
         self.changes.push(CheckedChange {
             lsn,
@@ -174,7 +159,6 @@ impl Checker {
             final_at: Moment::NEVER,
             rows,
             numbered: 0,
-            is_reversal,
         });
         self.of.entry(target).or_default().push(id);
         id
@@ -220,19 +204,19 @@ impl Checker {
         change.position = LogPosition::ZERO;
     }
 
-    /// A regression undid a change: that is a change as well, at `lsn`.
+    /// A regression undid a change, which is another change, at `lsn`.
     pub fn lost(&mut self, now: Moment, change: ChangeNumber, lsn: Lsn, target: ChangeTarget) {
         let lost = &mut self.changes[change.0 as usize];
         if lost.lost_at == Moment::NEVER {
             lost.lost_at = now;
-            let reversal = self.add(target, now, lsn, 0, true);
+            let reversal = self.add(target, now, lsn, 0);
             self.unplaced.push(reversal);
         }
     }
 
     pub fn regressed(&mut self) {
         self.counts.regressions += 1;
-        self.is_put_back = true;
+        self.is_restored = true;
     }
 
     /// An incarnation began. An agent that confirms an epoch has evicted what a regression undid.
@@ -248,7 +232,7 @@ impl Checker {
         if !self.epochs.insert(base.epoch()) && begin.cause == BeginCause::Branched {
             self.violated(Rule::R2, now, format!("epoch {} began a second time", base.epoch()));
         }
-        self.is_put_back = false;
+        self.is_restored = false;
         self.branches += u64::from(begin.cause == BeginCause::Branched);
         if self.branches > self.counts.regressions {
             self.violated(Rule::R2, now, format!("epoch {base} began although nothing went back"));
@@ -275,7 +259,7 @@ impl Checker {
     /// A receipt is final. From now on no agent may answer from before the change, unless the receipt is unproven.
     ///
     /// Not while a restored store wasn't declared: its publisher can't have the agents that joined in
-    /// what was lost, until one of them shows itself. `docs/simulation.md` says so.
+    /// what was lost, until one of them presents what it has seen.
     pub fn receipt(&mut self, now: Moment, position: LogPosition, state: RegionState) {
         self.counts.receipts += 1;
         self.counts.elapsed += u64::from(state == RegionState::Elapsed);
@@ -283,7 +267,7 @@ impl Checker {
         if state == RegionState::Pending {
             return self.violated(Rule::G4, now, format!("the final receipt of {position} is pending"));
         }
-        if state == RegionState::Unproven || self.is_put_back {
+        if state == RegionState::Unproven || self.is_restored {
             return;
         }
         let change = &mut self.changes[change.0 as usize];
@@ -300,7 +284,7 @@ impl Checker {
             return;
         }
         self.counts.behind += 1;
-        self.behind.entry(agent).or_default().push(BehindAnswer { answer, given: now });
+        self.behind.entry(agent).or_default().push((answer, now));
         let breaks = |change: &CheckedChange| {
             if change.at.after(self.bound) <= started {
                 Some(Rule::G1)
@@ -339,7 +323,7 @@ impl Checker {
     /// An agent has shown that every change of before `at` was applied there.
     pub fn settled(&mut self, agent: NodeNumber, at: Moment) {
         if let Some(behind) = self.behind.get_mut(&agent) {
-            behind.retain(|behind| behind.given >= at);
+            behind.retain(|(_, given)| *given >= at);
         }
     }
 
@@ -348,14 +332,14 @@ impl Checker {
         self.behind.remove(&agent);
     }
 
-    /// The truth about the exposure of the change at a position, which is applied now; `None` if that was lost.
+    /// The real exposure of the change at a position, which is applied now; `None` if that was lost.
     pub fn exposed(&self, agent: NodeNumber, position: LogPosition) -> Option<Exposed> {
         let change = self.changes[self.log.get(&position)?.0 as usize];
         if change.lost_at != Moment::NEVER {
             return None;
         }
         let mut exposed = Exposed { committed: change.at, last_began: change.at, last_given: change.at };
-        for BehindAnswer { answer, given } in self.behind.get(&agent).into_iter().flatten() {
+        for (answer, given) in self.behind.get(&agent).into_iter().flatten() {
             let concerns = answer.place.targets.contains(&Some(change.target));
             if concerns && answer.place.lsn < change.lsn {
                 exposed.last_began = exposed.last_began.max(answer.started);
@@ -365,17 +349,16 @@ impl Checker {
         Some(exposed)
     }
 
-    /// At the end: every change that is there has its place in the log (G3).
+    /// Checks at the end that every change that wasn't lost has its position (G3).
     pub fn finish(&mut self, now: Moment) {
-        let evicted = self.changes.iter().position(|change| {
-            !change.is_reversal
-                && change.lost_at == Moment::NEVER
+        let unnumbered = self.changes.iter().position(|change| {
+            change.lost_at == Moment::NEVER
                 && change.numbered < change.rows
                 && now.since(change.at) > NUMBERING_GRACE
         });
-        if let Some(index) = evicted {
+        if let Some(index) = unnumbered {
             let change = self.changes[index];
-            let what = format!("commit {} of {} never got its place in the log", change.lsn.0, change.at);
+            let what = format!("commit {} of {} never got a position", change.lsn.0, change.at);
             self.violated(Rule::G3, now, what);
         }
     }

@@ -52,10 +52,10 @@ pub struct SimCli {
 /// Seeds of each scenario in the slice for a gate.
 const CI_SEEDS: u64 = 8;
 
-/// Runs what the command line says.
+/// Runs the command line.
 pub fn main() -> ExitCode {
     let cli = SimCli::parse();
-    let well = if cli.trace {
+    let passes = if cli.trace {
         cli.trace_one()
     } else if cli.negative_controls {
         controls::run(&cli.control, cli.threads())
@@ -67,7 +67,7 @@ pub fn main() -> ExitCode {
     } else {
         cli.simulate(cli.seeds)
     };
-    if well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if passes { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 impl SimCli {
@@ -95,7 +95,7 @@ impl SimCli {
     fn determinism(&self, seeds: u64) -> bool {
         let began = Instant::now();
         let runs = report::runs(&self.scenarios(), self.seeds(seeds));
-        let (mut well, mut lines, mut bytes) = (true, 0, 0);
+        let (mut passes, mut lines, mut bytes) = (true, 0, 0);
         let twice = |(scenario, seed)| {
             [(); 2].map(|()| world::run(scenario, seed, SimTrace::Digest(Box::default())).trace)
         };
@@ -104,12 +104,12 @@ impl SimCli {
             lines += one.lines;
             bytes += one.bytes;
             if one != other {
-                well = false;
+                passes = false;
                 let (name, line) = (scenario.name(), one.differs_before(&other));
                 println!("scenario {name}, seed {seed}: two runs differ before line {line}");
             }
         });
-        if well {
+        if passes {
             println!(
                 "determinism: {} runs, each twice, the same {lines} lines ({} MB), {:.1} s",
                 runs.len(),
@@ -117,6 +117,6 @@ impl SimCli {
                 began.elapsed().as_secs_f64()
             );
         }
-        well
+        passes
     }
 }

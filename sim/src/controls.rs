@@ -1,8 +1,7 @@
-//! Negative controls: without one protection, or one assumption, the world must break a promise, and a checker
-//! must see it.
+//! Negative controls: without one protection, or one assumption, a promise breaks, and a checker must find it.
 //!
-//! The table says for each which scenario shows it, which promises may be the ones that break, and within how many
-//! seeds.
+//! The table has for each the scenario that shows it, the promises of which one must break, and the most seeds that
+//! this may take.
 
 use evictd_core::protection::Protection;
 use evictd_core::rules::Rule;
@@ -17,7 +16,7 @@ use crate::world::RunOutcome;
 pub enum Expected {
     /// One of these promises is broken.
     Breaks(&'static [Rule]),
-    /// Nothing: it is a second line of defence, for the reason given.
+    /// Nothing: it is a second line of defense, for the reason given.
     Nothing(&'static str),
 }
 
@@ -83,13 +82,13 @@ fn in_pairs(settings: &mut SimSettings) {
     settings.paired_permille = 1_000;
 }
 
-/// Many verifications stand still between two of their steps.
+/// Many verifications stall between two of their steps.
 fn with_stalled_verifications(settings: &mut SimSettings) {
     (settings.preempted_permille, settings.stalled_verifications_permille) = (300, 300);
     settings.paired_permille = 1_000;
 }
 
-/// Many loads are read before a change and land after it, with long pauses between their steps, and of keys that are
+/// Many loads are read before a change and arrive after it, with long pauses between their steps, and of keys that are
 /// verified all the time.
 fn with_loads_on_the_way(settings: &mut SimSettings) {
     (settings.preempted_permille, settings.slow_loads_permille) = (300, 300);
@@ -103,7 +102,7 @@ fn with_slow_starts(settings: &mut SimSettings) {
 }
 
 /// One line for each protection and each assumption that shows here. `ProofsPrecedeApplied` and `AdvancesRestOnTheReading`
-/// show within a step of the agent's, where loom looks; what the stores do by themselves, in the stores' own tests; and
+/// show within a step of the agent, which loom checks; what the stores do by themselves, in the stores' own tests; and
 /// what shows only by forged claims, or when a copy of the store serves, in the exhaustive model.
 pub const CONTROLS: &[SimControl] = {
     use Protection as P;
@@ -177,15 +176,15 @@ pub fn run(only: &str, threads: usize) -> bool {
     let controls: Vec<&SimControl> =
         named.filter(|(_, name)| name.contains(only)).map(|(control, _)| control).collect();
     println!("{:<42} {:<4} {:<10} {:<12} found", "without", "rule", "scenario", "may break");
-    let mut well = !controls.is_empty();
+    let mut passes = !controls.is_empty();
     report::in_parallel(&controls, threads, SimControl::search, |control, (is_as_expected, found)| {
-        well &= is_as_expected;
+        passes &= is_as_expected;
         let SimControl { without, scenario, .. } = control;
         let rules: Vec<&str> = control.rules().iter().map(|rule| rule.id()).collect();
         let (name, rule, rules) = (format!("{without:?}"), without.rule().id(), rules.join(" "));
         println!("{name:<42} {rule:<4} {:<10} {rules:<12} {found}", scenario.name());
     });
-    well
+    passes
 }
 
 impl SimControl {

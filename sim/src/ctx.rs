@@ -43,14 +43,13 @@ const DENIAL_GRACE: Micros = 15 * SECOND;
 impl Ctx {
     /// The surroundings of all processes of a world, before anything happened.
     pub fn new(settings: SimSettings, dice: Dice, trace: SimTrace) -> Self {
-        let nodes = settings.agents + settings.publishers + settings.copies;
         let bound = settings.bound.as_micros() as u64;
         Self {
             now: Moment(0),
             queue: Queue::default(),
             net: Net::new(settings.agents, &settings.distances),
             checker: Checker::new(bound),
-            health: SimHealth::new(nodes),
+            health: SimHealth::default(),
             starved_at: Moment(0),
             dice,
             trace,

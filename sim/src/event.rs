@@ -46,13 +46,13 @@ pub enum PublisherEvent {
     Tick,
     /// The own state among other publishers is checked (R15).
     Beat,
-    /// Changes made past the API are looked for.
+    /// It polls for changes made past the API.
     Poll,
     Round,
     /// A probe may have waited too long for a round (R14).
     Patience,
     Committed {
-        /// Which change it became, in truth.
+        /// The change that was committed.
         change: Option<ChangeNumber>,
         success: bool,
     },
@@ -62,7 +62,7 @@ pub enum PublisherEvent {
         is_round: bool,
     },
     /// A lookup's statement runs now. The fence had this age when the query arrived.
-    Look(ReplyTo, KeyNumber, Duration),
+    Lookup(ReplyTo, KeyNumber, Duration),
     /// A replay's statement runs now.
     Replay(ReplyTo, RowRange),
     /// The connection pool finds the primary.
@@ -89,6 +89,6 @@ pub enum WorkEvent {
     /// Delete many keys of one API at once, by direct SQL.
     Bulk,
     Verify(NodeNumber, KeyNumber),
-    /// Verify keys at an agent at random, and go on.
+    /// Verify a random key at an agent, and schedule the next verification.
     Traffic(NodeNumber),
 }

@@ -1,4 +1,4 @@
-//! What goes wrong, as data: a schedule drawn from the seed before the world begins.
+//! Faults, as data: a schedule drawn from the seed before the world begins.
 
 use crate::message::Kinds;
 use crate::node::NodeNumber;
@@ -32,18 +32,18 @@ pub enum NodeFault {
     },
     /// The link loses these kinds of messages.
     Gap(Kinds),
-    /// The link carries nothing in, or out, or both, and neither end notices.
+    /// The link carries nothing in, or out, or both, and neither end detects it.
     Cut {
         /// Nothing gets in.
         deaf: bool,
         /// Nothing gets out.
         mute: bool,
-        /// After the cut the connection is new, and the process notices it.
+        /// After the cut the connection is new, and the process detects it.
         reconnects: bool,
     },
     /// The link holds its messages, and delivers them at the end.
     Stall,
-    /// The connection is down, and both ends notice it.
+    /// The connection is down, and both ends detect it.
     Disconnect,
     /// The process is stopped (SIGSTOP).
     Freeze {

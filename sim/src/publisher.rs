@@ -15,7 +15,7 @@ use evictd_core::authority::{Rounds, fence_age};
 use evictd_core::history::{
     BeginCause, Claim, History, LogToken, Milestone, Past, Provenance, RoundToken, Voucher,
 };
-use evictd_core::ids::Identity;
+use evictd_core::ids::{Identity, WorkspaceId};
 use evictd_core::invalidation::Invalidation;
 use evictd_core::limits::LIVE_BATCH_MAX;
 use evictd_core::position::LogPosition;
@@ -63,16 +63,16 @@ struct KnownStore {
 /// How long a round may take before the publisher falls silent.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// By when a publisher that doesn't answer must have left the queue group.
+/// The time after which a publisher that doesn't answer must have left the queue group.
 const SILENT_AFTER: Micros = 4 * SECOND;
 
-/// How often changes made past the API are looked for.
+/// How often a publisher polls for changes made past the API.
 const POLL_INTERVAL: Micros = 20 * MS;
 
-/// How long rounds keep their distance.
+/// The shortest time between the starts of two rounds.
 const ROUND_SPACING: Duration = Duration::from_millis(250);
 
-/// How late a receipt may become final, over the bound: it is looked at once a second.
+/// How late a receipt may become final, over the bound: receipts are checked once a second.
 const RECEIPT_SLACK: Duration = Duration::from_millis(2_500);
 
 #[derive(Debug)]
@@ -95,7 +95,7 @@ pub struct SimPublisher {
     departed: BTreeSet<Identity>,
     poll_due: bool,
     patience_due: bool,
-    /// When it last stood still, or was silent: receipts are held then.
+    /// When it was last frozen or silent: receipts are held then.
     held_at: LeaseTime,
     /// The oldest unanswered probe since it joined the queue groups: for the checker.
     unanswered_since: Option<Moment>,
@@ -136,7 +136,9 @@ impl SimPublisher {
         }
         let nonce = ctx.dice.any();
         *self = Self::new(self.process.clone(), ctx, nonce);
-        self.known = self.read_history(ctx, store);
+        let history = store.history(ctx, self.node());
+        self.known =
+            history.zip(store.head(ctx, self.node())).map(|(history, head)| KnownStore { history, head });
         let now = self.clock(ctx);
         for instance in store.roster(ctx, self.node()).unwrap_or_default() {
             self.tracker.register(&instance, now);
@@ -150,7 +152,7 @@ impl SimPublisher {
         self.later(ctx, tick, PublisherEvent::Tick);
         self.wake(ctx);
         self.beat(ctx, store);
-        // It finds out whether it could answer.
+        // The round shows whether it could answer.
         self.want_round(ctx, store);
     }
 
@@ -159,7 +161,7 @@ impl SimPublisher {
         self.service.mark_absent();
     }
 
-    /// It ends in an orderly way. What comes next of an exclusive store is another incarnation.
+    /// Exits in an orderly way. The next start at an exclusive store begins another incarnation.
     pub fn leave(&self, ctx: &mut Ctx) {
         if ctx.settings.exclusive && self.process.is_up() {
             self.announce_end(ctx);
@@ -173,8 +175,9 @@ impl SimPublisher {
         ctx.broadcast(self.node(), &ended);
     }
 
-    /// It goes on after it stood still.
-    pub fn thawed(&mut self, ctx: &Ctx) {
+    /// The process continues after a freeze.
+    pub fn thaw(&mut self, ctx: &mut Ctx, clock_stood: bool) {
+        self.process.thaw(ctx, clock_stood);
         self.held_at = self.clock(ctx);
         self.unanswered_since = None;
     }
@@ -200,13 +203,11 @@ impl SimPublisher {
         }
     }
 
-    /// A caller asks for a change, which takes `span`. `false` if it is refused at once.
-    pub fn change(&mut self, ctx: &mut Ctx, store: &mut SimStore, plan: ChangePlan, span: Micros) -> bool {
-        let possible = self.process.is_up() && store.attached(ctx, self.node()) == Attached::Primary;
-        if possible {
+    /// Makes a change for a client, which takes `span`, if it can.
+    pub fn change(&self, ctx: &mut Ctx, store: &mut SimStore, plan: ChangePlan, span: Micros) {
+        if self.process.is_up() && store.attached(ctx, self.node()) == Attached::Primary {
             store.begin(ctx, plan, Some((self.node(), self.process.life)), span);
         }
-        possible
     }
 
     pub fn on_event(&mut self, ctx: &mut Ctx, store: &mut SimStore, event: PublisherEvent) {
@@ -235,7 +236,7 @@ impl SimPublisher {
             PublisherEvent::Numbered { numbered, is_round: false } => {
                 self.finish_numbering(ctx, store, numbered);
             }
-            PublisherEvent::Look(reply_to, key, fence_age) => {
+            PublisherEvent::Lookup(reply_to, key, fence_age) => {
                 let read = store.read(ctx, self.node(), key).filter(|_| self.may_vouch(ctx));
                 if let Some(read) = read.map(Box::new) {
                     let answer = SimMessage::LookupAnswer(reply_to.nonce, key, read, fence_age);
@@ -275,7 +276,7 @@ impl SimPublisher {
                 let slow = ctx.dice.permille(ctx.settings.slow_loads_permille);
                 let took = store.statement(ctx) + if slow { ctx.dice.below(600 * MS) } else { 0 };
                 let at = ctx.now.after(took);
-                self.later(ctx, at, PublisherEvent::Look(reply_to, key, fence_age));
+                self.later(ctx, at, PublisherEvent::Lookup(reply_to, key, fence_age));
             }
             SimMessage::Applied(from, life, provenance, applied) => {
                 let now = self.clock(ctx);
@@ -316,7 +317,7 @@ impl SimPublisher {
         self.later(ctx, next, PublisherEvent::Tick);
         if let Some(head) = store.head(ctx, self.node()) {
             if head.at < self.head {
-                // Its server's history may tell why, and a round looks at it.
+                // The server's history may show why, and a round reads it.
                 self.want_round(ctx, store);
             }
             self.note(ctx, store, &head);
@@ -334,11 +335,6 @@ impl SimPublisher {
         self.keep_silent(ctx);
     }
 
-    fn read_history(&self, ctx: &Ctx, store: &SimStore) -> Option<KnownStore> {
-        let head = store.head(ctx, self.node())?;
-        Some(KnownStore { history: store.history(ctx, self.node())?, head })
-    }
-
     /// The log reaches to `head`. Reads the history again if another incarnation has begun, and reports that the one
     /// before it has ended.
     fn note(&mut self, ctx: &mut Ctx, store: &SimStore, head: &SimHead) {
@@ -354,16 +350,12 @@ impl SimPublisher {
         if known.head.at <= head.at || known.head.incarnation != head.incarnation {
             known.head = *head;
         }
-        self.note_head(ctx, head.at);
-    }
-
-    fn note_head(&mut self, ctx: &Ctx, head: LogPosition) {
-        if head.epoch() > self.head.epoch() && self.head != LogPosition::ZERO {
+        if head.at.epoch() > self.head.epoch() && self.head != LogPosition::ZERO {
             // The store may have lost changes whose receipts are open.
-            self.tracker.begin_epoch(head.epoch(), self.clock(ctx));
+            self.tracker.begin_epoch(head.at.epoch(), self.clock(ctx));
             self.tracker.distrust_roster(self.clock(ctx).after(ctx.settings.bound));
         }
-        self.head = self.head.max(head);
+        self.head = self.head.max(head.at);
     }
 
     fn number(&mut self, ctx: &mut Ctx, store: &mut SimStore) {
@@ -387,7 +379,7 @@ impl SimPublisher {
         }
     }
 
-    /// Sends what the log gained; receipts are opened first, after a look at the roster (R12).
+    /// Sends what the log gained. Opens receipts first, after it read the roster (R12).
     fn emit(&mut self, ctx: &mut Ctx, store: &SimStore, numbered: &NumberedBatch) {
         self.note(ctx, store, &numbered.head);
         let rows = &numbered.rows;
@@ -412,13 +404,9 @@ impl SimPublisher {
             self.tracker.register(instance, now);
         }
         for row in rows.iter().filter(|row| row.cause.is_deletion()) {
-            let request: Box<str> = format!("req_{}", row.position).into();
-            let change = Change {
-                request: Some((request, ctx.settings.receipt_workspace.clone())),
-                position: row.position,
-                cause: row.cause,
-                committed_at: row.committed_at,
-            };
+            let request = Some((format!("req_{}", row.position).into(), WorkspaceId::new("ws")));
+            let Invalidation { position, cause, committed_at, .. } = *row;
+            let change = Change { request, position, cause, committed_at };
             self.tracker.track(change, now, Measured::FromFirstSight, now);
         }
         self.report_receipts(ctx);
@@ -437,8 +425,7 @@ impl SimPublisher {
         trace!(ctx, "{:?} receipt of {position}: {:?}", self.node(), receipt.state());
         if ctx.is_at_copy(self.node()) {
             // Agents follow home's history, and nothing that is known of them is about this one.
-            return ctx
-                .violated(Rule::G4, format!("a copy of the store finalized its receipt of {position}"));
+            return ctx.violated(Rule::G4, format!("a copy of the store finalized a receipt: {position}"));
         }
         ctx.checker.receipt(ctx.now, position, receipt.state());
         let limit = ctx.settings.bound + RECEIPT_SLACK;
@@ -520,7 +507,7 @@ impl SimPublisher {
         self.service.may_vouch(self.clock(ctx))
     }
 
-    /// Requests a round for itself. One that a probe waits for serves as well.
+    /// Requests a round for itself, unless a probe already waits for one.
     fn want_round(&mut self, ctx: &mut Ctx, store: &mut SimStore) {
         let now = self.clock(ctx);
         if self.rounds.waiting().is_empty() && self.rounds.add(None, now).is_ok() {

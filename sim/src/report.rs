@@ -112,7 +112,7 @@ pub fn run(scenarios: &[Scenario], seeds: Range<u64>, threads: usize) -> bool {
     failures.is_empty()
 }
 
-/// Runs one seed; a panic in it is a violation like any other, and has a seed as well.
+/// Runs one seed. A panic in it is a violation.
 pub fn run_caught(scenario: Scenario, seed: u64, tune: impl Fn(&mut SimSettings) + UnwindSafe) -> RunOutcome {
     let run = || world::run_tuned(scenario, seed, SimTrace::Off, tune);
     std::panic::catch_unwind(run).unwrap_or_else(|_| {

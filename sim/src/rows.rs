@@ -50,7 +50,7 @@ pub struct KeyRow {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ChangeNumber(pub u32);
 
-/// A row of the store. Those of APIs and workspaces only say whether they exist.
+/// A row of the store. An API or a workspace exists while it has one.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum ChangeTarget {
     Key(KeyNumber),
@@ -124,7 +124,7 @@ pub struct RowRange {
 pub struct SimHead {
     /// The last position that was given.
     pub at: LogPosition,
-    /// The incarnation that goes on.
+    /// The present incarnation.
     pub incarnation: Incarnation,
     /// Of the row at this position, or of the incarnation's beginning.
     pub token: LogToken,

@@ -1,11 +1,10 @@
-//! Scenarios: how a world is set up, and what goes wrong in it. All of it is drawn from the seed.
+//! Scenarios: the settings of a world, and its faults. All of it is drawn from the seed.
 
 use std::time::Duration;
 
 use clap::ValueEnum;
 use evictd_core::floors::FloorLimits;
 use evictd_core::follower::FollowerConfig;
-use evictd_core::ids::WorkspaceId;
 use evictd_core::lease::Bound;
 
 use crate::assumption::Assumption;
@@ -25,9 +24,9 @@ pub enum Scenario {
     Reorder,
     /// Links carry nothing, in one direction or both.
     Partition,
-    /// Links are dead, and neither end notices.
+    /// Links are dead, and neither end detects it.
     HalfOpen,
-    /// Processes stand still.
+    /// Processes freeze.
     Freeze,
     /// Processes are killed and started again.
     Crash,
@@ -43,7 +42,7 @@ pub enum Scenario {
     Bulk,
     /// All of them.
     Everything,
-    /// A copy of the store comes to life beside it, with a publisher of its own: from a backup, or the original of a
+    /// A copy of the store starts beside it, with a publisher of its own: from a backup, or the original of a
     /// store that was restored.
     Copies,
 }
@@ -63,7 +62,7 @@ pub struct SimSettings {
     /// Whether the store is one publisher's alone, as SQLite's is: it begins an incarnation at each start, and can be
     /// put back unnoticed. A shared one fails over, and shows that, as PostgreSQL does.
     pub exclusive: bool,
-    /// Copies of the store that come to life, each with a publisher of its own.
+    /// Copies of the store that are started, each with a publisher of its own.
     pub copies: usize,
     pub bound: Duration,
     pub margin: Duration,
@@ -102,9 +101,6 @@ pub struct SimSettings {
     pub polite: bool,
     /// How long rows of the log are kept.
     pub retention: Duration,
-    /// Loads of one agent at once.
-    pub loads_max: usize,
-    pub receipt_workspace: WorkspaceId,
     /// Distances to the centre of the network, by node.
     pub distances: Vec<Micros>,
     /// The assumption that doesn't hold.
@@ -192,16 +188,14 @@ impl SimSettings {
             } else {
                 Duration::MAX
             },
-            loads_max: 256,
-            receipt_workspace: WorkspaceId::new("ws"),
             distances,
             lacking: None,
         }
     }
 }
 
-/// Draws what goes wrong. Faults begin after a first lease and end early enough that all must be well at
-/// the world's end.
+/// Draws the faults. They begin after a first lease and end early enough that every agent must be live at the
+/// world's end.
 pub fn draw_faults(scenario: Scenario, settings: &SimSettings, dice: &mut Dice) -> Vec<ScheduledFault> {
     let kinds: &[Scenario] = match scenario {
         Scenario::Everything => &Scenario::value_variants()[1..12],

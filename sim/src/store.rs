@@ -1,6 +1,6 @@
 //! The home store as the rest sees it: transactions, the log, snapshots, and what can go wrong with them.
 //!
-//! A world may have a second one, that began as a copy of it. The truth is the first one's alone.
+//! A world may have a second one that began as a copy of it. Only the first one is judged.
 //!
 //! Every commit has a number, and everything keeps its history, so that a replica, a demoted primary or a
 //! restored copy can be read as it was. A regression (a fail-over that lost commits, a restored copy) is a
@@ -80,6 +80,9 @@ struct NumberedRow {
     numbered: Lsn,
 }
 
+/// A changed row, and which change it was; `None` in a copy.
+type JournalEntry = (ChangeTarget, Option<ChangeNumber>);
+
 #[derive(Clone, Debug)]
 pub struct SimStore {
     pub site: StoreSite,
@@ -93,7 +96,7 @@ pub struct SimStore {
     /// Tokens of the last rounds.
     rounds: Vec<(Lsn, RoundToken)>,
     /// Every commit: its time, and the change; `None` if it changed no row.
-    journal: Vec<(Moment, Option<(ChangeTarget, Option<ChangeNumber>)>)>,
+    journal: Vec<(Moment, Option<JournalEntry>)>,
     unnumbered: BTreeMap<u64, SimRow>,
     log: Vec<NumberedRow>,
     /// The number of purged rows.
@@ -360,28 +363,26 @@ impl SimStore {
         numbering.report(ctx, span, is_known.then_some(numbered));
     }
 
-    /// Begins a new epoch if the server's history is another one than that of the head (R2).
-    fn begin_epoch_if_due(&mut self, ctx: &mut Ctx, seen_epoch: u32) {
-        if epochs::is_branched(&self.head.now().timeline, &self.timeline) {
+    /// Begins a new epoch if the server's history is another one than that of the head (R2). Returns whether it did.
+    fn begin_epoch_if_due(&mut self, ctx: &mut Ctx, seen_epoch: u32) -> bool {
+        let is_due = epochs::is_branched(&self.head.now().timeline, &self.timeline);
+        if is_due {
             self.begin_incarnation(ctx, BeginCause::Branched, seen_epoch);
         }
+        is_due
     }
 
     /// Begins an incarnation as a publisher requests it, for a cause that begins no epoch; first the
     /// epoch that is due. `false` if the publisher can't write.
     pub fn open(&mut self, ctx: &mut Ctx, publisher: NodeNumber, cause: BeginCause) -> bool {
-        if self.attached(ctx, publisher) != Attached::Primary {
-            return false;
-        }
-        let is_branched = epochs::is_branched(&self.head.now().timeline, &self.timeline);
-        self.begin_epoch_if_due(ctx, 0);
-        if !is_branched || cause != BeginCause::Opened {
+        let can_write = self.attached(ctx, publisher) == Attached::Primary;
+        if can_write && (!self.begin_epoch_if_due(ctx, 0) || cause != BeginCause::Opened) {
             self.begin_incarnation(ctx, cause, 0);
         }
-        true
+        can_write
     }
 
-    /// Begins an incarnation, and an epoch if its cause says so.
+    /// Begins an incarnation, and an epoch if its cause begins one.
     pub fn begin_incarnation(&mut self, ctx: &mut Ctx, cause: BeginCause, seen_epoch: u32) {
         let mut head = self.head.now();
         let after = head.at;
@@ -574,7 +575,7 @@ impl SimStore {
                 expires_at: None,
             }),
         };
-        // Commits of a copy are not part of the truth.
+        // Commits of a copy are not judged.
         let lsn = match self.site {
             StoreSite::Home => lsn,
             StoreSite::Copy { of } => lsn.min(of),

@@ -17,8 +17,8 @@ impl Ctx {
         }
     }
 
-    /// Sends to every agent and every other publisher that listens. Publishers learn from ticks what they need;
-    /// where there is no copy of the store, they are spared the rest.
+    /// Sends to every agent and every other publisher that listens. Rows go to publishers only if there is a copy of
+    /// the store.
     pub fn broadcast(&mut self, from: NodeNumber, message: &SimMessage) {
         let spared = matches!(message, SimMessage::Live(..)) && self.settings.copies == 0;
         let receivers = if spared { self.net.agents } else { self.net.links.len() };
@@ -29,14 +29,14 @@ impl Ctx {
         }
     }
 
-    /// Sends a query to publishers. Without any, the server says so. `false` if the connection is known to be down.
-    pub fn send_query(&mut self, from: NodeNumber, audience: Audience, message: SimMessage) -> bool {
+    /// Sends a query to publishers. Without any, the server reports that. `false` if the connection is known to be down.
+    pub fn send_query(&mut self, from: NodeNumber, audience: Audience, message: &SimMessage) -> bool {
         if !self.net.links[from.0].connected {
             return false;
         }
         let receivers = self.net.receivers(from, audience);
         if receivers.is_empty() {
-            self.send_no_responders(from, &message);
+            self.send_no_responders(from, message);
         }
         for publisher in receivers {
             self.carry(from, publisher, message.clone());

@@ -1,4 +1,4 @@
-//! The world: all parts, with one clock and one queue.
+//! The world: all parts, with one clock and one queue of events.
 
 use evictd_core::history::BeginCause;
 use evictd_core::lease::Mode;
@@ -127,9 +127,7 @@ impl SimWorld {
         }
         let Ctx { now, checker, mut trace, .. } = self.ctx;
         for Violation { rule, at, what } in &checker.violations {
-            if trace.is_on() {
-                trace.line(*at, format_args!("{rule} {what}"));
-            }
+            trace.line(*at, format_args!("{rule} {what}"));
         }
         RunOutcome { counts: checker.counts, violations: checker.violations, lasted: now.0, events, trace }
     }
@@ -430,8 +428,8 @@ impl SimWorld {
         }
     }
 
-    /// Calls an operator if a publisher is silent because its store lacks what agents have seen. That may happen more
-    /// than once after one restore: an earlier word may be among what was lost.
+    /// Calls an operator if a publisher is silent because its store lacks what agents have seen. One restore may need
+    /// several declarations, because an earlier declaration may be among what was lost.
     fn call_operator(&mut self) {
         let is_behind = |publisher: &SimPublisher| publisher.standing() == Standing::Behind;
         let at_home = &self.publishers[..self.ctx.settings.publishers];
@@ -456,7 +454,7 @@ impl SimWorld {
         ctx.health.fault_ends(ctx.now, None);
     }
 
-    /// The connection is lost or new, and both ends notice.
+    /// The connection is lost or new, and both ends detect it.
     fn connection(&mut self, node: NodeNumber, up: bool) {
         let up = up && self.process(node).state != ProcessState::Down;
         let link = &mut self.ctx.net.links[node.0];
@@ -476,15 +474,11 @@ impl SimWorld {
     }
 
     fn thaw(&mut self, node: NodeNumber, suspend: bool) {
-        let agents = self.agents.len();
-        let ctx = &mut self.ctx;
+        let Self { ctx, agents, publishers, .. } = self;
         let stood = suspend && ctx.lacks(Assumption::ClocksCountSuspension);
-        if node.0 < agents {
-            self.agents[node.0].process.thaw(ctx, stood);
-        } else {
-            let publisher = &mut self.publishers[node.0 - agents];
-            publisher.process.thaw(ctx, stood);
-            publisher.thawed(ctx);
+        match agents.get_mut(node.0) {
+            Some(agent) => agent.process.thaw(ctx, stood),
+            None => publishers[node.0 - agents.len()].thaw(ctx, stood),
         }
     }
 

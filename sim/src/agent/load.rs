@@ -1,4 +1,4 @@
-//! What the cache doesn't have is asked of the origin: one question per key at a time, few at once (R10).
+//! Loads of what the cache doesn't have: one query per key at a time, few at once (R10).
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -22,11 +22,14 @@ use crate::trace::trace;
 /// The time that a "not found" is cached.
 pub(super) const NOT_FOUND_TTL: Duration = Duration::from_secs(10);
 
-/// After which silence a load is repeated, once.
+/// The time without an answer after which a load is repeated, once.
 const LOAD_TIMEOUT: u64 = SECOND;
 
-/// Insertions that push another entry out, of 1,000.
-const PUSHED_OUT_PERMILLE: u32 = 50;
+/// Insertions that evict another entry, of 1,000.
+const EVICTING_PERMILLE: u32 = 50;
+
+/// Loads of one agent at once.
+const LOADING_MAX: usize = 256;
 
 /// Loads that one verification waits for.
 const LOADS_MAX: u8 = 2;
@@ -39,18 +42,18 @@ impl SimAgent {
         if let Some(load) = &mut self.loads[key.0] {
             return load.waiting.push(verification);
         }
-        if self.loading >= ctx.settings.loads_max {
+        if self.loading >= LOADING_MAX {
             return self.deny(ctx, &verification, DenialReason::Busy);
         }
-        // What a replica gave and was too old is asked of the authority.
+        // If a replica's answer was too old, the authority is queried.
         let from_replica = self.replica_lag.is_some() && verification.loads == 1;
         let load = OpenLoad { from_replica, waiting: vec![verification], ..OpenLoad::default() };
         self.loads[key.0] = Some(Box::new(load));
         self.loading += 1;
-        self.ask(ctx, key);
+        self.query(ctx, key);
     }
 
-    fn ask(&mut self, ctx: &mut Ctx, key: KeyNumber) {
+    fn query(&mut self, ctx: &mut Ctx, key: KeyNumber) {
         let (now, nonce) = (self.clock(ctx), self.next_nonce);
         let Some(load) = &mut self.loads[key.0] else { return };
         self.next_nonce += 1;
@@ -60,7 +63,7 @@ impl SimAgent {
             return self.later(ctx, at, AgentEvent::Replica(key, nonce));
         }
         let lookup = SimMessage::Lookup(self.process.reply_to(nonce), key);
-        if ctx.send_query(self.node(), Audience::One, lookup) {
+        if ctx.send_query(self.node(), Audience::One, &lookup) {
             let timeout = self.process.clock.moment(now.after(Duration::from_micros(LOAD_TIMEOUT)));
             self.later(ctx, timeout, AgentEvent::Timeout(key, nonce));
         } else {
@@ -68,23 +71,23 @@ impl SimAgent {
         }
     }
 
-    /// The load whose newest question has this number, unless it was answered.
-    fn asked(&mut self, key: KeyNumber, nonce: Nonce) -> Option<&mut OpenLoad> {
+    /// The load whose newest query has this number, unless it was answered.
+    fn open_load(&mut self, key: KeyNumber, nonce: Nonce) -> Option<&mut OpenLoad> {
         let load = self.loads[key.0].as_deref_mut()?;
         (load.step.is_none() && load.nonce == nonce).then_some(load)
     }
 
     pub(super) fn timed_out(&mut self, ctx: &mut Ctx, key: KeyNumber, nonce: Nonce) {
-        let Some(load) = self.asked(key, nonce) else { return };
+        let Some(load) = self.open_load(key, nonce) else { return };
         if std::mem::replace(&mut load.last_try, true) {
             self.unreachable(ctx, key, nonce);
         } else {
-            self.ask(ctx, key);
+            self.query(ctx, key);
         }
     }
 
     pub(super) fn unreachable(&mut self, ctx: &mut Ctx, key: KeyNumber, nonce: Nonce) {
-        if self.asked(key, nonce).is_none() {
+        if self.open_load(key, nonce).is_none() {
             return;
         }
         if let Some(load) = self.take_load(key) {
@@ -110,7 +113,7 @@ impl SimAgent {
         read: Snapshot,
         fence_age: Duration,
     ) {
-        let Some(load) = self.asked(key, nonce) else { return };
+        let Some(load) = self.open_load(key, nonce) else { return };
         let sent_at = load.sent_at;
         // A replica's read proves nothing: its record depends on the lease alone (R8).
         let read_at = if load.from_replica { LeaseTime(0) } else { sent_at.before(fence_age) };
@@ -126,9 +129,9 @@ impl SimAgent {
         self.proceed(ctx, key, LoadStep::Loaded(loaded));
     }
 
-    /// Sometimes there is no room left, and another entry has to go.
-    fn push_out(&self, ctx: &mut Ctx) {
-        if ctx.dice.permille(PUSHED_OUT_PERMILLE) {
+    /// Sometimes evicts another entry, as for lack of room.
+    fn make_room(&self, ctx: &mut Ctx) {
+        if ctx.dice.permille(EVICTING_PERMILLE) {
             let other = hash(KeyNumber(ctx.dice.index(ctx.settings.keys)));
             if let Some(entry) = self.cache.evict(&other) {
                 self.count_end(ctx, &entry);
@@ -153,7 +156,7 @@ impl SimAgent {
         };
         let next = match step {
             LoadStep::Loaded(loaded) => {
-                self.push_out(ctx);
+                self.make_room(ctx);
                 if let Some(replaced) = self.cache.get(&hash(key)) {
                     self.count_end(ctx, &replaced);
                 }
@@ -166,13 +169,13 @@ impl SimAgent {
                 }
                 LoadStep::Settled(settled)
             }
-            LoadStep::Settled(settled) => return self.hand_out(ctx, key, &settled),
+            LoadStep::Settled(settled) => return self.answer_waiting(ctx, key, &settled),
         };
         self.proceed(ctx, key, next);
     }
 
-    /// Ends the load, so that no later verification shares it, and passes the result to its waiters.
-    fn hand_out(&mut self, ctx: &mut Ctx, key: KeyNumber, settled: &SettledEntry<SimEntry>) {
+    /// Ends the load, so that no later verification shares it, and answers the waiting ones.
+    fn answer_waiting(&mut self, ctx: &mut Ctx, key: KeyNumber, settled: &SettledEntry<SimEntry>) {
         let Some(load) = self.take_load(key) else { return };
         for verification in load.waiting {
             let Some(began) = verification.began else { continue };

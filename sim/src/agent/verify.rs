@@ -24,14 +24,14 @@ impl SimAgent {
             loads: 0,
         };
         if ctx.dice.permille(ctx.settings.preempted_permille) {
-            return self.go_on(ctx, Box::new(verification));
+            return self.step_and_pause(ctx, Box::new(verification));
         }
         while self.step(ctx, &mut verification) {}
         self.conclude(ctx, verification);
     }
 
     /// One step, then a pause.
-    pub(super) fn go_on(&mut self, ctx: &mut Ctx, mut verification: Box<SimVerification>) {
+    pub(super) fn step_and_pause(&mut self, ctx: &mut Ctx, mut verification: Box<SimVerification>) {
         if self.step(ctx, &mut verification) {
             let stalls = ctx.dice.permille(ctx.settings.stalled_verifications_permille);
             let at = if stalls { ctx.now.after(ctx.dice.below(2 * SECOND)) } else { Self::pause(ctx) };
@@ -60,9 +60,9 @@ impl SimAgent {
             }),
             judged @ VerifyStep::Judged(_) => judged,
         };
-        let goes_on = !matches!(next, VerifyStep::Judged(_));
+        let has_next = !matches!(next, VerifyStep::Judged(_));
         verification.step = next;
-        goes_on
+        has_next
     }
 
     fn conclude(&mut self, ctx: &mut Ctx, mut verification: SimVerification) {

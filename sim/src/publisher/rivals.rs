@@ -1,6 +1,6 @@
 //! Other publishers, and their histories (R15).
 //!
-//! Answers are given after a durable round that began when the question was here.
+//! Answers are given after a durable round that began after the query arrived.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::store::SimStore;
 use crate::time::{MS, Micros};
 use crate::trace::trace;
 
-/// How often the standing is looked at.
+/// How often the standing is checked.
 const BEAT: Micros = 250 * MS;
 
 /// How often a publisher that is behind checks whether its store was declared.
@@ -41,13 +41,13 @@ impl SimPublisher {
             };
         let query = self.service.poll(connectivity, now);
         self.query(ctx, query);
-        self.begin_alone(ctx, store);
+        self.begin_incarnation(ctx, store);
         self.note_yielding(ctx, store);
-        self.look_for_awaited_past(ctx, store);
+        self.check_awaited_past(ctx, store);
         self.keep_silent(ctx);
     }
 
-    fn begin_alone(&mut self, ctx: &mut Ctx, store: &mut SimStore) {
+    fn begin_incarnation(&mut self, ctx: &mut Ctx, store: &mut SimStore) {
         if self.service.wants_incarnation() && store.open(ctx, self.node(), BeginCause::Opened) {
             self.reread(ctx, store);
             self.service.on_incarnation_begun();
@@ -66,7 +66,7 @@ impl SimPublisher {
     }
 
     /// An operator may have declared that this store replaces the one with the unknown past.
-    fn look_for_awaited_past(&mut self, ctx: &mut Ctx, store: &SimStore) {
+    fn check_awaited_past(&mut self, ctx: &mut Ctx, store: &SimStore) {
         let Some(awaited) = self.service.unknown_past().copied() else { return };
         let now = self.clock(ctx);
         if now.since(self.reread_at) < REREAD_EVERY {
@@ -91,7 +91,7 @@ impl SimPublisher {
         match message {
             SimMessage::PublisherQuery(reply_to, standing, provenance) => {
                 if self.is_foreign(*provenance) && *standing != Standing::Asking {
-                    self.question(ctx);
+                    self.query_rivals(ctx);
                 }
                 self.queries.push((*reply_to, self.clock(ctx)));
                 self.want_round(ctx, store);
@@ -114,18 +114,18 @@ impl SimPublisher {
             }
             SimMessage::NoPublisher(nonce) => {
                 self.service.on_no_responders(*nonce, self.clock(ctx));
-                self.begin_alone(ctx, store);
+                self.begin_incarnation(ctx, store);
             }
             SimMessage::Tick(voucher, round) => {
                 let provenance = voucher.milestone.provenance;
                 if self.is_foreign(provenance)
                     || self.is_colleague(ctx, store, provenance, *round) == Some(false)
                 {
-                    self.question(ctx);
+                    self.query_rivals(ctx);
                 }
             }
             SimMessage::Live(voucher, _) if self.is_foreign(voucher.milestone.provenance) => {
-                self.question(ctx);
+                self.query_rivals(ctx);
             }
             _ => {}
         }
@@ -144,7 +144,7 @@ impl SimPublisher {
     }
 
     /// Whether another publisher works on the same store: it has the same history, and this publisher's own
-    /// connection to the store shows its rounds. `None` if the store can't be asked.
+    /// connection to the store shows its rounds. `None` if the store can't be read.
     fn is_colleague(
         &mut self,
         ctx: &mut Ctx,
@@ -158,7 +158,7 @@ impl SimPublisher {
         Some(!self.is_foreign(provenance) && has_round)
     }
 
-    fn question(&mut self, ctx: &mut Ctx) {
+    fn query_rivals(&mut self, ctx: &mut Ctx) {
         let query = self.service.on_foreign(self.clock(ctx));
         self.query(ctx, query);
     }
@@ -167,10 +167,10 @@ impl SimPublisher {
         let (Some(Query { nonce, standing }), Some(known)) = (query, &self.known) else { return };
         let (reply_to, provenance) = (self.process.reply_to(nonce), known.history.provenance());
         let query = SimMessage::PublisherQuery(reply_to, standing, provenance);
-        ctx.send_query(self.node(), Audience::All, query);
+        ctx.send_query(self.node(), Audience::All, &query);
     }
 
-    /// A round that began after a question came shows that this publisher's store is still the primary.
+    /// A round that began after a query arrived shows that this publisher's store is still the primary.
     pub(super) fn answer_queries(&mut self, ctx: &mut Ctx, began: LeaseTime) {
         let Some(known) = &self.known else { return };
         let peer = Peer {
