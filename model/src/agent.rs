@@ -97,7 +97,7 @@ impl ModelAgent {
     pub fn new(world: &SmallWorld, process: u8) -> Self {
         let mut agent = Self {
             process,
-            core: CoreAgent::new(world.follower_config(), process),
+            core: CoreAgent::new(world.bound(), world.floors, process),
             load: None,
             loads_left: world.loads,
             rostered: None,

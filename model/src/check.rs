@@ -8,7 +8,7 @@ use stateright::{Checker, CheckerBuilder, Expectation, HasDiscoveries, Model};
 
 use crate::defect::Defect;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct CheckOutcome {
     /// Steps taken, to whatever state.
     pub steps: usize,

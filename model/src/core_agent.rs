@@ -5,10 +5,13 @@
 
 use std::ops::DerefMut;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use evictd_core::entry::Validity;
+use evictd_core::floors::FloorLimits;
 use evictd_core::follower::{Effect, Follower, FollowerConfig};
 use evictd_core::ids::KeyHash;
+use evictd_core::lease::Bound;
 use evictd_core::position::LogPosition;
 use evictd_core::record::Record;
 use evictd_core::serving::{
@@ -17,6 +20,7 @@ use evictd_core::serving::{
 use evictd_core::time::LeaseTime;
 
 use crate::script::{ModelKey, View};
+use crate::world::Tick;
 
 /// A cached record: what of the store's history is in it, and the core's validity.
 #[derive(Debug)]
@@ -82,9 +86,19 @@ impl Clone for CoreAgent {
 
 impl CoreAgent {
     /// The agent of a process that has received nothing. Its queries have numbers that no other process uses.
-    pub fn new(config: FollowerConfig, process: u8) -> Self {
+    ///
+    /// It probes once per tick, and repairs at once: everything else is a matter of which action comes first.
+    pub fn new(bound: Bound, floors: FloorLimits, process: u8) -> Self {
+        let config = FollowerConfig {
+            bound,
+            probe_interval: Tick::LENGTH,
+            request_timeout: Tick::LENGTH,
+            gap_patience: Duration::ZERO,
+            floors,
+            home_store: None,
+        };
         let follower = Follower::new(config, 1 + 1000 * u64::from(process));
-        Self { state: AgentState::new(follower, config.bound), cache: OneKeyCache::default() }
+        Self { state: AgentState::new(follower, bound), cache: OneKeyCache::default() }
     }
 
     pub fn follower(&self) -> impl DerefMut<Target = Follower> + '_ {

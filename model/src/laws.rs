@@ -47,69 +47,69 @@ impl Model for SmallWorld {
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
-        properties(self)
+        let mut properties = vec![
+            Property::always(Rule::G1.id(), |world: &SmallWorld, state: &SmallState| {
+                state.broken != Some(Rule::G1)
+                    && answers(world, state, |_, view| is_recent(world, state, view, state.now))
+            }),
+            Property::always(Rule::G2.id(), |world: &SmallWorld, state: &SmallState| {
+                state.broken != Some(Rule::G2)
+                    && answers(world, state, |agent, view| {
+                        let owed = state.store.covered(agent.core.applied()).and(world.script.verified());
+                        owed.without(view).is_empty() && !has_lost_change(state, agent.core.applied(), view)
+                    })
+            }),
+            Property::always(Rule::G3.id(), |_, state: &SmallState| positions_are_given_once(state)),
+            Property::always(Rule::G4.id(), |world: &SmallWorld, state: &SmallState| {
+                state.broken != Some(Rule::G4) && {
+                    let confirmed = state.confirmed_by_all(world).and(world.script.verified());
+                    answers(world, state, |_, view| confirmed.without(view).is_empty())
+                }
+            }),
+            Property::always(Rule::R1.id(), |_, state: &SmallState| positions_are_dense(&state.store)),
+            Property::always(Rule::R2.id(), |_, state: &SmallState| state.epochs <= state.failovers),
+        ];
+        if self.failovers > 0 && !matches!(self.defect, Some(Defect::With(_))) {
+            properties.push(Property::sometimes(
+                "an agent is live in a later epoch",
+                |_, state: &SmallState| {
+                    let later = |agent: &ModelAgent| {
+                        agent.core.applied().epoch() > 1 && is_live_at_head(state, agent)
+                    };
+                    state.agents.iter().any(|agent| later(agent))
+                },
+            ));
+        }
+        if self.tries_recovery {
+            properties.push(Property::always(RECOVERS, |world: &SmallWorld, state: &SmallState| {
+                under(world.defect, || recovery::recovers(world, state))
+            }));
+        }
+        if self.ticks > 0 {
+            properties.push(Property::sometimes(
+                "an agent without proof keeps an entry",
+                |_, state: &SmallState| {
+                    let expired = |agent: &ModelAgent| agent.mode(state.now) == Mode::Expired;
+                    state.agents.iter().any(|agent| expired(agent) && !agent.core.cache.place().is_none())
+                },
+            ));
+        }
+        if self.agents > 1 {
+            properties.push(Property::sometimes(
+                "a change is confirmed by all",
+                |world: &SmallWorld, state: &SmallState| {
+                    let rostered = state.agents.iter().filter(|agent| agent.rostered.is_some()).count();
+                    rostered == world.agents && !state.confirmed_by_all(world).is_empty()
+                },
+            ));
+        }
+        if self.restarts > 0 {
+            properties.push(Property::sometimes("a restarted agent is live", |_, state: &SmallState| {
+                state.agents.iter().any(|agent| agent.process > 0 && is_live_at_head(state, agent))
+            }));
+        }
+        properties
     }
-}
-
-fn properties(world: &SmallWorld) -> Vec<Property<SmallWorld>> {
-    let mut properties = vec![
-        Property::always(Rule::G1.id(), |world: &SmallWorld, state: &SmallState| {
-            state.broken != Some(Rule::G1)
-                && answers(world, state, |_, view| is_recent(world, state, view, state.now))
-        }),
-        Property::always(Rule::G2.id(), |world: &SmallWorld, state: &SmallState| {
-            state.broken != Some(Rule::G2)
-                && answers(world, state, |agent, view| {
-                    let owed = state.store.covered(agent.core.applied()).and(world.script.verified());
-                    owed.without(view).is_empty() && !has_lost_change(state, agent.core.applied(), view)
-                })
-        }),
-        Property::always(Rule::G3.id(), |_, state: &SmallState| positions_are_given_once(state)),
-        Property::always(Rule::G4.id(), |world: &SmallWorld, state: &SmallState| {
-            state.broken != Some(Rule::G4) && {
-                let confirmed = state.confirmed_by_all(world).and(world.script.verified());
-                answers(world, state, |_, view| confirmed.without(view).is_empty())
-            }
-        }),
-        Property::always(Rule::R1.id(), |_, state: &SmallState| positions_are_dense(&state.store)),
-        Property::always(Rule::R2.id(), |_, state: &SmallState| state.epochs <= state.failovers),
-    ];
-    if world.failovers > 0 && !matches!(world.defect, Some(Defect::With(_))) {
-        properties.push(Property::sometimes("an agent is live in a later epoch", |_, state: &SmallState| {
-            let later =
-                |agent: &ModelAgent| agent.core.applied().epoch() > 1 && is_live_at_head(state, agent);
-            state.agents.iter().any(|agent| later(agent))
-        }));
-    }
-    if world.tries_recovery {
-        properties.push(Property::always(RECOVERS, |world: &SmallWorld, state: &SmallState| {
-            under(world.defect, || recovery::recovers(world, state))
-        }));
-    }
-    if world.ticks > 0 {
-        properties.push(Property::sometimes(
-            "an agent without proof keeps an entry",
-            |_, state: &SmallState| {
-                let expired = |agent: &ModelAgent| agent.mode(state.now) == Mode::Expired;
-                state.agents.iter().any(|agent| expired(agent) && !agent.core.cache.place().is_none())
-            },
-        ));
-    }
-    if world.agents > 1 {
-        properties.push(Property::sometimes(
-            "a change is confirmed by all",
-            |world: &SmallWorld, state: &SmallState| {
-                let rostered = state.agents.iter().filter(|agent| agent.rostered.is_some()).count();
-                rostered == world.agents && !state.confirmed_by_all(world).is_empty()
-            },
-        ));
-    }
-    if world.restarts > 0 {
-        properties.push(Property::sometimes("a restarted agent is live", |_, state: &SmallState| {
-            state.agents.iter().any(|agent| agent.process > 0 && is_live_at_head(state, agent))
-        }));
-    }
-    properties
 }
 
 /// Whether what any agent would answer now satisfies `law`.

@@ -2,6 +2,7 @@
 //! table, and fails if a result is unexpected.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use evictd_model::check::{self, CheckOutcome, Checkable};
@@ -33,11 +34,12 @@ fn main() -> anyhow::Result<ExitCode> {
         }
         cli.find(controls::ALL) + cli.find(history::controls::ALL)
     } else {
-        let mut sums = Sums::default();
-        let failures = cli.exhaust(worlds::ALL, &mut sums) + cli.exhaust(history::worlds::ALL, &mut sums);
-        let Sums { steps, states, seconds } = sums;
+        let outcomes = [cli.exhaust(worlds::ALL), cli.exhaust(history::worlds::ALL)].concat();
+        let steps: usize = outcomes.iter().map(|outcome| outcome.steps).sum();
+        let states: usize = outcomes.iter().map(|outcome| outcome.states).sum();
+        let seconds = outcomes.iter().map(|outcome| outcome.took).sum::<Duration>().as_secs_f64();
         println!("{:<18} {steps:>10} {states:>10} {:>5} {seconds:>7.1}", "together", "");
-        failures
+        outcomes.iter().filter(|outcome| outcome.violated.is_some() || !outcome.never.is_empty()).count()
     };
     if failures > 0 {
         eprintln!("model: {failures} of the above are unexpected");
@@ -46,30 +48,19 @@ fn main() -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-#[derive(Default)]
-struct Sums {
-    steps: usize,
-    states: usize,
-    seconds: f64,
-}
-
 impl ModelCli {
-    /// Returns how many worlds have a violation, or prove too little.
-    fn exhaust(&self, worlds: &[impl Checkable], sums: &mut Sums) -> usize {
-        let mut failures = 0;
+    fn exhaust(&self, worlds: &[impl Checkable]) -> Vec<CheckOutcome> {
+        let mut outcomes = Vec::new();
         for world in worlds.iter().filter(|world| world.name().contains(&self.filter)) {
             let outcome = check::exhaust(*world, self.threads);
             row(world, &outcome, world.about());
-            sums.steps += outcome.steps;
-            sums.states += outcome.states;
-            sums.seconds += outcome.took.as_secs_f64();
             for never in &outcome.never {
                 println!("    proves too little: never happened that {never}");
             }
             trace(&outcome);
-            failures += usize::from(outcome.violated.is_some() || !outcome.never.is_empty());
+            outcomes.push(outcome);
         }
-        failures
+        outcomes
     }
 
     /// Returns how many controls broke nothing, or something else than they should.

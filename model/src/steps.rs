@@ -213,11 +213,10 @@ impl SmallWorld {
     }
 
     fn replay_answer(&self, replay: ModelReplay) -> ReplayOutcome {
+        let row = |(position, change)| self.script.change(change).row(position);
         match replay {
-            ModelReplay::Rows(rows) => ReplayOutcome::Rows(
-                rows.into_iter().map(|(position, change)| self.script.change(change).row(position)).collect(),
-            ),
-            ModelReplay::Refused(head) => ReplayOutcome::Refused { head: head.voucher() },
+            Ok(rows) => ReplayOutcome::Rows(rows.into_iter().map(row).collect()),
+            Err(head) => ReplayOutcome::Refused { head: head.voucher() },
         }
     }
 

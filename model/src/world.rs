@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use evictd_core::floors::FloorLimits;
-use evictd_core::follower::FollowerConfig;
 use evictd_core::lease::Bound;
 use evictd_core::protection::Protection;
 use evictd_core::time::LeaseTime;
@@ -96,18 +95,6 @@ impl SmallWorld {
         let trust = Tick::LENGTH * self.trust as u32;
         Bound::new(trust * 2, trust)
             .unwrap_or_else(|error| unreachable!("half of a bound is allowed: {error}"))
-    }
-
-    /// One probe per tick, and repairs at once: everything else is a matter of which action comes first.
-    pub fn follower_config(&self) -> FollowerConfig {
-        FollowerConfig {
-            bound: self.bound(),
-            probe_interval: Tick::LENGTH,
-            request_timeout: Tick::LENGTH,
-            gap_patience: Duration::ZERO,
-            floors: self.floors,
-            home_store: None,
-        }
     }
 
     pub fn has(&self, flaw: Flaw) -> bool {

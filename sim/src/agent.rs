@@ -30,7 +30,7 @@ use crate::ctx::Ctx;
 use crate::event::{AgentEvent, SimEvent};
 use crate::message::SimMessage;
 use crate::net::Audience;
-use crate::node::{Life, NodeNumber, Nonce};
+use crate::node::{NodeNumber, Nonce};
 use crate::process::Process;
 use crate::rows::{KeyNumber, RowRange, Snapshot};
 use crate::steps::OpenLoad;
@@ -106,8 +106,7 @@ impl SimAgent {
     /// Announces that it stops answering.
     pub fn leave(&self, ctx: &mut Ctx) {
         if self.process.is_up() {
-            let leave = SimMessage::Leave(self.node(), self.life());
-            ctx.send_query(self.node(), Audience::All, &leave);
+            ctx.send_query(self.node(), Audience::All, &SimMessage::Leave(self.node(), self.process.life));
         }
     }
 
@@ -126,16 +125,12 @@ impl SimAgent {
         self.process.node
     }
 
-    fn life(&self) -> Life {
-        self.process.life
-    }
-
     fn clock(&self, ctx: &Ctx) -> LeaseTime {
         self.process.clock.read(ctx.now)
     }
 
     fn later(&self, ctx: &mut Ctx, at: Moment, event: AgentEvent) {
-        ctx.queue.push(at, SimEvent::Agent(self.node(), self.life(), event));
+        ctx.queue.push(at, SimEvent::Agent(self.node(), self.process.life, event));
     }
 
     /// A pause between two steps of something that was preempted.
@@ -332,7 +327,7 @@ impl SimAgent {
             return;
         }
         self.announced = ctx.checker.confirmed(provenance.incarnation, applied);
-        let message = SimMessage::Applied(self.node(), self.life(), provenance, applied);
+        let message = SimMessage::Applied(self.node(), self.process.life, provenance, applied);
         ctx.send_query(self.node(), Audience::All, &message);
     }
 

@@ -10,7 +10,7 @@ use evictd_core::record::RecordState;
 use evictd_core::roster::Instance;
 
 use crate::ctx::Ctx;
-use crate::event::{PublisherEvent, SimEvent, StoreEvent};
+use crate::event::{PublisherEvent, SimEvent};
 use crate::node::{Life, NodeNumber};
 use crate::rng::Dice;
 use crate::rows::{
@@ -48,14 +48,8 @@ impl LoneStore {
         while let Some((at, event)) = self.ctx.queue.pop() {
             self.ctx.now = at.max(self.ctx.now);
             match event {
-                SimEvent::Store(_, StoreEvent::Commit(transaction)) => {
-                    self.store.commit(&mut self.ctx, &transaction);
-                }
-                SimEvent::Store(_, StoreEvent::Number(numbering)) => {
-                    self.store.finish_numbering(&mut self.ctx, &numbering);
-                }
-                SimEvent::Store(_, StoreEvent::Register(instances)) => {
-                    self.store.register(&self.ctx, &instances);
+                SimEvent::Store(_, event) => {
+                    self.store.on_event(&mut self.ctx, event);
                 }
                 SimEvent::Publisher(_, _, PublisherEvent::Numbered { numbered, .. }) => outcome = numbered,
                 _ => {}

@@ -211,7 +211,7 @@ impl SimPublisher {
     }
 
     pub fn on_event(&mut self, ctx: &mut Ctx, store: &mut SimStore, event: PublisherEvent) {
-        self.hold_receipts(ctx);
+        self.tracker.apply_service(&self.service, self.clock(ctx));
         match event {
             PublisherEvent::Tick => self.tick(ctx, store),
             PublisherEvent::Beat => self.beat(ctx, store),
@@ -257,7 +257,7 @@ impl SimPublisher {
     }
 
     pub fn on_message(&mut self, ctx: &mut Ctx, store: &mut SimStore, message: &SimMessage) {
-        self.hold_receipts(ctx);
+        self.tracker.apply_service(&self.service, self.clock(ctx));
         match *message {
             SimMessage::Probe(reply_to, seen, audience) => {
                 let now = self.clock(ctx);
@@ -299,10 +299,6 @@ impl SimPublisher {
             }
             _ => self.on_publisher(ctx, store, message),
         }
-    }
-
-    fn hold_receipts(&mut self, ctx: &Ctx) {
-        self.tracker.apply_service(&self.service, self.process.clock.read(ctx.now));
     }
 
     fn reply(&self, ctx: &mut Ctx, reply_to: ReplyTo, message: SimMessage) {

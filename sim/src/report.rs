@@ -88,16 +88,8 @@ pub fn run(scenarios: &[Scenario], seeds: Range<u64>, threads: usize) -> bool {
         failures.extend(outcome.violations.into_iter().next().map(|violation| (scenario, seed, violation)));
     });
     println!(
-        "{:<11} {:>6} {:>11} {:>13} {:>8} {:>9} {:>8} {:>9}  {:>37}",
-        "scenario",
-        "seeds",
-        "deletions",
-        "verifications",
-        "denied",
-        "receipts",
-        "virtual",
-        "violations",
-        "evicted after p50/p99/p99.9/max"
+        "scenario     seeds   deletions verifications   denied  receipts  virtual violations        \
+         evicted after p50/p99/p99.9/max"
     );
     for (scenario, totals) in &totals {
         totals.print(&scenario.name());

@@ -262,8 +262,18 @@ impl SimStore {
         self.later(ctx, at, StoreEvent::Commit(Box::new(transaction)));
     }
 
+    /// Returns whether a change was committed.
+    pub fn on_event(&mut self, ctx: &mut Ctx, event: StoreEvent) -> bool {
+        match event {
+            StoreEvent::Commit(transaction) => return self.commit(ctx, &transaction),
+            StoreEvent::Number(numbering) => self.finish_numbering(ctx, &numbering),
+            StoreEvent::Register(instances) => self.register(ctx, &instances),
+        }
+        false
+    }
+
     /// Ends a change's transaction: it commits, unless its primary is gone. Returns whether it committed.
-    pub fn commit(&mut self, ctx: &mut Ctx, transaction: &Transaction) -> bool {
+    fn commit(&mut self, ctx: &mut Ctx, transaction: &Transaction) -> bool {
         let gone = transaction.generation != self.generation || ctx.now < self.down_until;
         let change = if gone { None } else { self.apply(ctx, transaction) };
         if let Some((publisher, life)) = transaction.reply_to {
@@ -337,7 +347,7 @@ impl SimStore {
         self.later(ctx, at, StoreEvent::Number(Box::new(numbering)));
     }
 
-    pub fn finish_numbering(&mut self, ctx: &mut Ctx, numbering: &Numbering) {
+    fn finish_numbering(&mut self, ctx: &mut Ctx, numbering: &Numbering) {
         let is_round = numbering.round.is_some();
         let gone = numbering.generation != self.generation || ctx.now < self.down_until;
         if numbering.on_demoted || gone {
@@ -460,7 +470,7 @@ impl SimStore {
     }
 
     /// Writes instances into the roster (R11).
-    pub fn register(&mut self, ctx: &Ctx, instances: &[(NodeNumber, Life)]) {
+    fn register(&mut self, ctx: &Ctx, instances: &[(NodeNumber, Life)]) {
         let presented = instances.iter().map(|(node, life)| instance(*node, *life, ctx.settings.bound));
         let presented: Vec<Instance> = presented.collect();
         let known = presented.iter().filter_map(|instance| self.roster.get(&instance.identity));

@@ -180,16 +180,10 @@ impl SimWorld {
             (StoreSite::Copy { .. }, Some(copy)) => (copy, at_copy),
             (StoreSite::Copy { .. }, None) => return,
         };
-        match event {
-            StoreEvent::Commit(transaction) => {
-                if store.commit(ctx, &transaction) {
-                    for publisher in publishers {
-                        publisher.wake(ctx);
-                    }
-                }
+        if store.on_event(ctx, event) {
+            for publisher in publishers {
+                publisher.wake(ctx);
             }
-            StoreEvent::Number(numbering) => store.finish_numbering(ctx, &numbering),
-            StoreEvent::Register(instances) => store.register(ctx, &instances),
         }
     }
 

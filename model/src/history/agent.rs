@@ -8,7 +8,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use evictd_core::floors::FloorLimits;
-use evictd_core::follower::{Effect, FollowerConfig, LoadSource, ReplayOutcome};
+use evictd_core::follower::{Effect, LoadSource, ReplayOutcome};
 use evictd_core::history::{Past, Provenance, Voucher};
 use evictd_core::invalidation::Cause;
 use evictd_core::lease::Bound;
@@ -31,8 +31,6 @@ const PROBES_MAX: usize = 2;
 
 /// What may have happened to the key.
 const SCRIPT: Script = Script(&[DELETION]);
-
-const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The answer to a probe, under way.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -81,17 +79,10 @@ impl Hash for HistoryAgent {
 impl HistoryAgent {
     /// A process that follows no history yet.
     pub fn start(process: u8) -> Self {
-        let config = FollowerConfig {
-            bound: Bound::new(BOUND, BOUND / 10)
-                .unwrap_or_else(|error| unreachable!("a tenth is allowed: {error}")),
-            probe_interval: TIMEOUT,
-            request_timeout: TIMEOUT,
-            gap_patience: Duration::ZERO,
-            floors: FloorLimits { keys: 8, scopes: 8 },
-            home_store: None,
-        };
+        let bound =
+            Bound::new(BOUND, BOUND / 10).unwrap_or_else(|error| unreachable!("a tenth is allowed: {error}"));
         let mut agent = Self {
-            core: CoreAgent::new(config, process),
+            core: CoreAgent::new(bound, FloorLimits { keys: 8, scopes: 8 }, process),
             deleted_at: None,
             has_applied: false,
             probes: Vec::new(),

@@ -47,48 +47,45 @@ impl Model for HistoryWorld {
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
-        properties(self)
+        let mut properties = vec![
+            Property::always(Rule::G2.id(), |world: &HistoryWorld, state: &HistoryState| {
+                under(world.defect, || {
+                    let answers = state.agents.iter().any(|agent| agent.has_applied && agent.answers_valid());
+                    state.is_overruled || !answers
+                })
+            }),
+            Property::always(Rule::R16.id(), |_, state: &HistoryState| {
+                let processes = state.publishers.iter().flatten();
+                let proved = processes.filter_map(|process| process.service().unknown_past());
+                proved.into_iter().all(|seen| state.sent.iter().any(|sent| sent.voucher.milestone == *seen))
+            }),
+        ];
+        if self.budget.deletions > 0 {
+            properties
+                .push(Property::sometimes("an agent applies the deletion", |_, state: &HistoryState| {
+                    state.agents.iter().any(|agent| agent.has_applied)
+                }));
+        }
+        if self.receipts {
+            properties.push(Property::always(Rule::G4.id(), |world: &HistoryWorld, state: &HistoryState| {
+                under(world.defect, || receipts_are_true(world, state))
+            }));
+            properties.push(Property::sometimes("a receipt is final", |_, state: &HistoryState| {
+                state.publishers.iter().flatten().any(|process| process.is_final)
+            }));
+        }
+        if self.tries_recovery {
+            properties.push(Property::always(RECOVERS, |world: &HistoryWorld, state: &HistoryState| {
+                under(world.defect, || {
+                    (0..world.publishers.len()).all(|publisher| recovers(world, state, publisher))
+                })
+            }));
+        }
+        if self.defect.is_none() {
+            properties.extend(self.occurs.iter().map(|(name, is_so)| Property::sometimes(name, *is_so)));
+        }
+        properties
     }
-}
-
-fn properties(world: &HistoryWorld) -> Vec<Property<HistoryWorld>> {
-    let mut properties = vec![
-        Property::always(Rule::G2.id(), |world: &HistoryWorld, state: &HistoryState| {
-            under(world.defect, || {
-                let answers = state.agents.iter().any(|agent| agent.has_applied && agent.answers_valid());
-                state.is_overruled || !answers
-            })
-        }),
-        Property::always(Rule::R16.id(), |_, state: &HistoryState| {
-            let processes = state.publishers.iter().flatten();
-            let proved = processes.filter_map(|process| process.service().unknown_past());
-            proved.into_iter().all(|seen| state.sent.iter().any(|sent| sent.voucher.milestone == *seen))
-        }),
-    ];
-    if world.budget.deletions > 0 {
-        properties.push(Property::sometimes("an agent applies the deletion", |_, state: &HistoryState| {
-            state.agents.iter().any(|agent| agent.has_applied)
-        }));
-    }
-    if world.receipts {
-        properties.push(Property::always(Rule::G4.id(), |world: &HistoryWorld, state: &HistoryState| {
-            under(world.defect, || receipts_are_true(world, state))
-        }));
-        properties.push(Property::sometimes("a receipt is final", |_, state: &HistoryState| {
-            state.publishers.iter().flatten().any(|process| process.is_final)
-        }));
-    }
-    if world.tries_recovery {
-        properties.push(Property::always(RECOVERS, |world: &HistoryWorld, state: &HistoryState| {
-            under(world.defect, || {
-                (0..world.publishers.len()).all(|publisher| recovers(world, state, publisher))
-            })
-        }));
-    }
-    if world.defect.is_none() {
-        properties.extend(world.occurs.iter().map(|(name, is_so)| Property::sometimes(name, *is_so)));
-    }
-    properties
 }
 
 /// While a publisher that finalized the deletion's receipt serves, no agent answers VALID (G4). Two that serve while

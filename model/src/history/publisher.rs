@@ -33,8 +33,8 @@ pub struct PublisherProcess {
     queries: bool,
     /// For how long answers to the newest query still count.
     open_for: Duration,
-    /// Whose answers to the newest query arrived.
-    received: BTreeSet<usize>,
+    /// The publishers whose answers to the newest query arrived.
+    pub received: BTreeSet<usize>,
     /// Answers to the newest query that are under way.
     pub answers: BTreeSet<PeerAnswer>,
     /// A rival has answered that it serves.
@@ -81,11 +81,6 @@ impl PublisherProcess {
     /// Whether it waits for answers that may still change its state.
     pub fn waits(&self) -> bool {
         self.queries && self.standing() != Standing::Behind
-    }
-
-    /// Whether it has the answer of `other` to its newest query.
-    pub fn has_received(&self, other: usize) -> bool {
-        self.received.contains(&other)
     }
 
     /// So much time passes, at the end of which it is present.

@@ -340,7 +340,7 @@ impl HistoryWorld {
             (is_rival || process.standing() == Standing::Asking) && self.reaches(state, publisher, *other)
         };
         let answering = self.others(publisher).filter(can_answer);
-        if !self.prompt || answering.clone().all(|other| process.has_received(other)) {
+        if !self.prompt || answering.clone().all(|other| process.received.contains(&other)) {
             actions.push(PublisherAction::Wait);
         }
         if process.waits() {
