@@ -1,15 +1,14 @@
 //! Runs the checker on a world.
 
-use std::fmt::{Debug, Display};
+use std::fmt::Debug;
 use std::hash::Hash;
 use std::time::{Duration, Instant};
 
 use stateright::{Checker, CheckerBuilder, Expectation, HasDiscoveries, Model};
 
-use crate::history;
-use crate::world::SmallWorld;
+use crate::defect::Defect;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct CheckOutcome {
     /// Steps taken, to whatever state.
     pub steps: usize,
@@ -23,20 +22,26 @@ pub struct CheckOutcome {
     pub never: Vec<&'static str>,
 }
 
-/// A model that this checker can visit, and whose steps can be shown.
+/// A world that this checker can visit.
 pub trait Checkable:
     Model<
         State: Clone + PartialEq + Debug + Hash + Send + Sync,
-        Action: Clone + PartialEq + Debug + Display + Send + Sync,
+        Action: Clone + PartialEq + Debug + Send + Sync,
     > + Copy
     + Send
     + Sync
     + 'static
 {
+    fn name(&self) -> &'static str;
+    /// What meets in the world.
+    fn about(&self) -> &'static str;
+    /// The same world with a defect. Recovery isn't tried in it.
+    #[must_use]
+    fn with(self, defect: Defect) -> Self;
 }
 
-impl Checkable for SmallWorld {}
-impl Checkable for history::world::HistoryWorld {}
+/// The property that is no rule: once faults stop, every agent becomes live again.
+pub(crate) const RECOVERS: &str = "recovers";
 
 /// Visits all states of `world`, on so many threads; ends at a violation.
 pub fn exhaust(world: impl Checkable, threads: usize) -> CheckOutcome {
@@ -45,10 +50,10 @@ pub fn exhaust(world: impl Checkable, threads: usize) -> CheckOutcome {
 
 pub fn shortest_violation(world: impl Checkable) -> CheckOutcome {
     let started = Instant::now();
-    // The checker goes breadth first, but looks up from its work only now and then.
+    // The checker goes breadth first, but looks for violations only now and then.
     let mut best = run(world.checker());
     while let Some((_, way)) = &best.violated {
-        // A way of n steps ends at depth n + 1, and a state at the target depth isn't looked at.
+        // A way of n steps ends at depth n + 1, and a state at the target depth isn't checked.
         let shorter = run(world.checker().target_max_depth(way.len() + 1));
         if shorter.violated.is_none() {
             break;
@@ -76,7 +81,7 @@ fn run<M: Checkable>(checker: CheckerBuilder<M>) -> CheckOutcome {
         states: checker.unique_state_count(),
         depth: checker.max_depth(),
         took: started.elapsed(),
-        violated: violated.map(|(name, way)| (name, way.iter().map(ToString::to_string).collect())),
+        violated: violated.map(|(name, way)| (name, way.iter().map(|step| format!("{step:?}")).collect())),
         never,
     }
 }

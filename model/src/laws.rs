@@ -7,13 +7,28 @@ use evictd_core::position::LogPosition;
 use evictd_core::rules::Rule;
 use stateright::{Model, Property};
 
-use crate::agent::ModelAgent;
-use crate::heal;
-use crate::judge::{has_lost_change, is_recent};
-use crate::script::{ChangeId, ModelKey, View};
-use crate::state::{SmallAction, SmallState};
+use crate::agent::{ModelAgent, ModelVerification};
+use crate::check::{Checkable, RECOVERS};
+use crate::defect::{Defect, under};
+use crate::recovery;
+use crate::script::{ChangeId, View};
+use crate::state::{LostChange, SmallAction, SmallState};
 use crate::store::ModelStore;
-use crate::world::SmallWorld;
+use crate::world::{SmallWorld, Tick};
+
+impl Checkable for SmallWorld {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn about(&self) -> &'static str {
+        self.about
+    }
+
+    fn with(self, defect: Defect) -> Self {
+        Self { defect: Some(defect), tries_recovery: false, ..self }
+    }
+}
 
 impl Model for SmallWorld {
     type State = SmallState;
@@ -28,96 +43,112 @@ impl Model for SmallWorld {
     }
 
     fn next_state(&self, last: &SmallState, action: SmallAction) -> Option<SmallState> {
-        self.under(|| self.step(last, action)).map(SmallState::sorted)
-    }
-
-    fn format_action(&self, action: &SmallAction) -> String {
-        action.to_string()
+        under(self.defect, || self.step(last, action)).map(SmallState::sorted)
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
-        properties(self)
+        let mut properties = vec![
+            Property::always(Rule::G1.id(), |world: &SmallWorld, state: &SmallState| {
+                state.broken != Some(Rule::G1)
+                    && answers(world, state, |_, view| is_recent(world, state, view, state.now))
+            }),
+            Property::always(Rule::G2.id(), |world: &SmallWorld, state: &SmallState| {
+                state.broken != Some(Rule::G2)
+                    && answers(world, state, |agent, view| {
+                        let owed = state.store.covered(agent.core.applied()).and(world.script.verified());
+                        owed.without(view).is_empty() && !has_lost_change(state, agent.core.applied(), view)
+                    })
+            }),
+            Property::always(Rule::G3.id(), |_, state: &SmallState| positions_are_given_once(state)),
+            Property::always(Rule::G4.id(), |world: &SmallWorld, state: &SmallState| {
+                state.broken != Some(Rule::G4) && {
+                    let confirmed = state.confirmed_by_all(world).and(world.script.verified());
+                    answers(world, state, |_, view| confirmed.without(view).is_empty())
+                }
+            }),
+            Property::always(Rule::R1.id(), |_, state: &SmallState| positions_are_dense(&state.store)),
+            Property::always(Rule::R2.id(), |_, state: &SmallState| state.epochs <= state.failovers),
+        ];
+        if self.failovers > 0 && !matches!(self.defect, Some(Defect::With(_))) {
+            properties.push(Property::sometimes(
+                "an agent is live in a later epoch",
+                |_, state: &SmallState| {
+                    let later = |agent: &ModelAgent| {
+                        agent.core.applied().epoch() > 1 && is_live_at_head(state, agent)
+                    };
+                    state.agents.iter().any(|agent| later(agent))
+                },
+            ));
+        }
+        if self.tries_recovery {
+            properties.push(Property::always(RECOVERS, |world: &SmallWorld, state: &SmallState| {
+                under(world.defect, || recovery::recovers(world, state))
+            }));
+        }
+        if self.ticks > 0 {
+            properties.push(Property::sometimes(
+                "an agent without proof keeps an entry",
+                |_, state: &SmallState| {
+                    let expired = |agent: &ModelAgent| agent.mode(state.now) == Mode::Expired;
+                    state.agents.iter().any(|agent| expired(agent) && !agent.core.cache.place().is_none())
+                },
+            ));
+        }
+        if self.agents > 1 {
+            properties.push(Property::sometimes(
+                "a change is confirmed by all",
+                |world: &SmallWorld, state: &SmallState| {
+                    let rostered = state.agents.iter().filter(|agent| agent.rostered.is_some()).count();
+                    rostered == world.agents && !state.confirmed_by_all(world).is_empty()
+                },
+            ));
+        }
+        if self.restarts > 0 {
+            properties.push(Property::sometimes("a restarted agent is live", |_, state: &SmallState| {
+                state.agents.iter().any(|agent| agent.process > 0 && is_live_at_head(state, agent))
+            }));
+        }
+        properties
     }
 }
 
-fn properties(world: &SmallWorld) -> Vec<Property<SmallWorld>> {
-    let mut properties = vec![
-        Property::always(Rule::G1.id(), |world: &SmallWorld, state: &SmallState| {
-            state.broken != Some(Rule::G1)
-                && answers(world, state, |_, key, view| is_recent(world, state, key, view, state.now))
-        }),
-        Property::always(Rule::G2.id(), |world: &SmallWorld, state: &SmallState| {
-            state.broken != Some(Rule::G2)
-                && answers(world, state, |agent, key, view| {
-                    let owed = state.store.covered(agent.applied()).and(world.script.of(key));
-                    owed.without(view).is_empty() && !has_lost_change(state, agent.applied(), view)
-                })
-        }),
-        Property::always(Rule::G3.id(), |_, state: &SmallState| positions_are_given_once(state)),
-        Property::always(Rule::G4.id(), |world: &SmallWorld, state: &SmallState| {
-            state.broken != Some(Rule::G4) && {
-                let confirmed = state.confirmed_by_all(world);
-                answers(world, state, |_, key, view| {
-                    confirmed.and(world.script.of(key)).without(view).is_empty()
-                })
-            }
-        }),
-        Property::always(Rule::R1.id(), |_, state: &SmallState| positions_are_dense(&state.store)),
-        Property::always(Rule::R2.id(), |_, state: &SmallState| state.epochs <= state.failovers),
-    ];
-    if world.failovers > 0 && world.flaw.is_none() {
-        properties.push(Property::sometimes("an agent is live in a later epoch", |_, state: &SmallState| {
-            let later = |agent: &ModelAgent| agent.applied().epoch() > 1 && is_live_at_head(state, agent);
-            state.agents.iter().any(|agent| later(agent))
-        }));
-    }
-    if world.heals {
-        properties.push(Property::always(HEALS, |world: &SmallWorld, state: &SmallState| {
-            world.under(|| heal::heals(world, state))
-        }));
-    }
-    if world.ticks > 0 {
-        properties.push(Property::sometimes(
-            "an agent without proof keeps an entry",
-            |_, state: &SmallState| {
-                let expired = |agent: &ModelAgent| agent.mode(state.now) == Mode::Expired;
-                state.agents.iter().any(|agent| expired(agent) && !agent.cache.is_empty())
-            },
-        ));
-    }
-    if world.agents > 1 {
-        properties.push(Property::sometimes(
-            "a change is confirmed by all",
-            |world: &SmallWorld, state: &SmallState| {
-                let rostered = state.agents.iter().filter(|agent| agent.rostered.is_some()).count();
-                rostered == world.agents && !state.confirmed_by_all(world).is_empty()
-            },
-        ));
-    }
-    if world.restarts > 0 {
-        properties.push(Property::sometimes("a restarted agent is live", |_, state: &SmallState| {
-            state.agents.iter().any(|agent| agent.process > 0 && is_live_at_head(state, agent))
-        }));
-    }
-    properties
+/// Whether what any agent would answer now satisfies `law`.
+fn answers(world: &SmallWorld, state: &SmallState, mut law: impl FnMut(&ModelAgent, View) -> bool) -> bool {
+    let now = state.now.lease_time();
+    let mut obeys = |agent: &ModelAgent| agent.core.hit(now).is_none_or(|hit| law(agent, hit.entry().view));
+    under(world.defect, || state.agents.iter().all(|agent| obeys(agent)))
 }
 
-/// The property that is no rule: once faults stop, every agent becomes live again.
-pub(crate) const HEALS: &str = "heals";
-
-/// Whether what any agent would answer now, to a verification of any key, satisfies `law`.
-fn answers(
+/// Judges an answer that a load gave, by what its verification could expect when it began.
+pub(crate) fn judge_load(
     world: &SmallWorld,
     state: &SmallState,
-    mut law: impl FnMut(&ModelAgent, ModelKey, View) -> bool,
-) -> bool {
-    world.under(|| {
-        state.agents.iter().all(|agent| {
-            ModelKey::ALL
-                .into_iter()
-                .all(|key| agent.hit(key, state.now).is_none_or(|hit| law(agent, key, hit.entry().view)))
-        })
-    })
+    view: View,
+    waiter: &ModelVerification,
+) -> Option<Rule> {
+    let lacks = |owed: View| !owed.and(state.store.view()).without(view).is_empty();
+    if !is_recent(world, state, view, waiter.at) {
+        Some(Rule::G1)
+    } else if lacks(waiter.owed) || has_lost_change(state, waiter.reading.applied(), view) {
+        Some(Rule::G2)
+    } else {
+        lacks(waiter.confirmed).then_some(Rule::G4)
+    }
+}
+
+/// Whether an answer with `view`, to a verification that began at `began`, is as new as the trust demands
+/// (G1). What a fail-over lost counts as a change at that moment.
+fn is_recent(world: &SmallWorld, state: &SmallState, view: View, began: Tick) -> bool {
+    let is_due = |at: Tick| at.0 + world.trust <= began.0;
+    let due = state.store.rows.iter().filter(|row| is_due(row.at)).map(|row| row.change).collect::<View>();
+    let gone = state.lost.iter().filter(|lost| is_due(lost.at)).map(|lost| lost.change).collect::<View>();
+    due.and(world.script.verified()).without(view).is_empty() && gone.and(view).is_empty()
+}
+
+/// Whether `view` has a change that a fail-over lost before the epoch of `applied`.
+fn has_lost_change(state: &SmallState, applied: LogPosition, view: View) -> bool {
+    let is_void = |lost: &LostChange| lost.void_from.is_some_and(|at| at <= applied);
+    state.lost.iter().any(|lost| is_void(lost) && view.includes(lost.change))
 }
 
 /// No position was ever given to two changes (G3).
@@ -136,5 +167,5 @@ fn positions_are_dense(store: &ModelStore) -> bool {
 }
 
 fn is_live_at_head(state: &SmallState, agent: &ModelAgent) -> bool {
-    agent.mode(state.now) == Mode::Live && agent.applied() == state.store.head
+    agent.mode(state.now) == Mode::Live && agent.core.applied() == state.store.head
 }

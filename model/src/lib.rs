@@ -4,7 +4,7 @@
 //! that can happen to them. The agents are the core's own `Follower`, `Floors` and `Validity`; the probe rounds
 //! are its `Rounds`. The store and the bus are modelled. The checker visits every state that such a world can
 //! get into, and checks in each whether the guarantees hold ([`laws`]), and whether the agents would recover
-//! if faults stopped ([`heal`]).
+//! if faults stopped ([`recovery`]).
 //!
 //! Time is a clock of few ticks that all share. `trust`, the bound less its margin, is one or two of them, and
 //! the laws demand the trust instead of the bound: the margin is there for clocks that drift, and here none
@@ -18,10 +18,11 @@
 pub mod agent;
 pub mod check;
 pub mod controls;
-mod heal;
+pub mod core_agent;
+pub mod defect;
 pub mod history;
-mod judge;
 mod laws;
+mod recovery;
 pub mod script;
 pub mod state;
 mod steps;

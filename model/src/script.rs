@@ -1,4 +1,4 @@
-//! What happens to the records of a small world: two keys of one API, and the changes that end them.
+//! The changes of a small world: two keys of one API, and what happens to them.
 
 use std::fmt;
 use std::sync::LazyLock;
@@ -9,23 +9,15 @@ use evictd_core::position::LogPosition;
 use evictd_core::record::{KeyRecord, Record, RecordState};
 use evictd_core::time::StoreTime;
 
-/// One of the two keys.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum ModelKey {
-    /// The one that most worlds are about.
+    /// The one that agents verify.
     A,
-    /// Its neighbour in the same API.
+    /// Its neighbor in the same API.
     B,
 }
 
 impl ModelKey {
-    pub const ALL: [Self; 2] = [Self::A, Self::B];
-
-    /// Its place in arrays.
-    pub fn index(self) -> usize {
-        self as usize
-    }
-
     /// What it is cached under.
     pub fn key_hash(self) -> KeyHash {
         KeyHash([self as u8 + 1; 32])
@@ -39,11 +31,9 @@ pub enum ScriptChange {
     Create(ModelKey),
     /// A soft deletion: the record stays, and grants nothing.
     Delete(ModelKey),
-    /// A permanent deletion: no record is left.
-    Erase(ModelKey),
     /// The API is deleted, both keys with it.
     DeleteApi,
-    /// Another API is deleted, none of whose keys is looked at.
+    /// Another API is deleted, none of whose keys is verified.
     DeleteOtherApi,
 }
 
@@ -53,27 +43,21 @@ static WORKSPACE: LazyLock<WorkspaceId> = LazyLock::new(|| WorkspaceId::new("ws"
 static KEY: LazyLock<KeyId> = LazyLock::new(|| KeyId::new("key"));
 
 impl ScriptChange {
-    /// Whether a verification of `key` reads what it changes.
-    pub fn touches(self, key: ModelKey) -> bool {
-        match self {
-            Self::Create(of) | Self::Delete(of) | Self::Erase(of) => of == key,
-            Self::DeleteApi => true,
-            Self::DeleteOtherApi => false,
-        }
-    }
-
     /// The row of the log that it writes, once it has a position.
     pub fn row(self, position: LogPosition) -> Invalidation {
         let (scope, cause) = match self {
             Self::Create(key) => (key_scope(key), Cause::Created),
             Self::Delete(key) => (key_scope(key), Cause::Deleted),
-            Self::Erase(key) => (key_scope(key), Cause::Erased),
             Self::DeleteApi => (Scope::Api(API.clone()), Cause::Deleted),
             Self::DeleteOtherApi => (Scope::Api(OTHER_API.clone()), Cause::Deleted),
         };
         Invalidation { position, scope, cause, committed_at: StoreTime(0) }
     }
 }
+
+const CREATE: ScriptChange = ScriptChange::Create(ModelKey::A);
+
+const DELETE: ScriptChange = ScriptChange::Delete(ModelKey::A);
 
 fn key_scope(key: ModelKey) -> Scope {
     Scope::Key { hash: key.key_hash(), key_id: None, api_id: Some(API.clone()) }
@@ -129,27 +113,20 @@ impl Script {
         self.0[usize::from(id.0)]
     }
 
-    pub fn len(self) -> usize {
-        self.0.len()
+    /// The changes that a verification reads.
+    pub fn verified(self) -> View {
+        self.ids()
+            .filter(|id| matches!(self.change(*id), CREATE | DELETE | ScriptChange::DeleteApi))
+            .collect()
     }
 
-    pub fn is_empty(self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// The changes that touch `key`.
-    pub fn of(self, key: ModelKey) -> View {
-        self.ids().filter(|id| self.change(*id).touches(key)).collect()
-    }
-
-    /// The record of `key` in a snapshot with these changes.
-    pub fn record(self, key: ModelKey, view: View) -> Record {
+    /// The record in a snapshot with these changes.
+    pub fn record(self, view: View) -> Record {
         let has = |wanted: ScriptChange| self.ids().any(|id| self.change(id) == wanted && view.includes(id));
-        let is_created = self.0.contains(&ScriptChange::Create(key));
-        if has(ScriptChange::Erase(key)) || is_created && !has(ScriptChange::Create(key)) {
+        if self.0.contains(&CREATE) && !has(CREATE) {
             return Record::Absent;
         }
-        let deleted = has(ScriptChange::Delete(key)) || has(ScriptChange::DeleteApi);
+        let deleted = has(DELETE) || has(ScriptChange::DeleteApi);
         Record::Key(KeyRecord {
             key_id: KEY.clone(),
             api_id: API.clone(),

@@ -9,16 +9,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use evictd_core::authority::Rounds;
-use evictd_core::follower::ReplayOutcome;
+use evictd_core::follower::{Effect, ReplayOutcome};
 use evictd_core::position::LogPosition;
 
-use crate::agent::{LoadResult, ModelAgent, ModelVerification, PendingLoad};
-use crate::judge::judge_load;
-use crate::script::{ChangeId, ModelKey};
-use crate::state::{ModelPublisher, ReadSource, SmallAction, SmallState};
+use crate::agent::{ModelAgent, ModelVerification, PendingLoad};
+use crate::defect::Flaw;
+use crate::laws::judge_load;
+use crate::script::ChangeId;
+use crate::state::{
+    AgentAction, ModelPublisher, PublisherAction, ReadSource, SmallAction, SmallState, StoreAction,
+};
 use crate::store::{Mark, ModelReplay, ModelRow};
-use crate::world::{SmallWorld, Tick, WorldFlaw};
+use crate::world::{SmallWorld, Tick};
 
 impl SmallWorld {
     /// Adds every action that `state` permits.
@@ -26,337 +28,247 @@ impl SmallWorld {
         if state.broken.is_some() {
             return;
         }
-        self.store_actions(state, actions);
+        let of_store = self.store_actions(state).into_iter().filter(|(is_possible, _)| *is_possible);
+        actions.extend(of_store.map(|(_, action)| SmallAction::Store(action)));
         for (index, agent) in state.agents.iter().enumerate() {
-            self.bus_actions(state, index, agent, actions);
-            self.load_actions(state, index, agent, actions);
+            let mut of_agent = Vec::new();
+            self.bus_actions(state, agent, &mut of_agent);
+            self.load_actions(state, agent, &mut of_agent);
+            actions.extend(of_agent.into_iter().map(|action| SmallAction::Agent(index, action)));
         }
         for (index, publisher) in state.publishers.iter().enumerate() {
-            let asked = state.agents.iter().flat_map(|agent| &agent.asked).map(|(nonce, _)| *nonce);
-            actions.extend(asked.map(|nonce| SmallAction::Arrive(index, nonce)));
-            if publisher.running.is_some() {
-                actions.push(SmallAction::EndRound(index));
-            } else if publisher.rounds.start_at().is_some() {
-                actions.push(SmallAction::BeginRound(index));
-            }
-            actions.push(SmallAction::Crash(index));
+            let probes = state.agents.iter().flat_map(|agent| &agent.probes);
+            let received = probes.map(|(nonce, _)| PublisherAction::ReceiveProbe(*nonce));
+            let round = if publisher.running.is_some() {
+                Some(PublisherAction::EndRound)
+            } else {
+                publisher.rounds.start_at().map(|_| PublisherAction::BeginRound)
+            };
+            let of_publisher = received.chain(round).chain([PublisherAction::Crash]);
+            actions.extend(of_publisher.map(|action| SmallAction::Publisher(index, action)));
         }
     }
 
-    fn store_actions(&self, state: &SmallState, actions: &mut Vec<SmallAction>) {
-        if state.now.0 < self.ticks {
-            actions.push(SmallAction::Pass);
-        }
-        if usize::from(state.committed) < self.script.len() {
-            actions.push(SmallAction::Commit);
-        }
-        if !state.store.is_numbered() {
-            actions.push(SmallAction::Number);
-        }
-        if self.has_standby() && !self.demoted && !state.is_stray && state.standby != state.store {
-            actions.push(SmallAction::CatchUp);
-        }
-        if self.stray && !state.is_stray {
-            actions.push(SmallAction::Stray);
-        }
-        if state.failovers < self.failovers {
-            actions.push(SmallAction::FailOver);
-        }
-        if self.purges && !state.store.is_purged() {
-            actions.push(SmallAction::Purge);
-        }
+    fn store_actions(&self, state: &SmallState) -> [(bool, StoreAction); 7] {
+        let has_standby = self.replica || self.failovers > 0;
+        let catches_up = has_standby && !self.demoted && !state.is_stray;
+        [
+            (state.now.0 < self.ticks, StoreAction::TickPasses),
+            (usize::from(state.committed) < self.script.0.len(), StoreAction::NextChangeCommits),
+            (!state.store.is_numbered(), StoreAction::SequencerNumbers),
+            (catches_up && state.standby != state.store, StoreAction::StandbyCatchesUp),
+            (self.stray && !state.is_stray, StoreAction::StandbyStrays),
+            (state.failovers < self.failovers, StoreAction::FailOver),
+            (self.purges && !state.store.is_purged(), StoreAction::LogIsPurged),
+        ]
     }
 
-    fn bus_actions(
-        &self,
-        state: &SmallState,
-        index: usize,
-        agent: &ModelAgent,
-        actions: &mut Vec<SmallAction>,
-    ) {
-        if agent.state.follower.lock().wake_at() <= state.now.lease_time() {
-            actions.push(SmallAction::Poll(index));
-        }
-        if state.reconnects < self.reconnects {
-            actions.push(SmallAction::Reconnect(index));
+    fn bus_actions(&self, state: &SmallState, agent: &ModelAgent, actions: &mut Vec<AgentAction>) {
+        if agent.core.follower().wake_at() <= state.now.lease_time() {
+            actions.push(AgentAction::Poll);
         }
         if state.restarts < self.restarts {
-            actions.push(SmallAction::Restart(index));
+            actions.push(AgentAction::Restart);
         }
         for (mark, changes) in &state.live {
-            actions.extend(changes.iter().map(|change| SmallAction::ReceiveLive(index, *mark, *change)));
+            actions.extend(changes.iter().map(|change| AgentAction::ReceiveRow(*mark, *change)));
         }
-        actions.extend(state.heads.iter().map(|head| SmallAction::ReceiveTick(index, *head)));
-        actions.extend(state.ended.iter().map(|ended| SmallAction::ReceiveEnd(index, *ended)));
-        let asked = agent.asked.iter().map(|(nonce, _)| *nonce);
-        actions.extend(
-            asked
-                .filter(unanswered(agent.proofs.iter().map(|(nonce, _)| *nonce)))
-                .map(|nonce| SmallAction::Round(index, nonce)),
-        );
-        actions
-            .extend(agent.proofs.iter().map(|(nonce, head)| SmallAction::ReceiveProof(index, *nonce, *head)));
-        let wanted = agent.wanted.iter().map(|wanted| wanted.nonce);
-        let replayed = agent.replays.iter().map(|(nonce, ..)| *nonce);
-        actions.extend(wanted.filter(unanswered(replayed)).map(|nonce| SmallAction::Replay(index, nonce)));
+        actions.extend(state.heads.iter().map(|head| AgentAction::ReceiveTick(*head)));
+        actions.extend(state.ended.iter().map(|ended| AgentAction::ReceiveEnd(*ended)));
+        // Of several answers to one query only the first to arrive counts, and which one that is was decided when it
+        // was sent: so a second one would only repeat what another schedule shows.
+        let is_answered = |nonce: u64| agent.proofs.iter().any(|(answered, _)| *answered == nonce);
+        let probes = agent.probes.iter().map(|(nonce, _)| *nonce).filter(|nonce| !is_answered(*nonce));
+        actions.extend(probes.map(AgentAction::ProbeIsAnswered));
+        actions.extend(agent.proofs.iter().map(|(nonce, head)| AgentAction::ReceiveProof(*nonce, *head)));
+        let is_answered = |nonce: u64| agent.replays.iter().any(|(answered, ..)| *answered == nonce);
+        let queries = agent.replay_queries.iter().map(|query| query.nonce);
+        actions.extend(queries.filter(|nonce| !is_answered(*nonce)).map(AgentAction::ReplayIsAnswered));
         let replays = agent.replays.iter().enumerate();
-        actions.extend(replays.map(|(place, (nonce, ..))| SmallAction::ReceiveReplay(index, *nonce, place)));
+        actions.extend(replays.map(|(place, (nonce, ..))| AgentAction::ReceiveReplay(*nonce, place)));
     }
 
-    fn load_actions(
-        &self,
-        state: &SmallState,
-        index: usize,
-        agent: &ModelAgent,
-        actions: &mut Vec<SmallAction>,
-    ) {
-        for key in self.verified_keys() {
-            actions.push(SmallAction::Verify(index, *key));
-            match &agent.loads[key.index()] {
-                Some(PendingLoad { read: None, .. }) => {
-                    actions.push(SmallAction::Read(index, *key, ReadSource::Primary));
-                    if self.replica {
-                        actions.push(SmallAction::Read(index, *key, ReadSource::Replica));
-                    }
-                    if state.old_primary.is_some() {
-                        actions.push(SmallAction::Read(index, *key, ReadSource::OldPrimary));
-                    }
-                }
-                Some(PendingLoad { read: Some(_), .. }) => {
-                    actions.push(SmallAction::CompleteLoad(index, *key));
-                }
-                None => {}
-            }
+    fn load_actions(&self, state: &SmallState, agent: &ModelAgent, actions: &mut Vec<AgentAction>) {
+        actions.push(AgentAction::Verify);
+        let Some(load) = &agent.load else { return };
+        if load.read.is_some() {
+            return actions.push(AgentAction::ReceiveLoad);
         }
+        let sources = [
+            (true, ReadSource::Primary),
+            (self.replica, ReadSource::Replica),
+            (state.old_primary.is_some(), ReadSource::OldPrimary),
+        ];
+        let sources = sources.into_iter().filter(|(is_possible, _)| *is_possible);
+        actions.extend(sources.map(|(_, source)| AgentAction::LoadIsRead(source)));
     }
 
     /// The state after `action`; `None` if that changes nothing.
     pub fn step(&self, last: &SmallState, action: SmallAction) -> Option<SmallState> {
-        match action {
-            SmallAction::Pass
-            | SmallAction::Commit
-            | SmallAction::Number
-            | SmallAction::CatchUp
-            | SmallAction::Stray
-            | SmallAction::FailOver
-            | SmallAction::Purge => Some(self.step_store(last, action)),
-            SmallAction::Verify(index, key) => self.step_verification(last, index, key),
-            SmallAction::CompleteLoad(index, key) => self.complete_load(last, index, key),
-            SmallAction::Arrive(index, _)
-            | SmallAction::BeginRound(index)
-            | SmallAction::EndRound(index)
-            | SmallAction::Crash(index) => self.step_publisher(last, index, action),
-            SmallAction::Poll(index)
-            | SmallAction::Reconnect(index)
-            | SmallAction::Restart(index)
-            | SmallAction::ReceiveLive(index, ..)
-            | SmallAction::ReceiveTick(index, _)
-            | SmallAction::ReceiveEnd(index, _)
-            | SmallAction::Round(index, _)
-            | SmallAction::ReceiveProof(index, ..)
-            | SmallAction::Replay(index, _)
-            | SmallAction::ReceiveReplay(index, ..)
-            | SmallAction::Read(index, ..) => self.step_agent(last, index, action),
-        }
-    }
-
-    fn step_store(&self, last: &SmallState, action: SmallAction) -> SmallState {
         let mut state = last.clone();
         match action {
-            SmallAction::Pass => state.now.0 += 1,
-            SmallAction::Commit => {
+            SmallAction::Store(action) => self.step_store(&mut state, action),
+            SmallAction::Agent(index, action) => {
+                let mut agent = ModelAgent::clone(&last.agents[index]);
+                let mut effects = Vec::new();
+                self.step_agent(&mut state, &mut agent, &mut effects, action)?;
+                agent.settle(self, last.now, &effects);
+                // A round may change the store only.
+                if agent == *last.agents[index] && !matches!(action, AgentAction::ProbeIsAnswered(_)) {
+                    return None;
+                }
+                state.agents[index] = Arc::new(agent);
+            }
+            SmallAction::Publisher(index, action) => self.step_publisher(&mut state, index, action)?,
+        }
+        (state != *last).then_some(state)
+    }
+
+    fn step_store(&self, state: &mut SmallState, action: StoreAction) {
+        match action {
+            StoreAction::TickPasses => state.now.0 += 1,
+            StoreAction::NextChangeCommits => {
                 let change = ChangeId(state.committed);
                 state.store.rows.push(ModelRow { change, at: state.now, position: None });
                 state.committed += 1;
             }
-            SmallAction::Number => state.number(0),
-            SmallAction::CatchUp => state.standby = state.store.clone(),
-            SmallAction::Stray => {
+            StoreAction::SequencerNumbers => state.number(0),
+            StoreAction::StandbyCatchesUp => state.standby = state.store.clone(),
+            StoreAction::StandbyStrays => {
                 state.is_stray = true;
                 state.standby.number(0, 2);
             }
-            SmallAction::FailOver => state.fail_over(self),
-            _ => state.store.purge(),
+            StoreAction::FailOver => state.fail_over(self),
+            StoreAction::LogIsPurged => state.store.purge(),
         }
-        state
     }
 
-    fn step_agent(&self, last: &SmallState, index: usize, action: SmallAction) -> Option<SmallState> {
-        let mut state = last.clone();
+    fn step_agent(
+        &self,
+        state: &mut SmallState,
+        agent: &mut ModelAgent,
+        effects: &mut Vec<Effect>,
+        action: AgentAction,
+    ) -> Option<()> {
         let now = state.now.lease_time();
-        let agent = last.agents[index].clone();
-        let next = match action {
-            SmallAction::Poll(_) => {
-                agent.after(self, last.now, |agent, effects| agent.state.follower.lock().poll(now, effects))
-            }
-            SmallAction::Reconnect(_) => {
-                state.reconnects += 1;
-                agent.after(self, last.now, |agent, _| agent.state.follower.lock().connected(now))
-            }
-            SmallAction::Restart(_) => {
+        match action {
+            AgentAction::Poll => agent.core.follower().poll(now, effects),
+            AgentAction::Restart => {
                 state.restarts += 1;
                 if agent.rostered.is_some() {
                     state.rostered_until = Tick(state.now.0 + 2 * self.trust);
                 }
+                let next = ModelAgent::new(self, agent.process + 1);
                 // Answers to the process that ended are still on the way.
-                ModelAgent::new(self, agent.process + 1).after(self, last.now, |next, _| {
-                    next.proofs.clone_from(&agent.proofs);
-                    next.replays.clone_from(&agent.replays);
-                })
+                let (proofs, replays) = (agent.proofs.clone(), agent.replays.clone());
+                *agent = ModelAgent { proofs, replays, ..next };
             }
-            SmallAction::ReceiveLive(_, mark, change) => {
+            AgentAction::ReceiveRow(mark, change) => {
                 let row = self.script.change(change).row(mark.at);
-                agent.after(self, last.now, |agent, effects| {
-                    agent.state.follower.lock().on_live(&mark.voucher(), vec![row], now, effects);
-                })
+                agent.core.follower().on_live(&mark.voucher(), vec![row], now, effects);
             }
-            SmallAction::ReceiveTick(_, head) => agent.after(self, last.now, |agent, effects| {
-                agent.state.follower.lock().on_tick(&head.voucher(), now, effects);
-            }),
-            SmallAction::ReceiveEnd(_, incarnation) => agent.after(self, last.now, |agent, _| {
+            AgentAction::ReceiveTick(head) => agent.core.follower().on_tick(&head.voucher(), now, effects),
+            AgentAction::ReceiveEnd(incarnation) => {
                 let ended = Mark { at: LogPosition::ZERO, incarnation }.provenance();
-                agent.state.follower.lock().on_end(ended, now);
-            }),
-            SmallAction::Round(_, nonce) => {
-                let (_, seen) = *agent.asked.iter().find(|(asked, _)| *asked == nonce)?;
-                if self.flaw != Some(WorldFlaw::RoundsDoNotNumber) {
+                agent.core.follower().on_end(ended, now);
+            }
+            AgentAction::ProbeIsAnswered(nonce) => {
+                let (_, seen) = *agent.probes.iter().find(|(probe, _)| *probe == nonce)?;
+                if !self.has(Flaw::RoundsDoNotNumber) {
                     state.number(seen.map_or(0, |seen| seen.at.epoch()));
                 }
-                state.raise_fence(self);
-                let (head, at) = (state.store.mark(), state.now);
-                let is_admitted = state.store.admits(seen);
-                let next = agent.after(self, last.now, |agent, _| {
-                    if is_admitted {
-                        agent.proofs.insert((nonce, head));
-                    }
-                    agent.rostered = Some(at).filter(|_| self.agents > 1);
-                });
-                // The round may have changed the store only.
-                state.agents[index] = Arc::new(next);
-                return (state != *last).then_some(state);
+                if self.demoted {
+                    state.fence = state.now;
+                }
+                if state.store.admits(seen) {
+                    agent.proofs.insert((nonce, state.store.mark()));
+                }
+                agent.rostered = Some(state.now).filter(|_| self.agents > 1);
             }
-            SmallAction::ReceiveProof(_, nonce, head) => agent.after(self, last.now, |agent, effects| {
-                agent.state.follower.lock().on_probe_answer(nonce, &head.voucher(), true, now, effects);
-            }),
-            SmallAction::Replay(_, nonce) => {
-                let wanted = *agent.wanted.iter().find(|wanted| wanted.nonce == nonce)?;
-                let (epoch, from, to) = (wanted.epoch, wanted.from, wanted.to);
-                let replay = state.store.replay(epoch, from, to);
-                let head = state.store.mark();
-                agent.after(self, last.now, |agent, _| {
-                    agent.replays.insert((nonce, head, replay));
-                })
+            AgentAction::ReceiveProof(nonce, head) => {
+                agent.core.follower().on_probe_answer(nonce, &head.voucher(), true, now, effects);
             }
-            SmallAction::ReceiveReplay(_, nonce, place) => {
+            AgentAction::ReplayIsAnswered(nonce) => {
+                let query = agent.replay_queries.iter().find(|query| query.nonce == nonce)?;
+                let replay = state.store.replay(query.epoch, query.from, query.to);
+                agent.replays.insert((nonce, state.store.mark(), replay));
+            }
+            AgentAction::ReceiveReplay(nonce, place) => {
                 let (_, head, replay) = agent.replays.iter().nth(place)?.clone();
                 let (provenance, answer) = (head.provenance(), self.replay_answer(replay));
-                agent.after(self, last.now, |agent, effects| {
-                    let mut follower = agent.state.follower.lock();
-                    follower.on_replay_answer(nonce, provenance, answer, now, effects);
-                })
+                agent.core.follower().on_replay_answer(nonce, provenance, answer, now, effects);
             }
-            SmallAction::Read(_, key, origin) => {
-                let read = last.read(self, key, origin);
-                agent.after(self, last.now, |agent, _| {
-                    if let Some(load) = &mut agent.loads[key.index()] {
-                        load.read = read;
-                    }
-                })
+            AgentAction::Verify => self.verify(state, agent),
+            AgentAction::LoadIsRead(source) => agent.load.as_mut()?.read = state.read(self, source),
+            AgentAction::ReceiveLoad => {
+                let read = agent.load.as_mut().and_then(|load| load.read.as_mut());
+                if let Some(read) = read.filter(|_| self.has(Flaw::SnapshotsAreTorn)) {
+                    read.as_of = state.store.mark();
+                }
+                let answered = agent.complete_load(self, state.now, effects);
+                state.broken = answered.and_then(|(view, waiter)| judge_load(self, state, view, &waiter));
             }
-            _ => return None,
-        };
-        state.with(index, next)
+        }
+        Some(())
     }
 
     fn replay_answer(&self, replay: ModelReplay) -> ReplayOutcome {
+        let row = |(position, change)| self.script.change(change).row(position);
         match replay {
-            ModelReplay::Rows(rows) => ReplayOutcome::Rows(
-                rows.into_iter().map(|(position, change)| self.script.change(change).row(position)).collect(),
-            ),
-            ModelReplay::Refused(head) => ReplayOutcome::Refused { head: head.voucher() },
+            Ok(rows) => ReplayOutcome::Rows(rows.into_iter().map(row).collect()),
+            Err(head) => ReplayOutcome::Refused { head: head.voucher() },
         }
     }
 
     /// A hit advances its entry. Otherwise the verification sends a load, or shares the one under way.
-    fn step_verification(&self, last: &SmallState, index: usize, key: ModelKey) -> Option<SmallState> {
-        let agent = &last.agents[index];
-        let began = last.verification(self, agent, key);
-        let next = agent.after(self, last.now, |agent, _| {
-            if let Some(hit) = agent.hit(key, last.now) {
-                hit.answer(&agent.state);
-            } else if let Some(load) = &mut agent.loads[key.index()] {
-                // It begins after the load was sent, if only by a moment.
-                let moment = Duration::from_micros(1);
-                let reading = agent.state.begin(last.now.lease_time().after(moment));
-                if agent.state.may_share(load.sent_at.lease_time(), reading) {
-                    load.waiter = ModelVerification { reading, ..began };
-                }
-            } else if agent.loads_left > 0 {
-                agent.loads_left -= 1;
-                agent.loads[key.index()] = Some(PendingLoad { sent_at: last.now, waiter: began, read: None });
-            }
-        });
-        last.clone().with(index, next)
-    }
-
-    fn complete_load(&self, last: &SmallState, index: usize, key: ModelKey) -> Option<SmallState> {
-        let mut result = None;
-        let next = last.agents[index].after(self, last.now, |agent, effects| {
-            let read = agent.loads[key.index()].as_mut().and_then(|load| load.read.as_mut());
-            if let Some(read) = read.filter(|_| self.flaw == Some(WorldFlaw::SnapshotsAreTorn)) {
-                read.as_of = last.store.mark();
-            }
-            result = agent.complete_load(self, key, last.now, effects);
-        });
-        let mut state = last.clone();
-        state.broken = result.and_then(|result: LoadResult| judge_load(self, last, key, &result));
-        state.with(index, next)
-    }
-
-    fn step_publisher(&self, last: &SmallState, index: usize, action: SmallAction) -> Option<SmallState> {
-        let mut state = last.clone();
+    fn verify(&self, state: &SmallState, agent: &mut ModelAgent) {
+        let began = state.verification(self, agent);
         let now = state.now.lease_time();
+        if let Some(hit) = agent.core.hit(now) {
+            hit.answer(&agent.core.state);
+        } else if let Some(load) = &mut agent.load {
+            // It begins after the load was sent, if only by a moment.
+            let reading = agent.core.state.begin(now.after(Duration::from_micros(1)));
+            if agent.core.state.may_share(load.sent_at.lease_time(), reading) {
+                load.waiter = ModelVerification { reading, ..began };
+            }
+        } else if agent.loads_left > 0 {
+            agent.loads_left -= 1;
+            agent.load = Some(PendingLoad { sent_at: state.now, waiter: began, read: None });
+        }
+    }
+
+    fn step_publisher(&self, state: &mut SmallState, index: usize, action: PublisherAction) -> Option<()> {
+        let now = state.now.lease_time();
+        let publisher = &mut state.publishers[index];
         match action {
-            SmallAction::Arrive(_, nonce) => {
-                let asked = last.agents.iter().flat_map(|agent| &agent.asked);
-                let probe = *asked.into_iter().find(|(asked, _)| *asked == nonce)?;
-                let ModelPublisher { rounds, running } = &mut state.publishers[index];
+            PublisherAction::ReceiveProbe(nonce) => {
+                let mut probes = state.agents.iter().flat_map(|agent| &agent.probes);
+                let probe = *probes.find(|(probe, _)| *probe == nonce)?;
+                let ModelPublisher { rounds, running } = publisher;
                 match running {
-                    Some((answered, _)) if self.flaw == Some(WorldFlaw::RoundsAnswerLatecomers) => {
-                        answered.push(probe);
-                    }
+                    Some((answered, _)) if self.has(Flaw::RoundsAnswerLatecomers) => answered.push(probe),
                     _ if rounds.waiting().contains(&probe) => return None,
                     _ => rounds.add(probe, now).ok()?,
                 }
             }
-            SmallAction::BeginRound(_) => {
-                let probes = state.publishers[index].rounds.start(now)?;
+            PublisherAction::BeginRound => {
+                let probes = publisher.rounds.start(now)?;
                 let epochs = probes.iter().filter_map(|(_, seen)| seen.map(|seen| seen.at.epoch()));
                 state.number(epochs.max().unwrap_or(0));
                 state.publishers[index].running = Some((probes, state.store.mark()));
             }
-            SmallAction::EndRound(_) => {
-                let publisher = &mut state.publishers[index];
+            PublisherAction::EndRound => {
                 let (probes, head) = publisher.running.take()?;
                 publisher.rounds.finish(true);
-                let admitted = probes.iter().filter(|(_, seen)| last.store.admits(*seen));
-                let admitted: Vec<u64> = admitted.map(|(nonce, _)| *nonce).collect();
-                let next = state.agents[0].after(self, last.now, |agent, _| {
-                    agent.proofs.extend(admitted.into_iter().map(|nonce| (nonce, head)));
-                });
-                state.agents[0] = Arc::new(next);
+                let admitted = probes.iter().filter(|(_, seen)| state.store.admits(*seen));
+                let mut agent = ModelAgent::clone(&state.agents[0]);
+                agent.proofs.extend(admitted.map(|(nonce, _)| (*nonce, head)));
+                agent.settle(self, state.now, &[]);
+                state.agents[0] = Arc::new(agent);
             }
-            _ => {
-                state.publishers[index] =
-                    ModelPublisher { rounds: Rounds::new(Duration::ZERO, 8), running: None }
-            }
+            PublisherAction::Crash => *publisher = ModelPublisher::start(),
         }
-        (state != *last).then_some(state)
+        Some(())
     }
-}
-
-/// Of several answers to one question only the first to arrive counts, and which one that is was decided when
-/// it was sent: so a second one would only repeat what another schedule shows.
-fn unanswered(answers: impl Iterator<Item = u64> + Clone) -> impl Fn(&u64) -> bool {
-    move |nonce| !answers.clone().any(|answered| answered == *nonce)
 }

@@ -52,14 +52,8 @@ pub struct ModelRow {
     pub position: Option<LogPosition>,
 }
 
-/// The answer to a replay: rows as (position, change), or from where to start over.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum ModelReplay {
-    /// The rows from the first one asked for on.
-    Rows(Vec<(LogPosition, ChangeId)>),
-    /// The range can't be covered.
-    Refused(Mark),
-}
+/// The answer to a replay: the rows from the first requested one on, or the head, if the range can't be covered.
+pub type ModelReplay = Result<Vec<(LogPosition, ChangeId)>, Mark>;
 
 /// A home store, the primary or a copy of it.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -163,12 +157,12 @@ impl ModelStore {
     /// The rows `from..=to` of `epoch`, from the first on, as many as there are without a hole (R5).
     pub fn replay(&self, epoch: u32, from: u64, to: u64) -> ModelReplay {
         let (Some(first), Some(last)) = (LogPosition::new(epoch, from), LogPosition::new(epoch, to)) else {
-            return ModelReplay::Refused(self.mark());
+            return Err(self.mark());
         };
         let kept = self.rows.iter().skip(self.purged);
         let kept = kept.filter_map(|row| Some((row.position?, row.change)));
         let mut rows: Vec<_> = kept.filter(|(position, _)| (first..=last).contains(position)).collect();
         rows.truncate(log::covered(self.head, first, rows.iter().map(|(position, _)| *position)));
-        if rows.is_empty() { ModelReplay::Refused(self.mark()) } else { ModelReplay::Rows(rows) }
+        if rows.is_empty() { Err(self.mark()) } else { Ok(rows) }
     }
 }

@@ -3,16 +3,16 @@
 use std::time::Duration;
 
 use evictd_core::floors::FloorLimits;
-use evictd_core::follower::FollowerConfig;
 use evictd_core::lease::Bound;
 use evictd_core::protection::Protection;
 use evictd_core::time::LeaseTime;
 
-use crate::script::{ModelKey, Script};
+use crate::defect::{Defect, Flaw};
+use crate::script::Script;
 
 /// A reading of the world's clock, which all processes share: the margin covers drifting clocks, and the model has
 /// none.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Tick(pub u64);
 
 impl Tick {
@@ -33,23 +33,6 @@ impl Tick {
     }
 }
 
-/// A flaw around the core. Each is a negative control.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum WorldFlaw {
-    /// A round's answer goes to probes that arrived after its transaction.
-    RoundsAnswerLatecomers,
-    /// A demoted primary's reads count from their query, however old its fence.
-    FencesAreIgnored,
-    /// `as_of` is read after the record, in a snapshot of its own.
-    SnapshotsAreTorn,
-    /// A replica's reads count from their query.
-    ReplicasVouchForTheirReads,
-    /// Loads count from their arrival.
-    LoadsDateFromTheirArrival,
-    /// A round answers with the head, whatever waits for its position.
-    RoundsDoNotNumber,
-}
-
 /// What can happen, and how often.
 #[derive(Clone, Copy, Debug)]
 #[allow(clippy::struct_excessive_bools, reason = "each says whether one kind of thing happens")]
@@ -64,8 +47,6 @@ pub struct SmallWorld {
     pub trust: u64,
     /// How many loads each agent process may send.
     pub loads: u8,
-    /// Verifications of both keys, or of the first one only.
-    pub keys: usize,
     pub restarts: u8,
     /// How often a standby takes over that may lack the last transactions.
     pub failovers: u8,
@@ -73,19 +54,16 @@ pub struct SmallWorld {
     pub replica: bool,
     /// The standby is promoted by mistake: loads still come from it, and its log is ahead of home's.
     pub stray: bool,
-    /// After a fail-over, the old primary goes on answering reads. The standby is a synchronous one, then.
+    /// After a fail-over, the old primary still answers reads. The standby is a synchronous one, then.
     pub demoted: bool,
     /// The log is purged up to its head.
     pub purges: bool,
-    /// Connections come back, so that probes and replays are asked again at once.
-    pub reconnects: u8,
     /// One publisher keeps its probes in the core's rounds; the rounds of others are one step each.
     pub rounds: bool,
     pub floors: FloorLimits,
     /// Whether recovery is tried from each state.
-    pub heals: bool,
-    pub missing: Option<Protection>,
-    pub flaw: Option<WorldFlaw>,
+    pub tries_recovery: bool,
+    pub defect: Option<Defect>,
 }
 
 impl SmallWorld {
@@ -99,19 +77,16 @@ impl SmallWorld {
             ticks: 1,
             trust: 1,
             loads: 1,
-            keys: 1,
             restarts: 0,
             failovers: 0,
             replica: false,
             stray: false,
             demoted: false,
             purges: false,
-            reconnects: 0,
             rounds: false,
             floors: FloorLimits { keys: 8, scopes: 8 },
-            heals: true,
-            missing: None,
-            flaw: None,
+            tries_recovery: true,
+            defect: None,
         }
     }
 
@@ -122,37 +97,11 @@ impl SmallWorld {
             .unwrap_or_else(|error| unreachable!("half of a bound is allowed: {error}"))
     }
 
-    /// One probe per tick, and repairs at once: everything else is a matter of which action comes first.
-    pub fn follower_config(&self) -> FollowerConfig {
-        FollowerConfig {
-            bound: self.bound(),
-            probe_interval: Tick::LENGTH,
-            request_timeout: Tick::LENGTH,
-            gap_patience: Duration::ZERO,
-            floors: self.floors,
-            home_store: None,
-        }
+    pub fn has(&self, flaw: Flaw) -> bool {
+        self.defect == Some(Defect::With(flaw))
     }
 
-    /// Whether answers that match no open question have no effect.
-    pub fn answers_are_matched(&self) -> bool {
-        self.missing != Some(Protection::AnswersMatchQuestions)
-    }
-
-    /// Runs a part of the core as this world has it.
-    pub fn under<T>(&self, run: impl FnOnce() -> T) -> T {
-        match self.missing {
-            #[cfg(evictd_negative_controls)]
-            Some(missing) => missing.without(run),
-            _ => run(),
-        }
-    }
-
-    pub fn verified_keys(&self) -> &'static [ModelKey] {
-        &ModelKey::ALL[..self.keys]
-    }
-
-    pub fn has_standby(&self) -> bool {
-        self.replica || self.failovers > 0
+    pub fn is_without(&self, protection: Protection) -> bool {
+        self.defect == Some(Defect::Without(protection))
     }
 }

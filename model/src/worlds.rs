@@ -75,7 +75,7 @@ pub const STRAY: SmallWorld = SmallWorld {
     ..SmallWorld::plain("stray standby", "agents read a standby promoted by mistake", Script(&[Delete(A)]))
 };
 
-/// A standby that lacks the last transactions takes over. Without a clock: time is the next worlds' business.
+/// A standby that lacks the last transactions takes over. Without a clock, which the next worlds have.
 pub const FAIL_OVER: SmallWorld = SmallWorld {
     failovers: 1,
     ticks: 0,
@@ -89,20 +89,20 @@ pub const TWO_FAIL_OVERS: SmallWorld = SmallWorld {
     ..SmallWorld::plain("two fail-overs", "an epoch's beginning is lost", Script(&[Delete(A)]))
 };
 
-/// After a fail-over, the old primary goes on answering reads.
+/// After a fail-over, the old primary still answers reads.
 pub const DEMOTED: SmallWorld = SmallWorld {
     failovers: 1,
     demoted: true,
-    // That agents find back is shown without it, too.
-    heals: false,
-    ..SmallWorld::plain("demoted primary", "the old primary goes on answering loads", Script(&[Delete(A)]))
+    // Recovery is tried in the other worlds.
+    tries_recovery: false,
+    ..SmallWorld::plain("demoted primary", "the old primary still answers loads", Script(&[Delete(A)]))
 };
 
-/// A publisher whose rounds take their time, and who crashes at any moment, beside one that is quick.
+/// A publisher whose rounds take time, and that crashes at any moment, beside one whose rounds are one step.
 pub const ROUNDS: SmallWorld = SmallWorld {
     rounds: true,
-    // What agents do with their answers is the other worlds' business.
-    heals: false,
+    // What agents do with the answers is checked in the other worlds.
+    tries_recovery: false,
     ..SmallWorld::plain(
         "rounds",
         "a round under way at one publisher, its crash; another one",
@@ -120,5 +120,5 @@ pub const RECEIPTS: SmallWorld = SmallWorld {
 /// An agent restarts; answers to its past arrive.
 pub const RESTART: SmallWorld = SmallWorld {
     restarts: 1,
-    ..SmallWorld::plain("restart", "an agent restarts, its past goes on", Script(&[Delete(A)]))
+    ..SmallWorld::plain("restart", "an agent restarts, answers to its past arrive", Script(&[Delete(A)]))
 };

@@ -1,21 +1,20 @@
-//! An agent: the real follower, floors and lease, and the real steps of hits, loads and evictions, around a cache
-//! and a bus that are made up.
+//! An agent: the real follower, floors and lease, and the real steps of hits, loads and evictions, around a modeled
+//! cache and bus.
 //!
 //! Where the real code can be preempted, this one sometimes is: the effects of one input, the steps of one
 //! verification and of one load then become events of their own (R9). What lies between two steps is kept
 //! as the core gave it.
 //!
 //! * [`verify`]: a verification's steps.
-//! * [`load`]: what the cache doesn't have.
+//! * [`load`]: loads of what the cache doesn't have.
 
 mod load;
 mod verify;
 
 use std::collections::VecDeque;
-use std::rc::Rc;
+use std::time::Duration;
 
-use evictd_core::follower::{Effect, FlushReason, Follower, LoadSource, ReplayOutcome};
-use evictd_core::history::{Provenance, Voucher};
+use evictd_core::follower::{Effect, FlushReason, Follower, LoadSource};
 use evictd_core::invalidation::{Invalidation, Scope};
 use evictd_core::lease::Mode;
 use evictd_core::offset::CommitWindow;
@@ -29,11 +28,11 @@ use crate::cached::{SimCache, SimEntry};
 use crate::checker::Confirmed;
 use crate::ctx::Ctx;
 use crate::event::{AgentEvent, SimEvent};
-use crate::message::{FoundSnapshot, SimMessage};
+use crate::message::SimMessage;
 use crate::net::Audience;
-use crate::node::{Life, NodeNumber, Nonce};
+use crate::node::{NodeNumber, Nonce};
 use crate::process::Process;
-use crate::rows::KeyNumber;
+use crate::rows::{KeyNumber, RowRange, Snapshot};
 use crate::steps::OpenLoad;
 use crate::time::{MS, Micros, Moment, SECOND};
 use crate::trace::trace;
@@ -41,14 +40,10 @@ use crate::trace::trace;
 /// What the follow task takes in, one at a time.
 #[derive(Debug)]
 enum AgentInput {
-    Live(Voucher, Rc<[Invalidation]>),
-    Tick(Voucher),
-    Ended(Provenance),
-    ProbeAnswer(Nonce, Voucher),
-    ReplayOutcome(Nonce, Provenance, ReplayOutcome),
+    Message(SimMessage),
     Connected,
-    Nothing,
     Beat,
+    Wake,
 }
 
 #[derive(Debug)]
@@ -66,7 +61,7 @@ pub struct SimAgent {
     /// The rest of `performing` waits for its event.
     preempted: bool,
     wake: Moment,
-    /// How far behind the replica is that this agent reads; `None` if it asks the authority.
+    /// How far behind the replica is that this agent reads; `None` if it queries the authority.
     pub replica_lag: Option<Micros>,
     /// Flushes of this process because of a new epoch.
     epoch_flushes: u64,
@@ -74,11 +69,13 @@ pub struct SimAgent {
 }
 
 impl SimAgent {
+    /// An agent that holds nothing yet.
     pub fn new(process: Process, ctx: &mut Ctx, replica_lag: Option<Micros>) -> Self {
-        let keys = ctx.settings.size.keys;
+        let keys = ctx.settings.keys;
+        let follower = Follower::new(ctx.settings.follower(), ctx.dice.any());
         Self {
             process,
-            state: Self::fresh_state(ctx),
+            state: AgentState::new(follower, ctx.settings.bound()),
             announced: Confirmed::default(),
             cache: SimCache::new(keys),
             loads: (0..keys).map(|_| None).collect(),
@@ -90,28 +87,16 @@ impl SimAgent {
             wake: Moment::NEVER,
             replica_lag,
             epoch_flushes: 0,
-            epochs_at_start: 0,
+            epochs_at_start: ctx.checker.counts.epochs,
         }
-    }
-
-    fn fresh_state(ctx: &mut Ctx) -> AgentState {
-        let follower = Follower::new(ctx.settings.follower(), ctx.dice.any());
-        AgentState::new(follower, ctx.settings.bound())
     }
 
     pub fn start(&mut self, ctx: &mut Ctx) {
         self.count_ends(ctx, &Scope::All);
         self.process.start(ctx);
-        self.state = Self::fresh_state(ctx);
-        self.cache = SimCache::new(ctx.settings.size.keys);
+        *self =
+            Self { next_nonce: self.next_nonce, ..Self::new(self.process.clone(), ctx, self.replica_lag) };
         ctx.checker.restarted(self.node());
-        self.announced = Confirmed::default();
-        self.loads.iter_mut().for_each(|load| *load = None);
-        self.loading = 0;
-        self.inputs.clear();
-        self.performing.clear();
-        (self.preempted, self.wake) = (false, Moment::NEVER);
-        (self.epoch_flushes, self.epochs_at_start) = (0, ctx.checker.counts.epochs);
         trace!(ctx, "{:?} starts its life {}", self.process.node, self.process.life.0);
         self.take_in(ctx, AgentInput::Connected);
         let beat = ctx.now.after(ctx.dice.below(SECOND));
@@ -121,8 +106,7 @@ impl SimAgent {
     /// Announces that it stops answering.
     pub fn leave(&self, ctx: &mut Ctx) {
         if self.process.is_up() {
-            let leave = SimMessage::Leave { from: self.node(), life: self.life() };
-            ctx.send_query(self.node(), Audience::All, leave);
+            ctx.send_query(self.node(), Audience::All, &SimMessage::Leave(self.node(), self.process.life));
         }
     }
 
@@ -141,16 +125,12 @@ impl SimAgent {
         self.process.node
     }
 
-    fn life(&self) -> Life {
-        self.process.life
-    }
-
     fn clock(&self, ctx: &Ctx) -> LeaseTime {
         self.process.clock.read(ctx.now)
     }
 
     fn later(&self, ctx: &mut Ctx, at: Moment, event: AgentEvent) {
-        ctx.queue.push(at, SimEvent::Agent(self.node(), self.life(), event));
+        ctx.queue.push(at, SimEvent::Agent(self.node(), self.process.life, event));
     }
 
     /// A pause between two steps of something that was preempted.
@@ -167,7 +147,7 @@ impl SimAgent {
 
     pub fn on_event(&mut self, ctx: &mut Ctx, event: AgentEvent) {
         match event {
-            AgentEvent::Wake => self.take_in(ctx, AgentInput::Nothing),
+            AgentEvent::Wake => self.take_in(ctx, AgentInput::Wake),
             AgentEvent::Beat => {
                 self.take_in(ctx, AgentInput::Beat);
                 let next = ctx.now.after(SECOND);
@@ -177,7 +157,7 @@ impl SimAgent {
                 self.preempted = false;
                 self.work(ctx);
             }
-            AgentEvent::Verify(verification) => self.go_on(ctx, verification),
+            AgentEvent::Verify(verification) => self.step_and_pause(ctx, verification),
             AgentEvent::Timeout(key, nonce) => self.timed_out(ctx, key, nonce),
             AgentEvent::Replica(..) => {}
             AgentEvent::StepLoad(key) => self.step_load(ctx, key),
@@ -186,28 +166,19 @@ impl SimAgent {
 
     pub fn on_message(&mut self, ctx: &mut Ctx, message: SimMessage) {
         match message {
-            SimMessage::Live(voucher, rows) => self.take_in(ctx, AgentInput::Live(voucher, rows)),
-            SimMessage::Tick(head, _) => self.take_in(ctx, AgentInput::Tick(head)),
-            SimMessage::Ended(provenance) => self.take_in(ctx, AgentInput::Ended(provenance)),
-            SimMessage::ProbeAnswer { nonce, head } => {
-                self.take_in(ctx, AgentInput::ProbeAnswer(nonce, head));
+            SimMessage::LookupAnswer(nonce, key, read, fence_age) => {
+                let source = LoadSource::Authority(read.provenance);
+                self.arrived(ctx, key, nonce, source, *read, fence_age);
             }
-            SimMessage::ReplayOutcome { nonce, provenance, answer } => {
-                self.take_in(ctx, AgentInput::ReplayOutcome(nonce, provenance, *answer));
-            }
-            SimMessage::LookupAnswer { nonce, key, found } => {
-                let source = LoadSource::Authority(found.read.provenance);
-                self.arrived(ctx, key, nonce, source, *found);
-            }
-            SimMessage::NoResponders { nonce, key } => self.unreachable(ctx, key, nonce),
-            _ => {}
+            SimMessage::NoResponders(nonce, key) => self.unreachable(ctx, key, nonce),
+            message => self.take_in(ctx, AgentInput::Message(message)),
         }
     }
 
     /// A replica's answer to a load.
-    pub fn on_replica(&mut self, ctx: &mut Ctx, key: KeyNumber, nonce: Nonce, found: FoundSnapshot) {
-        let source = LoadSource::Database(found.read.token);
-        self.arrived(ctx, key, nonce, source, found);
+    pub fn on_replica(&mut self, ctx: &mut Ctx, key: KeyNumber, nonce: Nonce, read: Snapshot) {
+        let source = LoadSource::Database(read.token);
+        self.arrived(ctx, key, nonce, source, read, Duration::ZERO);
     }
 
     fn take_in(&mut self, ctx: &mut Ctx, input: AgentInput) {
@@ -250,21 +221,23 @@ impl SimAgent {
         let now = self.clock(ctx);
         let mut follower = self.state.follower.lock();
         match input {
-            AgentInput::Live(voucher, rows) => follower.on_live(&voucher, rows.to_vec(), now, effects),
-            AgentInput::Tick(head) => follower.on_tick(&head, now, effects),
-            AgentInput::Ended(provenance) => follower.on_end(provenance, now),
-            AgentInput::ProbeAnswer(nonce, head) => {
+            AgentInput::Message(SimMessage::Live(voucher, rows)) => {
+                follower.on_live(&voucher, rows.to_vec(), now, effects);
+            }
+            AgentInput::Message(SimMessage::Tick(head, _)) => follower.on_tick(&head, now, effects),
+            AgentInput::Message(SimMessage::Ended(provenance)) => follower.on_end(provenance, now),
+            AgentInput::Message(SimMessage::ProbeAnswer(nonce, head)) => {
                 follower.on_probe_answer(nonce, &head, true, now, effects);
             }
-            AgentInput::ReplayOutcome(nonce, provenance, answer) => {
-                follower.on_replay_answer(nonce, provenance, answer, now, effects);
+            AgentInput::Message(SimMessage::ReplayOutcome(nonce, provenance, answer)) => {
+                follower.on_replay_answer(nonce, provenance, *answer, now, effects);
             }
+            AgentInput::Message(_) | AgentInput::Wake => {}
             AgentInput::Connected => follower.connected(now),
             AgentInput::Beat => {
                 drop(follower);
                 self.announce(ctx);
             }
-            AgentInput::Nothing => {}
         }
     }
 
@@ -292,20 +265,20 @@ impl SimAgent {
             Effect::Announce => self.announce(ctx),
             Effect::SendProbe { nonce, seen, all } => {
                 let audience = if all { Audience::All } else { Audience::One };
-                let probe = SimMessage::Probe { from: self.node(), life: self.life(), nonce, seen, all };
-                ctx.send_query(self.node(), audience, probe);
+                let probe = SimMessage::Probe(self.process.reply_to(nonce), seen, audience);
+                ctx.send_query(self.node(), audience, &probe);
             }
             Effect::SendReplay { nonce, epoch, from, to, all, .. } => {
                 ctx.checker.counts.repairs += 1;
                 let audience = if all { Audience::All } else { Audience::One };
-                let (node, life) = (self.node(), self.life());
-                let replay = SimMessage::Replay { from: node, life, nonce, epoch, first: from, last: to };
-                ctx.send_query(node, audience, replay);
+                let range = RowRange { epoch, first: from, last: to };
+                let replay = SimMessage::Replay(self.process.reply_to(nonce), range);
+                ctx.send_query(self.node(), audience, &replay);
             }
         }
     }
 
-    /// Checks the exposure that the agent reports: it covers what was answered, and no breach is reported that wasn't (G5).
+    /// Checks the exposure that the agent reports: it covers what was answered, and no breach is reported without one (G5).
     fn report_exposure(&self, ctx: &mut Ctx, invalidation: &Invalidation, evicted: Option<&SimEntry>) {
         let Invalidation { position, ref scope, .. } = *invalidation;
         let Some(exposed) = ctx.checker.exposed(self.node(), position) else { return };
@@ -318,33 +291,30 @@ impl SimAgent {
         let given = read(exposed.last_given).since(committed);
         let node = self.node();
         if reported.at_most < began {
-            ctx.checker.violated(Rule::G5, ctx.now, || {
-                format!(
-                    "{node:?} reports {reported:?} of {position}, and a verification began {began:?} after it"
-                )
-            });
+            let what = format!(
+                "{node:?} reports {reported:?} of {position}, but a verification began {began:?} after it"
+            );
+            ctx.violated(Rule::G5, what);
         }
         // An entry that was read between the commit and its numbering has the change without a sign of it. A row that
         // is wider than the change covers other keys, too.
         let bound = self.state.bound.bound();
         if reported.at_least > bound && given <= bound && scope.evicted_key().is_some() {
-            ctx.checker.violated(Rule::G5, ctx.now, || {
-                format!("{node:?} reports a breach, {reported:?} of {position}, and the last answer came {given:?} after it")
-            });
+            let what = format!(
+                "{node:?} reports a breach, {reported:?} of {position}, but last answered {given:?} after it"
+            );
+            ctx.violated(Rule::G5, what);
         }
     }
 
     fn flushed(&mut self, ctx: &mut Ctx, reason: FlushReason) {
-        ctx.checker.counts.flushes += 1;
         if reason == FlushReason::NewEpoch {
             self.epoch_flushes += 1;
             let epochs = ctx.checker.counts.epochs;
             // An epoch that began before the start may be received after it.
             if self.epoch_flushes > epochs - self.epochs_at_start + 1 {
                 let (node, flushes) = (self.node(), self.epoch_flushes);
-                ctx.checker.violated(Rule::G5, ctx.now, || {
-                    format!("{node:?} flushed {flushes} times for {epochs} epochs: they fight")
-                });
+                ctx.violated(Rule::G5, format!("{node:?} flushed {flushes} times for {epochs} epochs"));
             }
         }
     }
@@ -357,8 +327,8 @@ impl SimAgent {
             return;
         }
         self.announced = ctx.checker.confirmed(provenance.incarnation, applied);
-        let message = SimMessage::Applied { from: self.node(), life: self.life(), provenance, applied };
-        ctx.send_query(self.node(), Audience::All, message);
+        let message = SimMessage::Applied(self.node(), self.process.life, provenance, applied);
+        ctx.send_query(self.node(), Audience::All, &message);
     }
 
     /// Entries of an API or a workspace stay cached below its floor. Their end is counted only.
@@ -383,7 +353,7 @@ impl SimAgent {
         if !entry.validity.is_shown() || entry.counted.replace(true) {
             return;
         }
-        let lacking = ctx.checker.first_lacking(entry.key, entry.api, entry.workspace, entry.lsn);
+        let lacking = ctx.checker.lacking_since(&entry.place);
         let Some(since) = lacking else { return };
         let trusted = entry.validity.read_at.max(self.state.proven_at()).after(self.state.bound.trust());
         let until = self.process.clock.moment(trusted).min(ctx.now);

@@ -10,11 +10,12 @@ use evictd_core::record::RecordState;
 use evictd_core::roster::Instance;
 
 use crate::ctx::Ctx;
-use crate::event::{PublisherEvent, SimEvent, StoreEvent};
+use crate::event::{PublisherEvent, SimEvent};
 use crate::node::{Life, NodeNumber};
 use crate::rng::Dice;
 use crate::rows::{
-    ApiNumber, ChangePlan, ChangeTarget, KeyNumber, KeyRow, NumberedBatch, RoundInput, SimHead, Snapshot,
+    APIS, ApiNumber, ChangePlan, ChangeTarget, KeyNumber, KeyRow, NumberedBatch, ROOT_KEYS, RoundInput,
+    RowRange, SimHead, Snapshot,
 };
 use crate::scenario::{Scenario, SimSettings};
 use crate::store::SimStore;
@@ -41,29 +42,14 @@ impl Default for LoneStore {
 }
 
 impl LoneStore {
-    /// The first keys are root keys, and in no API.
-    fn key(&self, n: u8) -> KeyNumber {
-        KeyNumber(self.ctx.settings.size.root_keys + usize::from(n))
-    }
-
-    fn api(&self, n: u8) -> ApiNumber {
-        ApiNumber(self.key(n).0 % self.ctx.settings.size.apis)
-    }
-
     /// Runs all scheduled events. Returns the outcome of a numbering.
     fn finish(&mut self) -> Option<NumberedBatch> {
         let mut outcome = None;
         while let Some((at, event)) = self.ctx.queue.pop() {
             self.ctx.now = at.max(self.ctx.now);
             match event {
-                SimEvent::Store(_, StoreEvent::Commit(transaction)) => {
-                    self.store.commit(&mut self.ctx, &transaction);
-                }
-                SimEvent::Store(_, StoreEvent::Number(numbering)) => {
-                    self.store.finish_numbering(&mut self.ctx, *numbering);
-                }
-                SimEvent::Store(_, StoreEvent::Register(instances)) => {
-                    self.store.register(&self.ctx, &instances);
+                SimEvent::Store(_, event) => {
+                    self.store.on_event(&mut self.ctx, event);
                 }
                 SimEvent::Publisher(_, _, PublisherEvent::Numbered { numbered, .. }) => outcome = numbered,
                 _ => {}
@@ -74,15 +60,16 @@ impl LoneStore {
 
     /// Changes the row of key `n`; `None` deletes it.
     pub fn change_key(&mut self, n: u8, state: Option<RecordState>, cause: Cause) {
-        let row = state.map(|state| KeyRow { api: self.api(n), state });
-        let plan = ChangePlan { target: ChangeTarget::Key(self.key(n)), row, cause };
-        self.store.begin(&mut self.ctx, plan, None, 1);
-        self.finish();
+        let row = state.map(|state| KeyRow { api: api(n), state });
+        self.change(ChangePlan { target: ChangeTarget::Key(key(n)), row, cause });
     }
 
     /// Deletes the API of key `n`.
     pub fn delete_api_of(&mut self, n: u8) {
-        let plan = ChangePlan { target: ChangeTarget::Api(self.api(n)), row: None, cause: Cause::Deleted };
+        self.change(ChangePlan { target: ChangeTarget::Api(api(n)), row: None, cause: Cause::Deleted });
+    }
+
+    fn change(&mut self, plan: ChangePlan) {
         self.store.begin(&mut self.ctx, plan, None, 1);
         self.finish();
     }
@@ -112,12 +99,12 @@ impl LoneStore {
     }
 
     pub fn replay(&self, epoch: u32, first: u64, last: u64) -> Option<ReplayOutcome> {
-        self.store.replay(&self.ctx, self.publisher, epoch, first, last)
+        self.store.replay(&self.ctx, self.publisher, RowRange { epoch, first, last })
     }
 
     /// Reads key `n`.
     pub fn read(&self, n: u8) -> Option<Snapshot> {
-        self.store.read(&self.ctx, self.publisher, self.key(n))
+        self.store.read(&self.ctx, self.publisher, key(n))
     }
 
     pub fn head(&self) -> Option<SimHead> {
@@ -140,4 +127,13 @@ impl LoneStore {
     pub fn has_round_token(&self, token: RoundToken) -> bool {
         self.store.has_round_token(&self.ctx, self.publisher, token).unwrap_or(false)
     }
+}
+
+/// The first keys are root keys, and in no API.
+fn key(n: u8) -> KeyNumber {
+    KeyNumber(ROOT_KEYS + usize::from(n))
+}
+
+fn api(n: u8) -> ApiNumber {
+    ApiNumber(key(n).0 % APIS)
 }

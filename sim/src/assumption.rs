@@ -1,16 +1,16 @@
-//! What the guarantees assume of what the core doesn't do itself, one by one, so that each can be lacking.
+//! What the guarantees assume of the code around the core, one by one, so that each can be missing.
 //!
 //! Some belong to the surroundings, and no code of evictd's protects against their absence. The rest is done by the stores' SQL
 //! and the publisher's shell, which this crate's own models stand in for: a control shows that the checkers would
-//! notice, and says nothing about the shipped code, which has tests of its own. A world is set up without one
-//! (`Settings::lacking`), and a promise must break in it.
+//! find its absence, and proves nothing about the shipped code, which has tests of its own. A world is set up without
+//! one (`SimSettings::lacking`), and a promise must break in it.
 
 use evictd_core::rules::Rule;
 
-/// Something that the core builds on.
+/// Something that the core depends on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Assumption {
-    /// A2: the lease clock goes on while the machine sleeps.
+    /// A2: the lease clock counts the time in which the machine sleeps.
     ClocksCountSuspension,
     /// R1: rows are found by "no position yet", not by a cursor, which would skip a late commit.
     LateCommitsAreFound,

@@ -12,19 +12,15 @@ use evictd_core::record::{Record, RecordState};
 use evictd_core::serving::{CacheEntry, EntryCache};
 use evictd_core::time::LeaseTime;
 
-use crate::rows::{ApiNumber, KeyNumber, Lsn, WorkspaceNumber, hash, key_of};
+use crate::rows::{KeyNumber, ReadPlace, hash, key_of};
 
 #[derive(Debug)]
 pub struct SimEntry {
-    pub key: KeyNumber,
     pub record: Record,
     pub validity: Validity,
     pub sent_at: LeaseTime,
     pub not_found_ttl: Duration,
-    /// Where it was read: for the checker.
-    pub lsn: Lsn,
-    pub api: Option<ApiNumber>,
-    pub workspace: Option<WorkspaceNumber>,
+    pub place: ReadPlace,
     /// Whether its end was counted.
     pub counted: Cell<bool>,
     pub answers: Answers,

@@ -1,10 +1,10 @@
-//! The truth, and its comparison with the answers (G1..G5).
+//! Compares the answers with what was really committed (G1..G5).
 //!
 //! The checker is outside the protocol: it has real time and every commit, and receives the agents' answers and
 //! announcements, and the receipts. It uses no floors, leases or modes, except for liveness.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use evictd_core::history::{Begin, BeginCause, Incarnation};
 use evictd_core::invalidation::Cause;
@@ -14,14 +14,8 @@ use evictd_core::rules::Rule;
 
 use crate::histogram::SpanHistogram;
 use crate::node::NodeNumber;
-use crate::rows::{ApiNumber, ChangeNumber, ChangeTarget, KeyNumber, Lsn, Size, WorkspaceNumber};
+use crate::rows::{ChangeNumber, ChangeTarget, Lsn, ReadPlace};
 use crate::time::{Micros, Moment, SECOND};
-
-impl CheckedChange {
-    fn is_covered_by(&self, confirmed: Confirmed) -> bool {
-        self.position != LogPosition::ZERO && self.position <= confirmed.at && self.giver <= confirmed.giver
-    }
-}
 
 /// A change, as it really was.
 #[derive(Clone, Copy, Debug)]
@@ -36,12 +30,17 @@ struct CheckedChange {
     giver: Ordinal,
     /// When a regression undid it.
     lost_at: Moment,
-    /// When a receipt first said that it was over.
+    /// When a receipt was first final.
     final_at: Moment,
+    /// None if a regression made the change: the new epoch covers it.
     rows: u8,
     numbered: u8,
-    /// A regression's own change: it has no row, and the new epoch stands for it.
-    is_reversal: bool,
+}
+
+impl CheckedChange {
+    fn is_covered_by(&self, confirmed: Confirmed) -> bool {
+        self.position != LogPosition::ZERO && self.position <= confirmed.at && self.giver <= confirmed.giver
+    }
 }
 
 /// Counts incarnations in the order of their beginnings.
@@ -63,15 +62,12 @@ pub struct Violation {
 
 #[derive(Clone, Debug, Default)]
 pub struct RunCounts {
-    pub changes: u64,
     pub deletions: u64,
     pub answered: u64,
     /// Verifications denied for want of a fresh record.
     pub denied: u64,
     /// Answers from a state that wasn't the present one; all within the bound, unless there is a violation.
     pub behind: u64,
-    /// Flushes, by any agent.
-    pub flushes: u64,
     pub epochs: u64,
     pub regressions: u64,
     /// Publishers of a copy that yielded.
@@ -88,20 +84,9 @@ pub struct RunCounts {
 #[derive(Clone, Copy, Debug)]
 pub struct GivenAnswer {
     pub agent: NodeNumber,
-    pub key: KeyNumber,
     pub started: Moment,
     pub confirmed: Confirmed,
-    /// Where the record was read.
-    pub lsn: Lsn,
-    pub api: Option<ApiNumber>,
-    pub workspace: Option<WorkspaceNumber>,
-}
-
-/// An answer that lacked something.
-#[derive(Clone, Copy, Debug)]
-struct BehindAnswer {
-    answer: GivenAnswer,
-    given: Moment,
+    pub place: ReadPlace,
 }
 
 /// What an agent really answered from before a change, after its commit.
@@ -114,63 +99,40 @@ pub struct Exposed {
     pub last_given: Moment,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Checker {
     bound: Micros,
     changes: Vec<CheckedChange>,
-    keys: Vec<Vec<ChangeNumber>>,
-    apis: Vec<Vec<ChangeNumber>>,
-    workspaces: Vec<Vec<ChangeNumber>>,
+    /// The changes of each row, in the order of their commits.
+    of: HashMap<ChangeTarget, Vec<ChangeNumber>>,
     /// Where each incarnation has got to.
     ends: BTreeMap<Incarnation, (Ordinal, LogPosition)>,
     /// Every epoch that any store began, also those that were lost with the commit that began them.
     epochs: BTreeSet<u32>,
     /// The store was restored, and nothing in it shows that yet.
-    is_put_back: bool,
+    is_restored: bool,
     /// Epochs that the server's own history began.
     branches: u64,
     /// Which change has each position. What a regression took back may be given again by another incarnation.
     log: BTreeMap<LogPosition, ChangeNumber>,
-    /// Reversals that no epoch stands for yet.
+    /// Reversals that no epoch covers yet.
     unplaced: Vec<ChangeNumber>,
-    /// By agent, answers that lacked something, as long as it may not have been applied there.
-    behind: BTreeMap<NodeNumber, Vec<BehindAnswer>>,
+    /// By agent, answers that lacked something and when they were given, as long as it may not have been applied there.
+    behind: BTreeMap<NodeNumber, Vec<(GivenAnswer, Moment)>>,
     pub violations: Vec<Violation>,
-    pub violations_total: u64,
     pub counts: RunCounts,
 }
 
-const VIOLATIONS_MAX: usize = 8;
-
-/// How long a committed row may wait for its position while all is well.
+/// How long a committed row may wait for its position without a fault.
 const NUMBERING_GRACE: Micros = 5 * SECOND;
 
 impl Checker {
-    pub fn new(size: Size, bound: Micros) -> Self {
-        Self {
-            bound,
-            changes: Vec::new(),
-            keys: vec![Vec::new(); size.keys],
-            apis: vec![Vec::new(); size.apis],
-            workspaces: vec![Vec::new(); size.workspaces],
-            ends: BTreeMap::new(),
-            epochs: BTreeSet::new(),
-            is_put_back: false,
-            branches: 0,
-            log: BTreeMap::new(),
-            unplaced: Vec::new(),
-            behind: BTreeMap::new(),
-            violations: Vec::new(),
-            violations_total: 0,
-            counts: RunCounts::default(),
-        }
+    pub fn new(bound: Micros) -> Self {
+        Self { bound, ..Self::default() }
     }
 
-    pub fn violated(&mut self, rule: Rule, at: Moment, what: impl FnOnce() -> String) {
-        self.violations_total += 1;
-        if self.violations.len() < VIOLATIONS_MAX {
-            self.violations.push(Violation { rule, at, what: what() });
-        }
+    pub fn violated(&mut self, rule: Rule, at: Moment, what: String) {
+        self.violations.push(Violation { rule, at, what });
     }
 
     pub fn committed(
@@ -181,19 +143,11 @@ impl Checker {
         cause: Cause,
         rows: usize,
     ) -> ChangeNumber {
-        self.counts.changes += 1;
         self.counts.deletions += u64::from(cause.is_deletion());
-        self.add(target, at, lsn, rows as u8, false)
+        self.add(target, at, lsn, rows as u8)
     }
 
-    fn add(
-        &mut self,
-        target: ChangeTarget,
-        at: Moment,
-        lsn: Lsn,
-        rows: u8,
-        is_reversal: bool,
-    ) -> ChangeNumber {
+    fn add(&mut self, target: ChangeTarget, at: Moment, lsn: Lsn, rows: u8) -> ChangeNumber {
         let id = ChangeNumber(self.changes.len() as u32);
         self.changes.push(CheckedChange {
             lsn,
@@ -205,13 +159,8 @@ impl Checker {
             final_at: Moment::NEVER,
             rows,
             numbered: 0,
-            is_reversal,
         });
-        match target {
-            ChangeTarget::Key(key) => self.keys[key.0].push(id),
-            ChangeTarget::Api(api) => self.apis[api.0].push(id),
-            ChangeTarget::Workspace(workspace) => self.workspaces[workspace.0].push(id),
-        }
+        self.of.entry(target).or_default().push(id);
         id
     }
 
@@ -231,10 +180,10 @@ impl Checker {
         match position.cmp(&expected) {
             Ordering::Equal => {}
             Ordering::Less => {
-                self.violated(Rule::R2, now, || format!("position {position} was given a second time"));
+                self.violated(Rule::R2, now, format!("position {position} was given a second time"));
             }
             Ordering::Greater => {
-                self.violated(Rule::R1, now, || format!("position {position} was given before {expected}"));
+                self.violated(Rule::R1, now, format!("position {position} was given before {expected}"));
             }
         }
         let change = &mut self.changes[change.0 as usize];
@@ -243,7 +192,7 @@ impl Checker {
             (change.position, change.giver) = (position, giver);
         }
         if change.numbered > change.rows {
-            self.violated(Rule::G3, now, || format!("a row got a second position, {position}"));
+            self.violated(Rule::G3, now, format!("a row got a second position, {position}"));
         }
     }
 
@@ -255,19 +204,19 @@ impl Checker {
         change.position = LogPosition::ZERO;
     }
 
-    /// A regression undid a change: that is a change as well, at `lsn`.
+    /// A regression undid a change, which is another change, at `lsn`.
     pub fn lost(&mut self, now: Moment, change: ChangeNumber, lsn: Lsn, target: ChangeTarget) {
         let lost = &mut self.changes[change.0 as usize];
         if lost.lost_at == Moment::NEVER {
             lost.lost_at = now;
-            let reversal = self.add(target, now, lsn, 0, true);
+            let reversal = self.add(target, now, lsn, 0);
             self.unplaced.push(reversal);
         }
     }
 
     pub fn regressed(&mut self) {
         self.counts.regressions += 1;
-        self.is_put_back = true;
+        self.is_restored = true;
     }
 
     /// An incarnation began. An agent that confirms an epoch has evicted what a regression undid.
@@ -281,12 +230,12 @@ impl Checker {
         // A declared epoch may repeat one that was lost: agents that follow the lost one are denied until the operator
         // declares again.
         if !self.epochs.insert(base.epoch()) && begin.cause == BeginCause::Branched {
-            self.violated(Rule::R2, now, || format!("epoch {} began a second time", base.epoch()));
+            self.violated(Rule::R2, now, format!("epoch {} began a second time", base.epoch()));
         }
-        self.is_put_back = false;
+        self.is_restored = false;
         self.branches += u64::from(begin.cause == BeginCause::Branched);
         if self.branches > self.counts.regressions {
-            self.violated(Rule::R2, now, || format!("epoch {base} began although nothing went back"));
+            self.violated(Rule::R2, now, format!("epoch {base} began although nothing went back"));
         }
         for change in std::mem::take(&mut self.unplaced) {
             let change = &mut self.changes[change.0 as usize];
@@ -297,7 +246,7 @@ impl Checker {
     /// A client received success for its change (R4).
     pub fn reported_success(&mut self, now: Moment, change: Option<ChangeNumber>) {
         if change.is_none() {
-            self.violated(Rule::G3, now, || "success was answered for a change that isn't there".to_owned());
+            self.violated(Rule::G3, now, "success was answered for a change that isn't there".to_owned());
         }
     }
 
@@ -310,16 +259,15 @@ impl Checker {
     /// A receipt is final. From now on no agent may answer from before the change, unless the receipt is unproven.
     ///
     /// Not while a restored store wasn't declared: its publisher can't have the agents that joined in
-    /// what was lost, until one of them shows itself. `docs/simulation.md` says so.
+    /// what was lost, until one of them presents what it has seen.
     pub fn receipt(&mut self, now: Moment, position: LogPosition, state: RegionState) {
         self.counts.receipts += 1;
         self.counts.elapsed += u64::from(state == RegionState::Elapsed);
         let Some(change) = self.log.get(&position).copied() else { return };
         if state == RegionState::Pending {
-            return self
-                .violated(Rule::G4, now, || format!("the receipt of {position} is final, and pending"));
+            return self.violated(Rule::G4, now, format!("the final receipt of {position} is pending"));
         }
-        if state == RegionState::Unproven || self.is_put_back {
+        if state == RegionState::Unproven || self.is_restored {
             return;
         }
         let change = &mut self.changes[change.0 as usize];
@@ -329,75 +277,53 @@ impl Checker {
     /// Judges an answer: what it lacks must be young, unconfirmed, and without a final receipt.
     pub fn answered(&mut self, now: Moment, answer: GivenAnswer) {
         self.counts.answered += 1;
-        let GivenAnswer { agent, key, started, confirmed, lsn, api, workspace } = answer;
-        let mut broken: Option<(Rule, ChangeNumber)> = None;
-        let mut behind = false;
-        let api = api.map(|api| &self.apis[api.0]);
-        let workspace = workspace.map(|workspace| &self.workspaces[workspace.0]);
-        let lists = [Some(&self.keys[key.0]), api, workspace];
-        for list in lists.into_iter().flatten() {
-            for id in list.iter().rev() {
-                let change = &self.changes[id.0 as usize];
-                if change.lsn <= lsn {
-                    break;
-                }
-                if change.at >= started || change.lost_at <= started {
-                    continue;
-                }
-                behind = true;
-                let rule = if change.at.after(self.bound) <= started {
-                    Rule::G1
-                } else if change.is_covered_by(confirmed) {
-                    Rule::G2
-                } else if change.final_at < started {
-                    Rule::G4
-                } else {
-                    continue;
-                };
-                if broken.is_none_or(|(worst, _)| rule < worst) {
-                    broken = Some((rule, *id));
-                }
+        let GivenAnswer { agent, started, confirmed, place } = answer;
+        let visible = |change: &&CheckedChange| change.at < started && started < change.lost_at;
+        let lacking: Vec<CheckedChange> = self.lacking(&place).filter(visible).copied().collect();
+        if lacking.is_empty() {
+            return;
+        }
+        self.counts.behind += 1;
+        self.behind.entry(agent).or_default().push((answer, now));
+        let breaks = |change: &CheckedChange| {
+            if change.at.after(self.bound) <= started {
+                Some(Rule::G1)
+            } else if change.is_covered_by(confirmed) {
+                Some(Rule::G2)
+            } else {
+                (change.final_at < started).then_some(Rule::G4)
             }
-        }
-        self.counts.behind += u64::from(behind);
-        if behind {
-            self.behind.entry(agent).or_default().push(BehindAnswer { answer, given: now });
-        }
-        if let Some((rule, id)) = broken {
-            let change = self.changes[id.0 as usize];
-            self.violated(rule, now, || {
-                format!(
-                    "{agent:?} answered {key:?} as of commit {}, without {id:?} (commit {}, position {}, \
-                     visible since {}, final {}); the verification began at {started} and the agent had confirmed {confirmed:?}",
-                    lsn.0, change.lsn.0, change.position, change.at,
-                    if change.final_at == Moment::NEVER { "never".to_owned() } else { change.final_at.to_string() },
-                )
-            });
+        };
+        let broken = lacking.iter().filter_map(|change| Some((breaks(change)?, change)));
+        if let Some((rule, change)) = broken.min_by_key(|(rule, _)| *rule) {
+            let what = format!(
+                "{agent:?} answered from {place:?}, which lacks {change:?}; the verification began at {started}, \
+                 when the agent had confirmed {confirmed:?}"
+            );
+            self.violated(rule, now, what);
         }
     }
 
-    /// The first change after `lsn` that such an entry lacks now.
-    pub fn first_lacking(
-        &self,
-        key: KeyNumber,
-        api: Option<ApiNumber>,
-        workspace: Option<WorkspaceNumber>,
-        lsn: Lsn,
-    ) -> Option<Moment> {
-        let api = api.map(|api| &self.apis[api.0]);
-        let workspace = workspace.map(|workspace| &self.workspaces[workspace.0]);
-        let lists = [Some(&self.keys[key.0]), api, workspace];
-        let first = |list: &Vec<ChangeNumber>| {
-            let index = list.partition_point(|id| self.changes[id.0 as usize].lsn <= lsn);
-            list[index..].first().map(|id| self.changes[id.0 as usize].at)
-        };
-        lists.into_iter().flatten().filter_map(first).min()
+    /// The changes that a record that was read there lacks.
+    fn lacking(&self, place: &ReadPlace) -> impl Iterator<Item = &CheckedChange> {
+        let ids = place.targets.iter().flatten().filter_map(|target| self.of.get(target));
+        let change = |id: &ChangeNumber| &self.changes[id.0 as usize];
+        let lsn = place.lsn;
+        ids.flat_map(move |ids| {
+            let later = ids.partition_point(|id| change(id).lsn <= lsn);
+            ids[later..].iter().map(change)
+        })
+    }
+
+    /// When the first change that such a record lacks became visible.
+    pub fn lacking_since(&self, place: &ReadPlace) -> Option<Moment> {
+        self.lacking(place).map(|change| change.at).min()
     }
 
     /// An agent has shown that every change of before `at` was applied there.
     pub fn settled(&mut self, agent: NodeNumber, at: Moment) {
         if let Some(behind) = self.behind.get_mut(&agent) {
-            behind.retain(|behind| behind.given >= at);
+            behind.retain(|(_, given)| *given >= at);
         }
     }
 
@@ -406,20 +332,16 @@ impl Checker {
         self.behind.remove(&agent);
     }
 
-    /// The truth about the exposure of the change at a position, which is applied now; `None` if that was lost.
+    /// The real exposure of the change at a position, which is applied now; `None` if that was lost.
     pub fn exposed(&self, agent: NodeNumber, position: LogPosition) -> Option<Exposed> {
         let change = self.changes[self.log.get(&position)?.0 as usize];
         if change.lost_at != Moment::NEVER {
             return None;
         }
         let mut exposed = Exposed { committed: change.at, last_began: change.at, last_given: change.at };
-        for BehindAnswer { answer, given } in self.behind.get(&agent).into_iter().flatten() {
-            let concerns = match change.target {
-                ChangeTarget::Key(key) => answer.key == key,
-                ChangeTarget::Api(api) => answer.api == Some(api),
-                ChangeTarget::Workspace(workspace) => answer.workspace == Some(workspace),
-            };
-            if concerns && answer.lsn < change.lsn {
+        for (answer, given) in self.behind.get(&agent).into_iter().flatten() {
+            let concerns = answer.place.targets.contains(&Some(change.target));
+            if concerns && answer.place.lsn < change.lsn {
                 exposed.last_began = exposed.last_began.max(answer.started);
                 exposed.last_given = exposed.last_given.max(*given);
             }
@@ -427,24 +349,17 @@ impl Checker {
         Some(exposed)
     }
 
-    /// When the change at a position became visible, if that is known.
-    pub fn committed_at(&self, position: LogPosition) -> Option<Moment> {
-        self.log.get(&position).map(|id| self.changes[id.0 as usize].at)
-    }
-
-    /// At the end: every change that is there has its place in the log (G3).
+    /// Checks at the end that every change that wasn't lost has its position (G3).
     pub fn finish(&mut self, now: Moment) {
-        let evicted = self.changes.iter().position(|change| {
-            !change.is_reversal
-                && change.lost_at == Moment::NEVER
+        let unnumbered = self.changes.iter().position(|change| {
+            change.lost_at == Moment::NEVER
                 && change.numbered < change.rows
                 && now.since(change.at) > NUMBERING_GRACE
         });
-        if let Some(index) = evicted {
+        if let Some(index) = unnumbered {
             let change = self.changes[index];
-            self.violated(Rule::G3, now, || {
-                format!("commit {} of {} never got its place in the log", change.lsn.0, change.at)
-            });
+            let what = format!("commit {} of {} never got a position", change.lsn.0, change.at);
+            self.violated(Rule::G3, now, what);
         }
     }
 }

@@ -4,7 +4,6 @@ use evictd_core::rules::Rule;
 
 use crate::assumption::Assumption;
 use crate::checker::Checker;
-use crate::event::SimEvent;
 use crate::health::SimHealth;
 use crate::net::Net;
 use crate::node::NodeNumber;
@@ -19,7 +18,7 @@ use crate::trace::SimTrace;
 pub struct Ctx {
     /// Real time. Processes read their own clocks instead.
     pub now: Moment,
-    pub queue: Queue<SimEvent>,
+    pub queue: Queue,
     pub dice: Dice,
     pub net: Net,
     pub checker: Checker,
@@ -44,19 +43,22 @@ const DENIAL_GRACE: Micros = 15 * SECOND;
 impl Ctx {
     /// The surroundings of all processes of a world, before anything happened.
     pub fn new(settings: SimSettings, dice: Dice, trace: SimTrace) -> Self {
-        let nodes = settings.agents + settings.publishers + settings.copies;
         let bound = settings.bound.as_micros() as u64;
         Self {
             now: Moment(0),
             queue: Queue::default(),
             net: Net::new(settings.agents, &settings.distances),
-            checker: Checker::new(settings.size, bound),
-            health: SimHealth::new(nodes),
+            checker: Checker::new(bound),
+            health: SimHealth::default(),
             starved_at: Moment(0),
             dice,
             trace,
             settings,
         }
+    }
+
+    pub fn violated(&mut self, rule: Rule, what: String) {
+        self.checker.violated(rule, self.now, what);
     }
 
     pub fn lacks(&self, assumption: Assumption) -> bool {
@@ -83,9 +85,7 @@ impl Ctx {
         let all = [agent].into_iter().chain(self.home_publishers());
         let well = all.map(|node| self.health.healthy_for(self.now, node)).min().flatten();
         if why != DenialReason::Busy && well.is_some_and(|well| well > DENIAL_GRACE) {
-            self.checker.violated(Rule::G5, self.now, || {
-                format!("{agent:?} denied {key:?} ({why:?}), although nothing was wrong any more")
-            });
+            self.violated(Rule::G5, format!("{agent:?} denied {key:?} ({why:?}) long after the last fault"));
         }
     }
 }

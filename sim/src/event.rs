@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use crate::fault::Edge;
-use crate::message::SimMessage;
+use crate::message::{ReplyTo, SimMessage};
 use crate::node::{Life, NodeNumber, Nonce};
-use crate::rows::{ChangeNumber, ChangeTarget, KeyNumber, NumberedBatch, Numbering, StoreSite, Transaction};
+use crate::rows::{
+    ChangeNumber, ChangeTarget, KeyNumber, NumberedBatch, Numbering, RowRange, StoreSite, Transaction,
+};
 use crate::steps::SimVerification;
 
 #[derive(Clone, Debug)]
@@ -44,13 +46,13 @@ pub enum PublisherEvent {
     Tick,
     /// The own state among other publishers is checked (R15).
     Beat,
-    /// Changes made past the API are looked for.
+    /// It polls for changes made past the API.
     Poll,
     Round,
     /// A probe may have waited too long for a round (R14).
     Patience,
     Committed {
-        /// Which change it became, in truth.
+        /// The change that was committed.
         change: Option<ChangeNumber>,
         success: bool,
     },
@@ -59,30 +61,12 @@ pub enum PublisherEvent {
         numbered: Option<NumberedBatch>,
         is_round: bool,
     },
-    /// A lookup's statement runs now.
-    Look {
-        reply_to: ReplyTo,
-        key: KeyNumber,
-        /// The age of the last fence when the question came in.
-        fence_age: Duration,
-    },
+    /// A lookup's statement runs now. The fence had this age when the query arrived.
+    Lookup(ReplyTo, KeyNumber, Duration),
     /// A replay's statement runs now.
-    Replay {
-        reply_to: ReplyTo,
-        epoch: u32,
-        first: u64,
-        last: u64,
-    },
+    Replay(ReplyTo, RowRange),
     /// The connection pool finds the primary.
     Attach,
-}
-
-/// The inbox of a requester: answers go only there (R13).
-#[derive(Clone, Copy, Debug)]
-pub struct ReplyTo {
-    pub node: NodeNumber,
-    pub life: Life,
-    pub nonce: Nonce,
 }
 
 #[derive(Clone, Debug)]
@@ -105,6 +89,6 @@ pub enum WorkEvent {
     /// Delete many keys of one API at once, by direct SQL.
     Bulk,
     Verify(NodeNumber, KeyNumber),
-    /// Verify keys at an agent at random, and go on.
+    /// Verify a random key at an agent, and schedule the next verification.
     Traffic(NodeNumber),
 }

@@ -1,4 +1,4 @@
-//! What goes wrong, as data: a schedule drawn from the seed before the world begins.
+//! Faults, as data: a schedule drawn from the seed before the world begins.
 
 use crate::message::Kinds;
 use crate::node::NodeNumber;
@@ -12,11 +12,17 @@ pub enum Edge {
 }
 
 /// A fault with a duration.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub enum Fault {
-    /// A link loses, repeats and delays messages.
+    Node(NodeNumber, NodeFault),
+    Store(StoreFault),
+}
+
+/// A fault of a process, or of its link.
+#[derive(Clone, Copy, Debug)]
+pub enum NodeFault {
+    /// The link loses, repeats and delays messages.
     Noise {
-        node: NodeNumber,
         /// Lost messages, of 1,000.
         loss: u32,
         /// Repeated messages, of 1,000.
@@ -24,38 +30,38 @@ pub enum Fault {
         /// Overtaken messages, of 1,000, and the longest delay.
         late: (u32, Micros),
     },
-    /// A link lets some kinds of messages through and others not.
-    Gap {
-        node: NodeNumber,
-        /// What is lost.
-        kinds: Kinds,
-    },
-    /// A link carries nothing in, or out, or both, and neither end notices.
+    /// The link loses these kinds of messages.
+    Gap(Kinds),
+    /// The link carries nothing in, or out, or both, and neither end detects it.
     Cut {
-        node: NodeNumber,
         /// Nothing gets in.
         deaf: bool,
         /// Nothing gets out.
         mute: bool,
-        /// After the cut the connection is new, and the process notices it.
+        /// After the cut the connection is new, and the process detects it.
         reconnects: bool,
     },
-    /// A link holds its messages, and delivers them at the end.
-    Stall { node: NodeNumber },
-    /// The connection is down, and both ends notice it.
-    Disconnect { node: NodeNumber },
-    /// A process is stopped (SIGSTOP).
+    /// The link holds its messages, and delivers them at the end.
+    Stall,
+    /// The connection is down, and both ends detect it.
+    Disconnect,
+    /// The process is stopped (SIGSTOP).
     Freeze {
-        node: NodeNumber,
         /// Whether its machine sleeps, clock and all, if the clock doesn't count that.
         suspend: bool,
     },
-    /// A process is killed, and started again at the end.
+    /// The process is killed, and started again at the end.
     Crash {
-        node: NodeNumber,
         /// Whether it sends a leave message first.
         leaves: bool,
     },
+    /// The publisher doesn't reach the store.
+    Detached,
+}
+
+/// A fault of the home store.
+#[derive(Clone, Copy, Debug)]
+pub enum StoreFault {
     /// Another primary takes over, which lacks the last commits. The old one answers reads until the end.
     Failover {
         /// How many commits are lost.
@@ -72,20 +78,15 @@ pub enum Fault {
         /// Whether an operator declares the store at once; otherwise only when its publishers are silent.
         declared: bool,
     },
-    /// The store is copied, and publishers are started on the copy later. They are stopped at the end.
-    Copy {
-        /// How long after that.
-        after: Micros,
-    },
-    /// The store is slow.
-    Slow { times: u64 },
+    /// The store is copied, and publishers are started on the copy after this time. They are stopped at the end.
+    Copy(Micros),
+    /// Each statement takes so many times as long.
+    Slow(u64),
     /// No publisher reaches the store.
     Down,
-    /// One publisher doesn't reach the store.
-    Detached { node: NodeNumber },
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct ScheduledFault {
     pub from: Moment,
     pub until: Moment,
@@ -96,19 +97,8 @@ impl Fault {
     /// The node that it affects; `None` for all.
     pub fn node(&self) -> Option<NodeNumber> {
         match self {
-            Self::Noise { node, .. }
-            | Self::Gap { node, .. }
-            | Self::Cut { node, .. }
-            | Self::Stall { node }
-            | Self::Disconnect { node }
-            | Self::Freeze { node, .. }
-            | Self::Crash { node, .. }
-            | Self::Detached { node } => Some(*node),
-            Self::Failover { .. }
-            | Self::Restore { .. }
-            | Self::Copy { .. }
-            | Self::Slow { .. }
-            | Self::Down => None,
+            Self::Node(node, _) => Some(*node),
+            Self::Store(_) => None,
         }
     }
 }

@@ -1,38 +1,27 @@
 //! Spans of time, counted in buckets of a thirty-second of their size.
 
-use crate::time::Micros;
+use std::collections::BTreeMap;
 
-const STEPS: u64 = 32;
+use crate::time::Micros;
 
 #[derive(Clone, Debug, Default)]
 pub struct SpanHistogram {
-    counts: Vec<u64>,
-    total: u64,
+    /// By the longest span of each bucket.
+    counts: BTreeMap<Micros, u64>,
     max: Micros,
 }
 
 impl SpanHistogram {
     pub fn add(&mut self, span: Micros) {
-        let bucket = bucket(span);
-        if bucket >= self.counts.len() {
-            self.counts.resize(bucket + 1, 0);
-        }
-        self.counts[bucket] += 1;
-        self.total += 1;
+        *self.counts.entry(bucket(span)).or_default() += 1;
         self.max = self.max.max(span);
     }
 
     pub fn merge(&mut self, other: &Self) {
-        self.counts.resize(self.counts.len().max(other.counts.len()), 0);
-        for (count, more) in self.counts.iter_mut().zip(&other.counts) {
-            *count += more;
+        for (bucket, count) in &other.counts {
+            *self.counts.entry(*bucket).or_default() += count;
         }
-        self.total += other.total;
         self.max = self.max.max(other.max);
-    }
-
-    pub fn total(&self) -> u64 {
-        self.total
     }
 
     pub fn max(&self) -> Micros {
@@ -41,32 +30,19 @@ impl SpanHistogram {
 
     /// What `permyriad` of 10,000 don't exceed, up to a bucket's width.
     pub fn quantile(&self, permyriad: u64) -> Micros {
-        let wanted = (self.total * permyriad).div_ceil(10_000);
+        let wanted = (self.counts.values().sum::<u64>() * permyriad).div_ceil(10_000);
         let mut seen = 0;
-        for (bucket, count) in self.counts.iter().enumerate() {
-            seen += count;
-            if seen >= wanted && *count > 0 {
-                return upper(bucket as u64).min(self.max);
-            }
-        }
-        self.max
+        let reaches = |(_, count): &(&Micros, &u64)| {
+            seen += **count;
+            seen >= wanted
+        };
+        self.counts.iter().find(reaches).map_or(self.max, |(bucket, _)| self.max.min(*bucket))
     }
 }
 
-fn bucket(span: Micros) -> usize {
-    if span < STEPS {
-        return span as usize;
-    }
-    let doublings = u64::from(span.ilog2() - STEPS.ilog2());
-    ((doublings + 1) * STEPS + (span >> doublings) - STEPS) as usize
-}
-
-fn upper(bucket: u64) -> Micros {
-    if bucket < STEPS {
-        return bucket;
-    }
-    let (doublings, step) = (bucket / STEPS - 1, bucket % STEPS);
-    ((STEPS + step + 1) << doublings) - 1
+/// The longest span of the bucket of `span`: its first six bits count, up to 32 all.
+fn bucket(span: Micros) -> Micros {
+    span | ((1 << (span | 1).ilog2().saturating_sub(5)) - 1)
 }
 
 #[cfg(test)]
@@ -76,7 +52,7 @@ mod tests {
     #[test]
     fn each_span_lies_in_its_bucket() {
         for span in (0..2_000).chain([30_000_000, 123_456_789]) {
-            let top = upper(bucket(span) as u64);
+            let top = bucket(span);
             assert!(top >= span && top <= span + span / 16, "{span}: {top}");
         }
     }
@@ -86,6 +62,6 @@ mod tests {
         let mut histogram = SpanHistogram::default();
         (1..=1_000).for_each(|span| histogram.add(span));
         assert!((500..=520).contains(&histogram.quantile(5_000)));
-        assert_eq!((histogram.quantile(10_000), histogram.max(), histogram.total()), (1_000, 1_000, 1_000));
+        assert_eq!((histogram.quantile(10_000), histogram.max()), (1_000, 1_000));
     }
 }

@@ -12,7 +12,7 @@
 //! * [`process`], [`agent`], [`cached`], [`steps`], [`publisher`]: the processes.
 //! * [`workload`]: changes and verifications.
 //! * [`fault`], [`assumption`], [`scenario`]: the faults, as data.
-//! * [`checker`], [`health`]: the truth, and when liveness may be demanded.
+//! * [`checker`], [`health`]: the judgment of answers, and when liveness may be demanded.
 //! * [`world`], [`ctx`]: all of it together; [`trace`]: the record of a run.
 //! * [`controls`]: negative controls, which show that the checkers can fail.
 //! * [`alone`]: the store by itself, for comparison with those that ship.

@@ -1,15 +1,25 @@
 //! The messages between processes.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use evictd_core::follower::ReplayOutcome;
 use evictd_core::history::{Provenance, RoundToken, Voucher};
 use evictd_core::invalidation::Invalidation;
 use evictd_core::position::LogPosition;
-use evictd_core::service::{Peer, Query};
+use evictd_core::service::{Peer, Standing};
 
+use crate::net::Audience;
 use crate::node::{Life, NodeNumber, Nonce};
-use crate::rows::{KeyNumber, Snapshot};
+use crate::rows::{KeyNumber, RowRange, Snapshot};
+
+/// The inbox of a requester: answers go only there (R13).
+#[derive(Clone, Copy, Debug)]
+pub struct ReplyTo {
+    pub node: NodeNumber,
+    pub life: Life,
+    pub nonce: Nonce,
+}
 
 #[derive(Clone, Debug)]
 pub enum SimMessage {
@@ -19,95 +29,31 @@ pub enum SimMessage {
     Tick(Voucher, RoundToken),
     /// The end of an incarnation, to all agents and publishers.
     Ended(Provenance),
-    /// A query for a proof.
-    Probe {
-        from: NodeNumber,
-        life: Life,
-        nonce: Nonce,
-        seen: Option<Voucher>,
-        all: bool,
-    },
-    ProbeAnswer {
-        nonce: Nonce,
-        head: Voucher,
-    },
+    /// A query for a proof, with what the agent has seen.
+    Probe(ReplyTo, Option<Voucher>, Audience),
+    ProbeAnswer(Nonce, Voucher),
     /// A query for missed rows.
-    Replay {
-        from: NodeNumber,
-        life: Life,
-        nonce: Nonce,
-        epoch: u32,
-        first: u64,
-        last: u64,
-    },
-    ReplayOutcome {
-        nonce: Nonce,
-        provenance: Provenance,
-        answer: Box<ReplayOutcome>,
-    },
+    Replay(ReplyTo, RowRange),
+    ReplayOutcome(Nonce, Provenance, Box<ReplayOutcome>),
     /// A query for a record.
-    Lookup {
-        from: NodeNumber,
-        life: Life,
-        nonce: Nonce,
-        key: KeyNumber,
-    },
-    LookupAnswer {
-        nonce: Nonce,
-        key: KeyNumber,
-        found: Box<FoundSnapshot>,
-    },
-    /// An agent's announcement of its progress.
-    Applied {
-        from: NodeNumber,
-        life: Life,
-        provenance: Provenance,
-        applied: LogPosition,
-    },
-    /// An agent's announcement of its exit.
-    Leave {
-        from: NodeNumber,
-        life: Life,
-    },
+    Lookup(ReplyTo, KeyNumber),
+    /// A record, and the age of the authority's last fence (R8).
+    LookupAnswer(Nonce, KeyNumber, Box<Snapshot>, Duration),
     /// The server's answer to a lookup without a subscriber.
-    NoResponders {
-        nonce: Nonce,
-        key: KeyNumber,
-    },
-    PublisherQuery {
-        from: NodeNumber,
-        life: Life,
-        query: Query,
-        info: Box<PeerInfo>,
-    },
-    PublisherAnswer {
-        nonce: Nonce,
-        info: Box<PeerInfo>,
-    },
+    NoResponders(Nonce, KeyNumber),
+    /// An agent's announcement of what it has applied.
+    Applied(NodeNumber, Life, Provenance, LogPosition),
+    /// An agent's announcement of its exit.
+    Leave(NodeNumber, Life),
+    PublisherQuery(ReplyTo, Standing, Provenance),
+    /// A publisher's description of itself, and the token of its last round.
+    PublisherAnswer(Nonce, Box<Peer>, RoundToken),
     /// The server's answer to a query without other publishers.
-    NoPublisher {
-        nonce: Nonce,
-    },
-}
-
-/// A publisher's description of itself.
-#[derive(Clone, Debug)]
-pub struct PeerInfo {
-    pub peer: Peer,
-    /// The token of its last round.
-    pub round: RoundToken,
-}
-
-/// A record in an answer. Only the checker uses the place of the read.
-#[derive(Clone, Debug)]
-pub struct FoundSnapshot {
-    pub read: Snapshot,
-    /// The age of the authority's last fence (R8).
-    pub fence_age: std::time::Duration,
+    NoPublisher(Nonce),
 }
 
 /// Sets of message kinds, for faults that affect some of them.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Kinds(pub u8);
 
 impl Kinds {
@@ -123,8 +69,8 @@ impl Kinds {
         match message {
             SimMessage::Live(..) => Self::LIVE,
             SimMessage::Tick(..) | SimMessage::Ended(_) => Self::TICK,
-            SimMessage::ReplayOutcome { .. } => Self::REPLAY,
-            SimMessage::Applied { .. } => Self::APPLIED,
+            SimMessage::ReplayOutcome(..) => Self::REPLAY,
+            SimMessage::Applied(..) => Self::APPLIED,
             _ => Self::NONE,
         }
     }

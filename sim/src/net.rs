@@ -9,7 +9,7 @@ use crate::node::{Life, NodeNumber};
 use crate::time::{Micros, Moment};
 
 /// What is wrong with a link now.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Trouble {
     /// Messages lost, of 1,000, each way.
     pub loss: u32,
@@ -29,26 +29,11 @@ pub struct Trouble {
 
 impl Trouble {
     pub fn is_any(&self) -> bool {
-        let noise = self.loss + self.twice + self.late.0;
-        self.deaf || self.mute || noise > 0 || self.held_until > Moment(0) || self.without != Kinds::NONE
+        *self != Self::default()
     }
 }
 
-impl Default for Trouble {
-    fn default() -> Self {
-        Self {
-            loss: 0,
-            twice: 0,
-            late: (0, 0),
-            deaf: false,
-            mute: false,
-            held_until: Moment(0),
-            without: Kinds::NONE,
-        }
-    }
-}
-
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct SimLink {
     pub trouble: Trouble,
     /// As the process sees it.
@@ -78,8 +63,6 @@ pub struct Net {
     pub agents: usize,
     /// The last arrival on each path, so that order is kept where nothing disturbs it.
     pub last: Vec<Moment>,
-    /// For the report.
-    pub sent: u64,
 }
 
 /// The receivers of a query.
@@ -92,39 +75,23 @@ pub enum Audience {
 impl Net {
     /// A network of so many agents, and publishers, at these distances.
     pub fn new(agents: usize, distances: &[Micros]) -> Self {
-        let link = |distance: &Micros| SimLink {
-            trouble: Trouble::default(),
-            connected: false,
-            listening: false,
-            serving: false,
-            life: Life::default(),
-            clear_since: Moment(0),
-            distance: *distance,
-        };
-        let nodes = distances.len();
-        Self {
-            links: distances.iter().map(link).collect(),
-            agents,
-            last: vec![Moment(0); nodes * nodes],
-            sent: 0,
+        let link = |distance: &Micros| SimLink { distance: *distance, ..SimLink::default() };
+        let last = vec![Moment(0); distances.len() * distances.len()];
+        Self { links: distances.iter().map(link).collect(), agents, last }
+    }
+
+    /// The publishers that receive a query: all others, or the nearest one that serves. Queue groups prefer their own
+    /// cluster.
+    pub fn receivers(&self, from: NodeNumber, audience: Audience) -> Vec<NodeNumber> {
+        let publishers = (self.agents..self.links.len()).map(NodeNumber);
+        let others = publishers.filter(|node| *node != from && self.links[node.0].listening);
+        match audience {
+            Audience::All => others.collect(),
+            Audience::One => {
+                let count = self.links.len() - self.agents;
+                let serving = others.filter(|node| self.links[node.0].serving);
+                serving.min_by_key(|node| (node.0 + from.0) % count).into_iter().collect()
+            }
         }
-    }
-
-    pub fn publishers(&self) -> impl Iterator<Item = NodeNumber> + use<> {
-        (self.agents..self.links.len()).map(NodeNumber)
-    }
-
-    /// The publishers that receive such a query.
-    pub fn listeners(&self, audience: Audience) -> impl Iterator<Item = NodeNumber> {
-        self.publishers().filter(move |node| {
-            let link = &self.links[node.0];
-            link.listening && (audience == Audience::All || link.serving)
-        })
-    }
-
-    /// The nearest publisher that receives such a query: queue groups prefer their own cluster.
-    pub fn nearest(&self, from: NodeNumber, audience: Audience) -> Option<NodeNumber> {
-        let publishers = self.links.len() - self.agents;
-        self.listeners(audience).min_by_key(|node| (node.0 + from.0) % publishers)
     }
 }

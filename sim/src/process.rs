@@ -2,7 +2,8 @@
 
 use crate::ctx::Ctx;
 use crate::event::SimEvent;
-use crate::node::{Life, NodeNumber};
+use crate::message::ReplyTo;
+use crate::node::{Life, NodeNumber, Nonce};
 use crate::time::{Clock, Moment};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -13,7 +14,7 @@ pub enum ProcessState {
     Down,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Process {
     pub node: NodeNumber,
     pub life: Life,
@@ -26,6 +27,10 @@ impl Process {
     /// Not started yet.
     pub fn new(node: NodeNumber, clock: Clock) -> Self {
         Self { node, life: Life(0), state: ProcessState::Down, clock, deferred: Vec::new() }
+    }
+
+    pub fn reply_to(&self, nonce: Nonce) -> ReplyTo {
+        ReplyTo { node: self.node, life: self.life, nonce }
     }
 
     pub fn is_up(&self) -> bool {

@@ -15,7 +15,7 @@ use evictd_core::authority::{Rounds, fence_age};
 use evictd_core::history::{
     BeginCause, Claim, History, LogToken, Milestone, Past, Provenance, RoundToken, Voucher,
 };
-use evictd_core::ids::Identity;
+use evictd_core::ids::{Identity, WorkspaceId};
 use evictd_core::invalidation::Invalidation;
 use evictd_core::limits::LIVE_BATCH_MAX;
 use evictd_core::position::LogPosition;
@@ -26,9 +26,10 @@ use evictd_core::time::LeaseTime;
 
 use crate::assumption::Assumption;
 use crate::ctx::Ctx;
-use crate::event::{PublisherEvent, ReplyTo, SimEvent};
-use crate::message::{FoundSnapshot, SimMessage};
-use crate::node::{Life, NodeNumber, Nonce};
+use crate::event::{PublisherEvent, SimEvent};
+use crate::message::{ReplyTo, SimMessage};
+use crate::net::Audience;
+use crate::node::NodeNumber;
 use crate::process::Process;
 use crate::rows::{Attached, ChangePlan, NumberedBatch, RoundInput, SimHead, instance};
 use crate::store::SimStore;
@@ -49,12 +50,8 @@ struct AgentProbe {
     seen: Option<Voucher>,
 }
 
-#[derive(Clone, Debug)]
-enum RoundWaiter {
-    Agent(AgentProbe),
-    /// This publisher itself.
-    Publisher,
-}
+/// The probe that waits for a round; `None` for this publisher itself.
+type RoundWaiter = Option<AgentProbe>;
 
 /// The history and the head that a publisher read from its store.
 #[derive(Debug)]
@@ -66,26 +63,17 @@ struct KnownStore {
 /// How long a round may take before the publisher falls silent.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// By when a publisher that doesn't answer must have left the queue group.
+/// The time after which a publisher that doesn't answer must have left the queue group.
 const SILENT_AFTER: Micros = 4 * SECOND;
 
-/// How often changes made past the API are looked for.
+/// How often a publisher polls for changes made past the API.
 const POLL_INTERVAL: Micros = 20 * MS;
 
-/// How long rounds keep their distance.
+/// The shortest time between the starts of two rounds.
 const ROUND_SPACING: Duration = Duration::from_millis(250);
 
-/// How late a receipt may become final, over the bound: it is looked at once a second.
+/// How late a receipt may become final, over the bound: receipts are checked once a second.
 const RECEIPT_SLACK: Duration = Duration::from_millis(2_500);
-
-/// A question of another publisher.
-#[derive(Clone, Copy, Debug)]
-struct WaitingQuery {
-    from: NodeNumber,
-    life: Life,
-    nonce: Nonce,
-    came: LeaseTime,
-}
 
 #[derive(Debug)]
 pub struct SimPublisher {
@@ -97,7 +85,8 @@ pub struct SimPublisher {
     round: RoundToken,
     service: Service,
     known: Option<KnownStore>,
-    queries: Vec<WaitingQuery>,
+    /// Queries of other publishers, and when each arrived.
+    queries: Vec<(ReplyTo, LeaseTime)>,
     reread_at: LeaseTime,
     tracker: ReceiptTracker,
     head: LogPosition,
@@ -106,25 +95,28 @@ pub struct SimPublisher {
     departed: BTreeSet<Identity>,
     poll_due: bool,
     patience_due: bool,
-    /// When it last stood still, or was silent: receipts are held then.
+    /// When it was last frozen or silent: receipts are held then.
     held_at: LeaseTime,
     /// The oldest unanswered probe since it joined the queue groups: for the checker.
     unanswered_since: Option<Moment>,
 }
 
 impl SimPublisher {
-    pub fn new(process: Process, ctx: &Ctx) -> Self {
+    /// A publisher that has read nothing yet, and whose service draws its numbers from `nonce` on.
+    pub fn new(process: Process, ctx: &Ctx, nonce: u64) -> Self {
+        let (bound, now) = (ctx.settings.bound, process.clock.read(ctx.now));
+        let config = TrackerConfig { bound, roster_delay: bound * 2, open_max: 100_000 };
         Self {
             process,
             rounds: Rounds::new(ROUND_SPACING, 1_000),
             running: None,
             fence: LeaseTime(0),
             round: RoundToken(0),
-            service: Service::new(ctx.settings.bound, !ctx.settings.exclusive, 1, LeaseTime(0)),
+            service: Service::new(bound, !ctx.settings.exclusive, nonce, now),
             known: None,
             queries: Vec::new(),
             reread_at: LeaseTime(0),
-            tracker: tracker(ctx),
+            tracker: ReceiptTracker::new(config, []),
             head: LogPosition::ZERO,
             numbering: SequencerState::Idle,
             departed: BTreeSet::new(),
@@ -137,23 +129,17 @@ impl SimPublisher {
 
     pub fn start(&mut self, ctx: &mut Ctx, store: &mut SimStore) {
         self.process.start(ctx);
-        self.rounds = Rounds::new(ROUND_SPACING, 1_000);
-        (self.running, self.fence, self.head) = (None, LeaseTime(0), LogPosition::ZERO);
-        self.numbering = SequencerState::Idle;
-        (self.poll_due, self.patience_due) = (false, false);
-        self.tracker = tracker(ctx);
-        self.departed.clear();
-        self.unanswered_since = None;
         store.attach(self.node(), Attached::Primary);
         trace!(ctx, "{:?} starts its life {}", self.node(), self.process.life.0);
-        let now = self.clock(ctx);
         if ctx.settings.exclusive {
             store.begin_incarnation(ctx, BeginCause::Opened, 0);
         }
-        self.known = self.read_history(ctx, store);
-        (self.round, self.reread_at) = (RoundToken(0), LeaseTime(0));
-        self.service = Service::new(ctx.settings.bound, !ctx.settings.exclusive, ctx.dice.any(), now);
-        self.queries.clear();
+        let nonce = ctx.dice.any();
+        *self = Self::new(self.process.clone(), ctx, nonce);
+        let history = store.history(ctx, self.node());
+        self.known =
+            history.zip(store.head(ctx, self.node())).map(|(history, head)| KnownStore { history, head });
+        let now = self.clock(ctx);
         for instance in store.roster(ctx, self.node()).unwrap_or_default() {
             self.tracker.register(&instance, now);
         }
@@ -166,7 +152,7 @@ impl SimPublisher {
         self.later(ctx, tick, PublisherEvent::Tick);
         self.wake(ctx);
         self.beat(ctx, store);
-        // It finds out whether it could answer.
+        // The round shows whether it could answer.
         self.want_round(ctx, store);
     }
 
@@ -175,7 +161,7 @@ impl SimPublisher {
         self.service.mark_absent();
     }
 
-    /// It ends in an orderly way. What comes next of an exclusive store is another incarnation.
+    /// Exits in an orderly way. The next start at an exclusive store begins another incarnation.
     pub fn leave(&self, ctx: &mut Ctx) {
         if ctx.settings.exclusive && self.process.is_up() {
             self.announce_end(ctx);
@@ -189,8 +175,9 @@ impl SimPublisher {
         ctx.broadcast(self.node(), &ended);
     }
 
-    /// It goes on after it stood still.
-    pub fn thawed(&mut self, ctx: &Ctx) {
+    /// The process continues after a freeze.
+    pub fn thaw(&mut self, ctx: &mut Ctx, clock_stood: bool) {
+        self.process.thaw(ctx, clock_stood);
         self.held_at = self.clock(ctx);
         self.unanswered_since = None;
     }
@@ -216,17 +203,15 @@ impl SimPublisher {
         }
     }
 
-    /// A caller asks for a change, which takes `span`. `false` if it is refused at once.
-    pub fn change(&mut self, ctx: &mut Ctx, store: &mut SimStore, plan: ChangePlan, span: Micros) -> bool {
-        let possible = self.process.is_up() && store.attached(ctx, self.node()) == Attached::Primary;
-        if possible {
+    /// Makes a change for a client, which takes `span`, if it can.
+    pub fn change(&self, ctx: &mut Ctx, store: &mut SimStore, plan: ChangePlan, span: Micros) {
+        if self.process.is_up() && store.attached(ctx, self.node()) == Attached::Primary {
             store.begin(ctx, plan, Some((self.node(), self.process.life)), span);
         }
-        possible
     }
 
     pub fn on_event(&mut self, ctx: &mut Ctx, store: &mut SimStore, event: PublisherEvent) {
-        self.hold_receipts(ctx);
+        self.tracker.apply_service(&self.service, self.clock(ctx));
         match event {
             PublisherEvent::Tick => self.tick(ctx, store),
             PublisherEvent::Beat => self.beat(ctx, store),
@@ -251,21 +236,20 @@ impl SimPublisher {
             PublisherEvent::Numbered { numbered, is_round: false } => {
                 self.finish_numbering(ctx, store, numbered);
             }
-            PublisherEvent::Look { reply_to, key, fence_age } => {
+            PublisherEvent::Lookup(reply_to, key, fence_age) => {
                 let read = store.read(ctx, self.node(), key).filter(|_| self.may_vouch(ctx));
-                if let Some(read) = read {
-                    let found = Box::new(FoundSnapshot { read, fence_age });
-                    self.reply(ctx, reply_to, SimMessage::LookupAnswer { nonce: reply_to.nonce, key, found });
+                if let Some(read) = read.map(Box::new) {
+                    let answer = SimMessage::LookupAnswer(reply_to.nonce, key, read, fence_age);
+                    self.reply(ctx, reply_to, answer);
                 }
             }
-            PublisherEvent::Replay { reply_to, epoch, first, last } => {
-                let answer = store.replay(ctx, self.node(), epoch, first, last);
-                if let Some(answer) = answer.filter(|_| self.may_vouch(ctx)) {
-                    let (nonce, answer) = (reply_to.nonce, Box::new(answer));
-                    // The provenance doesn't come from the same read.
-                    let Some(known) = &self.known else { return };
+            PublisherEvent::Replay(reply_to, range) => {
+                let rows = store.replay(ctx, self.node(), range).filter(|_| self.may_vouch(ctx));
+                // The provenance doesn't come from the same read.
+                if let Some((rows, known)) = rows.zip(self.known.as_ref()) {
                     let provenance = known.history.provenance();
-                    self.reply(ctx, reply_to, SimMessage::ReplayOutcome { nonce, provenance, answer });
+                    let answer = SimMessage::ReplayOutcome(reply_to.nonce, provenance, Box::new(rows));
+                    self.reply(ctx, reply_to, answer);
                 }
             }
             PublisherEvent::Attach => store.attach(self.node(), Attached::Primary),
@@ -273,31 +257,28 @@ impl SimPublisher {
     }
 
     pub fn on_message(&mut self, ctx: &mut Ctx, store: &mut SimStore, message: &SimMessage) {
-        self.hold_receipts(ctx);
+        self.tracker.apply_service(&self.service, self.clock(ctx));
         match *message {
-            SimMessage::Probe { from, life, nonce, seen, all } => {
+            SimMessage::Probe(reply_to, seen, audience) => {
                 let now = self.clock(ctx);
-                self.check_silence(ctx, all);
-                let reply_to = ReplyTo { node: from, life, nonce };
-                if self.rounds.add(RoundWaiter::Agent(AgentProbe { reply_to, seen }), now).is_ok() {
+                self.check_silence(ctx, audience);
+                if self.rounds.add(Some(AgentProbe { reply_to, seen }), now).is_ok() {
                     self.start_round(ctx, store);
                 }
             }
-            SimMessage::Replay { from, life, nonce, epoch, first, last } => {
+            SimMessage::Replay(reply_to, range) => {
                 let at = ctx.now.after(store.statement(ctx));
-                let reply_to = ReplyTo { node: from, life, nonce };
-                self.later(ctx, at, PublisherEvent::Replay { reply_to, epoch, first, last });
+                self.later(ctx, at, PublisherEvent::Replay(reply_to, range));
             }
-            SimMessage::Lookup { from, life, nonce, key } => {
+            SimMessage::Lookup(reply_to, key) => {
                 // Before the read: the fence may rise meanwhile, but this read is no newer for it.
                 let fence_age = fence_age(Some(self.fence), self.clock(ctx));
                 let slow = ctx.dice.permille(ctx.settings.slow_loads_permille);
                 let took = store.statement(ctx) + if slow { ctx.dice.below(600 * MS) } else { 0 };
                 let at = ctx.now.after(took);
-                let reply_to = ReplyTo { node: from, life, nonce };
-                self.later(ctx, at, PublisherEvent::Look { reply_to, key, fence_age });
+                self.later(ctx, at, PublisherEvent::Lookup(reply_to, key, fence_age));
             }
-            SimMessage::Applied { from, life, provenance, applied } => {
+            SimMessage::Applied(from, life, provenance, applied) => {
                 let now = self.clock(ctx);
                 // What was applied of another history confirms nothing here.
                 let seen = Milestone { provenance, at: applied, token: LogToken::default() };
@@ -309,7 +290,7 @@ impl SimPublisher {
                     self.report_receipts(ctx);
                 }
             }
-            SimMessage::Leave { from, life } => {
+            SimMessage::Leave(from, life) => {
                 let now = self.clock(ctx);
                 let identity = instance(from, life, ctx.settings.bound).identity;
                 self.tracker.mark_departed(&identity, now);
@@ -318,10 +299,6 @@ impl SimPublisher {
             }
             _ => self.on_publisher(ctx, store, message),
         }
-    }
-
-    fn hold_receipts(&mut self, ctx: &Ctx) {
-        self.tracker.apply_service(&self.service, self.process.clock.read(ctx.now));
     }
 
     fn reply(&self, ctx: &mut Ctx, reply_to: ReplyTo, message: SimMessage) {
@@ -336,7 +313,7 @@ impl SimPublisher {
         self.later(ctx, next, PublisherEvent::Tick);
         if let Some(head) = store.head(ctx, self.node()) {
             if head.at < self.head {
-                // Its server's history may tell why, and a round looks at it.
+                // The server's history may show why, and a round reads it.
                 self.want_round(ctx, store);
             }
             self.note(ctx, store, &head);
@@ -354,11 +331,6 @@ impl SimPublisher {
         self.keep_silent(ctx);
     }
 
-    fn read_history(&self, ctx: &Ctx, store: &SimStore) -> Option<KnownStore> {
-        let head = store.head(ctx, self.node())?;
-        Some(KnownStore { history: store.history(ctx, self.node())?, head })
-    }
-
     /// The log reaches to `head`. Reads the history again if another incarnation has begun, and reports that the one
     /// before it has ended.
     fn note(&mut self, ctx: &mut Ctx, store: &SimStore, head: &SimHead) {
@@ -374,16 +346,12 @@ impl SimPublisher {
         if known.head.at <= head.at || known.head.incarnation != head.incarnation {
             known.head = *head;
         }
-        self.note_head(ctx, head.at);
-    }
-
-    fn note_head(&mut self, ctx: &Ctx, head: LogPosition) {
-        if head.epoch() > self.head.epoch() && self.head != LogPosition::ZERO {
+        if head.at.epoch() > self.head.epoch() && self.head != LogPosition::ZERO {
             // The store may have lost changes whose receipts are open.
-            self.tracker.begin_epoch(head.epoch(), self.clock(ctx));
+            self.tracker.begin_epoch(head.at.epoch(), self.clock(ctx));
             self.tracker.distrust_roster(self.clock(ctx).after(ctx.settings.bound));
         }
-        self.head = self.head.max(head);
+        self.head = self.head.max(head.at);
     }
 
     fn number(&mut self, ctx: &mut Ctx, store: &mut SimStore) {
@@ -407,7 +375,7 @@ impl SimPublisher {
         }
     }
 
-    /// Sends what the log gained; receipts are opened first, after a look at the roster (R12).
+    /// Sends what the log gained. Opens receipts first, after it read the roster (R12).
     fn emit(&mut self, ctx: &mut Ctx, store: &SimStore, numbered: &NumberedBatch) {
         self.note(ctx, store, &numbered.head);
         let rows = &numbered.rows;
@@ -432,13 +400,9 @@ impl SimPublisher {
             self.tracker.register(instance, now);
         }
         for row in rows.iter().filter(|row| row.cause.is_deletion()) {
-            let request: Box<str> = format!("req_{}", row.position).into();
-            let change = Change {
-                request: Some((request, ctx.settings.receipt_workspace.clone())),
-                position: row.position,
-                cause: row.cause,
-                committed_at: row.committed_at,
-            };
+            let request = Some((format!("req_{}", row.position).into(), WorkspaceId::new("ws")));
+            let Invalidation { position, cause, committed_at, .. } = *row;
+            let change = Change { request, position, cause, committed_at };
             self.tracker.track(change, now, Measured::FromFirstSight, now);
         }
         self.report_receipts(ctx);
@@ -457,15 +421,14 @@ impl SimPublisher {
         trace!(ctx, "{:?} receipt of {position}: {:?}", self.node(), receipt.state());
         if ctx.is_at_copy(self.node()) {
             // Agents follow home's history, and nothing that is known of them is about this one.
-            let what = || format!("a copy of the store calls its receipt of {position} final");
-            return ctx.checker.violated(Rule::G4, ctx.now, what);
+            return ctx.violated(Rule::G4, format!("a copy of the store finalized a receipt: {position}"));
         }
         ctx.checker.receipt(ctx.now, position, receipt.state());
         let limit = ctx.settings.bound + RECEIPT_SLACK;
         let after = receipt.final_after.unwrap_or_default();
         let was_held = self.clock(ctx).since(self.held_at) < after;
         if after > limit && !was_held {
-            ctx.checker.violated(Rule::G4, ctx.now, || format!("the receipt of {position} took {after:?}"));
+            ctx.violated(Rule::G4, format!("the receipt of {position} took {after:?}"));
         }
     }
 
@@ -473,7 +436,7 @@ impl SimPublisher {
         let now = self.clock(ctx);
         self.keep_silent(ctx);
         if let Some(waiting) = self.rounds.start(now) {
-            let probes = || waiting.iter().filter_map(RoundWaiter::probe);
+            let probes = || waiting.iter().flatten();
             let proved = probes().filter_map(|probe| probe.seen).filter(|seen| store.is_authentic(seen));
             let seen_epoch = proved.map(|seen| seen.milestone.at.epoch()).max().unwrap_or(0);
             let instances = probes().map(|probe| (probe.reply_to.node, probe.reply_to.life)).collect();
@@ -501,7 +464,7 @@ impl SimPublisher {
             if ctx.lacks(Assumption::RoundsFollowTheirProbes) {
                 waiting.extend(self.rounds.waiting().iter().cloned());
             }
-            let probes: Vec<&AgentProbe> = waiting.iter().filter_map(RoundWaiter::probe).collect();
+            let probes: Vec<&AgentProbe> = waiting.iter().flatten().collect();
             self.answer_probes(ctx, store, &head, &probes);
             self.answer_queries(ctx, began);
         }
@@ -519,7 +482,7 @@ impl SimPublisher {
         self.unanswered_since = None;
         let voucher = store.voucher(head, head.at);
         for reply_to in admitted {
-            self.reply(ctx, reply_to, SimMessage::ProbeAnswer { nonce: reply_to.nonce, head: voucher });
+            self.reply(ctx, reply_to, SimMessage::ProbeAnswer(reply_to.nonce, voucher));
         }
     }
 
@@ -540,26 +503,26 @@ impl SimPublisher {
         self.service.may_vouch(self.clock(ctx))
     }
 
-    /// Requests a round for itself. One that a probe waits for serves as well.
+    /// Requests a round for itself, unless a probe already waits for one.
     fn want_round(&mut self, ctx: &mut Ctx, store: &mut SimStore) {
         let now = self.clock(ctx);
-        if self.rounds.waiting().is_empty() && self.rounds.add(RoundWaiter::Publisher, now).is_ok() {
+        if self.rounds.waiting().is_empty() && self.rounds.add(None, now).is_ok() {
             self.start_round(ctx, store);
         }
     }
 
-    /// A probe came through the queue group (unless to `all`): has this one any business in it (R14)?
-    fn check_silence(&mut self, ctx: &mut Ctx, all: bool) {
+    /// Checks, when a probe arrives through the queue group, that this publisher may be a member of it (R14).
+    fn check_silence(&mut self, ctx: &mut Ctx, audience: Audience) {
         let since = *self.unanswered_since.get_or_insert(ctx.now);
         let node = self.node();
         let link = &ctx.net.links[node.0];
         // What is late was routed when this one still answered.
         let clear = !link.trouble.is_any() && ctx.now.since(link.clear_since) > 2 * SECOND;
         let member = link.serving && clear;
-        if !all && member && ctx.now.since(since) > SILENT_AFTER {
-            ctx.checker.violated(Rule::R14, ctx.now, || {
-                format!("{node:?} receives probes of its neighbors, and has answered none since {since}")
-            });
+        if audience == Audience::One && member && ctx.now.since(since) > SILENT_AFTER {
+            let what =
+                format!("{node:?} is still in the queue group, and has answered no probe since {since}");
+            ctx.violated(Rule::R14, what);
         }
     }
 
@@ -575,18 +538,4 @@ impl SimPublisher {
             link.serving = serving;
         }
     }
-}
-
-impl RoundWaiter {
-    fn probe(&self) -> Option<&AgentProbe> {
-        match self {
-            Self::Agent(probe) => Some(probe),
-            Self::Publisher => None,
-        }
-    }
-}
-
-fn tracker(ctx: &Ctx) -> ReceiptTracker {
-    let bound = ctx.settings.bound;
-    ReceiptTracker::new(TrackerConfig { bound, roster_delay: bound * 2, open_max: 100_000 }, [])
 }

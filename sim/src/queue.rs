@@ -2,30 +2,24 @@
 
 use std::collections::BTreeMap;
 
+use crate::event::SimEvent;
 use crate::time::Moment;
 
-/// ScheduledFault events.
-#[derive(Debug)]
-pub struct Queue<E> {
-    events: BTreeMap<(Moment, u64), E>,
+#[derive(Debug, Default)]
+pub struct Queue {
+    events: BTreeMap<(Moment, u64), SimEvent>,
     scheduled: u64,
 }
 
-impl<E> Default for Queue<E> {
-    fn default() -> Self {
-        Self { events: BTreeMap::new(), scheduled: 0 }
-    }
-}
-
-impl<E> Queue<E> {
+impl Queue {
     /// Schedules `event` at `at`, after the events that were scheduled there before.
-    pub fn push(&mut self, at: Moment, event: E) {
+    pub fn push(&mut self, at: Moment, event: SimEvent) {
         self.scheduled += 1;
         self.events.insert((at, self.scheduled), event);
     }
 
     /// Removes the next event.
-    pub fn pop(&mut self) -> Option<(Moment, E)> {
+    pub fn pop(&mut self) -> Option<(Moment, SimEvent)> {
         self.events.pop_first().map(|((at, _), event)| (at, event))
     }
 }

@@ -1,20 +1,20 @@
 //! Runs in bulk, and their results.
 
-use std::fmt::Write as _;
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::panic::UnwindSafe;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use evictd_core::rules::Rule;
-use serde_json::{Value, json};
 
 use crate::checker::{RunCounts, Violation};
+use crate::histogram::SpanHistogram;
 use crate::scenario::{Scenario, SimSettings};
 use crate::time::{Micros, Moment, SECOND};
 use crate::trace::SimTrace;
-use crate::world;
-use crate::world::RunOutcome;
+use crate::world::{self, RunOutcome};
 
 /// Lines of trace before a violation that are shown.
 const TRACE_LINES: usize = 40;
@@ -22,36 +22,25 @@ const TRACE_LINES: usize = 40;
 /// Violations shown in full.
 const SHOWN_MAX: usize = 5;
 
-#[derive(Clone, Debug)]
-pub struct FailedSeed {
-    pub scenario: Scenario,
-    pub seed: u64,
-    pub violation: Violation,
+/// The sums of runs.
+#[derive(Default)]
+struct Totals {
+    seeds: u64,
+    failures: u64,
+    lasted: Micros,
+    deletions: u64,
+    answered: u64,
+    denied: u64,
+    receipts: u64,
+    evicted: SpanHistogram,
 }
 
-#[derive(Debug)]
-pub struct Totals {
-    pub scenario: Scenario,
-    pub seeds: u64,
-    pub counts: RunCounts,
-    pub lasted: Micros,
-    pub events: u64,
-    pub failures: Vec<FailedSeed>,
-}
-
-#[derive(Debug)]
-pub struct SimReport {
-    pub totals: Vec<Totals>,
-    pub took: Duration,
-    pub threads: usize,
-}
-
-/// Does `job` for each of `0..jobs` on so many threads, and gives the results in order.
-pub fn in_parallel<T: Send>(
-    jobs: usize,
+/// Does `job` for each item, on so many threads, and takes the results in the order of the items.
+pub fn in_parallel<I: Copy + Sync, T: Send>(
+    items: &[I],
     threads: usize,
-    job: impl Fn(usize) -> T + Sync,
-    mut take: impl FnMut(usize, T),
+    job: impl Fn(I) -> T + Sync,
+    mut take: impl FnMut(I, T),
 ) {
     let next = AtomicUsize::new(0);
     let (sender, receiver) = mpsc::channel();
@@ -61,202 +50,95 @@ pub fn in_parallel<T: Send>(
             scope.spawn(move || {
                 loop {
                     let index = next.fetch_add(1, Ordering::Relaxed);
-                    if index >= jobs || sender.send((index, job(index))).is_err() {
+                    let Some(item) = items.get(index) else { return };
+                    if sender.send((index, job(*item))).is_err() {
                         return;
                     }
                 }
             });
         }
         drop(sender);
-        // Results are added up in the order of jobs: sums don't depend on it, lists do.
-        let mut early = std::collections::BTreeMap::new();
+        let mut early = BTreeMap::new();
         let mut due = 0;
         for (index, result) in receiver {
             early.insert(index, result);
             while let Some(result) = early.remove(&due) {
-                take(due, result);
+                take(items[due], result);
                 due += 1;
             }
         }
     });
 }
 
-pub fn run(scenarios: &[Scenario], first: u64, seeds: u64, threads: usize) -> SimReport {
-    let began = Instant::now();
-    let new = |scenario: &Scenario| Totals {
-        scenario: *scenario,
-        seeds: 0,
-        counts: RunCounts::default(),
-        lasted: 0,
-        events: 0,
-        failures: Vec::new(),
-    };
-    let mut totals: Vec<Totals> = scenarios.iter().map(new).collect();
-    let job = |index: usize| (scenarios[index % scenarios.len()], first + (index / scenarios.len()) as u64);
-    in_parallel(
-        scenarios.len() * seeds as usize,
-        threads,
-        |index| {
-            let (scenario, seed) = job(index);
-            run_caught(scenario, seed, |_| {})
-        },
-        |index, outcome| totals[index % scenarios.len()].add(job(index).1, outcome),
-    );
-    SimReport { totals, took: began.elapsed(), threads }
+/// All `scenarios` with each of the `seeds`.
+pub fn runs(scenarios: &[Scenario], seeds: Range<u64>) -> Vec<(Scenario, u64)> {
+    seeds.flat_map(|seed| scenarios.iter().map(move |scenario| (*scenario, seed))).collect()
 }
 
-/// Runs one seed; a panic in it is a violation like any other, and has a seed as well.
+/// Runs all seeds. Prints a table, and the first violations. Returns whether there was none.
+pub fn run(scenarios: &[Scenario], seeds: Range<u64>, threads: usize) -> bool {
+    let began = Instant::now();
+    let mut totals: BTreeMap<Scenario, Totals> = BTreeMap::new();
+    let mut all = Totals::default();
+    let mut failures = Vec::new();
+    let job = |(scenario, seed)| run_caught(scenario, seed, |_| {});
+    in_parallel(&runs(scenarios, seeds), threads, job, |(scenario, seed), outcome| {
+        totals.entry(scenario).or_default().add(&outcome);
+        all.add(&outcome);
+        failures.extend(outcome.violations.into_iter().next().map(|violation| (scenario, seed, violation)));
+    });
+    println!(
+        "scenario     seeds   deletions verifications   denied  receipts  virtual violations        \
+         evicted after p50/p99/p99.9/max"
+    );
+    for (scenario, totals) in &totals {
+        totals.print(&scenario.name());
+    }
+    all.print("all");
+    let seconds = began.elapsed().as_secs_f64();
+    let rate = all.deletions as f64 / seconds.max(1e-3);
+    println!("{seconds:.1} s on {threads} threads: {rate:.0} deletions per second");
+    for (scenario, seed, violation) in failures.iter().take(SHOWN_MAX) {
+        explain(*scenario, *seed, violation);
+    }
+    failures.is_empty()
+}
+
+/// Runs one seed. A panic in it is a violation.
 pub fn run_caught(scenario: Scenario, seed: u64, tune: impl Fn(&mut SimSettings) + UnwindSafe) -> RunOutcome {
-    std::panic::catch_unwind(|| world::run_tuned(scenario, seed, SimTrace::Off, tune)).unwrap_or_else(|_| {
-        RunOutcome {
-            violations: vec![Violation {
-                rule: Rule::G5,
-                at: Moment::default(),
-                what: "a core panicked; the message stands above".to_owned(),
-            }],
-            violations_total: 1,
-            ..RunOutcome::default()
-        }
+    let run = || world::run_tuned(scenario, seed, SimTrace::Off, tune);
+    std::panic::catch_unwind(run).unwrap_or_else(|_| {
+        let what = "a core panicked; its message is above".to_owned();
+        let violation = Violation { rule: Rule::G5, at: Moment::default(), what };
+        RunOutcome { violations: vec![violation], ..RunOutcome::default() }
     })
 }
 
 impl Totals {
-    fn add(&mut self, seed: u64, outcome: RunOutcome) {
+    fn add(&mut self, outcome: &RunOutcome) {
+        let RunCounts { deletions, answered, denied, receipts, evicted, .. } = &outcome.counts;
         self.seeds += 1;
+        self.failures += u64::from(!outcome.violations.is_empty());
         self.lasted += outcome.lasted;
-        self.events += outcome.events;
-        self.counts.add(&outcome.counts);
-        if let Some(violation) = outcome.violations.into_iter().next() {
-            self.failures.push(FailedSeed { scenario: self.scenario, seed, violation });
-        }
-    }
-}
-
-impl RunCounts {
-    fn add(&mut self, other: &Self) {
-        self.changes += other.changes;
-        self.deletions += other.deletions;
-        self.answered += other.answered;
-        self.denied += other.denied;
-        self.behind += other.behind;
-        self.flushes += other.flushes;
-        self.epochs += other.epochs;
-        self.regressions += other.regressions;
-        self.copies += other.copies;
-        self.repairs += other.repairs;
-        self.receipts += other.receipts;
-        self.elapsed += other.elapsed;
-        self.evicted.merge(&other.evicted);
-    }
-}
-
-impl SimReport {
-    pub fn failures(&self) -> impl Iterator<Item = &FailedSeed> {
-        self.totals.iter().flat_map(|totals| &totals.failures)
+        self.deletions += deletions;
+        self.answered += answered;
+        self.denied += denied;
+        self.receipts += receipts;
+        self.evicted.merge(evicted);
     }
 
-    pub fn table(&self) -> String {
-        let mut out = format!(
-            "{:<11} {:>6} {:>11} {:>13} {:>8} {:>9} {:>8} {:>9}  {:>37}\n",
-            "scenario",
-            "seeds",
-            "deletions",
-            "verifications",
-            "denied",
-            "receipts",
-            "virtual",
-            "violations",
-            "evicted after p50/p99/p99.9/max"
+    fn print(&self, name: &str) {
+        let Self { seeds, failures, lasted, deletions, answered, denied, receipts, evicted } = self;
+        let verifications = answered + denied;
+        let hours = *lasted as f64 / SECOND as f64 / 3600.0;
+        let quantiles = [5_000, 9_900, 9_990].map(|permyriad| evicted.quantile(permyriad));
+        let [p50, p99, p999, max] = [quantiles[0], quantiles[1], quantiles[2], evicted.max()].map(span);
+        let evicted = format!("{p50} / {p99} / {p999} / {max}");
+        println!(
+            "{name:<11} {seeds:>6} {deletions:>11} {verifications:>13} {denied:>8} {receipts:>9} {hours:>6.1} h \
+             {failures:>9}  {evicted:>37}"
         );
-        let mut all = RunCounts::default();
-        let (mut seeds, mut lasted, mut failures) = (0, 0, 0);
-        for totals in &self.totals {
-            out += &line(
-                &totals.scenario.name(),
-                totals.seeds,
-                &totals.counts,
-                totals.lasted,
-                totals.failures.len(),
-            );
-            all.add(&totals.counts);
-            seeds += totals.seeds;
-            lasted += totals.lasted;
-            failures += totals.failures.len();
-        }
-        out += &line("all", seeds, &all, lasted, failures);
-        let _ = writeln!(
-            out,
-            "{:.1} s on {} threads: {:.0} deletions per second",
-            self.took.as_secs_f64(),
-            self.threads,
-            self.rate()
-        );
-        out
     }
-
-    fn rate(&self) -> f64 {
-        let deletions: u64 = self.totals.iter().map(|totals| totals.counts.deletions).sum();
-        deletions as f64 / self.took.as_secs_f64().max(1e-3)
-    }
-
-    pub fn json(&self) -> Value {
-        let scenario = |totals: &Totals| {
-            let counts = &totals.counts;
-            let seconds = |permyriad| counts.evicted.quantile(permyriad) as f64 / SECOND as f64;
-            json!({
-                "scenario": totals.scenario,
-                "seeds": totals.seeds,
-                "deletions": counts.deletions,
-                "changes": counts.changes,
-                "verifications": counts.answered + counts.denied,
-                "denied": counts.denied,
-                "answersWithinTheBound": counts.behind,
-                "receipts": counts.receipts,
-                "elapsedReceipts": counts.elapsed,
-                "repairs": counts.repairs,
-                "flushes": counts.flushes,
-                "regressions": counts.regressions,
-                "epochs": counts.epochs,
-                "virtualHours": totals.lasted as f64 / SECOND as f64 / 3600.0,
-                "events": totals.events,
-                "evictedAfterSeconds": {
-                    "count": counts.evicted.total(),
-                    "p50": seconds(5_000), "p99": seconds(9_900), "p999": seconds(9_990),
-                    "max": counts.evicted.max() as f64 / SECOND as f64,
-                },
-                "violations": totals.failures.iter().map(|failure| json!({
-                    "rule": failure.violation.rule.id(),
-                    "seed": failure.seed,
-                    "at": failure.violation.at.to_string(),
-                    "what": failure.violation.what,
-                })).collect::<Vec<_>>(),
-            })
-        };
-        json!({
-            "scenarios": self.totals.iter().map(scenario).collect::<Vec<_>>(),
-            "seconds": self.took.as_secs_f64(),
-            "threads": self.threads,
-            "deletionsPerSecond": self.rate(),
-        })
-    }
-
-    /// The first violations, each with what led to it: the seed is run once more for that.
-    pub fn explain(&self) -> String {
-        self.failures().take(SHOWN_MAX).map(explain).collect()
-    }
-}
-
-fn line(name: &str, seeds: u64, counts: &RunCounts, lasted: Micros, failures: usize) -> String {
-    let evicted = [5_000, 9_900, 9_990].map(|permyriad| span(counts.evicted.quantile(permyriad)));
-    let hours = lasted as f64 / SECOND as f64 / 3600.0;
-    format!(
-        "{name:<11} {seeds:>6} {:>11} {:>13} {:>8} {:>9} {hours:>6.1} h {failures:>9}  {:>37}\n",
-        counts.deletions,
-        counts.answered + counts.denied,
-        counts.denied,
-        counts.receipts,
-        format!("{} / {} / {} / {}", evicted[0], evicted[1], evicted[2], span(counts.evicted.max())),
-    )
 }
 
 fn span(micros: Micros) -> String {
@@ -267,22 +149,16 @@ fn span(micros: Micros) -> String {
     }
 }
 
-/// A violation, its seed, and the last lines before it.
-pub fn explain(failure: &FailedSeed) -> String {
-    let FailedSeed { scenario, seed, violation } = failure;
-    let outcome = world::run(*scenario, *seed, SimTrace::last(TRACE_LINES));
-    let mut out = format!(
-        "\n{} broken: {}\n  {}\n  scenario {}, seed {seed}, at {} s of virtual time; again with\n    \
-         cargo xtask sim --scenario {} --seed {seed} --trace\n",
-        violation.rule,
-        violation.rule.statement(),
-        violation.what,
-        scenario.name(),
-        violation.at,
-        scenario.name(),
+/// Prints a violation with its seed, and runs the seed once more for the last lines before it.
+fn explain(scenario: Scenario, seed: u64, violation: &Violation) {
+    let Violation { rule, at, what } = violation;
+    let name = scenario.name();
+    println!(
+        "\n{rule} broken: {}\n  {what}\n  scenario {name}, seed {seed}, at {at} s of virtual time; again with\n    \
+         cargo xtask sim --scenario {name} --seed {seed} --trace",
+        rule.statement(),
     );
-    for line in outcome.trace.kept() {
-        let _ = writeln!(out, "  | {line}");
+    for line in world::run(scenario, seed, SimTrace::last(TRACE_LINES)).trace.kept() {
+        println!("  | {line}");
     }
-    out
 }

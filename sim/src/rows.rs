@@ -41,7 +41,7 @@ pub struct WorkspaceNumber(pub usize);
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct KeyRow {
-    /// Where it belongs; means nothing for root keys.
+    /// The key's API. It means nothing for root keys, APIs and workspaces.
     pub api: ApiNumber,
     /// As `RecordState`, without what API and workspace add.
     pub state: RecordState,
@@ -50,19 +50,26 @@ pub struct KeyRow {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ChangeNumber(pub u32);
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// A row of the store. An API or a workspace exists while it has one.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum ChangeTarget {
     Key(KeyNumber),
-    /// Whether an API is deleted.
     Api(ApiNumber),
-    /// Whether a workspace is deleted.
     Workspace(WorkspaceNumber),
+}
+
+/// Where a record was read. Only the checker uses it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ReadPlace {
+    pub lsn: Lsn,
+    /// The rows that the record depends on: its key, and the key's API and workspace in this snapshot.
+    pub targets: [Option<ChangeTarget>; 3],
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ChangePlan {
     pub target: ChangeTarget,
-    /// What the row becomes; for APIs and workspaces, `Some` is there and `None` deleted.
+    /// What the row becomes; `None` if it is deleted.
     pub row: Option<KeyRow>,
     pub cause: Cause,
 }
@@ -104,12 +111,20 @@ pub struct NumberedBatch {
     pub rows: Rc<[Invalidation]>,
 }
 
+/// Rows of one epoch, both ends included.
+#[derive(Clone, Copy, Debug)]
+pub struct RowRange {
+    pub epoch: u32,
+    pub first: u64,
+    pub last: u64,
+}
+
 /// The head of the log with its tokens, which distinguish it from a copy's. It is one row.
 #[derive(Clone, Copy, Debug)]
 pub struct SimHead {
     /// The last position that was given.
     pub at: LogPosition,
-    /// The incarnation that goes on.
+    /// The present incarnation.
     pub incarnation: Incarnation,
     /// Of the row at this position, or of the incarnation's beginning.
     pub token: LogToken,
@@ -128,12 +143,7 @@ pub struct Snapshot {
     /// Of the row at `as_of`.
     pub token: LogToken,
     pub record: Record,
-    /// Where it was read: for the checker.
-    pub lsn: Lsn,
-    /// The key's API in this snapshot: for the checker. Nothing has none.
-    pub api: Option<ApiNumber>,
-    /// Its workspace, likewise.
-    pub workspace: Option<WorkspaceNumber>,
+    pub place: ReadPlace,
 }
 
 /// What a publisher's connections reach.
@@ -145,14 +155,12 @@ pub enum Attached {
     Nowhere,
 }
 
-#[derive(Clone, Copy, Debug)]
-pub struct Size {
-    pub keys: usize,
-    /// How many of them are root keys: the first ones.
-    pub root_keys: usize,
-    pub apis: usize,
-    pub workspaces: usize,
-}
+/// The first keys are root keys.
+pub const ROOT_KEYS: usize = 12;
+
+pub const APIS: usize = 7;
+
+pub const WORKSPACES: usize = 2;
 
 /// The hash under which a key's text is cached.
 pub fn hash(key: KeyNumber) -> KeyHash {

@@ -1,24 +1,20 @@
-//! Scenarios: how a world is set up, and what goes wrong in it. All of it is drawn from the seed.
+//! Scenarios: the settings of a world, and its faults. All of it is drawn from the seed.
 
 use std::time::Duration;
 
 use clap::ValueEnum;
 use evictd_core::floors::FloorLimits;
 use evictd_core::follower::FollowerConfig;
-use evictd_core::ids::WorkspaceId;
 use evictd_core::lease::Bound;
-use serde::Serialize;
 
 use crate::assumption::Assumption;
-use crate::fault::{Fault, ScheduledFault};
+use crate::fault::{Fault, NodeFault, ScheduledFault, StoreFault};
 use crate::message::Kinds;
 use crate::node::NodeNumber;
 use crate::rng::Dice;
-use crate::rows::Size;
 use crate::time::{MS, Micros, Moment, SECOND};
 
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, ValueEnum, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, ValueEnum)]
 pub enum Scenario {
     /// No fault.
     Calm,
@@ -28,9 +24,9 @@ pub enum Scenario {
     Reorder,
     /// Links carry nothing, in one direction or both.
     Partition,
-    /// Links are dead, and neither end notices.
+    /// Links are dead, and neither end detects it.
     HalfOpen,
-    /// Processes stand still.
+    /// Processes freeze.
     Freeze,
     /// Processes are killed and started again.
     Crash,
@@ -46,29 +42,12 @@ pub enum Scenario {
     Bulk,
     /// All of them.
     Everything,
-    /// A copy of the store comes to life beside it, with a publisher of its own: from a backup, or the original of a
+    /// A copy of the store starts beside it, with a publisher of its own: from a backup, or the original of a
     /// store that was restored.
     Copies,
 }
 
 impl Scenario {
-    pub const ALL: [Self; 14] = [
-        Self::Calm,
-        Self::Loss,
-        Self::Reorder,
-        Self::Partition,
-        Self::HalfOpen,
-        Self::Freeze,
-        Self::Crash,
-        Self::Failover,
-        Self::Restore,
-        Self::Replica,
-        Self::Clocks,
-        Self::Bulk,
-        Self::Everything,
-        Self::Copies,
-    ];
-
     pub fn name(self) -> String {
         self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
     }
@@ -83,7 +62,7 @@ pub struct SimSettings {
     /// Whether the store is one publisher's alone, as SQLite's is: it begins an incarnation at each start, and can be
     /// put back unnoticed. A shared one fails over, and shows that, as PostgreSQL does.
     pub exclusive: bool,
-    /// Copies of the store that come to life, each with a publisher of its own.
+    /// Copies of the store that are started, each with a publisher of its own.
     pub copies: usize,
     pub bound: Duration,
     pub margin: Duration,
@@ -93,7 +72,7 @@ pub struct SimSettings {
     /// The time in which a gap may close by itself.
     pub gap_patience: Duration,
     pub floors: FloorLimits,
-    pub size: Size,
+    pub keys: usize,
     pub end: Moment,
     /// Clocks run by at most so many millionths too fast or too slow.
     pub drift_ppm: u64,
@@ -122,9 +101,6 @@ pub struct SimSettings {
     pub polite: bool,
     /// How long rows of the log are kept.
     pub retention: Duration,
-    /// Loads of one agent at once.
-    pub loads_max: usize,
-    pub receipt_workspace: WorkspaceId,
     /// Distances to the centre of the network, by node.
     pub distances: Vec<Micros>,
     /// The assumption that doesn't hold.
@@ -167,7 +143,7 @@ impl SimSettings {
         let copies = usize::from(scenario == Scenario::Copies);
         let bulk = matches!(scenario, Scenario::Bulk | Scenario::Everything);
         let bound = scale(30_000);
-        let size = Size { keys: dice.between(400, 4_000) as usize, root_keys: 12, apis: 7, workspaces: 2 };
+        let keys = dice.between(400, 4_000) as usize;
         let floors = if bulk {
             FloorLimits { keys: dice.between(20, 400) as usize, scopes: dice.between(3, 20) as usize }
         } else {
@@ -192,7 +168,7 @@ impl SimSettings {
             request_timeout: Duration::from_millis(if default { 1_000 } else { 500 }),
             gap_patience: Duration::from_millis(20),
             floors,
-            size,
+            keys,
             end: Moment(4 * bound.as_micros() as u64 + 20 * SECOND),
             drift_ppm: if scenario == Scenario::Clocks { 20_000 } else { 200 },
             replica_lag: replica.then(|| dice.between(10 * MS, 40 * SECOND)),
@@ -212,19 +188,17 @@ impl SimSettings {
             } else {
                 Duration::MAX
             },
-            loads_max: 256,
-            receipt_workspace: WorkspaceId::new("ws"),
             distances,
             lacking: None,
         }
     }
 }
 
-/// Draws what goes wrong. Faults begin after a first lease and end early enough that all must be well at
-/// the world's end.
+/// Draws the faults. They begin after a first lease and end early enough that every agent must be live at the
+/// world's end.
 pub fn draw_faults(scenario: Scenario, settings: &SimSettings, dice: &mut Dice) -> Vec<ScheduledFault> {
     let kinds: &[Scenario] = match scenario {
-        Scenario::Everything => &Scenario::ALL[1..12],
+        Scenario::Everything => &Scenario::value_variants()[1..12],
         Scenario::Copies => &[Scenario::Loss, Scenario::Partition, Scenario::Freeze, Scenario::Crash],
         _ => &[scenario],
     };
@@ -273,20 +247,24 @@ fn draw_copy(settings: &SimSettings, dice: &mut Dice) -> Vec<ScheduledFault> {
     let mut faults = Vec::new();
     if settings.exclusive && dice.permille(600) {
         let (lasts, lost) = (dice.below(3 * SECOND), dice.below(5_000));
-        let restore = Fault::Restore { lost, declared: true };
+        let restore = Fault::Store(StoreFault::Restore { lost, declared: true });
         faults.push(ScheduledFault { from, until: from.after(lasts), fault: restore });
         after += lasts + RESTORED_WITHIN;
     }
-    faults.insert(0, ScheduledFault { from, until: Moment::NEVER, fault: Fault::Copy { after } });
+    faults.insert(
+        0,
+        ScheduledFault { from, until: Moment::NEVER, fault: Fault::Store(StoreFault::Copy(after)) },
+    );
     let node = NodeNumber(settings.agents + settings.publishers);
     for _ in 0..dice.below(4) {
         let fault = match dice.below(3) {
-            0 => Fault::Freeze { node, suspend: false },
-            1 => Fault::Crash { node, leaves: dice.permille(500) },
-            _ => Fault::Disconnect { node },
+            0 => NodeFault::Freeze { suspend: false },
+            1 => NodeFault::Crash { leaves: dice.permille(500) },
+            _ => NodeFault::Disconnect,
         };
         let from = from.after(after + dice.below(bound));
-        faults.push(ScheduledFault { from, until: from.after(dice.below(bound)), fault });
+        let until = from.after(dice.below(bound));
+        faults.push(ScheduledFault { from, until, fault: Fault::Node(node, fault) });
     }
     faults
 }
@@ -299,20 +277,19 @@ const RESTORED_WITHIN: Micros = 8 * SECOND;
 fn draw_pair(kind: Scenario, settings: &SimSettings, from: Moment, dice: &mut Dice) -> Vec<ScheduledFault> {
     let bound = settings.bound_micros();
     let agent = NodeNumber(dice.index(settings.agents));
-    let cut = (Fault::Cut { node: agent, deaf: true, mute: false, reconnects: true }, bound + bound / 4);
+    let at_agent = |fault| Fault::Node(agent, fault);
+    let cut = (at_agent(NodeFault::Cut { deaf: true, mute: false, reconnects: true }), bound + bound / 4);
     let (first, lasts, (second, second_lasts)) = match kind {
         Scenario::Reorder => {
             let late = dice.pick(&[4 * SECOND, 8 * SECOND, 20 * SECOND]);
-            (Fault::Noise { node: agent, loss: 0, twice: 0, late: (500, late) }, 3 * SECOND, cut)
+            (at_agent(NodeFault::Noise { loss: 0, twice: 0, late: (500, late) }), 3 * SECOND, cut)
         }
-        Scenario::Failover => (Fault::Slow { times: dice.between(2_000, 8_000) }, 8 * SECOND, cut),
+        Scenario::Failover => (Fault::Store(StoreFault::Slow(dice.between(2_000, 8_000))), 8 * SECOND, cut),
         // Nothing else is needed here: a cut for so long is.
-        Scenario::Clocks | Scenario::Partition => {
-            (Fault::Gap { node: agent, kinds: Kinds::NONE }, SECOND, cut)
-        }
+        Scenario::Clocks | Scenario::Partition => (at_agent(NodeFault::Gap(Kinds::NONE)), SECOND, cut),
         Scenario::Crash => {
-            let restart = (Fault::Crash { node: agent, leaves: true }, SECOND / 2);
-            (Fault::Noise { node: agent, loss: 300, twice: 0, late: (0, 0) }, 8 * SECOND, restart)
+            let restart = (at_agent(NodeFault::Crash { leaves: true }), SECOND / 2);
+            (at_agent(NodeFault::Noise { loss: 300, twice: 0, late: (0, 0) }), 8 * SECOND, restart)
         }
         _ => return Vec::new(),
     };
@@ -328,55 +305,55 @@ fn draw_fault(kind: Scenario, settings: &SimSettings, dice: &mut Dice) -> Option
     let node = NodeNumber(dice.index(nodes));
     let agent = NodeNumber(dice.index(settings.agents));
     let publisher = NodeNumber(settings.agents + dice.index(settings.publishers));
-    Some(match kind {
+    let (node, fault) = match kind {
         Scenario::Calm | Scenario::Replica | Scenario::Bulk => return None,
         Scenario::Loss if dice.permille(300) => {
             let kinds =
                 [Kinds::LIVE, Kinds::REPLAY, Kinds::APPLIED, Kinds::LIVE.and(Kinds::TICK).and(Kinds::REPLAY)];
-            Fault::Gap { node: agent, kinds: dice.pick(&kinds) }
+            (agent, NodeFault::Gap(dice.pick(&kinds)))
         }
-        Scenario::Loss => Fault::Noise {
-            node,
-            loss: dice.between(1, 400) as u32,
-            twice: dice.below(200) as u32,
-            late: (dice.below(100) as u32, 100 * MS),
-        },
-        Scenario::Reorder if dice.permille(400) => Fault::Stall { node },
+        Scenario::Loss => {
+            let (loss, twice) = (dice.between(1, 400) as u32, dice.below(200) as u32);
+            (node, NodeFault::Noise { loss, twice, late: (dice.below(100) as u32, 100 * MS) })
+        }
+        Scenario::Reorder if dice.permille(400) => (node, NodeFault::Stall),
         Scenario::Reorder => {
             let late = dice.pick(&[50 * MS, SECOND, 40 * SECOND]);
-            Fault::Noise {
-                node,
-                loss: 0,
-                twice: dice.below(300) as u32,
-                late: (dice.between(20, 500) as u32, late),
-            }
+            let twice = dice.below(300) as u32;
+            (node, NodeFault::Noise { loss: 0, twice, late: (dice.between(20, 500) as u32, late) })
         }
-        Scenario::Partition if dice.permille(250) => Fault::Disconnect { node },
+        Scenario::Partition if dice.permille(250) => (node, NodeFault::Disconnect),
         Scenario::Partition => {
             let (deaf, mute) = dice.pick(&[(true, true), (true, false), (false, true)]);
-            Fault::Cut { node, deaf, mute, reconnects: true }
+            (node, NodeFault::Cut { deaf, mute, reconnects: true })
         }
-        Scenario::HalfOpen => Fault::Cut { node, deaf: true, mute: true, reconnects: false },
-        Scenario::Freeze => Fault::Freeze { node, suspend: false },
+        Scenario::HalfOpen => (node, NodeFault::Cut { deaf: true, mute: true, reconnects: false }),
+        Scenario::Freeze => (node, NodeFault::Freeze { suspend: false }),
         Scenario::Clocks if dice.permille(500) => {
-            Fault::Cut { node: agent, deaf: true, mute: true, reconnects: true }
+            (agent, NodeFault::Cut { deaf: true, mute: true, reconnects: true })
         }
-        Scenario::Clocks => Fault::Freeze { node, suspend: true },
-        Scenario::Crash => Fault::Crash { node, leaves: settings.polite || dice.permille(300) },
-        // One publisher's own store can't.
+        Scenario::Clocks => (node, NodeFault::Freeze { suspend: true }),
+        Scenario::Crash => (node, NodeFault::Crash { leaves: settings.polite || dice.permille(300) }),
+        // One publisher's own store can't fail over.
         Scenario::Failover => match dice.below(if settings.exclusive { 3 } else { 10 }) {
-            0 => Fault::Slow { times: dice.between(5, 400) },
-            1 => Fault::Down,
-            2 => Fault::Detached { node: publisher },
-            _ => Fault::Failover {
-                lost: if dice.permille(300) { 0 } else { dice.below(2_000) },
-                pause: dice.below(3 * SECOND),
-                lingers: if dice.permille(500) { Micros::MAX } else { dice.below(settings.bound_micros()) },
-            },
+            0 => return Some(Fault::Store(StoreFault::Slow(dice.between(5, 400)))),
+            1 => return Some(Fault::Store(StoreFault::Down)),
+            2 => (publisher, NodeFault::Detached),
+            _ => {
+                let lost = if dice.permille(300) { 0 } else { dice.below(2_000) };
+                let pause = dice.below(3 * SECOND);
+                let lingers =
+                    if dice.permille(500) { Micros::MAX } else { dice.below(settings.bound_micros()) };
+                return Some(Fault::Store(StoreFault::Failover { lost, pause, lingers }));
+            }
         },
         // A server that is put back begins another timeline, like one that fails over.
         Scenario::Restore if !settings.exclusive => return draw_fault(Scenario::Failover, settings, dice),
-        Scenario::Restore => Fault::Restore { lost: dice.below(20_000), declared: dice.permille(300) },
+        Scenario::Restore => {
+            let (lost, declared) = (dice.below(20_000), dice.permille(300));
+            return Some(Fault::Store(StoreFault::Restore { lost, declared }));
+        }
         Scenario::Everything | Scenario::Copies => return draw_fault(Scenario::Loss, settings, dice),
-    })
+    };
+    Some(Fault::Node(node, fault))
 }

@@ -35,7 +35,7 @@ pub struct SimVerification {
     pub loads: u8,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct OpenLoad {
     pub nonce: Nonce,
     pub sent_at: LeaseTime,

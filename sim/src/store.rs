@@ -1,12 +1,12 @@
 //! The home store as the rest sees it: transactions, the log, snapshots, and what can go wrong with them.
 //!
-//! A world may have a second one, that began as a copy of it. The truth is the first one's alone.
+//! A world may have a second one that began as a copy of it. Only the first one is judged.
 //!
 //! Every commit has a number, and everything keeps its history, so that a replica, a demoted primary or a
 //! restored copy can be read as it was. A regression (a fail-over that lost commits, a restored copy) is a
 //! commit of its own that puts back what the lost ones changed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 use std::time::Duration;
@@ -32,8 +32,9 @@ use crate::ctx::Ctx;
 use crate::event::{PublisherEvent, SimEvent, StoreEvent};
 use crate::node::{Life, NodeNumber};
 use crate::rows::{
-    ApiNumber, Attached, ChangeNumber, ChangePlan, ChangeTarget, KeyNumber, KeyRow, Lsn, NumberedBatch,
-    Numbering, RoundInput, SimHead, Snapshot, StoreSite, Transaction, WorkspaceNumber, hash, instance,
+    APIS, ApiNumber, Attached, ChangeNumber, ChangePlan, ChangeTarget, KeyNumber, KeyRow, Lsn, NumberedBatch,
+    Numbering, ROOT_KEYS, ReadPlace, RoundInput, RowRange, SimHead, Snapshot, StoreSite, Transaction,
+    WORKSPACES, WorkspaceNumber, hash, instance,
 };
 use crate::time::{MS, Micros, Moment, SECOND};
 use crate::trace::trace;
@@ -79,29 +80,14 @@ struct NumberedRow {
     numbered: Lsn,
 }
 
-#[derive(Clone, Debug)]
-enum JournalEntry {
-    Change(ChangeTarget, Option<ChangeNumber>),
-    Other,
-}
-
-/// The primary that was demoted, as it answers reads.
-#[derive(Clone, Debug)]
-struct Demoted {
-    lsn: Lsn,
-    log: Vec<NumberedRow>,
-    purged: usize,
-    history: History,
-    rounds: Vec<(Lsn, RoundToken)>,
-}
+/// A changed row, and which change it was; `None` in a copy.
+type JournalEntry = (ChangeTarget, Option<ChangeNumber>);
 
 #[derive(Clone, Debug)]
 pub struct SimStore {
     pub site: StoreSite,
     lsn: Lsn,
-    keys: Vec<Versions<Option<KeyRow>>>,
-    apis: Vec<Versions<bool>>,
-    workspaces: Vec<Versions<bool>>,
+    rows: HashMap<ChangeTarget, Versions<Option<KeyRow>>>,
     head: Versions<SimHead>,
     id: StoreId,
     /// What its code is made with (R16).
@@ -109,7 +95,8 @@ pub struct SimStore {
     begins: Vec<(Lsn, Begin)>,
     /// Tokens of the last rounds.
     rounds: Vec<(Lsn, RoundToken)>,
-    journal: Vec<(Moment, JournalEntry)>,
+    /// Every commit: its time, and the change; `None` if it changed no row.
+    journal: Vec<(Moment, Option<JournalEntry>)>,
     unnumbered: BTreeMap<u64, SimRow>,
     log: Vec<NumberedRow>,
     /// The number of purged rows.
@@ -125,7 +112,8 @@ pub struct SimStore {
     branch: Lsn,
     epoch_since: Option<Moment>,
     lock_free: Moment,
-    demoted: Option<Demoted>,
+    /// The primary that was demoted, as it answers reads.
+    demoted: Option<Box<SimStore>>,
     /// Nothing is answered until then.
     pub down_until: Moment,
     /// The factor of all times.
@@ -133,15 +121,9 @@ pub struct SimStore {
     /// By publisher of this store.
     attached: Vec<Attached>,
     first_publisher: NodeNumber,
-    names: Names,
-}
-
-#[derive(Clone, Debug)]
-struct Names {
-    apis: Vec<ApiId>,
-    workspaces: Vec<WorkspaceId>,
-    key: KeyId,
-    root_keys: usize,
+    api_ids: Vec<ApiId>,
+    workspace_ids: Vec<WorkspaceId>,
+    key_id: KeyId,
 }
 
 /// However slow the store is, a statement doesn't take longer.
@@ -158,11 +140,13 @@ const BRANCH_LEAP: u64 = 1 << 34;
 impl SimStore {
     /// A store in which every key is active, and `agents` + publishers are numbered as in the network.
     pub fn new(ctx: &mut Ctx) -> Self {
-        let (size, publishers) = (ctx.settings.size, ctx.settings.publishers);
-        let row = |key: usize| {
-            let api = ApiNumber(key % size.apis);
-            Versions::new(Some(KeyRow { api, state: RecordState::Active }))
-        };
+        let publishers = ctx.settings.publishers;
+        let keys =
+            (0..ctx.settings.keys).map(|key| (ChangeTarget::Key(KeyNumber(key)), ApiNumber(key % APIS)));
+        let apis = (0..APIS).map(|api| (ChangeTarget::Api(ApiNumber(api)), ApiNumber(api)));
+        let workspaces = (0..WORKSPACES).map(|ws| ChangeTarget::Workspace(WorkspaceNumber(ws)));
+        let all = keys.chain(apis).chain(workspaces.map(|workspace| (workspace, ApiNumber(0))));
+        let active = |api| Versions::new(Some(KeyRow { api, state: RecordState::Active }));
         let at = LogPosition::new(1, 0).unwrap_or(LogPosition::ZERO);
         let (incarnation, token) = (Incarnation(ctx.dice.any()), LogToken(ctx.dice.any()));
         let head = SimHead { at, incarnation, token, round: RoundToken(0), timeline: 1 };
@@ -177,11 +161,9 @@ impl SimStore {
             key: ctx.dice.any(),
             begins: vec![(Lsn(0), created)],
             rounds: Vec::new(),
-            keys: (0..size.keys).map(row).collect(),
-            apis: (0..size.apis).map(|_| Versions::new(true)).collect(),
-            workspaces: (0..size.workspaces).map(|_| Versions::new(true)).collect(),
+            rows: all.map(|(target, api)| (target, active(api))).collect(),
             head: Versions::new(head),
-            journal: vec![(Moment(0), JournalEntry::Other)],
+            journal: vec![(Moment(0), None)],
             unnumbered: BTreeMap::new(),
             log: Vec::new(),
             purged: 0,
@@ -198,12 +180,9 @@ impl SimStore {
             slowness: 1,
             attached: vec![Attached::Primary; publishers],
             first_publisher: NodeNumber(ctx.settings.agents),
-            names: Names {
-                apis: (0..size.apis).map(|api| ApiId::new(format!("api_{api}"))).collect(),
-                workspaces: (0..size.workspaces).map(|ws| WorkspaceId::new(format!("ws_{ws}"))).collect(),
-                key: KeyId::new("key"),
-                root_keys: size.root_keys,
-            },
+            api_ids: (0..APIS).map(|api| ApiId::new(format!("api_{api}"))).collect(),
+            workspace_ids: (0..WORKSPACES).map(|ws| WorkspaceId::new(format!("ws_{ws}"))).collect(),
+            key_id: KeyId::new("key"),
         }
     }
 
@@ -225,20 +204,13 @@ impl SimStore {
         ctx.queue.push(at, SimEvent::Store(self.site, event));
     }
 
-    pub fn row(&self, key: KeyNumber) -> Option<KeyRow> {
-        self.keys[key.0].now()
+    /// The present row; `None` if it is deleted.
+    pub fn row(&self, target: ChangeTarget) -> Option<KeyRow> {
+        self.rows[&target].now()
     }
 
-    pub fn api_is_there(&self, api: ApiNumber) -> bool {
-        self.apis[api.0].now()
-    }
-
-    pub fn workspace_is_there(&self, workspace: WorkspaceNumber) -> bool {
-        self.workspaces[workspace.0].now()
-    }
-
-    pub fn lsn(&self) -> Lsn {
-        self.lsn
+    fn put(&mut self, target: ChangeTarget, row: Option<KeyRow>) {
+        self.rows.entry(target).or_insert_with(|| Versions::new(None)).push(self.lsn, row);
     }
 
     /// Whether rows wait for a position.
@@ -250,6 +222,15 @@ impl SimStore {
     pub fn attached(&self, ctx: &Ctx, publisher: NodeNumber) -> Attached {
         let attached = self.attached[publisher.0 - self.first_publisher.0];
         if attached == Attached::Primary && ctx.now < self.down_until { Attached::Nowhere } else { attached }
+    }
+
+    /// What answers a publisher's reads now.
+    fn reached(&self, ctx: &Ctx, publisher: NodeNumber) -> Option<&Self> {
+        match self.attached(ctx, publisher) {
+            Attached::Primary => Some(self),
+            Attached::Demoted => self.demoted.as_deref(),
+            Attached::Nowhere => None,
+        }
     }
 
     pub fn attach(&mut self, publisher: NodeNumber, attached: Attached) {
@@ -281,8 +262,18 @@ impl SimStore {
         self.later(ctx, at, StoreEvent::Commit(Box::new(transaction)));
     }
 
+    /// Returns whether a change was committed.
+    pub fn on_event(&mut self, ctx: &mut Ctx, event: StoreEvent) -> bool {
+        match event {
+            StoreEvent::Commit(transaction) => return self.commit(ctx, &transaction),
+            StoreEvent::Number(numbering) => self.finish_numbering(ctx, &numbering),
+            StoreEvent::Register(instances) => self.register(ctx, &instances),
+        }
+        false
+    }
+
     /// Ends a change's transaction: it commits, unless its primary is gone. Returns whether it committed.
-    pub fn commit(&mut self, ctx: &mut Ctx, transaction: &Transaction) -> bool {
+    fn commit(&mut self, ctx: &mut Ctx, transaction: &Transaction) -> bool {
         let gone = transaction.generation != self.generation || ctx.now < self.down_until;
         let change = if gone { None } else { self.apply(ctx, transaction) };
         if let Some((publisher, life)) = transaction.reply_to {
@@ -303,33 +294,25 @@ impl SimStore {
         let ChangePlan { target, row, cause } = transaction.plan;
         self.lsn.0 += 1;
         let lsn = self.lsn;
-        let mut scopes = Vec::with_capacity(2);
-        match target {
+        let scopes = match target {
             ChangeTarget::Key(key) => {
-                let old = self.keys[key.0].now();
-                self.keys[key.0].push(lsn, row);
-                let api = |row: Option<KeyRow>| row.map(|row| row.api);
-                if let (Some(was), Some(is)) = (api(old), api(row))
-                    && was != is
-                {
-                    scopes.push(self.key_scope(key, was));
-                }
-                let api = api(row).or(api(old)).unwrap_or(ApiNumber(0));
-                scopes.push(self.key_scope(key, api));
+                // A key that moves has a row for both APIs.
+                let mut apis: Vec<ApiNumber> =
+                    [self.row(target), row].iter().flatten().map(|row| row.api).collect();
+                apis.dedup();
+                apis.resize(apis.len().max(1), ApiNumber(0));
+                apis.into_iter().map(|api| self.key_scope(key, api)).collect()
             }
-            ChangeTarget::Api(api) => {
-                self.apis[api.0].push(lsn, row.is_some());
-                scopes.push(Scope::Api(self.names.apis[api.0].clone()));
-            }
+            ChangeTarget::Api(api) => vec![Scope::Api(self.api_ids[api.0].clone())],
             ChangeTarget::Workspace(workspace) => {
-                self.workspaces[workspace.0].push(lsn, row.is_some());
-                scopes.push(Scope::Workspace(self.names.workspaces[workspace.0].clone()));
+                vec![Scope::Workspace(self.workspace_ids[workspace.0].clone())]
             }
-        }
+        };
+        self.put(target, row);
         let now = ctx.now;
         let judged = self.checker(ctx);
         let change = judged.map(|checker| checker.committed(now, lsn, target, cause, scopes.len()));
-        self.journal.push((ctx.now, JournalEntry::Change(target, change)));
+        self.journal.push((ctx.now, Some((target, change))));
         trace!(ctx, "commit {} {target:?} {cause:?} {row:?} ({change:?})", lsn.0);
         let unseen = transaction.reply_to.is_none() && ctx.lacks(Assumption::EveryChangeWritesItsRow);
         if !unseen {
@@ -342,87 +325,74 @@ impl SimStore {
     }
 
     fn key_scope(&self, key: KeyNumber, api: ApiNumber) -> Scope {
-        let api_id = (key.0 >= self.names.root_keys).then(|| self.names.apis[api.0].clone());
+        let api_id = (key.0 >= ROOT_KEYS).then(|| self.api_ids[api.0].clone());
         Scope::Key { hash: hash(key), key_id: None, api_id }
     }
 
     /// Begins to number, for a sequencer or a round. The outcome comes as [`PublisherEvent::Numbered`].
     pub fn number(&mut self, ctx: &mut Ctx, publisher: NodeNumber, life: Life, round: Option<RoundInput>) {
         let attached = self.attached(ctx, publisher);
-        if attached == Attached::Nowhere {
-            return fail(ctx, publisher, life, round.is_some(), 200 * MS);
-        }
-        let visible = ctx.now.after(self.statement(ctx)).max(self.lock_free);
-        let at = visible.after(self.statement(ctx));
+        let (visible, generation) = (ctx.now, self.generation);
         let on_demoted = attached == Attached::Demoted;
+        let mut numbering = Numbering { publisher, life, visible, generation, on_demoted, round };
+        if attached == Attached::Nowhere {
+            return numbering.report(ctx, 200 * MS, None);
+        }
+        numbering.visible = ctx.now.after(self.statement(ctx)).max(self.lock_free);
+        let at = numbering.visible.after(self.statement(ctx));
         if !on_demoted {
             // One row lock: numbering is serial.
             self.lock_free = at;
         }
-        let generation = self.generation;
-        let numbering = Numbering { publisher, life, visible, generation, on_demoted, round };
         self.later(ctx, at, StoreEvent::Number(Box::new(numbering)));
     }
 
-    pub fn finish_numbering(&mut self, ctx: &mut Ctx, numbering: Numbering) {
-        let Numbering { publisher, life, visible, generation, on_demoted, round } = numbering;
-        let is_round = round.is_some();
-        let gone = generation != self.generation || ctx.now < self.down_until;
-        if on_demoted || gone {
-            if (on_demoted || gone) && is_round && ctx.lacks(Assumption::RoundsAreWrites) {
-                return self.vouch_without_writing(ctx, publisher, life);
-            }
-            return fail(ctx, publisher, life, is_round, 0);
+    fn finish_numbering(&mut self, ctx: &mut Ctx, numbering: &Numbering) {
+        let is_round = numbering.round.is_some();
+        let gone = numbering.generation != self.generation || ctx.now < self.down_until;
+        if numbering.on_demoted || gone {
+            // Where rounds don't write, a demoted primary answers them.
+            let answers = is_round && ctx.lacks(Assumption::RoundsAreWrites);
+            let head = self.demoted.as_deref().unwrap_or(self).head.now();
+            let numbered = answers.then(|| NumberedBatch { head, rows: Rc::from([]) });
+            return numbering.report(ctx, 0, numbered);
         }
-        self.begin_epoch_if_due(ctx, round.as_ref().map_or(0, |round| round.seen_epoch));
-        if let Some(round) = &round {
+        self.begin_epoch_if_due(ctx, numbering.round.as_ref().map_or(0, |round| round.seen_epoch));
+        if let Some(RoundInput { instances, .. }) = &numbering.round {
             if ctx.lacks(Assumption::RosterPrecedesHead) {
                 let late = ctx.now.after(ctx.dice.span(100 * MS));
-                let instances = round.instances.clone();
-                self.later(ctx, late, StoreEvent::Register(instances));
+                self.later(ctx, late, StoreEvent::Register(instances.clone()));
             } else {
-                self.register(ctx, &round.instances);
+                self.register(ctx, instances);
             }
         }
-        let numbered = self.give_positions(ctx, visible, is_round);
-        if ctx.dice.permille(ctx.settings.unknown_permille) {
-            return fail(ctx, publisher, life, is_round, 0); // Committed, but the publisher doesn't learn it.
-        }
-        let at = ctx.now.after(ctx.dice.span(MS / 4));
-        let outcome = PublisherEvent::Numbered { numbered: Some(numbered), is_round };
-        ctx.queue.push(at, SimEvent::Publisher(publisher, life, outcome));
+        let numbered = self.give_positions(ctx, numbering.visible, is_round);
+        // It is committed, but the publisher may not learn it.
+        let is_known = !ctx.dice.permille(ctx.settings.unknown_permille);
+        let span = if is_known { ctx.dice.span(MS / 4) } else { 0 };
+        numbering.report(ctx, span, is_known.then_some(numbered));
     }
 
-    /// A demoted primary's answer to a round that doesn't write.
-    fn vouch_without_writing(&self, ctx: &mut Ctx, publisher: NodeNumber, life: Life) {
-        let lsn = self.demoted.as_ref().map_or(self.lsn, |demoted| demoted.lsn);
-        let numbered = NumberedBatch { head: self.head.at(lsn), rows: Rc::from([]) };
-        let outcome = PublisherEvent::Numbered { numbered: Some(numbered), is_round: true };
-        ctx.queue.push(ctx.now, SimEvent::Publisher(publisher, life, outcome));
-    }
-
-    /// Begins a new epoch if the server's history is another one than that of the head (R2).
-    fn begin_epoch_if_due(&mut self, ctx: &mut Ctx, seen_epoch: u32) {
-        if epochs::is_branched(&self.head.now().timeline, &self.timeline) {
+    /// Begins a new epoch if the server's history is another one than that of the head (R2). Returns whether it did.
+    fn begin_epoch_if_due(&mut self, ctx: &mut Ctx, seen_epoch: u32) -> bool {
+        let is_due = epochs::is_branched(&self.head.now().timeline, &self.timeline);
+        if is_due {
             self.begin_incarnation(ctx, BeginCause::Branched, seen_epoch);
         }
+        is_due
     }
 
     /// Begins an incarnation as a publisher requests it, for a cause that begins no epoch; first the
     /// epoch that is due. `false` if the publisher can't write.
     pub fn open(&mut self, ctx: &mut Ctx, publisher: NodeNumber, cause: BeginCause) -> bool {
-        if self.attached(ctx, publisher) != Attached::Primary {
-            return false;
-        }
-        let is_branched = epochs::is_branched(&self.head.now().timeline, &self.timeline);
-        self.begin_epoch_if_due(ctx, 0);
-        if !is_branched || cause != BeginCause::Opened {
+        let can_write = self.attached(ctx, publisher) == Attached::Primary;
+        if can_write && (!self.begin_epoch_if_due(ctx, 0) || cause != BeginCause::Opened) {
             self.begin_incarnation(ctx, cause, 0);
         }
-        true
+        can_write
     }
 
-    /// Begins an incarnation, and an epoch if its cause says so.
+    /// Begins an incarnation, and an epoch if its cause begins one.
     pub fn begin_incarnation(&mut self, ctx: &mut Ctx, cause: BeginCause, seen_epoch: u32) {
         let mut head = self.head.now();
         let after = head.at;
@@ -448,7 +418,7 @@ impl SimStore {
 
     fn commit_other(&mut self, ctx: &Ctx) {
         self.lsn.0 += 1;
-        self.journal.push((ctx.now, JournalEntry::Other));
+        self.journal.push((ctx.now, None));
     }
 
     /// Gives the rows that were visible then the next positions.
@@ -500,7 +470,7 @@ impl SimStore {
     }
 
     /// Writes instances into the roster (R11).
-    pub fn register(&mut self, ctx: &Ctx, instances: &[(NodeNumber, Life)]) {
+    fn register(&mut self, ctx: &Ctx, instances: &[(NodeNumber, Life)]) {
         let presented = instances.iter().map(|(node, life)| instance(*node, *life, ctx.settings.bound));
         let presented: Vec<Instance> = presented.collect();
         let known = presented.iter().filter_map(|instance| self.roster.get(&instance.identity));
@@ -525,49 +495,29 @@ impl SimStore {
 
     /// The head, read alone.
     pub fn head(&self, ctx: &Ctx, publisher: NodeNumber) -> Option<SimHead> {
-        match (self.attached(ctx, publisher), &self.demoted) {
-            (Attached::Primary, _) => Some(self.head.now()),
-            (Attached::Demoted, Some(demoted)) => Some(self.head.at(demoted.lsn)),
-            _ => None,
-        }
+        self.reached(ctx, publisher).map(|store| store.head.now())
     }
 
     /// Its incarnations, as a publisher reads them.
     pub fn history(&self, ctx: &Ctx, publisher: NodeNumber) -> Option<History> {
-        match (self.attached(ctx, publisher), &self.demoted) {
-            (Attached::Primary, _) => Some(self.own_history()),
-            (Attached::Demoted, Some(demoted)) => Some(demoted.history.clone()),
-            _ => None,
-        }
-    }
-
-    fn own_history(&self) -> History {
-        let begins = self.begins.iter().map(|(_, begin)| begin.clone()).collect();
-        // It begins with the store's creation.
-        History::new(self.id, begins).unwrap_or_else(|| unreachable!("a store was created"))
+        let store = self.reached(ctx, publisher)?;
+        History::new(store.id, store.begins.iter().map(|(_, begin)| begin.clone()).collect())
     }
 
     /// Whether one of its last rounds drew `token`, as a publisher finds it.
     pub fn has_round_token(&self, ctx: &Ctx, publisher: NodeNumber, token: RoundToken) -> Option<bool> {
-        let rounds = match (self.attached(ctx, publisher), &self.demoted) {
-            (Attached::Primary, _) => &self.rounds,
-            (Attached::Demoted, Some(demoted)) => &demoted.rounds,
-            _ => return None,
-        };
-        Some(rounds.iter().any(|(_, drawn)| *drawn == token))
+        let store = self.reached(ctx, publisher)?;
+        Some(store.rounds.iter().any(|(_, drawn)| *drawn == token))
     }
 
     /// The token of the row at `at`, or of the incarnation that began there, as a publisher finds it.
     pub fn row_token(&self, ctx: &Ctx, publisher: NodeNumber, at: LogPosition) -> Option<LogToken> {
-        let log = match (self.attached(ctx, publisher), &self.demoted) {
-            (Attached::Demoted, Some(demoted)) => &demoted.log,
-            _ => &self.log,
-        };
-        let row = log.binary_search_by_key(&at, |row| row.position).ok().map(|index| log[index].token);
-        row.or_else(|| {
-            let began = self.begins.iter().find(|(_, begin)| begin.at == at)?;
-            Some(self.head.at(began.0).token)
-        })
+        let store = self.reached(ctx, publisher).unwrap_or(self);
+        if let Ok(index) = store.log.binary_search_by_key(&at, |row| row.position) {
+            return Some(store.log[index].token);
+        }
+        let (began, _) = store.begins.iter().find(|(_, begin)| begin.at == at)?;
+        Some(store.head.at(*began).token)
     }
 
     /// A milestone with the store's code over it (R16). Only the store and its copies have the key.
@@ -591,11 +541,7 @@ impl SimStore {
 
     /// A lookup by a publisher's connection.
     pub fn read(&self, ctx: &Ctx, publisher: NodeNumber, key: KeyNumber) -> Option<Snapshot> {
-        match (self.attached(ctx, publisher), &self.demoted) {
-            (Attached::Primary, _) => Some(self.read_at(key, self.lsn)),
-            (Attached::Demoted, Some(demoted)) => Some(self.read_at(key, demoted.lsn)),
-            _ => None,
-        }
+        self.reached(ctx, publisher).map(|store| store.read_at(key, store.lsn))
     }
 
     /// A lookup at a replica that is behind by `lag`.
@@ -606,28 +552,30 @@ impl SimStore {
     }
 
     fn read_at(&self, key: KeyNumber, lsn: Lsn) -> Snapshot {
-        let row = self.keys[key.0].at(lsn);
+        let row_of = |target| self.rows[&target].at(lsn);
+        let row = row_of(ChangeTarget::Key(key));
         let SimHead { at: as_of, incarnation, token, .. } = self.head.at(lsn);
         let provenance = Provenance { store: self.id, incarnation };
-        let is_root = key.0 < self.names.root_keys;
-        let api = row.map(|row| row.api).filter(|_| !is_root);
+        let is_root = key.0 < ROOT_KEYS;
+        let api = row.filter(|_| !is_root).map(|row| ChangeTarget::Api(row.api));
         let of = if is_root { key.0 } else { row.map_or(0, |row| row.api.0) };
-        let workspace = WorkspaceNumber(of % self.workspaces.len());
-        let gone = api.is_some_and(|api| !self.apis[api.0].at(lsn)) || !self.workspaces[workspace.0].at(lsn);
-        let workspace_id = self.names.workspaces[workspace.0].clone();
+        let workspace = WorkspaceNumber(of % WORKSPACES);
+        let workspace_id = self.workspace_ids[workspace.0].clone();
+        let workspace = ChangeTarget::Workspace(workspace);
+        let gone = api.into_iter().chain([workspace]).any(|target| row_of(target).is_none());
         let state = |row: KeyRow| if gone { RecordState::Deleted } else { row.state };
         let record = match row {
             None => Record::Absent,
             Some(row) if is_root => Record::RootKey(RootKeyRecord {
-                root_key_id: self.names.key.clone(),
+                root_key_id: self.key_id.clone(),
                 workspace_id,
                 state: state(row),
                 permissions: Vec::new(),
                 expires_at: None,
             }),
             Some(row) => Record::Key(KeyRecord {
-                key_id: self.names.key.clone(),
-                api_id: self.names.apis[row.api.0].clone(),
+                key_id: self.key_id.clone(),
+                api_id: self.api_ids[row.api.0].clone(),
                 workspace_id,
                 state: state(row),
                 name: None,
@@ -637,32 +585,24 @@ impl SimStore {
                 expires_at: None,
             }),
         };
-        // Commits of a copy are not part of the truth.
+        // Commits of a copy are not judged.
         let lsn = match self.site {
             StoreSite::Home => lsn,
             StoreSite::Copy { of } => lsn.min(of),
         };
-        Snapshot { as_of, provenance, token, record, lsn, api, workspace: row.map(|_| workspace) }
+        let targets = [Some(ChangeTarget::Key(key)), api, row.map(|_| workspace)];
+        Snapshot { as_of, provenance, token, record, place: ReadPlace { lsn, targets } }
     }
 
     /// The answer to a replay; `None` if the store can't be reached.
-    pub fn replay(
-        &self,
-        ctx: &Ctx,
-        publisher: NodeNumber,
-        epoch: u32,
-        first: u64,
-        last: u64,
-    ) -> Option<ReplayOutcome> {
-        let head = self.head(ctx, publisher)?;
-        let (log, purged) = match (self.attached(ctx, publisher), &self.demoted) {
-            (Attached::Demoted, Some(demoted)) => (&demoted.log, demoted.purged),
-            _ => (&self.log, self.purged),
-        };
+    pub fn replay(&self, ctx: &Ctx, publisher: NodeNumber, range: RowRange) -> Option<ReplayOutcome> {
+        let RowRange { epoch, first, last } = range;
+        let store = self.reached(ctx, publisher)?;
+        let (head, log) = (store.head.now(), &store.log[store.purged..]);
         let refused = || ReplayOutcome::Refused { head: self.voucher(&head, head.at) };
         let last = LogPosition::new(epoch, last.min(POSITION_MAX));
         let Some((first, last)) = LogPosition::new(epoch, first).zip(last) else { return Some(refused()) };
-        let found = log[purged..].partition_point(|row| row.position < first) + purged;
+        let found = log.partition_point(|row| row.position < first);
         let found = log[found..].iter().take_while(|row| row.position <= last).take(REPLAY_BATCH_MAX);
         let covered = log::covered(head.at, first, found.clone().map(|row| row.position));
         if covered == 0 {
@@ -674,9 +614,8 @@ impl SimStore {
     /// Another primary takes over, which lacks the last `lost` commits. It writes another timeline, and the old
     /// one still answers reads.
     pub fn fail_over(&mut self, ctx: &mut Ctx, lost: u64) {
-        let history = self.own_history();
-        let (log, rounds) = (self.log.clone(), self.rounds.clone());
-        self.demoted = Some(Demoted { lsn: self.lsn, log, purged: self.purged, history, rounds });
+        self.demoted = None;
+        self.demoted = Some(Box::new(self.clone()));
         self.timeline += 1;
         self.go_back(ctx, lost);
     }
@@ -692,25 +631,20 @@ impl SimStore {
         // What happened before the last regression can't be lost by another one.
         let cut = Lsn(last.0.saturating_sub(lost)).max(self.branch);
         self.generation += 1;
-        let undone: Vec<JournalEntry> =
-            self.journal[cut.0 as usize + 1..].iter().map(|(_, commit)| commit.clone()).collect();
+        let undone: Vec<_> =
+            self.journal[cut.0 as usize + 1..].iter().filter_map(|(_, change)| *change).collect();
         self.commit_other(ctx);
         let lsn = self.lsn;
         trace!(ctx, "the store goes back from {} to {}, timeline {}", last.0, cut.0, self.timeline);
-        for commit in undone {
-            let JournalEntry::Change(target, change) = commit else { continue };
-            match target {
-                ChangeTarget::Key(key) => put_back(&mut self.keys[key.0], cut, lsn),
-                ChangeTarget::Api(api) => put_back(&mut self.apis[api.0], cut, lsn),
-                ChangeTarget::Workspace(workspace) => put_back(&mut self.workspaces[workspace.0], cut, lsn),
-            }
+        for (target, change) in undone {
+            self.put(target, self.rows[&target].at(cut));
             let now = ctx.now;
             if let Some((checker, change)) = self.checker(ctx).zip(change) {
                 checker.lost(now, change, lsn, target);
             }
         }
         self.branch = lsn;
-        put_back(&mut self.head, cut, lsn);
+        self.head.push(lsn, self.head.at(cut));
         self.begins.retain(|(began, _)| *began <= cut);
         self.rounds.retain(|(drawn, _)| *drawn <= cut);
         self.unnumbered.retain(|_, row| row.lsn <= cut);
@@ -745,12 +679,10 @@ impl NumberedRow {
     }
 }
 
-fn put_back<T: Copy>(history: &mut Versions<T>, cut: Lsn, lsn: Lsn) {
-    let before = history.at(cut);
-    history.push(lsn, before);
-}
-
-fn fail(ctx: &mut Ctx, publisher: NodeNumber, life: Life, is_round: bool, after: Micros) {
-    let outcome = PublisherEvent::Numbered { numbered: None, is_round };
-    ctx.queue.push(ctx.now.after(after), SimEvent::Publisher(publisher, life, outcome));
+impl Numbering {
+    /// Sends the outcome to the publisher, so much later. `None` if it failed, or is unknown.
+    fn report(&self, ctx: &mut Ctx, span: Micros, numbered: Option<NumberedBatch>) {
+        let outcome = PublisherEvent::Numbered { numbered, is_round: self.round.is_some() };
+        ctx.queue.push(ctx.now.after(span), SimEvent::Publisher(self.publisher, self.life, outcome));
+    }
 }

@@ -23,7 +23,7 @@ pub struct Digest {
     pub lines: u64,
     pub bytes: u64,
     state: u64,
-    /// The state after each 4,096 lines, to find where two runs part.
+    /// The state after each 4,096 lines, to find where two runs begin to differ.
     marks: Vec<u64>,
 }
 
@@ -46,7 +46,7 @@ impl Digest {
     }
 
     /// Returns a line before which the two differ.
-    pub fn parts_before(&self, other: &Self) -> u64 {
+    pub fn differs_before(&self, other: &Self) -> u64 {
         let same = self.marks.iter().zip(&other.marks).take_while(|(one, other)| one == other).count();
         (same as u64 + 1) * 4_096
     }

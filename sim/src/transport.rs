@@ -4,7 +4,7 @@ use crate::ctx::Ctx;
 use crate::event::SimEvent;
 use crate::message::{Kinds, SimMessage};
 use crate::net::Audience;
-use crate::node::{NodeNumber, Nonce};
+use crate::node::NodeNumber;
 use crate::time::MS;
 use crate::trace::trace;
 
@@ -17,8 +17,8 @@ impl Ctx {
         }
     }
 
-    /// Sends to every agent and every other publisher that listens. Publishers learn from ticks what they need;
-    /// where there is no copy of the store, they are spared the rest.
+    /// Sends to every agent and every other publisher that listens. Rows go to publishers only if there is a copy of
+    /// the store.
     pub fn broadcast(&mut self, from: NodeNumber, message: &SimMessage) {
         let spared = matches!(message, SimMessage::Live(..)) && self.settings.copies == 0;
         let receivers = if spared { self.net.agents } else { self.net.links.len() };
@@ -29,56 +29,35 @@ impl Ctx {
         }
     }
 
-    /// Asks all other publishers who they are; the server says if there is none.
-    pub fn query_publishers(&mut self, from: NodeNumber, nonce: Nonce, message: &SimMessage) {
-        if !self.net.links[from.0].connected {
-            return;
-        }
-        let others: Vec<NodeNumber> =
-            self.net.listeners(Audience::All).filter(|node| *node != from).collect();
-        for other in &others {
-            self.carry(from, *other, message.clone());
-        }
-        let link = &self.net.links[from.0];
-        if others.is_empty() && link.is_open(self.now) {
-            let at = self.now.after(2 * link.distance);
-            self.queue.push(at, SimEvent::Deliver(from, link.life, SimMessage::NoPublisher { nonce }));
-        }
-    }
-
-    /// Asks publishers. `false` if the connection is known to be down.
-    pub fn send_query(&mut self, from: NodeNumber, audience: Audience, message: SimMessage) -> bool {
+    /// Sends a query to publishers. Without any, the server reports that. `false` if the connection is known to be down.
+    pub fn send_query(&mut self, from: NodeNumber, audience: Audience, message: &SimMessage) -> bool {
         if !self.net.links[from.0].connected {
             return false;
         }
-        if audience == Audience::All {
-            for publisher in self.net.publishers() {
-                if self.net.links[publisher.0].listening {
-                    self.carry(from, publisher, message.clone());
-                }
-            }
-            return true;
+        let receivers = self.net.receivers(from, audience);
+        if receivers.is_empty() {
+            self.send_no_responders(from, message);
         }
-        match self.net.nearest(from, audience) {
-            Some(publisher) => self.carry(from, publisher, message),
-            None => self.send_no_responders(from, &message),
+        for publisher in receivers {
+            self.carry(from, publisher, message.clone());
         }
         true
     }
 
     fn send_no_responders(&mut self, to: NodeNumber, message: &SimMessage) {
-        let SimMessage::Lookup { nonce, key, .. } = message else { return };
+        let answer = match *message {
+            SimMessage::Lookup(reply_to, key) => SimMessage::NoResponders(reply_to.nonce, key),
+            SimMessage::PublisherQuery(reply_to, ..) => SimMessage::NoPublisher(reply_to.nonce),
+            _ => return,
+        };
         let link = &self.net.links[to.0];
         if link.is_open(self.now) {
             let at = self.now.after(2 * link.distance);
-            let answer = SimMessage::NoResponders { nonce: *nonce, key: *key };
-            let life = link.life;
-            self.queue.push(at, SimEvent::Deliver(to, life, answer));
+            self.queue.push(at, SimEvent::Deliver(to, link.life, answer));
         }
     }
 
     fn carry(&mut self, from: NodeNumber, to: NodeNumber, message: SimMessage) {
-        self.net.sent += 1;
         let (sender, receiver) = (&self.net.links[from.0], &self.net.links[to.0]);
         let (out, into) = (sender.trouble, receiver.trouble);
         let kind = Kinds::of(&message);

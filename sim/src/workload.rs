@@ -6,7 +6,9 @@ use evictd_core::record::RecordState;
 use crate::ctx::Ctx;
 use crate::event::{SimEvent, WorkEvent};
 use crate::node::NodeNumber;
-use crate::rows::{ApiNumber, ChangePlan, ChangeTarget, KeyNumber, KeyRow, WorkspaceNumber};
+use crate::rows::{
+    APIS, ApiNumber, ChangePlan, ChangeTarget, KeyNumber, KeyRow, ROOT_KEYS, WORKSPACES, WorkspaceNumber,
+};
 use crate::store::SimStore;
 use crate::time::{MS, Micros, Moment, SECOND};
 
@@ -29,9 +31,8 @@ pub fn begin(ctx: &mut Ctx) {
 
 /// A random key. Hot ones are drawn more often.
 fn any_key(ctx: &mut Ctx, hot_permille: u32) -> KeyNumber {
-    let size = ctx.settings.size;
     let hot = ctx.dice.permille(hot_permille);
-    KeyNumber(ctx.dice.index(if hot { HOT_KEYS.min(size.keys) } else { size.keys }))
+    KeyNumber(ctx.dice.index(if hot { HOT_KEYS.min(ctx.settings.keys) } else { ctx.settings.keys }))
 }
 
 /// Chooses what is changed soon, and when it is verified.
@@ -64,11 +65,10 @@ pub fn choose(ctx: &mut Ctx) {
 }
 
 fn choose_wide(ctx: &mut Ctx) {
-    let size = ctx.settings.size;
     let target = if ctx.dice.permille(150) {
-        ChangeTarget::Workspace(WorkspaceNumber(ctx.dice.index(size.workspaces)))
+        ChangeTarget::Workspace(WorkspaceNumber(ctx.dice.index(WORKSPACES)))
     } else {
-        ChangeTarget::Api(ApiNumber(ctx.dice.index(size.apis)))
+        ChangeTarget::Api(ApiNumber(ctx.dice.index(APIS)))
     };
     // Deleted now, and back before long: what is deleted for good tests nothing any more.
     let back = ctx.now.after(ctx.dice.between(SECOND / 10, 3 * SECOND));
@@ -78,9 +78,8 @@ fn choose_wide(ctx: &mut Ctx) {
 
 /// Draws a change of a key, given its present row.
 pub fn plan_key(ctx: &mut Ctx, store: &SimStore, key: KeyNumber) -> ChangePlan {
-    let size = ctx.settings.size;
-    let row = store.row(key);
-    let other_api = ApiNumber(ctx.dice.index(size.apis));
+    let row = store.row(ChangeTarget::Key(key));
+    let other_api = ApiNumber(ctx.dice.index(APIS));
     let with = |api: ApiNumber, state: RecordState| Some(KeyRow { api, state });
     let (row, cause) = match row {
         // The same text again, perhaps in another API.
@@ -116,13 +115,11 @@ pub fn plan_key(ctx: &mut Ctx, store: &SimStore, key: KeyNumber) -> ChangePlan {
 
 /// Plans a change of an API or a workspace: a deletion if it exists, otherwise its restoration.
 pub fn plan_wide(store: &SimStore, target: ChangeTarget) -> ChangePlan {
-    let is_there = match target {
-        ChangeTarget::Api(api) => store.api_is_there(api),
-        ChangeTarget::Workspace(workspace) => store.workspace_is_there(workspace),
-        ChangeTarget::Key(_) => false,
-    };
     let there = KeyRow { api: ApiNumber(0), state: RecordState::Active };
-    let (row, cause) = if is_there { (None, Cause::Deleted) } else { (Some(there), Cause::Restored) };
+    let (row, cause) = match store.row(target) {
+        Some(_) => (None, Cause::Deleted),
+        None => (Some(there), Cause::Restored),
+    };
     ChangePlan { target, row, cause }
 }
 
@@ -139,12 +136,11 @@ pub fn transaction_span(ctx: &mut Ctx) -> Micros {
 pub fn bulk_keys(ctx: &mut Ctx) -> Vec<KeyNumber> {
     let next = ctx.now.after(ctx.dice.span(2 * ctx.settings.bulk_every));
     ctx.queue.push(next, SimEvent::Work(WorkEvent::Bulk));
-    let size = ctx.settings.size;
-    let api = ctx.dice.index(size.apis);
+    let api = ctx.dice.index(APIS);
     let count = ctx.dice.between(20, 200) as usize;
-    let first = ctx.dice.index(size.keys / size.apis);
-    let keys = (first..first + count).map(|n| n * size.apis + api);
-    keys.filter(|key| *key < size.keys && *key >= size.root_keys).map(KeyNumber).collect()
+    let first = ctx.dice.index(ctx.settings.keys / APIS);
+    let keys = (first..first + count).map(|n| n * APIS + api);
+    keys.filter(|key| *key < ctx.settings.keys && *key >= ROOT_KEYS).map(KeyNumber).collect()
 }
 
 /// One step of an agent's traffic.

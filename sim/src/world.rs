@@ -1,6 +1,4 @@
-//! The world: all parts, with one clock and one queue.
-
-use std::time::Duration;
+//! The world: all parts, with one clock and one queue of events.
 
 use evictd_core::history::BeginCause;
 use evictd_core::lease::Mode;
@@ -12,8 +10,8 @@ use crate::assumption::Assumption;
 use crate::checker::{RunCounts, Violation};
 use crate::ctx::Ctx;
 use crate::event::{AgentEvent, PublisherEvent, SimEvent, StoreEvent, WorkEvent};
-use crate::fault::{Edge, Fault, ScheduledFault};
-use crate::message::{FoundSnapshot, Kinds};
+use crate::fault::{Edge, Fault, NodeFault, ScheduledFault, StoreFault};
+use crate::message::Kinds;
 use crate::node::NodeNumber;
 use crate::process::{Process, ProcessState};
 use crate::publisher::SimPublisher;
@@ -45,10 +43,8 @@ pub struct SimWorld {
 pub struct RunOutcome {
     pub counts: RunCounts,
     pub violations: Vec<Violation>,
-    pub violations_total: u64,
     pub lasted: Micros,
     pub events: u64,
-    pub messages: u64,
     pub trace: SimTrace,
 }
 
@@ -96,7 +92,7 @@ impl SimWorld {
         let mut publishers = Vec::new();
         for node in ctx.settings.agents..nodes {
             let process = process(&mut ctx, node);
-            publishers.push(SimPublisher::new(process, &ctx));
+            publishers.push(SimPublisher::new(process, &ctx, 1));
         }
         Self { ctx, store, copy: None, agents, publishers, faults, is_operator_called: false }
     }
@@ -121,29 +117,19 @@ impl SimWorld {
             self.ctx.now = at;
             events += 1;
             self.handle(event);
-            if self.ctx.checker.violations_total > 0 {
+            if !self.ctx.checker.violations.is_empty() {
                 break;
             }
         }
-        if self.ctx.checker.violations_total == 0 {
+        if self.ctx.checker.violations.is_empty() {
             self.ctx.now = self.ctx.settings.end;
             self.ctx.checker.finish(self.ctx.now);
         }
-        let Ctx { now, checker, net, mut trace, .. } = self.ctx;
+        let Ctx { now, checker, mut trace, .. } = self.ctx;
         for Violation { rule, at, what } in &checker.violations {
-            if trace.is_on() {
-                trace.line(*at, format_args!("{rule} {what}"));
-            }
+            trace.line(*at, format_args!("{rule} {what}"));
         }
-        RunOutcome {
-            counts: checker.counts,
-            violations_total: checker.violations_total,
-            violations: checker.violations,
-            lasted: now.0,
-            events,
-            messages: net.sent,
-            trace,
-        }
+        RunOutcome { counts: checker.counts, violations: checker.violations, lasted: now.0, events, trace }
     }
 
     fn handle(&mut self, event: SimEvent) {
@@ -156,8 +142,7 @@ impl SimWorld {
                     Some(SimEvent::Agent(_, _, AgentEvent::Replica(key, nonce))) => {
                         let lag = agent.replica_lag.unwrap_or(0);
                         let read = self.store.read_replica(self.ctx.now, lag, key);
-                        let found = FoundSnapshot { read, fence_age: Duration::ZERO };
-                        agent.on_replica(&mut self.ctx, key, nonce, found);
+                        agent.on_replica(&mut self.ctx, key, nonce, read);
                     }
                     Some(SimEvent::Agent(_, _, event)) => agent.on_event(&mut self.ctx, event),
                     _ => {}
@@ -195,16 +180,10 @@ impl SimWorld {
             (StoreSite::Copy { .. }, Some(copy)) => (copy, at_copy),
             (StoreSite::Copy { .. }, None) => return,
         };
-        match event {
-            StoreEvent::Commit(transaction) => {
-                if store.commit(ctx, &transaction) {
-                    for publisher in publishers {
-                        publisher.wake(ctx);
-                    }
-                }
+        if store.on_event(ctx, event) {
+            for publisher in publishers {
+                publisher.wake(ctx);
             }
-            StoreEvent::Number(numbering) => store.finish_numbering(ctx, *numbering),
-            StoreEvent::Register(instances) => store.register(ctx, &instances),
         }
     }
 
@@ -295,72 +274,106 @@ impl SimWorld {
     }
 
     fn on_fault(&mut self, index: usize, edge: Edge) {
-        let ScheduledFault { fault, until, .. } = self.faults[index].clone();
+        let ScheduledFault { fault, until, .. } = self.faults[index];
         trace!(self.ctx, "{edge:?} {fault:?}");
-        match edge {
-            Edge::Begin => {
-                self.ctx.health.fault_begins(fault.node());
-                self.begin(&fault, until);
-            }
-            Edge::End => {
-                self.end(&fault);
-                let busy_until = self.store.busy_until();
-                if matches!(fault, Fault::Slow { .. }) && busy_until > self.ctx.now {
-                    // What began slowly still blocks the rest.
-                    return self.ctx.queue.push(busy_until, SimEvent::Fault(index, edge));
-                }
-                if let Some(node) = fault.node() {
-                    self.ctx.net.links[node.0].clear_since = self.ctx.now;
-                }
-                self.ctx.health.fault_ends(self.ctx.now, fault.node());
-            }
+        if edge == Edge::Begin {
+            self.ctx.health.fault_begins(fault.node());
         }
+        match (fault, edge) {
+            (Fault::Node(node, fault), Edge::Begin) => self.begin_at(node, fault, until),
+            (Fault::Node(node, fault), Edge::End) => self.end_at(node, fault),
+            (Fault::Store(fault), Edge::Begin) => self.begin_at_store(fault, until),
+            (Fault::Store(fault), Edge::End) => self.end_at_store(fault),
+        }
+        if edge == Edge::Begin {
+            return;
+        }
+        let busy_until = self.store.busy_until();
+        if matches!(fault, Fault::Store(StoreFault::Slow(_))) && busy_until > self.ctx.now {
+            // What began slowly still blocks the rest.
+            return self.ctx.queue.push(busy_until, SimEvent::Fault(index, edge));
+        }
+        if let Some(node) = fault.node() {
+            self.ctx.net.links[node.0].clear_since = self.ctx.now;
+        }
+        self.ctx.health.fault_ends(self.ctx.now, fault.node());
     }
 
-    fn begin(&mut self, fault: &Fault, until: Moment) {
-        let ctx = &mut self.ctx;
-        match *fault {
-            Fault::Noise { node, loss, twice, late } => {
-                let trouble = &mut ctx.net.links[node.0].trouble;
+    fn begin_at(&mut self, node: NodeNumber, fault: NodeFault, until: Moment) {
+        let now = self.ctx.now;
+        let trouble = &mut self.ctx.net.links[node.0].trouble;
+        match fault {
+            NodeFault::Noise { loss, twice, late } => {
                 (trouble.loss, trouble.twice, trouble.late) = (loss, twice, late);
             }
-            Fault::Gap { node, kinds } => ctx.net.links[node.0].trouble.without = kinds,
-            Fault::Cut { node, deaf, mute, .. } => {
-                let trouble = &mut ctx.net.links[node.0].trouble;
-                (trouble.deaf, trouble.mute) = (deaf, mute);
-            }
-            Fault::Stall { node } => ctx.net.links[node.0].trouble.held_until = until,
-            Fault::Disconnect { node } => self.connection(node, false),
-            Fault::Freeze { node, suspend } => {
-                let now = ctx.now;
+            NodeFault::Gap(kinds) => trouble.without = kinds,
+            NodeFault::Cut { deaf, mute, .. } => (trouble.deaf, trouble.mute) = (deaf, mute),
+            NodeFault::Stall => trouble.held_until = until,
+            NodeFault::Disconnect => self.connection(node, false),
+            NodeFault::Freeze { suspend } => {
                 self.process(node).freeze(now);
                 if suspend {
                     // A sleeping machine answers no ping: the server drops it.
                     self.connection(node, false);
                 }
             }
-            Fault::Crash { node, leaves } => {
-                let agents = self.agents.len();
-                if leaves && node.0 < agents {
-                    self.agents[node.0].leave(&mut self.ctx);
-                } else if leaves {
-                    self.publishers[node.0 - agents].leave(&mut self.ctx);
+            NodeFault::Crash { leaves } => {
+                if leaves {
+                    match self.agents.get(node.0) {
+                        Some(agent) => agent.leave(&mut self.ctx),
+                        None => self.publishers[node.0 - self.agents.len()].leave(&mut self.ctx),
+                    }
                 }
                 self.kill(node);
             }
-            Fault::Failover { lost, pause, lingers } => self.fail_over(lost, pause, lingers),
-            Fault::Restore { lost, .. } => {
-                for node in self.ctx.home_publishers() {
+            NodeFault::Detached => self.store.attach(node, Attached::Nowhere),
+        }
+    }
+
+    fn end_at(&mut self, node: NodeNumber, fault: NodeFault) {
+        let trouble = &mut self.ctx.net.links[node.0].trouble;
+        match fault {
+            NodeFault::Noise { .. } => (trouble.loss, trouble.twice, trouble.late) = (0, 0, (0, 0)),
+            NodeFault::Gap(_) => trouble.without = Kinds::NONE,
+            NodeFault::Cut { reconnects, .. } => {
+                (trouble.deaf, trouble.mute) = (false, false);
+                if reconnects {
+                    self.connection(node, true);
+                }
+            }
+            NodeFault::Stall => trouble.held_until = Moment(0),
+            NodeFault::Disconnect => self.connection(node, true),
+            NodeFault::Freeze { suspend } => {
+                self.thaw(node, suspend);
+                if suspend {
+                    let at = within(&mut self.ctx, 3 * SECOND);
+                    self.ctx.queue.push(at, SimEvent::Reconnect(node));
+                }
+            }
+            NodeFault::Crash { .. } => {
+                if self.process(node).state == ProcessState::Down {
+                    self.start(node);
+                }
+            }
+            NodeFault::Detached => self.store.attach(node, Attached::Primary),
+        }
+    }
+
+    fn begin_at_store(&mut self, fault: StoreFault, until: Moment) {
+        let Self { ctx, store, .. } = self;
+        match fault {
+            StoreFault::Failover { lost, pause, lingers } => self.fail_over(lost, pause, lingers),
+            StoreFault::Restore { lost, .. } => {
+                for node in ctx.home_publishers() {
                     self.kill(node);
                 }
                 self.store.restore(&mut self.ctx, lost);
                 self.store.down_until = until;
             }
-            Fault::Slow { times } => self.store.slowness = times,
-            Fault::Down => self.store.down_until = until,
-            Fault::Detached { node } => self.store.attach(node, Attached::Nowhere),
-            Fault::Copy { after } => {
-                self.copy = Some(self.store.copy(ctx));
+            StoreFault::Slow(times) => store.slowness = times,
+            StoreFault::Down => store.down_until = until,
+            StoreFault::Copy(after) => {
+                self.copy = Some(store.copy(ctx));
                 for node in ctx.copys_publishers() {
                     ctx.queue.push(ctx.now.after(after), SimEvent::Restart(node));
                 }
@@ -368,52 +381,25 @@ impl SimWorld {
         }
     }
 
-    fn end(&mut self, fault: &Fault) {
-        let ctx = &mut self.ctx;
-        match *fault {
-            Fault::Noise { node, .. } => {
-                let trouble = &mut ctx.net.links[node.0].trouble;
-                (trouble.loss, trouble.twice, trouble.late) = (0, 0, (0, 0));
-            }
-            Fault::Gap { node, .. } => ctx.net.links[node.0].trouble.without = Kinds::NONE,
-            Fault::Cut { node, reconnects, .. } => {
-                let trouble = &mut ctx.net.links[node.0].trouble;
-                (trouble.deaf, trouble.mute) = (false, false);
-                if reconnects {
-                    self.connection(node, true);
-                }
-            }
-            Fault::Stall { node } => ctx.net.links[node.0].trouble.held_until = Moment(0),
-            Fault::Disconnect { node } => self.connection(node, true),
-            Fault::Freeze { node, suspend } => {
-                self.thaw(node, suspend);
-                if suspend {
-                    let at = within(&mut self.ctx, 3 * SECOND);
-                    self.ctx.queue.push(at, SimEvent::Reconnect(node));
-                }
-            }
-            Fault::Crash { node, .. } => {
-                if self.process(node).state == ProcessState::Down {
-                    self.start(node);
-                }
-            }
-            Fault::Failover { .. } => {
+    fn end_at_store(&mut self, fault: StoreFault) {
+        let Self { ctx, store, .. } = self;
+        match fault {
+            StoreFault::Failover { .. } => {
                 for node in ctx.home_publishers() {
-                    self.store.attach(node, Attached::Primary);
+                    store.attach(node, Attached::Primary);
                 }
             }
-            Fault::Restore { declared, .. } => {
+            StoreFault::Restore { declared, .. } => {
                 if declared {
-                    self.store.begin_incarnation(ctx, BeginCause::Declared, 0);
+                    store.begin_incarnation(ctx, BeginCause::Declared, 0);
                 }
-                for node in self.ctx.home_publishers() {
+                for node in ctx.home_publishers() {
                     self.start(node);
                 }
             }
-            Fault::Slow { .. } => self.store.slowness = 1,
-            Fault::Down => {}
-            Fault::Detached { node } => self.store.attach(node, Attached::Primary),
-            Fault::Copy { .. } => {
+            StoreFault::Slow(_) => store.slowness = 1,
+            StoreFault::Down => {}
+            StoreFault::Copy(_) => {
                 for node in ctx.copys_publishers() {
                     self.kill(node);
                 }
@@ -436,8 +422,8 @@ impl SimWorld {
         }
     }
 
-    /// Calls an operator if a publisher is silent because its store lacks what agents have seen. That may happen more
-    /// than once after one restore: an earlier word may be among what was lost.
+    /// Calls an operator if a publisher is silent because its store lacks what agents have seen. One restore may need
+    /// several declarations, because an earlier declaration may be among what was lost.
     fn call_operator(&mut self) {
         let is_behind = |publisher: &SimPublisher| publisher.standing() == Standing::Behind;
         let at_home = &self.publishers[..self.ctx.settings.publishers];
@@ -462,16 +448,16 @@ impl SimWorld {
         ctx.health.fault_ends(ctx.now, None);
     }
 
-    /// The connection is lost or new, and both ends notice.
+    /// The connection is lost or new, and both ends detect it.
     fn connection(&mut self, node: NodeNumber, up: bool) {
-        let alive = self.process(node).state != ProcessState::Down;
+        let up = up && self.process(node).state != ProcessState::Down;
         let link = &mut self.ctx.net.links[node.0];
-        (link.connected, link.listening) = (up && alive, up && alive);
-        if up && alive && node.0 < self.agents.len() {
-            self.agents[node.0].connected(&mut self.ctx);
-        } else if up && alive {
-            let publisher = node.0 - self.agents.len();
-            self.publishers[publisher].connected();
+        (link.connected, link.listening) = (up, up);
+        let agents = self.agents.len();
+        match self.agents.get_mut(node.0) {
+            _ if !up => {}
+            Some(agent) => agent.connected(&mut self.ctx),
+            None => self.publishers[node.0 - agents].connected(),
         }
     }
 
@@ -482,15 +468,11 @@ impl SimWorld {
     }
 
     fn thaw(&mut self, node: NodeNumber, suspend: bool) {
-        let agents = self.agents.len();
-        let ctx = &mut self.ctx;
+        let Self { ctx, agents, publishers, .. } = self;
         let stood = suspend && ctx.lacks(Assumption::ClocksCountSuspension);
-        if node.0 < agents {
-            self.agents[node.0].process.thaw(ctx, stood);
-        } else {
-            let publisher = &mut self.publishers[node.0 - agents];
-            publisher.process.thaw(ctx, stood);
-            publisher.thawed(ctx);
+        match agents.get_mut(node.0) {
+            Some(agent) => agent.process.thaw(ctx, stood),
+            None => publishers[node.0 - agents.len()].thaw(ctx, stood),
         }
     }
 
@@ -506,9 +488,8 @@ impl SimWorld {
             let Some(since) = well(node).min(best) else { continue };
             if since > LIVE_GRACE && ctx.now.0 > LIVE_GRACE && agent.mode(ctx.now) != Mode::Live {
                 let mode = agent.mode(ctx.now);
-                ctx.checker.violated(Rule::G5, ctx.now, || {
-                    format!("{node:?} is {mode:?}, although it and a publisher have been well for long")
-                });
+                let what = format!("{node:?} is {mode:?} long after the last fault of it and of a publisher");
+                ctx.checker.violated(Rule::G5, ctx.now, what);
             }
         }
     }

@@ -15,7 +15,7 @@ use evictd_tests::nats_server;
 use evictd_tests::topology::{Node, Plan, Topology, Where};
 use serde_json::{Value, json};
 
-use crate::demo::deletion::{RegionTimes, Target};
+use crate::demo::deletion::RegionTimes;
 use crate::steps;
 
 /// The demo's regions.
@@ -71,10 +71,10 @@ pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<()> {
 
     let key = &single.keys[0];
     say.line(&format!("\ndeleting one key, {} ...", key.id));
-    let one = deletion::watch(&deployment, &Target::Key(key), key)?;
+    let one = deletion::watch(&deployment, "keys.deleteKey", ("keyId", &key.id), key)?;
     say.timelines(&one);
     say.line(&format!("\ndeleting the API {} with {} cached keys ...", many.api, args.keys));
-    let all = deletion::watch(&deployment, &Target::Api(&many.api), &many.keys[0])?;
+    let all = deletion::watch(&deployment, "apis.deleteApi", ("apiId", &many.api), &many.keys[0])?;
     say.timelines(&all);
     say.line("verifying each of its keys once more, in every region ...");
     for agent in deployment.agents() {

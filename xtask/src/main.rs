@@ -80,9 +80,8 @@ fn main() -> ExitCode {
 /// With `EVICTD_REGENERATE`, the tests that detect stale files rewrite them.
 fn generate() -> anyhow::Result<()> {
     for package in ["evictd-wire", "evictd"] {
-        steps::cargo(&["test", "--quiet", "--package", package, "up_to_date"])
-            .env("EVICTD_REGENERATE", "1")
-            .run()?;
+        let mut test = steps::cargo(["test", "--quiet", "--package", package, "up_to_date"]);
+        steps::run(test.env("EVICTD_REGENERATE", "1"))?;
     }
     Ok(())
 }

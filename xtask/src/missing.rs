@@ -4,12 +4,9 @@
 //! builds, except for the programs themselves: `cargo xtask` replaces them each time. External crates are built once for
 //! both.
 
-use std::ffi::OsStr;
 use std::process::{Command, ExitCode};
 
 use anyhow::Context;
-
-use crate::steps::Step;
 
 const CFG: &str = "evictd_negative_controls";
 
@@ -17,9 +14,9 @@ const CFG: &str = "evictd_negative_controls";
 const AS_RUSTC: &str = "EVICTD_XTASK_AS_RUSTC";
 
 /// Makes a cargo command build code that can switch off a protection.
-pub(crate) fn without_protections(step: Step) -> anyhow::Result<Step> {
+pub(crate) fn without_protections(cargo: &mut Command) -> anyhow::Result<&mut Command> {
     let this = std::env::current_exe().context("cannot find the path of xtask")?;
-    Ok(step.env("RUSTC_WORKSPACE_WRAPPER", this).env(AS_RUSTC, "1"))
+    Ok(cargo.env("RUSTC_WORKSPACE_WRAPPER", this).env(AS_RUSTC, "1"))
 }
 
 /// Compiles a crate, if cargo runs this program in place of rustc.
@@ -27,13 +24,10 @@ pub(crate) fn compile() -> Option<ExitCode> {
     std::env::var_os(AS_RUSTC)?;
     let mut args = std::env::args_os().skip(1);
     let rustc = args.next()?;
-    let status = match Command::new(&rustc).args(args).args(["--cfg", CFG].map(OsStr::new)).status() {
-        Ok(status) => status,
-        Err(error) => {
-            eprintln!("xtask: cannot run {}: {error}", rustc.display());
-            return Some(ExitCode::FAILURE);
-        }
-    };
-    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    let status = Command::new(&rustc).args(args).args(["--cfg", CFG]).status();
+    if let Err(error) = &status {
+        eprintln!("xtask: cannot run {}: {error}", rustc.display());
+    }
+    let code = status.ok().and_then(|status| u8::try_from(status.code()?).ok());
     Some(ExitCode::from(code.unwrap_or(1)))
 }

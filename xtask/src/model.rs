@@ -1,10 +1,12 @@
 //! `cargo xtask model`: the exhaustive checks. loom checks the cells that hits, loads and invalidations share. A model
 //! checker checks the protocol in small worlds.
 
+use std::process::Command;
+
 use clap::Args;
 
 use crate::missing::without_protections;
-use crate::steps::{self, Step};
+use crate::steps;
 use crate::test::run_counted;
 
 #[derive(Args)]
@@ -17,34 +19,29 @@ pub(crate) struct ModelArgs {
 }
 
 pub(crate) fn run(args: &ModelArgs) -> anyhow::Result<()> {
+    let mut check = steps::cargo(["run", "--quiet", "--release", "--package", "evictd-model", "--"]);
+    check.args(&args.filter);
     // A filter names worlds or controls, so it excludes loom and the stores.
     let everything = args.filter.is_none();
-    let filter: Vec<&str> = args.filter.as_deref().into_iter().collect();
     if !args.negative_controls {
         if everything {
-            run_counted(loom())?;
+            run_counted(&mut loom())?;
         }
-        return check(&filter).run();
+        return steps::run(&mut check);
     }
     if everything {
-        run_counted(without_protections(loom())?)?;
-        run_counted(without_protections(stores())?)?;
+        run_counted(without_protections(&mut loom())?)?;
+        // On real databases. The build is that of all tests, so that they share external crates.
+        let mut stores = steps::cargo(["test", "--workspace", "--test", "it", "negative_control"]);
+        run_counted(without_protections(&mut stores)?)?;
     }
-    without_protections(check(&[&["--negative-controls"], &filter[..]].concat()))?.run()
+    steps::run(without_protections(check.arg("--negative-controls"))?)
 }
 
 /// The tests of interleavings. They have a target directory of their own, because other crates read this flag, too.
-fn loom() -> Step {
+fn loom() -> Command {
     let package = ["--package", "evictd-core", "--test", "loom", "--target-dir", "target/loom"];
-    steps::cargo(&[&["test", "--release"][..], &package].concat()).env("RUSTFLAGS", "--cfg loom")
-}
-
-/// The controls of the stores, on real databases. The build is that of all tests, so that they share external crates.
-fn stores() -> Step {
-    steps::cargo(&["test", "--workspace", "--test", "it", "negative_control"])
-}
-
-fn check(args: &[&str]) -> Step {
-    let run = ["run", "--quiet", "--release", "--package", "evictd-model", "--"];
-    steps::cargo(&[&run[..], args].concat())
+    let mut loom = steps::cargo(["test", "--release"].into_iter().chain(package));
+    loom.env("RUSTFLAGS", "--cfg loom");
+    loom
 }

@@ -1,8 +1,11 @@
 //! `cargo xtask sim`: builds the simulator with optimizations, and runs it.
 
+use std::process::Command;
+
 use clap::Args;
 
-use crate::{missing, steps};
+use crate::missing::without_protections;
+use crate::steps;
 
 /// Passed on to the simulator; `cargo xtask sim --help` shows its options.
 #[derive(Args)]
@@ -16,21 +19,19 @@ pub(crate) struct SimArgs {
 const NEGATIVE_CONTROLS: &str = "--negative-controls";
 
 pub(crate) fn run(args: &SimArgs) -> anyhow::Result<()> {
-    let given = |flag: &str| args.rest.iter().any(|arg| arg == flag);
-    if given(NEGATIVE_CONTROLS) {
-        return without_protections(&args.rest);
+    let is_given = |flag: &str| args.rest.iter().any(|arg| arg == flag);
+    let mut simulator = simulator(args.rest.iter().map(String::as_str));
+    if is_given(NEGATIVE_CONTROLS) {
+        return steps::run(without_protections(&mut simulator)?);
     }
-    simulator(&args.rest).run()?;
-    if given("--ci") { without_protections(&[NEGATIVE_CONTROLS.to_owned()]) } else { Ok(()) }
+    steps::run(&mut simulator)?;
+    if is_given("--ci") {
+        steps::run(without_protections(&mut self::simulator([NEGATIVE_CONTROLS]))?)?;
+    }
+    Ok(())
 }
 
-fn simulator(args: &[String]) -> steps::Step {
+fn simulator<'a>(args: impl IntoIterator<Item = &'a str>) -> Command {
     let run = ["run", "--quiet", "--profile", "sim", "--package", "evictd-sim", "--"];
-    let args: Vec<&str> = run.into_iter().chain(args.iter().map(String::as_str)).collect();
-    steps::cargo(&args)
-}
-
-/// Runs a build of its own, the only one that can switch off protections of the core.
-fn without_protections(args: &[String]) -> anyhow::Result<()> {
-    missing::without_protections(simulator(args))?.run()
+    steps::cargo(run.into_iter().chain(args))
 }

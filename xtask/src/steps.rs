@@ -3,20 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, ensure};
 
-/// A command to run in the workspace's root.
-pub(crate) struct Step {
-    command: Command,
-    shown: String,
-}
-
-/// A cargo command.
-pub(crate) fn cargo(args: &[&str]) -> Step {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
+/// A cargo command to run in the workspace's root.
+pub(crate) fn cargo<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(args).current_dir(root());
-    Step { command, shown: format!("cargo {}", args.join(" ")) }
+    command
 }
 
 /// Builds the binary that demo and tests run.
@@ -24,28 +17,14 @@ pub(crate) fn cargo(args: &[&str]) -> Step {
 /// As a part of the workspace and together with a small test: cargo then picks the features of dependencies that
 /// `cargo test --workspace` picks, and compiles them once for both.
 pub(crate) fn build_evictd() -> anyhow::Result<()> {
-    cargo(&["build", "--quiet", "--workspace", "--bin", "evictd", "--test", "loom"]).run()
+    run(&mut cargo(["build", "--quiet", "--workspace", "--bin", "evictd", "--test", "loom"]))
 }
 
-impl Step {
-    pub(crate) fn env(mut self, name: &str, value: impl AsRef<std::ffi::OsStr>) -> Self {
-        self.command.env(name, value);
-        self
-    }
-
-    /// Runs it. Any other exit code than 0 is an error.
-    pub(crate) fn run(mut self) -> anyhow::Result<()> {
-        let status = self.command.status().with_context(|| format!("cannot run `{}`", self.shown))?;
-        if !status.success() {
-            bail!("`{}` failed ({status})", self.shown);
-        }
-        Ok(())
-    }
-
-    /// Returns the command, to run it in another way, and its name.
-    pub(crate) fn into_parts(self) -> (Command, String) {
-        (self.command, self.shown)
-    }
+/// Runs a command. Any other exit code than 0 is an error.
+pub(crate) fn run(command: &mut Command) -> anyhow::Result<()> {
+    let status = command.status().with_context(|| format!("cannot run {command:?}"))?;
+    ensure!(status.success(), "{command:?} failed ({status})");
+    Ok(())
 }
 
 /// The workspace's root.

@@ -1,13 +1,13 @@
 //! `cargo xtask test`: installs what the tests need, runs all of them and counts them.
 
 use std::io::{BufRead, BufReader};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, ensure};
 use clap::Args;
 use evictd_tests::nats_server;
 
-use crate::steps::{self, Step};
+use crate::steps;
 
 #[derive(Args)]
 pub(crate) struct TestArgs {
@@ -19,18 +19,16 @@ pub(crate) struct TestArgs {
 pub(crate) fn run(args: &TestArgs) -> anyhow::Result<()> {
     let nats_server = nats_server::find_or_install()?;
     steps::build_evictd()?;
-    let step = steps::cargo(&cargo_args(&args.rest)).env("EVICTD_NATS_SERVER", nats_server);
-    run_counted(step)
+    run_counted(steps::cargo(cargo_args(&args.rest)).env("EVICTD_NATS_SERVER", nats_server))
 }
 
 /// Runs a `cargo test` and counts its tests. Without any, it is an error.
-pub(crate) fn run_counted(step: Step) -> anyhow::Result<()> {
+pub(crate) fn run_counted(test: &mut Command) -> anyhow::Result<()> {
     // Most tests wait most of the time, for real processes and for bounds to pass.
     let threads = std::env::var("RUST_TEST_THREADS")
         .unwrap_or_else(|_| (2 * std::thread::available_parallelism().map_or(1, usize::from)).to_string());
-    let (mut command, shown) = step.env("RUST_TEST_THREADS", threads).into_parts();
-    let mut child =
-        command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot run `{shown}`"))?;
+    test.env("RUST_TEST_THREADS", threads).stdout(Stdio::piped());
+    let mut child = test.spawn().with_context(|| format!("cannot run {test:?}"))?;
     let stdout = child.stdout.take().context("the tests' output was piped")?;
     let mut counts = Counts::default();
     for line in BufReader::new(stdout).lines() {
@@ -40,12 +38,8 @@ pub(crate) fn run_counted(step: Step) -> anyhow::Result<()> {
     }
     let status = child.wait()?;
     println!("{} passed, {} failed", counts.passed, counts.failed);
-    if !status.success() {
-        bail!("`{shown}` failed ({status})");
-    }
-    if counts.passed == 0 {
-        bail!("no test ran");
-    }
+    ensure!(status.success(), "{test:?} failed ({status})");
+    ensure!(counts.passed > 0, "no test ran");
     Ok(())
 }
 
@@ -75,14 +69,12 @@ impl Counts {
     fn add(&mut self, line: &str) {
         let Some(result) = line.strip_prefix("test result: ") else { return };
         let words: Vec<&str> = result.split([' ', ';', '.']).filter(|word| !word.is_empty()).collect();
-        for pair in words.windows(2) {
-            let Ok(number) = pair[0].parse::<u64>() else { continue };
-            match pair[1] {
-                "passed" => self.passed += number,
-                "failed" => self.failed += number,
-                _ => {}
-            }
-        }
+        let count = |what: &str| {
+            let pair = words.windows(2).find(|pair| pair[1] == what);
+            pair.and_then(|pair| pair[0].parse::<u64>().ok()).unwrap_or(0)
+        };
+        self.passed += count("passed");
+        self.failed += count("failed");
     }
 }
 

@@ -3,8 +3,6 @@
 //! The table in CONTRIBUTING.md is the only list. Identifiers are split into their words, so a function name is checked
 //! like a comment. Quotations are exempt: Markdown blockquotes, and text between back quotes in one line.
 
-use std::collections::BTreeMap;
-use std::fmt;
 use std::path::Path;
 use std::process::Command;
 
@@ -24,18 +22,18 @@ pub(crate) fn run() -> anyhow::Result<()> {
     let page =
         std::fs::read_to_string(root.join("CONTRIBUTING.md")).context("cannot read CONTRIBUTING.md")?;
     let list = List::parse(&page)?;
-    let mut findings = Vec::new();
+    let mut findings = 0;
     for file in tracked_files(&root)? {
         if CHECKED.iter().any(|kind| file.ends_with(kind)) {
             let text =
                 std::fs::read_to_string(root.join(&file)).with_context(|| format!("cannot read {file}"))?;
-            findings.extend(list.find(&file, &text));
+            for (line, phrase, instead) in list.find(&file, &text) {
+                println!("{file}:{line}: `{phrase}`; write {instead}");
+                findings += 1;
+            }
         }
     }
-    for finding in &findings {
-        println!("{finding}");
-    }
-    ensure!(findings.is_empty(), "{} words are on the list in CONTRIBUTING.md", findings.len());
+    ensure!(findings == 0, "{findings} words are on the list in CONTRIBUTING.md");
     Ok(())
 }
 
@@ -48,48 +46,26 @@ pub(crate) fn tracked_files(root: &Path) -> anyhow::Result<Vec<String>> {
     Ok(names.split_terminator('\0').filter(|name| root.join(name).is_file()).map(str::to_owned).collect())
 }
 
-/// Words and phrases, in lower case, by their first word; and what to write instead.
-struct List {
-    phrases: BTreeMap<String, Vec<Entry>>,
-}
-
-struct Entry {
-    phrase: Vec<String>,
-    instead: String,
-}
-
-struct Finding {
-    file: String,
-    line: usize,
-    phrase: String,
-    instead: String,
-}
-
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}: `{}`; write {}", self.file, self.line, self.phrase, self.instead)
-    }
-}
+/// Words and phrases, in lower case, and what to write instead.
+struct List(Vec<(Vec<String>, String)>);
 
 impl List {
     fn parse(page: &str) -> anyhow::Result<Self> {
         let Some((_, rest)) = page.split_once(HEADING) else { bail!("CONTRIBUTING.md lacks `{HEADING}`") };
         let section = rest.split("\n## ").next().unwrap_or_default();
-        let mut phrases: BTreeMap<String, Vec<Entry>> = BTreeMap::new();
+        let mut phrases = Vec::new();
         for row in section.lines().filter_map(|line| line.strip_prefix("| `")) {
             let (ruled_out, instead) = row.split_once(" | ").context("a row lacks its second cell")?;
-            for phrase in ruled_out.split('`').step_by(2).filter(|phrase| !phrase.is_empty()) {
-                let phrase = words(phrase);
-                let first = phrase.first().context("an empty phrase")?.clone();
-                let instead = instead.trim_end_matches(['|', ' ']).to_owned();
-                phrases.entry(first).or_default().push(Entry { phrase, instead });
+            for phrase in ruled_out.split('`').step_by(2).map(words).filter(|phrase| !phrase.is_empty()) {
+                phrases.push((phrase, instead.trim_end_matches(['|', ' ']).to_owned()));
             }
         }
         ensure!(!phrases.is_empty(), "the table under `{HEADING}` is empty");
-        Ok(Self { phrases })
+        Ok(Self(phrases))
     }
 
-    fn find(&self, file: &str, text: &str) -> Vec<Finding> {
+    /// Returns the number of each line with a phrase of the list, the phrase, and what to write instead.
+    fn find(&self, file: &str, text: &str) -> Vec<(usize, String, &str)> {
         let extension = Path::new(file).extension().unwrap_or_default();
         let is_markdown = extension == "md";
         // In JavaScript, back quotes enclose code.
@@ -100,15 +76,9 @@ impl List {
                 continue;
             }
             let words = if has_quotations { words(&without_quotations(line)) } else { words(line) };
-            for (at, word) in words.iter().enumerate() {
-                let entries = self.phrases.get(word).map(Vec::as_slice).unwrap_or_default();
-                let found = entries.iter().find(|entry| words[at..].starts_with(&entry.phrase));
-                findings.extend(found.map(|entry| Finding {
-                    file: file.to_owned(),
-                    line: index + 1,
-                    phrase: entry.phrase.join(" "),
-                    instead: entry.instead.clone(),
-                }));
+            for at in 0..words.len() {
+                let found = self.0.iter().find(|(phrase, _)| words[at..].starts_with(phrase));
+                findings.extend(found.map(|(phrase, instead)| (index + 1, phrase.join(" "), &**instead)));
             }
         }
         findings
@@ -150,7 +120,7 @@ mod tests {
 
     fn found(file: &str, text: &str) -> Vec<String> {
         let list = List::parse(PAGE).unwrap();
-        list.find(file, text).iter().map(|finding| format!("{}: {}", finding.line, finding.phrase)).collect()
+        list.find(file, text).iter().map(|(line, phrase, _)| format!("{line}: {phrase}")).collect()
     }
 
     #[test]
@@ -182,6 +152,6 @@ mod tests {
     #[test]
     fn the_list_in_contributing_can_be_read() {
         let page = std::fs::read_to_string(steps::root().join("CONTRIBUTING.md")).unwrap();
-        assert!(List::parse(&page).unwrap().phrases.len() > 10);
+        assert!(List::parse(&page).unwrap().0.len() > 10);
     }
 }

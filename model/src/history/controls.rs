@@ -1,56 +1,28 @@
-//! What the checker must find: each protection missing by itself, and flaws around the core.
+//! What the checker must find in worlds of two databases.
 
 use evictd_core::protection::Protection::{
-    self, ForeignHistoriesMoveNothing, LoneNewcomersBegin, LostPastsNeedAWord, NewcomersAsk,
-    OwnHistoryComesFirst, PastsAreKnown, RivalsFallSilent, SilentPublishersHoldReceipts,
-    SuccessorsKnowAllThatWasSeen, VouchersAreChecked,
+    ForeignHistoriesMoveNothing, LoneNewcomersBegin, LostPastsNeedAWord, NewcomersAsk, OwnHistoryComesFirst,
+    PastsAreKnown, RivalsFallSilent, SilentPublishersHoldReceipts, SuccessorsKnowAllThatWasSeen,
+    VouchersAreChecked,
 };
-use evictd_core::rules::Rule;
+use evictd_core::rules::Rule::{G2, G4, R16};
 
-use super::world::{HistoryFlaw, HistoryWorld};
+use super::world::HistoryWorld;
 use super::worlds::{CUT, FORGED, HANDOVER, LOYAL, PHYSICAL_COPY, TWO_COPIES};
-use crate::check::{self, CheckOutcome};
+use crate::defect::Control;
+use crate::defect::Defect::{With, Without};
+use crate::defect::Flaw::RowsLagBehindTheirVouchers;
 
-/// A negative control: a missing protection or a flaw, and the world that shows it.
-#[derive(Clone, Copy, Debug)]
-pub struct HistoryControl {
-    pub world: HistoryWorld,
-    /// One of these rules must break. Empty for a second line of defense: then none may break.
-    pub breaks: &'static [Rule],
-}
-
-impl HistoryControl {
-    pub fn check(&self) -> CheckOutcome {
-        check::shortest_violation(HistoryWorld { heals: false, ..self.world })
-    }
-
-    pub fn name(&self) -> String {
-        match (self.world.missing, self.world.flaw) {
-            (Some(missing), _) => format!("without {missing:?} ({})", missing.rule()),
-            (None, Some(flaw)) => format!("{flaw:?}"),
-            (None, None) => self.world.about.to_owned(),
-        }
-    }
-}
-
-pub const ALL: &[HistoryControl] = &[
-    without(PastsAreKnown, TWO_COPIES, &[Rule::G2]),
-    without(LostPastsNeedAWord, TWO_COPIES, &[Rule::G2]),
-    without(SuccessorsKnowAllThatWasSeen, TWO_COPIES, &[Rule::G2]),
-    with(HistoryFlaw::RowsLagBehindTheirVouchers, TWO_COPIES, &[Rule::G2]),
-    without(ForeignHistoriesMoveNothing, TWO_COPIES, &[Rule::G2]),
-    without(LoneNewcomersBegin, PHYSICAL_COPY, &[Rule::G2]),
-    without(NewcomersAsk, HANDOVER, &[Rule::G4]),
-    without(RivalsFallSilent, CUT, &[Rule::G4]),
-    without(SilentPublishersHoldReceipts, HANDOVER, &[Rule::G4]),
-    without(OwnHistoryComesFirst, LOYAL, &[Rule::G4]),
-    without(VouchersAreChecked, FORGED, &[Rule::R16]),
+pub const ALL: &[Control<HistoryWorld>] = &[
+    Control(Without(PastsAreKnown), TWO_COPIES, &[G2]),
+    Control(Without(LostPastsNeedAWord), TWO_COPIES, &[G2]),
+    Control(Without(SuccessorsKnowAllThatWasSeen), TWO_COPIES, &[G2]),
+    Control(With(RowsLagBehindTheirVouchers), TWO_COPIES, &[G2]),
+    Control(Without(ForeignHistoriesMoveNothing), TWO_COPIES, &[G2]),
+    Control(Without(LoneNewcomersBegin), PHYSICAL_COPY, &[G2]),
+    Control(Without(NewcomersAsk), HANDOVER, &[G4]),
+    Control(Without(RivalsFallSilent), CUT, &[G4]),
+    Control(Without(SilentPublishersHoldReceipts), HANDOVER, &[G4]),
+    Control(Without(OwnHistoryComesFirst), LOYAL, &[G4]),
+    Control(Without(VouchersAreChecked), FORGED, &[R16]),
 ];
-
-const fn without(missing: Protection, world: HistoryWorld, breaks: &'static [Rule]) -> HistoryControl {
-    HistoryControl { world: HistoryWorld { missing: Some(missing), ..world }, breaks }
-}
-
-const fn with(flaw: HistoryFlaw, world: HistoryWorld, breaks: &'static [Rule]) -> HistoryControl {
-    HistoryControl { world: HistoryWorld { flaw: Some(flaw), ..world }, breaks }
-}

@@ -27,15 +27,15 @@ pub struct PeerAnswer {
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, and a state has any of them")]
 pub struct PublisherProcess {
     service: Service,
-    /// It stands still, and sends nothing.
+    /// It is frozen, and sends nothing.
     pub frozen: bool,
     /// Whether it waits for answers.
-    pub asks: bool,
-    /// For how long answers to the newest question still count.
+    queries: bool,
+    /// For how long answers to the newest query still count.
     open_for: Duration,
-    /// Whose answers to the newest question arrived.
-    received: BTreeSet<usize>,
-    /// Answers to the newest question that are under way.
+    /// The publishers whose answers to the newest query arrived.
+    pub received: BTreeSet<usize>,
+    /// Answers to the newest query that are under way.
     pub answers: BTreeSet<PeerAnswer>,
     /// A rival has answered that it serves.
     pub has_met: bool,
@@ -49,7 +49,7 @@ impl PublisherProcess {
         let mut process = Self {
             service: Service::new(BOUND, is_shared, 1, NOW),
             frozen: false,
-            asks: false,
+            queries: false,
             open_for: Duration::ZERO,
             received: BTreeSet::new(),
             answers: BTreeSet::new(),
@@ -58,6 +58,10 @@ impl PublisherProcess {
         };
         process.pass(Duration::ZERO);
         process
+    }
+
+    pub fn service(&self) -> &Service {
+        &self.service
     }
 
     pub fn standing(&self) -> Standing {
@@ -76,12 +80,7 @@ impl PublisherProcess {
 
     /// Whether it waits for answers that may still change its state.
     pub fn waits(&self) -> bool {
-        self.asks && self.standing() != Standing::Behind
-    }
-
-    /// Whether it has the answer of `other` to its newest question.
-    pub fn has_received(&self, other: usize) -> bool {
-        self.received.contains(&other)
+        self.queries && self.standing() != Standing::Behind
     }
 
     /// So much time passes, at the end of which it is present.
@@ -89,33 +88,24 @@ impl PublisherProcess {
         let now = NOW.after(pause);
         self.open_for = self.open_for.saturating_sub(pause);
         if self.open_for.is_zero() {
-            self.close_question();
+            self.close_query();
         }
         let query = self.service.poll(Connectivity::Connected, now);
-        self.asked(query.is_some());
+        self.note_query(query.is_some());
         self.settle(now);
     }
 
     /// It waits in vain for answers, and serves.
     pub fn settle_in(&mut self) {
-        while self.standing() == Standing::Asking && !self.wants_incarnation() {
+        while self.standing() == Standing::Asking && !self.service.wants_incarnation() {
             self.wait();
         }
-        self.close_question();
+        self.close_query();
     }
 
-    /// Whether it serves as soon as an incarnation begins in its store.
-    pub fn wants_incarnation(&self) -> bool {
-        self.service.wants_incarnation()
-    }
-
-    /// Whether it has yielded for a bound.
-    pub fn has_yielded(&self) -> bool {
-        self.service.yielded_to().is_some()
-    }
-
-    pub fn incarnation_begun(&mut self) {
-        self.service.on_incarnation_begun();
+    /// Something happens to it at once.
+    pub fn update(&mut self, step: impl FnOnce(&mut Service)) {
+        step(&mut self.service);
         self.settle(NOW);
     }
 
@@ -125,16 +115,16 @@ impl PublisherProcess {
         self.pass(ANSWER_PATIENCE / 2);
     }
 
-    /// It goes on after it stood still for so long that others may have replaced it.
+    /// It continues after a freeze for so long that others may have replaced it.
     pub fn thaw(&mut self) {
         self.frozen = false;
         self.pass(ABSENT_AFTER);
     }
 
-    /// The bus says that no other publisher is there.
+    /// The bus reports that no other publisher is there.
     pub fn receive_no_responders(&mut self) {
-        self.service.on_no_responders(self.newest(), NOW);
-        self.settle(NOW);
+        let newest = self.newest();
+        self.update(|service| service.on_no_responders(newest, NOW));
     }
 
     /// Its answer to a query, after a durable round.
@@ -156,25 +146,14 @@ impl PublisherProcess {
         self.settle(NOW);
     }
 
-    /// Something of another history arrives: a tick, or its publisher's question.
+    /// Something of another history arrives: a tick, or its publisher's query.
     pub fn receive_foreign(&mut self) {
         let query = self.service.on_foreign(NOW);
-        self.asked(query.is_some());
+        self.note_query(query.is_some());
         self.settle(NOW);
     }
 
-    /// An agent proves a past that the store doesn't have.
-    pub fn fall_behind(&mut self, seen: evictd_core::history::Milestone) {
-        self.service.on_unknown_past(seen);
-        self.settle(NOW);
-    }
-
-    /// The past that agents proved, if the store doesn't have it.
-    pub fn unknown_past(&self) -> Option<&evictd_core::history::Milestone> {
-        self.service.unknown_past()
-    }
-
-    pub fn past_is_settled(&mut self) {
+    pub fn resolve_past(&mut self) {
         self.service.on_past_resolved();
         self.pass(Duration::ZERO);
     }
@@ -184,16 +163,16 @@ impl PublisherProcess {
         self.service.newest_query().unwrap_or_default()
     }
 
-    fn asked(&mut self, asked: bool) {
-        if asked {
-            self.close_question();
-            self.asks = true;
+    fn note_query(&mut self, is_sent: bool) {
+        if is_sent {
+            self.close_query();
+            self.queries = true;
             self.open_for = ANSWER_PATIENCE;
         }
     }
 
-    fn close_question(&mut self) {
-        self.asks = false;
+    fn close_query(&mut self) {
+        self.queries = false;
         self.open_for = Duration::ZERO;
         self.received.clear();
         self.answers.clear();
@@ -202,7 +181,7 @@ impl PublisherProcess {
     fn settle(&mut self, now: LeaseTime) {
         self.service = self.service.clone().rebased(now, NOW);
         if self.standing() == Standing::Behind {
-            self.close_question();
+            self.close_query();
         }
         if self.standing() != Standing::Serving {
             self.is_final = false;

@@ -15,7 +15,7 @@ use crate::script::ScriptChange;
 
 const STORE: StoreId = StoreId(1);
 
-/// The store's own code: whether it is right is all that matters here.
+/// The store's own code. Here it is right or wrong, no more.
 const MAC: [u8; 16] = [1; 16];
 
 /// The change that the laws are about.
@@ -24,7 +24,7 @@ pub const DELETION: ScriptChange = ScriptChange::Delete(ModelKey::A);
 /// A change of something else: with it, the positions of a copy catch up.
 pub const OTHER: ScriptChange = ScriptChange::Create(ModelKey::B);
 
-/// A committed change that has its position: the sequencer's delays are the other worlds' business.
+/// A committed change that has its position. The other worlds have the sequencer's delays.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct HistoryRow {
     pub change: ScriptChange,
@@ -54,28 +54,23 @@ impl HistoryStore {
     pub fn create(incarnation: Incarnation) -> Self {
         let head = LogPosition::new(1, 0).unwrap_or(LogPosition::ZERO);
         let mut store = Self { begins: Vec::new(), rows: Vec::new(), head, noted: 0 };
-        store.begin(incarnation, head, BeginCause::Created);
+        store.begin(incarnation, BeginCause::Created);
         store
     }
 
-    /// An incarnation begins in the same epoch: a publisher opens the store.
-    pub fn open(&mut self, incarnation: Incarnation) {
-        self.begin(incarnation, self.head, BeginCause::Opened);
-    }
-
-    /// An incarnation begins in the same epoch: the store's publisher has yielded for a bound.
-    pub fn note_yielding(&mut self, incarnation: Incarnation) {
-        self.begin(incarnation, self.head, BeginCause::Yielded);
+    /// An incarnation begins in the same epoch.
+    pub fn begin(&mut self, incarnation: Incarnation, cause: BeginCause) {
+        self.begin_at(incarnation, self.head, cause);
     }
 
     /// An operator declares this store, whatever agents have received.
     pub fn declare(&mut self, incarnation: Incarnation) {
         let epoch = epochs::next_epoch(1, self.head.epoch(), self.noted);
         let at = LogPosition::new(epoch, self.head.position()).unwrap_or(self.head);
-        self.begin(incarnation, at, BeginCause::Declared);
+        self.begin_at(incarnation, at, BeginCause::Declared);
     }
 
-    fn begin(&mut self, incarnation: Incarnation, at: LogPosition, cause: BeginCause) {
+    fn begin_at(&mut self, incarnation: Incarnation, at: LogPosition, cause: BeginCause) {
         let begin = Begin { incarnation, after: self.head, at, cause, time: StoreTime(0), evidence: None };
         self.begins.push(begin);
         self.head = at;
@@ -97,11 +92,7 @@ impl HistoryStore {
         self.rows.iter().any(|row| row.change == change)
     }
 
-    pub fn rows_above(&self, position: LogPosition) -> &[HistoryRow] {
-        self.rows.get(position.position() as usize..).unwrap_or_default()
-    }
-
-    /// The last row, if the incarnation that goes on recorded it.
+    /// The last row, if the present incarnation recorded it.
     pub fn newest_row(&self) -> Option<&HistoryRow> {
         self.rows.last().filter(|row| row.at > self.history().current().at)
     }
@@ -121,7 +112,7 @@ impl HistoryStore {
         Voucher { milestone, mac: MAC }
     }
 
-    /// What it makes of an agent's past.
+    /// Judges an agent's past.
     pub fn judge(&self, seen: &Milestone) -> Past {
         self.history().judge_row(seen, self.head, Some(self.token_at(seen.at)))
     }

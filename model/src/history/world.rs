@@ -1,20 +1,19 @@
 //! A world of two databases, one of them a copy of the other, and all states that it can get into.
 //!
 //! As in the other worlds, whatever needn't happen may not happen: so a message may be lost or late, a publisher may
-//! stand still and an agent may be cut off without an action of its own. Where a world is `prompt`, a publisher doesn't
+//! freeze and an agent may be cut off without an action of its own. Where a world is `prompt`, a publisher doesn't
 //! conclude that there is no answer while another publisher can give one.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::sync::Arc;
 
-use evictd_core::history::{Incarnation, LogToken, Past, Provenance, Voucher};
-use evictd_core::protection::Protection;
-use evictd_core::service::Standing;
+use evictd_core::history::{BeginCause, Incarnation, LogToken, Past, Provenance, Voucher};
+use evictd_core::service::{Service, Standing};
 
 use super::agent::{HistoryAgent, PendingProbeAnswer};
 use super::publisher::{PeerAnswer, PublisherProcess};
 use super::store::{DELETION, HistoryRow, HistoryStore, OTHER, forgeries, is_authentic};
+use crate::defect::{Defect, Flaw, under};
 use crate::script::ScriptChange;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,39 +24,24 @@ pub enum DatabaseKind {
     Postgres,
 }
 
-/// A flaw around the core. Each is a negative control.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum HistoryFlaw {
-    /// A row says that the log reached the beginning of its incarnation, instead of its own position.
-    RowsLagBehindTheirVouchers,
-}
-
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Budget {
     pub starts: u8,
     pub stalls: u8,
     pub copies: u8,
-    pub words: u8,
+    pub declarations: u8,
     pub deletions: u8,
     pub others: u8,
     pub restarts: u8,
-    pub cuts: u8,
 }
 
 impl Budget {
     /// Nothing happens.
     pub const NONE: Self =
-        Self { starts: 0, stalls: 0, copies: 0, words: 0, deletions: 1, others: 0, restarts: 0, cuts: 0 };
-    const ENOUGH: Self = Self {
-        starts: u8::MAX,
-        stalls: 0,
-        copies: 0,
-        words: u8::MAX,
-        deletions: 0,
-        others: 0,
-        restarts: 0,
-        cuts: 0,
-    };
+        Self { starts: 0, stalls: 0, copies: 0, declarations: 0, deletions: 1, others: 0, restarts: 0 };
+    /// What recovery takes.
+    pub(super) const RECOVERY: Self =
+        Self { starts: u8::MAX, declarations: u8::MAX, deletions: 0, ..Self::NONE };
 }
 
 /// What can happen, and how often.
@@ -70,13 +54,13 @@ pub struct HistoryWorld {
     pub publishers: &'static [usize],
     /// The databases in which the deletion may be recorded.
     pub deleting: &'static [usize],
-    /// Those that never end or stand still.
+    /// Those that never end or freeze.
     pub steady: &'static [usize],
     pub agents: usize,
     /// Agents may treat their own history as silent at any time.
     pub silence: bool,
     pub budget: Budget,
-    /// Publishers ask each other. Otherwise none is ever answered in time: then all serve that may, which is the worst.
+    /// Publishers query each other. Otherwise none is ever answered in time: then all serve that may, which is the worst.
     pub talks: bool,
     /// Every publisher that can answer a query does, before its requester gives up.
     pub prompt: bool,
@@ -87,12 +71,14 @@ pub struct HistoryWorld {
     /// An agent's login claims vouchers that it never received.
     pub forges: bool,
     /// Whether recovery is tried from each state.
-    pub heals: bool,
-    /// States of publishers that must occur.
-    pub standings: &'static [(&'static str, Standing)],
-    pub missing: Option<Protection>,
-    pub flaw: Option<HistoryFlaw>,
+    pub tries_recovery: bool,
+    /// What must occur in some state.
+    pub occurs: &'static [Occurrence],
+    pub defect: Option<Defect>,
 }
+
+/// What may be so in a state, and how that is seen.
+pub type Occurrence = (&'static str, fn(&HistoryWorld, &HistoryState) -> bool);
 
 /// A message of the live feed that may still arrive anywhere.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -109,13 +95,13 @@ pub struct HistoryState {
     pub stores: [HistoryStore; 2],
     pub publishers: Vec<Option<PublisherProcess>>,
     pub agents: Vec<Arc<HistoryAgent>>,
-    /// Sent on the live feed, ever.
+    /// All that was ever sent on the live feed.
     pub sent: Vec<SentMessage>,
     /// The publishers can't reach each other.
     pub cut: bool,
     /// An operator declared a store that lacks the deletion.
     pub is_overruled: bool,
-    left: Budget,
+    pub(super) left: Budget,
     incarnations: u64,
     tokens: u64,
 }
@@ -123,74 +109,57 @@ pub struct HistoryState {
 /// What can happen. Publishers, agents and databases by their places in the state.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum HistoryAction {
-    Start(usize),
-    Crash(usize),
-    Freeze(usize),
-    Thaw(usize),
-    Cut,
-    Heal,
+    /// The publishers reach each other again.
+    CutEnds,
+    /// The other store becomes a copy of this one.
     Copy(usize),
+    /// An operator declares a store.
     Declare(usize),
-    Record(usize, ScriptChange),
-    Wait(usize),
-    ReceiveNoResponders(usize),
-    Answer(usize, usize),
-    Receive(usize, PeerAnswer),
-    ReceiveForeign(usize),
-    BoundPasses(usize),
-    Silence(usize),
-    Restart(usize),
-    Probe(usize),
-    AnswerProbe(usize, usize, u64),
-    ProbeAt(usize, usize),
-    ReceiveProof(usize, usize),
-    ReceiveTick(usize, usize),
-    ReceiveRow(usize, usize),
-    Repair(usize, usize),
-    Load(usize, usize),
-    Forge(usize, Voucher),
+    Publisher(usize, PublisherAction),
+    Agent(usize, AgentAction),
 }
 
-impl fmt::Display for HistoryAction {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Start(p) => write!(f, "publisher {p} starts"),
-            Self::Crash(p) => write!(f, "publisher {p} crashes"),
-            Self::Freeze(p) => write!(f, "publisher {p} stands still"),
-            Self::Thaw(p) => write!(f, "publisher {p} goes on"),
-            Self::Cut => f.write_str("the publishers are cut off from each other"),
-            Self::Heal => f.write_str("the publishers reach each other again"),
-            Self::Copy(from) => write!(f, "store {} becomes a copy of store {from}", 1 - from),
-            Self::Declare(store) => write!(f, "an operator declares store {store}"),
-            Self::Record(p, change) => write!(f, "publisher {p} records {change:?}"),
-            Self::Wait(p) => write!(f, "publisher {p} waits for a second"),
-            Self::ReceiveNoResponders(p) => {
-                write!(f, "publisher {p} receives that no other publisher is there")
-            }
-            Self::Answer(p, other) => write!(f, "publisher {p} answers publisher {other}'s question"),
-            Self::Receive(p, answer) => {
-                write!(
-                    f,
-                    "publisher {p} receives that publisher {} is {}",
-                    answer.from,
-                    answer.standing.label()
-                )
-            }
-            Self::ReceiveForeign(p) => write!(f, "publisher {p} receives a tick of another history"),
-            Self::BoundPasses(p) => write!(f, "publisher {p} calls the receipt final after a bound"),
-            Self::Silence(a) => write!(f, "agent {a} receives nothing of its own history for a while"),
-            Self::Restart(a) => write!(f, "agent {a} restarts"),
-            Self::Probe(a) => write!(f, "agent {a} probes"),
-            Self::AnswerProbe(p, a, _) => write!(f, "publisher {p} gets agent {a}'s probe"),
-            Self::ProbeAt(p, a) => write!(f, "agent {a} probes publisher {p}, who answers at once if at all"),
-            Self::ReceiveProof(a, _) => write!(f, "agent {a} receives the answer to its probe"),
-            Self::ReceiveTick(a, _) => write!(f, "agent {a} receives a tick"),
-            Self::ReceiveRow(a, _) => write!(f, "agent {a} receives a row"),
-            Self::Repair(a, p) => write!(f, "agent {a} repairs its gap at publisher {p}"),
-            Self::Load(a, p) => write!(f, "agent {a} loads the key from publisher {p}"),
-            Self::Forge(p, seen) => write!(f, "publisher {p} gets a forged claim of {}", seen.milestone.at),
-        }
-    }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum PublisherAction {
+    Start,
+    Crash,
+    Freeze,
+    Thaw,
+    /// It records a change.
+    Record(ScriptChange),
+    /// It waits for as long as answers count.
+    Wait,
+    /// No other publisher is there.
+    ReceiveNoResponders,
+    /// Another publisher answers its query.
+    QueryIsAnswered(usize),
+    ReceiveAnswer(PeerAnswer),
+    /// It receives a tick of another history.
+    ReceiveForeign,
+    /// It finalizes the receipt after a bound.
+    Finalize,
+    /// It receives a forged claim.
+    ReceiveForgery(Voucher),
+}
+
+/// Publishers by their places, messages by their places among those under way.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum AgentAction {
+    /// It receives nothing of its own history for a while.
+    NoticeSilence,
+    Restart,
+    Probe,
+    /// A publisher receives the probe with this number.
+    ProbeIsReceived(usize, u64),
+    /// It probes a publisher, which answers at once if at all.
+    ProbeAt(usize),
+    ReceiveProof(usize),
+    ReceiveTick(usize),
+    ReceiveRow(usize),
+    /// It repairs its gap at a publisher.
+    Repair(usize),
+    /// It loads the key from a publisher.
+    Load(usize),
 }
 
 impl HistoryWorld {
@@ -211,38 +180,23 @@ impl HistoryWorld {
             begins_cut: false,
             receipts: false,
             forges: false,
-            heals: false,
-            standings: &[],
-            missing: None,
-            flaw: None,
+            tries_recovery: false,
+            occurs: &[],
+            defect: None,
         }
-    }
-
-    /// Runs a part of the core as this world has it.
-    pub fn under<T>(&self, run: impl FnOnce() -> T) -> T {
-        match self.missing {
-            #[cfg(evictd_negative_controls)]
-            Some(missing) => missing.without(run),
-            _ => run(),
-        }
-    }
-
-    /// Whether publishers can't reach each other for a time.
-    pub(super) fn is_ever_cut(&self) -> bool {
-        self.begins_cut || self.budget.cuts > 0
     }
 
     fn is_running(state: &HistoryState, publisher: usize) -> Option<&PublisherProcess> {
         state.publishers[publisher].as_ref().filter(|process| !process.frozen)
     }
 
-    /// Whether a question of one arrives at the other, and is answered. Those of one store are never cut off.
+    /// Whether a query of one arrives at the other, and is answered. Those of one store are never cut off.
     fn reaches(&self, state: &HistoryState, publisher: usize, other: usize) -> bool {
         let colleague = self.publishers[publisher] == self.publishers[other];
         publisher != other && (colleague || !state.cut) && Self::is_running(state, other).is_some()
     }
 
-    fn others(&self, publisher: usize) -> impl Iterator<Item = usize> {
+    fn others(&self, publisher: usize) -> impl Iterator<Item = usize> + Clone {
         (0..self.publishers.len()).filter(move |other| *other != publisher)
     }
 }
@@ -261,22 +215,24 @@ impl HistoryState {
             incarnations: 1,
             tokens: 0,
         };
-        let setup = HistoryWorld { missing: None, database: DatabaseKind::Sqlite, talks: true, ..*world };
-        let calm = |state: &mut Self, action| {
-            *state = setup.step(state, action).unwrap_or_else(|| unreachable!("{action}"));
-        };
+        let setup = HistoryWorld { defect: None, database: DatabaseKind::Sqlite, talks: true, ..*world };
         let home = world.publishers.iter().zip(&mut state.publishers).filter(|(store, _)| **store == 0);
         for (_, process) in home {
             let process = process.insert(PublisherProcess::start(world.database == DatabaseKind::Postgres));
             process.settle_in();
-            process.incarnation_begun();
+            process.update(Service::on_incarnation_begun);
         }
         state.send(&setup);
         for agent in 0..world.agents {
-            calm(&mut state, HistoryAction::ProbeAt(0, agent));
+            let probe = HistoryAction::Agent(agent, AgentAction::ProbeAt(0));
+            state = setup.step(&state, probe).unwrap_or_else(|| unreachable!("it is answered"));
         }
         state.left = world.budget;
         state
+    }
+
+    pub(super) fn has_one(&self, standing: Standing) -> bool {
+        self.publishers.iter().flatten().any(|process| process.standing() == standing)
     }
 
     fn draw_incarnation(&mut self) -> Incarnation {
@@ -304,74 +260,70 @@ impl HistoryState {
 }
 
 impl HistoryWorld {
-    pub(super) fn fault_actions(&self, state: &HistoryState, actions: &mut Vec<HistoryAction>) {
+    /// Adds every action that `state` permits.
+    pub(super) fn add_actions(&self, state: &HistoryState, actions: &mut Vec<HistoryAction>) {
         let left = &state.left;
-        if state.cut {
-            actions.push(HistoryAction::Heal);
-        } else if left.cuts > 0 {
-            actions.push(HistoryAction::Cut);
-        }
+        actions.extend(state.cut.then_some(HistoryAction::CutEnds));
         for store in 0..state.stores.len() {
             let target = 1 - store;
-            let runs = |of: usize| {
-                (0..self.publishers.len()).any(|publisher| {
-                    self.publishers[publisher] == of && state.publishers[publisher].is_some()
-                })
-            };
-            if left.copies > 0 && !runs(target) && state.stores[store] != state.stores[target] {
+            let mut of_target = state.publishers.iter().zip(self.publishers).filter(|(_, of)| **of == target);
+            let runs = of_target.any(|(process, _)| process.is_some());
+            if left.copies > 0 && !runs && state.stores[store] != state.stores[target] {
                 actions.push(HistoryAction::Copy(store));
             }
-            if left.words > 0 {
+            if left.declarations > 0 {
                 actions.push(HistoryAction::Declare(store));
             }
         }
-        actions.extend((0..state.agents.len()).filter(|_| left.restarts > 0).map(HistoryAction::Restart));
+        let agents = 0..state.agents.len();
+        let restarts = agents.clone().filter(|_| left.restarts > 0);
+        actions.extend(restarts.map(|index| HistoryAction::Agent(index, AgentAction::Restart)));
+        for publisher in 0..self.publishers.len() {
+            let mut own = Vec::new();
+            self.publisher_actions(state, publisher, &mut own);
+            actions.extend(own.into_iter().map(|action| HistoryAction::Publisher(publisher, action)));
+        }
+        for index in agents {
+            let mut own = Vec::new();
+            self.agent_actions(state, &state.agents[index], &mut own);
+            actions.extend(own.into_iter().map(|action| HistoryAction::Agent(index, action)));
+        }
     }
 
-    pub(super) fn publisher_actions(
-        &self,
-        state: &HistoryState,
-        publisher: usize,
-        actions: &mut Vec<HistoryAction>,
-    ) {
+    fn publisher_actions(&self, state: &HistoryState, publisher: usize, actions: &mut Vec<PublisherAction>) {
         let left = &state.left;
         let Some(process) = &state.publishers[publisher] else {
-            if left.starts > 0 {
-                actions.push(HistoryAction::Start(publisher));
-            }
+            actions.extend((left.starts > 0).then_some(PublisherAction::Start));
             return;
         };
         if !self.steady.contains(&publisher) {
             // To end and to do nothing are the same where nothing can follow.
             if self.talks || left.starts > 0 || left.copies > 0 {
-                actions.push(HistoryAction::Crash(publisher));
+                actions.push(PublisherAction::Crash);
             }
             if left.stalls > 0 && !process.frozen {
-                actions.push(HistoryAction::Freeze(publisher));
+                actions.push(PublisherAction::Freeze);
             }
         }
         if process.frozen {
-            actions.push(HistoryAction::Thaw(publisher));
-            return;
+            return actions.push(PublisherAction::Thaw);
         }
         let store = &state.stores[self.publishers[publisher]];
         let deletes = left.deletions > 0 && self.deleting.contains(&self.publishers[publisher]);
         if deletes && !store.has(DELETION) {
-            actions.push(HistoryAction::Record(publisher, DELETION));
+            actions.push(PublisherAction::Record(DELETION));
         }
         if left.others > 0 && !store.has(OTHER) {
-            actions.push(HistoryAction::Record(publisher, OTHER));
+            actions.push(PublisherAction::Record(OTHER));
         }
         if self.talks {
             self.talk_actions(state, publisher, process, actions);
         }
         if self.receipts && !process.is_final && store.has(DELETION) && process.may_finalize() {
-            actions.push(HistoryAction::BoundPasses(publisher));
+            actions.push(PublisherAction::Finalize);
         }
         if self.forges && process.vouches() {
-            actions.extend(
-                forgeries(&store.voucher()).into_iter().map(|seen| HistoryAction::Forge(publisher, seen)),
-            );
+            actions.extend(forgeries(&store.voucher()).into_iter().map(PublisherAction::ReceiveForgery));
         }
     }
 
@@ -380,27 +332,32 @@ impl HistoryWorld {
         state: &HistoryState,
         publisher: usize,
         process: &PublisherProcess,
-        actions: &mut Vec<HistoryAction>,
+        actions: &mut Vec<PublisherAction>,
     ) {
-        let store = &state.stores[self.publishers[publisher]];
-        if self.may_give_up(state, publisher, process) {
-            actions.push(HistoryAction::Wait(publisher));
+        // Those that can answer with something that matters: a colleague's answer ends a newcomer's wait, no more.
+        let can_answer = |other: &usize| {
+            let is_rival = self.publishers[publisher] != self.publishers[*other];
+            (is_rival || process.standing() == Standing::Asking) && self.reaches(state, publisher, *other)
+        };
+        let answering = self.others(publisher).filter(can_answer);
+        if !self.prompt || answering.clone().all(|other| process.received.contains(&other)) {
+            actions.push(PublisherAction::Wait);
         }
         if process.waits() {
-            if self.others(publisher).all(|other| {
+            let is_unreachable = |other: usize| {
                 state.publishers[other].is_none()
                     || state.cut && self.publishers[other] != self.publishers[publisher]
-            }) {
-                actions.push(HistoryAction::ReceiveNoResponders(publisher));
+            };
+            if self.others(publisher).all(is_unreachable) {
+                actions.push(PublisherAction::ReceiveNoResponders);
             }
-            let answering =
-                self.others(publisher).filter(|other| self.answers(state, publisher, process, *other));
-            actions.extend(answering.map(|other| HistoryAction::Answer(other, publisher)));
-            actions.extend(process.answers.iter().map(|answer| HistoryAction::Receive(publisher, *answer)));
+            actions.extend(answering.map(PublisherAction::QueryIsAnswered));
+            actions.extend(process.answers.iter().map(|answer| PublisherAction::ReceiveAnswer(*answer)));
         }
-        // Without a cut, rivals meet by their questions.
-        if self.is_ever_cut() && state.sent.iter().any(|sent| self.is_foreign(publisher, sent, store)) {
-            actions.push(HistoryAction::ReceiveForeign(publisher));
+        // Without a cut, rivals meet by their queries.
+        let store = &state.stores[self.publishers[publisher]];
+        if self.begins_cut && state.sent.iter().any(|sent| self.is_foreign(publisher, sent, store)) {
+            actions.push(PublisherAction::ReceiveForeign);
         }
     }
 
@@ -411,222 +368,164 @@ impl HistoryWorld {
                 || self.database == DatabaseKind::Postgres)
     }
 
-    /// Whether silence may be the answer to its query.
-    fn may_give_up(&self, state: &HistoryState, publisher: usize, process: &PublisherProcess) -> bool {
-        let mut answering =
-            self.others(publisher).filter(|other| self.answers(state, publisher, process, *other));
-        !self.prompt || answering.all(|other| process.has_received(other))
-    }
-
-    /// Whether `other` can answer, with something that matters: a colleague's answer ends a newcomer's wait, no more.
-    fn answers(
-        &self,
-        state: &HistoryState,
-        publisher: usize,
-        process: &PublisherProcess,
-        other: usize,
-    ) -> bool {
-        let is_rival = self.publishers[publisher] != self.publishers[other];
-        (is_rival || process.standing() == Standing::Asking) && self.reaches(state, publisher, other)
-    }
-
-    pub(super) fn agent_actions(&self, state: &HistoryState, index: usize, actions: &mut Vec<HistoryAction>) {
-        let agent = &state.agents[index];
+    fn agent_actions(&self, state: &HistoryState, agent: &HistoryAgent, actions: &mut Vec<AgentAction>) {
         if self.silence && agent.follows().is_some() {
-            actions.push(HistoryAction::Silence(index));
+            actions.push(AgentAction::NoticeSilence);
         }
         if !self.talks && agent.may_probe() {
-            actions.push(HistoryAction::Probe(index));
+            actions.push(AgentAction::Probe);
         }
         for publisher in 0..self.publishers.len() {
             if Self::is_running(state, publisher).is_some_and(PublisherProcess::vouches) {
                 if self.talks {
-                    actions.push(HistoryAction::ProbeAt(publisher, index));
+                    actions.push(AgentAction::ProbeAt(publisher));
                 }
                 let probes = agent.probes.iter();
-                actions.extend(probes.map(|probe| HistoryAction::AnswerProbe(publisher, index, probe.nonce)));
+                actions.extend(probes.map(|probe| AgentAction::ProbeIsReceived(publisher, probe.nonce)));
                 if agent.misses_rows_of(state.stores[self.publishers[publisher]].provenance()) {
-                    actions.push(HistoryAction::Repair(index, publisher));
+                    actions.push(AgentAction::Repair(publisher));
                 }
-                actions.push(HistoryAction::Load(index, publisher));
+                actions.push(AgentAction::Load(publisher));
             }
         }
-        actions.extend((0..agent.answers.len()).map(|place| HistoryAction::ReceiveProof(index, place)));
-        for (place, sent) in state.sent.iter().enumerate() {
-            // A tick that arrives before its row only proves more than was applied.
-            let row = sent.row.is_some();
-            actions.push(if row {
-                HistoryAction::ReceiveRow(index, place)
-            } else {
-                HistoryAction::ReceiveTick(index, place)
-            });
-        }
+        actions.extend((0..agent.answers.len()).map(AgentAction::ReceiveProof));
+        // A tick that arrives before its row only proves more than was applied.
+        let receive = |(place, sent): (usize, &SentMessage)| match sent.row {
+            Some(_) => AgentAction::ReceiveRow(place),
+            None => AgentAction::ReceiveTick(place),
+        };
+        actions.extend(state.sent.iter().enumerate().map(receive));
     }
 
     /// What follows from `action`, if it does anything.
     pub(super) fn step(&self, last: &HistoryState, action: HistoryAction) -> Option<HistoryState> {
-        self.under(|| {
+        under(self.defect, || {
             let mut state = last.clone();
             match action {
-                HistoryAction::Start(_)
-                | HistoryAction::Crash(_)
-                | HistoryAction::Freeze(_)
-                | HistoryAction::Thaw(_)
-                | HistoryAction::Cut
-                | HistoryAction::Heal
-                | HistoryAction::Copy(_)
-                | HistoryAction::Declare(_)
-                | HistoryAction::Restart(_) => self.step_fault(&mut state, action),
-                HistoryAction::Record(..)
-                | HistoryAction::Wait(_)
-                | HistoryAction::ReceiveNoResponders(_)
-                | HistoryAction::Answer(..)
-                | HistoryAction::Receive(..)
-                | HistoryAction::ReceiveForeign(_)
-                | HistoryAction::BoundPasses(_)
-                | HistoryAction::Forge(..) => self.step_publisher(&mut state, action)?,
-                _ => self.step_agent(&mut state, action)?,
+                HistoryAction::CutEnds => state.cut = false,
+                HistoryAction::Copy(from) => {
+                    state.left.copies -= 1;
+                    state.stores[1 - from] = state.stores[from].clone();
+                }
+                HistoryAction::Declare(store) => self.declare(&mut state, store),
+                HistoryAction::Publisher(publisher, action) => {
+                    self.step_publisher(&mut state, publisher, action)?;
+                }
+                HistoryAction::Agent(index, action) => self.step_agent(&mut state, index, action)?,
             }
-            if !self.talks {
-                state
-                    .publishers
-                    .iter_mut()
-                    .flatten()
-                    .filter(|process| !process.frozen)
-                    .for_each(PublisherProcess::settle_in);
-            }
-            self.begin_alone(&mut state);
-            self.note_yielding(&mut state);
-            state.send(self);
+            self.do_at_once(&mut state);
             Some(state)
         })
     }
 
-    /// A publisher that wants an incarnation begins it at once: whatever comes between comes before or after.
-    fn begin_alone(&self, state: &mut HistoryState) {
-        for publisher in 0..self.publishers.len() {
-            let wants = |process: &PublisherProcess| !process.frozen && process.wants_incarnation();
-            if !state.publishers[publisher].as_ref().is_some_and(wants) {
-                continue;
-            }
-            let incarnation = state.draw_incarnation();
-            state.stores[self.publishers[publisher]].open(incarnation);
-            if let Some(process) = &mut state.publishers[publisher] {
-                process.incarnation_begun();
-            }
-        }
+    fn declare(&self, state: &mut HistoryState, store: usize) {
+        state.left.declarations -= 1;
+        state.is_overruled |= !state.stores[store].has(DELETION);
+        let incarnation = state.draw_incarnation();
+        state.stores[store].declare(incarnation);
+        let processes = state.publishers.iter_mut().zip(self.publishers).filter(|(_, of)| **of == store);
+        processes.flat_map(|(process, _)| process).for_each(PublisherProcess::resolve_past);
     }
 
-    /// After a publisher has yielded for a bound, what its store began before replaces no past anymore.
-    fn note_yielding(&self, state: &mut HistoryState) {
+    /// Does what publishers do by themselves. Whatever comes between comes before or after.
+    fn do_at_once(&self, state: &mut HistoryState) {
+        let running = |process: &&mut PublisherProcess| !process.frozen;
+        if !self.talks {
+            state.publishers.iter_mut().flatten().filter(running).for_each(PublisherProcess::settle_in);
+        }
+        let is_so = |process: &Option<PublisherProcess>, what: fn(&Service) -> bool| {
+            process.as_ref().is_some_and(|process| !process.frozen && what(process.service()))
+        };
+        for publisher in 0..self.publishers.len() {
+            if is_so(&state.publishers[publisher], Service::wants_incarnation) {
+                let incarnation = state.draw_incarnation();
+                state.stores[self.publishers[publisher]].begin(incarnation, BeginCause::Opened);
+                if let Some(process) = &mut state.publishers[publisher] {
+                    process.update(Service::on_incarnation_begun);
+                }
+            }
+        }
+        // After a publisher has yielded for a bound, what its store began before replaces no past anymore.
         for publisher in 0..self.publishers.len() {
             let store = self.publishers[publisher];
-            let has_yielded = |process: &PublisherProcess| !process.frozen && process.has_yielded();
-            if state.publishers[publisher].as_ref().is_some_and(has_yielded)
-                && state.stores[store].history().supersedes()
-            {
+            let has_yielded = is_so(&state.publishers[publisher], |service| service.yielded_to().is_some());
+            if has_yielded && state.stores[store].history().supersedes() {
                 let incarnation = state.draw_incarnation();
-                state.stores[store].note_yielding(incarnation);
+                state.stores[store].begin(incarnation, BeginCause::Yielded);
             }
         }
+        state.send(self);
     }
 
-    fn step_fault(&self, state: &mut HistoryState, action: HistoryAction) {
-        let left = &mut state.left;
+    fn step_publisher(
+        &self,
+        state: &mut HistoryState,
+        publisher: usize,
+        action: PublisherAction,
+    ) -> Option<()> {
+        let place = self.publishers[publisher];
         match action {
-            HistoryAction::Start(publisher) => {
-                left.starts -= 1;
-                if self.database == DatabaseKind::Sqlite {
+            PublisherAction::Start => {
+                state.left.starts -= 1;
+                // On SQLite, each start begins an incarnation.
+                let is_shared = self.database == DatabaseKind::Postgres;
+                if !is_shared {
                     let incarnation = state.draw_incarnation();
-                    state.stores[self.publishers[publisher]].open(incarnation);
+                    state.stores[place].begin(incarnation, BeginCause::Opened);
                 }
-                state.publishers[publisher] =
-                    Some(PublisherProcess::start(self.database == DatabaseKind::Postgres));
+                state.publishers[publisher] = Some(PublisherProcess::start(is_shared));
+                return Some(());
             }
-            HistoryAction::Crash(publisher) => state.publishers[publisher] = None,
-            HistoryAction::Freeze(publisher) => {
-                left.stalls -= 1;
-                if let Some(process) = &mut state.publishers[publisher] {
-                    process.frozen = true;
+            PublisherAction::Crash => {
+                state.publishers[publisher] = None;
+                return Some(());
+            }
+            PublisherAction::Finalize => self.expire_leases(state, publisher),
+            PublisherAction::QueryIsAnswered(other) => {
+                let is_colleague = place == self.publishers[other];
+                let provenance = state.stores[self.publishers[other]].provenance();
+                let process = state.publishers[other].as_mut()?;
+                let answer = process.answer(other, provenance, is_colleague);
+                if !is_colleague {
+                    process.receive_foreign();
                 }
+                state.publishers[publisher].as_mut()?.answers.insert(answer);
+                return Some(());
             }
-            HistoryAction::Thaw(publisher) => {
-                if let Some(process) = &mut state.publishers[publisher] {
-                    process.thaw();
-                }
-            }
-            HistoryAction::Cut => {
-                left.cuts -= 1;
-                state.cut = true;
-            }
-            HistoryAction::Heal => state.cut = false,
-            HistoryAction::Copy(from) => {
-                left.copies -= 1;
-                state.stores[1 - from] = state.stores[from].clone();
-            }
-            HistoryAction::Declare(store) => {
-                left.words -= 1;
-                state.is_overruled |= !state.stores[store].has(DELETION);
-                let incarnation = state.draw_incarnation();
-                state.stores[store].declare(incarnation);
-                for (publisher, process) in state.publishers.iter_mut().enumerate() {
-                    if let Some(process) = process.as_mut().filter(|_| self.publishers[publisher] == store) {
-                        process.past_is_settled();
-                    }
-                }
-            }
-            HistoryAction::Restart(index) => {
-                left.restarts -= 1;
-                let process = left.restarts + 1;
-                state.agents[index] = Arc::new(HistoryAgent::start(process));
+            PublisherAction::ReceiveForgery(seen) => {
+                self.vouches_for(state, publisher, &seen)?;
+                return Some(());
             }
             _ => {}
         }
-    }
-
-    fn step_publisher(&self, state: &mut HistoryState, action: HistoryAction) -> Option<()> {
+        let process = state.publishers[publisher].as_mut()?;
         match action {
-            HistoryAction::Record(publisher, change) => {
+            PublisherAction::Freeze => {
+                state.left.stalls -= 1;
+                process.frozen = true;
+            }
+            PublisherAction::Thaw => process.thaw(),
+            PublisherAction::Record(change) => {
                 let left =
                     if change == DELETION { &mut state.left.deletions } else { &mut state.left.others };
                 *left -= 1;
                 state.tokens += 1;
-                let place = self.publishers[publisher];
                 // On SQLite, incarnations distinguish copies.
                 let token = if self.database == DatabaseKind::Sqlite { 0 } else { state.tokens };
                 state.stores[place].record(change, LogToken(token));
             }
-            HistoryAction::Wait(publisher) => state.publishers[publisher].as_mut()?.wait(),
-            HistoryAction::ReceiveNoResponders(publisher) => {
-                state.publishers[publisher].as_mut()?.receive_no_responders();
-            }
-            HistoryAction::Answer(publisher, requester) => {
-                let place = self.publishers[publisher];
-                let colleague = place == self.publishers[requester];
-                let provenance = state.stores[place].provenance();
-                let answer = state.publishers[publisher].as_ref()?.answer(publisher, provenance, colleague);
-                state.publishers[requester].as_mut()?.answers.insert(answer);
-                if !colleague {
-                    state.publishers[publisher].as_mut()?.receive_foreign();
-                }
-            }
-            HistoryAction::Receive(publisher, answer) => {
-                state.publishers[publisher].as_mut()?.receive(answer);
-            }
-            HistoryAction::ReceiveForeign(publisher) => {
-                state.publishers[publisher].as_mut()?.receive_foreign();
-            }
-            HistoryAction::BoundPasses(publisher) => self.finish_receipt(state, publisher)?,
-            HistoryAction::Forge(publisher, seen) => {
-                self.vouches_for(state, publisher, &seen)?;
-            }
+            PublisherAction::Wait => process.wait(),
+            PublisherAction::ReceiveNoResponders => process.receive_no_responders(),
+            PublisherAction::ReceiveAnswer(answer) => process.receive(answer),
+            PublisherAction::ReceiveForeign => process.receive_foreign(),
+            PublisherAction::Finalize => process.is_final = true,
             _ => {}
         }
         Some(())
     }
 
     /// A bound has passed while it served: cached entries last only where another publisher renews their lease.
-    fn finish_receipt(&self, state: &mut HistoryState, publisher: usize) -> Option<()> {
+    fn expire_leases(&self, state: &mut HistoryState, publisher: usize) {
         let own = state.stores[self.publishers[publisher]].provenance();
         let vouched: BTreeSet<Provenance> = (0..self.publishers.len())
             .filter(|other| Self::is_running(state, *other).is_some_and(PublisherProcess::vouches))
@@ -635,11 +534,11 @@ impl HistoryWorld {
             .collect();
         for agent in &mut state.agents {
             if !agent.follows().is_some_and(|followed| vouched.contains(&followed)) {
-                *agent = Arc::new(agent.expires());
+                let mut expired = HistoryAgent::clone(agent);
+                expired.expire();
+                *agent = Arc::new(expired);
             }
         }
-        state.publishers[publisher].as_mut()?.is_final = true;
-        Some(())
     }
 
     /// Whether a publisher answers an agent that presents `seen`. A past that its store doesn't have silences it, if
@@ -651,65 +550,57 @@ impl HistoryWorld {
         }
         if is_authentic(seen) {
             store.note(&seen.milestone);
-            state.publishers[publisher].as_mut()?.fall_behind(seen.milestone);
+            let process = state.publishers[publisher].as_mut()?;
+            process.update(|service| service.on_unknown_past(seen.milestone));
         }
         Some(false)
     }
 
-    fn step_agent(&self, state: &mut HistoryState, action: HistoryAction) -> Option<()> {
+    fn step_agent(&self, state: &mut HistoryState, index: usize, action: AgentAction) -> Option<()> {
+        let mut agent = HistoryAgent::clone(&state.agents[index]);
         match action {
-            HistoryAction::Silence(index) => {
-                state.agents[index] = Arc::new(state.agents[index].waits());
+            AgentAction::NoticeSilence => agent.notice_silence(),
+            AgentAction::Restart => {
+                state.left.restarts -= 1;
+                agent = HistoryAgent::start(state.left.restarts + 1);
             }
-            HistoryAction::Probe(index) => state.agents[index] = Arc::new(state.agents[index].probes()),
-            HistoryAction::AnswerProbe(publisher, index, nonce) => {
-                return self.answer_probe(state, publisher, index, nonce);
+            AgentAction::Probe => agent.probe(),
+            AgentAction::ProbeIsReceived(publisher, nonce) => {
+                self.answer_probe(state, publisher, &mut agent, nonce)?;
             }
-            HistoryAction::ProbeAt(publisher, index) => return self.probe_at(state, publisher, index),
-            HistoryAction::ReceiveProof(index, place) => {
-                let answer = *state.agents[index].answers.get(place)?;
-                state.agents[index] = Arc::new(state.agents[index].receives_answer(answer));
-            }
-            HistoryAction::ReceiveTick(index, place) => {
-                let voucher = state.sent[place].voucher;
-                state.agents[index] = Arc::new(state.agents[index].receives(&voucher, None));
-            }
-            HistoryAction::ReceiveRow(index, place) => {
+            AgentAction::ProbeAt(publisher) => self.probe_at(state, publisher, &mut agent)?,
+            AgentAction::ReceiveProof(place) => agent.receive_answer(*agent.answers.get(place)?),
+            AgentAction::ReceiveTick(place) => agent.receive(&state.sent[place].voucher, None),
+            AgentAction::ReceiveRow(place) => {
                 let SentMessage { mut voucher, row, store } = state.sent[place];
-                if self.flaw == Some(HistoryFlaw::RowsLagBehindTheirVouchers) {
-                    let begins = state.stores[store].history();
-                    let begins = begins.begins().iter().rev();
-                    let mut begins =
-                        begins.filter(|begin| begin.incarnation == voucher.milestone.provenance.incarnation);
-                    voucher.milestone.at = begins.next()?.at;
+                if self.defect == Some(Defect::With(Flaw::RowsLagBehindTheirVouchers)) {
+                    let history = state.stores[store].history();
+                    let incarnation = voucher.milestone.provenance.incarnation;
+                    let begin = history.begins().iter().rfind(|begin| begin.incarnation == incarnation);
+                    voucher.milestone.at = begin?.at;
                 }
-                state.agents[index] = Arc::new(state.agents[index].receives(&voucher, row.as_ref()));
+                agent.receive(&voucher, row.as_ref());
             }
-            HistoryAction::Repair(index, publisher) => {
-                let store = &state.stores[self.publishers[publisher]];
-                state.agents[index] = Arc::new(state.agents[index].repairs(store));
-            }
-            HistoryAction::Load(index, publisher) => {
-                let store = &state.stores[self.publishers[publisher]];
-                state.agents[index] = Arc::new(state.agents[index].loads(store));
-            }
-            _ => {}
+            AgentAction::Repair(publisher) => agent.repair(&state.stores[self.publishers[publisher]]),
+            AgentAction::Load(publisher) => agent.load(&state.stores[self.publishers[publisher]]),
         }
+        state.agents[index] = Arc::new(agent);
         Some(())
     }
 
     /// Where publishers talk, other worlds have the late answers. A probe without effect is dropped.
-    fn probe_at(&self, state: &mut HistoryState, publisher: usize, index: usize) -> Option<()> {
-        let before = state.agents[index].clone();
-        let probing = Arc::new(before.probes());
-        let nonce = probing.probes.last()?.nonce;
-        state.agents[index] = probing;
-        self.answer_probe(state, publisher, index, nonce)?;
-        let agent = &state.agents[index];
+    fn probe_at(&self, state: &mut HistoryState, publisher: usize, agent: &mut HistoryAgent) -> Option<()> {
+        let before = agent.clone();
+        agent.probe();
+        let nonce = agent.probes.last()?.nonce;
+        self.answer_probe(state, publisher, agent, nonce)?;
         let answer = agent.answers.iter().find(|answer| answer.nonce == nonce).copied();
-        let agent = answer.map_or_else(|| agent.clone(), |answer| Arc::new(agent.receives_answer(answer)));
-        let is_open = agent.probes.iter().any(|probe| probe.nonce == nonce);
-        state.agents[index] = if is_open { before } else { agent };
+        if let Some(answer) = answer {
+            agent.receive_answer(answer);
+        }
+        if agent.probes.iter().any(|probe| probe.nonce == nonce) {
+            *agent = before;
+        }
         Some(())
     }
 
@@ -717,30 +608,15 @@ impl HistoryWorld {
         &self,
         state: &mut HistoryState,
         publisher: usize,
-        index: usize,
+        agent: &mut HistoryAgent,
         nonce: u64,
     ) -> Option<()> {
-        let probe = *state.agents[index].probes.iter().find(|probe| probe.nonce == nonce)?;
-        if let Some(seen) = &probe.seen
-            && !self.vouches_for(state, publisher, seen)?
-        {
-            return Some(());
+        let probe = *agent.probes.iter().find(|probe| probe.nonce == nonce)?;
+        if probe.seen.map_or(Some(true), |seen| self.vouches_for(state, publisher, &seen))? {
+            let store = &state.stores[self.publishers[publisher]];
+            let (head, deleted) = (store.voucher(), store.has(DELETION));
+            agent.send_answer(PendingProbeAnswer { nonce, head, deleted });
         }
-        let store = &state.stores[self.publishers[publisher]];
-        let answer = PendingProbeAnswer { nonce, head: store.voucher(), deleted: store.has(DELETION) };
-        state.agents[index] = Arc::new(state.agents[index].is_answered(answer));
         Some(())
-    }
-}
-
-/// The same where faults are over, and operators and clocks do what they must.
-pub(super) fn calm(world: &HistoryWorld) -> HistoryWorld {
-    HistoryWorld { prompt: false, receipts: false, ..*world }
-}
-
-impl HistoryState {
-    /// Lets everything happen that heals.
-    pub(super) fn allow_healing(&mut self) {
-        self.left = Budget::ENOUGH;
     }
 }

@@ -2,18 +2,29 @@
 
 use evictd_core::service::Standing;
 
-use super::world::{Budget, DatabaseKind, HistoryWorld};
+use super::world::{Budget, DatabaseKind, HistoryWorld, Occurrence};
 
-pub const ALL: &[HistoryWorld] =
-    &[FORGED, RESTARTED, WORD, TWO_COPIES, PHYSICAL_COPY, BACKUP, LOYAL, TOGETHER, CUT, HANDOVER, COLLEAGUES];
+pub const ALL: &[HistoryWorld] = &[
+    FORGED,
+    RESTARTED,
+    DECLARED,
+    TWO_COPIES,
+    PHYSICAL_COPY,
+    BACKUP,
+    LOYAL,
+    TOGETHER,
+    CUT,
+    HANDOVER,
+    COLLEAGUES,
+];
 
-const BEHIND: (&str, Standing) = ("a publisher is behind", Standing::Behind);
-const YIELDS: (&str, Standing) = ("a publisher yields", Standing::Yielding);
-const CONFLICT: (&str, Standing) = ("publishers conflict", Standing::Conflicting);
+const BEHIND: Occurrence = ("a publisher is behind", |_, state| state.has_one(Standing::Behind));
+const YIELDS: Occurrence = ("a publisher yields", |_, state| state.has_one(Standing::Yielding));
+const CONFLICT: Occurrence = ("publishers conflict", |_, state| state.has_one(Standing::Conflicting));
 
 /// A copy of the store is started beside home or instead of it, and its positions catch up.
 pub const TWO_COPIES: HistoryWorld = HistoryWorld {
-    standings: &[BEHIND],
+    occurs: &[BEHIND],
     ..HistoryWorld::plain(
         "two copies",
         "an old copy is started, its positions catch up",
@@ -21,30 +32,30 @@ pub const TWO_COPIES: HistoryWorld = HistoryWorld {
     )
 };
 
-/// One of the two is declared, by an operator who may not have been asked.
-pub const WORD: HistoryWorld = HistoryWorld {
-    standings: &[BEHIND],
-    heals: true,
+/// One of the two is declared, perhaps without need.
+pub const DECLARED: HistoryWorld = HistoryWorld {
+    occurs: &[BEHIND],
+    tries_recovery: true,
     ..HistoryWorld::plain(
         "an operator's word",
         "a store is declared",
-        Budget { starts: 2, words: 1, ..Budget::NONE },
+        Budget { starts: 2, declarations: 1, ..Budget::NONE },
     )
 };
 
 /// The copy is made at any moment, also of a store that was declared, or put in place of the original.
 pub const BACKUP: HistoryWorld = HistoryWorld {
-    standings: &[BEHIND],
+    occurs: &[BEHIND],
     ..HistoryWorld::plain(
         "a backup",
         "a backup is taken at any moment, and started or restored",
-        Budget { starts: 1, copies: 1, words: 1, ..Budget::NONE },
+        Budget { starts: 1, copies: 1, declarations: 1, ..Budget::NONE },
     )
 };
 
 /// The agent restarts, and has no past.
 pub const RESTARTED: HistoryWorld = HistoryWorld {
-    standings: &[BEHIND],
+    occurs: &[BEHIND],
     agents: 2,
     ..HistoryWorld::plain(
         "no past",
@@ -53,13 +64,13 @@ pub const RESTARTED: HistoryWorld = HistoryWorld {
     )
 };
 
-/// Publishers stand still, crash and come back, and reach each other meanwhile.
+/// Publishers freeze, crash and restart, and reach each other meanwhile.
 pub const HANDOVER: HistoryWorld = HistoryWorld {
     talks: true,
     prompt: true,
     receipts: true,
     deleting: &[0],
-    standings: &[YIELDS],
+    occurs: &[YIELDS],
     ..HistoryWorld::plain(
         "newcomers",
         "publishers freeze and restart beside each other",
@@ -74,11 +85,11 @@ pub const CUT: HistoryWorld = HistoryWorld {
     receipts: true,
     begins_cut: true,
     deleting: &[0],
-    standings: &[YIELDS, CONFLICT],
+    occurs: &[YIELDS, CONFLICT],
     ..HistoryWorld::plain("rivals", "two that serve meet after a cut", Budget { starts: 1, ..Budget::NONE })
 };
 
-/// An agent that reaches home goes on following it, although a copy serves.
+/// An agent that reaches home keeps following it, although a copy serves.
 pub const LOYAL: HistoryWorld = HistoryWorld {
     talks: true,
     prompt: true,
@@ -102,7 +113,7 @@ pub const FORGED: HistoryWorld = HistoryWorld {
 /// A physical copy has the incarnation of the original.
 pub const PHYSICAL_COPY: HistoryWorld = HistoryWorld {
     database: DatabaseKind::Postgres,
-    standings: &[BEHIND],
+    occurs: &[BEHIND],
     ..HistoryWorld::plain(
         "a copied server",
         "a copy with the same incarnation is started",
@@ -120,7 +131,7 @@ pub const COLLEAGUES: HistoryWorld = HistoryWorld {
     prompt: true,
     receipts: true,
     deleting: &[0],
-    standings: &[YIELDS],
+    occurs: &[YIELDS],
     ..HistoryWorld::plain(
         "colleagues",
         "two on one server, one on its copy",
@@ -132,9 +143,9 @@ pub const COLLEAGUES: HistoryWorld = HistoryWorld {
 pub const TOGETHER: HistoryWorld = HistoryWorld {
     talks: true,
     prompt: true,
-    heals: true,
+    tries_recovery: true,
     silence: false,
-    standings: &[YIELDS, CONFLICT],
+    occurs: &[YIELDS, CONFLICT],
     ..HistoryWorld::plain(
         "together",
         "two start at once, freeze, end",

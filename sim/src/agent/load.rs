@@ -1,4 +1,4 @@
-//! What the cache doesn't have is asked of the origin: one question per key at a time, few at once (R10).
+//! Loads of what the cache doesn't have: one query per key at a time, few at once (R10).
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -11,10 +11,10 @@ use super::SimAgent;
 use crate::cached::SimEntry;
 use crate::ctx::{Ctx, DenialReason};
 use crate::event::AgentEvent;
-use crate::message::{FoundSnapshot, SimMessage};
+use crate::message::SimMessage;
 use crate::net::Audience;
 use crate::node::Nonce;
-use crate::rows::{KeyNumber, hash};
+use crate::rows::{KeyNumber, Snapshot, hash};
 use crate::steps::{LoadStep, OpenLoad, SimVerification};
 use crate::time::{MS, SECOND};
 use crate::trace::trace;
@@ -22,11 +22,14 @@ use crate::trace::trace;
 /// The time that a "not found" is cached.
 pub(super) const NOT_FOUND_TTL: Duration = Duration::from_secs(10);
 
-/// After which silence a load is repeated, once.
+/// The time without an answer after which a load is repeated, once.
 const LOAD_TIMEOUT: u64 = SECOND;
 
-/// Insertions that push another entry out, of 1,000.
-const PUSHED_OUT_PERMILLE: u32 = 50;
+/// Insertions that evict another entry, of 1,000.
+const EVICTING_PERMILLE: u32 = 50;
+
+/// Loads of one agent at once.
+const LOADING_MAX: usize = 256;
 
 /// Loads that one verification waits for.
 const LOADS_MAX: u8 = 2;
@@ -39,25 +42,18 @@ impl SimAgent {
         if let Some(load) = &mut self.loads[key.0] {
             return load.waiting.push(verification);
         }
-        if self.loading >= ctx.settings.loads_max {
+        if self.loading >= LOADING_MAX {
             return self.deny(ctx, &verification, DenialReason::Busy);
         }
-        // What a replica gave and was too old is asked of the authority.
+        // If a replica's answer was too old, the authority is queried.
         let from_replica = self.replica_lag.is_some() && verification.loads == 1;
-        let load = OpenLoad {
-            nonce: 0,
-            sent_at: LeaseTime(0),
-            last_try: false,
-            from_replica,
-            step: None,
-            waiting: vec![verification],
-        };
+        let load = OpenLoad { from_replica, waiting: vec![verification], ..OpenLoad::default() };
         self.loads[key.0] = Some(Box::new(load));
         self.loading += 1;
-        self.ask(ctx, key);
+        self.query(ctx, key);
     }
 
-    fn ask(&mut self, ctx: &mut Ctx, key: KeyNumber) {
+    fn query(&mut self, ctx: &mut Ctx, key: KeyNumber) {
         let (now, nonce) = (self.clock(ctx), self.next_nonce);
         let Some(load) = &mut self.loads[key.0] else { return };
         self.next_nonce += 1;
@@ -66,8 +62,8 @@ impl SimAgent {
             let at = ctx.now.after(ctx.dice.span(2 * MS));
             return self.later(ctx, at, AgentEvent::Replica(key, nonce));
         }
-        let lookup = SimMessage::Lookup { from: self.node(), life: self.life(), nonce, key };
-        if ctx.send_query(self.node(), Audience::One, lookup) {
+        let lookup = SimMessage::Lookup(self.process.reply_to(nonce), key);
+        if ctx.send_query(self.node(), Audience::One, &lookup) {
             let timeout = self.process.clock.moment(now.after(Duration::from_micros(LOAD_TIMEOUT)));
             self.later(ctx, timeout, AgentEvent::Timeout(key, nonce));
         } else {
@@ -75,26 +71,23 @@ impl SimAgent {
         }
     }
 
-    /// The load whose newest question has this number, unless it was answered.
-    fn asked(&mut self, key: KeyNumber, nonce: Nonce) -> Option<&mut OpenLoad> {
+    /// The load whose newest query has this number, unless it was answered.
+    fn open_load(&mut self, key: KeyNumber, nonce: Nonce) -> Option<&mut OpenLoad> {
         let load = self.loads[key.0].as_deref_mut()?;
         (load.step.is_none() && load.nonce == nonce).then_some(load)
     }
 
     pub(super) fn timed_out(&mut self, ctx: &mut Ctx, key: KeyNumber, nonce: Nonce) {
-        let Some(load) = self.loads[key.0].as_deref_mut() else { return };
-        if load.nonce != nonce || load.step.is_some() {
-            return;
-        }
+        let Some(load) = self.open_load(key, nonce) else { return };
         if std::mem::replace(&mut load.last_try, true) {
             self.unreachable(ctx, key, nonce);
         } else {
-            self.ask(ctx, key);
+            self.query(ctx, key);
         }
     }
 
     pub(super) fn unreachable(&mut self, ctx: &mut Ctx, key: KeyNumber, nonce: Nonce) {
-        if self.asked(key, nonce).is_none() {
+        if self.open_load(key, nonce).is_none() {
             return;
         }
         if let Some(load) = self.take_load(key) {
@@ -117,29 +110,29 @@ impl SimAgent {
         key: KeyNumber,
         nonce: Nonce,
         source: LoadSource,
-        found: FoundSnapshot,
+        read: Snapshot,
+        fence_age: Duration,
     ) {
-        let Some(load) = self.asked(key, nonce) else { return };
-        let FoundSnapshot { read, fence_age } = found;
+        let Some(load) = self.open_load(key, nonce) else { return };
         let sent_at = load.sent_at;
         // A replica's read proves nothing: its record depends on the lease alone (R8).
         let read_at = if load.from_replica { LeaseTime(0) } else { sent_at.before(fence_age) };
         let answer = LoadAnswer { hash: hash(key), source, as_of: read.as_of, read_at, sent_at };
         let not_found_ttl = NOT_FOUND_TTL.min(self.state.bound.bound());
-        let (lsn, api, workspace) = (read.lsn, read.api, read.workspace);
+        let place = read.place;
         let new_entry = |record, validity| {
             let counted = Cell::new(false);
             let answers = self.cache.exposure.answers_of(&record);
-            SimEntry { key, record, validity, sent_at, not_found_ttl, lsn, api, workspace, counted, answers }
+            SimEntry { record, validity, sent_at, not_found_ttl, place, counted, answers }
         };
         let loaded = LoadedEntry::new(&self.state, answer, read.record, &mut Vec::new(), new_entry);
         self.proceed(ctx, key, LoadStep::Loaded(loaded));
     }
 
-    /// Sometimes there is no room left, and another entry has to go.
-    fn push_out(&self, ctx: &mut Ctx) {
-        if ctx.dice.permille(PUSHED_OUT_PERMILLE) {
-            let other = hash(KeyNumber(ctx.dice.index(ctx.settings.size.keys)));
+    /// Sometimes evicts another entry, as for lack of room.
+    fn make_room(&self, ctx: &mut Ctx) {
+        if ctx.dice.permille(EVICTING_PERMILLE) {
+            let other = hash(KeyNumber(ctx.dice.index(ctx.settings.keys)));
             if let Some(entry) = self.cache.evict(&other) {
                 self.count_end(ctx, &entry);
             }
@@ -163,7 +156,7 @@ impl SimAgent {
         };
         let next = match step {
             LoadStep::Loaded(loaded) => {
-                self.push_out(ctx);
+                self.make_room(ctx);
                 if let Some(replaced) = self.cache.get(&hash(key)) {
                     self.count_end(ctx, &replaced);
                 }
@@ -176,13 +169,13 @@ impl SimAgent {
                 }
                 LoadStep::Settled(settled)
             }
-            LoadStep::Settled(settled) => return self.hand_out(ctx, key, &settled),
+            LoadStep::Settled(settled) => return self.answer_waiting(ctx, key, &settled),
         };
         self.proceed(ctx, key, next);
     }
 
-    /// Ends the load, so that no later verification shares it, and passes the result to its waiters.
-    fn hand_out(&mut self, ctx: &mut Ctx, key: KeyNumber, settled: &SettledEntry<SimEntry>) {
+    /// Ends the load, so that no later verification shares it, and answers the waiting ones.
+    fn answer_waiting(&mut self, ctx: &mut Ctx, key: KeyNumber, settled: &SettledEntry<SimEntry>) {
         let Some(load) = self.take_load(key) else { return };
         for verification in load.waiting {
             let Some(began) = verification.began else { continue };

@@ -24,14 +24,14 @@ impl SimAgent {
             loads: 0,
         };
         if ctx.dice.permille(ctx.settings.preempted_permille) {
-            return self.go_on(ctx, Box::new(verification));
+            return self.step_and_pause(ctx, Box::new(verification));
         }
         while self.step(ctx, &mut verification) {}
         self.conclude(ctx, verification);
     }
 
     /// One step, then a pause.
-    pub(super) fn go_on(&mut self, ctx: &mut Ctx, mut verification: Box<SimVerification>) {
+    pub(super) fn step_and_pause(&mut self, ctx: &mut Ctx, mut verification: Box<SimVerification>) {
         if self.step(ctx, &mut verification) {
             let stalls = ctx.dice.permille(ctx.settings.stalled_verifications_permille);
             let at = if stalls { ctx.now.after(ctx.dice.below(2 * SECOND)) } else { Self::pause(ctx) };
@@ -60,9 +60,9 @@ impl SimAgent {
             }),
             judged @ VerifyStep::Judged(_) => judged,
         };
-        let goes_on = !matches!(next, VerifyStep::Judged(_));
+        let has_next = !matches!(next, VerifyStep::Judged(_));
         verification.step = next;
-        goes_on
+        has_next
     }
 
     fn conclude(&mut self, ctx: &mut Ctx, mut verification: SimVerification) {
@@ -75,21 +75,12 @@ impl SimAgent {
     pub(super) fn answer(&self, ctx: &mut Ctx, verification: &SimVerification, entry: &SimEntry) {
         let answer = GivenAnswer {
             agent: self.node(),
-            key: verification.key,
             started: verification.started,
             confirmed: verification.confirmed,
-            lsn: entry.lsn,
-            api: entry.api,
-            workspace: entry.workspace,
+            place: entry.place,
         };
-        trace!(
-            ctx,
-            "{:?} answers {:?} as of {} ({})",
-            self.node(),
-            verification.key,
-            entry.lsn.0,
-            entry.validity.as_of()
-        );
+        let (lsn, as_of) = (entry.place.lsn.0, entry.validity.as_of());
+        trace!(ctx, "{:?} answers {:?} as of {lsn} ({as_of})", self.node(), verification.key);
         ctx.checker.answered(ctx.now, answer);
     }
 }

@@ -1,6 +1,6 @@
 //! Other publishers, and their histories (R15).
 //!
-//! Answers are given after a durable round that began when the question was here.
+//! Answers are given after a durable round that began after the query arrived.
 
 use std::time::Duration;
 
@@ -9,15 +9,16 @@ use evictd_core::rules::Rule;
 use evictd_core::service::{Connectivity, Peer, Query, Standing};
 use evictd_core::time::LeaseTime;
 
-use super::{SimPublisher, WaitingQuery};
+use super::SimPublisher;
 use crate::ctx::Ctx;
 use crate::event::PublisherEvent;
-use crate::message::{PeerInfo, SimMessage};
+use crate::message::SimMessage;
+use crate::net::Audience;
 use crate::store::SimStore;
 use crate::time::{MS, Micros};
 use crate::trace::trace;
 
-/// How often the standing is looked at.
+/// How often the standing is checked.
 const BEAT: Micros = 250 * MS;
 
 /// How often a publisher that is behind checks whether its store was declared.
@@ -40,13 +41,13 @@ impl SimPublisher {
             };
         let query = self.service.poll(connectivity, now);
         self.query(ctx, query);
-        self.begin_alone(ctx, store);
+        self.begin_incarnation(ctx, store);
         self.note_yielding(ctx, store);
-        self.look_for_awaited_past(ctx, store);
+        self.check_awaited_past(ctx, store);
         self.keep_silent(ctx);
     }
 
-    fn begin_alone(&mut self, ctx: &mut Ctx, store: &mut SimStore) {
+    fn begin_incarnation(&mut self, ctx: &mut Ctx, store: &mut SimStore) {
         if self.service.wants_incarnation() && store.open(ctx, self.node(), BeginCause::Opened) {
             self.reread(ctx, store);
             self.service.on_incarnation_begun();
@@ -65,7 +66,7 @@ impl SimPublisher {
     }
 
     /// An operator may have declared that this store replaces the one with the unknown past.
-    fn look_for_awaited_past(&mut self, ctx: &mut Ctx, store: &SimStore) {
+    fn check_awaited_past(&mut self, ctx: &mut Ctx, store: &SimStore) {
         let Some(awaited) = self.service.unknown_past().copied() else { return };
         let now = self.clock(ctx);
         if now.since(self.reread_at) < REREAD_EVERY {
@@ -88,16 +89,14 @@ impl SimPublisher {
 
     pub(super) fn on_publisher(&mut self, ctx: &mut Ctx, store: &mut SimStore, message: &SimMessage) {
         match message {
-            SimMessage::PublisherQuery { from, life, query, info } => {
-                if self.is_foreign(info.peer.provenance) && query.standing != Standing::Asking {
-                    self.question(ctx);
+            SimMessage::PublisherQuery(reply_to, standing, provenance) => {
+                if self.is_foreign(*provenance) && *standing != Standing::Asking {
+                    self.query_rivals(ctx);
                 }
-                let came = self.clock(ctx);
-                self.queries.push(WaitingQuery { from: *from, life: *life, nonce: query.nonce, came });
+                self.queries.push((*reply_to, self.clock(ctx)));
                 self.want_round(ctx, store);
             }
-            SimMessage::PublisherAnswer { nonce, info } => {
-                let PeerInfo { peer, round } = &**info;
+            SimMessage::PublisherAnswer(nonce, peer, round) => {
                 let Some(is_colleague) = self.is_colleague(ctx, store, peer.provenance, *round) else {
                     return;
                 };
@@ -106,27 +105,27 @@ impl SimPublisher {
                     self.service.on_same_history(*nonce, peer.standing, now);
                 } else {
                     let before = self.standing();
-                    self.service.on_rival(*nonce, peer.clone(), now);
+                    self.service.on_rival(*nonce, Peer::clone(peer), now);
                     if self.standing() == Standing::Yielding && before != Standing::Yielding {
                         self.count_yielding(ctx);
                     }
                     trace!(ctx, "{:?} meets {peer:?}, and is {:?}", self.node(), self.standing());
                 }
             }
-            SimMessage::NoPublisher { nonce } => {
+            SimMessage::NoPublisher(nonce) => {
                 self.service.on_no_responders(*nonce, self.clock(ctx));
-                self.begin_alone(ctx, store);
+                self.begin_incarnation(ctx, store);
             }
             SimMessage::Tick(voucher, round) => {
                 let provenance = voucher.milestone.provenance;
                 if self.is_foreign(provenance)
                     || self.is_colleague(ctx, store, provenance, *round) == Some(false)
                 {
-                    self.question(ctx);
+                    self.query_rivals(ctx);
                 }
             }
             SimMessage::Live(voucher, _) if self.is_foreign(voucher.milestone.provenance) => {
-                self.question(ctx);
+                self.query_rivals(ctx);
             }
             _ => {}
         }
@@ -136,8 +135,7 @@ impl SimPublisher {
         if ctx.is_at_copy(self.node()) {
             ctx.checker.counts.copies += 1;
         } else {
-            let what = || format!("{:?} yields to a copy of its store", self.node());
-            ctx.checker.violated(Rule::R15, ctx.now, what);
+            ctx.violated(Rule::R15, format!("{:?} yields to a copy of its store", self.node()));
         }
     }
 
@@ -146,7 +144,7 @@ impl SimPublisher {
     }
 
     /// Whether another publisher works on the same store: it has the same history, and this publisher's own
-    /// connection to the store shows its rounds. `None` if the store can't be asked.
+    /// connection to the store shows its rounds. `None` if the store can't be read.
     fn is_colleague(
         &mut self,
         ctx: &mut Ctx,
@@ -160,41 +158,31 @@ impl SimPublisher {
         Some(!self.is_foreign(provenance) && has_round)
     }
 
-    fn question(&mut self, ctx: &mut Ctx) {
+    fn query_rivals(&mut self, ctx: &mut Ctx) {
         let query = self.service.on_foreign(self.clock(ctx));
         self.query(ctx, query);
     }
 
     fn query(&self, ctx: &mut Ctx, query: Option<Query>) {
-        let (Some(query), Some(info)) = (query, self.info()) else { return };
-        let (from, life) = (self.node(), self.process.life);
-        let message = SimMessage::PublisherQuery { from, life, query, info };
-        ctx.query_publishers(from, query.nonce, &message);
+        let (Some(Query { nonce, standing }), Some(known)) = (query, &self.known) else { return };
+        let (reply_to, provenance) = (self.process.reply_to(nonce), known.history.provenance());
+        let query = SimMessage::PublisherQuery(reply_to, standing, provenance);
+        ctx.send_query(self.node(), Audience::All, &query);
     }
 
-    fn info(&self) -> Option<Box<PeerInfo>> {
-        let history = &self.known.as_ref()?.history;
+    /// A round that began after a query arrived shows that this publisher's store is still the primary.
+    pub(super) fn answer_queries(&mut self, ctx: &mut Ctx, began: LeaseTime) {
+        let Some(known) = &self.known else { return };
         let peer = Peer {
             publisher: format!("{:?}", self.node()).into(),
-            provenance: history.provenance(),
-            since: history.current().time,
+            provenance: known.history.provenance(),
+            since: known.history.current().time,
             standing: self.standing(),
         };
-        Some(Box::new(PeerInfo { peer, round: self.round }))
-    }
-
-    /// A round that began after a question came shows that this publisher's store is still the primary.
-    pub(super) fn answer_queries(&mut self, ctx: &mut Ctx, began: LeaseTime) {
-        let Some(info) = self.info() else { return };
-        let (due, waiting) =
-            std::mem::take(&mut self.queries).into_iter().partition(|query| query.came <= began);
-        self.queries = waiting;
-        let due: Vec<WaitingQuery> = due;
-        for WaitingQuery { from, life, nonce, .. } in due {
-            if ctx.net.links[from.0].life == life {
-                let answer = SimMessage::PublisherAnswer { nonce, info: info.clone() };
-                ctx.send(self.node(), from, answer);
-            }
+        for (reply_to, _) in self.queries.extract_if(.., |(_, arrived)| *arrived <= began).collect::<Vec<_>>()
+        {
+            let (nonce, peer) = (reply_to.nonce, Box::new(peer.clone()));
+            self.reply(ctx, reply_to, SimMessage::PublisherAnswer(nonce, peer, self.round));
         }
     }
 }

@@ -4,36 +4,14 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use evictd_tests::http::Client;
 use evictd_tests::topology::{Node, Topology};
 use evictd_tests::wait::eventually;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::demo::BOUND;
 use crate::demo::keys::{DemoKey, verify};
-
-/// What is deleted.
-pub(crate) enum Target<'a> {
-    Key(&'a DemoKey),
-    Api(&'a str),
-}
-
-impl Target<'_> {
-    fn id(&self) -> &str {
-        match self {
-            Self::Key(key) => &key.id,
-            Self::Api(id) => id,
-        }
-    }
-
-    fn call(&self) -> (&'static str, Value) {
-        match self {
-            Self::Key(key) => ("keys.deleteKey", json!({ "keyId": key.id })),
-            Self::Api(id) => ("apis.deleteApi", json!({ "apiId": id })),
-        }
-    }
-}
 
 /// A deletion, as measured in one region. All times but the eviction's start at the request for the deletion.
 pub(crate) struct RegionTimes {
@@ -46,10 +24,11 @@ pub(crate) struct RegionTimes {
     pub(crate) not_found_after: Duration,
 }
 
-/// Deletes `target` while one client per region verifies `watched` without pause.
+/// Calls `operation`, which deletes what has this id, while one client per region verifies `watched` without pause.
 pub(crate) fn watch(
     deployment: &Topology,
-    target: &Target<'_>,
+    operation: &str,
+    (parameter, id): (&str, &str),
     watched: &DemoKey,
 ) -> anyhow::Result<Vec<RegionTimes>> {
     let agents: Vec<&Node> = deployment.agents().collect();
@@ -59,7 +38,7 @@ pub(crate) fn watch(
         let client = Client::new();
         let first = verify(&client, deployment, agent, watched);
         ready.wait();
-        anyhow::ensure!(first? == "VALID", "{} is not valid before its deletion", watched.id);
+        ensure!(first? == "VALID", "{} is not valid before its deletion", watched.id);
         let deadline = Instant::now() + BOUND * 2;
         loop {
             let code = verify(&client, deployment, agent, watched)?;
@@ -75,31 +54,26 @@ pub(crate) fn watch(
     let (requested, answered, gone_at) = std::thread::scope(|scope| {
         let watchers: Vec<_> = agents.iter().map(|agent| scope.spawn(|| watcher(agent))).collect();
         ready.wait();
-        let (operation, body) = target.call();
         let requested = Instant::now();
-        let answer = deployment.call(&deployment.publisher, operation, &body);
+        let answer = deployment.call(&deployment.publisher, operation, &json!({ parameter: id }));
         let answered = requested.elapsed();
-        let refused = match answer {
-            Ok(answer) if answer.status == 200 => None,
-            Ok(answer) => Some(anyhow::anyhow!("the deletion was refused: {}", answer.text)),
-            Err(error) => Some(error),
-        };
-        failed.store(refused.is_some(), Ordering::Relaxed);
+        let deleted = answer.and_then(|answer| {
+            ensure!(answer.status == 200, "the deletion was refused: {}", answer.text);
+            Ok(())
+        });
+        failed.store(deleted.is_err(), Ordering::Relaxed);
         let gone_at: Vec<_> = watchers
             .into_iter()
             .map(|watcher| watcher.join().unwrap_or_else(|_| bail!("a watcher panicked")))
             .collect();
-        match refused {
-            Some(error) => Err(error),
-            None => Ok((requested, answered, gone_at)),
-        }
+        deleted.map(|()| (requested, answered, gone_at))
     })?;
     let mut seen = Vec::new();
     for ((site, agent), gone_at) in deployment.regions.iter().zip(&agents).zip(gone_at) {
         seen.push(RegionTimes {
             region: site.name.clone(),
             answered_after: answered,
-            evicted_after: evicted_after(agent, target.id())?,
+            evicted_after: evicted_after(agent, id)?,
             not_found_after: gone_at.with_context(|| site.name.clone())?.duration_since(requested),
         });
     }
