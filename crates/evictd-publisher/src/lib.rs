@@ -70,6 +70,7 @@ use evictd_store::{HomeStore, StoreError};
 use evictd_wire::subject::MessageKind;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, watch};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::authority::Authority;
@@ -94,6 +95,9 @@ use crate::shutdown::ShutdownPhases;
 use crate::status::Status;
 use crate::vouching::Vouching;
 use crate::wake::Wake;
+
+/// How long a publisher that starts keeps clients waiting for its store, before it answers them with 503.
+const FIRST_ATTEMPT_LIMIT: Duration = Duration::from_secs(1);
 
 /// Why a publisher can't start.
 #[derive(Debug, thiserror::Error)]
@@ -198,8 +202,12 @@ pub async fn start(
     let server = ControlServer { api: control.clone(), metrics: metrics.clone() };
     let limits = config.http.limits(control::BODY_BYTES_MAX);
     let (api, end_of_api) = (serve(http, server, limits, shutdown.clone()), phases.begin_at_drop());
+    let tried = CancellationToken::new();
+    let first_attempt = tried.clone();
     tasks.spawn("control API", async move {
         let _end_of_api = end_of_api;
+        // As a rule the store opens at once, and then no client gets 503: the system keeps new connections meanwhile.
+        let _ = timeout(FIRST_ATTEMPT_LIMIT, first_attempt.cancelled()).await;
         api.await;
     });
     let admin_api = Admin {
@@ -213,7 +221,7 @@ pub async fn start(
     tasks.spawn_last("admin", |end| serve(admin, admin_api, admin::limits(), end));
 
     let condition = readiness.condition("store", "the home store to open");
-    let opened = open_store(open, &condition, metrics).await;
+    let opened = open_store(open, &condition, metrics, &tried).await;
     let OpenStore { store, history, has_root_keys } =
         opened.map_err(|source| StartError::Store { place: place.clone(), source })?;
 
@@ -315,6 +323,7 @@ pub async fn start(
         metrics: metrics.clone(),
         log: Arc::new(AnswerLog::new(config.http.access_log)),
     });
+    tried.cancel();
 
     // The tasks. The control API ends first, and only then the tasks that number and send the changes that it has answered.
     let drained = || phases.drained();

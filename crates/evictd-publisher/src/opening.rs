@@ -7,6 +7,7 @@ use evictd_ops::logging::with_causes;
 use evictd_ops::readiness::Condition;
 use evictd_ops::time::Backoff;
 use evictd_store::{HomeStore, StoreError};
+use tokio_util::sync::CancellationToken;
 
 use crate::history::HomeHistory;
 use crate::metrics::PublisherMetrics;
@@ -32,10 +33,12 @@ impl OpenStore {
 }
 
 /// Opens and checks the store, again and again until that succeeds. Returns only errors that need another configuration.
+/// Cancels `tried` when an attempt has failed.
 pub(crate) async fn open_store(
     open: impl AsyncFn() -> Result<Arc<dyn HomeStore>, StoreError>,
     condition: &Condition,
     metrics: &PublisherMetrics,
+    tried: &CancellationToken,
 ) -> Result<OpenStore, StoreError> {
     // Kept between attempts: each opening of an SQLite file begins an incarnation.
     let mut opened = None;
@@ -60,6 +63,7 @@ pub(crate) async fn open_store(
             Err(error) if error.is_permanent() => return Err(error),
             Err(error) => {
                 metrics.store_failed(&error);
+                tried.cancel();
                 if failures == 0 {
                     tracing::warn!("waiting for the home store");
                 }
@@ -103,7 +107,9 @@ mod tests {
             assert!(waiting[0].detail.contains("another publisher uses"), "{waiting:?}");
             Ok(store.clone())
         };
-        let opened = open_store(open, &condition, &metrics).await.unwrap();
+        let tried = CancellationToken::new();
+        let opened = open_store(open, &condition, &metrics, &tried).await.unwrap();
+        assert!(tried.is_cancelled(), "clients get 503 meanwhile");
         assert!(!opened.has_root_keys);
         assert_eq!(attempts.into_inner(), 4);
         assert!(registry.render().contains("evictd_publisher_store_failures_total 3"));
@@ -120,7 +126,8 @@ mod tests {
             let store = SqliteStore::open_exclusively(&missing).await?;
             Ok(Arc::new(store) as Arc<dyn HomeStore>)
         };
-        let error = open_store(open, &condition, &PublisherMetrics::new(&registry)).await.err().unwrap();
+        let (metrics, tried) = (PublisherMetrics::new(&registry), CancellationToken::new());
+        let error = open_store(open, &condition, &metrics, &tried).await.err().unwrap();
         assert!(matches!(error, StoreError::Open { .. }), "{error:?}");
     }
 }
