@@ -278,7 +278,7 @@ impl SimAgent {
         }
     }
 
-    /// Checks the exposure that the agent reports: it covers what was answered, and no breach is reported without one (G5).
+    /// Checks the exposure that the agent reports: it covers what was answered, and a reported breach is one (G5).
     fn report_exposure(&self, ctx: &mut Ctx, invalidation: &Invalidation, evicted: Option<&SimEntry>) {
         let Invalidation { position, ref scope, .. } = *invalidation;
         let Some(exposed) = ctx.checker.exposed(self.node(), position) else { return };

@@ -1,7 +1,7 @@
 //! What the guarantees assume of the code around the core, one by one, so that each can be missing.
 //!
-//! Some belong to the surroundings, and no code of evictd's protects against their absence. The rest is done by the stores' SQL
-//! and the publisher's shell, which this crate's own models stand in for: a control shows that the checkers would
+//! Some belong to the surroundings, and no code of evictd's protects against their absence. The rest is done by the
+//! stores' SQL and the publisher's shell, which this crate's own models stand in for: a control shows that the checkers
 //! find its absence, and proves nothing about the shipped code, which has tests of its own. A world is set up without
 //! one (`SimSettings::lacking`), and a promise must break in it.
 

@@ -101,9 +101,9 @@ fn with_slow_starts(settings: &mut SimSettings) {
     (settings.polite, settings.paired_permille, settings.slow_loads_permille) = (true, 700, 300);
 }
 
-/// One line for each protection and each assumption that shows here. `ProofsPrecedeApplied` and `AdvancesRestOnTheReading`
-/// show within a step of the agent, which loom checks; what the stores do by themselves, in the stores' own tests; and
-/// what shows only by forged claims, or when a copy of the store serves, in the exhaustive model.
+/// One line for each protection and each assumption that shows here. `ProofsPrecedeApplied` and
+/// `AdvancesRestOnTheReading` show within a step of the agent, which loom checks; what the stores do by themselves, in the
+/// stores' own tests; and what shows only by forged claims, or when a copy of the store serves, in the exhaustive model.
 pub const CONTROLS: &[SimControl] = {
     use Protection as P;
     use Rule::{G1, G2, G3, G4, G5, R2, R14};

@@ -29,7 +29,8 @@ impl Ctx {
         }
     }
 
-    /// Sends a query to publishers. Without any, the server reports that. `false` if the connection is known to be down.
+    /// Sends a query to publishers. Without any, the server reports that. `false` if the connection is known to be
+    /// down.
     pub fn send_query(&mut self, from: NodeNumber, audience: Audience, message: &SimMessage) -> bool {
         if !self.net.links[from.0].connected {
             return false;

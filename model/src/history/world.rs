@@ -474,37 +474,13 @@ impl HistoryWorld {
                     state.stores[place].begin(incarnation, BeginCause::Opened);
                 }
                 state.publishers[publisher] = Some(PublisherProcess::start(is_shared));
-                return Some(());
             }
-            PublisherAction::Crash => {
-                state.publishers[publisher] = None;
-                return Some(());
-            }
-            PublisherAction::Finalize => self.expire_leases(state, publisher),
-            PublisherAction::QueryIsAnswered(other) => {
-                let is_colleague = place == self.publishers[other];
-                let provenance = state.stores[self.publishers[other]].provenance();
-                let process = state.publishers[other].as_mut()?;
-                let answer = process.answer(other, provenance, is_colleague);
-                if !is_colleague {
-                    process.receive_foreign();
-                }
-                state.publishers[publisher].as_mut()?.answers.insert(answer);
-                return Some(());
-            }
-            PublisherAction::ReceiveForgery(seen) => {
-                self.vouches_for(state, publisher, &seen)?;
-                return Some(());
-            }
-            _ => {}
-        }
-        let process = state.publishers[publisher].as_mut()?;
-        match action {
+            PublisherAction::Crash => state.publishers[publisher] = None,
             PublisherAction::Freeze => {
                 state.left.stalls -= 1;
-                process.frozen = true;
+                state.publishers[publisher].as_mut()?.frozen = true;
             }
-            PublisherAction::Thaw => process.thaw(),
+            PublisherAction::Thaw => state.publishers[publisher].as_mut()?.thaw(),
             PublisherAction::Record(change) => {
                 let left =
                     if change == DELETION { &mut state.left.deletions } else { &mut state.left.others };
@@ -514,12 +490,29 @@ impl HistoryWorld {
                 let token = if self.database == DatabaseKind::Sqlite { 0 } else { state.tokens };
                 state.stores[place].record(change, LogToken(token));
             }
-            PublisherAction::Wait => process.wait(),
-            PublisherAction::ReceiveNoResponders => process.receive_no_responders(),
-            PublisherAction::ReceiveAnswer(answer) => process.receive(answer),
-            PublisherAction::ReceiveForeign => process.receive_foreign(),
-            PublisherAction::Finalize => process.is_final = true,
-            _ => {}
+            PublisherAction::Wait => state.publishers[publisher].as_mut()?.wait(),
+            PublisherAction::ReceiveNoResponders => {
+                state.publishers[publisher].as_mut()?.receive_no_responders();
+            }
+            PublisherAction::QueryIsAnswered(other) => {
+                let is_colleague = place == self.publishers[other];
+                let provenance = state.stores[self.publishers[other]].provenance();
+                let process = state.publishers[other].as_mut()?;
+                let answer = process.answer(other, provenance, is_colleague);
+                if !is_colleague {
+                    process.receive_foreign();
+                }
+                state.publishers[publisher].as_mut()?.answers.insert(answer);
+            }
+            PublisherAction::ReceiveAnswer(answer) => state.publishers[publisher].as_mut()?.receive(answer),
+            PublisherAction::ReceiveForeign => state.publishers[publisher].as_mut()?.receive_foreign(),
+            PublisherAction::Finalize => {
+                self.expire_leases(state, publisher);
+                state.publishers[publisher].as_mut()?.is_final = true;
+            }
+            PublisherAction::ReceiveForgery(seen) => {
+                self.vouches_for(state, publisher, &seen)?;
+            }
         }
         Some(())
     }
