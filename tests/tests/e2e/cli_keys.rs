@@ -52,7 +52,9 @@ fn every_key_setting_is_created_shown_changed_and_cleared() -> Result<()> {
         "these fields were not in the request"
     );
 
-    update("--clear-name --clear-external-id --meta-json=null --clear-expires --permissions= --enabled")?;
+    update(
+        "--clear-name --clear-external-id --meta-json=null --clear-expires --clear-permissions --enabled",
+    )?;
     let bare = data(&world, &get)?;
     for member in ["name", "identity", "meta", "expires", "permissions"] {
         assert!(bare[member].is_null(), "{member} is left: {bare}");

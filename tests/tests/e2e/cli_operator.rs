@@ -203,7 +203,7 @@ fn migrate_runs_in_advance_and_refuses_a_foreign_schema() -> Result<()> {
     let detail = done.stdout.strip_prefix(&up_to_date);
     assert_eq!(
         detail,
-        Some("it had version 4 of the schema already, nothing was changed\n"),
+        Some("it had version 6 of the schema already, nothing was changed\n"),
         "{}",
         done.stdout
     );

@@ -186,8 +186,7 @@ impl ChangeStore for SqliteStore {
             let entry = AuditEntry::key_created(&KeyId::new(TRIAL), &ApiId::new(TRIAL));
             audit::record(&mut write, Author::trial(), &entry).await?;
         }
-        // Dropping the transaction rolls it back.
-        Ok(())
+        write.roll_back()
     }
 
     async fn expire(&self, limit: usize) -> Result<u64, StoreError> {

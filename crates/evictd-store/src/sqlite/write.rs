@@ -181,6 +181,11 @@ impl SqliteWrite {
         self.commit().await
     }
 
+    /// Rolls back. Fails if a commit would have failed because the store's files were moved.
+    pub(super) fn roll_back(self) -> Result<(), StoreError> {
+        self.location.as_ref().map_or(Ok(()), |location| location.check())
+    }
+
     /// Commits in a task of its own. An error is [`StoreError::Unknown`] unless certainly nothing was committed. Nothing
     /// is committed to a store whose files were moved.
     pub(super) async fn commit(self) -> Result<(), StoreError> {

@@ -23,9 +23,12 @@ fn assert_refused<'k>(world: &World, keys: &'k [Key]) -> Result<ClientHistory<'k
     );
     let created = world.topology.call(world.publisher(), "keys.createKey", &json!({ "apiId": world.api }))?;
     assert_eq!(created.status, 500, "{}", created.text);
-    let unready = wait_for_readiness(world.publisher(), 503)?;
-    let detail = unready["waitingFor"][0]["detail"].as_str().unwrap_or_default();
-    ensure!(unready["waitingFor"][0]["condition"] == "store" && detail.contains("put it back"), "{unready}");
+    try_eventually("the store's condition to be unmet", SOON, || {
+        let unready = wait_for_readiness(world.publisher(), 503)?;
+        let unmet = unready["waitingFor"].as_array().cloned().unwrap_or_default();
+        let store = unmet.iter().find(|unmet| unmet["condition"] == "store");
+        Ok(store.and_then(|store| store["detail"].as_str()?.contains("put it back").then_some(())))
+    })?;
     wait_for_log(world, "put it back")?;
     world.call("keys.getKey", &json!({ "keyId": keys[0].id }))?;
     world.wait_for_codes(&keys.iter().collect::<Vec<_>>(), "VALID")?;
