@@ -187,15 +187,37 @@ fn advice(error: &io::Error, address: &SocketAddr) -> String {
     }
 }
 
-/// Listens on `address`; port 0 picks a free port, which the listener then names.
-#[allow(clippy::unused_async, reason = "it needs the runtime of its caller")]
-pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
-    let listen = || {
+/// An address of this process at which it doesn't listen yet: connections are refused, and no other process can listen.
+#[derive(Debug)]
+pub struct ReservedAddress {
+    socket: TcpSocket,
+    /// With the port that was picked.
+    pub address: SocketAddr,
+}
+
+/// Reserves `address`; port 0 picks a free port.
+pub fn reserve(address: SocketAddr) -> Result<ReservedAddress, BindError> {
+    let reserve = || {
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
         // A restart needn't wait until the sockets of the last process are gone.
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
-        socket.listen(BACKLOG)
+        let address = socket.local_addr()?;
+        Ok(ReservedAddress { socket, address })
     };
-    listen().map_err(|source| BindError { address, source })
+    reserve().map_err(|source| BindError { address, source })
+}
+
+impl ReservedAddress {
+    /// Listens from now on. Must be called inside a tokio runtime.
+    pub fn listen(self) -> Result<TcpListener, BindError> {
+        let Self { socket, address } = self;
+        socket.listen(BACKLOG).map_err(|source| BindError { address, source })
+    }
+}
+
+/// Listens on `address`; port 0 picks a free port, which the listener then names.
+#[allow(clippy::unused_async, reason = "it needs the runtime of its caller")]
+pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
+    reserve(address)?.listen()
 }

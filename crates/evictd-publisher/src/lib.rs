@@ -61,7 +61,8 @@ use evictd_ops::answer_log::AnswerLog;
 use evictd_ops::bus::BusError;
 use evictd_ops::connection_url::UrlError;
 use evictd_ops::host::host_name;
-use evictd_ops::http::{BindError, bind, serve};
+use evictd_ops::http::{BindError, bind, reserve, serve};
+use evictd_ops::logging::with_causes;
 use evictd_ops::metrics::{MetricsError, Registry};
 use evictd_ops::readiness::Readiness;
 use evictd_ops::shutdown::Shutdown;
@@ -69,7 +70,7 @@ use evictd_ops::tasks::{TaskFailed, Tasks};
 use evictd_store::{HomeStore, StoreError};
 use evictd_wire::subject::MessageKind;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -177,9 +178,9 @@ pub async fn start(
     let readiness = Readiness::new();
     let metrics = &Arc::new(PublisherMetrics::new(&registry));
     let wake = Wake::default();
-    let http = bind(config.http.listen).await?;
+    let http = reserve(config.http.listen)?;
     let admin = bind(config.admin.listen).await?;
-    let http_address = http.local_addr().unwrap_or(config.http.listen);
+    let http_address = http.address;
     let admin_address = admin.local_addr().unwrap_or(config.admin.listen);
 
     // The connections to NATS, and what they receive.
@@ -201,14 +202,21 @@ pub async fn start(
     tasks.spawn("readiness", readiness.lame_duck(shutdown.clone(), config.shutdown.delay.into()));
     let server = ControlServer { api: control.clone(), metrics: metrics.clone() };
     let limits = config.http.limits(control::BODY_BYTES_MAX);
-    let (api, end_of_api) = (serve(http, server, limits, shutdown.clone()), phases.begin_at_drop());
+    let (end_of_api, end) = (phases.begin_at_drop(), shutdown.clone());
     let tried = CancellationToken::new();
     let first_attempt = tried.clone();
+    let (listening, is_listening) = oneshot::channel();
     tasks.spawn("control API", async move {
         let _end_of_api = end_of_api;
-        // As a rule the store opens at once, and then no client gets 503: the system keeps new connections meanwhile.
+        // As a rule the store opens at once. Until then connections are refused, so that clients try another publisher.
         let _ = timeout(FIRST_ATTEMPT_LIMIT, first_attempt.cancelled()).await;
-        api.await;
+        match http.listen() {
+            Ok(listener) => {
+                listening.send(()).ok();
+                serve(listener, server, limits, end).await;
+            }
+            Err(error) => tracing::error!(error = with_causes(&error), "cannot serve the control API"),
+        }
     });
     let admin_api = Admin {
         metrics: registry.clone(),
@@ -324,6 +332,8 @@ pub async fn start(
         log: Arc::new(AnswerLog::new(config.http.access_log)),
     });
     tried.cancel();
+    // An error shows that its task has ended, and with it the others.
+    is_listening.await.ok();
 
     // The tasks. The control API ends first, and only then the tasks that number and send the changes that it has answered.
     let drained = || phases.drained();

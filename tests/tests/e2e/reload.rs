@@ -64,7 +64,8 @@ fn publisher_takes_over_limits_regions_and_log_filter() -> Result<()> {
 
     let one_request = toml! { rate_limit = { requests_per_minute = "1" } };
     reload(publisher, &one_request)?;
-    let codes = [(); 3].map(|()| world.topology.call(publisher, "apis.createApi", &json!({ "name": "x" })));
+    let codes =
+        [(); 3].map(|()| world.topology.call(publisher, "apis.createApi", &json!({ "name": "payments" })));
     let statuses = codes.into_iter().map(|answer| Ok(answer?.status)).collect::<Result<Vec<_>>>()?;
     assert_eq!(statuses.last(), Some(&429));
     let unlimited = toml! { rate_limit = { requests_per_minute = "unlimited" } };

@@ -183,7 +183,7 @@ fn another_database_in_the_file_needs_a_restart() -> Result<()> {
     server.query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")?;
     let publisher = world.publisher();
     let refused = try_eventually("the publisher to refuse the other database", SOON, || {
-        let answer = world.topology.call(publisher, "apis.createApi", &json!({ "name": "x" }))?;
+        let answer = world.topology.call(publisher, "apis.createApi", &json!({ "name": "payments" }))?;
         let log = publisher.daemon.stdout()? + &publisher.daemon.stderr()?;
         Ok((answer.status >= 500 && log.contains("restart to use another database")).then_some(()))
     });
