@@ -140,6 +140,9 @@ fn publisher_started_before_nats_accepts_deletions() -> Result<()> {
     let daemon = &mut world.topology.publisher.daemon;
     let ready = daemon.wait_until("its admin port", crate::world::SOON, ready)?;
     assert!(ready.status == 503 && ready.text.contains("\"nats\""), "{}", ready.text);
+    let liveness = format!("http://{}/v2/liveness", world.publisher().http);
+    let daemon = &mut world.topology.publisher.daemon;
+    daemon.wait_until("its control API", crate::world::SOON, || client.get(&liveness).ok())?;
     world.delete(&doomed)?;
 
     world.topology.home.restart()?;
