@@ -105,10 +105,10 @@ fn python(script: &str, store: &Path, argument: &str) -> Result<String> {
 }
 
 /// The name of a flaw, and the statement that counts it.
-type Flaw = (&'static str, &'static str);
+type LogFlaw = (&'static str, &'static str);
 
 /// Flaws of any log.
-const OF_ANY_LOG: [Flaw; 9] = [
+const OF_ANY_LOG: [LogFlaw; 9] = [
     ("rows without a position", "SELECT count(*) FROM invalidations WHERE position IS NULL"),
     (
         // Each epoch has its own first position.
@@ -151,7 +151,7 @@ const OF_ANY_LOG: [Flaw; 9] = [
 
 /// Flaws of a log where each request makes one change, only requests make changes, and the store was never restored
 /// from a copy.
-const OF_A_PLAIN_LOG: [Flaw; 4] = [
+const OF_A_PLAIN_LOG: [LogFlaw; 4] = [
     (
         "deletions that no request asked for",
         "SELECT count(*) FROM invalidations WHERE cause = 'deleted' AND request_id IS NULL",
@@ -175,7 +175,7 @@ const OF_A_PLAIN_LOG: [Flaw; 4] = [
 ];
 
 /// Checks all flaws in one statement, so that all are seen at the same moment.
-fn ensure_none(flaws: &[Flaw], sql: impl Fn(&str) -> Result<String>) -> Result<()> {
+fn ensure_none(flaws: &[LogFlaw], sql: impl Fn(&str) -> Result<String>) -> Result<()> {
     let each = flaws.iter().enumerate().map(|(place, (what, count))| {
         let what = what.replace('\'', "''");
         format!("SELECT {place} AS place, '{what}' AS what, coalesce(({count}), -1) AS found")

@@ -9,7 +9,7 @@ use ureq::SendBody;
 
 use crate::call::{ApiAnswer, ApiCall, Delivery, NoAnswer, RETRY_LIMIT, Transport};
 use crate::print::note;
-use crate::proxy::Proxy;
+use crate::proxy::HttpProxy;
 use crate::settings::ClientSettings;
 
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -33,7 +33,7 @@ impl<'a> HttpTransport<'a> {
             .max_redirects(0)
             .timeout_global(Some(ATTEMPT_TIMEOUT))
             .timeout_connect(Some(CONNECT_TIMEOUT))
-            .proxy(settings.proxy.as_ref().map(Proxy::server))
+            .proxy(settings.proxy.as_ref().map(HttpProxy::server))
             .accept(JSON)
             .user_agent(concat!("evictd/", env!("CARGO_PKG_VERSION")));
         let agent = config.build().new_agent();
@@ -218,7 +218,7 @@ mod tests {
         let env = Env { lookup: &lookup, read_file: &|_| Err(io::ErrorKind::NotFound.into()) };
         let url = ConnectionUrl::http("http://server.invalid:7070").unwrap();
         let settings =
-            ClientSettings { proxy: Proxy::of(&url, &env).unwrap(), ..settings(url.expose().to_owned()) };
+            ClientSettings { proxy: HttpProxy::of(&url, &env).unwrap(), ..settings(url.expose().to_owned()) };
         let call = call(Repeat::Duplicates);
         let lost = HttpTransport::new(&settings).attempt(&call).unwrap_err();
         assert_eq!(lost.delivery, Delivery::NotSent, "{lost:?}");

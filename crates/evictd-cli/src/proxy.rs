@@ -12,13 +12,13 @@ use ureq::http::Uri;
 use crate::settings::Env;
 
 #[derive(Debug)]
-pub(crate) struct Proxy {
+pub(crate) struct HttpProxy {
     server: ureq::Proxy,
     /// The variable that names it.
     variable: &'static str,
 }
 
-impl Proxy {
+impl HttpProxy {
     /// Returns the proxy for requests to `url`, if there is one.
     pub(crate) fn of(url: &ConnectionUrl, env: &Env<'_>) -> anyhow::Result<Option<Self>> {
         // A proxy cannot reach this machine's loopback, and must not see the root key.
@@ -54,7 +54,7 @@ impl Proxy {
     }
 }
 
-impl fmt::Display for Proxy {
+impl fmt::Display for HttpProxy {
     /// Names the proxy without its user and password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { server, variable } = self;
@@ -88,7 +88,8 @@ mod tests {
         let lookup =
             |name: &str| variables.iter().find(|(own, _)| *own == name).map(|(_, value)| (*value).to_owned());
         let read_file = |_: &std::path::Path| Err(std::io::ErrorKind::NotFound.into());
-        let found = Proxy::of(&ConnectionUrl::http(url)?, &Env { lookup: &lookup, read_file: &read_file })?;
+        let found =
+            HttpProxy::of(&ConnectionUrl::http(url)?, &Env { lookup: &lookup, read_file: &read_file })?;
         Ok(found.map(|proxy| proxy.to_string()))
     }
 

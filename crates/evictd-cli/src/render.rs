@@ -60,11 +60,11 @@ struct SuccessParts<'a> {
 pub(crate) fn created_key(call: &ApiCall, answer: &ApiAnswer) -> Option<String> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
-    struct CreatedKey {
+    struct PrintedKey {
         key_id: String,
     }
     let creates = [CreateKey::PATH, RerollKey::PATH].contains(&call.path) && answer.status == 200;
-    let success: Success<CreatedKey> =
+    let success: Success<PrintedKey> =
         creates.then(|| serde_json::from_slice(&answer.body).ok()).flatten()?;
     Some(success.data.key_id)
 }

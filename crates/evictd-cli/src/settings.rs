@@ -12,7 +12,7 @@ use evictd_wire::api::secret::Secret;
 
 use crate::call::ApiServer;
 use crate::print::OutputFormat;
-use crate::proxy::Proxy;
+use crate::proxy::HttpProxy;
 
 /// The keys of evictd's config file.
 const KEYS: [&str; 3] = ["root_key", "api_url", "verify_url"];
@@ -66,7 +66,7 @@ pub(crate) struct ClientSettings {
     pub(crate) server: ApiServer,
     /// Whether to print the whole answer as JSON.
     pub(crate) json: bool,
-    pub(crate) proxy: Option<Proxy>,
+    pub(crate) proxy: Option<HttpProxy>,
 }
 
 impl ClientSettings {
@@ -88,7 +88,7 @@ impl ClientSettings {
         let url = ConnectionUrl::http(&url)?;
         Ok(Self {
             root_key,
-            proxy: Proxy::of(&url, env)?,
+            proxy: HttpProxy::of(&url, env)?,
             url: url.expose().to_owned(),
             server,
             json: output == OutputFormat::Json,

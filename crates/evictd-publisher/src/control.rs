@@ -96,12 +96,12 @@ impl StoreTurns {
 /// What a change returns to its client, and what it is about.
 struct CommittedChange<T> {
     data: T,
-    target: ChangeTarget,
+    target: ChangedIds,
 }
 
 /// The ids in a change's line of the log.
 #[derive(Default)]
-struct ChangeTarget {
+struct ChangedIds {
     api: Option<String>,
     key: Option<String>,
     /// The key that replaces another.
@@ -128,7 +128,7 @@ impl ControlAnswer {
     }
 }
 
-impl ChangeTarget {
+impl ChangedIds {
     fn api(api: &ApiId) -> Self {
         Self { api: Some(api.to_string()), ..Self::default() }
     }

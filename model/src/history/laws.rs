@@ -9,7 +9,9 @@ use stateright::{Model, Property};
 use super::agent::HistoryAgent;
 use super::publisher::PublisherProcess;
 use super::store::DELETION;
-use super::world::{AgentAction, Budget, HistoryAction, HistoryState, HistoryWorld, PublisherAction};
+use super::world::{
+    Budget, HistoryAction, HistoryAgentAction, HistoryPublisherAction, HistoryState, HistoryWorld,
+};
 use crate::check::{Checkable, RECOVERS};
 use crate::defect::{Defect, under};
 
@@ -108,12 +110,12 @@ fn recovers(world: &HistoryWorld, state: &HistoryState, publisher: usize) -> boo
     let store = world.publishers[publisher];
     let knows_all = state.agents.iter().all(|agent| agent.is_known_to(&state.stores[store]));
     for other in (0..world.publishers.len()).filter(|other| *other != publisher) {
-        take(&calm, &mut state, HistoryAction::Publisher(other, PublisherAction::Crash));
+        take(&calm, &mut state, HistoryAction::Publisher(other, HistoryPublisherAction::Crash));
     }
     take(&calm, &mut state, HistoryAction::CutEnds);
     let starts = match &state.publishers[publisher] {
-        None => Some(PublisherAction::Start),
-        Some(process) => process.frozen.then_some(PublisherAction::Thaw),
+        None => Some(HistoryPublisherAction::Start),
+        Some(process) => process.frozen.then_some(HistoryPublisherAction::Thaw),
     };
     if let Some(starts) = starts {
         take(&calm, &mut state, HistoryAction::Publisher(publisher, starts));
@@ -150,21 +152,21 @@ fn is_followed(state: &HistoryState, publisher: usize, store: usize) -> bool {
 /// A bound passes, in which everything arrives.
 fn exchange(calm: &HistoryWorld, state: &mut HistoryState, publisher: usize) {
     for _ in 0..EXCHANGES {
-        take(calm, state, HistoryAction::Publisher(publisher, PublisherAction::Wait));
+        take(calm, state, HistoryAction::Publisher(publisher, HistoryPublisherAction::Wait));
         for index in 0..state.agents.len() {
             let take =
                 |state: &mut HistoryState, action| take(calm, state, HistoryAction::Agent(index, action));
-            take(state, AgentAction::NoticeSilence);
-            take(state, AgentAction::Probe);
+            take(state, HistoryAgentAction::NoticeSilence);
+            take(state, HistoryAgentAction::Probe);
             let newest = state.agents[index].probes.last().map(|probe| probe.nonce);
             let vouches = state.publishers[publisher].as_ref().is_some_and(PublisherProcess::vouches);
             let Some(nonce) = newest.filter(|_| vouches) else { continue };
-            take(state, AgentAction::ProbeIsReceived(publisher, nonce));
+            take(state, HistoryAgentAction::ProbeIsReceived(publisher, nonce));
             let place = state.agents[index].answers.iter().position(|answer| answer.nonce == nonce);
             if let Some(place) = place {
-                take(state, AgentAction::ReceiveProof(place));
+                take(state, HistoryAgentAction::ReceiveProof(place));
             }
-            take(state, AgentAction::Repair(publisher));
+            take(state, HistoryAgentAction::Repair(publisher));
         }
     }
 }

@@ -115,12 +115,12 @@ pub enum HistoryAction {
     Copy(usize),
     /// An operator declares a store.
     Declare(usize),
-    Publisher(usize, PublisherAction),
-    Agent(usize, AgentAction),
+    Publisher(usize, HistoryPublisherAction),
+    Agent(usize, HistoryAgentAction),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum PublisherAction {
+pub enum HistoryPublisherAction {
     Start,
     Crash,
     Freeze,
@@ -144,7 +144,7 @@ pub enum PublisherAction {
 
 /// Publishers by their places, messages by their places among those under way.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum AgentAction {
+pub enum HistoryAgentAction {
     /// It receives nothing of its own history for a while.
     NoticeSilence,
     Restart,
@@ -224,7 +224,7 @@ impl HistoryState {
         }
         state.send(&setup);
         for agent in 0..world.agents {
-            let probe = HistoryAction::Agent(agent, AgentAction::ProbeAt(0));
+            let probe = HistoryAction::Agent(agent, HistoryAgentAction::ProbeAt(0));
             state = setup.step(&state, probe).unwrap_or_else(|| unreachable!("it is answered"));
         }
         state.left = world.budget;
@@ -277,7 +277,7 @@ impl HistoryWorld {
         }
         let agents = 0..state.agents.len();
         let restarts = agents.clone().filter(|_| left.restarts > 0);
-        actions.extend(restarts.map(|index| HistoryAction::Agent(index, AgentAction::Restart)));
+        actions.extend(restarts.map(|index| HistoryAction::Agent(index, HistoryAgentAction::Restart)));
         for publisher in 0..self.publishers.len() {
             let mut own = Vec::new();
             self.publisher_actions(state, publisher, &mut own);
@@ -290,40 +290,46 @@ impl HistoryWorld {
         }
     }
 
-    fn publisher_actions(&self, state: &HistoryState, publisher: usize, actions: &mut Vec<PublisherAction>) {
+    fn publisher_actions(
+        &self,
+        state: &HistoryState,
+        publisher: usize,
+        actions: &mut Vec<HistoryPublisherAction>,
+    ) {
         let left = &state.left;
         let Some(process) = &state.publishers[publisher] else {
-            actions.extend((left.starts > 0).then_some(PublisherAction::Start));
+            actions.extend((left.starts > 0).then_some(HistoryPublisherAction::Start));
             return;
         };
         if !self.steady.contains(&publisher) {
             // To end and to do nothing are the same where nothing can follow.
             if self.talks || left.starts > 0 || left.copies > 0 {
-                actions.push(PublisherAction::Crash);
+                actions.push(HistoryPublisherAction::Crash);
             }
             if left.stalls > 0 && !process.frozen {
-                actions.push(PublisherAction::Freeze);
+                actions.push(HistoryPublisherAction::Freeze);
             }
         }
         if process.frozen {
-            return actions.push(PublisherAction::Thaw);
+            return actions.push(HistoryPublisherAction::Thaw);
         }
         let store = &state.stores[self.publishers[publisher]];
         let deletes = left.deletions > 0 && self.deleting.contains(&self.publishers[publisher]);
         if deletes && !store.has(DELETION) {
-            actions.push(PublisherAction::Record(DELETION));
+            actions.push(HistoryPublisherAction::Record(DELETION));
         }
         if left.others > 0 && !store.has(OTHER) {
-            actions.push(PublisherAction::Record(OTHER));
+            actions.push(HistoryPublisherAction::Record(OTHER));
         }
         if self.talks {
             self.talk_actions(state, publisher, process, actions);
         }
         if self.receipts && !process.is_final && store.has(DELETION) && process.may_finalize() {
-            actions.push(PublisherAction::Finalize);
+            actions.push(HistoryPublisherAction::Finalize);
         }
         if self.forges && process.vouches() {
-            actions.extend(forgeries(&store.voucher()).into_iter().map(PublisherAction::ReceiveForgery));
+            actions
+                .extend(forgeries(&store.voucher()).into_iter().map(HistoryPublisherAction::ReceiveForgery));
         }
     }
 
@@ -332,7 +338,7 @@ impl HistoryWorld {
         state: &HistoryState,
         publisher: usize,
         process: &PublisherProcess,
-        actions: &mut Vec<PublisherAction>,
+        actions: &mut Vec<HistoryPublisherAction>,
     ) {
         // Those that can answer with something that matters: a colleague's answer ends a newcomer's wait, no more.
         let can_answer = |other: &usize| {
@@ -341,7 +347,7 @@ impl HistoryWorld {
         };
         let answering = self.others(publisher).filter(can_answer);
         if !self.prompt || answering.clone().all(|other| process.received.contains(&other)) {
-            actions.push(PublisherAction::Wait);
+            actions.push(HistoryPublisherAction::Wait);
         }
         if process.waits() {
             let is_unreachable = |other: usize| {
@@ -349,15 +355,16 @@ impl HistoryWorld {
                     || state.cut && self.publishers[other] != self.publishers[publisher]
             };
             if self.others(publisher).all(is_unreachable) {
-                actions.push(PublisherAction::ReceiveNoResponders);
+                actions.push(HistoryPublisherAction::ReceiveNoResponders);
             }
-            actions.extend(answering.map(PublisherAction::QueryIsAnswered));
-            actions.extend(process.answers.iter().map(|answer| PublisherAction::ReceiveAnswer(*answer)));
+            actions.extend(answering.map(HistoryPublisherAction::QueryIsAnswered));
+            actions
+                .extend(process.answers.iter().map(|answer| HistoryPublisherAction::ReceiveAnswer(*answer)));
         }
         // Without a cut, rivals meet by their queries.
         let store = &state.stores[self.publishers[publisher]];
         if self.begins_cut && state.sent.iter().any(|sent| self.is_foreign(publisher, sent, store)) {
-            actions.push(PublisherAction::ReceiveForeign);
+            actions.push(HistoryPublisherAction::ReceiveForeign);
         }
     }
 
@@ -368,31 +375,37 @@ impl HistoryWorld {
                 || self.database == DatabaseKind::Postgres)
     }
 
-    fn agent_actions(&self, state: &HistoryState, agent: &HistoryAgent, actions: &mut Vec<AgentAction>) {
+    fn agent_actions(
+        &self,
+        state: &HistoryState,
+        agent: &HistoryAgent,
+        actions: &mut Vec<HistoryAgentAction>,
+    ) {
         if self.silence && agent.follows().is_some() {
-            actions.push(AgentAction::NoticeSilence);
+            actions.push(HistoryAgentAction::NoticeSilence);
         }
         if !self.talks && agent.may_probe() {
-            actions.push(AgentAction::Probe);
+            actions.push(HistoryAgentAction::Probe);
         }
         for publisher in 0..self.publishers.len() {
             if Self::is_running(state, publisher).is_some_and(PublisherProcess::vouches) {
                 if self.talks {
-                    actions.push(AgentAction::ProbeAt(publisher));
+                    actions.push(HistoryAgentAction::ProbeAt(publisher));
                 }
                 let probes = agent.probes.iter();
-                actions.extend(probes.map(|probe| AgentAction::ProbeIsReceived(publisher, probe.nonce)));
+                actions
+                    .extend(probes.map(|probe| HistoryAgentAction::ProbeIsReceived(publisher, probe.nonce)));
                 if agent.misses_rows_of(state.stores[self.publishers[publisher]].provenance()) {
-                    actions.push(AgentAction::Repair(publisher));
+                    actions.push(HistoryAgentAction::Repair(publisher));
                 }
-                actions.push(AgentAction::Load(publisher));
+                actions.push(HistoryAgentAction::Load(publisher));
             }
         }
-        actions.extend((0..agent.answers.len()).map(AgentAction::ReceiveProof));
+        actions.extend((0..agent.answers.len()).map(HistoryAgentAction::ReceiveProof));
         // A tick that arrives before its row only proves more than was applied.
         let receive = |(place, sent): (usize, &SentMessage)| match sent.row {
-            Some(_) => AgentAction::ReceiveRow(place),
-            None => AgentAction::ReceiveTick(place),
+            Some(_) => HistoryAgentAction::ReceiveRow(place),
+            None => HistoryAgentAction::ReceiveTick(place),
         };
         actions.extend(state.sent.iter().enumerate().map(receive));
     }
@@ -461,11 +474,11 @@ impl HistoryWorld {
         &self,
         state: &mut HistoryState,
         publisher: usize,
-        action: PublisherAction,
+        action: HistoryPublisherAction,
     ) -> Option<()> {
         let place = self.publishers[publisher];
         match action {
-            PublisherAction::Start => {
+            HistoryPublisherAction::Start => {
                 state.left.starts -= 1;
                 // On SQLite, each start begins an incarnation.
                 let is_shared = self.database == DatabaseKind::Postgres;
@@ -475,13 +488,13 @@ impl HistoryWorld {
                 }
                 state.publishers[publisher] = Some(PublisherProcess::start(is_shared));
             }
-            PublisherAction::Crash => state.publishers[publisher] = None,
-            PublisherAction::Freeze => {
+            HistoryPublisherAction::Crash => state.publishers[publisher] = None,
+            HistoryPublisherAction::Freeze => {
                 state.left.stalls -= 1;
                 state.publishers[publisher].as_mut()?.frozen = true;
             }
-            PublisherAction::Thaw => state.publishers[publisher].as_mut()?.thaw(),
-            PublisherAction::Record(change) => {
+            HistoryPublisherAction::Thaw => state.publishers[publisher].as_mut()?.thaw(),
+            HistoryPublisherAction::Record(change) => {
                 let left =
                     if change == DELETION { &mut state.left.deletions } else { &mut state.left.others };
                 *left -= 1;
@@ -490,11 +503,11 @@ impl HistoryWorld {
                 let token = if self.database == DatabaseKind::Sqlite { 0 } else { state.tokens };
                 state.stores[place].record(change, LogToken(token));
             }
-            PublisherAction::Wait => state.publishers[publisher].as_mut()?.wait(),
-            PublisherAction::ReceiveNoResponders => {
+            HistoryPublisherAction::Wait => state.publishers[publisher].as_mut()?.wait(),
+            HistoryPublisherAction::ReceiveNoResponders => {
                 state.publishers[publisher].as_mut()?.receive_no_responders();
             }
-            PublisherAction::QueryIsAnswered(other) => {
+            HistoryPublisherAction::QueryIsAnswered(other) => {
                 let is_colleague = place == self.publishers[other];
                 let provenance = state.stores[self.publishers[other]].provenance();
                 let process = state.publishers[other].as_mut()?;
@@ -504,13 +517,15 @@ impl HistoryWorld {
                 }
                 state.publishers[publisher].as_mut()?.answers.insert(answer);
             }
-            PublisherAction::ReceiveAnswer(answer) => state.publishers[publisher].as_mut()?.receive(answer),
-            PublisherAction::ReceiveForeign => state.publishers[publisher].as_mut()?.receive_foreign(),
-            PublisherAction::Finalize => {
+            HistoryPublisherAction::ReceiveAnswer(answer) => {
+                state.publishers[publisher].as_mut()?.receive(answer);
+            }
+            HistoryPublisherAction::ReceiveForeign => state.publishers[publisher].as_mut()?.receive_foreign(),
+            HistoryPublisherAction::Finalize => {
                 self.expire_leases(state, publisher);
                 state.publishers[publisher].as_mut()?.is_final = true;
             }
-            PublisherAction::ReceiveForgery(seen) => {
+            HistoryPublisherAction::ReceiveForgery(seen) => {
                 self.vouches_for(state, publisher, &seen)?;
             }
         }
@@ -549,22 +564,22 @@ impl HistoryWorld {
         Some(false)
     }
 
-    fn step_agent(&self, state: &mut HistoryState, index: usize, action: AgentAction) -> Option<()> {
+    fn step_agent(&self, state: &mut HistoryState, index: usize, action: HistoryAgentAction) -> Option<()> {
         let mut agent = HistoryAgent::clone(&state.agents[index]);
         match action {
-            AgentAction::NoticeSilence => agent.notice_silence(),
-            AgentAction::Restart => {
+            HistoryAgentAction::NoticeSilence => agent.notice_silence(),
+            HistoryAgentAction::Restart => {
                 state.left.restarts -= 1;
                 agent = HistoryAgent::start(state.left.restarts + 1);
             }
-            AgentAction::Probe => agent.probe(),
-            AgentAction::ProbeIsReceived(publisher, nonce) => {
+            HistoryAgentAction::Probe => agent.probe(),
+            HistoryAgentAction::ProbeIsReceived(publisher, nonce) => {
                 self.answer_probe(state, publisher, &mut agent, nonce)?;
             }
-            AgentAction::ProbeAt(publisher) => self.probe_at(state, publisher, &mut agent)?,
-            AgentAction::ReceiveProof(place) => agent.receive_answer(*agent.answers.get(place)?),
-            AgentAction::ReceiveTick(place) => agent.receive(&state.sent[place].voucher, None),
-            AgentAction::ReceiveRow(place) => {
+            HistoryAgentAction::ProbeAt(publisher) => self.probe_at(state, publisher, &mut agent)?,
+            HistoryAgentAction::ReceiveProof(place) => agent.receive_answer(*agent.answers.get(place)?),
+            HistoryAgentAction::ReceiveTick(place) => agent.receive(&state.sent[place].voucher, None),
+            HistoryAgentAction::ReceiveRow(place) => {
                 let SentMessage { mut voucher, row, store } = state.sent[place];
                 if self.defect == Some(Defect::With(Flaw::RowsLagBehindTheirVouchers)) {
                     let history = state.stores[store].history();
@@ -574,8 +589,8 @@ impl HistoryWorld {
                 }
                 agent.receive(&voucher, row.as_ref());
             }
-            AgentAction::Repair(publisher) => agent.repair(&state.stores[self.publishers[publisher]]),
-            AgentAction::Load(publisher) => agent.load(&state.stores[self.publishers[publisher]]),
+            HistoryAgentAction::Repair(publisher) => agent.repair(&state.stores[self.publishers[publisher]]),
+            HistoryAgentAction::Load(publisher) => agent.load(&state.stores[self.publishers[publisher]]),
         }
         state.agents[index] = Arc::new(agent);
         Some(())

@@ -17,12 +17,12 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, 
 use crate::world::SOON;
 
 /// Signs certificates, each in files of its own.
-struct Authority {
+struct TestAuthority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     dir: PathBuf,
 }
 
-impl Authority {
+impl TestAuthority {
     fn new(dir: &Path, name: &str) -> Result<Self> {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
@@ -54,7 +54,7 @@ impl Authority {
 }
 
 /// A broken set-up, and what must be said of it.
-struct Fault {
+struct ConnectionFault {
     name: &'static str,
     /// Lines of the server's configuration, besides its address.
     server: String,
@@ -65,7 +65,7 @@ struct Fault {
     said: &'static str,
 }
 
-impl Fault {
+impl ConnectionFault {
     fn new(name: &'static str, server: impl Into<String>, agent: &[String], said: &'static str) -> Self {
         Self { name, server: server.into(), agent: agent.to_vec(), port: None, said }
     }
@@ -116,7 +116,7 @@ impl Fault {
 #[test]
 fn each_connection_fault_is_said_by_name() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let [ours, theirs] = [Authority::new(dir.path(), "ours")?, Authority::new(dir.path(), "theirs")?];
+    let [ours, theirs] = [TestAuthority::new(dir.path(), "ours")?, TestAuthority::new(dir.path(), "theirs")?];
     let tls = |(cert, key): (String, String), more: &str| {
         format!("tls {{ cert_file: \"{cert}\", key_file: \"{key}\"{more} }}")
     };
@@ -125,7 +125,7 @@ fn each_connection_fault_is_said_by_name() -> Result<()> {
     let expired = ours.sign("expired", "127.0.0.1", true)?;
     let (foreign_cert, foreign_key) = theirs.sign("client", "agent", false)?;
     let verified = format!(", ca_file: \"{}\", verify: true", ours.ca());
-    let ca = |authority: &Authority| format!("nats.ca_file={}", authority.ca());
+    let ca = |authority: &TestAuthority| format!("nats.ca_file={}", authority.ca());
     let foreign =
         [ca(&ours), format!("nats.cert_file={foreign_cert}"), format!("nats.key_file={foreign_key}")];
     let login = "authorization { user: agent, password: secret }";
@@ -133,40 +133,58 @@ fn each_connection_fault_is_said_by_name() -> Result<()> {
     let monitor = ports::free()?;
     let silent = TcpListener::bind("127.0.0.1:0")?;
     let nowhere = ports::free()?;
-    let at = |port, fault| Fault { port: Some(port), ..fault };
+    let at = |port, fault| ConnectionFault { port: Some(port), ..fault };
     let faults = [
-        Fault::new(
+        ConnectionFault::new(
             "wrong CA",
             tls(good.clone(), ""),
             &[ca(&theirs)],
             "isn't signed by the authority in nats.ca_file",
         ),
-        Fault::new("TLS wanted", tls(good.clone(), ""), &[], "the server requires TLS"),
-        Fault::new("no TLS there", login, &[ca(&ours)], "the server speaks no TLS on this port"),
-        Fault::new("no client certificate", tls(good.clone(), &verified), &[ca(&ours)], "client certificate"),
-        Fault::new(
+        ConnectionFault::new("TLS wanted", tls(good.clone(), ""), &[], "the server requires TLS"),
+        ConnectionFault::new("no TLS there", login, &[ca(&ours)], "the server speaks no TLS on this port"),
+        ConnectionFault::new(
+            "no client certificate",
+            tls(good.clone(), &verified),
+            &[ca(&ours)],
+            "client certificate",
+        ),
+        ConnectionFault::new(
             "foreign client certificate",
             tls(good, &verified),
             &foreign,
             "the server rejected the certificate in nats.cert_file",
         ),
-        Fault::new("another name", tls(other_name, ""), &[ca(&ours)], "isn't for the name in nats.urls"),
-        Fault::new("expired", tls(expired, ""), &[ca(&ours)], "the server's certificate has expired"),
+        ConnectionFault::new(
+            "another name",
+            tls(other_name, ""),
+            &[ca(&ours)],
+            "isn't for the name in nats.urls",
+        ),
+        ConnectionFault::new(
+            "expired",
+            tls(expired, ""),
+            &[ca(&ours)],
+            "the server's certificate has expired",
+        ),
         at(
             leaf,
-            Fault::new(
+            ConnectionFault::new(
                 "leaf port",
                 format!("leafnodes {{ listen: \"{leaf}\" }}"),
                 &[],
                 "port for other NATS servers",
             ),
         ),
-        at(monitor, Fault::new("monitor port", format!("http: \"{monitor}\""), &[], "port for clients")),
-        at(silent.local_addr()?, Fault::new("silent port", "", &[], "port for clients")),
-        at(nowhere, Fault::new("no server", "", &[], "no server listens there")),
-        Fault::new("max_connections", "max_connections: 0", &[], "max_connections"),
-        Fault::new("max_control_line", "max_control_line: 64", &[], "max_control_line"),
-        Fault::new(
+        at(
+            monitor,
+            ConnectionFault::new("monitor port", format!("http: \"{monitor}\""), &[], "port for clients"),
+        ),
+        at(silent.local_addr()?, ConnectionFault::new("silent port", "", &[], "port for clients")),
+        at(nowhere, ConnectionFault::new("no server", "", &[], "no server listens there")),
+        ConnectionFault::new("max_connections", "max_connections: 0", &[], "max_connections"),
+        ConnectionFault::new("max_control_line", "max_control_line: 64", &[], "max_control_line"),
+        ConnectionFault::new(
             "wrong password",
             "authorization { user: agent, password: another }",
             &[],

@@ -12,7 +12,7 @@ use evictd_wire::api::responses::{CreateApiData, Empty, GetApiData, KeyResponseD
 
 use super::caller::Caller;
 use super::keys::response;
-use super::{ChangeTarget, CommittedChange, api_not_found};
+use super::{ChangedIds, CommittedChange, api_not_found};
 
 pub(super) async fn create(
     caller: &Caller<'_>,
@@ -26,7 +26,7 @@ pub(super) async fn create(
         .create_api(&caller.actor(), api)
         .await
         .map_err(|error| caller.api.change_failed(&error))?;
-    Ok(CommittedChange { data: CreateApiData { api_id: id.to_string() }, target: ChangeTarget::api(&id) })
+    Ok(CommittedChange { data: CreateApiData { api_id: id.to_string() }, target: ChangedIds::api(&id) })
 }
 
 /// Permission comes before existence: a caller that may not read an API learns nothing about it.
@@ -47,7 +47,7 @@ pub(super) async fn delete(
     let api = ApiId::new(request.api_id);
     let deleted = caller.changes().delete_api(&caller.actor(), &api).await;
     deleted.map_err(|error| caller.api.refused(error, "delete_api"))?;
-    Ok(CommittedChange { data: Empty {}, target: ChangeTarget::api(&api) })
+    Ok(CommittedChange { data: Empty {}, target: ChangedIds::api(&api) })
 }
 
 /// Requires two rights. To a caller that lacks one, the API doesn't exist. Neither does one whose id no store can hold.

@@ -10,7 +10,7 @@ use evictd_wire::api::error::ApiError;
 use evictd_wire::api::requests::Endpoint;
 use hyper::header::USER_AGENT;
 
-use super::{ChangeTarget, ControlApi};
+use super::{ChangedIds, ControlApi};
 use crate::auth::missing;
 
 /// A root key that may act, and the call that it authorizes.
@@ -36,9 +36,9 @@ impl Caller<'_> {
     }
 
     /// Logs a change that is committed. The receipts task logs its position and its regions.
-    pub(super) fn log_change(&self, endpoint: Endpoint, target: &ChangeTarget) {
+    pub(super) fn log_change(&self, endpoint: Endpoint, target: &ChangedIds) {
         let Actor { root_key_id, workspace_id, request_id, remote_ip, .. } = self.actor();
-        let ChangeTarget { api: api_id, key: key_id, new_key: new_key_id } = target;
+        let ChangedIds { api: api_id, key: key_id, new_key: new_key_id } = target;
         tracing::info!(
             request_id, operation = endpoint.path(), %root_key_id, %workspace_id, remote_ip, api_id, key_id, new_key_id,
             "change committed"

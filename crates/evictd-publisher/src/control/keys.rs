@@ -14,7 +14,7 @@ use evictd_wire::api::responses::{
 use serde_json::value::RawValue;
 
 use super::caller::Caller;
-use super::{ChangeTarget, CommittedChange, api_not_found, key_not_found};
+use super::{ChangedIds, CommittedChange, api_not_found, key_not_found};
 
 /// To a caller that may not create keys in an API, it doesn't exist.
 pub(super) async fn create(
@@ -25,7 +25,7 @@ pub(super) async fn create(
     let (key, start) = ids::new_key(request.prefix.as_deref(), request.byte_length.into());
     let id = KeyId::new(ids::new_id(ids::KEY));
     let api_id = ApiId::new(request.api_id);
-    let target = ChangeTarget { key: Some(id.to_string()), ..ChangeTarget::api(&api_id) };
+    let target = ChangedIds { key: Some(id.to_string()), ..ChangedIds::api(&api_id) };
     let new = NewKey {
         id: id.clone(),
         api_id,
@@ -67,7 +67,7 @@ pub(super) async fn update(
     let authorize = |api: &ApiId| caller.root.allows(api.as_str(), "update_key");
     let updated = caller.changes().update_key(&caller.actor(), &id, update, &authorize).await;
     updated.map_err(|error| caller.api.refused(error, "update_key"))?;
-    Ok(CommittedChange { data: Empty {}, target: ChangeTarget::key(&id) })
+    Ok(CommittedChange { data: Empty {}, target: ChangedIds::key(&id) })
 }
 
 /// Requires the right to create keys, and no other: the old key expires by itself.
@@ -83,7 +83,7 @@ pub(super) async fn reroll(
     caller.require(old.api_id.as_str(), CREATE)?;
     let (key, start) = ids::new_key(prefix(&old.start), CreateKey::DEFAULT_BYTE_LENGTH.into());
     let new_id = KeyId::new(ids::new_id(ids::KEY));
-    let target = ChangeTarget { new_key: Some(new_id.to_string()), ..ChangeTarget::key(&old.id) };
+    let target = ChangedIds { new_key: Some(new_id.to_string()), ..ChangedIds::key(&old.id) };
     let reroll = Reroll { key: old.id, grace, new_id: new_id.clone(), hash: ids::hash(key.expose()), start };
     let authorize = |api: &ApiId| caller.root.allows(api.as_str(), CREATE);
     let rerolled = caller.changes().reroll_key(&caller.actor(), reroll, &authorize).await;
@@ -101,7 +101,7 @@ pub(super) async fn delete(
     let authorize = |api: &ApiId| caller.root.allows(api.as_str(), "delete_key");
     let deleted = caller.changes().delete_key(&caller.actor(), &id, mode, &authorize).await;
     deleted.map_err(|error| caller.api.refused(error, "delete_key"))?;
-    Ok(CommittedChange { data: Empty {}, target: ChangeTarget::key(&id) })
+    Ok(CommittedChange { data: Empty {}, target: ChangedIds::key(&id) })
 }
 
 /// Returns the caller's live key with this id.
