@@ -89,7 +89,7 @@ pub(crate) fn print(to: impl Write, text: &str) -> io::Result<()> {
     unless_closed(write(to, text))
 }
 
-/// As [`print`], but a closed pipe is a failure too.
+/// As [`print()`], but a closed pipe is a failure too.
 pub(crate) fn write(to: impl Write, text: &str) -> io::Result<()> {
     write_bytes(to, escaped(text, &['\n', '\t']).as_bytes())
 }
