@@ -211,28 +211,19 @@ impl BusLink {
             Event::ServerError(error) => {
                 let is_permission = error.to_string().to_lowercase().contains("permission");
                 let error = self.tls.explain(&error.to_string());
-                let unlogged = log_limit!(1, format_args!("{connection} {error}"));
+                if let Some(unlogged) = log_limit!(1, format_args!("{connection} {error}")) {
+                    let message = if is_permission {
+                        "NATS denied a permission; give this user the permissions of deploy/nats"
+                    } else {
+                        "NATS reported an error"
+                    };
+                    tracing::warn!(connection, error, unlogged = unlogged.field(), "{message}");
+                }
                 if is_permission {
-                    if let Some(unlogged) = unlogged {
-                        tracing::warn!(
-                            connection,
-                            error,
-                            unlogged = unlogged.field(),
-                            "NATS denied a permission; give this user the permissions of deploy/nats"
-                        );
-                    }
                     // A daemon that starts without a permission must not look healthy, even if the rest works. The
                     // next connection requests everything anew.
                     self.condition.unmet(format!("permissions as those of deploy/nats: {error}"));
                 } else {
-                    if let Some(unlogged) = unlogged {
-                        tracing::warn!(
-                            connection,
-                            error,
-                            unlogged = unlogged.field(),
-                            "NATS reported an error"
-                        );
-                    }
                     *self.server_error.lock() = Some(error);
                 }
                 self.metrics.server_errors.increment(1);

@@ -36,8 +36,12 @@ impl ChangeTrials {
 
     /// A change failed for a reason of the store's.
     pub(crate) fn failed(&self, error: &StoreError) {
-        self.condition.unmet(format!("changes that succeed; the last one failed: {}", with_causes(error)));
+        self.show(error);
         self.failed.notify_one();
+    }
+
+    fn show(&self, error: &StoreError) {
+        self.condition.unmet(format!("changes that succeed; the last one failed: {}", with_causes(error)));
     }
 
     /// Tries changes after a failure, until one succeeds. Runs until `shutdown`.
@@ -49,7 +53,7 @@ impl ChangeTrials {
                     tokio::time::sleep(TRY_EVERY).await;
                     match store.try_change().await {
                         Ok(()) => break self.succeeded(),
-                        Err(error) => self.failed(&error),
+                        Err(error) => self.show(&error),
                     }
                 }
             }

@@ -152,10 +152,8 @@ impl ControlApi {
             Endpoint::DeleteKey => self.change(context, DeleteKey::parse, keys::delete).await,
             Endpoint::VerifyKey => self.read(context, VerifyKey::parse, verify::verify).await,
             Endpoint::GetReceipt => self.read(context, GetReceipt::parse, propagation::get_receipt).await,
-            Endpoint::Liveness => ControlAnswer::unlimited(Ok(context.call.success(LivenessData::ALIVE))),
-            Endpoint::OpenApi => {
-                ControlAnswer::unlimited(Ok(reply(StatusCode::OK, openapi::YAML, OPENAPI.clone())))
-            }
+            Endpoint::Liveness => ControlAnswer::unlimited(Ok(alive(context.call))),
+            Endpoint::OpenApi => ControlAnswer::unlimited(Ok(openapi_document())),
         }
     }
 
@@ -306,10 +304,18 @@ impl Handler for ControlServer {
     }
 }
 
+fn alive(call: &RpcCall) -> Reply {
+    call.success(LivenessData::ALIVE)
+}
+
+fn openapi_document() -> Reply {
+    reply(StatusCode::OK, openapi::YAML, OPENAPI.clone())
+}
+
 fn before_the_store_is_open(endpoint: Endpoint, call: &RpcCall) -> Reply {
     match endpoint {
-        Endpoint::Liveness => call.success(LivenessData::ALIVE),
-        Endpoint::OpenApi => reply(StatusCode::OK, openapi::YAML, OPENAPI.clone()),
+        Endpoint::Liveness => alive(call),
+        Endpoint::OpenApi => openapi_document(),
         _ => {
             let detail = "The home store isn't open yet; nothing was changed. Try again";
             call.failure(&ApiError::new(ErrorKind::TryLater, detail))

@@ -19,11 +19,15 @@ pub struct NamedFile {
 
 /// Reads every file that the effective configuration names.
 pub fn named_files(effective: &Table) -> Vec<NamedFile> {
+    named_paths(effective).map(|(key, path)| NamedFile { key, read: read(&path), path }).collect()
+}
+
+/// Returns the keys that name files, with their paths.
+pub(super) fn named_paths(effective: &Table) -> impl Iterator<Item = (String, PathBuf)> {
     let files = leaves(effective).into_iter().filter(|(key, _)| key.ends_with("_file"));
-    let files = files.filter_map(|(key, value)| {
+    files.filter_map(|(key, value)| {
         Some((key, PathBuf::from(value.as_str().filter(|path| !path.is_empty())?)))
-    });
-    files.map(|(key, path)| NamedFile { key, read: read(&path), path }).collect()
+    })
 }
 
 /// Opening isn't enough: a directory can be opened.

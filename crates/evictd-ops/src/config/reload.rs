@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use evictd_wire::api::secret::Secret;
 use toml::{Table, Value};
 
-use super::{leaves, named_files};
+use super::files::named_paths;
+use super::leaves;
 
 /// A configuration as it was read, with what the files that it names held.
 #[derive(Debug)]
@@ -29,7 +30,7 @@ impl ConfigSnapshot {
         let content = |path| std::fs::read_to_string(path).ok().map(Secret::new);
         Self {
             values: leaves(effective).into_iter().map(|(key, value)| (key, value.clone())).collect(),
-            files: named_files(effective).into_iter().map(|file| (file.key, content(file.path))).collect(),
+            files: named_paths(effective).map(|(key, path)| (key, content(path))).collect(),
         }
     }
 
@@ -61,10 +62,6 @@ impl ConfigChanges {
     pub fn split(&self, reloadable: &[&str]) -> (Vec<&str>, Vec<&str>) {
         self.keys.iter().map(String::as_str).partition(|key| covers(reloadable, key))
     }
-
-    pub fn is_empty(&self) -> bool {
-        self.keys.is_empty() && self.files.is_empty()
-    }
 }
 
 fn covers(reloadable: &[&str], key: &str) -> bool {
@@ -93,7 +90,7 @@ mod tests {
                 vec!["http.listen"]
             )
         );
-        assert!(before.changes(&before).is_empty());
+        assert_eq!(before.changes(&before), ConfigChanges::default());
         // What needs a restart is named at each reload until then.
         let mut running = before;
         running.take_over(
@@ -109,7 +106,7 @@ mod tests {
         let text = format!("[nats]\npassword_file = {:?}", file.path());
         std::fs::write(file.path(), "old").unwrap();
         let before = snapshot(&text);
-        assert!(before.changes(&snapshot(&text)).is_empty());
+        assert_eq!(before.changes(&snapshot(&text)), ConfigChanges::default());
         std::fs::write(file.path(), "new").unwrap();
         let changes = before.changes(&snapshot(&text));
         assert_eq!((changes.keys, changes.files), (vec![], vec!["nats.password_file".to_owned()]));

@@ -103,7 +103,7 @@ pub async fn serve<H: Handler>(
 /// The answer to a request that a proxy may have read differently. Nothing more is read from its connection.
 fn refused(ambiguity: &str) -> Reply {
     let mut reply = text(StatusCode::BAD_REQUEST, &format!("the request has {ambiguity}\n"));
-    reply.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
+    announce_close(&mut reply);
     reply
 }
 
